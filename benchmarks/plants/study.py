@@ -169,7 +169,7 @@ def repetition_punished(codec: Codec, folder: Path) -> Codec:
 
 def cut_summaries(codec: Codec, folder: Path) -> Codec:
     """Generation stops at a default number of tokens, in the middle of the summary."""
-    codec.recipe = replace(codec.recipe, generation=replace(codec.recipe.generation, max_new_tokens=7))
+    codec.generation = replace(codec.generation, max_new_tokens=7)
     return codec
 
 

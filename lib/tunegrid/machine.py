@@ -1,19 +1,26 @@
-"""This machine, asked without torch: its processors, threads, memory and GPUs, and files on its disk."""
+"""This machine, asked without torch: its processors, threads, memory, GPUs and libraries, and files on its disk."""
 
+import base64
 import ctypes
+import hashlib
+import json
 import os
 import platform
+import re
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from tunegrid.errors import InputError
 
 THREADS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")  # torch's, and those of tokenizers
 SHARED_OUT = "TUNEGRID_SHARED_OUT"  # set where OMP_NUM_THREADS is not the user's, so that a process heeds its share alone
-CGROUPS = Path("/sys/fs/cgroup")
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container's own control group: microseconds in a period, or "max"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 LIBC = ctypes.CDLL(None) if os.name == "posix" else None
 # Variables that choose which instructions of a CPU torch's kernels, oneDNN and MKL use: other ones round otherwise.
@@ -21,6 +28,12 @@ INSTRUCTIONS = (
     *("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR"),
     *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),
 )
+PACKAGES = (
+    *("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "evaluate", "tokenizers"),
+    *("numpy", "scipy", "rouge_score", "nltk"),  # scores and quantiles
+)
+CODE = re.compile(r"\.(py|so|pyd|dll|dylib)(\.\d+)*$")  # what Python and the loader read
+HUB = re.compile(r"(?:kernels|models)--(.+)--(.+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]")  # a file in the hub's cache
 
 
 def cpu_name() -> str:
@@ -41,41 +54,23 @@ def instruction_sets() -> list[str]:
 
 def cpu_field(name: str) -> str:
     """What Linux tells of the first processor, as its "flags"; empty where it does not."""
-    return next((line.split(":", 1)[1].strip() for line in lines_of(Path("/proc/cpuinfo")) if line.startswith(name)), "")
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
 def usable_cores() -> int:
     """Cores that this process may use: as many as a scheduler gave it (TUNEGRID_CORES), or as the system tells; else all.
 
-    A quota of processor time counts as cores, rounded down: more threads than that would wait for each other.
+    A container's quota of processor time counts as cores, rounded down: more threads than that would wait for each other.
     """
-    if given := os.environ.get("TUNEGRID_CORES"):
-        return int(given)
+    if number := os.environ.get("TUNEGRID_CORES"):
+        return int(number)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, int(min([cores, *cgroup_quotas()])))
-
-
-def cgroup_quotas(root: Path = CGROUPS, memberships: Path = Path("/proc/self/cgroup")) -> Iterator[float]:
-    """Seconds of processor time in a second, as each control group of this process limits them; a container may be one.
-
-    Of version 2, mounted at `root`; Linux lists the groups of this process in `memberships`.
-    """
-    for line in lines_of(memberships):
-        group = root / line.removeprefix("0::/")  # those of version 1 have other numbers
-        if not line.startswith("0::/"):
-            continue
-        for folder in (group, *group.parents):
-            quota, _, period = " ".join(lines_of(folder / "cpu.max")).partition(" ")
-            if quota.isdigit():  # otherwise "max"
-                yield int(quota) / int(period)
-
-
-def lines_of(path: Path) -> list[str]:
-    """Of a file that Linux offers; none where it does not."""
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
+    quota, _, period = (CPU_QUOTA.read_text(encoding="utf-8") if CPU_QUOTA.is_file() else "").partition(" ")
+    return max(1, min(cores, int(quota) // int(period))) if quota.isdigit() else cores
 
 
 def worker() -> tuple[int, int]:
@@ -103,9 +98,8 @@ def shared_out(environment: Mapping[str, str]) -> dict[str, str]:
     return dict(environment) | ({} if THREADS[0] in environment else {SHARED_OUT: "yes"})
 
 
-@cache
-def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees until `give_back_memory`; return whether glibc manages it.
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees until `give_back_memory`, where glibc manages it.
 
     By default glibc returns large blocks at once, and the kernel zeroes them again for the next update: which is
     a large part of the time of training on a CPU. Afterwards nothing brings the default back.
@@ -113,7 +107,6 @@ def keep_freed_memory() -> bool:
     if mallopt := getattr(LIBC, "mallopt", None):
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)
-    return mallopt is not None
 
 
 def give_back_memory() -> None:
@@ -142,6 +135,85 @@ def visible_gpus() -> int:
     """How many GPUs torch will see: those that CUDA_VISIBLE_DEVICES leaves."""
     present, visible = len(gpus()), os.environ.get("CUDA_VISIBLE_DEVICES")
     return present if visible is None else min(present, sum(name.strip() not in ("", "-1") for name in visible.split(",")))
+
+
+# Libraries, none of which is imported for it
+
+
+@cache
+def versions() -> dict[str, str | None]:
+    """Python's and the libraries' versions; None for one that is not installed."""
+    installed: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            installed[package] = version(package)
+        except PackageNotFoundError:
+            installed[package] = None
+    return installed
+
+
+def library_digests() -> dict[str, str]:
+    """The digits of each library that is installed."""
+    return {package: digest for package in PACKAGES if (digest := digest_of(package)) is not None}
+
+
+@cache
+def digest_of(package: str) -> str | None:
+    """Sixteen hex digits of a library's code that Python imports here, as two commits may have one version; None: no such one.
+
+    A wheel's RECORD lists the hash of each file that was installed: these are taken, and only files changed since are read. Of
+    a checkout (an editable installation, a folder on PYTHONPATH) all code is read. Equal code has equal digits everywhere.
+    """
+    if (folder := import_folder(package)) is None:
+        return None
+    hashes = _hashes_of_wheel(package, folder)
+    if not hashes:
+        code = (path for path in folder.rglob("*") if CODE.search(path.name) and path.is_file())
+        hashes = {path.relative_to(folder.parent).as_posix(): _hash(path) for path in code}
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def hub_code() -> list[str]:
+    """Repository and commit of each module that this process imported from the hub's cache, as the package `kernels` does."""
+    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    return ["{}/{} at commit {}".format(*hub.groups()) for file in files if file and (hub := HUB.search(file))]
+
+
+def import_folder(package: str) -> Path | None:
+    """The folder that Python would import a library from, or has; None where it finds none."""
+    spec = find_spec(package)
+    return Path(spec.origin).parent.resolve() if spec and spec.origin else None
+
+
+def _hashes_of_wheel(package: str, folder: Path) -> dict[str, str]:
+    """Hashes of a wheel's code by path, as it lies on the disk; empty where no wheel put it into this folder."""
+    try:
+        wheel = distribution(package)
+    except PackageNotFoundError:
+        return {}
+    files = {file.as_posix(): file for file in wheel.files or ()}
+    record = next((file for path, file in files.items() if path.endswith(".dist-info/RECORD")), None)
+    if folder != Path(str(wheel.locate_file(package))).resolve() or f"{package}/__init__.py" not in files or record is None:
+        return {}
+    installed, hashes = Path(str(record.locate())).stat().st_mtime, dict[str, str]()
+    for path, file in files.items():
+        place = Path(str(file.locate()))
+        # A path with ".." is a script, which names the environment's Python; a file may be gone (Python 3.12 leaves it out).
+        if CODE.search(path) and not path.startswith("..") and place.is_file():
+            now = place.stat()
+            unchanged = file.hash and now.st_size == file.size and now.st_mtime <= installed
+            hashes[path] = f"{file.hash.mode}={file.hash.value}" if file.hash and unchanged else _hash(place)
+    return hashes
+
+
+def _hash(path: Path) -> str:
+    """A file's hash as RECORD has it."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+    return f"sha256={base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
+
+
+# Files
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 from tunegrid.audits.evidence import Evidence, none_of, sample, text_of
 from tunegrid.codecs.base import alphanumeric
-from tunegrid.data.rows import answer_span, context
+from tunegrid.codecs.extract import ExtractCodec
+from tunegrid.data.sources import answer_span, context
 from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import TOKEN_ROWS, Answer
@@ -254,7 +255,7 @@ def labels_are_targets(evidence: Evidence) -> Answer:
 def answers_at_annotated_start(evidence: Evidence) -> Answer:
     """Labelled spans begin and end where the annotation does, and every window that holds its answer has one."""
     codec = evidence.codec
-    if evidence.splits is None or not codec.extracts:
+    if evidence.splits is None or not isinstance(codec, ExtractCodec):
         return None
     labelled, wrong, unlabelled = 0, list[int](), list[int]()
     for feature in evidence.trainer.features:
@@ -274,7 +275,7 @@ def answers_at_annotated_start(evidence: Evidence) -> Answer:
 def offsets_show_their_tokens(evidence: Evidence) -> Answer:
     """The characters from which a token is said to come are its own."""
     codec = evidence.codec
-    if evidence.splits is None or not codec.extracts:
+    if evidence.splits is None or not isinstance(codec, ExtractCodec):
         return None
     wrong = count = 0
     for feature in sample(evidence.trainer.features):

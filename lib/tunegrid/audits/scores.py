@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from tunegrid.audits.evidence import SAMPLE, Evidence, none_of, sample, text_of
-from tunegrid.codecs.base import Codec, Feature, alphanumeric, same_alphanumeric
+from tunegrid.codecs.base import Feature, alphanumeric, same_alphanumeric
+from tunegrid.codecs.extract import ExtractCodec
 from tunegrid.codecs.features import lengths_of
 from tunegrid.codecs.generate import GenerateCodec
-from tunegrid.data.rows import answer_texts, context, joined
-from tunegrid.data.sources import Row
+from tunegrid.data.sources import Row, answer_texts, context, joined
 from tunegrid.grid.methods import Answer
 from tunegrid.grid.recipes import Generation
 from tunegrid.grid.tasks import Problem, Task
@@ -63,7 +63,7 @@ def prompt_intact_at_inference(evidence: Evidence) -> Answer:
 def windows_map_to_examples(evidence: Evidence) -> Answer:
     """A window's tokens are its row's context, and every answer is what the best of its own row's windows points at."""
     codec, evaluation = evidence.codec, evidence.evaluation
-    if evaluation is None or not codec.extracts:
+    if evaluation is None or not isinstance(codec, ExtractCodec):
         return None
     rows, features = evaluation.rows, evaluation.features
 
@@ -82,13 +82,13 @@ def windows_map_to_examples(evidence: Evidence) -> Answer:
     return True, f"{len(features)} windows of {len(rows)} rows"
 
 
-def _misread(codec: Codec, evaluation: Evaluation) -> list[int]:
+def _misread(codec: ExtractCodec, evaluation: Evaluation) -> list[int]:
     """Rows whose answer, cut out of the context by characters, has other letters than the tokens of the best span.
 
     Answers beyond ASCII are left out: a token may be a part of such a letter. The mark that T5's tokenizer puts before a text
     says nothing, and has the place of the text's first letter.
     """
-    best: dict[int, tuple[float, str | None]] = {}
+    best: dict[int, tuple[float, str]] = {}
     for feature, output in zip(evaluation.features, evaluation.outputs, strict=True):
         if feature.example not in best or output[0] > best[feature.example][0]:
             best[feature.example] = output[0], codec.pointed_at(feature, output)
@@ -96,8 +96,7 @@ def _misread(codec: Codec, evaluation: Evaluation) -> list[int]:
     return [
         row
         for row, (_, tokens) in best.items()
-        if tokens is not None
-        and answers[row].isascii()
+        if answers[row].isascii()
         and not same_alphanumeric(tokens, answers[row], codec.tokenizer.unk_token)
         and not (tokens == "" and len(answers[row]) == 1)
     ]
@@ -105,7 +104,7 @@ def _misread(codec: Codec, evaluation: Evaluation) -> list[int]:
 
 def generation_not_truncated(evidence: Evidence) -> Answer:
     """Generated texts end by themselves, nearly all of them, not at the limit of tokens."""
-    if evidence.evaluation is None or not evidence.codec.generates:
+    if evidence.evaluation is None or not isinstance(evidence.codec, GenerateCodec):
         return None
     lengths = [len(ids) for ids in evidence.evaluation.outputs]
     ended = fmean(map(evidence.codec.ended, evidence.evaluation.outputs))

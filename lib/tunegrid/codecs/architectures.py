@@ -92,10 +92,11 @@ class BertToBert(hf.EncoderDecoderModel):
         options.pop("output_loading_info", None)
         # Both halves are copied on the CPU in full precision; quantizing comes last, when the model is loaded from them.
         names = ("revision", "config", "state_dict", "trust_remote_code")
-        which = {name: options.pop(name) for name in names if name in options}
-        device_options = {"device_map": options["device_map"]} if "meta" in str(options.get("device_map")) else {}
+        source_options = {name: options.pop(name) for name in names if name in options}
+        if "meta" in str(options.get("device_map")):
+            source_options["device_map"] = options["device_map"]
         source, report = cls.checkpoint_class.from_pretrained(
-            checkpoint, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True, **which, **device_options
+            checkpoint, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True, **source_options
         )
         state = paired_state(source.state_dict())
         lacking = paired_state({name: source.state_dict()[name] for name in report["missing_keys"]})

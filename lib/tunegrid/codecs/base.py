@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
-from tunegrid.data.rows import joined
-from tunegrid.data.sources import Row
+from tunegrid.data.sources import Row, joined
 from tunegrid.errors import InputError
 from tunegrid.grid.backbones import Backbone
 from tunegrid.grid.cells import Cell
@@ -28,19 +28,12 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Feature:
-    """One model input.
+    """One model input."""
 
-    Attributes:
-        example: number of the row it was made from; a long passage gives several features.
-        input_ids: tokens, special tokens included.
-        target: what the loss is taken on: a label, a span, or tokens.
-        extra: what else the codec needs to collate and decode.
-    """
-
-    example: int
-    input_ids: list[int]
-    target: Any
-    extra: Any = field(default=None, repr=False)
+    example: int  # number of the row it was made from; a long passage gives several features
+    input_ids: list[int]  # special tokens included
+    target: Any  # what the loss is taken on: a label, a span, or tokens
+    extra: Any = field(default=None, repr=False)  # what else the codec needs to collate and decode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +48,12 @@ class Codec(ABC):
     """Text to tensors and back, for one cell.
 
     Attributes:
-        generates: outputs are generated token ids; `ended` tells whether one is complete.
-        extracts: outputs are spans of the row's context; features are windows of it.
+        generates: outputs are generated token ids.
         before, after: tokens that stand around every input, however much of the text is cut.
         between: tokens between two texts.
     """
 
     generates: ClassVar[bool] = False
-    extracts: ClassVar[bool] = False
 
     def __init__(self, cell: Cell, tokenizer: Any) -> None:
         """A codec for `cell` over `tokenizer`; raises InputError where the two, or the recipe's lengths, do not fit."""
@@ -150,29 +141,9 @@ class Codec(ABC):
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
         """Whether a collated label is the row's target: nothing of the prompt, nothing of the padding, no other row's."""
 
-    def ended(self, output: Any) -> bool:
-        """Whether an output is complete; generation that stopped at its limit of tokens is not."""
-        return True
-
     def scores(self, output: Any) -> list[float]:
         """The model's scores that an output was chosen by; none where the output does not keep them."""
         return []
-
-    def window(self, row: Row, feature: Feature) -> tuple[str, str] | None:
-        """A window's tokens decoded, and the piece of the context that they must say; None for what is not a window."""
-        return None
-
-    def labelled_tokens(self, feature: Feature) -> tuple[tuple[int, int], tuple[int, int]] | None:
-        """The characters of the first and last token of a labelled span; None where no span is labelled."""
-        return None
-
-    def holds_answer(self, row: Row, feature: Feature) -> bool:
-        """Whether a feature holds all characters of its row's answer, by the annotation; no for what does not extract."""
-        return False
-
-    def pointed_at(self, feature: Feature, output: Any) -> str | None:
-        """The tokens of a feature that an output points at, decoded; None where outputs do not point."""
-        return None
 
     def restored(self, values: dict[str, Any]) -> Feature:
         """A feature of its fields as JSON has them, which knows neither tuples nor classes."""
@@ -190,20 +161,14 @@ class Codec(ABC):
         """The tokenizer's encoding of all texts at once, which takes a fraction of the time, without special tokens."""
         if not texts:  # tokenizers refuse an empty list
             return {"input_ids": [], "offset_mapping": []}
-        encoding: Mapping[str, list[Any]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False, **options)
-        return encoding
+        return dict(self.tokenizer(list(texts), add_special_tokens=False, verbose=False, **options))
 
     def inputs(self, rows: Sequence[Sequence[int]], segments: Sequence[int] | None = None, *, left: bool = False) -> Batch:
         """Padded ids (B, L) with their mask; `segments` are the lengths of the first texts, for models that tell two apart."""
-        longest = max(map(len, rows))
-        pads = [[self.pad_id] * (longest - len(row)) for row in rows]
-        ids = [[*pad, *row] if left else [*row, *pad] for row, pad in zip(rows, pads, strict=True)]
-        positions, lengths = torch.arange(longest), integers([*map(len, rows)]).unsqueeze(1)
-        real = positions >= longest - lengths if left else positions < lengths
-        batch = {"input_ids": integers(ids), "attention_mask": real.long()}
+        ids, mask = padded(rows, self.pad_id, left=left), padded([[1] * len(row) for row in rows], 0, left=left)
+        batch = {"input_ids": ids, "attention_mask": mask}
         if segments is not None and self.cell.backbone.segments:
-            second = torch.arange(longest) >= integers(segments).unsqueeze(1)
-            batch["token_type_ids"] = (second & batch["attention_mask"].bool()).long()
+            batch["token_type_ids"] = (torch.arange(ids.shape[1]) >= integers(segments).unsqueeze(1)).long() * mask
         return batch
 
 
@@ -217,19 +182,21 @@ def integers(values: Sequence[Any]) -> Tensor:
     return torch.from_numpy(np.array(values, dtype=np.int64))
 
 
+def padded(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> Tensor:
+    """Rows of whole numbers (B, L), filled up with `value` on the right, or on the left."""
+    tensors = [integers(row) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side="left" if left else "right")
+
+
 def on(device: torch.device, batch: Batch) -> Batch:
     """The batch on a device."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def real_tokens(batch: Batch) -> int:
-    """Tokens that are not padding: inputs, and targets where they are a sequence of their own."""
-    return int(batch["attention_mask"].sum()) + int(batch.get("decoder_attention_mask", torch.zeros(0)).sum())
-
-
-def all_tokens(batch: Batch) -> int:
-    """Tokens with padding, counted as `real_tokens` counts."""
-    return batch["attention_mask"].numel() + batch.get("decoder_attention_mask", torch.zeros(0)).numel()
+def token_counts(batch: Batch) -> tuple[int, int]:
+    """Tokens without and with padding: of inputs, and of targets where they are a sequence of their own."""
+    masks = [batch[name] for name in ("attention_mask", "decoder_attention_mask") if name in batch]
+    return sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
 
 
 def alphanumeric(text: str) -> str:

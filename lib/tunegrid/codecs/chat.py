@@ -8,14 +8,14 @@ from datetime import date
 from functools import cached_property
 from itertools import pairwise, takewhile
 from random import Random
+from typing import NamedTuple
 
 from torch import Tensor
 
 from tunegrid.codecs.base import IGNORED, Batch, Feature, SyntheticTokenizer, alphanumeric, integers
 from tunegrid.codecs.extract import MAX_QUESTION_TOKENS
 from tunegrid.codecs.generate import CausalCodec
-from tunegrid.data.rows import answer_texts, context, joined
-from tunegrid.data.sources import Row
+from tunegrid.data.sources import Row, answer_texts, context, joined
 from tunegrid.errors import InputError, first_line
 
 # Some templates insert today's date, and training must not depend on the day. They take it as `date_string`, or ask for it
@@ -27,6 +27,14 @@ SYNTHETIC_BEFORE, SYNTHETIC_AFTER = 25, 5  # about what SmolLM2's template has, 
 Piece = tuple[list[int], bool]  # tokens, and whether they are learned
 
 
+class Surrounding(NamedTuple):
+    """A template's text between two turns, its tokens, and the spaces behind it, which tokenizers join with the next word."""
+
+    text: str
+    ids: list[int]
+    spaces: str
+
+
 class ChatCodec(CausalCodec):
     """Every turn of the assistant is learned; the last one is generated.
 
@@ -34,11 +42,10 @@ class ChatCodec(CausalCodec):
     A feature's `extra` are the places (start, end) of learned tokens in its input.
     """
 
-    def _around(self, roles: tuple[str, ...]) -> list[tuple[str, str]]:
-        """The template's text before each turn of these roles and behind the last one, and the spaces that follow it.
+    def _around(self, roles: tuple[str, ...]) -> list[Surrounding]:
+        """What the template puts before each turn of these roles and behind the last one.
 
-        Many tokenizers join a space with the word behind it, so that it is tokenised with the turn. Raises InputError for a
-        template that cannot render these turns, or shows one of them twice.
+        Raises InputError for a template that cannot render these turns, or shows one of them twice.
         """
         if roles in self._known:
             return self._known[roles]
@@ -67,15 +74,13 @@ class ChatCodec(CausalCodec):
                 )
             text, _, rest = rest.partition(mark)
             texts.append(text)
-        self._known[roles] = [(text.rstrip(" "), text[len(text.rstrip(" ")) :]) for text in (*texts, rest)]
+        words = [text.rstrip(" ") for text in (*texts, rest)]
+        spaces = [text[len(word) :] for text, word in zip((*texts, rest), words, strict=True)]
+        self._known[roles] = list(map(Surrounding, words, self.ids_of(words), spaces))
         return self._known[roles]
 
     @cached_property
-    def _known(self) -> dict[tuple[str, ...], list[tuple[str, str]]]:
-        return {}
-
-    @cached_property
-    def _ids_around(self) -> dict[tuple[str, ...], list[tuple[list[int], str]]]:
+    def _known(self) -> dict[tuple[str, ...], list[Surrounding]]:
         return {}
 
     def around(self) -> tuple[list[int], list[int]]:
@@ -83,20 +88,20 @@ class ChatCodec(CausalCodec):
         if isinstance(self.tokenizer, SyntheticTokenizer):
             rng = Random(0)
             return self.tokenizer.draw(rng, SYNTHETIC_BEFORE), self.tokenizer.draw(rng, SYNTHETIC_AFTER)
-        (before, _), (after, _) = self._around(("user",))
-        return self.ids(before), self.ids(after)
+        before, after = self._around(("user",))
+        return before.ids, after.ids
 
     @cached_property
     def end_id(self) -> int:
         """The token that ends the assistant's turn; the tokenizer's own if the template has not exactly one there."""
         synthetic = isinstance(self.tokenizer, SyntheticTokenizer)
-        ends = [] if synthetic else self.ids(self._around(("user", "assistant"))[-1][0].strip())
+        ends = [] if synthetic else self.ids(self._around(("user", "assistant"))[-1].text.strip())
         return ends[0] if len(ends) == 1 else super().end_id
 
     @cached_property
     def lead(self) -> str:  # type: ignore[override]
         """Spaces that the template puts before the assistant's text."""
-        return self._around(("user",))[1][1]
+        return self._around(("user",))[1].spaces
 
     def text(self, row: Row) -> str:
         """The user's turn; many templates strip what is around a turn."""
@@ -135,14 +140,12 @@ class ChatCodec(CausalCodec):
     def _pieces(self, turns: Sequence[tuple[str, str]]) -> list[Piece]:
         """The template's parts and the turns between them."""
         roles = tuple(role for role, _ in turns)
-        if roles not in self._ids_around:
-            self._ids_around[roles] = [(self.ids(text), lead) for text, lead in self._around(roles)]
-        around = self._ids_around[roles]
-        pieces: list[Piece] = [(around[0][0], False)]
-        for (role, content), ((_, lead), (after, _)) in zip(turns, pairwise(around), strict=True):
+        around = self._around(roles)
+        pieces: list[Piece] = [(around[0].ids, False)]
+        for (role, content), (before, after) in zip(turns, pairwise(around), strict=True):
             learned = role == "assistant"
-            ends = int(learned and after[:1] == [self.end_id])
-            pieces += [([*self.ids(lead + content), *after[:ends]], learned), (after[ends:], False)]
+            ends = int(learned and after.ids[:1] == [self.end_id])
+            pieces += [([*self.ids(before.spaces + content), *after.ids[:ends]], learned), (after.ids[ends:], False)]
         return pieces
 
     def frame(self) -> tuple[list[int], list[int]]:
@@ -151,11 +154,11 @@ class ChatCodec(CausalCodec):
         Of conversations, what the template opens with whether or not a system speaks first.
         """
         if self.task.messages:
-            with_system, without = (self.ids(self._around(roles)[0][0]) for roles in (("system", "user"), ("user",)))
-            same = takewhile(lambda pair: pair[0] == pair[1], zip(with_system, without, strict=False))
+            openings = (self._around(roles)[0].ids for roles in (("system", "user"), ("user",)))
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(*openings, strict=False))
             return [token for token, _ in same], self.after
         prefix = self.recipe.prefix.strip()
-        return [*self.before, *(self.ids(self._around(("user",))[0][1] + prefix)[:-1] if prefix else [])], self.after
+        return [*self.before, *(self.ids(self._around(("user",))[0].spaces + prefix)[:-1] if prefix else [])], self.after
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Whole conversations (B, S + T); labels where the assistant speaks."""
@@ -169,8 +172,8 @@ class ChatCodec(CausalCodec):
         """The counted labels are the last of the assistant's turns in `history`, then the target."""
         start, history = len(feature.input_ids), row["history"] if self.task.messages else []
         earlier = [token for token in label[:start].tolist() if token not in (IGNORED, self.end_id)]
-        said = "".join(turn["content"] for turn in history if turn["role"] == "assistant")
-        if not alphanumeric(said).endswith(alphanumeric(self.tokenizer.decode(earlier))):
+        replies = "".join(turn["content"] for turn in history if turn["role"] == "assistant")
+        if not alphanumeric(replies).endswith(alphanumeric(self.tokenizer.decode(earlier))):
             return False
         return super().label_is_target(row, feature, label[start:])
 
@@ -185,7 +188,7 @@ class ChatAnswerCodec(ChatCodec):
 
     def text(self, row: Row) -> str:
         """The context is cut until the question fits behind it, up to 64 tokens of the question."""
-        question, lead = self._cut(joined(row, self.cell.text).strip(), MAX_QUESTION_TOKENS), self._around(("user",))[0][1]
+        question, lead = self._cut(joined(row, self.cell.text).strip(), MAX_QUESTION_TOKENS), self._around(("user",))[0].spaces
         passage = lead + (self.recipe.prefix + context(self.task, row)).strip()
         text, count = f"{passage}\n\n{question}", len(self.ids(passage))
         while count and (excess := len(self.ids(text)) - self.room) > 0:

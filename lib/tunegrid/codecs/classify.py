@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, on, summed_cross_entropy
-from tunegrid.data.rows import joined
-from tunegrid.data.sources import Row
+from tunegrid.data.sources import Row, joined
 
 
 class ClassifyCodec(Codec):
@@ -70,8 +69,7 @@ class ClassifyCodec(Codec):
 
     def scores(self, output: Any) -> list[float]:
         """The logits."""
-        logits: list[float] = output[2]
-        return logits
+        return list(output[2])
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
         """The label is the row's."""

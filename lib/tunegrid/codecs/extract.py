@@ -6,15 +6,14 @@ A feature is: question, separator, a window of the context. Shapes: B windows, L
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, on, same_alphanumeric, summed_cross_entropy
-from tunegrid.data.rows import answer_span, answer_texts, context
-from tunegrid.data.sources import Row
+from tunegrid.data.sources import Row, answer_span, answer_texts, context
 from tunegrid.errors import InputError
 
 MAX_ANSWER_TOKENS = 30  # the run_squad.py default of Devlin et al. 2018
@@ -24,21 +23,14 @@ SYNTHETIC_QUESTION_TOKENS = 14  # about what SQuAD's questions have
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Which piece of the context a feature holds.
+    """Which piece of the context a feature holds."""
 
-    Attributes:
-        shift: the place of the context's first token in the feature.
-        offsets: each token's first and last character in the context; the last one is exclusive.
-    """
-
-    shift: int
-    offsets: list[tuple[int, int]]
+    shift: int  # the place of the context's first token in the feature
+    offsets: list[tuple[int, int]]  # each token's first and last character in the context; the last one is exclusive
 
 
 class ExtractCodec(Codec):
     """Windows over long contexts; the annotated answer start decides where the answer is."""
-
-    extracts: ClassVar[bool] = True
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
         """One feature a window. In training, a row whose answer is in no window teaches nothing and is left out."""
@@ -91,8 +83,8 @@ class ExtractCodec(Codec):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean of the cross-entropies of the answers' first and last tokens, each summed over windows."""
-        both = zip(self._logits(model, batch), batch["labels"].unbind(1), strict=True)
-        return torch.stack([summed_cross_entropy(logits, labels) for logits, labels in both]).mean()
+        pairs = zip(self._logits(model, batch), batch["labels"].unbind(1), strict=True)
+        return torch.stack([summed_cross_entropy(logits, labels) for logits, labels in pairs]).mean()
 
     def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
         """(score, first token, last token) of each window's best span, and the context's start and end scores (2, tokens)."""
@@ -106,8 +98,9 @@ class ExtractCodec(Codec):
         best: dict[int, tuple[float, str]] = {}
         for feature, (score, first, last, *_) in zip(features, outputs, strict=True):
             if feature.example not in best or score > best[feature.example][0]:
-                text = context(self.task, rows[feature.example])
-                best[feature.example] = score, span_text(text, first, last, feature.extra)  # the window itself is large
+                begin, end = (feature.extra.offsets[token - feature.extra.shift] for token in (first, last))
+                text = context(self.task, rows[feature.example])[begin[0] : end[1]].strip()
+                best[feature.example] = score, text  # the window itself is large
         return [Prediction(value=best[example][1]) for example in range(len(rows))]
 
     def scores(self, output: Any) -> list[float]:
@@ -123,17 +116,16 @@ class ExtractCodec(Codec):
         return same_alphanumeric(tokens, answer_texts(self.task, row)[0], self.tokenizer.unk_token)
 
     def holds_answer(self, row: Row, feature: Feature) -> bool:
-        """Whether a window begins at or before the annotated answer, and ends at or behind it."""
+        """Whether a window holds all characters of its row's answer, by the annotation."""
         offsets, (begin, end) = feature.extra.offsets, answer_span(self.task, row)
         return bool(offsets) and offsets[0][0] <= begin and end <= offsets[-1][1]
 
-    def pointed_at(self, feature: Feature, output: Any) -> str | None:
-        """The span's tokens, by their places alone: the characters they came from have no say."""
-        text: str = self.tokenizer.decode(feature.input_ids[output[1] : output[2] + 1])
-        return text
+    def pointed_at(self, feature: Feature, output: Any) -> str:
+        """The best span's tokens, decoded, by their places alone: the characters they came from have no say."""
+        return str(self.tokenizer.decode(feature.input_ids[output[1] : output[2] + 1]))
 
     def window(self, row: Row, feature: Feature) -> tuple[str, str] | None:
-        """The context's tokens in this feature, and the characters they came from; None for an empty context."""
+        """The context's tokens in this feature, decoded, and the characters they came from; None for an empty context."""
         shift, offsets = feature.extra.shift, feature.extra.offsets
         if not offsets:
             return None
@@ -184,8 +176,3 @@ def inside(scores: Tensor, window: Window) -> Tensor:
 def nearby(ends: Tensor, behind: float) -> Tensor:
     """Of scores (..., L) those (..., L, 30) of the last tokens that each first token allows; `behind` where none is left."""
     return pad(ends, (0, MAX_ANSWER_TOKENS - 1), value=behind).unfold(-1, MAX_ANSWER_TOKENS, 1)
-
-
-def span_text(text: str, first: int, last: int, window: Window) -> str:
-    """The characters of a context from the first to the last token."""
-    return text[window.offsets[first - window.shift][0] : window.offsets[last - window.shift][1]].strip()

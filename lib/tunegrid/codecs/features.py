@@ -15,9 +15,9 @@ from random import Random
 from typing import Any, TypeVar
 
 from tunegrid.codecs.base import Codec, Feature
-from tunegrid.data import rows as data_rows
+from tunegrid.data import sources
 from tunegrid.data.sources import Row
-from tunegrid.libraries import digest_of
+from tunegrid.machine import digest_of
 
 RECIPE_FIELDS = ("max_length", "doc_stride", "max_target_length", "text", "prefix")
 TASK_FIELDS = ("text", "text_pair", "target", "labels", "messages")
@@ -26,7 +26,7 @@ BLOCK = 1000  # rows that are encoded at once
 LIBRARIES = ("transformers", "tokenizers")  # a run with another release or commit must not read what the old one made
 SHARED = 18  # lists in memory: rows to train on and to test, of three tasks in three tokenizers
 LARGEST = 10_000  # features of a list in memory: a user's own rows may be many
-CODE = [*sorted(Path(__file__).parent.glob("*.py")), Path(data_rows.__file__)]
+CODE = [*sorted(Path(__file__).parent.glob("*.py")), Path(sources.__file__)]
 
 _shared: dict[tuple[type[Codec], str], Sequence[Feature]] = {}
 

@@ -17,17 +17,17 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from tunegrid.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, alphanumeric, integers, on, summed_cross_entropy
+from tunegrid.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, alphanumeric, on, padded, summed_cross_entropy
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.recipes import Generation
 
 
 class GenerateCodec(Codec):
     """What all layouts share: loss on target tokens, generation under the recipe's cap, decoding to text.
 
     Attributes:
+        generation: the recipe's search.
         max_target_length: tokens of a target, its end token included.
         lead: what goes before the target's first word.
         start_id: the decoder's first token; None where generation continues the prompt.
@@ -38,18 +38,22 @@ class GenerateCodec(Codec):
     start_id: int | None = None
 
     def __init__(self, cell: Cell, tokenizer: Any) -> None:
-        """A codec for `cell` over `tokenizer`; raises InputError where the recipe does not say how to generate."""
-        for name in ("generation", "max_target_length"):
-            if not getattr(cell.recipe, name):
-                raise InputError(f"{cell.id} generates text, so its recipe needs {name}")
-        self.max_target_length: int = cell.recipe.max_target_length or 0
-        super().__init__(cell, tokenizer)
+        """A codec for `cell` over `tokenizer`; raises InputError where the recipe does not say how to generate.
 
-    @property
-    def generation(self) -> Generation:
-        """The recipe's search."""
-        assert self.recipe.generation, "checked by __init__"
-        return self.recipe.generation
+        Nor may a text that continues its prompt run past `max_length`, and so past the model's positions.
+        """
+        recipe = cell.recipe
+        if not (recipe.generation and recipe.max_target_length):
+            missing = "max_target_length" if recipe.generation else "generation"
+            raise InputError(f"{cell.id} generates text, so its recipe needs {missing}")
+        self.generation, self.max_target_length = recipe.generation, recipe.max_target_length
+        super().__init__(cell, tokenizer)
+        longest = self.generation.max_new_tokens
+        if self.start_id is None and longest > self.max_target_length:
+            raise InputError(
+                f"{cell.id} leaves room for {self.max_target_length} tokens behind a source, but generates up to {longest}; "
+                f"give its recipe max_target_length {longest}, or a generation with fewer max_new_tokens"
+            )
 
     @property
     def end_id(self) -> int:
@@ -63,8 +67,7 @@ class GenerateCodec(Codec):
 
     def target_text(self, row: Row) -> str:
         """The text to learn."""
-        text: str = row[self.task.target]
-        return text
+        return str(row[self.task.target])
 
     def answers(self, rows: Sequence[Row]) -> list[list[int]]:
         """Target tokens per row, cut so that the end token survives `max_target_length`."""
@@ -96,14 +99,10 @@ class GenerateCodec(Codec):
         A checkpoint may bring settings in its generation_config, but the recipe alone says how to generate.
         """
         prompt = on(device, self.prompt(features))
-        search = {
-            **self.search(),
-            "do_sample": False,
-            "use_cache": True,
-            "pad_token_id": self.pad_id,
-            "eos_token_id": self.end_id,
-            "decoder_start_token_id": self.start_id,
-        }
+        search = asdict(self.generation) | {"do_sample": False, "use_cache": True}
+        search |= {"pad_token_id": self.pad_id, "eos_token_id": self.end_id, "decoder_start_token_id": self.start_id}
+        if self.start_id is None and (shortest := search.pop("min_length")):  # which counts the prompt of a causal model
+            search["min_new_tokens"] = shortest
         with patch.dict(vars(model.generation_config), vars(hf.GenerationConfig()), clear=True):
             output = model.generate(**prompt, **search | options)  # type: ignore[operator]
         start = prompt["input_ids"].shape[1] if self.start_id is None else 1  # of what is generated
@@ -111,16 +110,6 @@ class GenerateCodec(Codec):
             return output[:, start:]
         output.sequences = output.sequences[:, start:]
         return output
-
-    def search(self) -> dict[str, Any]:
-        """The recipe's search in the terms of `generate`.
-
-        A causal model counts the prompt in `min_length`, but not in `min_new_tokens`.
-        """
-        search = asdict(self.generation)
-        if self.start_id is None and (shortest := search.pop("min_length")):
-            search["min_new_tokens"] = shortest
-        return search
 
     def prompt(self, features: Sequence[Feature]) -> Batch:
         """What the model sees before it generates; where generation goes on from its last token, padding is on the left."""
@@ -163,40 +152,26 @@ class EncoderDecoderCodec(GenerateCodec):
         """The decoder's first token: the head's, else [CLS] as in BERT2BERT, else the padding token, as T5's."""
         if self.cell.head.start_token:
             return self.special(self.cell.head.start_token)[0]
-        token: int = self.tokenizer.pad_token_id if self.tokenizer.cls_token_id is None else self.tokenizer.cls_token_id
-        return token
+        return int(self.pad_id if self.tokenizer.cls_token_id is None else self.tokenizer.cls_token_id)
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Source (B, S), decoder inputs and labels (B, T): inputs are the labels shifted right, behind the start token."""
-        longest = max(len(feature.target) for feature in features)
         shifted = self.inputs([[self.start_id, *feature.target[:-1]] for feature in features])
-        labels = [feature.target + [IGNORED] * (longest - len(feature.target)) for feature in features]
         return {
             **self.prompt(features),
             "decoder_input_ids": shifted["input_ids"],
             "decoder_attention_mask": shifted["attention_mask"],
-            "labels": integers(labels),
+            "labels": padded([feature.target for feature in features], IGNORED),
         }
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of the target tokens, summed."""
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        logits = model(**inputs, use_cache=False).logits
+        logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}, use_cache=False).logits
         return summed_cross_entropy(logits.float().flatten(0, 1), batch["labels"].flatten())
 
 
 class CausalCodec(GenerateCodec):
     """Source and target in one sequence, which fits `max_length` as a whole, and so does a generated text."""
-
-    def __init__(self, cell: Cell, tokenizer: Any) -> None:
-        """The same; raises InputError where a generated text may run past `max_length`, and so past the model's positions."""
-        super().__init__(cell, tokenizer)
-        longest = self.generation.max_new_tokens
-        if longest > self.max_target_length:
-            raise InputError(
-                f"{cell.id} leaves room for {self.max_target_length} tokens behind a source, but generates up to {longest}; "
-                f"give its recipe max_target_length {longest}, or a generation with fewer max_new_tokens"
-            )
 
     @property
     def room(self) -> int:
@@ -206,11 +181,8 @@ class CausalCodec(GenerateCodec):
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Whole sequences (B, S + T), padded on the right; labels only where the target and its end token stand."""
         batch = self.inputs([[*feature.input_ids, *feature.target] for feature in features])
-        labels = torch.full_like(batch["input_ids"], IGNORED)
-        for row, feature in enumerate(features):
-            start = len(feature.input_ids)
-            labels[row, start : start + len(feature.target)] = integers(feature.target)
-        return {**batch, "labels": labels}
+        labels = [[*[IGNORED] * len(feature.input_ids), *feature.target] for feature in features]
+        return {**batch, "labels": padded(labels, IGNORED)}
 
     def placed(self, batch: Batch, device: torch.device) -> Batch:
         """The batch on a device, with `kept`: the places whose next token some row is to learn, counted from the end.

@@ -33,8 +33,7 @@ from tunegrid.commands.environments import (
 )
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import CACHE
-from tunegrid.libraries import import_folder, library_digests, versions
-from tunegrid.machine import replacing
+from tunegrid.machine import import_folder, library_digests, replacing, versions
 from tunegrid.results.answer import Lines, RunAnswer, gate_answer
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.gate_report import counted, remarks

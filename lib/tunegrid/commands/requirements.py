@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 from tunegrid.commands.environments import output_of
 from tunegrid.errors import InputError
-from tunegrid.libraries import PACKAGES
+from tunegrid.machine import PACKAGES
 from tunegrid.results.journal import content_digest
 
 DRY_RUN = ("install", "--dry-run")

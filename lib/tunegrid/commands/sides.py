@@ -29,8 +29,7 @@ from tunegrid.commands.requirements import Plan, Wanted, plan
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import CACHE, FULL_PROFILE, MICRO, QUICK_PROFILE, Profile
-from tunegrid.libraries import PACKAGES, library_digests, versions
-from tunegrid.machine import cpu_name
+from tunegrid.machine import PACKAGES, cpu_name, library_digests, versions
 from tunegrid.record import Record
 from tunegrid.record.record import recipe_record
 from tunegrid.results.files import read_list, read_saved

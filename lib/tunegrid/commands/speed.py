@@ -176,7 +176,7 @@ class Comparison:
 
 UPDATES = 40  # of a round
 LIB = str(ROOT / "lib")  # the same suite on both sides
-LIBRARIES = f"import json, sys; sys.path.insert(0, {LIB!r}); from tunegrid import libraries as code;"
+LIBRARIES = f"import json, sys; sys.path.insert(0, {LIB!r}); from tunegrid import machine as code;"
 LIBRARIES += "print(json.dumps([code.versions(), code.library_digests()]))"
 
 

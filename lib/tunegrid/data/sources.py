@@ -1,4 +1,4 @@
-"""Reads a task's rows from a local folder or from the hub, as one `Table` per split.
+"""Reads a task's rows from a local folder or from the hub, as one `Table` per split, and the texts and answers of a row.
 
 A folder may hold JSON lines, CSV, Parquet or what `datasets.save_to_disk` writes; columns are named as on the hub. A label's
 name is read as its number. `datasets` reads all but JSON lines, of whose texts it would make dates.
@@ -8,9 +8,12 @@ import json
 import os
 import re
 import socket
+from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from hashlib import blake2b
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -84,8 +87,27 @@ def reading(origin: str) -> Iterator[None]:
         raise InputError(f"{origin} cannot be read ({text}); save the data set there anew") from None
 
 
+class Lines:
+    """A large file of JSON lines, mapped into memory; only the offsets of its rows are held."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises InputError for a line that is no row."""
+        self._starts = array("Q", (start for start, _ in _json_lines(path)))
+        with path.open("rb") as file:
+            self._bytes = mmap(file.fileno(), 0, access=ACCESS_READ)
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> Row:
+        """A row."""
+        self._bytes.seek(self._starts[index])
+        return dict(json.loads(self._bytes.readline()))
+
+
 class Table:
-    """One split, read by column or by row: a list of rows, or a `datasets.Dataset`, which stays on its disk.
+    """One split, read by column or by row: a list of rows, or `Lines` or a `datasets.Dataset`, which stay on their disk.
 
     Attributes:
         origin: where it came from; `revision` is the hub's commit, None for a local folder.
@@ -96,7 +118,8 @@ class Table:
     def __init__(self, rows: Any, origin: str, revision: str | None = None) -> None:
         """Rows and where they came from."""
         self._rows, self.origin, self.revision = rows, origin, revision
-        self.names = tuple(rows[:1] and rows[0]) if isinstance(rows, list) else tuple(rows.column_names)
+        self._by_row = isinstance(rows, list | Lines)
+        self.names = tuple(rows[0] if len(rows) else ()) if self._by_row else tuple(rows.column_names)
         self.convert: Callable[[Row, str], Row] | None = None
 
     def __len__(self) -> int:
@@ -105,7 +128,7 @@ class Table:
 
     def column(self, name: str) -> Sequence[Any]:
         """One column's values."""
-        if self.convert or isinstance(self._rows, list):
+        if self.convert or self._by_row:
             return [row.get(name) for row in self.take(range(len(self)))]
         with reading(self.origin):
             return list(self._rows[name])
@@ -116,50 +139,15 @@ class Table:
 
     def read(self, indices: Sequence[int]) -> list[Row]:
         """The same, in memory."""
-        if isinstance(self._rows, list):
-            rows = [self._rows[index] for index in indices]
-        else:
-            with reading(self.origin):
+        with reading(self.origin):
+            if self._by_row:
+                rows = [self._rows[index] for index in indices]
+            else:
                 columns = self._rows.select(list(indices))[:]
-            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        return self._converted(indices, rows)
-
-    def _converted(self, indices: Sequence[int], rows: list[Row]) -> list[Row]:
+                rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         if not self.convert:
             return rows
         return [self.convert(row, f"{self.origin}, row {i}") for i, row in zip(indices, rows, strict=True)]
-
-
-class LinesTable(Table):
-    """A large file of JSON lines, of which only the offsets of its rows are held; `datasets` would make dates of texts."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises InputError for a line that is no row."""
-        self._path, self._starts, start = path, list[int](), 0
-        first: list[Row] = []
-        for row, size in _json_lines(path):
-            if row is not None:
-                self._starts.append(start)
-                first = first or [row]
-            start += size
-        super().__init__(first, str(path))
-
-    def __len__(self) -> int:
-        """How many rows."""
-        return len(self._starts)
-
-    def take(self, indices: Sequence[int]) -> Sequence[Row]:
-        """The rows at these indices, read when they are asked for."""
-        return StoredRows(self, indices)
-
-    def read(self, indices: Sequence[int]) -> list[Row]:
-        """The same, in memory."""
-        rows = []
-        with reading(self.origin), self._path.open("rb") as file:
-            for index in indices:
-                file.seek(self._starts[index])
-                rows.append(json.loads(file.readline()))
-        return self._converted(indices, rows)
 
 
 class StoredRows(Sequence[Row]):
@@ -168,8 +156,7 @@ class StoredRows(Sequence[Row]):
     def __init__(self, table: Table, indices: Sequence[int]) -> None:
         """The table, and which of its rows."""
         self._table, self._indices = table, indices
-        self._block: list[Row] = []
-        self._number = -1  # of the block that was read last: rows are mostly asked for in their order
+        self._block, self._number = list[Row](), -1  # what was read last: rows are mostly asked for in their order
 
     def __len__(self) -> int:
         """How many rows."""
@@ -263,9 +250,9 @@ def files_of(task: Task, root: Path | None) -> dict[str, list[Path]]:
             by_name[split] = [folder / path]
         return by_name
     if not folder.is_dir():
-        there = sorted(path.name for path in folder.parent.iterdir() if path.is_dir()) if folder.parent.is_dir() else None
-        has = "which does not exist" if there is None else f"it holds {', '.join(there[:6]) or 'no folders'}"
-        raise InputError(f"no folder {task.folder!r} below --data-root {root} ({has}); rows of {task.dataset} go there")
+        folders = sorted(path.name for path in folder.parent.iterdir() if path.is_dir()) if folder.parent.is_dir() else None
+        reason = "which does not exist" if folders is None else f"it holds {', '.join(folders[:6]) or 'no folders'}"
+        raise InputError(f"no folder {task.folder!r} below --data-root {root} ({reason}); rows of {task.dataset} go there")
     for path in sorted(folder.iterdir()):
         if path.suffix in FILE_KINDS or (path / "state.json").is_file():
             files = by_name.setdefault(SHARD.sub("", path.stem), [])
@@ -280,8 +267,8 @@ def _read(task: Task, paths: Sequence[Path]) -> Table:
     path, origin = paths[0], str(paths[0])
     with reading(origin):
         if path.suffix == ".jsonl":
-            held = path.stat().st_size <= HELD_BYTES
-            return Table([row for row, _ in _json_lines(path) if row is not None], origin) if held else LinesTable(path)
+            large = path.stat().st_size > HELD_BYTES
+            return Table(Lines(path) if large else [row for _, row in _json_lines(path)], origin)
         import datasets
 
         if path.suffix == ".parquet":
@@ -293,17 +280,20 @@ def _read(task: Task, paths: Sequence[Path]) -> Table:
         return Table(saved, origin)
 
 
-def _json_lines(path: Path) -> Iterator[tuple[Row | None, int]]:
-    """The row of each line, None of a blank one, and the line's bytes."""
+def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
+    """Each row and where its line starts; a blank line is none."""
+    start = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line.decode()) if line.strip() else None
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}, line {number}: invalid JSON ({error})") from None
-            if (row is None and line.strip()) or not isinstance(row, dict | None):
-                raise InputError(f"{path}, line {number}: expected a JSON object with the data set's columns")
-            yield row, len(line)
+            if line.strip():
+                try:
+                    row = json.loads(line.decode())
+                except (ValueError, RecursionError) as error:
+                    raise InputError(f"{path}, line {number}: invalid JSON ({error})") from None
+                if not isinstance(row, dict):
+                    raise InputError(f"{path}, line {number}: expected a JSON object with the data set's columns")
+                yield start, row
+            start += len(line)
 
 
 def _csv(task: Task, path: Path) -> Any:
@@ -338,3 +328,36 @@ def _from_hub(task: Task) -> dict[str, Table]:
         revision = next((commit.group() for address in addresses if (commit := COMMIT.search(address))), None)
         by_name[name] = Table(split, f"hub:{task.dataset}/{name}", revision)
     return by_name
+
+
+def joined(row: Row, columns: Sequence[str]) -> str:
+    """The columns' texts, joined by a line break; an empty text leaves no line break behind."""
+    return "\n".join(row[column] for column in columns if row[column])
+
+
+def identity(row: Row, columns: Sequence[str]) -> int:
+    """A hash of what a row says in some columns, whatever its case and white space: two rows of one identity are one text.
+
+    Of eight bytes: any two of three million texts share one with a chance of 2.4e-7.
+    """
+    text = " ".join(" ".join(str(row[column]) for column in columns).lower().split())
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+
+def context(task: Task, row: Row) -> str:
+    """The text that holds an extraction task's answers."""
+    return str(row[task.text_pair[0]])
+
+
+def answer_texts(task: Task, row: Row) -> list[str]:
+    """Every annotated answer of an extraction task, the first one first."""
+    return list(row[task.target]["text"])
+
+
+def answer_span(task: Task, row: Row) -> tuple[int, int]:
+    """Where the first annotated answer begins and ends in the context, in characters; the end is exclusive.
+
+    Answers repeat in the context: the annotated start counts, not the first occurrence (SQuAD v1.1).
+    """
+    start: int = row[task.target]["answer_start"][0]
+    return start, start + len(answer_texts(task, row)[0])

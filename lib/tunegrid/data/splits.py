@@ -1,10 +1,13 @@
 """Makes train, validation and test rows of a `Task` at a `Profile`: `Splits`, the same for every method and backbone.
 
+Each row is checked before anything trains on it; a share of the training rows may get a wrong target.
+
 A split's rows depend on the data and on `SPLIT_SEED` only, so that a triple's scores can be paired example by example.
 """
 
 import hashlib
 import json
+import re
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,13 +16,15 @@ from functools import cached_property
 from random import Random
 from typing import Any, NamedTuple
 
-from tunegrid.data.rows import check_row, check_task, identity, noisy, text_hash, type_fault
-from tunegrid.data.sources import Row, Table, check_split, tables
+from tunegrid.data.sources import Row, Table, answer_span, check_split, context, identity, tables
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import Profile
-from tunegrid.grid.tasks import Carve, Task
+from tunegrid.grid.tasks import Carve, Problem, Task
 
 SPLIT_SEED = 42  # the study's
+NOISE_SEED = 0  # the same rows are wrong for every cell and every seed of training
+JSON_NAMES: dict[type, str] = {int: "a whole number", str: "a text", dict: "an object", list: "a list", float: "a number"}
+TARGET_TYPES: dict[Problem, type] = {Problem.CLASSIFY: int, Problem.EXTRACT: dict, Problem.GENERATE: str}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +78,11 @@ def load_splits(task: Task, profile: Profile) -> Splits:
         part, hashes = slices[name], array("Q")  # the texts themselves are not kept
         for index, row in zip(part.indices, part.table.take(part.indices), strict=True):
             check_row(task, row, index, part.table.origin)
-            hashes.append(text_hash(identity(row, columns)))
-        own = array("q", (index for index, text in zip(part.indices, hashes, strict=True) if text not in scoring))
-        if not own:
+            hashes.append(identity(row, columns))
+        usable = array("q", (index for index, text in zip(part.indices, hashes, strict=True) if text not in scoring))
+        if not usable:
             raise InputError(f"{part.origin}: no rows to use; each stands in a split that scores, too, so give other files")
-        rows[name], dropped[name] = part.table.take(own), len(part.indices) - len(own)
+        rows[name], dropped[name] = part.table.take(usable), len(part.indices) - len(usable)
         scoring.update(hashes)
     if profile.label_noise:
         rows["train"] = noisy(task, rows["train"], profile.label_noise)
@@ -92,19 +97,22 @@ def load_splits(task: Task, profile: Profile) -> Splits:
 def _slices(task: Task, profile: Profile) -> dict[str, TableSlice]:
     """Where the rows of each split stand, as many as the profile takes."""
     by_name = tables(task, profile.data_root)
-    train = _named(by_name, task.train, task)
-    pool: Sequence[int] = range(len(train))
-    slices: dict[str, TableSlice] = {}
     test = task.own_test if profile.own_test and task.own_test else task.test
+    for split in (task.train, task.validation, test):
+        if not isinstance(split, Carve):
+            check_split(by_name, split, task)
+            if not len(by_name[split]):
+                raise InputError(f"{by_name[split].origin}: no rows to use; split {split!r} of {task.folder} is empty")
+    train, slices = by_name[task.train], dict[str, TableSlice]()
+    pool: Sequence[int] = range(len(train))
     for name, rule in (("validation", task.validation), ("test", test)):
         if isinstance(rule, Carve):
-            aside = carve(task, train, pool, rule)
-            taken = frozenset(aside)
-            pool = array("q", (index for index in pool if index not in taken))
-            slices[name] = TableSlice(table=train, indices=aside, origin=f"{rule.share:.0%} of {train.origin}")
+            drawn = carve(task, train, pool, rule)
+            left_out = frozenset(drawn)
+            pool = array("q", (index for index in pool if index not in left_out))
+            slices[name] = TableSlice(table=train, indices=drawn, origin=f"{rule.share:.0%} of {train.origin}")
         else:
-            table = _named(by_name, rule, task)
-            slices[name] = TableSlice(table=table, indices=range(len(table)), origin=table.origin)
+            slices[name] = TableSlice(table=by_name[rule], indices=range(len(by_name[rule])), origin=by_name[rule].origin)
     slices["train"] = TableSlice(table=train, indices=pool, origin=train.origin)
     for name, part in slices.items():
         cap = profile.cap(task.id, name)
@@ -119,10 +127,9 @@ def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequenc
     """Places of the pool's rows to set aside: about `rule.share` of the whole table, drawn with `SPLIT_SEED`."""
     rng, column = Random(SPLIT_SEED), rule.stratify or rule.group
     values: Sequence[Any] = table.column(column) if column else [None] * len(table)
-    if column:
-        for index, value in enumerate(values):
-            if not isinstance(value, task.columns[column]):
-                raise InputError(f"{table.origin}, row {index}: {type_fault(task, column, value)}")
+    for index, value in enumerate(values):
+        if column and not isinstance(value, task.columns[column]):
+            raise InputError(f"{table.origin}, row {index}: {type_fault(task, column, value)}")
     if rule.group:
         groups = sorted({values[i] for i in pool})
         chosen = set(rng.sample(groups, max(1, round(rule.share * len(groups)))))
@@ -135,8 +142,92 @@ def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequenc
     return array("q", sorted(i for indices in drawn for i in indices))
 
 
-def _named(by_name: Mapping[str, Table], split: str, task: Task) -> Table:
-    check_split(by_name, split, task)
-    if not len(by_name[split]):
-        raise InputError(f"{by_name[split].origin}: no rows to use; split {split!r} of {task.folder} is empty")
-    return by_name[split]
+def check_task(task: Task) -> None:
+    """Raises InputError where the columns of a task cannot serve its kind of problem, or it splits by one it does not have."""
+    if task.problem is Problem.EXTRACT and len(task.text_pair) != 1:
+        raise InputError(f"task {task.id!r}: text_pair must name one column, the text that holds the answers")
+    if task.problem is Problem.GENERATE and task.text_pair:
+        raise InputError(f"task {task.id!r}: generation reads one text; name all its columns in `text`, none in text_pair")
+    kinds = dict.fromkeys((*task.text, *task.text_pair), str) | {task.target: TARGET_TYPES[task.problem]}
+    for column, kind in kinds.items():
+        if task.columns[column] is not kind:
+            hint = "; rows may have labels' names there" if kind is int else ""
+            raise InputError(f"task {task.id!r}: for {task.problem}, column {column!r} must hold {JSON_NAMES[kind]}{hint}")
+    for rule in (task.validation, task.test):
+        key = (rule.stratify or rule.group) if isinstance(rule, Carve) else None
+        if key and key not in task.columns:
+            raise InputError(f"task {task.id!r} is split by column {key!r}, which is not among its columns")
+
+
+def check_row(task: Task, row: Row, index: int, origin: str) -> None:
+    """Raises InputError where the task cannot use a row; `index` is its number in its file."""
+    mistyped = (name for name, kind in task.columns.items() if not isinstance(row.get(name), kind))
+    fault = next((type_fault(task, name, row.get(name)) for name in mistyped), None) or _fault(task, row)
+    try:
+        json.dumps([row.get(name) for name in task.columns], ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:  # JSON can write half a surrogate pair, which no tokenizer and no UTF-8 takes
+        fault = fault or f"a column holds half a character ({error.object[error.start]!r}), which is no text"
+    if fault:
+        name = f" (id {row['id']})" if "id" in row else ""
+        raise InputError(f"{origin}, row {index}{name}: {fault}")
+
+
+def type_fault(task: Task, column: str, value: Any) -> str:
+    """What is wrong with a value that is not of its column's type."""
+    if task.labels and column == task.target and isinstance(value, str):
+        return _label_fault(task, {column: value}) or ""
+    kind = task.columns[column]
+    return f"column {column!r} holds {value!r}, not {JSON_NAMES.get(kind, kind.__name__)}"
+
+
+def _fault(task: Task, row: Row) -> str | None:
+    """What is wrong with a row whose values are of their columns' types."""
+    if task.problem is Problem.CLASSIFY:
+        return _label_fault(task, row)
+    if task.problem is Problem.EXTRACT:
+        return _answer_fault(task, row)
+    if not any(row[column].strip() for column in task.text):
+        return f"{' and '.join(map(repr, task.text))} {'is' if len(task.text) == 1 else 'are'} empty"
+    return None if row[task.target].strip() else f"{task.target!r} is empty"
+
+
+def _label_fault(task: Task, row: Row) -> str | None:
+    label, count = row[task.target], len(task.labels)
+    if label in range(count):
+        return None
+    named = ", ".join(f"{number} ({name})" for number, name in enumerate(task.labels[:6]))
+    rest = f", ... {count - 1} ({task.labels[-1]})" if count > 6 else ""
+    return f"invalid label {label!r} in column {task.target!r}: expected {named}{rest}"
+
+
+def _answer_fault(task: Task, row: Row) -> str | None:
+    texts, starts, passage = row[task.target].get("text"), row[task.target].get("answer_start"), context(task, row)
+    if not (isinstance(texts, list) and isinstance(starts, list) and 0 < len(texts) == len(starts)):
+        return f"{task.target} need two lists of one length, 'text' and 'answer_start', with at least one entry"
+    for text, start in zip(texts, starts, strict=True):
+        if not isinstance(text, str) or not text or not isinstance(start, int) or start < 0:
+            return f"answer {text!r} at answer_start {start!r}: a text that is not empty, and a place from 0 on, are needed"
+        if (actual := passage[start : start + len(text)]) != text:
+            return f"answer {text!r} does not stand at answer_start {start}, where the context has {actual!r}"
+    return None
+
+
+def noisy(task: Task, rows: Sequence[Row], share: float) -> list[Row]:
+    """The rows, a share of which have a wrong target: another label, another word of the passage, if any, the next text."""
+    target: Any
+    rng, mixed = Random(NOISE_SEED), list(rows)
+    chosen = sorted(rng.sample(range(len(rows)), round(share * len(rows))))
+    for index, following in zip(chosen, [*chosen[1:], *chosen[:1]], strict=True):
+        row = rows[index]
+        if task.problem is Problem.CLASSIFY:
+            target = rng.choice([label for label in range(len(task.labels)) if label != row[task.target]])
+        elif task.problem is Problem.EXTRACT:
+            passage, (start, end) = context(task, row), answer_span(task, row)
+            words = [(word.start(), word.group()) for word in re.finditer(r"\S+", passage)]
+            rest = [(at, word) for at, word in words if (at >= end or at + len(word) <= start) and any(map(str.isalnum, word))]
+            place, word = rng.choice(rest or [(start, passage[start:end])])
+            target = {**row[task.target], "text": [word], "answer_start": [place]}
+        else:
+            target = rows[following][task.target]
+        mixed[index] = row | {task.target: target}
+    return mixed

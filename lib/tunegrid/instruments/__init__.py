@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tunegrid.errors import InputError
-from tunegrid.record.parts import Figure
+from tunegrid.record.record import Figure
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tunegrid.codecs.base import Codec
-from tunegrid.codecs.extract import nearby
+from tunegrid.codecs.extract import ExtractCodec, nearby
 from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
 from tunegrid.instruments.trained import TrainedCell
 from tunegrid.results.statistics import CHUNKS, SEED, Array, interval, resampled_sums
@@ -95,7 +95,7 @@ def confidences(codec: Codec, examples: Sequence[int], outputs: Sequence[Any], t
     """
     if codec.generates:
         return None
-    if not codec.extracts:
+    if not isinstance(codec, ExtractCodec):
         labels = torch.tensor([label for label, *_ in outputs], dtype=torch.long)
         logits = torch.tensor([logits for *_, logits in outputs], dtype=torch.float64).reshape(len(labels), -1)
         softmax: list[float] = (logits / temperature).softmax(-1).gather(1, labels.unsqueeze(1)).flatten().tolist()

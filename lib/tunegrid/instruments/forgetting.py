@@ -18,8 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from tunegrid.codecs.base import IGNORED, integers, on
 from tunegrid.codecs.features import chunks
-from tunegrid.data.rows import joined
-from tunegrid.data.sources import Row
+from tunegrid.data.sources import Row, joined
 from tunegrid.grid.backbones import Objective, checkpoint_of
 from tunegrid.grid.tasks import Task
 from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy

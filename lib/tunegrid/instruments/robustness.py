@@ -13,8 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from tunegrid.data.rows import answer_texts, check_row
-from tunegrid.data.sources import Row
+from tunegrid.data.sources import Row, answer_texts
+from tunegrid.data.splits import check_row
 from tunegrid.errors import InputError
 from tunegrid.grid.tasks import Problem, Shift, Task
 from tunegrid.instruments import Figure, Instrument, tidy

@@ -21,7 +21,7 @@ from tunegrid.errors import InputError, first_line
 from tunegrid.grid.cells import Grid
 from tunegrid.grid.tasks import Task
 from tunegrid.instruments import Instrument, NotAskedError, tidy
-from tunegrid.record.parts import InstrumentRecord
+from tunegrid.record.record import InstrumentRecord
 from tunegrid.results.examples import row_id, write_figures
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.probe import undisturbed

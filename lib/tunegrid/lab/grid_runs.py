@@ -22,8 +22,7 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.more_tasks import IN_PLACE, more_tasks
 from tunegrid.grid.profiles import QUICK_PROFILE, TASKS_PROFILE, ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
-from tunegrid.libraries import library_digests, versions
-from tunegrid.machine import replacing
+from tunegrid.machine import library_digests, replacing, versions
 from tunegrid.record import Record
 from tunegrid.results.files import read_list
 

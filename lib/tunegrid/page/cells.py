@@ -13,7 +13,7 @@ from tunegrid.grid.tasks import score_title
 from tunegrid.page import charts
 from tunegrid.page.runs import PageRun, mean
 from tunegrid.record import Record, Status
-from tunegrid.record.parts import CrashRecord, DeviceRecord
+from tunegrid.record.record import CrashRecord, DeviceRecord
 from tunegrid.results.cell_answer import UNCHANGED, place_of
 from tunegrid.results.compare import Interval
 from tunegrid.results.flips import RowSample, sampled

@@ -5,8 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from tunegrid.grid.methods import METHODS
 from tunegrid.grid.profiles import SCORED
-from tunegrid.record.parts import AuditFinding
-from tunegrid.record.record import Record
+from tunegrid.record.record import AuditFinding, Record
 
 POINTS = PERCENT = 1e-6  # what rounding may do to a score and to a share
 ORDERED = (("exact_match", "f1"), ("rougeL", "rouge1"))  # on each row the first is at most the second
@@ -79,40 +78,7 @@ UNSUCCESSFUL = ("missed", "stopped", "error", "killed", "not run")
 def contradictions(record: Record) -> Iterator[str]:
     """A sentence for everything in a record that does not fit its status or its other fields: every reader asks here."""
     yield from _of_status(record)
-    yield from _of_cell(record)
-    yield from _of_counts(record)
-
-
-def _of_status(record: Record) -> Iterator[str]:
-    """A cell has the parts of its profile and status; one that passed reached all, any other says what it did not."""
-    but = f"but the status is {record.status!r}"
-    for statuses, profiles, names in NEEDED:
-        if record.status in statuses and record.profile in profiles:
-            yield from (f"{name} is null, {but}" for name in names if getattr(record, name) is None)
-    if record.status in UNSUCCESSFUL and not record.missed:
-        yield f"missed is empty, {but}"
-    if record.finished and record.training and record.training.stopped is not None:
-        yield f"training.stopped tells why it ended early, {but}"
-    asked = record.first_updates
-    if (asked is None) == (record.status == "begun"):
-        yield f"first_updates is {'null' if asked is None else asked}, {but}"
-    if asked is not None:  # nothing is scored then
-        if record.training and record.training.updates != asked:
-            yield f"first_updates is {asked}, but training.updates is {record.training.updates}"
-        scored = [name for name in ("evaluation", "scores", "examples", "bounds") if getattr(record, name)]
-        yield from (f"{name} is set, but after the first updates nothing is scored" for name in scored)
-    if record.status != "passed":
-        return
-    if record.missed:
-        yield f"missed holds sentences, {but}"
-    if record.evaluation and record.scores.get(record.main_score) is None:
-        yield f"scores has no {record.main_score}, {but}"
-    wrong = (*failures(record.audits, record.excused), *below_bounds(record.scores, record.bounds), *impossible_figures(record))
-    yield from (f"the status is 'passed', but {sentence}" for sentence in wrong)
-
-
-def _of_cell(record: Record) -> Iterator[str]:
-    """A cell has its own id, its method's recipe, a main score that gates judge, audits, and excuses for some that failed."""
+    # Its own id, its method's recipe, a main score that gates judge, audits, and excuses for some that failed.
     names = f"{record.backbone}_{record.task}_{record.method}"
     if record.cell != names:
         yield f"cell is {record.cell}, but backbone, task and method are {names}"
@@ -130,10 +96,7 @@ def _of_cell(record: Record) -> Iterator[str]:
             yield f"excused has {name}, which is no audit that failed"
         elif name not in NEED_LENGTH:
             yield f"excused has {name}, which no run is too short for"
-
-
-def _of_counts(record: Record) -> Iterator[str]:
-    """Each update has a loss, shares are those of counts, and no split has more than its limit."""
+    # Each update has a loss, shares are those of counts, and no split has more than its limit.
     if training := record.training:
         if training.updates != len(training.losses):
             yield f"training.updates is {training.updates}, but training.losses has {len(training.losses)}"
@@ -143,8 +106,35 @@ def _of_counts(record: Record) -> Iterator[str]:
         percent = 100 * counts.trainable_params / counts.total_params
         if abs(counts.trainable_percent - percent) > PERCENT:
             yield f"parameters.trainable_percent is {counts.trainable_percent:.4g}, but {percent:.4g} by the counts"
-    rows_of_splits = record.data.rows if record.data else {}
-    for split, rows in rows_of_splits.items():
+    for split, rows in record.data.rows.items() if record.data else ():
         limit = getattr(record.limits, f"{split}_rows")
         if limit is not None and rows > limit:
             yield f"data.rows.{split} is {rows}, but limits.{split}_rows is {limit}"
+
+
+def _of_status(record: Record) -> Iterator[str]:
+    """A cell has the parts of its profile and status; one that passed reached all, any other says what it did not."""
+    but = f"but the status is {record.status!r}"
+    for statuses, profiles, names in NEEDED:
+        if record.status in statuses and record.profile in profiles:
+            yield from (f"{name} is null, {but}" for name in names if getattr(record, name) is None)
+    if record.status in UNSUCCESSFUL and not record.missed:
+        yield f"missed is empty, {but}"
+    if record.finished and record.training and record.training.stopped is not None:
+        yield f"training.stopped tells why it ended early, {but}"
+    updates = record.first_updates
+    if (updates is None) == (record.status == "begun"):
+        yield f"first_updates is {'null' if updates is None else updates}, {but}"
+    if updates is not None:  # nothing is scored then
+        if record.training and record.training.updates != updates:
+            yield f"first_updates is {updates}, but training.updates is {record.training.updates}"
+        scored = [name for name in ("evaluation", "scores", "examples", "bounds") if getattr(record, name)]
+        yield from (f"{name} is set, but after the first updates nothing is scored" for name in scored)
+    if record.status != "passed":
+        return
+    if record.missed:
+        yield f"missed holds sentences, {but}"
+    if record.evaluation and record.scores.get(record.main_score) is None:
+        yield f"scores has no {record.main_score}, {but}"
+    lies = (*failures(record.audits, record.excused), *below_bounds(record.scores, record.bounds), *impossible_figures(record))
+    yield from (f"the status is 'passed', but {sentence}" for sentence in lies)

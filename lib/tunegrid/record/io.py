@@ -1,7 +1,7 @@
 """Writes a `Record` as JSON, reads JSON as a `Record` that it has checked, and generates the schema of that JSON."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from tunegrid.errors import InputError
 from tunegrid.record.checks import contradictions
-from tunegrid.record.parts import jsonable
-from tunegrid.record.record import SCHEMA_VERSION, Record
+from tunegrid.record.record import SCHEMA_VERSION, Record, jsonable
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -69,6 +68,16 @@ def checked(data: Mapping[str, Any], source: str = "") -> tuple[Record | None, l
     except pydantic_core.PydanticSerializationError as error:  # half of a surrogate pair, which is not UTF-8
         return None, [f"the record cannot be read: {error}"]
     return record, list(contradictions(record))
+
+
+def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """As `json`'s `object_pairs_hook`: raises ValueError for a key that stands twice, of which json would take the last one."""
+    read = dict[str, Any]()
+    for key, value in pairs:
+        if key in read:
+            raise ValueError(f"the key {key!r} stands twice in one object")
+        read[key] = value
+    return read
 
 
 def _place(data: Mapping[str, Any], source: str) -> str:

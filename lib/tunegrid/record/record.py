@@ -1,27 +1,309 @@
-"""The typed `Record` of one cell's run, and what of it is known before the cell runs.
+"""The typed `Record` of one cell's run, its parts, and what is known before the cell runs.
 
-In files it is the `extra_info` of a pytest-benchmark row, as plain JSON. Scores are points, 0 to 100.
+In files it is the `extra_info` of a pytest-benchmark row, as plain JSON. Scores are points, 0 to 100. Descriptions and bounds
+of fields reach `tunegrid export --schema`. Units are part of the names. None, null in JSON, means not measured.
 """
 
-from dataclasses import field
-from typing import Annotated, Final, Literal
+import math
+import re
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass, field, is_dataclass
+from typing import Annotated, Any, ClassVar, Final, Literal, dataclass_transform
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from tunegrid.data.splits import SPLIT_SEED, Splits
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.recipes import Positive
-from tunegrid.libraries import library_digests, versions
-from tunegrid.record import parts
-from tunegrid.record.parts import Hash, Id, Percent, Points, about
+from tunegrid.grid.methods import Quantization
+from tunegrid.grid.recipes import Amount, Count, Hyperparameters, Positive, Precision, Share
+from tunegrid.machine import library_digests, versions
+from tunegrid.terminal import visible, without_places
 
 SCHEMA_VERSION: Final = 4
 Status = Literal["unfinished", "passed", "missed", "begun", "stopped", "error", "killed", "not run", "reported"]
+# What the suite does for itself: it does not count as the cell's cost. `calibrate` is of version 0.17 and before.
+OWN_PHASES = ("audit", "calibrate", "trace")
+
+Id = Annotated[str, Field(pattern="^[a-z0-9]+$")]
+Hash = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+Commit = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
+Weights = Annotated[str, Field(pattern="^([0-9a-f]{16}|[0-9a-f]{40})$")]
+FiguresFile = Annotated[str, Field(pattern="^figures-[0-9a-f]{16}[.]parquet$")]
+ModulesFile = Annotated[str, Field(pattern="^modules-[0-9a-f]{16}[.]parquet$")]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Points = Annotated[float, Field(ge=0, le=100.000001)]  # a mean of 100s may be off by rounding
 
 
-class Record(parts.Part):
-    """One cell's record: units are part of the names, null means not measured."""
+def about(text: str) -> Any:
+    """What a field's name does not say, for the schema."""
+    return Field(description=text)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class Part:
+    """A part of a record: each subclass is a frozen dataclass with named arguments, which pydantic reads strictly."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
+
+    def __init_subclass__(cls) -> None:
+        """Make a dataclass of it."""
+        dataclass(frozen=True, kw_only=True)(cls)
+
+
+class RecipeRecord(Hyperparameters, Part):
+    """The recipe that was asked for, options applied; `training.precision` says what the device could do."""
+
+    adapter: Annotated[dict[str, Any] | None, about("the method's settings, as LoRA's rank; null: no adapter")]
+    quantization: Quantization | None
+
+
+class Limits(Part):
+    """At most so many rows of each split; null: every row."""
+
+    train_rows: Positive | None
+    validation_rows: Positive | None
+    test_rows: Positive | None
+    own_test: Annotated[bool, about("scored on the data set's own test split")]
+    label_noise: Annotated[Share, about("of the training rows, which got a wrong target")] = 0.0
+
+
+class Seeds(Part):
+    """What randomness starts from."""
+
+    seed: Annotated[int | None, about("of weights, dropout and the order of rows; null: not known")]
+    split_seed: int
+    perturbation: Annotated[Count | None, about("draw of the noise that moved the start in its last digits; null: none did")]
+
+
+class DeviceRecord(Part):
+    """Where the cell ran."""
+
+    type: Literal["cpu", "cuda"]
+    name: str
+    threads: Annotated[Positive | None, about("torch's on a CPU; null on a GPU")]
+    attention: str
+    tf32: bool | None
+    used_by_others_gib: Annotated[float | None, about("on the GPU, beyond what this process reserved; a CUDA context is 0.5")]
+    contended: Annotated[bool | None, about("others used the device at the same time; null on a CPU")]
+    instructions: Annotated[str | None, about("that torch's own kernels use, as AVX512; null: on a GPU, or not known")] = None
+    energy: Annotated[str | None, about("the counter behind the joules, or why there is none; null: an older run")] = None
+
+
+Split = Annotated[str, Field(pattern="^(train|validation|test)$")]
+
+
+class DataRecord(Part):
+    """The rows; null where random token ids stood in for text."""
+
+    rows: Annotated[dict[Split, Count], Field(min_length=3, description="how many")]
+    origins: Annotated[dict[Split, str], Field(min_length=3)]
+    fingerprint: Annotated[Hash, about("hash of all rows")]
+    revision: Annotated[Commit | None, about("the hub's commit; null for a local folder")]
+    dropped: Annotated[dict[Split, Count] | None, about("rows that copied rows that score; null: not looked for")] = None
+
+
+class ModelRecord(Part):
+    """What was fine-tuned."""
+
+    checkpoint: str
+    fingerprint: Annotated[Weights | None, about("16 digits of a local folder's weights, or the hub's commit")]
+    architecture: str
+    adapted_modules: Annotated[list[str], about("modules without pretrained weights that an adapter trains")]
+
+
+class Parameters(Part):
+    """How many parameters the model has, and how many of them train."""
+
+    trainable_params: Count
+    total_params: Positive
+    trainable_percent: Percent
+
+
+Figures = Annotated[dict[str, float | None], about("by group of parameters; null: no finite number")]
+Reached = Annotated[dict[str, Count], about("by group of parameters: those whose gradient is not zero")]
+
+
+class FirstStep(Part):
+    """Figures that tell a change without statistics: before training, and of the first update."""
+
+    tokens: Annotated[Hash, about("hash of the training features' token ids and targets")]
+    types: Annotated[dict[str, str], about("how each group's weights are stored")]
+    weights: Annotated[Figures, about("norms before training")]
+    stream: Annotated[Hash, about("hash of numbers and of a dropout mask drawn from a fixed seed")]
+    drawn: Annotated[Hash, about("hash of the generator's state after the first update")]
+    probe_loss: Annotated[float | None, about("nats a target, of a few rows without dropout")]
+    probe_gradients: Annotated[Figures, about("norms of the gradients of that loss")]
+    gradients: Annotated[Figures, about("norms of the first update's gradients, after clipping")]
+    moved: Annotated[Figures, about("norms of what the first three updates changed, over sampled values")]
+    generated: Annotated[Hash | None, about("hash of token ids that the untrained model generates")]
+    metrics: Annotated[dict[str, Points | None], about("scores of fixed answers")]
+    probe: Annotated[Hash | None, about("hash of rows and search: figures of two probes are not compared")] = None
+    computed: Annotated[dict[str, str] | None, about("types in which layers packed to 4 bits compute; null: not known")] = None
+    probe_reached: Annotated[Reached | None, about("tensors with a gradient of the probe's loss")] = None
+    reached: Annotated[Reached | None, about("tensors with a gradient in the first update")] = None
+    decoded: Annotated[Amount | None, about("how far a cache takes a search's scores, as a share of the largest logit")] = None
+    predicted: Annotated[Hash | None, about("hash of what the untrained model predicts for test rows; null: not asked")] = None
+    modules: Annotated[ModulesFile | None, about("each module's figures in the probe, in `examples`; null: not kept")] = None
+
+
+class TrainingRecord(Part):
+    """The course of training."""
+
+    seconds: Annotated[Amount, about("of all updates, without encoding and validation")]
+    updates: Count
+    precision: Annotated[Precision, about("what the device could do")]
+    losses: Annotated[list[Amount | None], about("nats a target, one an update; null: not a number")]
+    final_learning_rate: Amount | None
+    epoch_scores: Annotated[list[Points | None], about("validation score after each epoch")]
+    chosen_epoch: Positive | None
+    stopped: Annotated[str | None, about("why training ended early")]
+    micro_batch: Annotated[Positive, about("rows; below the recipe's where memory ran out")]
+    fallbacks: Annotated[list[str], about("where training departed from the recipe, and why")]
+    order: Annotated[str, Field(pattern="^([0-9a-f]{16})?$", description="hash of the rows in the order trained on")]
+    tokens: Annotated[Count, about("real tokens, over all updates")]
+    gradient_norm: Annotated[Amount | None, about("of the first update, before clipping; null: no clipping")]
+    clipped_norm: Annotated[Amount | None, about("the same after clipping")]
+    first_step: Annotated[FirstStep | None, about("null: not taken, as in footprints")]
+
+
+class EvaluationRecord(Part):
+    """How the test rows were predicted and scored."""
+
+    seconds: Annotated[Amount | None, about("of prediction alone, without encoding and scoring")]
+    loss: Amount | None
+    batch: Positive | None
+    metric_sources: Annotated[dict[str, str], about("which implementation computed the scores")]
+    # Where it is fp32, a packed or bf16 base computes in its own type.
+    precision: Annotated[Precision | None, about("of prediction; null: not known")] = None
+    generated_tokens: Annotated[dict[str, Amount] | None, about("mean, median and longest text; null: none, or not known")] = (
+        None
+    )
+
+
+class ExamplesRecord(Part):
+    """Points and prediction of each test row: a Parquet file in `examples` beside the run, and the hash of the rows."""
+
+    file: Annotated[str, Field(pattern="^[0-9a-f]{16}[.]parquet$")]
+    rows_hash: Hash
+
+
+class Figure(Part):
+    """How one figure of an instrument is judged and shown."""
+
+    better: Annotated[Literal["higher", "lower", ""], about("in every part of the figure; empty: it is never judged")] = ""
+    margin: Annotated[Amount, about("the smallest change, for the worse or better, that counts")] = 0.0
+    shown: Annotated[str, Field(pattern="^([+]?[.][0-9]f)?$", description="its format; empty: not in the table")] = ""
+
+
+class InstrumentRecord(Part):
+    """What the cell was asked beside its scores: the figures are declared here, so that readers need no instrument."""
+
+    question: str
+    figures: Annotated[dict[str, Figure], about("in the order of the table")]
+    file: Annotated[FiguresFile | None, about("their values, in `examples` beside the run; null: could not be kept")]
+
+
+class Phase(Part):
+    """Time, memory peaks and energy of one phase; null: no such device, or no such figure on it."""
+
+    seconds: Amount
+    rss_peak_gib: Amount | None
+    allocated_peak_gib: Amount | None
+    reserved_peak_gib: Amount | None
+    gpu_energy_joules: Annotated[Amount | None, about("by NVML's counter of the card, idle power included")] = None
+    cpu_energy_joules: Annotated[Amount | None, about("by RAPL's counters, in runs of 0.17 and before; null since")] = None
+
+
+class Ledger(Part):
+    """Bytes of the tensors that fine-tuning keeps."""
+
+    weights_bytes: Count | None
+    gradients_bytes: Count | None
+    optimizer_bytes: Count | None
+    checkpoint_bytes: Annotated[Count | None, about("of what trains: an adapter, or the whole model")]
+    activations_bytes: Annotated[int | None, about("peak minus weights, gradients and optimizer state; footprints only")]
+    peak_bytes: Annotated[Count | None, about("most bytes of tensors held during one update; footprints only")]
+
+    @property
+    def tensor_bytes(self) -> int | None:
+        """Bytes of weights, gradients and optimizer state, which training holds all the time; None where one is not known."""
+        parts = (self.weights_bytes, self.gradients_bytes, self.optimizer_bytes)
+        return sum(part for part in parts if part is not None) if None not in parts else None
+
+
+class Memory(Part):
+    """Peaks by phase, and the ledger."""
+
+    phases: dict[str, Phase]
+    ledger: Ledger
+    cells_before: Annotated[Count | None, about("that its process ran before: their rest counts in `rss_peak_gib`")] = None
+
+    def peak(self, figure: str) -> float | None:
+        """The highest of the cell's own phases, in GiB; `figure` is a field of `Phase`."""
+        return max((peak for peak in self._each(figure) if peak is not None), default=None)
+
+    def joules(self, figure: str) -> float | None:
+        """Of all of the cell's own phases; None where one was not measured. `figure` is a field of `Phase`."""
+        each = self._each(figure)
+        return None if not each or None in each else sum(each)
+
+    def _each(self, figure: str) -> list[Any]:
+        return [getattr(phase, figure) for name, phase in self.phases.items() if name not in OWN_PHASES]
+
+
+class Throughput(Part):
+    """Rates over the updates after warm-up; null where a run was too short to have any."""
+
+    train_samples_per_second: Amount | None
+    train_tokens_per_second: Annotated[Amount | None, about("real tokens, without padding")]
+    train_steps_per_second: Amount | None
+    step_seconds_median: Amount | None
+    step_seconds_p90: Amount | None
+    step_seconds: Annotated[list[Amount], about("of each update after warm-up")]
+    padding_share: Share | None
+    measured_steps: Count
+    warmup_steps: Count
+    eval_samples_per_second: Amount | None
+    generated_tokens_per_second: Amount | None
+
+
+class Flops(Part):
+    """FLOPs of an update, and how fast they were done; footprints only."""
+
+    flops_per_step: Annotated[Count, about("of one update, by torch's FlopCounterMode")]
+    achieved_flops_per_second: Amount | None
+    matmul_flops_per_second: Annotated[Amount, about("of large square matrices in the same precision, in the same process")]
+    mfu_percent: Amount | None
+
+
+class AuditFinding(Part):
+    """What one audit found."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+class RanksRecord(Part):
+    """The processes that shared a cell; all other figures of time and memory are the first one's, rates are of all together."""
+
+    count: Annotated[int, Field(ge=2)]
+    backend: Annotated[Literal["gloo", "nccl"], about("what they talk over")]
+    fsdp: Annotated[bool, about("each held a part of all weights; bytes are the first one's")] = False
+    each: Annotated[list[dict[str, Amount | None]], about("in the order of ranks: own peaks, rows, rates after warm-up")]
+
+
+class CrashRecord(Part):
+    """The end of a cell's traceback, and the last lines that it printed."""
+
+    traceback: Annotated[list[str], about("empty: a sentence says all, or the process left no exception")]
+    printed: Annotated[list[str], about("on standard output, standard error and the log")]
+
+
+class Record(Part):
+    """One cell's record."""
 
     schema_version: Annotated[Literal[4], about("`SCHEMA_VERSION` of the code that wrote it")] = SCHEMA_VERSION
     cell: Annotated[str, Field(pattern="^[a-z0-9]+_[a-z0-9]+_[a-z0-9]+$")]
@@ -32,31 +314,31 @@ class Record(parts.Part):
     main_score: Annotated[str, about("the name under `scores` that the run's table shows")]
     bounded_scores: Annotated[list[str], about("the scores that thresholds and gates judge")]
     labels: Annotated[list[str], about("names of the task's classes; empty where it has none")]
-    recipe: parts.RecipeRecord
-    limits: parts.Limits
-    seeds: parts.Seeds
+    recipe: RecipeRecord
+    limits: Limits
+    seeds: Seeds
     versions: Annotated[dict[str, str | None], about("of Python and the libraries; null: not installed")]
-    device: parts.DeviceRecord | None = None
-    data: parts.DataRecord | None = None
-    model: parts.ModelRecord | None = None
-    parameters: parts.Parameters | None = None
-    training: parts.TrainingRecord | None = None
-    evaluation: parts.EvaluationRecord | None = None
+    device: DeviceRecord | None = None
+    data: DataRecord | None = None
+    model: ModelRecord | None = None
+    parameters: Parameters | None = None
+    training: TrainingRecord | None = None
+    evaluation: EvaluationRecord | None = None
     scores: Annotated[dict[str, Points | None], about("points; null: not a number")] = field(default_factory=dict)
-    examples: parts.ExamplesRecord | None = None
-    memory: parts.Memory | None = None
-    throughput: parts.Throughput | None = None
-    flops: parts.Flops | None = None
-    audits: list[parts.AuditFinding] = field(default_factory=list)
+    examples: ExamplesRecord | None = None
+    memory: Memory | None = None
+    throughput: Throughput | None = None
+    flops: Flops | None = None
+    audits: list[AuditFinding] = field(default_factory=list)
     bounds: Annotated[dict[str, Percent], about("minimum points by metric; empty: none apply")] = field(default_factory=dict)
     missed: Annotated[list[str], about("bounds and audits, or why it did not finish")] = field(default_factory=list)
     status: Annotated[Status, about("`begun`: for its first updates alone; `reported`: published")] = "unfinished"
-    ranks: Annotated[parts.RanksRecord | None, about("null: one process ran the cell")] = None
+    ranks: Annotated[RanksRecord | None, about("null: one process ran the cell")] = None
     excused: Annotated[dict[str, str], about("failed audits that do not count, and why")] = field(default_factory=dict)
     libraries: Annotated[dict[str, Hash], about("hash of each library's code; empty: not known")] = field(default_factory=dict)
-    instruments: Annotated[dict[str, parts.InstrumentRecord], about("by id; empty: none")] = field(default_factory=dict)
+    instruments: Annotated[dict[str, InstrumentRecord], about("by id; empty: none")] = field(default_factory=dict)
     first_updates: Annotated[Positive | None, about("it made as many, as asked; null: it was to end")] = None
-    crash: Annotated[parts.CrashRecord | None, about("how it broke off; null: it did not, or nothing was kept")] = None
+    crash: Annotated[CrashRecord | None, about("how it broke off; null: it did not, or nothing was kept")] = None
 
     @property
     def finished(self) -> bool:
@@ -99,29 +381,64 @@ def new_record(cell: Cell) -> Record:
         bounded_scores=list(task.bounded_scores),
         labels=list(task.labels),
         recipe=recipe_record(cell),
-        limits=parts.Limits(**caps, own_test=own_test, label_noise=profile.label_noise),
-        seeds=parts.Seeds(seed=profile.seed, split_seed=SPLIT_SEED, perturbation=profile.perturbation),
+        limits=Limits(**caps, own_test=own_test, label_noise=profile.label_noise),
+        seeds=Seeds(seed=profile.seed, split_seed=SPLIT_SEED, perturbation=profile.perturbation),
         versions=versions(),
         libraries=library_digests(),
     )
 
 
-def recipe_record(cell: Cell) -> parts.RecipeRecord:
+def recipe_record(cell: Cell) -> RecipeRecord:
     """The cell's recipe, with the method's settings in the place of its adapter."""
     try:
-        adapter = parts.jsonable(cell.method.settings(cell.recipe))
+        adapter = jsonable(cell.method.settings(cell.recipe))
     except TypeError as error:
         raise InputError(f"{cell.id}: the settings of method {cell.method.id!r} must be plain values: {error}") from None
-    return parts.RecipeRecord(**vars(cell.recipe) | {"adapter": adapter}, quantization=cell.quantization)
+    return RecipeRecord(**vars(cell.recipe) | {"adapter": adapter}, quantization=cell.quantization)
 
 
-def data_record(cell: Cell, splits: Splits) -> parts.DataRecord:
+def data_record(cell: Cell, splits: Splits) -> DataRecord:
     """How many rows came from where, the revision of the data set, and the hash of all rows."""
     folder = f"{cell.profile.data_root}/"  # left out of origins, so that the records of two machines are alike
-    return parts.DataRecord(
+    return DataRecord(
         rows={"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
         origins={split: origin.replace(folder, "") for split, origin in splits.origins.items()},
         revision=splits.revision,
         fingerprint=splits.fingerprint,
         dropped=dict(splits.dropped) or None,
     )
+
+
+CALLS, TRACEBACK_LINES, PRINTED_LINES, LONGEST_LINE = 20, 80, 30, 400  # calls: the innermost ones of each exception's stack
+COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def crash_record(error: BaseException | None, printed: Iterable[str]) -> CrashRecord | None:
+    """The last lines of an exception, and of all texts that the cell printed; None where there is neither."""
+    tails = []
+    raised = traceback.format_exception(error, limit=-CALLS) if error else []
+    for text, count in (("".join(raised), TRACEBACK_LINES), ("\n".join(printed), PRINTED_LINES)):
+        # Of a line that was written over, its last state.
+        lines = [line.rstrip("\r").rpartition("\r")[2].expandtabs(4) for line in COLOURS.sub("", text).split("\n")]
+        tails.append([visible(line)[:LONGEST_LINE] for line in lines if line.strip()][-count:])
+    return CrashRecord(traceback=tails[0], printed=tails[1]) if any(tails) else None
+
+
+def jsonable(value: Any) -> Any:
+    """The value as JSON has it: scalars of NumPy and torch are numbers, NaN is null, no text keeps an absolute path.
+
+    Raises TypeError for a value without such a form, which pytest-benchmark would write as "UNSERIALIZABLE[...]".
+    """
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, str):
+        return without_places(value)
+    if value is None or isinstance(value, int):
+        return value
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, dict) or is_dataclass(value):
+        return {str(key): jsonable(item) for key, item in (value if isinstance(value, dict) else vars(value)).items()}
+    if hasattr(value, "item"):  # a scalar
+        return jsonable(value.item())
+    raise TypeError(f"a record cannot hold {value!r} of {type(value).__name__}")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from tunegrid.record import Record
-from tunegrid.record.parts import Figure
+from tunegrid.record.record import Figure
 from tunegrid.results.examples import read_figures
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, judgement_of
 from tunegrid.results.noise import PERTURBED, deviation

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from tunegrid.errors import InputError
 from tunegrid.machine import replacing
 from tunegrid.record import Record, from_json, to_json
+from tunegrid.record.io import unique_keys
 from tunegrid.results import examples
 from tunegrid.results.table import some
 
@@ -57,7 +58,7 @@ def has_no_time(row: BenchmarkRow) -> bool:
 def load(path: Path) -> RunJson:
     """A saved run as it is; raises InputError where the file is missing, cut off, no run, or holds a cell twice."""
     try:
-        run: RunJson = json.loads(path.read_text(encoding="utf-8"))
+        run: RunJson = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
         run["benchmarks"] = [*run["benchmarks"], *run.pop(UNFINISHED, [])]
         cells = [record for row in run["benchmarks"] if is_cell(record := row["extra_info"] | {})]
     except FileNotFoundError:

@@ -23,8 +23,7 @@ from tunegrid.grid.backbones import BERT, Backbone
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.profiles import CACHE
 from tunegrid.grid.tasks import Problem
-from tunegrid.libraries import library_digests, versions
-from tunegrid.machine import cpu_name, gpus, instruction_sets
+from tunegrid.machine import cpu_name, gpus, instruction_sets, library_digests, versions
 from tunegrid.results.files import BenchmarkRow, RunJson, has_no_time, is_cell
 
 JOURNAL = CACHE / "journal"

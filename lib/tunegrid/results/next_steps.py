@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from packaging.version import InvalidVersion, Version
 
 from tunegrid.grid.more_tasks import words_for
-from tunegrid.libraries import PACKAGES
+from tunegrid.machine import PACKAGES
 from tunegrid.record import Record
 from tunegrid.results.judgements import KINDS, Judgement
 

@@ -22,7 +22,7 @@ from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.record import Record
 from tunegrid.record.checks import BERTSCORE
-from tunegrid.record.parts import FirstStep, TrainingRecord
+from tunegrid.record.record import FirstStep, TrainingRecord
 from tunegrid.results import modules
 from tunegrid.results.alike import unlike_libraries
 from tunegrid.results.examples import read

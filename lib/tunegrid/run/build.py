@@ -28,8 +28,8 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Base
 from tunegrid.grid.profiles import Profile
 from tunegrid.grid.tasks import Problem
-from tunegrid.libraries import hub_code
-from tunegrid.record.parts import ModelRecord
+from tunegrid.machine import hub_code
+from tunegrid.record.record import ModelRecord
 from tunegrid.run.device import ATTENTION, out_of_memory, resolve_precision, resolve_quantization
 from tunegrid.run.metrics import BertScorer
 

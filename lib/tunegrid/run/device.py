@@ -14,7 +14,7 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Quantization
 from tunegrid.grid.recipes import Precision
 from tunegrid.machine import cpu_name, give_back_memory
-from tunegrid.record.parts import DeviceRecord
+from tunegrid.record.record import DeviceRecord
 
 GIB = 2**30
 LEFT_GIB = 0.125  # libraries' workspaces stay: cuBLAS keeps 32 MiB on an H100

@@ -16,7 +16,7 @@ from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import Precision
-from tunegrid.record.parts import EvaluationRecord
+from tunegrid.record.record import EvaluationRecord
 from tunegrid.run.device import DoesNotFit, autocast, fitting, free_memory, resolve_precision
 from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.run.progress import Progress

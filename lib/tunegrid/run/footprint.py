@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import TOKEN_ROWS
-from tunegrid.record.parts import Flops, Ledger
+from tunegrid.record.record import Flops, Ledger
 from tunegrid.run.build import base_type
 from tunegrid.run.device import AUTOCAST, free_memory
 from tunegrid.run.meter import parameter_counts, tensor_bytes, weight_tensors

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tunegrid.machine import give_back_memory
-from tunegrid.record.parts import Ledger, Memory, Parameters, Phase, RanksRecord, Throughput
+from tunegrid.record.record import Ledger, Memory, Parameters, Phase, RanksRecord, Throughput
 from tunegrid.run.ranks import Ranks, local_shard
 
 GIB = 2**30

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tunegrid.data.rows import answer_texts
-from tunegrid.data.sources import Row
+from tunegrid.data.sources import Row, answer_texts
 from tunegrid.grid.tasks import Problem, Task
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")

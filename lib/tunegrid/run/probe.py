@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from tunegrid.codecs.base import IGNORED, Batch, Feature, on
 from tunegrid.codecs.features import chunks, lengths_of
 from tunegrid.codecs.generate import GenerateCodec
-from tunegrid.data.rows import answer_texts
-from tunegrid.data.sources import Row
+from tunegrid.data.sources import Row, answer_texts
 from tunegrid.errors import InputError
 from tunegrid.grid.tasks import Problem, Task
 from tunegrid.run.build import base_type, numbers_of

@@ -19,14 +19,14 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from tunegrid.codecs.base import Batch, Codec, Feature, all_tokens, real_tokens
+from tunegrid.codecs.base import Batch, Codec, Feature, token_counts
 from tunegrid.codecs.features import chunks, epoch_batches, lengths_of
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Method
 from tunegrid.grid.recipes import Precision
-from tunegrid.record.parts import FirstStep, Ledger, TrainingRecord, jsonable
+from tunegrid.record.record import FirstStep, Ledger, TrainingRecord, jsonable
 from tunegrid.run.build import checksums
 from tunegrid.run.device import (
     DoesNotFit,
@@ -291,7 +291,8 @@ class Trainer:
         log, own = self.log, self.ranks.share(self.last_group, self.log.micro_batch)
         with self.meter.update(samples=sum(map(len, own))) as update:
             batches = [self.codec.collate(features) for features in own if features]
-            update.tokens, update.padded_tokens = sum(map(real_tokens, batches)), sum(map(all_tokens, batches))
+            counts = list(map(token_counts, batches))
+            update.tokens, update.padded_tokens = sum(real for real, _ in counts), sum(size for _, size in counts)
             loss = self._backward(batches, len(own))
             try:
                 with fitting():

@@ -8,8 +8,9 @@ import numpy as np
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.tasks import TASKS
-from tunegrid.record import Record, jsonable, new_record, to_json
+from tunegrid.record import Record, new_record, to_json
 from tunegrid.record.io import adapter
+from tunegrid.record.record import jsonable
 from tunegrid.results import examples
 from tunegrid.results.examples import Examples
 

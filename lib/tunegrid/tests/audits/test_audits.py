@@ -10,12 +10,12 @@ from tunegrid.audits import Evidence, audited, audited_before, scores, training
 from tunegrid.audits.before import kept_in_fp32
 from tunegrid.audits.evidence import text_of
 from tunegrid.codecs.base import Prediction, alphanumeric, same_alphanumeric
-from tunegrid.data.rows import text_hash
+from tunegrid.data.sources import identity
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FULL_PROFILE
 from tunegrid.grid.tasks import QA, SA, SUM
-from tunegrid.record.parts import EvaluationRecord
+from tunegrid.record.record import EvaluationRecord
 from tunegrid.run.build import checksums
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.metrics import METRICS, Metrics
@@ -153,9 +153,9 @@ def test_tokens_may_reach_beyond_the_text_but_not_miss_it():
 
 def test_a_row_is_identified_by_all_that_its_cell_reads():
     review = {"title": "My  Lamp", "content": "It is GREAT ."}
-    assert text_of(cell_of("gpt2_sa_lora"))(review) == text_hash("my lamp it is great .")
-    assert text_of(cell_of("bert_sa_lora"))(review) == text_hash("it is great .")
-    assert text_of(cell_of("t5_qa_sft"))({"question": "Who ?", "context": "Anna ."}) == text_hash("who ? anna .")
+    assert text_of(cell_of("gpt2_sa_lora"))(review) == identity({"": "my lamp it is great ."}, [""])
+    assert text_of(cell_of("bert_sa_lora"))(review) == identity({"": "it is great ."}, [""])
+    assert text_of(cell_of("t5_qa_sft"))({"question": "Who ?", "context": "Anna ."}) == identity({"": "who ? anna ."}, [""])
 
 
 def test_a_label_is_the_target_of_its_own_row_only():

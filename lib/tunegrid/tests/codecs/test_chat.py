@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -125,8 +126,15 @@ def test_prompts_are_padded_on_the_left():
 
 def test_the_shortest_answer_is_counted_without_the_prompt():
     codec = codec_with("chatml", generation=Generation(num_beams=1, max_new_tokens=6, min_length=4))
-    lengths = {"max_new_tokens": 6, "min_new_tokens": 4}
-    assert codec.search() == lengths | {"num_beams": 1, "no_repeat_ngram_size": 0, "length_penalty": 1.0}
+    settings = {}
+
+    def generate(**passed):
+        settings.update(passed)
+        return torch.zeros(1, 99)
+
+    model = SimpleNamespace(generation_config=SimpleNamespace(), generate=generate)
+    codec.generate(model, codec.encode([FIRE], training=False), CPU)
+    assert (settings["max_new_tokens"], settings["min_new_tokens"], "min_length" in settings) == (6, 4, False)
 
 
 def test_the_context_is_cut_and_the_question_stays():

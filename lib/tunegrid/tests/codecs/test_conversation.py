@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from tunegrid.codecs.base import IGNORED
-from tunegrid.data.rows import identity
-from tunegrid.data.sources import last_exchange
+from tunegrid.data.sources import identity, last_exchange
 from tunegrid.errors import InputError
 from tunegrid.grid.more_tasks import CHAT
 from tunegrid.tests.chats import codec_with, tiny

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tunegrid.codecs.extract import MAX_ANSWER_TOKENS, Window, best_span, span_text
+from tunegrid.codecs.extract import MAX_ANSWER_TOKENS, Window, best_span
 from tunegrid.errors import InputError
 from tunegrid.grid.tasks import QA
 from tunegrid.run.prepare import codec_of
@@ -76,7 +76,8 @@ def test_targets_decode_to_the_answers_of_real_rows(backbone):
     for feature in codec.encode(rows, training=True):
         if feature.target != (0, 0):
             row = rows[feature.example]
-            assert span_text(row["context"], *feature.target, feature.extra) == row["answers"]["text"][0]
+            [prediction] = codec.decode([row], [replace(feature, example=0)], [(0.0, *feature.target)])
+            assert prediction.value == row["answers"]["text"][0]
 
 
 def test_bert_tells_question_and_context_apart_by_segment():

@@ -12,8 +12,7 @@ from tunegrid.commands import requirements, sides, upgrade
 from tunegrid.commands.environments import reason_in, suite
 from tunegrid.commands.requirements import ADDED, Wanted, checkout_of, copied, source_reported, source_said, used_by
 from tunegrid.commands.sides import Question, Side, changes
-from tunegrid.libraries import library_digests, versions
-from tunegrid.machine import cpu_name
+from tunegrid.machine import cpu_name, library_digests, versions
 from tunegrid.results import examples
 from tunegrid.tests.packages import repository, wheel
 from tunegrid.tests.records import FIRST_STEP, MEASURED, begun, complete, hits, record_of, run_file

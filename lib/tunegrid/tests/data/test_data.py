@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 
 from tunegrid.data import sources
-from tunegrid.data.rows import check_row
 from tunegrid.data.sources import StoredRows, tables
-from tunegrid.data.splits import load_splits
+from tunegrid.data.splits import check_row, load_splits
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE, Profile

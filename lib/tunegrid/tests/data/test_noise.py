@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tunegrid.data.rows import check_row, noisy
-from tunegrid.data.splits import load_splits
+from tunegrid.data.splits import check_row, load_splits, noisy
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.tasks import QA, SA, SUM
 

@@ -10,7 +10,7 @@ from tunegrid.errors import InputError
 from tunegrid.instruments import Figure, Instrument, NotAskedError, checked_names, tidy
 from tunegrid.instruments.trained import asked_after, asked_before
 from tunegrid.record import from_json, to_json
-from tunegrid.record.parts import InstrumentRecord
+from tunegrid.record.record import InstrumentRecord
 from tunegrid.results import examples
 from tunegrid.results.figures import frame_of, reduced, tables
 from tunegrid.results.gate import Run, gate

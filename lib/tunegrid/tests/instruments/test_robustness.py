@@ -21,7 +21,7 @@ from tunegrid.instruments.robustness import (
     renumbered,
     shifted_rows,
 )
-from tunegrid.record.parts import EvaluationRecord
+from tunegrid.record.record import EvaluationRecord
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.tests.instruments.asking import asked_cell, values

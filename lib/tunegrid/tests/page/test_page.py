@@ -17,7 +17,7 @@ from tunegrid.page.runs import of_profile, read_page_run
 from tunegrid.page.verdict import begun, minus
 from tunegrid.page.view import AXES, page_of
 from tunegrid.record import from_json, to_json
-from tunegrid.record.parts import Figure, InstrumentRecord
+from tunegrid.record.record import Figure, InstrumentRecord
 from tunegrid.results import compare, examples
 from tunegrid.results.compare import SECONDS, TENSORS, TRAINED
 from tunegrid.results.examples import Examples, Texts

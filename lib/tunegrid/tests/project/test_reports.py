@@ -7,8 +7,9 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from tunegrid import ROOT
-from tunegrid.record import SCHEMA_VERSION, schema, to_json
+from tunegrid.record import schema, to_json
 from tunegrid.record.checks import failures
+from tunegrid.record.record import SCHEMA_VERSION
 from tunegrid.results import examples
 from tunegrid.results.files import read_list
 from tunegrid.results.gate import Run, gate

@@ -14,7 +14,7 @@ from tunegrid.tests.sessions import environment
 
 LIB = ROOT / "lib" / "tunegrid"
 # Each may import from itself and from those to its left.
-SINGLE = ("terminal", "errors", "machine", "libraries", "launcher")
+SINGLE = ("terminal", "errors", "machine", "launcher")
 ROOMS = (*SINGLE, "grid", "data", "record", "codecs", "run", "audits", "results", "instruments", "page", "commands", "lab")
 
 

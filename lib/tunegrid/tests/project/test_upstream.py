@@ -6,7 +6,7 @@ Once a release mends a fault, its test says what to drop. No test looks at how m
 import pytest
 
 from tunegrid import ROOT
-from tunegrid.libraries import versions
+from tunegrid.machine import versions
 from tunegrid.tests.sessions import ForkedProcess
 
 FAULTY, MENDED, CANNOT_SHOW = 1, 0, 2

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tunegrid.record import crash_record, from_json, to_json
-from tunegrid.record.parts import CALLS, PRINTED_LINES
+from tunegrid.record.record import CALLS, PRINTED_LINES
 from tunegrid.tests.records import complete
 from tunegrid.tests.sessions import run
 

@@ -6,11 +6,11 @@ from importlib.metadata import version
 
 import pytest
 
-from tunegrid.libraries import PACKAGES, digest_of, import_folder, library_digests
+from tunegrid.machine import PACKAGES, digest_of, import_folder, library_digests
 from tunegrid.tests.packages import Environment, checkout_of
 
 NAME = "rouge_score"  # small, and imported by nothing that starts here
-DIGEST = f"import json; from tunegrid.libraries import digest_of; print(json.dumps(digest_of({NAME!r})))"
+DIGEST = f"import json; from tunegrid.machine import digest_of; print(json.dumps(digest_of({NAME!r})))"
 
 
 @pytest.fixture
@@ -67,5 +67,5 @@ def test_every_library_here_has_a_digest_of_its_own_and_a_copy_of_its_files_the_
     assert digest_of("no_such_package") is None
     # peft's wheel holds nothing but its package, so that RECORD's hashes are those of the files.
     shutil.copytree(import_folder("peft"), tmp_path / "peft")
-    code = "import json; from tunegrid.libraries import digest_of; print(json.dumps(digest_of('peft')))"
+    code = "import json; from tunegrid.machine import digest_of; print(json.dumps(digest_of('peft')))"
     assert Environment(tmp_path / "environment").says(code, tmp_path) == digest_of("peft")

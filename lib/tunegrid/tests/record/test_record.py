@@ -14,9 +14,10 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
 from tunegrid.grid.recipes import Recipe
-from tunegrid.record import Record, from_json, jsonable, new_record, schema, to_json
+from tunegrid.record import Record, from_json, new_record, schema, to_json
 from tunegrid.record.checks import contradictions, impossible
 from tunegrid.record.io import FORMER_FIELDS, checked
+from tunegrid.record.record import jsonable
 from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, complete_json
 
 

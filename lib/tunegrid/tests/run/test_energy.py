@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tunegrid.record.parts import Ledger, Memory, Phase
+from tunegrid.record.record import Ledger, Memory, Phase
 from tunegrid.run.meter import Meter, gpu_counter
 from tunegrid.tests.small import CPU
 

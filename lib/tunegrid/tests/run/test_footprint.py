@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tunegrid.codecs.base import Feature, all_tokens, real_tokens
+from tunegrid.codecs.base import Feature, token_counts
 from tunegrid.grid.cells import STUDY, STUDY_IDS
 from tunegrid.grid.profiles import FOOTPRINT_CPU_PROFILE
-from tunegrid.record.parts import Ledger
+from tunegrid.record.record import Ledger
 from tunegrid.run import footprint
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.footprint import (
@@ -43,7 +43,7 @@ def test_synthetic_rows_fill_the_recipes_lengths(cell_id):
     assert len(features) == recipe.max_steps
     batch = codec.collate(features[:2])
     separate = "decoder_input_ids" in batch
-    assert real_tokens(batch) == all_tokens(batch) == 2 * (recipe.max_length + (recipe.max_target_length if separate else 0))
+    assert token_counts(batch) == (2 * (recipe.max_length + (recipe.max_target_length if separate else 0)),) * 2
     assert int(batch["input_ids"].max()) < CELLS[cell_id].backbone.vocabulary + 1
 
 

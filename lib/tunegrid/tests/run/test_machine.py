@@ -1,11 +1,12 @@
-"""How many threads a process has: what the user gives, what control groups leave, and its share of that."""
+"""How many threads a process has: what the user gives, what a container leaves, and its share of that."""
 
 import os
 
 import pytest
 
 from fixtures.selection import pytest_xdist_auto_num_workers
-from tunegrid.machine import SHARED_OUT, announce_threads, cgroup_quotas, shared_out, thread_share
+from tunegrid import machine
+from tunegrid.machine import SHARED_OUT, announce_threads, shared_out, thread_share
 
 
 @pytest.fixture
@@ -47,22 +48,15 @@ def test_the_one_thread_that_torchrun_gives_each_rank_is_not_the_users(environme
 
 
 @pytest.mark.parametrize(
-    ("memberships", "files", "quotas"),
-    [
-        (  # every group above a process limits it
-            "0::/jobs/7\n",
-            {"jobs/7/cpu.max": "max 100000\n", "jobs/cpu.max": "150000 100000\n", "cpu.max": "400000 100000\n"},
-            [1.5, 4.0],
-        ),
-        ("4:cpu:/\n0::/\n", {"cpu.max": "max 100000\n"}, []),
-    ],
+    ("quota", "cores"), [("150000 100000\n", 1), ("400000 100000\n", 4), ("5000 100000\n", 1), ("max 100000\n", 6)]
 )
-def test_control_groups_limit_a_process(tmp_path, memberships, files, quotas):
-    for name, text in (files | {"memberships": memberships}).items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert sorted(cgroup_quotas(tmp_path, tmp_path / "memberships")) == quotas
-    assert list(cgroup_quotas(tmp_path, tmp_path / "none")) == []
+def test_a_containers_quota_limits_its_processes(environment, tmp_path, quota, cores):
+    environment.delenv("TUNEGRID_CORES")
+    environment.setattr(os, "sched_getaffinity", lambda _: range(6))
+    environment.setattr(machine, "CPU_QUOTA", tmp_path / "cpu.max")
+    assert machine.usable_cores() == 6  # no such file: no container
+    machine.CPU_QUOTA.write_text(quota)
+    assert machine.usable_cores() == cores
 
 
 def test_as_many_workers_start_as_there_are_cores(environment):

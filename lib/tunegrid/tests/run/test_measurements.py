@@ -10,7 +10,7 @@ from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FOOTPRINT_PROFILE, QUICK_PROFILE
 from tunegrid.record import data_record
-from tunegrid.record.parts import Ledger
+from tunegrid.record.record import Ledger
 from tunegrid.run.build import model_record
 from tunegrid.run.device import device_record
 from tunegrid.run.footprint import Footprint, complete, flops_of

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from tunegrid.codecs.base import all_tokens, real_tokens
-from tunegrid.record.parts import Ledger, Parameters
+from tunegrid.codecs.base import token_counts
+from tunegrid.record.record import Ledger, Parameters
 from tunegrid.run.meter import WARMUP_UPDATES, Meter, ledger, parameter_counts, tensor_bytes
 from tunegrid.tests.small import CPU, codec_for, rows_of, silent, trainer_of
 
@@ -90,10 +90,10 @@ def test_real_tokens_of_a_batch_are_those_under_its_masks():
     codec = codec_for("bert_sa_sft")
     rows = [{"label": 1, "content": "the lamp is great ."}, {"label": 0, "content": "poor lamp"}]
     batch = codec.collate(codec.encode(rows, training=True))
-    assert (real_tokens(batch), all_tokens(batch)) == (7 + 4, 2 * 7)
+    assert token_counts(batch) == (7 + 4, 2 * 7)
     codec = codec_for("t5_sum_sft")  # a separate target counts, too
     [feature] = codec.encode([{"article": "tea was served .", "highlights": "tea served ."}], training=True)
-    assert real_tokens(codec.collate([feature])) == len(feature.input_ids) + 4  # tea served . </s>
+    assert token_counts(codec.collate([feature]))[0] == len(feature.input_ids) + 4  # tea served . </s>
 
 
 def test_an_update_holds_nothing_that_waits_or_cleans_up():
