@@ -1,14 +1,14 @@
 """More tasks than the study's: natural language inference and conversations. `-m tasks` runs the micro cells.
 
 At full size (`-m 'full and tasks'`), nine cells of inference, three labels for two texts, have the study's recipes for
-sentiment but for lengths and rates, and three of SmolLM2 learn to follow instructions over several turns. `Recipe.ours` names
-what nobody published for this backbone and task. Nobody has trained these twelve to their end here.
+sentiment but for lengths and rates, and three of SmolLM2 learn to follow instructions over several turns. Comments say which
+values nobody published for this backbone and task. Nobody has trained these twelve to their end here.
 
 And larger backbones with the study's methods on its tasks, 36 cells that nobody has trained here. A recipe is that of the
 study's backbone of the same family. `SOURCED` names the rates that somebody published for this size. The others are
 extrapolated by one rule: *a rate does not change with size*. T5's paper fine-tunes all its sizes at one rate (Raffel et al.
 2020, section 3.1.2), BERT's searches one range for both of its sizes (Devlin et al. 2019, appendix A.3), and LoRA's has one
-rate for GPT-2-medium and GPT-2-large (Hu et al. 2021, table 11). `Recipe.ours` names the rate where it is extrapolated.
+rate for GPT-2-medium and GPT-2-large (Hu et al. 2021, table 11).
 """
 
 from collections.abc import Callable, Mapping
@@ -85,10 +85,9 @@ def larger() -> Grid:
     """The study's grid and the cells of larger backbones, which `-m larger` runs."""
     grid = study()
     for like, backbone in LARGER:
-        grid.add_backbone(backbone, like=like.id, from_notebook=(), ours=("learning_rate",))
+        grid.add_backbone(backbone, like=like.id)
     for cell_id, count in by_cell(TRAINED).items():
-        published = {**SOURCED[cell_id], "ours": ()} if cell_id in SOURCED else {}
-        grid.recipes[cell_id] = replace(grid.recipes[cell_id], **published, trainable_params=count)
+        grid.recipes[cell_id] = replace(grid.recipes[cell_id], **SOURCED.get(cell_id, {}), trainable_params=count)
     return grid
 
 
@@ -143,8 +142,7 @@ SMOLLM2 = Backbone(
     heads={Problem.GENERATE: Head(architecture="LlamaForCausalLM", tied_modules=("lm_head",), layout=Layout.CHAT)},
 )
 
-# Of every cell of inference. transformers' run_glue reads 128 tokens of a pair.
-NLI_SHARED: Fields = {"text": (), "max_length": 128, "from_notebook": (), "ours": ("learning_rate",)}
+NLI_LENGTH = 128  # transformers' run_glue reads so many tokens of a pair
 
 # LoRA's script roberta_base_mnli.sh, for a model of BERT's shape. QLoRA adapts the same layers at the same rate.
 BERT_NLI: Fields = {"adapter": QUERY_VALUE, "learning_rate": 5e-4, "trainable_params": 297_219}
@@ -153,7 +151,7 @@ BERT_NLI: Fields = {"adapter": QUERY_VALUE, "learning_rate": 5e-4, "trainable_pa
 NLI_CELLS: Mapping[str, Fields] = {
     "bert_nli_lora": BERT_NLI,
     "bert_nli_qlora": BERT_NLI,
-    "bert_nli_sft": {"learning_rate": 2e-5, "ours": (), "trainable_params": 109_484_547},
+    "bert_nli_sft": {"learning_rate": 2e-5, "trainable_params": 109_484_547},
     "gpt2_nli_lora": {"trainable_params": 297_216},
     "gpt2_nli_qlora": {"trainable_params": 297_216},
     "gpt2_nli_sft": {"trainable_params": 124_442_112},
@@ -163,7 +161,7 @@ NLI_CELLS: Mapping[str, Fields] = {
 }
 
 # Schedule, epochs and batch are those that SmolLM2 was instructed with (recipes/smollm2/sft/config_smol.yaml of the alignment
-# handbook); rates are ours, LoRA's ten times that of SFT (Schulman et al. 2025, "LoRA Without Regret").
+# handbook). Lengths, search and rates are ours, LoRA's rate ten times SFT's (Schulman et al. 2025, "LoRA Without Regret").
 SMOLLM2_CHAT = Recipe(
     learning_rate=5e-5,
     lr_scheduler_type="cosine",
@@ -176,7 +174,6 @@ SMOLLM2_CHAT = Recipe(
     max_length=2048,
     max_target_length=512,
     generation=Generation(num_beams=1, max_new_tokens=512),
-    ours=("learning_rate", "max_length", "max_target_length", "generation"),
     trainable_params=134_515_008,
 )
 QKVO = Adapter(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=("q_proj", "k_proj", "v_proj", "o_proj"))
@@ -195,7 +192,7 @@ QUICK: Mapping[str, Fields] = {
 def more_tasks() -> Grid:
     """The study's grid and the cells of these tasks, which `-m tasks` runs in place of the study's."""
     grid = study()
-    grid.add_task(NLI, like="sa", **NLI_SHARED)
+    grid.add_task(NLI, like="sa", max_length=NLI_LENGTH)
     for cell_id, fields in NLI_CELLS.items():
         grid.recipes[cell_id] = replace(grid.recipes[cell_id], **fields)
     grid.add_task(CHAT)

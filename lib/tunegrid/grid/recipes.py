@@ -1,12 +1,11 @@
 """Recipes: the study's 27, one row per cell, to hold against it, and their quick forms. Names are transformers' and PEFT's.
 
-Values are those of the study's text. `FROM_NOTEBOOK` and `OURS` name the fields that it leaves open: read off its notebooks, or
-chosen here.
+Values are those of the study's text. What it leaves open is read off its notebooks or chosen here: comments in CELLS say which.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -84,8 +83,6 @@ class Hyperparameters:
     generation: Generation | None = None
     trainable_params: Positive | None = None
     total_params: Positive | None = None
-    from_notebook: tuple[str, ...] = field(default=(), repr=False)
-    ours: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def rows_per_update(self) -> int:
@@ -150,41 +147,50 @@ SHARED: Mapping[str, Fields] = {
 }
 
 GPT2_LORA: Fields = {"adapter": GPT2_C_ATTN, "learning_rate": 2e-4, "weight_decay": 0.0, "max_grad_norm": 0.1}
-# One row per cell: its adapter, its rate, and where it deviates from what its cells share.
+# One row per cell: its adapter, its rate, and where it deviates from what its cells share. Comments: what is not the text's.
 CELLS: Mapping[str, Fields] = {
-    "bert_sa_lora": {"adapter": BERT_HEAD, "learning_rate": 1e-4},
-    "bert_sa_qlora": {"adapter": BERT_QV, "learning_rate": 2e-5},
-    "bert_sa_sft": {"learning_rate": 2e-5},
+    "bert_sa_lora": {"adapter": BERT_HEAD, "learning_rate": 1e-4},  # notebook: epochs, clip, decay; head width, dropout 0.2
+    "bert_sa_qlora": {"adapter": BERT_QV, "learning_rate": 2e-5},  # notebook: epochs, clip
+    "bert_sa_sft": {"learning_rate": 2e-5},  # notebook: epochs, precision, decay
     "bert_qa_lora": {"adapter": BERT_QV_DENSE, "learning_rate": 2e-5},
     "bert_qa_qlora": {"adapter": BERT_QKV_DENSE, "learning_rate": 2e-4, "optim": "adamw_bnb_8bit"},
     "bert_qa_sft": {"learning_rate": 3e-5, "precision": "fp16"},
-    "bert_sum_lora": {"adapter": BERT_QKV_DENSE, "learning_rate": 5e-4, "precision": "fp32"},
+    "bert_sum_lora": {
+        "adapter": BERT_QKV_DENSE,
+        "learning_rate": 5e-4,
+        "precision": "fp32",
+    },  # notebook: epochs, decay, precision
     "bert_sum_qlora": {"adapter": BERT_QKV_DENSE, "learning_rate": 5e-5},
-    "bert_sum_sft": {"learning_rate": 2e-5, "per_device_train_batch_size": 4},
-    "gpt2_sa_lora": GPT2_LORA,
-    "gpt2_sa_qlora": GPT2_LORA,
+    "bert_sum_sft": {"learning_rate": 2e-5, "per_device_train_batch_size": 4},  # notebook: precision
+    "gpt2_sa_lora": GPT2_LORA,  # notebook: decay
+    "gpt2_sa_qlora": GPT2_LORA,  # notebook: epochs, decay
+    # notebook: epochs, clip, decay; ours: accumulation, warm-up
     "gpt2_sa_sft": {"learning_rate": 2e-5, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 2},
-    "gpt2_qa_lora": GPT2_LORA,
+    "gpt2_qa_lora": GPT2_LORA,  # notebook: warm-up
     "gpt2_qa_qlora": GPT2_LORA,
+    # notebook: schedule, warm-up, epochs, decay, clip
     "gpt2_qa_sft": {"learning_rate": 2e-5, "per_device_train_batch_size": 8, "lr_scheduler_type": "linear"},
     "gpt2_sum_lora": {"adapter": GPT2_C_ATTN, "learning_rate": 5e-5},
     "gpt2_sum_qlora": {"adapter": GPT2_C_ATTN, "learning_rate": 5e-5},
-    "gpt2_sum_sft": {"learning_rate": 5e-5, "per_device_train_batch_size": 8},
-    "t5_sa_lora": {
+    "gpt2_sum_sft": {
+        "learning_rate": 5e-5,
+        "per_device_train_batch_size": 8,
+    },  # notebook: rate, epochs, decay; ours: accumulation
+    "t5_sa_lora": {  # notebook: epochs
         **{"adapter": T5_QKVO, "learning_rate": 3e-5, "lr_scheduler_type": "cosine", "warmup_steps": 500},
         **{"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, "precision": "fp16"},
     },
-    "t5_sa_qlora": {"adapter": T5_QKVO, "learning_rate": 2e-5, "warmup_steps": 1000},
+    "t5_sa_qlora": {"adapter": T5_QKVO, "learning_rate": 2e-5, "warmup_steps": 1000},  # notebook: epochs
     "t5_sa_sft": {
         **{"learning_rate": 2e-5, "warmup_steps": 2000, "num_train_epochs": 3},
         **{"gradient_accumulation_steps": 2, "max_length": 512},
     },
-    "t5_qa_lora": {"adapter": T5_QV, "learning_rate": 1e-4},
-    "t5_qa_qlora": {"adapter": T5_QV, "learning_rate": 1e-4},
-    "t5_qa_sft": {"learning_rate": 2e-5},
-    "t5_sum_lora": {"adapter": replace(T5_QKVO_SUM, r=4), "learning_rate": 3e-4},
+    "t5_qa_lora": {"adapter": T5_QV, "learning_rate": 1e-4},  # notebook: schedule, warm-up, epochs
+    "t5_qa_qlora": {"adapter": T5_QV, "learning_rate": 1e-4},  # notebook: schedule, warm-up, epochs
+    "t5_qa_sft": {"learning_rate": 2e-5},  # notebook: schedule, warm-up, epochs
+    "t5_sum_lora": {"adapter": replace(T5_QKVO_SUM, r=4), "learning_rate": 3e-4},  # notebook: rate, alpha, accumulation, epochs
     "t5_sum_qlora": {"adapter": T5_QKVO_SUM, "learning_rate": 1e-3, "per_device_train_batch_size": 32},
-    "t5_sum_sft": {"learning_rate": 3e-4},
+    "t5_sum_sft": {"learning_rate": 3e-4},  # notebook: epochs
 }
 
 # Parameters that train by LoRA, QLoRA and SFT, as the study counts them; in all, where it says so.
@@ -200,29 +206,6 @@ TRAINABLE_PARAMS: Mapping[str, tuple[int | None, ...]] = {
     "t5_sum": (294_912, 589_824, 60_506_624),
 }
 TOTAL_PARAMS = {"bert_sum_lora": 253_900_602, "gpt2_sum_lora": 124_735_488, "t5_sum_lora": 60_801_536}
-
-FROM_NOTEBOOK: Mapping[str, tuple[str, ...]] = {
-    "bert_sa_lora": ("num_train_epochs", "max_grad_norm", "weight_decay", "head width and dropout 0.2"),
-    "bert_sa_qlora": ("num_train_epochs", "max_grad_norm"),
-    "bert_sa_sft": ("num_train_epochs", "precision", "weight_decay"),
-    "bert_sum_lora": ("num_train_epochs", "weight_decay", "precision"),
-    "bert_sum_sft": ("precision",),
-    "gpt2_sa_lora": ("weight_decay",),
-    "gpt2_sa_qlora": ("num_train_epochs", "weight_decay"),
-    "gpt2_sa_sft": ("num_train_epochs", "max_grad_norm", "weight_decay"),
-    "gpt2_qa_lora": ("warmup_steps",),
-    "gpt2_qa_sft": ("lr_scheduler_type", "warmup_steps", "num_train_epochs", "weight_decay", "max_grad_norm"),
-    "gpt2_sum_sft": ("learning_rate", "num_train_epochs", "weight_decay"),
-    "t5_sa_lora": ("num_train_epochs",),
-    "t5_sa_qlora": ("num_train_epochs",),
-    **dict.fromkeys(("t5_qa_lora", "t5_qa_qlora", "t5_qa_sft"), ("lr_scheduler_type", "warmup_ratio", "num_train_epochs")),
-    "t5_sum_lora": ("learning_rate", "lora_alpha", "gradient_accumulation_steps", "num_train_epochs"),
-    "t5_sum_sft": ("num_train_epochs",),
-}
-OURS: Mapping[str, tuple[str, ...]] = {
-    "gpt2_sa_sft": ("gradient_accumulation_steps", "warmup_ratio"),
-    "gpt2_sum_sft": ("gradient_accumulation_steps",),
-}
 
 
 def merged(cell_id: str, shared: Mapping[str, Fields], cells: Mapping[str, Fields]) -> dict[str, Any]:
@@ -244,8 +227,6 @@ RECIPES: Mapping[str, Recipe] = {
         **merged(cell_id, SHARED, CELLS),
         trainable_params=count,
         total_params=TOTAL_PARAMS.get(cell_id),
-        from_notebook=FROM_NOTEBOOK.get(cell_id, ()),
-        ours=OURS.get(cell_id, ()),
     )
     for cell_id, count in by_cell(TRAINABLE_PARAMS).items()
 }

@@ -117,14 +117,11 @@ def test_a_cells_row_repeats_nothing_that_it_shares(shared, cells):
     assert repeated == []
 
 
-OURS = ("from_notebook", "ours", "gradient_checkpointing")  # fields that the study does not have
-
-
 @pytest.mark.parametrize("cell_id", STUDY_IDS)
 def test_a_recipe_is_the_studys(specification, cell_id):
     words, recipe = specification[cell_id], asdict(FULL[cell_id].recipe)
     assert words.keys() <= COMPARED | REMARKS
-    assert {name: recipe[name] for name in recipe if name not in OURS} == as_recipe(words)
+    assert {name: recipe[name] for name in recipe if name != "gradient_checkpointing"} == as_recipe(words)
     nf4 = {"bits": 4, "quant_type": "nf4", "double_quant": True, "compute_dtype": "bfloat16"}
     assert words["quantization"] == (nf4 if FULL[cell_id].quantization else None)
 
@@ -180,9 +177,6 @@ def test_a_method_like_another_gets_its_recipes_without_the_studys_counts(grid):
     assert len(grid.ids(QUICK_PROFILE)) == len(grid.ids(FULL_PROFILE)) == 36
     cell = grid.cell("bert_qa_dora", FULL_PROFILE)
     assert cell.recipe == replace(RECIPES["bert_qa_lora"], learning_rate=1e-3, trainable_params=None)
-    grid.add_thresholds("bert_sa_lora", accuracy=88)
-    grid.add_thresholds("bert_sa_lora", profile="quick", f1_macro=70.5)
-    assert grid.thresholds == {("full", "bert_sa_lora"): {"accuracy": 88}, ("quick", "bert_sa_lora"): {"f1_macro": 70.5}}
     assert grid.cell("gpt2_qa_dora", QUICK_PROFILE).recipe.max_steps == QUICK["gpt2_qa_lora"]["max_steps"]
     assert len(STUDY.ids(FULL_PROFILE)) == 27
 
@@ -297,9 +291,6 @@ RECIPE = RECIPES["bert_sa_lora"]
         (lambda grid: grid.add_recipe("bert_sa_lora", RECIPE, like="bert_sa_sft"), "give a recipe, or like=CELL"),
         (lambda grid: grid.add_recipe("bert_sa_lora", "text"), "expected a Recipe, got 'text'"),
         (lambda grid: grid.add_recipe("bert_sa_lora", RECIPE, quick={"lr": 1}), "a recipe has no field 'lr'"),
-        (lambda grid: grid.add_thresholds("bert_sa_lora", f1=5), "bounds no score 'f1', only accuracy, f1_macro"),
-        (lambda grid: grid.add_thresholds("bert_sa_lora", profile="qick", accuracy=80), "cells of profile 'qick' have none"),
-        (lambda grid: grid.add_thresholds("bert_sa_lora", accuracy=101), "101 is not a number of points from 0 to 100"),
         (lambda grid: replace(SA, labels=("one",)), "only a classification names labels, and at least two"),
         (lambda grid: replace(SA, text=("body",)), "'body', which is not among its columns"),
         (lambda grid: replace(SA, text=()), 'reads no column; write text=("title", "content",)'),

@@ -52,8 +52,7 @@ def test_a_users_method_gets_cells_on_larger_backbones_too():
 def test_a_recipe_is_the_studys_but_for_a_published_rate_and_the_count(cell_id):
     own, base = GRID.cell(cell_id, FULL_PROFILE).recipe, RECIPES[studys(cell_id)]
     published = SOURCED.get(cell_id, {})
-    assert own.ours == (() if cell_id in SOURCED else ("learning_rate",))
-    left_out = {"trainable_params": None, "total_params": None, "from_notebook": (), "ours": ()}
+    left_out = {"trainable_params": None, "total_params": None}
     assert replace(own, **left_out) == replace(base, **left_out | published)
     differs = cell_id == "bertlarge_sa_lora"  # whose head is not the study's exception
     assert own.learning_rate == (4e-4 if differs else base.learning_rate)
