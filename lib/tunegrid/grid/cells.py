@@ -21,13 +21,10 @@ from tunegrid.grid.backbones import BACKBONES, HEAD_EXCEPTIONS, LAYOUTS, Backbon
 from tunegrid.grid.methods import METHODS, OPTIMIZERS, Method, OptimizerFactory, Quantization
 from tunegrid.grid.profiles import Profile
 from tunegrid.grid.recipes import QUICK, RECIPES, TARGETS_WITHOUT_EXCEPTION, Fields, Recipe, quick_changes
-from tunegrid.grid.tasks import RESERVED, TASKS, Problem, Shift, Task
+from tunegrid.grid.tasks import TASKS, Problem, Task
 
 NAME = re.compile(r"[a-z0-9]+")  # an id is a part of a cell's id, which underscores divide
-LISTS = (
-    "`pytest -m full --list-cells` lists them, -m 'full and larger' those of larger backbones, -m 'full and tasks' those of "
-    "more tasks, -m 'full and zoo' those of more methods"
-)
+LISTS = "`pytest -m full --list-cells` lists them, with 'full and larger', 'full and tasks' or 'full and zoo' those beside"
 # Heaviest problems first, so that parallel workers do not end on a long cell.
 ORDER = (Problem.GENERATE, Problem.EXTRACT, Problem.CLASSIFY)
 
@@ -95,7 +92,7 @@ class Grid:
     recipes: dict[str, Recipe] = field(default_factory=dict)
     quick: dict[str, Fields] = field(default_factory=dict)
     heads: dict[str, Head] = field(default_factory=dict)
-    shifts: dict[str, Shift] = field(default_factory=dict)
+    shifts: dict[str, Any] = field(default_factory=dict)
     instruments: dict[str, Any] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
@@ -125,10 +122,8 @@ class Grid:
             raise InputError(f"optimizer {name!r} is in the grid already; give yours another name")
         self.optimizers[name] = make
 
-    def add_shift(self, shift: Shift) -> None:
-        """A change of rows for `--ask=robustness`. Raises InputError for a name that is taken."""
-        if shift.id in RESERVED:
-            raise InputError(f"shift {shift.id!r}: the name stands for something else; give yours another id")
+    def add_shift(self, shift: Any) -> None:
+        """A `tunegrid.instruments.robustness.Shift` for `--ask=robustness`. Raises InputError for a known name."""
         _add(self.shifts, "shift", shift)
 
     def add_instrument(self, instrument: Any) -> None:
@@ -173,11 +168,9 @@ class Grid:
             if fields := [*changes, *(quick or {})]:
                 raise InputError(f"{name!r}: {', '.join(fields)} would change copied recipes; say of which with like=")
             return
-        if like not in known:
-            raise InputError(f"{name!r} cannot be like {like!r}, which is not in the grid: it has {', '.join(known)}")
         copied = [parts for parts in (cell_id.split("_") for cell_id in self.recipes) if parts[place] == like]
         if not copied:
-            raise InputError(f"{name!r} cannot be like {like!r}, which has no recipes to copy; grid.add_recipe gives some")
+            raise InputError(f"{name!r} cannot be like {like!r}, which has no recipes to copy: the grid has {', '.join(known)}")
         for parts in copied:
             self._copy("_".join(parts), "_".join([*parts[:place], name, *parts[place + 1 :]]), changes, quick or {})
 
@@ -275,9 +268,7 @@ class Grid:
         for cell_id in cell_ids:
             reason = self.reason_against(cell_id)
             if cell_id not in self.recipes:
-                raise InputError(
-                    f"{cell_id} has no recipe, so it does not exist; a --grid file can add one with grid.add_recipe"
-                )
+                raise InputError(f"{cell_id} has no recipe, so it does not exist; a --grid file adds one with grid.add_recipe")
             if reason:
                 raise InputError(f"{cell_id}: {reason}")
         return cell_ids

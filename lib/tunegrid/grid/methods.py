@@ -9,7 +9,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -256,11 +256,12 @@ class Adapting(Method):
 
         model.requires_grad_(False)
         try:
+            config = self.peft_config(cell, base)
+            if self.rewritten(cell) and any(parameter.is_meta for parameter in model.parameters()):
+                config.init_lora_weights = True  # the meta device has no values that PiSSA or its like could start from
             with warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", "Unsupported layer type"
-                )  # of norms: the warning is of widths, which none needs
-                adapted: nn.Module = peft.get_peft_model(model, self.peft_config(cell, base))
+                warnings.filterwarnings("ignore", "Unsupported layer type")  # of a norm's width, which is not needed
+                adapted: nn.Module = peft.get_peft_model(model, config)
         except (TypeError, ValueError) as error:  # an option that PEFT does not know, a target that the model does not have
             raise InputError(f"method {self.id!r}: PEFT refuses its config ({first_line(error)})") from None
         return adapted
@@ -308,13 +309,6 @@ class Lora(Adapting):
         """The recipe's rank, scale and dropout."""
         adapter = adapter_of(cell.recipe)
         return {"r": adapter.r, "lora_alpha": adapter.lora_alpha, "lora_dropout": adapter.lora_dropout}
-
-    def adapted(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
-        """PEFT's model. Weights on the meta device have no values that PiSSA or its like could start from, only shapes."""
-        if self.rewritten(cell) and any(parameter.is_meta for parameter in model.parameters()):
-            options = {name: value for name, value in self.options.items() if name != "init_lora_weights"}
-            return replace(self, options=options).adapted(model, cell, base)
-        return super().adapted(model, cell, base)
 
     def declared_facts(self, cell: "Cell", layer: str) -> tuple[str, ...]:
         """Rank and scale, of which `rank_pattern` and `alpha_pattern` may give a layer others, each by its own keys."""

@@ -19,7 +19,7 @@ from typing import Any
 from tunegrid.grid.backbones import BERT, GPT2, T5, Backbone, Head, Layout, Objective, Wrap
 from tunegrid.grid.cells import Grid, study
 from tunegrid.grid.profiles import AT_TRUE_SIZE
-from tunegrid.grid.recipes import ALWAYS, Adapter, Fields, Generation, Recipe, by_cell
+from tunegrid.grid.recipes import ALWAYS, Adapter, Fields, Generation, Recipe
 from tunegrid.grid.tasks import Carve, Problem, Task
 from tunegrid.grid.zoo import ZOO_ONLY, zoo_beside_study
 
@@ -64,30 +64,14 @@ SOURCED: Mapping[str, Fields] = {
     "gpt2medium_sum_sft": {"learning_rate": 5e-5},
 }
 
-# Parameters that train, by LoRA, QLoRA and SFT. As in the study, GPT-2's <sum> row does not count beside an adapter.
-TRAINED: Mapping[str, tuple[int, int, int]] = {
-    "bertlarge_sa": (788_482, 788_482, 335_143_938),
-    "bertlarge_qa": (3_147_778, 7_079_938, 334_094_338),
-    "bertlarge_sum": (17_367_040, 17_367_040, 771_127_098),
-    "gpt2medium_sa": (788_480, 788_480, 354_825_216),
-    "gpt2medium_qa": (788_482, 788_482, 354_825_218),
-    "gpt2medium_sum": (786_432, 786_432, 354_824_192),
-    "t5base_sa": (591_362, 591_362, 109_630_082),
-    "t5base_qa": (296_450, 296_450, 109_630_082),
-    "t5base_sum": (884_736, 1_769_472, 222_903_552),
-    "t5large_sa": (1_574_914, 1_574_914, 334_941_698),
-    "t5large_qa": (788_482, 788_482, 334_941_698),
-    "t5large_sum": (2_359_296, 4_718_592, 737_668_096),
-}
-
 
 def larger() -> Grid:
     """The study's grid and the cells of larger backbones, which `-m larger` runs."""
     grid = study()
     for like, backbone in LARGER:
         grid.add_backbone(backbone, like=like.id)
-    for cell_id, count in by_cell(TRAINED).items():
-        grid.recipes[cell_id] = replace(grid.recipes[cell_id], **SOURCED.get(cell_id, {}), trainable_params=count)
+    for cell_id, fields in SOURCED.items():
+        grid.recipes[cell_id] = replace(grid.recipes[cell_id], **fields)
     return grid
 
 

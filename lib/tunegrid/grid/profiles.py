@@ -8,7 +8,7 @@ from typing import Any
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError
-from tunegrid.grid.recipes import Recipe
+from tunegrid.grid.recipes import Fields, Recipe
 
 FIXTURES = ROOT / "fixtures"
 # Tokenised rows, journals, checkpoints, per-example scores: all of this machine, all can be deleted.
@@ -68,15 +68,13 @@ class Profile:
 
     def cap(self, task_id: str, split: str) -> int | None:
         """At most so many rows of a split; None takes all."""
-        requested = self.train_rows if split == "train" else self.eval_rows
-        if requested is None:
-            cap: int | None = getattr(self.caps.get(task_id, Caps()), split)
-            return cap
-        return requested or None
+        own: int | None = self.train_rows if split == "train" else self.eval_rows
+        return getattr(self.caps.get(task_id, Caps()), split) if own is None else own or None
 
-    def adjusted(self, cell_id: str, recipe: Recipe, quick: Mapping[str, Any] | None) -> Recipe:
+    def adjusted(self, cell_id: str, recipe: Recipe, quick: Fields | None) -> Recipe:
         """A cell's recipe at this profile; `quick` are the fields that make it a quick one.
 
+        With another adapter, other parameters train than the study counted. Another rate changes a head's own in proportion.
         Raises InputError where the profile is of micro backbones and the cell has no quick recipe.
         """
         if self.micro:
@@ -86,27 +84,22 @@ class Profile:
         if self.max_steps is not None:
             recipe = replace(recipe, max_steps=self.max_steps, num_train_epochs=1)
         if self.one_row:
-            short = replace(recipe.generation, max_new_tokens=16, min_length=0) if recipe.generation else None
+            short = recipe.generation and replace(recipe.generation, max_new_tokens=16, min_length=0)
             recipe = replace(recipe, per_device_train_batch_size=1, gradient_accumulation_steps=1, generation=short)
-        return _changed(recipe, self.changes)
-
-
-def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """The recipe with these values.
-
-    With another adapter, other parameters train than the study counted. Another rate changes a head's own in proportion.
-    """
-    values = {name: value for name, value in changes.items() if "." not in name}
-    for part in ("adapter", "generation"):
-        inside = {name.removeprefix(f"{part}."): value for name, value in changes.items() if name.startswith(f"{part}.")}
-        if inside and getattr(recipe, part) is not None:
-            values[part] = replace(getattr(recipe, part), **inside)
-    if "adapter" in values:
-        values |= {"trainable_params": None, "total_params": None}
-    if "learning_rate" in values and recipe.head_learning_rate is not None:
-        rate = recipe.head_learning_rate * values["learning_rate"] / recipe.learning_rate
-        values = {"head_learning_rate": rate, **values}
-    return replace(recipe, **values)
+        values: dict[str, Any] = {}
+        for name, value in self.changes.items():
+            part, _, inner = name.partition(".")
+            whole = values.get(part, getattr(recipe, part))
+            if not inner:
+                values[name] = value
+            elif whole is not None:  # of an adapter or a search, if the recipe has one
+                values[part] = replace(whole, **{inner: value})
+        if "adapter" in values:
+            values |= {"trainable_params": None, "total_params": None}
+        if "learning_rate" in values and recipe.head_learning_rate is not None:
+            rate = recipe.head_learning_rate * values["learning_rate"] / recipe.learning_rate
+            values = {"head_learning_rate": rate, **values}
+        return replace(recipe, **values)
 
 
 # What `-m full` reads of each data set, so that the 27 cells take about a day on one H100; `--set train_rows=0` reads all.

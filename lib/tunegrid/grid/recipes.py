@@ -215,20 +215,12 @@ def merged(cell_id: str, shared: Mapping[str, Fields], cells: Mapping[str, Field
     return {name: value for fields in [*levels, cells[cell_id]] for name, value in fields.items()}
 
 
-def by_cell(table: Mapping[str, tuple[int | None, ...]]) -> dict[str, int | None]:
-    """A table's figures by cell, of rows by backbone and task that hold LoRA's, QLoRA's and SFT's."""
-    return {
-        f"{pair}_{method}": figures[i] for pair, figures in table.items() for i, method in enumerate(("lora", "qlora", "sft"))
-    }
-
-
 RECIPES: Mapping[str, Recipe] = {
-    cell_id: Recipe(
-        **merged(cell_id, SHARED, CELLS),
-        trainable_params=count,
-        total_params=TOTAL_PARAMS.get(cell_id),
+    f"{pair}_{method}": Recipe(
+        **merged(f"{pair}_{method}", SHARED, CELLS), trainable_params=count, total_params=TOTAL_PARAMS.get(f"{pair}_{method}")
     )
-    for cell_id, count in by_cell(TRAINABLE_PARAMS).items()
+    for pair, counts in TRAINABLE_PARAMS.items()
+    for method, count in zip(("lora", "qlora", "sft"), counts, strict=True)
 }
 
 # What LoRA adapts in a cell that is `like` one with an exceptional head (`HEAD_EXCEPTIONS` in `tunegrid.grid.backbones`), and

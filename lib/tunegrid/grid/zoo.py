@@ -49,17 +49,12 @@ class LoraFA(Lora):
 
 @dataclass(frozen=True, kw_only=True)
 class AdaLora(Lora):
-    """AdaLoRA (Zhang et al. 2023): ranks are shared out anew between updates, and singular vectors kept orthogonal.
-
-    Attributes:
-        start: ranks at the start, in units of the recipe's rank, which is the mean at the end.
-        first, last: the shares of updates before ranks are cut, and after it.
-    """
+    """AdaLoRA (Zhang et al. 2023): ranks are shared out anew between updates, and singular vectors kept orthogonal."""
 
     config: str = "AdaLoraConfig"
-    start: float = 1.5
-    first: float = 0.1
-    last: float = 0.4
+    start: ClassVar[float] = 1.5  # ranks at the start, in units of the recipe's rank, which is the mean at the end
+    first: ClassVar[float] = 0.1  # share of the updates before ranks are cut
+    last: ClassVar[float] = 0.4  # and after it
     scale_can_be_reset: ClassVar[bool] = False  # PEFT 0.21.2 resets it to alpha / r, where AdaLoRA's is alpha
 
     def _ranks(self, recipe: Recipe) -> dict[str, int]:
@@ -370,8 +365,7 @@ ZOO_ONLY = frozenset(method.id for method in METHODS if method not in (LORA, QLO
 
 def zoo() -> Grid:
     """The grid of the zoo, whose quick cells `-m zoo` runs."""
-    methods = {method.id: method for method in METHODS}
-    grid = replace(study(), methods=methods, recipes={}, quick={}, heads={})
+    grid = replace(study(), methods={method.id: method for method in METHODS}, recipes={}, quick={}, heads={})
     for backbone, task, method in product(grid.backbones, grid.tasks, METHODS):
         pair, cell_id, factor = (backbone, task), f"{backbone}_{task}_{method.id}", RATES.get(method.id, 1.0)
         targets = BERT_SUM if pair == ("bert", "sum") else TARGETS[backbone]
@@ -405,8 +399,6 @@ def zoo_beside_study() -> Grid:
     The zoo's LoRA, QLoRA and SFT would have the names of the study's.
     """
     grid, more = study(), zoo()
-    grid.methods = more.methods | grid.methods
     grid.recipes |= {cell_id: recipe for cell_id, recipe in more.recipes.items() if cell_id.split("_")[2] in ZOO_ONLY}
     grid.heads |= {cell_id: head for cell_id, head in more.heads.items() if cell_id.split("_")[2] in ZOO_ONLY}
-    grid.refused = more.refused
-    return grid
+    return replace(grid, methods=more.methods, refused=more.refused)

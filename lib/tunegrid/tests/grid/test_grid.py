@@ -269,7 +269,6 @@ def test_a_combination_without_a_recipe_gets_a_sentence(grid):
     assert grid.cell("bert_sa_full", FULL_PROFILE).recipe == RECIPES["bert_sa_sft"]
 
 
-HEADLESS = {Problem.GENERATE: Head(architecture="BertToBert")}
 RECIPE = RECIPES["bert_sa_lora"]
 
 
@@ -279,7 +278,10 @@ RECIPE = RECIPES["bert_sa_lora"]
         (lambda grid: grid.add_method(Method(id="sft", name="x")), "method 'sft' is in the grid already"),
         (lambda grid: grid.add_method(Method(id="my_m", name="x")), "id of method 'my_m': expected lower-case letters"),
         (lambda grid: grid.add_optimizer("adamw_torch", None), "optimizer 'adamw_torch' is in the grid already"),
-        (lambda grid: grid.add_method(Lora(id="x", name="x"), like="lorra"), "cannot be like 'lorra', which is not in the"),
+        (
+            lambda grid: grid.add_method(Lora(id="x", name="x"), like="lorra"),
+            "cannot be like 'lorra', which has no recipes to copy: the grid has lora",
+        ),
         (lambda grid: grid.add_method(Lora(id="x", name="x"), like="lora", lr=1), "a recipe has no field 'lr'"),
         (lambda grid: grid.add_method(Lora(id="x", name="x"), learning_rate=1), "'x': learning_rate would change copied"),
         (
@@ -292,18 +294,17 @@ RECIPE = RECIPES["bert_sa_lora"]
         (lambda grid: grid.add_recipe("bert_sa_lora", "text"), "expected a Recipe, got 'text'"),
         (lambda grid: grid.add_recipe("bert_sa_lora", RECIPE, quick={"lr": 1}), "a recipe has no field 'lr'"),
         (lambda grid: replace(SA, labels=("one",)), "only a classification names labels, and at least two"),
-        (lambda grid: replace(SA, text=("body",)), "'body', which is not among its columns"),
-        (lambda grid: replace(SA, text=()), 'reads no column; write text=("title", "content",)'),
+        (lambda grid: replace(SA, text=("body",)), "it reads 'body', which is not among its columns (label, title, content)"),
+        (lambda grid: replace(SA, text=()), "reads no column; write text=(...,) with those of label, title, content"),
         (
             lambda grid: replace(SA, columns=("title", "content")),
             'columns must say the type of each; write columns={"title": str',
         ),
         (lambda grid: replace(SA, text="title"), 'text is a text, not several; write text=("title",)'),
         (lambda grid: replace(SA, files={"train": "a.txt"}), "a.txt of split 'train' is none of .jsonl, .parquet, .csv"),
-        (lambda grid: replace(SA, files={"train": "a.csv"}, test="dev"), "no file of split 'dev'; write files="),
+        (lambda grid: replace(SA, files={"train": "a.csv"}, test="dev"), "no file of split 'dev'; add it to files"),
         (lambda grid: replace(SA, main_score="f1"), "main_score 'f1' is not among its bounded_scores"),
         (lambda grid: replace(SA, main_score="acuracy", bounded_scores=("acuracy",)), "unknown score 'acuracy'"),
-        (lambda grid: replace(BERT, heads=HEADLESS), "its head for generate has no layout; give one of"),
     ],
 )
 def test_an_entry_that_cannot_be_used_is_refused(grid, add, words):
@@ -324,6 +325,12 @@ def test_a_recipe_that_cannot_be_followed_is_refused(grid, cell_id, changes, wor
     grid.add_recipe(cell_id, replace(RECIPES[cell_id], **changes))
     with pytest.raises(InputError, match=words):
         grid.cell(cell_id, FULL_PROFILE)
+
+
+def test_a_head_that_generates_without_a_layout_has_no_cells(grid):
+    grid.add_backbone(replace(BERT, id="enc", heads={Problem.GENERATE: Head(architecture="BertToBert")}), like="bert")
+    with pytest.raises(InputError, match="a head of layout None cannot generate; its layout must be one of"):
+        grid.cell("enc_sum_sft", FULL_PROFILE)
 
 
 def test_a_backbone_without_a_head_for_a_problem_has_no_cells_of_it(grid):
