@@ -32,7 +32,7 @@ from tunegrid.commands.environments import (
     suite,
 )
 from tunegrid.errors import InputError
-from tunegrid.grid.profiles import CACHE
+from tunegrid.grid.recipes import CACHE
 from tunegrid.libraries import import_folder, library_digests, versions
 from tunegrid.machine import replacing
 from tunegrid.results.answer import Lines, RunAnswer, gate_answer

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from tunegrid.data.rows import check_row, check_task, identity, noisy, text_hash, type_fault
 from tunegrid.data.sources import Row, Table, check_split, tables
 from tunegrid.errors import InputError
-from tunegrid.grid.profiles import Profile
+from tunegrid.grid.recipes import Profile
 from tunegrid.grid.tasks import Carve, Task
 
 SPLIT_SEED = 42  # the study's

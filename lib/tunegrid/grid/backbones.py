@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from tunegrid.errors import InputError
-from tunegrid.grid.profiles import Profile
+from tunegrid.grid.recipes import Profile
 from tunegrid.grid.tasks import Problem
 
 

@@ -19,8 +19,7 @@ from typing import Any
 from tunegrid.errors import InputError, first_line
 from tunegrid.grid.backbones import BACKBONES, HEAD_EXCEPTIONS, LAYOUTS, Backbone, Head
 from tunegrid.grid.methods import METHODS, OPTIMIZERS, Method, OptimizerFactory, Quantization
-from tunegrid.grid.profiles import Profile
-from tunegrid.grid.recipes import QUICK, RECIPES, TARGETS_WITHOUT_EXCEPTION, Fields, Recipe, quick_changes
+from tunegrid.grid.recipes import QUICK, RECIPES, TARGETS_WITHOUT_EXCEPTION, Fields, Profile, Recipe, quick_changes
 from tunegrid.grid.tasks import TASKS, Problem, Task
 
 NAME = re.compile(r"[a-z0-9]+")  # an id is a part of a cell's id, which underscores divide

@@ -18,8 +18,7 @@ from typing import Any
 
 from tunegrid.grid.backbones import BERT, GPT2, T5, Backbone, Head, Layout, Objective, Wrap
 from tunegrid.grid.cells import Grid, study
-from tunegrid.grid.profiles import AT_TRUE_SIZE
-from tunegrid.grid.recipes import ALWAYS, Adapter, Fields, Generation, Recipe
+from tunegrid.grid.recipes import ALWAYS, AT_TRUE_SIZE, Adapter, Fields, Generation, Recipe
 from tunegrid.grid.tasks import Carve, Problem, Task
 from tunegrid.grid.zoo import ZOO_ONLY, zoo_beside_study
 

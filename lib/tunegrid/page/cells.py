@@ -8,7 +8,7 @@ from typing import Any
 
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.more_tasks import words_for
-from tunegrid.grid.profiles import TASKS_PROFILE, ZOO_PROFILE
+from tunegrid.grid.recipes import TASKS_PROFILE, ZOO_PROFILE
 from tunegrid.grid.tasks import score_title
 from tunegrid.page import charts
 from tunegrid.page.runs import PageRun, mean

@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from tunegrid.grid.methods import METHODS
-from tunegrid.grid.profiles import SCORED
+from tunegrid.grid.recipes import SCORED
 from tunegrid.record.parts import AuditFinding
 from tunegrid.record.record import Record
 

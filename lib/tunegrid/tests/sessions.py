@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fixtures.options import Ranks
 from tunegrid import ROOT
-from tunegrid.grid.profiles import FIXTURES
+from tunegrid.grid.recipes import FIXTURES
 from tunegrid.launcher import Child
 
 SOURCES = os.pathsep.join(map(str, (ROOT / "lib", ROOT)))  # this checkout's, whichever is installed

@@ -6,7 +6,7 @@ import pytest
 
 from tunegrid.data.rows import check_row, noisy
 from tunegrid.data.splits import load_splits
-from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.grid.tasks import QA, SA, SUM
 
 

@@ -12,8 +12,16 @@ from tunegrid.grid import recipes
 from tunegrid.grid.backbones import BACKBONES, BERT, GPT2, HEAD_EXCEPTIONS, T5, Head
 from tunegrid.grid.cells import STUDY, STUDY_IDS, study
 from tunegrid.grid.methods import LORA, METHODS, NF4, Lora, Method
-from tunegrid.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
-from tunegrid.grid.recipes import GPT2_C_ATTN, QUICK, RECIPES, TARGETS_WITHOUT_EXCEPTION, merged
+from tunegrid.grid.recipes import (
+    FOOTPRINT_PROFILE,
+    FULL_PROFILE,
+    GPT2_C_ATTN,
+    QUICK,
+    QUICK_PROFILE,
+    RECIPES,
+    TARGETS_WITHOUT_EXCEPTION,
+    merged,
+)
 from tunegrid.grid.tasks import SA, TASKS, Problem
 
 FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}
@@ -280,7 +288,7 @@ RECIPE = RECIPES["bert_sa_lora"]
         (lambda grid: grid.add_optimizer("adamw_torch", None), "optimizer 'adamw_torch' is in the grid already"),
         (
             lambda grid: grid.add_method(Lora(id="x", name="x"), like="lorra"),
-            "cannot be like 'lorra', which has no recipes to copy: the grid has lora",
+            "cannot be like 'lorra', which has no recipes to copy",
         ),
         (lambda grid: grid.add_method(Lora(id="x", name="x"), like="lora", lr=1), "a recipe has no field 'lr'"),
         (lambda grid: grid.add_method(Lora(id="x", name="x"), learning_rate=1), "'x': learning_rate would change copied"),

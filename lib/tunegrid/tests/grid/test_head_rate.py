@@ -8,7 +8,7 @@ from tunegrid.audits.training import schedule_counts_updates
 from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.methods import LORA
-from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.grid.zoo import LoraFA
 from tunegrid.tests.small import cell_of, evidence_from, rows_of, trainer_for
 

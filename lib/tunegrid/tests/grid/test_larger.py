@@ -9,8 +9,7 @@ from tunegrid.grid.backbones import BERT, Problem
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.methods import Lora
 from tunegrid.grid.more_tasks import IN_PLACE, LARGER, SOURCED, larger
-from tunegrid.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
-from tunegrid.grid.recipes import RECIPES
+from tunegrid.grid.recipes import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE, RECIPES
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import parameter_counts
 

@@ -12,8 +12,7 @@ from tunegrid.audits import Evidence, audited
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import study
 from tunegrid.grid.methods import LORA, SFT, Adapting, Method
-from tunegrid.grid.profiles import QUICK_PROFILE
-from tunegrid.grid.recipes import Schedule
+from tunegrid.grid.recipes import QUICK_PROFILE, Schedule
 from tunegrid.grid.zoo import IA3, METHODS
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.checkpoint import Checkpoints

@@ -13,7 +13,7 @@ import torch
 from tunegrid import ROOT
 from tunegrid.commands import calibrate
 from tunegrid.grid.cells import add_from, study
-from tunegrid.grid.profiles import FOOTPRINT_PROFILE
+from tunegrid.grid.recipes import FOOTPRINT_PROFILE
 from tunegrid.results.thresholds import load_bounds
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import parameter_counts
