@@ -169,7 +169,9 @@ class Grid:
             return
         copied = [parts for parts in (cell_id.split("_") for cell_id in self.recipes) if parts[place] == like]
         if not copied:
-            raise InputError(f"{name!r} cannot be like {like!r}, which has no recipes to copy: the grid has {', '.join(known)}")
+            raise InputError(
+                f"{name!r} cannot be like {repr(like)[:40]}, which has no recipes to copy: the grid has {', '.join(known)}"
+            )
         for parts in copied:
             self._copy("_".join(parts), "_".join([*parts[:place], name, *parts[place + 1 :]]), changes, quick or {})
 
