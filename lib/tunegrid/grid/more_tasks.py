@@ -23,29 +23,28 @@ from tunegrid.grid.tasks import Carve, Problem, Task
 from tunegrid.grid.zoo import ZOO_ONLY, zoo_beside_study
 
 
-def _larger(backbone: Backbone, checkpoint: str, *, id: str, name: str, **shape: Any) -> Backbone:
-    """A backbone of the same family; the shape is of its `config.json`. A record names the revision that the hub gave."""
-    own = {**backbone.shape, **shape}
-    return replace(backbone, id=id, name=name, checkpoint=checkpoint, revision=None, micro=None, shape=own)
+def scaled(like: Backbone, checkpoint: str, name: str, **shape: Any) -> tuple[Backbone, Backbone]:
+    """A backbone of the study, and one of its family, whose shape is of its `config.json`.
+
+    A record names the revision that the hub gave.
+    """
+    own: dict[str, Any] = {
+        "id": name.lower().replace("-", ""),
+        "name": name,
+        "checkpoint": checkpoint,
+        "shape": {**like.shape, **shape},
+    }
+    return like, replace(like, **own, revision=None, micro=None)
 
 
-BERT_LARGE = _larger(
-    BERT, "google-bert/bert-large-uncased", id="bertlarge", name="BERT-large",
-    hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
-)  # fmt: skip
-GPT2_MEDIUM = _larger(
-    GPT2, "openai-community/gpt2-medium", id="gpt2medium", name="GPT-2-medium", n_embd=1024, n_layer=24, n_head=16
-)
-T5_BASE = _larger(
-    T5, "google-t5/t5-base", id="t5base", name="T5-base",
-    d_model=768, d_ff=3072, num_layers=12, num_decoder_layers=12, num_heads=12,
-)  # fmt: skip
-T5_LARGE = _larger(
-    T5, "google-t5/t5-large", id="t5large", name="T5-large",
-    d_model=1024, d_ff=4096, num_layers=24, num_decoder_layers=24, num_heads=16,
-)  # fmt: skip
 # Each behind the backbone of the study whose recipes it has.
-LARGER = ((BERT, BERT_LARGE), (GPT2, GPT2_MEDIUM), (T5, T5_BASE), (T5, T5_LARGE))
+LARGER = (
+    scaled(BERT, "google-bert/bert-large-uncased", "BERT-large",
+           hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
+    scaled(GPT2, "openai-community/gpt2-medium", "GPT-2-medium", n_embd=1024, n_layer=24, n_head=16),
+    scaled(T5, "google-t5/t5-base", "T5-base", d_model=768, d_ff=3072, num_layers=12, num_decoder_layers=12, num_heads=12),
+    scaled(T5, "google-t5/t5-large", "T5-large", d_model=1024, d_ff=4096, num_layers=24, num_decoder_layers=24, num_heads=16),
+)  # fmt: skip
 
 # What LoRA's scripts adapt in models of BERT's shapes, on GLUE.
 QUERY_VALUE = Adapter(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=("query", "value"))
@@ -212,5 +211,5 @@ IN_PLACE = {
 
 def words_for(cell_id: str, profile: str) -> str:
     """What `-m` names for a cell of a profile, as in "full and larger"."""
-    beside = [word for word, cells in IN_PLACE.items() if profile in AT_TRUE_SIZE and cells.has(cell_id)]
-    return " and ".join([profile, *beside])
+    words = [word for word, cells in IN_PLACE.items() if profile in AT_TRUE_SIZE and cells.has(cell_id)]
+    return " and ".join([profile, *words])

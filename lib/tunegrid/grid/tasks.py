@@ -150,7 +150,7 @@ class Task:
         return {self.messages: list} if self.messages else self.columns
 
     @property
-    def beside(self) -> tuple[str, ...]:
+    def context_columns(self) -> tuple[str, ...]:
         """What is read beside `text`: a second text, or what was said before a prompt."""
         return ("history",) if self.messages else self.text_pair
 
