@@ -37,7 +37,7 @@ def trainer_of(device):
     import torch
 
     from tunegrid.grid.cells import STUDY
-    from tunegrid.grid.profiles import FOOTPRINT_PROFILE
+    from tunegrid.grid.recipes import FOOTPRINT_PROFILE
     from tunegrid.run.prepare import prepare
 
     def make(cell_id, updates=8, **changes):

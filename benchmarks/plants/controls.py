@@ -16,7 +16,7 @@ from benchmarks.plants.study import with_other
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY, Cell
 from tunegrid.grid.more_tasks import IN_PLACE, more_tasks
-from tunegrid.grid.profiles import QUICK_PROFILE, TASKS_PROFILE, ZOO_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE, TASKS_PROFILE, ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 
 Rows = list[dict[str, Any]]

@@ -26,7 +26,7 @@ from peft.utils import merge_utils
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
-from tunegrid.grid.profiles import FIXTURES
+from tunegrid.grid.recipes import FIXTURES
 
 DRAWS = 4096  # of a coin, whose share of heads is then within 0.05 of the truth by six standard errors
 GPT2 = FIXTURES / "backbones" / "gpt2-micro"

@@ -23,11 +23,11 @@ from benchmarks.plants.patches import adapters, training
 from benchmarks.plants.plant import Plant
 from tunegrid.codecs.base import IGNORED, Codec
 from tunegrid.data.splits import Splits, load_splits
-from tunegrid.grid.adapters import AdaLora
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import NF4, Adapting, Lora, Quantization
-from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.grid.tasks import SA
+from tunegrid.grid.zoo import AdaLora
 from tunegrid.record import Record
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.serving import Serving

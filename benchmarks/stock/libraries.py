@@ -40,6 +40,7 @@ def refused(cell):
     if cell.recipe.optim not in {name.value for name in hf.training_args.OptimizerNames}:
         return f"TrainingArguments knows no optimizer {cell.recipe.optim!r}"
     own = [name for name in LOOP if getattr(type(cell.method), name) is not getattr(Method, name)]
+    own += ["rate_factors"] if cell.method.rate_factors else []
     if own:
         return f"method {cell.method.id!r} has a {own[0]} of its own, which Trainer knows nothing of"
     if cell.method.rewritten(cell):

@@ -95,7 +95,7 @@ def sample(items: Sequence[T], count: int = SAMPLE) -> list[T]:
 
 def text_of(cell: Cell) -> Callable[[Row], int]:
     """A hash of the text that identifies a row, as a function of it: of all columns that its cell reads."""
-    columns = (*cell.text, *cell.task.beside)
+    columns = (*cell.text, *cell.task.context_columns)
     return lambda row: identity(row, columns)
 
 

@@ -32,7 +32,7 @@ from tunegrid.commands.environments import (
     suite,
 )
 from tunegrid.errors import InputError
-from tunegrid.grid.profiles import CACHE
+from tunegrid.grid.recipes import CACHE
 from tunegrid.machine import import_folder, library_digests, replacing, versions
 from tunegrid.results.answer import Lines, RunAnswer, gate_answer
 from tunegrid.results.gate import Run, gate, read_run

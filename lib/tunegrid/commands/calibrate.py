@@ -15,7 +15,7 @@ from tunegrid.commands.cli import refuse
 from tunegrid.commands.run import command
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS, add_from, study
-from tunegrid.grid.profiles import CACHE, FULL_PROFILE, QUICK_PROFILE
+from tunegrid.grid.recipes import CACHE, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.machine import write_whole
 from tunegrid.record import Record
 from tunegrid.results.bounds import Calibration, RecordsByCell, thresholds_toml

@@ -25,7 +25,7 @@ from packaging.version import InvalidVersion, Version
 
 from tunegrid import ROOT, launcher
 from tunegrid.errors import InputError
-from tunegrid.grid.profiles import CACHE, SCORED
+from tunegrid.grid.recipes import CACHE, SCORED
 from tunegrid.record import Record
 from tunegrid.results.files import read_list
 

@@ -18,7 +18,7 @@ from typing import Any
 from tunegrid.data.splits import load_splits
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY, Cell
-from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.machine import announce_threads, keep_freed_memory, thread_share
 from tunegrid.terminal import say
 

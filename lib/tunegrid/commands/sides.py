@@ -28,7 +28,7 @@ from tunegrid.commands.environments import (
 from tunegrid.commands.requirements import Plan, Wanted, plan
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.profiles import CACHE, FULL_PROFILE, MICRO, QUICK_PROFILE, Profile
+from tunegrid.grid.recipes import CACHE, FULL_PROFILE, MICRO, QUICK_PROFILE, Profile
 from tunegrid.machine import PACKAGES, cpu_name, library_digests, versions
 from tunegrid.record import Record
 from tunegrid.record.record import recipe_record

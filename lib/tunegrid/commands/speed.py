@@ -28,7 +28,7 @@ from tunegrid.commands.environments import output_of
 from tunegrid.commands.paired_timing import MARK
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import SMOKE, STUDY
-from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.results.judgements import Outcome, Verdict
 from tunegrid.results.noise import PRIOR_PARAMETERS, Deviation, log_variances, prior_df
 from tunegrid.results.statistics import critical_value

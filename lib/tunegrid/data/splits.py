@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from tunegrid.data.sources import Row, Table, answer_span, check_split, context, identity, tables
 from tunegrid.errors import InputError
-from tunegrid.grid.profiles import Profile
+from tunegrid.grid.recipes import Profile
 from tunegrid.grid.tasks import Carve, Problem, Task
 
 SPLIT_SEED = 42  # the study's
@@ -72,7 +72,7 @@ def load_splits(task: Task, profile: Profile) -> Splits:
     With `profile.own_test`, a task that has an `own_test` split is scored on it; any other task keeps its own rule.
     """
     check_task(task)
-    slices, columns = _slices(task, profile), task.identity or (*task.text, *task.beside)
+    slices, columns = _slices(task, profile), task.identity or (*task.text, *task.context_columns)
     rows, dropped, scoring = dict[str, Sequence[Row]](), dict[str, int](), set[int]()
     for name in ("test", "validation", "train"):
         part, hashes = slices[name], array("Q")  # the texts themselves are not kept

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from tunegrid.errors import InputError
-from tunegrid.grid.profiles import Profile
+from tunegrid.grid.recipes import Profile
 from tunegrid.grid.tasks import Problem
 
 
@@ -105,13 +105,6 @@ class Backbone:
     def folder(self) -> str:
         """The checkpoint's name without its owner."""
         return self.checkpoint.split("/")[-1]
-
-    def __post_init__(self) -> None:
-        """Raises InputError where a generating head has no layout."""
-        head = self.heads.get(Problem.GENERATE)
-        if head and head.layout is None:
-            layouts = ", ".join(f"Layout.{layout.name}" for layout in Layout)
-            raise InputError(f"backbone {self.id!r}: its head for {Problem.GENERATE} has no layout; give one of {layouts}")
 
 
 BERT = Backbone(

@@ -9,8 +9,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import product
@@ -20,16 +19,11 @@ from typing import Any
 from tunegrid.errors import InputError, first_line
 from tunegrid.grid.backbones import BACKBONES, HEAD_EXCEPTIONS, LAYOUTS, Backbone, Head
 from tunegrid.grid.methods import METHODS, OPTIMIZERS, Method, OptimizerFactory, Quantization
-from tunegrid.grid.profiles import Profile
-from tunegrid.grid.recipes import QUICK, RECIPES, TARGETS_WITHOUT_EXCEPTION, Recipe, quick_changes
-from tunegrid.grid.tasks import RESERVED, TASKS, Problem, Shift, Task
+from tunegrid.grid.recipes import QUICK, RECIPES, TARGETS_WITHOUT_EXCEPTION, Fields, Profile, Recipe, quick_changes
+from tunegrid.grid.tasks import TASKS, Problem, Task
 
 NAME = re.compile(r"[a-z0-9]+")  # an id is a part of a cell's id, which underscores divide
-LISTS = (
-    "`pytest -m full --list-cells` lists them, -m 'full and larger' those of larger backbones, -m 'full and tasks' those of "
-    "more tasks, -m 'full and zoo' those of more methods"
-)
-BOUNDED = ("quick", "full")  # profiles whose cells a user's thresholds hold
+LISTS = "`pytest -m full --list-cells` lists them, with 'full and larger', 'full and tasks' or 'full and zoo' those beside"
 # Heaviest problems first, so that parallel workers do not end on a long cell.
 ORDER = (Problem.GENERATE, Problem.EXTRACT, Problem.CLASSIFY)
 
@@ -88,7 +82,6 @@ class Grid:
         shifts: changes of rows that `--ask=robustness` scores on, beside the suite's own.
         instruments: more questions to a trained cell for `--ask`, beside the suite's own.
         refused: reasons against cells that their libraries cannot train, by cell id.
-        thresholds: the points that a cell's scores must reach, by profile and cell id, beside the suite's own.
     """
 
     backbones: dict[str, Backbone] = field(default_factory=dict)
@@ -96,35 +89,31 @@ class Grid:
     methods: dict[str, Method] = field(default_factory=dict)
     optimizers: dict[str, OptimizerFactory] = field(default_factory=dict)
     recipes: dict[str, Recipe] = field(default_factory=dict)
-    quick: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    quick: dict[str, Fields] = field(default_factory=dict)
     heads: dict[str, Head] = field(default_factory=dict)
-    shifts: dict[str, Shift] = field(default_factory=dict)
+    shifts: dict[str, Any] = field(default_factory=dict)
     instruments: dict[str, Any] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
-    thresholds: dict[tuple[str, str], Mapping[str, float]] = field(default_factory=dict)
 
-    def add_backbone(
-        self, backbone: Backbone, *, like: str | None = None, quick: Mapping[str, Any] | None = None, **changes: Any
-    ) -> None:
-        """A backbone; `like` another one, it gets that one's recipes with `changes`, and with `quick` in the quick profile.
+    def add_backbone(self, backbone: Backbone, **copies: Any) -> None:
+        """A backbone; `like=` another one, it gets that one's recipes, with `quick={...}` changed in the quick profile.
 
-        Raises InputError for a name that is known already, and for a field that a recipe does not have.
+        Any other keyword argument changes a field of the copies. Raises InputError for a name that is known already, and for
+        a field that a recipe does not have.
         """
-        self._add_like(0, "backbone", backbone, like, changes, quick or {})
+        self._add_like(0, backbone, **copies)
 
-    def add_task(self, task: Task, *, like: str | None = None, quick: Mapping[str, Any] | None = None, **changes: Any) -> None:
+    def add_task(self, task: Task, **copies: Any) -> None:
         """A task, as `add_backbone` adds a backbone.
 
         What the copies read is the new task's `text`, not the other one's. They have a quick form where the task has files of
         its own: the micro rows are those of the study's tasks.
         """
-        self._add_like(1, "task", task, like, changes, quick or {})
+        self._add_like(1, task, **copies)
 
-    def add_method(
-        self, method: Method, *, like: str | None = None, quick: Mapping[str, Any] | None = None, **changes: Any
-    ) -> None:
+    def add_method(self, method: Method, **copies: Any) -> None:
         """A method, as `add_backbone` adds a backbone."""
-        self._add_like(2, "method", method, like, changes, quick or {})
+        self._add_like(2, method, **copies)
 
     def add_optimizer(self, name: str, make: OptimizerFactory) -> None:
         """An optimizer under the name that `Recipe.optim` and `--set optim=NAME` take. Raises InputError for a known name."""
@@ -132,10 +121,8 @@ class Grid:
             raise InputError(f"optimizer {name!r} is in the grid already; give yours another name")
         self.optimizers[name] = make
 
-    def add_shift(self, shift: Shift) -> None:
-        """A change of rows for `--ask=robustness`. Raises InputError for a name that is taken."""
-        if shift.id in RESERVED:
-            raise InputError(f"shift {shift.id!r}: the name stands for something else; give yours another id")
+    def add_shift(self, shift: Any) -> None:
+        """A `tunegrid.instruments.robustness.Shift` for `--ask=robustness`. Raises InputError for a known name."""
         _add(self.shifts, "shift", shift)
 
     def add_instrument(self, instrument: Any) -> None:
@@ -148,7 +135,7 @@ class Grid:
         recipe: Recipe | None = None,
         *,
         like: str | None = None,
-        quick: Mapping[str, Any] | None = None,
+        quick: Fields | None = None,
         head: Head | None = None,
         **changes: Any,
     ) -> None:
@@ -163,59 +150,32 @@ class Grid:
         if like is not None and recipe is not None:
             raise InputError(f"{cell_id}: give a recipe, or like=CELL, whose recipe is copied, and not both")
         if like is not None:
-            self._check_exists(like)
+            self.checked_ids([like])
             self._copy(like, cell_id, changes, quick or {})
         elif not isinstance(recipe, Recipe):
             raise InputError(f"invalid recipe of {cell_id}: expected a Recipe, got {recipe!r}; or copy one with like=CELL")
         else:
-            self.recipes[cell_id] = _changed(cell_id, recipe, changes)
-            if quick is not None:
-                _changed(cell_id, recipe, quick)
-                self.quick[cell_id] = quick
+            self._set(cell_id, _changed(cell_id, recipe, changes), self.quick.get(cell_id) if quick is None else quick)
         if head is not None:
             self.heads[cell_id] = head
 
-    def add_thresholds(self, cell_id: str, *, profile: str = "full", **minimum: float) -> None:
-        """The points, 0 to 100, that scores of a cell must reach at a profile, as in accuracy=88.0.
-
-        They go before those of the file beside the grid file, and before the suite's own. Raises InputError for a score that
-        the cell's task does not have, and for points that are none.
-        """
-        task = self._parts(cell_id)[1]
-        if profile not in BOUNDED:
-            raise InputError(
-                f"thresholds of {cell_id}: cells of profile {profile!r} have none, only {' and '.join(BOUNDED)} ones"
-            )
-        for name, points in minimum.items():
-            if name not in task.bounded_scores:
-                known = ", ".join(task.bounded_scores)
-                raise InputError(f"thresholds of {cell_id}: task {task.id!r} bounds no score {name!r}, only {known}")
-            if isinstance(points, bool) or not isinstance(points, int | float) or not 0 <= points <= 100:
-                raise InputError(f"thresholds of {cell_id}: {name}={points!r} is not a number of points from 0 to 100")
-        self.thresholds[profile, cell_id] = minimum
-
-    @property
-    def _tables(self) -> tuple[dict[str, Any], ...]:
-        """By place in a cell's id."""
-        return self.backbones, self.tasks, self.methods
-
-    def _add_like(
-        self, index: int, kind: str, entry: Any, like: str | None, changes: Mapping[str, Any], quick: Mapping[str, Any]
-    ) -> None:
+    def _add_like(self, place: int, entry: Any, like: str | None = None, quick: Fields | None = None, **changes: Any) -> None:
         """An entry for one place of a cell's id, with copies of the recipes of `like`."""
-        name, known = entry.id, self._tables[index]
-        _add(known, kind, entry)
-        if like is None and (changes or quick):
-            raise InputError(f"{name!r}: {', '.join([*changes, *quick])} would change copied recipes; say of which with like=")
-        if like is not None and like not in known:
-            raise InputError(f"{name!r} cannot be like {like!r}, which is not in the grid: it has {', '.join(known)}")
-        copied = [cell_id.split("_") for cell_id in self.recipes if cell_id.split("_")[index] == like]
-        if like is not None and not copied:
-            raise InputError(f"{name!r} cannot be like {like!r}, which has no recipes to copy; grid.add_recipe gives some")
+        name, known = entry.id, (self.backbones, self.tasks, self.methods)[place]
+        _add(known, ("backbone", "task", "method")[place], entry)
+        if like is None:
+            if fields := [*changes, *(quick or {})]:
+                raise InputError(f"{name!r}: {', '.join(fields)} would change copied recipes; say of which with like=")
+            return
+        copied = [parts for parts in (cell_id.split("_") for cell_id in self.recipes) if parts[place] == like]
+        if not copied:
+            raise InputError(
+                f"{name!r} cannot be like {repr(like)[:40]}, which has no recipes to copy: the grid has {', '.join(known)}"
+            )
         for parts in copied:
-            self._copy("_".join(parts), "_".join([*parts[:index], name, *parts[index + 1 :]]), changes, quick)
+            self._copy("_".join(parts), "_".join([*parts[:place], name, *parts[place + 1 :]]), changes, quick or {})
 
-    def _copy(self, old: str, new: str, changes: Mapping[str, Any], quick: Mapping[str, Any]) -> None:
+    def _copy(self, old: str, new: str, changes: Fields, quick: Fields) -> None:
         """A cell's recipe, quick form and head for another cell, without the study's parameter counts.
 
         A cell of the study that has an exceptional head hands it to nobody: what is like it has the backbone's own head. Nor
@@ -224,19 +184,24 @@ class Grid:
         recipe, head, micro = self.recipes[old], self.heads.get(old), self.quick.get(old)
         if micro and old in QUICK and micro == quick_changes(old):  # its head's rate was found for that cell's micro backbone
             micro = {**micro, "head_learning_rate": None}
-        for replaced in (self.quick, self.heads):  # of a cell that was there already
-            replaced.pop(new, None)
         (_, task_before, _), (backbone, task, _) = self._parts(old), self._parts(new)
+        self.heads.pop(new, None)  # of a cell that was there already
         if head is not None and head == HEAD_EXCEPTIONS.get(old):
             targets = TARGETS_WITHOUT_EXCEPTION[old]
             recipe = replace(recipe, adapter=recipe.adapter and replace(recipe.adapter, target_modules=targets))
         elif head is not None:
             self.heads[new] = head
         not_copied = {"trainable_params": None, "total_params": None} | ({} if task is task_before else {"text": ()})
-        self.recipes[new] = _changed(new, recipe, {**not_copied, **changes})
-        if micro is not None and backbone.micro and (task is task_before or task.has_own_rows):
-            _changed(new, self.recipes[new], quick)
-            self.quick[new] = {**micro, **quick}
+        has_quick = micro is not None and backbone.micro and (task is task_before or task.has_own_rows)
+        self._set(new, _changed(new, recipe, {**not_copied, **changes}), {**(micro or {}), **quick} if has_quick else None)
+
+    def _set(self, cell_id: str, recipe: Recipe, quick: Fields | None) -> None:
+        """A recipe and its quick form, in place of those that stood there."""
+        self.recipes[cell_id] = recipe
+        self.quick.pop(cell_id, None)
+        if quick is not None:
+            _changed(cell_id, recipe, quick)
+            self.quick[cell_id] = quick
 
     def ids(self, profile: Profile) -> tuple[str, ...]:
         """The cells that exist at a profile, heaviest problems first."""
@@ -259,7 +224,7 @@ class Grid:
         backbone, task, method = self._parts(cell_id)
         if cell_id in self.refused:
             return self.refused[cell_id]
-        head = self._head(cell_id)
+        head = self.heads.get(cell_id) or backbone.heads.get(task.problem)
         if head is None:
             return f"backbone {backbone.id!r} declares no head for {task.problem}, which task {task.id!r} needs"
         if head.layout not in LAYOUTS[task.problem]:
@@ -267,61 +232,47 @@ class Grid:
             return f"a head of layout {head.layout} cannot {task.problem}; its layout must be one of {known}"
         return method.unsupported(head)
 
-    def _head(self, cell_id: str) -> Head | None:
-        backbone, task, _ = self._parts(cell_id)
-        return self.heads.get(cell_id) or backbone.heads.get(task.problem)
-
     def cells(self, profile: Profile) -> tuple[Cell, ...]:
         """Every cell at a profile, in the order of `ids`."""
         return tuple(self.cell(cell_id, profile) for cell_id in self.ids(profile))
 
     def cell(self, cell_id: str, profile: Profile) -> Cell:
         """One cell; raises InputError where it does not exist, or its recipe cannot be followed, with the reason."""
-        self._check_exists(cell_id)
+        self.checked_ids([cell_id])
         backbone, task, method = self._parts(cell_id)
-        head = self._head(cell_id)
-        assert head, "checked by `_check_exists`"
         recipe = profile.adjusted(cell_id, self.recipes[cell_id], self.quick.get(cell_id))
         try:
             if unknown := [column for column in recipe.text if column not in task.columns]:
                 known = f"{', '.join(task.columns)}; write text=() for what the task reads ({', '.join(task.text)})"
                 raise InputError(f"the recipe reads column {unknown[0]!r}, but task {task.id!r} has {known}")
+            if recipe.optim not in self.optimizers:
+                raise InputError(f"unknown optimizer {recipe.optim!r}; known are {', '.join(sorted(self.optimizers))}")
             method.check(recipe)
-            self.optimizer(recipe.optim)
         except InputError as error:
             raise InputError(f"{cell_id}: {error}") from None
+        head = self.heads.get(cell_id) or backbone.heads[task.problem]
         return Cell(
             backbone=backbone, task=task, method=method, recipe=recipe, head=head, optimizers=self.optimizers, profile=profile
         )
 
-    def optimizer(self, name: str) -> OptimizerFactory:
-        """The optimizer of this name; raises InputError for an unknown one."""
-        if name not in self.optimizers:
-            raise InputError(f"unknown optimizer {name!r}; known are {', '.join(sorted(self.optimizers))}")
-        return self.optimizers[name]
-
     def _parts(self, cell_id: str) -> tuple[Backbone, Task, Method]:
-        names, tables = cell_id.split("_"), self._tables
-        if len(names) != len(tables) or any(name not in table for name, table in zip(names, tables, strict=True)):
+        try:
+            backbone, task, method = cell_id.split("_")
+            return self.backbones[backbone], self.tasks[task], self.methods[method]
+        except (KeyError, ValueError):
             near = get_close_matches(cell_id, [*self.recipes], n=1)
-            raise InputError(f"unknown cell {cell_id!r}{f'; did you mean {near[0]}?' if near else ';'} {LISTS}")
-        backbone, task, method = (table[name] for name, table in zip(names, tables, strict=True))
-        return backbone, task, method
+            raise InputError(f"unknown cell {cell_id!r}{f'; did you mean {near[0]}?' if near else ';'} {LISTS}") from None
 
     def checked_ids(self, cell_ids: Iterable[str]) -> tuple[str, ...]:
-        """The same ids; raises InputError for one that does not exist, with the nearest that does."""
+        """The same ids; raises InputError for one that has no recipe or cannot be built, with the reason."""
         cell_ids = tuple(cell_ids)
         for cell_id in cell_ids:
-            self._check_exists(cell_id)
+            reason = self.reason_against(cell_id)
+            if cell_id not in self.recipes:
+                raise InputError(f"{cell_id} has no recipe, so it does not exist; a --grid file adds one with grid.add_recipe")
+            if reason:
+                raise InputError(f"{cell_id}: {reason}")
         return cell_ids
-
-    def _check_exists(self, cell_id: str) -> None:
-        """Raises InputError where a cell has no recipe, or cannot be built, with the reason."""
-        self._parts(cell_id)
-        if cell_id not in self.recipes:
-            raise InputError(f"{cell_id} has no recipe, so it does not exist; a --grid file can add one with grid.add_recipe")
-        if reason := self.reason_against(cell_id):
-            raise InputError(f"{cell_id}: {reason}")
 
 
 def _add(known: dict[str, Any], kind: str, entry: Any) -> None:
@@ -334,7 +285,7 @@ def _add(known: dict[str, Any], kind: str, entry: Any) -> None:
     known[entry.id] = entry
 
 
-def _changed(cell_id: str, recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+def _changed(cell_id: str, recipe: Recipe, changes: Fields) -> Recipe:
     try:
         return replace(recipe, **changes)
     except TypeError:
@@ -373,37 +324,25 @@ def study_place(cell_id: str) -> tuple[tuple[int, str], ...]:
 
 
 def add_from(path: Path, grid: Grid) -> None:
-    """Let a file add its entries; raises InputError, with the file's name, where it cannot be read or run."""
-    module = user_module(path)
-    with _in_file(path):
-        module.pytest_tunegrid_grid(grid)
-
-
-def user_module(path: Path) -> Any:
-    """A user's file as a module; raises InputError where it cannot be read or run."""
+    """Let a user's file add its entries; raises InputError, with its name and line, where it cannot be read or run."""
     name = f"tunegrid_grid_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise InputError(f"--grid {path} is not a Python file")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up by name
-    with _in_file(path):
-        spec.loader.exec_module(module)
-    if not hasattr(module, "pytest_tunegrid_grid"):
-        raise InputError(f"--grid {path} has no function pytest_tunegrid_grid(grid), which adds to the grid")
-    return module
-
-
-@contextmanager
-def _in_file(path: Path) -> Iterator[None]:
-    """What a user's file raises, as a sentence with its line; it may also end the program."""
+    module: Any = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up by name
     try:
-        yield
+        spec.loader.exec_module(module)
+        if hook := getattr(module, "pytest_tunegrid_grid", None):
+            hook(grid)
     except InputError as error:
         raise InputError(f"--grid {path}: {error}") from None
     except KeyboardInterrupt:
         raise
-    except BaseException as error:
+    except BaseException as error:  # a file may also end the program
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
         location = f"{path}, line {line}" if line else str(path)
         raise InputError(f"--grid {location}: {type(error).__name__}: {first_line(error)}") from None
+    if hook is None:
+        raise InputError(f"--grid {path} has no function pytest_tunegrid_grid(grid), which adds to the grid")

@@ -7,9 +7,9 @@ any adapter of PEFT, `Lora` is LoRA and its variants. torch and PEFT are importe
 import inspect
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping
-from collections.abc import Set as AbstractSet
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -141,8 +141,22 @@ class Method:
         return ()
 
     def parameter_groups(self, model: "nn.Module", cell: "Cell") -> ParameterGroups:
-        """The parameters that train, in groups. Biases and norms do not decay. The first group has the recipe's rate."""
-        return grouped(dict(model.named_parameters()), cell)
+        """The parameters that train, by rate: the recipe's first. Biases and norms do not decay."""
+        recipe = cell.recipe
+        by_rate: dict[float | None, list[nn.Parameter]] = {None: []}  # None: the recipe's, which the schedule holds for
+        for name, parameter in model.named_parameters():
+            factors = [factor for part, factor in self.rate_factors.items() if part in name]
+            rate = recipe.learning_rate * factors[0] if factors else None
+            if recipe.head_learning_rate is not None and within(name, cell.head.new_modules):
+                rate = recipe.head_learning_rate
+            if parameter.requires_grad:
+                by_rate.setdefault(rate, []).append(parameter)
+        return [
+            {"params": [p for p in group if (p.ndim > 1) is decays], "weight_decay": weight_decay}
+            | ({} if rate is None else {"lr": rate})
+            for rate, group in by_rate.items()
+            for decays, weight_decay in ((True, recipe.weight_decay), (False, 0.0))
+        ]
 
     def make_optimizer(self, model: "nn.Module", cell: "Cell") -> "torch.optim.Optimizer":
         """The recipe's optimizer over the method's groups."""
@@ -176,19 +190,6 @@ class Method:
     def holds_after(self, model: "nn.Module", cell: "Cell") -> Answer:
         """Whether the trained model shows that this method trained it, beside what must move; None: it shows nothing."""
         return None
-
-
-def grouped(parameters: "Mapping[str, nn.Parameter]", cell: "Cell", **settings: float) -> ParameterGroups:
-    """Those that train, in groups with these settings. Biases and norms do not decay; a head may have a rate of its own."""
-    rate, trained = cell.recipe.head_learning_rate, {name: p for name, p in parameters.items() if p.requires_grad}
-    head = {name: p for name, p in trained.items() if rate is not None and within(name, cell.head.new_modules)}
-    parts: list[tuple[list[nn.Parameter], Any]] = [([p for name, p in trained.items() if name not in head], settings)]
-    parts += [([*head.values()], {"lr": rate})] if head else []
-    return [
-        {"params": [p for p in part if (p.ndim > 1) is decays], "weight_decay": weight_decay, **own}
-        for part, own in parts
-        for decays, weight_decay in ((True, cell.recipe.weight_decay), (False, 0.0))
-    ]
 
 
 def adapter_of(recipe: Recipe) -> Adapter:
@@ -255,7 +256,12 @@ class Adapting(Method):
 
         model.requires_grad_(False)
         try:
-            adapted: nn.Module = peft.get_peft_model(model, self.peft_config(cell, base))
+            config = self.peft_config(cell, base)
+            if self.rewritten(cell) and any(parameter.is_meta for parameter in model.parameters()):
+                config.init_lora_weights = True  # the meta device has no values that PiSSA or its like could start from
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Unsupported layer type")  # of a norm's width, which is not needed
+                adapted: nn.Module = peft.get_peft_model(model, config)
         except (TypeError, ValueError) as error:  # an option that PEFT does not know, a target that the model does not have
             raise InputError(f"method {self.id!r}: PEFT refuses its config ({first_line(error)})") from None
         return adapted
@@ -266,21 +272,17 @@ class Adapting(Method):
         from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 
         owners = {name for name, module in model.named_modules() if isinstance(module, PeftModel | BaseTuner | BaseTunerLayer)}
-        return frozenset(name for name, _ in model.named_parameters() if _member(name, owners) not in WRAPPED)
+        own = set()
+        for name, _ in model.named_parameters():
+            parts = name.split(".")
+            members = [part for i, part in enumerate(parts) if ".".join(parts[:i]) in owners]  # of each owner around it
+            if members and members[-1] not in ("base_model", "model", "base_layer"):  # where PEFT keeps what it wraps
+                own.add(name)
+        return frozenset(own)
 
     def group_of(self, name: str) -> str:
         """The part of the name before the adapter's own: lora_A, ia3_l, trainable_tokens_delta, prompt_encoder."""
         return name.partition(".default")[0].split(".")[-1]
-
-
-WRAPPED = (None, "base_model", "model", "base_layer")  # under these names PEFT keeps what it wraps
-
-
-def _member(name: str, owners: AbstractSet[str]) -> str | None:
-    """Under which attribute of its innermost owner a parameter is; None where it has no owner."""
-    parts = name.split(".")
-    inside = [i for i in range(len(parts)) if ".".join(parts[:i]) in owners]
-    return parts[inside[-1]] if inside else None
 
 
 # Parameters that a variant adds to every adapted layer; an option that leaves no such trace is held to PEFT's config only.
@@ -300,26 +302,25 @@ class Lora(Adapting):
 
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:
         """The recipe's adapter, and what makes the variant."""
-        return asdict(adapter_of(recipe)) | dict(self.options)
+        rates = {"rate_factors": dict(self.rate_factors)} if self.rate_factors else {}
+        return asdict(adapter_of(recipe)) | dict(self.options) | rates
 
     def config_fields(self, cell: "Cell") -> dict[str, Any]:
         """The recipe's rank, scale and dropout."""
-        fields = asdict(adapter_of(cell.recipe))
-        return {name: fields[name] for name in ("r", "lora_alpha", "lora_dropout")}
-
-    def adapted(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
-        """PEFT's model. Weights on the meta device have no values that PiSSA or its like could start from, only shapes."""
-        if self.rewritten(cell) and any(parameter.is_meta for parameter in model.parameters()):
-            options = {name: value for name, value in self.options.items() if name != "init_lora_weights"}
-            return replace(self, options=options).adapted(model, cell, base)
-        return super().adapted(model, cell, base)
+        adapter = adapter_of(cell.recipe)
+        return {"r": adapter.r, "lora_alpha": adapter.lora_alpha, "lora_dropout": adapter.lora_dropout}
 
     def declared_facts(self, cell: "Cell", layer: str) -> tuple[str, ...]:
         """Rank and scale, of which `rank_pattern` and `alpha_pattern` may give a layer others, each by its own keys."""
+
+        def by_pattern(option: str, default: int) -> int:
+            """The value of the first key, a regular expression, that is the layer's name or whole parts at its end."""
+            patterns = self.options.get(option, {})
+            return next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", layer)), default)
+
         adapter = adapter_of(cell.recipe)
-        rank = _by_pattern(self.options.get("rank_pattern", {}), layer, adapter.r)
-        alpha = _by_pattern(self.options.get("alpha_pattern", {}), layer, adapter.lora_alpha)
-        return f"rank {rank}", f"scale {self._scale(alpha, rank):g}"
+        rank = by_pattern("rank_pattern", adapter.r)
+        return f"rank {rank}", f"scale {self._scale(by_pattern('alpha_pattern', adapter.lora_alpha), rank):g}"
 
     def _scale(self, alpha: float, rank: int) -> float:
         """Alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023)."""
@@ -363,21 +364,13 @@ class Lora(Adapting):
         if not self.options and not foreign:
             return None
         config = getattr(model, "peft_config", {}).get("default")
-        faults = [f"{trace} is there" for trace in foreign]
-        known = {name: _plain(getattr(config, name, None)) for name in self.options}
+        faults, known = [f"{trace} is there" for trace in foreign], dict[str, Any]()
+        for name in self.options:
+            value = getattr(config, name, None)  # PEFT makes objects of some mappings
+            known[name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
         faults += [f"{name} is {known[name]!r}, not {value!r}" for name, value in self.options.items() if known[name] != value]
         faults += [f"no {TRACES[name]}" for name in self.options if name in TRACES and TRACES[name] not in groups]
         return not faults, "; ".join(faults) or f"{', '.join(self.options)}; {', '.join(sorted(groups))}"
-
-
-def _by_pattern(pattern: Mapping[str, int], layer: str, default: int) -> int:
-    """The value of the first key that is a layer's name, or whole parts at its end; keys are regular expressions, as PEFT's."""
-    return next((value for key, value in pattern.items() if re.fullmatch(rf"(.*\.)?({key})", layer)), default)
-
-
-def _plain(value: Any) -> Any:
-    """An option as it was given: PEFT makes objects of some mappings."""
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 # NF4 with double quantization is what QLoRA was published with (Dettmers et al. 2023); bitsandbytes' own default is FP4.

@@ -1,14 +1,14 @@
 """More tasks than the study's: natural language inference and conversations. `-m tasks` runs the micro cells.
 
 At full size (`-m 'full and tasks'`), nine cells of inference, three labels for two texts, have the study's recipes for
-sentiment but for lengths and rates, and three of SmolLM2 learn to follow instructions over several turns. `Recipe.ours` names
-what nobody published for this backbone and task. Nobody has trained these twelve to their end here.
+sentiment but for lengths and rates, and three of SmolLM2 learn to follow instructions over several turns. Comments say which
+values nobody published for this backbone and task. Nobody has trained these twelve to their end here.
 
 And larger backbones with the study's methods on its tasks, 36 cells that nobody has trained here. A recipe is that of the
 study's backbone of the same family. `SOURCED` names the rates that somebody published for this size. The others are
 extrapolated by one rule: *a rate does not change with size*. T5's paper fine-tunes all its sizes at one rate (Raffel et al.
 2020, section 3.1.2), BERT's searches one range for both of its sizes (Devlin et al. 2019, appendix A.3), and LoRA's has one
-rate for GPT-2-medium and GPT-2-large (Hu et al. 2021, table 11). `Recipe.ours` names the rate where it is extrapolated.
+rate for GPT-2-medium and GPT-2-large (Hu et al. 2021, table 11).
 """
 
 from collections.abc import Callable, Mapping
@@ -18,35 +18,33 @@ from typing import Any
 
 from tunegrid.grid.backbones import BERT, GPT2, T5, Backbone, Head, Layout, Objective, Wrap
 from tunegrid.grid.cells import Grid, study
-from tunegrid.grid.profiles import AT_TRUE_SIZE
-from tunegrid.grid.recipes import ALWAYS, Adapter, Fields, Generation, Recipe, by_cell
+from tunegrid.grid.recipes import ALWAYS, AT_TRUE_SIZE, Adapter, Fields, Generation, Recipe
 from tunegrid.grid.tasks import Carve, Problem, Task
 from tunegrid.grid.zoo import ZOO_ONLY, zoo_beside_study
 
 
-def _larger(backbone: Backbone, checkpoint: str, *, id: str, name: str, **shape: Any) -> Backbone:
-    """A backbone of the same family; the shape is of its `config.json`. A record names the revision that the hub gave."""
-    own = {**backbone.shape, **shape}
-    return replace(backbone, id=id, name=name, checkpoint=checkpoint, revision=None, micro=None, shape=own)
+def scaled(like: Backbone, checkpoint: str, name: str, **shape: Any) -> tuple[Backbone, Backbone]:
+    """A backbone of the study, and one of its family, whose shape is of its `config.json`.
+
+    A record names the revision that the hub gave.
+    """
+    own: dict[str, Any] = {
+        "id": name.lower().replace("-", ""),
+        "name": name,
+        "checkpoint": checkpoint,
+        "shape": {**like.shape, **shape},
+    }
+    return like, replace(like, **own, revision=None, micro=None)
 
 
-BERT_LARGE = _larger(
-    BERT, "google-bert/bert-large-uncased", id="bertlarge", name="BERT-large",
-    hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
-)  # fmt: skip
-GPT2_MEDIUM = _larger(
-    GPT2, "openai-community/gpt2-medium", id="gpt2medium", name="GPT-2-medium", n_embd=1024, n_layer=24, n_head=16
-)
-T5_BASE = _larger(
-    T5, "google-t5/t5-base", id="t5base", name="T5-base",
-    d_model=768, d_ff=3072, num_layers=12, num_decoder_layers=12, num_heads=12,
-)  # fmt: skip
-T5_LARGE = _larger(
-    T5, "google-t5/t5-large", id="t5large", name="T5-large",
-    d_model=1024, d_ff=4096, num_layers=24, num_decoder_layers=24, num_heads=16,
-)  # fmt: skip
 # Each behind the backbone of the study whose recipes it has.
-LARGER = ((BERT, BERT_LARGE), (GPT2, GPT2_MEDIUM), (T5, T5_BASE), (T5, T5_LARGE))
+LARGER = (
+    scaled(BERT, "google-bert/bert-large-uncased", "BERT-large",
+           hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
+    scaled(GPT2, "openai-community/gpt2-medium", "GPT-2-medium", n_embd=1024, n_layer=24, n_head=16),
+    scaled(T5, "google-t5/t5-base", "T5-base", d_model=768, d_ff=3072, num_layers=12, num_decoder_layers=12, num_heads=12),
+    scaled(T5, "google-t5/t5-large", "T5-large", d_model=1024, d_ff=4096, num_layers=24, num_decoder_layers=24, num_heads=16),
+)  # fmt: skip
 
 # What LoRA's scripts adapt in models of BERT's shapes, on GLUE.
 QUERY_VALUE = Adapter(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=("query", "value"))
@@ -64,31 +62,14 @@ SOURCED: Mapping[str, Fields] = {
     "gpt2medium_sum_sft": {"learning_rate": 5e-5},
 }
 
-# Parameters that train, by LoRA, QLoRA and SFT. As in the study, GPT-2's <sum> row does not count beside an adapter.
-TRAINED: Mapping[str, tuple[int, int, int]] = {
-    "bertlarge_sa": (788_482, 788_482, 335_143_938),
-    "bertlarge_qa": (3_147_778, 7_079_938, 334_094_338),
-    "bertlarge_sum": (17_367_040, 17_367_040, 771_127_098),
-    "gpt2medium_sa": (788_480, 788_480, 354_825_216),
-    "gpt2medium_qa": (788_482, 788_482, 354_825_218),
-    "gpt2medium_sum": (786_432, 786_432, 354_824_192),
-    "t5base_sa": (591_362, 591_362, 109_630_082),
-    "t5base_qa": (296_450, 296_450, 109_630_082),
-    "t5base_sum": (884_736, 1_769_472, 222_903_552),
-    "t5large_sa": (1_574_914, 1_574_914, 334_941_698),
-    "t5large_qa": (788_482, 788_482, 334_941_698),
-    "t5large_sum": (2_359_296, 4_718_592, 737_668_096),
-}
-
 
 def larger() -> Grid:
     """The study's grid and the cells of larger backbones, which `-m larger` runs."""
     grid = study()
     for like, backbone in LARGER:
-        grid.add_backbone(backbone, like=like.id, from_notebook=(), ours=("learning_rate",))
-    for cell_id, count in by_cell(TRAINED).items():
-        published = {**SOURCED[cell_id], "ours": ()} if cell_id in SOURCED else {}
-        grid.recipes[cell_id] = replace(grid.recipes[cell_id], **published, trainable_params=count)
+        grid.add_backbone(backbone, like=like.id)
+    for cell_id, fields in SOURCED.items():
+        grid.recipes[cell_id] = replace(grid.recipes[cell_id], **fields)
     return grid
 
 
@@ -143,8 +124,7 @@ SMOLLM2 = Backbone(
     heads={Problem.GENERATE: Head(architecture="LlamaForCausalLM", tied_modules=("lm_head",), layout=Layout.CHAT)},
 )
 
-# Of every cell of inference. transformers' run_glue reads 128 tokens of a pair.
-NLI_SHARED: Fields = {"text": (), "max_length": 128, "from_notebook": (), "ours": ("learning_rate",)}
+NLI_LENGTH = 128  # transformers' run_glue reads so many tokens of a pair
 
 # LoRA's script roberta_base_mnli.sh, for a model of BERT's shape. QLoRA adapts the same layers at the same rate.
 BERT_NLI: Fields = {"adapter": QUERY_VALUE, "learning_rate": 5e-4, "trainable_params": 297_219}
@@ -153,7 +133,7 @@ BERT_NLI: Fields = {"adapter": QUERY_VALUE, "learning_rate": 5e-4, "trainable_pa
 NLI_CELLS: Mapping[str, Fields] = {
     "bert_nli_lora": BERT_NLI,
     "bert_nli_qlora": BERT_NLI,
-    "bert_nli_sft": {"learning_rate": 2e-5, "ours": (), "trainable_params": 109_484_547},
+    "bert_nli_sft": {"learning_rate": 2e-5, "trainable_params": 109_484_547},
     "gpt2_nli_lora": {"trainable_params": 297_216},
     "gpt2_nli_qlora": {"trainable_params": 297_216},
     "gpt2_nli_sft": {"trainable_params": 124_442_112},
@@ -163,7 +143,7 @@ NLI_CELLS: Mapping[str, Fields] = {
 }
 
 # Schedule, epochs and batch are those that SmolLM2 was instructed with (recipes/smollm2/sft/config_smol.yaml of the alignment
-# handbook); rates are ours, LoRA's ten times that of SFT (Schulman et al. 2025, "LoRA Without Regret").
+# handbook). Lengths, search and rates are ours, LoRA's rate ten times SFT's (Schulman et al. 2025, "LoRA Without Regret").
 SMOLLM2_CHAT = Recipe(
     learning_rate=5e-5,
     lr_scheduler_type="cosine",
@@ -176,7 +156,6 @@ SMOLLM2_CHAT = Recipe(
     max_length=2048,
     max_target_length=512,
     generation=Generation(num_beams=1, max_new_tokens=512),
-    ours=("learning_rate", "max_length", "max_target_length", "generation"),
     trainable_params=134_515_008,
 )
 QKVO = Adapter(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=("q_proj", "k_proj", "v_proj", "o_proj"))
@@ -195,7 +174,7 @@ QUICK: Mapping[str, Fields] = {
 def more_tasks() -> Grid:
     """The study's grid and the cells of these tasks, which `-m tasks` runs in place of the study's."""
     grid = study()
-    grid.add_task(NLI, like="sa", **NLI_SHARED)
+    grid.add_task(NLI, like="sa", max_length=NLI_LENGTH)
     for cell_id, fields in NLI_CELLS.items():
         grid.recipes[cell_id] = replace(grid.recipes[cell_id], **fields)
     grid.add_task(CHAT)
@@ -232,5 +211,5 @@ IN_PLACE = {
 
 def words_for(cell_id: str, profile: str) -> str:
     """What `-m` names for a cell of a profile, as in "full and larger"."""
-    beside = [word for word, cells in IN_PLACE.items() if profile in AT_TRUE_SIZE and cells.has(cell_id)]
-    return " and ".join([profile, *beside])
+    words = [word for word, cells in IN_PLACE.items() if profile in AT_TRUE_SIZE and cells.has(cell_id)]
+    return " and ".join([profile, *words])

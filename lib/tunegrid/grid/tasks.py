@@ -1,11 +1,9 @@
-"""Declares the study's three `Task`s (a data set, its splits, the kind of problem that it poses), and what a `Shift` is."""
+"""Declares the study's three `Task`s (a data set, its splits, the kind of problem that it poses)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from random import Random
-from typing import Any
 
 from tunegrid.errors import InputError
 
@@ -105,48 +103,36 @@ class Task:
 
     def __post_init__(self) -> None:
         """Raises InputError where the entry contradicts itself, with what to write."""
-        self._check_columns()
-        self._check_files()
+        if fault := next(self._faults(), None):
+            raise InputError(f"task {self.id!r}: {fault}")
+
+    def _faults(self) -> Iterator[str]:
+        for name in ("text", "text_pair", "identity", "labels", "bounded_scores"):
+            if isinstance(value := getattr(self, name), str):
+                yield f'{name} is a text, not several; write {name}=("{value}",)'
+        if not isinstance(self.columns, Mapping) or not all(isinstance(kind, type) for kind in self.columns.values()):
+            types = ", ".join(f'"{name}": {"int" if self.labels and name == self.target else "str"}' for name in self.columns)
+            yield f"columns must say the type of each; write columns={{{types}}}, with their types"
+        if not self.text:
+            yield f"it reads no column; write text=(...,) with those of {', '.join(self.columns)} that it is to read"
+        for column in (*self.text, *self.text_pair, *self.identity, self.target):
+            if column not in self.columns:
+                yield f"it reads {column!r}, which is not among its columns ({', '.join(self.columns)}): add it there"
+        for split, path in self.files.items():
+            if Path(path).suffix not in FILE_KINDS:
+                yield f"{path} of split {split!r} is none of {', '.join(FILE_KINDS)}"
+        if lacking := [split for split in self.splits if self.files and split not in self.files]:
+            yield f"it has no file of split {lacking[0]!r}; add it to files, or give the split the name of one"
         if (self.problem is Problem.CLASSIFY) != (len(self.labels) > 1):
-            raise InputError(f"task {self.id!r}: only a classification names labels, and at least two")
+            yield "only a classification names labels, and at least two"
         if self.messages and self.problem is not Problem.GENERATE:
-            raise InputError(f"task {self.id!r}: a conversation is for a task that generates its reply; leave out messages")
+            yield "a conversation is for a task that generates its reply; leave out messages"
         if self.main_score not in self.bounded_scores:
-            raise InputError(f"task {self.id!r}: main_score {self.main_score!r} is not among its bounded_scores")
+            yield f"main_score {self.main_score!r} is not among its bounded_scores"
         known = score_names(self.problem, len(self.labels))
         for name in self.bounded_scores:
             if name not in known:
-                raise InputError(f"task {self.id!r}: unknown score {name!r}; a task to {self.problem} has {', '.join(known)}")
-
-    def _check_columns(self) -> None:
-        for name in ("text", "text_pair", "identity", "labels", "bounded_scores"):
-            if isinstance(value := getattr(self, name), str):
-                raise InputError(f'task {self.id!r}: {name} is a text, not several; write {name}=("{value}",)')
-        if not isinstance(self.columns, Mapping) or not all(isinstance(kind, type) for kind in self.columns.values()):
-            types = ", ".join(f'"{name}": {"int" if self.labels and name == self.target else "str"}' for name in self.columns)
-            raise InputError(
-                f"task {self.id!r}: columns must say the type of each; write columns={{{types}}}, with their types"
-            )
-        if not self.text:
-            texts = [column for column, kind in self.columns.items() if kind is str and column != self.target]
-            columns = ", ".join(f'"{column}"' for column in texts or ["COLUMN"])
-            raise InputError(f"task {self.id!r} reads no column; write text=({columns},) with those that it is to read")
-        for column in (*self.text, *self.text_pair, *self.identity, self.target):
-            if column not in self.columns:
-                known = f'({", ".join(self.columns)}): add "{column}" with its type there'
-                raise InputError(f"task {self.id!r} reads column {column!r}, which is not among its columns {known}")
-
-    def _check_files(self) -> None:
-        for split, path in self.files.items():
-            if Path(path).suffix not in FILE_KINDS:
-                raise InputError(f"task {self.id!r}: {path} of split {split!r} is none of {', '.join(FILE_KINDS)}")
-        for split in self.splits if self.files else ():
-            if split not in self.files:
-                known = ", ".join(f'"{name}": ...' for name in self.files)
-                raise InputError(
-                    f'task {self.id!r} has no file of split {split!r}; write files={{{known}, "{split}": PATH}}, or name the '
-                    "split otherwise (train, validation, test)"
-                )
+                yield f"unknown score {name!r}; a task to {self.problem} has {', '.join(known)}"
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -164,7 +150,7 @@ class Task:
         return {self.messages: list} if self.messages else self.columns
 
     @property
-    def beside(self) -> tuple[str, ...]:
+    def context_columns(self) -> tuple[str, ...]:
         """What is read beside `text`: a second text, or what was said before a prompt."""
         return ("history",) if self.messages else self.text_pair
 
@@ -225,27 +211,3 @@ SUM = Task(
 )
 
 TASKS = (SA, QA, SUM)
-
-
-Row = dict[str, Any]
-RESERVED = ("plain", "typos5", "contracted", "distracted2", "negated", "renumbered", "named")  # rows as they are, our shifts
-Change = Callable[[Task, Mapping[str, Any], Random], Row]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shift:
-    """A change of rows that a trained model is scored on, beside the rows as they are.
-
-    Attributes:
-        meaning: what it changes, in a few words.
-        change: makes the changed row of a task's row, with a generator of its own for each row. It returns an equal row where
-            there is nothing to change. An answer's start must stay right.
-        problems: the kinds of problem that it is for.
-        turns: the changed row has another target, which an answer must follow. Any other shift keeps what is right.
-    """
-
-    id: str
-    meaning: str
-    change: Change
-    problems: tuple[Problem, ...] = tuple(Problem)
-    turns: bool = False

@@ -20,7 +20,7 @@ from tunegrid import ROOT, launcher
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.more_tasks import IN_PLACE, more_tasks
-from tunegrid.grid.profiles import QUICK_PROFILE, TASKS_PROFILE, ZOO_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE, TASKS_PROFILE, ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.machine import library_digests, replacing, versions
 from tunegrid.record import Record

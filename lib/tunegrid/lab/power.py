@@ -18,7 +18,7 @@ import numpy as np
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.lab.grid_runs import note
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.noise import (

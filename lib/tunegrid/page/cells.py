@@ -8,7 +8,7 @@ from typing import Any
 
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.more_tasks import words_for
-from tunegrid.grid.profiles import TASKS_PROFILE, ZOO_PROFILE
+from tunegrid.grid.recipes import TASKS_PROFILE, ZOO_PROFILE
 from tunegrid.grid.tasks import score_title
 from tunegrid.page import charts
 from tunegrid.page.runs import PageRun, mean
@@ -22,7 +22,7 @@ from tunegrid.results.status import status_of, too_short
 from tunegrid.results.study import INSTEAD
 
 # Said elsewhere on the page, or of no use to its reader.
-LEFT_OUT = ("trainable_params", "total_params", "from_notebook", "ours", "adapter", "generation", "quantization")
+LEFT_OUT = ("trainable_params", "total_params", "adapter", "generation", "quantization")
 # Of a device: what all cells of a run share as a rule, so that it stands once on the page.
 SHARED = ("type", "name", "threads", "instructions")
 

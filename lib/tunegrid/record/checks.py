@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from tunegrid.grid.methods import METHODS
-from tunegrid.grid.profiles import SCORED
+from tunegrid.grid.recipes import SCORED
 from tunegrid.record.record import AuditFinding, Record
 
 POINTS = PERCENT = 1e-6  # what rounding may do to a score and to a share

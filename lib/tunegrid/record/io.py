@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Of versions 0.16 and 0.17: what they said, this version does not do.
 FORMER_FIELDS = frozenset({"distilled", "replaced", "warnings", "merges", "calibration", "shifted", "forgetting", "stock"})
+FORMER_RECIPE_FIELDS = frozenset({"from_notebook", "ours"})  # of version 0.17, which named what the study leaves open
 
 
 @cache
@@ -60,6 +61,8 @@ def checked(data: Mapping[str, Any], source: str = "") -> tuple[Record | None, l
     if data.get("profile") == "stock":
         raise InputError(f"{_place(data, source)}: -m stock leaves no record any more: leave this row out, and run it again")
     fields = {name: value for name, value in data.items() if name not in FORMER_FIELDS}
+    if isinstance(recipe := fields.get("recipe"), dict):
+        fields["recipe"] = {name: value for name, value in recipe.items() if name not in FORMER_RECIPE_FIELDS}
     try:
         # As JSON again: from it pydantic reads a tuple, say, and from a list it does not.
         record = adapter().validate_json(pydantic_core.to_json(fields))

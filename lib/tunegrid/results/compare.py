@@ -20,7 +20,7 @@ from scipy import special
 
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import study_place
-from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.record import Record
 from tunegrid.record.checks import failures, impossible_figures
 from tunegrid.results.alike import FACTS, check_alike

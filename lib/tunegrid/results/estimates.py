@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY, Cell
-from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
+from tunegrid.grid.recipes import FULL_PROFILE, QUICK_PROFILE
 from tunegrid.grid.tasks import Carve
 from tunegrid.record import Record
 from tunegrid.results.files import read_saved

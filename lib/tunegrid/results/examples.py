@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from tunegrid.errors import InputError, first_line
-from tunegrid.grid.profiles import CACHE
+from tunegrid.grid.recipes import CACHE
 from tunegrid.machine import replacing
 from tunegrid.record import ExamplesRecord, Record
 

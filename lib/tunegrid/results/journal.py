@@ -21,7 +21,7 @@ from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.backbones import BERT, Backbone
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.profiles import CACHE
+from tunegrid.grid.recipes import CACHE
 from tunegrid.grid.tasks import Problem
 from tunegrid.machine import cpu_name, gpus, instruction_sets, library_digests, versions
 from tunegrid.results.files import BenchmarkRow, RunJson, has_no_time, is_cell

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from tunegrid import ROOT
 from tunegrid.grid.cells import study_place
-from tunegrid.grid.profiles import FULL_PROFILE
+from tunegrid.grid.recipes import FULL_PROFILE
 from tunegrid.grid.tasks import score_title
 from tunegrid.record import Record
 from tunegrid.record.checks import impossible

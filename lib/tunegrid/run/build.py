@@ -26,7 +26,7 @@ from tunegrid.errors import InputError, first_line
 from tunegrid.grid.backbones import BERT, checkpoint_of, within
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Base
-from tunegrid.grid.profiles import Profile
+from tunegrid.grid.recipes import Profile
 from tunegrid.grid.tasks import Problem
 from tunegrid.machine import hub_code
 from tunegrid.record.record import ModelRecord

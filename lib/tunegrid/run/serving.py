@@ -22,7 +22,7 @@ from torch import nn
 from tunegrid.codecs.architectures import architecture
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.grid.tasks import Problem, score_title
 from tunegrid.machine import replacing
 from tunegrid.record import Record, to_json

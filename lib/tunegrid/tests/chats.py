@@ -10,8 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tunegrid.grid.backbones import Backbone, Head, Layout, Wrap
 from tunegrid.grid.cells import STUDY, Cell
 from tunegrid.grid.methods import SFT
-from tunegrid.grid.profiles import Profile
-from tunegrid.grid.recipes import Generation, Recipe
+from tunegrid.grid.recipes import Generation, Profile, Recipe
 from tunegrid.grid.tasks import SUM, Problem
 from tunegrid.run.prepare import codec_of
 

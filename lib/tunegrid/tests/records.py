@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.grid.tasks import TASKS
 from tunegrid.record import Record, new_record, to_json
 from tunegrid.record.io import adapter

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from fixtures.options import Ranks
 from fixtures.session import Session
 from tunegrid import ROOT
-from tunegrid.grid.profiles import FIXTURES
+from tunegrid.grid.recipes import FIXTURES
 from tunegrid.launcher import Child
 
 SOURCES = os.pathsep.join(map(str, (ROOT / "lib", ROOT)))  # this checkout's, whichever is installed

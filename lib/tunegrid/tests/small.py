@@ -11,7 +11,7 @@ import transformers as hf
 
 from tunegrid.audits import Evidence
 from tunegrid.grid.cells import STUDY, Cell
-from tunegrid.grid.profiles import FIXTURES, QUICK_PROFILE
+from tunegrid.grid.recipes import FIXTURES, QUICK_PROFILE
 from tunegrid.grid.tasks import TASKS
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.prepare import codec_of, prepare

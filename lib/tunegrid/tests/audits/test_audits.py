@@ -13,7 +13,7 @@ from tunegrid.codecs.base import Prediction, alphanumeric, same_alphanumeric
 from tunegrid.data.sources import identity
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.profiles import FULL_PROFILE
+from tunegrid.grid.recipes import FULL_PROFILE
 from tunegrid.grid.tasks import QA, SA, SUM
 from tunegrid.record.record import EvaluationRecord
 from tunegrid.run.build import checksums

@@ -20,7 +20,7 @@ from tunegrid.codecs.base import Feature
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.methods import LORA, Lora
-from tunegrid.grid.profiles import ZOO_PROFILE
+from tunegrid.grid.recipes import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.run import probe
 from tunegrid.run.build import matching_keys, weight_files

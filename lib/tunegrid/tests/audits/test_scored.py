@@ -11,7 +11,7 @@ from torch import nn
 from transformers.cache_utils import DynamicLayer
 
 from tunegrid.audits import scores
-from tunegrid.grid.profiles import FULL_PROFILE
+from tunegrid.grid.recipes import FULL_PROFILE
 from tunegrid.run.evaluate import evaluate
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import hooked

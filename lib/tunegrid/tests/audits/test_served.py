@@ -16,7 +16,7 @@ from tunegrid.audits import computation
 from tunegrid.audits.computation import saved_is_served
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.methods import TOKEN_ROWS, Adapting, Lora
-from tunegrid.grid.profiles import FOOTPRINT_PROFILE
+from tunegrid.grid.recipes import FOOTPRINT_PROFILE
 from tunegrid.run.build import checksums
 from tunegrid.run.serving import Serving, unwrapped
 from tunegrid.tests.small import cell_of, evidence_from, tokenizer_of, train_rows, trainer_for

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.test_equivalent import Tolerance, apart, by_formula, coded, difference, eight_bit_levels
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE
 
 
 def test_how_far_apart_two_tensors_are_is_the_norm_of_their_difference_in_units_of_the_larger_norm():

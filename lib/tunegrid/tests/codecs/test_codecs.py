@@ -9,7 +9,7 @@ from tunegrid.codecs.architectures import BertToBert, architecture
 from tunegrid.errors import InputError
 from tunegrid.grid.backbones import Head, Layout
 from tunegrid.grid.cells import STUDY, STUDY_IDS
-from tunegrid.grid.profiles import FULL_PROFILE
+from tunegrid.grid.recipes import FULL_PROFILE
 from tunegrid.run.prepare import CODECS, codec_of
 from tunegrid.tests.small import cell_of, tokenizer_of
 

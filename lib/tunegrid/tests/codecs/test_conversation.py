@@ -115,7 +115,7 @@ def test_a_row_is_the_last_exchange_and_after_other_turns_it_is_another_text():
     assert (row["prompt"], row["reply"]) == ("and anna ?", "anna was born in dover .")
     assert row["history"] == turns(SYSTEM, *SAID[:2])
     rows = [last_exchange(turns(*before, *SAID[2:]), "here") for before in (SAID[:2], (SYSTEM,), SAID[:2])]
-    first, other, again = (identity(row, (*CHAT.text, *CHAT.beside)) for row in rows)
+    first, other, again = (identity(row, (*CHAT.text, *CHAT.context_columns)) for row in rows)
     assert first == again != other
 
 

@@ -10,7 +10,7 @@ import pytest
 from tunegrid import __main__ as command
 from tunegrid.data import sources as hub
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.lab import __main__ as lab
 from tunegrid.record import new_record, to_json
 from tunegrid.tests.outputs import refusal

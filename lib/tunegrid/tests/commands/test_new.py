@@ -5,7 +5,7 @@ import pytest
 from tunegrid.commands import new
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS, add_from, study
-from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.sessions import run
 

@@ -11,7 +11,7 @@ from tunegrid.data.sources import StoredRows, tables
 from tunegrid.data.splits import check_row, load_splits
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.profiles import QUICK_PROFILE, Profile
+from tunegrid.grid.recipes import QUICK_PROFILE, Profile
 from tunegrid.grid.tasks import QA, SA, SUM, Carve, Problem, Task
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tunegrid import ROOT
 from tunegrid.grid.backbones import BERT
-from tunegrid.grid.profiles import FIXTURES
+from tunegrid.grid.recipes import FIXTURES
 from tunegrid.tests.hub import COMMIT, serving
 from tunegrid.tests.small import rows_of
 

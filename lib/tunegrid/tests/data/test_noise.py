@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tunegrid.data.splits import check_row, load_splits, noisy
-from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.grid.tasks import QA, SA, SUM
 
 

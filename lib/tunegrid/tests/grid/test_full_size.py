@@ -9,8 +9,7 @@ from torch import nn
 
 from tunegrid.grid.backbones import BACKBONES
 from tunegrid.grid.cells import STUDY, STUDY_IDS
-from tunegrid.grid.profiles import FOOTPRINT_PROFILE
-from tunegrid.grid.recipes import RECIPES
+from tunegrid.grid.recipes import FOOTPRINT_PROFILE, RECIPES
 from tunegrid.grid.zoo import zoo
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import parameter_counts

@@ -12,8 +12,16 @@ from tunegrid.grid import recipes
 from tunegrid.grid.backbones import BACKBONES, BERT, GPT2, HEAD_EXCEPTIONS, T5, Head
 from tunegrid.grid.cells import STUDY, STUDY_IDS, study
 from tunegrid.grid.methods import LORA, METHODS, NF4, Lora, Method
-from tunegrid.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
-from tunegrid.grid.recipes import GPT2_C_ATTN, QUICK, RECIPES, TARGETS_WITHOUT_EXCEPTION, merged
+from tunegrid.grid.recipes import (
+    FOOTPRINT_PROFILE,
+    FULL_PROFILE,
+    GPT2_C_ATTN,
+    QUICK,
+    QUICK_PROFILE,
+    RECIPES,
+    TARGETS_WITHOUT_EXCEPTION,
+    merged,
+)
 from tunegrid.grid.tasks import SA, TASKS, Problem
 
 FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}
@@ -117,14 +125,11 @@ def test_a_cells_row_repeats_nothing_that_it_shares(shared, cells):
     assert repeated == []
 
 
-OURS = ("from_notebook", "ours", "gradient_checkpointing")  # fields that the study does not have
-
-
 @pytest.mark.parametrize("cell_id", STUDY_IDS)
 def test_a_recipe_is_the_studys(specification, cell_id):
     words, recipe = specification[cell_id], asdict(FULL[cell_id].recipe)
     assert words.keys() <= COMPARED | REMARKS
-    assert {name: recipe[name] for name in recipe if name not in OURS} == as_recipe(words)
+    assert {name: recipe[name] for name in recipe if name != "gradient_checkpointing"} == as_recipe(words)
     nf4 = {"bits": 4, "quant_type": "nf4", "double_quant": True, "compute_dtype": "bfloat16"}
     assert words["quantization"] == (nf4 if FULL[cell_id].quantization else None)
 
@@ -180,9 +185,6 @@ def test_a_method_like_another_gets_its_recipes_without_the_studys_counts(grid):
     assert len(grid.ids(QUICK_PROFILE)) == len(grid.ids(FULL_PROFILE)) == 36
     cell = grid.cell("bert_qa_dora", FULL_PROFILE)
     assert cell.recipe == replace(RECIPES["bert_qa_lora"], learning_rate=1e-3, trainable_params=None)
-    grid.add_thresholds("bert_sa_lora", accuracy=88)
-    grid.add_thresholds("bert_sa_lora", profile="quick", f1_macro=70.5)
-    assert grid.thresholds == {("full", "bert_sa_lora"): {"accuracy": 88}, ("quick", "bert_sa_lora"): {"f1_macro": 70.5}}
     assert grid.cell("gpt2_qa_dora", QUICK_PROFILE).recipe.max_steps == QUICK["gpt2_qa_lora"]["max_steps"]
     assert len(STUDY.ids(FULL_PROFILE)) == 27
 
@@ -275,7 +277,6 @@ def test_a_combination_without_a_recipe_gets_a_sentence(grid):
     assert grid.cell("bert_sa_full", FULL_PROFILE).recipe == RECIPES["bert_sa_sft"]
 
 
-HEADLESS = {Problem.GENERATE: Head(architecture="BertToBert")}
 RECIPE = RECIPES["bert_sa_lora"]
 
 
@@ -285,7 +286,10 @@ RECIPE = RECIPES["bert_sa_lora"]
         (lambda grid: grid.add_method(Method(id="sft", name="x")), "method 'sft' is in the grid already"),
         (lambda grid: grid.add_method(Method(id="my_m", name="x")), "id of method 'my_m': expected lower-case letters"),
         (lambda grid: grid.add_optimizer("adamw_torch", None), "optimizer 'adamw_torch' is in the grid already"),
-        (lambda grid: grid.add_method(Lora(id="x", name="x"), like="lorra"), "cannot be like 'lorra', which is not in the"),
+        (
+            lambda grid: grid.add_method(Lora(id="x", name="x"), like="lorra"),
+            "cannot be like 'lorra', which has no recipes to copy",
+        ),
         (lambda grid: grid.add_method(Lora(id="x", name="x"), like="lora", lr=1), "a recipe has no field 'lr'"),
         (lambda grid: grid.add_method(Lora(id="x", name="x"), learning_rate=1), "'x': learning_rate would change copied"),
         (
@@ -297,22 +301,18 @@ RECIPE = RECIPES["bert_sa_lora"]
         (lambda grid: grid.add_recipe("bert_sa_lora", RECIPE, like="bert_sa_sft"), "give a recipe, or like=CELL"),
         (lambda grid: grid.add_recipe("bert_sa_lora", "text"), "expected a Recipe, got 'text'"),
         (lambda grid: grid.add_recipe("bert_sa_lora", RECIPE, quick={"lr": 1}), "a recipe has no field 'lr'"),
-        (lambda grid: grid.add_thresholds("bert_sa_lora", f1=5), "bounds no score 'f1', only accuracy, f1_macro"),
-        (lambda grid: grid.add_thresholds("bert_sa_lora", profile="qick", accuracy=80), "cells of profile 'qick' have none"),
-        (lambda grid: grid.add_thresholds("bert_sa_lora", accuracy=101), "101 is not a number of points from 0 to 100"),
         (lambda grid: replace(SA, labels=("one",)), "only a classification names labels, and at least two"),
-        (lambda grid: replace(SA, text=("body",)), "'body', which is not among its columns"),
-        (lambda grid: replace(SA, text=()), 'reads no column; write text=("title", "content",)'),
+        (lambda grid: replace(SA, text=("body",)), "it reads 'body', which is not among its columns (label, title, content)"),
+        (lambda grid: replace(SA, text=()), "reads no column; write text=(...,) with those of label, title, content"),
         (
             lambda grid: replace(SA, columns=("title", "content")),
             'columns must say the type of each; write columns={"title": str',
         ),
         (lambda grid: replace(SA, text="title"), 'text is a text, not several; write text=("title",)'),
         (lambda grid: replace(SA, files={"train": "a.txt"}), "a.txt of split 'train' is none of .jsonl, .parquet, .csv"),
-        (lambda grid: replace(SA, files={"train": "a.csv"}, test="dev"), "no file of split 'dev'; write files="),
+        (lambda grid: replace(SA, files={"train": "a.csv"}, test="dev"), "no file of split 'dev'; add it to files"),
         (lambda grid: replace(SA, main_score="f1"), "main_score 'f1' is not among its bounded_scores"),
         (lambda grid: replace(SA, main_score="acuracy", bounded_scores=("acuracy",)), "unknown score 'acuracy'"),
-        (lambda grid: replace(BERT, heads=HEADLESS), "its head for generate has no layout; give one of"),
     ],
 )
 def test_an_entry_that_cannot_be_used_is_refused(grid, add, words):
@@ -333,6 +333,12 @@ def test_a_recipe_that_cannot_be_followed_is_refused(grid, cell_id, changes, wor
     grid.add_recipe(cell_id, replace(RECIPES[cell_id], **changes))
     with pytest.raises(InputError, match=words):
         grid.cell(cell_id, FULL_PROFILE)
+
+
+def test_a_head_that_generates_without_a_layout_has_no_cells(grid):
+    grid.add_backbone(replace(BERT, id="enc", heads={Problem.GENERATE: Head(architecture="BertToBert")}), like="bert")
+    with pytest.raises(InputError, match="a head of layout None cannot generate; its layout must be one of"):
+        grid.cell("enc_sum_sft", FULL_PROFILE)
 
 
 def test_a_backbone_without_a_head_for_a_problem_has_no_cells_of_it(grid):

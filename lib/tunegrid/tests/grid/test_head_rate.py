@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from tunegrid.audits.training import schedule_counts_updates
-from tunegrid.grid.adapters import LoraFA, LoraPlus
 from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.methods import LORA
-from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE
+from tunegrid.grid.zoo import LoraFA
 from tunegrid.tests.small import cell_of, evidence_from, rows_of, trainer_for
 
 RATES = {"learning_rate": 1e-2, "head_learning_rate": 1e-3, "max_steps": 2, "per_device_train_batch_size": 2}
@@ -26,7 +26,7 @@ def peaks(trainer):
     return rates
 
 
-T5, PLUS = cell_of("t5_sa_lora", **RATES), LoraPlus(id="loraplus", name="LoRA+")
+T5, PLUS = cell_of("t5_sa_lora", **RATES), replace(LORA, rate_factors={"lora_B": 16.0})
 
 
 @pytest.mark.parametrize(

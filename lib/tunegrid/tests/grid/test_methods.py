@@ -10,12 +10,10 @@ import torch
 
 from tunegrid.audits import Evidence, audited
 from tunegrid.errors import InputError
-from tunegrid.grid.adapters import IA3
 from tunegrid.grid.cells import study
 from tunegrid.grid.methods import LORA, SFT, Adapting, Method
-from tunegrid.grid.profiles import QUICK_PROFILE
-from tunegrid.grid.recipes import Schedule
-from tunegrid.grid.zoo import METHODS
+from tunegrid.grid.recipes import QUICK_PROFILE, Schedule
+from tunegrid.grid.zoo import IA3, METHODS
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.checkpoint import Checkpoints
 from tunegrid.run.train import Trainer, make_schedule

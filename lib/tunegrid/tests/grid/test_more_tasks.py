@@ -5,7 +5,7 @@ import torch
 
 from tunegrid.grid.cells import STUDY, STUDY_IDS
 from tunegrid.grid.more_tasks import CHAT_CELLS, IN_PLACE, NLI_CELLS, QUICK, more_tasks, words_for
-from tunegrid.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE, TASKS_PROFILE
+from tunegrid.grid.recipes import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE, TASKS_PROFILE
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.footprint import wrong_counts
 from tunegrid.run.meter import parameter_counts

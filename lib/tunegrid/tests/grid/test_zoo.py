@@ -9,7 +9,7 @@ import torch
 
 from tunegrid.audits import Evidence, audited
 from tunegrid.grid.methods import LORA, QLORA, SFT
-from tunegrid.grid.profiles import FULL_PROFILE, ZOO_PROFILE
+from tunegrid.grid.recipes import FULL_PROFILE, ZOO_PROFILE
 from tunegrid.grid.zoo import METHODS, NEW_PARTS, zoo
 from tunegrid.record.checks import NEED_LENGTH
 from tunegrid.tests.sessions import collect

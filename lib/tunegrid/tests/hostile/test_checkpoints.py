@@ -4,7 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 
-from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.run.build import build, load_tokenizer, model_record
 from tunegrid.run.prepare import codec_of
 from tunegrid.tests.small import CPU, cell_of, train_rows

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from tunegrid.data.splits import load_splits
-from tunegrid.grid.profiles import Profile
+from tunegrid.grid.recipes import Profile
 from tunegrid.grid.tasks import QA, SA, SUM
 from tunegrid.tests.small import rows_of
 from tunegrid.tests.strangers import another_parquet, attacked, changed, seeds_of, spoil

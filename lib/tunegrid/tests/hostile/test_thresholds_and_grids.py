@@ -3,7 +3,7 @@
 import tomllib
 
 from fixtures.session import Session
-from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
+from tunegrid.grid.recipes import FULL_PROFILE, QUICK_PROFILE
 from tunegrid.results.noise import load_noise
 from tunegrid.results.numerics import load_tolerances
 from tunegrid.results.thresholds import THRESHOLDS, load_bounds, load_evidence, load_margins

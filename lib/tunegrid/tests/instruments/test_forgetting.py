@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tunegrid.codecs.base import IGNORED
-from tunegrid.grid.profiles import ZOO_PROFILE
+from tunegrid.grid.recipes import ZOO_PROFILE
 from tunegrid.grid.tasks import SUM
 from tunegrid.grid.zoo import zoo
 from tunegrid.instruments import NotAskedError

@@ -9,10 +9,11 @@ import pytest
 from tunegrid.codecs.base import Prediction
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY, study
-from tunegrid.grid.tasks import QA, RESERVED, SA, SUM, Shift
+from tunegrid.grid.tasks import QA, SA, SUM
 from tunegrid.instruments.robustness import (
     INSTRUMENT,
     SHIFTS,
+    Shift,
     contracted,
     distracted,
     follows,
@@ -135,10 +136,11 @@ def test_a_shift_that_does_not_do_what_it_says_is_refused(shift, words):
 def test_a_user_adds_a_shift_under_a_name_of_its_own():
     grid, own = study(), Shift(id="loud", **lying())
     grid.add_shift(own)
-    assert {shift.id for shift in SHIFTS} == {*RESERVED} - {"plain"}
-    for taken, words in ((own, "is in the grid already"), (SHIFTS[0], "stands for something else")):
-        with pytest.raises(InputError, match=words):
-            grid.add_shift(taken)
+    with pytest.raises(InputError, match="is in the grid already"):
+        grid.add_shift(own)
+    grid.add_shift(SHIFTS[0])
+    with pytest.raises(InputError, match="shift 'typos5': the name stands for something else"):
+        measured("bert_sa_sft", REVIEWS, lambda row: 1, grid)
 
 
 # What models score on them

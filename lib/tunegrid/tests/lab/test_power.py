@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.lab import power as command
 from tunegrid.lab.power import Setting, worse_cells
 from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, deviation, load_noise

@@ -12,8 +12,8 @@ import torch
 
 from tunegrid import ROOT
 from tunegrid.commands import calibrate
-from tunegrid.grid.cells import study, user_module
-from tunegrid.grid.profiles import FOOTPRINT_PROFILE
+from tunegrid.grid.cells import add_from, study
+from tunegrid.grid.recipes import FOOTPRINT_PROFILE
 from tunegrid.results.thresholds import load_bounds
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import parameter_counts
@@ -70,7 +70,7 @@ def test_bert_medium_has_its_true_size_and_runs(tmp_path):
     path = tmp_path / "bertmedium.py"
     path.write_text(EXAMPLES["bertmedium.py"])
     grid = study()
-    user_module(path).pytest_tunegrid_grid(grid)
+    add_from(path, grid)
     cell = grid.cell("bertmedium_sa_sft", FOOTPRINT_PROFILE)
     counts = parameter_counts(build(cell, load_tokenizer(cell), torch.device("meta")))
     # embeddings (30,522 + 512 + 2) x 512 and a norm; 8 layers of 4 x (512 x 512 + 512) + 2 x 512 x 2,048 + 2,048 + 512

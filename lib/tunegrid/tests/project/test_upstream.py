@@ -18,7 +18,7 @@ FAULTS = {  # what to drop once it is mended, and what the script prints of it
     "bitsandbytes_biases": ("module.bias in keep_packed_layers (run/build.py)", "the frozen bias was torch.float32"),
     "transformers_accumulation": ("the accumulation of 1 in run/test_parity.py", "BertForSequenceClassification: gradient"),
     "peft_prompts": ("REPEATED and IGNORED in grid/zoo.py", "PromptTuningConfig: logits of generate differ"),
-    "peft_adalora_scale": ("scale_can_be_reset of AdaLora in grid/adapters.py", "after it was doubled and set back it is 2"),
+    "peft_adalora_scale": ("scale_can_be_reset of AdaLora in grid/zoo.py", "after it was doubled and set back it is 2"),
     "peft_packed_bias": (UPSTREAM, "the base's bias gains 1, where"),
     "transformers_saved_tokenizer": (f"{UPSTREAM}, and let A16 and A60 of plants act in full", "pads on the right"),
 }

@@ -9,7 +9,7 @@ from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.backbones import checkpoint_of
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.page.render import html
 from tunegrid.page.view import page_of
 from tunegrid.record import to_json

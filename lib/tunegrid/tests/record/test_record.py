@@ -12,8 +12,7 @@ from jsonschema import Draft202012Validator
 
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
-from tunegrid.grid.recipes import Recipe
+from tunegrid.grid.recipes import FULL_PROFILE, QUICK_PROFILE, Recipe
 from tunegrid.record import Record, from_json, new_record, schema, to_json
 from tunegrid.record.checks import contradictions, impossible
 from tunegrid.record.io import FORMER_FIELDS, checked

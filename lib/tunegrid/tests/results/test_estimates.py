@@ -1,7 +1,7 @@
 import pytest
 
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.profiles import FULL_CAPS, FULL_PROFILE, QUICK_PROFILE
+from tunegrid.grid.recipes import FULL_CAPS, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.results.estimates import duration, estimates
 from tunegrid.tests import records
 from tunegrid.tests.records import MEASURED, PHASE, complete, footprint

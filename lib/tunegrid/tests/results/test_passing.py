@@ -3,7 +3,7 @@
 import pytest
 
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
+from tunegrid.grid.recipes import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.record import AuditFinding
 from tunegrid.results.status import (
     Extent,

@@ -7,7 +7,7 @@ import pytest
 
 from fixtures.record import extent_of
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.profiles import FULL_PROFILE
+from tunegrid.grid.recipes import FULL_PROFILE
 from tunegrid.grid.tasks import TASKS
 from tunegrid.record import new_record
 from tunegrid.record.checks import below_bounds

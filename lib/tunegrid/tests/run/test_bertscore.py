@@ -3,7 +3,7 @@ from statistics import fmean
 import pytest
 import torch
 
-from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.run.build import load_bert_scorer
 from tunegrid.run.metrics import BATCH, Embedded, greedy_match
 

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from tunegrid.audits import audited
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY, STUDY_IDS
-from tunegrid.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
+from tunegrid.grid.recipes import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.run.build import build, checkpoint_checksums, load_tokenizer, model_record, weight_files
 from tunegrid.run.meter import parameter_counts
 from tunegrid.tests.small import (

@@ -7,7 +7,7 @@ import torch
 
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.profiles import FULL_PROFILE
+from tunegrid.grid.recipes import FULL_PROFILE
 from tunegrid.machine import keep_freed_memory
 from tunegrid.run.device import (
     check_free,

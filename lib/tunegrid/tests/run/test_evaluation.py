@@ -6,7 +6,7 @@ import torch
 from tunegrid.codecs.base import Feature
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
+from tunegrid.grid.recipes import FULL_PROFILE, QUICK_PROFILE
 from tunegrid.run.evaluate import EVAL_BATCH, evaluate, precision_of, predict
 from tunegrid.run.metrics import Metrics, Scored
 from tunegrid.tests.small import CPU, codec_for, model_of, rows_of, silent

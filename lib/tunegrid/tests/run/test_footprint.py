@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tunegrid.codecs.base import Feature, token_counts
 from tunegrid.grid.cells import STUDY, STUDY_IDS
-from tunegrid.grid.profiles import FOOTPRINT_CPU_PROFILE
+from tunegrid.grid.recipes import FOOTPRINT_CPU_PROFILE
 from tunegrid.record.record import Ledger
 from tunegrid.run import footprint
 from tunegrid.run.build import build, load_tokenizer

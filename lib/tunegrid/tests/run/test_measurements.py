@@ -8,7 +8,7 @@ import torch
 
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.profiles import FOOTPRINT_PROFILE, QUICK_PROFILE
+from tunegrid.grid.recipes import FOOTPRINT_PROFILE, QUICK_PROFILE
 from tunegrid.record import data_record
 from tunegrid.record.record import Ledger
 from tunegrid.run.build import model_record

@@ -9,7 +9,7 @@ from peft import PeftConfig
 from transformers import AutoConfig
 
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.profiles import FULL_PROFILE
+from tunegrid.grid.recipes import FULL_PROFILE
 from tunegrid.run.serving import Serving, card_of, save
 from tunegrid.tests.records import complete
 from tunegrid.tests.small import cell_of, model_of, tokenizer_of

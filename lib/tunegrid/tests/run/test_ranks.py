@@ -7,7 +7,7 @@ import torch
 
 from tunegrid.audits.training import ranks_end_alike, ranks_train_as_one
 from tunegrid.errors import InputError
-from tunegrid.grid.profiles import ZOO_PROFILE
+from tunegrid.grid.recipes import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.run.build import checksums
 from tunegrid.run.evaluate import evaluate

@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor
 from tunegrid.audits.training import ranks_end_alike, ranks_train_as_one
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import study
-from tunegrid.grid.profiles import ZOO_PROFILE
+from tunegrid.grid.recipes import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.run.ranks import Ranks, blocks
 from tunegrid.tests.ranked import CUT, HEADS, cut_on, on_ranks, sharded_is_the_model
