@@ -4,8 +4,7 @@ Checksums of weights, and the files and keys of the checkpoint that they come fr
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import cache
 from itertools import takewhile
@@ -49,8 +48,6 @@ def load_tokenizer(cell: Cell) -> Any:
     else:
         source, pin = checkpoint_of(cell.backbone, cell.profile)
         tokenizer = from_hub_or_folder(hf.AutoTokenizer, source, pin)
-        with loading(source):
-            tokenizer(["a"], add_special_tokens=False, verbose=False)  # some broken settings show only here
     if cell.head.new_token:
         tokenizer.add_tokens([cell.head.new_token], special_tokens=True)
     return tokenizer
@@ -64,16 +61,15 @@ def load_bert_scorer(profile: Profile) -> BertScorer:
 
 
 def from_hub_or_folder(loader: Any, source: str | None, options: dict[str, Any]) -> Any:
-    """What a checkpoint holds; its own code is not run, nor asked about. Raises InputError if it cannot be read."""
-    with loading(source):
-        return loader.from_pretrained(source, trust_remote_code=False, **options)
+    """What a checkpoint holds; its own code is not run, nor asked about.
 
-
-@contextmanager
-def loading(source: str | None) -> Iterator[None]:
-    """Whatever a library raises meanwhile, of whichever file of a broken checkpoint, is an InputError of one sentence."""
+    Raises InputError, of one sentence, for whatever a library raises of whichever file of a broken checkpoint.
+    """
     try:
-        yield
+        loaded = loader.from_pretrained(source, trust_remote_code=False, **options)
+        if loader is hf.AutoTokenizer:
+            loaded(["a"], add_special_tokens=False, verbose=False)  # some broken settings show only here
+        return loaded
     except Exception as error:
         if out_of_memory(error) or isinstance(error, InputError):
             raise
@@ -112,7 +108,8 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
     if base_type(cell) is not torch.float32:
         train_in_fp32(adapted)
     built: Any = adapted.to(device)
-    keep_packed_layers(built)
+    if cell.quantization:
+        keep_packed_layers(built)
     if cell.recipe.gradient_checkpointing:
         try:  # transformers 5.24 gave it a new name
             enable = getattr(built, "activation_checkpointing_enable", None) or built.gradient_checkpointing_enable

@@ -115,7 +115,10 @@ class Meter:
             before, now = self._joules, self.counter() if self.counter else None
             figures["gpu_energy_joules"] = None if before is None or now is None or now < before else now - before
             if earlier := self.phases.get(self._open[-1]):
-                figures = {name: together(name, one, figures[name]) for name, one in vars(earlier).items()}
+                pairs = {name: (one, figures[name]) for name, one in vars(earlier).items()}
+                figures = {
+                    name: None if None in pair else (sum(pair) if name in SUMS else max(pair)) for name, pair in pairs.items()
+                }
             self.phases[self._open[-1]] = Phase(**figures)
         self._open = phases
         if phases:
@@ -175,13 +178,6 @@ class Meter:
         for update in (updates := [*updates]):
             update.ended.synchronize()
         return [float(update.began.elapsed_time(update.ended)) / 1000 for update in updates]
-
-
-def together(name: str, one: float | None, other: float | None) -> float | None:
-    """A figure of both parts of a phase; None if it is not known of one."""
-    if one is None or other is None:
-        return None
-    return one + other if name in SUMS else max(one, other)
 
 
 def reset_peaks(device: torch.device) -> None:

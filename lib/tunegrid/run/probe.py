@@ -24,9 +24,9 @@ from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.tasks import Problem, Task
 from tunegrid.run.build import base_type, numbers_of
-from tunegrid.run.device import DoesNotFit, fitting, free_memory, random_states, set_random_states
+from tunegrid.run.device import DoesNotFit, fitting, free_memory
 from tunegrid.run.evaluate import predict
-from tunegrid.run.first_updates import Columns, Figures, ModuleFigures, digest, digest_of, figure, grouped, norms, reached
+from tunegrid.run.first_updates import Columns, Figures, ModuleFigures, digest, figure, gradient_figures, grouped, norms
 from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.run.progress import Progress
 from tunegrid.run.train import Trainer
@@ -62,7 +62,7 @@ def before_training(
     features, modules = short_to_long(trainer.features, PROBED), ModuleFigures(trainer.model)
     device, figures = trainer.meter.device, {**NOT_DIFFERENTIATED, **NOT_GENERATED}
     with undisturbed(trainer):
-        for ask in (_differentiated, _dropping, _generated):  # a probe keeps all activations, training perhaps does not
+        for ask in (_differentiated, _generated):  # a probe keeps all activations, training perhaps does not
             try:
                 with fitting():
                     figures |= ask(trainer, features, modules)
@@ -75,14 +75,16 @@ def before_training(
         for name, p in trainer.parameters.items():
             if state := getattr(p, "quant_state", None):
                 types[name] = f"{state.quant_type} in blocks of {state.blocksize}{', scales packed' if state.nested else ''}"
+        # One by one: unpacked all at once, the weights of a packed base would take several times its memory.
+        sizes = {name: float(numbers_of(p).norm(dtype=torch.float32)) for name, p in trainer.parameters.items()}
         # What the generator gives from a fixed seed: uniform and normal numbers, and a dropout mask.
         torch.manual_seed(0)
         numbers = [*torch.rand(DRAWS, device=device).tolist(), *torch.randn(DRAWS, device=device).tolist()]
         mask = torch.dropout(torch.ones(DRAWS, device=device), 0.5, True).tolist()
         return {
-            "tokens": digest_of((feature.input_ids, feature.target) for feature in trainer.features),
+            "tokens": digest((feature.input_ids, feature.target) for feature in trainer.features),
             "types": {group: ", ".join(sorted({types[name] for name in names})) for group, names in groups.items()},
-            "weights": norms(groups, lambda name: numbers_of(trainer.parameters[name])),
+            "weights": norms(groups, sizes),
             "stream": digest(([round(number, 5) for number in numbers], mask)),
             **figures,
             "predicted": predicted(trainer, rows[:PREDICTED]),
@@ -94,7 +96,8 @@ def before_training(
 def _differentiated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
     """The loss of a few rows without dropout, in nats a target, its gradients, and how packed layers compute it.
 
-    No more rows at once than training takes: their losses and gradients add up.
+    No more rows at once than training takes: their losses and gradients add up. As many are passed once more with dropout, by
+    masks from a fixed seed, of which only what modules give is noted.
     """
     codec, device, at_once = trainer.codec, trainer.meter.device, trainer.cell.recipe.per_device_train_batch_size
     batches = [codec.collate(some) for some in chunks(rows, at_once)]
@@ -111,7 +114,10 @@ def _differentiated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFi
                 if gradient is not None:
                     known[name] = known[name] + gradient if name in known else gradient
     modules.note_weights("forward", known)
-    groups = grouped(trainer.cell, trainer.model, trained)
+    with undisturbed(trainer, training=True), torch.no_grad(), trainer.accelerator.autocast(), modules.noted("dropout"):
+        torch.manual_seed(0)
+        codec.loss(trainer.model, codec.placed(batches[0], device))
+    sizes, reached, _ = gradient_figures(grouped(trainer.cell, trainer.model, trained), known)
     packed = grouped(trainer.cell, trainer.model, (f"{layer}.weight" for layer in computed))
     return {
         "probe": digest(([(row.input_ids, row.target) for row in rows], SEARCH)),
@@ -119,18 +125,9 @@ def _differentiated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFi
             group: ", ".join(sorted({computed[name.rpartition(".")[0]] for name in names})) for group, names in packed.items()
         },
         "probe_loss": figure(total),
-        "probe_gradients": norms(groups, known.get),
-        "probe_reached": reached(groups, known),
+        "probe_gradients": sizes,
+        "probe_reached": reached,
     }
-
-
-def _dropping(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> Mapping[str, Any]:
-    """Only what modules give with dropout, by masks from a fixed seed, of as many rows as training takes at once."""
-    codec, some = trainer.codec, rows[: trainer.cell.recipe.per_device_train_batch_size]
-    with undisturbed(trainer, training=True), torch.no_grad(), trainer.accelerator.autocast(), modules.noted("dropout"):
-        torch.manual_seed(0)
-        codec.loss(trainer.model, codec.placed(codec.collate(some), trainer.meter.device))
-    return {}
 
 
 def _generated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> Mapping[str, Any]:
@@ -400,17 +397,16 @@ def type_of_digits(numbers: Tensor) -> str:
 @contextmanager
 def undisturbed(trainer: Trainer, *, training: bool = False) -> Iterator[None]:
     """The model in evaluation mode, or in training mode; afterwards modes and random numbers are as they were."""
-    models = (trainer.model, trainer.ddp_model)
+    device, models = trainer.meter.device, (trainer.model, trainer.ddp_model)
     modes = {module: module.training for model in models for module in model.modules()}
-    states = random_states(trainer.meter.device)
     for model in models:
         model.train(training)
     try:
-        yield
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-        set_random_states(trainer.meter.device, states)
 
 
 @contextmanager

@@ -80,12 +80,10 @@ class Ranks:
         return values
 
     def sharded_model(self, model: nn.Module, cell: Cell, precision: str) -> nn.Module:
-        """The model whose parameters the optimizer steps: the model itself, or with FSDP a copy whose layers are shared out.
+        """With FSDP: the copy of the model whose parameters the optimizer steps, with its layers shared out.
 
         Gradients are summed over the ranks. Raises InputError if FSDP cannot share the cell's weights out.
         """
-        if not self.holds_parts:
-            return model
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -105,9 +103,7 @@ class Ranks:
         return sharded_model
 
     def ddp_model(self, model: nn.Module) -> nn.Module:
-        """The model to call in training: its backward pass sums gradients over the ranks; a sharded model does that itself."""
-        if self.count == 1 or self.holds_parts:
-            return model
+        """The model to call in training if each rank holds a whole one: its backward pass sums gradients over the ranks."""
         # What trains is not always used, as BERT2BERT's pooler. Buffers are the same everywhere, and nothing writes to them;
         # torch 2.13 has another name for leaving them alone, which torch 2.6 does not know.
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
@@ -121,13 +117,10 @@ class Ranks:
 
     @contextmanager
     def training(self, model: nn.Module, sharded_model: nn.Module) -> Iterator[None]:
-        """Inside, the sharded model trains, and the model makes room for it; afterwards the model has its weights.
+        """With FSDP: inside, the sharded model trains, and the model makes room for it; afterwards the model has its weights.
 
         Raises InputError if the whole model does not fit beside the sharded one.
         """
-        if not self.holds_parts:
-            yield
-            return
         device = next(model.parameters()).device
         model.to("cpu")
         yield

@@ -109,17 +109,18 @@ class Trainer:
         micro_batch = cell.recipe.per_device_train_batch_size
         self.log = TrainingLog(precision=precision, micro_batch=micro_batch, fallbacks=fallbacks)
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # a session trains many cells
-        mixed = {"fp32": "no"}.get(self.log.precision, self.log.precision)
+        mixed = "no" if precision == "fp32" else precision
         self.accelerator = accelerate.Accelerator(mixed_precision=mixed, cpu=meter.device.type == "cpu")
         self.parameters, self.before = dict(model.named_parameters()), checksums(model.named_parameters())
-        self.sharded_model = ranks.sharded_model(model, cell, self.log.precision)
+        self.sharded_model = ranks.sharded_model(model, cell, precision) if ranks.holds_parts else model
         self.stepped = dict(self.sharded_model.named_parameters())
         self.stepper = Stepper(cell, model, self.sharded_model, self.accelerator, self.total)
         self.optimizer = self.stepper.optimizer
         self.trained = [p for p in self.stepped.values() if p.requires_grad]  # LoRA-FA's optimizer freezes weights
         alone = not self.accelerator.scaler and not self.stepper.acts_after_step  # else other things move weights, too
         self.adamw = AdamW(self.optimizer.optimizer, self.stepped if alone else {})
-        self.ddp_model = ranks.ddp_model(self.sharded_model)
+        whole = ranks.count == 1 or ranks.holds_parts  # a sharded model sums gradients by itself
+        self.ddp_model = self.sharded_model if whole else ranks.ddp_model(self.sharded_model)
         self.last_group: Sequence[Sequence[Feature]] = ()
         self.paused, self._end = False, self.total
         self.best: dict[str, Tensor] | None = None
@@ -148,7 +149,7 @@ class Trainer:
         epochs = range(math.ceil(self.total / per_epoch))
         for epoch in epochs[max(0, log.updates - 1) // per_epoch :]:
             before = epoch * per_epoch
-            with self.ranks.training(self.model, self.sharded_model):
+            with self.ranks.training(self.model, self.sharded_model) if self.ranks.holds_parts else nullcontext():
                 self.ddp_model.train()
                 for group in islice(self.updates(epoch), log.updates - before, self._end - before):
                     self.update(group)
@@ -224,7 +225,7 @@ class Trainer:
         log = state["log"]
         held = Ledger(**log["ledger"]) if log["ledger"] else None
         self.log = TrainingLog(**log | {"precision": self.log.precision, "reached": frozenset(log["reached"]), "ledger": held})
-        self.best = dict(state.get("best", {})) or None
+        self.best = state["best"] or None
         self._random_states = state["random"]
         resumed = f"resumed at update {self.log.updates} of {self.total}; seconds and throughput are of the rest"
         self.log.fallbacks.append(resumed)
@@ -295,14 +296,14 @@ class Trainer:
             loss = self._backward(batches, len(own))
             try:
                 with fitting():
-                    norm = self.stepper.clip()
-                    if norm is not None:
-                        self._on_device["gradient_norms"].append(norm)
-                    log.skipped += self.stepper.settle()
-                    if not log.updates:
-                        if norm is not None:
+                    if (bound := self.cell.recipe.max_grad_norm) is not None:
+                        norm = self.accelerator.clip_grad_norm_(self.trained, bound)
+                        self._on_device["gradient_norms"].append(full_tensor(norm))
+                        if not log.updates:
                             clipped = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
                             log.clipped_norm = float(full_tensor(clipped))
+                    log.skipped += self.stepper.settle()
+                    if not log.updates:
                         log.first_step |= self._first.gradients(self.meter.device)
                     self.adamw.before_step(log.updates)
                     rates, scheduled = self.stepper.step(log.updates)
@@ -378,7 +379,7 @@ def order_after(order: str, group: Sequence[Sequence[Feature]]) -> str:
 
 
 class Stepper:
-    """Moves weights by gradients: clipping, the optimizer, fp16's loss scale, the schedule.
+    """Moves weights by gradients: the optimizer, fp16's loss scale, the schedule.
 
     Whether fp16 lost a step only the device knows: a fused optimizer skips a step that overflows inside its kernel, and the
     scale is lower afterwards. Asking for it (`get_scale`) would make the host wait at the end of every update, and the GPU
@@ -396,17 +397,11 @@ class Stepper:
         optimizer = cell.method.make_optimizer(stepped, cell)  # LoRA-FA's freezes weights
         # What the method does after a step needs the gradients of that step, so it cannot wait.
         self.acts_after_step = type(cell.method).after_step is not Method.after_step
-        self._trained = [p for p in stepped.parameters() if p.requires_grad]
         self.schedule = make_schedule(optimizer, cell, updates)  # before accelerate wraps its step, to be wrapped with it
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         self._unsettled: list[int] = []  # the update of which is not known yet whether fp16 lost it
         self._lost: Tensor | None = None
         self._arrived: Any = None
-
-    def clip(self) -> Tensor | None:
-        """Clip the gradients; return their norm before, which stays on the device. None if the recipe does not clip."""
-        bound = self.cell.recipe.max_grad_norm
-        return None if bound is None else full_tensor(self._accelerator.clip_grad_norm_(self._trained, bound))
 
     def step(self, update: int) -> tuple[list[float], float]:
         """Step the optimizer in an update, counted from 0; return each group's rate in it, and the schedule's."""
@@ -438,7 +433,7 @@ class Stepper:
         scaler, groups = self._accelerator.scaler, self.optimizer.param_groups
         return {
             "optimizer": self.optimizer.optimizer.state_dict()["state"],
-            "groups": {str(i): {k: v for k, v in group.items() if k != "params"} for i, group in enumerate(groups)},
+            "groups": [{k: v for k, v in group.items() if k != "params"} for group in groups],
             "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},  # functions
             "scaler": scaler.state_dict() if scaler else {},
             "method": self.cell.method.state_dict(self._model),
@@ -447,18 +442,17 @@ class Stepper:
     def load_state_dict(self, state: Mapping[str, Any], ranks: Ranks) -> None:
         """Take over a `state_dict`, of this rank."""
         optimizer = self.optimizer.optimizer
-        groups = [group | state["groups"][str(i)] for i, group in enumerate(optimizer.state_dict()["param_groups"])]
+        groups = [group | own for group, own in zip(optimizer.state_dict()["param_groups"], state["groups"], strict=True)]
         stepped = [p for group in optimizer.param_groups for p in group["params"]]
-        # An optimizer knows a parameter by its number, which a file has as text, or as PEFT's LoRA-FA by a name.
-        kept = {int(key) if str(key).isdecimal() else key: entry for key, entry in state.get("optimizer", {}).items()}
-        moments = {
-            key: ranks.moments(entry, stepped[key]) if isinstance(key, int) else dict(entry) for key, entry in kept.items()
+        moments = {  # an optimizer knows a parameter by its number, or as PEFT's LoRA-FA by a name
+            key: ranks.moments(entry, stepped[key]) if isinstance(key, int) else dict(entry)
+            for key, entry in state["optimizer"].items()
         }
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.schedule.load_state_dict(self.schedule.state_dict() | state["schedule"])
-        if self._accelerator.scaler and state.get("scaler"):
+        if self._accelerator.scaler and state["scaler"]:
             self._accelerator.scaler.load_state_dict(state["scaler"])
-        self.cell.method.load_state_dict(self._model, state.get("method", {}))
+        self.cell.method.load_state_dict(self._model, state["method"])
 
 
 def make_schedule(optimizer: Any, cell: Cell, updates: int) -> Any:
