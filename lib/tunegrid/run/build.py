@@ -61,10 +61,7 @@ def load_bert_scorer(profile: Profile) -> BertScorer:
 
 
 def from_hub_or_folder(loader: Any, source: str | None, options: dict[str, Any]) -> Any:
-    """What a checkpoint holds; its own code is not run, nor asked about.
-
-    Raises InputError, of one sentence, for whatever a library raises of whichever file of a broken checkpoint.
-    """
+    """What a checkpoint holds; its own code is not run. Raises InputError, in a sentence, for what a library raises."""
     try:
         loaded = loader.from_pretrained(source, trust_remote_code=False, **options)
         if loader is hf.AutoTokenizer:
@@ -81,11 +78,8 @@ def from_hub_or_folder(loader: Any, source: str | None, options: dict[str, Any])
 def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
     """The model that trains: loaded, quantized and adapted as the cell's method says, on `device`.
 
-    Weights that train are fp32. Frozen ones are fp32, NF4, or bf16 if the backbone says so.
-
-    Raises:
-        InputError: if the checkpoint leaves pretrained tensors random, if the recipe's precision does not fit the base, if the
-            model cannot checkpoint activations, or if code without a release would compute.
+    Weights that train are fp32; frozen ones are fp32, NF4, or bf16 if the backbone says so. Raises InputError for a checkpoint,
+    a precision or an option that does not fit the model, and if code without a release would compute.
     """
     if cell.backbone.dtype not in BASE_TYPES:
         known = ", ".join(BASE_TYPES)
@@ -197,28 +191,22 @@ def train_in_fp32(model: nn.Module) -> None:
 
 
 def keep_packed_layers(model: nn.Module) -> None:
-    """Keep bitsandbytes (0.50) from changing 4-bit layers in mid-training.
-
-    At the first forward pass it rounds their frozen biases to the type it computes in: here, so that they stay bit-identical
-    later. At the first evaluation on a CPU with bf16 units it repacks their weights, over which training then fails or has
-    wrong gradients: switched off, which also lets every CPU evaluate alike.
-    """
+    """Keep bitsandbytes (0.50) from changing 4-bit layers in mid-training."""
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
+            # At the first evaluation on a CPU with bf16 units it would repack weights, over which training then fails or has
+            # wrong gradients. Without, every CPU evaluates alike, too.
             module.support_avx512bf16_for_cpu = False
-            if module.bias is not None:
+            if module.bias is not None:  # which it would round at the first forward pass: frozen ones stay bit-identical
                 module.bias.data = module.bias.data.to(module.compute_dtype)
 
 
 def perturb(model: nn.Module, draw: int) -> None:
-    """Multiply all weights by 1 + `PERTURBATION` x normal noise: another start for the computer, the same one for a reader.
-
-    Packed weights stay: a last digit less would move some of them by a whole level.
-    """
+    """Multiply all weights by 1 + `PERTURBATION` x normal noise: another start for the computer, the same one for a reader."""
     generator = torch.Generator().manual_seed(draw)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.is_floating_point():
+            if parameter.is_floating_point():  # a last digit less would move some packed ones by a whole level
                 noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
                 parameter.mul_(1 + PERTURBATION * noise)
 
@@ -234,10 +222,8 @@ def numbers_of(parameter: Any) -> Tensor:
 
 
 def checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Checksum]:
-    """Of each tensor, by name, sums of all its bits taken as integers, and of every other one; equal bits, equal sums.
-
-    No cryptographic hash: it tells trained weights from unchanged ones, in place.
-    """
+    """Of each tensor, by name, sums of all its bits taken as integers, and of every other one; equal bits, equal sums."""
+    # No cryptographic hash: it tells trained weights from unchanged ones, in place.
     flat = {name: tensor.detach().reshape(-1) for name, tensor in tensors}
     bits = [one.view(INTEGERS.get(one.element_size(), torch.uint8)) for one in flat.values()]
     sums = [torch.stack([one.sum(dtype=torch.int64), one[::2].sum(dtype=torch.int64)]) for one in bits]
@@ -274,10 +260,7 @@ def lacking_modules(cell: Cell) -> list[str]:
 
 
 def model_record(cell: Cell) -> ModelRecord:
-    """Which weights the cell started from, and the class they were loaded into.
-
-    Their fingerprint is sixteen hex digits over the weight files of a local folder, or the hub's commit.
-    """
+    """Which weights the cell started from, by the hub's commit or a hash of a local folder's, and the class they went into."""
     checkpoint, fingerprint = f"random weights, shape of {cell.backbone.checkpoint}", None
     if not cell.profile.random_weights:
         source, _ = checkpoint_of(cell.backbone, cell.profile)
@@ -306,10 +289,8 @@ def checkpoint_checksums(files: tuple[Path, ...], dtype: torch.dtype) -> Mapping
 
 
 def matching_keys(name: str, files: tuple[Path, ...]) -> list[str]:
-    """The checkpoint's tensors whose names have the longest end in common with this one, of two parts at least.
-
-    A model and its checkpoint name one tensor differently: PEFT and heads put parts in front, and PEFT some in between.
-    """
+    """The checkpoint's tensors whose names have the longest end in common with this one, of two parts at least."""
+    # A model and its checkpoint name one tensor differently: PEFT and heads put parts in front, and PEFT some in between.
     keys = files_by_key(files)
     ends = {
         dotted: [RENAMED.get(part, part) for part in reversed(dotted.split(".")) if part != "base_layer"]

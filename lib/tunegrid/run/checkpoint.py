@@ -61,13 +61,10 @@ class Checkpoints:
             self.trouble = first_line(error)
 
     def restore(self, target: "Trainer") -> None:
-        """Load the file's state into the target; without a file, or without `resume`, do nothing.
-
-        Nor if a kill left some ranks with another update's file than others, or if the file cannot be used.
-        """
+        """Load the file's state into the target; do nothing without `resume`, without a file, or if it cannot be used."""
         state = self._usable() if self.resume and self.path.is_file() else None
         updates = self.ranks.gathered(state and state["log"]["updates"])
-        if state and len(set(updates)) == 1:
+        if state and len(set(updates)) == 1:  # a kill may leave some ranks with another update's file than others
             target.load_state_dict(state)
 
     def _usable(self) -> dict[str, Any] | None:

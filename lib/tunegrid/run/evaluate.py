@@ -85,20 +85,16 @@ def evaluate(
 
 
 def precision_of(cell: Cell, device: torch.device) -> Precision:
-    """What a cell is scored in: as by transformers' `Trainer`, and so the study's notebooks, the precision of training.
-
-    Text is generated in fp32, where one token that rounding turns makes another text; so are micro backbones scored.
-    """
+    """What a cell is scored in: as by transformers' `Trainer`, and so the study's notebooks, the precision of training."""
+    # Text in fp32, where one token that rounding turns makes another text; micro backbones, too.
     return "fp32" if cell.profile.micro or cell.recipe.generation else resolve_precision(cell, device)[0]
 
 
 def predict(
     model: nn.Module, codec: Codec, features: Sequence[Feature], device: torch.device, stage: Progress, ranks: Ranks = ALONE
 ) -> tuple[list[Any], int]:
-    """An output a feature, and how many were predicted at once at the end: each time memory runs out, the batch is halved.
-
-    Several ranks predict every feature once, in turn, and all have all outputs. Raises InputError if not even one fits.
-    """
+    """An output a feature, and how many were predicted at once at the end: each time memory runs out, the batch is halved."""
+    # Several ranks predict every feature once, in turn, and all have all outputs.
     lengths, outputs = lengths_of(features), dict[int, Any]()
     order = sorted(range(len(features)), key=lambda i: -lengths[i])[ranks.rank :: ranks.count]
     # Texts are generated in whole batches: each step reads all weights again.
@@ -114,14 +110,14 @@ def predict(
                     answers = codec.predict(model, [features[i] for i in chunk], device)
             except DoesNotFit:
                 answers = None
-            if answers is None:  # out here, where the error no longer keeps the failed pass alive
-                if size == 1:
-                    raise InputError(f"{codec.cell.id} does not fit: memory runs out when it predicts one row at a time")
+            if answers is not None:
+                outputs.update(zip(chunk, answers, strict=True))
+                stage.at(len(outputs), len(order))
+            elif size == 1:
+                raise InputError(f"{codec.cell.id} does not fit: memory runs out when it predicts one row at a time")
+            else:  # out here, where the error no longer keeps the failed pass alive
                 free_memory(device)
                 size //= 2
-                continue
-            outputs.update(zip(chunk, answers, strict=True))
-            stage.at(len(outputs), len(order))
     shares = ranks.gathered((outputs, size))
     by_feature = {i: output for share, _ in shares for i, output in share.items()}
     return [by_feature[i] for i in range(len(features))], min(size for _, size in shares)

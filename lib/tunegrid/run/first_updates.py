@@ -71,10 +71,8 @@ def norms(groups: Mapping[str, Sequence[str]], sizes: Mapping[str, float]) -> Fi
 def gradient_figures(
     groups: Mapping[str, Sequence[str]], gradients: Mapping[str, Tensor]
 ) -> tuple[Figures, dict[str, int], set[str]]:
-    """Norms by group, how many of a group's tensors have more than rounding, and the names of those that have only that.
-
-    One tensor of many without a gradient hardly moves a norm, so they are counted. If all of a group are zero, none is rounded.
-    """
+    """Norms by group, how many of a group's tensors have more than rounding, and the names of those that have only that."""
+    # Counted, since one tensor of many without a gradient hardly moves a norm. If all of a group are zero, none is rounding.
     sizes = {name: float(gradient.norm(dtype=torch.float32)) for name, gradient in gradients.items()}
     largest = {name: max(sizes.get(other, 0.0) for other in names) for names in groups.values() for name in names}
     rounding = {name for name, size in sizes.items() if largest.get(name, 0.0) > 0 and size <= ROUNDING * largest[name]}
@@ -127,13 +125,11 @@ class FirstUpdates:
         return {"gradients": sizes, "reached": reached, "drawn": digest(drawn.tolist())}
 
     def moved(self) -> dict[str, Any]:
-        """How far each group moved since: norms over sampled values. Empty if nobody saw the first update.
-
-        An AdamW moves a weight by its whole rate also if its gradient is rounding: such tensors are left out.
-        """
+        """How far each group moved since: norms over sampled values. Empty if nobody saw the first update."""
         if not self._start:
             return {}
         now = sampled({name: self.parameters[name] for name in self._start})
+        # An AdamW moves a weight by its whole rate also if its gradient is rounding: such tensors are left out.
         change = {name: now[name] - start for name, start in self._start.items() if name not in self._rounding}
         sizes = {name: float(one.norm(dtype=torch.float32)) for name, one in change.items()}
         return {"moved": norms(grouped(self.cell, self.model, change), sizes)}
@@ -323,11 +319,8 @@ class ModuleFigures:
 
 
 def figures_of(tensor: Tensor) -> Projected:
-    """A tensor's norm, and its projections on random vectors that are the same for every tensor of its shape.
-
-    A vector is the product of a random one along the last dimension and another along all others: none is ever as long as the
-    tensor.
-    """
+    """A tensor's norm, and its projections on random vectors that are the same for every tensor of its shape."""
+    # Each is the product of one along the last dimension and one along all others: none is ever as long as the tensor.
     matrix = tensor.float().reshape(-1, tensor.shape[-1] if tensor.dim() else 1)
     rows, columns = (random_vectors(length, matrix.device) for length in matrix.shape)
     with torch.autocast(matrix.device.type, enabled=False):  # which would round what is projected

@@ -70,16 +70,13 @@ def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
 
 
 def uncounted() -> dict[Any, Any]:
-    """FLOPs of operators that torch's counter leaves out, or counts otherwise on another device.
-
-    Attention stays fused, as in training. Its backward pass counts as twice the forward one: both products have two gradients.
-    """
+    """FLOPs of operators that torch's counter leaves out, or counts otherwise on another device; attention stays fused."""
 
     def attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
         return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
     def attention_backward(gradient: Any, *operands: Any, **__: Any) -> int:
-        return 2 * attention(*operands)
+        return 2 * attention(*operands)  # both products have two gradients
 
     def packed_product(a: Sequence[int], packed: Any, shape: Sequence[int], *_: Any, **__: Any) -> int:
         return 2 * math.prod(a) * shape[0]  # rows of `a` (..., K) times a 4-bit matrix of `shape` (N, K)
@@ -132,14 +129,12 @@ def baseline_bytes(device: torch.device) -> int:
 
 @cache
 def matmul_peak(device: torch.device, precision: str) -> float:
-    """FLOP/s of the fastest of several products of two large square matrices, 2 n^3 FLOPs each.
-
-    Of random numbers: a GPU multiplies ones at a higher clock than it holds in training.
-    """
+    """FLOP/s of the fastest of several products of two large square matrices, 2 n^3 FLOPs each."""
     from torch.utils.benchmark import Timer  # 60 ms, which cells that are no footprints do not need
 
     side = MATRIX[device.type]
     generator = torch.Generator(device).manual_seed(0)  # the trainer's own random numbers stay as they are
+    # A GPU multiplies ones at a higher clock than it holds in training.
     matrix = torch.randn(side, side, generator=generator, device=device, dtype=AUTOCAST.get(precision))
     timer = Timer("torch.mm(matrix, matrix)", globals={"torch": torch, "matrix": matrix}, num_threads=torch.get_num_threads())
     seconds = min(timer.blocked_autorange(min_run_time=MATRIX_SECONDS).times)  # it warms up, and waits for a GPU

@@ -56,19 +56,15 @@ def before_training(
 ) -> dict[str, Any]:
     """What can be said before the first update: of tokens, weights, random numbers, the untrained model, and metrics.
 
-    References of `rows`, which the model will be scored on, are spoiled and scored. `keep` stores the figures of single
-    modules, and returns the name that the record gives, or None if they are not kept.
+    The model will be scored on `rows`. `keep` stores the figures of single modules, and returns the name for the record.
     """
     features, modules = short_to_long(trainer.features, PROBED), ModuleFigures(trainer.model)
     device, figures = trainer.meter.device, {**NOT_DIFFERENTIATED, **NOT_GENERATED}
     with undisturbed(trainer):
         for ask in (_differentiated, _generated):  # a probe keeps all activations, training perhaps does not
-            try:
-                with fitting():
-                    figures |= ask(trainer, features, modules)
+            with suppress(DoesNotFit), fitting():
+                figures |= ask(trainer, features, modules)
                 continue
-            except DoesNotFit:
-                pass
             free_memory(device)  # out here, where the error no longer keeps the failed pass alive
         groups = grouped(trainer.cell, trainer.model, trainer.parameters)
         types = {name: str(p.dtype).removeprefix("torch.") for name, p in trainer.parameters.items()}
@@ -131,14 +127,11 @@ def _differentiated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFi
 
 
 def _generated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> Mapping[str, Any]:
-    """Token ids that the untrained model generates for a short and a long row, up to the recipe's cap, and how far it is off.
-
-    No text ends before the cap: a cache may go wrong late. Nor is one longer than a target, for which a model has positions in
-    training. None for a codec that does not generate.
-    """
+    """Token ids that the untrained model generates for a short and a long row, up to the recipe's cap, and how far off."""
     codec = trainer.codec
     if not isinstance(codec, GenerateCodec):
         return NOT_GENERATED
+    # No text ends before the cap: a cache may go wrong late. Nor is one longer than a target, for which there are positions.
     cap = min(codec.generation.max_new_tokens, codec.max_target_length)
     with modules.noted("search", SEARCHED):
         texts, apart = searched(trainer, [rows[0], rows[-1]], **SEARCH, max_new_tokens=cap, min_new_tokens=cap)
@@ -146,10 +139,7 @@ def _generated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures
 
 
 def predicted(trainer: Trainer, rows: Sequence[Row]) -> str | None:
-    """Digest of what the untrained model predicts for some rows, as the evaluation reads and predicts them.
-
-    No more rows at once than training takes. None for text, which is searched for above, and where memory runs out.
-    """
+    """Digest of what the untrained model predicts; None for text, which is searched for above, and if memory runs out."""
     codec, silent = trainer.codec, Progress(trainer.cell.id, lambda state: None)
     if codec.generates:
         return None
@@ -265,10 +255,8 @@ def relative_gap(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
 
 
 def gradients_of(logits: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], parameters: Iterable[Tensor]) -> list[Tensor]:
-    """Gradients of a fixed sum of logits (B, ...), without the padding that row i has none of in `alone[i]`; zeros if none.
-
-    Unlike those of a loss, they do not vanish if a model is sure.
-    """
+    """Gradients of a fixed sum of logits (B, ...), without the padding that row i has none of in `alone[i]`; zeros if none."""
+    # Unlike those of a loss, they do not vanish if a model is sure.
     pairs = [(batch[i], one.shape[1:]) for i, row in enumerate(alone) for batch, one in zip(logits, row, strict=True)]
     sums = []
     for padded, shape in pairs:  # each value times a weight that depends on its position alone
@@ -301,28 +289,23 @@ def answered(trainer: Trainer, batch: Batch, model: nn.Module | None = None) -> 
 
 
 def target_logits(trainer: Trainer, features: Sequence[Feature], encoded: Tensor | None = None) -> list[Tensor]:
-    """The logits (T, V) that each row's target tokens are predicted from, of a codec that generates.
-
-    `encoded` is what the encoder made of the one source that all rows share (1, S, H), if it need not read it again.
-    """
+    """The logits (T, V) that each row's target tokens are predicted from, of a codec that generates."""
     batch: dict[str, Any] = trainer.codec.placed(trainer.codec.collate(features), trainer.meter.device)
-    if encoded is not None:
+    if encoded is not None:  # what the encoder made of the one source that all rows share (1, S, H)
         batch = {**batch, "encoder_outputs": (encoded.expand(len(features), -1, -1),)}
     [logits], _ = answered(trainer, batch)
     return of_targets(logits, batch, features)
 
 
 def of_targets(logits: Tensor, batch: Batch, features: Sequence[Feature] | None = None) -> list[Tensor]:
-    """Of a batch's logits (B, L, V) those (T, V) that each row's target tokens are predicted from.
-
-    With `features`, without what is learned before the target: a conversation's earlier turns of the assistant.
-    """
+    """Of a batch's logits (B, L, V) those (T, V) that each row's target tokens are predicted from."""
     labels = batch["labels"]
     if "kept" in batch and logits.shape[1] == len(batch["kept"]):  # logits of the positions that count alone
         labels = labels[:, batch["kept"] + 1]
     elif "decoder_input_ids" not in batch:  # one sequence, perhaps behind learned tokens: each token predicts the next
         logits, labels = logits[:, -labels.shape[1] : -1], labels[:, 1:]
     learned = [row[mask].float() for row, mask in zip(logits, labels.to(logits.device) != IGNORED, strict=True)]
+    # With `features`, without what is learned before the target: a conversation's earlier turns of the assistant.
     lengths = [len(row.target) for row in features] if features else map(len, learned)
     return [one[len(one) - length :] for one, length in zip(learned, lengths, strict=True)]
 
@@ -425,9 +408,6 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
 
 
 def allowance(trainer: Trainer, fine: float = FINE, coarse: float = COARSE) -> float:
-    """How far apart rounding may take two ways to compute the same: `fine` if all is computed in fp32.
-
-    By itself in units of the largest value.
-    """
+    """How far apart rounding may take two ways to compute the same, in units of the largest value: `fine` if all is in fp32."""
     base_in_fp32 = trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32
     return fine if base_in_fp32 and trainer.log.precision == "fp32" else coarse

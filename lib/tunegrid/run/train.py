@@ -94,11 +94,7 @@ class Trainer:
         ranks: Ranks = ALONE,
         after_update: Callable[["Trainer"], None] = lambda trainer: None,
     ) -> None:
-        """Make optimizer, schedule and precision for training `model` on `features`.
-
-        `after_update` is called after each update with this trainer, for example to save its state. Raises InputError
-        without features.
-        """
+        """Training of `model` on `features`; `after_update` is called after each update. Raises InputError without features."""
         if not features:
             raise InputError(f"no training row fits {cell.id}: max_length {cell.recipe.max_length} cuts every answer off")
         self.cell, self.model, self.codec, self.features, self.meter, self.ranks = cell, model, codec, features, meter, ranks
@@ -135,10 +131,7 @@ class Trainer:
         self.log.first_step |= figures
 
     def run(self, progress: Progress, validate: Validate | None = None, *, first_updates: int | None = None) -> TrainingRecord:
-        """Train to the end, or to the first loss that is not a number. Of several epochs, keep the best one's weights.
-
-        With `first_updates` it makes just so many of the same course, and the order is that of the rows of the whole course.
-        """
+        """Train to the end, or to the first loss that is not a number. Of several epochs, keep the best one's weights."""
         log = self.log
         self._end = min(first_updates or self.total, self.total)
         # Dropout: the same whatever happened while the model was built; each rank drops others.
@@ -168,7 +161,7 @@ class Trainer:
             if log.stopped:
                 return self.part()
             if first_updates and log.updates == self._end:
-                self.paused = True
+                self.paused = True  # just so many of the same course, and the order of the rows of all of it
                 rest = islice(chain.from_iterable(map(self.updates, epochs)), log.updates, self.total)
                 return replace(self.part(), order=reduce(order_after, rest, log.order))
             if validate and self.cell.recipe.num_train_epochs > 1 and len(log.epoch_scores) == epoch:
@@ -223,8 +216,8 @@ class Trainer:
         self.ranks.copy_weights(self.model, self.sharded_model)
         self.stepper.load_state_dict(state["steps"], self.ranks)
         log = state["log"]
-        held = Ledger(**log["ledger"]) if log["ledger"] else None
-        self.log = TrainingLog(**log | {"precision": self.log.precision, "reached": frozenset(log["reached"]), "ledger": held})
+        own = {"precision": self.log.precision, "reached": frozenset(log["reached"])}
+        self.log = TrainingLog(**log | own | {"ledger": Ledger(**log["ledger"]) if log["ledger"] else None})
         self.best = state["best"] or None
         self._random_states = state["random"]
         resumed = f"resumed at update {self.log.updates} of {self.total}; seconds and throughput are of the rest"
@@ -238,10 +231,7 @@ class Trainer:
             yield [[self.features[index] for index in batch] for batch in group]
 
     def update(self, group: Sequence[Sequence[Feature]]) -> Tensor:
-        """One optimizer update on several micro-batches; return the mean loss over all their targets.
-
-        If memory runs out, the same rows are cut into micro-batches of half the size, accumulated to the same update.
-        """
+        """One optimizer update on several micro-batches, cut in half as often as memory runs out; the mean loss of targets."""
         while True:
             self.last_group = [piece for features in group for piece in chunks(features, self.log.micro_batch)]
             try:
@@ -258,10 +248,7 @@ class Trainer:
         return [self.ranks.summed(torch.full((), count, device=self.meter.device))] * len(batches)  # the host does not wait
 
     def accumulated(self, group: Sequence[Sequence[Feature]], names: Iterable[str]) -> tuple[Tensor, list[Tensor]]:
-        """The loss and gradients that an update on these micro-batches would have; nothing is applied or kept.
-
-        Gradients are those of some parameters. If there are several ranks, all of them must ask.
-        """
+        """The loss that an update on these micro-batches would have, and some parameters' gradients; all ranks must ask."""
         self.optimizer.zero_grad()
         own = self.ranks.share(group, self.log.micro_batch)
         loss = self._backward([self.codec.collate(features) for features in own if features], len(own))
@@ -273,8 +260,7 @@ class Trainer:
 
     def _halve(self, cause: str) -> None:
         """Make micro-batches half as large. Raises InputError if they have one row, or if ranks share them."""
-        size = self.log.micro_batch // 2
-        where = f"update {self.log.updates + 1} of {self.total}"
+        size, where = self.log.micro_batch // 2, f"update {self.log.updates + 1} of {self.total}"
         if self.ranks.count > 1:  # which may have summed some of their gradients already
             rank = f"rank {self.ranks.rank} of {self.ranks.count}"
             way_out = "take more ranks" + ("" if self.ranks.holds_parts else ", or share out its weights with --ranks N:fsdp")
@@ -385,15 +371,11 @@ class Stepper:
     scale is lower afterwards. Asking for it (`get_scale`) would make the host wait at the end of every update, and the GPU
     then wait for the host. So the answer travels to the host by itself, and is read when the next step is due: the GPU has a
     whole forward and backward pass queued behind it by then, and never runs dry.
-
-    Attributes:
-        cell: whose method has something to do after a step.
-        optimizer: accelerate's, around the recipe's.
     """
 
     def __init__(self, cell: Cell, model: nn.Module, stepped: nn.Module, accelerator: Any, updates: int) -> None:
         """Steps of `stepped`, which is a cell's model, or the copy of it that ranks share out; so many updates are planned."""
-        self.cell, self._model, self._accelerator = cell, model, accelerator
+        self.cell, self._model, self._accelerator = cell, model, accelerator  # its method acts after a step
         optimizer = cell.method.make_optimizer(stepped, cell)  # LoRA-FA's freezes weights
         # What the method does after a step needs the gradients of that step, so it cannot wait.
         self.acts_after_step = type(cell.method).after_step is not Method.after_step
