@@ -172,8 +172,7 @@ def base_of(cell: Cell, tokenizer: Any, model: Any) -> Base:
 def embedding_name(model: Any) -> str:
     """The name of the module that holds the input embeddings, as "wte" in GPT-2."""
     embeddings = model.get_input_embeddings()
-    name: str = next(name for name, module in model.named_modules() if module is embeddings)
-    return name.split(".")[-1]
+    return str(next(name for name, module in model.named_modules() if module is embeddings)).split(".")[-1]
 
 
 def train_in_fp32(model: nn.Module) -> None:
@@ -218,9 +217,6 @@ def numbers_of(parameter: Any) -> Tensor:
     return numbers
 
 
-# Checksums, and the checkpoint's files and keys
-
-
 def checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Checksum]:
     """Of each tensor, by name, sums of all its bits taken as integers, and of every other one; equal bits, equal sums."""
     # No cryptographic hash: it tells trained weights from unchanged ones, in place.
@@ -244,11 +240,11 @@ def weight_files(cell: Cell) -> list[Path]:
 @cache
 def files_by_key(files: tuple[Path, ...]) -> Mapping[str, Path]:
     """In which file each tensor of a checkpoint is."""
-    found: dict[str, Path] = {}
+    file_of: dict[str, Path] = {}
     for path in files:
         with safe_open(path, "pt") as file:
-            found |= dict.fromkeys(file.keys(), path)
-    return found
+            file_of |= dict.fromkeys(file.keys(), path)
+    return file_of
 
 
 def lacking_modules(cell: Cell) -> list[str]:

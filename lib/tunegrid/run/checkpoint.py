@@ -89,9 +89,8 @@ def storable(leaf: Any) -> Any:
     """A value as `torch.load` takes it without running code; a tensor as this rank holds it. Raises TypeError for any other."""
     if isinstance(leaf, Tensor):
         return local_shard(leaf.detach()).cpu().clone().contiguous()
-    if leaf is None:
-        return None
-    for kind in (bool, int, float, str):
-        if isinstance(leaf, kind):
-            return kind(leaf)  # NumPy's floats are floats, too
+    if isinstance(leaf, float):
+        return float(leaf)  # NumPy's floats are floats, too
+    if leaf is None or isinstance(leaf, bool | int | str):
+        return leaf
     raise TypeError(f"a state of type {type(leaf).__name__} cannot be kept")

@@ -19,7 +19,6 @@ from tunegrid.record.parts import DeviceRecord
 GIB = 2**30
 LEFT_GIB = 0.125  # libraries' workspaces stay: cuBLAS keeps 32 MiB on an H100
 BUSY_GIB = 1.0  # a CUDA context of our own takes about half of that
-MEASURED = ("cpu", "cuda")
 ATTENTION = "sdpa"  # torch's fused attention
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 COMPUTE_TYPES = {"fp32": "float32", "fp16": "float16"}  # of packed weights, by the precision of training
@@ -72,7 +71,7 @@ def resolve_device(requested: str | None, worker: int = 0) -> torch.device:
         device = torch.device(requested)
     except RuntimeError:
         raise InputError(f"invalid --device {requested!r}: expected cpu, cuda or cuda:N") from None
-    if device.type not in MEASURED:
+    if device.type not in ("cpu", "cuda"):
         raise InputError(
             f"--device {requested}: time and memory are measured on cpu and cuda only, so {device.type} would get wrong "
             "figures; say cpu, cuda or cuda:N"

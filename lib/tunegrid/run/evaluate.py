@@ -1,10 +1,10 @@
 """Evaluates a trained model: one prediction per row, and scores in points."""
 
-import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -61,8 +61,7 @@ def evaluate(
     lengths = [len(output) for output in outputs] if codec.generates else []  # the end token included
     generated: dict[str, float] | None = None
     if lengths:
-        median = float(statistics.median(lengths))
-        generated = {"mean": statistics.fmean(lengths), "median": median, "longest": max(lengths)}
+        generated = {"mean": fmean(lengths), "median": float(median(lengths)), "longest": max(lengths)}
     part = EvaluationRecord(
         seconds=seconds,
         loss=sum(losses) / len(losses) if losses else None,

@@ -148,18 +148,14 @@ class AdamW:
     """AdamW by its definition (Loshchilov and Hutter 2019, algorithm 2), beside the first steps of an optimizer that is one.
 
     It is given the same gradients and rates, on some values of each tensor, and computes in fp64 on the host, since what
-    tensors hold during an update is measured. One call before each step, and one behind it.
-
-    Attributes:
-        gap: how far the optimizer moved `parameters` otherwise than by definition, as a share of the movement; None if it is
-            no AdamW, made fewer steps, or was taken up in the middle.
-        packed: whether the optimizer keeps moments in 8 bits.
+    tensors hold during an update is measured. `gap` stays None if the optimizer is no AdamW, made fewer steps, or was taken up
+    in the middle.
     """
 
     optimizer: Any
     parameters: Mapping[str, Tensor]  # by name
-    gap: float | None = None
-    packed: bool = False
+    gap: float | None = None  # how far they moved otherwise than by definition, as a share of the movement
+    packed: bool = False  # whether the optimizer keeps moments in 8 bits
     _start: dict[str, Tensor] = field(default_factory=dict, init=False)
     _groups: dict[str, Any] = field(default_factory=dict, init=False)
     _state: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, init=False)  # weights and both moments
@@ -220,12 +216,10 @@ Projected = tuple[Tensor, Tensor]  # a norm, and projections
 class ModuleFigures:
     """The figures of a model's modules, call by call, in the order in which calls end.
 
-    `tunegrid.results.modules` compares those of two runs, and names the module that changed. Hooks look at modules, and at the
-    tensors between them, while the model computes. They change nothing, and are gone afterwards. No tensor is kept, and nothing
-    waits for a GPU before the end.
-
-    A call is a row: `NAMES`, `COUNTS` and `TENSORS`. Its `source` and `maker` are the calls that made what goes in and what
-    comes out, -1 if no module did; the maker is another call if a module hands on what it was given as it is.
+    `tunegrid.results.modules` compares those of two runs. Hooks look at modules, and at the tensors between them, while the
+    model computes; no tensor is kept, and nothing waits for a GPU before the end. A call is a row. Its `source` and `maker` are
+    the calls that made what goes in and what comes out, -1 if no module did; the maker is another call if a module hands on
+    what it was given as it is.
     """
 
     model: nn.Module

@@ -145,8 +145,8 @@ def matmul_peak(device: torch.device, precision: str) -> float:
 
 def complete(ledger: Ledger, footprint: Footprint) -> Ledger:
     """The ledger with the peak; activations are the peak minus what stays between two updates."""
-    peak = footprint.peak_bytes
-    return replace(ledger, peak_bytes=peak, activations_bytes=peak - (ledger.tensor_bytes or 0))
+    activations = footprint.peak_bytes - (ledger.tensor_bytes or 0)
+    return replace(ledger, peak_bytes=footprint.peak_bytes, activations_bytes=activations)
 
 
 def flops_of(footprint: Footprint, step_seconds: float | None) -> Flops:
@@ -182,8 +182,8 @@ def wrong_counts(cell: Cell, model: nn.Module) -> list[str]:
 def wrong_bytes(ledger: Ledger, footprint: Footprint, device: torch.device) -> list[str]:
     """The device holds the tensors that the ledger books."""
     booked, held = ledger.tensor_bytes or 0, footprint.live_bytes
-    wrong = abs(held - booked) > (CUDA_ROOM * booked if device.type == "cuda" else 0)
-    return [f"the ledger holds {booked:,} bytes, the device {held:,}"] if wrong else []
+    right = abs(held - booked) <= (CUDA_ROOM * booked if device.type == "cuda" else 0)
+    return [] if right else [f"the ledger holds {booked:,} bytes, the device {held:,}"]
 
 
 def wrong_savings(cell: Cell, ledger: Ledger, total_params: int) -> list[str]:

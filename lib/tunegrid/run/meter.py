@@ -49,9 +49,6 @@ def gpu_counter(device: torch.device, ranks: int = 1) -> Joules | None:
     return None if failed or joules() is None else joules
 
 
-# Time, and what belongs to a phase
-
-
 @dataclass(kw_only=True)
 class Update:
     """One optimizer update: when it began and ended, and the size of its batch."""

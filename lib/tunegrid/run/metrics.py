@@ -55,9 +55,6 @@ class Scored:
     examples: PointsByMetric
 
 
-# Classification
-
-
 def classification(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Sequence[int]) -> Scored:
     """Accuracy, macro F1, and precision, recall and F1 of each class."""
     references = [row[task.target] for row in rows]
@@ -105,9 +102,6 @@ def extraction(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Seq
     """exact_match and f1, of spans and of generated answers alike."""
     examples = squad_examples([answer_texts(task, row) for row in rows], predicted)
     return Scored(scores={name: fmean(points) for name, points in examples.items()}, examples=examples)
-
-
-# Generation
 
 
 def generation(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Sequence[str]) -> Scored:

@@ -1,8 +1,7 @@
-"""Asks a model for figures, logits and gradients beside its training, before or after it.
+"""Asks a model for figures, logits and gradients before training, or for audits after it, and leaves no trace.
 
-`before_training` fills the record's `FirstStep`: the same seed, rows and arithmetic give the same figures, but for
-rounding, and `tunegrid.results.numerics` compares two records by them. `Trainer` adds those of the first updates. `probe` and
-what it is made of serve the audits. Probing leaves modes, gradients and random numbers as they were.
+`before_training` fills the record's `FirstStep`: the same seed, rows and arithmetic give the same figures, but for rounding,
+and `tunegrid.results.numerics` compares two records by them. `Trainer` adds those of the first updates.
 """
 
 import math
@@ -40,15 +39,11 @@ HALVES = (torch.bfloat16, torch.float16)  # types of 16 bits; numbers that fit n
 PROBED = 4  # rows whose loss and gradients are taken before training, from the shortest to the longest
 SEARCH = {"num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 2.0, "min_length": 0}
 # Without a probe's digest, figures of two probes are not compared.
-NOT_DIFFERENTIATED = dict.fromkeys(("computed", "probe_loss", "probe_reached", "probe")) | {"probe_gradients": {}}
-NOT_GENERATED = {"generated": None, "decoded": None}
+UNPROBED = dict.fromkeys(("computed", "probe_loss", "probe_reached", "probe", "generated", "decoded")) | {"probe_gradients": {}}
 SEARCHED = 4  # passes of a search whose modules are noted: an encoder's or a prompt's, and those of the first tokens
 FIXED = 16  # rows whose references are spoiled and scored
 DRAWS = 64
 PREDICTED = 4  # test rows that the untrained model predicts
-
-
-# Before training
 
 
 def before_training(
@@ -59,9 +54,10 @@ def before_training(
     The model will be scored on `rows`. `keep` stores the figures of single modules, and returns the name for the record.
     """
     features, modules = short_to_long(trainer.features, PROBED), ModuleFigures(trainer.model)
-    device, figures = trainer.meter.device, {**NOT_DIFFERENTIATED, **NOT_GENERATED}
+    device, codec, figures = trainer.meter.device, trainer.codec, {**UNPROBED}
+    asks = (_differentiated, _generated) if isinstance(codec, GenerateCodec) else (_differentiated,)
     with undisturbed(trainer):
-        for ask in (_differentiated, _generated):  # a probe keeps all activations, training perhaps does not
+        for ask in asks:  # a probe keeps all activations, training perhaps does not
             with suppress(DoesNotFit), fitting():
                 figures |= ask(trainer, features, modules)
                 continue
@@ -83,18 +79,15 @@ def before_training(
             "weights": norms(groups, sizes),
             "stream": digest(([round(number, 5) for number in numbers], mask)),
             **figures,
-            "predicted": predicted(trainer, rows[:PREDICTED]),
+            "predicted": None if codec.generates else predicted(trainer, rows[:PREDICTED]),
             "modules": keep(modules.columns()),
             "metrics": fixed_answers(trainer.cell.task, metrics, rows[:FIXED]),
         }
 
 
 def _differentiated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
-    """The loss of a few rows without dropout, in nats a target, its gradients, and how packed layers compute it.
-
-    No more rows at once than training takes: their losses and gradients add up. As many are passed once more with dropout, by
-    masks from a fixed seed, of which only what modules give is noted.
-    """
+    """The loss of a few rows without dropout, in nats a target, its gradients, and how packed layers compute it."""
+    # No more rows at once than training takes: their losses and gradients add up.
     codec, device, at_once = trainer.codec, trainer.meter.device, trainer.cell.recipe.per_device_train_batch_size
     batches = [codec.collate(some) for some in chunks(rows, at_once)]
     targets = sum(map(codec.targets, batches))
@@ -110,6 +103,7 @@ def _differentiated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFi
                 if gradient is not None:
                     known[name] = known[name] + gradient if name in known else gradient
     modules.note_weights("forward", known)
+    # As many once more with dropout, of which only what modules give is noted.
     with undisturbed(trainer, training=True), torch.no_grad(), trainer.accelerator.autocast(), modules.noted("dropout"):
         torch.manual_seed(0)
         codec.loss(trainer.model, codec.placed(batches[0], device))
@@ -126,11 +120,10 @@ def _differentiated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFi
     }
 
 
-def _generated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> Mapping[str, Any]:
+def _generated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
     """Token ids that the untrained model generates for a short and a long row, up to the recipe's cap, and how far off."""
     codec = trainer.codec
-    if not isinstance(codec, GenerateCodec):
-        return NOT_GENERATED
+    assert isinstance(codec, GenerateCodec), "only these generate"
     # No text ends before the cap: a cache may go wrong late. Nor is one longer than a target, for which there are positions.
     cap = min(codec.generation.max_new_tokens, codec.max_target_length)
     with modules.noted("search", SEARCHED):
@@ -139,10 +132,8 @@ def _generated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures
 
 
 def predicted(trainer: Trainer, rows: Sequence[Row]) -> str | None:
-    """Digest of what the untrained model predicts; None for text, which is searched for above, and if memory runs out."""
+    """Digest of what the untrained model predicts, no more rows at once than training takes; None if memory runs out."""
     codec, silent = trainer.codec, Progress(trainer.cell.id, lambda state: None)
-    if codec.generates:
-        return None
     features, outputs = codec.encode(rows, training=False), list[Any]()
     with suppress(InputError):
         for some in chunks(features, trainer.cell.recipe.per_device_train_batch_size):
@@ -235,8 +226,7 @@ def short_to_long(features: Sequence[Feature], count: int) -> list[Feature]:
     """So many features, evenly spread by length: the shortest, the longest, and some between, none of them twice."""
     lengths = lengths_of(features)
     ordered = sorted(range(len(features)), key=lambda index: lengths[index])
-    last = len(ordered) - 1
-    indices = [round(last * step / (count - 1)) for step in range(count)]
+    indices = [round((len(ordered) - 1) * step / (count - 1)) for step in range(count)]
     return [features[ordered[index]] for index in dict.fromkeys(indices)]
 
 
@@ -265,8 +255,9 @@ def gradients_of(logits: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], pa
         sums.append((row.float() * torch.cos(positions).reshape(row.shape)).sum())
     total = torch.stack(sums).sum()
     parameters = list(parameters)
-    taken = torch.autograd.grad(total, parameters, allow_unused=True) if total.requires_grad else [None] * len(parameters)
-    return [torch.zeros_like(p) if gradient is None else gradient for p, gradient in zip(parameters, taken, strict=True)]
+    if not total.requires_grad:
+        return list(map(torch.zeros_like, parameters))
+    return list(torch.autograd.grad(total, parameters, materialize_grads=True))
 
 
 # Logits, losses and texts
@@ -313,9 +304,8 @@ def of_targets(logits: Tensor, batch: Batch, features: Sequence[Feature] | None 
 def searched(trainer: Trainer, features: Sequence[Feature], **options: Any) -> tuple[list[list[int]], float]:
     """The texts that a search with a cache finds, of all beams, and how far it is off, in units of the largest logit.
 
-    The scores that it gave to each text's tokens are held against those of the whole text in one pass without a cache, the
-    row alone: against the model's own, not against another search, in which a near-tie is no fault. Prompts are one batch, in
-    the precision that texts are evaluated in; `options` replace the recipe's search.
+    Its scores of each text's tokens are held against those of the whole text in one pass without a cache, the row alone: not
+    against another search, in which a near-tie is no fault. Prompts are one batch; `options` replace the recipe's search.
     """
     codec = trainer.codec
     assert isinstance(codec, GenerateCodec), "only these search"

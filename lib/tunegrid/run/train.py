@@ -78,7 +78,6 @@ class Trainer:
         adamw: AdamW beside the optimizer's first steps.
         log: what happened so far; `run` does not repeat updates that were made before it. `total` is the updates in all.
         sharded_model: the model, or its copy that ranks share out; `ddp_model` is what forward passes of training go through.
-        optimizer: accelerate's, around the recipe's.
         last_group: the micro-batches of the last update, of all ranks; `paused`: whether it stopped after its first updates.
         best: weights of the best epoch so far, in the host's memory; None if no epoch was scored yet.
         chosen_on: the rows whose score chose it.

@@ -49,5 +49,3 @@ def test_what_the_untrained_model_predicts_depends_on_model_and_rows_alone(cell)
     before = predicted(trainer, rows[:4])
     assert before == predicted(trainer, rows[:4])
     assert before != predicted(trainer, rows[4:8])
-    news = train_rows("gpt2_sum_sft")[:16]
-    assert predicted(trainer_of("gpt2_sum_sft", news, max_steps=2), news[:4]) is None  # no text beside that of the probe
