@@ -62,22 +62,19 @@ class Checkpoints:
 
     def restore(self, target: "Trainer") -> None:
         """Load the file's state into the target; do nothing without `resume`, without a file, or if it cannot be used."""
-        state = self._usable() if self.resume and self.path.is_file() else None
+        state: dict[str, Any] | None = None
+        if self.resume and self.path.is_file():
+            try:
+                state = torch.load(self.path, map_location="cpu", weights_only=True)
+            except UNREADABLE as error:
+                aside = self.path.with_name(f"{self.path.name}.broken")
+                with suppress(OSError):
+                    self.path.replace(aside)
+                why = f"the checkpoint cannot be read ({first_line(error)}); it is now {aside.name}"
+                self.started_anew = f"started anew: {why}"
         updates = self.ranks.gathered(state and state["log"]["updates"])
         if state and len(set(updates)) == 1:  # a kill may leave some ranks with another update's file than others
             target.load_state_dict(state)
-
-    def _usable(self) -> dict[str, Any] | None:
-        """What the file holds; None if it cannot be read, as one that was cut off: then it is set aside."""
-        try:
-            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-            return state
-        except UNREADABLE as error:
-            aside = self.path.with_name(f"{self.path.name}.broken")
-            with suppress(OSError):
-                self.path.replace(aside)
-            self.started_anew = f"started anew: the checkpoint cannot be read ({first_line(error)}); it is now {aside.name}"
-            return None
 
     def clear(self) -> None:
         """Remove the file: the cell is recorded."""

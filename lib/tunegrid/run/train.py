@@ -281,9 +281,8 @@ class Trainer:
             loss = self._backward(batches, len(own))
             try:
                 with fitting():
-                    if (bound := self.cell.recipe.max_grad_norm) is not None:
-                        norm = self.accelerator.clip_grad_norm_(self.trained, bound)
-                        self._on_device["gradient_norms"].append(full_tensor(norm))
+                    if (norm := self.stepper.clip()) is not None:
+                        self._on_device["gradient_norms"].append(norm)
                         if not log.updates:
                             clipped = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
                             log.clipped_norm = float(full_tensor(clipped))
@@ -364,7 +363,7 @@ def order_after(order: str, group: Sequence[Sequence[Feature]]) -> str:
 
 
 class Stepper:
-    """Moves weights by gradients: the optimizer, fp16's loss scale, the schedule.
+    """Moves weights by gradients: clipping, the optimizer, fp16's loss scale, the schedule.
 
     Whether fp16 lost a step only the device knows: a fused optimizer skips a step that overflows inside its kernel, and the
     scale is lower afterwards. Asking for it (`get_scale`) would make the host wait at the end of every update, and the GPU
@@ -376,6 +375,7 @@ class Stepper:
         """Steps of `stepped`, which is a cell's model, or the copy of it that ranks share out; so many updates are planned."""
         self.cell, self._model, self._accelerator = cell, model, accelerator  # its method acts after a step
         optimizer = cell.method.make_optimizer(stepped, cell)  # LoRA-FA's freezes weights
+        self._trained = [p for p in stepped.parameters() if p.requires_grad]
         # What the method does after a step needs the gradients of that step, so it cannot wait.
         self.acts_after_step = type(cell.method).after_step is not Method.after_step
         self.schedule = make_schedule(optimizer, cell, updates)  # before accelerate wraps its step, to be wrapped with it
@@ -383,6 +383,11 @@ class Stepper:
         self._unsettled: list[int] = []  # the update of which is not known yet whether fp16 lost it
         self._lost: Tensor | None = None
         self._arrived: Any = None
+
+    def clip(self) -> Tensor | None:
+        """Clip the gradients; return their norm before, which stays on the device. None if the recipe does not clip."""
+        bound = self.cell.recipe.max_grad_norm
+        return None if bound is None else full_tensor(self._accelerator.clip_grad_norm_(self._trained, bound))
 
     def step(self, update: int) -> tuple[list[float], float]:
         """Step the optimizer in an update, counted from 0; return each group's rate in it, and the schedule's."""
