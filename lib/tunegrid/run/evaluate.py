@@ -66,7 +66,7 @@ def evaluate(
         seconds=seconds,
         loss=sum(losses) / len(losses) if losses else None,
         batch=batch,
-        metric_sources=metrics.sources(task),
+        metric_sources=scored.sources,
         precision=precision_of(codec.cell, device),
         generated_tokens=generated,
     )

@@ -119,10 +119,8 @@ class Meter:
             self._joules = self.counter() if self.counter else None
             self._began = time.perf_counter()
 
-    def over(self, ranks: Ranks) -> RanksRecord | None:
-        """What each rank did, which all must ask together; None for one. From then on, updates are those of all."""
-        if ranks.count == 1:
-            return None
+    def over(self, ranks: Ranks) -> RanksRecord:
+        """What each of several ranks did, which all must ask together. From then on, updates are those of all."""
         memory, rates = self.memory(), self.throughput()
         record = {name: memory.peak(name) for name in ("rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib")}
         record |= {name: getattr(rates, name) for name in ("train_samples_per_second", "train_tokens_per_second")}
