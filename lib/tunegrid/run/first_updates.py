@@ -42,7 +42,7 @@ WHOLE = ("norms", "biases of position", "embeddings", "output")  # one group for
 Figures = dict[str, float | None]  # by group; None for what is not finite
 
 
-def grouped(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
+def groups_of(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
     """Names by group, in the order of the model: the head's, those that the method added, and those of each layer and kind."""
     own = cell.method.own_parameters(model)
     groups: dict[str, list[str]] = defaultdict(list)
@@ -97,7 +97,7 @@ def digest(value: Any) -> str:
     return whole.hexdigest()[:16]
 
 
-def sampled(tensors: Mapping[str, Any], *, exact: bool = False) -> dict[str, Tensor]:
+def sample(tensors: Mapping[str, Any], *, exact: bool = False) -> dict[str, Tensor]:
     """Some values of each tensor, evenly spread: a copy of all would double what is kept. If exact, in fp64 on the host."""
     steps = {name: max(1, tensor.numel() // SAMPLED) for name, tensor in tensors.items()}
     values = {name: full_tensor(p.detach()).reshape(-1)[:: steps[name]].float().clone() for name, p in tensors.items()}
@@ -117,22 +117,22 @@ class FirstUpdates:
     def gradients(self, device: torch.device) -> dict[str, Any]:
         """Norms by group of the gradients that the optimizer is about to use, and what was drawn so far."""
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        self._start = sampled({name: self.parameters[name] for name in gradients})
-        groups = grouped(self.cell, self.model, gradients)
+        self._start = sample({name: self.parameters[name] for name in gradients})
+        groups = groups_of(self.cell, self.model, gradients)
         whole = {name: full_tensor(gradient) for name, gradient in gradients.items()}
         sizes, reached, self._rounding = gradient_figures(groups, whole)
         drawn = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()  # dropout draws from it
         return {"gradients": sizes, "reached": reached, "drawn": digest(drawn.tolist())}
 
-    def moved(self) -> dict[str, Any]:
+    def movement(self) -> dict[str, Any]:
         """How far each group moved since: norms over sampled values. Empty if nobody saw the first update."""
         if not self._start:
             return {}
-        now = sampled({name: self.parameters[name] for name in self._start})
+        now = sample({name: self.parameters[name] for name in self._start})
         # An AdamW moves a weight by its whole rate also if its gradient is rounding: such tensors are left out.
         change = {name: now[name] - start for name, start in self._start.items() if name not in self._rounding}
         sizes = {name: float(one.norm(dtype=torch.float32)) for name, one in change.items()}
-        return {"moved": norms(grouped(self.cell, self.model, change), sizes)}
+        return {"moved": norms(groups_of(self.cell, self.model, change), sizes)}
 
 
 # AdamW by its definition
@@ -168,10 +168,10 @@ class AdamW:
             followed = own or kind.__module__ == "bitsandbytes.optim.adamw"  # theirs have no such options
             group_of = {p: group for group in groups for p in group["params"]} if followed else {}
             stepped = {name: p for name, p in self.parameters.items() if p.grad is not None and p in group_of}
-            for name, start in sampled(stepped, exact=True).items():
+            for name, start in sample(stepped, exact=True).items():
                 self._start[name], self._groups[name] = start, group_of[stepped[name]]
                 self._state[name] = start, torch.zeros_like(start), torch.zeros_like(start)
-        gradients = sampled({name: self.parameters[name].grad for name in self._state}, exact=True)
+        gradients = sample({name: self.parameters[name].grad for name in self._state}, exact=True)
         for name, gradient in gradients.items():
             self._state[name] = adamw_step(self._state[name], gradient, update + 1, self._groups[name])
 
@@ -179,7 +179,7 @@ class AdamW:
         """Behind the last step that is followed, see how far apart the two are."""
         if not self._state or update < MOVED - 1:
             return
-        now = torch.cat([*sampled({name: self.parameters[name] for name in self._start}, exact=True).values()])
+        now = torch.cat([*sample({name: self.parameters[name] for name in self._start}, exact=True).values()])
         start, wanted = torch.cat([*self._start.values()]), torch.cat([weights for weights, *_ in self._state.values()])
         self.gap = float((now - wanted).norm() / ((wanted - start).norm() + LOST * start.norm()))
         states = (value for state in self.optimizer.state.values() for value in state.values())
@@ -228,7 +228,7 @@ class ModuleFigures:
     _seen: dict[int, tuple[weakref.ref[Tensor], int, Projected, int]] = field(default_factory=dict, init=False)
 
     @contextmanager
-    def noted(self, phase: str, passes: int | None = None) -> Iterator[None]:
+    def watch(self, phase: str, passes: int | None = None) -> Iterator[None]:
         """Note what the model computes meanwhile: all of it, or its first passes. Of a pass that fails nothing is kept."""
         names = {module: name for name, module in self.model.named_modules()}
         before, begun, times = len(self._calls), list[dict[str, Any]](), Counter[str]()
@@ -281,7 +281,7 @@ class ModuleFigures:
                 figures = figures_of(values)
                 seen = self._seen[id(tensor)] = (weakref.ref(tensor), version, figures, maker)
             known.append(seen[2:])
-        return _summed([figures for figures, _ in known]), [maker for _, maker in known]
+        return _sum([figures for figures, _ in known]), [maker for _, maker in known]
 
     def note_weights(self, phase: str, gradients: Mapping[str, Tensor]) -> None:
         """Note the gradients of parameters, by name, with the first call of the module that holds them."""
@@ -293,7 +293,7 @@ class ModuleFigures:
                 module = module.rpartition(".")[0]
             held[module].append(figures_of(gradient))
         for module in held.keys() & first.keys():
-            first[module]["weights"] = _summed(held[module])
+            first[module]["weights"] = _sum(held[module])
 
     def columns(self) -> Columns:
         """One row per call, by column; None for what was not there, or is no finite number."""
@@ -328,7 +328,7 @@ def random_vectors(length: int, device: torch.device) -> Tensor:
     return (numbers / numbers.square().mean(1, keepdim=True).sqrt()).to(device)
 
 
-def _summed(figures: Sequence[Projected]) -> Projected | None:
+def _sum(figures: Sequence[Projected]) -> Projected | None:
     """Of several tensors: the norm of all, and the sum of their projections, in an order that counts."""
     if len(figures) < 2:
         return figures[0] if figures else None

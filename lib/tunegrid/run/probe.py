@@ -25,7 +25,7 @@ from tunegrid.grid.tasks import Problem, Task
 from tunegrid.run.build import base_type, numbers_of
 from tunegrid.run.device import DoesNotFit, fitting, free_memory
 from tunegrid.run.evaluate import predict
-from tunegrid.run.first_updates import Columns, Figures, ModuleFigures, digest, figure, gradient_figures, grouped, norms
+from tunegrid.run.first_updates import Columns, Figures, ModuleFigures, digest, figure, gradient_figures, groups_of, norms
 from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.run.progress import Progress
 from tunegrid.run.train import Trainer
@@ -55,14 +55,14 @@ def before_training(
     """
     features, modules = short_to_long(trainer.features, PROBED), ModuleFigures(trainer.model)
     device, codec, figures = trainer.meter.device, trainer.codec, {**UNPROBED}
-    asks = (_differentiated, _generated) if isinstance(codec, GenerateCodec) else (_differentiated,)
+    asks = (_gradients, _search) if isinstance(codec, GenerateCodec) else (_gradients,)
     with undisturbed(trainer):
         for ask in asks:  # a probe keeps all activations, training perhaps does not
             with suppress(DoesNotFit), fitting():
                 figures |= ask(trainer, features, modules)
                 continue
             free_memory(device)  # out here, where the error no longer keeps the failed pass alive
-        groups = grouped(trainer.cell, trainer.model, trainer.parameters)
+        groups = groups_of(trainer.cell, trainer.model, trainer.parameters)
         types = {name: str(p.dtype).removeprefix("torch.") for name, p in trainer.parameters.items()}
         for name, p in trainer.parameters.items():
             if state := getattr(p, "quant_state", None):
@@ -79,13 +79,13 @@ def before_training(
             "weights": norms(groups, sizes),
             "stream": digest(([round(number, 5) for number in numbers], mask)),
             **figures,
-            "predicted": None if codec.generates else predicted(trainer, rows[:PREDICTED]),
+            "predicted": None if codec.generates else prediction_digest(trainer, rows[:PREDICTED]),
             "modules": keep(modules.columns()),
             "metrics": fixed_answers(trainer.cell.task, metrics, rows[:FIXED]),
         }
 
 
-def _differentiated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
+def _gradients(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
     """The loss of a few rows without dropout, in nats a target, its gradients, and how packed layers compute it."""
     # No more rows at once than training takes: their losses and gradients add up.
     codec, device, at_once = trainer.codec, trainer.meter.device, trainer.cell.recipe.per_device_train_batch_size
@@ -93,9 +93,9 @@ def _differentiated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFi
     targets = sum(map(codec.targets, batches))
     trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
     total, known = torch.zeros((), device=device), dict[str, Tensor]()
-    with modules.noted("forward"):
+    with modules.watch("forward"):
         for batch in batches:
-            with torch.enable_grad(), trainer.accelerator.autocast(), computing(trainer.model) as computed:
+            with torch.enable_grad(), trainer.accelerator.autocast(), compute_types(trainer.model) as computed:
                 loss = codec.loss(trainer.model, codec.placed(batch, device)) / targets
             gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
             total += loss.detach()
@@ -104,11 +104,11 @@ def _differentiated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFi
                     known[name] = known[name] + gradient if name in known else gradient
     modules.note_weights("forward", known)
     # As many once more with dropout, of which only what modules give is noted.
-    with undisturbed(trainer, training=True), torch.no_grad(), trainer.accelerator.autocast(), modules.noted("dropout"):
+    with undisturbed(trainer, training=True), torch.no_grad(), trainer.accelerator.autocast(), modules.watch("dropout"):
         torch.manual_seed(0)
         codec.loss(trainer.model, codec.placed(batches[0], device))
-    sizes, reached, _ = gradient_figures(grouped(trainer.cell, trainer.model, trained), known)
-    packed = grouped(trainer.cell, trainer.model, (f"{layer}.weight" for layer in computed))
+    sizes, reached, _ = gradient_figures(groups_of(trainer.cell, trainer.model, trained), known)
+    packed = groups_of(trainer.cell, trainer.model, (f"{layer}.weight" for layer in computed))
     return {
         "probe": digest(([(row.input_ids, row.target) for row in rows], SEARCH)),
         "computed": {
@@ -120,18 +120,18 @@ def _differentiated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFi
     }
 
 
-def _generated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
+def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
     """Token ids that the untrained model generates for a short and a long row, up to the recipe's cap, and how far off."""
     codec = trainer.codec
     assert isinstance(codec, GenerateCodec), "only these generate"
     # No text ends before the cap: a cache may go wrong late. Nor is one longer than a target, for which there are positions.
     cap = min(codec.generation.max_new_tokens, codec.max_target_length)
-    with modules.noted("search", SEARCHED):
+    with modules.watch("search", SEARCHED):
         texts, apart = searched(trainer, [rows[0], rows[-1]], **SEARCH, max_new_tokens=cap, min_new_tokens=cap)
     return {"generated": digest(texts), "decoded": figure(apart)}
 
 
-def predicted(trainer: Trainer, rows: Sequence[Row]) -> str | None:
+def prediction_digest(trainer: Trainer, rows: Sequence[Row]) -> str | None:
     """Digest of what the untrained model predicts, no more rows at once than training takes; None if memory runs out."""
     codec, silent = trainer.codec, Progress(trainer.cell.id, lambda state: None)
     features, outputs = codec.encode(rows, training=False), list[Any]()
@@ -198,8 +198,8 @@ def probe(trainer: Trainer) -> Probe:
                 answer.gap = relative_gap(gradients_of(logits, answer.alone, parameters), summed)
                 if answer.gap > allowance(trainer):
                     answer.gap = min(answer.gap, _gap_of_others(trainer, parameters))
-            with computing(trainer.model) as answer.computed:
-                again, loss = answered(trainer, on(trainer.meter.device, trainer.codec.collate(answer.rows)))
+            with compute_types(trainer.model) as answer.computed:
+                again, loss = logits_and_loss(trainer, on(trainer.meter.device, trainer.codec.collate(answer.rows)))
             answer.repeated = max(distance(one, other.detach()) for one, other in zip(answer.together, again, strict=True))
             answer.loss = float(loss.detach())
     # In a region of autocast of its own: a cast or a packed weight may outlive the evaluation in it.
@@ -266,10 +266,10 @@ def gradients_of(logits: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], pa
 def logits_of(trainer: Trainer, features: Sequence[Feature], model: nn.Module | None = None) -> tuple[list[Tensor], Batch]:
     """What the model, or another one, answers to a training batch, each (B, ...), if its output names it; and the batch."""
     batch = on(trainer.meter.device, trainer.codec.collate(features))
-    return answered(trainer, batch, model)[0], batch
+    return logits_and_loss(trainer, batch, model)[0], batch
 
 
-def answered(trainer: Trainer, batch: Batch, model: nn.Module | None = None) -> tuple[list[Tensor], Tensor]:
+def logits_and_loss(trainer: Trainer, batch: Batch, model: nn.Module | None = None) -> tuple[list[Tensor], Tensor]:
     """The logits of a batch, each (B, ...), and the loss that the codec makes of them."""
     model = trainer.model if model is None else model
     outputs: list[Any] = []
@@ -284,7 +284,7 @@ def target_logits(trainer: Trainer, features: Sequence[Feature], encoded: Tensor
     batch: dict[str, Any] = trainer.codec.placed(trainer.codec.collate(features), trainer.meter.device)
     if encoded is not None:  # what the encoder made of the one source that all rows share (1, S, H)
         batch = {**batch, "encoder_outputs": (encoded.expand(len(features), -1, -1),)}
-    [logits], _ = answered(trainer, batch)
+    [logits], _ = logits_and_loss(trainer, batch)
     return of_targets(logits, batch, features)
 
 
@@ -337,7 +337,7 @@ def chosen(scores: Tensor, ids: Sequence[int]) -> Tensor:
 
 
 @contextmanager
-def computing(model: nn.Module) -> Iterator[dict[str, str]]:
+def compute_types(model: nn.Module) -> Iterator[dict[str, str]]:
     """Meanwhile note, by name, in which type each layer computes whose weights are packed to 4 bits.
 
     Such a layer turns its inputs into the type that it computes in, and its output back: only the output's digits tell.

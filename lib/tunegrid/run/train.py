@@ -308,7 +308,7 @@ class Trainer:
         log.updates += 1
         log.order = order_after(log.order, self.last_group)
         if log.updates == min(MOVED, self._end):
-            log.first_step |= self._first.moved()
+            log.first_step |= self._first.movement()
         return loss
 
     def _fetch(self) -> None:

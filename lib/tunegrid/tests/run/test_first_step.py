@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.run.first_updates import FirstUpdates, digest, figure, gradient_figures, grouped, norms, sampled
+from tunegrid.run.first_updates import FirstUpdates, digest, figure, gradient_figures, groups_of, norms, sample
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import FIRST_ROWS, PROBED, before_training, fixed_answers, hooked, short_to_long
 from tunegrid.tests.small import cell_of, codec_for, rows_of, scaled_late, silent, trainer_of
@@ -46,7 +46,7 @@ NEWS = rows_of("cnn_dailymail/train")[:4]
 )
 def test_a_parameter_belongs_to_the_group_of_its_layer_or_of_the_method_that_added_it(cell_id, name, group):
     cell = cell_of(cell_id)
-    assert grouped(cell, nn.Linear(1, 1), [name]) == {group: [name]}
+    assert groups_of(cell, nn.Linear(1, 1), [name]) == {group: [name]}
     name = "base_model.model.transformer.h.0.attn.c_attn.lora_B.default.weight"
     assert cell_of("gpt2_sa_lora").method.group_of(name) == "lora_B"
 
@@ -56,7 +56,7 @@ def test_norms_are_over_all_tensors_of_a_group():
         "one": 5.0,
         "other": 2.0,
     }
-    [some] = sampled({"a": torch.arange(3 * 4096.0)}).values()  # a large one is sampled evenly
+    [some] = sample({"a": torch.arange(3 * 4096.0)}).values()  # a large one is sampled evenly
     assert some.tolist() == [3.0 * index for index in range(4096)]
     assert [figure(value) for value in (1 / 3, math.nan, math.inf, 0)] == [0.333333333, None, None, 0.0]
 
@@ -141,7 +141,7 @@ def test_what_moves_by_rounding_alone_is_no_movement():
         for name, parameter in parameters.items():
             parameter += 7.0 if name.endswith("bias") else 0.5
     [weight] = [p for name, p in parameters.items() if name.endswith("weight")]
-    assert first.moved()["moved"]["head"] == pytest.approx(0.5 * weight.numel() ** 0.5, rel=1e-5)
+    assert first.movement()["moved"]["head"] == pytest.approx(0.5 * weight.numel() ** 0.5, rel=1e-5)
 
 
 def test_the_type_that_a_packed_base_computes_in_is_a_figure():
@@ -249,7 +249,7 @@ def test_the_first_updates_leave_gradients_after_clipping_and_movement(trainer):
 
 
 def trained_of(trainer):
-    return sampled({name: p for name, p in trainer.parameters.items() if p.requires_grad})
+    return sample({name: p for name, p in trainer.parameters.items() if p.requires_grad})
 
 
 def test_movement_is_that_of_the_first_three_updates_of_more():
