@@ -169,7 +169,7 @@ def test_losses_are_the_same_bit_for_bit_with_and_without_figures(monkeypatch, c
         return figures, trainer.run(silent()).losses, columns["module"]
 
     *with_figures, _ = probed_and_trained()
-    monkeypatch.setattr(ModuleFigures, "noted", lambda *_: nullcontext())
+    monkeypatch.setattr(ModuleFigures, "watch", lambda *_: nullcontext())
     *without, modules = probed_and_trained()
     assert modules == []
     assert without == with_figures
