@@ -4,8 +4,7 @@ Checksums of weights, and the files and keys of the checkpoint that they come fr
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import cache
 from itertools import takewhile
@@ -49,8 +48,6 @@ def load_tokenizer(cell: Cell) -> Any:
     else:
         source, pin = checkpoint_of(cell.backbone, cell.profile)
         tokenizer = from_hub_or_folder(hf.AutoTokenizer, source, pin)
-        with loading(source):
-            tokenizer(["a"], add_special_tokens=False, verbose=False)  # some broken settings show only here
     if cell.head.new_token:
         tokenizer.add_tokens([cell.head.new_token], special_tokens=True)
     return tokenizer
@@ -64,16 +61,12 @@ def load_bert_scorer(profile: Profile) -> BertScorer:
 
 
 def from_hub_or_folder(loader: Any, source: str | None, options: dict[str, Any]) -> Any:
-    """What a checkpoint holds; its own code is not run, nor asked about. Raises InputError if it cannot be read."""
-    with loading(source):
-        return loader.from_pretrained(source, trust_remote_code=False, **options)
-
-
-@contextmanager
-def loading(source: str | None) -> Iterator[None]:
-    """Whatever a library raises meanwhile, of whichever file of a broken checkpoint, is an InputError of one sentence."""
+    """What a checkpoint holds; its own code is not run. Raises InputError, in a sentence, for what a library raises."""
     try:
-        yield
+        loaded = loader.from_pretrained(source, trust_remote_code=False, **options)
+        if loader is hf.AutoTokenizer:
+            loaded(["a"], add_special_tokens=False, verbose=False)  # some broken settings show only here
+        return loaded
     except Exception as error:
         if out_of_memory(error) or isinstance(error, InputError):
             raise
@@ -85,11 +78,8 @@ def loading(source: str | None) -> Iterator[None]:
 def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
     """The model that trains: loaded, quantized and adapted as the cell's method says, on `device`.
 
-    Weights that train are fp32. Frozen ones are fp32, NF4, or bf16 if the backbone says so.
-
-    Raises:
-        InputError: if the checkpoint leaves pretrained tensors random, if the recipe's precision does not fit the base, if the
-            model cannot checkpoint activations, or if code without a release would compute.
+    Weights that train are fp32; frozen ones are fp32, NF4, or bf16 if the backbone says so. Raises InputError for a checkpoint,
+    a precision or an option that does not fit the model, and if code without a release would compute.
     """
     if cell.backbone.dtype not in BASE_TYPES:
         known = ", ".join(BASE_TYPES)
@@ -112,7 +102,8 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
     if base_type(cell) is not torch.float32:
         train_in_fp32(adapted)
     built: Any = adapted.to(device)
-    keep_packed_layers(built)
+    if cell.quantization:
+        keep_packed_layers(built)
     if cell.recipe.gradient_checkpointing:
         try:  # transformers 5.24 gave it a new name
             enable = getattr(built, "activation_checkpointing_enable", None) or built.gradient_checkpointing_enable
@@ -181,8 +172,7 @@ def base_of(cell: Cell, tokenizer: Any, model: Any) -> Base:
 def embedding_name(model: Any) -> str:
     """The name of the module that holds the input embeddings, as "wte" in GPT-2."""
     embeddings = model.get_input_embeddings()
-    name: str = next(name for name, module in model.named_modules() if module is embeddings)
-    return name.split(".")[-1]
+    return str(next(name for name, module in model.named_modules() if module is embeddings)).split(".")[-1]
 
 
 def train_in_fp32(model: nn.Module) -> None:
@@ -200,28 +190,22 @@ def train_in_fp32(model: nn.Module) -> None:
 
 
 def keep_packed_layers(model: nn.Module) -> None:
-    """Keep bitsandbytes (0.50) from changing 4-bit layers in mid-training.
-
-    At the first forward pass it rounds their frozen biases to the type it computes in: here, so that they stay bit-identical
-    later. At the first evaluation on a CPU with bf16 units it repacks their weights, over which training then fails or has
-    wrong gradients: switched off, which also lets every CPU evaluate alike.
-    """
+    """Keep bitsandbytes (0.50) from changing 4-bit layers in mid-training."""
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
+            # At the first evaluation on a CPU with bf16 units it would repack weights, over which training then fails or has
+            # wrong gradients. Without, every CPU evaluates alike, too.
             module.support_avx512bf16_for_cpu = False
-            if module.bias is not None:
+            if module.bias is not None:  # which it would round at the first forward pass: frozen ones stay bit-identical
                 module.bias.data = module.bias.data.to(module.compute_dtype)
 
 
 def perturb(model: nn.Module, draw: int) -> None:
-    """Multiply all weights by 1 + `PERTURBATION` x normal noise: another start for the computer, the same one for a reader.
-
-    Packed weights stay: a last digit less would move some of them by a whole level.
-    """
+    """Multiply all weights by 1 + `PERTURBATION` x normal noise: another start for the computer, the same one for a reader."""
     generator = torch.Generator().manual_seed(draw)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.is_floating_point():
+            if parameter.is_floating_point():  # a last digit less would move some packed ones by a whole level
                 noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
                 parameter.mul_(1 + PERTURBATION * noise)
 
@@ -233,14 +217,9 @@ def numbers_of(parameter: Any) -> Tensor:
     return numbers
 
 
-# Checksums, and the checkpoint's files and keys
-
-
 def checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Checksum]:
-    """Of each tensor, by name, sums of all its bits taken as integers, and of every other one; equal bits, equal sums.
-
-    No cryptographic hash: it tells trained weights from unchanged ones, in place.
-    """
+    """Of each tensor, by name, sums of all its bits taken as integers, and of every other one; equal bits, equal sums."""
+    # No cryptographic hash: it tells trained weights from unchanged ones, in place.
     flat = {name: tensor.detach().reshape(-1) for name, tensor in tensors}
     bits = [one.view(INTEGERS.get(one.element_size(), torch.uint8)) for one in flat.values()]
     sums = [torch.stack([one.sum(dtype=torch.int64), one[::2].sum(dtype=torch.int64)]) for one in bits]
@@ -261,11 +240,11 @@ def weight_files(cell: Cell) -> list[Path]:
 @cache
 def files_by_key(files: tuple[Path, ...]) -> Mapping[str, Path]:
     """In which file each tensor of a checkpoint is."""
-    found: dict[str, Path] = {}
+    file_of: dict[str, Path] = {}
     for path in files:
         with safe_open(path, "pt") as file:
-            found |= dict.fromkeys(file.keys(), path)
-    return found
+            file_of |= dict.fromkeys(file.keys(), path)
+    return file_of
 
 
 def lacking_modules(cell: Cell) -> list[str]:
@@ -277,10 +256,7 @@ def lacking_modules(cell: Cell) -> list[str]:
 
 
 def model_record(cell: Cell) -> ModelRecord:
-    """Which weights the cell started from, and the class they were loaded into.
-
-    Their fingerprint is sixteen hex digits over the weight files of a local folder, or the hub's commit.
-    """
+    """Which weights the cell started from, by the hub's commit or a hash of a local folder's, and the class they went into."""
     checkpoint, fingerprint = f"random weights, shape of {cell.backbone.checkpoint}", None
     if not cell.profile.random_weights:
         source, _ = checkpoint_of(cell.backbone, cell.profile)
@@ -309,10 +285,8 @@ def checkpoint_checksums(files: tuple[Path, ...], dtype: torch.dtype) -> Mapping
 
 
 def matching_keys(name: str, files: tuple[Path, ...]) -> list[str]:
-    """The checkpoint's tensors whose names have the longest end in common with this one, of two parts at least.
-
-    A model and its checkpoint name one tensor differently: PEFT and heads put parts in front, and PEFT some in between.
-    """
+    """The checkpoint's tensors whose names have the longest end in common with this one, of two parts at least."""
+    # A model and its checkpoint name one tensor differently: PEFT and heads put parts in front, and PEFT some in between.
     keys = files_by_key(files)
     ends = {
         dotted: [RENAMED.get(part, part) for part in reversed(dotted.split(".")) if part != "base_layer"]

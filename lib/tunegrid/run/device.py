@@ -19,7 +19,6 @@ from tunegrid.record.record import DeviceRecord
 GIB = 2**30
 LEFT_GIB = 0.125  # libraries' workspaces stay: cuBLAS keeps 32 MiB on an H100
 BUSY_GIB = 1.0  # a CUDA context of our own takes about half of that
-MEASURED = ("cpu", "cuda")
 ATTENTION = "sdpa"  # torch's fused attention
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 COMPUTE_TYPES = {"fp32": "float32", "fp16": "float16"}  # of packed weights, by the precision of training
@@ -66,16 +65,13 @@ def check_free(device: torch.device, *, allow_busy: bool = False) -> None:
 
 
 def resolve_device(requested: str | None, worker: int = 0) -> torch.device:
-    """The requested device, or else CUDA if there is one; workers take GPUs in turn.
-
-    Raises InputError for a device that is not here, and for one that we cannot measure.
-    """
+    """The requested device, or else CUDA; workers take GPUs in turn. Raises InputError for one not here or not measured."""
     requested, seen = requested or ("cuda" if torch.cuda.is_available() else "cpu"), torch.cuda.device_count()
     try:
         device = torch.device(requested)
     except RuntimeError:
         raise InputError(f"invalid --device {requested!r}: expected cpu, cuda or cuda:N") from None
-    if device.type not in MEASURED:
+    if device.type not in ("cpu", "cuda"):
         raise InputError(
             f"--device {requested}: time and memory are measured on cpu and cuda only, so {device.type} would get wrong "
             "figures; say cpu, cuda or cuda:N"
@@ -100,10 +96,7 @@ def device_names(requested: str | None) -> list[str]:
 
 
 def resolve_precision(cell: Cell, device: torch.device) -> tuple[Precision, str | None]:
-    """The recipe's precision, or the nearest one that works here with a sentence that says so.
-
-    A CPU only emulates fp16; some backbones overflow in it on any device; older GPUs have no bf16 units.
-    """
+    """The recipe's precision, or the nearest one that works here with a sentence that says so."""
     requested = cell.recipe.precision
     if requested == "fp16" and device.type == "cpu" and not cell.backbone.overflows_fp16:
         return "bf16", "bf16 in place of fp16, which a CPU only emulates"
@@ -144,8 +137,8 @@ def free_memory(device: torch.device) -> None:
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
     """RNG states, on which dropout depends."""
-    states = {"cpu": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+    cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"cpu": torch.get_rng_state(), **cuda}
 
 
 def set_random_states(device: torch.device, states: dict[str, Tensor]) -> None:

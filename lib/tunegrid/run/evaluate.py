@@ -1,10 +1,10 @@
 """Evaluates a trained model: one prediction per row, and scores in points."""
 
-import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -61,13 +61,12 @@ def evaluate(
     lengths = [len(output) for output in outputs] if codec.generates else []  # the end token included
     generated: dict[str, float] | None = None
     if lengths:
-        median = float(statistics.median(lengths))
-        generated = {"mean": statistics.fmean(lengths), "median": median, "longest": max(lengths)}
+        generated = {"mean": fmean(lengths), "median": float(median(lengths)), "longest": max(lengths)}
     part = EvaluationRecord(
         seconds=seconds,
         loss=sum(losses) / len(losses) if losses else None,
         batch=batch,
-        metric_sources=metrics.sources(task),
+        metric_sources=scored.sources,
         precision=precision_of(codec.cell, device),
         generated_tokens=generated,
     )
@@ -85,20 +84,16 @@ def evaluate(
 
 
 def precision_of(cell: Cell, device: torch.device) -> Precision:
-    """What a cell is scored in: as by transformers' `Trainer`, and so the study's notebooks, the precision of training.
-
-    Text is generated in fp32, where one token that rounding turns makes another text; so are micro backbones scored.
-    """
+    """What a cell is scored in: as by transformers' `Trainer`, and so the study's notebooks, the precision of training."""
+    # Text in fp32, where one token that rounding turns makes another text; micro backbones, too.
     return "fp32" if cell.profile.micro or cell.recipe.generation else resolve_precision(cell, device)[0]
 
 
 def predict(
     model: nn.Module, codec: Codec, features: Sequence[Feature], device: torch.device, stage: Progress, ranks: Ranks = ALONE
 ) -> tuple[list[Any], int]:
-    """An output a feature, and how many were predicted at once at the end: each time memory runs out, the batch is halved.
-
-    Several ranks predict every feature once, in turn, and all have all outputs. Raises InputError if not even one fits.
-    """
+    """An output a feature, and how many were predicted at once at the end: each time memory runs out, the batch is halved."""
+    # Several ranks predict every feature once, in turn, and all have all outputs.
     lengths, outputs = lengths_of(features), dict[int, Any]()
     order = sorted(range(len(features)), key=lambda i: -lengths[i])[ranks.rank :: ranks.count]
     # Texts are generated in whole batches: each step reads all weights again.
@@ -114,14 +109,14 @@ def predict(
                     answers = codec.predict(model, [features[i] for i in chunk], device)
             except DoesNotFit:
                 answers = None
-            if answers is None:  # out here, where the error no longer keeps the failed pass alive
-                if size == 1:
-                    raise InputError(f"{codec.cell.id} does not fit: memory runs out when it predicts one row at a time")
+            if answers is not None:
+                outputs.update(zip(chunk, answers, strict=True))
+                stage.at(len(outputs), len(order))
+            elif size == 1:
+                raise InputError(f"{codec.cell.id} does not fit: memory runs out when it predicts one row at a time")
+            else:  # out here, where the error no longer keeps the failed pass alive
                 free_memory(device)
                 size //= 2
-                continue
-            outputs.update(zip(chunk, answers, strict=True))
-            stage.at(len(outputs), len(order))
     shares = ranks.gathered((outputs, size))
     by_feature = {i: output for share, _ in shares for i, output in share.items()}
     return [by_feature[i] for i in range(len(features))], min(size for _, size in shares)

@@ -8,7 +8,7 @@ import math
 import re
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -22,7 +22,6 @@ from torch.utils._pytree import tree_leaves
 
 from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import Cell
-from tunegrid.run.device import random_states
 from tunegrid.run.ranks import full_tensor
 
 MOVED = 3  # updates that movement is measured over: a warm-up's first one has a rate of 0
@@ -43,7 +42,7 @@ WHOLE = ("norms", "biases of position", "embeddings", "output")  # one group for
 Figures = dict[str, float | None]  # by group; None for what is not finite
 
 
-def grouped(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
+def groups_of(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
     """Names by group, in the order of the model: the head's, those that the method added, and those of each layer and kind."""
     own = cell.method.own_parameters(model)
     groups: dict[str, list[str]] = defaultdict(list)
@@ -63,30 +62,22 @@ def grouped(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[str, lis
     return dict(groups)
 
 
-def norms(groups: Mapping[str, Sequence[str]], tensor_of: Callable[[str], Tensor | None]) -> Figures:
-    """The norm of each group's tensors; groups without one are left out.
-
-    Tensors are asked for one by one: unpacked all at once, those of a packed base would take several times its memory.
-    """
-    figures: Figures = {}
-    for group, names in groups.items():
-        known = [float(tensor.norm(dtype=torch.float32)) for name in names if (tensor := tensor_of(name)) is not None]
-        if known:
-            figures[group] = figure(math.hypot(*known))
-    return figures
+def norms(groups: Mapping[str, Sequence[str]], sizes: Mapping[str, float]) -> Figures:
+    """The norm of each group, from those of its tensors; groups without one are left out."""
+    known = {group: [sizes[name] for name in names if name in sizes] for group, names in groups.items()}
+    return {group: figure(math.hypot(*own)) for group, own in known.items() if own}
 
 
-def reached(groups: Mapping[str, Sequence[str]], gradients: Mapping[str, Tensor]) -> dict[str, int]:
-    """How many of each group's tensors have a gradient other than rounding: one of many that has none hardly moves a norm."""
-    there = {name for name, gradient in gradients.items() if gradient.any()} - rounded(groups, gradients)
-    return {group: len(there & set(names)) for group, names in groups.items()}
-
-
-def rounded(groups: Mapping[str, Sequence[str]], gradients: Mapping[str, Tensor]) -> set[str]:
-    """Names of the tensors whose gradients are no more than what others of their group round off; none if all are zero."""
+def gradient_figures(
+    groups: Mapping[str, Sequence[str]], gradients: Mapping[str, Tensor]
+) -> tuple[Figures, dict[str, int], set[str]]:
+    """Norms by group, how many of a group's tensors have more than rounding, and the names of those that have only that."""
+    # Counted, since one tensor of many without a gradient hardly moves a norm. If all of a group are zero, none is rounding.
     sizes = {name: float(gradient.norm(dtype=torch.float32)) for name, gradient in gradients.items()}
     largest = {name: max(sizes.get(other, 0.0) for other in names) for names in groups.values() for name in names}
-    return {name for name, size in sizes.items() if largest.get(name, 0.0) > 0 and size <= ROUNDING * largest[name]}
+    rounding = {name for name, size in sizes.items() if largest.get(name, 0.0) > 0 and size <= ROUNDING * largest[name]}
+    reached = {name for name, gradient in gradients.items() if gradient.any()} - rounding
+    return norms(groups, sizes), {group: len(reached & set(names)) for group, names in groups.items()}, rounding
 
 
 def figure(value: Any) -> float | None:
@@ -96,58 +87,52 @@ def figure(value: Any) -> float | None:
 
 
 def digest(value: Any) -> str:
-    """Sixteen hex digits."""
-    return sha256(repr(value).encode()).hexdigest()[:16]
-
-
-def digest_of(values: Iterable[Any]) -> str:
-    """The digest of the list of these values, which is never made."""
+    """Sixteen hex digits of a value; of an iterator, those of the list of its values, which is never made."""
+    if not isinstance(value, Iterator):
+        return sha256(repr(value).encode()).hexdigest()[:16]
     whole = sha256(b"[")
-    for index, value in enumerate(values):
-        whole.update(f"{', ' if index else ''}{value!r}".encode())
+    for index, one in enumerate(value):
+        whole.update(f"{', ' if index else ''}{one!r}".encode())
     whole.update(b"]")
     return whole.hexdigest()[:16]
 
 
-def sampled(tensors: Mapping[str, Any], *, exact: bool = False) -> dict[str, Tensor]:
+def sample(tensors: Mapping[str, Any], *, exact: bool = False) -> dict[str, Tensor]:
     """Some values of each tensor, evenly spread: a copy of all would double what is kept. If exact, in fp64 on the host."""
     steps = {name: max(1, tensor.numel() // SAMPLED) for name, tensor in tensors.items()}
     values = {name: full_tensor(p.detach()).reshape(-1)[:: steps[name]].float().clone() for name, p in tensors.items()}
     return {name: some.double().cpu() for name, some in values.items()} if exact else values
 
 
+@dataclass
 class FirstUpdates:
-    """Looks at a model's parameters in its first update, and after the third, or the last of fewer."""
+    """Looks at a cell's parameters, by name, in the first update, and after the third, or the last of fewer."""
 
-    def __init__(self, cell: Cell, model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
-        """A look at `parameters`, by name, of a cell's model."""
-        self._cell, self._model, self._parameters = cell, model, parameters
-        self._start: dict[str, Tensor] = {}
-        self._rounded: set[str] = set()
+    cell: Cell
+    model: nn.Module
+    parameters: Mapping[str, Tensor]
+    _start: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _rounding: set[str] = field(default_factory=set, init=False)  # names of the tensors whose gradients are no more than that
 
     def gradients(self, device: torch.device) -> dict[str, Any]:
         """Norms by group of the gradients that the optimizer is about to use, and what was drawn so far."""
-        gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
-        self._start = sampled({name: self._parameters[name] for name in gradients})
-        groups = grouped(self._cell, self._model, gradients)
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        self._start = sample({name: self.parameters[name] for name in gradients})
+        groups = groups_of(self.cell, self.model, gradients)
         whole = {name: full_tensor(gradient) for name, gradient in gradients.items()}
-        self._rounded = rounded(groups, whole)
-        return {
-            "gradients": norms(groups, whole.get),
-            "reached": reached(groups, whole),
-            "drawn": digest(random_states(device)[device.type].tolist()),  # the generator that dropout draws from
-        }
+        sizes, reached, self._rounding = gradient_figures(groups, whole)
+        drawn = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()  # dropout draws from it
+        return {"gradients": sizes, "reached": reached, "drawn": digest(drawn.tolist())}
 
-    def moved(self) -> dict[str, Any]:
-        """How far each group moved since: norms over sampled values. Empty if nobody saw the first update.
-
-        An AdamW moves a weight by its whole rate also if its gradient is rounding: such tensors are left out.
-        """
+    def movement(self) -> dict[str, Any]:
+        """How far each group moved since: norms over sampled values. Empty if nobody saw the first update."""
         if not self._start:
             return {}
-        now = sampled({name: self._parameters[name] for name in self._start})
-        change = {name: now[name] - start for name, start in self._start.items() if name not in self._rounded}
-        return {"moved": norms(grouped(self._cell, self._model, change), change.get)}
+        now = sample({name: self.parameters[name] for name in self._start})
+        # An AdamW moves a weight by its whole rate also if its gradient is rounding: such tensors are left out.
+        change = {name: now[name] - start for name, start in self._start.items() if name not in self._rounding}
+        sizes = {name: float(one.norm(dtype=torch.float32)) for name, one in change.items()}
+        return {"moved": norms(groups_of(self.cell, self.model, change), sizes)}
 
 
 # AdamW by its definition
@@ -158,38 +143,35 @@ STEP_TOLERANCE, PACKED_TOLERANCE = 1e-3, 0.2
 LOST = MOVED * torch.finfo(torch.float32).eps / STEP_TOLERANCE  # of the weights' norm: what so many additions may round off
 
 
+@dataclass
 class AdamW:
     """AdamW by its definition (Loshchilov and Hutter 2019, algorithm 2), beside the first steps of an optimizer that is one.
 
     It is given the same gradients and rates, on some values of each tensor, and computes in fp64 on the host, since what
-    tensors hold during an update is measured. One call before each step, and one behind it.
-
-    Attributes:
-        gap: how far it moved the weights otherwise than by definition, as a share of the movement; None if it is no AdamW,
-            made fewer steps, or was taken up in the middle.
-        packed: whether the optimizer keeps moments in 8 bits.
+    tensors hold during an update is measured. `gap` stays None if the optimizer is no AdamW, made fewer steps, or was taken up
+    in the middle.
     """
 
-    def __init__(self, optimizer: Any, parameters: Mapping[str, Tensor]) -> None:
-        """Of an optimizer over `parameters`, by name."""
-        self._optimizer, self._parameters = optimizer, parameters
-        kind, groups = type(optimizer), optimizer.param_groups  # torch's AdamW, or one of bitsandbytes', without options
-        plain = kind is torch.optim.AdamW and not any(group["amsgrad"] or group["maximize"] for group in groups)
-        self._followed = plain or kind.__module__ == "bitsandbytes.optim.adamw"
-        self._start, self._groups = dict[str, Tensor](), dict[str, Any]()
-        self._state: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # weights and both moments
-        self.gap: float | None = None
-        self.packed = False
+    optimizer: Any
+    parameters: Mapping[str, Tensor]  # by name
+    gap: float | None = None  # how far they moved otherwise than by definition, as a share of the movement
+    packed: bool = False  # whether the optimizer keeps moments in 8 bits
+    _start: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _groups: dict[str, Any] = field(default_factory=dict, init=False)
+    _state: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, init=False)  # weights and both moments
 
     def before_step(self, update: int) -> None:
         """Take the step by definition, of an update that counts from 0."""
-        if update == 0 and self._followed:
-            groups = {p: group for group in self._optimizer.param_groups for p in group["params"]}
-            stepped = {name: p for name, p in self._parameters.items() if p.grad is not None and p in groups}
-            for name, start in sampled(stepped, exact=True).items():
-                self._start[name], self._groups[name] = start, groups[stepped[name]]
+        if update == 0:
+            kind, groups = type(self.optimizer), self.optimizer.param_groups
+            own = kind is torch.optim.AdamW and not any(group["amsgrad"] or group["maximize"] for group in groups)
+            followed = own or kind.__module__ == "bitsandbytes.optim.adamw"  # theirs have no such options
+            group_of = {p: group for group in groups for p in group["params"]} if followed else {}
+            stepped = {name: p for name, p in self.parameters.items() if p.grad is not None and p in group_of}
+            for name, start in sample(stepped, exact=True).items():
+                self._start[name], self._groups[name] = start, group_of[stepped[name]]
                 self._state[name] = start, torch.zeros_like(start), torch.zeros_like(start)
-        gradients = sampled({name: self._parameters[name].grad for name in self._state}, exact=True)
+        gradients = sample({name: self.parameters[name].grad for name in self._state}, exact=True)
         for name, gradient in gradients.items():
             self._state[name] = adamw_step(self._state[name], gradient, update + 1, self._groups[name])
 
@@ -197,10 +179,10 @@ class AdamW:
         """Behind the last step that is followed, see how far apart the two are."""
         if not self._state or update < MOVED - 1:
             return
-        now = torch.cat([*sampled({name: self._parameters[name] for name in self._start}, exact=True).values()])
+        now = torch.cat([*sample({name: self.parameters[name] for name in self._start}, exact=True).values()])
         start, wanted = torch.cat([*self._start.values()]), torch.cat([weights for weights, *_ in self._state.values()])
         self.gap = float((now - wanted).norm() / ((wanted - start).norm() + LOST * start.norm()))
-        states = (value for state in self._optimizer.state.values() for value in state.values())
+        states = (value for state in self.optimizer.state.values() for value in state.values())
         self.packed = any(isinstance(value, Tensor) and value.dtype is torch.uint8 for value in states)
         self._start, self._state = {}, {}
 
@@ -224,85 +206,57 @@ def adamw_step(
 LARGE = 1e6  # what masks hold is larger, and would hide all else that goes in
 PROJECTIONS = 3
 NUMBERS = ("norm", *(f"projection_{index}" for index in range(PROJECTIONS)))  # of each tensor
-TENSORS = ("taken", "given", "gradient", "weights")  # of each call of a module
+NAMES, COUNTS = ("phase", "module", "kind", "library"), ("call", "depth", "source", "maker")  # of each call of a module
+TENSORS = ("taken", "given", "gradient", "weights")  # of each call, too
 Columns = dict[str, list[Any]]
 Projected = tuple[Tensor, Tensor]  # a norm, and projections
 
 
-@dataclass(kw_only=True, eq=False)
-class _Call:
-    """One call of a module; `source` and `maker` are the calls that made what goes in and what comes out, -1 if no module did.
-
-    The maker is another call if a module hands on what it was given as it is.
-    """
-
-    phase: str
-    module: str
-    kind: str
-    library: str
-    call: int
-    depth: int
-    source: int
-    maker: int = -1
-    tensors: dict[str, Projected | None] = field(default_factory=dict)
-
-
+@dataclass
 class ModuleFigures:
     """The figures of a model's modules, call by call, in the order in which calls end.
 
-    `tunegrid.results.modules` compares those of two runs, and names the module that changed. Hooks look at modules, and at the
-    tensors between them, while the model computes. They change nothing, and are gone afterwards. No tensor is kept, and nothing
-    waits for a GPU before the end.
+    `tunegrid.results.modules` compares those of two runs. Hooks look at modules, and at the tensors between them, while the
+    model computes; no tensor is kept, and nothing waits for a GPU before the end. A call is a row. Its `source` and `maker` are
+    the calls that made what goes in and what comes out, -1 if no module did; the maker is another call if a module hands on
+    what it was given as it is.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        """Nothing is noted yet."""
-        self._names = {module: name for name, module in model.named_modules()}
-        self._calls: list[_Call] = []
-        self._open: list[_Call] = []
-        self._seen: dict[int, tuple[weakref.ref[Tensor], int, Projected, int]] = {}  # with versions and makers
-        self._counts = Counter[str]()
+    model: nn.Module
+    _calls: list[dict[str, Any]] = field(default_factory=list, init=False)
+    # By a tensor's id: the tensor, its version, its figures, and the call that made it.
+    _seen: dict[int, tuple[weakref.ref[Tensor], int, Projected, int]] = field(default_factory=dict, init=False)
 
     @contextmanager
-    def noted(self, phase: str, passes: int | None = None) -> Iterator[None]:
+    def watch(self, phase: str, passes: int | None = None) -> Iterator[None]:
         """Note what the model computes meanwhile: all of it, or its first passes. Of a pass that fails nothing is kept."""
-        before = len(self._calls)
+        names = {module: name for name, module in self.model.named_modules()}
+        before, begun, times = len(self._calls), list[dict[str, Any]](), Counter[str]()
         left = count(-1, -1) if passes is None else count(passes, -1)  # of passes to come; of all of them there is no end
 
         def enter(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-            if not self._open and next(left) == 0:
+            if not begun and next(left) == 0:
                 hooks.close()
                 return
-            name, kind = self._names[module], type(module)
-            self._counts[name] += 1
-            figures, makers = self._look(one for one in tree_leaves([*inputs, *options.values()]) if isinstance(one, Tensor))
-            one = _Call(
-                phase=phase,
-                module=name,
-                kind=kind.__name__,
-                library=kind.__module__.partition(".")[0],
-                call=self._counts[name],
-                depth=len(self._open),
-                source=next((maker for maker in makers if maker >= 0), -1),
-            )
-            one.tensors["taken"] = figures
-            self._open.append(one)
+            name, kind = names[module], type(module)
+            times[name] += 1
+            call = {"phase": phase, "module": name, "kind": kind.__name__, "library": kind.__module__.partition(".")[0]}
+            tensors = (leaf for leaf in tree_leaves([*inputs, *options.values()]) if isinstance(leaf, Tensor))
+            figures, makers = self._look(tensors)
+            source = next((maker for maker in makers if maker >= 0), -1)
+            begun.append(call | {"call": times[name], "depth": len(begun), "source": source, "taken": figures})
 
         def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            one = self._open.pop()
+            call, own = begun.pop(), len(self._calls)
             made = [leaf for leaf in tree_leaves([output]) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-            one.tensors["given"], makers = self._look(made, len(self._calls))
-            one.maker = next(iter(makers), -1)
-            if made and made[0].requires_grad and one.maker == len(self._calls):
-
-                def note(gradient: Tensor) -> None:
-                    one.tensors["gradient"] = figures_of(gradient.detach())
-
-                made[0].register_hook(note)  # type: ignore[no-untyped-call] # torch's own
-            self._calls.append(one)
+            call["given"], makers = self._look(made, own)
+            call["maker"] = next(iter(makers), -1)
+            if made and made[0].requires_grad and call["maker"] == own:
+                made[0].register_hook(lambda gradient: call.update(gradient=figures_of(gradient.detach())))  # type: ignore[no-untyped-call] # torch's own
+            self._calls.append(call)
 
         with ExitStack() as hooks:
-            for module in self._names:
+            for module in names:
                 hooks.enter_context(module.register_forward_pre_hook(enter, with_kwargs=True))
                 hooks.enter_context(module.register_forward_hook(leave))
             try:
@@ -311,7 +265,7 @@ class ModuleFigures:
                 del self._calls[before:]
                 raise
             finally:
-                self._open, self._seen, self._counts = [], {}, Counter()
+                self._seen = {}
 
     def _look(self, tensors: Iterable[Tensor], maker: int = -1) -> tuple[Projected | None, list[int]]:
         """Figures of tensors, and the call that made each: the one before, if a tensor has passed through this as it is."""
@@ -327,11 +281,11 @@ class ModuleFigures:
                 figures = figures_of(values)
                 seen = self._seen[id(tensor)] = (weakref.ref(tensor), version, figures, maker)
             known.append(seen[2:])
-        return _summed([figures for figures, _ in known]), [maker for _, maker in known]
+        return _sum([figures for figures, _ in known]), [maker for _, maker in known]
 
     def note_weights(self, phase: str, gradients: Mapping[str, Tensor]) -> None:
         """Note the gradients of parameters, by name, with the first call of the module that holds them."""
-        first = {one.module: one for one in reversed(self._calls) if one.phase == phase}
+        first = {call["module"]: call for call in reversed(self._calls) if call["phase"] == phase}
         held: dict[str, list[Projected]] = defaultdict(list)
         for name, gradient in gradients.items():
             module = name.rpartition(".")[0]
@@ -339,19 +293,16 @@ class ModuleFigures:
                 module = module.rpartition(".")[0]
             held[module].append(figures_of(gradient))
         for module in held.keys() & first.keys():
-            first[module].tensors["weights"] = _summed(held[module])
+            first[module]["weights"] = _sum(held[module])
 
     def columns(self) -> Columns:
         """One row per call, by column; None for what was not there, or is no finite number."""
-        for one in self._calls:
-            one.tensors["gradient"] = self._calls[one.maker].tensors.get("gradient") if one.maker >= 0 else None
-        columns: Columns = {
-            name: [getattr(one, name) for one in self._calls] for name in ("phase", "module", "kind", "library")
-        }
-        for name in ("call", "depth", "source", "maker"):
-            columns[name] = [float(getattr(one, name)) for one in self._calls]
+        for call in self._calls:
+            call["gradient"] = self._calls[call["maker"]].get("gradient") if call["maker"] >= 0 else None
+        columns: Columns = {name: [call[name] for call in self._calls] for name in NAMES}
+        columns |= {name: [float(call[name]) for call in self._calls] for name in COUNTS}
         for name in TENSORS:
-            taken = [one.tensors.get(name) for one in self._calls]
+            taken = [call.get(name) for call in self._calls]
             there = [torch.cat([norm.unsqueeze(0), projections]) for norm, projections in filter(None, taken)]
             rows = iter(torch.stack(there).tolist() if there else ())  # brought to the host at once
             known = [next(rows) if one else [math.nan] * len(NUMBERS) for one in taken]
@@ -362,11 +313,8 @@ class ModuleFigures:
 
 
 def figures_of(tensor: Tensor) -> Projected:
-    """A tensor's norm, and its projections on random vectors that are the same for every tensor of its shape.
-
-    A vector is the product of a random one along the last dimension and another along all others: none is ever as long as the
-    tensor.
-    """
+    """A tensor's norm, and its projections on random vectors that are the same for every tensor of its shape."""
+    # Each is the product of one along the last dimension and one along all others: none is ever as long as the tensor.
     matrix = tensor.float().reshape(-1, tensor.shape[-1] if tensor.dim() else 1)
     rows, columns = (random_vectors(length, matrix.device) for length in matrix.shape)
     with torch.autocast(matrix.device.type, enabled=False):  # which would round what is projected
@@ -380,7 +328,7 @@ def random_vectors(length: int, device: torch.device) -> Tensor:
     return (numbers / numbers.square().mean(1, keepdim=True).sqrt()).to(device)
 
 
-def _summed(figures: Sequence[Projected]) -> Projected | None:
+def _sum(figures: Sequence[Projected]) -> Projected | None:
     """Of several tensors: the norm of all, and the sum of their projections, in an order that counts."""
     if len(figures) < 2:
         return figures[0] if figures else None

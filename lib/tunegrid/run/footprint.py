@@ -70,16 +70,13 @@ def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
 
 
 def uncounted() -> dict[Any, Any]:
-    """FLOPs of operators that torch's counter leaves out, or counts otherwise on another device.
-
-    Attention stays fused, as in training. Its backward pass counts as twice the forward one: both products have two gradients.
-    """
+    """FLOPs of operators that torch's counter leaves out, or counts otherwise on another device; attention stays fused."""
 
     def attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
         return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
     def attention_backward(gradient: Any, *operands: Any, **__: Any) -> int:
-        return 2 * attention(*operands)
+        return 2 * attention(*operands)  # both products have two gradients
 
     def packed_product(a: Sequence[int], packed: Any, shape: Sequence[int], *_: Any, **__: Any) -> int:
         return 2 * math.prod(a) * shape[0]  # rows of `a` (..., K) times a 4-bit matrix of `shape` (N, K)
@@ -132,14 +129,12 @@ def baseline_bytes(device: torch.device) -> int:
 
 @cache
 def matmul_peak(device: torch.device, precision: str) -> float:
-    """FLOP/s of the fastest of several products of two large square matrices, 2 n^3 FLOPs each.
-
-    Of random numbers: a GPU multiplies ones at a higher clock than it holds in training.
-    """
+    """FLOP/s of the fastest of several products of two large square matrices, 2 n^3 FLOPs each."""
     from torch.utils.benchmark import Timer  # 60 ms, which cells that are no footprints do not need
 
     side = MATRIX[device.type]
     generator = torch.Generator(device).manual_seed(0)  # the trainer's own random numbers stay as they are
+    # A GPU multiplies ones at a higher clock than it holds in training.
     matrix = torch.randn(side, side, generator=generator, device=device, dtype=AUTOCAST.get(precision))
     timer = Timer("torch.mm(matrix, matrix)", globals={"torch": torch, "matrix": matrix}, num_threads=torch.get_num_threads())
     seconds = min(timer.blocked_autorange(min_run_time=MATRIX_SECONDS).times)  # it warms up, and waits for a GPU
@@ -150,8 +145,8 @@ def matmul_peak(device: torch.device, precision: str) -> float:
 
 def complete(ledger: Ledger, footprint: Footprint) -> Ledger:
     """The ledger with the peak; activations are the peak minus what stays between two updates."""
-    peak = footprint.peak_bytes
-    return replace(ledger, peak_bytes=peak, activations_bytes=peak - (ledger.tensor_bytes or 0))
+    activations = footprint.peak_bytes - (ledger.tensor_bytes or 0)
+    return replace(ledger, peak_bytes=footprint.peak_bytes, activations_bytes=activations)
 
 
 def flops_of(footprint: Footprint, step_seconds: float | None) -> Flops:
@@ -187,8 +182,8 @@ def wrong_counts(cell: Cell, model: nn.Module) -> list[str]:
 def wrong_bytes(ledger: Ledger, footprint: Footprint, device: torch.device) -> list[str]:
     """The device holds the tensors that the ledger books."""
     booked, held = ledger.tensor_bytes or 0, footprint.live_bytes
-    wrong = abs(held - booked) > (CUDA_ROOM * booked if device.type == "cuda" else 0)
-    return [f"the ledger holds {booked:,} bytes, the device {held:,}"] if wrong else []
+    right = abs(held - booked) <= (CUDA_ROOM * booked if device.type == "cuda" else 0)
+    return [] if right else [f"the ledger holds {booked:,} bytes, the device {held:,}"]
 
 
 def wrong_savings(cell: Cell, ledger: Ledger, total_params: int) -> list[str]:

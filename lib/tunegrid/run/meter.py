@@ -22,6 +22,7 @@ from tunegrid.run.ranks import Ranks, local_shard
 GIB = 2**30
 WARMUP_UPDATES = 3  # left out of throughput: first calls allocate memory and pick kernels
 SUMS = ("seconds", "gpu_energy_joules")  # of a phase's parts; of its peaks the highest counts
+# What PEFT keeps twice counts once: a head that trains in full has a frozen copy, a trained token a row in the embedding.
 PEFT_TWINS = (".original_module.", ".trainable_tokens_delta.")
 
 NVML = "libnvidia-ml.so.1"  # comes with NVIDIA's driver
@@ -30,11 +31,8 @@ Joules = Callable[[], float | None]  # reads a counter; None if it cannot be rea
 
 
 def gpu_counter(device: torch.device, ranks: int = 1) -> Joules | None:
-    """Reads NVML's joules of a GPU since its driver was loaded; None without NVML, before Volta, and on a CPU.
-
-    A counter is of a card, not of a process; of `ranks` each has a card, of which only one would be read.
-    """
-    if device.type != "cuda" or ranks > 1:
+    """Reads NVML's joules of a GPU since its driver was loaded; None without NVML, before Volta, and on a CPU."""
+    if device.type != "cuda" or ranks > 1:  # each has a card of its own, of which only one would be read
         return None
     handle, count = ctypes.c_void_p(), ctypes.c_ulonglong()
     uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()  # whichever cards CUDA_VISIBLE_DEVICES leaves
@@ -49,9 +47,6 @@ def gpu_counter(device: torch.device, ranks: int = 1) -> Joules | None:
         return None if millijoules(handle, ctypes.byref(count)) else count.value / 1e3
 
     return None if failed or joules() is None else joules
-
-
-# Time, and what belongs to a phase
 
 
 @dataclass(kw_only=True)
@@ -96,10 +91,7 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Wall seconds and memory peaks of one phase, which one inside it interrupts: a moment belongs to one alone.
-
-        A repeated phase adds its seconds and keeps the higher peak; what is not known of one part is not of the whole.
-        """
+        """Wall seconds and memory peaks of one phase, which one inside it interrupts: a moment belongs to one alone."""
         self._switch([*self._open, name])
         try:
             yield
@@ -114,8 +106,12 @@ class Meter:
             figures: dict[str, Any] = {**vars(peaks(self.device, time.perf_counter() - self._began))}
             before, now = self._joules, self.counter() if self.counter else None
             figures["gpu_energy_joules"] = None if before is None or now is None or now < before else now - before
+            # A repeated phase adds its seconds and keeps the higher peak; what is not known of one part is not of the whole.
             if earlier := self.phases.get(self._open[-1]):
-                figures = {name: together(name, one, figures[name]) for name, one in vars(earlier).items()}
+                pairs = {name: (one, figures[name]) for name, one in vars(earlier).items()}
+                figures = {
+                    name: None if None in pair else (sum(pair) if name in SUMS else max(pair)) for name, pair in pairs.items()
+                }
             self.phases[self._open[-1]] = Phase(**figures)
         self._open = phases
         if phases:
@@ -123,17 +119,12 @@ class Meter:
             self._joules = self.counter() if self.counter else None
             self._began = time.perf_counter()
 
-    def over(self, ranks: Ranks) -> RanksRecord | None:
-        """What each rank did, which all must ask together; None for one. From then on, updates are those of all."""
-        if ranks.count == 1:
-            return None
+    def over(self, ranks: Ranks) -> RanksRecord:
+        """What each of several ranks did, which all must ask together. From then on, updates are those of all."""
         memory, rates = self.memory(), self.throughput()
-        of_memory = ("rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib")
-        record = {figure: memory.peak(figure) for figure in of_memory} | {
-            "train_samples": sum(update.samples for update in self.updates),
-            "train_samples_per_second": rates.train_samples_per_second,
-            "train_tokens_per_second": rates.train_tokens_per_second,
-        }
+        record = {name: memory.peak(name) for name in ("rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib")}
+        record |= {name: getattr(rates, name) for name in ("train_samples_per_second", "train_tokens_per_second")}
+        record["train_samples"] = sum(update.samples for update in self.updates)
         sizes = [(update.samples, update.tokens, update.padded_tokens) for update in self.updates]
         records, sizes_of_ranks = zip(*ranks.gathered((record, sizes)), strict=True)
         for update, *of_ranks in zip(self.updates, *sizes_of_ranks, strict=True):
@@ -175,13 +166,6 @@ class Meter:
         for update in (updates := [*updates]):
             update.ended.synchronize()
         return [float(update.began.elapsed_time(update.ended)) / 1000 for update in updates]
-
-
-def together(name: str, one: float | None, other: float | None) -> float | None:
-    """A figure of both parts of a phase; None if it is not known of one."""
-    if one is None or other is None:
-        return None
-    return one + other if name in SUMS else max(one, other)
 
 
 def reset_peaks(device: torch.device) -> None:
@@ -242,10 +226,7 @@ def ledger(model: nn.Module, optimizer: torch.optim.Optimizer | None, gradients_
 
 
 def parameter_counts(model: nn.Module) -> Parameters:
-    """Trainable and total parameters; a weight packed to 4 bits counts as the weights it holds.
-
-    What PEFT keeps twice counts once: a head that trains in full has a frozen copy, a trained token a row in the embedding.
-    """
+    """Trainable and total parameters; a weight packed to 4 bits counts as the weights it holds."""
     named = dict(model.named_parameters())  # tied weights once
     packed = {name: state.shape for name, p in named.items() if (state := getattr(p, "quant_state", None)) is not None}
     sizes = {name: torch.Size(packed.get(name, p.shape)).numel() for name, p in named.items()}

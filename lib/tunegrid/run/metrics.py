@@ -22,11 +22,6 @@ ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 Scores = dict[str, float]
 PointsByMetric = dict[str, list[float]]  # points of each row, by metric
 BATCH = 64  # texts that are embedded at once
-SOURCES = {  # implementation by metric family
-    Problem.CLASSIFY: {"accuracy": "built-in", "f1": "built-in"},
-    Problem.EXTRACT: {"squad": "built-in"},
-    Problem.GENERATE: {"rouge": "rouge_score"},
-}
 
 
 @dataclass(kw_only=True)
@@ -34,11 +29,6 @@ class Metrics:
     """What metrics are computed with; `bert_scorer` computes BERTScore for the tasks that need it, None leaves it out."""
 
     bert_scorer: "BertScorer | None" = None
-
-    def sources(self, task: Task) -> dict[str, str]:
-        """Implementation by metric family, for the record."""
-        scorer = self.bert_scorer if needs_bertscore(task) else None
-        return SOURCES[task.problem] | ({"bertscore": f"built-in, {scorer.name}"} if scorer else {})
 
 
 def needs_bertscore(task: Task) -> bool:
@@ -52,16 +42,15 @@ class Scored:
 
     scores: Scores
     examples: PointsByMetric
-
-
-# Classification
+    sources: dict[str, str]  # implementation by metric family
 
 
 def classification(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Sequence[int]) -> Scored:
     """Accuracy, macro F1, and precision, recall and F1 of each class."""
     references = [row[task.target] for row in rows]
     hits = [100.0 * (truth == guess) for truth, guess in zip(references, predicted, strict=True)]
-    return Scored(scores=classification_scores(references, predicted, len(task.labels)), examples={"accuracy": hits})
+    scores = classification_scores(references, predicted, len(task.labels))
+    return Scored(scores=scores, examples={"accuracy": hits}, sources={"accuracy": "built-in", "f1": "built-in"})
 
 
 def classification_scores(references: Sequence[int], predicted: Sequence[int], count: int) -> Scores:
@@ -103,19 +92,19 @@ def squad_examples(truths: Sequence[Sequence[str]], answers: Sequence[str]) -> P
 def extraction(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Sequence[str]) -> Scored:
     """exact_match and f1, of spans and of generated answers alike."""
     examples = squad_examples([answer_texts(task, row) for row in rows], predicted)
-    return Scored(scores={name: fmean(points) for name, points in examples.items()}, examples=examples)
-
-
-# Generation
+    scores = {name: fmean(points) for name, points in examples.items()}
+    return Scored(scores=scores, examples=examples, sources={"squad": "built-in"})
 
 
 def generation(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Sequence[str]) -> Scored:
     """rouge1, rouge2, rougeL, rougeLsum (F-measures, stemmed), and BERTScore if the task needs it and there is a scorer."""
     references = [row[task.target] for row in rows]
-    examples = rouge_examples(references, [sentence_lines(text) for text in predicted])
+    examples, sources = rouge_examples(references, [sentence_lines(text) for text in predicted]), {"rouge": "rouge_score"}
     if metrics.bert_scorer and needs_bertscore(task):
         examples |= metrics.bert_scorer.examples(references, predicted)
-    return Scored(scores={name: fmean(points) for name, points in examples.items()}, examples=examples)
+        sources["bertscore"] = f"built-in, {metrics.bert_scorer.name}"
+    scores = {name: fmean(points) for name, points in examples.items()}
+    return Scored(scores=scores, examples=examples, sources=sources)
 
 
 def sentence_lines(text: str) -> str:

@@ -36,8 +36,8 @@ CODECS: dict[tuple[Problem, Layout | None], type[Codec]] = {
 
 def codec_of(cell: Cell, tokenizer: Any) -> Codec:
     """The cell's codec over a tokenizer; raises InputError if there is none for its problem and its head's layout."""
-    problem, layouts = cell.task.problem, [layout for kind, layout in CODECS if kind is cell.task.problem]
-    layouts = [Layout.CHAT] if cell.task.messages else layouts  # nothing else tells the turns of a conversation apart
+    problem = cell.task.problem  # nothing but a chat's codec tells the turns of a conversation apart
+    layouts = [Layout.CHAT] if cell.task.messages else [layout for kind, layout in CODECS if kind is problem]
     if cell.head.layout not in layouts:
         own, *fitting = (f"Layout.{layout.name}" if layout else "no layout" for layout in (cell.head.layout, *layouts))
         raise InputError(f"{cell.id}: its head has {own}; for {problem}, a head needs {' or '.join(fitting)}")
@@ -55,10 +55,7 @@ def prepare(
     ranks: Ranks = ALONE,
     after_update: Callable[[Trainer], None] = lambda trainer: None,
 ) -> Trainer:
-    """A trainer that holds all that a training of the cell needs: codec, features, model. Nothing has trained yet.
-
-    Without rows it trains on random tokens of full length, as where there is no checkpoint.
-    """
+    """A trainer with all that a training of the cell needs; without rows on random tokens of full length, as for footprints."""
     codec = codec or codec_of(cell, load_tokenizer(cell))
     features = synthetic_features(cell, codec) if rows is None else features_of(codec, rows, training=True)
     model = build(cell, codec.tokenizer, device) if model is None else model

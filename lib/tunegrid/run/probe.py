@@ -1,8 +1,7 @@
-"""Asks a model for figures, logits and gradients beside its training, before or after it.
+"""Asks a model for figures, logits and gradients before training, or for audits after it, and leaves no trace.
 
-`before_training` fills the record's `FirstStep`: the same seed, rows and arithmetic give the same figures, but for
-rounding, and `tunegrid.results.numerics` compares two records by them. `Trainer` adds those of the first updates. `probe` and
-what it is made of serve the audits. Probing leaves modes, gradients and random numbers as they were.
+`before_training` fills the record's `FirstStep`: the same seed, rows and arithmetic give the same figures, but for rounding,
+and `tunegrid.results.numerics` compares two records by them. `Trainer` adds those of the first updates.
 """
 
 import math
@@ -23,9 +22,9 @@ from tunegrid.data.sources import Row, answer_texts
 from tunegrid.errors import InputError
 from tunegrid.grid.tasks import Problem, Task
 from tunegrid.run.build import base_type, numbers_of
-from tunegrid.run.device import DoesNotFit, fitting, free_memory, random_states, set_random_states
+from tunegrid.run.device import DoesNotFit, fitting, free_memory
 from tunegrid.run.evaluate import predict
-from tunegrid.run.first_updates import Columns, Figures, ModuleFigures, digest, digest_of, figure, grouped, norms, reached
+from tunegrid.run.first_updates import Columns, Figures, ModuleFigures, digest, figure, gradient_figures, groups_of, norms
 from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.run.progress import Progress
 from tunegrid.run.train import Trainer
@@ -39,15 +38,11 @@ HALVES = (torch.bfloat16, torch.float16)  # types of 16 bits; numbers that fit n
 PROBED = 4  # rows whose loss and gradients are taken before training, from the shortest to the longest
 SEARCH = {"num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 2.0, "min_length": 0}
 # Without a probe's digest, figures of two probes are not compared.
-NOT_DIFFERENTIATED = dict.fromkeys(("computed", "probe_loss", "probe_reached", "probe")) | {"probe_gradients": {}}
-NOT_GENERATED = {"generated": None, "decoded": None}
+UNPROBED = dict.fromkeys(("computed", "probe_loss", "probe_reached", "probe", "generated", "decoded")) | {"probe_gradients": {}}
 SEARCHED = 4  # passes of a search whose modules are noted: an encoder's or a prompt's, and those of the first tokens
 FIXED = 16  # rows whose references are spoiled and scored
 DRAWS = 64
 PREDICTED = 4  # test rows that the untrained model predicts
-
-
-# Before training
 
 
 def before_training(
@@ -55,54 +50,51 @@ def before_training(
 ) -> dict[str, Any]:
     """What can be said before the first update: of tokens, weights, random numbers, the untrained model, and metrics.
 
-    References of `rows`, which the model will be scored on, are spoiled and scored. `keep` stores the figures of single
-    modules, and returns the name that the record gives, or None if they are not kept.
+    The model will be scored on `rows`. `keep` stores the figures of single modules, and returns the name for the record.
     """
     features, modules = short_to_long(trainer.features, PROBED), ModuleFigures(trainer.model)
-    device, figures = trainer.meter.device, {**NOT_DIFFERENTIATED, **NOT_GENERATED}
+    device, codec, figures = trainer.meter.device, trainer.codec, {**UNPROBED}
+    asks = (_gradients, _search) if isinstance(codec, GenerateCodec) else (_gradients,)
     with undisturbed(trainer):
-        for ask in (_differentiated, _dropping, _generated):  # a probe keeps all activations, training perhaps does not
-            try:
-                with fitting():
-                    figures |= ask(trainer, features, modules)
+        for ask in asks:  # a probe keeps all activations, training perhaps does not
+            with suppress(DoesNotFit), fitting():
+                figures |= ask(trainer, features, modules)
                 continue
-            except DoesNotFit:
-                pass
             free_memory(device)  # out here, where the error no longer keeps the failed pass alive
-        groups = grouped(trainer.cell, trainer.model, trainer.parameters)
+        groups = groups_of(trainer.cell, trainer.model, trainer.parameters)
         types = {name: str(p.dtype).removeprefix("torch.") for name, p in trainer.parameters.items()}
         for name, p in trainer.parameters.items():
             if state := getattr(p, "quant_state", None):
                 types[name] = f"{state.quant_type} in blocks of {state.blocksize}{', scales packed' if state.nested else ''}"
+        # One by one: unpacked all at once, the weights of a packed base would take several times its memory.
+        sizes = {name: float(numbers_of(p).norm(dtype=torch.float32)) for name, p in trainer.parameters.items()}
         # What the generator gives from a fixed seed: uniform and normal numbers, and a dropout mask.
         torch.manual_seed(0)
         numbers = [*torch.rand(DRAWS, device=device).tolist(), *torch.randn(DRAWS, device=device).tolist()]
         mask = torch.dropout(torch.ones(DRAWS, device=device), 0.5, True).tolist()
         return {
-            "tokens": digest_of((feature.input_ids, feature.target) for feature in trainer.features),
+            "tokens": digest((feature.input_ids, feature.target) for feature in trainer.features),
             "types": {group: ", ".join(sorted({types[name] for name in names})) for group, names in groups.items()},
-            "weights": norms(groups, lambda name: numbers_of(trainer.parameters[name])),
+            "weights": norms(groups, sizes),
             "stream": digest(([round(number, 5) for number in numbers], mask)),
             **figures,
-            "predicted": predicted(trainer, rows[:PREDICTED]),
+            "predicted": None if codec.generates else prediction_digest(trainer, rows[:PREDICTED]),
             "modules": keep(modules.columns()),
             "metrics": fixed_answers(trainer.cell.task, metrics, rows[:FIXED]),
         }
 
 
-def _differentiated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
-    """The loss of a few rows without dropout, in nats a target, its gradients, and how packed layers compute it.
-
-    No more rows at once than training takes: their losses and gradients add up.
-    """
+def _gradients(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
+    """The loss of a few rows without dropout, in nats a target, its gradients, and how packed layers compute it."""
+    # No more rows at once than training takes: their losses and gradients add up.
     codec, device, at_once = trainer.codec, trainer.meter.device, trainer.cell.recipe.per_device_train_batch_size
     batches = [codec.collate(some) for some in chunks(rows, at_once)]
     targets = sum(map(codec.targets, batches))
     trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
     total, known = torch.zeros((), device=device), dict[str, Tensor]()
-    with modules.noted("forward"):
+    with modules.watch("forward"):
         for batch in batches:
-            with torch.enable_grad(), trainer.accelerator.autocast(), computing(trainer.model) as computed:
+            with torch.enable_grad(), trainer.accelerator.autocast(), compute_types(trainer.model) as computed:
                 loss = codec.loss(trainer.model, codec.placed(batch, device)) / targets
             gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
             total += loss.detach()
@@ -110,51 +102,37 @@ def _differentiated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFi
                 if gradient is not None:
                     known[name] = known[name] + gradient if name in known else gradient
     modules.note_weights("forward", known)
-    groups = grouped(trainer.cell, trainer.model, trained)
-    packed = grouped(trainer.cell, trainer.model, (f"{layer}.weight" for layer in computed))
+    # As many once more with dropout, of which only what modules give is noted.
+    with undisturbed(trainer, training=True), torch.no_grad(), trainer.accelerator.autocast(), modules.watch("dropout"):
+        torch.manual_seed(0)
+        codec.loss(trainer.model, codec.placed(batches[0], device))
+    sizes, reached, _ = gradient_figures(groups_of(trainer.cell, trainer.model, trained), known)
+    packed = groups_of(trainer.cell, trainer.model, (f"{layer}.weight" for layer in computed))
     return {
         "probe": digest(([(row.input_ids, row.target) for row in rows], SEARCH)),
         "computed": {
             group: ", ".join(sorted({computed[name.rpartition(".")[0]] for name in names})) for group, names in packed.items()
         },
         "probe_loss": figure(total),
-        "probe_gradients": norms(groups, known.get),
-        "probe_reached": reached(groups, known),
+        "probe_gradients": sizes,
+        "probe_reached": reached,
     }
 
 
-def _dropping(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> Mapping[str, Any]:
-    """Only what modules give with dropout, by masks from a fixed seed, of as many rows as training takes at once."""
-    codec, some = trainer.codec, rows[: trainer.cell.recipe.per_device_train_batch_size]
-    with undisturbed(trainer, training=True), torch.no_grad(), trainer.accelerator.autocast(), modules.noted("dropout"):
-        torch.manual_seed(0)
-        codec.loss(trainer.model, codec.placed(codec.collate(some), trainer.meter.device))
-    return {}
-
-
-def _generated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> Mapping[str, Any]:
-    """Token ids that the untrained model generates for a short and a long row, up to the recipe's cap, and how far it is off.
-
-    No text ends before the cap: a cache may go wrong late. Nor is one longer than a target, for which a model has positions in
-    training. None for a codec that does not generate.
-    """
+def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
+    """Token ids that the untrained model generates for a short and a long row, up to the recipe's cap, and how far off."""
     codec = trainer.codec
-    if not isinstance(codec, GenerateCodec):
-        return NOT_GENERATED
+    assert isinstance(codec, GenerateCodec), "only these generate"
+    # No text ends before the cap: a cache may go wrong late. Nor is one longer than a target, for which there are positions.
     cap = min(codec.generation.max_new_tokens, codec.max_target_length)
-    with modules.noted("search", SEARCHED):
+    with modules.watch("search", SEARCHED):
         texts, apart = searched(trainer, [rows[0], rows[-1]], **SEARCH, max_new_tokens=cap, min_new_tokens=cap)
     return {"generated": digest(texts), "decoded": figure(apart)}
 
 
-def predicted(trainer: Trainer, rows: Sequence[Row]) -> str | None:
-    """Digest of what the untrained model predicts for some rows, as the evaluation reads and predicts them.
-
-    No more rows at once than training takes. None for text, which is searched for above, and where memory runs out.
-    """
+def prediction_digest(trainer: Trainer, rows: Sequence[Row]) -> str | None:
+    """Digest of what the untrained model predicts, no more rows at once than training takes; None if memory runs out."""
     codec, silent = trainer.codec, Progress(trainer.cell.id, lambda state: None)
-    if codec.generates:
-        return None
     features, outputs = codec.encode(rows, training=False), list[Any]()
     with suppress(InputError):
         for some in chunks(features, trainer.cell.recipe.per_device_train_batch_size):
@@ -219,8 +197,8 @@ def probe(trainer: Trainer) -> Probe:
                 answer.gap = relative_gap(gradients_of(logits, answer.alone, parameters), summed)
                 if answer.gap > allowance(trainer):
                     answer.gap = min(answer.gap, _gap_of_others(trainer, parameters))
-            with computing(trainer.model) as answer.computed:
-                again, loss = answered(trainer, on(trainer.meter.device, trainer.codec.collate(answer.rows)))
+            with compute_types(trainer.model) as answer.computed:
+                again, loss = logits_and_loss(trainer, on(trainer.meter.device, trainer.codec.collate(answer.rows)))
             answer.repeated = max(distance(one, other.detach()) for one, other in zip(answer.together, again, strict=True))
             answer.loss = float(loss.detach())
     # In a region of autocast of its own: a cast or a packed weight may outlive the evaluation in it.
@@ -247,8 +225,7 @@ def short_to_long(features: Sequence[Feature], count: int) -> list[Feature]:
     """So many features, evenly spread by length: the shortest, the longest, and some between, none of them twice."""
     lengths = lengths_of(features)
     ordered = sorted(range(len(features)), key=lambda index: lengths[index])
-    last = len(ordered) - 1
-    indices = [round(last * step / (count - 1)) for step in range(count)]
+    indices = [round((len(ordered) - 1) * step / (count - 1)) for step in range(count)]
     return [features[ordered[index]] for index in dict.fromkeys(indices)]
 
 
@@ -267,10 +244,8 @@ def relative_gap(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
 
 
 def gradients_of(logits: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], parameters: Iterable[Tensor]) -> list[Tensor]:
-    """Gradients of a fixed sum of logits (B, ...), without the padding that row i has none of in `alone[i]`; zeros if none.
-
-    Unlike those of a loss, they do not vanish if a model is sure.
-    """
+    """Gradients of a fixed sum of logits (B, ...), without the padding that row i has none of in `alone[i]`; zeros if none."""
+    # Unlike those of a loss, they do not vanish if a model is sure.
     pairs = [(batch[i], one.shape[1:]) for i, row in enumerate(alone) for batch, one in zip(logits, row, strict=True)]
     sums = []
     for padded, shape in pairs:  # each value times a weight that depends on its position alone
@@ -279,8 +254,9 @@ def gradients_of(logits: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], pa
         sums.append((row.float() * torch.cos(positions).reshape(row.shape)).sum())
     total = torch.stack(sums).sum()
     parameters = list(parameters)
-    taken = torch.autograd.grad(total, parameters, allow_unused=True) if total.requires_grad else [None] * len(parameters)
-    return [torch.zeros_like(p) if gradient is None else gradient for p, gradient in zip(parameters, taken, strict=True)]
+    if not total.requires_grad:
+        return list(map(torch.zeros_like, parameters))
+    return list(torch.autograd.grad(total, parameters, materialize_grads=True))
 
 
 # Logits, losses and texts
@@ -289,10 +265,10 @@ def gradients_of(logits: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], pa
 def logits_of(trainer: Trainer, features: Sequence[Feature], model: nn.Module | None = None) -> tuple[list[Tensor], Batch]:
     """What the model, or another one, answers to a training batch, each (B, ...), if its output names it; and the batch."""
     batch = on(trainer.meter.device, trainer.codec.collate(features))
-    return answered(trainer, batch, model)[0], batch
+    return logits_and_loss(trainer, batch, model)[0], batch
 
 
-def answered(trainer: Trainer, batch: Batch, model: nn.Module | None = None) -> tuple[list[Tensor], Tensor]:
+def logits_and_loss(trainer: Trainer, batch: Batch, model: nn.Module | None = None) -> tuple[list[Tensor], Tensor]:
     """The logits of a batch, each (B, ...), and the loss that the codec makes of them."""
     model = trainer.model if model is None else model
     outputs: list[Any] = []
@@ -303,28 +279,23 @@ def answered(trainer: Trainer, batch: Batch, model: nn.Module | None = None) -> 
 
 
 def target_logits(trainer: Trainer, features: Sequence[Feature], encoded: Tensor | None = None) -> list[Tensor]:
-    """The logits (T, V) that each row's target tokens are predicted from, of a codec that generates.
-
-    `encoded` is what the encoder made of the one source that all rows share (1, S, H), if it need not read it again.
-    """
+    """The logits (T, V) that each row's target tokens are predicted from, of a codec that generates."""
     batch: dict[str, Any] = trainer.codec.placed(trainer.codec.collate(features), trainer.meter.device)
-    if encoded is not None:
+    if encoded is not None:  # what the encoder made of the one source that all rows share (1, S, H)
         batch = {**batch, "encoder_outputs": (encoded.expand(len(features), -1, -1),)}
-    [logits], _ = answered(trainer, batch)
+    [logits], _ = logits_and_loss(trainer, batch)
     return of_targets(logits, batch, features)
 
 
 def of_targets(logits: Tensor, batch: Batch, features: Sequence[Feature] | None = None) -> list[Tensor]:
-    """Of a batch's logits (B, L, V) those (T, V) that each row's target tokens are predicted from.
-
-    With `features`, without what is learned before the target: a conversation's earlier turns of the assistant.
-    """
+    """Of a batch's logits (B, L, V) those (T, V) that each row's target tokens are predicted from."""
     labels = batch["labels"]
     if "kept" in batch and logits.shape[1] == len(batch["kept"]):  # logits of the positions that count alone
         labels = labels[:, batch["kept"] + 1]
     elif "decoder_input_ids" not in batch:  # one sequence, perhaps behind learned tokens: each token predicts the next
         logits, labels = logits[:, -labels.shape[1] : -1], labels[:, 1:]
     learned = [row[mask].float() for row, mask in zip(logits, labels.to(logits.device) != IGNORED, strict=True)]
+    # With `features`, without what is learned before the target: a conversation's earlier turns of the assistant.
     lengths = [len(row.target) for row in features] if features else map(len, learned)
     return [one[len(one) - length :] for one, length in zip(learned, lengths, strict=True)]
 
@@ -332,9 +303,8 @@ def of_targets(logits: Tensor, batch: Batch, features: Sequence[Feature] | None 
 def searched(trainer: Trainer, features: Sequence[Feature], **options: Any) -> tuple[list[list[int]], float]:
     """The texts that a search with a cache finds, of all beams, and how far it is off, in units of the largest logit.
 
-    The scores that it gave to each text's tokens are held against those of the whole text in one pass without a cache, the
-    row alone: against the model's own, not against another search, in which a near-tie is no fault. Prompts are one batch, in
-    the precision that texts are evaluated in; `options` replace the recipe's search.
+    Its scores of each text's tokens are held against those of the whole text in one pass without a cache, the row alone: not
+    against another search, in which a near-tie is no fault. Prompts are one batch; `options` replace the recipe's search.
     """
     codec = trainer.codec
     assert isinstance(codec, GenerateCodec), "only these search"
@@ -366,7 +336,7 @@ def chosen(scores: Tensor, ids: Sequence[int]) -> Tensor:
 
 
 @contextmanager
-def computing(model: nn.Module) -> Iterator[dict[str, str]]:
+def compute_types(model: nn.Module) -> Iterator[dict[str, str]]:
     """Meanwhile note, by name, in which type each layer computes whose weights are packed to 4 bits.
 
     Such a layer turns its inputs into the type that it computes in, and its output back: only the output's digits tell.
@@ -399,17 +369,16 @@ def type_of_digits(numbers: Tensor) -> str:
 @contextmanager
 def undisturbed(trainer: Trainer, *, training: bool = False) -> Iterator[None]:
     """The model in evaluation mode, or in training mode; afterwards modes and random numbers are as they were."""
-    models = (trainer.model, trainer.ddp_model)
+    device, models = trainer.meter.device, (trainer.model, trainer.ddp_model)
     modes = {module: module.training for model in models for module in model.modules()}
-    states = random_states(trainer.meter.device)
     for model in models:
         model.train(training)
     try:
-        yield
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-        set_random_states(trainer.meter.device, states)
 
 
 @contextmanager
@@ -428,9 +397,6 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
 
 
 def allowance(trainer: Trainer, fine: float = FINE, coarse: float = COARSE) -> float:
-    """How far apart rounding may take two ways to compute the same: `fine` if all is computed in fp32.
-
-    By itself in units of the largest value.
-    """
+    """How far apart rounding may take two ways to compute the same, in units of the largest value: `fine` if all is in fp32."""
     base_in_fp32 = trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32
     return fine if base_in_fp32 and trainer.log.precision == "fp32" else coarse

@@ -1,11 +1,10 @@
 """One cell on several processes, its ranks: each takes a share of an update's rows, and their gradients are summed.
 
 The update is that of one process: each rank divides its summed loss by the targets of all. A mean would be right only if every
-rank had as many targets as the others, which padding and an epoch's last rows prevent.
-
-Every rank holds the model whole (DDP). With FSDP2, for a model that does not fit beside its optimizer on one GPU, a sharded
-copy of it trains: every rank holds a part of each weight, its gradient and its moments. The model itself waits in the host's
-memory meanwhile, and takes over what the sharded one has learned.
+rank had as many targets as the others, which padding and an epoch's last rows prevent. Every rank holds the model whole (DDP).
+With FSDP2, for a model that does not fit beside its optimizer on one GPU, a sharded copy of it trains: every rank holds a part
+of each weight, its gradient and its moments. The model itself waits in the host's memory meanwhile, and takes over what the
+sharded one has learned.
 """
 
 import copy
@@ -45,14 +44,12 @@ class Ranks:
         self.rank, self.count, self.holds_parts = rank, count, fsdp and count > 1
 
     def share(self, group: Sequence[Sequence[Feature]], size: int) -> Sequence[Sequence[Feature]]:
-        """This rank's micro-batches of an update, each of at most `size` rows; none if there are fewer rows than ranks.
-
-        Rows are dealt out in turn: those of a micro-batch are sorted by length, so that all ranks have long and short ones.
-        With FSDP each rank has as many micro-batches, some of them empty: every pass gathers weights of all ranks.
-        """
+        """This rank's micro-batches of an update, each of at most `size` rows; none if there are fewer rows than ranks."""
         if self.count == 1:
             return group
         rows = [feature for features in group for feature in features]
+        # Dealt out in turn: those of a micro-batch are sorted by length, so that all ranks have long and short ones. With FSDP
+        # each rank has as many micro-batches, some of them empty: every pass gathers weights of all ranks.
         own = list(chunks(rows[self.rank :: self.count], size))
         most = -(-len(rows) // (self.count * size))
         return [*own, *[[]] * (most - len(own))] if self.holds_parts else own
@@ -80,12 +77,7 @@ class Ranks:
         return values
 
     def sharded_model(self, model: nn.Module, cell: Cell, precision: str) -> nn.Module:
-        """The model whose parameters the optimizer steps: the model itself, or with FSDP a copy whose layers are shared out.
-
-        Gradients are summed over the ranks. Raises InputError if FSDP cannot share the cell's weights out.
-        """
-        if not self.holds_parts:
-            return model
+        """With FSDP: the copy that trains, its layers shared out. Raises InputError if FSDP cannot share the weights out."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -105,9 +97,7 @@ class Ranks:
         return sharded_model
 
     def ddp_model(self, model: nn.Module) -> nn.Module:
-        """The model to call in training: its backward pass sums gradients over the ranks; a sharded model does that itself."""
-        if self.count == 1 or self.holds_parts:
-            return model
+        """The model to call in training if each rank holds a whole one: its backward pass sums gradients over the ranks."""
         # What trains is not always used, as BERT2BERT's pooler. Buffers are the same everywhere, and nothing writes to them;
         # torch 2.13 has another name for leaving them alone, which torch 2.6 does not know.
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
@@ -121,13 +111,7 @@ class Ranks:
 
     @contextmanager
     def training(self, model: nn.Module, sharded_model: nn.Module) -> Iterator[None]:
-        """Inside, the sharded model trains, and the model makes room for it; afterwards the model has its weights.
-
-        Raises InputError if the whole model does not fit beside the sharded one.
-        """
-        if not self.holds_parts:
-            yield
-            return
+        """With FSDP: inside, the sharded model trains, and the model makes room for it; afterwards it has its weights."""
         device = next(model.parameters()).device
         model.to("cpu")
         yield

@@ -55,7 +55,8 @@ class Serving:
         tokenizer = hf.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         adapted = (folder / peft.utils.CONFIG_NAME).is_file()
         model = load_below(cell, folder, tokenizer, device) if adapted else load_whole(cell, folder, device)
-        keep_packed_layers(model)  # which compute as those of the trained model do
+        if cell.quantization:
+            keep_packed_layers(model)  # which compute as those of the trained model do
         return load_adapter(model, folder, device) if adapted else model.to(device).eval(), tokenizer
 
     def merge(self, model: Any) -> Any:

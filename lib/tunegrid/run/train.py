@@ -78,7 +78,6 @@ class Trainer:
         adamw: AdamW beside the optimizer's first steps.
         log: what happened so far; `run` does not repeat updates that were made before it. `total` is the updates in all.
         sharded_model: the model, or its copy that ranks share out; `ddp_model` is what forward passes of training go through.
-        optimizer: accelerate's, around the recipe's.
         last_group: the micro-batches of the last update, of all ranks; `paused`: whether it stopped after its first updates.
         best: weights of the best epoch so far, in the host's memory; None if no epoch was scored yet.
         chosen_on: the rows whose score chose it.
@@ -94,11 +93,7 @@ class Trainer:
         ranks: Ranks = ALONE,
         after_update: Callable[["Trainer"], None] = lambda trainer: None,
     ) -> None:
-        """Make optimizer, schedule and precision for training `model` on `features`.
-
-        `after_update` is called after each update with this trainer, for example to save its state. Raises InputError
-        without features.
-        """
+        """Training of `model` on `features`; `after_update` is called after each update. Raises InputError without features."""
         if not features:
             raise InputError(f"no training row fits {cell.id}: max_length {cell.recipe.max_length} cuts every answer off")
         self.cell, self.model, self.codec, self.features, self.meter, self.ranks = cell, model, codec, features, meter, ranks
@@ -109,17 +104,18 @@ class Trainer:
         micro_batch = cell.recipe.per_device_train_batch_size
         self.log = TrainingLog(precision=precision, micro_batch=micro_batch, fallbacks=fallbacks)
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # a session trains many cells
-        mixed = {"fp32": "no"}.get(self.log.precision, self.log.precision)
+        mixed = "no" if precision == "fp32" else precision
         self.accelerator = accelerate.Accelerator(mixed_precision=mixed, cpu=meter.device.type == "cpu")
         self.parameters, self.before = dict(model.named_parameters()), checksums(model.named_parameters())
-        self.sharded_model = ranks.sharded_model(model, cell, self.log.precision)
+        self.sharded_model = ranks.sharded_model(model, cell, precision) if ranks.holds_parts else model
         self.stepped = dict(self.sharded_model.named_parameters())
         self.stepper = Stepper(cell, model, self.sharded_model, self.accelerator, self.total)
         self.optimizer = self.stepper.optimizer
         self.trained = [p for p in self.stepped.values() if p.requires_grad]  # LoRA-FA's optimizer freezes weights
         alone = not self.accelerator.scaler and not self.stepper.acts_after_step  # else other things move weights, too
         self.adamw = AdamW(self.optimizer.optimizer, self.stepped if alone else {})
-        self.ddp_model = ranks.ddp_model(self.sharded_model)
+        whole = ranks.count == 1 or ranks.holds_parts  # a sharded model sums gradients by itself
+        self.ddp_model = self.sharded_model if whole else ranks.ddp_model(self.sharded_model)
         self.last_group: Sequence[Sequence[Feature]] = ()
         self.paused, self._end = False, self.total
         self.best: dict[str, Tensor] | None = None
@@ -134,10 +130,7 @@ class Trainer:
         self.log.first_step |= figures
 
     def run(self, progress: Progress, validate: Validate | None = None, *, first_updates: int | None = None) -> TrainingRecord:
-        """Train to the end, or to the first loss that is not a number. Of several epochs, keep the best one's weights.
-
-        With `first_updates` it makes just so many of the same course, and the order is that of the rows of the whole course.
-        """
+        """Train to the end, or to the first loss that is not a number. Of several epochs, keep the best one's weights."""
         log = self.log
         self._end = min(first_updates or self.total, self.total)
         # Dropout: the same whatever happened while the model was built; each rank drops others.
@@ -148,7 +141,7 @@ class Trainer:
         epochs = range(math.ceil(self.total / per_epoch))
         for epoch in epochs[max(0, log.updates - 1) // per_epoch :]:
             before = epoch * per_epoch
-            with self.ranks.training(self.model, self.sharded_model):
+            with self.ranks.training(self.model, self.sharded_model) if self.ranks.holds_parts else nullcontext():
                 self.ddp_model.train()
                 for group in islice(self.updates(epoch), log.updates - before, self._end - before):
                     self.update(group)
@@ -167,7 +160,7 @@ class Trainer:
             if log.stopped:
                 return self.part()
             if first_updates and log.updates == self._end:
-                self.paused = True
+                self.paused = True  # just so many of the same course, and the order of the rows of all of it
                 rest = islice(chain.from_iterable(map(self.updates, epochs)), log.updates, self.total)
                 return replace(self.part(), order=reduce(order_after, rest, log.order))
             if validate and self.cell.recipe.num_train_epochs > 1 and len(log.epoch_scores) == epoch:
@@ -222,9 +215,9 @@ class Trainer:
         self.ranks.copy_weights(self.model, self.sharded_model)
         self.stepper.load_state_dict(state["steps"], self.ranks)
         log = state["log"]
-        held = Ledger(**log["ledger"]) if log["ledger"] else None
-        self.log = TrainingLog(**log | {"precision": self.log.precision, "reached": frozenset(log["reached"]), "ledger": held})
-        self.best = dict(state.get("best", {})) or None
+        own = {"precision": self.log.precision, "reached": frozenset(log["reached"])}
+        self.log = TrainingLog(**log | own | {"ledger": Ledger(**log["ledger"]) if log["ledger"] else None})
+        self.best = state["best"] or None
         self._random_states = state["random"]
         resumed = f"resumed at update {self.log.updates} of {self.total}; seconds and throughput are of the rest"
         self.log.fallbacks.append(resumed)
@@ -237,10 +230,7 @@ class Trainer:
             yield [[self.features[index] for index in batch] for batch in group]
 
     def update(self, group: Sequence[Sequence[Feature]]) -> Tensor:
-        """One optimizer update on several micro-batches; return the mean loss over all their targets.
-
-        If memory runs out, the same rows are cut into micro-batches of half the size, accumulated to the same update.
-        """
+        """One optimizer update on several micro-batches, cut in half as often as memory runs out; the mean loss of targets."""
         while True:
             self.last_group = [piece for features in group for piece in chunks(features, self.log.micro_batch)]
             try:
@@ -257,10 +247,7 @@ class Trainer:
         return [self.ranks.summed(torch.full((), count, device=self.meter.device))] * len(batches)  # the host does not wait
 
     def accumulated(self, group: Sequence[Sequence[Feature]], names: Iterable[str]) -> tuple[Tensor, list[Tensor]]:
-        """The loss and gradients that an update on these micro-batches would have; nothing is applied or kept.
-
-        Gradients are those of some parameters. If there are several ranks, all of them must ask.
-        """
+        """The loss that an update on these micro-batches would have, and some parameters' gradients; all ranks must ask."""
         self.optimizer.zero_grad()
         own = self.ranks.share(group, self.log.micro_batch)
         loss = self._backward([self.codec.collate(features) for features in own if features], len(own))
@@ -272,8 +259,7 @@ class Trainer:
 
     def _halve(self, cause: str) -> None:
         """Make micro-batches half as large. Raises InputError if they have one row, or if ranks share them."""
-        size = self.log.micro_batch // 2
-        where = f"update {self.log.updates + 1} of {self.total}"
+        size, where = self.log.micro_batch // 2, f"update {self.log.updates + 1} of {self.total}"
         if self.ranks.count > 1:  # which may have summed some of their gradients already
             rank = f"rank {self.ranks.rank} of {self.ranks.count}"
             way_out = "take more ranks" + ("" if self.ranks.holds_parts else ", or share out its weights with --ranks N:fsdp")
@@ -296,14 +282,13 @@ class Trainer:
             loss = self._backward(batches, len(own))
             try:
                 with fitting():
-                    norm = self.stepper.clip()
-                    if norm is not None:
+                    if (norm := self.stepper.clip()) is not None:
                         self._on_device["gradient_norms"].append(norm)
-                    log.skipped += self.stepper.settle()
-                    if not log.updates:
-                        if norm is not None:
+                        if not log.updates:
                             clipped = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
                             log.clipped_norm = float(full_tensor(clipped))
+                    log.skipped += self.stepper.settle()
+                    if not log.updates:
                         log.first_step |= self._first.gradients(self.meter.device)
                     self.adamw.before_step(log.updates)
                     rates, scheduled = self.stepper.step(log.updates)
@@ -324,7 +309,7 @@ class Trainer:
         log.updates += 1
         log.order = order_after(log.order, self.last_group)
         if log.updates == min(MOVED, self._end):
-            log.first_step |= self._first.moved()
+            log.first_step |= self._first.movement()
         return loss
 
     def _fetch(self) -> None:
@@ -385,19 +370,15 @@ class Stepper:
     scale is lower afterwards. Asking for it (`get_scale`) would make the host wait at the end of every update, and the GPU
     then wait for the host. So the answer travels to the host by itself, and is read when the next step is due: the GPU has a
     whole forward and backward pass queued behind it by then, and never runs dry.
-
-    Attributes:
-        cell: whose method has something to do after a step.
-        optimizer: accelerate's, around the recipe's.
     """
 
     def __init__(self, cell: Cell, model: nn.Module, stepped: nn.Module, accelerator: Any, updates: int) -> None:
         """Steps of `stepped`, which is a cell's model, or the copy of it that ranks share out; so many updates are planned."""
-        self.cell, self._model, self._accelerator = cell, model, accelerator
+        self.cell, self._model, self._accelerator = cell, model, accelerator  # its method acts after a step
         optimizer = cell.method.make_optimizer(stepped, cell)  # LoRA-FA's freezes weights
+        self._trained = [p for p in stepped.parameters() if p.requires_grad]
         # What the method does after a step needs the gradients of that step, so it cannot wait.
         self.acts_after_step = type(cell.method).after_step is not Method.after_step
-        self._trained = [p for p in stepped.parameters() if p.requires_grad]
         self.schedule = make_schedule(optimizer, cell, updates)  # before accelerate wraps its step, to be wrapped with it
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         self._unsettled: list[int] = []  # the update of which is not known yet whether fp16 lost it
@@ -439,7 +420,7 @@ class Stepper:
         scaler, groups = self._accelerator.scaler, self.optimizer.param_groups
         return {
             "optimizer": self.optimizer.optimizer.state_dict()["state"],
-            "groups": {str(i): {k: v for k, v in group.items() if k != "params"} for i, group in enumerate(groups)},
+            "groups": [{k: v for k, v in group.items() if k != "params"} for group in groups],
             "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},  # functions
             "scaler": scaler.state_dict() if scaler else {},
             "method": self.cell.method.state_dict(self._model),
@@ -448,18 +429,17 @@ class Stepper:
     def load_state_dict(self, state: Mapping[str, Any], ranks: Ranks) -> None:
         """Take over a `state_dict`, of this rank."""
         optimizer = self.optimizer.optimizer
-        groups = [group | state["groups"][str(i)] for i, group in enumerate(optimizer.state_dict()["param_groups"])]
+        groups = [group | own for group, own in zip(optimizer.state_dict()["param_groups"], state["groups"], strict=True)]
         stepped = [p for group in optimizer.param_groups for p in group["params"]]
-        # An optimizer knows a parameter by its number, which a file has as text, or as PEFT's LoRA-FA by a name.
-        kept = {int(key) if str(key).isdecimal() else key: entry for key, entry in state.get("optimizer", {}).items()}
-        moments = {
-            key: ranks.moments(entry, stepped[key]) if isinstance(key, int) else dict(entry) for key, entry in kept.items()
+        moments = {  # an optimizer knows a parameter by its number, or as PEFT's LoRA-FA by a name
+            key: ranks.moments(entry, stepped[key]) if isinstance(key, int) else dict(entry)
+            for key, entry in state["optimizer"].items()
         }
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.schedule.load_state_dict(self.schedule.state_dict() | state["schedule"])
-        if self._accelerator.scaler and state.get("scaler"):
+        if self._accelerator.scaler and state["scaler"]:
             self._accelerator.scaler.load_state_dict(state["scaler"])
-        self.cell.method.load_state_dict(self._model, state.get("method", {}))
+        self.cell.method.load_state_dict(self._model, state["method"])
 
 
 def make_schedule(optimizer: Any, cell: Cell, updates: int) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.run.first_updates import FirstUpdates, digest, digest_of, figure, grouped, norms, reached, rounded, sampled
+from tunegrid.run.first_updates import FirstUpdates, digest, figure, gradient_figures, groups_of, norms, sample
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import FIRST_ROWS, PROBED, before_training, fixed_answers, hooked, short_to_long
 from tunegrid.tests.small import cell_of, codec_for, rows_of, scaled_late, silent, trainer_of
@@ -46,15 +46,17 @@ NEWS = rows_of("cnn_dailymail/train")[:4]
 )
 def test_a_parameter_belongs_to_the_group_of_its_layer_or_of_the_method_that_added_it(cell_id, name, group):
     cell = cell_of(cell_id)
-    assert grouped(cell, nn.Linear(1, 1), [name]) == {group: [name]}
+    assert groups_of(cell, nn.Linear(1, 1), [name]) == {group: [name]}
     name = "base_model.model.transformer.h.0.attn.c_attn.lora_B.default.weight"
     assert cell_of("gpt2_sa_lora").method.group_of(name) == "lora_B"
 
 
 def test_norms_are_over_all_tensors_of_a_group():
-    tensors = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[4.0]]), "c": torch.tensor([2.0])}
-    assert norms({"one": ["a", "b"], "other": ["c"], "absent": ["d"]}, tensors.get) == {"one": 5.0, "other": 2.0}
-    [some] = sampled({"a": torch.arange(3 * 4096.0)}).values()  # a large one is sampled evenly
+    assert norms({"one": ["a", "b"], "other": ["c"], "absent": ["d"]}, {"a": 3.0, "b": 4.0, "c": 2.0}) == {
+        "one": 5.0,
+        "other": 2.0,
+    }
+    [some] = sample({"a": torch.arange(3 * 4096.0)}).values()  # a large one is sampled evenly
     assert some.tolist() == [3.0 * index for index in range(4096)]
     assert [figure(value) for value in (1 / 3, math.nan, math.inf, 0)] == [0.333333333, None, None, 0.0]
 
@@ -121,9 +123,10 @@ def test_an_encoder_block_without_gradients_is_counted():
 def test_a_gradient_that_is_zero_but_for_rounding_is_none(bias, count):
     """The bias of a span's head: whichever of its values is rounded to zero, the count is the same."""
     groups, gradients = {"head": ["weight", "bias"]}, {"weight": torch.tensor([0.0, 1.0]), "bias": torch.tensor([bias])}
-    assert reached(groups | {"other": ["c"]}, gradients) == {"head": count, "other": 0}
-    assert rounded(groups, gradients) == ({"bias"} if count == 1 else set())
-    assert rounded({"lora_A": ["a", "b"]}, {"a": torch.zeros(2), "b": torch.zeros(2)}) == set()  # all of a group
+    _, reached, rounding = gradient_figures(groups | {"other": ["c"]}, gradients)
+    assert (reached, rounding) == ({"head": count, "other": 0}, {"bias"} if count == 1 else set())
+    zeros = {"a": torch.zeros(2), "b": torch.zeros(2)}
+    assert gradient_figures({"lora_A": ["a", "b"]}, zeros) == ({"lora_A": 0.0}, {"lora_A": 0}, set())  # all of a group
 
 
 def test_what_moves_by_rounding_alone_is_no_movement():
@@ -138,7 +141,7 @@ def test_what_moves_by_rounding_alone_is_no_movement():
         for name, parameter in parameters.items():
             parameter += 7.0 if name.endswith("bias") else 0.5
     [weight] = [p for name, p in parameters.items() if name.endswith("weight")]
-    assert first.moved()["moved"]["head"] == pytest.approx(0.5 * weight.numel() ** 0.5, rel=1e-5)
+    assert first.movement()["moved"]["head"] == pytest.approx(0.5 * weight.numel() ** 0.5, rel=1e-5)
 
 
 def test_the_type_that_a_packed_base_computes_in_is_a_figure():
@@ -230,7 +233,7 @@ def test_fixed_answers_are_scored_and_a_spoiled_text_lacks_every_third_word():
     row = {"article": "", "highlights": "one two three four five six"}  # spoiled: the two three five six
     assert fixed_answers(cell_of("t5_sum_sft").task, Metrics(), [row])["rouge1"] == pytest.approx(100 * 8 / 11)
     for values in ([], [([1, 2], 0)], [([1, 2], (3, 4)), ([5], [6, 7])]):
-        assert digest_of(iter(values)) == digest(values)
+        assert digest(iter(values)) == digest(values)
 
 
 # The first updates
@@ -246,7 +249,7 @@ def test_the_first_updates_leave_gradients_after_clipping_and_movement(trainer):
 
 
 def trained_of(trainer):
-    return sampled({name: p for name, p in trainer.parameters.items() if p.requires_grad})
+    return sample({name: p for name, p in trainer.parameters.items() if p.requires_grad})
 
 
 def test_movement_is_that_of_the_first_three_updates_of_more():

@@ -42,7 +42,7 @@ class Toy(nn.Module):
 
 def noted(model, ids=(1, 2), phase="forward"):
     figures = ModuleFigures(model)
-    with figures.noted(phase):
+    with figures.watch(phase):
         loss = model(torch.tensor([ids])).sum()
         gradients = torch.autograd.grad(loss, list(model.parameters()))
     figures.note_weights(phase, dict(zip((name for name, _ in model.named_parameters()), gradients, strict=True)))
@@ -125,7 +125,7 @@ def hooks_of(model):
 def test_hooks_are_gone_afterwards_and_after_an_error():
     model = Toy()
     figures = ModuleFigures(model)
-    with pytest.raises(IndexError), figures.noted("forward"):
+    with pytest.raises(IndexError), figures.watch("forward"):
         model(torch.tensor([[5]]))
     assert hooks_of(model) == []
     assert figures.columns()["module"] == []  # of a pass that failed nothing is kept
@@ -136,7 +136,7 @@ def test_hooks_are_gone_afterwards_and_after_an_error():
 def test_only_the_first_passes_of_a_search_are_noted():
     model, ids = Toy(), torch.tensor([[1]])
     figures = ModuleFigures(model)
-    with figures.noted("search", passes=2), torch.no_grad():
+    with figures.watch("search", passes=2), torch.no_grad():
         for _ in range(5):
             model(ids)
         assert hooks_of(model) == []  # they would cost time in every step that follows
@@ -169,7 +169,7 @@ def test_losses_are_the_same_bit_for_bit_with_and_without_figures(monkeypatch, c
         return figures, trainer.run(silent()).losses, columns["module"]
 
     *with_figures, _ = probed_and_trained()
-    monkeypatch.setattr(ModuleFigures, "noted", lambda *_: nullcontext())
+    monkeypatch.setattr(ModuleFigures, "watch", lambda *_: nullcontext())
     *without, modules = probed_and_trained()
     assert modules == []
     assert without == with_figures
