@@ -248,7 +248,7 @@ def texts_are_the_models(evidence: Evidence) -> Answer:
     """A scored text is what the recipe's search finds, computed anew: alone, without a cache, beams included.
 
     Of some texts it is that with the least likely token: where beams went astray, a token does not suit its text. With beams,
-    this costs one pass per token, each over as many whole texts as there are beams: on a CPU, minutes for a model of true size,
+    this costs up to one pass per token, each over as many whole texts as there are beams: on a CPU, minutes for a model of true size,
     whose texts are left alone.
     """
     codec, evaluation = evidence.codec, evidence.evaluation
@@ -281,11 +281,12 @@ def _below_best(evidence: Evidence, codec: GenerateCodec, row: Feature, text: Se
     known = {tuple(text[:length]): logits for length, logits in enumerate(whole)}  # of the next token
 
     def scores(begun: Sequence[tuple[int, ...]]) -> Tensor:
-        if others := [ids for ids in begun if ids not in known]:
-            # The last token, whatever it is, is what they are asked to predict.
-            batch = [replace(row, target=[*ids, codec.end_id]) for ids in others]
-            answers = target_logits(evidence.trainer, batch, next(iter(encoded), None))
-            known.update((ids, logits[-1]) for ids, logits in zip(others, answers, strict=True))
+        # Beams often go on as the text does: asked with the rest of it, a pass knows their longer beginnings, too.
+        drafts = [(*ids, *(text[len(ids) :] or [codec.end_id])) for ids in begun if ids not in known]
+        batch = [replace(row, target=[*draft]) for draft in drafts]
+        answers = target_logits(evidence.trainer, batch, next(iter(encoded), None)) if batch else []
+        for draft, logits in zip(drafts, answers, strict=True):
+            known.update((draft[:length], one) for length, one in enumerate(logits))
         return _allowed_scores(codec, row, torch.stack([known[ids] for ids in begun]), begun)
 
     return shortfall(text, scores, codec.generation, codec.end_id) / float(whole.abs().max())

@@ -308,6 +308,7 @@ def checkpoint_checksums(files: tuple[Path, ...], dtype: torch.dtype) -> Mapping
     return checksums(tensors.items())
 
 
+@cache
 def matching_keys(name: str, files: tuple[Path, ...]) -> list[str]:
     """The checkpoint's tensors whose names have the longest end in common with this one, of two parts at least.
 
