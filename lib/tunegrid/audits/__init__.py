@@ -5,6 +5,7 @@ was built, encoded, trained and predicted. Audits over several cells are in `tun
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 
 from tunegrid.audits import before, computation, scores, training
 from tunegrid.audits.evidence import Evidence
@@ -12,7 +13,7 @@ from tunegrid.errors import first_line
 from tunegrid.grid.methods import Answer
 from tunegrid.record import AuditFinding
 
-__all__ = ["AUDITS", "Evidence", "audited", "audited_before"]
+__all__ = ["AUDITS", "BEFORE", "LATER", "Evidence", "audited"]
 
 Audit = Callable[[Evidence], Answer]
 BEFORE = "before training"  # so that a cell which is wrong from the start is known in seconds
@@ -67,23 +68,13 @@ AUDITS: Mapping[str, Sequence[Audit]] = {
     ),
     "of serving": (computation.saved_is_served,),
 }
+LATER = tuple(stage for stage in AUDITS if stage != BEFORE)
 
 
-def audited_before(evidence: Evidence) -> list[AuditFinding]:
-    """Findings of the audits that look before training."""
-    return _findings(evidence, AUDITS[BEFORE])
-
-
-def audited(evidence: Evidence, earlier: Sequence[AuditFinding] | None = None) -> list[AuditFinding]:
-    """Findings of all audits, in the list's order; `earlier` has those of `audited_before`, asked here if absent."""
-    later = [audit for stage, audits in AUDITS.items() if stage != BEFORE for audit in audits]
-    return [*(audited_before(evidence) if earlier is None else earlier), *_findings(evidence, later)]
-
-
-def _findings(evidence: Evidence, audits: Iterable[Audit]) -> list[AuditFinding]:
-    """A finding for every audit that has something to look at; one that cannot look is one that failed."""
+def audited(evidence: Evidence, stages: Iterable[str] = tuple(AUDITS)) -> list[AuditFinding]:
+    """A finding for every audit of these stages that has something to look at; one that cannot look is one that failed."""
     findings = []
-    for audit in audits:
+    for audit in chain.from_iterable(AUDITS[stage] for stage in stages):
         try:
             answer = audit(evidence)
         except Exception as error:  # a broken run must not keep its own record from being written

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import bitsandbytes as bnb
@@ -139,22 +139,32 @@ def checkpoint_loaded(evidence: Evidence) -> Answer:
     And the model has every layer that the checkpoint has: if a config says fewer, loading leaves the others out. An embedding
     that grew by a token has the checkpoint's rows before it.
     """
-    if evidence.cell.profile.random_weights or evidence.cell.profile.perturbation is not None:
+    cell, trainer = evidence.cell, evidence.trainer
+    if cell.profile.random_weights or cell.profile.perturbation is not None:
         return None
-    lacking = lacking_modules(evidence.cell)
-    started = [name for name in evidence.trainer.before if _pretrained(evidence, name) and not within(name, lacking)]
-    others = sorted(evidence.not_from_checkpoint.intersection(started))
-    if others or not started:
-        counts = f"{len(others)} of {len(started)} pretrained tensors"
-        return False, f"{counts} are not the checkpoint's of their name: {', '.join(others[:3])}"
-    if missing := left_out(evidence):
+    lacking = lacking_modules(cell)
+    others = (*cell.head.new_modules, *cell.head.adapted_modules, *cell.method.rewritten(cell), *lacking)
+    rows = (len(evidence.codec.tokenizer),) if cell.head.new_token else None
+    grown = [name for name, p in trainer.parameters.items() if p.shape[:1] == rows]
+    pretrained = [
+        name
+        for name, p in trainer.parameters.items()
+        if p.dtype is base_type(cell) and name not in evidence.own and name not in grown and not within(name, others)
+    ]
+    odd = sorted(evidence.not_from_checkpoint.intersection(pretrained))
+    if odd or not pretrained:
+        counts = f"{len(odd)} of {len(pretrained)} pretrained tensors"
+        return False, f"{counts} are not the checkpoint's of their name: {', '.join(odd[:3])}"
+    if missing := missing_layers(evidence):
         return False, f"the checkpoint has {', '.join(missing)}, which the model leaves out: what does its config say?"
-    if rows := overwritten_rows(evidence):
-        return False, f"{len(rows)} rows of the embedding, which grew by a token, are not the checkpoint's: row {rows[0]} first"
-    return True, f"{len(started)} tensors are the checkpoint's" + (f"; it lacks {', '.join(lacking)}" if lacking else "")
+    # Once training has begun, nobody can tell any more.
+    if changed := [] if trainer.log.updates else overwritten_rows(evidence, grown):
+        first = f"row {changed[0]} first"
+        return False, f"{len(changed)} rows of the embedding, which grew by a token, are not the checkpoint's: {first}"
+    return True, f"{len(pretrained)} tensors are the checkpoint's" + (f"; it lacks {', '.join(lacking)}" if lacking else "")
 
 
-def left_out(evidence: Evidence) -> list[str]:
+def missing_layers(evidence: Evidence) -> list[str]:
     """Layers of the checkpoint that are nowhere in the model, though others of their stack are; a decoder may be left out."""
     files = tuple(weight_files(evidence.cell))
     found = {key for name in evidence.trainer.before for key in matching_keys(name, files)}
@@ -166,32 +176,15 @@ def left_out(evidence: Evidence) -> list[str]:
     return [f"{stack}.{number}" for stack, number in sorted(layers - used) if stack in stacks]
 
 
-def _pretrained(evidence: Evidence, name: str) -> bool:
-    """Whether a parameter should be a tensor of the checkpoint: not new, packed, rewritten or grown by a token."""
-    cell, parameter = evidence.cell, evidence.trainer.parameters[name]
-    changed = cell.head.new_modules + cell.head.adapted_modules + cell.method.rewritten(cell)
-    added = name in evidence.own or within(name, changed) or _grew(evidence, parameter)
-    return parameter.dtype is base_type(cell) and not added
-
-
-def _grew(evidence: Evidence, parameter: Tensor) -> bool:
-    """Whether a parameter has a row for every token of a vocabulary that grew by one."""
-    return bool(evidence.cell.head.new_token) and parameter.shape[0] == len(evidence.codec.tokenizer)
-
-
-def overwritten_rows(evidence: Evidence) -> list[int]:
-    """Rows before the new token's that are not the checkpoint's; where training has begun, nobody can tell any more."""
-    token, trainer = evidence.cell.head.new_token, evidence.trainer
-    if token is None or trainer.log.updates:
-        return []
-    embedding = embedding_name(evidence.model)
-    own = [p for name, p in trainer.parameters.items() if embedding in name.split(".") and _grew(evidence, p)]
-    rows: list[int] = []
-    for key in files_by_key(tuple(weight_files(evidence.cell))):
+def overwritten_rows(evidence: Evidence, grown: Sequence[str]) -> list[int]:
+    """Rows of the input embedding, one of the parameters that grew by a token, that are not the checkpoint's."""
+    embedding, rows = embedding_name(evidence.model), list[int]()
+    weights = [evidence.trainer.parameters[name] for name in grown if embedding in name.split(".")]
+    for key in files_by_key(tuple(weight_files(evidence.cell))) if weights else ():
         if key.split(".")[-2:] == [embedding, "weight"]:
             stored = _stored(evidence.cell, key)
-            count = min(evidence.codec.tokenizer.convert_tokens_to_ids(token), len(stored))
-            for ours in own:
+            count = min(evidence.codec.tokenizer.convert_tokens_to_ids(evidence.cell.head.new_token), len(stored))
+            for ours in weights:
                 rows += (ours.detach().cpu()[:count] != stored[:count].to(ours.dtype)).any(1).nonzero().flatten().tolist()
     return rows
 

@@ -242,16 +242,15 @@ def dropout_drops(evidence: Evidence) -> Answer:
             values = inputs[0] != 0
             shares[module] = int(((output == 0) & values).sum()), int(values.sum())
 
-    def drops_its_share(one: Dropout) -> bool:
-        lost, values = shares[one.holder]
-        return abs(lost - one.rate * values) <= MORE_THAN_LUCK * math.sqrt(one.rate * (1 - one.rate) * values)
-
     rows = evidence.probe.rows
     with torch.no_grad(), undisturbed(evidence.trainer, training=True):
-        with hooked(evidence.model.modules(), look):
+        with hooked({module for one in declared for module in (one.holder, one.user)}, look):
             logits_of(evidence.trainer, rows)
-        modules = [one for one in declared if one.holder in shares]
-        odd = [one.name for one in modules if not drops_its_share(one)]
+        modules, odd = [one for one in declared if one.holder in shares], []
+        for one in modules:
+            lost, values = shares[one.holder]
+            if abs(lost - one.rate * values) > MORE_THAN_LUCK * math.sqrt(one.rate * (1 - one.rate) * values):
+                odd.append(one.name)
         numbers: dict[str, list[Dropout]] = {}  # by their places in every layer: names without the layer's number
         for one in declared:
             if one.holder not in shares and one.user in called:
@@ -324,9 +323,10 @@ def _served(evidence: Evidence, folder: Path) -> Answer:
     for text in (*texts, cell.head.new_token or ""):
         if tokenizer(text)["input_ids"] != evidence.codec.tokenizer(text)["input_ids"]:
             return False, f"the saved tokenizer has other tokens for {text[-60:]!r}"
-    apart = _apart(ours, _logits(evidence, served, rows))
+    # On the quick cells 0 when loaded, 1e-6 when merged; a bf16 base rounds head and merger.
+    apart, allowed = distance(ours, _logits(evidence, served, rows)), FINE if base_type(cell) is torch.float32 else COARSE
     detail = f"{len(rows)} rows: served, logits differ by {apart:.1e} of the largest"
-    if not apart <= _allowed(evidence):
+    if not apart <= allowed:
         back = dict(served.named_parameters())
         lost = [n for n, p in evidence.trained.items() if n not in back or not torch.equal(p.to(back[n].dtype), back[n])]
         return False, f"{detail}; not as trained: {', '.join(lost[:3]) or 'nothing that trains'}"
@@ -335,12 +335,12 @@ def _served(evidence: Evidence, folder: Path) -> Answer:
     prompts = "prompts are in no layer" if model.active_peft_config.is_prompt_learning else None
     if reason := prompts or cell.method.unmergeable(cell):
         return True, f"{detail}; not merged: {reason}"
-    passed, merged = _merged(evidence, served, rows, ours)
+    passed, merged = _merged(evidence, served, rows, ours, allowed)
     return passed, f"{detail}; {merged}"
 
 
-def _merged(evidence: Evidence, served: Any, rows: Sequence[Feature], ours: Tensor) -> tuple[bool, str]:
-    """Whether the loaded adapter, merged into its base, still gives our logits."""
+def _merged(evidence: Evidence, served: Any, rows: Sequence[Feature], ours: Tensor, allowed: float) -> tuple[bool, str]:
+    """Whether the loaded adapter, merged into its base, still gives our logits; over a packed base, whether roughly."""
     packed, method = evidence.cell.quantization is not None, evidence.cell.method
     layers: list[Any] = [module for module in served.modules() if is_adapted(module)] if packed else []
     for layer in layers:
@@ -353,12 +353,13 @@ def _merged(evidence: Evidence, served: Any, rows: Sequence[Feature], ours: Tens
     except Exception as error:  # whatever PEFT raises where it cannot merge
         return False, f"PEFT cannot merge {method.id!r}, as its `unmergeable` should say: {first_line(error)}"
     if not packed:
-        apart = _apart(ours, logits)
-        return apart <= _allowed(evidence), f"merged, by {apart:.1e}"
+        apart = distance(ours, logits)
+        return apart <= allowed, f"merged, by {apart:.1e}"
     lost, change = float((ours - logits).norm()), float((ours - without).norm())
     share = lost / change if change else 0.0
-    allowed = COARSE * float(ours.norm()) + change
-    return lost <= allowed, f"merged over a packed base, {share:.0%} of what the adapter changes is lost"
+    return lost <= COARSE * float(
+        ours.norm()
+    ) + change, f"merged over a packed base, {share:.0%} of what the adapter changes is lost"
 
 
 def _logits(evidence: Evidence, model: nn.Module, rows: Sequence[Feature]) -> Tensor:
@@ -366,13 +367,3 @@ def _logits(evidence: Evidence, model: nn.Module, rows: Sequence[Feature]) -> Te
     logits, batch = logits_of(evidence.trainer, rows, model)
     chosen = of_targets(logits[0], batch) if evidence.codec.generates and logits else logits
     return torch.cat([one.float().flatten() for one in chosen]) if chosen else torch.zeros(0)
-
-
-def _apart(ours: Tensor, theirs: Tensor) -> float:
-    """How far logits are apart; infinite where a vocabulary has another size."""
-    return distance(ours, theirs) if ours.shape == theirs.shape else math.inf
-
-
-def _allowed(evidence: Evidence) -> float:
-    """How far logits may be apart: on the quick cells 0 when loaded, 1e-6 when merged; a bf16 base rounds head and merger."""
-    return FINE if base_type(evidence.cell) is torch.float32 else COARSE

@@ -62,14 +62,10 @@ class Evidence:
         return self.cell.method.own_parameters(self.model)
 
     @cached_property
-    def after(self) -> dict[str, Checksum]:
-        """Checksums of the weights after training."""
-        return checksums(self.model.named_parameters())
-
-    @cached_property
     def moved(self) -> frozenset[str]:
         """Names of the parameters that training changed."""
-        return frozenset(name for name, checksum in self.after.items() if checksum != self.trainer.before[name])
+        after = checksums(self.model.named_parameters())
+        return frozenset(name for name, checksum in after.items() if checksum != self.trainer.before[name])
 
     @cached_property
     def not_from_checkpoint(self) -> frozenset[str]:

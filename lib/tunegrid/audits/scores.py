@@ -3,11 +3,11 @@
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import SequenceMatcher
 from random import Random
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ MORE_THAN_LUCK = 3.0  # standard errors
 CACHED = 12  # tokens of a text that is searched again with a cache
 DOUBTED = 8  # scored texts, looked at at once, of which the most doubtful is searched anew
 # Of the next token (N, V), in nats, of texts of one length; minus infinity for what a search forbids.
-Scores = Callable[[Sequence[Sequence[int]]], Tensor]
+Scores = Callable[[Sequence[tuple[int, ...]]], Tensor]
 
 
 def selection_apart_from_test(evidence: Evidence) -> Answer:
@@ -247,7 +247,7 @@ def texts_are_the_models(evidence: Evidence) -> Answer:
     """A scored text is what the recipe's search finds, computed anew: alone, without a cache, beams included.
 
     Of some texts it is that with the least likely token: where beams went astray, a token does not suit its text. With beams,
-    this costs one pass per token, each over as many whole texts as there are beams: on a CPU, minutes for a model of true size,
+    this costs up to one pass per token, each over as many whole texts as there are beams: on a CPU, minutes for a model of true size,
     whose texts are left alone.
     """
     codec, evaluation = evidence.codec, evidence.evaluation
@@ -277,14 +277,16 @@ def _below_best(evidence: Evidence, codec: GenerateCodec, row: Feature, text: Se
     encoded: list[Tensor] = []  # what an encoder made of the row's source
     with hooked(encoders, lambda module, inputs, output: encoded.append(output[0])):
         [whole] = target_logits(evidence.trainer, [replace(row, target=[*text])])
+    known = {tuple(text[:length]): logits for length, logits in enumerate(whole)}  # of the next token
 
-    def scores(begun: Sequence[Sequence[int]]) -> Tensor:
-        if codec.generation.num_beams == 1:  # there is just one, whose logits are known
-            logits = whole[len(begun[0])].unsqueeze(0)
-        else:  # the last token, whatever it is, is what they are asked to predict
-            batch = [replace(row, target=[*ids, codec.end_id]) for ids in begun]
-            logits = torch.stack([one[-1] for one in target_logits(evidence.trainer, batch, next(iter(encoded), None))])
-        return _allowed_scores(codec, row, logits, begun)
+    def scores(begun: Sequence[tuple[int, ...]]) -> Tensor:
+        # Beams often go on as the text does: asked with the rest of it, a pass knows their longer beginnings, too.
+        drafts = [(*ids, *(text[len(ids) :] or [codec.end_id])) for ids in begun if ids not in known]
+        batch = [replace(row, target=[*draft]) for draft in drafts]
+        answers = target_logits(evidence.trainer, batch, next(iter(encoded), None)) if batch else []
+        for draft, logits in zip(drafts, answers, strict=True):
+            known.update((draft[:length], one) for length, one in enumerate(logits))
+        return _allowed_scores(codec, row, torch.stack([known[ids] for ids in begun]), begun)
 
     return shortfall(text, scores, codec.generation, codec.end_id) / float(whole.abs().max())
 
@@ -312,16 +314,11 @@ def _allowed(evidence: Evidence) -> float:
 # The search as it is defined, with none of a library's code: transformers' with `early_stopping=False`
 
 
-@dataclass(frozen=True)
-class Beam:
+class Beam(NamedTuple):
     """A text, perhaps not at its end yet, and the sum of its tokens' scores."""
 
     score: float
     ids: tuple[int, ...]
-
-    def normalized(self, penalty: float) -> float:
-        """What finished texts are compared by."""
-        return self.score / math.pow(len(self.ids), penalty)
 
 
 def shortfall(text: Sequence[int], scores: Scores, search: Generation, end: int) -> float:
@@ -334,37 +331,29 @@ def shortfall(text: Sequence[int], scores: Scores, search: Generation, end: int)
         return beam.ids[-1] == end or len(beam.ids) == search.max_new_tokens
 
     penalty, most = search.length_penalty if search.num_beams > 1 else 0.0, search.num_beams
-    running, finished, gaps, found = [Beam(0.0, ())], list[Beam](), [0.0], None
+    running, finished, gaps, found = [Beam(0.0, ())], list[float](), [0.0], None  # finished texts by their score for a length
     for length in range(1, search.max_new_tokens + 1):
-        own = tuple(text[:length]) if found is None else ()
+        own, divisor = tuple(text[:length]) if found is None else (), math.pow(length, penalty)
         candidates, follow = _continued(running, scores([beam.ids for beam in running]), 2 * most, own)
         over = [beam for beam in candidates[:most] if is_over(beam)]
         running = [beam for beam in candidates if not is_over(beam)][:most]
-        if follow and is_over(follow):
-            found = follow
-            gaps += _let_in(follow, over, candidates[most - 1], most)
-        elif follow:
-            gaps += _let_in(follow, running, running[-1], most)
-        finished = sorted([*finished, *over], key=lambda beam: -beam.normalized(penalty))[:most]
-        best, worst = running[0].normalized(penalty) if running else -math.inf, finished[-1] if len(finished) == most else None
-        if worst is None or (most > 1 and best > worst.normalized(penalty)):  # as transformers guesses it: by the length so far
+        if follow:
+            found = follow.score / divisor if is_over(follow) else None
+            rivals, weakest = (running, running[-1]) if found is None else (over, candidates[most - 1])
+            if follow not in rivals:  # it misses its place by so much, and takes that of the last one
+                gaps.append(weakest.score - follow.score)
+                rivals[:] = [*rivals[: most - 1], follow]
+        finished = sorted([*finished, *(beam.score / divisor for beam in over)], reverse=True)[:most]
+        best = running[0].score / divisor if running else -math.inf
+        # transformers guesses by the length so far whether a running text may still become better.
+        if len(finished) < most or (most > 1 and best > finished[-1]):
             continue
-        if found:
+        if found is not None:
             break
-        gaps.append((worst.normalized(penalty) - best) * math.pow(length, penalty))  # the search ends, and the text has not
+        gaps.append((finished[-1] - best) * divisor)  # the search ends, and the text has not
     if found is None:
         return math.inf
-    if most == 1:
-        return max(gaps)
-    return max(*gaps, (finished[0].normalized(penalty) - found.normalized(penalty)) * math.pow(len(text), penalty))
-
-
-def _let_in(beam: Beam, beams: list[Beam], weakest: Beam, most: int) -> list[float]:
-    """By how much a beam misses its place among those that the search keeps; it takes that of the last one then."""
-    if beam in beams:
-        return []
-    beams[:] = [*beams[: most - 1], beam]
-    return [weakest.score - beam.score]
+    return max(gaps) if most == 1 else max(*gaps, (finished[0] - found) * math.pow(len(text), penalty))
 
 
 def _continued(running: Sequence[Beam], scores: Tensor, count: int, own: tuple[int, ...]) -> tuple[list[Beam], Beam | None]:

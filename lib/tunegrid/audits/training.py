@@ -6,6 +6,7 @@ Those of ranks are asked by all ranks together.
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from tunegrid.codecs.base import Feature, on
 from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Answer
+from tunegrid.run.build import checksums
 from tunegrid.run.first_updates import MOVED, PACKED_TOLERANCE, STEP_TOLERANCE
 from tunegrid.run.probe import allowance, relative_gap, smallest, undisturbed
 from tunegrid.run.train import Trainer, make_schedule
@@ -23,6 +25,7 @@ from tunegrid.run.train import Trainer, make_schedule
 # bf16 logits are right to 4e-3, and so is the little that they leave of the gradient where a model is sure.
 TOLERANCE, COARSE_TOLERANCE = 0.02, 0.2
 LEAST = 1e-5  # nats; a model so sure leaves a gradient of which fp32 rounds off a percent
+same_rate = partial(math.isclose, rel_tol=1e-6, abs_tol=1e-12)
 CLIPPED = 1e-3  # torch divides by the norm plus 1e-6; bf16 gradients are summed in their own type
 # Between ranks and one process, measured on quick cells: fp32 4e-7 nats and 3e-7 of the gradients' norm, bf16 1e-4 and 2e-3. A
 # mean on each rank: 2e-2 to 3e-1 nats where rows have targets of different lengths.
@@ -169,7 +172,7 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
         return False, f"{log.updates} updates with {len(rates)} rates, where the recipe plans {due}"
     planned = planned_rates(evidence.cell, total)
     wanted = [planned[i - sum(skipped < i for skipped in log.skipped)] for i in range(due)]  # one that fp16 lost does not count
-    odd = [i for i in range(due) if not _same_rate(rates[i], wanted[i])]
+    odd = [i for i in range(due) if not same_rate(rates[i], wanted[i])]
     if odd:
         return False, f"update {odd[0] + 1} of {total} had {rates[odd[0]]:.3g}, not {wanted[odd[0]]:.3g}"
     groups = evidence.trainer.optimizer.param_groups
@@ -177,18 +180,14 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
         peaks = {id(p): group.get("initial_lr", own) for group in groups for p in group["params"]}
         named = evidence.trainer.stepped.items()
         head = [p for name, p in named if p.requires_grad and within(name, evidence.cell.head.new_modules)]
-        if strange := [peak for p in head if not _same_rate(peak := float(peaks.get(id(p), 0.0)), own)]:
+        if strange := [peak for p in head if not same_rate(peak := float(peaks.get(id(p), 0.0)), own)]:
             return False, f"the head trains at a peak rate of {strange[0]:.3g}, not {own:.3g}"
     starts = [group.get("initial_lr") for group in groups]
     factors = [start / starts[0] for start in starts] if starts and starts[0] else []  # a rate of 0 has none
     for i, factor in enumerate(factors):
-        if not all(_same_rate(row[i], rate * factor) for row, rate in zip(log.group_rates, rates, strict=True)):
+        if not all(same_rate(row[i], rate * factor) for row, rate in zip(log.group_rates, rates, strict=True)):
             return False, f"parameter group {i + 1} does not follow the schedule"
     return True, f"{due} updates, the last at {rates[-1]:.3g}"
-
-
-def _same_rate(one: float, other: float) -> bool:
-    return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12)
 
 
 # The share of the peak rate that is left after a share of the updates behind the warm-up.
@@ -274,6 +273,6 @@ def ranks_end_alike(evidence: Evidence) -> Answer:
     """All ranks end with the same weights, bit for bit."""
     if evidence.trainer.ranks.count == 1:
         return None
-    first, *others = evidence.trainer.ranks.gathered({name: evidence.after[name] for name in evidence.trained})
+    first, *others = evidence.trainer.ranks.gathered(checksums(evidence.trained.items()))
     strays = [rank for rank, other in enumerate(others, 1) if other != first]
     return none_of(strays, f"{len(first)} tensors", "ranks have others than the first")

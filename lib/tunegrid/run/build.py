@@ -284,6 +284,7 @@ def checkpoint_checksums(files: tuple[Path, ...], dtype: torch.dtype) -> Mapping
     return checksums(tensors.items())
 
 
+@cache
 def matching_keys(name: str, files: tuple[Path, ...]) -> list[str]:
     """The checkpoint's tensors whose names have the longest end in common with this one, of two parts at least."""
     # A model and its checkpoint name one tensor differently: PEFT and heads put parts in front, and PEFT some in between.

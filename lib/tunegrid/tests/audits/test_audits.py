@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.plants.patches.models import decoding_cleans_up
-from tunegrid.audits import Evidence, audited, audited_before, scores, training
+from tunegrid.audits import BEFORE, LATER, Evidence, audited, scores, training
 from tunegrid.audits.before import kept_in_fp32
 from tunegrid.audits.evidence import text_of
 from tunegrid.codecs.base import Prediction, alphanumeric, same_alphanumeric
@@ -84,8 +84,8 @@ def test_a_sound_run_passes_what_applies(evidence):
     }
 
 
-def test_what_is_known_before_training_is_not_asked_again(evidence):
-    early = audited_before(evidence)
+def test_what_is_known_before_training_is_asked_first(evidence):
+    early = audited(evidence, [BEFORE])
     assert [finding.name for finding in early] == [
         "checkpoint_loaded",
         "heads_trainable",
@@ -93,10 +93,7 @@ def test_what_is_known_before_training_is_not_asked_again(evidence):
         "quantized_as_declared",
         "drawn_from_the_seed",
     ]
-    earlier = [replace(finding, detail="told before") for finding in early]
-    whole = audited(evidence, earlier)
-    assert [finding.name for finding in whole] == [finding.name for finding in audited(evidence)]
-    assert [finding for finding in whole if finding.detail == "told before"] == earlier
+    assert early + audited(evidence, LATER) == audited(evidence)
 
 
 def test_an_audit_that_cannot_look_has_failed(evidence):
@@ -107,26 +104,19 @@ def test_an_audit_that_cannot_look_has_failed(evidence):
     assert findings["base_frozen"].passed
 
 
-def test_a_frozen_tensor_that_changed_is_named(evidence):
+def test_a_frozen_tensor_that_changed_is_named(evidence, monkeypatch):
     name = next(name for name, p in evidence.trainer.parameters.items() if not p.requires_grad)
-    marked = {**evidence.trainer.before, name: (0, 0)}
-    passed, detail = training.base_frozen(with_checksums(evidence, marked))
+    monkeypatch.setitem(evidence.trainer.before, name, (0, 0))
+    passed, detail = training.base_frozen(replace(evidence))
     assert not passed
     assert detail.endswith(f"; 1 of the base train or changed: {name}")
-
-
-def with_checksums(evidence, before):
-    """The same run as if its weights had started with other checksums."""
-    altered = replace(evidence)
-    altered.trainer.__dict__["before"], kept = before, altered.trainer.before
-    vars(altered)["after"] = kept | evidence.after
-    return altered
 
 
 def test_a_group_that_stood_still_is_named():
     evidence = evidence_from(trainer_of("gpt2_sa_sft", REVIEWS, max_steps=2, warmup_ratio=0.0), run=True)
     assert training.weights_moved(evidence)[0]
-    evidence.trainer.before.update({n: own for n, own in evidence.after.items() if n.startswith("transformer.h.1")})
+    after = checksums(evidence.model.named_parameters())
+    evidence.trainer.before.update({n: own for n, own in after.items() if n.startswith("transformer.h.1")})
     assert training.weights_moved(replace(evidence)) == (False, "unchanged: transformer.h.1; no gradient: none")
 
 
