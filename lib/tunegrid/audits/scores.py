@@ -247,8 +247,8 @@ def texts_are_the_models(evidence: Evidence) -> Answer:
     """A scored text is what the recipe's search finds, computed anew: alone, without a cache, beams included.
 
     Of some texts it is that with the least likely token: where beams went astray, a token does not suit its text. With beams,
-    this costs up to one pass per token, each over as many whole texts as there are beams: on a CPU, minutes for a model of true size,
-    whose texts are left alone.
+    this costs up to one pass per token, each over as many whole texts as there are beams: on a CPU, minutes for a model of true
+    size, whose texts are left alone.
     """
     codec, evaluation = evidence.codec, evidence.evaluation
     if evaluation is None or not isinstance(codec, GenerateCodec):
