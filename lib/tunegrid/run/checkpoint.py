@@ -1,18 +1,19 @@
-"""Saves the state of a long training now and then, as one file of torch's, which is read without running what it holds.
+"""Saves the state of a long training now and then, as one safetensors file: tensors, and all else as JSON beside them.
 
 Sessions that train the same cell, at the same settings, write the same file: each takes the place of the one before, whole.
 """
 
+import json
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from tunegrid.errors import first_line
 from tunegrid.machine import replacing
@@ -21,8 +22,7 @@ from tunegrid.run.ranks import ALONE, Ranks, local_shard
 if TYPE_CHECKING:
     from tunegrid.run.train import Trainer
 
-# How torch says that a file is none of its own, was cut off, or holds more than tensors and plain values.
-UNREADABLE = (OSError, EOFError, RuntimeError, UnpicklingError, ValueError, KeyError)
+TENSOR = "<tensor>"  # the only key of what stands in JSON for a tensor; its value is the tensor's name
 
 
 @dataclass(kw_only=True)
@@ -52,42 +52,48 @@ class Checkpoints:
         """Write the file if it is time: whole, or not at all."""
         if not self.ranks.first(lambda: time.monotonic() - self.saved_at >= self.every_seconds):
             return
-        state, self.saved_at = source.state_dict(), time.monotonic()
+        tensors: dict[str, Tensor] = {}
+
+        def stored(tensor: Tensor) -> dict[str, str]:
+            name = str(len(tensors))
+            tensors[name] = local_shard(tensor.detach()).cpu().clone().contiguous()
+            return {TENSOR: name}
+
+        tree = tree_map_only(Tensor, stored, source.state_dict())
+        self.saved_at = time.monotonic()
         try:
+            text = json.dumps(tree)
             with replacing(self.path) as part:
-                torch.save(tree_map(storable, state), part)
+                save_file(tensors, part, {"tree": text})
             self.trouble = None
-        except (OSError, RuntimeError, TypeError) as error:
+        except (OSError, SafetensorError, TypeError) as error:  # TypeError: an optimizer's value that JSON does not know
             self.trouble = first_line(error)
 
     def restore(self, target: "Trainer") -> None:
         """Load the file's state into the target; do nothing without `resume`, without a file, or if it cannot be used."""
-        state: dict[str, Any] | None = None
-        if self.resume and self.path.is_file():
-            try:
-                state = torch.load(self.path, map_location="cpu", weights_only=True)
-            except UNREADABLE as error:
-                aside = self.path.with_name(f"{self.path.name}.broken")
-                with suppress(OSError):
-                    self.path.replace(aside)
-                why = f"the checkpoint cannot be read ({first_line(error)}); it is now {aside.name}"
-                self.started_anew = f"started anew: {why}"
+        state = self._usable() if self.resume and self.path.is_file() else None
         updates = self.ranks.gathered(state and state["log"]["updates"])
         if state and len(set(updates)) == 1:  # a kill may leave some ranks with another update's file than others
             target.load_state_dict(state)
+
+    def _usable(self) -> dict[str, Any] | None:
+        """What the file holds; None if it cannot be read, as one that was cut off: then it is set aside."""
+        try:
+            with safe_open(self.path, "pt") as file:
+
+                def loaded(one: dict[str, Any]) -> Any:
+                    return file.get_tensor(one[TENSOR]) if [*one] == [TENSOR] else one
+
+                state: dict[str, Any] = json.loads(file.metadata()["tree"], object_hook=loaded)
+            return state
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            aside = self.path.with_name(f"{self.path.name}.broken")
+            with suppress(OSError):
+                self.path.replace(aside)
+            self.started_anew = f"started anew: the checkpoint cannot be read ({first_line(error)}); it is now {aside.name}"
+            return None
 
     def clear(self) -> None:
         """Remove the file: the cell is recorded."""
         with suppress(OSError):  # a folder that cannot be written keeps it: nothing takes it up, since the cell has its row
             self.path.unlink(missing_ok=True)
-
-
-def storable(leaf: Any) -> Any:
-    """A value as `torch.load` takes it without running code; a tensor as this rank holds it. Raises TypeError for any other."""
-    if isinstance(leaf, Tensor):
-        return local_shard(leaf.detach()).cpu().clone().contiguous()
-    if isinstance(leaf, float):
-        return float(leaf)  # NumPy's floats are floats, too
-    if leaf is None or isinstance(leaf, bool | int | str):
-        return leaf
-    raise TypeError(f"a state of type {type(leaf).__name__} cannot be kept")

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tunegrid.grid.recipes import ZOO_PROFILE
+from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.run.checkpoint import Checkpoints
 from tunegrid.tests import small
@@ -56,9 +56,9 @@ def weights(trainer):
 @pytest.mark.parametrize("cell_id", ["bert_sa_sft", "bert_qa_qlora", "gpt2_sum_lora", "t5_sa_qlora"])
 def test_a_run_that_was_cut_ends_with_the_weights_of_one_that_was_not(cell_id, tmp_path):
     cut_at = 6
-    whole = trainer_for(cell_id, tmp_path / "whole.pt", resume=False)
+    whole = trainer_for(cell_id, tmp_path / "whole.safetensors", resume=False)
     training = whole.run(silent())
-    path = tmp_path / "cut.pt"
+    path = tmp_path / "cut.safetensors"
     with pytest.raises(Cut):
         trainer_for(cell_id, path, resume=False, cut_at=cut_at).run(silent())
     resumed = trainer_for(cell_id, path, resume=True)
@@ -75,7 +75,7 @@ def test_a_run_that_was_cut_ends_with_the_weights_of_one_that_was_not(cell_id, t
 def test_an_optimizer_that_knows_parameters_by_name_goes_on_with_its_moments(tmp_path):
     """PEFT's LoRA-FA."""
     cell = zoo().cell("gpt2_sa_lorafa", replace(ZOO_PROFILE, max_steps=3, changes={"per_device_train_batch_size": 4}))
-    rows, path = train_rows("gpt2_sa_lorafa")[:24], tmp_path / "kept.pt"
+    rows, path = train_rows("gpt2_sa_lorafa")[:24], tmp_path / "kept.safetensors"
     kept = Checkpoints(path=path, every_seconds=0.0)
     whole = small.trainer_for(cell, rows, after_update=lambda one: kept.save_if_due(one) if one.log.updates == 2 else None)
     losses = whole.run(silent()).losses
@@ -88,9 +88,9 @@ def test_an_optimizer_that_knows_parameters_by_name_goes_on_with_its_moments(tmp
 
 @pytest.mark.parametrize("cut_at", [5, 6, 7, 11])
 def test_the_best_epoch_survives_a_cut_before_at_and_after_its_end(cut_at, tmp_path):
-    whole = trainer_for("bert_sa_sft", tmp_path / "a.pt", resume=False, epochs=2)  # six updates per epoch
+    whole = trainer_for("bert_sa_sft", tmp_path / "a.safetensors", resume=False, epochs=2)  # six updates per epoch
     training = whole.run(silent(), scores())
-    path, validate = tmp_path / "b.pt", scores()
+    path, validate = tmp_path / "b.safetensors", scores()
     with pytest.raises(Cut):
         trainer_for("bert_sa_sft", path, resume=False, cut_at=cut_at, epochs=2).run(silent(), validate)
     if cut_at == 6:
@@ -102,14 +102,14 @@ def test_the_best_epoch_survives_a_cut_before_at_and_after_its_end(cut_at, tmp_p
 
 
 def test_without_resume_a_file_is_not_taken_up(tmp_path):
-    path = tmp_path / "cut.pt"
+    path = tmp_path / "cut.safetensors"
     with pytest.raises(Cut):
         trainer_for("bert_sa_sft", path, resume=False, cut_at=4).run(silent())
     assert trainer_for("bert_sa_sft", path, resume=False).run(silent()).fallbacks == []
 
 
 def test_nothing_is_saved_before_its_time(tmp_path):
-    trainer = trainer_for("bert_sa_sft", tmp_path / "x.pt", resume=False, cut_at=4, every_seconds=600.0)
+    trainer = trainer_for("bert_sa_sft", tmp_path / "x.safetensors", resume=False, cut_at=4, every_seconds=600.0)
     with pytest.raises(Cut):
         trainer.run(silent())
     assert list(tmp_path.iterdir()) == []
@@ -129,7 +129,7 @@ class State:
 
 
 def test_a_state_comes_back_as_it_was(tmp_path):
-    path = tmp_path / "state.pt"
+    path = tmp_path / "state.safetensors"
     state = {"log": {"updates": 1}, "a.b": {"0": {"step": torch.ones(2), "rate": 0.5}}, "none": {}, "list": [1, 2], "no": None}
     Checkpoints(path=path, every_seconds=0.0).save_if_due(State(state))
     target = State()
@@ -141,8 +141,8 @@ def test_a_state_comes_back_as_it_was(tmp_path):
 def test_what_cannot_be_written_costs_the_checkpoint_alone(tmp_path):
     (tmp_path / "folder").write_text("a file where the folder should be")
     for path, state, trouble in (
-        (tmp_path / "folder" / "state.pt", {"tensor": torch.ones(1)}, "Not a directory|File exists"),
-        (tmp_path / "state.pt", {"function": print}, "a state of type builtin_function_or_method cannot be kept"),
+        (tmp_path / "folder" / "state.safetensors", {"tensor": torch.ones(1)}, "Not a directory|File exists"),
+        (tmp_path / "state.safetensors", {"function": print}, "not JSON serializable"),
     ):
         checkpoints = Checkpoints(path=path, every_seconds=0.0)
         checkpoints.save_if_due(State(state))
@@ -151,9 +151,9 @@ def test_what_cannot_be_written_costs_the_checkpoint_alone(tmp_path):
 
 
 def test_an_optimizers_own_state_is_resumed_beside_its_moments(tmp_path):
-    first, second = (trainer_for("bert_sa_sft", tmp_path / "x.pt", resume=False) for _ in range(2))
+    first, second = (trainer_for("bert_sa_sft", tmp_path / "x.safetensors", resume=False) for _ in range(2))
     first.optimizer.optimizer.param_groups[1]["estimate"] = 0.25  # as Prodigy keeps its step size
-    path = tmp_path / "state.pt"
+    path = tmp_path / "state.safetensors"
     Checkpoints(path=path, every_seconds=0.0).save_if_due(first)
     Checkpoints(path=path, every_seconds=0.0, resume=True).restore(second)
     assert second.optimizer.optimizer.param_groups[1]["estimate"] == 0.25
@@ -161,7 +161,7 @@ def test_an_optimizers_own_state_is_resumed_beside_its_moments(tmp_path):
 
 
 def test_a_file_that_was_cut_off_is_set_aside_in_a_sentence_and_training_starts_anew(tmp_path):
-    path = tmp_path / "cut.pt"
+    path = tmp_path / "cut.safetensors"
     with pytest.raises(Cut):
         trainer_for("bert_sa_sft", path, resume=False, cut_at=4).run(silent())
     whole = path.read_bytes()
@@ -172,8 +172,8 @@ def test_a_file_that_was_cut_off_is_set_aside_in_a_sentence_and_training_starts_
         assert target.state is None
         [sentence] = checkpoints.remarks
         assert sentence.startswith("started anew: the checkpoint cannot be read (")
-        assert sentence.endswith("; it is now cut.pt.broken")
-        assert (path.with_name("cut.pt.broken").read_bytes(), path.exists()) == (whole[:length], False)
+        assert sentence.endswith("; it is now cut.safetensors.broken")
+        assert (path.with_name("cut.safetensors.broken").read_bytes(), path.exists()) == (whole[:length], False)
 
 
 def trained_to_the_end(path, out, killed_at=None):
@@ -186,14 +186,14 @@ def trained_to_the_end(path, out, killed_at=None):
 
 
 def test_sigkill_at_three_points_loses_no_bit(tmp_path):
-    path, out = tmp_path / "run.pt", tmp_path / "final.safetensors"
+    path, out = tmp_path / "run.safetensors", tmp_path / "final.safetensors"
     for point in (2, 5, 9):
         process = CONTEXT.Process(target=trained_to_the_end, args=(path, out, point))
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL
     apart(trained_to_the_end, path, out)
-    uninterrupted = trainer_for("gpt2_sa_lora", tmp_path / "whole.pt", resume=False)
+    uninterrupted = trainer_for("gpt2_sa_lora", tmp_path / "whole.safetensors", resume=False)
     uninterrupted.run(silent())
     with safe_open(out, "pt") as file:
         assert all(torch.equal(file.get_tensor(name), p) for name, p in weights(uninterrupted).items())

@@ -188,7 +188,7 @@ def test_the_record_has_each_rank_and_counts_rows_and_tokens_of_all():
 
 @pytest.mark.parametrize(("loses_a_file", "goes_on_at"), [(False, 2), (True, 0)])
 def test_ranks_that_were_cut_go_on_together_or_not_at_all(tmp_path, loses_a_file, goes_on_at):
-    for began, losses, again, same in on_ranks(2, cut_on, tmp_path / "kept.pt", loses_a_file):
+    for began, losses, again, same in on_ranks(2, cut_on, tmp_path / "kept.safetensors", loses_a_file):
         assert began == goes_on_at
         assert again == losses
         assert same
