@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tunegrid.grid.profiles import ZOO_PROFILE
+from tunegrid.grid.recipes import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.run.checkpoint import Checkpoints
 from tunegrid.tests import small
