@@ -431,9 +431,10 @@ class Stepper:
         optimizer = self.optimizer.optimizer
         groups = [group | own for group, own in zip(optimizer.state_dict()["param_groups"], state["groups"], strict=True)]
         stepped = [p for group in optimizer.param_groups for p in group["params"]]
-        moments = {  # an optimizer knows a parameter by its number, or as PEFT's LoRA-FA by a name
-            key: ranks.moments(entry, stepped[key]) if isinstance(key, int) else dict(entry)
-            for key, entry in state["optimizer"].items()
+        # An optimizer knows a parameter by its number, which a file has as text, or as PEFT's LoRA-FA by a name.
+        saved = {int(key) if str(key).isdecimal() else key: entry for key, entry in state["optimizer"].items()}
+        moments = {
+            key: ranks.moments(entry, stepped[key]) if isinstance(key, int) else dict(entry) for key, entry in saved.items()
         }
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.schedule.load_state_dict(self.schedule.state_dict() | state["schedule"])
