@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import bitsandbytes as bnb
@@ -63,10 +64,12 @@ def drawn_from_the_seed(evidence: Evidence) -> Answer:
     """What trains started as the cell's seed draws it: built once more, it starts so again. On micro backbones only."""
     if not evidence.cell.profile.micro:  # elsewhere a second model may not fit beside the first
         return None
+    trained = evidence.trained
     with undisturbed(evidence.trainer):
-        again = checksums(build(evidence.cell, evidence.codec.tokenizer, evidence.device).named_parameters())
-    other = [name for name in evidence.trained if again.get(name) != evidence.trainer.before[name]]
-    return none_of(other, f"{len(evidence.trained)} tensors", "start elsewhere")
+        again = build(evidence.cell, evidence.codec.tokenizer, evidence.device)
+    drawn = checksums((name, p) for name, p in again.named_parameters() if name in trained)
+    other = [name for name in trained if drawn.get(name) != evidence.trainer.before[name]]
+    return none_of(other, f"{len(trained)} tensors", "start elsewhere")
 
 
 def adapters_where_declared(evidence: Evidence) -> Answer:
@@ -113,7 +116,8 @@ def quantized_as_declared(evidence: Evidence) -> Answer:
     wanted = evidence.cell.quantization
     if wanted is None:
         return not packed and not eight, f"{len(packed) + eight} quantized layers"
-    plain = {*evidence.cell.head.new_modules, *evidence.cell.head.tied_modules, *kept_in_fp32(evidence.model)}
+    in_fp32 = [getattr(module, "_keep_in_fp32_modules", None) or () for module in evidence.model.modules()]  # as T5's wo
+    plain = {*evidence.cell.head.new_modules, *evidence.cell.head.tied_modules, *chain.from_iterable(in_fp32)}
     linear = [(name, layer) for name, layer in base_layers(evidence.model) if isinstance(layer, nn.Linear | Conv1D)]
     odd = [name for name, layer in linear if within(name, plain) == isinstance(layer, bnb.nn.Linear4bit)]
     states = [(layer.weight.numel(), layer.weight.quant_state) for layer in packed]
@@ -123,11 +127,6 @@ def quantized_as_declared(evidence: Evidence) -> Answer:
         return False, f"{layers}, {len(odd)} wrongly packed or left plain {odd[:2]}"
     kind = f"{wanted.bnb_4bit_quant_type.upper()}{' with double quantization' if wanted.bnb_4bit_use_double_quant else ''}"
     return True, f"{len(packed)} layers, {kind}, half a byte a weight, blocks of {BLOCK}"
-
-
-def kept_in_fp32(model: nn.Module) -> set[str]:
-    """Layers that transformers keeps in fp32 whatever type is asked for, as T5's wo."""
-    return {name for m in model.modules() for name in getattr(m, "_keep_in_fp32_modules", None) or ()}
 
 
 # Where weights come from

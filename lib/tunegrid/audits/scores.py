@@ -247,8 +247,8 @@ def texts_are_the_models(evidence: Evidence) -> Answer:
     """A scored text is what the recipe's search finds, computed anew: alone, without a cache, beams included.
 
     Of some texts it is that with the least likely token: where beams went astray, a token does not suit its text. With beams,
-    this costs up to one pass per token, each over as many whole texts as there are beams: on a CPU, minutes for a model of true
-    size, whose texts are left alone.
+    this costs up to one pass per token, each over as many whole texts as there are beams: on a CPU, minutes for a model of
+    true size, whose texts are left alone.
     """
     codec, evaluation = evidence.codec, evidence.evaluation
     if evaluation is None or not isinstance(codec, GenerateCodec):
@@ -263,7 +263,7 @@ def texts_are_the_models(evidence: Evidence) -> Answer:
     with torch.no_grad(), undisturbed(evidence.trainer):
         logits = target_logits(evidence.trainer, [replace(row, target=[*text]) for row, text in pairs])
         for (row, text), whole in zip(pairs, logits, strict=True):
-            scores = _allowed_scores(codec, row, whole, [text[:length] for length in range(len(text))])
+            scores = allowed_scores(codec, row, whole, [text[:length] for length in range(len(text))])
             doubts.append(float((scores.amax(-1) - chosen(scores, text)).max()))
         most = max(range(len(doubts)), key=lambda i: (math.isnan(doubts[i]), doubts[i]))
         apart = _below_best(evidence, codec, *pairs[most])
@@ -286,12 +286,12 @@ def _below_best(evidence: Evidence, codec: GenerateCodec, row: Feature, text: Se
         answers = target_logits(evidence.trainer, batch, next(iter(encoded), None)) if batch else []
         for draft, logits in zip(drafts, answers, strict=True):
             known.update((draft[:length], one) for length, one in enumerate(logits))
-        return _allowed_scores(codec, row, torch.stack([known[ids] for ids in begun]), begun)
+        return allowed_scores(codec, row, torch.stack([known[ids] for ids in begun]), begun)
 
     return shortfall(text, scores, codec.generation, codec.end_id) / float(whole.abs().max())
 
 
-def _allowed_scores(codec: GenerateCodec, row: Feature, logits: Tensor, begun: Sequence[Sequence[int]]) -> Tensor:
+def allowed_scores(codec: GenerateCodec, row: Feature, logits: Tensor, begun: Sequence[Sequence[int]]) -> Tensor:
     """Log-probabilities (N, V) of the next token behind N begun texts; minus infinity for what the recipe's search forbids.
 
     Those are tokens that repeat an n-gram, and the end before its least length.
@@ -300,7 +300,10 @@ def _allowed_scores(codec: GenerateCodec, row: Feature, logits: Tensor, begun: S
     begin = row.input_ids if codec.start_id is None else [codec.start_id]
     for one, ids in zip(scores, begun, strict=True):
         counted = len(ids) + (codec.start_id is not None)  # transformers counts an encoder-decoder's start token
-        forbidden = repeating([*begin, *ids], search.no_repeat_ngram_size)
+        tokens, size = [*begin, *ids], search.no_repeat_ngram_size
+        ends = range(size - 1, len(tokens)) if size else ()  # of an n-gram; for size 0 any may stand twice
+        tail = tokens[len(tokens) - size + 1 :]
+        forbidden = [tokens[i] for i in ends if tokens[i - size + 1 : i] == tail]
         one[[*forbidden, *([codec.end_id] if counted < search.min_length else [])]] = -torch.inf
     return scores
 
@@ -364,12 +367,3 @@ def _continued(running: Sequence[Beam], scores: Tensor, count: int, own: tuple[i
     candidates = [Beam(score, (*running[beam].ids, token)) for score, beam, token in pairs]
     parent = next((i for i, beam in enumerate(running) if own and beam.ids == own[:-1]), None)
     return candidates, None if parent is None else Beam(float(totals[parent, own[-1]]), own)
-
-
-def repeating(tokens: Sequence[int], size: int) -> set[int]:
-    """The tokens that would make an n-gram of this size stand twice; none for size 0."""
-    if not size or len(tokens) < size:
-        return set()
-    tail = tuple(tokens[len(tokens) - size + 1 :])
-    starts = range(len(tokens) - size + 1)
-    return {tokens[i + size - 1] for i in starts if tuple(tokens[i : i + size - 1]) == tail}

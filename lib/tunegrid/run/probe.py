@@ -369,7 +369,7 @@ def type_of_digits(numbers: Tensor) -> str:
 @contextmanager
 def undisturbed(trainer: Trainer, *, training: bool = False) -> Iterator[None]:
     """The model in evaluation mode, or in training mode; afterwards modes and random numbers are as they were."""
-    device, models = trainer.meter.device, (trainer.model, trainer.ddp_model)
+    device, models = trainer.meter.device, {trainer.model, trainer.ddp_model}
     modes = {module: module.training for model in models for module in model.modules()}
     for model in models:
         model.train(training)

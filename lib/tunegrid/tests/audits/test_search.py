@@ -1,11 +1,12 @@
 """The search that audits hold scored texts against, by hand: three tokens, of which the last one ends a text."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tunegrid.audits.scores import repeating, shortfall
+from tunegrid.audits.scores import allowed_scores, shortfall
 from tunegrid.grid.recipes import Generation
 
 A, B, END = range(3)
@@ -59,4 +60,7 @@ def test_a_text_that_no_beam_leads_to_is_off_where_it_left_the_beams():
     ],
 )
 def test_tokens_that_would_repeat_an_n_gram(tokens, size, banned):
-    assert repeating(tokens, size) == banned
+    search = Generation(num_beams=1, max_new_tokens=1, no_repeat_ngram_size=size)
+    codec = SimpleNamespace(start_id=None, generation=search, end_id=END)
+    scores = allowed_scores(codec, SimpleNamespace(input_ids=tokens), torch.zeros(1, 5), [()])
+    assert set(scores[0].isinf().nonzero().flatten().tolist()) == banned
