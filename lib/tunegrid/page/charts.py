@@ -5,6 +5,7 @@ Equal runs draw equal files: no chart has a date or a random name. Imported late
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -23,8 +24,11 @@ from matplotlib.lines import Line2D
 from matplotlib.style import context
 from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullLocator
 
+from tunegrid.grid.cells import study_place
 from tunegrid.machine import replacing
 from tunegrid.results.compare import PEAK, SECONDS, TENSORS, TRAINED, Comparison
+from tunegrid.results.report import escaped_html
+from tunegrid.terminal import visible
 
 # By their names in page.css, which has others for the dark; the first four also the colour-blind tell apart (Okabe and Ito).
 COLOURS = {"c0": "#0068a6", "c1": "#c65102", "c2": "#007d5b", "c3": "#a8508a"}
@@ -36,7 +40,7 @@ STYLE: dict[Any, Any] = {
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.linewidth": 0.6},
     **{"axes.edgecolor": GREYS["rule"], "grid.color": GREYS["rule"], "text.color": GREYS["ink"], "lines.linewidth": 1.1},
     **{"axes.labelcolor": GREYS["soft"], "xtick.color": GREYS["soft"], "ytick.color": GREYS["soft"], "lines.markersize": 5},
-    **{"figure.subplot.left": 0.12, "figure.subplot.right": 0.97, "figure.subplot.top": 0.97, "legend.frameon": False},
+    **{"figure.subplot.left": 0.15, "figure.subplot.right": 0.97, "figure.subplot.top": 0.97, "legend.frameon": False},
 }
 
 
@@ -57,9 +61,8 @@ class Chart:
         text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
         for name, colour in (COLOURS | GREYS).items():
             text = text.replace(colour, f"var(--{name})")
-        return re.sub(
-            r"<svg[^>]*(viewBox=\"[^\"]*\")[^>]*>", rf'<svg class="chart" \1 role="img" aria-label="{self.title}">', text
-        )
+        box, parts = re.search('viewBox="[^"]*"', text), text.partition(">")[2]
+        return f'<svg class="chart" {box and box[0]} role="img" aria-label="{escaped_html(self.title)}">{parts}'
 
     def save(self, folder: Path) -> None:
         """Write it as SVG and PDF; raises OSError if that cannot be done."""
@@ -77,7 +80,7 @@ def blank(xlabel: str, ylabel: str, entries: Sequence[Line2D]) -> tuple[Figure, 
     """A figure with an empty chart, and a legend below it."""
     figure = Figure()
     axes = figure.subplots()
-    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set(xlabel=xlabel, ylabel=visible(ylabel))  # a score may have any name
     figure.legend(handles=entries, loc="lower center", ncols=4, fontsize=7, handlelength=1.4, columnspacing=1.0)
     figure.subplots_adjust(bottom=0.15 + 0.05 * math.ceil(len(entries) / 4))
     return figure, axes
@@ -88,10 +91,13 @@ def looks(cells: Sequence[tuple[str, str]]) -> tuple[dict[tuple[str, str], dict[
 
     Of more backbones than there are colours, colour says the method, too.
     """
-    backbones, methods = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
-    several = len(backbones) <= len(COLOURS)
-    colours = dict(zip(backbones if several else methods, cycle(COLOURS.values()), strict=False))
-    shapes = {m: {"marker": MARKERS[i % 8], "linestyle": DASHES[i % 4]} for i, m in enumerate(methods)}
+    ordered = sorted(cells, key=lambda cell: study_place(f"{cell[0]}__{cell[1]}"))
+    backbones, methods = (list(dict.fromkeys(names)) for names in zip(*ordered, strict=True))
+    several, known = len(backbones) <= len(COLOURS), list(COLOURS.values())
+    colours = dict(zip(backbones, known, strict=False)) if several else {m: known[i // 8 % 4] for i, m in enumerate(methods)}
+    shapes: dict[str, dict[str, Any]] = {
+        m: {"marker": MARKERS[i % 8], "linestyle": DASHES[i % 4]} for i, m in enumerate(methods)
+    }
     legend = [Line2D([], [], label=m, color=GREYS["soft"] if several else colours[m], **shapes[m]) for m in methods]
     legend += [Line2D([], [], label=b, color=colours[b], linewidth=4) for b in backbones if several]
     return {(b, m): shapes[m] | {"color": colours[b if several else m]} for b, m in cells}, legend
@@ -112,17 +118,18 @@ def against(task: str, cost: str, known: Sequence[tuple[Comparison, str, float]]
     styles, legend = looks([(one.backbone, method) for one, method, _ in known])
     score = known[0][0].entries[known[0][1]].first.main_score
     figure, axes = blank(cost, f"{task}: {score}", legend)
-    for one, method, figure_of_cost in known:
+    fronts: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for one, method, price in known:
         look, mean = styles[one.backbone, method] | {"linestyle": ""}, one.entries[method].score
-        on_front = cost in one.costs and method in one.front(cost)
-        axes.vlines([figure_of_cost], *(one.interval(method) or (mean, mean)), color=look["color"], linewidth=0.9)
-        axes.plot([figure_of_cost], [mean], **look, markerfacecolor=look["color"] if on_front else GREYS["ground"], zorder=3)
-    for one in dict.fromkeys(one.backbone for one, _, _ in known):
-        ends = sorted(
-            (c, o.entries[m].score) for o, m, c in known if o.backbone == one and cost in o.costs and m in o.front(cost)
-        )
-        axes.step([c for c, _ in ends], [s for _, s in ends], where="post", color=GREYS["soft"], linewidth=0.7, linestyle=":")
-    logarithmic(axes, [figure_of_cost for _, _, figure_of_cost in known])
+        fill = GREYS["ground"]
+        if cost in one.costs and method in one.front(cost):
+            fill = look["color"]
+            fronts[one.backbone].append((price, mean))
+        axes.vlines([price], *(one.interval(method) or (mean, mean)), color=look["color"], linewidth=0.9)
+        axes.plot([price], [mean], **look, markerfacecolor=fill, zorder=3)
+    for stairs in fronts.values():
+        axes.step(*zip(*sorted(stairs), strict=True), where="post", color=GREYS["soft"], linewidth=0.7, linestyle=":")
+    logarithmic(axes, [price for _, _, price in known])
     return Chart(f"{task}-{cost.replace(' ', '-')}", f"{task}: {score} against {cost}; the figures are in the tables", figure)
 
 
@@ -139,14 +146,15 @@ def logarithmic(axes: Axes, figures: Sequence[float]) -> None:
 
 def losses(name: str, new: Mapping[str, Sequence[float | None]], old: Mapping[str, Sequence[float | None]]) -> Chart:
     """Losses by update of the methods of one backbone and task, those of an older run grey behind them."""
-    styles = dict(zip(new, product(DASHES, COLOURS.values()), strict=False))
-    grey = {"color": GREYS["soft"], "linewidth": 0.7}
-    legend = [Line2D([], [], linestyle=dashes, color=colour, label=method) for method, (dashes, colour) in styles.items()]
+    styles = dict(zip(new, cycle(product(DASHES, COLOURS.values())), strict=False))
+    grey: dict[str, Any] = {"color": GREYS["soft"], "linewidth": 0.7}
+    lines: dict[str, dict[str, Any]] = {m: {"linestyle": dashes, "color": colour} for m, (dashes, colour) in styles.items()}
+    legend = [Line2D([], [], label=method, **line) for method, line in lines.items()]
     legend += [Line2D([], [], label="before", **grey)] if any(old.values()) else []
     figure, axes = blank("update", f"{name}: loss", legend)
-    for method, (dashes, colour) in styles.items():
+    for method, line in lines.items():
         axes.plot(*thinned(old.get(method, ())), **grey)
-        axes.plot(*thinned(new[method]), linestyle=dashes, color=colour)
+        axes.plot(*thinned(new[method]), **line)
     return Chart(f"{name.replace(' ', '-')}-losses", f"{name}: loss by update", figure)
 
 
@@ -158,14 +166,17 @@ def thinned(values: Sequence[float | None]) -> tuple[list[float], list[float]]:
     return [stretch * index + (stretch + 1) / 2 for index in means.index], list(means)
 
 
-def history(task: str, cells: Mapping[tuple[str, str], Sequence[float | None]], times: Sequence[datetime] | None) -> Chart:
+def history(
+    task: str, score: str, cells: Mapping[tuple[str, str], Sequence[float | None]], times: Sequence[datetime] | None
+) -> Chart:
     """Main scores of a task's cells over runs: by time, or else one after the other."""
     known, legend = looks(list(cells))
-    figure, axes = blank("saved" if times else "run", task, legend)
+    figure, axes = blank("saved" if times else "run", f"{task}: {score}", legend)
     for cell, scores in cells.items():
-        axes.plot(times or range(1, len(scores) + 1), [math.nan if s is None else s for s in scores], **known[cell])
-    locator = AutoDateLocator(maxticks=4) if times else MaxNLocator(6, integer=True)
+        axes.plot([*(times or range(1, len(scores) + 1))], [math.nan if s is None else s for s in scores], **known[cell])
+    dates: Any = AutoDateLocator  # matplotlib has no types for it
+    locator = dates(maxticks=4) if times else MaxNLocator(6, integer=True)
     axes.xaxis.set_major_locator(locator)
-    if isinstance(locator, AutoDateLocator):
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    if times:
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
     return Chart(f"{task}-history", f"{task}: main scores over runs; the figures are in the table", figure)

@@ -3,10 +3,12 @@
 import re
 import subprocess
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from shutil import which
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -17,6 +19,10 @@ from tunegrid.page.view import Page
 from tunegrid.results.report import as_html, escaped_html, html_with_code, shown
 from tunegrid.terminal import without_places
 
+if TYPE_CHECKING:
+    from tunegrid.page.charts import Chart
+
+T = TypeVar("T")
 FOLDER = Path(__file__).parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 MARKS = {
@@ -56,7 +62,7 @@ def html(page: Page) -> str:
     """The whole page; the name of a cell of its own in a table leads to it. Raises InputError for what cannot be drawn."""
     tables = [page.changes, page.methods, page.figures, page.costs, page.history]
     names = dict(zip(("changes", "methods", "figures", "costs", "history"), tables, strict=True))
-    drawn = {name: [Markup(chart) for chart in own] for name, own in drawings(page).items()}
+    drawn = {name: [Markup(chart) for chart in own] for name, own in drawings(page, lambda chart: chart.svg()).items()}
     text = (
         environment()
         .get_template("page.html.j2")
@@ -66,19 +72,14 @@ def html(page: Page) -> str:
     return "\n".join(line for line in map(str.strip, linked.splitlines()) if line) + "\n"
 
 
-def drawings(page: Page, folder: Path | None = None) -> dict[str, list[str]]:
-    """The page's charts as SVG, by section; with `folder` they are also written there, as SVG and PDF.
-
-    Raises InputError for a figure that cannot be drawn, and OSError if a file cannot be written.
-    """
+def drawings(page: Page, draw: "Callable[[Chart], T]") -> dict[str, list[T]]:
+    """What `draw` makes of each chart, by section; raises InputError for a figure that cannot be drawn."""
     from tunegrid.page.charts import style
 
     with style(), warnings.catch_warnings(action="ignore"):  # of figures that no axis can hold
         try:
-            for chart in (chart for own in page.charts.values() for chart in own if folder):
-                chart.save(folder or Path())
-            return {name: [chart.svg() for chart in own] for name, own in page.charts.items()}
-        except (OverflowError, ValueError, ArithmeticError) as error:
+            return {name: list(map(draw, charts)) for name, charts in page.charts.items()}
+        except (ArithmeticError, ValueError) as error:
             raise InputError(f"{page.run.name} holds a figure that is too large to draw ({first_line(error)})") from None
 
 
@@ -97,7 +98,7 @@ def write_charts(page: Page, folder: Path) -> int:
     """Write the charts as SVG and PDF; return how many. Raises InputError if the folder cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return sum(map(len, drawings(page, folder).values()))
+        return sum(map(len, drawings(page, lambda chart: chart.save(folder)).values()))
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror or error}); give another folder for charts") from None
 

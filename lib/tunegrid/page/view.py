@@ -290,8 +290,9 @@ class Page:
         """What the run's cells ran in, with what differs in the run that judges."""
         baseline = self.older[0] if self.older else None
         devices = [record.device for record in self.run.records if record.device]
+        threads = [f", {count(device.threads, 'thread')}" if device.threads else "" for device in devices]
         words = dict.fromkeys(
-            ", ".join(filter(None, [d.name, d.threads and count(d.threads, "thread"), d.instructions])) for d in devices
+            f"{d.name}{own}, {d.instructions or ''}".rstrip(", ") for d, own in zip(devices, threads, strict=True)
         )
         now, before = (versions_of(run.records if run else ()) for run in (self.run, baseline))
         differs = {name: f" ({old} before)" for name, old in before.items() if now.get(name, old) != old}
@@ -344,56 +345,22 @@ class Page:
     @property
     def costs(self) -> list[Section]:
         """Bytes, peaks, rates and energy of all cells; what was measured of none is left out."""
-        memory, speed, energy = [], [], []
-        for cell in self.cells:
-            name, records, first = {"cell": cell.id}, cell.records, cell.first
-            ledger = vars(first.memory.ledger) if first.memory else {}
-            sizes = {key.replace("_bytes", " MiB"): size / MIB for key, size in ledger.items() if size is not None}
-            phases = first.memory.phases.items() if first.memory else ()
-            peaks = {
-                f"{key} GiB": phase.rss_peak_gib if phase.reserved_peak_gib is None else phase.reserved_peak_gib
-                for key, phase in phases
-            }
-            memory.append(name | sizes | peaks)
-            alone = [record for record in records if not (record.device and record.device.contended)]
-            before = mean(r.throughput.train_samples_per_second for r in cell.old if r.throughput)
-            rates = {column: mean(getattr(r.throughput, key) for r in alone if r.throughput) for key, column in RATES.items()}
-            seconds = mean(r.training.seconds for r in alone if r.training)
-            mfu = mean(r.flops.mfu_percent for r in alone if r.flops)
-            losses, updates = [loss for loss in cell.losses() if loss is not None], len(cell.losses())
-            ends = {
-                "updates": updates or None,
-                "first loss": next(iter(losses), None),
-                "last loss": next(iter(losses[::-1]), None),
-            }
-            speed.append(name | ends | {"train s": seconds, "MFU %": mfu} | rates | {"rows/s before": before})
-            joules = {
-                f"{device.upper()} J": [r.memory and r.memory.joules(f"{device}_energy_joules") for r in records]
-                for device in ("gpu", "cpu")
-            }
-            energy.append(name | {column: None if None in each else mean(each) for column, each in joules.items()})
-        shared = any(r.memory and r.own_peak_gib is None and r.peak_gib is not None for r in self.run.records)
-        contended = any(r.device and r.device.contended for r in self.run.records)
-        counters = list(dict.fromkeys(r.device.energy for r in self.run.records if r.device and r.device.energy))
-        said = (
-            ["Peaks hold what earlier cells of the same process left."] if shared else [],
-            ["No seconds and rates of a machine that others used."] if contended else [],
-            [f"Idle power included ({'; '.join(counters)})."],
+        records = self.run.records
+        shared = any(r.memory and r.own_peak_gib is None and r.peak_gib is not None for r in records)
+        contended = any(r.device and r.device.contended for r in records)
+        counters = dict.fromkeys(r.device.energy for r in records if r.device and r.device.energy)
+        parts = (
+            ("Bytes and peaks of memory", memory_of, "Peaks hold what earlier cells of the same process left." * shared),
+            ("Speed and losses", speed_of, "No seconds and rates of a machine that others used." * contended),
+            ("Energy", energy_of, f"Idle power included ({'; '.join(map(str, counters))})."),
         )
-        frames = zip(
-            ("Bytes and peaks of memory", "Speed and losses", "Energy"), map(filled, (memory, speed, energy)), said, strict=True
-        )
-        digits = {"updates": ".0f", "tokens/s": ".0f", "first loss": ".4f", "last loss": ".4f"}
-        return [
-            Section(
-                heading=heading,
-                frame=frame,
-                formats={name: digits.get(name, ".2f") for name in frame.columns[1:]},
-                sentences=own,
-            )
-            for heading, frame, own in frames
-            if len(frame.columns) > 1
-        ]
+        digits = {"updates": ".0f", "tokens/s": ".0f", "first loss": ".4f", "last loss": ".4f", "step s": ".4f"}
+        tables = []
+        for heading, row_of, said in parts:
+            frame = filled([{"cell": cell.id} | row_of(cell) for cell in self.cells])
+            forms = {name: digits.get(name, ".2f") for name in frame.columns[1:]}
+            tables += [Section(heading=heading, frame=frame, formats=forms, sentences=[said] if said else [])] if forms else []
+        return tables
 
     @cached_property
     def runs(self) -> list[PageRun]:
@@ -434,7 +401,7 @@ class Page:
         steps = []
         for grid in self.grids if self.older else ():
             own = {(c.first.backbone, c.first.method): self.scores(c) for _, row in grid.rows for c in row if c}
-            steps.append(charts.history(f"{grid.task}: {grid.scores[0]}", own, dated))
+            steps.append(charts.history(grid.task, grid.scores[0], own, dated))
         return {"methods": list(charts.quality(self.comparisons)), "losses": curves, "history": steps}
 
     def tables_of(self, cell: CellView) -> list[Section]:
@@ -482,8 +449,11 @@ class Page:
         baseline = self.older[0].path if self.older else None
         sample = sampled(cell.first, self.run.path, next(iter(cell.old), None), baseline, limit)
         rows = [
-            {"row": row.number, "change": row.change if sample.paired else None, "input": row.input, "reference": row.reference}
-            | {"before": row.old, "prediction": row.new, "points before": row.old_points, sample.metric: row.points}
+            {
+                **{"row": row.number, "change": row.change if sample.paired else None, "input": row.input},
+                **{"reference": row.reference, "before": row.old, "prediction": row.new},
+                **{"points before": row.old_points, sample.metric: row.points},
+            }
             for row in sample.rows
         ]
         said = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in sample.missing]
@@ -504,6 +474,39 @@ RATES = {
     "eval_samples_per_second": "scored rows/s",
     "generated_tokens_per_second": "generated tokens/s",
 }
+Row = dict[str, Any]  # of a table
+
+
+def memory_of(cell: CellView) -> Row:
+    """MiB of tensors, and the peak of each phase."""
+    memory = cell.first.memory
+    if memory is None:
+        return {}
+    sizes = {name.replace("_bytes", " MiB"): size / MIB for name, size in vars(memory.ledger).items() if size is not None}
+    phases = memory.phases.items()
+    return sizes | {
+        f"{k} GiB": one.rss_peak_gib if one.reserved_peak_gib is None else one.reserved_peak_gib for k, one in phases
+    }
+
+
+def speed_of(cell: CellView) -> Row:
+    """Losses, seconds and rates; these of seeds that had the machine for themselves."""
+    losses = [loss for loss in cell.losses() if loss is not None]
+    row: Row = {"updates": len(losses) or None, "first loss": losses[0], "last loss": losses[-1]} if losses else {}
+    alone = [record for record in cell.records if not (record.device and record.device.contended)]
+    row["train s"] = mean(record.training.seconds for record in alone if record.training)
+    row["MFU %"] = mean(record.flops.mfu_percent for record in alone if record.flops)
+    row |= {column: mean(getattr(r.throughput, name) for r in alone if r.throughput) for name, column in RATES.items()}
+    return row | {"rows/s before": mean(r.throughput.train_samples_per_second for r in cell.old if r.throughput)}
+
+
+def energy_of(cell: CellView) -> Row:
+    """Joules by counter; none if a seed was not measured."""
+    row: Row = {}
+    for device in ("gpu", "cpu"):
+        joules = [record.memory.joules(f"{device}_energy_joules") if record.memory else None for record in cell.records]
+        row[f"{device.upper()} J"] = None if None in joules else mean(joules)
+    return row
 
 
 def filled(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
