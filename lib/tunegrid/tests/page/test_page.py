@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("store")
 
 
 def text_of(page):
-    return re.sub(r"<[^>]*>", " ", re.sub(r"<(style|script)>.*?</\1>", "", render.html(page), flags=re.S))
+    return re.sub(r"<[^>]*>", " ", re.sub(r"<(style|script|svg)[ >].*?</\1>", "", render.html(page), flags=re.S))
 
 
 # The answer
