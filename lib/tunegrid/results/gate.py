@@ -60,7 +60,7 @@ class Run:
 
         Raises InputError where they are of two profiles.
         """
-        finished = [record for record in records if record.finished or record.status == "begun"]
+        finished = [record for record in records if record.finished or record.first_updates]
         profiles = sorted({record.profile for record in finished})
         if len(profiles) > 1:
             raise InputError(f"{path or 'the run'} holds cells of {' and '.join(profiles)}: judge one profile at a time")
