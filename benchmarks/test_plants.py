@@ -29,8 +29,8 @@ from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.modules import Moved, modules_of
 from tunegrid.results.numerics import FINE, Pair, changes, load_tolerances, tolerance_of
-from tunegrid.results.outcomes import FAILED_BY, failing
 from tunegrid.results.status import cross_cell_audits
+from tunegrid.results.verdict import FAILED_BY, failing
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import before_training
 from tunegrid.tests.small import silent, trainer_for

@@ -30,8 +30,8 @@ from tunegrid.results.files import (
     save,
 )
 from tunegrid.results.journal import as_run, latest
-from tunegrid.results.run_table import summary
 from tunegrid.results.status import compared_together, contradicts
+from tunegrid.results.summary import cell_lines
 from tunegrid.terminal import say
 
 RowKey = tuple[str, int | None]  # a row's name without its seed, and the seed
@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
         save(first | {"benchmarks": rows_by_name(rows, records)}, options.output, records.values(), options.runs)
     except (InputError, OSError) as error:
         refuse(parser, error)
-    for line, _ in summary(records.values()):
+    for line, _ in cell_lines(records.values()):
         say(line)
     if options.journal == "":
         say(f"took the journal {journal}")

@@ -6,11 +6,13 @@ Of a run that is shorter than an audit needs, the record says that it does not c
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from tunegrid.grid.cells import Cell
 from tunegrid.record import AuditFinding, Record, Status
 from tunegrid.record.checks import below_bounds, failures
 from tunegrid.results.alike import triples
+from tunegrid.results.report import count, joined, out_of, some
 from tunegrid.results.thresholds import Bounds
 
 # After so many updates all that trains has moved. LoRA's A moves one update after B; a warm-up may start at a rate of 0; and
@@ -119,6 +121,69 @@ def located(record: Record, sentence: str) -> str:
 def status_of(seeds: Sequence[Record]) -> Status:
     """A cell's status: passed if it passed with every seed, else the first other one."""
     return next((record.status for record in seeds if record.status != "passed"), "passed")
+
+
+# Why cells failed by themselves
+
+# What a status means for a run; of audits their names tell. Bounds come first here, and audits before all others.
+ENDS = {
+    **{"missed": "missed a bound", "error": "broke off", "killed": "lost its process", "stopped": "stopped early"},
+    **{"not run": "did not run", "unfinished": "did not finish"},
+}
+
+
+class Failure(NamedTuple):
+    """Records that went wrong alike: by the same audits, and by how they ended."""
+
+    audits: tuple[str, ...]
+    ended: str
+    records: Sequence[Record]
+
+    @property
+    def cells(self) -> list[str]:
+        """Each once."""
+        return list(dict.fromkeys(record.cell for record in self.records))
+
+    @property
+    def name(self) -> str:
+        """As "failed audits base_frozen and dropout_drops and missed a bound"."""
+        failed = f"failed audit{'s' if self.audits[1:] else ''} {joined(self.audits)}" if self.audits else ""
+        return " and ".join(filter(None, [failed, self.ended]))
+
+    @property
+    def title(self) -> str:
+        """How many cells, and by what."""
+        return f"{count(len(self.cells), 'cell')} {self.name}"
+
+    def headline(self, total: int) -> str:
+        """What the first of its cells says, and how many of all say so: an audit's own sentence before the audit's name."""
+        said, number = list(map(short, self.records)), out_of(len(self.cells), total, "cell")
+        if self.audits:
+            return f"{said[0]} ({number}, {some(self.cells) if len(set(said)) == 1 else f'as {self.cells[0]}'}; {self.name})"
+        others = f"; likewise {some(self.cells[1:])}" if self.cells[1:] else ""
+        return f"{number} {self.name} ({self.cells[0]}: {said[0]}{others})"
+
+
+def short(record: Record) -> str:
+    """The first that a record says of what went wrong, without the cell and the audit's name, which stand beside it."""
+    said = record.missed[0].removesuffix(located(record, "")) if record.missed else record.status
+    return said.partition(": ")[2] if said.startswith("audit ") else said
+
+
+def failures_of(records: Iterable[Record]) -> list[Failure]:
+    """What went wrong, each record once: audits first, then in the order of `ENDS`; what most cells failed by before others."""
+    groups: dict[tuple[tuple[str, ...], str], list[Record]] = {}
+    for record in records:
+        if record.status in ("passed", "reported") or (record.status == "begun" and not record.missed):
+            continue
+        audits = tuple(one.name for one in record.audits if any(f"audit {one.name}: " in said for said in record.missed))
+        ended = ENDS.get(record.status, "")
+        if record.finished or record.first_updates:
+            ended = ended if below_bounds(record.scores, record.bounds) else "" if audits else "had wrong figures"
+        groups.setdefault((audits, ended if record.finished or not audits else ""), []).append(record)
+    order = list(ENDS.values())
+    failures = [Failure(*causes, alike) for causes, alike in groups.items()]
+    return sorted(failures, key=lambda one: (not one.audits, one.ended in order and order.index(one.ended), -len(one.cells)))
 
 
 # All cells of a run together
