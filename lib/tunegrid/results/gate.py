@@ -1,7 +1,7 @@
 """Judges a run by a baseline: one verdict per cell and quantity.
 
-*worse*: a significant drop of at least the margin. *better*: a significant gain of at least the margin. *same*: the interval is
-above the margin's drop. *cannot tell*: more seeds or test rows are needed for any of these. *too good*: better than healthy runs.
+*worse*, *better*: a significant drop, or gain, of at least the margin. *same*: the interval is above the margin's drop. *cannot
+tell*: more seeds or test rows are needed for any of these. *too good*: better than healthy runs are.
 
 Losses are judged by `tunegrid.results.numerics`, scores by `tunegrid.results.quality`, what instruments measured by
 `tunegrid.results.figures`, memory and speed here: the ledger of tensors is exact; peaks and the median step have relative
@@ -27,7 +27,6 @@ from tunegrid.results.statistics import ALPHA, slower
 from tunegrid.results.thresholds import (
     SPEED_DEVIATIONS,
     THRESHOLDS,
-    Evidence,
     load_evidence,
     load_margins,
     load_tolerances,
@@ -47,14 +46,14 @@ class Run:
     def of(cls, records: Iterable[Record], path: Path | None = None) -> "Run":
         """The records that finished or made their first updates; raises InputError if they are of two profiles."""
         by_cell: dict[str, dict[int | None, Record]] = defaultdict(dict)
+        profiles = set()
         for record in records:
             if record.finished or record.status == "begun":
                 by_cell[record.cell][record.seeds.seed] = record
-        run = cls(records=dict(by_cell), path=path)
-        profiles = sorted({record.profile for record in run.in_a_row})
+                profiles.add(record.profile)
         if len(profiles) > 1:
-            raise InputError(f"{path or 'the run'} holds cells of {' and '.join(profiles)}: judge one profile at a time")
-        return run
+            raise InputError(f"{path or 'the run'} holds cells of {' and '.join(sorted(profiles))}: judge one profile at a time")
+        return cls(records=dict(by_cell), path=path)
 
     @property
     def profile(self) -> str:
@@ -186,12 +185,11 @@ def _speed(baseline: Sequence[Record], before: Record, after: Record, margin: fl
     return judgement_of(before, "step_seconds", verdict, effect=share, p=p, detail=f"margin {100 * margin:.3g}%")
 
 
-# Leaked rows and a lost mask raise a score. It may be a real gain as well, so it is shown, and fails a run only if that was asked
-# for. MLPerf refuses submissions that converge faster than its reference for this reason.
-
-
 def _too_good(rows: Rows, evidence: Mapping[str, Mapping[str, float]]) -> Judgement | None:
-    """A finding if the main score is as far above the mean of healthy runs as their bound is below it."""
+    """A finding if the main score is as far above the mean of healthy runs as their bound is below it.
+
+    Leaked rows and a lost mask raise a score, a real gain does as well: it is shown, and fails a run only if that was asked for.
+    """
     records = list(rows.new.values())
     name = records[0].main_score
     known = evidence.get(name)

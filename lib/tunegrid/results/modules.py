@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -39,7 +39,8 @@ NO_NUMBER = "to or from no finite number"
 # A call a row, in the order in which they ended, numbered through all phases. `call`: the how-manieth of this module. `depth`:
 # how many modules were at work around it. `source`, `maker`: the numbers of the calls that made its input, and its output (its
 # own or one inside); -1: none did.
-Modules = pd.DataFrame
+Modules: TypeAlias = pd.DataFrame
+Names = tuple[tuple[str, str, str], ...]  # of modules: each with its class and library
 Runs = tuple[Path | None, Path | None]  # the files of two records; figures lie beside them, or in this machine's store
 
 
@@ -77,11 +78,9 @@ def share(before: Any, after: Any, least: float = 0.0) -> Any:
 
 @dataclass(frozen=True)
 class Moved:
-    """How far the figures of the calls of one phase moved.
+    """The calls of one phase of a newer record; and a row a call, a column a figure, how far it moved, as a share of its norm.
 
-    Attributes:
-        calls: of the newer record.
-        shares: a row a call, a column a figure: how far it moved, as a share of its norm; NaN if the older record has no such call.
+    It is NaN for a call that the older record does not have.
     """
 
     calls: Modules
@@ -95,14 +94,14 @@ class Moved:
         same = same.reindex(pd.MultiIndex.from_frame(calls[["module", "call"]]))
         shares = pd.DataFrame(index=calls.index)
         for figure in FIGURES:
-            numbers, known = _figure(calls, figure), _figure(same, figure)
+            known, numbers = _figure(same, figure), _figure(calls, figure)
             norms = np.concatenate([_figure(before, figure)[:, 0], numbers[:, 0]])
-            is_gradient = figure in ("gradient", "weight_gradients")
-            least = SMALL_NORM * np.fmax.reduce(norms, initial=0.0) if is_gradient else 0.0
+            least = SMALL_NORM * np.fmax.reduce(norms, initial=0.0) if figure in ("gradient", "weight_gradients") else 0.0
             shares[figure] = share(known, numbers, least)
             if figure == "weight_gradients":  # another module may hold these weights now
-                shares[figure] = shares[figure].where(~np.isnan(known).any(1) & ~np.isnan(numbers).any(1), 0.0)
-        return cls(calls, shares[same.depth.notna().to_numpy()].reindex(calls.index))
+                shares.loc[np.isnan(known).any(1) | np.isnan(numbers).any(1), figure] = 0.0
+        shares.loc[same.depth.isna().to_numpy()] = np.nan
+        return cls(calls, shares)
 
     def furthest(self, *figures: str) -> float:
         """How far any of these figures moved at most."""
@@ -154,45 +153,36 @@ class Moved:
         return [call for call in found if not self._inside(call) & set(found)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class FirstModules:
-    """The modules in which a change begins: each with its name, class and library; and a sentence's part on them."""
-
-    names: tuple[tuple[str, str, str], ...]
-    words: str
-
-
 def first_modules(
     old: Modules, new: Modules, phase: str, tolerance: Mapping[str, float], *, backward: bool = False
-) -> FirstModules | None:
-    """The modules that changed first in a phase of the probe, in its gradients if `backward`; None if none can be named."""
+) -> tuple[str, Names]:
+    """The modules that changed first in a phase of the probe, in its gradients if `backward`: a sentence's part, and their names.
+
+    Both are empty if none can be named.
+    """
     moved, bound = Moved.between(old, new, phase), tolerance["module_outputs"]
-    if found := moved.forward(bound):
-        one = "the output of {} changes first, {}; its input is equal"
-        several = "the outputs of {} change first, {}; their inputs are equal"
-        return _named(moved.calls.loc[found], moved.shares.output[found], one, several)
+    if calls := moved.forward(bound):
+        words = ("the output of {} changes first, {}; its input is equal",)
+        words += ("the outputs of {} change first, {}; their inputs are equal",)
+        return _named(moved.calls.loc[calls], moved.shares.output[calls], *words)
     if len(outermost := moved.calls[(moved.calls.depth == 0) & (moved.shares.input > bound)]):
-        return _named(outermost[:1], moved.shares.input, "the input of {} is another already", "")
-    found, far = moved.backward(tolerance["module_gradients"]) if backward else ([], 0.0)
-    words = "the gradient changes inside {} (last layer first), {}"
-    return _named(moved.calls.loc[found], pd.Series(far, index=found), words, words) if found else None
+        return _named(outermost[:1], moved.shares.input, "the input of {} is another already")
+    calls, far = moved.backward(tolerance["module_gradients"]) if backward else ([], 0.0)
+    words = ("the gradient changes inside {} (last layer first), {}",)
+    return _named(moved.calls.loc[calls], pd.Series(far, index=calls), *words) if calls else ("", ())
 
 
-def _named(calls: Modules, shares: "pd.Series[float]", one: str, several: str) -> FirstModules:
+def _named(calls: Modules, shares: Any, one: str, several: str = "") -> tuple[str, Names]:
     """Names the first call, and the first one beside it: what is around it, or calls it again, follows from it."""
     first = calls.module.iloc[0]
     beside = calls[[bool(name) and not f"{first}.".startswith(f"{name}.") for name in calls.module]]
     named = pd.concat([calls[:1], beside[:1]])
     names = tuple(zip(named.module, named.kind, named.library, strict=True))
     in_words = " and ".join(f"{name or 'the model'} ({kind}, {library})" for name, kind, library in names)
-    far = shares[named.index]
-    by = f"by {' and '.join(dict.fromkeys(map(percent, far)))} of {'their' if len(names) > 1 else 'its'} norm"
-    others = beside.module.nunique() - 1
-    more = f"; {count(others, 'more module')} beside" if others > 0 else ""
-    return FirstModules(
-        names=names,
-        words=(several if len(names) > 1 else one).format(in_words, by if np.isfinite(far).all() else NO_NUMBER) + more,
-    )
+    far, others = shares[named.index], beside.module.nunique() - 1
+    by = f"by {' and '.join(dict.fromkeys(map(percent, far)))} of {'its' if len(names) == 1 else 'their'} norm"
+    words = (several if several and len(names) > 1 else one).format(in_words, by if np.isfinite(far).all() else NO_NUMBER)
+    return words + (f"; {count(others, 'more module')} beside" if others > 0 else ""), names
 
 
 def percent(share: float) -> str:
@@ -203,7 +193,5 @@ def percent(share: float) -> str:
 def furthest(old: Modules, new: Modules) -> dict[str, float]:
     """How far outputs and gradients of modules moved at most, in any phase of the probe."""
     phases = [Moved.between(old, new, phase) for phase in new.phase.unique()]
-    return {
-        "module_outputs": max((moved.furthest("input", "output") for moved in phases), default=0.0),
-        "module_gradients": max((moved.furthest("gradient", "weight_gradients") for moved in phases), default=0.0),
-    }
+    figures = {"module_outputs": ("input", "output"), "module_gradients": ("gradient", "weight_gradients")}
+    return {name: max((moved.furthest(*own) for moved in phases), default=0.0) for name, own in figures.items()}

@@ -3,20 +3,18 @@
 Two trainings on the same rows, in the same order and from the same seed have the same figures, but for rounding. The first
 updates show a change before any score does, and need no statistics: later updates amplify rounding, the first ten hardly.
 What comes later shows in the curve of losses, smoothed: it may lie as far apart as those of trainings whose starts differ in
-their last digits.
-`changes` goes through a run in the order of its flow, and the first stage that changed is named. The tolerances are measured
-(`benchmarks/thresholds/numerics.toml`).
-If both records have figures of modules, the stages of the probe name the module that changed, too
-(`tunegrid.results.modules`). These figures name, and never decide: they hold what the model computes of padding, which may
-change without harm.
+their last digits. The tolerances are measured (`benchmarks/thresholds/numerics.toml`).
+Figures of modules (`tunegrid.results.modules`) name the module that changed, and never decide: they hold what the model
+computes of padding, which may change without harm.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from tunegrid.errors import InputError
 from tunegrid.record import Record
@@ -26,20 +24,17 @@ from tunegrid.results import modules
 from tunegrid.results.alike import unlike_libraries
 from tunegrid.results.examples import read
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, judgement_of
-from tunegrid.results.modules import FirstModules, Modules, Runs
-from tunegrid.results.report import count
+from tunegrid.results.modules import Modules, Names, Runs
 from tunegrid.results.thresholds import BERTSCORE_ROUNDING, FIXED_ANSWERS, SMALL_NORM, Tolerances, tolerance_of
 
-STAGES = (  # in the order of the flow
-    *("text", "rows", "loading", "start", "forward", "backward without dropout", "random numbers", "forward with dropout"),
-    *("backward", "optimizer", "backward or optimizer", "generation", "prediction", "scoring", "evaluation"),
-)
 UPDATES = 10
 MOVED = 3  # updates after which `moved` is taken
 WINDOW = 5  # updates: the losses of so many make a point of the curve; rounding moves single ones by more
 OF_PROBE = ("probe_loss", "probe_gradients", "probe_reached", "decoded", "generated")
+OPTIONAL = ("computed", "probe_reached", "reached", "decoded", "generated", "predicted")  # None: not looked at
 BY_GROUP = ("weights", "probe_gradients", "gradients", "moved")
-FINE = "fp32"  # the arithmetic in which a search for text does not depend on rounding
+FINE, EXACT = "fp32", ("generated", "predicted")  # the arithmetic in which these do not depend on rounding
+BACKWARD = "backward without dropout"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,51 +54,24 @@ class Pair:
     modules: Callable[[], tuple[Modules, Modules] | None] = lambda: None
 
     def figures(self, name: str) -> tuple[Any, Any]:
-        """A figure of both first steps; twice None unless both have it, and of the same probe if it is the probe's."""
+        """A figure of both; twice None unless both have it, of the same probe if it is one's."""
+        if name == "order":
+            return self.old.order, self.new.order
+        if name == "first loss":
+            return self.old.losses[0], self.new.losses[0]
+        if name == "later":
+            both = zip(self.old.losses[:UPDATES], self.new.losses[:UPDATES], strict=False)
+            later = [(update, *losses) for update, losses in enumerate(both, 1) if update > 1]
+            return {update: loss for update, loss, _ in later}, {update: loss for update, _, loss in later}
         old, new = self.old.first_step, self.new.first_step
         if not old or not new or (name in OF_PROBE and old.probe != new.probe):
             return None, None
-        return getattr(old, name), getattr(new, name)
-
-    def differs(self, name: str) -> bool:
-        """Whether a figure that both have is another."""
-        before, after = self.figures(name)
-        return None not in (before, after) and before != after
-
-    def other_groups(self, name: str) -> list[tuple[str, Any, Any]]:
-        """The groups of which a figure that both have is another: each with what it was, and is."""
-        before, after = self.figures(name)
-        if before is None or after is None:
-            return []
-        return [
-            (group, before.get(group), after.get(group)) for group in before | after if before.get(group) != after.get(group)
-        ]
-
-    def furthest(self, name: str) -> tuple[float, str]:
-        """How far the norms of groups lie apart at most, as a share, and which group by which factor.
-
-        A group far smaller than the largest is held to the largest: what is zero but for rounding has no digits to compare.
-        """
-        norms = [norm for one in self.figures(name) for norm in (one or {}).values() if norm is not None]
-        least = SMALL_NORM * max(norms, default=0.0)
-        gaps = [(_gap(before, after, least), group, before, after) for group, before, after in self.other_groups(name)]
-        gap, group, before, after = max(gaps, key=lambda one: one[0], default=(0.0, "", None, None))
-        factor = f"x {after / before:.4g}" if before and after is not None else f"{_shown(after)}, before {_shown(before)}"
-        return gap, f"{group} {factor}"
-
-    def apart(self) -> dict[str, float]:
-        """How far each figure with a tolerance lies apart: losses in nats, norms of groups as shares."""
-        gaps, (before, after) = self.loss_gaps, self.figures("probe_loss")
-        apart = {"first": max([*gaps[:1], abs((before or 0.0) - (after or 0.0))]), "later": max(gaps[1:], default=0.0)}
-        apart |= {name: self.furthest(name)[0] for name in BY_GROUP} | {"curve": self.curve}
-        before, after = self.figures("decoded")
-        apart |= {} if before is None or after is None else {"decoded": abs(before - after)}
-        both = self.modules() if self.same_probe else None
-        return apart | (modules.furthest(*both) if both else {})
+        before, after = getattr(old, name), getattr(new, name)
+        return (None, None) if name in OPTIONAL and None in (before, after) else (before, after)
 
     @property
     def same_probe(self) -> bool:
-        """Whether both probed the same rows before training: figures of the probe are compared only then."""
+        """Whether both probed the same rows before training."""
         return self.figures("probe_gradients") != (None, None)
 
     @property
@@ -115,150 +83,131 @@ class Pair:
     @property
     def curve(self) -> float:
         """How far the smoothed curves of losses lie apart at most, as a share of the old mean loss."""
-        before, after = (_smoothed(training.losses) for training in (self.old, self.new))
+        before, after = (np.array(one.losses, float) for one in (self.old, self.new))
         if len(before) != len(after):
             return math.inf
-        gap = max((abs(a - b) for a, b in zip(before, after, strict=True)), default=0.0)
-        level = fmean(loss or 0.0 for loss in self.old.losses or [0.0])
-        return gap / level if level else (math.inf if gap else 0.0)
+        window, level = min(WINDOW, len(before)), before.mean() if len(before) else 0.0
+        gap = np.abs(np.convolve(before - after, np.full(window, 1 / window), "valid")).max() if window else 0.0
+        return float(gap / level) if level else (math.inf if gap else 0.0)
 
-    @property
-    def curves_part(self) -> bool:
-        """Whether the curves lie farther apart than rounding drives them."""
-        return self.curve > self.tolerance["curve"]
-
-    @property
-    def begins_alike(self) -> bool:
-        """Whether nothing was rounded otherwise before the optimizer's first step: loss and gradients have the same digits."""
-        gaps = [self.furthest(name)[0] for name in ("weights", "probe_gradients", "gradients")]
-        return self.figures("weights") != (None, None) and self.old.losses[:1] == self.new.losses[:1] and not any(gaps)
-
-    def change(self, stage: str, words: str, phase: str = "", *, backward: bool = False) -> "Change":
-        """What changed at a stage, with the modules that changed first in a phase of the probe, if they can be named."""
-        try:
-            both = self.modules() if phase and self.same_probe else None
-        except InputError as error:  # modules only name: a damaged file costs no verdict
-            return Change(stage=stage, words=f"{words}; no module is named: {error}")
-        first = modules.first_modules(*both, phase, self.tolerance, backward=backward) if both else None
-        return Change(stage=stage, words=words, first=first)
+    def apart(self) -> dict[str, float]:
+        """How far each figure with a tolerance lies apart: losses in nats, norms of groups as shares."""
+        gaps, probe, search = self.loss_gaps, self.figures("probe_loss"), self.figures("decoded")
+        first = max([*gaps[:1], abs((probe[0] or 0.0) - (probe[1] or 0.0))])
+        apart = {"first": first, "later": max(gaps[1:], default=0.0)}
+        apart |= {name: _furthest(*self.figures(name))[0] for name in BY_GROUP} | {"curve": self.curve}
+        apart |= {} if None in search else {"decoded": abs(search[0] - search[1])}
+        both = self.modules() if self.same_probe else None
+        return apart | (modules.furthest(*both) if both else {})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """A stage that changed, in words, and the modules that changed first there."""
+def _furthest(before: Any, after: Any) -> tuple[float, str]:
+    """How far the norms of groups lie apart at most, as a share, and of which group.
 
-    stage: str
-    words: str
-    first: FirstModules | None = None
-
-    def __str__(self) -> str:
-        """As "stage: modules; words"."""
-        return f"{self.stage}: {f'{self.first.words}; ' if self.first else ''}{self.words}"
-
-
-def _smoothed(losses: Sequence[float | None]) -> list[float]:
-    """Means of `WINDOW` losses, one for every update at which so many have come in; of all losses if there are fewer."""
-    known = [loss or 0.0 for loss in losses]
-    window = min(WINDOW, len(known))
-    return [fmean(known[end - window : end]) for end in range(window, len(known) + 1)] if known else []
+    A group far smaller than the largest is held to the largest: what is zero but for rounding has no digits to compare.
+    """
+    before, after = before or {}, after or {}
+    least = SMALL_NORM * max((norm for norm in (*before.values(), *after.values()) if norm is not None), default=0.0)
+    gaps = []
+    for group in before | after:
+        old, new = before.get(group), after.get(group)
+        gaps.append((_apart(old, new) / max(old or 0.0, new or 0.0, least) if old != new else 0.0, group))
+    return max(gaps, key=lambda gap: gap[0], default=(0.0, ""))
 
 
-def _gap(before: float | None, after: float | None, least: float) -> float:
-    if before is None or after is None:
-        return math.inf
-    scale = max(before, after, least)
-    return abs(before - after) / scale if scale else 0.0
-
-
-def _apart(before: float | None, after: float | None) -> float:
-    if before is None or after is None:
-        return 0.0 if before is after else math.inf
+def _apart(before: Any, after: Any) -> float:
+    """How far two figures lie apart; infinitely far if one of two others is no number."""
+    if before is None or after is None or isinstance(before, str):
+        return 0.0 if before == after else math.inf
     return abs(before - after)
 
 
-def _shown(value: float | None) -> str:
-    return "no number" if value is None else f"{value:.6g}"
+def _shown(value: Any) -> str:
+    return "no number" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-# Stages, in the order of the flow
+def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, Any] | None:
+    """What a stage's words are made of if its figure is another; of groups, the first, and of norms the one farthest apart."""
+    if not isinstance(before, dict):
+        before, after = {"": before}, {"": after}
+    gap, group = _furthest(before, after) if name in BY_GROUP else (0.0, "")
+    if name not in BY_GROUP:
+        gaps = ((_apart(before.get(one), after.get(one)), one) for one in before | after)
+        gap, group = next((one for one in gaps if one[0] > limit), (0.0, ""))
+    if gap <= limit:
+        return None
+    uncounted = 0 if name in ("probe_reached", "reached") else None  # a group of which no tensor gets a gradient
+    old, new = before.get(group, uncounted), after.get(group, uncounted)
+    factor = f"x {new / old:.4g}" if name in BY_GROUP and old and new is not None else f"{_shown(new)}, before {_shown(old)}"
+    return {"group": group, "gap": gap, "before": _shown(old), "after": _shown(new), "factor": factor}
 
 
-def changes(pair: Pair) -> Iterator[Change]:
-    """Every stage that changed, in the order of the flow."""
-    yield from _before_training(pair)
-    yield from _in_training(pair)
-    yield from _in_evaluation(pair)
+class Stage(NamedTuple):
+    """A stage of a run, a figure that changes there first, and in which phase of the probe modules tell where, if in any."""
+
+    name: str
+    figure: str
+    words: str
+    phase: str = ""
 
 
-def _before_training(pair: Pair) -> Iterator[Change]:
-    if pair.differs("tokens"):
-        yield pair.change("text", "token ids or targets of the training rows are others")
-    if pair.old.order != pair.new.order:
-        yield pair.change("rows", "the same rows in another order, or in other batches")
-    for group, before, after in pair.other_groups("types")[:1]:
-        yield pair.change("loading", f"weights of {group} are {after}, they were {before}")
-    for group, before, after in pair.other_groups("computed")[:1]:  # the type in which packed weights compute
-        yield pair.change("loading", f"{group} computes in {after}, it did in {before}")
-    if changed := _changed(pair, "weights"):
-        yield pair.change("start", f"weights before training, {changed}", "forward")
-    before, after = pair.figures("probe_loss")  # of a few rows, without dropout
-    if _apart(before, after) > pair.tolerance["first"]:
-        words = f"the loss before training is {_shown(after)}, it was {_shown(before)}"
-        yield pair.change("forward", words, "forward")
-    if reached := _reached(pair, "probe_reached", "before training"):
-        yield pair.change("backward without dropout", reached, "forward", backward=True)
-    elif changed := _changed(pair, "probe_gradients"):
-        words = f"gradients of {changed} before training, forward equal"
-        yield pair.change("backward without dropout", words, "forward", backward=True)
+ALIKE = "arithmetic without dropout is equal"
+CACHE = "scores of a search with a cache are off by {after} of the largest logit, they were by {before}"
+FLOW = (  # in the order of a run: the first row that finds something is named
+    Stage("text", "tokens", "token ids or targets of the training rows are others"),
+    Stage("rows", "order", "the same rows in another order, or in other batches"),
+    Stage("loading", "types", "weights of {group} are {after}, they were {before}"),
+    Stage("loading", "computed", "{group} computes in {after}, it did in {before}"),
+    Stage("start", "weights", "weights before training, {group} {factor}", "forward"),
+    Stage("forward", "probe_loss", "the loss before training is {after}, it was {before}", "forward"),
+    Stage(BACKWARD, "probe_reached", "tensors of {group} that get a gradient: {after}, before {before}", "forward"),
+    Stage(BACKWARD, "probe_gradients", "gradients of {group} {factor} before training, forward equal", "forward"),
+    Stage("random numbers", "stream", f"the generator gives others from the same seed; {ALIKE}"),
+    Stage("random numbers", "drawn", f"the first update draws others; {ALIKE}", "dropout"),
+    Stage("forward with dropout", "first loss", "the loss of update 1 is {after}, it was {before}", "dropout"),
+    Stage("backward", "reached", "tensors of {group} that get a gradient at update 1: {after}, before {before}"),
+    Stage("backward", "gradients", "gradients of {group} {factor} at update 1, forward equal"),
+    Stage("optimizer", "moved", "{group} {factor} moved by update 3, first gradients equal"),
+    Stage("backward or optimizer", "later", "losses part by {gap:.1e} at update {group}, not at update 1"),
+    Stage("generation", "decoded", CACHE, "search"),
+    Stage("generation", "generated", "the untrained model generates another text", "search"),
+    Stage("prediction", "predicted", "the untrained model predicts others for the same rows"),
+    Stage("scoring", "metrics", "{group} of fixed answers is {after}, it was {before}"),
+)
+STAGES = tuple(dict.fromkeys([*(stage.name for stage in FLOW), "evaluation"]))
 
 
-def _in_training(pair: Pair) -> Iterator[Change]:
-    equal = "arithmetic without dropout is equal"
-    if pair.differs("stream"):
-        yield pair.change("random numbers", f"the generator gives others from the same seed; {equal}")
-    elif pair.differs("drawn"):
-        yield pair.change("random numbers", f"the first update draws others; {equal}", "dropout")
-    before, after = pair.old.losses[0], pair.new.losses[0]
-    if _apart(before, after) > pair.tolerance["first"]:
-        words = f"the loss of update 1 is {_shown(after)}, it was {_shown(before)}"
-        yield pair.change("forward with dropout", words, "dropout")
-    if reached := _reached(pair, "reached", "at update 1"):
-        yield pair.change("backward", reached)
-    elif changed := _changed(pair, "gradients"):
-        yield pair.change("backward", f"gradients of {changed} at update 1, forward equal")
-    # With equal gradients, only the optimizer itself can round otherwise.
-    if changed := _changed(pair, "moved", "moved_alone" if pair.begins_alike else "moved"):
-        yield pair.change("optimizer", f"{changed} moved by update {MOVED}, first gradients equal")
-    late = [(gap, update) for update, gap in enumerate(pair.loss_gaps, 1) if update > 1 and gap > pair.tolerance["later"]]
-    for gap, update in late[:1]:
-        yield pair.change("backward or optimizer", f"losses part by {gap:.1e} at update {update}, not at update 1")
+class Change(NamedTuple):
+    """The first stage that changed, what changed there, and the modules that changed first, each with class and library."""
+
+    stage: str
+    words: str
+    modules: Names = ()
 
 
-def _in_evaluation(pair: Pair) -> Iterator[Change]:
-    before, after = pair.figures("decoded")
-    if None not in (before, after) and abs(before - after) > pair.tolerance["decoded"]:
-        words = f"scores of a search with a cache are off by {after:.1e} of the largest logit, they were by {before:.1e}"
-        yield pair.change("generation", words, "search")
-    elif pair.fine and pair.differs("generated"):
-        yield pair.change("generation", "the untrained model generates another text", "search")
-    if pair.fine and pair.differs("predicted"):
-        yield pair.change("prediction", "the untrained model predicts others for the same rows")
-    scores = [one for one in pair.other_groups("metrics") if _apart(*one[1:]) > FIXED_ANSWERS]
-    for name, before, after in scores[:1]:
-        yield pair.change("scoring", f"{name} of fixed answers is {_shown(after)}, it was {_shown(before)}")
+def first_change(pair: Pair) -> Change | None:
+    """The first stage that changed; None if all that differs is rounding."""
+    # If nothing was rounded otherwise before the optimizer's first step, only the optimizer itself can round.
+    norms = [_furthest(*pair.figures(name))[0] for name in ("weights", "probe_gradients", "gradients")]
+    alone = pair.old.losses[:1] == pair.new.losses[:1] and not any(norms)
+    limits = {**pair.tolerance, "probe_loss": pair.tolerance["first"], "first loss": pair.tolerance["first"]}
+    limits |= {"metrics": FIXED_ANSWERS} | ({"moved": pair.tolerance["moved_alone"]} if alone else {})
+    for stage in FLOW:
+        if pair.fine or stage.figure not in EXACT:
+            found = _difference(stage.figure, *pair.figures(stage.figure), limits.get(stage.figure, 0.0))
+            if found is not None:
+                return _with_modules(pair, stage, stage.words.format(**found))
+    return None
 
 
-def _changed(pair: Pair, name: str, tolerance: str = "") -> str:
-    """The group that lies furthest apart, and its factor; empty if all are within the figure's tolerance, or another."""
-    gap, group = pair.furthest(name)
-    return group if gap > pair.tolerance[tolerance or name] else ""
-
-
-def _reached(pair: Pair, name: str, when: str) -> str:
-    """The first group of which another number of tensors has a gradient; empty if none has."""
-    for group, before, after in pair.other_groups(name)[:1]:
-        return f"gradients reach {count(after or 0, 'tensor')} of {group} {when}, they reached {before or 0}"
-    return ""
+def _with_modules(pair: Pair, stage: Stage, words: str) -> Change:
+    try:
+        both = pair.modules() if stage.phase and pair.same_probe else None
+    except InputError as error:  # modules only name: a damaged file costs no verdict
+        return Change(stage.name, f"{words}; no module is named: {error}")
+    backward = stage.name == BACKWARD
+    where, names = modules.first_modules(*both, stage.phase, pair.tolerance, backward=backward) if both else ("", ())
+    return Change(stage.name, f"{where}; {words}" if where else words, names)
 
 
 # Verdicts
@@ -278,34 +227,35 @@ def judged(pairs: Sequence[tuple[Record, Record]], tolerances: Tolerances, runs:
 def compared(old: Record, new: Record, tolerances: Tolerances, runs: Runs | None = None) -> tuple[Judgement, bool]:
     """The judgement on two records of a cell, and whether they are of one training but for rounding.
 
-    Of one training are records of one seed, recipe, order and data: all losses are equal, and so are the weights that they lead
-    to; or no stage changed, and the curves of losses lie no farther apart than those of starts that differ in their last digits.
-
-    Args:
-        old: the baseline's record.
-        new: the record to judge.
-        tolerances: by arithmetic and by cell.
-        runs: the files of both, beside which figures of modules may lie; None: no module is named.
+    Of one training are records of one seed, recipe, order and data: all losses are equal, and so are the weights that they
+    lead to; or no stage changed, and the curves of losses lie no farther apart than those of starts that differ in last digits.
+    `runs` are the files of both, beside which figures of modules may lie; without them, no module is named.
     """
     old, new, updates = alike_long(old, new)
     reason = not_comparable(old, new, tolerances)
     if reason or not old.training or not new.training:
         return judgement_of(old, "numerics", Verdict.NOT_COMPARABLE, detail=reason, first_updates=updates), False
     pair, equal = pair_of(old, new, tolerances, runs), losses(old) == losses(new)
-    change, evidence = next(changes(pair), None), {}
-    if change:
-        verdict, detail, names = Verdict.CHANGED, str(change), change.first.names if change.first else ()
-        evidence = {"stage": change.stage, "modules": names}
-    elif not equal:
-        verdict, detail = Verdict.ROUNDING, _rounding(pair)
+    change, parts = first_change(pair), pair.curve > pair.tolerance["curve"]
+    if change or equal:
+        verdict, words = (Verdict.CHANGED, "") if change else _by_predictions(old, new, runs)
     else:
-        verdict, detail = _by_predictions(old, new, runs)
-        evidence = {"stage": "evaluation"} if verdict is Verdict.CHANGED else {}
+        verdict, words = Verdict.ROUNDING, _rounding(pair, parts)
+    if verdict is Verdict.CHANGED:
+        change = change or Change("evaluation", words)
+        words = f"{change.stage}: {change.words}"
     libraries = unlike_libraries(old, new)
-    detail = f"{detail}; with {libraries}" if libraries else detail
-    known = old.seeds.seed is not None and old.data and new.data and old.training.order
-    one_training = bool(known) and pair.old.order == pair.new.order and (equal or not (change or pair.curves_part))
-    return judgement_of(old, "numerics", verdict, detail=detail, first_updates=updates, **evidence), one_training
+    judgement = judgement_of(
+        old,
+        "numerics",
+        verdict,
+        detail=f"{words}; with {libraries}" if libraries else words,
+        first_updates=updates,
+        stage=change.stage if change else "",
+        modules=change.modules if change else (),
+    )
+    known = old.seeds.seed is not None and old.data and new.data and pair.old.order and pair.old.order == pair.new.order
+    return judgement, bool(known and (equal or not (change or parts)))
 
 
 def alike_long(old: Record, new: Record) -> tuple[Record, Record, int | None]:
@@ -318,23 +268,24 @@ def alike_long(old: Record, new: Record) -> tuple[Record, Record, int | None]:
 
 def _cut(record: Record, updates: int) -> Record:
     """The record as it was after so many updates: what comes later is left out."""
-    training = record.training
-    if training is None:
+    if record.training is None:
         return record
-    step = training.first_step
-    if step and updates < MOVED:
-        step = replace(step, moved={})
-    begun = replace(training, updates=updates, losses=training.losses[:updates], first_step=step)
+    step = record.training.first_step
+    step = replace(step, moved={}) if step and updates < MOVED else step
+    begun = replace(record.training, updates=updates, losses=record.training.losses[:updates], first_step=step)
     return replace(record, training=begun, scores={}, examples=None, first_updates=updates)
 
 
-def _rounding(pair: Pair) -> str:
+def _rounding(pair: Pair, parts: bool) -> str:
     """How far the first losses lie apart, and whether the curves part later."""
-    gaps = pair.loss_gaps
-    far = f"losses differ by at most {max(gaps):.1e} up to update {len(gaps)}"
-    start = far if any(gaps) else f"losses are equal to update {len(gaps)}, then others"
-    apart = f"curves part by {pair.curve:.2g} of the mean loss, where rounding is up to {pair.tolerance['curve']:.2g}"
-    return f"{start}; {apart}" if pair.curves_part else start
+    gaps, limit = pair.loss_gaps, pair.tolerance["curve"]
+    far = f"losses of the {_first(len(gaps))} differ by at most {max(gaps):.1e}"
+    words = far if any(gaps) else f"losses are equal to update {len(gaps)}, then others"
+    return f"{words}; curves part by {pair.curve:.2g} of the mean loss, where rounding is up to {limit:.2g}" if parts else words
+
+
+def _first(updates: int) -> str:
+    return "first update" if updates == 1 else f"first {updates} updates"
 
 
 def _by_predictions(old: Record, new: Record, runs: Runs | None) -> tuple[Verdict, str]:
@@ -343,7 +294,7 @@ def _by_predictions(old: Record, new: Record, runs: Runs | None) -> tuple[Verdic
     BERTScore's points alone may round otherwise, because a model computes them; with other texts, other scores differ, too.
     """
     if new.first_updates:
-        return Verdict.EQUAL, f"all losses are equal up to update {new.first_updates}"
+        return Verdict.EQUAL, f"all losses of the {_first(new.first_updates)} are equal"
     files = [record.examples.file if record.examples else None for record in (old, new)]
     if not all(files) or files[0] == files[1]:
         return Verdict.EQUAL, "all losses are equal"
@@ -353,7 +304,7 @@ def _by_predictions(old: Record, new: Record, runs: Runs | None) -> tuple[Verdic
     apart = {name: points for name in old.scores if (points := _apart(old.scores[name], new.scores.get(name)))}
     if apart and apart.keys() <= set(BERTSCORE) and max(apart.values()) <= BERTSCORE_ROUNDING:
         return Verdict.ROUNDING, f"all losses are equal, BERTScore differs by at most {max(apart.values()):.1e} points"
-    return Verdict.CHANGED, "evaluation: all losses are equal, predictions or their points are not"
+    return Verdict.CHANGED, "all losses are equal, predictions or their points are not"
 
 
 def pair_of(old: Record, new: Record, tolerances: Tolerances, runs: Runs | None = None) -> Pair:
@@ -365,7 +316,8 @@ def pair_of(old: Record, new: Record, tolerances: Tolerances, runs: Runs | None 
     return replace(pair, modules=partial(modules.read_both, old, new, runs)) if runs else pair
 
 
-def furthest_apart(pairs: Iterable[tuple[Record, Record]], tolerances: Tolerances, runs: Runs) -> dict[str, dict[str, float]]:
+def furthest_apart(pairs: Iterable[tuple[Record, Record]], tolerances: Tolerances, runs: Runs | None = None
+) -> dict[str, dict[str, float]]:
     """The most that each figure lies apart in pairs that are not equal, by arithmetic, or by "cell ..." with own tolerances."""
     most: dict[str, dict[str, float]] = {}
     for old, new in pairs:
@@ -395,16 +347,13 @@ def arithmetic(record: Record) -> str:
 
 def not_comparable(old: Record, new: Record, tolerances: Tolerances) -> str:
     """Why the figures of two records cannot be held to each other; empty if they can."""
-    if (old.seeds.seed, old.seeds.split_seed) != (new.seeds.seed, new.seeds.split_seed):
-        return "no run of the same seed"
-    if old.recipe != new.recipe or old.limits != new.limits:
-        return "other recipes or limits"
-    if old.processes != new.processes:  # dropout draws others on every rank
-        return "other ranks"
-    if old.data and new.data and old.data.fingerprint != new.data.fingerprint:
-        return "other rows"
-    if not losses(old) or not losses(new):
-        return "a run without losses"
-    if arithmetic(old) != arithmetic(new) or arithmetic(old) not in tolerances:
-        return f"no tolerance was measured for {arithmetic(new)} after {arithmetic(old)}"
-    return ""
+    kinds = arithmetic(old), arithmetic(new)
+    reasons = {
+        "no run of the same seed": (old.seeds.seed, old.seeds.split_seed) != (new.seeds.seed, new.seeds.split_seed),
+        "other recipes or limits": old.recipe != new.recipe or old.limits != new.limits,
+        "other ranks": old.processes != new.processes,  # dropout draws others on every rank
+        "other rows": old.data and new.data and old.data.fingerprint != new.data.fingerprint,
+        "a run without losses": not losses(old) or not losses(new),
+        f"no tolerance was measured for {kinds[1]} after {kinds[0]}": kinds[0] != kinds[1] or kinds[0] not in tolerances,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
