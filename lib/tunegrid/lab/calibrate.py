@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scipy import special
+
 from tunegrid import ROOT
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
@@ -21,9 +23,10 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.lab.grid_runs import GridRun, LabSession, LabSessions, OtherLabSession, fives, note
 from tunegrid.record.checks import below_bounds
 from tunegrid.results.bounds import CONTROL_SHARE, Calibration, RecordsByCell, noise_toml, thresholds_toml
-from tunegrid.results.noise import NoiseKey
+from tunegrid.results.noise import SEEDS, NoiseKey, residuals, resolution
 from tunegrid.results.thresholds import load_bounds
 
+UNLIKELY = 0.05  # that the worst of a cell's trainings is as bad as it is, if noise were normal
 ADAPTER_OFF = "adapter_off"  # a control of benchmarks/plants/controls.py
 
 
@@ -124,12 +127,24 @@ def train(plan: CalibrationPlan, sessions: LabSessions) -> Calibration:
     """Train what is missing."""
     sessions.train(plan.first)
     first = calibration([(run, run.grids()) for run in plan.first], {})
-    heavy = first.with_tails() if plan.rules.noise else []
+    heavy = with_tails(first) if plan.rules.noise else []
     print(f"cells with a tail, which get {plan.more_seeds} seeds more: {', '.join(heavy) or 'none'}", flush=True)
     grids = [*plan.first, *plan.tails(heavy), *plan.moved]
     sessions.train([*grids[len(plan.first) :], plan.controls])
     controls = read_controls(plan.controls.path, plan.rules.left_out)
     return calibration([(run, run.grids()) for run in grids], controls, plan.rules.control_share)
+
+
+def with_tails(measured: Calibration) -> list[str]:
+    """The cells of which some training is worse than one of so many normal draws would be, at 5 %: they need more seeds."""
+    rows, first = measured.rows(), measured.seeds[0]
+    heavy = {
+        cell
+        for (cell, metric), groups in measured.noise.scores[SEEDS].items()
+        if len(far := residuals(groups, resolution(rows[first[cell].task], metric)))
+        and special.ndtr(far.min()) < UNLIKELY / len(far)
+    }
+    return [cell for cell in first if cell in heavy]
 
 
 def calibration(

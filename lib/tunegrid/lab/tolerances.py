@@ -27,7 +27,8 @@ from tunegrid.lab.grid_runs import GridRun, LabSessions, note
 from tunegrid.record import Record
 from tunegrid.results.bounds import origin
 from tunegrid.results.modules import read_both
-from tunegrid.results.numerics import TOLERANCES, Pair, arithmetic, losses
+from tunegrid.results.numerics import Pair, arithmetic, losses
+from tunegrid.results.thresholds import TOLERANCES
 
 FAR = 10  # times the median of the cells' largest deviations
 FAR_OF_MODULES = 3  # the same of single modules, of which a model has many: the median cell shows some that amplify much

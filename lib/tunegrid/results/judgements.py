@@ -77,7 +77,7 @@ class Judgement:
         margin: the smallest drop that counts as a regression, in points.
         seeds: how many runs of the cell were judged.
         first_updates: of numerics, how many updates the verdict rests on; None where it rests on a whole run.
-        stage: of changed numerics, the first stage that changed, one of `tunegrid.results.numerics.STAGES` or evaluation.
+        stage: of changed numerics, the first stage that changed, one of `tunegrid.results.numerics.STAGES`.
         modules: the first that changed there, each with its class and library; empty where none is known.
         detail: what else a reader needs, as why there is no interval.
     """

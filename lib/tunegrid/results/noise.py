@@ -1,7 +1,7 @@
 """Gives the training noise of a score, pooled from the deviations that `calibrate` measured.
 
 There are two kinds. *seeds*: trainings that differ in their seed. *perturbed*: trainings of one seed whose starts differ in the
-last digits. Which of them separates two runs is decided by evidence in their records (`tunegrid.results.numerics.same_course`).
+last digits. Which of them separates two runs is decided by evidence in their records (`tunegrid.results.numerics`).
 Deviations are in points, 0-100. Needs no torch.
 """
 
@@ -14,24 +14,23 @@ from pathlib import Path
 from statistics import fmean, variance
 
 import numpy as np
-from scipy import special
+from scipy import optimize, special
 
-from tunegrid import ROOT
 from tunegrid.record import Record
 from tunegrid.results.statistics import Array
-from tunegrid.results.thresholds import LAB_CALIBRATE, number, numbers, table, tables
+from tunegrid.results.thresholds import LAB_CALIBRATE, THRESHOLDS, number, numbers, table, tables
 
-NOISE = ROOT / "benchmarks" / "thresholds" / "noise.toml"
+NOISE = THRESHOLDS / "noise.toml"
 SEEDS, PERTURBED = "seeds", "perturbed"
 MOST_DF = 1e4  # of a prior: as good as infinite; the cells of a kind differ by no more than chance
 PRIOR_PARAMETERS = 2  # its variance and its degrees of freedom, fitted to the same deviations
 LOWEST = 0.05  # of all residuals: those that tell the tail
 LEAST_RESIDUALS = 20
 LEAST_CHANCE = 1e-100  # below it, a residual is as far off as any
-NoiseKey = tuple[str, str]  # cell or kind of cells, and score
-# Points by which a row moves that changes, where no row moves by 100: no text is far from any other by BERTScore. The mean of
+# Points by which a row moves that changes, if no row moves by 100: no text is far from any other by BERTScore. The mean of
 # squares over the mean, of the rows that two seeds of the committed baseline answer otherwise, is 15.6.
 STEPS = {"bertscore_f1": 15.6}
+NoiseKey = tuple[str, str]  # cell or kind of cells, and score
 Groups = Sequence[Sequence[float]]  # scores that differ by chance alone within each group
 ScoresByKey = Mapping[NoiseKey, Groups]
 
@@ -42,7 +41,7 @@ class Deviation:
 
     Attributes:
         df: the degrees of freedom that it rests on.
-        tail: by how much bad trainings lie further off than normal noise would have them; 1 where that is not known.
+        tail: by how much bad trainings lie further off than normal noise would have them; 1 if that is not known.
     """
 
     sd: float
@@ -121,19 +120,6 @@ def tails(scores: ScoresByKey, rows: Mapping[str, int]) -> dict[NoiseKey, float]
 # Pools
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pool:
-    """Deviations of one score over the cells of a kind, each moved towards what is common to them.
-
-    Attributes:
-        by_cell: the moderated deviations.
-        prior: what is common, for a cell of the kind that was not calibrated.
-    """
-
-    by_cell: Mapping[str, Deviation]
-    prior: Deviation
-
-
 def kind_of_cell(cell: str) -> str:
     """Cells of one backbone and task are of a kind, as in "bert_qa": methods differ less in their noise."""
     return cell.rpartition("_")[0]
@@ -141,11 +127,12 @@ def kind_of_cell(cell: str) -> str:
 
 def pooled(
     measured: Mapping[NoiseKey, Deviation], rows: Mapping[str, int], scores: ScoresByKey | None = None
-) -> dict[NoiseKey, Pool]:
-    """Empirical Bayes (Smyth 2004): variances follow a scaled inverse chi-square, fitted by moments of their logs.
+) -> dict[NoiseKey, Deviation]:
+    """Deviations by cell and score, each moved to what is common to its kind of cells; and that, by kind and score.
 
-    Each kind has a prior variance of its own, as in limma's trend. The prior's degrees of freedom d0 say how much cells of a
-    kind differ, and are common to all. A cell's variance becomes (d0 s0^2 + d s^2) / (d0 + d).
+    Empirical Bayes (Smyth 2004): variances follow a scaled inverse chi-square, fitted by moments of their logs. Each kind has a
+    prior variance of its own, as in limma's trend. The prior's degrees of freedom d0 say how much cells of a kind differ, and
+    are common to all. A cell's variance becomes (d0 s0^2 + d s^2) / (d0 + d).
 
     Three cells of a kind say little of how far a fourth may lie off, so two things are stricter than in limma: the prior never
     counts more than the cell itself (d0 <= d), and of the d0 + d degrees of freedom two are lost to the prior's two parameters.
@@ -155,16 +142,22 @@ def pooled(
         measured: deviations by cell and score.
         rows: test rows by task: no deviation counts as less than they resolve.
         scores: that the deviations were measured with, which tell the tails.
-
-    Returns:
-        Pools by kind of cell and score.
     """
     kinds: dict[NoiseKey, dict[str, Deviation]] = defaultdict(dict)
     for (cell, metric), own in measured.items():
         floor = resolution(rows[cell.split("_")[1]], metric)
         kinds[kind_of_cell(cell), metric][cell] = Deviation(sd=max(own.sd, floor), df=own.df)
-    common_df, heavy = prior_df(list(kinds.values())), tails(scores or {}, rows)
-    return {key: _moderated(cells, common_df, heavy.get(key, 1.0)) for key, cells in kinds.items()}
+    common_df, far = prior_df(list(kinds.values())), tails(scores or {}, rows)
+    pools = {}
+    for (kind, metric), cells in kinds.items():
+        weight, heavy = min(common_df, *(own.df for own in cells.values()), MOST_DF), far.get((kind, metric), 1.0)
+        common = float(np.exp(log_variances(cells).mean() + special.digamma(weight / 2) - np.log(weight / 2)))
+        pools[kind, metric] = Deviation(sd=common**0.5, df=max(1.0, weight - PRIOR_PARAMETERS), tail=heavy)
+        for cell, own in cells.items():
+            sd = ((weight * common + own.df * own.sd**2) / (weight + own.df)) ** 0.5
+            df = max(own.df, own.df + (weight if len(cells) > 1 else 0.0) - PRIOR_PARAMETERS)
+            pools[cell, metric] = Deviation(sd=sd, df=df, tail=heavy)
+    return pools
 
 
 def log_variances(cells: Mapping[str, Deviation]) -> Array:
@@ -185,33 +178,11 @@ def prior_df(kinds: Sequence[Mapping[str, Deviation]]) -> float:
     return min(MOST_DF, 2 * inverse_trigamma(excess)) if excess > 0 else MOST_DF
 
 
-def _moderated(cells: Mapping[str, Deviation], common_df: float, heavy: float) -> Pool:
-    weight = min(common_df, *(own.df for own in cells.values()), MOST_DF)
-    prior_variance = float(np.exp(log_variances(cells).mean() + special.digamma(weight / 2) - np.log(weight / 2)))
-    by_cell = {
-        cell: Deviation(
-            sd=((weight * prior_variance + own.df * own.sd**2) / (weight + own.df)) ** 0.5,
-            df=max(own.df, own.df + (weight if len(cells) > 1 else 0.0) - PRIOR_PARAMETERS),
-            tail=heavy,
-        )
-        for cell, own in cells.items()
-    }
-    prior = Deviation(sd=prior_variance**0.5, df=max(1.0, weight - PRIOR_PARAMETERS), tail=heavy)
-    return Pool(by_cell=by_cell, prior=prior)
-
-
 def inverse_trigamma(value: float) -> float:
-    """The x whose trigamma is `value`, by Newton's method on 1 / trigamma (Smyth 2004, appendix)."""
+    """The x whose trigamma is `value`; for small values it is 1 / x."""
     if value < 1e-6:
         return 1 / value
-    x = 0.5 + 1 / value
-    for _ in range(50):
-        trigamma = float(special.polygamma(1, x))
-        step = trigamma * (1 - trigamma / value) / float(special.polygamma(2, x))
-        x += step
-        if abs(step) < 1e-8 * x:
-            break
-    return x
+    return float(optimize.brentq(lambda x: special.polygamma(1, x) - value, 1e-6, 1e7, xtol=1e-14, rtol=1e-14))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,21 +202,21 @@ class Noise:
     scores: Mapping[str, ScoresByKey] = field(default_factory=dict)
 
     @cached_property
-    def pools(self) -> Mapping[str, Mapping[NoiseKey, Pool]]:
-        """Pools by kind of noise, then by kind of cell and score."""
+    def pools(self) -> Mapping[str, Mapping[NoiseKey, Deviation]]:
+        """What `pooled` makes of them, by kind of noise."""
         return {kind: pooled(own, self.rows, self.scores.get(kind)) for kind, own in self.measured.items()}
 
     def of(self, kind: str, record: Record, metric: str) -> Deviation | None:
-        """The deviation of a cell's score; its kind's where the cell was not calibrated; None where nothing is known."""
+        """The deviation of a cell's score; its kind's if the cell was not calibrated; None if nothing is known."""
         rows = record.data.rows["test"] if record.data else None
-        pool = self.pools.get(kind, {}).get((kind_of_cell(record.cell), metric))
-        if pool is None or record.profile != self.profile or rows != self.rows.get(record.task):
+        if record.profile != self.profile or rows != self.rows.get(record.task):
             return None
-        return pool.by_cell.get(record.cell, pool.prior)
+        pools = self.pools.get(kind, {})
+        return pools.get((record.cell, metric), pools.get((kind_of_cell(record.cell), metric)))
 
 
 def load_noise(path: Path = NOISE) -> Noise:
-    """The calibrated noise; none where the file is not there. Raises InputError where it is not sound."""
+    """The calibrated noise; none without a file. Raises InputError for one that is not sound."""
     if not path.is_file():
         return Noise()
     with tables(path, "noise", LAB_CALIBRATE) as content:

@@ -126,7 +126,7 @@ def first_change(judged: Iterable[Judgement]) -> Change:
     changed = [j for j in judged if j.kind == "numerics" and j.verdict is Verdict.CHANGED]
     if not changed:
         return UNCHANGED
-    flow = (*STAGES, "evaluation")
+    flow = list(STAGES)
     stage = min((j.stage for j in changed), key=lambda name: flow.index(name) if name in flow else len(flow))
     own = [j for j in changed if j.stage == stage]
     classes = Counter(place for j in own for place in dict.fromkeys(module[1:] for module in j.modules))

@@ -16,9 +16,10 @@ from tunegrid.results.answer import answer_of
 from tunegrid.results.compare import entries_of
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
-from tunegrid.results.numerics import compared, load_tolerances
+from tunegrid.results.numerics import compared
 from tunegrid.results.outcomes import FAILED_BY
 from tunegrid.results.status import Extent, with_status
+from tunegrid.results.thresholds import load_tolerances
 from tunegrid.tests.records import altered, begun, complete, run_file, seeds_as
 
 LOSSES = [0.7, 0.5, 0.4, 0.3]
@@ -67,15 +68,16 @@ def test_a_record_of_first_updates_that_cannot_be_true_is_refused(change, words)
 @pytest.mark.parametrize("begun_first", [False, True])
 def test_first_updates_are_held_to_as_many_of_a_whole_run(losses, verdict, words, begun_first):
     pair = (begun(losses=losses), whole()) if begun_first else (whole(), begun(losses=losses))
-    assert compared(*pair, load_tolerances()) == (verdict, words)
+    judgement, _ = compared(*pair, load_tolerances())
+    assert (judgement.verdict, judgement.detail) == (verdict, words)
 
 
 def test_movement_is_compared_from_the_third_update_on():
     step = replace(whole().training.first_step, moved={"head": 5.0})
     early, late = begun(), begun(losses=LOSSES[:3])
     early, late = (replace(one, training=replace(one.training, first_step=step)) for one in (early, late))
-    assert compared(whole(), early, load_tolerances())[0] is Verdict.EQUAL
-    assert compared(whole(), late, load_tolerances())[1].startswith("optimizer: ")
+    assert compared(whole(), early, load_tolerances())[0].verdict is Verdict.EQUAL
+    assert compared(whole(), late, load_tolerances())[0].stage == "optimizer"
 
 
 def answered(old, new, kinds=FAILED_BY):

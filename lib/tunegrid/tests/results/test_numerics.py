@@ -8,9 +8,11 @@ import pytest
 from tunegrid.commands.gate import main
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
-from tunegrid.results.numerics import TOLERANCES as TOLERANCES_FILE
-from tunegrid.results.numerics import arithmetic, compared, furthest_apart, load_tolerances, pair_of, same_course, tolerance_of
+from tunegrid.results.numerics import arithmetic, furthest_apart, pair_of
+from tunegrid.results.numerics import compared as judgement_and_course
 from tunegrid.results.outcomes import failing
+from tunegrid.results.thresholds import TOLERANCES as TOLERANCES_FILE
+from tunegrid.results.thresholds import load_tolerances, tolerance_of
 from tunegrid.tests.records import altered, complete, run_file
 
 BY_GROUP = {"curve": 1e-3, "weights": 1e-4, "probe_gradients": 1e-3, "gradients": 1e-3, "moved": 1e-2, "moved_alone": 1e-3}
@@ -27,6 +29,16 @@ def record(losses=LOSSES, cell="bert_sa_sft", **changes):
     """A finished record with these losses; `changes` are fields of its training."""
     made = complete(cell)
     return replace(made, training=replace(made.training, **{"losses": list(losses), "updates": len(losses)} | changes))
+
+
+def compared(old, new, tolerances):
+    """The verdict and its evidence."""
+    judgement, _ = judgement_and_course(old, new, tolerances)
+    return judgement.verdict, judgement.detail
+
+
+def one_training(old, new, tolerances=TOLERANCES):
+    return judgement_and_course(old, new, tolerances)[1]
 
 
 def moved(index, gap):
@@ -74,7 +86,7 @@ ATTENTION = "layer 0 attention"  # as in `complete`
         ),
         (
             {"probe_reached": {ATTENTION: 3, "head": 2}},
-            f"backward without dropout: gradients of {ATTENTION}: 3 tensors have one, 4 had, before training",
+            f"backward without dropout: tensors of {ATTENTION} that get a gradient: 3, before 4",
         ),
         ({"stream": "f" * 16}, "random numbers: the generator gives others from the same seed"),
         ({"drawn": "f" * 16}, "random numbers: the first update draws others"),
@@ -82,9 +94,9 @@ ATTENTION = "layer 0 attention"  # as in `complete`
         ({"gradients": {ATTENTION: 0.1}}, "backward: gradients of head no number, before 1 at update 1"),
         (
             {"reached": {ATTENTION: 4}, "moved": {ATTENTION: 0.01, "head": 0.0}},
-            "backward: gradients of head: 0 tensors have one, 2 had, at update 1",
+            "backward: tensors of head that get a gradient at update 1: 0, before 2",
         ),
-        ({"decoded": 0.01}, "generation: scores of a search with a cache are off by 1.0e-02 of the largest logit, they "),
+        ({"decoded": 0.01}, "generation: scores of a search with a cache are off by 0.01 of the largest logit, they "),
         ({"moved": {ATTENTION: 0.01, "head": 0.0}}, "optimizer: head x 0 moved by update 3, first gradients equal"),
         ({"generated": "f" * 16}, "generation: the untrained model generates another text"),
         ({"metrics": {"accuracy": 56.25, "f1_macro": 50.0}}, "scoring: accuracy of fixed answers is 56.25, it was 50"),
@@ -210,15 +222,15 @@ RECIPE = complete("bert_sa_sft").recipe
     ],
 )
 def test_runs_are_of_one_training_where_everything_but_rounding_is_equal_to_the_last_update(place, value, same):
-    assert same_course(record(HALF), altered(record(HALF), place, value), TOLERANCES) is same
+    assert one_training(record(HALF), altered(record(HALF), place, value)) is same
 
 
 def test_without_a_seed_an_order_or_a_tolerance_no_runs_are_of_one_training_and_some_cells_have_their_own():
     unknown, without_order = altered(record(), "seeds.seed", None), record(order="")
-    assert not same_course(unknown, unknown, TOLERANCES)
-    assert not same_course(without_order, without_order, TOLERANCES)
-    assert not same_course(record(), record(), {})
-    assert same_course(record(HALF), record(DRAWN), TOLERANCES | {"cell bert_sa_sft": {"curve": 0.3}})
+    assert not one_training(unknown, unknown)
+    assert not one_training(without_order, without_order)
+    assert not one_training(record(), record(), {})
+    assert one_training(record(HALF), record(DRAWN), TOLERANCES | {"cell bert_sa_sft": {"curve": 0.3}})
     tolerances = {"fp32": {"first": 1e-5, "moved": 2e-3}, "cell t5_sa_lora": {"moved": 0.1}}
     assert tolerance_of("t5_sa_lora", "fp32", tolerances) == {"first": 1e-5, "moved": 0.1}
     assert tolerance_of("t5_sum_lora", "fp32", tolerances) == tolerances["fp32"]
@@ -313,13 +325,14 @@ def test_the_gate_fails_by_numerics_only_where_asked_and_never_by_a_resident_set
 def test_figures_that_lie_furthest_apart_are_said_by_arithmetic_and_by_cells_with_tolerances_of_their_own():
     """Losses by nats: 0.7 and 0.4 move. A norm of 2 becomes 1.5: a quarter of the larger one."""
     norm = with_step(gradients={ATTENTION: 2.0}), with_step(gradients={ATTENTION: 1.5})
+    other = record(cell="t5_sa_sft"), record(moved(2, 1e-3), cell="t5_sa_sft")
     pairs = [(record(), record(moved(0, 2e-3))), (record(), record(moved(2, 3e-3))), norm]
-    most = furthest_apart([*pairs, (record(cell="t5_sa_sft"), record(cell="t5_sa_sft"))], TOLERANCES | {"cell t5_sa_sft": {}})
+    most = furthest_apart([*pairs, (record(cell="t5_sa_sft"),) * 2, other], TOLERANCES | {"cell t5_sa_sft": {}})
     assert list(most) == ["fp32", "cell t5_sa_sft"]
     curve = 3e-3 / 4 / (1.9 / 4)  # four updates are one mean; the mean loss is 1.9 / 4
     moved_figures = {"first": 2e-3, "later": 3e-3, "gradients": 0.25, "curve": curve}
     assert most["fp32"] == pytest.approx(moved_figures | dict.fromkeys(UNMOVED, 0.0))
-    assert not any(most["cell t5_sa_sft"].values())
+    assert most["cell t5_sa_sft"]["later"] == pytest.approx(1e-3)
 
 
 def test_the_gate_says_what_its_verdicts_on_numerics_rest_on_and_how_far_runs_lie_apart(capsys, tmp_path):
