@@ -39,8 +39,7 @@ from tunegrid.commands.sides import (
 )
 from tunegrid.errors import InputError
 from tunegrid.page.render import write
-from tunegrid.page.runs import read_page_run
-from tunegrid.page.view import page_of
+from tunegrid.page.view import page_of, read_page_run
 from tunegrid.record import Record
 from tunegrid.results.files import is_cell, load, read_list, save
 from tunegrid.results.gate import Run, gate, read_run
