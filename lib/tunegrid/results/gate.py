@@ -52,7 +52,9 @@ class Run:
                 by_cell[record.cell][record.seeds.seed] = record
                 profiles.add(record.profile)
         if len(profiles) > 1:
-            raise InputError(f"{path or 'the run'} holds cells of {' and '.join(sorted(profiles))}: judge one profile at a time")
+            raise InputError(
+                f"{path or 'the run'} holds cells of {' and '.join(sorted(profiles))}: judge one profile at a time"
+            )
         return cls(records=dict(by_cell), path=path)
 
     @property

@@ -316,7 +316,8 @@ def pair_of(old: Record, new: Record, tolerances: Tolerances, runs: Runs | None 
     return replace(pair, modules=partial(modules.read_both, old, new, runs)) if runs else pair
 
 
-def furthest_apart(pairs: Iterable[tuple[Record, Record]], tolerances: Tolerances, runs: Runs | None = None
+def furthest_apart(
+    pairs: Iterable[tuple[Record, Record]], tolerances: Tolerances, runs: Runs | None = None
 ) -> dict[str, dict[str, float]]:
     """The most that each figure lies apart in pairs that are not equal, by arithmetic, or by "cell ..." with own tolerances."""
     most: dict[str, dict[str, float]] = {}

@@ -45,7 +45,9 @@ def model(moved=None, order=MODEL, phase="forward"):
     for name, depth, source, maker in order:
         texts = {"phase": phase, "module": name, "kind": (name or "Model").rpartition(".")[2].title(), "library": "toy"}
         figures = {
-            (f, n): x for f in FIGURES.values() for n, x in zip(NUMBERS, moved.get((name, f), (10.0, 1.0, 2.0, 3.0)), strict=True)
+            (f, n): x
+            for f in FIGURES.values()
+            for n, x in zip(NUMBERS, moved.get((name, f), (10.0, 1.0, 2.0, 3.0)), strict=True)
         }
         places = {"call": 1.0, "depth": float(depth), "source": float(source), "maker": float(maker)}
         rows.append(texts | places | {f"{f}_{n}": x for (f, n), x in figures.items()})
