@@ -123,20 +123,19 @@ def status_of(seeds: Sequence[Record]) -> Status:
     return next((record.status for record in seeds if record.status != "passed"), "passed")
 
 
-# Why cells failed by themselves
+# Why cells failed
 
-# What a status means for a run; of audits their names tell. Bounds come first here, and audits before all others.
-ENDS = {
-    **{"missed": "missed a bound", "error": "broke off", "killed": "lost its process", "stopped": "stopped early"},
-    **{"not run": "did not run", "unfinished": "did not finish"},
-}
+AUDIT = "failed audit "  # and its name
+BOUND, FIGURES = "missed a bound", "had wrong figures"
+# By status, in the order in which causes are told; audits come before.
+ENDS = {"missed": BOUND, "error": "broke off", "killed": "lost its process", "stopped": "stopped early"}
+ENDS |= {"not run": "did not run", "unfinished": "did not finish"}
 
 
 class Failure(NamedTuple):
-    """Records that went wrong alike: by the same audits, and by how they ended."""
+    """Records that went wrong by the same causes."""
 
-    audits: tuple[str, ...]
-    ended: str
+    causes: list[str]
     records: Sequence[Record]
 
     @property
@@ -147,8 +146,9 @@ class Failure(NamedTuple):
     @property
     def name(self) -> str:
         """As "failed audits base_frozen and dropout_drops and missed a bound"."""
-        failed = f"failed audit{'s' if self.audits[1:] else ''} {joined(self.audits)}" if self.audits else ""
-        return " and ".join(filter(None, [failed, self.ended]))
+        audits = [cause.removeprefix(AUDIT) for cause in self.causes if cause.startswith(AUDIT)]
+        failed = f"failed audit{'s' if audits[1:] else ''} {joined(audits)}" if audits else ""
+        return " and ".join(filter(None, [failed, *(cause for cause in self.causes if not cause.startswith(AUDIT))]))
 
     @property
     def title(self) -> str:
@@ -157,33 +157,49 @@ class Failure(NamedTuple):
 
     def headline(self, total: int) -> str:
         """What the first of its cells says, and how many of all say so: an audit's own sentence before the audit's name."""
-        said, number = list(map(short, self.records)), out_of(len(self.cells), total, "cell")
-        if self.audits:
+        cause, number = self.causes[0], out_of(len(self.cells), total, "cell")
+        said = [_short(record, cause) for record in self.records]
+        if cause.startswith(AUDIT):
             return f"{said[0]} ({number}, {some(self.cells) if len(set(said)) == 1 else f'as {self.cells[0]}'}; {self.name})"
         others = f"; likewise {some(self.cells[1:])}" if self.cells[1:] else ""
         return f"{number} {self.name} ({self.cells[0]}: {said[0]}{others})"
 
 
-def short(record: Record) -> str:
-    """The first that a record says of what went wrong, without the cell and the audit's name, which stand beside it."""
-    said = record.missed[0].removesuffix(located(record, "")) if record.missed else record.status
-    return said.partition(": ")[2] if said.startswith("audit ") else said
+def said_of(record: Record, cause: str) -> list[str]:
+    """What a record says of what it failed by: of an audit its own sentence, of any other cause what no audit says."""
+    if cause.startswith(AUDIT):
+        return [sentence for sentence in record.missed if f"audit {cause.removeprefix(AUDIT)}: " in sentence]
+    audits = [f"audit {finding.name}: " for finding in record.audits if not finding.passed]
+    return [sentence for sentence in record.missed if not any(audit in sentence for audit in audits)]
+
+
+def _short(record: Record, cause: str) -> str:
+    """The first of these, without the cell and the audit's name, which stand beside it."""
+    said = next(iter(said_of(record, cause)), "it says nothing more")
+    return said.removesuffix(located(record, "")).removeprefix(f"audit {cause.removeprefix(AUDIT)}: ")
+
+
+def _causes(record: Record) -> list[str]:
+    if record.status in ("passed", "reported") or (record.status == "begun" and not record.missed):
+        return []
+    audits = [cause for cause in dict.fromkeys(f"{AUDIT}{one.name}" for one in record.audits) if said_of(record, cause)]
+    if not record.finished and not record.first_updates:
+        return audits or [ENDS[record.status]]
+    wrong = BOUND if below_bounds(record.scores, record.bounds) else FIGURES
+    return [*audits, wrong] if wrong == BOUND or not audits or said_of(record, FIGURES) else audits
 
 
 def failures_of(records: Iterable[Record]) -> list[Failure]:
-    """What went wrong, each record once: audits first, then in the order of `ENDS`; what most cells failed by before others."""
-    groups: dict[tuple[tuple[str, ...], str], list[Record]] = {}
+    """What went wrong, causes of the same records together: audits first, the one that most cells failed before the others."""
+    by_cause: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        if record.status in ("passed", "reported") or (record.status == "begun" and not record.missed):
-            continue
-        audits = tuple(one.name for one in record.audits if any(f"audit {one.name}: " in said for said in record.missed))
-        ended = ENDS.get(record.status, "")
-        if record.finished or record.first_updates:
-            ended = ended if below_bounds(record.scores, record.bounds) else "" if audits else "had wrong figures"
-        groups.setdefault((audits, ended if record.finished or not audits else ""), []).append(record)
-    order = list(ENDS.values())
-    failures = [Failure(*causes, alike) for causes, alike in groups.items()]
-    return sorted(failures, key=lambda one: (not one.audits, one.ended in order and order.index(one.ended), -len(one.cells)))
+        for cause in _causes(record):
+            by_cause[cause].append(record)
+    order = {cause: index for index, cause in enumerate([BOUND, FIGURES, *ENDS.values()])}
+    together: dict[tuple[int, ...], Failure] = {}
+    for cause, bad in sorted(by_cause.items(), key=lambda item: (order.get(item[0], -1), -len({one.cell for one in item[1]}))):
+        together.setdefault(tuple(map(id, bad)), Failure([], bad)).causes.append(cause)
+    return list(together.values())
 
 
 # All cells of a run together

@@ -15,7 +15,7 @@ from tunegrid.record import Record
 from tunegrid.results.alike import unlike_pairs
 from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, by_cell, evidence_of, in_words, worst
 from tunegrid.results.report import NAMED, Section, count, markdown, some, text_table
-from tunegrid.results.status import failures_of, status_of, too_short
+from tunegrid.results.status import failures_of, said_of, status_of, too_short
 from tunegrid.results.verdict import FAILED_BY, RunVerdict, moved_by_rounding
 from tunegrid.terminal import annotation, say
 
@@ -136,8 +136,9 @@ def failure_lines(records: Iterable[Record]) -> Iterator[str]:
     """Lines on what failed: cells with their causes, and below them what they say; of more than three what one says."""
     for failure in failures_of(sorted(records, key=lambda record: study_place(record.cell))):
         yield f"{failure.title}: {some(failure.cells, MOST_CELLS)}"
-        for record in failure.records if len(failure.records) <= NAMED else failure.records[:1]:
-            yield from (f"  {sentence}" for sentence in record.missed)
+        few, most = (failure.records, None) if len(failure.records) <= NAMED else (failure.records[:1], 1)
+        for record in few:
+            yield from (f"  {said}" for cause in failure.causes for said in said_of(record, cause)[:most])
 
 
 # A gate
@@ -183,8 +184,8 @@ def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> l
             continue
         fails = j in failing
         order = (not fails, j.kind == "speed" and not fails, GRAVEST_FIRST.index(j.verdict))
-        alike.setdefault((*order, j.quantity, j.detail if j.kind == "numerics" else ""), []).append(j)
-    lines = []
+        alike.setdefault((*order, j.quantity, j.stage), []).append(j)
+    lines: list[str] = []
     for group in (alike[key] for key in sorted(alike, key=lambda key: key[:3])):
         cells, most = len({j.cell for j in group}), max(group, key=lambda j: abs(j.effect or 0.0))
         which = "as" if most.effect is None else "most of all"

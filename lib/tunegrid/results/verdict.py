@@ -25,7 +25,7 @@ from tunegrid.results.judgements import (
 from tunegrid.results.next_steps import Asked
 from tunegrid.results.numerics import STAGES
 from tunegrid.results.report import count, joined, out_of, some
-from tunegrid.results.status import Failure, failures_of
+from tunegrid.results.status import AUDIT, Failure, failures_of
 
 # Which judgements count
 
@@ -90,12 +90,12 @@ def outcome(judged: Sequence[Judgement], kinds: Sequence[str]) -> Outcome:
         for j in judged
         if j.kind in kinds
     ]
-    doubts = [
+    doubts = (
         unscored(judged),
         CANNOT_TELL in kinds and undecided(judged),
+        "quality" in kinds and untested and all(untested),
         any(kind in KINDS for kind in kinds) and all(silent),
-    ]
-    doubts.append("quality" in kinds and untested and all(untested))
+    )
     return Outcome.CANNOT_TELL if any(doubts) else Outcome.NO_WORSE
 
 
@@ -270,7 +270,8 @@ def _of_cells(run: Asked, failures: Sequence[Failure], troubles: Sequence[str]) 
     for failure in failures[:1]:
         first, change = failure.records[0], first_change(j for j in run.judged if j.cell in failure.cells)
         next_step = run.bisection(change.cells[0], ["numerics"]) if change.cells else ""
-        looks = f"; reports/evidence/audits.md says what {failure.audits[0]} looks at" if failure.audits else ""
+        name = failure.causes[0].removeprefix(AUDIT)
+        looks = f"; reports/evidence/audits.md says what {name} looks at" if name != failure.causes[0] else ""
         if first.status in ("killed", "not run", "unfinished"):
             again = f"`{run.command} --resume`" if run.command else "the command that ran them, with --resume,"
             next_step = f"{again} runs what is left"
