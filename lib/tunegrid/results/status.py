@@ -127,9 +127,9 @@ def status_of(seeds: Sequence[Record]) -> Status:
 
 AUDIT = "failed audit "  # and its name
 BOUND, FIGURES = "missed a bound", "had wrong figures"
-# By status, in the order in which causes are told; audits come before.
-ENDS = {"missed": BOUND, "error": "broke off", "killed": "lost its process", "stopped": "stopped early"}
-ENDS |= {"not run": "did not run", "unfinished": "did not finish"}
+# Of a cell that came to no end, by status. Audits are told first, then figures, then these.
+ENDS = {"error": "broke off", "killed": "lost its process", "stopped": "stopped early", "not run": "did not run"}
+ENDS |= {"unfinished": "did not finish"}
 
 
 class Failure(NamedTuple):
