@@ -80,8 +80,16 @@ def sentence(changes: str, judged: Sequence[Judgement], kinds: Sequence[str], fa
 
 def failures(before: Iterable[Record], after: Iterable[Record]) -> dict[str, str]:
     """Why cells failed by themselves after the upgrade, by cell; of the same failure it says that it was there before."""
-    known, now = ({cell: one.name for one in failures_of(records) for cell in one.cells} for records in (before, after))
+    known, now = _names(before), _names(after)
     return {cell: name + (", as before" if name == known.get(cell) else "") for cell, name in now.items()}
+
+
+def _names(records: Iterable[Record]) -> dict[str, str]:
+    names: dict[str, list[str]] = {}
+    for failure in failures_of(records):
+        for cell in failure.cells:
+            names.setdefault(cell, []).append(failure.name)
+    return {cell: " and ".join(own) for cell, own in names.items()}
 
 
 def _group(word: str, cells: Sequence[str]) -> str:

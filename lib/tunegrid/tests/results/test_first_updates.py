@@ -3,23 +3,22 @@
 from dataclasses import replace
 
 import pytest
+from tunegrid.page.runs import read_page_run
 
 from tunegrid.commands import baseline, export
 from tunegrid.errors import InputError
 from tunegrid.page.render import html
-from tunegrid.page.runs import read_page_run
 from tunegrid.page.view import page_of
 from tunegrid.record import from_json, to_json
 from tunegrid.record.io import checked
 from tunegrid.results import journal
-from tunegrid.results.answer import answer_of
 from tunegrid.results.compare import entries_of
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import compared
-from tunegrid.results.outcomes import FAILED_BY
 from tunegrid.results.status import Extent, with_status
 from tunegrid.results.thresholds import load_tolerances
+from tunegrid.results.verdict import FAILED_BY, verdict_of
 from tunegrid.tests.records import altered, begun, complete, run_file, seeds_as
 
 LOSSES = [0.7, 0.5, 0.4, 0.3]
@@ -82,7 +81,7 @@ def test_movement_is_compared_from_the_third_update_on():
 
 def answered(old, new, kinds=FAILED_BY):
     judged = gate(Run.of(old), Run.of(new))
-    return judged, answer_of(new, judged, kinds, baseline="before.json", before=old)
+    return judged, verdict_of(new, judged, kinds, baseline="before.json", before=old)
 
 
 def test_begun_cells_are_judged_by_numerics_and_by_bytes_of_tensors_alone():
@@ -119,7 +118,7 @@ def test_a_changed_cell_without_scores_cannot_be_told_and_fails_where_numerics_c
     judged, answer = answered([begun()], [whole()])
     assert [(j.quantity, str(j.verdict)) for j in judged if j.kind == "quality"] == [("accuracy", "cannot tell")]
     assert answer.exit_code == 6
-    answer = answer_of([begun()])
+    answer = verdict_of([begun()])
     assert answer.sentences == (
         "1 cell made only its first 2 updates, without scores, and passed every audit that can look so early.",
     )

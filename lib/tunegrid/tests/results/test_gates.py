@@ -19,17 +19,15 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.tasks import TASKS
 from tunegrid.record import from_json
 from tunegrid.results import examples
-from tunegrid.results.answer import answer_of
 from tunegrid.results.gate import Run, gate, read_run
-from tunegrid.results.gate_report import COLUMNS, Report, as_json, as_markdown, as_text, counted, rows, verdict_table
-from tunegrid.results.judgements import KINDS, Judgement, Verdict
-from tunegrid.results.outcomes import FAILED_BY, failing, kinds_of
+from tunegrid.results.judgements import Verdict
+from tunegrid.results.summary import gate_section
 from tunegrid.results.thresholds import load_margins
+from tunegrid.results.verdict import FAILED_BY, failing, kinds_of
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.records import FOOTPRINT, MEASURED, ROWS, complete, hits, record_of, run_file
 
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
-COLUMNS_BEFORE = len(COLUMNS) - len(KINDS)  # the verdicts come last
 VERSIONS = complete().versions
 
 
@@ -215,43 +213,6 @@ def test_speed_is_compared_between_like_machines_only(changes, reason):
     assert (judgement.verdict, judgement.detail) == (Verdict.NOT_COMPARABLE, reason)
 
 
-# Words
-
-
-def test_a_report_is_a_row_a_cell_and_the_answer():
-    old, new = (record_of("bert_sa_lora", {"accuracy": hits(512, 480, lost)}) for lost in (0, 20))
-    judgements = gate(Run.of([old]), Run.of([new]))
-    assert rows(judgements)[0][:3] == ("bert_sa_lora", "accuracy", "-3.9")
-    assert rows(judgements)[0][6:] == ("changed", "worse", "same", "same", "-")
-    counts, answer = "numerics of 1 cells: 1 changed; quality: 1 worse", answer_of([new], judgements)
-    assert counted(judgements) == counts
-    report = Report(judged=judgements, answer=answer)
-    text = as_text(report)
-    assert text.endswith("\n".join(["", counts, *answer.sentences]))
-    evidence = "20 rows lost, 0 gained of 512; noise of rows alone: error 0.86; margin 1.0; sees drops from 2.9"
-    assert f"worse: bert_sa_lora accuracy -3.91 points ({evidence})" in text
-    assert text.splitlines()[:2] == [
-        "cell            main score change 95 % interval   p      sees  "
-        "numerics     quality      memory       speed        instruments",
-        "bert_sa_lora    accuracy   -3.9   -5.7 to -2.3    0.000  2.9   changed      worse        same         same         -",
-    ]
-    assert as_markdown(report).startswith("**Failed against the baseline: 1 cell worse (bert_sa_lora accuracy).**\n\nCause: ")
-    assert {row["verdict"] for row in json.loads(as_json(report))} == {"worse", "same", "changed", "cannot tell"}
-
-
-def test_a_brief_table_has_findings_alone_and_one_line_for_many_cells_alike():
-    effects = {"bert_sum_lora": -3.0, "bert_sum_qlora": -2.0, "bert_sum_sft": -4.0, "bert_qa_lora": -5.0}
-    one = Judgement(cell="t5_sa_sft", main_score="f1", quantity="f1", verdict=Verdict.WORSE)
-    slow = replace(one, quantity="step_seconds", effect=0.3)
-    doubt = replace(one, cell="t5_sa_lora", verdict=Verdict.CANNOT_TELL, effect=-1.0)
-    judged = [*(replace(one, cell=cell, effect=effect) for cell, effect in effects.items()), slow, doubt]
-    report = Report(judged=judged, answer=answer_of([], judged))
-    head, row, many, quiet, *_ = verdict_table(report, brief=True).splitlines()
-    assert (head.split()[0], row.split()[:3]) == ("cell", ["t5_sa_lora", "f1", "-1.0"])
-    assert many == "4 cells quality worse: " + ", ".join(f"{cell} f1 {effect:+.1f}" for cell, effect in effects.items())
-    assert quiet == "1 of 6 cells have no findings: -q leaves them out"
-
-
 # Commands
 
 
@@ -367,7 +328,7 @@ BOUND = {"f1": tomllib.loads((ROOT / "benchmarks/thresholds/quick.toml").read_te
 def test_too_good_is_shown_and_fails_only_where_asked(tmp_path, capsys):
     old, new = [record_of("bert_qa_lora")], [record_of("bert_qa_lora", scores={"exact_match": 99.0, "f1": 99.9}, bounds=BOUND)]
     judgements = gate(Run.of(old), Run.of(new))
-    assert rows(judgements)[0][COLUMNS_BEFORE + KINDS.index("quality")] == "too good"
+    assert gate_section(judgements, []).frame["quality"][0] == "too good"
     assert failing(judgements, FAILED_BY) == []
     assert [j.verdict for j in failing(judgements, kinds_of("quality,too-good"))] == [Verdict.TOO_GOOD]
     files = [str(run_file(tmp_path / f"{name}.json", records)) for name, records in (("old", old), ("new", new))]

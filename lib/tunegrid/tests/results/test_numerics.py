@@ -10,9 +10,9 @@ from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import arithmetic, furthest_apart, pair_of
 from tunegrid.results.numerics import compared as judgement_and_course
-from tunegrid.results.outcomes import failing
 from tunegrid.results.thresholds import TOLERANCES as TOLERANCES_FILE
 from tunegrid.results.thresholds import load_tolerances, tolerance_of
+from tunegrid.results.verdict import failing
 from tunegrid.tests.records import altered, complete, run_file
 
 BY_GROUP = {"curve": 1e-3, "weights": 1e-4, "probe_gradients": 1e-3, "gradients": 1e-3, "moved": 1e-2, "moved_alone": 1e-3}
