@@ -17,7 +17,7 @@ from tunegrid.results.answer import answer_of
 from tunegrid.results.cell_answer import annotate
 from tunegrid.results.files import read_list
 from tunegrid.results.flips import flips
-from tunegrid.results.gate import Run, furthest, gate, paired
+from tunegrid.results.gate import Run, gate, paired
 from tunegrid.results.gate_report import FORMATS, Report, numerics_table, write_step_summary
 from tunegrid.results.outcomes import COUNTED, FAILED_BY, kinds_of
 from tunegrid.terminal import say
@@ -79,7 +79,7 @@ def judge(old: Sequence[Record], new: Sequence[Record], options: argparse.Namesp
     listed = flips(paired(before, after), judged, options.show_flips) if options.show_flips else None
     report = Report(judged=judged, answer=answer, flips=listed)
     if options.numerics:
-        say("\n".join(numerics_table(judged, furthest(before, after))))
+        say("\n".join(numerics_table(judged, {})))
     say(FORMATS[options.format](report))
     if options.format == "text":
         annotate(answer, new)

@@ -21,7 +21,7 @@ from tunegrid.results.noise import load_noise
 from tunegrid.results.study import StudyComparison, compared
 
 if TYPE_CHECKING:
-    from tunegrid.results.figures import FigureTable
+    from tunegrid.results.report import Section
 
 Step = tuple[float | None, Verdict | None]  # a score, and the verdict after the run before
 
@@ -283,7 +283,7 @@ class Page:
         return self.run.profile == "footprint"
 
     @cached_property
-    def figures(self) -> list["FigureTable"]:
+    def figures(self) -> list["Section"]:
         """What cells were asked beside their scores, a table an instrument."""
         records = [record for cell in self.cells for record in cell.records]
         if not any(record.instruments for record in records):
