@@ -17,7 +17,7 @@ from tunegrid.errors import InputError
 from tunegrid.record import Record
 from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.results.flips import flips
-from tunegrid.results.gate import Run, furthest, gate, paired
+from tunegrid.results.gate import Run, gate, paired
 from tunegrid.results.report import Section, text
 from tunegrid.results.summary import annotate, gate_section, summary, write_step_summary
 from tunegrid.results.verdict import COUNTED, FAILED_BY, kinds_of, verdict_of
@@ -93,9 +93,7 @@ def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
         say(words)
     else:
         if options.numerics:
-            say("\n".join(f"{j.cell} {j.verdict}: {j.detail}" for j in judged if j.quantity == "numerics"))
-            for arithmetic, figures in sorted(furthest(before, after).items()):
-                say(f"furthest apart, {arithmetic}: {', '.join(f'{name} {apart:.1e}' for name, apart in figures.items())}")
+            say("\n".join(f"{j.cell} {j.verdict}: {j.detail}" for j in judged if j.kind == "numerics"))
         rows = Section(sentences=listed.lines() if listed else ())
         say(text([gate_section(judged, verdict.failing), rows, Section(sentences=verdict.sentences)]))
         annotate(verdict, new.records)

@@ -22,9 +22,9 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.lab.grid_runs import GridRun, LabSession, LabSessions, OtherLabSession, fives, note
 from tunegrid.record.checks import below_bounds
-from tunegrid.results.bounds import CONTROL_SHARE, Calibration, RecordsByCell, noise_toml, thresholds_toml
+from tunegrid.results.bounds import CONTROL_SHARE, Calibration, RecordsByCell, evidence, scores_toml, thresholds_toml
 from tunegrid.results.noise import SEEDS, NoiseKey, residuals, resolution
-from tunegrid.results.thresholds import load_bounds
+from tunegrid.results.thresholds import LAB_CALIBRATE, load_bounds
 
 UNLIKELY = 0.05  # that the worst of a cell's trainings is as bad as it is, if noise were normal
 ADAPTER_OFF = "adapter_off"  # a control of benchmarks/plants/controls.py
@@ -172,6 +172,30 @@ def read_controls(path: Path, left_out: Sequence[str] = ()) -> dict[NoiseKey, fl
         advice = f"`pytest -m controls --benchmark-json={path}` writes it"
         raise InputError(f"{path} holds no controls ({type(error).__name__}: {error}); {advice}") from None
     return best
+
+
+def noise_toml(calibration: Calibration) -> str:
+    """The file of training noise: deviations as measured, and their scores; they are pooled when they are read."""
+    noise = calibration.noise
+    lines = [
+        f"# Written by `{LAB_CALIBRATE}`. Standard deviations of scores, in points, with degrees of freedom:",
+        "# `seeds` between runs of different seeds, `perturbed` between runs of one seed whose starts differ in last digits.",
+        "# `scores`: one list for each group of runs that differ by chance alone.",
+        *evidence(calibration),
+        f"perturbed_seeds = {list(calibration.perturbed)}",
+        f"runs_a_perturbed_seed = {[len(grids) for grids in calibration.perturbed.values()]}",
+        "",
+        "# Test rows by task.",
+        "[rows]",
+        *(f"{task} = {rows}" for task, rows in noise.rows.items()),
+    ]
+    for key in calibration.tested():
+        lines += ["", f"[cells.{'.'.join(key)}]"]
+        for kind, deviations in noise.measured.items():
+            if own := deviations.get(key):
+                groups = ", ".join(f"[{scores_toml(group)}]" for group in noise.scores[kind][key])
+                lines.append(f"{kind} = {{ sd = {own.sd:.3f}, df = {own.df:.0f}, scores = [{groups}] }}")
+    return "\n".join(lines) + "\n"
 
 
 def blunt(measured: Calibration) -> list[str]:

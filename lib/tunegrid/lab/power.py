@@ -136,7 +136,7 @@ def _judged(setting: Setting, rng: np.random.Generator) -> set[str]:
     gaps = _gaps(setting, truth, rng)
     effects = {key: effect(setting, key, gaps[key], noise[key]) for key in truth}
     decisions = decide(effects, setting.mains, setting.margins)
-    return {cell for (cell, _), decision in decisions.items() if decision.verdict is Verdict.WORSE}
+    return {cell for (cell, _), (verdict, _) in decisions.items() if verdict is Verdict.WORSE}
 
 
 def _truth(setting: Setting, rng: np.random.Generator) -> dict[NoiseKey, float]:

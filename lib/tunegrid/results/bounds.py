@@ -24,15 +24,10 @@ RecordsByCell = Mapping[str, Record]
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """The least score of a healthy run.
-
-    Attributes:
-        minimum: points, rounded down to a tenth.
-        healthy: the least that is safe for a healthy run; above it, `minimum` is there for the controls' sake.
-    """
+    """The least score of a healthy run, in points, rounded down to a tenth."""
 
     minimum: float
-    healthy: float
+    healthy: float  # the least that is safe for a healthy run; above it, `minimum` is there for the controls' sake
 
     @property
     def blunt(self) -> bool:
@@ -46,14 +41,8 @@ def bound_of(
     """The bound of one score.
 
     A new observation deviates from the mean of n by noise * sqrt(1 + 1 / n); the gate's critical value bounds it at
-    `HEALTHY_MISSES`, shared by all bounds (Bonferroni).
-
-    Args:
-        scores: of healthy runs, one per seed.
-        noise: the deviation between seeds, moderated.
-        bounds: how many bounds a run must meet.
-        control: the best score of a control.
-        share: the bound lies at most so far on the way from the mean to the control.
+    `HEALTHY_MISSES`, shared by all `bounds` that a run must meet (Bonferroni). It lies at most so far (`share`) on the way from
+    the mean to the best score of a `control`.
     """
     mean = fmean(scores)
     errors = critical_value(HEALTHY_MISSES / bounds, noise.df, noise.tail)
@@ -69,19 +58,12 @@ def _floor(points: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Runs of one grid.
+    """Runs of one grid."""
 
-    Attributes:
-        seeds: runs that differ in their seed: first those of all cells, then those of cells that need more.
-        perturbed: by seed, that seed's run and its runs from perturbed starts.
-        controls: the best score of the controls that bounds lie far from, by cell and score.
-        control_share: of the way from the mean to a control, beyond which no bound lies.
-    """
-
-    seeds: Sequence[RecordsByCell]
-    perturbed: Mapping[int, Sequence[RecordsByCell]] = field(default_factory=dict)
-    controls: Mapping[NoiseKey, float] = field(default_factory=dict)
-    control_share: float = CONTROL_SHARE
+    seeds: Sequence[RecordsByCell]  # first those of all cells, then those of cells that need more
+    perturbed: Mapping[int, Sequence[RecordsByCell]] = field(default_factory=dict)  # by seed: its run, and from moved starts
+    controls: Mapping[NoiseKey, float] = field(default_factory=dict)  # the best score of any control, by cell and score
+    control_share: float = CONTROL_SHARE  # of the way from the mean to a control, beyond which no bound lies
 
     def scores(self, cell: str, metric: str) -> list[float]:
         """One score, by seed, of the runs that trained the cell; raises InputError if one of them lacks it."""
@@ -149,36 +131,13 @@ def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> s
         scores, control = calibration.scores(cell, metric), calibration.controls.get((cell, metric))
         lines.append(
             f"{metric} = {{ minimum = {bound.minimum:.1f}, mean = {fmean(scores):.2f}, sd = {stdev(scores):.2f}, "
-            f"scores = [{_shown(scores)}]{'' if control is None else f', control = {control:.2f}'} }}"
+            f"scores = [{scores_toml(scores)}]{'' if control is None else f', control = {control:.2f}'} }}"
         )
     return "\n".join(lines) + "\n"
 
 
-def noise_toml(calibration: Calibration) -> str:
-    """The file of training noise: deviations as measured, and their scores; they are pooled when they are read."""
-    noise = calibration.noise
-    lines = [
-        f"# Written by `{LAB_CALIBRATE}`. Standard deviations of scores, in points, with degrees of freedom:",
-        "# `seeds` between runs of different seeds, `perturbed` between runs of one seed whose starts differ in last digits.",
-        "# `scores`: one list for each group of runs that differ by chance alone.",
-        *evidence(calibration),
-        f"perturbed_seeds = {list(calibration.perturbed)}",
-        f"runs_a_perturbed_seed = {[len(grids) for grids in calibration.perturbed.values()]}",
-        "",
-        "# Test rows by task.",
-        "[rows]",
-        *(f"{task} = {rows}" for task, rows in noise.rows.items()),
-    ]
-    for key in calibration.tested():
-        lines += ["", f"[cells.{'.'.join(key)}]"]
-        for kind, deviations in noise.measured.items():
-            if own := deviations.get(key):
-                groups = ", ".join(f"[{_shown(group)}]" for group in noise.scores[kind][key])
-                lines.append(f"{kind} = {{ sd = {own.sd:.3f}, df = {own.df:.0f}, scores = [{groups}] }}")
-    return "\n".join(lines) + "\n"
-
-
-def _shown(scores: Sequence[float]) -> str:
+def scores_toml(scores: Sequence[float]) -> str:
+    """With two digits."""
     return ", ".join(f"{score:.2f}" for score in scores)
 
 

@@ -4,10 +4,9 @@ A run's JSON declares the figures (`Record.instruments`); their values are in a 
 nothing here knows an instrument. Needs numpy, pandas and scipy, no torch.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -93,14 +92,31 @@ def _shown(line: Any, form: str) -> str:
 # Is a run worse than another?
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Test:
-    """One figure of a part of a cell's runs; harm is a rise if lower is better, else a fall.
+def judged(cells: Sequence[Rows], one_training: Collection[str]) -> Iterator[Judgement]:
+    """The gravest figure of each instrument of a cell; in 5 % of healthy runs any of one instrument is called worse (Holm).
 
-    Attributes:
-        low, high: of harm's 95 % interval.
-        p_worse, p_better: one-sided; None if nothing could be tested, for the reason in `evidence`.
+    `one_training` names the cells whose runs differ by rounding alone from one of their seed.
     """
+    by_instrument: dict[str, list[_Test]] = {}
+    for rows in cells:
+        for instrument, test in _tests(rows, rows.cell in one_training):
+            by_instrument.setdefault(instrument, []).append(test)
+    for tests in by_instrument.values():
+        worse = holm({index: one.p_worse for index, one in enumerate(tests) if one.p_worse is not None})
+        better = holm({index: one.p_better for index, one in enumerate(tests) if one.p_better is not None})
+        gravest: dict[str, Judgement] = {}
+        for index, test in enumerate(tests):
+            one = _judgement(test, worse.get(index), better.get(index))
+            gravest[one.cell] = min(gravest.get(one.cell, one), one, key=_gravity)
+        yield from gravest.values()
+
+
+def _gravity(judgement: Judgement) -> tuple[int, float]:
+    return GRAVEST_FIRST.index(judgement.verdict), judgement.p if judgement.p is not None else 1.0
+
+
+class _Test(NamedTuple):
+    """One figure of a part of a cell's runs; harm is a rise if lower is better, else a fall."""
 
     record: Record
     quantity: str
@@ -109,42 +125,9 @@ class _Test:
     before: float
     after: float
     evidence: str
-    low: float | None = None
-    high: float | None = None
-    p_worse: float | None = None
+    harm: tuple[float, float] | None = None  # ends of its 95 % interval; None: nothing could be tested, as `evidence` says
+    p_worse: float | None = None  # one-sided, as p_better
     p_better: float | None = None
-
-    @property
-    def harm(self) -> float:
-        """Above 0, the new run is worse."""
-        return _sign(self.figure) * (self.after - self.before)
-
-
-def _sign(figure: Figure) -> int:
-    return 1 if figure.better == "lower" else -1
-
-
-def judged(cells: Sequence[Rows], one_training: Collection[str]) -> Iterator[Judgement]:
-    """The gravest figure of each instrument of a cell; in 5 % of healthy runs any of one instrument is called worse (Holm).
-
-    `one_training` names the cells whose runs differ by rounding alone from one of their seed.
-    """
-    by_instrument: dict[str, list[_Test]] = {}
-    for rows in cells:
-        for instrument, test in _tests(rows, rows.records[0][0].cell in one_training):
-            by_instrument.setdefault(instrument, []).append(test)
-    for tests in by_instrument.values():
-        worse = holm({index: one.p_worse for index, one in enumerate(tests) if one.p_worse is not None})
-        better = holm({index: one.p_better for index, one in enumerate(tests) if one.p_better is not None})
-        gravest: dict[str, Judgement] = {}
-        for index, test in enumerate(tests):
-            one = _judgement(test, worse.get(index, 1.0), better.get(index, 1.0))
-            gravest[one.cell] = min(gravest.get(one.cell, one), one, key=_gravity)
-        yield from gravest.values()
-
-
-def _gravity(judgement: Judgement) -> tuple[int, float]:
-    return GRAVEST_FIRST.index(judgement.verdict), judgement.p if judgement.p is not None else 1.0
 
 
 def _tests(rows: Rows, one_training: bool) -> Iterator[tuple[str, _Test]]:
@@ -157,72 +140,64 @@ def _tests(rows: Rows, one_training: bool) -> Iterator[tuple[str, _Test]]:
         figure, after = declared.get(instrument, {}).get(name), of_new.get((instrument, name, part))
         if figure is None or not figure.better or before.value.isna().any():
             continue
-        if after is None or after.value.isna().any():
-            evidence: Mapping[str, Any] = {"before": _mean(before)[0], "after": np.nan, "evidence": NO_NUMBER}
-        else:
-            evidence = _by_rows(before, after, figure) if one_training else _by_seeds(before, after, figure)
-        yield instrument, _Test(record=records[0], quantity=f"{instrument}/{name}", part=part, figure=figure, **evidence)
+        evidence: tuple[Any, ...] = (_mean(before)[0], np.nan, NO_NUMBER)
+        if after is not None and not after.value.isna().any():
+            sign = 1 if figure.better == "lower" else -1
+            evidence = _by_rows(before, after, sign) if one_training else _by_seeds(before, after, sign)
+        yield instrument, _Test(records[0], f"{instrument}/{name}", part, figure, *evidence)
 
 
-def _by_rows(before: pd.DataFrame, after: pd.DataFrame, figure: Figure) -> Mapping[str, Any]:
+def _by_rows(before: pd.DataFrame, after: pd.DataFrame, sign: int) -> tuple[Any, ...]:
     """Runs that are one training but for rounding pair row by row; a figure without rows is held to its margin alone."""
     before = before[before.seed.isin(after.seed)]
     pairs = before.merge(after, on=["seed", "row"], suffixes=("", "_new"))
     if len(pairs) != len(before) or len(pairs) != len(after):
-        return {"before": before.value.mean(), "after": after.value.mean(), "evidence": OTHER_ROWS}
+        return before.value.mean(), after.value.mean(), OTHER_ROWS
     share = pairs.weight / pairs.weight.mean()
-    means = {"before": (pairs.value * share).mean(), "after": (pairs.value_new * share).mean()}
-    harm = (pairs.value_new - pairs.value) * share * _sign(figure)
+    means, harm = (
+        ((pairs.value * share).mean(), (pairs.value_new * share).mean()),
+        (pairs.value_new - pairs.value) * share * sign,
+    )
     if (pairs.row == "").all():
-        low, high, evidence = harm.mean(), harm.mean(), "no rows"
-        p_worse, p_better = float(harm.mean() <= 0), float(harm.mean() >= 0)
-    else:
-        by_row = harm.groupby(pairs.row).mean().to_numpy()
-        resamples = resampled_means(by_row)
-        (low, high), evidence = interval(resamples), f"{count(len(by_row), 'row')}, paired"
-        p_better, p_worse = bootstrap_p(float(by_row.mean()), resamples)
-    return means | {"low": low, "high": high, "p_worse": p_worse, "p_better": p_better, "evidence": evidence}
+        far = harm.mean()
+        return *means, "no rows", (far, far), float(far <= 0), float(far >= 0)
+    by_row = harm.groupby(pairs.row).mean().to_numpy()
+    resamples = resampled_means(by_row)
+    p_better, p_worse = bootstrap_p(float(by_row.mean()), resamples)
+    return *means, f"{count(len(by_row), 'row')}, paired", interval(resamples), p_worse, p_better
 
 
-def _by_seeds(before: pd.DataFrame, after: pd.DataFrame, figure: Figure) -> Mapping[str, Any]:
+def _by_seeds(before: pd.DataFrame, after: pd.DataFrame, sign: int) -> tuple[Any, ...]:
     """Other trainings are held to the noise between seeds, several on each side.
 
     Held to one seed alone, noise that is skewed is called worse too often: 9 to 11 % of healthy grids, by five against one.
     """
     old, new = ([_mean(one)[0] for _, one in side.groupby("seed", dropna=False)] for side in (before, after))
-    means, noise = {"before": np.mean(old), "after": np.mean(new)}, deviation([old, new])
+    means, noise = (float(np.mean(old)), float(np.mean(new))), deviation([old, new])
     if noise is None or not noise.sd or min(len(old), len(new)) < 2:
-        return means | {"evidence": ONE_SEED}
+        return *means, ONE_SEED
     error = noise.sd * (1 / len(old) + 1 / len(new)) ** 0.5
-    gain = by_training(-_sign(figure) * float(np.mean(new) - np.mean(old)), error, noise.df, rows=1, flips=None)
-    ends = {"low": -gain.high, "high": -gain.low, "p_worse": gain.p_worse, "p_better": gain.p_better}
-    return means | ends | {"evidence": f"{len(old)} and {count(len(new), 'seed')}: error {error:.3f}"}
+    gain = by_training(sign * (means[0] - means[1]), error, noise.df, rows=1, flips=None)
+    evidence = f"{len(old)} and {count(len(new), 'seed')}: error {error:.3f}"
+    return *means, evidence, (-gain.high, -gain.low), gain.p_worse, gain.p_better
 
 
-def _judgement(test: _Test, p_worse: float, p_better: float) -> Judgement:
+def _judgement(test: _Test, p_worse: float | None, p_better: float | None) -> Judgement:
     """The verdict, by p-values that are adjusted: a change of at least the margin, that can be seen, is worse or better."""
-    margin, form = test.figure.margin, test.figure.shown.lstrip("+") or ".3f"
+    effect, margin, form = test.after - test.before, test.figure.margin, test.figure.shown.lstrip("+") or ".3f"
+    harm = effect if test.figure.better == "lower" else -effect
     if np.isnan(test.after):
         return judgement_of(test.record, test.quantity, Verdict.NOT_COMPARABLE, detail=test.evidence, before=test.before)
-    if test.p_worse is None or test.high is None:
-        verdict = Verdict.SAME if not test.harm else Verdict.NOT_COMPARABLE
-    elif p_worse < ALPHA and test.harm >= margin:
+    if test.harm is None or p_worse is None or p_better is None:
+        verdict = Verdict.SAME if not harm else Verdict.NOT_COMPARABLE
+    elif p_worse < ALPHA and harm >= margin:
         verdict = Verdict.WORSE
-    elif p_better < ALPHA and -test.harm >= margin and round(test.harm, 3):
+    elif p_better < ALPHA and -harm >= margin and round(harm, 3):
         verdict = Verdict.BETTER
     else:
-        verdict = Verdict.SAME if test.high < margin or not test.harm else Verdict.CANNOT_TELL
+        verdict = Verdict.SAME if test.harm[1] < margin or not harm else Verdict.CANNOT_TELL
+    low, high = test.harm or (None, None)
     of_part = f"of {test.part} " if test.part else ""
-    return judgement_of(
-        test.record,
-        test.quantity,
-        verdict,
-        before=test.before,
-        after=test.after,
-        effect=test.after - test.before,
-        low=test.low,
-        high=test.high,
-        p=None if test.p_worse is None else p_worse,
-        margin=margin,
-        detail=f"{of_part}{test.after:{form}}, it was {test.before:{form}}; {test.evidence}; margin {margin}",
-    )
+    detail = f"{of_part}{test.after:{form}}, it was {test.before:{form}}; {test.evidence}; margin {margin}"
+    found = {"before": test.before, "after": test.after, "effect": effect, "low": low, "high": high, "p": p_worse}
+    return judgement_of(test.record, test.quantity, verdict, **found, margin=margin, detail=detail)

@@ -128,17 +128,6 @@ def paired(old: Run, new: Run) -> dict[str, Rows]:
     return {cell: Rows(old=old.records[cell], new=new.records[cell], old_path=old.path, new_path=new.path) for cell in common}
 
 
-def furthest(old: Run, new: Run) -> dict[str, dict[str, float]]:
-    """How far the figures of numerics lie apart at most, by arithmetic, over all runs of a cell and seed that are not equal."""
-    of_both = [
-        (before, after)
-        for cell, seeds in new.records.items()
-        for seed, after in seeds.items()
-        if (before := old.records.get(cell, {}).get(seed)) is not None
-    ]
-    return numerics.furthest_apart(of_both, load_tolerances(), (old.path, new.path))
-
-
 # Memory and speed
 
 
@@ -153,9 +142,10 @@ def _costs(rows: Rows, margins: Mapping[str, Mapping[str, float]]) -> Iterator[J
                 judgement = _relative(before, name, [old], new, margins["memory"]["ledger"])
                 # Fewer bytes of tensors are no gain that training brings: something is no longer there, or no longer in fp32.
                 yield replace(judgement, verdict=Verdict.CHANGED) if judgement.verdict is Verdict.BETTER else judgement
-        same_device = before.device and after.device and before.device.name == after.device.name
+        device = after.device.name if after.device else ""
+        same_device = before.device and before.device.name == device
         if finished and same_device and before.processes == after.processes:
-            alike = [one.memory for one in baseline if one.memory and one.device and one.device.name == after.device.name]
+            alike = [one.memory for one in baseline if one.memory and one.device and one.device.name == device]
             for name in PEAKS:
                 peaks = [peak for measured in alike if (peak := measured.peak(name)) is not None]
                 now = after.memory.peak(name)
@@ -177,7 +167,7 @@ def _speed(baseline: Sequence[Record], before: Record, after: Record, margin: fl
     alike = [one.throughput for one in baseline if one.throughput and not unlike_machines(one, after)]  # of a cluster's nodes
     medians = [one.step_seconds_median for one in alike if one.step_seconds_median is not None]
     old, new = (one.throughput.step_seconds if one.throughput else [] for one in (before, after))
-    now, reason = after.throughput and after.throughput.step_seconds_median, unlike_machines(before, after)
+    now, reason = after.throughput.step_seconds_median if after.throughput else None, unlike_machines(before, after)
     if reason or not old or not new or not medians or now is None:
         detail = reason or "too few steps were measured"
         return judgement_of(before, "step_seconds", Verdict.NOT_COMPARABLE, detail=detail)
@@ -190,7 +180,7 @@ def _speed(baseline: Sequence[Record], before: Record, after: Record, margin: fl
 def _too_good(rows: Rows, evidence: Mapping[str, Mapping[str, float]]) -> Judgement | None:
     """A finding if the main score is as far above the mean of healthy runs as their bound is below it.
 
-    Leaked rows and a lost mask raise a score, a real gain does as well: it is shown, and fails a run only if that was asked for.
+    Leaked rows and a lost mask raise a score, as a real gain does: it is shown, and fails a run only if that was asked for.
     """
     records = list(rows.new.values())
     name = records[0].main_score

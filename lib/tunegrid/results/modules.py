@@ -78,13 +78,10 @@ def share(before: Any, after: Any, least: float = 0.0) -> Any:
 
 @dataclass(frozen=True)
 class Moved:
-    """The calls of one phase of a newer record; and a row a call, a column a figure, how far it moved, as a share of its norm.
+    """How far the figures of the calls of one phase moved."""
 
-    It is NaN for a call that the older record does not have.
-    """
-
-    calls: Modules
-    shares: pd.DataFrame
+    calls: Modules  # of the newer record
+    shares: pd.DataFrame  # a row a call, a column a figure, in units of its norm; NaN: the older record has no such call
 
     @classmethod
     def between(cls, old: Modules, new: Modules, phase: str) -> "Moved":
@@ -102,10 +99,6 @@ class Moved:
                 shares.loc[np.isnan(known).any(1) | np.isnan(numbers).any(1), figure] = 0.0
         shares.loc[same.depth.isna().to_numpy()] = np.nan
         return cls(calls, shares)
-
-    def furthest(self, *figures: str) -> float:
-        """How far any of these figures moved at most."""
-        return float(np.fmax.reduce(self.shares[[*figures]].to_numpy(float).ravel(), initial=0.0))
 
     def forward(self, bound: float) -> list[int]:
         """The innermost calls whose output moved while their input is equal, in their order."""
@@ -133,7 +126,7 @@ class Moved:
 
     @cached_property
     def _depth(self) -> dict[int, int]:
-        return self.calls.depth.to_dict()
+        return dict(zip(self.calls.index, self.calls.depth, strict=True))
 
     def outside(self, call: int) -> Iterator[int]:
         """The calls that a call is part of, from the smallest."""
@@ -156,20 +149,17 @@ class Moved:
 def first_modules(
     old: Modules, new: Modules, phase: str, tolerance: Mapping[str, float], *, backward: bool = False
 ) -> tuple[str, Names]:
-    """The modules that changed first in a phase of the probe, in its gradients if `backward`: a sentence's part, and their names.
-
-    Both are empty if none can be named.
-    """
+    """The modules that changed first in a phase of the probe, in its gradients if `backward`: in words, and by name, if any."""
     moved, bound = Moved.between(old, new, phase), tolerance["module_outputs"]
     if calls := moved.forward(bound):
-        words = ("the output of {} changes first, {}; its input is equal",)
-        words += ("the outputs of {} change first, {}; their inputs are equal",)
-        return _named(moved.calls.loc[calls], moved.shares.output[calls], *words)
+        words = "the output of {} changes first, {}; its input is equal"
+        several = "the outputs of {} change first, {}; their inputs are equal"
+        return _named(moved.calls.loc[calls], moved.shares.output[calls], words, several)
     if len(outermost := moved.calls[(moved.calls.depth == 0) & (moved.shares.input > bound)]):
         return _named(outermost[:1], moved.shares.input, "the input of {} is another already")
     calls, far = moved.backward(tolerance["module_gradients"]) if backward else ([], 0.0)
-    words = ("the gradient changes inside {} (last layer first), {}",)
-    return _named(moved.calls.loc[calls], pd.Series(far, index=calls), *words) if calls else ("", ())
+    words = "the gradient changes inside {} (last layer first), {}"
+    return _named(moved.calls.loc[calls], pd.Series(far, index=calls), words) if calls else ("", ())
 
 
 def _named(calls: Modules, shares: Any, one: str, several: str = "") -> tuple[str, Names]:
@@ -188,10 +178,3 @@ def _named(calls: Modules, shares: Any, one: str, several: str = "") -> tuple[st
 def percent(share: float) -> str:
     """A share with two digits, as in "11 %"."""
     return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:.0f} %"
-
-
-def furthest(old: Modules, new: Modules) -> dict[str, float]:
-    """How far outputs and gradients of modules moved at most, in any phase of the probe."""
-    phases = [Moved.between(old, new, phase) for phase in new.phase.unique()]
-    figures = {"module_outputs": ("input", "output"), "module_gradients": ("gradient", "weight_gradients")}
-    return {name: max((moved.furthest(*own) for moved in phases), default=0.0) for name, own in figures.items()}

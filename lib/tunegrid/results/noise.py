@@ -12,20 +12,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, variance
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 from scipy import optimize, special
 
 from tunegrid.record import Record
 from tunegrid.results.statistics import Array
-from tunegrid.results.thresholds import LAB_CALIBRATE, THRESHOLDS, number, numbers, table, tables
+from tunegrid.results.thresholds import LAB_CALIBRATE, THRESHOLDS, Number, checked, tables
 
 NOISE = THRESHOLDS / "noise.toml"
 SEEDS, PERTURBED = "seeds", "perturbed"
 MOST_DF = 1e4  # of a prior: as good as infinite; the cells of a kind differ by no more than chance
 PRIOR_PARAMETERS = 2  # its variance and its degrees of freedom, fitted to the same deviations
-LOWEST = 0.05  # of all residuals: those that tell the tail
-LEAST_RESIDUALS = 20
+LOWEST, LEAST_RESIDUALS = 0.05, 20  # the lowest twentieth of all residuals tells the tail; fewer tell nothing
 LEAST_CHANCE = 1e-100  # below it, a residual is as far off as any
 # Points by which a row moves that changes, if no row moves by 100: no text is far from any other by BERTScore. The mean of
 # squares over the mean, of the rows that two seeds of the committed baseline answer otherwise, is 15.6.
@@ -37,16 +38,11 @@ ScoresByKey = Mapping[NoiseKey, Groups]
 
 @dataclass(frozen=True, kw_only=True)
 class Deviation:
-    """A standard deviation between trainings, in points.
-
-    Attributes:
-        df: the degrees of freedom that it rests on.
-        tail: by how much bad trainings lie further off than normal noise would have them; 1 if that is not known.
-    """
+    """A standard deviation between trainings, in points."""
 
     sd: float
-    df: float
-    tail: float = 1.0
+    df: float  # degrees of freedom that it rests on
+    tail: float = 1.0  # by how much bad trainings lie further off than normal noise would have them; 1 if that is not known
 
     def tail_of(self, runs: int) -> float:
         """The tail of a mean of so many runs: what it has beyond normal noise shrinks with their root, as skewness does."""
@@ -74,11 +70,8 @@ def residuals(groups: Groups, floor: float) -> Array:
     """How far each score lies from what the others say of it, as a standard normal draw would; empty for under three scores.
 
     A score's own deviation is left out of what it is held to, so that a single collapse shows in full (deleted residuals;
-    Cook and Weisberg 1982). Of normal scores they follow Student's t, which is turned into the normal.
-
-    Args:
-        groups: scores of trainings that differ by chance alone, within each group.
-        floor: the least deviation that counts, in points.
+    Cook and Weisberg 1982). Of normal scores they follow Student's t, which is turned into the normal. `floor` is the least
+    deviation that counts, in points.
     """
     several = [np.asarray(group, float) for group in groups if len(group) > 1]
     df = sum(len(group) - 1 for group in several)
@@ -93,10 +86,7 @@ def residuals(groups: Groups, floor: float) -> Array:
 
 
 def tail(of: Array) -> float:
-    """By how much the lowest of these residuals lie further off than a normal's: the ratio of their means; at least 1.
-
-    It takes the lowest twentieth. Fewer than 20 residuals tell nothing, which is 1.
-    """
+    """By how much the lowest of these residuals lie further off than a normal's: the ratio of their means; 1 if few tell."""
     if len(of) < LEAST_RESIDUALS:
         return 1.0
     lowest = max(2, math.ceil(LOWEST * len(of)))
@@ -137,11 +127,7 @@ def pooled(
     Three cells of a kind say little of how far a fourth may lie off, so two things are stricter than in limma: the prior never
     counts more than the cell itself (d0 <= d), and of the d0 + d degrees of freedom two are lost to the prior's two parameters.
     Without that, 8 % of simulated equal runs are called worse; with it, 4 % are (`python -m tunegrid.lab power`).
-
-    Args:
-        measured: deviations by cell and score.
-        rows: test rows by task: no deviation counts as less than they resolve.
-        scores: that the deviations were measured with, which tell the tails.
+    No deviation counts as less than the test `rows` of its task resolve; `scores` tell the tails.
     """
     kinds: dict[NoiseKey, dict[str, Deviation]] = defaultdict(dict)
     for (cell, metric), own in measured.items():
@@ -172,7 +158,7 @@ def prior_df(kinds: Sequence[Mapping[str, Deviation]]) -> float:
     several = [cells for cells in kinds if len(cells) > 1]
     if not several:
         return MOST_DF
-    spread = sum(float(((logs := log_variances(cells)) - logs.mean()) @ (logs - logs.mean())) for cells in several)
+    spread = sum(len(cells) * float(log_variances(cells).var()) for cells in several)
     chance = fmean(float(special.polygamma(1, own.df / 2)) for cells in several for own in cells.values())
     excess = spread / sum(len(cells) - 1 for cells in several) - chance
     return min(MOST_DF, 2 * inverse_trigamma(excess)) if excess > 0 else MOST_DF
@@ -187,19 +173,12 @@ def inverse_trigamma(value: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """What training noise does to the scores of one profile.
+    """What training noise does to the scores of one profile."""
 
-    Attributes:
-        profile: the profile that was calibrated.
-        rows: test rows by task; of other test sets, nothing is known.
-        measured: deviations by kind of noise, then by cell and score, as calibrated.
-        scores: what they were measured with, in the same order; files older than 0.11.0 lack it.
-    """
-
-    profile: str = ""
-    rows: Mapping[str, int] = field(default_factory=dict)
-    measured: Mapping[str, Mapping[NoiseKey, Deviation]] = field(default_factory=dict)
-    scores: Mapping[str, ScoresByKey] = field(default_factory=dict)
+    profile: str = ""  # that was calibrated
+    rows: Mapping[str, int] = field(default_factory=dict)  # test rows by task; of other test sets, nothing is known
+    measured: Mapping[str, Mapping[NoiseKey, Deviation]] = field(default_factory=dict)  # by kind, then by cell and score
+    scores: Mapping[str, ScoresByKey] = field(default_factory=dict)  # they were measured with; files older than 0.11.0 lack it
 
     @cached_property
     def pools(self) -> Mapping[str, Mapping[NoiseKey, Deviation]]:
@@ -215,22 +194,28 @@ class Noise:
         return pools.get((record.cell, metric), pools.get((kind_of_cell(record.cell), metric)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """What a file holds of one kind of noise of a cell's score."""
+
+    sd: Annotated[Number, Field(ge=0, le=100)]
+    df: Annotated[Number, Field(ge=1, le=10_000)]
+    scores: list[list[Annotated[Number, Field(ge=0, le=100)]]] = field(default_factory=list)
+
+
 def load_noise(path: Path = NOISE) -> Noise:
     """The calibrated noise; none without a file. Raises InputError for one that is not sound."""
     if not path.is_file():
         return Noise()
     with tables(path, "noise", LAB_CALIBRATE) as content:
-        rows = {task: int(count) for task, count in numbers(content["rows"]).items()}
-        measured: dict[str, dict[NoiseKey, Deviation]] = {SEEDS: {}, PERTURBED: {}}
-        scores: dict[str, dict[NoiseKey, Groups]] = {SEEDS: {}, PERTURBED: {}}
-        for cell, metrics in table(content["cells"]).items():
-            for metric, kinds in table(metrics).items():
-                for kind, entry in table(kinds).items():
-                    measured[kind][cell, metric] = Deviation(sd=number(entry["sd"], 0, 100), df=number(entry["df"], 1, 10_000))
-                    groups = [[number(score, 0, 100) for score in group] for group in entry.get("scores", ())]
-                    scores[kind] |= {(cell, metric): groups} if groups else {}
-        if absent := {cell for cells in measured.values() for cell, _ in cells if cell.split("_")[1] not in rows}:
+        rows = {task: int(count) for task, count in checked(content["rows"], dict[str, Number]).items()}
+        entries = checked(content["cells"], dict[str, dict[str, dict[Literal["seeds", "perturbed"], _Entry]]])
+        known = [((cell, name), kinds) for cell, metrics in entries.items() for name, kinds in metrics.items()]
+        if absent := {cell for cell in entries if cell.split("_")[1] not in rows}:
             raise KeyError(f"rows of {min(absent)}")
+        own = {kind: {key: kinds[kind] for key, kinds in known if kind in kinds} for kind in (SEEDS, PERTURBED)}
+        measured = {kind: {key: Deviation(sd=e.sd, df=e.df) for key, e in keys.items()} for kind, keys in own.items()}
+        scores = {kind: {key: e.scores for key, e in keys.items() if e.scores} for kind, keys in own.items()}
         return Noise(profile=str(content["evidence"]["profile"]), rows=rows, measured=measured, scores=scores)
 
 

@@ -9,7 +9,7 @@ computes of padding, which may change without harm.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -39,19 +39,13 @@ BACKWARD = "backward without dropout"
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two trainings that can be compared.
-
-    Attributes:
-        tolerance: of their arithmetic and cell.
-        fine: whether the arithmetic is exact enough for generated ids to be compared.
-        modules: reads the figures of modules of both.
-    """
+    """Two trainings that can be compared."""
 
     old: TrainingRecord
     new: TrainingRecord
-    tolerance: Mapping[str, float]
-    fine: bool
-    modules: Callable[[], tuple[Modules, Modules] | None] = lambda: None
+    tolerance: Mapping[str, float]  # of their arithmetic and cell
+    fine: bool  # whether the arithmetic is exact enough for generated ids to be compared
+    modules: Callable[[], tuple[Modules, Modules] | None] = lambda: None  # reads the figures of modules of both
 
     def figures(self, name: str) -> tuple[Any, Any]:
         """A figure of both; twice None unless both have it, of the same probe if it is one's."""
@@ -59,26 +53,15 @@ class Pair:
             return self.old.order, self.new.order
         if name == "first loss":
             return self.old.losses[0], self.new.losses[0]
-        if name == "later":
-            both = zip(self.old.losses[:UPDATES], self.new.losses[:UPDATES], strict=False)
-            later = [(update, *losses) for update, losses in enumerate(both, 1) if update > 1]
-            return {update: loss for update, loss, _ in later}, {update: loss for update, _, loss in later}
+        if name == "later":  # by update, of those that both made
+            updates = min(UPDATES, len(self.old.losses), len(self.new.losses))
+            before, after = (dict(enumerate(one.losses[1:updates], 2)) for one in (self.old, self.new))
+            return before, after
         old, new = self.old.first_step, self.new.first_step
         if not old or not new or (name in OF_PROBE and old.probe != new.probe):
             return None, None
         before, after = getattr(old, name), getattr(new, name)
         return (None, None) if name in OPTIONAL and None in (before, after) else (before, after)
-
-    @property
-    def same_probe(self) -> bool:
-        """Whether both probed the same rows before training."""
-        return self.figures("probe_gradients") != (None, None)
-
-    @property
-    def loss_gaps(self) -> list[float]:
-        """How far the losses of the first updates lie apart, in nats."""
-        losses = zip(self.old.losses[:UPDATES], self.new.losses[:UPDATES], strict=False)
-        return [abs((before or 0.0) - (after or 0.0)) for before, after in losses]
 
     @property
     def curve(self) -> float:
@@ -90,18 +73,8 @@ class Pair:
         gap = np.abs(np.convolve(before - after, np.full(window, 1 / window), "valid")).max() if window else 0.0
         return float(gap / level) if level else (math.inf if gap else 0.0)
 
-    def apart(self) -> dict[str, float]:
-        """How far each figure with a tolerance lies apart: losses in nats, norms of groups as shares."""
-        gaps, probe, search = self.loss_gaps, self.figures("probe_loss"), self.figures("decoded")
-        first = max([*gaps[:1], abs((probe[0] or 0.0) - (probe[1] or 0.0))])
-        apart = {"first": first, "later": max(gaps[1:], default=0.0)}
-        apart |= {name: _furthest(*self.figures(name))[0] for name in BY_GROUP} | {"curve": self.curve}
-        apart |= {} if None in search else {"decoded": abs(search[0] - search[1])}
-        both = self.modules() if self.same_probe else None
-        return apart | (modules.furthest(*both) if both else {})
 
-
-def _furthest(before: Any, after: Any) -> tuple[float, str]:
+def furthest(before: Any, after: Any) -> tuple[float, str]:
     """How far the norms of groups lie apart at most, as a share, and of which group.
 
     A group far smaller than the largest is held to the largest: what is zero but for rounding has no digits to compare.
@@ -110,8 +83,8 @@ def _furthest(before: Any, after: Any) -> tuple[float, str]:
     least = SMALL_NORM * max((norm for norm in (*before.values(), *after.values()) if norm is not None), default=0.0)
     gaps = []
     for group in before | after:
-        old, new = before.get(group), after.get(group)
-        gaps.append((_apart(old, new) / max(old or 0.0, new or 0.0, least) if old != new else 0.0, group))
+        gap, scale = _apart(before.get(group), after.get(group)), max(before.get(group) or 0.0, after.get(group) or 0.0, least)
+        gaps.append((gap / scale if scale else gap, group))
     return max(gaps, key=lambda gap: gap[0], default=(0.0, ""))
 
 
@@ -119,7 +92,7 @@ def _apart(before: Any, after: Any) -> float:
     """How far two figures lie apart; infinitely far if one of two others is no number."""
     if before is None or after is None or isinstance(before, str):
         return 0.0 if before == after else math.inf
-    return abs(before - after)
+    return float(abs(before - after))
 
 
 def _shown(value: Any) -> str:
@@ -130,7 +103,7 @@ def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, A
     """What a stage's words are made of if its figure is another; of groups, the first, and of norms the one farthest apart."""
     if not isinstance(before, dict):
         before, after = {"": before}, {"": after}
-    gap, group = _furthest(before, after) if name in BY_GROUP else (0.0, "")
+    gap, group = furthest(before, after) if name in BY_GROUP else (0.0, "")
     if name not in BY_GROUP:
         gaps = ((_apart(before.get(one), after.get(one)), one) for one in before | after)
         gap, group = next((one for one in gaps if one[0] > limit), (0.0, ""))
@@ -188,7 +161,7 @@ class Change(NamedTuple):
 def first_change(pair: Pair) -> Change | None:
     """The first stage that changed; None if all that differs is rounding."""
     # If nothing was rounded otherwise before the optimizer's first step, only the optimizer itself can round.
-    norms = [_furthest(*pair.figures(name))[0] for name in ("weights", "probe_gradients", "gradients")]
+    norms = [furthest(*pair.figures(name))[0] for name in ("weights", "probe_gradients", "gradients")]
     alone = pair.old.losses[:1] == pair.new.losses[:1] and not any(norms)
     limits = {**pair.tolerance, "probe_loss": pair.tolerance["first"], "first loss": pair.tolerance["first"]}
     limits |= {"metrics": FIXED_ANSWERS} | ({"moved": pair.tolerance["moved_alone"]} if alone else {})
@@ -201,8 +174,9 @@ def first_change(pair: Pair) -> Change | None:
 
 
 def _with_modules(pair: Pair, stage: Stage, words: str) -> Change:
+    same_probe = pair.figures("probe_gradients") != (None, None)
     try:
-        both = pair.modules() if stage.phase and pair.same_probe else None
+        both = pair.modules() if stage.phase and same_probe else None
     except InputError as error:  # modules only name: a damaged file costs no verdict
         return Change(stage.name, f"{words}; no module is named: {error}")
     backward = stage.name == BACKWARD
@@ -278,7 +252,8 @@ def _cut(record: Record, updates: int) -> Record:
 
 def _rounding(pair: Pair, parts: bool) -> str:
     """How far the first losses lie apart, and whether the curves part later."""
-    gaps, limit = pair.loss_gaps, pair.tolerance["curve"]
+    gaps = [_apart(*both) for both in zip(pair.old.losses[:UPDATES], pair.new.losses[:UPDATES], strict=False)]
+    limit = pair.tolerance["curve"]
     far = f"losses of the {_first(len(gaps))} differ by at most {max(gaps):.1e}"
     words = far if any(gaps) else f"losses are equal to update {len(gaps)}, then others"
     return f"{words}; curves part by {pair.curve:.2g} of the mean loss, where rounding is up to {limit:.2g}" if parts else words
@@ -314,22 +289,6 @@ def pair_of(old: Record, new: Record, tolerances: Tolerances, runs: Runs | None 
     assert new.training, "it has trained"
     pair = Pair(old=old.training, new=new.training, tolerance=tolerance_of(old.cell, kind, tolerances), fine=kind == FINE)
     return replace(pair, modules=partial(modules.read_both, old, new, runs)) if runs else pair
-
-
-def furthest_apart(
-    pairs: Iterable[tuple[Record, Record]], tolerances: Tolerances, runs: Runs | None = None
-) -> dict[str, dict[str, float]]:
-    """The most that each figure lies apart in pairs that are not equal, by arithmetic, or by "cell ..." with own tolerances."""
-    most: dict[str, dict[str, float]] = {}
-    for old, new in pairs:
-        judgement, _ = compared(old, new, tolerances)
-        if judgement.verdict in (Verdict.ROUNDING, Verdict.CHANGED):
-            kind = f"cell {old.cell}" if f"cell {old.cell}" in tolerances else arithmetic(old)
-            known = most.setdefault(kind, {})
-            before, after, _ = alike_long(old, new)
-            for name, apart in pair_of(before, after, tolerances, runs).apart().items():
-                known[name] = max(apart, known.get(name, 0.0))
-    return most
 
 
 def losses(record: Record) -> list[float]:

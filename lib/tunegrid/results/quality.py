@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,6 +53,11 @@ class Rows:
     new_path: Path | None
 
     @property
+    def cell(self) -> str:
+        """Whose runs they are."""
+        return self.records[0][0].cell
+
+    @property
     def finished(self) -> "Rows | None":
         """Those of runs that trained to their ends; None if a side has none."""
         old, new = ({seed: record for seed, record in own.items() if record.finished} for own in (self.old, self.new))
@@ -82,7 +87,7 @@ class Rows:
         try:
             return [gains_of(before[name], after[name]) for before, after in self.points]
         except ValueError as error:
-            raise InputError(f"{self.records[0][0].cell}, {metric}: {error}") from None
+            raise InputError(f"{self.cell}, {metric}: {error}") from None
 
     def unchanged(self, metric: str) -> bool:
         """Whether the score of each pair is equal to the last digit, and no row's points are others."""
@@ -98,11 +103,11 @@ class Rows:
 
 
 class ScoreTest(NamedTuple):
-    """An effect on a score, the records that it is of, and the noise that it was held to, in words."""
+    """What tells whether a score changed."""
 
     effect: Effect
-    records: Sides
-    noise: str
+    records: Sides  # that it is of
+    noise: str  # that it was held to, in words
 
 
 def tested(metric: str, rows: Rows, one_training: bool, noise: Noise) -> ScoreTest | None:
@@ -147,38 +152,26 @@ def _by_rows(metric: str, records: Sides, rows: Rows, gains: Array) -> Effect:
 # Verdicts
 
 
-class Decision(NamedTuple):
-    """A verdict on a score, and the p-value of its being worse: of a main score adjusted over cells."""
-
-    verdict: Verdict
-    p: float
-
-
 def decide(
     effects: Mapping[NoiseKey, Effect], mains: Mapping[str, str], margins: Mapping[str, float]
-) -> dict[NoiseKey, Decision]:
-    """The verdicts on a whole run.
+) -> dict[NoiseKey, tuple[Verdict, float]]:
+    """The verdicts on a whole run's effects, each with the p-value of its being worse, which of main scores is adjusted.
 
     Among scores beside the main ones, if the global test says that some score dropped, the most significant drop of at least
     its margin is worse.
-
-    Args:
-        effects: by cell and score.
-        mains: the main score of each cell.
-        margins: the smallest change that counts, by score.
     """
     main = {key: effect for key, effect in effects.items() if mains[key[0]] == key[1]}
     other = {key: effect for key, effect in effects.items() if key not in main}
     worse, better = (holm({key: getattr(effect, p) for key, effect in main.items()}) for p in ("p_worse", "p_better"))
     better |= {key: min(1.0, effect.p_better * len(other)) for key, effect in other.items()}  # Bonferroni
-    decisions = {}
+    decisions: dict[NoiseKey, tuple[Verdict, float]] = {}
     for key, effect in (main | other).items():
         verdict = verdict_of(effect, worse.get(key, 1.0), better[key], margin_of(margins, key[1]))
-        decisions[key] = Decision(verdict, worse.get(key, effect.p_worse))
+        decisions[key] = verdict, worse.get(key, effect.p_worse)
     dropped = [key for key, effect in other.items() if effect.points <= -margin_of(margins, key[1])]
     if dropped and cauchy([effect.p_worse for effect in other.values()]) < OTHER_ALPHA:
         worst = min(dropped, key=lambda key: effects[key].p_worse)
-        decisions[worst] = Decision(Verdict.WORSE, effects[worst].p_worse)
+        decisions[worst] = Verdict.WORSE, effects[worst].p_worse
     return decisions
 
 
@@ -197,15 +190,11 @@ def verdict_of(effect: Effect, p_worse: float, p_better: float, margin: float) -
 
 
 def judged(cells: Sequence[Rows], one_training: Collection[str], margins: Mapping[str, float], noise: Noise) -> list[Judgement]:
-    """A judgement on every bounded score of every cell.
+    """A judgement on every bounded score of every cell, all of whose runs trained to their ends.
 
-    Args:
-        cells: runs that trained to their ends.
-        one_training: the cells whose runs differ by rounding alone from one of their seed.
-        margins: the smallest change that counts, by score.
-        noise: what was calibrated.
+    `one_training` names the cells whose runs differ by rounding alone from one of their seed.
     """
-    by_cell = {rows.records[0][0].cell: rows for rows in cells if any(one.scores for pair in rows.records for one in pair)}
+    by_cell = {rows.cell: rows for rows in cells if any(one.scores for pair in rows.records for one in pair)}
     tests: dict[NoiseKey, ScoreTest] = {}
     judgements = []
     for cell, rows in by_cell.items():
@@ -219,37 +208,27 @@ def judged(cells: Sequence[Rows], one_training: Collection[str], margins: Mappin
     mains = {cell: rows.records[0][0].main_score for cell, rows in by_cell.items()}
     decisions = decide({key: test.effect for key, test in tests.items()}, mains, margins)
     main_tests = sum(mains[cell] == metric for cell, metric in tests)
-    for (cell, metric), decision in decisions.items():
-        is_main = mains[cell] == metric
-        alpha = MAIN_ALPHA / main_tests if is_main else OTHER_ALPHA / (len(tests) - main_tests)
-        judgements.append(_judgement(by_cell[cell], metric, decision, tests[cell, metric], alpha, margin_of(margins, metric)))
+    for (cell, metric), (verdict, p) in decisions.items():
+        alpha = MAIN_ALPHA / main_tests if mains[cell] == metric else OTHER_ALPHA / (len(tests) - main_tests)
+        evidence = _evidence(metric, by_cell[cell], tests[cell, metric], alpha, margin_of(margins, metric))
+        judgements.append(judgement_of(by_cell[cell].records[0][0], metric, verdict, p=p, **evidence))
     return [_unchanged(j, by_cell[j.cell]) if by_cell[j.cell].unchanged(j.quantity) else j for j in judgements]
 
 
-def _judgement(rows: Rows, metric: str, decision: Decision, test: ScoreTest, alpha: float, margin: float) -> Judgement:
-    effect, seeds, by_training = test.effect, len(rows.new), math.isfinite(test.effect.df)
+def _evidence(metric: str, rows: Rows, test: ScoreTest, alpha: float, margin: float) -> dict[str, Any]:
+    effect, seeds, of_training = test.effect, len(rows.new), math.isfinite(test.effect.df)
     flips = "by scores alone, no rows were at hand"
     if effect.flips:
-        lost, gained = effect.flips
-        of = f"{seeds} x {effect.rows}" if by_training and seeds > 1 else effect.rows
-        flips = f"{count(lost, 'row')} lost, {gained} gained of {of}"
+        total = f"{seeds} x {effect.rows}" if of_training and seeds > 1 else effect.rows
+        flips = f"{count(effect.flips[0], 'row')} lost, {effect.flips[1]} gained of {total}"
     shown = f"{margin:.1f}" if round(margin, 1) == margin else f"{margin:g}"
-    return judgement_of(
-        rows.records[0][0],
-        metric,
-        decision.verdict,
-        p=decision.p,
-        before=mean_score(test.records[0], metric),
-        after=mean_score(test.records[1], metric),
-        effect=effect.points,
-        low=effect.low,
-        high=effect.high,
-        smallest=effect.smallest(alpha, margin),
-        error=effect.error if by_training else None,
-        margin=margin,
-        seeds=seeds,
-        detail=f"{flips}; noise {test.noise}: error {effect.error:.2f}; margin {shown}",
-    )
+    before, after = (mean_score(records, metric) for records in test.records)
+    return {
+        **{"before": before, "after": after, "effect": effect.points, "low": effect.low, "high": effect.high},
+        **{"smallest": effect.smallest(alpha, margin), "error": effect.error if of_training else None},
+        **{"margin": margin, "seeds": seeds},
+        "detail": f"{flips}; noise {test.noise}: error {effect.error:.2f}; margin {shown}",
+    }
 
 
 def _unmeasured(metric: str, rows: Rows) -> Judgement | None:
@@ -269,12 +248,13 @@ def _untestable(metric: str, rows: Rows, one_training: bool) -> Judgement:
     """Nothing tells noise from a change: the change is shown and not judged."""
     old = [rows.old[seed] for seed in rows.new] if one_training else list(rows.old.values())
     before, after = mean_score(old, metric), mean_score(list(rows.new.values()), metric)
+    found: dict[str, Any] = {"before": before, "after": after, "effect": after - before}
     detail = f"no points by row to test; {MORE_SEEDS}" if one_training else MORE_SEEDS
-    return judgement_of(old[0], metric, Verdict.CANNOT_TELL, before=before, after=after, effect=after - before, detail=detail)
+    return judgement_of(old[0], metric, Verdict.CANNOT_TELL, **found, detail=detail)
 
 
 def _unchanged(judgement: Judgement, rows: Rows) -> Judgement:
     """The judgement on a score that is equal to the last digit, row by row: there is nothing to tell."""
-    before = mean_score([record for record, _ in rows.records], judgement.quantity)
-    equal = {"verdict": Verdict.SAME, "before": before, "after": before, "effect": 0.0, "low": 0.0, "high": 0.0}
-    return replace(judgement, detail="equal to the last digit, and no row lost or gained points", **equal)
+    score = mean_score([record for record, _ in rows.records], judgement.quantity)
+    equal: dict[str, Any] = {"before": score, "after": score, "effect": 0.0, "low": 0.0, "high": 0.0}
+    return replace(judgement, verdict=Verdict.SAME, **equal, detail="equal to the last digit, and no row lost or gained points")

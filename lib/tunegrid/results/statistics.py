@@ -27,31 +27,19 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """How two runs differ on the same rows.
+    """How two runs differ on the same rows."""
 
-    Attributes:
-        points: new minus old, on average.
-        low, high: of the 95 % interval.
-        p_worse, p_better: one-sided.
-        error: standard error of `points`.
-        rows: how many were paired.
-        flips: rows that lost points, and rows that gained some; None if no points by row were at hand.
-        df: degrees of freedom of training noise; infinitely many if single rows were compared.
-        tail: by how much training noise reaches further down than normal noise.
-        jump: by how many points a changed row moves, the mean of squares over the mean; 0 by training noise.
-    """
-
-    points: float
-    low: float
+    points: float  # new minus old, on average
+    low: float  # of the 95 % interval
     high: float
-    p_worse: float
+    p_worse: float  # one-sided, as p_better
     p_better: float
-    error: float
+    error: float  # standard, of `points`
     rows: int
-    flips: tuple[int, int] | None
-    df: float = np.inf
-    tail: float = 1.0
-    jump: float = 0.0
+    flips: tuple[int, int] | None  # rows that lost points, and rows that gained some; None: no points by row were at hand
+    df: float = np.inf  # degrees of freedom of training noise; infinitely many if single rows were compared
+    tail: float = 1.0  # by how much training noise reaches further down than normal noise
+    jump: float = 0.0  # points by which a changed row moves, the mean of squares over the mean; 0 by training noise
 
     def smallest(self, alpha: float, margin: float) -> float:
         """The smallest drop, in points, that is called worse four times in five: significant at `alpha`, and of the margin.
@@ -61,17 +49,14 @@ class Effect:
         """
         beta = float(special.ndtri(POWER))
         k = (critical_value(alpha, self.df, self.tail) + beta) ** 2 / self.rows
-        drop = (k * self.jump + ((k * self.jump) ** 2 + 4 * k * self.rows * self.error**2) ** 0.5) / 2
+        drop = (k * self.jump + float(np.sqrt((k * self.jump) ** 2 + 4 * k * self.rows * self.error**2))) / 2
         return max(drop, margin + beta * self.error, 100 / self.rows)
 
 
 def critical_value(alpha: float, df: float, tail: float = 1.0) -> float:
     """How many standard errors below what is expected a score must lie to be called worse, by gate or bound.
 
-    Args:
-        alpha: the chance that a healthy score lies there.
-        df: degrees of freedom of the standard error.
-        tail: by how much bad trainings are worse than normal noise would have them (`tunegrid.results.noise.tail`).
+    `alpha` is the chance that a healthy score lies there; by `tail`, bad trainings are worse than normal noise would have them.
     """
     return -tail * float(special.stdtrit(df, alpha))
 
@@ -84,18 +69,10 @@ def by_training(
     A drop is held to the noise's `tail`, too. The ends of the interval belong to the two one-sided tests: a run that trained
     badly may be better than it looks.
     """
-    return Effect(
-        points=points,
-        low=points - critical_value(ALPHA / 2, df) * error,
-        high=points + critical_value(ALPHA / 2, df, tail) * error,
-        p_worse=float(special.stdtr(df, points / error / tail)),
-        p_better=float(special.stdtr(df, -points / error)),
-        error=error,
-        rows=rows,
-        flips=flips,
-        df=df,
-        tail=tail,
-    )
+    low, high = points - critical_value(ALPHA / 2, df) * error, points + critical_value(ALPHA / 2, df, tail) * error
+    worse, better = float(special.stdtr(df, points / error / tail)), float(special.stdtr(df, -points / error))
+    found = {"points": points, "low": low, "high": high, "p_worse": worse, "p_better": better, "error": error}
+    return Effect(**found, rows=rows, flips=flips, df=df, tail=tail)
 
 
 def row_deviation(gains: Sequence[Array]) -> float:
@@ -125,23 +102,22 @@ def flips_of(gains: Sequence[Array]) -> tuple[int, int]:
 def paired(gains: Array, *, binary: bool) -> Effect:
     """The effect of rows' gains; hits and misses (`binary`) go to McNemar's exact test, anything else to the bootstrap."""
     means, points, (lost, won) = resampled_means(gains), float(gains.mean()), flips_of([gains])
-    low, high = interval(means)
+    (low, high), chances = interval(means), bootstrap_p(points, means)
     if binary and lost + won:  # without a change each flip is a fair coin's toss
-        p_worse, p_better = (stats.binomtest(n, lost + won, alternative="greater").pvalue for n in (lost, won))
-    else:
-        p_worse, p_better = bootstrap_p(points, means)
+        worse, better = (stats.binomtest(flips, lost + won, alternative="greater").pvalue for flips in (lost, won))
+        chances = float(worse), float(better)
     # The largest share that may flip if none of so many did, at 95 % (the rule of three; Hanley 1983).
     unseen = 100 * float(1 - ALPHA ** (1 / len(gains)))
     return Effect(
         points=points,
         low=low if lost else min(low, points - unseen),
         high=high if won else max(high, points + unseen),
-        p_worse=float(p_worse),
-        p_better=float(p_better),
-        error=float(gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else float("inf"),
+        p_worse=chances[0],
+        p_better=chances[1],
+        error=float(gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else np.inf,
         rows=len(gains),
         flips=(lost, won),
-        jump=float((gains**2).sum() / np.abs(gains).sum()) if gains.any() else 100.0,
+        jump=float((gains**2).sum() / np.abs(gains).sum()) if lost + won else 100.0,
     )
 
 
@@ -165,8 +141,7 @@ def resampled_sums(values: Array) -> Array:
     if len(values) <= SHARED:
         return np.concatenate([part.astype(float) @ values for part in _draws(len(values))])
     columns = values.reshape(len(values), -1)
-    centred = columns - columns.mean(0)
-    rng = np.random.default_rng(SEED)
+    centred, rng = columns - columns.mean(0), np.random.default_rng(SEED)
     sums = rng.multivariate_normal(columns.sum(0), centred.T @ centred, RESAMPLES, check_valid="ignore")
     return sums.reshape(RESAMPLES, *values.shape[1:])
 

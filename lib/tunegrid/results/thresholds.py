@@ -8,10 +8,13 @@ import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError, first_line
+from tunegrid.terminal import visible
 
 THRESHOLDS = ROOT / "benchmarks" / "thresholds"
 TOLERANCES = THRESHOLDS / "numerics.toml"
@@ -23,6 +26,7 @@ BERTSCORE_ROUNDING = 1e-5  # points of a mean BERTScore: on another CPU 4e-7, an
 FIXED_ANSWERS = 0.01  # points of scores of fixed answers: another BERTScore encoder's last digits
 SPEED_DEVIATIONS = 3.0  # of the baseline's median steps: where they spread more than the margin, a run may be slower by these
 
+Number = Annotated[float, Field(strict=True, ge=-1e9, le=1e9, allow_inf_nan=False)]
 Bounds = Mapping[str, float]  # minimum points by metric
 Evidence = Mapping[str, Mapping[str, Mapping[str, float]]]  # by cell and score: minimum and mean of healthy runs, and more
 # By arithmetic, and by "cell " and a cell's id where its first updates amplify more; the file's head explains each figure.
@@ -54,38 +58,28 @@ def load_evidence(path: Path, needed: Collection[str] = ("minimum", "mean")) -> 
     if not path.is_file():
         return {}
     with tables(path, "bounds", LAB_CALIBRATE if path.parent == THRESHOLDS else OWN_CALIBRATE) as content:
-        cells = {cell: table(metrics) for cell, metrics in table(content["cells"]).items()}
-        return {cell: {metric: _entry(entry, needed) for metric, entry in metrics.items()} for cell, metrics in cells.items()}
-
-
-def _entry(entry: Any, needed: Collection[str]) -> dict[str, Any]:
-    """What is known of a cell's score: numbers, and a list of scores."""
-    scores = {"scores": list(map(number, entry["scores"]))} if "scores" in table(entry) else {}
-    return numbers({name: value for name, value in entry.items() if name not in scores}, needed) | scores
+        cells: Evidence = checked(content["cells"], dict[str, dict[str, dict[str, Number | list[Number]]]])
+        for entry in (entry for metrics in cells.values() for entry in metrics.values()):
+            checked({name: entry[name] for name in needed}, dict[str, Number])
+        return cells
 
 
 def load_margins(path: Path = THRESHOLDS / "margins.toml") -> dict[str, dict[str, float]]:
     """The change that is none yet, by kind and quantity. Raises InputError for a file that is not sound."""
     with tables(path, "margins") as content:
-        return {kind: numbers(content[kind], names) for kind, names in MARGINS.items()}
+        return {kind: checked(content[kind], dict[str, Number], names) for kind, names in MARGINS.items()}
 
 
 def load_tolerances(path: Path = TOLERANCES) -> Tolerances:
     """How far figures of numerics may lie apart and still be rounding. Raises InputError for a file that is not sound."""
     with tables(path, "tolerances", "python -m tunegrid.lab measure") as content:
-        return {
-            name: numbers(figures, () if name.startswith("cell ") else TOLERATED)
-            for name, figures in content.items()
-            if name != "evidence"
-        }
+        own = {name: figures for name, figures in content.items() if name != "evidence"}
+        return {name: checked(own[name], dict[str, Number], () if name.startswith("cell ") else TOLERATED) for name in own}
 
 
 def tolerance_of(cell: str, arithmetic: str, tolerances: Tolerances) -> Mapping[str, float]:
     """What is rounding in a cell of this arithmetic."""
     return {**tolerances[arithmetic], **tolerances.get(f"cell {cell}", {})}
-
-
-# What such a file may hold
 
 
 @contextmanager
@@ -98,26 +92,16 @@ def tables(path: Path, what: str, command: str = "") -> Iterator[Mapping[str, An
         yield tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         cause = f"{type(error).__name__}: {first_line(error)[:200]}"
+        if isinstance(error, ValidationError):
+            fault = error.errors()[0]
+            cause = visible(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}")[:200]
         way_out = f"`{command}` writes it" if command else "take the repository's"
         raise InputError(f"{path} holds no {what} ({cause}); {way_out}") from None
 
 
-def table(value: Any) -> dict[str, Any]:
-    """A TOML table; raises TypeError for anything else."""
-    if not isinstance(value, dict):
-        raise TypeError(f"{value!r} is not a table")
-    return value
-
-
-def numbers(value: Any, needed: Collection[str] = ()) -> dict[str, float]:
-    """A table of numbers; raises TypeError for anything else, and KeyError if one that is needed is missing."""
-    if missing := set(needed) - table(value).keys():
+def checked(value: Any, shape: Any, needed: Collection[str] = ()) -> Any:
+    """The value, of this shape; raises ValueError for anything else, and KeyError if one that is needed is missing."""
+    table = TypeAdapter(shape).validate_python(value)
+    if missing := set(needed) - table.keys():
         raise KeyError(min(missing))
-    return {name: number(figure) for name, figure in value.items()}
-
-
-def number(value: Any, low: float = -1e9, high: float = 1e9) -> float:
-    """A number between these; raises TypeError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise TypeError(f"{value!r} is not a number from {low:g} to {high:g}")
-    return value
+    return table

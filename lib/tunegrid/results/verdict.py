@@ -319,7 +319,7 @@ def _of_numerics(run: Asked) -> Iterator[Finding]:
         where = f"numerics of {out_of(len(changed), len(own), 'cell')} changed, first at the stage {change.stage}{here}"
         libraries = next(j.detail for j in own if j.cell == change.cells[0]).partition("; with ")[2]
         why = "" if counts else "; scores have not been judged" if unscored(own) else "; that does not count here"
-        look = f"{run.gate('--numerics')} prints how far figures moved; no library is known to differ"
+        look = f"{run.gate('--numerics')} prints what each verdict rests on; no library is known to differ"
         yield Finding(
             state=State.FAILED if counts else State.PASSED,
             sentence=f"{change.what} ({where}, as in {change.cells[0]}){why}",

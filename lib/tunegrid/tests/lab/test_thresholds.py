@@ -10,9 +10,9 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.tasks import TASKS
 from tunegrid.lab import calibrate, grid_runs, measure
-from tunegrid.lab.calibrate import CalibrationPlan, blunt, calibration, read_controls, with_tails
+from tunegrid.lab.calibrate import CalibrationPlan, blunt, calibration, noise_toml, read_controls, with_tails
 from tunegrid.lab.grid_runs import GridRun, LabSessions, OtherLabSession
-from tunegrid.results.bounds import Calibration, bound_of, noise_toml, thresholds_toml
+from tunegrid.results.bounds import Calibration, bound_of, thresholds_toml
 from tunegrid.results.noise import Deviation, load_noise
 from tunegrid.results.thresholds import load_bounds
 from tunegrid.tests.records import altered, complete, saved, seeds_as

@@ -210,7 +210,7 @@ MAINS = {"a": "f1", "b": "f1"}
 
 
 def verdicts(p_values, **options):
-    return {key: decision.verdict for key, decision in decide(effects(p_values, **options), MAINS, MARGINS).items()}
+    return {key: verdict for key, (verdict, _) in decide(effects(p_values, **options), MAINS, MARGINS).items()}
 
 
 def test_main_scores_share_nine_tenths_of_alpha_and_others_alarm_through_one_global_test():
