@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument(
         "--numerics",
         action="store_true",
-        help="also print what verdicts on numerics rest on, and how far figures lie apart",
+        help="also print what verdicts on numerics rest on",
     )
     line.add_argument("--show-flips", type=_rows, metavar="N", help="list up to N test rows of each cell that changed")
     line.add_argument("--exact", action="store_true", help="only list the scores that are not the same to the last digit")

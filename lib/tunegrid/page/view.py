@@ -120,8 +120,6 @@ def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
 
 def judged(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
     """The gate's verdicts on the cells that can be compared, and a sentence for what cannot."""
-    if old.records == new.records:
-        return [], [f"{old.name} and {new.name} hold the same records: a run compared with itself tells nothing"]
     try:
         before, after, unlike = Run.of(old.records, old.path), Run.of(new.records, new.path), []
         for cell in before.records.keys() & after.records.keys():
@@ -131,7 +129,8 @@ def judged(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
             except InputError:
                 unlike.append(cell)
         told = f"{old.name} scored other test rows in {some(sorted(unlike))}: its figures are shown, but not paired or judged"
-        remarks = [told] if unlike else []
+        itself = f"{old.name} and {new.name} hold the same records: a run compared with itself tells nothing"
+        remarks = [*([told] if unlike else []), *([itself] if old.records == new.records else [])]
         before, after = (run.only(run.records.keys() - set(unlike)) for run in (before, after))
         if not before.records.keys() & after.records.keys():
             return [], remarks or [f"{old.name} and {new.name} have no finished cell in common, so nothing is compared"]
@@ -310,7 +309,8 @@ class Page:
     @property
     def changes(self) -> list[Section]:
         """The cells that failed, or are other than before, the largest change first."""
-        known = sorted((c for c in self.cells if c.failed or c.changed), key=lambda c: (not c.failed, -abs(c.change or 0.0)))
+        known = [cell for cell in self.cells if cell.failed or cell.changed]
+        known.sort(key=lambda cell: (not cell.failed, cell.score is not None, -abs(cell.change or 0.0)))
         rows = []
         for cell in known:
             main = next((j for j in cell.judged if j.quantity == cell.first.main_score), None)
@@ -433,7 +433,11 @@ class Page:
             Section(heading=f"Gate: {cell.verdict}", frame=filled(gate_rows), formats=forms, folded=True),
             *self._rows(cell),
             Section(heading=heading, frame=filled(audits), folded=True),
-            Section(heading="Recipe and data", frame=settings_of(cell.first), folded=True),
+            Section(
+                heading="Recipe and data",
+                frame=settings_of(cell.first, " and " in self.environment.get("versions", "")),
+                folded=True,
+            ),
         ]
         return [part for part in parts if part.cells or part.sentences]
 
@@ -533,16 +537,15 @@ def versions_of(records: Sequence[Record]) -> dict[str, str]:
     return {name: " and ".join(versions) for name, versions in known.items()}
 
 
-def settings_of(record: Record) -> pd.DataFrame:
-    """The recipe, rows, model, device and versions of a cell; what does not apply is left out."""
+def settings_of(record: Record, with_versions: bool) -> pd.DataFrame:
+    """The recipe, rows, model and device of a cell, and versions if cells differ in them; what does not apply is left out."""
     parts = (record.recipe, record.seeds, record.limits, record.data, record.model, record.device)
     known = {name: value for part in parts if part for name, value in vars(part).items()}
     known |= {"fallbacks": record.training.fallbacks, "trained in": record.training.precision} if record.training else {}
     known |= {"metrics from": record.evaluation.metric_sources} if record.evaluation else {}
+    known |= {"versions": record.versions} if with_versions else {}
     rows = [
-        (name.replace("_", " "), str(value))
-        for name, value in (known | {"versions": record.versions}).items()
-        if value not in (None, "", [], {})
+        (name.replace("_", " "), without_places(str(value))) for name, value in known.items() if value not in (None, "", [], {})
     ]
     return pd.DataFrame(rows, columns=["setting", "value"])
 

@@ -29,6 +29,7 @@ from tunegrid.results.files import read_list
 from tunegrid.results.noise import SEEDS, Noise, deviation
 from tunegrid.results.report import Section, some
 from tunegrid.results.statistics import ALPHA, POWER, holm
+from tunegrid.terminal import without_places
 
 MIB = 2**20
 BYTES_A_PARAMETER = 4  # trained parameters are fp32
@@ -67,7 +68,7 @@ class Entry:
     @cached_property
     def objections(self) -> list[str]:
         """What audits find in any seed: its figures may not be those of the method."""
-        messages = [sentence for r in self.records for sentence in (*failures(r.audits), *impossible_figures(r))]
+        messages = [without_places(text) for r in self.records for text in (*failures(r.audits), *impossible_figures(r))]
         absent = any(record.scores.get(record.main_score) is None for record in self.records)
         return list(dict.fromkeys([*messages, *([f"a seed has no {self.first.main_score}"] if absent else [])]))
 
@@ -206,7 +207,7 @@ class Comparison:
         if len(self.entries[one].test_rows | self.entries[other].test_rows) > 1:
             return "they scored other test rows"
         unknown = [method for method in (one, other) if not self.errors(method)]
-        return f"by how much a seed moves {' or '.join(unknown)} is unknown: `--seeds=0-4` tells" if unknown else ""
+        return f"by how much a seed moves {' or '.join(unknown)} is unknown (`--seeds=0-4` tells)" if unknown else ""
 
     @cached_property
     def p_values(self) -> dict[Pair, float]:

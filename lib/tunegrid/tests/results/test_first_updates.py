@@ -3,18 +3,18 @@
 from dataclasses import replace
 
 import pytest
-from tunegrid.page.runs import read_page_run
 
 from tunegrid.commands import baseline, export
 from tunegrid.errors import InputError
 from tunegrid.page.render import html
-from tunegrid.page.view import page_of
+from tunegrid.page.view import page_of, read_page_run
 from tunegrid.record import from_json, to_json
 from tunegrid.record.io import checked
 from tunegrid.results import journal
 from tunegrid.results.compare import entries_of
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
+from tunegrid.results.noise import Noise
 from tunegrid.results.numerics import compared
 from tunegrid.results.status import Extent, with_status
 from tunegrid.results.thresholds import load_tolerances
@@ -147,12 +147,12 @@ def file(tmp_path):
 
 def test_page_and_export_take_it_and_baselines_and_comparisons_do_not(file, tmp_path, capsys):
     page = page_of(read_page_run(file), [read_page_run(file)])
-    assert page.head.answer == "2 cells: 2 equal by their first 2 updates."
-    assert not page.head.causes  # nothing went wrong
+    assert page.answer.sentences[0] == "2 cells: 2 equal by their first 2 updates."
+    assert not page.changes  # nothing went wrong
     assert "begun" in html(page)
     assert any("made only its first 2 updates, without scores" in reason for reason in baseline.refusals(file))
     with pytest.raises(InputError, match="no cell finished with a score, so there is nothing to compare"):
-        entries_of({file: [begun()]})
+        entries_of({file: [begun()]}, Noise())
     assert export.main([str(file), "-o", str(tmp_path / "table.csv")]) == 0
     assert '"begun"' in (tmp_path / "table.csv").read_text()
 
