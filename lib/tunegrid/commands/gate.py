@@ -19,7 +19,7 @@ from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.results.flips import flips
 from tunegrid.results.gate import Run, gate, paired
 from tunegrid.results.report import Section, text
-from tunegrid.results.summary import annotate, gate_section, summary, write_step_summary
+from tunegrid.results.summary import annotate, gate_section, summary, table, write_step_summary
 from tunegrid.results.verdict import COUNTED, FAILED_BY, kinds_of, verdict_of
 from tunegrid.terminal import say
 
@@ -92,10 +92,10 @@ def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
     elif options.format == "markdown":
         say(words)
     else:
-        if options.numerics:
-            say("\n".join(f"{j.cell} {j.verdict}: {j.detail}" for j in judged if j.kind == "numerics"))
-        rows = Section(sentences=listed.lines() if listed else ())
-        say(text([gate_section(judged, verdict.failing), rows, Section(sentences=verdict.sentences)]))
+        rows = [{"cell": j.cell, "numerics": j.verdict, "what": j.detail} for j in judged if j.kind == "numerics"]
+        sections = [table(dict.fromkeys(("cell", "numerics", "what"), ""), rows)] if options.numerics else []
+        sections += [gate_section(judged, verdict.failing), Section(sentences=listed.lines() if listed else ())]
+        say(text([*sections, Section(sentences=verdict.sentences)]))
         annotate(verdict, new.records)
     write_step_summary(words)
     return verdict.exit_code

@@ -298,12 +298,10 @@ def _soundness(records: Sequence[Record], total: int) -> str:
     """That nothing objects to any cell; what no bound or audit vouched for is not called passed."""
     begun = {record.cell: record.first_updates for record in records if record.first_updates}
     bounds, cells = [bool(record.bounds) for record in records], "the one cell" if total == 1 else f"all {total} cells"
+    ended = "reached every bound" if all(bounds) else f"ran to the end, {'not all with' if any(bounds) else 'without'} bounds,"
     if begun:
-        alone = "" if len(begun) == total else f", {len(begun)} of them"
-        ended = f"came to their ends{alone} after first updates ({max(begun.values())}), without scores,"
-    else:
-        ended = f"ran to the end, {'not all with' if any(bounds) else 'without'} bounds,"
-    ended = "reached every bound" if all(bounds) else ended
+        cells, whose = out_of(len(begun), total, "cell"), "its" if len(begun) == 1 else "their"
+        ended = f"came to {whose} first {max(begun.values())} updates, without scores,"
     sound = all(record.audits and all(finding.passed for finding in record.audits) for record in records)
     return f"{cells} {ended} {'and passed every audit' if sound else 'but not every audit looked and passed'}"
 
