@@ -14,7 +14,7 @@ import pandas as pd
 from tunegrid.record import Record
 from tunegrid.record.parts import Figure
 from tunegrid.results.examples import read_figures
-from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, judgement_of
+from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, by_cell, judgement_of
 from tunegrid.results.noise import deviation
 from tunegrid.results.quality import Rows
 from tunegrid.results.report import Section, count
@@ -67,26 +67,23 @@ def tables(records: Sequence[Record], run: Path | None) -> Iterator[Section]:
     known = reduced(frame_of(records, run))
     for name, part in {name: part for record in records for name, part in record.instruments.items()}.items():
         own = known[known.instrument == name]
-        shown = [figure for figure, one in part.figures.items() if one.shown and (own.figure == figure).any()]
-        rows = []
-        for (cell, of), group in own[own.figure.isin(shown)].groupby(["cell", "part"], sort=False):
-            lines = {line.figure: line for line in group.itertuples()}
-            rows.append((cell, of, *(_shown(lines.get(figure), part.figures[figure].shown) for figure in shown)))
+        shown = {figure: one.shown for figure, one in part.figures.items() if one.shown and (own.figure == figure).any()}
+        lines = own[own.figure.isin(shown)].copy()
+        lines["text"] = [_shown(line, shown[line.figure]) for line in lines.itertuples()]
+        frame = lines.pivot_table("text", ["cell", "part"], "figure", aggfunc="first", sort=False).reindex(columns=[*shown])
         unmeasured = own[own.value.isna() & (own.note != "")]
         cells = (unmeasured.cell + " " + unmeasured.part).str.strip().groupby(unmeasured.note, sort=False)
         yield Section(
             heading=f"{name}: {part.question}",
-            frame=pd.DataFrame(rows, columns=["cell", "part", *shown]),
+            frame=frame.fillna("-").reset_index(),
             formats=dict.fromkeys(shown, ""),
             sentences=[f"no figure, {', '.join(those)}: {reason}" for reason, those in cells],
         )
 
 
 def _shown(line: Any, form: str) -> str:
-    if line is None or np.isnan(line.value):
-        return "-"
     ends = "" if np.isnan(line.low) else f" ({line.low:{form}} {line.high:{form}})"
-    return f"{line.value:{form}}{ends}"
+    return "-" if np.isnan(line.value) else f"{line.value:{form}}{ends}"
 
 
 # Is a run worse than another?
@@ -104,15 +101,9 @@ def judged(cells: Sequence[Rows], one_training: Collection[str]) -> Iterator[Jud
     for tests in by_instrument.values():
         worse = holm({index: one.p_worse for index, one in enumerate(tests) if one.p_worse is not None})
         better = holm({index: one.p_better for index, one in enumerate(tests) if one.p_better is not None})
-        gravest: dict[str, Judgement] = {}
-        for index, test in enumerate(tests):
-            one = _judgement(test, worse.get(index), better.get(index))
-            gravest[one.cell] = min(gravest.get(one.cell, one), one, key=_gravity)
-        yield from gravest.values()
-
-
-def _gravity(judgement: Judgement) -> tuple[int, float]:
-    return GRAVEST_FIRST.index(judgement.verdict), judgement.p if judgement.p is not None else 1.0
+        answers = [_judgement(one, worse.get(index), better.get(index)) for index, one in enumerate(tests)]
+        for own in by_cell(answers).values():
+            yield min(own, key=lambda one: (GRAVEST_FIRST.index(one.verdict), 1.0 if one.p is None else one.p))
 
 
 class _Test(NamedTuple):

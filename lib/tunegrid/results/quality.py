@@ -160,24 +160,20 @@ def decide(
     Among scores beside the main ones, if the global test says that some score dropped, the most significant drop of at least
     its margin is worse.
     """
+    margin = {key: margins.get(key[1], margins["other"]) for key in effects}
     main = {key: effect for key, effect in effects.items() if mains[key[0]] == key[1]}
     other = {key: effect for key, effect in effects.items() if key not in main}
     worse, better = (holm({key: getattr(effect, p) for key, effect in main.items()}) for p in ("p_worse", "p_better"))
     better |= {key: min(1.0, effect.p_better * len(other)) for key, effect in other.items()}  # Bonferroni
     decisions: dict[NoiseKey, tuple[Verdict, float]] = {}
     for key, effect in (main | other).items():
-        verdict = verdict_of(effect, worse.get(key, 1.0), better[key], margin_of(margins, key[1]))
+        verdict = verdict_of(effect, worse.get(key, 1.0), better[key], margin[key])
         decisions[key] = verdict, worse.get(key, effect.p_worse)
-    dropped = [key for key, effect in other.items() if effect.points <= -margin_of(margins, key[1])]
+    dropped = [key for key, effect in other.items() if effect.points <= -margin[key]]
     if dropped and cauchy([effect.p_worse for effect in other.values()]) < OTHER_ALPHA:
         worst = min(dropped, key=lambda key: effects[key].p_worse)
         decisions[worst] = Verdict.WORSE, effects[worst].p_worse
     return decisions
-
-
-def margin_of(margins: Mapping[str, float], metric: str) -> float:
-    """A score's own margin, or the one for others."""
-    return margins.get(metric, margins["other"])
 
 
 def verdict_of(effect: Effect, p_worse: float, p_better: float, margin: float) -> Verdict:
@@ -210,7 +206,8 @@ def judged(cells: Sequence[Rows], one_training: Collection[str], margins: Mappin
     main_tests = sum(mains[cell] == metric for cell, metric in tests)
     for (cell, metric), (verdict, p) in decisions.items():
         alpha = MAIN_ALPHA / main_tests if mains[cell] == metric else OTHER_ALPHA / (len(tests) - main_tests)
-        evidence = _evidence(metric, by_cell[cell], tests[cell, metric], alpha, margin_of(margins, metric))
+        margin = margins.get(metric, margins["other"])  # of any other score, as a user's task may hold
+        evidence = _evidence(metric, by_cell[cell], tests[cell, metric], alpha, margin)
         judgements.append(judgement_of(by_cell[cell].records[0][0], metric, verdict, p=p, **evidence))
     return [_unchanged(j, by_cell[j.cell]) if by_cell[j.cell].unchanged(j.quantity) else j for j in judgements]
 

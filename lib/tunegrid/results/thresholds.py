@@ -101,7 +101,6 @@ def tables(path: Path, what: str, command: str = "") -> Iterator[Mapping[str, An
 
 def checked(value: Any, shape: Any, needed: Collection[str] = ()) -> Any:
     """The value, of this shape; raises ValueError for anything else, and KeyError if one that is needed is missing."""
-    table = TypeAdapter(shape).validate_python(value)
-    if missing := set(needed) - table.keys():
+    if missing := set(needed) - set(value):
         raise KeyError(min(missing))
-    return table
+    return TypeAdapter(shape).validate_python(value)
