@@ -176,11 +176,11 @@ def decide(
     return decisions
 
 
-def verdict_of(effect: Effect, p_worse: float, p_better: float, margin: float) -> Verdict:
-    """The verdict on a score; p-values are adjusted. A change counts if it is significant and of at least the margin."""
-    if p_worse < MAIN_ALPHA and effect.points <= -margin:
+def verdict_of(effect: Effect, p_worse: float, p_better: float, margin: float, alpha: float = MAIN_ALPHA) -> Verdict:
+    """The verdict by p-values that are adjusted. A change counts if it is significant, of at least the margin, and no 0.000."""
+    if p_worse < alpha and effect.points <= -margin:
         return Verdict.WORSE
-    if p_better < MAIN_ALPHA and effect.points >= margin:
+    if p_better < alpha and effect.points >= margin and round(effect.points, 3):
         return Verdict.BETTER
     return Verdict.SAME if effect.low > -margin else Verdict.CANNOT_TELL
 
