@@ -172,10 +172,10 @@ def _judgement(test: _Test, p_worse: float | None, p_better: float | None) -> Ju
     if np.isnan(test.after):
         return judgement_of(test.record, test.quantity, Verdict.NOT_COMPARABLE, detail=test.evidence, before=test.before)
     verdict = Verdict.NOT_COMPARABLE if change else Verdict.SAME
-    found: dict[str, Any] = {"before": test.before, "after": test.after, "effect": change, "p": p_worse, "margin": margin}
+    numbers: dict[str, Any] = {"before": test.before, "after": test.after, "effect": change, "p": p_worse, "margin": margin}
     if test.effect and p_worse is not None and p_better is not None:
         verdict = verdict_of(test.effect, p_worse, p_better, margin, ALPHA) if change else Verdict.SAME
-        found |= {"low": -test.effect.high, "high": -test.effect.low}
+        numbers |= {"low": -test.effect.high, "high": -test.effect.low}
     of_part = f"of {test.part} " if test.part else ""
     detail = f"{of_part}{test.after:{form}}, it was {test.before:{form}}; {test.evidence}; margin {margin}"
-    return judgement_of(test.record, test.quantity, verdict, **found, detail=detail)
+    return judgement_of(test.record, test.quantity, verdict, **numbers, detail=detail)

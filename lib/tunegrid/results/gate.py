@@ -95,7 +95,7 @@ def gate(
             judged.append(judgement_of(after, after.main_score, Verdict.CANNOT_TELL, detail=NO_SCORES))
     if any(record.instruments for record in old.in_a_row):
         judged += figures.judged(list(finished.values()), one_training)
-    judged += [found for cell, rows in finished.items() if (found := _too_good(rows, evidence.get(cell, {})))]
+    judged += [finding for cell, rows in finished.items() if (finding := _too_good(rows, evidence.get(cell, {})))]
     judged += [*_one_sided(old, new, Verdict.MISSING, "in the baseline, not in this run")]
     judged += [*_one_sided(new, old, Verdict.NEW, "not in the baseline")]
     return sorted(judged, key=lambda judgement: (judgement.cell in new.records, study_place(judgement.cell)))

@@ -167,20 +167,20 @@ def first_change(pair: Pair) -> Change | None:
     limits |= {"metrics": FIXED_ANSWERS} | ({"moved": pair.tolerance["moved_alone"]} if alone else {})
     for stage in FLOW:
         if pair.fine or stage.figure not in EXACT:
-            found = _difference(stage.figure, *pair.figures(stage.figure), limits.get(stage.figure, 0.0))
-            if found is not None:
-                return _with_modules(pair, stage, stage.words.format(**found))
+            difference = _difference(stage.figure, *pair.figures(stage.figure), limits.get(stage.figure, 0.0))
+            if difference is not None:
+                return _with_modules(pair, stage, stage.words.format(**difference))
     return None
 
 
 def _with_modules(pair: Pair, stage: Stage, words: str) -> Change:
     same_probe = pair.figures("probe_gradients") != (None, None)
     try:
-        both = pair.modules() if stage.phase and same_probe else None
+        figures = pair.modules() if stage.phase and same_probe else None
     except InputError as error:  # modules only name: a damaged file costs no verdict
         return Change(stage.name, f"{words}; no module is named: {error}")
     backward = stage.name == BACKWARD
-    where, names = modules.first_modules(*both, stage.phase, pair.tolerance, backward=backward) if both else ("", ())
+    where, names = modules.first_modules(*figures, stage.phase, pair.tolerance, backward=backward) if figures else ("", ())
     return Change(stage.name, f"{where}; {words}" if where else words, names)
 
 
@@ -248,7 +248,7 @@ def _cut(record: Record, updates: int) -> Record:
 
 def _rounding(pair: Pair, parts: bool) -> str:
     """How far the first losses lie apart, and whether the curves part later."""
-    gaps = [_apart(*both) for both in zip(pair.old.losses[:UPDATES], pair.new.losses[:UPDATES], strict=False)]
+    gaps = [_apart(*losses) for losses in zip(pair.old.losses[:UPDATES], pair.new.losses[:UPDATES], strict=False)]
     limit = pair.tolerance["curve"]
     far = f"losses of the {_first(len(gaps))} differ by at most {max(gaps):.1e}"
     words = far if any(gaps) else f"losses are equal to update {len(gaps)}, then others"

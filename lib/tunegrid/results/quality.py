@@ -39,7 +39,7 @@ from tunegrid.results.statistics import (
 
 MAIN_ALPHA, OTHER_ALPHA = 0.9 * ALPHA, 0.1 * ALPHA
 Points = Mapping[str, Sequence[float]]  # of each row, by metric
-Sides = tuple[Sequence[Record], Sequence[Record]]  # records of the baseline, and of the run to judge
+TwoRuns = tuple[Sequence[Record], Sequence[Record]]  # records of the baseline, and of the run to judge
 MORE_SEEDS = "no noise was calibrated, and one seed a side cannot tell training noise from a change: give both runs --seeds 0-4"
 
 
@@ -106,24 +106,24 @@ class ScoreTest(NamedTuple):
     """What tells whether a score changed."""
 
     effect: Effect
-    records: Sides  # that it is of
+    records: TwoRuns  # that it is of
     noise: str  # that it was held to, in words
 
 
 def tested(metric: str, rows: Rows, one_training: bool, noise: Noise) -> ScoreTest | None:
     """The effect on a score, held to the narrowest noise that is known; None if nothing tells noise from a change."""
-    gains, sides = rows.gains(metric), (list(rows.old.values()), list(rows.new.values()))
-    by_seed = ([rows.old[seed] for seed in rows.new], sides[1]) if one_training else sides
+    gains, every = rows.gains(metric), (list(rows.old.values()), list(rows.new.values()))
+    by_seed = ([rows.old[seed] for seed in rows.new], every[1]) if one_training else every
     if one_training and (known := noise.of(PERTURBED, by_seed[0][0], metric)):
         return ScoreTest(_held_to(known, metric, by_seed, gains), by_seed, "of one seed, perturbed")
-    if known := noise.of(SEEDS, sides[0][0], metric):
-        return ScoreTest(_held_to(known, metric, sides, gains), sides, "between seeds")
-    if known := deviation([[float(record.scores[metric] or 0) for record in records] for records in sides]):
-        return ScoreTest(_held_to(known, metric, sides, gains), sides, "between these seeds")
+    if known := noise.of(SEEDS, every[0][0], metric):
+        return ScoreTest(_held_to(known, metric, every, gains), every, "between seeds")
+    if known := deviation([[float(record.scores[metric] or 0) for record in records] for records in every]):
+        return ScoreTest(_held_to(known, metric, every, gains), every, "between these seeds")
     return ScoreTest(_by_rows(metric, by_seed, rows, gains[0]), by_seed, "of rows alone") if one_training and gains else None
 
 
-def _held_to(noise: Deviation, metric: str, records: Sides, gains: Sequence[Array]) -> Effect:
+def _held_to(noise: Deviation, metric: str, records: TwoRuns, gains: Sequence[Array]) -> Effect:
     """The effect on mean scores; points by row, if they are at hand, widen a noise that is too small."""
     (old, new), data = records, records[0][0].data
     test_rows = len(gains[0]) if gains else data.rows["test"] if data else 1
@@ -138,7 +138,7 @@ def _held_to(noise: Deviation, metric: str, records: Sides, gains: Sequence[Arra
     )
 
 
-def _by_rows(metric: str, records: Sides, rows: Rows, gains: Array) -> Effect:
+def _by_rows(metric: str, records: TwoRuns, rows: Rows, gains: Array) -> Effect:
     """The effect of the first pair's rows. Macro F1 is no mean over rows: it is judged by hits, around its own change."""
     binary = metric == "f1_macro" or all(np.isin(points[metric], (0.0, 100.0)).all() for points in rows.points[0])
     effect = paired(gains, binary=binary)
@@ -245,9 +245,9 @@ def _untestable(metric: str, rows: Rows, one_training: bool) -> Judgement:
     """Nothing tells noise from a change: the change is shown and not judged."""
     old = [rows.old[seed] for seed in rows.new] if one_training else list(rows.old.values())
     before, after = mean_score(old, metric), mean_score(list(rows.new.values()), metric)
-    found: dict[str, Any] = {"before": before, "after": after, "effect": after - before}
+    means: dict[str, Any] = {"before": before, "after": after, "effect": after - before}
     detail = f"no points by row to test; {MORE_SEEDS}" if one_training else MORE_SEEDS
-    return judgement_of(old[0], metric, Verdict.CANNOT_TELL, **found, detail=detail)
+    return judgement_of(old[0], metric, Verdict.CANNOT_TELL, **means, detail=detail)
 
 
 def _unchanged(judgement: Judgement, rows: Rows) -> Judgement:

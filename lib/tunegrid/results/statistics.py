@@ -71,8 +71,8 @@ def by_training(
     """
     low, high = points - critical_value(ALPHA / 2, df) * error, points + critical_value(ALPHA / 2, df, tail) * error
     worse, better = float(special.stdtr(df, points / error / tail)), float(special.stdtr(df, -points / error))
-    found = {"points": points, "low": low, "high": high, "p_worse": worse, "p_better": better, "error": error}
-    return Effect(**found, rows=rows, flips=flips, df=df, tail=tail)
+    tested = {"points": points, "low": low, "high": high, "p_worse": worse, "p_better": better, "error": error}
+    return Effect(**tested, rows=rows, flips=flips, df=df, tail=tail)
 
 
 def row_deviation(gains: Sequence[Array]) -> float:
@@ -81,8 +81,8 @@ def row_deviation(gains: Sequence[Array]) -> float:
     Without a change, rows gain and lose alike, so the side that moved less tells the noise of both: twice its squares is the
     variance of a difference of two runs. Rows that a change makes worse, or better, do not count.
     """
-    sides = [[(np.maximum(sign * each, 0) ** 2).sum() / len(each) ** 2 for each in gains] for sign in (1, -1)]
-    return float(min(np.mean(side) for side in sides) ** 0.5)
+    variances = [[(np.maximum(sign * each, 0) ** 2).sum() / len(each) ** 2 for each in gains] for sign in (1, -1)]
+    return float(min(np.mean(side) for side in variances) ** 0.5)
 
 
 def gains_of(old: Sequence[float], new: Sequence[float]) -> Array:

@@ -42,7 +42,7 @@ TOLERATED = (
 )
 
 
-def beside(grid_file: Path, profile: str) -> Path:
+def bounds_file(grid_file: Path, profile: str) -> Path:
     """Where the bounds of a user's cells stand: sst2.quick.toml beside sst2.py."""
     return grid_file.with_suffix(f".{profile}.toml")
 
