@@ -78,11 +78,8 @@ def gate(
     `margins`, by kind and quantity, and the noise of training are the suite's if None. Raises InputError if the two runs are of
     two profiles, have no cell in common, or scored different test rows.
     """
-    margins, tolerances, evidence = (
-        margins or load_margins(),
-        load_tolerances(),
-        load_evidence(THRESHOLDS / f"{new.profile}.toml"),
-    )
+    margins, tolerances = margins or load_margins(), load_tolerances()
+    evidence = load_evidence(THRESHOLDS / f"{new.profile}.toml")
     noise, cells = load_noise() if noise is None else noise, paired(old, new)
     finished = {cell: whole for cell, rows in cells.items() if (whole := rows.finished)}
     arithmetic = {cell: numerics.judged(rows.records, tolerances, (old.path, new.path)) for cell, rows in cells.items()}
