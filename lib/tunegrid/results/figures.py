@@ -14,11 +14,11 @@ import pandas as pd
 from tunegrid.record import Record
 from tunegrid.record.parts import Figure
 from tunegrid.results.examples import read_figures
-from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, judgement_of
+from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, by_cell, judgement_of
 from tunegrid.results.noise import deviation
-from tunegrid.results.quality import Rows
+from tunegrid.results.quality import Rows, verdict_of
 from tunegrid.results.report import Section, count
-from tunegrid.results.statistics import ALPHA, bootstrap_p, by_training, critical_value, holm, interval, ratio, resampled_means
+from tunegrid.results.statistics import ALPHA, Effect, by_training, critical_value, holm, ratio, resampled
 
 NUMBERS = ("value", "weight", "low", "high")
 KEYS = ["profile", "cell", "instrument", "part", "figure"]
@@ -67,26 +67,23 @@ def tables(records: Sequence[Record], run: Path | None) -> Iterator[Section]:
     known = reduced(frame_of(records, run))
     for name, part in {name: part for record in records for name, part in record.instruments.items()}.items():
         own = known[known.instrument == name]
-        shown = [figure for figure, one in part.figures.items() if one.shown and (own.figure == figure).any()]
-        rows = []
-        for (cell, of), group in own[own.figure.isin(shown)].groupby(["cell", "part"], sort=False):
-            lines = {line.figure: line for line in group.itertuples()}
-            rows.append((cell, of, *(_shown(lines.get(figure), part.figures[figure].shown) for figure in shown)))
+        shown = {figure: one.shown for figure, one in part.figures.items() if one.shown and (own.figure == figure).any()}
+        lines = own[own.figure.isin(shown)].copy()
+        lines["text"] = [_shown(line, shown[line.figure]) for line in lines.itertuples()]
+        frame = lines.pivot_table("text", ["cell", "part"], "figure", aggfunc="first", sort=False).reindex(columns=[*shown])
         unmeasured = own[own.value.isna() & (own.note != "")]
         cells = (unmeasured.cell + " " + unmeasured.part).str.strip().groupby(unmeasured.note, sort=False)
         yield Section(
             heading=f"{name}: {part.question}",
-            frame=pd.DataFrame(rows, columns=["cell", "part", *shown]),
+            frame=frame.fillna("-").reset_index(),
             formats=dict.fromkeys(shown, ""),
             sentences=[f"no figure, {', '.join(those)}: {reason}" for reason, those in cells],
         )
 
 
 def _shown(line: Any, form: str) -> str:
-    if line is None or np.isnan(line.value):
-        return "-"
     ends = "" if np.isnan(line.low) else f" ({line.low:{form}} {line.high:{form}})"
-    return f"{line.value:{form}}{ends}"
+    return "-" if np.isnan(line.value) else f"{line.value:{form}}{ends}"
 
 
 # Is a run worse than another?
@@ -102,21 +99,15 @@ def judged(cells: Sequence[Rows], one_training: Collection[str]) -> Iterator[Jud
         for instrument, test in _tests(rows, rows.cell in one_training):
             by_instrument.setdefault(instrument, []).append(test)
     for tests in by_instrument.values():
-        worse = holm({index: one.p_worse for index, one in enumerate(tests) if one.p_worse is not None})
-        better = holm({index: one.p_better for index, one in enumerate(tests) if one.p_better is not None})
-        gravest: dict[str, Judgement] = {}
-        for index, test in enumerate(tests):
-            one = _judgement(test, worse.get(index), better.get(index))
-            gravest[one.cell] = min(gravest.get(one.cell, one), one, key=_gravity)
-        yield from gravest.values()
-
-
-def _gravity(judgement: Judgement) -> tuple[int, float]:
-    return GRAVEST_FIRST.index(judgement.verdict), judgement.p if judgement.p is not None else 1.0
+        effects = {index: test.effect for index, test in enumerate(tests) if test.effect}
+        worse, better = (holm({i: getattr(effect, p) for i, effect in effects.items()}) for p in ("p_worse", "p_better"))
+        answers = [_judgement(test, worse.get(index), better.get(index)) for index, test in enumerate(tests)]
+        for own in by_cell(answers).values():
+            yield min(own, key=lambda one: (GRAVEST_FIRST.index(one.verdict), 1.0 if one.p is None else one.p))
 
 
 class _Test(NamedTuple):
-    """One figure of a part of a cell's runs; harm is a rise if lower is better, else a fall."""
+    """One figure of a part of a cell's runs."""
 
     record: Record
     quantity: str
@@ -125,9 +116,7 @@ class _Test(NamedTuple):
     before: float
     after: float
     evidence: str
-    harm: tuple[float, float] | None = None  # ends of its 95 % interval; None: nothing could be tested, as `evidence` says
-    p_worse: float | None = None  # one-sided, as p_better
-    p_better: float | None = None
+    effect: Effect | None = None  # for the better; None: nothing could be tested, as `evidence` says
 
 
 def _tests(rows: Rows, one_training: bool) -> Iterator[tuple[str, _Test]]:
@@ -142,32 +131,28 @@ def _tests(rows: Rows, one_training: bool) -> Iterator[tuple[str, _Test]]:
             continue
         evidence: tuple[Any, ...] = (_mean(before)[0], np.nan, NO_NUMBER)
         if after is not None and not after.value.isna().any():
-            sign = 1 if figure.better == "lower" else -1
-            evidence = _by_rows(before, after, sign) if one_training else _by_seeds(before, after, sign)
+            gain = -1 if figure.better == "lower" else 1
+            evidence = _by_rows(before, after, gain) if one_training else _by_seeds(before, after, gain)
         yield instrument, _Test(records[0], f"{instrument}/{name}", part, figure, *evidence)
 
 
-def _by_rows(before: pd.DataFrame, after: pd.DataFrame, sign: int) -> tuple[Any, ...]:
+def _by_rows(before: pd.DataFrame, after: pd.DataFrame, gain: int) -> tuple[Any, ...]:
     """Runs that are one training but for rounding pair row by row; a figure without rows is held to its margin alone."""
     before = before[before.seed.isin(after.seed)]
     pairs = before.merge(after, on=["seed", "row"], suffixes=("", "_new"))
     if len(pairs) != len(before) or len(pairs) != len(after):
         return before.value.mean(), after.value.mean(), OTHER_ROWS
     share = pairs.weight / pairs.weight.mean()
-    means, harm = (
-        ((pairs.value * share).mean(), (pairs.value_new * share).mean()),
-        (pairs.value_new - pairs.value) * share * sign,
-    )
+    means = (pairs.value * share).mean(), (pairs.value_new * share).mean()
+    by_row = (gain * (pairs.value_new - pairs.value) * share).groupby(pairs.row).mean().to_numpy()
     if (pairs.row == "").all():
-        far = harm.mean()
-        return *means, "no rows", (far, far), float(far <= 0), float(far >= 0)
-    by_row = harm.groupby(pairs.row).mean().to_numpy()
-    resamples = resampled_means(by_row)
-    p_better, p_worse = bootstrap_p(float(by_row.mean()), resamples)
-    return *means, f"{count(len(by_row), 'row')}, paired", interval(resamples), p_worse, p_better
+        [far] = by_row
+        chances = {"p_worse": float(far >= 0), "p_better": float(far <= 0)}
+        return *means, "no rows", Effect(points=far, low=far, high=far, **chances, error=0.0, rows=0, flips=None)
+    return *means, f"{count(len(by_row), 'row')}, paired", resampled(by_row)
 
 
-def _by_seeds(before: pd.DataFrame, after: pd.DataFrame, sign: int) -> tuple[Any, ...]:
+def _by_seeds(before: pd.DataFrame, after: pd.DataFrame, gain: int) -> tuple[Any, ...]:
     """Other trainings are held to the noise between seeds, several on each side.
 
     Held to one seed alone, noise that is skewed is called worse too often: 9 to 11 % of healthy grids, by five against one.
@@ -177,27 +162,20 @@ def _by_seeds(before: pd.DataFrame, after: pd.DataFrame, sign: int) -> tuple[Any
     if noise is None or not noise.sd or min(len(old), len(new)) < 2:
         return *means, ONE_SEED
     error = noise.sd * (1 / len(old) + 1 / len(new)) ** 0.5
-    gain = by_training(sign * (means[0] - means[1]), error, noise.df, rows=1, flips=None)
-    evidence = f"{len(old)} and {count(len(new), 'seed')}: error {error:.3f}"
-    return *means, evidence, (-gain.high, -gain.low), gain.p_worse, gain.p_better
+    effect = by_training(gain * (means[1] - means[0]), error, noise.df, rows=1, flips=None)
+    return *means, f"{len(old)} and {count(len(new), 'seed')}: error {error:.3f}", effect
 
 
 def _judgement(test: _Test, p_worse: float | None, p_better: float | None) -> Judgement:
-    """The verdict, by p-values that are adjusted: a change of at least the margin, that can be seen, is worse or better."""
-    effect, margin, form = test.after - test.before, test.figure.margin, test.figure.shown.lstrip("+") or ".3f"
-    harm = effect if test.figure.better == "lower" else -effect
+    """The verdict, by p-values that are adjusted; the interval is of harm, a rise if lower is better."""
+    change, margin, form = test.after - test.before, test.figure.margin, test.figure.shown.lstrip("+") or ".3f"
     if np.isnan(test.after):
         return judgement_of(test.record, test.quantity, Verdict.NOT_COMPARABLE, detail=test.evidence, before=test.before)
-    if test.harm is None or p_worse is None or p_better is None:
-        verdict = Verdict.SAME if not harm else Verdict.NOT_COMPARABLE
-    elif p_worse < ALPHA and harm >= margin:
-        verdict = Verdict.WORSE
-    elif p_better < ALPHA and -harm >= margin and round(harm, 3):
-        verdict = Verdict.BETTER
-    else:
-        verdict = Verdict.SAME if test.harm[1] < margin or not harm else Verdict.CANNOT_TELL
-    low, high = test.harm or (None, None)
+    verdict = Verdict.NOT_COMPARABLE if change else Verdict.SAME
+    numbers: dict[str, Any] = {"before": test.before, "after": test.after, "effect": change, "p": p_worse, "margin": margin}
+    if test.effect and p_worse is not None and p_better is not None:
+        verdict = verdict_of(test.effect, p_worse, p_better, margin, ALPHA) if change else Verdict.SAME
+        numbers |= {"low": -test.effect.high, "high": -test.effect.low}
     of_part = f"of {test.part} " if test.part else ""
     detail = f"{of_part}{test.after:{form}}, it was {test.before:{form}}; {test.evidence}; margin {margin}"
-    found = {"before": test.before, "after": test.after, "effect": effect, "low": low, "high": high, "p": p_worse}
-    return judgement_of(test.record, test.quantity, verdict, **found, margin=margin, detail=detail)
+    return judgement_of(test.record, test.quantity, verdict, **numbers, detail=detail)

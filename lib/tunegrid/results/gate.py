@@ -17,20 +17,14 @@ from statistics import fmean, stdev
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import study_place
 from tunegrid.record import Record
-from tunegrid.results import numerics, quality
+from tunegrid.results import figures, numerics, quality
 from tunegrid.results.alike import unlike_machines
 from tunegrid.results.files import read_list
 from tunegrid.results.judgements import LEDGER, PEAKS, Judgement, RecordsBySeed, Verdict, judgement_of
-from tunegrid.results.noise import Noise, load_noise, mean_score
+from tunegrid.results.noise import Noise, load_noise
 from tunegrid.results.quality import Rows
 from tunegrid.results.statistics import ALPHA, slower
-from tunegrid.results.thresholds import (
-    SPEED_DEVIATIONS,
-    THRESHOLDS,
-    load_evidence,
-    load_margins,
-    load_tolerances,
-)
+from tunegrid.results.thresholds import SPEED_DEVIATIONS, THRESHOLDS, load_evidence, load_margins, load_tolerances
 
 NO_SCORES = "the baseline holds the first updates of it alone"
 
@@ -52,9 +46,8 @@ class Run:
                 by_cell[record.cell][record.seeds.seed] = record
                 profiles.add(record.profile)
         if len(profiles) > 1:
-            raise InputError(
-                f"{path or 'the run'} holds cells of {' and '.join(sorted(profiles))}: judge one profile at a time"
-            )
+            names = " and ".join(sorted(profiles))
+            raise InputError(f"{path or 'the run'} holds cells of {names}: judge one profile at a time")
         return cls(records=dict(by_cell), path=path)
 
     @property
@@ -82,37 +75,26 @@ def gate(
 ) -> list[Judgement]:
     """Every verdict: missing cells first, then the others, both in the study's order.
 
-    Args:
-        old: the baseline, of one seed or several.
-        new: the run to judge, of one seed or several.
-        margins: by kind and quantity; those of the suite if None.
-        noise: of training; what the suite was calibrated to if None.
-
-    Raises:
-        InputError: if the two are of two profiles, have no cell in common, or scored different test rows.
+    `margins`, by kind and quantity, and the noise of training are the suite's if None. Raises InputError if the two runs are of
+    two profiles, have no cell in common, or scored different test rows.
     """
-    margins, tolerances, cells = margins or load_margins(), load_tolerances(), paired(old, new)
+    margins, tolerances = margins or load_margins(), load_tolerances()
+    evidence = load_evidence(THRESHOLDS / f"{new.profile}.toml")
+    noise, cells = load_noise() if noise is None else noise, paired(old, new)
     finished = {cell: whole for cell, rows in cells.items() if (whole := rows.finished)}
     arithmetic = {cell: numerics.judged(rows.records, tolerances, (old.path, new.path)) for cell, rows in cells.items()}
     one_training = {cell for cell, (_, same) in arithmetic.items() if same}
     judged = [judgement for judgement, _ in arithmetic.values()]
-    judged += quality.judged(list(finished.values()), one_training, margins["points"], load_noise() if noise is None else noise)
+    judged += quality.judged(list(finished.values()), one_training, margins["points"], noise)
     for cell, rows in cells.items():
         judged += _costs(finished.get(cell, rows), margins)
         if cell not in finished and (after := rows.records[0][1]).finished:
             judged.append(judgement_of(after, after.main_score, Verdict.CANNOT_TELL, detail=NO_SCORES))
     if any(record.instruments for record in old.in_a_row):
-        from tunegrid.results import figures  # no other run needs it
-
         judged += figures.judged(list(finished.values()), one_training)
-    evidence = load_evidence(THRESHOLDS / f"{new.profile}.toml")
     judged += [finding for cell, rows in finished.items() if (finding := _too_good(rows, evidence.get(cell, {})))]
-    for run, other, verdict, detail in (
-        (old, new, Verdict.MISSING, "in the baseline, not in this run"),
-        (new, old, Verdict.NEW, "not in the baseline"),
-    ):
-        alone = [next(iter(seeds.values())) for cell, seeds in run.records.items() if cell not in other.records]
-        judged += [judgement_of(record, "cell", verdict, detail=detail) for record in alone]
+    judged += [*_one_sided(old, new, Verdict.MISSING, "in the baseline, not in this run")]
+    judged += [*_one_sided(new, old, Verdict.NEW, "not in the baseline")]
     return sorted(judged, key=lambda judgement: (judgement.cell in new.records, study_place(judgement.cell)))
 
 
@@ -126,6 +108,12 @@ def paired(old: Run, new: Run) -> dict[str, Rows]:
     if not common:
         raise InputError(f"the two runs have no cell in common: the baseline has no {next(iter(new.records))}")
     return {cell: Rows(old=old.records[cell], new=new.records[cell], old_path=old.path, new_path=new.path) for cell in common}
+
+
+def _one_sided(run: Run, other: Run, verdict: Verdict, detail: str) -> Iterator[Judgement]:
+    for cell, seeds in run.records.items():
+        if cell not in other.records:
+            yield judgement_of(next(iter(seeds.values())), "cell", verdict, detail=detail)
 
 
 # Memory and speed
@@ -187,7 +175,7 @@ def _too_good(rows: Rows, evidence: Mapping[str, Mapping[str, float]]) -> Judgem
     known = evidence.get(name)
     if known is None or any(one.bounds.get(name) != known["minimum"] or one.scores.get(name) is None for one in records):
         return None  # a recipe that was changed has no bound
-    highest, score = 2 * known["mean"] - known["minimum"], mean_score(records, name)
+    highest, score = 2 * known["mean"] - known["minimum"], fmean(one.scores[name] or 0.0 for one in records)
     if score <= highest:
         return None
     detail = f"{name} {score:.1f} is above {highest:.1f}, which healthy runs do not reach: leaked rows, a lost mask?"

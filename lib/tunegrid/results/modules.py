@@ -109,12 +109,12 @@ class Moved:
         """The innermost calls, from the end, that hand on another gradient first and get an equal one; and how far it moved."""
         gradient, weights = self.shares.gradient, self.shares.weight_gradients
         moved = self.calls.index[(self.calls.maker == self.calls.index) & (gradient > bound)]
-        found = self._around(moved[-1], bound) if len(moved) else []
+        calls = self._around(moved[-1], bound) if len(moved) else []
         unequal = set(self.calls.module[gradient > bound])
         own = self.calls.index[(weights > bound) & ~self.calls.module.isin(unequal)]
-        if max(own, default=-1) > max(found, default=-1):
+        if max(own, default=-1) > max(calls, default=-1):
             return [own[-1]], weights[own[-1]]
-        return found, gradient[moved[-1]] if len(moved) else 0.0
+        return calls, gradient[moved[-1]] if len(moved) else 0.0
 
     def _around(self, tensor: int, bound: float) -> list[int]:
         """The calls that took in what call `tensor` made, or the smallest one around it, that get an equal gradient."""
@@ -142,8 +142,8 @@ class Moved:
 
     def _innermost(self, calls: Iterable[int]) -> list[int]:
         """Those that none of the others is part of."""
-        found = list(calls)
-        return [call for call in found if not self._inside(call) & set(found)]
+        several = set(calls)
+        return [call for call in sorted(several) if not self._inside(call) & several]
 
 
 def first_modules(
@@ -165,11 +165,11 @@ def first_modules(
 def _named(calls: Modules, shares: Any, one: str, several: str = "") -> tuple[str, Names]:
     """Names the first call, and the first one beside it: what is around it, or calls it again, follows from it."""
     first = calls.module.iloc[0]
-    beside = calls[[bool(name) and not f"{first}.".startswith(f"{name}.") for name in calls.module]]
-    named = pd.concat([calls[:1], beside[:1]])
+    siblings = calls[[bool(name) and not f"{first}.".startswith(f"{name}.") for name in calls.module]]
+    named = pd.concat([calls[:1], siblings[:1]])
     names = tuple(zip(named.module, named.kind, named.library, strict=True))
     in_words = " and ".join(f"{name or 'the model'} ({kind}, {library})" for name, kind, library in names)
-    far, others = shares[named.index], beside.module.nunique() - 1
+    far, others = shares[named.index], siblings.module.nunique() - 1
     by = f"by {' and '.join(dict.fromkeys(map(percent, far)))} of {'its' if len(names) == 1 else 'their'} norm"
     words = (several if several and len(names) > 1 else one).format(in_words, by if np.isfinite(far).all() else NO_NUMBER)
     return words + (f"; {count(others, 'more module')} beside" if others > 0 else ""), names

@@ -95,10 +95,7 @@ def tail(of: Array) -> float:
 
 
 def tails(scores: ScoresByKey, rows: Mapping[str, int]) -> dict[NoiseKey, float]:
-    """The tail of each kind of cells and score: that of its own residuals, and no less than that of all residuals together.
-
-    Thirty trainings hardly show what one in fifty does; all trainings of the grid show it better.
-    """
+    """The tail of each kind of cells and score; at least that of all together: thirty trainings hardly show one in fifty."""
     by_kind: dict[NoiseKey, list[Array]] = defaultdict(list)
     for (cell, metric), groups in scores.items():
         by_kind[kind_of_cell(cell), metric].append(residuals(groups, resolution(rows[cell.split("_")[1]], metric)))

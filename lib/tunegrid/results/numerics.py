@@ -167,20 +167,20 @@ def first_change(pair: Pair) -> Change | None:
     limits |= {"metrics": FIXED_ANSWERS} | ({"moved": pair.tolerance["moved_alone"]} if alone else {})
     for stage in FLOW:
         if pair.fine or stage.figure not in EXACT:
-            found = _difference(stage.figure, *pair.figures(stage.figure), limits.get(stage.figure, 0.0))
-            if found is not None:
-                return _with_modules(pair, stage, stage.words.format(**found))
+            difference = _difference(stage.figure, *pair.figures(stage.figure), limits.get(stage.figure, 0.0))
+            if difference is not None:
+                return _with_modules(pair, stage, stage.words.format(**difference))
     return None
 
 
 def _with_modules(pair: Pair, stage: Stage, words: str) -> Change:
     same_probe = pair.figures("probe_gradients") != (None, None)
     try:
-        both = pair.modules() if stage.phase and same_probe else None
+        figures = pair.modules() if stage.phase and same_probe else None
     except InputError as error:  # modules only name: a damaged file costs no verdict
         return Change(stage.name, f"{words}; no module is named: {error}")
     backward = stage.name == BACKWARD
-    where, names = modules.first_modules(*both, stage.phase, pair.tolerance, backward=backward) if both else ("", ())
+    where, names = modules.first_modules(*figures, stage.phase, pair.tolerance, backward=backward) if figures else ("", ())
     return Change(stage.name, f"{where}; {words}" if where else words, names)
 
 
@@ -188,10 +188,7 @@ def _with_modules(pair: Pair, stage: Stage, words: str) -> Change:
 
 
 def judged(pairs: Sequence[tuple[Record, Record]], tolerances: Tolerances, runs: Runs | None = None) -> tuple[Judgement, bool]:
-    """The gravest verdict on the arithmetic of a cell's runs, whose files these are; and whether they are of one training.
-
-    They are if each finished run differs by rounding alone from one of its seed, from the first update to the last.
-    """
+    """The gravest verdict on a cell's runs, whose files these are; and whether all that finished are of one training."""
     answers = [compared(before, after, tolerances, runs) for before, after in pairs]
     gravest = min((judgement for judgement, _ in answers), key=lambda one: GRAVEST_FIRST.index(one.verdict))
     finished = [(before, one) for (before, after), (_, one) in zip(pairs, answers, strict=True) if after.finished]
@@ -234,25 +231,24 @@ def compared(old: Record, new: Record, tolerances: Tolerances, runs: Runs | None
 
 def alike_long(old: Record, new: Record) -> tuple[Record, Record, int | None]:
     """Both records as they were after the updates in common, and how many these are, if one made its first updates alone."""
-    if old.first_updates is None and new.first_updates is None:
+    updates = min(record.training.updates if record.training else 0 for record in (old, new))
+    if not updates or (old.first_updates is None and new.first_updates is None):
         return old, new, None
-    updates = min(record.training.updates if record.training else 0 for record in (old, new)) or None
-    return (_cut(old, updates), _cut(new, updates), updates) if updates else (old, new, None)
+    return _cut(old, updates), _cut(new, updates), updates
 
 
 def _cut(record: Record, updates: int) -> Record:
-    """The record as it was after so many updates: what comes later is left out."""
-    if record.training is None:
+    training = record.training
+    if training is None:
         return record
-    step = record.training.first_step
-    step = replace(step, moved={}) if step and updates < MOVED else step
-    begun = replace(record.training, updates=updates, losses=record.training.losses[:updates], first_step=step)
+    step = replace(training.first_step, moved={}) if training.first_step and updates < MOVED else training.first_step
+    begun = replace(training, updates=updates, losses=training.losses[:updates], first_step=step)
     return replace(record, training=begun, scores={}, examples=None, first_updates=updates)
 
 
 def _rounding(pair: Pair, parts: bool) -> str:
     """How far the first losses lie apart, and whether the curves part later."""
-    gaps = [_apart(*both) for both in zip(pair.old.losses[:UPDATES], pair.new.losses[:UPDATES], strict=False)]
+    gaps = [_apart(*losses) for losses in zip(pair.old.losses[:UPDATES], pair.new.losses[:UPDATES], strict=False)]
     limit = pair.tolerance["curve"]
     far = f"losses of the {_first(len(gaps))} differ by at most {max(gaps):.1e}"
     words = far if any(gaps) else f"losses are equal to update {len(gaps)}, then others"

@@ -39,7 +39,7 @@ from tunegrid.results.statistics import (
 
 MAIN_ALPHA, OTHER_ALPHA = 0.9 * ALPHA, 0.1 * ALPHA
 Points = Mapping[str, Sequence[float]]  # of each row, by metric
-Sides = tuple[Sequence[Record], Sequence[Record]]  # records of the baseline, and of the run to judge
+TwoRuns = tuple[Sequence[Record], Sequence[Record]]  # records of the baseline, and of the run to judge
 MORE_SEEDS = "no noise was calibrated, and one seed a side cannot tell training noise from a change: give both runs --seeds 0-4"
 
 
@@ -106,24 +106,24 @@ class ScoreTest(NamedTuple):
     """What tells whether a score changed."""
 
     effect: Effect
-    records: Sides  # that it is of
+    records: TwoRuns  # that it is of
     noise: str  # that it was held to, in words
 
 
 def tested(metric: str, rows: Rows, one_training: bool, noise: Noise) -> ScoreTest | None:
     """The effect on a score, held to the narrowest noise that is known; None if nothing tells noise from a change."""
-    gains, sides = rows.gains(metric), (list(rows.old.values()), list(rows.new.values()))
-    by_seed = ([rows.old[seed] for seed in rows.new], sides[1]) if one_training else sides
+    gains, every = rows.gains(metric), (list(rows.old.values()), list(rows.new.values()))
+    by_seed = ([rows.old[seed] for seed in rows.new], every[1]) if one_training else every
     if one_training and (known := noise.of(PERTURBED, by_seed[0][0], metric)):
         return ScoreTest(_held_to(known, metric, by_seed, gains), by_seed, "of one seed, perturbed")
-    if known := noise.of(SEEDS, sides[0][0], metric):
-        return ScoreTest(_held_to(known, metric, sides, gains), sides, "between seeds")
-    if known := deviation([[float(record.scores[metric] or 0) for record in records] for records in sides]):
-        return ScoreTest(_held_to(known, metric, sides, gains), sides, "between these seeds")
+    if known := noise.of(SEEDS, every[0][0], metric):
+        return ScoreTest(_held_to(known, metric, every, gains), every, "between seeds")
+    if known := deviation([[float(record.scores[metric] or 0) for record in records] for records in every]):
+        return ScoreTest(_held_to(known, metric, every, gains), every, "between these seeds")
     return ScoreTest(_by_rows(metric, by_seed, rows, gains[0]), by_seed, "of rows alone") if one_training and gains else None
 
 
-def _held_to(noise: Deviation, metric: str, records: Sides, gains: Sequence[Array]) -> Effect:
+def _held_to(noise: Deviation, metric: str, records: TwoRuns, gains: Sequence[Array]) -> Effect:
     """The effect on mean scores; points by row, if they are at hand, widen a noise that is too small."""
     (old, new), data = records, records[0][0].data
     test_rows = len(gains[0]) if gains else data.rows["test"] if data else 1
@@ -138,7 +138,7 @@ def _held_to(noise: Deviation, metric: str, records: Sides, gains: Sequence[Arra
     )
 
 
-def _by_rows(metric: str, records: Sides, rows: Rows, gains: Array) -> Effect:
+def _by_rows(metric: str, records: TwoRuns, rows: Rows, gains: Array) -> Effect:
     """The effect of the first pair's rows. Macro F1 is no mean over rows: it is judged by hits, around its own change."""
     binary = metric == "f1_macro" or all(np.isin(points[metric], (0.0, 100.0)).all() for points in rows.points[0])
     effect = paired(gains, binary=binary)
@@ -160,31 +160,27 @@ def decide(
     Among scores beside the main ones, if the global test says that some score dropped, the most significant drop of at least
     its margin is worse.
     """
+    margin = {key: margins.get(key[1], margins["other"]) for key in effects}
     main = {key: effect for key, effect in effects.items() if mains[key[0]] == key[1]}
     other = {key: effect for key, effect in effects.items() if key not in main}
     worse, better = (holm({key: getattr(effect, p) for key, effect in main.items()}) for p in ("p_worse", "p_better"))
     better |= {key: min(1.0, effect.p_better * len(other)) for key, effect in other.items()}  # Bonferroni
     decisions: dict[NoiseKey, tuple[Verdict, float]] = {}
     for key, effect in (main | other).items():
-        verdict = verdict_of(effect, worse.get(key, 1.0), better[key], margin_of(margins, key[1]))
+        verdict = verdict_of(effect, worse.get(key, 1.0), better[key], margin[key])
         decisions[key] = verdict, worse.get(key, effect.p_worse)
-    dropped = [key for key, effect in other.items() if effect.points <= -margin_of(margins, key[1])]
+    dropped = [key for key, effect in other.items() if effect.points <= -margin[key]]
     if dropped and cauchy([effect.p_worse for effect in other.values()]) < OTHER_ALPHA:
         worst = min(dropped, key=lambda key: effects[key].p_worse)
         decisions[worst] = Verdict.WORSE, effects[worst].p_worse
     return decisions
 
 
-def margin_of(margins: Mapping[str, float], metric: str) -> float:
-    """A score's own margin, or the one for others."""
-    return margins.get(metric, margins["other"])
-
-
-def verdict_of(effect: Effect, p_worse: float, p_better: float, margin: float) -> Verdict:
-    """The verdict on a score; p-values are adjusted. A change counts if it is significant and of at least the margin."""
-    if p_worse < MAIN_ALPHA and effect.points <= -margin:
+def verdict_of(effect: Effect, p_worse: float, p_better: float, margin: float, alpha: float = MAIN_ALPHA) -> Verdict:
+    """The verdict by p-values that are adjusted. A change counts if it is significant, of at least the margin, and no 0.000."""
+    if p_worse < alpha and effect.points <= -margin:
         return Verdict.WORSE
-    if p_better < MAIN_ALPHA and effect.points >= margin:
+    if p_better < alpha and effect.points >= margin and round(effect.points, 3):
         return Verdict.BETTER
     return Verdict.SAME if effect.low > -margin else Verdict.CANNOT_TELL
 
@@ -210,7 +206,8 @@ def judged(cells: Sequence[Rows], one_training: Collection[str], margins: Mappin
     main_tests = sum(mains[cell] == metric for cell, metric in tests)
     for (cell, metric), (verdict, p) in decisions.items():
         alpha = MAIN_ALPHA / main_tests if mains[cell] == metric else OTHER_ALPHA / (len(tests) - main_tests)
-        evidence = _evidence(metric, by_cell[cell], tests[cell, metric], alpha, margin_of(margins, metric))
+        margin = margins.get(metric, margins["other"])  # of any other score, as a user's task may hold
+        evidence = _evidence(metric, by_cell[cell], tests[cell, metric], alpha, margin)
         judgements.append(judgement_of(by_cell[cell].records[0][0], metric, verdict, p=p, **evidence))
     return [_unchanged(j, by_cell[j.cell]) if by_cell[j.cell].unchanged(j.quantity) else j for j in judgements]
 
@@ -248,9 +245,9 @@ def _untestable(metric: str, rows: Rows, one_training: bool) -> Judgement:
     """Nothing tells noise from a change: the change is shown and not judged."""
     old = [rows.old[seed] for seed in rows.new] if one_training else list(rows.old.values())
     before, after = mean_score(old, metric), mean_score(list(rows.new.values()), metric)
-    found: dict[str, Any] = {"before": before, "after": after, "effect": after - before}
+    means: dict[str, Any] = {"before": before, "after": after, "effect": after - before}
     detail = f"no points by row to test; {MORE_SEEDS}" if one_training else MORE_SEEDS
-    return judgement_of(old[0], metric, Verdict.CANNOT_TELL, **found, detail=detail)
+    return judgement_of(old[0], metric, Verdict.CANNOT_TELL, **means, detail=detail)
 
 
 def _unchanged(judgement: Judgement, rows: Rows) -> Judgement:

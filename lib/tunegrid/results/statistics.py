@@ -6,7 +6,7 @@ hits and misses by McNemar's exact test, graded scores by a paired bootstrap. Ne
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate
 from typing import Any
@@ -71,8 +71,8 @@ def by_training(
     """
     low, high = points - critical_value(ALPHA / 2, df) * error, points + critical_value(ALPHA / 2, df, tail) * error
     worse, better = float(special.stdtr(df, points / error / tail)), float(special.stdtr(df, -points / error))
-    found = {"points": points, "low": low, "high": high, "p_worse": worse, "p_better": better, "error": error}
-    return Effect(**found, rows=rows, flips=flips, df=df, tail=tail)
+    tested = {"points": points, "low": low, "high": high, "p_worse": worse, "p_better": better, "error": error}
+    return Effect(**tested, rows=rows, flips=flips, df=df, tail=tail)
 
 
 def row_deviation(gains: Sequence[Array]) -> float:
@@ -81,8 +81,8 @@ def row_deviation(gains: Sequence[Array]) -> float:
     Without a change, rows gain and lose alike, so the side that moved less tells the noise of both: twice its squares is the
     variance of a difference of two runs. Rows that a change makes worse, or better, do not count.
     """
-    sides = [[(np.maximum(sign * each, 0) ** 2).sum() / len(each) ** 2 for each in gains] for sign in (1, -1)]
-    return float(min(np.mean(side) for side in sides) ** 0.5)
+    variances = [[(np.maximum(sign * each, 0) ** 2).sum() / len(each) ** 2 for each in gains] for sign in (1, -1)]
+    return float(min(np.mean(side) for side in variances) ** 0.5)
 
 
 def gains_of(old: Sequence[float], new: Sequence[float]) -> Array:
@@ -99,35 +99,35 @@ def flips_of(gains: Sequence[Array]) -> tuple[int, int]:
     return sum(int((each < 0).sum()) for each in gains), sum(int((each > 0).sum()) for each in gains)
 
 
-def paired(gains: Array, *, binary: bool) -> Effect:
-    """The effect of rows' gains; hits and misses (`binary`) go to McNemar's exact test, anything else to the bootstrap."""
-    means, points, (lost, won) = resampled_means(gains), float(gains.mean()), flips_of([gains])
-    (low, high), chances = interval(means), bootstrap_p(points, means)
-    if binary and lost + won:  # without a change each flip is a fair coin's toss
-        worse, better = (stats.binomtest(flips, lost + won, alternative="greater").pvalue for flips in (lost, won))
-        chances = float(worse), float(better)
-    # The largest share that may flip if none of so many did, at 95 % (the rule of three; Hanley 1983).
-    unseen = 100 * float(1 - ALPHA ** (1 / len(gains)))
+def resampled(gains: Array) -> Effect:
+    """The effect of rows' gains, tested by means of resamples, centred on no change (Efron and Tibshirani 1993, chapter 16)."""
+    means, points = resampled_means(gains), float(gains.mean())
+    low, high = interval(means)
+    worse, better = (int((sign * (means - points) <= sign * points).sum()) if means.any() else RESAMPLES for sign in (1, -1))
     return Effect(
         points=points,
-        low=low if lost else min(low, points - unseen),
-        high=high if won else max(high, points + unseen),
-        p_worse=chances[0],
-        p_better=chances[1],
+        low=low,
+        high=high,
+        p_worse=(1 + worse) / (RESAMPLES + 1),
+        p_better=(1 + better) / (RESAMPLES + 1),
         error=float(gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else np.inf,
         rows=len(gains),
-        flips=(lost, won),
-        jump=float((gains**2).sum() / np.abs(gains).sum()) if lost + won else 100.0,
+        flips=flips_of([gains]),
     )
 
 
-def bootstrap_p(points: float, means: Array) -> tuple[float, float]:
-    """One-sided p-values from resampled means, centred on no change (Efron and Tibshirani 1993, chapter 16)."""
-    if not means.any():
-        return 1.0, 1.0
-    centred = means - points
-    worse, better = int((centred <= points).sum()), int((centred >= points).sum())
-    return (1 + worse) / (RESAMPLES + 1), (1 + better) / (RESAMPLES + 1)
+def paired(gains: Array, *, binary: bool) -> Effect:
+    """The effect of gains in points; hits and misses (`binary`) go to McNemar's exact test, anything else to the bootstrap."""
+    effect, (lost, won) = resampled(gains), flips_of([gains])
+    if binary and lost + won:  # without a change each flip is a fair coin's toss
+        worse, better = (stats.binomtest(flips, lost + won, alternative="greater").pvalue for flips in (lost, won))
+        effect = replace(effect, p_worse=float(worse), p_better=float(better))
+    # The largest share that may flip if none of so many did, at 95 % (the rule of three; Hanley 1983).
+    unseen = 100 * float(1 - ALPHA ** (1 / len(gains)))
+    low = effect.low if lost else min(effect.low, effect.points - unseen)
+    high = effect.high if won else max(effect.high, effect.points + unseen)
+    jump = float((gains**2).sum() / np.abs(gains).sum()) if lost + won else 100.0
+    return replace(effect, low=low, high=high, jump=jump)
 
 
 def resampled_means(values: Array) -> Array:

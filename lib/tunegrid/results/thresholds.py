@@ -42,7 +42,7 @@ TOLERATED = (
 )
 
 
-def beside(grid_file: Path, profile: str) -> Path:
+def bounds_file(grid_file: Path, profile: str) -> Path:
     """Where the bounds of a user's cells stand: sst2.quick.toml beside sst2.py."""
     return grid_file.with_suffix(f".{profile}.toml")
 
@@ -101,7 +101,6 @@ def tables(path: Path, what: str, command: str = "") -> Iterator[Mapping[str, An
 
 def checked(value: Any, shape: Any, needed: Collection[str] = ()) -> Any:
     """The value, of this shape; raises ValueError for anything else, and KeyError if one that is needed is missing."""
-    table = TypeAdapter(shape).validate_python(value)
-    if missing := set(needed) - table.keys():
+    if missing := set(needed) - set(value):
         raise KeyError(min(missing))
-    return table
+    return TypeAdapter(shape).validate_python(value)
