@@ -215,7 +215,7 @@ def advice(kinds: Sequence[str]) -> str:
 
 def conclusion(subject: Subject, found: Found) -> Sequence[str]:
     """What was learned: which version it was, what the gate says of it, and what to look at."""
-    name, result, cause = subject.name, found.bisection, found.verdict.cause
+    name, result, cause = subject.name, found.bisection, found.verdict.findings[0].sentence
     if result.skipped:
         others = f"with {result.first_bad}, or with one that was skipped: {', '.join(result.skipped)}"
         answer = f"{name} became worse after {result.last_good}: {others}."
