@@ -12,9 +12,7 @@ from pathlib import Path
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.record import Record
-from tunegrid.results.compare import compared, published_scores, sections
 from tunegrid.results.files import read_list
-from tunegrid.results.noise import load_noise
 from tunegrid.results.report import FORMATS
 from tunegrid.terminal import say
 
@@ -25,6 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN.json")
     parser.add_argument("--format", choices=FORMATS, default="text")
     options = parser.parse_args(arguments)
+    from tunegrid.results.compare import compared, published_scores, sections  # pandas, which --help does without
+    from tunegrid.results.noise import load_noise
+
     try:
         runs, published = parted({path: read_list(path) for path in options.runs})
         report = sections(compared(runs, load_noise()), published_scores(published))

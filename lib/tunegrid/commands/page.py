@@ -9,8 +9,6 @@ from pathlib import Path
 
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
-from tunegrid.page.render import screenshot, write, write_charts
-from tunegrid.page.view import page_of, read_page_run
 from tunegrid.terminal import say
 
 
@@ -26,6 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not (options.output or (options.charts and not options.screenshot)):
         parser.error("give -o PAGE.html for the page, or --charts DIR for its charts")
+    from tunegrid.page.render import screenshot, write, write_charts  # pandas, which --help does without
+    from tunegrid.page.view import page_of, read_page_run
+
     try:
         run = read_page_run(options.run, options.profile)
         page = page_of(run, [read_page_run(path, run.profile) for path in options.older])

@@ -94,7 +94,9 @@ def looks(cells: Sequence[tuple[str, str]]) -> tuple[dict[tuple[str, str], dict[
     ordered = sorted(cells, key=lambda cell: study_place(f"{cell[0]}__{cell[1]}"))
     backbones, methods = (list(dict.fromkeys(names)) for names in zip(*ordered, strict=True))
     several, known = len(backbones) <= len(COLOURS), list(COLOURS.values())
-    colours = dict(zip(backbones, known, strict=False)) if several else {m: known[i // 8 % 4] for i, m in enumerate(methods)}
+    colours = (
+        dict(zip(backbones, known, strict=False)) if several else {m: known[(i + i // 8) % 4] for i, m in enumerate(methods)}
+    )
     shapes: dict[str, dict[str, Any]] = {
         m: {"marker": MARKERS[i % 8], "linestyle": DASHES[i % 4]} for i, m in enumerate(methods)
     }

@@ -81,7 +81,7 @@ def test_what_failed_or_changed_is_one_table_with_stage_and_module():
 def test_a_field_has_its_change_and_changed_cells_are_listed_by_size():
     before = run_of([record_of(right=38)], "b.json", "2026-11-01")
     small = re.compile(r"<small>([^<]*)</small>\s*<span class=\"verdict")
-    assert small.findall(render.html(page_of(run_of([record_of(right=36)])))) == ["+2.0 to bound"]  # 90 points, the bound is 88
+    assert small.findall(render.html(page_of(run_of([record_of(right=36)])))) == ["+2.0"]  # 90 points, the bound is 88
     assert small.findall(render.html(page_of(run_of([record_of(right=36)]), [before]))) == ["-5.0"]  # 95 before
     both = page_of(run_of([record_of(right=36), record_of("t5_sa_lora", right=39)]), [before])
     assert small.findall(render.html(both)) == ["-5.0", "+9.5 to bound"]

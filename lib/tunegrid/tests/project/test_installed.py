@@ -46,6 +46,7 @@ def test_the_suite_runs_from_the_projects_folder_and_writes_there(project):
     code, output = answer(project, "tunegrid", "run", "-m", "quick", "--cells", "bert_sa_lora", "--set", "max_steps=2", "-q")
     assert code == 0, output
     assert (project / "reports" / "latest.json").is_file()
+    assert (project / "reports" / "examples" / "latest.zip").is_file()  # its test rows
 
 
 def test_another_python_is_told_so_in_one_sentence():

@@ -14,7 +14,7 @@ from tunegrid.page.render import html
 from tunegrid.page.view import page_of
 from tunegrid.record import to_json
 from tunegrid.results import examples
-from tunegrid.terminal import without_places
+from tunegrid.terminal import visible, without_places
 from tunegrid.tests.pages import record_of, run_of
 from tunegrid.tests.records import complete
 
@@ -68,3 +68,18 @@ def test_a_record_and_a_page_hold_no_absolute_path_but_a_test_rows_own(sentence,
     assert "below models" in page
     assert str(tmp_path) not in page
     assert row in page
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("pytest --benchmark-storage=elasticsearch+https://me:hush@host:9200/x", "elasticsearch+https://host:9200/x"),
+        ("MLFLOW_TRACKING_URI is 'http://token@host'", "'http://host'"),
+        ("git+ssh://git@github.com/huggingface/peft", "git+ssh://git@github.com/huggingface/peft"),
+        ("mail me@host, see https://host/a@b", "mail me@host, see https://host/a@b"),
+    ],
+)
+def test_an_address_is_shown_and_recorded_without_its_user_and_password(text, said):
+    for shown in (visible(text), without_places(text)):
+        assert shown.endswith(said)
+        assert "hush" not in shown
