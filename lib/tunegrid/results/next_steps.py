@@ -48,9 +48,10 @@ class Asked:
 
     def run(self, cells: Sequence[str], *more: str, whole: bool = False) -> str:
         """Runs cells as this run did; `whole`: to their ends."""
-        first = next(record for record in (*self.records, *self.before) if record.cell in cells)
+        first = next((record for record in (*self.records, *self.before) if record.cell in cells), None)
+        marker = words_for(first.cell, first.profile) if first else "quick"
         words = ["pytest"] if Path.cwd().is_relative_to(ROOT) else ["tunegrid", "run"]
-        words += ["-m", words_for(first.cell, first.profile), "--cells", ",".join(cells), *_asked(first)]
+        words += ["-m", marker, "--cells", ",".join(cells), *(_asked(first) if first else [])]
         words += [one for one in self.carried if not whole or not one.startswith(CARRIED[-1])]
         return f"`{shlex.join([*words, *more])}`"
 

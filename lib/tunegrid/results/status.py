@@ -25,19 +25,12 @@ NEED_ONE_PASS = ("generation_not_truncated", "learned_something")  # over the tr
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """How far a run went.
-
-    Attributes:
-        updates: that it made.
-        planned: that the recipe makes if the command line changes nothing.
-        one_pass: of those, until each training row was seen once.
-        test_rows: that were scored; None if the command line did not limit them.
-    """
+    """How far a run went."""
 
     updates: int
-    planned: int
-    one_pass: int
-    test_rows: int | None = None
+    planned: int  # that the recipe makes if the command line changes nothing
+    one_pass: int  # of those, until each training row was seen once
+    test_rows: int | None = None  # that were scored; None if the command line did not limit them
 
     def excuse(self, audit: str) -> str:
         """Why so short a run may fail this audit; empty if it counts, as most do in every run."""
@@ -71,28 +64,22 @@ def why_not_to_train(cell: Cell, findings: Iterable[AuditFinding]) -> str | None
 def with_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) -> Record:
     """The record of a cell that came to an end, with its status and a sentence for everything that is wrong.
 
-    Args:
-        record: with all that was measured, scored and found. If training stopped early, nothing else counts; after first
-            updates no bound does.
-        extent: how far the run went.
-        unexpected: what a footprint or an instrument shows that must not be.
+    If training stopped early, nothing else counts; after first updates no bound does. `unexpected` is what a footprint or an
+    instrument shows that must not be.
     """
     if record.training and record.training.stopped:
         return replace(record, status="stopped", excused={}, missed=[located(record, record.training.stopped)])
     record = replace(record, excused=excuses(record.audits, extent))
-    wrong = [*failures(record.audits, record.excused), *unexpected, *_below(record)]
+    below = below_bounds(record.scores, record.bounds) if record.evaluation else []
+    wrong = [*failures(record.audits, record.excused), *unexpected, *below]
     return _ended(record, [located(record, sentence) for sentence in wrong])
-
-
-def _below(record: Record) -> list[str]:
-    return below_bounds(record.scores, record.bounds) if record.evaluation else []
 
 
 def _ended(record: Record, missed: list[str]) -> Record:
     """With these sentences, and the status that follows: *missed* tells of bounds first, *audit* of audits alone."""
     status: Status = "passed" if record.first_updates is None else "begun"
     if missed:
-        by_audits = failures(record.audits, record.excused) and not _below(record)
+        by_audits = failures(record.audits, record.excused) and not below_bounds(record.scores, record.bounds)
         status = "failed" if record.first_updates is not None else "audit" if by_audits else "missed"
     return replace(record, missed=missed, status=status)
 
@@ -226,17 +213,14 @@ def _results(record: Record) -> set[tuple[object, ...]]:
     scores, loss = tuple(sorted(record.scores.items())), record.evaluation and record.evaluation.loss
     figures: set[tuple[object, ...]] = {("training", scores, tuple(record.training.losses) if record.training else (), loss)}
     if loss:
-        figures.add(("evaluation", scores, loss))
-    if record.examples and not loss and _has_predictions_of_its_own(record):  # a label has few values: methods may agree
-        figures.add(("predictions", scores, record.examples.file))  # the file's name is the hash of its content
-    return figures
-
-
-def _has_predictions_of_its_own(record: Record) -> bool:
-    """Whether equal predictions are a copy: the model learned something, and is wrong on more rows than by luck."""
+        return {*figures, ("evaluation", scores, loss)}
+    # Labels have few values, and methods may agree on them: only a model that learned something, and is wrong on more rows than
+    # by luck, has predictions of its own. Their file's name is the hash of its content.
     learned = any(finding.name == "learned_something" and finding.passed for finding in record.audits)
     main, rows = record.scores.get(record.main_score), record.data.rows["test"] if record.data else 0
-    return learned and main is not None and rows * (100 - main) / 100 >= SHARED_BY_LUCK
+    if record.examples and learned and main is not None and rows * (100 - main) / 100 >= SHARED_BY_LUCK:
+        figures.add(("predictions", scores, record.examples.file))
+    return figures
 
 
 def same_rows_in_triple(records: Mapping[str, Record]) -> dict[str, str]:

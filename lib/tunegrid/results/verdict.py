@@ -154,38 +154,24 @@ class State(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that a run shows.
+    """One thing that a run shows."""
 
-    Attributes:
-        state: what it makes of the run.
-        sentence: what, by how much, in which cells; with a small letter and without a stop.
-        cells: that it is about; `stage`, the first at which their numerics changed.
-        cause: why; `next_step`, what to run or what would decide it: parts of a sentence, or empty.
-    """
-
-    state: State
-    sentence: str
-    cells: Sequence[str] = ()
-    stage: str = ""
-    cause: str = ""
-    next_step: str = ""
+    state: State  # what it makes of the run
+    sentence: str  # what, by how much, in which cells; with a small letter and without a stop
+    cells: Sequence[str] = ()  # that it is about
+    stage: str = ""  # the first at which their numerics changed
+    cause: str = ""  # why, as far as it is known
+    next_step: str = ""  # what to run, or what would decide it
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunVerdict:
-    """What is to be said of a run.
+    """What is to be said of a run."""
 
-    Attributes:
-        findings: the gravest first: it decides.
-        next_step: what to run; empty if nothing is to be done.
-        failures: why cells failed by themselves.
-        failing: the judgements that fail the run.
-    """
-
-    findings: Sequence[Finding]
-    next_step: str = ""
-    failures: Sequence[Failure] = ()
-    failing: Sequence[Judgement] = ()
+    findings: Sequence[Finding]  # the gravest first: it decides
+    next_step: str = ""  # empty if nothing is to be done
+    failures: Sequence[Failure] = ()  # why cells failed by themselves
+    failing: Sequence[Judgement] = ()  # what fails the run
 
     @property
     def state(self) -> State:
@@ -226,28 +212,17 @@ def sentence(clause: str) -> str:
 
 
 def verdict_of(
-    records: Iterable[Record],
-    judged: Iterable[Judgement] = (),
-    kinds: Sequence[str] = FAILED_BY,
+    records: Iterable[Record],  # finished or not
+    judged: Iterable[Judgement] = (),  # by the gate, if there was one
+    kinds: Sequence[str] = FAILED_BY,  # what fails a run
     *,
-    baseline: str = "the baseline",
-    before: Iterable[Record] = (),
-    troubles: Sequence[str] | None = (),
-    command: str = "",
+    baseline: str = "the baseline",  # the name of the run that it was compared with
+    before: Iterable[Record] = (),  # that run's
+    troubles: Sequence[str] | None = (),  # what else fails it; None leaves out what cells are by themselves
+    command: str = "",  # that started the run
     files: tuple[str, str] = ("OLD.json", "NEW.json"),
 ) -> RunVerdict:
-    """The verdict on a run: what fails it comes first, then what cannot be told, then the rest.
-
-    Args:
-        records: of the run, finished or not.
-        judged: the gate's judgements; empty without a gate.
-        kinds: what fails a run.
-        baseline: the name of the run that it was compared with.
-        before: that run's records.
-        troubles: what else fails it, as "1 other test failed"; None leaves out what cells are by themselves.
-        command: that started the run.
-        files: of the baseline and of the run.
-    """
+    """The verdict on a run: what fails it comes first, then what cannot be told, then the rest."""
     records, before = (sorted(each, key=lambda one: study_place(one.cell)) for each in (records, before))
     judged = sorted(judged, key=lambda one: study_place(one.cell))
     run = Asked(records=records, judged=judged, kinds=kinds, baseline=baseline, before=before, command=command, files=files)

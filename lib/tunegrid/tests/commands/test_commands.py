@@ -36,7 +36,7 @@ def test_the_commands_are_listed_with_a_line_each(arguments, capsys):
 
 
 def test_the_version_is_said(capsys):
-    assert main(["--version"]) == 0
+    assert command.main(["--version"]) == 0
     assert re.fullmatch(r"tunegrid \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
