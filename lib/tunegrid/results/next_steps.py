@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,33 +31,37 @@ class Asked:
     command: str
     files: tuple[str, str]
 
-    @cached_property
-    def carried(self) -> list[str]:
-        """The options of the run that its cells need, each as one word."""
+    def options(self, record: Record, *, whole: bool = False) -> list[str]:
+        """Those that a cell needs to run as it did, each as one word; without a command those that its record tells."""
         try:
             words = [*shlex.split(self.command), "-"]
         except ValueError:  # somebody wrote it into a file
-            return []
-        options = []
+            words = []
+        carried = []
         for word, value in pairwise(words):
             has_value = value.isdigit() if word == CARRIED[-1] else not value.startswith("-")
             if word.partition("=")[0] in CARRIED:
-                options.append(f"{word}={value}" if word in CARRIED and has_value else word)
-        return options
+                carried.append(f"{word}={value}" if word in CARRIED and has_value else word)
+        if not self.command:
+            draw, noise, own_test = record.seeds.perturbation, record.limits.label_noise, record.limits.own_test
+            settings = (("perturbation", draw), ("label_noise", noise), ("own_test", own_test and "true"))
+            carried = [f"--set={name}={value}" for name, value in settings if value]
+            carried += [f"{CARRIED[-1]}={record.first_updates}"] if record.first_updates else []
+        asked = [f"--ask={','.join(record.instruments)}"] if record.instruments else []
+        return [*asked, *(option for option in carried if not whole or not option.startswith(CARRIED[-1]))]
 
     def run(self, cells: Sequence[str], *more: str, whole: bool = False) -> str:
         """Runs cells as this run did; `whole`: to their ends."""
         first = next((record for record in (*self.records, *self.before) if record.cell in cells), None)
-        marker = words_for(first.cell, first.profile) if first else "quick"
         words = ["pytest"] if Path.cwd().is_relative_to(ROOT) else ["tunegrid", "run"]
-        words += ["-m", marker, "--cells", ",".join(cells), *(_asked(first) if first else [])]
-        words += [one for one in self.carried if not whole or not one.startswith(CARRIED[-1])]
+        words += ["-m", words_for(first.cell, first.profile) if first else "quick", "--cells", ",".join(cells)]
+        words += self.options(first, whole=whole) if first else []
         return f"`{shlex.join([*words, *more])}`"
 
     def alone(self, record: Record) -> str:
         """Runs one cell that failed, in one process; a score below its bound beside a run that passed."""
         options = ["-n", "0", *(["--seeds", f"{record.seeds.seed}"] if record.seeds.seed else [])]
-        if record.status == "missed" and record.profile == "quick" and not self.judged and not self.carried:
+        if record.status == "missed" and record.profile == "quick" and not self.judged and not self.options(record):
             return f"{self.run([record.cell], *options, f'--gate={BASELINE}')} says what is other than in a run that passed"
         return f"{self.run([record.cell], *options)} runs one alone"
 
@@ -78,16 +81,13 @@ class Asked:
             return ""
         before, after = pairs[0]
         seeds, marker = sorted({record.seeds.seed or 0 for record in new}), words_for(cell, after.profile)
-        options = [*(["-m", marker] if marker != "quick" else []), *_asked(after)]
+        options = [
+            *(["-m", marker] if marker != "quick" else []),
+            *self.options(after, whole=True),
+        ]  # first updates are its own
         options += ["--seeds", ",".join(map(str, seeds))] if seeds != [0] else []
-        options += [one for one in self.carried if not one.startswith(CARRIED[-1])]  # it makes first updates by itself
-        by = [
-            "--cells",
-            cell,
-            "--by",
-            ",".join(kind for kind in KINDS if kind in kinds),
-            *(["--", *options] if options else []),
-        ]
+        by = ["--cells", cell, "--by", ",".join(kind for kind in KINDS if kind in kinds)]
+        by += ["--", *options] if options else []
         ways = {name: _way(before.versions.get(name), after.versions.get(name)) for name in PACKAGES}
         if upgraded := [name for name in PACKAGES if ways[name] == "release"]:
             good, bad = (f"{upgraded[0]}=={record.versions[upgraded[0]]}" for record in (before, after))
@@ -97,10 +97,6 @@ class Asked:
         edited = [name for name, digests in codes.items() if len(digests) > 1]
         ends = ["--repo", "CHECKOUT", "--good", "COMMIT", "--bad", "HEAD"]
         return f"`{shlex.join(['tunegrid', 'bisect', *ends, *by])}` finds the commit of {edited[0]}" if edited else ""
-
-
-def _asked(record: Record) -> list[str]:
-    return ["--ask", ",".join(record.instruments)] if record.instruments else []
 
 
 def _way(before: str | None, after: str | None) -> str:

@@ -181,7 +181,7 @@ def test_a_command_has_the_options_of_its_run_and_nothing_that_a_shell_would_obe
     assert strange.startswith("`pytest -m quick --cells '$(rm -r x)' -n 0 --seeds 3`")
     assert "--gate=" in verdict_of([worse]).next_step  # the committed baseline tells what is other
     larger = replace(worse, cell="t5base_sa_lora", profile="full", instruments={"merges": "a part"})
-    assert verdict_of([larger]).next_step.startswith("`pytest -m 'full and larger' --cells t5base_sa_lora --ask merges ")
+    assert verdict_of([larger]).next_step.startswith("`pytest -m 'full and larger' --cells t5base_sa_lora --ask=merges ")
     missing = judgement(OTHER, "cell", Verdict.MISSING, detail="not in this run")
     monkeypatch.chdir(tmp_path)
     verdict = verdict_of([record_of()], [*judged((CELL,)), missing], before=[record_of(OTHER)], command=ran)
