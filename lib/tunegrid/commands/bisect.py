@@ -38,9 +38,9 @@ from tunegrid.machine import replacing
 from tunegrid.results.answer import Lines, RunAnswer, gate_answer
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.gate_report import counted, remarks
-from tunegrid.results.journal import code_digest
 from tunegrid.results.judgements import Judgement, Outcome
 from tunegrid.results.outcomes import COUNTED, FAILED_BY, failing, kinds_of, outcome, undecided
+from tunegrid.results.resume_key import code_digest
 from tunegrid.results.table import count
 from tunegrid.terminal import say
 

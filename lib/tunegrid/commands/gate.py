@@ -76,7 +76,7 @@ def judge(old: Sequence[Record], new: Sequence[Record], options: argparse.Namesp
     kinds, before, after = kinds_of(options.on), Run.of(old, options.old), Run.of(new, options.new)
     judged = gate(before, after)
     answer = answer_of(new, judged, kinds, baseline=options.old.name, before=old)
-    listed = flips(paired(before, after), judged, options.show_flips) if options.show_flips else None
+    listed = flips(paired(before, after), judged, options.show_flips) if options.show_flips else ()
     report = Report(judged=judged, answer=answer, flips=listed)
     if options.numerics:
         say("\n".join(numerics_table(judged, furthest(before, after))))

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tunegrid.results import report as printed
 from tunegrid.results.answer import RunAnswer
-from tunegrid.results.flips import FlipList
 from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, by_cell, evidence_of, in_words, worst
 from tunegrid.results.outcomes import FLOWS
 from tunegrid.results.table import SHOWN, Column, lines, markdown, markdown_sentence, number, signed
@@ -107,7 +107,7 @@ class Report:
 
     judged: Sequence[Judgement]
     answer: RunAnswer
-    flips: FlipList | None = None
+    flips: Sequence[printed.Section] = ()
     causes: Sequence[str] = ()
 
     @property
@@ -123,7 +123,7 @@ def as_text(report: Report) -> str:
 
 def verdict_table(report: Report, *, brief: bool = False) -> str:
     """The same without the answer; a brief one shows findings alone."""
-    flips = report.flips.lines() if report.flips else []
+    flips = [printed.text(report.flips)] if report.flips else []
     table = _findings_alone(report) if brief else lines(COLUMNS, rows(report.judged))
     return "\n".join([*table, *report.remarks, *flips, counted(report.judged)])
 
@@ -170,7 +170,7 @@ def as_markdown(report: Report) -> str:
     titles = [f"| {' | '.join(column.title for column in COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     cells = [f"| {' | '.join(map(markdown, row))} |" for row in rows(report.judged)]
     sentences = [f"* {markdown(line)}" for line in report.remarks]
-    flips = report.flips.markdown() if report.flips else []
+    flips = [printed.markdown(report.flips)] if report.flips else []
     return "\n\n".join([*parts, markdown(counted(report.judged)), "\n".join([*titles, *cells]), "\n".join(sentences), *flips])
 
 
