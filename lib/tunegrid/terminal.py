@@ -11,10 +11,17 @@ OLD_COMMAND = re.compile(r"#(?=#\w*\[)")  # GitHub and Azure take `##name[` for 
 LIBRARIES = "/site-packages/"
 PATH = re.compile(r"(?<![\w.~:/-])(?:/[\w.+@%~-]*[\w+@%~-])+")  # absolute; neither a fraction nor part of an address
 HOME = re.compile(r"/root|/(?:home|Users)/[^/]+")
+SECRET = re.compile(r"(?<=://)(?!git@)[^/\s'\"]*@")  # user, password or token of an address; git's user is everybody's
+
+
+def without_secrets(text: str) -> str:
+    """The text with its addresses as anybody may see them."""
+    return SECRET.sub("", text) if "://" in text else text
 
 
 def visible(text: str) -> str:
     """Text on one line: control characters are written out, as in a Python string, and no CI takes it for a command."""
+    text = without_secrets(text)
     shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
     return OLD_COMMAND.sub("# ", COMMAND.sub(r"\\", shown))
 
@@ -39,7 +46,10 @@ def say(text: str, *, error: bool = False, runner: bool = False) -> None:
 
 
 def without_places(text: str) -> str:
-    """The text with the last part of each absolute path; of one in the checkout or in a library, where it lies there."""
+    """The text with the last part of each absolute path; of one in the checkout or in a library, where it lies there.
+
+    Its addresses have no secrets: this is what is recorded.
+    """
 
     def shown(match: re.Match[str]) -> str:
         path = match.group()
@@ -51,4 +61,4 @@ def without_places(text: str) -> str:
             return path.removeprefix(f"{ROOT}/")
         return path.rpartition(LIBRARIES if LIBRARIES in path else "/")[2]
 
-    return PATH.sub(shown, text) if "/" in text else text
+    return PATH.sub(shown, without_secrets(text)) if "/" in text else text

@@ -1,9 +1,8 @@
 """Which method, on which task, at what cost? `tunegrid compare RUN.json [RUN2.json ...]` sets methods beside each other.
 
-For every task and backbone: the main score with its interval, trained bytes, peak memory and seconds of training, which methods
-are on the Pareto front of these, and which cannot be told apart. Several runs count as one: they may hold other methods, or
-other seeds of the same ones. What was published, as reports/study.json, stands beside the scores of the runs. With --format
-latex or markdown the tables are for a paper or a pull request.
+For every task and backbone: the main score with its interval, what was published, trained bytes, peak memory and seconds of
+training, which methods are on the Pareto front of these, and which cannot be told apart, and why. Several runs count as one:
+they may hold other methods, or other seeds of the same ones. Published results, as reports/study.json, may be given like a run.
 """
 
 import argparse
@@ -13,10 +12,10 @@ from pathlib import Path
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.record import Record
-from tunegrid.results import study
-from tunegrid.results.compare import FORMATS, compared
+from tunegrid.results.compare import compared, published_scores, sections
 from tunegrid.results.files import read_list
 from tunegrid.results.noise import load_noise
+from tunegrid.results.report import FORMATS
 from tunegrid.terminal import say
 
 
@@ -28,13 +27,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         runs, published = parted({path: read_list(path) for path in options.runs})
-        comparisons = compared(runs, load_noise())
-        records = [record for comparison in comparisons for entry in comparison.entries for record in entry.records]
-        beside = study.beside(records, published)
+        report = sections(compared(runs, load_noise()), published_scores(published))
     except InputError as error:
         refuse(parser, error)
-    tables = [FORMATS[options.format](comparisons), *([study.FORMATS[options.format](beside)] if beside else [])]
-    say("\n".join(tables))
+    say(FORMATS[options.format](report))
     return 0
 
 

@@ -16,8 +16,8 @@ from tunegrid.errors import InputError
 from tunegrid.record import Record
 from tunegrid.results import files
 from tunegrid.results.files import BenchmarkRow, RunJson, case_of, has_no_time, name_of
-from tunegrid.results.run_table import summary
 from tunegrid.results.status import compared_together, contradicts
+from tunegrid.results.summary import cell_lines
 from tunegrid.terminal import say
 
 RowKey = tuple[str, int | None]  # a row's name without its seed, and the seed
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         files.save(merged, options.output, records.values(), options.runs)
     except (InputError, OSError) as error:
         refuse(parser, error)
-    for line, _ in summary(records.values()):
+    for line, _ in cell_lines(records.values()):
         say(line)
     if options.journal == "":
         say(f"took the journal {journal}")

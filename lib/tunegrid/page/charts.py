@@ -1,344 +1,182 @@
-"""Charts as geometry: turns figures into coordinates that the templates draw as SVG. A chart knows no record."""
+"""Draws the charts of a run by matplotlib, for its page and for papers: scores against cost, losses, and history.
+
+Equal runs draw equal files: no chart has a date or a random name. Imported late, since matplotlib takes half a second.
+"""
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
+from io import StringIO
+from itertools import cycle, product
+from pathlib import Path
+from typing import Any
 
-POINTS_A_CURVE = 120  # more cannot be told apart at the width of a chart
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.style import context
+from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullLocator
 
+from tunegrid.grid.cells import study_place
+from tunegrid.machine import replacing
+from tunegrid.results.compare import PEAK, SECONDS, TENSORS, TRAINED, Comparison
+from tunegrid.results.report import escaped_html
+from tunegrid.terminal import visible
 
-@dataclass(frozen=True, kw_only=True)
-class Scale:
-    """Figures on an axis of pixels; `log` for figures that span magnitudes."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool = False
-
-    def __call__(self, figure: float) -> float:
-        """The pixel of a figure."""
-        low, high, figure = (math.log10(value) if self.log else value for value in (self.low, self.high, figure))
-        share = (figure - low) / (high - low) if high > low else 0.5
-        return round(self.start + share * (self.end - self.start), 1)
-
-    def ticks(self, most: int = 5) -> list[float]:
-        """Round figures inside the axis."""
-        magnitudes = self.log and self.high > 8 * self.low  # a log axis of less than that looks almost linear
-        return log_ticks(self.low, self.high, most) if magnitudes else linear_ticks(self.low, self.high, most)
-
-
-def linear_ticks(low: float, high: float, most: int) -> list[float]:
-    """At most so many multiples of 1, 2 or 5 times a power of ten."""
-    if high <= low:
-        return [low]
-    power = 10 ** math.floor(math.log10((high - low) / most))
-    step = next(power * factor for factor in (1, 2, 5, 10, 20) if (high - low) / (power * factor) <= most)
-    first = math.ceil(low / step - 1e-9)
-    return [round(step * index, 10) for index in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def log_ticks(low: float, high: float, most: int) -> list[float]:
-    """Powers of ten; with their double and fivefold, where that still leaves at most so many."""
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1, 2, 5), (1, 3), (1,)):
-        ticks = [factor * 10.0**exponent for exponent in exponents for factor in factors]
-        ticks = [tick for tick in ticks if low <= tick <= high]
-        if len(ticks) <= most:
-            return ticks
-    return ticks[:: math.ceil(len(ticks) / most)]
-
-
-# Quality against cost
-
-SHAPES = {  # outlines around 0,0 that a line or a fill tells apart at 10 pixels
-    "o": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
-    "s": "M-3.6-3.6h7.2v7.2h-7.2z",
-    "^": "M0-4.8l4.8 8.4h-9.6z",
-    "D": "M0-5l5 5l-5 5l-5-5z",
-    "v": "M0 4.8l4.8-8.4h-9.6z",
-    "P": "M-1.7-4.8h3.4v3.1h3.1v3.4h-3.1v3.1h-3.4v-3.1h-3.1v-3.4h3.1z",
-    "*": "M0-5.6l1.4 3.7l3.9 .2l-3.1 2.4l1.1 3.8l-3.3-2.2l-3.3 2.2l1.1-3.8l-3.1-2.4l3.9-.2z",
-    "X": "M-2.4-4.8l2.4 2.4l2.4-2.4l2.4 2.4l-2.4 2.4l2.4 2.4l-2.4 2.4l-2.4-2.4l-2.4 2.4l-2.4-2.4l2.4-2.4l-2.4-2.4z",
+# By their names in page.css, which has others for the dark; the first four also the colour-blind tell apart (Okabe and Ito).
+COLOURS = {"c0": "#0068a6", "c1": "#c65102", "c2": "#007d5b", "c3": "#a8508a"}
+GREYS = {"ink": "#1b2028", "soft": "#566070", "rule": "#d9dde4", "ground": "#fffffe"}
+MARKERS, DASHES = "os^DvP*X", ("-", "--", ":", "-.")
+POINTS = 120  # of a curve: more cannot be told apart at the width of a chart
+STYLE: dict[Any, Any] = {
+    **{"svg.fonttype": "none", "pdf.fonttype": 42, "text.parse_math": False, "figure.figsize": (3.6, 3.1), "font.size": 8},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.linewidth": 0.6},
+    **{"axes.edgecolor": GREYS["rule"], "grid.color": GREYS["rule"], "text.color": GREYS["ink"], "lines.linewidth": 1.1},
+    **{"axes.labelcolor": GREYS["soft"], "xtick.color": GREYS["soft"], "ytick.color": GREYS["soft"], "lines.markersize": 5},
+    **{"figure.subplot.left": 0.15, "figure.subplot.right": 0.97, "figure.subplot.top": 0.97, "legend.frameon": False},
 }
-MOST_LABELS = 12  # in a chart; of more dots only those on a front have one
-COLOURS = 4  # c0 to c3 of page.css, which also the colour-blind tell apart (Okabe and Ito)
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a mark looks; `colour` None: as its line of text, where shape alone says what it is."""
-
-    shape: str
-    colour: int | None
-
-
-@dataclass(frozen=True)
-class Looks:
-    """A look for each method on each backbone: few of them in one chart, many methods in a chart for each backbone."""
-
-    methods: Sequence[str]
-    backbones: Sequence[str]
-
-    @property
-    def together(self) -> bool:
-        """Whether one chart can hold all backbones: shape says the method, and colour the backbone."""
-        return len(self.methods) <= len(SHAPES) and len(self.backbones) <= COLOURS
-
-    def of(self, backbone: str, method: str) -> Look:
-        """Its mark."""
-        turn, place = divmod(self.methods.index(method), len(SHAPES))
-        return Look(list(SHAPES)[place], self.backbones.index(backbone) if self.together else turn % COLOURS)
-
-    @property
-    def legend(self) -> list[tuple[str, Look]]:
-        """What each mark says."""
-        first = self.backbones[0]
-        if not self.together:
-            return [(method, self.of(first, method)) for method in self.methods]
-        shapes = [(method, Look(self.of(first, method).shape, None)) for method in self.methods]
-        return shapes + [(backbone, Look("s", index)) for index, backbone in enumerate(self.backbones)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dot:
-    """A cell in a chart of quality against cost, as figures; `front` names the Pareto front that it is on, if any."""
+class Chart:
+    """A chart with the name of its files, and what it shows in words."""
 
     name: str
-    front: str
-    look: Look
-    cost: float
-    score: float
-    low: float
-    high: float
+    title: str
+    figure: Figure
+
+    def svg(self) -> str:
+        """For a page, whose colours it takes: an element whose parts have no names that another chart's have."""
+        drawing = StringIO()
+        with rc_context({"svg.hashsalt": self.name}):
+            self.figure.savefig(drawing, format="svg", transparent=True)
+        text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", drawing.getvalue(), flags=re.DOTALL)
+        text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
+        for name, colour in (COLOURS | GREYS).items():
+            text = text.replace(colour, f"var(--{name})")
+        box, parts = re.search('viewBox="[^"]*"', text), text.partition(">")[2]
+        return f'<svg class="chart" {box and box[0]} role="img" aria-label="{escaped_html(self.title)}">{parts}'
+
+    def save(self, folder: Path) -> None:
+        """Write it as SVG and PDF; raises OSError if that cannot be done."""
+        for kind, date in (("svg", "Date"), ("pdf", "CreationDate")):
+            with rc_context({"svg.hashsalt": self.name}), replacing(folder / f"{self.name}.{kind}") as part:
+                self.figure.savefig(part, format=kind, metadata={date: None})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mark:
-    """A dot as it is drawn; `label` has a place only where it covers nothing."""
-
-    dot: Dot
-    x: float
-    y: float
-    top: float
-    bottom: float
-    label: tuple[float, float, str] | None  # x, y, anchor
+def style() -> AbstractContextManager[None]:
+    """In which all charts are drawn and saved, whatever the user's own settings of matplotlib are."""
+    return context(["default", STYLE])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scatter:
-    """A chart of quality against cost."""
-
-    width: int
-    height: int
-    x: Scale
-    y: Scale
-    marks: Sequence[Mark]
-    fronts: Sequence[str]  # the points of a polyline each
+def blank(xlabel: str, ylabel: str, entries: Sequence[Line2D]) -> tuple[Figure, Axes]:
+    """A figure with an empty chart, and a legend below it."""
+    figure = Figure()
+    axes = figure.subplots()
+    axes.set(xlabel=xlabel, ylabel=visible(ylabel))  # a score may have any name
+    figure.legend(handles=entries, loc="lower center", ncols=4, fontsize=7, handlelength=1.4, columnspacing=1.0)
+    figure.subplots_adjust(bottom=0.15 + 0.05 * math.ceil(len(entries) / 4))
+    return figure, axes
 
 
-def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250) -> Scatter | None:
-    """Quality over cost, on a logarithmic axis; None where nothing was measured."""
-    dots = [dot for dot in dots if dot.cost > 0]
-    if not dots:
-        return None
-    costs, lows, highs = [dot.cost for dot in dots], [dot.low for dot in dots], [dot.high for dot in dots]
-    pad = max(1.0, 0.08 * (max(highs) - min(lows)))
-    x = Scale(low=min(costs) / 1.25, high=max(costs) * 1.25, start=38, end=width - 10, log=True)
-    y = Scale(low=max(0.0, min(lows) - pad), high=min(100.0 + pad, max(highs) + pad), start=height - 34, end=10)
-    best = sorted((dot for dot in dots if dot.front), key=lambda dot: (dot.cost, dot.score))
-    ordered = [*best, *(dot for dot in dots if not dot.front)]
-    whiskers = [(x(dot.cost) - 1, y(dot.high), x(dot.cost) + 1, y(dot.low)) for dot in dots]
-    named = ordered if len(dots) <= MOST_LABELS else best
-    labels = placed([(x(dot.cost), y(dot.score), dot) for dot in named], whiskers, (width, height))
-    marks = [
-        Mark(
-            dot=dot,
-            x=x(dot.cost),
-            y=y(dot.score),
-            top=y(dot.high),
-            bottom=y(dot.low),
-            label=labels.get(dot.name),
-        )
-        for dot in [*(d for d in dots if not d.front), *best]  # the front on top
-    ]
-    names = dict.fromkeys(dot.front for dot in best)
-    stairs = [" ".join(_steps([dot for dot in best if dot.front == name], x, y)) for name in names]
-    return Scatter(width=width, height=height, x=x, y=y, marks=marks, fronts=stairs)
+def looks(cells: Sequence[tuple[str, str]]) -> tuple[dict[tuple[str, str], dict[str, Any]], list[Line2D]]:
+    """A look for each backbone and method, and a legend: shape and dashes say the method, and colour the backbone.
 
-
-def _steps(best: Sequence[Dot], x: Scale, y: Scale) -> Iterable[str]:
-    """The front as stairs: nothing between two of its dots was measured."""
-    for index, dot in enumerate(best):
-        if index:
-            yield f"{x(dot.cost)},{y(best[index - 1].score)}"
-        yield f"{x(dot.cost)},{y(dot.score)}"
-
-
-CHARACTER, LINE = 5.6, 11.0  # pixels of a label's letter and line
-Box = tuple[float, float, float, float]  # left, top, right, bottom
-
-
-def placed(
-    dots: Sequence[tuple[float, float, Dot]], lines: Sequence[Box], size: tuple[int, int]
-) -> dict[str, tuple[float, float, str]]:
-    """A place beside its dot for each label that covers no dot, line or other label; the first dots choose first."""
-    taken: list[Box] = [*((x - 5, y - 5, x + 5, y + 5) for x, y, _ in dots), *lines]
-    positions: dict[str, tuple[float, float, str]] = {}
-    for x, y, dot in dots:
-        length = CHARACTER * len(dot.name)
-        for left, base, anchor in _around(x, y, length):
-            box = (left, base - LINE + 2, left + length, base + 2)
-            if _inside(box, size) and not any(_overlap(box, other) for other in taken):
-                taken.append(box)
-                positions[dot.name] = (round(left if anchor == "start" else left + length, 1), round(base, 1), anchor)
-                break
-    return positions
-
-
-def _inside(box: Box, size: tuple[int, int]) -> bool:
-    return box[0] >= 38 and box[2] <= size[0] and box[1] >= 2 and box[3] <= size[1] - 34
-
-
-def _around(x: float, y: float, length: float) -> list[tuple[float, float, str]]:
-    """Places to try: right, left, above, below; the left end, the base line, and where the text is anchored."""
-    right, left = (x + 8, "start"), (x - 8 - length, "end")
-    return [(end, y + shift, anchor) for shift in (4, -6, 13) for end, anchor in (right, left)]
-
-
-def _overlap(one: Box, other: Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
-# Bars
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """A part of a stacked bar, in percent of the longest bar."""
-
-    start: float
-    width: float
-    kind: int
-
-
-def stacked(figures: Sequence[float | None], longest: float) -> list[Segment]:
-    """A bar's parts, one after the other; parts of no size are left out."""
-    segments, start = [], 0.0
-    for kind, figure in enumerate(figures):
-        width = 100 * (figure or 0.0) / longest if longest else 0.0
-        if width > 0:
-            segments.append(Segment(start=round(start, 2), width=round(width, 2), kind=kind))
-        start += width
-    return segments
-
-
-# Curves
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """Losses of a run, and of an older one behind it, as paths on common axes."""
-
-    width: int
-    height: int
-    new: str
-    old: str
-    y: Scale
-    x: Scale
-
-
-@dataclass(frozen=True)
-class Extent:
-    """What the axes of a curve hold: so many updates, and losses from `low` to `high`."""
-
-    updates: int
-    low: float
-    high: float
-
-
-def extent(curves: Iterable[Sequence[float | None]]) -> Extent:
-    """Of all these curves together, down to 0 where the lowest loss is less than half of the highest."""
-    curves = list(curves)
-    numbers = [loss for one in curves for loss in one if loss is not None]
-    low, high = min(numbers, default=0.0), max(numbers, default=0.0)
-    return Extent(max(map(len, curves), default=0), min(0.0, low) if low < 0.5 * high else low, high)
-
-
-def curve(
-    new: Sequence[float | None], old: Sequence[float | None], width: int, height: int, left: int = 0, axes: Extent | None = None
-) -> Curve | None:
-    """Losses by update, on axes of their own or on those that several share; None where there are fewer than two."""
-    if len([loss for loss in new if loss is not None]) < 2:
-        return None
-    axes = axes or extent([new, old])
-    y = Scale(low=axes.low, high=axes.high, start=height - 4 - (14 if left else 0), end=4)
-    x = Scale(low=1, high=axes.updates, start=left + 2, end=width - 4)
-    return Curve(width=width, height=height, new=_path(new, x, y), old=_path(old, x, y), x=x, y=y)
-
-
-def thinned(losses: Sequence[float | None], most: int = POINTS_A_CURVE) -> list[tuple[float, float]]:
-    """Update and loss; of more updates than `most`, means over equal stretches of them."""
-    stretch = math.ceil(len(losses) / most) or 1
-    points = []
-    for first in range(0, len(losses), stretch):
-        part = [loss for loss in losses[first : first + stretch] if loss is not None]
-        if part:
-            points.append((first + (stretch + 1) / 2, sum(part) / len(part)))
-    return points
-
-
-def _path(losses: Sequence[float | None], x: Scale, y: Scale) -> str:
-    points = [(min(update, x.high), loss) for update, loss in thinned(losses)]
-    return "M" + " ".join(f"{x(update):g} {y(loss):g}" for update, loss in points) if points else ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spark:
-    """A cell's scores over runs: a line, and one dot per run."""
-
-    line: str
-    dots: Sequence[tuple[float, float, int]]  # x, y, which run
-
-
-def spark(
-    scores: Sequence[float | None],
-    like: Sequence[float] = (),
-    times: Sequence[float] | None = None,
-    width: int = 120,
-    height: int = 28,
-) -> Spark | None:
-    """A line through the runs that have the cell; None where fewer than two have it.
-
-    Args:
-        scores: of each run.
-        like: scores of the cells that share its scale, which is at least one point high.
-        times: of each run; None: at equal distances.
-        width: in pixels.
-        height: in pixels.
+    Of more backbones than there are colours, colour says the method, too.
     """
-    known = [(index, score) for index, score in enumerate(scores) if score is not None]
-    if len(known) < 2:
-        return None
-    shown = [*like, *(score for _, score in known)]
-    middle = (min(shown) + max(shown)) / 2
-    half = max(0.5, (max(shown) - min(shown)) / 2)
-    x = along(times or range(len(scores)), width)
-    y = Scale(low=middle - half, high=middle + half, start=height - 6, end=6)
-    places = times or range(len(scores))
-    dots = [(x(places[index]), y(score), index) for index, score in known]
-    return Spark(line=" ".join(f"{dot_x:g},{dot_y:g}" for dot_x, dot_y, _ in dots), dots=dots)
+    ordered = sorted(cells, key=lambda cell: study_place(f"{cell[0]}__{cell[1]}"))
+    backbones, methods = (list(dict.fromkeys(names)) for names in zip(*ordered, strict=True))
+    several, known = len(backbones) <= len(COLOURS), list(COLOURS.values())
+    colours = dict(zip(backbones, known, strict=False)) if several else {m: known[i // 8 % 4] for i, m in enumerate(methods)}
+    shapes: dict[str, dict[str, Any]] = {
+        m: {"marker": MARKERS[i % 8], "linestyle": DASHES[i % 4]} for i, m in enumerate(methods)
+    }
+    legend = [Line2D([], [], label=m, color=GREYS["soft"] if several else colours[m], **shapes[m]) for m in methods]
+    legend += [Line2D([], [], label=b, color=colours[b], linewidth=4) for b in backbones if several]
+    return {(b, m): shapes[m] | {"color": colours[b if several else m]} for b, m in cells}, legend
 
 
-@dataclass(frozen=True, kw_only=True)
-class TimeAxis:
-    """The axis above sparks: a tick for each run, and what stands at its ends."""
+def quality(comparisons: Sequence[Comparison]) -> Iterator[Chart]:
+    """Scores of each task against each cost: filled marks are on their backbone's Pareto front, which is a line of stairs."""
+    for task in dict.fromkeys(one.task for one in comparisons):
+        own = [one for one in comparisons if one.task == task]
+        for cost in (TRAINED, PEAK if all(PEAK in one.costs for one in own) else TENSORS, SECONDS):
+            known = [(one, m, float(c)) for one in own for m, e in one.entries.items() if (c := e.costs[cost]) and e.scores]
+            if known:
+                yield against(task, cost, known)
 
-    labels: tuple[str, str]
-    ticks: Sequence[float]
+
+def against(task: str, cost: str, known: Sequence[tuple[Comparison, str, float]]) -> Chart:
+    """One of these charts; each method of each comparison with its cost."""
+    styles, legend = looks([(one.backbone, method) for one, method, _ in known])
+    score = known[0][0].entries[known[0][1]].first.main_score
+    figure, axes = blank(cost, f"{task}: {score}", legend)
+    fronts: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for one, method, price in known:
+        look, mean = styles[one.backbone, method] | {"linestyle": ""}, one.entries[method].score
+        fill = GREYS["ground"]
+        if cost in one.costs and method in one.front(cost):
+            fill = look["color"]
+            fronts[one.backbone].append((price, mean))
+        axes.vlines([price], *(one.interval(method) or (mean, mean)), color=look["color"], linewidth=0.9)
+        axes.plot([price], [mean], **look, markerfacecolor=fill, zorder=3)
+    for stairs in fronts.values():
+        axes.step(*zip(*sorted(stairs), strict=True), where="post", color=GREYS["soft"], linewidth=0.7, linestyle=":")
+    logarithmic(axes, [price for _, _, price in known])
+    return Chart(f"{task}-{cost.replace(' ', '-')}", f"{task}: {score} against {cost}; the figures are in the tables", figure)
 
 
-def along(times: Sequence[float], width: int = 120) -> Scale:
-    """The axis of time that sparks of one history share."""
-    return Scale(low=times[0], high=times[-1], start=6, end=width - 6)
+def logarithmic(axes: Axes, figures: Sequence[float]) -> None:
+    """A logarithmic axis of costs with a few round ticks."""
+    low, high = min(figures), max(figures)
+    axes.set_xscale("log")
+    axes.set_xlim(low / 1.3, high * 1.3)
+    ticks: Locator = LogLocator(subs=(1, 3) if high > 30 * low else (1, 2, 5)) if high > 8 * low else MaxNLocator(4)
+    axes.xaxis.set_major_locator(ticks)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def losses(name: str, new: Mapping[str, Sequence[float | None]], old: Mapping[str, Sequence[float | None]]) -> Chart:
+    """Losses by update of the methods of one backbone and task, those of an older run grey behind them."""
+    styles = dict(zip(new, cycle(product(DASHES, COLOURS.values())), strict=False))
+    grey: dict[str, Any] = {"color": GREYS["soft"], "linewidth": 0.7}
+    lines: dict[str, dict[str, Any]] = {m: {"linestyle": dashes, "color": colour} for m, (dashes, colour) in styles.items()}
+    legend = [Line2D([], [], label=method, **line) for method, line in lines.items()]
+    legend += [Line2D([], [], label="before", **grey)] if any(old.values()) else []
+    figure, axes = blank("update", f"{name}: loss", legend)
+    for method, line in lines.items():
+        axes.plot(*thinned(old.get(method, ())), **grey)
+        axes.plot(*thinned(new[method]), **line)
+    return Chart(f"{name.replace(' ', '-')}-losses", f"{name}: loss by update", figure)
+
+
+def thinned(values: Sequence[float | None]) -> tuple[list[float], list[float]]:
+    """Updates and losses; of many, means over equal stretches of them."""
+    stretch = len(values) // POINTS + 1
+    series = pd.Series(values, index=range(1, len(values) + 1), dtype=float).dropna()
+    means = series.groupby((series.index - 1) // stretch).mean()
+    return [stretch * index + (stretch + 1) / 2 for index in means.index], list(means)
+
+
+def history(
+    task: str, score: str, cells: Mapping[tuple[str, str], Sequence[float | None]], times: Sequence[datetime] | None
+) -> Chart:
+    """Main scores of a task's cells over runs: by time, or else one after the other."""
+    known, legend = looks(list(cells))
+    figure, axes = blank("saved" if times else "run", f"{task}: {score}", legend)
+    for cell, scores in cells.items():
+        axes.plot([*(times or range(1, len(scores) + 1))], [math.nan if s is None else s for s in scores], **known[cell])
+    dates: Any = AutoDateLocator  # matplotlib has no types for it
+    locator = dates(maxticks=4) if times else MaxNLocator(6, integer=True)
+    axes.xaxis.set_major_locator(locator)
+    if times:
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+    return Chart(f"{task}-history", f"{task}: main scores over runs; the figures are in the table", figure)

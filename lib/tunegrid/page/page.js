@@ -1,47 +1,35 @@
-// Sorting, filtering and finding. Without it the page is whole, only unsorted.
+// Sorting and finding. Without it the page is whole, only unsorted.
 "use strict";
 document.documentElement.classList.add("scripted");
 
-// A cell's figure for sorting: what data-value says, else its text.
 const figureOf = (row, column) => {
-  const cell = row.children[column];
-  const text = (cell.dataset.value ?? cell.textContent).trim();
-  const number = Number.parseFloat(text.replaceAll(",", ""));
+  const text = row.cells[column].textContent.trim();
+  const number = Number.parseFloat(text);
   return Number.isNaN(number) ? text : number;
 };
 
 const compare = (one, other) => {
-  const unknown = (value) => value === "" || value === "–";
+  const unknown = (value) => value === "" || value === "-";
   if (unknown(one) || unknown(other)) return unknown(one) - unknown(other);
-  if (typeof one === "number" && typeof other === "number") return one - other;
-  return String(one).localeCompare(String(other));
+  return typeof one === "number" && typeof other === "number" ? one - other : String(one).localeCompare(String(other));
 };
 
 const sort = (header, column) => {
   const descending = header.getAttribute("aria-sort") === "ascending";
   const body = header.closest("table").tBodies[0];
   const rows = [...body.rows].sort((one, other) => compare(figureOf(one, column), figureOf(other, column)));
-  for (const other of header.parentElement.children) other.removeAttribute("aria-sort");
+  for (const other of header.parentElement.cells) other.removeAttribute("aria-sort");
   header.setAttribute("aria-sort", descending ? "descending" : "ascending");
   body.append(...(descending ? rows.reverse() : rows));
 };
 
-for (const table of document.querySelectorAll("table.sortable")) {
+for (const table of document.querySelectorAll(".wide > table:not(.heat table)")) {
   [...table.tHead.rows[0].cells].forEach((header, column) => {
-    if (header.tagName !== "TH") return;
     const button = document.createElement("button");
     button.type = "button";
     button.append(...header.childNodes);
     button.addEventListener("click", () => sort(header, column));
     header.append(button);
-  });
-}
-
-for (const filter of document.querySelectorAll(".filter")) {
-  filter.addEventListener("change", (event) => {
-    for (const one of filter.parentElement.querySelectorAll("[data-change]")) {
-      one.hidden = event.target.value !== "all" && one.dataset.change !== event.target.value;
-    }
   });
 }
 
@@ -53,15 +41,14 @@ find?.addEventListener("input", () => {
   document.getElementById("found").textContent = `${cells.filter((cell) => !cell.hidden).length} of ${cells.length} cells`;
 });
 
-// A permalink opens its cell, also one that a search has hidden. Browsers of today open it without this.
+// A link opens what it leads to, also a cell that a search has hidden; paper has all sections.
 const reveal = () => {
   const target = document.getElementById(location.hash.slice(1));
-  const cell = target?.closest("details.cell");
-  if (cell && (cell.hidden || !cell.open)) {
-    cell.hidden = false;
-    cell.open = true;
-    cell.scrollIntoView();
+  for (let at = target; at; at = at.parentElement) {
+    if (at.tagName === "DETAILS") [at.hidden, at.open] = [false, true];
   }
+  target?.scrollIntoView();
 };
 addEventListener("hashchange", reveal);
+addEventListener("beforeprint", () => document.querySelectorAll("details.section").forEach((one) => { one.open = true; }));
 reveal();

@@ -1,205 +1,262 @@
-"""Makes the `Page`, plain data that templates print, of a run, older runs and the gate's judgements."""
+"""Makes the `Page`, which templates print, of a run, older runs and the gate's judgements: fields of the grid, and tables."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from tunegrid.errors import InputError
-from tunegrid.page import charts
-from tunegrid.page.cells import LEDGER, CellView, Environment, cell_view, environment_of
-from tunegrid.page.runs import PageRun, judged
-from tunegrid.page.verdict import Headline, headline
-from tunegrid.results.alike import check_alike
-from tunegrid.results.answer import RunAnswer, answer_of
-from tunegrid.results.compare import PEAK, SECONDS, TENSORS, TRAINED, Comparison, beside_each_other, entry_of, summary
-from tunegrid.results.judgements import Judgement, Verdict, by_cell, worst
+from tunegrid.grid.cells import study_place
+from tunegrid.grid.tasks import score_title
+from tunegrid.record import Record, Status
+from tunegrid.results import compare
+from tunegrid.results.alike import check_alike, check_rows
+from tunegrid.results.compare import INSTEAD, MIB, Comparison, beside_each_other, entry_of, published_scores
+from tunegrid.results.files import SavedRun, read_saved
+from tunegrid.results.flips import sampled
+from tunegrid.results.gate import Run, gate
+from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, by_cell, worst
 from tunegrid.results.noise import load_noise
-from tunegrid.results.study import StudyComparison, compared
+from tunegrid.results.report import Section, count, some
+from tunegrid.results.status import status_of, too_short
+from tunegrid.results.verdict import RunVerdict, verdict_of
+from tunegrid.terminal import without_places
 
 if TYPE_CHECKING:
-    from tunegrid.results.figures import FigureTable
+    from tunegrid.page.charts import Chart
 
-Step = tuple[float | None, Verdict | None]  # a score, and the verdict after the run before
+UNCHANGED = (Verdict.SAME, Verdict.EQUAL, Verdict.ROUNDING, Verdict.CANNOT_TELL, Verdict.NOT_COMPARABLE, None)
+ROWS_A_CELL, ROWS_A_PAGE = 30, 900  # test rows that are shown
+MOST_COLUMNS = 6  # of methods, in the grid: more stand below each other
+MOST_OPEN = 3  # cells that failed
+MOST_CHARTS = 12  # of losses
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunHistory:
-    """Scores over runs.
+class PageRun:
+    """A run of one profile, as its file has it.
 
     Attributes:
-        runs: the oldest first.
-        steps: by cell, one per run.
-        remarks: what could not be compared.
+        when: the ISO date and time at which it was saved, in UTC.
+        commit: of the suite that ran it.
+        remarks: what the page leaves out of it, as sentences.
     """
 
-    runs: Sequence[PageRun]
-    steps: Mapping[str, Sequence[Step]]
-    remarks: Sequence[str]
-
-    def spark(self, cell: str) -> charts.Spark | None:
-        """A small line of a cell's scores, on the scale of all cells of its task."""
-        task = cell.split("_")[1]
-        like = [steps for other, steps in self.steps.items() if other.split("_")[1] == task]
-        shared = [score for steps in like for score, _ in steps if score is not None]
-        return charts.spark([score for score, _ in self.steps[cell]], shared, self.times)
+    name: str
+    records: Sequence[Record]
+    path: Path | None = None
+    when: str = ""
+    commit: str = ""
+    command: str = ""
+    remarks: tuple[str, ...] = ()
 
     @cached_property
-    def times(self) -> list[float] | None:
-        """When the runs were saved, in seconds; None where a file does not say, or all were saved at once."""
-        times = [when(run.when) for run in self.runs]
-        known = [time.timestamp() for time in times if time]
-        return known if len(known) == len(times) and known[0] < known[-1] else None
+    def by_cell(self) -> Mapping[str, list[Record]]:
+        """The records of each cell, in the study's order: one per seed, the lowest seed first."""
+        cells: dict[str, list[Record]] = defaultdict(list)
+        for record in sorted(self.records, key=lambda record: (study_place(record.cell), record.seeds.seed or 0)):
+            cells[record.cell].append(record)
+        return cells
 
     @property
-    def axis(self) -> charts.TimeAxis | None:
-        """The axis of the small lines."""
-        first, last = when(self.runs[0].when), when(self.runs[-1].when)
-        if self.times is None or first is None or last is None:
+    def profile(self) -> str:
+        """The profile of all its records; empty if it has none."""
+        return self.records[0].profile if self.records else ""
+
+    @property
+    def reported(self) -> bool:
+        """Whether it was published elsewhere, and nothing ran here."""
+        return bool(self.records) and all(record.status == "reported" for record in self.records)
+
+    @cached_property
+    def time(self) -> datetime | None:
+        """When it was saved, in UTC if its file names no zone; None if that is no date."""
+        try:
+            time = datetime.fromisoformat(self.when)
+        except ValueError:
             return None
-        same_day = first.date() == last.date()
-        labels = [f"{time:%H:%M}" if same_day else f"{time:%Y-%m-%d}" for time in (first, last)]
-        return charts.TimeAxis(labels=(labels[0], labels[1]), ticks=[charts.along(self.times)(time) for time in self.times])
+        return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+    def of_seeds(self, cell: str, seeds: Iterable[int | None]) -> list[Record]:
+        """A cell's records of these seeds; all if it has none of them."""
+        records = self.by_cell.get(cell, [])
+        return [record for record in records if record.seeds.seed in seeds] or records
 
 
-def when(text: str) -> datetime | None:
-    """The time of an ISO date, in UTC where it names no zone; None for any other text."""
+def mean(figures: Iterable[float | None]) -> float | None:
+    """The mean of what was measured."""
+    numbers = [figure for figure in figures if figure is not None]
+    return fmean(numbers) if numbers else None
+
+
+def read_page_run(path: Path, profile: str | None = None) -> PageRun:
+    """A saved run; raises InputError, in one sentence, if the file cannot be read."""
+    return page_run(read_saved(path), profile)
+
+
+def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
+    """The records of this profile in a saved run; by default of the one with most. Raises InputError if it has none."""
+    profiles = [record.profile for record in saved.records]
+    names = sorted(set(profiles), key=lambda name: (-profiles.count(name), name))
+    if profile is not None and profile not in names:
+        raise InputError(f"{saved.path.name} holds no cells of {profile}, but of {' and '.join(names) or 'nothing'}")
+    chosen = profile or next(iter(names), "")
+    others = ", ".join(f"{profiles.count(name)} of {name}" for name in names if name != chosen)
+    advice = f"{saved.path.name} also holds records of another profile ({others}): `--profile` shows those"
+    return PageRun(
+        name=saved.path.name,
+        records=[record for record in saved.records if record.profile == chosen],
+        path=saved.path,
+        **{"when": saved.when, "commit": saved.commit, "command": saved.command},
+        remarks=(advice,) if others else (),
+    )
+
+
+def judged(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
+    """The gate's verdicts on the cells that can be compared, and a sentence for what cannot."""
     try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
-
-
-def history_of(run: PageRun, older: Sequence[PageRun], known: Sequence[Judgement]) -> RunHistory | None:
-    """The history that ends with this run; None without older runs. `known` judges it by the first of them."""
-    if not older:
-        return None
-    runs = [*sorted(older, key=lambda one: one.when), run]
-    pairs = list(pairwise(runs))
-    answers = [(known, []) if old is older[0] and new is run else judged(old, new) for old, new in pairs]
-    verdicts = [
-        {cell: worst(j for j in own if j.decides and j.kind == "quality") for cell, own in by_cell(judgements).items()}
-        for judgements, _ in answers
-    ]
-    cells = dict.fromkeys(cell for one in reversed(runs) for cell in one.by_cell)
-    steps = {
-        cell: [(one.score(cell), verdicts[i - 1].get(cell) if i else None) for i, one in enumerate(runs)] for cell in cells
-    }
-    remarks = dict.fromkeys(remark for _, found in answers for remark in found)
-    return RunHistory(runs=runs, steps=steps, remarks=list(remarks))
-
-
-ROWS_A_CELL, ROWS_A_PAGE = 30, 900
-RATE = "train_samples_per_second"
-LENGTHS: dict[str, Callable[[CellView], float]] = {
-    "ledger": lambda cell: sum(count or 0 for count in cell.ledger),
-    "peak": lambda cell: cell.peak or 0.0,
-    "rate": lambda cell: max(cell.rate(RATE) or 0, cell.rate(RATE, old=True) or 0),
-}
-COUNTERS = {"gpu_energy_joules": "GPU", "cpu_energy_joules": "CPU"}
-AXES = {TRAINED: "trainable bytes", TENSORS: "bytes of tensors", PEAK: "peak GiB", SECONDS: "train seconds"}
-MOST_COLUMNS = 6  # of methods, in the grid
-MOST_OPEN = 3  # cells
-NO_PEAKS = "No front is over memory peaks: processes may have run several cells, and a peak holds what earlier ones left; "
-INSTEAD = "bytes of weights, gradients and optimizer state stand in their place."
-NOTHING_INSTEAD = "and bytes of tensors, which could stand in their place, are not known of every cell."
+        before, after, unlike = Run.of(old.records, old.path), Run.of(new.records, new.path), []
+        for cell in before.records.keys() & after.records.keys():
+            try:
+                for record in old.by_cell[cell]:
+                    check_rows(record, new.by_cell[cell][0])
+            except InputError:
+                unlike.append(cell)
+        told = f"{old.name} scored other test rows in {some(sorted(unlike))}: its figures are shown, but not paired or judged"
+        itself = f"{old.name} and {new.name} hold the same records: a run compared with itself tells nothing"
+        remarks = [*([told] if unlike else []), *([itself] if old.records == new.records else [])]
+        before, after = (run.only(run.records.keys() - set(unlike)) for run in (before, after))
+        if not before.records.keys() & after.records.keys():
+            return [], remarks or [f"{old.name} and {new.name} have no finished cell in common, so nothing is compared"]
+        return gate(before, after), remarks
+    except InputError as error:
+        return [], [f"not compared with {old.name}: {error}"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panel:
-    """Charts of quality against each cost, of one backbone or of all."""
+class CellView:
+    """A cell with all its seeds, the older run's records of the same seeds, and the gate's judgements on it."""
 
-    backbone: str
-    charts: Sequence[tuple[str, charts.Scatter]]
+    records: Sequence[Record]
+    old: Sequence[Record]
+    judged: Sequence[Judgement]
+
+    @property
+    def first(self) -> Record:
+        """The record of the lowest seed, for all that is no mean."""
+        return self.records[0]
+
+    @property
+    def id(self) -> str:
+        """The cell's name."""
+        return self.first.cell
+
+    @property
+    def status(self) -> Status:
+        """Passed if every seed passed."""
+        return status_of(self.records)
+
+    @property
+    def main_score(self) -> str:
+        """The name of the main score; of a publication that does not have it, of the one that it has instead."""
+        name = self.first.main_score
+        return INSTEAD.get(name, name) if self.status == "reported" and name not in self.first.scores else name
+
+    def score_of(self, name: str, old: bool = False) -> float | None:
+        """A score's mean over seeds."""
+        return mean(record.scores.get(name) for record in (self.old if old else self.records))
+
+    @property
+    def score(self) -> float | None:
+        """The main score."""
+        return self.score_of(self.main_score)
+
+    @property
+    def above(self) -> float | None:
+        """How far the main score is above its bound."""
+        bound = self.first.bounds.get(self.first.main_score)
+        return None if self.score is None or bound is None else self.score - bound
+
+    @property
+    def shade(self) -> str:
+        """The heat map's step: b4 far below the bound, a4 far above, none without a bound."""
+        if self.above is None:
+            return "none"
+        return f"{'a' if self.above >= 0 else 'b'}{1 + sum(abs(self.above) >= edge for edge in (1, 3, 8))}"
+
+    @property
+    def change(self) -> float | None:
+        """Points by which the main score differs from the older run's, as the gate pairs them; None if it does not."""
+        return next((j.effect for j in self.judged if j.quantity == self.first.main_score), None)
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The stage at which numerics changed first, and the module; empty if none did."""
+        stages = ((j.stage, next((name for name, *_ in j.modules), "")) for j in self.judged if j.stage)
+        return next(stages, ("", ""))
+
+    @property
+    def gravest_first(self) -> list[Judgement]:
+        """All judgements, the gravest first."""
+        return sorted(self.judged, key=lambda judgement: GRAVEST_FIRST.index(judgement.verdict))
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The gravest verdict on numerics, quality and memory."""
+        return worst([j for j in self.judged if j.decides and j.kind not in ("instruments", "speed")])
+
+    @property
+    def failed(self) -> bool:
+        """Whether it did not pass."""
+        return self.status not in ("passed", "reported", "begun")
+
+    @property
+    def changed(self) -> bool:
+        """Whether the gate says that it is other than before, or it ended otherwise."""
+        ended = bool(self.old) and self.status not in ("begun", status_of(self.old))
+        return ended or self.verdict not in UNCHANGED
+
+    @property
+    def says(self) -> list[str]:
+        """What it missed, without the cell's name."""
+        several, texts = len(self.records) > 1, []
+        for record in self.records:
+            own = f" ({self.id}, {record.profile}, seed {record.seeds.seed})"
+            seed = f" (seed {record.seeds.seed})" if several else ""
+            texts += [without_places(text.replace(own, "")) + seed for text in (*record.missed, *too_short(record))]
+        return texts
+
+    def losses(self, *, old: bool = False) -> Sequence[float | None]:
+        """Losses of the first seed."""
+        record = next(iter(self.old if old else self.records), None)
+        return record.training.losses if record and record.training else ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
-    """The cells of one task, and what `tunegrid compare` says of them: a comparison for each backbone."""
+class Grid:
+    """The cells of one task: a row for each backbone and a column for each method, or the other way round."""
 
     task: str
-    cells: Sequence[CellView]
-    comparisons: Sequence[Comparison] = ()
+    scores: Sequence[str]
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[CellView | None]]]
 
-    @cached_property
-    def scores(self) -> list[str]:
-        """Names of its cells' main scores: one, but where a publication has another one in some cells."""
-        return list(dict.fromkeys(cell.main_score for cell in self.cells))
 
-    @cached_property
-    def methods(self) -> list[str]:
-        """In the order of the cells."""
-        return list(dict.fromkeys(cell.first.method for cell in self.cells))
-
-    @cached_property
-    def backbones(self) -> list[str]:
-        """In the order of the cells."""
-        return list(dict.fromkeys(cell.first.backbone for cell in self.cells))
-
-    @property
-    def methods_are_rows(self) -> bool:
-        """Many methods stand below each other, a few beside each other."""
-        return len(self.methods) > max(len(self.backbones), MOST_COLUMNS)
-
-    @property
-    def columns(self) -> list[str]:
-        """Methods, or the backbones where methods are rows."""
-        return self.backbones if self.methods_are_rows else self.methods
-
-    @cached_property
-    def lines(self) -> list[tuple[str, list[CellView | None]]]:
-        """A row's name and its cells, None where the grid has none."""
-        cells = {(cell.first.backbone, cell.first.method): cell for cell in self.cells}
-        if self.methods_are_rows:
-            return [(method, [cells.get((backbone, method)) for backbone in self.backbones]) for method in self.methods]
-        return [(backbone, [cells.get((backbone, method)) for method in self.methods]) for backbone in self.backbones]
-
-    @cached_property
-    def looks(self) -> charts.Looks:
-        """The marks of its charts."""
-        return charts.Looks(self.methods, self.backbones)
-
-    @property
-    def axes(self) -> list[str]:
-        """The costs that are drawn: of memory the peak where it is each cell's own, or else the bytes of tensors."""
-        memory = PEAK if all(PEAK in one.costs for one in self.comparisons) else TENSORS
-        return [TRAINED, memory, SECONDS]
-
-    @cached_property
-    def panels(self) -> list[Panel]:
-        """Quality against each cost that was measured."""
-        apart = [[one] for one in self.comparisons]
-        shown = [self.comparisons] if self.looks.together else apart
-        drawn = [
-            Panel(backbone="" if self.looks.together else own[0].backbone, charts=self._charts(own)) for own in shown if own
-        ]
-        return [panel for panel in drawn if panel.charts]
-
-    def _charts(self, comparisons: Sequence[Comparison]) -> list[tuple[str, charts.Scatter]]:
-        drawn = [
-            (AXES[cost], charts.scatter([dot for one in comparisons for dot in self._dots(one, cost)])) for cost in self.axes
-        ]
-        return [(name, chart) for name, chart in drawn if chart]
-
-    def _dots(self, comparison: Comparison, cost: str) -> Iterator[charts.Dot]:
-        front = comparison.on_front(cost)
-        for entry in comparison.entries:
-            figure, interval = entry.costs[cost], comparison.chance.interval(entry) if entry.scores else None
-            if figure is None or not entry.scores:
-                continue
-            yield charts.Dot(
-                name=f"{comparison.backbone} {entry.method}" if self.looks.together else entry.method,
-                front=comparison.backbone if entry.method in front else "",
-                look=self.looks.of(comparison.backbone, entry.method),
-                cost=figure,
-                score=entry.score,
-                low=interval.low if interval else entry.score,
-                high=interval.high if interval else entry.score,
-            )
+def grid_of(task: str, cells: Sequence[CellView]) -> Grid:
+    """The grid of a task; many methods stand below each other."""
+    backbones, methods = (list(dict.fromkeys(getattr(cell.first, name) for cell in cells)) for name in ("backbone", "method"))
+    places = {(cell.first.backbone, cell.first.method): cell for cell in cells}
+    rows = [(one, [places.get((one, method)) for method in methods]) for one in backbones]
+    if methods_below := len(methods) > max(len(backbones), MOST_COLUMNS):
+        rows = [(one, [places.get((backbone, one)) for backbone in backbones]) for one in methods]
+    scores = list(dict.fromkeys(cell.main_score for cell in cells))
+    return Grid(task=task, scores=scores, columns=backbones if methods_below else methods, rows=rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,123 +265,281 @@ class Page:
 
     Attributes:
         older: the runs to compare with, the one that judges first.
-        judged: the gate's judgements by the first older run.
-        comparisons: what `tunegrid compare` says of the run; empty where its seeds are not of one experiment.
+        answer: what is to be said of the run.
+        comparisons: what `tunegrid compare` says of it; empty if its seeds are not of one experiment.
         remarks: what is missing or left out, as sentences.
     """
 
     run: PageRun
     older: Sequence[PageRun]
-    head: Headline
+    answer: RunVerdict
     cells: Sequence[CellView]
     judged: Sequence[Judgement]
     remarks: Sequence[str]
-    history: RunHistory | None
-    study: StudyComparison | None
-    comparisons: Sequence[Comparison] = ()
-    missing: Sequence[Judgement] = field(default=())
+    comparisons: Sequence[Comparison]
 
     @cached_property
-    def groups(self) -> list[Group]:
-        """The cells by task."""
-        tasks = dict.fromkeys(cell.first.task for cell in self.cells)
-        return [
-            Group(
-                task=task,
-                cells=[cell for cell in self.cells if cell.first.task == task],
-                comparisons=[one for one in self.comparisons if one.task == task],
-            )
-            for task in tasks
-        ]
-
-    @property
-    def why_no_peaks(self) -> str:
-        """Why no front is over memory peaks, and what stands in their place; empty where one is."""
-        if not any(one.peaks_are_shared for one in self.comparisons):
-            return ""
-        known = any(TENSORS in one.fronts for one in self.comparisons)
-        return NO_PEAKS + (INSTEAD if known else NOTHING_INSTEAD)
+    def grids(self) -> list[Grid]:
+        """The cells by task; none of a footprint, which has no scores."""
+        tasks = dict.fromkeys(cell.first.task for cell in self.cells if self.run.profile != "footprint")
+        return [grid_of(task, [cell for cell in self.cells if cell.first.task == task]) for task in tasks]
 
     @cached_property
-    def loss_axes(self) -> dict[str, charts.Extent]:
-        """By task, the axes that the small curves of its cells share."""
-        both = {group.task: [cell.losses(old=old) for cell in group.cells for old in (False, True)] for group in self.groups}
-        return {task: charts.extent(curves) for task, curves in both.items()}
-
-    @cached_property
-    def environment(self) -> Environment:
-        """What this run's cells ran in."""
-        return environment_of(self.run.records)
-
-    @cached_property
-    def before(self) -> Mapping[str, Sequence[str]]:
-        """The versions of the run that judges."""
-        return environment_of(self.older[0].records).versions if self.older else {}
-
-    @property
-    def changed(self) -> list[CellView]:
-        """The cells that are other than before, the largest change first; those that broke off before all."""
-        changed = [cell for cell in self.cells if cell.changed]
-        return sorted(changed, key=lambda cell: (cell.score is not None, -abs(cell.change or 0.0)))
-
-    @property
-    def has_charts(self) -> bool:
-        """Whether scores stand against any cost."""
-        return not self.footprint and any(group.panels for group in self.groups)
-
-    @property
-    def has_costs(self) -> bool:
-        """Whether anything was measured of what cells need, or any of them trained."""
-        return any(map(self.longest, LENGTHS)) or any(cell.losses() for cell in self.cells)
-
-    @property
-    def footprint(self) -> bool:
-        """Whether cells were measured, not scored."""
-        return self.run.profile == "footprint"
-
-    @cached_property
-    def figures(self) -> list["FigureTable"]:
-        """What cells were asked beside their scores, a table an instrument."""
-        records = [record for cell in self.cells for record in cell.records]
-        if not any(record.instruments for record in records):
-            return []
-        from tunegrid.results.figures import tables  # pandas, which takes a third of a second
-
-        return list(tables(records, self.run.path))
-
-    @property
-    def counts(self) -> list[tuple[str, ...]]:
-        """By task and method, on how many backbones it is among the best, and on the front."""
-        return summary(self.comparisons)
+    def environment(self) -> dict[str, str]:
+        """What the run's cells ran in, with what differs in the run that judges."""
+        baseline = self.older[0] if self.older else None
+        devices = [record.device for record in self.run.records if record.device]
+        threads = [f", {count(device.threads, 'thread')}" if device.threads else "" for device in devices]
+        words = dict.fromkeys(
+            f"{d.name}{own}, {d.instructions or ''}".rstrip(", ") for d, own in zip(devices, threads, strict=True)
+        )
+        now, before = (versions_of(run.records if run else ()) for run in (self.run, baseline))
+        differs = {name: f" ({old} before)" for name, old in before.items() if now.get(name, old) != old}
+        commit = self.run.commit
+        if baseline and baseline.commit not in ("", commit):
+            commit += f" ({baseline.commit} in {baseline.name})"
+        versions = ", ".join(f"{name} {version}{differs.get(name, '')}" for name, version in now.items())
+        known = {"command": self.run.command, "device": "; ".join(words), "commit": commit, "versions": versions}
+        return {name: text for name, text in known.items() if text}
 
     def opens(self, cell: CellView) -> bool:
-        """Whether a cell is shown without being asked for: one that failed, where few did, or the only one."""
-        failed = [one for one in self.cells if one.status not in ("passed", "reported", "begun")]
-        return len(self.cells) == 1 or (cell in failed and len(failed) <= MOST_OPEN)
+        """Whether a cell is shown without being asked for: one that failed, if few did, or the only one."""
+        return len(self.cells) == 1 or (cell.failed and sum(one.failed for one in self.cells) <= MOST_OPEN)
 
     @property
-    def ledger_places(self) -> list[int]:
-        """The places of `LEDGER` that any cell has a figure for."""
-        return [index for index in range(len(LEDGER)) if any(cell.ledger[index] is not None for cell in self.cells)]
+    def changes(self) -> list[Section]:
+        """The cells that failed, or are other than before, the largest change first."""
+        known = [cell for cell in self.cells if cell.failed or cell.changed]
+        known.sort(key=lambda cell: (not cell.failed, cell.score is not None, -abs(cell.change or 0.0)))
+        rows = []
+        for cell in known:
+            main = next((j for j in cell.judged if j.quantity == cell.first.main_score), None)
+            gravest = next((j for j in cell.gravest_first if j.decides and j.verdict not in UNCHANGED), None)
+            row: dict[str, Any] = {"cell": cell.id, "status": cell.status, "verdict": cell.verdict, "points": cell.score}
+            row |= {name: getattr(main, name, None) for name in ("effect", "low", "high")}
+            row |= dict(zip(("stage", "module"), (place or None for place in cell.place), strict=True))
+            rows.append(row | {"says": "; ".join(cell.says) or (without_places(gravest.detail) if gravest else None)})
+        missing = [j.cell for j in self.judged if j.verdict is Verdict.MISSING and j.cell not in self.run.by_cell]
+        said = [f"Missing: {', '.join(missing)} finished in {self.older[0].name}, but not in this run."] if missing else []
+        forms = {"points": ".1f", "effect": "+.1f", "low": "+.1f", "high": "+.1f"}
+        return [Section(frame=filled(rows), formats=forms, sentences=said)] if rows or said else []
 
     @property
-    def phases(self) -> list[str]:
-        """The phases that any cell has a peak of, in their order."""
-        return list(dict.fromkeys(name for cell in self.cells for name, _, _ in cell.peaks))
+    def methods(self) -> list[Section]:
+        """What `tunegrid compare` says."""
+        return compare.sections(self.comparisons, published_scores()) if self.comparisons else []
+
+    @cached_property
+    def figures(self) -> list[Section]:
+        """What cells were asked beside their scores, a table an instrument."""
+        if not any(record.instruments for record in self.run.records):
+            return []
+        from tunegrid.results.figures import tables
+
+        return list(tables(self.run.records, self.run.path))
 
     @property
-    def counters(self) -> dict[str, str]:
-        """The counters of energy that any cell was measured by, with their names."""
-        return {figure: name for figure, name in COUNTERS.items() if any(cell.joules(figure) for cell in self.cells)}
+    def costs(self) -> list[Section]:
+        """Bytes, peaks, rates and energy of all cells; what was measured of none is left out."""
+        records = self.run.records
+        shared = any(r.memory and r.own_peak_gib is None and r.peak_gib is not None for r in records)
+        contended = any(r.device and r.device.contended for r in records)
+        counters = dict.fromkeys(r.device.energy for r in records if r.device and r.device.energy)
+        parts = (
+            ("Bytes and peaks of memory", memory_of, "Peaks hold what earlier cells of the same process left." * shared),
+            ("Speed and losses", speed_of, "No seconds and rates of a machine that others used." * contended),
+            ("Energy", energy_of, f"Idle power included ({'; '.join(map(str, counters))})."),
+        )
+        digits = {"updates": ".0f", "tokens/s": ".0f", "first loss": ".4f", "last loss": ".4f", "step s": ".4f"}
+        tables = []
+        for heading, row_of, said in parts:
+            frame = filled([{"cell": cell.id} | row_of(cell) for cell in self.cells])
+            forms = {name: digits.get(name, ".2f") for name in frame.columns[1:]}
+            tables += [Section(heading=heading, frame=frame, formats=forms, sentences=[said] if said else [])] if forms else []
+        return tables
+
+    @cached_property
+    def runs(self) -> list[PageRun]:
+        """All runs, the oldest first."""
+        return [*sorted(self.older, key=lambda one: one.when), self.run]
+
+    def scores(self, cell: CellView) -> list[float | None]:
+        """A cell's main score in each run, of the same seeds, so that they compare as the grid does."""
+        seeds = {record.seeds.seed for record in cell.records}
+        name = cell.first.main_score
+        return [mean(record.scores.get(name) for record in run.of_seeds(cell.id, seeds)) for run in self.runs]
 
     @property
-    def energy_sources(self) -> list[str]:
-        """What was counted, or why it was not."""
-        return list(dict.fromkeys(r.device.energy for r in self.run.records if r.device and r.device.energy))
+    def history(self) -> list[Section]:
+        """Main scores of this run's cells over all runs; none without older ones."""
+        if not self.older or not self.grids:
+            return []
+        names = [f"{run.name} {run.when[:10]} {run.commit[:7]}".strip() for run in self.runs]
+        names = [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names, 1)]
+        frame = pd.DataFrame([[cell.id, *self.scores(cell)] for cell in self.cells], columns=["cell", *names])
+        return [Section(frame=frame, formats=dict.fromkeys(names, ".1f"))]
 
-    def longest(self, name: str) -> float:
-        """The largest figure of a kind of bars."""
-        return max((LENGTHS[name](cell) for cell in self.cells), default=0.0)
+    @cached_property
+    def charts(self) -> dict[str, "list[Chart]"]:
+        """By section of the page."""
+        from tunegrid.page import charts
+
+        groups: dict[str, list[CellView]] = defaultdict(list)
+        for cell in self.cells:
+            if len(cell.losses()) > 1:
+                groups[f"{cell.first.backbone} {cell.first.task}"].append(cell)
+        curves = [
+            charts.losses(name, *({cell.first.method: cell.losses(old=old) for cell in own} for old in (False, True)))
+            for name, own in [*groups.items()][:MOST_CHARTS]
+        ]
+        times = [time for run in self.runs if (time := run.time)]
+        dated = times if len(times) == len(self.runs) and times[0] < times[-1] else None
+        steps = []
+        for grid in self.grids if self.older else ():
+            own = {(c.first.backbone, c.first.method): self.scores(c) for _, row in grid.rows for c in row if c}
+            steps.append(charts.history(grid.task, grid.scores[0], own, dated))
+        return {"methods": list(charts.quality(self.comparisons)), "losses": curves, "history": steps}
+
+    def tables_of(self, cell: CellView) -> list[Section]:
+        """What stands in a cell's own section."""
+        titles = {name: score_title(name, cell.first.labels) for name in cell.first.scores}
+        scores = [
+            {
+                "score": title,
+                "points": cell.score_of(name),
+                "bound": cell.first.bounds.get(name),
+                "before": cell.score_of(name, old=True),
+            }
+            for name, title in titles.items()
+        ]
+        gate_rows = [
+            {"figure": titles.get(j.quantity, j.quantity), "verdict": j.verdict, "before": j.before, "after": j.after}
+            | {"change": effect_of(j), "p": j.p, "why": without_places(j.detail)}
+            for j in cell.gravest_first
+        ]
+        failed = [finding for record in cell.records for finding in record.audits if not finding.passed]
+        audits = [
+            {
+                "audit": finding.name,
+                "answer": "passed" if finding.passed else "failed",
+                "it saw": without_places(finding.detail),
+            }
+            for finding in sorted(cell.first.audits, key=lambda finding: finding.passed)
+        ]
+        forms = {"points": ".2f", "bound": ".1f", "before": ".2f", "after": ".2f", "p": ".3f"}
+        heading = f"Audits: {len(failed)} failed" if failed else f"Audits: all {len(audits)} passed"
+        parts = [
+            Section(frame=filled(scores), formats=forms),
+            Section(heading=f"Gate: {cell.verdict}", frame=filled(gate_rows), formats=forms, folded=True),
+            *self._rows(cell),
+            Section(heading=heading, frame=filled(audits), folded=True),
+            Section(
+                heading="Recipe and data",
+                frame=settings_of(cell.first, " and " in self.environment.get("versions", "")),
+                folded=True,
+            ),
+        ]
+        return [part for part in parts if part.cells or part.sentences]
+
+    def _rows(self, cell: CellView) -> list[Section]:
+        """Test rows of the first seed: lost and gained ones first, or else those with fewest points."""
+        if not cell.first.evaluation or self.run.reported:
+            return []
+        limit = max(4, min(ROWS_A_CELL, ROWS_A_PAGE // len(self.cells)))
+        baseline = self.older[0].path if self.older else None
+        sample = sampled(cell.first, self.run.path, next(iter(cell.old), None), baseline, limit)
+        said = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in sample.missing]
+        frame, counts, total = sample.frame, f": {sample.lost} lost, {sample.gained} gained of {sample.total}", sample.total
+        if frame is not None:
+            said.append(f"{len(frame)} of {total}, long ones cut; all: `tunegrid export {self.run.name} --rows -o rows.csv`.")
+            counts = counts if frame["change"].notna().any() else ""
+            frame = frame.rename(columns={"after": "prediction", "points": sample.metric}).dropna(axis=1, how="all")
+        forms = {"row": ".0f", "points before": ".0f", sample.metric: ".0f"}
+        return [Section(heading=f"Test rows{counts}", frame=frame, formats=forms, sentences=said, folded=True)]
+
+
+RATES = {
+    "train_samples_per_second": "rows/s",
+    "train_tokens_per_second": "tokens/s",
+    "step_seconds_median": "step s",
+    "step_seconds_p90": "step p90 s",
+    "eval_samples_per_second": "scored rows/s",
+    "generated_tokens_per_second": "generated tokens/s",
+}
+Row = dict[str, Any]  # of a table
+
+
+def memory_of(cell: CellView) -> Row:
+    """MiB of tensors, and the peak of each phase."""
+    memory = cell.first.memory
+    if memory is None:
+        return {}
+    sizes = {name.replace("_bytes", " MiB"): size / MIB for name, size in vars(memory.ledger).items() if size is not None}
+    phases = memory.phases.items()
+    return sizes | {
+        f"{k} GiB": one.rss_peak_gib if one.reserved_peak_gib is None else one.reserved_peak_gib for k, one in phases
+    }
+
+
+def speed_of(cell: CellView) -> Row:
+    """Losses, seconds and rates; these of seeds that had the machine for themselves."""
+    losses = [loss for loss in cell.losses() if loss is not None]
+    row: Row = {"updates": len(losses) or None, "first loss": losses[0], "last loss": losses[-1]} if losses else {}
+    alone = [record for record in cell.records if not (record.device and record.device.contended)]
+    row["train s"] = mean(record.training.seconds for record in alone if record.training)
+    row["MFU %"] = mean(record.flops.mfu_percent for record in alone if record.flops)
+    row |= {column: mean(getattr(r.throughput, name) for r in alone if r.throughput) for name, column in RATES.items()}
+    return row | {"rows/s before": mean(r.throughput.train_samples_per_second for r in cell.old if r.throughput)}
+
+
+def energy_of(cell: CellView) -> Row:
+    """Joules by counter; none if a seed was not measured."""
+    row: Row = {}
+    for device in ("gpu", "cpu"):
+        joules = [record.memory.joules(f"{device}_energy_joules") if record.memory else None for record in cell.records]
+        row[f"{device.upper()} J"] = None if None in joules else mean(joules)
+    return row
+
+
+def filled(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """A frame without the columns that nothing is in."""
+    return pd.DataFrame(rows).dropna(axis=1, how="all")
+
+
+def effect_of(judgement: Judgement) -> str | None:
+    """By how much a figure changed, with its unit and 95 % interval."""
+    scale, form, unit = {"quality": (1, "+.2f", " points"), "instruments": (1, "+.3f", "")}.get(
+        judgement.kind, (100, "+.1f", " %")
+    )
+    if judgement.effect is None:
+        return None
+    ends = (
+        ""
+        if judgement.low is None or judgement.high is None
+        else f" ({scale * judgement.low:{form}} to {scale * judgement.high:{form}})"
+    )
+    return f"{scale * judgement.effect:{form}}{unit}{ends}"
+
+
+def versions_of(records: Sequence[Record]) -> dict[str, str]:
+    """Of each library, all that any cell ran with."""
+    known: dict[str, dict[str, None]] = defaultdict(dict)
+    for name, version in (pair for record in records for pair in record.versions.items() if pair[1]):
+        known[name][str(version)] = None
+    return {name: " and ".join(versions) for name, versions in known.items()}
+
+
+def settings_of(record: Record, with_versions: bool) -> pd.DataFrame:
+    """The recipe, rows, model and device of a cell, and versions if cells differ in them; what does not apply is left out."""
+    parts = (record.recipe, record.seeds, record.limits, record.data, record.model, record.device)
+    known = {name: value for part in parts if part for name, value in vars(part).items()}
+    known |= {"fallbacks": record.training.fallbacks, "trained in": record.training.precision} if record.training else {}
+    known |= {"metrics from": record.evaluation.metric_sources} if record.evaluation else {}
+    known |= {"versions": record.versions} if with_versions else {}
+    rows = [
+        (name.replace("_", " "), without_places(str(value))) for name, value in known.items() if value not in (None, "", [], {})
+    ]
+    return pd.DataFrame(rows, columns=["setting", "value"])
 
 
 def page_of(
@@ -332,45 +547,37 @@ def page_of(
     older: Sequence[PageRun] = (),
     *,
     verdicts: Sequence[Judgement] | None = None,
-    answer: RunAnswer | None = None,
+    answer: RunVerdict | None = None,
 ) -> Page:
-    """The page of a run.
+    """The page of a run, of one profile or empty.
 
     Args:
-        run: of one profile, or empty.
+        run: to show.
         older: runs to compare with; the first one judges.
-        verdicts: the gate's, where a session has judged already.
-        answer: the session's, where there was one.
+        verdicts: the gate's, if a session has judged already.
+        answer: the session's, if there was one.
     """
-    baseline = older[0] if older else None
+    baseline, noise = older[0] if older else None, load_noise()
     judgements, remarks = (list(verdicts or ()), []) if verdicts is not None or not baseline else judged(baseline, run)
-    limit = max(4, min(ROWS_A_CELL, ROWS_A_PAGE // max(1, len(run.by_cell))))
-    judged_cells = by_cell(judgements)
-    comparisons, unlike = comparisons_of(run)
-    intervals = {e.first.cell: one.chance.interval(e) for one in comparisons for e in one.entries if e.scores}
-    cells = [cell_view(run, baseline, cell, judged_cells.get(cell, []), intervals.get(cell), limit) for cell in run.by_cell]
-    before = baseline.records if baseline else ()
-    own = answer or answer_of(run.records, judgements, baseline=baseline.name if baseline else "", before=before)
+    verdicts_by_cell, cells, entries = by_cell(judgements), [], []
+    for cell, records in run.by_cell.items():
+        old = baseline.of_seeds(cell, {record.seeds.seed for record in records}) if baseline else []
+        cells.append(CellView(records=records, old=old, judged=verdicts_by_cell.get(cell, [])))
+        if finished := [record for record in records if record.finished]:
+            entries.append(entry_of(finished, noise))
+    try:
+        check_alike(record for entry in entries for record in entry.records)
+    except InputError as error:
+        entries, remarks = [], [*remarks, f"methods are not compared: {error}"]
+    name, before = (baseline.name, baseline.records) if baseline else ("", ())
+    own = answer or verdict_of(run.records, judgements, baseline=name, before=before, command=run.command)
+    scored = [entry for entry in entries if entry.scores]
     return Page(
         run=run,
         older=older,
-        head=headline(own, cells, judgements, remarks),
+        answer=own,
         cells=cells,
         judged=judgements,
-        remarks=[*remarks, *unlike, *run.remarks, *(remark for one in older for remark in one.remarks)],
-        history=history_of(run, older, judgements),
-        study=compared(run.records),
-        comparisons=comparisons,
-        missing=[j for j in judgements if j.verdict is Verdict.MISSING and j.cell not in run.by_cell],
+        remarks=[*remarks, *run.remarks, *(remark for one in older for remark in one.remarks)],
+        comparisons=beside_each_other(scored, noise) if scored else [],
     )
-
-
-def comparisons_of(run: PageRun) -> tuple[list[Comparison], list[str]]:
-    """What `tunegrid compare` says of the cells that finished; or a sentence why it says nothing."""
-    finished = [[record for record in records if record.finished] for records in run.by_cell.values()]
-    try:
-        check_alike(record for own in finished for record in own)
-    except InputError as error:
-        return [], [f"methods are not compared: {error}"]
-    sourced = [[(record, run.path or Path(run.name)) for record in own] for own in finished if own]
-    return beside_each_other([entry_of(own) for own in sourced], load_noise()) if sourced else [], []

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 
 from tunegrid.errors import InputError
-from tunegrid.grid.recipes import Generation
 from tunegrid.record import Record
 
 ALIKE = ("torch", "transformers", "peft", "bitsandbytes")  # versions that affect speed
@@ -61,41 +60,6 @@ def triples(records: Mapping[str, Record]) -> dict[str, list[str]]:
     return cells_by_pair
 
 
-# What methods that are like for like have in common, pair by pair.
-SHARED: tuple[tuple[str, Callable[[Record], object]], ...] = (
-    ("updates", lambda record: record.training and record.training.updates),
-    ("real tokens", lambda record: record.training and record.training.tokens),
-    ("order of rows", lambda record: record.training and record.training.order),
-    ("test rows", lambda record: record.data and record.data.fingerprint),
-    ("search", lambda record: record.recipe.generation),
-    ("ranks", lambda record: record.processes),
-)
-
-
-def unlike(records: Mapping[str, Record]) -> list[str]:
-    """A line for every pair of methods that is not like for like, with what differs."""
-    lines = []
-    for cells in triples(records).values():
-        for one, other in combinations([cell for cell in cells if _trained(records[cell])], 2):
-            differences = [name for name, value in SHARED if value(records[one]) != value(records[other])]
-            differences += [f"{cell} adapts its head alone" for cell in (one, other) if adapts_head_alone(records[cell])]
-            if differences:
-                lines.append(f"{one} and {other}: {', '.join(differences)}")
-    return lines
-
-
-def _trained(record: Record) -> bool:
-    """Whether it was to train to its end; first updates alone are all cut short alike."""
-    return record.training is not None and record.first_updates is None
-
-
-def unlike_pairs(records: Sequence[Record]) -> list[str]:
-    """The lines of `unlike`, each profile and seed by itself; each line once."""
-    runs = dict.fromkeys((record.profile, record.seeds.seed) for record in records)
-    by_run = ({r.cell: r for r in records if (r.profile, r.seeds.seed) == run} for run in runs)
-    return list(dict.fromkeys(line for cells in by_run for line in unlike(cells)))
-
-
 def adapts_head_alone(record: Record) -> bool:
     """Whether every layer that carries an adapter is one that pretraining never saw."""
     targets = (record.recipe.adapter or {}).get("target_modules")  # a method's own settings: of any type
@@ -105,21 +69,41 @@ def adapts_head_alone(record: Record) -> bool:
 
 
 def _budget(record: Record) -> str:
-    return f"{record.training.updates if record.training else 'no'} updates of {record.recipe.rows_per_update} rows"
+    return f"{record.training.updates if record.training else 'no'}x{record.recipe.rows_per_update}"
 
 
-def _search(generation: Generation | None) -> str:
-    return f"num_beams {generation.num_beams}, max_new_tokens {generation.max_new_tokens}" if generation else "none"
+def _search(record: Record) -> str:
+    search = record.recipe.generation
+    return f"num_beams {search.num_beams}, max_new_tokens {search.max_new_tokens}" if search else "none"
 
 
-# The same in words, and what figures of cost depend on.
+# What methods that are like for like have in common, the budget first: updates times rows.
 FACTS: Mapping[str, Callable[[Record], str]] = {
-    "budget": _budget,
+    "updates": _budget,
+    "real tokens": lambda record: str(record.training and record.training.tokens),
+    "order of rows": lambda record: str(record.training and record.training.order),
     "precision": lambda record: record.training.precision if record.training else "unknown",
     "data": lambda record: record.data.fingerprint if record.data else "unknown",
-    "what is adapted": lambda record: "the new head alone" if adapts_head_alone(record) else "the backbone",
-    "search": lambda record: _search(record.recipe.generation),
+    "adapted": lambda record: "the new head alone" if adapts_head_alone(record) else "the backbone",
+    "search": _search,
     "device": lambda record: f"{record.device.name}, {record.device.threads or 'no'} threads" if record.device else "unknown",
     "ranks": lambda record: record.processes,
     "libraries": lambda record: ", ".join(f"{name} {record.versions.get(name)}" for name in ALIKE),
 }
+OF_A_SEED = ("real tokens", "order of rows")  # no two seeds have these in common
+
+
+def unlike_pairs(records: Sequence[Record]) -> list[str]:
+    """A line for every pair of methods of one profile and seed that is not like for like, with what differs.
+
+    First updates are all cut short alike.
+    """
+    groups: dict[tuple[object, ...], list[Record]] = defaultdict(list)
+    for record in records:
+        if record.training and record.first_updates is None:
+            groups[record.profile, record.seeds.seed, record.backbone, record.task].append(record)
+    lines = []
+    for one, other in (pair for group in groups.values() for pair in combinations(group, 2)):
+        if differences := [name for name, fact in FACTS.items() if fact(one) != fact(other)]:
+            lines.append(f"{one.cell} and {other.cell}: {', '.join(differences)}")
+    return list(dict.fromkeys(lines))

@@ -1,6 +1,8 @@
 """What a terminal, or a CI that reads a log, would obey in an output; and the sentence of a command that refuses."""
 
+import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -18,3 +20,15 @@ def refusal(capsys, main, *arguments):
         main([*map(str, arguments)])
     assert ended.value.code == 2
     return " ".join(capsys.readouterr().err.split())
+
+
+SNAPSHOTS = Path(__file__).parent / "results" / "snapshots"
+
+
+def is_snapshot(text, name):
+    """Whether an output is what a person has read: `TUNEGRID_SNAPSHOTS=new pytest ...` writes the files anew, to be read."""
+    file = SNAPSHOTS / name
+    if os.environ.get("TUNEGRID_SNAPSHOTS") == "new":
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    return text == file.read_text(encoding="utf-8")

@@ -4,8 +4,7 @@ import json
 import math
 
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.page.runs import PageRun
-from tunegrid.page.view import page_of
+from tunegrid.page.view import PageRun, page_of
 from tunegrid.record import from_json, to_json
 from tunegrid.results import examples
 from tunegrid.results.examples import Examples, Texts
