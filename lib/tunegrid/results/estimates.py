@@ -34,8 +34,8 @@ def estimates(cells: Sequence[Cell], paths: Iterable[Path]) -> dict[str, float]:
             records = read_saved(path, with_rows=False).records
         except InputError:
             continue
-        finished = [one for one in records if one.finished and one.memory and one.profile == profiles.get(one.cell)]
-        known = {one.cell: sum(phase.seconds for phase in one.memory.phases.values()) for one in finished} | known
+        own = [(one.cell, one.memory) for one in records if one.finished and one.profile == profiles.get(one.cell)]
+        known = {cell: sum(phase.seconds for phase in memory.phases.values()) for cell, memory in own if memory} | known
     return known
 
 

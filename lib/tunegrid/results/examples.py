@@ -7,6 +7,7 @@ or in a zip file; those of this machine's runs are in `.cache/examples`, too. Ne
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -22,14 +23,14 @@ from tunegrid.record import ExamplesRecord, Record
 
 STORE = CACHE / "examples"
 FOLDER = "examples"
-# What files hold and their columns of text, by how their names begin; those of points have no beginning. All other columns hold
-# numbers.
+# What a file holds and its columns of text, by how its name begins, which for points is the hash. Others hold numbers.
 KINDS = {
     "": ("points and predictions of rows", ("id", "prediction", "reference")),
     "rows": ("inputs and references of rows", ("input", "reference")),
     "modules": ("figures of modules", ("phase", "module", "kind", "library")),
     "figures": ("figures of instruments", ("instrument", "figure", "part", "row", "note")),
 }
+NUMBERS = {"": "float32", "rows": "float32", "modules": "float32", "figures": "float64"}
 NULLABLE = ("modules", "figures")  # not every line has every number
 CONFIDENCE = "confidence"  # a column of older files: the prediction's probability, which nobody reads now
 DIGITS = 4  # of points: enough to tell one token of a hundred
@@ -42,19 +43,12 @@ Columns = Mapping[str, Sequence[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """What one cell's test rows scored.
+    """What one cell's test rows scored, in their order."""
 
-    Attributes:
-        ids: a hash of each test row, in order.
-        points: 0 to 100 for each row, by metric.
-        predictions: text or label of each row.
-        references: the true label of each row, where points and predictions do not tell it: with more than two labels.
-    """
-
-    ids: Sequence[str]
-    points: Mapping[str, Sequence[float]]
-    predictions: Sequence[str]
-    references: Sequence[str] | None = None
+    ids: Sequence[str]  # a hash of each row
+    points: Mapping[str, Sequence[float]]  # 0 to 100, by metric
+    predictions: Sequence[str]  # texts or labels
+    references: Sequence[str] | None = None  # true labels, where points and predictions do not tell them: with more than two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,24 +103,19 @@ def write_figures(frame: Any) -> str | None:
 
 
 def _store(start: str, columns: Columns, digest: str = "") -> str | None:
-    """Write a file of the store, unless it is there and sound; return its name."""
+    """Write a file of the store; return its name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     name = "-".join(filter(None, [start, digest or _digest(start, columns)])) + ".parquet"
-    if not _is_sound(STORE / name):
-        types = {column: pa.string() if column in KINDS[start][1] else _number(start) for column in columns}
-        table = pa.table({column: pa.array(values, types[column]) for column, values in columns.items()})
-        try:
-            with replacing(STORE / name) as part:
-                pq.write_table(table, part, compression="zstd")
-        except OSError:
-            return None
+    types = {column: pa.string() if column in KINDS[start][1] else NUMBERS[start] for column in columns}
+    table = pa.table({column: pa.array(values, types[column]) for column, values in columns.items()})
+    try:
+        with replacing(STORE / name) as part:
+            pq.write_table(table, part, compression="zstd")
+    except OSError:
+        return None
     return name
-
-
-def _number(start: str) -> str:
-    return "float64" if start == "figures" else "float32"
 
 
 def _digest(start: str, columns: Columns) -> str:
@@ -138,9 +127,9 @@ def _digest(start: str, columns: Columns) -> str:
         )
     import numpy as np
 
-    numbers = np.array([columns[name] for name in sorted(columns.keys() - texts.keys())], dtype=_number(start))  # None is NaN
+    numbers = np.array([columns[name] for name in sorted(columns.keys() - texts.keys())], dtype=NUMBERS[start])  # None is NaN
     digest = hashlib.sha256(json.dumps([texts, sorted(columns)], sort_keys=True).encode())
-    digest.update((numbers + np.zeros((), _number(start))).tobytes())  # no -0.0, which is 0.0
+    digest.update((numbers + np.zeros((), NUMBERS[start])).tobytes())  # no -0.0, which is 0.0
     return digest.hexdigest()[:16]
 
 
@@ -191,27 +180,21 @@ def _rows_of(record: Record, name: str | None, run: Path | None) -> tuple[Path |
     return path, columns
 
 
-def _found(name: str | None, run: Path | None) -> tuple[Path | None, Columns]:
-    """The first sound file of this name with its columns; raises InputError where there are unsound ones alone."""
-    places = _places(name, run) if name else []
-    for path in (*filter(_is_sound, places), *places):
-        if columns := _columns(path):
-            return path, columns
+def _found(name: str | None, *runs: Path | None) -> tuple[Path | None, Columns]:
+    """The first sound file of this name, next to a run, alone or in a pack, or in the store, with its columns.
+
+    Raises InputError where there are unsound ones alone.
+    """
+    folders, faults = [run.parent / FOLDER for run in runs if run], list[InputError]()
+    for place in (*(place for folder in folders for place in (folder, *sorted(folder.glob("*.zip")))), STORE) if name else ():
+        try:
+            if columns := _columns(place / str(name)):
+                return place / str(name), columns
+        except InputError as fault:
+            faults.append(fault)
+    if faults:
+        raise faults[0]
     return None, {}
-
-
-def _places(name: str, *runs: Path | None) -> list[Path]:
-    """Where a file may be: next to a run, alone or in a pack, and in the store."""
-    folders = [run.parent / FOLDER for run in runs if run]
-    return [*(place / name for folder in folders for place in (folder, *sorted(folder.glob("*.zip")))), STORE / name]
-
-
-def _is_sound(path: Path) -> bool:
-    """Whether a file is there and holds what its name says; of texts, which are named by their rows, whether it can be read."""
-    try:
-        return bool(_columns(path))
-    except InputError:
-        return False
 
 
 def _columns(path: Path) -> Columns:
@@ -296,14 +279,17 @@ def files_of(record: Record) -> list[str]:
 def contents(records: Iterable[Record], *runs: Path) -> Iterator[tuple[str, bytes]]:
     """Name and content of those files that are sound, from beside these runs or from this machine's store."""
     for name in sorted({name for record in records for name in files_of(record)}):
-        for path in list(filter(_is_sound, _places(name, *runs)))[:1]:
-            yield name, _content(path) or b""
+        with suppress(InputError):
+            path, _ = _found(name, *runs)
+            if path and (content := _content(path)):
+                yield name, content
 
 
 def keep_contents(files: Iterable[tuple[str, bytes]], folder: Path | None = None) -> None:
-    """Write what is not there and sound to a folder, or this machine's store; raises OSError where the disk has no room."""
+    """Write what is not there to a folder, or this machine's store; raises OSError where the disk has no room."""
     for name, content in files:
-        if not _is_sound(path := (folder or STORE) / name):
+        path = (folder or STORE) / name
+        if not path.is_file() or path.read_bytes() != content:
             with replacing(path) as part:
                 part.write_bytes(content)
 

@@ -46,12 +46,9 @@ def sampled(new: Record, path: Path | None, old: Record | None, old_path: Path |
 
     after = read(new, path)
     if new.examples is None or after is None or not after.points:
-        lost = (
-            f"the test rows' points are not here: examples/{new.examples.file} is missing beside the run"
-            if new.examples
-            else ""
-        )
-        return RowSample(missing=[lost or "this run scored no test rows"])
+        file = new.examples and f"examples/{new.examples.file}"
+        lacking = f"the test rows' points are not here: {file} is missing beside the run" if file else ""
+        return RowSample(missing=[lacking or "this run scored no test rows"])
     before, texts, missing = None, read_texts(new, path), []
     if old and (not old.examples or old.examples.rows_hash != new.examples.rows_hash):
         missing.append("the older run scored other test rows: its predictions are not paired")
