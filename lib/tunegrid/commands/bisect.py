@@ -36,9 +36,9 @@ from tunegrid.grid.profiles import CACHE
 from tunegrid.libraries import import_folder, library_digests, versions
 from tunegrid.machine import replacing
 from tunegrid.results.gate import Run, gate, read_run
-from tunegrid.results.journal import code_digest
 from tunegrid.results.judgements import Judgement, Outcome
 from tunegrid.results.report import count
+from tunegrid.results.resume_key import code_digest
 from tunegrid.results.summary import counted, remarks
 from tunegrid.results.verdict import COUNTED, FAILED_BY, RunVerdict, failing, in_lines, kinds_of, outcome, undecided, verdict_of
 from tunegrid.terminal import say

@@ -85,7 +85,7 @@ def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
         command=new.command,
         files=(str(old.path), str(new.path)),
     )
-    listed = flips(paired(before, after), judged, options.show_flips) if options.show_flips else None
+    listed = flips(paired(before, after), judged, options.show_flips) if options.show_flips else []
     words = summary(verdict, judged, flips=listed)
     if options.format == "json":
         say(json.dumps([asdict(judgement) for judgement in judged], indent=1))
@@ -94,8 +94,8 @@ def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
     else:
         rows = [{"cell": j.cell, "numerics": j.verdict, "what": j.detail} for j in judged if j.kind == "numerics"]
         sections = [table(dict.fromkeys(("cell", "numerics", "what"), ""), rows)] if options.numerics else []
-        sections += [gate_section(judged, verdict.failing), Section(sentences=listed.lines() if listed else ())]
-        say(text([*sections, Section(sentences=verdict.sentences)]))
+        sections += [gate_section(judged, verdict.failing), *listed, Section(sentences=verdict.sentences)]
+        say(text(sections))
         annotate(verdict, new.records)
     write_step_summary(words)
     return verdict.exit_code

@@ -34,8 +34,8 @@ from tunegrid.machine import cpu_name
 from tunegrid.record import Record
 from tunegrid.record.record import recipe_record
 from tunegrid.results.files import read_list, read_saved
-from tunegrid.results.journal import code_digest
 from tunegrid.results.report import count, some
+from tunegrid.results.resume_key import code_digest
 from tunegrid.terminal import say
 
 RUNS = CACHE / "upgrade"

@@ -448,22 +448,14 @@ class Page:
         limit = max(4, min(ROWS_A_CELL, ROWS_A_PAGE // len(self.cells)))
         baseline = self.older[0].path if self.older else None
         sample = sampled(cell.first, self.run.path, next(iter(cell.old), None), baseline, limit)
-        rows = [
-            {
-                **{"row": row.number, "change": row.change if sample.paired else None, "input": row.input},
-                **{"reference": row.reference, "before": row.old, "prediction": row.new},
-                **{"points before": row.old_points, sample.metric: row.points},
-            }
-            for row in sample.rows
-        ]
         said = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in sample.missing]
-        if rows:
-            said.append(
-                f"{len(rows)} of {sample.total}, long ones cut; all: `tunegrid export {self.run.name} --rows -o rows.csv`."
-            )
-        counts = f": {sample.lost} lost, {sample.gained} gained of {sample.total}" if sample.paired else ""
+        frame, counts, total = sample.frame, f": {sample.lost} lost, {sample.gained} gained of {sample.total}", sample.total
+        if frame is not None:
+            said.append(f"{len(frame)} of {total}, long ones cut; all: `tunegrid export {self.run.name} --rows -o rows.csv`.")
+            counts = counts if frame["change"].notna().any() else ""
+            frame = frame.rename(columns={"after": "prediction", "points": sample.metric}).dropna(axis=1, how="all")
         forms = {"row": ".0f", "points before": ".0f", sample.metric: ".0f"}
-        return [Section(heading=f"Test rows{counts}", frame=filled(rows), formats=forms, sentences=said, folded=True)]
+        return [Section(heading=f"Test rows{counts}", frame=frame, formats=forms, sentences=said, folded=True)]
 
 
 RATES = {

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunegrid.grid.cells import STUDY_IDS, study_place
 from tunegrid.record import Record
@@ -18,9 +18,6 @@ from tunegrid.results.report import NAMED, Section, count, markdown, some, text_
 from tunegrid.results.status import failures_of, said_of, status_of, too_short
 from tunegrid.results.verdict import FAILED_BY, RunVerdict, moved_by_rounding
 from tunegrid.terminal import annotation, say
-
-if TYPE_CHECKING:
-    from tunegrid.results.flips import FlipList
 
 MIB = 2**20
 MOST_CELLS = 30  # that a line of a cause names
@@ -199,13 +196,13 @@ def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> l
 
 
 def summary(
-    verdict: RunVerdict, judged: Sequence[Judgement] = (), causes: Sequence[str] = (), flips: "FlipList | None" = None
+    verdict: RunVerdict, judged: Sequence[Judgement] = (), causes: Sequence[str] = (), flips: Sequence[Section] = ()
 ) -> str:
     """The answer first, for a pull request or a step summary; what failed, and a table if anything was judged."""
     answer, *others = verdict.sentences
-    parts = [markdown([Section(heading=answer, sentences=[*others, *causes])])]
-    parts += [markdown([gate_section(judged, verdict.failing)])] if judged else []
-    return "\n\n".join([*parts, *(flips.markdown() if flips else ())])
+    sections = [Section(heading=answer, sentences=[*others, *causes])]
+    sections += [gate_section(judged, verdict.failing)] if judged else []
+    return markdown([*sections, *flips])
 
 
 def write_step_summary(words: str) -> None:

@@ -10,7 +10,7 @@ from tunegrid.page.render import html
 from tunegrid.page.view import page_of, read_page_run
 from tunegrid.record import from_json, to_json
 from tunegrid.record.io import checked
-from tunegrid.results import journal
+from tunegrid.results import files
 from tunegrid.results.compare import entries_of
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
@@ -150,7 +150,7 @@ def test_page_and_export_take_it_and_baselines_and_comparisons_do_not(file, tmp_
 
 
 def test_a_journal_gives_what_began_soundly(tmp_path):
-    kept = journal.Journal(tmp_path)
+    kept = files.Journal(tmp_path)
     kept.append("sound", {"extra_info": to_json(begun())})
     kept.append("failed", {"extra_info": to_json(begun(missed=["an audit failed"]))})
-    assert list(journal.passed(tmp_path)) == ["sound"]
+    assert list(files.passed(tmp_path)) == ["sound"]

@@ -261,7 +261,7 @@ def test_figures_are_read_as_they_were_written_go_where_a_run_goes_and_are_refus
     assert (store / name).is_file()
     one, other = examples.write_modules(model()), examples.write_modules(model({("embed", "given"): by(1.0)}))
     (store / one).write_bytes((store / other).read_bytes())
-    with pytest.raises(InputError, match="does not hold the figures that it is named for"):
+    with pytest.raises(InputError, match="does not hold what it is named for"):
         examples.read_modules(record_with(one), None)
 
 

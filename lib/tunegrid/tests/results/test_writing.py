@@ -4,8 +4,7 @@ import pytest
 
 from tunegrid.commands import merge
 from tunegrid.record import to_json
-from tunegrid.results.files import read_records, rows_by_name
-from tunegrid.results.journal import Journal, latest, read
+from tunegrid.results.files import Journal, latest, read_journal, read_records, rows_by_name
 from tunegrid.results.summary import cell_lines
 from tunegrid.tests.records import complete
 from tunegrid.tests.sessions import run_in
@@ -80,7 +79,7 @@ def test_finishing_and_merging_tell_the_same_and_leave_the_journal_as_it_was(pla
     *_, run, folder = plain
     journal = sorted((folder / "cache" / "journal").glob("*.jsonl"))[0]
     before = journal.read_bytes()
-    assert [row["extra_info"]["status"] for _, row in read(journal)].count("passed") == 2
+    assert [row["extra_info"]["status"] for _, row in read_journal(journal)].count("passed") == 2
     for name in ("first", "second"):
         assert merge.main(["--journal", str(journal), "-o", str(tmp_path / f"{name}.json")]) == 1
     assert "0 of 3 cells passed on a CPU" in capsys.readouterr().out
