@@ -28,9 +28,10 @@ from tunegrid.results.files import read_list
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.modules import Moved, modules_of
-from tunegrid.results.numerics import FINE, Pair, changes, load_tolerances, tolerance_of
-from tunegrid.results.outcomes import FAILED_BY, failing
+from tunegrid.results.numerics import FINE, Change, Pair, first_change
 from tunegrid.results.status import cross_cell_audits
+from tunegrid.results.thresholds import load_tolerances, tolerance_of
+from tunegrid.results.verdict import FAILED_BY, failing
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import before_training
 from tunegrid.tests.small import silent, trainer_for
@@ -254,9 +255,9 @@ def test_a_plant_names_its_module(plant, request, planting, monkeypatch, tmp_pat
     kind = f"nf4 {old.precision}" if cell.quantization else old.precision
     tolerance = tolerance_of(cell.id, kind, load_tolerances())
     pair = Pair(old=old, new=new, tolerance=tolerance, fine=kind == FINE, modules=lambda: (before, after))
-    sentence = next(changes(pair), "nothing changed")
+    change = first_change(pair) or Change("", "nothing changed")
     assert planting.acts
-    assert plant.module in named_modules(sentence, after), sentence
+    assert plant.module in named_modules(change, after), change.words
 
 
 def first_updates(cell):
@@ -269,14 +270,12 @@ def first_updates(cell):
     return trainer.run(silent()), modules_of(*kept)
 
 
-def named_modules(sentence, modules):
-    """The module that a sentence names first, and the one around it, each as library and class."""
-    calls = [
-        (Moved(calls, {}), index, one) for calls in modules.values() for index, one in calls.items() if one.words in sentence
-    ]
-    around, index, first = min(calls, key=lambda call: sentence.index(call[2].words), default=(None, 0, None))
-    both = [first, *(around.calls[outer] for outer in islice(around.outside(index), 1))] if first else []
-    return [f"{one.library}.{one.kind}" for one in both]
+def named_modules(change, modules):
+    """The module that a change names first, and the one around it, each as library and class."""
+    named = modules[modules.module == change.modules[0][0]] if change.modules else modules[:0]
+    calls = modules[modules.phase.isin(named.phase[:1])]
+    around = [outer for call in named.index[:1] for outer in islice(Moved(calls, calls).outside(call), 1)]
+    return [f"{one.library}.{one.kind}" for one in calls.loc[[*named.index[:1], *around]].itertuples()]
 
 
 @pytest.mark.library_bugs

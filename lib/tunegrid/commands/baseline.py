@@ -8,7 +8,6 @@ prints what changes against the baseline that it replaces.
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from tunegrid.commands.cli import refuse
@@ -18,16 +17,8 @@ from tunegrid.record import Record
 from tunegrid.results.alike import check_alike
 from tunegrid.results.examples import pack_beside
 from tunegrid.results.files import load, read_list, read_rows, save
-from tunegrid.results.table import Column, lines, number
+from tunegrid.results.report import Section, text
 from tunegrid.terminal import say
-
-COLUMNS = (
-    Column(title="cell", width=15),
-    Column(title="main score", width=10),
-    Column(title="was", width=6, right=True),
-    Column(title="", gap=1),
-    Column(title="is"),
-)
 
 
 def refusals(path: Path) -> Iterator[str]:
@@ -86,24 +77,18 @@ def _check_seeds(records_by_path: dict[Path, list[Record]]) -> None:
             path_by_seed[seed] = path
 
 
-def changes(old: Sequence[Record], new: Sequence[Record]) -> list[str]:
-    """One line per cell: the main score's mean over seeds, old -> new."""
-    before, after = _means(old), _means(new)
-    names = {record.cell: record.main_score for record in new}
-    cells = [
-        (cell, names[cell], number(before[cell], 2) if cell in before else "none", "->", number(mean, 2))
-        for cell, mean in after.items()
+def changes(old: Sequence[Record], new: Sequence[Record]) -> Section:
+    """The main score's mean over seeds, one line per cell."""
+    import pandas as pd
+
+    scores = [
+        {"cell": record.cell, "main score": record.main_score, when: record.scores.get(record.main_score)}
+        for when, records in (("is", new), ("was", old))
+        for record in records
     ]
-    return lines(COLUMNS, cells)[1:]
-
-
-def _means(records: Sequence[Record]) -> dict[str, float | None]:
-    """The main score's mean over seeds, by cell; None where no seed has one."""
-    scores: dict[str, list[float]] = {}
-    for record in records:
-        score = record.scores.get(record.main_score)
-        scores.setdefault(record.cell, []).extend([] if score is None else [score])
-    return {cell: fmean(values) if values else None for cell, values in scores.items()}
+    frame = pd.DataFrame(scores, columns=["cell", "main score", "was", "is"]).astype({"was": float, "is": float})
+    means = frame.groupby(["cell", "main score"], sort=False).mean().reset_index()
+    return Section(frame=means, formats={"was": ".2f", "is": ".2f"})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -115,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         baseline, records = combined(options.runs)
         old = read_list(options.to) if options.to.exists() else []
-        say("\n".join(changes(old, records)))
+        say(text([changes(old, records)]))
         pack_beside(records, options.to, *options.runs)
         save(baseline, options.to)
     except InputError as error:

@@ -34,13 +34,12 @@ from tunegrid.commands.environments import (
 from tunegrid.errors import InputError
 from tunegrid.grid.recipes import CACHE
 from tunegrid.machine import import_folder, library_digests, replacing, versions
-from tunegrid.results.answer import Lines, RunAnswer, gate_answer
 from tunegrid.results.gate import Run, gate, read_run
-from tunegrid.results.gate_report import counted, remarks
-from tunegrid.results.journal import code_digest
 from tunegrid.results.judgements import Judgement, Outcome
-from tunegrid.results.outcomes import COUNTED, FAILED_BY, failing, kinds_of, outcome, undecided
-from tunegrid.results.table import count
+from tunegrid.results.report import count
+from tunegrid.results.resume_key import code_digest
+from tunegrid.results.summary import counted, remarks
+from tunegrid.results.verdict import COUNTED, FAILED_BY, RunVerdict, failing, in_lines, kinds_of, outcome, undecided, verdict_of
 from tunegrid.terminal import say
 
 
@@ -149,7 +148,7 @@ class Found:
     """What a search learned, and what the gate says of the first version that is worse."""
 
     bisection: Bisection
-    verdict: RunAnswer
+    verdict: RunVerdict
 
 
 def search(steps: Steps, candidates: Sequence[str], kinds: Sequence[str]) -> Found:
@@ -160,14 +159,14 @@ def search(steps: Steps, candidates: Sequence[str], kinds: Sequence[str]) -> Fou
     if worse := failing(gate(baseline, steps.run(good, "again")), kinds):
         raise InputError(f"{good} is called worse than itself, so nothing can be told: {remarks(worse)[0]}")
     say(f"the bad end, {bad}")
-    judged, verdicts = gate(baseline, steps.run(bad)), dict[str, RunAnswer]()
+    judged, verdicts = gate(baseline, steps.run(bad)), dict[str, RunVerdict]()
     if not failing(judged, kinds):
         raise NotWorse(f"by {' and '.join(kinds)} {bad} is not worse than {good} ({counted(judged)}); {advice(kinds)}")
 
     def tell(version: str, judged: Sequence[Judgement]) -> bool:
         """Say whether a version is worse."""
-        known = {"before": baseline.in_a_row, "after": steps.run(version).in_a_row}
-        verdict = verdicts[version] = gate_answer(judged, kinds, baseline=good, **known)
+        after, before = steps.run(version).in_a_row, baseline.in_a_row
+        verdict = verdicts[version] = verdict_of(after, judged, kinds, baseline=good, before=before, troubles=None)
         worse = bool(verdict.failing)
         say(f"{version}: {verdict.answer}" if worse else f"{version} is not worse")
         return worse
@@ -213,15 +212,15 @@ def advice(kinds: Sequence[str]) -> str:
     return ", and ".join(hints)
 
 
-def conclusion(subject: Subject, found: Found) -> Lines:
+def conclusion(subject: Subject, found: Found) -> Sequence[str]:
     """What was learned: which version it was, what the gate says of it, and what to look at."""
-    name, result, cause = subject.name, found.bisection, found.verdict.cause
+    name, result, cause = subject.name, found.bisection, found.verdict.findings[0].sentence
     if result.skipped:
         others = f"with {result.first_bad}, or with one that was skipped: {', '.join(result.skipped)}"
         answer = f"{name} became worse after {result.last_good}: {others}."
-        return Lines(answer=answer, cause=cause, way_on="the same command tries what was skipped again")
+        return in_lines(answer, cause, "the same command tries what was skipped again")
     answer = f"{name} {result.first_bad} is the first that is worse; {result.last_good} is not."
-    return Lines(answer=answer, cause=cause, way_on=_where_it_is(subject, result.first_bad))
+    return in_lines(answer, cause, _where_it_is(subject, result.first_bad))
 
 
 def _where_it_is(subject: Subject, version: str) -> str:
@@ -302,5 +301,5 @@ def main(arguments: Sequence[str] | None = None, suite: Suite = suite) -> int:
     except KeyboardInterrupt:
         say(f"stopped; the same command goes on with what is in {folder}")
         return 130
-    say("\n".join(conclusion(subject, found).sentences))
+    say("\n".join(conclusion(subject, found)))
     return int(bool(found.bisection.skipped))

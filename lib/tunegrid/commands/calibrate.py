@@ -20,7 +20,7 @@ from tunegrid.machine import write_whole
 from tunegrid.record import Record
 from tunegrid.results.bounds import Calibration, RecordsByCell, thresholds_toml
 from tunegrid.results.files import read_list
-from tunegrid.results.thresholds import OWN_CALIBRATE, beside, load_bounds
+from tunegrid.results.thresholds import OWN_CALIBRATE, bounds_file, load_bounds
 from tunegrid.terminal import say
 
 PROFILES = {profile.id: profile for profile in (QUICK_PROFILE, FULL_PROFILE)}
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
     parser.add_argument("--seeds", type=seeds_of, default=5, metavar="N", help="trainings of each cell (default 5)")
     parser.add_argument("pytest_options", nargs="*", metavar="-- OPTION", help="of pytest, as in -- --data-root=DIR -n 2")
     options = parser.parse_args(arguments)
-    path = beside(options.grid, options.profile)
+    path = bounds_file(options.grid, options.profile)
     try:
         cells = cells_of(options.grid, options.profile, options.cells)
         check_others(path, cells)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.metadata import version
 from typing import NoReturn
 
 from tunegrid import ROOT
@@ -47,6 +48,9 @@ class Program:
         return code
 
     def _run(self, name: str = "--help", *rest: str) -> int:
+        if name == "--version":
+            say(f"tunegrid {version('tunegrid')}")
+            return 0
         if trouble := self.trouble(name):
             say(trouble, error=True)
             return 2

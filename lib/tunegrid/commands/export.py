@@ -107,15 +107,7 @@ def _columns(rows: Iterable[Mapping[str, Any]]) -> Columns:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-FORMULA = (
-    "=",
-    "+",
-    "-",
-    "@",
-    "\t",
-    "\r",
-    "\n",
-)  # with which a spreadsheet takes a cell of a CSV file for a formula, and runs it
+FORMULA = tuple("=+-@\t\r\n")  # with which a spreadsheet takes a cell of a CSV file for a formula, and runs it
 
 
 def as_text(value: Any) -> Any:

@@ -7,19 +7,20 @@ With --exact nothing is judged: every difference between the scores of the two i
 """
 
 import argparse
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.record import Record
-from tunegrid.results.answer import answer_of
-from tunegrid.results.cell_answer import annotate
-from tunegrid.results.files import read_list
+from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.results.flips import flips
-from tunegrid.results.gate import Run, furthest, gate, paired
-from tunegrid.results.gate_report import FORMATS, Report, numerics_table, write_step_summary
-from tunegrid.results.outcomes import COUNTED, FAILED_BY, kinds_of
+from tunegrid.results.gate import Run, gate, paired
+from tunegrid.results.report import Section, text
+from tunegrid.results.summary import annotate, gate_section, summary, table, write_step_summary
+from tunegrid.results.verdict import COUNTED, FAILED_BY, kinds_of, verdict_of
 from tunegrid.terminal import say
 
 
@@ -28,13 +29,13 @@ def parser() -> argparse.ArgumentParser:
     line = argparse.ArgumentParser(prog="tunegrid gate", description=__doc__)
     line.add_argument("old", type=Path, metavar="OLD.json", help="the baseline")
     line.add_argument("new", type=Path, metavar="NEW.json", help="the run to judge")
-    line.add_argument("--format", choices=FORMATS, default="text")
+    line.add_argument("--format", choices=("text", "markdown", "json"), default="text")
     line.add_argument("--policy", help=argparse.SUPPRESS)
     line.add_argument("--on", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(COUNTED)}: what counts")
     line.add_argument(
         "--numerics",
         action="store_true",
-        help="also print what verdicts on numerics rest on, and how far figures lie apart",
+        help="also print what verdicts on numerics rest on",
     )
     line.add_argument("--show-flips", type=_rows, metavar="N", help="list up to N test rows of each cell that changed")
     line.add_argument("--exact", action="store_true", help="only list the scores that are not the same to the last digit")
@@ -58,8 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.show_flips and options.format == "json":
         line.error("--show-flips prints text or Markdown: give another --format")
     try:
-        old, new = read_list(options.old), read_list(options.new)
-        return exact(old, new) if options.exact else judge(old, new, options)
+        old, new = read_saved(options.old), read_saved(options.new)
+        return exact(old.records, new.records) if options.exact else judge(old, new, options)
     except InputError as error:
         refuse(line, error)
 
@@ -71,20 +72,33 @@ def exact(old: Sequence[Record], new: Sequence[Record]) -> int:
     return int(bool(lines))
 
 
-def judge(old: Sequence[Record], new: Sequence[Record], options: argparse.Namespace) -> int:
-    """Print the verdicts and the answer; return the answer's exit code."""
-    kinds, before, after = kinds_of(options.on), Run.of(old, options.old), Run.of(new, options.new)
+def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
+    """Print the verdicts and the answer; return its exit code."""
+    kinds, before, after = kinds_of(options.on), Run.of(old.records, old.path), Run.of(new.records, new.path)
     judged = gate(before, after)
-    answer = answer_of(new, judged, kinds, baseline=options.old.name, before=old)
-    listed = flips(paired(before, after), judged, options.show_flips) if options.show_flips else None
-    report = Report(judged=judged, answer=answer, flips=listed)
-    if options.numerics:
-        say("\n".join(numerics_table(judged, furthest(before, after))))
-    say(FORMATS[options.format](report))
-    if options.format == "text":
-        annotate(answer, new)
-    write_step_summary(report)
-    return answer.exit_code
+    verdict = verdict_of(
+        new.records,
+        judged,
+        kinds,
+        baseline=old.path.name,
+        before=old.records,
+        command=new.command,
+        files=(str(old.path), str(new.path)),
+    )
+    listed = flips(paired(before, after), judged, options.show_flips) if options.show_flips else []
+    words = summary(verdict, judged, flips=listed)
+    if options.format == "json":
+        say(json.dumps([asdict(judgement) for judgement in judged], indent=1))
+    elif options.format == "markdown":
+        say(words)
+    else:
+        rows = [{"cell": j.cell, "numerics": j.verdict, "what": j.detail} for j in judged if j.kind == "numerics"]
+        sections = [table(dict.fromkeys(("cell", "numerics", "what"), ""), rows)] if options.numerics else []
+        sections += [gate_section(judged, verdict.failing), *listed, Section(sentences=verdict.sentences)]
+        say(text(sections))
+        annotate(verdict, new.records)
+    write_step_summary(words)
+    return verdict.exit_code
 
 
 # Whether scores are the same to the last digit

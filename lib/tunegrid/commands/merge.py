@@ -14,24 +14,10 @@ from pathlib import Path
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.record import Record
-from tunegrid.results.files import (
-    COMMAND,
-    SHARD,
-    BenchmarkRow,
-    RunJson,
-    case_of,
-    current,
-    has_no_time,
-    is_cell,
-    load,
-    missing_runs,
-    name_of,
-    rows_by_name,
-    save,
-)
-from tunegrid.results.journal import as_run, latest
-from tunegrid.results.run_table import summary
+from tunegrid.results import files
+from tunegrid.results.files import BenchmarkRow, RunJson, case_of, has_no_time, name_of
 from tunegrid.results.status import compared_together, contradicts
+from tunegrid.results.summary import cell_lines
 from tunegrid.terminal import say
 
 RowKey = tuple[str, int | None]  # a row's name without its seed, and the seed
@@ -44,7 +30,7 @@ def joined(runs: Mapping[Path, RunJson]) -> tuple[dict[RowKey, BenchmarkRow], di
     sources: dict[RowKey, Path] = {}
     for path, run in runs.items():
         for row in run["benchmarks"]:
-            row, record = current(row, path) if is_cell(row["extra_info"]) else (row, None)
+            row, record = files.current(row, path) if files.is_cell(row["extra_info"]) else (row, None)
             name, seed = name_of(row), record.seeds.seed if record else None
             key = (name.replace(f"-seed{seed}]", "]"), seed)  # with --seeds, a test's id says it
             if key in rows and has_no_time(row):
@@ -63,30 +49,26 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the merged file; return the exit code."""
     parser = argparse.ArgumentParser(prog="tunegrid merge", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN.json")
-    parser.add_argument(
-        "--journal",
-        nargs="?",
-        const="",
-        metavar="FILE",
-        help="also the cells of this journal (default: of the newest)",
-    )
+    described = "also the cells of this journal (default: of the newest)"
+    parser.add_argument("--journal", nargs="?", const="", metavar="FILE", help=described)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.json")
     options = parser.parse_args(arguments)
     if not options.runs and options.journal is None:
         parser.error("give the runs to merge, or --journal for that of a session that was killed")
     try:
-        runs = {path: load(path) for path in options.runs}
+        runs = {path: files.load(path) for path in options.runs}
         if options.journal is not None:
-            journal = Path(options.journal) if options.journal else latest()
-            runs[journal] = as_run(journal)
+            journal = Path(options.journal) if options.journal else files.latest()
+            runs[journal] = files.as_run(journal)
         rows, alone = joined(runs)
         records = dict(zip(alone, compared_together(list(alone.values())), strict=True))
-        absent = missing_runs(runs, {case_of(records[key]) for key in records if not has_no_time(rows[key])})
-        first = {name: value for name, value in next(iter(runs.values())).items() if name not in (SHARD, COMMAND)}
-        save(first | {"benchmarks": rows_by_name(rows, records)}, options.output, records.values(), options.runs)
+        absent = files.missing_runs(runs, {case_of(records[key]) for key in records if not has_no_time(rows[key])})
+        first = {name: value for name, value in next(iter(runs.values())).items() if name not in (files.SHARD, files.COMMAND)}
+        merged = first | {"benchmarks": files.rows_by_name(rows, records)}
+        files.save(merged, options.output, records.values(), options.runs)
     except (InputError, OSError) as error:
         refuse(parser, error)
-    for line, _ in summary(records.values()):
+    for line, _ in cell_lines(records.values()):
         say(line)
     if options.journal == "":
         say(f"took the journal {journal}")

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from tunegrid.commands.environments import output_of
 from tunegrid.errors import InputError
 from tunegrid.machine import PACKAGES
-from tunegrid.results.journal import content_digest
+from tunegrid.results.resume_key import content_digest
 
 DRY_RUN = ("install", "--dry-run")
 # Of a file of requirements: where packages are looked for.

@@ -33,8 +33,8 @@ from tunegrid.machine import PACKAGES, cpu_name, library_digests, versions
 from tunegrid.record import Record
 from tunegrid.record.record import recipe_record
 from tunegrid.results.files import read_list, read_saved
-from tunegrid.results.journal import code_digest
-from tunegrid.results.table import count, some
+from tunegrid.results.report import count, some
+from tunegrid.results.resume_key import code_digest
 from tunegrid.terminal import say
 
 RUNS = CACHE / "upgrade"
@@ -208,7 +208,7 @@ def run(side: Side, question: Question, stage: str, cells: Sequence[str], option
 
 def unfinished(records: Sequence[Record]) -> list[Record]:
     """Those of which the gate has nothing to judge."""
-    return [record for record in records if not record.finished and record.status != "begun"]
+    return [record for record in records if not record.finished and not record.first_updates]
 
 
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"

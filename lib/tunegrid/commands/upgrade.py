@@ -41,14 +41,13 @@ from tunegrid.errors import InputError
 from tunegrid.page.render import write
 from tunegrid.page.view import page_of, read_page_run
 from tunegrid.record import Record
-from tunegrid.results.answer import RunAnswer, answer_of
-from tunegrid.results.failures import causes_of
 from tunegrid.results.files import is_cell, load, read_list, save
 from tunegrid.results.gate import Run, gate, read_run
-from tunegrid.results.gate_report import Report, as_text, write_step_summary
 from tunegrid.results.judgements import SAME_NUMERICS, Judgement, Outcome, Verdict, by_cell
-from tunegrid.results.outcomes import COUNTED, FAILED_BY, FLOWS, failing, kinds_of
-from tunegrid.results.table import SHOWN
+from tunegrid.results.report import NAMED, Section, text
+from tunegrid.results.status import failures_of
+from tunegrid.results.summary import gate_section, summary, write_step_summary
+from tunegrid.results.verdict import COUNTED, FAILED_BY, RunVerdict, failing, kinds_of, verdict_of
 from tunegrid.terminal import say
 
 # What cells are called in the sentence, in its order; those from the third on are named.
@@ -81,20 +80,23 @@ def sentence(changes: str, judged: Sequence[Judgement], kinds: Sequence[str], fa
 
 def failures(before: Iterable[Record], after: Iterable[Record]) -> dict[str, str]:
     """Why cells failed by themselves after the upgrade, by cell; of the same failure it says that it was there before."""
-    known = {record.cell: causes_of(record) for record in before}
-    causes = {record.cell: causes_of(record) for record in after}
-    return {cell: _first(own) + (", as before" if own == known.get(cell) else "") for cell, own in causes.items() if own}
+    known, now = _names(before), _names(after)
+    return {cell: name + (", as before" if name == known.get(cell) else "") for cell, name in now.items()}
 
 
-def _first(causes: Sequence[str]) -> str:
-    return causes[0] + (f" and {len(causes) - 1} more" if len(causes) > 1 else "")
+def _names(records: Iterable[Record]) -> dict[str, str]:
+    names: dict[str, list[str]] = {}
+    for failure in failures_of(records):
+        for cell in failure.cells:
+            names.setdefault(cell, []).append(failure.name)
+    return {cell: " and ".join(own) for cell, own in names.items()}
 
 
 def _group(word: str, cells: Sequence[str]) -> str:
     if word in UNNAMED:
         return f"{len(cells)} {word}"
-    more = f" and {len(cells) - SHOWN} more" if len(cells) > SHOWN else ""
-    return f"{len(cells)} {word} ({', '.join(cells[:SHOWN])}{more})"
+    more = f" and {len(cells) - NAMED} more" if len(cells) > NAMED else ""
+    return f"{len(cells)} {word} ({', '.join(cells[:NAMED])}{more})"
 
 
 def _cell(judged: Sequence[Judgement], bad: Sequence[Judgement], failed: str) -> tuple[str, str]:
@@ -102,11 +104,11 @@ def _cell(judged: Sequence[Judgement], bad: Sequence[Judgement], failed: str) ->
     whole = next((j for j in judged if j.quantity == "cell"), None)
     if whole:
         return str(whole.verdict), failed
-    arithmetic = next((j for j in judged if j.quantity in FLOWS), None)
+    arithmetic = next((j for j in judged if j.kind == "numerics"), None)
     word = str(arithmetic.verdict) if arithmetic else str(Verdict.NOT_COMPARABLE)
     if word in UNNAMED and not bad:
         return ("failed", failed) if failed else (word, "")
-    figures = [j for j in judged if j.quantity not in FLOWS and (j in bad or (j.quantity == j.main_score and j.effect))]
+    figures = [j for j in judged if j.kind != "numerics" and (j in bad or (j.quantity == j.main_score and j.effect))]
     reason = (
         arithmetic.detail.partition("; with ")[0].removesuffix(", forward equal") if arithmetic and word not in UNNAMED else ""
     )
@@ -186,11 +188,11 @@ def way_on(before: Side, after: Side, cells: Sequence[str], options: argparse.Na
     given = Wanted(specs=(*options.specs, *options.origin), files=options.requirement).names
     named = {*map(canonicalize_name, given), *after.checkouts, *before.checkouts}
     asked = [name for name in names if name in named] or names
-    about = ["--cells", ",".join(cells[:SHOWN]), *(["--by", options.by] if options.by != ",".join(FAILED_BY) else [])]
+    about = ["--cells", ",".join(cells[:NAMED]), *(["--by", options.by] if options.by != ",".join(FAILED_BY) else [])]
     profile = ["-m", options.profile] if options.profile != "quick" else []
     if len(asked) > 1:
         passed = [*about, *profile, *(["--", *options.pytest_options] if options.pytest_options else [])]
-        commands = [shlex.join(["tunegrid", "upgrade", *_alone(before, after, name), *passed]) for name in asked[:SHOWN]]
+        commands = [shlex.join(["tunegrid", "upgrade", *_alone(before, after, name), *passed]) for name in asked[:NAMED]]
         return f"{' and '.join(f'`{command}`' for command in commands)} tell which of them it was"
     about += ["--", *profile, *options.pytest_options] if profile or options.pytest_options else []
     for name in asked:
@@ -222,11 +224,11 @@ def _way_to_the_commit(repo: Path, version: str, about: Sequence[str]) -> str:
     return f"`{shlex.join(command)}` finds the commit{hint}"
 
 
-def reported(answer: RunAnswer, judged: Sequence[Judgement]) -> None:
+def reported(verdict: RunVerdict, judged: Sequence[Judgement]) -> None:
     """Print the gate's table and its answer."""
-    report = Report(judged=judged, answer=answer)
-    say(as_text(report))
-    write_step_summary(report)
+    tables = [gate_section(judged, verdict.failing)] if judged else []
+    say(text([*tables, Section(sentences=verdict.sentences)]))
+    write_step_summary(summary(verdict, judged))
 
 
 def cells_to_ask_about(judged: Sequence[Judgement], kinds: Sequence[str]) -> list[str]:
@@ -235,7 +237,7 @@ def cells_to_ask_about(judged: Sequence[Judgement], kinds: Sequence[str]) -> lis
     return list(dict.fromkeys(worse or [judgement.cell for judgement in judged if judgement.verdict is Verdict.CHANGED]))
 
 
-def page(old: Path, new: Path, answer: RunAnswer, path: Path) -> None:
+def page(old: Path, new: Path, answer: RunVerdict, path: Path) -> None:
     """Write the run after the upgrade as one page under the upgrade's answer, beside the run before."""
     after = read_page_run(new)
     write(page_of(after, [read_page_run(old, after.profile)], answer=answer), path)
@@ -338,9 +340,9 @@ def concluded(before: Side, after: Side, runs: tuple[Path, Path], kinds: Sequenc
     run_before, run_after = Run.of(known, old), Run.of(records, new)
     asked = run_before.only(options.cells.split(",")) if options.cells else run_before
     judged = gate(asked, run_after) if run_after.records else []
-    answer = answer_of(records, judged, kinds, baseline="the run before", before=known)
+    answer = verdict_of(records, judged, kinds, baseline="the run before", before=known)
     if cells := cells_to_ask_about(judged, kinds):
-        answer = replace(answer, way_on=way_on(before, after, cells, options) or answer.way_on)
+        answer = replace(answer, next_step=way_on(before, after, cells, options) or answer.next_step)
     reported(answer, judged)
     target = options.html or new.with_name(f"{new.stem}-after-{old.parent.name}.html")
     page(old, new, answer, target)

@@ -4,7 +4,6 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -111,9 +110,7 @@ def asked_after(instruments: Sequence[Instrument], cell: TrainedCell, before: Ma
             frame, wrong = answer
         frames.append(frame.assign(instrument=one.id))
         objections += [f"{one.id}: {sentence}" for sentence in wrong]
-    file = None
-    with suppress(OSError):  # a disk without room costs the figures, not the cell
-        file = write_figures(pd.concat(frames).replace([np.inf, -np.inf], np.nan))
+    file = write_figures(pd.concat(frames).replace([np.inf, -np.inf], np.nan))
     records = {one.id: InstrumentRecord(question=one.question, figures=dict(one.figures), file=file) for one in instruments}
     return Answers(records=records, objections=objections)
 

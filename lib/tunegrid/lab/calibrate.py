@@ -14,16 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scipy import special
+
 from tunegrid import ROOT
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.lab.grid_runs import GridRun, LabSession, LabSessions, OtherLabSession, fives, note
 from tunegrid.record.checks import below_bounds
-from tunegrid.results.bounds import CONTROL_SHARE, Calibration, RecordsByCell, noise_toml, thresholds_toml
-from tunegrid.results.noise import NoiseKey
-from tunegrid.results.thresholds import load_bounds
+from tunegrid.results.bounds import CONTROL_SHARE, Calibration, RecordsByCell, evidence, scores_toml, thresholds_toml
+from tunegrid.results.noise import SEEDS, NoiseKey, residuals, resolution
+from tunegrid.results.thresholds import LAB_CALIBRATE, load_bounds
 
+UNLIKELY = 0.05  # that the worst of a cell's trainings is as bad as it is, if noise were normal
 ADAPTER_OFF = "adapter_off"  # a control of benchmarks/plants/controls.py
 
 
@@ -124,12 +127,24 @@ def train(plan: CalibrationPlan, sessions: LabSessions) -> Calibration:
     """Train what is missing."""
     sessions.train(plan.first)
     first = calibration([(run, run.grids()) for run in plan.first], {})
-    heavy = first.with_tails() if plan.rules.noise else []
+    heavy = with_tails(first) if plan.rules.noise else []
     print(f"cells with a tail, which get {plan.more_seeds} seeds more: {', '.join(heavy) or 'none'}", flush=True)
     grids = [*plan.first, *plan.tails(heavy), *plan.moved]
     sessions.train([*grids[len(plan.first) :], plan.controls])
     controls = read_controls(plan.controls.path, plan.rules.left_out)
     return calibration([(run, run.grids()) for run in grids], controls, plan.rules.control_share)
+
+
+def with_tails(measured: Calibration) -> list[str]:
+    """The cells of which some training is worse than one of so many normal draws would be, at 5 %: they need more seeds."""
+    rows, first = measured.rows(), measured.seeds[0]
+    heavy = {
+        cell
+        for (cell, metric), groups in measured.noise.scores[SEEDS].items()
+        if len(far := residuals(groups, resolution(rows[first[cell].task], metric)))
+        and special.ndtr(far.min()) < UNLIKELY / len(far)
+    }
+    return [cell for cell in first if cell in heavy]
 
 
 def calibration(
@@ -157,6 +172,30 @@ def read_controls(path: Path, left_out: Sequence[str] = ()) -> dict[NoiseKey, fl
         advice = f"`pytest -m controls --benchmark-json={path}` writes it"
         raise InputError(f"{path} holds no controls ({type(error).__name__}: {error}); {advice}") from None
     return best
+
+
+def noise_toml(calibration: Calibration) -> str:
+    """The file of training noise: deviations as measured, and their scores; they are pooled when they are read."""
+    noise = calibration.noise
+    lines = [
+        f"# Written by `{LAB_CALIBRATE}`. Standard deviations of scores, in points, with degrees of freedom:",
+        "# `seeds` between runs of different seeds, `perturbed` between runs of one seed whose starts differ in last digits.",
+        "# `scores`: one list for each group of runs that differ by chance alone.",
+        *evidence(calibration),
+        f"perturbed_seeds = {list(calibration.perturbed)}",
+        f"runs_a_perturbed_seed = {[len(grids) for grids in calibration.perturbed.values()]}",
+        "",
+        "# Test rows by task.",
+        "[rows]",
+        *(f"{task} = {rows}" for task, rows in noise.rows.items()),
+    ]
+    for key in calibration.tested():
+        lines += ["", f"[cells.{'.'.join(key)}]"]
+        for kind, deviations in noise.measured.items():
+            if own := deviations.get(key):
+                groups = ", ".join(f"[{scores_toml(group)}]" for group in noise.scores[kind][key])
+                lines.append(f"{kind} = {{ sd = {own.sd:.3f}, df = {own.df:.0f}, scores = [{groups}] }}")
+    return "\n".join(lines) + "\n"
 
 
 def blunt(measured: Calibration) -> list[str]:

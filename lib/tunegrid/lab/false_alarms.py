@@ -18,23 +18,18 @@ from tunegrid.record import Record
 from tunegrid.record.checks import below_bounds, failures
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.judgements import Judgement, Verdict
-from tunegrid.results.outcomes import FAILED_BY, failing, undecided
-from tunegrid.results.table import Column, lines
+from tunegrid.results.report import text_table
+from tunegrid.results.summary import table
 from tunegrid.results.thresholds import Bounds, load_bounds
+from tunegrid.results.verdict import FAILED_BY, failing, undecided
 
 BOUNDS = ROOT / "benchmarks" / "thresholds" / "quick.toml"
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 FIRST_SEED, FIRST_DRAW = 100, 11  # calibration has seeds 0 to 29 and draws 1 to 3
 SESSION = 5  # seeds
 ALLOWED = 0.05  # of all runs
-COLUMNS = (
-    Column(title="run", width=16),
-    Column(title="bounds and audits missed", width=24, right=True),
-    Column(title="gate: worse", width=11, right=True),
-    Column(title="cannot tell", width=11, right=True),
-    Column(title="numerics changed", width=16, right=True),
-    Column(title="fails"),
-)
+COUNTS = ("bounds and audits missed", "gate: worse", "cannot tell", "numerics changed")
+COLUMNS = {"run": "", **dict.fromkeys(COUNTS, "d"), "fails": ""}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +89,8 @@ def _verdicts(run: GridRun, seed: int, records: Sequence[Record], baseline: Run,
 
 def page(judged: Sequence[Verdicts]) -> Iterable[str]:
     """One row per run, what fails in words, and the count."""
-    rows = [
-        (v.name, str(len(v.missed)), str(len(v.failing)), str(v.undecided), str(v.changed), "yes" if v.fails else "-")
-        for v in judged
-    ]
-    yield from lines(COLUMNS, rows)
+    rows = [(v.name, len(v.missed), len(v.failing), v.undecided, v.changed, "yes" if v.fails else "-") for v in judged]
+    yield from text_table(table(COLUMNS, [dict(zip(COLUMNS, row, strict=True)) for row in rows]))
     for verdict in judged:
         yield from (f"{verdict.name}: {sentence}" for sentence in verdict.missed)
         yield from (f"{verdict.name}: {j.verdict}: {j.cell} {j.quantity} ({j.detail})" for j in verdict.failing)

@@ -36,7 +36,7 @@ from tunegrid.results.noise import (
     pooled,
 )
 from tunegrid.results.quality import decide
-from tunegrid.results.statistics import Array, TrainingEffect, by_training
+from tunegrid.results.statistics import Array, Effect, by_training
 from tunegrid.results.thresholds import load_margins
 
 COMMON = 0.9  # correlation of one cell's normal scores: they rest on the same rows
@@ -105,7 +105,7 @@ def estimates(
 ) -> dict[NoiseKey, Deviation]:
     """Moderated deviations by cell and score."""
     pools = pooled(measured, rows, scores)
-    return {(cell, metric): pools[kind_of_cell(cell), metric].by_cell[cell] for cell, metric in measured}
+    return {key: pools[key] for key in measured}
 
 
 def standardised(groups: Groups) -> Array:
@@ -117,7 +117,7 @@ def standardised(groups: Groups) -> Array:
     return np.concatenate([(group - group.mean()) / own.sd / sqrt(1 - 1 / len(group)) for group in several])
 
 
-def effect(setting: Setting, key: NoiseKey, points: float, noise: Deviation) -> TrainingEffect:
+def effect(setting: Setting, key: NoiseKey, points: float, noise: Deviation) -> Effect:
     """A change of so many points, as the gate would see it."""
     rows = setting.noise.rows[key[0].split("_")[1]]
     tail = noise.tail_of(setting.seeds)
@@ -136,7 +136,7 @@ def _judged(setting: Setting, rng: np.random.Generator) -> set[str]:
     gaps = _gaps(setting, truth, rng)
     effects = {key: effect(setting, key, gaps[key], noise[key]) for key in truth}
     decisions = decide(effects, setting.mains, setting.margins)
-    return {cell for (cell, _), decision in decisions.items() if decision.verdict is Verdict.WORSE}
+    return {cell for (cell, _), (verdict, _) in decisions.items() if verdict is Verdict.WORSE}
 
 
 def _truth(setting: Setting, rng: np.random.Generator) -> dict[NoiseKey, float]:

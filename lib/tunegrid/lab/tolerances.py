@@ -16,18 +16,20 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context, Decimal
-from functools import partial
 from pathlib import Path
 from statistics import median
 from textwrap import wrap
+
+import pandas as pd
 
 from tunegrid.errors import InputError
 from tunegrid.lab.calibrate import CalibrationPlan
 from tunegrid.lab.grid_runs import GridRun, LabSessions, note
 from tunegrid.record import Record
 from tunegrid.results.bounds import origin
-from tunegrid.results.modules import read_both
-from tunegrid.results.numerics import TOLERANCES, Pair, arithmetic, losses
+from tunegrid.results.modules import Modules, Moved, read_both
+from tunegrid.results.numerics import BY_GROUP, UPDATES, Pair, arithmetic, furthest, losses
+from tunegrid.results.thresholds import TOLERANCES
 
 FAR = 10  # times the median of the cells' largest deviations
 FAR_OF_MODULES = 3  # the same of single modules, of which a model has many: the median cell shows some that amplify much
@@ -77,7 +79,7 @@ class Apart:
 
     Attributes:
         kind: their arithmetic.
-        figures: by name, as `Pair.apart` has them.
+        figures: by name.
     """
 
     cell: str
@@ -89,9 +91,26 @@ def apart(old: Record, new: Record) -> Apart:
     """How far a training lies apart from one of the same seed; raises InputError where one of them left no losses."""
     if not losses(old) or not losses(new) or not old.training or not new.training:
         raise InputError(f"{old.cell} of seed {old.seeds.seed} has a loss that is not finite; tolerances rest on healthy runs")
-    here = partial(read_both, old, new, (None, None))  # this machine's store has what the lab's own sessions kept
-    pair = Pair(old=old.training, new=new.training, tolerance={}, fine=False, modules=here)
-    return Apart(cell=old.cell, kind=arithmetic(old), figures=pair.apart())
+    pair = Pair(old=old.training, new=new.training, tolerance={}, fine=False)
+    both = read_both(old, new, (None, None))  # this machine's store has what the lab's own sessions kept
+    return Apart(cell=old.cell, kind=arithmetic(old), figures=figures_of(pair) | (modules_apart(*both) if both else {}))
+
+
+def figures_of(pair: Pair) -> dict[str, float]:
+    """How far each figure with a tolerance lies apart, without those of modules: losses in nats, norms as shares."""
+    gaps = [abs((a or 0.0) - (b or 0.0)) for a, b in zip(pair.old.losses[:UPDATES], pair.new.losses[:UPDATES], strict=False)]
+    probe, search = pair.figures("probe_loss"), pair.figures("decoded")
+    first = max([*gaps[:1], abs((probe[0] or 0.0) - (probe[1] or 0.0))])
+    norms = {name: furthest(*pair.figures(name))[0] for name in BY_GROUP}
+    decoded = {} if None in search else {"decoded": abs(search[0] - search[1])}
+    return {"first": first, "later": max(gaps[1:], default=0.0), **norms, "curve": pair.curve, **decoded}
+
+
+def modules_apart(old: Modules, new: Modules) -> dict[str, float]:
+    """How far outputs and gradients of modules moved at most, in any phase of the probe."""
+    shares = pd.concat([Moved.between(old, new, phase).shares for phase in new.phase.unique()]).fillna(0.0)
+    figures = {"module_outputs": ["input", "output"], "module_gradients": ["gradient", "weight_gradients"]}
+    return {name: float(shares[own].to_numpy().max()) for name, own in figures.items()}
 
 
 # The rule

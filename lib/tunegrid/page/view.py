@@ -17,7 +17,6 @@ from tunegrid.grid.tasks import score_title
 from tunegrid.record import Record, Status
 from tunegrid.results import compare
 from tunegrid.results.alike import check_alike, check_rows
-from tunegrid.results.answer import RunAnswer, answer_of
 from tunegrid.results.compare import INSTEAD, MIB, Comparison, beside_each_other, entry_of, published_scores
 from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.results.flips import sampled
@@ -26,6 +25,7 @@ from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, by_ce
 from tunegrid.results.noise import load_noise
 from tunegrid.results.report import Section, count, some
 from tunegrid.results.status import status_of, too_short
+from tunegrid.results.verdict import RunVerdict, verdict_of
 from tunegrid.terminal import without_places
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ class Page:
 
     run: PageRun
     older: Sequence[PageRun]
-    answer: RunAnswer
+    answer: RunVerdict
     cells: Sequence[CellView]
     judged: Sequence[Judgement]
     remarks: Sequence[str]
@@ -336,11 +336,7 @@ class Page:
             return []
         from tunegrid.results.figures import tables
 
-        made = []
-        for table in tables(self.run.records, self.run.path):
-            names = [column.title for column in table.columns]
-            made.append(Section(heading=table.heading, frame=pd.DataFrame(table.rows, columns=names), sentences=table.notes))
-        return made
+        return list(tables(self.run.records, self.run.path))
 
     @property
     def costs(self) -> list[Section]:
@@ -452,22 +448,14 @@ class Page:
         limit = max(4, min(ROWS_A_CELL, ROWS_A_PAGE // len(self.cells)))
         baseline = self.older[0].path if self.older else None
         sample = sampled(cell.first, self.run.path, next(iter(cell.old), None), baseline, limit)
-        rows = [
-            {
-                **{"row": row.number, "change": row.change if sample.paired else None, "input": row.input},
-                **{"reference": row.reference, "before": row.old, "prediction": row.new},
-                **{"points before": row.old_points, sample.metric: row.points},
-            }
-            for row in sample.rows
-        ]
         said = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in sample.missing]
-        if rows:
-            said.append(
-                f"{len(rows)} of {sample.total}, long ones cut; all: `tunegrid export {self.run.name} --rows -o rows.csv`."
-            )
-        counts = f": {sample.lost} lost, {sample.gained} gained of {sample.total}" if sample.paired else ""
+        frame, counts, total = sample.frame, f": {sample.lost} lost, {sample.gained} gained of {sample.total}", sample.total
+        if frame is not None:
+            said.append(f"{len(frame)} of {total}, long ones cut; all: `tunegrid export {self.run.name} --rows -o rows.csv`.")
+            counts = counts if frame["change"].notna().any() else ""
+            frame = frame.rename(columns={"after": "prediction", "points": sample.metric}).dropna(axis=1, how="all")
         forms = {"row": ".0f", "points before": ".0f", sample.metric: ".0f"}
-        return [Section(heading=f"Test rows{counts}", frame=filled(rows), formats=forms, sentences=said, folded=True)]
+        return [Section(heading=f"Test rows{counts}", frame=frame, formats=forms, sentences=said, folded=True)]
 
 
 RATES = {
@@ -559,7 +547,7 @@ def page_of(
     older: Sequence[PageRun] = (),
     *,
     verdicts: Sequence[Judgement] | None = None,
-    answer: RunAnswer | None = None,
+    answer: RunVerdict | None = None,
 ) -> Page:
     """The page of a run, of one profile or empty.
 
@@ -581,9 +569,8 @@ def page_of(
         check_alike(record for entry in entries for record in entry.records)
     except InputError as error:
         entries, remarks = [], [*remarks, f"methods are not compared: {error}"]
-    own = answer or answer_of(
-        run.records, judgements, baseline=baseline.name if baseline else "", before=baseline.records if baseline else ()
-    )
+    name, before = (baseline.name, baseline.records) if baseline else ("", ())
+    own = answer or verdict_of(run.records, judgements, baseline=name, before=before, command=run.command)
     scored = [entry for entry in entries if entry.scores]
     return Page(
         run=run,

@@ -65,14 +65,14 @@ def failures(findings: Iterable[AuditFinding], excused: Collection[str] = ()) ->
 
 # The audits that need a run of some length: no other may fail without counting.
 NEED_LENGTH = ("weights_moved", "generation_not_truncated", "learned_something")
-FINISHED, TRAINED = ("passed", "missed"), (*SCORED, "footprint")
+FINISHED, BEGUN, TRAINED = ("passed", "missed", "audit"), ("begun", "failed"), (*SCORED, "footprint")
 NEEDED = (  # which parts a record of these statuses and profiles has
-    ((*FINISHED, "begun", "stopped"), TRAINED, ("device", "model", "parameters", "training", "memory", "throughput")),
+    ((*FINISHED, *BEGUN, "stopped"), TRAINED, ("device", "model", "parameters", "training", "memory", "throughput")),
     (FINISHED, SCORED, ("data", "evaluation")),
     (FINISHED, ("footprint",), ("flops",)),
-    (("begun",), TRAINED, ("data",)),
+    (BEGUN, TRAINED, ("data",)),
 )
-UNSUCCESSFUL = ("missed", "stopped", "error", "killed", "not run")
+UNSUCCESSFUL = ("missed", "audit", "failed", "stopped", "error", "killed", "not run")
 
 
 def contradictions(record: Record) -> Iterator[str]:
@@ -120,10 +120,12 @@ def _of_status(record: Record) -> Iterator[str]:
             yield from (f"{name} is null, {but}" for name in names if getattr(record, name) is None)
     if record.status in UNSUCCESSFUL and not record.missed:
         yield f"missed is empty, {but}"
+    if record.status == "audit" and not failures(record.audits, record.excused):
+        yield f"no audit failed, {but}"
     if record.finished and record.training and record.training.stopped is not None:
         yield f"training.stopped tells why it ended early, {but}"
     updates = record.first_updates
-    if (updates is None) == (record.status == "begun"):
+    if (updates is None) == (record.status in BEGUN):
         yield f"first_updates is {'null' if updates is None else updates}, {but}"
     if updates is not None:  # nothing is scored then
         if record.training and record.training.updates != updates:

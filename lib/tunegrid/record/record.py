@@ -22,7 +22,9 @@ from tunegrid.machine import library_digests, versions
 from tunegrid.terminal import visible, without_places
 
 SCHEMA_VERSION: Final = 4
-Status = Literal["unfinished", "passed", "missed", "begun", "stopped", "error", "killed", "not run", "reported"]
+Status = Literal[
+    "unfinished", "passed", "missed", "audit", "begun", "failed", "stopped", "error", "killed", "not run", "reported"
+]
 # What the suite does for itself: it does not count as the cell's cost. `calibrate` is of version 0.17 and before.
 OWN_PHASES = ("audit", "calibrate", "trace")
 
@@ -332,7 +334,7 @@ class Record(Part):
     audits: list[AuditFinding] = field(default_factory=list)
     bounds: Annotated[dict[str, Percent], about("minimum points by metric; empty: none apply")] = field(default_factory=dict)
     missed: Annotated[list[str], about("bounds and audits, or why it did not finish")] = field(default_factory=list)
-    status: Annotated[Status, about("`begun`: for its first updates alone; `reported`: published")] = "unfinished"
+    status: Annotated[Status, about("`begun`, `failed`: for its first updates alone; `reported`: published")] = "unfinished"
     ranks: Annotated[RanksRecord | None, about("null: one process ran the cell")] = None
     excused: Annotated[dict[str, str], about("failed audits that do not count, and why")] = field(default_factory=dict)
     libraries: Annotated[dict[str, Hash], about("hash of each library's code; empty: not known")] = field(default_factory=dict)
@@ -343,7 +345,7 @@ class Record(Part):
     @property
     def finished(self) -> bool:
         """It ran to its end, so its figures can be compared."""
-        return self.status in ("passed", "missed")
+        return self.status in ("passed", "missed", "audit")
 
     @property
     def peak_gib(self) -> float | None:

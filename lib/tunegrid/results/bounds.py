@@ -4,49 +4,30 @@ Scores are points, 0-100. A run of the grid is its records by cell.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
 from statistics import fmean, stdev
 
-from scipy import special
-
 from tunegrid.errors import InputError
 from tunegrid.record import Record
-from tunegrid.results.noise import (
-    PERTURBED,
-    SEEDS,
-    Deviation,
-    Groups,
-    Noise,
-    NoiseKey,
-    deviation,
-    kind_of_cell,
-    residuals,
-    resolution,
-)
+from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Groups, Noise, NoiseKey, deviation
 from tunegrid.results.statistics import critical_value
 from tunegrid.results.thresholds import LAB_CALIBRATE
 
 HEALTHY_MISSES = 0.02  # the chance that a healthy run of the whole grid misses any bound
 CONTROL_SHARE = 1 / 3  # of the way from the mean to what a control reaches: a bound below it is blunt
-UNLIKELY = 0.05  # that the worst of a cell's trainings is as bad as it is, if noise were normal
 LEAST_ROOM = 1.0  # points; another CPU rounds differently
 RecordsByCell = Mapping[str, Record]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """The least score of a healthy run.
-
-    Attributes:
-        minimum: points, rounded down to a tenth.
-        healthy: the least that is safe for a healthy run; above it, `minimum` is there for the controls' sake.
-    """
+    """The least score of a healthy run, in points, rounded down to a tenth."""
 
     minimum: float
-    healthy: float
+    healthy: float  # the least that is safe for a healthy run; above it, `minimum` is there for the controls' sake
 
     @property
     def blunt(self) -> bool:
@@ -60,14 +41,8 @@ def bound_of(
     """The bound of one score.
 
     A new observation deviates from the mean of n by noise * sqrt(1 + 1 / n); the gate's critical value bounds it at
-    `HEALTHY_MISSES`, shared by all bounds (Bonferroni).
-
-    Args:
-        scores: of healthy runs, one per seed.
-        noise: the deviation between seeds, moderated.
-        bounds: how many bounds a run must meet.
-        control: the best score of a control.
-        share: the bound lies at most so far on the way from the mean to the control.
+    `HEALTHY_MISSES`, shared by all `bounds` that a run must meet (Bonferroni). It lies at most so far (`share`) on the way from
+    the mean to the best score of a `control`.
     """
     mean = fmean(scores)
     errors = critical_value(HEALTHY_MISSES / bounds, noise.df, noise.tail)
@@ -83,42 +58,23 @@ def _floor(points: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Runs of one grid.
+    """Runs of one grid."""
 
-    Attributes:
-        seeds: runs that differ in their seed: first those of all cells, then those of cells that need more.
-        perturbed: by seed, that seed's run and its runs from perturbed starts.
-        controls: the best score of the controls that bounds lie far from, by cell and score.
-        control_share: of the way from the mean to a control, beyond which no bound lies.
-    """
-
-    seeds: Sequence[RecordsByCell]
-    perturbed: Mapping[int, Sequence[RecordsByCell]] = field(default_factory=dict)
-    controls: Mapping[NoiseKey, float] = field(default_factory=dict)
-    control_share: float = CONTROL_SHARE
+    seeds: Sequence[RecordsByCell]  # first those of all cells, then those of cells that need more
+    perturbed: Mapping[int, Sequence[RecordsByCell]] = field(default_factory=dict)  # by seed: its run, and from moved starts
+    controls: Mapping[NoiseKey, float] = field(default_factory=dict)  # the best score of any control, by cell and score
+    control_share: float = CONTROL_SHARE  # of the way from the mean to a control, beyond which no bound lies
 
     def scores(self, cell: str, metric: str) -> list[float]:
-        """One score, by seed, of the runs that trained the cell; raises InputError where one of them lacks it."""
+        """One score, by seed, of the runs that trained the cell; raises InputError if one of them lacks it."""
         return [score_of(grid, cell, metric) for grid in self.seeds if cell in grid]
 
-    def with_tails(self) -> list[str]:
-        """The cells of which some training is worse than one of so many normal draws would be, at 5 %: they need more seeds."""
-        rows = self.rows()
-        heavy = {
-            cell
-            for (cell, metric), groups in self.groups(SEEDS).items()
-            if len(far := residuals(groups, resolution(rows[self.seeds[0][cell].task], metric)))
-            and special.ndtr(far.min()) < UNLIKELY / len(far)
-        }
-        return [cell for cell in self.seeds[0] if cell in heavy]
-
-    def tested(self) -> Iterator[NoiseKey]:
+    def tested(self) -> list[NoiseKey]:
         """Every cell and bounded score."""
-        for cell, record in self.seeds[0].items():
-            yield from ((cell, metric) for metric in record.bounded_scores)
+        return [(cell, metric) for cell, record in self.seeds[0].items() for metric in record.bounded_scores]
 
     def rows(self) -> dict[str, int]:
-        """Test rows by task; raises InputError where a record does not say."""
+        """Test rows by task; raises InputError if a record does not say."""
         rows = {}
         for record in self.seeds[0].values():
             if record.data is None:
@@ -126,19 +82,13 @@ class Calibration:
             rows[record.task] = record.data.rows["test"]
         return rows
 
-    def groups(self, kind: str) -> dict[NoiseKey, Groups]:
-        """By cell and score, the scores that one kind of noise tells apart."""
-        if kind == SEEDS:
-            return {(cell, metric): [self.scores(cell, metric)] for cell, metric in self.tested()}
-        return {
-            (cell, metric): [[score_of(grid, cell, metric) for grid in grids] for grids in self.perturbed.values()]
-            for cell, metric in self.tested()
-        }
-
     @cached_property
     def noise(self) -> Noise:
         """Both kinds of training noise."""
-        scores = {kind: self.groups(kind) for kind in (SEEDS, PERTURBED)}
+        scores: dict[str, dict[NoiseKey, Groups]] = {
+            SEEDS: {key: [self.scores(*key)] for key in self.tested()},
+            PERTURBED: {key: [[score_of(grid, *key) for grid in g] for g in self.perturbed.values()] for key in self.tested()},
+        }
         return Noise(
             profile=next(iter(self.seeds[0].values())).profile,
             rows=self.rows(),
@@ -148,21 +98,15 @@ class Calibration:
 
     def bounds(self) -> dict[NoiseKey, Bound]:
         """Every bound, from noise between seeds."""
-        measured, pools = self.noise.measured[SEEDS], self.noise.pools[SEEDS]
+        count, pools = len(self.noise.measured[SEEDS]), self.noise.pools[SEEDS]
         return {
-            (cell, metric): bound_of(
-                self.scores(cell, metric),
-                pools[kind_of_cell(cell), metric].by_cell[cell],
-                len(measured),
-                self.controls.get((cell, metric)),
-                self.control_share,
-            )
-            for cell, metric in measured
+            key: bound_of(self.scores(*key), pools[key], count, self.controls.get(key), self.control_share)
+            for key in self.noise.measured[SEEDS]
         }
 
 
 def score_of(grid: RecordsByCell, cell: str, metric: str) -> float:
-    """One score of a finished cell; raises InputError where the run has none."""
+    """One score of a finished cell; raises InputError if the run has none."""
     score = grid[cell].scores.get(metric) if cell in grid else None
     if score is None:
         raise InputError(f"{cell} left no {metric} in one of the runs; calibrate from complete runs only")
@@ -184,61 +128,34 @@ def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> s
     ]
     for (cell, metric), bound in calibration.bounds().items():
         lines += ["", f"[cells.{cell}]"] if f"[cells.{cell}]" not in lines else []
-        lines.append(_bound_line(metric, bound, calibration.scores(cell, metric), calibration.controls.get((cell, metric))))
+        scores, control = calibration.scores(cell, metric), calibration.controls.get((cell, metric))
+        lines.append(
+            f"{metric} = {{ minimum = {bound.minimum:.1f}, mean = {fmean(scores):.2f}, sd = {stdev(scores):.2f}, "
+            f"scores = [{scores_toml(scores)}]{'' if control is None else f', control = {control:.2f}'} }}"
+        )
     return "\n".join(lines) + "\n"
 
 
-def _bound_line(metric: str, bound: Bound, scores: Sequence[float], control: float | None) -> str:
-    shown = ", ".join(f"{score:.2f}" for score in scores)
-    reached = "" if control is None else f", control = {control:.2f}"
-    return (
-        f"{metric} = {{ minimum = {bound.minimum:.1f}, mean = {fmean(scores):.2f}, "
-        f"sd = {stdev(scores):.2f}, scores = [{shown}]{reached} }}"
-    )
-
-
-def noise_toml(calibration: Calibration) -> str:
-    """The file of training noise: deviations as measured, and their scores; they are pooled where they are read."""
-    noise = calibration.noise
-    lines = [
-        f"# Written by `{LAB_CALIBRATE}`. Standard deviations of scores, in points, with degrees of freedom:",
-        "# `seeds` between runs of different seeds, `perturbed` between runs of one seed whose starts differ in last digits.",
-        "# `scores`: one list for each group of runs that differ by chance alone.",
-        *evidence(calibration),
-        f"perturbed_seeds = {list(calibration.perturbed)}",
-        f"runs_a_perturbed_seed = {[len(grids) for grids in calibration.perturbed.values()]}",
-        "",
-        "# Test rows by task.",
-        "[rows]",
-        *(f"{task} = {rows}" for task, rows in noise.rows.items()),
-    ]
-    for cell, metric in calibration.tested():
-        lines += ["", f"[cells.{cell}.{metric}]"]
-        for kind, deviations in noise.measured.items():
-            if own := deviations.get((cell, metric)):
-                lines.append(_noise_line(kind, own, noise.scores[kind][cell, metric]))
-    return "\n".join(lines) + "\n"
-
-
-def _noise_line(kind: str, own: Deviation, groups: Groups) -> str:
-    shown = ", ".join(f"[{', '.join(f'{score:.2f}' for score in group)}]" for group in groups)
-    return f"{kind} = {{ sd = {own.sd:.3f}, df = {own.df:.0f}, scores = [{shown}] }}"
+def scores_toml(scores: Sequence[float]) -> str:
+    """With two digits."""
+    return ", ".join(f"{score:.2f}" for score in scores)
 
 
 def evidence(calibration: Calibration) -> list[str]:
-    """Where the figures come from: device, date, versions, seeds."""
-    cells = calibration.seeds[0].keys()
-    firsts = [next(iter(grid.values()), None) for grid in calibration.seeds if grid.keys() == cells]
+    """Where the figures come from: device, date, versions, and the seeds of all cells and of single ones."""
+    cells, seeds = calibration.seeds[0].keys(), calibration.seeds
+    firsts = [next(iter(grid.values()), None) for grid in seeds if grid.keys() == cells]
+    more = {cell: [grid[cell].seeds.seed for grid in seeds if cell in grid and grid.keys() != cells] for cell in cells}
     return [
         "[evidence]",
         *origin(firsts[0]),
         f"seeds = {[record.seeds.seed for record in firsts if record]}",
-        *(f"more_seeds.{cell} = {more}" for cell in cells if (more := more_seeds(calibration, cell))),
+        *(f"more_seeds.{cell} = {own}" for cell, own in more.items() if own),
     ]
 
 
 def origin(first: Record | None) -> list[str]:
-    """Profile, date, device and versions of a record; raises InputError where it names no device."""
+    """Profile, date, device and versions of a record; raises InputError if it names no device."""
     if first is None or first.device is None:
         raise InputError("the first run does not name its device; calibrate from complete runs only")
     packages = ", ".join(f'{name} = "{version}"' for name, version in first.versions.items() if version)
@@ -248,9 +165,3 @@ def origin(first: Record | None) -> list[str]:
         f'device = "{first.device.name}, {first.device.threads} thread per process"',
         f"versions = {{ {packages} }}",
     ]
-
-
-def more_seeds(calibration: Calibration, cell: str) -> list[int]:
-    """The seeds that a cell has beyond those of all cells."""
-    partial = [grid[cell] for grid in calibration.seeds if cell in grid and grid.keys() != calibration.seeds[0].keys()]
-    return [record.seeds.seed for record in partial if record.seeds.seed is not None]

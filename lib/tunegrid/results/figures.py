@@ -4,10 +4,9 @@ A run's JSON declares the figures (`Record.instruments`); their values are in a 
 nothing here knows an instrument. Needs numpy, pandas and scipy, no torch.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,12 +14,11 @@ import pandas as pd
 from tunegrid.record import Record
 from tunegrid.record.record import Figure
 from tunegrid.results.examples import read_figures
-from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, judgement_of
-from tunegrid.results.noise import PERTURBED, deviation
-from tunegrid.results.numerics import Tolerances
-from tunegrid.results.quality import Rows, pairings
-from tunegrid.results.statistics import ALPHA, bootstrap_p, by_training, critical_value, holm, interval, ratio, resampled_means
-from tunegrid.results.table import Column, lines
+from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, by_cell, judgement_of
+from tunegrid.results.noise import deviation
+from tunegrid.results.quality import Rows, verdict_of
+from tunegrid.results.report import Section, count
+from tunegrid.results.statistics import ALPHA, Effect, by_training, critical_value, holm, ratio, resampled
 
 NUMBERS = ("value", "weight", "low", "high")
 KEYS = ["profile", "cell", "instrument", "part", "figure"]
@@ -53,8 +51,7 @@ def reduced(frame: pd.DataFrame) -> pd.DataFrame:
         if len(seeds) > 1 and np.isnan(low):
             reach = critical_value(ALPHA / 2, len(seeds) - 1) * seeds[:, 0].std(ddof=1) / len(seeds) ** 0.5
             low, high = value - reach, value + reach
-        note = next(filter(None, group.note), "")
-        known.append({**dict(zip(KEYS, key, strict=True)), "value": value, "low": low, "high": high, "note": note})
+        known.append((*key, value, low, high, next(filter(None, group.note), "")))
     return pd.DataFrame(known, columns=[*KEYS, "value", "low", "high", "note"])
 
 
@@ -65,176 +62,120 @@ def _mean(rows: pd.DataFrame) -> tuple[float, float, float]:
     return ratio((rows.value * rows.weight).tolist(), rows.weight.tolist())
 
 
-# A table
-
-
-@dataclass(frozen=True, kw_only=True)
-class FigureTable:
-    """An instrument's figures: a row for each cell and part; `notes` say what was not measured, and why."""
-
-    heading: str
-    columns: Sequence[Column]
-    rows: Sequence[Sequence[str]]
-    notes: Sequence[str]
-
-    @property
-    def text(self) -> list[str]:
-        """For a terminal."""
-        return [*(lines(self.columns, self.rows) if self.rows else ()), *self.notes]
-
-
-def tables(records: Sequence[Record], run: Path | None) -> Iterator[FigureTable]:
-    """One for each instrument that any of these records was asked."""
-    declared = {name: part for record in records for name, part in record.instruments.items()}
+def tables(records: Sequence[Record], run: Path | None) -> Iterator[Section]:
+    """One for each instrument that was asked: a row for each cell and part; sentences say what was not measured, and why."""
     known = reduced(frame_of(records, run))
-    for name, part in declared.items():
+    for name, part in {name: part for record in records for name, part in record.instruments.items()}.items():
         own = known[known.instrument == name]
-        shown = [figure for figure, one in part.figures.items() if one.shown and (own.figure == figure).any()]
-        rows = []
-        for (cell, what), group in own[own.figure.isin(shown)].groupby(["cell", "part"], sort=False):
-            of_figure = {line.figure: line for line in group.itertuples()}
-            rows.append((cell, what, *(_shown(of_figure.get(figure), part.figures[figure].shown) for figure in shown)))
-        reasons: dict[str, list[str]] = {}
-        for line in own[own.value.isna() & (own.note != "")].itertuples():
-            reasons.setdefault(line.note, []).append(f"{line.cell} {line.part}".strip())
-        yield FigureTable(
+        shown = {figure: one.shown for figure, one in part.figures.items() if one.shown and (own.figure == figure).any()}
+        lines = own[own.figure.isin(shown)].copy()
+        lines["text"] = [_shown(line, shown[line.figure]) for line in lines.itertuples()]
+        frame = lines.pivot_table("text", ["cell", "part"], "figure", aggfunc="first", sort=False).reindex(columns=[*shown])
+        unmeasured = own[own.value.isna() & (own.note != "")]
+        cells = (unmeasured.cell + " " + unmeasured.part).str.strip().groupby(unmeasured.note, sort=False)
+        yield Section(
             heading=f"{name}: {part.question}",
-            columns=[
-                Column(title="cell", width=15),
-                Column(title="part"),
-                *(Column(title=title, right=True) for title in shown),
-            ],
-            rows=rows,
-            notes=[f"no figure, {', '.join(cells)}: {reason}" for reason, cells in reasons.items()],
+            frame=frame.fillna("-").reset_index(),
+            formats=dict.fromkeys(shown, ""),
+            sentences=[f"no figure, {', '.join(those)}: {reason}" for reason, those in cells],
         )
 
 
 def _shown(line: Any, form: str) -> str:
-    if line is None or np.isnan(line.value):
-        return "-"
     ends = "" if np.isnan(line.low) else f" ({line.low:{form}} {line.high:{form}})"
-    return f"{line.value:{form}}{ends}"
+    return "-" if np.isnan(line.value) else f"{line.value:{form}}{ends}"
 
 
 # Is a run worse than another?
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Test:
-    """One figure of a part of a cell's runs; harm is a rise where lower is better, else a fall.
+def judged(cells: Sequence[Rows], one_training: Collection[str]) -> Iterator[Judgement]:
+    """The gravest figure of each instrument of a cell; in 5 % of healthy runs any of one instrument is called worse (Holm).
 
-    Attributes:
-        low, high: of harm's 95 % interval.
-        p_worse, p_better: one-sided; None where nothing could be tested, for the reason in `evidence`.
+    `one_training` names the cells whose runs differ by rounding alone from one of their seed.
     """
+    by_instrument: dict[str, list[_Test]] = {}
+    for rows in cells:
+        for instrument, test in _tests(rows, rows.cell in one_training):
+            by_instrument.setdefault(instrument, []).append(test)
+    for tests in by_instrument.values():
+        effects = {index: test.effect for index, test in enumerate(tests) if test.effect}
+        worse, better = (holm({i: getattr(effect, p) for i, effect in effects.items()}) for p in ("p_worse", "p_better"))
+        answers = [_judgement(test, worse.get(index), better.get(index)) for index, test in enumerate(tests)]
+        for own in by_cell(answers).values():
+            yield min(own, key=lambda one: (GRAVEST_FIRST.index(one.verdict), 1.0 if one.p is None else one.p))
+
+
+class _Test(NamedTuple):
+    """One figure of a part of a cell's runs."""
 
     record: Record
-    instrument: str
-    name: str
+    quantity: str
     part: str
     figure: Figure
     before: float
     after: float
     evidence: str
-    low: float | None = None
-    high: float | None = None
-    p_worse: float | None = None
-    p_better: float | None = None
-
-    @property
-    def harm(self) -> float:
-        """Above 0, the new run is worse."""
-        return self.after - self.before if self.figure.better == "lower" else self.before - self.after
+    effect: Effect | None = None  # for the better; None: nothing could be tested, as `evidence` says
 
 
-def judged(cells: Sequence[Rows], tolerances: Tolerances) -> Iterator[Judgement]:
-    """The gravest figure of each instrument of a cell; in 5 % of healthy runs any of one instrument is called worse (Holm)."""
-    by_instrument: dict[str, list[_Test]] = {}
-    for rows in cells:
-        for test in _tests(rows, tolerances):
-            by_instrument.setdefault(test.instrument, []).append(test)
-    for tests in by_instrument.values():
-        worse = holm({index: one.p_worse for index, one in enumerate(tests) if one.p_worse is not None})
-        better = holm({index: one.p_better for index, one in enumerate(tests) if one.p_better is not None})
-        answers = [_judgement(one, worse.get(index, 1.0), better.get(index, 1.0)) for index, one in enumerate(tests)]
-        for cell in dict.fromkeys(one.cell for one in answers):
-            own = [one for one in answers if one.cell == cell]
-            yield min(own, key=lambda one: (GRAVEST_FIRST.index(one.verdict), one.p if one.p is not None else 1.0))
-
-
-def _tests(rows: Rows, tolerances: Tolerances) -> Iterator[_Test]:
-    """Every figure of the old run that has a better side; one that the new run has not, too."""
+def _tests(rows: Rows, one_training: bool) -> Iterator[tuple[str, _Test]]:
+    """Every figure of the old run that has a better side, by instrument; one that the new run has not, too."""
     records, columns = list(rows.new.values()), ["instrument", "figure", "part"]
     old, new = frame_of(rows.old.values(), rows.old_path), frame_of(records, rows.new_path)
-    one_training = pairings(rows.old, rows.new, tolerances)[0].kind == PERTURBED
     declared = {name: one.figures for record in (*rows.old.values(), *records) for name, one in record.instruments.items()}
-    lines_of_new = {key: group for key, group in new.groupby(columns, sort=False)}
-    for key, before in old.groupby(columns, sort=False):
-        instrument, name, part = key
-        figure = declared.get(instrument, {}).get(name)
+    of_new = dict(iter(new.groupby(columns, sort=False)))
+    for (instrument, name, part), before in old.groupby(columns, sort=False):
+        figure, after = declared.get(instrument, {}).get(name), of_new.get((instrument, name, part))
         if figure is None or not figure.better or before.value.isna().any():
             continue
-        after = lines_of_new.get(key)
-        if after is None or after.value.isna().any():
-            numbers: dict[str, Any] = {"before": _mean(before)[0], "after": np.nan, "evidence": NO_NUMBER}
-        else:
-            numbers = _by_rows(before, after, figure) if one_training else _by_seeds(before, after, figure)
-        yield _Test(record=records[0], instrument=instrument, name=name, part=part, figure=figure, **numbers)
+        evidence: tuple[Any, ...] = (_mean(before)[0], np.nan, NO_NUMBER)
+        if after is not None and not after.value.isna().any():
+            gain = -1 if figure.better == "lower" else 1
+            evidence = _by_rows(before, after, gain) if one_training else _by_seeds(before, after, gain)
+        yield instrument, _Test(records[0], f"{instrument}/{name}", part, figure, *evidence)
 
 
-def _by_rows(before: pd.DataFrame, after: pd.DataFrame, figure: Figure) -> dict[str, Any]:
+def _by_rows(before: pd.DataFrame, after: pd.DataFrame, gain: int) -> tuple[Any, ...]:
     """Runs that are one training but for rounding pair row by row; a figure without rows is held to its margin alone."""
     before = before[before.seed.isin(after.seed)]
     pairs = before.merge(after, on=["seed", "row"], suffixes=("", "_new"))
-    share = pairs.weight / pairs.weight.mean()
-    means = {"before": (pairs.value * share).mean(), "after": (pairs.value_new * share).mean()}
     if len(pairs) != len(before) or len(pairs) != len(after):
-        return {"before": before.value.mean(), "after": after.value.mean(), "evidence": OTHER_ROWS}
-    harm = (pairs.value_new - pairs.value) * share * (1 if figure.better == "lower" else -1)
+        return before.value.mean(), after.value.mean(), OTHER_ROWS
+    share = pairs.weight / pairs.weight.mean()
+    means = (pairs.value * share).mean(), (pairs.value_new * share).mean()
+    by_row = (gain * (pairs.value_new - pairs.value) * share).groupby(pairs.row).mean().to_numpy()
     if (pairs.row == "").all():
-        ends = {"low": harm.mean(), "high": harm.mean()}
-        return means | ends | {"p_worse": float(harm.mean() <= 0), "p_better": float(harm.mean() >= 0), "evidence": "no rows"}
-    by_row = harm.groupby(pairs.row).mean().to_numpy()
-    resamples = resampled_means(by_row)
-    low, high = interval(resamples)
-    p_better, p_worse = bootstrap_p(float(by_row.mean()), resamples)
-    ends = {"low": low, "high": high, "p_worse": p_worse, "p_better": p_better}
-    return means | ends | {"evidence": f"{len(by_row)} rows, paired"}
+        [far] = by_row
+        chances = {"p_worse": float(far >= 0), "p_better": float(far <= 0)}
+        return *means, "no rows", Effect(points=far, low=far, high=far, **chances, error=0.0, rows=0, flips=None)
+    return *means, f"{count(len(by_row), 'row')}, paired", resampled(by_row)
 
 
-def _by_seeds(before: pd.DataFrame, after: pd.DataFrame, figure: Figure) -> dict[str, Any]:
+def _by_seeds(before: pd.DataFrame, after: pd.DataFrame, gain: int) -> tuple[Any, ...]:
     """Other trainings are held to the noise between seeds, several on each side.
 
     Held to one seed alone, noise that is skewed is called worse too often: 9 to 11 % of healthy grids, by five against one.
     """
     old, new = ([_mean(one)[0] for _, one in side.groupby("seed", dropna=False)] for side in (before, after))
-    means, noise = {"before": np.mean(old), "after": np.mean(new)}, deviation([old, new])
+    means, noise = (float(np.mean(old)), float(np.mean(new))), deviation([old, new])
     if noise is None or not noise.sd or min(len(old), len(new)) < 2:
-        return means | {"evidence": ONE_SEED}
+        return *means, ONE_SEED
     error = noise.sd * (1 / len(old) + 1 / len(new)) ** 0.5
-    harm = float(np.mean(new) - np.mean(old)) * (1 if figure.better == "lower" else -1)
-    gain = by_training(-harm, error, noise.df, rows=1, flips=None)
-    ends = {"low": -gain.high, "high": -gain.low, "p_worse": gain.p_worse, "p_better": gain.p_better}
-    return means | ends | {"evidence": f"{len(old)} and {len(new)} seeds: error {error:.3f}"}
+    effect = by_training(gain * (means[1] - means[0]), error, noise.df, rows=1, flips=None)
+    return *means, f"{len(old)} and {count(len(new), 'seed')}: error {error:.3f}", effect
 
 
-def _judgement(test: _Test, p_worse: float, p_better: float) -> Judgement:
-    """The verdict, by p-values that are adjusted: a change of at least the margin is worse or better."""
-    margin = test.figure.margin
+def _judgement(test: _Test, p_worse: float | None, p_better: float | None) -> Judgement:
+    """The verdict, by p-values that are adjusted; the interval is of harm, a rise if lower is better."""
+    change, margin, form = test.after - test.before, test.figure.margin, test.figure.shown.lstrip("+") or ".3f"
     if np.isnan(test.after):
-        quantity = f"{test.instrument}/{test.name}"
-        return judgement_of(test.record, quantity, Verdict.NOT_COMPARABLE, detail=test.evidence, before=test.before)
-    if test.p_worse is None or test.high is None:
-        verdict = Verdict.SAME if not test.harm else Verdict.NOT_COMPARABLE
-    elif p_worse < ALPHA and test.harm >= margin:
-        verdict = Verdict.WORSE
-    elif p_better < ALPHA and -test.harm >= margin:
-        verdict = Verdict.BETTER
-    else:
-        verdict = Verdict.SAME if test.high < margin or not test.harm else Verdict.CANNOT_TELL
-    form = test.figure.shown.lstrip("+") or ".3f"
-    figures = {"before": test.before, "after": test.after, "effect": test.after - test.before}
-    ends = {"low": test.low, "high": test.high, "p": None if test.p_worse is None else p_worse, "margin": margin}
+        return judgement_of(test.record, test.quantity, Verdict.NOT_COMPARABLE, detail=test.evidence, before=test.before)
+    verdict = Verdict.NOT_COMPARABLE if change else Verdict.SAME
+    numbers: dict[str, Any] = {"before": test.before, "after": test.after, "effect": change, "p": p_worse, "margin": margin}
+    if test.effect and p_worse is not None and p_better is not None:
+        verdict = verdict_of(test.effect, p_worse, p_better, margin, ALPHA) if change else Verdict.SAME
+        numbers |= {"low": -test.effect.high, "high": -test.effect.low}
     of_part = f"of {test.part} " if test.part else ""
     detail = f"{of_part}{test.after:{form}}, it was {test.before:{form}}; {test.evidence}; margin {margin}"
-    return judgement_of(test.record, f"{test.instrument}/{test.name}", verdict, detail=detail, **figures, **ends)
+    return judgement_of(test.record, test.quantity, verdict, **numbers, detail=detail)

@@ -14,37 +14,24 @@ RecordsBySeed = Mapping[int | None, Record]  # of one cell
 
 
 class Verdict(StrEnum):
-    """What a gate says; of numerics: equal, rounding or changed."""
+    """What a gate says, the gravest first: a group of judgements is as grave as its gravest."""
 
-    TOO_GOOD = "too good"
-    BETTER = "better"
-    SAME = "same"
-    WORSE = "worse"
-    CANNOT_TELL = "cannot tell"
     MISSING = "missing"
+    WORSE = "worse"
+    CHANGED = "changed"  # of numerics, as equal and rounding
+    TOO_GOOD = "too good"
+    CANNOT_TELL = "cannot tell"
     NEW = "new"
-    NOT_COMPARABLE = "not comparable"
-    EQUAL = "equal"
+    BETTER = "better"
     ROUNDING = "rounding"
-    CHANGED = "changed"
+    SAME = "same"
+    EQUAL = "equal"
+    NOT_COMPARABLE = "not comparable"
 
 
-# A group of judgements is as grave as its gravest.
+GRAVEST_FIRST = tuple(Verdict)
 # Of numerics: what is the same but for rounding, and what needs scores.
 SAME_NUMERICS, DOUBTFUL_NUMERICS = (Verdict.EQUAL, Verdict.ROUNDING), (Verdict.CHANGED, Verdict.NOT_COMPARABLE)
-GRAVEST_FIRST = (
-    Verdict.MISSING,
-    Verdict.WORSE,
-    Verdict.CHANGED,
-    Verdict.TOO_GOOD,
-    Verdict.CANNOT_TELL,
-    Verdict.NEW,
-    Verdict.BETTER,
-    Verdict.ROUNDING,
-    Verdict.SAME,
-    Verdict.EQUAL,
-    Verdict.NOT_COMPARABLE,
-)
 
 
 class Outcome(StrEnum):
@@ -62,44 +49,28 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """One verdict with its evidence.
-
-    Attributes:
-        main_score: the name of the cell's main score.
-        quantity: a score, a memory figure, step_seconds, numerics, learning, or a figure of
-            an instrument, as calibration/NLL; "cell" where the whole cell is missing or new.
-        before, after: of a score, the means over the runs that were paired.
-        effect: new minus old, in points, in the units of the instrument, or as a share; None where nothing was compared.
-        low, high: the effect's 95 % interval.
-        p: of being worse; of a main score adjusted over cells.
-        smallest: the smallest drop that would be called worse four times in five.
-        error: the effect's standard error by training noise; None where single rows were compared.
-        margin: the smallest drop that counts as a regression, in points.
-        seeds: how many runs of the cell were judged.
-        first_updates: of numerics, how many updates the verdict rests on; None where it rests on a whole run.
-        stage: of changed numerics, the first stage that changed, one of `tunegrid.results.numerics.STAGES` or evaluation.
-        modules: the first that changed there, each with its class and library; empty where none is known.
-        detail: what else a reader needs, as why there is no interval.
-    """
+    """One verdict with its evidence."""
 
     cell: str
-    main_score: str
-    quantity: str
+    main_score: str  # the name of the cell's
+    quantity: (
+        str  # a score, memory figure, step_seconds, numerics, learning, an instrument's figure as calibration/NLL, or cell
+    )
     verdict: Verdict
-    before: float | None = None
+    before: float | None = None  # of a score: the mean over the runs that were paired
     after: float | None = None
-    effect: float | None = None
-    low: float | None = None
+    effect: float | None = None  # new minus old: in points, in an instrument's units, or as a share; None: nothing was compared
+    low: float | None = None  # of its 95 % interval
     high: float | None = None
-    p: float | None = None
-    smallest: float | None = None
-    error: float | None = None
-    margin: float | None = None
-    seeds: int = 1
-    first_updates: int | None = None
-    stage: str = ""
-    modules: tuple[tuple[str, str, str], ...] = ()
-    detail: str = ""
+    p: float | None = None  # of being worse; of a main score adjusted over cells
+    smallest: float | None = None  # drop that would be called worse four times in five
+    error: float | None = None  # standard, by training noise; None: single rows were compared
+    margin: float | None = None  # the smallest change that counts, in points
+    seeds: int = 1  # runs of the cell that were judged
+    first_updates: int | None = None  # of numerics: those that the verdict rests on; None: on a whole run
+    stage: str = ""  # of changed numerics: the first that changed, of `tunegrid.results.numerics.STAGES`
+    modules: tuple[tuple[str, str, str], ...] = ()  # the first that changed there, each with its class and library
+    detail: str = ""  # what else a reader needs, as why there is no interval
 
     @property
     def kind(self) -> str:
@@ -112,7 +83,7 @@ class Judgement:
 
     @property
     def decides(self) -> bool:
-        """Whether a cell's answer rests on it: scores beside the main one are shown, and count only where they are worse."""
+        """Whether a cell's answer rests on it: scores beside the main one are shown, and count only if they are worse."""
         is_other_score = self.kind == "quality" and self.quantity not in ("cell", self.main_score)
         return not is_other_score or self.verdict in (Verdict.WORSE, Verdict.TOO_GOOD)
 
@@ -142,13 +113,9 @@ def in_words(judgement: Judgement) -> str:
 
 def evidence_of(judgement: Judgement) -> str:
     """The same without the verdict."""
-    if judgement.effect is None:
-        change = ""
-    elif judgement.kind == "quality":
-        change = f" {judgement.effect:+.2f} points"
-    elif judgement.kind == "instruments":
-        change = f" {judgement.effect:+.3f}"
-    else:
-        change = f" {100 * judgement.effect:+.{3 if judgement.quantity in LEDGER else 1}f} %"
+    effect, change = judgement.effect, ""
+    if effect is not None:
+        share = f"{100 * effect:+.{3 if judgement.quantity in LEDGER else 1}f} %"
+        change = " " + {"quality": f"{effect:+.2f} points", "instruments": f"{effect:+.3f}"}.get(judgement.kind, share)
     sees = f"; sees drops from {judgement.smallest:.1f}" if judgement.smallest is not None else ""
     return f"{judgement.cell} {judgement.quantity}{change} ({judgement.detail}{sees})"

@@ -1,7 +1,7 @@
 """Gives the training noise of a score, pooled from the deviations that `calibrate` measured.
 
 There are two kinds. *seeds*: trainings that differ in their seed. *perturbed*: trainings of one seed whose starts differ in the
-last digits. Which of them separates two runs is decided by evidence in their records (`tunegrid.results.numerics.same_course`).
+last digits. Which of them separates two runs is decided by evidence in their records (`tunegrid.results.numerics`).
 Deviations are in points, 0-100. Needs no torch.
 """
 
@@ -12,42 +12,37 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, variance
+from typing import Annotated, Literal
 
 import numpy as np
-from scipy import special
+from pydantic import Field
+from scipy import optimize, special
 
-from tunegrid import ROOT
 from tunegrid.record import Record
 from tunegrid.results.statistics import Array
-from tunegrid.results.thresholds import LAB_CALIBRATE, number, numbers, table, tables
+from tunegrid.results.thresholds import LAB_CALIBRATE, THRESHOLDS, Number, checked, tables
 
-NOISE = ROOT / "benchmarks" / "thresholds" / "noise.toml"
+NOISE = THRESHOLDS / "noise.toml"
 SEEDS, PERTURBED = "seeds", "perturbed"
 MOST_DF = 1e4  # of a prior: as good as infinite; the cells of a kind differ by no more than chance
 PRIOR_PARAMETERS = 2  # its variance and its degrees of freedom, fitted to the same deviations
-LOWEST = 0.05  # of all residuals: those that tell the tail
-LEAST_RESIDUALS = 20
+LOWEST, LEAST_RESIDUALS = 0.05, 20  # the lowest twentieth of all residuals tells the tail; fewer tell nothing
 LEAST_CHANCE = 1e-100  # below it, a residual is as far off as any
-NoiseKey = tuple[str, str]  # cell or kind of cells, and score
-# Points by which a row moves that changes, where no row moves by 100: no text is far from any other by BERTScore. The mean of
+# Points by which a row moves that changes, if no row moves by 100: no text is far from any other by BERTScore. The mean of
 # squares over the mean, of the rows that two seeds of the committed baseline answer otherwise, is 15.6.
 STEPS = {"bertscore_f1": 15.6}
+NoiseKey = tuple[str, str]  # cell or kind of cells, and score
 Groups = Sequence[Sequence[float]]  # scores that differ by chance alone within each group
 ScoresByKey = Mapping[NoiseKey, Groups]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deviation:
-    """A standard deviation between trainings, in points.
-
-    Attributes:
-        df: the degrees of freedom that it rests on.
-        tail: by how much bad trainings lie further off than normal noise would have them; 1 where that is not known.
-    """
+    """A standard deviation between trainings, in points."""
 
     sd: float
-    df: float
-    tail: float = 1.0
+    df: float  # degrees of freedom that it rests on
+    tail: float = 1.0  # by how much bad trainings lie further off than normal noise would have them; 1 if that is not known
 
     def tail_of(self, runs: int) -> float:
         """The tail of a mean of so many runs: what it has beyond normal noise shrinks with their root, as skewness does."""
@@ -75,11 +70,8 @@ def residuals(groups: Groups, floor: float) -> Array:
     """How far each score lies from what the others say of it, as a standard normal draw would; empty for under three scores.
 
     A score's own deviation is left out of what it is held to, so that a single collapse shows in full (deleted residuals;
-    Cook and Weisberg 1982). Of normal scores they follow Student's t, which is turned into the normal.
-
-    Args:
-        groups: scores of trainings that differ by chance alone, within each group.
-        floor: the least deviation that counts, in points.
+    Cook and Weisberg 1982). Of normal scores they follow Student's t, which is turned into the normal. `floor` is the least
+    deviation that counts, in points.
     """
     several = [np.asarray(group, float) for group in groups if len(group) > 1]
     df = sum(len(group) - 1 for group in several)
@@ -94,10 +86,7 @@ def residuals(groups: Groups, floor: float) -> Array:
 
 
 def tail(of: Array) -> float:
-    """By how much the lowest of these residuals lie further off than a normal's: the ratio of their means; at least 1.
-
-    It takes the lowest twentieth. Fewer than 20 residuals tell nothing, which is 1.
-    """
+    """By how much the lowest of these residuals lie further off than a normal's: the ratio of their means; 1 if few tell."""
     if len(of) < LEAST_RESIDUALS:
         return 1.0
     lowest = max(2, math.ceil(LOWEST * len(of)))
@@ -106,10 +95,7 @@ def tail(of: Array) -> float:
 
 
 def tails(scores: ScoresByKey, rows: Mapping[str, int]) -> dict[NoiseKey, float]:
-    """The tail of each kind of cells and score: that of its own residuals, and no less than that of all residuals together.
-
-    Thirty trainings hardly show what one in fifty does; all trainings of the grid show it better.
-    """
+    """The tail of each kind of cells and score; at least that of all together: thirty trainings hardly show one in fifty."""
     by_kind: dict[NoiseKey, list[Array]] = defaultdict(list)
     for (cell, metric), groups in scores.items():
         by_kind[kind_of_cell(cell), metric].append(residuals(groups, resolution(rows[cell.split("_")[1]], metric)))
@@ -121,19 +107,6 @@ def tails(scores: ScoresByKey, rows: Mapping[str, int]) -> dict[NoiseKey, float]
 # Pools
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pool:
-    """Deviations of one score over the cells of a kind, each moved towards what is common to them.
-
-    Attributes:
-        by_cell: the moderated deviations.
-        prior: what is common, for a cell of the kind that was not calibrated.
-    """
-
-    by_cell: Mapping[str, Deviation]
-    prior: Deviation
-
-
 def kind_of_cell(cell: str) -> str:
     """Cells of one backbone and task are of a kind, as in "bert_qa": methods differ less in their noise."""
     return cell.rpartition("_")[0]
@@ -141,30 +114,33 @@ def kind_of_cell(cell: str) -> str:
 
 def pooled(
     measured: Mapping[NoiseKey, Deviation], rows: Mapping[str, int], scores: ScoresByKey | None = None
-) -> dict[NoiseKey, Pool]:
-    """Empirical Bayes (Smyth 2004): variances follow a scaled inverse chi-square, fitted by moments of their logs.
+) -> dict[NoiseKey, Deviation]:
+    """Deviations by cell and score, each moved to what is common to its kind of cells; and that, by kind and score.
 
-    Each kind has a prior variance of its own, as in limma's trend. The prior's degrees of freedom d0 say how much cells of a
-    kind differ, and are common to all. A cell's variance becomes (d0 s0^2 + d s^2) / (d0 + d).
+    Empirical Bayes (Smyth 2004): variances follow a scaled inverse chi-square, fitted by moments of their logs. Each kind has a
+    prior variance of its own, as in limma's trend. The prior's degrees of freedom d0 say how much cells of a kind differ, and
+    are common to all. A cell's variance becomes (d0 s0^2 + d s^2) / (d0 + d).
 
     Three cells of a kind say little of how far a fourth may lie off, so two things are stricter than in limma: the prior never
     counts more than the cell itself (d0 <= d), and of the d0 + d degrees of freedom two are lost to the prior's two parameters.
     Without that, 8 % of simulated equal runs are called worse; with it, 4 % are (`python -m tunegrid.lab power`).
-
-    Args:
-        measured: deviations by cell and score.
-        rows: test rows by task: no deviation counts as less than they resolve.
-        scores: that the deviations were measured with, which tell the tails.
-
-    Returns:
-        Pools by kind of cell and score.
+    No deviation counts as less than the test `rows` of its task resolve; `scores` tell the tails.
     """
     kinds: dict[NoiseKey, dict[str, Deviation]] = defaultdict(dict)
     for (cell, metric), own in measured.items():
         floor = resolution(rows[cell.split("_")[1]], metric)
         kinds[kind_of_cell(cell), metric][cell] = Deviation(sd=max(own.sd, floor), df=own.df)
-    common_df, heavy = prior_df(list(kinds.values())), tails(scores or {}, rows)
-    return {key: _moderated(cells, common_df, heavy.get(key, 1.0)) for key, cells in kinds.items()}
+    common_df, far = prior_df(list(kinds.values())), tails(scores or {}, rows)
+    pools = {}
+    for (kind, metric), cells in kinds.items():
+        weight, heavy = min(common_df, *(own.df for own in cells.values()), MOST_DF), far.get((kind, metric), 1.0)
+        common = float(np.exp(log_variances(cells).mean() + special.digamma(weight / 2) - np.log(weight / 2)))
+        pools[kind, metric] = Deviation(sd=common**0.5, df=max(1.0, weight - PRIOR_PARAMETERS), tail=heavy)
+        for cell, own in cells.items():
+            sd = ((weight * common + own.df * own.sd**2) / (weight + own.df)) ** 0.5
+            df = max(own.df, own.df + (weight if len(cells) > 1 else 0.0) - PRIOR_PARAMETERS)
+            pools[cell, metric] = Deviation(sd=sd, df=df, tail=heavy)
+    return pools
 
 
 def log_variances(cells: Mapping[str, Deviation]) -> Array:
@@ -179,87 +155,64 @@ def prior_df(kinds: Sequence[Mapping[str, Deviation]]) -> float:
     several = [cells for cells in kinds if len(cells) > 1]
     if not several:
         return MOST_DF
-    spread = sum(float(((logs := log_variances(cells)) - logs.mean()) @ (logs - logs.mean())) for cells in several)
+    spread = sum(len(cells) * float(log_variances(cells).var()) for cells in several)
     chance = fmean(float(special.polygamma(1, own.df / 2)) for cells in several for own in cells.values())
     excess = spread / sum(len(cells) - 1 for cells in several) - chance
     return min(MOST_DF, 2 * inverse_trigamma(excess)) if excess > 0 else MOST_DF
 
 
-def _moderated(cells: Mapping[str, Deviation], common_df: float, heavy: float) -> Pool:
-    weight = min(common_df, *(own.df for own in cells.values()), MOST_DF)
-    prior_variance = float(np.exp(log_variances(cells).mean() + special.digamma(weight / 2) - np.log(weight / 2)))
-    by_cell = {
-        cell: Deviation(
-            sd=((weight * prior_variance + own.df * own.sd**2) / (weight + own.df)) ** 0.5,
-            df=max(own.df, own.df + (weight if len(cells) > 1 else 0.0) - PRIOR_PARAMETERS),
-            tail=heavy,
-        )
-        for cell, own in cells.items()
-    }
-    prior = Deviation(sd=prior_variance**0.5, df=max(1.0, weight - PRIOR_PARAMETERS), tail=heavy)
-    return Pool(by_cell=by_cell, prior=prior)
-
-
 def inverse_trigamma(value: float) -> float:
-    """The x whose trigamma is `value`, by Newton's method on 1 / trigamma (Smyth 2004, appendix)."""
+    """The x whose trigamma is `value`; for small values it is 1 / x."""
     if value < 1e-6:
         return 1 / value
-    x = 0.5 + 1 / value
-    for _ in range(50):
-        trigamma = float(special.polygamma(1, x))
-        step = trigamma * (1 - trigamma / value) / float(special.polygamma(2, x))
-        x += step
-        if abs(step) < 1e-8 * x:
-            break
-    return x
+    return float(optimize.brentq(lambda x: special.polygamma(1, x) - value, 1e-6, 1e7, xtol=1e-14, rtol=1e-14))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """What training noise does to the scores of one profile.
+    """What training noise does to the scores of one profile."""
 
-    Attributes:
-        profile: the profile that was calibrated.
-        rows: test rows by task; of other test sets, nothing is known.
-        measured: deviations by kind of noise, then by cell and score, as calibrated.
-        scores: what they were measured with, in the same order; files older than 0.11.0 lack it.
-    """
-
-    profile: str = ""
-    rows: Mapping[str, int] = field(default_factory=dict)
-    measured: Mapping[str, Mapping[NoiseKey, Deviation]] = field(default_factory=dict)
-    scores: Mapping[str, ScoresByKey] = field(default_factory=dict)
+    profile: str = ""  # that was calibrated
+    rows: Mapping[str, int] = field(default_factory=dict)  # test rows by task; of other test sets, nothing is known
+    measured: Mapping[str, Mapping[NoiseKey, Deviation]] = field(default_factory=dict)  # by kind, then by cell and score
+    scores: Mapping[str, ScoresByKey] = field(default_factory=dict)  # they were measured with; files older than 0.11.0 lack it
 
     @cached_property
-    def pools(self) -> Mapping[str, Mapping[NoiseKey, Pool]]:
-        """Pools by kind of noise, then by kind of cell and score."""
+    def pools(self) -> Mapping[str, Mapping[NoiseKey, Deviation]]:
+        """What `pooled` makes of them, by kind of noise."""
         return {kind: pooled(own, self.rows, self.scores.get(kind)) for kind, own in self.measured.items()}
 
     def of(self, kind: str, record: Record, metric: str) -> Deviation | None:
-        """The deviation of a cell's score; its kind's where the cell was not calibrated; None where nothing is known."""
+        """The deviation of a cell's score; its kind's if the cell was not calibrated; None if nothing is known."""
         rows = record.data.rows["test"] if record.data else None
-        pool = self.pools.get(kind, {}).get((kind_of_cell(record.cell), metric))
-        if pool is None or record.profile != self.profile or rows != self.rows.get(record.task):
+        if record.profile != self.profile or rows != self.rows.get(record.task):
             return None
-        return pool.by_cell.get(record.cell, pool.prior)
+        pools = self.pools.get(kind, {})
+        return pools.get((record.cell, metric), pools.get((kind_of_cell(record.cell), metric)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """What a file holds of one kind of noise of a cell's score."""
+
+    sd: Annotated[Number, Field(ge=0, le=100)]
+    df: Annotated[Number, Field(ge=1, le=10_000)]
+    scores: list[list[Annotated[Number, Field(ge=0, le=100)]]] = field(default_factory=list)
 
 
 def load_noise(path: Path = NOISE) -> Noise:
-    """The calibrated noise; none where the file is not there. Raises InputError where it is not sound."""
+    """The calibrated noise; none without a file. Raises InputError for one that is not sound."""
     if not path.is_file():
         return Noise()
     with tables(path, "noise", LAB_CALIBRATE) as content:
-        rows = {task: int(count) for task, count in numbers(content["rows"]).items()}
-        measured: dict[str, dict[NoiseKey, Deviation]] = {SEEDS: {}, PERTURBED: {}}
-        scores: dict[str, dict[NoiseKey, Groups]] = {SEEDS: {}, PERTURBED: {}}
-        for cell, metrics in table(content["cells"]).items():
-            for metric, kinds in table(metrics).items():
-                for kind, entry in table(kinds).items():
-                    measured[kind][cell, metric] = Deviation(sd=number(entry["sd"], 0, 100), df=number(entry["df"], 1, 10_000))
-                    groups = [[number(score, 0, 100) for score in group] for group in entry.get("scores", ())]
-                    scores[kind] |= {(cell, metric): groups} if groups else {}
-        if absent := {cell for cells in measured.values() for cell, _ in cells if cell.split("_")[1] not in rows}:
+        rows = {task: int(count) for task, count in checked(content["rows"], dict[str, Number]).items()}
+        entries = checked(content["cells"], dict[str, dict[str, dict[Literal["seeds", "perturbed"], _Entry]]])
+        known = [((cell, name), kinds) for cell, metrics in entries.items() for name, kinds in metrics.items()]
+        if absent := {cell for cell in entries if cell.split("_")[1] not in rows}:
             raise KeyError(f"rows of {min(absent)}")
+        own = {kind: {key: kinds[kind] for key, kinds in known if kind in kinds} for kind in (SEEDS, PERTURBED)}
+        measured = {kind: {key: Deviation(sd=e.sd, df=e.df) for key, e in keys.items()} for kind, keys in own.items()}
+        scores = {kind: {key: e.scores for key, e in keys.items() if e.scores} for kind, keys in own.items()}
         return Noise(profile=str(content["evidence"]["profile"]), rows=rows, measured=measured, scores=scores)
 
 

@@ -1,73 +1,54 @@
 """Decides a cell's status by why it stopped, what audits found and which bounds it missed.
 
-An audit counts in every run, but for those in `TOO_SHORT` where the run is shorter than they need; then the record says so.
+Of a run that is shorter than an audit needs, the record says that it does not count.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from typing import NamedTuple
 
 from tunegrid.grid.cells import Cell
 from tunegrid.record import AuditFinding, Record, Status
 from tunegrid.record.checks import below_bounds, failures
 from tunegrid.results.alike import triples
+from tunegrid.results.report import count, joined, out_of, some
 from tunegrid.results.thresholds import Bounds
-
-Findings = dict[str, list[AuditFinding]]  # by cell
 
 # After so many updates all that trains has moved. LoRA's A moves one update after B; a warm-up may start at a rate of 0; and
 # fp16 loses its first updates to overflows, while its scale falls.
 FIRST_UPDATES = 10
 # Of so many test rows, three standard errors of a difference are about 15 points.
 TELLING_ROWS = 100
+NEED_ONE_PASS = ("generation_not_truncated", "learned_something")  # over the training rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """How far a run went.
-
-    Attributes:
-        updates: that it made.
-        planned: that the recipe makes where the command line changes nothing.
-        one_pass: of those, until each training row was seen once.
-        test_rows: that were scored; None where the command line did not limit them.
-    """
+    """How far a run went."""
 
     updates: int
-    planned: int
-    one_pass: int
-    test_rows: int | None = None
+    planned: int  # that the recipe makes if the command line changes nothing
+    one_pass: int  # of those, until each training row was seen once
+    test_rows: int | None = None  # that were scored; None if the command line did not limit them
 
-    def few_updates(self, needed: int) -> str | None:
-        """A reason why an audit that needs so many updates may fail; None where the run made them."""
-        if self.updates >= min(needed, self.planned):
-            return None
-        return f"a run of {self.updates} of {self.planned} planned updates may be too short to meet it"
-
-    def few_rows(self, needed: int) -> str | None:
-        """The same of test rows."""
-        if self.test_rows is None or self.test_rows >= needed:
-            return None
-        return f"{self.test_rows} test rows may be too few to meet it"
-
-
-# The audits that need a run of some length, each with what it says of a run; None: it counts.
-TOO_SHORT: Mapping[str, Callable[[Extent], str | None]] = {
-    "weights_moved": lambda run: run.few_updates(FIRST_UPDATES),
-    "generation_not_truncated": lambda run: run.few_updates(run.one_pass),
-    "learned_something": lambda run: run.few_updates(run.one_pass) or run.few_rows(TELLING_ROWS),
-}
+    def excuse(self, audit: str) -> str:
+        """Why so short a run may fail this audit; empty if it counts, as most do in every run."""
+        needed = {"weights_moved": FIRST_UPDATES, **dict.fromkeys(NEED_ONE_PASS, self.one_pass)}.get(audit, 0)
+        if self.updates < min(needed, self.planned):
+            return f"a run of {self.updates} of {self.planned} planned updates may be too short to meet it"
+        few_rows = self.test_rows is not None and self.test_rows < TELLING_ROWS
+        return f"{self.test_rows} test rows may be too few to meet it" if audit == "learned_something" and few_rows else ""
 
 
 def excuses(findings: Iterable[AuditFinding], extent: Extent) -> dict[str, str]:
-    """By audit that failed: why that does not count, where the run was too short to meet it."""
-    failed = [finding.name for finding in findings if not finding.passed and finding.name in TOO_SHORT]
-    return {name: reason for name in failed if (reason := TOO_SHORT[name](extent))}
+    """By audit that failed: why that does not count, if the run was too short to meet it."""
+    failed = [finding.name for finding in findings if not finding.passed]
+    return {name: reason for name in failed if (reason := extent.excuse(name))}
 
 
 def why_not_to_train(cell: Cell, findings: Iterable[AuditFinding]) -> str | None:
-    """Why a cell must not train, by what audits found before it does; None where it may.
+    """Why a cell must not train, by what audits found before it does; None if it may.
 
     A full cell that is wrong from the start would train for hours. A micro one trains, so that its record shows all that
     objects to it; so does one on random tokens, whose rows no audit looks at.
@@ -83,20 +64,24 @@ def why_not_to_train(cell: Cell, findings: Iterable[AuditFinding]) -> str | None
 def with_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) -> Record:
     """The record of a cell that came to an end, with its status and a sentence for everything that is wrong.
 
-    Args:
-        record: with all that was measured, scored and found. Where training stopped early, nothing else counts; after first
-            updates no bound does.
-        extent: how far the run went.
-        unexpected: what a footprint or an instrument shows that must not be.
+    If training stopped early, nothing else counts; after first updates no bound does. `unexpected` is what a footprint or an
+    instrument shows that must not be.
     """
     if record.training and record.training.stopped:
         return replace(record, status="stopped", excused={}, missed=[located(record, record.training.stopped)])
-    excused = excuses(record.audits, extent)
+    record = replace(record, excused=excuses(record.audits, extent))
     below = below_bounds(record.scores, record.bounds) if record.evaluation else []
-    wrong = [*failures(record.audits, excused), *unexpected, *below]
-    ended: Status = "missed" if wrong else "passed"
-    status: Status = "begun" if record.first_updates else ended
-    return replace(record, status=status, excused=excused, missed=[located(record, sentence) for sentence in wrong])
+    wrong = [*failures(record.audits, record.excused), *unexpected, *below]
+    return _ended(record, [located(record, sentence) for sentence in wrong])
+
+
+def _ended(record: Record, missed: list[str]) -> Record:
+    """With these sentences, and the status that follows: *missed* tells of bounds first, *audit* of audits alone."""
+    status: Status = "passed" if record.first_updates is None else "begun"
+    if missed:
+        by_audits = failures(record.audits, record.excused) and not below_bounds(record.scores, record.bounds)
+        status = "failed" if record.first_updates is not None else "audit" if by_audits else "missed"
+    return replace(record, missed=missed, status=status)
 
 
 def with_bounds(record: Record, bounds: Bounds) -> Record:
@@ -105,8 +90,8 @@ def with_bounds(record: Record, bounds: Bounds) -> Record:
         [located(record, sentence) for sentence in below_bounds(record.scores, each)] for each in (record.bounds, bounds)
     )
     wrong = [*(sentence for sentence in record.missed if sentence not in old), *new]
-    judged: Status = "missed" if wrong else "passed"
-    return replace(record, bounds=dict(bounds), missed=wrong, status=judged if record.finished else record.status)
+    ended = _ended(replace(record, bounds=dict(bounds)), wrong)
+    return ended if record.finished else replace(ended, status=record.status)
 
 
 def too_short(record: Record) -> list[str]:
@@ -121,8 +106,87 @@ def located(record: Record, sentence: str) -> str:
 
 
 def status_of(seeds: Sequence[Record]) -> Status:
-    """A cell's status: passed where it passed with every seed, else the first other one."""
+    """A cell's status: passed if it passed with every seed, else the first other one."""
     return next((record.status for record in seeds if record.status != "passed"), "passed")
+
+
+# Why cells failed
+
+AUDIT = "failed audit "  # and its name
+BOUND, FIGURES = "missed a bound", "had wrong figures"
+# Of a cell that came to no end, by status. Audits are told first, then figures, then these.
+ENDS = {"error": "broke off", "killed": "lost its process", "stopped": "stopped early", "not run": "did not run"}
+ENDS |= {"unfinished": "did not finish"}
+
+
+class Failure(NamedTuple):
+    """Records that went wrong by the same causes."""
+
+    causes: list[str]
+    records: Sequence[Record]
+
+    @property
+    def cells(self) -> list[str]:
+        """Each once."""
+        return list(dict.fromkeys(record.cell for record in self.records))
+
+    @property
+    def name(self) -> str:
+        """As "failed audits base_frozen and dropout_drops and missed a bound"."""
+        audits = [cause.removeprefix(AUDIT) for cause in self.causes if cause.startswith(AUDIT)]
+        failed = f"failed audit{'s' if audits[1:] else ''} {joined(audits)}" if audits else ""
+        return " and ".join(filter(None, [failed, *(cause for cause in self.causes if not cause.startswith(AUDIT))]))
+
+    @property
+    def title(self) -> str:
+        """How many cells, and by what."""
+        return f"{count(len(self.cells), 'cell')} {self.name}"
+
+    def headline(self, total: int) -> str:
+        """What the first of its cells says, and how many of all say so: an audit's own sentence before the audit's name."""
+        cause, number = self.causes[0], out_of(len(self.cells), total, "cell")
+        said = [_short(record, cause) for record in self.records]
+        if cause.startswith(AUDIT):
+            return f"{said[0]} ({number}, {some(self.cells) if len(set(said)) == 1 else f'as {self.cells[0]}'}; {self.name})"
+        others = f"; likewise {some(self.cells[1:])}" if self.cells[1:] else ""
+        return f"{number} {self.name} ({self.cells[0]}: {said[0]}{others})"
+
+
+def said_of(record: Record, cause: str) -> list[str]:
+    """What a record says of what it failed by: of an audit its own sentence, of any other cause what no audit says."""
+    if cause.startswith(AUDIT):
+        return [sentence for sentence in record.missed if f"audit {cause.removeprefix(AUDIT)}: " in sentence]
+    audits = [f"audit {finding.name}: " for finding in record.audits if not finding.passed]
+    return [sentence for sentence in record.missed if not any(audit in sentence for audit in audits)]
+
+
+def _short(record: Record, cause: str) -> str:
+    """The first of these, without the cell and the audit's name, which stand beside it."""
+    said = next(iter(said_of(record, cause)), "it says nothing more")
+    return said.removesuffix(located(record, "")).removeprefix(f"audit {cause.removeprefix(AUDIT)}: ")
+
+
+def _causes(record: Record) -> list[str]:
+    if record.status in ("passed", "reported") or (record.status == "begun" and not record.missed):
+        return []
+    audits = [cause for cause in dict.fromkeys(f"{AUDIT}{one.name}" for one in record.audits) if said_of(record, cause)]
+    if not record.finished and not record.first_updates:
+        return audits or [ENDS[record.status]]
+    wrong = BOUND if below_bounds(record.scores, record.bounds) else FIGURES
+    return [*audits, wrong] if wrong == BOUND or not audits or said_of(record, FIGURES) else audits
+
+
+def failures_of(records: Iterable[Record]) -> list[Failure]:
+    """What went wrong, causes of the same records together: audits first, the one that most cells failed before the others."""
+    by_cause: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        for cause in _causes(record):
+            by_cause[cause].append(record)
+    order = {cause: index for index, cause in enumerate([BOUND, FIGURES, *ENDS.values()])}
+    together: dict[tuple[int, ...], Failure] = {}
+    for cause, bad in sorted(by_cause.items(), key=lambda item: (order.get(item[0], -1), -len({one.cell for one in item[1]}))):
+        together.setdefault(tuple(map(id, bad)), Failure([], bad)).causes.append(cause)
+    return list(together.values())
 
 
 # All cells of a run together
@@ -133,18 +197,13 @@ SHARED_BY_LUCK = 30
 
 
 def distinct_results(records: Mapping[str, Record]) -> dict[str, str]:
-    """By cell: which other cell has the same results to the last digit; empty where none has."""
+    """By cell: which other cell has the same results to the last digit; empty if none has."""
     results = {cell: figures for cell, record in records.items() if (figures := _results(record))}
-    cells_by_figure: dict[tuple[object, ...], list[str]] = defaultdict(list)
-    for cell, figures in results.items():
-        for figure in figures:
-            cells_by_figure[figure].append(cell)
-    faults = dict.fromkeys(results, "")
-    shared = {pair for cells in cells_by_figure.values() if len(cells) > 1 for pair in combinations(cells, 2)}
-    order = {cell: index for index, cell in enumerate(results)}
-    for one, other in sorted(shared, key=lambda pair: (order[pair[0]], order[pair[1]])):
-        faults[one], faults[other] = f"the results are those of {other}", f"the results are those of {one}"
-    return faults
+    copies = {
+        cell: [other for other, theirs in results.items() if other != cell and theirs & figures]
+        for cell, figures in results.items()
+    }
+    return {cell: f"the results are those of {others[-1]}" if others else "" for cell, others in copies.items()}
 
 
 def _results(record: Record) -> set[tuple[object, ...]]:
@@ -154,21 +213,18 @@ def _results(record: Record) -> set[tuple[object, ...]]:
     scores, loss = tuple(sorted(record.scores.items())), record.evaluation and record.evaluation.loss
     figures: set[tuple[object, ...]] = {("training", scores, tuple(record.training.losses) if record.training else (), loss)}
     if loss:
-        figures.add(("evaluation", scores, loss))
-    if record.examples and not loss and _has_predictions_of_its_own(record):  # a label has few values: methods may agree
-        figures.add(("predictions", scores, record.examples.file))  # the file's name is the hash of its content
+        return {*figures, ("evaluation", scores, loss)}
+    # Labels have few values, and methods may agree on them: only a model that learned something, and is wrong on more rows than
+    # by luck, has predictions of its own. Their file's name is the hash of its content.
+    learned = any(finding.name == "learned_something" and finding.passed for finding in record.audits)
+    main, rows = record.scores.get(record.main_score), record.data.rows["test"] if record.data else 0
+    if record.examples and learned and main is not None and rows * (100 - main) / 100 >= SHARED_BY_LUCK:
+        figures.add(("predictions", scores, record.examples.file))
     return figures
 
 
-def _has_predictions_of_its_own(record: Record) -> bool:
-    """Whether equal predictions are a copy: the model learned something, and is wrong on more rows than by luck."""
-    learned = any(finding.name == "learned_something" and finding.passed for finding in record.audits)
-    main, rows = record.scores.get(record.main_score), record.data.rows["test"] if record.data else 0
-    return learned and main is not None and rows * (100 - main) / 100 >= SHARED_BY_LUCK
-
-
 def same_rows_in_triple(records: Mapping[str, Record]) -> dict[str, str]:
-    """By cell: whose rows differ from its own among the methods of one backbone and task; empty where none do."""
+    """By cell: whose rows differ from its own among the methods of one backbone and task; empty if none do."""
     faults = {}
     for cells in triples(records).values():
         fingerprints = {cell: data.fingerprint for cell in cells if (data := records[cell].data)}
@@ -181,9 +237,9 @@ def same_rows_in_triple(records: Mapping[str, Record]) -> dict[str, str]:
 TOGETHER = {audit.__name__: audit for audit in (distinct_results, same_rows_in_triple)}
 
 
-def cross_cell_audits(records: Sequence[Record]) -> Findings:
-    """Audits over the cells of each profile together: one finding an audit for every cell that it concerns."""
-    findings: Findings = defaultdict(list)
+def cross_cell_audits(records: Sequence[Record]) -> dict[str, list[AuditFinding]]:
+    """Audits over the cells of each profile together, by cell: one finding an audit for every cell that it concerns."""
+    findings: dict[str, list[AuditFinding]] = defaultdict(list)
     for profile in dict.fromkeys(record.profile for record in records):
         cells = {record.cell: record for record in records if record.profile == profile}
         for name, audit in TOGETHER.items():
@@ -198,13 +254,18 @@ def compared_together(records: Sequence[Record]) -> list[Record]:
     Only records that finished are compared, those of each profile and seed by themselves. What was said of them in other
     company, as in a shard, is taken back first.
     """
-    alone = [_alone(record) if record.finished else record for record in records]
-    together = list(alone)
-    for run in dict.fromkeys(_run_of(record) for record in alone if record.finished):
-        indices = [index for index, record in enumerate(alone) if record.finished and _run_of(record) == run]
-        findings = cross_cell_audits([alone[index] for index in indices])
+    together = [_alone(record) if record.finished else record for record in records]
+    runs: dict[tuple[str, int | None], list[int]] = defaultdict(list)
+    for index, record in enumerate(together):
+        if record.finished:
+            runs[record.profile, record.seeds.seed].append(index)
+    for indices in runs.values():
+        findings = cross_cell_audits([together[index] for index in indices])
         for index in indices:
-            together[index] = _with(alone[index], findings.get(alone[index].cell, ()))
+            record, own = together[index], findings.get(together[index].cell, [])
+            faults = [located(record, sentence) for sentence in failures(own)]
+            audited = replace(record, audits=[*record.audits, *own])
+            together[index] = _ended(audited, [*record.missed, *faults]) if faults else audited
     return together
 
 
@@ -213,21 +274,9 @@ def contradicts(record: Record) -> bool:
     return any(finding.name in TOGETHER and not finding.passed for finding in record.audits)
 
 
-def _run_of(record: Record) -> tuple[str, int | None]:
-    return record.profile, record.seeds.seed
-
-
-def _with(record: Record, findings: Sequence[AuditFinding]) -> Record:
-    """The record with these findings of the cells together."""
-    faults = [located(record, sentence) for sentence in failures(findings)]
-    status: Status = "missed" if faults else record.status
-    return replace(record, audits=[*record.audits, *findings], missed=[*record.missed, *faults], status=status)
-
-
 def _alone(record: Record) -> Record:
     """The record without what an earlier comparison with other cells added."""
     together = [finding for finding in record.audits if finding.name in TOGETHER]
     added = {located(record, sentence) for sentence in failures(together)}
-    missed = [sentence for sentence in record.missed if sentence not in added]
-    status: Status = "passed" if added and not missed else record.status
-    return replace(record, audits=[f for f in record.audits if f not in together], missed=missed, status=status)
+    audited = replace(record, audits=[finding for finding in record.audits if finding not in together])
+    return _ended(audited, [sentence for sentence in record.missed if sentence not in added]) if added else audited

@@ -1,63 +1,85 @@
-"""Reads `benchmarks/thresholds/*.toml`: what scores must reach, what healthy runs reach, and which drop counts."""
+"""What counts as a difference: every limit that the gate and the bounds hold figures to, each with its reason.
+
+People set `margins.toml` and the constants here. `quick.toml` and its like (bounds), `noise.toml` (`tunegrid.results.noise`)
+and `numerics.toml` (how far rounding goes) are measured, and say on which runs they rest.
+"""
 
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError, first_line
+from tunegrid.terminal import visible
 
 THRESHOLDS = ROOT / "benchmarks" / "thresholds"
+TOLERANCES = THRESHOLDS / "numerics.toml"
 LAB_CALIBRATE, OWN_CALIBRATE = "python -m tunegrid.lab calibrate", "tunegrid calibrate"
-NEEDED = {
+
+SMALL_NORM = 1e-3  # of the largest group or module: a norm below it has no digits to compare, and is held to this
+TENTH = 0.1  # of what a module's other side moved by: what is below it is equal, since what grows slowly crosses any bound
+BERTSCORE_ROUNDING = 1e-5  # points of a mean BERTScore: on another CPU 4e-7, and one text of 200 moves it by 5e-4
+FIXED_ANSWERS = 0.01  # points of scores of fixed answers: another BERTScore encoder's last digits
+SPEED_DEVIATIONS = 3.0  # of the baseline's median steps: where they spread more than the margin, a run may be slower by these
+
+Number = Annotated[float, Field(strict=True, ge=-1e9, le=1e9, allow_inf_nan=False)]
+Bounds = Mapping[str, float]  # minimum points by metric
+Evidence = Mapping[str, Mapping[str, Mapping[str, float]]]  # by cell and score: minimum and mean of healthy runs, and more
+# By arithmetic, and by "cell " and a cell's id where its first updates amplify more; the file's head explains each figure.
+Tolerances = Mapping[str, Mapping[str, float]]
+MARGINS = {
     "points": ("other",),
     "memory": ("ledger", "rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib"),
     "speed": ("step_seconds",),
 }
-Bounds = Mapping[str, float]  # minimum points by metric
-# By cell and score: minimum and mean of healthy runs, among others.
-Evidence = Mapping[str, Mapping[str, Mapping[str, float]]]
+TOLERATED = (
+    *("first", "later", "weights", "probe_gradients", "gradients", "moved", "moved_alone", "curve", "decoded"),
+    *("module_outputs", "module_gradients"),
+)
 
 
-def beside(grid_file: Path, profile: str) -> Path:
+def bounds_file(grid_file: Path, profile: str) -> Path:
     """Where the bounds of a user's cells stand: sst2.quick.toml beside sst2.py."""
     return grid_file.with_suffix(f".{profile}.toml")
 
 
 def load_bounds(path: Path) -> dict[str, Bounds]:
-    """Bounds by cell id; empty where none have been measured yet. Raises InputError where the file is not sound."""
-    known = _entries(path, needed=("minimum",))
+    """Bounds by cell id; empty if none have been measured yet. Raises InputError for a file that is not sound."""
+    known = load_evidence(path, needed=("minimum",))
     return {cell: {metric: entry["minimum"] for metric, entry in metrics.items()} for cell, metrics in known.items()}
 
 
-def load_evidence(path: Path) -> Evidence:
-    """What a profile's bounds rest on; empty where it has none. Raises InputError where the file is not sound."""
-    return _entries(path, needed=("minimum", "mean"))
-
-
-def _entries(path: Path, needed: Collection[str]) -> Evidence:
+def load_evidence(path: Path, needed: Collection[str] = ("minimum", "mean")) -> Evidence:
+    """What a profile's bounds rest on; empty if it has none. Raises InputError for a file that is not sound."""
     if not path.is_file():
         return {}
     with tables(path, "bounds", LAB_CALIBRATE if path.parent == THRESHOLDS else OWN_CALIBRATE) as content:
-        cells = {cell: table(metrics) for cell, metrics in table(content["cells"]).items()}
-        return {cell: {metric: _entry(entry, needed) for metric, entry in metrics.items()} for cell, metrics in cells.items()}
-
-
-def _entry(entry: Any, needed: Collection[str]) -> dict[str, Any]:
-    """What is known of a cell's score: numbers, and a list of scores."""
-    scores = {"scores": list(map(number, entry["scores"]))} if "scores" in table(entry) else {}
-    return numbers({name: value for name, value in entry.items() if name not in scores}, needed) | scores
+        cells: Evidence = checked(content["cells"], dict[str, dict[str, dict[str, Number | list[Number]]]])
+        for entry in (entry for metrics in cells.values() for entry in metrics.values()):
+            checked({name: entry[name] for name in needed}, dict[str, Number])
+        return cells
 
 
 def load_margins(path: Path = THRESHOLDS / "margins.toml") -> dict[str, dict[str, float]]:
-    """The drop that is no regression yet, by kind and quantity. Raises InputError where the file is not sound."""
+    """The change that is none yet, by kind and quantity. Raises InputError for a file that is not sound."""
     with tables(path, "margins") as content:
-        return {kind: numbers(content[kind], names) for kind, names in NEEDED.items()}
+        return {kind: checked(content[kind], dict[str, Number], names) for kind, names in MARGINS.items()}
 
 
-# What such a file may hold
+def load_tolerances(path: Path = TOLERANCES) -> Tolerances:
+    """How far figures of numerics may lie apart and still be rounding. Raises InputError for a file that is not sound."""
+    with tables(path, "tolerances", "python -m tunegrid.lab measure") as content:
+        own = {name: figures for name, figures in content.items() if name != "evidence"}
+        return {name: checked(own[name], dict[str, Number], () if name.startswith("cell ") else TOLERATED) for name in own}
+
+
+def tolerance_of(cell: str, arithmetic: str, tolerances: Tolerances) -> Mapping[str, float]:
+    """What is rounding in a cell of this arithmetic."""
+    return {**tolerances[arithmetic], **tolerances.get(f"cell {cell}", {})}
 
 
 @contextmanager
@@ -70,26 +92,15 @@ def tables(path: Path, what: str, command: str = "") -> Iterator[Mapping[str, An
         yield tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         cause = f"{type(error).__name__}: {first_line(error)[:200]}"
+        if isinstance(error, ValidationError):
+            fault = error.errors()[0]
+            cause = visible(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}")[:200]
         way_out = f"`{command}` writes it" if command else "take the repository's"
         raise InputError(f"{path} holds no {what} ({cause}); {way_out}") from None
 
 
-def table(value: Any) -> dict[str, Any]:
-    """A TOML table; raises TypeError for anything else."""
-    if not isinstance(value, dict):
-        raise TypeError(f"{value!r} is not a table")
-    return value
-
-
-def numbers(value: Any, needed: Collection[str] = ()) -> dict[str, float]:
-    """A table of numbers; raises TypeError for anything else, and KeyError where one that is needed is missing."""
-    if missing := set(needed) - table(value).keys():
+def checked(value: Any, shape: Any, needed: Collection[str] = ()) -> Any:
+    """The value, of this shape; raises ValueError for anything else, and KeyError if one that is needed is missing."""
+    if missing := set(needed) - set(value):
         raise KeyError(min(missing))
-    return {name: number(figure) for name, figure in value.items()}
-
-
-def number(value: Any, low: float = -1e9, high: float = 1e9) -> float:
-    """A number between these; raises TypeError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise TypeError(f"{value!r} is not a number from {low:g} to {high:g}")
-    return value
+    return TypeAdapter(shape).validate_python(value)

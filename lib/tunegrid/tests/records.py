@@ -240,11 +240,3 @@ def run_file(path, records, dirty=False):
     table = [{"name": r.cell, "fullname": f"benchmarks::{r.cell}", "extra_info": to_json(r)} for r in records]
     path.write_text(json.dumps({"benchmarks": table, "commit_info": {"dirty": dirty}}))
     return path
-
-
-def footprint(path, cell, rate, **recipe):
-    """A footprint of one cell at `rate` rows a second."""
-    speed = MEASURED["throughput"] | {"train_samples_per_second": rate}
-    changed = complete_json(cell)["recipe"] | recipe
-    path.parent.mkdir(exist_ok=True)
-    return saved(path, complete(cell, **FOOTPRINT | {"throughput": speed, "recipe": changed}))

@@ -7,7 +7,7 @@ import pytest
 
 from tunegrid.commands import calibrate
 from tunegrid.commands.calibrate import main
-from tunegrid.results.thresholds import beside, load_bounds
+from tunegrid.results.thresholds import bounds_file, load_bounds
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.records import complete_json
 
@@ -54,9 +54,9 @@ def test_bounds_stand_beside_the_file_with_their_scores(grid_file, capsys):
     run = session(84.0, 92.0, 100.0)
     assert main([f"--grid={grid_file}", *CELLS, "--", "-n", "2"], run) == 0
     # sd 8 with 2 degrees of freedom: 2 % over two bounds is a t of 6.965, times sqrt(4 / 3), which is 64.34 below 92
-    bounds = load_bounds(beside(grid_file, "quick"))
+    bounds = load_bounds(bounds_file(grid_file, "quick"))
     assert bounds == {"bert_sa_mine": {"accuracy": 27.6, "f1_macro": 27.6}}
-    text = beside(grid_file, "quick").read_text()
+    text = bounds_file(grid_file, "quick").read_text()
     assert "# Written by `tunegrid calibrate --grid=mine.py`." in text
     assert "control" not in text
     assert "scores = [84.00, 92.00, 100.00]" in text
@@ -81,11 +81,11 @@ def nothing(arguments):
 )
 def test_what_cannot_be_calibrated_is_one_sentence(grid_file, arguments, run, sentence, capsys):
     assert sentence in refusal(capsys, partial(main, run=run), f"--grid={grid_file}", *arguments)
-    assert not beside(grid_file, "quick").exists()
+    assert not bounds_file(grid_file, "quick").exists()
 
 
 def test_bounds_of_other_cells_are_not_lost_and_a_file_that_adds_no_cell_says_what_to_write(grid_file, capsys):
-    beside(grid_file, "quick").write_text("[cells.t5_sa_mine]\naccuracy = { minimum = 80.0 }\n")
+    bounds_file(grid_file, "quick").write_text("[cells.t5_sa_mine]\naccuracy = { minimum = 80.0 }\n")
     said = refusal(capsys, partial(main, run=nothing), f"--grid={grid_file}", *CELLS)
     assert "has bounds of t5_sa_mine, which would be lost" in said
     grid_file.write_text("def pytest_tunegrid_grid(grid):\n    pass\n")

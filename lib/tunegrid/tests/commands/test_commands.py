@@ -35,6 +35,11 @@ def test_the_commands_are_listed_with_a_line_each(arguments, capsys):
     assert all(len(line) <= 100 for line in lines)
 
 
+def test_the_version_is_said(capsys):
+    assert command.main(["--version"]) == 0
+    assert re.fullmatch(r"tunegrid \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
 def test_an_unknown_command_is_one_sentence(capsys):
     assert command.main(["gaet", "a.json"]) == 2
     assert capsys.readouterr().err == "tunegrid: unknown command 'gaet'; did you mean gate?\n"

@@ -181,7 +181,8 @@ def test_only_cells_that_changed_train_to_their_end_on_both_sides(made, capsys):
     assert code == 1
     assert log() == ["1.0 first all", "2.0 first all", "1.0 whole gpt2_sa_lora", "2.0 whole gpt2_sa_lora"]
     assert next_of(lines) == "`tunegrid bisect --good planted==1.0 --bad planted==2.0 --cells gpt2_sa_lora` finds the release"
-    assert next_of(lines) in page_of(lines).read_text()  # in the same words
+    shown = page_of(lines).read_text().replace("<code>", "`").replace("</code>", "`")
+    assert next_of(lines) in shown  # in the same words
     assert lines[-1].startswith("planted 1.0 -> 2.0: 1 cell equal, 1 changed (gpt2_sa_lora: ")
     assert any(line.startswith("bert_sa_lora ") and " equal " in line for line in lines)
 

@@ -11,8 +11,7 @@ from random import Random
 import pytest
 
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.results.files import read_records
-from tunegrid.results.journal import passed, read
+from tunegrid.results.files import passed, read_journal, read_records
 from tunegrid.tests.sessions import SMALL, SessionProcess
 
 SEED, KILLS = 20, 20
@@ -52,7 +51,7 @@ class KilledRun:
     def ended(self):
         """Its answer; every row that passed is seen, in whatever journal it stands."""
         answer = self.session.ended()
-        for row in (row for path in (self.cache / "journal").glob("*.jsonl") for _, row in read(path)):
+        for row in (row for path in (self.cache / "journal").glob("*.jsonl") for _, row in read_journal(path)):
             if row["extra_info"]["status"] == "passed":
                 self.seen[row["extra_info"]["cell"]].add(tuple(row["stats"]["data"]))
         return answer

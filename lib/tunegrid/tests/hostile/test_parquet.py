@@ -52,8 +52,6 @@ def test_a_small_file_of_180_million_rows_is_refused_before_it_is_unpacked(run, 
         for _ in range(180):
             writer.write_table(table, row_group_size=rows)
     assert file.stat().st_size < 2_000_000
-    with pytest.raises(InputError, match=r"it holds 180000000 rows, but the record names 40\); remove it"):
-        examples.read(record, path)
     with pytest.raises(InputError, match=r"it has 180000000 rows in \d+ bytes"):
         examples.read(replace(record, data=None), path)
 

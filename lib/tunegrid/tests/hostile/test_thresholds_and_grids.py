@@ -5,8 +5,7 @@ import tomllib
 from fixtures.session import Session
 from tunegrid.grid.recipes import FULL_PROFILE, QUICK_PROFILE
 from tunegrid.results.noise import load_noise
-from tunegrid.results.numerics import load_tolerances
-from tunegrid.results.thresholds import THRESHOLDS, load_bounds, load_evidence, load_margins
+from tunegrid.results.thresholds import THRESHOLDS, load_bounds, load_evidence, load_margins, load_tolerances
 from tunegrid.tests.strangers import attacked, changed, damaged, seeds_of
 
 LOADERS = {

@@ -10,9 +10,9 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.tasks import TASKS
 from tunegrid.lab import calibrate, grid_runs, measure
-from tunegrid.lab.calibrate import CalibrationPlan, blunt, calibration, read_controls
+from tunegrid.lab.calibrate import CalibrationPlan, blunt, calibration, noise_toml, read_controls, with_tails
 from tunegrid.lab.grid_runs import GridRun, LabSessions, OtherLabSession
-from tunegrid.results.bounds import Calibration, bound_of, noise_toml, thresholds_toml
+from tunegrid.results.bounds import Calibration, bound_of, thresholds_toml
 from tunegrid.results.noise import Deviation, load_noise
 from tunegrid.results.thresholds import load_bounds
 from tunegrid.tests.records import altered, complete, saved, seeds_as
@@ -89,9 +89,9 @@ def collapsed(scores):
 
 def test_a_cell_of_which_one_training_collapsed_needs_more_seeds():
     normal = [90 + float(ndtri((index + 0.5) / 20)) for index in range(20)]  # as normal as scores can be
-    assert collapsed(normal).with_tails() == []
-    assert collapsed([*normal[1:], 85.0]).with_tails() == ["t5_sa_lora"]
-    assert collapsed([*normal[1:], 95.0]).with_tails() == []  # too good is no collapse
+    assert with_tails(collapsed(normal)) == []
+    assert with_tails(collapsed([*normal[1:], 85.0])) == ["t5_sa_lora"]
+    assert with_tails(collapsed([*normal[1:], 95.0])) == []  # too good is no collapse
 
 
 def test_more_seeds_of_a_cell_count_in_its_bound_and_its_noise():

@@ -170,15 +170,15 @@ def rows_with(points, predictions=None, ids=None):
 def test_flips_come_first_then_the_rows_with_fewest_points():
     old, new = rows_with([100.0, 0.0, 100.0, 0.0, 100.0]), rows_with([100.0, 100.0, 0.0, 0.0, 100.0])
     sample = sampled(new, None, old, None, limit=4)
-    assert [(row.number, row.change) for row in sample.rows] == [(3, "lost"), (2, "gained"), (4, "same"), (1, "same")]
-    assert (sample.total, sample.lost, sample.gained, sample.paired) == (5, 1, 1, True)
+    assert list(zip(sample.frame["row"], sample.frame["change"], strict=True)) == [
+        *((3, "lost"), (2, "gained"), (4, "same"), (1, "same"))
+    ]
+    assert (sample.total, sample.lost, sample.gained) == (5, 1, 1)
     old, new = rows_with([100.0] * 9 + [0.0] * 9), rows_with([0.0] * 9 + [100.0] * 9)
-    assert [row.change for row in sampled(new, None, old, None, limit=6).rows] == ["lost"] * 3 + ["gained"] * 3
-    [right, wrong] = sampled(rows_with([100.0, 0.0], ["1", "1"]), None, None, None, limit=2).rows[::-1]
-    assert (right.new, right.reference, wrong.new, wrong.reference) == ("good", "good", "good", "bad")
+    assert list(sampled(new, None, old, None, limit=6).frame["change"]) == ["lost"] * 3 + ["gained"] * 3
     old, new = rows_with([100.0], ids=["other"]), rows_with([0.0])
     sample = sampled(new, None, old, None, limit=1)
-    assert (sample.paired, sample.rows[0].old) == (False, None)
+    assert list(sample.frame["change"]) == list(sample.frame["before"]) == [None]
     assert sample.missing[0] == "the older run scored other test rows: its predictions are not paired"
 
 

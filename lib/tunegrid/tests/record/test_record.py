@@ -123,7 +123,7 @@ STRAYS = [
     ({"accuracy": 91.0}, "accuracy is not a field of a record"),
     ({"scores": {"accuracy": 100.5}}, "scores.accuracy is 100.5, but it should be less than or equal to 100.000001"),
     ({"scores": {"accuracy": "91"}}, 'scores.accuracy is "91", but it should be a valid number'),
-    ({"status": "failed"}, "status is \"failed\", but it should be 'unfinished', 'passed', "),
+    ({"status": "bad"}, "status is \"bad\", but it should be 'unfinished', 'passed', "),
     (
         {"data": MEASURED["data"] | {"rows": {"train": 70}}},
         'data.rows is {"train": 70}, but Dictionary should have at least 3 ',

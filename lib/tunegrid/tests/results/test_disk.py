@@ -110,7 +110,7 @@ def test_a_pack_is_read_as_files_are_and_so_is_what_was_changed_in_it(tmp_path, 
     with ZipFile(pack, "w") as changed:
         changed.write(store / kept.file, kept.file)
     (store / kept.file).unlink()
-    with pytest.raises(InputError, match=r"run\.zip/\w+\.parquet does not hold the rows that it is named for"):
+    with pytest.raises(InputError, match=r"run\.zip/\w+\.parquet does not hold what it is named for"):
         examples.read(record, run)
     pack.write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match=r"run\.zip/\w+\.parquet does not hold points .*BadZipFile"):

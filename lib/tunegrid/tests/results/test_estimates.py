@@ -1,13 +1,12 @@
 import pytest
 
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.recipes import FULL_CAPS, FULL_PROFILE, QUICK_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.results.estimates import duration, estimates
 from tunegrid.tests import records
-from tunegrid.tests.records import MEASURED, PHASE, complete, footprint
+from tunegrid.tests.records import MEASURED, PHASE, complete
 
 QUICK = STUDY.cells(QUICK_PROFILE)
-FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}
 
 
 def saved(path, cell, profile, seconds, status="passed"):
@@ -18,11 +17,9 @@ def saved(path, cell, profile, seconds, status="passed"):
     return records.saved(path, record)
 
 
-def test_the_first_saved_run_says_what_a_cell_takes_and_goes_before_any_footprint(tmp_path):
+def test_the_first_saved_run_says_what_a_cell_takes(tmp_path):
     path, later = (saved(tmp_path / f"{n}.json", "t5_qa_sft", "quick", n) for n in (4.0, 9.0))
     assert estimates(QUICK, [tmp_path / "absent.json", path, later]) == {"t5_qa_sft": 8.0}
-    other = footprint(tmp_path / "footprint.json", "t5_qa_sft", 2.0)
-    assert estimates(QUICK, [other, path]) == {"t5_qa_sft": 8.0}
 
 
 @pytest.mark.parametrize(("profile", "status"), [("full", "passed"), ("quick", "error"), ("quick", "stopped")])
@@ -30,13 +27,6 @@ def test_another_profile_or_a_cell_that_did_not_finish_or_a_file_cut_off_says_no
     (tmp_path / "cut.json").write_text('{"benchmarks": [')
     run = saved(tmp_path / "run.json", "t5_qa_sft", profile, 4.0, status=status)
     assert estimates(QUICK, [run, tmp_path / "cut.json"]) == {}
-
-
-def test_a_footprint_says_how_long_a_full_training_takes(tmp_path):
-    paths = [footprint(tmp_path / "footprint.json", "bert_sum_lora", 100.0)]
-    expected = FULL_CAPS["sum"].train * 3 / 100  # three epochs at 100 rows per second
-    assert estimates([FULL["bert_sum_lora"]], paths) == {"bert_sum_lora": expected}
-    assert estimates(QUICK, paths) == {}  # a micro backbone is not of its size
 
 
 @pytest.mark.parametrize(

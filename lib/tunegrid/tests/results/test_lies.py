@@ -140,7 +140,7 @@ def test_rows_that_were_changed_under_an_unchanged_name_are_told_by_every_comman
     zeroed = table.set_column(1, "accuracy", [[0.0] * 40])
     pq.write_table(zeroed, path)
     write(folder / "lie.json", record)
-    assert_told(answers(folder, capsys), "does not hold the rows that it is named for")
+    assert_told(answers(folder, capsys), "does not hold what it is named for")
 
 
 def test_a_row_that_stands_twice_is_told_by_every_command(folder, capsys):

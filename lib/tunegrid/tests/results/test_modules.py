@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from tunegrid.errors import InputError
@@ -12,13 +13,11 @@ from tunegrid.results.modules import (
     FIGURES,
     NUMBERS,
     Moved,
-    first_backward,
-    first_forward,
-    furthest,
+    first_modules,
     modules_of,
     share,
 )
-from tunegrid.results.numerics import Pair, compared
+from tunegrid.results.numerics import compared
 from tunegrid.tests.records import altered, complete
 
 BOUND = 1e-4
@@ -44,9 +43,7 @@ def model(moved=None, order=MODEL, phase="forward"):
     rows = []
     for name, depth, source, maker in order:
         texts = {"phase": phase, "module": name, "kind": (name or "Model").rpartition(".")[2].title(), "library": "toy"}
-        figures = {
-            (f, n): x for f in FIGURES for n, x in zip(NUMBERS, moved.get((name, f), (10.0, 1.0, 2.0, 3.0)), strict=True)
-        }
+        figures = {(f, n): x for f in FIGURES.values() for n, x in zip(NUMBERS, moved.get((name, f), EQUAL), strict=True)}
         places = {"call": 1.0, "depth": float(depth), "source": float(source), "maker": float(maker)}
         rows.append(texts | places | {f"{f}_{n}": x for (f, n), x in figures.items()})
     return {column: [row[column] for row in rows] for column in COLUMNS}
@@ -54,6 +51,12 @@ def model(moved=None, order=MODEL, phase="forward"):
 
 def both(moved, **options):
     return modules_of(model(**options)), modules_of(model(moved, **options))
+
+
+def named(pair, **options):
+    """What is said of the modules that changed first, and their names."""
+    words, names = first_modules(*pair, "forward", {"module_outputs": BOUND, "module_gradients": BOUND}, **options)
+    return words, [name for name, *_ in names]
 
 
 def by(far):
@@ -73,10 +76,10 @@ IN_KEY = behind(["block.attention.key", "block.attention", "block", ""], 0.02) |
 SLOWLY = behind(["block.attention.key"], 2e-5) | behind(["block.norm"], 6e-5, ("taken",)) | behind(["block.norm"], 1.2e-4)
 BETWEEN = {name: figure for name, figure in IN_KEY.items() if name[0] != "block.attention.key"}
 SIBLINGS = IN_KEY | {("block.attention.query", "given"): by(0.03)}
-KEY = "block.attention.key (Key, toy) is the first whose output moved, by 2.0e-02; what goes in is equal"
+KEY = "the output of block.attention.key (Key, toy) changes first, by 2 % of its norm; its input is equal"
 TWO = (
-    "block.attention.query (Query, toy) and block.attention.key (Key, toy) are the first whose output moved, "
-    "by 3.0e-02 and by 2.0e-02; what goes in is equal"
+    "the outputs of block.attention.query (Query, toy) and block.attention.key (Key, toy) change first, "
+    "by 3 % and 2 % of their norm; their inputs are equal"
 )
 
 
@@ -84,10 +87,10 @@ TWO = (
     ("moved", "found"),
     [
         (IN_KEY, KEY),  # and none of those behind it
-        (BETWEEN, "block.attention (Attention, toy) is the first whose output moved, by 2.0e-02; what goes in is equal"),
+        (BETWEEN, "the output of block.attention (Attention, toy) changes first, by 2 % of its norm; its input is equal"),
         (  # the norm gets another input already: the module around it is named
             behind(["block.norm", "block.mlp"], 0.5, ("taken", "given")) | behind(["block", ""], 0.5),
-            "block (Block, toy) is the first whose output moved, by 5.0e-01; what goes in is equal",
+            "the output of block (Block, toy) changes first, by 50 % of its norm; its input is equal",
         ),
         (SIBLINGS, TWO),
         (SIBLINGS | {("embed", "given"): by(0.04)}, None),
@@ -96,25 +99,26 @@ TWO = (
         (SLOWLY, ""),  # each module amplifies rounding twice: what went into the one that crosses the bound moved by half of it
         (
             {(name, figure): by(0.1) for name, *_ in MODEL for figure in ("taken", "given")},
-            "what goes into the model (Model, toy) is another already",
+            "the input of the model (Model, toy) is another already",
         ),
         (
             {("embed", "given"): NONE},
-            "embed (Embed, toy) is the first whose output moved, to or from no finite number; what goes in is equal",
+            "the output of embed (Embed, toy) changes first, to or from no finite number; its input is equal",
         ),
     ],
 )
 def test_the_first_module_whose_output_moved_is_named(moved, found):
-    said = first_forward(both(moved), "forward", BOUND)
-    assert said.endswith("what goes in is equal; 1 more beside them") if found is None else said == found
+    words, names = named(both(moved))
+    assert words.endswith("their inputs are equal; 1 more module beside") if found is None else words == found
+    assert all(name in words for name in names)
+    assert bool(names) == bool(words)
 
 
 def test_a_shuffled_tensor_has_other_projections_and_what_is_no_number_is_infinitely_far():
     shuffled = (10.0, 2.0, 3.0, 1.0)
-    assert share((10.0, 1.0, 2.0, 3.0), shuffled) == 0.2
-    assert first_forward(both({("embed", "given"): shuffled}), "forward", BOUND).startswith("embed (Embed, toy)")
-    assert share(NONE, NONE) == 0.0
-    assert share(NONE, (1.0, 1.0, 1.0, 1.0)) == math.inf
+    figures = np.array([EQUAL, NONE, NONE], float), np.array([shuffled, NONE, (1.0,) * 4], float)
+    assert share(*figures).tolist() == [0.2, 0.0, math.inf]
+    assert named(both({("embed", "given"): shuffled}))[1] == ["embed"]
 
 
 # Backward, from the end
@@ -130,42 +134,42 @@ WEIGHTS = {("block.mlp", "weights"): by(0.1)} | EMBED
         (  # the gradient at the norm's output comes from the MLP, which gets an equal one
             behind(["block.norm", "block.attention", "embed"], 0.3, ("gradient",)),
             (),
-            "block.mlp (Mlp, toy) is the first from the end that hands on another gradient, by 3.0e-01; ",
+            "the gradient changes inside block.mlp (Mlp, toy) (last layer first), by 30 % of its norm",
         ),
         (  # what the key gave went into a product of the attention
             behind(["block.attention.key", "embed"], 0.3, ("gradient",)),
             (),
-            "block.attention (Attention, toy) is the first from the end",
+            "the gradient changes inside block.attention (Attention, toy) (last",
         ),
         (
             EMBED,
             ("block.attention", "block"),
-            "block.attention.query (Query, toy) and block.attention.key (Key, toy) are the first from the end",
+            "the gradient changes inside block.attention.query (Query, toy) and block.attention.key (Key, toy) (last",
         ),
-        (WEIGHTS, (), "block.mlp (Mlp, toy) is the first from the end"),
+        (WEIGHTS, (), "the gradient changes inside block.mlp (Mlp, toy) (last layer first), by 10 %"),
         (WEIGHTS | behind(["block.mlp", "block", ""], 0.3, ("gradient",)), (), None),  # it gets another gradient itself
         ({(name, "gradient"): by(0.3) for name, *_ in MODEL}, (), ""),  # the loss's doing
     ],
 )
 def test_the_first_module_from_the_end_that_hands_on_another_gradient_is_named(moved, without, found):
-    said = first_backward(both(moved, order=[one for one in MODEL if one[0] not in without]), "forward", BOUND)
+    words, names = named(both(moved, order=[one for one in MODEL if one[0] not in without]), backward=True)
     if found is None:
-        assert not said.startswith("block.mlp")
+        assert "block.mlp" not in names
     else:
-        assert said.startswith(found)
-        assert bool(said) == bool(found)
+        assert words.startswith(found)
+        assert bool(names) == bool(found)
 
 
 def test_gradients_without_digits_weights_held_elsewhere_and_modules_of_one_side_have_not_moved():
     small = {("embed", "gradient"): (1e-4, 0.0, 0.0, 0.0)}
     none = {("embed", "gradient"): (0.0, 0.0, 0.0, 0.0)}
     moved = Moved.between(modules_of(model(small)), modules_of(model(none)), "forward")
-    assert moved.shares[0]["gradient"] == pytest.approx(1e-4 / (1e-3 * 10))
+    assert moved.shares.gradient[0] == pytest.approx(1e-4 / (1e-3 * 10))
     moved = {("block.attention.query", "weights"): NONE}
-    assert furthest(*both(moved)) == {"module_outputs": 0.0, "module_gradients": 0.0}
+    assert not Moved.between(*both(moved), "forward").shares.to_numpy().any()
     new = modules_of(model({("embed", "given"): by(0.5)}))
     old = modules_of(model(order=[one for one in MODEL if one[0] != "embed"]))
-    assert furthest(old, new)["module_outputs"] == 0.0
+    assert named((old, new)) == ("", [])
 
 
 def record_with(file):
@@ -181,7 +185,7 @@ TOLERANCES = {
         **{"probe_gradients": 1e-3, "gradients": 1e-3, "module_outputs": BOUND, "module_gradients": BOUND},
     }
 }
-CACHE = "scores of a search with a cache are off by 1.0e-02 of the largest logit, they were by 1.0e-06"
+CACHE = "scores of a search with a cache are off by 0.01 of the largest logit, they were by 1e-06"
 DRAWS = "the first update draws others; arithmetic without dropout is equal"
 LATER_LOSS = "the loss before training is 0.8, it was 0.7"
 
@@ -193,7 +197,8 @@ def written(moved=None, phase="forward", **figures):
 
 
 def said(old, new, runs=(None, None)):
-    return compared(old, new, TOLERANCES, runs)[1]
+    judgement, _ = compared(old, new, TOLERANCES, runs)
+    return judgement.detail
 
 
 @pytest.mark.parametrize(
@@ -214,10 +219,12 @@ def test_the_backward_stage_names_what_changed_forward_first(store):
     words = "gradients of layer 0 attention x 2 before training, forward equal"
     moved = behind(["block.norm"], 0.3, ("gradient",))
     assert said(written(), written(moved, **figures)) == (
-        "backward without dropout: block.mlp (Mlp, toy) is the first from the end that hands on another gradient, by 3.0e-01; "
-        f"the gradient at its output is equal; {words}"
+        "backward without dropout: the gradient changes inside block.mlp (Mlp, toy) (last layer first), by 30 % of its norm; "
+        f"{words}"
     )
-    assert said(written(), written(IN_KEY | moved, **figures)) == f"backward without dropout: {KEY}; {words}"
+    judgement, _ = compared(written(), written(IN_KEY | moved, **figures), TOLERANCES, (None, None))
+    assert judgement.detail == f"backward without dropout: {KEY}; {words}"
+    assert (judgement.stage, judgement.modules) == ("backward without dropout", (("block.attention.key", "Key", "toy"),))
 
 
 def test_a_module_that_moved_alone_is_no_change_and_without_figures_the_stage_alone_is_named(store):
@@ -230,9 +237,6 @@ def test_a_module_that_moved_alone_is_no_change_and_without_figures_the_stage_al
     assert said(old, new) == f"forward: {LATER_LOSS}"
     old, new = written(probe="f" * 16), written(IN_KEY, weights={"head": 2.0})
     assert said(old, new) == "start: weights before training, layer 0 attention no number, before 10"
-    pair = Pair(old=complete().training, new=complete().training, tolerance={}, fine=True, modules=lambda: both(IN_KEY))
-    assert pair.apart()["module_outputs"] == pytest.approx(0.02)
-    assert "module_outputs" not in replace(pair, modules=lambda: None).apart()
 
 
 # Files
@@ -257,7 +261,7 @@ def test_figures_are_read_as_they_were_written_go_where_a_run_goes_and_are_refus
     assert (store / name).is_file()
     one, other = examples.write_modules(model()), examples.write_modules(model({("embed", "given"): by(1.0)}))
     (store / one).write_bytes((store / other).read_bytes())
-    with pytest.raises(InputError, match="does not hold the figures that it is named for"):
+    with pytest.raises(InputError, match="does not hold what it is named for"):
         examples.read_modules(record_with(one), None)
 
 

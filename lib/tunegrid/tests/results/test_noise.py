@@ -44,7 +44,7 @@ def test_deviations_are_pooled_within_seeds_and_no_flip_is_half_a_rows_noise():
     assert deviation([[5.0], [9.0]]) is None
     assert resolution(500) == 0.1
     pools = pooled(cells_of("qa", [0.0] * 9), ROWS)
-    assert pools["bert_qa", "f1"].by_cell["bert_qa_lora"].sd == pytest.approx(0.1, rel=0.3)
+    assert pools["bert_qa_lora", "f1"].sd == pytest.approx(0.1, rel=0.3)
 
 
 def test_a_row_that_changes_counts_for_less_by_bertscore():
@@ -70,19 +70,17 @@ def test_cells_of_a_kind_that_differ_by_chance_alone_share_their_deviation():
     rng = np.random.default_rng(0)
     own = [(rng.chisquare(4) / 4) ** 0.5 for _ in range(9)]
     measured = cells_of("qa", own)
-    moved = [pooled(measured, ROWS)[cell.rpartition("_")[0], "f1"].by_cell[cell] for cell, _ in measured]
+    moved = [pooled(measured, ROWS)[key] for key in measured]
     assert np.std([each.sd for each in moved]) < 0.8 * np.std(own)
     assert all(each.df == 4 + 4 - 2 for each in moved)  # the prior counts as much as the cell, less its two parameters
 
 
 def test_a_prior_belongs_to_one_backbone_and_task_and_counts_little_where_cells_differ_widely():
     pools = pooled(cells_of("qa", [0.3, 0.4, 0.5, 0.3, 0.4, 0.5, 4.0, 5.0, 6.0]), ROWS)
-    assert pools["bert_qa", "f1"].prior.sd < 0.6
-    assert pools["t5_qa", "f1"].prior.sd > 4.0
-    pools = pooled(cells_of("qa", [0.2, 2.0, 20.0] * 3), ROWS)
-    moved = pools["bert_qa", "f1"].by_cell
-    assert moved["bert_qa_sft"].sd == pytest.approx(20.0, rel=0.15)
-    assert moved["bert_qa_sft"].df == 4
+    assert pools["bert_qa", "f1"].sd < 0.6
+    assert pools["t5_qa", "f1"].sd > 4.0
+    moved = pooled(cells_of("qa", [0.2, 2.0, 20.0] * 3), ROWS)["bert_qa_sft", "f1"]
+    assert (moved.sd, moved.df) == (pytest.approx(20.0, rel=0.15), 4)
 
 
 def test_moderated_deviations_make_intervals_that_hold():
@@ -93,8 +91,8 @@ def test_moderated_deviations_make_intervals_that_hold():
         truth = (5 / rng.chisquare(5, 9)) ** 0.5
         measured = cells_of("qa", truth * (rng.chisquare(4, 9) / 4) ** 0.5)
         pools = pooled(measured, ROWS)
-        for sd, (cell, _) in zip(truth, measured, strict=True):
-            own = pools[cell.rpartition("_")[0], "f1"].by_cell[cell]
+        for sd, key in zip(truth, measured, strict=True):
+            own = pools[key]
             outside += abs(rng.normal(0, sd)) > special.stdtrit(own.df, 0.995) * own.sd
             draws += 1
     assert 0.002 < outside / draws < 0.02  # 0.01 is promised
@@ -129,7 +127,7 @@ def test_a_collapse_counts_for_its_kind_most_and_for_all_a_little():
     heavy = tails(scores, ROWS)
     assert heavy["t5_qa", "f1"] > 1.5 > heavy["bert_qa", "f1"] == heavy["gpt2_qa", "f1"] >= 1.0
     pools = pooled(cells_of("qa", [1.0] * 9), ROWS, scores)
-    assert pools["t5_qa", "f1"].by_cell["t5_qa_sft"].tail == pools["t5_qa", "f1"].prior.tail == heavy["t5_qa", "f1"]
+    assert pools["t5_qa_sft", "f1"].tail == pools["t5_qa", "f1"].tail == heavy["t5_qa", "f1"]
 
 
 def test_noise_holds_for_its_profile_and_test_set_only_and_no_file_is_none(tmp_path):

@@ -31,10 +31,10 @@ UNEXPECTED = ["the ledger holds 5 bytes, the device 6"]
     [
         ({}, "passed", []),
         ({"audits": [GOOD]}, "passed", []),
-        ({"audits": [GOOD, BROKEN]}, "missed", [FAILED]),
-        ({"audits": [UNLEARNED]}, "missed", [CHANCE]),
+        ({"audits": [GOOD, BROKEN]}, "audit", [FAILED]),
+        ({"audits": [UNLEARNED]}, "audit", [CHANCE]),
         ({"audits": [UNLEARNED], "updates": 99}, "passed", []),
-        ({"audits": [BROKEN, UNLEARNED], "updates": 99}, "missed", [FAILED]),
+        ({"audits": [BROKEN, UNLEARNED], "updates": 99}, "audit", [FAILED]),
         (LOW, "missed", [BELOW]),
         (LOW | {"evaluation": None}, "passed", []),  # a footprint scores nothing
         (LOW | {"audits": [BROKEN]}, "missed", [FAILED, BELOW]),
@@ -94,10 +94,10 @@ def scored(cell, score, **changes):
     return complete(cell, **{"scores": {"accuracy": score}, "audits": []} | changes)
 
 
-def test_copied_results_turn_both_cells_to_missed_and_in_other_company_cells_are_told_anew():
+def test_copied_results_turn_both_cells_to_audit_and_in_other_company_cells_are_told_anew():
     records = [scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0), scored("bert_sa_lora", 90.0)]
     together = compared_together(records)
-    assert [record.status for record in together] == ["missed", "missed", "passed"]
+    assert [record.status for record in together] == ["audit", "audit", "passed"]
     assert [contradicts(record) for record in together] == [True, True, False]
     assert together[0].missed == ["audit distinct_results: the results are those of t5_sa_sft (t5_sa_lora, quick, seed 0)"]
     assert [(f.name, f.passed) for f in together[0].audits] == [("distinct_results", False), ("same_rows_in_triple", True)]

@@ -10,9 +10,9 @@ from tunegrid import ROOT
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.judgements import Outcome, Verdict
 from tunegrid.results.noise import Deviation, Noise
-from tunegrid.results.outcomes import FAILED_BY, outcome
 from tunegrid.results.quality import MAIN_ALPHA, decide
 from tunegrid.results.statistics import by_training, cauchy, row_deviation
+from tunegrid.results.verdict import FAILED_BY, outcome
 from tunegrid.tests.records import MEASURED, hits, record_of
 
 CELL = "bert_sa_lora"
@@ -210,7 +210,7 @@ MAINS = {"a": "f1", "b": "f1"}
 
 
 def verdicts(p_values, **options):
-    return {key: decision.verdict for key, decision in decide(effects(p_values, **options), MAINS, MARGINS).items()}
+    return {key: verdict for key, (verdict, _) in decide(effects(p_values, **options), MAINS, MARGINS).items()}
 
 
 def test_main_scores_share_nine_tenths_of_alpha_and_others_alarm_through_one_global_test():

@@ -3,9 +3,10 @@
 import pytest
 
 from tunegrid.results.alike import unlike_machines
-from tunegrid.results.gate import memory
+from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import PEAKS
-from tunegrid.results.numerics import load_tolerances, not_comparable
+from tunegrid.results.numerics import not_comparable
+from tunegrid.results.thresholds import load_tolerances
 from tunegrid.tests.records import complete
 
 RANK = {
@@ -17,7 +18,6 @@ RANK = {
     "train_tokens_per_second": None,
 }
 RANKS = {"count": 2, "backend": "gloo", "each": [RANK, RANK]}
-MARGINS = dict.fromkeys(("ledger", *PEAKS), 0.1)
 
 
 def test_neither_speed_nor_numerics_are_compared():
@@ -30,6 +30,6 @@ def test_neither_speed_nor_numerics_are_compared():
 @pytest.mark.parametrize(("ranks", "judges_peaks"), [(None, True), (RANKS, False)])
 def test_peaks_are_not_compared_and_the_ledger_is(ranks, judges_peaks):
     before = complete()
-    judged = {judgement.quantity for judgement in memory({0: before}, before, complete(ranks=ranks), MARGINS)}
+    judged = {judgement.quantity for judgement in gate(Run.of([before]), Run.of([complete(ranks=ranks)]))}
     assert "weights_bytes" in judged
     assert bool(judged & set(PEAKS)) is judges_peaks

@@ -11,11 +11,11 @@ from tunegrid.grid.recipes import FULL_PROFILE
 from tunegrid.grid.tasks import TASKS
 from tunegrid.record import new_record
 from tunegrid.record.checks import below_bounds
-from tunegrid.results import run_table
 from tunegrid.results.files import read_records
 from tunegrid.results.status import Extent
+from tunegrid.results.summary import cell_lines, footer
 from tunegrid.results.thresholds import load_bounds
-from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, complete_json, saved
+from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, saved
 from tunegrid.tests.sessions import run_in
 
 PLUGINS = ("options", "session", "selection", "results")
@@ -42,47 +42,31 @@ def test_bounds_are_read_without_their_evidence(tmp_path):
     assert load_bounds(tmp_path / "full.toml") == {}  # nobody has measured them yet
 
 
-def lines(*records):
-    return [line for line, _ in run_table.rows(records)]
+def lines(*records, cells=()):
+    """The table's lines, without what stands below."""
+    return [line for line, _ in cell_lines(records, cells) if len(line.split("  ")) > 3]
 
 
 def test_a_line_stands_under_its_header_and_a_footprint_has_a_table_of_its_own():
-    assert [run_table.header([complete()]), *lines(complete())] == [
-        "cell            score        points  bound  train s samples/s  peak GiB trainable  status",
-        "bert_sa_lora    accuracy       91.0   88.0     12.2       123      1.25     2.50%  passed",
+    scored = [
+        "cell          score     points  bound  train s  samples/s  peak GiB  trainable  status",
+        "bert_sa_lora  accuracy    91.0   88.0     12.2        123      1.25      2.50%  passed",
     ]
-    line = lines(new_record(CELLS["gpt2_sum_qlora"]))[0]
-    assert line.split() == ["gpt2_sum_qlora", "rougeLsum", *["-"] * 6, "unfinished"]
-    record = complete(**FOOTPRINT)
-    assert [run_table.header([record]), *lines(record)] == [
-        "cell            step ms  p90 ms tokens/s gen/s weights grads optim. activ. MiB peak MFU %  status",
-        "bert_sa_lora        120     150     4000     -     400     3      6    103      512  25.0  passed",
+    measured = [
+        "cell          step ms  tokens/s  gen/s  weights  grads  optim.  activ.  MiB peak  MFU %  status",
+        "bert_sa_lora      120      4000      -      400      3       6     103       512   25.0  passed",
     ]
-    assert run_table.header([record, complete()]) == run_table.header([complete()])
-
-
-def with_joules(**figures):
-    """Memory of which each phase took so many joules."""
-    return MEASURED["memory"] | {"phases": {"train": PHASE | figures, "evaluate": PHASE | figures}}
-
-
-def test_a_run_with_counters_of_energy_shows_kilojoules_of_all_phases():
-    assert "kJ" not in run_table.header([complete()])
-    counted = complete(memory=with_joules(cpu_energy_joules=610.0))
-    assert run_table.header([counted]).split()[-3:] == ["CPU", "kJ", "status"]
-    assert lines(counted)[0].split()[-2:] == ["1.22", "passed"]
-    both = complete(memory=with_joules(cpu_energy_joules=610.0, gpu_energy_joules=60_000.0))
-    assert run_table.header([both]).split()[-5:] == ["GPU", "kJ", "CPU", "kJ", "status"]
-    shown = lines(both, complete("bert_sa_sft"))
-    assert [line.split()[-3:] for line in shown] == [["120.00", "1.22", "passed"], ["-", "-", "passed"]]
-    assert max(len(line) for line in [run_table.header([both]), *lines(both)]) <= 100
+    assert lines(complete()) == scored
+    assert lines(complete(**FOOTPRINT)) == measured
+    assert lines(complete(), complete(**FOOTPRINT)) == measured + scored or scored + measured
+    assert lines(new_record(CELLS["gpt2_sum_qlora"]))[1].split() == ["gpt2_sum_qlora", "rougeLsum", *["-"] * 6, "unfinished"]
 
 
 @pytest.mark.parametrize("cell_id", CELLS)
 def test_no_line_is_wider_than_100_columns(cell_id):
     slow = MEASURED["training"] | {"seconds": 123_456.7}
     record = complete(cell_id, training=slow, scores={task.main_score: 100.0 for task in TASKS}, bounds={})
-    assert max(map(len, [run_table.header([record]), *lines(record)])) <= 100
+    assert max(map(len, lines(record))) <= 100
 
 
 @pytest.mark.parametrize(
@@ -90,13 +74,13 @@ def test_no_line_is_wider_than_100_columns(cell_id):
     [
         ({}, "passed"),
         ({"bounds": {}}, "no bound yet"),
-        ({"status": "missed"}, "missed"),
+        ({"status": "audit"}, "audit"),
         ({"status": "stopped", "bounds": {}}, "stopped"),
-        ({"status": "unfinished", "bounds": {}}, "unfinished"),
+        ({"bounds": {}, "excused": {"learned_something": "too short"}}, "too short"),
     ],
 )
-def test_the_verdict_is_a_word_or_three(changes, word):
-    assert lines(complete(**changes))[0].endswith(f"  {word}")
+def test_the_status_is_a_word_or_three(changes, word):
+    assert lines(complete(**changes))[1].endswith(f"  {word}")
 
 
 def test_the_peak_is_the_gpus_where_there_is_one():
@@ -106,17 +90,11 @@ def test_the_peak_is_the_gpus_where_there_is_one():
     assert new_record(CELLS["bert_sa_lora"]).peak_gib is None
 
 
-def test_the_footer_counts_and_names_the_device_and_what_was_too_short():
+def test_the_footer_counts_and_names_the_device():
     records = [complete(), complete("bert_sa_sft", status="missed"), new_record(CELLS["t5_qa_sft"])]
-    assert run_table.footer(records, 61.7) == "1 of 3 cells passed in 62 s on a CPU"
-    assert run_table.footer(records[2:], 1.0) == "0 of 1 cells passed in 1 s on no device"
-    short = complete(bounds={}, excused={"learned_something": "too short"}, seeds=complete_json()["seeds"] | {"seed": 1})
-    assert lines(short)[0].endswith("  too short")
-    assert lines(complete(bounds={}), short)[0].endswith("  too short")
-    assert (
-        run_table.footer([complete(), short], None)
-        == "2 of 2 runs of 1 cells passed, 1 of them too short for some audit, on a CPU"
-    )
+    assert footer(records, 3, 61.7) == "1 of 3 cells passed in 62 s on a CPU"
+    assert footer(records[2:], 1, 1.0) == "0 of 1 cell passed in 1 s on no device"
+    assert footer(records[:2], 1) == "1 of 2 runs of 1 cell passed on a CPU"
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from tunegrid.commands import baseline, export, gate, merge, page
 from tunegrid.errors import InputError
 from tunegrid.record import from_json
 from tunegrid.results import examples
-from tunegrid.results.answer import answer_of
 from tunegrid.results.examples import Examples
-from tunegrid.results.gate_report import COLUMNS, Report, as_markdown
 from tunegrid.results.judgements import Verdict, judgement_of
-from tunegrid.results.table import markdown_sentence
+from tunegrid.results.report import Section, markdown
+from tunegrid.results.summary import GATE, summary
+from tunegrid.results.verdict import verdict_of
 from tunegrid.tests.outputs import obeyed
 from tunegrid.tests.records import complete, complete_json
 from tunegrid.tests.strangers import attacked, seeds_of
@@ -169,18 +169,21 @@ def test_examples_that_are_no_parquet_are_one_sentence(world):
         examples.read(record, world / "in" / "a.json")
 
 
-def test_names_have_no_effect_in_a_gates_markdown_and_of_a_sentence_commands_alone_are_code():
+def test_names_have_no_effect_in_a_gates_markdown():
     record = complete()
     detail = "name: <b>a|b</b>\n# `c` and *d* _e_ [f](g)"
     judged = [judgement_of(record, "accuracy", Verdict.WORSE, detail=detail)]
-    page = as_markdown(Report(judged=judged, answer=answer_of([record], judged)))
-    assert "name: \\<b\\>a\\|b\\</b\\> # \\`c\\` and \\*d\\* \\_e\\_ \\[f\\](g)" in page
+    page = summary(verdict_of([record], judged), judged)
+    assert "name: \\<b\\>a\\|b\\</b\\> # `c` and \\*d\\* \\_e\\_ \\[f\\](g)" in page
     assert "bert_sa_lora" in page
-    assert {line.count("|") - line.count("\\|") for line in page.splitlines() if line.startswith("|")} == {len(COLUMNS) + 1}
-    assert markdown_sentence("Next: `pytest -m quick` runs <b> alone") == "Next: `pytest -m quick` runs \\<b\\> alone"
-    assert markdown_sentence("a `<b>` c `") == "a \\`\\<b\\>\\` c \\`"  # one is left over
-    assert markdown_sentence("a $`x`$") == "a \\$`x`\\$"  # no formula
-    assert markdown_sentence("a `` b") == "a \\`\\` b"
+    assert {line.count("|") - line.count("\\|") for line in page.splitlines() if line.startswith("|")} == {len(GATE) + 1}
+    parts = [Section(sentences=[one]) for one in ("run `a <b>` on <b>", "a `<b>` c `", "a $`x`$", "a `` b")]
+    assert [markdown([part]) for part in parts] == [
+        "* run `a <b>` on \\<b\\>",
+        "* a \\`\\<b\\>\\` c \\`",  # one is left over
+        "* a \\$`x`\\$",  # no formula
+        "* a \\`\\` b",
+    ]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

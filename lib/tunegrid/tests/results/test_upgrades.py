@@ -66,7 +66,7 @@ def test_a_cell_that_failed_by_itself_is_named_in_its_group():
     )
 
 
-def test_a_failure_that_was_there_before_says_so_and_of_several_causes_the_first_is_told():
+def test_a_failure_that_was_there_before_says_so_and_of_several_causes_all_are_told():
     below = {"status": "missed", "missed": ["accuracy 10.0 is below 88.0"], "scores": {"accuracy": 10.0, "f1_macro": 91.0}}
     good, bad, stopped = complete(), complete(**below), complete(status="stopped", missed=["the loss is nan"])
     assert failures([good], [good]) == {}
@@ -76,4 +76,4 @@ def test_a_failure_that_was_there_before_says_so_and_of_several_causes_the_first
     audits = [{"name": name, "passed": False, "detail": "x"} for name in ("base_frozen", "head_trains", "rows_learned")]
     missed = [f"audit {audit['name']}: x" for audit in audits]
     record = complete(status="missed", audits=audits, missed=missed)
-    assert failures([complete()], [record]) == {"bert_sa_lora": "failed audit base_frozen and 2 more"}
+    assert failures([complete()], [record]) == {"bert_sa_lora": "failed audits base_frozen, head_trains and rows_learned"}

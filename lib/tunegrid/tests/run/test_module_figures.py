@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tunegrid.results.modules import first_backward, first_forward, modules_of
+from tunegrid.results.modules import first_modules, modules_of
 from tunegrid.run.first_updates import ModuleFigures, figures_of
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import before_training
@@ -102,15 +102,16 @@ def test_autocast_does_not_round_what_is_projected():
 def test_a_change_in_one_of_two_models_is_named():
     """A plant in `shrink`, at its second call only; and one in the backward pass of `out`."""
     healthy = modules_of(noted(Toy()).columns())
+    bounds = {"module_outputs": 1e-4, "module_gradients": 1e-4}
     planted = Toy()
     planted.shrink.forward = lambda states, scale=0.4: (states * scale, "no tensor")  # the second call says which scale
-    sentence = first_forward((healthy, modules_of(noted(planted).columns())), "forward", 1e-4)
-    assert sentence.startswith(f"shrink (Half, {HERE}) is")
+    assert first_modules(healthy, modules_of(noted(planted).columns()), "forward", bounds)[1] == (("shrink", "Half", HERE),)
     planted = Toy()
     multiply = planted.out.forward
     planted.out.forward = lambda states: multiply(0.5 * states + (0.5 * states).detach())
-    assert first_forward((healthy, modules_of(noted(planted).columns())), "forward", 1e-4) == ""
-    assert first_backward((healthy, modules_of(noted(planted).columns())), "forward", 1e-4).startswith("out (Linear, torch) is")
+    both = healthy, modules_of(noted(planted).columns())
+    assert first_modules(*both, "forward", bounds) == ("", ())
+    assert first_modules(*both, "forward", bounds, backward=True)[1] == (("out", "Linear", "torch"),)
 
 
 def hooks_of(model):

@@ -1,101 +1,28 @@
-"""Finished cells on disk as they end, one row a line in `.cache/journal/*.jsonl`, with the key that says if a row still holds.
+"""The key of a cell's result: a digest of all that decides it, by which `--resume` knows whether an older row still holds.
 
-A killed session loses no finished cell: `tunegrid merge --journal` makes a run's JSON from the journal, and `pytest --resume`
-takes from it the cells that passed, if everything that decides their results is the same. Needs no torch.
+Needs no torch.
 """
 
 import ast
 import hashlib
 import json
-import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tunegrid import ROOT
-from tunegrid.errors import InputError
 from tunegrid.grid.backbones import BERT, Backbone
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.recipes import CACHE
 from tunegrid.grid.tasks import Problem
 from tunegrid.machine import cpu_name, gpus, instruction_sets, library_digests, versions
-from tunegrid.results.files import BenchmarkRow, RunJson, has_no_time, is_cell
 
-JOURNAL = CACHE / "journal"
 CODE = ("lib", "fixtures", "benchmarks")
 LARGE = 64 * 2**20  # bytes; larger folders are compared by sizes and times, not by content
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in memory, which the text of a function shows
-
-
-class Journal:
-    """One session's file, which its first row creates."""
-
-    def __init__(self, folder: Path = JOURNAL) -> None:
-        """Named by when the session began, and by its process."""
-        self.path = folder / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.jsonl"
-
-    def append(self, key: str, *rows: BenchmarkRow) -> None:
-        """Write rows and wait until the disk has them; raises OSError where it has no room.
-
-        A later row of a test takes the place of an earlier one, as that of a cell which was only going to run.
-        """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            for row in rows:  # with a break before it, too: a kill or a full disk may have left half a line
-                file.write(f"\n{json.dumps({'key': key, 'row': row})}\n".encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def read(path: Path) -> Iterator[tuple[str, BenchmarkRow]]:
-    """Keys and rows of a journal; a line that was cut off is left out."""
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            entry = json.loads(line)
-            yield str(entry["key"]), entry["row"] | {"extra_info": entry["row"]["extra_info"] | {}}
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue
-
-
-def passed(folder: Path = JOURNAL) -> dict[str, tuple[BenchmarkRow, Path]]:
-    """By key, the latest row of each cell that passed, or made its first updates without an objection, and its journal."""
-    rows = {}
-    for path in sorted(folder.glob("*.jsonl")):
-        for key, row in read(path):
-            status, missed = (row["extra_info"].get(name) for name in ("status", "missed"))
-            if status == "passed" or (status == "begun" and not missed):
-                rows[key] = (row, path)
-    return rows
-
-
-def latest(folder: Path = JOURNAL) -> Path:
-    """The newest journal that holds a cell which came to its end, else the newest; raises InputError where there is none."""
-    journals = sorted(folder.glob("*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
-    if not journals:
-        raise InputError(f"no journal in {folder}: no cell has finished here yet")
-    return next(filter(_has_ended_cell, journals), journals[0])
-
-
-def _has_ended_cell(path: Path) -> bool:
-    return any(is_cell(row["extra_info"]) and not has_no_time(row) for _, row in read(path))
-
-
-def as_run(path: Path) -> RunJson:
-    """The rows of a journal as a run of this machine; raises InputError where no cell has finished."""
-    if not _has_ended_cell(path):
-        raise InputError(f"{path} holds no finished cell")
-    return {
-        "machine_info": {"tunegrid": {"versions": versions(), "cpu": cpu_name(), "gpus": gpus()}},
-        "commit_info": {"dirty": None},  # a journal does not know
-        "benchmarks": list({str(row.get("fullname") or number): row for number, (_, row) in enumerate(read(path))}.values()),
-        "datetime": datetime.now(UTC).isoformat(),
-        "version": "journal",
-    }
 
 
 def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequence[Path] = ()) -> str:
@@ -162,11 +89,8 @@ def with_own_imports(file: Path) -> list[Path]:
 @cache
 def code_digest() -> str:
     """Over every module of the suite except its tests, and over its thresholds."""
-    digest = hashlib.sha256((ROOT / "conftest.py").read_bytes())
-    for path in sorted(path for name in CODE for path in (ROOT / name).rglob("*.*")):
-        if path.suffix in (".py", ".toml") and "tests" not in path.relative_to(ROOT).parts:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+    files = sorted(path for name in CODE for path in (ROOT / name).rglob("*.*") if path.suffix in (".py", ".toml"))
+    return content_digest(ROOT / "conftest.py", *(path for path in files if "tests" not in path.relative_to(ROOT).parts))
 
 
 @cache
