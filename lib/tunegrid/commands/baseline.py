@@ -8,7 +8,6 @@ prints what changes against the baseline that it replaces.
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
@@ -16,14 +15,13 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import Record
 from tunegrid.results.alike import check_alike
 from tunegrid.results.examples import pack_beside
-from tunegrid.results.files import load, read_list, read_rows, save
+from tunegrid.results.files import BenchmarkRow, RunJson, current, is_cell, load, read_list, save
 from tunegrid.results.report import Section, text
 from tunegrid.terminal import say
 
 
-def refusals(path: Path) -> Iterator[str]:
-    """Why a run cannot be a baseline."""
-    run, records = load(path), read_list(path)
+def refusals(run: RunJson, records: Sequence[Record]) -> Iterator[str]:
+    """Why a run with these records cannot be a baseline."""
     profiles = {record.profile for record in records}
     for seed in dict.fromkeys(record.seeds.seed for record in records):
         cells = {record.cell for record in records if record.seeds.seed == seed}
@@ -50,31 +48,26 @@ def refusals(path: Path) -> Iterator[str]:
         yield "the commit had uncommitted changes, or nobody knows whether it had"
 
 
-def combined(paths: Sequence[Path]) -> tuple[dict[str, Any], list[Record]]:
+def combined(paths: Sequence[Path]) -> tuple[RunJson, list[Record]]:
     """The first run's file with the cells of all runs, and their records.
 
     Raises:
         InputError: where a run is refused, two are of one seed, or two did different things.
     """
-    for path in paths:
-        for reason in refusals(path):
-            raise InputError(f"{path} cannot be a baseline: {reason}")
-    rows_by_path = {path: read_rows(path) for path in paths}
-    _check_seeds({path: [record for _, record in rows] for path, rows in rows_by_path.items()})
-    rows = [row for path in paths for row in rows_by_path[path]]
-    records = [record for _, record in rows]
-    check_alike(records)
-    return load(paths[0]) | {"benchmarks": [row for row, _ in rows]}, records
-
-
-def _check_seeds(records_by_path: dict[Path, list[Record]]) -> None:
-    """Raises InputError where two runs are of one seed."""
+    runs, rows = [load(path) for path in paths], list[tuple[BenchmarkRow, Record]]()
     path_by_seed: dict[int | None, Path] = {}
-    for path, records in records_by_path.items():
-        for seed in {record.seeds.seed for record in records}:
+    for path, run in zip(paths, runs, strict=True):
+        own = [current(row, path) for row in run["benchmarks"] if is_cell(row["extra_info"])]
+        for reason in refusals(run, [record for _, record in own]):
+            raise InputError(f"{path} cannot be a baseline: {reason}")
+        for seed in {record.seeds.seed for _, record in own}:
             if seed in path_by_seed:
                 raise InputError(f"{path} and {path_by_seed[seed]} are both of seed {seed}; a baseline takes each seed once")
             path_by_seed[seed] = path
+        rows += own
+    records = [record for _, record in rows]
+    check_alike(records)
+    return runs[0] | {"benchmarks": [row for row, _ in rows]}, records
 
 
 def changes(old: Sequence[Record], new: Sequence[Record]) -> Section:

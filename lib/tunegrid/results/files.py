@@ -129,11 +129,6 @@ def read_list(path: Path) -> list[Record]:
     return read_saved(path).records
 
 
-def read_records(path: Path, profile: str | None = None) -> dict[str, Record]:
-    """Records by cell id, all or one profile's."""
-    return {record.cell: record for record in read_list(path) if profile in (None, record.profile)}
-
-
 # Writing
 
 

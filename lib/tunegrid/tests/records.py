@@ -13,6 +13,7 @@ from tunegrid.record.io import adapter
 from tunegrid.record.record import jsonable
 from tunegrid.results import examples
 from tunegrid.results.examples import Examples
+from tunegrid.results.files import read_list
 
 CELLS = {cell.id: cell for cell in STUDY.cells(QUICK_PROFILE)}
 PHASE = {
@@ -240,3 +241,8 @@ def run_file(path, records, dirty=False):
     table = [{"name": r.cell, "fullname": f"benchmarks::{r.cell}", "extra_info": to_json(r)} for r in records]
     path.write_text(json.dumps({"benchmarks": table, "commit_info": {"dirty": dirty}}))
     return path
+
+
+def read_records(path, profile=None):
+    """Records of a saved run by cell id, all or one profile's."""
+    return {record.cell: record for record in read_list(path) if profile in (None, record.profile)}

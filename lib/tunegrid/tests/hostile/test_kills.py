@@ -11,7 +11,8 @@ from random import Random
 import pytest
 
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.results.files import passed, read_journal, read_records
+from tunegrid.results.files import passed, read_journal
+from tunegrid.tests.records import read_records
 from tunegrid.tests.sessions import SMALL, SessionProcess
 
 SEED, KILLS = 20, 20

@@ -11,11 +11,10 @@ from tunegrid.grid.recipes import FULL_PROFILE
 from tunegrid.grid.tasks import TASKS
 from tunegrid.record import new_record
 from tunegrid.record.checks import below_bounds
-from tunegrid.results.files import read_records
 from tunegrid.results.status import Extent
 from tunegrid.results.summary import cell_lines, footer
 from tunegrid.results.thresholds import load_bounds
-from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, saved
+from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, read_records, saved
 from tunegrid.tests.sessions import run_in
 
 PLUGINS = ("options", "session", "selection", "results")

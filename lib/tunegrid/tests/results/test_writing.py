@@ -4,9 +4,9 @@ import pytest
 
 from tunegrid.commands import merge
 from tunegrid.record import to_json
-from tunegrid.results.files import Journal, latest, read_journal, read_records, rows_by_name
+from tunegrid.results.files import Journal, latest, read_journal, rows_by_name
 from tunegrid.results.summary import cell_lines
-from tunegrid.tests.records import complete
+from tunegrid.tests.records import complete, read_records
 from tunegrid.tests.sessions import run_in
 
 PLUGINS = ("options", "session", "selection", "progress", "results", "processes")
