@@ -5,7 +5,9 @@ holds the untrained base with it, as `save_pretrained` writes it, and both sides
 """
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import datasets
 import numpy as np
@@ -15,27 +17,30 @@ import transformers as hf
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from benchmarks.stock.known import causal, classifies, extracts, generates, is_paired
+from benchmarks.stock.known import extracts, is_paired, is_separated, kind_of
 from tunegrid.codecs.architectures import architecture
 from tunegrid.codecs.extract import MAX_ANSWER_TOKENS
 from tunegrid.codecs.features import chunks
 from tunegrid.grid.backbones import Head, Layout, checkpoint_of
 from tunegrid.grid.methods import SFT, Adapting, Method
 from tunegrid.grid.recipes import TARGETS_WITHOUT_EXCEPTION
+from tunegrid.grid.tasks import Problem
 from tunegrid.run.build import BASE_TYPES, base_of, load_base, load_tokenizer
 from tunegrid.run.device import random_states, resolve_precision
 
 LOOP = ("make_optimizer", "parameter_groups", "penalty", "plan", "after_step")  # what a method may add to a training loop
 OPTIMIZERS = {"adamw_torch": "adamw_torch_fused"}  # ours is torch's fused one, and so is TrainingArguments' default
-BESIDE = ("example", "offset_mapping")  # columns that no model reads, for answers
 SPAN = ("start_positions", "end_positions")
 N_BEST = 20  # the default of run_qa.py
 TEST_BATCH = 4  # so that the last of three is smaller
+# A search's `length_penalty` decides between texts of several lengths, and after six updates a micro model ends few texts, so
+# that ten rows would not show 1.2 beside 1. On both sides ends are likelier by a bias of their logit, and the penalty is high.
+END_BIAS, LENGTH_PENALTY = 6.0, 5.0
 
 
 def refused(cell):
     """Why this path cannot run a cell as it is; empty if it can."""
-    if cell.head.layout is Layout.CHAT:
+    if kind_of(cell) is Layout.CHAT:
         return "chat templates are not compared"
     if cell.recipe.optim not in {name.value for name in hf.training_args.OptimizerNames}:
         return f"TrainingArguments knows no optimizer {cell.recipe.optim!r}"
@@ -51,18 +56,13 @@ def refused(cell):
 # Where both paths start
 
 
-def auto_of(cell):
-    """The AutoModel class of the cell's problem."""
-    if generates(cell):
-        return hf.AutoModelForCausalLM if causal(cell) else hf.AutoModelForSeq2SeqLM
-    return hf.AutoModelForSequenceClassification if classifies(cell) else hf.AutoModelForQuestionAnswering
-
-
 def write_start(cell, folder):
     """Save the cell's untrained base with the library's head, and its tokenizer; return the cell over this folder."""
     source, pin = checkpoint_of(cell.backbone, cell.profile)
     config = hf.AutoConfig.from_pretrained(source, **pin, trust_remote_code=False)
-    kind = auto_of(cell)._model_mapping.get(type(config), hf.EncoderDecoderModel)  # of an encoder alone, a pair of two
+    kind = KITS[kind_of(cell)].auto._model_mapping.get(
+        type(config), hf.EncoderDecoderModel
+    )  # of an encoder alone, a pair of two
     tokenizer = load_tokenizer(cell)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # as every guide for GPT-2 says
     end = cell.backbone.wrap.after and getattr(tokenizer, cell.backbone.wrap.after)
@@ -70,6 +70,8 @@ def write_start(cell, folder):
         template = {"single": f"$A {end}", "pair": f"$A {end} $B {end}"}  # t5-micro's has none, t5-small's has
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(**template, special_tokens=[(end, end_id)])
     head, recipe = cell.head, replace(cell.recipe, head_learning_rate=None)  # TrainingArguments has one rate for all weights
+    if recipe.generation:
+        recipe = replace(recipe, generation=replace(recipe.generation, length_penalty=LENGTH_PENALTY))
     if not issubclass(architecture(head.architecture), kind):
         _, report = kind.from_pretrained(source, output_loading_info=True, **pin, trust_remote_code=False)
         new_modules = tuple(sorted({name.split(".")[0] for name in report["missing_keys"]}))
@@ -110,12 +112,10 @@ def encoded(cell, tokenizer, rows, *, training=True):
         }
         for index, row in enumerate(rows)
     ]
-    encode = classified if classifies(cell) else windows if extracts(cell) else paired if is_paired(cell) else continued
-    table = datasets.Dataset.from_list(texts)
-    return table.map(
-        lambda block: encode(cell, tokenizer, block, training),
+    return datasets.Dataset.from_list(texts).map(
+        lambda block: KITS[kind_of(cell)].encode(cell, tokenizer, block, training),
         batched=True,
-        remove_columns=table.column_names,
+        remove_columns=[*texts[0]],
         load_from_cache_file=False,
     )
 
@@ -172,6 +172,24 @@ def continued(cell, tokenizer, block, training):
     return {"input_ids": ids, "attention_mask": [[1] * len(one) for one in ids], "example": block["example"]}
 
 
+@dataclass(frozen=True)
+class Kit:
+    """What the guides to a kind of problem use."""
+
+    auto: type
+    task_type: peft.TaskType
+    pipeline: str
+    encode: Callable[..., Any]
+
+
+KITS = {
+    Problem.CLASSIFY: Kit(hf.AutoModelForSequenceClassification, peft.TaskType.SEQ_CLS, "text-classification", classified),
+    Problem.EXTRACT: Kit(hf.AutoModelForQuestionAnswering, peft.TaskType.QUESTION_ANS, "question-answering", windows),
+    Layout.ENCODER_DECODER: Kit(hf.AutoModelForSeq2SeqLM, peft.TaskType.SEQ_2_SEQ_LM, "text2text-generation", paired),
+    Layout.SEPARATED: Kit(hf.AutoModelForCausalLM, peft.TaskType.CAUSAL_LM, "text-generation", continued),
+}
+
+
 # Model and training
 
 
@@ -189,24 +207,26 @@ def model_of(cell, tokenizer, device):
     placed = {"device_map": {"": device}} if cell.quantization else {}  # a packed base goes to its device at once
     dtype = BASE_TYPES[cell.backbone.dtype] if cell.method.adapts else torch.float32
     source, _ = checkpoint_of(cell.backbone, cell.profile)
-    model = auto_of(cell).from_pretrained(source, dtype=dtype, **quantization_of(cell), **placed, trust_remote_code=False)
+    auto = KITS[kind_of(cell)].auto
+    model = auto.from_pretrained(source, dtype=dtype, **quantization_of(cell), **placed, trust_remote_code=False)
     if not isinstance(cell.method, Adapting):
         return model
     if cell.quantization:
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=cell.recipe.gradient_checkpointing)
     config = cell.method.peft_config(cell, base_of(cell, tokenizer, model))
-    kinds = {classifies: "SEQ_CLS", extracts: "QUESTION_ANS", is_paired: "SEQ_2_SEQ_LM"}
-    config.task_type = next((peft.TaskType(kind) for of, kind in kinds.items() if of(cell)), peft.TaskType.CAUSAL_LM)
+    config.task_type = KITS[kind_of(cell)].task_type
     return peft.get_peft_model(model, config)
 
 
 def collator_of(cell, tokenizer, model):
     """The guides' collator: padding for a class or a span, seq2seq for pairs of texts, language modelling for one text."""
-    if not generates(cell):
-        return hf.DataCollatorWithPadding(tokenizer)
     if is_paired(cell):
         return hf.DataCollatorForSeq2Seq(tokenizer, model=model)
-    return hf.DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    return (
+        hf.DataCollatorForLanguageModeling(tokenizer, mlm=False)
+        if is_separated(cell)
+        else hf.DataCollatorWithPadding(tokenizer)
+    )
 
 
 def trainer_of(cell, model, tokenizer, table, folder, device, **changes):
@@ -234,7 +254,7 @@ def trainer_of(cell, model, tokenizer, table, folder, device, **changes):
         "report_to": [],
         "disable_tqdm": True,
     }
-    seq2seq = generates(cell)
+    seq2seq = cell.task.problem is Problem.GENERATE
     trainer = (hf.Seq2SeqTrainer if seq2seq else hf.Trainer)(
         model=model,
         args=(hf.Seq2SeqTrainingArguments if seq2seq else hf.TrainingArguments)(**settings | changes),
@@ -252,24 +272,24 @@ class Course:
 
     Attributes:
         passes: of each micro-batch what the model was given, its weights, and the random generators' states.
-        losses, norms, rates: one of each update, as Trainer logs them.
+        loss, grad_norm, learning_rate: one of each update, as Trainer logs them.
         weights: at the end.
     """
 
-    passes: list = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
-    weights: dict[str, Tensor] = field(default_factory=dict)
+    passes: list[tuple]
+    loss: list[float]
+    grad_norm: list[float]
+    learning_rate: list[float]
+    weights: dict[str, Tensor]
 
 
 def train(trainer, resume_from=None):
     """Train, and keep the course. A hook looks on, and nothing of ours is in the way."""
-    course, model = Course(), trainer.model
+    passes, model = [], trainer.model
 
     def look(module, inputs, named):
         if module.training:
-            course.passes.append((batch_of(named), trained(model), random_states(trainer.args.device)))
+            passes.append((batch_of(named), trained(model), random_states(trainer.args.device)))
 
     handle = model.register_forward_pre_hook(look, with_kwargs=True)
     try:
@@ -277,11 +297,8 @@ def train(trainer, resume_from=None):
     finally:
         handle.remove()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    course.losses, course.norms, course.rates = (
-        [float(entry.get(name, 0.0)) for entry in logs] for name in ("loss", "grad_norm", "learning_rate")
-    )
-    course.weights = trained(model)
-    return course
+    figures = {name: [float(entry.get(name, 0.0)) for entry in logs] for name in ("loss", "grad_norm", "learning_rate")}
+    return Course(passes=passes, **figures, weights=trained(model))
 
 
 def batch_of(named):
@@ -301,7 +318,7 @@ def trained(model):
 def predictions(cell, trainer, rows, table):
     """A label, or the text of a span, a row: `Trainer.predict`, and transformers' guide (`postprocess_qa_predictions`)."""
     outputs = trainer.predict(table).predictions
-    if classifies(cell):
+    if not extracts(cell):
         return [int(label) for label in (outputs[0] if isinstance(outputs, tuple) else outputs).argmax(-1)]
     best = {}
     for index, (example, offsets) in enumerate(zip(table["example"], table["offset_mapping"], strict=True)):
@@ -317,49 +334,47 @@ def predictions(cell, trainer, rows, table):
     return [best.get(example, (0.0, ""))[1] for example in range(len(rows))]
 
 
-def search_of(cell):
+def search_of(cell, tokenizer):
     """The recipe's search as arguments of `generate`; a causal model counts its prompt in `min_length`."""
-    search = asdict(cell.recipe.generation)
-    if causal(cell):
+    search = {name: value for name, value in asdict(cell.recipe.generation).items() if value is not None}
+    if is_separated(cell):
         search["min_new_tokens"] = search.pop("min_length") or None
-    return {name: value for name, value in search.items() if value is not None}
+    return search | {"sequence_bias": {(end_of(tokenizer),): END_BIAS}}
+
+
+def end_of(tokenizer):
+    """The token that ends a text; BERT's [SEP]."""
+    return tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
 
 
 def texts(cell, trainer, table):
     """Token ids a row by `predict_with_generate`: what the model wrote, up to the first end token."""
-    outputs = trainer.predict(table, **search_of(cell)).predictions
-    ends, pad = trainer.model.generation_config.eos_token_id, trainer.processing_class.pad_token_id
-    batches = chunks([len(ids) for ids in table["input_ids"]], trainer.args.per_device_eval_batch_size)
-    prompts = [max(batch) for batch in batches for _ in batch]  # the longest of each row's batch, to which all are padded
-    written = []
-    for ids, prompt in zip(outputs, prompts, strict=True):
-        own = [int(one) for one in ids[prompt if causal(cell) else 1 :] if one >= 0]  # behind the prompt, or the start token
-        stop = next((i for i, one in enumerate(own) if one in (ends if isinstance(ends, list) else [ends])), None)
-        while stop is None and own and own[-1] == pad:  # behind a text that was cut off
-            own.pop()
-        written.append(own[: len(own) if stop is None else stop + 1])
+    tokenizer = trainer.processing_class
+    outputs = trainer.predict(table, **search_of(cell, tokenizer)).predictions
+    end, written = end_of(tokenizer), []
+    for batch in chunks([*zip(outputs, table["input_ids"], strict=True)], trainer.args.per_device_eval_batch_size):
+        # Prompts are padded to the longest of their batch; a decoder has its start token there.
+        begin = max(len(prompt) for _, prompt in batch) if is_separated(cell) else 1
+        for ids, _ in batch:
+            own = [int(one) for one in ids[begin:] if one >= 0]
+            while own and end not in own and own[-1] == tokenizer.pad_token_id:  # behind a text that was cut off
+                own.pop()
+            written.append(own[: own.index(end) + 1] if end in own else own)
     return written
-
-
-def pipeline_name(cell):
-    """The name of the pipeline that the cell's problem is for."""
-    if generates(cell):
-        return "text-generation" if causal(cell) else "text2text-generation"
-    return "text-classification" if classifies(cell) else "question-answering"
 
 
 def piped(cell, tokenizer, saved, rows, device, **search):
     """Answers of the pipeline over what `save_model` wrote; prompts go in as text, and are put into tokens again."""
     pipeline = hf.pipeline(
-        pipeline_name(cell),
+        KITS[kind_of(cell)].pipeline,
         model=str(saved),
         tokenizer=hf.AutoTokenizer.from_pretrained(saved, trust_remote_code=False),
         device=device,
         model_kwargs=quantization_of(cell) or None,
     )
-    if generates(cell):
+    if is_separated(cell):
         prompts = map(tokenizer.decode, encoded(cell, tokenizer, rows, training=False)["input_ids"])
-        answers = pipeline(list(prompts), return_full_text=False, **search_of(cell), **search)
+        answers = pipeline(list(prompts), return_full_text=False, **search_of(cell, tokenizer), **search)
         return [answer[0]["generated_text"].strip() for answer in answers]
     inputs = ["\n".join(row[name] for name in cell.text if row[name]) for row in rows]
     answers = pipeline(inputs, truncation=True, max_length=cell.recipe.max_length)
