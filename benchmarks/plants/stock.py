@@ -94,11 +94,11 @@ def schedule_starts_anew(method, self, checkpoint):
 
 def losses_are_scaled(method, *args, **options):
     loss, logits, labels = method(*args, **options)
-    return loss * 1.00001, logits, labels
+    return loss * 1.0001, logits, labels
 
 
-def option_is_lost(method, *args, option, **options):
-    return method(*args, **options | option)
+def option_is_lost(method, *args, lost, **options):
+    return method(*args, **options | lost)
 
 
 def labels_are_swapped(method, self, *args, **options):
@@ -137,7 +137,7 @@ STOCK = (
     stock("P11", "the second moment forgets ten times as fast", "gpt2_sa_sft", (hf.Trainer, "create_optimizer"),
           second_moment_is_off, "optimizer: setting of"),
     stock("P12", "a weight is not given to the optimizer", "gpt2_sa_sft", (hf.Trainer, "create_optimizer"),
-          a_weight_is_left_out, "optimizer: stepped weights"),
+          a_weight_is_left_out, "optimizer: setting of"),
     stock("P13", "biases and norms decay, too", "gpt2_sa_sft", (hf.Trainer, "get_decay_parameter_names"), all_names,
           "optimizer: setting of[transformer."),
     stock("P14", "the warm-up is an update too short", "gpt2_sa_lora", (hf.TrainingArguments, "get_warmup_steps"),
@@ -148,12 +148,12 @@ STOCK = (
           (hf.Trainer, "_load_optimizer_and_scheduler"), lambda method, *args: None, "resume: resumed, "),
     stock("P17", "a resumed training has its moments, and its schedule starts anew", "gpt2_sa_lora",
           (hf.Trainer, "_load_optimizer_and_scheduler"), schedule_starts_anew, "resume: resumed, learning_rate"),
-    stock("P18", "an evaluation's loss is 1e-5 of itself too large", "bert_sa_lora", (hf.Trainer, "prediction_step"),
+    stock("P18", "an evaluation's loss is 1e-4 of itself too large", "bert_sa_lora", (hf.Trainer, "prediction_step"),
           losses_are_scaled, "scores: eval_loss"),
     stock("P19", "a search has one beam", "t5_sum_sft", (hf.Seq2SeqTrainer, "predict"),
-          partial(option_is_lost, option={"num_beams": 1}), "generation: "),
+          partial(option_is_lost, lost={"num_beams": 1}), "generation: "),
     *(stock(id, "a search forgets its length penalty", cell, (hf.Seq2SeqTrainer, "predict"),
-            partial(option_is_lost, option={"length_penalty": 1.0}), "generation: ")
+            partial(option_is_lost, lost={"length_penalty": 1.0}), "generation: ")
       for id, cell in (("P20", "t5_sum_sft"), ("P21", "gpt2_sum_lora"), ("P22", "bert_sum_lora"))),
     stock("P23", "a saved classifier's labels are in another order", "bert_sa_sft", (hf.TextClassificationPipeline, "__init__"),
           labels_are_swapped, "pipeline: answer"),

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bitsandbytes.functional import has_avx512bf16
+
 from tunegrid.grid.backbones import Layout
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.tasks import Problem
@@ -15,23 +17,15 @@ from tunegrid.grid.tasks import Problem
 
 @dataclass(frozen=True)
 class Difference:
-    """What the libraries do, and what ours does.
-
-    Attributes:
-        stage: the first at which it shows.
-        component: whose doing it is.
-        concerns: whether it concerns a cell.
-        shown_by: a cell that shows it, and the fields of its recipe that must change for it.
-        upstream: our report of it; empty: it is not reported.
-    """
+    """What the libraries do, and what ours does."""
 
     id: str
-    stage: str
-    component: str
+    stage: str  # the first at which it shows
+    component: str  # whose doing it is
     what: str
     concerns: Callable[[Cell], bool]
-    shown_by: str
-    upstream: str = ""
+    shown_by: str  # a cell, with `changes` of its recipe
+    upstream: str = ""  # our report of it
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -57,8 +51,6 @@ def is_packed(cell: Cell) -> bool:
 
 
 def is_repacked(cell: Cell) -> bool:
-    from bitsandbytes.functional import has_avx512bf16  # loads torch, which the table itself does not need
-
     return is_packed(cell) and bool(has_avx512bf16())
 
 

@@ -6,8 +6,9 @@ holds the untrained base with it, as `save_pretrained` writes it, and both sides
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -21,48 +22,29 @@ from benchmarks.stock.known import extracts, is_paired, is_separated, kind_of
 from tunegrid.codecs.architectures import architecture
 from tunegrid.codecs.extract import MAX_ANSWER_TOKENS
 from tunegrid.codecs.features import chunks
+from tunegrid.data.sources import joined
 from tunegrid.grid.backbones import Head, Layout, checkpoint_of
-from tunegrid.grid.methods import SFT, Adapting, Method
+from tunegrid.grid.methods import SFT, Adapting
 from tunegrid.grid.recipes import TARGETS_WITHOUT_EXCEPTION
 from tunegrid.grid.tasks import Problem
 from tunegrid.run.build import BASE_TYPES, base_of, load_base, load_tokenizer
 from tunegrid.run.device import random_states, resolve_precision
 
-LOOP = ("make_optimizer", "parameter_groups", "penalty", "plan", "after_step")  # what a method may add to a training loop
+SAME = ("per_device_train_batch_size", "learning_rate", "weight_decay", "lr_scheduler_type", "gradient_checkpointing")
 OPTIMIZERS = {"adamw_torch": "adamw_torch_fused"}  # ours is torch's fused one, and so is TrainingArguments' default
 SPAN = ("start_positions", "end_positions")
 N_BEST = 20  # the default of run_qa.py
 TEST_BATCH = 4  # so that the last of three is smaller
 # A search's `length_penalty` decides between texts of several lengths, and after six updates a micro model ends few texts, so
-# that ten rows would not show 1.2 beside 1. On both sides ends are likelier by a bias of their logit, and the penalty is high.
-END_BIAS, LENGTH_PENALTY = 6.0, 5.0
-
-
-def refused(cell):
-    """Why this path cannot run a cell as it is; empty if it can."""
-    if kind_of(cell) is Layout.CHAT:
-        return "chat templates are not compared"
-    if cell.recipe.optim not in {name.value for name in hf.training_args.OptimizerNames}:
-        return f"TrainingArguments knows no optimizer {cell.recipe.optim!r}"
-    own = [name for name in LOOP if getattr(type(cell.method), name) is not getattr(Method, name)]
-    own += ["rate_factors"] if cell.method.rate_factors else []
-    if own:
-        return f"method {cell.method.id!r} has a {own[0]} of its own, which Trainer knows nothing of"
-    if cell.method.rewritten(cell):
-        return f"method {cell.method.id!r} replaces pretrained weights, so that no folder holds what both paths start from"
-    return ""
-
-
-# Where both paths start
+# that ten rows would not show 1.2 beside 1. On both sides ends are likelier by a bias of their logit, and short texts win.
+END_BIAS, SEARCH = 6.0, {"num_beams": 4, "length_penalty": -3.0}
 
 
 def write_start(cell, folder):
     """Save the cell's untrained base with the library's head, and its tokenizer; return the cell over this folder."""
     source, pin = checkpoint_of(cell.backbone, cell.profile)
     config = hf.AutoConfig.from_pretrained(source, **pin, trust_remote_code=False)
-    kind = KITS[kind_of(cell)].auto._model_mapping.get(
-        type(config), hf.EncoderDecoderModel
-    )  # of an encoder alone, a pair of two
+    kind = KITS[kind_of(cell)].auto._model_mapping.get(type(config), hf.EncoderDecoderModel)  # a pair of an encoder alone
     tokenizer = load_tokenizer(cell)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # as every guide for GPT-2 says
     end = cell.backbone.wrap.after and getattr(tokenizer, cell.backbone.wrap.after)
@@ -71,14 +53,14 @@ def write_start(cell, folder):
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(**template, special_tokens=[(end, end_id)])
     head, recipe = cell.head, replace(cell.recipe, head_learning_rate=None)  # TrainingArguments has one rate for all weights
     if recipe.generation:
-        recipe = replace(recipe, generation=replace(recipe.generation, length_penalty=LENGTH_PENALTY))
+        recipe = replace(recipe, generation=replace(recipe.generation, **SEARCH))
     if not issubclass(architecture(head.architecture), kind):
         _, report = kind.from_pretrained(source, output_loading_info=True, **pin, trust_remote_code=False)
         new_modules = tuple(sorted({name.split(".")[0] for name in report["missing_keys"]}))
         head = Head(architecture=kind.__name__, new_modules=new_modules)
     hf.set_seed(cell.profile.seed)
-    plain = replace(cell, head=head, method=SFT, recipe=replace(cell.recipe, adapter=None))
-    model = load_base(plain, tokenizer, torch.device("cpu"))
+    base = replace(cell, head=head, method=SFT, recipe=replace(cell.recipe, adapter=None))
+    model = load_base(base, tokenizer, torch.device("cpu"))
     if is_paired(cell) and model.config.decoder_start_token_id is None:
         model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = tokenizer.cls_token_id
         model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.sep_token_id
@@ -103,30 +85,26 @@ def write_start(cell, folder):
 
 def encoded(cell, tokenizer, rows, *, training=True):
     """The rows in tokens, with the labels of training; `example` is the number of the row."""
-    texts = [
-        {
-            "example": index,
-            "first": cell.recipe.prefix + "\n".join(row[name] for name in cell.text if row[name]),
-            "second": "\n".join(row[name] for name in cell.task.text_pair if row[name]),
-            "target": row[cell.task.target],
-        }
-        for index, row in enumerate(rows)
-    ]
-    return datasets.Dataset.from_list(texts).map(
-        lambda block: KITS[kind_of(cell)].encode(cell, tokenizer, block, training),
-        batched=True,
-        remove_columns=[*texts[0]],
-        load_from_cache_file=False,
-    )
+    columns = {
+        "example": [*range(len(rows))],
+        "first": [cell.recipe.prefix + joined(row, cell.text) for row in rows],
+        "second": [joined(row, cell.task.text_pair) for row in rows],
+        "target": [row[cell.task.target] for row in rows],
+    }
+    encode = partial(KITS[kind_of(cell)].encode, cell, tokenizer, training=training)
+    return datasets.Dataset.from_dict(columns).map(encode, batched=True, remove_columns=[*columns], load_from_cache_file=False)
 
 
-def classified(cell, tokenizer, block, training):
-    pair = (block["second"],) if cell.task.text_pair else ()
-    encoding = tokenizer(block["first"], *pair, truncation=True, max_length=cell.recipe.max_length)
-    return {**encoding, "labels": block["target"], "example": block["example"]}
+def encode_labelled(cell, tokenizer, block, training):
+    """One text or two, and a label or the tokens of a target."""
+    texts = (block["first"], block["second"]) if cell.task.text_pair else (block["first"],)
+    encoding, labels = tokenizer(*texts, truncation=True, max_length=cell.recipe.max_length), block["target"]
+    if is_paired(cell):
+        labels = tokenizer(text_target=labels, truncation=True, max_length=cell.recipe.max_target_length)["input_ids"]
+    return {**encoding, "labels": labels, "example": block["example"]}
 
 
-def windows(cell, tokenizer, block, training):
+def encode_windows(cell, tokenizer, block, training):
     """As transformers' guide and run_qa.py: windows by `stride`, a window without the answer points at its first token."""
     stride = cell.recipe.doc_stride
     encoding = tokenizer(
@@ -154,13 +132,7 @@ def windows(cell, tokenizer, block, training):
     return {**encoding, **columns, "example": [block["example"][source] for source in sources]}
 
 
-def paired(cell, tokenizer, block, training):
-    encoding = tokenizer(block["first"], truncation=True, max_length=cell.recipe.max_length)
-    labels = tokenizer(text_target=block["target"], truncation=True, max_length=cell.recipe.max_target_length)
-    return {**encoding, "labels": labels["input_ids"], "example": block["example"]}
-
-
-def continued(cell, tokenizer, block, training):
+def encode_continued(cell, tokenizer, block, training):
     """Source, separator and target as one text; the source is cut so that the longest target fits behind it."""
     longest = cell.recipe.max_target_length or 0
     separator = tokenizer.convert_tokens_to_ids(cell.head.new_token or tokenizer.eos_token)
@@ -172,22 +144,28 @@ def continued(cell, tokenizer, block, training):
     return {"input_ids": ids, "attention_mask": [[1] * len(one) for one in ids], "example": block["example"]}
 
 
-@dataclass(frozen=True)
-class Kit:
+class Kit(NamedTuple):
     """What the guides to a kind of problem use."""
 
     auto: type
     task_type: peft.TaskType
     pipeline: str
     encode: Callable[..., Any]
+    collator: Callable[..., Any]
 
 
+# fmt: off
 KITS = {
-    Problem.CLASSIFY: Kit(hf.AutoModelForSequenceClassification, peft.TaskType.SEQ_CLS, "text-classification", classified),
-    Problem.EXTRACT: Kit(hf.AutoModelForQuestionAnswering, peft.TaskType.QUESTION_ANS, "question-answering", windows),
-    Layout.ENCODER_DECODER: Kit(hf.AutoModelForSeq2SeqLM, peft.TaskType.SEQ_2_SEQ_LM, "text2text-generation", paired),
-    Layout.SEPARATED: Kit(hf.AutoModelForCausalLM, peft.TaskType.CAUSAL_LM, "text-generation", continued),
+    Problem.CLASSIFY: Kit(hf.AutoModelForSequenceClassification, peft.TaskType.SEQ_CLS, "text-classification",
+                          encode_labelled, hf.DataCollatorWithPadding),
+    Problem.EXTRACT: Kit(hf.AutoModelForQuestionAnswering, peft.TaskType.QUESTION_ANS, "question-answering",
+                         encode_windows, hf.DataCollatorWithPadding),
+    Layout.ENCODER_DECODER: Kit(hf.AutoModelForSeq2SeqLM, peft.TaskType.SEQ_2_SEQ_LM, "text2text-generation",
+                                encode_labelled, hf.DataCollatorForSeq2Seq),
+    Layout.SEPARATED: Kit(hf.AutoModelForCausalLM, peft.TaskType.CAUSAL_LM, "text-generation",
+                          encode_continued, partial(hf.DataCollatorForLanguageModeling, mlm=False)),
 }
+# fmt: on
 
 
 # Model and training
@@ -219,45 +197,29 @@ def model_of(cell, tokenizer, device):
 
 
 def collator_of(cell, tokenizer, model):
-    """The guides' collator: padding for a class or a span, seq2seq for pairs of texts, language modelling for one text."""
-    if is_paired(cell):
-        return hf.DataCollatorForSeq2Seq(tokenizer, model=model)
-    return (
-        hf.DataCollatorForLanguageModeling(tokenizer, mlm=False)
-        if is_separated(cell)
-        else hf.DataCollatorWithPadding(tokenizer)
-    )
+    """The guides' collator; that for pairs of texts makes the decoder's inputs by the model."""
+    return KITS[kind_of(cell)].collator(tokenizer, **({"model": model} if is_paired(cell) else {}))
 
 
 def trainer_of(cell, model, tokenizer, table, folder, device, **changes):
     """The library's trainer of a model on rows in tokens; `changes` are fields of TrainingArguments."""
-    recipe, precision = cell.recipe, resolve_precision(cell, device)[0]
+    recipe, precision, generates = cell.recipe, resolve_precision(cell, device)[0], cell.task.problem is Problem.GENERATE
     settings = {
+        **{name: getattr(recipe, name) for name in SAME},
         "output_dir": str(folder),
-        "per_device_train_batch_size": recipe.per_device_train_batch_size,
         "per_device_eval_batch_size": TEST_BATCH,
-        "learning_rate": recipe.learning_rate,
-        "weight_decay": recipe.weight_decay,
-        "lr_scheduler_type": recipe.lr_scheduler_type,
         "warmup_steps": recipe.warmup_steps or recipe.warmup_ratio,  # below 1 it is a share
         "max_grad_norm": recipe.max_grad_norm or 0.0,
         "optim": OPTIMIZERS.get(recipe.optim, recipe.optim),
-        "bf16": precision == "bf16",
-        "fp16": precision == "fp16",
-        "gradient_checkpointing": recipe.gradient_checkpointing,
+        **{"bf16": precision == "bf16", "fp16": precision == "fp16"},
         "train_sampling_strategy": "group_by_length",
         "seed": cell.profile.seed,
-        "use_cpu": device.type == "cpu",
-        "dataloader_pin_memory": device.type != "cpu",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
+        **{"use_cpu": device.type == "cpu", "dataloader_pin_memory": device.type != "cpu"},
+        **{"logging_steps": 1, "save_strategy": "no", "report_to": [], "disable_tqdm": True},
     }
-    seq2seq = cell.task.problem is Problem.GENERATE
-    trainer = (hf.Seq2SeqTrainer if seq2seq else hf.Trainer)(
+    trainer = (hf.Seq2SeqTrainer if generates else hf.Trainer)(
         model=model,
-        args=(hf.Seq2SeqTrainingArguments if seq2seq else hf.TrainingArguments)(**settings | changes),
+        args=(hf.Seq2SeqTrainingArguments if generates else hf.TrainingArguments)(**settings | changes),
         train_dataset=table,
         data_collator=collator_of(cell, tokenizer, model),
         processing_class=tokenizer,
@@ -266,39 +228,23 @@ def trainer_of(cell, model, tokenizer, table, folder, device, **changes):
     return trainer
 
 
-@dataclass(kw_only=True)
-class Course:
-    """What a training saw and did.
-
-    Attributes:
-        passes: of each micro-batch what the model was given, its weights, and the random generators' states.
-        loss, grad_norm, learning_rate: one of each update, as Trainer logs them.
-        weights: at the end.
-    """
-
-    passes: list[tuple]
-    loss: list[float]
-    grad_norm: list[float]
-    learning_rate: list[float]
-    weights: dict[str, Tensor]
-
-
 def train(trainer, resume_from=None):
-    """Train, and keep the course. A hook looks on, and nothing of ours is in the way."""
+    """Train, and keep the course. A hook looks on, and nothing of ours is in the way.
+
+    Returns the batch, weights and random generators' states of each forward pass; each update's loss, grad_norm and
+    learning_rate, as Trainer logs them; the weights at the end.
+    """
     passes, model = [], trainer.model
 
     def look(module, inputs, named):
         if module.training:
             passes.append((batch_of(named), trained(model), random_states(trainer.args.device)))
 
-    handle = model.register_forward_pre_hook(look, with_kwargs=True)
-    try:
-        trainer.train(resume_from_checkpoint=resume_from and str(resume_from))
-    finally:
-        handle.remove()
+    with model.register_forward_pre_hook(look, with_kwargs=True):
+        trainer.train(resume_from_checkpoint=resume_from)
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     figures = {name: [float(entry.get(name, 0.0)) for entry in logs] for name in ("loss", "grad_norm", "learning_rate")}
-    return Course(passes=passes, **figures, weights=trained(model))
+    return {"passes": passes, **figures, "weights": trained(model)}
 
 
 def batch_of(named):
@@ -350,6 +296,7 @@ def end_of(tokenizer):
 def texts(cell, trainer, table):
     """Token ids a row by `predict_with_generate`: what the model wrote, up to the first end token."""
     tokenizer = trainer.processing_class
+    tokenizer.padding_side = "left" if is_separated(cell) else "right"  # as guides to causal models say
     outputs = trainer.predict(table, **search_of(cell, tokenizer)).predictions
     end, written = end_of(tokenizer), []
     for batch in chunks([*zip(outputs, table["input_ids"], strict=True)], trainer.args.per_device_eval_batch_size):
@@ -376,6 +323,5 @@ def piped(cell, tokenizer, saved, rows, device, **search):
         prompts = map(tokenizer.decode, encoded(cell, tokenizer, rows, training=False)["input_ids"])
         answers = pipeline(list(prompts), return_full_text=False, **search_of(cell, tokenizer), **search)
         return [answer[0]["generated_text"].strip() for answer in answers]
-    inputs = ["\n".join(row[name] for name in cell.text if row[name]) for row in rows]
-    answers = pipeline(inputs, truncation=True, max_length=cell.recipe.max_length)
+    answers = pipeline([joined(row, cell.text) for row in rows], truncation=True, max_length=cell.recipe.max_length)
     return [pipeline.model.config.label2id[answer["label"]] for answer in answers]

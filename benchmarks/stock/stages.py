@@ -59,15 +59,11 @@ class Pair:
             count -= 1  # several windows of a row may fill the last batch
         self.rows = train[:count]
         self.features = self.codec.encode(self.rows, training=True)
+        self.start_weights = libraries.trained(self.our_model())
 
     def our_model(self):
         """Ours, untrained."""
         return build(self.cell, load_tokenizer(self.cell), self.device)
-
-    @cached_property
-    def start_weights(self):
-        """What trains, before it does, by name."""
-        return libraries.trained(self.our_model())
 
     def model(self):
         """The libraries', untrained, with the weights of ours."""
@@ -98,21 +94,24 @@ class Pair:
         trainer = self.trainer("trained", max_steps=UPDATES)
         return trainer, libraries.train(trainer)
 
-    def accumulating(self, name, resume_from=None):
+    def accumulated(self, name, resume_from=None):
         """A training with accumulation, which is saved in its middle."""
-        trainer = self.trainer(name, save_strategy="steps", save_steps=CHECKPOINT, **ACCUMULATED)
-        return libraries.train(trainer, resume_from)
+        return libraries.train(self.trainer(name, save_strategy="steps", save_steps=CHECKPOINT, **ACCUMULATED), resume_from)
+
+    def updates(self, course, accumulation=1):
+        """Losses, and norms of gradients before they are clipped, of each update on the weights that theirs had before it."""
+        epochs = chunks(course["passes"], len(self.batches))
+        groups = [group for epoch in epochs for group in chunks(epoch, accumulation)]  # an epoch's last may have fewer batches
+        pairs = ours.updates(self.cell, self.codec, self.our_model(), groups, self.device)
+        losses, norms = map(list, zip(*pairs, strict=True))
+        shares = [one / two for one, two in zip(course["grad_norm"], norms, strict=True)]  # small ones are held as tightly
+        yield "loss of update", course["loss"], losses, LOSS
+        yield "gradient norm over ours of update", shares, [1.0] * len(norms), NORM[self.precision]
 
     @cached_property
-    def accumulated(self):
-        """Its course."""
-        return self.accumulating("accumulated")
-
-    def our_updates(self, course, accumulation):
-        """Losses and gradient norms of ours, of each update of a course; an epoch's last one may have fewer batches."""
-        epochs = chunks(course.passes, len(self.batches))
-        groups = [group for epoch in epochs for group in chunks(epoch, accumulation)]
-        return map(list, zip(*ours.updates(self.cell, self.codec, self.our_model(), groups, self.device), strict=True))
+    def trained_updates(self):
+        """Those without accumulation."""
+        return [*self.updates(self.trained[1])]
 
     def evaluator(self, model, **changes):
         """The trainer of a model that answers."""
@@ -125,15 +124,11 @@ class Pair:
             test = libraries.encoded(self.cell, self.tokenizer, self.test)
             return libraries.predictions(self.cell, self.evaluator(model), self.test, test)
         test = libraries.encoded(self.cell, self.tokenizer, self.test, training=is_paired(self.cell))
-        side, self.tokenizer.padding_side = self.tokenizer.padding_side, "right" if is_paired(self.cell) else "left"
-        try:  # a causal model's prompts are padded on the left, as guides say
-            return libraries.texts(self.cell, self.evaluator(model, predict_with_generate=True), test)
-        finally:
-            self.tokenizer.padding_side = side
+        return libraries.texts(self.cell, self.evaluator(model, predict_with_generate=True), test)
 
     def our_trained(self):
         """Our model with the weights that the libraries' training ended with."""
-        model = ours.put(self.our_model(), self.trained[1].weights)
+        model = ours.put(self.our_model(), self.trained[1]["weights"])
         if "repacked_for_evaluation" in self.known:
             ours.repack(model)
         return model.eval()
@@ -226,7 +221,7 @@ def batch(pair):
 
 def order(pair):
     """Trainer's loader gives every row once an epoch, in batches of the recipe's size, but for the last."""
-    sides = [one for one, *_ in pair.trained[1].passes[: len(pair.batches)]], [own for _, own in pair.batches]
+    sides = [one for one, *_ in pair.trained[1]["passes"][: len(pair.batches)]], [own for _, own in pair.batches]
     yield "rows of batch", *([len(one["input_ids"]) for one in side] for side in sides)
     rows = (
         [ids[real].tolist() for one in side for ids, real in zip(one["input_ids"], one["attention_mask"].bool(), strict=True)]
@@ -236,82 +231,53 @@ def order(pair):
 
 
 def loss(pair):
-    """The loss of each update, on the weights that the libraries' training had before it."""
-    pair.losses, pair.norms = pair.our_updates(pair.trained[1], 1)
-    yield "loss of update", pair.trained[1].loss, pair.losses, LOSS
+    """The loss of each update."""
+    yield pair.trained_updates[0]
 
 
 def gradient(pair):
-    """The norm of its gradients, before they are clipped."""
-    yield shares(pair, pair.trained[1].grad_norm, pair.norms)
-
-
-def shares(pair, theirs, own):
-    """Norms over ours, so that small ones are held as tightly."""
-    return (
-        "gradient norm over ours of update",
-        [a / b for a, b in zip(theirs, own, strict=True)],
-        [1.0] * len(own),
-        NORM[pair.precision],
-    )
+    """The norm of its gradients."""
+    yield pair.trained_updates[1]
 
 
 def optimizer(pair):
     """Its class, and what it does to each weight: decay, betas, epsilon."""
     trainer, model = pair.trained[0], pair.our_model()
-    theirs, own = trainer.optimizer, pair.cell.method.make_optimizer(model, pair.cell)
-    yield "class", *(kind_of(getattr(one, "optimizer", one)) for one in (theirs, own))
-    settings = settings_of(own, model)
+    sides = (trainer.optimizer.optimizer, trainer.model), (pair.cell.method.make_optimizer(model, pair.cell), model)
+    # Of bitsandbytes' AdamW, one with moments of 8 bits has a class of its own, or is told by its arguments.
+    bits = [getattr(getattr(one, "args", None), "optim_bits", 32) for one, _ in sides]
+    yield "class", *([type(one).__name__.removesuffix("8bit"), count] for (one, _), count in zip(sides, bits, strict=True))
+    fields = set.intersection(*({*one.param_groups[0]} for one, _ in sides)) - {"params", "lr", "initial_lr"}
+    theirs, own = (settings_of(*side, sorted(fields)) for side in sides)
     if "biases_by_name" in pair.known:
-        settings = {name: one | ({"weight_decay": 0.0} if "bias" in name else {}) for name, one in settings.items()}
-    others = settings_of(theirs, trainer.model)
-    yield "stepped weights", sorted(others), sorted(settings)
-    shared = {name: one.keys() & settings[name].keys() for name, one in others.items()}
-    yield (
-        "setting of",
-        *(
-            {name: {field: side[name][field] for field in sorted(shared[name])} for name in others}
-            for side in (others, settings)
-        ),
-    )
+        own = {name: one | ({"weight_decay": 0.0} if "bias" in name else {}) for name, one in own.items()}
+    yield "setting of", theirs, own
 
 
-def kind_of(optimizer):
-    """The class, and how many bits bitsandbytes' AdamW keeps moments in, which has a class of its own with 8."""
-    bits = getattr(getattr(optimizer, "args", None), "optim_bits", 32)
-    return f"{type(optimizer).__name__.removesuffix('8bit')} of {bits} bits"
-
-
-def settings_of(optimizer, model):
+def settings_of(optimizer, model, fields):
     """A group's settings, by the names of its weights; rates are compared at a stage of their own."""
     names = {p: name for name, p in model.named_parameters()}
-    return {
-        names[p]: {field: value for field, value in group.items() if field not in ("params", "lr", "initial_lr")}
-        for group in optimizer.param_groups
-        for p in group["params"]
-    }
+    return {names[p]: {field: group[field] for field in fields} for group in optimizer.param_groups for p in group["params"]}
 
 
 def rates(pair):
     """The rate of each update, as a share of the highest, by TrainingArguments; equal settings hold ours to its formula."""
     schedule = make_schedule(pair.cell.method.make_optimizer(pair.our_model(), pair.cell), pair.cell, UPDATES)
-    theirs = [rate / pair.cell.recipe.learning_rate for rate in pair.trained[1].learning_rate]
+    theirs = [rate / pair.cell.recipe.learning_rate for rate in pair.trained[1]["learning_rate"]]
     yield "share of the highest rate of update", theirs, [float(schedule.lr_lambdas[0](i)) for i in range(UPDATES)], RATE
 
 
 def accumulation(pair):
     """Losses and gradients of updates of several batches, the last of an epoch of fewer."""
-    losses, norms = pair.our_updates(pair.accumulated, ACCUMULATED["gradient_accumulation_steps"])
-    yield "loss of update", pair.accumulated.loss, losses, LOSS
-    yield shares(pair, pair.accumulated.grad_norm, norms)
+    pair.whole = pair.accumulated("accumulated")
+    yield from pair.updates(pair.whole, ACCUMULATED["gradient_accumulation_steps"])
 
 
 def resume(pair):
     """A training taken up in its middle repeats the same arithmetic on the same numbers as the whole one, in place of ours."""
-    whole = pair.accumulated
-    rest = pair.accumulating("resumed", pair.folder / "accumulated" / f"checkpoint-{CHECKPOINT}")
+    rest = pair.accumulated("resumed", str(pair.folder / "accumulated" / f"checkpoint-{CHECKPOINT}"))
     for field in ("learning_rate", "loss", "grad_norm", "weights"):
-        yield f"resumed, {field}", getattr(rest, field), getattr(whole, field)
+        yield f"resumed, {field}", rest[field], pair.whole[field]
 
 
 def scores(pair):
