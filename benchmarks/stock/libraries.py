@@ -8,6 +8,8 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import product
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import datasets
@@ -47,6 +49,8 @@ def write_start(cell, folder):
     kind = KITS[kind_of(cell)].auto._model_mapping.get(type(config), hf.EncoderDecoderModel)  # a pair of an encoder alone
     tokenizer = load_tokenizer(cell)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # as every guide for GPT-2 says
+    if is_paired(cell):
+        tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token  # as the guide to pairs of encoders says
     end = cell.backbone.wrap.after and getattr(tokenizer, cell.backbone.wrap.after)
     if cell.profile.micro and end and tokenizer(["a"]).input_ids[0][-1] != (end_id := tokenizer.convert_tokens_to_ids(end)):
         template = {"single": f"$A {end}", "pair": f"$A {end} $B {end}"}  # t5-micro's has none, t5-small's has
@@ -63,7 +67,7 @@ def write_start(cell, folder):
     model = load_base(base, tokenizer, torch.device("cpu"))
     if is_paired(cell) and model.config.decoder_start_token_id is None:
         model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = tokenizer.cls_token_id
-        model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.sep_token_id
+        model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if cell.profile.micro and cell.backbone.segments:  # bert-micro has no tokenizer class, which would tell two texts apart
@@ -266,18 +270,14 @@ def predictions(cell, trainer, rows, table):
     outputs = trainer.predict(table).predictions
     if not extracts(cell):
         return [int(label) for label in (outputs[0] if isinstance(outputs, tuple) else outputs).argmax(-1)]
-    best = {}
-    for index, (example, offsets) in enumerate(zip(table["example"], table["offset_mapping"], strict=True)):
-        starts, ends = outputs[0][index], outputs[1][index]
-        largest = [[int(i) for i in np.argsort(scores)[-1 : -N_BEST - 1 : -1]] for scores in (starts, ends)]
-        for first in largest[0]:
-            for last in largest[1]:
-                inside = max(first, last) < len(offsets) and offsets[first][0] >= 0 and offsets[last][0] >= 0
-                score = float(starts[first] + ends[last])
-                if inside and first <= last < first + MAX_ANSWER_TOKENS and (example not in best or score > best[example][0]):
-                    text = rows[example][cell.task.text_pair[0]]
-                    best[example] = score, text[offsets[first][0] : offsets[last][1]].strip()
-    return [best.get(example, (0.0, ""))[1] for example in range(len(rows))]
+    answers = [[] for _ in rows]
+    for example, offsets, starts, ends in zip(table["example"], table["offset_mapping"], *outputs[:2], strict=True):
+        for first, last in product(*(np.argsort(scores)[: -N_BEST - 1 : -1].tolist() for scores in (starts, ends))):
+            inside = max(first, last) < len(offsets) and offsets[first][0] >= 0 and offsets[last][0] >= 0
+            if inside and first <= last < first + MAX_ANSWER_TOKENS:
+                text = rows[example][cell.task.text_pair[0]][offsets[first][0] : offsets[last][1]]
+                answers[example].append((float(starts[first] + ends[last]), text.strip()))
+    return [max(spans, key=itemgetter(0), default=(0.0, ""))[1] for spans in answers]
 
 
 def search_of(cell, tokenizer):
@@ -285,12 +285,7 @@ def search_of(cell, tokenizer):
     search = {name: value for name, value in asdict(cell.recipe.generation).items() if value is not None}
     if is_separated(cell):
         search["min_new_tokens"] = search.pop("min_length") or None
-    return search | {"sequence_bias": {(end_of(tokenizer),): END_BIAS}}
-
-
-def end_of(tokenizer):
-    """The token that ends a text; BERT's [SEP]."""
-    return tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    return search | {"sequence_bias": {(tokenizer.eos_token_id,): END_BIAS}}
 
 
 def texts(cell, trainer, table):
@@ -298,7 +293,7 @@ def texts(cell, trainer, table):
     tokenizer = trainer.processing_class
     tokenizer.padding_side = "left" if is_separated(cell) else "right"  # as guides to causal models say
     outputs = trainer.predict(table, **search_of(cell, tokenizer)).predictions
-    end, written = end_of(tokenizer), []
+    end, written = tokenizer.eos_token_id, []
     for batch in chunks([*zip(outputs, table["input_ids"], strict=True)], trainer.args.per_device_eval_batch_size):
         # Prompts are padded to the longest of their batch; a decoder has its start token there.
         begin = max(len(prompt) for _, prompt in batch) if is_separated(cell) else 1

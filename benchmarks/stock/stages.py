@@ -25,8 +25,8 @@ ACCUMULATED = {"max_steps": 3, "gradient_accumulation_steps": 3}  # an epoch is 
 CHECKPOINT = 1  # update after which the accumulating run is saved, in the middle of an epoch
 TEST_ROWS = 10
 # Both sides run the same kernels on the same weights, rows and random numbers. What differs by definition is a mean beside a
-# sum that is divided. That rounds each of up to a thousand losses by 2^-24, independently: 32 x 2^-24, whatever the CPU; an
-# AVX-512, an AVX2 and a plain one measured 3e-7 at most. Gradients are sums that largely cancel: ten times as much (1e-7).
+# sum that is divided. That rounds each of up to a thousand losses by 2^-24, independently: 32 x 2^-24, whatever the CPU; 3e-7
+# at most with AVX-512, with AVX2 and without either. Gradients are sums that largely cancel: ten times as much (1e-7).
 LOSS = 32 * 2**-24
 # In bf16 or fp16, a last digit of fp32 may round a gradient to another number, 4e-3 apart; a norm takes the mean of thousands.
 NORM = {"fp32": 10 * LOSS, "bf16": 5e-4, "fp16": 5e-4}
