@@ -113,7 +113,7 @@ def updates(cell, codec, model, groups, device):
         put(model, passes[0][1]).zero_grad()
         counts, loss = [codec.targets(batch) for batch, _, _ in passes], 0.0
         for (batch, _, states), count in zip(passes, counts, strict=True):
-            divisor = sum(counts) if len(passes) == 1 or not codec.known & {"batches_add_up", "batches_weigh_alike"} else count
+            divisor = count if codec.known & {"batches_add_up", "batches_weigh_alike"} else sum(counts)
             set_random_states(device, states)
             with autocast(resolve_precision(cell, device)[0], device):
                 part = codec.loss(model, codec.placed(batch, device)) / divisor
