@@ -1,7 +1,7 @@
 """With each plant, the check that its row names objects; without it, nothing does.
 
 The pipeline is the one that users run: the fixtures below replace the one that a plant breaks. `-m faults`, `library_bugs`,
-`controls` and `equivalent` choose the tables.
+`controls`, `equivalent` and `stock` choose the tables.
 """
 
 from dataclasses import replace
@@ -9,13 +9,17 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.plants.controls import CONTROLS
 from benchmarks.plants.equal import EQUAL
 from benchmarks.plants.invariants import INVARIANTS
 from benchmarks.plants.libraries import LIBRARIES
 from benchmarks.plants.plant import Planting, unchanged
+from benchmarks.plants.stock import STOCK
 from benchmarks.plants.study import STUDY
+from benchmarks.stock.stages import Pair as Sides
+from benchmarks.stock.stages import first_difference
 from benchmarks.test_equivalent import ROWS, bench, unequal  # noqa: F401 # a fixture among them
 from fixtures.record import keep_rows
 from fixtures.session import session_of
@@ -36,7 +40,7 @@ from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import before_training
 from tunegrid.tests.small import silent, trainer_for
 
-TABLES = {"faults": STUDY, "library_bugs": LIBRARIES, "controls": CONTROLS, "equivalent": EQUAL}
+TABLES = {"faults": STUDY, "library_bugs": LIBRARIES, "controls": CONTROLS, "equivalent": EQUAL, "stock": STOCK}
 # By identity: the settings of a plant are a dict, which has no hash.
 MARKERS = {id(plant): [marker] for marker, table in TABLES.items() for plant in table}
 for control in CONTROLS:
@@ -62,7 +66,7 @@ def cases(plants):
 
 def in_a_cell(plant):
     """A cell trains with it and is recorded."""
-    return plant.breaks != "records" and plant.caught_by not in ("refused", *INVARIANTS, *EQUAL_ROWS)
+    return plant.breaks != "records" and plant not in STOCK and plant.caught_by not in ("refused", *INVARIANTS, *EQUAL_ROWS)
 
 
 def twins():
@@ -298,3 +302,15 @@ def test_a_plant_makes_equal_settings_differ(plant, bench, planting):  # noqa: F
     plant.broken_by(planting)
     assert unequal(EQUAL_ROWS[plant.caught_by], bench), f"they are equal all the same: {plant.what}"
     assert planting.acts, f"{plant.id} never acted, so nothing is proven: {plant.what}"
+
+
+@pytest.mark.filterwarnings("default")  # what the libraries' own path warns of is theirs
+@pytest.mark.parametrize("plant", cases(STOCK))
+def test_a_plant_makes_the_own_path_of_libraries_differ(plant, request, planting, tmp_path):
+    cell = cell_without(plant, session_of(request.config), tmp_path)
+    splits = load_splits(cell.task, cell.profile)
+    torch.set_num_threads(1)
+    plant.broken_by(planting)
+    sentence = first_difference(Sides(cell, splits.train, splits.test, tmp_path, torch.device("cpu")))
+    assert planting.acts, f"{plant.id} never acted, so nothing is proven: {plant.what}"
+    assert sentence.startswith(plant.caught_by)

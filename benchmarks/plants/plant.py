@@ -1,7 +1,7 @@
 """A plant: something broken on purpose, and the check that must object to it.
 
-`benchmarks/test_plants.py` runs the tables of them: `study` (faults), `libraries` (bugs of libraries), `controls`, and `equal`
-(settings that must be equal).
+`benchmarks/test_plants.py` runs the tables of them: `study` (faults), `libraries` (bugs of libraries), `controls`, `equal`
+(settings that must be equal), and `stock` (the libraries' own path).
 """
 
 import functools
@@ -30,7 +30,8 @@ class Plant:
         broken_by: breaks it. Of `libraries` it takes a `Planting`; of a fixture its value and a folder for files, and returns
             the broken value; of `records` the records of both cells, and returns the second as it then is.
         caught_by: what must object, with commas between: audits, stages of numerics, "bound", "gate"; or an invariant of a
-            library, a row of equal settings, or "refused" for rows that reading must refuse. Empty for a change without harm.
+            library, a row of equal settings, a stage of `stock`, or "refused" for rows that reading must refuse. Empty for a
+            change without harm.
         breaks: the fixture whose value is replaced, `trained` (the model after training), `records`, or `libraries`.
         cell_as: makes the cell that runs, with the plant and without it, of the grid's cell and a folder for files.
         settings: recipe fields that differ from the grid's; such a cell is scored on fewer rows and held to no bound.

@@ -1,12 +1,14 @@
-"""Known differences between the libraries' path and ours, as data. A guide shows them; a test fails when one is mended.
+"""Known differences between the libraries' path and ours, as data; a test fails when one is mended.
 
-`benchmarks/stock/ours.py` reckons with each of them, so that nothing else may differ, at its stage or behind it, and no
-tolerance is wide for its sake.
+`benchmarks/stock/ours.py` and `stages.py` reckon with each, so that nothing else may differ, at its stage or behind it, and no
+tolerance is wide for its sake. Measured with transformers 5.24.0, tokenizers 0.23.3, peft 0.21.2, bitsandbytes 0.50.2.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
+
+from bitsandbytes.functional import has_avx512bf16
 
 from tunegrid.grid.backbones import Layout
 from tunegrid.grid.cells import Cell
@@ -15,56 +17,33 @@ from tunegrid.grid.tasks import Problem
 
 @dataclass(frozen=True)
 class Difference:
-    """What the libraries do, and what ours does.
-
-    Attributes:
-        stage: the first at which it shows.
-        component: whose doing it is.
-        concerns: whether it concerns a cell.
-        shown_by: a cell that shows it, and the fields of its recipe that must change for it.
-        since: the release in which it was measured here; nobody looked at older ones.
-        upstream: our report of it; empty: it is not reported.
-    """
+    """What the libraries do, and what ours does."""
 
     id: str
-    stage: str
-    component: str
+    stage: str  # the first at which it shows
+    component: str  # whose doing it is
     what: str
     concerns: Callable[[Cell], bool]
-    shown_by: str
-    _: KW_ONLY
-    since: str = "transformers 5.24.0"
-    upstream: str = ""
+    shown_by: str  # a cell, with `changes` of its recipe
+    upstream: str = ""  # our report of it
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def causal(cell: Cell) -> bool:
-    """Whether a generating cell has source and target in one sequence."""
-    return cell.head.layout is not Layout.ENCODER_DECODER
-
-
-def always(cell: Cell) -> bool:
-    return True
-
-
-def classifies(cell: Cell) -> bool:
-    return cell.task.problem is Problem.CLASSIFY
+def kind_of(cell: Cell) -> Problem | Layout | None:
+    """The cell's problem; if it generates texts, the layout of source and target."""
+    return cell.head.layout if cell.task.problem is Problem.GENERATE else cell.task.problem
 
 
 def extracts(cell: Cell) -> bool:
     return cell.task.problem is Problem.EXTRACT
 
 
-def generates(cell: Cell) -> bool:
-    return cell.task.problem is Problem.GENERATE
-
-
 def is_separated(cell: Cell) -> bool:
-    return generates(cell) and causal(cell)
+    return kind_of(cell) is Layout.SEPARATED
 
 
 def is_paired(cell: Cell) -> bool:
-    return generates(cell) and not causal(cell)
+    return kind_of(cell) is Layout.ENCODER_DECODER
 
 
 def is_packed(cell: Cell) -> bool:
@@ -72,8 +51,6 @@ def is_packed(cell: Cell) -> bool:
 
 
 def is_repacked(cell: Cell) -> bool:
-    from bitsandbytes.functional import has_avx512bf16  # loads torch, which the table itself does not need
-
     return is_packed(cell) and bool(has_avx512bf16())
 
 
@@ -81,12 +58,11 @@ def adapts_segments(cell: Cell) -> bool:
     return extracts(cell) and cell.backbone.segments and cell.method.adapts
 
 
-PEFT, BITSANDBYTES = "peft 0.21.2", "bitsandbytes 0.50.2"
 # fmt: off
 KNOWN = (
     Difference("short_last_window", "windows", "tokenizers, stride and overflow",
         "the last window of a passage begins where its turn is and may be short; ours reaches back until it is full",
-        lambda cell: extracts(cell) and cell.recipe.doc_stride is not None, "bert_qa_sft", since="tokenizers 0.23.3"),
+        lambda cell: extracts(cell) and cell.recipe.doc_stride is not None, "bert_qa_sft"),
     Difference("no_separator", "windows", "GPT-2's tokenizer, pairs of texts",
         "nothing stands between question and passage; ours puts the end token there",
         lambda cell: bool(cell.task.text_pair) and cell.backbone.wrap.after is None, "gpt2_qa_lora"),
@@ -95,7 +71,7 @@ KNOWN = (
         extracts, "t5_qa_sft", changes={"max_length": 40}),
     Difference("biases_rounded_late", "start", "bitsandbytes, Linear4bit",
         "frozen biases are rounded by the first forward pass; ours rounds them when the model is made",
-        is_packed, "bert_sa_qlora", since=BITSANDBYTES, upstream="reports/upstream/bitsandbytes_biases.py"),
+        is_packed, "bert_sa_qlora", upstream="reports/upstream/bitsandbytes_biases.py"),
     Difference("labels_begin_with_cls", "labels", "BERT's tokenizer, text_target",
         "labels begin with [CLS], which the decoder is also started with, so it learns to say it twice; ours do not",
         lambda cell: is_paired(cell) and cell.backbone.wrap.before == "cls_token", "bert_sum_sft"),
@@ -112,32 +88,32 @@ KNOWN = (
         extracts, "gpt2_qa_sft"),
     Difference("segments_lost", "loss", "PEFT, PeftModelForQuestionAnswering",
         "it takes `token_type_ids` and does not hand them on, so that BERT reads question and passage as one text",
-        adapts_segments, "bert_qa_lora", since=PEFT),
+        adapts_segments, "bert_qa_lora"),
     Difference("biases_by_name", "optimizer", "Trainer, weight decay",
         "what has `bias` in its name does not decay, T5's biases of position among it; ours lets all matrices decay",
         lambda cell: cell.backbone.id == "t5" and not cell.method.adapts and cell.recipe.weight_decay > 0, "t5_sum_sft"),
     Difference("batches_add_up", "accumulation", "Trainer with models that take **kwargs and average by themselves",
         "losses of accumulated batches are summed, not averaged: with four batches, gradients are four times as large",
-        lambda cell: classifies(cell) or is_paired(cell), "bert_sa_sft",
+        lambda cell: kind_of(cell) in (Problem.CLASSIFY, Layout.ENCODER_DECODER), "bert_sa_sft",
         upstream="reports/upstream/transformers_accumulation.py"),
     Difference("batches_weigh_alike", "accumulation", "Trainer with models that average by themselves",
         "accumulated batches weigh alike, a short last one as much as a full one; ours weighs rows alike",
         extracts, "gpt2_qa_sft"),
     Difference("batches_evaluated_alike", "scores", "Seq2SeqTrainer.evaluate",
         "eval_loss is a mean of the batches' means, a short last one weighs as much as a full one; ours weighs targets",
-        generates, "t5_sum_sft"),
+        lambda cell: cell.task.problem is Problem.GENERATE, "t5_sum_sft"),
     Difference("repacked_for_evaluation", "scores", "bitsandbytes, Linear4bit on a CPU with bf16 units",
         "an evaluation repacks the weights, so that it rounds otherwise than training; ours leaves them as they are",
-        is_repacked, "bert_sum_qlora", since=BITSANDBYTES, upstream="reports/upstream/bitsandbytes_repacking.py"),
+        is_repacked, "bert_sum_qlora", upstream="reports/upstream/bitsandbytes_repacking.py"),
     Difference("grouped_predictions", "scores", "Trainer.predict with train_sampling_strategy='group_by_length'",
         "predictions come sorted by length, so that each is taken for another row's; ours come in the order of the rows",
-        always, "bert_sa_sft"),
+        lambda cell: True, "bert_sa_sft"),
     Difference("pipeline_samples", "pipeline", "pipeline('text-generation') over an adapter's folder",
         "it draws tokens unless `do_sample=False` is said, since the folder holds no search; ours searches",
         lambda cell: is_separated(cell) and cell.method.adapts, "gpt2_sum_lora"),
     Difference("segments_served", "pipeline", "AutoModel.from_pretrained of an adapter",
         "it hands `token_type_ids` on, so that an adapter for questions is served otherwise than it was trained",
-        adapts_segments, "bert_qa_lora", since=PEFT),
+        adapts_segments, "bert_qa_lora"),
     Difference("adapter_rounded_when_loaded", "pipeline", "AutoModel.from_pretrained of an adapter over a packed base",
         "the adapter's fp32 weights are rounded to bf16 as they are loaded; ours loads them as they were trained",
         is_packed, "bert_sum_qlora"),
@@ -151,13 +127,3 @@ KNOWN = (
 def known_of(cell: Cell) -> frozenset[str]:
     """Ids of the differences that concern a cell, with the library's head."""
     return frozenset(one.id for one in KNOWN if one.concerns(cell))
-
-
-def table() -> list[str]:
-    """The differences as lines of a Markdown table; the release links to our report of it."""
-    rows = [
-        (one.stage, one.component, one.what, f"[{one.since}](../../{one.upstream})" if one.upstream else one.since)
-        for one in KNOWN
-    ]
-    heads = ("stage", "component", "what it does, and what ours does", "since")
-    return [f"| {' | '.join(row)} |" for row in (heads, ("---",) * len(heads), *rows)]

@@ -5,7 +5,12 @@ holds the untrained base with it, as `save_pretrained` writes it, and both sides
 """
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import product
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -15,71 +20,54 @@ import transformers as hf
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from benchmarks.stock.known import causal, classifies, extracts, generates, is_paired
+from benchmarks.stock.known import extracts, is_paired, is_separated, kind_of
 from tunegrid.codecs.architectures import architecture
 from tunegrid.codecs.extract import MAX_ANSWER_TOKENS
 from tunegrid.codecs.features import chunks
+from tunegrid.data.sources import joined
 from tunegrid.grid.backbones import Head, Layout, checkpoint_of
-from tunegrid.grid.methods import SFT, Adapting, Method
+from tunegrid.grid.methods import SFT, Adapting
 from tunegrid.grid.recipes import TARGETS_WITHOUT_EXCEPTION
+from tunegrid.grid.tasks import Problem
 from tunegrid.run.build import BASE_TYPES, base_of, load_base, load_tokenizer
 from tunegrid.run.device import random_states, resolve_precision
 
-LOOP = ("make_optimizer", "parameter_groups", "penalty", "plan", "after_step")  # what a method may add to a training loop
+SAME = ("per_device_train_batch_size", "learning_rate", "weight_decay", "lr_scheduler_type", "gradient_checkpointing")
 OPTIMIZERS = {"adamw_torch": "adamw_torch_fused"}  # ours is torch's fused one, and so is TrainingArguments' default
-BESIDE = ("example", "offset_mapping")  # columns that no model reads, for answers
 SPAN = ("start_positions", "end_positions")
 N_BEST = 20  # the default of run_qa.py
 TEST_BATCH = 4  # so that the last of three is smaller
-
-
-def refused(cell):
-    """Why this path cannot run a cell as it is; empty if it can."""
-    if cell.head.layout is Layout.CHAT:
-        return "chat templates are not compared"
-    if cell.recipe.optim not in {name.value for name in hf.training_args.OptimizerNames}:
-        return f"TrainingArguments knows no optimizer {cell.recipe.optim!r}"
-    own = [name for name in LOOP if getattr(type(cell.method), name) is not getattr(Method, name)]
-    own += ["rate_factors"] if cell.method.rate_factors else []
-    if own:
-        return f"method {cell.method.id!r} has a {own[0]} of its own, which Trainer knows nothing of"
-    if cell.method.rewritten(cell):
-        return f"method {cell.method.id!r} replaces pretrained weights, so that no folder holds what both paths start from"
-    return ""
-
-
-# Where both paths start
-
-
-def auto_of(cell):
-    """The AutoModel class of the cell's problem."""
-    if generates(cell):
-        return hf.AutoModelForCausalLM if causal(cell) else hf.AutoModelForSeq2SeqLM
-    return hf.AutoModelForSequenceClassification if classifies(cell) else hf.AutoModelForQuestionAnswering
+# A search's `length_penalty` decides between texts of several lengths, and after six updates a micro model ends few texts, so
+# that ten rows would not show 1.2 beside 1. On both sides ends are likelier by a bias of their logit, and short texts win.
+END_BIAS, SEARCH = 6.0, {"num_beams": 4, "length_penalty": -3.0}
 
 
 def write_start(cell, folder):
     """Save the cell's untrained base with the library's head, and its tokenizer; return the cell over this folder."""
     source, pin = checkpoint_of(cell.backbone, cell.profile)
     config = hf.AutoConfig.from_pretrained(source, **pin, trust_remote_code=False)
-    kind = auto_of(cell)._model_mapping.get(type(config), hf.EncoderDecoderModel)  # of an encoder alone, a pair of two
+    kind = KITS[kind_of(cell)].auto._model_mapping.get(type(config), hf.EncoderDecoderModel)  # a pair of an encoder alone
     tokenizer = load_tokenizer(cell)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # as every guide for GPT-2 says
+    if is_paired(cell):
+        tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token  # as the guide to pairs of encoders says
     end = cell.backbone.wrap.after and getattr(tokenizer, cell.backbone.wrap.after)
     if cell.profile.micro and end and tokenizer(["a"]).input_ids[0][-1] != (end_id := tokenizer.convert_tokens_to_ids(end)):
         template = {"single": f"$A {end}", "pair": f"$A {end} $B {end}"}  # t5-micro's has none, t5-small's has
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(**template, special_tokens=[(end, end_id)])
     head, recipe = cell.head, replace(cell.recipe, head_learning_rate=None)  # TrainingArguments has one rate for all weights
+    if recipe.generation:
+        recipe = replace(recipe, generation=replace(recipe.generation, **SEARCH))
     if not issubclass(architecture(head.architecture), kind):
         _, report = kind.from_pretrained(source, output_loading_info=True, **pin, trust_remote_code=False)
         new_modules = tuple(sorted({name.split(".")[0] for name in report["missing_keys"]}))
         head = Head(architecture=kind.__name__, new_modules=new_modules)
     hf.set_seed(cell.profile.seed)
-    plain = replace(cell, head=head, method=SFT, recipe=replace(cell.recipe, adapter=None))
-    model = load_base(plain, tokenizer, torch.device("cpu"))
+    base = replace(cell, head=head, method=SFT, recipe=replace(cell.recipe, adapter=None))
+    model = load_base(base, tokenizer, torch.device("cpu"))
     if is_paired(cell) and model.config.decoder_start_token_id is None:
         model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = tokenizer.cls_token_id
-        model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.sep_token_id
+        model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if cell.profile.micro and cell.backbone.segments:  # bert-micro has no tokenizer class, which would tell two texts apart
@@ -101,32 +89,26 @@ def write_start(cell, folder):
 
 def encoded(cell, tokenizer, rows, *, training=True):
     """The rows in tokens, with the labels of training; `example` is the number of the row."""
-    texts = [
-        {
-            "example": index,
-            "first": cell.recipe.prefix + "\n".join(row[name] for name in cell.text if row[name]),
-            "second": "\n".join(row[name] for name in cell.task.text_pair if row[name]),
-            "target": row[cell.task.target],
-        }
-        for index, row in enumerate(rows)
-    ]
-    encode = classified if classifies(cell) else windows if extracts(cell) else paired if is_paired(cell) else continued
-    table = datasets.Dataset.from_list(texts)
-    return table.map(
-        lambda block: encode(cell, tokenizer, block, training),
-        batched=True,
-        remove_columns=table.column_names,
-        load_from_cache_file=False,
-    )
+    columns = {
+        "example": [*range(len(rows))],
+        "first": [cell.recipe.prefix + joined(row, cell.text) for row in rows],
+        "second": [joined(row, cell.task.text_pair) for row in rows],
+        "target": [row[cell.task.target] for row in rows],
+    }
+    encode = partial(KITS[kind_of(cell)].encode, cell, tokenizer, training=training)
+    return datasets.Dataset.from_dict(columns).map(encode, batched=True, remove_columns=[*columns], load_from_cache_file=False)
 
 
-def classified(cell, tokenizer, block, training):
-    pair = (block["second"],) if cell.task.text_pair else ()
-    encoding = tokenizer(block["first"], *pair, truncation=True, max_length=cell.recipe.max_length)
-    return {**encoding, "labels": block["target"], "example": block["example"]}
+def encode_labelled(cell, tokenizer, block, training):
+    """One text or two, and a label or the tokens of a target."""
+    texts = (block["first"], block["second"]) if cell.task.text_pair else (block["first"],)
+    encoding, labels = tokenizer(*texts, truncation=True, max_length=cell.recipe.max_length), block["target"]
+    if is_paired(cell):
+        labels = tokenizer(text_target=labels, truncation=True, max_length=cell.recipe.max_target_length)["input_ids"]
+    return {**encoding, "labels": labels, "example": block["example"]}
 
 
-def windows(cell, tokenizer, block, training):
+def encode_windows(cell, tokenizer, block, training):
     """As transformers' guide and run_qa.py: windows by `stride`, a window without the answer points at its first token."""
     stride = cell.recipe.doc_stride
     encoding = tokenizer(
@@ -154,13 +136,7 @@ def windows(cell, tokenizer, block, training):
     return {**encoding, **columns, "example": [block["example"][source] for source in sources]}
 
 
-def paired(cell, tokenizer, block, training):
-    encoding = tokenizer(block["first"], truncation=True, max_length=cell.recipe.max_length)
-    labels = tokenizer(text_target=block["target"], truncation=True, max_length=cell.recipe.max_target_length)
-    return {**encoding, "labels": labels["input_ids"], "example": block["example"]}
-
-
-def continued(cell, tokenizer, block, training):
+def encode_continued(cell, tokenizer, block, training):
     """Source, separator and target as one text; the source is cut so that the longest target fits behind it."""
     longest = cell.recipe.max_target_length or 0
     separator = tokenizer.convert_tokens_to_ids(cell.head.new_token or tokenizer.eos_token)
@@ -170,6 +146,30 @@ def continued(cell, tokenizer, block, training):
         targets = tokenizer([" " + text for text in block["target"]], truncation=True, max_length=longest - 1)["input_ids"]
         ids = [[*prompt, *target, tokenizer.eos_token_id] for prompt, target in zip(ids, targets, strict=True)]
     return {"input_ids": ids, "attention_mask": [[1] * len(one) for one in ids], "example": block["example"]}
+
+
+class Kit(NamedTuple):
+    """What the guides to a kind of problem use."""
+
+    auto: type
+    task_type: peft.TaskType
+    pipeline: str
+    encode: Callable[..., Any]
+    collator: Callable[..., Any]
+
+
+# fmt: off
+KITS = {
+    Problem.CLASSIFY: Kit(hf.AutoModelForSequenceClassification, peft.TaskType.SEQ_CLS, "text-classification",
+                          encode_labelled, hf.DataCollatorWithPadding),
+    Problem.EXTRACT: Kit(hf.AutoModelForQuestionAnswering, peft.TaskType.QUESTION_ANS, "question-answering",
+                         encode_windows, hf.DataCollatorWithPadding),
+    Layout.ENCODER_DECODER: Kit(hf.AutoModelForSeq2SeqLM, peft.TaskType.SEQ_2_SEQ_LM, "text2text-generation",
+                                encode_labelled, hf.DataCollatorForSeq2Seq),
+    Layout.SEPARATED: Kit(hf.AutoModelForCausalLM, peft.TaskType.CAUSAL_LM, "text-generation",
+                          encode_continued, partial(hf.DataCollatorForLanguageModeling, mlm=False)),
+}
+# fmt: on
 
 
 # Model and training
@@ -189,55 +189,41 @@ def model_of(cell, tokenizer, device):
     placed = {"device_map": {"": device}} if cell.quantization else {}  # a packed base goes to its device at once
     dtype = BASE_TYPES[cell.backbone.dtype] if cell.method.adapts else torch.float32
     source, _ = checkpoint_of(cell.backbone, cell.profile)
-    model = auto_of(cell).from_pretrained(source, dtype=dtype, **quantization_of(cell), **placed, trust_remote_code=False)
+    auto = KITS[kind_of(cell)].auto
+    model = auto.from_pretrained(source, dtype=dtype, **quantization_of(cell), **placed, trust_remote_code=False)
     if not isinstance(cell.method, Adapting):
         return model
     if cell.quantization:
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=cell.recipe.gradient_checkpointing)
     config = cell.method.peft_config(cell, base_of(cell, tokenizer, model))
-    kinds = {classifies: "SEQ_CLS", extracts: "QUESTION_ANS", is_paired: "SEQ_2_SEQ_LM"}
-    config.task_type = next((peft.TaskType(kind) for of, kind in kinds.items() if of(cell)), peft.TaskType.CAUSAL_LM)
+    config.task_type = KITS[kind_of(cell)].task_type
     return peft.get_peft_model(model, config)
 
 
 def collator_of(cell, tokenizer, model):
-    """The guides' collator: padding for a class or a span, seq2seq for pairs of texts, language modelling for one text."""
-    if not generates(cell):
-        return hf.DataCollatorWithPadding(tokenizer)
-    if is_paired(cell):
-        return hf.DataCollatorForSeq2Seq(tokenizer, model=model)
-    return hf.DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    """The guides' collator; that for pairs of texts makes the decoder's inputs by the model."""
+    return KITS[kind_of(cell)].collator(tokenizer, **({"model": model} if is_paired(cell) else {}))
 
 
 def trainer_of(cell, model, tokenizer, table, folder, device, **changes):
     """The library's trainer of a model on rows in tokens; `changes` are fields of TrainingArguments."""
-    recipe, precision = cell.recipe, resolve_precision(cell, device)[0]
+    recipe, precision, generates = cell.recipe, resolve_precision(cell, device)[0], cell.task.problem is Problem.GENERATE
     settings = {
+        **{name: getattr(recipe, name) for name in SAME},
         "output_dir": str(folder),
-        "per_device_train_batch_size": recipe.per_device_train_batch_size,
         "per_device_eval_batch_size": TEST_BATCH,
-        "learning_rate": recipe.learning_rate,
-        "weight_decay": recipe.weight_decay,
-        "lr_scheduler_type": recipe.lr_scheduler_type,
         "warmup_steps": recipe.warmup_steps or recipe.warmup_ratio,  # below 1 it is a share
         "max_grad_norm": recipe.max_grad_norm or 0.0,
         "optim": OPTIMIZERS.get(recipe.optim, recipe.optim),
-        "bf16": precision == "bf16",
-        "fp16": precision == "fp16",
-        "gradient_checkpointing": recipe.gradient_checkpointing,
+        **{"bf16": precision == "bf16", "fp16": precision == "fp16"},
         "train_sampling_strategy": "group_by_length",
         "seed": cell.profile.seed,
-        "use_cpu": device.type == "cpu",
-        "dataloader_pin_memory": device.type != "cpu",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
+        **{"use_cpu": device.type == "cpu", "dataloader_pin_memory": device.type != "cpu"},
+        **{"logging_steps": 1, "save_strategy": "no", "report_to": [], "disable_tqdm": True},
     }
-    seq2seq = generates(cell)
-    trainer = (hf.Seq2SeqTrainer if seq2seq else hf.Trainer)(
+    trainer = (hf.Seq2SeqTrainer if generates else hf.Trainer)(
         model=model,
-        args=(hf.Seq2SeqTrainingArguments if seq2seq else hf.TrainingArguments)(**settings | changes),
+        args=(hf.Seq2SeqTrainingArguments if generates else hf.TrainingArguments)(**settings | changes),
         train_dataset=table,
         data_collator=collator_of(cell, tokenizer, model),
         processing_class=tokenizer,
@@ -246,42 +232,23 @@ def trainer_of(cell, model, tokenizer, table, folder, device, **changes):
     return trainer
 
 
-@dataclass(kw_only=True)
-class Course:
-    """What a training saw and did.
-
-    Attributes:
-        passes: of each micro-batch what the model was given, its weights, and the random generators' states.
-        losses, norms, rates: one of each update, as Trainer logs them.
-        weights: at the end.
-    """
-
-    passes: list = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
-    weights: dict[str, Tensor] = field(default_factory=dict)
-
-
 def train(trainer, resume_from=None):
-    """Train, and keep the course. A hook looks on, and nothing of ours is in the way."""
-    course, model = Course(), trainer.model
+    """Train, and keep the course. A hook looks on, and nothing of ours is in the way.
+
+    Returns the batch, weights and random generators' states of each forward pass; each update's loss, grad_norm and
+    learning_rate, as Trainer logs them; the weights at the end.
+    """
+    passes, model = [], trainer.model
 
     def look(module, inputs, named):
         if module.training:
-            course.passes.append((batch_of(named), trained(model), random_states(trainer.args.device)))
+            passes.append((batch_of(named), trained(model), random_states(trainer.args.device)))
 
-    handle = model.register_forward_pre_hook(look, with_kwargs=True)
-    try:
-        trainer.train(resume_from_checkpoint=resume_from and str(resume_from))
-    finally:
-        handle.remove()
+    with model.register_forward_pre_hook(look, with_kwargs=True):
+        trainer.train(resume_from_checkpoint=resume_from)
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    course.losses, course.norms, course.rates = (
-        [float(entry.get(name, 0.0)) for entry in logs] for name in ("loss", "grad_norm", "learning_rate")
-    )
-    course.weights = trained(model)
-    return course
+    figures = {name: [float(entry.get(name, 0.0)) for entry in logs] for name in ("loss", "grad_norm", "learning_rate")}
+    return {"passes": passes, **figures, "weights": trained(model)}
 
 
 def batch_of(named):
@@ -301,66 +268,55 @@ def trained(model):
 def predictions(cell, trainer, rows, table):
     """A label, or the text of a span, a row: `Trainer.predict`, and transformers' guide (`postprocess_qa_predictions`)."""
     outputs = trainer.predict(table).predictions
-    if classifies(cell):
+    if not extracts(cell):
         return [int(label) for label in (outputs[0] if isinstance(outputs, tuple) else outputs).argmax(-1)]
-    best = {}
-    for index, (example, offsets) in enumerate(zip(table["example"], table["offset_mapping"], strict=True)):
-        starts, ends = outputs[0][index], outputs[1][index]
-        largest = [[int(i) for i in np.argsort(scores)[-1 : -N_BEST - 1 : -1]] for scores in (starts, ends)]
-        for first in largest[0]:
-            for last in largest[1]:
-                inside = max(first, last) < len(offsets) and offsets[first][0] >= 0 and offsets[last][0] >= 0
-                score = float(starts[first] + ends[last])
-                if inside and first <= last < first + MAX_ANSWER_TOKENS and (example not in best or score > best[example][0]):
-                    text = rows[example][cell.task.text_pair[0]]
-                    best[example] = score, text[offsets[first][0] : offsets[last][1]].strip()
-    return [best.get(example, (0.0, ""))[1] for example in range(len(rows))]
+    answers = [[] for _ in rows]
+    for example, offsets, starts, ends in zip(table["example"], table["offset_mapping"], *outputs[:2], strict=True):
+        for first, last in product(*(np.argsort(scores)[: -N_BEST - 1 : -1].tolist() for scores in (starts, ends))):
+            inside = max(first, last) < len(offsets) and offsets[first][0] >= 0 and offsets[last][0] >= 0
+            if inside and first <= last < first + MAX_ANSWER_TOKENS:
+                text = rows[example][cell.task.text_pair[0]][offsets[first][0] : offsets[last][1]]
+                answers[example].append((float(starts[first] + ends[last]), text.strip()))
+    return [max(spans, key=itemgetter(0), default=(0.0, ""))[1] for spans in answers]
 
 
-def search_of(cell):
+def search_of(cell, tokenizer):
     """The recipe's search as arguments of `generate`; a causal model counts its prompt in `min_length`."""
-    search = asdict(cell.recipe.generation)
-    if causal(cell):
+    search = {name: value for name, value in asdict(cell.recipe.generation).items() if value is not None}
+    if is_separated(cell):
         search["min_new_tokens"] = search.pop("min_length") or None
-    return {name: value for name, value in search.items() if value is not None}
+    return search | {"sequence_bias": {(tokenizer.eos_token_id,): END_BIAS}}
 
 
 def texts(cell, trainer, table):
     """Token ids a row by `predict_with_generate`: what the model wrote, up to the first end token."""
-    outputs = trainer.predict(table, **search_of(cell)).predictions
-    ends, pad = trainer.model.generation_config.eos_token_id, trainer.processing_class.pad_token_id
-    batches = chunks([len(ids) for ids in table["input_ids"]], trainer.args.per_device_eval_batch_size)
-    prompts = [max(batch) for batch in batches for _ in batch]  # the longest of each row's batch, to which all are padded
-    written = []
-    for ids, prompt in zip(outputs, prompts, strict=True):
-        own = [int(one) for one in ids[prompt if causal(cell) else 1 :] if one >= 0]  # behind the prompt, or the start token
-        stop = next((i for i, one in enumerate(own) if one in (ends if isinstance(ends, list) else [ends])), None)
-        while stop is None and own and own[-1] == pad:  # behind a text that was cut off
-            own.pop()
-        written.append(own[: len(own) if stop is None else stop + 1])
+    tokenizer = trainer.processing_class
+    tokenizer.padding_side = "left" if is_separated(cell) else "right"  # as guides to causal models say
+    outputs = trainer.predict(table, **search_of(cell, tokenizer)).predictions
+    end, written = tokenizer.eos_token_id, []
+    for batch in chunks([*zip(outputs, table["input_ids"], strict=True)], trainer.args.per_device_eval_batch_size):
+        # Prompts are padded to the longest of their batch; a decoder has its start token there.
+        begin = max(len(prompt) for _, prompt in batch) if is_separated(cell) else 1
+        for ids, _ in batch:
+            own = [int(one) for one in ids[begin:] if one >= 0]
+            while own and end not in own and own[-1] == tokenizer.pad_token_id:  # behind a text that was cut off
+                own.pop()
+            written.append(own[: own.index(end) + 1] if end in own else own)
     return written
-
-
-def pipeline_name(cell):
-    """The name of the pipeline that the cell's problem is for."""
-    if generates(cell):
-        return "text-generation" if causal(cell) else "text2text-generation"
-    return "text-classification" if classifies(cell) else "question-answering"
 
 
 def piped(cell, tokenizer, saved, rows, device, **search):
     """Answers of the pipeline over what `save_model` wrote; prompts go in as text, and are put into tokens again."""
     pipeline = hf.pipeline(
-        pipeline_name(cell),
+        KITS[kind_of(cell)].pipeline,
         model=str(saved),
         tokenizer=hf.AutoTokenizer.from_pretrained(saved, trust_remote_code=False),
         device=device,
         model_kwargs=quantization_of(cell) or None,
     )
-    if generates(cell):
+    if is_separated(cell):
         prompts = map(tokenizer.decode, encoded(cell, tokenizer, rows, training=False)["input_ids"])
-        answers = pipeline(list(prompts), return_full_text=False, **search_of(cell), **search)
+        answers = pipeline(list(prompts), return_full_text=False, **search_of(cell, tokenizer), **search)
         return [answer[0]["generated_text"].strip() for answer in answers]
-    inputs = ["\n".join(row[name] for name in cell.text if row[name]) for row in rows]
-    answers = pipeline(inputs, truncation=True, max_length=cell.recipe.max_length)
+    answers = pipeline([joined(row, cell.text) for row in rows], truncation=True, max_length=cell.recipe.max_length)
     return [pipeline.model.config.label2id[answer["label"]] for answer in answers]

@@ -1,21 +1,18 @@
-"""Our side: the cell's own codec, model and losses, which reckon with the known differences that they are told.
+"""Our side: the cell's own codec, model and losses, which reckon with known differences.
 
 Each id of `benchmarks/stock/known.py` that concerns arithmetic stands here or in `stages` once, where ours then does as the
 library does. So what comes after a known difference is held as tightly as what comes before it.
 """
-
-from statistics import fmean
 
 import bitsandbytes as bnb
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from benchmarks.stock.libraries import TEST_BATCH
-from tunegrid.codecs.base import IGNORED, on
+from benchmarks.stock.libraries import END_BIAS
+from tunegrid.codecs.base import IGNORED
 from tunegrid.codecs.classify import ClassifyCodec
 from tunegrid.codecs.extract import ExtractCodec
-from tunegrid.codecs.features import chunks
 from tunegrid.codecs.generate import EncoderDecoderCodec, SeparatedCodec
 from tunegrid.run.device import autocast, resolve_precision, set_random_states
 from tunegrid.run.prepare import codec_of
@@ -24,20 +21,17 @@ from tunegrid.run.prepare import codec_of
 class Extract(ExtractCodec):
     """Spans."""
 
-    known = frozenset()
-
     def __init__(self, cell, tokenizer):
-        """The same; `no_separator`: GPT-2's tokenizer puts nothing between two texts."""
+        """`no_separator`: GPT-2's tokenizer puts nothing between two texts."""
         super().__init__(cell, tokenizer)
-        if "no_separator" in self.known:
-            self.between = []
+        self.between = [] if "no_separator" in self.known else self.between
 
     def encode(self, rows, *, training):
-        """The same; `answerless_rows`: rows whose answer is in no window train, too."""
+        """`answerless_rows`: rows whose answer is in no window train, too."""
         return super().encode(rows, training=training and "answerless_rows" not in self.known)
 
     def _starts(self, length, room):
-        """The same; `short_last_window`: the last window begins where its turn is, and may be short."""
+        """`short_last_window`: the last window begins where its turn is, and may be short."""
         starts = super()._starts(length, room)
         if "short_last_window" not in self.known or len(starts) == 1:
             return starts
@@ -45,7 +39,7 @@ class Extract(ExtractCodec):
         return [start for start in range(0, length, step) if start == 0 or start - step + room < length]
 
     def _logits(self, model, batch):
-        """The same; `padding_answers`: padding may be an answer; `segments_lost`: the model is not told two texts apart."""
+        """`padding_answers`: padding may be an answer; `segments_lost`: the model is not told two texts apart."""
         lost = ("token_type_ids",) if "segments_lost" in self.known else ()
         batch = {name: tensor for name, tensor in batch.items() if name not in lost}
         if "padding_answers" not in self.known:
@@ -54,26 +48,30 @@ class Extract(ExtractCodec):
         return output.start_logits.float(), output.end_logits.float()
 
 
-class Pairs(EncoderDecoderCodec):
+class Ending:
+    """Texts whose end is likelier."""
+
+    def generate(self, *args):
+        """With the libraries' bias."""
+        return super().generate(*args, sequence_bias={(self.end_id,): END_BIAS})
+
+
+class Pairs(Ending, EncoderDecoderCodec):
     """Source and target apart."""
 
-    known = frozenset()
-
     def answers(self, rows):
-        """The same; `labels_begin_with_cls`: BERT's tokenizer frames a target as it does a source."""
+        """`labels_begin_with_cls`: BERT's tokenizer frames a target as it does a source."""
         if "labels_begin_with_cls" not in self.known:
             return super().answers(rows)
         targets = self.ids_of([self.target_text(row) for row in rows])
         return [[self.start_id, *tokens[: self.max_target_length - 2], self.end_id] for tokens in targets]
 
 
-class Separated(SeparatedCodec):
+class Separated(Ending, SeparatedCodec):
     """Source and target in one sequence."""
 
-    known = frozenset()
-
     def collate(self, features):
-        """The same; `prompt_counts`: every token is a label; `end_is_padding`: but those that are padding's, too."""
+        """`prompt_counts`: every token is a label; `end_is_padding`: but those that are padding's, too."""
         batch = super().collate(features)
         if "prompt_counts" in self.known:
             batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
@@ -82,7 +80,7 @@ class Separated(SeparatedCodec):
         return batch
 
     def targets(self, batch):
-        """One for each token that is predicted; `first_label_counts`: and one for the first, which is not."""
+        """`first_label_counts`: one for the first token, too, which is not predicted."""
         first = 0 if "first_label_counts" in self.known else 1
         return int((batch["labels"][:, first:] != IGNORED).sum())
 
@@ -105,7 +103,7 @@ def put(model, weights):
     return model
 
 
-def updates(cell, codec, model, groups, device, known):
+def updates(cell, codec, model, groups, device):
     """The loss and the gradients' norm of each update, whose passes begin with the library's weights and random numbers.
 
     `batches_add_up`, `batches_weigh_alike`: of the batches' own means, it takes the sum or the mean.
@@ -115,42 +113,14 @@ def updates(cell, codec, model, groups, device, known):
         put(model, passes[0][1]).zero_grad()
         counts, loss = [codec.targets(batch) for batch, _, _ in passes], 0.0
         for (batch, _, states), count in zip(passes, counts, strict=True):
-            divisor = sum(counts) if len(passes) == 1 or not known & {"batches_add_up", "batches_weigh_alike"} else count
+            divisor = count if codec.known & {"batches_add_up", "batches_weigh_alike"} else sum(counts)
             set_random_states(device, states)
             with autocast(resolve_precision(cell, device)[0], device):
                 part = codec.loss(model, codec.placed(batch, device)) / divisor
-            part = part / (len(passes) if "batches_weigh_alike" in known else 1)
+            part = part / (len(passes) if "batches_weigh_alike" in codec.known else 1)
             part.backward()
             loss += float(part.detach())
         yield loss, float(nn.utils.get_total_norm([p.grad.float() for p in model.parameters() if p.grad is not None]))
-
-
-@torch.no_grad()
-def evaluation_loss(cell, codec, model, rows, device, known):
-    """A mean over all targets; `batches_evaluated_alike`: of the batches' means, as `Seq2SeqTrainer` takes it."""
-    losses, counts = [], []
-    for some in chunks(codec.encode(rows, training=True), TEST_BATCH):
-        batch = on(device, codec.collate(some))
-        with autocast(resolve_precision(cell, device)[0], device):
-            losses.append(float(codec.loss(model, batch)))
-        counts.append(codec.targets(batch))
-    if "batches_evaluated_alike" in known:
-        return fmean(loss / count for loss, count in zip(losses, counts, strict=True))
-    return sum(losses) / sum(counts)
-
-
-@torch.inference_mode()
-def outputs(cell, codec, model, rows, device, size=TEST_BATCH):
-    """The features of rows, and predictions before decoding: ids, or a label or span."""
-    precision = "fp32" if codec.generates else resolve_precision(cell, device)[0]
-    features = codec.encode(rows, training=False)
-    with autocast(precision, device):
-        return features, [one for some in chunks(features, size) for one in codec.predict(model, some, device)]
-
-
-def answers(cell, codec, model, rows, device, size=TEST_BATCH):
-    """A label or a text a row."""
-    return [one.value for one in codec.decode(rows, *outputs(cell, codec, model, rows, device, size))]
 
 
 def repack(model):

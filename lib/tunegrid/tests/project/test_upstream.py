@@ -17,6 +17,10 @@ FAULTS = {  # what to drop once it is mended, and what the script prints of it
     "bitsandbytes_merge": (REPACKING, "after one evaluation, the unpacked weight differs by"),
     "bitsandbytes_biases": ("module.bias in keep_packed_layers (run/build.py)", "the frozen bias was torch.float32"),
     "transformers_accumulation": ("the accumulation of 1 in run/test_parity.py", "BertForSequenceClassification: gradient"),
+    "accelerate_fused_skip": (
+        "the scales in Stepper.step (run/train.py)",
+        "fused=True: the weight stays, step_was_skipped is False",
+    ),
     "peft_prompts": ("REPEATED and IGNORED in grid/zoo.py", "PromptTuningConfig: logits of generate differ"),
     "peft_adalora_scale": ("scale_can_be_reset of AdaLora in grid/zoo.py", "after it was doubled and set back it is 2"),
     "peft_packed_bias": (UPSTREAM, "the base's bias gains 1, where"),
