@@ -153,7 +153,8 @@ def numerics_toml(perturbed: Mapping[int, Sequence[RecordsByCell]], present: str
             seen.setdefault(name, {})["moved_alone"] = figures["moved_alone"]
     most = {name: {figure: table[figure] for figure in FLOORS if figure in table} for name, table in seen.items()}
     tables = tolerances_of(most)
-    print(*keep_from_masks(tables, pairs, {cell: own["curve"] for cell, own in measured_before["drawn"].items()}), sep="\n")
+    for sentence in keep_from_masks(tables, pairs, {cell: own["curve"] for cell, own in measured_before["drawn"].items()}):
+        print(sentence)
     lines = [*present.partition("\n\n")[0].splitlines(), ""]
     for name, table in tables.items():
         lines += [f'["{name}"]', *(f"{figure} = {_digits(value, 2)}" for figure, value in table.items()), ""]
