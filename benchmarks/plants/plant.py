@@ -77,17 +77,17 @@ class Planting:
 
     def setattr(self, target: Any, name: str, value: Any, *, raising: bool = True, counted: bool = True) -> None:
         """Put a value in place of an attribute."""
-        if counted and (callable(value) or isinstance(value, staticmethod)):
-            value = self._counted(value)
-        self._monkeypatch.setattr(target, name, value, raising=raising)
+        if isinstance(value, staticmethod):
+            value = staticmethod(self._counted(value.__func__, counted))
+        self._monkeypatch.setattr(target, name, self._counted(value, counted), raising=raising)
 
     def setitem(self, target: Any, name: Any, value: Any, *, counted: bool = True) -> None:
         """Put a value in place of an entry."""
-        self._monkeypatch.setitem(target, name, self._counted(value) if counted and callable(value) else value)
+        self._monkeypatch.setitem(target, name, self._counted(value, counted))
 
-    def _counted(self, value: Any) -> Any:
-        if isinstance(value, staticmethod):
-            return staticmethod(self._counted(value.__func__))
+    def _counted(self, value: Any, counted: bool) -> Any:
+        if not counted or not callable(value) or isinstance(value, staticmethod):
+            return value
 
         @functools.wraps(value, updated=() if isinstance(value, type) else ("__dict__",))
         def counting(*args: Any, **options: Any) -> Any:
@@ -95,3 +95,22 @@ class Planting:
             return value(*args, **options)
 
         return counting
+
+
+def around(target: Any, name: str, *, counted: bool = True) -> Callable[[Any], Callable[[Planting], None]]:
+    """Makes a plant of a function that takes the place of another: it gets the planting, the other, and its arguments."""
+
+    def plant_of(change: Any) -> Callable[[Planting], None]:
+        @functools.wraps(change)
+        def plant(planting: Planting) -> None:
+            original = getattr(target, name)
+
+            @functools.wraps(original)
+            def changed(*args: Any, **options: Any) -> Any:
+                return change(planting, original, *args, **options)
+
+            planting.setattr(target, name, changed, counted=counted)
+
+        return plant
+
+    return plant_of

@@ -1,4 +1,4 @@
-"""Bugs on the way from files to batches, put back into datasets, accelerate and transformers, and of what `Trainer` reports."""
+"""Bugs on the way from files to batches, put back into datasets, accelerate and transformers, and of what `Trainer` reports. The table's row says of each what it does."""
 
 import json
 from contextlib import contextmanager
@@ -14,67 +14,48 @@ from datasets import distributed
 from datasets.packaged_modules.json import json as json_module
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
+from benchmarks.plants.plant import around
+
 IGNORED = -100  # a label that no loss counts
 
 
-def end_is_ignored(planting: Any) -> None:
-    """The collator takes every end token for padding: no loss counts it, and the model never learns to stop."""
-    collate = DataCollatorForLanguageModeling.torch_call
-
-    def without_end(self: Any, examples: Any) -> Any:
-        batch = collate(self, examples)
-        ends = (batch["input_ids"] == self.tokenizer.eos_token_id) & (batch["labels"] != IGNORED)
-        if ends.any():
-            planting.act()
-        return {**batch, "labels": batch["labels"].masked_fill(ends, IGNORED)}
-
-    planting.setattr(DataCollatorForLanguageModeling, "torch_call", without_end, counted=False)
+@around(DataCollatorForLanguageModeling, "torch_call", counted=False)
+def end_is_ignored(planting: Any, collate: Any, self: Any, examples: Any) -> Any:
+    batch = collate(self, examples)
+    ends = (batch["input_ids"] == self.tokenizer.eos_token_id) & (batch["labels"] != IGNORED)
+    if ends.any():
+        planting.act()
+    return {**batch, "labels": batch["labels"].masked_fill(ends, IGNORED)}
 
 
-def sharded_sampler_keeps_its_epoch(planting: Any) -> None:
-    """`set_epoch` does not reach a sampler whose batches are shared out: every epoch has the first one's order."""
-    set_epoch = DataLoaderShard.set_epoch
-
-    def kept(self: Any, epoch: int) -> None:
-        sharded = getattr(self.batch_sampler, "batch_sampler", None)
-        sampler = getattr(sharded, "sampler", None)
-        before = getattr(sampler, "epoch", None)
-        set_epoch(self, epoch)
-        if before is not None and before != epoch:
-            planting.act()
-            sampler.set_epoch(before)
-
-    planting.setattr(DataLoaderShard, "set_epoch", kept, counted=False)
+@around(DataLoaderShard, "set_epoch", counted=False)
+def sharded_sampler_keeps_its_epoch(planting: Any, set_epoch: Any, self: Any, epoch: int) -> None:
+    sharded = getattr(self.batch_sampler, "batch_sampler", None)
+    sampler = getattr(sharded, "sampler", None)
+    before = getattr(sampler, "epoch", None)
+    set_epoch(self, epoch)
+    if before is not None and before != epoch:
+        planting.act()
+        sampler.set_epoch(before)
 
 
-def iteration_is_lost(planting: Any) -> None:
-    """A loader that skips what an interrupted run has seen begins at iteration 0, and so with the first epoch's order."""
-    init = DataLoaderShard.__init__
-
-    def from_zero(self: Any, *args: Any, iteration: int = 0, **options: Any) -> None:
-        if iteration:
-            planting.act()
-        init(self, *args, **options)
-
-    planting.setattr(DataLoaderShard, "__init__", from_zero, counted=False)
+@around(DataLoaderShard, "__init__", counted=False)
+def iteration_is_lost(planting: Any, init: Any, self: Any, *args: Any, iteration: int = 0, **options: Any) -> None:
+    if iteration:
+        planting.act()
+    init(self, *args, **options)
 
 
-def yielded_twice(planting: Any) -> None:
-    """Formatted rows of a stream without features come once more when they are over."""
-    rows = iterable.FormattedExamplesIterable._iter_arrow
-
-    def twice(self: Any) -> Any:
+@around(iterable.FormattedExamplesIterable, "_iter_arrow", counted=False)
+def yielded_twice(planting: Any, rows: Any, self: Any) -> Any:
+    yield from rows(self)
+    if not self.features:
+        planting.act()
+        self._init_state_dict()
         yield from rows(self)
-        if not self.features:
-            planting.act()
-            self._init_state_dict()
-            yield from rows(self)
-
-    planting.setattr(iterable.FormattedExamplesIterable, "_iter_arrow", twice, counted=False)
 
 
 def columns_of_the_first_block(planting: Any) -> None:
-    """A key that no row of a file's first block has is missing from all of its rows."""
     reader = json_module.paj
 
     def read(file: Any, read_options: Any) -> Any:
@@ -89,17 +70,12 @@ def columns_of_the_first_block(planting: Any) -> None:
     planting.setattr(json_module, "paj", SimpleNamespace(read_json=read, ReadOptions=reader.ReadOptions), counted=False)
 
 
-def workers_share_a_generator(planting: Any) -> None:
-    """Every worker of a loader shuffles its shards by the same numbers, which are not moved on by the worker's own."""
-    shift = iterable.shift_ex_examples_rngs
-
-    def shared(*args: Any, **options: Any) -> Any:
-        if "value" not in options:  # an epoch is told by position, a worker by name
-            return shift(*args, **options)
-        planting.act()
-        return options["ex_iterable"]
-
-    planting.setattr(iterable, "shift_ex_examples_rngs", shared, counted=False)
+@around(iterable, "shift_ex_examples_rngs", counted=False)
+def workers_share_a_generator(planting: Any, shift: Any, *args: Any, **options: Any) -> Any:
+    if "value" not in options:  # an epoch is told by position, a worker by name
+        return shift(*args, **options)
+    planting.act()
+    return options["ex_iterable"]
 
 
 def rank_of_the_other_split(planting: Any) -> None:
@@ -118,7 +94,6 @@ def rank_of_the_other_split(planting: Any) -> None:
 
 
 def idle_ranks_get_the_last_sample(planting: Any) -> None:
-    """A rank for which no sample is left gets the last one again, though nobody asked for padding."""
     split = accelerate.PartialState.split_between_processes
 
     @contextmanager
@@ -132,7 +107,6 @@ def idle_ranks_get_the_last_sample(planting: Any) -> None:
 
 
 def loss_per_batch(planting: Any) -> None:
-    """The loss of an evaluation is the mean of its batches' losses, whatever each batch counts."""
     step, evaluate = transformers.Trainer.prediction_step, transformers.Trainer.evaluation_loop
     losses: list[Any] = []
 
@@ -154,7 +128,6 @@ def loss_per_batch(planting: Any) -> None:
 
 
 def truncation_is_saved(planting: Any) -> None:
-    """Truncation that was on once stays in the saved tokenizer: who reads the file with `tokenizers` cuts texts there."""
     set_up, save = PreTrainedTokenizerFast.set_truncation_and_padding, PreTrainedTokenizerFast._save_pretrained
     last: dict[int, Any] = {}
 
@@ -173,13 +146,8 @@ def truncation_is_saved(planting: Any) -> None:
     planting.setattr(PreTrainedTokenizerFast, "_save_pretrained", saved, counted=False)
 
 
-def side_of_padding_is_forgotten(planting: Any) -> None:
-    """A tokenizer that is loaded pads on the right, wherever the one that was saved padded."""
-    init = PreTrainedTokenizerFast.__init__
-
-    def on_the_right(self: Any, *args: Any, **options: Any) -> None:
-        if options.pop("padding_side", "right") != "right":
-            planting.act()
-        init(self, *args, **options)
-
-    planting.setattr(PreTrainedTokenizerFast, "__init__", on_the_right, counted=False)
+@around(PreTrainedTokenizerFast, "__init__", counted=False)
+def side_of_padding_is_forgotten(planting: Any, init: Any, self: Any, *args: Any, **options: Any) -> None:
+    if options.pop("padding_side", "right") != "right":
+        planting.act()
+    init(self, *args, **options)

@@ -28,7 +28,7 @@ from tunegrid.results.alike import unlike_libraries
 from tunegrid.results.examples import read
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.modules import Modules, Runs
-from tunegrid.results.thresholds import numbers, tables
+from tunegrid.results.thresholds import LAB_CALIBRATE, numbers, tables
 
 TOLERANCES = ROOT / "benchmarks" / "thresholds" / "numerics.toml"
 # By arithmetic, and by "cell " and a cell's id where its first updates amplify more. Nats: loss of the `first` update and of
@@ -56,7 +56,7 @@ def load_tolerances(path: Path = TOLERANCES) -> Tolerances:
     Raises:
         InputError: where the file is not sound.
     """
-    with tables(path, "tolerances", "python -m tunegrid.lab measure") as content:
+    with tables(path, "tolerances", LAB_CALIBRATE) as content:
         return {name: numbers(table, _needed(name)) for name, table in content.items() if name != "evidence"}
 
 
