@@ -1,7 +1,7 @@
 """A plant: something broken on purpose, and the check that must object to it.
 
 `benchmarks/test_plants.py` runs the tables of them: `study` (faults), `libraries` (bugs of libraries), `controls`, and `equal`
-(settings that must be equal).
+(settings that must be equal). `patches` break libraries: what each does, its row says.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Bugs of adapters, put back into PEFT: scale, dropout, type, rows of tokens, merging, saving. The table's row says of each what it does."""
+"""Bugs of adapters, put back into PEFT: scale, dropout, type, rows of tokens, merging, saving."""
 
 import math
 from collections.abc import Iterator

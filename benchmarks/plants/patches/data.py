@@ -1,4 +1,4 @@
-"""Bugs on the way from files to batches, put back into datasets, accelerate and transformers, and of what `Trainer` reports. The table's row says of each what it does."""
+"""Bugs on the way from files to batches, put back into datasets, accelerate and transformers, and of what `Trainer` reports."""
 
 import json
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Bugs of models and texts, put back into the libraries: attention, caches, search, offsets, decoding. The table's row says of each what it does."""
+"""Bugs of models and texts, put back into the libraries: attention, caches, search, offsets, decoding."""
 
 from typing import Any
 

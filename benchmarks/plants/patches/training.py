@@ -1,4 +1,4 @@
-"""Bugs of loading and of the update, put back into the libraries: packing, dropout, backward, optimizer, schedule. The table's row says of each what it does."""
+"""Bugs of loading and of the update, put back into the libraries: packing, dropout, backward, optimizer, schedule."""
 
 import warnings
 from typing import Any
