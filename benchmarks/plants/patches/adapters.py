@@ -1,10 +1,8 @@
 """Bugs of adapters, put back into PEFT: scale, dropout, type, rows of tokens, merging, saving."""
 
 import math
-from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
 
 import bitsandbytes as bnb
 import peft
@@ -24,13 +22,13 @@ from benchmarks.plants.plant import around
 
 
 @around(lora.LoraLayer, "update_layer")
-def scale_of_rslora(planting: Any, update: Any, self: Any, adapter_name: str, r: int, lora_alpha: int, **options: Any) -> None:
+def scale_of_rslora(planting, update, self, adapter_name, r, lora_alpha, **options):
     update(self, adapter_name, r, lora_alpha, **options)
     self.scaling[adapter_name] = lora_alpha / math.sqrt(r)
 
 
 @around(Linear4bit, "forward")
-def dropout_is_skipped(planting: Any, forward: Any, self: Any, *args: Any, **options: Any) -> Any:
+def dropout_is_skipped(planting, forward, self, *args, **options):
     self.lora_dropout.eval()
     try:
         return forward(self, *args, **options)
@@ -39,7 +37,7 @@ def dropout_is_skipped(planting: Any, forward: Any, self: Any, *args: Any, **opt
 
 
 @around(BaseTuner, "_cast_adapter_dtype")
-def adapters_in_bf16(planting: Any, cast: Any, self: Any, *args: Any, **options: Any) -> None:
+def adapters_in_bf16(planting, cast, self, *args, **options):
     cast(self, *args, **options)
     layers = [m for m in self.model.modules() if isinstance(m, lora.LoraLayer)]
     for layer in layers:
@@ -48,11 +46,11 @@ def adapters_in_bf16(planting: Any, cast: Any, self: Any, *args: Any, **options:
             layer.lora_B.to(torch.bfloat16)
 
 
-def dropout_stays_active(planting: Any) -> None:
+def dropout_stays_active(planting):
     for kind in (lora.Linear, Linear4bit):
         switch = kind.train
 
-        def train(self: Any, mode: bool = True, switch: Any = switch) -> Any:
+        def train(self, mode=True, switch=switch):
             switch(self, mode)
             self.lora_dropout.train(True)
             return self
@@ -61,30 +59,30 @@ def dropout_stays_active(planting: Any) -> None:
 
 
 @around(TrainableTokensLayer, "get_merged_weights")
-def output_forgets_its_token(planting: Any, merge: Any, self: Any, active_adapters: Any) -> Any:
+def output_forgets_its_token(planting, merge, self, active_adapters):
     return self.base_layer.weight if self.tied_adapter else merge(self, active_adapters)
 
 
 @around(TrainableTokensLayer, "get_merged_weights")
-def token_rows_without_gradient(planting: Any, merge: Any, self: Any, active_adapters: Any) -> Any:
+def token_rows_without_gradient(planting, merge, self, active_adapters):
     return merge(self, active_adapters).detach()
 
 
 @around(Linear4bit, "forward")
-def sum_in_the_compute_type(planting: Any, forward: Any, self: Any, *args: Any, **options: Any) -> Any:
+def sum_in_the_compute_type(planting, forward, self, *args, **options):
     result = forward(self, *args, **options)
     return result.to(self.base_layer.compute_dtype).to(result.dtype)
 
 
-def one_key_for_both_patterns(planting: Any) -> None:
+def one_key_for_both_patterns(planting):
     create, find = lora_model.LoraModel._create_and_replace, lora_model.get_pattern_key
-    both: list[str] = []
+    both = []
 
-    def with_both(self: Any, lora_config: Any, *args: Any, **options: Any) -> Any:
+    def with_both(self, lora_config, *args, **options):
         both[:] = chain(lora_config.rank_pattern, lora_config.alpha_pattern)
         return create(self, lora_config, *args, **options)
 
-    def first_of_both(pattern_keys: Any, key_to_match: str) -> str:
+    def first_of_both(pattern_keys, key_to_match):
         own, first = find(pattern_keys, key_to_match), find(both, key_to_match)
         if own in pattern_keys and first != own:
             planting.act()
@@ -94,8 +92,8 @@ def one_key_for_both_patterns(planting: Any) -> None:
     planting.setattr(lora_model, "get_pattern_key", first_of_both, counted=False)
 
 
-def scale_is_reset_without_rslora(planting: Any) -> None:
-    def unscaled(self: Any, scale: float | None = None) -> None:
+def scale_is_reset_without_rslora(planting):
+    def unscaled(self, scale=None):
         for name in self.active_adapters:
             if name in self.lora_A:
                 self.scaling[name] = self.lora_alpha[name] / self.r[name] if scale is None else self.scaling[name] / scale
@@ -103,16 +101,16 @@ def scale_is_reset_without_rslora(planting: Any) -> None:
     planting.setattr(lora.LoraLayer, "unscale_layer", unscaled)
 
 
-def merged_onto_the_original(planting: Any) -> None:
+def merged_onto_the_original(planting):
     pack, unpack = bnb.nn.Params4bit._quantize, lora_bnb.dequantize_bnb_weight
 
-    def remembered(self: Any, device: Any) -> Any:
+    def remembered(self, device):
         original = self.data.detach().clone()
         packed = pack(self, device)
         packed._original = original  # PEFT hands attributes on that begin otherwise
         return packed
 
-    def original_of(weight: Any, *args: Any, **options: Any) -> Any:
+    def original_of(weight, *args, **options):
         original = getattr(weight, "_original", None)
         if original is None:
             return unpack(weight, *args, **options)
@@ -124,7 +122,7 @@ def merged_onto_the_original(planting: Any) -> None:
 
 
 @around(lora.Linear, "merge", counted=False)
-def bias_without_scale(planting: Any, merge: Any, self: Any, *args: Any, **options: Any) -> None:
+def bias_without_scale(planting, merge, self, *args, **options):
     before = len(self.merged_adapters)
     merge(self, *args, **options)
     for name in self.merged_adapters[before:]:
@@ -133,10 +131,10 @@ def bias_without_scale(planting: Any, merge: Any, self: Any, *args: Any, **optio
             self.get_base_layer().bias.data += self.lora_B[name].bias * (1 - self.scaling[name])
 
 
-def half_of_the_layers_merge_nothing(planting: Any) -> None:
-    delta, layers = lora.Linear.get_delta_weight, list[Any]()
+def half_of_the_layers_merge_nothing(planting):
+    delta, layers = lora.Linear.get_delta_weight, []
 
-    def scaled(self: Any, adapter: str) -> Any:
+    def scaled(self, adapter):
         if self not in layers:
             layers.append(self)
         if layers.index(self) % 2 == 0:
@@ -148,21 +146,21 @@ def half_of_the_layers_merge_nothing(planting: Any) -> None:
 
 
 @around(merge_utils, "random_pruning", counted=False)
-def dropped_deltas_are_not_rescaled(planting: Any, prune: Any, tensor: Any, density: float, rescale: bool) -> Any:
+def dropped_deltas_are_not_rescaled(planting, prune, tensor, density, rescale):
     if rescale and density < 1:
         planting.act()
     return prune(tensor, density, rescale=False)
 
 
-def likely_named_adapters_are_saved_along(planting: Any) -> None:
+def likely_named_adapters_are_saved_along(planting):
     collect, keep = save_and_load.get_peft_model_state_dict, save_and_load._filter_state_dict_for_adapter_name
-    saved: list[str] = []
+    saved = []
 
-    def collected(model: Any, state_dict: Any = None, adapter_name: str = "default", **options: Any) -> Any:
+    def collected(model, state_dict=None, adapter_name="default", **options):
         saved[:] = [adapter_name]
         return collect(model, state_dict=state_dict, adapter_name=adapter_name, **options)
 
-    def kept(state_dict: Any, unwanted_adapter_names: list[str]) -> Any:
+    def kept(state_dict, unwanted_adapter_names):
         others = [name for name in unwanted_adapter_names if not name.startswith(saved[0])]
         if len(others) < len(unwanted_adapter_names):
             planting.act()
@@ -174,22 +172,22 @@ def likely_named_adapters_are_saved_along(planting: Any) -> None:
 
 
 @around(OFTRotationModule, "_pytorch_skew_symmetric")
-def rotations_turn_the_other_way(planting: Any, skew: Any, self: Any, vec: Any, block_size: int) -> Any:
+def rotations_turn_the_other_way(planting, skew, self, vec, block_size):
     """The inverse."""
     return -skew(self, vec, block_size)
 
 
-def norms_of_merged_weights(planting: Any) -> None:
-    merge, found = lora.Linear.merge, dict[int, Any]()
+def norms_of_merged_weights(planting):
+    merge, found = lora.Linear.merge, {}
 
-    def noted(self: Any, *args: Any, **options: Any) -> None:
+    def noted(self, *args, **options):
         if self.merged_adapters:
             planting.act()
         found[id(self)] = dequantize_module_weight(self.get_base_layer()).detach().clone()
         merge(self, *args, **options)
 
     @contextmanager
-    def as_found(self: Any, safe_merge: bool = False) -> Iterator[Any]:
+    def as_found(self, safe_merge=False):
         yield found[id(self)]
 
     planting.setattr(lora.Linear, "merge", noted, counted=False)
@@ -197,6 +195,6 @@ def norms_of_merged_weights(planting: Any) -> None:
 
 
 @around(save_and_load, "match_target_against_key", counted=False)
-def patterns_name_no_embedding(planting: Any, match: Any, target_pattern: str, key: str) -> None:
+def patterns_name_no_embedding(planting, match, target_pattern, key):
     if match(target_pattern, key):
         planting.act()

@@ -3,7 +3,6 @@
 import json
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
 
 import accelerate
 import datasets.iterable_dataset as iterable
@@ -20,7 +19,7 @@ IGNORED = -100  # a label that no loss counts
 
 
 @around(DataCollatorForLanguageModeling, "torch_call", counted=False)
-def end_is_ignored(planting: Any, collate: Any, self: Any, examples: Any) -> Any:
+def end_is_ignored(planting, collate, self, examples):
     batch = collate(self, examples)
     ends = (batch["input_ids"] == self.tokenizer.eos_token_id) & (batch["labels"] != IGNORED)
     if ends.any():
@@ -29,7 +28,7 @@ def end_is_ignored(planting: Any, collate: Any, self: Any, examples: Any) -> Any
 
 
 @around(DataLoaderShard, "set_epoch", counted=False)
-def sharded_sampler_keeps_its_epoch(planting: Any, set_epoch: Any, self: Any, epoch: int) -> None:
+def sharded_sampler_keeps_its_epoch(planting, set_epoch, self, epoch):
     sharded = getattr(self.batch_sampler, "batch_sampler", None)
     sampler = getattr(sharded, "sampler", None)
     before = getattr(sampler, "epoch", None)
@@ -40,14 +39,14 @@ def sharded_sampler_keeps_its_epoch(planting: Any, set_epoch: Any, self: Any, ep
 
 
 @around(DataLoaderShard, "__init__", counted=False)
-def iteration_is_lost(planting: Any, init: Any, self: Any, *args: Any, iteration: int = 0, **options: Any) -> None:
+def iteration_is_lost(planting, init, self, *args, iteration=0, **options):
     if iteration:
         planting.act()
     init(self, *args, **options)
 
 
 @around(iterable.FormattedExamplesIterable, "_iter_arrow", counted=False)
-def yielded_twice(planting: Any, rows: Any, self: Any) -> Any:
+def yielded_twice(planting, rows, self):
     yield from rows(self)
     if not self.features:
         planting.act()
@@ -55,10 +54,10 @@ def yielded_twice(planting: Any, rows: Any, self: Any) -> Any:
         yield from rows(self)
 
 
-def columns_of_the_first_block(planting: Any) -> None:
+def columns_of_the_first_block(planting):
     reader = json_module.paj
 
-    def read(file: Any, read_options: Any) -> Any:
+    def read(file, read_options):
         content = file.getvalue()
         known = {key for line in content[: read_options.block_size].splitlines()[:-1] for key in json.loads(line)}
         table = reader.read_json(file, read_options=read_options)
@@ -71,18 +70,18 @@ def columns_of_the_first_block(planting: Any) -> None:
 
 
 @around(iterable, "shift_ex_examples_rngs", counted=False)
-def workers_share_a_generator(planting: Any, shift: Any, *args: Any, **options: Any) -> Any:
+def workers_share_a_generator(planting, shift, *args, **options):
     if "value" not in options:  # an epoch is told by position, a worker by name
         return shift(*args, **options)
     planting.act()
     return options["ex_iterable"]
 
 
-def rank_of_the_other_split(planting: Any) -> None:
+def rank_of_the_other_split(planting):
     """A stream that was split before is split again with the two ranks in each other's place."""
     split = iterable._split_by_node_iterable_dataset
 
-    def of_other(dataset: Any, rank: int, world_size: int, *args: Any, **options: Any) -> Any:
+    def of_other(dataset, rank, world_size, *args, **options):
         outer = dataset._distributed
         if outer is None:
             return split(dataset, rank, world_size, *args, **options)
@@ -93,11 +92,11 @@ def rank_of_the_other_split(planting: Any) -> None:
     planting.setattr(distributed, "_split_by_node_iterable_dataset", of_other, counted=False)
 
 
-def idle_ranks_get_the_last_sample(planting: Any) -> None:
+def idle_ranks_get_the_last_sample(planting):
     split = accelerate.PartialState.split_between_processes
 
     @contextmanager
-    def padded(self: Any, inputs: Any, apply_padding: bool = False) -> Any:
+    def padded(self, inputs, apply_padding=False):
         with split(self, inputs, apply_padding) as share:
             if not len(share):
                 planting.act()
@@ -106,16 +105,16 @@ def idle_ranks_get_the_last_sample(planting: Any) -> None:
     planting.setattr(accelerate.PartialState, "split_between_processes", padded, counted=False)
 
 
-def loss_per_batch(planting: Any) -> None:
+def loss_per_batch(planting):
     step, evaluate = transformers.Trainer.prediction_step, transformers.Trainer.evaluation_loop
-    losses: list[Any] = []
+    losses = []
 
-    def noted(self: Any, *args: Any, **options: Any) -> Any:
+    def noted(self, *args, **options):
         loss, logits, labels = step(self, *args, **options)
         losses.extend([] if loss is None else [loss.detach().float().mean()])
         return loss, logits, labels
 
-    def averaged(self: Any, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
+    def averaged(self, *args, metric_key_prefix="eval", **options):
         losses.clear()
         output = evaluate(self, *args, metric_key_prefix=metric_key_prefix, **options)
         if losses and f"{metric_key_prefix}_loss" in output.metrics:
@@ -127,16 +126,16 @@ def loss_per_batch(planting: Any) -> None:
     planting.setattr(transformers.Trainer, "evaluation_loop", averaged, counted=False)
 
 
-def truncation_is_saved(planting: Any) -> None:
+def truncation_is_saved(planting):
     set_up, save = PreTrainedTokenizerFast.set_truncation_and_padding, PreTrainedTokenizerFast._save_pretrained
-    last: dict[int, Any] = {}
+    last = {}
 
-    def remembered(self: Any, *args: Any, **options: Any) -> None:
+    def remembered(self, *args, **options):
         set_up(self, *args, **options)
         if self._tokenizer.truncation is not None:
             last[id(self)] = dict(self._tokenizer.truncation)
 
-    def saved(self: Any, *args: Any, **options: Any) -> Any:
+    def saved(self, *args, **options):
         if id(self) in last:
             planting.act()
             self._tokenizer.enable_truncation(**last[id(self)])
@@ -147,7 +146,7 @@ def truncation_is_saved(planting: Any) -> None:
 
 
 @around(PreTrainedTokenizerFast, "__init__", counted=False)
-def side_of_padding_is_forgotten(planting: Any, init: Any, self: Any, *args: Any, **options: Any) -> None:
+def side_of_padding_is_forgotten(planting, init, self, *args, **options):
     if options.pop("padding_side", "right") != "right":
         planting.act()
     init(self, *args, **options)

@@ -1,7 +1,5 @@
 """Bugs of models and texts, put back into the libraries: attention, caches, search, offsets, decoding."""
 
-from typing import Any
-
 import datasets
 import torch
 from torch.nn import functional
@@ -15,41 +13,39 @@ from transformers.models.t5 import modeling_t5
 from benchmarks.plants.plant import around
 
 
-def cross_attention_without_mask(planting: Any) -> None:
+def cross_attention_without_mask(planting):
     for module in (modeling_bert, modeling_t5):
         create = module.create_bidirectional_mask
 
-        def lost(*args: Any, encoder_hidden_states: Any = None, create: Any = create, **options: Any) -> Any:
+        def lost(*args, encoder_hidden_states=None, create=create, **options):
             return create(*args, **options) if encoder_hidden_states is None else None
 
         planting.setattr(module, "create_bidirectional_mask", lost)
 
 
 @around(modeling_gpt2.GPT2ForSequenceClassification, "forward")
-def last_column_is_classified(planting: Any, forward: Any, self: Any, input_ids: Any, **inputs: Any) -> Any:
+def last_column_is_classified(planting, forward, self, input_ids, **inputs):
     embedded = self.transformer.wte(input_ids)  # from embeddings it cannot tell padding, and falls back to column -1
     return forward(self, inputs_embeds=embedded, **inputs)
 
 
 @around(modeling_t5.T5Attention, "compute_bias")
-def bias_forgets_the_cache(
-    planting: Any, compute: Any, self: Any, query_length: int, key_length: int, device: Any = None, past_seen_tokens: Any = 0
-) -> Any:
+def bias_forgets_the_cache(planting, compute, self, query_length, key_length, device=None, past_seen_tokens=0):
     return compute(self, query_length, key_length, device=device, past_seen_tokens=0)
 
 
-def decoder_sees_the_answer(planting: Any) -> None:
-    def both_ways(*, cache: Any = None, **options: Any) -> Any:
+def decoder_sees_the_answer(planting):
+    def both_ways(*, cache=None, **options):
         return modeling_bert.create_bidirectional_mask(**options)
 
     planting.setattr(modeling_bert, "create_causal_mask", both_ways)
 
 
-def scaled_by_sdpa(layer: type) -> Any:
+def scaled_by_sdpa(layer):
     """A layer that leaves its scale to SDPA, whose default is 1/sqrt(d)."""
 
     @around(layer, "__init__")
-    def unscaled(planting: Any, init: Any, self: Any, *args: Any, **options: Any) -> None:
+    def unscaled(planting, init, self, *args, **options):
         init(self, *args, **options)
         self.scaling = None
 
@@ -61,16 +57,14 @@ gpt2_options_are_ignored = scaled_by_sdpa(modeling_gpt2.GPT2Attention)  # as `sc
 
 
 @around(functional, "scaled_dot_product_attention")
-def bias_without_gradient(
-    planting: Any, attend: Any, query: Any, key: Any, value: Any, attn_mask: Any = None, **options: Any
-) -> Any:
+def bias_without_gradient(planting, attend, query, key, value, attn_mask=None, **options):
     return attend(query, key, value, attn_mask=None if attn_mask is None else attn_mask.detach(), **options)
 
 
-def dropout_at_evaluation(planting: Any) -> None:
+def dropout_at_evaluation(planting):
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
-    def always_dropping(module: Any, *args: Any, dropout: float = 0.0, **options: Any) -> Any:
+    def always_dropping(module, *args, dropout=0.0, **options):
         layer = getattr(module, "attn_dropout", None) or getattr(module, "dropout", dropout)
         return attend(module, *args, dropout=getattr(layer, "p", layer), **options)
 
@@ -78,9 +72,7 @@ def dropout_at_evaluation(planting: Any) -> None:
 
 
 @around(functional, "scaled_dot_product_attention", counted=False)
-def masked_rows_are_no_numbers(
-    planting: Any, attend: Any, query: Any, key: Any, value: Any, attn_mask: Any = None, **options: Any
-) -> Any:
+def masked_rows_are_no_numbers(planting, attend, query, key, value, attn_mask=None, **options):
     """As padding on the left has them."""
     output = attend(query, key, value, attn_mask=attn_mask, **options)
     if attn_mask is None or attn_mask.dtype is not torch.bool:
@@ -92,27 +84,25 @@ def masked_rows_are_no_numbers(
 
 
 @around(masking_utils, "find_packed_sequence_indices", counted=False)
-def packed_rows_see_each_other(planting: Any, find: Any, position_ids: Any) -> None:
+def packed_rows_see_each_other(planting, find, position_ids):
     if find(position_ids) is not None:
         planting.act()
 
 
-def beams_keep_their_cache(planting: Any) -> None:
+def beams_keep_their_cache(planting):
     """The beams are sorted anew after each token, their caches are not: a beam goes on with another one's past."""
     planting.setattr(Cache, "reorder_cache", lambda self, beam_idx: None)
 
 
 @around(DynamicLayer, "update")
-def tokens_overwrite_the_last(
-    planting: Any, update: Any, self: Any, keys: torch.Tensor, values: torch.Tensor, *args: Any, **options: Any
-) -> Any:
+def tokens_overwrite_the_last(planting, update, self, keys, values, *args, **options):
     if self.is_initialized and self.values.shape[-2] and values.shape[-2] == 1:
         self.values = torch.cat([self.values[..., :-1, :], values], dim=-2)
     return update(self, keys, values, *args, **options)
 
 
 @around(GenerationMixin, "prepare_inputs_for_generation", counted=False)
-def source_without_mask(planting: Any, prepare: Any, self: Any, *args: Any, **options: Any) -> Any:
+def source_without_mask(planting, prepare, self, *args, **options):
     inputs = prepare(self, *args, **options)
     if self.config.is_encoder_decoder and inputs.get("attention_mask") is not None:
         planting.act()
@@ -121,7 +111,7 @@ def source_without_mask(planting: Any, prepare: Any, self: Any, *args: Any, **op
 
 
 @around(PreTrainedTokenizerFast, "_convert_encoding")
-def first_offset_is_late(planting: Any, convert: Any, self: Any, *args: Any, **options: Any) -> Any:
+def first_offset_is_late(planting, convert, self, *args, **options):
     """The first token's offset starts at its second character: a space is trimmed that is not there."""
     encoded, encodings = convert(self, *args, **options)
     for offsets in encoded.get("offset_mapping", []):
@@ -130,11 +120,11 @@ def first_offset_is_late(planting: Any, convert: Any, self: Any, *args: Any, **o
 
 
 @around(PreTrainedTokenizerFast, "_decode")
-def decoding_cleans_up(planting: Any, decode: Any, self: Any, *args: Any, **options: Any) -> str:
+def decoding_cleans_up(planting, decode, self, *args, **options):
     """`decode` takes away the spaces before punctuation and short forms, though the tokenizer says that it must not."""
     return PreTrainedTokenizerBase.clean_up_tokenization(self, decode(self, *args, **options))
 
 
 @around(datasets.Dataset, "select")
-def rows_before_the_mapping(planting: Any, select: Any, self: Any, indices: Any, **options: Any) -> Any:
+def rows_before_the_mapping(planting, select, self, indices, **options):
     return select(self, range(len(indices)), **options)
