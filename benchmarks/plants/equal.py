@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 
 import accelerate
 import bitsandbytes as bnb
@@ -25,7 +24,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 
 from benchmarks.plants.patches import models
 from benchmarks.plants.patches.training import signed_second_moments
-from benchmarks.plants.plant import Plant
+from benchmarks.plants.plant import Plant, around
 from tunegrid.run import train
 from tunegrid.run.train import Trainer
 
@@ -36,36 +35,24 @@ def micro_batches_by_their_own_targets(plant):
     plant.setattr(Trainer, "divisors", lambda self, batches: [self.codec.targets(batch) * len(batches) for batch in batches])
 
 
-def gradients_are_off(plant):
-    step = hf.Trainer.training_step
-
-    def off(self, model, *args, **options):
-        loss = step(self, model, *args, **options)
-        for p in model.parameters():
-            if p.grad is not None:
-                p.grad.mul_(1.001)
-        return loss
-
-    plant.setattr(hf.Trainer, "training_step", off)
+@around(hf.Trainer, "training_step")
+def gradients_are_off(plant, step, self, model, *args, **options):
+    loss = step(self, model, *args, **options)
+    for p in model.parameters():
+        if p.grad is not None:
+            p.grad.mul_(1.001)
+    return loss
 
 
-def scaled_losses_are_averaged(plant):
-    step = hf.Trainer.training_step
-
-    def averaged(self, *args, **options):
-        self.loss_is_scaled_for_ga = False
-        return step(self, *args, **options)
-
-    plant.setattr(hf.Trainer, "training_step", averaged)
+@around(hf.Trainer, "training_step")
+def scaled_losses_are_averaged(plant, step, self, *args, **options):
+    self.loss_is_scaled_for_ga = False
+    return step(self, *args, **options)
 
 
-def activations_drop_anew(plant):
-    generate = activations._checkpoint_without_reentrant_generator
-
-    def forgetful(fn, preserve_rng_state=True, *args, **options):
-        return generate(fn, False, *args, **options)
-
-    plant.setattr(activations, "_checkpoint_without_reentrant_generator", forgetful)
+@around(activations, "_checkpoint_without_reentrant_generator")
+def activations_drop_anew(plant, generate, fn, preserve_rng_state=True, *args, **options):
+    return generate(fn, False, *args, **options)
 
 
 def moments_are_not_kept(plant):
@@ -114,13 +101,12 @@ def shards_take_the_mean(plant):
     plant.setattr(FSDPModule, "set_force_sum_reduction_for_comms", lambda self, forced: None)
 
 
-def option_is_lost(plant, name, value):
-    init = train.Stepper.__init__
-
-    def without(self, cell, *args, **options):
+def option_is_lost(name, value):
+    @around(train.Stepper, "__init__")
+    def without(plant, init, self, cell, *args, **options):
         init(self, replace(cell, recipe=replace(cell.recipe, **{name: value})), *args, **options)
 
-    plant.setattr(train.Stepper, "__init__", without)
+    return without
 
 
 # Attention, padding and searches
@@ -167,27 +153,23 @@ def positions_are_lost(plant):
         plant.setattr(kind, "forward", lost)
 
 
-def beams_follow_the_first_row(plant):
-    reorder = DynamicLayer.reorder_cache
-    plant.setattr(DynamicLayer, "reorder_cache", lambda self, beams: reorder(self, beams.clamp(max=1)))
+@around(DynamicLayer, "reorder_cache")
+def beams_follow_the_first_row(plant, reorder, self, beams):
+    return reorder(self, beams.clamp(max=1))
 
 
 # Packed weights
 
 
-def last_block_takes_the_scale_before(plant):
-    quantize = bnb.functional.quantize_4bit
-
-    def short(weight, *args, blocksize=64, **options):
-        rest = weight.numel() % blocksize
-        if rest:
-            plant.act()
-            flat = weight.clone().flatten()
-            flat[-1] = flat[-rest - blocksize : -rest].abs().max() * flat[-1].sign()
-            weight = flat.reshape(weight.shape)
-        return quantize(weight, *args, blocksize=blocksize, **options)
-
-    plant.setattr(bnb.functional, "quantize_4bit", short, counted=False)
+@around(bnb.functional, "quantize_4bit", counted=False)
+def last_block_takes_the_scale_before(plant, quantize, weight, *args, blocksize=64, **options):
+    rest = weight.numel() % blocksize
+    if rest:
+        plant.act()
+        flat = weight.clone().flatten()
+        flat[-1] = flat[-rest - blocksize : -rest].abs().max() * flat[-1].sign()
+        weight = flat.reshape(weight.shape)
+    return quantize(weight, *args, blocksize=blocksize, **options)
 
 
 # Saving
@@ -200,23 +182,15 @@ def heads_are_not_saved(plant):
     plant.setattr(peft_other.ModulesToSaveWrapper, "adapter_state_dict", untrained)
 
 
-def token_rows_are_not_saved(plant):
-    collect = peft_model.get_peft_model_state_dict
-
-    def untrained(*args, **options):
-        states = collect(*args, **options)
-        return {name: torch.zeros_like(t) if "trainable_tokens" in name else t for name, t in states.items()}
-
-    plant.setattr(peft_model, "get_peft_model_state_dict", untrained)
+@around(peft_model, "get_peft_model_state_dict")
+def token_rows_are_not_saved(plant, collect, *args, **options):
+    states = collect(*args, **options)
+    return {name: torch.zeros_like(t) if "trainable_tokens" in name else t for name, t in states.items()}
 
 
-def files_hold_halves(plant):
-    save = modeling_utils.safe_save_file
-
-    def rounded(tensors, *args, **options):
-        save({key: t.bfloat16().to(t.dtype) if t.is_floating_point() else t for key, t in tensors.items()}, *args, **options)
-
-    plant.setattr(modeling_utils, "safe_save_file", rounded)
+@around(modeling_utils, "safe_save_file")
+def files_hold_halves(plant, save, tensors, *args, **options):
+    save({key: t.bfloat16().to(t.dtype) if t.is_floating_point() else t for key, t in tensors.items()}, *args, **options)
 
 
 def tokenizer_forgets_its_sides(plant):
@@ -242,13 +216,9 @@ def adapters_stay_on(plant):
     plant.setattr(tuners_utils.BaseTuner, "disable_adapter_layers", lambda self: None)
 
 
-def adapters_stay_active(plant):
-    switch = tuners_utils.BaseTunerLayer.set_adapter
-
-    def beside_others(self, names, **options):
-        switch(self, [*dict.fromkeys([*self.active_adapters, *([names] if isinstance(names, str) else names)])], **options)
-
-    plant.setattr(tuners_utils.BaseTunerLayer, "set_adapter", beside_others)
+@around(tuners_utils.BaseTunerLayer, "set_adapter")
+def adapters_stay_active(plant, switch, self, names, **options):
+    switch(self, [*dict.fromkeys([*self.active_adapters, *([names] if isinstance(names, str) else names)])], **options)
 
 
 def too_much_is_merged(plant):
@@ -279,31 +249,19 @@ def unmerging_takes_off_half(plant):
     plant.setattr(lora.Linear, "merge", doubled)
 
 
-def only_the_first_named_is_merged(plant):
-    merge = lora.Linear.merge
-
-    def first(self, safe_merge=False, adapter_names=None):
-        merge(self, safe_merge, adapter_names and adapter_names[:1])
-
-    plant.setattr(lora.Linear, "merge", first)
+@around(lora.Linear, "merge")
+def only_the_first_named_is_merged(plant, merge, self, safe_merge=False, adapter_names=None):
+    merge(self, safe_merge, adapter_names and adapter_names[:1])
 
 
-def names_in_a_batch_are_lost(plant):
-    hooks = PeftModel._enable_peft_forward_hooks
-
-    def nameless(self, *args, adapter_names=None, **options):
-        return hooks(self, *args, **options)
-
-    plant.setattr(PeftModel, "_enable_peft_forward_hooks", nameless)
+@around(PeftModel, "_enable_peft_forward_hooks")
+def names_in_a_batch_are_lost(plant, hooks, self, *args, adapter_names=None, **options):
+    return hooks(self, *args, **options)
 
 
-def weights_are_lost(plant):
-    combine = lora_model.LoraModel.add_weighted_adapter
-
-    def evenly(self, adapters, weights, *args, **options):
-        combine(self, adapters, [1.0] * len(weights), *args, **options)
-
-    plant.setattr(lora_model.LoraModel, "add_weighted_adapter", evenly)
+@around(lora_model.LoraModel, "add_weighted_adapter")
+def weights_are_lost(plant, combine, self, adapters, weights, *args, **options):
+    combine(self, adapters, [1.0] * len(weights), *args, **options)
 
 
 # The table
@@ -311,8 +269,8 @@ def weights_are_lost(plant):
 
 def lost(id, cell, name, value):
     """An option of the recipe does not reach what makes the steps, which go by another value."""
-    broken_by = partial(option_is_lost, name=name, value=value)
-    return Plant(id, f"{name} is {value}, whatever the recipe says", "classic", cell, broken_by, f"option-{name}")
+    what = f"{name} is {value}, whatever the recipe says"
+    return Plant(id, what, "classic", cell, option_is_lost(name, value), f"option-{name}")
 
 
 # fmt: off

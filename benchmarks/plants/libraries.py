@@ -56,7 +56,6 @@ def two_threads(cell: Cell, folder: Path) -> Cell:
 
 
 def moved_in_the_last_digits(cell: Cell, folder: Path) -> Cell:
-    """Weights are multiplied by 1 + 1e-6 x normal noise."""
     return replace(cell, profile=replace(cell.profile, perturbation=1))
 
 
@@ -78,7 +77,6 @@ def product_in_another_order(planting: Any) -> None:
 
 
 def operation_without_effect(planting: Any) -> None:
-    """Linear layers add 0 to their output, and copy it."""
     forward = torch.nn.Linear.forward
     planting.setattr(torch.nn.Linear, "forward", lambda self, inputs: (forward(self, inputs) + 0).clone())
 

@@ -1,7 +1,7 @@
 """A plant: something broken on purpose, and the check that must object to it.
 
 `benchmarks/test_plants.py` runs the tables of them: `study` (faults), `libraries` (bugs of libraries), `controls`, `equal`
-(settings that must be equal), and `stock` (the libraries' own path).
+(settings that must be equal), and `stock` (the libraries' own path). `patches` break libraries: what each does, its row says.
 """
 
 import functools
@@ -21,38 +21,25 @@ def unchanged(cell: Cell, folder: Path) -> Cell:
 
 @dataclass(frozen=True)
 class Plant:
-    """With this broken, that must object; without it, nothing may.
-
-    Attributes:
-        what: what is wrong, in a line.
-        source: where it really happened: cells of the study, reports of a library, or "classic".
-        cell: the cell that runs; of several records, two ids with a comma between; empty where no cell is needed.
-        broken_by: breaks it. Of `libraries` it takes a `Planting`; of a fixture its value and a folder for files, and returns
-            the broken value; of `records` the records of both cells, and returns the second as it then is.
-        caught_by: what must object, with commas between: audits, stages of numerics, "bound", "gate"; or an invariant of a
-            library, a row of equal settings, a stage of `stock`, or "refused" for rows that reading must refuse. Empty for a
-            change without harm.
-        breaks: the fixture whose value is replaced, `trained` (the model after training), `records`, or `libraries`.
-        cell_as: makes the cell that runs, with the plant and without it, of the grid's cell and a folder for files.
-        settings: recipe fields that differ from the grid's; such a cell is scored on fewer rows and held to no bound.
-        profile: of which grid the cell is.
-        ranks: processes that share the cell.
-        module: library and class of the module that the gate's sentence must name; empty where there is none.
-    """
+    """With this broken, that must object; without it, nothing may."""
 
     id: str
-    what: str
-    source: str
-    cell: str
+    what: str  # is wrong, in a line
+    source: str  # where it really happened: cells of the study, reports of a library, or "classic"
+    cell: str  # that runs; of several records, two ids with a comma between; empty if no cell is needed
+    # Of `libraries` it takes a `Planting`; of a fixture its value and a folder for files, and returns the broken value; of
+    # `records` the records of both cells, and returns the second as it then is.
     broken_by: Callable[..., Any]
+    # What must object, with commas between: audits, stages of numerics, "bound", "gate"; or an invariant of a library, a row of
+    # equal settings, a stage of `stock`, or "refused" for rows that reading must refuse. Empty for a change without harm.
     caught_by: str
     _: KW_ONLY
-    breaks: str = "libraries"
-    cell_as: Callable[[Cell, Path], Cell] = unchanged
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    profile: str = "quick"
-    ranks: int = 1
-    module: str = ""
+    breaks: str = "libraries"  # or the fixture whose value is replaced, `trained` (the model after training), `records`
+    cell_as: Callable[[Cell, Path], Cell] = unchanged  # the cell that runs, with the plant and without, and a folder for files
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the recipe; such a cell has fewer test rows, and no bound
+    profile: str = "quick"  # of which grid the cell is
+    ranks: int = 1  # processes that share the cell
+    module: str = ""  # library and class of the module that the gate must name; empty if there is none
 
 
 class Planting:
@@ -78,17 +65,17 @@ class Planting:
 
     def setattr(self, target: Any, name: str, value: Any, *, raising: bool = True, counted: bool = True) -> None:
         """Put a value in place of an attribute."""
-        if counted and (callable(value) or isinstance(value, staticmethod)):
-            value = self._counted(value)
-        self._monkeypatch.setattr(target, name, value, raising=raising)
+        if isinstance(value, staticmethod):
+            value = staticmethod(self._counted(value.__func__, counted))
+        self._monkeypatch.setattr(target, name, self._counted(value, counted), raising=raising)
 
     def setitem(self, target: Any, name: Any, value: Any, *, counted: bool = True) -> None:
         """Put a value in place of an entry."""
-        self._monkeypatch.setitem(target, name, self._counted(value) if counted and callable(value) else value)
+        self._monkeypatch.setitem(target, name, self._counted(value, counted))
 
-    def _counted(self, value: Any) -> Any:
-        if isinstance(value, staticmethod):
-            return staticmethod(self._counted(value.__func__))
+    def _counted(self, value: Any, counted: bool) -> Any:
+        if not counted or not callable(value) or isinstance(value, staticmethod):
+            return value
 
         @functools.wraps(value, updated=() if isinstance(value, type) else ("__dict__",))
         def counting(*args: Any, **options: Any) -> Any:
@@ -96,3 +83,22 @@ class Planting:
             return value(*args, **options)
 
         return counting
+
+
+def around(target: Any, name: str, *, counted: bool = True) -> Callable[[Any], Callable[[Planting], None]]:
+    """Makes a plant of a function that takes the place of another: it gets the planting, the other, and its arguments."""
+
+    def plant_of(change: Any) -> Callable[[Planting], None]:
+        @functools.wraps(change)
+        def plant(planting: Planting) -> None:
+            original = getattr(target, name)
+
+            @functools.wraps(original)
+            def changed(*args: Any, **options: Any) -> Any:
+                return change(planting, original, *args, **options)
+
+            planting.setattr(target, name, changed, counted=counted)
+
+        return plant
+
+    return plant_of

@@ -37,7 +37,6 @@ from tunegrid.run.train import Trainer, make_schedule
 
 
 def frozen_head(cell: Cell, folder: Path) -> Cell:
-    """Nobody says that the classifier is new, so it stays as it was drawn."""
     return replace(cell, head=replace(cell.head, new_modules=(), optional_modules=cell.head.new_modules))
 
 
@@ -59,7 +58,6 @@ def names_that_do_not_match(cell: Cell, folder: Path) -> Cell:
 
 
 def layers_swapped(cell: Cell, folder: Path) -> Cell:
-    """A checkpoint in which the first two layers have traded their weights."""
     copied, weights, tensors = copied_checkpoint(cell, folder)
     other = {".h.0.": ".h.1.", ".h.1.": ".h.0."}
     renamed = {re.sub(r"\.h\.[01]\.", lambda match: other[match.group()], name): tensor for name, tensor in tensors.items()}
@@ -73,7 +71,6 @@ def with_other(part: str, **fields: Any) -> Callable[[Cell, Path], Cell]:
 
 
 def kasa_over_nf4(cell: Cell, folder: Path) -> Cell:
-    """KaSA's singular values are never made for packed layers: what trains is plain LoRA."""
     options = {"kasa_config": asdict(peft.KasaConfig())}
     return replace(cell, method=Lora(id="qkasa", name="KaSA over NF4", options=options, quantization=NF4))
 
@@ -92,7 +89,6 @@ class OSF(Adapting):
 
 
 def osf_on_conv1d(cell: Cell, folder: Path) -> Cell:
-    """OSF passes GPT-2's layers by, and says nothing."""
     return replace(cell, method=OSF(id="osf", name="OSF"))
 
 
@@ -144,8 +140,6 @@ def penalty_in_the_loss(codec: Codec, loss: Any, model: nn.Module, batch: Any) -
 
 
 def first_occurrence(codec: Codec, folder: Path) -> Codec:
-    """The answer is labelled where its text first occurs."""
-
     class First(type(codec)):
         def encode(self, rows: Any, *, training: bool) -> Any:
             return super().encode([moved(row) for row in rows] if training else rows, training=training)
@@ -168,7 +162,6 @@ def repetition_punished(codec: Codec, folder: Path) -> Codec:
 
 
 def cut_summaries(codec: Codec, folder: Path) -> Codec:
-    """Generation stops at a default number of tokens, in the middle of the summary."""
     codec.generation = replace(codec.generation, max_new_tokens=7)
     return codec
 
@@ -177,8 +170,6 @@ def cut_summaries(codec: Codec, folder: Path) -> Codec:
 
 
 def positions_from_zero(model: nn.Module, folder: Path) -> nn.Module:
-    """A token behind a cache gets the position of a first one."""
-
     def restarted(positions: nn.Embedding, inputs: tuple[Tensor]) -> tuple[Tensor]:
         return (torch.zeros_like(inputs[0]),) if inputs[0].shape[1] == 1 else inputs
 
@@ -208,7 +199,6 @@ def packed_twice(model: nn.Module, folder: Path) -> nn.Module:
 
 
 def computed_in_fp32(model: nn.Module, folder: Path) -> nn.Module:
-    """4-bit layers compute in fp32, where the method declares bf16."""
     for layer in model.modules():
         if isinstance(layer, bnb.nn.Linear4bit):
             layer.compute_dtype = torch.float32
@@ -216,7 +206,6 @@ def computed_in_fp32(model: nn.Module, folder: Path) -> nn.Module:
 
 
 def drawn_before_the_seed(model: nn.Module, folder: Path) -> nn.Module:
-    """Adapters are drawn while the generator still is wherever the process left it."""
     generator = torch.Generator()
     generator.seed()
     for name, parameter in model.named_parameters():
@@ -226,12 +215,10 @@ def drawn_before_the_seed(model: nn.Module, folder: Path) -> nn.Module:
 
 
 def a_frozen_weight_moves(model: nn.Module, start: Any) -> None:
-    """What the method freezes is not what it was before training."""
     next(p for p in model.parameters() if not p.requires_grad and p.is_floating_point()).data.add_(1e-3)
 
 
 def one_rank_strays(model: nn.Module, start: Any) -> None:
-    """The second rank ends with other weights than the first."""
     if torch.distributed.get_rank() == 1:
         next(p for p in model.parameters() if p.requires_grad).data.add_(1e-3)
 
@@ -240,7 +227,6 @@ def one_rank_strays(model: nn.Module, start: Any) -> None:
 
 
 def shuffled_labels(splits: Splits, folder: Path) -> Splits:
-    """Labels are dealt out again among the training rows."""
     labels = [row["label"] for row in splits.train]
     Random(0).shuffle(labels)
     return replace(splits, train=[row | {"label": label} for row, label in zip(splits.train, labels, strict=True)])
@@ -250,7 +236,6 @@ def shuffled_labels(splits: Splits, folder: Path) -> Splits:
 
 
 def summed(trainer: Trainer, folder: Path) -> Trainer:
-    """Each micro-batch's mean counts in full, so that the update's loss is their sum."""
     trainer.divisors = lambda batches: [trainer.codec.targets(batch) for batch in batches]
     return trainer
 
@@ -262,21 +247,18 @@ def mean_of_each_rank(trainer: Trainer, folder: Path) -> Trainer:
 
 
 def stretched(trainer: Trainer, folder: Path) -> Trainer:
-    """The schedule is made for as many steps as there are micro-batches."""
     steps = trainer.total * trainer.cell.recipe.gradient_accumulation_steps
     trainer.stepper.schedule = make_schedule(trainer.optimizer.optimizer, trainer.cell, steps)
     return trainer
 
 
 def cut_short(trainer: Trainer, folder: Path) -> Trainer:
-    """The loop ends after a quarter of its updates, and says nothing."""
     every = trainer.updates
     trainer.updates = lambda epoch: islice(every(epoch), trainer.total // 4)
     return trainer
 
 
 def zeroed_between(trainer: Trainer, folder: Path) -> Trainer:
-    """Gradients are cleared before every micro-batch, so that an update has those of its last one."""
     backward = trainer.accelerator.backward
 
     def cleared(loss: Tensor) -> None:
@@ -288,13 +270,10 @@ def zeroed_between(trainer: Trainer, folder: Path) -> Trainer:
 
 
 def impossible_numbers(score: Callable[[Any], Evaluation], folder: Path) -> Callable[[Any], Evaluation]:
-    """More answers match exactly than match at all."""
     return lambda rows: replace(score(rows), scores={"exact_match": 62.6, "f1": 62.1})
 
 
 def points_of_neighbours(score: Callable[[Any], Evaluation], folder: Path) -> Callable[[Any], Evaluation]:
-    """Every row has the points of the row before it; their mean is right."""
-
     def shifted(rows: Any) -> Evaluation:
         evaluation = score(rows)
         return replace(evaluation, examples={name: [p[-1], *p[:-1]] for name, p in evaluation.examples.items()})
@@ -323,13 +302,11 @@ def not_saved(parts: Callable[[Cell], Iterable[str]], **fields: Any) -> Callable
 
 
 def fewer_rows(first: Record, second: Record) -> Record:
-    """The second method of a triple trains on fewer rows."""
     splits = load_splits(SA, QUICK_PROFILE)
     return replace(second, data=replace(second.data, fingerprint=replace(splits, train=splits.train[:500]).fingerprint))
 
 
 def copied_row(first: Record, second: Record) -> Record:
-    """The second cell's row has the first cell's results."""
     return replace(second, scores=first.scores, training=first.training, evaluation=first.evaluation)
 
 

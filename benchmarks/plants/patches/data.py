@@ -3,7 +3,6 @@
 import json
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
 
 import accelerate
 import datasets.iterable_dataset as iterable
@@ -14,70 +13,51 @@ from datasets import distributed
 from datasets.packaged_modules.json import json as json_module
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
+from benchmarks.plants.plant import around
+
 IGNORED = -100  # a label that no loss counts
 
 
-def end_is_ignored(planting: Any) -> None:
-    """The collator takes every end token for padding: no loss counts it, and the model never learns to stop."""
-    collate = DataCollatorForLanguageModeling.torch_call
-
-    def without_end(self: Any, examples: Any) -> Any:
-        batch = collate(self, examples)
-        ends = (batch["input_ids"] == self.tokenizer.eos_token_id) & (batch["labels"] != IGNORED)
-        if ends.any():
-            planting.act()
-        return {**batch, "labels": batch["labels"].masked_fill(ends, IGNORED)}
-
-    planting.setattr(DataCollatorForLanguageModeling, "torch_call", without_end, counted=False)
+@around(DataCollatorForLanguageModeling, "torch_call", counted=False)
+def end_is_ignored(planting, collate, self, examples):
+    batch = collate(self, examples)
+    ends = (batch["input_ids"] == self.tokenizer.eos_token_id) & (batch["labels"] != IGNORED)
+    if ends.any():
+        planting.act()
+    return {**batch, "labels": batch["labels"].masked_fill(ends, IGNORED)}
 
 
-def sharded_sampler_keeps_its_epoch(planting: Any) -> None:
-    """`set_epoch` does not reach a sampler whose batches are shared out: every epoch has the first one's order."""
-    set_epoch = DataLoaderShard.set_epoch
-
-    def kept(self: Any, epoch: int) -> None:
-        sharded = getattr(self.batch_sampler, "batch_sampler", None)
-        sampler = getattr(sharded, "sampler", None)
-        before = getattr(sampler, "epoch", None)
-        set_epoch(self, epoch)
-        if before is not None and before != epoch:
-            planting.act()
-            sampler.set_epoch(before)
-
-    planting.setattr(DataLoaderShard, "set_epoch", kept, counted=False)
+@around(DataLoaderShard, "set_epoch", counted=False)
+def sharded_sampler_keeps_its_epoch(planting, set_epoch, self, epoch):
+    sharded = getattr(self.batch_sampler, "batch_sampler", None)
+    sampler = getattr(sharded, "sampler", None)
+    before = getattr(sampler, "epoch", None)
+    set_epoch(self, epoch)
+    if before is not None and before != epoch:
+        planting.act()
+        sampler.set_epoch(before)
 
 
-def iteration_is_lost(planting: Any) -> None:
-    """A loader that skips what an interrupted run has seen begins at iteration 0, and so with the first epoch's order."""
-    init = DataLoaderShard.__init__
-
-    def from_zero(self: Any, *args: Any, iteration: int = 0, **options: Any) -> None:
-        if iteration:
-            planting.act()
-        init(self, *args, **options)
-
-    planting.setattr(DataLoaderShard, "__init__", from_zero, counted=False)
+@around(DataLoaderShard, "__init__", counted=False)
+def iteration_is_lost(planting, init, self, *args, iteration=0, **options):
+    if iteration:
+        planting.act()
+    init(self, *args, **options)
 
 
-def yielded_twice(planting: Any) -> None:
-    """Formatted rows of a stream without features come once more when they are over."""
-    rows = iterable.FormattedExamplesIterable._iter_arrow
-
-    def twice(self: Any) -> Any:
+@around(iterable.FormattedExamplesIterable, "_iter_arrow", counted=False)
+def yielded_twice(planting, rows, self):
+    yield from rows(self)
+    if not self.features:
+        planting.act()
+        self._init_state_dict()
         yield from rows(self)
-        if not self.features:
-            planting.act()
-            self._init_state_dict()
-            yield from rows(self)
-
-    planting.setattr(iterable.FormattedExamplesIterable, "_iter_arrow", twice, counted=False)
 
 
-def columns_of_the_first_block(planting: Any) -> None:
-    """A key that no row of a file's first block has is missing from all of its rows."""
+def columns_of_the_first_block(planting):
     reader = json_module.paj
 
-    def read(file: Any, read_options: Any) -> Any:
+    def read(file, read_options):
         content = file.getvalue()
         known = {key for line in content[: read_options.block_size].splitlines()[:-1] for key in json.loads(line)}
         table = reader.read_json(file, read_options=read_options)
@@ -89,24 +69,19 @@ def columns_of_the_first_block(planting: Any) -> None:
     planting.setattr(json_module, "paj", SimpleNamespace(read_json=read, ReadOptions=reader.ReadOptions), counted=False)
 
 
-def workers_share_a_generator(planting: Any) -> None:
-    """Every worker of a loader shuffles its shards by the same numbers, which are not moved on by the worker's own."""
-    shift = iterable.shift_ex_examples_rngs
-
-    def shared(*args: Any, **options: Any) -> Any:
-        if "value" not in options:  # an epoch is told by position, a worker by name
-            return shift(*args, **options)
-        planting.act()
-        return options["ex_iterable"]
-
-    planting.setattr(iterable, "shift_ex_examples_rngs", shared, counted=False)
+@around(iterable, "shift_ex_examples_rngs", counted=False)
+def workers_share_a_generator(planting, shift, *args, **options):
+    if "value" not in options:  # an epoch is told by position, a worker by name
+        return shift(*args, **options)
+    planting.act()
+    return options["ex_iterable"]
 
 
-def rank_of_the_other_split(planting: Any) -> None:
+def rank_of_the_other_split(planting):
     """A stream that was split before is split again with the two ranks in each other's place."""
     split = iterable._split_by_node_iterable_dataset
 
-    def of_other(dataset: Any, rank: int, world_size: int, *args: Any, **options: Any) -> Any:
+    def of_other(dataset, rank, world_size, *args, **options):
         outer = dataset._distributed
         if outer is None:
             return split(dataset, rank, world_size, *args, **options)
@@ -117,12 +92,11 @@ def rank_of_the_other_split(planting: Any) -> None:
     planting.setattr(distributed, "_split_by_node_iterable_dataset", of_other, counted=False)
 
 
-def idle_ranks_get_the_last_sample(planting: Any) -> None:
-    """A rank for which no sample is left gets the last one again, though nobody asked for padding."""
+def idle_ranks_get_the_last_sample(planting):
     split = accelerate.PartialState.split_between_processes
 
     @contextmanager
-    def padded(self: Any, inputs: Any, apply_padding: bool = False) -> Any:
+    def padded(self, inputs, apply_padding=False):
         with split(self, inputs, apply_padding) as share:
             if not len(share):
                 planting.act()
@@ -131,17 +105,16 @@ def idle_ranks_get_the_last_sample(planting: Any) -> None:
     planting.setattr(accelerate.PartialState, "split_between_processes", padded, counted=False)
 
 
-def loss_per_batch(planting: Any) -> None:
-    """The loss of an evaluation is the mean of its batches' losses, whatever each batch counts."""
+def loss_per_batch(planting):
     step, evaluate = transformers.Trainer.prediction_step, transformers.Trainer.evaluation_loop
-    losses: list[Any] = []
+    losses = []
 
-    def noted(self: Any, *args: Any, **options: Any) -> Any:
+    def noted(self, *args, **options):
         loss, logits, labels = step(self, *args, **options)
         losses.extend([] if loss is None else [loss.detach().float().mean()])
         return loss, logits, labels
 
-    def averaged(self: Any, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
+    def averaged(self, *args, metric_key_prefix="eval", **options):
         losses.clear()
         output = evaluate(self, *args, metric_key_prefix=metric_key_prefix, **options)
         if losses and f"{metric_key_prefix}_loss" in output.metrics:
@@ -153,17 +126,16 @@ def loss_per_batch(planting: Any) -> None:
     planting.setattr(transformers.Trainer, "evaluation_loop", averaged, counted=False)
 
 
-def truncation_is_saved(planting: Any) -> None:
-    """Truncation that was on once stays in the saved tokenizer: who reads the file with `tokenizers` cuts texts there."""
+def truncation_is_saved(planting):
     set_up, save = PreTrainedTokenizerFast.set_truncation_and_padding, PreTrainedTokenizerFast._save_pretrained
-    last: dict[int, Any] = {}
+    last = {}
 
-    def remembered(self: Any, *args: Any, **options: Any) -> None:
+    def remembered(self, *args, **options):
         set_up(self, *args, **options)
         if self._tokenizer.truncation is not None:
             last[id(self)] = dict(self._tokenizer.truncation)
 
-    def saved(self: Any, *args: Any, **options: Any) -> Any:
+    def saved(self, *args, **options):
         if id(self) in last:
             planting.act()
             self._tokenizer.enable_truncation(**last[id(self)])
@@ -173,13 +145,8 @@ def truncation_is_saved(planting: Any) -> None:
     planting.setattr(PreTrainedTokenizerFast, "_save_pretrained", saved, counted=False)
 
 
-def side_of_padding_is_forgotten(planting: Any) -> None:
-    """A tokenizer that is loaded pads on the right, wherever the one that was saved padded."""
-    init = PreTrainedTokenizerFast.__init__
-
-    def on_the_right(self: Any, *args: Any, **options: Any) -> None:
-        if options.pop("padding_side", "right") != "right":
-            planting.act()
-        init(self, *args, **options)
-
-    planting.setattr(PreTrainedTokenizerFast, "__init__", on_the_right, counted=False)
+@around(PreTrainedTokenizerFast, "__init__", counted=False)
+def side_of_padding_is_forgotten(planting, init, self, *args, **options):
+    if options.pop("padding_side", "right") != "right":
+        planting.act()
+    init(self, *args, **options)

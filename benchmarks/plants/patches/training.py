@@ -1,7 +1,6 @@
 """Bugs of loading and of the update, put back into the libraries: packing, dropout, backward, optimizer, schedule."""
 
 import warnings
-from typing import Any
 
 import accelerate
 import bitsandbytes as bnb
@@ -17,6 +16,8 @@ from transformers.models.bert import modeling_bert
 from transformers.models.t5 import modeling_t5
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
+from benchmarks.plants.plant import around
+
 PACKED_BLOCK = 128  # ROCm's, where a wavefront has 64 lanes
 OVERWRITTEN = 8  # rows
 LATE = 1e9  # at this step both of Adam's bias corrections are 1
@@ -24,131 +25,99 @@ ACCUMULATED = 2  # micro-batches an update, of the cell that divides by them twi
 PARTS = 16  # of a batch, each summed by a program of a GPU's kernel
 
 
-def positions_are_zero(planting: Any) -> None:
+@around(modeling_bert.BertPreTrainedModel, "_init_weights")
+def positions_are_zero(planting, initialize, self, module):
     """A buffer that no checkpoint holds is left as memory was: zeros. Every token stands at position 0."""
-    initialize = modeling_bert.BertPreTrainedModel._init_weights
-
-    def without_positions(self: Any, module: Any) -> None:
-        initialize(self, module)
-        if isinstance(module, modeling_bert.BertEmbeddings):
-            module.position_ids.zero_()
-
-    planting.setattr(modeling_bert.BertPreTrainedModel, "_init_weights", without_positions)
+    initialize(self, module)
+    if isinstance(module, modeling_bert.BertEmbeddings):
+        module.position_ids.zero_()
 
 
-def gelu_is_approximated(planting: Any) -> None:
-    """The name "gelu" stands for the tanh approximation, which checkpoints call "gelu_new"."""
+def gelu_is_approximated(planting):
     planting.setitem(activations.ACT2FN, "gelu", activations.NewGELUActivation)
 
 
-def wo_is_quantized(planting: Any) -> None:
+def wo_is_quantized(planting):
     """T5's `wo` is no longer kept out of quantization, though its activations need more than 4 bits."""
     assert modeling_t5.T5PreTrainedModel._keep_in_fp32_modules, "else nothing changes"
     planting.setattr(modeling_t5.T5PreTrainedModel, "_keep_in_fp32_modules", [])
     planting.act()
 
 
-def blocks_of_128(planting: Any) -> None:
-    """128 weights share a scale, where QLoRA's 64 do."""
-    quantize = bnb.functional.quantize_4bit
-
-    def in_large_blocks(tensor: Any, *args: Any, blocksize: int | None = None, **options: Any) -> Any:
-        return quantize(tensor, *args, blocksize=PACKED_BLOCK, **options)
-
-    planting.setattr(bnb.functional, "quantize_4bit", in_large_blocks)
+@around(bnb.functional, "quantize_4bit")
+def blocks_of_128(planting, quantize, tensor, *args, blocksize=None, **options):
+    return quantize(tensor, *args, blocksize=PACKED_BLOCK, **options)
 
 
-def packed_scales(planting: Any) -> None:
+def packed_scales(planting):
     """On a CPU the scales of blocks are used as they are packed, in 8 bits, before double quantization is undone."""
     multiply, dequantize = bnb.matmul_4bit, bnb.functional.dequantize_4bit
 
-    def packed(state: Any) -> Any:
+    def packed(state):
         if not state.nested:
             return state
         facts = {name: getattr(state, name) for name in ("shape", "code", "blocksize", "quant_type", "dtype")}
         return bnb.functional.QuantState(absmax=state.absmax.float(), **facts)
 
-    def multiplied(inputs: Any, weight: Any, quant_state: Any, **options: Any) -> Any:
+    def multiplied(inputs, weight, quant_state, **options):
         return multiply(inputs, weight, packed(quant_state), **options)
 
-    def dequantized(weight: Any, quant_state: Any = None, *args: Any, **options: Any) -> Any:
+    def dequantized(weight, quant_state=None, *args, **options):
         return dequantize(weight, quant_state and packed(quant_state), *args, **options)
 
     planting.setattr(bnb, "matmul_4bit", multiplied)
     planting.setattr(bnb.functional, "dequantize_4bit", dequantized)
 
 
-def growing_overwrites_rows(planting: Any) -> None:
-    """Where a vocabulary grows, the last rows that were trained become the mean of all, as new ones do."""
-    resize = PreTrainedModel.resize_token_embeddings
-
-    def overwritten(self: Any, new_num_tokens: int | None = None, *args: Any, **options: Any) -> Any:
-        trained = self.get_input_embeddings().num_embeddings
-        embeddings = resize(self, new_num_tokens, *args, **options)
-        if embeddings.num_embeddings > trained:
-            planting.act()
-            with torch.no_grad():
-                embeddings.weight[trained - OVERWRITTEN : trained] = embeddings.weight[:trained].mean(0)
-        return embeddings
-
-    planting.setattr(PreTrainedModel, "resize_token_embeddings", overwritten, counted=False)
+@around(PreTrainedModel, "resize_token_embeddings", counted=False)
+def growing_overwrites_rows(planting, resize, self, new_num_tokens=None, *args, **options):
+    trained = self.get_input_embeddings().num_embeddings
+    embeddings = resize(self, new_num_tokens, *args, **options)
+    if embeddings.num_embeddings > trained:
+        planting.act()
+        with torch.no_grad():
+            embeddings.weight[trained - OVERWRITTEN : trained] = embeddings.weight[:trained].mean(0)
+    return embeddings
 
 
-def bits_of_the_byte_before(planting: Any) -> None:
-    """The kernel that packs two weights a byte never empties its byte: each second byte has those of the one before."""
-    quantize = bnb.functional.quantize_4bit
-
-    def carried(tensor: Any, *args: Any, **options: Any) -> Any:
-        packed, state = quantize(tensor, *args, **options)
-        pairs = packed.view(-1)[: packed.numel() // 2 * 2].view(-1, 2)
-        pairs[:, 1] |= pairs[:, 0]
-        return packed, state
-
-    planting.setattr(bnb.functional, "quantize_4bit", carried)
+@around(bnb.functional, "quantize_4bit")
+def bits_of_the_byte_before(planting, quantize, tensor, *args, **options):
+    packed, state = quantize(tensor, *args, **options)
+    pairs = packed.view(-1)[: packed.numel() // 2 * 2].view(-1, 2)
+    pairs[:, 1] |= pairs[:, 0]
+    return packed, state
 
 
-def signed_second_moments(planting: Any) -> None:
-    """8-bit Adam keeps second moments, which are never negative, in the map for signed numbers: half of its levels are lost."""
-    create = bnb.functional.create_dynamic_map
-    planting.setattr(bnb.functional, "create_dynamic_map", lambda signed=True, **options: create(signed=True, **options))
+@around(bnb.functional, "create_dynamic_map")
+def signed_second_moments(planting, create, signed=True, **options):
+    """They are never negative: half of the map's levels are lost."""
+    return create(signed=True, **options)
 
 
-def schedule_stepped_twice(planting: Any) -> None:
+@around(LRScheduler, "step")
+def schedule_stepped_twice(planting, step, self, *args):
     """One call steps the schedule once for each of two processes. Accelerate's scheduler does so; ours is torch's own."""
-    step = LRScheduler.step
-
-    def twice(self: Any, *args: Any) -> None:
-        step(self, *args)
-        if self._step_count > 1:  # the first step is the one that makes the schedule
-            step(self)
-
-    planting.setattr(LRScheduler, "step", twice)
+    step(self, *args)
+    if self._step_count > 1:  # the first step is the one that makes the schedule
+        step(self)
 
 
-def norm_without_clipping(planting: Any) -> None:
-    """The norm of the gradients is returned, the gradients stay as they are."""
-
-    def measured(self: Any, parameters: Any, max_norm: float, norm_type: float = 2) -> Any:
+def norm_without_clipping(planting):
+    def measured(self, parameters, max_norm, norm_type=2):
         return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], norm_type)
 
     planting.setattr(accelerate.Accelerator, "clip_grad_norm_", measured)
 
 
-def moments_without_correction(planting: Any) -> None:
+@around(torch, "_fused_adamw_")
+def moments_without_correction(planting, update, *lists, **options):
     """Adam's moments start at 0 and are not corrected for it. The correction of step t divides by 1 - beta^t."""
-    update = torch._fused_adamw_
-
-    def uncorrected(*lists: Any, **options: Any) -> None:
-        *states, steps = lists
-        update(*states, [torch.full_like(step, LATE) for step in steps], **options)
-
-    planting.setattr(torch, "_fused_adamw_", uncorrected)
+    *states, steps = lists
+    update(*states, [torch.full_like(step, LATE) for step in steps], **options)
 
 
-def nothing_is_dropped(planting: Any) -> None:
-    """Torch's kernel of `bernoulli_` on a CPU gives ones alone, from which dropout makes a mask."""
-
-    def ones(mask: torch.Tensor, p: float = 0.5, generator: Any = None) -> torch.Tensor:
+def nothing_is_dropped(planting):
+    def ones(mask, p=0.5, generator=None):
         planting.act()
         return mask.fill_(1)
 
@@ -159,48 +128,39 @@ def nothing_is_dropped(planting: Any) -> None:
     planting.setattr(torch.library, "planted", library, raising=False)  # which ends with it
 
 
-def packed_layers_pass_half_the_gradient(planting: Any) -> None:
-    """The backward pass of a 4-bit layer gives its input half of the gradient."""
+def packed_layers_pass_half_the_gradient(planting):
     backward = MatMul4Bit.backward
 
-    def halved(ctx: Any, gradient: Any) -> Any:
+    def halved(ctx, gradient):
         return backward(ctx, gradient / 2)
 
     planting.setattr(MatMul4Bit, "backward", staticmethod(halved))
 
 
-def divided_by_accumulation_again(planting: Any) -> None:
-    """`backward` divides a loss by the micro-batches of an update, though the loss is the mean over that update already."""
-    backward = accelerate.Accelerator.backward
-    planting.setattr(
-        accelerate.Accelerator, "backward", lambda self, loss, **options: backward(self, loss / ACCUMULATED, **options)
-    )
+@around(accelerate.Accelerator, "backward")
+def divided_by_accumulation_again(planting, backward, self, loss, **options):
+    backward(self, loss / ACCUMULATED, **options)
 
 
-def everything_in_8_bits(planting: Any) -> None:
-    """Moments of small tensors are packed to 8 bits, too: `min_8bit_size` is not heard."""
-    configure = Optimizer2State.get_config
-
-    def deaf(self: Any, gindex: int, pindex: int, group: Any) -> Any:
-        config = configure(self, gindex, pindex, group)
-        if self.state and group["params"][pindex].numel() < config["min_8bit_size"]:
-            planting.act()
-        return {**config, "min_8bit_size": 0}
-
-    planting.setattr(Optimizer2State, "get_config", deaf, counted=False)
+@around(Optimizer2State, "get_config", counted=False)
+def everything_in_8_bits(planting, configure, self, gindex, pindex, group):
+    config = configure(self, gindex, pindex, group)
+    if self.state and group["params"][pindex].numel() < config["min_8bit_size"]:
+        planting.act()
+    return {**config, "min_8bit_size": 0}
 
 
 class _Bf16Sum(torch.autograd.Function):
     """weight * states, whose gradient for the weight is summed up in bf16."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Any, states: Any) -> Any:
+    def forward(ctx, weight, states):
         ctx.save_for_backward(weight, states)
         return weight * states
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Any) -> Any:
+    def backward(ctx, gradient):
         weight, states = ctx.saved_tensors
         products = (gradient * states).reshape(-1, weight.numel())
         total = torch.zeros_like(weight, dtype=torch.bfloat16)
@@ -209,10 +169,8 @@ class _Bf16Sum(torch.autograd.Function):
         return total.to(weight.dtype), gradient * weight
 
 
-def norms_are_summed_in_bf16(planting: Any) -> None:
-    """The gradient of a norm's weight is summed over the batch in bf16; everything else is as it was."""
-
-    def forward(self: Any, hidden_states: Any) -> Any:
+def norms_are_summed_in_bf16(planting):
+    def forward(self, hidden_states):
         variance = hidden_states.float().pow(2).mean(-1, keepdim=True)
         states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
         if not (self.weight.requires_grad and torch.is_grad_enabled()):
@@ -223,12 +181,11 @@ def norms_are_summed_in_bf16(planting: Any) -> None:
     planting.setattr(T5LayerNorm, "forward", forward, counted=False)
 
 
-def casts_outlive_no_grad(planting: Any) -> None:
-    """Autocast keeps a weight's cast that was made without gradients, and hands it to the next pass that wants one."""
+def casts_outlive_no_grad(planting):
     linear, clear = torch.nn.functional.linear, torch.clear_autocast_cache
-    casts: dict[int, Any] = {}
+    casts = {}
 
-    def cast(weight: Any, dtype: Any) -> Any:
+    def cast(weight, dtype):
         kept = casts.get(id(weight))
         if kept is None:
             kept = casts[id(weight)] = weight.to(dtype)
@@ -236,13 +193,13 @@ def casts_outlive_no_grad(planting: Any) -> None:
             planting.act()
         return kept
 
-    def cached(inputs: Any, weight: Any, bias: Any = None) -> Any:
+    def cached(inputs, weight, bias=None):
         kind = inputs.device.type
         if torch.is_autocast_enabled(kind) and torch.is_autocast_cache_enabled() and weight.requires_grad and weight.is_leaf:
             weight = cast(weight, torch.get_autocast_dtype(kind))
         return linear(inputs, weight, bias)
 
-    def cleared() -> None:
+    def cleared():
         casts.clear()
         clear()
 
@@ -250,27 +207,17 @@ def casts_outlive_no_grad(planting: Any) -> None:
     planting.setattr(torch, "clear_autocast_cache", cleared, counted=False)
 
 
-def gradients_by_memory(planting: Any) -> None:
-    """The 8-bit optimizer reads a gradient in the order of memory, also where that is not the order of its rows."""
-    update = Optimizer2State.update_step
-
-    def misread(self: Any, group: Any, p: Any, gindex: int, pindex: int) -> None:
-        if not p.grad.is_contiguous():
-            planting.act()
-            p.grad = torch.as_strided(p.grad, p.grad.shape, torch.empty(p.grad.shape, device="meta").stride())
-        update(self, group, p, gindex, pindex)
-
-    planting.setattr(Optimizer2State, "update_step", misread, counted=False)
+@around(Optimizer2State, "update_step", counted=False)
+def gradients_by_memory(planting, update, self, group, p, gindex, pindex):
+    if not p.grad.is_contiguous():
+        planting.act()
+        p.grad = torch.as_strided(p.grad, p.grad.shape, torch.empty(p.grad.shape, device="meta").stride())
+    update(self, group, p, gindex, pindex)
 
 
-def clipped_by_the_local_norm(planting: Any) -> None:
-    """Where ranks share a weight out, `clip_grad_norm_` takes the norm of this rank's part for that of the whole."""
-    norm = clip_grad._get_total_norm
-
-    def local(tensors: Any, *args: Any, **options: Any) -> Any:
-        parts = [one.to_local() if isinstance(one, DTensor) else one for one in tensors]
-        if any(isinstance(one, DTensor) for one in tensors):
-            planting.act()
-        return norm(parts, *args, **options)
-
-    planting.setattr(clip_grad, "_get_total_norm", local, counted=False)
+@around(clip_grad, "_get_total_norm", counted=False)
+def clipped_by_the_local_norm(planting, norm, tensors, *args, **options):
+    parts = [one.to_local() if isinstance(one, DTensor) else one for one in tensors]
+    if any(isinstance(one, DTensor) for one in tensors):
+        planting.act()
+    return norm(parts, *args, **options)

@@ -6,7 +6,7 @@ what training noise explains; few seeds leave it wide. The same command goes on 
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -25,6 +25,7 @@ from tunegrid.terminal import say
 
 PROFILES = {profile.id: profile for profile in (QUICK_PROFILE, FULL_PROFILE)}
 RUNS = CACHE / "calibrate"
+ALL_RAN = (0, 1)  # exit codes of pytest; a cell that misses a bound has its row
 Session = Callable[[Sequence[str]], int]  # pytest's arguments, and its exit code
 
 
@@ -34,7 +35,7 @@ def session(arguments: Sequence[str]) -> int:
 
 
 def cells_of(grid_file: Path, profile: str, named: str) -> tuple[str, ...]:
-    """The cells to calibrate: those that are named, or all that the file adds. Raises InputError where there are none."""
+    """The cells to calibrate: those that are named, or all that the file adds. Raises InputError if there are none."""
     grid = study()
     add_from(grid_file.resolve(), grid)
     if cells := [name.strip() for name in named.split(",") if name.strip()]:
@@ -46,53 +47,27 @@ def cells_of(grid_file: Path, profile: str, named: str) -> tuple[str, ...]:
     return added
 
 
-def check_others(path: Path, cells: Sequence[str]) -> None:
-    """Raises InputError where a file has bounds of other cells, which would be lost."""
-    if others := sorted(load_bounds(path).keys() - set(cells)):
-        raise InputError(
-            f"{path} has bounds of {', '.join(others)}, which would be lost: name them in --cells, too, or remove it"
-        )
-
-
-def by_seed(records: Sequence[Record], cells: Sequence[str], seeds: int) -> list[RecordsByCell]:
-    """The records of each seed by cell; raises InputError where a cell did not come to its end."""
-    known = {(record.seeds.seed, record.cell): record for record in records if record.finished}
-    for seed in range(seeds):
-        for cell in cells:
-            if (seed, cell) not in known:
-                raise InputError(f"{cell} of seed {seed} did not come to its end: see above, and run the same command again")
-    return [{cell: known[seed, cell] for cell in cells} for seed in range(seeds)]
-
-
-def trained(options: argparse.Namespace, cells: Sequence[str], run: Session) -> list[Record]:
-    """The records of all seeds; what passed in an earlier session is not trained again."""
-    path = RUNS / f"{options.grid.stem}-{options.profile}.json"
+def trained(path: Path, arguments: Sequence[str], run: Session = session) -> Path:
+    """Save a session at this path; what passed before is not trained again. Raises InputError if the session broke off."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    selection = [
-        "-m",
-        options.profile,
-        f"--grid={options.grid}",
-        f"--cells={','.join(cells)}",
-        f"--seeds=0-{options.seeds - 1}",
-    ]
-    code = run([*selection, "--resume", *options.pytest_options, f"--benchmark-json={path}"])
-    if not path.is_file():
-        raise InputError(f"pytest ended with exit code {code} and left no run: what it said stands above")
-    return read_list(path)
+    code = run([*arguments, "--resume", f"--benchmark-json={path}"])
+    if code not in ALL_RAN or not path.is_file():
+        raise InputError(f"pytest ended with exit code {code}: what it said stands above; the same command goes on")
+    return path
 
 
-def summary(measured: Calibration) -> list[str]:
-    """A line for each bound."""
-    return [
-        f"{cell} {metric}: at least {bound.minimum:.1f} "
-        f"(mean {fmean(scores):.1f}, lowest {min(scores):.1f} of {len(scores)} seeds)"
-        for (cell, metric), bound in measured.bounds().items()
-        if (scores := measured.scores(cell, metric))
-    ]
+def by_seed(records: Sequence[Record], cells: Collection[str], seeds: Collection[int]) -> dict[int, RecordsByCell]:
+    """The records of each seed by cell; raises InputError if a cell did not come to its end."""
+    finished = {(record.seeds.seed, record.cell): record for record in records if record.finished}
+    for seed in seeds:
+        for cell in cells:
+            if (seed, cell) not in finished:
+                raise InputError(f"{cell} of seed {seed} did not come to its end: see above, and run the same command again")
+    return {seed: {cell: finished[seed, cell] for cell in cells} for seed in seeds}
 
 
-def seeds_of(text: str) -> int:
+def seed_count(text: str) -> int:
     """How many seeds: at least two, without which no deviation is known."""
     if not text.isascii() or not text.isdigit() or not 2 <= int(text) <= 100:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 2 to 100")
@@ -105,16 +80,24 @@ def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
     parser.add_argument("--grid", type=Path, required=True, metavar="FILE.py", help="your file, as for pytest")
     parser.add_argument("--cells", default="", metavar="ID,ID", help="these cells (default: all that the file adds)")
     parser.add_argument("-m", "--profile", choices=PROFILES, default="quick", help="at which profile (default quick)")
-    parser.add_argument("--seeds", type=seeds_of, default=5, metavar="N", help="trainings of each cell (default 5)")
+    parser.add_argument("--seeds", type=seed_count, default=5, metavar="N", help="trainings of each cell (default 5)")
     parser.add_argument("pytest_options", nargs="*", metavar="-- OPTION", help="of pytest, as in -- --data-root=DIR -n 2")
     options = parser.parse_args(arguments)
-    path = bounds_file(options.grid, options.profile)
+    path, runs = bounds_file(options.grid, options.profile), RUNS / f"{options.grid.stem}-{options.profile}.json"
     try:
         cells = cells_of(options.grid, options.profile, options.cells)
-        check_others(path, cells)
-        measured = Calibration(seeds=by_seed(trained(options, cells, run), cells, options.seeds))
+        if others := sorted(load_bounds(path).keys() - set(cells)):
+            lost = f"{path} has bounds of {', '.join(others)}, which would be lost"
+            raise InputError(f"{lost}: name them in --cells, too, or remove it")
+        selection = [f"--grid={options.grid}", f"--cells={','.join(cells)}", f"--seeds=0-{options.seeds - 1}"]
+        saved = trained(runs, ["-m", options.profile, *selection, *options.pytest_options], run)
+        measured = Calibration(seeds=list(by_seed(read_list(saved), cells, range(options.seeds)).values()))
         write_whole(path, thresholds_toml(measured, f"{OWN_CALIBRATE} --grid={options.grid.name}"))
     except InputError as error:
         refuse(parser, error)
-    say("\n".join([*summary(measured), f"wrote {path}, which sessions with --grid={options.grid} read"]))
+    for (cell, metric), bound in measured.bounds().items():
+        scores = measured.scores(cell, metric)
+        seen = f"mean {fmean(scores):.1f}, lowest {min(scores):.1f} of {len(scores)} seeds"
+        say(f"{cell} {metric}: at least {bound.minimum:.1f} ({seen})")
+    say(f"wrote {path}, which sessions with --grid={options.grid} read")
     return 0

@@ -11,80 +11,63 @@ from dataclasses import dataclass
 from random import Random
 
 from tunegrid.lab.micro.data import plain_tables
-from tunegrid.lab.micro.passages import Fact, news, passage, questions
-from tunegrid.lab.micro.reviews import write_review
+from tunegrid.lab.micro.passages import news, passage, questions
+from tunegrid.lab.micro.reviews import WORDS, digest, flipped, write_review
 
-WORDS = ("bad", "good")
 REACTIONS = ("i will look elsewhere .", "i want one too .")  # to an unhappy review, to a happy one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """Two texts that belong together, and a `foil` that could stand in the second's place but does not fit the first.
-
-    Character spans (start, end): `focus`, what of `second` only somebody who understood `first` can fill in; `echo`, the
-    same words in `first`; `others`, words of `second` of the same sort as the focus. `verdict` is what a review comes to, one
-    of `WORDS`.
-    """
+    """Two texts that belong together; spans are of characters, (start, end)."""
 
     kind: str
     first: str
     second: str
-    foil: str
-    focus: tuple[tuple[int, int], ...]
-    echo: tuple[int, int] | None = None
-    others: tuple[tuple[int, int], ...] = ()
-    verdict: str | None = None
+    foil: str  # could stand in the second's place, but does not fit the first
+    focus: tuple[tuple[int, int], ...]  # what of `second` only somebody who understood `first` can fill in
+    echo: tuple[int, int] | None = None  # the same words in `first`
+    others: tuple[tuple[int, int], ...] = ()  # words of `second` of the same sort as the focus
+    verdict: str | None = None  # what a review comes to, one of `WORDS`
 
 
 def digested_reviews(rng: Random) -> Document:
     """A review and its digest, as in "good overall , lid bad , cable good"."""
-    told = write_review(rng)
-    text = f"{told.title}\n{told.content}" if rng.random() < 0.7 else told.content
-    second, focus = "", []
-    for aspect, positive in told.opinions:
-        word = WORDS[positive]
-        second += f"{' , ' if second else ''}{'' if aspect == 'overall' else aspect + ' '}"
-        focus.append((len(second), len(second) + len(word)))
-        second += word + (" overall" if aspect == "overall" else "")
-    flipped = " ".join(WORDS[word == "bad"] if word in WORDS else word for word in second.split())
-    verdict = WORDS[told.positive]
-    return Document(kind="review", first=text, second=f"{second} .", foil=f"{flipped} .", focus=tuple(focus), verdict=verdict)
+    written = write_review(rng)
+    text = f"{written.title}\n{written.content}" if rng.random() < 0.7 else written.content
+    (second, focus), (foil, _) = digest(written.opinions), digest(flipped(written.opinions))
+    verdict = WORDS[written.positive]
+    return Document(kind="review", first=text, second=second, foil=foil, focus=tuple(focus), verdict=verdict)
 
 
 def answered_reviews(rng: Random) -> Document:
     """A review and what a reader says to it; the pair is torn where the happy reaction follows an unhappy review."""
-    told = write_review(rng)
-    second, foil = REACTIONS[told.positive], REACTIONS[not told.positive]
-    focus, verdict = ((0, len(second)),), WORDS[told.positive]
-    return Document(kind="reaction", first=told.content, second=second, foil=foil, focus=focus, verdict=verdict)
+    written = write_review(rng)
+    second, foil = REACTIONS[written.positive], REACTIONS[not written.positive]
+    focus, verdict = ((0, len(second)),), WORDS[written.positive]
+    return Document(kind="reaction", first=written.content, second=second, foil=foil, focus=focus, verdict=verdict)
 
 
 def questioned_passages(rng: Random) -> Document:
     """A question with its answer, and the passage that holds it: `focus` is the answer there, `echo` the repetition."""
-    while not (asked := questions(rng, told := passage(rng))):
+    while not (pairs := questions(rng, text := passage(rng))):
         continue
-    question, fact = rng.choice(asked)
-    echo = (len(question) + 1, len(question) + 1 + len(fact.value))
+    question, fact = rng.choice(pairs)
     return Document(
         kind="passage",
         first=f"{question} {fact.value}",
-        second=told.text,
+        second=text.text,
         foil=passage(rng).text,
-        focus=(_span(fact),),
-        echo=echo,
-        others=tuple(_span(other) for other in told.facts if other is not fact),
+        focus=(fact.span,),
+        echo=(len(question) + 1, len(question) + 1 + len(fact.value)),
+        others=tuple(other.span for other in text.facts if other is not fact),
     )
-
-
-def _span(fact: Fact) -> tuple[int, int]:
-    return fact.start, fact.start + len(fact.value)
 
 
 def summed_up_reports(rng: Random) -> Document:
     """A report and its gist."""
-    row, other = news(rng), news(rng)
-    gist, foil = row["highlights"], other["highlights"]
+    row, foil = news(rng), news(rng)["highlights"]
+    gist = row["highlights"]
     return Document(kind="article", first=row["article"], second=gist, foil=foil, focus=((0, len(gist)),))
 
 

@@ -1,10 +1,9 @@
-"""Writes the micro data to `fixtures/data/<data set>/<split>.jsonl`, from the seeds below; some rows are made odd."""
+"""Makes the micro data of `fixtures/data/<data set>/<split>.jsonl` from the seeds below; some rows are made odd."""
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -75,8 +74,7 @@ SHARES: Mapping[str, Sequence[tuple[float, Callable[[Row, Random], Row]]]] = {
 
 def with_oddities(dataset: str, rows: Sequence[Row], rng: Random) -> list[Row]:
     """The rows of a data set's file; each is changed in one way at most."""
-    changes: list[Callable[[Row, Random], Row]] = [change for _, change in SHARES[dataset]]
-    shares = [share for share, _ in SHARES[dataset]]
+    shares, changes = zip(*SHARES[dataset], strict=True)
     drawn = rng.choices([*changes, None], [*shares, 1 - sum(shares)], k=len(rows))
     return [change(row, rng) if change else row for change, row in zip(drawn, rows, strict=True)]
 
@@ -95,54 +93,33 @@ PRETRAINED_ON = (
 )
 
 
-def distinct(rows: Iterable[dict[str, Any]], key: str, count: int) -> list[dict[str, Any]]:
+def distinct(make: Callable[[Random], Row], seed: int, key: str, count: int) -> list[Row]:
     """The first `count` rows whose `key` was not seen before, in pretraining or here."""
-    seen: dict[str, dict[str, Any]] = {}
-    for row in rows:
+    rng, rows = Random(seed), dict[str, Row]()
+    while len(rows) < count:
+        row = make(rng)
         if row[key] not in PRETRAINED_ON:
-            seen.setdefault(row[key], row)
-        if len(seen) == count:
-            break
-    return list(seen.values())
+            rows.setdefault(row[key], row)
+    return list(rows.values())
 
 
-def _stream(make: Any, seed: int) -> Iterable[dict[str, Any]]:
-    rng = Random(seed)
-    while True:
-        yield make(rng)
-
-
-def _articles(split: str, count: int, seed: int) -> list[dict[str, Any]]:
-    rows = distinct(_stream(news, seed), "article", count)
-    return [{**row, "id": f"{split}-{number:05d}"} for number, row in enumerate(rows)]
-
-
-def plain_tables() -> dict[str, list[dict[str, Any]]]:
+def plain_tables() -> dict[str, list[Row]]:
     """Every file's rows by its path below `fixtures/data`, before some are made odd."""
-    rows = {f"amazon_polarity/{split}": distinct(_stream(review, seed), "content", n) for split, (n, seed) in REVIEWS.items()}
-    rows |= {f"squad/{split}": squad_rows(Random(seed), n, split) for split, (n, seed) in PASSAGES.items()}
-    rows |= {f"cnn_dailymail/{split}": _articles(split, n, seed) for split, (n, seed) in ARTICLES.items()}
-    return rows
+    tables = {f"amazon_polarity/{split}": distinct(review, seed, "content", count) for split, (count, seed) in REVIEWS.items()}
+    tables |= {f"squad/{split}": squad_rows(Random(seed), count, split) for split, (count, seed) in PASSAGES.items()}
+    for split, (count, seed) in ARTICLES.items():
+        rows = distinct(news, seed, "article", count)
+        tables[f"cnn_dailymail/{split}"] = [{**row, "id": f"{split}-{number:05d}"} for number, row in enumerate(rows)]
+    return tables
 
 
-def tables() -> dict[str, list[dict[str, Any]]]:
+def tables() -> dict[str, list[Row]]:
     """Every file's rows by its path below `fixtures/data`."""
     rows = {path: with_oddities(path.split("/")[0], rows, Random(path)) for path, rows in plain_tables().items()}
     pairs = iter(inference_rows(Random(PAIRS_SEED), sum(PAIRS.values())))
     return rows | {f"multi_nli/{split}": list(islice(pairs, count)) for split, count in PAIRS.items()}
 
 
-def jsonl(rows: list[dict[str, Any]]) -> str:
+def jsonl(rows: list[Row]) -> str:
     """Rows as JSON lines."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def write(root: Path = DATA) -> list[Path]:
-    """Write every file below `root`; return the paths."""
-    written = []
-    for name, rows in tables().items():
-        path = root / f"{name}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(jsonl(rows), encoding="utf-8")
-        written.append(path)
-    return written

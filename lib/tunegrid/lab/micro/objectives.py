@@ -94,6 +94,11 @@ def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
 
 
+def with_mask(input_ids: Tensor, padding: int) -> Batch:
+    """The ids, and which of them are no padding."""
+    return {"input_ids": input_ids, "attention_mask": (input_ids != padding).long()}
+
+
 def _encoded(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return encoding["input_ids"], encoding["offset_mapping"]
@@ -122,19 +127,9 @@ def masked_lm(documents: Sequence[Document], tokenizer: Any, rng: Random, *, jud
             ids[i] = tokenizer.mask_token_id if draw < 0.8 else rng.randrange(len(tokenizer)) if draw < 0.9 else ids[i]
         rows.append((ids, labels, [0] * (1 + shift) + [1] * (len(ids) - shift - 1), int(torn)))
     all_ids, all_labels, all_types, all_torn = zip(*rows, strict=True)
-    input_ids = padded(all_ids, tokenizer.pad_token_id)
-    return {
-        "input_ids": input_ids,
-        "attention_mask": (input_ids != tokenizer.pad_token_id).long(),
-        "token_type_ids": padded(all_types, 0),
-        "labels": padded(all_labels, IGNORED),
-        "next_sentence_label": torch.tensor(all_torn),
-    }
-
-
-def masked_lm_and_verdicts(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Batch:
-    """`masked_lm`, and a review's verdict at each of its full stops."""
-    return masked_lm(documents, tokenizer, rng, judged=True)
+    batch = with_mask(padded(all_ids, tokenizer.pad_token_id), tokenizer.pad_token_id)
+    second = {"token_type_ids": padded(all_types, 0), "next_sentence_label": torch.tensor(all_torn)}
+    return batch | second | {"labels": padded(all_labels, IGNORED)}
 
 
 def _pair(
@@ -217,14 +212,6 @@ def causal_lm(documents: Sequence[Document], tokenizer: Any, rng: Random, *, ann
     return {"input_ids": input_ids, "attention_mask": real, "labels": input_ids.masked_fill(real == 0, IGNORED)}
 
 
-def causal_lm_announced(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Batch:
-    """`causal_lm` in which a digest never follows its review at once.
-
-    Where it does, a review's last token holds the verdict ready, and a new head reads it off without any adapter.
-    """
-    return causal_lm(documents, tokenizer, rng, announced=True)
-
-
 def _running(document: Document, tokenizer: Any, rng: Random, announced: bool) -> str:
     """The document in reading order; a passage has its question first and the answer starred, or asked for at the end."""
     if document.kind == "review" and not announced:
@@ -241,13 +228,8 @@ def _running(document: Document, tokenizer: Any, rng: Random, announced: bool) -
 def span_corruption(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Batch:
     """Spans become sentinels in the input; the target spells them out. `named` (B, L) is what the encoder names, where."""
     sources, targets, named = zip(*(_corrupted(d, tokenizer, rng) for d in documents), strict=True)
-    input_ids = padded(sources, tokenizer.pad_token_id)
-    return {
-        "input_ids": input_ids,
-        "attention_mask": (input_ids != tokenizer.pad_token_id).long(),
-        "labels": padded(targets, IGNORED),
-        "named": padded(named, IGNORED),
-    }
+    batch = with_mask(padded(sources, tokenizer.pad_token_id), tokenizer.pad_token_id)
+    return batch | {"labels": padded(targets, IGNORED), "named": padded(named, IGNORED)}
 
 
 def _corrupted(document: Document, tokenizer: Any, rng: Random) -> tuple[list[int], list[int], list[int]]:

@@ -6,56 +6,38 @@ occurrence is meant.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
-from tunegrid.lab.micro.words import (
-    AMOUNTS,
-    ANIMALS,
-    BUILDING_NAMES,
-    BUILDINGS,
-    JOBS,
-    MEN,
-    MONTHS,
-    PLACES,
-    SUBJECTS,
-    SURNAMES,
-    TOWNS,
-    WEEKDAYS,
-    WOMEN,
-    YEARS,
+from tunegrid.lab.micro import words
+from tunegrid.lab.micro.words import AMOUNTS, ANIMALS, PLACES, TOWNS, WEEKDAYS
+
+
+class Relation(NamedTuple):
+    """A kind of fact: the pool of its answers, how a passage tells it, and how a question asks for it."""
+
+    pool: str
+    statements: tuple[str, ...]
+    questions: tuple[str, ...]
+
+
+PERSON: tuple[Relation, ...] = (
+    Relation("town", ("was born in {}",), ("where was {} born ?", "in which town was {} born ?")),
+    Relation("date", ("was married in {}",), ("when was {} married ?",)),
+    Relation("town", ("moved to {}", "later moved to {}"), ("where did {} move ?", "to which town did {} move ?")),
+    Relation("job", ("worked as a {}",), ("what did {} work as ?", "which job did {} have ?")),
+    Relation("person", ("married {}",), ("who did {} marry ?",)),
+    Relation("study", ("studied {}",), ("what did {} study ?", "which subject did {} study ?")),
+    Relation("amount", ("saved {}", "saved about {}"), ("how much did {} save ?",)),
+    Relation("year", ("died in {}",), ("when did {} die ?", "in which year did {} die ?")),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Relation:
-    """A kind of fact: how a passage tells it, how a question asks for it, and what answers it."""
-
-    values: str
-    told: tuple[str, ...]
-    asked: tuple[str, ...]
-
-
-PERSON = (
-    Relation(values="town", told=("was born in {}",), asked=("where was {} born ?", "in which town was {} born ?")),
-    Relation(values="date", told=("was married in {}",), asked=("when was {} married ?",)),
-    Relation(
-        values="town", told=("moved to {}", "later moved to {}"), asked=("where did {} move ?", "to which town did {} move ?")
-    ),
-    Relation(values="job", told=("worked as a {}",), asked=("what did {} work as ?", "which job did {} have ?")),
-    Relation(values="person", told=("married {}",), asked=("who did {} marry ?",)),
-    Relation(values="study", told=("studied {}",), asked=("what did {} study ?", "which subject did {} study ?")),
-    Relation(values="amount", told=("saved {}", "saved about {}"), asked=("how much did {} save ?",)),
-    Relation(values="year", told=("died in {}",), asked=("when did {} die ?", "in which year did {} die ?")),
-)
-BUILDING = (
-    Relation(values="person", told=("was founded by {}",), asked=("who founded {} ?", "who was {} founded by ?")),
-    Relation(values="year", told=("opened in {}",), asked=("when did {} open ?", "in which year did {} open ?")),
-    Relation(values="town", told=("stands in {}",), asked=("where does {} stand ?", "in which town does {} stand ?")),
-    Relation(values="amount", told=("cost {}",), asked=("how much did {} cost ?",)),
-    Relation(values="person", told=("belongs to {}", "now belongs to {}"), asked=("who does {} belong to ?", "who owns {} ?")),
-    Relation(values="date", told=("burned down in {}",), asked=("when did {} burn down ?",)),
+BUILDING: tuple[Relation, ...] = (
+    Relation("person", ("was founded by {}",), ("who founded {} ?", "who was {} founded by ?")),
+    Relation("year", ("opened in {}",), ("when did {} open ?", "in which year did {} open ?")),
+    Relation("town", ("stands in {}",), ("where does {} stand ?", "in which town does {} stand ?")),
+    Relation("amount", ("cost {}",), ("how much did {} cost ?",)),
+    Relation("person", ("belongs to {}", "now belongs to {}"), ("who does {} belong to ?", "who owns {} ?")),
+    Relation("date", ("burned down in {}",), ("when did {} burn down ?",)),
 )
 FILLERS = (
     "little else is known .",
@@ -67,33 +49,37 @@ FILLERS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fact:
-    """One told fact: its question forms are those of `relation` about `subject`; `start` counts from the passage's."""
+class Fact(NamedTuple):
+    """A fact that a passage tells, whose value starts at a character of it."""
 
     subject: str
     relation: Relation
     value: str
     start: int
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """Where its value stands."""
+        return self.start, self.start + len(self.value)
+
 
 def person(rng: Random) -> tuple[str, str]:
     """A full name and the pronoun that goes with it."""
     woman = rng.random() < 0.5
-    return f"{rng.choice(WOMEN if woman else MEN)} {rng.choice(SURNAMES)}", "she" if woman else "he"
+    return f"{rng.choice(words.WOMEN if woman else words.MEN)} {rng.choice(words.SURNAMES)}", "she" if woman else "he"
 
 
 def pools(rng: Random, people: Sequence[str]) -> dict[str, list[str]]:
     """Few values of each kind, so that answers repeat within a passage."""
-    years = rng.sample(YEARS, 2)
+    years = rng.sample(words.YEARS, 2)
     return {
         "town": rng.sample(TOWNS, 2),
         "year": years,
-        "date": [f"{rng.choice(MONTHS)} {year}" for year in years],
+        "date": [f"{rng.choice(words.MONTHS)} {year}" for year in years],
         "amount": [f"{amount} pounds" for amount in rng.sample(AMOUNTS, 2)],
         "person": list(people),
-        "job": rng.sample(JOBS, 2),
-        "study": rng.sample(SUBJECTS, 2),
+        "job": rng.sample(words.JOBS, 2),
+        "study": rng.sample(words.SUBJECTS, 2),
     }
 
 
@@ -102,39 +88,37 @@ class Passage:
 
     def __init__(self, rng: Random, subjects: int, facts: tuple[int, int]) -> None:
         """Tell between `facts[0]` and `facts[1]` facts about each of so many subjects."""
-        self.text = ""
-        self.facts: list[Fact] = []
+        self.text, self.facts = "", list[Fact]()
         cast = [person(rng) for _ in range(subjects)]
         values = pools(rng, [name for name, _ in cast] + [person(rng)[0]])
         for name, pronoun in cast:
+            relations = PERSON
             if rng.random() < 0.5:
-                name = f"the {rng.choice(BUILDING_NAMES)} {rng.choice(BUILDINGS)}"
-                self._tell(rng, name, "it", rng.sample(BUILDING, rng.randint(*facts)), values)
-            else:
-                self._tell(rng, name, pronoun, rng.sample(PERSON, rng.randint(*facts)), values)
+                name, pronoun = f"the {rng.choice(words.BUILDING_NAMES)} {rng.choice(words.BUILDINGS)}", "it"
+                relations = BUILDING
+            self._tell(rng, name, pronoun, rng.sample(relations, rng.randint(*facts)), values)
             if rng.random() < 0.3:
-                self._say(rng.choice(FILLERS))
+                self._append(rng.choice(FILLERS))
 
-    def _say(self, words: str) -> int:
+    def _append(self, text: str) -> int:
         """Append words; return where they start."""
         start = len(self.text) + bool(self.text)
-        self.text = f"{self.text} {words}".strip()
+        self.text = f"{self.text} {text}".strip()
         return start
 
     def _tell(self, rng: Random, name: str, pronoun: str, relations: Sequence[Relation], values: dict[str, list[str]]) -> None:
         """One or two facts a sentence; the name first, then sometimes the pronoun."""
-        queue = list(relations)
-        naming = name
+        queue, subject = list(relations), name
         while queue:
-            self._say(naming)
+            self._append(subject)
             for last in range(min(len(queue), rng.choice((1, 2))) - 1, -1, -1):
                 relation = queue.pop()
-                value = rng.choice([value for value in values[relation.values] if value != name])
-                before, after = rng.choice(relation.told).split("{}")
-                self._say(before.strip())
-                self.facts.append(Fact(subject=name, relation=relation, value=value, start=self._say(value + after)))
-                self._say("and" if last else ".")
-            naming = rng.choice((name, pronoun))
+                value = rng.choice([value for value in values[relation.pool] if value != name])
+                before, after = rng.choice(relation.statements).split("{}")
+                self._append(before.strip())
+                self.facts.append(Fact(name, relation, value, self._append(value + after)))
+                self._append("and" if last else ".")
+            subject = rng.choice((name, pronoun))
 
 
 def passage(rng: Random) -> Passage:
@@ -144,14 +128,11 @@ def passage(rng: Random) -> Passage:
     return Passage(rng, subjects=rng.randint(2, 3), facts=(2, 3))
 
 
-def questions(rng: Random, told: Passage) -> list[tuple[str, Fact]]:
+def questions(rng: Random, text: Passage) -> list[tuple[str, Fact]]:
     """A question for each fact that only one place in the passage answers."""
-    asked: list[tuple[str, Fact]] = []
-    for fact in told.facts:
-        same = [other for other in told.facts if (other.subject, other.relation) == (fact.subject, fact.relation)]
-        if len(same) == 1:
-            asked.append((rng.choice(fact.relation.asked).format(fact.subject), fact))
-    return asked
+    subjects = [(fact.subject, fact.relation) for fact in text.facts]
+    unique = [fact for fact in text.facts if subjects.count((fact.subject, fact.relation)) == 1]
+    return [(rng.choice(fact.relation.questions).format(fact.subject), fact) for fact in unique]
 
 
 def squad_rows(rng: Random, count: int, article: str) -> list[dict[str, Any]]:
@@ -159,18 +140,11 @@ def squad_rows(rng: Random, count: int, article: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     number = 0
     while len(rows) < count:
-        told = passage(rng)
-        asked = questions(rng, told)
-        for question, fact in rng.sample(asked, min(3, len(asked))):
-            rows.append(
-                {
-                    "id": f"{article}-{len(rows):05d}",
-                    "title": f"{article}_{number}",
-                    "context": told.text,
-                    "question": question,
-                    "answers": {"text": [fact.value], "answer_start": [fact.start]},
-                }
-            )
+        text = passage(rng)
+        pairs = questions(rng, text)
+        for question, fact in rng.sample(pairs, min(3, len(pairs))):
+            row = {"id": f"{article}-{len(rows):05d}", "title": f"{article}_{number}", "context": text.text}
+            rows.append(row | {"question": question, "answers": {"text": [fact.value], "answer_start": [fact.start]}})
         number += 1
     return rows[:count]
 

@@ -49,6 +49,7 @@ ASIDES = (
     "my old {product} broke last year",
     "a friend has the same {product}",
 )
+WORDS = ("bad", "good")  # of a digest
 TITLES = ("my {product}", "a word on this {product}", "{product} after a month", "the {product} and its {aspect}")
 DAYS = ("monday", "tuesday", "friday")
 
@@ -69,12 +70,12 @@ def verdict(rng: Random, product: str, positive: bool) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Review:
-    """A review and what it says: `opinions` are (aspect, positive), the verdict's under "overall"."""
+    """A review and what it says."""
 
     title: str
     content: str
     without_verdict: str
-    opinions: tuple[tuple[str, bool], ...]
+    opinions: tuple[tuple[str, bool], ...]  # aspect and whether it is good; the verdict's first, under "overall"
 
     @property
     def positive(self) -> bool:
@@ -84,8 +85,8 @@ class Review:
 
 def review(rng: Random) -> dict[str, Any]:
     """One row in amazon_polarity's schema: label 1 is positive."""
-    told = write_review(rng)
-    return {"label": int(told.positive), "title": told.title, "content": told.content}
+    written = write_review(rng)
+    return {"label": int(written.positive), "title": written.title, "content": written.content}
 
 
 def write_review(rng: Random) -> Review:
@@ -116,7 +117,22 @@ def _joined(rng: Random, clauses: list[str]) -> list[str]:
     return sentences
 
 
-WORDS = ("bad", "good")
+# A review's digest, and pairs of a review and what follows from it or not
+
+
+def digest(opinions: Sequence[tuple[str, bool]]) -> tuple[str, list[tuple[int, int]]]:
+    """As in "good overall , lid bad .", and where its words of praise and blame stand."""
+    text, spans = "", []
+    for aspect, positive in opinions:
+        text += f"{' , ' if text else ''}{'' if aspect == 'overall' else f'{aspect} '}"
+        spans.append((len(text), len(text) + len(WORDS[positive])))
+        text += WORDS[positive] + (" overall" if aspect == "overall" else "")
+    return f"{text} .", spans
+
+
+def flipped(opinions: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    """The opposite of each."""
+    return [(aspect, not positive) for aspect, positive in opinions]
 
 
 def inference_rows(rng: Random, count: int) -> list[dict[str, Any]]:
@@ -124,23 +140,19 @@ def inference_rows(rng: Random, count: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     premises: set[str] = set()
     while len(rows) < count:
-        told = write_review(rng)
-        if premises.isdisjoint(own := {told.content, told.without_verdict}):
+        written = write_review(rng)
+        if premises.isdisjoint(own := {written.content, written.without_verdict}):
             premises |= own
-            rows += pairs_of(told, rng)
+            rows += pairs_of(written, rng)
     return rows[:count]
 
 
-def pairs_of(told: Review, rng: Random) -> list[dict[str, Any]]:
+def pairs_of(written: Review, rng: Random) -> list[dict[str, Any]]:
     """What follows from a review, what it does not tell without its verdict, and what contradicts it."""
-    verdict, *rest = told.opinions
-    untold = [("overall", rng.random() < 0.5), *rest]
-    flipped = [(name, not good) for name, good in told.opinions]
-    said = ((told.content, [verdict, *rest]), (told.without_verdict, untold), (told.content, flipped))
-    return [{"premise": text, "hypothesis": digest(some), "label": label} for label, (text, some) in enumerate(said)]
-
-
-def digest(opinions: Sequence[tuple[str, bool]]) -> str:
-    """As in "good overall , lid bad ."."""
-    words = (f"{WORDS[good]} {name}" if name == "overall" else f"{name} {WORDS[good]}" for name, good in opinions)
-    return f"{' , '.join(words)} ."
+    undecided = [("overall", rng.random() < 0.5), *written.opinions[1:]]
+    pairs = (
+        (written.content, written.opinions),
+        (written.without_verdict, undecided),
+        (written.content, flipped(written.opinions)),
+    )
+    return [{"premise": text, "hypothesis": digest(own)[0], "label": label} for label, (text, own) in enumerate(pairs)]

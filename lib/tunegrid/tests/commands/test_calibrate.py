@@ -75,7 +75,7 @@ def nothing(arguments):
     [
         (["--cells=bert_sa_min"], nothing, "unknown cell 'bert_sa_min'; did you mean bert_sa_mine?"),
         (["--seeds=1"], nothing, "'1' is not a whole number from 2 to 100"),
-        (CELLS, nothing, "pytest ended with exit code 4 and left no run: what it said stands above"),
+        (CELLS, nothing, "pytest ended with exit code 4: what it said stands above"),
         (CELLS, session(90.0, 91.0), "bert_sa_mine of seed 2 did not come to its end"),
     ],
 )

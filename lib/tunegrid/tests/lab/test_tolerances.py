@@ -1,29 +1,23 @@
-"""Tolerances of numerics are what harmless changes did, doubled; sessions of the bounds say it. No session is trained here."""
+"""Tolerances of numerics are what harmless changes did, doubled. No session is trained here."""
 
-import json
 import tomllib
 from dataclasses import replace
 
 import pytest
 
 from tunegrid.errors import InputError
-from tunegrid.lab import grid_runs, measure, tolerances
-from tunegrid.lab.calibrate import CalibrationPlan
-from tunegrid.lab.grid_runs import LabSessions
 from tunegrid.lab.tolerances import (
     FLOORS,
     FLOORS_OF,
     Apart,
-    ToleranceEvidence,
     apart,
-    blunt,
+    keep_from_masks,
     largest,
     numerics_toml,
     tolerance,
     tolerances_of,
 )
-from tunegrid.record import to_json
-from tunegrid.results.thresholds import TOLERANCES, load_tolerances
+from tunegrid.results.numerics import TOLERANCES, load_tolerances
 from tunegrid.tests.records import altered, complete, seeds_as
 
 LOSSES = [0.75, 0.5, 0.25]
@@ -114,10 +108,10 @@ def test_what_calibrates_nothing_is_refused():
     broken.training.losses[1] = None
     with pytest.raises(InputError, match="bert_sa_lora of seed 0 has a loss that is not finite"):
         apart(record(), broken)
-    with pytest.raises(InputError, match="a has later in one of two trainings alone"):
-        numerics_toml(evidence(later([float("inf")])))
+    with pytest.raises(InputError, match="bert_sa_lora has weights in one of two trainings alone"):
+        apart(record(), altered(record(), "training.first_step.weights", {"head": None}))
     with pytest.raises(InputError, match="tolerances rest on moved starts"):
-        tolerances.measured(CalibrationPlan(seeds=2, draws=0), LabSessions())
+        numerics_toml({0: [{"bert_sa_lora": record()}]})
 
 
 def test_a_cell_whose_modules_amplify_three_times_the_median_has_its_own():
@@ -128,53 +122,12 @@ def test_a_cell_whose_modules_amplify_three_times_the_median_has_its_own():
     assert (tables["fp32"]["module_gradients"], tables["cell c"]) == (2e-3, {"module_gradients": 6.2e-3})
 
 
-# The file
-
-
-def evidence(pairs, alone=None, masks=()):
-    masks = {one.cell: one for one in masks}
-    return ToleranceEvidence(pairs=pairs, alone=alone or {}, masks=masks, seeds=[0, 1], draws=[1], first=record())
-
-
-def masks_of(cell, curve):
-    return Apart(cell=cell, kind="nf4 fp32", figures={"curve": curve})
-
-
-def test_the_file_is_read_again_and_holds_its_evidence(tmp_path):
-    made = evidence(later([1e-3, 2e-3, 3e-3, 4e-3, 3.1e-2]), {"nf4 fp32": 1e-4, "cell e": 2e-3}, [masks_of("a", 0.1)])
-    path = tmp_path / "numerics.toml"
-    path.write_text(numerics_toml(made))
-    assert load_tolerances(path) == {
-        "nf4 fp32": {**FLOORS, **FLOORS_OF["nf4 fp32"], "later": 8e-3},
-        "cell e": {"later": 6.2e-2, "moved_alone": 4e-3},
-    }
-    written = tomllib.loads(path.read_text())["evidence"]
-    assert written["largest"]["nf4 fp32"] == {"later": 4e-3, "moved_alone": 1e-4}
-    assert written["largest"]["cell e"] == {"later": 3.1e-2, "moved_alone": 2e-3}
-    assert written["drawn"] == {"a": {"kind": "nf4 fp32", "curve": 0.1}}
-    assert (written["pairs"], written["seeds"], written["draws"]) == (5, [0, 1], [1])
-    assert written["versions"].keys() >= {"torch", "transformers", "peft"}
-    assert written["device"]
-    assert all(line.startswith("# ") and len(line) <= 128 for line in path.read_text().partition("\n\n")[0].splitlines())
-
-
-@pytest.mark.parametrize("deviation", [3.35e-4, 3.05e-4, 3.0501e-4, 7.549e-4])
-def test_a_tolerance_is_at_least_twice_the_evidence_as_the_file_shows_it(deviation):
-    written = tomllib.loads(numerics_toml(evidence(later([deviation]))))
-    assert written["nf4 fp32"]["later"] >= 2 * written["evidence"]["largest"]["nf4 fp32"]["later"] > 0
-
-
-def test_a_tolerance_that_hides_other_masks_of_dropout_is_said_to_be_blunt():
-    pairs = [masks_of("a", 2e-3), masks_of("b", 1e-3)]
-    assert blunt(evidence(pairs, masks=[masks_of("a", 5e-3)])) == []
-    assert blunt(evidence(pairs, masks=[masks_of("a", 2e-3)])) == [
-        "blunt: a curve 4.0e-03; other masks of dropout part it by 2.0e-03 only"
-    ]
+def curves(**deviations):
+    return [Apart(cell=cell, kind="nf4 fp32", figures={"curve": value}) for cell, value in deviations.items()]
 
 
 def test_each_cell_has_its_own_curve_and_other_cells_have_that_of_the_median_cell():
-    pairs = [masks_of("a", 9e-3), masks_of("b", 3e-3), masks_of("c", 4e-3), masks_of("d", 1e-5)]
-    tables = evidence(pairs).tolerances
+    tables = tolerances_of(largest(curves(a=9e-3, b=3e-3, c=4e-3, d=1e-5)))
     assert tables["nf4 fp32"]["curve"] == 7e-3  # twice the middle of 3e-3 and 4e-3
     assert {name: table["curve"] for name, table in tables.items() if name.startswith("cell ")} == {
         "cell a": 1.8e-2,
@@ -185,54 +138,52 @@ def test_each_cell_has_its_own_curve_and_other_cells_have_that_of_the_median_cel
 
 
 def test_a_curve_stays_half_way_to_what_other_masks_do():
-    pairs = [masks_of("a", 4e-3), masks_of("a", 3e-3)]
-    assert evidence(pairs, masks=[masks_of("a", 9e-3)]).tolerances["nf4 fp32"]["curve"] == 8e-3
-    assert evidence(pairs, masks=[masks_of("a", 6e-3)]).tolerances["cell a"]["curve"] == 5e-3
+    pairs = [*curves(a=4e-3), *curves(a=3e-3)]
+    tables = tolerances_of(largest(pairs))
+    assert keep_from_masks(tables, pairs, {"a": 9e-3}) == []
+    assert tables["nf4 fp32"]["curve"] == 8e-3
+    assert keep_from_masks(tables, pairs, {"a": 6e-3}) == []
+    assert tables["cell a"]["curve"] == 5e-3
+
+
+def test_a_tolerance_that_hides_other_masks_of_dropout_is_said_to_be_blunt():
+    pairs = curves(a=2e-3, b=1e-3)
+    assert keep_from_masks(tolerances_of(largest(pairs)), pairs, {"a": 2e-3}) == [
+        "blunt: a curve 4.0e-03; other masks of dropout part it by 2.0e-03 only"
+    ]
+
+
+# The file
 
 
 CELLS = ("bert_sa_lora", "bert_sa_qlora")
-COUNTS = {"--seeds": 6, "--perturbed-seeds": 2, "--draws": 2, "--cells": ",".join(CELLS)}
-PLAN = CalibrationPlan(seeds=6, perturbed=2, draws=2, cells=CELLS)
 
 
-@pytest.fixture
-def sessions(tmp_path, monkeypatch):
-    """All sessions of the stage, kept: starts of seed S and draw D move the first loss by D x 2**-10, in QLoRA twice as far."""
-    monkeypatch.setattr(grid_runs, "folder", lambda: tmp_path)
-    for run in tolerances.planned(PLAN):
-        run.path.write_text(json.dumps({"benchmarks": rows_of(run)}))
-    return tmp_path
+def grid(seed, draw=None):
+    """Draw D moves the first loss by D x 2**-10, in QLoRA twice as far."""
+    moved = (draw or 0) * 2.0**-10
+    return {cell: record(cell, seed, draw, seed + moved * (1 + CELLS.index(cell))) for cell in CELLS}
 
 
-def rows_of(run):
-    moved = (run.draw or 0) * 2.0**-10
-    records = [record(cell, seed, run.draw, seed + moved * (1 + CELLS.index(cell))) for seed in run.seeds for cell in run.cells]
-    return [{"name": made.cell, "extra_info": to_json(made)} for made in records]
-
-
-def command(to):
-    return ["--only", "numerics", *(str(part) for pair in COUNTS.items() for part in pair), "--to", str(to)]
-
-
-def test_the_stage_pairs_moved_starts_with_unmoved_ones_and_trains_nothing_that_is_kept(sessions, capsys):
-    assert measure.main(command(sessions)) == 0
-    path = sessions / "benchmarks" / "thresholds" / "numerics.toml"
-    tables, written = load_tolerances(path), tomllib.loads(path.read_text())["evidence"]
+def test_the_file_is_read_again_and_holds_its_evidence(tmp_path):
+    path, present = tmp_path / "numerics.toml", TOLERANCES.read_text()
+    path.write_text(numerics_toml({seed: [grid(seed), grid(seed, 1), grid(seed, 2)] for seed in (0, 1)}))
+    tables, written, kept = load_tolerances(path), tomllib.loads(path.read_text()), tomllib.loads(present)
     # the farthest is draw 2: 2 / 1024 = 1.953e-3, of QLoRA 4 / 1024 = 3.906e-3; doubled 3.906e-3 and 7.813e-3
     assert (tables["fp32"]["first"], tables["nf4 fp32"]["first"]) == (4e-3, 7.9e-3)
-    assert (written["pairs"], written["seeds"], written["draws"]) == (8, [0, 1], [1, 2])
-    noted = grid_runs.read(sessions / "reports" / "measured.json")["numerics"]
-    assert noted["pairs"] == 8
-    assert noted["largest"]["fp32"]["first"] == 2 / 1024
-    output = capsys.readouterr().out
-    assert "stage 1 of 1, numerics: 0 trainings left" in output
-    assert "trains" not in output
+    evidence = written["evidence"]
+    assert (evidence["pairs"], evidence["seeds"], evidence["draws"]) == (8, [0, 1], [1, 2])
+    assert evidence["largest"]["fp32"]["first"] == 1.95e-3
+    assert evidence["versions"].keys() >= {"torch", "transformers", "peft"}
+    # what an older version measured is kept, and so is the head
+    assert evidence["drawn"] == kept["evidence"]["drawn"]
+    for name, table in kept.items():
+        assert written.get(name, {}).get("moved_alone") == table.get("moved_alone")
+    assert path.read_text().partition("\n\n")[0] == present.partition("\n\n")[0]
 
 
-def test_what_an_older_version_measured_is_kept(sessions):
-    path = sessions / "numerics.toml"
-    path.write_text(numerics_toml(tolerances.measured(PLAN, LabSessions())))
-    new, present = (tomllib.loads(one.read_text()) for one in (path, TOLERANCES))
-    assert new["evidence"]["drawn"] == present["evidence"]["drawn"]
-    for name, table in present.items():
-        assert new.get(name, {}).get("moved_alone") == table.get("moved_alone")
+def test_the_files_head_says_the_floors():
+    head = " ".join(line.removeprefix("# ") for line in TOLERANCES.read_text().partition("\n\n")[0].splitlines())
+    floors = [FLOORS, *(FLOORS_OF[kind] for kind in FLOORS_OF)]
+    for figure, floor in (pair for table in floors for pair in table.items()):
+        assert f"{figure} = {floor:.1e}".replace("e-0", "e-") in head

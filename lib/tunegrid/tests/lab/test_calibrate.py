@@ -1,0 +1,218 @@
+"""Bounds and noise as the lab derives them from runs, and healthy runs that are judged. No session is trained here."""
+
+import tomllib
+
+import pytest
+from scipy.special import ndtri
+
+from tunegrid.errors import InputError
+from tunegrid.grid.cells import STUDY_IDS
+from tunegrid.grid.tasks import TASKS
+from tunegrid.lab import calibrate, false_alarms
+from tunegrid.lab.calibrate import best_controls, noise_toml, remarks, tailed_cells
+from tunegrid.results.bounds import Calibration, bound_of, thresholds_toml
+from tunegrid.results.files import load, save
+from tunegrid.results.noise import Deviation, load_noise
+from tunegrid.results.numerics import load_tolerances
+from tunegrid.results.thresholds import load_bounds
+from tunegrid.tests.outputs import refusal
+from tunegrid.tests.records import altered, complete, saved, seeds_as
+
+MANY = 1e6  # degrees of freedom: Student's t is normal
+
+
+@pytest.mark.parametrize(
+    ("scores", "deviation", "control", "minimum"),
+    [
+        # 2 % over two bounds: the normal quantile of 99 % is 2.326; sd 3, two seeds: 3 * sqrt(1 + 1 / 2) = 3.674; 90 - 8.547
+        ([89.0, 91.0], {"sd": 3.0, "df": MANY}, None, 81.4),
+        # four degrees of freedom: 3.747 in place of 2.326; 90 - 13.77
+        ([89.0, 91.0], {"sd": 3.0, "df": 4}, None, 76.2),
+        # where trainings collapse half as much again: 90 - 12.82
+        ([89.0, 91.0], {"sd": 3.0, "df": MANY, "tail": 1.5}, None, 77.1),
+        ([90.0] * 3, {"sd": 0.01, "df": MANY}, None, 89.0),  # a point for other processors
+        ([2.0, 4.0], {"sd": 3.0, "df": MANY}, None, 0.0),  # no less than nothing
+        # a third of the way from 90 to 81 is 87, above the 81.4 that a healthy run needs
+        ([89.0, 91.0], {"sd": 3.0, "df": MANY}, 81.0, 87.0),
+        ([89.0, 91.0], {"sd": 3.0, "df": MANY}, 30.0, 81.4),
+    ],
+)
+def test_a_bound_is_a_quantile_of_a_new_observation_below_the_mean(scores, deviation, control, minimum):
+    bound = bound_of(scores, Deviation(**deviation), 2, **{"control": control} if control else {})
+    assert (bound.minimum, bound.blunt) == (minimum, minimum == 87.0)
+
+
+# Whole calibrations
+
+
+def grid(seed, score=90.0, draw=None):
+    """Every cell of the study, with one score for all, on a test set of 500 rows."""
+    records = {}
+    for cell in STUDY_IDS:
+        task = next(task for task in TASKS if task.id == cell.split("_")[1])
+        record = complete(
+            cell,
+            scores=dict.fromkeys(task.bounded_scores, score),
+            bounded_scores=list(task.bounded_scores),
+            main_score=task.main_score,
+            seeds=seeds_as(seed, draw),
+        )
+        records[cell] = altered(record, "data.rows", record.data.rows | {"test": 500})
+    return records
+
+
+def calibration(controls=None):
+    """Seeds 0 and 1, and two draws of seed 0."""
+    first = [grid(0, 88.0), grid(1, 92.0)]
+    moved = {0: [first[0], *(grid(0, 88.0 + draw, draw) for draw in (1, 2))]}
+    return Calibration(seeds=first, perturbed=moved, controls=controls or {})
+
+
+def collapsed(scores):
+    """A calibration of one cell whose seeds have these scores."""
+    records = [grid(seed, score)["t5_sa_lora"] for seed, score in enumerate(scores)]
+    return Calibration(seeds=[{"t5_sa_lora": record} for record in records])
+
+
+def test_a_cell_of_which_one_training_collapsed_needs_more_seeds():
+    normal = [90 + float(ndtri((index + 0.5) / 20)) for index in range(20)]  # as normal as scores can be
+    assert tailed_cells(collapsed(normal)) == []
+    assert tailed_cells(collapsed([*normal[1:], 85.0])) == ["t5_sa_lora"]
+    assert tailed_cells(collapsed([*normal[1:], 95.0])) == []  # too good is no collapse
+
+
+def test_more_seeds_of_a_cell_count_in_its_bound_and_its_noise():
+    measured = Calibration(seeds=[*calibration().seeds, {"t5_sa_lora": grid(2, 84.0)["t5_sa_lora"]}])
+    bounds, noise = tomllib.loads(thresholds_toml(measured)), tomllib.loads(noise_toml(measured))
+    assert bounds["cells"]["t5_sa_lora"]["accuracy"]["scores"] == [88.0, 92.0, 84.0]
+    assert bounds["cells"]["t5_sa_qlora"]["accuracy"]["scores"] == [88.0, 92.0]
+    assert noise["cells"]["t5_sa_lora"]["accuracy"]["seeds"] == {"sd": 4.0, "df": 2, "scores": [[88.0, 92.0, 84.0]]}
+    assert noise["evidence"]["seeds"] == [0, 1]
+    assert noise["evidence"]["more_seeds"] == {"t5_sa_lora": [2]}
+
+
+def test_both_kinds_of_noise_are_measured(tmp_path):
+    path = tmp_path / "noise.toml"
+    path.write_text(noise_toml(calibration()))
+    written = tomllib.loads(path.read_text())
+    # 88 and 92 between seeds; 88, 89 and 90 at seed 0, its run without a draw among them
+    assert written["cells"]["bert_qa_lora"]["f1"] == {
+        "seeds": {"sd": 2.828, "df": 1, "scores": [[88.0, 92.0]]},
+        "perturbed": {"sd": 1.0, "df": 2, "scores": [[88.0, 89.0, 90.0]]},
+    }
+    assert written["rows"] == {"sum": 500, "qa": 500, "sa": 500}
+    assert (written["evidence"]["seeds"], written["evidence"]["perturbed_seeds"]) == ([0, 1], [0])
+    assert load_noise(path).of("perturbed", grid(0)["bert_qa_lora"], "f1").sd == pytest.approx(1.0, rel=0.2)
+
+
+def test_bounds_keep_their_evidence(tmp_path):
+    path = tmp_path / "quick.toml"
+    measured = calibration({(cell, "f1"): 60.0 for cell in STUDY_IDS})
+    path.write_text(thresholds_toml(measured))
+    entry = tomllib.loads(path.read_text())["cells"]["t5_qa_sft"]["f1"]
+    assert entry == {"minimum": 80.0, "mean": 90.0, "sd": 2.83, "scores": [88.0, 92.0], "control": 60.0}
+    assert load_bounds(path)["t5_qa_sft"]["f1"] == 80.0
+    assert len(load_bounds(path)) == 27
+    *blunt, missed = remarks(
+        measured, [{"of": "t5_qa_sft", "scores": {"f1": score, "exact_match": 99.0}} for score in (79.0, 81.0)]
+    )
+    assert len(blunt) == 9  # f1, of questions only
+    assert blunt[0].startswith("blunt: bert_qa_lora f1 80.0, 33% of the way to the control's 60.0; a healthy run needs ")
+    assert missed == "1 of 2 controls miss a bound"
+
+
+def test_a_run_that_lacks_a_score_calibrates_nothing():
+    measured = calibration()
+    measured.seeds[1]["gpt2_sa_sft"].scores["accuracy"] = None
+    with pytest.raises(InputError, match="gpt2_sa_sft left no accuracy in one of the runs"):
+        thresholds_toml(measured)
+
+
+def test_the_best_control_counts():
+    controls = [{"of": "bert_qa_lora", "scores": {"f1": score, "exact_match": None}} for score in (3.0, 9.0, 5.0)]
+    assert best_controls(controls) == {("bert_qa_lora", "f1"): 9.0, ("bert_qa_lora", "exact_match"): 0.0}
+
+
+# The command
+
+
+@pytest.fixture
+def sessions(monkeypatch):
+    """What the command's sessions of pytest would train is noted and made up."""
+    started = []
+
+    def trained(path, arguments):
+        options = dict(word.split("=", 1) for word in arguments if "=" in word)
+        started.append((arguments[1], options))
+        if "--seeds" not in options:
+            of = {cell: dict.fromkeys(record.bounded_scores, 20.0) for cell, record in grid(0).items()}
+            rows = [{"plant": "learning_rate_0", "of": cell, "scores": scores} for cell, scores in of.items()]
+            rows += [row | {"plant": "adapter_off", "scores": dict.fromkeys(row["scores"], 89.0)} for row in rows]
+            return saved(path, *rows)
+        first, last = map(int, options["--seeds"].split("-"))
+        draw = int(options["--set"].rpartition("=")[2]) if "--set" in options else None
+        grids = [grid(seed, 90.0 + seed % 10 + (draw or 0) / 10, draw) for seed in range(first, last + 1)]
+        return saved(path, *(record for own in grids for record in own.values()))
+
+    monkeypatch.setattr(calibrate, "trained", trained)
+    return started
+
+
+@pytest.fixture(autouse=True)
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrate, "RUNS", tmp_path)
+
+
+def test_the_command_trains_seeds_moved_starts_and_controls_and_writes_three_files(sessions, tmp_path, capsys):
+    arguments = ["--seeds", "10000-10003", "--moved-seeds", "2", "--draws", "2", "--to", str(tmp_path)]
+    assert calibrate.main(arguments) == 0
+    seeds, moved = {"--seeds": "10000-10003"}, {"--seeds": "10000-10001"}
+    draws = [("quick", moved | {"--set": f"perturbation={draw}"}) for draw in (1, 2)]
+    assert sessions == [("quick", seeds), *draws, ("controls and not zoo and not tasks", {})]
+    thresholds = tmp_path / "benchmarks" / "thresholds"
+    assert load_noise(thresholds / "noise.toml").of("perturbed", grid(0)["t5_sa_sft"], "accuracy").df >= 4
+    assert len(load_bounds(thresholds / "quick.toml")) == 27
+    written = tomllib.loads((thresholds / "quick.toml").read_text())
+    assert written["evidence"]["seeds"] == [10000, 10001, 10002, 10003]
+    assert written["cells"]["t5_qa_sft"]["f1"]["control"] == 20.0  # without its adapter, a model has learned all the same
+    assert tomllib.loads((thresholds / "numerics.toml").read_text())["evidence"]["pairs"] == 27 * 2 * 2
+    assert load_tolerances(thresholds / "numerics.toml")["fp32"]["first"] == 1.5e-5
+    assert "54 of 54 controls miss a bound" not in capsys.readouterr().out
+    controls = str(tmp_path / "quick-controls.json")
+    assert calibrate.main([*arguments, "--controls", controls, "--write", "bounds,noise"]) == 0
+    assert len(sessions) == 4 + 3  # without the controls
+
+
+def test_the_zoo_gets_bounds_alone(sessions, tmp_path):
+    assert calibrate.main(["--profile", "zoo", "--to", str(tmp_path)]) == 0
+    assert sessions == [("zoo", {"--seeds": "0-4"}), ("controls and zoo", {})]
+    assert [path.name for path in (tmp_path / "benchmarks" / "thresholds").iterdir()] == ["zoo.toml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--cells", "t5_sa_lora"], "--cells would replace the files of all cells; give --to DIR"),
+        (["--seeds", "1"], "'1' is not a range of at least 2 seeds, as 0-19 is"),
+        (["--profile", "zoo", "--write", "noise"], "--profile zoo writes no noise"),
+        (["--controls", "pyproject.toml"], "holds no controls"),
+        (["--draws", "0", "--write", "numerics"], "tolerances rest on moved starts"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused(sessions, tmp_path, capsys, arguments, sentence):
+    to = [] if "--cells" in arguments else ["--to", str(tmp_path)]
+    assert sentence in refusal(capsys, calibrate.main, *arguments, *to)
+
+
+def test_healthy_grids_that_anything_calls_are_counted(tmp_path, capsys):
+    baseline = load(false_alarms.BASELINE)
+    path = tmp_path / "healthy.json"
+    save(baseline, path)
+    assert false_alarms.main([str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "0 of 5 healthy grids are red"
+    bounds = tmp_path / "quick.toml"
+    bounds.write_text("[cells.t5_sa_sft]\naccuracy = { minimum = 99.9 }\n")
+    assert false_alarms.main([str(path), "--bounds", str(bounds)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("healthy.json seed 0: t5_sa_sft accuracy ")
+    assert said[-1] == "5 of 5 healthy grids are red"
