@@ -13,8 +13,7 @@ from tunegrid.lab.calibrate import best_controls, noise_toml, remarks, tailed_ce
 from tunegrid.results.bounds import Calibration, bound_of, thresholds_toml
 from tunegrid.results.files import load, save
 from tunegrid.results.noise import Deviation, load_noise
-from tunegrid.results.numerics import load_tolerances
-from tunegrid.results.thresholds import load_bounds
+from tunegrid.results.thresholds import load_bounds, load_tolerances
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.records import altered, complete, saved, seeds_as
 

@@ -17,7 +17,7 @@ from tunegrid.lab.tolerances import (
     tolerance,
     tolerances_of,
 )
-from tunegrid.results.numerics import TOLERANCES, load_tolerances
+from tunegrid.results.thresholds import TOLERANCES, load_tolerances
 from tunegrid.tests.records import altered, complete, seeds_as
 
 LOSSES = [0.75, 0.5, 0.25]
