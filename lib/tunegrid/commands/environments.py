@@ -1,260 +1,339 @@
-"""Virtual environments for `bisect` and `upgrade`: for a version of a package, a commit of a checkout, or several packages.
+"""Environments beside this one, for `upgrade` and `bisect`, and runs of the suite in them.
 
-An environment holds these packages alone. Everything else it takes from the environment that this process runs in. uv installs
-them where it is on the PATH, and links files of its cache in place of copying them; else pip.
+An environment holds a few packages alone and takes everything else from the environment that this process runs in. uv makes it
+if it is on the PATH, else venv and pip. Its packages are resolved first, to a lock with the hash of each archive, and the lock
+names the folder. So a wheel that was built again under the same version gets another environment, and runs of its own.
 """
 
+import argparse
 import contextlib
-import errno
+import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
-import venv
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, distributions, version
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from filelock import FileLock, Timeout
-from packaging.version import InvalidVersion, Version
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 
 from tunegrid import ROOT, launcher
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.grid.recipes import CACHE, SCORED
-from tunegrid.record import Record
-from tunegrid.results.files import read_list
+from tunegrid.machine import PACKAGES, identity, library_digests, thread_share, versions
+from tunegrid.results.journal import code_digest, with_own_imports
+from tunegrid.results.outcomes import COUNTED, FAILED_BY
+from tunegrid.results.table import some
+from tunegrid.terminal import say
 
+ENVIRONMENTS = CACHE.absolute() / "environments"
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
+ADDED = re.compile(r" \+ (?P<pin>\S+?)(?: @ (?P<url>\S+)| \(from (?P<origin>\S+)\))?")  # a package that uv would install
+REASON = re.compile(r"(ERROR|error|fatal| +cause): (?P<reason>.+)")  # of pip, uv and git
+LOCK = "running.lock"  # in the folder of an environment that a command works in
 USAGE_ERROR = 4  # pytest's exit code
-FIRST_UPDATES = ("--first-updates",)
+STOCK = "stock"  # the profile of the libraries' own path, which leaves no rows but JUnit's results of tests
 # The command that runs the cells, of the Python of an environment and the file to write.
 Command = Callable[[Path, Path], Sequence[str]]
 # Makes it of cells, options of pytest and a profile.
 Suite = Callable[[Sequence[str], Sequence[str], str], Command]
+Whole = Callable[[Path], bool]  # whether a run's file has all that it should have
 
 
 def suite(cells: Sequence[str], options: Sequence[str], profile: str = "quick") -> Command:
     """The suite itself: these cells of a profile, or all of them. The last of two equal options counts for pytest."""
     selection = ("-q", "-m", profile, *(["--cells", ",".join(cells)] if cells else []), *options)
-    return lambda python, out: [str(python), "-m", "pytest", *selection, f"--benchmark-json={out}"]
+    report = "--junitxml" if profile == STOCK else "--benchmark-json"
+    return lambda python, out: [str(python), "-m", "pytest", *selection, f"{report}={out}"]
 
 
 def first_updates(options: Sequence[str], profile: str = "quick") -> tuple[str, ...]:
-    """The option by which cells stop after their first updates; none where these options choose cells that cannot."""
+    """The option by which cells stop after their first updates; none if these options choose cells that cannot."""
     chosen = dict(pairwise(options)).get("-m", profile)
-    return FIRST_UPDATES if chosen in SCORED else ()
+    return ("--first-updates",) if chosen in SCORED else ()
 
 
-def measure(command: Command, python: Path, path: Path, part: Path) -> list[Record]:
-    """The records of a run that a command leaves at `part`; none where it leaves no file. What it says stands beside `path`.
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of both commands."""
+    parser.add_argument("--by", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(COUNTED)}: what counts")
+    parser.add_argument("--index-url", metavar="URL", help="of another package index")
+    parser.add_argument("--find-links", type=Path, metavar="DIR", help="wheels to take, in place of an index")
+
+
+def places_of(options: argparse.Namespace) -> list[str]:
+    """Options of pip and uv that say where packages are."""
+    index = [f"--index-url={options.index_url}"] if options.index_url else []
+    return index + (["--no-index", f"--find-links={options.find_links.resolve()}"] if options.find_links else [])
+
+
+def code_of(parser: argparse.ArgumentParser, command: Callable[[], int]) -> int:
+    """The exit code of a command, which ends in one sentence if it cannot do what it was asked for."""
+    try:
+        return command()
+    except Timeout as error:  # to wait for hours and say nothing helps nobody
+        refuse(parser, f"another command works in {Path(error.lock_file).parent}: wait for its end")
+    except OSError as error:
+        refuse(parser, f"{error}; `rm -r {ENVIRONMENTS}` makes room")
+    except InputError as error:
+        refuse(parser, error)
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on with what was measured")
+        return 130
+
+
+# What is to be installed
+
+
+def requirement_of(spec: str) -> tuple[str, str]:
+    """The canonical name of the package that "peft==0.22" or "peft@../peft" asks for, and the requirement as pip takes it.
 
     Raises:
-        InputError: where pytest does not take an option.
+        InputError: if it is no requirement, as an option is none.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part.unlink(missing_ok=True)
-    # PYTHONPATH would come before the packages to try; PYTEST_* are those of a session around this one; the command that asks
-    # writes the step's summary.
-    unset = ("PYTHONPATH", "GITHUB_STEP_SUMMARY")
-    own = {name: text for name, text in os.environ.items() if name not in unset and not name.startswith("PYTEST_")}
-    with output_of_run(path).open("w", encoding="utf-8") as file:
-        code = launcher.run(command(python, part), cwd=ROOT, environment=own, output=file)
-    if code == USAGE_ERROR:
-        raise InputError(last_said(path))
-    return read_list(part) if part.is_file() else []
+    name, at, place = spec.partition("@")
+    try:
+        if not at or "://" in place:
+            return canonicalize_name(Requirement(spec).name), spec
+        package = canonicalize_name(Requirement(name).name)
+        return package, f"{name.strip()} @ {copy_of(Path(place.strip()).expanduser()).as_uri()}"
+    except InvalidRequirement:
+        raise InputError(f"{spec!r} is no package: expected one as pip takes it, as in peft==0.22, or peft@../peft") from None
 
 
-def last_said(path: Path) -> str:
-    """The last line of a session, without pytest's own word for an error, and where all of them stand."""
-    lines = [line for line in output_of_run(path).read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"{(lines or ['it said nothing'])[-1].removeprefix('ERROR: ')} ({output_of_run(path)})"
+def copy_of(checkout: Path, commit: str = "") -> Path:
+    """A copy of a commit, or of what git tracks as it lies on the disk, in a folder named by its content.
 
-
-def output_of_run(path: Path) -> Path:
-    """Where a run's session says what it does."""
-    return path.with_suffix(".txt")
-
-
-# Nothing but the packages; their modules are compiled as they are imported, which is a part of them.
-PIP_OPTIONS = ("--quiet", "--no-deps", "--no-compile", "--disable-pip-version-check")
-UV_OPTIONS = ("--quiet", "--no-deps")
-REASON = re.compile(r"(ERROR|error|fatal| +cause): (?P<reason>.+)")  # of pip, uv and git
-ENVIRONMENT = "environment"  # the folder of one, below that of its version
-MAKES_ROOM = f"deleting {CACHE / 'upgrade'} and {CACHE / 'bisect'} makes room"
-
-
-class Subject(Protocol):
-    """What has versions.
-
-    Attributes:
-        name: what is bisected.
-        options: of pip, as where it looks for wheels.
+    A build writes into the folder that it is of. The copy has the history, too, by which some builds name their version.
     """
+    git = ["git", "-C", str(checkout)]
+    failure = f"{checkout} cannot be read as a checkout of a library"
+    commit = commit or "".join(output_of([*git, "stash", "create"], failure)) or "HEAD"
+    [tree] = output_of([*git, "rev-parse", f"{commit}^{{tree}}"], failure)
+    copy = ENVIRONMENTS / f"source-{tree[:12]}" / checkout.resolve().name
+    if not copy.is_dir():
+        ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=ENVIRONMENTS, prefix="clone-") as name:
+            clone = Path(name) / copy.name
+            output_of([*git, "clone", "--quiet", "--shared", "--no-checkout", ".", str(clone)], failure)
+            output_of(["git", "-C", str(clone), "checkout", "--quiet", commit], failure)
+            copy.parent.mkdir(exist_ok=True)
+            clone.rename(copy)
+    return copy
 
-    @property
-    def name(self) -> str: ...  # noqa: D102
 
-    @property
-    def options(self) -> Sequence[str]: ...  # noqa: D102
+def lock_of(requirements: Sequence[str], options: Sequence[str], *, alone: bool = False) -> str:
+    """What has to be installed here for some requirements: a lock file of uv, or of pip, with the hash of each archive.
 
-    def between(self, good: str, bad: str) -> list[str]:
-        """Versions from the good one to the bad one, both included, in order; raises InputError where there are none."""
+    Args:
+        requirements: as of pip, of packages that are upgraded.
+        options: of pip or uv, as where they look for packages.
+        alone: just these packages, whatever they need and whatever is installed here.
 
-    def source(self, version: str) -> AbstractContextManager[Sequence[str]]:
-        """What pip installs for a version."""
+    Raises:
+        InputError: if they cannot be installed.
+    """
+    failure = f"{' '.join(requirements)} cannot be installed"
+    if not (uv := shutil.which("uv")):
+        which = ("--no-deps", "--ignore-installed") if alone else ("--upgrade",)
+        report = output_of([*PIP, "install", "--dry-run", "--report", "-", *which, *options, "--", *requirements], failure)
+        return "\n".join(map(pinned, json.loads("\n".join(report))["install"]))
+    if not alone:
+        # Its --upgrade is of all that is needed.
+        named = [f"--upgrade-package={Requirement(one).name}" for one in requirements]
+        command = [uv, "pip", "install", "--dry-run", "--python", sys.executable, *named, *options, "--", *requirements]
+        lines = output_of(command, failure, errors_too=True)
+        requirements = [required(found) for line in lines if (found := ADDED.fullmatch(line))]
+    command = [uv, "pip", "compile", "--quiet", "--no-deps", "--no-header", "--format=pylock.toml", "--python", sys.executable]
+    return "\n".join(output_of([*command, *options, "-"], failure, sent="\n".join(requirements))) if requirements else ""
+
+
+def required(added: re.Match[str]) -> str:
+    """A package that uv would install, as a requirement."""
+    url = added["url"] or added["origin"]
+    return f"{added['pin'].partition('==')[0]} @ {url}" if url else added["pin"]
+
+
+def pinned(item: Mapping[str, Any]) -> str:
+    """An entry of pip's report as a requirement of this very archive or commit."""
+    info = item["download_info"]
+    commit, archive = info.get("vcs_info"), info.get("archive_info", {})
+    url = f"{commit['vcs']}+{info['url']}@{commit['commit_id']}" if commit else info["url"]
+    parts = [f"subdirectory={info['subdirectory']}"] if "subdirectory" in info else []
+    parts += [f"{name}={digest}" for name, digest in archive.get("hashes", {}).items()]
+    return f"{item['metadata']['name']} @ {url}" + (f"#{'&'.join(parts)}" if parts else "")
+
+
+# Environments
 
 
 @dataclass(frozen=True, kw_only=True)
-class Releases:
-    """The releases of a package.
+class Environment:
+    """A Python with its packages, and the folder where its runs are kept.
 
     Attributes:
-        name: the package's.
-        options: of pip, as where it looks for wheels.
-        listed: releases to try; None asks pip which there are.
+        own: versions of the packages that it does not take from this environment.
     """
 
-    name: str
-    options: Sequence[str] = ()
-    listed: Sequence[str] | None = None
-
-    def between(self, good: str, bad: str) -> list[str]:
-        """Releases from the good one to the bad one, the older first; 5.20 is the index's 5.20.0."""
-        listed = self._listed() if self.listed is None else self.listed
-        try:
-            spelled = {Version(text): text for text in (good, bad, *listed)}
-            first, last = Version(good), Version(bad)
-        except InvalidVersion as error:
-            raise InputError(f"{error}; versions are those of `pip index versions {self.name}`") from None
-        if first >= last:
-            raise InputError(f"{self.name} {good} is not older than {bad}: give the older release as --good")
-        return [spelled[version] for version in sorted(spelled) if first <= version <= last]
-
-    def _listed(self) -> list[str]:
-        command = [sys.executable, "-m", "pip", "index", "versions", self.name, *self.options]
-        prefix = "Available versions:"
-        lines = output_of(command, f"the releases of {self.name} cannot be listed (give them with --versions A,B,C)")
-        return [text.strip() for line in lines if line.startswith(prefix) for text in line.removeprefix(prefix).split(",")]
-
-    def source(self, version: str) -> AbstractContextManager[Sequence[str]]:
-        """A requirement."""
-        return contextlib.nullcontext([f"{self.name}=={version}"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Commits:
-    """The commits of a local checkout, which is left as it is.
-
-    Attributes:
-        repo: the checkout.
-        folder: where a copy of a commit may be while it is installed.
-        options: of pip, as where it looks for what a build needs.
-    """
-
-    repo: Path
+    python: Path
     folder: Path
-    options: Sequence[str] = ()
+    own: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """The checkout's folder."""
-        return str(self.repo.resolve())
+        """For a sentence."""
+        names = sorted(self.own, key=lambda name: name not in PACKAGES)
+        return some([f"{name} {self.own[name]}" for name in names]) or "the libraries here"
 
-    def between(self, good: str, bad: str) -> list[str]:
-        """Commits from the good one to the bad one; what a merge brings in counts as one commit."""
-        first, last = (self._git("rev-parse", "--short", f"{commit}^{{commit}}")[0] for commit in (good, bad))
-        commits = self._git("rev-list", "--reverse", "--first-parent", "--abbrev-commit", f"{first}..{last}")
-        if not commits or self._git("merge-base", first, last) != self._git("rev-parse", first):
-            raise InputError(f"{good} is not an ancestor of {bad} in {self.repo}: give the older commit as --good")
-        return [first, *commits]
+    def version(self, package: str) -> str:
+        """Of a package; "none" if there is none."""
+        with contextlib.suppress(PackageNotFoundError):
+            return self.own.get(package) or version(package)
+        return "none"
 
-    @contextlib.contextmanager
-    def source(self, version: str) -> Iterator[Sequence[str]]:
-        """A copy of the commit, with its history, by which some builds name their version."""
-        copy = self.folder / "source"
-        shutil.rmtree(copy, ignore_errors=True)
-        self._git("clone", "--quiet", "--shared", "--no-checkout", ".", str(copy.resolve()))
-        output_of(["git", "-C", str(copy), "checkout", "--quiet", version], f"{version} of {self.repo} cannot be read")
-        yield [str(copy)]
-        shutil.rmtree(copy)
+    def run(self, command: Command, question: Sequence[object], options: Sequence[str], file: str, whole: Whole) -> Path:
+        """The file of a run, which is measured unless it was before.
 
-    def _git(self, *arguments: str) -> list[str]:
-        return output_of(["git", "-C", str(self.repo), *arguments], f"{self.repo} cannot be read")
+        One that is not whole is measured again next time: what failed once may have failed for want of room.
+
+        Args:
+            command: runs the cells.
+            question: what is asked, as cells and stage: the key of the run beside the libraries, the code and the machine.
+            options: of pytest by the user, whose files belong to the key, too.
+            file: of the run, without its key, as "whole.json".
+            whole: whether a file has all that it should have.
+
+        Raises:
+            InputError: if pytest takes an option for none, or leaves no file.
+        """
+        stage, suffix = Path(file).stem, Path(file).suffix
+        users = [hashlib.sha256(one.read_bytes()).hexdigest() for one in files_in(options)]
+        around = [versions(), library_digests(), code_digest(), identity(thread_share(None))]
+        path = self.folder / f"{stage}-{digest_of([question, list(options), users, around])}{suffix}"
+        if path.is_file():
+            say(f"{self.name}: {stage}, measured before")
+            return path
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log, part, began = path.with_suffix(".txt"), path.with_suffix(f".part{suffix}"), time.monotonic()
+        say(f"{self.name}: {stage}; {log} says how far it is")
+        # PYTHONPATH would come before the packages to try; PYTEST_* are those of a session around this one; the command that
+        # asks writes the step's summary.
+        unset = ("PYTHONPATH", "GITHUB_STEP_SUMMARY")
+        variables = {name: text for name, text in os.environ.items() if name not in unset and not name.startswith("PYTEST_")}
+        with FileLock(self.folder / LOCK, timeout=0), log.open("w", encoding="utf-8") as output:
+            part.unlink(missing_ok=True)
+            code = launcher.run(command(self.python, part), cwd=ROOT, environment=variables, output=output)
+        if code == USAGE_ERROR or not part.is_file():
+            lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+            said = (lines or ["it said nothing"])[-1].removeprefix("ERROR: ")
+            raise NoRun(f"no cell runs with {self.name}: {said} ({log})", self)
+        say(f"{self.name}: {stage} took {time.monotonic() - began:.0f} s")
+        return part.replace(path) if whole(part) else part
 
 
-def python_with(subject: Subject, version: str, folder: Path) -> Path:
-    """A Python that has this version, installed where it is not yet; raises InputError where it cannot be."""
-    return python_of(subject.source(version), folder, subject.options, f"{subject.name} {version}")
+class NoRun(InputError):
+    """A session in an environment ended without a run."""
+
+    def __init__(self, reason: str, environment: Environment) -> None:
+        """For this reason, a sentence."""
+        super().__init__(reason)
+        self.environment = environment
 
 
-def python_of(
-    sources: AbstractContextManager[Sequence[str]], folder: Path, options: Sequence[str] = (), what: str = "the upgrade"
-) -> Path:
-    """The Python of an environment with these packages, which is made where it is not there yet.
+def files_in(options: Sequence[str]) -> list[Path]:
+    """The user's files that options of pytest name, as --grid=FILE and -p PLUGIN, and what they import."""
+    files = [ROOT / word.rpartition("=")[2] for word in options]
+    for option, value in pairwise([*options, ""]):
+        plugin = value if option == "-p" else option.removeprefix("-p") if option.startswith("-p") else ""
+        with contextlib.suppress(ImportError, ValueError):
+            spec = find_spec(plugin)
+            files += [Path(spec.origin)] if spec and spec.origin else []
+    known = (file for file in files if file.is_file())
+    return [own for file in known for own in (with_own_imports(file) if file.suffix == ".py" else [file])]
+
+
+def here() -> Environment:
+    """The environment that this process runs in."""
+    folder = ENVIRONMENTS / f"here-{digest_of([sys.prefix, sys.version])}"
+    return Environment(python=Path(sys.executable), folder=folder)
+
+
+def environment_of(name: str, lock: str, options: Sequence[str] = ()) -> Environment:
+    """The environment that has what a lock names, made if it is not there yet.
 
     Args:
-        sources: what pip installs; entered only where the environment is made.
-        folder: the environment's.
-        options: of pip, as where it looks for wheels.
-        what: is installed, for the sentence of an error.
+        name: of the package that it is for.
+        lock: of `lock_of`.
+        options: of pip or uv, as where they look for what a build needs.
 
     Raises:
-        InputError: where they cannot be installed; the folder is gone then.
+        InputError: if it cannot be made; nothing of it is left then.
     """
-    python, link = path_in(folder, "scripts") / "python", path_in(folder, "purelib") / "tunegrid-shared.pth"
-    if link.is_file():  # it is written last
-        return python
-    try:
-        # Without pip, which takes seconds to unpack: ours installs into it.
-        venv.EnvBuilder(clear=True, symlinks=os.name != "nt").create(folder)
-        with sources as given:
-            output_of([*installer(python), *options, *given], f"{what} cannot be installed")
-        # Only now, so that pip does not take a version that is already here for the one to install. `addsitedir` reads editable
-        # installations, too; what it adds comes after the environment's own packages.
-        shared = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
-        lines = [f"import site; site.addsitedir({path!r})\n" for path in shared]
-        link.write_text("".join(lines), encoding="utf-8")
-    except (OSError, InputError) as error:
-        shutil.rmtree(folder, ignore_errors=True)  # half of one only takes room
-        reason = f"{what} cannot be installed: {error.strerror} ({folder})" if isinstance(error, OSError) else str(error)
-        raise InputError(reason + (f"; {MAKES_ROOM}" if os.strerror(errno.ENOSPC) in reason else "")) from None
-    return python
+    if os.pathsep in str(ENVIRONMENTS):
+        raise InputError(
+            f"no environment can be in {ENVIRONMENTS}, for the {os.pathsep!r}: set TUNEGRID_CACHE to another folder"
+        )
+    folder = ENVIRONMENTS / f"{canonicalize_name(name)}-{digest_of([lock, sys.prefix, sys.version])}"
+    place, began = folder / "environment", time.monotonic()
+    scripts, packages = (_path_in(place, kind) for kind in ("scripts", "purelib"))
+    link = packages / "tunegrid-shared.pth"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / LOCK, timeout=0):
+        if not link.is_file():  # it is written last
+            try:
+                _install(lock, folder, place, scripts / "python", options)
+                # Only now, so that pip does not take a version that is already here for the one to install. `addsitedir` reads
+                # editable installations, too; what it adds comes after the environment's own packages.
+                shared = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+                link.write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in shared), encoding="utf-8")
+            except (OSError, InputError):
+                shutil.rmtree(place, ignore_errors=True)  # half of one only takes room
+                raise
+            say(f"made {place} ({time.monotonic() - began:.0f} s)")
+    folders = sorted({str(packages), str(_path_in(place, "platlib"))})
+    own = {str(canonicalize_name(found.name)): found.version for found in distributions(path=folders)}
+    return Environment(python=scripts / "python", folder=folder, own=own)
 
 
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock; raises InputError where another command has it: to wait for hours and say nothing helps nobody."""
-    lock = FileLock(folder / "running.lock", timeout=0, is_singleton=True)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(f"another command works in {folder}: wait for its end") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def path_in(folder: Path, name: str) -> Path:
-    """Where an environment has its scripts or its packages, by sysconfig's name for them."""
-    return Path(sysconfig.get_path(name, "venv", {"base": str(folder), "platbase": str(folder)}))
-
-
-def installer(python: Path) -> list[str]:
-    """The command that installs into the environment of a Python."""
+def _install(lock: str, folder: Path, place: Path, python: Path, options: Sequence[str]) -> None:
+    shutil.rmtree(place, ignore_errors=True)
+    failure = f"{place} cannot be made"
     if uv := shutil.which("uv"):
-        return [uv, "pip", "install", *UV_OPTIONS, "--python", str(python)]
-    return [sys.executable, "-m", "pip", "--python", str(python), "install", *PIP_OPTIONS]
+        output_of([uv, "venv", "--quiet", "--python", sys.executable, str(place)], failure)
+        file, installer = folder / "pylock.toml", [uv, "pip", "install", "--quiet", "--python", str(python)]
+    else:
+        output_of([sys.executable, "-m", "venv", "--without-pip", str(place)], failure)
+        file, installer = folder / "requirements.txt", [*PIP, "--python", str(python), "install", "--no-compile"]
+    file.write_text(lock, encoding="utf-8")
+    output_of([*installer, "--no-deps", *options, "-r", str(file)], f"{file} cannot be installed")
 
 
-def output_of(command: Sequence[str], failure: str, *, errors_too: bool = False) -> list[str]:
-    """The lines that a command prints, with those on stderr if asked; raises InputError with its reason where it fails."""
+def _path_in(environment: Path, kind: str) -> Path:
+    """Where an environment has its scripts or its packages, by sysconfig's name for them."""
+    return Path(sysconfig.get_path(kind, "venv", {"base": str(environment), "platbase": str(environment)}))
+
+
+def digest_of(facts: object) -> str:
+    """Twelve hex digits over some facts."""
+    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:12]
+
+
+def output_of(command: Sequence[str], failure: str, *, sent: str | None = None, errors_too: bool = False) -> list[str]:
+    """The lines that a command prints, with those on stderr if asked; raises InputError with its reason if it fails."""
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8")
+        answer = subprocess.run(command, input=sent, capture_output=True, text=True, check=False, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{failure}: {command[0]}: {error.strerror}") from None
     if answer.returncode:

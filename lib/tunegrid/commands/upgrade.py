@@ -2,177 +2,123 @@
 
 What pip would change here for the upgrade is installed into an environment of its own, which takes all else from this one. A
 package without a version means its newest; `peft@../peft` is a checkout as it lies on the disk. "Before" is this environment,
-or with --from another one, or a saved run. The same command goes on where it was stopped. The exit code is that of a gate: 1
-where a score or a memory figure is worse, 6 where that cannot be told, else 0.
+or the one with what --from names. Cells make their first updates; those that are not the same train to their end. Four cells of
+the libraries' own path run, too. The same command goes on where it was stopped. The exit code is that of a gate: 1 if a score
+or a memory figure is worse, or the libraries' own path now differs from ours, 6 if that cannot be told, else 0.
 """
 
 import argparse
-import errno
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from xml.etree import ElementTree
 
-from packaging.utils import canonicalize_name
-from packaging.version import Version
-
-from tunegrid.commands import speed
-from tunegrid.commands.cli import refuse
-from tunegrid.commands.environments import MAKES_ROOM, Suite, first_updates, output_of, suite
-from tunegrid.commands.requirements import Wanted
-from tunegrid.commands.sides import (
-    RUNS,
-    NoCellRuns,
-    Question,
-    Side,
-    changed,
-    changes,
-    check_alike,
-    recorded_changes,
-    run,
-    shipped_baseline,
-    side_of,
-    unfinished,
-    with_cells_and_seeds,
+from tunegrid.commands.environments import (
+    STOCK,
+    Environment,
+    NoRun,
+    Suite,
+    add_options,
+    code_of,
+    environment_of,
+    first_updates,
+    here,
+    lock_of,
+    places_of,
+    requirement_of,
+    suite,
 )
 from tunegrid.errors import InputError
-from tunegrid.page.render import write
-from tunegrid.page.runs import read_page_run
-from tunegrid.page.view import page_of
+from tunegrid.grid.recipes import MICRO
+from tunegrid.machine import PACKAGES
 from tunegrid.record import Record
-from tunegrid.results.answer import RunAnswer, answer_of
-from tunegrid.results.failures import causes_of
+from tunegrid.results.answer import answer_of
 from tunegrid.results.files import is_cell, load, read_list, save
 from tunegrid.results.gate import Run, gate, read_run
-from tunegrid.results.gate_report import Report, as_text, write_step_summary
-from tunegrid.results.judgements import SAME_NUMERICS, Judgement, Outcome, Verdict, by_cell
-from tunegrid.results.outcomes import COUNTED, FAILED_BY, FLOWS, failing, kinds_of
-from tunegrid.results.table import SHOWN
+from tunegrid.results.gate_report import Report, as_text, counted, write_step_summary
+from tunegrid.results.judgements import SAME_NUMERICS, Outcome
+from tunegrid.results.outcomes import kinds_of
+from tunegrid.results.table import some
 from tunegrid.terminal import say
 
-# What cells are called in the sentence, in its order; those from the third on are named.
-WORDS = ("equal", "rounding", "not comparable", "new", "changed", "failed", "worse", "missing")
-UNNAMED = WORDS[:2]
+# Cells of the libraries' own path: windows of long contexts, generated answers, an encoder with a decoder, a classifier.
+STOCK_CELLS = ("bert_qa_lora", "gpt2_sum_lora", "t5_sum_sft", "bert_sa_lora")
 
 
-def sentence(changes: str, judged: Sequence[Judgement], kinds: Sequence[str], failed: Mapping[str, str] | None = None) -> str:
-    """As "peft 0.21.2 -> 0.22.0: 26 cells equal, 1 changed (gpt2_qa_lora: backward: lora_B at update 1; f1 -2.1, worse)".
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is run on both sides: `cells` of a profile, none for all, with `options` of pytest."""
 
-    Args:
-        changes: what was upgraded.
-        judged: by the gate.
-        kinds: of figures that count.
-        failed: why cells failed by themselves, as by an audit.
-    """
-    failed = failed or {}
-    if not judged:
-        reasons = "; ".join(dict.fromkeys(failed.values()))
-        return f"{changes}: no cell finishes" + (f" ({reasons})" if reasons else "")
-    groups: dict[str, list[str]] = {word: [] for word in WORDS}
-    for cell, own in by_cell(judged).items():
-        word, reason = _cell(own, failing(own, kinds), failed.get(cell, ""))
-        groups[word].append(f"{cell}: {reason}" if reason else cell)
-    parts = [_group(word, cells) for word, cells in groups.items() if cells]
-    noun = "cell" if len(next(cells for cells in groups.values() if cells)) == 1 else "cells"
-    count, _, others = ", ".join(parts).partition(" ")
-    return f"{changes}: {count} {noun} {others}"
+    profile: str
+    cells: Sequence[str]
+    options: Sequence[str]
+    suite: Suite
 
+    def run(self, environment: Environment, stage: str, cells: Sequence[str], options: Sequence[str] = ()) -> Path:
+        """The file of a run; of two equal options pytest takes the last, the user's. Raises NoRun if there is none."""
+        shared = ("--resume", *(("-n", "auto") if self.profile in MICRO else ()))
+        command = self.suite(cells, (*shared, *options, *self.options), self.profile)
+        return environment.run(
+            command, [self.profile, sorted(cells)], self.options, f"{stage}.json", lambda path: not unfinished(read_list(path))
+        )
 
-def failures(before: Iterable[Record], after: Iterable[Record]) -> dict[str, str]:
-    """Why cells failed by themselves after the upgrade, by cell; of the same failure it says that it was there before."""
-    known = {record.cell: causes_of(record) for record in before}
-    causes = {record.cell: causes_of(record) for record in after}
-    return {cell: _first(own) + (", as before" if own == known.get(cell) else "") for cell, own in causes.items() if own}
-
-
-def _first(causes: Sequence[str]) -> str:
-    return causes[0] + (f" and {len(causes) - 1} more" if len(causes) > 1 else "")
-
-
-def _group(word: str, cells: Sequence[str]) -> str:
-    if word in UNNAMED:
-        return f"{len(cells)} {word}"
-    more = f" and {len(cells) - SHOWN} more" if len(cells) > SHOWN else ""
-    return f"{len(cells)} {word} ({', '.join(cells[:SHOWN])}{more})"
+    def stock(self, environment: Environment) -> dict[str, str]:
+        """Where the libraries' own path differs from ours, by cell; empty if it does not. None of other profiles than quick."""
+        cells = [cell for cell in STOCK_CELLS if cell in (self.cells or STOCK_CELLS)] if self.profile == "quick" else []
+        if not cells:
+            return {}
+        command = self.suite(cells, ("-n", "auto"), STOCK)
+        root = ElementTree.parse(environment.run(command, cells, (), f"{STOCK}.xml", lambda path: True)).getroot()
+        differences = {}
+        for test in root.iter("testcase"):
+            [cell, *_] = [cell for cell in cells if cell in test.get("name", "")] or [""]
+            bad = [result for result in test if result.tag in ("failure", "error")]
+            if cell:
+                differences[cell] = str(bad[0].get("message")).strip().partition("\n")[0] if bad else ""
+        return differences
 
 
-def _cell(judged: Sequence[Judgement], bad: Sequence[Judgement], failed: str) -> tuple[str, str]:
-    """The word for a cell, and what there is to say of it."""
-    whole = next((j for j in judged if j.quantity == "cell"), None)
-    if whole:
-        return str(whole.verdict), failed
-    arithmetic = next((j for j in judged if j.quantity in FLOWS), None)
-    word = str(arithmetic.verdict) if arithmetic else str(Verdict.NOT_COMPARABLE)
-    if word in UNNAMED and not bad:
-        return ("failed", failed) if failed else (word, "")
-    figures = [j for j in judged if j.quantity not in FLOWS and (j in bad or (j.quantity == j.main_score and j.effect))]
-    reason = (
-        arithmetic.detail.partition("; with ")[0].removesuffix(", forward equal") if arithmetic and word not in UNNAMED else ""
-    )
-    return "worse" if word in UNNAMED else word, "; ".join(filter(None, [reason, *map(_figure, figures), failed]))
+def unfinished(records: Sequence[Record]) -> list[Record]:
+    """Those of which the gate has nothing to judge."""
+    return [record for record in records if not record.finished and record.status != "begun"]
 
 
-def _figure(judgement: Judgement) -> str:
-    if judgement.effect is None:
-        return f"{judgement.quantity} {judgement.verdict}"
-    change = f"{judgement.effect:+.1f}" if judgement.kind == "quality" else f"{100 * judgement.effect:+.1f} %"
-    return f"{judgement.quantity} {change}, {judgement.verdict}"
-
-
-def compared(before: Side, after: Side, known: Path | None, question: Question) -> tuple[Path, Path]:
+def runs_of(before: Environment, after: Environment, question: Question, *, whole: bool) -> tuple[Path, Path]:
     """The files of a run of each side, to be judged.
 
     Cells make their first updates; those that are not the same after the upgrade train to their end, on both sides.
 
-    Args:
-        before: one side.
-        after: the other side.
-        known: a run of the first, where there is one.
-        question: what is run.
-
     Raises:
-        InputError: where a cell does not finish before the upgrade, or the known run is of something else.
+        InputError: if a cell does not finish before the upgrade.
     """
-    early = () if question.whole else first_updates(question.options, question.profile)
-    stage = "first-updates" if early else "whole"
-    old = known or run(before, question, stage, question.cells, early)
-    check_finished(read_list(old), before.name, old)
-    new = run(after, question, stage, question.cells, early)
-    if known:
-        check_alike(read_list(old), read_list(new), old)
-    cells = cells_to_score(old, new)
-    scored = with_scores(before, question, old, cells)
-    check_finished(read_list(scored), before.name, scored)
-    return scored, with_scores(after, question, new, cells)
+    early = () if whole else first_updates(question.options, question.profile)
+    old = question.run(before, "first-updates" if early else "whole", question.cells, early)
+    check_finished(old, before)
+    new = question.run(after, "first-updates" if early else "whole", question.cells, early)
+    if not early:
+        return old, new
+    first, second = read_run(old), read_run(new)
+    judged = gate(first, second) if second.records else []
+    cells = [j.cell for j in judged if j.quantity == "numerics" and j.verdict not in SAME_NUMERICS]
+    if not cells:
+        return old, new
+    scored = question.run(before, "whole", cells)
+    check_finished(scored, before)
+    return joined(scored, old), joined(question.run(after, "whole", cells), new)
 
 
-def cells_to_score(old: Path, new: Path) -> list[str]:
-    """Cells whose first updates are not the same on both sides, and those that trained to their end after the upgrade."""
-    before, after = read_run(old), read_run(new)
-    judged = gate(before.only(after.records), after) if after.records else []
-    other = [j.cell for j in judged if j.quantity == "numerics" and j.verdict not in SAME_NUMERICS]
-    scored = {record.cell for record in before.in_a_row if record.finished}
-    return list(dict.fromkeys([*other, *(r.cell for r in after.in_a_row if r.finished and r.cell not in scored)]))
-
-
-def with_scores(side: Side, question: Question, path: Path, cells: Sequence[str]) -> Path:
-    """A side's run in which these cells trained to their end: the very run where they did."""
-    scored = {record.cell for record in read_list(path) if record.finished}
-    begun = [cell for cell in cells if cell not in scored]
-    return with_cells_of(run(side, question, "whole", begun), path) if begun else path
-
-
-def check_finished(records: Sequence[Record], name: str, path: Path) -> None:
-    """Raises InputError where a cell of the first side has nothing to judge by."""
-    for record in unfinished(records):
+def check_finished(path: Path, environment: Environment) -> None:
+    """Raises InputError if a cell of the first side has nothing to judge by."""
+    for record in unfinished(read_list(path)):
         reason = next(iter(record.missed), record.status)
-        raise InputError(f"{record.cell} does not finish with {name}, so nothing can be told ({path}): {reason}")
+        raise InputError(f"{record.cell} does not finish with {environment.name}, so nothing can be told ({path}): {reason}")
 
 
-def with_cells_of(whole: Path, begun: Path) -> Path:
-    """A run's file with the rows of another in the place of its own; both stand in one folder."""
+def joined(whole: Path, begun: Path) -> Path:
+    """A run's file with the rows of another one of first updates for the cells that it lacks; all stand in one folder."""
     rows = load(whole)["benchmarks"]
     trained = {row["extra_info"]["cell"] for row in rows if is_cell(row["extra_info"])}
     others = [row for row in load(begun)["benchmarks"] if row["extra_info"].get("cell") not in trained]
@@ -181,171 +127,92 @@ def with_cells_of(whole: Path, begun: Path) -> Path:
     return path
 
 
-def way_on(before: Side, after: Side, cells: Sequence[str], options: argparse.Namespace) -> str:
-    """Which commands find out more: which of several packages it was, which release, or which commit; empty without such."""
-    names = [name for name in changed(before, after) if before.version(name) and after.version(name)]
-    given = Wanted(specs=(*options.specs, *options.origin), files=options.requirement).names
-    named = {*map(canonicalize_name, given), *after.checkouts, *before.checkouts}
-    asked = [name for name in names if name in named] or names
-    about = ["--cells", ",".join(cells[:SHOWN]), *(["--by", options.by] if options.by != ",".join(FAILED_BY) else [])]
-    profile = ["-m", options.profile] if options.profile != "quick" else []
-    if len(asked) > 1:
-        passed = [*about, *profile, *(["--", *options.pytest_options] if options.pytest_options else [])]
-        commands = [shlex.join(["tunegrid", "upgrade", *_alone(before, after, name), *passed]) for name in asked[:SHOWN]]
-        return f"{' and '.join(f'`{command}`' for command in commands)} tell which of them it was"
-    about += ["--", *profile, *options.pytest_options] if profile or options.pytest_options else []
-    for name in asked:
-        old, new = str(before.version(name)), str(after.version(name))
-        if name in after.checkouts:
-            return _way_to_the_commit(after.checkouts[name], old, about)
-        if Version(old) < Version(new):
-            ends = ["--good", f"{name}=={old}", "--bad", f"{name}=={new}"]
-            return f"`{shlex.join(['tunegrid', 'bisect', *ends, *about])}` finds the release"
-    return ""
+def changes(before: Environment, after: Environment) -> str:
+    """As "peft 0.21.2 -> 0.22.0", the suite's libraries first; of equal versions the archives differ."""
+    names = sorted({**before.own, **after.own}, key=lambda name: (name not in PACKAGES, name))
+    versions = {name: (before.version(name), after.version(name)) for name in names}
+    differing = {name: pair for name, pair in versions.items() if pair[0] != pair[1]} or versions
+    return some(
+        [f"{name} {old} -> {new}" + (" (another archive)" if old == new else "") for name, (old, new) in differing.items()]
+    )
 
 
-def _alone(before: Side, after: Side, name: str) -> list[str]:
-    """What asks for this package alone: it is another one after, or was before."""
-    return [_spec(after, name)] if name in after.own else ["--from", _spec(before, name)]
+def sides(options: argparse.Namespace) -> tuple[Environment, Environment]:
+    """The environments before and after; raises InputError if there is nothing to compare."""
+    if not options.specs and not options.origin:
+        raise InputError("say what to upgrade to, as in `tunegrid upgrade transformers==5.25`, or with --from what was before")
+    places = places_of(options)
+
+    def side(specs: Sequence[str]) -> Environment:
+        if not specs:
+            return here()
+        wanted = list(map(requirement_of, specs))
+        lock = lock_of([requirement for _, requirement in wanted], places)
+        if not lock:
+            raise InputError(f"nothing to upgrade: what is installed here is as {' '.join(specs)} asks")
+        return environment_of(wanted[0][0], lock, places)
+
+    after, before = side(options.specs), side(options.origin)
+    if after.folder == before.folder:
+        raise InputError(f"nothing to upgrade: {' '.join(options.specs)} is what --from {' '.join(options.origin)} installs")
+    return before, after
 
 
-def _spec(side: Side, name: str) -> str:
-    return f"{name}@{side.checkouts[name]}" if name in side.checkouts else f"{name}=={side.version(name)}"
+def upgraded(options: argparse.Namespace, suite: Suite) -> int:
+    """Make both sides, run, print; return the exit code.
 
-
-def _way_to_the_commit(repo: Path, version: str, about: Sequence[str]) -> str:
+    Raises:
+        InputError: if an argument cannot be used, or the first side cannot be measured.
+    """
+    kinds, cells = kinds_of(options.by), tuple(options.cells.split(",")) if options.cells else ()
+    question = Question(profile=options.profile, cells=cells, options=options.pytest_options, suite=suite)
+    before, after = sides(options)
+    what = changes(before, after)
     try:
-        [good, *_] = output_of(["git", "-C", str(repo), "tag", "--list", f"v{version}", version], "no tags") or ["COMMIT"]
-    except InputError:
-        return ""  # no repository
-    hint = f", where COMMIT is one as good as {version}" if good == "COMMIT" else ""
-    command = ["tunegrid", "bisect", "--repo", str(repo), "--good", good, "--bad", "HEAD", *about]
-    return f"`{shlex.join(command)}` finds the commit{hint}"
+        old, new = runs_of(before, after, question, whole=options.whole)
+        differences = question.stock(before), question.stock(after)
+    except NoRun as error:
+        if error.environment is before:
+            raise
+        say(f"{what}: {error}")
+        return Outcome.WORSE.exit_code
+    return concluded(what, old, new, kinds, differences)
 
 
-def reported(answer: RunAnswer, judged: Sequence[Judgement]) -> None:
-    """Print the gate's table and its answer."""
+def concluded(what: str, old: Path, new: Path, kinds: Sequence[str], differences: tuple[dict[str, str], dict[str, str]]) -> int:
+    """Print the verdicts on the run after the upgrade, and the answer; return the exit code."""
+    known, records = read_list(old), read_list(new)
+    run = Run.of(records, new)
+    judged = gate(Run.of(known, old), run) if run.records else []
+    different = {cell: text for cell, text in differences[1].items() if text and text != differences[0].get(cell)}
+    troubles = [f"the libraries' own path of {cell} differs, which did not: {text}" for cell, text in different.items()]
+    answer = answer_of(records, judged, kinds, baseline="the run before", before=known, troubles=troubles)
     report = Report(judged=judged, answer=answer)
     say(as_text(report))
     write_step_summary(report)
-
-
-def cells_to_ask_about(judged: Sequence[Judgement], kinds: Sequence[str]) -> list[str]:
-    """The cells that got worse; without such, those that changed."""
-    worse = [judgement.cell for judgement in failing(judged, kinds)]
-    return list(dict.fromkeys(worse or [judgement.cell for judgement in judged if judgement.verdict is Verdict.CHANGED]))
-
-
-def page(old: Path, new: Path, answer: RunAnswer, path: Path) -> None:
-    """Write the run after the upgrade as one page under the upgrade's answer, beside the run before."""
-    after = read_page_run(new)
-    write(page_of(after, [read_page_run(old, after.profile)], answer=answer), path)
-
-
-def parsed(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The command line."""
-    usage = "tunegrid upgrade SPEC ... [OPTION ...] [-- OPTION OF PYTEST ...]"
-    parser = argparse.ArgumentParser(prog="tunegrid upgrade", usage=usage, description=__doc__)
-    add = parser.add_argument
-    add("specs", nargs="*", metavar="SPEC", help="as of pip: transformers==5.25, peft; or a checkout: peft@../peft")
-    add("-r", "--requirement", action="append", type=Path, default=[], metavar="FILE", help="requirements; repeatable")
-    add("--from", dest="origin", action="append", default=[], metavar="SPEC", help="before: with this in place; repeatable")
-    add("--before", type=Path, metavar="RUN.json", help="a run from before, in place of a new one")
-    add("-m", "--profile", default="quick", metavar="NAME", help="of the cells: quick, zoo, full, ... (quick)")
-    add("--cells", metavar="ID,ID", help="cells to run (default: all of the profile, or of --before)")
-    add("--whole", action="store_true", help="train every cell to its end, not only those whose first updates changed")
-    add("--speed", action="store_true", help="also let both take turns on some quick cells: did training become slower?")
-    add("--by", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(COUNTED)}: what counts")
-    add("--html", type=Path, metavar="PAGE.html", help="where to write the page (default: beside the runs)")
-    add("--index-url", metavar="URL", help="of another package index")
-    add("--find-links", type=Path, metavar="DIR", help="wheels to take, in place of an index")
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    end = words.index("--") if "--" in words else len(words)
-    options = parser.parse_args(words[:end])
-    options.pytest_options = words[end + 1 :]
-    options.before = options.before and options.before.resolve()  # cells run in another folder
-    return parser, options
+    say(f"`{shlex.join(['tunegrid', 'page', str(new), str(old), '-o', 'upgrade.html'])}` shows both runs")
+    stock = f"; the libraries' own path: {len(differences[1]) - len(different)} of {len(differences[1])} as before"
+    say(f"{what}: {counted(judged) if judged else 'no cell finishes'}{stock if differences[1] else ''}")
+    return answer.exit_code
 
 
 def main(arguments: Sequence[str] | None = None, suite: Suite = suite) -> int:
     """Run both sides, say what changed; return the exit code. `suite` makes the commands that run cells."""
-    parser, options = parsed(arguments)
-    try:
-        with ExitStack() as locks:
-            return upgraded(options, suite, locks)
-    except (InputError, OSError) as error:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        refuse(parser, f"{error}; {MAKES_ROOM}" if full else error)
-    except KeyboardInterrupt:
-        say(f"stopped; the same command goes on with what is in {RUNS}")
-        return 130
-
-
-def upgraded(options: argparse.Namespace, suite: Suite, locks: ExitStack) -> int:
-    """Make both sides, run, print; return the exit code.
-
-    Raises:
-        InputError: where an argument cannot be used, or the first side cannot be measured.
-    """
-    kinds, cells = kinds_of(options.by), tuple(options.cells.split(",")) if options.cells else ()
-    question = Question(
-        profile=options.profile, cells=cells, options=tuple(options.pytest_options), whole=options.whole, suite=suite
+    usage = "tunegrid upgrade SPEC ... [OPTION ...] [-- OPTION OF PYTEST ...]"
+    parser = argparse.ArgumentParser(prog="tunegrid upgrade", usage=usage, description=__doc__)
+    parser.add_argument(
+        "specs", nargs="*", metavar="SPEC", help="as of pip: transformers==5.25, peft; or a checkout: peft@../peft"
     )
-    if options.before:
-        question = with_cells_and_seeds(options.before, question)
-    if options.speed:
-        speed.checked(cells)  # before anything trains
-    before, after = sides(options, locks)
-    known = options.before or (None if options.origin else shipped_baseline(question))
-    if known:
-        say(f"before: {known}")
-    try:
-        old, new = compared(before, after, known, question)
-    except NoCellRuns as error:
-        if error.side is before:
-            raise
-        say(f"{changes(before, after) or 'the same libraries'}: {error}")
-        return Outcome.WORSE.exit_code
-    code = concluded(before, after, (old, new), kinds, options)
-    if options.speed:
-        comparison = speed.compared((before.python, after.python), cells)
-        say("\n".join(comparison.report))
-        code = min({code, comparison.outcome.exit_code} - {0}, default=0)  # worse before cannot tell
-    return code
-
-
-def sides(options: argparse.Namespace, locks: ExitStack) -> tuple[Side, Side]:
-    """The environments before and after; raises InputError where there is nothing to compare."""
-    places = [f"--index-url={options.index_url}"] if options.index_url else []
-    places += ["--no-index", f"--find-links={options.find_links.resolve()}"] if options.find_links else []
-    wanted = Wanted(specs=options.specs, files=options.requirement, options=places)
-    origin = Wanted(specs=options.origin, options=places)
-    if origin and options.before:
-        raise InputError("--before is a run in the place of --from: give one of the two")
-    if options.speed and options.before:
-        raise InputError("--speed lets two environments take turns, and --before is a run: say with --from what was before")
-    if not wanted and not origin and not options.before:
-        raise InputError("say what to upgrade to, as in `tunegrid upgrade transformers==5.25`, or with --from what was before")
-    after, before = side_of(wanted, locks), side_of(origin, locks)
-    if after.folder == before.folder and not options.before:
-        raise InputError(f"nothing to upgrade: {wanted.text} is what --from {origin.text} installs")
-    return before, after
-
-
-def concluded(before: Side, after: Side, runs: tuple[Path, Path], kinds: Sequence[str], options: argparse.Namespace) -> int:
-    """Print the verdicts on the run after the upgrade, write its page, and say in a sentence what changed."""
-    old, new = runs
-    known, records = read_list(old), read_list(new)
-    run_before, run_after = Run.of(known, old), Run.of(records, new)
-    asked = run_before.only(options.cells.split(",")) if options.cells else run_before
-    judged = gate(asked, run_after) if run_after.records else []
-    answer = answer_of(records, judged, kinds, baseline="the run before", before=known)
-    if cells := cells_to_ask_about(judged, kinds):
-        answer = replace(answer, way_on=way_on(before, after, cells, options) or answer.way_on)
-    reported(answer, judged)
-    target = options.html or new.with_name(f"{new.stem}-after-{old.parent.name}.html")
-    page(old, new, answer, target)
-    say(f"page: {target}")
-    recorded = recorded_changes(known, records) if options.before else ""
-    say(sentence(recorded or changes(before, after) or "the same libraries", judged, kinds, failures(known, records)))
-    return answer.exit_code
+    parser.add_argument(
+        "--from", dest="origin", action="append", default=[], metavar="SPEC", help="before: with this in place; repeatable"
+    )
+    parser.add_argument("-m", "--profile", default="quick", metavar="NAME", help="of the cells: quick, zoo, full, ... (quick)")
+    parser.add_argument("--cells", metavar="ID,ID", help="cells to run (default: all of the profile)")
+    parser.add_argument(
+        "--whole", action="store_true", help="train every cell to its end, not only those whose first updates changed"
+    )
+    add_options(parser)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    end = words.index("--") if "--" in words else len(words)
+    options = parser.parse_args(words[:end], argparse.Namespace(pytest_options=words[end + 1 :]))
+    return code_of(parser, partial(upgraded, options, suite))

@@ -23,7 +23,7 @@ from tunegrid.grid.backbones import BERT, Backbone
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import CACHE
 from tunegrid.grid.tasks import Problem
-from tunegrid.machine import cpu_name, gpus, instruction_sets, library_digests, versions
+from tunegrid.machine import cpu_name, gpus, identity, library_digests, versions
 from tunegrid.results.files import BenchmarkRow, RunJson, has_no_time, is_cell
 
 JOURNAL = CACHE / "journal"
@@ -118,8 +118,8 @@ def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequen
         "cell": [cell.id, *(ADDRESS.sub("", repr(part)) for part in described)],
         "backbone": [dict(backbone.shape), dict(backbone.special_tokens)],  # no part of its text
         "circumstances": circumstances,
-        "libraries": [versions(), library_digests()],
-        "machine": [cpu_name(), instruction_sets(), _gpus()],
+        "libraries": [sys.prefix, versions(), library_digests()],  # `tunegrid upgrade` names an environment by what is in it
+        "machine": identity(),
         "code": code_digest(),
         "sources": source_digests(cell),
         "grid": [hashlib.sha256(path.read_bytes()).hexdigest() for file in grid_files for path in with_own_imports(file)],
@@ -128,9 +128,6 @@ def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequen
         "scorer": weights_of(BERT) if task.problem is Problem.GENERATE else "",  # of BERTScore
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-_gpus = cache(gpus)
 
 
 def source_digests(cell: Cell) -> list[str]:
