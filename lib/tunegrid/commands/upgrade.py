@@ -38,7 +38,7 @@ from tunegrid.record import Record
 from tunegrid.results.answer import answer_of
 from tunegrid.results.files import is_cell, load, read_list, save
 from tunegrid.results.gate import Run, gate, read_run
-from tunegrid.results.gate_report import Report, as_text, counted, write_step_summary
+from tunegrid.results.gate_report import Report, as_text, write_step_summary
 from tunegrid.results.judgements import SAME_NUMERICS, Outcome
 from tunegrid.results.outcomes import kinds_of
 from tunegrid.results.table import some
@@ -188,11 +188,11 @@ def concluded(what: str, old: Path, new: Path, kinds: Sequence[str], differences
     troubles = [f"the libraries' own path of {cell} differs, which did not: {text}" for cell, text in different.items()]
     answer = answer_of(records, judged, kinds, baseline="the run before", before=known, troubles=troubles)
     report = Report(judged=judged, answer=answer)
-    say(as_text(report))
     write_step_summary(report)
     say(f"`{shlex.join(['tunegrid', 'page', str(new), str(old), '-o', 'upgrade.html'])}` shows both runs")
-    stock = f"; the libraries' own path: {len(differences[1]) - len(different)} of {len(differences[1])} as before"
-    say(f"{what}: {counted(judged) if judged else 'no cell finishes'}{stock if differences[1] else ''}")
+    say(as_text(report))
+    stock = f" The libraries' own path: {len(differences[1]) - len(different)} of {len(differences[1])} cells as before."
+    say(f"{what}: {answer.answer}{stock if differences[1] else ''}")
     return answer.exit_code
 
 

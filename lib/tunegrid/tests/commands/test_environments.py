@@ -3,7 +3,6 @@
 import os
 import shutil
 import time
-from pathlib import Path
 
 import pytest
 
@@ -126,4 +125,3 @@ def test_files_that_options_name_are_part_of_the_key(tmp_path):
     near.touch()
     options = [f"--grid={grid}", "-p", "xdist", "-pno:cacheprovider", "--seeds", "0-2"]
     assert {path.name for path in environments.files_in(options)} == {"grid.py", "near.py", "__init__.py"}
-
