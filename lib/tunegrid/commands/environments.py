@@ -90,7 +90,7 @@ def code_of(parser: argparse.ArgumentParser, command: Callable[[], int]) -> int:
     except InputError as error:
         refuse(parser, error)
     except KeyboardInterrupt:
-        say("stopped; the same command goes on with what was measured")
+        say("stopped; the same command goes on from what was kept")
         return 130
 
 
