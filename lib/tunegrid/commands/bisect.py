@@ -11,27 +11,18 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from tunegrid.commands.environments import (
-    Suite,
-    add_options,
-    code_of,
-    copy_of,
-    environment_of,
-    first_updates,
-    lock_of,
-    output_of,
-    places_of,
-    suite,
-)
+from tunegrid.commands import environments
+from tunegrid.commands.environments import Suite, output_of
 from tunegrid.errors import InputError
 from tunegrid.results.answer import Lines, gate_answer
 from tunegrid.results.files import read_list
@@ -115,26 +106,12 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
     return found, causes[found.first_bad]
 
 
-def by_stages(measure: Measure, versions: Sequence[str], kinds: Sequence[str], options: Sequence[str]) -> tuple[Bisection, str]:
-    """The same by first updates if numerics alone count and the ends differ in these; else by whole runs.
-
-    Scores need whole runs: a release may change the arithmetic and another one, later, the score.
-    """
-    if kinds == ("numerics",) and (stage := first_updates(options)):
-        try:
-            return search(partial(measure, stage), versions, kinds)
-        except NotWorse:
-            say("the first updates do not tell the ends apart: cells train to their ends")
-    return search(partial(measure, ()), versions, kinds)
-
-
 def measured(
     options: argparse.Namespace, suite: Suite, package: str, stage: Sequence[str], version: str, name: str = "run"
 ) -> Run:
     """A version's run; `name` tells a second one from the first. Raises InputError if it cannot be had."""
-    cells, places = options.cells.split(","), places_of(options)
-    wanted = copy_of(options.repo, version).as_uri() if options.repo else f"{package}=={version}"
-    environment = environment_of(package, lock_of([wanted], places, alone=True), places)
+    wanted = environments.copy_of(options.repo, version).as_uri() if options.repo else f"{package}=={version}"
+    environment, cells = environments.environment_with([wanted], options.find_links, alone=True), options.cells.split(",")
 
     def missing(path: Path) -> list[str]:
         finished = Run.of(read_list(path)).records
@@ -143,36 +120,28 @@ def measured(
     command = suite(cells, (*stage, *options.pytest_options), "quick")
     file = f"{'first-updates-' if stage else ''}{name}.json"
     path = environment.run(command, sorted(cells), options.pytest_options, file, lambda path: not missing(path))
-    if cells_left := missing(path):
-        raise InputError(f"{cells_left[0]} does not finish with {package} {version} ({path} and its .txt say why)")
+    if left := missing(path):
+        raise InputError(f"{left[0]} does not finish with {package} {version} ({path} and its .txt say why)")
     return read_run(path)
 
 
 # Versions
 
 
-def ends_of(good: str, bad: str) -> tuple[str, str, str]:
-    """The canonical name of a package and the two releases; raises InputError if these are of two packages, or of none."""
-    (name, _, first), (other, _, last) = good.partition("=="), bad.partition("==")
-    try:
-        package, same = (str(canonicalize_name(Requirement(text).name)) for text in (name, other))
-        Version(first), Version(last)
-    except InvalidRequirement:
-        package, same = "", ""
-    except InvalidVersion as error:
-        raise InputError(f"{error}: give two releases of a package, as in --good peft==0.20 --bad peft==0.21") from None
-    if not package or package != same:
-        raise InputError("give two releases of one package, as in --good peft==0.20 --bad peft==0.21, or a checkout as --repo")
-    return package, first, last
+def package_of(good: str, bad: str) -> str:
+    """The canonical name of the package whose releases these are; raises InputError if they are of two packages, or of none."""
+    ends = [text.partition("==") for text in (good, bad)]
+    with suppress(ValueError):  # of another text than a name or a version, or of two packages
+        [package] = {str(canonicalize_name(Requirement(name).name)) for name, _, version in ends if Version(version)}
+        return package
+    raise InputError("give two releases of one package, as in --good peft==0.20 --bad peft==0.21, or a checkout as --repo")
 
 
-def releases(package: str, good: str, bad: str, places: Sequence[str], listed: Sequence[str] = ()) -> list[str]:
-    """Releases from the good one to the bad one, the older first; 5.20 is the index's 5.20.0.
-
-    Without a list of releases to try, those that pip lists at these places.
-    """
+def releases(package: str, good: str, bad: str, wheels: Path | None, listed: Sequence[str] = ()) -> list[str]:
+    """Releases from the good one to the bad one, the older first; 5.20 is the index's 5.20.0. pip lists them if nobody did."""
     if not listed:
         pip = [sys.executable, "-m", "pip"] if find_spec("pip") else [shutil.which("uv") or "uv", "tool", "run", "pip"]
+        places = ["--no-index", f"--find-links={wheels.resolve()}"] if wheels else []
         failure = f"the releases of {package} cannot be listed (give them with --versions A,B,C)"
         lines = output_of([*pip, "index", "versions", *places, "--", package], failure)
         listed = [
@@ -212,14 +181,14 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
     )
     parser.add_argument("--versions", metavar="A,B,C", help="releases to try (default: all that pip lists)")
     parser.add_argument("pytest_options", nargs="*", metavar="-- OPTION", help="of pytest, as in -- --seeds 0-2 --grid=dora.py")
-    add_options(parser)
+    environments.add_options(parser)
     return parser, parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None, suite: Suite = suite) -> int:
+def main(arguments: Sequence[str] | None = None, suite: Suite = environments.suite) -> int:
     """Search, say what was learned; return the exit code. `suite` makes the commands that run cells."""
     parser, options = parsed(arguments)
-    return code_of(parser, partial(bisected, options, suite))
+    return environments.code_of(parser, partial(bisected, options, suite))
 
 
 def bisected(options: argparse.Namespace, suite: Suite) -> int:
@@ -228,13 +197,20 @@ def bisected(options: argparse.Namespace, suite: Suite) -> int:
     if options.repo:
         package, versions = options.repo.name, commits(options.repo, options.good, options.bad)
     else:
-        package, good, bad = ends_of(options.good, options.bad)
-        versions = releases(package, good, bad, places_of(options), options.versions.split(",") if options.versions else ())
+        package, listed = package_of(options.good, options.bad), options.versions.split(",") if options.versions else ()
+        good, bad = (end.partition("==")[2] for end in (options.good, options.bad))
+        versions = releases(package, good, bad, options.find_links, listed)
     say(f"{package}: {len(versions)} versions, at most {(len(versions) - 2).bit_length()} steps after the two ends")
-    try:
-        found, cause = by_stages(partial(measured, options, suite, package), versions, kinds, options.pytest_options)
-    except NotWorse as error:
-        say(f"nothing to find: {error}")
+    run = partial(measured, options, suite, package)
+    # Scores need whole runs: a release may change the arithmetic and another one, later, the score.
+    early = environments.first_updates(options.pytest_options) if kinds == ("numerics",) else ()
+    for stage in (early, ()) if early else ((),):
+        try:
+            found, cause = search(partial(run, stage), versions, kinds)
+            break
+        except NotWorse as error:
+            say(f"nothing to find{' in first updates' if stage else ''}: {error}")
+    else:
         return 1
     last, first = found.last_good, found.first_bad
     if found.skipped:

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, distributions, version
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -40,16 +40,14 @@ from tunegrid.results.table import some
 from tunegrid.terminal import say
 
 ENVIRONMENTS = CACHE.absolute() / "environments"
+LOCK = "running.lock"  # in the folder of an environment that a command works in
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
 ADDED = re.compile(r" \+ (?P<pin>\S+?)(?: @ (?P<url>\S+)| \(from (?P<origin>\S+)\))?")  # a package that uv would install
 REASON = re.compile(r"(ERROR|error|fatal| +cause): (?P<reason>.+)")  # of pip, uv and git
-LOCK = "running.lock"  # in the folder of an environment that a command works in
 USAGE_ERROR = 4  # pytest's exit code
 STOCK = "stock"  # the profile of the libraries' own path, which leaves no rows but JUnit's results of tests
-# The command that runs the cells, of the Python of an environment and the file to write.
-Command = Callable[[Path, Path], Sequence[str]]
-# Makes it of cells, options of pytest and a profile.
-Suite = Callable[[Sequence[str], Sequence[str], str], Command]
+Command = Callable[[Path, Path], Sequence[str]]  # that runs cells, of an environment's Python and the file to write
+Suite = Callable[[Sequence[str], Sequence[str], str], Command]  # makes it of cells, options of pytest and a profile
 Whole = Callable[[Path], bool]  # whether a run's file has all that it should have
 
 
@@ -69,14 +67,7 @@ def first_updates(options: Sequence[str], profile: str = "quick") -> tuple[str, 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of both commands."""
     parser.add_argument("--by", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(COUNTED)}: what counts")
-    parser.add_argument("--index-url", metavar="URL", help="of another package index")
     parser.add_argument("--find-links", type=Path, metavar="DIR", help="wheels to take, in place of an index")
-
-
-def places_of(options: argparse.Namespace) -> list[str]:
-    """Options of pip and uv that say where packages are."""
-    index = [f"--index-url={options.index_url}"] if options.index_url else []
-    return index + (["--no-index", f"--find-links={options.find_links.resolve()}"] if options.find_links else [])
 
 
 def code_of(parser: argparse.ArgumentParser, command: Callable[[], int]) -> int:
@@ -97,20 +88,14 @@ def code_of(parser: argparse.ArgumentParser, command: Callable[[], int]) -> int:
 # What is to be installed
 
 
-def requirement_of(spec: str) -> tuple[str, str]:
-    """The canonical name of the package that "peft==0.22" or "peft@../peft" asks for, and the requirement as pip takes it.
-
-    Raises:
-        InputError: if it is no requirement, as an option is none.
-    """
-    name, at, place = spec.partition("@")
+def requirement_of(spec: str) -> str:
+    """What "peft==0.22" or "peft@../peft", a checkout, asks for, as pip takes it; raises InputError for an option or a path."""
+    name, at, place = (part.strip() for part in spec.partition("@"))
     try:
-        if not at or "://" in place:
-            return canonicalize_name(Requirement(spec).name), spec
-        package = canonicalize_name(Requirement(name).name)
-        return package, f"{name.strip()} @ {copy_of(Path(place.strip()).expanduser()).as_uri()}"
+        Requirement(name if at else spec)
     except InvalidRequirement:
         raise InputError(f"{spec!r} is no package: expected one as pip takes it, as in peft==0.22, or peft@../peft") from None
+    return f"{name} @ {copy_of(Path(place).expanduser()).as_uri()}" if at and "://" not in place else spec
 
 
 def copy_of(checkout: Path, commit: str = "") -> Path:
@@ -118,15 +103,14 @@ def copy_of(checkout: Path, commit: str = "") -> Path:
 
     A build writes into the folder that it is of. The copy has the history, too, by which some builds name their version.
     """
-    git = ["git", "-C", str(checkout)]
-    failure = f"{checkout} cannot be read as a checkout of a library"
+    git, failure = ["git", "-C", str(checkout)], f"{checkout} cannot be read as a checkout of a library"
     commit = commit or "".join(output_of([*git, "stash", "create"], failure)) or "HEAD"
     [tree] = output_of([*git, "rev-parse", f"{commit}^{{tree}}"], failure)
     copy = ENVIRONMENTS / f"source-{tree[:12]}" / checkout.resolve().name
     if not copy.is_dir():
         ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=ENVIRONMENTS, prefix="clone-") as name:
-            clone = Path(name) / copy.name
+        with tempfile.TemporaryDirectory(dir=ENVIRONMENTS, prefix="clone-") as folder:
+            clone = Path(folder) / copy.name
             output_of([*git, "clone", "--quiet", "--shared", "--no-checkout", ".", str(clone)], failure)
             output_of(["git", "-C", str(clone), "checkout", "--quiet", commit], failure)
             copy.parent.mkdir(exist_ok=True)
@@ -134,36 +118,26 @@ def copy_of(checkout: Path, commit: str = "") -> Path:
     return copy
 
 
-def lock_of(requirements: Sequence[str], options: Sequence[str], *, alone: bool = False) -> str:
-    """What has to be installed here for some requirements: a lock file of uv, or of pip, with the hash of each archive.
+def lock_of(requirements: Sequence[str], places: Sequence[str], *, alone: bool) -> str:
+    """What has to be installed here for requirements of packages to upgrade, as a lock file of uv or of pip.
 
-    Args:
-        requirements: as of pip, of packages that are upgraded.
-        options: of pip or uv, as where they look for packages.
-        alone: just these packages, whatever they need and whatever is installed here.
-
-    Raises:
-        InputError: if they cannot be installed.
+    It may be empty. `alone` takes just these packages, whatever they need and whatever is installed here.
     """
     failure = f"{' '.join(requirements)} cannot be installed"
     if not (uv := shutil.which("uv")):
         which = ("--no-deps", "--ignore-installed") if alone else ("--upgrade",)
-        report = output_of([*PIP, "install", "--dry-run", "--report", "-", *which, *options, "--", *requirements], failure)
+        report = output_of([*PIP, "install", "--dry-run", "--report", "-", *which, *places, "--", *requirements], failure)
         return "\n".join(map(pinned, json.loads("\n".join(report))["install"]))
     if not alone:
         # Its --upgrade is of all that is needed.
         named = [f"--upgrade-package={Requirement(one).name}" for one in requirements]
-        command = [uv, "pip", "install", "--dry-run", "--python", sys.executable, *named, *options, "--", *requirements]
-        lines = output_of(command, failure, errors_too=True)
-        requirements = [required(found) for line in lines if (found := ADDED.fullmatch(line))]
+        command = [uv, "pip", "install", "--dry-run", "--python", sys.executable, *named, *places, "--", *requirements]
+        added = [match for line in output_of(command, failure, errors_too=True) if (match := ADDED.fullmatch(line))]
+        urls = [match["url"] or match["origin"] for match in added]
+        pins = [match["pin"] for match in added]
+        requirements = [f"{pin.partition('==')[0]} @ {url}" if url else pin for pin, url in zip(pins, urls, strict=True)]
     command = [uv, "pip", "compile", "--quiet", "--no-deps", "--no-header", "--format=pylock.toml", "--python", sys.executable]
-    return "\n".join(output_of([*command, *options, "-"], failure, sent="\n".join(requirements))) if requirements else ""
-
-
-def required(added: re.Match[str]) -> str:
-    """A package that uv would install, as a requirement."""
-    url = added["url"] or added["origin"]
-    return f"{added['pin'].partition('==')[0]} @ {url}" if url else added["pin"]
+    return "\n".join(output_of([*command, *places, "-"], failure, sent="\n".join(requirements))) if requirements else ""
 
 
 def pinned(item: Mapping[str, Any]) -> str:
@@ -181,15 +155,11 @@ def pinned(item: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """A Python with its packages, and the folder where its runs are kept.
-
-    Attributes:
-        own: versions of the packages that it does not take from this environment.
-    """
+    """A Python with its packages, and the folder where its runs are kept."""
 
     python: Path
     folder: Path
-    own: Mapping[str, str] = field(default_factory=dict)
+    own: Mapping[str, str] = field(default_factory=dict)  # versions of the packages that are not shared with this environment
 
     @property
     def name(self) -> str:
@@ -197,41 +167,26 @@ class Environment:
         names = sorted(self.own, key=lambda name: name not in PACKAGES)
         return some([f"{name} {self.own[name]}" for name in names]) or "the libraries here"
 
-    def version(self, package: str) -> str:
-        """Of a package; "none" if there is none."""
-        with contextlib.suppress(PackageNotFoundError):
-            return self.own.get(package) or version(package)
-        return "none"
+    def run(self, command: Command, question: object, options: Sequence[str], file: str, whole: Whole) -> Path:
+        """The file of a run, measured unless it was before; one that is not whole is measured again next time.
 
-    def run(self, command: Command, question: Sequence[object], options: Sequence[str], file: str, whole: Whole) -> Path:
-        """The file of a run, which is measured unless it was before.
-
-        One that is not whole is measured again next time: what failed once may have failed for want of room.
-
-        Args:
-            command: runs the cells.
-            question: what is asked, as cells and stage: the key of the run beside the libraries, the code and the machine.
-            options: of pytest by the user, whose files belong to the key, too.
-            file: of the run, without its key, as "whole.json".
-            whole: whether a file has all that it should have.
-
-        Raises:
-            InputError: if pytest takes an option for none, or leaves no file.
+        Its key holds the question, the user's options of pytest with their files, libraries, code and machine. Raises NoRun if
+        pytest takes an option for none, or leaves no file.
         """
         stage, suffix = Path(file).stem, Path(file).suffix
-        users = [hashlib.sha256(one.read_bytes()).hexdigest() for one in files_in(options)]
+        users = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files_in(options)]
         around = [versions(), library_digests(), code_digest(), identity(thread_share(None))]
         path = self.folder / f"{stage}-{digest_of([question, list(options), users, around])}{suffix}"
         if path.is_file():
             say(f"{self.name}: {stage}, measured before")
             return path
-        self.folder.mkdir(parents=True, exist_ok=True)
         log, part, began = path.with_suffix(".txt"), path.with_suffix(f".part{suffix}"), time.monotonic()
         say(f"{self.name}: {stage}; {log} says how far it is")
         # PYTHONPATH would come before the packages to try; PYTEST_* are those of a session around this one; the command that
         # asks writes the step's summary.
         unset = ("PYTHONPATH", "GITHUB_STEP_SUMMARY")
         variables = {name: text for name, text in os.environ.items() if name not in unset and not name.startswith("PYTEST_")}
+        self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / LOCK, timeout=0), log.open("w", encoding="utf-8") as output:
             part.unlink(missing_ok=True)
             code = launcher.run(command(self.python, part), cwd=ROOT, environment=variables, output=output)
@@ -244,10 +199,10 @@ class Environment:
 
 
 class NoRun(InputError):
-    """A session in an environment ended without a run."""
+    """A session ended without a run."""
 
     def __init__(self, reason: str, environment: Environment) -> None:
-        """For this reason, a sentence."""
+        """For a reason, in this environment."""
         super().__init__(reason)
         self.environment = environment
 
@@ -266,34 +221,33 @@ def files_in(options: Sequence[str]) -> list[Path]:
 
 def here() -> Environment:
     """The environment that this process runs in."""
-    folder = ENVIRONMENTS / f"here-{digest_of([sys.prefix, sys.version])}"
-    return Environment(python=Path(sys.executable), folder=folder)
+    return Environment(python=Path(sys.executable), folder=ENVIRONMENTS / f"here-{digest_of([sys.prefix, sys.version])}")
 
 
-def environment_of(name: str, lock: str, options: Sequence[str] = ()) -> Environment:
-    """The environment that has what a lock names, made if it is not there yet.
-
-    Args:
-        name: of the package that it is for.
-        lock: of `lock_of`.
-        options: of pip or uv, as where they look for what a build needs.
+def environment_with(requirements: Sequence[str], wheels: Path | None, *, alone: bool = False) -> Environment:
+    """The environment that has what is required, made if it is not there yet; `alone` as of `lock_of`.
 
     Raises:
-        InputError: if it cannot be made; nothing of it is left then.
+        InputError: if it cannot be made, of which nothing is left then, or would be empty.
     """
     if os.pathsep in str(ENVIRONMENTS):
         raise InputError(
             f"no environment can be in {ENVIRONMENTS}, for the {os.pathsep!r}: set TUNEGRID_CACHE to another folder"
         )
-    folder = ENVIRONMENTS / f"{canonicalize_name(name)}-{digest_of([lock, sys.prefix, sys.version])}"
+    places = ["--no-index", f"--find-links={wheels.resolve()}"] if wheels else []
+    lock = lock_of(requirements, places, alone=alone)
+    if not lock:
+        raise InputError(f"nothing to upgrade: what is installed here is as {' '.join(requirements)} asks")
+    name = re.match(r"[\w.-]*", requirements[0].rpartition("/")[2])
+    folder = ENVIRONMENTS / f"{canonicalize_name(name[0] if name else '')}-{digest_of([lock, sys.prefix, sys.version])}"
     place, began = folder / "environment", time.monotonic()
-    scripts, packages = (_path_in(place, kind) for kind in ("scripts", "purelib"))
+    python, packages = _path_in(place, "scripts") / "python", _path_in(place, "purelib")
     link = packages / "tunegrid-shared.pth"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK, timeout=0):
         if not link.is_file():  # it is written last
             try:
-                _install(lock, folder, place, scripts / "python", options)
+                _install(lock, folder, place, python, places)
                 # Only now, so that pip does not take a version that is already here for the one to install. `addsitedir` reads
                 # editable installations, too; what it adds comes after the environment's own packages.
                 shared = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
@@ -302,22 +256,20 @@ def environment_of(name: str, lock: str, options: Sequence[str] = ()) -> Environ
                 shutil.rmtree(place, ignore_errors=True)  # half of one only takes room
                 raise
             say(f"made {place} ({time.monotonic() - began:.0f} s)")
-    folders = sorted({str(packages), str(_path_in(place, "platlib"))})
-    own = {str(canonicalize_name(found.name)): found.version for found in distributions(path=folders)}
-    return Environment(python=scripts / "python", folder=folder, own=own)
+    found = distributions(path=sorted({str(packages), str(_path_in(place, "platlib"))}))
+    return Environment(python=python, folder=folder, own={str(canonicalize_name(one.name)): one.version for one in found})
 
 
-def _install(lock: str, folder: Path, place: Path, python: Path, options: Sequence[str]) -> None:
+def _install(lock: str, folder: Path, place: Path, python: Path, places: Sequence[str]) -> None:
     shutil.rmtree(place, ignore_errors=True)
-    failure = f"{place} cannot be made"
     if uv := shutil.which("uv"):
-        output_of([uv, "venv", "--quiet", "--python", sys.executable, str(place)], failure)
+        output_of([uv, "venv", "--quiet", "--python", sys.executable, str(place)], f"{place} cannot be made")
         file, installer = folder / "pylock.toml", [uv, "pip", "install", "--quiet", "--python", str(python)]
     else:
-        output_of([sys.executable, "-m", "venv", "--without-pip", str(place)], failure)
+        output_of([sys.executable, "-m", "venv", "--without-pip", str(place)], f"{place} cannot be made")
         file, installer = folder / "requirements.txt", [*PIP, "--python", str(python), "install", "--no-compile"]
     file.write_text(lock, encoding="utf-8")
-    output_of([*installer, "--no-deps", *options, "-r", str(file)], f"{file} cannot be installed")
+    output_of([*installer, "--no-deps", *places, "-r", str(file)], f"{file} cannot be installed")
 
 
 def _path_in(environment: Path, kind: str) -> Path:

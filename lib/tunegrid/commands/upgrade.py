@@ -10,27 +10,14 @@ or a memory figure is worse, or the libraries' own path now differs from ours, 6
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tunegrid.commands.environments import (
-    STOCK,
-    Environment,
-    NoRun,
-    Suite,
-    add_options,
-    code_of,
-    environment_of,
-    first_updates,
-    here,
-    lock_of,
-    places_of,
-    requirement_of,
-    suite,
-)
+from tunegrid.commands import environments
+from tunegrid.commands.environments import STOCK, Environment, NoRun, Suite
 from tunegrid.errors import InputError
 from tunegrid.grid.recipes import MICRO
 from tunegrid.machine import PACKAGES
@@ -46,39 +33,17 @@ from tunegrid.terminal import say
 
 # Cells of the libraries' own path: windows of long contexts, generated answers, an encoder with a decoder, a classifier.
 STOCK_CELLS = ("bert_qa_lora", "gpt2_sum_lora", "t5_sum_sft", "bert_sa_lora")
+Measure = Callable[..., Path]  # of an environment, a stage's name, cells (none for all) and options of the stage
 
 
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is run on both sides: `cells` of a profile, none for all, with `options` of pytest."""
-
-    profile: str
-    cells: Sequence[str]
-    options: Sequence[str]
-    suite: Suite
-
-    def run(self, environment: Environment, stage: str, cells: Sequence[str], options: Sequence[str] = ()) -> Path:
-        """The file of a run; of two equal options pytest takes the last, the user's. Raises NoRun if there is none."""
-        shared = ("--resume", *(("-n", "auto") if self.profile in MICRO else ()))
-        command = self.suite(cells, (*shared, *options, *self.options), self.profile)
-        return environment.run(
-            command, [self.profile, sorted(cells)], self.options, f"{stage}.json", lambda path: not unfinished(read_list(path))
-        )
-
-    def stock(self, environment: Environment) -> dict[str, str]:
-        """Where the libraries' own path differs from ours, by cell; empty if it does not. None of other profiles than quick."""
-        cells = [cell for cell in STOCK_CELLS if cell in (self.cells or STOCK_CELLS)] if self.profile == "quick" else []
-        if not cells:
-            return {}
-        command = self.suite(cells, ("-n", "auto"), STOCK)
-        root = ElementTree.parse(environment.run(command, cells, (), f"{STOCK}.xml", lambda path: True)).getroot()
-        differences = {}
-        for test in root.iter("testcase"):
-            [cell, *_] = [cell for cell in cells if cell in test.get("name", "")] or [""]
-            bad = [result for result in test if result.tag in ("failure", "error")]
-            if cell:
-                differences[cell] = str(bad[0].get("message")).strip().partition("\n")[0] if bad else ""
-        return differences
+def measured(
+    options: argparse.Namespace, suite: Suite, side: Environment, stage: str, cells: Sequence[str], *more: str
+) -> Path:
+    """The file of a run; of two equal options pytest takes the last, the user's. Raises NoRun if there is none."""
+    shared = ("--resume", *(("-n", "auto") if options.profile in MICRO else ()))
+    command = suite(cells, (*shared, *more, *options.pytest_options), options.profile)
+    about = [options.profile, sorted(cells)]
+    return side.run(command, about, options.pytest_options, f"{stage}.json", lambda path: not unfinished(read_list(path)))
 
 
 def unfinished(records: Sequence[Record]) -> list[Record]:
@@ -86,35 +51,41 @@ def unfinished(records: Sequence[Record]) -> list[Record]:
     return [record for record in records if not record.finished and record.status != "begun"]
 
 
-def runs_of(before: Environment, after: Environment, question: Question, *, whole: bool) -> tuple[Path, Path]:
+def stock_differences(suite: Suite, side: Environment, cells: Sequence[str]) -> dict[str, str]:
+    """Where the libraries' own path differs from ours, by cell; empty if it does not."""
+    path = side.run(suite(cells, ("-n", "auto"), STOCK), cells, (), f"{STOCK}.xml", lambda path: True)
+    found = dict[str, str]()
+    for test in ElementTree.parse(path).iter("testcase"):
+        bad = [result.get("message", "") for result in test if result.tag in ("failure", "error")]
+        found |= {cell: bad[0].partition("\n")[0] if bad else "" for cell in cells if cell in test.get("name", "")}
+    return found
+
+
+def runs_of(
+    before: Environment, after: Environment, cells: Sequence[str], early: Sequence[str], run: Measure
+) -> tuple[Path, Path]:
     """The files of a run of each side, to be judged.
 
-    Cells make their first updates; those that are not the same after the upgrade train to their end, on both sides.
-
-    Raises:
-        InputError: if a cell does not finish before the upgrade.
+    With `early`, an option, cells make their first updates; those that are not the same train to their end, on both sides.
+    Raises InputError if a cell does not finish before the upgrade.
     """
-    early = () if whole else first_updates(question.options, question.profile)
-    old = question.run(before, "first-updates" if early else "whole", question.cells, early)
-    check_finished(old, before)
-    new = question.run(after, "first-updates" if early else "whole", question.cells, early)
-    if not early:
-        return old, new
+    stage = "first-updates" if early else "whole"
+    old, new = checked(run(before, stage, cells, *early), before), run(after, stage, cells, *early)
     first, second = read_run(old), read_run(new)
-    judged = gate(first, second) if second.records else []
-    cells = [j.cell for j in judged if j.quantity == "numerics" and j.verdict not in SAME_NUMERICS]
-    if not cells:
+    judged = gate(first, second) if early and second.records else []
+    others = [j.cell for j in judged if j.quantity == "numerics" and j.verdict not in SAME_NUMERICS]
+    if not others:
         return old, new
-    scored = question.run(before, "whole", cells)
-    check_finished(scored, before)
-    return joined(scored, old), joined(question.run(after, "whole", cells), new)
+    scored = checked(run(before, "whole", others), before)
+    return joined(scored, old), joined(run(after, "whole", others), new)
 
 
-def check_finished(path: Path, environment: Environment) -> None:
-    """Raises InputError if a cell of the first side has nothing to judge by."""
+def checked(path: Path, side: Environment) -> Path:
+    """The same path; raises InputError if a cell of this run has nothing to judge by."""
     for record in unfinished(read_list(path)):
         reason = next(iter(record.missed), record.status)
-        raise InputError(f"{record.cell} does not finish with {environment.name}, so nothing can be told ({path}): {reason}")
+        raise InputError(f"{record.cell} does not finish with {side.name}, so nothing can be told ({path}): {reason}")
+    return path
 
 
 def joined(whole: Path, begun: Path) -> Path:
@@ -129,8 +100,15 @@ def joined(whole: Path, begun: Path) -> Path:
 
 def changes(before: Environment, after: Environment) -> str:
     """As "peft 0.21.2 -> 0.22.0", the suite's libraries first; of equal versions the archives differ."""
+
+    def version_on(side: Environment, name: str) -> str:
+        try:
+            return side.own.get(name) or version(name)
+        except PackageNotFoundError:
+            return "none"
+
     names = sorted({**before.own, **after.own}, key=lambda name: (name not in PACKAGES, name))
-    versions = {name: (before.version(name), after.version(name)) for name in names}
+    versions = {name: (version_on(before, name), version_on(after, name)) for name in names}
     differing = {name: pair for name, pair in versions.items() if pair[0] != pair[1]} or versions
     return some(
         [f"{name} {old} -> {new}" + (" (another archive)" if old == new else "") for name, (old, new) in differing.items()]
@@ -139,80 +117,59 @@ def changes(before: Environment, after: Environment) -> str:
 
 def sides(options: argparse.Namespace) -> tuple[Environment, Environment]:
     """The environments before and after; raises InputError if there is nothing to compare."""
-    if not options.specs and not options.origin:
+    specs, origin = options.specs, options.origin
+    if not specs and not origin:
         raise InputError("say what to upgrade to, as in `tunegrid upgrade transformers==5.25`, or with --from what was before")
-    places = places_of(options)
-
-    def side(specs: Sequence[str]) -> Environment:
-        if not specs:
-            return here()
-        wanted = list(map(requirement_of, specs))
-        lock = lock_of([requirement for _, requirement in wanted], places)
-        if not lock:
-            raise InputError(f"nothing to upgrade: what is installed here is as {' '.join(specs)} asks")
-        return environment_of(wanted[0][0], lock, places)
-
-    after, before = side(options.specs), side(options.origin)
+    wanted = [list(map(environments.requirement_of, one)) for one in (origin, specs)]
+    before, after = (environments.environment_with(one, options.find_links) if one else environments.here() for one in wanted)
     if after.folder == before.folder:
-        raise InputError(f"nothing to upgrade: {' '.join(options.specs)} is what --from {' '.join(options.origin)} installs")
+        raise InputError(f"nothing to upgrade: {' '.join(specs)} is what --from {' '.join(origin)} installs")
     return before, after
 
 
 def upgraded(options: argparse.Namespace, suite: Suite) -> int:
-    """Make both sides, run, print; return the exit code.
-
-    Raises:
-        InputError: if an argument cannot be used, or the first side cannot be measured.
-    """
-    kinds, cells = kinds_of(options.by), tuple(options.cells.split(",")) if options.cells else ()
-    question = Question(profile=options.profile, cells=cells, options=options.pytest_options, suite=suite)
+    """Make both sides, run, print the verdicts and what changed; return the exit code. Raises InputError, as `runs_of`."""
+    kinds, cells = kinds_of(options.by), options.cells.split(",") if options.cells else []
+    stock_cells = [cell for cell in STOCK_CELLS if cell in (cells or STOCK_CELLS)] if options.profile == "quick" else []
+    early = () if options.whole else environments.first_updates(options.pytest_options, options.profile)
     before, after = sides(options)
-    what = changes(before, after)
+    what, (stock, stock_before) = changes(before, after), (dict[str, str](), dict[str, str]())
     try:
-        old, new = runs_of(before, after, question, whole=options.whole)
-        differences = question.stock(before), question.stock(after)
+        old, new = runs_of(before, after, cells, early, partial(measured, options, suite))
+        if stock_cells:
+            stock_before, stock = (stock_differences(suite, side, stock_cells) for side in (before, after))
     except NoRun as error:
-        if error.environment is before:
+        if error.environment == before:
             raise
         say(f"{what}: {error}")
         return Outcome.WORSE.exit_code
-    return concluded(what, old, new, kinds, differences)
-
-
-def concluded(what: str, old: Path, new: Path, kinds: Sequence[str], differences: tuple[dict[str, str], dict[str, str]]) -> int:
-    """Print the verdicts on the run after the upgrade, and the answer; return the exit code."""
+    different = {cell: text for cell, text in stock.items() if text and text != stock_before.get(cell)}
+    troubles = [f"the libraries' own path of {cell} differs, which did not: {text}" for cell, text in different.items()]
     known, records = read_list(old), read_list(new)
     run = Run.of(records, new)
     judged = gate(Run.of(known, old), run) if run.records else []
-    different = {cell: text for cell, text in differences[1].items() if text and text != differences[0].get(cell)}
-    troubles = [f"the libraries' own path of {cell} differs, which did not: {text}" for cell, text in different.items()]
     answer = answer_of(records, judged, kinds, baseline="the run before", before=known, troubles=troubles)
     report = Report(judged=judged, answer=answer)
     write_step_summary(report)
     say(f"`{shlex.join(['tunegrid', 'page', str(new), str(old), '-o', 'upgrade.html'])}` shows both runs")
     say(as_text(report))
-    stock = f" The libraries' own path: {len(differences[1]) - len(different)} of {len(differences[1])} cells as before."
-    say(f"{what}: {answer.answer}{stock if differences[1] else ''}")
+    own_path = f" The libraries' own path: {len(stock) - len(different)} of {len(stock)} cells as before." if stock else ""
+    say(f"{what}: {answer.answer}{own_path}")
     return answer.exit_code
 
 
-def main(arguments: Sequence[str] | None = None, suite: Suite = suite) -> int:
+def main(arguments: Sequence[str] | None = None, suite: Suite = environments.suite) -> int:
     """Run both sides, say what changed; return the exit code. `suite` makes the commands that run cells."""
     usage = "tunegrid upgrade SPEC ... [OPTION ...] [-- OPTION OF PYTEST ...]"
     parser = argparse.ArgumentParser(prog="tunegrid upgrade", usage=usage, description=__doc__)
-    parser.add_argument(
-        "specs", nargs="*", metavar="SPEC", help="as of pip: transformers==5.25, peft; or a checkout: peft@../peft"
-    )
-    parser.add_argument(
-        "--from", dest="origin", action="append", default=[], metavar="SPEC", help="before: with this in place; repeatable"
-    )
-    parser.add_argument("-m", "--profile", default="quick", metavar="NAME", help="of the cells: quick, zoo, full, ... (quick)")
-    parser.add_argument("--cells", metavar="ID,ID", help="cells to run (default: all of the profile)")
-    parser.add_argument(
-        "--whole", action="store_true", help="train every cell to its end, not only those whose first updates changed"
-    )
-    add_options(parser)
+    add = parser.add_argument
+    add("specs", nargs="*", metavar="SPEC", help="as of pip: transformers==5.25, peft; or a checkout: peft@../peft")
+    add("--from", dest="origin", action="append", default=[], metavar="SPEC", help="before: with this in place; repeatable")
+    add("-m", "--profile", default="quick", metavar="NAME", help="of the cells: quick, zoo, full, ... (quick)")
+    add("--cells", metavar="ID,ID", help="cells to run (default: all of the profile)")
+    add("--whole", action="store_true", help="train every cell to its end, not only those whose first updates changed")
+    environments.add_options(parser)
     words = sys.argv[1:] if arguments is None else list(arguments)
     end = words.index("--") if "--" in words else len(words)
     options = parser.parse_args(words[:end], argparse.Namespace(pytest_options=words[end + 1 :]))
-    return code_of(parser, partial(upgraded, options, suite))
+    return environments.code_of(parser, partial(upgraded, options, suite))

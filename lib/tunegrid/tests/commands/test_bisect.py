@@ -60,10 +60,10 @@ def test_every_first_bad_one_of_eight_takes_at_most_three_steps(first_bad):
 
 
 def test_releases_are_in_the_order_of_versions_and_spelled_as_listed(tmp_path):
-    assert releases("p", "5.9", "5.20", (), ["5.10.0", "5.9.0", "5.20.0", "5.8.1"]) == ["5.9.0", "5.10.0", "5.20.0"]
+    assert releases("p", "5.9", "5.20", None, ["5.10.0", "5.9.0", "5.20.0", "5.8.1"]) == ["5.9.0", "5.10.0", "5.20.0"]
     for version in ("1.10", "1.9", "1.8"):
         wheel(tmp_path, version, 1)
-    assert releases("planted", "1.8", "1.10", ["--no-index", f"--find-links={tmp_path}"]) == ["1.8", "1.9", "1.10"]
+    assert releases("planted", "1.8", "1.10", tmp_path) == ["1.8", "1.9", "1.10"]
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_releases_are_in_the_order_of_versions_and_spelled_as_listed(tmp_path):
     [
         ("p==1.1", "p==1.0", "p 1.1 is not older than 1.0: give the older release as --good"),
         ("p==1.0", "q==1.1", "give two releases of one package"),
-        ("p", "p", "give two releases of a package"),
-        ("p==1.0", "p==new", "Invalid version: 'new'"),
+        ("p", "p", "give two releases of one package"),
+        ("p==1.0", "p==new", "give two releases of one package"),
         ("../../../p==1.0", "../../../p==1.1", "give two releases of one package"),
         ("--target==1.0", "--target==1.1", "give two releases of one package"),
     ],
@@ -112,11 +112,10 @@ def stand_in(tmp_path, monkeypatch):
 def saved(tmp_path, stand_in, monkeypatch):
     """A command that needs no environment: it copies the run that is saved for each version; and what is saved."""
 
-    def environment_of(name, lock, places):
-        return Environment(python=Path(sys.executable), folder=tmp_path / "environments" / lock.partition("==")[2])
+    def environment_with(requirements, wheels, alone):
+        return Environment(python=Path(sys.executable), folder=tmp_path / "environments" / requirements[0].partition("==")[2])
 
-    monkeypatch.setattr(bisect, "lock_of", lambda wanted, places, alone: wanted[0])
-    monkeypatch.setattr(bisect, "environment_of", environment_of)
+    monkeypatch.setattr(environments, "environment_with", environment_with)
     rows = {"1.0": GOOD, "1.0 again": GOOD, "1.1": GOOD, "1.7": BAD}
 
     def command(_, out):
@@ -242,7 +241,7 @@ def test_where_first_updates_do_not_tell_the_ends_apart_whole_runs_do(early, cap
     seen_early[0] = False
     code, lines = by(suite, "numerics", capsys)
     assert (code, lines[-3]) == (0, "planted 1.4 is the first that is worse; 1.3 is not.")
-    assert "the first updates do not tell the ends apart: cells train to their ends" in lines
+    assert any(line.startswith("nothing to find in first updates: by numerics 1.7 is not worse than 1.0 ") for line in lines)
     assert stages[:4] == ["1.0 first", "1.0 first", "1.7 first", "1.0 whole"]
     assert not any(stage.endswith("first") for stage in stages[3:])
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tunegrid.commands import environments
-from tunegrid.commands.environments import copy_of, environment_of, lock_of, output_of, pinned, reason_in, requirement_of
+from tunegrid.commands.environments import copy_of, environment_with, output_of, pinned, reason_in, requirement_of
 from tunegrid.errors import InputError
 from tunegrid.tests.packages import repository, wheel
 from tunegrid.tests.repositories import git
@@ -26,8 +26,7 @@ def folder(request, tmp_path, monkeypatch):
 
 def made(folder, requirement="planted==1.0"):
     """An environment with what is required, as the wheels in a folder have it."""
-    options = ["--no-index", f"--find-links={folder}"]
-    return environment_of("planted", lock_of([requirement], options, alone=True), options)
+    return environment_with([requirement], folder, alone=True)
 
 
 def holds(environment):
@@ -65,8 +64,7 @@ def test_a_checkout_is_tried_as_it_lies_on_the_disk_and_stays_as_it_is(folder):
         git(repo, "add", ".")
         git(repo, "commit", "--quiet", "-m", rows)
     (repo / "rows.txt").write_text("4")  # not committed
-    _, requirement = requirement_of(f"planted@{repo}")
-    assert holds(made(folder, requirement)) == 4
+    assert holds(made(folder, requirement_of(f"planted@{repo}"))) == 4
     assert holds(made(folder, copy_of(repo, "HEAD~1").as_uri())) == 1
     assert (git(repo, "status", "--short"), (repo / "built-here").exists()) == ("M rows.txt", False)
 
@@ -77,9 +75,9 @@ def test_what_is_no_package_is_one_sentence(spec):
         requirement_of(spec)
 
 
-def test_packages_have_canonical_names_and_a_folder_without_git_is_one_sentence(tmp_path):
-    assert requirement_of("Rouge_Score>=0.1") == ("rouge-score", "Rouge_Score>=0.1")
-    assert requirement_of("peft @ https://x/peft.zip")[0] == "peft"
+def test_what_pip_reads_itself_stays_and_a_folder_without_git_is_one_sentence(tmp_path):
+    for spec in ("Rouge_Score>=0.1", "peft @ https://x/peft.zip", "peft @ git+https://x/peft@v1"):
+        assert requirement_of(spec) == spec
     with pytest.raises(InputError, match="cannot be read as a checkout of a library: not a git repository"):
         requirement_of(f"peft@{tmp_path}")
 
@@ -87,13 +85,15 @@ def test_packages_have_canonical_names_and_a_folder_without_git_is_one_sentence(
 def test_a_cache_whose_path_holds_a_colon_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(environments, "ENVIRONMENTS", tmp_path / f"a{os.pathsep}b")
     with pytest.raises(InputError, match="set TUNEGRID_CACHE to another folder"):
-        environment_of("planted", "a lock")
+        environment_with(["planted"], None)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_installed_leaves_no_half_an_environment(folder):
+def test_what_cannot_be_installed_leaves_no_half_an_environment(folder, monkeypatch):
+    wheel(folder, "1.0", 1)
+    monkeypatch.setattr(environments, "lock_of", lambda *_, **__: "planted @ file:///nowhere-1.0-py3-none-any.whl")
     with pytest.raises(InputError, match="cannot be installed: "):
-        environment_of("planted", "planted @ file:///nowhere-1.0-py3-none-any.whl")
+        made(folder)
     assert list(folder.glob("environments/*/environment")) == []
 
 

@@ -1,5 +1,6 @@
 """Upgrading: environments of a package made here, and runs that are saved for what they hold."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from tunegrid.commands import environments, upgrade
 from tunegrid.commands.environments import Environment, suite
-from tunegrid.commands.upgrade import STOCK_CELLS, Question, changes
+from tunegrid.commands.upgrade import STOCK_CELLS, changes
 from tunegrid.results import examples
 from tunegrid.tests.packages import wheel
 from tunegrid.tests.records import FIRST_STEP, MEASURED, begun, complete, hits, record_of, run_file
@@ -225,10 +226,11 @@ def test_the_suite_runs_the_cells_of_a_profile_with_the_users_options_last(tmp_p
     commands = []
     monkeypatch.setattr(Environment, "run", lambda self, command, *_: commands.append(command(Path("env/python"), Path("out"))))
     side = Environment(python=Path("python"), folder=tmp_path)
-    Question(profile="quick", cells=(), options=("-n", "0"), suite=suite).run(side, "x", ["bert_sa_lora"], ("--first-updates",))
+    options = argparse.Namespace(profile="quick", pytest_options=["-n", "0"])
+    upgrade.measured(options, suite, side, "first-updates", ["bert_sa_lora"], "--first-updates")
     assert commands.pop() == [
         *("env/python", "-m", "pytest", "-q", "-m", "quick", "--cells", "bert_sa_lora"),
         *("--resume", "-n", "auto", "--first-updates", "-n", "0", "--benchmark-json=out"),
     ]
-    Question(profile="full", cells=(), options=(), suite=suite).run(side, "x", [])
+    upgrade.measured(argparse.Namespace(profile="full", pytest_options=[]), suite, side, "whole", [])
     assert "auto" not in commands.pop()
