@@ -34,7 +34,7 @@ from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.grid.recipes import CACHE, SCORED
 from tunegrid.machine import PACKAGES, identity, library_digests, thread_share, versions
-from tunegrid.results.journal import code_digest, with_own_imports
+from tunegrid.results.journal import INSTALLED, code_digest, with_own_imports
 from tunegrid.results.outcomes import COUNTED, FAILED_BY
 from tunegrid.results.table import some
 from tunegrid.terminal import say
@@ -215,8 +215,8 @@ def files_in(options: Sequence[str]) -> list[Path]:
         with contextlib.suppress(ImportError, ValueError):
             spec = find_spec(plugin)
             files += [Path(spec.origin)] if spec and spec.origin else []
-    known = (file for file in files if file.is_file())
-    return [own for file in known for own in (with_own_imports(file) if file.suffix == ".py" else [file])]
+    users = (file for file in files if file.is_file() and not INSTALLED.intersection(file.parts))
+    return [own for file in users for own in (with_own_imports(file) if file.suffix == ".py" else [file])]
 
 
 def here() -> Environment:
@@ -250,7 +250,7 @@ def environment_with(requirements: Sequence[str], wheels: Path | None, *, alone:
                 _install(lock, folder, place, python, places)
                 # Only now, so that pip does not take a version that is already here for the one to install. `addsitedir` reads
                 # editable installations, too; what it adds comes after the environment's own packages.
-                shared = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+                shared = [path for path in sys.path if Path(path).name in INSTALLED]
                 link.write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in shared), encoding="utf-8")
             except (OSError, InputError):
                 shutil.rmtree(place, ignore_errors=True)  # half of one only takes room

@@ -28,6 +28,7 @@ from tunegrid.results.files import BenchmarkRow, RunJson, has_no_time, is_cell
 
 JOURNAL = CACHE / "journal"
 CODE = ("lib", "fixtures", "benchmarks")
+INSTALLED = {"site-packages", "dist-packages"}  # folders of packages, which have digests of their own
 LARGE = 64 * 2**20  # bytes; larger folders are compared by sizes and times, not by content
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in memory, which the text of a function shows
 

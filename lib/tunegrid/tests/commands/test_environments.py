@@ -119,9 +119,10 @@ def test_the_last_error_or_cause_is_the_reason(said, reason):
     assert reason_in(said) == reason
 
 
-def test_files_that_options_name_are_part_of_the_key(tmp_path):
-    grid, near = tmp_path / "grid.py", tmp_path / "near.py"
-    grid.write_text("import near")
-    near.touch()
-    options = [f"--grid={grid}", "-p", "xdist", "-pno:cacheprovider", "--seeds", "0-2"]
-    assert {path.name for path in environments.files_in(options)} == {"grid.py", "near.py", "__init__.py"}
+def test_files_that_options_name_are_part_of_the_key(tmp_path, monkeypatch):
+    for name, text in {"grid": "import near", "near": "", "plugin_one": "", "plugin_two": ""}.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    grid = f"--grid={tmp_path / 'grid.py'}"
+    options = [grid, "-p", "plugin_one", "-pplugin_two", "-p", "xdist", "-pno:cacheprovider", "--seeds", "0-2"]
+    assert [path.stem for path in environments.files_in(options)] == ["grid", "near", "plugin_one", "plugin_two"]
