@@ -106,7 +106,7 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
     return found, causes[found.first_bad]
 
 
-def measured(
+def run_version(
     options: argparse.Namespace, suite: Suite, package: str, stage: Sequence[str], version: str, name: str = "run"
 ) -> Run:
     """A version's run; `name` tells a second one from the first. Raises InputError if it cannot be had."""
@@ -120,8 +120,8 @@ def measured(
     command = suite(cells, (*stage, *options.pytest_options), "quick")
     file = f"{'first-updates-' if stage else ''}{name}.json"
     path = environment.run(command, sorted(cells), options.pytest_options, file, lambda path: not missing(path))
-    if left := missing(path):
-        raise InputError(f"{left[0]} does not finish with {package} {version} ({path} and its .txt say why)")
+    if unfinished := missing(path):
+        raise InputError(f"{unfinished[0]} does not finish with {package} {version} ({path} and its .txt say why)")
     return read_run(path)
 
 
@@ -188,10 +188,10 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
 def main(arguments: Sequence[str] | None = None, suite: Suite = environments.suite) -> int:
     """Search, say what was learned; return the exit code. `suite` makes the commands that run cells."""
     parser, options = parsed(arguments)
-    return environments.code_of(parser, partial(bisected, options, suite))
+    return environments.code_of(parser, partial(run_bisection, options, suite))
 
 
-def bisected(options: argparse.Namespace, suite: Suite) -> int:
+def run_bisection(options: argparse.Namespace, suite: Suite) -> int:
     """Search, say what was learned; return the exit code. Raises InputError if an argument cannot be used."""
     kinds = kinds_of(options.by)
     if options.repo:
@@ -201,10 +201,10 @@ def bisected(options: argparse.Namespace, suite: Suite) -> int:
         good, bad = (end.partition("==")[2] for end in (options.good, options.bad))
         versions = releases(package, good, bad, options.find_links, listed)
     say(f"{package}: {len(versions)} versions, at most {(len(versions) - 2).bit_length()} steps after the two ends")
-    run = partial(measured, options, suite, package)
+    run = partial(run_version, options, suite, package)
     # Scores need whole runs: a release may change the arithmetic and another one, later, the score.
-    early = environments.first_updates(options.pytest_options) if kinds == ("numerics",) else ()
-    for stage in (early, ()) if early else ((),):
+    first = environments.first_updates(options.pytest_options) if kinds == ("numerics",) else ()
+    for stage in (first, ()) if first else ((),):
         try:
             found, cause = search(partial(run, stage), versions, kinds)
             break

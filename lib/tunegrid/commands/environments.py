@@ -130,8 +130,8 @@ def lock_of(requirements: Sequence[str], places: Sequence[str], *, alone: bool) 
         return "\n".join(map(pinned, json.loads("\n".join(report))["install"]))
     if not alone:
         # Its --upgrade is of all that is needed.
-        named = [f"--upgrade-package={Requirement(one).name}" for one in requirements]
-        command = [uv, "pip", "install", "--dry-run", "--python", sys.executable, *named, *places, "--", *requirements]
+        upgrades = [f"--upgrade-package={Requirement(one).name}" for one in requirements]
+        command = [uv, "pip", "install", "--dry-run", "--python", sys.executable, *upgrades, *places, "--", *requirements]
         added = [match for line in output_of(command, failure, errors_too=True) if (match := ADDED.fullmatch(line))]
         urls = [match["url"] or match["origin"] for match in added]
         pins = [match["pin"] for match in added]
@@ -174,13 +174,13 @@ class Environment:
         pytest takes an option for none, or leaves no file.
         """
         stage, suffix = Path(file).stem, Path(file).suffix
-        users = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files_in(options)]
-        around = [versions(), library_digests(), code_digest(), identity(thread_share(None))]
-        path = self.folder / f"{stage}-{digest_of([question, list(options), users, around])}{suffix}"
+        own_files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files_in(options)]
+        circumstances = [versions(), library_digests(), code_digest(), identity(thread_share(None))]
+        path = self.folder / f"{stage}-{digest_of([question, list(options), own_files, circumstances])}{suffix}"
         if path.is_file():
             say(f"{self.name}: {stage}, measured before")
             return path
-        log, part, began = path.with_suffix(".txt"), path.with_suffix(f".part{suffix}"), time.monotonic()
+        log, part, start = path.with_suffix(".txt"), path.with_suffix(f".part{suffix}"), time.monotonic()
         say(f"{self.name}: {stage}; {log} says how far it is")
         # PYTHONPATH would come before the packages to try; PYTEST_* are those of a session around this one; the command that
         # asks writes the step's summary.
@@ -194,7 +194,7 @@ class Environment:
             lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
             said = (lines or ["it said nothing"])[-1].removeprefix("ERROR: ")
             raise NoRun(f"no cell runs with {self.name}: {said} ({log})", self)
-        say(f"{self.name}: {stage} took {time.monotonic() - began:.0f} s")
+        say(f"{self.name}: {stage} took {time.monotonic() - start:.0f} s")
         return part.replace(path) if whole(part) else part
 
 
@@ -215,8 +215,8 @@ def files_in(options: Sequence[str]) -> list[Path]:
         with contextlib.suppress(ImportError, ValueError):
             spec = find_spec(plugin)
             files += [Path(spec.origin)] if spec and spec.origin else []
-    users = (file for file in files if file.is_file() and not INSTALLED.intersection(file.parts))
-    return [own for file in users for own in (with_own_imports(file) if file.suffix == ".py" else [file])]
+    own_files = (file for file in files if file.is_file() and not INSTALLED.intersection(file.parts))
+    return [own for file in own_files for own in (with_own_imports(file) if file.suffix == ".py" else [file])]
 
 
 def here() -> Environment:
@@ -240,7 +240,7 @@ def environment_with(requirements: Sequence[str], wheels: Path | None, *, alone:
         raise InputError(f"nothing to upgrade: what is installed here is as {' '.join(requirements)} asks")
     name = re.match(r"[\w.-]*", requirements[0].rpartition("/")[2])
     folder = ENVIRONMENTS / f"{canonicalize_name(name[0] if name else '')}-{digest_of([lock, sys.prefix, sys.version])}"
-    place, began = folder / "environment", time.monotonic()
+    place, start = folder / "environment", time.monotonic()
     python, packages = _path_in(place, "scripts") / "python", _path_in(place, "purelib")
     link = packages / "tunegrid-shared.pth"
     folder.mkdir(parents=True, exist_ok=True)
@@ -255,7 +255,7 @@ def environment_with(requirements: Sequence[str], wheels: Path | None, *, alone:
             except (OSError, InputError):
                 shutil.rmtree(place, ignore_errors=True)  # half of one only takes room
                 raise
-            say(f"made {place} ({time.monotonic() - began:.0f} s)")
+            say(f"made {place} ({time.monotonic() - start:.0f} s)")
     found = distributions(path=sorted({str(packages), str(_path_in(place, "platlib"))}))
     return Environment(python=python, folder=folder, own={str(canonicalize_name(one.name)): one.version for one in found})
 
@@ -296,5 +296,5 @@ def output_of(command: Sequence[str], failure: str, *, sent: str | None = None, 
 def reason_in(errors: str) -> str:
     """Why pip, uv or git failed: the last error or cause that it names, or else its last line."""
     lines = errors.strip().splitlines()
-    named = [match["reason"] for line in lines if (match := REASON.fullmatch(line))]
-    return [*lines, *named][-1].strip() if lines else ""
+    reasons = [match["reason"] for line in lines if (match := REASON.fullmatch(line))]
+    return [*lines, *reasons][-1].strip() if lines else ""

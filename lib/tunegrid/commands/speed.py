@@ -87,7 +87,7 @@ class Change:
         return f"{f'{percent} % {more}' if percent else same} ({low} to {high} %){hint}"
 
 
-def judged(ratios: Mapping[str, Sequence[float]]) -> dict[str, Change]:
+def changes_of(ratios: Mapping[str, Sequence[float]]) -> dict[str, Change]:
     """Each cell's change, as of the first look that told it, else of its last look; cells without a look are left out.
 
     A verdict stands, whatever comes later: the error rate is that of the whole procedure. So are several cells together.
@@ -139,7 +139,7 @@ class Comparison:
     def changes(self) -> dict[str, dict[str, Change]]:
         """By figure, then by cell and of all cells; a figure that was not measured is left out."""
         own = {figure: {c: [r[figure] for r in of if figure in r] for c, of in self.ratios.items()} for figure in WORDS}
-        return {figure: judged(by_cell) for figure, by_cell in own.items() if any(by_cell.values())}
+        return {figure: changes_of(by_cell) for figure, by_cell in own.items() if any(by_cell.values())}
 
     @property
     def open_cells(self) -> list[str]:
@@ -203,7 +203,7 @@ def next_answer(process: subprocess.Popen[str]) -> Any:
     raise InputError(f"`{shlex.join(process.args)}` fails, so leave the cell out of --cells: {said}")  # type: ignore[arg-type]
 
 
-def turns_of(commands: Sequence[Sequence[str]], number: int) -> tuple[Answers, Answers]:
+def paired_updates(commands: Sequence[Sequence[str]], number: int) -> tuple[Answers, Answers]:
     """What two processes answer that make their updates in turn, A B B A ...; in every second round B is first.
 
     Each update has one of the other side right beside it, so that whatever slows the machine slows both. What a process says on
@@ -228,7 +228,7 @@ def turns_of(commands: Sequence[Sequence[str]], number: int) -> tuple[Answers, A
     return answers
 
 
-def compared(places: Sequence[Path], cells: Sequence[str], device: str) -> Comparison:
+def compare(places: Sequence[Path], cells: Sequence[str], device: str) -> Comparison:
     """Compare two environments until every cell is decided or had all its rounds; raises InputError if something cannot run."""
     comparison = Comparison(ratios={STUDY.cell(cell, QUICK_PROFILE).id: [] for cell in cells})
     pythons = [python_in(place) for place in places]
@@ -237,7 +237,7 @@ def compared(places: Sequence[Path], cells: Sequence[str], device: str) -> Compa
         ratios = {cell: list(own) for cell, own in comparison.ratios.items()}
         for cell in comparison.open_cells:
             commands = [[str(python), "-m", "tunegrid.commands.paired_timing", cell, device] for python in pythons]
-            turns = turns_of(commands, number)
+            turns = paired_updates(commands, number)
             ratios[cell].append(log_ratios(*turns))
             shown = " -> ".join(f"{1000 * median(one['seconds'] for one in turn):.1f}" for turn in turns)
             say(f"round {number} of at most {LOOKS[-1]}  {cell}  {shown} ms an update")
@@ -255,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def report() -> int:
-        comparison = compared((options.before, options.after), options.cells.split(","), options.device)
+        comparison = compare((options.before, options.after), options.cells.split(","), options.device)
         say("\n".join(comparison.report))
         return comparison.outcome.exit_code
 

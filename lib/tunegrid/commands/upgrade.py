@@ -36,7 +36,7 @@ STOCK_CELLS = ("bert_qa_lora", "gpt2_sum_lora", "t5_sum_sft", "bert_sa_lora")
 Measure = Callable[..., Path]  # of an environment, a stage's name, cells (none for all) and options of the stage
 
 
-def measured(
+def run_cells(
     options: argparse.Namespace, suite: Suite, side: Environment, stage: str, cells: Sequence[str], *more: str
 ) -> Path:
     """The file of a run; of two equal options pytest takes the last, the user's. Raises NoRun if there is none."""
@@ -52,35 +52,35 @@ def unfinished(records: Sequence[Record]) -> list[Record]:
 
 
 def stock_differences(suite: Suite, side: Environment, cells: Sequence[str]) -> dict[str, str]:
-    """Where the libraries' own path differs from ours, by cell; empty if it does not."""
+    """How the libraries' own path differs from ours, by cell; an empty text if it does not."""
     path = side.run(suite(cells, ("-n", "auto"), STOCK), cells, (), f"{STOCK}.xml", lambda path: True)
-    found = dict[str, str]()
+    differences = dict.fromkeys(cells, "its test did not run")
     for test in ElementTree.parse(path).iter("testcase"):
         bad = [result.get("message", "") for result in test if result.tag in ("failure", "error")]
-        found |= {cell: bad[0].partition("\n")[0] if bad else "" for cell in cells if cell in test.get("name", "")}
-    return found
+        differences |= {cell: bad[0].partition("\n")[0] if bad else "" for cell in cells if cell in test.get("name", "")}
+    return differences
 
 
 def runs_of(
-    before: Environment, after: Environment, cells: Sequence[str], early: Sequence[str], run: Measure
+    before: Environment, after: Environment, cells: Sequence[str], first: Sequence[str], run: Measure
 ) -> tuple[Path, Path]:
     """The files of a run of each side, to be judged.
 
-    With `early`, an option, cells make their first updates; those that are not the same train to their end, on both sides.
+    With `first`, an option, cells make their first updates; those that are not the same train to their end, on both sides.
     Raises InputError if a cell does not finish before the upgrade.
     """
-    stage = "first-updates" if early else "whole"
-    old, new = checked(run(before, stage, cells, *early), before), run(after, stage, cells, *early)
-    first, second = read_run(old), read_run(new)
-    judged = gate(first, second) if early and second.records else []
-    others = [j.cell for j in judged if j.quantity == "numerics" and j.verdict not in SAME_NUMERICS]
-    if not others:
+    stage = "first-updates" if first else "whole"
+    old, new = finished_run(run(before, stage, cells, *first), before), run(after, stage, cells, *first)
+    run_before, run_after = read_run(old), read_run(new)
+    judged = gate(run_before, run_after) if first and run_after.records else []
+    changed_cells = [j.cell for j in judged if j.quantity == "numerics" and j.verdict not in SAME_NUMERICS]
+    if not changed_cells:
         return old, new
-    scored = checked(run(before, "whole", others), before)
-    return joined(scored, old), joined(run(after, "whole", others), new)
+    whole = finished_run(run(before, "whole", changed_cells), before)
+    return merged_run(whole, old), merged_run(run(after, "whole", changed_cells), new)
 
 
-def checked(path: Path, side: Environment) -> Path:
+def finished_run(path: Path, side: Environment) -> Path:
     """The same path; raises InputError if a cell of this run has nothing to judge by."""
     for record in unfinished(read_list(path)):
         reason = next(iter(record.missed), record.status)
@@ -88,7 +88,7 @@ def checked(path: Path, side: Environment) -> Path:
     return path
 
 
-def joined(whole: Path, begun: Path) -> Path:
+def merged_run(whole: Path, begun: Path) -> Path:
     """A run's file with the rows of another one of first updates for the cells that it lacks; all stand in one folder."""
     rows = load(whole)["benchmarks"]
     trained = {row["extra_info"]["cell"] for row in rows if is_cell(row["extra_info"])}
@@ -115,7 +115,7 @@ def changes(before: Environment, after: Environment) -> str:
     )
 
 
-def sides(options: argparse.Namespace) -> tuple[Environment, Environment]:
+def environments_of(options: argparse.Namespace) -> tuple[Environment, Environment]:
     """The environments before and after; raises InputError if there is nothing to compare."""
     specs, origin = options.specs, options.origin
     if not specs and not origin:
@@ -131,11 +131,11 @@ def upgraded(options: argparse.Namespace, suite: Suite) -> int:
     """Make both sides, run, print the verdicts and what changed; return the exit code. Raises InputError, as `runs_of`."""
     kinds, cells = kinds_of(options.by), options.cells.split(",") if options.cells else []
     stock_cells = [cell for cell in STOCK_CELLS if cell in (cells or STOCK_CELLS)] if options.profile == "quick" else []
-    early = () if options.whole else environments.first_updates(options.pytest_options, options.profile)
-    before, after = sides(options)
+    first = () if options.whole else environments.first_updates(options.pytest_options, options.profile)
+    before, after = environments_of(options)
     what, (stock, stock_before) = changes(before, after), (dict[str, str](), dict[str, str]())
     try:
-        old, new = runs_of(before, after, cells, early, partial(measured, options, suite))
+        old, new = runs_of(before, after, cells, first, partial(run_cells, options, suite))
         if stock_cells:
             stock_before, stock = (stock_differences(suite, side, stock_cells) for side in (before, after))
     except NoRun as error:
@@ -143,17 +143,18 @@ def upgraded(options: argparse.Namespace, suite: Suite) -> int:
             raise
         say(f"{what}: {error}")
         return Outcome.WORSE.exit_code
-    different = {cell: text for cell, text in stock.items() if text and text != stock_before.get(cell)}
-    troubles = [f"the libraries' own path of {cell} differs, which did not: {text}" for cell, text in different.items()]
-    known, records = read_list(old), read_list(new)
+    new_differences = [cell for cell in stock if stock[cell] and not stock_before[cell]]
+    troubles = [f"the libraries' own path of {cell} differs, which did not: {stock[cell]}" for cell in new_differences]
+    old_records, records = read_list(old), read_list(new)
     run = Run.of(records, new)
-    judged = gate(Run.of(known, old), run) if run.records else []
-    answer = answer_of(records, judged, kinds, baseline="the run before", before=known, troubles=troubles)
+    judged = gate(Run.of(old_records, old), run) if run.records else []
+    answer = answer_of(records, judged, kinds, baseline="the run before", before=old_records, troubles=troubles)
     report = Report(judged=judged, answer=answer)
     write_step_summary(report)
     say(f"`{shlex.join(['tunegrid', 'page', str(new), str(old), '-o', 'upgrade.html'])}` shows both runs")
     say(as_text(report))
-    own_path = f" The libraries' own path: {len(stock) - len(different)} of {len(stock)} cells as before." if stock else ""
+    equal_before, equal = (sum(not text for text in differences.values()) for differences in (stock_before, stock))
+    own_path = f" The libraries' own path is ours in {equal} of {len(stock)} cells, before in {equal_before}." if stock else ""
     say(f"{what}: {answer.answer}{own_path}")
     return answer.exit_code
 

@@ -22,7 +22,7 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.more_tasks import IN_PLACE, more_tasks
 from tunegrid.grid.recipes import QUICK_PROFILE, TASKS_PROFILE, ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
-from tunegrid.machine import library_digests, replacing, versions
+from tunegrid.machine import identity, library_digests, replacing, thread_share, versions
 from tunegrid.record import Record
 from tunegrid.results.files import read_list
 
@@ -72,7 +72,7 @@ RecordsByCell = Mapping[str, Record]
 @cache
 def folder() -> Path:
     """Where the sessions of this very code are kept."""
-    digest = hashlib.sha256(json.dumps([versions(), library_digests()]).encode())
+    digest = hashlib.sha256(json.dumps([versions(), library_digests(), identity(thread_share(None))]).encode())
     for path in sorted(path for room in TRAINS for path in (ROOT / room).rglob("*") if path.is_file()):
         if "__pycache__" not in path.parts and path.suffix not in (".md", ".toml"):  # bounds are what is measured
             digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())

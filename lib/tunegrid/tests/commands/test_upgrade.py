@@ -79,7 +79,7 @@ def made(planned, runs, monkeypatch):
     _, log = planned
     python = Path(sys.executable)
     sides = tuple(Environment(python=python, folder=runs / name, own={"planted": name}) for name in ("1.0", "2.0"))
-    monkeypatch.setattr(upgrade, "sides", lambda options: sides)
+    monkeypatch.setattr(upgrade, "environments_of", lambda options: sides)
     rows = {"1.0": "1", "2.0": "3", "1.0 stock": "stock.xml", "2.0 stock": "stock.xml"}
 
     def suite(cells, options, profile):
@@ -114,7 +114,7 @@ def test_an_upgrade_that_changes_nothing_takes_first_updates_alone_and_is_not_me
         wheel(runs, version, rows)
     arguments = ("planted==1.1", "--from", "planted==1.0", "--find-links", runs)
     code, lines = upgraded(capsys, suite, *arguments)
-    said = "2 cells: 2 equal by their first 2 updates. The libraries' own path: 4 of 4 cells as before."
+    said = "2 cells: 2 equal by their first 2 updates. The libraries' own path is ours in 4 of 4 cells, before in 4."
     assert (code, lines[-1]) == (0, f"planted 1.0 -> 1.1: {said}")
     stock = ",".join(STOCK_CELLS)
     assert log() == ["1 first all", "2 first all", f"1 stock {stock}", f"2 stock {stock}"]
@@ -146,7 +146,7 @@ def test_where_the_libraries_own_path_differs_that_did_not_the_upgrade_fails(mad
     assert code == 1
     [said] = [line for line in lines if line.startswith("Failed: ")]
     assert "the libraries' own path of bert_qa_lora differs, which did not: Failed: windows: 3 rows, ours are 5" in said
-    assert lines[-1].endswith(" The libraries' own path: 3 of 4 cells as before.")
+    assert lines[-1].endswith(" The libraries' own path is ours in 3 of 4 cells, before in 4.")
 
 
 def broken(cell):
@@ -227,10 +227,10 @@ def test_the_suite_runs_the_cells_of_a_profile_with_the_users_options_last(tmp_p
     monkeypatch.setattr(Environment, "run", lambda self, command, *_: commands.append(command(Path("env/python"), Path("out"))))
     side = Environment(python=Path("python"), folder=tmp_path)
     options = argparse.Namespace(profile="quick", pytest_options=["-n", "0"])
-    upgrade.measured(options, suite, side, "first-updates", ["bert_sa_lora"], "--first-updates")
+    upgrade.run_cells(options, suite, side, "first-updates", ["bert_sa_lora"], "--first-updates")
     assert commands.pop() == [
         *("env/python", "-m", "pytest", "-q", "-m", "quick", "--cells", "bert_sa_lora"),
         *("--resume", "-n", "auto", "--first-updates", "-n", "0", "--benchmark-json=out"),
     ]
-    upgrade.measured(argparse.Namespace(profile="full", pytest_options=[]), suite, side, "whole", [])
+    upgrade.run_cells(argparse.Namespace(profile="full", pytest_options=[]), suite, side, "whole", [])
     assert "auto" not in commands.pop()
