@@ -203,8 +203,8 @@ def run_bisection(options: argparse.Namespace, suite: Suite) -> int:
     say(f"{package}: {len(versions)} versions, at most {(len(versions) - 2).bit_length()} steps after the two ends")
     run = partial(run_version, options, suite, package)
     # Scores need whole runs: a release may change the arithmetic and another one, later, the score.
-    first = environments.first_updates(options.pytest_options) if kinds == ("numerics",) else ()
-    for stage in (first, ()) if first else ((),):
+    first_updates = environments.first_updates(options.pytest_options) if kinds == ("numerics",) else ()
+    for stage in (first_updates, ()) if first_updates else ((),):
         try:
             found, cause = search(partial(run, stage), versions, kinds)
             break

@@ -62,17 +62,17 @@ def stock_differences(suite: Suite, side: Environment, cells: Sequence[str]) -> 
 
 
 def runs_of(
-    before: Environment, after: Environment, cells: Sequence[str], first: Sequence[str], run: Measure
+    before: Environment, after: Environment, cells: Sequence[str], first_updates: Sequence[str], run: Measure
 ) -> tuple[Path, Path]:
     """The files of a run of each side, to be judged.
 
-    With `first`, an option, cells make their first updates; those that are not the same train to their end, on both sides.
-    Raises InputError if a cell does not finish before the upgrade.
+    With the option for `first_updates`, cells make these; those that are not the same train to their end, on both sides. Raises
+    InputError if a cell does not finish before the upgrade.
     """
-    stage = "first-updates" if first else "whole"
-    old, new = finished_run(run(before, stage, cells, *first), before), run(after, stage, cells, *first)
+    stage = "first-updates" if first_updates else "whole"
+    old, new = finished_run(run(before, stage, cells, *first_updates), before), run(after, stage, cells, *first_updates)
     run_before, run_after = read_run(old), read_run(new)
-    judged = gate(run_before, run_after) if first and run_after.records else []
+    judged = gate(run_before, run_after) if first_updates and run_after.records else []
     changed_cells = [j.cell for j in judged if j.quantity == "numerics" and j.verdict not in SAME_NUMERICS]
     if not changed_cells:
         return old, new
@@ -127,15 +127,15 @@ def environments_of(options: argparse.Namespace) -> tuple[Environment, Environme
     return before, after
 
 
-def upgraded(options: argparse.Namespace, suite: Suite) -> int:
+def run_upgrade(options: argparse.Namespace, suite: Suite) -> int:
     """Make both sides, run, print the verdicts and what changed; return the exit code. Raises InputError, as `runs_of`."""
     kinds, cells = kinds_of(options.by), options.cells.split(",") if options.cells else []
     stock_cells = [cell for cell in STOCK_CELLS if cell in (cells or STOCK_CELLS)] if options.profile == "quick" else []
-    first = () if options.whole else environments.first_updates(options.pytest_options, options.profile)
+    first_updates = () if options.whole else environments.first_updates(options.pytest_options, options.profile)
     before, after = environments_of(options)
     what, (stock, stock_before) = changes(before, after), (dict[str, str](), dict[str, str]())
     try:
-        old, new = runs_of(before, after, cells, first, partial(run_cells, options, suite))
+        old, new = runs_of(before, after, cells, first_updates, partial(run_cells, options, suite))
         if stock_cells:
             stock_before, stock = (stock_differences(suite, side, stock_cells) for side in (before, after))
     except NoRun as error:
@@ -173,4 +173,4 @@ def main(arguments: Sequence[str] | None = None, suite: Suite = environments.sui
     words = sys.argv[1:] if arguments is None else list(arguments)
     end = words.index("--") if "--" in words else len(words)
     options = parser.parse_args(words[:end], argparse.Namespace(pytest_options=words[end + 1 :]))
-    return environments.code_of(parser, partial(upgraded, options, suite))
+    return environments.code_of(parser, partial(run_upgrade, options, suite))
