@@ -125,9 +125,6 @@ def run_version(
     return read_run(path)
 
 
-# Versions
-
-
 def package_of(good: str, bad: str) -> str:
     """The canonical name of the package whose releases these are; raises InputError if they are of two packages, or of none."""
     ends = [text.partition("==") for text in (good, bad)]
@@ -144,9 +141,8 @@ def releases(package: str, good: str, bad: str, wheels: Path | None, listed: Seq
         places = ["--no-index", f"--find-links={wheels.resolve()}"] if wheels else []
         failure = f"the releases of {package} cannot be listed (give them with --versions A,B,C)"
         lines = output_of([*pip, "index", "versions", *places, "--", package], failure)
-        listed = [
-            text for line in lines if line.startswith("Available versions:") for text in line.partition(":")[2].split(",")
-        ]
+        [line] = [line for line in lines if line.startswith("Available versions:")]
+        listed = line.partition(":")[2].split(",")
     try:
         spelled = {Version(text): text.strip() for text in (good, bad, *listed)}
     except InvalidVersion as error:

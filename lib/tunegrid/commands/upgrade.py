@@ -34,6 +34,7 @@ from tunegrid.terminal import say
 # Cells of the libraries' own path: windows of long contexts, generated answers, an encoder with a decoder, a classifier.
 STOCK_CELLS = ("bert_qa_lora", "gpt2_sum_lora", "t5_sum_sft", "bert_sa_lora")
 Measure = Callable[..., Path]  # of an environment, a stage's name, cells (none for all) and options of the stage
+Runs = tuple[Path, Path]  # the files of a run before and after
 
 
 def run_cells(
@@ -53,6 +54,8 @@ def unfinished(records: Sequence[Record]) -> list[Record]:
 
 def stock_differences(suite: Suite, side: Environment, cells: Sequence[str]) -> dict[str, str]:
     """How the libraries' own path differs from ours, by cell; an empty text if it does not."""
+    if not cells:
+        return {}
     path = side.run(suite(cells, ("-n", "auto"), STOCK), cells, (), f"{STOCK}.xml", lambda path: True)
     differences = dict.fromkeys(cells, "its test did not run")
     for test in ElementTree.parse(path).iter("testcase"):
@@ -61,9 +64,7 @@ def stock_differences(suite: Suite, side: Environment, cells: Sequence[str]) -> 
     return differences
 
 
-def runs_of(
-    before: Environment, after: Environment, cells: Sequence[str], first_updates: Sequence[str], run: Measure
-) -> tuple[Path, Path]:
+def runs_of(before: Environment, after: Environment, cells: Sequence[str], first_updates: Sequence[str], run: Measure) -> Runs:
     """The files of a run of each side, to be judged.
 
     With the option for `first_updates`, cells make these; those that are not the same train to their end, on both sides. Raises
@@ -133,11 +134,10 @@ def run_upgrade(options: argparse.Namespace, suite: Suite) -> int:
     stock_cells = [cell for cell in STOCK_CELLS if cell in (cells or STOCK_CELLS)] if options.profile == "quick" else []
     first_updates = () if options.whole else environments.first_updates(options.pytest_options, options.profile)
     before, after = environments_of(options)
-    what, (stock, stock_before) = changes(before, after), (dict[str, str](), dict[str, str]())
+    what = changes(before, after)
     try:
         old, new = runs_of(before, after, cells, first_updates, partial(run_cells, options, suite))
-        if stock_cells:
-            stock_before, stock = (stock_differences(suite, side, stock_cells) for side in (before, after))
+        stock_before, stock = (stock_differences(suite, side, stock_cells) for side in (before, after))
     except NoRun as error:
         if error.environment == before:
             raise
@@ -172,5 +172,6 @@ def main(arguments: Sequence[str] | None = None, suite: Suite = environments.sui
     environments.add_options(parser)
     words = sys.argv[1:] if arguments is None else list(arguments)
     end = words.index("--") if "--" in words else len(words)
-    options = parser.parse_args(words[:end], argparse.Namespace(pytest_options=words[end + 1 :]))
+    options = parser.parse_args(words[:end])
+    options.pytest_options = words[end + 1 :]
     return environments.code_of(parser, partial(run_upgrade, options, suite))
