@@ -131,6 +131,17 @@ def gpus() -> list[dict[str, str]]:
     return [dict(zip(fields, map(str.strip, line.split(",")), strict=True)) for line in table.splitlines()]
 
 
+def identity(threads: int | None = None) -> list[object]:
+    """What of this machine a run's arithmetic depends on: the key of whatever is measured here holds it.
+
+    `threads` are those of a CPU's kernels, which add in another order with other ones; None if they have no part in it.
+    """
+    return [cpu_name(), instruction_sets(), _installed_gpus(), threads]
+
+
+_installed_gpus = cache(gpus)  # which takes a second to ask
+
+
 def visible_gpus() -> int:
     """How many GPUs torch will see: those that CUDA_VISIBLE_DEVICES leaves."""
     present, visible = len(gpus()), os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -6,9 +6,11 @@ them by yours. Nothing that is there is replaced.
 
 import argparse
 import csv
+import sys
 from collections.abc import Iterator
 from io import StringIO
 from itertools import product
+from keyword import iskeyword
 from pathlib import Path
 from random import Random
 
@@ -20,6 +22,7 @@ from tunegrid.terminal import say
 
 STARTERS = ROOT / "benchmarks" / "starters"
 KINDS = ("task", "method", "backbone")
+LONGEST = 40  # letters of a name, which is a part of names of files
 ROWS = {"train": 640, "test": 160}  # of the made-up task; 100 test rows tell whether anything was learned
 # Words that the micro backbones know. A row says the same thing of two parts of a product.
 PRODUCTS, PARTS = (
@@ -34,8 +37,13 @@ SAID = {
 
 def check_name(kind: str, name: str) -> None:
     """Raises InputError where an entry of the grid cannot have this name, or another one has it."""
-    if not NAME.fullmatch(name):
-        raise InputError(f"invalid NAME {name!r}: expected lower-case letters and digits, since underscores divide a cell's id")
+    if not NAME.fullmatch(name) or len(name) > LONGEST:
+        raise InputError(
+            f"invalid NAME {name[:LONGEST]!r}: expected lower-case letters and digits, since underscores divide a cell's id, "
+            f"and {LONGEST} at most"
+        )
+    if iskeyword(name) or name in sys.stdlib_module_names:
+        raise InputError(f"{name}.py would hide a module of Python's own, or {name} is a keyword: give another NAME")
     if name in getattr(study(), f"{kind}s"):
         raise InputError(f"{kind} {name!r} is in the grid already; give yours another NAME")
 
@@ -71,14 +79,16 @@ def as_csv(own: list[tuple[str, str]]) -> str:
 
 
 def write(texts: dict[Path, str]) -> None:
-    """Write all files; raises InputError where one is there already, or cannot be written."""
-    for path in texts:
-        if path.exists():
-            raise InputError(f"{path} is there already; give another NAME or --to=DIR")
+    """Write all files, through no link; raises InputError if one is there already, or cannot be written."""
+    folder = next(iter(texts)).parent
+    for place in {place: None for path in texts for place in (path, path.parent) if place != folder}:
+        if place.is_symlink() or place.exists():
+            raise InputError(f"{place} is there already; give another NAME or --to=DIR")
     for path, text in texts.items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            with path.open("x", encoding="utf-8") as file:  # which no link can stand for
+                file.write(text)
         except OSError as error:
             raise InputError(f"{path} cannot be written ({error.strerror or error}); give --to=DIR") from None
 

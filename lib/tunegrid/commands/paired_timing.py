@@ -1,7 +1,5 @@
 """One side of `tunegrid speed`: a process that sets a cell up, and makes an update of its training for each line that it reads.
 
-`python -m tunegrid.commands.paired_timing bert_sa_lora cpu` puts it together of the suite's own parts, and answers in JSON.
-
 On a shared machine other processes take the core away, and the wall clock counts that. Linux tells how long a thread was ready
 to run and had no core. That time is taken off; what the thread itself waits for, as a sleep or a file, is not.
 """
@@ -36,17 +34,14 @@ def own_time() -> float:
 
 
 def waited() -> float:
-    """Seconds that this thread was ready to run and had no core; 0 where the system does not tell."""
-    try:
-        return int(SCHEDULER.read_text(encoding="utf-8").split()[1]) / 1e9
-    except OSError:
-        return 0.0
+    """Seconds that this thread was ready to run and had no core; 0 if the system does not tell."""
+    return int(SCHEDULER.read_text(encoding="utf-8").split()[1]) / 1e9 if SCHEDULER.exists() else 0.0
 
 
 def answers(cell: Cell) -> Iterator[dict[str, Any]]:
-    """An empty answer when all is ready; then of one update after another, for as long as somebody asks.
+    """An empty answer when all is ready; then the seconds of one update after another, for as long as somebody asks.
 
-    An update has its seconds, and the most bytes held until then: on a CPU resident, on a GPU allocated; None if nobody tells.
+    With them go the most bytes held until then: on a CPU resident, on a GPU allocated; None if the system does not tell.
     """
     announce_threads(threads := thread_share(cell.profile.threads))
     import torch
@@ -66,7 +61,7 @@ def answers(cell: Cell) -> Iterator[dict[str, Any]]:
     trainer.ddp_model.train()
 
     def settled() -> float:
-        """The time once a GPU has done what it was given."""
+        """The time once a GPU has done what it was asked for."""
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return own_time()

@@ -11,8 +11,8 @@ import math
 import os
 import shlex
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +23,7 @@ import numpy as np
 from scipy import special
 
 from tunegrid import ROOT
-from tunegrid.commands.cli import refuse
-from tunegrid.commands.environments import output_of
+from tunegrid.commands.environments import code_of, output_of
 from tunegrid.commands.paired_timing import MARK
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import SMOKE, STUDY
@@ -46,24 +45,18 @@ Answers = Sequence[Mapping[str, Any]]  # of the updates of a turn: seconds, and 
 def log_ratios(before: Answers, after: Answers) -> dict[str, float]:
     """After over before, by figure: of seconds the median over updates, so that a single disturbed one has no effect."""
     training = median(math.log(new["seconds"] / old["seconds"]) for old, new in zip(before, after, strict=True))
-    peaks = [turn[-1]["peak_bytes"] for turn in (before, after)]  # None where the system does not tell
+    peaks = [turn[-1]["peak_bytes"] for turn in (before, after)]  # None if the system does not tell
     return {"training": training} | ({"memory": math.log(peaks[1] / peaks[0])} if all(peaks) else {})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """How far the second environment is from the first.
+    """How far the second environment is from the first."""
 
-    Attributes:
-        log_ratio: after over before, its mean over rounds.
-        error, df: its standard error, and the degrees of freedom of that.
-        cells: how many are judged at once.
-    """
-
-    log_ratio: float
-    error: float
-    df: float
-    cells: int = 1
+    log_ratio: float  # after over before, its mean over rounds
+    error: float  # its standard error
+    df: float  # the degrees of freedom of that
+    cells: int = 1  # how many are judged at once
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -80,21 +73,21 @@ class Change:
             return Verdict.WORSE if low > most else Verdict.BETTER
         return Verdict.SAME if 1 / most < low and high < most else Verdict.CANNOT_TELL
 
+    @property
+    def is_decided(self) -> bool:
+        """Whether it needs no more rounds."""
+        return self.verdict is not Verdict.CANNOT_TELL
+
     def in_words(self, more: str, less: str, same: str) -> str:
         """As in "4 % slower (2 to 6 %)"; an interval that holds both directions and more than the margin tells nothing."""
-        hint = ": cannot tell" if self.verdict is Verdict.CANNOT_TELL and self.interval[0] < 1 < self.interval[1] else ""
+        hint = ": cannot tell" if not self.is_decided and self.interval[0] < 1 < self.interval[1] else ""
         percent, low, high = (round(100 * (ratio - 1)) for ratio in (math.exp(self.log_ratio), *self.interval))
         if percent < 0:
             percent, low, high, more = -percent, -high, -low, less
         return f"{f'{percent} % {more}' if percent else same} ({low} to {high} %){hint}"
 
 
-def told(change: Change | None) -> bool:
-    """Whether a change needs no more rounds."""
-    return change is not None and change.verdict is not Verdict.CANNOT_TELL
-
-
-def judged(ratios: Mapping[str, Sequence[float]]) -> dict[str, Change]:
+def changes_of(ratios: Mapping[str, Sequence[float]]) -> dict[str, Change]:
     """Each cell's change, as of the first look that told it, else of its last look; cells without a look are left out.
 
     A verdict stands, whatever comes later: the error rate is that of the whole procedure. So are several cells together.
@@ -104,14 +97,14 @@ def judged(ratios: Mapping[str, Sequence[float]]) -> dict[str, Change]:
         seen = {cell: own[:look] for cell, own in ratios.items() if len(own) >= LOOKS[0]}
         noise = moderated({cell: Deviation(sd=max(stdev(own), LEAST_SD), df=len(own) - 1) for cell, own in seen.items()})
         for cell, own in seen.items():
-            if len(own) == look and not told(changes.get(cell)):
+            if len(own) == look and not (cell in changes and changes[cell].is_decided):
                 error, df = noise[cell].sd / math.sqrt(look), noise[cell].df
                 changes[cell] = Change(log_ratio=fmean(own), error=error, df=df, cells=len(ratios))
     return changes | ({ALL: over_all(changes.values())} if len(changes) == len(ratios) > 1 else {})
 
 
 def over_all(changes: Iterable[Change]) -> Change:
-    """The geometric mean of all cells' ratios, each counting the same; its degrees of freedom are Satterthwaite's (1946)."""
+    """The geometric mean of all cells' ratios; its degrees of freedom are Satterthwaite's (1946)."""
     means, squares, dfs = zip(*((change.log_ratio, change.error**2, change.df) for change in changes), strict=True)
     df = sum(squares) ** 2 / sum(square**2 / df for square, df in zip(squares, dfs, strict=True))
     return Change(log_ratio=fmean(means), error=math.sqrt(sum(squares)) / len(means), df=df, cells=len(means))
@@ -120,8 +113,8 @@ def over_all(changes: Iterable[Change]) -> Change:
 def moderated(own: Mapping[str, Deviation]) -> dict[str, Deviation]:
     """Deviations of cells, which one machine disturbs alike, each moved towards what is common to them (Smyth 2004).
 
-    The variance becomes (d0 s0^2 + d s^2) / (d0 + d); d0 is large where cells have the same noise, and small where they differ.
-    Two of the d0 + d degrees of freedom are lost to the prior's parameters; there are no more than all cells have together.
+    The variance becomes (d0 s0^2 + d s^2) / (d0 + d); d0 is large if cells have the same noise, and small if they differ. Two
+    of the d0 + d degrees of freedom are lost to the prior's parameters; there are no more than all cells have together.
     """
     if len(own) < 2:
         return dict(own)
@@ -146,13 +139,14 @@ class Comparison:
     def changes(self) -> dict[str, dict[str, Change]]:
         """By figure, then by cell and of all cells; a figure that was not measured is left out."""
         own = {figure: {c: [r[figure] for r in of if figure in r] for c, of in self.ratios.items()} for figure in WORDS}
-        return {figure: judged(by_cell) for figure, by_cell in own.items() if any(by_cell.values())}
+        return {figure: changes_of(by_cell) for figure, by_cell in own.items() if any(by_cell.values())}
 
     @property
     def open_cells(self) -> list[str]:
         """Cells that another round may tell more of: a figure of theirs is not told yet."""
         figures = self.changes.values()
-        return [cell for cell in self.ratios if not figures or not all(told(changes.get(cell)) for changes in figures)]
+        decided = [{cell for cell, change in changes.items() if change.is_decided} for changes in figures]
+        return [cell for cell in self.ratios if not decided or not all(cell in cells for cells in decided)]
 
     @property
     def outcome(self) -> Outcome:
@@ -166,18 +160,19 @@ class Comparison:
     def report(self) -> list[str]:
         """A line for each of several cells, then the answer, as "Worse: training 9 % slower (7 to 11 %), memory ..."."""
         *cells, last = [*self.ratios, ALL] if len(self.ratios) > 1 else self.ratios
-        answer = f"{self.outcome.capitalize()}: {self._in_words(last)}" + (f" over {len(cells)} cells" if cells else "")
-        return [*(f"{cell}: {self._in_words(cell)}" for cell in cells), answer]
-
-    def _in_words(self, cell: str) -> str:
-        said = {name: changes[cell].in_words(*WORDS[name]) for name, changes in self.changes.items() if cell in changes}
-        return ", ".join(f"{name} {words}" for name, words in said.items()) or "too few rounds"
+        said = {}
+        for cell in (*cells, last):
+            own = {figure: changes[cell] for figure, changes in self.changes.items() if cell in changes}
+            words = [f"{figure} {change.in_words(*WORDS[figure])}" for figure, change in own.items()]
+            said[cell] = ", ".join(words) or "too few rounds"
+        answer = f"{self.outcome.capitalize()}: {said[last]}" + (f" over {len(cells)} cells" if cells else "")
+        return [*(f"{cell}: {said[cell]}" for cell in cells), answer]
 
 
 UPDATES = 40  # of a round
 LIB = str(ROOT / "lib")  # the same suite on both sides
-LIBRARIES = f"import json, sys; sys.path.insert(0, {LIB!r}); from tunegrid import machine as code;"
-LIBRARIES += "print(json.dumps([code.versions(), code.library_digests()]))"
+LIBRARIES = f"""import json, sys; sys.path.insert(0, {LIB!r}); from tunegrid import machine
+print(json.dumps([machine.versions(), machine.library_digests()]))"""
 
 
 def python_in(place: Path) -> Path:
@@ -197,24 +192,8 @@ def differences(pythons: Sequence[Path]) -> str:
     return ", ".join(changes) or "the same libraries in both"
 
 
-@contextmanager
-def working(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """A process with the code of this checkout, which ends with the context; what it says on stderr comes with its output."""
-    own = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_")} | {"PYTHONPATH": LIB}
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(command, env=own, cwd=ROOT, encoding="utf-8", errors="replace", **pipes) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def answer_of(process: subprocess.Popen[str], *, asked: bool = True) -> Any:
-    """What a process answers when it is asked for an update; raises InputError where it ends without."""
-    assert process.stdin, "a pipe"
-    if asked:
-        with suppress(BrokenPipeError):  # it has ended, which reading tells
-            os.write(process.stdin.fileno(), b"\n")
+def next_answer(process: subprocess.Popen[str]) -> Any:
+    """What a process answers next; raises InputError if it ends without."""
     said = ""
     for line in process.stdout or ():
         _, found, answer = line.partition(MARK)
@@ -224,33 +203,41 @@ def answer_of(process: subprocess.Popen[str], *, asked: bool = True) -> Any:
     raise InputError(f"`{shlex.join(process.args)}` fails, so leave the cell out of --cells: {said}")  # type: ignore[arg-type]
 
 
-def turns_of(commands: Sequence[Sequence[str]], number: int) -> tuple[Answers, Answers]:
+def paired_updates(commands: Sequence[Sequence[str]], number: int) -> tuple[Answers, Answers]:
     """What two processes answer that make their updates in turn, A B B A ...; in every second round B is first.
 
-    Each update has one of the other side right beside it, so that whatever slows the machine slows both.
+    Each update has one of the other side right beside it, so that whatever slows the machine slows both. What a process says on
+    stderr comes with its output.
     """
     order, answers = ((0, 1) if number % 2 else (1, 0)), (list[Any](), list[Any]())
+    own = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_")} | {"PYTHONPATH": LIB}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with ExitStack() as stack:
-        processes = [stack.enter_context(working(command)) for command in commands]
+        processes = []
+        for command in commands:
+            process = subprocess.Popen(command, env=own, cwd=ROOT, encoding="utf-8", errors="replace", **pipes)
+            processes.append(stack.enter_context(process))
+            stack.callback(process.kill)
         for process in processes:
-            answer_of(process, asked=False)  # it is ready
+            next_answer(process)  # it is ready
         for update in range(UPDATES):
             for side in reversed(order) if update % 2 else order:
-                answers[side].append(answer_of(processes[side]))
+                with suppress(BrokenPipeError):  # it has ended, which reading tells
+                    os.write(processes[side].stdin.fileno(), b"\n")  # type: ignore[union-attr]
+                answers[side].append(next_answer(processes[side]))
     return answers
 
 
-def compared(places: Sequence[Path], cells: Sequence[str], device: str = "cpu") -> Comparison:
-    """Compare two environments until every cell is told or had all its rounds; raises InputError where something cannot run."""
-    comparison = Comparison(ratios={cell: [] for cell in checked(cells)})
+def compare(places: Sequence[Path], cells: Sequence[str], device: str) -> Comparison:
+    """Compare two environments until every cell is decided or had all its rounds; raises InputError if something cannot run."""
+    comparison = Comparison(ratios={STUDY.cell(cell, QUICK_PROFILE).id: [] for cell in cells})
     pythons = [python_in(place) for place in places]
     say(differences(pythons))
     for number in range(1, LOOKS[-1] + 1):
         ratios = {cell: list(own) for cell, own in comparison.ratios.items()}
         for cell in comparison.open_cells:
-            turns = turns_of(
-                [[str(python), "-m", "tunegrid.commands.paired_timing", cell, device] for python in pythons], number
-            )
+            commands = [[str(python), "-m", "tunegrid.commands.paired_timing", cell, device] for python in pythons]
+            turns = paired_updates(commands, number)
             ratios[cell].append(log_ratios(*turns))
             shown = " -> ".join(f"{1000 * median(one['seconds'] for one in turn):.1f}" for turn in turns)
             say(f"round {number} of at most {LOOKS[-1]}  {cell}  {shown} ms an update")
@@ -258,29 +245,18 @@ def compared(places: Sequence[Path], cells: Sequence[str], device: str = "cpu") 
     return comparison
 
 
-def checked(cells: Sequence[str]) -> list[str]:
-    """Cells that exist, some of each kind where none is named; raises InputError for another."""
-    return [STUDY.cell(cell, QUICK_PROFILE).id for cell in dict.fromkeys(cells or SMOKE)]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, say what was found; return the exit code."""
     parser = argparse.ArgumentParser(prog="tunegrid speed", description=__doc__)
     parser.add_argument("before", type=Path, metavar="OLD", help="a virtual environment, or its Python")
     parser.add_argument("after", type=Path, metavar="NEW", help="another one")
-    parser.add_argument("--cells", metavar="ID,ID", help=f"quick cells (default {','.join(SMOKE)})")
+    parser.add_argument("--cells", default=",".join(SMOKE), metavar="ID,ID", help="quick cells (default %(default)s)")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N (default cpu)")
-    former = [parser.add_argument(f"--{name}", help=argparse.SUPPRESS).dest for name in ("rounds", "margin", "updates", "rows")]
     options = parser.parse_args(arguments)
-    if gone := [name for name in former if getattr(options, name) is not None]:
-        parser.error(f"--{gone[0]} is gone: ten rounds at most, a margin of 5 %, 40 updates, and no evaluation; leave it out")
-    cells = options.cells.split(",") if options.cells else ()
-    try:
-        comparison = compared((options.before, options.after), cells, options.device)
-    except InputError as error:
-        refuse(parser, error)
-    except KeyboardInterrupt:
-        say("stopped; the same command begins anew")
-        return 130
-    say("\n".join(comparison.report))
-    return comparison.outcome.exit_code
+
+    def report() -> int:
+        comparison = compare((options.before, options.after), options.cells.split(","), options.device)
+        say("\n".join(comparison.report))
+        return comparison.outcome.exit_code
+
+    return code_of(parser, report)

@@ -18,9 +18,10 @@ from tunegrid import ROOT
 from tunegrid.grid.backbones import BERT, Backbone
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.tasks import Problem
-from tunegrid.machine import cpu_name, gpus, instruction_sets, library_digests, versions
+from tunegrid.machine import identity, library_digests, versions
 
 CODE = ("lib", "fixtures", "benchmarks")
+INSTALLED = {"site-packages", "dist-packages"}  # folders of packages, which have digests of their own
 LARGE = 64 * 2**20  # bytes; larger folders are compared by sizes and times, not by content
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in memory, which the text of a function shows
 
@@ -45,8 +46,8 @@ def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequen
         "cell": [cell.id, *(ADDRESS.sub("", repr(part)) for part in described)],
         "backbone": [dict(backbone.shape), dict(backbone.special_tokens)],  # no part of its text
         "circumstances": circumstances,
-        "libraries": [versions(), library_digests()],
-        "machine": [cpu_name(), instruction_sets(), _gpus()],
+        "libraries": [sys.prefix, versions(), library_digests()],  # `tunegrid upgrade` names an environment by what is in it
+        "machine": identity(),
         "code": code_digest(),
         "sources": source_digests(cell),
         "grid": [hashlib.sha256(path.read_bytes()).hexdigest() for file in grid_files for path in with_own_imports(file)],
@@ -55,9 +56,6 @@ def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequen
         "scorer": weights_of(BERT) if task.problem is Problem.GENERATE else "",  # of BERTScore
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-_gpus = cache(gpus)
 
 
 def source_digests(cell: Cell) -> list[str]:

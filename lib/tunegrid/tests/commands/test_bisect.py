@@ -1,13 +1,13 @@
 """Bisecting: the search by hand-worked cases, and whole bisections of a package made here, whose fifth release is worse."""
 
-import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from tunegrid.commands import bisect
-from tunegrid.commands.bisect import VersionState, bisection, most_steps
-from tunegrid.commands.environments import Releases
+from tunegrid.commands import bisect, environments
+from tunegrid.commands.bisect import bisection, releases
+from tunegrid.commands.environments import Environment
 from tunegrid.results import examples
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.packages import repository, wheel
@@ -24,13 +24,11 @@ def searched(versions, first_bad, broken=()):
     """What is learned, and the questions with the steps left that were announced."""
     probed = []
 
-    def oracle(version, steps_left):
+    def is_worse(version, steps_left):
         probed.append((version, steps_left))
-        if version in broken:
-            return VersionState.SKIPPED
-        return VersionState.BAD if versions.index(version) >= versions.index(first_bad) else VersionState.GOOD
+        return None if version in broken else versions.index(version) >= versions.index(first_bad)
 
-    return bisection(versions, oracle), probed
+    return bisection(versions, is_worse), probed
 
 
 @pytest.mark.parametrize(
@@ -58,20 +56,14 @@ def test_every_first_bad_one_of_eight_takes_at_most_three_steps(first_bad):
     assert len(probed) <= probed[0][1]
 
 
-@pytest.mark.parametrize(("candidates", "steps"), [(0, 0), (1, 1), (2, 2), (3, 2), (6, 3), (7, 3), (8, 4)])
-def test_most_steps_by_hand(candidates, steps):
-    assert most_steps(candidates) == steps
-
-
 # Releases and their order
 
 
 def test_releases_are_in_the_order_of_versions_and_spelled_as_listed(tmp_path):
-    releases = Releases(name="p", listed=["5.10.0", "5.9.0", "5.20.0", "5.8.1"])
-    assert releases.between("5.9", "5.20") == ["5.9.0", "5.10.0", "5.20.0"]
+    assert releases("p", "5.9", "5.20", None, ["5.10.0", "5.9.0", "5.20.0", "5.8.1"]) == ["5.9.0", "5.10.0", "5.20.0"]
     for version in ("1.10", "1.9", "1.8"):
         wheel(tmp_path, version, 1)
-    assert Releases(name="planted", options=["--find-links", str(tmp_path)]).between("1.8", "1.10") == ["1.8", "1.9", "1.10"]
+    assert releases("planted", "1.8", "1.10", tmp_path) == ["1.8", "1.9", "1.10"]
 
 
 @pytest.mark.parametrize(
@@ -80,12 +72,14 @@ def test_releases_are_in_the_order_of_versions_and_spelled_as_listed(tmp_path):
         ("p==1.1", "p==1.0", "p 1.1 is not older than 1.0: give the older release as --good"),
         ("p==1.0", "q==1.1", "give two releases of one package"),
         ("p", "p", "give two releases of one package"),
-        ("p==1.0", "p==new", "Invalid version: 'new'"),
+        ("p==1.0", "p==new", "give two releases of one package"),
+        ("../../../p==1.0", "../../../p==1.1", "give two releases of one package"),
+        ("--target==1.0", "--target==1.1", "give two releases of one package"),
     ],
 )
 def test_ends_that_are_none_are_one_sentence(good, bad, sentence, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bisect, "RUNS", tmp_path)
-    arguments = ("--good", good, "--bad", bad, "--cells", "bert_sa_lora", "--versions", "1.0")
+    monkeypatch.setattr(environments, "ENVIRONMENTS", tmp_path)
+    arguments = (f"--good={good}", f"--bad={bad}", "--cells", "bert_sa_lora", "--versions", "1.0")
     assert sentence in refusal(capsys, bisect.main, *arguments)
     assert list(tmp_path.iterdir()) == []
 
@@ -106,7 +100,7 @@ shutil.copy(folder / f"{planted.ROWS}.json", out)
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
     """A command in place of the suite, which copies a run saved for what the installed version holds; and its log."""
-    monkeypatch.setattr(bisect, "RUNS", tmp_path / "bisect")
+    monkeypatch.setattr(environments, "ENVIRONMENTS", tmp_path / "environments")
     monkeypatch.setattr(examples, "STORE", tmp_path / "store")
     for right in (GOOD, BAD):
         run_file(tmp_path / f"{right}.json", [record_of("bert_sa_lora", {"accuracy": hits(512, right)})])
@@ -117,11 +111,15 @@ def stand_in(tmp_path, monkeypatch):
 @pytest.fixture
 def saved(tmp_path, stand_in, monkeypatch):
     """A command that needs no environment: it copies the run that is saved for each version; and what is saved."""
-    monkeypatch.setattr(bisect, "python_with", lambda subject, version, folder: folder.parent.mkdir(exist_ok=True))
+
+    def environment_with(requirements, wheels, alone):
+        return Environment(python=Path(sys.executable), folder=tmp_path / "environments" / requirements[0].partition("==")[2])
+
+    monkeypatch.setattr(environments, "environment_with", environment_with)
     rows = {"1.0": GOOD, "1.0 again": GOOD, "1.1": GOOD, "1.7": BAD}
 
     def command(_, out):
-        version = out.parent.name + (" again" if out.stem == "again" else "")
+        version = out.parent.name + (" again" if out.name.startswith("again") else "")
         return ["cp", str(tmp_path / f"{rows[version]}.json"), str(out)]
 
     return command, rows
@@ -145,7 +143,7 @@ def test_a_stopped_bisection_goes_on_where_it_was(saved, capsys):
         if out.parent.name == "1.1" and measured.count(out.parent.name) == 0:
             measured.append("1.1")
             raise KeyboardInterrupt
-        measured.append(f"{out.parent.name} {out.stem}")
+        measured.append(f"{out.parent.name} {out.stem.partition('-')[0]}")
         return command(python, out)
 
     code, lines = bisected(capsys, stopped, "--versions", "1.1")
@@ -165,32 +163,20 @@ def test_versions_that_the_gate_cannot_tell_or_that_do_not_finish_are_skipped_an
     assert (code, lines[-3]) == (1, "planted became worse after 1.0: with 1.7, or with one that was skipped: 1.1, 1.2.")
     assert lines[-1] == "Next: the same command tries what was skipped again."
     [unfinished, doubtful] = [line for line in lines if line.startswith("skips")]
-    assert unfinished.startswith("skips 1.2: bert_sa_lora does not finish with planted 1.2; ")
+    assert unfinished.startswith("skips 1.2: no cell runs with the libraries here: cp: cannot stat ")
     assert doubtful.startswith("skips 1.1: cannot tell: bert_sa_lora accuracy -1.76 points (no noise was calibrated, ")
-    [state] = (tmp_path / "bisect").glob("planted-*/state.json")
-    assert json.loads(state.read_text())["skipped"].keys() == {"1.1", "1.2"}
 
 
 @pytest.mark.parametrize(
-    ("right", "options", "kinds", "advice"),
-    [
-        (
-            GOOD,
-            (),
-            "quality and memory",
-            "more seeds (-- --seeds 0-2) see smaller drops, and --by numerics sees",
-        ),
-        (BAD, ("--by", "memory"), "memory", "--by numerics sees changes before scores do"),
-        (GOOD, ("--by", "numerics"), "numerics", "other cells may show what these do not"),
-    ],
+    ("right", "options", "kinds"),
+    [(GOOD, (), "quality and memory"), (BAD, ("--by", "memory"), "memory"), (GOOD, ("--by", "numerics"), "numerics")],
 )
-def test_a_bad_end_that_is_not_worse_by_what_was_asked_for_is_one_sentence(saved, capsys, right, options, kinds, advice):
+def test_a_bad_end_that_is_not_worse_by_what_was_asked_for_is_one_sentence(saved, capsys, right, options, kinds):
     command, rows = saved
     rows["1.7"] = right
     code, lines = bisected(capsys, command, "--versions", "1.1", *options)
     assert (code, [line for line in lines if "usage" in line]) == (1, [])
-    assert lines[-1].startswith(f"nothing to find: by {kinds} 1.7 is not worse than 1.0 (1 cell, numerics: 1 ")
-    assert f"; {advice}" in lines[-1]
+    assert lines[-1].startswith(f"nothing to find: by {kinds} 1.7 is not worse than 1.0 (numerics of 1 cells: 1 ")
 
 
 def test_a_good_end_that_is_worse_than_itself_is_one_sentence(saved, capsys):
@@ -242,11 +228,11 @@ def test_by_numerics_alone_first_updates_tell_the_release(early, capsys):
     suite, stages, _ = early
     code, lines = by(suite, "numerics", capsys)
     assert (code, lines[-3]) == (0, "planted 1.4 is the first that is worse; 1.3 is not.")
-    assert lines[0].startswith("planted: 8 versions, at most 3 steps after the two ends; kept in ")
+    assert lines[0] == "planted: 8 versions, at most 3 steps after the two ends"
     tried = [line for line in lines if line.startswith("tries")]
     assert tried == [f"tries {step} left" for step in ("1.4; at most 3 steps", "1.2; at most 2 steps", "1.3; at most 1 step")]
     assert lines[-1].startswith("Next: the release notes of planted 1.4 say what changed; ")
-    assert by(suite, "numerics", capsys) == (0, lines)  # all came from disk
+    assert by(suite, "numerics", capsys)[1][-3:] == lines[-3:]  # all came from disk
     assert stages == [f"{version} first" for version in ("1.0", "1.0", "1.7", "1.4", "1.2", "1.3")]
 
 
@@ -255,7 +241,7 @@ def test_where_first_updates_do_not_tell_the_ends_apart_whole_runs_do(early, cap
     seen_early[0] = False
     code, lines = by(suite, "numerics", capsys)
     assert (code, lines[-3]) == (0, "planted 1.4 is the first that is worse; 1.3 is not.")
-    assert "the first updates do not tell the ends apart: cells train to their ends" in lines
+    assert any(line.startswith("nothing to find in first updates: by numerics 1.7 is not worse than 1.0 ") for line in lines)
     assert stages[:4] == ["1.0 first", "1.0 first", "1.7 first", "1.0 whole"]
     assert not any(stage.endswith("first") for stage in stages[3:])
 
@@ -278,9 +264,9 @@ def test_the_commit_of_a_checkout_is_named(tmp_path, stand_in, capsys):
         commits.append(git(repo, "rev-parse", "--short", "HEAD"))
     (repo / "rows.txt").write_text("12")  # what is not committed is neither tried nor touched
     code, lines = bisected(capsys, command, "--repo", repo, "--find-links", tmp_path, good="HEAD~2", bad="HEAD")
-    assert (code, lines[-3]) == (0, f"{repo} {commits[1]} is the first that is worse; {commits[0]} is not.")
+    assert (code, lines[-3]) == (0, f"library {commits[1]} is the first that is worse; {commits[0]} is not.")
     assert lines[-1] == f"Next: `git -C {repo} show {commits[1]}` is the change."
-    assert len(log.read_text().split()) == 4  # the good end twice, the bad end, one step
+    assert len(log.read_text().split()) == 3  # the good end twice and the bad end, which holds what the step does
     assert git(repo, "status", "--short", "-uno") == "M rows.txt"
     assert git(repo, "worktree", "list").count("\n") == 0
     code, lines = bisected(capsys, command, "--repo", repo, good="HEAD", bad="HEAD~1")
@@ -288,19 +274,8 @@ def test_the_commit_of_a_checkout_is_named(tmp_path, stand_in, capsys):
 
 
 def test_the_suite_runs_the_cells_with_pytests_own_options():
-    command = bisect.suite(["t5_qa_lora", "bert_sa_sft"], ["--seeds", "0-2"])
+    command = environments.suite(["t5_qa_lora", "bert_sa_sft"], ["--seeds", "0-2"])
     assert command(Path("env/bin/python"), Path("out.part")) == [
         *("env/bin/python", "-m", "pytest", "-q", "-m", "quick", "--cells", "t5_qa_lora,bert_sa_sft"),
         *("--seeds", "0-2", "--benchmark-json=out.part"),
     ]
-
-
-def test_runs_beside_other_code_of_a_library_are_kept_apart_but_for_the_one_that_is_tried(monkeypatch):
-    folders = []
-    for code in "12":
-        monkeypatch.setattr(bisect, "library_digests", lambda code=code: {"peft": code * 16})
-        ends = [("--good", f"{package}==1", "--bad", f"{package}==2") for package in ("peft", "torch")]
-        options = [bisect.parsed([*own, "--cells", "bert_sa_lora"])[1] for own in ends]
-        folders.append(list(map(bisect.folder_of, options)))
-    [[tried, beside], [tried_again, beside_other]] = folders
-    assert (tried == tried_again, beside == beside_other) == (True, False)

@@ -57,8 +57,23 @@ def test_made_up_rows_are_all_different_and_nothing_that_is_there_is_replaced(wr
         (["task", "my_task"], "invalid NAME 'my_task': expected lower-case letters and digits"),
         (["method", "lora"], "method 'lora' is in the grid already; give yours another NAME"),
         (["backbone", "../x"], "invalid NAME '../x'"),
+        (["method", "m" * 300], "and 40 at most"),
+        (["method", "lambda"], "lambda is a keyword: give another NAME"),
+        (["task", "json"], "json.py would hide a module of Python's own"),
     ],
 )
 def test_what_cannot_be_written_is_one_sentence(arguments, sentence, tmp_path, capsys):
     assert sentence in refusal(capsys, new.main, *arguments, f"--to={tmp_path}")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("link", ["mine.py", "mine"])
+def test_nothing_is_written_through_a_link(link, tmp_path):
+    elsewhere, to = tmp_path / "elsewhere", tmp_path / "to"
+    to.mkdir()
+    if link == "mine":
+        elsewhere.mkdir()
+    (to / link).symlink_to(elsewhere)
+    with pytest.raises(InputError, match=r"mine(.py)? is there already"):
+        new.write(new.files("task", "mine", to))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -1,17 +1,15 @@
 """`tunegrid speed`: turns in order and early ends, with stand-ins for Pythons."""
 
-import shutil
 import sys
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 
-from tunegrid import ROOT
-from tunegrid.commands import speed, upgrade
+from tunegrid.commands import speed
 from tunegrid.commands.paired_timing import MARK
-from tunegrid.commands.sides import Side
 from tunegrid.errors import InputError
+from tunegrid.grid.cells import SMOKE
 from tunegrid.tests.outputs import refusal
 
 LIBRARIES = {"python": "3.11", "torch": "2.13.0", "transformers": "5.24.0", "peft": "0.21.0", "accelerate": "1.14.0"}
@@ -103,7 +101,7 @@ def test_a_cell_that_is_told_gets_no_more_rounds(python, tmp_path):
 
 
 def test_the_default_cells_have_every_two_of_backbone_task_and_method_once():
-    cells = [cell.split("_") for cell in speed.checked(())]
+    cells = [cell.split("_") for cell in SMOKE]
     assert len(cells) == 9
     for first, second in combinations(range(3), 2):
         assert len({(parts[first], parts[second]) for parts in cells}) == 9
@@ -118,17 +116,3 @@ def test_a_cell_that_does_not_exist_or_fails_and_what_is_no_environment_are_one_
     )
     with pytest.raises(InputError, match="is no virtual environment and no Python"):
         speed.python_in(tmp_path)
-    before = shutil.copy(ROOT / "reports" / "baselines" / "quick-cpu.json", tmp_path / "before.json")
-    said = refusal(capsys, upgrade.main, "peft", "--before", before, "--speed")
-    assert "--speed lets two environments take turns, and --before is a run" in said
-
-
-@pytest.mark.parametrize(("slower", "gate", "code"), [(1.2, 0, 1), (1.0, 0, 0), (1.0, 1, 1), (1.2, 6, 1)])
-def test_an_upgrade_with_speed_says_both_and_the_worse_of_both(python, tmp_path, monkeypatch, capsys, slower, gate, code):
-    pythons = python("old"), python("new", factors={"bert_sa_lora": slower})
-    monkeypatch.setattr(upgrade, "sides", lambda *_: [Side(python=path, folder=tmp_path) for path in pythons])
-    monkeypatch.setattr(upgrade, "compared", lambda *_: (tmp_path / "old.json", tmp_path / "new.json"))
-    monkeypatch.setattr(upgrade, "concluded", lambda *_: gate)  # the gate's own answer
-    assert upgrade.main(["peft", "--cells", "bert_sa_lora", "--speed"]) == code
-    words = "20 % slower (20 to 20 %)" if slower > 1 else "as fast (0 to 0 %)"
-    assert f"training {words}, memory the same" in capsys.readouterr().out.splitlines()[-1]

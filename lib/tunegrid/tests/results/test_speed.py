@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tunegrid.commands.speed import ALL, Change, Comparison, judged, log_ratios, moderated, over_all
+from tunegrid.commands.speed import ALL, Change, Comparison, changes_of, log_ratios, moderated, over_all
 from tunegrid.results.judgements import Outcome, Verdict
 from tunegrid.results.noise import Deviation
 
@@ -31,13 +31,13 @@ def test_ratios_are_of_the_median_update_and_of_the_last_peak():
 
 def test_the_interval_of_four_rounds_by_hand_is_wider_among_more_cells():
     # t of 3 degrees of freedom at 1 - 0.01 / 4 looks is 7.4533, times 0.008165 is 0.06086: exp(0.03914) and exp(0.16086)
-    found = judged({"a": TEN})["a"]
+    found = changes_of({"a": TEN})["a"]
     assert (found.log_ratio, found.error, found.df) == (pytest.approx(0.1), pytest.approx(0.008165, rel=1e-3), 3)
     assert found.interval == pytest.approx((1.0399, 1.1745), abs=1e-4)
     assert found.verdict is Verdict.CANNOT_TELL
     # Two cells and both together are three tests; the variance of both is common to them, with 6 degrees of freedom:
     # t at 1 - 0.01 / 4 / 3 is 5.3982; the deviation is that of `test_cells_with_the_same_noise...`, 1.2026 times their own
-    found = judged({"a": TEN, "b": TEN})["a"]
+    found = changes_of({"a": TEN, "b": TEN})["a"]
     assert found.df == 6
     assert math.log(found.interval[1]) - found.log_ratio == pytest.approx(5.3982 * 1.2026 * 0.008165, rel=1e-3)
 
@@ -58,13 +58,13 @@ def test_a_verdict_needs_the_whole_interval(log_ratio, reach, verdict):
 
 
 def test_a_cell_is_judged_at_the_first_look_that_tells_it_or_else_at_its_last():
-    found = judged({"a": [*[0.2, 0.201, 0.199, 0.2], *[0.0] * 6]})["a"]
+    found = changes_of({"a": [*[0.2, 0.201, 0.199, 0.2], *[0.0] * 6]})["a"]
     assert (found.log_ratio, found.verdict) == (pytest.approx(0.2), Verdict.WORSE)
-    found = judged({"a": [0.3, -0.3] * 4 + [0.1]})["a"]  # nine rounds: the look after eight was the last
+    found = changes_of({"a": [0.3, -0.3] * 4 + [0.1]})["a"]  # nine rounds: the look after eight was the last
     assert (found.log_ratio, found.df, found.verdict) == (0, 7, Verdict.CANNOT_TELL)
-    assert judged({"a": [0.0, 0.0, 0.0]}) == {}
+    assert changes_of({"a": [0.0, 0.0, 0.0]}) == {}
     # Each turn takes 2 % longer than the one before: A B, B A, A B, B A
-    assert judged({"a": [0.02, -0.02, 0.02, -0.02]})["a"].log_ratio == pytest.approx(0.0)
+    assert changes_of({"a": [0.02, -0.02, 0.02, -0.02]})["a"].log_ratio == pytest.approx(0.0)
 
 
 def test_noise_of_several_cells_by_hand():
@@ -80,9 +80,9 @@ def test_noise_of_several_cells_by_hand():
     found = over_all([Change(log_ratio=mean, error=error, df=6) for mean, error in ((0.02, 0.003), (0.04, 0.004))])
     assert (found.log_ratio, found.error) == (pytest.approx(0.03), pytest.approx(0.0025))
     assert (found.df, found.cells) == (pytest.approx(11.128, abs=1e-3), 2)
-    assert ALL in judged({"a": TEN, "b": TEN})
-    assert ALL not in judged({"a": TEN, "b": TEN[:3]})
-    assert ALL not in judged({"a": TEN})
+    assert ALL in changes_of({"a": TEN, "b": TEN})
+    assert ALL not in changes_of({"a": TEN, "b": TEN[:3]})
+    assert ALL not in changes_of({"a": TEN})
 
 
 @pytest.mark.parametrize(
