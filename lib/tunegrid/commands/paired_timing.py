@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any
 
 from tunegrid.data.splits import load_splits
 from tunegrid.errors import InputError
@@ -38,7 +37,7 @@ def waited() -> float:
     return int(SCHEDULER.read_text(encoding="utf-8").split()[1]) / 1e9 if SCHEDULER.exists() else 0.0
 
 
-def answers(cell: Cell) -> Iterator[dict[str, Any]]:
+def answers(cell: Cell) -> Iterator[dict[str, float | None]]:
     """An empty answer when all is ready; then the seconds of one update after another, for as long as somebody asks.
 
     With them go the most bytes held until then: on a CPU resident, on a GPU allocated; None if the system does not tell.

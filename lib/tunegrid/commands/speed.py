@@ -144,8 +144,7 @@ class Comparison:
     @property
     def open_cells(self) -> list[str]:
         """Cells that another round may tell more of: a figure of theirs is not told yet."""
-        figures = self.changes.values()
-        decided = [{cell for cell, change in changes.items() if change.is_decided} for changes in figures]
+        decided = [{cell for cell, change in own.items() if change.is_decided} for own in self.changes.values()]
         return [cell for cell in self.ratios if not decided or not all(cell in cells for cells in decided)]
 
     @property
@@ -204,11 +203,7 @@ def next_answer(process: subprocess.Popen[str]) -> Any:
 
 
 def paired_updates(commands: Sequence[Sequence[str]], number: int) -> tuple[Answers, Answers]:
-    """What two processes answer that make their updates in turn, A B B A ...; in every second round B is first.
-
-    Each update has one of the other side right beside it, so that whatever slows the machine slows both. What a process says on
-    stderr comes with its output.
-    """
+    """Answers of two processes that update in turn, A B B A (in every second round B A A B), so that noise slows both alike."""
     order, answers = ((0, 1) if number % 2 else (1, 0)), (list[Any](), list[Any]())
     own = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_")} | {"PYTHONPATH": LIB}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
