@@ -150,7 +150,8 @@ def save(run: RunJson, path: Path, records: Iterable[Record] = (), beside: Colle
         fields[name] = "[\n" + ",\n".join(json.dumps(row, default=str) for row in rows) + "\n]"
     try:
         with replacing(path) as part:
-            part.write_text(f"{{{', '.join(f'{json.dumps(name)}: {value}' for name, value in fields.items())}}}\n", "utf-8")
+            text = ", ".join(f"{json.dumps(name)}: {value}" for name, value in fields.items())
+            part.write_text(f"{{{text}}}\n", encoding="utf-8")
         examples.keep_beside(records, path, *beside)
     except OSError as error:
         raise InputError(f"{path} or its examples cannot be written ({error.strerror or error})") from None

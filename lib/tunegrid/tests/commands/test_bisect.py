@@ -176,7 +176,7 @@ def test_a_bad_end_that_is_not_worse_by_what_was_asked_for_is_one_sentence(saved
     rows["1.7"] = right
     code, lines = bisected(capsys, command, "--versions", "1.1", *options)
     assert (code, [line for line in lines if "usage" in line]) == (1, [])
-    assert lines[-1].startswith(f"nothing to find: by {kinds} 1.7 is not worse than 1.0 (numerics of 1 cells: 1 ")
+    assert lines[-1].startswith(f"nothing to find: by {kinds} 1.7 is not worse than 1.0 (1 cell, numerics: 1 ")
 
 
 def test_a_good_end_that_is_worse_than_itself_is_one_sentence(saved, capsys):
