@@ -13,7 +13,6 @@ from tunegrid.record import AuditFinding, Record, Status
 from tunegrid.record.checks import below_bounds, failures
 from tunegrid.results.alike import triples
 from tunegrid.results.report import count, joined, out_of, some
-from tunegrid.results.thresholds import Bounds
 
 # After so many updates all that trains has moved. LoRA's A moves one update after B; a warm-up may start at a rate of 0; and
 # fp16 loses its first updates to overflows, while its scale falls.
@@ -82,16 +81,6 @@ def _ended(record: Record, missed: list[str]) -> Record:
         by_audits = failures(record.audits, record.excused) and not below_bounds(record.scores, record.bounds)
         status = "failed" if record.first_updates is not None else "audit" if by_audits else "missed"
     return replace(record, missed=missed, status=status)
-
-
-def with_bounds(record: Record, bounds: Bounds) -> Record:
-    """A saved record held to other bounds; what else was missed stays, and so does the status of a cell that did not finish."""
-    old, new = (
-        [located(record, sentence) for sentence in below_bounds(record.scores, each)] for each in (record.bounds, bounds)
-    )
-    wrong = [*(sentence for sentence in record.missed if sentence not in old), *new]
-    ended = _ended(replace(record, bounds=dict(bounds)), wrong)
-    return ended if record.finished else replace(ended, status=record.status)
 
 
 def too_short(record: Record) -> list[str]:

@@ -72,7 +72,7 @@ def load_margins(path: Path = THRESHOLDS / "margins.toml") -> dict[str, dict[str
 
 def load_tolerances(path: Path = TOLERANCES) -> Tolerances:
     """How far figures of numerics may lie apart and still be rounding. Raises InputError for a file that is not sound."""
-    with tables(path, "tolerances", "python -m tunegrid.lab measure") as content:
+    with tables(path, "tolerances", LAB_CALIBRATE) as content:
         own = {name: figures for name, figures in content.items() if name != "evidence"}
         return {name: checked(own[name], dict[str, Number], () if name.startswith("cell ") else TOLERATED) for name in own}
 
