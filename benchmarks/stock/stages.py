@@ -98,6 +98,11 @@ class Pair:
         """A training with accumulation, which is saved in its middle."""
         return libraries.train(self.trainer(name, save_strategy="steps", save_steps=CHECKPOINT, **ACCUMULATED), resume_from)
 
+    @cached_property
+    def whole(self):
+        """A training with accumulation that was not interrupted."""
+        return self.accumulated("accumulated")
+
     def updates(self, course, accumulation=1):
         """Losses, and norms of gradients before they are clipped, of each update on the weights that theirs had before it."""
         epochs = chunks(course["passes"], len(self.batches))
@@ -269,15 +274,15 @@ def rates(pair):
 
 def accumulation(pair):
     """Losses and gradients of updates of several batches, the last of an epoch of fewer."""
-    pair.whole = pair.accumulated("accumulated")
     yield from pair.updates(pair.whole, ACCUMULATED["gradient_accumulation_steps"])
 
 
 def resume(pair):
     """A training taken up in its middle repeats the same arithmetic on the same numbers as the whole one, in place of ours."""
+    whole = pair.whole  # it saves in its middle
     rest = pair.accumulated("resumed", str(pair.folder / "accumulated" / f"checkpoint-{CHECKPOINT}"))
     for field in ("learning_rate", "loss", "grad_norm", "weights"):
-        yield f"resumed, {field}", rest[field], pair.whole[field]
+        yield f"resumed, {field}", rest[field], whole[field]
 
 
 def scores(pair):

@@ -83,10 +83,13 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
         judged = gate(baseline, run)
         verdict = verdict_of(run.in_a_row, judged, kinds, baseline=good, before=baseline.in_a_row, troubles=None)
         if version == bad and not verdict.failing:
-            hint = "more seeds (-- --seeds 0-2) see smaller drops, --by numerics sees changes before scores do"
-            raise NotWorse(f"by {by} {bad} is not worse than {good} ({counted(judged)}); {hint}")
+            hints = ["more seeds (-- --seeds 0-2) see smaller drops"] if "quality" in kinds else []
+            seen = "other cells may show what these do not", "--by numerics sees changes before scores do"
+            hints.append(seen["numerics" not in kinds])
+            raise NotWorse(f"by {by} {bad} is not worse than {good} ({counted(judged)}); {', and '.join(hints)}")
         if outcome(judged, kinds) is Outcome.CANNOT_TELL:
-            raise InputError([*remarks(undecided(judged)), *remarks(judged), f"nothing of {by} could be compared"][0])
+            reasons = [*remarks(undecided(judged)), *remarks(judged), f"nothing of {by} could be compared"]
+            raise InputError(reasons[0])
         causes[version] = verdict.findings[0].sentence
         say(f"{version}: {verdict.answer}" if verdict.failing else f"{version} is not worse")
         return bool(verdict.failing)

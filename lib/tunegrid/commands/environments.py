@@ -7,6 +7,7 @@ names the folder. So a wheel that was built again under the same version gets an
 
 import argparse
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -34,9 +35,9 @@ from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.grid.recipes import CACHE, SCORED
 from tunegrid.machine import PACKAGES, identity, library_digests, thread_share, versions
+from tunegrid.results.judgements import COUNTED, FAILED_BY
 from tunegrid.results.report import some
 from tunegrid.results.resume_key import INSTALLED, code_digest, with_own_imports
-from tunegrid.results.verdict import COUNTED, FAILED_BY
 from tunegrid.terminal import say
 
 ENVIRONMENTS = CACHE.absolute() / "environments"
@@ -70,18 +71,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--find-links", type=Path, metavar="DIR", help="wheels to take, in place of an index")
 
 
-def code_of(parser: argparse.ArgumentParser, command: Callable[[], int]) -> int:
+def code_of(
+    parser: argparse.ArgumentParser, command: Callable[[], int], stopped: str = "the same command goes on from what was kept"
+) -> int:
     """The exit code of a command, which ends in one sentence if it cannot do what it was asked for."""
     try:
         return command()
     except Timeout as error:  # to wait for hours and say nothing helps nobody
         refuse(parser, f"another command works in {Path(error.lock_file).parent}: wait for its end")
     except OSError as error:
-        refuse(parser, f"{error}; `rm -r {ENVIRONMENTS}` makes room")
+        refuse(parser, f"{error}; `rm -r {ENVIRONMENTS}` makes room" if error.errno == errno.ENOSPC else f"{error}")
     except InputError as error:
         refuse(parser, error)
     except KeyboardInterrupt:
-        say("stopped; the same command goes on from what was kept")
+        say(f"stopped; {stopped}")
         return 130
 
 
@@ -256,6 +259,8 @@ def environment_with(requirements: Sequence[str], wheels: Path | None, *, alone:
                 shutil.rmtree(place, ignore_errors=True)  # half of one only takes room
                 raise
             say(f"made {place} ({time.monotonic() - start:.0f} s)")
+        else:
+            say(f"uses {place}")
     found = distributions(path=sorted({str(packages), str(_path_in(place, "platlib"))}))
     return Environment(python=python, folder=folder, own={str(canonicalize_name(one.name)): one.version for one in found})
 

@@ -18,9 +18,10 @@ from tunegrid.record import Record
 from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.results.flips import flips
 from tunegrid.results.gate import Run, gate, paired
+from tunegrid.results.judgements import COUNTED, FAILED_BY
 from tunegrid.results.report import Section, text
 from tunegrid.results.summary import annotate, gate_section, summary, table, write_step_summary
-from tunegrid.results.verdict import COUNTED, FAILED_BY, kinds_of, verdict_of
+from tunegrid.results.verdict import kinds_of, verdict_of
 from tunegrid.terminal import say
 
 

@@ -254,4 +254,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("\n".join(comparison.report))
         return comparison.outcome.exit_code
 
-    return code_of(parser, report)
+    return code_of(parser, report, "the same command begins anew")

@@ -22,7 +22,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.recipes import MICRO
 from tunegrid.machine import PACKAGES
 from tunegrid.record import Record
-from tunegrid.results.files import is_cell, load, read_list, save
+from tunegrid.results.files import is_cell, load, read_list, read_saved, save
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.judgements import SAME_NUMERICS, Outcome
 from tunegrid.results.report import Section, some, text
@@ -32,6 +32,7 @@ from tunegrid.terminal import say
 
 # Cells of the libraries' own path: windows of long contexts, generated answers, an encoder with a decoder, a classifier.
 STOCK_CELLS = ("bert_qa_lora", "gpt2_sum_lora", "t5_sum_sft", "bert_sa_lora")
+NOT_RUN = "its test did not run"
 Measure = Callable[..., Path]  # of an environment, a stage's name, cells (none for all) and options of the stage
 Runs = tuple[Path, Path]  # the files of a run before and after
 
@@ -48,19 +49,23 @@ def run_cells(
 
 def unfinished(records: Sequence[Record]) -> list[Record]:
     """Those of which the gate has nothing to judge."""
-    return [record for record in records if not record.finished and record.status != "begun"]
+    return [record for record in records if not record.finished and not record.first_updates]
 
 
 def stock_differences(suite: Suite, side: Environment, cells: Sequence[str]) -> dict[str, str]:
     """How the libraries' own path differs from ours, by cell; an empty text if it does not."""
     if not cells:
         return {}
-    path = side.run(suite(cells, ("-n", "auto"), STOCK), cells, (), f"{STOCK}.xml", lambda path: True)
-    differences = dict.fromkeys(cells, "its test did not run")
-    for test in ElementTree.parse(path).iter("testcase"):
-        bad = [result.get("message", "") for result in test if result.tag in ("failure", "error")]
-        differences |= {cell: bad[0].partition("\n")[0] if bad else "" for cell in cells if cell in test.get("name", "")}
-    return differences
+
+    def differences(path: Path) -> dict[str, str]:
+        found = dict.fromkeys(cells, NOT_RUN)
+        for test in ElementTree.parse(path).iter("testcase"):
+            bad = [result.get("message", "").removeprefix("Failed: ") for result in test if result.tag in ("failure", "error")]
+            found |= {cell: bad[0].partition("\n")[0] if bad else "" for cell in cells if cell in test.get("name", "")}
+        return found
+
+    command = suite(cells, ("-n", "auto"), STOCK)
+    return differences(side.run(command, cells, (), f"{STOCK}.xml", lambda path: NOT_RUN not in differences(path).values()))
 
 
 def runs_of(before: Environment, after: Environment, cells: Sequence[str], first_updates: Sequence[str], run: Measure) -> Runs:
@@ -143,18 +148,28 @@ def run_upgrade(options: argparse.Namespace, suite: Suite) -> int:
         say(f"{what}: {error}")
         return Outcome.WORSE.exit_code
     new_differences = [cell for cell in stock if stock[cell] and not stock_before[cell]]
-    troubles = [f"the libraries' own path of {cell} differs, which did not: {stock[cell]}" for cell in new_differences]
-    old_records, records = read_list(old), read_list(new)
-    run = Run.of(records, new)
-    judged = gate(Run.of(old_records, old), run) if run.records else []
-    verdict = verdict_of(records, judged, kinds, baseline="the run before", before=old_records, troubles=troubles)
+    own_path = "the libraries' own path of"
+    troubles = [f"{own_path} {cell} differs from ours now, and did not before: {stock[cell]}" for cell in new_differences]
+    saved, saved_before = read_saved(new), read_saved(old)
+    run = Run.of(saved.records, new)
+    judged = gate(Run.of(saved_before.records, old), run) if run.records else []
+    verdict = verdict_of(
+        saved.records,
+        judged,
+        kinds,
+        baseline="the run before",
+        before=saved_before.records,
+        troubles=troubles,
+        command=saved.command,
+        files=(str(old), str(new)),
+    )
     write_step_summary(summary(verdict, judged))
     say(f"`{shlex.join(['tunegrid', 'page', str(new), str(old), '-o', 'upgrade.html'])}` shows both runs")
     tables = [gate_section(judged, verdict.failing)] if judged else []
     say(text([*tables, Section(sentences=verdict.sentences)]))
     equal_before, equal = (sum(not text for text in differences.values()) for differences in (stock_before, stock))
-    own_path = f" The libraries' own path is ours in {equal} of {len(stock)} cells, before in {equal_before}." if stock else ""
-    say(f"{what}: {verdict.answer}{own_path}")
+    in_cells = f" The libraries' own path is ours in {equal} of {len(stock)} cells, before in {equal_before}." if stock else ""
+    say(f"{what}: {verdict.answer}{in_cells}")
     return verdict.exit_code
 
 

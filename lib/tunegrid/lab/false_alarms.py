@@ -16,9 +16,9 @@ from tunegrid.record import Record
 from tunegrid.record.checks import below_bounds, failures
 from tunegrid.results.files import read_list
 from tunegrid.results.gate import Run, gate, read_run
-from tunegrid.results.judgements import Verdict, in_words
+from tunegrid.results.judgements import FAILED_BY, Verdict, in_words
 from tunegrid.results.thresholds import Bounds, load_bounds
-from tunegrid.results.verdict import FAILED_BY, failing, undecided
+from tunegrid.results.verdict import failing, undecided
 
 BOUNDS = ROOT / "benchmarks" / "thresholds" / "quick.toml"
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"

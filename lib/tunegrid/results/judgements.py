@@ -8,6 +8,10 @@ from typing import Any
 from tunegrid.record import Record
 
 KINDS = ("numerics", "quality", "memory", "speed", "instruments")  # of figures
+TOO_GOOD, CANNOT_TELL = "too-good", "cannot-tell"
+COUNTED = (*KINDS, TOO_GOOD, CANNOT_TELL)  # what may fail a run
+# By default. On a machine with other work, speed would fail at random; a change of numerics may be meant.
+FAILED_BY = ("quality", "memory")
 LEDGER = ("weights_bytes", "gradients_bytes", "optimizer_bytes", "checkpoint_bytes")
 PEAKS = ("rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib")
 RecordsBySeed = Mapping[int | None, Record]  # of one cell

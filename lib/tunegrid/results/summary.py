@@ -13,10 +13,20 @@ from typing import Any
 from tunegrid.grid.cells import STUDY_IDS, study_place
 from tunegrid.record import Record
 from tunegrid.results.alike import unlike_pairs
-from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, by_cell, evidence_of, in_words, worst
+from tunegrid.results.judgements import (
+    FAILED_BY,
+    GRAVEST_FIRST,
+    KINDS,
+    Judgement,
+    Verdict,
+    by_cell,
+    evidence_of,
+    in_words,
+    worst,
+)
 from tunegrid.results.report import NAMED, Section, count, markdown, some, text_table
 from tunegrid.results.status import failures_of, said_of, status_of, too_short
-from tunegrid.results.verdict import FAILED_BY, RunVerdict, moved_by_rounding
+from tunegrid.results.verdict import RunVerdict, moved_by_rounding
 from tunegrid.terminal import annotation, say
 
 MIB = 2**20

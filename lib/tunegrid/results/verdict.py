@@ -13,10 +13,14 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import study_place
 from tunegrid.record import Record
 from tunegrid.results.judgements import (
+    CANNOT_TELL,
+    COUNTED,
     DOUBTFUL_NUMERICS,
+    FAILED_BY,
     GRAVEST_FIRST,
     KINDS,
     SAME_NUMERICS,
+    TOO_GOOD,
     Judgement,
     Outcome,
     Verdict,
@@ -29,10 +33,6 @@ from tunegrid.results.status import AUDIT, Failure, failures_of
 
 # Which judgements count
 
-TOO_GOOD, CANNOT_TELL = "too-good", "cannot-tell"
-COUNTED = (*KINDS, TOO_GOOD, CANNOT_TELL)  # what may fail a run
-# By default. On a machine with other work, speed would fail at random; a change of numerics may be meant.
-FAILED_BY = ("quality", "memory")
 UNLIKE = "compare runs of the same cells, seeds, rows and recipes, on one machine"
 COSTS = "benchmarks/guides/memory-and-speed.md says what the figures hold"
 GUIDES = {"instruments": "benchmarks/guides/instruments.md says what the figures hold", "memory": COSTS, "speed": COSTS}
