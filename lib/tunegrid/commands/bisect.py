@@ -81,8 +81,8 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
     def is_worse(version: str) -> bool:
         run = measure(version)
         judged = gate(baseline, run)
-        verdict = verdict_of(run.in_a_row, judged, kinds, baseline=good, before=baseline.in_a_row, troubles=None)
-        if version == bad and not verdict.failing:
+        worse = failing(judged, kinds)
+        if version == bad and not worse:
             hints = ["more seeds (-- --seeds 0-2) see smaller drops"] if "quality" in kinds else []
             seen = "other cells may show what these do not", "--by numerics sees changes before scores do"
             hints.append(seen["numerics" not in kinds])
@@ -90,9 +90,11 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
         if outcome(judged, kinds) is Outcome.CANNOT_TELL:
             reasons = [*remarks(undecided(judged)), *remarks(judged), f"nothing of {by} could be compared"]
             raise InputError(reasons[0])
-        causes[version] = verdict.findings[0].sentence
-        say(f"{version}: {verdict.answer}" if verdict.failing else f"{version} is not worse")
-        return bool(verdict.failing)
+        if worse:
+            verdict = verdict_of(run.in_a_row, judged, kinds, baseline=good, before=baseline.in_a_row, troubles=None)
+            causes[version] = verdict.findings[0].sentence
+        say(f"{version}: {verdict.answer}" if worse else f"{version} is not worse")
+        return bool(worse)
 
     def step(version: str, steps_left: int) -> bool | None:
         say(f"tries {version}; at most {count(steps_left, 'step')} left")

@@ -31,7 +31,6 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("old", type=Path, metavar="OLD.json", help="the baseline")
     line.add_argument("new", type=Path, metavar="NEW.json", help="the run to judge")
     line.add_argument("--format", choices=("text", "markdown", "json"), default="text")
-    line.add_argument("--policy", help=argparse.SUPPRESS)
     line.add_argument("--on", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(COUNTED)}: what counts")
     line.add_argument(
         "--numerics",
@@ -53,8 +52,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the verdicts and the answer; return the exit code."""
     line = parser()
     options = line.parse_args(arguments)
-    if options.policy:
-        line.error("--policy is gone: --on=KIND,KIND says what fails a run")
     if options.numerics and options.format != "text":
         line.error("--numerics prints text: leave out --format")
     if options.show_flips and options.format == "json":
@@ -97,7 +94,7 @@ def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
         sections = [table(dict.fromkeys(("cell", "numerics", "what"), ""), rows)] if options.numerics else []
         sections += [gate_section(judged, verdict.failing), *listed, Section(sentences=verdict.sentences)]
         say(text(sections))
-        annotate(verdict, new.records)
+        annotate(verdict)
     write_step_summary(words)
     return verdict.exit_code
 

@@ -17,7 +17,7 @@ from statistics import fmean, stdev
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import study_place
 from tunegrid.record import Record
-from tunegrid.results import figures, numerics, quality
+from tunegrid.results import numerics, quality
 from tunegrid.results.alike import unlike_machines
 from tunegrid.results.files import read_list
 from tunegrid.results.judgements import LEDGER, PEAKS, Judgement, RecordsBySeed, Verdict, judgement_of
@@ -91,6 +91,8 @@ def gate(
         if cell not in finished and (after := rows.records[0][1]).finished:
             judged.append(judgement_of(after, after.main_score, Verdict.CANNOT_TELL, detail=NO_SCORES))
     if any(record.instruments for record in old.in_a_row):
+        from tunegrid.results import figures
+
         judged += figures.judged(list(finished.values()), one_training)
     judged += [finding for cell, rows in finished.items() if (finding := _too_good(rows, evidence.get(cell, {})))]
     judged += [*_one_sided(old, new, Verdict.MISSING, "in the baseline, not in this run")]
@@ -178,5 +180,5 @@ def _too_good(rows: Rows, evidence: Mapping[str, Mapping[str, float]]) -> Judgem
     highest, score = 2 * known["mean"] - known["minimum"], fmean(one.scores[name] or 0.0 for one in records)
     if score <= highest:
         return None
-    detail = f"{name} {score:.1f} is above {highest:.1f}, which healthy runs do not reach: leaked rows, a lost mask?"
+    detail = f"{name} {score:.1f} is above {highest:.1f}, which healthy runs do not reach"
     return judgement_of(records[0], "learning", Verdict.TOO_GOOD, seeds=len(records), detail=detail)

@@ -16,7 +16,7 @@ from tunegrid.results.judgements import KINDS, Judgement
 
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"  # each of its cells passed
 # What makes the cells of a run what they are; the last may stand without a value.
-CARRIED = ("--grid", "--data-root", "--checkpoint-root", "--device", "--set", "--first-updates")
+CARRIED = ("--grid", "--data-root", "--checkpoint-root", "--device", "--set", "--ranks", "--first-updates")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,21 +31,26 @@ class Asked:
     command: str
     files: tuple[str, str]
 
+    @property
+    def words(self) -> list[str]:
+        """The command's; none if a shell could not read it: somebody wrote it into a file."""
+        try:
+            return shlex.split(self.command)
+        except ValueError:
+            return []
+
     def options(self, record: Record, *, whole: bool = False) -> list[str]:
         """Those that a cell needs to run as it did, each as one word; without a command those that its record tells."""
-        try:
-            words = [*shlex.split(self.command), "-"]
-        except ValueError:  # somebody wrote it into a file
-            words = []
         carried = []
-        for word, value in pairwise(words):
+        for word, value in pairwise([*self.words, "-"]):
             has_value = value.isdigit() if word == CARRIED[-1] else not value.startswith("-")
             if word.partition("=")[0] in CARRIED:
                 carried.append(f"{word}={value}" if word in CARRIED and has_value else word)
         if not self.command:
+            ranks = record.ranks and f"--ranks={record.ranks.count}{':fsdp' if record.ranks.fsdp else ''}"
             draw, noise, own_test = record.seeds.perturbation, record.limits.label_noise, record.limits.own_test
             settings = (("perturbation", draw), ("label_noise", noise), ("own_test", own_test and "true"))
-            carried = [f"--set={name}={value}" for name, value in settings if value]
+            carried = [*([ranks] if ranks else []), *(f"--set={name}={value}" for name, value in settings if value)]
             carried += [f"{CARRIED[-1]}={record.first_updates}"] if record.first_updates else []
         asked = [f"--ask={','.join(record.instruments)}"] if record.instruments else []
         return [*asked, *(option for option in carried if not whole or not option.startswith(CARRIED[-1]))]

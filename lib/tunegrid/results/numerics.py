@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,12 +20,13 @@ from tunegrid.errors import InputError
 from tunegrid.record import Record
 from tunegrid.record.checks import BERTSCORE
 from tunegrid.record.record import TrainingRecord
-from tunegrid.results import modules
 from tunegrid.results.alike import unlike_libraries
 from tunegrid.results.examples import read
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, judgement_of
-from tunegrid.results.modules import Modules, Names, Runs
 from tunegrid.results.thresholds import BERTSCORE_ROUNDING, FIXED_ANSWERS, SMALL_NORM, Tolerances, tolerance_of
+
+if TYPE_CHECKING:
+    from tunegrid.results.modules import Modules, Names, Runs
 
 UPDATES = 10
 MOVED = 3  # updates after which `moved` is taken
@@ -45,7 +46,7 @@ class Pair:
     new: TrainingRecord
     tolerance: Mapping[str, float]  # of their arithmetic and cell
     fine: bool  # whether the arithmetic is exact enough for generated ids to be compared
-    modules: Callable[[], tuple[Modules, Modules] | None] = lambda: None  # reads the figures of modules of both
+    modules: "Callable[[], tuple[Modules, Modules] | None]" = lambda: None  # reads the figures of modules of both
 
     def figures(self, name: str) -> tuple[Any, Any]:
         """A figure of both; twice None unless both have it, of the same probe if it is one's."""
@@ -155,7 +156,7 @@ class Change(NamedTuple):
 
     stage: str
     words: str
-    modules: Names = ()
+    modules: "Names" = ()
 
 
 def first_change(pair: Pair) -> Change | None:
@@ -179,15 +180,21 @@ def _with_modules(pair: Pair, stage: Stage, words: str) -> Change:
         figures = pair.modules() if stage.phase and same_probe else None
     except InputError as error:  # modules only name: a damaged file costs no verdict
         return Change(stage.name, f"{words}; no module is named: {error}")
+    if not figures:
+        return Change(stage.name, words)
+    from tunegrid.results.modules import first_modules
+
     backward = stage.name == BACKWARD
-    where, names = modules.first_modules(*figures, stage.phase, pair.tolerance, backward=backward) if figures else ("", ())
+    where, names = first_modules(*figures, stage.phase, pair.tolerance, backward=backward)
     return Change(stage.name, f"{where}; {words}" if where else words, names)
 
 
 # Verdicts
 
 
-def judged(pairs: Sequence[tuple[Record, Record]], tolerances: Tolerances, runs: Runs | None = None) -> tuple[Judgement, bool]:
+def judged(
+    pairs: Sequence[tuple[Record, Record]], tolerances: Tolerances, runs: "Runs | None" = None
+) -> tuple[Judgement, bool]:
     """The gravest verdict on a cell's runs, whose files these are; and whether all that finished are of one training."""
     answers = [compared(before, after, tolerances, runs) for before, after in pairs]
     gravest = min((judgement for judgement, _ in answers), key=lambda one: GRAVEST_FIRST.index(one.verdict))
@@ -195,7 +202,7 @@ def judged(pairs: Sequence[tuple[Record, Record]], tolerances: Tolerances, runs:
     return gravest, all(before.finished and one for before, one in finished)
 
 
-def compared(old: Record, new: Record, tolerances: Tolerances, runs: Runs | None = None) -> tuple[Judgement, bool]:
+def compared(old: Record, new: Record, tolerances: Tolerances, runs: "Runs | None" = None) -> tuple[Judgement, bool]:
     """The judgement on two records of a cell, and whether they are of one training but for rounding.
 
     Of one training are records of one seed, recipe, order and data: all losses are equal, and so are the weights that they
@@ -259,7 +266,7 @@ def _first(updates: int) -> str:
     return "first update" if updates == 1 else f"first {updates} updates"
 
 
-def _by_predictions(old: Record, new: Record, runs: Runs | None) -> tuple[Verdict, str]:
+def _by_predictions(old: Record, new: Record, runs: "Runs | None") -> tuple[Verdict, str]:
     """Equal losses mean equal weights: other predictions are then the evaluation's doing.
 
     BERTScore's points alone may round otherwise, because a model computes them; with other texts, other scores differ, too.
@@ -278,13 +285,17 @@ def _by_predictions(old: Record, new: Record, runs: Runs | None) -> tuple[Verdic
     return Verdict.CHANGED, "all losses are equal, predictions or their points are not"
 
 
-def pair_of(old: Record, new: Record, tolerances: Tolerances, runs: Runs | None = None) -> Pair:
+def pair_of(old: Record, new: Record, tolerances: Tolerances, runs: "Runs | None" = None) -> Pair:
     """Two records that can be compared, with the tolerances of their arithmetic and cell."""
     kind = arithmetic(old)
     assert old.training, "it has trained"
     assert new.training, "it has trained"
     pair = Pair(old=old.training, new=new.training, tolerance=tolerance_of(old.cell, kind, tolerances), fine=kind == FINE)
-    return replace(pair, modules=partial(modules.read_both, old, new, runs)) if runs else pair
+    if not runs:
+        return pair
+    from tunegrid.results.modules import read_both
+
+    return replace(pair, modules=partial(read_both, old, new, runs))
 
 
 def losses(record: Record) -> list[float]:

@@ -25,7 +25,7 @@ from tunegrid.results.judgements import (
     worst,
 )
 from tunegrid.results.report import NAMED, Section, count, markdown, some, text_table
-from tunegrid.results.status import failures_of, said_of, status_of, too_short
+from tunegrid.results.status import Failure, failures_of, said_of, status_of, too_short
 from tunegrid.results.verdict import RunVerdict, moved_by_rounding
 from tunegrid.terminal import annotation, say
 
@@ -142,10 +142,14 @@ def mixture(records: Iterable[Record]) -> list[str]:
 def failure_lines(records: Iterable[Record]) -> Iterator[str]:
     """Lines on what failed: cells with their causes, and below them what they say; of more than three what one says."""
     for failure in failures_of(sorted(records, key=lambda record: study_place(record.cell))):
-        yield f"{failure.title}: {some(failure.cells, MOST_CELLS)}"
-        few, most = (failure.records, None) if len(failure.records) <= NAMED else (failure.records[:1], 1)
-        for record in few:
-            yield from (f"  {said}" for cause in failure.causes for said in said_of(record, cause)[:most])
+        yield from _lines_of(failure)
+
+
+def _lines_of(failure: Failure) -> Iterator[str]:
+    yield f"{failure.title}: {some(failure.cells, MOST_CELLS)}"
+    few, most = (failure.records, None) if len(failure.records) <= NAMED else (failure.records[:1], 1)
+    for record in few:
+        yield from (f"  {said}" for cause in failure.causes for said in said_of(record, cause)[:most])
 
 
 # A gate
@@ -244,10 +248,10 @@ def properties_of(record: Record, judged: Sequence[Judgement] = (), kinds: Seque
     return {name: words for name, words in named.items() if words}
 
 
-def annotate(verdict: RunVerdict, records: Sequence[Record]) -> None:
+def annotate(verdict: RunVerdict) -> None:
     """Print annotations if GitHub Actions runs this, whose runner reads them: the verdict, and a line for each cause."""
     if os.environ.get("GITHUB_ACTIONS") == "true" and verdict.exit_code:
         lines = [(f"tunegrid: {verdict.state}", "\n".join(verdict.sentences))]
-        lines += [(failure.title, "\n".join(failure_lines(failure.records))) for failure in verdict.failures]
+        lines += [(failure.title, "\n".join(_lines_of(failure))) for failure in verdict.failures]
         lines += [("the gate", "\n".join(remarks(verdict.failing)))] if verdict.failing else []
         say("\n".join(annotation("error", title, words) for title, words in lines[:ANNOTATIONS]), runner=True)

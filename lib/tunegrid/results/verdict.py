@@ -3,6 +3,7 @@
 `verdict_of` reckons it once. Terminal, step summary, JUnit, annotations and page print it (`tunegrid.results.summary`).
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from tunegrid.results.status import AUDIT, Failure, failures_of
 # Which judgements count
 
 UNLIKE = "compare runs of the same cells, seeds, rows and recipes, on one machine"
+LEAK = "look for leaked rows or a lost mask"
 COSTS = "benchmarks/guides/memory-and-speed.md says what the figures hold"
 GUIDES = {"instruments": "benchmarks/guides/instruments.md says what the figures hold", "memory": COSTS, "speed": COSTS}
 NEVER_FAILING = ("rss_peak_gib",)  # a process's resident set depends on the cells that it ran before
@@ -134,7 +136,8 @@ def first_change(judged: Iterable[Judgement]) -> Change:
     own = [j for j in own if any(module[1:] == place for module in j.modules)] if cells > 1 else own
     what = own[0].detail.removeprefix(f"{stage}: ").partition("; with ")[0]
     for name, kind, library in own[0].modules if cells > 1 else ():
-        what = what.replace(f"{name} ({kind}, {library})", f"{kind} of {library}")
+        once = f"{kind} of {library}"  # of two siblings, too
+        what = what.replace(f"{name} ({kind}, {library})", once).replace(f"{once} and {once}", once)
     return Change(stage, what, [j.cell for j in own])
 
 
@@ -248,7 +251,8 @@ def _of_cells(run: Asked, failures: Sequence[Failure], troubles: Sequence[str]) 
         name = failure.causes[0].removeprefix(AUDIT)
         looks = f"; reports/evidence/audits.md says what {name} looks at" if name != failure.causes[0] else ""
         if first.status in ("killed", "not run", "unfinished"):
-            again = f"`{run.command} --resume`" if run.command else "the command that ran them, with --resume,"
+            resumed = shlex.join([*run.words, *([] if "--resume" in run.words else ["--resume"])])
+            again = f"`{resumed}`" if run.words[:1] == ["pytest"] else "the command that ran them, with --resume,"
             next_step = f"{again} runs what is left"
         yield Finding(
             state=State.FAILED,
@@ -277,8 +281,10 @@ def _soundness(records: Sequence[Record], total: int) -> str:
     if begun:
         cells, whose = out_of(len(begun), total, "cell"), "its" if len(begun) == 1 else "their"
         ended = f"came to {whose} first {max(begun.values())} updates, without scores,"
-    sound = all(record.audits and all(finding.passed for finding in record.audits) for record in records)
-    return f"{cells} {ended} {'and passed every audit' if sound else 'but not every audit looked and passed'}"
+    objecting = dict.fromkeys(finding.name for record in records for finding in record.audits if not finding.passed)
+    audited = "and passed every audit" if all(record.audits for record in records) else "but not every cell was audited"
+    object_ = f"but audits that do not count here object ({some(list(objecting))})"
+    return f"{cells} {ended} {object_ if objecting else audited}"
 
 
 def _of_numerics(run: Asked) -> Iterator[Finding]:
@@ -316,17 +322,22 @@ def _of_figures(run: Asked) -> Iterator[Finding]:
     if figures := [j for j in bad if j.kind != "numerics"]:
         yield _of_worse(run, figures)
     doubts, rounding = undecided(judged), moved_by_rounding(judged)
+    silent = [j for j in judged if j.kind in run.kinds and j.verdict is Verdict.NOT_COMPARABLE and not j.first_updates]
+    numerics = [j for j in silent if j.kind == "numerics"]
+    reasons = f" ({some(list(dict.fromkeys(j.detail for j in silent)))})" if silent else ""
     cells = [j.cell for j in doubts if j not in rounding]
     if not bad and outcome(judged, run.kinds) is Outcome.CANNOT_TELL:
-        early, why, next_step = unscored(judged), f"nothing of {joined(run.kinds)} could be compared", UNLIKE
+        early, why, next_step = unscored(judged), f"nothing of {joined(run.kinds)} could be compared{reasons}", UNLIKE
         if early:
             cells = [j.cell for j in early]
             why = f"{counted(early)} in first updates, without scores ({some(cells)})"
             next_step = f"{run.run(cells, whole=True)} trains {'it' if len(cells) == 1 else 'them'} to the end"
-        elif doubts:
+        elif doubts and ("quality" in run.kinds or CANNOT_TELL in run.kinds):
             told = some([evidence_of(j) for j in doubts if j in rounding or j.cell in cells], 1)
             why = _moved(rounding) if not cells else f"{count(len(doubts), 'main score')} cannot be told ({told})"
             next_step = run.more_seeds([j.cell for j in doubts])
+        else:
+            cells, numerics = [j.cell for j in silent], []
         sentence = f"cannot tell whether the run is worse than {run.baseline}"
         yield Finding(state=State.CANNOT_TELL, sentence=sentence, cells=cells, cause=why, next_step=next_step)
     elif not bad and others and any(j.quantity == j.main_score for j in judged):
@@ -336,6 +347,13 @@ def _of_figures(run: Asked) -> Iterator[Finding]:
         if rounding:
             moved = [j.cell for j in rounding]
             yield Finding(state=State.PASSED, sentence=_moved(rounding), cells=moved, next_step=run.more_seeds(moved))
+    if numerics:
+        own = out_of(len(numerics), sum(j.kind == "numerics" for j in judged), "cell")
+        lost = f"numerics of {own} could not be compared ({some(list(dict.fromkeys(j.detail for j in numerics)))})"
+        yield Finding(state=State.PASSED, sentence=lost, cells=[j.cell for j in numerics], next_step=UNLIKE)
+    if TOO_GOOD not in run.kinds and (high := [j.cell for j in judged if j.verdict is Verdict.TOO_GOOD]):
+        told = f"{count(len(high), 'cell')} too good ({some(high)}): {LEAK}"
+        yield Finding(state=State.PASSED, sentence=told, cells=high)
 
 
 def _moved(judged: Sequence[Judgement]) -> str:
@@ -357,12 +375,12 @@ def _of_worse(run: Asked, figures: Sequence[Judgement]) -> Finding:
         parts.append(f"{count(len(cells), 'cell')} {verdict}: {some(cells) if verdict is Verdict.MISSING else most}")
     change = first_change(j for j in run.judged if j.cell in {one.cell for one in figures})
     missing = [j.cell for j in ordered if j.verdict is Verdict.MISSING]
-    cause = change.cause or ("" if missing else gravest.detail)
+    cause = change.cause or ("" if missing or gravest.kind in ("memory", "speed") else gravest.detail)
     kinds = ["numerics"] if change.cells else [j.kind for j in figures if j.cell == gravest.cell]
     if missing:
         next_step = f"{run.run(missing)} runs what is missing"
     elif gravest.verdict is Verdict.TOO_GOOD:
-        next_step = "look for leaked rows or a lost mask"
+        next_step = LEAK
     else:
         flips = f"{run.gate('--show-flips', '5')} lists the test rows that changed"
         next_step = run.bisection([*change.cells, gravest.cell][0], kinds) or GUIDES.get(gravest.kind, flips)

@@ -103,7 +103,7 @@ def test_all_that_is_said_of_a_run(run, monkeypatch, capsys):
     cases = [(record, properties_of(record, [j for j in judged if j.cell == record.cell], kinds)) for record in new[:3]]
     junit = [f"{record.cell} seed {record.seeds.seed}: {properties}" for record, properties in cases]
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    annotate(verdict, new)
+    annotate(verdict)
     parts = {
         "terminal": terminal,
         "step summary": summary(verdict, judged, [*failure_lines(new)]),

@@ -232,8 +232,8 @@ def test_annotations_are_printed_in_github_actions_alone_and_as_many_as_it_shows
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     records = [record_of(cell, "audit", [failed(f"audit_{n}")]) for n, cell in enumerate(STUDY_IDS[:20])]
-    annotate(verdict_of(records), records)
-    annotate(verdict_of([record_of()]), [record_of()])
+    annotate(verdict_of(records))
+    annotate(verdict_of([record_of()]))
     assert capsys.readouterr().out.count("::error title=") == printed
 
 
