@@ -32,11 +32,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("new", type=Path, metavar="NEW.json", help="the run to judge")
     line.add_argument("--format", choices=("text", "markdown", "json"), default="text")
     line.add_argument("--on", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(COUNTED)}: what counts")
-    line.add_argument(
-        "--numerics",
-        action="store_true",
-        help="also print what verdicts on numerics rest on",
-    )
+    line.add_argument("--numerics", action="store_true", help="also print what verdicts on numerics rest on")
     line.add_argument("--show-flips", type=_rows, metavar="N", help="list up to N test rows of each cell that changed")
     line.add_argument("--exact", action="store_true", help="only list the scores that are not the same to the last digit")
     return line
@@ -73,16 +69,9 @@ def exact(old: Sequence[Record], new: Sequence[Record]) -> int:
 def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
     """Print the verdicts and the answer; return its exit code."""
     kinds, before, after = kinds_of(options.on), Run.of(old.records, old.path), Run.of(new.records, new.path)
-    judged = gate(before, after)
-    verdict = verdict_of(
-        new.records,
-        judged,
-        kinds,
-        baseline=old.path.name,
-        before=old.records,
-        command=new.command,
-        files=(str(old.path), str(new.path)),
-    )
+    judged, files = gate(before, after), (f"{old.path}", f"{new.path}")
+    names = {"baseline": old.path.name, "command": new.command}
+    verdict = verdict_of(new.records, judged, kinds, before=old.records, files=files, **names)
     listed = flips(paired(before, after), judged, options.show_flips) if options.show_flips else []
     words = summary(verdict, judged, flips=listed)
     if options.format == "json":

@@ -21,6 +21,7 @@ from tunegrid.grid.recipes import CACHE
 from tunegrid.machine import replacing
 from tunegrid.record import ExamplesRecord, Record
 
+Runs = tuple[Path | None, Path | None]  # the files of two records; their examples lie beside them, or in this machine's store
 STORE = CACHE / "examples"
 FOLDER = "examples"
 # What a file holds and its columns of text, by how its name begins, which for points is the hash. Others hold numbers.

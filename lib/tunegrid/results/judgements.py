@@ -57,9 +57,7 @@ class Judgement:
 
     cell: str
     main_score: str  # the name of the cell's
-    quantity: (
-        str  # a score, memory figure, step_seconds, numerics, learning, an instrument's figure as calibration/NLL, or cell
-    )
+    quantity: str  # a score, memory figure, step_seconds, numerics, learning, an instrument's as calibration/NLL, or cell
     verdict: Verdict
     before: float | None = None  # of a score: the mean over the runs that were paired
     after: float | None = None

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, takewhile
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,7 +23,7 @@ import pandas as pd
 
 from tunegrid.errors import InputError
 from tunegrid.record import Record
-from tunegrid.results.examples import read_modules
+from tunegrid.results.examples import Runs, read_modules
 from tunegrid.results.report import count
 from tunegrid.results.thresholds import SMALL_NORM, TENTH
 
@@ -41,7 +40,6 @@ NO_NUMBER = "to or from no finite number"
 # own or one inside); -1: none did.
 Modules: TypeAlias = pd.DataFrame
 Names = tuple[tuple[str, str, str], ...]  # of modules: each with its class and library
-Runs = tuple[Path | None, Path | None]  # the files of two records; figures lie beside them, or in this machine's store
 
 
 def read_both(old: Record, new: Record, runs: Runs) -> tuple[Modules, Modules] | None:

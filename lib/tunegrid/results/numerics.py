@@ -21,12 +21,12 @@ from tunegrid.record import Record
 from tunegrid.record.checks import BERTSCORE
 from tunegrid.record.record import TrainingRecord
 from tunegrid.results.alike import unlike_libraries
-from tunegrid.results.examples import read
+from tunegrid.results.examples import Runs, read
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, judgement_of
 from tunegrid.results.thresholds import BERTSCORE_ROUNDING, FIXED_ANSWERS, SMALL_NORM, Tolerances, tolerance_of
 
 if TYPE_CHECKING:
-    from tunegrid.results.modules import Modules, Names, Runs
+    from tunegrid.results.modules import Modules, Names
 
 UPDATES = 10
 MOVED = 3  # updates after which `moved` is taken
@@ -175,26 +175,22 @@ def first_change(pair: Pair) -> Change | None:
 
 
 def _with_modules(pair: Pair, stage: Stage, words: str) -> Change:
+    from tunegrid.results.modules import first_modules
+
     same_probe = pair.figures("probe_gradients") != (None, None)
     try:
         figures = pair.modules() if stage.phase and same_probe else None
     except InputError as error:  # modules only name: a damaged file costs no verdict
         return Change(stage.name, f"{words}; no module is named: {error}")
-    if not figures:
-        return Change(stage.name, words)
-    from tunegrid.results.modules import first_modules
-
     backward = stage.name == BACKWARD
-    where, names = first_modules(*figures, stage.phase, pair.tolerance, backward=backward)
+    where, names = first_modules(*figures, stage.phase, pair.tolerance, backward=backward) if figures else ("", ())
     return Change(stage.name, f"{where}; {words}" if where else words, names)
 
 
 # Verdicts
 
 
-def judged(
-    pairs: Sequence[tuple[Record, Record]], tolerances: Tolerances, runs: "Runs | None" = None
-) -> tuple[Judgement, bool]:
+def judged(pairs: Sequence[tuple[Record, Record]], tolerances: Tolerances, runs: Runs | None = None) -> tuple[Judgement, bool]:
     """The gravest verdict on a cell's runs, whose files these are; and whether all that finished are of one training."""
     answers = [compared(before, after, tolerances, runs) for before, after in pairs]
     gravest = min((judgement for judgement, _ in answers), key=lambda one: GRAVEST_FIRST.index(one.verdict))
@@ -202,7 +198,7 @@ def judged(
     return gravest, all(before.finished and one for before, one in finished)
 
 
-def compared(old: Record, new: Record, tolerances: Tolerances, runs: "Runs | None" = None) -> tuple[Judgement, bool]:
+def compared(old: Record, new: Record, tolerances: Tolerances, runs: Runs | None = None) -> tuple[Judgement, bool]:
     """The judgement on two records of a cell, and whether they are of one training but for rounding.
 
     Of one training are records of one seed, recipe, order and data: all losses are equal, and so are the weights that they
@@ -266,7 +262,7 @@ def _first(updates: int) -> str:
     return "first update" if updates == 1 else f"first {updates} updates"
 
 
-def _by_predictions(old: Record, new: Record, runs: "Runs | None") -> tuple[Verdict, str]:
+def _by_predictions(old: Record, new: Record, runs: Runs | None) -> tuple[Verdict, str]:
     """Equal losses mean equal weights: other predictions are then the evaluation's doing.
 
     BERTScore's points alone may round otherwise, because a model computes them; with other texts, other scores differ, too.
@@ -285,17 +281,15 @@ def _by_predictions(old: Record, new: Record, runs: "Runs | None") -> tuple[Verd
     return Verdict.CHANGED, "all losses are equal, predictions or their points are not"
 
 
-def pair_of(old: Record, new: Record, tolerances: Tolerances, runs: "Runs | None" = None) -> Pair:
+def pair_of(old: Record, new: Record, tolerances: Tolerances, runs: Runs | None = None) -> Pair:
     """Two records that can be compared, with the tolerances of their arithmetic and cell."""
+    from tunegrid.results.modules import read_both
+
     kind = arithmetic(old)
     assert old.training, "it has trained"
     assert new.training, "it has trained"
     pair = Pair(old=old.training, new=new.training, tolerance=tolerance_of(old.cell, kind, tolerances), fine=kind == FINE)
-    if not runs:
-        return pair
-    from tunegrid.results.modules import read_both
-
-    return replace(pair, modules=partial(read_both, old, new, runs))
+    return replace(pair, modules=partial(read_both, old, new, runs)) if runs else pair
 
 
 def losses(record: Record) -> list[float]:

@@ -38,15 +38,8 @@ SPREADS = {"cell": "", "score": "", "seeds": "d", "points": ".1f", "sd": ".2f", 
 SPREADS |= {"train s": ".1f", "peak GiB": ".2f", "status": ""}
 TENSORS = {"weights": "weights", "grads": "gradients", "optim.": "optimizer", "activ.": "activations", "MiB peak": "peak"}
 FOOTPRINT = {"cell": "", **dict.fromkeys(("step ms", "tokens/s", "gen/s", *TENSORS), ".0f"), "MFU %": ".1f", "status": ""}
-GATE = {
-    "cell": "",
-    "main score": "",
-    "change": "+.1f",
-    "95 % interval": "",
-    "p": ".3f",
-    "sees": ".1f",
-    **dict.fromkeys(KINDS, ""),
-}
+GATE = {"cell": "", "main score": "", "change": "+.1f", "95 % interval": "", "p": ".3f", "sees": ".1f"}
+GATE |= dict.fromkeys(KINDS, "")
 QUIET = (Verdict.SAME, Verdict.EQUAL, Verdict.ROUNDING, Verdict.NOT_COMPARABLE)  # not worth a sentence of their own
 ANNOTATIONS = 10  # of one level that GitHub shows of a step
 
@@ -186,12 +179,8 @@ def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> l
     alike: dict[tuple[bool, bool, int, str, str], list[Judgement]] = {}
     by_rounding = moved_by_rounding(judged)  # the verdict says so once
     for j in judged:
-        if (
-            j.verdict in QUIET
-            or not j.decides
-            or j in by_rounding
-            or (j.kind == "instruments" and j.verdict is Verdict.CANNOT_TELL)
-        ):
+        untold = j.kind == "instruments" and j.verdict is Verdict.CANNOT_TELL
+        if untold or j.verdict in QUIET or not j.decides or j in by_rounding:
             continue
         fails = j in failing
         order = (not fails, j.kind == "speed" and not fails, GRAVEST_FIRST.index(j.verdict))

@@ -283,8 +283,8 @@ def _soundness(records: Sequence[Record], total: int) -> str:
         ended = f"came to {whose} first {max(begun.values())} updates, without scores,"
     objecting = dict.fromkeys(finding.name for record in records for finding in record.audits if not finding.passed)
     audited = "and passed every audit" if all(record.audits for record in records) else "but not every cell was audited"
-    object_ = f"but audits that do not count here object ({some(list(objecting))})"
-    return f"{cells} {ended} {object_ if objecting else audited}"
+    audited = f"but audits that do not count here object ({some(list(objecting))})" if objecting else audited
+    return f"{cells} {ended} {audited}"
 
 
 def _of_numerics(run: Asked) -> Iterator[Finding]:
@@ -337,7 +337,7 @@ def _of_figures(run: Asked) -> Iterator[Finding]:
             why = _moved(rounding) if not cells else f"{count(len(doubts), 'main score')} cannot be told ({told})"
             next_step = run.more_seeds([j.cell for j in doubts])
         else:
-            cells, numerics = [j.cell for j in silent], []
+            cells, numerics = list(dict.fromkeys(j.cell for j in silent)), []
         sentence = f"cannot tell whether the run is worse than {run.baseline}"
         yield Finding(state=State.CANNOT_TELL, sentence=sentence, cells=cells, cause=why, next_step=next_step)
     elif not bad and others and any(j.quantity == j.main_score for j in judged):
@@ -352,8 +352,7 @@ def _of_figures(run: Asked) -> Iterator[Finding]:
         lost = f"numerics of {own} could not be compared ({some(list(dict.fromkeys(j.detail for j in numerics)))})"
         yield Finding(state=State.PASSED, sentence=lost, cells=[j.cell for j in numerics], next_step=UNLIKE)
     if TOO_GOOD not in run.kinds and (high := [j.cell for j in judged if j.verdict is Verdict.TOO_GOOD]):
-        told = f"{count(len(high), 'cell')} too good ({some(high)}): {LEAK}"
-        yield Finding(state=State.PASSED, sentence=told, cells=high)
+        yield Finding(state=State.PASSED, sentence=f"{count(len(high), 'cell')} too good ({some(high)}): {LEAK}", cells=high)
 
 
 def _moved(judged: Sequence[Judgement]) -> str:

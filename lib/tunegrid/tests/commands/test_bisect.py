@@ -175,7 +175,7 @@ def test_a_bad_end_that_is_not_worse_by_what_was_asked_for_is_one_sentence(tmp_p
     command, rows = saved
     training = MEASURED["training"] | {"seconds": 99.0}  # as of another run: its records are not the good end's
     run_file(tmp_path / "later.json", [record_of("bert_sa_lora", {"accuracy": hits(512, right)}, training=training)])
-    rows |= {"1.1": "later", "1.7": "later"}
+    rows["1.7"] = "later"
     code, lines = bisected(capsys, command, "--versions", "1.1", *options)
     assert (code, [line for line in lines if "usage" in line]) == (1, [])
     assert lines[-1].startswith(f"nothing to find: by {kinds} 1.7 is not worse than 1.0 (1 cell, numerics: 1 ")

@@ -123,14 +123,23 @@ def test_a_gate_that_could_test_no_main_score_cannot_tell_at_all():
 def test_a_doubt_is_said_and_counts_only_if_it_was_asked_for():
     judgements, records = judged(t5_sa_lora=Verdict.CANNOT_TELL), list(map(record_of, STUDY_IDS))
     answer = verdict_of(records, judgements, baseline="before.json")
-    assert (
-        answer.sentences[1]
-        == "By quality and memory no worse than before.json, though 1 main score cannot be told (t5_sa_lora)."
-    )
+    doubt = "By quality and memory no worse than before.json, though 1 main score cannot be told (t5_sa_lora)."
+    assert answer.sentences[1] == doubt
     assert "--cells t5_sa_lora --seeds 0-4`" in answer.next_step
     for kinds in ("quality,memory,cannot-tell", "numerics,cannot-tell", "cannot-tell"):
         assert verdict_of(records, judgements, kinds_of(kinds)).exit_code == 6
     assert verdict_of(records, judged(), kinds_of("quality,memory,cannot-tell")).exit_code == 0
+
+
+def test_numerics_that_count_and_were_not_compared_are_said_with_their_reason():
+    reason, records = "no run of the same seed", [record_of(CELL), record_of(OTHER)]
+    lost, equal = judgement(CELL, "numerics", Verdict.NOT_COMPARABLE, detail=reason), judged((CELL, OTHER))
+    some = verdict_of(records, [*(j for j in equal if j.kind != "numerics" or j.cell == OTHER), lost], NUMERICS)
+    assert (some.exit_code, f"Numerics of 1 of 2 cells could not be compared ({reason})." in some.sentences) == (0, True)
+    alone = verdict_of(records[:1], [*judged((CELL,), bert_sa_lora=Verdict.CANNOT_TELL)[:1], lost], ("numerics",))
+    assert (alone.exit_code, alone.cause) == (6, f"nothing of numerics could be compared ({reason})")
+    high = verdict_of(records[:1], [*judged((CELL,)), judgement(CELL, "learning", Verdict.TOO_GOOD)])
+    assert high.sentences[-1] == f"1 cell too good ({CELL}): look for leaked rows or a lost mask."
 
 
 def test_modules_with_a_class_in_common_are_one_place_and_the_first_stage_is_named():
@@ -140,14 +149,13 @@ def test_modules_with_a_class_in_common_are_one_place_and_the_first_stage_is_nam
         for cell, place in zip(STUDY_IDS, places, strict=False)
     ]
     later = changed(STUDY_IDS[3], "optimizer")
-    change = first_change([later, *cells])
-    assert (change.stage, change.what, change.cells) == (
-        "forward",
-        "the output of Conv1D of transformers moves",
-        list(STUDY_IDS[:2]),
-    )
+    change, what = first_change([later, *cells]), "the output of Conv1D of transformers moves"
+    assert (change.stage, change.what, change.cells) == ("forward", what, list(STUDY_IDS[:2]))
     assert "h.0.c_attn (Conv1D" in first_change([cells[0], later]).what
     assert not first_change(judged()).cells
+    two = [("q", "Linear", "peft"), ("k", "Linear", "peft")]
+    both = [changed(cell, "forward", *two, detail="q (Linear, peft) and k (Linear, peft) change first") for cell in STUDY_IDS]
+    assert first_change(both).what == "Linear of peft change first"
 
 
 def test_changed_numerics_fail_if_they_count_and_are_the_cause_of_what_is_worse():
@@ -172,10 +180,10 @@ def test_a_run_that_is_compared_with_itself_says_so():
 
 
 def test_a_command_has_the_options_of_its_run_and_nothing_that_a_shell_would_obey(monkeypatch, tmp_path):
-    ran = "pytest -m quick -n 4 --grid 'my own.py' --set max_steps=4 --first-updates --data-root=d --gate x.json"
+    ran = "pytest -m quick -n 4 --grid 'my own.py' --set max_steps=4 --ranks 2:fsdp --first-updates --data-root=d --gate x.json"
     worse = record_of(status="missed", score=80.0, seed=3)
     said = verdict_of([worse], command=ran).next_step
-    carried = "'--grid=my own.py' --set=max_steps=4 --first-updates --data-root=d"
+    carried = "'--grid=my own.py' --set=max_steps=4 --ranks=2:fsdp --first-updates --data-root=d"
     assert said.startswith(f"`pytest -m quick --cells {CELL} {carried} -n 0 --seeds 3`")
     strange = verdict_of([replace(worse, cell="$(rm -r x)", status="error")], command="an 'open quote").next_step
     assert strange.startswith("`pytest -m quick --cells '$(rm -r x)' -n 0 --seeds 3`")
@@ -186,7 +194,9 @@ def test_a_command_has_the_options_of_its_run_and_nothing_that_a_shell_would_obe
     monkeypatch.chdir(tmp_path)
     verdict = verdict_of([record_of()], [*judged((CELL,)), missing], before=[record_of(OTHER)], command=ran)
     assert verdict.next_step.startswith(f"`tunegrid run -m quick --cells {OTHER} ")
-    assert verdict_of([record_of(status="killed")], command=ran).next_step == f"`{ran} --resume` runs what is left"
+    for asked in (ran, f"{ran} --resume"):
+        assert verdict_of([record_of(status="killed")], command=asked).next_step == f"`{ran} --resume` runs what is left"
+    assert "`" not in verdict_of([record_of(status="killed")], command="rm -r x").next_step
 
 
 def told(old, new, library="peft", **changes):
