@@ -344,11 +344,13 @@ class Page:
         records = self.run.records
         shared = any(r.memory and r.own_peak_gib is None and r.peak_gib is not None for r in records)
         contended = any(r.device and r.device.contended for r in records)
-        counters = dict.fromkeys(r.device.energy for r in records if r.device and r.device.energy)
+        measured = [cell for cell in self.cells if any(joules is not None for joules in energy_of(cell).values())]
+        devices = [record.device for cell in measured for record in cell.records if record.device]
+        counters = "; ".join(dict.fromkeys(device.energy for device in devices if device.energy))
         parts = (
             ("Bytes and peaks of memory", memory_of, "Peaks hold what earlier cells of the same process left." * shared),
             ("Speed and losses", speed_of, "No seconds and rates of a machine that others used." * contended),
-            ("Energy", energy_of, f"Idle power included ({'; '.join(map(str, counters))})."),
+            ("Energy", energy_of, f"Idle power included{f' ({counters})' if counters else ''}."),
         )
         digits = {"updates": ".0f", "tokens/s": ".0f", "first loss": ".4f", "last loss": ".4f", "step s": ".4f"}
         tables = []
@@ -430,7 +432,9 @@ class Page:
         heading = f"Audits: {len(failed)} failed" if failed else f"Audits: all {len(audits)} passed"
         parts = [
             Section(frame=filled(scores), formats=forms),
-            Section(heading=f"Gate: {cell.verdict}", frame=filled(gate_rows), formats=forms, folded=True),
+            Section(
+                heading=f"Gate: {cell.verdict}" if cell.verdict else "Gate", frame=filled(gate_rows), formats=forms, folded=True
+            ),
             *self._rows(cell),
             Section(heading=heading, frame=filled(audits), folded=True),
             Section(
@@ -508,17 +512,14 @@ def filled(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 def effect_of(judgement: Judgement) -> str | None:
     """By how much a figure changed, with its unit and 95 % interval."""
-    scale, form, unit = {"quality": (1, "+.2f", " points"), "instruments": (1, "+.3f", "")}.get(
-        judgement.kind, (100, "+.1f", " %")
-    )
     if judgement.effect is None:
         return None
-    ends = (
-        ""
-        if judgement.low is None or judgement.high is None
-        else f" ({scale * judgement.low:{form}} to {scale * judgement.high:{form}})"
-    )
-    return f"{scale * judgement.effect:{form}}{unit}{ends}"
+    forms = {"quality": (1, "+.2f", " points"), "instruments": (1, "+.3f", "")}
+    scale, form, unit = forms.get(judgement.kind, (100, "+.1f", " %"))
+    change = f"{scale * judgement.effect:{form}}{unit}"
+    if judgement.low is None or judgement.high is None:
+        return change
+    return f"{change} ({scale * judgement.low:{form}} to {scale * judgement.high:{form}})"
 
 
 def versions_of(records: Sequence[Record]) -> dict[str, str]:
