@@ -406,12 +406,8 @@ class Page:
         """What stands in a cell's own section."""
         titles = {name: score_title(name, cell.first.labels) for name in cell.first.scores}
         scores = [
-            {
-                "score": title,
-                "points": cell.score_of(name),
-                "bound": cell.first.bounds.get(name),
-                "before": cell.score_of(name, old=True),
-            }
+            {"score": title, "points": cell.score_of(name), "bound": cell.first.bounds.get(name)}
+            | {"before": cell.score_of(name, old=True)}
             for name, title in titles.items()
         ]
         gate_rows = [
@@ -421,27 +417,20 @@ class Page:
         ]
         failed = [finding for record in cell.records for finding in record.audits if not finding.passed]
         audits = [
-            {
-                "audit": finding.name,
-                "answer": "passed" if finding.passed else "failed",
-                "it saw": without_places(finding.detail),
-            }
+            {"audit": finding.name, "answer": "passed" if finding.passed else "failed"}
+            | {"it saw": without_places(finding.detail)}
             for finding in sorted(cell.first.audits, key=lambda finding: finding.passed)
         ]
         forms = {"points": ".2f", "bound": ".1f", "before": ".2f", "after": ".2f", "p": ".3f"}
+        gate_heading = f"Gate: {cell.verdict}" if cell.verdict else "Gate"
         heading = f"Audits: {len(failed)} failed" if failed else f"Audits: all {len(audits)} passed"
+        settings = settings_of(cell.first, " and " in self.environment.get("versions", ""))
         parts = [
             Section(frame=filled(scores), formats=forms),
-            Section(
-                heading=f"Gate: {cell.verdict}" if cell.verdict else "Gate", frame=filled(gate_rows), formats=forms, folded=True
-            ),
+            Section(heading=gate_heading, frame=filled(gate_rows), formats=forms, folded=True),
             *self._rows(cell),
             Section(heading=heading, frame=filled(audits), folded=True),
-            Section(
-                heading="Recipe and data",
-                frame=settings_of(cell.first, " and " in self.environment.get("versions", "")),
-                folded=True,
-            ),
+            Section(heading="Recipe and data", frame=settings, folded=True),
         ]
         return [part for part in parts if part.cells or part.sentences]
 
@@ -480,9 +469,7 @@ def memory_of(cell: CellView) -> Row:
         return {}
     sizes = {name.replace("_bytes", " MiB"): size / MIB for name, size in vars(memory.ledger).items() if size is not None}
     phases = memory.phases.items()
-    return sizes | {
-        f"{k} GiB": one.rss_peak_gib if one.reserved_peak_gib is None else one.reserved_peak_gib for k, one in phases
-    }
+    return sizes | {f"{k} GiB": p.rss_peak_gib if p.reserved_peak_gib is None else p.reserved_peak_gib for k, p in phases}
 
 
 def speed_of(cell: CellView) -> Row:

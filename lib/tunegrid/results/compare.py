@@ -233,7 +233,7 @@ class Comparison:
         of_one = [(v * len(self.entries[method].scores), df) for method in (one, other) for v, df in self.errors(method)]
         df, noise = freedom(of_one), sum(variance for variance, _ in of_one)
         quantiles = special.stdtrit(df, 1 - ALPHA / 2 / len(self.p_values)) + special.stdtrit(df, POWER)
-        return math.ceil(noise * (quantiles / gap) ** 2)
+        return math.ceil(noise * float(quantiles / gap) ** 2)
 
     @cached_property
     def costs(self) -> list[str]:
@@ -371,5 +371,6 @@ def _limits(comparisons: Sequence[Comparison]) -> list[str]:
     for one, pair in pairs:
         if reason := one.untested(*pair):
             untested[f"not tested, since {reason}"].append(f"{one.task} {one.backbone} {' and '.join(pair)}")
-    every = (*((*one, "all", cells) for one in said.items()), *((*one, "all pairs", pairs) for one in untested.items()))
-    return [f"{reason}: {word if 1 < len(names) == len(those) else some(names)}." for reason, names, word, those in every]
+    of_cells = [f"{why}: {'all' if len(names) == len(cells) else some(names)}." for why, names in said.items()]
+    of_pairs = [f"{why}: {'all pairs' if 1 < len(names) == len(pairs) else some(names)}." for why, names in untested.items()]
+    return of_cells + of_pairs
