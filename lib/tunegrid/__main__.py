@@ -7,7 +7,7 @@ from tunegrid.commands.cli import Program
 COMMANDS = {
     "run": "run the suite from any folder: `tunegrid run -m quick`; all options are pytest's",
     "gate": "is a run worse than another? a verdict for every cell; --exact lists other scores",
-    "compare": "which method, on which task, at what cost: fronts, and groups that cannot be told apart",
+    "compare": "which method, on which task, at what cost; the front, and what cannot be told apart",
     "new": "a file to start from: a task, method or backbone of your own that runs at once",
     "calibrate": "bounds for cells of your own: trains them with a few seeds",
     "page": "a run as one HTML file, beside older runs",

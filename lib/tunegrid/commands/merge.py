@@ -17,7 +17,6 @@ from tunegrid.record import Record
 from tunegrid.results import files
 from tunegrid.results.files import BenchmarkRow, RunJson, case_of, has_no_time, name_of
 from tunegrid.results.status import compared_together, contradicts
-from tunegrid.results.summary import cell_lines
 from tunegrid.terminal import say
 
 RowKey = tuple[str, int | None]  # a row's name without its seed, and the seed
@@ -53,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--journal", nargs="?", const="", metavar="FILE", help=described)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.json")
     options = parser.parse_args(arguments)
+    from tunegrid.results.summary import cell_lines  # here, since it imports pandas, which --help can do without
+
     if not options.runs and options.journal is None:
         parser.error("give the runs to merge, or --journal for that of a session that was killed")
     try:

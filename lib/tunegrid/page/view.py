@@ -344,11 +344,13 @@ class Page:
         records = self.run.records
         shared = any(r.memory and r.own_peak_gib is None and r.peak_gib is not None for r in records)
         contended = any(r.device and r.device.contended for r in records)
-        counters = dict.fromkeys(r.device.energy for r in records if r.device and r.device.energy)
+        measured = [cell for cell in self.cells if any(joules is not None for joules in energy_of(cell).values())]
+        devices = [record.device for cell in measured for record in cell.records if record.device]
+        counters = "; ".join(dict.fromkeys(device.energy for device in devices if device.energy))
         parts = (
             ("Bytes and peaks of memory", memory_of, "Peaks hold what earlier cells of the same process left." * shared),
             ("Speed and losses", speed_of, "No seconds and rates of a machine that others used." * contended),
-            ("Energy", energy_of, f"Idle power included ({'; '.join(map(str, counters))})."),
+            ("Energy", energy_of, f"Idle power included{f' ({counters})' if counters else ''}."),
         )
         digits = {"updates": ".0f", "tokens/s": ".0f", "first loss": ".4f", "last loss": ".4f", "step s": ".4f"}
         tables = []
@@ -404,12 +406,8 @@ class Page:
         """What stands in a cell's own section."""
         titles = {name: score_title(name, cell.first.labels) for name in cell.first.scores}
         scores = [
-            {
-                "score": title,
-                "points": cell.score_of(name),
-                "bound": cell.first.bounds.get(name),
-                "before": cell.score_of(name, old=True),
-            }
+            {"score": title, "points": cell.score_of(name), "bound": cell.first.bounds.get(name)}
+            | {"before": cell.score_of(name, old=True)}
             for name, title in titles.items()
         ]
         gate_rows = [
@@ -419,25 +417,20 @@ class Page:
         ]
         failed = [finding for record in cell.records for finding in record.audits if not finding.passed]
         audits = [
-            {
-                "audit": finding.name,
-                "answer": "passed" if finding.passed else "failed",
-                "it saw": without_places(finding.detail),
-            }
+            {"audit": finding.name, "answer": "passed" if finding.passed else "failed"}
+            | {"it saw": without_places(finding.detail)}
             for finding in sorted(cell.first.audits, key=lambda finding: finding.passed)
         ]
         forms = {"points": ".2f", "bound": ".1f", "before": ".2f", "after": ".2f", "p": ".3f"}
+        gate_heading = f"Gate: {cell.verdict}" if cell.verdict else "Gate"
         heading = f"Audits: {len(failed)} failed" if failed else f"Audits: all {len(audits)} passed"
+        settings = settings_of(cell.first, " and " in self.environment.get("versions", ""))
         parts = [
             Section(frame=filled(scores), formats=forms),
-            Section(heading=f"Gate: {cell.verdict}", frame=filled(gate_rows), formats=forms, folded=True),
+            Section(heading=gate_heading, frame=filled(gate_rows), formats=forms, folded=True),
             *self._rows(cell),
             Section(heading=heading, frame=filled(audits), folded=True),
-            Section(
-                heading="Recipe and data",
-                frame=settings_of(cell.first, " and " in self.environment.get("versions", "")),
-                folded=True,
-            ),
+            Section(heading="Recipe and data", frame=settings, folded=True),
         ]
         return [part for part in parts if part.cells or part.sentences]
 
@@ -476,9 +469,7 @@ def memory_of(cell: CellView) -> Row:
         return {}
     sizes = {name.replace("_bytes", " MiB"): size / MIB for name, size in vars(memory.ledger).items() if size is not None}
     phases = memory.phases.items()
-    return sizes | {
-        f"{k} GiB": one.rss_peak_gib if one.reserved_peak_gib is None else one.reserved_peak_gib for k, one in phases
-    }
+    return sizes | {f"{k} GiB": p.rss_peak_gib if p.reserved_peak_gib is None else p.reserved_peak_gib for k, p in phases}
 
 
 def speed_of(cell: CellView) -> Row:
@@ -508,17 +499,14 @@ def filled(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 def effect_of(judgement: Judgement) -> str | None:
     """By how much a figure changed, with its unit and 95 % interval."""
-    scale, form, unit = {"quality": (1, "+.2f", " points"), "instruments": (1, "+.3f", "")}.get(
-        judgement.kind, (100, "+.1f", " %")
-    )
     if judgement.effect is None:
         return None
-    ends = (
-        ""
-        if judgement.low is None or judgement.high is None
-        else f" ({scale * judgement.low:{form}} to {scale * judgement.high:{form}})"
-    )
-    return f"{scale * judgement.effect:{form}}{unit}{ends}"
+    forms = {"quality": (1, "+.2f", " points"), "instruments": (1, "+.3f", "")}
+    scale, form, unit = forms.get(judgement.kind, (100, "+.1f", " %"))
+    change = f"{scale * judgement.effect:{form}}{unit}"
+    if judgement.low is None or judgement.high is None:
+        return change
+    return f"{change} ({scale * judgement.low:{form}} to {scale * judgement.high:{form}})"
 
 
 def versions_of(records: Sequence[Record]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Compares methods by task and cost: which is best, what it costs, and what cannot be told apart, and why.
 
 Methods are compared on one backbone and task at a time, by the scores of their seeds on the same test rows. Seeds are those of
-the runs and, if recipe, rows and scores are the same, the 20 to 30 that the noise was calibrated with. Needs no torch.
+the runs and, if recipe and scores are the same on as many test rows, the 20 to 30 of the calibrated noise. Needs no torch.
 """
 
 import math
@@ -23,7 +23,7 @@ from tunegrid.grid.cells import STUDY_IDS, study_place
 from tunegrid.grid.recipes import FULL_PROFILE, QUICK_PROFILE
 from tunegrid.record import Record
 from tunegrid.record.checks import failures, impossible_figures
-from tunegrid.record.record import recipe_record
+from tunegrid.record.record import Limits, recipe_record
 from tunegrid.results.alike import FACTS, OF_A_SEED, check_alike
 from tunegrid.results.files import read_list
 from tunegrid.results.noise import SEEDS, Noise, deviation
@@ -38,6 +38,7 @@ STUDY = ROOT / "reports" / "study.json"
 INSTEAD = {"rougeLsum": "rougeL"}  # which score the study printed if it did not print the main one
 DOUBT = 0.001  # scores that one honest run in 1,000 has are not taken for those of the calibrated seeds
 MOST_PAIRS = 40  # that a table lists
+WHOLE = Limits(train_rows=None, validation_rows=None, test_rows=None, own_test=False)  # of calibrated seeds
 Pair = frozenset[str]  # two methods
 Error = tuple[float, float]  # a variance in squared points, and the degrees of freedom that it rests on
 
@@ -100,15 +101,16 @@ class Entry:
 
 
 def entry_of(records: Sequence[Record], calibrated: Noise) -> Entry:
-    """The entry of a cell's records; calibrated seeds count if recipe and rows are theirs, and scores may be."""
+    """The entry of a cell's records; seeds calibrated by its recipe on as many test rows count if its scores may be theirs."""
     first, name = records[0], records[0].main_score
     known = [score for group in calibrated.scores.get(SEEDS, {}).get((first.cell, name), ()) for score in group]
     own, scores = calibrated.of(SEEDS, first, name), [score for r in records if (score := r.scores.get(name)) is not None]
     if not known or not scores or own is None or first.cell not in STUDY_IDS:
         return Entry(records=records)
-    declared = recipe_record(GRID.cell(first.cell, QUICK_PROFILE))
+    declared = recipe_record(GRID.cell(first.cell, QUICK_PROFILE)), WHOLE, None
     errors = [(own.sd**2 / len(group), own.df) for group in (scores, known)]
-    if any(record.recipe != declared for record in records) or p_of(fmean(scores) - fmean(known), errors) < DOUBT:
+    alike = all((record.recipe, record.limits, record.seeds.perturbation) == declared for record in records)
+    if not alike or p_of(fmean(scores) - fmean(known), errors) < DOUBT:
         return Entry(records=records)
     seeds = {record.seeds.seed for record in records}
     return Entry(records=records, more_scores=[score for seed, score in enumerate(known) if seed not in seeds])
@@ -140,29 +142,32 @@ def entries_of(runs: Mapping[Path, Sequence[Record]], calibrated: Noise) -> list
 
 
 def p_of(difference: float, errors: Sequence[Error]) -> float:
-    """The two-sided p-value of no true difference between two means; without any error there is one or there is not.
-
-    Degrees of freedom of a sum are those of Satterthwaite (1946) and Welch (1947).
-    """
+    """The two-sided p-value of no true difference between two means; without any error there is one or there is not."""
     total = sum(variance for variance, _ in errors)
     if not total:
         return float(difference == 0)
-    df = total**2 / sum(variance**2 / df for variance, df in errors)
-    return float(2 * special.stdtr(df, -abs(difference) / total**0.5))
+    return float(2 * special.stdtr(freedom(errors), -abs(difference) / total**0.5))
+
+
+def freedom(errors: Sequence[Error]) -> float:
+    """The degrees of freedom of a sum of variances, not all zero, by Satterthwaite (1946) and Welch (1947)."""
+    return sum(variance for variance, _ in errors) ** 2 / sum(variance**2 / df for variance, df in errors)
 
 
 def noise_of(entries: Sequence[Entry], calibrated: Noise) -> Noise:
     """The calibrated noise if it is of runs like these, and else what these seeds tell; pooled over cells of a kind."""
     profile = entries[0].first.profile
     rows = {entry.first.task: entry.first.data.rows["test"] for entry in entries if entry.first.data}
-    known = {
-        (cell, score): own
-        for (cell, score), own in calibrated.measured.get(SEEDS, {}).items()
-        if profile == calibrated.profile and calibrated.rows[task := cell.split("_")[1]] == rows.get(task)
-    }
-    rated = [entry for entry in entries if entry.first.data and not entry.objections]
-    seeds = {(e.first.cell, e.first.main_score): own for e in rated if (own := deviation([e.scores]))}
-    return Noise(profile=profile, rows=rows, measured={SEEDS: seeds | known})
+    measured = {}
+    for entry in entries:
+        own = deviation([entry.scores]) if entry.first.data and not entry.objections else None
+        if own:
+            measured[entry.first.cell, entry.first.main_score] = own
+    for (cell, score), own in calibrated.measured.get(SEEDS, {}).items():
+        task = cell.split("_")[1]
+        if profile == calibrated.profile and calibrated.rows[task] == rows.get(task):
+            measured[cell, score] = own
+    return Noise(profile=profile, rows=rows, measured={SEEDS: measured})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,12 +226,14 @@ class Comparison:
         return {pair for pair, p in holm(self.p_values).items() if p < ALPHA}
 
     def seeds_needed(self, one: str, other: str) -> float:
-        """So many seeds a method would tell their difference four times in five; NaN if that is unknown or no number would."""
-        noise = sum(
-            variance * len(self.entries[method].scores) for method in (one, other) for variance, _ in self.errors(method)
-        )
-        quantiles, gap = special.ndtri(1 - ALPHA / 2 / len(self.pairs)) + special.ndtri(POWER), self.gap(one, other)
-        return math.ceil(noise * (quantiles / gap) ** 2) if gap and not self.untested(one, other) else math.nan
+        """So many seeds a method would tell two apart four times in five, of noise known as well as now; NaN if none would."""
+        gap = self.gap(one, other)
+        if not gap or self.untested(one, other):
+            return math.nan
+        of_one = [(v * len(self.entries[method].scores), df) for method in (one, other) for v, df in self.errors(method)]
+        df, noise = freedom(of_one), sum(variance for variance, _ in of_one)
+        quantiles = special.stdtrit(df, 1 - ALPHA / 2 / len(self.p_values)) + special.stdtrit(df, POWER)
+        return math.ceil(noise * float(quantiles / gap) ** 2)
 
     @cached_property
     def costs(self) -> list[str]:
@@ -271,7 +278,7 @@ LEGEND = (
     "points: the main score, a mean over all seeds that are known; from, to: its 95 % interval over seeds, on these test rows.",
     "best: or cannot be told from it (Holm, 5 % a backbone); seeds that tell: so many a method would, four times in five.",
     "trained: what training changes and a checkpoint keeps; tensor: weights, gradients and optimizer state.",
-    "front: yes if no other method is as good for as little of all costs.",
+    "front: yes if no other method of the backbone is as good for as little of all costs that were measured of each of them.",
 )
 OF_QUICK = (
     "The quick profile trains micro backbones, which say nothing of full-size models; its learning rates were found with test "
@@ -291,7 +298,7 @@ def sections(comparisons: Sequence[Comparison], published: Mapping[str, float]) 
     frame = pd.DataFrame([_row(one, method, published) for one in comparisons for method in one.entries])
     parts = [_unlike(comparisons)]
     for (task, score), own in frame.groupby(["task", "score"], sort=False):
-        shown = own.drop(columns=["task", "score"]).dropna(axis=1, how="all").replace({True: "yes", False: "no"})
+        shown = own.drop(columns=["task", "score"]).dropna(axis=1, how="all")
         parts.append(Section(heading=f"{task}: {score}", frame=shown, formats=FORMATS))
     if frame.backbone.nunique() > 1:
         counts = frame.assign(of=1).groupby(["task", "method"], sort=False)
@@ -341,9 +348,11 @@ def _pairs(comparisons: Sequence[Comparison]) -> Section:
         if frozenset(pair) not in one.apart
     ]
     frame = pd.DataFrame(rows, columns=columns).sort_values("seeds that tell", kind="stable")
-    hidden = "; seeds differ by more than these methods" if rows else ""
-    heading = f"{len(pairs) - len(rows)} of {len(pairs)} pairs of methods are told apart{hidden}"
+    heading = f"{len(pairs) - len(rows)} of {len(pairs)} pairs of methods are told apart"
+    if untested := len(pairs) - sum(len(one.p_values) for one in comparisons):
+        heading += f", {untested} could not be tested"
     said = [f"{len(rows) - MOST_PAIRS} more need more seeds."] if len(rows) > MOST_PAIRS else []
+    said += ["No pair is left."] if pairs and not rows else []
     return Section(heading=heading, frame=frame.head(MOST_PAIRS), formats=FORMATS, sentences=said)
 
 
@@ -352,14 +361,16 @@ def _limits(comparisons: Sequence[Comparison]) -> list[str]:
     said, cells = defaultdict[str, list[str]](list), [entry for one in comparisons for entry in one.entries.values()]
     for entry in cells:
         for sentence in entry.objections:
-            said[f"neither best nor on the front, {sentence}"].append(entry.first.cell)
+            said[f"neither best nor on the front, since {sentence}"].append(entry.first.cell)
         if entry.contended:
             said["no seconds, since others used the machine"].append(entry.first.cell)
         if entry.costs[PEAK] is None:
             shared = "no peak, since processes may have run other cells before (`--engine=process` starts one each)"
             said[shared if entry.first.peak_gib is not None else "no peak was measured"].append(entry.first.cell)
-    for one in comparisons:
-        for pair in one.pairs:
-            if reason := one.untested(*pair):
-                said[f"not tested, since {reason}"].append(f"{one.task} {one.backbone} {' and '.join(pair)}")
-    return [f"{reason}: {'all' if len(names) == len(cells) else some(names)}." for reason, names in said.items()]
+    untested, pairs = defaultdict[str, list[str]](list), [(one, pair) for one in comparisons for pair in one.pairs]
+    for one, pair in pairs:
+        if reason := one.untested(*pair):
+            untested[f"not tested, since {reason}"].append(f"{one.task} {one.backbone} {' and '.join(pair)}")
+    of_cells = [f"{why}: {'all' if len(names) == len(cells) else some(names)}." for why, names in said.items()]
+    of_pairs = [f"{why}: {'all pairs' if 1 < len(names) == len(pairs) else some(names)}." for why, names in untested.items()]
+    return of_cells + of_pairs

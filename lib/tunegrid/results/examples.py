@@ -186,11 +186,15 @@ def _found(name: str | None, *runs: Path | None) -> tuple[Path | None, Columns]:
 
     Raises InputError where there are unsound ones alone.
     """
-    folders, faults = [run.parent / FOLDER for run in runs if run], list[InputError]()
-    for place in (*(place for folder in folders for place in (folder, *sorted(folder.glob("*.zip")))), STORE) if name else ():
+    if not name:
+        return None, {}
+    places, faults = list[Path](), list[InputError]()
+    for folder in (run.parent / FOLDER for run in runs if run):
+        places += [folder, *sorted(folder.glob("*.zip"))]
+    for place in (*places, STORE):
         try:
-            if columns := _columns(place / str(name)):
-                return place / str(name), columns
+            if columns := _columns(place / name):
+                return place / name, columns
         except InputError as fault:
             faults.append(fault)
     if faults:

@@ -105,11 +105,6 @@ def current(row: BenchmarkRow, path: Path) -> tuple[BenchmarkRow, Record]:
     return row | {"extra_info": to_json(record)}, record
 
 
-def read_rows(path: Path) -> list[tuple[BenchmarkRow, Record]]:
-    """The rows of a saved run's cells, each with its record; raises InputError where one is not sound."""
-    return [current(row, path) for row in load(path)["benchmarks"] if is_cell(row["extra_info"])]
-
-
 def read_saved(path: Path, with_rows: bool = True) -> SavedRun:
     """A saved run with all its records, in the current version; raises InputError where one is not sound.
 

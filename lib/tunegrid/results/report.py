@@ -54,7 +54,9 @@ class Section:
 
 
 def shown(value: Any, form: str = "") -> str:
-    """A figure or a text; a dash for None and NaN."""
+    """A figure or a text; yes or no for a boolean, a dash for None and NaN."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return MISSING if value is None or value != value else format(value, form) if form else str(value)
 
 

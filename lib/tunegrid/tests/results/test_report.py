@@ -52,9 +52,12 @@ def test_a_section_in_each_format_has_no_effect_as_markup(form):
     assert FORMATS[form]([SECTION]) == PRINTED[form]
 
 
-def test_json_has_the_values_and_null_where_nothing_was_measured():
+def test_json_has_the_values_and_null_where_nothing_was_measured_and_text_words_for_booleans():
     [section] = json.loads(FORMATS["json"]([SECTION]))
     assert section["rows"] == [{"cell": "bert_sa_lora", "points": 97.25}, {"cell": "a|b\x1b[31m", "points": None}]
+    words = Section(frame=pd.DataFrame({"best": [True, False], "value": pd.Series([1.0, 0.0], dtype=object)}))
+    assert words.cells == [["yes", "1.0"], ["no", "0.0"]]
+    assert json.loads(FORMATS["json"]([words]))[0]["rows"][1] == {"best": False, "value": 0.0}
 
 
 def test_sections_without_a_table_and_folded_ones():
