@@ -141,7 +141,7 @@ def test_a_user_adds_a_shift_under_a_name_of_its_own():
     assert checked_names("robustness", (), grid.shifts) == ("robustness",)
     assert ("plain", *(shift.id for shift in SHIFTS)) == RESERVED
     grid.add_shift(SHIFTS[0])
-    with pytest.raises(InputError, match="^shift 'typos5' is the suite's own; give yours another id"):
+    with pytest.raises(InputError, match=r"^shift 'typos5' is the suite's own; give yours another id"):
         checked_names("robustness", (), grid.shifts)
 
 
