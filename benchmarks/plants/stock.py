@@ -8,14 +8,8 @@ import torch
 import transformers as hf
 from transformers.trainer_pt_utils import LabelSmoother
 
-from benchmarks.plants.plant import Plant
+from benchmarks.plants.plant import Plant, around
 from benchmarks.stock import ours
-
-
-def around(planting, owner, name, change):
-    """`change` is called in place of a method, with the method and its arguments."""
-    method = getattr(owner, name)
-    planting.setattr(owner, name, lambda *args, **options: change(method, *args, **options))
 
 
 def no_overflow(method, self, encoding, *args, **options):
@@ -108,8 +102,8 @@ def labels_are_swapped(method, self, *args, **options):
 
 
 def stock(id, what, cell, method, change, caught_by):
-    """A plant around a method; `caught_by` is how the sentence begins."""
-    broken_by = partial(around, owner=method[0], name=method[1], change=change)
+    """A plant around a method: `change` takes its place, with it and its arguments; `caught_by` is how the sentence begins."""
+    broken_by = around(*method)(lambda planting, original, *args, **options: change(original, *args, **options))
     return Plant(id, what, "classic", cell, broken_by, caught_by)
 
 

@@ -357,9 +357,8 @@ def _merged(evidence: Evidence, served: Any, rows: Sequence[Feature], ours: Tens
         return apart <= allowed, f"merged, by {apart:.1e}"
     lost, change = float((ours - logits).norm()), float((ours - without).norm())
     share = lost / change if change else 0.0
-    return lost <= COARSE * float(
-        ours.norm()
-    ) + change, f"merged over a packed base, {share:.0%} of what the adapter changes is lost"
+    most = COARSE * float(ours.norm()) + change
+    return lost <= most, f"merged over a packed base, {share:.0%} of what the adapter changes is lost"
 
 
 def _logits(evidence: Evidence, model: nn.Module, rows: Sequence[Feature]) -> Tensor:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import NamedTuple
 
@@ -141,7 +141,9 @@ def package_of(good: str, bad: str) -> str:
 def releases(package: str, good: str, bad: str, wheels: Path | None, listed: Sequence[str] = ()) -> list[str]:
     """Releases from the good one to the bad one, the older first; 5.20 is the index's 5.20.0. pip lists them if nobody did."""
     if not listed:
-        pip = [sys.executable, "-m", "pip"] if find_spec("pip") else [shutil.which("uv") or "uv", "tool", "run", "pip"]
+        # Not importlib.util.find_spec: asked for pip, setuptools' hook takes distutils from setuptools in this process.
+        has_pip = PathFinder.find_spec("pip")
+        pip = [sys.executable, "-m", "pip"] if has_pip else [shutil.which("uv") or "uv", "tool", "run", "pip"]
         places = ["--no-index", f"--find-links={wheels.resolve()}"] if wheels else []
         failure = f"the releases of {package} cannot be listed (give them with --versions A,B,C)"
         lines = output_of([*pip, "index", "versions", *places, "--", package], failure)

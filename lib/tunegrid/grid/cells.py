@@ -122,7 +122,7 @@ class Grid:
         self.optimizers[name] = make
 
     def add_shift(self, shift: Any) -> None:
-        """A `tunegrid.instruments.robustness.Shift` for `--ask=robustness`. Raises InputError for a known name."""
+        """A `tunegrid.instruments.Shift` for robustness; `--ask` refuses names of ours. Raises InputError for a known name."""
         _add(self.shifts, "shift", shift)
 
     def add_instrument(self, instrument: Any) -> None:
@@ -229,7 +229,8 @@ class Grid:
             return f"backbone {backbone.id!r} declares no head for {task.problem}, which task {task.id!r} needs"
         if head.layout not in LAYOUTS[task.problem]:
             known = ", ".join(f"Layout.{layout.name}" if layout else "none" for layout in LAYOUTS[task.problem])
-            return f"a head of layout {head.layout} cannot {task.problem}; its layout must be one of {known}"
+            of_layout = f"of layout {head.layout}" if head.layout else "with no layout"
+            return f"a head {of_layout} cannot {task.problem}; its layout must be one of {known}"
         return method.unsupported(head)
 
     def cells(self, profile: Profile) -> tuple[Cell, ...]:

@@ -161,11 +161,8 @@ CELLS: Mapping[str, Fields] = {
     "bert_qa_lora": {"adapter": BERT_QV_DENSE, "learning_rate": 2e-5},
     "bert_qa_qlora": {"adapter": BERT_QKV_DENSE, "learning_rate": 2e-4, "optim": "adamw_bnb_8bit"},
     "bert_qa_sft": {"learning_rate": 3e-5, "precision": "fp16"},
-    "bert_sum_lora": {
-        "adapter": BERT_QKV_DENSE,
-        "learning_rate": 5e-4,
-        "precision": "fp32",
-    },  # notebook: epochs, decay, precision
+    # notebook: epochs, decay, precision
+    "bert_sum_lora": {"adapter": BERT_QKV_DENSE, "learning_rate": 5e-4, "precision": "fp32"},
     "bert_sum_qlora": {"adapter": BERT_QKV_DENSE, "learning_rate": 5e-5},
     "bert_sum_sft": {"learning_rate": 2e-5, "per_device_train_batch_size": 4},  # notebook: precision
     "gpt2_sa_lora": GPT2_LORA,  # notebook: decay
@@ -178,10 +175,8 @@ CELLS: Mapping[str, Fields] = {
     "gpt2_qa_sft": {"learning_rate": 2e-5, "per_device_train_batch_size": 8, "lr_scheduler_type": "linear"},
     "gpt2_sum_lora": {"adapter": GPT2_C_ATTN, "learning_rate": 5e-5},
     "gpt2_sum_qlora": {"adapter": GPT2_C_ATTN, "learning_rate": 5e-5},
-    "gpt2_sum_sft": {
-        "learning_rate": 5e-5,
-        "per_device_train_batch_size": 8,
-    },  # notebook: rate, epochs, decay; ours: accumulation
+    # notebook: rate, epochs, decay; ours: accumulation
+    "gpt2_sum_sft": {"learning_rate": 5e-5, "per_device_train_batch_size": 8},
     "t5_sa_lora": {  # notebook: epochs
         **{"adapter": T5_QKVO, "learning_rate": 3e-5, "lr_scheduler_type": "cosine", "warmup_steps": 500},
         **{"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, "precision": "fp16"},

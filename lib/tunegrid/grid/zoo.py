@@ -284,9 +284,8 @@ METHODS: tuple[Method, ...] = (
     IA3(id="ia3", name="IA3", layers=RESCALED, feedforward=FEEDFORWARD),
     Vera(id="vera", name="VeRA", options={"r": 64}),
     OFT(id="oft", name="OFT", options={"oft_block_size": 32}),
-    Adapting(
-        id="ln", name="LN tuning", config="LNTuningConfig", layers=NORMS, must_move=("ln_tuning_layers",)
-    ),  # Zhao et al. 2023
+    # Zhao et al. 2023
+    Adapting(id="ln", name="LN tuning", config="LNTuningConfig", layers=NORMS, must_move=("ln_tuning_layers",)),
     BitFit(id="bitfit", name="BitFit"),
     VirtualTokens(id="prompt", name="prompt tuning", config="PromptTuningConfig", options=TOKENS),
     VirtualTokens(id="prefix", name="prefix tuning", config="PrefixTuningConfig", options=TOKENS),

@@ -6,11 +6,15 @@ test rows, texts, layers. This module is imported where `--ask` is given, the ot
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
+from random import Random
 from typing import TYPE_CHECKING, Any
 
+from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
+from tunegrid.grid.tasks import Problem, Task
 from tunegrid.record.record import Figure
 
 if TYPE_CHECKING:
@@ -18,8 +22,10 @@ if TYPE_CHECKING:
 
     from tunegrid.instruments.trained import TrainedCell
 
-__all__ = ("Figure", "Instrument", "NotAskedError", "tidy")  # what an instrument's file takes
+__all__ = ("Figure", "Instrument", "NotAskedError", "Shift", "tidy")  # what a user's file takes
 LISTED = ("robustness", "forgetting", "calibration", "merges")
+RESERVED = ("plain", "typos5", "contracted", "distracted2", "negated", "renumbered", "named")  # shifts, and none
+Change = Callable[[Task, Mapping[str, Any], Random], Row]
 
 
 class NotAskedError(Exception):
@@ -50,6 +56,25 @@ class Instrument(ABC):
     def objections(self, figures: "pd.DataFrame") -> Iterable[str]:
         """What fails the cell by itself."""
         return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift:
+    """A change of rows that a trained model is scored on, beside the rows as they are.
+
+    Attributes:
+        meaning: what it changes, in a few words.
+        change: makes the changed row of a task's row, with a generator of its own for each row. It returns an equal row where
+            there is nothing to change. An answer's start must stay right.
+        problems: the kinds of problem that it is for.
+        turns: the changed row has another target, which an answer must follow. Any other shift keeps what is right.
+    """
+
+    id: str
+    meaning: str
+    change: Change
+    problems: tuple[Problem, ...] = tuple(Problem)
+    turns: bool = False
 
 
 def tidy(
@@ -87,10 +112,11 @@ def instruments_of(names: Iterable[str], of_users: Mapping[str, Instrument]) -> 
     return [of_users[name] if name in of_users else import_module(f"tunegrid.instruments.{name}").INSTRUMENT for name in names]
 
 
-def checked_names(text: str, of_users: Iterable[str]) -> tuple[str, ...]:
+def checked_names(text: str, of_users: Iterable[str], shifts: Iterable[str] = ()) -> tuple[str, ...]:
     """The ids that `--ask` gives, sorted; raises InputError for an unknown one, and where a user's has the name of ours."""
-    if taken := sorted({*of_users}.intersection(LISTED)):
-        raise InputError(f"instrument {taken[0]!r} is the suite's own; give yours another id")
+    for kind, names_of_users, ours in (("instrument", of_users, LISTED), ("shift", shifts, RESERVED)):
+        if taken := sorted({*names_of_users}.intersection(ours)):
+            raise InputError(f"{kind} {taken[0]!r} is the suite's own; give yours another id")
     known = (*LISTED, *of_users)
     names = tuple(sorted({name.strip() for name in text.split(",")}))
     for name in names:

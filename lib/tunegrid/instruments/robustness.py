@@ -8,7 +8,6 @@ a data set: a row that has nothing to change comes back as it is, and keeps its 
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -18,7 +17,7 @@ from tunegrid.data.sources import Row, answer_texts
 from tunegrid.data.splits import check_row
 from tunegrid.errors import InputError
 from tunegrid.grid.tasks import Problem, Task
-from tunegrid.instruments import Figure, Instrument, tidy
+from tunegrid.instruments import Figure, Instrument, Shift, tidy
 from tunegrid.instruments.trained import TrainedCell
 from tunegrid.run.evaluate import Evaluation
 
@@ -29,27 +28,7 @@ SEED = 0  # of all shifts: the same rows for every cell and every seed of traini
 Edit = tuple[int, int, str]  # a text's characters from one place to another, and what takes their place
 Find = Callable[[str, Random], list[Edit]]
 RowMapping = Mapping[str, Any]
-Change = Callable[[Task, RowMapping, Random], Row]
 Tokens = list[list[list[int]]]  # of each row, of each of its features
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shift:
-    """A change of rows that a trained model is scored on, beside the rows as they are.
-
-    Attributes:
-        meaning: what it changes, in a few words.
-        change: makes the changed row of a task's row, with a generator of its own for each row. It returns an equal row where
-            there is nothing to change. An answer's start must stay right.
-        problems: the kinds of problem that it is for.
-        turns: the changed row has another target, which an answer must follow. Any other shift keeps what is right.
-    """
-
-    id: str
-    meaning: str
-    change: Change
-    problems: tuple[Problem, ...] = tuple(Problem)
-    turns: bool = False
 
 
 class Robustness(Instrument):
@@ -73,8 +52,6 @@ class Robustness(Instrument):
         Where a shift changes no token of any row, all rows are scored again: they must have the same points to the last bit.
         """
         task, profile = cell.cell.task, cell.cell.profile
-        if taken := sorted({"plain", *(shift.id for shift in SHIFTS)}.intersection(cell.grid.shifts)):
-            raise InputError(f"shift {taken[0]!r}: the name stands for something else; give yours another id")
         some = sorted(Random(SEED).sample(range(len(cell.test_rows)), min(ROWS, len(cell.test_rows))))
         rows, names = [cell.test_rows[i] for i in some], [cell.row_names[i] for i in some]
         plain, again = cell.score(rows), cell.score([dict(row) for row in rows])

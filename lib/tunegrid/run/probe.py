@@ -57,10 +57,12 @@ def before_training(
     asks = (_gradients, _search) if isinstance(codec, GenerateCodec) else (_gradients,)
     with undisturbed(trainer):
         for ask in asks:  # a probe keeps all activations, training perhaps does not
+            fits = False
             with suppress(DoesNotFit), fitting():
                 figures |= ask(trainer, features, modules)
-                continue
-            free_memory(device)  # out here, where the error no longer keeps the failed pass alive
+                fits = True
+            if not fits:
+                free_memory(device)  # out here, where the error no longer keeps the failed pass alive
         groups = groups_of(trainer.cell, trainer.model, trainer.parameters)
         types = {name: str(p.dtype).removeprefix("torch.") for name, p in trainer.parameters.items()}
         for name, p in trainer.parameters.items():
@@ -391,7 +393,9 @@ def hooked(modules: Iterable[nn.Module], look: Callable[[nn.Module, tuple[Any, .
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference of two tensors, in units of the largest value."""
+    """The largest difference of two tensors, in units of the largest value; infinite if their shapes differ."""
+    if ours.shape != theirs.shape:
+        return math.inf
     scale = max(float(ours.abs().max()), float(theirs.abs().max()))
     return float((ours.float() - theirs.float()).abs().max()) / scale if scale else 0.0
 

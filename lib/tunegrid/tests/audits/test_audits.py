@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks.plants.patches.models import decoding_cleans_up
+from benchmarks.plants.plant import Planting
 from tunegrid.audits import BEFORE, LATER, Evidence, audited, before, scores, training
 from tunegrid.audits.evidence import text_of
 from tunegrid.codecs.base import Prediction, alphanumeric, same_alphanumeric
@@ -168,7 +169,7 @@ def test_a_summary_whose_spaces_are_cleaned_up_is_not_the_target_but_where_the_t
     codec, [row, *_] = codec_for("t5_sum_sft"), rows_of("cnn_dailymail/train")
     [feature] = codec.encode([row], training=True)
     label = codec.collate([feature])["labels"][0]
-    decoding_cleans_up(monkeypatch)
+    decoding_cleans_up(Planting(monkeypatch))
     assert codec.tokenizer.decode(feature.target).count(" .") == 0
     assert not codec.label_is_target(row, feature, label)
     monkeypatch.setattr(codec.tokenizer, "clean_up_tokenization_spaces", True)

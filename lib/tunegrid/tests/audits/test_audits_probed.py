@@ -113,6 +113,7 @@ def test_rows_spread_from_the_shortest_to_the_longest_and_distances_are_shares_o
     assert [row.example for row in short_to_long(rows[:1], 2)] == [0]
     assert distance(torch.tensor([4.0, 1.0]), torch.tensor([4.0, 3.0])) == 0.5
     assert distance(torch.zeros(2), torch.zeros(2)) == 0.0
+    assert distance(torch.zeros(2), torch.zeros(3)) == math.inf
 
 
 def test_gradients_of_a_padded_batch_leave_out_the_padding():

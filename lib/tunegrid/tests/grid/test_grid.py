@@ -337,7 +337,7 @@ def test_a_recipe_that_cannot_be_followed_is_refused(grid, cell_id, changes, wor
 
 def test_a_head_that_generates_without_a_layout_has_no_cells(grid):
     grid.add_backbone(replace(BERT, id="enc", heads={Problem.GENERATE: Head(architecture="BertToBert")}), like="bert")
-    with pytest.raises(InputError, match="a head of layout None cannot generate; its layout must be one of"):
+    with pytest.raises(InputError, match="a head with no layout cannot generate; its layout must be one of"):
         grid.cell("enc_sum_sft", FULL_PROFILE)
 
 

@@ -10,10 +10,10 @@ from tunegrid.codecs.base import Prediction
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY, study
 from tunegrid.grid.tasks import QA, SA, SUM
+from tunegrid.instruments import RESERVED, Shift, checked_names
 from tunegrid.instruments.robustness import (
     INSTRUMENT,
     SHIFTS,
-    Shift,
     contracted,
     distracted,
     follows,
@@ -138,9 +138,11 @@ def test_a_user_adds_a_shift_under_a_name_of_its_own():
     grid.add_shift(own)
     with pytest.raises(InputError, match="is in the grid already"):
         grid.add_shift(own)
+    assert checked_names("robustness", (), grid.shifts) == ("robustness",)
+    assert ("plain", *(shift.id for shift in SHIFTS)) == RESERVED
     grid.add_shift(SHIFTS[0])
-    with pytest.raises(InputError, match="shift 'typos5': the name stands for something else"):
-        measured("bert_sa_sft", REVIEWS, lambda row: 1, grid)
+    with pytest.raises(InputError, match=r"^shift 'typos5' is the suite's own; give yours another id"):
+        checked_names("robustness", (), grid.shifts)
 
 
 # What models score on them
