@@ -6,7 +6,6 @@ from functools import partial
 import peft
 import torch
 import transformers as hf
-from transformers.trainer_pt_utils import LabelSmoother
 
 from benchmarks.plants.plant import Plant, around
 from benchmarks.stock import ours
@@ -45,9 +44,10 @@ def last_batch_is_dropped(method, self):
     return method(self)
 
 
-def labels_are_smoothed(method, self, *args, **options):
-    method(self, *args, **options)
-    self.label_smoother = LabelSmoother(epsilon=0.01)
+def labels_are_smoothed(method, self, model, inputs, return_outputs=False, **options):
+    loss, outputs = method(self, model, inputs, return_outputs=True, **options)
+    loss = 0.99 * loss - 0.01 * outputs.logits.log_softmax(-1).mean()
+    return (loss, outputs) if return_outputs else loss
 
 
 def gradients_are_scaled(method, self, model, *args, factor=lambda count: 1.0001, **options):
@@ -121,13 +121,13 @@ STOCK = (
     stock("P06", "an epoch's short last batch is dropped", "gpt2_sa_sft", (hf.Trainer, "get_train_dataloader"),
           last_batch_is_dropped, "order: rows of batch"),
     stock("P07", "the loss is 1e-5 of itself too large", "bert_sa_lora", (hf.Trainer, "compute_loss"),
-          lambda method, *args, **options: method(*args, **options) * 1.00001, "loss: "),
-    stock("P08", "labels are smoothed, though nothing asks for it", "bert_sa_sft", (hf.Trainer, "__init__"),
-          labels_are_smoothed, "loss: "),
+          lambda method, *args, **options: method(*args, **options) * 1.00001, "loss: loss of update"),
+    stock("P08", "labels are smoothed, though nothing asks for it", "bert_sa_sft", (hf.Trainer, "compute_loss"),
+          labels_are_smoothed, "loss: loss of update"),
     stock("P09", "our loss is divided by twice its targets", "bert_sa_lora", (ours.ClassifyCodec, "targets"),
           lambda method, *args: 2 * method(*args), "loss: loss of update[0]"),
     stock("P10", "gradients are 1e-4 of themselves too large", "gpt2_sa_sft", (hf.Trainer, "training_step"),
-          gradients_are_scaled, "gradient: "),
+          gradients_are_scaled, "gradient: gradient norm"),
     stock("P11", "the second moment forgets ten times as fast", "gpt2_sa_sft", (hf.Trainer, "create_optimizer"),
           second_moment_is_off, "optimizer: setting of"),
     stock("P12", "a weight is not given to the optimizer", "gpt2_sa_sft", (hf.Trainer, "create_optimizer"),
@@ -135,9 +135,9 @@ STOCK = (
     stock("P13", "biases and norms decay, too", "gpt2_sa_sft", (hf.Trainer, "get_decay_parameter_names"), all_names,
           "optimizer: setting of[transformer."),
     stock("P14", "the warm-up is an update too short", "gpt2_sa_lora", (hf.TrainingArguments, "get_warmup_steps"),
-          lambda method, *args: method(*args) - 1, "rates: "),
+          lambda method, *args: method(*args) - 1, "rates: share of the highest rate"),
     stock("P15", "an update is the mean of its batches' means, divided by their number again", "gpt2_sa_sft",
-          (hf.Trainer, "training_step"), batches_are_averaged_twice, "accumulation: "),
+          (hf.Trainer, "training_step"), batches_are_averaged_twice, "accumulation: loss of update"),
     stock("P16", "a resumed training has neither moments nor schedule", "gpt2_sa_lora",
           (hf.Trainer, "_load_optimizer_and_scheduler"), lambda method, *args: None, "resume: resumed, "),
     stock("P17", "a resumed training has its moments, and its schedule starts anew", "gpt2_sa_lora",

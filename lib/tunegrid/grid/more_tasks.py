@@ -1,8 +1,8 @@
 """More tasks than the study's: natural language inference and conversations. `-m tasks` runs the micro cells.
 
 At full size (`-m 'full and tasks'`), nine cells of inference, three labels for two texts, have the study's recipes for
-sentiment but for lengths and rates, and three of SmolLM2 learn to follow instructions over several turns. Comments say which
-values nobody published for this backbone and task. Nobody has trained these twelve to their end here.
+sentiment but for lengths and rates, and three of SmolLM2 learn to follow instructions over several turns. Comments say where
+lengths and rates are from. Nobody has trained these twelve to their end here.
 
 And larger backbones with the study's methods on its tasks, 36 cells that nobody has trained here. A recipe is that of the
 study's backbone of the same family. `SOURCED` names the rates that somebody published for this size. The others are

@@ -351,8 +351,9 @@ def _pairs(comparisons: Sequence[Comparison]) -> Section:
     heading = f"{len(pairs) - len(rows)} of {len(pairs)} pairs of methods are told apart"
     if untested := len(pairs) - sum(len(one.p_values) for one in comparisons):
         heading += f", {untested} could not be tested"
+    heading += "; the others:" if rows else ""
     said = [f"{len(rows) - MOST_PAIRS} more need more seeds."] if len(rows) > MOST_PAIRS else []
-    said += ["No pair is left."] if pairs and not rows else []
+    said += ["No pair is left."] if pairs and not rows else []  # a section needs something below its heading
     return Section(heading=heading, frame=frame.head(MOST_PAIRS), formats=FORMATS, sentences=said)
 
 
