@@ -112,9 +112,9 @@ STOCK = (
     stock("P01", "no window but the first, as tokenizers 0.23.1", "bert_qa_sft",
           (hf.PreTrainedTokenizerFast, "_convert_encoding"), no_overflow, "windows: number of windows of row["),
     stock("P02", "positions are loaded a hundredth too large", "gpt2_sa_lora",
-          (hf.AutoModelForSequenceClassification, "from_pretrained"), positions_are_scaled, "start: "),
+          (hf.AutoModelForSequenceClassification, "from_pretrained"), positions_are_scaled, "start: [base_model."),
     stock("P03", "PEFT's helper rounds norms to bf16", "gpt2_sa_qlora", (peft, "prepare_model_for_kbit_training"),
-          norms_are_rounded, "start: "),
+          norms_are_rounded, "start: [base_model."),
     stock("P04", "padding is a label", "t5_sum_sft", (hf.DataCollatorForSeq2Seq, "__call__"), padding_counts, "labels: number"),
     stock("P05", "padding is attended to", "bert_sa_sft", (hf.DataCollatorWithPadding, "__call__"), mask_of_ones,
           "batch: attention_mask"),
@@ -145,9 +145,9 @@ STOCK = (
     stock("P18", "an evaluation's loss is 1e-4 of itself too large", "bert_sa_lora", (hf.Trainer, "prediction_step"),
           losses_are_scaled, "scores: eval_loss"),
     stock("P19", "a search has one beam", "t5_sum_sft", (hf.Seq2SeqTrainer, "predict"),
-          partial(option_is_lost, lost={"num_beams": 1}), "generation: "),
+          partial(option_is_lost, lost={"num_beams": 1}), "generation: token of text["),
     *(stock(id, "a search forgets its length penalty", cell, (hf.Seq2SeqTrainer, "predict"),
-            partial(option_is_lost, lost={"length_penalty": 1.0}), "generation: ")
+            partial(option_is_lost, lost={"length_penalty": 1.0}), "generation: token of text[")
       for id, cell in (("P20", "t5_sum_sft"), ("P21", "gpt2_sum_lora"), ("P22", "bert_sum_lora"))),
     stock("P23", "a saved classifier's labels are in another order", "bert_sa_sft", (hf.TextClassificationPipeline, "__init__"),
           labels_are_swapped, "pipeline: answer"),
