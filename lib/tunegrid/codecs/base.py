@@ -61,6 +61,7 @@ class Codec(ABC):
         self.task = cell.task
         self.recipe = cell.recipe
         self.tokenizer = tokenizer
+        self.criterion = summed_cross_entropy  # of what the loss is taken on; a teacher puts another in its place
         self.between = self.special(cell.backbone.wrap.between)
         self.before, self.after = self.around()
         # GPT-2 has no padding token; padding is masked out, so any token will do.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, on, summed_cross_entropy
+from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, on
 from tunegrid.data.sources import Row, joined
 
 
@@ -54,7 +54,7 @@ class ClassifyCodec(Codec):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of the labels, summed over rows."""
-        return summed_cross_entropy(self._logits(model, batch), batch["labels"])
+        return self.criterion(self._logits(model, batch), batch["labels"])
 
     def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
         """Label, loss and logits a feature."""

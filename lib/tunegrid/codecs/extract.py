@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, on, same_alphanumeric, summed_cross_entropy
+from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, on, same_alphanumeric
 from tunegrid.data.sources import Row, answer_span, answer_texts, context
 from tunegrid.errors import InputError
 
@@ -84,7 +84,7 @@ class ExtractCodec(Codec):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean of the cross-entropies of the answers' first and last tokens, each summed over windows."""
         pairs = zip(self._logits(model, batch), batch["labels"].unbind(1), strict=True)
-        return torch.stack([summed_cross_entropy(logits, labels) for logits, labels in pairs]).mean()
+        return torch.stack([self.criterion(logits, labels) for logits, labels in pairs]).mean()
 
     def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
         """(score, first token, last token) of each window's best span, and the context's start and end scores (2, tokens)."""

@@ -17,7 +17,7 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from tunegrid.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, alphanumeric, on, padded, summed_cross_entropy
+from tunegrid.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, alphanumeric, on, padded
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
@@ -167,7 +167,7 @@ class EncoderDecoderCodec(GenerateCodec):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of the target tokens, summed."""
         logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}, use_cache=False).logits
-        return summed_cross_entropy(logits.float().flatten(0, 1), batch["labels"].flatten())
+        return self.criterion(logits.float().flatten(0, 1), batch["labels"].flatten())
 
 
 class CausalCodec(GenerateCodec):
@@ -206,7 +206,7 @@ class CausalCodec(GenerateCodec):
         else:
             logits = model(**inputs, use_cache=False).logits
             logits, labels = logits[:, -labels.shape[1] : -1], labels[:, 1:]  # learned tokens in front have logits, too
-        return summed_cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+        return self.criterion(logits.float().flatten(0, 1), labels.flatten())
 
 
 class SeparatedCodec(CausalCodec):

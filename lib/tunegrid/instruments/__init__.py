@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tunegrid.instruments.trained import TrainedCell
 
 __all__ = ("Figure", "Instrument", "NotAskedError", "Shift", "tidy")  # what a user's file takes
-LISTED = ("robustness", "forgetting", "calibration", "merges")
+LISTED = ("robustness", "forgetting", "calibration", "merges", "interpolation", "distillation")
 RESERVED = ("plain", "typos5", "contracted", "distracted2", "negated", "renumbered", "named")  # shifts, and none
 Change = Callable[[Task, Mapping[str, Any], Random], Row]
 

@@ -14,16 +14,21 @@ import torch
 from torch import nn
 
 from tunegrid.audits.evidence import Evidence
+from tunegrid.codecs.base import Codec
 from tunegrid.data.sources import Row
 from tunegrid.data.splits import Splits
 from tunegrid.errors import InputError, first_line
-from tunegrid.grid.cells import Grid
+from tunegrid.grid.cells import Cell, Grid
+from tunegrid.grid.methods import SFT
 from tunegrid.grid.tasks import Task
 from tunegrid.instruments import Instrument, NotAskedError, tidy
 from tunegrid.record.record import InstrumentRecord
 from tunegrid.results.examples import row_id, write_figures
+from tunegrid.run.build import load_tokenizer
 from tunegrid.run.evaluate import Evaluation
+from tunegrid.run.prepare import codec_of, prepare
 from tunegrid.run.probe import undisturbed
+from tunegrid.run.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +39,47 @@ class TrainedCell(Evidence):
         evaluate: a model on rows, with whatever else the cell's own evaluation has.
         grid: that the cell is of; a user's shifts are in it.
         splits_of: the rows of any task at the cell's profile.
+        progress: where it is shown how far the cell is.
     """
 
     evaluate: Callable[..., Evaluation]
     grid: Grid
     splits_of: Callable[[Task], Splits]
+    progress: Progress
 
     def score(self, rows: Sequence[Row], model: nn.Module | None = None) -> Evaluation:
         """Predictions and points of rows, by the cell's model or by another; without BERTScore, which takes long."""
         return self.evaluate(model or self.model, rows=rows)
+
+    @property
+    def sft(self) -> Cell:
+        """Full fine-tuning of the same backbone and task. Raises NotAskedError if this is it, or if the grid has none."""
+        cell, cell_id = self.cell, f"{self.cell.backbone.id}_{self.cell.task.id}_{SFT.id}"
+        if cell.id == cell_id or cell_id not in self.grid.ids(cell.profile):
+            raise NotAskedError(
+                f"it is beside {cell_id} that this is asked" + ("" if cell.id == cell_id else ", which is missing")
+            )
+        return self.grid.cell(cell_id, cell.profile)
+
+    def other(self, cell: Cell, codec: Codec | None = None) -> nn.Module:
+        """Another cell of the task, or this one again with a codec of its own, trained as the suite trains it: its model.
+
+        Raises NotAskedError if it cannot be trained, or if ranks share this one's training.
+        """
+        if self.trainer.ranks.count > 1 or not self.splits:
+            raise NotAskedError("its training is shared by several processes")
+        splits, codec = self.splits, codec or codec_of(cell, load_tokenizer(cell))
+        trainer = prepare(cell, splits.train, self.device, codec=codec)
+
+        def validate() -> tuple[float, Sequence[Row]]:
+            evaluation = self.evaluate(trainer.model, codec=codec, rows=splits.validation)
+            return evaluation.scores[cell.task.main_score], evaluation.rows
+
+        with torch.enable_grad():
+            stopped = trainer.run(self.progress, validate).stopped
+        if stopped:
+            raise NotAskedError(f"{cell.id} beside it could not be trained: {stopped}")
+        return trainer.model.eval()
 
     @property
     def tasks(self) -> dict[str, Task]:

@@ -16,7 +16,9 @@ def asked_cell(cell, grid=STUDY, rows=8, **more):
     trainer = trainer_for(cell, splits.train[:24])
     known = {"cell": cell, "codec": trainer.codec, "trainer": trainer, "splits": splits, "grid": grid}
     score = partial(evaluate, codec=trainer.codec, metrics=Metrics(), device=CPU, progress=silent())
-    one = TrainedCell(**known | {"evaluate": score, "splits_of": lambda task: load_splits(task, cell.profile)} | more)
+    one = TrainedCell(
+        **known | {"evaluate": score, "splits_of": lambda task: load_splits(task, cell.profile), "progress": silent()} | more
+    )
     vars(one)["test_rows"] = list(splits.test[:rows])
     return one
 

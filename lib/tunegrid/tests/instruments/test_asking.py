@@ -87,7 +87,7 @@ def test_a_user_cannot_take_the_name_of_one_of_ours():
 
 def test_an_unknown_name_is_told_those_that_are_known():
     assert checked_names("merges, own,merges", ["own"]) == ("merges", "own")
-    with pytest.raises(InputError, match=r"^--ask typos: no such instrument; known are .*, merges, own$"):
+    with pytest.raises(InputError, match=r"^--ask typos: no such instrument; known are robustness, .*, own$"):
         checked_names("typos", ["own"])
 
 

@@ -1,0 +1,79 @@
+"""Does SFT help as a teacher? The cell trains anew, from its own start on its own rows, but for the loss.
+
+The loss is (1 - ALPHA) x task loss + ALPHA x T^2 x KL(teacher || student), both softmaxes at temperature T (Hinton, Vinyals and
+Dean 2015, "Distilling the Knowledge in a Neural Network"; T^2 makes up for gradients that shrink with it, section 2 there). It
+is taken on what the task's loss is taken on: a row's label, a span's first and last token, each target token.
+"""
+
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div
+
+from tunegrid.codecs.base import IGNORED, Batch, Codec, summed_cross_entropy
+from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
+from tunegrid.instruments.trained import TrainedCell
+from tunegrid.run.build import load_tokenizer
+from tunegrid.run.prepare import codec_of
+
+ALPHA, TEMPERATURE = 0.5, 2.0  # as in transformers' own example, run_squad_w_distillation.py
+
+
+class Distillation(Instrument):
+    """Points of test rows: of the cell as it is, of the same cell taught, and of its teacher."""
+
+    id = "distillation"
+    question = "does SFT help as a teacher? Points of test rows alone, taught, and of the teacher"
+    figures = {  # noqa: RUF012
+        "points": Figure(shown=".1f"),
+        "gain": Figure(better="higher", margin=1.0, shown="+.1f"),
+    }
+
+    def before(self, cell: TrainedCell) -> None:
+        """Refuse cells that SFT answers in another form."""
+        own, other = cell.cell.head, cell.sft.head
+        if (own.layout, own.new_token) != (other.layout, other.new_token):
+            raise NotAskedError("SFT answers in another form than it does")
+
+    def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
+        """SFT is trained, and then the cell once more, by what SFT says of its rows."""
+        assert cell.evaluation, "it was scored"
+        name, codec = cell.cell.task.main_score, codec_of(cell.cell, load_tokenizer(cell.cell))
+        teacher = cell.other(cell.sft)
+        learn_from(teacher, codec)
+        student = cell.other(cell.cell, codec)
+        points = {"alone": cell.evaluation.examples[name]}
+        points |= {
+            part: cell.score(cell.test_rows, one).examples[name] for part, one in (("taught", student), ("teacher", teacher))
+        }
+        gain = [taught - alone for alone, taught in zip(points["alone"], points["taught"], strict=True)]
+        lines = [tidy("points", each, part=part, row=cell.row_names) for part, each in points.items()]
+        return pd.concat([*lines, tidy("gain", gain, part="taught", row=cell.row_names)])
+
+
+def learn_from(teacher: nn.Module, codec: Codec) -> None:
+    """Make a codec's loss that of a student. Without a teacher's share (ALPHA 0) it is the task's own, to the last bit."""
+    task_loss, said = codec.loss, list[Tensor]()
+
+    def listen(logits: Tensor, labels: Tensor) -> Tensor:
+        said.append(logits[labels != IGNORED])
+        return logits.new_zeros(())
+
+    def taught(logits: Tensor, labels: Tensor) -> Tensor:
+        student, theirs = ((one / TEMPERATURE).log_softmax(-1) for one in (logits[labels != IGNORED], said.pop(0)))
+        apart = TEMPERATURE**2 * kl_div(student, theirs, reduction="sum", log_target=True)
+        return (1 - ALPHA) * summed_cross_entropy(logits, labels) + ALPHA * apart
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        codec.criterion = listen
+        with torch.no_grad():
+            task_loss(teacher, batch)
+        codec.criterion = taught
+        return task_loss(model, batch)
+
+    codec.loss = loss  # type: ignore[method-assign]
+
+
+INSTRUMENT = Distillation()
