@@ -119,37 +119,30 @@ class Questions:
         self._known: Mapping[str, Any] = {}
 
     def before(self) -> None:
-        """What has to be asked of the model that has not trained."""
-        self._known = asked_before(self._instruments, self._cell)
+        """What has to be asked of the model that has not trained, by instrument."""
+        self._known = {one.id: _attempted(self._cell, partial(one.before, self._cell)) for one in self._instruments}
 
     def after(self, evaluation: Evaluation | None) -> Answers | None:
-        """What the trained model answers; None if its training stopped."""
-        scored = replace(self._cell, evaluation=evaluation)
-        return asked_after(self._instruments, scored, self._known) if evaluation else None
-
-
-def asked_before(instruments: Sequence[Instrument], cell: TrainedCell) -> dict[str, Any]:
-    """What has to be known before training, by instrument."""
-    return {one.id: _attempted(cell, partial(one.before, cell)) for one in instruments}
-
-
-def asked_after(instruments: Sequence[Instrument], cell: TrainedCell, before: Mapping[str, Any]) -> Answers:
-    """All questions to the trained cell; their figures are kept in one file."""
-    frames, objections = [], list[str]()
-    for one in instruments:
-        known = before[one.id]
-        answer = known if isinstance(known, Exception) else _attempted(cell, partial(_measured, one, cell, known))
-        if isinstance(answer, Exception):
-            reason = first_line(answer)
-            reason = reason if isinstance(answer, NotAskedError | InputError) else f"{type(answer).__name__}: {reason}"
-            frame, wrong = tidy("", np.nan, note=reason), [] if isinstance(answer, NotAskedError) else [reason]
-        else:
-            frame, wrong = answer
-        frames.append(frame.assign(instrument=one.id))
-        objections += [f"{one.id}: {sentence}" for sentence in wrong]
-    file = write_figures(pd.concat(frames).replace([np.inf, -np.inf], np.nan))
-    records = {one.id: InstrumentRecord(question=one.question, figures=dict(one.figures), file=file) for one in instruments}
-    return Answers(records=records, objections=objections)
+        """All questions to the trained cell, whose figures are kept in one file; None if its training stopped."""
+        if not evaluation:
+            return None
+        cell, frames, objections = replace(self._cell, evaluation=evaluation), [], list[str]()
+        for one in self._instruments:
+            known = self._known[one.id]
+            answer = known if isinstance(known, Exception) else _attempted(cell, partial(_measured, one, cell, known))
+            if isinstance(answer, Exception):
+                reason = first_line(answer)
+                reason = reason if isinstance(answer, NotAskedError | InputError) else f"{type(answer).__name__}: {reason}"
+                frame, wrong = tidy("", np.nan, note=reason), [] if isinstance(answer, NotAskedError) else [reason]
+            else:
+                frame, wrong = answer
+            frames.append(frame.assign(instrument=one.id))
+            objections += [f"{one.id}: {sentence}" for sentence in wrong]
+        file = write_figures(pd.concat(frames).replace([np.inf, -np.inf], np.nan))
+        records = {
+            one.id: InstrumentRecord(question=one.question, figures=dict(one.figures), file=file) for one in self._instruments
+        }
+        return Answers(records=records, objections=objections)
 
 
 def _measured(one: Instrument, cell: TrainedCell, before: Any) -> tuple[pd.DataFrame, list[str]]:

@@ -8,13 +8,14 @@ import torch
 
 from tunegrid.errors import InputError
 from tunegrid.instruments import Figure, Instrument, NotAskedError, checked_names, tidy
-from tunegrid.instruments.trained import asked_after, asked_before
+from tunegrid.instruments.trained import Questions
 from tunegrid.record import from_json, to_json
 from tunegrid.record.record import InstrumentRecord
 from tunegrid.results import examples
 from tunegrid.results.figures import frame_of, reduced, tables
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
+from tunegrid.run.evaluate import Evaluation
 from tunegrid.tests.instruments.asking import asked_cell
 from tunegrid.tests.records import MEASURED, complete, seeds_as
 from tunegrid.tests.small import cell_of
@@ -72,7 +73,9 @@ def test_whatever_a_question_raises_is_kept_and_nothing_is_disturbed(question, o
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    answers = asked_after([question], cell, asked_before([question], cell))
+    questions = Questions([question], cell)
+    questions.before()
+    answers = questions.after(Evaluation(**dict.fromkeys(Evaluation.__annotations__)))
     assert torch.equal(torch.rand(1), expected)
     assert cell.model.training
     assert answers.objections == objections
