@@ -2,20 +2,15 @@
 
 from dataclasses import replace
 
-import bitsandbytes as bnb
 import pytest
 import torch
 
 from benchmarks.plants.patches.models import decoding_cleans_up
 from benchmarks.plants.plant import Planting
-from tunegrid.audits import BEFORE, LATER, Evidence, audited, before, scores, training
-from tunegrid.audits.evidence import text_of
+from tunegrid.audits import Evidence, audited, scores
 from tunegrid.codecs.base import Prediction, alphanumeric, same_alphanumeric
-from tunegrid.data.sources import identity
 from tunegrid.data.splits import Splits
-from tunegrid.grid.cells import STUDY
-from tunegrid.grid.recipes import FULL_PROFILE
-from tunegrid.grid.tasks import QA, SA, SUM
+from tunegrid.grid.tasks import QA, SUM
 from tunegrid.record.record import EvaluationRecord
 from tunegrid.run.build import checksums
 from tunegrid.run.evaluate import Evaluation
@@ -23,7 +18,6 @@ from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.tests.small import cell_of, codec_for, evidence_from, rows_of, trainer_of
 
 REVIEWS = rows_of("amazon_polarity/train")[:16]
-FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}
 
 
 @pytest.fixture(scope="module")
@@ -85,50 +79,12 @@ def test_a_sound_run_passes_what_applies(evidence):
     }
 
 
-def test_what_is_known_before_training_is_asked_first(evidence):
-    early = audited(evidence, [BEFORE])
-    assert [finding.name for finding in early] == [
-        "checkpoint_loaded",
-        "heads_trainable",
-        "adapters_where_declared",
-        "quantized_as_declared",
-        "drawn_from_the_seed",
-    ]
-    assert early + audited(evidence, LATER) == audited(evidence)
-
-
 def test_an_audit_that_cannot_look_has_failed(evidence):
     splits = Splits(train=REVIEWS, validation=[], test=[], origins={})
     findings = {finding.name: finding for finding in audited(replace(evidence, codec=None, splits=splits))}
     assert not findings["labels_are_targets"].passed
     assert findings["labels_are_targets"].detail.startswith("could not look: AttributeError: ")
     assert findings["base_frozen"].passed
-
-
-def test_a_frozen_tensor_that_changed_is_named(evidence, monkeypatch):
-    name = next(name for name, p in evidence.trainer.parameters.items() if not p.requires_grad)
-    monkeypatch.setitem(evidence.trainer.before, name, (0, 0))
-    passed, detail = training.base_frozen(replace(evidence))
-    assert not passed
-    assert detail.endswith(f"; 1 of the base train or changed: {name}")
-
-
-def test_a_group_that_stood_still_is_named():
-    evidence = evidence_from(trainer_of("gpt2_sa_sft", REVIEWS, max_steps=2, warmup_ratio=0.0), run=True)
-    assert training.weights_moved(evidence)[0]
-    after = checksums(evidence.model.named_parameters())
-    evidence.trainer.before.update({n: own for n, own in after.items() if n.startswith("transformer.h.1")})
-    assert training.weights_moved(replace(evidence)) == (False, "unchanged: transformer.h.1; no gradient: none")
-
-
-# Schedules
-
-
-def test_rates_by_hand():
-    linear = cell_of("bert_sa_sft", learning_rate=1.0, warmup_steps=2, lr_scheduler_type="linear")
-    assert training.planned_rates(linear, 6) == pytest.approx([0, 0.5, 1, 0.75, 0.5, 0.25])
-    cosine = cell_of("bert_sa_sft", learning_rate=1.0, warmup_ratio=0.0, lr_scheduler_type="cosine")
-    assert training.planned_rates(cosine, 4)[::2] == pytest.approx([1, 0.5])
 
 
 # Texts
@@ -140,19 +96,6 @@ def test_tokens_may_reach_beyond_the_text_but_not_miss_it():
     assert same_alphanumeric("anna [UNK]", "anna X", "[UNK]")
     assert not same_alphanumeric("anna", "anna reed", "[UNK]")
     assert not same_alphanumeric("anna", "anna reed", None)
-
-
-def test_a_row_is_identified_by_all_that_its_cell_reads():
-    review = {"title": "My  Lamp", "content": "It is GREAT ."}
-    assert text_of(cell_of("gpt2_sa_lora"))(review) == identity({"": "my lamp it is great ."}, [""])
-    assert text_of(cell_of("bert_sa_lora"))(review) == identity({"": "it is great ."}, [""])
-    assert text_of(cell_of("t5_qa_sft"))({"question": "Who ?", "context": "Anna ."}) == identity({"": "who ? anna ."}, [""])
-
-
-def test_a_label_is_the_target_of_its_own_row_only():
-    codec, row = codec_for("bert_sa_sft"), REVIEWS[0]
-    [feature] = codec.encode([row], training=True)
-    assert [codec.label_is_target(row, feature, torch.tensor(n)) for n in (0, 1)] == [row["label"] == n for n in (0, 1)]
 
 
 @pytest.mark.parametrize("cell_id", ["gpt2_sum_sft", "t5_sum_sft"])
@@ -176,15 +119,6 @@ def test_a_summary_whose_spaces_are_cleaned_up_is_not_the_target_but_where_the_t
     assert codec.label_is_target(row, feature, label)
 
 
-def test_a_span_one_word_off_is_not_the_target():
-    codec, row = codec_for("bert_qa_sft"), rows_of("squad/train")[0]
-    [feature] = [f for f in codec.encode([row], training=True) if f.target != (0, 0)]
-    first, last = feature.target
-    assert codec.label_is_target(row, feature, torch.tensor([first, last]))
-    assert not codec.label_is_target(row, feature, torch.tensor([last + 1, last + 1]))
-    assert not codec.label_is_target(row, feature, torch.tensor([0, 0]))  # its window holds the answer
-
-
 def test_only_a_window_without_its_answer_may_be_labelled_with_none():
     codec = codec_for("bert_qa_sft", max_length=24, doc_stride=4)
     row = next(row for row in rows_of("squad/train") if len(codec.encode([row], training=True)) > 2)
@@ -193,21 +127,6 @@ def test_only_a_window_without_its_answer_may_be_labelled_with_none():
     assert 0 < sum(held) < len(held)
     assert held == [feature.target != (0, 0) for feature in features]
     assert [codec.label_is_target(row, feature, torch.tensor([0, 0])) for feature in features] == [not one for one in held]
-
-
-@pytest.mark.parametrize(
-    ("cell_id", "begin", "end"),
-    [
-        ("bert_sa_sft", "[CLS]", "[SEP]"),
-        ("gpt2_sa_sft", "", ""),
-        ("gpt2_sum_sft", "", "<sum>"),
-        ("t5_qa_sft", "", "</s>"),
-        ("t5_sum_sft", "summarize:", "</s>"),  # a prefix belongs to it
-    ],
-)
-def test_a_prompts_frame_by_hand(cell_id, begin, end):
-    codec = codec_for(cell_id)
-    assert [codec.tokenizer.decode(ids) for ids in codec.frame()] == [begin, end]
 
 
 # Scores
@@ -272,14 +191,6 @@ def test_a_bertscore_outside_precision_and_recall_is_found():
     assert not invariants("bert_qa_sft", evaluation)[0]
 
 
-def test_the_majority_class_is_of_the_training_rows_with_any_labels_in_any_column():
-    train = [{"label": 1}, {"label": 1}, {"label": 0}]
-    assert scores.majority_class(SA, train, [{"label": 0}, {"label": 1}]) == ("accuracy", [0.0, 100.0])
-    task = replace(SA, columns={**SA.columns, "verdict": int}, target="verdict", labels=("no", "perhaps", "yes"))
-    train = [{"verdict": 2}, {"verdict": 0}, {"verdict": 2}]
-    assert scores.majority_class(task, train, [{"verdict": 2}, {"verdict": 1}]) == ("accuracy", [100.0, 0.0])
-
-
 def test_a_random_span_is_of_the_answers_length_and_a_lead_the_first_sentence():
     answer = {"text": ["red car"], "answer_start": [2]}
     test = [{"context": "a red car", "answers": answer}] * 6
@@ -290,12 +201,3 @@ def test_a_random_span_is_of_the_answers_length_and_a_lead_the_first_sentence():
     assert scores.random_span(QA, [{"context": "", "answers": answer}], test)[1] == points
     row = {"article": "fire hits dover . police come .", "highlights": "fire hits dover"}
     assert scores.lead_sentence(SUM, [], [row]) == ("rougeL", [100.0])
-
-
-def test_qlora_keeps_t5s_wo_in_fp32_and_the_audit_knows():
-    evidence = evidence_from(trainer_of("t5_sa_qlora", REVIEWS, max_steps=1))
-    passed, detail = before.quantized_as_declared(evidence)
-    assert passed, detail
-    wo = [module for name, module in evidence.model.named_modules() if name.endswith(".wo")]
-    assert wo
-    assert not any(isinstance(module, bnb.nn.Linear4bit) for module in wo)

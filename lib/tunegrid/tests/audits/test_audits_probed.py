@@ -3,27 +3,21 @@
 import json
 import math
 import shutil
-from copy import copy
 from dataclasses import replace
 from functools import cache
 
 import bitsandbytes as bnb
 import pytest
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from benchmarks.plants.patches import training as patches
-from benchmarks.plants.plant import Planting
 from tunegrid.audits import before, computation, scores, training
 from tunegrid.codecs.base import Feature
 from tunegrid.data.splits import Splits
-from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.methods import LORA, Lora
 from tunegrid.grid.recipes import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.run import probe
-from tunegrid.run.build import matching_keys, weight_files
 from tunegrid.run.probe import (
     distance,
     gradients_of,
@@ -125,15 +119,6 @@ def test_gradients_of_a_padded_batch_leave_out_the_padding():
 # Alone and in a batch
 
 
-def test_gradients_that_do_not_add_up_are_caught(monkeypatch):
-    evidence = evidence_of("bert_qa_sft")
-    passed, detail = computation.rows_alone_as_in_batch(evidence)
-    assert passed, detail
-    hook = evidence.model.qa_outputs.weight.register_hook(lambda gradient: gradient.clamp(-1e-3, 1e-3))
-    assert not computation.rows_alone_as_in_batch(replace(evidence))[0]
-    hook.remove()
-
-
 def test_a_relu_that_rounding_turns_in_one_batch_is_no_gap(monkeypatch):
     evidence = evidence_of("t5_sa_lora")
     wide, token = evidence.model.get_submodule("base_model.model.encoder.block.2.layer.1.DenseReluDense.wi"), []
@@ -150,13 +135,6 @@ def test_a_relu_that_rounding_turns_in_one_batch_is_no_gap(monkeypatch):
     assert not computation.rows_alone_as_in_batch(replace(evidence))[0]
 
 
-def test_without_room_for_two_rows_gradients_are_not_added():
-    one = altered(shared("gpt2_sa_lora"), micro_batch=1)
-    assert computation.rows_alone_as_in_batch(one)[0]
-    assert one.probe.gap is None
-    assert computation.predicting_twice_is_the_same(one) == (True, "bit for bit")
-
-
 # Gradients
 
 
@@ -169,25 +147,7 @@ def test_a_parameter_of_a_module_that_nobody_calls_may_be_without_a_gradient():
     assert detail == f"{len(trainer.parameters) - 2} of {len(trainer.parameters)} tensors"
 
 
-def test_a_bias_of_position_without_a_gradient_is_named():
-    trainer = trainer_of("t5_sa_sft", rows_of("amazon_polarity/train")[:24], max_steps=2)
-    name, module = next((n, m) for n, m in trainer.model.named_modules() if n.endswith("relative_attention_bias"))
-    module.register_forward_hook(lambda module, inputs, output: output.detach())
-    passed, detail = computation.gradients_reach(evidence_from(trainer, run=True))
-    assert not passed
-    assert detail.endswith(f"1 get none: {name}.weight")
-
-
 # Adapters
-
-
-def test_an_adapter_that_is_switched_off_adds_something_else():
-    evidence = evidence_of("gpt2_sa_lora")
-    assert evidence.probe.together
-    with evidence.model.disable_adapter():
-        passed, detail = computation.adapters_add_as_declared(evidence)
-    assert not passed
-    assert detail.startswith("3 layers; 3 add something else: base_model.model.transformer.h.0.attn.c_attn")
 
 
 @pytest.mark.parametrize("training", [torch.float32, torch.float16, torch.bfloat16])
@@ -211,13 +171,6 @@ def test_digits_tell_the_type_that_numbers_were_computed_in(number, kind):
     assert type_of_digits(torch.tensor([0.5, number])) == kind
 
 
-def test_an_output_row_that_stays_behind_its_trained_token_is_caught():
-    evidence = evidence_of("gpt2_sum_qlora")
-    base = evidence.model.get_base_model()
-    base.lm_head = base.lm_head.token_adapter.base_layer  # the pretrained rows, as if PEFT had not tied them
-    assert not computation.output_follows_trained_tokens(replace(evidence))[0]
-
-
 # Dropout
 
 
@@ -234,38 +187,6 @@ def test_attentions_dropout_is_seen_by_its_effect():
     assert passed
     # the embeddings', two a layer and the classifier's are modules; attention's is handed on as a number
     assert detail == "8 drop what they declare, 3 by their effect"
-
-
-def test_another_rate_than_the_declared_one_is_named():
-    evidence = with_rate(evidence_of("bert_sa_sft"), 0.3)
-    module = evidence.model.bert.embeddings.dropout
-    module.forward = lambda states: nn.functional.dropout(states, 0.1, module.training)
-    passed, detail = computation.dropout_drops(evidence)
-    assert not passed
-    assert detail == "1 drop another share than declared ['bert.embeddings.dropout'], without effect: none"
-
-
-def test_dropout_that_stays_at_work_in_evaluation_is_caught():
-    evidence = with_rate(evidence_of("bert_sa_sft"), 0.1)
-    assert computation.predicting_twice_is_the_same(evidence) == (True, "bit for bit")
-    evidence.model.bert.pooler.register_forward_hook(lambda module, inputs, output: nn.functional.dropout(output, 0.1))
-    assert not computation.predicting_twice_is_the_same(replace(evidence))[0]
-
-
-# Generation
-
-
-def test_a_decoder_that_sees_the_future_is_caught():
-    evidence = evidence_of("t5_sum_lora")
-    evidence.model.get_base_model().decoder.register_forward_hook(look_ahead)
-    assert not computation.decoder_sees_no_future(evidence)[0]
-
-
-def look_ahead(module, inputs, output):
-    """Each place gets some of the state of the next one."""
-    states = output.last_hidden_state
-    output.last_hidden_state = states + 0.1 * states.roll(-1, dims=1)
-    return output
 
 
 # What an update was
@@ -303,37 +224,6 @@ def test_every_group_follows_the_schedule():
     assert said == (False, "parameter group 2 does not follow the schedule")
 
 
-def test_a_mean_of_micro_batch_means_is_caught(monkeypatch):
-    evidence = shared("gpt2_sa_sft")  # three rows and one
-    targets = evidence.codec.targets
-    monkeypatch.setattr(evidence.trainer, "divisors", lambda batches: [len(batches) * targets(b) for b in batches])
-    passed, detail = training.loss_is_mean_over_accumulation(evidence)
-    assert not passed, detail
-
-
-def test_what_trains_in_bf16_is_named_and_so_are_moments():
-    evidence = evidence_of("gpt2_sa_lora")
-    assert training.trains_in_fp32(evidence)[0]
-    parameter = evidence.trainer.trained[0]
-    state = evidence.trainer.optimizer.state[parameter]
-    state["exp_avg"] = state["exp_avg"].bfloat16()
-    assert training.trains_in_fp32(evidence)[1].count("; 1 have other types: exp_avg of ")
-    state["exp_avg"], parameter.data = state["exp_avg"].float(), parameter.data.bfloat16()
-    passed, detail = training.trains_in_fp32(evidence)
-    assert not passed
-    assert detail.endswith("lora_A.default.weight is bfloat16")
-
-
-def test_moments_may_be_packed_by_an_optimizer_that_is_made_for_it():
-    evidence = evidence_of("bert_qa_qlora", optim="adamw_bnb_8bit")
-    states = evidence.trainer.optimizer.state
-    assert {state["state1"].dtype for state in states.values()} == {torch.uint8, torch.float32}
-    assert training.trains_in_fp32(evidence)[0]
-    name, state = next((n, states[p]) for n, p in evidence.trainer.stepped.items() if "qmap2" in states.get(p, {}))
-    state["qmap2"] = state["qmap1"]  # -1 to 1
-    assert training.trains_in_fp32(evidence)[1].endswith(f"; 1 are packed with negative levels, of: {name}")
-
-
 # Packed weights
 
 
@@ -346,22 +236,6 @@ def test_nf4_by_hand():
     assert rounded[1, 0] == -1.0
     assert not rounded[0, 3:].any()
     assert not rounded[1, 1:].any()
-
-
-def test_a_tensor_is_found_by_the_end_of_its_name():
-    files = tuple(weight_files(cell_of("bert_sa_lora")))
-    query = "bert.encoder.layer.1.attention.self.query.weight"
-    assert matching_keys(f"base_model.model.{query.replace('query', 'query.base_layer')}", files) == [query]
-    assert matching_keys(f"decoder.{query.replace('attention', 'crossattention')}", files) == [query]
-    assert matching_keys("a.unknown", files) == []
-
-
-@pytest.mark.parametrize("cell_id", STUDY_IDS)
-def test_every_cells_weights_are_those_of_their_names(cell_id):
-    evidence = evidence_of(cell_id, steps=0)
-    assert before.checkpoint_loaded(evidence)[0], before.checkpoint_loaded(evidence)
-    packed = before.packed_from_checkpoint(evidence)
-    assert (packed is not None and packed[0]) == (evidence.cell.quantization is not None), packed
 
 
 @pytest.mark.parametrize(
@@ -381,32 +255,6 @@ def test_layers_of_the_checkpoint_that_its_config_leaves_out_are_named(tmp_path,
     passed, detail = before.checkpoint_loaded(evidence_from(trainer_for(cell, train_rows(cell_id)[:2])))
     assert not passed
     assert detail.startswith(f"the checkpoint has {missing}, which the model leaves out")
-
-
-def test_two_layers_that_traded_places_are_named():
-    evidence = evidence_of("t5_sum_qlora")
-    layers = {name: m for name, m in evidence.model.named_modules() if name.endswith(("SelfAttention.q.base_layer",))}
-    first, second = list(layers.values())[:2]
-    first.weight, second.weight = second.weight, first.weight
-    passed, detail = before.packed_from_checkpoint(evidence)
-    assert not passed
-    assert "; 2 have other weights than the checkpoint's of their name: " in detail
-    assert "SelfAttention.q (" in detail
-
-
-# Targets
-
-
-def test_one_answer_in_three_labelled_as_in_no_window_is_caught():
-    evidence = replace(shared("gpt2_qa_sft"), splits=QUESTIONS)
-    assert before.answers_at_annotated_start(evidence)[0]
-    features = [replace(f, target=(0, 0)) if i % 3 == 1 else f for i, f in enumerate(evidence.trainer.features)]
-    trainer = copy(evidence.trainer)
-    trainer.features = features
-    passed, detail = before.answers_at_annotated_start(replace(evidence, trainer=trainer))
-    assert not passed
-    assert detail.endswith("; 8 windows hold an answer that is not labelled, of row 1 first")
-    assert not before.labels_are_targets(replace(evidence, trainer=trainer))[0]
 
 
 # Characters of tokens
@@ -435,48 +283,6 @@ def test_a_row_with_letters_beyond_ascii_is_no_fault():
 # Bugs of libraries that no baseline is needed to see
 
 
-def test_small_moments_that_are_packed_are_named(monkeypatch):
-    passed, detail = training.trains_in_fp32(evidence_of("bert_qa_qlora"))
-    assert passed, detail
-    patches.everything_in_8_bits(Planting(monkeypatch))
-    passed, detail = training.trains_in_fp32(evidence_of("bert_qa_qlora"))
-    assert not passed
-    assert detail.startswith("the optimizer leaves small moments in fp32; ")
-
-
-@pytest.mark.parametrize("cell_id", ["gpt2_sum_lora", "gpt2_sum_sft"])
-def test_rows_that_are_overwritten_where_the_vocabulary_grows_are_named(cell_id):
-    evidence = evidence_of(cell_id, steps=0)
-    assert before.checkpoint_loaded(evidence)[0]
-    with torch.no_grad():
-        embedding = next(p for name, p in evidence.trainer.parameters.items() if ".wte." in name and p.ndim == 2 and len(p) > 1)
-        embedding[3] = 0
-        embedding[-1] = 0  # the new token's own
-    passed, detail = before.checkpoint_loaded(evidence)
-    assert not passed
-    assert detail == "1 rows of the embedding, which grew by a token, are not the checkpoint's: row 3 first"
-
-
-def test_a_cast_that_outlives_an_evaluation_is_named(monkeypatch):
-    evidence = replace(shared("gpt2_sa_lora"))
-    assert computation.gradients_survive_evaluation(evidence)[0]
-    patches.casts_outlive_no_grad(plant := Planting(monkeypatch))
-    assert not computation.gradients_survive_evaluation(replace(evidence))[0]
-    assert plant.acts
-
-
-def test_a_scale_that_is_not_set_back_is_named_and_set_back(monkeypatch):
-    evidence = shared("bert_sa_lora")
-    flags = {name: p.requires_grad for name, p in evidence.trainer.parameters.items()}
-    assert computation.adapter_survives_its_switches(replace(evidence))[0]
-    monkeypatch.setattr(LoraLayer, "unscale_layer", lambda layer: None)
-    passed, detail = computation.adapter_survives_its_switches(replace(evidence))
-    assert not passed
-    assert "logits differ by" in detail
-    assert before.adapters_where_declared(evidence)[0]  # the scale among its facts
-    assert {name: p.requires_grad for name, p in evidence.trainer.parameters.items()} == flags
-
-
 def test_ranks_and_scales_of_patterns_are_declared_by_layer():
     patterns = {"rank_pattern": {"value": 4}, "alpha_pattern": {"self.value": 64, "key": 1}}
     cell = replace(cell_of("bert_qa_lora"), method=Lora(id="p", name="p", options=patterns))  # rank 8, alpha 32
@@ -484,10 +290,3 @@ def test_ranks_and_scales_of_patterns_are_declared_by_layer():
     facts = [cell.method.declared_facts(cell, name) for name in names]
     assert facts == [("rank 4", "scale 16"), ("rank 4", "scale 8"), ("rank 8", "scale 4"), ("rank 8", "scale 0.125")]
     assert LORA.declared_facts(cell, names[0]) == ("rank 8", "scale 4")
-
-
-def test_moments_without_their_correction_are_named(monkeypatch):
-    passed, detail = training.optimizer_steps_as_defined(shared("gpt2_sum_lora"))
-    assert passed, detail
-    patches.moments_without_correction(Planting(monkeypatch))
-    assert not training.optimizer_steps_as_defined(evidence_of("gpt2_sa_sft"))[0]

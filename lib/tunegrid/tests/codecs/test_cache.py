@@ -1,5 +1,4 @@
 import resource
-import tracemalloc
 from dataclasses import replace
 
 import pyarrow as pa
@@ -7,11 +6,10 @@ import pytest
 
 from tunegrid.codecs import features as cache
 from tunegrid.codecs.base import Feature
-from tunegrid.codecs.extract import Window
 from tunegrid.codecs.features import cache_key, features_of, lengths_of
 from tunegrid.run.prepare import codec_of
 from tunegrid.tests.processes import apart
-from tunegrid.tests.small import cell_of, rows_of, tokenizer_of, train_rows
+from tunegrid.tests.small import cell_of, tokenizer_of, train_rows
 
 CELLS = ["bert_sa_lora", "bert_qa_sft", "gpt2_qa_lora", "gpt2_sum_sft", "t5_sum_lora"]
 
@@ -51,19 +49,6 @@ def test_methods_of_a_triple_share_features_in_memory_and_another_class_does_not
 
     lengths = [len(features_of(codec_that(n)(sft.cell, sft.tokenizer), rows, training=True)[0].input_ids) for n in (0, 1, 2)]
     assert lengths == [len(features[0].input_ids) - n for n in (0, 1, 2)]
-
-
-def test_memory_holds_so_many_lists_and_no_more(monkeypatch):
-    codec, rows = codec_with(None, "bert_sa_lora"), rows_of("amazon_polarity/train")[20:40]  # of no other test
-    first, second, *_ = (features_of(codec, rows[n:], training=True) for n in range(cache.SHARED))
-    assert features_of(codec, rows, training=True) is first
-    assert len(features_of(codec, rows[-1:], training=True)) == 1  # one list more than there is room for
-    assert features_of(codec, rows[1:], training=True) is second
-    again = features_of(codec, rows, training=True)
-    assert again == first
-    assert again is not first
-    monkeypatch.setattr(cache, "LARGEST", len(rows) - 1)
-    assert features_of(codec, rows, training=False) is not features_of(codec, rows, training=False)
 
 
 def test_methods_of_a_triple_share_a_file_and_anything_else_does_not(tmp_path, monkeypatch):
@@ -114,25 +99,11 @@ def features_on_a_full_disk(folder):
     return kept_features(folder)
 
 
-def test_two_processes_at_once_get_the_same_features(tmp_path):
-    one, other = apart(kept_features, tmp_path, times=2)
-    assert one == other != []
-    assert len(list(tmp_path.glob("*.arrow"))) == 1
-
-
 def kept_features(folder):
     return list(features_of(codec_with(folder, "bert_qa_sft"), rows_for("bert_qa_sft"), training=True))
 
 
 # What is stored
-
-
-@pytest.mark.parametrize("block", [1, 7, 1000])
-@pytest.mark.parametrize("cell_id", CELLS)
-def test_rows_encoded_in_blocks_give_the_features_of_all(tmp_path, monkeypatch, cell_id, block):
-    monkeypatch.setattr(cache, "BLOCK", block)
-    codec, rows = codec_with(tmp_path, cell_id), rows_for(cell_id)
-    assert list(features_of(codec, rows, training=True)) == codec.encode(rows, training=True)
 
 
 def kept(tmp_path, cell_id, features):
@@ -144,17 +115,6 @@ def kept(tmp_path, cell_id, features):
             return [replace(features[int(row)], example=i) for i, row in enumerate(rows)]
 
     return features_of(Given(codec.cell, codec.tokenizer), [str(i) for i in range(len(features))], training=True)
-
-
-def test_stored_features_are_a_sequence(tmp_path):
-    features = [Feature(example=i, input_ids=[i] * (1 + i % 3), target=i % 2) for i in range(2500)]  # three blocks
-    stored = kept(tmp_path, "bert_sa_lora", features)
-    assert len(stored) == 2500
-    assert list(stored) == features
-    assert (stored[-1], stored[999:1002]) == (features[-1], features[999:1002])
-    assert list(lengths_of(stored)) == lengths_of(features) == [len(feature.input_ids) for feature in features]
-    with pytest.raises(IndexError):
-        stored[2500]
 
 
 @pytest.mark.parametrize(
@@ -170,27 +130,3 @@ def test_features_come_back_as_they_were(tmp_path, features):
     stored = kept(tmp_path, "bert_sa_lora", features)
     assert list(stored) == features
     assert list(lengths_of(stored)) == [len(feature.input_ids) for feature in features]
-
-
-def windows(count, tokens=384):
-    """Windows as long as SQuAD's are at most; in memory, there is one."""
-    window = Window(shift=14, offsets=[(5 * i, 5 * i + 4) for i in range(tokens - 15)])
-    return [Feature(example=0, input_ids=list(range(1000, 1000 + tokens)), target=(20, 22), extra=window)] * count
-
-
-def peak_of(call):
-    """What Python holds after a call, and held at most."""
-    tracemalloc.start()
-    answer = call()
-    held, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    del answer
-    return held, peak
-
-
-def test_writing_windows_holds_a_block_of_them_and_reading_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "BLOCK", 200)
-    kept(tmp_path, "bert_qa_sft", windows(10))  # imports
-    held, peak = peak_of(lambda: kept(tmp_path / "other", "bert_qa_sft", windows(2000)))
-    assert held < 2e6
-    assert peak < 40e6  # 2,000 windows as lists of numbers take 60 MB

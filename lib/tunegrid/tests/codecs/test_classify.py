@@ -1,18 +1,16 @@
 import math
 from dataclasses import replace
 from itertools import product
-from random import Random
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tunegrid.codecs.base import SyntheticTokenizer
 from tunegrid.codecs.classify import longest_first
 from tunegrid.errors import InputError
 from tunegrid.grid.tasks import Problem, Task
 from tunegrid.run.prepare import codec_of
-from tunegrid.tests.small import CPU, cell_of, codec_for, model_of, tokenizer_of
+from tunegrid.tests.small import CPU, cell_of, codec_for, tokenizer_of
 
 NLI = Task(
     id="nli",
@@ -54,13 +52,6 @@ def test_the_studys_columns_are_read_and_special_tokens_survive_the_cut(cell_id,
     assert codec.tokenizer.convert_ids_to_tokens(feature.input_ids) == tokens.split()
 
 
-def test_an_empty_title_leaves_no_line_break():
-    codec = codec_for("gpt2_sa_sft")
-    assert codec.text(CABLE) == "poor cable ."
-    assert codec.text(LAMP) == "my lamp\nthe lamp is great . it is great ."
-    assert nli_codec("gpt2", prefix="dover : ").text(PAIR) == "dover : the bridge in dover came down ."
-
-
 @pytest.mark.parametrize("backbone", ["bert", "gpt2", "t5"])
 def test_padding_is_on_the_right_and_masked(backbone):
     codec = codec_for(f"{backbone}_sa_sft")
@@ -69,23 +60,6 @@ def test_padding_is_on_the_right_and_masked(backbone):
     assert batch["attention_mask"][1].tolist() == [1] * length + [0] * (batch["input_ids"].shape[1] - length)
     assert set(batch["input_ids"][1, length:].tolist()) == {codec.pad_id}
     assert batch["labels"].tolist() == [1, 0]
-
-
-@pytest.mark.parametrize("cell_id", ["bert_sa_lora", "bert_sa_sft", "gpt2_sa_sft", "t5_sa_sft"])
-def test_padding_does_not_change_the_logits(cell_id):
-    codec, model = codec_for(cell_id), model_of(cell_id).eval()
-    long, short = codec.encode([LAMP, CABLE], training=False)
-    inputs = [{k: v for k, v in codec.collate(features).items() if k != "labels"} for features in ([long, short], [short])]
-    with torch.inference_mode():
-        padded, alone = (model(**batch).logits[-1] for batch in inputs)
-    torch.testing.assert_close(padded, alone, atol=1e-5, rtol=1e-5)
-
-
-def test_the_loss_is_summed_over_rows():
-    codec = codec_for("bert_sa_sft")
-    batch = codec.collate(codec.encode([LAMP, CABLE, LAMP], training=True))
-    assert codec.targets(batch) == 3
-    assert float(codec.loss(Undecided(), batch)) == pytest.approx(3 * math.log(2))
 
 
 def test_predictions_are_the_label_and_its_loss_a_row():
@@ -145,27 +119,6 @@ def test_the_longer_text_is_cut_first_and_no_room_is_wasted():
         kept, other = longest_first(first, second, room)
         assert kept + other == min(room, first + second)
         assert (kept <= first, other <= second) == (True, True)
-
-
-def test_padding_two_texts_does_not_change_the_logits_of_three_labels():
-    codec, model = nli_codec("bert"), model_of("bert_sa_sft").eval()
-    model.classifier = torch.nn.Linear(model.config.hidden_size, 3)
-    longer = PAIR | {"premise": PAIR["premise"] * 2, "gold": 1}
-    rows = [longer, PAIR]
-    features = codec.encode(rows, training=False)
-    beside = codec.decode(rows, features, codec.predict(model, features, CPU))[1]
-    alone = codec.decode(rows[1:], features[1:], codec.predict(model, features[1:], CPU))[0]
-    assert beside.value == alone.value in range(3)
-    assert beside.loss == pytest.approx(alone.loss, abs=1e-5)
-
-
-def test_synthetic_pairs_fill_the_length_and_have_every_label():
-    cell = replace(cell_of("bert_sa_sft", text=(), max_length=21), task=NLI)
-    codec, rng = codec_of(cell, SyntheticTokenizer(cell.backbone)), Random(0)
-    features = [codec.synthetic(rng) for _ in range(30)]
-    assert {len(feature.input_ids) for feature in features} == {21}
-    assert {feature.extra for feature in features} == {1 + 9 + 1}  # [CLS], half of 18, [SEP]
-    assert {feature.target for feature in features} == {0, 1, 2}
 
 
 def test_what_a_text_cannot_be_put_into_is_refused():

@@ -3,21 +3,12 @@
 from dataclasses import replace
 
 import pytest
-import transformers as hf
 
-from tunegrid.codecs.architectures import BertToBert, architecture
+from tunegrid.codecs.architectures import architecture
 from tunegrid.errors import InputError
-from tunegrid.grid.backbones import Head, Layout
-from tunegrid.grid.cells import STUDY, STUDY_IDS
-from tunegrid.grid.recipes import FULL_PROFILE
-from tunegrid.run.prepare import CODECS, codec_of
+from tunegrid.grid.backbones import Layout
+from tunegrid.run.prepare import codec_of
 from tunegrid.tests.small import cell_of, tokenizer_of
-
-
-@pytest.mark.parametrize("cell_id", STUDY_IDS)
-def test_every_cell_of_the_study_has_a_codec(cell_id):
-    cell = STUDY.cell(cell_id, FULL_PROFILE)
-    assert (cell.task.problem, cell.head.layout) in CODECS
 
 
 @pytest.mark.parametrize(
@@ -46,19 +37,6 @@ def test_a_causal_recipe_that_generates_more_than_it_has_room_for_is_refused():
     with pytest.raises(InputError, match="leaves room for 27 tokens behind a source, but generates up to 28"):
         codec_of(cell_of("gpt2_sum_sft", **changes), tokenizer_of("gpt2_sum_sft"))
     codec_of(cell_of("t5_sum_sft", max_target_length=27), tokenizer_of("t5_sum_sft"))  # the source takes no room of a text
-
-
-def test_a_separated_head_without_a_token_of_its_own_has_the_end_token_between():
-    cell, tokenizer = cell_of("gpt2_sum_sft"), tokenizer_of("gpt2_sum_sft")
-    codec = codec_of(replace(cell, head=Head(architecture="GPT2LMHeadModel", layout=Layout.SEPARATED)), tokenizer)
-    feature = codec.encode([{"article": "a b", "highlights": "c", "id": "1"}], training=True)[0]
-    assert feature.input_ids[-1] == feature.target[-1] == tokenizer.eos_token_id
-
-
-def test_an_architecture_is_ours_transformers_or_a_class():
-    assert architecture("BertToBert") is BertToBert
-    assert architecture("LlamaForCausalLM") is hf.LlamaForCausalLM
-    assert architecture(hf.BertModel) is hf.BertModel
 
 
 def test_an_unknown_architecture_is_refused_with_the_nearest():

@@ -1,6 +1,5 @@
 """Conversations: tokens are the template's own, the loss is on what the assistant says, the oldest turns go first."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -74,37 +73,6 @@ def test_a_long_conversation_loses_its_oldest_turns_and_then_the_prompts_end():
     assert "clara" not in told(room - 1)
     assert "tea was served" in told(room - 1)
     assert "and anna ?" in told(room - 1)
-
-
-def test_a_prompt_that_is_too_long_by_itself_loses_its_end():
-    codec = codec_with("chatml", CHAT)
-    ids = feature_of(codec, SYSTEM, *SAID[:2], ("user", "and anna ? " * 40), SAID[3]).input_ids
-    assert len(ids) == codec.recipe.max_length - codec.max_target_length
-    text = codec.tokenizer.decode(ids)
-    assert text.startswith("<|im_start|>system\ntea was served .<|im_end|>\n<|im_start|>user\nand anna ?")
-    assert text.endswith("<|im_end|>\n<|im_start|>assistant\n")
-
-
-def test_the_audits_check_sees_another_conversations_replies():
-    codec, row = codec_with("chatml", CHAT), last_exchange(turns(*SAID), "here")
-    feature = feature_of(codec, *SAID)
-    [label] = codec.collate([feature])["labels"]
-    assert codec.label_is_target(row, feature, label)
-    assert not codec.label_is_target({**row, "reply": "tea ."}, feature, label)
-    assert not codec.label_is_target({**row, "history": turns(SAID[0], ("assistant", "tea ."))}, feature, label)
-    prompted = torch.where(label == IGNORED, torch.tensor([*feature.input_ids, *feature.target]), label)
-    assert not codec.label_is_target(row, feature, prompted)
-
-
-def test_stored_features_are_equal_and_the_frame_holds_with_and_without_a_system():
-    codec = codec_with("chatml", CHAT)
-    begin, end = codec.frame()
-    assert codec.tokenizer.decode(begin) == "<|im_start|>system\n"
-    for said in (SAID, (SYSTEM, *SAID)):
-        feature = feature_of(codec, *said)
-        ids = feature.input_ids
-        assert (ids[: len(begin)], ids[len(ids) - len(end) :]) == (begin, end)
-        assert codec.restored(json.loads(json.dumps(vars(feature)))) == feature
 
 
 # Rows

@@ -1,17 +1,10 @@
-import math
-from dataclasses import replace
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from tunegrid.codecs.extract import MAX_ANSWER_TOKENS, Window, best_span
 from tunegrid.errors import InputError
-from tunegrid.grid.tasks import QA
-from tunegrid.run.prepare import codec_of
-from tunegrid.tests.small import CPU, cell_of, codec_for, rows_of, tokenizer_of
+from tunegrid.tests.small import codec_for
 
-BACKBONES = ("bert", "gpt2", "t5")
 TWICE = {
     "context": "anna was born in dover . she moved to upton . clara was born in dover .",
     "question": "where was clara born ?",
@@ -40,14 +33,6 @@ def text(row, window):
     return row["context"][window.offsets[0][0] : window.offsets[-1][1]].split()
 
 
-class Rising(torch.nn.Module):
-    """Scores grow with the place: if nothing forbids it, the best span is the last token, padding or not."""
-
-    def forward(self, input_ids, **rest):
-        scores = torch.arange(input_ids.shape[1]).expand(input_ids.shape).float()
-        return SimpleNamespace(start_logits=scores, end_logits=scores)
-
-
 # "dover" is word 15 of the context, counted from 0; the question has 5 words.
 @pytest.mark.parametrize(("backbone", "position"), [("bert", 1 + 5 + 1 + 15), ("gpt2", 5 + 1 + 15), ("t5", 5 + 1 + 15)])
 def test_the_annotated_occurrence_is_the_target_not_the_first(backbone, position):
@@ -67,17 +52,6 @@ def test_question_separator_context(backbone, start, between, end):
     [feature] = codec.encode([TWICE], training=True)
     tokens = codec.tokenizer.convert_ids_to_tokens(feature.input_ids)
     assert (tokens[0], tokens[feature.extra.shift - 1], tokens[-1]) == (start, between, end)
-
-
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_targets_decode_to_the_answers_of_real_rows(backbone):
-    codec = codec_for(f"{backbone}_qa_sft")
-    rows = rows_of("squad/train")[:200]
-    for feature in codec.encode(rows, training=True):
-        if feature.target != (0, 0):
-            row = rows[feature.example]
-            [prediction] = codec.decode([row], [replace(feature, example=0)], [(0.0, *feature.target)])
-            assert prediction.value == row["answers"]["text"][0]
 
 
 def test_bert_tells_question_and_context_apart_by_segment():
@@ -120,14 +94,6 @@ def test_a_window_points_to_the_whole_answer_or_to_its_first_token(row, targets)
         assert [feature.target for feature in codec.encode([row], training=training)] == targets
 
 
-def test_a_window_says_its_piece_of_the_context_and_where_the_answer_stands():
-    codec, row = codec_for("bert_qa_sft", max_length=15, doc_stride=4), counting(12, 0)
-    first, last = codec.encode([row], training=True)
-    assert codec.window(row, last) == ("1923 1924 1925 1926 1927 1928 1929 1930 1931 1932",) * 2
-    assert codec.labelled_tokens(first) == ((0, 4), (0, 4))  # "1921"
-    assert codec.labelled_tokens(last) is None
-
-
 def test_rows_whose_answer_no_window_holds_are_scored_but_not_trained_on():
     codec = codec_for("t5_qa_sft", max_length=14)  # when ? EOS + 10 years + EOS, the rest is cut
     rows = [counting(12, 11), counting(12, 9)]
@@ -144,15 +110,6 @@ def test_a_row_takes_the_best_of_its_own_windows_however_they_are_interleaved():
     assert [prediction.value for prediction in predictions] == ["1928 1929", "1927 1928"]
 
 
-def test_best_span_is_the_best_allowed_pair():
-    # context at 1-3. (2, 1) would be 4 + 3 = 7 but ends before it starts; 0 and 4 are outside: 4 + 2 = 6 is left.
-    starts, ends = torch.tensor([99.0, 0, 4, 1, 99]), torch.tensor([99.0, 3, 2, 0, 99])
-    assert best_span(starts, ends, Window(shift=1, offsets=[(0, 1)] * 3)) == (6.0, 2, 2)
-    starts, ends = torch.zeros(31), torch.zeros(31)
-    starts[0], ends[30], ends[29] = 5, 4, 3  # 31 tokens for 9, 30 tokens for 8
-    assert best_span(starts, ends, Window(shift=0, offsets=[(0, 1)] * 31)) == (8.0, 0, 29)
-
-
 def test_best_span_is_what_trying_every_pair_finds():
     """Over contexts shorter and longer than an answer may be; of equal pairs the first one."""
     for size in (1, 2, 29, 30, 31, 70):
@@ -161,41 +118,6 @@ def test_best_span_is_what_trying_every_pair_finds():
         first, last = max(pairs, key=lambda pair: starts[pair[0]] + ends[pair[1]])
         window = Window(shift=3, offsets=[(0, 1)] * size)
         assert best_span(starts, ends, window) == (starts[first] + ends[last], first, last)
-
-
-def test_predictions_lie_in_the_context_not_in_separator_or_padding():
-    codec = codec_for("bert_qa_sft")
-    features = codec.encode([TWICE, TOWN], training=False)
-    # [CLS] + 5 + [SEP] + 17 words, and [CLS] + 4 + [SEP] + 4 words: the last context tokens are 23 and 9
-    assert [span[:3] for span in codec.predict(Rising(), features, CPU)] == [(46.0, 23, 23), (18.0, 9, 9)]
-
-
-def test_padding_takes_no_part_in_the_loss():
-    codec = codec_for("bert_qa_sft")
-    long, short = codec.encode([TWICE, TOWN], training=True)
-    alone = [float(codec.loss(Rising(), codec.collate([feature]))) for feature in (long, short)]
-    assert float(codec.loss(Rising(), codec.collate([long, short]))) == pytest.approx(sum(alone))
-
-
-def test_the_loss_is_the_mean_of_start_and_end_summed_over_windows():
-    codec = codec_for("t5_qa_sft")
-    batch = codec.collate(codec.encode([TOWN, TOWN], training=True))
-    even = torch.zeros(batch["input_ids"].shape)
-    assert codec.targets(batch) == 2
-    assert float(codec.loss(lambda **_: SimpleNamespace(start_logits=even, end_logits=even), batch)) == pytest.approx(
-        2 * math.log(10)
-    )  # 4 + EOS + 4 + EOS
-
-
-def test_any_columns_may_hold_question_context_and_answers():
-    columns = {"ask": str, "passage": str, "spans": dict}
-    task = replace(QA, columns=columns, text=("ask",), text_pair=("passage",), target="spans")
-    codec = codec_of(replace(cell_of("bert_qa_sft"), task=task), tokenizer_of("bert_qa_sft"))
-    row = {"ask": TWICE["question"], "passage": TWICE["context"], "spans": TWICE["answers"]}
-    [feature] = codec.encode([row], training=True)
-    [wanted] = codec_for("bert_qa_sft").encode([TWICE], training=True)
-    assert feature == wanted
-    assert codec.decode([row], [feature], [(0.0, 7, 11)])[0].value == "anna was born in dover"
 
 
 def test_a_question_that_fills_the_whole_length_is_refused():

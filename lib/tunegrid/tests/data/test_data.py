@@ -1,7 +1,6 @@
 """Rows are read alike from every kind of file, split without leaks, and refused in one sentence that names them."""
 
 import json
-import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -10,8 +9,7 @@ from tunegrid.data import sources
 from tunegrid.data.sources import StoredRows, tables
 from tunegrid.data.splits import check_row, load_splits
 from tunegrid.errors import InputError
-from tunegrid.grid.cells import STUDY
-from tunegrid.grid.recipes import QUICK_PROFILE, Profile
+from tunegrid.grid.recipes import Profile
 from tunegrid.grid.tasks import QA, SA, SUM, Carve, Problem, Task
 
 
@@ -87,13 +85,6 @@ def test_every_kind_of_file_gives_the_same_rows(stored, kind):
     assert list(by_name["train"].take(range(12))) == questions(4)
     assert list(by_name["validation"].take([2, 0])) == questions(1, first=50)[2::-2]
     assert list(by_name["train"].column("title")) == ["title 0"] * 3 + ["title 1"] * 3 + ["title 2"] * 3 + ["title 3"] * 3
-
-
-@pytest.mark.usefixtures("own_cache")
-@pytest.mark.parametrize("kind", ["parquet", "saved"])
-def test_every_kind_of_file_is_split_alike(stored, kind):
-    same, other = (load_splits(QA, Profile(id="full", data_root=stored[k])).fingerprint for k in ("jsonl", kind))
-    assert same == other
 
 
 def test_a_missing_folder_is_named_with_what_is_there_instead(tmp_path):
@@ -182,12 +173,6 @@ def test_files_that_cannot_be_used_are_refused_in_a_sentence(tmp_path, task, spl
     assert words in refusal(task, put(tmp_path, task, **splits))
 
 
-def test_text_that_is_no_utf_8_is_refused(tmp_path):
-    profile = put(tmp_path, SA)
-    (tmp_path / SA.folder / "train.jsonl").write_bytes(b'{"label": 1, "title": "\xe4", "content": "c"}')
-    assert "train.jsonl, line 1: invalid JSON ('utf-8' codec can't decode byte 0xe4" in refusal(SA, profile)
-
-
 def test_line_separators_inside_a_text_do_not_end_a_row(tmp_path):
     row = REVIEW | {"content": "one\u2028two\u0085three"}
     profile = put(tmp_path, SA, train=json.dumps(row, ensure_ascii=False))
@@ -202,13 +187,6 @@ def test_an_unreachable_hub_is_one_sentence_with_the_way_round_it(monkeypatch):
 
 
 # Large files
-
-
-@pytest.mark.usefixtures("own_cache")
-def test_a_large_file_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "HELD_BYTES", 0)
-    sentence = refusal(SA, put(tmp_path, SA, train=json.dumps(REVIEW) + '\n{"label": 1,'))
-    assert "train.jsonl, line 2: invalid JSON" in sentence
 
 
 @pytest.mark.usefixtures("own_cache")
@@ -227,24 +205,6 @@ def test_rows_that_stay_on_disk_are_the_same_rows_in_the_same_splits(tmp_path, m
     with pytest.raises(IndexError):
         stored.train[42]
     assert (stored.fingerprint, stored.dropped, stored.origins) == (held.fingerprint, held.dropped, held.origins)
-
-
-@pytest.mark.usefixtures("own_cache")
-def test_more_rows_on_disk_take_no_more_than_their_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "HELD_BYTES", 0)
-    monkeypatch.setattr(sources, "BLOCK", 50)
-
-    def peak(count):
-        rows = [row | {"content": f"{row['content']} {100 * 'word '}"} for row in reviews(count // 2, count // 2)]
-        profile = put(tmp_path / str(count), SA, train=rows)
-        tracemalloc.start()
-        load_splits(SA, profile)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return peak
-
-    small, large = peak(200), peak(2200)
-    assert (large - small) / 2000 < 150  # bytes per row, of about 550 of text
 
 
 # Splits
@@ -271,12 +231,6 @@ def test_questions_about_one_article_stay_on_one_side(tmp_path):
     assert splits.test == questions(2, first=50)
 
 
-def test_summaries_keep_the_hubs_splits(tmp_path):
-    rows = [ARTICLE | {"id": str(i), "article": f"Dog {i} ran."} for i in range(3)]
-    splits = load_splits(SUM, put(tmp_path, SUM, train=rows[:1], validation=rows[1:2], test=rows[2:]))
-    assert parts(splits) == (rows[:1], rows[1:2], rows[2:])
-
-
 def test_copies_of_rows_that_score_are_left_out_and_counted(tmp_path):
     def articles(*texts):
         return [ARTICLE | {"article": text} for text in texts]
@@ -287,11 +241,6 @@ def test_copies_of_rows_that_score_are_left_out_and_counted(tmp_path):
     )
     assert [[row["article"] for row in rows] for rows in parts(splits)] == [["c", "c"], ["b b"], ["d", "a"]]
     assert splits.dropped == {"train": 2, "validation": 1}
-
-
-def test_no_row_of_the_micro_world_stands_in_two_splits():
-    dropped = [load_splits(task, QUICK_PROFILE).dropped for task in (SA, QA, SUM)]
-    assert dropped == [{"train": 0, "validation": 0}] * 3
 
 
 def test_own_test_scores_on_the_data_sets_own_rows_and_leaves_them_out_of_train(tmp_path):
@@ -315,13 +264,6 @@ def test_caps_take_the_same_rows_each_time_in_their_order(tmp_path):
     assert parts(once) == parts(again)
     assert [row for row in whole.train if row in once.train] == once.train
     assert load_splits(SA, replace(profile, train_rows=10_000)).fingerprint == load_splits(SA, profile).fingerprint
-
-
-def test_the_three_methods_and_any_seed_see_the_same_rows(tmp_path):
-    profile = put(tmp_path, SA, train=reviews(20, 20))
-    cells = [cell for seed in (0, 1) for cell in STUDY.cells(replace(profile, seed=seed)) if cell.task is SA]
-    assert len({load_splits(cell.task, cell.profile).fingerprint for cell in cells}) == 1
-    assert {cell.method.id for cell in cells} == {"lora", "qlora", "sft"}
 
 
 def test_one_character_changes_the_fingerprint(tmp_path):
@@ -360,17 +302,6 @@ def test_a_task_is_read_and_split_by_its_own_columns(tmp_path):
     splits = load_splits(NLI, put(tmp_path, NLI, train=pairs(10), matched=matched))
     counts = [[sum(row["gold"] == label for row in rows) for label in range(3)] for rows in parts(splits)]
     assert counts == [[8, 8, 8], [2, 2, 2], [1, 1, 1]]
-
-
-def test_questions_and_summaries_may_have_columns_of_other_names():
-    task = replace(QA, columns={"ask": str, "page": str, "spans": dict}, text=("ask",), text_pair=("page",), target="spans")
-    row = {"ask": "what?", "page": "a red car", "spans": {"text": ["red"], "answer_start": [3]}}
-    with pytest.raises(InputError, match="answer 'red' does not stand at answer_start 3, where the context has 'ed '"):
-        check_row(task, row, 0, "rows")
-    brief = replace(SUM, columns={"head": str, "body": str, "gist": str}, text=("head", "body"), target="gist")
-    check_row(brief, {"head": "", "body": "b", "gist": "g"}, 0, "rows")
-    with pytest.raises(InputError, match="'head' and 'body' are empty"):
-        check_row(brief, {"head": "", "body": " ", "gist": "g"}, 0, "rows")
 
 
 @pytest.mark.parametrize(
@@ -425,12 +356,3 @@ def test_a_faulty_row_is_named_by_its_place_and_described(task, row, words):
         check_row(task, row, 7, "rows")
     assert str(caught.value).startswith("rows, row 7")
     assert words in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "row",
-    [{"title": "t", "content": "c"}, REVIEW | {"label": "1"}, REVIEW | {"label": None}, REVIEW | {"label": [1]}, 3],
-    ids=["no label", "label in quotes", "null label", "label in a list", "not an object"],
-)
-def test_one_odd_row_among_many_is_refused_in_a_sentence(tmp_path, row):
-    assert "train.jsonl" in refusal(SA, put(tmp_path, SA, train=[*reviews(20, 20), row]))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tunegrid.instruments.merges import ANY, EITHER, bases_below, packed, the_one
+from tunegrid.instruments.merges import bases_below, packed, the_one
 from tunegrid.run.build import numbers_of
 
 # One block of four numbers, of which 1.0 is the largest. NF4's levels near 0.5 are 0.4407 and 0.5626, near 0.1 they are
@@ -74,18 +74,6 @@ def trained():
     return adapter(four_bit(ORIGINAL), four_bit(ORIGINAL))
 
 
-@pytest.mark.parametrize("delta", [0.05, 0.07])
-def test_what_is_packed_again_takes_a_change_only_beyond_half_a_step(delta):
-    """The middle of the two levels is 0.5017: 0.4407 + 0.05 falls back to 0.4407, 0.4407 + 0.07 goes on to 0.5626."""
-    layer = merged(adapter(four_bit(ORIGINAL), four_bit(ORIGINAL), delta=delta)).adapted
-    assert rounded(numbers_of(layer.weight))[0] == (1.0, 0.4407 if delta == 0.05 else 0.5626)
-
-
-def test_unpacked_and_original_take_the_whole_change():
-    assert rounded(merged(adapter(linear(UNPACKED), linear(UNPACKED))).adapted.weight) == ((1.0, 0.4907), (-1.0, 0.0796))
-    assert rounded(merged(adapter(linear(ORIGINAL), linear(ORIGINAL))).adapted.weight) == ((1.0, 0.55), (-1.0, 0.1))
-
-
 @pytest.mark.parametrize("kind", [linear, conv])
 def test_the_base_below_an_adapter_is_told_by_its_weights(trained, kind):
     levels = numbers_of(four_bit(ORIGINAL).weight).tolist()
@@ -95,20 +83,6 @@ def test_the_base_below_an_adapter_is_told_by_its_weights(trained, kind):
         assert the_one(bases_below(trained, adapter(layer(weight), layer(weight)))) == name
         assert the_one(bases_below(trained, merged(adapter(layer(weight), layer(weight))))) == name  # by the other layer
     assert bases_below(trained, adapter(kind(ORIGINAL), kind(((1.0, 0.6), (-1.0, 0.1))))) == frozenset()
-
-
-def test_a_base_that_is_half_unpacked_and_half_original_is_the_original_by_what_tells():
-    """A checkpoint may hold numbers on the levels: a layer of such numbers fits both."""
-    levels = numbers_of(four_bit(ORIGINAL).weight).tolist()
-    trained = adapter(four_bit(ORIGINAL), four_bit(levels))
-    assert bases_below(trained, adapter(linear(levels), linear(levels))) == EITHER
-    assert the_one(bases_below(trained, adapter(linear(ORIGINAL), linear(levels)))) == "original"
-
-
-def test_without_a_layer_that_tells_the_base_may_be_any():
-    trained = adapter(four_bit(ORIGINAL), linear(ORIGINAL))
-    assert bases_below(trained, merged(adapter(four_bit(ORIGINAL), linear(ORIGINAL)))) == ANY
-    assert the_one(ANY) is None
 
 
 def test_a_weight_is_packed_with_the_settings_of_the_layer():

@@ -1,7 +1,6 @@
 """Shifts, one by one and by hand, and that a model which ignores its input is caught. No cell is trained."""
 
 import re
-from dataclasses import replace
 from random import Random
 
 import pytest
@@ -190,29 +189,6 @@ def test_one_that_is_always_right_follows_every_turn_and_meets_no_objection(cell
     )
     assert set(figures[figures.figure.isin(["right", "turned"])].value) == {100.0}
     assert list(INSTRUMENT.objections(figures)) == []
-
-
-def test_what_a_tokenizer_ignores_must_cost_nothing_and_equal_rows_score_alike():
-    """BERT's tokenizer knows no case: all rows are asked again, and one that answers otherwise is named."""
-    grid = study()
-    upper = Shift(id="upper", meaning="-", change=lambda task, row, rng: row | {"content": row["content"].upper()})
-    grid.add_shift(replace(upper, problems=(SA.problem,)))
-    figures, _ = measured("bert_sa_sft", REVIEWS, lambda row: row["label"] if row["content"].islower() else 0, grid)
-    assert list(INSTRUMENT.objections(figures)) == [
-        "shift upper changes no token that the model reads, and its points are others"
-    ]
-    answers = iter([1, 1, 0, 1] + 20 * [1])
-    figures, _ = measured("bert_sa_sft", REVIEWS[:2], lambda row: next(answers))
-    assert next(INSTRUMENT.objections(figures)).startswith("scored again without any change, rows have other points")
-
-
-def test_only_rows_that_change_are_asked_anew():
-    """Two of four reviews say "not": they are asked, and the others keep their points."""
-    rows = [review(text) for text in ("i do not like it .", "i like it .", "it is not good .", "good .")]
-    figures, counts = measured("gpt2_sa_sft", rows, lambda row: int("n't" not in row["content"]))
-    assert counts[:2] == [4, 4]  # as they are, and as they are again
-    assert counts[-1] == 2
-    assert values(figures, "points", "contracted") == [0.0, 100.0, 0.0, 100.0]
 
 
 def test_a_summary_follows_its_article_by_the_words_that_differ():

@@ -5,11 +5,10 @@ import tomllib
 import pytest
 from scipy.special import ndtri
 
-from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.tasks import TASKS
 from tunegrid.lab import calibrate, false_alarms
-from tunegrid.lab.calibrate import best_controls, noise_toml, remarks, tailed_cells
+from tunegrid.lab.calibrate import noise_toml, tailed_cells
 from tunegrid.results.bounds import Calibration, bound_of, thresholds_toml
 from tunegrid.results.files import load, save
 from tunegrid.results.noise import Deviation, load_noise
@@ -102,34 +101,6 @@ def test_both_kinds_of_noise_are_measured(tmp_path):
     assert written["rows"] == {"sum": 500, "qa": 500, "sa": 500}
     assert (written["evidence"]["seeds"], written["evidence"]["perturbed_seeds"]) == ([0, 1], [0])
     assert load_noise(path).of("perturbed", grid(0)["bert_qa_lora"], "f1").sd == pytest.approx(1.0, rel=0.2)
-
-
-def test_bounds_keep_their_evidence(tmp_path):
-    path = tmp_path / "quick.toml"
-    measured = calibration({(cell, "f1"): 60.0 for cell in STUDY_IDS})
-    path.write_text(thresholds_toml(measured))
-    entry = tomllib.loads(path.read_text())["cells"]["t5_qa_sft"]["f1"]
-    assert entry == {"minimum": 80.0, "mean": 90.0, "sd": 2.83, "scores": [88.0, 92.0], "control": 60.0}
-    assert load_bounds(path)["t5_qa_sft"]["f1"] == 80.0
-    assert len(load_bounds(path)) == 27
-    *blunt, missed = remarks(
-        measured, [{"of": "t5_qa_sft", "scores": {"f1": score, "exact_match": 99.0}} for score in (79.0, 81.0)]
-    )
-    assert len(blunt) == 9  # f1, of questions only
-    assert blunt[0].startswith("blunt: bert_qa_lora f1 80.0, 33% of the way to the control's 60.0; a healthy run needs ")
-    assert missed == "1 of 2 controls miss a bound"
-
-
-def test_a_run_that_lacks_a_score_calibrates_nothing():
-    measured = calibration()
-    measured.seeds[1]["gpt2_sa_sft"].scores["accuracy"] = None
-    with pytest.raises(InputError, match="gpt2_sa_sft left no accuracy in one of the runs"):
-        thresholds_toml(measured)
-
-
-def test_the_best_control_counts():
-    controls = [{"of": "bert_qa_lora", "scores": {"f1": score, "exact_match": None}} for score in (3.0, 9.0, 5.0)]
-    assert best_controls(controls) == {("bert_qa_lora", "f1"): 9.0, ("bert_qa_lora", "exact_match"): 0.0}
 
 
 # The command

@@ -49,13 +49,6 @@ def measured():
     return replace(committed, measured={SEEDS: deviations}, scores={SEEDS: scores})
 
 
-def test_simulated_scores_are_the_measured_residuals(measured):
-    simulation = Simulation(noise=measured, margins=MARGINS, kind=SEEDS)
-    shape = simulation.shapes["t5_sa"]
-    assert shape.shape == (60, 2)  # three cells of twenty seeds, two scores
-    assert (shape**2).mean() == pytest.approx(1.0, abs=0.06)
-
-
 def test_the_command_prints_error_rates(capsys):
     assert command.main(["--runs", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -9,9 +9,7 @@ import sys
 import pytest
 
 from tunegrid import ROOT
-from tunegrid.data.sources import tables
 from tunegrid.errors import InputError, first_line
-from tunegrid.grid.tasks import SA
 from tunegrid.terminal import visible, visible_lines
 from tunegrid.tests.outputs import obeyed
 from tunegrid.tests.records import complete_json
@@ -43,14 +41,6 @@ def test_an_error_is_one_line_whatever_it_quotes_and_each_line_is_looked_at():
     assert str(InputError(f"{TITLE} is no cell\n::error::x")) == r"\x1b]0;owned\x07 is no cell\n::error::x"
     assert first_line(ValueError(f"{TITLE}\nmore")) == r"\x1b]0;owned\x07"
     assert visible_lines("cells\n::error::x") == "cells\n\\::error::x"
-
-
-def test_an_error_that_quotes_a_data_set_holds_no_control_character_of_it(tmp_path):
-    (tmp_path / "amazon_polarity").mkdir()
-    (tmp_path / "amazon_polarity" / "train.jsonl").write_text(json.dumps({"label": 0, TITLE: "x"}))
-    with pytest.raises(InputError) as error:
-        tables(SA, tmp_path)
-    assert r"split 'train' has label, \x1b]0;owned\x07: name in the file" in str(error.value)
 
 
 @pytest.mark.parametrize("command", [["merge", "-o", "merged.json"], ["page", "-o", "page.html"]])

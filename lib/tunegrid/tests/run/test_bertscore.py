@@ -63,17 +63,8 @@ def test_scores_are_those_of_the_bert_score_package(scorer, texts):
     assert [points[name][0] for name in NAMES] == pytest.approx(BERT_SCORES[texts], abs=1e-2)  # 1e-4 of 1
 
 
-def test_the_mean_is_over_examples(scorer):
-    points = scorer.examples(["fire hits dover bridge .", "police arrest anna reed ."], ["fire hits dover bridge .", ""])
-    assert fmean(points["bertscore_f1"]) == pytest.approx(50.0, abs=1e-3)
-
-
 def test_padding_and_batching_change_nothing(scorer):
     references = ["fire hits dover bridge .", "police arrest anna reed in upton and carry her away ."] * BATCH
     candidates = ["flood closes bridge .", "anna reed missing ."] * BATCH
     alone = [scorer.examples(references[n : n + 1], candidates[n : n + 1])["bertscore_f1"][0] for n in (0, 1)]
     assert fmean(scorer.examples(references, candidates)["bertscore_f1"]) == pytest.approx(sum(alone) / 2, abs=1e-3)
-
-
-def test_the_encoder_is_named(scorer):
-    assert scorer.name == "bert-micro"

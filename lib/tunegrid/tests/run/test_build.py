@@ -4,24 +4,21 @@ import shutil
 from dataclasses import replace
 from functools import cache
 
-import bitsandbytes as bnb
 import pytest
 import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from tunegrid.audits import audited
 from tunegrid.errors import InputError
-from tunegrid.grid.cells import STUDY, STUDY_IDS
+from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
-from tunegrid.run.build import build, checkpoint_checksums, load_tokenizer, model_record, weight_files
+from tunegrid.run.build import build, load_tokenizer, model_record, weight_files
 from tunegrid.run.meter import parameter_counts
 from tunegrid.tests.small import (
     CPU,
     cell_of,
-    codec_for,
     evidence_from,
     model_of,
     rows_of,
@@ -30,10 +27,6 @@ from tunegrid.tests.small import (
     trainer_for,
 )
 
-ADAPTED = [cell_id for cell_id in STUDY_IDS if not cell_id.endswith("sft")]
-QLORA = [cell_id for cell_id in STUDY_IDS if cell_id.endswith("qlora")]
-SFT = [cell_id for cell_id in STUDY_IDS if cell_id.endswith("sft")]
-
 model_once = cache(model_of)  # for tests that only look
 
 
@@ -41,10 +34,6 @@ model_once = cache(model_of)  # for tests that only look
 def forget():
     yield
     model_once.cache_clear()
-
-
-def trainable(model) -> list[str]:
-    return [name for name, p in model.named_parameters() if p.requires_grad]
 
 
 def layers(model, *kinds) -> dict[str, nn.Module]:
@@ -56,36 +45,6 @@ def layers(model, *kinds) -> dict[str, nn.Module]:
 # What trains
 
 
-@pytest.mark.parametrize("cell_id", ADAPTED)
-def test_adapters_new_tokens_and_all_new_modules_train_and_nothing_else(cell_id):
-    names = trainable(model_once(cell_id))
-    new = [f"{module}.modules_to_save." for module in cell_of(cell_id).head.new_modules]
-    allowed = ("lora_A.", "lora_B.", "trainable_tokens_delta", *new)
-    assert [name for name in names if not any(part in name for part in allowed)] == []
-    assert all(any(f"{part}default.weight" in name for name in names) for part in new)
-
-
-@pytest.mark.parametrize("cell_id", ADAPTED)
-def test_adapters_sit_on_all_of_the_recipes_targets_with_its_rank_and_scale_and_start_from_nothing(cell_id):
-    adapter = cell_of(cell_id).recipe.adapter
-    targets = adapter.target_modules
-    names = [name.removeprefix("base_model.model.") for name in trainable(model_once(cell_id))]
-    adapted = {name.split(".lora_")[0] for name in names if ".lora_" in name}
-    linear = layers(model_once(cell_id), nn.Linear, Conv1D, bnb.nn.Linear4bit)
-    assert adapted == {name for name in linear if name.split(".")[-1] in targets}
-    assert {name.split(".")[-1] for name in adapted} == set(targets)
-    for module in (one for one in model_once(cell_id).modules() if "default" in getattr(one, "lora_A", {})):
-        assert module.lora_A["default"].weight.shape[0] == adapter.r
-        assert module.scaling["default"] == adapter.lora_alpha / adapter.r
-        assert not module.lora_B["default"].weight.any()
-
-
-@pytest.mark.parametrize("cell_id", SFT)
-def test_full_fine_tuning_trains_everything(cell_id):
-    counts = parameter_counts(model_once(cell_id))
-    assert counts.trainable_params == counts.total_params
-
-
 @pytest.mark.parametrize(
     ("cell_id", "count"),
     [
@@ -95,12 +54,6 @@ def test_full_fine_tuning_trains_everything(cell_id):
 )
 def test_trainable_parameters_by_hand(cell_id, count):
     assert parameter_counts(model_once(cell_id)).trainable_params == count
-
-
-@pytest.mark.parametrize("triple", ["bert_qa", "gpt2_qa"])
-def test_lora_and_qlora_count_the_same_weights(triple):
-    lora, qlora = (parameter_counts(model_once(f"{triple}_{method}")) for method in ("lora", "qlora"))
-    assert lora.total_params - lora.trainable_params == qlora.total_params - qlora.trainable_params
 
 
 def test_the_new_row_is_read_and_written_by_the_same_weights():
@@ -115,47 +68,6 @@ def test_the_new_row_is_read_and_written_by_the_same_weights():
     assert torch.equal(before[0, 0, :separator], after[0, 0, :separator])  # nothing was read yet
     assert not torch.isclose(before[0, 0, separator], after[0, 0, separator])
     assert not torch.allclose(before[0, 1, :separator], after[0, 1, :separator])
-
-
-# What is quantized
-
-
-@pytest.mark.parametrize("cell_id", QLORA)
-def test_every_base_layer_is_nf4_with_double_quantization_but_heads_and_tied_outputs(cell_id):
-    head = cell_of(cell_id).head
-    # transformers keeps T5's wo in fp32 whatever type is requested: its inputs overflow in half precision
-    kept = [*head.new_modules, *head.tied_modules, *(["wo"] if cell_id.startswith("t5") else [])]
-    plain = layers(model_once(cell_id), nn.Linear, Conv1D)
-    packed = layers(model_once(cell_id), bnb.nn.Linear4bit)
-    assert [name for name in plain if not any(f".{k}." in f".{name}." for k in kept)] == []
-    assert packed
-    assert {(m.weight.quant_state.quant_type, m.weight.quant_state.nested) for m in packed.values()} == {("nf4", True)}
-
-
-@pytest.mark.parametrize("cell_id", ["bert_sum_qlora", "gpt2_qa_qlora", "t5_sa_qlora"])
-def test_adapters_heads_and_norms_of_a_quantized_model_stay_in_fp32(cell_id):
-    packed = layers(model_once(cell_id), bnb.nn.Linear4bit).values()
-    biases = {id(layer.bias) for layer in packed if layer.bias is not None}
-    assert {p.dtype for p in model_once(cell_id).parameters() if id(p) not in biases} == {torch.float32, torch.uint8}
-    assert {layer.bias.dtype for layer in packed if layer.bias is not None} <= {torch.bfloat16}
-
-
-@pytest.mark.parametrize("cell_id", ["bert_sa_qlora", "gpt2_sa_qlora", "t5_sa_qlora"])
-def test_a_quantized_model_trains_on_after_an_evaluation_as_if_there_had_been_none(cell_id):
-    codec, model = codec_for(cell_id), model_of(cell_id)
-    features = codec.encode(rows_of("amazon_polarity/train")[:4], training=True)
-    parameter = next(p for name, p in model.named_parameters() if "lora_B" in name)
-
-    def gradient():
-        torch.manual_seed(0)  # dropout
-        model.train().zero_grad()
-        codec.loss(model, codec.collate(features)).backward()
-        return parameter.grad.clone()
-
-    before = gradient()
-    with torch.inference_mode():
-        codec.predict(model.eval(), features, CPU)
-    torch.testing.assert_close(gradient(), before)
 
 
 # BERT2BERT
@@ -174,24 +86,6 @@ def test_the_halves_start_alike_and_are_not_tied_and_cross_attention_starts_as_s
     words = model.encoder.embeddings.word_embeddings.weight, model.decoder.bert.embeddings.word_embeddings.weight
     assert words[0].data_ptr() != words[1].data_ptr()
     assert model.decoder.cls.predictions.decoder.weight is words[1]
-
-
-def test_the_decoder_cannot_look_ahead():
-    model = model_once("bert_sum_sft").eval()
-    source = {"input_ids": torch.tensor([[7, 8, 9]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
-    with torch.no_grad():
-        one, other = (model(**source, decoder_input_ids=torch.tensor([[2, 10, last]])).logits for last in (11, 12))
-    torch.testing.assert_close(one[:, :2], other[:, :2])
-
-
-# Same start
-
-
-@pytest.mark.parametrize("cell_id", ["bert_qa_sft", "gpt2_sum_sft", "gpt2_sum_lora", "bert_sum_sft", "t5_sum_sft"])
-def test_two_builds_start_from_the_same_weights_and_pad_with_the_same_token(cell_id):
-    one, other = model_of(cell_id), model_once(cell_id)
-    assert all(torch.equal(p, other.get_parameter(name)) for name, p in one.named_parameters())
-    assert one.config.pad_token_id == codec_for(cell_id).pad_id
 
 
 # Checkpoints that cannot be used
@@ -416,17 +310,6 @@ def test_full_fine_tuning_is_in_fp32_whatever_the_checkpoint_is_in(tmp_path):
     evidence = trained(in_bf16(sft, warmup_ratio=0.0))
     assert types(evidence) == {True: {torch.float32}, False: set()}
     assert [finding for finding in audited(evidence) if not finding.passed] == []
-
-
-def test_another_checkpoint_is_told_from_the_right_one_in_bf16_too(tmp_path):
-    cell = in_bf16(tiny_llama(tmp_path), warmup_ratio=0.0)
-    evidence = trained(cell)
-    shard = weight_files(cell)[0]
-    save_file({name: tensor * 2 for name, tensor in load_file(shard).items()}, shard, {"format": "pt"})
-    checkpoint_checksums.cache_clear()  # the files had the same names
-    failed = {finding.name for finding in audited(evidence) if not finding.passed}
-    checkpoint_checksums.cache_clear()
-    assert failed == {"checkpoint_loaded", "saved_is_served"}  # a fresh base is of that file, too
 
 
 @pytest.mark.parametrize(

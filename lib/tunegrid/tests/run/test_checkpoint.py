@@ -86,35 +86,6 @@ def test_an_optimizer_that_knows_parameters_by_name_goes_on_with_its_moments(tmp
     assert all(torch.equal(p, weights(whole)[name]) for name, p in weights(resumed).items())
 
 
-@pytest.mark.parametrize("cut_at", [5, 6, 7, 11])
-def test_the_best_epoch_survives_a_cut_before_at_and_after_its_end(cut_at, tmp_path):
-    whole = trainer_for("bert_sa_sft", tmp_path / "a.safetensors", resume=False, epochs=2)  # six updates per epoch
-    training = whole.run(silent(), scores())
-    path, validate = tmp_path / "b.safetensors", scores()
-    with pytest.raises(Cut):
-        trainer_for("bert_sa_sft", path, resume=False, cut_at=cut_at, epochs=2).run(silent(), validate)
-    if cut_at == 6:
-        validate = scores()  # cut right at the end of an epoch: the file is older than its validation, which comes again
-    resumed = trainer_for("bert_sa_sft", path, resume=True, epochs=2)
-    again = resumed.run(silent(), validate)
-    assert (again.epoch_scores, again.chosen_epoch) == (training.epoch_scores, training.chosen_epoch) == ([1.0, 3.0], 2)
-    assert all(torch.equal(p, weights(whole)[name]) for name, p in weights(resumed).items())
-
-
-def test_without_resume_a_file_is_not_taken_up(tmp_path):
-    path = tmp_path / "cut.safetensors"
-    with pytest.raises(Cut):
-        trainer_for("bert_sa_sft", path, resume=False, cut_at=4).run(silent())
-    assert trainer_for("bert_sa_sft", path, resume=False).run(silent()).fallbacks == []
-
-
-def test_nothing_is_saved_before_its_time(tmp_path):
-    trainer = trainer_for("bert_sa_sft", tmp_path / "x.safetensors", resume=False, cut_at=4, every_seconds=600.0)
-    with pytest.raises(Cut):
-        trainer.run(silent())
-    assert list(tmp_path.iterdir()) == []
-
-
 class State:
     """An object with a state to save and restore."""
 
@@ -148,16 +119,6 @@ def test_what_cannot_be_written_costs_the_checkpoint_alone(tmp_path):
         checkpoints.save_if_due(State(state))
         assert re.search(trouble, checkpoints.trouble)
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
-
-
-def test_an_optimizers_own_state_is_resumed_beside_its_moments(tmp_path):
-    first, second = (trainer_for("bert_sa_sft", tmp_path / "x.safetensors", resume=False) for _ in range(2))
-    first.optimizer.optimizer.param_groups[1]["estimate"] = 0.25  # as Prodigy keeps its step size
-    path = tmp_path / "state.safetensors"
-    Checkpoints(path=path, every_seconds=0.0).save_if_due(first)
-    Checkpoints(path=path, every_seconds=0.0, resume=True).restore(second)
-    assert second.optimizer.optimizer.param_groups[1]["estimate"] == 0.25
-    assert len(second.optimizer.optimizer.param_groups[1]["params"]) == len(first.optimizer.optimizer.param_groups[1]["params"])
 
 
 def test_a_file_that_was_cut_off_is_set_aside_in_a_sentence_and_training_starts_anew(tmp_path):

@@ -1,6 +1,4 @@
 import weakref
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -8,15 +6,12 @@ import torch
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import FULL_PROFILE
-from tunegrid.machine import keep_freed_memory
 from tunegrid.run.device import (
     check_free,
-    device_record,
     free_memory,
     out_of_memory,
     resolve_device,
     resolve_precision,
-    resolve_quantization,
     used_by_others_gib,
 )
 from tunegrid.tests.small import CPU
@@ -62,23 +57,6 @@ def test_a_precision_that_the_device_or_t5_cannot_take_gives_way_and_says_so(
     assert "fp16" not in {resolve_precision(cell, where)[0] for cell in FULL.values() if cell.backbone.id == "t5"}
 
 
-@pytest.mark.parametrize(
-    ("precision", "where", "has_bf16", "kind"),
-    [
-        *(("fp16", CUDA, False, "float16"), ("bf16", CUDA, False, "float32"), ("fp32", CUDA, False, "float32")),
-        *(("bf16", CUDA, True, "bfloat16"), ("bf16", CPU, True, "bfloat16")),
-    ],
-)
-def test_packed_weights_compute_as_declared_or_in_the_precision_of_training(precision, where, has_bf16, kind, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
-    cell = FULL["bert_sa_qlora"]
-    cell = replace(cell, recipe=replace(cell.recipe, precision=precision))
-    quantization, said = resolve_quantization(cell, where)
-    assert quantization.bnb_4bit_compute_dtype == kind
-    assert (said is None) == has_bf16
-    assert resolve_quantization(FULL["bert_sa_sft"], where) == (None, None)
-
-
 def on_the_gpu(monkeypatch, others_gib, own_gib):
     """A GPU of 80 GiB of which this process and others take so much."""
     free = int((80 - others_gib - own_gib) * 2**30)
@@ -96,14 +74,6 @@ def test_a_gpu_in_use_is_refused_with_by_how_much(monkeypatch):
     check_free(CPU)
     on_the_gpu(monkeypatch, others_gib=0.6, own_gib=0)  # an own context
     check_free(CUDA)
-
-
-@pytest.mark.parametrize(("others_gib", "contended"), [(0.5, False), (5.0, True)])
-def test_others_show_in_the_record(monkeypatch, others_gib, contended):
-    on_the_gpu(monkeypatch, others_gib=others_gib, own_gib=2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
-    record = device_record(CUDA)
-    assert (record.used_by_others_gib, record.contended) == (others_gib, contended)
 
 
 @pytest.mark.parametrize(
@@ -152,20 +122,3 @@ def test_reference_cycles_are_freed():
     del cycle
     free_memory(CPU)
     assert alive() is None
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux tells resident memory in /proc")
-def test_memory_that_was_freed_is_given_back_between_cells():
-    """Big blocks that stay with the process would stand in the next cell's peak."""
-    keep_freed_memory()
-    before = resident_mib()
-    blocks = [torch.ones(2**20) for _ in range(64)]  # 4 MiB each
-    assert resident_mib() - before > 200
-    del blocks
-    free_memory(CPU)
-    assert resident_mib() - before < 64
-
-
-def resident_mib():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024

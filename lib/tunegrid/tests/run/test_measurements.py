@@ -3,16 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import torch
 
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.recipes import FOOTPRINT_PROFILE, QUICK_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.record import data_record
 from tunegrid.record.record import Ledger
-from tunegrid.run.build import model_record
-from tunegrid.run.device import device_record
 from tunegrid.run.footprint import Footprint, complete, flops_of
 from tunegrid.run.meter import Meter
 
@@ -49,23 +46,3 @@ def test_origins_do_not_name_the_folder_that_holds_the_data():
     data = data_record(STUDY.cell("t5_qa_sft", replace(QUICK_PROFILE, data_root=root)), splits)
     assert data.origins == {"train": "squad/train.jsonl", "validation": "10% of squad/train.jsonl", "test": "hub"}
     assert data.rows == {"train": 3, "validation": 1, "test": 0}
-
-
-@pytest.mark.parametrize(
-    ("cell_id", "profile", "checkpoint", "adapted"),
-    [
-        ("bert_sa_lora", QUICK_PROFILE, "bert-micro", ["fc1", "fc2"]),
-        ("gpt2_sa_lora", FOOTPRINT_PROFILE, "random weights, shape of openai-community/gpt2", []),
-    ],
-)
-def test_a_model_is_its_checkpoint_and_its_head(cell_id, profile, checkpoint, adapted):
-    model = model_record(STUDY.cell(cell_id, profile))
-    assert (model.checkpoint, model.adapted_modules) == (checkpoint, adapted)
-    cell = STUDY.cell(cell_id, profile)
-    assert model_record(replace(cell, head=replace(cell.head, architecture=torch.nn.Linear))).architecture == "Linear"
-
-
-def test_a_cpu_is_not_contended_and_has_threads():
-    device = device_record(CPU)
-    assert (device.type, device.tf32, device.contended) == ("cpu", None, None)
-    assert device.threads == torch.get_num_threads()

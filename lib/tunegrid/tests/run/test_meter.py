@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from tunegrid.codecs.base import token_counts
-from tunegrid.record.record import Ledger, Parameters
+from tunegrid.record.record import Ledger
 from tunegrid.run.meter import WARMUP_UPDATES, Meter, ledger, parameter_counts, tensor_bytes
-from tunegrid.tests.small import CPU, codec_for, rows_of, silent, trainer_of
+from tunegrid.tests.small import CPU, rows_of, silent, trainer_of
 
 MIB = 2**20
 
@@ -48,27 +47,6 @@ def test_updates_of_ten_milliseconds_give_a_hundred_samples_per_second_however_m
         assert measured([0.01] * updates).throughput().train_samples_per_second == pytest.approx(100)
 
 
-def test_validation_and_encoding_between_updates_are_not_training_time():
-    meter = measured([0.5] * 8, between=60.0)
-    assert sum(meter.durations(meter.updates)) == 4.0
-    assert meter.throughput().train_samples_per_second == 2.0
-
-
-def test_collating_is_training_time():
-    trainer = trainer_of("bert_sa_sft", rows_of("amazon_polarity/train")[:8], max_steps=2, per_device_train_batch_size=4)
-    trainer.meter, clock = Meter(device=CPU), HandClock()
-    trainer.meter.mark = clock.mark
-    collate = trainer.codec.collate
-
-    def slow(features):
-        clock.now += 1.0
-        return collate(features)
-
-    trainer.codec.collate = slow
-    trainer.run(silent())
-    assert sum(trainer.meter.durations(trainer.meter.updates)) == 2.0
-
-
 def test_warm_up_updates_are_left_out_of_rates_and_kept_in_training_time():
     meter = measured([9.0, 9.0, 9.0, 1.0, 1.0], samples=4)
     throughput = meter.throughput()
@@ -84,16 +62,6 @@ def test_rates_by_hand():
     assert (steps.step_seconds_median, steps.step_seconds_p90) == (1.0, pytest.approx(4.6))  # 90 % of 11 steps up
     short = measured([1.0] * WARMUP_UPDATES).throughput()  # too short to measure
     assert (short.train_samples_per_second, short.step_seconds_median, short.measured_steps) == (None, None, 0)
-
-
-def test_real_tokens_of_a_batch_are_those_under_its_masks():
-    codec = codec_for("bert_sa_sft")
-    rows = [{"label": 1, "content": "the lamp is great ."}, {"label": 0, "content": "poor lamp"}]
-    batch = codec.collate(codec.encode(rows, training=True))
-    assert token_counts(batch) == (7 + 4, 2 * 7)
-    codec = codec_for("t5_sum_sft")  # a separate target counts, too
-    [feature] = codec.encode([{"article": "tea was served .", "highlights": "tea served ."}], training=True)
-    assert token_counts(codec.collate([feature]))[0] == len(feature.input_ids) + 4  # tea served . </s>
 
 
 def test_an_update_holds_nothing_that_waits_or_cleans_up():
@@ -174,14 +142,6 @@ def test_the_ledger_of_a_linear_layer_is_exact():
     )
 
 
-def test_frozen_weights_are_weights_but_not_trainable_ones():
-    layer = nn.Linear(3, 2)
-    layer.weight.requires_grad_(False)
-    sizes = ledger(layer, None, None)
-    assert (sizes.weights_bytes, sizes.checkpoint_bytes, sizes.gradients_bytes, sizes.optimizer_bytes) == (32, 8, None, None)
-    assert parameter_counts(layer) == Parameters(trainable_params=2, total_params=8, trainable_percent=25.0)
-
-
 def test_tied_weights_and_views_count_once():
     one, other = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
     other.weight = one.weight
@@ -199,12 +159,3 @@ def test_the_ledger_of_a_four_bit_layer_counts_packed_weights_and_scales():
     tables = 16 * 4 + 256 * 4  # the values that 4 bits and 8 bits stand for
     assert ledger(packed, None, None).weights_bytes == weights + scales + scales_of_scales + tables
     assert parameter_counts(packed).total_params == 64 * 32
-
-
-def test_predicting_on_a_cpu_leaves_the_ledger_of_a_four_bit_layer_as_it_is():
-    trainer = trainer_of("bert_sa_qlora", rows := rows_of("amazon_polarity/train")[:4], max_steps=1)
-    trainer.run(silent())
-    before = ledger(trainer.model, None, None)
-    with torch.inference_mode():
-        trainer.codec.predict(trainer.model.eval(), trainer.codec.encode(rows, training=False), CPU)
-    assert ledger(trainer.model, None, None) == before

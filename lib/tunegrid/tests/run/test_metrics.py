@@ -3,7 +3,6 @@ from random import Random
 from statistics import fmean
 
 import pytest
-from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
 from tunegrid.grid.tasks import QA, SA, SUM, Problem
@@ -125,15 +124,6 @@ def test_rouge_by_hand(reference, text, points):
     assert scored(rouge_examples, [reference], [text]) == pytest.approx(wanted)
 
 
-def test_rouge_equals_rouge_score():
-    references = ["fire hits dover bridge .\npolice arrest anna reed .", "flood closes upton mill ."]
-    texts = ["police arrest anna .\nfire hits bridge .", "upton mill opens ."]
-    scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
-    pairs = [scorer.score(*pair) for pair in zip(references, texts, strict=True)]
-    wanted = {name: 50 * sum(pair[name].fmeasure for pair in pairs) for name in ROUGE_TYPES}
-    assert scored(rouge_examples, references, texts) == pytest.approx(wanted)
-
-
 def test_generated_sentences_become_lines():
     assert sentence_lines(" fire hits town .  police come ! why ? ") == "fire hits town .\npolice come !\nwhy ?"
     assert sentence_lines("it cost 2.50 pounds") == "it cost 2.50 pounds"
@@ -156,18 +146,6 @@ def test_each_row_keeps_its_own_points():
     result = METRICS[Problem.GENERATE](Metrics(), SUM, [{"highlights": "a fire"}, {"highlights": "a flood"}], ["a fire", ""])
     assert result.examples == {name: [100.0, 0.0] for name in ROUGE_TYPES}
     assert result.scores["rouge1"] == 50.0
-
-
-def test_metrics_read_the_columns_of_their_task():
-    task = replace(QA, columns={"ask": str, "page": str, "spans": dict}, text=("ask",), text_pair=("page",), target="spans")
-    rows = [{"spans": {"text": ["red car"], "answer_start": [0]}}]
-    assert METRICS[Problem.EXTRACT](Metrics(), task, rows, ["red car"]).scores == {"exact_match": 100.0, "f1": 100.0}
-    task = replace(
-        SA, columns={"verdict": int, "body": str}, text=("body",), identity=(), target="verdict", labels=("no", "hm", "yes")
-    )
-    assert METRICS[Problem.CLASSIFY](Metrics(), task, [{"verdict": 2}], [2]).scores["recall_2"] == 100.0
-    task = replace(SUM, columns={"body": str, "gist": str}, text=("body",), target="gist")
-    assert METRICS[Problem.GENERATE](Metrics(), task, [{"gist": "a fire"}], ["a fire"]).scores["rougeL"] == 100.0
 
 
 class Perfect:

@@ -84,21 +84,6 @@ def test_values_that_change_places_keep_their_norm_alone():
         assert float((projections - others).abs().max()) > 1
 
 
-def test_a_projection_is_as_large_as_the_norm_on_average():
-    torch.manual_seed(0)
-    norms, projections = map(torch.stack, zip(*(figures_of(torch.randn(3, 5, 7)) for _ in range(1000)), strict=True))
-    shares = projections.square().sum(0) / norms.square().sum()
-    assert shares.tolist() == pytest.approx([1, 1, 1], rel=0.2)
-
-
-def test_autocast_does_not_round_what_is_projected():
-    torch.manual_seed(0)
-    states = torch.randn(4, 64)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = figures_of(states)
-    assert all(map(torch.equal, inside, figures_of(states)))
-
-
 def test_a_change_in_one_of_two_models_is_named():
     """A plant in `shrink`, at its second call only; and one in the backward pass of `out`."""
     healthy = modules_of(noted(Toy()).columns())
@@ -134,25 +119,6 @@ def test_hooks_are_gone_afterwards_and_after_an_error():
     assert hooks_of(model) == []
 
 
-def test_only_the_first_passes_of_a_search_are_noted():
-    model, ids = Toy(), torch.tensor([[1]])
-    figures = ModuleFigures(model)
-    with figures.watch("search", passes=2), torch.no_grad():
-        for _ in range(5):
-            model(ids)
-        assert hooks_of(model) == []  # they would cost time in every step that follows
-    assert figures.columns()["module"].count("out") == 2
-
-
-def test_a_block_that_is_computed_again_in_the_backward_pass_is_noted_again():
-    model = Toy()
-    inner = model.forward
-    model.forward = lambda ids: torch.utils.checkpoint.checkpoint(inner, ids, use_reentrant=False)
-    columns = noted(model).columns()
-    assert columns["module"][:5] == ["embed", "shrink", "shrink", "out", ""]
-    assert columns["module"].count("embed") == 2
-
-
 # The probe
 
 
@@ -183,12 +149,3 @@ def test_the_probe_leaves_no_hook_and_gives_the_same_figures_twice():
     assert hooks_of(trainer.model) == before
     assert one == other
     assert set(one["phase"]) == {"forward", "dropout", "search"}
-
-
-def test_a_probe_whose_search_does_not_fit_keeps_the_other_phases(monkeypatch):
-    def full(*_, **__):
-        raise torch.cuda.OutOfMemoryError("out of memory")
-
-    trainer = trainer_of("t5_sum_lora", NEWS)
-    monkeypatch.setattr(trainer.codec, "generate", full)
-    assert set(kept_by(trainer, NEWS)[1]["phase"]) == {"forward", "dropout"}

@@ -12,7 +12,7 @@ from tunegrid.grid.zoo import zoo
 from tunegrid.run.build import checksums
 from tunegrid.run.evaluate import evaluate
 from tunegrid.run.metrics import Metrics
-from tunegrid.run.ranks import ALONE, Ranks
+from tunegrid.run.ranks import ALONE
 from tunegrid.tests.ranked import CUT, HEADS, cut_on, on_ranks
 from tunegrid.tests.small import (
     CPU,
@@ -91,25 +91,6 @@ def test_every_method_over_nf4_trains_on_two_ranks_as_on_one_but_for_bf16s_round
     hold_to_one(on_ranks(2, zoo_on, method), nats=5e-3, share=5e-2)
 
 
-# Updates cut unevenly
-
-
-def test_three_ranks_train_as_one_also_where_an_update_has_fewer_rows_than_ranks():
-    cut = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 2}
-    answers = on_ranks(3, study_on, "gpt2_sum_lora", 5, cut)  # updates of 4 rows and of 1
-    hold_to_one(answers)
-    assert [len(training.losses) for (training, _), _ in answers] == [2, 2, 2]
-
-
-def test_micro_batches_that_are_accumulated_count_as_one_update():
-    def rows_of_ranks(size):
-        return [Ranks(rank, 3).share([[*"abcd"], [*"efg"]], size) for rank in range(3)]
-
-    assert rows_of_ranks(2) == [[["a", "d"], ["g"]], [["b", "e"]], [["c", "f"]]]
-    assert Ranks(1, 2).share([["a"]], 2) == []
-    assert ALONE.share(group := [["a", "b"], ["c"]], 1) is group
-
-
 # Audits
 
 
@@ -134,12 +115,6 @@ def test_ranks_that_train_as_one_pass_and_others_are_named(broken):
     assert late[0] == (broken != "a rank of its own"), late
     assert late[0] or late[1].endswith("; 1 ranks have others than the first: 1")
     assert broken or other == late
-
-
-def test_a_cell_on_one_process_has_nothing_to_show():
-    evidence = evidence_from(trainer_of("bert_sa_lora", rows_of("amazon_polarity/train")[:4]))
-    assert ranks_train_as_one(evidence) is None
-    assert ranks_end_alike(evidence) is None
 
 
 # Evaluation

@@ -7,14 +7,11 @@ from torch.distributed.tensor import DTensor
 
 from tunegrid.audits.training import ranks_end_alike, ranks_train_as_one
 from tunegrid.errors import InputError
-from tunegrid.grid.cells import study
 from tunegrid.grid.recipes import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
-from tunegrid.run.ranks import Ranks, blocks
+from tunegrid.run.ranks import Ranks
 from tunegrid.tests.ranked import CUT, HEADS, cut_on, on_ranks, sharded_is_the_model
-from tunegrid.tests.small import cell_of, evidence_from, rows_of, silent, still, tiny_llama, train_rows, trainer_for, trainer_of
-
-UNEVEN = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 2}
+from tunegrid.tests.small import cell_of, evidence_from, silent, still, train_rows, trainer_for, trainer_of
 
 
 def made(cell_id, ranks, count=14, **changes):
@@ -48,35 +45,6 @@ def test_every_head_trains_shared_out_as_held_whole(cell_id):
         assert (ours.order, ours.updates) == (theirs.order, 3)
         # AdamW moves a weight by its rate, in a direction that rounding turns where the gradient is next to zero.
         assert apart < 0.1 * cell_of(cell_id).recipe.learning_rate
-
-
-def llama_on(ranks, cell, method):
-    """Losses with weights shared out, and held whole; how many layers the model has."""
-    adapter = cell.recipe.adapter if method == "lora" else None
-    recipe = replace(cell.recipe, **CUT | {"precision": "fp32", "adapter": adapter})
-    cell, rows = replace(cell, method=study().methods[method], recipe=recipe), rows_of("amazon_polarity/train")[:14]
-    (ours, _), (theirs, _) = [course_of(still(trainer_for(cell, rows, ranks=one))) for one in (sharded(ranks), ranks)]
-    return ours.losses, theirs.losses, len(blocks(trainer_for(cell, rows).model))
-
-
-@pytest.mark.parametrize("method", ["sft", "lora"])
-def test_a_users_backbone_trains_shared_out_as_held_whole(tmp_path, method):
-    for ours, theirs, layers in on_ranks(2, llama_on, tiny_llama(tmp_path), method):
-        assert (len(ours), layers) == (3, 2)
-        assert ours == pytest.approx(theirs, abs=1e-4)
-
-
-def test_an_update_with_fewer_rows_than_ranks_waits_for_nobody():
-    for ours, theirs, _ in on_ranks(3, both, "gpt2_sum_lora", 5, UNEVEN):
-        assert ours.losses == pytest.approx(theirs.losses, abs=1e-4)
-
-
-def test_ranks_make_as_many_passes_as_each_other():
-    def rows_of_ranks(size):
-        return [Ranks(rank, 2, fsdp=True).share([["a", "b", "c", "d", "e"]], size) for rank in range(2)]
-
-    assert rows_of_ranks(2) == [[["a", "c"], ["e"]], [["b", "d"], []]]
-    assert [Ranks(rank, 2).share([["a", "b", "c", "d", "e"]], 2) for rank in range(2)] == [[["a", "c"], ["e"]], [["b", "d"]]]
 
 
 def held_on(ranks):

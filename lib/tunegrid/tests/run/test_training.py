@@ -1,6 +1,4 @@
-import copy
 import math
-import time
 from dataclasses import replace
 from itertools import islice, pairwise
 
@@ -12,23 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tunegrid.codecs.classify import ClassifyCodec
 from tunegrid.codecs.features import epoch_batches
 from tunegrid.errors import InputError
-from tunegrid.run.train import Trainer
 from tunegrid.tests.small import cell_of, rows_of, silent, still, trainer_of
 
 REVIEWS = rows_of("amazon_polarity/train")[:8]
 # Summaries of one to three lines: batches cut differently hold different numbers of target tokens.
-NEWS = rows_of("cnn_dailymail/train")[:8]
-
-
-def trained(trainer: Trainer):
-    """The record's part of a training, and the gradients that its last update saw."""
-    gradients = {}
-
-    def keep(*_):
-        gradients.update({name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None})
-
-    trainer.optimizer.optimizer.register_step_pre_hook(keep)
-    return trainer.run(silent()), gradients
 
 
 def poisoned(at: int):
@@ -42,31 +27,6 @@ def poisoned(at: int):
             return super().loss(model, batch) * (math.nan if self.calls == at else 1)
 
     return Poisoned
-
-
-# Accumulation
-
-
-@pytest.mark.parametrize(
-    ("cell_id", "rows"), [("bert_sa_sft", REVIEWS), ("gpt2_sum_sft", NEWS), ("t5_sum_sft", NEWS), ("bert_sum_lora", NEWS)]
-)
-def test_accumulating_small_batches_equals_one_large_batch(cell_id, rows):
-    one_step = {"max_steps": 1, "max_grad_norm": None}
-    cuts = ({"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size} for size in (8, 2))
-    (whole, one), (parts, other) = (trained(still(trainer_of(cell_id, rows, **one_step, **cut))) for cut in cuts)
-    assert parts.losses == pytest.approx(whole.losses, abs=1e-6)
-    assert one.keys() == other.keys()
-    for name, gradient in one.items():
-        torch.testing.assert_close(other[name], gradient, atol=1e-6, rtol=1e-4)
-
-
-def test_the_loss_is_the_mean_over_the_targets_of_the_update():
-    trainer = trainer_of("gpt2_sum_sft", NEWS, max_steps=1, per_device_train_batch_size=2, gradient_accumulation_steps=4)
-    with torch.no_grad():
-        batches = [trainer.codec.collate([feature]) for feature in trainer.features]
-        total = sum(float(trainer.codec.loss(trainer.model.eval(), batch)) for batch in batches)
-    words = sum(trainer.codec.targets(batch) for batch in batches)
-    assert trainer.run(silent()).losses == pytest.approx([total / words], rel=1e-5)
 
 
 # Schedule
@@ -119,14 +79,6 @@ def test_the_order_depends_on_seed_and_epoch_only_and_is_the_one_that_bounds_wer
     first, again, *others = (epoch_batches([*range(60)], 4, *drawn) for drawn in ((0, 1), (0, 1), (0, 2), (1, 1)))
     assert first == again
     assert first not in others
-
-
-def test_all_methods_of_a_triple_see_the_same_batches():
-    def order(method):
-        trainer = trainer_of(f"gpt2_sa_{method}", REVIEWS, per_device_train_batch_size=2, gradient_accumulation_steps=1)
-        return [[f.input_ids for batch in group for f in batch] for group in trainer.updates(0)]
-
-    assert order("lora") == order("qlora") == order("sft")
 
 
 def test_two_runs_are_identical():
@@ -220,24 +172,6 @@ def test_a_method_with_something_to_do_after_a_step_learns_at_once_whether_there
 # What trains, and what is kept
 
 
-def test_a_full_update_moves_every_parameter_that_the_loss_reaches():
-    """But for the bias of a span's head: added to all places alike, it changes no softmax, and its gradient is rounding."""
-    trainer = trainer_of("t5_qa_sft", rows_of("squad/train")[:4], max_steps=1, warmup_ratio=0.0, learning_rate=1e-3)
-    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    trainer.run(silent())
-    assert [
-        name for name, p in trainer.model.named_parameters() if torch.equal(p, before[name]) and name != "qa_outputs.bias"
-    ] == []
-
-
-def test_biases_and_norms_do_not_decay():
-    trainer = trainer_of("bert_sa_sft", REVIEWS)
-    decaying, still = trainer.cell.method.make_optimizer(trainer.model, trainer.cell).param_groups
-    assert (decaying["weight_decay"], still["weight_decay"]) == (0.01, 0.0)
-    assert {p.ndim for p in still["params"]} == {1}
-    assert len(decaying["params"]) + len(still["params"]) == len(list(trainer.model.parameters()))
-
-
 @pytest.mark.parametrize("cell_id", ["bert_sa_sft", "bert_sa_lora"])
 def test_the_best_epochs_weights_are_kept(cell_id):
     trainer = trainer_of(cell_id, REVIEWS, max_steps=0, num_train_epochs=3, learning_rate=1e-2)
@@ -257,46 +191,6 @@ def test_the_best_epochs_weights_are_kept(cell_id):
 def test_the_earlier_of_two_equal_epochs_is_kept_and_one_leaves_nothing_to_choose(epochs, scores, chosen):
     training = trainer_of("bert_sa_sft", REVIEWS, max_steps=0, num_train_epochs=epochs).run(silent(), lambda: (5.0, REVIEWS))
     assert (training.chosen_epoch, training.epoch_scores) == (chosen, scores)
-
-
-def test_validation_and_the_copy_of_the_best_weights_are_phases_of_their_own(monkeypatch):
-    trainer, now = trainer_of("bert_sa_sft", REVIEWS, max_steps=0, num_train_epochs=2), [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-
-    def validate():
-        now[0] += 1.0
-        return 1.0, REVIEWS
-
-    with trainer.meter.phase("train"):
-        trainer.run(silent(), validate)
-    seconds = {name: phase.seconds for name, phase in trainer.meter.phases.items()}
-    assert seconds == {"train": 0.0, "validate": 2.0, "keep_best": 0.0}
-
-
-# State
-
-
-def test_a_trainer_goes_on_from_another_ones_state():
-    settings = {"max_steps": 6, "num_train_epochs": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
-    points = [2.0, 1.0]
-    states = []
-    keep = lambda trainer: states.append(copy.deepcopy(trainer.state_dict()))  # noqa: E731
-    whole = trainer_of("gpt2_sum_lora", NEWS, after_update=keep, **settings)
-    training = whole.run(silent(), lambda: (points[len(whole.log.epoch_scores)], NEWS))
-    resumed = trainer_of("gpt2_sum_lora", NEWS, **settings)
-    resumed.load_state_dict(states[4])  # after the fifth of six updates, the first of the second epoch
-    again = resumed.run(silent(), lambda: (points[len(resumed.log.epoch_scores)], NEWS))
-    assert len(states) == 6
-    assert (again.losses, again.order, again.chosen_epoch) == (training.losses, training.order, 1)
-    assert all(torch.equal(p, whole.parameters[name]) for name, p in resumed.parameters.items())
-
-
-def test_updates_made_before_the_run_are_not_made_again():
-    trainer = trainer_of("bert_sa_sft", REVIEWS, max_steps=3, per_device_train_batch_size=4)
-    first = next(trainer.updates(0))
-    loss = float(trainer.update(first))
-    training = trainer.run(silent())
-    assert (training.updates, len(training.losses), training.losses[0]) == (3, 3, loss)
 
 
 # Losses that are not numbers
@@ -369,29 +263,3 @@ def test_memory_that_runs_out_in_the_step_ends_the_cell_in_a_sentence(monkeypatc
     monkeypatch.setattr(trainer.optimizer.optimizer, "step", step)
     with pytest.raises(InputError, match=r"does not fit: memory runs out in the optimizer's step of update 1 \(CUDA"):
         trainer.run(silent())
-
-
-# The ledger of a run
-
-
-def test_the_ledger_of_a_run_is_that_of_adam_over_what_trains():
-    trainer = trainer_of("gpt2_sa_lora", REVIEWS, max_steps=1)
-    trainer.run(silent())
-    ledger = trainer.log.ledger
-    tensors = [p for p in trainer.model.parameters() if p.requires_grad]
-    size = 4 * sum(p.numel() for p in tensors)
-    assert ledger.gradients_bytes == ledger.checkpoint_bytes == size
-    assert ledger.optimizer_bytes == 2 * size + 4 * len(tensors)
-
-
-def test_eight_bit_moments_take_a_quarter_where_tensors_are_large():
-    trainer = trainer_of("bert_qa_sft", rows_of("squad/train")[:4], max_steps=1, optim="adamw_bnb_8bit")
-    trainer.run(silent())
-    assert trainer.log.ledger.optimizer_bytes < 0.6 * 2 * trainer.log.ledger.weights_bytes
-
-
-def test_a_training_that_did_not_begin_has_no_figures():
-    trainer = trainer_of("bert_sa_lora", REVIEWS[:16], max_steps=2)
-    training = trainer.part()
-    assert (training.stopped, training.updates, training.losses) == (None, 0, [])
-    assert (training.final_learning_rate, training.first_step, trainer.log.ledger) == (None, None, None)
