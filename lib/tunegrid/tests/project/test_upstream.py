@@ -37,7 +37,7 @@ def run_script(name, *arguments, **variables):
 
 
 def verdict(code, output, library, workaround, sign):
-    """None where the fault shows; else the sentence to fail or skip with. A crash is not the fault."""
+    """None if the fault shows; else the sentence to fail or skip with. A crash is not the fault."""
     if code == FAULTY and sign in output:
         return None
     if code == MENDED:
