@@ -9,10 +9,9 @@ import pytest
 
 from tunegrid import ROOT
 from tunegrid import __main__ as product
+from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.lab import __main__ as lab
-from tunegrid.tests.sessions import collected_together
 
-GUIDES = sorted((ROOT / "benchmarks" / "guides").glob("*.md"))
 PAGES = [
     ROOT / "README.md",
     *(page for folder in ("benchmarks", "lib", "reports") for page in sorted((ROOT / folder).rglob("*.md"))),
@@ -34,31 +33,17 @@ def commands():
                 yield words
 
 
-@pytest.fixture(scope="module")
-def stand_ins(tmp_path_factory):
-    """What a user's own files are named in the pages, with a file or folder in place of each."""
-    folder = tmp_path_factory.mktemp("pages")
-    example = re.compile(r"<!-- example: (\w+\.py) -->\n```python\n(.*?)```", re.DOTALL)
-    for guide in GUIDES:
-        for name, code in example.findall(guide.read_text()):
-            (folder / name).write_text(code)
-    files = {path.name: path for path in folder.iterdir()}
-    (folder / "squad").mkdir()
-    before = ROOT / "reports" / "baselines" / "quick-cpu.json"
-    return files | {"before.json": before, "DIR": folder, "junit.xml": folder / "junit.xml"}
-
-
-@pytest.mark.slow
-def test_pytest_commands_of_the_pages_collect(stand_ins):
-    wanted = [list(words) for words in dict.fromkeys(tuple(words[1:]) for words in commands() if words[0] == "pytest")]
-    suite = []
+def test_pytest_commands_of_the_pages_parse(pytestconfig):
+    """Options, their values, markers and cells; a path after a blank would be taken for a folder of tests."""
+    markers = {line.partition(":")[0].partition("(")[0] for line in pytestconfig.getini("markers")}
+    wanted = [words[1:] for words in commands() if words[0] == "pytest" and "lib/tunegrid/tests" not in words]
+    assert len(wanted) >= 20
     for words in wanted:
-        if "lib/tunegrid/tests" not in words:
-            pairs = [word.rpartition("=") for word in words if word != "--list-cells"]
-            suite.append([f"{option}{equals}{stand_ins.get(value, value)}" for option, equals, value in pairs])
-    answers = collected_together(suite)
-    assert len(suite) >= 20
-    assert [(words, text) for words, (code, text) in zip(suite, answers, strict=True) if code] == []
+        options, unknown = pytestconfig._parser.parse_known_and_unknown_args(words)
+        assert (unknown, options.file_or_dir) == ([], []), words
+        assert set(re.findall(r"\w+", options.markexpr)) - {"and", "or", "not"} <= markers, words
+        ids = {*(options.cells or "").split(",")} - {""} if not options.grid else set()
+        assert ids <= {*STUDY_IDS}, words
 
 
 def test_our_own_commands_of_the_pages_parse(monkeypatch):
