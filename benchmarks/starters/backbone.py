@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from tunegrid.grid.backbones import BERT
 
-# Another size of BERT. benchmarks/guides/own-backbone-or-task.md shows another architecture, field by field.
+# Another size of BERT. benchmarks/guides/add-your-own.md shows another architecture, field by field.
 BACKBONE = replace(
     BERT,
     id="NAME",  # the first part of a cell's id: lower-case letters and digits

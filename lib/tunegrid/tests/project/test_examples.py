@@ -1,6 +1,5 @@
 """The user files that the guides show, each run as it is written: offline, with tiny weights made on the spot."""
 
-import json
 import re
 import shlex
 from itertools import product
@@ -82,30 +81,13 @@ def test_bert_medium_has_its_true_size_and_runs(tmp_path):
     records_of(tmp_path, "bertmedium.py", ("bertmedium_sa_qlora",), *full)
 
 
-def test_three_labels_and_two_texts(tmp_path):
-    folder = tmp_path / "multi_nli"
-    folder.mkdir()
-    pairs = [
-        ("the lamp is great .", "the lamp is good .", 0),
-        ("the tea is cold .", "we had tea .", 1),
-        ("it broke .", "fine .", 2),
-    ]
-    rows = [{"premise": f"{p} {n}", "hypothesis": h, "label": label} for n in range(40) for p, h, label in pairs]
-    for split, part in (("train", rows[:90]), ("validation_matched", rows[90:])):
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    full = full_in(tmp_path, **{"bert-base-uncased": "bert", "gpt2": "gpt2"})
-    records = records_of(tmp_path, "nli.py", ("bert_mnli_lora", "gpt2_mnli_qlora"), *full)
-    assert {"f1_0", "f1_1", "f1_2"} <= records["bert_mnli_lora"]["scores"].keys()
-    assert records["bert_mnli_lora"]["recipe"]["adapter"]["target_modules"] == ["query", "value"]  # not the study's head alone
-
-
 PARTS = ("plot", "cast", "music", "ending", "story", "camera", "light", "sound")
 
 
 def reviews(count):
     """Rows as SST-2 has them, each sentence once."""
-    said = product(PARTS, PARTS, (("poor", 0), ("great", 1), ("bad", 0), ("good", 1), ("weak", 0), ("solid", 1)))
-    rows = [{"sentence": f"the {one} is {word} and so is the {two} .", "label": label} for one, two, (word, label) in said]
+    parts = product(PARTS, PARTS, (("poor", 0), ("great", 1), ("bad", 0), ("good", 1), ("weak", 0), ("solid", 1)))
+    rows = [{"sentence": f"the {one} is {word} and so is the {two} .", "label": label} for one, two, (word, label) in parts]
     return [{"idx": number, **row} for number, row in enumerate(rows[:count])]
 
 
@@ -119,24 +101,21 @@ def test_three_commands_lead_from_rows_to_a_gated_cell(tmp_path, monkeypatch):
     guide = (ROOT / "benchmarks" / "guides" / "own-data.md").read_text()
     calibrating, first, gated = re.search(r"```bash\n(tunegrid calibrate .*?)```", guide, re.DOTALL)[1].splitlines()
     here = ("--device=cpu", f"--checkpoint-root={tmp_path}")
-    told = []
+    ended = []
 
     def session(arguments):
-        told.append(
-            SessionProcess(
-                "-c", ROOT / "pyproject.toml", f"--rootdir={ROOT}", ROOT / "benchmarks", *arguments, folder=tmp_path
-            ).ended()
-        )
-        return told[-1].returncode
+        words = ("-c", ROOT / "pyproject.toml", f"--rootdir={ROOT}", ROOT / "benchmarks", *arguments)
+        ended.append(SessionProcess(*words, folder=tmp_path).ended())
+        return ended[-1].returncode
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(calibrate, "RUNS", tmp_path / "runs")
     words = shlex.split(calibrating.replace("DIR", str(tmp_path)))
-    assert calibrate.main(["--seeds=2", *words[2:], *here], session) == 0, told[-1].stdout
+    assert calibrate.main(["--seeds=2", *words[2:], *here], session) == 0, ended[-1].stdout
     bounds = load_bounds(tmp_path / "sst2.full.toml")["bert_sst2_lora"]
     for command in (first, gated):
-        assert session([*shlex.split(command.replace("DIR", str(tmp_path)))[1:], *here]) == 0, told[-1].stdout
-    assert "passed" in told[-1].stdout
+        assert session([*shlex.split(command.replace("DIR", str(tmp_path)))[1:], *here]) == 0, ended[-1].stdout
+    assert "passed" in ended[-1].stdout
     [record] = benchmark_rows(tmp_path / "before.json")
     assert (record["bounds"], record["status"], record["recipe"]["learning_rate"]) == (bounds, "passed", 5e-4)
     assert bounds["accuracy"] > 50

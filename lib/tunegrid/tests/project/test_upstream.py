@@ -21,8 +21,11 @@ FAULTS = {  # what to drop once it is mended, and what the script prints of it
         "the scales in Stepper.step (run/train.py)",
         "fused=True: the weight stays, step_was_skipped is False",
     ),
-    "peft_prompts": ("REPEATED and IGNORED in grid/zoo.py", "PromptTuningConfig: logits of generate differ"),
-    "peft_adalora_scale": ("scale_can_be_reset of AdaLora in grid/zoo.py", "after it was doubled and set back it is 2"),
+    "peft_prompts": ("REPEATED in grid/zoo.py", "PromptTuningConfig: logits of generate differ"),
+    "peft_adalora_scale": (
+        "what keeps adapter_survives_its_switches from scaling AdaLoRA",
+        "after it was doubled and set back it is 2",
+    ),
     "peft_packed_bias": (UPSTREAM, "the base's bias gains 1, where"),
     "transformers_saved_tokenizer": (f"{UPSTREAM}, and let A16 and A60 of plants act in full", "pads on the right"),
 }
@@ -33,7 +36,7 @@ def run_script(name, *arguments, **variables):
 
 
 def verdict(code, output, library, workaround, sign):
-    """None where the fault shows; else the sentence to fail or skip with. A crash is not the fault."""
+    """None if the fault shows; else the sentence to fail or skip with. A crash is not the fault."""
     if code == FAULTY and sign in output:
         return None
     if code == MENDED:
