@@ -4,11 +4,9 @@ The others are the classics: in a line of a model, a collator or a loop, where h
 """
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,14 +15,14 @@ import bitsandbytes as bnb
 import peft
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
-from benchmarks.plants.patches import adapters, training
+from benchmarks.plants.patches import adapters
 from benchmarks.plants.plant import Plant
 from tunegrid.codecs.base import IGNORED, Codec
 from tunegrid.data.splits import Splits, load_splits
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.methods import NF4, Adapting, Lora, Quantization
+from tunegrid.grid.methods import NF4, Lora, Quantization
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.grid.tasks import SA
 from tunegrid.grid.zoo import AdaLora
@@ -43,26 +41,13 @@ def frozen_head(cell: Cell, folder: Path) -> Cell:
 FP4 = Quantization(bnb_4bit_quant_type="fp4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")
 
 
-def copied_checkpoint(cell: Cell, folder: Path) -> tuple[Cell, Path, dict[str, Tensor]]:
-    """The cell over a copy of its micro backbone in `folder`, the file of its weights, and the tensors in it."""
-    weights = shutil.copytree(QUICK_PROFILE.checkpoint_root / cell.backbone.micro, folder / cell.backbone.micro)
-    copied = replace(cell, profile=replace(cell.profile, checkpoint_root=folder))
-    return copied, weights / "model.safetensors", load_file(weights / "model.safetensors")
-
-
 def names_that_do_not_match(cell: Cell, folder: Path) -> Cell:
     """A checkpoint whose tensors have other names, and a loader that lets them start from random."""
-    copied, weights, tensors = copied_checkpoint(cell, folder)
-    save_file({f"module.{name}": tensor for name, tensor in tensors.items()}, weights, {"format": "pt"})
-    return replace(copied, head=replace(cell.head, optional_modules=("transformer",)))
-
-
-def layers_swapped(cell: Cell, folder: Path) -> Cell:
-    copied, weights, tensors = copied_checkpoint(cell, folder)
-    other = {".h.0.": ".h.1.", ".h.1.": ".h.0."}
-    renamed = {re.sub(r"\.h\.[01]\.", lambda match: other[match.group()], name): tensor for name, tensor in tensors.items()}
-    save_file(renamed, weights, {"format": "pt"})
-    return copied
+    weights = shutil.copytree(QUICK_PROFILE.checkpoint_root / cell.backbone.micro, folder / cell.backbone.micro)
+    tensors = {f"module.{name}": tensor for name, tensor in load_file(weights / "model.safetensors").items()}
+    save_file(tensors, weights / "model.safetensors", {"format": "pt"})
+    profile = replace(cell.profile, checkpoint_root=folder)
+    return replace(cell, profile=profile, head=replace(cell.head, optional_modules=("transformer",)))
 
 
 def with_other(part: str, **fields: Any) -> Callable[[Cell, Path], Cell]:
@@ -73,23 +58,6 @@ def with_other(part: str, **fields: Any) -> Callable[[Cell, Path], Cell]:
 def kasa_over_nf4(cell: Cell, folder: Path) -> Cell:
     options = {"kasa_config": asdict(peft.KasaConfig())}
     return replace(cell, method=Lora(id="qkasa", name="KaSA over NF4", options=options, quantization=NF4))
-
-
-@dataclass(frozen=True, kw_only=True)
-class OSF(Adapting):
-    """Orthogonal subspace fine-tuning."""
-
-    def targets(self, cell: Any) -> tuple[str, ...]:
-        """GPT-2's attention."""
-        return ("c_attn",)
-
-    def peft_config(self, cell: Any, base: Any) -> Any:
-        """PEFT's config."""
-        return peft.OSFConfig(target_modules=["c_attn"], modules_to_save=base.modules_to_save)
-
-
-def osf_on_conv1d(cell: Cell, folder: Path) -> Cell:
-    return replace(cell, method=OSF(id="osf", name="OSF"))
 
 
 # Text and tensors
@@ -129,11 +97,6 @@ def windows_taken_for_rows(codec: Codec, features: Any, rows: Any, *, training: 
     return features if training else [replace(f, example=min(i, len(rows) - 1)) for i, f in enumerate(features)]
 
 
-def padding_attended(codec: Codec, batch: Any, *rows: Any, **options: Any) -> Any:
-    """Every place of a batch is attended to, padding too."""
-    return {**batch, "attention_mask": torch.ones_like(batch["attention_mask"])}
-
-
 def penalty_in_the_loss(codec: Codec, loss: Any, model: nn.Module, batch: Any) -> Any:
     """AdaLoRA's penalty is added to the loss that is reported, as PEFT's own forward pass does when it is given labels."""
     return loss + AdaLora.penalty(codec.cell.method, model) * codec.targets(batch)
@@ -151,51 +114,12 @@ def first_occurrence(codec: Codec, folder: Path) -> Codec:
     return First(codec.cell, codec.tokenizer)
 
 
-def repetition_punished(codec: Codec, folder: Path) -> Codec:
-    """The search takes a setting from the checkpoint's files that the recipe does not have."""
-
-    class Punished(type(codec)):
-        def generate(self, *inputs: Any, **options: Any) -> Any:
-            return super().generate(*inputs, **options | {"repetition_penalty": 2.0})
-
-    return Punished(codec.cell, codec.tokenizer)
-
-
 def cut_summaries(codec: Codec, folder: Path) -> Codec:
     codec.generation = replace(codec.generation, max_new_tokens=7)
     return codec
 
 
 # What the model computes
-
-
-def positions_from_zero(model: nn.Module, folder: Path) -> nn.Module:
-    def restarted(positions: nn.Embedding, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        return (torch.zeros_like(inputs[0]),) if inputs[0].shape[1] == 1 else inputs
-
-    model.get_base_model().transformer.wpe.register_forward_pre_hook(restarted)
-    return model
-
-
-def scaled_twice(model: nn.Module, folder: Path) -> nn.Module:
-    """B is scaled, and so is the product that it is in: its scale stays as declared."""
-    for name, module in model.named_modules():
-        if name.endswith("lora_B.default"):
-            module.register_forward_hook(lambda module, inputs, output: 2 * output)
-    return model
-
-
-def packed_twice(model: nn.Module, folder: Path) -> nn.Module:
-    """Packed layers come from a copy of the checkpoint that was saved in FP4."""
-    for layer in model.modules():
-        if isinstance(layer, bnb.nn.Linear4bit):
-            plain = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-            plain = bnb.functional.dequantize_fp4(*bnb.functional.quantize_fp4(plain))
-            layer.weight.data, layer.weight.quant_state = bnb.functional.quantize_4bit(
-                plain, blocksize=64, compress_statistics=True, quant_type="nf4"
-            )
-            layer.quant_state = layer.weight.quant_state
-    return model
 
 
 def computed_in_fp32(model: nn.Module, folder: Path) -> nn.Module:
@@ -252,23 +176,6 @@ def stretched(trainer: Trainer, folder: Path) -> Trainer:
     return trainer
 
 
-def cut_short(trainer: Trainer, folder: Path) -> Trainer:
-    every = trainer.updates
-    trainer.updates = lambda epoch: islice(every(epoch), trainer.total // 4)
-    return trainer
-
-
-def zeroed_between(trainer: Trainer, folder: Path) -> Trainer:
-    backward = trainer.accelerator.backward
-
-    def cleared(loss: Tensor) -> None:
-        trainer.optimizer.zero_grad()
-        backward(loss)
-
-    trainer.accelerator.backward = cleared
-    return trainer
-
-
 def impossible_numbers(score: Callable[[Any], Evaluation], folder: Path) -> Callable[[Any], Evaluation]:
     return lambda rows: replace(score(rows), scores={"exact_match": 62.6, "f1": 62.1})
 
@@ -308,11 +215,6 @@ def fewer_rows(first: Record, second: Record) -> Record:
 
 def copied_row(first: Record, second: Record) -> Record:
     return replace(second, scores=first.scores, training=first.training, evaluation=first.evaluation)
-
-
-def copied_scores(first: Record, second: Record) -> Record:
-    """The second cell has the first one's scores and predictions, and the course of its own training."""
-    return replace(second, scores=first.scores, examples=first.examples)
 
 
 FEW, SHORT = {"max_steps": 30}, {"max_steps": 12}
@@ -368,45 +270,20 @@ STUDY = (
              lambda splits, folder: replace(splits, train=[*splits.train, *splits.test[:5]]), "no_leakage"),
     _classic(19, "the checkpoint's weights silently not loaded", "gpt2_sa_lora", "built_cell", names_that_do_not_match,
              "checkpoint_loaded"),
-    _classic(20, "padding taken for text: no attention mask", "t5_sum_lora", "codec", codec_whose("inputs", padding_attended),
-             "rows_alone_as_in_batch"),
-    _classic(22, "positions counted anew behind a cache", "gpt2_sum_lora", "model", positions_from_zero,
-             "cache_changes_nothing", settings=FEW),
-    _classic(23, "the adapter's scale applied twice", "gpt2_sa_lora", "model", scaled_twice, "adapters_add_as_declared"),
-    _classic(30, "a base packed from one that was packed before", "gpt2_sum_qlora", "model", packed_twice,
-             "packed_from_checkpoint", settings=FEW),
-    _classic(33, "a checkpoint's own repetition penalty", "gpt2_sum_sft", "codec", repetition_punished,
-             "texts_are_the_models"),
-    _classic(34, "training that ends after a quarter of its updates", "gpt2_sa_lora", "trainer", cut_short,
-             "schedule_counts_updates"),
-    _classic(35, "gradients cleared between micro-batches", "t5_sum_lora", "trainer", zeroed_between,
-             "loss_is_mean_over_accumulation"),
-    _classic(36, "two layers of the checkpoint trade places", "gpt2_sa_lora", "built_cell", layers_swapped,
-             "checkpoint_loaded"),
     _classic(41, "each row with the points of the row before it", "gpt2_qa_lora", "score", points_of_neighbours,
              "metric_invariants", settings=FEW),
-    _classic(42, "copied scores beside the cell's own losses", "gpt2_sum_sft,gpt2_sum_lora", "records", copied_scores,
-             "distinct_results"),
     _classic(43, "a new head that is not saved with its adapter", "gpt2_sa_lora", "serving",
              not_saved(lambda cell: cell.head.new_modules, modules_to_save=None), "saved_is_served"),
     _study(46, "KaSA over NF4, which trains as plain LoRA", PEFT, "gpt2_sa_qlora", "cell", kasa_over_nf4, "variant_applied",
            profile="zoo", settings=SHORT),
-    _study(48, "OSF on GPT-2, of which it trains nothing", PEFT, "gpt2_sa_lora", "cell", osf_on_conv1d,
-           "adapters_where_declared", profile="zoo", settings=SHORT),
     _classic(50, "an adapter drawn before the seed is set", "gpt2_sa_lora", "model", drawn_before_the_seed,
              "drawn_from_the_seed", profile="zoo", settings=SHORT),
     _study(51, "AdaLoRA's penalty inside the loss that is reported", PEFT, "gpt2_sa_adalora", "codec",
            codec_whose("loss", penalty_in_the_loss), "loss_is_the_tasks", profile="zoo", settings=SHORT),
     _classic(53, "a mean on each rank in place of one over all targets", "t5_sum_lora", "trainer", mean_of_each_rank,
              "ranks_train_as_one", settings=SHORT, ranks=2),
-    _classic(54, "torch's `bernoulli_` on a CPU, which drops nothing", "gpt2_sa_lora", "libraries",
-             training.nothing_is_dropped, "dropout_drops"),
     _classic(61, "a trained token that the output layer does not follow", "gpt2_sum_qlora", "libraries",
              adapters.output_forgets_its_token, "output_follows_trained_tokens", settings=FEW),
-    _classic(62, "a new token's row that gets no gradient", "gpt2_sum_lora", "libraries",
-             adapters.token_rows_without_gradient, "gradients_reach", settings=FEW),
-    _classic(63, "half of the gradient through 4-bit layers", "gpt2_sa_qlora", "libraries",
-             training.packed_layers_pass_half_the_gradient, "backward without dropout"),
     _classic(65, "a frozen weight that moves", "gpt2_sa_lora", "trained", a_frozen_weight_moves, "base_frozen",
              settings=SHORT),
     _classic(66, "4-bit layers that compute in another type", "gpt2_sa_qlora", "model", computed_in_fp32,

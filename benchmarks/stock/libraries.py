@@ -205,25 +205,29 @@ def collator_of(cell, tokenizer, model):
     return KITS[kind_of(cell)].collator(tokenizer, **({"model": model} if is_paired(cell) else {}))
 
 
-def trainer_of(cell, model, tokenizer, table, folder, device, **changes):
-    """The library's trainer of a model on rows in tokens; `changes` are fields of TrainingArguments."""
-    recipe, precision, generates = cell.recipe, resolve_precision(cell, device)[0], cell.task.problem is Problem.GENERATE
-    settings = {
+def settings_of(cell, folder, device):
+    """A recipe as fields of TrainingArguments."""
+    recipe, precision = cell.recipe, resolve_precision(cell, device)[0]
+    return {
         **{name: getattr(recipe, name) for name in SAME},
-        "output_dir": str(folder),
+        **{"output_dir": str(folder), "seed": cell.profile.seed, "train_sampling_strategy": "group_by_length"},
         "per_device_eval_batch_size": TEST_BATCH,
         "warmup_steps": recipe.warmup_steps or recipe.warmup_ratio,  # below 1 it is a share
         "max_grad_norm": recipe.max_grad_norm or 0.0,
         "optim": OPTIMIZERS.get(recipe.optim, recipe.optim),
         **{"bf16": precision == "bf16", "fp16": precision == "fp16"},
-        "train_sampling_strategy": "group_by_length",
-        "seed": cell.profile.seed,
         **{"use_cpu": device.type == "cpu", "dataloader_pin_memory": device.type != "cpu"},
         **{"logging_steps": 1, "save_strategy": "no", "report_to": [], "disable_tqdm": True},
     }
+
+
+def trainer_of(cell, model, tokenizer, table, folder, device, **changes):
+    """The library's trainer of a model on rows in tokens; `changes` are fields of TrainingArguments."""
+    generates = cell.task.problem is Problem.GENERATE
+    arguments = hf.Seq2SeqTrainingArguments if generates else hf.TrainingArguments
     trainer = (hf.Seq2SeqTrainer if generates else hf.Trainer)(
         model=model,
-        args=(hf.Seq2SeqTrainingArguments if generates else hf.TrainingArguments)(**settings | changes),
+        args=arguments(**settings_of(cell, folder, device) | changes),
         train_dataset=table,
         data_collator=collator_of(cell, tokenizer, model),
         processing_class=tokenizer,

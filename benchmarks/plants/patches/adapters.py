@@ -5,9 +5,7 @@ from contextlib import contextmanager
 from itertools import chain
 
 import bitsandbytes as bnb
-import peft
 import torch
-from peft import peft_model
 from peft.tuners.lora import bnb as lora_bnb
 from peft.tuners.lora import layer as lora
 from peft.tuners.lora import model as lora_model
@@ -61,11 +59,6 @@ def dropout_stays_active(planting):
 @around(TrainableTokensLayer, "get_merged_weights")
 def output_forgets_its_token(planting, merge, self, active_adapters):
     return self.base_layer.weight if self.tied_adapter else merge(self, active_adapters)
-
-
-@around(TrainableTokensLayer, "get_merged_weights")
-def token_rows_without_gradient(planting, merge, self, active_adapters):
-    return merge(self, active_adapters).detach()
 
 
 @around(Linear4bit, "forward")
@@ -153,22 +146,8 @@ def dropped_deltas_are_not_rescaled(planting, prune, tensor, density, rescale):
 
 
 def likely_named_adapters_are_saved_along(planting):
-    collect, keep = save_and_load.get_peft_model_state_dict, save_and_load._filter_state_dict_for_adapter_name
-    saved = []
-
-    def collected(model, state_dict=None, adapter_name="default", **options):
-        saved[:] = [adapter_name]
-        return collect(model, state_dict=state_dict, adapter_name=adapter_name, **options)
-
-    def kept(state_dict, unwanted_adapter_names):
-        others = [name for name in unwanted_adapter_names if not name.startswith(saved[0])]
-        if len(others) < len(unwanted_adapter_names):
-            planting.act()
-        return keep(state_dict, others)
-
-    for module in (peft, peft.utils, peft_model, save_and_load):
-        planting.setattr(module, "get_peft_model_state_dict", collected, counted=False)
-    planting.setattr(save_and_load, "_filter_state_dict_for_adapter_name", kept, counted=False)
+    """A file is not cleaned of the others: of "default_2" beside "default"."""
+    planting.setattr(save_and_load, "_filter_state_dict_for_adapter_name", lambda states, unwanted: states)
 
 
 @around(OFTRotationModule, "_pytorch_skew_symmetric")

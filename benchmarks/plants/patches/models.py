@@ -4,7 +4,7 @@ import datasets
 import torch
 from torch.nn import functional
 from transformers import GenerationMixin, PreTrainedTokenizerBase, PreTrainedTokenizerFast, masking_utils
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert import modeling_bert
 from transformers.models.gpt2 import modeling_gpt2
@@ -92,13 +92,6 @@ def packed_rows_see_each_other(planting, find, position_ids):
 def beams_keep_their_cache(planting):
     """The beams are sorted anew after each token, their caches are not: a beam goes on with another one's past."""
     planting.setattr(Cache, "reorder_cache", lambda self, beam_idx: None)
-
-
-@around(DynamicLayer, "update")
-def tokens_overwrite_the_last(planting, update, self, keys, values, *args, **options):
-    if self.is_initialized and self.values.shape[-2] and values.shape[-2] == 1:
-        self.values = torch.cat([self.values[..., :-1, :], values], dim=-2)
-    return update(self, keys, values, *args, **options)
 
 
 @around(GenerationMixin, "prepare_inputs_for_generation", counted=False)

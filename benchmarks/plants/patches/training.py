@@ -1,11 +1,8 @@
 """Bugs of loading and of the update, put back into the libraries: packing, dropout, backward, optimizer, schedule."""
 
-import warnings
-
 import accelerate
 import bitsandbytes as bnb
 import torch
-from bitsandbytes.autograd._functions import MatMul4Bit
 from bitsandbytes.optim.optimizer import Optimizer2State
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
@@ -114,27 +111,6 @@ def moments_without_correction(planting, update, *lists, **options):
     """Adam's moments start at 0 and are not corrected for it. The correction of step t divides by 1 - beta^t."""
     *states, steps = lists
     update(*states, [torch.full_like(step, LATE) for step in steps], **options)
-
-
-def nothing_is_dropped(planting):
-    def ones(mask, p=0.5, generator=None):
-        planting.act()
-        return mask.fill_(1)
-
-    library = torch.library.Library("aten", "IMPL")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch says that a kernel is replaced, and that is meant
-        library.impl("bernoulli_.float", ones, "CPU")
-    planting.setattr(torch.library, "planted", library, raising=False)  # which ends with it
-
-
-def packed_layers_pass_half_the_gradient(planting):
-    backward = MatMul4Bit.backward
-
-    def halved(ctx, gradient):
-        return backward(ctx, gradient / 2)
-
-    planting.setattr(MatMul4Bit, "backward", staticmethod(halved))
 
 
 @around(accelerate.Accelerator, "backward")
