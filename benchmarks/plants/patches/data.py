@@ -11,7 +11,7 @@ import transformers
 from accelerate.data_loader import DataLoaderShard
 from datasets import distributed
 from datasets.packaged_modules.json import json as json_module
-from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
+from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from benchmarks.plants.plant import around
 
@@ -145,8 +145,13 @@ def truncation_is_saved(planting):
     planting.setattr(PreTrainedTokenizerFast, "_save_pretrained", saved, counted=False)
 
 
-@around(PreTrainedTokenizerFast, "__init__", counted=False)
-def side_of_padding_is_forgotten(planting, init, self, *args, **options):
-    if options.pop("padding_side", "right") != "right":
+def side_of_padding_is_forgotten(planting):
+    load = PreTrainedTokenizerBase._from_pretrained.__func__
+
+    def forgetful(kind, *args, **options):
         planting.act()
-    init(self, *args, **options)
+        tokenizer = load(kind, *args, **options)
+        tokenizer.padding_side = "right"
+        return tokenizer
+
+    planting.setattr(PreTrainedTokenizerBase, "_from_pretrained", classmethod(forgetful), counted=False)
