@@ -133,29 +133,17 @@ def validation_rows(splits, broken):
     return broken("validation_rows", splits.validation, splits)
 
 
-@pytest.fixture
-def codec(codec, broken):
-    return broken("codec", codec)
+def breakable(noun):
+    """The pipeline's fixture of this name, whose value a plant may replace."""
+
+    @pytest.fixture(name=noun)
+    def fixture(request, broken):
+        return broken(noun, request.getfixturevalue(noun))
+
+    return fixture
 
 
-@pytest.fixture
-def model(model, broken):
-    return broken("model", model)
-
-
-@pytest.fixture
-def trainer(trainer, broken):
-    return broken("trainer", trainer)
-
-
-@pytest.fixture
-def score(score, broken):
-    return broken("score", score)
-
-
-@pytest.fixture
-def serving(serving, broken):
-    return broken("serving", serving)
+codec, model, trainer, score, serving = map(breakable, ("codec", "model", "trainer", "score", "serving"))
 
 
 @pytest.fixture

@@ -1,36 +1,45 @@
 """What must hold in any release of the libraries, on paths that users take and our cells do not, each on a small input.
 
-Streams, loaders, collators, saved tokenizers, other adapters. Each function says in its first line what holds, and returns
-whether it does.
+Streams, loaders, collators, saved tokenizers, other adapters. Each invariant says in its first line what holds, and returns
+whether it does. Behind them stand bugs of the way from files to batches, put back: `libraries` has the rows.
 """
 
+import functools
 import json
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import accelerate
 import bitsandbytes as bnb
 import datasets
+import datasets.iterable_dataset as iterable
 import peft.peft_model
 import tokenizers
 import torch
 import transformers as hf
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, skip_first_batches
+from datasets import distributed
 from datasets.distributed import split_dataset_by_node
+from datasets.packaged_modules.json import json as json_module
 from peft import LoraConfig, get_peft_model
 from peft.tuners.oft.layer import OFTRotationModule
 from peft.utils import merge_utils
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from benchmarks.plants.plant import around
 from tunegrid.grid.recipes import FIXTURES
 
 DRAWS = 4096  # of a coin, whose share of heads is then within 0.05 of the truth by six standard errors
 GPT2 = FIXTURES / "backbones" / "gpt2-micro"
 TEXT = "one two three four five six"
+IGNORED = -100  # a label that no loss counts
 
 
 # Streams and loaders
@@ -45,9 +54,7 @@ def formatted_rows_come_once() -> bool:
     """A formatted stream gives each row once, if it knows its features or not."""
     unknown = stream().with_format("arrow")
     unknown._info.features = None
-    return all(
-        [int(row["id"][0].as_py()) for row in rows] == list(range(8)) for rows in (stream().with_format("arrow"), unknown)
-    )
+    return all([int(row["id"][0].as_py()) for row in rows] == [*range(8)] for rows in (stream().with_format("arrow"), unknown))
 
 
 def workers_shuffle_by_themselves() -> bool:
@@ -78,19 +85,10 @@ def late_columns_are_read() -> bool:
         return "label" in datasets.Dataset.from_json(str(path), cache_dir=folder).column_names
 
 
-class Numbered(RandomSampler):
-    """A sampler that is told the epoch."""
-
-    epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Note it."""
-        self.epoch = epoch
-
-
 def epochs_reach_samplers() -> bool:
     """`set_epoch` of a loader on one of several ranks reaches the sampler below."""
-    sampler = Numbered(range(4))
+    sampler: Any = RandomSampler(range(4))
+    sampler.epoch, sampler.set_epoch = 0, functools.partial(setattr, sampler, "epoch")
     shard = BatchSamplerShard(BatchSampler(sampler, 2, False), num_processes=2, process_index=0)
     DataLoaderShard(range(4), batch_sampler=shard).set_epoch(3)
     return sampler.epoch == 3
@@ -127,7 +125,7 @@ def ends_are_learned() -> bool:
     tokenizer.pad_token = "!"
     rows = [{"input_ids": [5, 6, tokenizer.eos_token_id]}, {"input_ids": [5, tokenizer.eos_token_id]}]
     labels: list[list[int]] = hf.DataCollatorForLanguageModeling(tokenizer, mlm=False)(rows)["labels"].tolist()
-    return labels == [[5, 6, tokenizer.eos_token_id], [5, tokenizer.eos_token_id, -100]]
+    return labels == [[5, 6, tokenizer.eos_token_id], [5, tokenizer.eos_token_id, IGNORED]]
 
 
 def layouts_step_alike() -> bool:
@@ -216,3 +214,124 @@ INVARIANTS: Mapping[str, Callable[[], bool]] = {
         *(rotations_are_cayleys, merging_starts_from_the_packed_base),
     )
 }
+
+
+# Bugs
+
+
+@around(DataCollatorForLanguageModeling, "torch_call", counted=False)
+def end_is_ignored(planting, collate, self, examples):
+    batch = collate(self, examples)
+    ends = (batch["input_ids"] == self.tokenizer.eos_token_id) & (batch["labels"] != IGNORED)
+    if ends.any():
+        planting.act()
+    return {**batch, "labels": batch["labels"].masked_fill(ends, IGNORED)}
+
+
+@around(DataLoaderShard, "set_epoch", counted=False)
+def sharded_sampler_keeps_its_epoch(planting, set_epoch, self, epoch):
+    sharded = getattr(self.batch_sampler, "batch_sampler", None)
+    sampler = getattr(sharded, "sampler", None)
+    before = getattr(sampler, "epoch", None)
+    set_epoch(self, epoch)
+    if before is not None and before != epoch:
+        planting.act()
+        sampler.set_epoch(before)
+
+
+@around(DataLoaderShard, "__init__", counted=False)
+def iteration_is_lost(planting, init, self, *args, iteration=0, **options):
+    if iteration:
+        planting.act()
+    init(self, *args, **options)
+
+
+@around(iterable.FormattedExamplesIterable, "_iter_arrow", counted=False)
+def yielded_twice(planting, rows, self):
+    yield from rows(self)
+    if not self.features:
+        planting.act()
+        self._init_state_dict()
+        yield from rows(self)
+
+
+def columns_of_the_first_block(planting):
+    reader = json_module.paj
+
+    def read(file, read_options):
+        content = file.getvalue()
+        known = {key for line in content[: read_options.block_size].splitlines()[:-1] for key in json.loads(line)}
+        table = reader.read_json(file, read_options=read_options)
+        late = [name for name in table.column_names if known and name not in known]
+        if late:
+            planting.act()
+        return table.drop_columns(late)
+
+    planting.setattr(json_module, "paj", SimpleNamespace(read_json=read, ReadOptions=reader.ReadOptions), counted=False)
+
+
+@around(iterable, "shift_ex_examples_rngs", counted=False)
+def workers_share_a_generator(planting, shift, *args, **options):
+    if "value" not in options:  # an epoch is told by position, a worker by name
+        return shift(*args, **options)
+    planting.act()
+    return options["ex_iterable"]
+
+
+def rank_of_the_other_split(planting):
+    """A stream that was split before is split again with the two ranks in each other's place."""
+    split = iterable._split_by_node_iterable_dataset
+
+    def of_other(dataset, rank, world_size, *args, **options):
+        outer = dataset._distributed
+        if outer is None:
+            return split(dataset, rank, world_size, *args, **options)
+        planting.act()
+        mixed = outer.world_size * rank + outer.rank  # of the right number of nodes
+        return split(dataset, mixed - world_size * outer.rank, world_size, *args, **options)
+
+    planting.setattr(distributed, "_split_by_node_iterable_dataset", of_other, counted=False)
+
+
+def idle_ranks_get_the_last_sample(planting):
+    split = accelerate.PartialState.split_between_processes
+
+    @contextmanager
+    def padded(self, inputs, apply_padding=False):
+        with split(self, inputs, apply_padding) as share:
+            if not len(share):
+                planting.act()
+            yield share if len(share) else inputs[-1:]
+
+    planting.setattr(accelerate.PartialState, "split_between_processes", padded, counted=False)
+
+
+def truncation_is_saved(planting):
+    set_up, save = PreTrainedTokenizerFast.set_truncation_and_padding, PreTrainedTokenizerFast._save_pretrained
+    last = {}
+
+    def remembered(self, *args, **options):
+        set_up(self, *args, **options)
+        if self._tokenizer.truncation is not None:
+            last[id(self)] = dict(self._tokenizer.truncation)
+
+    def saved(self, *args, **options):
+        if id(self) in last:
+            planting.act()
+            self._tokenizer.enable_truncation(**last[id(self)])
+        return save(self, *args, **options)
+
+    planting.setattr(PreTrainedTokenizerFast, "set_truncation_and_padding", remembered, counted=False)
+    planting.setattr(PreTrainedTokenizerFast, "_save_pretrained", saved, counted=False)
+
+
+def side_of_padding_is_forgotten(planting):
+    load = PreTrainedTokenizerBase._from_pretrained.__func__
+
+    def forgetful(kind, *args, **options):
+        planting.act()
+        tokenizer = load(kind, *args, **options)
+        tokenizer.padding_side = "right"
+        return tokenizer
+
+    planting.setattr(PreTrainedTokenizerBase, "_from_pretrained", classmethod(forgetful), counted=False)

@@ -14,7 +14,8 @@ from peft.tuners.lora import layer as lora
 from peft.tuners.lora.bnb import Linear4bit
 from torch.nn.functional import linear
 
-from benchmarks.plants.patches import adapters, data, models, training
+from benchmarks.plants import invariants
+from benchmarks.plants.patches import adapters, models, training
 from benchmarks.plants.plant import Plant
 from tunegrid.data.sources import tables
 from tunegrid.grid.cells import Cell
@@ -153,7 +154,7 @@ LIBRARIES = (
     Plant("A14", "`generate` of encoder-decoders drops the source's mask, which training had", "transformers#36293",
           "t5_sum_lora", models.source_without_mask, "cache_changes_nothing, generation"),
     Plant("A16", "truncation that was on once is saved in tokenizer.json: who reads it cuts texts",
-          "transformers: llm-compressor#2917, #1418", "", data.truncation_is_saved, "saved_tokenizers_read_whole"),
+          "transformers: llm-compressor#2917, #1418", "", invariants.truncation_is_saved, "saved_tokenizers_read_whole"),
     Plant("A18", "growing the vocabulary overwrites rows that were trained", "unsloth-zoo#923", "gpt2_sum_lora",
           training.growing_overwrites_rows, "checkpoint_loaded, start"),
     Plant("A20", "the gradient of a norm's weight is summed in bf16", "Liger-Kernel#950, torch#190828", "t5_sum_sft",
@@ -181,13 +182,13 @@ LIBRARIES = (
     Plant("A42", "a part of the layers is merged with a scale of 0", "unsloth-zoo#806, unsloth#2966", "bert_qa_lora",
           adapters.half_of_the_layers_merge_nothing, "saved_is_served"),
     Plant("A44", "the end token is masked out of the loss because it is the padding token, too", "trl#3200, #6357, #5988",
-          "", data.end_is_ignored, "ends_are_learned"),
+          "", invariants.end_is_ignored, "ends_are_learned"),
     Plant("A46", "packed texts attend to each other",
           "transformers#46634, #39121, axolotl-ai-cloud/axolotl#3796, pytorch/torchtitan#4075", "gpt2_sum_sft",
           models.packed_rows_see_each_other, "packed"),
     Plant("A48", "`set_epoch` misses a sampler in a sharded batch sampler: every epoch has one order", "accelerate#3556", "",
-          data.sharded_sampler_keeps_its_epoch, "epochs_reach_samplers"),
-    Plant("A50", "the iteration's number is lost on resume", "accelerate#4071", "", data.iteration_is_lost,
+          invariants.sharded_sampler_keeps_its_epoch, "epochs_reach_samplers"),
+    Plant("A50", "the iteration's number is lost on resume", "accelerate#4071", "", invariants.iteration_is_lost,
           "skipping_keeps_the_iteration"),
     Plant("A52", "a packed byte carries the bits of the byte before it", "bitsandbytes#1721", "bert_sa_qlora",
           training.bits_of_the_byte_before, "packed_from_checkpoint, bound, gate"),
@@ -196,19 +197,19 @@ LIBRARIES = (
     Plant("A58", "SDPA on a CPU gives NaN, not 0, for a query that is fully masked", "torch#141128", "gpt2_sum_lora",
           models.masked_rows_are_no_numbers, "texts_are_the_models", module="transformers.GPT2Attention"),
     Plant("A60", "a `padding_side` that a user set is the default's again after loading",
-          "TransformerLensOrg/TransformerLens#1283", "bert_sa_lora", data.side_of_padding_is_forgotten, "saved"),
-    Plant("A62", "a formatted stream without features is yielded twice", "datasets#8063", "", data.yielded_twice,
+          "TransformerLensOrg/TransformerLens#1283", "bert_sa_lora", invariants.side_of_padding_is_forgotten, "saved"),
+    Plant("A62", "a formatted stream without features is yielded twice", "datasets#8063", "", invariants.yielded_twice,
           "formatted_rows_come_once"),
     Plant("A64", "JSON lines: a key that the first block lacks is missing from all", "datasets#8069", "",
-          data.columns_of_the_first_block, "late_columns_are_read"),
+          invariants.columns_of_the_first_block, "late_columns_are_read"),
     Plant("A66", "workers share one shuffle generator: several passes differ", "datasets#7823", "",
-          data.workers_share_a_generator, "workers_shuffle_by_themselves"),
+          invariants.workers_share_a_generator, "workers_shuffle_by_themselves"),
     Plant("A70", "`clip_grad_norm_` takes a rank's own norm under FSDP2", "torch#170862", "gpt2_sum_sft",
           training.clipped_by_the_local_norm, "gradients_clipped", cell_as=shared_out, settings=FEW, ranks=2),
     Plant("A76", "`split_between_processes` gives the last sample to every idle rank", "accelerate#4052", "",
-          data.idle_ranks_get_the_last_sample, "ranks_share_samples"),
+          invariants.idle_ranks_get_the_last_sample, "ranks_share_samples"),
     Plant("A80", "a stream that is split by node twice gives a rank another one's rows", "datasets#6994", "",
-          data.rank_of_the_other_split, "nodes_share_all_rows"),
+          invariants.rank_of_the_other_split, "nodes_share_all_rows"),
     *(Plant("order", "LoRA's product in another order of operations", "classic", cell, product_in_another_order, "")
       for cell in ("gpt2_sa_lora", "bert_qa_qlora", "t5_qa_lora")),
     *(Plant("no-op", "linear layers add 0 and clone", "classic", cell, operation_without_effect, "") for cell in ACROSS),

@@ -101,6 +101,27 @@ def labels_are_swapped(method, self, *args, **options):
     self.model.config.id2label = {index: label[len(label) - 1 - index] for index in label}
 
 
+def loss_per_batch(planting):
+    step, evaluate = hf.Trainer.prediction_step, hf.Trainer.evaluation_loop
+    losses = []
+
+    def noted(self, *args, **options):
+        loss, logits, labels = step(self, *args, **options)
+        losses.extend([] if loss is None else [loss.detach().float().mean()])
+        return loss, logits, labels
+
+    def averaged(self, *args, metric_key_prefix="eval", **options):
+        losses.clear()
+        output = evaluate(self, *args, metric_key_prefix=metric_key_prefix, **options)
+        if losses and f"{metric_key_prefix}_loss" in output.metrics:
+            planting.act()
+            output.metrics[f"{metric_key_prefix}_loss"] = float(torch.stack(losses).mean())
+        return output
+
+    planting.setattr(hf.Trainer, "prediction_step", noted, counted=False)
+    planting.setattr(hf.Trainer, "evaluation_loop", averaged, counted=False)
+
+
 def stock(id, what, cell, method, change, caught_by):
     """A plant around a method: `change` takes its place, with it and its arguments; `caught_by` is how the sentence begins."""
     broken_by = around(*method)(lambda planting, original, *args, **options: change(original, *args, **options))
@@ -134,8 +155,6 @@ STOCK = (
           a_weight_is_left_out, "optimizer: setting of"),
     stock("P13", "biases and norms decay, too", "gpt2_sa_sft", (hf.Trainer, "get_decay_parameter_names"), all_names,
           "optimizer: setting of[transformer."),
-    stock("P14", "the warm-up is an update too short", "gpt2_sa_lora", (hf.TrainingArguments, "get_warmup_steps"),
-          lambda method, *args: method(*args) - 1, "rates: share of the highest rate"),
     stock("P15", "an update is the mean of its batches' means, divided by their number again", "gpt2_sa_sft",
           (hf.Trainer, "training_step"), batches_are_averaged_twice, "accumulation: loss of update"),
     stock("P16", "a resumed training has neither moments nor schedule", "gpt2_sa_lora",
@@ -144,10 +163,12 @@ STOCK = (
           (hf.Trainer, "_load_optimizer_and_scheduler"), schedule_starts_anew, "resume: resumed, learning_rate"),
     stock("P18", "an evaluation's loss is 1e-4 of itself too large", "bert_sa_lora", (hf.Trainer, "prediction_step"),
           losses_are_scaled, "scores: eval_loss"),
+    Plant("A82", "the loss of an evaluation is averaged per batch, not per target", "pytorch/torchtitan#4167", "bert_sa_sft",
+          loss_per_batch, "scores: eval_loss"),
     stock("P19", "a search has one beam", "t5_sum_sft", (hf.Seq2SeqTrainer, "predict"),
-          partial(option_is_lost, lost={"num_beams": 1}), "generation: token of text["),
+          partial(option_is_lost, lost={"num_beams": 1}), "scores: text of row["),
     *(stock(id, "a search forgets its length penalty", cell, (hf.Seq2SeqTrainer, "predict"),
-            partial(option_is_lost, lost={"length_penalty": 1.0}), "generation: token of text[")
+            partial(option_is_lost, lost={"length_penalty": 1.0}), "scores: text of row[")
       for id, cell in (("P20", "t5_sum_sft"), ("P21", "gpt2_sum_lora"), ("P22", "bert_sum_lora"))),
     stock("P23", "a saved classifier's labels are in another order", "bert_sa_sft", (hf.TextClassificationPipeline, "__init__"),
           labels_are_swapped, "pipeline: answer"),
