@@ -1,7 +1,7 @@
 """`pytest -m gpu`: in a few minutes, whether this GPU's figures can be trusted. From random weights, without a hub.
 
 Each test measures one thing twice, in two ways that must agree, and only a GPU can tell whether they do. The figures go to
-`--benchmark-json`; if all pass, they can be trusted. No GPU has run this yet.
+`--junitxml`. No GPU has run this yet.
 """
 
 import math
@@ -49,19 +49,6 @@ def trainer_of(device):
     return make
 
 
-@pytest.fixture
-def kept(benchmark):
-    """Keeps figures in the run's file, and returns them."""
-
-    def keep(**figures):
-        benchmark.group = "gpu"
-        benchmark.pedantic(lambda: None, rounds=1)
-        benchmark.extra_info.update(figures)
-        return figures
-
-    return keep
-
-
 def train(trainer, updates):
     for group in islice(trainer.updates(0), updates):
         trainer.update(group)
@@ -69,28 +56,28 @@ def train(trainer, updates):
     return trainer
 
 
-def test_a_cell_leaves_nothing_behind(trainer_of, device, kept):
+def test_a_cell_leaves_nothing_behind(trainer_of, device, record_property):
     before = baseline_bytes(device)
     train(trainer_of("bert_sa_lora", precision="fp16"), 3)  # accelerate ties fp16's optimizer into a cycle
     held = torch.cuda.memory_allocated(device)
     free_memory(device)
     after = torch.cuda.memory_allocated(device)
-    kept(before_bytes=before, held_bytes=held, after_bytes=after)
+    record_property("bytes", {"before": before, "held": held, "after": after})
     left = (after - before) / GIB
     assert left <= LEFT_GIB, f"a cell left {left:.2f} GiB on the device"  # more than libraries' workspaces
 
 
 @pytest.mark.parametrize("cell_id", ["gpt2_sa_qlora", "gpt2_sa_lora", "gpt2_sa_sft"])
-def test_the_ledger_is_the_allocators(cell_id, trainer_of, device, kept):
+def test_the_ledger_is_the_allocators(cell_id, trainer_of, device, record_property):
     baseline = baseline_bytes(device)
     trainer = trainer_of(cell_id)
     traced = trace(trainer, baseline)
     ledger = trainer.log.ledger
-    kept(**vars(ledger), **vars(traced))
+    record_property("bytes", vars(ledger) | vars(traced))
     assert wrong_bytes(ledger, traced, device) == []
 
 
-def test_events_agree_with_the_wall_clock(trainer_of, device, kept):
+def test_events_agree_with_the_wall_clock(trainer_of, device, record_property):
     trainer = train(trainer_of("bert_sa_sft", updates=30), 5)
     torch.cuda.synchronize(device)
     began = time.perf_counter()
@@ -98,11 +85,12 @@ def test_events_agree_with_the_wall_clock(trainer_of, device, kept):
         trainer.update(group)
     torch.cuda.synchronize(device)
     wall = time.perf_counter() - began
-    figures = kept(event_seconds=sum(trainer.meter.durations(trainer.meter.updates[5:])), wall_seconds=wall)
-    assert math.isclose(*figures.values(), rel_tol=CLOCKS)
+    events = sum(trainer.meter.durations(trainer.meter.updates[5:]))
+    record_property("seconds", {"events": events, "wall": wall})
+    assert math.isclose(events, wall, rel_tol=CLOCKS)
 
 
-def test_the_ladder_holds_where_memory_really_runs_out(trainer_of, device, kept):
+def test_the_ladder_holds_where_memory_really_runs_out(trainer_of, device, record_property):
     trainer = trainer_of("bert_sa_sft", precision="bf16")
     for module in trainer.model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -122,20 +110,20 @@ def test_the_ladder_holds_where_memory_really_runs_out(trainer_of, device, kept)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
     log, size = trainer.log, trainer.cell.recipe.per_device_train_batch_size
-    kept(micro_batch=log.micro_batch, recipe_batch=size, limit_bytes=int(limit), losses=[whole, pieces])
+    record_property("ladder", {"micro_batch": log.micro_batch, "limit_bytes": int(limit), "losses": [whole, pieces]})
     assert log.micro_batch < size
     assert any(sentence.startswith("out of memory at update") for sentence in log.fallbacks)
     assert math.isclose(whole, pieces, rel_tol=SAME_LOSS)  # the same update
 
 
-def test_lost_updates_are_counted(trainer_of, kept):
+def test_lost_updates_are_counted(trainer_of, record_property):
     updates, high = 60, 2.0**40
     trainer = trainer_of("bert_sa_lora", updates=updates, precision="fp16")
     trainer.accelerator.scaler._init_scale = high  # far too high: the first updates overflow until it has come down
     train(trainer, updates)
     halvings = math.log2(high / trainer.accelerator.scaler.get_scale())
     skipped, scheduled = trainer.log.skipped, trainer.stepper.schedule.last_epoch
-    kept(skipped=skipped, halvings=halvings, scheduled=scheduled)
+    record_property("updates", {"skipped": skipped, "halvings": halvings, "scheduled": scheduled})
     assert skipped, "no update was lost, so nothing was checked"
     assert len(skipped) == halvings  # each halved the scale once
     assert scheduled == updates - len(skipped)  # and did not advance the schedule

@@ -8,11 +8,9 @@ import functools
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import accelerate
 import bitsandbytes as bnb
@@ -45,23 +43,23 @@ IGNORED = -100  # a label that no loss counts
 # Streams and loaders
 
 
-def stream(rows: int = 8, shards: int = 4) -> datasets.IterableDataset:
+def stream(rows=8, shards=4):
     """Rows with an id, in several shards."""
     return datasets.Dataset.from_dict({"id": list(range(rows))}).to_iterable_dataset(num_shards=shards)
 
 
-def formatted_rows_come_once() -> bool:
+def formatted_rows_come_once():
     """A formatted stream gives each row once, if it knows its features or not."""
     unknown = stream().with_format("arrow")
     unknown._info.features = None
     return all([int(row["id"][0].as_py()) for row in rows] == [*range(8)] for rows in (stream().with_format("arrow"), unknown))
 
 
-def workers_shuffle_by_themselves() -> bool:
+def workers_shuffle_by_themselves():
     """Two workers give each row once, each in an order of its own, and the same again from the same seed."""
 
-    def orders() -> list[list[int]]:
-        loader: Any = DataLoader(stream(64, 2).shuffle(seed=0, buffer_size=32), batch_size=None, num_workers=2)
+    def orders():
+        loader = DataLoader(stream(64, 2).shuffle(seed=0, buffer_size=32), batch_size=None, num_workers=2)
         ids = [int(row["id"]) for row in loader]
         return [[i % 32 for i in ids if i // 32 == shard] for shard in (0, 1)]
 
@@ -69,40 +67,40 @@ def workers_shuffle_by_themselves() -> bool:
     return sorted(first) == sorted(second) == list(range(32)) and first != second and [first, second] == orders()
 
 
-def nodes_share_all_rows() -> bool:
+def nodes_share_all_rows():
     """Split by node, and each part by node again, every row is some node's, and of the one that its place says."""
     parts = [split_dataset_by_node(split_dataset_by_node(stream(), outer, 2), inner, 2) for outer in (0, 1) for inner in (0, 1)]
     flat = [split_dataset_by_node(stream(), node, 4) for node in range(4)]
     return [[row["id"] for row in part] for part in parts] == [[row["id"] for row in part] for part in flat]
 
 
-def late_columns_are_read() -> bool:
+def late_columns_are_read():
     """A key that only the last line of a JSON lines file has is a column."""
-    rows: list[dict[str, Any]] = [*({"text": "x" * 999} for _ in range(64)), {"text": "x", "label": 1}]
+    rows = [*({"text": "x" * 999} for _ in range(64)), {"text": "x", "label": 1}]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return "label" in datasets.Dataset.from_json(str(path), cache_dir=folder).column_names
 
 
-def epochs_reach_samplers() -> bool:
+def epochs_reach_samplers():
     """`set_epoch` of a loader on one of several ranks reaches the sampler below."""
-    sampler: Any = RandomSampler(range(4))
+    sampler = RandomSampler(range(4))
     sampler.epoch, sampler.set_epoch = 0, functools.partial(setattr, sampler, "epoch")
     shard = BatchSamplerShard(BatchSampler(sampler, 2, False), num_processes=2, process_index=0)
     DataLoaderShard(range(4), batch_sampler=shard).set_epoch(3)
     return sampler.epoch == 3
 
 
-def skipping_keeps_the_iteration() -> bool:
+def skipping_keeps_the_iteration():
     """A loader that skips batches is in the iteration of the one that it comes from."""
     accelerate.PartialState(cpu=True)
     loader = DataLoaderShard(list(range(4)))
     loader.iteration = 2
-    return bool(skip_first_batches(loader, 1).iteration == 2)
+    return skip_first_batches(loader, 1).iteration == 2
 
 
-def ranks_share_samples() -> bool:
+def ranks_share_samples():
     """`split_between_processes` gives each sample to one rank, with fewer samples than ranks, too, which may get none."""
     state, shares = accelerate.PartialState(cpu=True), []
     before = dict(state.__dict__)
@@ -119,16 +117,16 @@ def ranks_share_samples() -> bool:
 # Collators, optimizers, tokenizers
 
 
-def ends_are_learned() -> bool:
+def ends_are_learned():
     """The language-modelling collator counts an end token, where another one pads."""
     tokenizer = hf.AutoTokenizer.from_pretrained(GPT2, trust_remote_code=False)
     tokenizer.pad_token = "!"
     rows = [{"input_ids": [5, 6, tokenizer.eos_token_id]}, {"input_ids": [5, tokenizer.eos_token_id]}]
-    labels: list[list[int]] = hf.DataCollatorForLanguageModeling(tokenizer, mlm=False)(rows)["labels"].tolist()
+    labels = hf.DataCollatorForLanguageModeling(tokenizer, mlm=False)(rows)["labels"].tolist()
     return labels == [[5, 6, tokenizer.eos_token_id], [5, tokenizer.eos_token_id, IGNORED]]
 
 
-def layouts_step_alike() -> bool:
+def layouts_step_alike():
     """The 8-bit AdamW moves a transposed weight as it moves the same weight row by row."""
     torch.manual_seed(0)
     values, gradient = torch.randn(64, 128), torch.randn(64, 128)
@@ -140,23 +138,23 @@ def layouts_step_alike() -> bool:
     return torch.allclose(plain, turned)
 
 
-def saved_tokenizers_read_whole() -> bool:
+def saved_tokenizers_read_whole():
     """Truncation of an earlier call is not in the saved file, which reads a text as the tokenizer does."""
     tokenizer = hf.AutoTokenizer.from_pretrained(GPT2, trust_remote_code=False)
     tokenizer(TEXT, truncation=True, max_length=2)
     whole = tokenizer(TEXT)["input_ids"]  # without this call, transformers 5.24 saves the cut: reports/upstream
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        return bool(tokenizers.Tokenizer.from_file(f"{folder}/tokenizer.json").encode(TEXT).ids == whole)
+        return tokenizers.Tokenizer.from_file(f"{folder}/tokenizer.json").encode(TEXT).ids == whole
 
 
 # Adapters
 
 
-def embeddings_are_saved() -> bool:
+def embeddings_are_saved():
     """What is saved of an adapted embedding does not depend on how `target_modules` names it: in a list, or by a pattern."""
 
-    def keys(targets: Any) -> list[str]:
+    def keys(targets):
         size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
         model = hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=16, **size))
         with warnings.catch_warnings(action="ignore"):
@@ -165,14 +163,14 @@ def embeddings_are_saved() -> bool:
     return keys(["embed_tokens"]) == keys(r".*\.embed_tokens")
 
 
-def dropped_deltas_keep_their_mean() -> bool:
+def dropped_deltas_keep_their_mean():
     """Of a tensor of ones, what DARE keeps has the mean 1."""
     torch.manual_seed(0)
     kept = merge_utils.prune(torch.ones(DRAWS), density=0.5, method="random", rescale=True)
     return abs(float(kept.mean()) - 1) < 0.1
 
 
-def rotations_are_cayleys() -> bool:
+def rotations_are_cayleys():
     """OFT turns a row x to x (I - S)(I + S)^-1, S skew with the weights above its diagonal, as of PEFT 0.18."""
     module = OFTRotationModule(1, 3, 3, 3, use_cayley_neumann=False)
     weights = (0.1, -0.2, 0.3)
@@ -184,14 +182,14 @@ def rotations_are_cayleys() -> bool:
     return torch.allclose(module(row), row @ (unit - skew) @ torch.linalg.inv(unit + skew), atol=1e-5)
 
 
-def merging_starts_from_the_packed_base() -> bool:
+def merging_starts_from_the_packed_base():
     """A merged 4-bit layer is the unpacked base and what the adapter adds, packed anew."""
     torch.manual_seed(0)
     base = nn.Sequential(bnb.nn.Linear4bit(64, 64, quant_type="nf4", compress_statistics=False))
     base.load_state_dict({"0.weight": torch.randn(64, 64), "0.bias": torch.zeros(64)})
-    base.to("cpu").is_loaded_in_4bit = True  # type: ignore[assignment]
+    base.to("cpu").is_loaded_in_4bit = True
     config = LoraConfig(r=2, lora_alpha=4, target_modules=["0"], init_lora_weights=False)
-    layer = get_peft_model(base, config).base_model.model[0]  # type: ignore[union-attr,index]
+    layer = get_peft_model(base, config).base_model.model[0]
     wanted = _unpacked(layer.get_base_layer().weight) + layer.get_delta_weight("default").detach()
     packed = bnb.functional.quantize_4bit(wanted, blocksize=64, quant_type="nf4")
     with warnings.catch_warnings(action="ignore"):
@@ -199,12 +197,11 @@ def merging_starts_from_the_packed_base() -> bool:
     return torch.allclose(_unpacked(layer.get_base_layer().weight), bnb.functional.dequantize_4bit(*packed), atol=1e-6)
 
 
-def _unpacked(weight: Any) -> torch.Tensor:
-    unpacked: torch.Tensor = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
-    return unpacked
+def _unpacked(weight):
+    return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
 
 
-INVARIANTS: Mapping[str, Callable[[], bool]] = {
+INVARIANTS = {
     check.__name__: check
     for check in (
         *(layouts_step_alike, embeddings_are_saved),

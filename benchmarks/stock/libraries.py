@@ -104,7 +104,6 @@ def encoded(cell, tokenizer, rows, *, training=True):
 
 
 def encode_labelled(cell, tokenizer, block, training):
-    """One text or two, and a label or the tokens of a target."""
     texts = (block["first"], block["second"]) if cell.task.text_pair else (block["first"],)
     encoding, labels = tokenizer(*texts, truncation=True, max_length=cell.recipe.max_length), block["target"]
     if is_paired(cell):
@@ -199,12 +198,10 @@ def model_of(cell, tokenizer, device):
 
 
 def collator_of(cell, tokenizer, model):
-    """The guides' collator; that for pairs of texts makes the decoder's inputs by the model."""
     return KITS[kind_of(cell)].collator(tokenizer, **({"model": model} if is_paired(cell) else {}))
 
 
 def settings_of(cell, folder, device):
-    """A recipe as fields of TrainingArguments."""
     recipe, precision = cell.recipe, resolve_precision(cell, device)[0]
     return {
         **{name: getattr(recipe, name) for name in SAME},
@@ -250,13 +247,11 @@ def train(trainer, resume_from=None):
 
 
 def batch_of(named):
-    """A batch as our codecs name it."""
     batch = {name: value.clone() for name, value in named.items() if isinstance(value, Tensor) and value.ndim}
     return batch | ({"labels": torch.stack([batch.pop(name) for name in SPAN], 1)} if SPAN[0] in batch else {})
 
 
 def trained(model):
-    """A copy of what trains, by name."""
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 

@@ -101,13 +101,6 @@ def put(model, weights):
     return model
 
 
-def repack(model):
-    """`repacked_for_evaluation`: as it is unless `keep_packed_layers` switches it off."""
-    for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = True
-
-
 def round_adapters(model):
     """`adapter_rounded_when_loaded`: round to bf16 what PEFT added to packed layers."""
     for module in model.modules():

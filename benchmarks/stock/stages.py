@@ -7,6 +7,7 @@ import math
 from functools import cached_property
 from statistics import fmean
 
+import bitsandbytes as bnb
 import torch
 import transformers as hf
 from torch import Tensor, nn
@@ -20,8 +21,8 @@ from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.device import autocast, resolve_precision, set_random_states
 
 UPDATES = 6  # an epoch of five batches, the last of which is half as large, and one more
-ACCUMULATED = {"max_steps": 3, "gradient_accumulation_steps": 3}  # an epoch is an update of three batches and one of two
-CHECKPOINT = 1  # update after which the accumulating run is saved, in the middle of an epoch
+# An epoch is an update of three batches and one of two; the run is saved after the first, in the middle of an epoch.
+ACCUMULATED = {"max_steps": 3, "gradient_accumulation_steps": 3, "save_strategy": "steps", "save_steps": 1}
 TEST_ROWS = 10
 # Both sides run the same kernels on the same weights, rows and random numbers. What differs by definition is a mean beside a
 # sum that is divided. That rounds each of up to a thousand losses by 2^-24, independently: 32 x 2^-24, whatever the CPU; 3e-7
@@ -32,13 +33,7 @@ NORM = {"fp32": 10 * LOSS, "bf16": 5e-4, "fp16": 5e-4}
 
 
 class Pair:
-    """A cell's two sides, each made when a stage first asks for it.
-
-    Attributes:
-        cell: with the library's head, over the folder that both start from.
-        known: ids of the differences that ours reckons with.
-        rows, test: to train on, and to answer.
-    """
+    """A cell's two sides, over the library's head and the folder that both start from."""
 
     def __init__(self, cell, train, test, folder, device, without=""):
         """A few rows of each split; `without` is the id of a known difference that ours is not to reckon with."""
@@ -49,6 +44,7 @@ class Pair:
         self.cell = libraries.write_start(cell, folder / "start")
         self.kit, self.precision = libraries.KITS[kind_of(self.cell)], resolve_precision(self.cell, device)[0]
         self.known = {one.id for one in KNOWN if one.concerns(self.cell)} - {without}
+        self.ungrouped = {"train_sampling_strategy": "random"} if "grouped_predictions" in self.known else {}
         self.tokenizer = hf.AutoTokenizer.from_pretrained(folder / "start", trust_remote_code=False)
         self.codec = ours.knowing_codec(self.cell, load_tokenizer(self.cell), self.known)
         self.size = self.cell.recipe.per_device_train_batch_size
@@ -84,18 +80,14 @@ class Pair:
 
     @cached_property
     def trained(self):
-        """The libraries' model after a training without accumulation, its course, and its optimizer."""
+        """The libraries' trainer after a training without accumulation, and its course."""
         trainer = self.trainer("trained", max_steps=UPDATES)
         return trainer, libraries.train(trainer)
 
-    def accumulated(self, name, resume_from=None):
-        """A training with accumulation, which is saved in its middle."""
-        return libraries.train(self.trainer(name, save_strategy="steps", save_steps=CHECKPOINT, **ACCUMULATED), resume_from)
-
     @cached_property
     def whole(self):
-        """A training with accumulation that was not interrupted."""
-        return self.accumulated("accumulated")
+        """The course of a training with accumulation."""
+        return libraries.train(self.trainer("accumulated", **ACCUMULATED))
 
     def updates(self, course, accumulation=1):
         """Losses, and norms of gradients before they are clipped, of each update; ours begins with the libraries' weights.
@@ -125,25 +117,21 @@ class Pair:
         """Those without accumulation."""
         return [*self.updates(self.trained[1])]
 
-    def evaluator(self, model, **changes):
-        """The trainer of a model that answers."""
-        order = {"train_sampling_strategy": "random"} if "grouped_predictions" in self.known else {}
-        return self.trainer("scored", model, **order, **changes)
-
     def answers(self, model):
         """The libraries' answers of a model: a label, or the text of a span or of what it wrote."""
         prompts = is_separated(self.cell)
         test = libraries.encoded(self.cell, self.tokenizer, self.test, training=not prompts)
         if self.codec.generates:
-            evaluator = self.evaluator(model, predict_with_generate=True, per_device_eval_batch_size=TEST_ROWS)
-            return libraries.texts(self.cell, evaluator, test)
-        return libraries.predictions(self.cell, self.evaluator(model), self.test, test)
+            generating = {"predict_with_generate": True, "per_device_eval_batch_size": TEST_ROWS}
+            return libraries.texts(self.cell, self.trainer("scored", model, **self.ungrouped, **generating), test)
+        return libraries.predictions(self.cell, self.trainer("scored", model, **self.ungrouped), self.test, test)
 
     def our_trained(self):
         """Our model with the weights that the libraries' training ended with."""
         model = ours.put(self.our_model(), self.trained[1]["weights"])
-        if "repacked_for_evaluation" in self.known:
-            ours.repack(model)
+        for module in model.modules() if "repacked_for_evaluation" in self.known else ():
+            if isinstance(module, bnb.nn.Linear4bit):
+                module.support_avx512bf16_for_cpu = True  # as it is unless `keep_packed_layers` switches it off
         return model.eval()
 
     @torch.inference_mode()
@@ -183,7 +171,6 @@ def unequal(what, theirs, own, tolerance=0.0):
 
 
 def shown(value):
-    """A number with as many digits as matter; a weight by its type, shape and norm."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} of norm {float(value.double().norm()):.7g}"
     return f"{value:.7g}" if isinstance(value, float) else repr(value)
@@ -199,7 +186,6 @@ def windows(pair):
 
 
 def start(pair):
-    """Which weights train, how all are stored, and what the frozen ones hold."""
     theirs, own = (dict(model.named_parameters()) for model in (pair.model(), pair.our_model()))
     yield "training of", *({name: p.requires_grad for name, p in side.items()} for side in (theirs, own))
     if "biases_rounded_late" in pair.known:
@@ -208,7 +194,6 @@ def start(pair):
 
 
 def labels(pair):
-    """The labels of each row as collated, and which of them are counted."""
     sides = [[batch.get("labels", torch.empty(0)) for batch in side] for side in zip(*pair.batches, strict=True)]
     yield "number of labels of batch", *([int((one != IGNORED).sum()) for one in side] for side in sides)
     yield "label of batch", *([one.tolist() for one in side] for side in sides)
@@ -236,12 +221,10 @@ def order(pair):
 
 
 def loss(pair):
-    """The loss of each update."""
     yield pair.trained_updates[0]
 
 
 def gradient(pair):
-    """The norm of its gradients."""
     yield pair.trained_updates[1]
 
 
@@ -264,14 +247,13 @@ def optimizer(pair):
 
 
 def accumulation(pair):
-    """Losses and gradients of updates of several batches, the last of an epoch of fewer."""
     yield from pair.updates(pair.whole, ACCUMULATED["gradient_accumulation_steps"])
 
 
 def resume(pair):
     """A training taken up in its middle repeats the same arithmetic on the same numbers as the whole one, in place of ours."""
     whole = pair.whole  # it saves in its middle
-    rest = pair.accumulated("resumed", str(pair.folder / "accumulated" / f"checkpoint-{CHECKPOINT}"))
+    rest = libraries.train(pair.trainer("resumed", **ACCUMULATED), str(pair.folder / "accumulated" / "checkpoint-1"))
     for field in ("learning_rate", "loss", "grad_norm", "weights"):
         yield f"resumed, {field}", rest[field], whole[field]
 
@@ -288,7 +270,7 @@ def scores(pair):
     if "batches_evaluated_alike" in pair.known:
         our_loss = fmean(a / b for a, b in pairs)
     test = libraries.encoded(pair.cell, pair.tokenizer, pair.test)
-    yield "eval_loss", float(pair.evaluator(model).evaluate(test)["eval_loss"]), our_loss, LOSS
+    yield "eval_loss", pair.trainer("scored", model, **pair.ungrouped).evaluate(test)["eval_loss"], our_loss, LOSS
     yield "text of row" if pair.codec.generates else "answer to row", pair.answers(model), pair.our_answers(own)
 
 

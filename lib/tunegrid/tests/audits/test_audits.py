@@ -6,7 +6,7 @@ import bitsandbytes as bnb
 import pytest
 import torch
 
-from benchmarks.plants.patches.models import decoding_cleans_up
+from benchmarks.plants.patches import decoding_cleans_up
 from benchmarks.plants.plant import Planting
 from tunegrid.audits import BEFORE, LATER, Evidence, audited, before, scores, training
 from tunegrid.audits.evidence import text_of

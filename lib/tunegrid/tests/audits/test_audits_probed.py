@@ -13,7 +13,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from benchmarks.plants.patches import training as patches
+from benchmarks.plants import patches
 from benchmarks.plants.plant import Planting
 from tunegrid.audits import before, computation, scores, training
 from tunegrid.codecs.base import Feature
