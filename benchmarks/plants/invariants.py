@@ -22,14 +22,12 @@ import torch
 import transformers as hf
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, skip_first_batches
 from datasets import distributed
-from datasets.distributed import split_dataset_by_node
 from datasets.packaged_modules.json import json as json_module
 from peft import LoraConfig, get_peft_model
 from peft.tuners.oft.layer import OFTRotationModule
 from peft.utils import merge_utils
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
-from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from benchmarks.plants.plant import around
 from tunegrid.grid.recipes import FIXTURES
@@ -69,8 +67,9 @@ def workers_shuffle_by_themselves():
 
 def nodes_share_all_rows():
     """Split by node, and each part by node again, every row is some node's, and of the one that its place says."""
-    parts = [split_dataset_by_node(split_dataset_by_node(stream(), outer, 2), inner, 2) for outer in (0, 1) for inner in (0, 1)]
-    flat = [split_dataset_by_node(stream(), node, 4) for node in range(4)]
+    split = distributed.split_dataset_by_node
+    parts = [split(split(stream(), outer, 2), inner, 2) for outer in (0, 1) for inner in (0, 1)]
+    flat = [split(stream(), node, 4) for node in range(4)]
     return [[row["id"] for row in part] for part in parts] == [[row["id"] for row in part] for part in flat]
 
 
@@ -216,7 +215,7 @@ INVARIANTS = {
 # Bugs
 
 
-@around(DataCollatorForLanguageModeling, "torch_call", counted=False)
+@around(hf.DataCollatorForLanguageModeling, "torch_call", counted=False)
 def end_is_ignored(planting, collate, self, examples):
     batch = collate(self, examples)
     ends = (batch["input_ids"] == self.tokenizer.eos_token_id) & (batch["labels"] != IGNORED)
@@ -304,7 +303,7 @@ def idle_ranks_get_the_last_sample(planting):
 
 
 def truncation_is_saved(planting):
-    set_up, save = PreTrainedTokenizerFast.set_truncation_and_padding, PreTrainedTokenizerFast._save_pretrained
+    set_up, save = hf.PreTrainedTokenizerFast.set_truncation_and_padding, hf.PreTrainedTokenizerFast._save_pretrained
     last = {}
 
     def remembered(self, *args, **options):
@@ -318,12 +317,12 @@ def truncation_is_saved(planting):
             self._tokenizer.enable_truncation(**last[id(self)])
         return save(self, *args, **options)
 
-    planting.setattr(PreTrainedTokenizerFast, "set_truncation_and_padding", remembered, counted=False)
-    planting.setattr(PreTrainedTokenizerFast, "_save_pretrained", saved, counted=False)
+    planting.setattr(hf.PreTrainedTokenizerFast, "set_truncation_and_padding", remembered, counted=False)
+    planting.setattr(hf.PreTrainedTokenizerFast, "_save_pretrained", saved, counted=False)
 
 
 def side_of_padding_is_forgotten(planting):
-    load = PreTrainedTokenizerBase._from_pretrained.__func__
+    load = hf.PreTrainedTokenizerBase._from_pretrained.__func__
 
     def forgetful(kind, *args, **options):
         planting.act()
@@ -331,4 +330,4 @@ def side_of_padding_is_forgotten(planting):
         tokenizer.padding_side = "right"
         return tokenizer
 
-    planting.setattr(PreTrainedTokenizerBase, "_from_pretrained", classmethod(forgetful), counted=False)
+    planting.setattr(hf.PreTrainedTokenizerBase, "_from_pretrained", classmethod(forgetful), counted=False)

@@ -8,6 +8,7 @@ import accelerate
 import bitsandbytes as bnb
 import datasets
 import torch
+import transformers as hf
 from bitsandbytes.optim.optimizer import Optimizer2State
 from peft.tuners.lora import bnb as lora_bnb
 from peft.tuners.lora import layer as lora
@@ -23,14 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.nn.utils import clip_grad
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import (
-    GenerationMixin,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    activations,
-    masking_utils,
-)
+from transformers import activations, masking_utils
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert import modeling_bert
@@ -124,7 +118,7 @@ def beams_keep_their_cache(planting):
     planting.setattr(Cache, "reorder_cache", lambda self, beam_idx: None)
 
 
-@around(GenerationMixin, "prepare_inputs_for_generation", counted=False)
+@around(hf.GenerationMixin, "prepare_inputs_for_generation", counted=False)
 def source_without_mask(planting, prepare, self, *args, **options):
     inputs = prepare(self, *args, **options)
     if self.config.is_encoder_decoder and inputs.get("attention_mask") is not None:
@@ -133,7 +127,7 @@ def source_without_mask(planting, prepare, self, *args, **options):
     return inputs
 
 
-@around(PreTrainedTokenizerFast, "_convert_encoding")
+@around(hf.PreTrainedTokenizerFast, "_convert_encoding")
 def first_offset_is_late(planting, convert, self, *args, **options):
     """The first token's offset starts at its second character: a space is trimmed that is not there."""
     encoded, encodings = convert(self, *args, **options)
@@ -142,10 +136,10 @@ def first_offset_is_late(planting, convert, self, *args, **options):
     return encoded, encodings
 
 
-@around(PreTrainedTokenizerFast, "_decode")
+@around(hf.PreTrainedTokenizerFast, "_decode")
 def decoding_cleans_up(planting, decode, self, *args, **options):
     """`decode` takes away the spaces before punctuation and short forms, though the tokenizer says that it must not."""
-    return PreTrainedTokenizerBase.clean_up_tokenization(self, decode(self, *args, **options))
+    return hf.PreTrainedTokenizerBase.clean_up_tokenization(self, decode(self, *args, **options))
 
 
 @around(datasets.Dataset, "select")
@@ -318,12 +312,6 @@ def patterns_name_no_embedding(planting, match, target_pattern, key):
 
 # Loading and the update: packing, dropout, backward, optimizer, schedule
 
-PACKED_BLOCK = 128  # ROCm's, where a wavefront has 64 lanes
-OVERWRITTEN = 8  # rows
-LATE = 1e9  # at this step both of Adam's bias corrections are 1
-ACCUMULATED = 2  # micro-batches an update, of the cell that divides by them twice
-PARTS = 16  # of a batch, each summed by a program of a GPU's kernel
-
 
 @around(modeling_bert.BertPreTrainedModel, "_init_weights")
 def positions_are_zero(planting, initialize, self, module):
@@ -346,7 +334,7 @@ def wo_is_quantized(planting):
 
 @around(bnb.functional, "quantize_4bit")
 def blocks_of_128(planting, quantize, tensor, *args, blocksize=None, **options):
-    return quantize(tensor, *args, blocksize=PACKED_BLOCK, **options)
+    return quantize(tensor, *args, blocksize=128, **options)  # ROCm's, where a wavefront has 64 lanes
 
 
 def packed_scales(planting):
@@ -369,14 +357,14 @@ def packed_scales(planting):
     planting.setattr(bnb.functional, "dequantize_4bit", dequantized)
 
 
-@around(PreTrainedModel, "resize_token_embeddings", counted=False)
+@around(hf.PreTrainedModel, "resize_token_embeddings", counted=False)
 def growing_overwrites_rows(planting, resize, self, new_num_tokens=None, *args, **options):
     trained = self.get_input_embeddings().num_embeddings
     embeddings = resize(self, new_num_tokens, *args, **options)
     if embeddings.num_embeddings > trained:
         planting.act()
         with torch.no_grad():
-            embeddings.weight[trained - OVERWRITTEN : trained] = embeddings.weight[:trained].mean(0)
+            embeddings.weight[trained - 8 : trained] = embeddings.weight[:trained].mean(0)
     return embeddings
 
 
@@ -411,14 +399,14 @@ def norm_without_clipping(planting):
 
 @around(torch, "_fused_adamw_")
 def moments_without_correction(planting, update, *lists, **options):
-    """Adam's moments start at 0 and are not corrected for it. The correction of step t divides by 1 - beta^t."""
+    """Adam's moments start at 0 and are not corrected for it. That of step t divides by 1 - beta^t, which is 1 late."""
     *states, steps = lists
-    update(*states, [torch.full_like(step, LATE) for step in steps], **options)
+    update(*states, [torch.full_like(step, 1e9) for step in steps], **options)
 
 
 @around(accelerate.Accelerator, "backward")
 def divided_by_accumulation_again(planting, backward, self, loss, **options):
-    backward(self, loss / ACCUMULATED, **options)
+    backward(self, loss / 2, **options)  # micro-batches an update, of its cell
 
 
 @around(Optimizer2State, "get_config", counted=False)
@@ -443,7 +431,7 @@ class _Bf16Sum(torch.autograd.Function):
         weight, states = ctx.saved_tensors
         products = (gradient * states).reshape(-1, weight.numel())
         total = torch.zeros_like(weight, dtype=torch.bfloat16)
-        for part in products.tensor_split(PARTS):
+        for part in products.tensor_split(16):  # each summed by a program of a GPU's kernel
             total += part.sum(0).to(torch.bfloat16)
         return total.to(weight.dtype), gradient * weight
 

@@ -83,11 +83,6 @@ def a_weight_is_left_out(plant, create, self, *args):
 
 
 @around(hf.Trainer, "_load_optimizer_and_scheduler")
-def nothing_is_resumed(plant, load, self, checkpoint):
-    pass
-
-
-@around(hf.Trainer, "_load_optimizer_and_scheduler")
 def schedule_starts_anew(plant, load, self, checkpoint):
     state = copy.deepcopy(self.lr_scheduler.state_dict())
     load(self, checkpoint)
@@ -144,8 +139,6 @@ STOCK = (
           "optimizer: setting of"),
     Plant("P15", "an update's gradients are divided by the number of its batches again", "classic", "gpt2_sa_sft",
           gradients_times(lambda count: 1 / count), "accumulation: gradient norm"),
-    Plant("P16", "a resumed training has neither moments nor schedule", "classic", "gpt2_sa_lora", nothing_is_resumed,
-          "resume: resumed, "),
     Plant("P17", "a resumed training has its moments, and its schedule starts anew", "classic", "gpt2_sa_lora",
           schedule_starts_anew, "resume: resumed, learning_rate"),
     Plant("A82", "the loss of an evaluation is averaged per batch, not per target", "pytorch/torchtitan#4167", "bert_sa_sft",
