@@ -119,8 +119,7 @@ class Pair:
 
     def answers(self, model):
         """The libraries' answers of a model: a label, or the text of a span or of what it wrote."""
-        prompts = is_separated(self.cell)
-        test = libraries.encoded(self.cell, self.tokenizer, self.test, training=not prompts)
+        test = libraries.encoded(self.cell, self.tokenizer, self.test, training=not is_separated(self.cell))
         if self.codec.generates:
             generating = {"predict_with_generate": True, "per_device_eval_batch_size": TEST_ROWS}
             return libraries.texts(self.cell, self.trainer("scored", model, **self.ungrouped, **generating), test)
