@@ -41,11 +41,9 @@ from tunegrid.run.probe import before_training
 from tunegrid.tests.small import silent, trainer_for
 
 TABLES = {"faults": STUDY, "library_bugs": LIBRARIES, "controls": CONTROLS, "equivalent": EQUAL, "stock": STOCK}
-# By identity: the settings of a plant are a dict, which has no hash.
-MARKERS = {id(plant): [marker] for marker, table in TABLES.items() for plant in table}
-for control in CONTROLS:
-    MARKERS[id(control)] += [control.profile] * (control.profile != "quick")
-PLANTS = [plant for table in TABLES.values() for plant in table]
+MARKERS = {plant: [marker] for marker, table in TABLES.items() for plant in table}
+MARKERS |= {plant: ["controls", plant.profile] for plant in CONTROLS if plant.profile != "quick"}
+PLANTS = [*MARKERS]
 EQUAL_ROWS = {row.id: row for row in ROWS}
 BASELINE = Path(__file__).parents[1] / "reports" / "baselines" / "quick-cpu.json"
 TEST_ROWS = 96  # for a cell with settings of its own
@@ -58,7 +56,7 @@ def cases(plants):
         pytest.param(
             plant,
             id="-".join(filter(None, (plant.profile, plant.id, plant.cell, f"{plant.ranks}ranks" * (plant.ranks > 1)))),
-            marks=[getattr(pytest.mark, name) for name in MARKERS[id(plant)]],
+            marks=[getattr(pytest.mark, name) for name in MARKERS[plant]],
         )
         for plant in plants
     ]
@@ -71,7 +69,7 @@ def in_a_cell(plant):
 
 def twins():
     """A plant for every cell that the grid does not run as it is: the same cell without the plant must pass."""
-    others = [plant for plant in PLANTS if in_a_cell(plant) and plant.caught_by and MARKERS[id(plant)] != ["controls"]]
+    others = [plant for plant in PLANTS if in_a_cell(plant) and plant.caught_by and MARKERS[plant] != ["controls"]]
     keyed = {(p.profile, p.cell, str(p.settings), p.ranks, p.cell_as): p for p in others if differs_from_grid(p)}
     return list(keyed.values())
 
@@ -86,8 +84,11 @@ def planted(request):
 
 
 @pytest.fixture
-def planting(monkeypatch):
-    return Planting(monkeypatch)
+def planting(monkeypatch, plant, planted):
+    planting = Planting(monkeypatch)
+    yield planting
+    acted = planting.acts or not planted or plant.breaks != "libraries"
+    assert acted, f"{plant.id} never acted, so nothing is proven: {plant.what}"
 
 
 @pytest.fixture
@@ -133,29 +134,17 @@ def validation_rows(splits, broken):
     return broken("validation_rows", splits.validation, splits)
 
 
-@pytest.fixture
-def codec(codec, broken):
-    return broken("codec", codec)
+def breakable(noun):
+    """The pipeline's fixture of this name, whose value a plant may replace."""
+
+    @pytest.fixture(name=noun)
+    def fixture(request, broken):
+        return broken(noun, request.getfixturevalue(noun))
+
+    return fixture
 
 
-@pytest.fixture
-def model(model, broken):
-    return broken("model", model)
-
-
-@pytest.fixture
-def trainer(trainer, broken):
-    return broken("trainer", trainer)
-
-
-@pytest.fixture
-def score(score, broken):
-    return broken("score", score)
-
-
-@pytest.fixture
-def serving(serving, broken):
-    return broken("serving", serving)
+codec, model, trainer, score, serving = map(breakable, ("codec", "model", "trainer", "score", "serving"))
 
 
 @pytest.fixture
@@ -179,9 +168,7 @@ def train(train, model, trainer, cell, broken):
 
 
 @pytest.fixture
-def objections(
-    cell, audit, train, trainer, splits, score, record, benchmark, bounds, plant, planted
-):  # fmt: skip
+def objections(cell, audit, train, trainer, splits, score, record, benchmark, bounds, plant, planted):
     """What objects to the run, or to its first updates: the sentence by audit, stage of numerics, "bound" and "gate"."""
     benchmark.group = f"plants {plant.id}"
     findings = audit()
@@ -215,15 +202,13 @@ def against_baseline(record):
 
 
 @pytest.mark.parametrize("plant", cases(p for p in PLANTS if in_a_cell(p) and p.caught_by))
-def test_a_plant_is_caught(plant, planting, objections):
-    assert planting.acts or plant.breaks != "libraries", f"{plant.id} never acted, so nothing is proven: {plant.what}"
+def test_a_plant_is_caught(plant, objections):
     missing = set(plant.caught_by.split(", ")).difference(objections)
     assert not missing, f"{', '.join(missing)} let it through: {plant.what}; objections: {objections or 'none'}"
 
 
 @pytest.mark.parametrize("plant", cases(p for p in PLANTS if not p.caught_by))
-def test_a_change_without_harm_is_not(plant, planting, objections):
-    assert planting.acts or plant.breaks != "libraries"
+def test_a_change_without_harm_is_not(plant, objections):
     assert objections == {}
 
 
@@ -260,7 +245,6 @@ def test_a_plant_names_its_module(plant, request, planting, monkeypatch, tmp_pat
     tolerance = tolerance_of(cell.id, kind, load_tolerances())
     pair = Pair(old=old, new=new, tolerance=tolerance, fine=kind == FINE, modules=lambda: (before, after))
     change = first_change(pair) or Change("", "nothing changed")
-    assert planting.acts
     assert plant.module in named_modules(change, after), change.words
 
 
@@ -291,9 +275,7 @@ def test_an_invariant_holds(invariant):
 @pytest.mark.parametrize("plant", cases(p for p in PLANTS if p.caught_by in INVARIANTS))
 def test_a_plant_breaks_its_invariant(plant, planting):
     plant.broken_by(planting)
-    held = INVARIANTS[plant.caught_by]()
-    assert planting.acts, f"{plant.id} never acted, so nothing is proven: {plant.what}"
-    assert not held, f"{plant.caught_by} holds all the same: {plant.what}"
+    assert not INVARIANTS[plant.caught_by](), f"{plant.caught_by} holds all the same: {plant.what}"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")  # on what a row does to adapters on purpose
@@ -301,7 +283,6 @@ def test_a_plant_breaks_its_invariant(plant, planting):
 def test_a_plant_makes_equal_settings_differ(plant, bench, planting):  # noqa: F811
     plant.broken_by(planting)
     assert unequal(EQUAL_ROWS[plant.caught_by], bench), f"they are equal all the same: {plant.what}"
-    assert planting.acts, f"{plant.id} never acted, so nothing is proven: {plant.what}"
 
 
 @pytest.mark.filterwarnings("default")  # what the libraries' own path warns of is theirs
@@ -312,5 +293,4 @@ def test_a_plant_makes_the_own_path_of_libraries_differ(plant, request, planting
     torch.set_num_threads(1)
     plant.broken_by(planting)
     sentence = first_difference(Sides(cell, splits.train, splits.test, tmp_path, torch.device("cpu")))
-    assert planting.acts, f"{plant.id} never acted, so nothing is proven: {plant.what}"
     assert sentence.startswith(plant.caught_by)

@@ -3,26 +3,17 @@
 So must a run whose adapter is taken away after training while its head stays (`adapter_off`): the head alone must not do.
 """
 
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
-from random import Random
-from typing import Any
-
-from torch import nn
 
 from benchmarks.plants.plant import Plant
-from benchmarks.plants.study import with_other
-from tunegrid.data.splits import Splits
-from tunegrid.grid.cells import STUDY, Cell
+from benchmarks.plants.study import targets_dealt_out, with_other
+from tunegrid.grid.cells import STUDY
 from tunegrid.grid.more_tasks import IN_PLACE, more_tasks
 from tunegrid.grid.recipes import QUICK_PROFILE, TASKS_PROFILE, ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 
-Rows = list[dict[str, Any]]
 
-
-def random_weights(cell: Cell, folder: Path) -> Cell:
+def random_weights(cell, folder):
     """The backbone is built from scratch."""
     from tunegrid.lab.micro.pretrain import pretrain
 
@@ -32,46 +23,12 @@ def random_weights(cell: Cell, folder: Path) -> Cell:
     return replace(cell, profile=replace(cell.profile, checkpoint_root=root))
 
 
-def targets_dealt_out(splits: Splits, folder: Path) -> Splits:
-    """Training rows have targets that have nothing to do with their inputs."""
-    task = next(task for task in SHUFFLES if task in splits.train[0])
-    return replace(splits, train=SHUFFLES[task](splits.train, Random(0)))
-
-
-def dealt_out(column: str) -> Callable[[Rows, Random], Rows]:
-    """A column's values, dealt out again among the rows."""
-
-    def shuffle(rows: Rows, rng: Random) -> Rows:
-        values = rng.sample([row[column] for row in rows], len(rows))
-        return [row | {column: value} for row, value in zip(rows, values, strict=True)]
-
-    return shuffle
-
-
-def other_words(rows: Rows, rng: Random) -> Rows:
-    """Of each context another word than the answer."""
-
-    def word(context: str) -> dict[str, Any]:
-        words = context.split()
-        index = rng.randrange(len(words))
-        return {"text": [words[index]], "answer_start": [len(" ".join(words[:index])) + bool(index)]}
-
-    return [row | {"answers": word(row["context"])} for row in rows]
-
-
-SHUFFLES: Mapping[str, Callable[[Rows, Random], Rows]] = {
-    "label": dealt_out("label"),
-    "answers": other_words,
-    "highlights": dealt_out("highlights"),
-}
-
-
-def adapter_off(model: nn.Module, start: Mapping[str, Any]) -> None:
+def adapter_off(model, start):
     """The adapter goes back to where it started, under the head as it was trained."""
     model.load_state_dict(start, strict=False)
 
 
-CAUSES: Mapping[str, tuple[str, str, Callable[..., Any]]] = {
+CAUSES = {
     "random_weights": ("a backbone with random weights", "built_cell", random_weights),
     "learning_rate_0": ("updates that move nothing", "cell", with_other("recipe", learning_rate=0.0, head_learning_rate=None)),
     "shuffled_labels": ("targets dealt out anew", "splits", targets_dealt_out),
@@ -79,7 +36,7 @@ CAUSES: Mapping[str, tuple[str, str, Callable[..., Any]]] = {
 }
 
 
-def controls(profile: str, cells: Iterable[Cell], causes: Iterable[str]) -> Iterable[Plant]:
+def controls(profile, cells, causes):
     """Each cause in each cell; what has no adapter cannot lose it."""
     for cause in causes:
         what, noun, broken_by = CAUSES[cause]

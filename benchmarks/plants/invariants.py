@@ -1,60 +1,63 @@
 """What must hold in any release of the libraries, on paths that users take and our cells do not, each on a small input.
 
-Streams, loaders, collators, `Trainer`'s evaluation, saved tokenizers, several adapters, packed rows. Each function
-says in its first line what holds, and returns whether it does.
+Streams, loaders, collators, saved tokenizers, other adapters. Each invariant says in its first line what holds, and returns
+whether it does. Behind them stand bugs of the way from files to batches, put back: `libraries` has the rows.
 """
 
+import functools
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import accelerate
 import bitsandbytes as bnb
 import datasets
+import datasets.iterable_dataset as iterable
 import peft.peft_model
 import tokenizers
 import torch
 import transformers as hf
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, skip_first_batches
-from datasets.distributed import split_dataset_by_node
+from datasets import distributed
+from datasets.packaged_modules.json import json as json_module
 from peft import LoraConfig, get_peft_model
 from peft.tuners.oft.layer import OFTRotationModule
 from peft.utils import merge_utils
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
+from benchmarks.plants.plant import around
 from tunegrid.grid.recipes import FIXTURES
 
 DRAWS = 4096  # of a coin, whose share of heads is then within 0.05 of the truth by six standard errors
 GPT2 = FIXTURES / "backbones" / "gpt2-micro"
 TEXT = "one two three four five six"
+IGNORED = -100  # a label that no loss counts
 
 
 # Streams and loaders
 
 
-def stream(rows: int = 8, shards: int = 4) -> datasets.IterableDataset:
+def stream(rows=8, shards=4):
     """Rows with an id, in several shards."""
     return datasets.Dataset.from_dict({"id": list(range(rows))}).to_iterable_dataset(num_shards=shards)
 
 
-def formatted_rows_come_once() -> bool:
+def formatted_rows_come_once():
     """A formatted stream gives each row once, if it knows its features or not."""
     unknown = stream().with_format("arrow")
     unknown._info.features = None
-    return all(
-        [int(row["id"][0].as_py()) for row in rows] == list(range(8)) for rows in (stream().with_format("arrow"), unknown)
-    )
+    return all([int(row["id"][0].as_py()) for row in rows] == [*range(8)] for rows in (stream().with_format("arrow"), unknown))
 
 
-def workers_shuffle_by_themselves() -> bool:
+def workers_shuffle_by_themselves():
     """Two workers give each row once, each in an order of its own, and the same again from the same seed."""
 
-    def orders() -> list[list[int]]:
-        loader: Any = DataLoader(stream(64, 2).shuffle(seed=0, buffer_size=32), batch_size=None, num_workers=2)
+    def orders():
+        loader = DataLoader(stream(64, 2).shuffle(seed=0, buffer_size=32), batch_size=None, num_workers=2)
         ids = [int(row["id"]) for row in loader]
         return [[i % 32 for i in ids if i // 32 == shard] for shard in (0, 1)]
 
@@ -62,49 +65,41 @@ def workers_shuffle_by_themselves() -> bool:
     return sorted(first) == sorted(second) == list(range(32)) and first != second and [first, second] == orders()
 
 
-def nodes_share_all_rows() -> bool:
+def nodes_share_all_rows():
     """Split by node, and each part by node again, every row is some node's, and of the one that its place says."""
-    parts = [split_dataset_by_node(split_dataset_by_node(stream(), outer, 2), inner, 2) for outer in (0, 1) for inner in (0, 1)]
-    flat = [split_dataset_by_node(stream(), node, 4) for node in range(4)]
+    split = distributed.split_dataset_by_node
+    parts = [split(split(stream(), outer, 2), inner, 2) for outer in (0, 1) for inner in (0, 1)]
+    flat = [split(stream(), node, 4) for node in range(4)]
     return [[row["id"] for row in part] for part in parts] == [[row["id"] for row in part] for part in flat]
 
 
-def late_columns_are_read() -> bool:
+def late_columns_are_read():
     """A key that only the last line of a JSON lines file has is a column."""
-    rows: list[dict[str, Any]] = [*({"text": "x" * 999} for _ in range(64)), {"text": "x", "label": 1}]
+    rows = [*({"text": "x" * 999} for _ in range(64)), {"text": "x", "label": 1}]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return "label" in datasets.Dataset.from_json(str(path), cache_dir=folder).column_names
 
 
-class Numbered(RandomSampler):
-    """A sampler that is told the epoch."""
-
-    epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Note it."""
-        self.epoch = epoch
-
-
-def epochs_reach_samplers() -> bool:
+def epochs_reach_samplers():
     """`set_epoch` of a loader on one of several ranks reaches the sampler below."""
-    sampler = Numbered(range(4))
+    sampler = RandomSampler(range(4))
+    sampler.epoch, sampler.set_epoch = 0, functools.partial(setattr, sampler, "epoch")
     shard = BatchSamplerShard(BatchSampler(sampler, 2, False), num_processes=2, process_index=0)
     DataLoaderShard(range(4), batch_sampler=shard).set_epoch(3)
     return sampler.epoch == 3
 
 
-def skipping_keeps_the_iteration() -> bool:
+def skipping_keeps_the_iteration():
     """A loader that skips batches is in the iteration of the one that it comes from."""
     accelerate.PartialState(cpu=True)
     loader = DataLoaderShard(list(range(4)))
     loader.iteration = 2
-    return bool(skip_first_batches(loader, 1).iteration == 2)
+    return skip_first_batches(loader, 1).iteration == 2
 
 
-def ranks_share_samples() -> bool:
+def ranks_share_samples():
     """`split_between_processes` gives each sample to one rank, with fewer samples than ranks, too, which may get none."""
     state, shares = accelerate.PartialState(cpu=True), []
     before = dict(state.__dict__)
@@ -118,42 +113,19 @@ def ranks_share_samples() -> bool:
     return shares == [["a"], ["b"], []]
 
 
-# Collators and Trainer
+# Collators, optimizers, tokenizers
 
 
-def ends_are_learned() -> bool:
+def ends_are_learned():
     """The language-modelling collator counts an end token, where another one pads."""
     tokenizer = hf.AutoTokenizer.from_pretrained(GPT2, trust_remote_code=False)
     tokenizer.pad_token = "!"
     rows = [{"input_ids": [5, 6, tokenizer.eos_token_id]}, {"input_ids": [5, tokenizer.eos_token_id]}]
-    labels: list[list[int]] = hf.DataCollatorForLanguageModeling(tokenizer, mlm=False)(rows)["labels"].tolist()
-    return labels == [[5, 6, tokenizer.eos_token_id], [5, tokenizer.eos_token_id, -100]]
+    labels = hf.DataCollatorForLanguageModeling(tokenizer, mlm=False)(rows)["labels"].tolist()
+    return labels == [[5, 6, tokenizer.eos_token_id], [5, tokenizer.eos_token_id, IGNORED]]
 
 
-class Constant(nn.Module):
-    """A model whose loss is the mean of what it is given."""
-
-    def forward(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The loss."""
-        return {"loss": labels.float().mean()}
-
-
-def evaluation_is_the_mean_of_rows() -> bool:
-    """The loss that `Trainer.evaluate` tells is the mean over rows, if the last batch has fewer of them, too."""
-    rows = [{"labels": value} for value in (0.0, 0.0, 3.0)]
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = hf.TrainingArguments(
-            folder, per_device_eval_batch_size=2, use_cpu=True, report_to="none", disable_tqdm=True
-        )
-        trainer = hf.Trainer(Constant(), arguments, eval_dataset=rows)
-        trainer.remove_callback(hf.PrinterCallback)
-        return abs(trainer.evaluate()["eval_loss"] - 1.0) < 1e-6
-
-
-# Optimizers
-
-
-def layouts_step_alike() -> bool:
+def layouts_step_alike():
     """The 8-bit AdamW moves a transposed weight as it moves the same weight row by row."""
     torch.manual_seed(0)
     values, gradient = torch.randn(64, 128), torch.randn(64, 128)
@@ -165,56 +137,23 @@ def layouts_step_alike() -> bool:
     return torch.allclose(plain, turned)
 
 
-# Saved tokenizers
-
-
-def saved_and(read: Callable[[str], Any], tokenizer: Any) -> Any:
-    """What a function reads of the folder that a tokenizer is saved to."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        return read(folder)
-
-
-def saved_tokenizers_read_whole() -> bool:
+def saved_tokenizers_read_whole():
     """Truncation of an earlier call is not in the saved file, which reads a text as the tokenizer does."""
     tokenizer = hf.AutoTokenizer.from_pretrained(GPT2, trust_remote_code=False)
     tokenizer(TEXT, truncation=True, max_length=2)
     whole = tokenizer(TEXT)["input_ids"]  # without this call, transformers 5.24 saves the cut: reports/upstream
-    read = saved_and(lambda folder: tokenizers.Tokenizer.from_file(f"{folder}/tokenizer.json").encode(TEXT).ids, tokenizer)
-    return bool(read == whole)
-
-
-def saved_tokenizers_keep_their_side() -> bool:
-    """A tokenizer that was loaded to pad on the left pads on the left when it is saved and loaded again."""
-    # Set later, the side is lost in transformers 5.24: reports/upstream.
-    tokenizer = hf.AutoTokenizer.from_pretrained(GPT2, padding_side="left", trust_remote_code=False)
-    return bool(saved_and(hf.AutoTokenizer.from_pretrained, tokenizer).padding_side == "left")
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return tokenizers.Tokenizer.from_file(f"{folder}/tokenizer.json").encode(TEXT).ids == whole
 
 
 # Adapters
 
 
-def two_layers(*names: str, **options: Any) -> Any:
-    """Two linear layers with LoRA adapters of these names that add something; alpha is twice the rank."""
-    torch.manual_seed(0)
-    config = LoraConfig(r=2, lora_alpha=4, target_modules=["0", "1"], init_lora_weights=False, **options)
-    model = get_peft_model(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), config, adapter_name=names[0])
-    for name in names[1:]:
-        model.add_adapter(name, config)
-    return model
-
-
-def files_hold_their_adapter() -> bool:
-    """What is saved of an adapter are its own tensors, also beside one whose name begins like its own."""
-    alone, beside = two_layers("foo"), two_layers("foo", "foobar", "bar")
-    keys = [set(peft.peft_model.get_peft_model_state_dict(model, adapter_name="foo")) for model in (alone, beside)]
-    return keys[0] == keys[1]
-
-
-def embeddings_are_saved() -> bool:
+def embeddings_are_saved():
     """What is saved of an adapted embedding does not depend on how `target_modules` names it: in a list, or by a pattern."""
 
-    def keys(targets: Any) -> list[str]:
+    def keys(targets):
         size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
         model = hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=16, **size))
         with warnings.catch_warnings(action="ignore"):
@@ -223,28 +162,14 @@ def embeddings_are_saved() -> bool:
     return keys(["embed_tokens"]) == keys(r".*\.embed_tokens")
 
 
-def merging_in_turn_is_merging_at_once() -> bool:
-    """Two adapters, one of them DoRA's, give the same weights as one list and one after another."""
-
-    def merged(*groups: list[str]) -> torch.Tensor:
-        layer = two_layers("foo", "bar", use_dora=True).base_model.model[0]
-        with warnings.catch_warnings(action="ignore"):
-            for group in groups:
-                layer.merge(adapter_names=group)
-        weight: torch.Tensor = layer.get_base_layer().weight.detach()
-        return weight
-
-    return torch.allclose(merged(["foo", "bar"]), merged(["foo"], ["bar"]), atol=1e-5)
-
-
-def dropped_deltas_keep_their_mean() -> bool:
+def dropped_deltas_keep_their_mean():
     """Of a tensor of ones, what DARE keeps has the mean 1."""
     torch.manual_seed(0)
     kept = merge_utils.prune(torch.ones(DRAWS), density=0.5, method="random", rescale=True)
     return abs(float(kept.mean()) - 1) < 0.1
 
 
-def rotations_are_cayleys() -> bool:
+def rotations_are_cayleys():
     """OFT turns a row x to x (I - S)(I + S)^-1, S skew with the weights above its diagonal, as of PEFT 0.18."""
     module = OFTRotationModule(1, 3, 3, 3, use_cayley_neumann=False)
     weights = (0.1, -0.2, 0.3)
@@ -256,14 +181,14 @@ def rotations_are_cayleys() -> bool:
     return torch.allclose(module(row), row @ (unit - skew) @ torch.linalg.inv(unit + skew), atol=1e-5)
 
 
-def merging_starts_from_the_packed_base() -> bool:
+def merging_starts_from_the_packed_base():
     """A merged 4-bit layer is the unpacked base and what the adapter adds, packed anew."""
     torch.manual_seed(0)
     base = nn.Sequential(bnb.nn.Linear4bit(64, 64, quant_type="nf4", compress_statistics=False))
     base.load_state_dict({"0.weight": torch.randn(64, 64), "0.bias": torch.zeros(64)})
-    base.to("cpu").is_loaded_in_4bit = True  # type: ignore[assignment]
+    base.to("cpu").is_loaded_in_4bit = True
     config = LoraConfig(r=2, lora_alpha=4, target_modules=["0"], init_lora_weights=False)
-    layer = get_peft_model(base, config).base_model.model[0]  # type: ignore[union-attr,index]
+    layer = get_peft_model(base, config).base_model.model[0]
     wanted = _unpacked(layer.get_base_layer().weight) + layer.get_delta_weight("default").detach()
     packed = bnb.functional.quantize_4bit(wanted, blocksize=64, quant_type="nf4")
     with warnings.catch_warnings(action="ignore"):
@@ -271,35 +196,138 @@ def merging_starts_from_the_packed_base() -> bool:
     return torch.allclose(_unpacked(layer.get_base_layer().weight), bnb.functional.dequantize_4bit(*packed), atol=1e-6)
 
 
-def _unpacked(weight: Any) -> torch.Tensor:
-    unpacked: torch.Tensor = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
-    return unpacked
+def _unpacked(weight):
+    return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
 
 
-# Packed rows
-
-
-def packed_rows_stay_apart() -> bool:
-    """A text's logits are the same behind another text in one row, where its positions begin anew."""
-    torch.manual_seed(0)
-    model = hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=32, n_embd=8, n_layer=2, n_head=2)).eval()
-    first, second = torch.tensor([[1, 2, 3]]), torch.tensor([[4, 5]])
-    with torch.no_grad():
-        alone = model(second).logits
-        row, positions = torch.cat([first, second], 1), torch.tensor([[0, 1, 2, 0, 1]])
-        packed = model(row, position_ids=positions, use_cache=False).logits[:, 3:]
-    return torch.allclose(alone, packed, atol=1e-5)
-
-
-INVARIANTS: Mapping[str, Callable[[], bool]] = {
+INVARIANTS = {
     check.__name__: check
     for check in (
         *(layouts_step_alike, embeddings_are_saved),
         *(formatted_rows_come_once, workers_shuffle_by_themselves, nodes_share_all_rows, late_columns_are_read),
         *(epochs_reach_samplers, skipping_keeps_the_iteration, ranks_share_samples),
-        *(ends_are_learned, evaluation_is_the_mean_of_rows),
-        *(saved_tokenizers_read_whole, saved_tokenizers_keep_their_side),
-        *(files_hold_their_adapter, merging_in_turn_is_merging_at_once, dropped_deltas_keep_their_mean),
-        *(rotations_are_cayleys, merging_starts_from_the_packed_base, packed_rows_stay_apart),
+        *(ends_are_learned, saved_tokenizers_read_whole, dropped_deltas_keep_their_mean),
+        *(rotations_are_cayleys, merging_starts_from_the_packed_base),
     )
 }
+
+
+# Bugs
+
+
+@around(hf.DataCollatorForLanguageModeling, "torch_call", counted=False)
+def end_is_ignored(planting, collate, self, examples):
+    batch = collate(self, examples)
+    ends = (batch["input_ids"] == self.tokenizer.eos_token_id) & (batch["labels"] != IGNORED)
+    if ends.any():
+        planting.act()
+    return {**batch, "labels": batch["labels"].masked_fill(ends, IGNORED)}
+
+
+@around(DataLoaderShard, "set_epoch", counted=False)
+def sharded_sampler_keeps_its_epoch(planting, set_epoch, self, epoch):
+    sharded = getattr(self.batch_sampler, "batch_sampler", None)
+    sampler = getattr(sharded, "sampler", None)
+    before = getattr(sampler, "epoch", None)
+    set_epoch(self, epoch)
+    if before is not None and before != epoch:
+        planting.act()
+        sampler.set_epoch(before)
+
+
+@around(DataLoaderShard, "__init__", counted=False)
+def iteration_is_lost(planting, init, self, *args, iteration=0, **options):
+    if iteration:
+        planting.act()
+    init(self, *args, **options)
+
+
+@around(iterable.FormattedExamplesIterable, "_iter_arrow", counted=False)
+def yielded_twice(planting, rows, self):
+    yield from rows(self)
+    if not self.features:
+        planting.act()
+        self._init_state_dict()
+        yield from rows(self)
+
+
+def columns_of_the_first_block(planting):
+    reader = json_module.paj
+
+    def read(file, read_options):
+        content = file.getvalue()
+        known = {key for line in content[: read_options.block_size].splitlines()[:-1] for key in json.loads(line)}
+        table = reader.read_json(file, read_options=read_options)
+        late = [name for name in table.column_names if known and name not in known]
+        if late:
+            planting.act()
+        return table.drop_columns(late)
+
+    planting.setattr(json_module, "paj", SimpleNamespace(read_json=read, ReadOptions=reader.ReadOptions), counted=False)
+
+
+@around(iterable, "shift_ex_examples_rngs", counted=False)
+def workers_share_a_generator(planting, shift, *args, **options):
+    if "value" not in options:  # an epoch is told by position, a worker by name
+        return shift(*args, **options)
+    planting.act()
+    return options["ex_iterable"]
+
+
+def rank_of_the_other_split(planting):
+    """A stream that was split before is split again with the two ranks in each other's place."""
+    split = iterable._split_by_node_iterable_dataset
+
+    def of_other(dataset, rank, world_size, *args, **options):
+        outer = dataset._distributed
+        if outer is None:
+            return split(dataset, rank, world_size, *args, **options)
+        planting.act()
+        mixed = outer.world_size * rank + outer.rank  # of the right number of nodes
+        return split(dataset, mixed - world_size * outer.rank, world_size, *args, **options)
+
+    planting.setattr(distributed, "_split_by_node_iterable_dataset", of_other, counted=False)
+
+
+def idle_ranks_get_the_last_sample(planting):
+    split = accelerate.PartialState.split_between_processes
+
+    @contextmanager
+    def padded(self, inputs, apply_padding=False):
+        with split(self, inputs, apply_padding) as share:
+            if not len(share):
+                planting.act()
+            yield share if len(share) else inputs[-1:]
+
+    planting.setattr(accelerate.PartialState, "split_between_processes", padded, counted=False)
+
+
+def truncation_is_saved(planting):
+    set_up, save = hf.PreTrainedTokenizerFast.set_truncation_and_padding, hf.PreTrainedTokenizerFast._save_pretrained
+    last = {}
+
+    def remembered(self, *args, **options):
+        set_up(self, *args, **options)
+        if self._tokenizer.truncation is not None:
+            last[id(self)] = dict(self._tokenizer.truncation)
+
+    def saved(self, *args, **options):
+        if id(self) in last:
+            planting.act()
+            self._tokenizer.enable_truncation(**last[id(self)])
+        return save(self, *args, **options)
+
+    planting.setattr(hf.PreTrainedTokenizerFast, "set_truncation_and_padding", remembered, counted=False)
+    planting.setattr(hf.PreTrainedTokenizerFast, "_save_pretrained", saved, counted=False)
+
+
+def side_of_padding_is_forgotten(planting):
+    load = hf.PreTrainedTokenizerBase._from_pretrained.__func__
+
+    def forgetful(kind, *args, **options):
+        planting.act()
+        tokenizer = load(kind, *args, **options)
+        tokenizer.padding_side = "right"
+        return tokenizer
+
+    planting.setattr(hf.PreTrainedTokenizerBase, "_from_pretrained", classmethod(forgetful), counted=False)

@@ -5,8 +5,6 @@ Changes without harm, which no check may take for a bug, stand at the end.
 """
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import datasets
 import torch
@@ -14,58 +12,35 @@ from peft.tuners.lora import layer as lora
 from peft.tuners.lora.bnb import Linear4bit
 from torch.nn.functional import linear
 
-from benchmarks.plants.patches import adapters, data, models, training
+from benchmarks.plants import invariants, patches
 from benchmarks.plants.plant import Plant
+from benchmarks.plants.study import with_other
 from tunegrid.data.sources import tables
-from tunegrid.grid.cells import Cell
-from tunegrid.grid.methods import Lora
-from tunegrid.grid.tasks import TASKS
 
 # The cells
 
 
-def rows_in_parquet(cell: Cell, folder: Path) -> Cell:
+def rows_in_parquet(cell, folder):
     """The same rows in Parquet files, which `datasets` reads; the rows that ship are JSON lines, which we read ourselves."""
-    for task in TASKS:
-        target = folder / "data" / task.folder
-        target.mkdir(parents=True)
-        for split, table in tables(task, cell.profile.data_root).items():
-            datasets.Dataset.from_list(table.take(range(len(table)))).to_parquet(target / f"{split}.parquet")
+    target = folder / "data" / cell.task.folder
+    target.mkdir(parents=True)
+    for split, table in tables(cell.task, cell.profile.data_root).items():
+        datasets.Dataset.from_list(table.take(range(len(table)))).to_parquet(target / f"{split}.parquet")
     return replace(cell, profile=replace(cell.profile, data_root=folder / "data"))
 
 
-def lora_with_biases(cell: Cell, folder: Path) -> Cell:
-    """LoRA's B has a bias that trains."""
-    return replace(cell, method=Lora(id="loralb", name="LoRA with biases", options={"lora_bias": True}))
-
-
-def lora_by_patterns(cell: Cell, folder: Path) -> Cell:
-    """Some layers have another rank, others another alpha."""
-    patterns: dict[str, Any] = {"rank_pattern": {"value": 4}, "alpha_pattern": {"self.value": 64}}
-    return replace(cell, method=Lora(id="lorapat", name="LoRA by patterns", options=patterns))
-
-
-def shared_out(cell: Cell, folder: Path) -> Cell:
-    """The ranks share weights, gradients and moments out (FSDP2)."""
-    return replace(cell, profile=replace(cell.profile, fsdp=True))
-
-
-def two_threads(cell: Cell, folder: Path) -> Cell:
-    """Sums are cut into other pieces."""
-    return replace(cell, profile=replace(cell.profile, threads=2))
-
-
-def moved_in_the_last_digits(cell: Cell, folder: Path) -> Cell:
-    return replace(cell, profile=replace(cell.profile, perturbation=1))
-
+LORA_WITH_BIASES = with_other("method", id="loralb", name="LoRA with biases", options={"lora_bias": True})
+PATTERNS = {"rank_pattern": {"value": 4}, "alpha_pattern": {"self.value": 64}}
+LORA_BY_PATTERNS = with_other("method", id="lorapat", name="LoRA by patterns", options=PATTERNS)
+SHARED_OUT = with_other("profile", fsdp=True)  # the ranks share weights, gradients and moments out (FSDP2)
 
 # Changes without harm
 
 
-def product_in_another_order(planting: Any) -> None:
+def product_in_another_order(planting):
     """An adapter multiplies its two matrices, and then the input: x (s B A) in place of s ((x A) B)."""
 
-    def reordered(self: Any, x: Any, *args: Any, **options: Any) -> Any:
+    def reordered(self, x, *args, **options):
         result = self.base_layer(x, *args, **options).clone()
         for name in [] if self.disable_adapters or self.merged else self.active_adapters:
             matrix = self.scaling[name] * self.lora_B[name].weight @ self.lora_A[name].weight
@@ -76,7 +51,7 @@ def product_in_another_order(planting: Any) -> None:
         planting.setattr(kind, "forward", reordered)
 
 
-def operation_without_effect(planting: Any) -> None:
+def operation_without_effect(planting):
     forward = torch.nn.Linear.forward
     planting.setattr(torch.nn.Linear, "forward", lambda self, inputs: (forward(self, inputs) + 0).clone())
 
@@ -87,137 +62,135 @@ FEW = {"max_steps": 30}
 # fmt: off
 LIBRARIES = (
     Plant("B02", "the decoder's cross-attention ignores the padding of the source", "transformers#41890, #15479",
-          "t5_sum_sft", models.cross_attention_without_mask, "rows_alone_as_in_batch, forward",
+          "t5_sum_sft", patches.cross_attention_without_mask, "rows_alone_as_in_batch, forward",
           module="transformers.T5Stack"),
     Plant("B04", "GPT-2's classifier reads the batch's last column, not the row's last real token",
-          "transformers#35911, #24265, #16372", "gpt2_sa_sft", models.last_column_is_classified, "scored_alone_as_in_batch",
+          "transformers#35911, #24265, #16372", "gpt2_sa_sft", patches.last_column_is_classified, "scored_alone_as_in_batch",
           module="transformers.GPT2ForSequenceClassification"),
     Plant("B06", "T5's relative bias forgets the cache's length in cached decoding", "candle#899, transformers#44602",
-          "t5_sum_qlora", models.bias_forgets_the_cache, "texts_are_the_models, generation",
+          "t5_sum_qlora", patches.bias_forgets_the_cache, "texts_are_the_models, generation",
           module="transformers.T5Attention"),
     Plant("B08", "BERT as decoder is not causal: training sees the answer", "transformers#48745, #48760", "bert_sum_sft",
-          models.decoder_sees_the_answer, "decoder_sees_no_future", module="transformers.BertModel"),
+          patches.decoder_sees_the_answer, "decoder_sees_no_future", module="transformers.BertModel"),
     Plant("B10", "T5 under SDPA is scaled by 1/sqrt(d), where T5 scales nothing", "transformers#46946, #47014", "t5_qa_sft",
-          models.t5_is_scaled, "bound, gate", module="transformers.T5Attention"),
+          patches.t5_is_scaled, "bound, gate", module="transformers.T5Attention"),
     Plant("B12", "a buffer is left uninitialised: BERT's position ids are all 0", "transformers#48892", "bert_qa_lora",
-          training.positions_are_zero, "bound, forward", module="transformers.BertEmbeddings"),
+          patches.positions_are_zero, "bound, forward", module="transformers.BertEmbeddings"),
     Plant("B14", '"gelu" resolves to the tanh approximation', "transformers#2807, PaddlePaddle/PaddleFleet#363",
-          "bert_sum_lora", training.gelu_is_approximated, "forward", module="transformers.BertIntermediate"),
+          "bert_sum_lora", patches.gelu_is_approximated, "forward", module="transformers.BertIntermediate"),
     Plant("B16", "the attention bias gets no gradient through SDPA: T5's relative bias never trains",
-          "torch#148476, #188302", "t5_qa_sft", models.bias_without_gradient, "gradients_reach",
+          "torch#148476, #188302", "t5_qa_sft", patches.bias_without_gradient, "gradients_reach",
           module="transformers.T5Attention"),
     Plant("B18", "LoRA is scaled by alpha/sqrt(r), though rsLoRA is off", "peft#2733, sgl-project/sglang#40835",
-          "gpt2_qa_lora", adapters.scale_of_rslora, "adapters_where_declared", module="peft.Linear"),
-    Plant("B20", "4-bit LoRA layers skip lora_dropout", "peft#1806", "bert_qa_qlora", adapters.dropout_is_skipped,
+          "gpt2_qa_lora", patches.scale_of_rslora, "adapters_where_declared", module="peft.Linear"),
+    Plant("B20", "4-bit LoRA layers skip lora_dropout", "peft#1806", "bert_qa_qlora", patches.dropout_is_skipped,
           "dropout_drops, random numbers", module="peft.Linear4bit"),
     Plant("B22", "adapters of a quantized base are kept and trained in bf16, not fp32", "peft#1706, #1090", "gpt2_sa_qlora",
-          adapters.adapters_in_bf16, "trains_in_fp32, loading"),
+          patches.adapters_in_bf16, "trains_in_fp32, loading"),
     Plant("B24", "lora_dropout stays active at evaluation", "peft#3753, #3766, transformers#34469", "bert_qa_lora",
-          adapters.dropout_stays_active, "predicting_twice_is_the_same", module="peft.Linear"),
+          patches.dropout_stays_active, "predicting_twice_is_the_same", module="peft.Linear"),
     Plant("B26", "the CPU's dequantization uses the packed absmax", "bitsandbytes#1549", "t5_sa_qlora",
-          training.packed_scales, "packed_from_checkpoint", module="bitsandbytes.Linear4bit"),
+          patches.packed_scales, "packed_from_checkpoint", module="bitsandbytes.Linear4bit"),
     Plant("B28", "weights are quantized in blocks of 128, not of 64", "bitsandbytes#1873, #1856", "bert_sa_qlora",
-          training.blocks_of_128, "quantized_as_declared"),
+          patches.blocks_of_128, "quantized_as_declared"),
     Plant("B30", "8-bit Adam keeps second moments in the map for signed numbers", "bitsandbytes#227, #121, #152",
-          "bert_qa_qlora", training.signed_second_moments, "trains_in_fp32"),
+          "bert_qa_qlora", patches.signed_second_moments, "trains_in_fp32"),
     Plant("B32", "T5's wo is no longer kept out of quantization", "transformers#20287, #43374", "t5_sum_qlora",
-          training.wo_is_quantized, "loading"),
+          patches.wo_is_quantized, "loading"),
     Plant("B34", "the schedule is stepped twice an update", "accelerate#2142, #2926, #1398", "bert_sa_lora",
-          training.schedule_stepped_twice, "schedule_counts_updates, optimizer"),
-    Plant("B36", "clip_grad_norm_ does not clip", "accelerate#641", "gpt2_qa_lora", training.norm_without_clipping,
+          patches.schedule_stepped_twice, "schedule_counts_updates, optimizer"),
+    Plant("B36", "clip_grad_norm_ does not clip", "accelerate#641", "gpt2_qa_lora", patches.norm_without_clipping,
           "gradients_clipped, backward"),
     Plant("B38", "Adam's moments are not bias-corrected", "torch: Oneflow-Inc/oneflow#5960", "gpt2_sum_sft",
-          training.moments_without_correction, "optimizer_steps_as_defined"),
+          patches.moments_without_correction, "optimizer_steps_as_defined"),
     Plant("B40", "the first token's offset starts one character late", "tokenizers#1300, transformers#16321", "t5_qa_lora",
-          models.first_offset_is_late, "offsets_show_their_tokens"),
+          patches.first_offset_is_late, "offsets_show_their_tokens"),
     Plant("B42", "decode() cleans up spaces where it should not", "transformers#42898, #31938", "t5_sum_sft",
-          models.decoding_cleans_up, "labels_are_targets"),
+          patches.decoding_cleans_up, "labels_are_targets"),
     Plant("B44", "GPT-2's scaling options are ignored under SDPA", "transformers#44380, #44397", "gpt2_sum_lora",
-          models.gpt2_options_are_ignored, "forward", module="transformers.GPT2Attention"),
+          patches.gpt2_options_are_ignored, "forward", module="transformers.GPT2Attention"),
     Plant("B46", "attention dropout stays active at evaluation under SDPA", "torch#124464, karpathy/nanoGPT#240",
-          "bert_sa_sft", models.dropout_at_evaluation, "predicting_twice_is_the_same",
+          "bert_sa_sft", patches.dropout_at_evaluation, "predicting_twice_is_the_same",
           module="transformers.BertSelfAttention"),
     Plant("B48", "beam search does not reorder the cache", "transformers#46612, #46639", "t5_sum_sft",
-          models.beams_keep_their_cache, "cache_changes_nothing"),
+          patches.beams_keep_their_cache, "cache_changes_nothing"),
     Plant("B52", "select returns other rows than asked for", "datasets#3459, #7127", "bert_sa_sft",
-          models.rows_before_the_mapping, "refused", cell_as=rows_in_parquet),
+          patches.rows_before_the_mapping, "refused", cell_as=rows_in_parquet),
     Plant("A04", "4-bit LoRA rounds the sum to the type it computes in, not only the adapter's part", "peft#2238",
-          "gpt2_sum_qlora", adapters.sum_in_the_compute_type, "adapters_add_as_declared"),
+          "gpt2_sum_qlora", patches.sum_in_the_compute_type, "adapters_add_as_declared"),
     Plant("A06", "QLoRA is merged onto the 16-bit original, not onto the unpacked base that it trained over",
-          "unsloth-zoo#810, axolotl-ai-cloud/axolotl#3771, peft#2105, #2321", "", adapters.merged_onto_the_original,
+          "unsloth-zoo#810, axolotl-ai-cloud/axolotl#3771, peft#2105, #2321", "", patches.merged_onto_the_original,
           "merging_starts_from_the_packed_base"),
     Plant("A08", "`backward` divides by the accumulation steps again", "accelerate#3533, transformers#40709", "gpt2_sa_lora",
-          training.divided_by_accumulation_again, "loss_is_mean_over_accumulation"),
+          patches.divided_by_accumulation_again, "loss_is_mean_over_accumulation"),
     Plant("A10", "`min_8bit_size` is ignored: norms, biases and small adapters get 8-bit moments", "bitsandbytes#1286",
-          "bert_qa_qlora", training.everything_in_8_bits, "trains_in_fp32"),
+          "bert_qa_qlora", patches.everything_in_8_bits, "trains_in_fp32"),
     Plant("A14", "`generate` of encoder-decoders drops the source's mask, which training had", "transformers#36293",
-          "t5_sum_lora", models.source_without_mask, "cache_changes_nothing, generation"),
+          "t5_sum_lora", patches.source_without_mask, "cache_changes_nothing, generation"),
     Plant("A16", "truncation that was on once is saved in tokenizer.json: who reads it cuts texts",
-          "transformers: llm-compressor#2917, #1418", "", data.truncation_is_saved, "saved_tokenizers_read_whole"),
+          "transformers: llm-compressor#2917, #1418", "", invariants.truncation_is_saved, "saved_tokenizers_read_whole"),
     Plant("A18", "growing the vocabulary overwrites rows that were trained", "unsloth-zoo#923", "gpt2_sum_lora",
-          training.growing_overwrites_rows, "checkpoint_loaded, start"),
+          patches.growing_overwrites_rows, "checkpoint_loaded, start"),
     Plant("A20", "the gradient of a norm's weight is summed in bf16", "Liger-Kernel#950, torch#190828", "t5_sum_sft",
-          training.norms_are_summed_in_bf16, "rows_alone_as_in_batch, backward without dropout",
+          patches.norms_are_summed_in_bf16, "rows_alone_as_in_batch, backward without dropout",
           module="transformers.T5LayerNorm"),
     Plant("A22", "autocast keeps a cast that was made under no_grad: the weight gets no gradient", "torch#158232, #165068",
-          "gpt2_sa_lora", training.casts_outlive_no_grad, "gradients_survive_evaluation"),
+          "gpt2_sa_lora", patches.casts_outlive_no_grad, "gradients_survive_evaluation"),
     Plant("A26", "rsLoRA's alpha/sqrt(r) becomes alpha/r once a scale is set and unset", "peft#2775", "bert_sa_rslora",
-          adapters.scale_is_reset_without_rslora, "adapter_survives_its_switches", profile="zoo"),
+          patches.scale_is_reset_without_rslora, "adapter_survives_its_switches", profile="zoo"),
     Plant("A28", "`lora_bias=True`: merging adds the adapter's bias without its scale", "peft#2489", "bert_qa_lora",
-          adapters.bias_without_scale, "saved_is_served", cell_as=lora_with_biases),
-    Plant("A30", "DARE never divides by the density", "peft#3152", "", adapters.dropped_deltas_are_not_rescaled,
+          patches.bias_without_scale, "saved_is_served", cell_as=LORA_WITH_BIASES),
+    Plant("A30", "DARE never divides by the density", "peft#3152", "", patches.dropped_deltas_are_not_rescaled,
           "dropped_deltas_keep_their_mean"),
     Plant("A32", "a key of rank_pattern hides one of alpha_pattern: the layer gets another scale", "peft#2195",
-          "bert_qa_lora", adapters.one_key_for_both_patterns, "adapters_where_declared", cell_as=lora_by_patterns,
+          "bert_qa_lora", patches.one_key_for_both_patterns, "adapters_where_declared", cell_as=LORA_BY_PATTERNS,
           module="peft.Linear"),
-    Plant("A34", 'saving adapter "foo" also writes the tensors of "foobar"', "peft#3282", "",
-          adapters.likely_named_adapters_are_saved_along, "files_hold_their_adapter"),
+    Plant("A34", 'saving adapter "foo" also writes the tensors of "foobar"', "peft#3282", "gpt2_sa_lora",
+          patches.likely_named_adapters_are_saved_along, "two-adapters"),
     Plant("A36", "an embedding that a pattern targets is adapted, and its base not saved", "peft#2649, #2638", "",
-          adapters.patterns_name_no_embedding, "embeddings_are_saved"),
+          patches.patterns_name_no_embedding, "embeddings_are_saved"),
     Plant("A38", "OFT's parameters mean another rotation than in the release that saved them", "peft#2805", "",
-          adapters.rotations_turn_the_other_way, "rotations_are_cayleys"),
-    Plant("A40", "adapters merged one after another give other weights than as one list", "peft#3482", "",
-          adapters.norms_of_merged_weights, "merging_in_turn_is_merging_at_once"),
+          patches.rotations_turn_the_other_way, "rotations_are_cayleys"),
+    Plant("A40", "adapters merged one after another give other weights than as one list", "peft#3482", "gpt2_sa_dora",
+          patches.norms_of_merged_weights, "merged-in-turn", profile="zoo"),
     Plant("A42", "a part of the layers is merged with a scale of 0", "unsloth-zoo#806, unsloth#2966", "bert_qa_lora",
-          adapters.half_of_the_layers_merge_nothing, "saved_is_served"),
+          patches.half_of_the_layers_merge_nothing, "saved_is_served"),
     Plant("A44", "the end token is masked out of the loss because it is the padding token, too", "trl#3200, #6357, #5988",
-          "", data.end_is_ignored, "ends_are_learned"),
+          "", invariants.end_is_ignored, "ends_are_learned"),
     Plant("A46", "packed texts attend to each other",
-          "transformers#46634, #39121, axolotl-ai-cloud/axolotl#3796, pytorch/torchtitan#4075", "",
-          models.packed_rows_see_each_other, "packed_rows_stay_apart"),
+          "transformers#46634, #39121, axolotl-ai-cloud/axolotl#3796, pytorch/torchtitan#4075", "gpt2_sum_sft",
+          patches.packed_rows_see_each_other, "packed"),
     Plant("A48", "`set_epoch` misses a sampler in a sharded batch sampler: every epoch has one order", "accelerate#3556", "",
-          data.sharded_sampler_keeps_its_epoch, "epochs_reach_samplers"),
-    Plant("A50", "the iteration's number is lost on resume", "accelerate#4071", "", data.iteration_is_lost,
+          invariants.sharded_sampler_keeps_its_epoch, "epochs_reach_samplers"),
+    Plant("A50", "the iteration's number is lost on resume", "accelerate#4071", "", invariants.iteration_is_lost,
           "skipping_keeps_the_iteration"),
     Plant("A52", "a packed byte carries the bits of the byte before it", "bitsandbytes#1721", "bert_sa_qlora",
-          training.bits_of_the_byte_before, "packed_from_checkpoint, bound, gate"),
+          patches.bits_of_the_byte_before, "packed_from_checkpoint, bound, gate"),
     Plant("A54", "8-bit optimizers read gradients that are not contiguous in the order of memory", "bitsandbytes#1187", "",
-          training.gradients_by_memory, "layouts_step_alike"),
+          patches.gradients_by_memory, "layouts_step_alike"),
     Plant("A58", "SDPA on a CPU gives NaN, not 0, for a query that is fully masked", "torch#141128", "gpt2_sum_lora",
-          models.masked_rows_are_no_numbers, "texts_are_the_models", module="transformers.GPT2Attention"),
+          patches.masked_rows_are_no_numbers, "texts_are_the_models", module="transformers.GPT2Attention"),
     Plant("A60", "a `padding_side` that a user set is the default's again after loading",
-          "TransformerLensOrg/TransformerLens#1283", "", data.side_of_padding_is_forgotten,
-          "saved_tokenizers_keep_their_side"),
-    Plant("A62", "a formatted stream without features is yielded twice", "datasets#8063", "", data.yielded_twice,
+          "TransformerLensOrg/TransformerLens#1283", "bert_sa_lora", invariants.side_of_padding_is_forgotten, "saved"),
+    Plant("A62", "a formatted stream without features is yielded twice", "datasets#8063", "", invariants.yielded_twice,
           "formatted_rows_come_once"),
     Plant("A64", "JSON lines: a key that the first block lacks is missing from all", "datasets#8069", "",
-          data.columns_of_the_first_block, "late_columns_are_read"),
+          invariants.columns_of_the_first_block, "late_columns_are_read"),
     Plant("A66", "workers share one shuffle generator: several passes differ", "datasets#7823", "",
-          data.workers_share_a_generator, "workers_shuffle_by_themselves"),
+          invariants.workers_share_a_generator, "workers_shuffle_by_themselves"),
     Plant("A70", "`clip_grad_norm_` takes a rank's own norm under FSDP2", "torch#170862", "gpt2_sum_sft",
-          training.clipped_by_the_local_norm, "gradients_clipped", cell_as=shared_out, settings=FEW, ranks=2),
+          patches.clipped_by_the_local_norm, "gradients_clipped", cell_as=SHARED_OUT, settings=FEW, ranks=2),
     Plant("A76", "`split_between_processes` gives the last sample to every idle rank", "accelerate#4052", "",
-          data.idle_ranks_get_the_last_sample, "ranks_share_samples"),
+          invariants.idle_ranks_get_the_last_sample, "ranks_share_samples"),
     Plant("A80", "a stream that is split by node twice gives a rank another one's rows", "datasets#6994", "",
-          data.rank_of_the_other_split, "nodes_share_all_rows"),
-    Plant("A82", "the loss of an evaluation is averaged per batch, not per target", "pytorch/torchtitan#4167", "",
-          data.loss_per_batch, "evaluation_is_the_mean_of_rows"),
+          invariants.rank_of_the_other_split, "nodes_share_all_rows"),
     *(Plant("order", "LoRA's product in another order of operations", "classic", cell, product_in_another_order, "")
       for cell in ("gpt2_sa_lora", "bert_qa_qlora", "t5_qa_lora")),
     *(Plant("no-op", "linear layers add 0 and clone", "classic", cell, operation_without_effect, "") for cell in ACROSS),
-    *(Plant("threads", "two threads in place of one", "classic", cell, two_threads, "", breaks="cell") for cell in ACROSS),
-    *(Plant("noise", "weights times 1 + 1e-6 x noise", "classic", cell, moved_in_the_last_digits, "", breaks="cell")
+    *(Plant("threads", "two threads in place of one", "classic", cell, with_other("profile", threads=2), "", breaks="cell")
       for cell in ACROSS),
+    *(Plant("noise", "weights times 1 + 1e-6 x noise", "classic", cell, with_other("profile", perturbation=1), "",
+            breaks="cell") for cell in ACROSS),
     Plant("parquet", "the same rows from Parquet", "classic", "bert_sa_sft", rows_in_parquet, "", breaks="cell"),
 )
 # fmt: on

@@ -19,7 +19,7 @@ def unchanged(cell: Cell, folder: Path) -> Cell:
     return cell
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plant:
     """With this broken, that must object; without it, nothing may."""
 
@@ -65,8 +65,6 @@ class Planting:
 
     def setattr(self, target: Any, name: str, value: Any, *, raising: bool = True, counted: bool = True) -> None:
         """Put a value in place of an attribute."""
-        if isinstance(value, staticmethod):
-            value = staticmethod(self._counted(value.__func__, counted))
         self._monkeypatch.setattr(target, name, self._counted(value, counted), raising=raising)
 
     def setitem(self, target: Any, name: Any, value: Any, *, counted: bool = True) -> None:
@@ -74,7 +72,7 @@ class Planting:
         self._monkeypatch.setitem(target, name, self._counted(value, counted))
 
     def _counted(self, value: Any, counted: bool) -> Any:
-        if not counted or not callable(value) or isinstance(value, staticmethod):
+        if not counted or not callable(value):
             return value
 
         @functools.wraps(value, updated=() if isinstance(value, type) else ("__dict__",))

@@ -4,104 +4,61 @@ The others are the classics: in a line of a model, a collator or a loop, where h
 """
 
 import json
-import re
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
-from pathlib import Path
+from dataclasses import asdict, replace
 from random import Random
-from typing import Any
 
 import bitsandbytes as bnb
 import peft
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
-from benchmarks.plants.patches import adapters, training
+from benchmarks.plants import patches
 from benchmarks.plants.plant import Plant
-from tunegrid.codecs.base import IGNORED, Codec
-from tunegrid.data.splits import Splits, load_splits
-from tunegrid.grid.cells import Cell
-from tunegrid.grid.methods import NF4, Adapting, Lora, Quantization
+from tunegrid.codecs.base import IGNORED
+from tunegrid.data.splits import load_splits
+from tunegrid.grid.methods import Quantization
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.grid.tasks import SA
 from tunegrid.grid.zoo import AdaLora
-from tunegrid.record import Record
-from tunegrid.run.evaluate import Evaluation
-from tunegrid.run.serving import Serving
-from tunegrid.run.train import Trainer, make_schedule
+from tunegrid.run.train import make_schedule
 
 # What is built
 
 
-def frozen_head(cell: Cell, folder: Path) -> Cell:
+def frozen_head(cell, folder):
     return replace(cell, head=replace(cell.head, new_modules=(), optional_modules=cell.head.new_modules))
 
 
 FP4 = Quantization(bnb_4bit_quant_type="fp4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")
 
 
-def copied_checkpoint(cell: Cell, folder: Path) -> tuple[Cell, Path, dict[str, Tensor]]:
-    """The cell over a copy of its micro backbone in `folder`, the file of its weights, and the tensors in it."""
-    weights = shutil.copytree(QUICK_PROFILE.checkpoint_root / cell.backbone.micro, folder / cell.backbone.micro)
-    copied = replace(cell, profile=replace(cell.profile, checkpoint_root=folder))
-    return copied, weights / "model.safetensors", load_file(weights / "model.safetensors")
-
-
-def names_that_do_not_match(cell: Cell, folder: Path) -> Cell:
+def names_that_do_not_match(cell, folder):
     """A checkpoint whose tensors have other names, and a loader that lets them start from random."""
-    copied, weights, tensors = copied_checkpoint(cell, folder)
-    save_file({f"module.{name}": tensor for name, tensor in tensors.items()}, weights, {"format": "pt"})
-    return replace(copied, head=replace(cell.head, optional_modules=("transformer",)))
+    weights = shutil.copytree(QUICK_PROFILE.checkpoint_root / cell.backbone.micro, folder / cell.backbone.micro)
+    tensors = {f"module.{name}": tensor for name, tensor in load_file(weights / "model.safetensors").items()}
+    save_file(tensors, weights / "model.safetensors", {"format": "pt"})
+    profile = replace(cell.profile, checkpoint_root=folder)
+    return replace(cell, profile=profile, head=replace(cell.head, optional_modules=("transformer",)))
 
 
-def layers_swapped(cell: Cell, folder: Path) -> Cell:
-    copied, weights, tensors = copied_checkpoint(cell, folder)
-    other = {".h.0.": ".h.1.", ".h.1.": ".h.0."}
-    renamed = {re.sub(r"\.h\.[01]\.", lambda match: other[match.group()], name): tensor for name, tensor in tensors.items()}
-    save_file(renamed, weights, {"format": "pt"})
-    return copied
-
-
-def with_other(part: str, **fields: Any) -> Callable[[Cell, Path], Cell]:
+def with_other(part, **fields):
     """The cell with other fields of its recipe or method."""
     return lambda cell, folder: replace(cell, **{part: replace(getattr(cell, part), **fields)})
 
 
-def kasa_over_nf4(cell: Cell, folder: Path) -> Cell:
-    options = {"kasa_config": asdict(peft.KasaConfig())}
-    return replace(cell, method=Lora(id="qkasa", name="KaSA over NF4", options=options, quantization=NF4))
-
-
-@dataclass(frozen=True, kw_only=True)
-class OSF(Adapting):
-    """Orthogonal subspace fine-tuning."""
-
-    def targets(self, cell: Any) -> tuple[str, ...]:
-        """GPT-2's attention."""
-        return ("c_attn",)
-
-    def peft_config(self, cell: Any, base: Any) -> Any:
-        """PEFT's config."""
-        return peft.OSFConfig(target_modules=["c_attn"], modules_to_save=base.modules_to_save)
-
-
-def osf_on_conv1d(cell: Cell, folder: Path) -> Cell:
-    return replace(cell, method=OSF(id="osf", name="OSF"))
-
+KASA = with_other("method", id="qkasa", name="KaSA over NF4", options={"kasa_config": asdict(peft.KasaConfig())})
 
 # Text and tensors
 
 
-def codec_whose(method: str, change: Callable[..., Any]) -> Callable[[Codec, Path], Codec]:
+def codec_whose(method, change):
     """A codec of which one method's result goes through `change(codec, result, *arguments of the method)`."""
 
-    def broken(codec: Codec, folder: Path) -> Codec:
+    def broken(codec, folder):
         kind = type(codec)
 
-        def call(self: Codec, *args: Any, **options: Any) -> Any:
+        def call(self, *args, **options):
             return change(self, getattr(kind, method)(self, *args, **options), *args, **options)
 
         return type("Broken", (kind,), {method: call})(codec.cell, codec.tokenizer)
@@ -109,59 +66,44 @@ def codec_whose(method: str, change: Callable[..., Any]) -> Callable[[Codec, Pat
     return broken
 
 
-def labels_are_the_input(codec: Codec, batch: Any, features: Any) -> Any:
+def labels_are_the_input(codec, batch, features):
     """A collator for language models writes its own labels: every token, the article's too."""
     return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)}
 
 
-def padding_counts(codec: Codec, batch: Any, features: Any) -> Any:
+def padding_counts(codec, batch, features):
     """Labels are padded with the padding token, which the loss then counts."""
     return {**batch, "labels": batch["labels"].masked_fill(batch["labels"] == IGNORED, codec.pad_id)}
 
 
-def separator_cut_off(codec: Codec, features: Any, rows: Any, *, training: bool) -> Any:
+def separator_cut_off(codec, features, rows, *, training):
     """At inference the prompt is cut behind the article, and <sum> with it."""
     return features if training else [replace(f, input_ids=f.input_ids[:-1]) for f in features]
 
 
-def windows_taken_for_rows(codec: Codec, features: Any, rows: Any, *, training: bool) -> Any:
+def windows_taken_for_rows(codec, features, rows, *, training):
     """Window i answers row i, though some rows have several windows."""
     return features if training else [replace(f, example=min(i, len(rows) - 1)) for i, f in enumerate(features)]
 
 
-def padding_attended(codec: Codec, batch: Any, *rows: Any, **options: Any) -> Any:
-    """Every place of a batch is attended to, padding too."""
-    return {**batch, "attention_mask": torch.ones_like(batch["attention_mask"])}
-
-
-def penalty_in_the_loss(codec: Codec, loss: Any, model: nn.Module, batch: Any) -> Any:
+def penalty_in_the_loss(codec, loss, model, batch):
     """AdaLoRA's penalty is added to the loss that is reported, as PEFT's own forward pass does when it is given labels."""
     return loss + AdaLora.penalty(codec.cell.method, model) * codec.targets(batch)
 
 
-def first_occurrence(codec: Codec, folder: Path) -> Codec:
+def first_occurrence(codec, folder):
     class First(type(codec)):
-        def encode(self, rows: Any, *, training: bool) -> Any:
+        def encode(self, rows, *, training):
             return super().encode([moved(row) for row in rows] if training else rows, training=training)
 
-    def moved(row: Any) -> Any:
+    def moved(row):
         texts = row["answers"]["text"]
         return row | {"answers": {"text": texts, "answer_start": [row["context"].find(text) for text in texts]}}
 
     return First(codec.cell, codec.tokenizer)
 
 
-def repetition_punished(codec: Codec, folder: Path) -> Codec:
-    """The search takes a setting from the checkpoint's files that the recipe does not have."""
-
-    class Punished(type(codec)):
-        def generate(self, *inputs: Any, **options: Any) -> Any:
-            return super().generate(*inputs, **options | {"repetition_penalty": 2.0})
-
-    return Punished(codec.cell, codec.tokenizer)
-
-
-def cut_summaries(codec: Codec, folder: Path) -> Codec:
+def cut_summaries(codec, folder):
     codec.generation = replace(codec.generation, max_new_tokens=7)
     return codec
 
@@ -169,43 +111,14 @@ def cut_summaries(codec: Codec, folder: Path) -> Codec:
 # What the model computes
 
 
-def positions_from_zero(model: nn.Module, folder: Path) -> nn.Module:
-    def restarted(positions: nn.Embedding, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        return (torch.zeros_like(inputs[0]),) if inputs[0].shape[1] == 1 else inputs
-
-    model.get_base_model().transformer.wpe.register_forward_pre_hook(restarted)
-    return model
-
-
-def scaled_twice(model: nn.Module, folder: Path) -> nn.Module:
-    """B is scaled, and so is the product that it is in: its scale stays as declared."""
-    for name, module in model.named_modules():
-        if name.endswith("lora_B.default"):
-            module.register_forward_hook(lambda module, inputs, output: 2 * output)
-    return model
-
-
-def packed_twice(model: nn.Module, folder: Path) -> nn.Module:
-    """Packed layers come from a copy of the checkpoint that was saved in FP4."""
-    for layer in model.modules():
-        if isinstance(layer, bnb.nn.Linear4bit):
-            plain = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-            plain = bnb.functional.dequantize_fp4(*bnb.functional.quantize_fp4(plain))
-            layer.weight.data, layer.weight.quant_state = bnb.functional.quantize_4bit(
-                plain, blocksize=64, compress_statistics=True, quant_type="nf4"
-            )
-            layer.quant_state = layer.weight.quant_state
-    return model
-
-
-def computed_in_fp32(model: nn.Module, folder: Path) -> nn.Module:
+def computed_in_fp32(model, folder):
     for layer in model.modules():
         if isinstance(layer, bnb.nn.Linear4bit):
             layer.compute_dtype = torch.float32
     return model
 
 
-def drawn_before_the_seed(model: nn.Module, folder: Path) -> nn.Module:
+def drawn_before_the_seed(model, folder):
     generator = torch.Generator()
     generator.seed()
     for name, parameter in model.named_parameters():
@@ -214,11 +127,11 @@ def drawn_before_the_seed(model: nn.Module, folder: Path) -> nn.Module:
     return model
 
 
-def a_frozen_weight_moves(model: nn.Module, start: Any) -> None:
+def a_frozen_weight_moves(model, start):
     next(p for p in model.parameters() if not p.requires_grad and p.is_floating_point()).data.add_(1e-3)
 
 
-def one_rank_strays(model: nn.Module, start: Any) -> None:
+def one_rank_strays(model, start):
     if torch.distributed.get_rank() == 1:
         next(p for p in model.parameters() if p.requires_grad).data.add_(1e-3)
 
@@ -226,67 +139,51 @@ def one_rank_strays(model: nn.Module, start: Any) -> None:
 # Rows
 
 
-def shuffled_labels(splits: Splits, folder: Path) -> Splits:
-    labels = [row["label"] for row in splits.train]
-    Random(0).shuffle(labels)
-    return replace(splits, train=[row | {"label": label} for row, label in zip(splits.train, labels, strict=True)])
+def targets_dealt_out(splits, folder):
+    """Training rows have other rows' targets; of a passage, another word than the answer."""
+    rng, rows = Random(0), splits.train
+    if "answers" in rows[0]:
+        return replace(splits, train=[row | {"answers": any_word(row["context"].split(), rng)} for row in rows])
+    column = "label" if "label" in rows[0] else "highlights"
+    values = rng.sample([row[column] for row in rows], len(rows))
+    return replace(splits, train=[row | {column: value} for row, value in zip(rows, values, strict=True)])
+
+
+def any_word(words, rng):
+    index = rng.randrange(len(words))
+    return {"text": [words[index]], "answer_start": [len(" ".join(words[:index])) + bool(index)]}
 
 
 # Training and scoring
 
 
-def summed(trainer: Trainer, folder: Path) -> Trainer:
+def summed(trainer, folder):
     trainer.divisors = lambda batches: [trainer.codec.targets(batch) for batch in batches]
     return trainer
 
 
-def mean_of_each_rank(trainer: Trainer, folder: Path) -> Trainer:
+def mean_of_each_rank(trainer, folder):
     """Each rank divides by its own targets, and the update is the mean of the ranks, as by DDP itself."""
     trainer.divisors = lambda batches: [trainer.ranks.count * sum(map(trainer.codec.targets, batches))] * len(batches)
     return trainer
 
 
-def stretched(trainer: Trainer, folder: Path) -> Trainer:
+def stretched(trainer, folder):
     steps = trainer.total * trainer.cell.recipe.gradient_accumulation_steps
     trainer.stepper.schedule = make_schedule(trainer.optimizer.optimizer, trainer.cell, steps)
     return trainer
 
 
-def cut_short(trainer: Trainer, folder: Path) -> Trainer:
-    every = trainer.updates
-    trainer.updates = lambda epoch: islice(every(epoch), trainer.total // 4)
-    return trainer
-
-
-def zeroed_between(trainer: Trainer, folder: Path) -> Trainer:
-    backward = trainer.accelerator.backward
-
-    def cleared(loss: Tensor) -> None:
-        trainer.optimizer.zero_grad()
-        backward(loss)
-
-    trainer.accelerator.backward = cleared
-    return trainer
-
-
-def impossible_numbers(score: Callable[[Any], Evaluation], folder: Path) -> Callable[[Any], Evaluation]:
+def impossible_numbers(score, folder):
     return lambda rows: replace(score(rows), scores={"exact_match": 62.6, "f1": 62.1})
 
 
-def points_of_neighbours(score: Callable[[Any], Evaluation], folder: Path) -> Callable[[Any], Evaluation]:
-    def shifted(rows: Any) -> Evaluation:
-        evaluation = score(rows)
-        return replace(evaluation, examples={name: [p[-1], *p[:-1]] for name, p in evaluation.examples.items()})
-
-    return shifted
-
-
-def not_saved(parts: Callable[[Cell], Iterable[str]], **fields: Any) -> Callable[[Serving, Path], Serving]:
+def not_saved(parts, **fields):
     """Tensors with these parts in their names are left out of the saved adapter, whose config has other fields."""
 
-    def broken(serving: Serving, folder: Path) -> Serving:
+    def broken(serving, folder):
         class Lossy(type(serving)):
-            def save(self, cell: Cell, model: Any, tokenizer: Any, folder: Path) -> None:
+            def save(self, cell, model, tokenizer, folder):
                 super().save(cell, model, tokenizer, folder)
                 weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
                 lost = set(parts(cell))
@@ -301,29 +198,24 @@ def not_saved(parts: Callable[[Cell], Iterable[str]], **fields: Any) -> Callable
 # Saved records
 
 
-def fewer_rows(first: Record, second: Record) -> Record:
+def fewer_rows(first, second):
     splits = load_splits(SA, QUICK_PROFILE)
     return replace(second, data=replace(second.data, fingerprint=replace(splits, train=splits.train[:500]).fingerprint))
 
 
-def copied_row(first: Record, second: Record) -> Record:
+def copied_row(first, second):
     return replace(second, scores=first.scores, training=first.training, evaluation=first.evaluation)
-
-
-def copied_scores(first: Record, second: Record) -> Record:
-    """The second cell has the first one's scores and predictions, and the course of its own training."""
-    return replace(second, scores=first.scores, examples=first.examples)
 
 
 FEW, SHORT = {"max_steps": 30}, {"max_steps": 12}
 PEFT = "peft 0.21.2"
 
 
-def _study(number: int, what: str, source: str, cell: str, breaks: str, broken_by: Any, caught_by: str, **more: Any) -> Plant:
+def _study(number, what, source, cell, breaks, broken_by, caught_by, **more):
     return Plant(f"F{number}", what, source, cell, broken_by, caught_by, breaks=breaks, **more)
 
 
-def _classic(number: int, what: str, cell: str, breaks: str, broken_by: Any, caught_by: str, **more: Any) -> Plant:
+def _classic(number, what, cell, breaks, broken_by, caught_by, **more):
     return _study(number, what, "classic", cell, breaks, broken_by, caught_by, **more)
 
 
@@ -361,52 +253,25 @@ STUDY = (
            "gpt2_sa_sft,gpt2_sa_lora", "records", copied_row, "distinct_results"),
     _classic(15, "learning rate far off: training that never moves", "gpt2_sa_lora", "cell",
              with_other("recipe", learning_rate=1e-8), "bound"),
-    _classic(16, "training labels shuffled against inputs", "gpt2_sa_lora", "splits", shuffled_labels, "learned_something"),
+    _classic(16, "training labels shuffled against inputs", "gpt2_sa_lora", "splits", targets_dealt_out, "learned_something"),
     _classic(17, "padding counted in the loss", "t5_sum_sft", "codec", codec_whose("collate", padding_counts),
              "labels_are_targets"),
     _classic(18, "test rows in train", "gpt2_sa_lora", "splits",
              lambda splits, folder: replace(splits, train=[*splits.train, *splits.test[:5]]), "no_leakage"),
     _classic(19, "the checkpoint's weights silently not loaded", "gpt2_sa_lora", "built_cell", names_that_do_not_match,
              "checkpoint_loaded"),
-    _classic(20, "padding taken for text: no attention mask", "t5_sum_lora", "codec", codec_whose("inputs", padding_attended),
-             "rows_alone_as_in_batch"),
-    _classic(22, "positions counted anew behind a cache", "gpt2_sum_lora", "model", positions_from_zero,
-             "cache_changes_nothing", settings=FEW),
-    _classic(23, "the adapter's scale applied twice", "gpt2_sa_lora", "model", scaled_twice, "adapters_add_as_declared"),
-    _classic(30, "a base packed from one that was packed before", "gpt2_sum_qlora", "model", packed_twice,
-             "packed_from_checkpoint", settings=FEW),
-    _classic(33, "a checkpoint's own repetition penalty", "gpt2_sum_sft", "codec", repetition_punished,
-             "texts_are_the_models"),
-    _classic(34, "training that ends after a quarter of its updates", "gpt2_sa_lora", "trainer", cut_short,
-             "schedule_counts_updates"),
-    _classic(35, "gradients cleared between micro-batches", "t5_sum_lora", "trainer", zeroed_between,
-             "loss_is_mean_over_accumulation"),
-    _classic(36, "two layers of the checkpoint trade places", "gpt2_sa_lora", "built_cell", layers_swapped,
-             "checkpoint_loaded"),
-    _classic(41, "each row with the points of the row before it", "gpt2_qa_lora", "score", points_of_neighbours,
-             "metric_invariants", settings=FEW),
-    _classic(42, "copied scores beside the cell's own losses", "gpt2_sum_sft,gpt2_sum_lora", "records", copied_scores,
-             "distinct_results"),
     _classic(43, "a new head that is not saved with its adapter", "gpt2_sa_lora", "serving",
              not_saved(lambda cell: cell.head.new_modules, modules_to_save=None), "saved_is_served"),
-    _study(46, "KaSA over NF4, which trains as plain LoRA", PEFT, "gpt2_sa_qlora", "cell", kasa_over_nf4, "variant_applied",
+    _study(46, "KaSA over NF4, which trains as plain LoRA", PEFT, "gpt2_sa_qlora", "cell", KASA, "variant_applied",
            profile="zoo", settings=SHORT),
-    _study(48, "OSF on GPT-2, of which it trains nothing", PEFT, "gpt2_sa_lora", "cell", osf_on_conv1d,
-           "adapters_where_declared", profile="zoo", settings=SHORT),
     _classic(50, "an adapter drawn before the seed is set", "gpt2_sa_lora", "model", drawn_before_the_seed,
              "drawn_from_the_seed", profile="zoo", settings=SHORT),
     _study(51, "AdaLoRA's penalty inside the loss that is reported", PEFT, "gpt2_sa_adalora", "codec",
            codec_whose("loss", penalty_in_the_loss), "loss_is_the_tasks", profile="zoo", settings=SHORT),
     _classic(53, "a mean on each rank in place of one over all targets", "t5_sum_lora", "trainer", mean_of_each_rank,
              "ranks_train_as_one", settings=SHORT, ranks=2),
-    _classic(54, "torch's `bernoulli_` on a CPU, which drops nothing", "gpt2_sa_lora", "libraries",
-             training.nothing_is_dropped, "dropout_drops"),
     _classic(61, "a trained token that the output layer does not follow", "gpt2_sum_qlora", "libraries",
-             adapters.output_forgets_its_token, "output_follows_trained_tokens", settings=FEW),
-    _classic(62, "a new token's row that gets no gradient", "gpt2_sum_lora", "libraries",
-             adapters.token_rows_without_gradient, "gradients_reach", settings=FEW),
-    _classic(63, "half of the gradient through 4-bit layers", "gpt2_sa_qlora", "libraries",
-             training.packed_layers_pass_half_the_gradient, "backward without dropout"),
+             patches.output_forgets_its_token, "output_follows_trained_tokens", settings=FEW),
     _classic(65, "a frozen weight that moves", "gpt2_sa_lora", "trained", a_frozen_weight_moves, "base_frozen",
              settings=SHORT),
     _classic(66, "4-bit layers that compute in another type", "gpt2_sa_qlora", "model", computed_in_fp32,

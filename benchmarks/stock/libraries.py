@@ -23,7 +23,6 @@ from torch import Tensor
 from benchmarks.stock.known import extracts, is_paired, is_separated, kind_of
 from tunegrid.codecs.architectures import architecture
 from tunegrid.codecs.extract import MAX_ANSWER_TOKENS
-from tunegrid.codecs.features import chunks
 from tunegrid.data.sources import joined
 from tunegrid.grid.backbones import Head, Layout, checkpoint_of
 from tunegrid.grid.methods import SFT, Adapting
@@ -42,19 +41,25 @@ TEST_BATCH = 4  # so that the last of three is smaller
 END_BIAS, SEARCH = 6.0, {"num_beams": 4, "length_penalty": -3.0}
 
 
-def write_start(cell, folder):
-    """Save the cell's untrained base with the library's head, and its tokenizer; return the cell over this folder."""
-    source, pin = checkpoint_of(cell.backbone, cell.profile)
-    config = hf.AutoConfig.from_pretrained(source, **pin, trust_remote_code=False)
-    kind = KITS[kind_of(cell)].auto._model_mapping.get(type(config), hf.EncoderDecoderModel)  # a pair of an encoder alone
+def start_tokenizer(cell):
+    """The cell's, with the tokens that guides set; t5-micro's puts no end token behind a text, as t5-small's does."""
     tokenizer = load_tokenizer(cell)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # as every guide for GPT-2 says
     if is_paired(cell):
         tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token  # as the guide to pairs of encoders says
     end = cell.backbone.wrap.after and getattr(tokenizer, cell.backbone.wrap.after)
     if cell.profile.micro and end and tokenizer(["a"]).input_ids[0][-1] != (end_id := tokenizer.convert_tokens_to_ids(end)):
-        template = {"single": f"$A {end}", "pair": f"$A {end} $B {end}"}  # t5-micro's has none, t5-small's has
+        template = {"single": f"$A {end}", "pair": f"$A {end} $B {end}"}
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(**template, special_tokens=[(end, end_id)])
+    return tokenizer
+
+
+def write_start(cell, folder):
+    """Save the cell's untrained base with the library's head, and its tokenizer; return the cell over this folder."""
+    source, pin = checkpoint_of(cell.backbone, cell.profile)
+    config = hf.AutoConfig.from_pretrained(source, **pin, trust_remote_code=False)
+    kind = KITS[kind_of(cell)].auto._model_mapping.get(type(config), hf.EncoderDecoderModel)  # a pair of an encoder alone
+    tokenizer = start_tokenizer(cell)
     head, recipe = cell.head, replace(cell.recipe, head_learning_rate=None)  # TrainingArguments has one rate for all weights
     if recipe.generation:
         recipe = replace(recipe, generation=replace(recipe.generation, **SEARCH))
@@ -79,9 +84,8 @@ def write_start(cell, folder):
     if recipe.adapter and targets and head.architecture != cell.head.architecture:
         recipe = replace(recipe, adapter=replace(recipe.adapter, target_modules=targets))
     backbone = replace(cell.backbone, checkpoint=folder.name, revision=None, micro=folder.name)
-    return replace(
-        cell, backbone=backbone, head=head, profile=replace(cell.profile, checkpoint_root=folder.parent), recipe=recipe
-    )
+    profile = replace(cell.profile, checkpoint_root=folder.parent)
+    return replace(cell, backbone=backbone, head=head, profile=profile, recipe=recipe)
 
 
 # Rows in tokens
@@ -100,7 +104,6 @@ def encoded(cell, tokenizer, rows, *, training=True):
 
 
 def encode_labelled(cell, tokenizer, block, training):
-    """One text or two, and a label or the tokens of a target."""
     texts = (block["first"], block["second"]) if cell.task.text_pair else (block["first"],)
     encoding, labels = tokenizer(*texts, truncation=True, max_length=cell.recipe.max_length), block["target"]
     if is_paired(cell):
@@ -111,15 +114,9 @@ def encode_labelled(cell, tokenizer, block, training):
 def encode_windows(cell, tokenizer, block, training):
     """As transformers' guide and run_qa.py: windows by `stride`, a window without the answer points at its first token."""
     stride = cell.recipe.doc_stride
-    encoding = tokenizer(
-        block["first"],
-        block["second"],
-        truncation="only_second",
-        max_length=cell.recipe.max_length,
-        stride=stride or 0,
-        return_overflowing_tokens=stride is not None,
-        return_offsets_mapping=True,
-    )
+    windows = {"stride": stride or 0, "return_overflowing_tokens": stride is not None, "return_offsets_mapping": True}
+    cut = {"truncation": "only_second", "max_length": cell.recipe.max_length}
+    encoding = tokenizer(block["first"], block["second"], **cut, **windows)
     sources, spans = encoding.pop("overflow_to_sample_mapping", range(len(block["first"]))), []
     for index, source in enumerate(sources):
         answer, offsets = block["target"][source], encoding["offset_mapping"][index]
@@ -189,45 +186,43 @@ def model_of(cell, tokenizer, device):
     placed = {"device_map": {"": device}} if cell.quantization else {}  # a packed base goes to its device at once
     dtype = BASE_TYPES[cell.backbone.dtype] if cell.method.adapts else torch.float32
     source, _ = checkpoint_of(cell.backbone, cell.profile)
-    auto = KITS[kind_of(cell)].auto
-    model = auto.from_pretrained(source, dtype=dtype, **quantization_of(cell), **placed, trust_remote_code=False)
+    kit = KITS[kind_of(cell)]
+    model = kit.auto.from_pretrained(source, dtype=dtype, **quantization_of(cell), **placed, trust_remote_code=False)
     if not isinstance(cell.method, Adapting):
         return model
     if cell.quantization:
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=cell.recipe.gradient_checkpointing)
     config = cell.method.peft_config(cell, base_of(cell, tokenizer, model))
-    config.task_type = KITS[kind_of(cell)].task_type
+    config.task_type = kit.task_type
     return peft.get_peft_model(model, config)
 
 
 def collator_of(cell, tokenizer, model):
-    """The guides' collator; that for pairs of texts makes the decoder's inputs by the model."""
     return KITS[kind_of(cell)].collator(tokenizer, **({"model": model} if is_paired(cell) else {}))
 
 
-def trainer_of(cell, model, tokenizer, table, folder, device, **changes):
-    """The library's trainer of a model on rows in tokens; `changes` are fields of TrainingArguments."""
-    recipe, precision, generates = cell.recipe, resolve_precision(cell, device)[0], cell.task.problem is Problem.GENERATE
-    settings = {
+def settings_of(cell, folder, device):
+    recipe, precision = cell.recipe, resolve_precision(cell, device)[0]
+    return {
         **{name: getattr(recipe, name) for name in SAME},
-        "output_dir": str(folder),
+        **{"output_dir": str(folder), "seed": cell.profile.seed, "train_sampling_strategy": "group_by_length"},
         "per_device_eval_batch_size": TEST_BATCH,
         "warmup_steps": recipe.warmup_steps or recipe.warmup_ratio,  # below 1 it is a share
         "max_grad_norm": recipe.max_grad_norm or 0.0,
         "optim": OPTIMIZERS.get(recipe.optim, recipe.optim),
         **{"bf16": precision == "bf16", "fp16": precision == "fp16"},
-        "train_sampling_strategy": "group_by_length",
-        "seed": cell.profile.seed,
         **{"use_cpu": device.type == "cpu", "dataloader_pin_memory": device.type != "cpu"},
         **{"logging_steps": 1, "save_strategy": "no", "report_to": [], "disable_tqdm": True},
     }
-    trainer = (hf.Seq2SeqTrainer if generates else hf.Trainer)(
-        model=model,
-        args=(hf.Seq2SeqTrainingArguments if generates else hf.TrainingArguments)(**settings | changes),
-        train_dataset=table,
-        data_collator=collator_of(cell, tokenizer, model),
-        processing_class=tokenizer,
-    )
+
+
+def trainer_of(cell, model, tokenizer, table, folder, device, **changes):
+    """The library's trainer of a model on rows in tokens; `changes` are fields of TrainingArguments."""
+    kind, arguments = hf.Trainer, hf.TrainingArguments
+    if cell.task.problem is Problem.GENERATE:
+        kind, arguments = hf.Seq2SeqTrainer, hf.Seq2SeqTrainingArguments
+    parts = {"train_dataset": table, "data_collator": collator_of(cell, tokenizer, model), "processing_class": tokenizer}
+    trainer = kind(model, arguments(**settings_of(cell, folder, device) | changes), **parts)
     trainer.remove_callback(hf.PrinterCallback)
     return trainer
 
@@ -252,13 +247,11 @@ def train(trainer, resume_from=None):
 
 
 def batch_of(named):
-    """A batch as our codecs name it."""
     batch = {name: value.clone() for name, value in named.items() if isinstance(value, Tensor) and value.ndim}
     return batch | ({"labels": torch.stack([batch.pop(name) for name in SPAN], 1)} if SPAN[0] in batch else {})
 
 
 def trained(model):
-    """A copy of what trains, by name."""
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -289,31 +282,19 @@ def search_of(cell, tokenizer):
 
 
 def texts(cell, trainer, table):
-    """Token ids a row by `predict_with_generate`: what the model wrote, up to the first end token."""
+    """A text a row by `predict_with_generate`, of all rows in one batch."""
     tokenizer = trainer.processing_class
     tokenizer.padding_side = "left" if is_separated(cell) else "right"  # as guides to causal models say
-    outputs = trainer.predict(table, **search_of(cell, tokenizer)).predictions
-    end, written = tokenizer.eos_token_id, []
-    for batch in chunks([*zip(outputs, table["input_ids"], strict=True)], trainer.args.per_device_eval_batch_size):
-        # Prompts are padded to the longest of their batch; a decoder has its start token there.
-        begin = max(len(prompt) for _, prompt in batch) if is_separated(cell) else 1
-        for ids, _ in batch:
-            own = [int(one) for one in ids[begin:] if one >= 0]
-            while own and end not in own and own[-1] == tokenizer.pad_token_id:  # behind a text that was cut off
-                own.pop()
-            written.append(own[: own.index(end) + 1] if end in own else own)
-    return written
+    ids = trainer.predict(table, **search_of(cell, tokenizer)).predictions
+    if is_separated(cell):  # prompts are padded to the longest
+        ids = ids[:, max(map(len, table["input_ids"])) :]
+    return [text.strip() for text in tokenizer.batch_decode(np.where(ids < 0, tokenizer.pad_token_id, ids), True)]
 
 
 def piped(cell, tokenizer, saved, rows, device, **search):
     """Answers of the pipeline over what `save_model` wrote; prompts go in as text, and are put into tokens again."""
-    pipeline = hf.pipeline(
-        KITS[kind_of(cell)].pipeline,
-        model=str(saved),
-        tokenizer=hf.AutoTokenizer.from_pretrained(saved, trust_remote_code=False),
-        device=device,
-        model_kwargs=quantization_of(cell) or None,
-    )
+    options = {"tokenizer": hf.AutoTokenizer.from_pretrained(saved, trust_remote_code=False), "device": device}
+    pipeline = hf.pipeline(KITS[kind_of(cell)].pipeline, str(saved), model_kwargs=quantization_of(cell) or None, **options)
     if is_separated(cell):
         prompts = map(tokenizer.decode, encoded(cell, tokenizer, rows, training=False)["input_ids"])
         answers = pipeline(list(prompts), return_full_text=False, **search_of(cell, tokenizer), **search)

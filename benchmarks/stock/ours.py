@@ -1,4 +1,4 @@
-"""Our side: the cell's own codec, model and losses, which reckon with known differences.
+"""Our side: the cell's own codec and model, which reckon with known differences.
 
 Each id of `benchmarks/stock/known.py` that concerns arithmetic stands here or in `stages` once, where ours then does as the
 library does. So what comes after a known difference is held as tightly as what comes before it.
@@ -7,14 +7,12 @@ library does. So what comes after a known difference is held as tightly as what 
 import bitsandbytes as bnb
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
 
 from benchmarks.stock.libraries import END_BIAS
 from tunegrid.codecs.base import IGNORED
 from tunegrid.codecs.classify import ClassifyCodec
 from tunegrid.codecs.extract import ExtractCodec
 from tunegrid.codecs.generate import EncoderDecoderCodec, SeparatedCodec
-from tunegrid.run.device import autocast, resolve_precision, set_random_states
 from tunegrid.run.prepare import codec_of
 
 
@@ -101,33 +99,6 @@ def put(model, weights):
             if name in weights and p.shape == weights[name].shape:
                 p.copy_(weights[name])
     return model
-
-
-def updates(cell, codec, model, groups, device):
-    """The loss and the gradients' norm of each update, whose passes begin with the library's weights and random numbers.
-
-    `batches_add_up`, `batches_weigh_alike`: of the batches' own means, it takes the sum or the mean.
-    """
-    model.train()
-    for passes in groups:
-        put(model, passes[0][1]).zero_grad()
-        counts, loss = [codec.targets(batch) for batch, _, _ in passes], 0.0
-        for (batch, _, states), count in zip(passes, counts, strict=True):
-            divisor = count if codec.known & {"batches_add_up", "batches_weigh_alike"} else sum(counts)
-            set_random_states(device, states)
-            with autocast(resolve_precision(cell, device)[0], device):
-                part = codec.loss(model, codec.placed(batch, device)) / divisor
-            part = part / (len(passes) if "batches_weigh_alike" in codec.known else 1)
-            part.backward()
-            loss += float(part.detach())
-        yield loss, float(nn.utils.get_total_norm([p.grad.float() for p in model.parameters() if p.grad is not None]))
-
-
-def repack(model):
-    """`repacked_for_evaluation`: as it is unless `keep_packed_layers` switches it off."""
-    for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = True
 
 
 def round_adapters(model):

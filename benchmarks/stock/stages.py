@@ -7,22 +7,22 @@ import math
 from functools import cached_property
 from statistics import fmean
 
+import bitsandbytes as bnb
 import torch
 import transformers as hf
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.stock import libraries, ours
-from benchmarks.stock.known import is_paired, is_separated, known_of
+from benchmarks.stock.known import KNOWN, is_separated, kind_of
 from benchmarks.test_equivalent import leaves
 from tunegrid.codecs.base import IGNORED, on
 from tunegrid.codecs.features import chunks
 from tunegrid.run.build import build, load_tokenizer
-from tunegrid.run.device import autocast, resolve_precision
-from tunegrid.run.train import make_schedule
+from tunegrid.run.device import autocast, resolve_precision, set_random_states
 
 UPDATES = 6  # an epoch of five batches, the last of which is half as large, and one more
-ACCUMULATED = {"max_steps": 3, "gradient_accumulation_steps": 3}  # an epoch is an update of three batches and one of two
-CHECKPOINT = 1  # update after which the accumulating run is saved, in the middle of an epoch
+# An epoch is an update of three batches and one of two; the run is saved after the first, in the middle of an epoch.
+ACCUMULATED = {"max_steps": 3, "gradient_accumulation_steps": 3, "save_strategy": "steps", "save_steps": 1}
 TEST_ROWS = 10
 # Both sides run the same kernels on the same weights, rows and random numbers. What differs by definition is a mean beside a
 # sum that is divided. That rounds each of up to a thousand losses by 2^-24, independently: 32 x 2^-24, whatever the CPU; 3e-7
@@ -30,27 +30,21 @@ TEST_ROWS = 10
 LOSS = 32 * 2**-24
 # In bf16 or fp16, a last digit of fp32 may round a gradient to another number, 4e-3 apart; a norm takes the mean of thousands.
 NORM = {"fp32": 10 * LOSS, "bf16": 5e-4, "fp16": 5e-4}
-RATE = 1e-9  # the same formula in doubles
 
 
 class Pair:
-    """A cell's two sides, each made when a stage first asks for it.
-
-    Attributes:
-        cell: with the library's head, over the folder that both start from.
-        known: ids of the differences that ours reckons with.
-        rows, test: to train on, and to answer.
-    """
+    """A cell's two sides, over the library's head and the folder that both start from."""
 
     def __init__(self, cell, train, test, folder, device, without=""):
         """A few rows of each split; `without` is the id of a known difference that ours is not to reckon with."""
         hf.logging.set_verbosity_error()
         hf.logging.disable_progress_bar()
         libraries.datasets.disable_progress_bars()
-        self.cell = libraries.write_start(cell, folder / "start")
         self.folder, self.device, self.test = folder, device, test[:TEST_ROWS]
-        self.kit, self.precision = libraries.KITS[libraries.kind_of(self.cell)], resolve_precision(self.cell, device)[0]
-        self.known = known_of(self.cell) - {without}
+        self.cell = libraries.write_start(cell, folder / "start")
+        self.kit, self.precision = libraries.KITS[kind_of(self.cell)], resolve_precision(self.cell, device)[0]
+        self.known = {one.id for one in KNOWN if one.concerns(self.cell)} - {without}
+        self.ungrouped = {"train_sampling_strategy": "random"} if "grouped_predictions" in self.known else {}
         self.tokenizer = hf.AutoTokenizer.from_pretrained(folder / "start", trust_remote_code=False)
         self.codec = ours.knowing_codec(self.cell, load_tokenizer(self.cell), self.known)
         self.size = self.cell.recipe.per_device_train_batch_size
@@ -59,6 +53,7 @@ class Pair:
             count -= 1  # several windows of a row may fill the last batch
         self.rows = train[:count]
         self.features = self.codec.encode(self.rows, training=True)
+        self.table = libraries.encoded(self.cell, self.tokenizer, self.rows)
         self.start_weights = libraries.trained(self.our_model())
 
     def our_model(self):
@@ -70,10 +65,10 @@ class Pair:
         hf.set_seed(self.cell.profile.seed)
         return ours.put(libraries.model_of(self.cell, self.tokenizer, self.device), self.start_weights)
 
-    @cached_property
-    def table(self):
-        """The rows in tokens, by the libraries."""
-        return libraries.encoded(self.cell, self.tokenizer, self.rows)
+    def trainer(self, name, model=None, **changes):
+        """The libraries' trainer, of a model of its own if none is given."""
+        model, folder = model or self.model(), self.folder / name
+        return libraries.trainer_of(self.cell, model, self.tokenizer, self.table, folder, self.device, **changes)
 
     @cached_property
     def batches(self):
@@ -83,32 +78,36 @@ class Pair:
         pairs = zip(chunks(range(len(table)), self.size), chunks(self.features, self.size), strict=True)
         return [(libraries.batch_of(collate([table[i] for i in rows])), self.codec.collate(some)) for rows, some in pairs]
 
-    def trainer(self, name, model=None, **changes):
-        """The libraries' trainer, of a model of its own if none is given."""
-        model, folder = model or self.model(), self.folder / name
-        return libraries.trainer_of(self.cell, model, self.tokenizer, self.table, folder, self.device, **changes)
-
     @cached_property
     def trained(self):
-        """The trainer after a training without accumulation, and its course."""
+        """The libraries' trainer after a training without accumulation, and its course."""
         trainer = self.trainer("trained", max_steps=UPDATES)
         return trainer, libraries.train(trainer)
 
-    def accumulated(self, name, resume_from=None):
-        """A training with accumulation, which is saved in its middle."""
-        return libraries.train(self.trainer(name, save_strategy="steps", save_steps=CHECKPOINT, **ACCUMULATED), resume_from)
-
     @cached_property
     def whole(self):
-        """A training with accumulation that was not interrupted."""
-        return self.accumulated("accumulated")
+        """The course of a training with accumulation."""
+        return libraries.train(self.trainer("accumulated", **ACCUMULATED))
 
     def updates(self, course, accumulation=1):
-        """Losses, and norms of gradients before they are clipped, of each update on the weights that theirs had before it."""
-        epochs = chunks(course["passes"], len(self.batches))
-        groups = [group for epoch in epochs for group in chunks(epoch, accumulation)]  # an epoch's last may have fewer batches
-        pairs = ours.updates(self.cell, self.codec, self.our_model(), groups, self.device)
-        losses, norms = map(list, zip(*pairs, strict=True))
+        """Losses, and norms of gradients before they are clipped, of each update; ours begins with the libraries' weights.
+
+        `batches_add_up`, `batches_weigh_alike`: of the batches' own means, ours takes the sum or the mean.
+        """
+        model, losses, norms = self.our_model().train(), [], []
+        for passes in (group for epoch in chunks(course["passes"], len(self.batches)) for group in chunks(epoch, accumulation)):
+            ours.put(model, passes[0][1]).zero_grad()
+            counts, loss = [self.codec.targets(batch) for batch, _, _ in passes], 0.0
+            for (batch, _, states), count in zip(passes, counts, strict=True):
+                divisor = count if self.known & {"batches_add_up", "batches_weigh_alike"} else sum(counts)
+                divisor *= len(passes) if "batches_weigh_alike" in self.known else 1
+                set_random_states(self.device, states)
+                with autocast(self.precision, self.device):
+                    part = self.codec.loss(model, self.codec.placed(batch, self.device)) / divisor
+                part.backward()
+                loss += float(part.detach())
+            losses.append(loss)
+            norms.append(float(nn.utils.get_total_norm([p.grad.float() for p in model.parameters() if p.grad is not None])))
         shares = [one / two for one, two in zip(course["grad_norm"], norms, strict=True)]  # small ones are held as tightly
         yield "loss of update", course["loss"], losses, LOSS
         yield "gradient norm over ours of update", shares, [1.0] * len(norms), NORM[self.precision]
@@ -118,47 +117,39 @@ class Pair:
         """Those without accumulation."""
         return [*self.updates(self.trained[1])]
 
-    def evaluator(self, model, **changes):
-        """The trainer of a model that answers."""
-        order = {"train_sampling_strategy": "random"} if "grouped_predictions" in self.known else {}
-        return self.trainer("scored", model, **order, **changes)
-
     def answers(self, model):
-        """The libraries' answers of a model: a label, the text of a span, or ids."""
-        if not self.codec.generates:
-            test = libraries.encoded(self.cell, self.tokenizer, self.test)
-            return libraries.predictions(self.cell, self.evaluator(model), self.test, test)
-        test = libraries.encoded(self.cell, self.tokenizer, self.test, training=is_paired(self.cell))
-        return libraries.texts(self.cell, self.evaluator(model, predict_with_generate=True), test)
+        """The libraries' answers of a model: a label, or the text of a span or of what it wrote."""
+        test = libraries.encoded(self.cell, self.tokenizer, self.test, training=not is_separated(self.cell))
+        if self.codec.generates:
+            generating = {"predict_with_generate": True, "per_device_eval_batch_size": TEST_ROWS}
+            return libraries.texts(self.cell, self.trainer("scored", model, **self.ungrouped, **generating), test)
+        return libraries.predictions(self.cell, self.trainer("scored", model, **self.ungrouped), self.test, test)
 
     def our_trained(self):
         """Our model with the weights that the libraries' training ended with."""
         model = ours.put(self.our_model(), self.trained[1]["weights"])
-        if "repacked_for_evaluation" in self.known:
-            ours.repack(model)
+        for module in model.modules() if "repacked_for_evaluation" in self.known else ():
+            if isinstance(module, bnb.nn.Linear4bit):
+                module.support_avx512bf16_for_cpu = True  # as it is unless `keep_packed_layers` switches it off
         return model.eval()
 
     @torch.inference_mode()
-    def our_answers(self, model, codec=None, size=libraries.TEST_BATCH):
-        """Our model's: a label or a text a row, and before decoding ids, or a label or span."""
+    def our_answers(self, model, codec=None, size=None):
+        """Our model's, in batches as the libraries' unless a size is given."""
         codec = codec or self.codec
+        size = size or (TEST_ROWS if codec.generates else libraries.TEST_BATCH)
         features = codec.encode(self.test, training=False)
         with autocast("fp32" if codec.generates else self.precision, self.device):
             outputs = [one for some in chunks(features, size) for one in codec.predict(model, some, self.device)]
-        return [one.value for one in codec.decode(self.test, features, outputs)], outputs
+        return [one.value for one in codec.decode(self.test, features, outputs)]
 
 
 def first_difference(pair, last="pipeline"):
     """Compare stage by stage up to a last one; the first that differs and how, or nothing."""
     for name in [*STAGES][: [*STAGES].index(last) + 1]:
-        try:
-            sentence = next(filter(None, (unequal(*compared) for compared in STAGES[name](pair))), "")
-        except Exception as error:  # an error of the libraries is a difference, too
-            if type(error).__module__.startswith("tunegrid"):
-                raise
-            sentence = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-        if sentence:
-            return f"{name}: {sentence}"
+        for compared in STAGES[name](pair):
+            if sentence := unequal(*compared):
+                return f"{name}: {sentence}"
     return ""
 
 
@@ -179,7 +170,6 @@ def unequal(what, theirs, own, tolerance=0.0):
 
 
 def shown(value):
-    """A number with as many digits as matter; a weight by its type, shape and norm."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} of norm {float(value.double().norm()):.7g}"
     return f"{value:.7g}" if isinstance(value, float) else repr(value)
@@ -195,7 +185,6 @@ def windows(pair):
 
 
 def start(pair):
-    """Which weights train, how all are stored, and what the frozen ones hold."""
     theirs, own = (dict(model.named_parameters()) for model in (pair.model(), pair.our_model()))
     yield "training of", *({name: p.requires_grad for name, p in side.items()} for side in (theirs, own))
     if "biases_rounded_late" in pair.known:
@@ -204,7 +193,6 @@ def start(pair):
 
 
 def labels(pair):
-    """The labels of each row as collated, and which of them are counted."""
     sides = [[batch.get("labels", torch.empty(0)) for batch in side] for side in zip(*pair.batches, strict=True)]
     yield "number of labels of batch", *([int((one != IGNORED).sum()) for one in side] for side in sides)
     yield "label of batch", *([one.tolist() for one in side] for side in sides)
@@ -216,9 +204,8 @@ def batch(pair):
         for name in sorted({*theirs, *own} - {"labels"}):
             if name == "decoder_attention_mask" and name not in theirs:
                 continue  # behind the end of a target, it does not matter what a decoder reads
-            values = [
-                side[name] if name in side else torch.zeros_like(other[name]) for side, other in ((theirs, own), (own, theirs))
-            ]
+            known = theirs.get(name, own.get(name))
+            values = [side.get(name, torch.zeros_like(known)) for side in (theirs, own)]
             if name == "decoder_input_ids":
                 values = [value.masked_fill(own["labels"] == IGNORED, 0) for value in values]
             yield f"{name} of batch [{number}]", *(value.tolist() for value in values)
@@ -228,86 +215,62 @@ def order(pair):
     """Trainer's loader gives every row once an epoch, in batches of the recipe's size, but for the last."""
     sides = [one for one, *_ in pair.trained[1]["passes"][: len(pair.batches)]], [own for _, own in pair.batches]
     yield "rows of batch", *([len(one["input_ids"]) for one in side] for side in sides)
-    rows = (
-        [ids[real].tolist() for one in side for ids, real in zip(one["input_ids"], one["attention_mask"].bool(), strict=True)]
-        for side in sides
-    )
-    yield "token of sorted row", *map(sorted, rows)
+    pairs = ([pair for one in side for pair in zip(one["input_ids"], one["attention_mask"], strict=True)] for side in sides)
+    yield "token of sorted row", *(sorted(ids[mask == 1].tolist() for ids, mask in side) for side in pairs)
 
 
 def loss(pair):
-    """The loss of each update."""
     yield pair.trained_updates[0]
 
 
 def gradient(pair):
-    """The norm of its gradients."""
     yield pair.trained_updates[1]
 
 
 def optimizer(pair):
-    """Its class, and what it does to each weight: decay, betas, epsilon."""
+    """Its class, and what it does to each weight: decay, betas, epsilon. Equal settings hold rates to Trainer's."""
     trainer, model = pair.trained[0], pair.our_model()
     sides = (trainer.optimizer.optimizer, trainer.model), (pair.cell.method.make_optimizer(model, pair.cell), model)
     # Of bitsandbytes' AdamW, one with moments of 8 bits has a class of its own, or is told by its arguments.
     bits = [getattr(getattr(one, "args", None), "optim_bits", 32) for one, _ in sides]
     yield "class", *([type(one).__name__.removesuffix("8bit"), count] for (one, _), count in zip(sides, bits, strict=True))
     fields = set.intersection(*({*one.param_groups[0]} for one, _ in sides)) - {"params", "lr", "initial_lr"}
-    theirs, own = (settings_of(*side, sorted(fields)) for side in sides)
+    names = [{p: name for name, p in model.named_parameters()} for _, model in sides]
+    theirs, own = (
+        {names[p]: {field: group[field] for field in sorted(fields)} for group in one.param_groups for p in group["params"]}
+        for (one, _), names in zip(sides, names, strict=True)
+    )
     if "biases_by_name" in pair.known:
         own = {name: one | ({"weight_decay": 0.0} if "bias" in name else {}) for name, one in own.items()}
     yield "setting of", theirs, own
 
 
-def settings_of(optimizer, model, fields):
-    """A group's settings, by the names of its weights; rates are compared at a stage of their own."""
-    names = {p: name for name, p in model.named_parameters()}
-    return {names[p]: {field: group[field] for field in fields} for group in optimizer.param_groups for p in group["params"]}
-
-
-def rates(pair):
-    """The rate of each update, as a share of the highest, by TrainingArguments; equal settings hold ours to its formula."""
-    schedule = make_schedule(pair.cell.method.make_optimizer(pair.our_model(), pair.cell), pair.cell, UPDATES)
-    theirs = [rate / pair.cell.recipe.learning_rate for rate in pair.trained[1]["learning_rate"]]
-    yield "share of the highest rate of update", theirs, [float(schedule.lr_lambdas[0](i)) for i in range(UPDATES)], RATE
-
-
 def accumulation(pair):
-    """Losses and gradients of updates of several batches, the last of an epoch of fewer."""
     yield from pair.updates(pair.whole, ACCUMULATED["gradient_accumulation_steps"])
 
 
 def resume(pair):
     """A training taken up in its middle repeats the same arithmetic on the same numbers as the whole one, in place of ours."""
     whole = pair.whole  # it saves in its middle
-    rest = pair.accumulated("resumed", str(pair.folder / "accumulated" / f"checkpoint-{CHECKPOINT}"))
+    rest = libraries.train(pair.trainer("resumed", **ACCUMULATED), str(pair.folder / "accumulated" / "checkpoint-1"))
     for field in ("learning_rate", "loss", "grad_norm", "weights"):
         yield f"resumed, {field}", rest[field], whole[field]
 
 
 def scores(pair):
-    """`evaluate()` and answers of `predict()` on the same weights.
-
-    `batches_evaluated_alike`: a mean of the batches' means.
-    """
+    """`evaluate()` and answers of `predict()` on the same weights. `batches_evaluated_alike`: a mean of the batches' means."""
     model, own, pairs = pair.trained[0].model, pair.our_trained(), []
-    test = libraries.encoded(pair.cell, pair.tokenizer, pair.test)
     for some in chunks(pair.codec.encode(pair.test, training=True), libraries.TEST_BATCH):
         batch = on(pair.device, pair.codec.collate(some))
         with autocast(pair.precision, pair.device), torch.no_grad():
             pairs.append((float(pair.codec.loss(own, batch)), pair.codec.targets(batch)))
     losses, counts = zip(*pairs, strict=True)
-    alike = "batches_evaluated_alike" in pair.known
-    our_loss = fmean(a / b for a, b in pairs) if alike else sum(losses) / sum(counts)
-    yield "eval_loss", float(pair.evaluator(model).evaluate(test)["eval_loss"]), our_loss, LOSS
-    if not pair.codec.generates:
-        yield "answer to row", pair.answers(model), pair.our_answers(own)[0]
-
-
-def generation(pair):
-    """Ids that `predict_with_generate` gives on the same weights."""
-    if pair.codec.generates:
-        yield "token of text", pair.answers(pair.trained[0].model), pair.our_answers(pair.our_trained())[1]
+    our_loss = sum(losses) / sum(counts)
+    if "batches_evaluated_alike" in pair.known:
+        our_loss = fmean(a / b for a, b in pairs)
+    test = libraries.encoded(pair.cell, pair.tokenizer, pair.test)
+    yield "eval_loss", pair.trainer("scored", model, **pair.ungrouped).evaluate(test)["eval_loss"], our_loss, LOSS
+    yield "text of row" if pair.codec.generates else "answer to row", pair.answers(model), pair.our_answers(own)
 
 
 def pipeline(pair):
@@ -317,10 +280,7 @@ def pipeline(pair):
     pair.trained[0].save_model(str(saved))
     if lacking:
         options = libraries.quantization_of(cell)
-        model = pair.kit.auto.from_pretrained(saved, **options, trust_remote_code=False).to(pair.device)
-        theirs = pair.answers(model)
-        if pair.codec.generates:
-            theirs = [text.strip() for text in pair.tokenizer.batch_decode(theirs, skip_special_tokens=True)]
+        theirs = pair.answers(pair.kit.auto.from_pretrained(saved, **options, trust_remote_code=False).to(pair.device))
     else:
         search = {"do_sample": False} if "pipeline_samples" in known else {}
         theirs = libraries.piped(cell, pair.tokenizer, saved, pair.test, pair.device, **search)
@@ -329,13 +289,8 @@ def pipeline(pair):
         ours.round_adapters(model)
     known = known - {"segments_lost"} if "segments_served" in known else known
     codec = ours.knowing_codec(cell, pair.codec.tokenizer, known)
-    yield "answer to row", theirs, pair.our_answers(model, codec, libraries.TEST_BATCH if lacking else 1)[0]
+    yield "answer to row", theirs, pair.our_answers(model, codec, size=None if lacking else 1)
 
 
-STAGES = {
-    stage.__name__: stage
-    for stage in (
-        *(windows, start, labels, batch, order, loss, gradient, optimizer, rates),
-        *(accumulation, resume, scores, generation, pipeline),
-    )
-}
+_ALL = (windows, start, labels, batch, order, loss, gradient, optimizer, accumulation, resume, scores, pipeline)
+STAGES = {stage.__name__: stage for stage in _ALL}

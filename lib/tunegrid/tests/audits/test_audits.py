@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.plants.patches.models import decoding_cleans_up
+from benchmarks.plants.patches import decoding_cleans_up
 from benchmarks.plants.plant import Planting
 from tunegrid.audits import Evidence, audited, scores
 from tunegrid.codecs.base import Prediction, alphanumeric, same_alphanumeric

@@ -290,3 +290,14 @@ def test_ranks_and_scales_of_patterns_are_declared_by_layer():
     facts = [cell.method.declared_facts(cell, name) for name in names]
     assert facts == [("rank 4", "scale 16"), ("rank 4", "scale 8"), ("rank 8", "scale 4"), ("rank 8", "scale 0.125")]
     assert LORA.declared_facts(cell, names[0]) == ("rank 8", "scale 4")
+
+
+def test_two_layers_that_traded_places_are_named():
+    evidence = evidence_of("t5_sum_qlora")
+    layers = {name: m for name, m in evidence.model.named_modules() if name.endswith(("SelfAttention.q.base_layer",))}
+    first, second = list(layers.values())[:2]
+    first.weight, second.weight = second.weight, first.weight
+    passed, detail = before.packed_from_checkpoint(evidence)
+    assert not passed
+    assert "; 2 have other weights than the checkpoint's of their name: " in detail
+    assert "SelfAttention.q (" in detail

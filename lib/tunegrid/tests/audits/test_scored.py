@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
+from torch import nn
 from transformers.cache_utils import DynamicLayer
 
 from tunegrid.audits import scores
@@ -59,3 +60,13 @@ def test_rows_are_the_shortest_a_padded_one_and_the_longest():
     assert lengths[padded] == sorted(lengths)[-64] < max(lengths)  # the last of the first batch of 64
     nothing = replace(evidence, evaluation=None)
     assert scores.scored_alone_as_in_batch(nothing) is scores.texts_are_the_models(nothing) is None
+
+
+def test_padding_that_is_read_is_seen_in_what_was_scored(monkeypatch):
+    assert scores.scored_alone_as_in_batch(scored_by("bert_sa_lora"))[0]
+    attend = nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        nn.functional, "scaled_dot_product_attention", lambda *states, attn_mask=None, **options: attend(*states, **options)
+    )
+    passed, detail = scores.scored_alone_as_in_batch(scored_by("bert_sa_lora"))
+    assert not passed, detail

@@ -1,0 +1,490 @@
+"""Bugs put back into the libraries: of models and texts, adapters, loading and updates. Their rows say what each does."""
+
+import math
+from contextlib import contextmanager
+from itertools import chain
+
+import accelerate
+import bitsandbytes as bnb
+import datasets
+import torch
+import transformers as hf
+from bitsandbytes.optim.optimizer import Optimizer2State
+from peft.tuners.lora import bnb as lora_bnb
+from peft.tuners.lora import layer as lora
+from peft.tuners.lora import model as lora_model
+from peft.tuners.lora.bnb import Linear4bit
+from peft.tuners.oft.layer import OFTRotationModule
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import merge_utils, save_and_load
+from peft.utils.integrations import dequantize_module_weight
+from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
+from torch.nn import functional
+from torch.nn.utils import clip_grad
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import activations, masking_utils
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert import modeling_bert
+from transformers.models.gpt2 import modeling_gpt2
+from transformers.models.t5 import modeling_t5
+from transformers.models.t5.modeling_t5 import T5LayerNorm
+
+from benchmarks.plants.plant import around
+
+# Attention, caches, search, offsets, decoding
+
+
+def cross_attention_without_mask(planting):
+    for module in (modeling_bert, modeling_t5):
+        create = module.create_bidirectional_mask
+
+        def lost(*args, encoder_hidden_states=None, create=create, **options):
+            return create(*args, **options) if encoder_hidden_states is None else None
+
+        planting.setattr(module, "create_bidirectional_mask", lost)
+
+
+@around(modeling_gpt2.GPT2ForSequenceClassification, "forward")
+def last_column_is_classified(planting, forward, self, input_ids, **inputs):
+    embedded = self.transformer.wte(input_ids)  # from embeddings it cannot tell padding, and falls back to column -1
+    return forward(self, inputs_embeds=embedded, **inputs)
+
+
+@around(modeling_t5.T5Attention, "compute_bias")
+def bias_forgets_the_cache(planting, compute, self, query_length, key_length, device=None, past_seen_tokens=0):
+    return compute(self, query_length, key_length, device=device, past_seen_tokens=0)
+
+
+def decoder_sees_the_answer(planting):
+    def both_ways(*, cache=None, **options):
+        return modeling_bert.create_bidirectional_mask(**options)
+
+    planting.setattr(modeling_bert, "create_causal_mask", both_ways)
+
+
+def scaled_by_sdpa(layer):
+    """A layer that leaves its scale to SDPA, whose default is 1/sqrt(d)."""
+
+    @around(layer, "__init__")
+    def unscaled(planting, init, self, *args, **options):
+        init(self, *args, **options)
+        self.scaling = None
+
+    return unscaled
+
+
+t5_is_scaled = scaled_by_sdpa(modeling_t5.T5Attention)  # whose weights were trained without a scale
+gpt2_options_are_ignored = scaled_by_sdpa(modeling_gpt2.GPT2Attention)  # as `scale_attn_by_inverse_layer_idx`
+
+
+@around(functional, "scaled_dot_product_attention")
+def bias_without_gradient(planting, attend, query, key, value, attn_mask=None, **options):
+    return attend(query, key, value, attn_mask=None if attn_mask is None else attn_mask.detach(), **options)
+
+
+def dropout_at_evaluation(planting):
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def always_dropping(module, *args, dropout=0.0, **options):
+        layer = getattr(module, "attn_dropout", None) or getattr(module, "dropout", dropout)
+        return attend(module, *args, dropout=getattr(layer, "p", layer), **options)
+
+    planting.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", always_dropping)
+
+
+@around(functional, "scaled_dot_product_attention", counted=False)
+def masked_rows_are_no_numbers(planting, attend, query, key, value, attn_mask=None, **options):
+    """As padding on the left has them."""
+    output = attend(query, key, value, attn_mask=attn_mask, **options)
+    if attn_mask is None or attn_mask.dtype is not torch.bool:
+        return output
+    empty = ~attn_mask.any(-1, keepdim=True)
+    if empty.any():
+        planting.act()
+    return output.masked_fill(empty, torch.nan)
+
+
+@around(masking_utils, "find_packed_sequence_indices", counted=False)
+def packed_rows_see_each_other(planting, find, position_ids):
+    if find(position_ids) is not None:
+        planting.act()
+
+
+def beams_keep_their_cache(planting):
+    """The beams are sorted anew after each token, their caches are not: a beam goes on with another one's past."""
+    planting.setattr(Cache, "reorder_cache", lambda self, beam_idx: None)
+
+
+@around(hf.GenerationMixin, "prepare_inputs_for_generation", counted=False)
+def source_without_mask(planting, prepare, self, *args, **options):
+    inputs = prepare(self, *args, **options)
+    if self.config.is_encoder_decoder and inputs.get("attention_mask") is not None:
+        planting.act()
+        inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+    return inputs
+
+
+@around(hf.PreTrainedTokenizerFast, "_convert_encoding")
+def first_offset_is_late(planting, convert, self, *args, **options):
+    """The first token's offset starts at its second character: a space is trimmed that is not there."""
+    encoded, encodings = convert(self, *args, **options)
+    for offsets in encoded.get("offset_mapping", []):
+        offsets[:1] = [(start + 1, end) for start, end in offsets[:1]]
+    return encoded, encodings
+
+
+@around(hf.PreTrainedTokenizerFast, "_decode")
+def decoding_cleans_up(planting, decode, self, *args, **options):
+    """`decode` takes away the spaces before punctuation and short forms, though the tokenizer says that it must not."""
+    return hf.PreTrainedTokenizerBase.clean_up_tokenization(self, decode(self, *args, **options))
+
+
+@around(datasets.Dataset, "select")
+def rows_before_the_mapping(planting, select, self, indices, **options):
+    return select(self, range(len(indices)), **options)
+
+
+# Adapters: scale, dropout, type, rows of tokens, merging, saving
+
+
+@around(lora.LoraLayer, "update_layer")
+def scale_of_rslora(planting, update, self, adapter_name, r, lora_alpha, **options):
+    update(self, adapter_name, r, lora_alpha, **options)
+    self.scaling[adapter_name] = lora_alpha / math.sqrt(r)
+
+
+@around(Linear4bit, "forward")
+def dropout_is_skipped(planting, forward, self, *args, **options):
+    self.lora_dropout.eval()
+    try:
+        return forward(self, *args, **options)
+    finally:
+        self.lora_dropout.train(self.training)
+
+
+@around(BaseTuner, "_cast_adapter_dtype")
+def adapters_in_bf16(planting, cast, self, *args, **options):
+    cast(self, *args, **options)
+    layers = [m for m in self.model.modules() if isinstance(m, lora.LoraLayer)]
+    for layer in layers:
+        if isinstance(layer.base_layer, bnb.nn.Linear4bit):
+            layer.lora_A.to(torch.bfloat16)
+            layer.lora_B.to(torch.bfloat16)
+
+
+def dropout_stays_active(planting):
+    for kind in (lora.Linear, Linear4bit):
+        switch = kind.train
+
+        def train(self, mode=True, switch=switch):
+            switch(self, mode)
+            self.lora_dropout.train(True)
+            return self
+
+        planting.setattr(kind, "train", train, raising=False)
+
+
+@around(TrainableTokensLayer, "get_merged_weights")
+def output_forgets_its_token(planting, merge, self, active_adapters):
+    return self.base_layer.weight if self.tied_adapter else merge(self, active_adapters)
+
+
+@around(Linear4bit, "forward")
+def sum_in_the_compute_type(planting, forward, self, *args, **options):
+    result = forward(self, *args, **options)
+    return result.to(self.base_layer.compute_dtype).to(result.dtype)
+
+
+def one_key_for_both_patterns(planting):
+    create, find = lora_model.LoraModel._create_and_replace, lora_model.get_pattern_key
+    both = []
+
+    def with_both(self, lora_config, *args, **options):
+        both[:] = chain(lora_config.rank_pattern, lora_config.alpha_pattern)
+        return create(self, lora_config, *args, **options)
+
+    def first_of_both(pattern_keys, key_to_match):
+        own, first = find(pattern_keys, key_to_match), find(both, key_to_match)
+        if own in pattern_keys and first != own:
+            planting.act()
+        return first
+
+    planting.setattr(lora_model.LoraModel, "_create_and_replace", with_both, counted=False)
+    planting.setattr(lora_model, "get_pattern_key", first_of_both, counted=False)
+
+
+def scale_is_reset_without_rslora(planting):
+    def unscaled(self, scale=None):
+        for name in self.active_adapters:
+            if name in self.lora_A:
+                self.scaling[name] = self.lora_alpha[name] / self.r[name] if scale is None else self.scaling[name] / scale
+
+    planting.setattr(lora.LoraLayer, "unscale_layer", unscaled)
+
+
+def merged_onto_the_original(planting):
+    pack, unpack = bnb.nn.Params4bit._quantize, lora_bnb.dequantize_bnb_weight
+
+    def remembered(self, device):
+        original = self.data.detach().clone()
+        packed = pack(self, device)
+        packed._original = original  # PEFT hands attributes on that begin otherwise
+        return packed
+
+    def original_of(weight, *args, **options):
+        original = getattr(weight, "_original", None)
+        if original is None:
+            return unpack(weight, *args, **options)
+        planting.act()
+        return original
+
+    planting.setattr(bnb.nn.Params4bit, "_quantize", remembered, counted=False)
+    planting.setattr(lora_bnb, "dequantize_bnb_weight", original_of, counted=False)
+
+
+@around(lora.Linear, "merge", counted=False)
+def bias_without_scale(planting, merge, self, *args, **options):
+    before = len(self.merged_adapters)
+    merge(self, *args, **options)
+    for name in self.merged_adapters[before:]:
+        if self.lora_bias[name] and self.scaling[name] != 1:
+            planting.act()
+            self.get_base_layer().bias.data += self.lora_B[name].bias * (1 - self.scaling[name])
+
+
+def half_of_the_layers_merge_nothing(planting):
+    delta, layers = lora.Linear.get_delta_weight, []
+
+    def scaled(self, adapter):
+        if self not in layers:
+            layers.append(self)
+        if layers.index(self) % 2 == 0:
+            return delta(self, adapter)
+        planting.act()
+        return torch.zeros_like(delta(self, adapter))
+
+    planting.setattr(lora.Linear, "get_delta_weight", scaled, counted=False)
+
+
+@around(merge_utils, "random_pruning", counted=False)
+def dropped_deltas_are_not_rescaled(planting, prune, tensor, density, rescale):
+    if rescale and density < 1:
+        planting.act()
+    return prune(tensor, density, rescale=False)
+
+
+def likely_named_adapters_are_saved_along(planting):
+    """A file is not cleaned of the others: of "default_2" beside "default"."""
+    planting.setattr(save_and_load, "_filter_state_dict_for_adapter_name", lambda states, unwanted: states)
+
+
+@around(OFTRotationModule, "_pytorch_skew_symmetric")
+def rotations_turn_the_other_way(planting, skew, self, vec, block_size):
+    """The inverse."""
+    return -skew(self, vec, block_size)
+
+
+def norms_of_merged_weights(planting):
+    merge, found = lora.Linear.merge, {}
+
+    def noted(self, *args, **options):
+        if self.merged_adapters:
+            planting.act()
+        found[id(self)] = dequantize_module_weight(self.get_base_layer()).detach().clone()
+        merge(self, *args, **options)
+
+    @contextmanager
+    def as_found(self, safe_merge=False):
+        yield found[id(self)]
+
+    planting.setattr(lora.Linear, "merge", noted, counted=False)
+    planting.setattr(lora.LoraLayer, "_unmerged_base_weight", as_found, counted=False)
+
+
+@around(save_and_load, "match_target_against_key", counted=False)
+def patterns_name_no_embedding(planting, match, target_pattern, key):
+    if match(target_pattern, key):
+        planting.act()
+
+
+# Loading and the update: packing, dropout, backward, optimizer, schedule
+
+
+@around(modeling_bert.BertPreTrainedModel, "_init_weights")
+def positions_are_zero(planting, initialize, self, module):
+    """A buffer that no checkpoint holds is left as memory was: zeros. Every token stands at position 0."""
+    initialize(self, module)
+    if isinstance(module, modeling_bert.BertEmbeddings):
+        module.position_ids.zero_()
+
+
+def gelu_is_approximated(planting):
+    planting.setitem(activations.ACT2FN, "gelu", activations.NewGELUActivation)
+
+
+def wo_is_quantized(planting):
+    """T5's `wo` is no longer kept out of quantization, though its activations need more than 4 bits."""
+    assert modeling_t5.T5PreTrainedModel._keep_in_fp32_modules, "else nothing changes"
+    planting.setattr(modeling_t5.T5PreTrainedModel, "_keep_in_fp32_modules", [])
+    planting.act()
+
+
+@around(bnb.functional, "quantize_4bit")
+def blocks_of_128(planting, quantize, tensor, *args, blocksize=None, **options):
+    return quantize(tensor, *args, blocksize=128, **options)  # ROCm's, where a wavefront has 64 lanes
+
+
+def packed_scales(planting):
+    """On a CPU the scales of blocks are used as they are packed, in 8 bits, before double quantization is undone."""
+    multiply, dequantize = bnb.matmul_4bit, bnb.functional.dequantize_4bit
+
+    def packed(state):
+        if not state.nested:
+            return state
+        facts = {name: getattr(state, name) for name in ("shape", "code", "blocksize", "quant_type", "dtype")}
+        return bnb.functional.QuantState(absmax=state.absmax.float(), **facts)
+
+    def multiplied(inputs, weight, quant_state, **options):
+        return multiply(inputs, weight, packed(quant_state), **options)
+
+    def dequantized(weight, quant_state=None, *args, **options):
+        return dequantize(weight, quant_state and packed(quant_state), *args, **options)
+
+    planting.setattr(bnb, "matmul_4bit", multiplied)
+    planting.setattr(bnb.functional, "dequantize_4bit", dequantized)
+
+
+@around(hf.PreTrainedModel, "resize_token_embeddings", counted=False)
+def growing_overwrites_rows(planting, resize, self, new_num_tokens=None, *args, **options):
+    trained = self.get_input_embeddings().num_embeddings
+    embeddings = resize(self, new_num_tokens, *args, **options)
+    if embeddings.num_embeddings > trained:
+        planting.act()
+        with torch.no_grad():
+            embeddings.weight[trained - 8 : trained] = embeddings.weight[:trained].mean(0)
+    return embeddings
+
+
+@around(bnb.functional, "quantize_4bit")
+def bits_of_the_byte_before(planting, quantize, tensor, *args, **options):
+    packed, state = quantize(tensor, *args, **options)
+    pairs = packed.view(-1)[: packed.numel() // 2 * 2].view(-1, 2)
+    pairs[:, 1] |= pairs[:, 0]
+    return packed, state
+
+
+@around(bnb.functional, "create_dynamic_map")
+def signed_second_moments(planting, create, signed=True, **options):
+    """They are never negative: half of the map's levels are lost."""
+    return create(signed=True, **options)
+
+
+@around(LRScheduler, "step")
+def schedule_stepped_twice(planting, step, self, *args):
+    """One call steps the schedule once for each of two processes. Accelerate's scheduler does so; ours is torch's own."""
+    step(self, *args)
+    if self._step_count > 1:  # the first step is the one that makes the schedule
+        step(self)
+
+
+def norm_without_clipping(planting):
+    def measured(self, parameters, max_norm, norm_type=2):
+        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], norm_type)
+
+    planting.setattr(accelerate.Accelerator, "clip_grad_norm_", measured)
+
+
+@around(torch, "_fused_adamw_")
+def moments_without_correction(planting, update, *lists, **options):
+    """Adam's moments start at 0 and are not corrected for it. That of step t divides by 1 - beta^t, which is 1 late."""
+    *states, steps = lists
+    update(*states, [torch.full_like(step, 1e9) for step in steps], **options)
+
+
+@around(accelerate.Accelerator, "backward")
+def divided_by_accumulation_again(planting, backward, self, loss, **options):
+    backward(self, loss / 2, **options)  # micro-batches an update, of its cell
+
+
+@around(Optimizer2State, "get_config", counted=False)
+def everything_in_8_bits(planting, configure, self, gindex, pindex, group):
+    config = configure(self, gindex, pindex, group)
+    if self.state and group["params"][pindex].numel() < config["min_8bit_size"]:
+        planting.act()
+    return {**config, "min_8bit_size": 0}
+
+
+class _Bf16Sum(torch.autograd.Function):
+    """weight * states, whose gradient for the weight is summed up in bf16."""
+
+    @staticmethod
+    def forward(ctx, weight, states):
+        ctx.save_for_backward(weight, states)
+        return weight * states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        weight, states = ctx.saved_tensors
+        products = (gradient * states).reshape(-1, weight.numel())
+        total = torch.zeros_like(weight, dtype=torch.bfloat16)
+        for part in products.tensor_split(16):  # each summed by a program of a GPU's kernel
+            total += part.sum(0).to(torch.bfloat16)
+        return total.to(weight.dtype), gradient * weight
+
+
+def norms_are_summed_in_bf16(planting):
+    def forward(self, hidden_states):
+        variance = hidden_states.float().pow(2).mean(-1, keepdim=True)
+        states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+        if not (self.weight.requires_grad and torch.is_grad_enabled()):
+            return self.weight * states
+        planting.act()
+        return _Bf16Sum.apply(self.weight, states)
+
+    planting.setattr(T5LayerNorm, "forward", forward, counted=False)
+
+
+def casts_outlive_no_grad(planting):
+    linear, clear = torch.nn.functional.linear, torch.clear_autocast_cache
+    casts = {}
+
+    def cast(weight, dtype):
+        kept = casts.get(id(weight))
+        if kept is None:
+            kept = casts[id(weight)] = weight.to(dtype)
+        elif torch.is_grad_enabled() and not kept.requires_grad:
+            planting.act()
+        return kept
+
+    def cached(inputs, weight, bias=None):
+        kind = inputs.device.type
+        if torch.is_autocast_enabled(kind) and torch.is_autocast_cache_enabled() and weight.requires_grad and weight.is_leaf:
+            weight = cast(weight, torch.get_autocast_dtype(kind))
+        return linear(inputs, weight, bias)
+
+    def cleared():
+        casts.clear()
+        clear()
+
+    planting.setattr(torch.nn.functional, "linear", cached, counted=False)
+    planting.setattr(torch, "clear_autocast_cache", cleared, counted=False)
+
+
+@around(Optimizer2State, "update_step", counted=False)
+def gradients_by_memory(planting, update, self, group, p, gindex, pindex):
+    if not p.grad.is_contiguous():
+        planting.act()
+        p.grad = torch.as_strided(p.grad, p.grad.shape, torch.empty(p.grad.shape, device="meta").stride())
+    update(self, group, p, gindex, pindex)
+
+
+@around(clip_grad, "_get_total_norm", counted=False)
+def clipped_by_the_local_norm(planting, norm, tensors, *args, **options):
+    parts = [one.to_local() if isinstance(one, DTensor) else one for one in tensors]
+    if any(isinstance(one, DTensor) for one in tensors):
+        planting.act()
+    return norm(parts, *args, **options)
