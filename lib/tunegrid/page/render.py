@@ -11,13 +11,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from tunegrid.errors import InputError, first_line
 from tunegrid.machine import replacing
 from tunegrid.page.view import Page
-from tunegrid.results.report import as_html, escaped_html, html_with_code, shown
-from tunegrid.terminal import without_places
+from tunegrid.results.report import shown, with_code
+from tunegrid.terminal import visible, without_places
 
 if TYPE_CHECKING:
     from tunegrid.page.charts import Chart
@@ -36,9 +36,14 @@ MARKS = {
 CELL = re.compile(r"<td>([a-z0-9]+_[a-z0-9]+_[a-z0-9]+)</td>")
 
 
+def escaped(text: str) -> Markup:
+    """Text without absolute paths, as HTML that shows it; control and bidi characters are written out, as in a terminal."""
+    return escape(visible(without_places(text)))
+
+
 def sentence(text: str) -> Markup:
-    """A sentence of ours: no absolute path, and commands in backticks are code."""
-    return Markup(html_with_code(without_places(text)))
+    """A sentence of ours: the same, but commands in backticks are code."""
+    return Markup(with_code(visible(without_places(text)), escaped, Markup("<code>{}</code>")))
 
 
 @cache
@@ -47,7 +52,7 @@ def environment() -> Environment:
     env = Environment(
         loader=FileSystemLoader(FOLDER / "templates"),
         autoescape=True,
-        finalize=lambda value: Markup(escaped_html(without_places(value))) if type(value) is str else value,
+        finalize=lambda value: escaped(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -63,11 +68,7 @@ def html(page: Page) -> str:
     tables = [page.changes, page.methods, page.figures, page.costs, page.history]
     names = dict(zip(("changes", "methods", "figures", "costs", "history"), tables, strict=True))
     drawn = {name: [Markup(chart) for chart in own] for name, own in drawings(page, lambda chart: chart.svg()).items()}
-    text = (
-        environment()
-        .get_template("page.html.j2")
-        .render(page=page, tables=lambda sections: Markup(as_html(sections)), sections=names, charts=drawn)
-    )
+    text = environment().get_template("page.html.j2").render(page=page, sections=names, charts=drawn)
     linked = CELL.sub(lambda m: f'<td><a href="#{m[1]}">{m[1]}</a></td>' if m[1] in page.run.by_cell else m[0], text)
     return "\n".join(line for line in map(str.strip, linked.splitlines()) if line) + "\n"
 

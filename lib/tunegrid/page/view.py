@@ -16,8 +16,8 @@ from tunegrid.grid.cells import study_place
 from tunegrid.grid.tasks import score_title
 from tunegrid.record import Record, Status
 from tunegrid.results import compare
-from tunegrid.results.alike import check_alike, check_rows
-from tunegrid.results.compare import INSTEAD, MIB, Comparison, beside_each_other, entry_of, published_scores
+from tunegrid.results.alike import check_rows
+from tunegrid.results.compare import INSTEAD, MIB, Comparison, compared, published_scores
 from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.results.flips import sampled
 from tunegrid.results.gate import Run, gate
@@ -545,21 +545,19 @@ def page_of(
         verdicts: the gate's, if a session has judged already.
         answer: the session's, if there was one.
     """
-    baseline, noise = older[0] if older else None, load_noise()
+    baseline = older[0] if older else None
     judgements, remarks = (list(verdicts or ()), []) if verdicts is not None or not baseline else judged(baseline, run)
-    verdicts_by_cell, cells, entries = by_cell(judgements), [], []
+    verdicts_by_cell, cells, comparisons = by_cell(judgements), [], list[Comparison]()
     for cell, records in run.by_cell.items():
         old = baseline.of_seeds(cell, {record.seeds.seed for record in records}) if baseline else []
         cells.append(CellView(records=records, old=old, judged=verdicts_by_cell.get(cell, [])))
-        if finished := [record for record in records if record.finished]:
-            entries.append(entry_of(finished, noise))
     try:
-        check_alike(record for entry in entries for record in entry.records)
+        scored = [record for record in run.records if record.finished and record.scores]
+        comparisons = compared({Path(run.name): scored}, load_noise()) if scored else []
     except InputError as error:
-        entries, remarks = [], [*remarks, f"methods are not compared: {error}"]
+        remarks = [*remarks, f"methods are not compared: {error}"]
     name, before = (baseline.name, baseline.records) if baseline else ("", ())
     own = answer or verdict_of(run.records, judgements, baseline=name, before=before, command=run.command)
-    scored = [entry for entry in entries if entry.scores]
     return Page(
         run=run,
         older=older,
@@ -567,5 +565,5 @@ def page_of(
         cells=cells,
         judged=judgements,
         remarks=[*remarks, *run.remarks, *(remark for one in older for remark in one.remarks)],
-        comparisons=beside_each_other(scored, noise) if scored else [],
+        comparisons=comparisons,
     )

@@ -6,10 +6,10 @@ the runs and, if recipe and scores are the same on as many test rows, the 20 to 
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from statistics import fmean
 
@@ -20,11 +20,11 @@ from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY as GRID
 from tunegrid.grid.cells import STUDY_IDS, study_place
-from tunegrid.grid.recipes import FULL_PROFILE, QUICK_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.record import Record
 from tunegrid.record.checks import failures, impossible_figures
 from tunegrid.record.record import Limits, recipe_record
-from tunegrid.results.alike import FACTS, OF_A_SEED, check_alike
+from tunegrid.results.alike import ALIKE, check_alike
 from tunegrid.results.files import read_list
 from tunegrid.results.noise import SEEDS, Noise, deviation
 from tunegrid.results.report import Section, some
@@ -45,97 +45,95 @@ Error = tuple[float, float]  # a variance in squared points, and the degrees of 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A method on one backbone and task: a record per seed, and scores of calibrated seeds that these lack."""
+    """A method on one backbone and task."""
 
-    records: Sequence[Record]
-    more_scores: Sequence[float] = ()
-
-    @property
-    def first(self) -> Record:
-        """The record that stands for all in what they have in common."""
-        return self.records[0]
-
-    @cached_property
-    def scores(self) -> list[float]:
-        """Main scores that are numbers, by seed."""
-        own = [score for record in self.records if (score := record.scores.get(record.main_score)) is not None]
-        return [*own, *self.more_scores]
+    first: Record  # of its seeds, which stands for all in what they have in common
+    scores: Sequence[float]  # main scores of its seeds, and of calibrated ones
+    objections: Sequence[str]  # what audits find in any seed: the figures may not be those of the method
+    costs: Mapping[str, float | None]  # by `COSTS`; None for what was not measured of the method alone
+    facts: Mapping[str, str]  # by `FACTS`
+    rows: set[str]  # what tells its test rows
+    error: Error | None = None  # of the mean score, by the noise between seeds; None if that is unknown
 
     @property
     def score(self) -> float:
-        """The main score, its mean over seeds; not a number if no seed has one."""
+        """The mean main score; not a number if no seed has one."""
         return fmean(self.scores) if self.scores else math.nan
 
-    @cached_property
-    def objections(self) -> list[str]:
-        """What audits find in any seed: its figures may not be those of the method."""
-        messages = [without_places(text) for r in self.records for text in (*failures(r.audits), *impossible_figures(r))]
-        absent = any(record.scores.get(record.main_score) is None for record in self.records)
-        return list(dict.fromkeys([*messages, *([f"a seed has no {self.first.main_score}"] if absent else [])]))
-
-    @cached_property
-    def costs(self) -> dict[str, float | None]:
-        """By the names of `COSTS`; None for what was not measured of the method alone, as on a machine that others used."""
-        parameters, ledger = self.first.parameters, self.first.memory.ledger if self.first.memory else None
-        trained, tensors = (ledger.checkpoint_bytes, ledger.tensor_bytes) if ledger else (None, None)
-        if trained is None and parameters:
-            trained = BYTES_A_PARAMETER * parameters.trainable_params
-        peaks = [peak for record in self.records if (peak := record.own_peak_gib) is not None]
-        seconds = [] if self.contended else [record.training.seconds for record in self.records if record.training]
-        return {
-            TRAINED: None if trained is None else trained / MIB,
-            TENSORS: None if tensors is None else tensors / MIB,
-            PEAK: max(peaks) if len(peaks) == len(self.records) else None,
-            SECONDS: fmean(seconds) if seconds else None,
-        }
-
     @property
-    def contended(self) -> bool:
-        """Whether others used the machine while any seed trained."""
-        return any(record.device and record.device.contended for record in self.records)
-
-    @property
-    def test_rows(self) -> set[str]:
-        """What tells the rows that it was scored on: their hash, or else that of all its data."""
-        return {r.examples.rows_hash if r.examples else r.data.fingerprint if r.data else "" for r in self.records}
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of the score over seeds; None if their noise is unknown."""
+        if self.error is None:
+            return None
+        reach = float(special.stdtrit(self.error[1], 1 - ALPHA / 2)) * self.error[0] ** 0.5
+        return max(0.0, self.score - reach), min(100.0, self.score + reach)
 
 
 def entry_of(records: Sequence[Record], calibrated: Noise) -> Entry:
-    """The entry of a cell's records; seeds calibrated by its recipe on as many test rows count if its scores may be theirs."""
+    """The entry of a cell's records."""
     first, name = records[0], records[0].main_score
-    known = [score for group in calibrated.scores.get(SEEDS, {}).get((first.cell, name), ()) for score in group]
-    own, scores = calibrated.of(SEEDS, first, name), [score for r in records if (score := r.scores.get(name)) is not None]
+    scores = [score for record in records if (score := record.scores.get(name)) is not None]
+    objections = [without_places(text) for r in records for text in (*failures(r.audits), *impossible_figures(r))]
+    return Entry(
+        first=first,
+        scores=[*scores, *calibrated_scores(records, scores, calibrated)],
+        objections=[*dict.fromkeys(objections), *([f"a seed has no {name}"] if len(scores) < len(records) else [])],
+        costs=costs_of(records),
+        facts={what: " and ".join(sorted({fact(record) for record in records})) for what, fact in FACTS.items()},
+        rows={r.examples.rows_hash if r.examples else r.data.fingerprint if r.data else "" for r in records},
+    )
+
+
+def calibrated_scores(records: Sequence[Record], scores: Sequence[float], calibrated: Noise) -> list[float]:
+    """Scores of other seeds, which were calibrated by this recipe on as many test rows, if the cell's scores may be theirs."""
+    first = records[0]
+    groups, own = calibrated.scores.get(SEEDS, {}), calibrated.of(SEEDS, first, first.main_score)
+    known = [score for group in groups.get((first.cell, first.main_score), ()) for score in group]
     if not known or not scores or own is None or first.cell not in STUDY_IDS:
-        return Entry(records=records)
+        return []
     declared = recipe_record(GRID.cell(first.cell, QUICK_PROFILE)), WHOLE, None
-    errors = [(own.sd**2 / len(group), own.df) for group in (scores, known)]
     alike = all((record.recipe, record.limits, record.seeds.perturbation) == declared for record in records)
+    errors = [(own.sd**2 / len(group), own.df) for group in (scores, known)]
     if not alike or p_of(fmean(scores) - fmean(known), errors) < DOUBT:
-        return Entry(records=records)
+        return []
     seeds = {record.seeds.seed for record in records}
-    return Entry(records=records, more_scores=[score for seed, score in enumerate(known) if seed not in seeds])
+    return [score for seed, score in enumerate(known) if seed not in seeds]
 
 
-def entries_of(runs: Mapping[Path, Sequence[Record]], calibrated: Noise) -> list[Entry]:
-    """The entries of all cells that finished; raises InputError if the runs cannot be compared."""
-    names, known = " and ".join(map(str, runs)), dict[tuple[str, str, int | None], Path]()
-    cells: dict[str, list[Record]] = defaultdict(list)
-    for path, record in ((path, record) for path, records in runs.items() for record in records if record.finished):
-        key = record.profile, record.cell, record.seeds.seed
-        if (other := known.setdefault(key, path)) != path:
-            which = f"{other} and {path} both hold {record.cell} of seed {record.seeds.seed}"
-            raise InputError(f"{which}; a comparison takes each seed once")
-        cells[record.cell].append(record)
-    finished = [record for own in cells.values() for record in own]
-    profiles, methods = sorted({record.profile for record in finished}), {record.method for record in finished}
-    if len(profiles) > 1:
-        raise InputError(f"{names}: cells of {' and '.join(profiles)}; compare one profile at a time")
-    if not any(record.scores for record in finished):
-        raise InputError(f"{names}: no cell finished with a score, so there is nothing to compare")
-    if len(methods) == 1:
-        raise InputError(f"{names}: one method only, {methods.pop()}; a comparison takes two or more")
-    check_alike(finished)
-    return [entry_of(own, calibrated) for own in cells.values()]
+def costs_of(records: Sequence[Record]) -> dict[str, float | None]:
+    """Costs of a method; a machine that others used tells no seconds, and a process that ran other cells no peak."""
+    parameters, ledger = records[0].parameters, records[0].memory.ledger if records[0].memory else None
+    trained, tensors = (ledger.checkpoint_bytes, ledger.tensor_bytes) if ledger else (None, None)
+    if trained is None and parameters:
+        trained = BYTES_A_PARAMETER * parameters.trainable_params
+    peaks = [peak for record in records if (peak := record.own_peak_gib) is not None]
+    contended = any(record.device and record.device.contended for record in records)
+    seconds = [record.training.seconds for record in records if record.training and not contended]
+    return {
+        TRAINED: None if trained is None else trained / MIB,
+        TENSORS: None if tensors is None else tensors / MIB,
+        PEAK: max(peaks) if len(peaks) == len(records) else None,
+        SECONDS: fmean(seconds) if seconds else None,
+    }
+
+
+def _adapted(record: Record) -> str:
+    """Whether every layer that carries an adapter is one that pretraining never saw."""
+    targets = (record.recipe.adapter or {}).get("target_modules")  # a method's own settings: of any type
+    adapted = set(record.model.adapted_modules) if record.model else set()
+    return "the new head alone" if isinstance(targets, list) and set() < set(map(str, targets)) <= adapted else "the backbone"
+
+
+FACTS: Mapping[str, Callable[[Record], str]] = {  # that methods have in common if they are like for like; the budget first
+    "updates": lambda record: f"{record.training.updates if record.training else 'no'}x{record.recipe.rows_per_update}",
+    "precision": lambda record: record.training.precision if record.training else "unknown",
+    "data": lambda record: record.data.fingerprint if record.data else "unknown",
+    "adapted": _adapted,
+    "search": lambda record: str(record.recipe.generation),
+    "device": lambda record: f"{record.device.name}, {record.device.threads or 'no'} threads" if record.device else "unknown",
+    "ranks": lambda record: record.processes,
+    "libraries": lambda record: ", ".join(f"{name} {record.versions.get(name)}" for name in ALIKE),
+}
 
 
 # Chance
@@ -154,30 +152,32 @@ def freedom(errors: Sequence[Error]) -> float:
     return sum(variance for variance, _ in errors) ** 2 / sum(variance**2 / df for variance, df in errors)
 
 
-def noise_of(entries: Sequence[Entry], calibrated: Noise) -> Noise:
-    """The calibrated noise if it is of runs like these, and else what these seeds tell; pooled over cells of a kind."""
+def with_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
+    """By the calibrated noise if it is of runs like these, and else what these seeds tell; pooled over cells of a kind."""
     profile = entries[0].first.profile
     rows = {entry.first.task: entry.first.data.rows["test"] for entry in entries if entry.first.data}
     measured = {}
     for entry in entries:
-        own = deviation([entry.scores]) if entry.first.data and not entry.objections else None
-        if own:
+        if entry.first.data and not entry.objections and (own := deviation([entry.scores])):
             measured[entry.first.cell, entry.first.main_score] = own
     for (cell, score), own in calibrated.measured.get(SEEDS, {}).items():
         task = cell.split("_")[1]
         if profile == calibrated.profile and calibrated.rows[task] == rows.get(task):
             measured[cell, score] = own
-    return Noise(profile=profile, rows=rows, measured={SEEDS: measured})
+    noise, judged = Noise(profile=profile, rows=rows, measured={SEEDS: measured}), []
+    for entry in entries:
+        known = noise.of(SEEDS, entry.first, entry.first.main_score) if entry.scores else None
+        judged.append(replace(entry, error=(known.sd**2 / len(entry.scores), known.df) if known else None))
+    return judged
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The methods of one backbone and task, the best score first, those that audits object to last; and noise between seeds."""
+    """The methods of one backbone and task, the best score first, those that audits object to last."""
 
     task: str
     backbone: str
     entries: Mapping[str, Entry]
-    noise: Noise
 
     @cached_property
     def sound(self) -> dict[str, Entry]:
@@ -189,30 +189,20 @@ class Comparison:
         """Every two of them, the better one first."""
         return list(combinations(self.sound, 2))
 
-    def errors(self, *methods: str) -> list[Error]:
-        """Of their mean scores, by the noise between seeds; none for one of unknown noise."""
-        entries = [self.entries[method] for method in methods]
-        known = [(self.noise.of(SEEDS, entry.first, entry.first.main_score), len(entry.scores)) for entry in entries]
-        return [(own.sd**2 / seeds, own.df) for own, seeds in known if own and seeds]
-
-    def interval(self, method: str) -> tuple[float, float] | None:
-        """The 95 % interval of a score over seeds; None if their noise is unknown."""
-        score = self.entries[method].score
-        for variance, df in self.errors(method):
-            reach = float(special.stdtrit(df, 1 - ALPHA / 2)) * variance**0.5
-            return max(0.0, score - reach), min(100.0, score + reach)
-        return None
-
     def gap(self, one: str, other: str) -> float:
         """By how many points the first one is better."""
         return self.entries[one].score - self.entries[other].score
 
+    def errors(self, *methods: str) -> list[Error]:
+        """Of their mean scores that are known."""
+        return [error for method in methods if (error := self.entries[method].error)]
+
     def untested(self, one: str, other: str) -> str:
-        """Why two methods cannot be tested, and what helps; empty if they can be."""
-        if len(self.entries[one].test_rows | self.entries[other].test_rows) > 1:
+        """Why two methods cannot be tested; empty if they can be."""
+        if len(self.entries[one].rows | self.entries[other].rows) > 1:
             return "they scored other test rows"
         unknown = [method for method in (one, other) if not self.errors(method)]
-        return f"by how much a seed moves {' or '.join(unknown)} is unknown (`--seeds=0-4` tells)" if unknown else ""
+        return f"by how much a seed moves {' or '.join(unknown)} is unknown" if unknown else ""
 
     @cached_property
     def p_values(self) -> dict[Pair, float]:
@@ -253,20 +243,29 @@ def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def compared(runs: Mapping[Path, Sequence[Record]], calibrated: Noise) -> list[Comparison]:
-    """The methods of each task and backbone next to each other; raises InputError if runs cannot be compared."""
-    return beside_each_other(entries_of(runs, calibrated), calibrated)
-
-
-def beside_each_other(entries: Sequence[Entry], calibrated: Noise) -> list[Comparison]:
-    """Entries of one profile by task and backbone; at least one."""
-    noise, groups = noise_of(entries, calibrated), defaultdict[tuple[str, str], list[Entry]](list)
+    """The methods of each task and backbone, of cells that ran to their ends; raises InputError if runs cannot be compared."""
+    names, origins = " and ".join(map(str, runs)), dict[tuple[str, int | None], Path]()
+    cells: dict[str, list[Record]] = defaultdict(list)
+    for path, record in ((path, record) for path, records in runs.items() for record in records if record.finished):
+        if (other := origins.setdefault((record.cell, record.seeds.seed), path)) != path:
+            which = f"{other} and {path} both hold {record.cell} of seed {record.seeds.seed}"
+            raise InputError(f"{which}; a comparison takes each seed once")
+        cells[record.cell].append(record)
+    finished = [record for own in cells.values() for record in own]
+    if not any(record.scores for record in finished):
+        raise InputError(f"{names}: no cell ran to its end and has a score, so there is nothing to compare")
+    if len(profiles := sorted({record.profile for record in finished})) > 1:
+        raise InputError(f"{names}: cells of {' and '.join(profiles)}; compare one profile at a time")
+    check_alike(finished)
+    entries = with_errors([entry_of(own, calibrated) for own in cells.values()], calibrated)
+    groups: dict[tuple[str, str], list[Entry]] = defaultdict(list)
     for entry in sorted(entries, key=lambda entry: study_place(entry.first.cell)):
         groups[entry.first.task, entry.first.backbone].append(entry)
     comparisons = []
     for (task, backbone), own in groups.items():
         own.sort(key=lambda entry: (bool(entry.objections), -entry.score))
         by_method = {entry.first.method: entry for entry in own}
-        comparisons.append(Comparison(task=task, backbone=backbone, entries=by_method, noise=noise))
+        comparisons.append(Comparison(task=task, backbone=backbone, entries=by_method))
     return comparisons
 
 
@@ -278,6 +277,7 @@ LEGEND = (
     "points: the main score, a mean over all seeds that are known; from, to: its 95 % interval over seeds, on these test rows.",
     "best: or cannot be told from it (Holm, 5 % a backbone); seeds that tell: so many a method would, four times in five.",
     "trained: what training changes and a checkpoint keeps; tensor: weights, gradients and optimizer state.",
+    "peak, seconds: of processes that ran no other cell before (`--engine=process`), and of a machine that nobody else used.",
     "front: yes if no other method of the backbone is as good for as little of all costs that were measured of each of them.",
 )
 OF_QUICK = (
@@ -286,9 +286,9 @@ OF_QUICK = (
 )
 
 
-def published_scores(records: Iterable[Record] = ()) -> dict[str, float]:
-    """Main scores by cell, of these published records or of the study."""
-    records = list(records) or (read_list(STUDY) if STUDY.is_file() else [])
+def published_scores() -> dict[str, float]:
+    """The study's main scores by cell."""
+    records = read_list(STUDY) if STUDY.is_file() else []
     scores = {r.cell: r.scores.get(r.main_score, r.scores.get(INSTEAD.get(r.main_score, ""))) for r in records}
     return {cell: score for cell, score in scores.items() if score is not None}
 
@@ -298,24 +298,30 @@ def sections(comparisons: Sequence[Comparison], published: Mapping[str, float]) 
     frame = pd.DataFrame([_row(one, method, published) for one in comparisons for method in one.entries])
     parts = [_unlike(comparisons)]
     for (task, score), own in frame.groupby(["task", "score"], sort=False):
-        shown = own.drop(columns=["task", "score"]).dropna(axis=1, how="all")
+        shown = own.drop(columns=["profile", "task", "score"]).dropna(axis=1, how="all")
         parts.append(Section(heading=f"{task}: {score}", frame=shown, formats=FORMATS))
     if frame.backbone.nunique() > 1:
         counts = frame.assign(of=1).groupby(["task", "method"], sort=False)
         heading = "How often a method is best, and on the front, of so many backbones"
         parts.append(Section(heading=heading, frame=counts[["best", "front", "of"]].sum().reset_index(), formats=FORMATS))
-    profile, quick = comparisons[0].noise.profile, [OF_QUICK] if comparisons[0].noise.profile == QUICK_PROFILE.id else []
-    unlike = "rows, weights and caps may differ" if profile == FULL_PROFILE.id else "of other backbones on other rows"
+    wrong: dict[str, list[str]] = defaultdict(list)
+    for entry in (entry for one in comparisons for entry in one.entries.values()):
+        for sentence in entry.objections:
+            wrong[f"neither best nor on the front, since {sentence}"].append(entry.first.cell)
+    quick = [OF_QUICK] if frame.profile[0] == QUICK_PROFILE.id else []
+    unlike = "of other backbones on other rows" if quick else "rows, weights and caps may differ"
     study = [f"study: published; {unlike}."] if frame.study.notna().any() else []
-    limits = Section(heading="What to know", sentences=[*_limits(comparisons), *LEGEND, *study, *quick])
-    return [part for part in (*parts, _pairs(comparisons), limits) if part.cells or part.sentences]
+    notes = [*(f"{why}: {some(cells)}." for why, cells in wrong.items()), *LEGEND, *study, *quick]
+    parts += [_pairs(comparisons), Section(heading="What to know", sentences=notes)]
+    return [part for part in parts if part.cells or part.sentences]
 
 
 def _row(one: Comparison, method: str, published: Mapping[str, float]) -> dict[str, object]:
     """A method's line; `best`: or not told from it."""
-    entry, (low, high) = one.entries[method], one.interval(method) or (None, None)
+    entry, (low, high) = one.entries[method], one.entries[method].interval or (None, None)
     return {
-        **{"task": one.task, "score": entry.first.main_score, "backbone": one.backbone, "method": method},
+        **{"profile": entry.first.profile, "task": one.task, "score": entry.first.main_score},
+        **{"backbone": one.backbone, "method": method},
         **{"points": entry.score, "from": low, "to": high, "seeds": len(entry.scores)},
         **{"study": published.get(entry.first.cell), **entry.costs},
         "best": method in one.sound and frozenset((method, next(iter(one.sound)))) not in one.apart,
@@ -326,12 +332,12 @@ def _row(one: Comparison, method: str, published: Mapping[str, float]) -> dict[s
 def _unlike(comparisons: Sequence[Comparison]) -> Section:
     """What the methods of a backbone and task do not have in common, the budget first."""
     rows = []
-    for one, what in ((one, what) for what in FACTS if what not in OF_A_SEED for one in comparisons):
-        values = defaultdict[str, list[str]](list)
+    for what, one in product(FACTS, comparisons):
+        methods = defaultdict[str, list[str]](list)
         for method, entry in one.entries.items():
-            values[" and ".join(sorted({FACTS[what](record) for record in entry.records}))].append(method)
-        if len(values) > 1:
-            shown = ", ".join(f"{value} ({', '.join(methods)})" for value, methods in values.items())
+            methods[entry.facts[what]].append(method)
+        if len(methods) > 1:
+            shown = ", ".join(f"{value} ({', '.join(own)})" for value, own in methods.items())
             rows.append({"task": one.task, "backbone": one.backbone, "in": what, "methods": shown})
     budget = any(row["in"] == "updates" for row in rows)
     said = ["updates: times rows of each."] if budget else []
@@ -339,39 +345,17 @@ def _unlike(comparisons: Sequence[Comparison]) -> Section:
 
 
 def _pairs(comparisons: Sequence[Comparison]) -> Section:
-    """The pairs that cannot be told apart, those that need the fewest seeds first."""
+    """The pairs that cannot be told apart and why, those that need the fewest seeds first."""
     pairs = [(one, pair) for one in comparisons for pair in one.pairs]
-    columns = ["task", "backbone", "methods", "points apart", "seeds that tell"]
     rows = [
-        (one.task, one.backbone, ", ".join(pair), one.gap(*pair), one.seeds_needed(*pair))
+        {"task": one.task, "backbone": one.backbone, "methods": ", ".join(pair), "points apart": one.gap(*pair)}
+        | {"seeds that tell": one.seeds_needed(*pair), "not tested, since": one.untested(*pair) or None}
         for one, pair in pairs
         if frozenset(pair) not in one.apart
     ]
-    frame = pd.DataFrame(rows, columns=columns).sort_values("seeds that tell", kind="stable")
     heading = f"{len(pairs) - len(rows)} of {len(pairs)} pairs of methods are told apart"
-    if untested := len(pairs) - sum(len(one.p_values) for one in comparisons):
-        heading += f", {untested} could not be tested"
-    heading += "; the others:" if rows else ""
+    if not rows:
+        return Section(heading=heading, sentences=["No pair is left."] if pairs else [])
+    frame = pd.DataFrame(rows).sort_values("seeds that tell", kind="stable").dropna(axis=1, how="all")
     said = [f"{len(rows) - MOST_PAIRS} more need more seeds."] if len(rows) > MOST_PAIRS else []
-    said += ["No pair is left."] if pairs and not rows else []  # a section needs something below its heading
-    return Section(heading=heading, frame=frame.head(MOST_PAIRS), formats=FORMATS, sentences=said)
-
-
-def _limits(comparisons: Sequence[Comparison]) -> list[str]:
-    """A sentence for everything that limits what the tables say."""
-    said, cells = defaultdict[str, list[str]](list), [entry for one in comparisons for entry in one.entries.values()]
-    for entry in cells:
-        for sentence in entry.objections:
-            said[f"neither best nor on the front, since {sentence}"].append(entry.first.cell)
-        if entry.contended:
-            said["no seconds, since others used the machine"].append(entry.first.cell)
-        if entry.costs[PEAK] is None:
-            shared = "no peak, since processes may have run other cells before (`--engine=process` starts one each)"
-            said[shared if entry.first.peak_gib is not None else "no peak was measured"].append(entry.first.cell)
-    untested, pairs = defaultdict[str, list[str]](list), [(one, pair) for one in comparisons for pair in one.pairs]
-    for one, pair in pairs:
-        if reason := one.untested(*pair):
-            untested[f"not tested, since {reason}"].append(f"{one.task} {one.backbone} {' and '.join(pair)}")
-    of_cells = [f"{why}: {'all' if len(names) == len(cells) else some(names)}." for why, names in said.items()]
-    of_pairs = [f"{why}: {'all pairs' if 1 < len(names) == len(pairs) else some(names)}." for why, names in untested.items()]
-    return of_cells + of_pairs
+    return Section(heading=f"{heading}; the others:", frame=frame.head(MOST_PAIRS), formats=FORMATS, sentences=said)

@@ -1,4 +1,4 @@
-"""What to run next: commands that a shell takes as they are, with the options of the run that they are about."""
+"""A run that was judged, and commands for what to do next: a shell takes them as they are, with the options of the run."""
 
 import shlex
 from collections.abc import Sequence
@@ -15,13 +15,14 @@ from tunegrid.record import Record
 from tunegrid.results.judgements import KINDS, Judgement
 
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"  # each of its cells passed
-# What makes the cells of a run what they are; the last may stand without a value.
-CARRIED = ("--grid", "--data-root", "--checkpoint-root", "--device", "--set", "--ranks", "--first-updates")
+FIRST_UPDATES = "--first-updates"
+# What makes the cells of a run what they are.
+CARRIED = ("--ask", "--grid", "--data-root", "--checkpoint-root", "--device", "--set", "--ranks", FIRST_UPDATES)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A run that a verdict is asked of, and the gate's judgements on it: the arguments of `verdict_of`."""
+class JudgedRun:
+    """What a verdict rests on: the arguments of `verdict_of`."""
 
     records: Sequence[Record]
     judged: Sequence[Judgement]
@@ -39,36 +40,33 @@ class Asked:
         except ValueError:
             return []
 
-    def options(self, record: Record, *, whole: bool = False) -> list[str]:
-        """Those that a cell needs to run as it did, each as one word; without a command those that its record tells."""
+    def options(self, *, whole: bool = False) -> list[str]:
+        """Those of the command that its cells need to run as they did, or to their ends (`whole`); each is one word."""
         carried = []
         for word, value in pairwise([*self.words, "-"]):
-            has_value = value.isdigit() if word == CARRIED[-1] else not value.startswith("-")
-            if word.partition("=")[0] in CARRIED:
-                carried.append(f"{word}={value}" if word in CARRIED and has_value else word)
-        if not self.command:
-            ranks = record.ranks and f"--ranks={record.ranks.count}{':fsdp' if record.ranks.fsdp else ''}"
-            draw, noise, own_test = record.seeds.perturbation, record.limits.label_noise, record.limits.own_test
-            settings = (("perturbation", draw), ("label_noise", noise), ("own_test", own_test and "true"))
-            carried = [*([ranks] if ranks else []), *(f"--set={name}={value}" for name, value in settings if value)]
-            carried += [f"{CARRIED[-1]}={record.first_updates}"] if record.first_updates else []
-        asked = [f"--ask={','.join(record.instruments)}"] if record.instruments else []
-        return [*asked, *(option for option in carried if not whole or not option.startswith(CARRIED[-1]))]
+            name, has_value, _ = word.partition("=")
+            if name in CARRIED and not (whole and name == FIRST_UPDATES):
+                carried.append(word if has_value or value.startswith("-") else f"{word}={value}")
+        return carried
 
     def run(self, cells: Sequence[str], *more: str, whole: bool = False) -> str:
         """Runs cells as this run did; `whole`: to their ends."""
         first = next((record for record in (*self.records, *self.before) if record.cell in cells), None)
         words = ["pytest"] if Path.cwd().is_relative_to(ROOT) else ["tunegrid", "run"]
         words += ["-m", words_for(first.cell, first.profile) if first else "quick", "--cells", ",".join(cells)]
-        words += self.options(first, whole=whole) if first else []
-        return f"`{shlex.join([*words, *more])}`"
+        return f"`{shlex.join([*words, *self.options(whole=whole), *more])}`"
 
     def alone(self, record: Record) -> str:
         """Runs one cell that failed, in one process; a score below its bound beside a run that passed."""
         options = ["-n", "0", *(["--seeds", f"{record.seeds.seed}"] if record.seeds.seed else [])]
-        if record.status == "missed" and record.profile == "quick" and not self.judged and not self.options(record):
+        if record.status == "missed" and record.profile == "quick" and not self.judged and not self.options():
             return f"{self.run([record.cell], *options, f'--gate={BASELINE}')} says what is other than in a run that passed"
         return f"{self.run([record.cell], *options)} runs one alone"
+
+    def rest(self) -> str:
+        """Runs what was left out."""
+        resumed = shlex.join([*self.words, *([] if "--resume" in self.words else ["--resume"])])
+        return f"{f'`{resumed}`' if self.words[:1] == ['pytest'] else 'the same command with --resume'} runs what is left"
 
     def more_seeds(self, cells: Sequence[str]) -> str:
         """What tells changes from noise."""
@@ -79,37 +77,26 @@ class Asked:
         return f"`{shlex.join(['tunegrid', 'gate', *self.files, *options])}`"
 
     def bisection(self, cell: str, kinds: Sequence[str]) -> str:
-        """What finds the release of a library that differs, or the commit if its code does; empty if none is known to."""
+        """Finds the release that changed a cell; empty if no library has a later release than before."""
         old, new = ([record for record in records if record.cell == cell] for records in (self.before, self.records))
-        pairs = [(a, b) for b in new for a in old if a.seeds.seed == b.seeds.seed] or list(zip(old, new, strict=False))
-        if not pairs:
+        before, after = ({} if not own else own[0].versions for own in (old, new))
+        upgraded = [name for name in PACKAGES if is_later(before.get(name), after.get(name))]
+        if not upgraded:
             return ""
-        before, after = pairs[0]
-        seeds, marker = sorted({record.seeds.seed or 0 for record in new}), words_for(cell, after.profile)
-        options = [
-            *(["-m", marker] if marker != "quick" else []),
-            *self.options(after, whole=True),
-        ]  # first updates are its own
+        good, bad = (f"{upgraded[0]}=={versions[upgraded[0]]}" for versions in (before, after))
+        marker, seeds = words_for(cell, new[0].profile), sorted({record.seeds.seed or 0 for record in new})
+        options = [*(["-m", marker] if marker != "quick" else []), *self.options(whole=True)]
         options += ["--seeds", ",".join(map(str, seeds))] if seeds != [0] else []
-        by = ["--cells", cell, "--by", ",".join(kind for kind in KINDS if kind in kinds)]
-        by += ["--", *options] if options else []
-        ways = {name: _way(before.versions.get(name), after.versions.get(name)) for name in PACKAGES}
-        if upgraded := [name for name in PACKAGES if ways[name] == "release"]:
-            good, bad = (f"{upgraded[0]}=={record.versions[upgraded[0]]}" for record in (before, after))
-            also = f" ({', '.join(upgraded[1:])} changed, too)" if upgraded[1:] else ""
-            return f"`{shlex.join(['tunegrid', 'bisect', '--good', good, '--bad', bad, *by])}` finds the release{also}"
-        codes = {name: {one.libraries.get(name) for one in (before, after)} - {None} for name in PACKAGES if ways[name]}
-        edited = [name for name, digests in codes.items() if len(digests) > 1]
-        ends = ["--repo", "CHECKOUT", "--good", "COMMIT", "--bad", "HEAD"]
-        return f"`{shlex.join(['tunegrid', 'bisect', *ends, *by])}` finds the commit of {edited[0]}" if edited else ""
+        words = ["tunegrid", "bisect", "--good", good, "--bad", bad, "--cells", cell]
+        words += ["--by", ",".join(kind for kind in KINDS if kind in kinds), *(["--", *options] if options else [])]
+        also = f" ({', '.join(upgraded[1:])} changed, too)" if upgraded[1:] else ""
+        return f"`{shlex.join(words)}` finds the release{also}"
 
 
-def _way(before: str | None, after: str | None) -> str:
-    """How a library is bisected: by releases if the older one is its good end, by commits if it may be a checkout."""
+def is_later(before: str | None, after: str | None) -> bool:
+    """Whether two versions are releases, and the second one is later: another build of one release is not."""
     try:
         old, new = Version(before or ""), Version(after or "")
     except InvalidVersion:
-        return ""
-    if old == new or new.is_devrelease:
-        return "commit"
-    return "release" if Version(old.public) < Version(new.public) and not old.is_devrelease else ""
+        return False
+    return Version(old.public) < Version(new.public) and not (old.is_devrelease or new.is_devrelease)

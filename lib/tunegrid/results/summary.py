@@ -1,4 +1,4 @@
-"""Words a run and its verdict: the tables of cells and of a gate, remarks, JUnit's properties, annotations, the step summary.
+"""Words a run and its verdict: the tables of cells and of a gate, remarks, annotations, the step summary.
 
 Nothing here decides: `tunegrid.results.verdict` did. pandas is imported when a table is made.
 """
@@ -12,9 +12,7 @@ from typing import Any
 
 from tunegrid.grid.cells import STUDY_IDS, study_place
 from tunegrid.record import Record
-from tunegrid.results.alike import unlike_pairs
 from tunegrid.results.judgements import (
-    FAILED_BY,
     GRAVEST_FIRST,
     KINDS,
     Judgement,
@@ -25,30 +23,27 @@ from tunegrid.results.judgements import (
     worst,
 )
 from tunegrid.results.report import NAMED, Section, count, markdown, some, text_table
-from tunegrid.results.status import Failure, failures_of, said_of, status_of, too_short
+from tunegrid.results.status import failures_of, said_of, status_of, too_short
 from tunegrid.results.verdict import RunVerdict, moved_by_rounding
 from tunegrid.terminal import annotation, say
 
 MIB = 2**20
 MOST_CELLS = 30  # that a line of a cause names
-# Columns and their formats. Cells of several seeds show the spread in place of speed and size, footprints what tensors take.
-SCORES = {"cell": "", "score": "", "points": ".1f", "bound": ".1f", "train s": ".1f", "samples/s": ".0f", "peak GiB": ".2f"}
-SCORES |= {"trainable": ".2%", "status": ""}
-SPREADS = {"cell": "", "score": "", "seeds": "d", "points": ".1f", "sd": ".2f", "lowest": ".1f", "bound": ".1f"}
-SPREADS |= {"train s": ".1f", "peak GiB": ".2f", "status": ""}
 TENSORS = {"weights": "weights", "grads": "gradients", "optim.": "optimizer", "activ.": "activations", "MiB peak": "peak"}
-FOOTPRINT = {"cell": "", **dict.fromkeys(("step ms", "tokens/s", "gen/s", *TENSORS), ".0f"), "MFU %": ".1f", "status": ""}
+# Columns of cells and of a gate, with their formats; those that nothing is in are left out.
+CELLS = {"cell": "", "score": "", "seeds": "d", "points": ".1f", "sd": ".2f", "lowest": ".1f", "bound": ".1f", "train s": ".1f"}
+CELLS |= {"samples/s": ".0f", "peak GiB": ".2f", "trainable": ".2%"}
+CELLS |= {**dict.fromkeys(("step ms", "tokens/s", "gen/s", *TENSORS), ".0f"), "MFU %": ".1f", "status": ""}  # of footprints
 GATE = {"cell": "", "main score": "", "change": "+.1f", "95 % interval": "", "p": ".3f", "sees": ".1f"}
 GATE |= dict.fromkeys(KINDS, "")
 QUIET = (Verdict.SAME, Verdict.EQUAL, Verdict.ROUNDING, Verdict.NOT_COMPARABLE)  # not worth a sentence of their own
-ANNOTATIONS = 10  # of one level that GitHub shows of a step
 
 
 def table(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]], sentences: Sequence[str] = ()) -> Section:
-    """A section of these columns."""
+    """A section of those of these columns that something is in."""
     import pandas as pd
 
-    frame = pd.DataFrame(([row[name] for name in columns] for row in rows), columns=list(columns), dtype=object)
+    frame = pd.DataFrame(rows, columns=list(columns), dtype=object).dropna(axis=1, how="all")
     return Section(frame=frame, formats={name: form for name, form in columns.items() if form}, sentences=sentences)
 
 
@@ -64,19 +59,12 @@ def cell_lines(
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         groups.setdefault((record.profile, record.cell), []).append(record)
-    scored, footprints = ([seeds for seeds in groups.values() if (seeds[0].flops is None) is own] for own in (True, False))
-    columns = SPREADS if any(seeds[1:] for seeds in scored) else SCORES
-    for shown, rows in ((columns, scored), (FOOTPRINT, footprints)):
-        colours = ["", *({"passed": "green", "begun": ""}.get(status_of(seeds), "red") for seeds in rows)]
-        yield from zip(text_table(table(shown, map(_row, rows))) if rows else (), colours, strict=False)
+    colours = ["", *({"passed": "green", "begun": ""}.get(status_of(seeds), "red") for seeds in groups.values())]
     if records:
+        yield from zip(text_table(table(CELLS, map(_row, groups.values()))), colours, strict=True)
         yield footer(records, len(groups), seconds), ""
-        yield from ((line, "") for line in mixture(records))
     yield from ((line, "red") for line in failure_lines(records))
     yield from ((sentence, "yellow") for record in records for sentence in too_short(record))
-    if pairs := unlike_pairs(records):
-        more = f"; {count(len(pairs) - 1, 'more pair')}" if pairs[1:] else ""
-        yield f"not like for like: {pairs[0]}{more}", ""
 
 
 def _row(seeds: Sequence[Record]) -> dict[str, Any]:
@@ -88,26 +76,26 @@ def _row(seeds: Sequence[Record]) -> dict[str, Any]:
     status = first.status if len({record.status for record in seeds}) == 1 else f"{passed} of {len(seeds)} passed"
     if status == "passed" and not first.flops:
         status = "too short" if any(record.excused for record in seeds) else "passed" if first.bounds else "no bound yet"
-    sizes = {name: getattr(ledger, f"{field}_bytes", None) for name, field in TENSORS.items()}
-    return {
+    row = {
         "cell": first.cell,
         "score": first.main_score,
-        "seeds": len(seeds),
         "points": fmean(scores) if scores else None,
-        "sd": stdev(scores) if scores[1:] else None,
-        "lowest": min(scores, default=None),
         "bound": first.bounds.get(first.main_score),
         "train s": fmean(seconds) if seconds else None,
-        "samples/s": speed and speed.train_samples_per_second,
         "peak GiB": max((peak for record in seeds if (peak := record.peak_gib) is not None), default=None),
-        "trainable": first.parameters and first.parameters.trainable_percent / 100,
-        "step ms": speed and speed.step_seconds_median and 1000 * speed.step_seconds_median,
-        "tokens/s": speed and speed.train_tokens_per_second,
-        "gen/s": speed and speed.generated_tokens_per_second,
-        **{name: None if size is None else size / MIB for name, size in sizes.items()},
-        "MFU %": first.flops and first.flops.mfu_percent,
         "status": status,
     }
+    if seeds[1:]:
+        return row | {"seeds": len(seeds), "sd": stdev(scores) if scores[1:] else None, "lowest": min(scores, default=None)}
+    if first.flops is None:
+        share = first.parameters and first.parameters.trainable_percent / 100
+        return row | {"samples/s": speed and speed.train_samples_per_second, "trainable": share}
+    sizes = {name: getattr(ledger, f"{field}_bytes", None) for name, field in TENSORS.items()}
+    row |= {name: None if size is None else size / MIB for name, size in sizes.items()} | {"MFU %": first.flops.mfu_percent}
+    if speed:
+        row["step ms"] = speed.step_seconds_median and 1000 * speed.step_seconds_median
+        row |= {"tokens/s": speed.train_tokens_per_second, "gen/s": speed.generated_tokens_per_second}
+    return row
 
 
 def footer(records: Sequence[Record], cells: int, seconds: float | None = None) -> str:
@@ -120,29 +108,12 @@ def footer(records: Sequence[Record], cells: int, seconds: float | None = None) 
     return f"{passed} of {what} passed{time} on {devices}{note}"
 
 
-def mixture(records: Iterable[Record]) -> list[str]:
-    """Which devices and libraries a run mixes, as if nodes of a cluster differ; empty if all cells had the same."""
-    facts: dict[str, set[str]] = {}
-    for record in (one for one in records if one.device):
-        codes = {f"the code of {name}": digest for name, digest in record.libraries.items()}
-        for name, fact in {"the device": record.device and record.device.name, **record.versions, **codes}.items():
-            facts.setdefault(name, set()).add(f"{fact}")
-    unlike = [f"{name} ({', '.join(sorted(seen))})" for name, seen in facts.items() if len(seen) > 1]
-    advice = "compare speed and memory only between like cells, as the gate does"
-    return [f"a mixed run, by {', '.join(unlike)}: {advice}"] if unlike else []
-
-
 def failure_lines(records: Iterable[Record]) -> Iterator[str]:
     """Lines on what failed: cells with their causes, and below them what they say; of more than three what one says."""
     for failure in failures_of(sorted(records, key=lambda record: study_place(record.cell))):
-        yield from _lines_of(failure)
-
-
-def _lines_of(failure: Failure) -> Iterator[str]:
-    yield f"{failure.title}: {some(failure.cells, MOST_CELLS)}"
-    few, most = (failure.records, None) if len(failure.records) <= NAMED else (failure.records[:1], 1)
-    for record in few:
-        yield from (f"  {said}" for cause in failure.causes for said in said_of(record, cause)[:most])
+        yield f"{failure.title}: {some(failure.cells, MOST_CELLS)}"
+        few, most = (failure.records, None) if len(failure.records) <= NAMED else (failure.records[:1], 1)
+        yield from (f"  {said}" for record in few for cause in failure.causes for said in said_of(record, cause)[:most])
 
 
 # A gate
@@ -215,32 +186,7 @@ def write_step_summary(words: str) -> None:
             file.write(words + "\n")
 
 
-def properties_of(record: Record, judged: Sequence[Judgement] = (), kinds: Sequence[str] = FAILED_BY) -> dict[str, str]:
-    """What JUnit's file and trackers say of a record with the gate's judgements on its cell; speed decides if it counts.
-
-    `verdict` is the status if the cell did not pass, else the gate's gravest; then its cause, where numerics changed, the
-    verdict on each kind, and scores.
-    """
-    deciding = sorted((j for j in judged if j.decides), key=lambda j: GRAVEST_FIRST.index(j.verdict))
-    gravest = next((j for j in deciding if j.kind != "speed" or "speed" in kinds), None)
-    failed = bool(failures_of([record]))
-    changed = next((j for j in deciding if j.kind == "numerics" and j.verdict is Verdict.CHANGED), None)
-    said = evidence_of(gravest) if gravest and gravest.verdict not in QUIET else ""
-    named = {
-        "verdict": record.status if failed or not gravest else f"{gravest.verdict}",
-        "cause": "; ".join(record.missed) if failed else said,
-        "stage": changed.stage if changed else "",
-        "module": changed.modules[0][0] if changed and changed.modules else "",
-        **{kind: f"{verdict}" for kind in KINDS if (verdict := worst(j for j in deciding if j.kind == kind))},
-        **{f"scores.{name}": f"{score:.6g}" for name, score in record.scores.items() if score is not None},
-    }
-    return {name: words for name, words in named.items() if words}
-
-
 def annotate(verdict: RunVerdict) -> None:
-    """Print annotations if GitHub Actions runs this, whose runner reads them: the verdict, and a line for each cause."""
+    """Print the verdict as an annotation if GitHub Actions runs this, whose runner reads it, and the run did not pass."""
     if os.environ.get("GITHUB_ACTIONS") == "true" and verdict.exit_code:
-        lines = [(f"tunegrid: {verdict.state}", "\n".join(verdict.sentences))]
-        lines += [(failure.title, "\n".join(_lines_of(failure))) for failure in verdict.failures]
-        lines += [("the gate", "\n".join(remarks(verdict.failing)))] if verdict.failing else []
-        say("\n".join(annotation("error", title, words) for title, words in lines[:ANNOTATIONS]), runner=True)
+        say(annotation("error", f"tunegrid: {verdict.state}", "\n".join(verdict.sentences)), runner=True)

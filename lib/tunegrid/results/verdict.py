@@ -3,7 +3,6 @@
 `verdict_of` reckons it once. Terminal, step summary, JUnit, annotations and page print it (`tunegrid.results.summary`).
 """
 
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from tunegrid.results.judgements import (
     Verdict,
     evidence_of,
 )
-from tunegrid.results.next_steps import Asked
+from tunegrid.results.next_steps import JudgedRun
 from tunegrid.results.numerics import STAGES
 from tunegrid.results.report import count, joined, out_of, some
 from tunegrid.results.status import AUDIT, Failure, failures_of
@@ -113,31 +112,28 @@ class Change(NamedTuple):
 
     @property
     def cause(self) -> str:
-        """As the cause of something else."""
+        """As the cause of something else; empty without a change."""
         return f"numerics changed, first at the stage {self.stage}: {self.what}" if self.cells else ""
 
 
-UNCHANGED = Change("", "", ())
-
-
 def first_change(judged: Iterable[Judgement]) -> Change:
-    """Where numerics of these cells changed first, if they did.
+    """Where numerics of these cells changed first, if they did; of no cells if not.
 
     If modules that are named have a class and a library in common, these are named: five layers are one place.
     """
     changed = [j for j in judged if j.kind == "numerics" and j.verdict is Verdict.CHANGED]
     if not changed:
-        return UNCHANGED
-    flow = list(STAGES)
-    stage = min((j.stage for j in changed), key=lambda name: flow.index(name) if name in flow else len(flow))
+        return Change("", "", ())
+    stage = next((stage for stage in STAGES if any(j.stage == stage for j in changed)), changed[0].stage)
     own = [j for j in changed if j.stage == stage]
     classes = Counter(place for j in own for place in dict.fromkeys(module[1:] for module in j.modules))
     place, cells = next(iter(classes.most_common(1)), (("", ""), 0))
-    own = [j for j in own if any(module[1:] == place for module in j.modules)] if cells > 1 else own
+    if cells > 1:
+        own = [j for j in own if any(module[1:] == place for module in j.modules)]
     what = own[0].detail.removeprefix(f"{stage}: ").partition("; with ")[0]
     for name, kind, library in own[0].modules if cells > 1 else ():
-        once = f"{kind} of {library}"  # of two siblings, too
-        what = what.replace(f"{name} ({kind}, {library})", once).replace(f"{once} and {once}", once)
+        common = f"{kind} of {library}"  # of two siblings, too
+        what = what.replace(f"{name} ({kind}, {library})", common).replace(f"{common} and {common}", common)
     return Change(stage, what, [j.cell for j in own])
 
 
@@ -151,7 +147,6 @@ class State(StrEnum):
     CANNOT_TELL = "cannot tell"
     BEGUN = "begun"
     PASSED = "passed"
-    REPORTED = "reported"
     EMPTY = "empty"
 
 
@@ -173,7 +168,6 @@ class RunVerdict:
 
     findings: Sequence[Finding]  # the gravest first: it decides
     next_step: str = ""  # empty if nothing is to be done
-    failures: Sequence[Failure] = ()  # why cells failed by themselves
     failing: Sequence[Judgement] = ()  # what fails the run
 
     @property
@@ -189,18 +183,14 @@ class RunVerdict:
     @property
     def answer(self) -> str:
         """The first sentence."""
-        shown = self.state in (State.FAILED, State.PASSED, State.REPORTED)
-        return f"{self.state.capitalize()}: {self.findings[0].sentence}." if shown else sentence(self.findings[0].sentence)
-
-    @property
-    def cause(self) -> str:
-        """Why it is so; empty if nothing is known."""
-        return self.findings[0].cause
+        clause = self.findings[0].sentence
+        return f"{self.state.capitalize()}: {clause}." if self.state in (State.FAILED, State.PASSED) else sentence(clause)
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """The answer, its cause or else the next finding, what to run next, and the other findings."""
-        return in_lines(self.answer, self.cause, self.next_step, [sentence(one.sentence) for one in self.findings[1:]])
+        more = [sentence(one.sentence) for one in self.findings[1:]]
+        return in_lines(self.answer, self.findings[0].cause, self.next_step, more)
 
 
 def in_lines(answer: str, cause: str, next_step: str, more: Sequence[str] = ()) -> tuple[str, ...]:
@@ -228,9 +218,8 @@ def verdict_of(
     """The verdict on a run: what fails it comes first, then what cannot be told, then the rest."""
     records, before = (sorted(each, key=lambda one: study_place(one.cell)) for each in (records, before))
     judged = sorted(judged, key=lambda one: study_place(one.cell))
-    run = Asked(records=records, judged=judged, kinds=kinds, baseline=baseline, before=before, command=command, files=files)
-    failures = [] if troubles is None else failures_of(records)
-    cells, numerics = [*(() if troubles is None else _of_cells(run, failures, troubles))], [*_of_numerics(run)]
+    run = JudgedRun(records=records, judged=judged, kinds=kinds, baseline=baseline, before=before, command=command, files=files)
+    cells, numerics = [*(() if troubles is None else _of_cells(run, troubles))], [*_of_numerics(run)]
     changed = any(one.stage for one in numerics)  # if only rounding differs, that is said first
     findings = [*(cells if changed else numerics), *(numerics if changed else cells), *(_of_figures(run) if judged else ())]
     order = (State.FAILED, State.CANNOT_TELL)
@@ -239,38 +228,38 @@ def verdict_of(
     if passed:  # what is to be done comes after what it is about
         others.sort(key=lambda one: not one.next_step)
     next_step = first.next_step or (others[0].next_step if passed and others else "")
-    return RunVerdict(findings=[first, *others], next_step=next_step, failures=failures, failing=failing(judged, kinds))
+    return RunVerdict(findings=[first, *others], next_step=next_step, failing=failing(judged, kinds))
 
 
-def _of_cells(run: Asked, failures: Sequence[Failure], troubles: Sequence[str]) -> Iterator[Finding]:
+def _of_cells(run: JudgedRun, troubles: Sequence[str]) -> Iterator[Finding]:
     """What cells come to by themselves: what failed, by cause, or that nothing did."""
-    records, total = run.records, len({(record.profile, record.cell) for record in run.records})
+    failures, total = failures_of(run.records), len({(record.profile, record.cell) for record in run.records})
     for failure in failures[:1]:
-        first, change = failure.records[0], first_change(j for j in run.judged if j.cell in failure.cells)
-        next_step = run.bisection(change.cells[0], ["numerics"]) if change.cells else ""
-        name = failure.causes[0].removeprefix(AUDIT)
-        looks = f"; reports/evidence/audits.md says what {name} looks at" if name != failure.causes[0] else ""
-        if first.status in ("killed", "not run", "unfinished"):
-            resumed = shlex.join([*run.words, *([] if "--resume" in run.words else ["--resume"])])
-            again = f"`{resumed}`" if run.words[:1] == ["pytest"] else "the command that ran them, with --resume,"
-            next_step = f"{again} runs what is left"
+        change = first_change(j for j in run.judged if j.cell in failure.cells)
         yield Finding(
             state=State.FAILED,
             sentence=failure.headline(total),
             cells=failure.cells,
             stage=change.stage,
             cause=change.cause,
-            next_step=next_step or f"{run.alone(first)}{looks}",
+            next_step=_after_failure(run, failure, change),
         )
     if also := [*(failure.title for failure in failures[1:]), *troubles]:
         yield Finding(state=State.FAILED, sentence=f"{'also ' if failures else ''}{'; '.join(also)}")
-    elif not records:
+    elif not run.records:
         yield Finding(state=State.EMPTY, sentence="nothing to show: this run holds no cell that was run")
-    elif all(record.status == "reported" for record in records):
-        yield Finding(state=State.REPORTED, sentence=f"{count(total, 'result')} as published; nothing was run here")
     elif not failures:
-        begun = any(record.first_updates for record in records)
-        yield Finding(state=State.BEGUN if begun else State.PASSED, sentence=_soundness(records, total))
+        begun = any(record.first_updates for record in run.records)
+        yield Finding(state=State.BEGUN if begun else State.PASSED, sentence=_soundness(run.records, total))
+
+
+def _after_failure(run: JudgedRun, failure: Failure, change: Change) -> str:
+    """What to run after cells failed."""
+    first, name = failure.records[0], failure.causes[0].removeprefix(AUDIT)
+    if first.status in ("killed", "not run", "unfinished"):
+        return run.rest()
+    looks = f"; reports/evidence/audits.md says what {name} looks at" if name != failure.causes[0] else ""
+    return (run.bisection(change.cells[0], ["numerics"]) if change.cells else "") or f"{run.alone(first)}{looks}"
 
 
 def _soundness(records: Sequence[Record], total: int) -> str:
@@ -287,25 +276,27 @@ def _soundness(records: Sequence[Record], total: int) -> str:
     return f"{cells} {ended} {audited}"
 
 
-def _of_numerics(run: Asked) -> Iterator[Finding]:
+def _of_numerics(run: JudgedRun) -> Iterator[Finding]:
     """Whether numerics changed, in how many cells, and what first; or that all differences are small."""
     own, counts = [j for j in run.judged if j.kind == "numerics"], "numerics" in run.kinds
     changed, rounding = ([j.cell for j in own if j.verdict is one] for one in (Verdict.CHANGED, Verdict.ROUNDING))
     if run.judged and list(run.records) == list(run.before):
         yield Finding(state=State.PASSED, sentence=f"this run was compared with itself: {run.baseline} holds its records")
-    if change := first_change(own) if changed else None:
+    if changed:
+        change = first_change(own)
         here = f", in {len(change.cells)} of them" if len(change.cells) < len(changed) else ""
         where = f"numerics of {out_of(len(changed), len(own), 'cell')} changed, first at the stage {change.stage}{here}"
         libraries = next(j.detail for j in own if j.cell == change.cells[0]).partition("; with ")[2]
         why = "" if counts else "; scores have not been judged" if unscored(own) else "; that does not count here"
-        look = f"{run.gate('--numerics')} prints what each verdict rests on; no library is known to differ"
+        hint = "in a checkout of a library, bisect --repo finds the commit" if libraries else "no library is known to differ"
         yield Finding(
             state=State.FAILED if counts else State.PASSED,
             sentence=f"{change.what} ({where}, as in {change.cells[0]}){why}",
             cells=changed,
             stage=change.stage,
             cause=f"the runs differ by {some(libraries.split('; '))}" if libraries else "",
-            next_step=run.bisection(change.cells[0], ["numerics"]) or look,
+            next_step=run.bisection(change.cells[0], ["numerics"])
+            or f"{run.gate('--numerics')} prints what each verdict rests on; {hint}",
         )
     elif early := max((j.first_updates or 0 for j in own), default=0):
         by = f"by {'its' if len(own) == 1 else 'their'} first {early} updates"
@@ -316,43 +307,43 @@ def _of_numerics(run: Asked) -> Iterator[Finding]:
         yield Finding(state=State.PASSED, sentence=f"{out_of(len(rounding), len(own), 'cell')} {differ}", cells=rounding)
 
 
-def _of_figures(run: Asked) -> Iterator[Finding]:
+def _of_figures(run: JudgedRun) -> Iterator[Finding]:
     """What is worse or missing; why nothing can be told; or that nothing is worse."""
     bad, judged, others = failing(run.judged, run.kinds), run.judged, [kind for kind in run.kinds if kind in KINDS[1:]]
     if figures := [j for j in bad if j.kind != "numerics"]:
         yield _of_worse(run, figures)
-    doubts, rounding = undecided(judged), moved_by_rounding(judged)
-    silent = [j for j in judged if j.kind in run.kinds and j.verdict is Verdict.NOT_COMPARABLE and not j.first_updates]
-    numerics = [j for j in silent if j.kind == "numerics"]
-    reasons = f" ({some(list(dict.fromkeys(j.detail for j in silent)))})" if silent else ""
-    cells = [j.cell for j in doubts if j not in rounding]
-    if not bad and outcome(judged, run.kinds) is Outcome.CANNOT_TELL:
-        early, why, next_step = unscored(judged), f"nothing of {joined(run.kinds)} could be compared{reasons}", UNLIKE
-        if early:
-            cells = [j.cell for j in early]
-            why = f"{counted(early)} in first updates, without scores ({some(cells)})"
-            next_step = f"{run.run(cells, whole=True)} trains {'it' if len(cells) == 1 else 'them'} to the end"
-        elif doubts and ("quality" in run.kinds or CANNOT_TELL in run.kinds):
-            told = some([evidence_of(j) for j in doubts if j in rounding or j.cell in cells], 1)
-            why = _moved(rounding) if not cells else f"{count(len(doubts), 'main score')} cannot be told ({told})"
-            next_step = run.more_seeds([j.cell for j in doubts])
-        else:
-            cells, numerics = list(dict.fromkeys(j.cell for j in silent)), []
-        sentence = f"cannot tell whether the run is worse than {run.baseline}"
-        yield Finding(state=State.CANNOT_TELL, sentence=sentence, cells=cells, cause=why, next_step=next_step)
+    elif not bad and outcome(judged, run.kinds) is Outcome.CANNOT_TELL:
+        yield _of_doubts(run)
     elif not bad and others and any(j.quantity == j.main_score for j in judged):
+        rounding = moved_by_rounding(judged)
+        cells, moved = [j.cell for j in undecided(judged) if j not in rounding], [j.cell for j in rounding]
         doubt = f", though {count(len(cells), 'main score')} cannot be told ({some(cells)})" if cells else ""
         sentence = f"by {joined(others)} no worse than {run.baseline}{doubt}"
         yield Finding(state=State.PASSED, sentence=sentence, cells=cells, next_step=run.more_seeds(cells) if cells else "")
         if rounding:
-            moved = [j.cell for j in rounding]
             yield Finding(state=State.PASSED, sentence=_moved(rounding), cells=moved, next_step=run.more_seeds(moved))
-    if numerics:
-        own = out_of(len(numerics), sum(j.kind == "numerics" for j in judged), "cell")
-        lost = f"numerics of {own} could not be compared ({some(list(dict.fromkeys(j.detail for j in numerics)))})"
-        yield Finding(state=State.PASSED, sentence=lost, cells=[j.cell for j in numerics], next_step=UNLIKE)
-    if TOO_GOOD not in run.kinds and (high := [j.cell for j in judged if j.verdict is Verdict.TOO_GOOD]):
-        yield Finding(state=State.PASSED, sentence=f"{count(len(high), 'cell')} too good ({some(high)}): {LEAK}", cells=high)
+    numerics = [j for j in judged if j.kind == "numerics" and "numerics" in run.kinds and not j.first_updates]
+    if lost := [j for j in numerics if j.verdict is Verdict.NOT_COMPARABLE]:
+        reasons, own = some(list(dict.fromkeys(j.detail for j in lost))), out_of(len(lost), len(numerics), "cell")
+        sentence = f"numerics of {own} could not be compared ({reasons})"
+        yield Finding(state=State.PASSED, sentence=sentence, cells=[j.cell for j in lost], next_step=UNLIKE)
+
+
+def _of_doubts(run: JudgedRun) -> Finding:
+    """Why it cannot be told whether the run is worse, and what would tell."""
+    doubts, rounding, early = undecided(run.judged), moved_by_rounding(run.judged), unscored(run.judged)
+    if early:
+        cells = [j.cell for j in early]
+        why = f"{counted(early)} in first updates, without scores ({some(cells)})"
+        next_step = f"{run.run(cells, whole=True)} trains {'it' if len(cells) == 1 else 'them'} to the end"
+    elif doubts and ("quality" in run.kinds or CANNOT_TELL in run.kinds):
+        cells, evidence = [j.cell for j in doubts if j not in rounding], some(list(map(evidence_of, doubts)), 1)
+        why = f"{count(len(doubts), 'main score')} cannot be told ({evidence})" if cells else _moved(rounding)
+        next_step = run.more_seeds([j.cell for j in doubts])
+    else:
+        cells, why, next_step = [], f"nothing of {joined(run.kinds)} could be compared", UNLIKE
+    sentence = f"cannot tell whether the run is worse than {run.baseline}"
+    return Finding(state=State.CANNOT_TELL, sentence=sentence, cells=cells, cause=why, next_step=next_step)
 
 
 def _moved(judged: Sequence[Judgement]) -> str:
@@ -363,7 +354,7 @@ def _moved(judged: Sequence[Judgement]) -> str:
     return f"{count(len(judged), 'cell')}: {moves}; {drops} ({some([j.cell for j in judged])})"
 
 
-def _of_worse(run: Asked, figures: Sequence[Judgement]) -> Finding:
+def _of_worse(run: JudgedRun, figures: Sequence[Judgement]) -> Finding:
     """What is missing, worse or too good, most of all; changed numerics of these cells are its cause."""
     ordered = sorted(figures, key=lambda j: (GRAVEST_FIRST.index(j.verdict), j.kind != "quality", -abs(j.effect or 0.0)))
     gravest, parts = ordered[0], []
