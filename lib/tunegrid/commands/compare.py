@@ -1,8 +1,8 @@
-"""Which method, on which task, at what cost? `tunegrid compare RUN.json [RUN2.json ...]` sets methods beside each other.
+"""Which method, on which task, at what cost? `tunegrid compare RUN.json` sets methods beside each other.
 
-For every task and backbone: the main score with its interval, what was published, trained bytes, peak memory and seconds of
-training, which methods are on the Pareto front of these, and which cannot be told apart, and why. Several runs count as one:
-they may hold other methods, or other seeds of the same ones. What was published is reports/study.json.
+For every task and backbone: the main score with its interval, the study's, trained bytes, peak memory and seconds of training,
+which methods are on the Pareto front of these, and which cannot be told apart, and why. `tunegrid merge` makes one run of
+several, which may hold other methods, or other seeds of the same ones.
 """
 
 import argparse
@@ -18,16 +18,16 @@ from tunegrid.terminal import say
 def main(arguments: list[str] | None = None) -> int:
     """Print the comparison; return the exit code."""
     parser = argparse.ArgumentParser(prog="tunegrid compare", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN.json")
+    parser.add_argument("run", type=Path, metavar="RUN.json")
     parser.add_argument("--format", choices=FORMATS, default="text")
     options = parser.parse_args(arguments)
-    from tunegrid.results.compare import compared, published_scores, sections  # pandas, which --help does without
+    from tunegrid.results.compare import compared, sections  # pandas, which --help does without
     from tunegrid.results.noise import load_noise
 
     try:
-        runs = {path: read_list(path) for path in options.runs}
-        report = sections(compared(runs, load_noise()), published_scores())
+        records = read_list(options.run)
+        report = sections(compared(records, load_noise()), records)
     except InputError as error:
-        refuse(parser, error)
+        refuse(parser, InputError(f"{options.run}: {error}"))
     say(FORMATS[options.format](report))
     return 0

@@ -17,7 +17,7 @@ from tunegrid.grid.tasks import score_title
 from tunegrid.record import Record, Status
 from tunegrid.results import compare
 from tunegrid.results.alike import check_rows
-from tunegrid.results.compare import INSTEAD, MIB, Comparison, compared, published_scores
+from tunegrid.results.compare import INSTEAD, MIB, Comparison, compared
 from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.results.flips import sampled
 from tunegrid.results.gate import Run, gate
@@ -327,7 +327,7 @@ class Page:
     @property
     def methods(self) -> list[Section]:
         """What `tunegrid compare` says."""
-        return compare.sections(self.comparisons, published_scores()) if self.comparisons else []
+        return compare.sections(self.comparisons, self.run.records) if self.comparisons else []
 
     @cached_property
     def figures(self) -> list[Section]:
@@ -552,8 +552,8 @@ def page_of(
         old = baseline.of_seeds(cell, {record.seeds.seed for record in records}) if baseline else []
         cells.append(CellView(records=records, old=old, judged=verdicts_by_cell.get(cell, [])))
     try:
-        scored = [record for record in run.records if record.finished and record.scores]
-        comparisons = compared({Path(run.name): scored}, load_noise()) if scored else []
+        scored = any(record.finished and record.scores for record in run.records)
+        comparisons = compared(run.records, load_noise()) if scored else []
     except InputError as error:
         remarks = [*remarks, f"methods are not compared: {error}"]
     name, before = (baseline.name, baseline.records) if baseline else ("", ())

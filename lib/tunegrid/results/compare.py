@@ -1,12 +1,12 @@
 """Compares methods by task and cost: which is best, what it costs, and what cannot be told apart, and why.
 
 Methods are compared on one backbone and task at a time, by the scores of their seeds on the same test rows. Seeds are those of
-the runs and, if recipe and scores are the same on as many test rows, the 20 to 30 of the calibrated noise. Needs no torch.
+the run and, if recipe and scores are the same on as many test rows, the 20 to 30 of the calibrated noise. Needs no torch.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, product
@@ -27,7 +27,7 @@ from tunegrid.record.record import Limits, recipe_record
 from tunegrid.results.alike import ALIKE, check_alike
 from tunegrid.results.files import read_list
 from tunegrid.results.noise import SEEDS, Noise, deviation
-from tunegrid.results.report import Section, some
+from tunegrid.results.report import Section
 from tunegrid.results.statistics import ALPHA, POWER, holm
 from tunegrid.terminal import without_places
 
@@ -48,8 +48,7 @@ class Entry:
     """A method on one backbone and task."""
 
     first: Record  # of its seeds, which stands for all in what they have in common
-    scores: Sequence[float]  # main scores of its seeds, and of calibrated ones
-    objections: Sequence[str]  # what audits find in any seed: the figures may not be those of the method
+    scores: Sequence[float]  # main scores of its seeds, and of calibrated ones; at least one
     costs: Mapping[str, float | None]  # by `COSTS`; None for what was not measured of the method alone
     facts: Mapping[str, str]  # by `FACTS`
     rows: set[str]  # what tells its test rows
@@ -57,8 +56,8 @@ class Entry:
 
     @property
     def score(self) -> float:
-        """The mean main score; not a number if no seed has one."""
-        return fmean(self.scores) if self.scores else math.nan
+        """The mean main score."""
+        return fmean(self.scores)
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -70,14 +69,11 @@ class Entry:
 
 
 def entry_of(records: Sequence[Record], calibrated: Noise) -> Entry:
-    """The entry of a cell's records."""
-    first, name = records[0], records[0].main_score
-    scores = [score for record in records if (score := record.scores.get(name)) is not None]
-    objections = [without_places(text) for r in records for text in (*failures(r.audits), *impossible_figures(r))]
+    """The entry of a cell's records, which are sound."""
+    scores = [score for record in records if (score := record.scores[record.main_score]) is not None]
     return Entry(
-        first=first,
+        first=records[0],
         scores=[*scores, *calibrated_scores(records, scores, calibrated)],
-        objections=[*dict.fromkeys(objections), *([f"a seed has no {name}"] if len(scores) < len(records) else [])],
         costs=costs_of(records),
         facts={what: " and ".join(sorted({fact(record) for record in records})) for what, fact in FACTS.items()},
         rows={r.examples.rows_hash if r.examples else r.data.fingerprint if r.data else "" for r in records},
@@ -89,7 +85,7 @@ def calibrated_scores(records: Sequence[Record], scores: Sequence[float], calibr
     first = records[0]
     groups, own = calibrated.scores.get(SEEDS, {}), calibrated.of(SEEDS, first, first.main_score)
     known = [score for group in groups.get((first.cell, first.main_score), ()) for score in group]
-    if not known or not scores or own is None or first.cell not in STUDY_IDS:
+    if not known or own is None or first.cell not in STUDY_IDS:
         return []
     declared = recipe_record(GRID.cell(first.cell, QUICK_PROFILE)), WHOLE, None
     alike = all((record.recipe, record.limits, record.seeds.perturbation) == declared for record in records)
@@ -154,40 +150,31 @@ def freedom(errors: Sequence[Error]) -> float:
 
 def with_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
     """By the calibrated noise if it is of runs like these, and else what these seeds tell; pooled over cells of a kind."""
-    profile = entries[0].first.profile
+    profile, keys = entries[0].first.profile, [(entry.first.cell, entry.first.main_score) for entry in entries]
     rows = {entry.first.task: entry.first.data.rows["test"] for entry in entries if entry.first.data}
-    measured = {}
-    for entry in entries:
-        if entry.first.data and not entry.objections and (own := deviation([entry.scores])):
-            measured[entry.first.cell, entry.first.main_score] = own
-    for (cell, score), own in calibrated.measured.get(SEEDS, {}).items():
-        task = cell.split("_")[1]
-        if profile == calibrated.profile and calibrated.rows[task] == rows.get(task):
-            measured[cell, score] = own
+    measured = {key: own for key, entry in zip(keys, entries, strict=True) if (own := deviation([entry.scores]))}
+    if profile == calibrated.profile:
+        alike = {task for task, number in calibrated.rows.items() if number == rows.get(task)}
+        measured |= {key: own for key, own in calibrated.measured.get(SEEDS, {}).items() if key[0].split("_")[1] in alike}
     noise, judged = Noise(profile=profile, rows=rows, measured={SEEDS: measured}), []
     for entry in entries:
-        known = noise.of(SEEDS, entry.first, entry.first.main_score) if entry.scores else None
-        judged.append(replace(entry, error=(known.sd**2 / len(entry.scores), known.df) if known else None))
+        own = noise.of(SEEDS, entry.first, entry.first.main_score)
+        judged.append(replace(entry, error=(own.sd**2 / len(entry.scores), own.df) if own else None))
     return judged
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The methods of one backbone and task, the best score first, those that audits object to last."""
+    """The methods of one backbone and task, the best score first."""
 
     task: str
     backbone: str
     entries: Mapping[str, Entry]
 
-    @cached_property
-    def sound(self) -> dict[str, Entry]:
-        """The entries that no audit objects to."""
-        return {method: entry for method, entry in self.entries.items() if not entry.objections}
-
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """Every two of them, the better one first."""
-        return list(combinations(self.sound, 2))
+        """Every two methods, the better one first."""
+        return list(combinations(self.entries, 2))
 
     def gap(self, one: str, other: str) -> float:
         """By how many points the first one is better."""
@@ -227,13 +214,13 @@ class Comparison:
 
     @cached_property
     def costs(self) -> list[str]:
-        """The costs that were measured of all sound entries; a peak holds the tensors, which count if it is not known."""
-        known = [name for name in COSTS if all(entry.costs[name] is not None for entry in self.sound.values())]
+        """The costs that were measured of all; a peak holds the tensors, which count if it is not known."""
+        known = [name for name in COSTS if all(entry.costs[name] is not None for entry in self.entries.values())]
         return [name for name in known if name != TENSORS or PEAK not in known]
 
     def front(self, *costs: str) -> list[str]:
         """The Pareto front: methods that no other one is as good as for as little of these costs, which all have."""
-        figures = {m: (-entry.score, *(float(entry.costs[name] or 0) for name in costs)) for m, entry in self.sound.items()}
+        figures = {m: (-entry.score, *(float(entry.costs[name] or 0) for name in costs)) for m, entry in self.entries.items()}
         return [m for m, own in figures.items() if not any(dominates(other, own) for other in figures.values())]
 
 
@@ -242,37 +229,33 @@ def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
 
 
-def compared(runs: Mapping[Path, Sequence[Record]], calibrated: Noise) -> list[Comparison]:
-    """The methods of each task and backbone, of cells that ran to their ends; raises InputError if runs cannot be compared."""
-    names, origins = " and ".join(map(str, runs)), dict[tuple[str, int | None], Path]()
+def objection(record: Record) -> str:
+    """Why a record's figures may not be those of its method; empty if nothing says so."""
+    absent = [f"it has no {record.main_score}"] if record.scores.get(record.main_score) is None else []
+    return without_places(next(iter([*absent, *failures(record.audits), *impossible_figures(record)]), ""))
+
+
+def compared(records: Iterable[Record], calibrated: Noise) -> list[Comparison]:
+    """The methods of each task and backbone that nothing objects to; raises InputError if records cannot be compared."""
     cells: dict[str, list[Record]] = defaultdict(list)
-    for path, record in ((path, record) for path, records in runs.items() for record in records if record.finished):
-        if (other := origins.setdefault((record.cell, record.seeds.seed), path)) != path:
-            which = f"{other} and {path} both hold {record.cell} of seed {record.seeds.seed}"
-            raise InputError(f"{which}; a comparison takes each seed once")
+    for record in (one for one in records if one.finished and not objection(one)):
         cells[record.cell].append(record)
-    finished = [record for own in cells.values() for record in own]
-    if not any(record.scores for record in finished):
-        raise InputError(f"{names}: no cell ran to its end and has a score, so there is nothing to compare")
-    if len(profiles := sorted({record.profile for record in finished})) > 1:
-        raise InputError(f"{names}: cells of {' and '.join(profiles)}; compare one profile at a time")
-    check_alike(finished)
+    if len(profiles := sorted({own[0].profile for own in cells.values()})) > 1:
+        raise InputError(f"cells of {' and '.join(profiles)}; compare one profile at a time")
+    if not profiles:
+        raise InputError("no cell ran to its end and passed its audits, so there is nothing to compare")
+    check_alike(record for own in cells.values() for record in own)
+    groups: dict[tuple[str, str], dict[str, Entry]] = defaultdict(dict)
     entries = with_errors([entry_of(own, calibrated) for own in cells.values()], calibrated)
-    groups: dict[tuple[str, str], list[Entry]] = defaultdict(list)
-    for entry in sorted(entries, key=lambda entry: study_place(entry.first.cell)):
-        groups[entry.first.task, entry.first.backbone].append(entry)
-    comparisons = []
-    for (task, backbone), own in groups.items():
-        own.sort(key=lambda entry: (bool(entry.objections), -entry.score))
-        by_method = {entry.first.method: entry for entry in own}
-        comparisons.append(Comparison(task=task, backbone=backbone, entries=by_method))
-    return comparisons
+    for entry in sorted(entries, key=lambda entry: (study_place(entry.first.cell)[:2], -entry.score)):
+        groups[entry.first.task, entry.first.backbone][entry.first.method] = entry
+    return [Comparison(task=task, backbone=backbone, entries=own) for (task, backbone), own in groups.items()]
 
 
 # In words
 
 FORMATS = {"points": ".1f", "from": ".1f", "to": ".1f", "seeds": "", "study": ".1f", TRAINED: ".2f", TENSORS: ".1f"}
-FORMATS |= {PEAK: ".2f", SECONDS: ".1f", "best": "", "front": "", "of": "", "points apart": ".2f", "seeds that tell": ".0f"}
+FORMATS |= {PEAK: ".2f", SECONDS: ".1f", "points apart": ".2f", "seeds that tell": ".0f"}
 LEGEND = (
     "points: the main score, a mean over all seeds that are known; from, to: its 95 % interval over seeds, on these test rows.",
     "best: or cannot be told from it (Holm, 5 % a backbone); seeds that tell: so many a method would, four times in five.",
@@ -293,25 +276,20 @@ def published_scores() -> dict[str, float]:
     return {cell: score for cell, score in scores.items() if score is not None}
 
 
-def sections(comparisons: Sequence[Comparison], published: Mapping[str, float]) -> list[Section]:
-    """What is not like for like, a table for each task, how often methods are best, and what cannot be told apart."""
+def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> list[Section]:
+    """What is not like for like, a table for each task, what cannot be told apart, and which of the records are left out."""
+    published = published_scores()
     frame = pd.DataFrame([_row(one, method, published) for one in comparisons for method in one.entries])
     parts = [_unlike(comparisons)]
     for (task, score), own in frame.groupby(["task", "score"], sort=False):
         shown = own.drop(columns=["profile", "task", "score"]).dropna(axis=1, how="all")
         parts.append(Section(heading=f"{task}: {score}", frame=shown, formats=FORMATS))
-    if frame.backbone.nunique() > 1:
-        counts = frame.assign(of=1).groupby(["task", "method"], sort=False)
-        heading = "How often a method is best, and on the front, of so many backbones"
-        parts.append(Section(heading=heading, frame=counts[["best", "front", "of"]].sum().reset_index(), formats=FORMATS))
-    wrong: dict[str, list[str]] = defaultdict(list)
-    for entry in (entry for one in comparisons for entry in one.entries.values()):
-        for sentence in entry.objections:
-            wrong[f"neither best nor on the front, since {sentence}"].append(entry.first.cell)
     quick = [OF_QUICK] if frame.profile[0] == QUICK_PROFILE.id else []
     unlike = "of other backbones on other rows" if quick else "rows, weights and caps may differ"
     study = [f"study: published; {unlike}."] if frame.study.notna().any() else []
-    notes = [*(f"{why}: {some(cells)}." for why, cells in wrong.items()), *LEGEND, *study, *quick]
+    objections = [(record, objection(record)) for record in records if record.finished]
+    left_out = [f"{record.cell}, seed {record.seeds.seed}, is left out: {why}." for record, why in objections if why]
+    notes = [*left_out, *LEGEND, *study, *quick]
     parts += [_pairs(comparisons), Section(heading="What to know", sentences=notes)]
     return [part for part in parts if part.cells or part.sentences]
 
@@ -324,7 +302,7 @@ def _row(one: Comparison, method: str, published: Mapping[str, float]) -> dict[s
         **{"backbone": one.backbone, "method": method},
         **{"points": entry.score, "from": low, "to": high, "seeds": len(entry.scores)},
         **{"study": published.get(entry.first.cell), **entry.costs},
-        "best": method in one.sound and frozenset((method, next(iter(one.sound)))) not in one.apart,
+        "best": frozenset((method, next(iter(one.entries)))) not in one.apart,
         "front": method in one.front(*one.costs),
     }
 

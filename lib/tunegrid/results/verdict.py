@@ -3,14 +3,22 @@
 `verdict_of` reckons it once. Terminal, step summary, JUnit, annotations and page print it (`tunegrid.results.summary`).
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
+from packaging.version import InvalidVersion, Version
+
+from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import study_place
+from tunegrid.grid.more_tasks import words_for
+from tunegrid.machine import PACKAGES
 from tunegrid.record import Record
 from tunegrid.results.judgements import (
     CANNOT_TELL,
@@ -26,18 +34,19 @@ from tunegrid.results.judgements import (
     Verdict,
     evidence_of,
 )
-from tunegrid.results.next_steps import JudgedRun
 from tunegrid.results.numerics import STAGES
 from tunegrid.results.report import count, joined, out_of, some
-from tunegrid.results.status import AUDIT, Failure, failures_of
-
-# Which judgements count
+from tunegrid.results.status import AUDIT, failures_of
 
 UNLIKE = "compare runs of the same cells, seeds, rows and recipes, on one machine"
 LEAK = "look for leaked rows or a lost mask"
-COSTS = "benchmarks/guides/memory-and-speed.md says what the figures hold"
-GUIDES = {"instruments": "benchmarks/guides/instruments.md says what the figures hold", "memory": COSTS, "speed": COSTS}
 NEVER_FAILING = ("rss_peak_gib",)  # a process's resident set depends on the cells that it ran before
+BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"  # each of its cells passed
+FIRST_UPDATES = "--first-updates"
+# Options that make the cells of a run what they are.
+CARRIED = ("--ask", "--grid", "--data-root", "--checkpoint-root", "--device", "--set", "--ranks", FIRST_UPDATES)
+
+# Which judgements count
 
 
 def kinds_of(text: str) -> tuple[str, ...]:
@@ -85,17 +94,14 @@ def outcome(judged: Sequence[Judgement], kinds: Sequence[str]) -> Outcome:
     """
     if failing(judged, kinds):
         return Outcome.WORSE
-    untested = [j.verdict is Verdict.CANNOT_TELL and j.p is None for j in judged if j.quantity == j.main_score]
-    silent = [
-        j.verdict in (Verdict.NOT_COMPARABLE, Verdict.NEW) or (j.verdict is Verdict.CANNOT_TELL and j.p is None)
-        for j in judged
-        if j.kind in kinds
-    ]
+    untested = {id(j) for j in judged if j.verdict is Verdict.CANNOT_TELL and j.p is None}
+    silent = untested | {id(j) for j in judged if j.verdict in (Verdict.NOT_COMPARABLE, Verdict.NEW)}
+    scores, counted = ({id(j) for j in judged if j.quantity == j.main_score}, {id(j) for j in judged if j.kind in kinds})
     doubts = (
         unscored(judged),
         CANNOT_TELL in kinds and undecided(judged),
-        "quality" in kinds and untested and all(untested),
-        any(kind in KINDS for kind in kinds) and all(silent),
+        "quality" in kinds and scores and scores <= untested,
+        any(kind in KINDS for kind in kinds) and counted <= silent,
     )
     return Outcome.CANNOT_TELL if any(doubts) else Outcome.NO_WORSE
 
@@ -104,37 +110,116 @@ def outcome(judged: Sequence[Judgement], kinds: Sequence[str]) -> Outcome:
 
 
 class Change(NamedTuple):
-    """The first change of numerics: its stage, what changed there by how much, and in which cells; the first is the sample."""
+    """The first change of numerics."""
 
-    stage: str
-    what: str
-    cells: Sequence[str]
-
-    @property
-    def cause(self) -> str:
-        """As the cause of something else; empty without a change."""
-        return f"numerics changed, first at the stage {self.stage}: {self.what}" if self.cells else ""
+    cells: Sequence[str] = ()  # in which; none: nothing changed; the first is the sample
+    stage: str = ""
+    what: str = ""  # changed there, and by how much
+    cause: str = ""  # the same as the cause of something else
 
 
 def first_change(judged: Iterable[Judgement]) -> Change:
-    """Where numerics of these cells changed first, if they did; of no cells if not.
+    """Where numerics of these cells changed first, if they did.
 
     If modules that are named have a class and a library in common, these are named: five layers are one place.
     """
     changed = [j for j in judged if j.kind == "numerics" and j.verdict is Verdict.CHANGED]
     if not changed:
-        return Change("", "", ())
+        return Change()
     stage = next((stage for stage in STAGES if any(j.stage == stage for j in changed)), changed[0].stage)
     own = [j for j in changed if j.stage == stage]
     classes = Counter(place for j in own for place in dict.fromkeys(module[1:] for module in j.modules))
     place, cells = next(iter(classes.most_common(1)), (("", ""), 0))
-    if cells > 1:
-        own = [j for j in own if any(module[1:] == place for module in j.modules)]
+    own = [j for j in own if any(module[1:] == place for module in j.modules)] if cells > 1 else own
     what = own[0].detail.removeprefix(f"{stage}: ").partition("; with ")[0]
     for name, kind, library in own[0].modules if cells > 1 else ():
         common = f"{kind} of {library}"  # of two siblings, too
         what = what.replace(f"{name} ({kind}, {library})", common).replace(f"{common} and {common}", common)
-    return Change(stage, what, [j.cell for j in own])
+    return Change([j.cell for j in own], stage, what, f"numerics changed, first at the stage {stage}: {what}")
+
+
+# What to run next
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedRun:
+    """The arguments of `verdict_of`; makes commands that a shell takes as they are, with the options of the run."""
+
+    records: Sequence[Record]
+    judged: Sequence[Judgement]
+    kinds: Sequence[str]
+    baseline: str
+    before: Sequence[Record]
+    command: str
+    files: tuple[str, str]
+
+    @property
+    def words(self) -> list[str]:
+        """The command's; none if a shell could not read it: somebody wrote it into a file."""
+        try:
+            return shlex.split(self.command)
+        except ValueError:
+            return []
+
+    def options(self, *, whole: bool = False) -> list[str]:
+        """Those of the command that its cells need to run as they did, or to their ends (`whole`); each is one word."""
+        carried = []
+        for word, value in pairwise([*self.words, "-"]):
+            name, has_value, _ = word.partition("=")
+            if name in CARRIED and not (whole and name == FIRST_UPDATES):
+                carried.append(word if has_value or value.startswith("-") else f"{word}={value}")
+        return carried
+
+    def run(self, cells: Sequence[str], *more: str, whole: bool = False) -> str:
+        """Runs cells as this run did; `whole`: to their ends."""
+        first = next((record for record in (*self.records, *self.before) if record.cell in cells), None)
+        words = ["pytest"] if Path.cwd().is_relative_to(ROOT) else ["tunegrid", "run"]
+        words += ["-m", words_for(first.cell, first.profile) if first else "quick", "--cells", ",".join(cells)]
+        return f"`{shlex.join([*words, *self.options(whole=whole), *more])}`"
+
+    def again(self, record: Record) -> str:
+        """Runs a cell that failed alone, in one process, or what was left out; a low score beside a run that passed."""
+        if record.status in ("killed", "not run", "unfinished"):
+            resumed = shlex.join([*self.words, *([] if "--resume" in self.words else ["--resume"])])
+            command = f"`{resumed}`" if self.words[:1] == ["pytest"] else "the same command with --resume"
+            return f"{command} runs what is left"
+        options = ["-n", "0", *(["--seeds", f"{record.seeds.seed}"] if record.seeds.seed else [])]
+        if record.status == "missed" and record.profile == "quick" and not self.judged and not self.options():
+            return f"{self.run([record.cell], *options, f'--gate={BASELINE}')} says what is other than in a run that passed"
+        return f"{self.run([record.cell], *options)} runs one alone"
+
+    def more_seeds(self, cells: Sequence[str]) -> str:
+        """What tells changes from noise."""
+        return f"{self.run(cells, '--seeds', '0-4', whole=True)}, for both runs, would tell"
+
+    def gate(self, *options: str) -> str:
+        """Shows more of the two files."""
+        return f"`{shlex.join(['tunegrid', 'gate', *self.files, *options])}`"
+
+    def bisection(self, cells: Sequence[str], kinds: Sequence[str]) -> str:
+        """Finds the release that changed the first of these cells; empty if no library has a later release than before."""
+        old, new = ([record for record in own if record.cell in cells[:1]] for own in (self.before, self.records))
+        before, after = (own[0].versions if own else {} for own in (old, new))
+        upgraded = [name for name in PACKAGES if is_later(before.get(name), after.get(name))]
+        if not upgraded:
+            return ""
+        good, bad = (f"{upgraded[0]}=={versions[upgraded[0]]}" for versions in (before, after))
+        by = ",".join(kind for kind in KINDS if kind in kinds)
+        words = ["tunegrid", "bisect", "--good", good, "--bad", bad, "--cells", cells[0], "--by", by]
+        marker, seeds = words_for(cells[0], new[0].profile), sorted({record.seeds.seed or 0 for record in new})
+        options = [*(["-m", marker] if marker != "quick" else []), *self.options(whole=True)]
+        options += ["--seeds", ",".join(map(str, seeds))] if seeds != [0] else []
+        also = f" ({', '.join(upgraded[1:])} changed, too)" if upgraded[1:] else ""
+        return f"`{shlex.join([*words, *(['--', *options] if options else [])])}` finds the release{also}"
+
+
+def is_later(before: str | None, after: str | None) -> bool:
+    """Whether two versions are releases, and the second one is later: another build of one release is not."""
+    try:
+        old, new = Version(before or ""), Version(after or "")
+    except InvalidVersion:
+        return False
+    return Version(old.public) < Version(new.public) and not (old.is_devrelease or new.is_devrelease)
 
 
 # The verdict
@@ -154,7 +239,7 @@ class State(StrEnum):
 class Finding:
     """One thing that a run shows."""
 
-    state: State  # what it makes of the run
+    state: State = State.PASSED  # what it makes of the run
     sentence: str  # what, by how much, in which cells; with a small letter and without a stop
     cells: Sequence[str] = ()  # that it is about
     stage: str = ""  # the first at which their numerics changed
@@ -235,14 +320,16 @@ def _of_cells(run: JudgedRun, troubles: Sequence[str]) -> Iterator[Finding]:
     """What cells come to by themselves: what failed, by cause, or that nothing did."""
     failures, total = failures_of(run.records), len({(record.profile, record.cell) for record in run.records})
     for failure in failures[:1]:
+        first, name = failure.records[0], failure.causes[0]
         change = first_change(j for j in run.judged if j.cell in failure.cells)
+        audit = f"; reports/evidence/audits.md says what {name.removeprefix(AUDIT)} looks at" if AUDIT in name else ""
         yield Finding(
             state=State.FAILED,
             sentence=failure.headline(total),
             cells=failure.cells,
             stage=change.stage,
             cause=change.cause,
-            next_step=_after_failure(run, failure, change),
+            next_step=run.bisection(change.cells[:1], ["numerics"]) or f"{run.again(first)}{audit}",
         )
     if also := [*(failure.title for failure in failures[1:]), *troubles]:
         yield Finding(state=State.FAILED, sentence=f"{'also ' if failures else ''}{'; '.join(also)}")
@@ -251,15 +338,6 @@ def _of_cells(run: JudgedRun, troubles: Sequence[str]) -> Iterator[Finding]:
     elif not failures:
         begun = any(record.first_updates for record in run.records)
         yield Finding(state=State.BEGUN if begun else State.PASSED, sentence=_soundness(run.records, total))
-
-
-def _after_failure(run: JudgedRun, failure: Failure, change: Change) -> str:
-    """What to run after cells failed."""
-    first, name = failure.records[0], failure.causes[0].removeprefix(AUDIT)
-    if first.status in ("killed", "not run", "unfinished"):
-        return run.rest()
-    looks = f"; reports/evidence/audits.md says what {name} looks at" if name != failure.causes[0] else ""
-    return (run.bisection(change.cells[0], ["numerics"]) if change.cells else "") or f"{run.alone(first)}{looks}"
 
 
 def _soundness(records: Sequence[Record], total: int) -> str:
@@ -281,7 +359,7 @@ def _of_numerics(run: JudgedRun) -> Iterator[Finding]:
     own, counts = [j for j in run.judged if j.kind == "numerics"], "numerics" in run.kinds
     changed, rounding = ([j.cell for j in own if j.verdict is one] for one in (Verdict.CHANGED, Verdict.ROUNDING))
     if run.judged and list(run.records) == list(run.before):
-        yield Finding(state=State.PASSED, sentence=f"this run was compared with itself: {run.baseline} holds its records")
+        yield Finding(sentence=f"this run was compared with itself: {run.baseline} holds its records")
     if changed:
         change = first_change(own)
         here = f", in {len(change.cells)} of them" if len(change.cells) < len(changed) else ""
@@ -289,14 +367,14 @@ def _of_numerics(run: JudgedRun) -> Iterator[Finding]:
         libraries = next(j.detail for j in own if j.cell == change.cells[0]).partition("; with ")[2]
         why = "" if counts else "; scores have not been judged" if unscored(own) else "; that does not count here"
         hint = "in a checkout of a library, bisect --repo finds the commit" if libraries else "no library is known to differ"
+        look = f"{run.gate('--numerics')} prints what each verdict rests on; {hint}"
         yield Finding(
             state=State.FAILED if counts else State.PASSED,
             sentence=f"{change.what} ({where}, as in {change.cells[0]}){why}",
             cells=changed,
             stage=change.stage,
             cause=f"the runs differ by {some(libraries.split('; '))}" if libraries else "",
-            next_step=run.bisection(change.cells[0], ["numerics"])
-            or f"{run.gate('--numerics')} prints what each verdict rests on; {hint}",
+            next_step=run.bisection(change.cells, ["numerics"]) or look,
         )
     elif early := max((j.first_updates or 0 for j in own), default=0):
         by = f"by {'its' if len(own) == 1 else 'their'} first {early} updates"
@@ -304,7 +382,7 @@ def _of_numerics(run: JudgedRun) -> Iterator[Finding]:
     elif rounding and all(j.verdict in SAME_NUMERICS for j in own):
         others = ", the others not at all" if len(rounding) < len(own) else ""
         differ = f"differ{'s' if len(rounding) == 1 else ''} from {run.baseline} by rounding alone{others}"
-        yield Finding(state=State.PASSED, sentence=f"{out_of(len(rounding), len(own), 'cell')} {differ}", cells=rounding)
+        yield Finding(sentence=f"{out_of(len(rounding), len(own), 'cell')} {differ}", cells=rounding)
 
 
 def _of_figures(run: JudgedRun) -> Iterator[Finding]:
@@ -318,32 +396,32 @@ def _of_figures(run: JudgedRun) -> Iterator[Finding]:
         rounding = moved_by_rounding(judged)
         cells, moved = [j.cell for j in undecided(judged) if j not in rounding], [j.cell for j in rounding]
         doubt = f", though {count(len(cells), 'main score')} cannot be told ({some(cells)})" if cells else ""
-        sentence = f"by {joined(others)} no worse than {run.baseline}{doubt}"
-        yield Finding(state=State.PASSED, sentence=sentence, cells=cells, next_step=run.more_seeds(cells) if cells else "")
+        no_worse = f"by {joined(others)} no worse than {run.baseline}{doubt}"
+        yield Finding(sentence=no_worse, cells=cells, next_step=run.more_seeds(cells) if cells else "")
         if rounding:
-            yield Finding(state=State.PASSED, sentence=_moved(rounding), cells=moved, next_step=run.more_seeds(moved))
+            yield Finding(sentence=_moved(rounding), cells=moved, next_step=run.more_seeds(moved))
     numerics = [j for j in judged if j.kind == "numerics" and "numerics" in run.kinds and not j.first_updates]
     if lost := [j for j in numerics if j.verdict is Verdict.NOT_COMPARABLE]:
         reasons, own = some(list(dict.fromkeys(j.detail for j in lost))), out_of(len(lost), len(numerics), "cell")
-        sentence = f"numerics of {own} could not be compared ({reasons})"
-        yield Finding(state=State.PASSED, sentence=sentence, cells=[j.cell for j in lost], next_step=UNLIKE)
+        not_compared = f"numerics of {own} could not be compared ({reasons})"
+        yield Finding(sentence=not_compared, cells=[j.cell for j in lost], next_step=UNLIKE)
 
 
 def _of_doubts(run: JudgedRun) -> Finding:
     """Why it cannot be told whether the run is worse, and what would tell."""
     doubts, rounding, early = undecided(run.judged), moved_by_rounding(run.judged), unscored(run.judged)
+    cells = [j.cell for j in early or doubts if j not in rounding]
     if early:
-        cells = [j.cell for j in early]
         why = f"{counted(early)} in first updates, without scores ({some(cells)})"
         next_step = f"{run.run(cells, whole=True)} trains {'it' if len(cells) == 1 else 'them'} to the end"
     elif doubts and ("quality" in run.kinds or CANNOT_TELL in run.kinds):
-        cells, evidence = [j.cell for j in doubts if j not in rounding], some(list(map(evidence_of, doubts)), 1)
+        evidence = some(list(map(evidence_of, doubts)), 1)
         why = f"{count(len(doubts), 'main score')} cannot be told ({evidence})" if cells else _moved(rounding)
         next_step = run.more_seeds([j.cell for j in doubts])
     else:
-        cells, why, next_step = [], f"nothing of {joined(run.kinds)} could be compared", UNLIKE
-    sentence = f"cannot tell whether the run is worse than {run.baseline}"
-    return Finding(state=State.CANNOT_TELL, sentence=sentence, cells=cells, cause=why, next_step=next_step)
+        why, next_step = f"nothing of {joined(run.kinds)} could be compared", UNLIKE
+    untold = f"cannot tell whether the run is worse than {run.baseline}"
+    return Finding(state=State.CANNOT_TELL, sentence=untold, cells=cells, cause=why, next_step=next_step)
 
 
 def _moved(judged: Sequence[Judgement]) -> str:
@@ -363,19 +441,20 @@ def _of_worse(run: JudgedRun, figures: Sequence[Judgement]) -> Finding:
         cells = list(dict.fromkeys(j.cell for j in own))
         most = f"{'most of all ' if cells[1:] else ''}{evidence_of(own[0]).partition(' (')[0]}"
         parts.append(f"{count(len(cells), 'cell')} {verdict}: {some(cells) if verdict is Verdict.MISSING else most}")
-    change = first_change(j for j in run.judged if j.cell in {one.cell for one in figures})
-    missing = [j.cell for j in ordered if j.verdict is Verdict.MISSING]
-    cause = change.cause or ("" if missing or gravest.kind in ("memory", "speed") else gravest.detail)
+    cells, change = [j.cell for j in ordered], first_change(j for j in run.judged if j.cell in {one.cell for one in figures})
     kinds = ["numerics"] if change.cells else [j.kind for j in figures if j.cell == gravest.cell]
-    if missing:
-        next_step = f"{run.run(missing)} runs what is missing"
+    cause, next_step = change.cause, run.bisection([*change.cells, gravest.cell], kinds)
+    if gravest.verdict is Verdict.MISSING:
+        next_step = f"{run.run([j.cell for j in ordered if j.verdict is Verdict.MISSING])} runs what is missing"
     elif gravest.verdict is Verdict.TOO_GOOD:
         next_step = LEAK
+    elif gravest.kind in ("memory", "speed"):
+        next_step = next_step or "benchmarks/guides/memory-and-speed.md says what the figures hold"
     else:
-        flips = f"{run.gate('--show-flips', '5')} lists the test rows that changed"
-        next_step = run.bisection([*change.cells, gravest.cell][0], kinds) or GUIDES.get(gravest.kind, flips)
-    sentence, cells = f"{'; '.join(parts)}, against {run.baseline}", [j.cell for j in ordered]
-    return Finding(state=State.FAILED, sentence=sentence, cells=cells, stage=change.stage, cause=cause, next_step=next_step)
+        cause = cause or gravest.detail
+        next_step = next_step or f"{run.gate('--show-flips', '5')} lists the test rows that changed"
+    worse = f"{'; '.join(parts)}, against {run.baseline}"
+    return Finding(state=State.FAILED, sentence=worse, cells=cells, stage=change.stage, cause=cause, next_step=next_step)
 
 
 def counted(judged: Iterable[Judgement]) -> str:
