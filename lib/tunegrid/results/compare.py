@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, product
-from pathlib import Path
 from statistics import fmean
 
 import pandas as pd
@@ -37,9 +36,8 @@ TRAINED, TENSORS, PEAK, SECONDS = COSTS = ("trained MiB", "tensor MiB", "peak Gi
 STUDY = ROOT / "reports" / "study.json"
 INSTEAD = {"rougeLsum": "rougeL"}  # which score the study printed if it did not print the main one
 DOUBT = 0.001  # scores that one honest run in 1,000 has are not taken for those of the calibrated seeds
-MOST_PAIRS = 40  # that a table lists
+MOST_PAIRS = 40  # that a table lists: the others need more seeds than anybody has
 WHOLE = Limits(train_rows=None, validation_rows=None, test_rows=None, own_test=False)  # of calibrated seeds
-Pair = frozenset[str]  # two methods
 Error = tuple[float, float]  # a variance in squared points, and the degrees of freedom that it rests on
 
 
@@ -171,46 +169,30 @@ class Comparison:
     backbone: str
     entries: Mapping[str, Entry]
 
-    @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """Every two methods, the better one first."""
-        return list(combinations(self.entries, 2))
-
-    def gap(self, one: str, other: str) -> float:
-        """By how many points the first one is better."""
-        return self.entries[one].score - self.entries[other].score
-
-    def errors(self, *methods: str) -> list[Error]:
-        """Of their mean scores that are known."""
-        return [error for method in methods if (error := self.entries[method].error)]
-
-    def untested(self, one: str, other: str) -> str:
-        """Why two methods cannot be tested; empty if they can be."""
-        if len(self.entries[one].rows | self.entries[other].rows) > 1:
-            return "they scored other test rows"
-        unknown = [method for method in (one, other) if not self.errors(method)]
-        return f"by how much a seed moves {' or '.join(unknown)} is unknown" if unknown else ""
-
     @cached_property
-    def p_values(self) -> dict[Pair, float]:
-        """The two-sided p-value of equal methods, by pair that can be tested."""
-        tested = [pair for pair in self.pairs if not self.untested(*pair)]
-        return {frozenset(pair): p_of(self.gap(*pair), self.errors(*pair)) for pair in tested}
+    def pairs(self) -> pd.DataFrame:
+        """Every two methods, the better one first. The chance that any two are told apart by mistake is 5 % at most (Holm)."""
+        rows = []
+        for one, other in combinations(self.entries.values(), 2):
+            gap, unknown = one.score - other.score, [entry.first.method for entry in (one, other) if not entry.error]
+            why = f"by how much a seed moves {' or '.join(unknown)} is unknown" if unknown else None
+            why = "they scored other test rows" if len(one.rows | other.rows) > 1 else why
+            p = p_of(gap, [one.error, other.error]) if one.error and other.error and not why else math.nan
+            rows.append((one.first.method, other.first.method, gap, why, p))
+        frame = pd.DataFrame(rows, columns=["better", "other", "points apart", "not tested, since", "p"])
+        adjusted = holm(frame.p.dropna().to_dict())
+        frame["apart"] = [adjusted.get(index, 1.0) < ALPHA for index in frame.index]
+        tested = [(pair.better, pair.other) if index in adjusted else () for index, pair in frame.iterrows()]
+        frame["seeds that tell"] = [self.seeds_needed(*pair, len(adjusted)) if pair else math.nan for pair in tested]
+        return frame
 
-    @cached_property
-    def apart(self) -> set[Pair]:
-        """The pairs that are told apart. The chance that any of them is so by mistake is 5 % at most (Holm)."""
-        return {pair for pair, p in holm(self.p_values).items() if p < ALPHA}
-
-    def seeds_needed(self, one: str, other: str) -> float:
-        """So many seeds a method would tell two apart four times in five, of noise known as well as now; NaN if none would."""
-        gap = self.gap(one, other)
-        if not gap or self.untested(one, other):
-            return math.nan
-        of_one = [(v * len(self.entries[method].scores), df) for method in (one, other) for v, df in self.errors(method)]
-        df, noise = freedom(of_one), sum(variance for variance, _ in of_one)
-        quantiles = special.stdtrit(df, 1 - ALPHA / 2 / len(self.p_values)) + special.stdtrit(df, POWER)
-        return math.ceil(noise * float(quantiles / gap) ** 2)
+    def seeds_needed(self, better: str, other: str, tests: int) -> float:
+        """So many seeds of each would tell two methods apart four times in five, of noise known as well as now; NaN if none."""
+        own = [self.entries[method] for method in (better, other)]
+        of_one = [(entry.error[0] * len(entry.scores), entry.error[1]) for entry in own if entry.error]
+        df, noise, gap = freedom(of_one), sum(variance for variance, _ in of_one), own[0].score - own[1].score
+        quantiles = special.stdtrit(df, 1 - ALPHA / 2 / tests) + special.stdtrit(df, POWER)
+        return math.ceil(noise * float(quantiles / gap) ** 2) if gap else math.nan
 
     @cached_property
     def costs(self) -> list[str]:
@@ -258,11 +240,12 @@ FORMATS = {"points": ".1f", "from": ".1f", "to": ".1f", "seeds": "", "study": ".
 FORMATS |= {PEAK: ".2f", SECONDS: ".1f", "points apart": ".2f", "seeds that tell": ".0f"}
 LEGEND = (
     "points: the main score, a mean over all seeds that are known; from, to: its 95 % interval over seeds, on these test rows.",
-    "best: or cannot be told from it (Holm, 5 % a backbone); seeds that tell: so many a method would, four times in five.",
+    "best: or cannot be told from it (Holm, 5 % a backbone).",
     "trained: what training changes and a checkpoint keeps; tensor: weights, gradients and optimizer state.",
     "peak, seconds: of processes that ran no other cell before (`--engine=process`), and of a machine that nobody else used.",
     "front: yes if no other method of the backbone is as good for as little of all costs that were measured of each of them.",
 )
+PAIRS = ("seeds that tell: so many of each method would, four times in five.",)
 OF_QUICK = (
     "The quick profile trains micro backbones, which say nothing of full-size models; its learning rates were found with test "
     "scores in view (reports/tuning-quick-cpu.md)."
@@ -302,7 +285,7 @@ def _row(one: Comparison, method: str, published: Mapping[str, float]) -> dict[s
         **{"backbone": one.backbone, "method": method},
         **{"points": entry.score, "from": low, "to": high, "seeds": len(entry.scores)},
         **{"study": published.get(entry.first.cell), **entry.costs},
-        "best": frozenset((method, next(iter(one.entries)))) not in one.apart,
+        "best": not one.pairs[(one.pairs.better == next(iter(one.entries))) & (one.pairs.other == method)].apart.any(),
         "front": method in one.front(*one.costs),
     }
 
@@ -324,16 +307,10 @@ def _unlike(comparisons: Sequence[Comparison]) -> Section:
 
 def _pairs(comparisons: Sequence[Comparison]) -> Section:
     """The pairs that cannot be told apart and why, those that need the fewest seeds first."""
-    pairs = [(one, pair) for one in comparisons for pair in one.pairs]
-    rows = [
-        {"task": one.task, "backbone": one.backbone, "methods": ", ".join(pair), "points apart": one.gap(*pair)}
-        | {"seeds that tell": one.seeds_needed(*pair), "not tested, since": one.untested(*pair) or None}
-        for one, pair in pairs
-        if frozenset(pair) not in one.apart
-    ]
-    heading = f"{len(pairs) - len(rows)} of {len(pairs)} pairs of methods are told apart"
-    if not rows:
-        return Section(heading=heading, sentences=["No pair is left."] if pairs else [])
-    frame = pd.DataFrame(rows).sort_values("seeds that tell", kind="stable").dropna(axis=1, how="all")
-    said = [f"{len(rows) - MOST_PAIRS} more need more seeds."] if len(rows) > MOST_PAIRS else []
-    return Section(heading=f"{heading}; the others:", frame=frame.head(MOST_PAIRS), formats=FORMATS, sentences=said)
+    frame = pd.concat([one.pairs.assign(task=one.task, backbone=one.backbone) for one in comparisons])
+    frame["methods"] = frame.better + ", " + frame.other
+    columns = ["task", "backbone", "methods", "points apart", "seeds that tell", "not tested, since"]
+    others = frame[~frame.apart.astype(bool)].sort_values("seeds that tell", kind="stable")[columns].dropna(axis=1, how="all")
+    heading = f"{frame.apart.sum()} of {len(frame)} pairs of methods are told apart"
+    heading += "; the others, those that need the fewest seeds first:" if len(others) else ""
+    return Section(heading=heading, frame=others.head(MOST_PAIRS), formats=FORMATS, sentences=PAIRS)

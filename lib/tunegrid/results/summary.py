@@ -4,7 +4,6 @@ Nothing here decides: `tunegrid.results.verdict` did. pandas is imported when a 
 """
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -24,7 +23,7 @@ from tunegrid.results.judgements import (
 )
 from tunegrid.results.report import NAMED, Section, count, markdown, some, text_table
 from tunegrid.results.status import failures_of, said_of, status_of, too_short
-from tunegrid.results.verdict import RunVerdict, moved_by_rounding
+from tunegrid.results.verdict import RunVerdict, moved_by_rounding, tally
 from tunegrid.terminal import annotation, say
 
 MIB = 2**20
@@ -122,22 +121,18 @@ def failure_lines(records: Iterable[Record]) -> Iterator[str]:
 def gate_section(judged: Sequence[Judgement], failing: Sequence[Judgement]) -> Section:
     """A row for each cell with its main score's change and a verdict on each kind of figure; what is not the same below."""
     rows = []
-    for cell, judgements in by_cell(judged).items():
-        own = [judgement for judgement in judgements if judgement.decides]
-        main = next((j for j in own if j.quantity == j.main_score), own[0])
-        interval = None if main.low is None else f"{main.low:+.1f} to {main.high:+.1f}"
-        kinds = [worst(j for j in own if j.kind == kind) for kind in KINDS]
-        row = (cell, main.main_score, main.effect, interval, main.p, main.smallest, *kinds)
-        rows.append(dict(zip(GATE, row, strict=True)))
+    for cell, judgements in by_cell(j for j in judged if j.decides).items():
+        main = next((j for j in judgements if j.quantity == j.main_score), judgements[0])
+        row = {"cell": cell, "main score": main.main_score, "change": main.effect, "p": main.p, "sees": main.smallest}
+        row["95 % interval"] = None if main.low is None else f"{main.low:+.1f} to {main.high:+.1f}"
+        rows.append(row | {kind: worst(j for j in judgements if j.kind == kind) for kind in KINDS})
     return table(GATE, rows, [*remarks(judged, failing), counted(judged)])
 
 
 def counted(judged: Sequence[Judgement]) -> str:
     """How many cells have each verdict on numerics and on quality."""
-    cells, parts = by_cell(j for j in judged if j.decides).values(), []
-    for kind in KINDS[:2]:
-        counts = Counter(worst(j for j in own if j.kind == kind) for own in cells)
-        parts.append(f"{kind}: {', '.join(f'{counts[one]} {one}' for one in GRAVEST_FIRST if counts[one]) or 'none'}")
+    cells = by_cell(j for j in judged if j.decides).values()
+    parts = [f"{kind}: {tally(worst(j for j in own if j.kind == kind) for own in cells) or 'none'}" for kind in KINDS[:2]]
     return f"{count(len(cells), 'cell')}, {'; '.join(parts)}"
 
 
@@ -147,17 +142,13 @@ def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> l
     Each reason not to compare comes once. If more than three cells have one verdict on one quantity, and on one stage of
     numerics, the sentence is of the one that moved most: the table names the others.
     """
-    alike: dict[tuple[bool, bool, int, str, str], list[Judgement]] = {}
-    by_rounding = moved_by_rounding(judged)  # the verdict says so once
-    for j in judged:
-        untold = j.kind == "instruments" and j.verdict is Verdict.CANNOT_TELL
-        if untold or j.verdict in QUIET or not j.decides or j in by_rounding:
-            continue
-        fails = j in failing
-        order = (not fails, j.kind == "speed" and not fails, GRAVEST_FIRST.index(j.verdict))
-        alike.setdefault((*order, j.quantity, j.stage), []).append(j)
+    by_rounding, groups = moved_by_rounding(judged), dict[tuple[bool, Verdict, str, str], list[Judgement]]()
+    known = [j for j in judged if j.decides and j.verdict not in QUIET and j not in by_rounding]  # of these the verdict says so
+    for j in sorted(known, key=lambda j: (j not in failing, j.kind == "speed", GRAVEST_FIRST.index(j.verdict))):
+        if (j.kind, j.verdict) != ("instruments", Verdict.CANNOT_TELL):
+            groups.setdefault((j in failing, j.verdict, j.quantity, j.stage), []).append(j)
     lines: list[str] = []
-    for group in (alike[key] for key in sorted(alike, key=lambda key: key[:3])):
+    for group in groups.values():
         cells, most = len({j.cell for j in group}), max(group, key=lambda j: abs(j.effect or 0.0))
         which = "as" if most.effect is None else "most of all"
         one = f"{most.verdict}: {most.quantity} of {cells} cells, {which} {evidence_of(most)}"

@@ -378,7 +378,7 @@ def _of_numerics(run: JudgedRun) -> Iterator[Finding]:
         )
     elif early := max((j.first_updates or 0 for j in own), default=0):
         by = f"by {'its' if len(own) == 1 else 'their'} first {early} updates"
-        yield Finding(state=State.BEGUN, sentence=f"{count(len(own), 'cell')}: {counted(own)} {by}")
+        yield Finding(state=State.BEGUN, sentence=f"{count(len(own), 'cell')}: {tally(j.verdict for j in own)} {by}")
     elif rounding and all(j.verdict in SAME_NUMERICS for j in own):
         others = ", the others not at all" if len(rounding) < len(own) else ""
         differ = f"differ{'s' if len(rounding) == 1 else ''} from {run.baseline} by rounding alone{others}"
@@ -412,7 +412,7 @@ def _of_doubts(run: JudgedRun) -> Finding:
     doubts, rounding, early = undecided(run.judged), moved_by_rounding(run.judged), unscored(run.judged)
     cells = [j.cell for j in early or doubts if j not in rounding]
     if early:
-        why = f"{counted(early)} in first updates, without scores ({some(cells)})"
+        why = f"{tally(j.verdict for j in early)} in first updates, without scores ({some(cells)})"
         next_step = f"{run.run(cells, whole=True)} trains {'it' if len(cells) == 1 else 'them'} to the end"
     elif doubts and ("quality" in run.kinds or CANNOT_TELL in run.kinds):
         evidence = some(list(map(evidence_of, doubts)), 1)
@@ -457,7 +457,7 @@ def _of_worse(run: JudgedRun, figures: Sequence[Judgement]) -> Finding:
     return Finding(state=State.FAILED, sentence=worse, cells=cells, stage=change.stage, cause=cause, next_step=next_step)
 
 
-def counted(judged: Iterable[Judgement]) -> str:
-    """How many have each verdict, as "25 equal, 1 rounding"."""
-    counts = Counter(j.verdict for j in judged)
+def tally(verdicts: Iterable[Verdict | None]) -> str:
+    """As "25 equal, 1 rounding"."""
+    counts = Counter(verdicts)
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in GRAVEST_FIRST if counts[verdict])
