@@ -22,20 +22,13 @@ MARKUP = re.compile(r"[\\`$*|<>\[\]~&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # o
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One table with what is said of it.
-
-    Attributes:
-        frame: a line is a row, the columns' names are its head; None where there is no table.
-        formats: of columns of numbers, as ".1f"; these are aligned to the right. Other columns are shown as they are.
-        sentences: what is said of the table; commands stand in backticks.
-        folded: whether formats that can do so show it on a click alone.
-    """
+    """One table with what is said of it."""
 
     heading: str = ""
     frame: "pd.DataFrame | None" = None
-    formats: Mapping[str, str] = field(default_factory=dict)
-    sentences: Sequence[str] = ()
-    folded: bool = False
+    formats: Mapping[str, str] = field(default_factory=dict)  # of columns of numbers, as ".1f": they are aligned to the right
+    sentences: Sequence[str] = ()  # commands stand in backticks
+    folded: bool = False  # whether formats that can do so show it on a click alone
 
     @property
     def columns(self) -> list[str]:
@@ -45,10 +38,9 @@ class Section:
     @property
     def cells(self) -> list[list[str]]:
         """The table's lines as text; a dash where nothing was measured."""
-        if self.frame is None or self.frame.empty:
-            return []
         forms = [self.formats.get(name, "") for name in self.columns]
-        return [[shown(one, form) for one, form in zip(row, forms, strict=True)] for row in self.frame.itertuples(index=False)]
+        rows = self.frame.itertuples(index=False) if self.frame is not None and forms else ()
+        return [[shown(one, form) for one, form in zip(row, forms, strict=True)] for row in rows]
 
 
 def shown(value: Any, form: str = "") -> str:
@@ -60,11 +52,8 @@ def shown(value: Any, form: str = "") -> str:
 
 def text(sections: Iterable[Section]) -> str:
     """For a terminal, which obeys nothing in it."""
-    parts = []
-    for section in sections:
-        body = [*([section.heading] if section.heading else []), *text_table(section), *section.sentences]
-        parts.append("\n".join(map(visible, body)))
-    return "\n\n".join(filter(None, parts))
+    parts = [[section.heading, *text_table(section), *section.sentences] for section in sections]
+    return "\n\n".join(filter(None, ("\n".join(map(visible, filter(None, lines))) for lines in parts)))
 
 
 def text_table(section: Section) -> list[str]:

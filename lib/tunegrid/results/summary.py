@@ -137,11 +137,7 @@ def counted(judged: Sequence[Judgement]) -> str:
 
 
 def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> list[str]:
-    """Sentences on all that is not `same`: what fails the run first, then the gravest, speed last if it fails nothing.
-
-    Each reason not to compare comes once. If more than three cells have one verdict on one quantity, and on one stage of
-    numerics, the sentence is of the one that moved most: the table names the others.
-    """
+    """Sentences on all that is not `same`: what fails the run first; of more than three cells, one on that which moved most."""
     by_rounding, groups = moved_by_rounding(judged), dict[tuple[bool, Verdict, str, str], list[Judgement]]()
     known = [j for j in judged if j.decides and j.verdict not in QUIET and j not in by_rounding]  # of these the verdict says so
     for j in sorted(known, key=lambda j: (j not in failing, j.kind == "speed", GRAVEST_FIRST.index(j.verdict))):

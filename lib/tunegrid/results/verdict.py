@@ -41,7 +41,6 @@ from tunegrid.results.status import AUDIT, failures_of
 UNLIKE = "compare runs of the same cells, seeds, rows and recipes, on one machine"
 LEAK = "look for leaked rows or a lost mask"
 NEVER_FAILING = ("rss_peak_gib",)  # a process's resident set depends on the cells that it ran before
-BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"  # each of its cells passed
 FIRST_UPDATES = "--first-updates"
 # Options that make the cells of a run what they are.
 CARRIED = ("--ask", "--grid", "--data-root", "--checkpoint-root", "--device", "--set", "--ranks", FIRST_UPDATES)
@@ -87,21 +86,18 @@ def moved_by_rounding(judged: Sequence[Judgement]) -> list[Judgement]:
 
 
 def outcome(judged: Sequence[Judgement], kinds: Sequence[str]) -> Outcome:
-    """What the judgements say of the whole run.
-
-    It cannot be told if no main score could be tested, or nothing of the kinds that count could be compared; with
-    `cannot-tell` among these, if any main score cannot be told.
-    """
+    """What the judgements say of the whole run."""
     if failing(judged, kinds):
         return Outcome.WORSE
-    untested = {id(j) for j in judged if j.verdict is Verdict.CANNOT_TELL and j.p is None}
-    silent = untested | {id(j) for j in judged if j.verdict in (Verdict.NOT_COMPARABLE, Verdict.NEW)}
-    scores, counted = ({id(j) for j in judged if j.quantity == j.main_score}, {id(j) for j in judged if j.kind in kinds})
+    untested = {j.cell for j in undecided(judged) if j.p is None}
+    scored = {j.cell for j in judged if j.quantity == j.main_score}
+    silent = (Verdict.NOT_COMPARABLE, Verdict.NEW)
     doubts = (
         unscored(judged),
         CANNOT_TELL in kinds and undecided(judged),
-        "quality" in kinds and scores and scores <= untested,
-        any(kind in KINDS for kind in kinds) and counted <= silent,
+        "quality" in kinds and scored and scored == untested,  # no main score could be tested
+        any(kind in KINDS for kind in kinds)  # that count, and nothing of them could be compared
+        and all(j.verdict in silent or (j.verdict is Verdict.CANNOT_TELL and j.p is None) for j in judged if j.kind in kinds),
     )
     return Outcome.CANNOT_TELL if any(doubts) else Outcome.NO_WORSE
 
@@ -119,10 +115,7 @@ class Change(NamedTuple):
 
 
 def first_change(judged: Iterable[Judgement]) -> Change:
-    """Where numerics of these cells changed first, if they did.
-
-    If modules that are named have a class and a library in common, these are named: five layers are one place.
-    """
+    """Where numerics of these cells changed first; if modules have a class and a library in common, by these: one place."""
     changed = [j for j in judged if j.kind == "numerics" and j.verdict is Verdict.CHANGED]
     if not changed:
         return Change()
@@ -178,15 +171,13 @@ class JudgedRun:
         return f"`{shlex.join([*words, *self.options(whole=whole), *more])}`"
 
     def again(self, record: Record) -> str:
-        """Runs a cell that failed alone, in one process, or what was left out; a low score beside a run that passed."""
+        """Runs a cell that failed alone, in one process, or what was left out."""
         if record.status in ("killed", "not run", "unfinished"):
             resumed = shlex.join([*self.words, *([] if "--resume" in self.words else ["--resume"])])
             command = f"`{resumed}`" if self.words[:1] == ["pytest"] else "the same command with --resume"
             return f"{command} runs what is left"
-        options = ["-n", "0", *(["--seeds", f"{record.seeds.seed}"] if record.seeds.seed else [])]
-        if record.status == "missed" and record.profile == "quick" and not self.judged and not self.options():
-            return f"{self.run([record.cell], *options, f'--gate={BASELINE}')} says what is other than in a run that passed"
-        return f"{self.run([record.cell], *options)} runs one alone"
+        seed = ["--seeds", f"{record.seeds.seed}"] if record.seeds.seed else []
+        return f"{self.run([record.cell], '-n', '0', *seed)} runs one alone"
 
     def more_seeds(self, cells: Sequence[str]) -> str:
         """What tells changes from noise."""
