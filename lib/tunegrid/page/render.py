@@ -30,7 +30,7 @@ MARKS = {
     **dict.fromkeys(("missed", "failed", "audit"), "✗"),
     **dict.fromkeys(("error", "killed"), "!"),
     **dict.fromkeys(("unfinished", "begun"), "…"),
-    **{"stopped": "■", "not run": "–", "reported": "○", "better": "▲", "worse": "▼", "same": "=", "cannot tell": "?"},
+    **{"stopped": "■", "not run": "–", "better": "▲", "worse": "▼", "same": "=", "cannot tell": "?"},
     **{"missing": "✕", "new": "+", "not comparable": "–", "equal": "=", "rounding": "≈", "changed": "≠", "too good": "⁈"},
 }
 CELL = re.compile(r"<td>([a-z0-9]+_[a-z0-9]+_[a-z0-9]+)</td>")

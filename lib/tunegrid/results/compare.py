@@ -26,7 +26,7 @@ from tunegrid.record.record import Limits, recipe_record
 from tunegrid.results.alike import ALIKE, check_alike
 from tunegrid.results.files import read_list
 from tunegrid.results.noise import SEEDS, Noise, deviation
-from tunegrid.results.report import Section
+from tunegrid.results.report import Section, out_of
 from tunegrid.results.statistics import ALPHA, POWER, holm
 from tunegrid.terminal import without_places
 
@@ -311,6 +311,6 @@ def _pairs(comparisons: Sequence[Comparison]) -> Section:
     frame["methods"] = frame.better + ", " + frame.other
     columns = ["task", "backbone", "methods", "points apart", "seeds that tell", "not tested, since"]
     others = frame[~frame.apart.astype(bool)].sort_values("seeds that tell", kind="stable")[columns].dropna(axis=1, how="all")
-    heading = f"{frame.apart.sum()} of {len(frame)} pairs of methods are told apart"
+    heading = f"Told apart: {out_of(int(frame.apart.sum()), len(frame), 'pair')} of methods"
     heading += "; the others, those that need the fewest seeds first:" if len(others) else ""
     return Section(heading=heading, frame=others.head(MOST_PAIRS), formats=FORMATS, sentences=PAIRS)

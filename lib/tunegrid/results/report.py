@@ -121,8 +121,10 @@ def count(number: int, noun: str) -> str:
 
 
 def out_of(number: int, total: int, noun: str) -> str:
-    """As in "3 of 27 cells"; of one in all, "the one cell"."""
-    return f"the one {noun}" if number == total == 1 else f"{number} of {count(total, noun)}"
+    """As in "3 of 27 cells", "all 27 cells" and "the one cell"."""
+    if number == total:
+        return f"the one {noun}" if total == 1 else f"all {count(total, noun)}"
+    return f"{number} of {count(total, noun)}"
 
 
 def joined(words: Sequence[str]) -> str:

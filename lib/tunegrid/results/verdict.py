@@ -187,6 +187,10 @@ class JudgedRun:
         """Shows more of the two files."""
         return f"`{shlex.join(['tunegrid', 'gate', *self.files, *options])}`"
 
+    def look(self) -> str:
+        """Shows all evidence."""
+        return f"{self.gate('--numerics')} prints what each verdict rests on"
+
     def bisection(self, cells: Sequence[str], kinds: Sequence[str]) -> str:
         """Finds the release that changed the first of these cells; empty if no library has a later release than before."""
         old, new = ([record for record in own if record.cell in cells[:1]] for own in (self.before, self.records))
@@ -324,7 +328,7 @@ def _of_cells(run: JudgedRun, troubles: Sequence[str]) -> Iterator[Finding]:
         )
     if also := [*(failure.title for failure in failures[1:]), *troubles]:
         yield Finding(state=State.FAILED, sentence=f"{'also ' if failures else ''}{'; '.join(also)}")
-    elif not run.records:
+    elif all(record.status == "reported" for record in run.records):
         yield Finding(state=State.EMPTY, sentence="nothing to show: this run holds no cell that was run")
     elif not failures:
         begun = any(record.first_updates for record in run.records)
@@ -334,7 +338,7 @@ def _of_cells(run: JudgedRun, troubles: Sequence[str]) -> Iterator[Finding]:
 def _soundness(records: Sequence[Record], total: int) -> str:
     """That nothing objects to any cell; what no bound or audit vouched for is not called passed."""
     begun = {record.cell: record.first_updates for record in records if record.first_updates}
-    bounds, cells = [bool(record.bounds) for record in records], "the one cell" if total == 1 else f"all {total} cells"
+    bounds, cells = [bool(record.bounds) for record in records], out_of(total, total, "cell")
     ended = "reached every bound" if all(bounds) else f"ran to the end, {'not all with' if any(bounds) else 'without'} bounds,"
     if begun:
         cells, whose = out_of(len(begun), total, "cell"), "its" if len(begun) == 1 else "their"
@@ -358,14 +362,13 @@ def _of_numerics(run: JudgedRun) -> Iterator[Finding]:
         libraries = next(j.detail for j in own if j.cell == change.cells[0]).partition("; with ")[2]
         why = "" if counts else "; scores have not been judged" if unscored(own) else "; that does not count here"
         hint = "in a checkout of a library, bisect --repo finds the commit" if libraries else "no library is known to differ"
-        look = f"{run.gate('--numerics')} prints what each verdict rests on; {hint}"
         yield Finding(
             state=State.FAILED if counts else State.PASSED,
             sentence=f"{change.what} ({where}, as in {change.cells[0]}){why}",
             cells=changed,
             stage=change.stage,
             cause=f"the runs differ by {some(libraries.split('; '))}" if libraries else "",
-            next_step=run.bisection(change.cells, ["numerics"]) or look,
+            next_step=run.bisection(change.cells, ["numerics"]) or f"{run.look()}; {hint}",
         )
     elif early := max((j.first_updates or 0 for j in own), default=0):
         by = f"by {'its' if len(own) == 1 else 'their'} first {early} updates"
@@ -434,18 +437,18 @@ def _of_worse(run: JudgedRun, figures: Sequence[Judgement]) -> Finding:
         parts.append(f"{count(len(cells), 'cell')} {verdict}: {some(cells) if verdict is Verdict.MISSING else most}")
     cells, change = [j.cell for j in ordered], first_change(j for j in run.judged if j.cell in {one.cell for one in figures})
     kinds = ["numerics"] if change.cells else [j.kind for j in figures if j.cell == gravest.cell]
-    cause, next_step = change.cause, run.bisection([*change.cells, gravest.cell], kinds)
+    next_step = run.bisection([*change.cells, gravest.cell], kinds)
     if gravest.verdict is Verdict.MISSING:
         next_step = f"{run.run([j.cell for j in ordered if j.verdict is Verdict.MISSING])} runs what is missing"
     elif gravest.verdict is Verdict.TOO_GOOD:
         next_step = LEAK
     elif gravest.kind in ("memory", "speed"):
         next_step = next_step or "benchmarks/guides/memory-and-speed.md says what the figures hold"
-    else:
-        cause = cause or gravest.detail
-        next_step = next_step or f"{run.gate('--show-flips', '5')} lists the test rows that changed"
+    else:  # rows that both runs hold show what changed
+        flips = f"{run.gate('--show-flips', '5')} lists the test rows that changed"
+        next_step = next_step or (run.look() if "no rows were at hand" in gravest.detail else flips)
     worse = f"{'; '.join(parts)}, against {run.baseline}"
-    return Finding(state=State.FAILED, sentence=worse, cells=cells, stage=change.stage, cause=cause, next_step=next_step)
+    return Finding(state=State.FAILED, sentence=worse, cells=cells, stage=change.stage, cause=change.cause, next_step=next_step)
 
 
 def tally(verdicts: Iterable[Verdict | None]) -> str:
