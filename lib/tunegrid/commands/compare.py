@@ -28,6 +28,6 @@ def main(arguments: list[str] | None = None) -> int:
         records = read_list(options.run)
         report = sections(compared(records, load_noise()), records)
     except InputError as error:
-        refuse(parser, InputError(f"{options.run}: {error}"))
+        refuse(parser, error)
     say(FORMATS[options.format](report))
     return 0

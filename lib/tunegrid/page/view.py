@@ -102,9 +102,7 @@ def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
     if profile is not None and profile not in names:
         raise InputError(f"{saved.path.name} holds no cells of {profile}, but of {' and '.join(names) or 'nothing'}")
     if profiles and all(record.status == "reported" for record in saved.records):
-        raise InputError(
-            f"{saved.path.name} holds published results; `tunegrid compare RUN.json` sets those of the study beside"
-        )
+        raise InputError(f"{saved.path.name} holds published results alone, which `tunegrid compare` sets beside a run")
     chosen = profile or next(iter(names), "")
     others = ", ".join(f"{profiles.count(name)} of {name}" for name in names if name != chosen)
     advice = f"{saved.path.name} also holds records of another profile ({others}): `--profile` shows those"

@@ -240,12 +240,11 @@ FORMATS = {"points": ".1f", "from": ".1f", "to": ".1f", "seeds": "", "study": ".
 FORMATS |= {PEAK: ".2f", SECONDS: ".1f", "points apart": ".2f", "seeds that tell": ".0f"}
 LEGEND = (
     "points: the main score, a mean over all seeds that are known; from, to: its 95 % interval over seeds, on these test rows.",
-    "best: or cannot be told from it (Holm, 5 % a backbone).",
+    "best: or cannot be told from it (Holm, 5 % a backbone); seeds that tell: so many a method would, four times in five.",
     "trained: what training changes and a checkpoint keeps; tensor: weights, gradients and optimizer state.",
     "peak, seconds: of processes that ran no other cell before (`--engine=process`), and of a machine that nobody else used.",
     "front: yes if no other method of the backbone is as good for as little of all costs that were measured of each of them.",
 )
-PAIRS = ("seeds that tell: so many of each method would, four times in five.",)
 OF_QUICK = (
     "The quick profile trains micro backbones, which say nothing of full-size models; its learning rates were found with test "
     "scores in view (reports/tuning-quick-cpu.md)."
@@ -273,8 +272,8 @@ def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> li
     objections = [(record, objection(record)) for record in records if record.finished]
     left_out = [f"{record.cell}, seed {record.seeds.seed}, is left out: {why}." for record, why in objections if why]
     notes = [*left_out, *LEGEND, *study, *quick]
-    parts += [_pairs(comparisons), Section(heading="What to know", sentences=notes)]
-    return [part for part in parts if part.cells or part.sentences]
+    tables = [part for part in parts if part.cells]
+    return [*tables, _pairs(comparisons), Section(heading="What to know", sentences=notes)]
 
 
 def _row(one: Comparison, method: str, published: Mapping[str, float]) -> dict[str, object]:
@@ -313,4 +312,4 @@ def _pairs(comparisons: Sequence[Comparison]) -> Section:
     others = frame[~frame.apart.astype(bool)].sort_values("seeds that tell", kind="stable")[columns].dropna(axis=1, how="all")
     heading = f"Told apart: {out_of(int(frame.apart.sum()), len(frame), 'pair')} of methods"
     heading += "; the others, those that need the fewest seeds first:" if len(others) else ""
-    return Section(heading=heading, frame=others.head(MOST_PAIRS), formats=FORMATS, sentences=PAIRS)
+    return Section(heading=heading, frame=others.head(MOST_PAIRS), formats=FORMATS)

@@ -6,6 +6,7 @@ Each is the older records, the new ones, the gate's judgements, and the kinds of
 import re
 from dataclasses import replace
 from functools import cache
+from html import unescape
 from pathlib import Path
 
 from tunegrid import ROOT
@@ -112,10 +113,10 @@ def page_on(kind):
     return page_of(run, [before], verdicts=judgements, answer=verdict_on(kind))
 
 
-def text_of(page):
-    """What a reader sees of a page, a line for each row of a table."""
+def text_of(page, cells=False):
+    """What a reader sees of a page, a line for each row of a table; what single cells say only if asked."""
     html = re.sub(r"<(style|script|svg|title)[ >].*?</\1>", "", render.html(page), flags=re.S)
-    html = re.sub(r"\s+", " ", html)
-    html = re.sub(r"<(tr|p|h\d|summary|li|caption|dt)[ >]", r"\n<\1 ", html)
+    html = html if cells else re.sub(r"<article.*?</article>", "", html, flags=re.S)
+    html = re.sub(r"<(?=(?:tr|p|h\d|summary|li|caption|div|figure)[ >])", r"\n<", re.sub(r"\s+", " ", html))
     lines = (re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", line)).strip() for line in html.splitlines())
-    return "\n".join(filter(None, lines))
+    return unescape("\n".join(filter(None, lines)))
