@@ -57,7 +57,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {"shown": shown, "sentence": sentence}
+    env.filters |= {"shown": shown, "sentence": sentence, "verbatim": lambda text: escape(visible(text))}  # of test rows, too
     files = {kind: Markup((FOLDER / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js")}
     env.globals |= {"MARKS": MARKS, **files}
     return env
