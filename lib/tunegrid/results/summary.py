@@ -58,9 +58,11 @@ def cell_lines(
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         groups.setdefault((record.profile, record.cell), []).append(record)
-    colours = ["", *({"passed": "green", "begun": ""}.get(status_of(seeds), "red") for seeds in groups.values())]
+    scored, footprints = ([seeds for seeds in groups.values() if (seeds[0].flops is None) is own] for own in (True, False))
+    for own in filter(None, (scored, footprints)):
+        colours = ["", *({"passed": "green", "begun": ""}.get(status_of(seeds), "red") for seeds in own)]
+        yield from zip(text_table(table(CELLS, map(_row, own))), colours, strict=True)
     if records:
-        yield from zip(text_table(table(CELLS, map(_row, groups.values()))), colours, strict=True)
         yield footer(records, len(groups), seconds), ""
     yield from ((line, "red") for line in failure_lines(records))
     yield from ((sentence, "yellow") for record in records for sentence in too_short(record))
@@ -75,26 +77,20 @@ def _row(seeds: Sequence[Record]) -> dict[str, Any]:
     status = first.status if len({record.status for record in seeds}) == 1 else f"{passed} of {len(seeds)} passed"
     if status == "passed" and not first.flops:
         status = "too short" if any(record.excused for record in seeds) else "passed" if first.bounds else "no bound yet"
-    row = {
-        "cell": first.cell,
-        "score": first.main_score,
-        "points": fmean(scores) if scores else None,
-        "bound": first.bounds.get(first.main_score),
-        "train s": fmean(seconds) if seconds else None,
-        "peak GiB": max((peak for record in seeds if (peak := record.peak_gib) is not None), default=None),
-        "status": status,
-    }
+    row: dict[str, Any] = {"cell": first.cell, "status": status}
+    if first.flops:
+        sizes = {name: getattr(ledger, f"{field}_bytes", None) for name, field in TENSORS.items()}
+        row |= {name: None if size is None else size / MIB for name, size in sizes.items()}
+        row |= {"MFU %": first.flops.mfu_percent, "tokens/s": speed and speed.train_tokens_per_second}
+        row["gen/s"] = speed and speed.generated_tokens_per_second
+        return row | {"step ms": speed and speed.step_seconds_median and 1000 * speed.step_seconds_median}
+    row |= {"score": first.main_score, "points": fmean(scores) if scores else None}
+    row |= {"bound": first.bounds.get(first.main_score), "train s": fmean(seconds) if seconds else None}
+    row["peak GiB"] = max((peak for record in seeds if (peak := record.peak_gib) is not None), default=None)
     if seeds[1:]:
         return row | {"seeds": len(seeds), "sd": stdev(scores) if scores[1:] else None, "lowest": min(scores, default=None)}
-    if first.flops is None:
-        share = first.parameters and first.parameters.trainable_percent / 100
-        return row | {"samples/s": speed and speed.train_samples_per_second, "trainable": share}
-    sizes = {name: getattr(ledger, f"{field}_bytes", None) for name, field in TENSORS.items()}
-    row |= {name: None if size is None else size / MIB for name, size in sizes.items()} | {"MFU %": first.flops.mfu_percent}
-    if speed:
-        row["step ms"] = speed.step_seconds_median and 1000 * speed.step_seconds_median
-        row |= {"tokens/s": speed.train_tokens_per_second, "gen/s": speed.generated_tokens_per_second}
-    return row
+    share = first.parameters and first.parameters.trainable_percent / 100
+    return row | {"samples/s": speed and speed.train_samples_per_second, "trainable": share}
 
 
 def footer(records: Sequence[Record], cells: int, seconds: float | None = None) -> str:
