@@ -394,6 +394,8 @@ def _of_figures(run: JudgedRun) -> Iterator[Finding]:
         yield Finding(sentence=no_worse, cells=cells, next_step=run.more_seeds(cells) if cells else "")
         if rounding:
             yield Finding(sentence=_moved(rounding), cells=moved, next_step=run.more_seeds(moved))
+    if TOO_GOOD not in run.kinds and (high := [j.cell for j in judged if j.verdict is Verdict.TOO_GOOD]):
+        yield Finding(sentence=f"{count(len(high), 'cell')} too good ({some(high)}): {LEAK}", cells=high)
     numerics = [j for j in judged if j.kind == "numerics" and "numerics" in run.kinds and not j.first_updates]
     if lost := [j for j in numerics if j.verdict is Verdict.NOT_COMPARABLE]:
         reasons, own = some(list(dict.fromkeys(j.detail for j in lost))), out_of(len(lost), len(numerics), "cell")
