@@ -1,13 +1,10 @@
-"""Prints a `Page` as one HTML file with its styles, charts and script; writes its charts alone, and takes its picture."""
+"""Prints a `Page` as one HTML file with its styles, charts and script; and writes its charts alone."""
 
 import re
-import subprocess
 import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from shutil import which
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FOLDER = Path(__file__).parent
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 MARKS = {
     **dict.fromkeys(("passed",), "✓"),
     **dict.fromkeys(("missed", "failed", "audit"), "✗"),
@@ -102,18 +98,3 @@ def write_charts(page: Page, folder: Path) -> int:
         return sum(map(len, drawings(page, lambda chart: chart.save(folder)).values()))
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror or error}); give another folder for charts") from None
-
-
-def screenshot(page: Path, picture: Path, width: int = 1200, height: int = 900) -> None:
-    """A PNG of the top of a page. Raises InputError if there is no browser, or it fails."""
-    browser = next(filter(None, map(which, BROWSERS)), None)
-    if browser is None:
-        raise InputError(f"--screenshot needs Chromium: none of {', '.join(BROWSERS)} is on the PATH")
-    with TemporaryDirectory() as profile:
-        options = [f"--screenshot={picture.resolve()}", f"--window-size={width},{height}", f"--user-data-dir={profile}"]
-        quiet = ["--headless=new", "--no-sandbox", "--hide-scrollbars", "--disable-gpu", "--no-first-run"]
-        command = [browser, *quiet, *options, page.resolve().as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, encoding="utf-8")
-    if done.returncode or not picture.is_file():
-        last = next(iter(done.stderr.strip().splitlines()[-1:]), f"exit code {done.returncode}")
-        raise InputError(f"{browser} could not make {picture}: {last}")

@@ -221,17 +221,15 @@ def test_what_is_missing_or_of_another_profile_is_said_on_the_page(tmp_path):
     assert not page_of(page_run(saved, "footprint")).grids
 
 
-def test_what_cannot_be_shown_is_one_sentence(tmp_path, capsys, monkeypatch):
+def test_what_cannot_be_shown_is_one_sentence(tmp_path, capsys):
     good, bad, page = run_file(tmp_path / "good.json", [record_of()]), tmp_path / "bad.json", tmp_path / "p.html"
     bad.write_text(good.read_text().replace('"accuracy": 90.0', '"accuracy": NaN'))
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(render, "which", lambda name: None)
     for arguments, sentence in (
         ((bad, "-o", page), "scores.accuracy is NaN, but it should be a finite number"),
         ((good, "-o", page, "--profile", "full"), "good.json holds no cells of full, but of quick"),
         ((good, "-o", tmp_path / "file" / "page.html"), "cannot be written"),
         ((good, "-o", tmp_path), "cannot be written"),
-        ((good, "-o", page, "--screenshot", tmp_path / "p.png"), "--screenshot needs Chromium: none of chromium, "),
         ((ROOT / "reports" / "study.json", "-o", page), "published results"),
         ((good,), "give -o PAGE.html for the page, or --charts DIR for its charts"),
         ((good, "--charts", tmp_path / "file" / "x"), "give another folder for charts"),

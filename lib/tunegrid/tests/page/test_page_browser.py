@@ -14,7 +14,7 @@ from tunegrid.tests.pages import PAGES
 
 AXE = "axe-core@4.14.1"
 CACHE = ROOT / ".cache" / "axe"
-CHROMIUM = next(filter(None, map(shutil.which, render.BROWSERS)), None)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 LOOKS = {  # width and colours; A4 is 210 mm less two margins of 14, at 96 pixels an inch
     "light": {"viewport": {"width": 1200, "height": 900}},
     "dark": {"viewport": {"width": 1200, "height": 900}, "color_scheme": "dark"},
@@ -149,11 +149,6 @@ def test_a_script_in_a_test_row_is_text(opened):
     assert "owned" not in page.title()
     assert page.locator("td", has_text="document.title = 'owned'").count() > 0
     assert page.locator("main img").count() == 0
-
-
-def test_the_screenshot_of_the_command_is_a_picture(files, tmp_path):
-    render.screenshot(files["failing"], tmp_path / "page.png")
-    assert 20_000 < (tmp_path / "page.png").stat().st_size < 200_000
 
 
 @pytest.fixture(scope="module")
