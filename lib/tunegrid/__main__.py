@@ -28,7 +28,7 @@ FORMER = {
     "distil": "version 0.16 was the last with it",
     "path": "version 0.16 was the last with it",
     "plan": "`pytest -m full --list-cells` prints an estimate for each cell",
-    "plot": "`tunegrid page` draws charts, `tunegrid compare --format latex` prints tables, "
+    "plot": "`tunegrid page` draws charts, `tunegrid compare --format markdown` prints tables, "
     "`tunegrid export` writes figures for your own plots",
     "tune": "benchmarks/guides/tune-a-recipe.md has a script with Optuna that does it",
 }

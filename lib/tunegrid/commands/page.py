@@ -1,7 +1,7 @@
 """A run as one HTML file: `tunegrid page RUN.json [OLDER.json ...] -o PAGE.html`, and its charts for papers: `--charts DIR`.
 
 The first older run is the one to compare with, as the gate does; all of them make the history. Nothing on the page needs a
-network. With --screenshot FILE.png also a picture of its top; that needs Chromium.
+network.
 """
 
 import argparse
@@ -20,11 +20,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, metavar="PAGE.html")
     parser.add_argument("--charts", type=Path, metavar="DIR", help="write each chart as SVG and PDF")
     parser.add_argument("--profile", metavar="NAME", help="of a run of several profiles, the one to show")
-    parser.add_argument("--screenshot", type=Path, metavar="FILE.png", help="of the page of -o")
     options = parser.parse_args(arguments)
-    if not (options.output or (options.charts and not options.screenshot)):
+    if not (options.output or options.charts):
         parser.error("give -o PAGE.html for the page, or --charts DIR for its charts")
-    from tunegrid.page.render import screenshot, write, write_charts  # pandas, which --help does without
+    from tunegrid.page.render import write, write_charts  # pandas, which --help does without
     from tunegrid.page.view import page_of, read_page_run
 
     try:
@@ -35,8 +34,6 @@ def main(arguments: list[str] | None = None) -> int:
         if options.output:
             count = write(page, options.output)
             say(f"wrote {options.output}: {len(run.by_cell)} cells, {count / 1e6:.2f} MB")
-        if options.screenshot:
-            screenshot(options.output, options.screenshot)
     except InputError as error:
         refuse(parser, error)
     return 0

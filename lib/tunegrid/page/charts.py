@@ -3,6 +3,7 @@
 Equal runs draw equal files: no chart has a date or a random name. Imported late, since matplotlib takes half a second.
 """
 
+import html
 import math
 import re
 from collections import defaultdict
@@ -27,7 +28,6 @@ from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullLocator
 from tunegrid.grid.cells import study_place
 from tunegrid.machine import replacing
 from tunegrid.results.compare import PEAK, SECONDS, TENSORS, TRAINED, Comparison
-from tunegrid.results.report import escaped_html
 from tunegrid.terminal import visible
 
 # By their names in page.css, which has others for the dark; the first four also the colour-blind tell apart (Okabe and Ito).
@@ -62,7 +62,7 @@ class Chart:
         for name, colour in (COLOURS | GREYS).items():
             text = text.replace(colour, f"var(--{name})")
         box, parts = re.search('viewBox="[^"]*"', text), text.partition(">")[2]
-        return f'<svg class="chart" {box and box[0]} role="img" aria-label="{escaped_html(self.title)}">{parts}'
+        return f'<svg class="chart" {box and box[0]} role="img" aria-label="{html.escape(visible(self.title))}">{parts}'
 
     def save(self, folder: Path) -> None:
         """Write it as SVG and PDF; raises OSError if that cannot be done."""
@@ -127,7 +127,7 @@ def against(task: str, cost: str, known: Sequence[tuple[Comparison, str, float]]
         if cost in one.costs and method in one.front(cost):
             fill = look["color"]
             fronts[one.backbone].append((price, mean))
-        axes.vlines([price], *(one.interval(method) or (mean, mean)), color=look["color"], linewidth=0.9)
+        axes.vlines([price], *(one.entries[method].interval or (mean, mean)), color=look["color"], linewidth=0.9)
         axes.plot([price], [mean], **look, markerfacecolor=fill, zorder=3)
     for stairs in fronts.values():
         axes.step(*zip(*sorted(stairs), strict=True), where="post", color=GREYS["soft"], linewidth=0.7, linestyle=":")

@@ -16,8 +16,8 @@ from tunegrid.grid.cells import study_place
 from tunegrid.grid.tasks import score_title
 from tunegrid.record import Record, Status
 from tunegrid.results import compare
-from tunegrid.results.alike import check_alike, check_rows
-from tunegrid.results.compare import INSTEAD, MIB, Comparison, beside_each_other, entry_of, published_scores
+from tunegrid.results.alike import check_rows
+from tunegrid.results.compare import MIB, Comparison, compared
 from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.results.flips import sampled
 from tunegrid.results.gate import Run, gate
@@ -69,11 +69,6 @@ class PageRun:
         """The profile of all its records; empty if it has none."""
         return self.records[0].profile if self.records else ""
 
-    @property
-    def reported(self) -> bool:
-        """Whether it was published elsewhere, and nothing ran here."""
-        return bool(self.records) and all(record.status == "reported" for record in self.records)
-
     @cached_property
     def time(self) -> datetime | None:
         """When it was saved, in UTC if its file names no zone; None if that is no date."""
@@ -106,6 +101,8 @@ def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
     names = sorted(set(profiles), key=lambda name: (-profiles.count(name), name))
     if profile is not None and profile not in names:
         raise InputError(f"{saved.path.name} holds no cells of {profile}, but of {' and '.join(names) or 'nothing'}")
+    if profiles and all(record.status == "reported" for record in saved.records):
+        raise InputError(f"{saved.path.name} holds published results alone, which `tunegrid compare` sets beside a run")
     chosen = profile or next(iter(names), "")
     others = ", ".join(f"{profiles.count(name)} of {name}" for name in names if name != chosen)
     advice = f"{saved.path.name} also holds records of another profile ({others}): `--profile` shows those"
@@ -164,9 +161,8 @@ class CellView:
 
     @property
     def main_score(self) -> str:
-        """The name of the main score; of a publication that does not have it, of the one that it has instead."""
-        name = self.first.main_score
-        return INSTEAD.get(name, name) if self.status == "reported" and name not in self.first.scores else name
+        """The name of the main score."""
+        return self.first.main_score
 
     def score_of(self, name: str, old: bool = False) -> float | None:
         """A score's mean over seeds."""
@@ -214,7 +210,7 @@ class CellView:
     @property
     def failed(self) -> bool:
         """Whether it did not pass."""
-        return self.status not in ("passed", "reported", "begun")
+        return self.status not in ("passed", "begun")
 
     @property
     def changed(self) -> bool:
@@ -327,7 +323,7 @@ class Page:
     @property
     def methods(self) -> list[Section]:
         """What `tunegrid compare` says."""
-        return compare.sections(self.comparisons, published_scores()) if self.comparisons else []
+        return compare.sections(self.comparisons, self.run.records) if self.comparisons else []
 
     @cached_property
     def figures(self) -> list[Section]:
@@ -436,7 +432,7 @@ class Page:
 
     def _rows(self, cell: CellView) -> list[Section]:
         """Test rows of the first seed: lost and gained ones first, or else those with fewest points."""
-        if not cell.first.evaluation or self.run.reported:
+        if not cell.first.evaluation:
             return []
         limit = max(4, min(ROWS_A_CELL, ROWS_A_PAGE // len(self.cells)))
         baseline = self.older[0].path if self.older else None
@@ -480,7 +476,8 @@ def speed_of(cell: CellView) -> Row:
     row["train s"] = mean(record.training.seconds for record in alone if record.training)
     row["MFU %"] = mean(record.flops.mfu_percent for record in alone if record.flops)
     row |= {column: mean(getattr(r.throughput, name) for r in alone if r.throughput) for name, column in RATES.items()}
-    return row | {"rows/s before": mean(r.throughput.train_samples_per_second for r in cell.old if r.throughput)}
+    before = mean(record.throughput.train_samples_per_second for record in cell.old if record.throughput)
+    return row | {"rows/s before": before if row["rows/s"] else None}
 
 
 def energy_of(cell: CellView) -> Row:
@@ -545,21 +542,19 @@ def page_of(
         verdicts: the gate's, if a session has judged already.
         answer: the session's, if there was one.
     """
-    baseline, noise = older[0] if older else None, load_noise()
+    baseline = older[0] if older else None
     judgements, remarks = (list(verdicts or ()), []) if verdicts is not None or not baseline else judged(baseline, run)
-    verdicts_by_cell, cells, entries = by_cell(judgements), [], []
+    verdicts_by_cell, cells, comparisons = by_cell(judgements), [], list[Comparison]()
     for cell, records in run.by_cell.items():
         old = baseline.of_seeds(cell, {record.seeds.seed for record in records}) if baseline else []
         cells.append(CellView(records=records, old=old, judged=verdicts_by_cell.get(cell, [])))
-        if finished := [record for record in records if record.finished]:
-            entries.append(entry_of(finished, noise))
     try:
-        check_alike(record for entry in entries for record in entry.records)
+        scored = any(record.finished and record.scores for record in run.records)
+        comparisons = compared(run.records, load_noise()) if scored else []
     except InputError as error:
-        entries, remarks = [], [*remarks, f"methods are not compared: {error}"]
+        remarks = [*remarks, f"methods are not compared: {error}"]
     name, before = (baseline.name, baseline.records) if baseline else ("", ())
     own = answer or verdict_of(run.records, judgements, baseline=name, before=before, command=run.command)
-    scored = [entry for entry in entries if entry.scores]
     return Page(
         run=run,
         older=older,
@@ -567,5 +562,5 @@ def page_of(
         cells=cells,
         judged=judgements,
         remarks=[*remarks, *run.remarks, *(remark for one in older for remark in one.remarks)],
-        comparisons=beside_each_other(scored, noise) if scored else [],
+        comparisons=comparisons,
     )

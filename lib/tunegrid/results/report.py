@@ -1,4 +1,4 @@
-"""A report: sections of a heading, a table and sentences; prints it as text, Markdown, LaTeX, HTML or JSON.
+"""A report: sections of a heading, a table and sentences; prints it as text, Markdown or JSON, and `tunegrid.page` as HTML.
 
 Whoever has something to show makes sections. What a file, a model or a library wrote has no effect as markup in any format.
 """
@@ -18,26 +18,17 @@ if TYPE_CHECKING:
 NAMED = 3  # names that a sentence shows
 MISSING = "-"
 MARKUP = re.compile(r"[\\`$*|<>\[\]~&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # of Markdown
-LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}"} | {letter: f"\\{letter}" for letter in "&%$#_{}"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One table with what is said of it.
-
-    Attributes:
-        frame: a line is a row, the columns' names are its head; None where there is no table.
-        formats: of columns of numbers, as ".1f"; these are aligned to the right. Other columns are shown as they are.
-        sentences: what is said of the table; commands stand in backticks.
-        folded: whether formats that can do so show it on a click alone.
-    """
+    """One table with what is said of it."""
 
     heading: str = ""
     frame: "pd.DataFrame | None" = None
-    formats: Mapping[str, str] = field(default_factory=dict)
-    sentences: Sequence[str] = ()
-    folded: bool = False
+    formats: Mapping[str, str] = field(default_factory=dict)  # of columns of numbers, as ".1f": they are aligned to the right
+    sentences: Sequence[str] = ()  # commands stand in backticks
+    folded: bool = False  # whether formats that can do so show it on a click alone
 
     @property
     def columns(self) -> list[str]:
@@ -47,10 +38,9 @@ class Section:
     @property
     def cells(self) -> list[list[str]]:
         """The table's lines as text; a dash where nothing was measured."""
-        if self.frame is None or self.frame.empty:
-            return []
         forms = [self.formats.get(name, "") for name in self.columns]
-        return [[shown(one, form) for one, form in zip(row, forms, strict=True)] for row in self.frame.itertuples(index=False)]
+        rows = self.frame.itertuples(index=False) if self.frame is not None and forms else ()
+        return [[shown(one, form) for one, form in zip(row, forms, strict=True)] for row in rows]
 
 
 def shown(value: Any, form: str = "") -> str:
@@ -62,11 +52,8 @@ def shown(value: Any, form: str = "") -> str:
 
 def text(sections: Iterable[Section]) -> str:
     """For a terminal, which obeys nothing in it."""
-    parts = []
-    for section in sections:
-        body = [*([section.heading] if section.heading else []), *text_table(section), *section.sentences]
-        parts.append("\n".join(map(visible, body)))
-    return "\n\n".join(filter(None, parts))
+    parts = [[section.heading, *text_table(section), *section.sentences] for section in sections]
+    return "\n\n".join(filter(None, ("\n".join(map(visible, filter(None, lines))) for lines in parts)))
 
 
 def text_table(section: Section) -> list[str]:
@@ -82,106 +69,47 @@ def markdown(sections: Iterable[Section]) -> str:
     """For a pull request or a step summary."""
     parts = []
     for section in sections:
-        heading = escaped(section.heading)
         if section.folded:
             parts.append(f"<details><summary>{html.escape(_on_one_line(section.heading))}</summary>")
-        elif heading:
-            parts.append(f"**{heading}**")
+        elif section.heading:
+            parts.append(f"**{_markdown(section.heading)}**")
         if section.cells:
             rule = ["---:" if name in section.formats else "---" for name in section.columns]
-            rows = [list(map(escaped, section.columns)), rule, *(list(map(escaped, row)) for row in section.cells)]
-            parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
-        parts += ["\n".join(f"* {with_code(sentence)}" for sentence in section.sentences)] if section.sentences else []
+            head, *rows = [list(map(_markdown, row)) for row in (section.columns, *section.cells)]
+            parts.append("\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows)))
+        parts += ["\n".join(f"* {with_code(one, _markdown, '`{}`')}" for one in section.sentences)] if section.sentences else []
         parts += ["</details>"] if section.folded else []
     return "\n\n".join(parts)
 
 
-def escaped(words: str) -> str:
+def _markdown(words: str) -> str:
     """Text as Markdown that shows it, on one line."""
     return MARKUP.sub(r"\\\g<0>", _on_one_line(words))
-
-
-def with_code(sentence: str) -> str:
-    """The same of a sentence of ours, whose commands in backticks stay code; within them nothing else has an effect."""
-    parts = _on_one_line(sentence).split("`")
-    if len(parts) % 2 == 0 or not all(part.strip() for part in parts[1::2]):
-        return escaped(sentence)
-    return "".join(f"`{part}`" if index % 2 else escaped(part) for index, part in enumerate(parts))
 
 
 def _on_one_line(words: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in words)
 
 
-def latex(sections: Iterable[Section]) -> str:
-    """For a paper: a float for each table, with the rules of booktabs, as wide as the text by graphicx."""
-    parts = [r"% needs \usepackage{booktabs,graphicx}"]
-    for section in sections:
-        notes = [rf"\par\footnotesize {_in_latex(sentence)}" for sentence in section.sentences]
-        if section.cells:
-            head, *rows = [" & ".join(map(_in_latex, row)) + r" \\" for row in (section.columns, *section.cells)]
-            sides = "".join("r" if name in section.formats else "l" for name in section.columns)
-            table = [rf"\begin{{tabular}}{{{sides}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
-            body = [r"\resizebox{\linewidth}{!}{%", *table, "}", *notes]
-            caption = rf"\caption{{{_in_latex(section.heading)}}}"
-            parts.append("\n".join([r"\begin{table}", r"\centering", caption, *body, r"\end{table}"]))
-        elif section.heading or notes:
-            parts.append("\n".join([rf"\paragraph{{{_in_latex(section.heading)}}}", *notes]))
-    return "\n\n".join(parts)
-
-
-def _in_latex(words: str) -> str:
-    return "".join(LATEX.get(letter, letter) for letter in _on_one_line(words))
-
-
-def as_html(sections: Iterable[Section]) -> str:
-    """Tables and lists as they stand in a page."""
-    parts = []
-    for section in sections:
-        heading, tag = escaped_html(section.heading), "summary" if section.folded else "h3"
-        parts += ["<details>"] if section.folded else []
-        parts += [f"<{tag}>{heading}</{tag}>"] if heading else []
-        if section.cells:
-            sides = [' class="number"' if name in section.formats else "" for name in section.columns]
-            head = "".join(f"<th{side}>{escaped_html(name)}</th>" for side, name in zip(sides, section.columns, strict=True))
-            rows = (zip(sides, row, strict=True) for row in section.cells)
-            body = "".join(f"<tr>{''.join(f'<td{side}>{escaped_html(one)}</td>' for side, one in row)}</tr>" for row in rows)
-            parts.append(f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
-        parts += [f"<p>{html_with_code(sentence)}</p>" for sentence in section.sentences]
-        parts += ["</details>"] if section.folded else []
-    return "\n".join(parts)
-
-
-def escaped_html(words: str) -> str:
-    """Text as HTML that shows it; control and bidi characters are written out, as in a terminal."""
-    return html.escape(visible(words))
-
-
-def html_with_code(sentence: str) -> str:
-    """The same of a sentence of ours, whose commands in backticks are code."""
-    parts = [escaped_html(part) for part in sentence.split("`")]
-    if len(parts) % 2 == 0:
-        return "`".join(parts)
-    return "".join(f"<code>{part}</code>" if index % 2 else part for index, part in enumerate(parts))
+def with_code(sentence: str, escaped: Callable[[str], str], code: str) -> str:
+    """A sentence of ours, escaped, but for commands in backticks, which are made `code`; one that is not closed is text."""
+    parts = _on_one_line(sentence).split("`")
+    if len(parts) % 2 == 0 or not all(part.strip() for part in parts[1::2]):
+        return escaped(sentence)
+    return "".join(code.format(part) if index % 2 else escaped(part) for index, part in enumerate(parts))
 
 
 def as_json(sections: Iterable[Section]) -> str:
     """Each section with the values of its table, not rounded; null where nothing was measured."""
-    return json.dumps([_in_json(section) for section in sections], indent=1)
+    parts = []
+    for section in sections:
+        frame = section.frame
+        rows = [] if frame is None else frame.astype(object).where(frame.notna(), None).to_dict("records")
+        parts.append({"heading": section.heading, "rows": rows, "sentences": list(section.sentences)})
+    return json.dumps(parts, indent=1)
 
 
-def _in_json(section: Section) -> dict[str, Any]:
-    rows = [] if section.frame is None else section.frame.astype(object).where(section.frame.notna(), None).to_dict("records")
-    return {"heading": section.heading, "rows": rows, "sentences": list(section.sentences)}
-
-
-FORMATS: Mapping[str, Callable[[Iterable[Section]], str]] = {
-    "text": text,
-    "markdown": markdown,
-    "latex": latex,
-    "html": as_html,
-    "json": as_json,
-}
+FORMATS: Mapping[str, Callable[[Iterable[Section]], str]] = {"text": text, "markdown": markdown, "json": as_json}
 
 
 # Words of sentences
@@ -193,8 +121,10 @@ def count(number: int, noun: str) -> str:
 
 
 def out_of(number: int, total: int, noun: str) -> str:
-    """As in "3 of 27 cells"; of one in all, "the one cell"."""
-    return f"the one {noun}" if number == total == 1 else f"{number} of {count(total, noun)}"
+    """As in "3 of 27 cells", "all 27 cells" and "the one cell"."""
+    if number == total:
+        return f"the one {noun}" if total == 1 else f"all {count(total, noun)}"
+    return f"{number} of {count(total, noun)}"
 
 
 def joined(words: Sequence[str]) -> str:

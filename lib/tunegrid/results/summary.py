@@ -1,10 +1,9 @@
-"""Words a run and its verdict: the tables of cells and of a gate, remarks, JUnit's properties, annotations, the step summary.
+"""Words a run and its verdict: the tables of cells and of a gate, remarks, annotations, the step summary.
 
 Nothing here decides: `tunegrid.results.verdict` did. pandas is imported when a table is made.
 """
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -12,9 +11,7 @@ from typing import Any
 
 from tunegrid.grid.cells import STUDY_IDS, study_place
 from tunegrid.record import Record
-from tunegrid.results.alike import unlike_pairs
 from tunegrid.results.judgements import (
-    FAILED_BY,
     GRAVEST_FIRST,
     KINDS,
     Judgement,
@@ -25,30 +22,27 @@ from tunegrid.results.judgements import (
     worst,
 )
 from tunegrid.results.report import NAMED, Section, count, markdown, some, text_table
-from tunegrid.results.status import Failure, failures_of, said_of, status_of, too_short
-from tunegrid.results.verdict import RunVerdict, moved_by_rounding
+from tunegrid.results.status import failures_of, said_of, status_of, too_short
+from tunegrid.results.verdict import RunVerdict, moved_by_rounding, tally
 from tunegrid.terminal import annotation, say
 
 MIB = 2**20
 MOST_CELLS = 30  # that a line of a cause names
-# Columns and their formats. Cells of several seeds show the spread in place of speed and size, footprints what tensors take.
-SCORES = {"cell": "", "score": "", "points": ".1f", "bound": ".1f", "train s": ".1f", "samples/s": ".0f", "peak GiB": ".2f"}
-SCORES |= {"trainable": ".2%", "status": ""}
-SPREADS = {"cell": "", "score": "", "seeds": "d", "points": ".1f", "sd": ".2f", "lowest": ".1f", "bound": ".1f"}
-SPREADS |= {"train s": ".1f", "peak GiB": ".2f", "status": ""}
 TENSORS = {"weights": "weights", "grads": "gradients", "optim.": "optimizer", "activ.": "activations", "MiB peak": "peak"}
-FOOTPRINT = {"cell": "", **dict.fromkeys(("step ms", "tokens/s", "gen/s", *TENSORS), ".0f"), "MFU %": ".1f", "status": ""}
+# Columns of cells and of a gate, with their formats; those that nothing is in are left out.
+CELLS = {"cell": "", "score": "", "seeds": "d", "points": ".1f", "sd": ".2f", "lowest": ".1f", "bound": ".1f", "train s": ".1f"}
+CELLS |= {"samples/s": ".0f", "peak GiB": ".2f", "trainable": ".2%"}
+CELLS |= {**dict.fromkeys(("step ms", "tokens/s", "gen/s", *TENSORS), ".0f"), "MFU %": ".1f", "status": ""}  # of footprints
 GATE = {"cell": "", "main score": "", "change": "+.1f", "95 % interval": "", "p": ".3f", "sees": ".1f"}
 GATE |= dict.fromkeys(KINDS, "")
 QUIET = (Verdict.SAME, Verdict.EQUAL, Verdict.ROUNDING, Verdict.NOT_COMPARABLE)  # not worth a sentence of their own
-ANNOTATIONS = 10  # of one level that GitHub shows of a step
 
 
 def table(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]], sentences: Sequence[str] = ()) -> Section:
-    """A section of these columns."""
+    """A section of those of these columns that something is in."""
     import pandas as pd
 
-    frame = pd.DataFrame(([row[name] for name in columns] for row in rows), columns=list(columns), dtype=object)
+    frame = pd.DataFrame(rows, columns=list(columns), dtype=object).dropna(axis=1, how="all")
     return Section(frame=frame, formats={name: form for name, form in columns.items() if form}, sentences=sentences)
 
 
@@ -65,18 +59,13 @@ def cell_lines(
     for record in records:
         groups.setdefault((record.profile, record.cell), []).append(record)
     scored, footprints = ([seeds for seeds in groups.values() if (seeds[0].flops is None) is own] for own in (True, False))
-    columns = SPREADS if any(seeds[1:] for seeds in scored) else SCORES
-    for shown, rows in ((columns, scored), (FOOTPRINT, footprints)):
-        colours = ["", *({"passed": "green", "begun": ""}.get(status_of(seeds), "red") for seeds in rows)]
-        yield from zip(text_table(table(shown, map(_row, rows))) if rows else (), colours, strict=False)
+    for own in filter(None, (scored, footprints)):
+        colours = ["", *({"passed": "green", "begun": ""}.get(status_of(seeds), "red") for seeds in own)]
+        yield from zip(text_table(table(CELLS, map(_row, own))), colours, strict=True)
     if records:
         yield footer(records, len(groups), seconds), ""
-        yield from ((line, "") for line in mixture(records))
     yield from ((line, "red") for line in failure_lines(records))
     yield from ((sentence, "yellow") for record in records for sentence in too_short(record))
-    if pairs := unlike_pairs(records):
-        more = f"; {count(len(pairs) - 1, 'more pair')}" if pairs[1:] else ""
-        yield f"not like for like: {pairs[0]}{more}", ""
 
 
 def _row(seeds: Sequence[Record]) -> dict[str, Any]:
@@ -88,26 +77,20 @@ def _row(seeds: Sequence[Record]) -> dict[str, Any]:
     status = first.status if len({record.status for record in seeds}) == 1 else f"{passed} of {len(seeds)} passed"
     if status == "passed" and not first.flops:
         status = "too short" if any(record.excused for record in seeds) else "passed" if first.bounds else "no bound yet"
-    sizes = {name: getattr(ledger, f"{field}_bytes", None) for name, field in TENSORS.items()}
-    return {
-        "cell": first.cell,
-        "score": first.main_score,
-        "seeds": len(seeds),
-        "points": fmean(scores) if scores else None,
-        "sd": stdev(scores) if scores[1:] else None,
-        "lowest": min(scores, default=None),
-        "bound": first.bounds.get(first.main_score),
-        "train s": fmean(seconds) if seconds else None,
-        "samples/s": speed and speed.train_samples_per_second,
-        "peak GiB": max((peak for record in seeds if (peak := record.peak_gib) is not None), default=None),
-        "trainable": first.parameters and first.parameters.trainable_percent / 100,
-        "step ms": speed and speed.step_seconds_median and 1000 * speed.step_seconds_median,
-        "tokens/s": speed and speed.train_tokens_per_second,
-        "gen/s": speed and speed.generated_tokens_per_second,
-        **{name: None if size is None else size / MIB for name, size in sizes.items()},
-        "MFU %": first.flops and first.flops.mfu_percent,
-        "status": status,
-    }
+    row: dict[str, Any] = {"cell": first.cell, "status": status}
+    if first.flops:
+        sizes = {name: getattr(ledger, f"{field}_bytes", None) for name, field in TENSORS.items()}
+        row |= {name: None if size is None else size / MIB for name, size in sizes.items()}
+        row |= {"MFU %": first.flops.mfu_percent, "tokens/s": speed and speed.train_tokens_per_second}
+        row["gen/s"] = speed and speed.generated_tokens_per_second
+        return row | {"step ms": speed and speed.step_seconds_median and 1000 * speed.step_seconds_median}
+    row |= {"score": first.main_score, "points": fmean(scores) if scores else None}
+    row |= {"bound": first.bounds.get(first.main_score), "train s": fmean(seconds) if seconds else None}
+    row["peak GiB"] = max((peak for record in seeds if (peak := record.peak_gib) is not None), default=None)
+    if seeds[1:]:
+        return row | {"seeds": len(seeds), "sd": stdev(scores) if scores[1:] else None, "lowest": min(scores, default=None)}
+    share = first.parameters and first.parameters.trainable_percent / 100
+    return row | {"samples/s": speed and speed.train_samples_per_second, "trainable": share}
 
 
 def footer(records: Sequence[Record], cells: int, seconds: float | None = None) -> str:
@@ -120,29 +103,12 @@ def footer(records: Sequence[Record], cells: int, seconds: float | None = None) 
     return f"{passed} of {what} passed{time} on {devices}{note}"
 
 
-def mixture(records: Iterable[Record]) -> list[str]:
-    """Which devices and libraries a run mixes, as if nodes of a cluster differ; empty if all cells had the same."""
-    facts: dict[str, set[str]] = {}
-    for record in (one for one in records if one.device):
-        codes = {f"the code of {name}": digest for name, digest in record.libraries.items()}
-        for name, fact in {"the device": record.device and record.device.name, **record.versions, **codes}.items():
-            facts.setdefault(name, set()).add(f"{fact}")
-    unlike = [f"{name} ({', '.join(sorted(seen))})" for name, seen in facts.items() if len(seen) > 1]
-    advice = "compare speed and memory only between like cells, as the gate does"
-    return [f"a mixed run, by {', '.join(unlike)}: {advice}"] if unlike else []
-
-
 def failure_lines(records: Iterable[Record]) -> Iterator[str]:
     """Lines on what failed: cells with their causes, and below them what they say; of more than three what one says."""
     for failure in failures_of(sorted(records, key=lambda record: study_place(record.cell))):
-        yield from _lines_of(failure)
-
-
-def _lines_of(failure: Failure) -> Iterator[str]:
-    yield f"{failure.title}: {some(failure.cells, MOST_CELLS)}"
-    few, most = (failure.records, None) if len(failure.records) <= NAMED else (failure.records[:1], 1)
-    for record in few:
-        yield from (f"  {said}" for cause in failure.causes for said in said_of(record, cause)[:most])
+        yield f"{failure.title}: {some(failure.cells, MOST_CELLS)}"
+        few, most = (failure.records, None) if len(failure.records) <= NAMED else (failure.records[:1], 1)
+        yield from (f"  {said}" for record in few for cause in failure.causes for said in said_of(record, cause)[:most])
 
 
 # A gate
@@ -151,42 +117,30 @@ def _lines_of(failure: Failure) -> Iterator[str]:
 def gate_section(judged: Sequence[Judgement], failing: Sequence[Judgement]) -> Section:
     """A row for each cell with its main score's change and a verdict on each kind of figure; what is not the same below."""
     rows = []
-    for cell, judgements in by_cell(judged).items():
-        own = [judgement for judgement in judgements if judgement.decides]
-        main = next((j for j in own if j.quantity == j.main_score), own[0])
-        interval = None if main.low is None else f"{main.low:+.1f} to {main.high:+.1f}"
-        kinds = [worst(j for j in own if j.kind == kind) for kind in KINDS]
-        row = (cell, main.main_score, main.effect, interval, main.p, main.smallest, *kinds)
-        rows.append(dict(zip(GATE, row, strict=True)))
+    for cell, judgements in by_cell(j for j in judged if j.decides).items():
+        main = next((j for j in judgements if j.quantity == j.main_score), judgements[0])
+        row = {"cell": cell, "main score": main.main_score, "change": main.effect, "p": main.p, "sees": main.smallest}
+        row["95 % interval"] = None if main.low is None else f"{main.low:+.1f} to {main.high:+.1f}"
+        rows.append(row | {kind: worst(j for j in judgements if j.kind == kind) for kind in KINDS})
     return table(GATE, rows, [*remarks(judged, failing), counted(judged)])
 
 
 def counted(judged: Sequence[Judgement]) -> str:
     """How many cells have each verdict on numerics and on quality."""
-    cells, parts = by_cell(j for j in judged if j.decides).values(), []
-    for kind in KINDS[:2]:
-        counts = Counter(worst(j for j in own if j.kind == kind) for own in cells)
-        parts.append(f"{kind}: {', '.join(f'{counts[one]} {one}' for one in GRAVEST_FIRST if counts[one]) or 'none'}")
+    cells = by_cell(j for j in judged if j.decides).values()
+    parts = [f"{kind}: {tally(worst(j for j in own if j.kind == kind) for own in cells) or 'none'}" for kind in KINDS[:2]]
     return f"{count(len(cells), 'cell')}, {'; '.join(parts)}"
 
 
 def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> list[str]:
-    """Sentences on all that is not `same`: what fails the run first, then the gravest, speed last if it fails nothing.
-
-    Each reason not to compare comes once. If more than three cells have one verdict on one quantity, and on one stage of
-    numerics, the sentence is of the one that moved most: the table names the others.
-    """
-    alike: dict[tuple[bool, bool, int, str, str], list[Judgement]] = {}
-    by_rounding = moved_by_rounding(judged)  # the verdict says so once
-    for j in judged:
-        untold = j.kind == "instruments" and j.verdict is Verdict.CANNOT_TELL
-        if untold or j.verdict in QUIET or not j.decides or j in by_rounding:
-            continue
-        fails = j in failing
-        order = (not fails, j.kind == "speed" and not fails, GRAVEST_FIRST.index(j.verdict))
-        alike.setdefault((*order, j.quantity, j.stage), []).append(j)
+    """Sentences on all that is not `same`: what fails the run first; of more than three cells, one on that which moved most."""
+    by_rounding, groups = moved_by_rounding(judged), dict[tuple[bool, Verdict, str, str], list[Judgement]]()
+    known = [j for j in judged if j.decides and j.verdict not in QUIET and j not in by_rounding]  # of these the verdict says so
+    for j in sorted(known, key=lambda j: (j not in failing, j.kind == "speed", GRAVEST_FIRST.index(j.verdict))):
+        if (j.kind, j.verdict) != ("instruments", Verdict.CANNOT_TELL):
+            groups.setdefault((j in failing, j.verdict, j.quantity, j.stage), []).append(j)
     lines: list[str] = []
-    for group in (alike[key] for key in sorted(alike, key=lambda key: key[:3])):
+    for group in groups.values():
         cells, most = len({j.cell for j in group}), max(group, key=lambda j: abs(j.effect or 0.0))
         which = "as" if most.effect is None else "most of all"
         one = f"{most.verdict}: {most.quantity} of {cells} cells, {which} {evidence_of(most)}"
@@ -215,32 +169,7 @@ def write_step_summary(words: str) -> None:
             file.write(words + "\n")
 
 
-def properties_of(record: Record, judged: Sequence[Judgement] = (), kinds: Sequence[str] = FAILED_BY) -> dict[str, str]:
-    """What JUnit's file and trackers say of a record with the gate's judgements on its cell; speed decides if it counts.
-
-    `verdict` is the status if the cell did not pass, else the gate's gravest; then its cause, where numerics changed, the
-    verdict on each kind, and scores.
-    """
-    deciding = sorted((j for j in judged if j.decides), key=lambda j: GRAVEST_FIRST.index(j.verdict))
-    gravest = next((j for j in deciding if j.kind != "speed" or "speed" in kinds), None)
-    failed = bool(failures_of([record]))
-    changed = next((j for j in deciding if j.kind == "numerics" and j.verdict is Verdict.CHANGED), None)
-    said = evidence_of(gravest) if gravest and gravest.verdict not in QUIET else ""
-    named = {
-        "verdict": record.status if failed or not gravest else f"{gravest.verdict}",
-        "cause": "; ".join(record.missed) if failed else said,
-        "stage": changed.stage if changed else "",
-        "module": changed.modules[0][0] if changed and changed.modules else "",
-        **{kind: f"{verdict}" for kind in KINDS if (verdict := worst(j for j in deciding if j.kind == kind))},
-        **{f"scores.{name}": f"{score:.6g}" for name, score in record.scores.items() if score is not None},
-    }
-    return {name: words for name, words in named.items() if words}
-
-
 def annotate(verdict: RunVerdict) -> None:
-    """Print annotations if GitHub Actions runs this, whose runner reads them: the verdict, and a line for each cause."""
+    """Print the verdict as an annotation if GitHub Actions runs this, whose runner reads it, and the run did not pass."""
     if os.environ.get("GITHUB_ACTIONS") == "true" and verdict.exit_code:
-        lines = [(f"tunegrid: {verdict.state}", "\n".join(verdict.sentences))]
-        lines += [(failure.title, "\n".join(_lines_of(failure))) for failure in verdict.failures]
-        lines += [("the gate", "\n".join(remarks(verdict.failing)))] if verdict.failing else []
-        say("\n".join(annotation("error", title, words) for title, words in lines[:ANNOTATIONS]), runner=True)
+        say(annotation("error", f"tunegrid: {verdict.state}", "\n".join(verdict.sentences)), runner=True)

@@ -8,10 +8,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
+from packaging.version import InvalidVersion, Version
+
+from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import study_place
+from tunegrid.grid.more_tasks import words_for
+from tunegrid.machine import PACKAGES
 from tunegrid.record import Record
 from tunegrid.results.judgements import (
     CANNOT_TELL,
@@ -27,18 +34,18 @@ from tunegrid.results.judgements import (
     Verdict,
     evidence_of,
 )
-from tunegrid.results.next_steps import Asked
 from tunegrid.results.numerics import STAGES
 from tunegrid.results.report import count, joined, out_of, some
-from tunegrid.results.status import AUDIT, Failure, failures_of
-
-# Which judgements count
+from tunegrid.results.status import AUDIT, failures_of
 
 UNLIKE = "compare runs of the same cells, seeds, rows and recipes, on one machine"
 LEAK = "look for leaked rows or a lost mask"
-COSTS = "benchmarks/guides/memory-and-speed.md says what the figures hold"
-GUIDES = {"instruments": "benchmarks/guides/instruments.md says what the figures hold", "memory": COSTS, "speed": COSTS}
 NEVER_FAILING = ("rss_peak_gib",)  # a process's resident set depends on the cells that it ran before
+FIRST_UPDATES = "--first-updates"
+# Options that make the cells of a run what they are.
+CARRIED = ("--ask", "--grid", "--data-root", "--checkpoint-root", "--device", "--set", "--ranks", FIRST_UPDATES)
+
+# Which judgements count
 
 
 def kinds_of(text: str) -> tuple[str, ...]:
@@ -79,24 +86,18 @@ def moved_by_rounding(judged: Sequence[Judgement]) -> list[Judgement]:
 
 
 def outcome(judged: Sequence[Judgement], kinds: Sequence[str]) -> Outcome:
-    """What the judgements say of the whole run.
-
-    It cannot be told if no main score could be tested, or nothing of the kinds that count could be compared; with
-    `cannot-tell` among these, if any main score cannot be told.
-    """
+    """What the judgements say of the whole run."""
     if failing(judged, kinds):
         return Outcome.WORSE
-    untested = [j.verdict is Verdict.CANNOT_TELL and j.p is None for j in judged if j.quantity == j.main_score]
-    silent = [
-        j.verdict in (Verdict.NOT_COMPARABLE, Verdict.NEW) or (j.verdict is Verdict.CANNOT_TELL and j.p is None)
-        for j in judged
-        if j.kind in kinds
-    ]
+    untested = {j.cell for j in undecided(judged) if j.p is None}
+    scored = {j.cell for j in judged if j.quantity == j.main_score}
+    silent = (Verdict.NOT_COMPARABLE, Verdict.NEW)
     doubts = (
         unscored(judged),
         CANNOT_TELL in kinds and undecided(judged),
-        "quality" in kinds and untested and all(untested),
-        any(kind in KINDS for kind in kinds) and all(silent),
+        "quality" in kinds and scored and scored == untested,  # no main score could be tested
+        any(kind in KINDS for kind in kinds)  # that count, and nothing of them could be compared
+        and all(j.verdict in silent or (j.verdict is Verdict.CANNOT_TELL and j.p is None) for j in judged if j.kind in kinds),
     )
     return Outcome.CANNOT_TELL if any(doubts) else Outcome.NO_WORSE
 
@@ -105,40 +106,115 @@ def outcome(judged: Sequence[Judgement], kinds: Sequence[str]) -> Outcome:
 
 
 class Change(NamedTuple):
-    """The first change of numerics: its stage, what changed there by how much, and in which cells; the first is the sample."""
+    """The first change of numerics."""
 
-    stage: str
-    what: str
-    cells: Sequence[str]
-
-    @property
-    def cause(self) -> str:
-        """As the cause of something else."""
-        return f"numerics changed, first at the stage {self.stage}: {self.what}" if self.cells else ""
-
-
-UNCHANGED = Change("", "", ())
+    cells: Sequence[str] = ()  # in which; none: nothing changed; the first is the sample
+    stage: str = ""
+    what: str = ""  # changed there, and by how much
+    cause: str = ""  # the same as the cause of something else
 
 
 def first_change(judged: Iterable[Judgement]) -> Change:
-    """Where numerics of these cells changed first, if they did.
-
-    If modules that are named have a class and a library in common, these are named: five layers are one place.
-    """
+    """Where numerics of these cells changed first; if modules have a class and a library in common, by these: one place."""
     changed = [j for j in judged if j.kind == "numerics" and j.verdict is Verdict.CHANGED]
     if not changed:
-        return UNCHANGED
-    flow = list(STAGES)
-    stage = min((j.stage for j in changed), key=lambda name: flow.index(name) if name in flow else len(flow))
+        return Change()
+    stage = next((stage for stage in STAGES if any(j.stage == stage for j in changed)), changed[0].stage)
     own = [j for j in changed if j.stage == stage]
     classes = Counter(place for j in own for place in dict.fromkeys(module[1:] for module in j.modules))
     place, cells = next(iter(classes.most_common(1)), (("", ""), 0))
     own = [j for j in own if any(module[1:] == place for module in j.modules)] if cells > 1 else own
     what = own[0].detail.removeprefix(f"{stage}: ").partition("; with ")[0]
     for name, kind, library in own[0].modules if cells > 1 else ():
-        once = f"{kind} of {library}"  # of two siblings, too
-        what = what.replace(f"{name} ({kind}, {library})", once).replace(f"{once} and {once}", once)
-    return Change(stage, what, [j.cell for j in own])
+        common = f"{kind} of {library}"  # of two siblings, too
+        what = what.replace(f"{name} ({kind}, {library})", common).replace(f"{common} and {common}", common)
+    return Change([j.cell for j in own], stage, what, f"numerics changed, first at the stage {stage}: {what}")
+
+
+# What to run next
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedRun:
+    """The arguments of `verdict_of`; makes commands that a shell takes as they are, with the options of the run."""
+
+    records: Sequence[Record]
+    judged: Sequence[Judgement]
+    kinds: Sequence[str]
+    baseline: str
+    before: Sequence[Record]
+    command: str
+    files: tuple[str, str]
+
+    @property
+    def words(self) -> list[str]:
+        """The command's; none if a shell could not read it: somebody wrote it into a file."""
+        try:
+            return shlex.split(self.command)
+        except ValueError:
+            return []
+
+    def options(self, *, whole: bool = False) -> list[str]:
+        """Those of the command that its cells need to run as they did, or to their ends (`whole`); each is one word."""
+        carried = []
+        for word, value in pairwise([*self.words, "-"]):
+            name, has_value, _ = word.partition("=")
+            if name in CARRIED and not (whole and name == FIRST_UPDATES):
+                carried.append(word if has_value or value.startswith("-") else f"{word}={value}")
+        return carried
+
+    def run(self, cells: Sequence[str], *more: str, whole: bool = False) -> str:
+        """Runs cells as this run did; `whole`: to their ends."""
+        first = next((record for record in (*self.records, *self.before) if record.cell in cells), None)
+        words = ["pytest"] if Path.cwd().is_relative_to(ROOT) else ["tunegrid", "run"]
+        words += ["-m", words_for(first.cell, first.profile) if first else "quick", "--cells", ",".join(cells)]
+        return f"`{shlex.join([*words, *self.options(whole=whole), *more])}`"
+
+    def again(self, record: Record) -> str:
+        """Runs a cell that failed alone, in one process, or what was left out."""
+        if record.status in ("killed", "not run", "unfinished"):
+            resumed = shlex.join([*self.words, *([] if "--resume" in self.words else ["--resume"])])
+            command = f"`{resumed}`" if self.words[:1] == ["pytest"] else "the same command with --resume"
+            return f"{command} runs what is left"
+        seed = ["--seeds", f"{record.seeds.seed}"] if record.seeds.seed else []
+        return f"{self.run([record.cell], '-n', '0', *seed)} runs one alone"
+
+    def more_seeds(self, cells: Sequence[str]) -> str:
+        """What tells changes from noise."""
+        return f"{self.run(cells, '--seeds', '0-4', whole=True)}, for both runs, would tell"
+
+    def gate(self, *options: str) -> str:
+        """Shows more of the two files."""
+        return f"`{shlex.join(['tunegrid', 'gate', *self.files, *options])}`"
+
+    def look(self) -> str:
+        """Shows all evidence."""
+        return f"{self.gate('--numerics')} prints what each verdict rests on"
+
+    def bisection(self, cells: Sequence[str], kinds: Sequence[str]) -> str:
+        """Finds the release that changed the first of these cells; empty if no library has a later release than before."""
+        old, new = ([record for record in own if record.cell in cells[:1]] for own in (self.before, self.records))
+        before, after = (own[0].versions if own else {} for own in (old, new))
+        upgraded = [name for name in PACKAGES if is_later(before.get(name), after.get(name))]
+        if not upgraded:
+            return ""
+        good, bad = (f"{upgraded[0]}=={versions[upgraded[0]]}" for versions in (before, after))
+        by = ",".join(kind for kind in KINDS if kind in kinds)
+        words = ["tunegrid", "bisect", "--good", good, "--bad", bad, "--cells", cells[0], "--by", by]
+        marker, seeds = words_for(cells[0], new[0].profile), sorted({record.seeds.seed or 0 for record in new})
+        options = [*(["-m", marker] if marker != "quick" else []), *self.options(whole=True)]
+        options += ["--seeds", ",".join(map(str, seeds))] if seeds != [0] else []
+        also = f" ({', '.join(upgraded[1:])} changed, too)" if upgraded[1:] else ""
+        return f"`{shlex.join([*words, *(['--', *options] if options else [])])}` finds the release{also}"
+
+
+def is_later(before: str | None, after: str | None) -> bool:
+    """Whether two versions are releases, and the second one is later: another build of one release is not."""
+    try:
+        old, new = Version(before or ""), Version(after or "")
+    except InvalidVersion:
+        return False
+    return Version(old.public) < Version(new.public) and not (old.is_devrelease or new.is_devrelease)
 
 
 # The verdict
@@ -151,7 +227,6 @@ class State(StrEnum):
     CANNOT_TELL = "cannot tell"
     BEGUN = "begun"
     PASSED = "passed"
-    REPORTED = "reported"
     EMPTY = "empty"
 
 
@@ -159,7 +234,7 @@ class State(StrEnum):
 class Finding:
     """One thing that a run shows."""
 
-    state: State  # what it makes of the run
+    state: State = State.PASSED  # what it makes of the run
     sentence: str  # what, by how much, in which cells; with a small letter and without a stop
     cells: Sequence[str] = ()  # that it is about
     stage: str = ""  # the first at which their numerics changed
@@ -173,7 +248,6 @@ class RunVerdict:
 
     findings: Sequence[Finding]  # the gravest first: it decides
     next_step: str = ""  # empty if nothing is to be done
-    failures: Sequence[Failure] = ()  # why cells failed by themselves
     failing: Sequence[Judgement] = ()  # what fails the run
 
     @property
@@ -189,18 +263,14 @@ class RunVerdict:
     @property
     def answer(self) -> str:
         """The first sentence."""
-        shown = self.state in (State.FAILED, State.PASSED, State.REPORTED)
-        return f"{self.state.capitalize()}: {self.findings[0].sentence}." if shown else sentence(self.findings[0].sentence)
-
-    @property
-    def cause(self) -> str:
-        """Why it is so; empty if nothing is known."""
-        return self.findings[0].cause
+        clause = self.findings[0].sentence
+        return f"{self.state.capitalize()}: {clause}." if self.state in (State.FAILED, State.PASSED) else sentence(clause)
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """The answer, its cause or else the next finding, what to run next, and the other findings."""
-        return in_lines(self.answer, self.cause, self.next_step, [sentence(one.sentence) for one in self.findings[1:]])
+        more = [sentence(one.sentence) for one in self.findings[1:]]
+        return in_lines(self.answer, self.findings[0].cause, self.next_step, more)
 
 
 def in_lines(answer: str, cause: str, next_step: str, more: Sequence[str] = ()) -> tuple[str, ...]:
@@ -228,9 +298,8 @@ def verdict_of(
     """The verdict on a run: what fails it comes first, then what cannot be told, then the rest."""
     records, before = (sorted(each, key=lambda one: study_place(one.cell)) for each in (records, before))
     judged = sorted(judged, key=lambda one: study_place(one.cell))
-    run = Asked(records=records, judged=judged, kinds=kinds, baseline=baseline, before=before, command=command, files=files)
-    failures = [] if troubles is None else failures_of(records)
-    cells, numerics = [*(() if troubles is None else _of_cells(run, failures, troubles))], [*_of_numerics(run)]
+    run = JudgedRun(records=records, judged=judged, kinds=kinds, baseline=baseline, before=before, command=command, files=files)
+    cells, numerics = [*(() if troubles is None else _of_cells(run, troubles))], [*_of_numerics(run)]
     changed = any(one.stage for one in numerics)  # if only rounding differs, that is said first
     findings = [*(cells if changed else numerics), *(numerics if changed else cells), *(_of_figures(run) if judged else ())]
     order = (State.FAILED, State.CANNOT_TELL)
@@ -239,44 +308,37 @@ def verdict_of(
     if passed:  # what is to be done comes after what it is about
         others.sort(key=lambda one: not one.next_step)
     next_step = first.next_step or (others[0].next_step if passed and others else "")
-    return RunVerdict(findings=[first, *others], next_step=next_step, failures=failures, failing=failing(judged, kinds))
+    return RunVerdict(findings=[first, *others], next_step=next_step, failing=failing(judged, kinds))
 
 
-def _of_cells(run: Asked, failures: Sequence[Failure], troubles: Sequence[str]) -> Iterator[Finding]:
+def _of_cells(run: JudgedRun, troubles: Sequence[str]) -> Iterator[Finding]:
     """What cells come to by themselves: what failed, by cause, or that nothing did."""
-    records, total = run.records, len({(record.profile, record.cell) for record in run.records})
+    failures, total = failures_of(run.records), len({(record.profile, record.cell) for record in run.records})
     for failure in failures[:1]:
-        first, change = failure.records[0], first_change(j for j in run.judged if j.cell in failure.cells)
-        next_step = run.bisection(change.cells[0], ["numerics"]) if change.cells else ""
-        name = failure.causes[0].removeprefix(AUDIT)
-        looks = f"; reports/evidence/audits.md says what {name} looks at" if name != failure.causes[0] else ""
-        if first.status in ("killed", "not run", "unfinished"):
-            resumed = shlex.join([*run.words, *([] if "--resume" in run.words else ["--resume"])])
-            again = f"`{resumed}`" if run.words[:1] == ["pytest"] else "the command that ran them, with --resume,"
-            next_step = f"{again} runs what is left"
+        first, name = failure.records[0], failure.causes[0]
+        change = first_change(j for j in run.judged if j.cell in failure.cells)
+        audit = f"; reports/evidence/audits.md says what {name.removeprefix(AUDIT)} looks at" if AUDIT in name else ""
         yield Finding(
             state=State.FAILED,
             sentence=failure.headline(total),
             cells=failure.cells,
             stage=change.stage,
             cause=change.cause,
-            next_step=next_step or f"{run.alone(first)}{looks}",
+            next_step=run.bisection(change.cells[:1], ["numerics"]) or f"{run.again(first)}{audit}",
         )
     if also := [*(failure.title for failure in failures[1:]), *troubles]:
         yield Finding(state=State.FAILED, sentence=f"{'also ' if failures else ''}{'; '.join(also)}")
-    elif not records:
+    elif all(record.status == "reported" for record in run.records):
         yield Finding(state=State.EMPTY, sentence="nothing to show: this run holds no cell that was run")
-    elif all(record.status == "reported" for record in records):
-        yield Finding(state=State.REPORTED, sentence=f"{count(total, 'result')} as published; nothing was run here")
     elif not failures:
-        begun = any(record.first_updates for record in records)
-        yield Finding(state=State.BEGUN if begun else State.PASSED, sentence=_soundness(records, total))
+        begun = any(record.first_updates for record in run.records)
+        yield Finding(state=State.BEGUN if begun else State.PASSED, sentence=_soundness(run.records, total))
 
 
 def _soundness(records: Sequence[Record], total: int) -> str:
     """That nothing objects to any cell; what no bound or audit vouched for is not called passed."""
     begun = {record.cell: record.first_updates for record in records if record.first_updates}
-    bounds, cells = [bool(record.bounds) for record in records], "the one cell" if total == 1 else f"all {total} cells"
+    bounds, cells = [bool(record.bounds) for record in records], out_of(total, total, "cell")
     ended = "reached every bound" if all(bounds) else f"ran to the end, {'not all with' if any(bounds) else 'without'} bounds,"
     if begun:
         cells, whose = out_of(len(begun), total, "cell"), "its" if len(begun) == 1 else "their"
@@ -287,72 +349,75 @@ def _soundness(records: Sequence[Record], total: int) -> str:
     return f"{cells} {ended} {audited}"
 
 
-def _of_numerics(run: Asked) -> Iterator[Finding]:
+def _of_numerics(run: JudgedRun) -> Iterator[Finding]:
     """Whether numerics changed, in how many cells, and what first; or that all differences are small."""
     own, counts = [j for j in run.judged if j.kind == "numerics"], "numerics" in run.kinds
     changed, rounding = ([j.cell for j in own if j.verdict is one] for one in (Verdict.CHANGED, Verdict.ROUNDING))
     if run.judged and list(run.records) == list(run.before):
-        yield Finding(state=State.PASSED, sentence=f"this run was compared with itself: {run.baseline} holds its records")
-    if change := first_change(own) if changed else None:
+        yield Finding(sentence=f"this run was compared with itself: {run.baseline} holds its records")
+    if changed:
+        change = first_change(own)
         here = f", in {len(change.cells)} of them" if len(change.cells) < len(changed) else ""
         where = f"numerics of {out_of(len(changed), len(own), 'cell')} changed, first at the stage {change.stage}{here}"
         libraries = next(j.detail for j in own if j.cell == change.cells[0]).partition("; with ")[2]
         why = "" if counts else "; scores have not been judged" if unscored(own) else "; that does not count here"
-        look = f"{run.gate('--numerics')} prints what each verdict rests on; no library is known to differ"
+        hint = "in a checkout of a library, bisect --repo finds the commit" if libraries else "no library is known to differ"
         yield Finding(
             state=State.FAILED if counts else State.PASSED,
             sentence=f"{change.what} ({where}, as in {change.cells[0]}){why}",
             cells=changed,
             stage=change.stage,
             cause=f"the runs differ by {some(libraries.split('; '))}" if libraries else "",
-            next_step=run.bisection(change.cells[0], ["numerics"]) or look,
+            next_step=run.bisection(change.cells, ["numerics"]) or f"{run.look()}; {hint}",
         )
     elif early := max((j.first_updates or 0 for j in own), default=0):
         by = f"by {'its' if len(own) == 1 else 'their'} first {early} updates"
-        yield Finding(state=State.BEGUN, sentence=f"{count(len(own), 'cell')}: {counted(own)} {by}")
+        yield Finding(state=State.BEGUN, sentence=f"{count(len(own), 'cell')}: {tally(j.verdict for j in own)} {by}")
     elif rounding and all(j.verdict in SAME_NUMERICS for j in own):
         others = ", the others not at all" if len(rounding) < len(own) else ""
         differ = f"differ{'s' if len(rounding) == 1 else ''} from {run.baseline} by rounding alone{others}"
-        yield Finding(state=State.PASSED, sentence=f"{out_of(len(rounding), len(own), 'cell')} {differ}", cells=rounding)
+        yield Finding(sentence=f"{out_of(len(rounding), len(own), 'cell')} {differ}", cells=rounding)
 
 
-def _of_figures(run: Asked) -> Iterator[Finding]:
+def _of_figures(run: JudgedRun) -> Iterator[Finding]:
     """What is worse or missing; why nothing can be told; or that nothing is worse."""
     bad, judged, others = failing(run.judged, run.kinds), run.judged, [kind for kind in run.kinds if kind in KINDS[1:]]
     if figures := [j for j in bad if j.kind != "numerics"]:
         yield _of_worse(run, figures)
-    doubts, rounding = undecided(judged), moved_by_rounding(judged)
-    silent = [j for j in judged if j.kind in run.kinds and j.verdict is Verdict.NOT_COMPARABLE and not j.first_updates]
-    numerics = [j for j in silent if j.kind == "numerics"]
-    reasons = f" ({some(list(dict.fromkeys(j.detail for j in silent)))})" if silent else ""
-    cells = [j.cell for j in doubts if j not in rounding]
-    if not bad and outcome(judged, run.kinds) is Outcome.CANNOT_TELL:
-        early, why, next_step = unscored(judged), f"nothing of {joined(run.kinds)} could be compared{reasons}", UNLIKE
-        if early:
-            cells = [j.cell for j in early]
-            why = f"{counted(early)} in first updates, without scores ({some(cells)})"
-            next_step = f"{run.run(cells, whole=True)} trains {'it' if len(cells) == 1 else 'them'} to the end"
-        elif doubts and ("quality" in run.kinds or CANNOT_TELL in run.kinds):
-            told = some([evidence_of(j) for j in doubts if j in rounding or j.cell in cells], 1)
-            why = _moved(rounding) if not cells else f"{count(len(doubts), 'main score')} cannot be told ({told})"
-            next_step = run.more_seeds([j.cell for j in doubts])
-        else:
-            cells, numerics = list(dict.fromkeys(j.cell for j in silent)), []
-        sentence = f"cannot tell whether the run is worse than {run.baseline}"
-        yield Finding(state=State.CANNOT_TELL, sentence=sentence, cells=cells, cause=why, next_step=next_step)
+    elif not bad and outcome(judged, run.kinds) is Outcome.CANNOT_TELL:
+        yield _of_doubts(run)
     elif not bad and others and any(j.quantity == j.main_score for j in judged):
+        rounding = moved_by_rounding(judged)
+        cells, moved = [j.cell for j in undecided(judged) if j not in rounding], [j.cell for j in rounding]
         doubt = f", though {count(len(cells), 'main score')} cannot be told ({some(cells)})" if cells else ""
-        sentence = f"by {joined(others)} no worse than {run.baseline}{doubt}"
-        yield Finding(state=State.PASSED, sentence=sentence, cells=cells, next_step=run.more_seeds(cells) if cells else "")
+        no_worse = f"by {joined(others)} no worse than {run.baseline}{doubt}"
+        yield Finding(sentence=no_worse, cells=cells, next_step=run.more_seeds(cells) if cells else "")
         if rounding:
-            moved = [j.cell for j in rounding]
-            yield Finding(state=State.PASSED, sentence=_moved(rounding), cells=moved, next_step=run.more_seeds(moved))
-    if numerics:
-        own = out_of(len(numerics), sum(j.kind == "numerics" for j in judged), "cell")
-        lost = f"numerics of {own} could not be compared ({some(list(dict.fromkeys(j.detail for j in numerics)))})"
-        yield Finding(state=State.PASSED, sentence=lost, cells=[j.cell for j in numerics], next_step=UNLIKE)
+            yield Finding(sentence=_moved(rounding), cells=moved, next_step=run.more_seeds(moved))
     if TOO_GOOD not in run.kinds and (high := [j.cell for j in judged if j.verdict is Verdict.TOO_GOOD]):
-        yield Finding(state=State.PASSED, sentence=f"{count(len(high), 'cell')} too good ({some(high)}): {LEAK}", cells=high)
+        yield Finding(sentence=f"{count(len(high), 'cell')} too good ({some(high)}): {LEAK}", cells=high)
+    numerics = [j for j in judged if j.kind == "numerics" and "numerics" in run.kinds and not j.first_updates]
+    if lost := [j for j in numerics if j.verdict is Verdict.NOT_COMPARABLE]:
+        reasons, own = some(list(dict.fromkeys(j.detail for j in lost))), out_of(len(lost), len(numerics), "cell")
+        not_compared = f"numerics of {own} could not be compared ({reasons})"
+        yield Finding(sentence=not_compared, cells=[j.cell for j in lost], next_step=UNLIKE)
+
+
+def _of_doubts(run: JudgedRun) -> Finding:
+    """Why it cannot be told whether the run is worse, and what would tell."""
+    doubts, rounding, early = undecided(run.judged), moved_by_rounding(run.judged), unscored(run.judged)
+    cells = [j.cell for j in early or doubts if j not in rounding]
+    if early:
+        why = f"{tally(j.verdict for j in early)} in first updates, without scores ({some(cells)})"
+        next_step = f"{run.run(cells, whole=True)} trains {'it' if len(cells) == 1 else 'them'} to the end"
+    elif doubts and ("quality" in run.kinds or CANNOT_TELL in run.kinds):
+        evidence = some(list(map(evidence_of, doubts)), 1)
+        why = f"{count(len(doubts), 'main score')} cannot be told ({evidence})" if cells else _moved(rounding)
+        next_step = run.more_seeds([j.cell for j in doubts])
+    else:
+        why, next_step = f"nothing of {joined(run.kinds)} could be compared", UNLIKE
+    untold = f"cannot tell whether the run is worse than {run.baseline}"
+    return Finding(state=State.CANNOT_TELL, sentence=untold, cells=cells, cause=why, next_step=next_step)
 
 
 def _moved(judged: Sequence[Judgement]) -> str:
@@ -363,7 +428,7 @@ def _moved(judged: Sequence[Judgement]) -> str:
     return f"{count(len(judged), 'cell')}: {moves}; {drops} ({some([j.cell for j in judged])})"
 
 
-def _of_worse(run: Asked, figures: Sequence[Judgement]) -> Finding:
+def _of_worse(run: JudgedRun, figures: Sequence[Judgement]) -> Finding:
     """What is missing, worse or too good, most of all; changed numerics of these cells are its cause."""
     ordered = sorted(figures, key=lambda j: (GRAVEST_FIRST.index(j.verdict), j.kind != "quality", -abs(j.effect or 0.0)))
     gravest, parts = ordered[0], []
@@ -372,22 +437,23 @@ def _of_worse(run: Asked, figures: Sequence[Judgement]) -> Finding:
         cells = list(dict.fromkeys(j.cell for j in own))
         most = f"{'most of all ' if cells[1:] else ''}{evidence_of(own[0]).partition(' (')[0]}"
         parts.append(f"{count(len(cells), 'cell')} {verdict}: {some(cells) if verdict is Verdict.MISSING else most}")
-    change = first_change(j for j in run.judged if j.cell in {one.cell for one in figures})
-    missing = [j.cell for j in ordered if j.verdict is Verdict.MISSING]
-    cause = change.cause or ("" if missing or gravest.kind in ("memory", "speed") else gravest.detail)
+    cells, change = [j.cell for j in ordered], first_change(j for j in run.judged if j.cell in {one.cell for one in figures})
     kinds = ["numerics"] if change.cells else [j.kind for j in figures if j.cell == gravest.cell]
-    if missing:
-        next_step = f"{run.run(missing)} runs what is missing"
+    next_step = run.bisection([*change.cells, gravest.cell], kinds)
+    if gravest.verdict is Verdict.MISSING:
+        next_step = f"{run.run([j.cell for j in ordered if j.verdict is Verdict.MISSING])} runs what is missing"
     elif gravest.verdict is Verdict.TOO_GOOD:
         next_step = LEAK
-    else:
+    elif gravest.kind in ("memory", "speed"):
+        next_step = next_step or "benchmarks/guides/memory-and-speed.md says what the figures hold"
+    else:  # rows that both runs hold show what changed
         flips = f"{run.gate('--show-flips', '5')} lists the test rows that changed"
-        next_step = run.bisection([*change.cells, gravest.cell][0], kinds) or GUIDES.get(gravest.kind, flips)
-    sentence, cells = f"{'; '.join(parts)}, against {run.baseline}", [j.cell for j in ordered]
-    return Finding(state=State.FAILED, sentence=sentence, cells=cells, stage=change.stage, cause=cause, next_step=next_step)
+        next_step = next_step or (run.look() if "no rows were at hand" in gravest.detail else flips)
+    worse = f"{'; '.join(parts)}, against {run.baseline}"
+    return Finding(state=State.FAILED, sentence=worse, cells=cells, stage=change.stage, cause=change.cause, next_step=next_step)
 
 
-def counted(judged: Iterable[Judgement]) -> str:
-    """How many have each verdict, as "25 equal, 1 rounding"."""
-    counts = Counter(j.verdict for j in judged)
+def tally(verdicts: Iterable[Verdict | None]) -> str:
+    """As "25 equal, 1 rounding"."""
+    counts = Counter(verdicts)
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in GRAVEST_FIRST if counts[verdict])

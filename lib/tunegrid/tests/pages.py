@@ -59,10 +59,6 @@ def run_of(records, name="run.json", when="2026-11-25T09:00:00", **facts):
     return PageRun(name=name, records=list(records), when=when, commit="0123456789", **facts)
 
 
-def passing():
-    return page_of(run_of(record_of(cell) for cell in STUDY_IDS))
-
-
 def failing():
     """Two cells below their bound, one failed audit, one that broke off, and two cells worse than before."""
     before = run_of((record_of(cell, 39) for cell in STUDY_IDS), "before.json", "2026-11-24T09:00:00")
@@ -102,13 +98,7 @@ def foreign(backbone, task, method, right):
     return from_json(json.loads(json.dumps(like | names | {"training": training})))
 
 
-def several_seeds():
-    older = run_of((record_of(cell, 38, seed) for cell in STUDY_IDS for seed in range(3)), "old.json", "2026-11-20")
-    rights = (36, 37, 35)
-    return page_of(run_of(record_of(cell, rights[seed], seed) for cell in STUDY_IDS for seed in range(3)), [older])
-
-
-PAGES = {page.__name__: page for page in (passing, failing, empty, one_cell, many_cells, several_seeds)}
+PAGES = {page.__name__: page for page in (failing, empty, one_cell, many_cells)}
 
 
 def footprint_json(**changes):

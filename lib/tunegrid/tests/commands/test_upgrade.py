@@ -169,7 +169,7 @@ OBJECTING = begun(CELLS[1], status="failed", audits=OBJECTION, missed=["audit ba
         ),
         (
             list(map(broken, CELLS)),
-            "planted 1.0 -> 2.0: Failed: 2 of 2 cells broke off (bert_sa_lora: ",
+            "planted 1.0 -> 2.0: Failed: all 2 cells broke off (bert_sa_lora: ",
         ),
         (
             [begun(CELLS[0]), OBJECTING],

@@ -1,4 +1,7 @@
-"""What the page says, of runs whose answers are known. No browser: `test_page_browser.py` opens pages in one."""
+"""What the page says of runs made up for it; snapshots of whole pages are in `results/test_summary.py`.
+
+No browser: `test_page_browser.py` opens pages in one.
+"""
 
 import re
 from dataclasses import replace
@@ -7,54 +10,26 @@ from statistics import fmean
 
 import pytest
 
-from fixtures.record import in_words
 from tunegrid import ROOT
 from tunegrid.commands import page as command
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.instruments import tidy
 from tunegrid.page import charts, render
-from tunegrid.page.view import page_of, page_run, read_page_run
+from tunegrid.page.view import page_of, page_run
 from tunegrid.record import from_json, to_json
 from tunegrid.record.record import Figure, InstrumentRecord
-from tunegrid.results import compare, examples
+from tunegrid.results import examples
 from tunegrid.results.examples import Examples, Texts
-from tunegrid.results.files import SavedRun, read_list
+from tunegrid.results.files import SavedRun
 from tunegrid.results.flips import sampled
 from tunegrid.results.judgements import Judgement, Verdict
-from tunegrid.results.noise import load_noise
-from tunegrid.results.report import as_html
-from tunegrid.tests import pages
-from tunegrid.tests.outputs import is_snapshot, refusal
+from tunegrid.tests import kinds, pages
+from tunegrid.tests.kinds import text_of
+from tunegrid.tests.outputs import refusal
 from tunegrid.tests.pages import HOSTILE, footprint_json, record_of, run_of
 from tunegrid.tests.records import MEASURED, PHASE, complete, run_file
 
 pytestmark = pytest.mark.usefixtures("store")
-
-
-def text_of(page):
-    return re.sub(r"<[^>]*>", " ", re.sub(r"<(style|script|svg)[ >].*?</\1>", "", render.html(page), flags=re.S))
-
-
-# The answer
-
-
-def test_the_page_has_the_answer_of_the_run_and_folds_all_but_the_grid():
-    for page in (pages.passing(), pages.failing(), pages.empty()):
-        shown = render.html(page)
-        assert page.answer.sentences[0] in re.sub(r"<[^>]*>", "", shown.partition("<h1>")[2].partition("</h1>")[0])
-        assert shown.count('<section id="grid"') == bool(page.cells)
-        assert '<details class="section" open' not in shown
-        assert "`" not in re.sub(r"<script>.*?</script>", "", shown, flags=re.S)
-    assert re.findall(r'<section id="(\w+)"', render.html(pages.failing())) == [
-        *("grid", "changes", "methods", "costs", "losses", "history", "cells")
-    ]
-
-
-def test_all_that_the_page_of_a_failed_run_says_but_the_answer():
-    said = text_of(pages.failing()).partition(" sum ")[2].partition("Find a cell")[0]
-    assert is_snapshot(
-        "\n".join(line for line in map(str.strip, re.sub(" +", " ", said).splitlines()) if line) + "\n", "page.txt"
-    )
 
 
 def test_what_failed_or_changed_is_one_table_with_stage_and_module():
@@ -73,9 +48,6 @@ def test_what_failed_or_changed_is_one_table_with_stage_and_module():
     [section] = pages.failing().changes
     assert list(section.frame.cell) == ["t5_sa_lora", "t5_qa_sft", "gpt2_sa_lora", "bert_sum_sft"]
     assert "audit base_frozen: 2 of 53 frozen tensors changed" in list(section.frame.says)
-
-
-# The grid and the cells
 
 
 def test_a_field_has_its_change_and_changed_cells_are_listed_by_size():
@@ -97,35 +69,12 @@ def test_grid_and_history_compare_the_same_seeds():
     assert len(page.history[0].frame) == 6
 
 
-def test_a_run_compared_with_itself_says_so():
-    run = run_of([record_of()])
-    assert (
-        "run.json and run.json hold the same records: a run compared with itself tells nothing" in page_of(run, [run]).remarks
-    )
-
-
 @pytest.mark.parametrize(
     ("right", "shade"), [(36, "a2"), (40, "a4"), (35, "b1"), (34, "b3"), (20, "b4")]
 )  # 90, 100, 87.5, 85 and 50 points for a bound of 88
 def test_a_field_is_shaded_by_its_distance_from_the_bound(right, shade):
     [cell] = page_of(run_of([record_of(right=right)])).cells
     assert cell.shade == shade
-
-
-def test_seeds_are_one_cell():
-    [cell] = page_of(run_of(record_of(right=right, seed=seed) for seed, right in enumerate((36, 37, 38)))).cells
-    assert cell.score == 92.5
-
-
-def test_the_environment_stands_once_on_top_with_what_differs_from_before():
-    old = run_of([record_of(versions={"peft": "0.20.0"})], "b.json", "2026-11-01")
-    new = run_of([record_of(versions={"peft": "0.21.0"})], command="pytest -m quick")
-    text = re.sub(r"\s+", " ", text_of(page_of(new, [old])))
-    assert "command pytest -m quick" in text
-    assert text.count("peft 0.21.0 (0.20.0 before)") == 1
-    assert "'peft'" not in text.partition("Recipe and data")[2]
-    own = [record_of(versions={"peft": "0.21.0"}), record_of("t5_sa_lora", versions={"peft": "0.22.0"})]
-    assert "peft 0.21.0 and 0.22.0" in text_of(page_of(run_of(own)))
 
 
 def test_a_cell_that_broke_off_shows_its_traceback_and_its_last_lines():
@@ -138,18 +87,6 @@ def test_a_cell_that_broke_off_shows_its_traceback_and_its_last_lines():
     assert "line 9&#10;ValueError: &lt;no&gt; rows" in told
     assert printed == "loading gpt2-micro&#10;"
     assert "<pre" not in render.html(pages.one_cell())
-
-
-def test_committed_runs_become_pages_without_empty_sections():
-    page = render.html(page_of(read_page_run(ROOT / "reports" / "study.json")))
-    assert re.findall(r'<section id="(\w+)"', page) == ["grid", "cells"]
-    assert "<small>rougeL or rougeLsum</small>" in page  # BERT's cells have rougeL alone
-    footprint = page_of(read_page_run(ROOT / "reports" / "cpu-amd-epyc" / "footprint.json"))
-    assert "activations MiB" in text_of(footprint)
-    assert (len(footprint.cells), footprint.grids) == (27, [])
-    page = page_of(read_page_run(ROOT / "reports" / "baselines" / "quick-cpu.json"))
-    found = compare.compared({page.run.path: read_list(page.run.path)}, load_noise())
-    assert as_html(page.methods) == as_html(compare.sections(found, compare.published_scores()))
 
 
 # Test rows
@@ -217,17 +154,11 @@ def test_control_and_bidi_characters_and_secrets_are_not_on_the_page():
     assert "http://host:9200/x" in page
 
 
-def test_what_should_have_been_answered_in_words():
-    spans = {"text": ["in May", "May", "in May"], "answer_start": [3, 6, 3]}
-    said = [in_words(1, ("negative", "positive")), in_words(spans, ()), in_words("a summary", ())]
-    assert said == ["positive", "in May | May", "a summary"]
-
-
 # Charts
 
 
 def test_charts_have_no_date_and_no_colour_but_those_of_the_page(tmp_path):
-    page = pages.several_seeds()
+    page = kinds.page_on("changed_module")
     with charts.style():
         drawn = {chart.name: chart.svg() for own in page.charts.values() for chart in own}
     assert len(drawn) == 3 * 3 + 9 + 3  # tasks and costs, backbones and tasks, tasks
@@ -256,15 +187,6 @@ def test_of_many_backbones_colour_says_the_method_and_ticks_are_few():
     assert (len(losses), losses[:2], updates[0]) == (80, [2.0, 3.0], 2.0)  # of 240, three at a time
 
 
-def test_a_peak_is_drawn_where_it_is_the_cells_own():
-    shared = pages.passing()
-    alone = page_of(run_of(replace(record, memory=replace(record.memory, cells_before=0)) for record in shared.run.records))
-    with charts.style():
-        drawn = [[chart.name for chart in page.charts["methods"][:3]] for page in (shared, alone)]
-    assert [names[1] for names in drawn] == ["sum-tensor-MiB", "sum-peak-GiB"]
-    assert "no peak, since processes may have run other cells before" in text_of(shared)
-
-
 def test_what_instruments_measured_has_a_table_each_and_a_reason_where_nothing_was():
     frame = tidy("loss", [1.0, 2.0], part="a", row=["x", "y"]).assign(instrument="own")
     refused = tidy("", float("nan"), note="no such base").assign(instrument="own")
@@ -276,7 +198,7 @@ def test_what_instruments_measured_has_a_table_each_and_a_reason_where_nothing_w
     page = page_of(run_of(records))
     [table] = page.figures
     assert (table.heading, table.sentences) == ("own: why?", ["no figure, t5_sum_sft: no such base"])
-    assert re.search(r"bert_sa_lora\s+a\s+1.50 \(1.00 2.00\)", text_of(page))
+    assert re.search(r"bert_sa_lora\s+a\s+1.50 \(1.00 2.00\)", text_of(page, cells=True))
     assert "What cells were asked" not in text_of(page_of(run_of([record_of("t5_sum_sft")])))
 
 
@@ -285,7 +207,7 @@ def test_what_instruments_measured_has_a_table_each_and_a_reason_where_nothing_w
 
 def test_what_is_missing_or_of_another_profile_is_said_on_the_page(tmp_path):
     gone = complete(examples={"file": "0" * 16 + ".parquet", "rows_hash": "0" * 16})
-    assert "examples/0000000000000000.parquet is missing beside the run" in text_of(page_of(run_of([gone])))
+    assert "examples/0000000000000000.parquet is missing beside the run" in text_of(page_of(run_of([gone])), cells=True)
     unlike = page_of(run_of([record_of()]), [run_of([record_of(rows="other")], "old.json", "2026-11-01")])
     assert "old.json scored other test rows in bert_sa_lora: its figures are shown, but not paired" in text_of(unlike)
     assert unlike.answer.state == "passed"
@@ -299,24 +221,20 @@ def test_what_is_missing_or_of_another_profile_is_said_on_the_page(tmp_path):
     assert not page_of(page_run(saved, "footprint")).grids
 
 
-def test_what_cannot_be_shown_is_one_sentence(tmp_path, capsys, monkeypatch):
+def test_what_cannot_be_shown_is_one_sentence(tmp_path, capsys):
     good, bad, page = run_file(tmp_path / "good.json", [record_of()]), tmp_path / "bad.json", tmp_path / "p.html"
     bad.write_text(good.read_text().replace('"accuracy": 90.0', '"accuracy": NaN'))
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(render, "which", lambda name: None)
     for arguments, sentence in (
         ((bad, "-o", page), "scores.accuracy is NaN, but it should be a finite number"),
         ((good, "-o", page, "--profile", "full"), "good.json holds no cells of full, but of quick"),
         ((good, "-o", tmp_path / "file" / "page.html"), "cannot be written"),
         ((good, "-o", tmp_path), "cannot be written"),
-        ((good, "-o", page, "--screenshot", tmp_path / "p.png"), "--screenshot needs Chromium: none of chromium, "),
+        ((ROOT / "reports" / "study.json", "-o", page), "published results"),
         ((good,), "give -o PAGE.html for the page, or --charts DIR for its charts"),
         ((good, "--charts", tmp_path / "file" / "x"), "give another folder for charts"),
     ):
         assert sentence in refusal(capsys, command.main, *arguments)
-
-
-# Energy
 
 
 def with_joules(seed, gpu, cpu):

@@ -1,16 +1,13 @@
 """What cells show beside each other: copied results, other rows, what is not like for like."""
 
-from dataclasses import replace
-
 import pytest
 
 from tunegrid import ROOT
 from tunegrid.record import AuditFinding
 from tunegrid.record.checks import impossible
-from tunegrid.results.alike import unlike_pairs
 from tunegrid.results.files import read_list
 from tunegrid.results.status import cross_cell_audits
-from tunegrid.tests.records import MEASURED, altered, complete
+from tunegrid.tests.records import MEASURED, complete
 
 
 def cell(name, score, losses=(0.5,), **changes):
@@ -71,16 +68,6 @@ def test_copied_predictions_are_told_from_those_that_are_alike(score, losses, ot
     audits = {"audits": changes.get("audits", LEARNED)}
     pair = predicted("t5_sa_lora", score, losses, **audits), predicted("t5_sa_sft", score, other, **audits | changes)
     assert failed(*pair) == dict.fromkeys(("t5_sa_lora", "t5_sa_sft"), ["distinct_results"] * copied)
-
-
-def test_methods_that_are_not_like_for_like_say_in_what():
-    one, other = cell("bert_sa_lora", 1.0), cell("bert_sa_sft", 2.0)
-    assert unlike_pairs([one, other]) == ["bert_sa_lora and bert_sa_sft: adapted"]
-    adapter = one.recipe.adapter | {"target_modules": ["fc1", "fc2", "query"]}
-    one = replace(one, recipe=replace(one.recipe, adapter=adapter))
-    assert unlike_pairs([one, other]) == []  # not every adapter is on the head
-    longer = altered(cell("t5_sa_sft", 2.0), "training.updates", 9)
-    assert unlike_pairs([cell("t5_sa_lora", 1.0), longer]) == ["t5_sa_lora and t5_sa_sft: updates"]
 
 
 def test_the_studys_impossible_numbers_and_copied_rows_are_found():

@@ -10,8 +10,7 @@ from tunegrid.page.render import html
 from tunegrid.page.view import page_of, read_page_run
 from tunegrid.record import from_json, to_json
 from tunegrid.record.io import checked
-from tunegrid.results import files
-from tunegrid.results.compare import entries_of
+from tunegrid.results import compare, files
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.noise import Noise
@@ -102,13 +101,16 @@ def test_a_changed_cell_without_scores_cannot_be_told_and_fails_if_numerics_coun
     old, other = [whole("bert_sa_lora"), whole("bert_sa_sft")], begun("bert_sa_sft", [0.7, 0.6])
     _, verdict = answered(old, [begun("bert_sa_lora"), other])
     assert (verdict.exit_code, verdict.answer) == (6, "Cannot tell whether the run is worse than before.json.")
-    assert verdict.cause == "1 changed in first updates, without scores (bert_sa_sft)"
+    assert verdict.findings[0].cause == "1 changed in first updates, without scores (bert_sa_sft)"
     assert verdict.next_step == "`pytest -m quick --cells bert_sa_sft` trains it to the end"
     assert any("scores have not been judged" in sentence for sentence in verdict.sentences)
     _, verdict = answered(old, [other], ("numerics",))
     assert (verdict.exit_code, verdict.findings[0].stage) == (1, "backward or optimizer")
     _, verdict = answered([whole()], [begun(seeds=seeds_as(7))])
-    assert (verdict.exit_code, verdict.cause) == (6, "1 not comparable in first updates, without scores (bert_sa_lora)")
+    assert (verdict.exit_code, verdict.findings[0].cause) == (
+        6,
+        "1 not comparable in first updates, without scores (bert_sa_lora)",
+    )
     judged, verdict = answered([begun()], [whole()])
     assert [(j.quantity, str(j.verdict)) for j in judged if j.kind == "quality"] == [("accuracy", "cannot tell")]
     assert verdict.exit_code == 6
@@ -146,8 +148,8 @@ def test_page_and_export_take_it_and_baselines_and_comparisons_do_not(file, tmp_
         "made only its first 2 updates, without scores" in reason
         for reason in baseline.refusals(files.load(file), files.read_list(file))
     )
-    with pytest.raises(InputError, match="no cell finished with a score, so there is nothing to compare"):
-        entries_of({file: [begun()]}, Noise())
+    with pytest.raises(InputError, match="so there is nothing to compare"):
+        compare.compared([begun()], Noise())
     assert export.main([str(file), "-o", str(tmp_path / "table.csv")]) == 0
     assert '"begun"' in (tmp_path / "table.csv").read_text()
 

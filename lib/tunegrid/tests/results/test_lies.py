@@ -70,7 +70,7 @@ LIES = {
 }
 COMMANDS = {
     "baseline": lambda run, sound, out: baseline.main([run, f"{out}.json"]),
-    "compare": lambda run, sound, out: compare.main([run, str(out.with_name("other.json"))]),
+    "compare": lambda run, sound, out: compare.main([run]),
     "export": lambda run, sound, out: export.main([run, "-o", f"{out}.csv"]),
     "gate, a run": lambda run, sound, out: gate.main([sound, run]),
     "gate, a baseline": lambda run, sound, out: gate.main([run, sound]),
