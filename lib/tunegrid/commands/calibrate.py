@@ -19,7 +19,6 @@ from tunegrid.grid.cells import STUDY_IDS, add_from, study
 from tunegrid.grid.recipes import CACHE, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.machine import write_whole
 from tunegrid.record import Record
-from tunegrid.results.bounds import Calibration, RecordsByCell, thresholds_toml
 from tunegrid.results.files import read_list
 from tunegrid.results.thresholds import OWN_CALIBRATE, bounds_file, load_bounds
 from tunegrid.terminal import say
@@ -56,7 +55,7 @@ def trained(path: Path, arguments: Sequence[str], run: Session = session) -> Pat
     return path
 
 
-def by_seed(records: Sequence[Record], cells: Collection[str], seeds: Collection[int]) -> dict[int, RecordsByCell]:
+def by_seed(records: Sequence[Record], cells: Collection[str], seeds: Collection[int]) -> dict[int, dict[str, Record]]:
     """The records of each seed by cell; raises InputError if a cell did not come to its end."""
     finished = {(record.seeds.seed, record.cell): record for record in records if record.finished}
     for seed in seeds:
@@ -83,6 +82,8 @@ def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
 
 def write_bounds(options: argparse.Namespace, run: Session) -> int:
     """Train, write the bounds, say them. Raises InputError if a cell does not exist or finish, or bounds would be lost."""
+    from tunegrid.results.bounds import Calibration, thresholds_toml  # which brings scipy
+
     grid, profile = options.grid, options.profile
     path, cells = bounds_file(grid, profile), cells_of(grid, profile, options.cells)
     if others := sorted(load_bounds(path).keys() - set(cells)):
