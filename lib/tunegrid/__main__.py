@@ -1,8 +1,9 @@
 """The command `tunegrid`: `tunegrid NAME ...` runs one; `tunegrid NAME --help` describes it."""
 
 import sys
+from functools import partial
 
-from tunegrid.commands.cli import Program
+from tunegrid.commands.cli import program
 
 COMMANDS = {
     "run": "run the suite from any folder: `tunegrid run -m quick`; all options are pytest's",
@@ -19,7 +20,7 @@ COMMANDS = {
     "baseline": "make a baseline of complete, clean, passed runs, one per seed",
 }
 
-main = Program(name="tunegrid", package="tunegrid.commands", commands=COMMANDS).main
+main = partial(program, "tunegrid", "tunegrid.commands", COMMANDS)
 
 if __name__ == "__main__":
     sys.exit(main())

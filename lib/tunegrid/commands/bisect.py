@@ -19,7 +19,7 @@ from packaging.version import InvalidVersion, Version
 
 from tunegrid.commands import environments
 from tunegrid.commands.cli import exit_code
-from tunegrid.commands.environments import Suite, output_of
+from tunegrid.commands.environments import output_of
 from tunegrid.errors import InputError
 from tunegrid.results.judgements import Outcome
 from tunegrid.results.report import count
@@ -85,14 +85,14 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
     return last_good, first_bad, causes[versions[first_bad]]
 
 
-def run_version(options: argparse.Namespace, suite: Suite, package: str, version: str, name: str = "run") -> "Run":
+def run_version(options: argparse.Namespace, package: str, version: str, name: str = "run") -> "Run":
     """A version's run; one of another `name` is measured anew. Raises InputError if it cannot be had."""
     from tunegrid.results.gate import read_run
 
     required = environments.address_of(options.repo, version) if options.repo else f"{package}=={version}"
     environment = environments.environment_with([required], options.find_links, alone=True)
     resume = ("--resume",) if name == "run" else ()
-    path = environment.run(suite, f"{name}.json", ["-m", "quick", "--cells", options.cells, *resume, *options.pytest_options])
+    path = environment.run(f"{name}.json", ["-m", "quick", "--cells", options.cells, *resume, *options.pytest_options])
     run = read_run(path)
     if missing := [cell for cell in options.cells.split(",") if cell not in run.records]:
         raise InputError(f"{missing[0]} does not finish with {package} {version} ({path.with_suffix('.txt')} says why)")
@@ -142,8 +142,8 @@ def commits(repo: Path, good: str, bad: str) -> list[str]:
     return [first, *later]
 
 
-def main(arguments: Sequence[str] | None = None, suite: Suite = environments.suite) -> int:
-    """Search, say what was learned; return the exit code. `suite` makes the commands that run cells."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Search, say what was learned; return the exit code."""
     parser = argparse.ArgumentParser(prog="tunegrid bisect", description=__doc__)
     add = parser.add_argument
     add("--good", required=True, metavar="PACKAGE==VERSION", help="not worse; with --repo a commit")
@@ -154,10 +154,10 @@ def main(arguments: Sequence[str] | None = None, suite: Suite = environments.sui
     add("pytest_options", nargs="*", metavar="-- OPTION", help="of pytest, as in -- --seeds 0-2 --first-updates")
     environments.add_options(parser)
     options = parser.parse_args(arguments)
-    return exit_code(parser, partial(run_bisection, options, suite))
+    return exit_code(parser, partial(run_bisection, options))
 
 
-def run_bisection(options: argparse.Namespace, suite: Suite) -> int:
+def run_bisection(options: argparse.Namespace) -> int:
     """Search, say what was learned; return the exit code. Raises InputError if an argument cannot be used."""
     kinds = kinds_of(options.by)
     if options.repo:
@@ -165,7 +165,7 @@ def run_bisection(options: argparse.Namespace, suite: Suite) -> int:
     else:
         package, versions = releases(options)
     say(f"{package}: {len(versions)} versions, at most {(len(versions) - 2).bit_length()} steps after the two ends")
-    last_good, first_bad, cause = search(partial(run_version, options, suite, package), versions, kinds)
+    last_good, first_bad, cause = search(partial(run_version, options, package), versions, kinds)
     last, *skipped, first = versions[last_good : first_bad + 1]
     answer = f"{package} {first} is the first that is worse; {last} is not."
     next_step = f"the release notes of {package} {first} say what changed; in a checkout, --repo finds the commit"

@@ -6,7 +6,7 @@ what training noise explains; few seeds leave it wide. The same command goes on 
 """
 
 import argparse
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -55,7 +55,7 @@ def trained(path: Path, arguments: Sequence[str], run: Session = session) -> Pat
     return path
 
 
-def by_seed(records: Sequence[Record], cells: Collection[str], seeds: Collection[int]) -> dict[int, dict[str, Record]]:
+def by_seed(records: Sequence[Record], cells: Collection[str], seeds: Collection[int]) -> dict[int, Mapping[str, Record]]:
     """The records of each seed by cell; raises InputError if a cell did not come to its end."""
     finished = {(record.seeds.seed, record.cell): record for record in records if record.finished}
     for seed in seeds:

@@ -4,7 +4,6 @@ import os
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
@@ -35,40 +34,36 @@ def exit_code(parser: ArgumentParser, command: Callable[[], int]) -> int:
         return INTERRUPTED
 
 
-@dataclass(frozen=True, kw_only=True)
-class Program:
-    """Commands under one name, each in a module of its name in `package`, with a function `main`."""
+def program(name: str, package: str, commands: Mapping[str, str], arguments: Sequence[str] | None = None) -> int:
+    """Run one of some commands, each in a module of its name with a function `main`; return its exit code.
 
-    name: str
-    package: str
-    commands: Mapping[str, str]  # what each does, in a line
+    `commands` says of each what it does, in a line. The exit code is 2 if there is none of this name.
+    """
+    command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        code = _run(name, package, commands, command, rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more when it ends
+        return BROKEN_PIPE
+    return code
 
-    def main(self, arguments: Sequence[str] | None = None) -> int:
-        """Run a command; return its exit code, 2 for one that does not exist."""
-        name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-        try:
-            code = self._run(name, rest)
-            sys.stdout.flush()
-        except BrokenPipeError:  # whoever reads has enough, as `head` has
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more when it ends
-            return BROKEN_PIPE
-        return code
 
-    def _run(self, name: str, rest: Sequence[str]) -> int:
-        if name == "--version":
-            say(f"tunegrid {version('tunegrid')}")
-        elif not (ROOT / "benchmarks").is_dir():
-            say(f"{ROOT} is no checkout of tunegrid, which the suite needs: `pip install -e CHECKOUT` installs one", error=True)
-            return 2
-        elif name in ("-h", "--help"):
-            width = max(map(len, self.commands))
-            lines = [f"  {command:<{width}} {what}" for command, what in self.commands.items()]
-            say("\n".join([f"usage: {self.name} COMMAND ...", "", *lines, "", f"{self.name} COMMAND --help describes one."]))
-        elif name in self.commands:
-            return int(import_module(f"{self.package}.{name}").main(list(rest)))
-        else:
-            near = get_close_matches(name, self.commands, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"{self.name} lists them all"
-            say(f"{self.name}: unknown command {name!r}; {hint}", error=True)
-            return 2
-        return 0
+def _run(name: str, package: str, commands: Mapping[str, str], command: str, rest: Sequence[str]) -> int:
+    if command == "--version":
+        say(f"tunegrid {version('tunegrid')}")
+    elif not (ROOT / "benchmarks").is_dir():
+        say(f"{ROOT} is no checkout of tunegrid, which the suite needs: `pip install -e CHECKOUT` installs one", error=True)
+        return 2
+    elif command in ("-h", "--help"):
+        width = max(map(len, commands))
+        lines = [f"  {command:<{width}} {what}" for command, what in commands.items()]
+        say("\n".join([f"usage: {name} COMMAND ...", "", *lines, "", f"{name} COMMAND --help describes one."]))
+    elif command in commands:
+        return int(import_module(f"{package}.{command}").main(list(rest)))
+    else:
+        near = get_close_matches(command, commands, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"{name} lists them all"
+        say(f"{name}: unknown command {command!r}; {hint}", error=True)
+        return 2
+    return 0

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
 from importlib.metadata import distributions
@@ -41,11 +41,10 @@ LOCK = "used-by-another-command.lock"  # in the folder of an environment; its na
 DATES = ("GIT_AUTHOR_DATE=@0 +0000", "GIT_COMMITTER_DATE=@0 +0000")  # a commit of the same files is the same commit
 REASON = re.compile(r"(ERROR|error|fatal| +cause): (?P<reason>.+)")  # of pip and git
 USAGE_ERROR = 4  # pytest's exit code
-Suite = Callable[[Path, Path, Sequence[str]], Sequence[str]]  # the command that runs cells
 
 
 def suite(python: Path, out: Path, arguments: Sequence[str]) -> list[str]:
-    """The suite itself with an environment's Python, by these arguments; `out` is a run, or JUnit's file if it is XML."""
+    """The command that runs cells with an environment's Python; `out` is the run's file, or JUnit's if it is XML."""
     report = "--junitxml" if out.suffix == ".xml" else "--benchmark-json"
     return [str(python), "-m", "pytest", "-q", *arguments, f"{report}={out}"]
 
@@ -122,7 +121,7 @@ class Environment:
         names = sorted(self.own, key=lambda name: name not in PACKAGES)
         return some([f"{name} {self.own[name]}" for name in names]) or "the libraries here"
 
-    def run(self, suite: Suite, file: str, arguments: Sequence[str]) -> Path:
+    def run(self, file: str, arguments: Sequence[str]) -> Path:
         """The file of a run of cells; raises NoRun if pytest takes an argument for none, or leaves no file."""
         path = self.folder / file
         log, start = path.with_suffix(".txt"), time.monotonic()
@@ -152,23 +151,21 @@ class NoRun(InputError):
         self.environment = environment
 
 
-def here() -> Environment:
-    """The environment that this process runs in."""
-    return Environment(python=Path(sys.executable), folder=ENVIRONMENTS / f"here-{digest_of(sys.prefix, sys.version)}")
-
-
 def environment_with(requirements: Sequence[str], wheels: Path | None, *, alone: bool = False) -> Environment:
-    """The environment that has what is required, made if it is not there yet; `alone` as of `lock_of`.
+    """The environment that has what is required, made if it is not there yet; this one if nothing is. `alone` as of `lock_of`.
 
     Raises:
         InputError: if it cannot be made, or would be empty.
     """
+    if not requirements:
+        return Environment(python=Path(sys.executable), folder=ENVIRONMENTS / "here")
     places = ["--no-index", f"--find-links={wheels.resolve()}"] if wheels else []
     lock = lock_of(requirements, places, alone=alone)
     if not lock:
         raise InputError(f"nothing to upgrade: what is installed here is as {' '.join(requirements)} asks")
     name = canonicalize_name(re.sub(r"[^\w.-].*", "", requirements[0].rpartition("/")[2]))
-    folder = ENVIRONMENTS / f"{name}-{digest_of(lock, sys.prefix, sys.version)}"
+    digest = hashlib.sha256("\n".join([lock, sys.prefix, sys.version]).encode()).hexdigest()
+    folder = ENVIRONMENTS / f"{name}-{digest[:12]}"
     place, requirements_txt, failure = folder / "environment", folder / "requirements.txt", f"{folder} cannot be made"
     paths = sysconfig.get_paths("venv", {"base": str(place), "platbase": str(place)})
     python, link = Path(paths["scripts"], "python"), Path(paths["purelib"], "tunegrid-shared.pth")
@@ -187,11 +184,6 @@ def environment_with(requirements: Sequence[str], wheels: Path | None, *, alone:
     say(f"{place} has {' '.join(requirements)}")
     packages = distributions(path=sorted({paths["purelib"], paths["platlib"]}))
     return Environment(python=python, folder=folder, own={str(canonicalize_name(one.name)): one.version for one in packages})
-
-
-def digest_of(*facts: str) -> str:
-    """Twelve hex digits over some facts."""
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
 def output_of(command: Sequence[str], failure: str) -> list[str]:

@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 
 from tunegrid.commands import environments
 from tunegrid.commands.cli import exit_code
-from tunegrid.commands.environments import Environment, NoRun, Suite
+from tunegrid.commands.environments import Environment, NoRun
 from tunegrid.errors import InputError
 from tunegrid.grid.recipes import MICRO, SCORED
 from tunegrid.machine import PACKAGES
@@ -43,7 +43,7 @@ def environments_of(options: argparse.Namespace) -> Sides:
     if not specs and not origin:
         raise InputError("say what to upgrade to, as in `tunegrid upgrade transformers==5.25`, or with --from what was before")
     required = [list(map(environments.requirement_of, one)) for one in (origin, specs)]
-    before, after = (environments.environment_with(one, options.find_links) if one else environments.here() for one in required)
+    before, after = (environments.environment_with(one, options.find_links) for one in required)
     if after.folder == before.folder:
         raise InputError(f"nothing to upgrade: {' '.join(specs)} is what --from {' '.join(origin)} installs")
     return before, after
@@ -58,9 +58,7 @@ def changes(before: Environment, after: Environment) -> str:
     return some(differing or [f"{name} {old} -> {new} (another archive)" for name, old, new in versions])
 
 
-def run_sides(
-    options: argparse.Namespace, suite: Suite, sides: Sides, cells: Sequence[str], first_updates: Sequence[str] = ()
-) -> Runs:
+def run_sides(options: argparse.Namespace, sides: Sides, cells: Sequence[str], first_updates: Sequence[str] = ()) -> Runs:
     """A run of cells (none for all) on both sides; raises InputError if a cell does not finish before the upgrade."""
     stage = "first-updates" if first_updates else "whole"
     chosen = ["-m", options.profile, *(["--cells", ",".join(cells)] if cells else [])]
@@ -68,16 +66,16 @@ def run_sides(
     # Of two equal options pytest takes the last, the user's.
     arguments = [*chosen, "--resume", *workers, *first_updates, *options.pytest_options]
     before, after = sides
-    old = read_saved(before.run(suite, f"{stage}.json", arguments))
+    old = read_saved(before.run(f"{stage}.json", arguments))
     for record in old.records:
         if not record.finished and not record.first_updates:
             reason = next(iter(record.missed), record.status)
             raise InputError(f"{record.cell} does not finish with {before.name}, so nothing can be told ({old.path}): {reason}")
-    return old, read_saved(after.run(suite, f"{stage}.json", arguments))
+    return old, read_saved(after.run(f"{stage}.json", arguments))
 
 
 def judged_runs(
-    options: argparse.Namespace, suite: Suite, sides: Sides, cells: Sequence[str], first_updates: Sequence[str]
+    options: argparse.Namespace, sides: Sides, cells: Sequence[str], first_updates: Sequence[str]
 ) -> tuple[Runs, list[Judgement]]:
     """The runs of both sides, and what the gate says of them.
 
@@ -89,29 +87,29 @@ def judged_runs(
         after = Run.of(new.records, new.path)
         return gate(Run.of(old.records, old.path), after) if after.records else []
 
-    runs = run_sides(options, suite, sides, cells, first_updates)
+    runs = run_sides(options, sides, cells, first_updates)
     judged = judge(*runs)
     changed = [j.cell for j in judged if j.quantity == "numerics" and j.verdict not in SAME_NUMERICS]
     if not first_updates or not changed:
         return runs, judged
     old, new = (
         replace(whole, records=[*whole.records, *(record for record in begun.records if record.cell not in changed)])
-        for begun, whole in zip(runs, run_sides(options, suite, sides, changed), strict=True)
+        for begun, whole in zip(runs, run_sides(options, sides, changed), strict=True)
     )
     return (old, new), judge(old, new)
 
 
-def stock_differences(suite: Suite, side: Environment, cells: Sequence[str]) -> dict[str, str]:
+def stock_differences(side: Environment, cells: Sequence[str]) -> dict[str, str]:
     """How the libraries' own path differs from ours, by cell; an empty text if it does not."""
     differences = dict.fromkeys(cells, "its test did not run")
-    path = side.run(suite, "stock.xml", ["-m", "stock", "--cells", ",".join(cells), "-n", "auto"]) if cells else None
+    path = side.run("stock.xml", ["-m", "stock", "--cells", ",".join(cells), "-n", "auto"]) if cells else None
     for test in ElementTree.parse(path).iter("testcase") if path else ():
         bad = [result.get("message", "").removeprefix("Failed: ") for result in test if result.tag in ("failure", "error")]
         differences |= {cell: bad[0].partition("\n")[0] if bad else "" for cell in cells if cell in test.get("name", "")}
     return differences
 
 
-def run_upgrade(options: argparse.Namespace, suite: Suite) -> int:
+def run_upgrade(options: argparse.Namespace) -> int:
     """Make both sides, run, print the verdicts and what changed; return the exit code. Raises InputError, as `run_sides`."""
     kinds, cells = kinds_of(options.by), options.cells.split(",") if options.cells else []
     stock_cells = [cell for cell in STOCK_CELLS if cell in (cells or STOCK_CELLS)] if options.profile == "quick" else []
@@ -119,8 +117,8 @@ def run_upgrade(options: argparse.Namespace, suite: Suite) -> int:
     sides = environments_of(options)
     what = changes(*sides)
     try:
-        (old, new), judged = judged_runs(options, suite, sides, cells, first_updates)
-        stock_before, stock = (stock_differences(suite, side, stock_cells) for side in sides)
+        (old, new), judged = judged_runs(options, sides, cells, first_updates)
+        stock_before, stock = (stock_differences(side, stock_cells) for side in sides)
     except NoRun as error:
         if error.environment == sides[0]:
             raise
@@ -142,8 +140,8 @@ def run_upgrade(options: argparse.Namespace, suite: Suite) -> int:
     return verdict.exit_code
 
 
-def main(arguments: Sequence[str] | None = None, suite: Suite = environments.suite) -> int:
-    """Run both sides, say what changed; return the exit code. `suite` makes the commands that run cells."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run both sides, say what changed; return the exit code."""
     usage = "tunegrid upgrade SPEC ... [OPTION ...] [-- OPTION OF PYTEST ...]"
     parser = argparse.ArgumentParser(prog="tunegrid upgrade", usage=usage, description=__doc__)
     add = parser.add_argument
@@ -157,4 +155,4 @@ def main(arguments: Sequence[str] | None = None, suite: Suite = environments.sui
     end = words.index("--") if "--" in words else len(words)
     options = parser.parse_args(words[:end])
     options.pytest_options = words[end + 1 :]
-    return exit_code(parser, partial(run_upgrade, options, suite))
+    return exit_code(parser, partial(run_upgrade, options))

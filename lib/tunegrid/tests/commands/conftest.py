@@ -37,7 +37,9 @@ def saved_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(environments, "ENVIRONMENTS", tmp_path / "environments")
     monkeypatch.setattr(environments, "environment_with", environment_with)
     monkeypatch.setattr(examples, "STORE", tmp_path / "store")
-    return SavedRuns(tmp_path)
+    runs = SavedRuns(tmp_path)
+    monkeypatch.setattr(environments, "suite", runs.suite)
+    return runs
 
 
 @pytest.fixture

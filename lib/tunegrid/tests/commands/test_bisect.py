@@ -30,7 +30,7 @@ def bisected(saved_runs, said):
         worse = EIGHT.index(first_worse)
         saved_runs.files |= {version: f"{'worse' if EIGHT.index(version) >= worse else 'good'}.json" for version in EIGHT}
         saved_runs.files |= {version.replace("_", "1."): f"{name}.json" for version, name in others.items()}
-        return said(bisect.main, [*ENDS, "--versions", ",".join(EIGHT), *options], saved_runs.suite)
+        return said(bisect.main, [*ENDS, "--versions", ",".join(EIGHT), *options])
 
     return call
 
@@ -41,7 +41,7 @@ def test_versions_between_the_ends_are_halved(saved_runs, bisected, first_worse,
     before = EIGHT[EIGHT.index(first_worse) - 1]
     assert (code, lines[-3]) == (0, f"planted {first_worse} is the first that is worse; {before} is not.")
     assert lines[0] == "planted: 8 versions, at most 3 steps after the two ends"
-    assert [line for line in lines if line.startswith("tries")][0] == "tries 1.4; at most 3 steps left"
+    assert next(line for line in lines if line.startswith("tries")) == "tries 1.4; at most 3 steps left"
     assert lines[-1].startswith(f"Next: the release notes of planted {first_worse} say what changed; ")
     tried = [("1.0", "run"), ("1.0", "again"), ("1.7", "run"), *((f"1.{step}", "run") for step in steps)]
     assert saved_runs.stages == tried
@@ -107,8 +107,7 @@ def test_releases_are_those_that_pip_lists_in_the_order_of_versions(tmp_path, sa
 
 
 @pytest.mark.slow
-def test_the_commit_of_a_checkout_is_named(tmp_path, said, monkeypatch, saved_runs):
-    monkeypatch.undo()  # environments are made
+def test_the_commit_of_a_checkout_is_named(tmp_path, said, monkeypatch, store):
     monkeypatch.setattr(environments, "ENVIRONMENTS", tmp_path / "environments")
     repo, commits, numbers = repository(tmp_path / "library", "1.0"), [], []
     for rows in (480, 416, 416):
@@ -123,8 +122,10 @@ def test_the_commit_of_a_checkout_is_named(tmp_path, said, monkeypatch, saved_ru
         numbers.append(environments.output_of([str(python), "-c", "import planted; print(planted.ROWS)"], "")[-1])
         return ["cp", str(tmp_path / f"{numbers[-1]}.json"), str(out)]
 
+    monkeypatch.setattr(environments, "suite", suite)
+
     def bisect_from(good, bad):
-        return said(bisect.main, ["--repo", str(repo), "--good", good, "--bad", bad, "--cells", "bert_sa_lora"], suite)
+        return said(bisect.main, ["--repo", str(repo), "--good", good, "--bad", bad, "--cells", "bert_sa_lora"])
 
     code, lines = bisect_from("HEAD~2", "HEAD")
     assert (code, lines[-3]) == (0, f"library {commits[1]} is the first that is worse; {commits[0]} is not.")

@@ -11,13 +11,15 @@ from tunegrid.errors import InputError
 from tunegrid.tests.packages import repository, wheel
 from tunegrid.tests.repositories import git
 
-HOLDS = "import planted, packaging; print(planted.ROWS)"  # one is the environment's own, the other is shared
+HOLDS = "import sys, planted, packaging"  # one is the environment's own, the other is shared
+WRITES = "open(sys.argv[1], 'w').write(str(planted.ROWS))"
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder for wheels, with environments below it."""
     monkeypatch.setattr(environments, "ENVIRONMENTS", tmp_path / "environments")
+    monkeypatch.setattr(environments, "suite", lambda python, out, _: [str(python), "-c", f"{HOLDS}; {WRITES}", str(out)])
     return tmp_path
 
 
@@ -28,11 +30,7 @@ def made(folder, requirement="planted==1.0"):
 
 def rows_of(environment):
     """What a run in an environment finds there."""
-
-    def suite(python, out, arguments):
-        return [str(python), "-c", f"{HOLDS}; open({str(out)!r}, 'w').write(str(planted.ROWS))"]
-
-    return environment.run(suite, "rows.txt", ()).read_text()
+    return environment.run("rows.txt", ()).read_text()
 
 
 def test_an_environment_is_named_by_what_is_in_it_and_a_wheel_that_is_built_again_is_another_one(folder):
@@ -71,7 +69,7 @@ def test_what_pip_reads_itself_stays_and_a_folder_without_git_is_one_sentence(tm
 def test_a_cache_whose_path_holds_a_colon_is_one_sentence(folder, monkeypatch):
     wheel(folder, "1.0", 1)
     monkeypatch.setattr(environments, "ENVIRONMENTS", folder / f"a{os.pathsep}b")
-    with pytest.raises(InputError, match="cannot be made: .*contains the PATH separator"):
+    with pytest.raises(InputError, match=r"cannot be made: .*contains the PATH separator"):
         made(folder)
 
 

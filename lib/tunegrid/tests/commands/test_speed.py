@@ -1,7 +1,6 @@
 """`tunegrid speed`: intervals worked out by hand, turns in order with stand-ins for Pythons, and one side's updates."""
 
 import io
-import json
 import math
 import sys
 import time

@@ -42,7 +42,7 @@ def upgraded(saved_runs, said):
     for version in ("1.0", "2.0"):
         stages = {"first-updates": "first.json", "whole": "whole.json", "stock": "stock.xml"}
         saved_runs.files |= {(version, stage): file for stage, file in stages.items()}
-    return lambda *options: said(upgrade.main, ["planted==2.0", "--from", "planted==1.0", *options], saved_runs.suite)
+    return lambda *options: said(upgrade.main, ["planted==2.0", "--from", "planted==1.0", *options])
 
 
 def test_equal_sides_take_first_updates_and_four_cells_of_the_libraries_own_path(saved_runs, upgraded):
