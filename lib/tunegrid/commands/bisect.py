@@ -142,8 +142,8 @@ def commits(repo: Path, good: str, bad: str) -> list[str]:
     return [first, *later]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Search, say what was learned; return the exit code."""
+def parsed(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="tunegrid bisect", description=__doc__)
     add = parser.add_argument
     add("--good", required=True, metavar="PACKAGE==VERSION", help="not worse; with --repo a commit")
@@ -153,7 +153,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--versions", metavar="A,B,C", help="releases to try (default: all that pip lists)")
     add("pytest_options", nargs="*", metavar="-- OPTION", help="of pytest, as in -- --seeds 0-2 --first-updates")
     environments.add_options(parser)
-    options = parser.parse_args(arguments)
+    return parser, parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Search, say what was learned; return the exit code."""
+    parser, options = parsed(arguments)
     return exit_code(parser, partial(run_bisection, options))
 
 
