@@ -73,13 +73,6 @@ def test_a_cache_whose_path_holds_a_colon_is_one_sentence(folder, monkeypatch):
         made(folder)
 
 
-def test_an_environment_that_another_command_works_in_is_not_waited_for(folder):
-    wheel(folder, "1.0", 1)
-    environment = made(folder)
-    with environments.FileLock(environment.folder / environments.LOCK), pytest.raises(OSError, match="used-by-another-command"):
-        made(folder)
-
-
 def test_what_pip_reports_is_pinned_to_its_archive_or_commit():
     about = {"name": "peft", "version": "0.22.0"}
     archive = {"url": "https://x/peft-0.22.0.whl", "archive_info": {"hashes": {"sha256": "ab"}}}
