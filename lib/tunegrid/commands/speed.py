@@ -71,16 +71,21 @@ class Change:
 def changes_of(ratios: Ratios, tests: int) -> dict[tuple[str, str], Change]:
     """Each figure's change, as of the first look that told it, else of its last look; those without a look are left out.
 
-    A verdict stands, whatever comes later: `ALPHA` is shared among looks and tests.
+    A verdict stands, whatever comes later: `ALPHA` is shared among looks and tests. One machine disturbs all cells alike, so that
+    they tell each other their noise: a cell's deviation is that of all cells together, or its own if that is larger.
     """
-    from tunegrid.results.statistics import critical_value  # which brings scipy
+    from tunegrid.results.noise import deviation  # which brings scipy
+    from tunegrid.results.statistics import critical_value
 
     changes: dict[tuple[str, str], Change] = {}
-    for key, own in ratios.items():
-        for look in LOOKS:
-            if len(own) >= look and (key not in changes or changes[key].verdict is Verdict.CANNOT_TELL):
-                error = max(stdev(own[:look]), LEAST_SD) / math.sqrt(look)
-                changes[key] = Change(fmean(own[:look]), critical_value(ALPHA / len(LOOKS) / tests, look - 1) * error)
+    for look in LOOKS:
+        seen = {key: own[:look] for key, own in ratios.items() if len(own) >= LOOKS[0]}
+        for key, own in seen.items():
+            if len(own) == look and (key not in changes or changes[key].verdict is Verdict.CANNOT_TELL):
+                common = deviation([other for (_, figure), other in seen.items() if figure == key[1]])
+                assert common  # four rounds have one
+                error = max(stdev(own), common.sd, LEAST_SD) / math.sqrt(look)
+                changes[key] = Change(fmean(own), critical_value(ALPHA / len(LOOKS) / tests, common.df) * error)
     return changes
 
 

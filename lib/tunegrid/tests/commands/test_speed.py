@@ -75,6 +75,14 @@ def test_intervals_by_hand():
     assert (change.log_ratio, change.reach) == (pytest.approx(0.1), pytest.approx(7.4533 * 0.008165, rel=1e-3))
     [change] = changes_of({KEY: [0.08, 0.10, 0.12, 0.10]}, 2).values()
     assert change.reach == pytest.approx(9.4649 * 0.008165, rel=1e-3)
+    # Two cells of one figure have 6 degrees of freedom: t at 1 - 0.01 / 4 is 4.3168. The quiet one's deviation is that of both,
+    # which is the noisy one's over the square root of 2.
+    other = ("t5_sa_lora", "training")
+    quiet, noisy, _ = changes_of(
+        {KEY: [0.1] * 4, other: [0.08, 0.10, 0.12, 0.10], ("t5_sa_lora", "memory"): [0.5] * 4}, 1
+    ).values()
+    assert noisy.reach == pytest.approx(4.3168 * 0.008165, rel=1e-3)
+    assert quiet.reach == pytest.approx(noisy.reach / math.sqrt(2))
 
 
 @pytest.mark.parametrize(
