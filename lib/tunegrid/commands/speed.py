@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, median, median_low, stdev
 from typing import Any
 
 from tunegrid import ROOT
@@ -71,21 +71,21 @@ class Change:
 def changes_of(ratios: Ratios, tests: int) -> dict[tuple[str, str], Change]:
     """Each figure's change, as of the first look that told it, else of its last look; those without a look are left out.
 
-    A verdict stands, whatever comes later: `ALPHA` is shared among looks and tests. One machine disturbs all cells alike, so that
-    they tell each other their noise: a cell's deviation is that of all cells together, or its own if that is larger.
+    A verdict stands, whatever comes later: `ALPHA` is shared among looks and tests. One machine disturbs all cells alike: a
+    cell's deviation is the larger of its own and the median over cells, which rests on half of their degrees of freedom.
     """
-    from tunegrid.results.noise import deviation  # which brings scipy
-    from tunegrid.results.statistics import critical_value
+    from tunegrid.results.statistics import critical_value  # which brings scipy
 
     changes: dict[tuple[str, str], Change] = {}
     for look in LOOKS:
         seen = {key: own[:look] for key, own in ratios.items() if len(own) >= LOOKS[0]}
         for key, own in seen.items():
             if len(own) == look and (key not in changes or changes[key].verdict is Verdict.CANNOT_TELL):
-                common = deviation([other for (_, figure), other in seen.items() if figure == key[1]])
-                assert common  # four rounds have one
-                error = max(stdev(own), common.sd, LEAST_SD) / math.sqrt(look)
-                changes[key] = Change(fmean(own), critical_value(ALPHA / len(LOOKS) / tests, common.df) * error)
+                alike = [other for (_, figure), other in seen.items() if figure == key[1]]
+                df = max(look - 1, sum(len(other) - 1 for other in alike) / 2)
+                sd = max(stdev(own), median_low(map(stdev, alike)), LEAST_SD)
+                reach = critical_value(ALPHA / len(LOOKS) / tests, df) * sd / math.sqrt(look)
+                changes[key] = Change(fmean(own), reach)
     return changes
 
 

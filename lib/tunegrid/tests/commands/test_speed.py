@@ -75,14 +75,11 @@ def test_intervals_by_hand():
     assert (change.log_ratio, change.reach) == (pytest.approx(0.1), pytest.approx(7.4533 * 0.008165, rel=1e-3))
     [change] = changes_of({KEY: [0.08, 0.10, 0.12, 0.10]}, 2).values()
     assert change.reach == pytest.approx(9.4649 * 0.008165, rel=1e-3)
-    # Two cells of one figure have 6 degrees of freedom: t at 1 - 0.01 / 4 is 4.3168. The quiet one's deviation is that of both,
-    # which is the noisy one's over the square root of 2.
-    other = ("t5_sa_lora", "training")
-    quiet, noisy, _ = changes_of(
-        {KEY: [0.1] * 4, other: [0.08, 0.10, 0.12, 0.10], ("t5_sa_lora", "memory"): [0.5] * 4}, 1
-    ).values()
-    assert noisy.reach == pytest.approx(4.3168 * 0.008165, rel=1e-3)
-    assert quiet.reach == pytest.approx(noisy.reach / math.sqrt(2))
+    # Of three cells, each with 3 degrees of freedom, half of 9 count: t at 1 - 0.01 / 4 is 5.1172. The quiet one has the noise
+    # of the other two.
+    cells = {(cell, "training"): [0.08, 0.10, 0.12, 0.10] for cell in ("bert_sa_lora", "t5_sa_lora")}
+    changes = changes_of(cells | {("gpt2_sa_lora", "training"): [0.1] * 4}, 1).values()
+    assert [change.reach for change in changes] == pytest.approx([5.1172 * 0.008165] * 3, rel=1e-3)
 
 
 @pytest.mark.parametrize(
