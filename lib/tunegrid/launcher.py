@@ -120,7 +120,8 @@ class ProcessResult:
         rank = killed_rank(self.output)
         if self.reports or self.hung_in or not (rank or self.returncode < 0):
             return ""
-        who, name = (f"rank {rank[0]} of the cell", rank[1]) if rank else ("the cell's process", signal_name(self.returncode))
+        who = f"rank {rank[0]} of the cell" if rank else "the cell's process"
+        name = rank[1] if rank else signal.Signals(-self.returncode).name
         return f"{who} was ended by {name}" + (", as where memory runs out" if name == "SIGKILL" else "")
 
     @property
@@ -182,13 +183,8 @@ def decisive_reports(by_rank: Sequence[Reports], output: str) -> Reports:
 
 def killed_rank(output: str) -> tuple[int, str] | None:
     """The rank that a signal ended, and the signal's name, by what torchrun says; it ends the others itself, by SIGTERM."""
-    names = {int(rank): signal_name(int(code)) for rank, code in FAILURE.findall(output) if int(code) < 0}
+    names = {int(rank): signal.Signals(-int(code)).name for rank, code in FAILURE.findall(output) if int(code) < 0}
     return next(((rank, name) for rank, name in names.items() if name != "SIGTERM"), None)
-
-
-def signal_name(returncode: int) -> str:
-    """Of the signal that ended a process."""
-    return signal.Signals(-returncode).name
 
 
 def main_stack(folder: Path, names: str = "*") -> str:

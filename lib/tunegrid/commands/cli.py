@@ -40,30 +40,26 @@ def program(name: str, package: str, commands: Mapping[str, str], arguments: Seq
     `commands` says of each what it does, in a line. The exit code is 2 if there is none of this name.
     """
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    code = 0
     try:
-        code = _run(name, package, commands, command, rest)
+        if command == "--version":
+            say(f"tunegrid {version('tunegrid')}")
+        elif not (ROOT / "benchmarks").is_dir():
+            say(f"{ROOT} is no checkout of tunegrid, which the suite needs: `pip install -e CHECKOUT` installs one", error=True)
+            code = 2
+        elif command in ("-h", "--help"):
+            width = max(map(len, commands))
+            lines = [f"  {command:<{width}} {what}" for command, what in commands.items()]
+            say("\n".join([f"usage: {name} COMMAND ...", "", *lines, "", f"{name} COMMAND --help describes one."]))
+        elif command in commands:
+            code = import_module(f"{package}.{command}").main(rest)
+        else:
+            near = get_close_matches(command, commands, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"{name} lists them all"
+            say(f"{name}: unknown command {command!r}; {hint}", error=True)
+            code = 2
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more when it ends
         return BROKEN_PIPE
     return code
-
-
-def _run(name: str, package: str, commands: Mapping[str, str], command: str, rest: Sequence[str]) -> int:
-    if command == "--version":
-        say(f"tunegrid {version('tunegrid')}")
-    elif not (ROOT / "benchmarks").is_dir():
-        say(f"{ROOT} is no checkout of tunegrid, which the suite needs: `pip install -e CHECKOUT` installs one", error=True)
-        return 2
-    elif command in ("-h", "--help"):
-        width = max(map(len, commands))
-        lines = [f"  {command:<{width}} {what}" for command, what in commands.items()]
-        say("\n".join([f"usage: {name} COMMAND ...", "", *lines, "", f"{name} COMMAND --help describes one."]))
-    elif command in commands:
-        return int(import_module(f"{package}.{command}").main(list(rest)))
-    else:
-        near = get_close_matches(command, commands, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"{name} lists them all"
-        say(f"{name}: unknown command {command!r}; {hint}", error=True)
-        return 2
-    return 0
