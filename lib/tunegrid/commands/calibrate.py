@@ -9,7 +9,6 @@ import argparse
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 
 from tunegrid import launcher
 from tunegrid.commands.cli import exit_code
@@ -91,10 +90,7 @@ def write_bounds(options: argparse.Namespace, run: Session) -> int:
     arguments = ["-m", profile, f"--grid={grid}", f"--cells={','.join(cells)}", f"--seeds=0-{options.seeds - 1}"]
     saved = trained(RUNS / f"{grid.stem}-{profile}.json", [*arguments, *options.pytest_options], run)
     measured = Calibration(seeds=list(by_seed(read_list(saved), cells, range(options.seeds)).values()))
-    write_whole(path, thresholds_toml(measured, f"{OWN_CALIBRATE} --grid={grid.name}"))
-    for (cell, metric), bound in measured.bounds().items():
-        scores = measured.scores(cell, metric)
-        seen = f"mean {fmean(scores):.1f}, lowest {min(scores):.1f} of {len(scores)} seeds"
-        say(f"{cell} {metric}: at least {bound.minimum:.1f} ({seen})")
-    say(f"wrote {path}, which sessions with --grid={grid} read")
+    bounds = thresholds_toml(measured, f"{OWN_CALIBRATE} --grid={grid.name}")
+    write_whole(path, bounds)
+    say(f"{bounds}\nwrote {path}, which sessions with --grid={grid} read")
     return 0

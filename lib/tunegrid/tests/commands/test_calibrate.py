@@ -52,7 +52,7 @@ def test_bounds_stand_beside_the_file_with_their_scores(grid_file, capsys):
     assert load_bounds(bounds_file(grid_file, "quick")) == {"bert_sa_mine": {"accuracy": 27.6, "f1_macro": 27.6}}
     text = bounds_file(grid_file, "quick").read_text()
     assert "# Written by `tunegrid calibrate --grid=mine.py`." in text
-    assert "bert_sa_mine accuracy: at least 27.6 (mean 92.0, lowest 84.0 of 3 seeds)" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith(text)
     assert {"--resume", "--seeds=0-2", "-n", "--cells=bert_sa_mine"} <= set(asked)
     assert len(calibrate.cells_of(grid_file, "quick", "")) == 9
     assert calibrate.cells_of(grid_file, "full", "t5_sa_mine, t5_sa_mine") == ("t5_sa_mine",)

@@ -73,6 +73,11 @@ def test_a_cache_whose_path_holds_a_colon_is_one_sentence(folder, monkeypatch):
         made(folder)
 
 
+def test_uv_brings_pip_if_there_is_none(monkeypatch):
+    monkeypatch.setattr(environments.PathFinder, "find_spec", lambda name: None)
+    assert environments.pip_for("env/python")[:4] == ["uv", "tool", "run", "pip"]
+
+
 def test_what_pip_reports_is_pinned_to_its_archive_or_commit():
     about = {"name": "peft", "version": "0.22.0"}
     archive = {"url": "https://x/peft-0.22.0.whl", "archive_info": {"hashes": {"sha256": "ab"}}}
