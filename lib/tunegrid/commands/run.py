@@ -6,24 +6,14 @@ Paths are those of the folder that you are in, and `reports/` is written there. 
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from tunegrid import ROOT
 
 
 def command(arguments: Sequence[str]) -> list[str]:
-    """What is run: pytest, with the settings and the cases of this suite, whatever project the folder is of.
-
-    `--grid FILE` becomes `--grid=FILE`: before pytest knows an option, it takes the file for tests and loads a conftest there.
-    """
-    words = [sys.executable, "-P", "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}"]
-    words.append(str(ROOT / "benchmarks"))
-    for argument in arguments:
-        if words[-1].startswith("--") and "=" not in words[-1] and Path(argument).exists():
-            words[-1] += f"={argument}"
-        else:
-            words.append(argument)
-    return words
+    """What is run: pytest, with the settings and the cases of this suite, whatever project the folder is of."""
+    settings = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}"]
+    return [sys.executable, "-P", "-m", "pytest", *settings, str(ROOT / "benchmarks"), *arguments]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
