@@ -35,7 +35,7 @@ def exit_code(parser: ArgumentParser, command: Callable[[], int]) -> int:
 
 
 def program(name: str, package: str, commands: Mapping[str, str], arguments: Sequence[str] | None = None) -> int:
-    """Run one of some commands, each in a module of its name; return its exit code. `commands` says in a line what each does."""
+    """Run one of some commands, each in a module of its name; return its exit code. `commands` says what each does."""
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     code = 0
     try:
