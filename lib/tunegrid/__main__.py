@@ -1,12 +1,13 @@
 """The command `tunegrid`: `tunegrid NAME ...` runs one; `tunegrid NAME --help` describes it."""
 
 import sys
+from functools import partial
 
-from tunegrid.commands.cli import Program
+from tunegrid.commands.cli import program
 
 COMMANDS = {
     "run": "run the suite from any folder: `tunegrid run -m quick`; all options are pytest's",
-    "gate": "is a run worse than another? a verdict for every cell; --exact lists other scores",
+    "gate": "is a run worse than another? a verdict for every cell",
     "compare": "which method, on which task, at what cost; the front, and what cannot be told apart",
     "new": "a file to start from: a task, method or backbone of your own that runs at once",
     "calibrate": "bounds for cells of your own: trains them with a few seeds",
@@ -18,22 +19,8 @@ COMMANDS = {
     "speed": "did training become slower, or take more memory? two environments take turns",
     "baseline": "make a baseline of complete, clean, passed runs, one per seed",
 }
-# Commands of versions 0.16 and 0.17 that are no more, and what to do instead.
-FORMER = {
-    "answer": "write `tunegrid compare RUN.json`",
-    "audit": "`tunegrid compare RUN.json` says which audits failed and what is not like for like; every command that reads a "
-    "run refuses one that contradicts itself or its rows",
-    "cache": "`du -sh .cache/*` shows what is kept; delete .cache to free it",
-    "cells": "run `pytest -m quick`: it takes two minutes",
-    "distil": "version 0.16 was the last with it",
-    "path": "version 0.16 was the last with it",
-    "plan": "`pytest -m full --list-cells` prints an estimate for each cell",
-    "plot": "`tunegrid page` draws charts, `tunegrid compare --format markdown` prints tables, "
-    "`tunegrid export` writes figures for your own plots",
-    "tune": "benchmarks/guides/tune-a-recipe.md has a script with Optuna that does it",
-}
 
-main = Program(name="tunegrid", package="tunegrid.commands", commands=COMMANDS, former=FORMER).main
+main = partial(program, "tunegrid", "tunegrid.commands", COMMANDS)
 
 if __name__ == "__main__":
     sys.exit(main())

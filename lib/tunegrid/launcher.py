@@ -1,7 +1,5 @@
 """Starts pytest in another process or environment, waits for it, and lets it end with this process. Imports no pytest.
 
-Cells in processes of their own, cells on a Ray cluster, `upgrade`, `bisect`, `calibrate` and the lab start their sessions here.
-
 The process that waits holds a lock, which the system releases however that process ends. A session that was started so waits
 for the lock in a thread (`end_with_launcher`), and ends when it gets it; so do ranks, whose parent is torchrun.
 """
@@ -51,14 +49,8 @@ def run(
     """
     with tempfile.NamedTemporaryFile(prefix="tunegrid-lock-") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env={**(os.environ if environment is None else environment), LOCK: lock.name},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output and subprocess.STDOUT,
-        )
+        env, stderr = {**(os.environ if environment is None else environment), LOCK: lock.name}, output and subprocess.STDOUT
+        process = subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=stderr)
         try:
             return process.wait(limit_seconds)
         except subprocess.TimeoutExpired:
@@ -125,12 +117,11 @@ class ProcessResult:
     @property
     def killed_by(self) -> str:
         """The process that a signal ended, and the signal, as a sentence; empty if none did."""
-        if self.reports or self.hung_in:
+        rank = killed_rank(self.output)
+        if self.reports or self.hung_in or not (rank or self.returncode < 0):
             return ""
-        rank, name = killed_rank(self.output) or (None, signal.Signals(-self.returncode).name if self.returncode < 0 else "")
-        if not name:
-            return ""
-        who = "the cell's process" if rank is None else f"rank {rank} of the cell"
+        who = f"rank {rank[0]} of the cell" if rank else "the cell's process"
+        name = rank[1] if rank else signal.Signals(-self.returncode).name
         return f"{who} was ended by {name}" + (", as where memory runs out" if name == "SIGKILL" else "")
 
     @property
@@ -155,23 +146,21 @@ def run_test(
     `arguments` are those of the session that wants the test, as they hold in `cwd`. The child itself sees to `limit_seconds`.
     """
     torchrun = (*TORCHRUN, f"--nproc-per-node={child.ranks}") if child.ranks > 1 else ()
+    # torchrun gives each rank one thread
+    variables = shared_out(environment or os.environ) if torchrun else environment
+    limit = limit_seconds and limit_seconds + MARGIN_SECONDS
     with tempfile.TemporaryDirectory(prefix="tunegrid-test-") as name:
         reports, output = Path(name, "reports.json"), Path(name, "output.txt")
         option = replace(child, reports_to=reports).option(Path(name, "child.json"))
+        command = [sys.executable, *torchrun, "-m", "pytest", *arguments, option]
         with output.open("w", encoding="utf-8") as file:
-            returncode = run(
-                [sys.executable, *torchrun, "-m", "pytest", *arguments, option],
-                cwd=cwd,
-                environment=shared_out(environment or os.environ) if torchrun else environment,  # it gives each rank one thread
-                output=file,
-                limit_seconds=limit_seconds and limit_seconds + MARGIN_SECONDS,
-            )
+            returncode = run(command, cwd=cwd, environment=variables, output=file, limit_seconds=limit)
         said = output.read_text(errors="replace", encoding="utf-8")
-        by_rank = [rank_file(reports, rank) for rank in range(child.ranks)]
+        paths = [rank_file(reports, rank) for rank in range(child.ranks)]
         return ProcessResult(
             returncode=returncode,
             output=said,
-            reports=decisive_reports([json.loads(path.read_bytes()) if path.exists() else () for path in by_rank], said),
+            reports=decisive_reports([json.loads(path.read_bytes()) if path.exists() else () for path in paths], said),
             hung_in="an unknown place" if returncode == OVERDUE else main_stack(Path(name)),
         )
 

@@ -58,21 +58,17 @@ def answers(cell: Cell) -> Iterator[dict[str, float | None]]:
     trainer = prepare(cell, rows, device)
     hf.set_seed(cell.profile.seed)
     trainer.ddp_model.train()
-
-    def settled() -> float:
-        """The time once a GPU has done what it was asked for."""
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return own_time()
-
+    finish = torch.cuda.synchronize if device.type == "cuda" else torch.cpu.synchronize  # a GPU works on behind the clock
     updates = chain.from_iterable(map(trainer.updates, count()))  # of one epoch after another
     for group in islice(updates, WARM):
         trainer.update(group)
     yield {}
     for group in updates:
-        began = settled()
+        finish(device)
+        start = own_time()
         trainer.update(group)
-        seconds, held = settled() - began, peaks(device, seconds=0.0)
+        finish(device)
+        seconds, held = own_time() - start, peaks(device, seconds=0.0)
         gib = held.rss_peak_gib if device.type == "cpu" else held.allocated_peak_gib
         yield {"seconds": seconds, "peak_bytes": None if gib is None else round(gib * GIB)}
 

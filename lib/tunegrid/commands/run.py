@@ -6,7 +6,6 @@ Paths are those of the folder that you are in, and `reports/` is written there. 
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from tunegrid import ROOT
 
@@ -14,21 +13,10 @@ from tunegrid import ROOT
 def command(arguments: Sequence[str]) -> list[str]:
     """What is run: pytest, with the settings and the cases of this suite, whatever project the folder is of."""
     settings = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}"]
-    return [sys.executable, "-P", "-m", "pytest", *settings, str(ROOT / "benchmarks"), *joined(arguments)]
+    return [sys.executable, "-P", "-m", "pytest", *settings, str(ROOT / "benchmarks"), *arguments]
 
 
-def joined(arguments: Sequence[str]) -> list[str]:
-    """`--grid FILE` as `--grid=FILE`: before pytest knows an option, it takes the file for tests and loads a conftest there."""
-    words: list[str] = []
-    for argument in arguments:
-        if words and words[-1].startswith("--") and "=" not in words[-1] and Path(argument).exists():
-            words[-1] += f"={argument}"
-        else:
-            words.append(argument)
-    return words
-
-
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Become pytest; its exit code is this command's."""
     words = command(sys.argv[1:] if arguments is None else arguments)
     os.execv(words[0], words)

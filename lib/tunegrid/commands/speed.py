@@ -1,8 +1,9 @@
 """Did training become slower, or larger? `tunegrid speed OLD NEW` compares two environments.
 
 OLD and NEW are virtual environments, or their Pythons. In each round of a quick cell, a fresh process of each warms up; then
-they make 40 updates in turn, A B B A. A cell is done when the interval of the ratio lies within 5 % or beyond; worse is only
-what lies wholly beyond. Over all cells, equal environments are called worse in 1 of 100 comparisons at most.
+they make 40 updates in turn, A B B A. A cell is done when the intervals of both ratios, of time and of peak memory, lie within
+5 % or beyond; worse is only what lies wholly beyond. Over all cells, equal environments are called worse in 1 of 100
+comparisons at most. The same command begins anew.
 """
 
 import argparse
@@ -11,179 +12,93 @@ import math
 import os
 import shlex
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, median, median_low, stdev
 from typing import Any
 
-import numpy as np
-from scipy import special
-
 from tunegrid import ROOT
-from tunegrid.commands.environments import code_of, output_of
+from tunegrid.commands.cli import exit_code
+from tunegrid.commands.environments import output_of
 from tunegrid.commands.paired_timing import MARK
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import SMOKE, STUDY
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.results.judgements import Outcome, Verdict
-from tunegrid.results.noise import PRIOR_PARAMETERS, Deviation, log_variances, prior_df
-from tunegrid.results.statistics import critical_value
+from tunegrid.results.report import some
 from tunegrid.terminal import say
 
 MARGIN = 0.05  # a change that counts: halfway between an equal step and one that is 10 % slower
-ALPHA = 0.01  # the chance that any cell is called worse, or within the margin, that is not; of each figure
-LOOKS = (4, 6, 8, 10)  # rounds after which a cell is judged: each side was first as often as the other
+ALPHA = 0.01  # the chance that any figure is called worse, or within the margin, that is not
+LOOKS = (4, 6, 8, 10)  # rounds after which a figure is judged: each side was first as often as the other
 LEAST_SD = 1e-4  # of a log ratio: no clock and no page tells less
-ALL = "all cells"
-WORDS = {"training": ("slower", "faster", "as fast"), "memory": ("larger", "smaller", "the same")}  # of each figure
+UPDATES = 40  # of a round
+FIGURES = {"training": ("slower", "faster", "as fast"), "memory": ("larger", "smaller", "the same")}
+LIB = str(ROOT / "lib")  # the same suite on both sides
+LIBRARIES = f"""import json, sys; sys.path.insert(0, {LIB!r}); from tunegrid import machine
+print(json.dumps([machine.versions(), machine.library_digests()]))"""
 Answers = Sequence[Mapping[str, Any]]  # of the updates of a turn: seconds, and peak_bytes until then
+Ratios = Mapping[tuple[str, str], Sequence[float]]  # logs of ratios, after over before, of each round, by cell and figure
 
 
-def log_ratios(before: Answers, after: Answers) -> dict[str, float]:
-    """After over before, by figure: of seconds the median over updates, so that a single disturbed one has no effect."""
-    training = median(math.log(new["seconds"] / old["seconds"]) for old, new in zip(before, after, strict=True))
-    peaks = [turn[-1]["peak_bytes"] for turn in (before, after)]  # None if the system does not tell
-    return {"training": training} | ({"memory": math.log(peaks[1] / peaks[0])} if all(peaks) else {})
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Change:
-    """How far the second environment is from the first."""
+    """How far a figure of the second environment is from the first one's: a mean log ratio, and what it may be off by."""
 
-    log_ratio: float  # after over before, its mean over rounds
-    error: float  # its standard error
-    df: float  # the degrees of freedom of that
-    cells: int = 1  # how many are judged at once
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Of the ratio after over before: 1.1 is 10 % more."""
-        tests = self.cells + 1 if self.cells > 1 else 1  # all cells together are one more
-        reach = critical_value(ALPHA / len(LOOKS) / tests, self.df) * self.error
-        return math.exp(self.log_ratio - reach), math.exp(self.log_ratio + reach)
+    log_ratio: float
+    reach: float
 
     @property
     def verdict(self) -> Verdict:
         """Worse or better if the whole interval is beyond the margin, the same if it lies within."""
-        (low, high), most = self.interval, 1 + MARGIN
-        if low > most or high < 1 / most:
-            return Verdict.WORSE if low > most else Verdict.BETTER
-        return Verdict.SAME if 1 / most < low and high < most else Verdict.CANNOT_TELL
+        margin = math.log(1 + MARGIN)
+        if abs(self.log_ratio) - self.reach > margin:
+            return Verdict.WORSE if self.log_ratio > 0 else Verdict.BETTER
+        return Verdict.SAME if abs(self.log_ratio) + self.reach < margin else Verdict.CANNOT_TELL
 
-    @property
-    def is_decided(self) -> bool:
-        """Whether it needs no more rounds."""
-        return self.verdict is not Verdict.CANNOT_TELL
-
-    def in_words(self, more: str, less: str, same: str) -> str:
-        """As in "4 % slower (2 to 6 %)"; an interval that holds both directions and more than the margin tells nothing."""
-        hint = ": cannot tell" if not self.is_decided and self.interval[0] < 1 < self.interval[1] else ""
-        percent, low, high = (round(100 * (ratio - 1)) for ratio in (math.exp(self.log_ratio), *self.interval))
+    def in_words(self, figure: str) -> str:
+        """As in "training 4 % slower (2 to 6 %)"."""
+        logs = (self.log_ratio, self.log_ratio - self.reach, self.log_ratio + self.reach)
+        (more, less, same), (percent, low, high) = FIGURES[figure], (round(100 * (math.exp(log) - 1)) for log in logs)
         if percent < 0:
             percent, low, high, more = -percent, -high, -low, less
-        return f"{f'{percent} % {more}' if percent else same} ({low} to {high} %){hint}"
+        doubt = ": cannot tell" if self.verdict is Verdict.CANNOT_TELL else ""
+        return f"{figure} {f'{percent} % {more}' if percent else same} ({low} to {high} %){doubt}"
 
 
-def changes_of(ratios: Mapping[str, Sequence[float]]) -> dict[str, Change]:
-    """Each cell's change, as of the first look that told it, else of its last look; cells without a look are left out.
+def changes_of(ratios: Ratios, tests: int) -> dict[tuple[str, str], Change]:
+    """Each figure's change, as of the first look that told it, else of its last look; those without a look are left out.
 
-    A verdict stands, whatever comes later: the error rate is that of the whole procedure. So are several cells together.
+    A verdict stands, whatever comes later: `ALPHA` is shared among looks and tests. One machine disturbs all cells alike: a
+    cell's deviation is the larger of its own and the median over cells, which rests on half of their degrees of freedom.
     """
-    changes: dict[str, Change] = {}
+    from tunegrid.results.statistics import critical_value  # which brings scipy
+
+    changes: dict[tuple[str, str], Change] = {}
     for look in LOOKS:
-        seen = {cell: own[:look] for cell, own in ratios.items() if len(own) >= LOOKS[0]}
-        noise = moderated({cell: Deviation(sd=max(stdev(own), LEAST_SD), df=len(own) - 1) for cell, own in seen.items()})
-        for cell, own in seen.items():
-            if len(own) == look and not (cell in changes and changes[cell].is_decided):
-                error, df = noise[cell].sd / math.sqrt(look), noise[cell].df
-                changes[cell] = Change(log_ratio=fmean(own), error=error, df=df, cells=len(ratios))
-    return changes | ({ALL: over_all(changes.values())} if len(changes) == len(ratios) > 1 else {})
-
-
-def over_all(changes: Iterable[Change]) -> Change:
-    """The geometric mean of all cells' ratios; its degrees of freedom are Satterthwaite's (1946)."""
-    means, squares, dfs = zip(*((change.log_ratio, change.error**2, change.df) for change in changes), strict=True)
-    df = sum(squares) ** 2 / sum(square**2 / df for square, df in zip(squares, dfs, strict=True))
-    return Change(log_ratio=fmean(means), error=math.sqrt(sum(squares)) / len(means), df=df, cells=len(means))
-
-
-def moderated(own: Mapping[str, Deviation]) -> dict[str, Deviation]:
-    """Deviations of cells, which one machine disturbs alike, each moved towards what is common to them (Smyth 2004).
-
-    The variance becomes (d0 s0^2 + d s^2) / (d0 + d); d0 is large if cells have the same noise, and small if they differ. Two
-    of the d0 + d degrees of freedom are lost to the prior's parameters; there are no more than all cells have together.
-    """
-    if len(own) < 2:
-        return dict(own)
-    all_df, weight = sum(deviation.df for deviation in own.values()), prior_df([own])
-    common = float(np.exp(log_variances(own).mean() + special.digamma(weight / 2) - np.log(weight / 2)))
-    return {
-        cell: Deviation(
-            sd=math.sqrt((weight * common + deviation.df * deviation.sd**2) / (weight + deviation.df)),
-            df=max(deviation.df, min(all_df, deviation.df + weight - PRIOR_PARAMETERS)),
-        )
-        for cell, deviation in own.items()
-    }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Two environments, by the log ratios of each cell in the order of its rounds."""
-
-    ratios: Mapping[str, Sequence[Mapping[str, float]]]
-
-    @cached_property
-    def changes(self) -> dict[str, dict[str, Change]]:
-        """By figure, then by cell and of all cells; a figure that was not measured is left out."""
-        own = {figure: {c: [r[figure] for r in of if figure in r] for c, of in self.ratios.items()} for figure in WORDS}
-        return {figure: changes_of(by_cell) for figure, by_cell in own.items() if any(by_cell.values())}
-
-    @property
-    def open_cells(self) -> list[str]:
-        """Cells that another round may tell more of: a figure of theirs is not told yet."""
-        decided = [{cell for cell, change in own.items() if change.is_decided} for own in self.changes.values()]
-        return [cell for cell in self.ratios if not decided or not all(cell in cells for cells in decided)]
-
-    @property
-    def outcome(self) -> Outcome:
-        """Worse if anything is; no worse if every figure of every cell, and of all together, is told."""
-        verdicts = {change.verdict for changes in self.changes.values() for change in changes.values()}
-        if Verdict.WORSE in verdicts:
-            return Outcome.WORSE
-        return Outcome.CANNOT_TELL if self.open_cells or Verdict.CANNOT_TELL in verdicts else Outcome.NO_WORSE
-
-    @property
-    def report(self) -> list[str]:
-        """A line for each of several cells, then the answer, as "Worse: training 9 % slower (7 to 11 %), memory ..."."""
-        *cells, last = [*self.ratios, ALL] if len(self.ratios) > 1 else self.ratios
-        said = {}
-        for cell in (*cells, last):
-            own = {figure: changes[cell] for figure, changes in self.changes.items() if cell in changes}
-            words = [f"{figure} {change.in_words(*WORDS[figure])}" for figure, change in own.items()]
-            said[cell] = ", ".join(words) or "too few rounds"
-        answer = f"{self.outcome.capitalize()}: {said[last]}" + (f" over {len(cells)} cells" if cells else "")
-        return [*(f"{cell}: {said[cell]}" for cell in cells), answer]
-
-
-UPDATES = 40  # of a round
-LIB = str(ROOT / "lib")  # the same suite on both sides
-LIBRARIES = f"""import json, sys; sys.path.insert(0, {LIB!r}); from tunegrid import machine
-print(json.dumps([machine.versions(), machine.library_digests()]))"""
+        seen = {key: own[:look] for key, own in ratios.items() if len(own) >= LOOKS[0]}
+        for key, own in seen.items():
+            if len(own) == look and (key not in changes or changes[key].verdict is Verdict.CANNOT_TELL):
+                alike = [other for (_, figure), other in seen.items() if figure == key[1]]
+                df = max(look - 1, sum(len(other) - 1 for other in alike) / 2)
+                sd = max(stdev(own), median_low(map(stdev, alike)), LEAST_SD)
+                reach = critical_value(ALPHA / len(LOOKS) / tests, df) * sd / math.sqrt(look)
+                changes[key] = Change(fmean(own), reach)
+    return changes
 
 
 def python_in(place: Path) -> Path:
-    """The Python of a virtual environment, or the one that this is; raises InputError where there is none."""
-    for path in (place, *(place / folder / "python" for folder in ("bin", "Scripts")), place / "Scripts" / "python.exe"):
+    """The Python of a virtual environment, or the one that this is; raises InputError if there is none."""
+    for path in (place, place / "bin" / "python"):
         if path.is_file():
             return path.absolute()
     raise InputError(f"{place} is no virtual environment and no Python; give a folder that `python -m venv` made")
 
 
 def differences(pythons: Sequence[Path]) -> str:
-    """How the libraries of two Pythons differ, in words; raises InputError where one cannot be asked."""
+    """How the libraries of two Pythons differ, in words; raises InputError if one cannot be asked."""
     answers = [output_of([str(python), "-c", LIBRARIES], f"{python} lacks what tunegrid needs")[-1] for python in pythons]
     (old, old_code), (new, new_code) = map(json.loads, answers)
     changes = [f"{name} {old[name]} -> {new[name]}" for name in old if old[name] != new[name]]
@@ -199,7 +114,8 @@ def next_answer(process: subprocess.Popen[str]) -> Any:
         if found:
             return json.loads(answer)
         said = line.strip() or said
-    raise InputError(f"`{shlex.join(process.args)}` fails, so leave the cell out of --cells: {said}")  # type: ignore[arg-type]
+    command = shlex.join(process.args)  # type: ignore[arg-type]
+    raise InputError(f"`{command}` fails, so leave the cell out of --cells: {said}")
 
 
 def paired_updates(commands: Sequence[Sequence[str]], number: int) -> tuple[Answers, Answers]:
@@ -223,21 +139,47 @@ def paired_updates(commands: Sequence[Sequence[str]], number: int) -> tuple[Answ
     return answers
 
 
-def compare(places: Sequence[Path], cells: Sequence[str], device: str) -> Comparison:
-    """Compare two environments until every cell is decided or had all its rounds; raises InputError if something cannot run."""
-    comparison = Comparison(ratios={STUDY.cell(cell, QUICK_PROFILE).id: [] for cell in cells})
-    pythons = [python_in(place) for place in places]
+def log_ratios(before: Answers, after: Answers) -> dict[str, float]:
+    """After over before, by figure: of seconds the median over updates, so that a single disturbed one has no effect."""
+    training = median(math.log(new["seconds"] / old["seconds"]) for old, new in zip(before, after, strict=True))
+    peaks = [turn[-1]["peak_bytes"] for turn in (before, after)]  # None if the system does not tell
+    return {"training": training} | ({"memory": math.log(peaks[1] / peaks[0])} if all(peaks) else {})
+
+
+def open_cells(ratios: Ratios, changes: Mapping[tuple[str, str], Change]) -> list[str]:
+    """Cells that another round may tell more of: a figure of theirs is not told yet."""
+    untold = [key for key in ratios if key not in changes or changes[key].verdict is Verdict.CANNOT_TELL]
+    return list(dict.fromkeys(cell for cell, _ in untold))
+
+
+def answer(ratios: Ratios, changes: Mapping[tuple[str, str], Change]) -> Outcome:
+    """Say what was found, the answer last: worse if anything is; no worse if every figure of every cell is told."""
+    words = {key: f"{key[0]} {change.in_words(key[1])}" for key, change in changes.items()}
+    say("\n".join(words.values()))
+    worse = [words[key] for key, change in changes.items() if change.verdict is Verdict.WORSE]
+    untold = open_cells(ratios, changes)
+    outcome = Outcome.WORSE if worse else Outcome.CANNOT_TELL if untold else Outcome.NO_WORSE
+    say(f"{outcome.capitalize()}: {some(worse or untold or [*words.values()])}")
+    return outcome
+
+
+def compare(places: Sequence[Path], names: Sequence[str], device: str) -> int:
+    """Compare two environments until every cell is told or had all its rounds; return the exit code."""
+    cells, pythons = [STUDY.cell(name, QUICK_PROFILE).id for name in names], [python_in(place) for place in places]
+    ratios: dict[tuple[str, str], list[float]] = {(cell, "training"): [] for cell in cells}
+    changes: dict[tuple[str, str], Change] = {}
     say(differences(pythons))
     for number in range(1, LOOKS[-1] + 1):
-        ratios = {cell: list(own) for cell, own in comparison.ratios.items()}
-        for cell in comparison.open_cells:
-            commands = [[str(python), "-m", "tunegrid.commands.paired_timing", cell, device] for python in pythons]
-            turns = paired_updates(commands, number)
-            ratios[cell].append(log_ratios(*turns))
+        for cell in open_cells(ratios, changes):
+            turns = paired_updates(
+                [[str(one), "-m", "tunegrid.commands.paired_timing", cell, device] for one in pythons], number
+            )
+            for figure, ratio in log_ratios(*turns).items():
+                ratios.setdefault((cell, figure), []).append(ratio)
             shown = " -> ".join(f"{1000 * median(one['seconds'] for one in turn):.1f}" for turn in turns)
             say(f"round {number} of at most {LOOKS[-1]}  {cell}  {shown} ms an update")
-        comparison = Comparison(ratios=ratios)
-    return comparison
+        changes = changes_of(ratios, len(FIGURES) * len(cells))
+    return answer(ratios, changes).exit_code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -248,10 +190,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cells", default=",".join(SMOKE), metavar="ID,ID", help="quick cells (default %(default)s)")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N (default cpu)")
     options = parser.parse_args(arguments)
-
-    def report() -> int:
-        comparison = compare((options.before, options.after), options.cells.split(","), options.device)
-        say("\n".join(comparison.report))
-        return comparison.outcome.exit_code
-
-    return code_of(parser, report, "the same command begins anew")
+    places = (options.before, options.after)
+    return exit_code(parser, lambda: compare(places, options.cells.split(","), options.device))

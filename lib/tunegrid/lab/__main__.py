@@ -1,8 +1,9 @@
 """Measurements of the suite itself: `python -m tunegrid.lab NAME ...` runs one; with `--help` it is described."""
 
 import sys
+from functools import partial
 
-from tunegrid.commands.cli import Program
+from tunegrid.commands.cli import program
 
 COMMANDS = {
     "calibrate": "train a grid with several seeds and write its bounds, its training noise and its tolerances",
@@ -10,7 +11,7 @@ COMMANDS = {
     "power": "how often the gate is wrong: simulated",
 }
 
-main = Program(name="python -m tunegrid.lab", package="tunegrid.lab", commands=COMMANDS).main
+main = partial(program, "python -m tunegrid.lab", "tunegrid.lab", COMMANDS)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""The commands: what they print, and how they refuse."""
+"""The commands: how they are described, and how they refuse names and files."""
 
 import json
 import re
@@ -8,23 +8,11 @@ import sys
 import pytest
 
 from tunegrid import __main__ as command
+from tunegrid.commands import environments
 from tunegrid.data import sources as hub
-from tunegrid.grid.cells import STUDY
-from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.lab import __main__ as lab
-from tunegrid.record import new_record, to_json
 from tunegrid.tests.outputs import refusal
-from tunegrid.tests.records import MEASURED, complete_json
-
-
-def saved(path, points, cells=27):
-    """A pytest-benchmark file whose first cells all score `points`."""
-    records = []
-    for cell in STUDY.cells(QUICK_PROFILE)[:cells]:
-        measured = {"scores": dict.fromkeys(cell.task.bounded_scores, points), "device": MEASURED["device"]}
-        records.append(to_json(new_record(cell)) | measured)
-    path.write_text(json.dumps({"benchmarks": [{"extra_info": record} for record in records]}))
-    return path
+from tunegrid.tests.records import complete_json
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
@@ -35,20 +23,12 @@ def test_the_commands_are_listed_with_a_line_each(arguments, capsys):
     assert all(len(line) <= 100 for line in lines)
 
 
-def test_the_version_is_said(capsys):
+def test_the_version_is_said_and_an_unknown_command_is_one_sentence(capsys):
     assert command.main(["--version"]) == 0
     assert re.fullmatch(r"tunegrid \d+\.\d+\.\d+\n", capsys.readouterr().out)
-
-
-def test_an_unknown_command_is_one_sentence(capsys):
-    assert command.main(["gaet", "a.json"]) == 2
-    assert capsys.readouterr().err == "tunegrid: unknown command 'gaet'; did you mean gate?\n"
-    assert command.main(["retrain"]) == 2
-    assert capsys.readouterr().err == "tunegrid: unknown command 'retrain'; tunegrid lists them all\n"
-    assert not command.FORMER.keys() & command.COMMANDS.keys()
-    for message in command.FORMER.values():
-        if command_line := re.match(r"write `(?:tunegrid|python -m tunegrid\.lab) (\w+)", message):
-            assert command_line[1] in {**command.COMMANDS, **lab.COMMANDS}
+    for name, hint in {"gaet": "did you mean gate?", "retrain": "tunegrid lists them all"}.items():
+        assert command.main([name, "a.json"]) == 2
+        assert capsys.readouterr().err == f"tunegrid: unknown command {name!r}; {hint}\n"
 
 
 def test_a_reader_that_has_enough_ends_a_command_quietly():
@@ -57,46 +37,63 @@ def test_a_reader_that_has_enough_ends_a_command_quietly():
         assert (lists.stderr.read(), lists.wait()) == (b"", 141)
 
 
-OF_PRODUCT = sorted(command.COMMANDS.keys() - {"run"})  # which becomes pytest: it would end this session
+OF_PRODUCT = sorted(command.COMMANDS.keys() - {"run"})  # which becomes pytest
+HELP = """
+import sys
+from tunegrid.__main__ import main
+from tunegrid.lab.__main__ import COMMANDS, main as lab
+for program, name in [*((main, name) for name in sys.argv[1:]), *((lab, name) for name in COMMANDS)]:
+    try:
+        program([name, "--help"])
+    except SystemExit:
+        print("--", *(library for library in ("pandas", "scipy", "torch") if library in sys.modules and program is main))
+"""
+
+
+def test_every_command_describes_itself_at_once_without_a_slow_import():
+    done = subprocess.run([sys.executable, "-c", HELP, *OF_PRODUCT], capture_output=True, text=True, check=True)
+    texts = [text.partition(" [-h]")[0] for text in done.stdout.split("--\n")]
+    usages = [
+        *(f"usage: tunegrid {name}" for name in OF_PRODUCT),
+        *(f"usage: python -m tunegrid.lab {name}" for name in lab.COMMANDS),
+    ]
+    assert [text.partition(" SPEC")[0] for text in texts if text] == usages
 
 
 @pytest.mark.parametrize(
-    ("main", "usage", "name"),
+    ("words", "sentence"),
     [
-        *((command.main, "tunegrid", name) for name in OF_PRODUCT),
-        *((lab.main, "python -m tunegrid.lab", name) for name in lab.COMMANDS),
+        ("bisect --cells=bert_sa_lora --good=../../../x==1 --bad=../../../x==2", "give two releases of one package"),
+        ("bisect --cells=bert_sa_lora --good=--target=x==1 --bad=--target=x==2", "give two releases of one package"),
+        ("bisect --cells=bert_sa_lora --good=p==1 --bad=q==2", "give two releases of one package"),
+        ("bisect --cells=bert_sa_lora --good=p==1 --bad=p==new", "give two releases of one package"),
+        ("bisect --cells=bert_sa_lora --good=p --bad=p", "give two releases of one package"),
+        ("upgrade ../../x==1", "is no package: expected one as pip takes it"),
+        ("upgrade --from=--target=x==1", "is no package: expected one as pip takes it"),
+        ("upgrade planted=9", "is no package: expected one as pip takes it"),
+        ("upgrade -- x==1", "say what to upgrade to"),
+        ("new task my_task", "invalid NAME 'my_task': expected lower-case letters and digits"),
+        ("new method lora", "method 'lora' is in the grid already; give yours another NAME"),
+        ("new backbone ../x", "invalid NAME '../x'"),
+        (f"new method {'m' * 300}", "and 40 at most"),
+        ("new method lambda", "lambda is a keyword: give another NAME"),
+        ("new task json", "json.py would hide a module of Python's own"),
     ],
 )
-def test_every_command_describes_itself(main, usage, name, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main([name, "--help"])
-    assert exit_.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: {usage} {name}")
-
-
-@pytest.mark.parametrize(
-    ("points", "cells", "code", "said"),
-    [
-        (90.5, 27, 0, "identical: 81 scores of 27 cells"),  # 9 cells of two tasks with 2 scores each, 9 of the third with 5
-        (90.50000000000001, 27, 1, "bert_sa_lora: accuracy 90.5 and 90.50000000000001"),
-        (90.5, 26, 1, "t5_sa_sft: only in one of the two\n"),
-    ],
-)
-def test_scores_are_identical_to_the_last_digit_or_listed(tmp_path, capsys, points, cells, code, said):
-    first, second = saved(tmp_path / "a.json", 90.5), saved(tmp_path / "b.json", points, cells)
-    assert command.main(["gate", "--exact", str(first), str(second)]) == code
-    assert said in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", ["answer", "plan", "cells", "cache", "plot", "tune", "path", "distil"])
-def test_a_command_of_version_0_16_says_what_to_do_now(name, capsys):
-    assert command.main([name, "a.json"]) == 2
-    assert capsys.readouterr().err == f"tunegrid {name} was removed: {command.FORMER[name]}\n"
+def test_names_are_checked_before_anything_is_made_of_them(tmp_path, monkeypatch, capsys, words, sentence):
+    monkeypatch.setattr(environments, "ENVIRONMENTS", tmp_path / "environments")
+    monkeypatch.chdir(tmp_path)
+    assert sentence in refusal(capsys, command.main, *words.split())
+    assert list(tmp_path.iterdir()) == []
 
 
 OF_A_RUN = (
-    *("baseline RUN TO.json", "compare RUN", "export RUN -o TO.csv", "gate RUN RUN", "gate --exact RUN RUN"),
-    *("merge RUN -o TO.json", "page RUN -o TO.html"),
+    "baseline RUN TO.json",
+    "compare RUN",
+    "export RUN -o TO.csv",
+    "gate RUN RUN",
+    "merge RUN -o TO.json",
+    "page RUN -o TO.html",
 )
 OLDER = {"benchmarks": [{"extra_info": complete_json(schema_version=1)}]}
 NO_RUN = (

@@ -1,0 +1,57 @@
+"""A suite that runs nothing: it copies the run that is saved for the environment and the stage."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tunegrid.commands import environments
+from tunegrid.commands.environments import Environment
+from tunegrid.results import examples
+
+
+class SavedRuns:
+    """`files` has a saved run by version of the package `planted` and by stage; `asked` keeps what was run, in order."""
+
+    def __init__(self, folder):
+        self.folder, self.files, self.asked = folder, {}, []
+
+    def suite(self, python, out, arguments):
+        key = (out.parent.name, out.stem)
+        self.asked.append((*key, " ".join(arguments)))
+        return ["cp", str(self.folder / self.files.get(key, self.files.get(key[0], "none"))), str(out)]
+
+    @property
+    def stages(self):
+        return [asked[:2] for asked in self.asked]
+
+
+@pytest.fixture
+def saved_runs(tmp_path, monkeypatch):
+    """The runs, and environments that need nothing installed."""
+
+    def environment_with(requirements, wheels, alone=False):
+        name, _, version = requirements[0].partition("==")
+        return Environment(python=Path(sys.executable), folder=tmp_path / "environments" / version, own={name: version})
+
+    monkeypatch.setattr(environments, "ENVIRONMENTS", tmp_path / "environments")
+    monkeypatch.setattr(environments, "environment_with", environment_with)
+    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+    runs = SavedRuns(tmp_path)
+    monkeypatch.setattr(environments, "suite", runs.suite)
+    return runs
+
+
+@pytest.fixture
+def said(capsys):
+    """Exit code and lines of a command."""
+
+    def call(main, *arguments):
+        try:
+            code = main(*arguments)
+        except SystemExit as exit_:
+            code = exit_.code
+        streams = capsys.readouterr()
+        return code, (streams.out + streams.err).splitlines()
+
+    return call
