@@ -52,11 +52,7 @@ def program(name: str, package: str, commands: Mapping[str, str], arguments: Seq
             code = import_module(f"{package}.{command}").main(rest)
         else:
             near = get_close_matches(command, commands, n=1)
-            hint = (
-                f"did you mean {near[0]}?"
-                if near
-                else f"{name} lists them all; reports/CHANGELOG.md says what former ones became"
-            )
+            hint = f"did you mean {near[0]}?" if near else f"{name} lists them all; former ones are in reports/CHANGELOG.md"
             say(f"{name}: unknown command {command!r}; {hint}", error=True)
             code = 2
         sys.stdout.flush()
