@@ -15,7 +15,7 @@ from benchmarks.plants.plant import Plant
 from benchmarks.plants.study import with_other
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY, Cell
-from tunegrid.grid.more_tasks import IN_PLACE, more_tasks
+from tunegrid.grid.more_tasks import belongs_to, more_tasks
 from tunegrid.grid.recipes import QUICK_PROFILE, TASKS_PROFILE, ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 
@@ -88,7 +88,7 @@ def controls(profile: str, cells: Iterable[Cell], causes: Iterable[str]) -> Iter
                 yield Plant(cause, what, "classic", cell.id, broken_by, "bound", breaks=noun, profile=profile)
 
 
-TASKS = [cell for cell in more_tasks().cells(TASKS_PROFILE) if IN_PLACE["tasks"].has(cell.id)]
+TASKS = [cell for cell in more_tasks().cells(TASKS_PROFILE) if belongs_to("tasks", cell.id)]
 CONTROLS = (
     *controls("quick", STUDY.cells(QUICK_PROFILE), CAUSES),
     *controls("zoo", zoo().cells(ZOO_PROFILE), [cause for cause in CAUSES if cause != "random_weights"]),

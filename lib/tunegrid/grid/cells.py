@@ -23,7 +23,7 @@ from tunegrid.grid.recipes import QUICK, RECIPES, TARGETS_WITHOUT_EXCEPTION, Fie
 from tunegrid.grid.tasks import TASKS, Problem, Task
 
 NAME = re.compile(r"[a-z0-9]+")  # an id is a part of a cell's id, which underscores divide
-LISTS = "`pytest -m full --list-cells` lists them, with 'full and larger', 'full and tasks' or 'full and zoo' those beside"
+LISTS = "`pytest -m full --list-cells` lists them, with 'full and larger' or 'full and tasks' others"
 # Heaviest problems first, so that parallel workers do not end on a long cell.
 ORDER = (Problem.GENERATE, Problem.EXTRACT, Problem.CLASSIFY)
 
@@ -147,15 +147,13 @@ class Grid:
         Raises InputError where the id names no backbone, task or method of the grid, and for a field that no recipe has.
         """
         self._parts(cell_id)
-        if like is not None and recipe is not None:
-            raise InputError(f"{cell_id}: give a recipe, or like=CELL, whose recipe is copied, and not both")
-        if like is not None:
+        if like is not None and recipe is None:
             self.checked_ids([like])
             self._copy(like, cell_id, changes, quick or {})
-        elif not isinstance(recipe, Recipe):
-            raise InputError(f"invalid recipe of {cell_id}: expected a Recipe, got {recipe!r}; or copy one with like=CELL")
-        else:
+        elif like is None and isinstance(recipe, Recipe):
             self._set(cell_id, _changed(cell_id, recipe, changes), self.quick.get(cell_id) if quick is None else quick)
+        else:
+            raise InputError(f"{cell_id}: give either a Recipe or like=CELL, whose recipe is copied")
         if head is not None:
             self.heads[cell_id] = head
 
@@ -169,9 +167,8 @@ class Grid:
             return
         copied = [parts for parts in (cell_id.split("_") for cell_id in self.recipes) if parts[place] == like]
         if not copied:
-            raise InputError(
-                f"{name!r} cannot be like {repr(like)[:40]}, which has no recipes to copy: the grid has {', '.join(known)}"
-            )
+            nothing = f"{repr(like)[:40]}, which has no recipes to copy"
+            raise InputError(f"{name!r} cannot be like {nothing}: the grid has {', '.join(known)}")
         for parts in copied:
             self._copy("_".join(parts), "_".join([*parts[:place], name, *parts[place + 1 :]]), changes, quick or {})
 
@@ -229,8 +226,7 @@ class Grid:
             return f"backbone {backbone.id!r} declares no head for {task.problem}, which task {task.id!r} needs"
         if head.layout not in LAYOUTS[task.problem]:
             known = ", ".join(f"Layout.{layout.name}" if layout else "none" for layout in LAYOUTS[task.problem])
-            of_layout = f"of layout {head.layout}" if head.layout else "with no layout"
-            return f"a head {of_layout} cannot {task.problem}; its layout must be one of {known}"
+            return f"a head of layout {head.layout or 'none'} cannot {task.problem}; its layout must be one of {known}"
         return method.unsupported(head)
 
     def cells(self, profile: Profile) -> tuple[Cell, ...]:

@@ -111,7 +111,7 @@ class Trainer:
         self.stepped = dict(self.sharded_model.named_parameters())
         self.stepper = Stepper(cell, model, self.sharded_model, self.accelerator, self.total)
         self.optimizer = self.stepper.optimizer
-        self.trained = [p for p in self.stepped.values() if p.requires_grad]  # LoRA-FA's optimizer freezes weights
+        self.trained = [p for p in self.stepped.values() if p.requires_grad]  # a method's optimizer may freeze some
         alone = not self.accelerator.scaler and not self.stepper.acts_after_step  # else other things move weights, too
         self.adamw = AdamW(self.optimizer.optimizer, self.stepped if alone else {})
         whole = ranks.count == 1 or ranks.holds_parts  # a sharded model sums gradients by itself
@@ -375,7 +375,7 @@ class Stepper:
     def __init__(self, cell: Cell, model: nn.Module, stepped: nn.Module, accelerator: Any, updates: int) -> None:
         """Steps of `stepped`, which is a cell's model, or the copy of it that ranks share out; so many updates are planned."""
         self.cell, self._model, self._accelerator = cell, model, accelerator  # its method acts after a step
-        optimizer = cell.method.make_optimizer(stepped, cell)  # LoRA-FA's freezes weights
+        optimizer = cell.method.make_optimizer(stepped, cell)  # a method's own may freeze weights
         self._trained = [p for p in stepped.parameters() if p.requires_grad]
         # What the method does after a step needs the gradients of that step, so it cannot wait.
         self.acts_after_step = type(cell.method).after_step is not Method.after_step
@@ -431,11 +431,8 @@ class Stepper:
         optimizer = self.optimizer.optimizer
         groups = [group | own for group, own in zip(optimizer.state_dict()["param_groups"], state["groups"], strict=True)]
         stepped = [p for group in optimizer.param_groups for p in group["params"]]
-        # An optimizer knows a parameter by its number, which a file has as text, or as PEFT's LoRA-FA by a name.
-        saved = {int(key) if str(key).isdecimal() else key: entry for key, entry in state["optimizer"].items()}
-        moments = {
-            key: ranks.moments(entry, stepped[key]) if isinstance(key, int) else dict(entry) for key, entry in saved.items()
-        }
+        # An optimizer knows a parameter by its number, which a file has as text.
+        moments = {int(key): ranks.moments(entry, stepped[int(key)]) for key, entry in state["optimizer"].items()}
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.schedule.load_state_dict(self.schedule.state_dict() | state["schedule"])
         if self._accelerator.scaler and state["scaler"]:

@@ -171,26 +171,14 @@ def test_prompts_are_not_merged():
     assert saved_is_served(evidence) == (True, f"{EQUAL}; not merged: prompts are in no layer")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Unmergeable(Lora):
-    """LoRA that says that it cannot be merged."""
-
-    def unmergeable(self, cell):
-        return f"PEFT cannot merge over {cell.backbone.name}"
-
-
-def test_a_method_says_why_it_does_not_merge():
-    evidence = shared("gpt2_sa_lora")
-    labelled = replace(evidence, cell=replace(evidence.cell, method=Unmergeable(id="lora", name="LoRA")))
-    assert saved_is_served(labelled) == (True, f"{EQUAL}; not merged: PEFT cannot merge over GPT-2")
-
-
-def test_a_method_that_cannot_be_merged_is_asked_to_say_so():
+@pytest.mark.parametrize(("cell_id", "passes"), [("gpt2_sa_lora", False), ("gpt2_sa_qlora", True)])
+def test_an_adapter_that_peft_does_not_merge_fails_unless_its_base_is_packed(cell_id, passes):
     def merge(serving, model):
         raise ValueError("Cannot merge")
 
-    said = f"{EQUAL}; PEFT cannot merge 'lora', as its `unmergeable` should say: Cannot merge"
-    assert broken("gpt2_sa_lora", merge=merge) == (False, said)
+    passed, detail = broken(cell_id, merge=merge)
+    assert passed is passes
+    assert detail.endswith(f"not merged: PEFT refuses {cell_id.split('_')[2]!r} (Cannot merge)")
 
 
 def test_another_adapter_than_lora_merges():
