@@ -52,6 +52,11 @@ class Cell:
         return f"{self.backbone.id}_{self.task.id}_{self.method.id}"
 
     @property
+    def name(self) -> str:
+        """Its id and its seed."""
+        return f"{self.id}-seed{self.profile.seed}"
+
+    @property
     def optimizer(self) -> OptimizerFactory:
         """Makes the recipe's optimizer."""
         return self.optimizers[self.recipe.optim]
@@ -96,18 +101,16 @@ class Grid:
     refused: dict[str, str] = field(default_factory=dict)
 
     def add_backbone(self, backbone: Backbone, **copies: Any) -> None:
-        """A backbone; `like=` another one, it gets that one's recipes, with `quick={...}` changed in the quick profile.
+        """A backbone; `like=` another one, it gets copies of that one's recipes, whose fields keyword arguments change.
 
-        Any other keyword argument changes a field of the copies. Raises InputError for a name that is known already, and for
-        a field that a recipe does not have.
+        `quick={...}` changes their quick form. Raises InputError for a known name, and for a field that no recipe has.
         """
         self._add_like(0, backbone, **copies)
 
     def add_task(self, task: Task, **copies: Any) -> None:
-        """A task, as `add_backbone` adds a backbone.
+        """A task, as `add_backbone` adds a backbone. Copies read the new task's `text`.
 
-        What the copies read is the new task's `text`, not the other one's. They have a quick form where the task has files of
-        its own: the micro rows are those of the study's tasks.
+        They have a quick form if the task has files of its own: the micro rows are those of the study's tasks.
         """
         self._add_like(1, task, **copies)
 
@@ -139,12 +142,10 @@ class Grid:
         head: Head | None = None,
         **changes: Any,
     ) -> None:
-        """A cell's recipe; with `quick` it runs with -m quick, too. A recipe that stood there is replaced.
+        """A cell's recipe, in place of one that stood there; with `quick` it runs with -m quick, too.
 
-        `like` another cell, it copies that cell's recipe without the study's parameter counts, its quick form and the head
-        that a user gave it; of another task's cell not the columns. `changes` and `quick` change the copy.
-
-        Raises InputError where the id names no backbone, task or method of the grid, and for a field that no recipe has.
+        `like` another cell, it is a copy of that cell's recipe, quick form and head, which `changes` and `quick` change.
+        Raises InputError if the id names no backbone, task or method of the grid, and for a field that no recipe has.
         """
         self._parts(cell_id)
         if like is not None and recipe is None:
@@ -175,8 +176,7 @@ class Grid:
     def _copy(self, old: str, new: str, changes: Fields, quick: Fields) -> None:
         """A cell's recipe, quick form and head for another cell, without the study's parameter counts.
 
-        A cell of the study that has an exceptional head hands it to nobody: what is like it has the backbone's own head. Nor
-        does one hand on its head's own rate in the quick profile, or its columns to another task.
+        The study's exceptional heads, its heads' rates in the quick profile and columns of another task are not copied.
         """
         recipe, head, micro = self.recipes[old], self.heads.get(old), self.quick.get(old)
         if micro and old in QUICK and micro == quick_changes(old):  # its head's rate was found for that cell's micro backbone

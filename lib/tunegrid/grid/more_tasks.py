@@ -1,14 +1,12 @@
 """More tasks than the study's: natural language inference and conversations. `-m tasks` runs the micro cells.
 
-At full size (`-m 'full and tasks'`), nine cells of inference, three labels for two texts, have the study's recipes for
-sentiment but for lengths and rates, and three of SmolLM2 learn to follow instructions over several turns. Comments say where
-lengths and rates are from. Nobody has trained these twelve to their end here.
+At full size (`-m 'full and tasks'`), nine cells of inference have the study's recipes for sentiment but for lengths and rates,
+and three of SmolLM2 learn to follow instructions over several turns. Comments say where lengths and rates are from.
 
-And larger backbones with the study's methods on its tasks, 36 cells that nobody has trained here. A recipe is that of the
-study's backbone of the same family. `SOURCED` names the rates that somebody published for this size. The others are
-extrapolated by one rule: *a rate does not change with size*. T5's paper fine-tunes all its sizes at one rate (Raffel et al.
-2020, section 3.1.2), BERT's searches one range for both of its sizes (Devlin et al. 2019, appendix A.3), and LoRA's has one
-rate for GPT-2-medium and GPT-2-large (Hu et al. 2021, table 11).
+And larger backbones with the study's methods on its tasks, 36 cells. None of these 48 was trained to its end here. A recipe is
+that of the study's backbone of the same family. `SOURCED` names the rates that were published for this size; for the others, *a
+rate does not change with size*, as in T5's paper (Raffel et al. 2020, section 3.1.2), BERT's (Devlin et al. 2019, appendix A.3)
+and LoRA's (Hu et al. 2021, table 11).
 """
 
 from collections.abc import Callable, Mapping

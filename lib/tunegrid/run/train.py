@@ -38,8 +38,7 @@ from tunegrid.run.device import (
     set_random_states,
 )
 from tunegrid.run.first_updates import MOVED, AdamW, FirstUpdates
-from tunegrid.run.meter import Meter, ledger, tensor_bytes
-from tunegrid.run.progress import Progress
+from tunegrid.run.meter import Meter, Progress, ledger, tensor_bytes
 from tunegrid.run.ranks import ALONE, APART, SEEDS, Ranks, full_tensor, local_shard
 
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
@@ -153,7 +152,7 @@ class Trainer:
                         recent = self.meter.updates[-CHECK_EVERY:]
                         samples = self.ranks.count * sum(update.samples for update in recent)
                         rate = samples / (sum(self.meter.durations(recent)) or math.inf)
-                        progress.at(log.updates, self.total, f"loss {log.losses[-1]:.3f}  {rate:.0f} samples/s")
+                        progress("train", log.updates, self.total, f"loss {log.losses[-1]:.3f}  {rate:.0f} samples/s")
                     if log.stopped:
                         break
                     self._after_update(self)

@@ -8,11 +8,11 @@ import torch
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import FULL_PROFILE
-from tunegrid.machine import keep_freed_memory
 from tunegrid.run.device import (
     check_free,
     device_record,
     free_memory,
+    keep_freed_memory,
     out_of_memory,
     resolve_device,
     resolve_precision,
