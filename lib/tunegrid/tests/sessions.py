@@ -142,10 +142,17 @@ def collected(*arguments):
     return re.findall(r"^benchmarks/test_(?:finetune|footprint)\.py::\w+\[(.+)\]$", collect(*arguments).stdout, re.MULTILINE)
 
 
+def answers_to(command_lines, **variables):
+    """Exit code, standard output and errors of pytest for each of these command lines, which all come in one process."""
+    answer = ForkedProcess("tunegrid.tests.together", json.dumps(list(command_lines)), timeout=600, **variables).ended()
+    assert answer.returncode == 0, answer.stderr
+    return [SimpleNamespace(code=code, out=out, err=err) for code, out, err in json.loads(answer.stdout.splitlines()[-1])]
+
+
 def collected_together(command_lines):
     """Exit code and output of collecting by each command line."""
-    answers = [collect(*arguments) for arguments in command_lines]
-    return [(answer.returncode, answer.stdout + answer.stderr) for answer in answers]
+    answers = answers_to(["--collect-only", "-q", *arguments] for arguments in command_lines)
+    return [(answer.code, answer.out + answer.err) for answer in answers]
 
 
 def option_values(**options):
