@@ -149,7 +149,7 @@ def digest_of(package: str) -> str | None:
 
 
 def hub_code() -> list[str]:
-    """Repository and commit of each module that this process imported from the hub's cache, as the package `kernels` does."""
+    """Repository and commit of each module that this process imported from the hub's cache."""
     files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
     return ["{}/{} at commit {}".format(*hub.groups()) for file in files if file and (hub := HUB.search(file))]
 

@@ -99,7 +99,7 @@ class Method:
         return None
 
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:
-        """What the record says of the adapter; None where there is none."""
+        """What the record says of the adapter; None if there is none."""
         return None
 
     def targets(self, cell: "Cell") -> tuple[str, ...]:
@@ -336,10 +336,7 @@ class Lora(Adapting):
         return self.targets(cell) if str(self.options.get("init_lora_weights")).startswith(REWRITING) else ()
 
     def save(self, model: Any, cell: "Cell", folder: Path) -> None:
-        """Write the adapter; one whose start rewrote the base says that it starts plainly, over the base as rewritten.
-
-        Otherwise PEFT would rewrite that base once more when it loads the adapter.
-        """
+        """Write the adapter; if its start rewrote the base, without that start: PEFT would rewrite the base again on loading."""
         config = model.peft_config["default"]
         start = config.init_lora_weights
         config.init_lora_weights = True if self.rewritten(cell) else start

@@ -110,9 +110,8 @@ class Task:
         for name in ("text", "text_pair", "identity", "labels", "bounded_scores"):
             if isinstance(value := getattr(self, name), str):
                 yield f'{name} is a text, not several; write {name}=("{value}",)'
-        if not isinstance(self.columns, Mapping) or not all(isinstance(kind, type) for kind in self.columns.values()):
-            types = ", ".join(f'"{name}": {"int" if self.labels and name == self.target else "str"}' for name in self.columns)
-            yield f"columns must say the type of each; write columns={{{types}}}, with their types"
+        if not isinstance(self.columns, Mapping):
+            yield "columns must say the type of each; write columns={NAME: str}, or int, dict or list"
         for column in (*self.text, *self.text_pair, *self.identity, self.target):
             if column not in self.columns:
                 yield f"it reads {column!r}, which is not among its columns ({', '.join(self.columns)}): add it there"

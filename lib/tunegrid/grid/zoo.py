@@ -1,8 +1,7 @@
 """The zoo: LoRA, QLoRA, SFT and more of PEFT's methods on every backbone and task; `-m zoo` runs them on micro backbones.
 
-Methods that need code of their own are classes; the others are rows of METHODS. Every cell of a backbone and task has the same
-rows, updates and batch, whatever the method; only the rate and the method's own settings differ, with where they come from.
-`REFUSED` has what a library cannot train, and why.
+Every cell of a backbone and task has the same rows, updates and batch; only the rate and the method's own settings differ, with
+where they come from. `REFUSED` has what a library cannot train, and why.
 """
 
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tunegrid.grid.backbones import Head, Layout, within
 from tunegrid.grid.cells import Cell, Grid, study
 from tunegrid.grid.methods import LORA, NF4, QLORA, SFT, Adapting, Answer, Base, Lora, Method, adapter_of
-from tunegrid.grid.recipes import GREEDY, RECIPES, Adapter, Fields, Recipe, quick_changes
+from tunegrid.grid.recipes import GREEDY, RECIPES, Adapter, Recipe, quick_changes
 
 if TYPE_CHECKING:
     import torch
@@ -210,8 +209,8 @@ def zoo() -> Grid:
         pair, cell_id = (backbone, task), f"{backbone}_{task}_{method.id}"
         targets = BERT_SUM if pair == ("bert", "sum") else TARGETS[backbone]
         adapter = Adapter(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets) if method.adapts else None
-        counts: Fields = {"trainable_params": None, "total_params": None}
-        grid.recipes[cell_id] = replace(RECIPES[f"{backbone}_{task}_sft"], adapter=adapter, optim="adamw_torch", **counts)
+        sft = replace(RECIPES[f"{backbone}_{task}_sft"], trainable_params=None, total_params=None)
+        grid.recipes[cell_id] = replace(sft, adapter=adapter, optim="adamw_torch")
         updates, rate, head_rate = QUICK[pair]
         grid.quick[cell_id] = {
             **quick_changes(f"{backbone}_{task}_lora"),

@@ -156,7 +156,7 @@ BERTLESS = {Problem.CLASSIFY: PLAIN, Problem.GENERATE: Head(architecture="BertTo
         (lambda grid: grid.add_recipe("bert_sa_lora", RECIPE, quick={"lr": 1}), "no field 'lr'"),
         (lambda grid: replace(SA, labels=("one",)), "at least two"),
         (lambda grid: replace(SA, text=("body",)), "'body', which is not among its columns"),
-        (lambda grid: replace(SA, columns=("title", "content")), 'write columns={"title": str'),
+        (lambda grid: replace(SA, columns=("title", "content")), "columns must say the type of each"),
         (lambda grid: replace(SA, text="title"), 'write text=("title",)'),
         (lambda grid: replace(SA, files={"train": "a.txt"}), "none of .jsonl, .parquet, .csv"),
         (lambda grid: replace(SA, files={"train": "a.csv"}, test="dev"), "no file of split 'dev'"),

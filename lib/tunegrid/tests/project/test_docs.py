@@ -21,7 +21,7 @@ PAGES = [
     *(ROOT / folder / "README.md" for folder in ("benchmarks", "benchmarks/ci", "reports", "lib")),
     ROOT / "reports" / "CHANGELOG.md",
 ]
-# What needs a network, or runs everything; and Ray's own command, which lib/tunegrid/tests/hosts.py gives.
+# What needs a network, or runs everything; and Ray's own command.
 INSTALLING = ("pip", "uv", "python3", "source", ".ci/run", "ray", "benchmarks/ci/slurm.sh")
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 
