@@ -336,7 +336,7 @@ class Lora(Adapting):
         return self.targets(cell) if str(self.options.get("init_lora_weights")).startswith(REWRITING) else ()
 
     def save(self, model: Any, cell: "Cell", folder: Path) -> None:
-        """Write the adapter; if its start rewrote the base, without that start: PEFT would rewrite the base again on loading."""
+        """Write the adapter; without a start that rewrote the base, or PEFT would rewrite it again on loading."""
         config = model.peft_config["default"]
         start = config.init_lora_weights
         config.init_lora_weights = True if self.rewritten(cell) else start
