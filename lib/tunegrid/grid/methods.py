@@ -6,6 +6,7 @@ any adapter of PEFT, `Lora` is LoRA and its variants. torch and PEFT are importe
 
 import inspect
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -58,7 +59,7 @@ class Quantization:
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """What a PEFT config must be told about the loaded model; the fields are PEFT's.
+    """What a PEFT config must know of the loaded model; the fields are PEFT's.
 
     Attributes:
         modules_to_save: the head's new modules, which every method trains in full.
@@ -303,13 +304,15 @@ class Lora(Adapting):
 
     def declared_facts(self, cell: "Cell", layer: str) -> tuple[str, ...]:
         """Rank and scale, of which `rank_pattern` and `alpha_pattern` may give a layer others, each by its own keys."""
-        from peft.utils.other import get_pattern_key
+
+        def by_pattern(option: str, default: int) -> int:
+            """Of the first key, a regular expression, that is the layer's name or whole parts at its end, as PEFT has it."""
+            patterns = self.options.get(option, {}).items()
+            return next((value for key, value in patterns if re.fullmatch(rf"(.*\.)?({key})", layer)), default)
 
         adapter = adapter_of(cell.recipe)
-        ranks, alphas = self.options.get("rank_pattern", {}), self.options.get("alpha_pattern", {})
-        rank = ranks.get(get_pattern_key(ranks, layer), adapter.r)
-        alpha = alphas.get(get_pattern_key(alphas, layer), adapter.lora_alpha)
-        return f"rank {rank}", f"scale {self._scale(alpha, rank):g}"
+        rank = by_pattern("rank_pattern", adapter.r)
+        return f"rank {rank}", f"scale {self._scale(by_pattern('alpha_pattern', adapter.lora_alpha), rank):g}"
 
     def _scale(self, alpha: float, rank: int) -> float:
         """Alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023)."""

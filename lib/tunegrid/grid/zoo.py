@@ -53,10 +53,8 @@ class AdaLora(Adapting):
         """PEFT's weight times the mean distance of A's rows and B's columns from orthonormal ones, equation 4 of AdaLoRA."""
         import torch
 
-        trained = [
-            (name, p) for name, p in model.named_parameters() if p.requires_grad and ("lora_A" in name or "lora_B" in name)
-        ]
-        products = [p @ p.T if "lora_A" in name else p.T @ p for name, p in trained]
+        named = [(name.partition("lora_")[2][:1], p) for name, p in model.named_parameters() if p.requires_grad]
+        products = [p @ p.T if part == "A" else p.T @ p for part, p in named if part in ("A", "B")]
         gaps = [(product - torch.eye(len(product), device=product.device)).norm() for product in products]
         penalty: torch.Tensor = model.peft_config["default"].orth_reg_weight * torch.stack(gaps).mean()
         return penalty
@@ -133,8 +131,7 @@ METHODS: tuple[Method, ...] = (
     # Kopiczko et al. 2024: all layers share two random matrices, and learn how to scale their ranks and outputs
     Adapting(id="vera", name="VeRA", config="VeraConfig", on_targets=True, options={"r": 64}, must_move=("vera_lambda",)),
     Adapting(id="oft", name="OFT", **OFT),  # Qiu et al. 2023
-    # Zhao et al. 2023
-    Adapting(id="ln", name="LN tuning", config="LNTuningConfig", layers=NORMS, must_move=("ln_tuning_layers",)),
+    Adapting(id="ln", name="LN tuning", config="LNTuningConfig", layers=NORMS, must_move=("ln_tuning_layers",)),  # Zhao 2023
     BitFit(id="bitfit", name="BitFit"),
     # Lester et al. 2021
     Adapting(id="prompt", name="prompt tuning", config="PromptTuningConfig", options=PROMPT, must_move=("prompt_encoder",)),
