@@ -60,23 +60,6 @@ def t5(d, f, layers, heads, r_sum):
     return {"sa": (sa, sa, encoder + head), "qa": (qa, qa, encoder + head), "sum": (*adapters, whole)}
 
 
-# BERT-large: 24 layers, 1,024 wide, 4,096 within. A layer has four square layers with biases, two of 1,024 x 4,096 with biases,
-# and two norms of 2 x 1,024; the embeddings have 30,522 words, 512 places, 2 segments and a norm.
-H, F, L = 1024, 4096, 24
-SQUARE, WIDE = (H, H), (H, F)
-BERT_LAYER = 4 * (H * H + H) + (H * F + F) + (F * H + H) + 2 * 2 * H
-BERT_ENCODER = (30_522 + 512 + 2) * H + 2 * H + L * BERT_LAYER
-POOLER, HEAD = H * H + H, 2 * H + 2  # a linear layer with two outputs
-# BERT2BERT's decoder attends to the encoder: four more square layers and a norm in each layer. Before its output, which is the
-# embedding, stand a square layer, a norm and a bias for each word.
-BERT2BERT = BERT_ENCODER + POOLER + (BERT_ENCODER + L * (4 * (H * H + H) + 2 * H)) + (H * H + H + 2 * H + 30_522)
-# r 16 on query, key, value and each layer named dense: 4 square and 2 wide ones in an encoder layer, 8 and 2 in a decoder
-# layer; pooler.dense and transform.dense are called so, too.
-BERT2BERT_LORA = lora(16, *L * [*4 * [SQUARE], *2 * [WIDE]], *L * [*8 * [SQUARE], *2 * [WIDE]], SQUARE, SQUARE)
-BERT_QA_LORA = lora(8, *L * [*3 * [SQUARE], *2 * [WIDE]]), lora(16, *L * [*4 * [SQUARE], *2 * [WIDE]])  # QLoRA: key, too
-# GPT-2-medium has the same layers: c_attn is 1,024 x 3,072; 50,257 words and 1,024 places; a last norm; a head without bias.
-C_ATTN = lora(8, *L * [(H, 3 * H)])
-GPT2_BASE = (50_257 + 1024) * H + L * BERT_LAYER + 2 * H
 T5_SMALL = t5(512, 2048, 6, 8, (4, 8))
 # SmolLM2's layer: queries and outputs of 9 heads, keys and values of 3 with 64 each; three matrices of 1,536; two norms.
 SMOLLM2_LAYER, SMOLLM2 = 2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536 + 2 * 576, 30 * 16 * (2 * (576 + 576) + 2 * (576 + 192))
@@ -92,19 +75,13 @@ BY_HAND = {  # parameters that train, by LoRA, QLoRA and SFT
     "gpt2_qa": (*2 * [12 * 8 * (768 + 3 * 768) + 768 * 2 + 2], 124_441_346),
     "gpt2_sum": (*2 * [12 * 8 * (768 + 3 * 768)], 124_440_576),
     **{f"t5_{task}": counts for task, counts in T5_SMALL.items()},
-    "bertlarge_sa": (*2 * [lora(8, *L * 2 * [SQUARE]) + HEAD], BERT_ENCODER + POOLER + HEAD),
-    "bertlarge_qa": (*(count + HEAD for count in BERT_QA_LORA), BERT_ENCODER + HEAD),
-    "bertlarge_sum": (BERT2BERT_LORA, BERT2BERT_LORA, BERT2BERT),
-    "gpt2medium_sa": (*2 * [C_ATTN + 2 * H], GPT2_BASE + 2 * H),
-    "gpt2medium_qa": (*2 * [C_ATTN + HEAD], GPT2_BASE + HEAD),
-    "gpt2medium_sum": (C_ATTN, C_ATTN, GPT2_BASE + H),  # SFT trains the row of <sum>
     **{f"t5base_{task}": counts for task, counts in t5(768, 3072, 12, 12, (4, 8)).items()},
-    **{f"t5large_{task}": counts for task, counts in t5(H, F, L, 16, (4, 8)).items()},
+    **{f"t5large_{task}": counts for task, counts in t5(1024, 4096, 24, 16, (4, 8)).items()},
     **NLI,
     "smollm2_chat": (SMOLLM2, SMOLLM2, 49_152 * 576 + 30 * SMOLLM2_LAYER + 576),  # its output layer is its embedding
 }
-SUM_ROW = {"gpt2_sum": 768, "gpt2medium_sum": H}  # the embedding of <sum>, which adapters train beside what the study counted
-CELLS = [*(("study", name) for name in STUDY_IDS), *(("larger", name) for name in LARGER_IDS)]
+SUM_ROW = {"gpt2_sum": 768}  # the embedding of <sum>, which adapters train beside what the study counted
+CELLS = [*(("study", name) for name in STUDY_IDS), *(("larger", name) for name in LARGER_IDS if name.startswith("t5"))]
 CELLS += [("tasks", name) for name in (*NLI_CELLS, *CHAT_CELLS)]
 
 
