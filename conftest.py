@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 # What the plugins import. The checkout itself may be found wherever pytest comes from.
 NEEDED = (
-    *("pydantic", "pytest_benchmark", "pytest_timeout", "rich", "filelock"),
+    *("pydantic", "pytest_benchmark", "pytest_timeout", "filelock"),
     *("numpy", "torch", "transformers", "peft"),
 )
 

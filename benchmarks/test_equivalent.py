@@ -345,7 +345,7 @@ TRAINED = {"losses": ROUNDING, "norms": Tolerance(1e-4), "moves": Tolerance(2e-2
 EXACTLY_TRAINED = dict.fromkeys(("losses", "norms", "rates", "moves", "order"), SAME_BITS)
 LOOPED = dict.fromkeys(("rates", "losses", "norms", "weights"), SAME_BITS)
 ADAPTERS = (  # every method of the zoo that has an adapter, on a cell that every one of its kind can train
-    *("gpt2_sa_lora", "gpt2_sa_rslora", "gpt2_sa_dora", "gpt2_sa_pissa", "gpt2_sa_loraplus", "gpt2_sa_lorafa"),
+    *("gpt2_sa_lora", "gpt2_sa_rslora", "gpt2_sa_dora", "gpt2_sa_pissa", "gpt2_sa_loraplus"),
     *("gpt2_sa_adalora", "gpt2_sa_ia3", "gpt2_sa_vera", "bert_sa_oft", "gpt2_sa_ln"),
 )
 OVER_NF4 = ("gpt2_sa_qlora", "gpt2_sa_qdora", "bert_sa_qoft", "gpt2_sa_qia3")

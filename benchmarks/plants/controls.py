@@ -8,7 +8,7 @@ from dataclasses import replace
 from benchmarks.plants.plant import Plant
 from benchmarks.plants.study import targets_dealt_out, with_other
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.more_tasks import IN_PLACE, more_tasks
+from tunegrid.grid.more_tasks import belongs_to, more_tasks
 from tunegrid.grid.recipes import QUICK_PROFILE, TASKS_PROFILE, ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 
@@ -45,7 +45,7 @@ def controls(profile, cells, causes):
                 yield Plant(cause, what, "classic", cell.id, broken_by, "bound", breaks=noun, profile=profile)
 
 
-TASKS = [cell for cell in more_tasks().cells(TASKS_PROFILE) if IN_PLACE["tasks"].has(cell.id)]
+TASKS = [cell for cell in more_tasks().cells(TASKS_PROFILE) if belongs_to("tasks", cell.id)]
 CONTROLS = (
     *controls("quick", STUDY.cells(QUICK_PROFILE), CAUSES),
     *controls("zoo", zoo().cells(ZOO_PROFILE), [cause for cause in CAUSES if cause != "random_weights"]),

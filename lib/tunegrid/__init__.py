@@ -6,8 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]  # the checkout, which has fixtures, benchmarks and reports, too
 
-# Libraries' load reports and progress bars say nothing that the record does not. Set before anything imports them: in sessions,
-# in commands, and in the processes that both start.
+# Libraries' load reports and progress bars say nothing that the record does not. Set before any process of ours imports them.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

@@ -1,7 +1,6 @@
 """This machine, asked without torch: its processors, threads, memory, GPUs and libraries, and files on its disk."""
 
 import base64
-import ctypes
 import hashlib
 import json
 import os
@@ -21,8 +20,6 @@ from tunegrid.errors import InputError
 THREADS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")  # torch's, and those of tokenizers
 SHARED_OUT = "TUNEGRID_SHARED_OUT"  # set where OMP_NUM_THREADS is not the user's, so that a process heeds its share alone
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container's own control group: microseconds in a period, or "max"
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
-LIBC = ctypes.CDLL(None) if os.name == "posix" else None
 # Variables that choose which instructions of a CPU torch's kernels, oneDNN and MKL use: other ones round otherwise.
 INSTRUCTIONS = (
     *("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR"),
@@ -37,10 +34,7 @@ HUB = re.compile(r"(?:kernels|models)--(.+)--(.+)[/\\]snapshots[/\\]([0-9a-f]{40
 
 
 def cpu_name() -> str:
-    """The CPU's model name where Linux tells it, its architecture elsewhere; with AMX, and with `INSTRUCTIONS` that are set.
-
-    Virtual machines give all Xeons one name, and only those with units for bf16 (AMX) multiply bf16 faster than fp32.
-    """
+    """The CPU's model name on Linux, else its architecture; with `INSTRUCTIONS` that are set, and AMX, which no name tells."""
     name = cpu_field("model name") or platform.machine()
     units = " with AMX" if "amx_bf16" in cpu_field("flags").split() else ""
     chosen = [f"{variable}={os.environ[variable]}" for variable in INSTRUCTIONS if variable in os.environ]
@@ -48,12 +42,12 @@ def cpu_name() -> str:
 
 
 def instruction_sets() -> list[str]:
-    """Those of the CPU by which torch, oneDNN and bitsandbytes choose their kernels; empty where Linux does not tell."""
+    """Those of the CPU by which torch, oneDNN and bitsandbytes choose their kernels; empty if it is not Linux."""
     return sorted(flag for flag in cpu_field("flags").split() if flag.startswith(("avx", "amx", "fma")))
 
 
 def cpu_field(name: str) -> str:
-    """What Linux tells of the first processor, as its "flags"; empty where it does not."""
+    """What Linux tells of the first processor, as its "flags"; empty elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -62,13 +56,11 @@ def cpu_field(name: str) -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: as many as a scheduler gave it (TUNEGRID_CORES), or as the system tells; else all.
-
-    A container's quota of processor time counts as cores, rounded down: more threads than that would wait for each other.
-    """
+    """Cores that this process may use: as many as a scheduler gave it (TUNEGRID_CORES), else as system and container tell."""
     if number := os.environ.get("TUNEGRID_CORES"):
         return int(number)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # A container's quota of processor time counts as cores, rounded down: more threads than that would wait for each other.
     quota, _, period = (CPU_QUOTA.read_text(encoding="utf-8") if CPU_QUOTA.is_file() else "").partition(" ")
     return max(1, min(cores, int(quota) // int(period))) if quota.isdigit() else cores
 
@@ -98,30 +90,9 @@ def shared_out(environment: Mapping[str, str]) -> dict[str, str]:
     return dict(environment) | ({} if THREADS[0] in environment else {SHARED_OUT: "yes"})
 
 
-def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees until `give_back_memory`, where glibc manages it.
-
-    By default glibc returns large blocks at once, and the kernel zeroes them again for the next update: which is
-    a large part of the time of training on a CPU. Afterwards nothing brings the default back.
-    """
-    if mallopt := getattr(LIBC, "mallopt", None):
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
-
-
-def give_back_memory() -> None:
-    """Return freed memory to the system, where glibc manages it, so that a cell's resident memory is its own."""
-    if trim := getattr(LIBC, "malloc_trim", None):
-        trim(0)
-
-
-def hides_gpus() -> bool:
-    """Whether CUDA_VISIBLE_DEVICES hides every GPU from this process."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
-
-
+@cache
 def gpus() -> list[dict[str, str]]:
-    """Name, memory and driver of each GPU; empty where there is none."""
+    """Name, memory and driver of each GPU; empty if there is none. It takes a second to ask."""
     fields = ("name", "memory.total", "driver_version")
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
@@ -132,23 +103,15 @@ def gpus() -> list[dict[str, str]]:
 
 
 def identity(threads: int | None = None) -> list[object]:
-    """What of this machine a run's arithmetic depends on: the key of whatever is measured here holds it.
-
-    `threads` are those of a CPU's kernels, which add in another order with other ones; None if they have no part in it.
-    """
-    return [cpu_name(), instruction_sets(), _installed_gpus(), threads]
-
-
-_installed_gpus = cache(gpus)  # which takes a second to ask
+    """What of this machine a run's arithmetic depends on; `threads` are those of a CPU's kernels, if they have a part in it."""
+    return [cpu_name(), instruction_sets(), gpus(), threads]
 
 
 def visible_gpus() -> int:
     """How many GPUs torch will see: those that CUDA_VISIBLE_DEVICES leaves."""
-    present, visible = len(gpus()), os.environ.get("CUDA_VISIBLE_DEVICES")
-    return present if visible is None else min(present, sum(name.strip() not in ("", "-1") for name in visible.split(",")))
-
-
-# Libraries, none of which is imported for it
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = sum(name.strip() not in ("", "-1") for name in visible.split(",")) if visible is not None else len(gpus())
+    return min(named, len(gpus())) if named else 0
 
 
 @cache
@@ -172,11 +135,12 @@ def library_digests() -> dict[str, str]:
 def digest_of(package: str) -> str | None:
     """Sixteen hex digits of a library's code that Python imports here, as two commits may have one version; None: no such one.
 
-    A wheel's RECORD lists the hash of each file that was installed: these are taken, and only files changed since are read. Of
-    a checkout (an editable installation, a folder on PYTHONPATH) all code is read. Equal code has equal digits everywhere.
+    Of a wheel's files, which RECORD lists with their hashes, only those changed since are read; of a checkout all.
     """
-    if (folder := import_folder(package)) is None:
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
         return None
+    folder = Path(spec.origin).parent.resolve()
     hashes = _hashes_of_wheel(package, folder)
     if not hashes:
         code = (path for path in folder.rglob("*") if CODE.search(path.name) and path.is_file())
@@ -185,26 +149,20 @@ def digest_of(package: str) -> str | None:
 
 
 def hub_code() -> list[str]:
-    """Repository and commit of each module that this process imported from the hub's cache, as the package `kernels` does."""
+    """Repository and commit of each module that this process imported from the hub's cache."""
     files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
     return ["{}/{} at commit {}".format(*hub.groups()) for file in files if file and (hub := HUB.search(file))]
 
 
-def import_folder(package: str) -> Path | None:
-    """The folder that Python would import a library from, or has; None where it finds none."""
-    spec = find_spec(package)
-    return Path(spec.origin).parent.resolve() if spec and spec.origin else None
-
-
 def _hashes_of_wheel(package: str, folder: Path) -> dict[str, str]:
-    """Hashes of a wheel's code by path, as it lies on the disk; empty where no wheel put it into this folder."""
+    """Hashes of a wheel's code by path, as it lies on the disk; empty if no wheel put it into this folder."""
     try:
         wheel = distribution(package)
     except PackageNotFoundError:
         return {}
     files = {file.as_posix(): file for file in wheel.files or ()}
     record = next((file for path, file in files.items() if path.endswith(".dist-info/RECORD")), None)
-    if folder != Path(str(wheel.locate_file(package))).resolve() or f"{package}/__init__.py" not in files or record is None:
+    if record is None or f"{package}/__init__.py" not in files or folder != Path(str(wheel.locate_file(package))).resolve():
         return {}
     installed, hashes = Path(str(record.locate())).stat().st_mtime, dict[str, str]()
     for path, file in files.items():
@@ -224,16 +182,9 @@ def _hash(path: Path) -> str:
     return f"sha256={base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
 
 
-# Files
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` at the end, when the disk has it; without an end nothing changes.
-
-    Raises:
-        OSError: where the disk has no room or the folder cannot be written.
-    """
+    """A path to write to, which takes the place of `path` when the disk has it all; raises OSError if it cannot be written."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write the same; never the path itself
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -247,7 +198,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write what a command was asked for; raises InputError where the place cannot be written."""
+    """Write what a command was asked for; raises InputError if the place cannot be written."""
     try:
         with replacing(path) as part:
             part.write_text(text, encoding="utf-8")

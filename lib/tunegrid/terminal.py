@@ -32,7 +32,7 @@ def visible_lines(text: str) -> str:
 
 
 def annotation(level: str, title: str, message: str) -> str:
-    """A line that GitHub Actions does obey, at `level` error, warning or notice: its texts are as visible ones are."""
+    """A line that GitHub Actions does obey, at `level` error, warning or notice."""
     heading = visible(title).replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
     return f"::{level} title={heading}::{visible_lines(message).replace('%', '%25').replace(chr(10), '%0A')}"
 
@@ -46,10 +46,7 @@ def say(text: str, *, error: bool = False, runner: bool = False) -> None:
 
 
 def without_places(text: str) -> str:
-    """The text with the last part of each absolute path; of one in the checkout or in a library, where it lies there.
-
-    Its addresses have no secrets: this is what is recorded.
-    """
+    """The text as it is recorded: of an absolute path what is in the checkout or a library, else its last part; no secrets."""
 
     def shown(match: re.Match[str]) -> str:
         path = match.group()

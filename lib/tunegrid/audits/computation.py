@@ -22,7 +22,7 @@ from tunegrid.audits.evidence import Evidence, none_of, sample
 from tunegrid.codecs.base import IGNORED, Feature, on
 from tunegrid.errors import first_line
 from tunegrid.grid.backbones import within
-from tunegrid.grid.methods import Answer
+from tunegrid.grid.methods import Answer, Lora
 from tunegrid.run.build import base_type
 from tunegrid.run.device import free_memory, resolve_quantization
 from tunegrid.run.meter import GIB, tensor_bytes, weight_tensors
@@ -193,7 +193,7 @@ def adapter_survives_its_switches(evidence: Evidence) -> Answer:
     model, rows = evidence.model, evidence.probe.rows[:1]
     if not isinstance(model, PeftModel) or not evidence.probe.alone:
         return None
-    scaled = [m for m in model.modules() if isinstance(m, LoraLayer)] if evidence.cell.method.scale_can_be_reset else []
+    scaled = [m for m in model.modules() if isinstance(m, LoraLayer)] if isinstance(evidence.cell.method, Lora) else []
     flags, scales = {p: p.requires_grad for p in model.parameters()}, [dict(layer.scaling) for layer in scaled]
     with torch.no_grad(), undisturbed(evidence.trainer):
         before = logits_of(evidence.trainer, rows)[0]
@@ -332,16 +332,15 @@ def _served(evidence: Evidence, folder: Path) -> Answer:
         return False, f"{detail}; not as trained: {', '.join(lost[:3]) or 'nothing that trains'}"
     if not isinstance(model, PeftModel):
         return True, detail
-    prompts = "prompts are in no layer" if model.active_peft_config.is_prompt_learning else None
-    if reason := prompts or cell.method.unmergeable(cell):
-        return True, f"{detail}; not merged: {reason}"
+    if model.active_peft_config.is_prompt_learning:
+        return True, f"{detail}; not merged: prompts are in no layer"
     passed, merged = _merged(evidence, served, rows, ours, allowed)
     return passed, f"{detail}; {merged}"
 
 
 def _merged(evidence: Evidence, served: Any, rows: Sequence[Feature], ours: Tensor, allowed: float) -> tuple[bool, str]:
     """Whether the loaded adapter, merged into its base, still gives our logits; over a packed base, whether roughly."""
-    packed, method = evidence.cell.quantization is not None, evidence.cell.method
+    packed = evidence.cell.quantization is not None
     layers: list[Any] = [module for module in served.modules() if is_adapted(module)] if packed else []
     for layer in layers:
         layer.enable_adapters(False)
@@ -350,8 +349,8 @@ def _merged(evidence: Evidence, served: Any, rows: Sequence[Feature], ours: Tens
         layer.enable_adapters(True)
     try:
         logits = _logits(evidence, evidence.serving.merge(served), rows)
-    except Exception as error:  # whatever PEFT raises where it cannot merge
-        return False, f"PEFT cannot merge {method.id!r}, as its `unmergeable` should say: {first_line(error)}"
+    except Exception as error:  # whatever PEFT raises if it cannot merge: for some methods, over packed layers it does
+        return packed, f"not merged: PEFT refuses {evidence.cell.method.id!r} ({first_line(error)})"
     if not packed:
         apart = distance(ours, logits)
         return apart <= allowed, f"merged, by {apart:.1e}"

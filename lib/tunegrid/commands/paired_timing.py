@@ -16,7 +16,7 @@ from tunegrid.data.splits import load_splits
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY, Cell
 from tunegrid.grid.recipes import QUICK_PROFILE
-from tunegrid.machine import announce_threads, keep_freed_memory, thread_share
+from tunegrid.machine import announce_threads, thread_share
 from tunegrid.terminal import say
 
 MARK = "tunegrid timing: "  # begins an answer: a library may print, too
@@ -46,7 +46,7 @@ def answers(cell: Cell) -> Iterator[dict[str, float | None]]:
     import torch
     import transformers as hf
 
-    from tunegrid.run.device import resolve_device
+    from tunegrid.run.device import keep_freed_memory, resolve_device
     from tunegrid.run.meter import GIB, peaks, reset_peaks
     from tunegrid.run.prepare import prepare
 

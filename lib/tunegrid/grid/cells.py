@@ -23,7 +23,7 @@ from tunegrid.grid.recipes import QUICK, RECIPES, TARGETS_WITHOUT_EXCEPTION, Fie
 from tunegrid.grid.tasks import TASKS, Problem, Task
 
 NAME = re.compile(r"[a-z0-9]+")  # an id is a part of a cell's id, which underscores divide
-LISTS = "`pytest -m full --list-cells` lists them, with 'full and larger', 'full and tasks' or 'full and zoo' those beside"
+LISTS = "`pytest -m full --list-cells` lists them, with 'full and larger' or 'full and tasks' others"
 # Heaviest problems first, so that parallel workers do not end on a long cell.
 ORDER = (Problem.GENERATE, Problem.EXTRACT, Problem.CLASSIFY)
 
@@ -50,6 +50,11 @@ class Cell:
     def id(self) -> str:
         """The study's name, as in `bert_sa_lora`."""
         return f"{self.backbone.id}_{self.task.id}_{self.method.id}"
+
+    @property
+    def name(self) -> str:
+        """Its id and its seed."""
+        return f"{self.id}-seed{self.profile.seed}"
 
     @property
     def optimizer(self) -> OptimizerFactory:
@@ -96,18 +101,16 @@ class Grid:
     refused: dict[str, str] = field(default_factory=dict)
 
     def add_backbone(self, backbone: Backbone, **copies: Any) -> None:
-        """A backbone; `like=` another one, it gets that one's recipes, with `quick={...}` changed in the quick profile.
+        """A backbone; `like=` another one, it gets copies of that one's recipes, whose fields keyword arguments change.
 
-        Any other keyword argument changes a field of the copies. Raises InputError for a name that is known already, and for
-        a field that a recipe does not have.
+        `quick={...}` changes their quick form. Raises InputError for a known name, and for a field that no recipe has.
         """
         self._add_like(0, backbone, **copies)
 
     def add_task(self, task: Task, **copies: Any) -> None:
-        """A task, as `add_backbone` adds a backbone.
+        """A task, as `add_backbone` adds a backbone. Copies read the new task's `text`.
 
-        What the copies read is the new task's `text`, not the other one's. They have a quick form where the task has files of
-        its own: the micro rows are those of the study's tasks.
+        They have a quick form if the task has files of its own: the micro rows are those of the study's tasks.
         """
         self._add_like(1, task, **copies)
 
@@ -139,23 +142,19 @@ class Grid:
         head: Head | None = None,
         **changes: Any,
     ) -> None:
-        """A cell's recipe; with `quick` it runs with -m quick, too. A recipe that stood there is replaced.
+        """A cell's recipe, in place of one that stood there; with `quick` it runs with -m quick, too.
 
-        `like` another cell, it copies that cell's recipe without the study's parameter counts, its quick form and the head
-        that a user gave it; of another task's cell not the columns. `changes` and `quick` change the copy.
-
-        Raises InputError where the id names no backbone, task or method of the grid, and for a field that no recipe has.
+        `like` another cell, it is a copy of that cell's recipe, quick form and head, which `changes` and `quick` change.
+        Raises InputError if the id names no backbone, task or method of the grid, and for a field that no recipe has.
         """
         self._parts(cell_id)
-        if like is not None and recipe is not None:
-            raise InputError(f"{cell_id}: give a recipe, or like=CELL, whose recipe is copied, and not both")
-        if like is not None:
+        if like is not None and recipe is None:
             self.checked_ids([like])
             self._copy(like, cell_id, changes, quick or {})
-        elif not isinstance(recipe, Recipe):
-            raise InputError(f"invalid recipe of {cell_id}: expected a Recipe, got {recipe!r}; or copy one with like=CELL")
-        else:
+        elif like is None and isinstance(recipe, Recipe):
             self._set(cell_id, _changed(cell_id, recipe, changes), self.quick.get(cell_id) if quick is None else quick)
+        else:
+            raise InputError(f"{cell_id}: give either a Recipe or like=CELL, whose recipe is copied")
         if head is not None:
             self.heads[cell_id] = head
 
@@ -169,17 +168,15 @@ class Grid:
             return
         copied = [parts for parts in (cell_id.split("_") for cell_id in self.recipes) if parts[place] == like]
         if not copied:
-            raise InputError(
-                f"{name!r} cannot be like {repr(like)[:40]}, which has no recipes to copy: the grid has {', '.join(known)}"
-            )
+            nothing = f"{repr(like)[:40]}, which has no recipes to copy"
+            raise InputError(f"{name!r} cannot be like {nothing}: the grid has {', '.join(known)}")
         for parts in copied:
             self._copy("_".join(parts), "_".join([*parts[:place], name, *parts[place + 1 :]]), changes, quick or {})
 
     def _copy(self, old: str, new: str, changes: Fields, quick: Fields) -> None:
         """A cell's recipe, quick form and head for another cell, without the study's parameter counts.
 
-        A cell of the study that has an exceptional head hands it to nobody: what is like it has the backbone's own head. Nor
-        does one hand on its head's own rate in the quick profile, or its columns to another task.
+        The study's exceptional heads, its heads' rates in the quick profile and columns of another task are not copied.
         """
         recipe, head, micro = self.recipes[old], self.heads.get(old), self.quick.get(old)
         if micro and old in QUICK and micro == quick_changes(old):  # its head's rate was found for that cell's micro backbone
@@ -229,8 +226,7 @@ class Grid:
             return f"backbone {backbone.id!r} declares no head for {task.problem}, which task {task.id!r} needs"
         if head.layout not in LAYOUTS[task.problem]:
             known = ", ".join(f"Layout.{layout.name}" if layout else "none" for layout in LAYOUTS[task.problem])
-            of_layout = f"of layout {head.layout}" if head.layout else "with no layout"
-            return f"a head {of_layout} cannot {task.problem}; its layout must be one of {known}"
+            return f"a head of layout {head.layout or 'none'} cannot {task.problem}; its layout must be one of {known}"
         return method.unsupported(head)
 
     def cells(self, profile: Profile) -> tuple[Cell, ...]:

@@ -45,7 +45,7 @@ def adamw_bnb_8bit(groups: ParameterGroups, learning_rate: float) -> "torch.opti
 
 OPTIMIZERS: Mapping[str, OptimizerFactory] = {"adamw_torch": adamw_torch, "adamw_bnb_8bit": adamw_bnb_8bit}
 TOKEN_ROWS = "trainable_tokens_delta"  # PEFT's name for the trained rows of an embedding
-Answer = tuple[bool, str] | None  # passed, detail; None where there is nothing to look at
+Answer = tuple[bool, str] | None  # passed, detail; None if there is nothing to look at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Quantization:
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """What a PEFT config must be told about the loaded model; the fields are PEFT's.
+    """What a PEFT config must know of the loaded model; the fields are PEFT's.
 
     Attributes:
         modules_to_save: the head's new modules, which every method trains in full.
@@ -79,25 +79,20 @@ class Method:
     Attributes:
         adapts: the base is frozen; only what the method adds and the head's new modules train.
         quantization: how the frozen base is stored; None keeps it as loaded.
-        must_move, must_stay: parts of the names of its own parameters which training changes, all of them, or never does.
-        rate_factors: by parts of parameters' names, the peak rate in units of the recipe's, where it is another one.
-        scale_can_be_reset: by PEFT, to what it was, once it was changed.
-        largest_share: of full fine-tuning's gradients and moments, for a method that adapts.
+        must_move: parts of the names of its own parameters, all of which training changes.
+        rate_factors: by parts of parameters' names, the peak rate in units of the recipe's, if it is another one.
     """
 
     id: str
     name: str
     quantization: Quantization | None = None
     must_move: tuple[str, ...] = ()
-    must_stay: tuple[str, ...] = ()
     rate_factors: Mapping[str, float] = field(default_factory=dict)
     adapts: ClassVar[bool] = False
-    scale_can_be_reset: ClassVar[bool] = False
-    largest_share: ClassVar[float] = 0.05
 
     def check(self, recipe: Recipe) -> None:
-        """Raises InputError where a recipe does not fit the method."""
-        if recipe.adapter is not None:
+        """Raises InputError if a recipe does not fit the method."""
+        if recipe.adapter is not None and not self.adapts:
             raise InputError(f"method {self.id!r} trains every parameter, but the recipe has an adapter")
 
     def unsupported(self, head: Head) -> str | None:
@@ -105,7 +100,7 @@ class Method:
         return None
 
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:
-        """What the record says of the adapter; None where there is none."""
+        """What the record says of the adapter; None if there is none."""
         return None
 
     def targets(self, cell: "Cell") -> tuple[str, ...]:
@@ -183,10 +178,6 @@ class Method:
         """Write the trained model, or its adapter, as its users would."""
         model.save_pretrained(folder)
 
-    def unmergeable(self, cell: "Cell") -> str | None:
-        """Why PEFT cannot merge the adapter into the base; None where it can. Full fine-tuning has none to merge."""
-        return None
-
     def holds_after(self, model: "nn.Module", cell: "Cell") -> Answer:
         """Whether the trained model shows that this method trained it, beside what must move; None: it shows nothing."""
         return None
@@ -204,16 +195,18 @@ class Adapting(Method):
 
     Attributes:
         config: the name of PEFT's config, as "IA3Config"; `options` are its fields that a record names.
+        options_by_backbone: more of its fields, which a backbone's layers decide.
         layers: ends of the names of the layers that are adapted, by backbone.
-        on_targets: the recipe's target modules are adapted, in place of such layers.
+        on_targets: the recipe's target modules are adapted instead of such layers.
         trains_token_rows: its config takes `trainable_token_indices`, which a head with a new token needs.
     """
 
     adapts: ClassVar[bool] = True
-    on_targets: ClassVar[bool] = False
-    trains_token_rows: ClassVar[bool] = False
+    on_targets: bool = False
+    trains_token_rows: bool = False
     config: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    options_by_backbone: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def check(self, recipe: Recipe) -> None:
@@ -237,7 +230,7 @@ class Adapting(Method):
 
     def config_fields(self, cell: "Cell") -> dict[str, Any]:
         """Fields of PEFT's config beside the options and those that every method gives."""
-        return {}
+        return dict(self.options_by_backbone.get(cell.backbone.id, {}))
 
     def peft_config(self, cell: "Cell", base: Base) -> Any:
         """PEFT's config for this cell. Raises InputError where neither a field nor a subclass says which."""
@@ -295,9 +288,8 @@ REWRITING = ("pissa", "corda", "olora", "loftq", "lora_ga")  # values of `init_l
 class Lora(Adapting):
     """LoRA (Hu et al. 2021) and its variants, which `options` make, as {"use_dora": True}."""
 
-    on_targets: ClassVar[bool] = True
-    trains_token_rows: ClassVar[bool] = True
-    scale_can_be_reset: ClassVar[bool] = True
+    on_targets: bool = True
+    trains_token_rows: bool = True
     config: str = "LoraConfig"
 
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:
@@ -314,9 +306,9 @@ class Lora(Adapting):
         """Rank and scale, of which `rank_pattern` and `alpha_pattern` may give a layer others, each by its own keys."""
 
         def by_pattern(option: str, default: int) -> int:
-            """The value of the first key, a regular expression, that is the layer's name or whole parts at its end."""
-            patterns = self.options.get(option, {})
-            return next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", layer)), default)
+            """Of the first key, a regular expression, that is the layer's name or whole parts at its end, as PEFT has it."""
+            patterns = self.options.get(option, {}).items()
+            return next((value for key, value in patterns if re.fullmatch(rf"(.*\.)?({key})", layer)), default)
 
         adapter = adapter_of(cell.recipe)
         rank = by_pattern("rank_pattern", adapter.r)
@@ -347,10 +339,7 @@ class Lora(Adapting):
         return self.targets(cell) if str(self.options.get("init_lora_weights")).startswith(REWRITING) else ()
 
     def save(self, model: Any, cell: "Cell", folder: Path) -> None:
-        """Write the adapter; one whose start rewrote the base says that it starts plainly, over the base as rewritten.
-
-        Otherwise PEFT would rewrite that base once more when it loads the adapter.
-        """
+        """Write the adapter; without a start that rewrote the base, or PEFT would rewrite it again on loading."""
         config = model.peft_config["default"]
         start = config.init_lora_weights
         config.init_lora_weights = True if self.rewritten(cell) else start
@@ -360,16 +349,15 @@ class Lora(Adapting):
     def holds_after(self, model: "nn.Module", cell: "Cell") -> Answer:
         """PEFT has the variant's options and no other variant's parameters; None for plain LoRA that is plain."""
         groups = {self.group_of(name) for name in self.own_parameters(model)}
-        foreign = sorted({trace for option, trace in TRACES.items() if option not in self.options} & groups)
-        if not self.options and not foreign:
+        faults = [f"{trace} is there" for option, trace in TRACES.items() if option not in self.options and trace in groups]
+        if not self.options and not faults:
             return None
         config = getattr(model, "peft_config", {}).get("default")
-        faults, known = [f"{trace} is there" for trace in foreign], dict[str, Any]()
-        for name in self.options:
-            value = getattr(config, name, None)  # PEFT makes objects of some mappings
-            known[name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-        faults += [f"{name} is {known[name]!r}, not {value!r}" for name, value in self.options.items() if known[name] != value]
-        faults += [f"no {TRACES[name]}" for name in self.options if name in TRACES and TRACES[name] not in groups]
+        for name, value in self.options.items():
+            actual = getattr(config, name, None)
+            actual = asdict(actual) if is_dataclass(actual) and not isinstance(actual, type) else actual  # PEFT's, of a mapping
+            faults += [] if actual == value else [f"{name} is {actual!r}, not {value!r}"]
+            faults += [f"no {TRACES[name]}"] if name in TRACES and TRACES[name] not in groups else []
         return not faults, "; ".join(faults) or f"{', '.join(self.options)}; {', '.join(sorted(groups))}"
 
 

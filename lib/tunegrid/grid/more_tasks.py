@@ -1,40 +1,28 @@
 """More tasks than the study's: natural language inference and conversations. `-m tasks` runs the micro cells.
 
-At full size (`-m 'full and tasks'`), nine cells of inference, three labels for two texts, have the study's recipes for
-sentiment but for lengths and rates, and three of SmolLM2 learn to follow instructions over several turns. Comments say where
-lengths and rates are from. Nobody has trained these twelve to their end here.
+At full size (`-m 'full and tasks'`), nine cells of inference have the study's recipes for sentiment but for lengths and rates,
+and three of SmolLM2 learn to follow instructions over several turns. Comments say where lengths and rates are from.
 
-And larger backbones with the study's methods on its tasks, 36 cells that nobody has trained here. A recipe is that of the
-study's backbone of the same family. `SOURCED` names the rates that somebody published for this size. The others are
-extrapolated by one rule: *a rate does not change with size*. T5's paper fine-tunes all its sizes at one rate (Raffel et al.
-2020, section 3.1.2), BERT's searches one range for both of its sizes (Devlin et al. 2019, appendix A.3), and LoRA's has one
-rate for GPT-2-medium and GPT-2-large (Hu et al. 2021, table 11).
+And larger backbones with the study's methods on its tasks, 36 cells. None of these 48 was trained to its end here. A recipe is
+that of the study's backbone of the same family. `SOURCED` names the rates that were published for this size; for the others, *a
+rate does not change with size*, as in T5's paper (Raffel et al. 2020, section 3.1.2), BERT's (Devlin et al. 2019, appendix A.3)
+and LoRA's (Hu et al. 2021, table 11).
 """
 
 from collections.abc import Callable, Mapping
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from tunegrid.grid.backbones import BERT, GPT2, T5, Backbone, Head, Layout, Objective, Wrap
 from tunegrid.grid.cells import Grid, study
 from tunegrid.grid.recipes import ALWAYS, AT_TRUE_SIZE, Adapter, Fields, Generation, Recipe
 from tunegrid.grid.tasks import Carve, Problem, Task
-from tunegrid.grid.zoo import ZOO_ONLY, zoo_beside_study
 
 
 def scaled(like: Backbone, checkpoint: str, name: str, **shape: Any) -> tuple[Backbone, Backbone]:
-    """A backbone of the study, and one of its family, whose shape is of its `config.json`.
-
-    A record names the revision that the hub gave.
-    """
-    own: dict[str, Any] = {
-        "id": name.lower().replace("-", ""),
-        "name": name,
-        "checkpoint": checkpoint,
-        "shape": {**like.shape, **shape},
-    }
-    return like, replace(like, **own, revision=None, micro=None)
+    """A backbone of the study, and one of its family, whose shape is of its `config.json`. A record names its revision."""
+    own: dict[str, Any] = {"name": name, "checkpoint": checkpoint, "revision": None, "micro": None}
+    return like, replace(like, id=name.lower().replace("-", ""), shape={**like.shape, **shape}, **own)
 
 
 # Each behind the backbone of the study whose recipes it has.
@@ -184,32 +172,18 @@ def more_tasks() -> Grid:
     return grid
 
 
-@dataclass(frozen=True, kw_only=True)
-class InPlace:
-    """Cells that run in place of the study's where `-m` has a word beside a profile.
-
-    Attributes:
-        grid: makes their grid, which has the study's cells, too.
-        part, ids: which part of a cell's id, from 0, tells them, and what it then is.
-    """
-
-    grid: Callable[[], Grid]
-    part: int
-    ids: AbstractSet[str]
-
-    def has(self, cell_id: str) -> bool:
-        """Whether a cell is one of them; a file may call a cell anything."""
-        return not self.ids.isdisjoint(cell_id.split("_")[self.part : self.part + 1])
+# By the word of `-m` beside a profile of true size: the grid that takes the study's place and has its cells, too; and the
+# backbones or tasks whose cells are its own.
+IN_PLACE: Mapping[str, Callable[[], Grid]] = {"larger": larger, "tasks": more_tasks}
+OWN_PARTS = {"larger": {backbone.id for _, backbone in LARGER}, "tasks": {NLI.id, CHAT.id}}
 
 
-IN_PLACE = {
-    "larger": InPlace(grid=larger, part=0, ids={backbone.id for _, backbone in LARGER}),
-    "tasks": InPlace(grid=more_tasks, part=1, ids={NLI.id, CHAT.id}),
-    "zoo": InPlace(grid=zoo_beside_study, part=2, ids=ZOO_ONLY),  # at true size; on micro backbones it is a profile of its own
-}
+def belongs_to(word: str, cell_id: str) -> bool:
+    """Whether a cell is one of those that run in place of the study's; a file may call a cell anything."""
+    return not OWN_PARTS[word].isdisjoint(cell_id.split("_"))
 
 
 def words_for(cell_id: str, profile: str) -> str:
     """What `-m` names for a cell of a profile, as in "full and larger"."""
-    words = [word for word, cells in IN_PLACE.items() if profile in AT_TRUE_SIZE and cells.has(cell_id)]
+    words = [word for word in IN_PLACE if profile in AT_TRUE_SIZE and belongs_to(word, cell_id)]
     return " and ".join([profile, *words])

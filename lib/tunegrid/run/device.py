@@ -1,6 +1,8 @@
 """Where a cell runs and in which precision, by what the recipe requests and this machine can do; and what memory is free."""
 
+import ctypes
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +15,7 @@ from tunegrid.errors import InputError, first_line
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Quantization
 from tunegrid.grid.recipes import Precision
-from tunegrid.machine import cpu_name, give_back_memory
+from tunegrid.machine import cpu_name
 from tunegrid.record.record import DeviceRecord
 
 GIB = 2**30
@@ -22,6 +24,8 @@ BUSY_GIB = 1.0  # a CUDA context of our own takes about half of that
 ATTENTION = "sdpa"  # torch's fused attention
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 COMPUTE_TYPES = {"fp32": "float32", "fp16": "float16"}  # of packed weights, by the precision of training
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+LIBC = ctypes.CDLL(None) if os.name == "posix" else None
 # How libraries say that memory ran out: torch's allocators on a CPU, the CUDA runtime outside them, cuBLAS's handles.
 NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -168,3 +172,20 @@ def fitting() -> Iterator[None]:
         if out_of_memory(error):
             raise DoesNotFit(first_line(error)) from None
         raise
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees until `give_back_memory`, where glibc manages it.
+
+    By default glibc returns large blocks at once, and the kernel zeroes them again for the next update: which is
+    a large part of the time of training on a CPU. Afterwards nothing brings the default back.
+    """
+    if mallopt := getattr(LIBC, "mallopt", None):
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system, where glibc manages it, so that a cell's resident memory is its own."""
+    if trim := getattr(LIBC, "malloc_trim", None):
+        trim(0)

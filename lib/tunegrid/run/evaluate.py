@@ -18,8 +18,8 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import Precision
 from tunegrid.record.record import EvaluationRecord
 from tunegrid.run.device import DoesNotFit, autocast, fitting, free_memory, resolve_precision
+from tunegrid.run.meter import Progress
 from tunegrid.run.metrics import METRICS, Metrics
-from tunegrid.run.progress import Progress
 from tunegrid.run.ranks import ALONE, Ranks
 
 EVAL_BATCH = 64  # features; large, since no gradients are kept and sorting leaves little padding
@@ -53,7 +53,7 @@ def evaluate(
     """Predict every row, and score the predictions against the rows: of several ranks the first one scores, for all."""
     task, features = codec.task, features_of(codec, rows, training=False)
     began = time.perf_counter()
-    outputs, batch = predict(model, codec, features, device, progress.stage("evaluate"), ranks)
+    outputs, batch = predict(model, codec, features, device, progress, ranks)
     seconds = time.perf_counter() - began
     predictions = codec.decode(rows, features, outputs)
     scored = ranks.first(lambda: METRICS[task.problem](metrics, task, rows, [one.value for one in predictions]))
@@ -90,7 +90,7 @@ def precision_of(cell: Cell, device: torch.device) -> Precision:
 
 
 def predict(
-    model: nn.Module, codec: Codec, features: Sequence[Feature], device: torch.device, stage: Progress, ranks: Ranks = ALONE
+    model: nn.Module, codec: Codec, features: Sequence[Feature], device: torch.device, progress: Progress, ranks: Ranks = ALONE
 ) -> tuple[list[Any], int]:
     """An output a feature, and how many were predicted at once at the end: each time memory runs out, the batch is halved."""
     # Several ranks predict every feature once, in turn, and all have all outputs.
@@ -111,7 +111,7 @@ def predict(
                 answers = None
             if answers is not None:
                 outputs.update(zip(chunk, answers, strict=True))
-                stage.at(len(outputs), len(order))
+                progress("evaluate", len(outputs), len(order), "")
             elif size == 1:
                 raise InputError(f"{codec.cell.id} does not fit: memory runs out when it predicts one row at a time")
             else:  # out here, where the error no longer keeps the failed pass alive

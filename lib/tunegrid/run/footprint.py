@@ -29,6 +29,7 @@ FP32_BYTES = 4
 MATRIX = {"cpu": 2048, "cuda": 8192}  # sides of the square matrices whose product is the device's peak
 MATRIX_SECONDS = 1.0  # so long they are multiplied, or once if that takes longer
 CUDA_ROOM = 0.02  # the share that an allocator's rounding may add
+ADAPTER_SHARE = 0.05  # of full fine-tuning's gradients and moments
 WEIGHTS_SHARE = 0.75  # NF4 of T5's encoder, whose embeddings and wo stay in fp32, still saves a third
 
 
@@ -193,6 +194,6 @@ def wrong_savings(cell: Cell, ledger: Ledger, total_params: int) -> list[str]:
     sentences = []
     if cell.quantization and weights >= WEIGHTS_SHARE * unpacked:
         sentences.append(f"quantized weights take {weights:,} bytes, unquantized ones {unpacked:,}")
-    if cell.method.adapts and training >= cell.method.largest_share * full:
+    if cell.method.adapts and training >= ADAPTER_SHARE * full:
         sentences.append(f"gradients and optimizer take {training:,} bytes, those of full fine-tuning {full:,}")
     return sentences

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tunegrid.machine import give_back_memory
 from tunegrid.record.record import Ledger, Memory, Parameters, Phase, RanksRecord, Throughput
+from tunegrid.run.device import give_back_memory
 from tunegrid.run.ranks import Ranks, local_shard
 
 GIB = 2**30
@@ -27,6 +27,7 @@ PEFT_TWINS = (".original_module.", ".trainable_tokens_delta.")
 
 NVML = "libnvidia-ml.so.1"  # comes with NVIDIA's driver
 NO_COUNTER = "not measured: no GPU with a counter that this cell has for itself"
+Progress = Callable[[str, int, int, str], None]  # takes a stage, what is done of how much, and what else to show
 Joules = Callable[[], float | None]  # reads a counter; None if it cannot be read
 
 

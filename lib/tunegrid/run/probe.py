@@ -26,7 +26,6 @@ from tunegrid.run.device import DoesNotFit, fitting, free_memory
 from tunegrid.run.evaluate import predict
 from tunegrid.run.first_updates import Columns, Figures, ModuleFigures, digest, figure, gradient_figures, groups_of, norms
 from tunegrid.run.metrics import METRICS, Metrics
-from tunegrid.run.progress import Progress
 from tunegrid.run.train import Trainer
 
 FIRST_ROWS = 32  # of training, of which the shortest and the longest are asked about
@@ -134,11 +133,11 @@ def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -
 
 def prediction_digest(trainer: Trainer, rows: Sequence[Row]) -> str | None:
     """Digest of what the untrained model predicts, no more rows at once than training takes; None if memory runs out."""
-    codec, silent = trainer.codec, Progress(trainer.cell.id, lambda state: None)
+    codec = trainer.codec
     features, outputs = codec.encode(rows, training=False), list[Any]()
     with suppress(InputError):
         for some in chunks(features, trainer.cell.recipe.per_device_train_batch_size):
-            outputs += predict(trainer.model, codec, some, trainer.meter.device, silent)[0]
+            outputs += predict(trainer.model, codec, some, trainer.meter.device, lambda *state: None)[0]
         return digest([str(prediction.value) for prediction in codec.decode(rows, features, outputs)])
     return None
 

@@ -122,7 +122,7 @@ def save(cell: Cell, model: Any, tokenizer: Any, record: Record, root: Path, ser
 
     Raises InputError if it cannot be written.
     """
-    folder = root / f"{cell.id}-seed{cell.profile.seed}"
+    folder = root / cell.name
     labels = dict(enumerate(cell.task.labels))
     classes = {"id2label": labels, "label2id": {name: i for i, name in labels.items()}} if labels else {}
     own: dict[str, dict[str, Any]] = {peft.utils.CONFIG_NAME: {"base_model_name_or_path": base_name(cell)}}

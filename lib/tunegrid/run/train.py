@@ -38,8 +38,7 @@ from tunegrid.run.device import (
     set_random_states,
 )
 from tunegrid.run.first_updates import MOVED, AdamW, FirstUpdates
-from tunegrid.run.meter import Meter, ledger, tensor_bytes
-from tunegrid.run.progress import Progress
+from tunegrid.run.meter import Meter, Progress, ledger, tensor_bytes
 from tunegrid.run.ranks import ALONE, APART, SEEDS, Ranks, full_tensor, local_shard
 
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
@@ -111,7 +110,7 @@ class Trainer:
         self.stepped = dict(self.sharded_model.named_parameters())
         self.stepper = Stepper(cell, model, self.sharded_model, self.accelerator, self.total)
         self.optimizer = self.stepper.optimizer
-        self.trained = [p for p in self.stepped.values() if p.requires_grad]  # LoRA-FA's optimizer freezes weights
+        self.trained = [p for p in self.stepped.values() if p.requires_grad]  # a method's optimizer may freeze some
         alone = not self.accelerator.scaler and not self.stepper.acts_after_step  # else other things move weights, too
         self.adamw = AdamW(self.optimizer.optimizer, self.stepped if alone else {})
         whole = ranks.count == 1 or ranks.holds_parts  # a sharded model sums gradients by itself
@@ -153,7 +152,7 @@ class Trainer:
                         recent = self.meter.updates[-CHECK_EVERY:]
                         samples = self.ranks.count * sum(update.samples for update in recent)
                         rate = samples / (sum(self.meter.durations(recent)) or math.inf)
-                        progress.at(log.updates, self.total, f"loss {log.losses[-1]:.3f}  {rate:.0f} samples/s")
+                        progress("train", log.updates, self.total, f"loss {log.losses[-1]:.3f}  {rate:.0f} samples/s")
                     if log.stopped:
                         break
                     self._after_update(self)
@@ -375,7 +374,7 @@ class Stepper:
     def __init__(self, cell: Cell, model: nn.Module, stepped: nn.Module, accelerator: Any, updates: int) -> None:
         """Steps of `stepped`, which is a cell's model, or the copy of it that ranks share out; so many updates are planned."""
         self.cell, self._model, self._accelerator = cell, model, accelerator  # its method acts after a step
-        optimizer = cell.method.make_optimizer(stepped, cell)  # LoRA-FA's freezes weights
+        optimizer = cell.method.make_optimizer(stepped, cell)  # a method's own may freeze weights
         self._trained = [p for p in stepped.parameters() if p.requires_grad]
         # What the method does after a step needs the gradients of that step, so it cannot wait.
         self.acts_after_step = type(cell.method).after_step is not Method.after_step
@@ -431,11 +430,8 @@ class Stepper:
         optimizer = self.optimizer.optimizer
         groups = [group | own for group, own in zip(optimizer.state_dict()["param_groups"], state["groups"], strict=True)]
         stepped = [p for group in optimizer.param_groups for p in group["params"]]
-        # An optimizer knows a parameter by its number, which a file has as text, or as PEFT's LoRA-FA by a name.
-        saved = {int(key) if str(key).isdecimal() else key: entry for key, entry in state["optimizer"].items()}
-        moments = {
-            key: ranks.moments(entry, stepped[key]) if isinstance(key, int) else dict(entry) for key, entry in saved.items()
-        }
+        # An optimizer knows a parameter by its number, which a file has as text.
+        moments = {int(key): ranks.moments(entry, stepped[int(key)]) for key, entry in state["optimizer"].items()}
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.schedule.load_state_dict(self.schedule.state_dict() | state["schedule"])
         if self._accelerator.scaler and state["scaler"]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import select
 import shutil
 import subprocess
@@ -133,31 +132,24 @@ def full_in(folder, **named):
     return ("-m", "full", "--device", "cpu", f"--checkpoint-root={folder}", f"--data-root={folder}")
 
 
-def collect(*arguments):
-    """pytest's own answer to these arguments, without running a cell."""
-    return SessionProcess("--collect-only", "-q", *arguments).ended()
-
-
-def collected(*arguments):
-    return re.findall(r"^benchmarks/test_(?:finetune|footprint)\.py::\w+\[(.+)\]$", collect(*arguments).stdout, re.MULTILINE)
+def answers_to(command_lines, **variables):
+    """Exit code, standard output and errors of pytest for each of these command lines, which all come in one process."""
+    answer = ForkedProcess("tunegrid.tests.together", json.dumps(list(command_lines)), timeout=600, **variables).ended()
+    assert answer.returncode == 0, answer.stderr
+    return [SimpleNamespace(code=code, out=out, err=err) for code, out, err in json.loads(answer.stdout.splitlines()[-1])]
 
 
 def collected_together(command_lines):
     """Exit code and output of collecting by each command line."""
-    answers = [collect(*arguments) for arguments in command_lines]
-    return [(answer.returncode, answer.stdout + answer.stderr) for answer in answers]
+    answers = answers_to(["--collect-only", "-q", *arguments] for arguments in command_lines)
+    return [(answer.code, answer.out + answer.err) for answer in answers]
 
 
-def option_values(**options):
-    """What `config.getoption` answers: these values, and the defaults; `settings` are those of `--set`."""
-    settings = tuple(options.pop("settings", {}).items())
+def session_with(settings=None, **options):
+    """A session of a command line with these options; `settings` are those of `--set`."""
     named = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
-    return {"--set": settings, "--child": Child(), "--ranks": Ranks(), **named}.get
-
-
-def session_with(**options):
-    """A session of a command line with these options, as `option_values` takes them."""
-    return Session(SimpleNamespace(getoption=option_values(**options)))
+    values = {"--set": tuple((settings or {}).items()), "--child": Child(), "--ranks": Ranks(), **named}
+    return Session(SimpleNamespace(getoption=values.get))
 
 
 def with_one_gpu(folder):

@@ -14,8 +14,8 @@ from tunegrid.grid.cells import STUDY, Cell
 from tunegrid.grid.recipes import FIXTURES, QUICK_PROFILE
 from tunegrid.grid.tasks import TASKS
 from tunegrid.run.build import build, load_tokenizer
+from tunegrid.run.meter import Progress
 from tunegrid.run.prepare import codec_of, prepare
-from tunegrid.run.progress import Progress
 from tunegrid.run.ranks import ALONE
 from tunegrid.run.train import Trainer
 
@@ -55,7 +55,7 @@ def train_rows(cell_id: str) -> list[dict]:
 
 
 def silent() -> Progress:
-    return Progress("test", lambda line: None)
+    return lambda *state: None
 
 
 def trainer_of(cell_id: str, rows, codec=None, ranks=ALONE, after_update=lambda trainer: None, **changes) -> Trainer:

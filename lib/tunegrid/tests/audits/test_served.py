@@ -99,12 +99,14 @@ def test_prompts_are_not_merged():
     assert saved_is_served(evidence) == (True, f"{EQUAL}; not merged: prompts are in no layer")
 
 
-def test_a_method_that_cannot_be_merged_is_asked_to_say_so():
+@pytest.mark.parametrize(("cell_id", "passes"), [("gpt2_sa_lora", False), ("gpt2_sa_qlora", True)])
+def test_an_adapter_that_peft_does_not_merge_fails_unless_its_base_is_packed(cell_id, passes):
     def merge(serving, model):
         raise ValueError("Cannot merge")
 
-    said = f"{EQUAL}; PEFT cannot merge 'lora', as its `unmergeable` should say: Cannot merge"
-    assert broken("gpt2_sa_lora", merge=merge) == (False, said)
+    passed, detail = broken(cell_id, merge=merge)
+    assert passed is passes
+    assert detail.endswith(f"not merged: PEFT refuses {cell_id.split('_')[2]!r} (Cannot merge)")
 
 
 def test_a_packed_base_that_merging_spoils_is_caught():

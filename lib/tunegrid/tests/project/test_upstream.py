@@ -23,7 +23,7 @@ FAULTS = {  # what to drop once it is mended, and what the script prints of it
     ),
     "peft_prompts": ("REPEATED in grid/zoo.py", "PromptTuningConfig: logits of generate differ"),
     "peft_adalora_scale": (
-        "what keeps adapter_survives_its_switches from scaling AdaLoRA",
+        "isinstance of Lora in audits/computation.py",
         "after it was doubled and set back it is 2",
     ),
     "peft_packed_bias": (UPSTREAM, "the base's bias gains 1, where"),

@@ -3,10 +3,12 @@
 import os
 import shutil
 from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
-from tunegrid.machine import PACKAGES, digest_of, import_folder, library_digests
+from tunegrid.machine import PACKAGES, digest_of, library_digests
 from tunegrid.tests.packages import Environment, checkout_of
 
 NAME = "rouge_score"  # small, and imported by nothing that starts here
@@ -66,6 +68,6 @@ def test_every_library_here_has_a_digest_of_its_own_and_a_copy_of_its_files_the_
     assert len(set(digests.values())) == len(digests)
     assert digest_of("no_such_package") is None
     # peft's wheel holds nothing but its package, so that RECORD's hashes are those of the files.
-    shutil.copytree(import_folder("peft"), tmp_path / "peft")
+    shutil.copytree(Path(find_spec("peft").origin).parent, tmp_path / "peft")
     code = "import json; from tunegrid.machine import digest_of; print(json.dumps(digest_of('peft')))"
     assert Environment(tmp_path / "environment").says(code, tmp_path) == digest_of("peft")

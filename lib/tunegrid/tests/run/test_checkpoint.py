@@ -3,17 +3,13 @@
 import os
 import re
 import signal
-from dataclasses import replace
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tunegrid.grid.recipes import ZOO_PROFILE
-from tunegrid.grid.zoo import zoo
 from tunegrid.run.checkpoint import Checkpoints
-from tunegrid.tests import small
 from tunegrid.tests.processes import CONTEXT, apart
 from tunegrid.tests.small import silent, train_rows, trainer_of
 
@@ -70,20 +66,6 @@ def test_a_run_that_was_cut_ends_with_the_weights_of_one_that_was_not(cell_id, t
     assert again.fallbacks == [f"resumed at update {cut_at} of {UPDATES}; seconds and throughput are of the rest"]
     Checkpoints(path=path, every_seconds=0.0).clear()
     assert not path.exists()
-
-
-def test_an_optimizer_that_knows_parameters_by_name_goes_on_with_its_moments(tmp_path):
-    """PEFT's LoRA-FA."""
-    cell = zoo().cell("gpt2_sa_lorafa", replace(ZOO_PROFILE, max_steps=3, changes={"per_device_train_batch_size": 4}))
-    rows, path = train_rows("gpt2_sa_lorafa")[:24], tmp_path / "kept.safetensors"
-    kept = Checkpoints(path=path, every_seconds=0.0)
-    whole = small.trainer_for(cell, rows, after_update=lambda one: kept.save_if_due(one) if one.log.updates == 2 else None)
-    losses = whole.run(silent()).losses
-    resumed = small.trainer_for(cell, rows)
-    Checkpoints(path=path, every_seconds=0.0, resume=True).restore(resumed)
-    assert resumed.log.updates == 2
-    assert resumed.run(silent()).losses == losses
-    assert all(torch.equal(p, weights(whole)[name]) for name, p in weights(resumed).items())
 
 
 class State:

@@ -1,0 +1,24 @@
+"""Answers of several command lines of pytest in one process: `python -m tunegrid.tests.together JSON` prints a list of them.
+
+For what ends before a test runs, a refusal or a list: each takes a fraction of a second, where a process takes seconds.
+"""
+
+import contextlib
+import io
+import json
+import sys
+
+import pytest
+
+
+def main(command_lines):
+    for arguments in command_lines:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = pytest.main(arguments)
+        yield int(code), out.getvalue(), err.getvalue()
+
+
+if __name__ == "__main__":
+    answers = list(main(json.loads(sys.argv[1])))
+    print(json.dumps(answers))
