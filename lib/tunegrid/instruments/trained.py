@@ -26,9 +26,9 @@ from tunegrid.record.record import InstrumentRecord
 from tunegrid.results.examples import row_id, write_figures
 from tunegrid.run.build import load_tokenizer
 from tunegrid.run.evaluate import Evaluation
+from tunegrid.run.meter import Progress
 from tunegrid.run.prepare import codec_of, prepare
 from tunegrid.run.probe import undisturbed
-from tunegrid.run.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
