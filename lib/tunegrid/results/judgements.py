@@ -77,17 +77,21 @@ class Judgement:
     @property
     def kind(self) -> str:
         """One of `KINDS`; a cell that is missing, new or too good counts as quality."""
-        if self.quantity == "numerics":
-            return "numerics"
-        if self.quantity == "step_seconds" or "/" in self.quantity:
-            return "instruments" if "/" in self.quantity else "speed"
-        return "memory" if self.quantity in (*LEDGER, *PEAKS) else "quality"
+        if "/" in self.quantity:
+            return "instruments"
+        of_run = {"numerics": "numerics", "step_seconds": "speed"} | dict.fromkeys((*LEDGER, *PEAKS), "memory")
+        return of_run.get(self.quantity, "quality")
 
     @property
     def decides(self) -> bool:
         """Whether a cell's answer rests on it: scores beside the main one are shown, and count only if they are worse."""
         is_other_score = self.kind == "quality" and self.quantity not in ("cell", self.main_score)
         return not is_other_score or self.verdict in (Verdict.WORSE, Verdict.TOO_GOOD)
+
+
+def judgement_of(record: Record, quantity: str, verdict: Verdict, **evidence: Any) -> Judgement:
+    """A verdict on one figure of a cell's record."""
+    return Judgement(cell=record.cell, main_score=record.main_score, quantity=quantity, verdict=verdict, **evidence)
 
 
 def worst(judged: Iterable[Judgement]) -> Verdict | None:
@@ -103,21 +107,16 @@ def by_cell(judged: Iterable[Judgement]) -> dict[str, list[Judgement]]:
     return cells
 
 
-def judgement_of(record: Record, quantity: str, verdict: Verdict, **evidence: Any) -> Judgement:
-    """A verdict on one figure of a cell's record."""
-    return Judgement(cell=record.cell, main_score=record.main_score, quantity=quantity, verdict=verdict, **evidence)
-
-
-def in_words(judgement: Judgement) -> str:
-    """A judgement with its evidence, as "worse: bert_sa_lora accuracy -3.91 points (20 rows lost ...)"."""
-    return f"{judgement.verdict}: {evidence_of(judgement)}"
-
-
 def evidence_of(judgement: Judgement) -> str:
-    """The same without the verdict."""
+    """As "bert_sa_lora accuracy -3.91 points (20 rows lost ...)"."""
     effect, change = judgement.effect, ""
     if effect is not None:
         share = f"{100 * effect:+.{3 if judgement.quantity in LEDGER else 1}f} %"
         change = " " + {"quality": f"{effect:+.2f} points", "instruments": f"{effect:+.3f}"}.get(judgement.kind, share)
     sees = f"; sees drops from {judgement.smallest:.1f}" if judgement.smallest is not None else ""
     return f"{judgement.cell} {judgement.quantity}{change} ({judgement.detail}{sees})"
+
+
+def in_words(judgement: Judgement) -> str:
+    """The same with the verdict before it."""
+    return f"{judgement.verdict}: {evidence_of(judgement)}"

@@ -8,7 +8,7 @@ import pytest
 from tunegrid.commands.gate import main
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
-from tunegrid.results.numerics import arithmetic, pair_of
+from tunegrid.results.numerics import Pair, arithmetic
 from tunegrid.results.numerics import compared as judgement_and_course
 from tunegrid.results.thresholds import TOLERANCES as TOLERANCES_FILE
 from tunegrid.results.thresholds import load_tolerances, tolerance_of
