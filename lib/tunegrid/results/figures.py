@@ -27,7 +27,7 @@ from tunegrid.results.thresholds import SPEED_DEVIATIONS
 
 Margins = Mapping[str, Mapping[str, float]]  # by kind and quantity
 NUMBERS = ("value", "weight", "low", "high")
-FIGURE, ROW = ("instrument", "figure", "part"), ("seed", "row")
+FIGURE, ROW = ("instrument", "part", "figure"), ("seed", "row")
 OTHER_TRAINING = "the two are other trainings, whose rows do not pair"
 NO_NUMBER = "the new run has no number of every row: ask it with --ask, or see why below its table"
 

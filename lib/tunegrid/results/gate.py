@@ -1,17 +1,16 @@
 """Judges a run by a baseline: one verdict per cell and quantity.
 
 *worse*, *better*: a significant drop, or gain, of at least the margin. *same*: the interval is above the margin's drop. *cannot
-tell*: more seeds or test rows are needed for any of these. *too good*: better than healthy runs are.
+tell*: more seeds or test rows are needed for any of these.
 
 A record is judged three times: its losses by `tunegrid.results.numerics`, its scores by `tunegrid.results.quality`, all else
 that was measured by `tunegrid.results.figures`. What the verdicts come to is for others to say. Needs no torch.
 """
 
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import study_place
@@ -21,7 +20,7 @@ from tunegrid.results.files import read_list
 from tunegrid.results.judgements import Judgement, RecordsBySeed, Verdict, judgement_of
 from tunegrid.results.noise import Noise, load_noise
 from tunegrid.results.quality import Rows
-from tunegrid.results.thresholds import THRESHOLDS, load_evidence, load_margins, load_tolerances
+from tunegrid.results.thresholds import load_margins, load_tolerances
 
 NO_SCORES = "the baseline holds the first updates of it alone"
 
@@ -37,14 +36,13 @@ class Run:
     def of(cls, records: Iterable[Record], path: Path | None = None) -> "Run":
         """The records that finished or made their first updates; raises InputError if they are of two profiles."""
         by_cell: dict[str, dict[int | None, Record]] = defaultdict(dict)
-        for record in records:
-            if record.finished or record.first_updates:
-                by_cell[record.cell][record.seeds.seed] = record
-        run = cls(records=dict(by_cell), path=path)
-        if len(profiles := {record.profile for record in run.in_a_row}) > 1:
+        known = [record for record in records if record.finished or record.first_updates]
+        for record in known:
+            by_cell[record.cell][record.seeds.seed] = record
+        if len(profiles := {record.profile for record in known}) > 1:
             names = " and ".join(sorted(profiles))
             raise InputError(f"{path or 'the run'} holds cells of {names}: judge one profile at a time")
-        return run
+        return cls(records=dict(by_cell), path=path)
 
     @property
     def profile(self) -> str:
@@ -56,11 +54,6 @@ class Run:
         """Its records, one after the other."""
         return [record for seeds in self.records.values() for record in seeds.values()]
 
-    @property
-    def finished(self) -> "Run":
-        """The records that trained to their ends."""
-        return Run.of((record for record in self.in_a_row if record.finished), self.path)
-
     def only(self, cells: Container[str]) -> "Run":
         """The same run with these cells alone."""
         return replace(self, records={cell: seeds for cell, seeds in self.records.items() if cell in cells})
@@ -71,17 +64,15 @@ def read_run(path: Path) -> Run:
     return Run.of(read_list(path), path)
 
 
-def gate(
-    old: Run, new: Run, *, margins: Mapping[str, Mapping[str, float]] | None = None, noise: Noise | None = None
-) -> list[Judgement]:
+def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
     """Every verdict: missing cells first, then the others, both in the study's order.
 
-    `margins`, by kind and quantity, and the noise of training are the suite's if None. Raises InputError if the two runs are of
-    two profiles, have no cell in common, or scored different test rows.
+    The noise of training is the suite's if None. Raises InputError if the two runs are of two profiles, have no cell in common,
+    or scored different test rows.
     """
-    margins, tolerances = margins or load_margins(), load_tolerances()
-    evidence, noise = load_evidence(THRESHOLDS / f"{new.profile}.toml"), load_noise() if noise is None else noise
-    cells, finished = paired(old, new), _rows(old.finished, new.finished)
+    margins, tolerances, noise = load_margins(), load_tolerances(), load_noise() if noise is None else noise
+    cells = paired(old, new)
+    finished = _rows(*(Run.of((one for one in run.in_a_row if one.finished), run.path) for run in (old, new)))
 
     arithmetic = {cell: numerics.judged(rows, tolerances) for cell, rows in cells.items()}
     one_training = {cell for cell, (_, same) in arithmetic.items() if same}
@@ -89,11 +80,12 @@ def gate(
     judged += quality.judged(list(finished.values()), one_training, margins["points"], noise)
     judged += figures.judged(cells | finished, one_training, margins)
 
-    judged += [finding for cell, rows in finished.items() if (finding := _too_good(rows, evidence.get(cell, {})))]
-    begun = [rows.records[0][1] for cell, rows in cells.items() if cell not in finished]
+    begun = [cells[cell].records[0][1] for cell in cells if cell not in finished]
     judged += [judgement_of(r, r.main_score, Verdict.CANNOT_TELL, detail=NO_SCORES) for r in begun if r.finished]
-    judged += [*_one_sided(old, new, Verdict.MISSING, "in the baseline, not in this run")]
-    judged += [*_one_sided(new, old, Verdict.NEW, "not in the baseline")]
+    gone, added = "in the baseline, not in this run", "not in the baseline"
+    for run, other, verdict, detail in ((old, new, Verdict.MISSING, gone), (new, old, Verdict.NEW, added)):
+        lonely = [next(iter(seeds.values())) for cell, seeds in run.records.items() if cell not in other.records]
+        judged += [judgement_of(record, "cell", verdict, detail=detail) for record in lonely]
     return sorted(judged, key=lambda judgement: (judgement.cell in new.records, study_place(judgement.cell)))
 
 
@@ -111,26 +103,3 @@ def paired(old: Run, new: Run) -> dict[str, Rows]:
 def _rows(old: Run, new: Run) -> dict[str, Rows]:
     paths = {"old_path": old.path, "new_path": new.path}
     return {cell: Rows(old=own, new=new.records[cell], **paths) for cell, own in old.records.items() if cell in new.records}
-
-
-def _one_sided(run: Run, other: Run, verdict: Verdict, detail: str) -> Iterator[Judgement]:
-    for cell, seeds in run.records.items():
-        if cell not in other.records:
-            yield judgement_of(next(iter(seeds.values())), "cell", verdict, detail=detail)
-
-
-def _too_good(rows: Rows, evidence: Mapping[str, Mapping[str, float]]) -> Judgement | None:
-    """A finding if the main score is as far above the mean of healthy runs as their bound is below it.
-
-    Leaked rows and a lost mask raise a score, as a real gain does: it is shown, and fails a run only if that was asked for.
-    """
-    records = list(rows.new.values())
-    name = records[0].main_score
-    known, scores = evidence.get(name), [record.scores.get(name) for record in records]
-    if known is None or None in scores or any(record.bounds.get(name) != known["minimum"] for record in records):
-        return None  # a recipe that was changed has no bound
-    highest, score = 2 * known["mean"] - known["minimum"], fmean(score or 0.0 for score in scores)
-    if score <= highest:
-        return None
-    detail = f"{name} {score:.1f} is above {highest:.1f}, which healthy runs do not reach"
-    return judgement_of(records[0], "learning", Verdict.TOO_GOOD, seeds=len(records), detail=detail)

@@ -8,8 +8,8 @@ from typing import Any
 from tunegrid.record import Record
 
 KINDS = ("numerics", "quality", "memory", "speed", "instruments")  # of figures
-TOO_GOOD, CANNOT_TELL = "too-good", "cannot-tell"
-COUNTED = (*KINDS, TOO_GOOD, CANNOT_TELL)  # what may fail a run
+CANNOT_TELL = "cannot-tell"
+COUNTED = (*KINDS, CANNOT_TELL)  # what may fail a run
 # By default. On a machine with other work, speed would fail at random; a change of numerics may be meant.
 FAILED_BY = ("quality", "memory")
 LEDGER = ("weights_bytes", "gradients_bytes", "optimizer_bytes", "checkpoint_bytes")
@@ -23,7 +23,6 @@ class Verdict(StrEnum):
     MISSING = "missing"
     WORSE = "worse"
     CHANGED = "changed"  # of numerics, as equal and rounding
-    TOO_GOOD = "too good"
     CANNOT_TELL = "cannot tell"
     NEW = "new"
     BETTER = "better"
@@ -57,7 +56,7 @@ class Judgement:
 
     cell: str
     main_score: str  # the name of the cell's
-    quantity: str  # a score, memory figure, step_seconds, numerics, learning, an instrument's as calibration/NLL, or cell
+    quantity: str  # a score, memory figure, step_seconds, numerics, an instrument's as calibration/NLL, or cell
     verdict: Verdict
     before: float | None = None  # of a score: the mean over the runs that were paired
     after: float | None = None
@@ -76,17 +75,16 @@ class Judgement:
 
     @property
     def kind(self) -> str:
-        """One of `KINDS`; a cell that is missing, new or too good counts as quality."""
+        """One of `KINDS`; a cell that is missing or new counts as quality."""
         if "/" in self.quantity:
             return "instruments"
-        of_run = {"numerics": "numerics", "step_seconds": "speed"} | dict.fromkeys((*LEDGER, *PEAKS), "memory")
-        return of_run.get(self.quantity, "quality")
+        others = {"numerics": "numerics", "step_seconds": "speed", **dict.fromkeys((*LEDGER, *PEAKS), "memory")}
+        return others.get(self.quantity, "quality")
 
     @property
     def decides(self) -> bool:
         """Whether a cell's answer rests on it: scores beside the main one are shown, and count only if they are worse."""
-        is_other_score = self.kind == "quality" and self.quantity not in ("cell", self.main_score)
-        return not is_other_score or self.verdict in (Verdict.WORSE, Verdict.TOO_GOOD)
+        return self.kind != "quality" or self.quantity in ("cell", self.main_score) or self.verdict is Verdict.WORSE
 
 
 def judgement_of(record: Record, quantity: str, verdict: Verdict, **evidence: Any) -> Judgement:

@@ -127,31 +127,26 @@ class Moved:
 def first_modules(
     old: Modules, new: Modules, phase: str, tolerance: Mapping[str, float], *, backward: bool = False
 ) -> tuple[str, Names]:
-    """The modules that changed first in a phase of the probe, in its gradients if `backward`: in words, and by name, if any."""
-    moved, bound = Moved.between(old, new, phase), tolerance["module_outputs"]
-    calls, outermost = moved.calls, moved.calls.index[(moved.calls.depth == 0) & (moved.shares.input > bound)]
-    if first := moved.forward(bound):
-        words, several = (
-            "the output of {} changes first, {}; its input is equal",
-            "the outputs of {} change first, {}; their inputs are equal",
-        )
-        return _named(calls.loc[first], moved.shares.output[first], words, several)
-    if len(outermost):
-        return _named(calls.loc[outermost[:1]], moved.shares.input, "the input of {} is another already")
-    first, far = moved.backward(tolerance["module_gradients"]) if backward else ([], 0.0)
-    words = "the gradient changes inside {} (last layer first), {}"
-    return _named(calls.loc[first], pd.Series(far, index=first), words) if first else ("", ())
+    """The module that changed first in a phase of the probe, in its gradients if `backward`: in words, and by name, if any.
 
-
-def _named(calls: Modules, shares: Any, one: str, several: str = "") -> tuple[str, Names]:
-    """Names the first call, and the first one beside it: what is around it, or calls it again, follows from it."""
-    first = calls.module.iloc[0]
-    siblings = calls[[bool(name) and not f"{first}.".startswith(f"{name}.") for name in calls.module]]
-    named = pd.concat([calls[:1], siblings[:1]])
-    names = tuple(zip(named.module, named.kind, named.library, strict=True))
-    in_words = " and ".join(f"{name or 'the model'} ({kind}, {library})" for name, kind, library in names)
-    far, others = shares[named.index], siblings.module.nunique() - 1
-    percents = dict.fromkeys(f"{100 * share:.{'2g' if share < 1 else '0f'}} %" for share in far)
-    by = f"by {' and '.join(percents)} of {'its' if len(names) == 1 else 'their'} norm"
-    words = (several if several and len(names) > 1 else one).format(in_words, by if np.isfinite(far).all() else NO_NUMBER)
-    return words + (f"; {count(others, 'more module')} beside" if others > 0 else ""), names
+    What is around it, or calls it again, follows from it; others are counted.
+    """
+    moved = Moved.between(old, new, phase)
+    calls, shares = moved.forward(tolerance["module_outputs"]), moved.shares.output
+    words = "the output of {} changes first, {}; its input is equal"
+    if not calls:
+        outermost = (moved.calls.depth == 0) & (moved.shares.input > tolerance["module_outputs"])
+        calls, shares = [*moved.calls.index[outermost][:1]], moved.shares.input
+        words = "the input of {} is another already"
+    if not calls and backward:
+        calls, far = moved.backward(tolerance["module_gradients"])
+        shares, words = pd.Series(far, index=calls), "the gradient changes inside {} (last layer first), {}"
+    if not calls:
+        return "", ()
+    changed, share = moved.calls.loc[calls], shares[calls[0]]
+    first = changed.iloc[0]
+    others = {name for name in changed.module if name and not f"{first.module}.".startswith(f"{name}.")}
+    by = f"by {100 * share:.{'2g' if share < 1 else '0f'}} % of its norm" if np.isfinite(share) else NO_NUMBER
+    beside = f"; {count(len(others), 'more module')} beside" if others else ""
+    said = words.format(f"{first.module or 'the model'} ({first.kind}, {first.library})", by) + beside
+    return said, ((first.module, first.kind, first.library),)

@@ -58,8 +58,8 @@ class Pair:
             updates = min(UPDATES, len(self.old.losses), len(self.new.losses))
             before, after = (dict(enumerate(one.losses[1:updates], 2)) for one in (self.old, self.new))
             return before, after
-        old, new = self.old.first_step, self.new.first_step
-        if not old or not new or (name in OF_PROBE and old.probe != new.probe):
+        old, new, updates = self.old.first_step, self.new.first_step, min(len(self.old.losses), len(self.new.losses))
+        if not old or not new or (name in OF_PROBE and old.probe != new.probe) or (name == "moved" and updates < MOVED):
             return None, None
         before, after = getattr(old, name), getattr(new, name)
         return (None, None) if name in OPTIONAL and None in (before, after) else (before, after)
@@ -74,6 +74,11 @@ class Pair:
         gap = np.abs(np.convolve(before - after, np.full(window, 1 / window), "valid")).max()
         return float(gap / before.mean()) if before.any() else math.inf if gap else 0.0
 
+    @property
+    def parts(self) -> bool:
+        """Whether the curves lie farther apart than rounding takes them."""
+        return self.curve > self.tolerance["curve"]
+
 
 def furthest(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> tuple[float, str]:
     """How far the norms of groups lie apart at most, as a share, and of which group.
@@ -82,9 +87,8 @@ def furthest(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> tu
     """
     norms = {group: [(side or {}).get(group) for side in (old, new)] for group in {**(old or {}), **(new or {})}}
     least = SMALL_NORM * max((norm or 0.0 for pair in norms.values() for norm in pair), default=0.0)
-    scales = {group: max(least, *(norm or 0.0 for norm in pair)) for group, pair in norms.items()}
-    gaps = {group: _apart(*pair) / (scales[group] or 1.0) for group, pair in norms.items()}
-    return max(((gap, group) for group, gap in gaps.items()), key=lambda one: one[0], default=(0.0, ""))
+    gaps = [(_apart(*pair) / (max(least, *(norm or 0.0 for norm in pair)) or 1.0), group) for group, pair in norms.items()]
+    return max(gaps, key=lambda gap: gap[0], default=(0.0, ""))
 
 
 def _apart(before: Any, after: Any) -> float:
@@ -205,57 +209,46 @@ def compared(old: Record, new: Record, tolerances: Tolerances, runs: Runs | None
 
     Of one training are records of one seed, recipe, order and data: all losses are equal, and so are the weights that they
     lead to; or no stage changed, and the curves of losses lie no farther apart than those of starts that differ in last digits.
-    If one made its first updates alone, both are judged as they were after the updates in common. `runs` are the files of
-    both, beside which figures of modules may lie; without them, no module is named.
+    If one made its first updates alone, the other is held to it by as many. `runs` are the files of both, beside which figures
+    of modules may lie; without them, no module is named.
     """
-    updates = min(record.training.updates if record.training else 0 for record in (old, new))
-    if updates and (old.first_updates or new.first_updates):
-        old, new = (_cut(record, updates) for record in (old, new))
-    judge = partial(judgement_of, old, "numerics", first_updates=new.first_updates)
-    reason, kind = not_comparable(old, new, tolerances), arithmetic(old)
+    reason, kind, updates = not_comparable(old, new, tolerances), arithmetic(old), None
+    if old.first_updates or new.first_updates:
+        updates = min(record.training.updates if record.training else 0 for record in (old, new))
+    judge = partial(judgement_of, old, "numerics", first_updates=updates)
     if reason or not old.training or not new.training:
         return judge(Verdict.NOT_COMPARABLE, detail=reason), False
-    pair = Pair(old=old.training, new=new.training, tolerance=tolerance_of(old.cell, kind, tolerances), fine=kind == FINE)
-    change = first_change(replace(pair, modules=partial(read_both, old, new, runs)) if runs else pair)
-    equal, parts = losses(old) == losses(new), pair.curve > pair.tolerance["curve"]
-    known = old.seeds.seed is not None and old.data and new.data and pair.old.order and pair.old.order == pair.new.order
-    one_training = bool(known and (equal or not (change or parts)))
-    verdict, words = Verdict.CHANGED, ""
-    if not change:
-        verdict, words = _by_predictions(old, new, runs) if equal else (Verdict.ROUNDING, _rounding(pair, parts))
+    before, after = (replace(training, losses=training.losses[:updates]) for training in (old.training, new.training))
+    modules = partial(read_both, old, new, runs) if runs else lambda: None
+    pair = Pair(old=before, new=after, tolerance=tolerance_of(old.cell, kind, tolerances), fine=kind == FINE, modules=modules)
+    change, equal = first_change(pair), before.losses == after.losses
+    verdict, words = (Verdict.CHANGED, "") if change else _evaluated(old, new, updates, runs) if equal else _rounded(pair)
     if verdict is Verdict.CHANGED:
         change = change or Change("evaluation", words)
         judge, words = partial(judge, stage=change.stage, modules=change.modules), f"{change.stage}: {change.words}"
-    return judge(verdict, detail="; with ".join(filter(None, (words, unlike_libraries(old, new))))), one_training
+    judgement = judge(verdict, detail="; with ".join(filter(None, (words, unlike_libraries(old, new)))))
+    known = old.seeds.seed is not None and old.data and new.data and before.order and before.order == after.order
+    return judgement, bool(known and (equal or not (change or pair.parts)))
 
 
-def _cut(record: Record, updates: int) -> Record:
-    """The record as it was after so many updates."""
-    assert record.training, "it has made some"
-    step = record.training.first_step
-    step = replace(step, moved={}) if step and updates < MOVED else step
-    training = replace(record.training, updates=updates, losses=record.training.losses[:updates], first_step=step)
-    return replace(record, training=training, scores={}, examples=None, first_updates=updates)
-
-
-def _rounding(pair: Pair, parts: bool) -> str:
+def _rounded(pair: Pair) -> tuple[Verdict, str]:
     """How far the first losses lie apart, and whether the curves part later."""
     gaps = [_apart(*losses) for losses in zip(pair.old.losses[:UPDATES], pair.new.losses[:UPDATES], strict=False)]
     far = f"losses of the first {count(len(gaps), 'update')} differ by at most {max(gaps):.1e}"
-    words, limit = far if any(gaps) else f"losses are equal to update {len(gaps)}, then others", pair.tolerance["curve"]
-    return f"{words}; curves part by {pair.curve:.2g} of the mean loss, where rounding is up to {limit:.2g}" if parts else words
+    words = far if any(gaps) else f"losses are equal to update {len(gaps)}, then others"
+    limit = f"where rounding is up to {pair.tolerance['curve']:.2g}"
+    return Verdict.ROUNDING, f"{words}; curves part by {pair.curve:.2g} of the mean loss, {limit}" if pair.parts else words
 
 
-def _by_predictions(old: Record, new: Record, runs: Runs | None) -> tuple[Verdict, str]:
+def _evaluated(old: Record, new: Record, updates: int | None, runs: Runs | None) -> tuple[Verdict, str]:
     """Equal losses mean equal weights: other predictions are then the evaluation's doing.
 
     BERTScore's points alone may round otherwise, because a model computes them; with other texts, other scores differ, too.
     """
-    if new.first_updates:
-        return Verdict.EQUAL, f"all losses of the first {count(new.first_updates, 'update')} are equal"
     files = [record.examples and record.examples.file for record in (old, new)]
-    if None in files or files[0] == files[1]:
-        return Verdict.EQUAL, "all losses are equal"
+    if updates or None in files or files[0] == files[1]:
+        early = f" of the first {count(updates, 'update')}" if updates else ""
+        return Verdict.EQUAL, f"all losses{early} are equal"
     rows = [read(record, run) for record, run in zip((old, new), runs or (None, None), strict=True)]
     if rows[0] and rows[0] == rows[1]:  # an older file is another one for its confidences
         return Verdict.EQUAL, "all losses, predictions and points are equal"
