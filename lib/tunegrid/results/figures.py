@@ -7,7 +7,6 @@ and seed. So nothing here knows an instrument. Needs numpy, pandas and scipy, no
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
@@ -19,42 +18,31 @@ import pandas as pd
 from tunegrid.record import Record
 from tunegrid.results.alike import unlike_machines
 from tunegrid.results.examples import read_figures
-from tunegrid.results.judgements import GRAVEST_FIRST, LEDGER, PEAKS, Judgement, Verdict, by_cell, judgement_of
+from tunegrid.results.judgements import GRAVEST_FIRST, LEDGER, PEAKS, Judgement, Verdict, judgement_of
 from tunegrid.results.quality import Rows, verdict_of
 from tunegrid.results.report import Section, count
-from tunegrid.results.statistics import ALPHA, Effect, critical_value, holm, ratio, resampled, slower
+from tunegrid.results.statistics import ALPHA, critical_value, ratio, resampled, slower
 from tunegrid.results.thresholds import SPEED_DEVIATIONS
 
-Margins = Mapping[str, Mapping[str, float]]  # by kind and quantity
 NUMBERS = ("value", "weight", "low", "high")
 FIGURE, ROW = ("instrument", "part", "figure"), ("seed", "row")
 OTHER_TRAINING = "the two are other trainings, whose rows do not pair"
 NO_NUMBER = "the new run has no number of every row: ask it with --ask, or see why below its table"
 
 
-def judged(cells: Mapping[str, Rows], one_training: Collection[str], margins: Margins) -> Iterator[Judgement]:
+def judged(
+    cells: Mapping[str, Rows], one_training: Collection[str], margins: Mapping[str, Mapping[str, float]]
+) -> Iterator[Judgement]:
     """Memory and speed of each cell; and the gravest figure of each instrument that the old run asked it.
 
-    In 5 % of healthy runs any figure of one instrument is called worse (Holm). `one_training` names the cells whose runs differ
-    by rounding alone from one of their seed: of others, no rows pair.
+    `one_training` names the cells whose runs differ by rounding alone from one of their seed.
     """
-    asked: dict[str, dict[Judgement, Effect | None]] = defaultdict(dict)
     for cell, rows in cells.items():
         finished = all(record.finished for record in rows.records[0])
         yield from _memory(rows, margins["memory"], finished)
         if finished:
             yield _speed(rows, margins["speed"]["step_seconds"])
-            for judgement, effect in _compared(rows, cell in one_training):
-                asked[judgement.quantity.partition("/")[0]][judgement] = effect
-    for known in asked.values():
-        effects = {one: effect for one, effect in known.items() if effect}
-        worse, better = (holm({one: getattr(effect, p) for one, effect in effects.items()}) for p in ("p_worse", "p_better"))
-        answers = [one for one in known if one not in effects]
-        for one, effect in effects.items():
-            verdict = verdict_of(effect, worse[one], better[one], one.margin or 0.0, ALPHA) if one.effect else Verdict.SAME
-            answers.append(replace(one, verdict=verdict, p=worse[one], low=-effect.high, high=-effect.low))
-        for own in by_cell(answers).values():
-            yield min(own, key=lambda one: (GRAVEST_FIRST.index(one.verdict), 1.0 if one.p is None else one.p))
+            yield from _instruments(rows, cell in one_training)
 
 
 # Memory and speed
@@ -104,28 +92,36 @@ def _speed(rows: Rows, margin: float) -> Judgement:
 # Instruments
 
 
-def _compared(rows: Rows, one_training: bool) -> Iterator[tuple[Judgement, Effect | None]]:
-    """Every figure of the old run that has a better side, not judged yet; with its effect for the better if rows pair."""
+def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:
+    """The gravest verdict on each instrument's figures that have a better side, if rows pair.
+
+    Rounding alone moves rows of one training: no figure has to be as far off as the luckiest of many.
+    """
     old, new = zip(*rows.records, strict=True)
+    before, after = frame_of(old, rows.old_path), frame_of(new, rows.new_path)
     declared = {name: part.figures for record in (*new, *old) for name, part in record.instruments.items()}
-    if not any(record.instruments for record in old):
-        return
-    pairs = frame_of(old, rows.old_path).merge(frame_of(new, rows.new_path), "left", [*FIGURE, *ROW], suffixes=("", "_new"))
+    gravest: dict[str, Judgement] = {}
+    pairs = before.merge(after, "left", [*FIGURE, *ROW], suffixes=("", "_new")) if len(before) else before
     for (instrument, part, name), own in pairs.groupby([*FIGURE], sort=False):
         figure, judge = declared.get(instrument, {}).get(name), partial(judgement_of, new[0], f"{instrument}/{name}")
         if figure is None or not figure.better or own.value.isna().any():
             continue
         reason = OTHER_TRAINING if not one_training else NO_NUMBER if own.value_new.isna().any() else ""
-        if reason:
-            yield judge(Verdict.NOT_COMPARABLE, detail=reason), None
-            continue
-        weights, gain, form = own.weight / own.weight.mean(), 1 if figure.better == "higher" else -1, figure.shown or ".3f"
-        effect = resampled((gain * weights * (own.value_new - own.value)).groupby(own.row).mean().to_numpy())
-        was, now = (own.value * weights).mean(), (own.value_new * weights).mean()
-        change = f"{now:{form.lstrip('+')}}, it was {was:{form.lstrip('+')}}; {count(effect.rows, 'row')}, paired"
-        detail = f"{f'of {part} ' if part else ''}{change}; margin {figure.margin}"
-        numbers = {"before": was, "after": now, "effect": now - was, "margin": figure.margin}
-        yield judge(Verdict.SAME, detail=detail, **numbers), effect
+        judgement = judge(Verdict.NOT_COMPARABLE, detail=reason)
+        if not reason:
+            gain, weights = 1 if figure.better == "higher" else -1, own.weight / own.weight.mean()
+            effect = resampled((gain * weights * (own.value_new - own.value)).groupby(own.row).mean().to_numpy())
+            was, now, margin = (own.value * weights).mean(), (own.value_new * weights).mean(), figure.margin
+            form, of_part = figure.shown.lstrip("+") or ".3f", f"of {part} " if part else ""
+            judgement = judge(
+                verdict_of(effect, effect.p_worse, effect.p_better, margin, ALPHA) if was != now else Verdict.SAME,
+                **{"before": was, "after": now, "effect": now - was, "margin": margin},
+                **{"low": -effect.high, "high": -effect.low, "p": effect.p_worse},
+                detail=f"{of_part}{now:{form}}, it was {was:{form}}; {count(effect.rows, 'row')}, paired; margin {margin}",
+            )
+        known = gravest.setdefault(instrument, judgement)
+        gravest[instrument] = min(known, judgement, key=lambda j: (GRAVEST_FIRST.index(j.verdict), 1.0 if j.p is None else j.p))
+    yield from gravest.values()
 
 
 def frame_of(records: Iterable[Record], run: Path | None) -> pd.DataFrame:

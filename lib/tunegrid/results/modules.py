@@ -14,7 +14,7 @@ other gradients counts as well.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -54,9 +54,9 @@ def modules_of(columns: Mapping[str, Sequence[Any]]) -> Modules:
         raise InputError(f"the figures of modules are not those of calls ({first_line(error)}); remove their file") from None
 
 
-def _numbers(calls: Modules, figure: str) -> Any:
-    """A figure's numbers, a row a call; NaN for no finite number."""
-    return calls[[f"{FIGURES[figure]}_{number}" for number in NUMBERS]].to_numpy(float)
+def _numbers(calls: Modules) -> Any:
+    """By call, figure and number; NaN for no finite number."""
+    return calls[[*COLUMNS[-len(FIGURES) * len(NUMBERS) :]]].to_numpy(float).reshape(-1, len(FIGURES), len(NUMBERS))
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,14 @@ class Moved:
         before, calls = (one[one.phase == phase] for one in (old, new))
         same = before.drop_duplicates(["module", "call"], keep="last").set_index(["module", "call"])
         same = same.reindex(pd.MultiIndex.from_frame(calls[["module", "call"]]))
-        shares = pd.DataFrame(index=calls.index)
-        for figure in FIGURES:
-            known, numbers = _numbers(same, figure), _numbers(calls, figure)
-            norms = np.concatenate([_numbers(before, figure)[:, 0], numbers[:, 0]])
-            least = SMALL_NORM * np.fmax.reduce(norms, initial=0.0) if figure in ("gradient", "weight_gradients") else 0.0
-            far, scale = np.abs(numbers - known).max(1), np.maximum(np.maximum(known[:, 0], numbers[:, 0]), least)
-            equal = ((known == numbers) | (np.isnan(known) & np.isnan(numbers))).all(1)
-            share = np.where(np.isnan(far), np.inf, np.divide(far, scale, out=np.zeros_like(far), where=scale > 0))
-            shares[figure] = np.where(equal, 0.0, share)
-            if figure == "weight_gradients":  # another module may hold these weights now
-                shares.loc[np.isnan(far), figure] = 0.0
+        known, numbers = _numbers(same), _numbers(calls)
+        largest = np.fmax.reduce(np.concatenate([_numbers(before), numbers])[:, :, 0], 0, initial=0.0)
+        least = SMALL_NORM * largest * [name in ("gradient", "weight_gradients") for name in FIGURES]
+        far, scale = np.abs(numbers - known).max(2), np.maximum(np.maximum(known, numbers)[:, :, 0], least)
+        equal = ((known == numbers) | (np.isnan(known) & np.isnan(numbers))).all(2)
+        share = np.where(np.isnan(far), np.inf, np.divide(far, scale, out=np.zeros_like(far), where=scale > 0))
+        shares = pd.DataFrame(np.where(equal, 0.0, share), calls.index, list(FIGURES))
+        shares.loc[np.isnan(far[:, -1]), "weight_gradients"] = 0.0  # another module may hold these weights now
         shares.loc[same.depth.isna().to_numpy()] = np.nan
         return cls(calls, shares)
 
@@ -92,23 +89,22 @@ class Moved:
         return self._innermost(far.index[(far.output > bound) & (far.input <= np.minimum(bound, TENTH * far.output))])
 
     def backward(self, bound: float) -> tuple[list[int], float]:
-        """The innermost calls, from the end, that hand on another gradient first and get an equal one; and how far it moved."""
-        gradient, weights = self.shares.gradient, self.shares.weight_gradients
-        moved = self.calls.index[(self.calls.maker == self.calls.index) & (gradient > bound)]
-        calls = self._around(moved[-1], bound) if len(moved) else []
-        unequal = set(self.calls.module[gradient > bound])
-        own = self.calls.index[(weights > bound) & ~self.calls.module.isin(unequal)]
-        if max(own, default=-1) > max(calls, default=-1):
-            return [own[-1]], weights[own[-1]]
-        return calls, gradient[moved[-1]] if len(moved) else 0.0
+        """The innermost calls, from the end, that hand on another gradient first and get an equal one; and how far it moved.
 
-    def _around(self, tensor: int, bound: float) -> list[int]:
-        """The calls that took in what call `tensor` made, or the smallest one around it, that get an equal gradient."""
-        gradient, source, maker = self.shares.gradient, self.calls.source, self.calls.maker
-        finite = ~np.isnan(_numbers(self.calls, "gradient")).any(1)
-        equal = self.calls.index[finite & (gradient <= min(bound, TENTH * gradient[tensor]))]
-        takers = [call for call in equal if source[call] == tensor != maker[call]]
-        return self._innermost(takers) or list(islice((call for call in self.outside(tensor) if call in equal), 1))
+        They took in what the last call made whose gradient moved, or are the smallest one around it.
+        """
+        calls, gradient, weights = self.calls, self.shares.gradient, self.shares.weight_gradients
+        moved, inside, far = calls.index[(calls.maker == calls.index) & (gradient > bound)], list[int](), 0.0
+        if len(moved):
+            tensor, far = moved[-1], gradient[moved[-1]]
+            finite = calls.filter(like="gradient_").notna().all(axis=1)
+            equal = calls.index[finite & (gradient <= min(bound, TENTH * far))]
+            takers = self._innermost([call for call in equal if calls.source[call] == tensor != calls.maker[call]])
+            inside = takers or [call for call in self.outside(tensor) if call in equal][:1]
+        own = calls.index[(weights > bound) & ~calls.module.isin(calls.module[gradient > bound])]
+        if max(own, default=-1) > max(inside, default=-1):
+            return [own[-1]], weights[own[-1]]
+        return inside, far
 
     def outside(self, call: int) -> Iterator[int]:
         """The calls that a call is part of, from the smallest: those that end later, and lie less deep."""

@@ -52,7 +52,7 @@ class Pair:
         """A figure of both; twice None unless both have it, of the same probe if it is one's."""
         if name == "order":
             return self.old.order, self.new.order
-        if name == "first loss":
+        if name == "first":
             return self.old.losses[0], self.new.losses[0]
         if name == "later":  # by update, of those that both made
             updates = min(UPDATES, len(self.old.losses), len(self.new.losses))
@@ -74,11 +74,6 @@ class Pair:
         gap = np.abs(np.convolve(before - after, np.full(window, 1 / window), "valid")).max()
         return float(gap / before.mean()) if before.any() else math.inf if gap else 0.0
 
-    @property
-    def parts(self) -> bool:
-        """Whether the curves lie farther apart than rounding takes them."""
-        return self.curve > self.tolerance["curve"]
-
 
 def furthest(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> tuple[float, str]:
     """How far the norms of groups lie apart at most, as a share, and of which group.
@@ -98,24 +93,23 @@ def _apart(before: Any, after: Any) -> float:
     return float(abs(before - after))
 
 
-def _shown(value: Any) -> str:
-    return "no number" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
 def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, Any] | None:
     """What a stage's words are made of if its figure is another; of groups, the first, and of norms the one farthest apart."""
+    before, after = (one if isinstance(one, dict) else {"": one} for one in (before, after))
     if name in BY_GROUP:
         gap, group = furthest(before, after)
     else:
-        before, after = (one if isinstance(one, dict) else {"": one} for one in (before, after))
         gaps = ((_apart(before.get(one), after.get(one)), one) for one in before | after)
         gap, group = next((one for one in gaps if one[0] > limit), (0.0, ""))
     if gap <= limit:
         return None
     uncounted = 0 if name in ("probe_reached", "reached") else None  # a group of which no tensor gets a gradient
-    old, new = before.get(group, uncounted), after.get(group, uncounted)
-    factor = f"x {new / old:.4g}" if name in BY_GROUP and old and new is not None else f"{_shown(new)}, before {_shown(old)}"
-    return {"group": group, "gap": gap, "before": _shown(old), "after": _shown(new), "factor": factor}
+    values = before.get(group, uncounted), after.get(group, uncounted)
+    old, new = ("no number" if one is None else f"{one:.6g}" if isinstance(one, float) else f"{one}" for one in values)
+    factor = (
+        f"x {values[1] / values[0]:.4g}" if name in BY_GROUP and values[0] and values[1] is not None else f"{new}, before {old}"
+    )
+    return {"group": group, "gap": gap, "before": old, "after": new, "factor": factor}
 
 
 class Stage(NamedTuple):
@@ -140,7 +134,7 @@ FLOW = (  # in the order of a run: the first row that finds something is named
     Stage(BACKWARD, "probe_gradients", "gradients of {group} {factor} before training, forward equal", "forward"),
     Stage("random numbers", "stream", f"the generator gives others from the same seed; {ALIKE}"),
     Stage("random numbers", "drawn", f"the first update draws others; {ALIKE}", "dropout"),
-    Stage("forward with dropout", "first loss", "the loss of update 1 is {after}, it was {before}", "dropout"),
+    Stage("forward with dropout", "first", "the loss of update 1 is {after}, it was {before}", "dropout"),
     Stage("backward", "reached", "tensors of {group} that get a gradient at update 1: {after}, before {before}"),
     Stage("backward", "gradients", "gradients of {group} {factor} at update 1, forward equal"),
     Stage("optimizer", "moved", "{group} {factor} moved by update 3, first gradients equal"),
@@ -166,29 +160,21 @@ def first_change(pair: Pair) -> Change | None:
     # If nothing was rounded otherwise before the optimizer's first step, only the optimizer itself can round.
     norms = [furthest(*pair.figures(name))[0] for name in ("weights", "probe_gradients", "gradients")]
     alone = pair.old.losses[:1] == pair.new.losses[:1] and not any(norms)
-    limits = {
-        **pair.tolerance,
-        **dict.fromkeys(("probe_loss", "first loss"), pair.tolerance["first"]),
-        "metrics": FIXED_ANSWERS,
-    }
+    limits = {**pair.tolerance, "probe_loss": pair.tolerance["first"], "metrics": FIXED_ANSWERS}
     limits |= {"moved": pair.tolerance["moved_alone"]} if alone else {}
     for stage in FLOW:
-        if pair.fine or stage.figure not in EXACT:
-            difference = _difference(stage.figure, *pair.figures(stage.figure), limits.get(stage.figure, 0.0))
-            if difference is not None:
-                return _with_modules(pair, stage, stage.words.format(**difference))
+        difference = _difference(stage.figure, *pair.figures(stage.figure), limits.get(stage.figure, 0.0))
+        if difference is None or (stage.figure in EXACT and not pair.fine):
+            continue
+        change = Change(stage.name, stage.words.format(**difference))
+        try:
+            if stage.phase and pair.figures("probe_gradients") != (None, None) and (both := pair.modules()):
+                where, names = first_modules(*both, stage.phase, pair.tolerance, backward=stage.name == BACKWARD)
+                return Change(stage.name, f"{where}; {change.words}", names) if names else change
+        except InputError as error:  # modules only name: a damaged file costs no verdict
+            return Change(stage.name, f"{change.words}; no module is named: {error}")
+        return change
     return None
-
-
-def _with_modules(pair: Pair, stage: Stage, words: str) -> Change:
-    same_probe = pair.figures("probe_gradients") != (None, None)
-    try:
-        figures = pair.modules() if stage.phase and same_probe else None
-    except InputError as error:  # modules only name: a damaged file costs no verdict
-        return Change(stage.name, f"{words}; no module is named: {error}")
-    backward = stage.name == BACKWARD
-    where, names = first_modules(*figures, stage.phase, pair.tolerance, backward=backward) if figures else ("", ())
-    return Change(stage.name, f"{where}; {words}" if where else words, names)
 
 
 # Verdicts
@@ -196,12 +182,12 @@ def _with_modules(pair: Pair, stage: Stage, words: str) -> Change:
 
 def judged(rows: Rows, tolerances: Tolerances) -> tuple[Judgement, bool]:
     """The gravest verdict on a cell's runs; and whether all that finished are of one training."""
-    answers = [compared(before, after, tolerances, (rows.old_path, rows.new_path)) for before, after in rows.records]
-    gravest = min((judgement for judgement, _ in answers), key=lambda one: GRAVEST_FIRST.index(one.verdict))
-    finished = [
-        before.finished and one for (before, after), (_, one) in zip(rows.records, answers, strict=True) if after.finished
-    ]
-    return gravest, all(finished)
+    judgements, same = [], []
+    for before, after in rows.records:
+        judgement, one_training = compared(before, after, tolerances, (rows.old_path, rows.new_path))
+        judgements.append(judgement)
+        same.append((one_training and before.finished) or not after.finished)
+    return min(judgements, key=lambda one: GRAVEST_FIRST.index(one.verdict)), all(same)
 
 
 def compared(old: Record, new: Record, tolerances: Tolerances, runs: Runs | None = None) -> tuple[Judgement, bool]:
@@ -221,23 +207,25 @@ def compared(old: Record, new: Record, tolerances: Tolerances, runs: Runs | None
     before, after = (replace(training, losses=training.losses[:updates]) for training in (old.training, new.training))
     modules = partial(read_both, old, new, runs) if runs else lambda: None
     pair = Pair(old=before, new=after, tolerance=tolerance_of(old.cell, kind, tolerances), fine=kind == FINE, modules=modules)
-    change, equal = first_change(pair), before.losses == after.losses
-    verdict, words = (Verdict.CHANGED, "") if change else _evaluated(old, new, updates, runs) if equal else _rounded(pair)
+    change, equal, parts = first_change(pair), before.losses == after.losses, pair.curve > pair.tolerance["curve"]
+    verdict, words = (
+        (Verdict.CHANGED, "") if change else _evaluated(old, new, updates, runs) if equal else _rounded(pair, parts)
+    )
     if verdict is Verdict.CHANGED:
         change = change or Change("evaluation", words)
         judge, words = partial(judge, stage=change.stage, modules=change.modules), f"{change.stage}: {change.words}"
     judgement = judge(verdict, detail="; with ".join(filter(None, (words, unlike_libraries(old, new)))))
     known = old.seeds.seed is not None and old.data and new.data and before.order and before.order == after.order
-    return judgement, bool(known and (equal or not (change or pair.parts)))
+    return judgement, bool(known and (equal or not (change or parts)))
 
 
-def _rounded(pair: Pair) -> tuple[Verdict, str]:
+def _rounded(pair: Pair, parts: bool) -> tuple[Verdict, str]:
     """How far the first losses lie apart, and whether the curves part later."""
     gaps = [_apart(*losses) for losses in zip(pair.old.losses[:UPDATES], pair.new.losses[:UPDATES], strict=False)]
     far = f"losses of the first {count(len(gaps), 'update')} differ by at most {max(gaps):.1e}"
     words = far if any(gaps) else f"losses are equal to update {len(gaps)}, then others"
     limit = f"where rounding is up to {pair.tolerance['curve']:.2g}"
-    return Verdict.ROUNDING, f"{words}; curves part by {pair.curve:.2g} of the mean loss, {limit}" if pair.parts else words
+    return Verdict.ROUNDING, f"{words}; curves part by {pair.curve:.2g} of the mean loss, {limit}" if parts else words
 
 
 def _evaluated(old: Record, new: Record, updates: int | None, runs: Runs | None) -> tuple[Verdict, str]:
