@@ -95,7 +95,7 @@ def _speed(rows: Rows, margin: float) -> Judgement:
 def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:
     """The gravest verdict on each instrument's figures that have a better side, if rows pair.
 
-    Rounding alone moves rows of one training: no figure has to be as far off as the luckiest of many.
+    Rounding alone moves rows of one training, so that figures are not corrected for their number.
     """
     old, new = zip(*rows.records, strict=True)
     before, after = frame_of(old, rows.old_path), frame_of(new, rows.new_path)
@@ -110,14 +110,15 @@ def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:
         judgement = judge(Verdict.NOT_COMPARABLE, detail=reason)
         if not reason:
             gain, weights = 1 if figure.better == "higher" else -1, own.weight / own.weight.mean()
-            effect = resampled((gain * weights * (own.value_new - own.value)).groupby(own.row).mean().to_numpy())
+            gains = (gain * weights * (own.value_new - own.value)).groupby(own.row).mean().to_numpy()
+            effect = resampled(gains if len(gains) > 1 else np.repeat(gains, 2))  # one number is held to its margin alone
             was, now, margin = (own.value * weights).mean(), (own.value_new * weights).mean(), figure.margin
             form, of_part = figure.shown.lstrip("+") or ".3f", f"of {part} " if part else ""
             judgement = judge(
                 verdict_of(effect, effect.p_worse, effect.p_better, margin, ALPHA) if was != now else Verdict.SAME,
                 **{"before": was, "after": now, "effect": now - was, "margin": margin},
                 **{"low": -effect.high, "high": -effect.low, "p": effect.p_worse},
-                detail=f"{of_part}{now:{form}}, it was {was:{form}}; {count(effect.rows, 'row')}, paired; margin {margin}",
+                detail=f"{of_part}{now:{form}}, it was {was:{form}}; {count(len(gains), 'row')}, paired; margin {margin}",
             )
         known = gravest.setdefault(instrument, judgement)
         gravest[instrument] = min(known, judgement, key=lambda j: (GRAVEST_FIRST.index(j.verdict), 1.0 if j.p is None else j.p))
