@@ -184,8 +184,3 @@ def cauchy(p_values: Sequence[float]) -> float:
         return 1.0
     bounded = np.clip(np.asarray(p_values, float), LEAST_CHANCE, MOST_CHANCE)
     return float(np.arctan2(1, np.mean(1 / np.tan(np.pi * bounded))) / np.pi)
-
-
-def slower(old: Sequence[float], new: Sequence[float]) -> float:
-    """One-sided p-value of the new run's steps taking longer (Mann and Whitney 1947)."""
-    return float(stats.mannwhitneyu(new, old, alternative="greater").pvalue)

@@ -28,7 +28,6 @@ from tunegrid.results.judgements import (
     GRAVEST_FIRST,
     KINDS,
     SAME_NUMERICS,
-    TOO_GOOD,
     Judgement,
     Outcome,
     Verdict,
@@ -39,7 +38,6 @@ from tunegrid.results.report import count, joined, out_of, some
 from tunegrid.results.status import AUDIT, failures_of
 
 UNLIKE = "compare runs of the same cells, seeds, rows and recipes, on one machine"
-LEAK = "look for leaked rows or a lost mask"
 NEVER_FAILING = ("rss_peak_gib",)  # a process's resident set depends on the cells that it ran before
 FIRST_UPDATES = "--first-updates"
 # Options that make the cells of a run what they are.
@@ -58,14 +56,13 @@ def kinds_of(text: str) -> tuple[str, ...]:
 
 
 def failing(judged: Iterable[Judgement], kinds: Sequence[str]) -> list[Judgement]:
-    """What of these kinds is worse, of numerics changed, or too good, and every missing cell."""
+    """What of these kinds is worse or of numerics changed, and every missing cell."""
     return [
         j
         for j in judged
         if j.verdict is Verdict.MISSING
         or (j.verdict is Verdict.WORSE and j.kind in kinds and j.quantity not in NEVER_FAILING)
         or (j.verdict is Verdict.CHANGED and j.kind == "numerics" and "numerics" in kinds)
-        or (j.verdict is Verdict.TOO_GOOD and TOO_GOOD in kinds)
     ]
 
 
@@ -394,8 +391,6 @@ def _of_figures(run: JudgedRun) -> Iterator[Finding]:
         yield Finding(sentence=no_worse, cells=cells, next_step=run.more_seeds(cells) if cells else "")
         if rounding:
             yield Finding(sentence=_moved(rounding), cells=moved, next_step=run.more_seeds(moved))
-    if TOO_GOOD not in run.kinds and (high := [j.cell for j in judged if j.verdict is Verdict.TOO_GOOD]):
-        yield Finding(sentence=f"{count(len(high), 'cell')} too good ({some(high)}): {LEAK}", cells=high)
     numerics = [j for j in judged if j.kind == "numerics" and "numerics" in run.kinds and not j.first_updates]
     if lost := [j for j in numerics if j.verdict is Verdict.NOT_COMPARABLE]:
         reasons, own = some(list(dict.fromkeys(j.detail for j in lost))), out_of(len(lost), len(numerics), "cell")
@@ -429,7 +424,7 @@ def _moved(judged: Sequence[Judgement]) -> str:
 
 
 def _of_worse(run: JudgedRun, figures: Sequence[Judgement]) -> Finding:
-    """What is missing, worse or too good, most of all; changed numerics of these cells are its cause."""
+    """What is missing or worse, most of all; changed numerics of these cells are its cause."""
     ordered = sorted(figures, key=lambda j: (GRAVEST_FIRST.index(j.verdict), j.kind != "quality", -abs(j.effect or 0.0)))
     gravest, parts = ordered[0], []
     for verdict in dict.fromkeys(j.verdict for j in ordered):
@@ -442,8 +437,6 @@ def _of_worse(run: JudgedRun, figures: Sequence[Judgement]) -> Finding:
     next_step = run.bisection([*change.cells, gravest.cell], kinds)
     if gravest.verdict is Verdict.MISSING:
         next_step = f"{run.run([j.cell for j in ordered if j.verdict is Verdict.MISSING])} runs what is missing"
-    elif gravest.verdict is Verdict.TOO_GOOD:
-        next_step = LEAK
     elif gravest.kind in ("memory", "speed"):
         next_step = next_step or "benchmarks/guides/memory-and-speed.md says what the figures hold"
     else:  # rows that both runs hold show what changed

@@ -17,7 +17,6 @@ from tunegrid.results.statistics import (
     gains_of,
     holm,
     resampled_means,
-    slower,
 )
 from tunegrid.results.statistics import paired as paired_gains
 
@@ -141,12 +140,6 @@ def test_holm_by_hand():
     assert holm({"a": 0.04, "b": 0.01, "c": 0.02}) == pytest.approx({"b": 0.03, "c": 0.04, "a": 0.04})
     assert holm({"a": 0.6, "b": 0.5}) == {"b": 1.0, "a": 1.0}
     assert holm({}) == {}
-
-
-def test_slower_steps_are_told_from_noise(rng):
-    old = rng.normal(1.0, 0.1, 80)
-    assert slower(old, old * 1.3) < 1e-6
-    assert slower(old, rng.permutation(old)) > 0.3
 
 
 # What the gate sees, at the sizes of the quick test sets, one of nine cells
