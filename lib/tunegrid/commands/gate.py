@@ -16,8 +16,7 @@ from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.record import Record
 from tunegrid.results.files import SavedRun, read_saved
-from tunegrid.results.flips import flips
-from tunegrid.results.gate import Run, gate, paired
+from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import COUNTED, FAILED_BY
 from tunegrid.results.report import Section, text
 from tunegrid.results.summary import annotate, gate_section, summary, table, write_step_summary
@@ -33,15 +32,8 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--format", choices=("text", "markdown", "json"), default="text")
     line.add_argument("--on", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(COUNTED)}: what counts")
     line.add_argument("--numerics", action="store_true", help="also print what verdicts on numerics rest on")
-    line.add_argument("--show-flips", type=_rows, metavar="N", help="list up to N test rows of each cell that changed")
     line.add_argument("--exact", action="store_true", help="only list the scores that are not the same to the last digit")
     return line
-
-
-def _rows(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,8 +42,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = line.parse_args(arguments)
     if options.numerics and options.format != "text":
         line.error("--numerics prints text: leave out --format")
-    if options.show_flips and options.format == "json":
-        line.error("--show-flips prints text or Markdown: give another --format")
     try:
         old, new = read_saved(options.old), read_saved(options.new)
         return exact(old.records, new.records) if options.exact else judge(old, new, options)
@@ -72,8 +62,7 @@ def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
     judged, files = gate(before, after), (f"{old.path}", f"{new.path}")
     names = {"baseline": old.path.name, "command": new.command}
     verdict = verdict_of(new.records, judged, kinds, before=old.records, files=files, **names)
-    listed = flips(paired(before, after), judged, options.show_flips) if options.show_flips else []
-    words = summary(verdict, judged, flips=listed)
+    words = summary(verdict, judged)
     if options.format == "json":
         say(json.dumps([asdict(judgement) for judgement in judged], indent=1))
     elif options.format == "markdown":
@@ -81,7 +70,7 @@ def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
     else:
         rows = [{"cell": j.cell, "numerics": j.verdict, "what": j.detail} for j in judged if j.kind == "numerics"]
         sections = [table(dict.fromkeys(("cell", "numerics", "what"), ""), rows)] if options.numerics else []
-        sections += [gate_section(judged, verdict.failing), *listed, Section(sentences=verdict.sentences)]
+        sections += [gate_section(judged, verdict.failing), Section(sentences=verdict.sentences)]
         say(text(sections))
         annotate(verdict)
     write_step_summary(words)

@@ -21,7 +21,7 @@ from tunegrid.grid.cells import Grid
 from tunegrid.grid.tasks import Task
 from tunegrid.instruments import Instrument, NotAskedError, tidy
 from tunegrid.record.record import InstrumentRecord
-from tunegrid.results.examples import row_id, write_figures
+from tunegrid.results.examples import TEXTS, row_id, write_columns
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.probe import undisturbed
 
@@ -110,7 +110,8 @@ def asked_after(instruments: Sequence[Instrument], cell: TrainedCell, before: Ma
             frame, wrong = answer
         frames.append(frame.assign(instrument=one.id))
         objections += [f"{one.id}: {sentence}" for sentence in wrong]
-    file = write_figures(pd.concat(frames).replace([np.inf, -np.inf], np.nan))
+    frame = pd.concat(frames).replace([np.inf, -np.inf], np.nan).astype(dict.fromkeys(TEXTS["figures"], str))
+    file = write_columns("figures", frame)
     records = {one.id: InstrumentRecord(question=one.question, figures=dict(one.figures), file=file) for one in instruments}
     return Answers(records=records, objections=objections)
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from tunegrid.record import Record
 from tunegrid.record.record import Figure
-from tunegrid.results.examples import read_figures
+from tunegrid.results.examples import read
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, by_cell, judgement_of
 from tunegrid.results.noise import deviation
 from tunegrid.results.quality import Rows, verdict_of
@@ -30,9 +30,9 @@ NO_NUMBER = "the new run has no number: ask it with --ask, or see why below its 
 def frame_of(records: Iterable[Record], run: Path | None) -> pd.DataFrame:
     """All lines of these records, each with its profile, cell and seed; none of a record whose file is nowhere."""
     frames = [
-        pd.DataFrame(columns).assign(profile=record.profile, cell=record.cell, seed=record.seeds.seed)
+        columns.assign(profile=record.profile, cell=record.cell, seed=record.seeds.seed)
         for record in records
-        if (columns := read_figures(record, run))
+        if (columns := read(record, run, "figures")) is not None
     ]
     names = [*KEYS, "row", "note", "seed"]
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*names, *NUMBERS])

@@ -23,7 +23,7 @@ import pandas as pd
 
 from tunegrid.errors import InputError
 from tunegrid.record import Record
-from tunegrid.results.examples import Runs, read_modules
+from tunegrid.results.examples import Runs, read
 from tunegrid.results.report import count
 from tunegrid.results.thresholds import SMALL_NORM, TENTH
 
@@ -44,11 +44,11 @@ Names = tuple[tuple[str, str, str], ...]  # of modules: each with its class and 
 
 def read_both(old: Record, new: Record, runs: Runs) -> tuple[Modules, Modules] | None:
     """The figures of two records; None if one has none or its file is gone. Raises InputError for a file that is not sound."""
-    before, after = (read_modules(record, run) for record, run in zip((old, new), runs, strict=True))
-    return (modules_of(before), modules_of(after)) if before and after else None
+    before, after = (read(record, run, "modules") for record, run in zip((old, new), runs, strict=True))
+    return (modules_of(before), modules_of(after)) if before is not None and after is not None else None
 
 
-def modules_of(columns: Mapping[str, Sequence[Any]]) -> Modules:
+def modules_of(columns: Mapping[str, Sequence[Any]] | pd.DataFrame) -> Modules:
     """The calls in a file's columns; raises InputError if they are no calls."""
     rows = len(columns.get("phase", ()))
     if missing := [name for name in COLUMNS if len(columns.get(name, ())) != rows]:

@@ -78,6 +78,11 @@ class Asked:
         """Shows more of the two files."""
         return f"`{shlex.join(['tunegrid', 'gate', *self.files, *options])}`"
 
+    @property
+    def page(self) -> str:
+        """Shows the rows of the two files."""
+        return f"`{shlex.join(['tunegrid', 'page', *reversed(self.files), '-o', 'page.html'])}`"
+
     def bisection(self, cell: str, kinds: Sequence[str]) -> str:
         """What finds the release of a library that differs, or the commit if its code does; empty if none is known to."""
         old, new = ([record for record in records if record.cell == cell] for records in (self.before, self.records))

@@ -273,7 +273,7 @@ def _by_predictions(old: Record, new: Record, runs: Runs | None) -> tuple[Verdic
     if not all(files) or files[0] == files[1]:
         return Verdict.EQUAL, "all losses are equal"
     before, after = (read(record, run) for record, run in zip((old, new), runs or (None, None), strict=True))
-    if before and after and before == after:  # an older file is another one for its confidences
+    if before is not None and after is not None and before.equals(after):  # files of other versions have other names
         return Verdict.EQUAL, "all losses, predictions and points are equal"
     apart = {name: points for name in old.scores if (points := _apart(old.scores[name], new.scores.get(name)))}
     if apart and apart.keys() <= set(BERTSCORE) and max(apart.values()) <= BERTSCORE_ROUNDING:

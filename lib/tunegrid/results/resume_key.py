@@ -37,6 +37,7 @@ def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequen
     described = (cell.recipe, cell.head, cell.method, task, backbone, cell.optimizer, placeless)
     own_rows = map(Path, task.files.values()) if task.has_own_rows else ()
     rows = [profile.data_root / task.folder] if profile.data_root and not task.has_own_rows else own_rows
+    own = (path for file in grid_files for path in with_own_imports(file))
 
     def weights_of(backbone: Backbone) -> str:
         name = backbone.micro if profile.micro else backbone.folder
@@ -49,8 +50,7 @@ def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequen
         "libraries": [sys.prefix, versions(), library_digests()],  # `tunegrid upgrade` names an environment by what is in it
         "machine": identity(),
         "code": code_digest(),
-        "sources": source_digests(cell),
-        "grid": [hashlib.sha256(path.read_bytes()).hexdigest() for file in grid_files for path in with_own_imports(file)],
+        "users": [hashlib.sha256(path.read_bytes()).hexdigest() for path in (*own, *source_files(cell))],
         "data": content_digest(*rows),
         "weights": weights_of(backbone) or backbone.revision,
         "scorer": weights_of(BERT) if task.problem is Problem.GENERATE else "",  # of BERTScore
@@ -58,13 +58,12 @@ def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequen
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def source_digests(cell: Cell) -> list[str]:
-    """Of the files that define the cell's method, optimizer and architecture, where they are a user's."""
+def source_files(cell: Cell) -> list[Path]:
+    """The files that define the cell's method, optimizer and architecture, if they are a user's."""
     parts = (*type(cell.method).__mro__, getattr(cell.optimizer, "func", cell.optimizer), cell.head.architecture)
     modules = {sys.modules.get(getattr(part, "__module__", None) or "") for part in parts}
     files = {Path(file) for module in modules if (file := getattr(module, "__file__", None))}
-    users = (path for path in sorted(files) if path.is_file() and not path.is_relative_to(ROOT / "lib"))
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in users]
+    return sorted(file for file in files if file.is_file() and not file.is_relative_to(ROOT / "lib"))
 
 
 @cache

@@ -198,14 +198,12 @@ def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> l
 # Where it is read
 
 
-def summary(
-    verdict: RunVerdict, judged: Sequence[Judgement] = (), causes: Sequence[str] = (), flips: Sequence[Section] = ()
-) -> str:
+def summary(verdict: RunVerdict, judged: Sequence[Judgement] = (), causes: Sequence[str] = ()) -> str:
     """The answer first, for a pull request or a step summary; what failed, and a table if anything was judged."""
     answer, *others = verdict.sentences
     sections = [Section(heading=answer, sentences=[*others, *causes])]
     sections += [gate_section(judged, verdict.failing)] if judged else []
-    return markdown([*sections, *flips])
+    return markdown(sections)
 
 
 def write_step_summary(words: str) -> None:

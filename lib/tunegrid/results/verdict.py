@@ -381,8 +381,8 @@ def _of_worse(run: Asked, figures: Sequence[Judgement]) -> Finding:
     elif gravest.verdict is Verdict.TOO_GOOD:
         next_step = LEAK
     else:
-        flips = f"{run.gate('--show-flips', '5')} lists the test rows that changed"
-        next_step = run.bisection([*change.cells, gravest.cell][0], kinds) or GUIDES.get(gravest.kind, flips)
+        page = f"{run.page} shows the test rows that changed"
+        next_step = run.bisection([*change.cells, gravest.cell][0], kinds) or GUIDES.get(gravest.kind, page)
     sentence, cells = f"{'; '.join(parts)}, against {run.baseline}", [j.cell for j in ordered]
     return Finding(state=State.FAILED, sentence=sentence, cells=cells, stage=change.stage, cause=cause, next_step=next_step)
 
