@@ -12,22 +12,22 @@ COMMANDS = {
     "calibrate": "bounds for cells of your own: trains them with a few seeds",
     "page": "a run as one HTML file, beside older runs",
     "export": "runs as one table, for pandas or DuckDB",
-    "merge": "make one run of several, as of shards or a CI matrix, or of a killed session's journal",
+    "merge": "make one run of several, or of a killed session's journal; a baseline with --baseline",
     "upgrade": "can I upgrade a library? the cells before and after, and what changed",
     "bisect": "find the release of a library, or the commit, that made cells worse",
     "speed": "did training become slower, or take more memory? two environments take turns",
-    "baseline": "make a baseline of complete, clean, passed runs, one per seed",
 }
 # Commands of versions 0.16 and 0.17 that are no more, and what to do instead.
 FORMER = {
     "answer": "write `tunegrid compare RUN.json`",
     "audit": "`tunegrid compare RUN.json` says which audits failed and what is not like for like; every command that reads a "
     "run refuses one that contradicts itself or its rows",
+    "baseline": "write `tunegrid merge RUN.json ... --baseline -o TO.json`",
     "cache": "`du -sh .cache/*` shows what is kept; delete .cache to free it",
     "cells": "run `pytest -m quick`: it takes two minutes",
     "distil": "version 0.16 was the last with it",
     "path": "version 0.16 was the last with it",
-    "plan": "`pytest -m full --list-cells` prints an estimate for each cell",
+    "plan": "`pytest -m full --list-cells` lists the cells with batch, precision and tokens",
     "plot": "`tunegrid page` draws charts, `tunegrid compare --format latex` prints tables, "
     "`tunegrid export` writes figures for your own plots",
     "tune": "benchmarks/guides/tune-a-recipe.md has a script with Optuna that does it",

@@ -32,13 +32,13 @@ def figures(runs: Sequence[SavedRun]) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    rows = []
-    for run, record in ((run, record) for run in runs for record in run.records):
-        known = {"date": run.when or None, "commit": run.commit or None, "device": record.device and record.device.name}
+    rows = list[dict[str, Any]]()
+    for saved, record in ((run, record) for run in runs for record in run.records):
+        known = key_of(saved.path, record) | {"date": saved.when or None, "commit": saved.commit or None}
+        known |= {"device": record.device and record.device.name}
         known |= {f"versions.{name}": version for name, version in record.versions.items()}
-        measured = {name: part for name, part in to_json(record).items() if name in MEASURED}
-        known = key_of(run.path, record) | known
-        rows += [known | {"metric": name, "update": None, "value": value} for name, value in leaves(measured)]
+        measured = leaves({name: part for name, part in to_json(record).items() if name in MEASURED})
+        rows += [known | {"metric": name, "update": None, "value": value} for name, value in measured]
         losses = enumerate(record.training.losses if record.training else (), 1)
         rows += [known | {"metric": "training.losses", "update": update, "value": loss} for update, loss in losses]
     return pd.DataFrame(rows).astype({"update": "Int64"})

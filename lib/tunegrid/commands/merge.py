@@ -6,8 +6,8 @@ Two files that hold the same cell, profile and seed are a conflict, unless they 
 Files of `--shard` must be of one division; what is missing of the whole is named, and the exit code is 1. Cells are audited
 beside each other anew, since a part does not show what all together do; the exit code is 1 if that shows a fault.
 
-`--baseline` refuses what no gate can rest on: a cell that failed, was changed, is missing for a seed, started perturbed or shared
-its device, and a commit with uncommitted changes.
+`--baseline` refuses what no gate can rest on: a cell that failed, was changed, is missing for a seed, started perturbed or
+shared its device, and a commit with uncommitted changes.
 """
 
 import argparse
@@ -39,7 +39,9 @@ def joined(runs: Sequence[SavedRun]) -> tuple[dict[RowKey, BenchmarkRow], dict[R
                 continue  # another run has as much of it
             if key in rows and not has_no_time(rows[key]):
                 if rows[key]["extra_info"] != row["extra_info"]:
-                    raise InputError(f"{key[0]} with seed {seed} is in {sources[key]} and in {run.path}, with different results")
+                    raise InputError(
+                        f"{key[0]} with seed {seed} is in {sources[key]} and in {run.path}, with different results"
+                    )
                 continue
             rows[key], sources[key] = row, run.path
             if record:

@@ -18,8 +18,8 @@ from tunegrid.record import Record, Status
 from tunegrid.results import compare
 from tunegrid.results.alike import check_alike, check_rows
 from tunegrid.results.compare import INSTEAD, MIB, Comparison, beside_each_other, entry_of, published_scores
-from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.results.examples import sampled
+from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, by_cell, worst
 from tunegrid.results.noise import load_noise

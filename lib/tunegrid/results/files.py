@@ -243,6 +243,10 @@ def journal_run(path: Path | None = None, folder: Path = JOURNAL) -> tuple[Path,
         rows = {str(row.get("fullname") or number): row for number, (_, row) in enumerate(read_journal(journal))}
         if any(is_cell(row["extra_info"]) and not has_no_time(row) for row in rows.values()):
             machine = {"tunegrid": {"versions": versions(), "cpu": cpu_name(), "gpus": gpus()}}
-            run = {"machine_info": machine, "commit_info": {"dirty": None}, "benchmarks": list(rows.values())}  # it does not know
+            run = {
+                "machine_info": machine,
+                "commit_info": {"dirty": None},
+                "benchmarks": list(rows.values()),
+            }  # it does not know
             return journal, run | {"datetime": datetime.now(UTC).isoformat(), "version": "journal"}
     raise InputError(f"{path or f'no journal in {folder}'}: no cell has finished there yet")

@@ -88,15 +88,15 @@ def test_scores_are_identical_to_the_last_digit_or_listed(tmp_path, capsys, poin
     assert said in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["answer", "plan", "cells", "cache", "plot", "tune", "path", "distil"])
+@pytest.mark.parametrize("name", ["answer", "baseline", "plan", "cells", "cache", "plot", "tune", "path", "distil"])
 def test_a_command_of_version_0_16_says_what_to_do_now(name, capsys):
     assert command.main([name, "a.json"]) == 2
     assert capsys.readouterr().err == f"tunegrid {name} was removed: {command.FORMER[name]}\n"
 
 
 OF_A_RUN = (
-    *("baseline RUN TO.json", "compare RUN", "export RUN -o TO.csv", "gate RUN RUN", "gate --exact RUN RUN"),
-    *("merge RUN -o TO.json", "page RUN -o TO.html"),
+    *("compare RUN", "export RUN -o TO.csv", "gate RUN RUN", "gate --exact RUN RUN"),
+    *("merge RUN -o TO.json", "merge --baseline RUN -o TO.json", "page RUN -o TO.html"),
 )
 OLDER = {"benchmarks": [{"extra_info": complete_json(schema_version=1)}]}
 NO_RUN = (
