@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.journal is not None:
             journal, run = files.journal_run(Path(options.journal) if options.journal else None)
             runs[journal] = run
-        rows, alone = joined([files.of_json(run, path) for path, run in runs.items()])
+        rows, alone = joined([files.read_saved(path, run) for path, run in runs.items()])
         records = dict(zip(alone, compared_together(list(alone.values())), strict=True))
         if options.baseline:
             check_baseline(runs, list(records.values()))

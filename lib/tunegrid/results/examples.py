@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 Runs = tuple[Path | None, Path | None]  # the files of two records; their examples lie beside them, or in this machine's store
 STORE = CACHE / "examples"
 FOLDER = "examples"
-# By how a file's name begins, which for points of rows is the hash: columns of text that it must have. `reference`, the true
-# label, is with points if there are more than two labels: points and predictions do not tell it then.
+# By how a file's name begins, which for points of rows is the hash: columns of text that it must have.
 TEXTS = {
     "": ("id", "prediction"),
     "rows": ("input", "reference"),
@@ -56,13 +55,10 @@ def _hash(content: Any) -> str:
 # Writing: None if the disk takes nothing, which costs the figures, not the cell
 
 
-def write(
-    *, ids: list[str], points: Mapping[str, Sequence[float]], predictions: list[str], references: list[str] | None = None
-) -> ExamplesRecord | None:
+def write(ids: list[str], points: Mapping[str, Sequence[float]], predictions: list[str]) -> ExamplesRecord | None:
     """Store what one cell's test rows scored, 0 to 100 by metric, in their order; return what the record says of them."""
     rounded = {name: [round(float(value), DIGITS) for value in values] for name, values in points.items()}
-    labels = {"reference": references} if references else {}
-    file = write_columns("", {"id": ids, **rounded, "prediction": predictions, **labels})
+    file = write_columns("", {"id": ids, **rounded, "prediction": predictions})
     return ExamplesRecord(file=file, rows_hash=_hash(ids)) if file else None
 
 
@@ -146,8 +142,6 @@ def _found(name: str, *runs: Path | None) -> tuple[Path, bytes] | None:
 def _unpacked(pack: Path, _modified: int) -> dict[str, bytes]:
     try:
         with ZipFile(pack) as files:
-            if sum(file.file_size for file in files.infolist()) > MOST_BYTES:
-                raise InputError("unpacked it is too large")
             return {name: files.read(name) for name in files.namelist()}
     except Exception as error:  # zipfile's are of many kinds
         raise InputError(f"{pack} is no pack of examples ({type(error).__name__}: {first_line(error)}); remove it") from None

@@ -95,16 +95,12 @@ def load(path: Path) -> RunJson:
     return run
 
 
-def read_saved(path: Path, with_points: bool = True) -> SavedRun:
-    """A saved run with all its records, in the current version; raises InputError if one is not sound, or two contradict.
+def read_saved(path: Path, content: RunJson | None = None) -> SavedRun:
+    """A saved run, or this content of it, with all its records in the current version.
 
-    Each is held to itself, and to its test rows unless `with_points` is False, for a reader who looks at no score.
+    Raises InputError if one contradicts itself, its test rows, or another one.
     """
-    return of_json(load(path), path, with_points)
-
-
-def of_json(run: RunJson, path: Path, with_points: bool = True) -> SavedRun:
-    """The same of a run's content; `path` says whose it is."""
+    run = load(path) if content is None else content
     rows = list[tuple[BenchmarkRow, Record | None]]()
     for row in run["benchmarks"]:
         record = from_json(row["extra_info"], str(path)) if is_cell(row["extra_info"]) else None
@@ -112,7 +108,7 @@ def of_json(run: RunJson, path: Path, with_points: bool = True) -> SavedRun:
     if sentence := next(_contradictions(rows), None):
         raise InputError(f"{path}, {sentence}")
     records = [record for _, record in rows if record]
-    for record in records if with_points else ():
+    for record in records:
         examples.read(record, path)
     commit, (when, command) = run.get("commit_info"), (str(run.get(name) or "") for name in ("datetime", COMMAND))
     commit = str(commit.get("id") or "")[:10] if isinstance(commit, dict) else ""
@@ -128,11 +124,9 @@ def _contradictions(rows: Iterable[tuple[BenchmarkRow, Record | None]]) -> Itera
         if (case := case_of(record)) in cases:
             yield f"{case}: it stands there twice; leave one of the two rows out"
         cases.add(case)
-        named = re.search(r"\[(?:\w+-)?(\w+?)(?:-seed(\d+))?\]$", name := name_of(row))
+        named = re.search(r"\[(?:\w+-)?(\w+?)(?:-seed\d+)?\]$", name := name_of(row))
         if named and named[1] in STUDY_IDS and named[1] != record.cell:
             yield f"{case}: the row's name is {name}, which is another cell's"
-        if named and named[1] == record.cell and int(named[2] or case.seed or 0) != (case.seed or 0):
-            yield f"{case}: the row's name is {name}, which is another seed's"
         losses = tuple(record.training.losses) if record.training else ()
         same = trainings.setdefault((record.profile, record.cell, losses), record)
         if losses and same.seeds.seed != case.seed:
@@ -197,7 +191,7 @@ class Journal:
     """One session's file, which its first row creates."""
 
     def __init__(self, folder: Path = JOURNAL) -> None:
-        """Named by when the session began, and so that nobody can lay a link there before."""
+        """Named by when the session began, and so that nobody can know it before."""
         self.path = folder / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(4)}.jsonl"
 
     def append(self, key: str, *rows: BenchmarkRow) -> None:
