@@ -53,7 +53,7 @@ def leaves(content: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, f
             yield f"{start}{name}", float(item)
 
 
-def test_rows(runs: Sequence[SavedRun]) -> tuple["pd.DataFrame", list[str]]:
+def scored_rows(runs: Sequence[SavedRun]) -> tuple["pd.DataFrame", list[str]]:
     """One row per test row, with one column per metric; and a sentence for every record whose rows are not there."""
     import pandas as pd
 
@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("name the runs, and the file to write with -o")
     try:
         runs = [read_saved(path) for path in options.runs]
-        frame, missing = test_rows(runs) if options.rows else (figures(runs), [])
+        frame, missing = scored_rows(runs) if options.rows else (figures(runs), [])
         write_table(frame, options.output)
     except (InputError, OverflowError) as error:
         refuse(parser, error)

@@ -92,9 +92,6 @@ UNSUCCESSFUL = ("missed", "audit", "failed", "stopped", "error", "killed", "not 
 
 def contradictions(record: Record) -> Iterator[str]:
     """A sentence for everything in a record that does not fit its status or its other fields: every reader asks here."""
-    yield from _of_status(record)
-    if record.status == "passed":
-        yield from _of_success(record)
     # Its own id, its method's recipe, its task's scores, and excuses for audits that failed.
     names = f"{record.backbone}_{record.task}_{record.method}"
     if record.cell != names:
@@ -130,6 +127,9 @@ def contradictions(record: Record) -> Iterator[str]:
         limit = getattr(record.limits, f"{split}_rows")
         if limit is not None and rows > limit:
             yield f"data.rows.{split} is {rows}, but limits.{split}_rows is {limit}"
+    yield from _of_status(record)
+    if record.status == "passed":
+        yield from _of_success(record)
 
 
 def _of_status(record: Record) -> Iterator[str]:

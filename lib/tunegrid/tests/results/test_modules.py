@@ -192,7 +192,7 @@ LATER_LOSS = "the loss before training is 0.8, it was 0.7"
 
 def written(moved=None, phase="forward", **figures):
     """A record with figures of modules, and with these figures of its first step."""
-    record = record_with(examples.write_modules(model(moved, phase=phase)))
+    record = record_with(examples.write_columns("modules", model(moved, phase=phase)))
     return altered(record, "training.first_step", replace(record.training.first_step, **figures))
 
 
@@ -244,25 +244,28 @@ def test_a_module_that_moved_alone_is_no_change_and_without_figures_the_stage_al
 
 def test_figures_are_read_as_they_were_written_go_where_a_run_goes_and_are_refused_when_changed(store, tmp_path):
     columns = model({("embed", "given"): NONE})
-    record = record_with(examples.write_modules(columns))
-    assert dict(examples.read_modules(record, None)) == columns
-    assert examples.write_modules(columns) == record.training.first_step.modules
+    record = record_with(examples.write_columns("modules", columns))
+    assert dict(examples.read(record, None, "modules")) == columns
+    assert examples.write_columns("modules", columns) == record.training.first_step.modules
     (store / record.training.first_step.modules).unlink()
-    assert examples.read_modules(record, tmp_path / "run.json") is None
-    assert examples.read_modules(record_with(None), None) is None
-    record = record_with(examples.write_modules(model()))
+    assert examples.read(record, tmp_path / "run.json", "modules") is None
+    assert examples.read(record_with(None, "modules"), None) is None
+    record = record_with(examples.write_columns("modules", model()))
     name, run = record.training.first_step.modules, tmp_path / "elsewhere" / "run.json"
     assert name in examples.files_of(record)
     assert dict(examples.contents([record])) == {name: (store / name).read_bytes()}
     examples.keep_beside([record], run)
     (store / name).unlink()
-    assert examples.read_modules(record, run)["module"][0] == "embed"
+    assert examples.read(record, run, "modules")["module"][0] == "embed"
     examples.keep_contents([(name, (run.parent / "examples" / name).read_bytes())])
     assert (store / name).is_file()
-    one, other = examples.write_modules(model()), examples.write_modules(model({("embed", "given"): by(1.0)}))
+    one, other = (
+        examples.write_columns("modules", model()),
+        examples.write_columns("modules", model({("embed", "given"): by(1.0)})),
+    )
     (store / one).write_bytes((store / other).read_bytes())
     with pytest.raises(InputError, match="does not hold what it is named for"):
-        examples.read_modules(record_with(one), None)
+        examples.read(record_with(one, "modules"), None)
 
 
 @pytest.mark.parametrize(

@@ -128,14 +128,14 @@ WITH_EXAMPLES = """
 from dataclasses import replace
 import pytest
 from fixtures.session import session_of
-from tunegrid.results.examples import Examples, write
+from tunegrid.results.examples import write
 
 @pytest.mark.cells("quick")
 def test_cell(request, profile, backbone, task, method, seed, benchmark):
     benchmark.pedantic(sum, args=([1, 2],), rounds=1)
     from tunegrid.record import new_record
     run = session_of(request.config).run_of(request.node)
-    examples = write(Examples(ids=["a"], points={"accuracy": [100.0]}, predictions=["1"]))
+    examples = write(["a"], {"accuracy": [100.0]}, ["1"])
     run.record = replace(new_record(run.cell), examples=examples)
 """
 
