@@ -7,7 +7,7 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.page.view import PageRun, page_of
 from tunegrid.record import from_json, to_json
 from tunegrid.results import examples
-from tunegrid.tests.records import MEASURED, complete, complete_json
+from tunegrid.tests.records import CELLS, MEASURED, audits_of, complete, complete_json
 
 HOSTILE = "<script>document.title = 'owned'</script><img src=https://example.org/x onerror=alert(1)>"
 MAIN = {"sa": "accuracy", "qa": "f1", "sum": "rougeLsum"}
@@ -45,11 +45,18 @@ def record_of(cell="bert_sa_lora", right=36, seed=0, status="passed", audits=(SO
         "seeds": {"seed": seed, "split_seed": 42, "perturbation": None},
         "status": status,
         "missed": missed,
-        "audits": [{"name": name, "passed": passed, "detail": detail} for name, passed, detail in audits],
+        "audits": audits_with(cell, audits),
         "training": MEASURED["training"] | {"losses": losses, "seconds": 5.0 + index, "updates": 90},
         "memory": MEASURED["memory"] | {"ledger": ledger | {"checkpoint_bytes": ledger["gradients_bytes"]}},
     }
     return complete(cell, **parts | changes)
+
+
+def audits_with(cell, audits):
+    """These findings, and the cell's others, which passed."""
+    findings = [{"name": name, "passed": passed, "detail": detail} for name, passed, detail in audits]
+    others = [name for name in audits_of(CELLS[cell]) if name not in [name for name, _, _ in audits]] if cell in CELLS else []
+    return findings + [{"name": name, "passed": True, "detail": "-"} for name in others]
 
 
 def run_of(records, name="run.json", when="2026-11-25T09:00:00", **facts):

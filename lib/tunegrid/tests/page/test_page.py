@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from zipfile import ZipFile
 
 import pytest
 
@@ -298,7 +299,7 @@ def test_what_cannot_be_shown_is_one_sentence(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(render, "which", lambda name: None)
     for arguments, sentence in (
-        ((bad, "-o", page), "scores.accuracy is NaN, but it should be a finite number"),
+        ((bad, "-o", page), "scores.accuracy: Input should be a finite number"),
         ((good, "-o", page, "--profile", "full"), "good.json holds no cells of full, but of quick"),
         ((good, "-o", tmp_path / "file" / "page.html"), "cannot be written"),
         ((good, "-o", tmp_path), "cannot be written"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from zipfile import ZipFile
 
 import pytest
@@ -27,7 +28,7 @@ def test_a_write_that_breaks_off_leaves_what_was_there_and_nothing_else(tmp_path
     path, names = tmp_path / "file", []
     path.write_text("before")
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), replacing(path) as part:
+        with suppress(ZeroDivisionError), replacing(path) as part:
             part.write_text("half")
             names.append(part.name)
             raise ZeroDivisionError

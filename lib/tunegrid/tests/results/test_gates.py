@@ -1,19 +1,16 @@
 """Gates on made-up runs whose verdicts are known."""
 
 import json
-import re
 import resource
 import subprocess
 import sys
 import tomllib
 from dataclasses import replace
-from zipfile import ZipFile
 
 import numpy as np
 import pytest
 
 from tunegrid import ROOT
-from tunegrid.commands import baseline, merge
 from tunegrid.commands import gate as command
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
@@ -127,7 +124,7 @@ def test_points_that_are_no_numbers_and_other_test_rows_are_refused():
         record_of("bert_sa_lora", {"accuracy": values}, ids=["a", "b"], **untold)
         for values in ([1.0, 2.0], [1.0, float("nan")])
     )
-    with pytest.raises(InputError, match=r"accuracy is not a number in every row\); remove it"):
+    with pytest.raises(InputError, match=r"not every row has text and finite numbers\); remove it"):
         judged(old, new)
     old, new = (record_of("bert_sa_lora", {"accuracy": [100.0, 0.0]}, ids=ids) for ids in (["a", "b"], ["a", "c"]))
     hashes = [record.examples.rows_hash for record in (old, new)]
@@ -243,7 +240,7 @@ def seconds_of_children():
 def test_a_gate_of_27_cells_takes_seconds_and_no_torch(tmp_path):
     old, new = (run_file(tmp_path / name, whole_grid(lost)) for name, lost in (("old.json", 0), ("new.json", 30)))
     for path in (old, new):
-        examples.keep_beside([from_json(row["extra_info"]) for row in json.loads(path.read_text())["benchmarks"]], path)
+        examples.pack_beside([from_json(row["extra_info"]) for row in json.loads(path.read_text())["benchmarks"]], path)
     code = (
         "import sys; from tunegrid.commands.gate import main; code = main(sys.argv[1:]);"
         "print('torch' in sys.modules); sys.exit(code)"
@@ -333,67 +330,3 @@ def test_too_good_is_shown_and_fails_only_where_asked(tmp_path, capsys):
     files = [str(run_file(tmp_path / f"{name}.json", records)) for name, records in (("old", old), ("new", new))]
     assert command.main([*files, "--on", "memory"]) == 0
     assert command.main([*files, "--on", "too-good"]) == 1
-
-
-def test_a_baseline_is_made_of_clean_complete_passed_runs(tmp_path, capsys):
-    runs = [str(run_file(tmp_path / f"{seed}.json", whole_grid(seed=seed))) for seed in (0, 1)]
-    target = tmp_path / "baselines" / "quick.json"
-    assert baseline.main([*runs, str(target)]) == 0
-    assert re.search(r"^bert_sum_lora +rougeLsum +- +\d", capsys.readouterr().out, re.MULTILINE)
-    saved = read_run(target)
-    assert {cell: sorted(seeds) for cell, seeds in saved.records.items()} == {cell: [0, 1] for cell in STUDY_IDS}
-    names = {r.examples.file for seeds in saved.records.values() for r in seeds.values()}
-    with ZipFile(target.parent / "examples" / "quick.zip") as pack:
-        assert names <= set(pack.namelist())
-    assert baseline.main([runs[0], str(target)]) == 0
-    assert "none" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda first, others: others, "a baseline needs the study's cells; 1 of 27 are missing, bert_sum_lora among them"),
-        (lambda first, others: [replace(first, status="missed", missed=["why"]), *others], "bert_sum_lora did not pass"),
-        (lambda first, others: [replace(first, bounds={}), *others], "bert_sum_lora was changed or limited"),
-        (
-            lambda first, others: [replace(r, profile="other") for r in (first, *others)],
-            "it is not of one profile",
-        ),
-        (
-            lambda first, others: [replace(first, device=replace(first.device, contended=True)), *others],
-            "bert_sum_lora shared its device",
-        ),
-    ],
-)
-def test_what_is_no_baseline_is_refused(tmp_path, capsys, change, reason):
-    first, *others = whole_grid()
-    run = run_file(tmp_path / "run.json", change(first, others))
-    assert f"cannot be a baseline: {reason}" in refusal(capsys, baseline.main, run, tmp_path / "to.json")
-    assert not (tmp_path / "to.json").exists()
-
-
-def test_a_dirty_commit_and_a_seed_twice_are_refused_and_a_users_own_full_cells_are_not(tmp_path, capsys):
-    dirty = run_file(tmp_path / "dirty.json", whole_grid(), dirty=True)
-    clean = [run_file(tmp_path / f"{name}.json", whole_grid()) for name in "ab"]
-    apart = [replace(r, recipe=replace(r.recipe, max_steps=9)) for r in whole_grid(seed=1)]
-    other = run_file(tmp_path / "other.json", apart)
-    for runs, reason in (([dirty], "uncommitted changes"), (clean, "are both of seed 0"), ([clean[0], other], "differently")):
-        assert reason in refusal(capsys, baseline.main, *runs, tmp_path / "to.json")
-    run = run_file(tmp_path / "run.json", [record_of("bert_sa_lora", profile="full")])
-    assert baseline.main([str(run), str(tmp_path / "to.json")]) == 0
-
-
-def test_runs_of_a_matrix_are_merged_with_rows_that_hold_no_record_and_conflicts_refused(tmp_path, capsys):
-    odd = {"name": "control", "fullname": "benchmarks::control", "extra_info": {"control": "random_weights"}}
-    first = run_file(tmp_path / "a.json", [record_of("bert_sa_lora")])
-    first.write_text(json.dumps({"benchmarks": [*json.loads(first.read_text())["benchmarks"], odd]}))
-    assert merge.main([str(first), str(ROOT / "reports" / "study.json"), "-o", str(tmp_path / "c.json")]) == 0
-    rows = json.loads((tmp_path / "c.json").read_text())["benchmarks"]
-    assert (odd in rows, len(rows)) == (True, 1 + 1 + 27)
-    records = whole_grid()
-    first, second = run_file(tmp_path / "a" / "a.json", records[:15]), run_file(tmp_path / "b.json", records[14:])
-    target = tmp_path / "c" / "c.json"
-    assert merge.main([str(first), str(second), "-o", str(target)]) == 1  # these made-up cells have each other's results
-    assert set(read_run(target).records) == set(STUDY_IDS)
-    other = run_file(tmp_path / "other.json", [replace(records[0], missed=["why"], status="missed")])
-    assert "bert_sum_lora with seed 0 is in" in refusal(capsys, merge.main, first, other, "-o", target)

@@ -1,4 +1,4 @@
-"""A saved run that says what cannot be true is told so in one sentence, and every command that reads it prints that sentence."""
+"""A saved run that says what cannot be true is told so in one sentence, which every command that reads it prints."""
 
 import json
 import shutil

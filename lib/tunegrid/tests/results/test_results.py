@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from zipfile import ZipFile
 
 import pytest
 
@@ -152,5 +153,5 @@ def test_examples_are_beside_every_file_that_a_session_saves(tmp_path):
     stored = next(path for path in (tmp_path / "saved").rglob("*_h100.json"))
     for path in (tmp_path / "rows" / "new.json", stored):
         record = read_records(path)["bert_sa_lora"]
-        assert (path.parent / "examples" / record.examples.file).is_file()
+        assert ZipFile(path.parent / "examples" / f"{path.stem}.zip").namelist() == [record.examples.file]
     assert not (older.parent / "examples").exists()
