@@ -1,8 +1,7 @@
 """Runs as one table: `tunegrid export RUN.json ... -o runs.parquet` (or .csv), for pandas, DuckDB or a spreadsheet.
 
 A row is a figure of a cell and seed, named as in the record, with its device, versions, date and commit; a loss has its update.
-With --rows a row is a test row: what it says, the prediction and its points. Tables for a paper: `tunegrid compare`.
-`tunegrid export --schema` prints the JSON schema of a record.
+With --rows a row is a test row: what it says, the prediction and its points.
 """
 
 import argparse
@@ -26,10 +25,7 @@ FORMULA = tuple("=+-@\t\r\n")  # with which a spreadsheet takes a cell of a CSV 
 
 
 def figures(runs: Sequence[SavedRun]) -> "pd.DataFrame":
-    """One row per figure of each cell and seed; its name is its place in the record, as in `memory.ledger.weights_bytes`.
-
-    A loss has its update, from 1; other figures have none. Raises OverflowError for a figure that no table can hold.
-    """
+    """One row per figure of each cell and seed; raises OverflowError for one that no table can hold."""
     import pandas as pd
 
     rows = list[dict[str, Any]]()
@@ -79,7 +75,7 @@ def key_of(path: Path, record: Record) -> dict[str, Any]:
 
 
 def write_table(frame: "pd.DataFrame", path: Path) -> None:
-    """Write it in the format that the file's name asks for; raises InputError for any other, or if it cannot."""
+    """Write it in the format that the file's name asks for; raises InputError if it cannot."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".parquet":

@@ -2,12 +2,10 @@
 
 A session that was killed left a journal: `tunegrid merge --journal -o C.json` makes a run of it, by itself or with others.
 
-Two files that hold the same cell, profile and seed are a conflict, unless they hold the same record: then it is taken once.
-Files of `--shard` must be of one division; what is missing of the whole is named, and the exit code is 1. Cells are audited
-beside each other anew, since a part does not show what all together do; the exit code is 1 if that shows a fault.
-
-`--baseline` refuses what no gate can rest on: a cell that failed, was changed, is missing for a seed, started perturbed or
-shared its device, and a commit with uncommitted changes.
+Two files with other records of the same cell, profile and seed are a conflict. Files of `--shard` must be of one division; what
+is missing of the whole is named. Cells are audited beside each other anew, since a part does not show what all together do. The
+exit code is 1 if cells are missing or that shows a fault. `--baseline` refuses what no gate can rest on: cells that failed, were
+changed, are missing for a seed, started perturbed or shared their device, and commits with uncommitted changes.
 """
 
 import argparse

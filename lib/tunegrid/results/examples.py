@@ -38,7 +38,6 @@ DIGITS = 4  # of points: enough to tell one token of a hundred
 ROUNDING = 10**-DIGITS  # by which a mean of rounded points may be off
 LONGEST_TEXT = 600  # characters of a test row's text that are kept: to recognise the row, not to train on it
 LONGEST = 240  # characters of a text that is shown
-FLIP = 0.005  # points: less than that is rounding of the file
 MOST_ROWS, MOST_BYTES = 2**20, 2**28  # unpacked: 20,000 rows of the full profile have 20 MB
 HASH_DIGITS = 20  # of a file's bytes; names of version 0.17 and before have 16, of a hash that is not checked any more
 
@@ -65,9 +64,7 @@ def write(ids: list[str], points: Mapping[str, Sequence[float]], predictions: li
 def write_texts(rows_hash: str, inputs: Sequence[str], references: Sequence[str]) -> str | None:
     """Store what the rows of this hash say: the model's input and what it should answer; return the file's name."""
     columns = {"input": inputs, "reference": references}
-    for name, texts in columns.items():
-        columns[name] = [text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…" for text in texts]
-    return write_columns("rows", columns, rows_hash)
+    return write_columns("rows", {k: [text[:LONGEST_TEXT] for text in texts] for k, texts in columns.items()}, rows_hash)
 
 
 def write_columns(kind: str, columns: "Mapping[str, Sequence[Any]] | pd.DataFrame", digest: str = "") -> str | None:
@@ -101,10 +98,7 @@ def files_of(record: Record) -> dict[str, str]:
 
 
 def read(record: Record, run: Path | None, kind: str = "") -> "pd.DataFrame | None":
-    """A record's file of this kind, as a frame that its readers share; None if it is neither beside the run nor in the store.
-
-    Raises InputError if it is not sound, or its rows are not those of the record.
-    """
+    """A record's file of this kind, as a frame that readers share; None if it is nowhere. Raises InputError if unsound."""
     if not (name := files_of(record).get(kind)) or not (found := _found(name, run)):
         return None
     path, frame = f"{found[0]}, of {record.cell}", _frame(*found, kind)
@@ -128,7 +122,7 @@ def points_of(rows: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def _found(name: str, *runs: Path | None) -> tuple[Path, bytes] | None:
-    """The first file of this name, next to a run, alone or in a pack, or in the store."""
+    """The first file of this name: next to a run, alone or in a pack, or in the store."""
     for folder in (*(run.parent / FOLDER for run in runs if run), STORE):
         if (path := folder / name).is_file():
             return path, path.read_bytes()
@@ -149,7 +143,7 @@ def _unpacked(pack: Path, _modified: int) -> dict[str, bytes]:
 
 @lru_cache(maxsize=512)
 def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
-    """The frame in a file of this content; raises InputError if it is not what the file's name says."""
+    """The frame in a file; raises InputError if it is not what the file's name says."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -169,8 +163,9 @@ def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
         if texts.isna().to_numpy().any() or np.isinf(numbers).any(axis=None) or (not kind and numbers.isna().any(axis=None)):
             raise InputError("not every row has text and finite numbers")
     except Exception as error:  # a damaged file fails wherever it is damaged
-        cause = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"{path} does not hold what it is named for ({cause}); remove it") from None
+        raise InputError(
+            f"{path} is not what it is named for ({type(error).__name__}: {first_line(error)}); remove it"
+        ) from None
     return frame
 
 
@@ -178,11 +173,12 @@ def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
 
 
 class RowSample(NamedTuple):
-    """A sample of a cell's test rows."""
+    """A sample of a cell's test rows.
 
-    # Columns are row, change (lost, gained or same), input, reference, before, after, points before and points, with None and
-    # NaN for what is not known. None if there are no rows.
-    frame: "pd.DataFrame | None" = None
+    Columns are row, change (lost, gained or same), input, reference, before, after, points before and points.
+    """
+
+    frame: "pd.DataFrame | None" = None  # None and NaN for what is not known
     metric: str = ""  # whose points these are
     total: int = 0
     lost: int = 0
@@ -215,7 +211,7 @@ def sampled(new: Record, path: Path | None, old: Record | None, old_path: Path |
         frame[["input", "reference"]] = texts[["input", "reference"]]
     if before is not None and metric in before:
         frame[["before", "points before"]] = before[["prediction", metric]]
-        gain = (frame["points"] - frame["points before"]).where(lambda gain: gain.abs() > FLIP, 0.0)
+        gain = (frame["points"] - frame["points before"]).round(2)
         frame["change"] = ["lost" if one < 0 else "gained" if one > 0 else "same" for one in gain]
         frame = frame.assign(size=-gain.abs(), gain=gain).sort_values(["size", "gain", "points"])
     else:
@@ -248,10 +244,9 @@ def keep_contents(files: Iterable[tuple[str, bytes]]) -> None:
 
 
 def pack_beside(records: Iterable[Record], run: Path, *sources: Path) -> None:
-    """Write the sound files of these records into one pack in the folder next to a run, in place of an older one.
+    """Write the sound files of these records into a pack next to a run; they are from next to the sources, or from the store.
 
-    They are from beside the runs that the records came from, or from the store; equal files make an equal pack. Raises OSError
-    if the disk has no room.
+    Equal files make an equal pack. Raises OSError if the disk has no room.
     """
     if files := list(contents(records, *sources)):
         with replacing(run.parent / FOLDER / f"{run.stem}.zip") as part, ZipFile(part, "w") as pack:

@@ -96,10 +96,7 @@ def load(path: Path) -> RunJson:
 
 
 def read_saved(path: Path, content: RunJson | None = None) -> SavedRun:
-    """A saved run, or this content of it, with all its records in the current version.
-
-    Raises InputError if one contradicts itself, its test rows, or another one.
-    """
+    """A saved run, or this content of it; raises InputError if a record contradicts itself, its test rows, or another one."""
     run = load(path) if content is None else content
     rows = list[tuple[BenchmarkRow, Record | None]]()
     for row in run["benchmarks"]:
@@ -134,7 +131,7 @@ def _contradictions(rows: Iterable[tuple[BenchmarkRow, Record | None]]) -> Itera
 
 
 def read_list(path: Path) -> list[Record]:
-    """All records of a saved run, in the current version; raises InputError if it holds no cells, or one is not sound."""
+    """All records of a saved run; raises InputError as `read_saved` does."""
     return read_saved(path).records
 
 
@@ -148,10 +145,9 @@ def rows_by_name(rows: Mapping[Any, BenchmarkRow], records: Mapping[Any, Record]
 
 
 def save(run: RunJson, path: Path, records: Iterable[Record] = (), sources: Collection[Path] = ()) -> None:
-    """Write a run, whole or not at all, with one row per line, so that a diff shows which cells changed.
+    """Write a run, whole or not at all, one row a line, so that a diff shows which cells changed; and examples next to it.
 
-    The examples of these records go next to it, taken from next to these other runs, or from this machine's store. Raises
-    InputError if the disk has no room.
+    These are from next to the sources, or from this machine's store. Raises InputError if the disk has no room.
     """
     timed, untimed = ([row for row in run["benchmarks"] if has_no_time(row) is apart] for apart in (False, True))
     fields = {name: json.dumps(value, default=str) for name, value in run.items()}
@@ -167,19 +163,14 @@ def save(run: RunJson, path: Path, records: Iterable[Record] = (), sources: Coll
 
 
 def missing_runs(runs: Mapping[Path, RunJson], present: Collection[Case]) -> str:
-    """Which cells these files lack of the run that they are shards of; empty if none is a shard.
-
-    Raises InputError if they are shards of different runs, or do not say of which.
-    """
-    wholes = set[tuple[int, frozenset[Case]]]()
-    for path, run in ((path, run) for path, run in runs.items() if SHARD in run):
-        try:
-            wholes.add((int(run[SHARD]["of"]), frozenset(Case(*case) for case in run[SHARD]["whole"])))
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} does not say which shard it is ({type(error).__name__}: {error})") from None
+    """Which cells shards lack of their run; empty if none is a shard. Raises InputError if they are of different runs."""
+    try:
+        wholes = {frozenset(Case(*case) for case in run[SHARD]["whole"]) for run in runs.values() if SHARD in run}
+    except (KeyError, TypeError) as error:
+        raise InputError(f"a file does not say which shard it is ({type(error).__name__}: {error})") from None
     if len(wholes) > 1:
-        raise InputError(f"{path} is a shard of another run: give all the same --shard=N/M, -m, --cells and --seeds")
-    cases = next(iter(wholes))[1] if wholes else frozenset[Case]()
+        raise InputError("these are shards of different runs: give all the same --shard=N/M, -m, --cells and --seeds")
+    cases = next(iter(wholes), frozenset[Case]())
     lost = sorted(cases.difference(present))
     return f"{len(lost)} of {len(cases)} runs are missing: {some(list(map(str, lost)), NAMED)}" if lost else ""
 
@@ -195,10 +186,7 @@ class Journal:
         self.path = folder / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(4)}.jsonl"
 
     def append(self, key: str, *rows: BenchmarkRow) -> None:
-        """Write rows and wait until the disk has them; raises OSError if it has no room.
-
-        A later row of a test takes the place of an earlier one, as that of a cell which was only going to run.
-        """
+        """Write rows, of which the last one of a test counts, until the disk has them; raises OSError if it has no room."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             for row in rows:  # with a break before it, too: a kill or a full disk may have left half a line
@@ -229,18 +217,12 @@ def passed(folder: Path = JOURNAL) -> dict[str, tuple[BenchmarkRow, Path]]:
 
 
 def journal_run(path: Path | None = None, folder: Path = JOURNAL) -> tuple[Path, RunJson]:
-    """A journal, by default the newest that holds a finished cell, and the last row of each of its tests as a run of this
-    machine; raises InputError if no cell has finished.
-    """
+    """A journal, or the newest with a finished cell, and its rows as a run of this machine; raises InputError if none has."""
     newest = sorted(folder.glob("*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
     for journal in [path] if path else newest:
         rows = {str(row.get("fullname") or number): row for number, (_, row) in enumerate(read_journal(journal))}
         if any(is_cell(row["extra_info"]) and not has_no_time(row) for row in rows.values()):
-            machine = {"tunegrid": {"versions": versions(), "cpu": cpu_name(), "gpus": gpus()}}
-            run = {
-                "machine_info": machine,
-                "commit_info": {"dirty": None},
-                "benchmarks": list(rows.values()),
-            }  # it does not know
-            return journal, run | {"datetime": datetime.now(UTC).isoformat(), "version": "journal"}
+            run: RunJson = {"machine_info": {"tunegrid": {"versions": versions(), "cpu": cpu_name(), "gpus": gpus()}}}
+            run |= {"commit_info": {"dirty": None}, "version": "journal"}  # whether it is clean, a journal does not know
+            return journal, run | {"benchmarks": list(rows.values()), "datetime": datetime.now(UTC).isoformat()}
     raise InputError(f"{path or f'no journal in {folder}'}: no cell has finished there yet")

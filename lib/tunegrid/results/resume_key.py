@@ -1,7 +1,4 @@
-"""The key of a cell's result: a digest of all that decides it, by which `--resume` knows whether an older row still holds.
-
-Needs no torch.
-"""
+"""The key of a cell's result: a digest of all that decides it, by which `--resume` knows whether an older row still holds."""
 
 import ast
 import hashlib
@@ -27,10 +24,7 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in memory, which the text of a funct
 
 
 def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequence[Path] = ()) -> str:
-    """Sixteen hex digits over all that decides a cell's result: recipe, limits, seed, code, data, weights, libraries.
-
-    A session adds circumstances (the device, its threads, the hub's commit) and the user's files, which add to the grid.
-    """
+    """Sixteen hex digits over all that decides a cell's result; a session adds circumstances (the device) and users' files."""
     profile, backbone, task = cell.profile, cell.backbone, cell.task
     # Where files lie and what runs the cell is no part of its result: their content and the circumstances are.
     placeless = replace(profile, data_root=None, checkpoint_root=None, feature_cache=None, device=None, threads=None)
@@ -70,7 +64,7 @@ def source_files(cell: Cell) -> list[Path]:
 def with_own_imports(file: Path) -> list[Path]:
     """A user's file and the modules of its own folder that it imports, in turn; of a package every module.
 
-    Imports are read, not run, so that every process gives the same answer. What belongs to the suite is in `code_digest`.
+    Imports are read, not run, so that every process gives the same answer.
     """
     files = [file]
     for path in files:  # which grows
