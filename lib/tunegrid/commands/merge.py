@@ -4,8 +4,10 @@ A session that was killed left a journal: `tunegrid merge --journal -o C.json` m
 
 Two files with other records of the same cell, profile and seed are a conflict. Files of `--shard` must be of one division; what
 is missing of the whole is named. Cells are audited beside each other anew, since a part does not show what all together do. The
-exit code is 1 if cells are missing or that shows a fault. `--baseline` refuses what no gate can rest on: cells that failed, were
-changed, are missing for a seed, started perturbed or shared their device, and commits with uncommitted changes.
+exit code is 1 if cells are missing or that shows a fault.
+
+`--baseline` refuses what no gate can rest on: cells that failed, were changed, are missing for a seed, started perturbed or
+shared their device, and commits with uncommitted changes.
 """
 
 import argparse
