@@ -35,17 +35,12 @@ def joined(runs: Sequence[SavedRun]) -> tuple[dict[RowKey, BenchmarkRow], dict[R
         for row, record in run.rows:
             name, seed = name_of(row), record.seeds.seed if record else None
             key = (name.replace(f"-seed{seed}]", "]"), seed)  # with --seeds, a test's id says it
-            if key in rows and has_no_time(row):
-                continue  # another run has as much of it
-            if key in rows and not has_no_time(rows[key]):
-                if rows[key]["extra_info"] != row["extra_info"]:
-                    raise InputError(
-                        f"{key[0]} with seed {seed} is in {sources[key]} and in {run.path}, with different results"
-                    )
-                continue
-            rows[key], sources[key] = row, run.path
-            if record:
-                records[key] = record
+            other, place = rows.get(key), f"is in {sources.get(key)} and in {run.path}"
+            if other is None or (has_no_time(other) and not has_no_time(row)):
+                rows[key], sources[key] = row, run.path
+                records |= {key: record} if record else {}
+            elif not has_no_time(row) and other["extra_info"] != row["extra_info"]:
+                raise InputError(f"{key[0]} with seed {seed} {place}, with different results")
     return rows, records
 
 
@@ -88,8 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         runs = {path: files.load(path) for path in options.runs}
         if options.journal is not None:
-            journal, run = files.journal_run(Path(options.journal) if options.journal else None)
-            runs[journal] = run
+            runs |= [files.journal_run(Path(options.journal) if options.journal else None)]
         rows, alone = joined([files.read_saved(path, run) for path, run in runs.items()])
         records = dict(zip(alone, compared_together(list(alone.values())), strict=True))
         if options.baseline:
@@ -102,9 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         refuse(parser, error)
     for line, _ in cell_lines(records.values()):
         say(line)
-    if options.journal == "":
-        say(f"took the journal {journal}")
-    say(f"wrote {options.output}: {len(rows)} rows of {len(runs)} runs")
+    say(f"wrote {options.output}: {len(rows)} rows of {', '.join(map(str, runs))}")
     if absent:
         say(absent, error=True)
     return 1 if absent or any(map(contradicts, records.values())) else 0

@@ -38,7 +38,7 @@ DIGITS = 4  # of points: enough to tell one token of a hundred
 ROUNDING = 10**-DIGITS  # by which a mean of rounded points may be off
 LONGEST_TEXT = 600  # characters of a test row's text that are kept: to recognise the row, not to train on it
 LONGEST = 240  # characters of a text that is shown
-MOST_ROWS, MOST_BYTES = 2**20, 2**28  # unpacked: 20,000 rows of the full profile have 20 MB
+MOST_ROWS = 2**20  # the full profile has 20,000
 HASH_DIGITS = 20  # of a file's bytes; names of version 0.17 and before have 16, of a hash that is not checked any more
 
 
@@ -153,8 +153,7 @@ def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
         if len(digest) == HASH_DIGITS and hashlib.sha256(content).hexdigest()[:HASH_DIGITS] != digest:
             raise InputError("it was changed or is damaged")
         file = pq.ParquetFile(BytesIO(content))
-        size = sum(file.metadata.row_group(index).total_byte_size for index in range(file.metadata.num_row_groups))
-        if file.metadata.num_rows > MOST_ROWS or size > MOST_BYTES:
+        if file.metadata.num_rows > MOST_ROWS:
             raise InputError("unpacked it is too large")
         table = file.read(use_threads=False)
         types = {name: pa.string() if name in ALL_TEXTS else pa.float64() for name in table.column_names}
