@@ -92,7 +92,6 @@ UNSUCCESSFUL = ("missed", "audit", "failed", "stopped", "error", "killed", "not 
 
 def contradictions(record: Record) -> Iterator[str]:
     """A sentence for everything in a record that does not fit its status or its other fields: every reader asks here."""
-    # Its own id, its method's recipe, its task's scores, and excuses for audits that failed.
     names = f"{record.backbone}_{record.task}_{record.method}"
     if record.cell != names:
         yield f"cell is {record.cell}, but backbone, task and method are {names}"
