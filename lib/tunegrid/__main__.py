@@ -13,11 +13,10 @@ COMMANDS = {
     "calibrate": "bounds for cells of your own: trains them with a few seeds",
     "page": "a run as one HTML file, beside older runs",
     "export": "runs as one table, for pandas or DuckDB",
-    "merge": "make one run of several, as of shards or a CI matrix, or of a killed session's journal",
+    "merge": "make one run of several, or of a killed session's journal; a baseline with --baseline",
     "upgrade": "can I upgrade a library? the cells before and after, and what changed",
     "bisect": "find the release of a library, or the commit, that made cells worse",
     "speed": "did training become slower, or take more memory? two environments take turns",
-    "baseline": "make a baseline of complete, clean, passed runs, one per seed",
 }
 
 main = partial(program, "tunegrid", "tunegrid.commands", COMMANDS)

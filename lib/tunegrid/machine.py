@@ -1,13 +1,16 @@
 """This machine, asked without torch: its processors, threads, memory, GPUs and libraries, and files on its disk."""
 
 import base64
+import glob
 import hashlib
 import json
 import os
 import platform
 import re
+import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -20,6 +23,7 @@ from tunegrid.errors import InputError
 THREADS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")  # torch's, and those of tokenizers
 SHARED_OUT = "TUNEGRID_SHARED_OUT"  # set where OMP_NUM_THREADS is not the user's, so that a process heeds its share alone
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container's own control group: microseconds in a period, or "max"
+ABANDONED = 3600  # seconds without a write after which a part of a file is nobody's any more
 # Variables that choose which instructions of a CPU torch's kernels, oneDNN and MKL use: other ones round otherwise.
 INSTRUCTIONS = (
     *("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR"),
@@ -184,9 +188,18 @@ def _hash(path: Path) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` when the disk has it all; raises OSError if it cannot be written."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write the same; never the path itself
+    """A path to write to, which takes the place of `path` at the end, when the disk has it; without an end nothing changes.
+
+    Its name cannot be known before, so no link can lie there; what a writer left who was killed an hour ago is removed.
+    Raises OSError if it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # another process may remove it first
+        for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+            if time.time() - left.lstat().st_mtime > ABANDONED:
+                left.unlink()
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
+    part.touch(exist_ok=False)
     try:
         yield part
         with part.open("rb+") as file:

@@ -1,96 +1,70 @@
 """Runs as one table: `tunegrid export RUN.json ... -o runs.parquet` (or .csv), for pandas, DuckDB or a spreadsheet.
 
 A row is a figure of a cell and seed, named as in the record, with its device, versions, date and commit; a loss has its update.
-With --rows a row is a test row: what it says, the prediction and its points. Tables for a paper: `tunegrid compare`.
-`tunegrid export --schema` prints the JSON schema of a record.
+With --rows a row is a test row: what it says, the prediction and its points.
 """
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.record import Record, schema, to_json
-from tunegrid.results.examples import read, read_texts
+from tunegrid.results.examples import read
 from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.terminal import say
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 MEASURED = ("scores", "bounds", "parameters", "training", "evaluation", "memory", "throughput", "flops")
-Columns = Mapping[str, Sequence[Any]]
-Runs = Iterable[tuple[Path, Record]]  # each record with the file that it is from
+FORMULA = tuple("=+-@\t\r\n")  # with which a spreadsheet takes a cell of a CSV file for a formula, and runs it
 
 
-def figures(runs: Iterable[SavedRun]) -> Columns:
-    """One row per figure of each cell and seed; its name is its place in the record, as in `memory.ledger.weights_bytes`.
+def figures(runs: Sequence[SavedRun]) -> "pd.DataFrame":
+    """One row per figure of each cell and seed; raises OverflowError for one that no table can hold."""
+    import pandas as pd
 
-    A loss has its update, from 1; other figures have none.
-    """
-    return _columns(
-        circumstances(run, record) | {"metric": name, "update": update, "value": value}
-        for run in runs
-        for record in run.records
-        for name, update, value in _measured(record)
-    )
-
-
-def circumstances(run: SavedRun, record: Record) -> dict[str, Any]:
-    """What tells a record from the others: its key; when, by which commit, on which device and by which versions it ran."""
-    saved = {"date": run.when or None, "commit": run.commit or None, "device": record.device.name if record.device else None}
-    return key_of(run.path, record) | saved | {f"versions.{name}": version for name, version in record.versions.items()}
+    rows = list[dict[str, Any]]()
+    for saved, record in ((run, record) for run in runs for record in run.records):
+        known = key_of(saved.path, record) | {"date": saved.when or None, "commit": saved.commit or None}
+        known |= {"device": record.device and record.device.name}
+        known |= {f"versions.{name}": version for name, version in record.versions.items()}
+        measured = leaves({name: part for name, part in to_json(record).items() if name in MEASURED})
+        rows += [known | {"metric": name, "update": None, "value": value} for name, value in measured]
+        losses = enumerate(record.training.losses if record.training else (), 1)
+        rows += [known | {"metric": "training.losses", "update": update, "value": loss} for update, loss in losses]
+    return pd.DataFrame(rows).astype({"update": "Int64"})
 
 
-def _measured(record: Record) -> Iterator[tuple[str, int | None, float]]:
-    """Metric, update and value of every figure."""
-    for part, content in to_json(record).items():
-        if part in MEASURED:
-            yield from ((name, None, value) for name, value in leaves(part, content))
-    losses = record.training.losses if record.training else ()
-    yield from (("training.losses", update, loss) for update, loss in enumerate(losses, 1) if loss is not None)
+def leaves(content: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in nested mappings; no lists, nothing for what was not measured."""
+    for name, item in content.items():
+        if isinstance(item, dict):
+            yield from leaves(item, f"{start}{name}.")
+        elif isinstance(item, int | float) and not isinstance(item, bool):
+            yield f"{start}{name}", float(item)
 
 
-def leaves(name: str, content: Any) -> Iterator[tuple[str, float]]:
-    """Every number in a part of a record; no lists, nothing for what was not measured. Raises InputError for one too large."""
-    if isinstance(content, dict):
-        for key, item in content.items():
-            yield from leaves(f"{name}.{key}", item)
-    elif isinstance(content, int | float) and not isinstance(content, bool):
-        try:
-            yield name, float(content)
-        except OverflowError:
-            raise InputError(f"{name} is too large a figure for a table") from None
-
-
-def rows_of(runs: Runs) -> tuple[Columns, list[str]]:
+def scored_rows(runs: Sequence[SavedRun]) -> tuple["pd.DataFrame", list[str]]:
     """One row per test row, with one column per metric; and a sentence for every record whose rows are not there."""
-    table: list[dict[str, Any]] = []
-    missing = []
-    for path, record in runs:
-        rows = list(_rows(path, record))
-        table += rows
-        if not rows:
+    import pandas as pd
+
+    frames, missing = [], []
+    for path, record in ((run.path, record) for run in runs for record in run.records):
+        rows, texts = read(record, path), read(record, path, "rows")
+        if rows is None:
             missing.append(f"{path}: {record.cell}, seed {record.seeds.seed}, has no test rows beside it in examples/")
-    if not table:
+            continue
+        columns = {"row": range(1, len(rows) + 1), "input": None, "reference": None} | dict(rows)
+        said = {} if texts is None else dict(texts)  # more than points say: a label's name, and the answers that count
+        frames.append(pd.DataFrame(key_of(path, record) | columns | said))
+    if not frames:
         raise InputError("none of these runs has its test rows beside it: copy the folder examples along with a run's JSON")
-    return _columns(table), missing
-
-
-def _rows(path: Path, record: Record) -> Iterator[dict[str, Any]]:
-    examples, texts = read(record, path), read_texts(record, path)
-    if examples is None:
-        return
-    references = texts.references if texts else examples.references
-    for index, id_ in enumerate(examples.ids):
-        yield key_of(path, record) | {
-            "row": index + 1,
-            "id": id_,
-            "input": texts.inputs[index] if texts else None,
-            "reference": references[index] if references else None,
-            "prediction": examples.predictions[index],
-            **{metric: points[index] for metric, points in examples.points.items()},
-        }
+    return pd.concat(frames, ignore_index=True), missing
 
 
 def key_of(path: Path, record: Record) -> dict[str, Any]:
@@ -100,39 +74,23 @@ def key_of(path: Path, record: Record) -> dict[str, Any]:
     return {"run": path.name, **{name: getattr(record, name) for name in names}, **seeds}
 
 
-def _columns(rows: Iterable[Mapping[str, Any]]) -> Columns:
-    """Rows as columns; a row without a column has a null in it."""
-    rows = list(rows)
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-FORMULA = tuple("=+-@\t\r\n")  # with which a spreadsheet takes a cell of a CSV file for a formula, and runs it
+def write_table(frame: "pd.DataFrame", path: Path) -> None:
+    """Write it in the format that the file's name asks for; raises InputError if it cannot."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            frame.to_parquet(path, index=False)
+        elif path.suffix == ".csv":
+            frame.rename(columns=as_text).map(as_text).to_csv(path, index=False)
+        else:
+            raise InputError(f"{path}: give a name that ends in .parquet or .csv")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
 
 
 def as_text(value: Any) -> Any:
     """The value, with an apostrophe before text that a spreadsheet would take for a formula."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
-
-
-def write_table(columns: Columns, path: Path) -> None:
-    """Write columns in the format that the file's name asks for; raises InputError for any other, or where it cannot."""
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet as pq
-
-    writers = {".parquet": pq.write_table, ".csv": pyarrow.csv.write_csv}
-    if path.suffix == ".csv":
-        columns = {as_text(name): list(map(as_text, values)) for name, values in columns.items()}
-    if path.suffix not in writers:
-        raise InputError(f"{path}: give a name that ends in {' or '.join(writers)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writers[path.suffix](pa.table(columns), path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
-    except (OverflowError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot hold these figures ({error})") from None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -150,12 +108,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("name the runs, and the file to write with -o")
     try:
         runs = [read_saved(path) for path in options.runs]
-        records = [(run.path, record) for run in runs for record in run.records]
-        columns, missing = rows_of(records) if options.rows else (figures(runs), [])
-        write_table(columns, options.output)
-    except InputError as error:
+        frame, missing = scored_rows(runs) if options.rows else (figures(runs), [])
+        write_table(frame, options.output)
+    except (InputError, OverflowError) as error:
         refuse(parser, error)
     for sentence in missing:
         say(sentence, error=True)
-    say(f"wrote {options.output}: {len(columns['run'])} rows of {len(columns)} columns")
+    say(f"wrote {options.output}: {len(frame)} rows of {len(frame.columns)} columns")
     return 0

@@ -29,27 +29,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--format", choices=("text", "markdown", "json"), default="text")
     add("--on", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(COUNTED)}: what counts")
     add("--numerics", action="store_true", help="also print what verdicts on numerics rest on; JSON always has it")
-    add("--show-flips", type=int, default=0, metavar="N", help="list up to N test rows of each cell that changed")
     options = parser.parse_args(arguments)
-    if options.show_flips and options.format == "json":
-        parser.error("--show-flips prints text or Markdown: give another --format")
     return exit_code(parser, lambda: judge(read_saved(options.old), read_saved(options.new), options))
 
 
 def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
     """Print the verdicts and the answer; return its exit code."""
-    from tunegrid.results.flips import flips
-    from tunegrid.results.gate import Run, gate, paired  # which brings scipy
+    from tunegrid.results.gate import Run, gate  # which brings scipy
 
     before, after = (Run.of(run.records, run.path) for run in (old, new))
     judged, kinds, files = gate(before, after), kinds_of(options.on), (f"{old.path}", f"{new.path}")
     names = {"baseline": old.path.name, "command": new.command}
     verdict = verdict_of(new.records, judged, kinds, before=old.records, files=files, **names)
-    sections = flips(paired(before, after), judged, options.show_flips) if options.show_flips > 0 else []
-    if options.numerics:
-        rows = [{"cell": j.cell, "numerics": j.verdict, "what": j.detail} for j in judged if j.kind == "numerics"]
-        sections = [table(dict.fromkeys(("cell", "numerics", "what"), ""), rows), *sections]
-    words = summary(verdict, judged, flips=sections)
+    rows = [{"cell": j.cell, "numerics": j.verdict, "what": j.detail} for j in judged if j.kind == "numerics"]
+    sections = [table(dict.fromkeys(("cell", "numerics", "what"), ""), rows)] if options.numerics else []
+    words = summary(verdict, judged, evidence=sections)
     if options.format == "json":
         say(json.dumps([asdict(judgement) for judgement in judged], indent=1))
     elif options.format == "markdown":

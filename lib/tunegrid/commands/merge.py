@@ -1,47 +1,70 @@
-"""Merge the runs of a CI matrix, or of shards: `tunegrid merge A.json B.json -o C.json`.
+"""Merge the runs of a CI matrix, of shards or of seeds: `tunegrid merge A.json B.json -o C.json`.
 
 A session that was killed left a journal: `tunegrid merge --journal -o C.json` makes a run of it, by itself or with others.
 
-Two files that hold the same cell, profile and seed are a conflict, unless they hold the same record: then it is taken once.
-Files of `--shard` must be of one division; what is missing of the whole is named, and the exit code is 1. Cells are audited
-beside each other anew, since a part does not show what all together do; the exit code is 1 where that shows a fault.
+Two files with other records of the same cell, profile and seed are a conflict. Files of `--shard` must be of one division; what
+is missing of the whole is named. Cells are audited beside each other anew, since a part does not show what all together do. The
+exit code is 1 if cells are missing or that shows a fault.
+
+`--baseline` refuses what no gate can rest on: cells that failed, were changed, are missing for a seed, started perturbed or
+shared their device, and commits with uncommitted changes.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
+from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import Record
 from tunegrid.results import files
-from tunegrid.results.files import BenchmarkRow, RunJson, case_of, has_no_time, name_of
+from tunegrid.results.alike import check_alike
+from tunegrid.results.files import BenchmarkRow, RunJson, SavedRun, case_of, has_no_time, name_of
+from tunegrid.results.report import some
 from tunegrid.results.status import compared_together, contradicts
 from tunegrid.terminal import say
 
 RowKey = tuple[str, int | None]  # a row's name without its seed, and the seed
 
 
-def joined(runs: Mapping[Path, RunJson]) -> tuple[dict[RowKey, BenchmarkRow], dict[RowKey, Record]]:
-    """The rows of all runs, and the records of those that are cells; raises InputError where two contradict each other."""
-    rows: dict[RowKey, BenchmarkRow] = {}
-    records: dict[RowKey, Record] = {}
-    sources: dict[RowKey, Path] = {}
-    for path, run in runs.items():
-        for row in run["benchmarks"]:
-            row, record = files.current(row, path) if files.is_cell(row["extra_info"]) else (row, None)
+def joined(runs: Sequence[SavedRun]) -> tuple[dict[RowKey, BenchmarkRow], dict[RowKey, Record]]:
+    """The rows of all runs, and the records of those that are cells; raises InputError if two contradict each other."""
+    rows, records, sources = dict[RowKey, BenchmarkRow](), dict[RowKey, Record](), dict[RowKey, Path]()
+    for run in runs:
+        for row, record in run.rows:
             name, seed = name_of(row), record.seeds.seed if record else None
             key = (name.replace(f"-seed{seed}]", "]"), seed)  # with --seeds, a test's id says it
-            if key in rows and has_no_time(row):
-                continue  # another run has as much of it
-            if key in rows and not has_no_time(rows[key]):
-                if rows[key]["extra_info"] != row["extra_info"]:
-                    raise InputError(f"{key[0]} with seed {seed} is in {sources[key]} and in {path}, with different results")
-                continue
-            rows[key], sources[key] = row, path
-            if record:
-                records[key] = record
+            other, place = rows.get(key), f"is in {sources.get(key)} and in {run.path}"
+            if other is None or (has_no_time(other) and not has_no_time(row)):
+                rows[key], sources[key] = row, run.path
+                records |= {key: record} if record else {}
+            elif not has_no_time(row) and other["extra_info"] != row["extra_info"]:
+                raise InputError(f"{key[0]} with seed {seed} {place}, with different results")
     return rows, records
+
+
+def check_baseline(runs: Mapping[Path, RunJson], records: Sequence[Record]) -> None:
+    """Raises InputError if no gate could rest on these runs, which have these records in all."""
+    profiles, commits = {record.profile for record in records}, {path: run.get("commit_info") for path, run in runs.items()}
+    unclean = [path for path, commit in commits.items() if not isinstance(commit, dict) or commit.get("dirty") is not False]
+    reasons = [f"the commit of {path} had uncommitted changes, or it is not known whether it had" for path in unclean]
+    reasons += ["it is not of one profile that has scores"] if profiles not in ({"quick"}, {"full"}) else []
+    for seed in {record.seeds.seed for record in records} if profiles == {"quick"} else ():
+        missing = set(STUDY_IDS).difference(record.cell for record in records if record.seeds.seed == seed)
+        reasons += [f"cells of the study are missing with seed {seed}: {some(sorted(missing))}"] if missing else []
+    for record in records:
+        changed = record.profile == "quick" and record.cell in STUDY_IDS and not record.bounds
+        faults = {
+            f"did not pass: {record.status}": record.status != "passed",
+            "was changed or limited from the command line": changed,
+            "started perturbed, which measures what rounding does": record.seeds.perturbation is not None,
+            "shared its device": bool(record.device and record.device.contended),
+        }
+        reasons += [f"{case_of(record)} {fault}" for fault, holds in faults.items() if holds]
+    if reasons:
+        raise InputError(f"this cannot be a baseline: {reasons[0]}")
+    check_alike(records)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,6 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN.json")
     described = "also the cells of this journal (default: of the newest)"
     parser.add_argument("--journal", nargs="?", const="", metavar="FILE", help=described)
+    parser.add_argument("--baseline", action="store_true", help="refuse runs that are not complete, clean and passed")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.json")
     options = parser.parse_args(arguments)
     from tunegrid.results.summary import cell_lines  # here, since it imports pandas, which --help can do without
@@ -59,10 +83,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         runs = {path: files.load(path) for path in options.runs}
         if options.journal is not None:
-            journal = Path(options.journal) if options.journal else files.latest()
-            runs[journal] = files.as_run(journal)
-        rows, alone = joined(runs)
+            runs |= [files.journal_run(Path(options.journal) if options.journal else None)]
+        rows, alone = joined([files.read_saved(path, run) for path, run in runs.items()])
         records = dict(zip(alone, compared_together(list(alone.values())), strict=True))
+        if options.baseline:
+            check_baseline(runs, list(records.values()))
         absent = files.missing_runs(runs, {case_of(records[key]) for key in records if not has_no_time(rows[key])})
         first = {name: value for name, value in next(iter(runs.values())).items() if name not in (files.SHARD, files.COMMAND)}
         merged = first | {"benchmarks": files.rows_by_name(rows, records)}
@@ -71,9 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         refuse(parser, error)
     for line, _ in cell_lines(records.values()):
         say(line)
-    if options.journal == "":
-        say(f"took the journal {journal}")
-    say(f"wrote {options.output}: {len(rows)} rows of {len(runs)} runs")
-    for sentence in absent:
-        say(sentence, error=True)
+    say(f"wrote {options.output}: {len(rows)} rows of {', '.join(map(str, runs))}")
+    if absent:
+        say(absent, error=True)
     return 1 if absent or any(map(contradicts, records.values())) else 0

@@ -23,7 +23,7 @@ from tunegrid.grid.methods import SFT
 from tunegrid.grid.tasks import Task
 from tunegrid.instruments import Instrument, NotAskedError, tidy
 from tunegrid.record.record import InstrumentRecord
-from tunegrid.results.examples import row_id, write_figures
+from tunegrid.results.examples import TEXTS, row_id, write_columns
 from tunegrid.run.build import load_tokenizer
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.meter import Progress
@@ -138,7 +138,8 @@ class Questions:
                 frame, wrong = answer
             frames.append(frame.assign(instrument=one.id))
             objections += [f"{one.id}: {sentence}" for sentence in wrong]
-        file = write_figures(pd.concat(frames).replace([np.inf, -np.inf], np.nan))
+        frame = pd.concat(frames).replace([np.inf, -np.inf], np.nan).astype(dict.fromkeys(TEXTS["figures"], str))
+        file = write_columns("figures", frame)
         records = {
             one.id: InstrumentRecord(question=one.question, figures=dict(one.figures), file=file) for one in self._instruments
         }

@@ -18,8 +18,8 @@ from tunegrid.record import Record, Status
 from tunegrid.results import compare
 from tunegrid.results.alike import check_rows
 from tunegrid.results.compare import MIB, Comparison, compared
+from tunegrid.results.examples import sampled
 from tunegrid.results.files import SavedRun, read_saved
-from tunegrid.results.flips import sampled
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, by_cell, worst
 from tunegrid.results.noise import load_noise

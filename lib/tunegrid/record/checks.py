@@ -1,10 +1,11 @@
 """Says, as sentences, what in a record is wrong: audits that failed, bounds missed, figures that cannot be true."""
 
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
+from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.methods import METHODS
 from tunegrid.grid.recipes import SCORED
+from tunegrid.grid.tasks import TASKS
 from tunegrid.record.record import AuditFinding, Record
 
 POINTS = PERCENT = 1e-6  # what rounding may do to a score and to a share
@@ -41,9 +42,8 @@ def impossible_figures(record: Record) -> list[str]:
     """Sentences on scores that no predictions can have, and on losses that are not numbers."""
     # A saved record does not say whether one answer was an article alone.
     one_row = 100 / record.data.rows["test"] if record.data and record.data.rows["test"] else 0.0
-    losses = record.training.losses if record.training else ()
-    not_numbers = any(loss is None or not math.isfinite(loss) for loss in losses)
-    return impossible(record.scores, empty_answers=one_row) + (["a loss is not a number"] if not_numbers else [])
+    not_numbers = ["a loss is not a number"] if record.training and None in record.training.losses else []
+    return impossible(record.scores, empty_answers=one_row) + not_numbers
 
 
 def below_bounds(scores: Mapping[str, float | None], bounds: Mapping[str, float]) -> list[str]:
@@ -65,6 +65,21 @@ def failures(findings: Iterable[AuditFinding], excused: Collection[str] = ()) ->
 
 # The audits that need a run of some length: no other may fail without counting.
 NEED_LENGTH = ("weights_moved", "generation_not_truncated", "learned_something")
+# Audits that every scored cell of the study has, and those of its task, its adapter and its quantization; some have more.
+EVERY_CELL = (
+    *("checkpoint_loaded", "heads_trainable", "adapters_where_declared", "quantized_as_declared", "drawn_from_the_seed"),
+    *("labels_are_targets", "no_leakage", "weights_moved", "trains_in_fp32", "optimizer_steps_as_defined"),
+    *("schedule_counts_updates", "loss_is_the_tasks", "predicting_twice_is_the_same", "rows_alone_as_in_batch"),
+    *("gradients_reach", "gradients_survive_evaluation", "prompt_intact_at_inference", "metric_invariants"),
+    *("learned_something", "saved_is_served"),
+)
+OF_PARTS = {
+    "sa": ("scored_alone_as_in_batch",),
+    "qa": ("answers_at_annotated_start", "offsets_show_their_tokens", "windows_map_to_examples", "scored_alone_as_in_batch"),
+    "sum": ("decoder_sees_no_future", "cache_changes_nothing", "texts_are_the_models", "generation_not_truncated"),
+    "adapter": ("base_frozen", "adapters_add_as_declared", "adapter_survives_its_switches"),
+    "quantization": ("packed_from_checkpoint", "packed_layers_compute_as_declared"),
+}
 FINISHED, BEGUN, TRAINED = ("passed", "missed", "audit"), ("begun", "failed"), (*SCORED, "footprint")
 NEEDED = (  # which parts a record of these statuses and profiles has
     ((*FINISHED, *BEGUN, "stopped"), TRAINED, ("device", "model", "parameters", "training", "memory", "throughput")),
@@ -77,8 +92,6 @@ UNSUCCESSFUL = ("missed", "audit", "failed", "stopped", "error", "killed", "not 
 
 def contradictions(record: Record) -> Iterator[str]:
     """A sentence for everything in a record that does not fit its status or its other fields: every reader asks here."""
-    yield from _of_status(record)
-    # Its own id, its method's recipe, a main score that gates judge, audits, and excuses for some that failed.
     names = f"{record.backbone}_{record.task}_{record.method}"
     if record.cell != names:
         yield f"cell is {record.cell}, but backbone, task and method are {names}"
@@ -86,17 +99,18 @@ def contradictions(record: Record) -> Iterator[str]:
         for part, needed in (("adapter", method.adapts), ("quantization", method.quantization is not None)):
             if needed != (getattr(record.recipe, part) is not None):
                 yield f"recipe.{part} is {'null' if needed else 'set'}, which is not method {record.method}"
+    task = next((one for one in TASKS if one.id == record.task), None)
+    if task and record.main_score != task.main_score:
+        yield f"main_score is {record.main_score!r}, but that of task {task.id} is {task.main_score!r}"
     if record.main_score not in record.bounded_scores:
         yield f"main_score {record.main_score!r} is not among bounded_scores, by which gates judge"
-    if record.finished and not record.audits:
-        yield f"audits is empty, but the status is {record.status!r}"
     failed = {finding.name for finding in record.audits if not finding.passed}
     for name in record.excused:
         if name not in failed:
             yield f"excused has {name}, which is no audit that failed"
         elif name not in NEED_LENGTH:
             yield f"excused has {name}, which no run is too short for"
-    # Each update has a loss, shares are those of counts, and no split has more than its limit.
+    # Updates and losses, shares and counts, memory, rows and limits.
     if training := record.training:
         if training.updates != len(training.losses):
             yield f"training.updates is {training.updates}, but training.losses has {len(training.losses)}"
@@ -106,18 +120,25 @@ def contradictions(record: Record) -> Iterator[str]:
         percent = 100 * counts.trainable_params / counts.total_params
         if abs(counts.trainable_percent - percent) > PERCENT:
             yield f"parameters.trainable_percent is {counts.trainable_percent:.4g}, but {percent:.4g} by the counts"
+    if record.peak_gib == 0:
+        yield "memory.phases have no peak above 0 GiB, but a model takes room"
     for split, rows in record.data.rows.items() if record.data else ():
         limit = getattr(record.limits, f"{split}_rows")
         if limit is not None and rows > limit:
             yield f"data.rows.{split} is {rows}, but limits.{split}_rows is {limit}"
+    yield from _of_status(record)
+    if record.status == "passed":
+        yield from _of_success(record)
 
 
 def _of_status(record: Record) -> Iterator[str]:
-    """A cell has the parts of its profile and status; one that passed reached all, any other says what it did not."""
+    """A cell has the parts of its profile and status; one that did not pass says why."""
     but = f"but the status is {record.status!r}"
     for statuses, profiles, names in NEEDED:
         if record.status in statuses and record.profile in profiles:
             yield from (f"{name} is null, {but}" for name in names if getattr(record, name) is None)
+    if record.finished and not record.audits:
+        yield f"audits is empty, {but}"
     if record.status in UNSUCCESSFUL and not record.missed:
         yield f"missed is empty, {but}"
     if record.status == "audit" and not failures(record.audits, record.excused):
@@ -132,11 +153,25 @@ def _of_status(record: Record) -> Iterator[str]:
             yield f"first_updates is {updates}, but training.updates is {record.training.updates}"
         scored = [name for name in ("evaluation", "scores", "examples", "bounds") if getattr(record, name)]
         yield from (f"{name} is set, but after the first updates nothing is scored" for name in scored)
-    if record.status != "passed":
-        return
+
+
+def _of_success(record: Record) -> Iterator[str]:
+    """A cell that passed made all its updates, met all, and was whole if bounds were applied to it."""
+    but, made = "but the status is 'passed'", record.training.updates if record.training else None
     if record.missed:
         yield f"missed holds sentences, {but}"
     if record.evaluation and record.scores.get(record.main_score) is None:
         yield f"scores has no {record.main_score}, {but}"
+    if made is not None and made < max(record.recipe.max_steps, 1):
+        yield f"training.updates is {made}, but the recipe's are {record.recipe.max_steps or 'epochs'}, {but}"
+    if record.bounds:
+        parts = {record.task, *(name for name in ("adapter", "quantization") if getattr(record.recipe, name) is not None)}
+        expected = (*EVERY_CELL, *(name for part in sorted(parts) for name in OF_PARTS.get(part, ())))
+        absent = set(expected).difference(finding.name for finding in record.audits)
+        if absent and record.cell in STUDY_IDS and record.ranks is None:
+            yield f"audits lacks {min(absent)}, which every whole run of {record.cell} has"
+        limits = [name for name, value in vars(record.limits).items() if name != "own_test" and value]
+        yield from (f"limits.{name} is set, but bounds apply to whole runs alone" for name in limits)
+        yield from (f"excused has {name}, but bounds apply to whole runs, which are long enough" for name in record.excused)
     lies = (*failures(record.audits, record.excused), *below_bounds(record.scores, record.bounds), *impossible_figures(record))
     yield from (f"the status is 'passed', but {sentence}" for sentence in lies)

@@ -1,9 +1,8 @@
 """Writes a `Record` as JSON, reads JSON as a `Record` that it has checked, and generates the schema of that JSON."""
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pydantic_core
 from pydantic import TypeAdapter, ValidationError
@@ -12,9 +11,6 @@ from pydantic.json_schema import GenerateJsonSchema
 from tunegrid.errors import InputError
 from tunegrid.record.checks import contradictions
 from tunegrid.record.record import SCHEMA_VERSION, Record, jsonable
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
 
 # Of versions 0.16 and 0.17: what they said, this version does not do.
 FORMER_FIELDS = frozenset({"distilled", "replaced", "warnings", "merges", "calibration", "shifted", "forgetting", "stock"})
@@ -38,39 +34,26 @@ def from_json(data: Mapping[str, Any], source: str = "") -> Record:
     Raises:
         InputError: one sentence with the file, the cell, the field and what is wrong with it.
     """
-    record, faults = checked(data, source)
-    if record is None or faults:
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise InputError(f"{_place(data, source)}: {faults[0]}{more}")
-    return record
-
-
-def checked(data: Mapping[str, Any], source: str = "") -> tuple[Record | None, list[str]]:
-    """The record, where its fields can be read, and a sentence for everything that is wrong with it.
-
-    Raises:
-        InputError: where its schema version is not the current one.
-    """
-    version = data.get("schema_version")
-    if version != SCHEMA_VERSION:
-        way_out = "run its cells again"
-        if isinstance(version, int):
-            way_out = "update tunegrid" if version > SCHEMA_VERSION else f"read it with tunegrid 0.12, or {way_out}"
-        wrong = f"this tunegrid reads schema version {SCHEMA_VERSION}, not {version!r}; {way_out}"
-        raise InputError(f"{_place(data, source)}: {wrong}")
-    if data.get("profile") == "stock":
-        raise InputError(f"{_place(data, source)}: -m stock leaves no record any more: leave this row out, and run it again")
+    cell = str(data.get("cell", "a record without a cell"))[:60]
+    place = f"{source}, {cell}" if source else cell
+    if (version := data.get("schema_version")) != SCHEMA_VERSION:
+        way_out = "update tunegrid" if isinstance(version, int) and version > SCHEMA_VERSION else "run its cells again"
+        raise InputError(f"{place}: this tunegrid reads schema version {SCHEMA_VERSION}, not {version!r}; {way_out}")
     fields = {name: value for name, value in data.items() if name not in FORMER_FIELDS}
     if isinstance(recipe := fields.get("recipe"), dict):
         fields["recipe"] = {name: value for name, value in recipe.items() if name not in FORMER_RECIPE_FIELDS}
     try:
         # As JSON again: from it pydantic reads a tuple, say, and from a list it does not.
         record = adapter().validate_json(pydantic_core.to_json(fields))
+        faults = list(contradictions(record))
     except ValidationError as error:
-        return None, [_sentence(fault) for fault in error.errors(include_url=False)]
+        named = [(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors(include_url=False)]
+        faults = [f"{field[:80] or 'the record'}: {message}" for field, message in named]
     except pydantic_core.PydanticSerializationError as error:  # half of a surrogate pair, which is not UTF-8
-        return None, [f"the record cannot be read: {error}"]
-    return record, list(contradictions(record))
+        faults = [f"the record cannot be read: {error}"]
+    if faults:
+        raise InputError(f"{place}: {faults[0]}{f' (and {len(faults) - 1} more)' if faults[1:] else ''}")
+    return record
 
 
 def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -81,22 +64,6 @@ def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {key!r} stands twice in one object")
         read[key] = value
     return read
-
-
-def _place(data: Mapping[str, Any], source: str) -> str:
-    cell = str(data.get("cell", "a record without a cell"))[:60]
-    return f"{source}, {cell}" if source else cell
-
-
-def _sentence(fault: "ErrorDetails") -> str:
-    field = ".".join(map(str, fault["loc"]))[:80] or "the record"
-    if fault["type"].startswith("missing"):
-        return f"{field} is missing"
-    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{field} is not a field of a record"
-    text = json.dumps(fault["input"], default=str)
-    shown = text if len(text) <= 60 else f"{text[:57]}..."
-    return f"{field} is {shown}, but {fault['msg'].replace('Input should', 'it should', 1)}"
 
 
 def schema() -> dict[str, Any]:

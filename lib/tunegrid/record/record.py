@@ -1,7 +1,7 @@
 """The typed `Record` of one cell's run, its parts, and what is known before the cell runs.
 
-In files it is the `extra_info` of a pytest-benchmark row, as plain JSON. Scores are points, 0 to 100. Descriptions and bounds
-of fields reach `tunegrid export --schema`. Units are part of the names. None, null in JSON, means not measured.
+In files it is the `extra_info` of a pytest-benchmark row. Descriptions and bounds of fields reach `tunegrid export --schema`.
+Scores are points, 0 to 100; units are part of names; None, null in JSON, means not measured.
 """
 
 import math
@@ -32,8 +32,10 @@ Id = Annotated[str, Field(pattern="^[a-z0-9]+$")]
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 Commit = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
 Weights = Annotated[str, Field(pattern="^([0-9a-f]{16}|[0-9a-f]{40})$")]
-FiguresFile = Annotated[str, Field(pattern="^figures-[0-9a-f]{16}[.]parquet$")]
-ModulesFile = Annotated[str, Field(pattern="^modules-[0-9a-f]{16}[.]parquet$")]
+FiguresFile = Annotated[str, Field(pattern="^figures-([0-9a-f]{16}|[0-9a-f]{20})[.]parquet$")]
+ModulesFile = Annotated[str, Field(pattern="^modules-([0-9a-f]{16}|[0-9a-f]{20})[.]parquet$")]
+Rate = Annotated[float, Field(gt=0)]
+Bound = Annotated[float, Field(gt=0, le=100)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Points = Annotated[float, Field(ge=0, le=100.000001)]  # a mean of 100s may be off by rounding
 
@@ -179,15 +181,13 @@ class EvaluationRecord(Part):
     metric_sources: Annotated[dict[str, str], about("which implementation computed the scores")]
     # Where it is fp32, a packed or bf16 base computes in its own type.
     precision: Annotated[Precision | None, about("of prediction; null: not known")] = None
-    generated_tokens: Annotated[dict[str, Amount] | None, about("mean, median and longest text; null: none, or not known")] = (
-        None
-    )
+    generated_tokens: Annotated[dict[str, Amount] | None, about("mean, median and longest text; null: none, or unknown")] = None
 
 
 class ExamplesRecord(Part):
     """Points and prediction of each test row: a Parquet file in `examples` beside the run, and the hash of the rows."""
 
-    file: Annotated[str, Field(pattern="^[0-9a-f]{16}[.]parquet$")]
+    file: Annotated[str, Field(pattern="^([0-9a-f]{16}|[0-9a-f]{20})[.]parquet$")]
     rows_hash: Hash
 
 
@@ -221,7 +221,7 @@ class Phase(Part):
 class Ledger(Part):
     """Bytes of the tensors that fine-tuning keeps."""
 
-    weights_bytes: Count | None
+    weights_bytes: Positive | None
     gradients_bytes: Count | None
     optimizer_bytes: Count | None
     checkpoint_bytes: Annotated[Count | None, about("of what trains: an adapter, or the whole model")]
@@ -258,16 +258,16 @@ class Memory(Part):
 class Throughput(Part):
     """Rates over the updates after warm-up; null where a run was too short to have any."""
 
-    train_samples_per_second: Amount | None
-    train_tokens_per_second: Annotated[Amount | None, about("real tokens, without padding")]
-    train_steps_per_second: Amount | None
-    step_seconds_median: Amount | None
-    step_seconds_p90: Amount | None
+    train_samples_per_second: Rate | None
+    train_tokens_per_second: Annotated[Rate | None, about("real tokens, without padding")]
+    train_steps_per_second: Rate | None
+    step_seconds_median: Rate | None
+    step_seconds_p90: Rate | None
     step_seconds: Annotated[list[Amount], about("of each update after warm-up")]
     padding_share: Share | None
     measured_steps: Count
     warmup_steps: Count
-    eval_samples_per_second: Amount | None
+    eval_samples_per_second: Rate | None
     generated_tokens_per_second: Amount | None
 
 
@@ -332,7 +332,7 @@ class Record(Part):
     throughput: Throughput | None = None
     flops: Flops | None = None
     audits: list[AuditFinding] = field(default_factory=list)
-    bounds: Annotated[dict[str, Percent], about("minimum points by metric; empty: none apply")] = field(default_factory=dict)
+    bounds: Annotated[dict[str, Bound], about("minimum points by metric; empty: none apply")] = field(default_factory=dict)
     missed: Annotated[list[str], about("bounds and audits, or why it did not finish")] = field(default_factory=list)
     status: Annotated[Status, about("`begun`, `failed`: for its first updates alone; `reported`: published")] = "unfinished"
     ranks: Annotated[RanksRecord | None, about("null: one process ran the cell")] = None
@@ -372,7 +372,6 @@ def new_record(cell: Cell) -> Record:
     """What is known of a cell before it runs; raises InputError where the method's settings cannot be written as JSON."""
     profile, task = cell.profile, cell.task
     caps = {f"{split}_rows": profile.cap(task.id, split) for split in ("train", "validation", "test")}
-    own_test = profile.own_test and task.own_test is not None
     return Record(
         cell=cell.id,
         profile=profile.id,
@@ -383,7 +382,7 @@ def new_record(cell: Cell) -> Record:
         bounded_scores=list(task.bounded_scores),
         labels=list(task.labels),
         recipe=recipe_record(cell),
-        limits=Limits(**caps, own_test=own_test, label_noise=profile.label_noise),
+        limits=Limits(**caps, own_test=profile.own_test and task.own_test is not None, label_noise=profile.label_noise),
         seeds=Seeds(seed=profile.seed, split_seed=SPLIT_SEED, perturbation=profile.perturbation),
         versions=versions(),
         libraries=library_digests(),

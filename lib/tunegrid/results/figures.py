@@ -16,7 +16,7 @@ import pandas as pd
 
 from tunegrid.record import Record
 from tunegrid.results.alike import unlike_machines
-from tunegrid.results.examples import read_figures
+from tunegrid.results.examples import read
 from tunegrid.results.judgements import GRAVEST_FIRST, LEDGER, PEAKS, Judgement, Verdict, judgement_of
 from tunegrid.results.quality import Rows, verdict_of
 from tunegrid.results.report import Section, count
@@ -110,9 +110,9 @@ def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:
 def frame_of(records: Iterable[Record], run: Path | None) -> pd.DataFrame:
     """All lines of these records, each with its cell and seed; none of a record whose file is nowhere."""
     frames = [
-        pd.DataFrame(columns).assign(cell=record.cell, seed=record.seeds.seed)
+        columns.assign(cell=record.cell, seed=record.seeds.seed)
         for record in records
-        if (columns := read_figures(record, run))
+        if (columns := read(record, run, "figures")) is not None
     ]
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*FIGURE, "cell", *ROW, "note", *NUMBERS])
     return frame.astype(dict.fromkeys(NUMBERS, float))

@@ -1,20 +1,22 @@
 """A saved run, which is a pytest-benchmark JSON: reads and writes its rows and records; and the journal of a session's rows.
 
-Nobody hands out shards: each machine reckons all of them (`tunegrid.results.estimates.shared_out`) and takes its own. A shard's
-file says its number, of how many, and the cases that the whole run has. A killed session loses no finished cell: each is a line
-of `.cache/journal/*.jsonl` as soon as it ends, with the key that says whether it still holds (`tunegrid.results.resume_key`).
+A shard's file says its number, of how many, and the cases that the whole run has. A killed session loses no finished cell: each
+is a line of `.cache/journal/*.jsonl` as soon as it ends, with the key that says whether it still holds
+(`tunegrid.results.resume_key`).
 """
 
 import json
 import os
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import re
+import secrets
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tunegrid.errors import InputError
+from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.recipes import CACHE
 from tunegrid.machine import cpu_name, gpus, replacing, versions
 from tunegrid.record import Record, from_json, to_json
@@ -72,55 +74,64 @@ class SavedRun:
 
     path: Path
     records: list[Record]
-    when: str  # it was saved, as an ISO date and time in UTC
-    commit: str  # of the suite that ran it; ten digits
+    rows: Sequence[tuple[BenchmarkRow, Record | None]] = ()  # every row, with its record if it is a cell's
+    when: str = ""  # it was saved, as an ISO date and time in UTC
+    commit: str = ""  # of the suite that ran it; ten digits
     command: str = ""  # that ran it; a merged file holds none
 
 
 def load(path: Path) -> RunJson:
-    """A saved run as it is; raises InputError where the file is missing, cut off, no run, or holds a cell or a name twice."""
+    """A saved run as it is; raises InputError if the file is missing, cut off or no run."""
     try:
         run: RunJson = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
         run["benchmarks"] = [*run["benchmarks"], *run.pop(UNFINISHED, [])]
-        cells = [record for row in run["benchmarks"] if is_cell(record := row["extra_info"] | {})]
-        seeds = [record["seeds"].get("seed") if isinstance(record.get("seeds"), dict) else None for record in cells]
+        cells = sum(is_cell(row["extra_info"] | {}) for row in run["benchmarks"])
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; `pytest -m quick --benchmark-json={path}` writes it") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a folder; name the file of a run") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is not a complete pytest-benchmark JSON ({type(error).__name__}: {error})") from None
     if not cells:
         raise InputError(f"{path} holds no cells; was it saved by `pytest -m quick`?")
-    cases = (str(Case(record.get("profile"), record["cell"], seed)) for record, seed in zip(cells, seeds, strict=True))
-    if twice := [case for case, count in Counter(cases).items() if count > 1]:
-        raise InputError(f"{path} holds {twice[0]} twice; leave one of the two rows out")
     return run
 
 
-def current(row: BenchmarkRow, path: Path) -> tuple[BenchmarkRow, Record]:
-    """A cell's row with its record in the current version, and that record; raises InputError where it is not sound."""
-    record = from_json(row["extra_info"], str(path))
-    examples.read(record, path)
-    return row | {"extra_info": to_json(record)}, record
-
-
-def read_saved(path: Path, with_rows: bool = True) -> SavedRun:
-    """A saved run with all its records, in the current version; raises InputError where one is not sound.
-
-    Each is held to itself, and to its test rows unless `with_rows` is False, for a reader who looks at no score.
-    """
-    run = load(path)
-    records = [from_json(row["extra_info"], str(path)) for row in run["benchmarks"] if is_cell(row["extra_info"])]
-    for record in records if with_rows else ():
+def read_saved(path: Path, content: RunJson | None = None) -> SavedRun:
+    """A saved run, or this content of it; raises InputError if a record contradicts itself, its test rows, or another one."""
+    run = load(path) if content is None else content
+    rows = list[tuple[BenchmarkRow, Record | None]]()
+    for row in run["benchmarks"]:
+        record = from_json(row["extra_info"], str(path)) if is_cell(row["extra_info"]) else None
+        rows.append((row | {"extra_info": to_json(record)} if record else row, record))
+    if sentence := next(_contradictions(rows), None):
+        raise InputError(f"{path}, {sentence}")
+    records = [record for _, record in rows if record]
+    for record in records:
         examples.read(record, path)
     commit, (when, command) = run.get("commit_info"), (str(run.get(name) or "") for name in ("datetime", COMMAND))
     commit = str(commit.get("id") or "")[:10] if isinstance(commit, dict) else ""
-    return SavedRun(path=path, records=records, when=when, commit=commit, command=command)
+    return SavedRun(path=path, records=records, rows=rows, when=when, commit=commit, command=command)
+
+
+def _contradictions(rows: Iterable[tuple[BenchmarkRow, Record | None]]) -> Iterator[str]:
+    """A sentence for each record that another record or its own row's name contradicts."""
+    cases, trainings = set[Case](), dict[tuple[str, str, tuple[float | None, ...]], Record]()
+    for row, record in rows:
+        if record is None:
+            continue
+        if (case := case_of(record)) in cases:
+            yield f"{case}: it stands there twice; leave one of the two rows out"
+        cases.add(case)
+        named = re.search(r"\[(?:\w+-)?(\w+?)(?:-seed\d+)?\]$", name := name_of(row))
+        if named and named[1] in STUDY_IDS and named[1] != record.cell:
+            yield f"{case}: the row's name is {name}, which is another cell's"
+        losses = tuple(record.training.losses) if record.training else ()
+        same = trainings.setdefault((record.profile, record.cell, losses), record)
+        if losses and same.seeds.seed != case.seed:
+            yield f"{case}: all its losses are those of seed {same.seeds.seed}"
 
 
 def read_list(path: Path) -> list[Record]:
-    """All records of a saved run, in the current version; raises InputError where it holds no cells, or one is not sound."""
+    """All records of a saved run; raises InputError as `read_saved` does."""
     return read_saved(path).records
 
 
@@ -133,11 +144,10 @@ def rows_by_name(rows: Mapping[Any, BenchmarkRow], records: Mapping[Any, Record]
     return sorted(updated, key=name_of)
 
 
-def save(run: RunJson, path: Path, records: Iterable[Record] = (), beside: Collection[Path] = ()) -> None:
-    """Write a run, whole or not at all, with one row per line, so that a diff shows which cells changed.
+def save(run: RunJson, path: Path, records: Iterable[Record] = (), sources: Collection[Path] = ()) -> None:
+    """Write a run, whole or not at all, one row a line, so that a diff shows which cells changed; and examples next to it.
 
-    The examples of these records go next to it, taken from beside these other runs, or from this machine's store. Raises
-    InputError where the disk has no room.
+    These are from next to the sources, or from this machine's store. Raises InputError if the disk has no room.
     """
     timed, untimed = ([row for row in run["benchmarks"] if has_no_time(row) is apart] for apart in (False, True))
     fields = {name: json.dumps(value, default=str) for name, value in run.items()}
@@ -147,33 +157,22 @@ def save(run: RunJson, path: Path, records: Iterable[Record] = (), beside: Colle
         with replacing(path) as part:
             text = ", ".join(f"{json.dumps(name)}: {value}" for name, value in fields.items())
             part.write_text(f"{{{text}}}\n", encoding="utf-8")
-        examples.keep_beside(records, path, *beside)
+        examples.pack_beside(records, path, *sources)
     except OSError as error:
         raise InputError(f"{path} or its examples cannot be written ({error.strerror or error})") from None
 
 
-def missing_runs(runs: Mapping[Path, RunJson], present: Collection[Case]) -> list[str]:
-    """What these files lack of the run that they are shards of: shards without a file, and runs that are nowhere.
-
-    Nothing where none is a shard. Raises InputError where they are shards of different runs, or do not say of which.
-    """
-    numbers, wholes = set[int](), {}
-    for path, run in runs.items():
-        try:
-            if SHARD in run:
-                number, of, whole = (run[SHARD][name] for name in ("number", "of", "whole"))
-                wholes[path] = int(of), frozenset(Case(*case) for case in whole)
-                numbers.add(int(number))
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} does not say which shard it is ({type(error).__name__}: {error})") from None
-    if len(set(wholes.values())) > 1:
-        names = ", ".join(map(str, wholes))
-        raise InputError(f"{names} are shards of different runs: give all the same --shard=N/M, -m, --cells and --seeds")
-    of, whole = next(iter(wholes.values()), (0, frozenset[Case]()))
-    lost = sorted(whole.difference(present))
-    absent = ", ".join(f"{number}/{of}" for number in range(1, of + 1) if number not in numbers)
-    missing = f"{len(lost)} of {len(whole)} runs are missing: {some(list(map(str, lost)), NAMED)}"
-    return [*([f"no file of shard {absent}"] if absent else []), missing] if lost else []
+def missing_runs(runs: Mapping[Path, RunJson], present: Collection[Case]) -> str:
+    """Which cells shards lack of their run; empty if none is a shard. Raises InputError if they are of different runs."""
+    try:
+        wholes = {frozenset(Case(*case) for case in run[SHARD]["whole"]) for run in runs.values() if SHARD in run}
+    except (KeyError, TypeError) as error:
+        raise InputError(f"a file does not say which shard it is ({type(error).__name__}: {error})") from None
+    if len(wholes) > 1:
+        raise InputError("these are shards of different runs: give all the same --shard=N/M, -m, --cells and --seeds")
+    cases = next(iter(wholes), frozenset[Case]())
+    lost = sorted(cases.difference(present))
+    return f"{len(lost)} of {len(cases)} runs are missing: {some(list(map(str, lost)), NAMED)}" if lost else ""
 
 
 # The journal
@@ -183,14 +182,11 @@ class Journal:
     """One session's file, which its first row creates."""
 
     def __init__(self, folder: Path = JOURNAL) -> None:
-        """Named by when the session began, and by its process."""
-        self.path = folder / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.jsonl"
+        """Named by when the session began, and so that nobody can know it before."""
+        self.path = folder / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(4)}.jsonl"
 
     def append(self, key: str, *rows: BenchmarkRow) -> None:
-        """Write rows and wait until the disk has them; raises OSError where it has no room.
-
-        A later row of a test takes the place of an earlier one, as that of a cell which was only going to run.
-        """
+        """Write rows, of which the last one of a test counts, until the disk has them; raises OSError if it has no room."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             for row in rows:  # with a break before it, too: a kill or a full disk may have left half a line
@@ -220,27 +216,13 @@ def passed(folder: Path = JOURNAL) -> dict[str, tuple[BenchmarkRow, Path]]:
     return rows
 
 
-def latest(folder: Path = JOURNAL) -> Path:
-    """The newest journal that holds a cell which came to its end; raises InputError where none does."""
-    journals = sorted(folder.glob("*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
-    if path := next(filter(_has_ended_cell, journals), None):
-        return path
-    raise InputError(f"no journal in {folder}: no cell has finished here yet")
-
-
-def _has_ended_cell(path: Path) -> bool:
-    return any(is_cell(row["extra_info"]) and not has_no_time(row) for _, row in read_journal(path))
-
-
-def as_run(path: Path) -> RunJson:
-    """The last row of each test in a journal as a run of this machine; raises InputError where no cell has finished."""
-    if not _has_ended_cell(path):
-        raise InputError(f"{path} holds no finished cell")
-    rows = {str(row.get("fullname") or number): row for number, (_, row) in enumerate(read_journal(path))}
-    return {
-        "machine_info": {"tunegrid": {"versions": versions(), "cpu": cpu_name(), "gpus": gpus()}},
-        "commit_info": {"dirty": None},  # a journal does not know
-        "benchmarks": list(rows.values()),
-        "datetime": datetime.now(UTC).isoformat(),
-        "version": "journal",
-    }
+def journal_run(path: Path | None = None, folder: Path = JOURNAL) -> tuple[Path, RunJson]:
+    """A journal, or the newest with a finished cell, and its rows as a run of this machine; raises InputError if none has."""
+    newest = sorted(folder.glob("*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+    for journal in [path] if path else newest:
+        rows = {str(row.get("fullname") or number): row for number, (_, row) in enumerate(read_journal(journal))}
+        if any(is_cell(row["extra_info"]) and not has_no_time(row) for row in rows.values()):
+            run: RunJson = {"machine_info": {"tunegrid": {"versions": versions(), "cpu": cpu_name(), "gpus": gpus()}}}
+            run |= {"commit_info": {"dirty": None}, "version": "journal"}  # whether it is clean, a journal does not know
+            return journal, run | {"benchmarks": list(rows.values()), "datetime": datetime.now(UTC).isoformat()}
+    raise InputError(f"{path or f'no journal in {folder}'}: no cell has finished there yet")

@@ -22,7 +22,7 @@ import pandas as pd
 
 from tunegrid.errors import InputError, first_line
 from tunegrid.record import Record
-from tunegrid.results.examples import Runs, read_modules
+from tunegrid.results.examples import Runs, read
 from tunegrid.results.report import count
 from tunegrid.results.thresholds import SMALL_NORM, TENTH
 
@@ -42,11 +42,11 @@ Names = tuple[tuple[str, str, str], ...]  # of modules: each with its class and 
 
 def read_both(old: Record, new: Record, runs: Runs) -> tuple[Modules, Modules] | None:
     """The figures of two records; None if one has none or its file is gone. Raises InputError for a file that is not sound."""
-    before, after = (read_modules(record, run) for record, run in zip((old, new), runs, strict=True))
-    return (modules_of(before), modules_of(after)) if before and after else None
+    before, after = (read(record, run, "modules") for record, run in zip((old, new), runs, strict=True))
+    return (modules_of(before), modules_of(after)) if before is not None and after is not None else None
 
 
-def modules_of(columns: Mapping[str, Sequence[Any]]) -> Modules:
+def modules_of(columns: Mapping[str, Sequence[Any]] | pd.DataFrame) -> Modules:
     """The calls in a file's columns; raises InputError if they are no calls."""
     try:
         return pd.DataFrame({name: columns[name] for name in COLUMNS}).astype(dict.fromkeys(PLACES, "int32"))

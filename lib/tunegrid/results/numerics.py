@@ -236,8 +236,8 @@ def _evaluated(old: Record, new: Record, updates: int | None, runs: Runs) -> tup
     if updates or None in files or files[0] == files[1]:
         early = f" of the first {count(updates, 'update')}" if updates else ""
         return Verdict.EQUAL, f"all losses{early} are equal"
-    rows = [read(record, run) for record, run in zip((old, new), runs, strict=True)]
-    if rows[0] and rows[0] == rows[1]:  # an older file is another one for its confidences
+    before, after = (read(record, run) for record, run in zip((old, new), runs, strict=True))
+    if before is not None and after is not None and before.equals(after):  # files of other versions have other names
         return Verdict.EQUAL, "all losses, predictions and points are equal"
     apart = {name: points for name in old.scores if (points := _apart(old.scores[name], new.scores.get(name)))}
     if apart and apart.keys() <= set(BERTSCORE) and max(apart.values()) <= BERTSCORE_ROUNDING:

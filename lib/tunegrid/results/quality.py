@@ -20,7 +20,7 @@ import numpy as np
 from tunegrid.errors import InputError
 from tunegrid.record import Record
 from tunegrid.results.alike import check_rows
-from tunegrid.results.examples import read
+from tunegrid.results.examples import points_of, read
 from tunegrid.results.judgements import Judgement, RecordsBySeed, Verdict, judgement_of
 from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, NoiseKey, deviation, mean_score, resolution
 from tunegrid.results.report import count
@@ -76,7 +76,7 @@ class Rows:
         for before, after in self.records:
             check_rows(before, after)
         examples = [(read(before, self.old_path), read(after, self.new_path)) for before, after in self.records]
-        pairs = [(old.points, new.points) for old, new in examples if old and old.points and new and new.points]
+        pairs = [(points_of(old), points_of(new)) for old, new in examples if old is not None and new is not None]
         return pairs if len(pairs) == len(examples) else []
 
     def gains(self, metric: str) -> list[Array]:

@@ -1,7 +1,4 @@
-"""The key of a cell's result: a digest of all that decides it, by which `--resume` knows whether an older row still holds.
-
-Needs no torch.
-"""
+"""The key of a cell's result: a digest of all that decides it, by which `--resume` knows whether an older row still holds."""
 
 import ast
 import hashlib
@@ -27,16 +24,14 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in memory, which the text of a funct
 
 
 def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequence[Path] = ()) -> str:
-    """Sixteen hex digits over all that decides a cell's result: recipe, limits, seed, code, data, weights, libraries.
-
-    A session adds circumstances (the device, its threads, the hub's commit) and the user's files, which add to the grid.
-    """
+    """Sixteen hex digits over all that decides a cell's result; a session adds circumstances (the device) and users' files."""
     profile, backbone, task = cell.profile, cell.backbone, cell.task
     # Where files lie and what runs the cell is no part of its result: their content and the circumstances are.
     placeless = replace(profile, data_root=None, checkpoint_root=None, feature_cache=None, device=None, threads=None)
     described = (cell.recipe, cell.head, cell.method, task, backbone, cell.optimizer, placeless)
     own_rows = map(Path, task.files.values()) if task.has_own_rows else ()
     rows = [profile.data_root / task.folder] if profile.data_root and not task.has_own_rows else own_rows
+    own = (path for file in grid_files for path in with_own_imports(file))
 
     def weights_of(backbone: Backbone) -> str:
         name = backbone.micro if profile.micro else backbone.folder
@@ -49,8 +44,7 @@ def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequen
         "libraries": [sys.prefix, versions(), library_digests()],  # `tunegrid upgrade` names an environment by what is in it
         "machine": identity(),
         "code": code_digest(),
-        "sources": source_digests(cell),
-        "grid": [hashlib.sha256(path.read_bytes()).hexdigest() for file in grid_files for path in with_own_imports(file)],
+        "users": [hashlib.sha256(path.read_bytes()).hexdigest() for path in (*own, *source_files(cell))],
         "data": content_digest(*rows),
         "weights": weights_of(backbone) or backbone.revision,
         "scorer": weights_of(BERT) if task.problem is Problem.GENERATE else "",  # of BERTScore
@@ -58,20 +52,19 @@ def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequen
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def source_digests(cell: Cell) -> list[str]:
-    """Of the files that define the cell's method, optimizer and architecture, where they are a user's."""
+def source_files(cell: Cell) -> list[Path]:
+    """The files that define the cell's method, optimizer and architecture, if they are a user's."""
     parts = (*type(cell.method).__mro__, getattr(cell.optimizer, "func", cell.optimizer), cell.head.architecture)
     modules = {sys.modules.get(getattr(part, "__module__", None) or "") for part in parts}
     files = {Path(file) for module in modules if (file := getattr(module, "__file__", None))}
-    users = (path for path in sorted(files) if path.is_file() and not path.is_relative_to(ROOT / "lib"))
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in users]
+    return sorted(file for file in files if file.is_file() and not file.is_relative_to(ROOT / "lib"))
 
 
 @cache
 def with_own_imports(file: Path) -> list[Path]:
     """A user's file and the modules of its own folder that it imports, in turn; of a package every module.
 
-    Imports are read, not run, so that every process gives the same answer. What belongs to the suite is in `code_digest`.
+    Imports are read, not run, so that every process gives the same answer.
     """
     files = [file]
     for path in files:  # which grows

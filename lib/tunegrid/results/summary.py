@@ -153,13 +153,16 @@ def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> l
 
 
 def summary(
-    verdict: RunVerdict, judged: Sequence[Judgement] = (), causes: Sequence[str] = (), flips: Sequence[Section] = ()
+    verdict: RunVerdict,
+    judged: Sequence[Judgement] = (),
+    causes: Sequence[str] = (),
+    evidence: Iterable[Section] = (),
 ) -> str:
     """The answer first, for a pull request or a step summary; what failed, and a table if anything was judged."""
     answer, *others = verdict.sentences
     sections = [Section(heading=answer, sentences=[*others, *causes])]
     sections += [gate_section(judged, verdict.failing)] if judged else []
-    return markdown([*sections, *flips])
+    return markdown([*sections, *evidence])
 
 
 def write_step_summary(words: str) -> None:

@@ -180,13 +180,15 @@ class JudgedRun:
         """What tells changes from noise."""
         return f"{self.run(cells, '--seeds', '0-4', whole=True)}, for both runs, would tell"
 
-    def gate(self, *options: str) -> str:
-        """Shows more of the two files."""
-        return f"`{shlex.join(['tunegrid', 'gate', *self.files, *options])}`"
-
     def look(self) -> str:
         """Shows all evidence."""
-        return f"{self.gate('--numerics')} prints what each verdict rests on"
+        return f"`{shlex.join(['tunegrid', 'gate', *self.files, '--numerics'])}` prints what each verdict rests on"
+
+    def page(self) -> str:
+        """Shows rows that both runs hold."""
+        return (
+            f"`{shlex.join(['tunegrid', 'page', *reversed(self.files), '-o', 'page.html'])}` shows the test rows that changed"
+        )
 
     def bisection(self, cells: Sequence[str], kinds: Sequence[str]) -> str:
         """Finds the release that changed the first of these cells; empty if no library has a later release than before."""
@@ -440,8 +442,7 @@ def _of_worse(run: JudgedRun, figures: Sequence[Judgement]) -> Finding:
     elif gravest.kind in ("memory", "speed"):
         next_step = next_step or "benchmarks/guides/memory-and-speed.md says what the figures hold"
     else:  # rows that both runs hold show what changed
-        flips = f"{run.gate('--show-flips', '5')} lists the test rows that changed"
-        next_step = next_step or (run.look() if "no rows were at hand" in gravest.detail else flips)
+        next_step = next_step or (run.look() if "no rows were at hand" in gravest.detail else run.page())
     worse = f"{'; '.join(parts)}, against {run.baseline}"
     return Finding(state=State.FAILED, sentence=worse, cells=cells, stage=change.stage, cause=change.cause, next_step=next_step)
 

@@ -7,8 +7,7 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.page.view import PageRun, page_of
 from tunegrid.record import from_json, to_json
 from tunegrid.results import examples
-from tunegrid.results.examples import Examples, Texts
-from tunegrid.tests.records import MEASURED, complete, complete_json
+from tunegrid.tests.records import CELLS, MEASURED, audits_of, complete, complete_json
 
 HOSTILE = "<script>document.title = 'owned'</script><img src=https://example.org/x onerror=alert(1)>"
 MAIN = {"sa": "accuracy", "qa": "f1", "sum": "rougeLsum"}
@@ -28,12 +27,10 @@ def record_of(cell="bert_sa_lora", right=36, seed=0, status="passed", audits=(SO
     labels = [str(index % 2 if hit else 1 - index % 2) for index, hit in enumerate(points)]
     texts = [f"what hit {index} ?" for index in range(len(points))] if task != "sa" else labels
     metric = MAIN[task]
-    kept = examples.write(
-        Examples(ids=[f"{task}{rows or ''}{index}" for index in range(len(points))], points={metric: points}, predictions=texts)
-    )
+    kept = examples.write([f"{task}{rows or ''}{index}" for index in range(len(points))], {metric: points}, texts)
     praise = "it works well, I would buy it again"
     inputs = [HOSTILE if index == 39 else f"review {index}: {praise}" for index in range(len(points))]
-    examples.write_texts(kept.rows_hash, Texts(inputs=inputs, references=words))
+    examples.write_texts(kept.rows_hash, inputs, words)
     score = sum(points) / len(points)
     missed = [f"{metric} {score:.1f} is below 88.0 ({cell}, quick, seed {seed})"] if status == "missed" else []
     index = list(STUDY_IDS).index(cell) if cell in STUDY_IDS else 3
@@ -48,11 +45,18 @@ def record_of(cell="bert_sa_lora", right=36, seed=0, status="passed", audits=(SO
         "seeds": {"seed": seed, "split_seed": 42, "perturbation": None},
         "status": status,
         "missed": missed,
-        "audits": [{"name": name, "passed": passed, "detail": detail} for name, passed, detail in audits],
+        "audits": audits_with(cell, audits),
         "training": MEASURED["training"] | {"losses": losses, "seconds": 5.0 + index, "updates": 90},
         "memory": MEASURED["memory"] | {"ledger": ledger | {"checkpoint_bytes": ledger["gradients_bytes"]}},
     }
     return complete(cell, **parts | changes)
+
+
+def audits_with(cell, audits):
+    """These findings, and the cell's others, which passed."""
+    findings = [{"name": name, "passed": passed, "detail": detail} for name, passed, detail in audits]
+    others = [name for name in audits_of(CELLS[cell]) if name not in [name for name, _, _ in audits]] if cell in CELLS else []
+    return findings + [{"name": name, "passed": True, "detail": "-"} for name in others]
 
 
 def run_of(records, name="run.json", when="2026-11-25T09:00:00", **facts):

@@ -9,10 +9,10 @@ from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.grid.tasks import TASKS
 from tunegrid.record import Record, new_record, to_json
+from tunegrid.record.checks import EVERY_CELL, OF_PARTS
 from tunegrid.record.io import adapter
 from tunegrid.record.record import jsonable
 from tunegrid.results import examples
-from tunegrid.results.examples import Examples
 from tunegrid.results.files import read_list
 
 CELLS = {cell.id: cell for cell in STUDY.cells(QUICK_PROFILE)}
@@ -121,7 +121,6 @@ MEASURED = {
         "generated_tokens_per_second": None,
     },
     "examples": {"file": "0123456789abcdef.parquet", "rows_hash": "0123456789abcdef"},
-    "audits": [{"name": "base_frozen", "passed": True, "detail": "199 tensors"}],
     "status": "passed",
 }
 SCORED = {
@@ -163,9 +162,21 @@ ROWS = {"sa": 512, "qa": 384, "sum": 400}
 
 
 def complete_json(cell_id="bert_sa_lora", **changes):
-    """A finished cell's record as JSON, with changes to its fields."""
+    """A finished cell's record as JSON, with changes to its fields; each seed has losses of its own."""
     cell = CELLS[cell_id]
-    return to_json(new_record(cell)) | MEASURED | SCORED[cell.task.id] | changes
+    start, seed = to_json(new_record(cell)), (changes.get("seeds") or {}).get("seed") or 0
+    parts = {
+        "recipe": start["recipe"] | {"max_steps": 1},
+        "audits": [{"name": name, "passed": True, "detail": "199 tensors"} for name in audits_of(cell)],
+        "training": MEASURED["training"] | {"losses": [loss + seed / 1024 for loss in MEASURED["training"]["losses"]]},
+    }
+    return start | MEASURED | parts | SCORED[cell.task.id] | changes
+
+
+def audits_of(cell):
+    """Those that every whole run of it has."""
+    parts = {"adapter": cell.method.adapts, "quantization": cell.method.quantization, cell.task.id: True}
+    return *EVERY_CELL, *(name for part, names in OF_PARTS.items() if parts.get(part) for name in names)
 
 
 def complete(cell_id="bert_sa_lora", **changes) -> Record:
@@ -196,10 +207,7 @@ def record_of(cell, points=None, seed=0, ids=None, **changes):
     scores = {}
     if points is not None:
         count = len(next(iter(points.values())))
-        by_row = Examples(
-            ids=ids or [f"r{n}" for n in range(count)], points=points, predictions=[str(n % 2) for n in range(count)]
-        )
-        reference = vars(examples.write(by_row))
+        reference = vars(examples.write(ids or [f"r{n}" for n in range(count)], points, [str(n % 2) for n in range(count)]))
         scores = {metric: jsonable(float(np.mean(values))) for metric, values in points.items()}
     task = next(task for task in TASKS if task.id == cell.split("_")[1])
     scores = {metric: 90.0 for metric in task.bounded_scores} | scores

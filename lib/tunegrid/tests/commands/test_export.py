@@ -8,8 +8,6 @@ import pandas as pd
 import pytest
 
 from tunegrid.commands import export
-from tunegrid.commands.export import figures
-from tunegrid.errors import InputError
 from tunegrid.record import from_json
 from tunegrid.results.files import SavedRun
 from tunegrid.tests.outputs import refusal
@@ -29,63 +27,55 @@ def run(tmp_path):
     return path
 
 
+def exported(run, out, *options):
+    assert export.main([str(run), "-o", str(out), *options]) == 0
+    return pd.read_parquet(out) if out.suffix == ".parquet" else pd.read_csv(out)
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
-def test_a_figure_is_a_row_named_as_in_the_record(run, tmp_path, suffix):
+def test_a_figure_or_a_test_row_is_a_row_named_as_in_the_record(run, tmp_path, suffix):
     out = tmp_path / f"runs.{suffix}"
-    assert export.main([str(run), "-o", str(out)]) == 0
-    frame = pd.read_parquet(out) if suffix == "parquet" else pd.read_csv(out)
+    frame = exported(run, out)
     [f1] = frame[(frame.cell == "t5_qa_sft") & (frame.metric == "scores.f1")].to_dict("records")
-    assert (f1["run"], f1["seed"], f1["status"], f1["value"]) == ("run.json", 1, "passed", 75.0)
+    facts = ("run", "seed", "status", "value", "date", "commit", "device", "versions.peft")
+    when = ("2026-11-25T09:00:00", "abcdef0123", "a CPU", version("peft"))
+    assert tuple(f1[name] for name in facts) == ("run.json", 1, "passed", 75.0, *when)
     assert {"memory.ledger.weights_bytes", "throughput.train_samples_per_second", "bounds.accuracy"} <= set(frame.metric)
     losses = frame[(frame.cell == "bert_sa_lora") & (frame.metric == "training.losses")]
-    first = losses[losses["update"] <= 2]
-    assert first.value.tolist() == [3.0, pytest.approx(2.95369, abs=1e-5)]  # 3 exp(-1/20) + 0.1
+    assert losses[losses["update"] <= 2].value.tolist() == [3.0, pytest.approx(2.95369, abs=1e-5)]  # 3 exp(-1/20) + 0.1
     assert frame[frame.metric == "scores.f1"]["update"].isna().all()
-    facts = ("date", "commit", "device", "versions.peft")
-    assert tuple(f1[name] for name in facts) == ("2026-11-25T09:00:00", "abcdef0123", "a CPU", version("peft"))
-    [(points,)] = duckdb.sql(f"select value from '{out}' where metric = 'scores.accuracy'").fetchall()
-    assert points == 90.0
-
-
-@pytest.mark.parametrize("suffix", ["parquet", "csv"])
-def test_a_test_row_is_a_row_with_what_it_says(run, tmp_path, suffix):
-    out = tmp_path / f"rows.{suffix}"
-    assert export.main([str(run), "--rows", "-o", str(out)]) == 0
-    frame = pd.read_parquet(out) if suffix == "parquet" else pd.read_csv(out)
-    assert len(frame) == 80
+    assert duckdb.sql(f"select value from '{out}' where metric = 'scores.accuracy'").fetchall() == [(90.0,)]
+    frame = exported(run, out, "--rows")
     last = frame[(frame.cell == "bert_sa_lora") & (frame.row == 40)].iloc[0]
-    assert (last.input, last.accuracy, pd.isna(last.f1)) == (HOSTILE, 0.0, True)
+    assert (len(frame), last.input, last.accuracy, pd.isna(last.f1)) == (80, HOSTILE, 0.0, True)
     means = duckdb.sql(f"select cell, avg(accuracy), avg(f1) from '{out}' group by cell order by cell").fetchall()
     assert means == [("bert_sa_lora", 90.0, None), ("t5_qa_sft", None, 75.0)]
 
 
 def test_what_was_not_measured_has_no_row(tmp_path):
-    run = SavedRun(path=tmp_path / "run.json", records=[from_json(footprint_json())], when="", commit="")
-    table = figures([run])
-    assert set(table["date"]) == set(table["commit"]) == {None}
-    assert "flops.mfu_percent" in table["metric"]
+    table = export.figures([SavedRun(path=tmp_path / "run.json", records=[from_json(footprint_json())])])
+    assert table["date"].isna().all()
+    assert "flops.mfu_percent" in set(table["metric"])
     assert not [name for name in table["metric"] if name.startswith(("scores.", "evaluation."))]
 
 
 def test_a_record_without_its_rows_is_named_and_a_run_of_such_or_another_format_refused(tmp_path, capsys):
     gone = complete("t5_sa_sft", examples={"file": "0" * 16 + ".parquet", "rows_hash": "0" * 16})
-    mixed = run_file(tmp_path / "mixed.json", [record_of(), gone])
-    assert export.main([str(mixed), "--rows", "-o", str(tmp_path / "rows.csv")]) == 0
-    output = capsys.readouterr()
-    assert output.err == f"{mixed}: t5_sa_sft, seed 0, has no test rows beside it in examples/\n"
-    assert output.out.endswith("rows.csv: 40 rows of 16 columns\n")
-    said = refusal(capsys, export.main, run_file(tmp_path / "gone.json", [gone]), "--rows", "-o", tmp_path / "none.csv")
-    assert "none of these runs has its test rows beside it" in said
-    with pytest.raises(InputError, match=r"give a name that ends in \.parquet or \.csv"):
-        export.write_table({"run": ["a"]}, tmp_path / "runs.xlsx")
+    mixed, alone = run_file(tmp_path / "mixed.json", [record_of(), gone]), run_file(tmp_path / "gone.json", [gone])
+    assert len(exported(mixed, tmp_path / "rows.csv", "--rows")) == 40
+    assert capsys.readouterr().err == f"{mixed}: t5_sa_sft, seed 0, has no test rows beside it in examples/\n"
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
-        export.write_table({"run": ["a"]}, tmp_path / "file" / "runs.csv")
+    for run, out, sentence in (
+        (alone, "none.csv", "none of these runs has its test rows beside it"),
+        (mixed, "rows.xlsx", "give a name that ends in .parquet or .csv"),
+        (mixed, "file/rows.csv", "cannot be written"),
+    ):
+        assert sentence in refusal(capsys, export.main, run, "--rows", "-o", tmp_path / out)
 
 
 def test_text_that_a_spreadsheet_would_run_is_quoted_in_a_csv_and_stays_as_it_is_in_parquet(tmp_path):
     said = ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(1)", "\tx", "a=b", "", None]
-    columns = {"prediction": said, "=points": [-1.5, *[0.0] * 7]}
+    columns = pd.DataFrame({"prediction": said, "=points": [-1.5, *[0.0] * 7]})
     for name in ("rows.csv", "rows.parquet"):
         export.write_table(columns, tmp_path / name)
     frame = pd.read_csv(tmp_path / "rows.csv", keep_default_na=False)

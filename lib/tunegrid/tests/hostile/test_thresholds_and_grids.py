@@ -59,28 +59,21 @@ def pytest_tunegrid_grid(grid):
     grid.add_backbone(replace(BERT, id="other"), like="bert")
     grid.add_task(replace(SA, id="stars"), like="sa")
 """
-NAMES = ('"mine"', '"lora"', '"other"', '"bert"', '"stars"', '"sa"', "BERT", "SA", "id=", "like=", "Lora(", "grid.")
-VALUES = (
-    *("None", "3", "[]", "{}", "object()", "float('nan')", "'\\x1b[2J'", "'\\n::error::x'"),
-    *("''", "'a b'", "grid", "lambda: 1", ""),
-)
+NAMES = ('"mine"', '"lora"', '"other"', '"stars"', '"sa"', "BERT", "SA", "id=", "like=", "Lora(", "grid.")
+VALUES = ("None", "3", "[]", "object()", "float('nan')", "'\\x1b[2J'", "'\\n::error::x'", "''", "grid", "lambda: 1", "")
 ENDS = (
-    *("import sys; sys.exit()", "import sys; sys.exit(0)", "raise SystemExit('bye')", "exit(3)", "quit()", "1 / 0"),
-    *("import pytest; pytest.exit('bye')", "import pytest; pytest.skip('no', allow_module_level=True)"),
-    *("import pytest; pytest.fail('x')", "raise BaseException", "raise GeneratorExit", "assert False", "del grid"),
-    *("raise ExceptionGroup('a', [ValueError()])", "def f(): f()\n    f()", "raise ValueError('\\x1b[2J\\n::error::x')"),
-    *("raise type('E', (Exception,), {'__str__': lambda self: 1 / 0})()", "grid.tasks.clear()", "grid.methods = None"),
-    *("grid.__dict__.clear()", "return 5", "yield 5", "import asyncio; await 3"),
+    *("import sys; sys.exit()", "raise SystemExit('bye')", "exit(3)", "1 / 0", "import pytest; pytest.exit('bye')"),
+    *("import pytest; pytest.skip('no', allow_module_level=True)", "raise BaseException", "raise GeneratorExit"),
+    *("def f(): f()\n    f()", "raise ValueError('\\x1b[2J\\n::error::x')", "grid.tasks.clear()", "grid.methods = None"),
+    *("raise type('E', (Exception,), {'__str__': lambda self: 1 / 0})()", "grid.__dict__.clear()", "return 5", "yield 5"),
 )
 
 
 def other_grid(random):
     """A sound file with a word replaced, which ends the program as it is read or as it is asked, or that is damaged."""
-    how = random.choice(["word", "word", "word", "top", "asked", "asked", "damaged"])
-    if how == "word":
-        return SOUND.replace(random.choice(NAMES), random.choice(VALUES), random.choice([1, -1])).encode()
-    end = random.choice(ENDS)
+    how, end = random.choice(["word", "word", "word", "top", "asked", "asked", "damaged"]), random.choice(ENDS)
     return {
+        "word": SOUND.replace(random.choice(NAMES), random.choice(VALUES), random.choice([1, -1])).encode(),
         "top": f"{end}\n{SOUND}".replace("\n    f()", "\nf()", 1).encode(),
         "asked": f"{SOUND}    {end}\n".encode(),
         "damaged": damaged(SOUND.encode(), random),

@@ -30,7 +30,7 @@ def lines_of(*numbers, weight=1.0):
 
 
 def record(frame, seed=0, losses=MEASURED["training"]["losses"]):
-    file = examples.write_figures(frame.assign(instrument="own"))
+    file = examples.write_columns("figures", frame.assign(instrument="own"))
     training = MEASURED["training"] | {"losses": losses}
     return replace(
         complete("bert_sa_sft", seeds=seeds_as(seed), training=training),

@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from zipfile import ZipFile
 
 import pytest
 
@@ -19,9 +20,8 @@ from tunegrid.page.view import page_of, page_run
 from tunegrid.record import from_json, to_json
 from tunegrid.record.record import Figure, InstrumentRecord
 from tunegrid.results import examples
-from tunegrid.results.examples import Examples, Texts
+from tunegrid.results.examples import sampled
 from tunegrid.results.files import SavedRun
-from tunegrid.results.flips import sampled
 from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.tests import kinds, pages
 from tunegrid.tests.kinds import text_of
@@ -94,13 +94,10 @@ def test_a_cell_that_broke_off_shows_its_traceback_and_its_last_lines():
 
 def rows_with(points, predictions=None, ids=None):
     """A record and its examples."""
-    kept = Examples(
-        ids=ids or [f"id{index}" for index in range(len(points))],
-        points={"accuracy": points},
-        predictions=predictions or ["1"] * len(points),
-    )
+    ids = ids or [f"id{index}" for index in range(len(points))]
+    kept = examples.write(ids, {"accuracy": points}, predictions or ["1"] * len(points))
     data = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": len(points)}}
-    of_rows = {"examples": vars(examples.write(kept)), "data": data, "scores": {"accuracy": fmean(points)}, "bounds": {}}
+    of_rows = {"examples": vars(kept), "data": data, "scores": {"accuracy": fmean(points)}, "bounds": {}}
     return complete(labels=["bad", "good"], **of_rows)
 
 
@@ -112,7 +109,7 @@ def test_flips_come_first_then_the_rows_with_fewest_points():
     ]
     assert (sample.total, sample.lost, sample.gained) == (5, 1, 1)
     old, new = rows_with([100.0] * 9 + [0.0] * 9), rows_with([0.0] * 9 + [100.0] * 9)
-    assert list(sampled(new, None, old, None, limit=6).frame["change"]) == ["lost"] * 3 + ["gained"] * 3
+    assert list(sampled(new, None, old, None, limit=6).frame["change"]) == ["lost"] * 6
     old, new = rows_with([100.0], ids=["other"]), rows_with([0.0])
     sample = sampled(new, None, old, None, limit=1)
     assert list(sample.frame["change"]) == list(sample.frame["before"]) == [None]
@@ -121,16 +118,13 @@ def test_flips_come_first_then_the_rows_with_fewest_points():
 
 def test_what_rows_say_is_kept_once_a_task_under_the_same_names_of_examples(tmp_path):
     record = rows_with([100.0])
-    assert record.examples.file == "aa99e1b22573f893.parquet"  # as before there were texts
-    assert examples.read_texts(record, None) is None
-    examples.write_texts(record.examples.rows_hash, Texts(inputs=["x" * 700], references=["good"]))
-    texts = examples.read_texts(record, None)
-    assert (len(texts.inputs[0]), texts.references) == (600, ["good"])
-    examples.keep_beside([record], tmp_path / "kept" / "run.json")
-    assert {path.name for path in (tmp_path / "kept" / "examples").iterdir()} == {
-        record.examples.file,
-        f"rows-{record.examples.rows_hash}.parquet",
-    }
+    assert examples.read(record, None, "rows") is None
+    examples.write_texts(record.examples.rows_hash, ["x" * 700], ["good"])
+    texts = examples.read(record, None, "rows")
+    assert (len(texts.input[0]), list(texts.reference)) == (600, ["good"])
+    examples.pack_beside([record], tmp_path / "kept" / "run.json")
+    names = {record.examples.file, f"rows-{record.examples.rows_hash}.parquet"}
+    assert set(ZipFile(tmp_path / "kept" / "examples" / "run.zip").namelist()) == names
 
 
 def test_text_of_data_sets_is_escaped_and_cut(tmp_path):
@@ -192,7 +186,7 @@ def test_what_instruments_measured_has_a_table_each_and_a_reason_where_nothing_w
     refused = tidy("", float("nan"), note="no such base").assign(instrument="own")
     part = {"question": "why?", "figures": {"loss": Figure(shown=".2f")}}
     records = [
-        replace(record_of(cell), instruments={"own": InstrumentRecord(**part, file=examples.write_figures(own))})
+        replace(record_of(cell), instruments={"own": InstrumentRecord(**part, file=examples.write_columns("figures", own))})
         for cell, own in (("bert_sa_lora", frame), ("t5_sum_sft", refused))
     ]
     page = page_of(run_of(records))
@@ -226,7 +220,7 @@ def test_what_cannot_be_shown_is_one_sentence(tmp_path, capsys):
     bad.write_text(good.read_text().replace('"accuracy": 90.0', '"accuracy": NaN'))
     (tmp_path / "file").write_text("")
     for arguments, sentence in (
-        ((bad, "-o", page), "scores.accuracy is NaN, but it should be a finite number"),
+        ((bad, "-o", page), "scores.accuracy: Input should be a finite number"),
         ((good, "-o", page, "--profile", "full"), "good.json holds no cells of full, but of quick"),
         ((good, "-o", tmp_path / "file" / "page.html"), "cannot be written"),
         ((good, "-o", tmp_path), "cannot be written"),

@@ -43,9 +43,9 @@ def test_the_examples_beside_the_baseline_are_those_of_its_records_and_no_others
     """All that the records name is there, the texts of their rows, too; and nothing is left over of an older baseline."""
     path = REPORTS / "baselines" / "quick-cpu.json"
     record = read_list(path)[0]
-    points = examples.read(record, path).points
+    points = examples.points_of(examples.read(record, path))
     assert all(sum(values) / len(values) == pytest.approx(record.scores[name], abs=0.01) for name, values in points.items())
-    named = {name for record in read_list(path) for name in examples.files_of(record)}
+    named = {name for record in read_list(path) for name in examples.files_of(record).values()}
     with ZipFile(path.parent / "examples" / "quick-cpu.zip") as pack:
         assert named == set(pack.namelist())
 

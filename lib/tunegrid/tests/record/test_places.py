@@ -16,7 +16,6 @@ from tunegrid.record import to_json
 from tunegrid.results import examples
 from tunegrid.terminal import visible, without_places
 from tunegrid.tests.pages import record_of, run_of
-from tunegrid.tests.records import complete
 
 HUB = "https://huggingface.co/google-t5/t5-small and hub:squad/train"
 NONE = "36/40 rows, samples/s, lib/tunegrid/machine.py, and/or, / , /2"
@@ -40,33 +39,19 @@ def test_of_an_absolute_path_the_last_part_is_told(text, said):
     assert without_places(text) == said
 
 
-@pytest.fixture
-def sentence(tmp_path, monkeypatch):
-    """What a cell says whose checkpoint is in no folder; the path would tell who ran it."""
-    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+def test_a_record_and_a_page_hold_no_absolute_path_but_a_test_rows_own(tmp_path, store):
     cell = STUDY.cell("bert_sa_sft", QUICK_PROFILE)
-    (tmp_path / "alice").mkdir()
-    with pytest.raises(InputError) as error:
-        checkpoint_of(cell.backbone, replace(cell.profile, checkpoint_root=tmp_path / "alice" / "models"))
-    assert str(tmp_path) in str(error.value)  # the terminal says all of it
-    return str(error.value)
-
-
-def test_a_record_and_a_page_hold_no_absolute_path_but_a_test_rows_own(sentence, tmp_path):
-    finding = {"name": "served_as_trained", "passed": False, "detail": f"could not look: OSError: {sentence}"}
-    record = complete(status="error", missed=[sentence], audits=[finding])
-    written = json.dumps(to_json(record))
-    assert "no checkpoint folder 'bert-micro' below models" in written
-    assert str(tmp_path) not in written
-    assert "alice" not in written
-    finding = ("served_as_trained", False, f"could not look: OSError: {sentence}")
+    with pytest.raises(InputError, match=str(tmp_path)) as error:  # the terminal says all of it
+        checkpoint_of(cell.backbone, replace(cell.profile, checkpoint_root=tmp_path / "models"))
+    finding = ("served_as_trained", False, f"could not look: OSError: {error.value}")
+    record = record_of(status="missed", missed=[str(error.value)], audits=[finding])
     row = "I keep it below /srv/shelf/books"
-    record = record_of(status="missed", missed=[sentence], audits=[finding])
-    (examples.STORE / f"rows-{record.examples.rows_hash}.parquet").unlink()
-    examples.write_texts(record.examples.rows_hash, examples.Texts(inputs=[row] * 40, references=["x"] * 40))
+    (store / f"rows-{record.examples.rows_hash}.parquet").unlink()
+    examples.write_texts(record.examples.rows_hash, [row] * 40, ["x"] * 40)
     page = html(page_of(run_of([record])))
-    assert "below models" in page
-    assert str(tmp_path) not in page
+    for written in (json.dumps(to_json(record)), page):
+        assert "below models" in written
+        assert str(tmp_path) not in written
     assert row in page
 
 

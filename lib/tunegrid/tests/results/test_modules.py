@@ -123,7 +123,7 @@ def test_gradients_without_digits_weights_held_elsewhere_and_modules_of_one_side
 
 def written(moved=None, phase="forward", **figures):
     """A record with figures of modules, and with these figures of its first step."""
-    file = examples.write_modules(model(moved, phase=phase))
+    file = examples.write_columns("modules", model(moved, phase=phase))
     record = complete("bert_sa_sft")
     return altered(record, "training.first_step", replace(record.training.first_step, **{"modules": file} | figures))
 

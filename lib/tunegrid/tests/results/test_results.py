@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from zipfile import ZipFile
 
 import pytest
 
@@ -129,14 +130,14 @@ WITH_EXAMPLES = """
 from dataclasses import replace
 import pytest
 from fixtures.session import session_of
-from tunegrid.results.examples import Examples, write
+from tunegrid.results.examples import write
 
 @pytest.mark.cells("quick")
 def test_cell(request, profile, backbone, task, method, seed, benchmark):
     benchmark.pedantic(sum, args=([1, 2],), rounds=1)
     from tunegrid.record import new_record
     run = session_of(request.config).run_of(request.node)
-    examples = write(Examples(ids=["a"], points={"accuracy": [100.0]}, predictions=["1"]))
+    examples = write(["a"], {"accuracy": [100.0]}, ["1"])
     run.record = replace(new_record(run.cell), examples=examples)
 """
 
@@ -153,5 +154,5 @@ def test_examples_are_beside_every_file_that_a_session_saves(tmp_path):
     stored = next(path for path in (tmp_path / "saved").rglob("*_h100.json"))
     for path in (tmp_path / "rows" / "new.json", stored):
         record = read_records(path)["bert_sa_lora"]
-        assert (path.parent / "examples" / record.examples.file).is_file()
+        assert ZipFile(path.parent / "examples" / f"{path.stem}.zip").namelist() == [record.examples.file]
     assert not (older.parent / "examples").exists()

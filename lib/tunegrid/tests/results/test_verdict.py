@@ -169,7 +169,7 @@ NEXT = [  # records, judgements, older records, command, what it begins with
     ([replace(BROKEN, cell="$(rm -r x)")], [], [], "an 'open quote", "pytest -m quick --cells '$(rm -r x)' -n 0"),
     ([record_of()], [*judged((CELL,)), MISSING], [record_of(OTHER)], RAN, f"pytest -m quick --cells {OTHER} {CARRIED}"),
     (BOTH, DOUBT, [], "", f"pytest -m quick --cells {OTHER} --seeds 0-4"),
-    ([record_of()], WORSE[:-1], [record_of()], "", "tunegrid gate OLD.json NEW.json --show-flips 5"),
+    ([record_of()], WORSE[:-1], [record_of()], "", "tunegrid page NEW.json OLD.json -o page.html"),
     (
         of_versions("0.21.2", profile="full", seed=2),
         WORSE,

@@ -1,0 +1,164 @@
+"""Runs that are merged, and what may be a baseline; whoever ran a run's cells, equal records make an equal run."""
+
+import json
+from dataclasses import replace
+from zipfile import ZipFile
+
+import pytest
+
+from tunegrid import ROOT
+from tunegrid.commands import merge
+from tunegrid.grid.cells import STUDY_IDS
+from tunegrid.record import to_json
+from tunegrid.results import examples
+from tunegrid.results.files import Journal, read_journal, read_list
+from tunegrid.tests.outputs import refusal
+from tunegrid.tests.records import MEASURED, complete, read_records, record_of, run_file, trained
+from tunegrid.tests.sessions import run_in
+
+pytestmark = pytest.mark.usefixtures("store")
+
+
+def whole_grid(seed=0, **changes):
+    """A sound record of each cell of the study, with figures of its own."""
+    records = []
+    for index, cell in enumerate(STUDY_IDS):
+        [record] = [
+            replace(one, scores=dict.fromkeys(one.bounded_scores, 50.0 + index), bounds={one.main_score: 1.0})
+            for one in trained(cell, 50.0 + index, seeds={"seed": seed, "split_seed": 42, "perturbation": None}, **changes)
+        ]
+        losses = [float(index), seed / 8]
+        evaluation = replace(record.evaluation, loss=1.0 + index)
+        records.append(replace(record, training=replace(record.training, losses=losses), evaluation=evaluation))
+    return records
+
+
+def test_a_baseline_is_made_of_clean_complete_passed_runs_one_a_seed(tmp_path):
+    points = examples.write(["a", "b"], {"accuracy": [100.0, 100.0 / 3]}, ["1", "0"])
+    rows = {"train": 70, "validation": 15, "test": 2}
+    grids = [[replace(one, data=replace(one.data, rows=rows)) for one in whole_grid(seed)] for seed in (0, 1)]
+    for grid in grids:
+        grid[-1] = replace(grid[-1], examples=points, scores={"accuracy": 200 / 3, "f1_macro": 60.0})
+    runs = [str(run_file(tmp_path / f"{seed}.json", grid)) for seed, grid in enumerate(grids)]
+    target = tmp_path / "baselines" / "quick.json"
+    assert merge.main([*runs, "--baseline", "-o", str(target)]) == 0
+    saved = read_list(target)
+    assert sorted((record.cell, record.seeds.seed) for record in saved) == sorted(
+        (c, seed) for c in STUDY_IDS for seed in (0, 1)
+    )
+    with ZipFile(target.parent / "examples" / "quick.zip") as pack:
+        assert pack.namelist() == [points.file]
+
+
+REFUSED = {
+    "cells of the study are missing with seed 0: bert_sum_lora": lambda first, others: others,
+    "did not pass: missed": lambda first, others: [replace(first, status="missed", missed=["why"]), *others],
+    "was changed or limited": lambda first, others: [replace(first, bounds={}), *others],
+    "it is not of one profile": lambda first, others: [replace(r, profile="other") for r in (first, *others)],
+    "shared its device": lambda first, others: [replace(first, device=replace(first.device, contended=True)), *others],
+    "started perturbed": lambda first, others: [replace(first, seeds=replace(first.seeds, perturbation=1)), *others],
+    "differently": lambda first, others: [replace(first, recipe=replace(first.recipe, max_length=9)), *others, *whole_grid(1)],
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_is_no_baseline_is_refused(tmp_path, capsys, reason):
+    first, *others = whole_grid()
+    run = run_file(tmp_path / "run.json", REFUSED[reason](first, others))
+    assert reason in refusal(capsys, merge.main, run, "--baseline", "-o", tmp_path / "to.json")
+    assert not (tmp_path / "to.json").exists()
+
+
+def test_a_dirty_commit_is_refused_and_a_users_own_full_cells_are_not(tmp_path, capsys):
+    dirty = run_file(tmp_path / "dirty.json", whole_grid(), dirty=True)
+    assert "uncommitted changes" in refusal(capsys, merge.main, dirty, "--baseline", "-o", tmp_path / "to.json")
+    run = run_file(tmp_path / "run.json", [record_of("bert_sa_lora", profile="full")])
+    assert merge.main([str(run), "--baseline", "-o", str(tmp_path / "to.json")]) == 0
+
+
+def test_runs_of_a_matrix_are_merged_with_rows_that_hold_no_record_and_conflicts_refused(tmp_path, capsys):
+    odd = {"name": "control", "fullname": "benchmarks::control", "extra_info": {"control": "random_weights"}}
+    records = whole_grid()
+    first, second = run_file(tmp_path / "a" / "a.json", records[:15]), run_file(tmp_path / "b.json", records[14:])
+    first.write_text(json.dumps({"benchmarks": [*json.loads(first.read_text())["benchmarks"], odd]}))
+    target = tmp_path / "c" / "c.json"
+    assert merge.main([str(first), str(second), str(ROOT / "reports" / "study.json"), "-o", str(target)]) == 0
+    rows = json.loads(target.read_text())["benchmarks"]
+    assert (odd in rows, len(rows)) == (True, 1 + 27 + 27)
+    other = run_file(tmp_path / "other.json", [replace(records[0], missed=["why"], status="missed")])
+    assert f"{records[0].cell} with seed 0 is in" in refusal(capsys, merge.main, first, other, "-o", target)
+
+
+# Sessions and journals
+
+CELLS = ("t5_sa_lora", "t5_sa_qlora", "t5_sa_sft")
+# Cells that train nothing. Two have the results of one, the third fails an audit of its own.
+TESTS = """
+import pytest
+from fixtures.session import session_of
+from tunegrid.tests.records import complete
+
+SCORES = {"t5_sa_lora": 91.0, "t5_sa_qlora": 92.0, "t5_sa_sft": 91.0}
+BROKEN = [{"name": "base_frozen", "passed": False, "detail": "3 tensors changed"}]
+
+@pytest.mark.cells("quick")
+def test_cell(request, profile, backbone, task, method, seed, benchmark):
+    benchmark.pedantic(sum, args=([1, 2],), rounds=1)
+    run = session_of(request.config).run_of(request.node)
+    broken = {"audits": BROKEN, "status": "audit", "missed": ["audit base_frozen: 3 tensors changed"]}
+    run.record = complete(run.cell.id, scores={"accuracy": SCORES[run.cell.id]}, **broken if method == "qlora" else {})
+    assert not run.record.missed
+"""
+COPIED = "audit distinct_results: the results are those of {other} ({cell}, quick, seed 0)"
+EXPECTED = {
+    "t5_sa_lora": ("audit", [COPIED.format(cell="t5_sa_lora", other="t5_sa_sft")]),
+    "t5_sa_qlora": ("audit", ["audit base_frozen: 3 tensors changed"]),
+    "t5_sa_sft": ("audit", [COPIED.format(cell="t5_sa_sft", other="t5_sa_lora")]),
+}
+PLUGINS = ("options", "session", "selection", "progress", "results", "processes")
+
+
+def session(folder, name, *options):
+    """Exit code, output, and the path of the JSON of a session over these cells; all of a folder share a cache."""
+    (folder / "test_cells.py").write_text(TESTS)
+    options = (f"--cells={','.join(CELLS)}", f"--benchmark-json={name}.json", *options, "test_cells.py")
+    code, output = run_in(folder, PLUGINS, *options, TUNEGRID_CACHE=str(folder / "cache"))
+    return code, output, folder / f"{name}.json"
+
+
+def findings_of(path):
+    """Status and sentences by cell."""
+    return {cell: (record.status, record.missed) for cell, record in read_records(path).items()}
+
+
+@pytest.mark.parametrize("way", ["-n2", "--engine=process"])
+@pytest.mark.slow
+def test_wherever_cells_run_the_run_is_the_same(tmp_path, way):
+    code, output, path = session(tmp_path, "run", way)
+    assert (code, findings_of(path)) == (1, EXPECTED), output
+
+
+def test_a_session_one_resumed_and_its_journal_merged_tell_what_cells_show_together(tmp_path, capsys):
+    code, output, run = session(tmp_path, "run", "-n0")
+    assert (code, findings_of(run)) == (1, EXPECTED), output
+    assert "0 of 3 cells passed" in output
+    [journal] = (tmp_path / "cache" / "journal").glob("*.jsonl")
+    before = journal.read_bytes()
+    assert [row["extra_info"]["status"] for _, row in read_journal(journal)].count("passed") == 2
+    assert merge.main(["--journal", str(journal), "-o", str(tmp_path / "first.json")]) == 1
+    assert merge.main([str(run), str(tmp_path / "first.json"), "-o", str(tmp_path / "merged.json")]) == 1
+    assert read_records(tmp_path / "first.json") == read_records(tmp_path / "merged.json") == read_records(run)
+    assert journal.read_bytes() == before
+    code, output, path = session(tmp_path, "again", "-n0", "--resume")
+    assert "resumed 2 cells" in output
+    assert (code, findings_of(path)) == (1, EXPECTED), output
+
+
+def test_a_journal_that_holds_together_is_finished_with_exit_code_0(tmp_path, capsys):
+    journal = Journal(tmp_path)
+    for cell, score in (("t5_sa_lora", 91.0), ("t5_sa_sft", 92.0)):
+        training = MEASURED["training"] | {"losses": [score], "updates": 1}
+        record = complete(cell, scores={"accuracy": score}, training=training)
+        journal.append(cell, {"fullname": cell, "extra_info": to_json(record)})
+    assert merge.main(["--journal", str(journal.path), "-o", str(tmp_path / "run.json")]) == 0
+    assert "2 of 2 cells passed on a CPU" in capsys.readouterr().out
