@@ -18,7 +18,7 @@ from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, by_ce
 from tunegrid.results.noise import deviation
 from tunegrid.results.quality import Rows, verdict_of
 from tunegrid.results.report import Section, count
-from tunegrid.results.statistics import ALPHA, Effect, by_training, critical_value, holm, ratio, resampled
+from tunegrid.results.statistics import ALPHA, Effect, by_rows, by_training, critical_value, holm, ratio
 
 NUMBERS = ("value", "weight", "low", "high")
 KEYS = ["profile", "cell", "instrument", "part", "figure"]
@@ -149,7 +149,7 @@ def _by_rows(before: pd.DataFrame, after: pd.DataFrame, gain: int) -> tuple[Any,
         [far] = by_row
         chances = {"p_worse": float(far >= 0), "p_better": float(far <= 0)}
         return *means, "no rows", Effect(points=far, low=far, high=far, **chances, error=0.0, rows=0, flips=None)
-    return *means, f"{count(len(by_row), 'row')}, paired", resampled(by_row)
+    return *means, f"{count(len(by_row), 'row')}, paired", by_rows(by_row)
 
 
 def _by_seeds(before: pd.DataFrame, after: pd.DataFrame, gain: int) -> tuple[Any, ...]:

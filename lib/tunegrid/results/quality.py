@@ -24,22 +24,10 @@ from tunegrid.results.examples import read
 from tunegrid.results.judgements import Judgement, RecordsBySeed, Verdict, judgement_of
 from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, NoiseKey, deviation, mean_score, resolution
 from tunegrid.results.report import count
-from tunegrid.results.statistics import (
-    ALPHA,
-    Array,
-    Effect,
-    by_training,
-    cauchy,
-    flips_of,
-    gains_of,
-    holm,
-    paired,
-    row_deviation,
-)
+from tunegrid.results.statistics import ALPHA, Array, Effect, by_training, cauchy, flips_of, holm, paired, row_deviation
 
 MAIN_ALPHA, OTHER_ALPHA = 0.9 * ALPHA, 0.1 * ALPHA
 Points = Mapping[str, Sequence[float]]  # of each row, by metric
-TwoRuns = tuple[Sequence[Record], Sequence[Record]]  # records of the baseline, and of the run to judge
 MORE_SEEDS = "no noise was calibrated, and one seed a side cannot tell training noise from a change: give both runs --seeds 0-4"
 
 
@@ -84,15 +72,15 @@ class Rows:
         name = "accuracy" if metric == "f1_macro" else metric
         if not all(name in points for pair in self.points for points in pair):
             return []
-        try:
-            return [gains_of(before[name], after[name]) for before, after in self.points]
-        except ValueError as error:
-            raise InputError(f"{self.cell}, {metric}: {error}") from None
+        pairs = [tuple(np.asarray(points[name], float) for points in pair) for pair in self.points]
+        if any(old.shape != new.shape or not np.isfinite(old + new).all() for old, new in pairs):
+            raise InputError(f"{self.cell}, {metric}: two runs pair only row by row, in numbers")
+        return [new - old for old, new in pairs]
 
     def unchanged(self, metric: str) -> bool:
         """Whether the score of each pair is equal to the last digit, and no row's points are others."""
         scores = [(before.scores.get(metric), after.scores.get(metric)) for before, after in self.records]
-        if not all(_finite(before) and before == after for before, after in scores):
+        if any(before is None or before != after for before, after in scores):
             return False
         files = [[one.examples and one.examples.file for one in pair] for pair in self.records]
         gains = self.gains(metric)
@@ -106,26 +94,37 @@ class ScoreTest(NamedTuple):
     """What tells whether a score changed."""
 
     effect: Effect
-    records: TwoRuns  # that it is of
+    old: Sequence[Record]  # that it is of
+    new: Sequence[Record]
     noise: str  # that it was held to, in words
 
 
 def tested(metric: str, rows: Rows, one_training: bool, noise: Noise) -> ScoreTest | None:
     """The effect on a score, held to the narrowest noise that is known; None if nothing tells noise from a change."""
-    gains, every = rows.gains(metric), (list(rows.old.values()), list(rows.new.values()))
-    by_seed = ([rows.old[seed] for seed in rows.new], every[1]) if one_training else every
-    if one_training and (known := noise.of(PERTURBED, by_seed[0][0], metric)):
-        return ScoreTest(_held_to(known, metric, by_seed, gains), by_seed, "of one seed, perturbed")
-    if known := noise.of(SEEDS, every[0][0], metric):
-        return ScoreTest(_held_to(known, metric, every, gains), every, "between seeds")
-    if known := deviation([[float(record.scores[metric] or 0) for record in records] for records in every]):
-        return ScoreTest(_held_to(known, metric, every, gains), every, "between these seeds")
-    return ScoreTest(_by_rows(metric, by_seed, rows, gains[0]), by_seed, "of rows alone") if one_training and gains else None
+    gains, old, new = rows.gains(metric), list(rows.old.values()), list(rows.new.values())
+    own = [rows.old[seed] for seed in rows.new] if one_training else old
+    if one_training and (known := noise.of(PERTURBED, own[0], metric)):
+        return ScoreTest(_held_to(known, metric, own, new, gains), own, new, "of one seed, perturbed")
+    if known := noise.of(SEEDS, old[0], metric):
+        return ScoreTest(_held_to(known, metric, old, new, gains), old, new, "between seeds")
+    if known := deviation([[float(record.scores[metric] or 0) for record in records] for records in (old, new)]):
+        return ScoreTest(_held_to(known, metric, old, new, gains), old, new, "between these seeds")
+    if not one_training or not gains:
+        return None
+    binary = metric == "f1_macro" or all(np.isin(points[metric], (0.0, 100.0)).all() for points in rows.points[0])
+    effect = paired(gains[0], binary=binary)
+    if metric == "f1_macro":  # which is no mean over rows: it is judged by hits, around its own change
+        points = mean_score(new[:1], metric) - mean_score(own[:1], metric)
+        shift = points - effect.points
+        effect = replace(effect, points=points, low=effect.low + shift, high=effect.high + shift)
+    return ScoreTest(effect, own, new, "of rows alone")
 
 
-def _held_to(noise: Deviation, metric: str, records: TwoRuns, gains: Sequence[Array]) -> Effect:
+def _held_to(
+    noise: Deviation, metric: str, old: Sequence[Record], new: Sequence[Record], gains: Sequence[Array]
+) -> Effect:
     """The effect on mean scores; points by row, if they are at hand, widen a noise that is too small."""
-    (old, new), data = records, records[0][0].data
+    data = old[0].data
     test_rows = len(gains[0]) if gains else data.rows["test"] if data else 1
     sd = max(noise.sd, resolution(test_rows, metric), row_deviation(gains) if gains else 0.0)
     return by_training(
@@ -136,17 +135,6 @@ def _held_to(noise: Deviation, metric: str, records: TwoRuns, gains: Sequence[Ar
         flips=flips_of(gains) if gains else None,
         tail=noise.tail_of(len(new)),
     )
-
-
-def _by_rows(metric: str, records: TwoRuns, rows: Rows, gains: Array) -> Effect:
-    """The effect of the first pair's rows. Macro F1 is no mean over rows: it is judged by hits, around its own change."""
-    binary = metric == "f1_macro" or all(np.isin(points[metric], (0.0, 100.0)).all() for points in rows.points[0])
-    effect = paired(gains, binary=binary)
-    if metric != "f1_macro":
-        return effect
-    points = mean_score(records[1][:1], metric) - mean_score(records[0][:1], metric)
-    shift = points - effect.points
-    return replace(effect, points=points, low=effect.low + shift, high=effect.high + shift)
 
 
 # Verdicts
@@ -202,51 +190,51 @@ def judged(cells: Sequence[Rows], one_training: Collection[str], margins: Mappin
             else:
                 judgements.append(_untestable(metric, rows, cell in one_training))
     mains = {cell: rows.records[0][0].main_score for cell, rows in by_cell.items()}
-    decisions = decide({key: test.effect for key, test in tests.items()}, mains, margins)
     main_tests = sum(mains[cell] == metric for cell, metric in tests)
+    decisions = decide({key: test.effect for key, test in tests.items()}, mains, margins)
     for (cell, metric), (verdict, p) in decisions.items():
         alpha = MAIN_ALPHA / main_tests if mains[cell] == metric else OTHER_ALPHA / (len(tests) - main_tests)
-        margin = margins.get(metric, margins["other"])  # of any other score, as a user's task may hold
-        evidence = _evidence(metric, by_cell[cell], tests[cell, metric], alpha, margin)
+        evidence = _evidence(metric, tests[cell, metric], alpha, margins.get(metric, margins["other"]))
         judgements.append(judgement_of(by_cell[cell].records[0][0], metric, verdict, p=p, **evidence))
     return [_unchanged(j, by_cell[j.cell]) if by_cell[j.cell].unchanged(j.quantity) else j for j in judgements]
 
 
-def _evidence(metric: str, rows: Rows, test: ScoreTest, alpha: float, margin: float) -> dict[str, Any]:
-    effect, seeds, of_training = test.effect, len(rows.new), math.isfinite(test.effect.df)
+def _evidence(metric: str, test: ScoreTest, alpha: float, margin: float) -> dict[str, Any]:
+    effect, seeds, of_training = test.effect, len(test.new), math.isfinite(test.effect.df)
     flips = "by scores alone, no rows were at hand"
     if effect.flips:
         total = f"{seeds} x {effect.rows}" if of_training and seeds > 1 else effect.rows
         flips = f"{count(effect.flips[0], 'row')} lost, {effect.flips[1]} gained of {total}"
     shown = f"{margin:.1f}" if round(margin, 1) == margin else f"{margin:g}"
-    before, after = (mean_score(records, metric) for records in test.records)
     return {
-        **{"before": before, "after": after, "effect": effect.points, "low": effect.low, "high": effect.high},
+        **_means(metric, test.old, test.new),
+        **{"effect": effect.points, "low": effect.low, "high": effect.high},
         **{"smallest": effect.smallest(alpha, margin), "error": effect.error if of_training else None},
         **{"margin": margin, "seeds": seeds},
         "detail": f"{flips}; noise {test.noise}: error {effect.error:.2f}; margin {shown}",
     }
 
 
+def _means(metric: str, old: Sequence[Record], new: Sequence[Record]) -> dict[str, float]:
+    before, after = mean_score(old, metric), mean_score(new, metric)
+    return {"before": before, "after": after, "effect": after - before}
+
+
 def _unmeasured(metric: str, rows: Rows) -> Judgement | None:
     """The verdict if a score is not a number: worse, if only the new one is not."""
-    old, new = (all(_finite(record.scores.get(metric)) for record in seeds.values()) for seeds in (rows.old, rows.new))
+    scores = ([record.scores.get(metric) for record in seeds.values()] for seeds in (rows.old, rows.new))
+    old, new = (all(score is not None and math.isfinite(score) for score in own) for own in scores)
     if old and new:
         return None
     verdict = Verdict.WORSE if old else Verdict.CANNOT_TELL
     return judgement_of(rows.records[0][0], metric, verdict, detail=f"the {'new' if old else 'old'} score is not a number")
 
 
-def _finite(score: float | None) -> bool:
-    return score is not None and math.isfinite(score)
-
-
 def _untestable(metric: str, rows: Rows, one_training: bool) -> Judgement:
     """Nothing tells noise from a change: the change is shown and not judged."""
     old = [rows.old[seed] for seed in rows.new] if one_training else list(rows.old.values())
-    before, after = mean_score(old, metric), mean_score(list(rows.new.values()), metric)
-    means: dict[str, Any] = {"before": before, "after": after, "effect": after - before}
     detail = f"no points by row to test; {MORE_SEEDS}" if one_training else MORE_SEEDS
+    means = _means(metric, old, list(rows.new.values()))
     return judgement_of(old[0], metric, Verdict.CANNOT_TELL, **means, detail=detail)
 
 

@@ -1,25 +1,22 @@
 """Tests whether one run is worse than another: effects with intervals and p-values.
 
 Points are 0-100; an effect is new minus old. If training noise is known, a t-test holds the difference of mean scores to it:
-the test rows are the same in both runs, so they add no error of their own. If it is not known, single rows are compared:
-hits and misses by McNemar's exact test, graded scores by a paired bootstrap. Needs numpy and scipy, no torch.
+the test rows are the same in both runs, so they add no error of their own. If it is not known, single rows are compared.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from scipy import special, stats
 
-RESAMPLES = 10_000
-CHUNKS = 20  # resamples are drawn in so many parts, to bound memory
-SHARED = 2500  # rows: draws of at most so many are kept, 25 MB; sums of more rows are normal (central limit theorem)
+RESAMPLES, CHUNKS = 10_000, 20  # drawn in so many parts, to bound memory
 SEED = 0
 ALPHA = 0.05
 POWER = 0.8
+TINY = 1e-300  # an error of 0 divides nothing
 LEAST_CHANCE = 1e-15  # of one p-value: below it, the tangent is infinite
 MOST_CHANCE = 0.95  # of one p-value in a combination: a gain in one score must not outweigh a loss in another
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -85,40 +82,21 @@ def row_deviation(gains: Sequence[Array]) -> float:
     return float(min(np.mean(side) for side in variances) ** 0.5)
 
 
-def gains_of(old: Sequence[float], new: Sequence[float]) -> Array:
-    """New minus old points of each row; raises ValueError if the two differ in length, or a point is not a number."""
-    before, after = np.asarray(old, float), np.asarray(new, float)
-    if before.shape != after.shape or not np.isfinite(before).all() or not np.isfinite(after).all():
-        raise ValueError("two runs pair only row by row, in numbers")
-    gains: Array = after - before
-    return gains
-
-
 def flips_of(gains: Sequence[Array]) -> tuple[int, int]:
     """Rows that lost points, and rows that gained some, of all pairs."""
     return sum(int((each < 0).sum()) for each in gains), sum(int((each > 0).sum()) for each in gains)
 
 
-def resampled(gains: Array) -> Effect:
-    """The effect of rows' gains, tested by means of resamples, centred on no change (Efron and Tibshirani 1993, chapter 16)."""
-    means, points = resampled_means(gains), float(gains.mean())
-    low, high = interval(means)
-    worse, better = (int((sign * (means - points) <= sign * points).sum()) if means.any() else RESAMPLES for sign in (1, -1))
-    return Effect(
-        points=points,
-        low=low,
-        high=high,
-        p_worse=(1 + worse) / (RESAMPLES + 1),
-        p_better=(1 + better) / (RESAMPLES + 1),
-        error=float(gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else np.inf,
-        rows=len(gains),
-        flips=flips_of([gains]),
-    )
+def by_rows(gains: Array) -> Effect:
+    """The effect of rows' gains, new minus old: over so many rows, their mean is normal (central limit theorem)."""
+    error = float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else np.inf
+    points, flips = float(gains.mean()), flips_of([gains])
+    return replace(by_training(points, max(error, TINY), np.inf, rows=len(gains), flips=flips), error=error)
 
 
 def paired(gains: Array, *, binary: bool) -> Effect:
-    """The effect of gains in points; hits and misses (`binary`) go to McNemar's exact test, anything else to the bootstrap."""
-    effect, (lost, won) = resampled(gains), flips_of([gains])
+    """The effect of gains in points; hits and misses (`binary`) go to McNemar's exact test."""
+    effect, (lost, won) = by_rows(gains), flips_of([gains])
     if binary and lost + won:  # without a change each flip is a fair coin's toss
         worse, better = (stats.binomtest(flips, lost + won, alternative="greater").pvalue for flips in (lost, won))
         effect = replace(effect, p_worse=float(worse), p_better=float(better))
@@ -130,45 +108,31 @@ def paired(gains: Array, *, binary: bool) -> Effect:
     return replace(effect, low=low, high=high, jump=jump)
 
 
-def resampled_means(values: Array) -> Array:
-    """Means of all resamples."""
-    means: Array = resampled_sums(values) / len(values)
-    return means
+def ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float, float]:
+    """A sum over rows per item, and its 95 % interval, for which the ratio is taken to be linear and the mean to be normal."""
+    totals, sizes = np.asarray(sums, float), np.asarray(counts, float)
+    value = float(totals.sum() / sizes.sum())
+    if not np.isfinite(totals).all():
+        return value, value, value
+    effect = by_rows((totals - value * sizes) / sizes.mean())
+    return value, value + effect.low, value + effect.high
 
 
 def resampled_sums(values: Array) -> Array:
     """The sums of all resamples of rows, each of one value or of some columns."""
-    if len(values) <= SHARED:
-        return np.concatenate([part.astype(float) @ values for part in _draws(len(values))])
-    columns = values.reshape(len(values), -1)
-    centred, rng = columns - columns.mean(0), np.random.default_rng(SEED)
-    sums = rng.multivariate_normal(columns.sum(0), centred.T @ centred, RESAMPLES, check_valid="ignore")
-    return sums.reshape(RESAMPLES, *values.shape[1:])
-
-
-@cache
-def _draws(rows: int) -> list[Any]:
-    """How often each resample draws each row, in parts of (resamples, rows) bytes; the same draws for equal numbers of rows."""
-    rng, at_once = np.random.default_rng(SEED), RESAMPLES // CHUNKS
-    shifts = np.arange(at_once)[:, None] * rows
-    drawn = (rng.integers(0, rows, (at_once, rows)) + shifts for _ in range(CHUNKS))
-    return [np.bincount(one.ravel(), minlength=at_once * rows).reshape(at_once, rows).astype(np.uint8) for one in drawn]
+    rows, at_once, rng = len(values), RESAMPLES // CHUNKS, np.random.default_rng(SEED)
+    shifts, sums = np.arange(at_once)[:, None] * rows, []
+    for _ in range(CHUNKS):
+        drawn = rng.integers(0, rows, (at_once, rows)) + shifts
+        times = np.bincount(drawn.ravel(), minlength=at_once * rows).reshape(at_once, rows)  # that each draws each row
+        sums.append(times.astype(float) @ values)
+    return np.concatenate(sums)
 
 
 def interval(figures: Array) -> tuple[float, float]:
     """Both ends of the 95 % interval of resampled figures."""
     low, high = np.percentile(figures, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
     return float(low), float(high)
-
-
-def ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float, float]:
-    """A sum over groups per item, and its 95 % interval over resampled groups, of which the ratio is taken to be linear."""
-    totals, sizes = np.asarray(sums, float), np.asarray(counts, float)
-    value = float(totals.sum() / sizes.sum())
-    if not np.isfinite(totals).all():
-        return value, value, value
-    low, high = interval(resampled_means((totals - value * sizes) / sizes.mean()))
-    return value, value + low, value + high
 
 
 def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
