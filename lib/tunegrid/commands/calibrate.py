@@ -98,6 +98,6 @@ def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
     for (cell, metric), bound in measured.bounds().items():
         scores = measured.scores(cell, metric)
         seen = f"mean {fmean(scores):.1f}, lowest {min(scores):.1f} of {len(scores)} seeds"
-        say(f"{cell} {metric}: at least {bound.minimum:.1f} ({seen})")
+        say(f"{cell} {metric}: at least {bound:.1f} ({seen})")
     say(f"wrote {path}, which sessions with --grid={options.grid} read")
     return 0

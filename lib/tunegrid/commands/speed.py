@@ -29,7 +29,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import SMOKE, STUDY
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.results.judgements import Outcome, Verdict
-from tunegrid.results.noise import PRIOR_PARAMETERS, Deviation, log_variances, prior_df
+from tunegrid.results.noise import Deviation, pooled
 from tunegrid.results.statistics import critical_value
 from tunegrid.terminal import say
 
@@ -111,22 +111,9 @@ def over_all(changes: Iterable[Change]) -> Change:
 
 
 def moderated(own: Mapping[str, Deviation]) -> dict[str, Deviation]:
-    """Deviations of cells, which one machine disturbs alike, each moved towards what is common to them (Smyth 2004).
-
-    The variance becomes (d0 s0^2 + d s^2) / (d0 + d); d0 is large if cells have the same noise, and small if they differ. Two
-    of the d0 + d degrees of freedom are lost to the prior's parameters; there are no more than all cells have together.
-    """
-    if len(own) < 2:
-        return dict(own)
-    all_df, weight = sum(deviation.df for deviation in own.values()), prior_df([own])
-    common = float(np.exp(log_variances(own).mean() + special.digamma(weight / 2) - np.log(weight / 2)))
-    return {
-        cell: Deviation(
-            sd=math.sqrt((weight * common + deviation.df * deviation.sd**2) / (weight + deviation.df)),
-            df=max(deviation.df, min(all_df, deviation.df + weight - PRIOR_PARAMETERS)),
-        )
-        for cell, deviation in own.items()
-    }
+    """Deviations of cells, which one machine disturbs alike: the larger of a cell's own and that of all."""
+    common = pooled(own.values())
+    return {cell: Deviation(sd=max(one.sd, common.sd), df=common.df) for cell, one in own.items()} if common else {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,14 +26,13 @@ def bound_of(
 ) -> float:
     """The least score of a healthy run, in points, rounded down to a tenth.
 
-    A new observation deviates from the mean of n by noise * sqrt(1 + 1 / n); the gate's critical value bounds it at
-    `HEALTHY_MISSES`, shared by all `bounds` that a run must meet (Bonferroni). It lies at most so far (`share`) on the way from
-    the mean to the best score of a `control`, even if noise is too large for a bound that healthy runs always reach.
+    A new observation deviates from the mean of n by noise * sqrt(1 + 1 / n): all `bounds` of a run share `HEALTHY_MISSES`
+    (Bonferroni). If noise is large, the bound lies `share` of the way from the mean to what a `control` scores.
     """
     from tunegrid.results.statistics import critical_value  # which brings scipy
 
     mean = fmean(scores)
-    errors = critical_value(HEALTHY_MISSES / bounds, noise.df, noise.tail)
+    errors = critical_value(HEALTHY_MISSES / bounds, noise.df)
     minimum = mean - max(errors * noise.sd * math.sqrt(1 + 1 / len(scores)), LEAST_ROOM)
     if control is not None:
         minimum = max(minimum, mean - share * (mean - control))
@@ -59,12 +58,8 @@ class Calibration:
 
     @cached_property
     def noise(self) -> Noise:
-        """Both kinds of training noise; raises InputError if a record does not say which rows it was scored on."""
-        rows = {}
-        for record in self.seeds[0].values():
-            if record.data is None:
-                raise InputError(f"{record.cell} does not say which rows it was scored on; calibrate from complete runs only")
-            rows[record.task] = record.data.rows["test"]
+        """Both kinds of training noise."""
+        rows = {record.task: record.data.rows["test"] for record in self.seeds[0].values() if record.data}
         scores = {
             SEEDS: {key: [self.scores(*key)] for key in self.tested()},
             PERTURBED: {key: [scores_of(grids, *key) for grids in self.perturbed.values()] for key in self.tested()},
@@ -96,18 +91,18 @@ def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> s
     """The file of bounds, which says by which command it was written."""
     share = f"{calibration.control_share:.0%} of the way to `control`, the best score of a control."
     lines = [
-        f"# Written by `{command}`. Scores are points, 0-100. Made so that a healthy run of the whole",
-        "# grid misses any with a chance of 2 %: the mean minus a t quantile of a new observation, by the noise between",
-        "# seeds (the larger of the cell's own and that of its kind of cells).",
-        *(["# But no bound lies farther from the mean than", f"# {share}"] if calibration.controls else []),
+        f"# Written by `{command}`. Scores are points, 0-100. A healthy run of the whole grid misses any",
+        "# with a chance of 2 %: the mean minus a t quantile of a new observation, by the noise between seeds (the larger of",
+        "# the cell's own and that of its kind).",
+        *([f"# But no bound lies farther from the mean than {share}"] if calibration.controls else []),
         *evidence(calibration),
     ]
     for (cell, metric), minimum in calibration.bounds().items():
         lines += ["", f"[cells.{cell}]"] if f"[cells.{cell}]" not in lines else []
         scores, control = calibration.scores(cell, metric), calibration.controls.get((cell, metric))
         shown = ", ".join(f"{score:.2f}" for score in scores)
-        least = "" if control is None else f", control = {control:.2f}"
-        known = f"mean = {fmean(scores):.2f}, sd = {stdev(scores):.2f}, scores = [{shown}]{least}"
+        known = f"mean = {fmean(scores):.2f}, sd = {stdev(scores):.2f}, scores = [{shown}]"
+        known += "" if control is None else f", control = {control:.2f}"
         lines.append(f"{metric} = {{ minimum = {minimum:.1f}, {known} }}")
     return "\n".join(lines) + "\n"
 
@@ -119,13 +114,12 @@ def evidence(calibration: Calibration) -> list[str]:
 
 
 def origin(first: Record) -> list[str]:
-    """Profile, date, device and versions of a record; raises InputError if it names no device."""
-    if first.device is None:
-        raise InputError("the first run does not name its device; calibrate from complete runs only")
+    """Profile, date, device and versions of a record."""
+    device = f"{first.device.name}, {first.device.threads} thread per process" if first.device else ""
     packages = ", ".join(f'{name} = "{version}"' for name, version in first.versions.items() if version)
     return [
         f'profile = "{first.profile}"',
         f'date = "{date.today()}"',
-        f'device = "{first.device.name}, {first.device.threads} thread per process"',
+        f'device = "{device}"',
         f"versions = {{ {packages} }}",
     ]

@@ -4,12 +4,10 @@ There are two kinds. *seeds*: trainings that differ in their seed. *perturbed*: 
 last digits. Which of them separates two runs is decided by evidence in their records (`tunegrid.results.numerics`).
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
-from statistics import NormalDist, fmean, variance
+from statistics import fmean, variance
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -19,7 +17,6 @@ from tunegrid.results.thresholds import LAB_CALIBRATE, THRESHOLDS, Number, check
 
 NOISE = THRESHOLDS / "noise.toml"
 SEEDS, PERTURBED = "seeds", "perturbed"
-LOWEST, LEAST_SCORES = 0.05, 20  # the lowest twentieth of all scores tells the tail; fewer than 20 tell nothing
 # Points by which a row moves that changes, if no row moves by 100: no text is far from any other by BERTScore. The mean of
 # squares over the mean, of the rows that two seeds of the committed baseline answer otherwise, is 15.6.
 STEPS = {"bertscore_f1": 15.6}
@@ -34,11 +31,6 @@ class Deviation:
 
     sd: float
     df: float  # degrees of freedom that it rests on
-    tail: float = 1.0  # by how much bad trainings lie further off than normal noise would have them; 1 if that is not known
-
-    def tail_of(self, runs: int) -> float:
-        """The tail of a mean of so many runs: what it has beyond normal noise shrinks with their root, as skewness does."""
-        return 1 + (self.tail - 1) / math.sqrt(runs)
 
 
 def deviation(groups: Groups) -> Deviation | None:
@@ -56,26 +48,6 @@ def pooled(deviations: Iterable[Deviation]) -> Deviation | None:
 def resolution(rows: int, metric: str = "") -> float:
     """The least deviation that counts: half of one row's points. A few draws without a flip do not prove that there is none."""
     return STEPS.get(metric, 100.0) / rows / 2
-
-
-def tail(scores: ScoresByKey, rows: Mapping[str, int]) -> float:
-    """By how much the worst trainings lie further off than normal noise would have them; 1 if few are known.
-
-    Some trainings collapse, and a standard deviation does not say how far. The tail is the ratio of two means: of the lowest
-    twentieth of all scores, in deviations from the mean of their group, and of as many quantiles of the normal.
-    """
-    distances: list[float] = []
-    for (cell, metric), groups in scores.items():
-        if own := deviation(groups):
-            sd = max(own.sd, resolution(rows[task_of(cell)], metric))
-            for group in (group for group in groups if len(group) > 1):
-                free = sd * math.sqrt(1 - 1 / len(group))  # a score is near the mean that it is part of
-                distances += [(score - fmean(group)) / free for score in group]
-    if len(distances) < LEAST_SCORES:
-        return 1.0
-    lowest = sorted(distances)[: math.ceil(LOWEST * len(distances))]
-    normal = [NormalDist().inv_cdf((index + 0.5) / len(distances)) for index in range(len(lowest))]
-    return max(1.0, sum(lowest) / sum(normal))
 
 
 def task_of(cell: str) -> str:
@@ -107,7 +79,7 @@ class Noise:
         """The larger of a cell's own deviation and that of its kind of cells, which is all that is known of a new method.
 
         A few draws may agree by chance: held to the own deviation alone, 6 % of simulated equal runs are called worse, and by
-        this rule 2 % (`python -m tunegrid.lab power`). No deviation counts as less than its test rows resolve.
+        this rule 3 % (`python -m tunegrid.lab power`). No deviation counts as less than its test rows resolve.
         """
         measured = self.measured.get(kind, {})
         common = pooled(own for (other, name), own in measured.items() if name == metric and kind_of(other) == kind_of(cell))
@@ -115,11 +87,7 @@ class Noise:
             return None
         least = resolution(self.rows[task_of(cell)], metric)
         larger = max(common, measured.get((cell, metric), common), key=lambda one: max(one.sd, least))
-        return replace(larger, sd=max(larger.sd, least), tail=self._tails.get(kind, 1.0))
-
-    @cached_property
-    def _tails(self) -> dict[str, float]:
-        return {kind: tail(scores, self.rows) for kind, scores in self.scores.items()}
+        return replace(larger, sd=max(larger.sd, least))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,9 @@
 
 The difference of mean scores is held to the training noise that applies (`tunegrid.results.noise`), by a t-test, with or
 without points by row. If no noise was calibrated, the seeds of the two runs tell their own. With one seed on each side,
-changes of single rows are tested if both runs are one training but for rounding; if they are not, nothing can be told.
+single rows tell the noise if both runs are one training but for rounding; if they are not, nothing can be told.
 
-A whole run of equal quality is called worse with a chance of at most 5 %: main scores get most of it (Holm over the cells), all
-other scores together the rest, through one global test.
+A whole run of equal quality is called worse with a chance of at most 5 %: main scores get most of it, all others the rest.
 """
 
 import math
@@ -24,7 +23,7 @@ from tunegrid.results.examples import read
 from tunegrid.results.judgements import Judgement, RecordsBySeed, Verdict, judgement_of
 from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, NoiseKey, deviation, mean_score, resolution
 from tunegrid.results.report import count
-from tunegrid.results.statistics import ALPHA, Array, Effect, by_training, cauchy, flips_of, holm, paired, row_deviation
+from tunegrid.results.statistics import ALPHA, Array, Effect, by_training, flips_of, holm, row_deviation
 
 MAIN_ALPHA, OTHER_ALPHA = 0.9 * ALPHA, 0.1 * ALPHA
 Points = Mapping[str, Sequence[float]]  # of each row, by metric
@@ -101,40 +100,25 @@ class ScoreTest(NamedTuple):
 
 def tested(metric: str, rows: Rows, one_training: bool, noise: Noise) -> ScoreTest | None:
     """The effect on a score, held to the narrowest noise that is known; None if nothing tells noise from a change."""
-    gains, old, new = rows.gains(metric), list(rows.old.values()), list(rows.new.values())
-    own = [rows.old[seed] for seed in rows.new] if one_training else old
-    if one_training and (known := noise.of(PERTURBED, own[0], metric)):
-        return ScoreTest(_held_to(known, metric, own, new, gains), own, new, "of one seed, perturbed")
-    if known := noise.of(SEEDS, old[0], metric):
-        return ScoreTest(_held_to(known, metric, old, new, gains), old, new, "between seeds")
-    if known := deviation([[float(record.scores[metric] or 0) for record in records] for records in (old, new)]):
-        return ScoreTest(_held_to(known, metric, old, new, gains), old, new, "between these seeds")
-    if not one_training or not gains:
+    gains, new, every = rows.gains(metric), list(rows.new.values()), list(rows.old.values())
+    own = [rows.old[seed] for seed in rows.new] if one_training else every
+    words, old, known = "of one seed, perturbed", own, noise.of(PERTURBED, own[0], metric) if one_training else None
+    if not known:
+        words, old, known = "between seeds", every, noise.of(SEEDS, every[0], metric)
+    if not known:
+        scores = [[float(record.scores[metric] or 0) for record in records] for records in (every, new)]
+        words, known = "between these seeds", deviation(scores)
+    if not known and one_training and gains:
+        words, old, known = "of rows alone", own, Deviation(sd=float(gains[0].std() / (2 * len(gains[0])) ** 0.5), df=math.inf)
+    if not known:
         return None
-    binary = metric == "f1_macro" or all(np.isin(points[metric], (0.0, 100.0)).all() for points in rows.points[0])
-    effect = paired(gains[0], binary=binary)
-    if metric == "f1_macro":  # which is no mean over rows: it is judged by hits, around its own change
-        points = mean_score(new[:1], metric) - mean_score(own[:1], metric)
-        shift = points - effect.points
-        effect = replace(effect, points=points, low=effect.low + shift, high=effect.high + shift)
-    return ScoreTest(effect, own, new, "of rows alone")
-
-
-def _held_to(
-    noise: Deviation, metric: str, old: Sequence[Record], new: Sequence[Record], gains: Sequence[Array]
-) -> Effect:
-    """The effect on mean scores; points by row, if they are at hand, widen a noise that is too small."""
     data = old[0].data
     test_rows = len(gains[0]) if gains else data.rows["test"] if data else 1
-    sd = max(noise.sd, resolution(test_rows, metric), row_deviation(gains) if gains else 0.0)
-    return by_training(
-        mean_score(new, metric) - mean_score(old, metric),
-        sd * math.sqrt(1 / len(old) + 1 / len(new)),
-        noise.df,
-        rows=test_rows,
-        flips=flips_of(gains) if gains else None,
-        tail=noise.tail_of(len(new)),
-    )
+    # Points by row, if they are at hand, widen a noise that is too small.
+    sd = max(known.sd, resolution(test_rows, metric), row_deviation(gains) if gains else 0.0)
+    points, error = mean_score(new, metric) - mean_score(old, metric), sd * math.sqrt(1 / len(old) + 1 / len(new))
+    effect = by_training(points, error, known.df, rows=test_rows, flips=flips_of(gains) if gains else None)
+    return ScoreTest(effect, old, new, words)
 
 
 # Verdicts
@@ -143,24 +127,14 @@ def _held_to(
 def decide(
     effects: Mapping[NoiseKey, Effect], mains: Mapping[str, str], margins: Mapping[str, float]
 ) -> dict[NoiseKey, tuple[Verdict, float]]:
-    """The verdicts on a whole run's effects, each with the p-value of its being worse, which of main scores is adjusted.
-
-    Among scores beside the main ones, if the global test says that some score dropped, the most significant drop of at least
-    its margin is worse.
-    """
-    margin = {key: margins.get(key[1], margins["other"]) for key in effects}
-    main = {key: effect for key, effect in effects.items() if mains[key[0]] == key[1]}
-    other = {key: effect for key, effect in effects.items() if key not in main}
-    worse, better = (holm({key: getattr(effect, p) for key, effect in main.items()}) for p in ("p_worse", "p_better"))
-    better |= {key: min(1.0, effect.p_better * len(other)) for key, effect in other.items()}  # Bonferroni
+    """The verdicts on a whole run's effects, each with its p-value of being worse: adjusted over main scores, or all others."""
     decisions: dict[NoiseKey, tuple[Verdict, float]] = {}
-    for key, effect in (main | other).items():
-        verdict = verdict_of(effect, worse.get(key, 1.0), better[key], margin[key])
-        decisions[key] = verdict, worse.get(key, effect.p_worse)
-    dropped = [key for key, effect in other.items() if effect.points <= -margin[key]]
-    if dropped and cauchy([effect.p_worse for effect in other.values()]) < OTHER_ALPHA:
-        worst = min(dropped, key=lambda key: effects[key].p_worse)
-        decisions[worst] = Verdict.WORSE, effects[worst].p_worse
+    for is_main, alpha in ((True, MAIN_ALPHA), (False, OTHER_ALPHA)):
+        own = {key: effect for key, effect in effects.items() if (mains[key[0]] == key[1]) == is_main}
+        worse, better = (holm({key: getattr(effect, p) for key, effect in own.items()}) for p in ("p_worse", "p_better"))
+        for key, effect in own.items():
+            margin = margins.get(key[1], margins["other"])  # of any other score, as a user's task may hold
+            decisions[key] = verdict_of(effect, worse[key], better[key], margin, alpha), worse[key]
     return decisions
 
 
@@ -179,6 +153,7 @@ def judged(cells: Sequence[Rows], one_training: Collection[str], margins: Mappin
     `one_training` names the cells whose runs differ by rounding alone from one of their seed.
     """
     by_cell = {rows.cell: rows for rows in cells if any(one.scores for pair in rows.records for one in pair)}
+    mains = {cell: rows.records[0][0].main_score for cell, rows in by_cell.items()}
     tests: dict[NoiseKey, ScoreTest] = {}
     judgements = []
     for cell, rows in by_cell.items():
@@ -187,37 +162,17 @@ def judged(cells: Sequence[Rows], one_training: Collection[str], margins: Mappin
                 judgements.append(unmeasured)
             elif test := tested(metric, rows, cell in one_training, noise):
                 tests[cell, metric] = test
-            else:
-                judgements.append(_untestable(metric, rows, cell in one_training))
-    mains = {cell: rows.records[0][0].main_score for cell, rows in by_cell.items()}
+            else:  # the change is shown and not judged
+                old = [rows.old[seed] for seed in rows.new] if cell in one_training else list(rows.old.values())
+                detail = f"no points by row to test; {MORE_SEEDS}" if cell in one_training else MORE_SEEDS
+                means = _means(metric, old, list(rows.new.values()))
+                judgements.append(judgement_of(old[0], metric, Verdict.CANNOT_TELL, **means, detail=detail))
     main_tests = sum(mains[cell] == metric for cell, metric in tests)
-    decisions = decide({key: test.effect for key, test in tests.items()}, mains, margins)
-    for (cell, metric), (verdict, p) in decisions.items():
+    for (cell, metric), (verdict, p) in decide({key: test.effect for key, test in tests.items()}, mains, margins).items():
         alpha = MAIN_ALPHA / main_tests if mains[cell] == metric else OTHER_ALPHA / (len(tests) - main_tests)
         evidence = _evidence(metric, tests[cell, metric], alpha, margins.get(metric, margins["other"]))
         judgements.append(judgement_of(by_cell[cell].records[0][0], metric, verdict, p=p, **evidence))
     return [_unchanged(j, by_cell[j.cell]) if by_cell[j.cell].unchanged(j.quantity) else j for j in judgements]
-
-
-def _evidence(metric: str, test: ScoreTest, alpha: float, margin: float) -> dict[str, Any]:
-    effect, seeds, of_training = test.effect, len(test.new), math.isfinite(test.effect.df)
-    flips = "by scores alone, no rows were at hand"
-    if effect.flips:
-        total = f"{seeds} x {effect.rows}" if of_training and seeds > 1 else effect.rows
-        flips = f"{count(effect.flips[0], 'row')} lost, {effect.flips[1]} gained of {total}"
-    shown = f"{margin:.1f}" if round(margin, 1) == margin else f"{margin:g}"
-    return {
-        **_means(metric, test.old, test.new),
-        **{"effect": effect.points, "low": effect.low, "high": effect.high},
-        **{"smallest": effect.smallest(alpha, margin), "error": effect.error if of_training else None},
-        **{"margin": margin, "seeds": seeds},
-        "detail": f"{flips}; noise {test.noise}: error {effect.error:.2f}; margin {shown}",
-    }
-
-
-def _means(metric: str, old: Sequence[Record], new: Sequence[Record]) -> dict[str, float]:
-    before, after = mean_score(old, metric), mean_score(new, metric)
-    return {"before": before, "after": after, "effect": after - before}
 
 
 def _unmeasured(metric: str, rows: Rows) -> Judgement | None:
@@ -230,12 +185,21 @@ def _unmeasured(metric: str, rows: Rows) -> Judgement | None:
     return judgement_of(rows.records[0][0], metric, verdict, detail=f"the {'new' if old else 'old'} score is not a number")
 
 
-def _untestable(metric: str, rows: Rows, one_training: bool) -> Judgement:
-    """Nothing tells noise from a change: the change is shown and not judged."""
-    old = [rows.old[seed] for seed in rows.new] if one_training else list(rows.old.values())
-    detail = f"no points by row to test; {MORE_SEEDS}" if one_training else MORE_SEEDS
-    means = _means(metric, old, list(rows.new.values()))
-    return judgement_of(old[0], metric, Verdict.CANNOT_TELL, **means, detail=detail)
+def _means(metric: str, old: Sequence[Record], new: Sequence[Record]) -> dict[str, Any]:
+    before, after = mean_score(old, metric), mean_score(new, metric)
+    return {"before": before, "after": after, "effect": after - before}
+
+
+def _evidence(metric: str, test: ScoreTest, alpha: float, margin: float) -> dict[str, Any]:
+    effect, seeds = test.effect, len(test.new)
+    flips = "by scores alone, no rows were at hand"
+    if effect.flips:
+        total = f"{seeds} x {effect.rows}" if seeds > 1 else effect.rows
+        flips = f"{count(effect.flips[0], 'row')} lost, {effect.flips[1]} gained of {total}"
+    shown = f"{margin:.1f}" if round(margin, 1) == margin else f"{margin:g}"
+    detail = f"{flips}; noise {test.noise}: error {effect.error:.2f}; margin {shown}"
+    tested = {"low": effect.low, "high": effect.high, "smallest": effect.smallest(alpha, margin), "error": effect.error}
+    return _means(metric, test.old, test.new) | tested | {"margin": margin, "seeds": seeds, "detail": detail}
 
 
 def _unchanged(judgement: Judgement, rows: Rows) -> Judgement:
