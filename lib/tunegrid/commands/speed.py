@@ -19,9 +19,6 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-import numpy as np
-from scipy import special
-
 from tunegrid import ROOT
 from tunegrid.commands.environments import code_of, output_of
 from tunegrid.commands.paired_timing import MARK

@@ -1,6 +1,7 @@
 """Measure bounds, training noise and tolerances: `python -m tunegrid.lab calibrate` trains the study's quick cells 29 times.
 
-It trains seeds 0 to 19, three of them from three more starts each that are moved in their last digits, and the controls. It writes to benchmarks/thresholds: quick.toml, what a healthy run reaches;
+It trains seeds 0 to 19, three of them from three more starts each that are moved in their last digits, and the controls. It
+writes to benchmarks/thresholds: quick.toml, what a healthy run reaches;
 noise.toml, what the gate holds a change to; numerics.toml, what is rounding. `--profile zoo` or `tasks` trains five seeds and
 controls, and writes bounds alone. The same command goes on where it was stopped: `--resume` of pytest takes what passed.
 """
@@ -20,7 +21,7 @@ from tunegrid.grid.recipes import CACHE
 from tunegrid.lab.tolerances import numerics_toml
 from tunegrid.machine import write_whole
 from tunegrid.record.checks import below_bounds
-from tunegrid.results.bounds import CONTROL_SHARE, Calibration, RecordsByCell, evidence, thresholds_toml
+from tunegrid.results.bounds import Calibration, RecordsByCell, evidence, thresholds_toml
 from tunegrid.results.files import read_list
 from tunegrid.results.noise import NoiseKey
 from tunegrid.results.thresholds import LAB_CALIBRATE
@@ -35,21 +36,17 @@ class Rules:
 
     seeds: range
     controls: str  # the marks of its controls
-    control_share: float = 2 / 3  # of the way from the mean to a control, beyond which no bound lies
-    exempt: tuple[str, ...] = ()  # controls that this does not hold for
     files: tuple[str, ...] = ("bounds",)
+    sharp: bool = True  # whether no bound lies far below a control: few seeds of many methods leave much noise
 
 
 RULES = {
-    # A run without its adapter has learned: with so many seeds it misses a bound that noise alone decides.
     "quick": Rules(
         seeds=range(20),
         controls="controls and not zoo and not tasks",
-        control_share=CONTROL_SHARE,
-        exempt=("adapter_off",),
         files=("bounds", "noise", "numerics"),
+        sharp=False,  # so many seeds tell healthy runs from controls; one without its adapter has learned
     ),
-    # Five seeds of many methods leave more noise than twenty of the study's three.
     "zoo": Rules(seeds=range(5), controls="controls and zoo"),
     "tasks": Rules(seeds=range(5), controls="controls and tasks"),
 }
@@ -68,8 +65,7 @@ def calibration(options: argparse.Namespace) -> tuple[Calibration, Sequence[Cont
         by_draw = [grids_of(options, starts, f"perturbation={draw}") for draw in draws] if starts else []
         moved = {seed: [first[seed], *(own[seed] for own in by_draw)] for seed in starts if by_draw}
     controls = controls_of(options)
-    best = best_controls(row for row in controls if row["plant"] not in rules.exempt)
-    return Calibration(seeds=grids, perturbed=moved, controls=best, control_share=rules.control_share), controls
+    return Calibration(seeds=grids, perturbed=moved, controls=best_controls(controls) if rules.sharp else {}), controls
 
 
 def grids_of(options: argparse.Namespace, seeds: range, setting: str = "") -> dict[int, RecordsByCell]:

@@ -16,18 +16,16 @@ from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, NoiseKey,
 from tunegrid.results.thresholds import LAB_CALIBRATE
 
 HEALTHY_MISSES = 0.02  # the chance that a healthy run of the whole grid misses any bound
-CONTROL_SHARE = 1 / 3  # of the way from the mean to what a control reaches: a bound below it is blunt
+CONTROL_SHARE = 2 / 3  # of the way from the mean to what a control reaches: a bound below it is blunt
 LEAST_ROOM = 1.0  # points; another CPU rounds differently
 RecordsByCell = Mapping[str, Record]
 
 
-def bound_of(
-    scores: Sequence[float], noise: Deviation, bounds: int, control: float | None = None, share: float = CONTROL_SHARE
-) -> float:
+def bound_of(scores: Sequence[float], noise: Deviation, bounds: int, control: float | None = None) -> float:
     """The least score of a healthy run, in points, rounded down to a tenth.
 
     A new observation deviates from the mean of n by noise * sqrt(1 + 1 / n): all `bounds` of a run share `HEALTHY_MISSES`
-    (Bonferroni). If noise is large, the bound lies `share` of the way from the mean to what a `control` scores.
+    (Bonferroni). If few seeds leave it wide, it lies `CONTROL_SHARE` of the way from the mean to what a `control` scores.
     """
     from tunegrid.results.statistics import critical_value  # which brings scipy
 
@@ -35,7 +33,7 @@ def bound_of(
     errors = critical_value(HEALTHY_MISSES / bounds, noise.df)
     minimum = mean - max(errors * noise.sd * math.sqrt(1 + 1 / len(scores)), LEAST_ROOM)
     if control is not None:
-        minimum = max(minimum, mean - share * (mean - control))
+        minimum = max(minimum, mean - CONTROL_SHARE * (mean - control))
     return max(0.0, math.floor(round(10 * minimum, 6)) / 10)  # the inner rounding keeps 2.3 from becoming 2.2
 
 
@@ -46,7 +44,6 @@ class Calibration:
     seeds: Sequence[RecordsByCell]
     perturbed: Mapping[int, Sequence[RecordsByCell]] = field(default_factory=dict)  # by seed: its run, and from moved starts
     controls: Mapping[NoiseKey, float] = field(default_factory=dict)  # the best score of any control, by cell and score
-    control_share: float = CONTROL_SHARE  # of the way from the mean to a control, beyond which no bound lies
 
     def scores(self, cell: str, metric: str) -> list[float]:
         """One score, by seed; raises InputError if a run lacks it."""
@@ -70,10 +67,7 @@ class Calibration:
     def bounds(self) -> dict[NoiseKey, float]:
         """Every bound, from noise between seeds."""
         known = {key: noise for key in self.tested() if (noise := self.noise.estimate(SEEDS, *key))}
-        return {
-            key: bound_of(self.scores(*key), noise, len(known), self.controls.get(key), self.control_share)
-            for key, noise in known.items()
-        }
+        return {key: bound_of(self.scores(*key), own, len(known), self.controls.get(key)) for key, own in known.items()}
 
 
 def scores_of(grids: Sequence[RecordsByCell], cell: str, metric: str) -> list[float]:
@@ -89,7 +83,7 @@ def scores_of(grids: Sequence[RecordsByCell], cell: str, metric: str) -> list[fl
 
 def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> str:
     """The file of bounds, which says by which command it was written."""
-    share = f"{calibration.control_share:.0%} of the way to `control`, the best score of a control."
+    share = f"{CONTROL_SHARE:.0%} of the way to `control`, the best score of a control."
     lines = [
         f"# Written by `{command}`. Scores are points, 0-100. A healthy run of the whole grid misses any",
         "# with a chance of 2 %: the mean minus a t quantile of a new observation, by the noise between seeds (the larger of",

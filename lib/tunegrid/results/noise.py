@@ -29,8 +29,8 @@ ScoresByKey = Mapping[NoiseKey, Groups]
 class Deviation:
     """A standard deviation between trainings, in points."""
 
-    sd: float
-    df: float  # degrees of freedom that it rests on
+    sd: Annotated[Number, Field(ge=0, le=100)]
+    df: Annotated[Number, Field(ge=1, le=10_000)]  # degrees of freedom that it rests on
 
 
 def deviation(groups: Groups) -> Deviation | None:
@@ -83,7 +83,7 @@ class Noise:
         """
         measured = self.measured.get(kind, {})
         common = pooled(own for (other, name), own in measured.items() if name == metric and kind_of(other) == kind_of(cell))
-        if common is None:
+        if not common:
             return None
         least = resolution(self.rows[task_of(cell)], metric)
         larger = max(common, measured.get((cell, metric), common), key=lambda one: max(one.sd, least))
@@ -91,11 +91,9 @@ class Noise:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Entry:
+class _Entry(Deviation):
     """What a file holds of one kind of noise of a cell's score."""
 
-    sd: Annotated[Number, Field(ge=0, le=100)]
-    df: Annotated[Number, Field(ge=1, le=10_000)]
     scores: list[list[Annotated[Number, Field(ge=0, le=100)]]] = field(default_factory=list)
 
 
@@ -110,12 +108,8 @@ def load_noise(path: Path = NOISE) -> Noise:
             raise KeyError(f"rows of {min(absent)}")
         known = {(cell, metric): kinds for cell, metrics in cells.items() for metric, kinds in metrics.items()}
         own = {kind: {key: kinds[kind] for key, kinds in known.items() if kind in kinds} for kind in (SEEDS, PERTURBED)}
-        return Noise(
-            profile=str(content["evidence"]["profile"]),
-            rows=rows,
-            measured={kind: {key: Deviation(sd=e.sd, df=e.df) for key, e in keys.items()} for kind, keys in own.items()},
-            scores={kind: {key: entry.scores for key, entry in keys.items()} for kind, keys in own.items()},
-        )
+        scores = {kind: {key: entry.scores for key, entry in keys.items()} for kind, keys in own.items()}
+        return Noise(profile=str(content["evidence"]["profile"]), rows=rows, measured=own, scores=scores)
 
 
 def mean_score(records: Sequence[Record], metric: str) -> float:

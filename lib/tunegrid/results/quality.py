@@ -27,6 +27,7 @@ from tunegrid.results.statistics import ALPHA, Array, Effect, by_training, flips
 
 MAIN_ALPHA, OTHER_ALPHA = 0.9 * ALPHA, 0.1 * ALPHA
 Points = Mapping[str, Sequence[float]]  # of each row, by metric
+UNCHANGED = "equal to the last digit, and no row lost or gained points"
 MORE_SEEDS = "no noise was calibrated, and one seed a side cannot tell training noise from a change: give both runs --seeds 0-4"
 
 
@@ -172,7 +173,20 @@ def judged(cells: Sequence[Rows], one_training: Collection[str], margins: Mappin
         alpha = MAIN_ALPHA / main_tests if mains[cell] == metric else OTHER_ALPHA / (len(tests) - main_tests)
         evidence = _evidence(metric, tests[cell, metric], alpha, margins.get(metric, margins["other"]))
         judgements.append(judgement_of(by_cell[cell].records[0][0], metric, verdict, p=p, **evidence))
-    return [_unchanged(j, by_cell[j.cell]) if by_cell[j.cell].unchanged(j.quantity) else j for j in judgements]
+    for index, judgement in enumerate(judgements):
+        rows, metric = by_cell[judgement.cell], judgement.quantity
+        if rows.unchanged(metric):
+            score = mean_score([record for record, _ in rows.records], metric)
+            equal: dict[str, Any] = {
+                "before": score,
+                "after": score,
+                "effect": 0.0,
+                "low": 0.0,
+                "high": 0.0,
+                "detail": UNCHANGED,
+            }
+            judgements[index] = replace(judgement, verdict=Verdict.SAME, **equal)
+    return judgements
 
 
 def _unmeasured(metric: str, rows: Rows) -> Judgement | None:
@@ -200,10 +214,3 @@ def _evidence(metric: str, test: ScoreTest, alpha: float, margin: float) -> dict
     detail = f"{flips}; noise {test.noise}: error {effect.error:.2f}; margin {shown}"
     tested = {"low": effect.low, "high": effect.high, "smallest": effect.smallest(alpha, margin), "error": effect.error}
     return _means(metric, test.old, test.new) | tested | {"margin": margin, "seeds": seeds, "detail": detail}
-
-
-def _unchanged(judgement: Judgement, rows: Rows) -> Judgement:
-    """The judgement on a score that is equal to the last digit, row by row: there is nothing to tell."""
-    score = mean_score([record for record, _ in rows.records], judgement.quantity)
-    equal: dict[str, Any] = {"before": score, "after": score, "effect": 0.0, "low": 0.0, "high": 0.0}
-    return replace(judgement, verdict=Verdict.SAME, **equal, detail="equal to the last digit, and no row lost or gained points")

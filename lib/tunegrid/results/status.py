@@ -55,8 +55,7 @@ def why_not_to_train(cell: Cell, findings: Iterable[AuditFinding]) -> str | None
 def with_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) -> Record:
     """The record of a cell that came to an end, with its status and a sentence for everything that is wrong.
 
-    If training stopped early, nothing else counts; after first updates no bound does. `unexpected` is what a footprint or an
-    instrument shows that must not be.
+    If training stopped early, nothing else counts. `unexpected` is what a footprint or an instrument shows that must not be.
     """
     if record.training and record.training.stopped:
         return replace(record, status="stopped", excused={}, missed=[located(record, record.training.stopped)])
@@ -210,26 +209,24 @@ def _results(record: Record) -> set[tuple[object, ...]]:
 
 
 def compared_together(records: Sequence[Record]) -> list[Record]:
-    """The records, with what only the cells together show; those that came in stay as they are.
+    """The records, with what only the cells of one profile and seed show together; those that came in stay as they are.
 
-    Only records that finished are compared, those of each profile and seed by themselves. What was said of them in other
-    company, as in a shard, is taken back first.
+    What was said of them in other company, as in a shard, is taken back first.
     """
     runs: dict[tuple[str, int | None], list[Record]] = defaultdict(list)
     for record in records:
         if record.finished:
             runs[record.profile, record.seeds.seed].append(record)
     findings = {run: cross_cell_audits(own) for run, own in runs.items()}
-    together = []
-    for record in records:
-        if record.finished:
-            audits = [finding for finding in record.audits if finding.name not in TOGETHER]
-            missed = [text for text in record.missed if not any(f"audit {name}: " in text for name in TOGETHER)]
-            own = findings[record.profile, record.seeds.seed][record.cell]
-            missed += [located(record, sentence) for sentence in failures(own)]
-            record = _ended(replace(record, audits=[*audits, *own]), missed)
-        together.append(record)
-    return together
+
+    def audited(record: Record) -> Record:
+        own = findings[record.profile, record.seeds.seed][record.cell]
+        missed = [text for text in record.missed if not any(f"audit {name}: " in text for name in TOGETHER)]
+        missed += [located(record, sentence) for sentence in failures(own)]
+        alone = [finding for finding in record.audits if finding.name not in TOGETHER]
+        return _ended(replace(record, audits=[*alone, *own]), missed)
+
+    return [audited(record) if record.finished else record for record in records]
 
 
 def contradicts(record: Record) -> bool:

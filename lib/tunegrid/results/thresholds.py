@@ -1,7 +1,7 @@
-"""What counts as a difference: every limit that the gate and the bounds hold figures to, each with its reason.
+"""What counts as a difference: every limit that gate and bounds hold figures to, each with its reason.
 
-People set `margins.toml` and the constants here. `quick.toml` and its like (bounds), `noise.toml` (`tunegrid.results.noise`)
-and `numerics.toml` (how far rounding goes) are measured, and say on which runs they rest.
+People set `margins.toml` and the constants here. `quick.toml` and its like (bounds), `noise.toml` and `numerics.toml` (how far
+rounding goes) are measured, and say on which runs they rest.
 """
 
 import tomllib
@@ -84,10 +84,7 @@ def tolerance_of(cell: str, arithmetic: str, tolerances: Tolerances) -> Mapping[
 
 @contextmanager
 def tables(path: Path, what: str, command: str = "") -> Iterator[Mapping[str, Any]]:
-    """A TOML file's content; whatever is wrong with it meanwhile is an InputError of one sentence.
-
-    `command` writes the file; none writes margins, which people set.
-    """
+    """A TOML file's content; whatever is wrong with it meanwhile is an InputError. `command` writes the file, if any does."""
     try:
         yield tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
