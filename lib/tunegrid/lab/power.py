@@ -93,7 +93,7 @@ class Simulation:
         for key, own in noise.items():
             effects[key] = by_training(gaps[key], own.sd * error, own.df, rows=1, flips=None)
         decisions = decide(effects, mains, self.margins)
-        return {cell for (cell, _), (verdict, _) in decisions.items() if verdict is Verdict.WORSE}
+        return {cell for (cell, _), (verdict, *_) in decisions.items() if verdict is Verdict.WORSE}
 
     def _draws(self, truth: Mapping[NoiseKey, float], cell: str, count: int, rng: np.random.Generator) -> Array:
         """Scores of so many trainings, a row each, around 0: measured residuals of the cell's kind, in its own deviations.

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +27,6 @@ from tunegrid.results.statistics import ALPHA, Array, Effect, by_training, flips
 
 MAIN_ALPHA, OTHER_ALPHA = 0.9 * ALPHA, 0.1 * ALPHA
 Points = Mapping[str, Sequence[float]]  # of each row, by metric
-UNCHANGED = "equal to the last digit, and no row lost or gained points"
 MORE_SEEDS = "no noise was calibrated, and one seed a side cannot tell training noise from a change: give both runs --seeds 0-4"
 
 
@@ -87,20 +86,14 @@ class Rows:
         return all(before and before == after for before, after in files) or (bool(gains) and not any(map(np.any, gains)))
 
 
-# Effects
+# Verdicts
 
 
-class ScoreTest(NamedTuple):
-    """What tells whether a score changed."""
+def tested(metric: str, rows: Rows, one_training: bool, noise: Noise, margin: float) -> tuple[dict[str, Any], Effect | None]:
+    """The evidence on a score's change, and its effect, held to the narrowest noise that is known.
 
-    effect: Effect
-    old: Sequence[Record]  # that it is of
-    new: Sequence[Record]
-    noise: str  # that it was held to, in words
-
-
-def tested(metric: str, rows: Rows, one_training: bool, noise: Noise) -> ScoreTest | None:
-    """The effect on a score, held to the narrowest noise that is known; None if nothing tells noise from a change."""
+    No effect if nothing tells noise from a change: it is shown and not judged.
+    """
     gains, new, every = rows.gains(metric), list(rows.new.values()), list(rows.old.values())
     own = [rows.old[seed] for seed in rows.new] if one_training else every
     words, old, known = "of one seed, perturbed", own, noise.of(PERTURBED, own[0], metric) if one_training else None
@@ -109,33 +102,46 @@ def tested(metric: str, rows: Rows, one_training: bool, noise: Noise) -> ScoreTe
     if not known:
         scores = [[float(record.scores[metric] or 0) for record in records] for records in (every, new)]
         words, known = "between these seeds", deviation(scores)
-    if not known and one_training and gains:
-        words, old, known = "of rows alone", own, Deviation(sd=float(gains[0].std() / (2 * len(gains[0])) ** 0.5), df=math.inf)
     if not known:
-        return None
-    data = old[0].data
+        words, old = "of rows alone", own
+        known = (
+            Deviation(sd=float(gains[0].std() / (2 * len(gains[0])) ** 0.5), df=math.inf) if one_training and gains else None
+        )
+    before, after = mean_score(old, metric), mean_score(new, metric)
+    means = {"before": before, "after": after, "effect": after - before}
+    if not known:
+        return means | {"detail": f"{'no points by row to test; ' * one_training}{MORE_SEEDS}"}, None
+    data, flips = old[0].data, flips_of(gains) if gains else None
     test_rows = len(gains[0]) if gains else data.rows["test"] if data else 1
     # Points by row, if they are at hand, widen a noise that is too small.
     sd = max(known.sd, resolution(test_rows, metric), row_deviation(gains) if gains else 0.0)
-    points, error = mean_score(new, metric) - mean_score(old, metric), sd * math.sqrt(1 / len(old) + 1 / len(new))
-    effect = by_training(points, error, known.df, rows=test_rows, flips=flips_of(gains) if gains else None)
-    return ScoreTest(effect, old, new, words)
-
-
-# Verdicts
+    error = sd * math.sqrt(1 / len(old) + 1 / len(new))
+    effect = by_training(after - before, error, known.df, rows=test_rows, flips=flips)
+    total = f"{len(new)} x {test_rows}" if len(new) > 1 else test_rows
+    changes = (
+        f"{count(flips[0], 'row')} lost, {flips[1]} gained of {total}" if flips else "by scores alone, no rows were at hand"
+    )
+    shown = f"{margin:.1f}" if round(margin, 1) == margin else f"{margin:g}"
+    detail = f"{changes}; noise {words}: error {error:.2f}; margin {shown}"
+    numbers = {"low": effect.low, "high": effect.high, "error": error, "margin": margin, "seeds": len(new)}
+    return means | numbers | {"detail": detail}, effect
 
 
 def decide(
     effects: Mapping[NoiseKey, Effect], mains: Mapping[str, str], margins: Mapping[str, float]
-) -> dict[NoiseKey, tuple[Verdict, float]]:
-    """The verdicts on a whole run's effects, each with its p-value of being worse: adjusted over main scores, or all others."""
-    decisions: dict[NoiseKey, tuple[Verdict, float]] = {}
+) -> dict[NoiseKey, tuple[Verdict, float, float]]:
+    """The verdicts on a whole run's effects, each with its p-value of being worse and the smallest drop that would be told.
+
+    P-values are adjusted: those of main scores over these, and those of all others over the others.
+    """
+    decisions: dict[NoiseKey, tuple[Verdict, float, float]] = {}
     for is_main, alpha in ((True, MAIN_ALPHA), (False, OTHER_ALPHA)):
         own = {key: effect for key, effect in effects.items() if (mains[key[0]] == key[1]) == is_main}
         worse, better = (holm({key: getattr(effect, p) for key, effect in own.items()}) for p in ("p_worse", "p_better"))
         for key, effect in own.items():
-            margin = margins.get(key[1], margins["other"])  # of any other score, as a user's task may hold
-            decisions[key] = verdict_of(effect, worse[key], better[key], margin, alpha), worse[key]
+            margin = margins.get(key[1], margins["other"])
+            verdict = verdict_of(effect, worse[key], better[key], margin, alpha)
+            decisions[key] = verdict, worse[key], effect.smallest(alpha / len(own), margin)
     return decisions
 
 
@@ -155,62 +161,35 @@ def judged(cells: Sequence[Rows], one_training: Collection[str], margins: Mappin
     """
     by_cell = {rows.cell: rows for rows in cells if any(one.scores for pair in rows.records for one in pair)}
     mains = {cell: rows.records[0][0].main_score for cell, rows in by_cell.items()}
-    tests: dict[NoiseKey, ScoreTest] = {}
+    effects: dict[NoiseKey, Effect] = {}
+    evidence: dict[NoiseKey, dict[str, Any]] = {}
     judgements = []
     for cell, rows in by_cell.items():
-        for metric in rows.records[0][0].bounded_scores:
-            if unmeasured := _unmeasured(metric, rows):
-                judgements.append(unmeasured)
-            elif test := tested(metric, rows, cell in one_training, noise):
-                tests[cell, metric] = test
-            else:  # the change is shown and not judged
-                old = [rows.old[seed] for seed in rows.new] if cell in one_training else list(rows.old.values())
-                detail = f"no points by row to test; {MORE_SEEDS}" if cell in one_training else MORE_SEEDS
-                means = _means(metric, old, list(rows.new.values()))
-                judgements.append(judgement_of(old[0], metric, Verdict.CANNOT_TELL, **means, detail=detail))
-    main_tests = sum(mains[cell] == metric for cell, metric in tests)
-    for (cell, metric), (verdict, p) in decide({key: test.effect for key, test in tests.items()}, mains, margins).items():
-        alpha = MAIN_ALPHA / main_tests if mains[cell] == metric else OTHER_ALPHA / (len(tests) - main_tests)
-        evidence = _evidence(metric, tests[cell, metric], alpha, margins.get(metric, margins["other"]))
-        judgements.append(judgement_of(by_cell[cell].records[0][0], metric, verdict, p=p, **evidence))
-    for index, judgement in enumerate(judgements):
-        rows, metric = by_cell[judgement.cell], judgement.quantity
-        if rows.unchanged(metric):
-            score = mean_score([record for record, _ in rows.records], metric)
-            equal: dict[str, Any] = {
-                "before": score,
-                "after": score,
-                "effect": 0.0,
-                "low": 0.0,
-                "high": 0.0,
-                "detail": UNCHANGED,
-            }
-            judgements[index] = replace(judgement, verdict=Verdict.SAME, **equal)
-    return judgements
+        first = rows.records[0][0]
+        for metric in first.bounded_scores:
+            scores = ([record.scores.get(metric) for record in seeds.values()] for seeds in (rows.old, rows.new))
+            old, new = (all(score is not None and math.isfinite(score) for score in own) for own in scores)
+            if not old or not new:
+                verdict, detail = (
+                    Verdict.WORSE if old else Verdict.CANNOT_TELL,
+                    f"the {'new' if old else 'old'} score is not a number",
+                )
+                judgements.append(judgement_of(first, metric, verdict, detail=detail))
+                continue
+            margin = margins.get(metric, margins["other"])  # of any other score, as a user's task may hold
+            known, effect = tested(metric, rows, cell in one_training, noise, margin)
+            if effect:
+                effects[cell, metric], evidence[cell, metric] = effect, known
+            else:
+                judgements.append(judgement_of(first, metric, Verdict.CANNOT_TELL, **known))
+    for (cell, metric), (verdict, p, smallest) in decide(effects, mains, margins).items():
+        known = evidence[cell, metric] | {"p": p, "smallest": smallest}
+        judgements.append(judgement_of(by_cell[cell].records[0][0], metric, verdict, **known))
+    return [_unchanged(j, by_cell[j.cell]) if by_cell[j.cell].unchanged(j.quantity) else j for j in judgements]
 
 
-def _unmeasured(metric: str, rows: Rows) -> Judgement | None:
-    """The verdict if a score is not a number: worse, if only the new one is not."""
-    scores = ([record.scores.get(metric) for record in seeds.values()] for seeds in (rows.old, rows.new))
-    old, new = (all(score is not None and math.isfinite(score) for score in own) for own in scores)
-    if old and new:
-        return None
-    verdict = Verdict.WORSE if old else Verdict.CANNOT_TELL
-    return judgement_of(rows.records[0][0], metric, verdict, detail=f"the {'new' if old else 'old'} score is not a number")
-
-
-def _means(metric: str, old: Sequence[Record], new: Sequence[Record]) -> dict[str, Any]:
-    before, after = mean_score(old, metric), mean_score(new, metric)
-    return {"before": before, "after": after, "effect": after - before}
-
-
-def _evidence(metric: str, test: ScoreTest, alpha: float, margin: float) -> dict[str, Any]:
-    effect, seeds = test.effect, len(test.new)
-    flips = "by scores alone, no rows were at hand"
-    if effect.flips:
-        total = f"{seeds} x {effect.rows}" if seeds > 1 else effect.rows
-        flips = f"{count(effect.flips[0], 'row')} lost, {effect.flips[1]} gained of {total}"
-    shown = f"{margin:.1f}" if round(margin, 1) == margin else f"{margin:g}"
-    detail = f"{flips}; noise {test.noise}: error {effect.error:.2f}; margin {shown}"
-    tested = {"low": effect.low, "high": effect.high, "smallest": effect.smallest(alpha, margin), "error": effect.error}
-    return _means(metric, test.old, test.new) | tested | {"margin": margin, "seeds": seeds, "detail": detail}
+def _unchanged(judgement: Judgement, rows: Rows) -> Judgement:
+    """The judgement on a score that is equal to the last digit, row by row: there is nothing to tell."""
+    score = mean_score([record for record, _ in rows.records], judgement.quantity)
+    equal: dict[str, Any] = {"before": score, "after": score, "effect": 0.0, "low": 0.0, "high": 0.0}
+    return replace(judgement, verdict=Verdict.SAME, **equal, detail="equal to the last digit, and no row lost or gained points")
