@@ -1,7 +1,7 @@
 """Is a run worse than another? `tunegrid gate OLD.json NEW.json` says, cell by cell: better, same, worse, cannot tell.
 
 Exit code 1 if a score or a memory figure is worse, a cell is missing, or a cell of the new run did not pass; with --on also for
-changed numerics, for speed, or for what is too good to be true. Else 6 if no main score could be tested; with cannot-tell in
+changed numerics or for speed. Else 6 if no main score could be tested; with cannot-tell in
 --on also if any main score cannot be told. Else 0. In GitHub Actions the answer and the table go to the step summary too.
 With --exact nothing is judged: every difference between the scores of the two is listed; exit code 1 if there is any.
 """

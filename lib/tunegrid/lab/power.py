@@ -91,7 +91,7 @@ class Simulation:
         before = self.seeds if self.kind == PERTURBED else BASELINE_SEEDS
         error = sqrt(1 / self.seeds + 1 / before)  # of the difference of means, for a deviation of 1
         for key, own in noise.items():
-            effects[key] = by_training(gaps[key], own.sd * error, own.df, rows=1, flips=None)
+            effects[key] = by_training(gaps[key], own.sd * error, own.df, rows=1)
         decisions = decide(effects, mains, self.margins)
         return {cell for (cell, _), (verdict, *_) in decisions.items() if verdict is Verdict.WORSE}
 

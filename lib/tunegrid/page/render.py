@@ -31,7 +31,7 @@ MARKS = {
     **dict.fromkeys(("error", "killed"), "!"),
     **dict.fromkeys(("unfinished", "begun"), "…"),
     **{"stopped": "■", "not run": "–", "reported": "○", "better": "▲", "worse": "▼", "same": "=", "cannot tell": "?"},
-    **{"missing": "✕", "new": "+", "not comparable": "–", "equal": "=", "rounding": "≈", "changed": "≠", "too good": "⁈"},
+    **{"missing": "✕", "new": "+", "not comparable": "–", "equal": "=", "rounding": "≈", "changed": "≠"},
 }
 CELL = re.compile(r"<td>([a-z0-9]+_[a-z0-9]+_[a-z0-9]+)</td>")
 

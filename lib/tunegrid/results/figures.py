@@ -1,181 +1,172 @@
-"""What instruments measured: figures of rows beside a run, reduced over rows and seeds, shown, and held to another run's.
+"""Judges what a run measured beside losses and scores: memory, speed, and the figures of instruments; shows the latter.
 
-A run's JSON declares the figures (`Record.instruments`); their values are in a file that it names, one a cell and seed. So
-nothing here knows an instrument. Needs numpy, pandas and scipy, no torch.
+The ledger of tensors is exact; peaks and the median step have relative margins, and are compared between like machines only.
+A run's JSON declares the figures of instruments (`Record.instruments`); their values are in a file that it names, one a cell
+and seed. So nothing here knows an instrument. Needs numpy, pandas and scipy, no torch.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from tunegrid.record import Record
-from tunegrid.record.record import Figure
+from tunegrid.results.alike import unlike_machines
 from tunegrid.results.examples import read_figures
-from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, by_cell, judgement_of
-from tunegrid.results.noise import deviation
+from tunegrid.results.judgements import GRAVEST_FIRST, LEDGER, PEAKS, Judgement, Verdict, judgement_of
 from tunegrid.results.quality import Rows, verdict_of
 from tunegrid.results.report import Section, count
-from tunegrid.results.statistics import ALPHA, Effect, by_rows, by_training, critical_value, holm, ratio
+from tunegrid.results.statistics import ALPHA, by_rows, critical_value, ratio, slower
+from tunegrid.results.thresholds import SPEED_DEVIATIONS
 
 NUMBERS = ("value", "weight", "low", "high")
-KEYS = ["profile", "cell", "instrument", "part", "figure"]
-ONE_SEED = "the two are no one training, and one seed tells no noise from a change: give both runs --seeds 0-4"
-OTHER_ROWS = "other rows were asked"
-NO_NUMBER = "the new run has no number: ask it with --ask, or see why below its table"
+FIGURE, ROW = ("instrument", "part", "figure"), ("seed", "row")
+OTHER_TRAINING = "the two are other trainings, whose rows do not pair"
+NO_NUMBER = "the new run has no number of every row: ask it with --ask, or see why below its table"
+
+
+def judged(
+    cells: Mapping[str, Rows], one_training: Collection[str], margins: Mapping[str, Mapping[str, float]]
+) -> Iterator[Judgement]:
+    """Memory and speed of each cell; and the gravest figure of each instrument that the old run asked it.
+
+    `one_training` names the cells whose runs differ by rounding alone from one of their seed.
+    """
+    for cell, rows in cells.items():
+        finished = all(record.finished for record in rows.records[0])
+        yield from _memory(rows, margins["memory"], finished)
+        if finished:
+            yield _speed(rows, margins["speed"]["step_seconds"])
+            yield from _instruments(rows, cell in one_training)
+
+
+# Memory and speed
+
+
+def _memory(rows: Rows, margins: Mapping[str, float], finished: bool) -> Iterator[Judgement]:
+    """Verdicts on the ledger, and of whole runs on peaks if the machines are alike.
+
+    Worse: over the baseline's largest figure by more than the margin. Better: under its smallest by more than the margin.
+    """
+    before, after = rows.records[0]
+    like = [one for one in rows.old.values() if one.device and after.device and one.device.name == after.device.name]
+    peaks = PEAKS if finished and before in like and before.processes == after.processes else ()
+    for name in (*LEDGER, *peaks):
+        old = [size for record in (like if name in peaks else [before]) if (size := _size(record, name))]
+        new, margin = _size(after, name), margins["ledger" if name in LEDGER else name]
+        if old and new is not None:
+            share = new / max(old) - 1
+            verdict = Verdict.WORSE if share > margin else Verdict.BETTER if new / min(old) - 1 < -margin else Verdict.SAME
+            if name in LEDGER and verdict is Verdict.BETTER:  # no gain: something is no longer there, or no longer in fp32
+                verdict = Verdict.CHANGED
+            yield judgement_of(before, name, verdict, effect=share, detail=f"margin {100 * margin:.3g}%")
+
+
+def _size(record: Record, name: str) -> float | None:
+    if record.memory is None:
+        return None
+    return getattr(record.memory.ledger, name) if name in LEDGER else record.memory.peak(name)
+
+
+def _speed(rows: Rows, margin: float) -> Judgement:
+    """The verdict on the median step, by those of the baseline's seeds on a like machine: a cluster's nodes may differ."""
+    before, after = rows.records[0]
+    alike = [one.throughput for one in rows.old.values() if one.throughput and not unlike_machines(one, after)]
+    medians = [speed.step_seconds_median for speed in alike if speed.step_seconds_median is not None]
+    old, new = (one.throughput.step_seconds if one.throughput else [] for one in (before, after))
+    now, reason = after.throughput.step_seconds_median if after.throughput else None, unlike_machines(before, after)
+    if reason or not old or not new or not medians or now is None:
+        detail = reason or "too few steps were measured"
+        return judgement_of(before, "step_seconds", Verdict.NOT_COMPARABLE, detail=detail)
+    margin = max(margin, SPEED_DEVIATIONS * stdev(medians) / fmean(medians) if medians[1:] else 0.0)
+    share, p = now / fmean(medians) - 1, slower(old, new)
+    verdict = Verdict.WORSE if share > margin and p < ALPHA else Verdict.BETTER if share < -margin else Verdict.SAME
+    return judgement_of(before, "step_seconds", verdict, effect=share, p=p, detail=f"margin {100 * margin:.3g}%")
+
+
+# Instruments
+
+
+def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:
+    """The gravest verdict on each instrument's figures that have a better side, if rows pair.
+
+    Rounding alone moves rows of one training, so that figures are not corrected for their number.
+    """
+    old, new = zip(*rows.records, strict=True)
+    before, after = frame_of(old, rows.old_path), frame_of(new, rows.new_path)
+    declared = {name: part.figures for record in (*new, *old) for name, part in record.instruments.items()}
+    gravest: dict[str, Judgement] = {}
+    pairs = before.merge(after, "left", [*FIGURE, *ROW], suffixes=("", "_new")) if len(before) else before
+    for (instrument, part, name), own in pairs.groupby([*FIGURE], sort=False):
+        figure, judge = declared.get(instrument, {}).get(name), partial(judgement_of, new[0], f"{instrument}/{name}")
+        if figure is None or not figure.better or own.value.isna().any():
+            continue
+        reason = OTHER_TRAINING if not one_training else NO_NUMBER if own.value_new.isna().any() else ""
+        judgement = judge(Verdict.NOT_COMPARABLE, detail=reason)
+        if not reason:
+            gain, weights = 1 if figure.better == "higher" else -1, own.weight / own.weight.mean()
+            gains = (gain * weights * (own.value_new - own.value)).groupby(own.row).mean().to_numpy()
+            effect = by_rows(gains if len(gains) > 1 else np.repeat(gains, 2))  # one number is held to its margin alone
+            was, now, margin = (own.value * weights).mean(), (own.value_new * weights).mean(), figure.margin
+            form, of_part = figure.shown.lstrip("+") or ".3f", f"of {part} " if part else ""
+            judgement = judge(
+                verdict_of(effect, effect.p_worse, effect.p_better, margin, ALPHA) if was != now else Verdict.SAME,
+                **{"before": was, "after": now, "effect": now - was, "margin": margin},
+                **{"low": -effect.high, "high": -effect.low, "p": effect.p_worse},
+                detail=f"{of_part}{now:{form}}, it was {was:{form}}; {count(len(gains), 'row')}, paired; margin {margin}",
+            )
+        known = gravest.setdefault(instrument, judgement)
+        gravest[instrument] = min(known, judgement, key=lambda j: (GRAVEST_FIRST.index(j.verdict), 1.0 if j.p is None else j.p))
+    yield from gravest.values()
 
 
 def frame_of(records: Iterable[Record], run: Path | None) -> pd.DataFrame:
-    """All lines of these records, each with its profile, cell and seed; none of a record whose file is nowhere."""
+    """All lines of these records, each with its cell and seed; none of a record whose file is nowhere."""
     frames = [
-        pd.DataFrame(columns).assign(profile=record.profile, cell=record.cell, seed=record.seeds.seed)
+        pd.DataFrame(columns).assign(cell=record.cell, seed=record.seeds.seed)
         for record in records
         if (columns := read_figures(record, run))
     ]
-    names = [*KEYS, "row", "note", "seed"]
-    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*names, *NUMBERS])
+    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*FIGURE, "cell", *ROW, "note", *NUMBERS])
     return frame.astype(dict.fromkeys(NUMBERS, float))
-
-
-def reduced(frame: pd.DataFrame) -> pd.DataFrame:
-    """One line for each cell, part and figure: the mean over seeds, and the 95 % interval.
-
-    Over rows it is the mean of the seeds' own; a figure without rows has the one that it brought, or else that of the seeds.
-    """
-    known = []
-    for key, group in frame.groupby(KEYS, sort=False):
-        seeds = np.array([_mean(seed) for _, seed in group.groupby("seed", dropna=False)], float)
-        value, low, high = seeds.mean(0)
-        if len(seeds) > 1 and np.isnan(low):
-            reach = critical_value(ALPHA / 2, len(seeds) - 1) * seeds[:, 0].std(ddof=1) / len(seeds) ** 0.5
-            low, high = value - reach, value + reach
-        known.append((*key, value, low, high, next(filter(None, group.note), "")))
-    return pd.DataFrame(known, columns=[*KEYS, "value", "low", "high", "note"])
-
-
-def _mean(rows: pd.DataFrame) -> tuple[float, float, float]:
-    """Of one seed: the weighted mean with its interval over rows, or the one value with what it brought."""
-    if (rows.row == "").all():
-        return rows.value.mean(), rows.low.mean(), rows.high.mean()
-    return ratio((rows.value * rows.weight).tolist(), rows.weight.tolist())
 
 
 def tables(records: Sequence[Record], run: Path | None) -> Iterator[Section]:
     """One for each instrument that was asked: a row for each cell and part; sentences say what was not measured, and why."""
-    known = reduced(frame_of(records, run))
+    known = frame_of(records, run)
     for name, part in {name: part for record in records for name, part in record.instruments.items()}.items():
-        own = known[known.instrument == name]
-        shown = {figure: one.shown for figure, one in part.figures.items() if one.shown and (own.figure == figure).any()}
-        lines = own[own.figure.isin(shown)].copy()
-        lines["text"] = [_shown(line, shown[line.figure]) for line in lines.itertuples()]
-        frame = lines.pivot_table("text", ["cell", "part"], "figure", aggfunc="first", sort=False).reindex(columns=[*shown])
-        unmeasured = own[own.value.isna() & (own.note != "")]
-        cells = (unmeasured.cell + " " + unmeasured.part).str.strip().groupby(unmeasured.note, sort=False)
-        yield Section(
-            heading=f"{name}: {part.question}",
-            frame=frame.fillna("-").reset_index(),
-            formats=dict.fromkeys(shown, ""),
-            sentences=[f"no figure, {', '.join(those)}: {reason}" for reason, those in cells],
-        )
+        lines, unmeasured = defaultdict[Any, dict[str, str]](dict), defaultdict[str, list[str]](list)
+        for (cell, of, figure), own in known[known.instrument == name].groupby(["cell", "part", "figure"], sort=False):
+            value, low, high = reduced(own)
+            note, form = next(filter(None, own.note), ""), part.figures[figure].shown if figure in part.figures else ""
+            if np.isnan(value) and note:
+                unmeasured[note].append(f"{cell} {of}".strip())
+            if form:
+                ends = "" if np.isnan(low) else f" ({low:{form}} {high:{form}})"
+                lines[cell, of][figure] = "-" if np.isnan(value) else f"{value:{form}}{ends}"
+        shown = [figure for figure in part.figures if any(figure in line for line in lines.values())]
+        rows = [{"cell": cell, "part": of, **dict.fromkeys(shown, "-"), **line} for (cell, of), line in lines.items()]
+        said = [f"no figure, {', '.join(cells)}: {note}" for note, cells in unmeasured.items()]
+        formats = dict.fromkeys(shown, "")
+        yield Section(heading=f"{name}: {part.question}", frame=pd.DataFrame(rows), formats=formats, sentences=said)
 
 
-def _shown(line: Any, form: str) -> str:
-    ends = "" if np.isnan(line.low) else f" ({line.low:{form}} {line.high:{form}})"
-    return "-" if np.isnan(line.value) else f"{line.value:{form}}{ends}"
+def reduced(rows: pd.DataFrame) -> tuple[float, float, float]:
+    """The mean over seeds of a figure, and its 95 % interval.
 
-
-# Is a run worse than another?
-
-
-def judged(cells: Sequence[Rows], one_training: Collection[str]) -> Iterator[Judgement]:
-    """The gravest figure of each instrument of a cell; in 5 % of healthy runs any of one instrument is called worse (Holm).
-
-    `one_training` names the cells whose runs differ by rounding alone from one of their seed.
+    Over rows it is the mean of the seeds' own; a figure without rows has the one that it brought, or else that of the seeds.
     """
-    by_instrument: dict[str, list[_Test]] = {}
-    for rows in cells:
-        for instrument, test in _tests(rows, rows.cell in one_training):
-            by_instrument.setdefault(instrument, []).append(test)
-    for tests in by_instrument.values():
-        effects = {index: test.effect for index, test in enumerate(tests) if test.effect}
-        worse, better = (holm({i: getattr(effect, p) for i, effect in effects.items()}) for p in ("p_worse", "p_better"))
-        answers = [_judgement(test, worse.get(index), better.get(index)) for index, test in enumerate(tests)]
-        for own in by_cell(answers).values():
-            yield min(own, key=lambda one: (GRAVEST_FIRST.index(one.verdict), 1.0 if one.p is None else one.p))
-
-
-class _Test(NamedTuple):
-    """One figure of a part of a cell's runs."""
-
-    record: Record
-    quantity: str
-    part: str
-    figure: Figure
-    before: float
-    after: float
-    evidence: str
-    effect: Effect | None = None  # for the better; None: nothing could be tested, as `evidence` says
-
-
-def _tests(rows: Rows, one_training: bool) -> Iterator[tuple[str, _Test]]:
-    """Every figure of the old run that has a better side, by instrument; one that the new run has not, too."""
-    records, columns = list(rows.new.values()), ["instrument", "figure", "part"]
-    old, new = frame_of(rows.old.values(), rows.old_path), frame_of(records, rows.new_path)
-    declared = {name: one.figures for record in (*rows.old.values(), *records) for name, one in record.instruments.items()}
-    of_new = dict(iter(new.groupby(columns, sort=False)))
-    for (instrument, name, part), before in old.groupby(columns, sort=False):
-        figure, after = declared.get(instrument, {}).get(name), of_new.get((instrument, name, part))
-        if figure is None or not figure.better or before.value.isna().any():
-            continue
-        evidence: tuple[Any, ...] = (_mean(before)[0], np.nan, NO_NUMBER)
-        if after is not None and not after.value.isna().any():
-            gain = -1 if figure.better == "lower" else 1
-            evidence = _by_rows(before, after, gain) if one_training else _by_seeds(before, after, gain)
-        yield instrument, _Test(records[0], f"{instrument}/{name}", part, figure, *evidence)
-
-
-def _by_rows(before: pd.DataFrame, after: pd.DataFrame, gain: int) -> tuple[Any, ...]:
-    """Runs that are one training but for rounding pair row by row; a figure without rows is held to its margin alone."""
-    before = before[before.seed.isin(after.seed)]
-    pairs = before.merge(after, on=["seed", "row"], suffixes=("", "_new"))
-    if len(pairs) != len(before) or len(pairs) != len(after):
-        return before.value.mean(), after.value.mean(), OTHER_ROWS
-    share = pairs.weight / pairs.weight.mean()
-    means = (pairs.value * share).mean(), (pairs.value_new * share).mean()
-    by_row = (gain * (pairs.value_new - pairs.value) * share).groupby(pairs.row).mean().to_numpy()
-    if (pairs.row == "").all():
-        [far] = by_row
-        chances = {"p_worse": float(far >= 0), "p_better": float(far <= 0)}
-        return *means, "no rows", Effect(points=far, low=far, high=far, **chances, error=0.0, rows=0, flips=None)
-    return *means, f"{count(len(by_row), 'row')}, paired", by_rows(by_row)
-
-
-def _by_seeds(before: pd.DataFrame, after: pd.DataFrame, gain: int) -> tuple[Any, ...]:
-    """Other trainings are held to the noise between seeds, several on each side.
-
-    Held to one seed alone, noise that is skewed is called worse too often: 9 to 11 % of healthy grids, by five against one.
-    """
-    old, new = ([_mean(one)[0] for _, one in side.groupby("seed", dropna=False)] for side in (before, after))
-    means, noise = (float(np.mean(old)), float(np.mean(new))), deviation([old, new])
-    if noise is None or not noise.sd or min(len(old), len(new)) < 2:
-        return *means, ONE_SEED
-    error = noise.sd * (1 / len(old) + 1 / len(new)) ** 0.5
-    effect = by_training(gain * (means[1] - means[0]), error, noise.df, rows=1, flips=None)
-    return *means, f"{len(old)} and {count(len(new), 'seed')}: error {error:.3f}", effect
-
-
-def _judgement(test: _Test, p_worse: float | None, p_better: float | None) -> Judgement:
-    """The verdict, by p-values that are adjusted; the interval is of harm, a rise if lower is better."""
-    change, margin, form = test.after - test.before, test.figure.margin, test.figure.shown.lstrip("+") or ".3f"
-    if np.isnan(test.after):
-        return judgement_of(test.record, test.quantity, Verdict.NOT_COMPARABLE, detail=test.evidence, before=test.before)
-    verdict = Verdict.NOT_COMPARABLE if change else Verdict.SAME
-    numbers: dict[str, Any] = {"before": test.before, "after": test.after, "effect": change, "p": p_worse, "margin": margin}
-    if test.effect and p_worse is not None and p_better is not None:
-        verdict = verdict_of(test.effect, p_worse, p_better, margin, ALPHA) if change else Verdict.SAME
-        numbers |= {"low": -test.effect.high, "high": -test.effect.low}
-    of_part = f"of {test.part} " if test.part else ""
-    detail = f"{of_part}{test.after:{form}}, it was {test.before:{form}}; {test.evidence}; margin {margin}"
-    return judgement_of(test.record, test.quantity, verdict, **numbers, detail=detail)
+    seeds = []
+    for _, own in rows.groupby("seed", dropna=False):
+        of_rows = (own.row != "").any()
+        seeds.append(ratio(own.value * own.weight, own.weight) if of_rows else own[["value", "low", "high"]].mean())
+    value, low, high = np.array(seeds, float).mean(0)
+    if seeds[1:] and np.isnan(low):
+        reach = critical_value(ALPHA / 2, len(seeds) - 1) * np.std(seeds, 0, ddof=1)[0] / len(seeds) ** 0.5
+        low, high = value - reach, value + reach
+    return value, low, high

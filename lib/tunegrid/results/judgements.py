@@ -8,8 +8,8 @@ from typing import Any
 from tunegrid.record import Record
 
 KINDS = ("numerics", "quality", "memory", "speed", "instruments")  # of figures
-TOO_GOOD, CANNOT_TELL = "too-good", "cannot-tell"
-COUNTED = (*KINDS, TOO_GOOD, CANNOT_TELL)  # what may fail a run
+CANNOT_TELL = "cannot-tell"
+COUNTED = (*KINDS, CANNOT_TELL)  # what may fail a run
 # By default. On a machine with other work, speed would fail at random; a change of numerics may be meant.
 FAILED_BY = ("quality", "memory")
 LEDGER = ("weights_bytes", "gradients_bytes", "optimizer_bytes", "checkpoint_bytes")
@@ -23,7 +23,6 @@ class Verdict(StrEnum):
     MISSING = "missing"
     WORSE = "worse"
     CHANGED = "changed"  # of numerics, as equal and rounding
-    TOO_GOOD = "too good"
     CANNOT_TELL = "cannot tell"
     NEW = "new"
     BETTER = "better"
@@ -57,7 +56,7 @@ class Judgement:
 
     cell: str
     main_score: str  # the name of the cell's
-    quantity: str  # a score, memory figure, step_seconds, numerics, learning, an instrument's as calibration/NLL, or cell
+    quantity: str  # a score, memory figure, step_seconds, numerics, an instrument's as calibration/NLL, or cell
     verdict: Verdict
     before: float | None = None  # of a score: the mean over the runs that were paired
     after: float | None = None
@@ -76,18 +75,21 @@ class Judgement:
 
     @property
     def kind(self) -> str:
-        """One of `KINDS`; a cell that is missing, new or too good counts as quality."""
-        if self.quantity == "numerics":
-            return "numerics"
-        if self.quantity == "step_seconds" or "/" in self.quantity:
-            return "instruments" if "/" in self.quantity else "speed"
-        return "memory" if self.quantity in (*LEDGER, *PEAKS) else "quality"
+        """One of `KINDS`; a cell that is missing or new counts as quality."""
+        if "/" in self.quantity:
+            return "instruments"
+        others = {"numerics": "numerics", "step_seconds": "speed", **dict.fromkeys((*LEDGER, *PEAKS), "memory")}
+        return others.get(self.quantity, "quality")
 
     @property
     def decides(self) -> bool:
         """Whether a cell's answer rests on it: scores beside the main one are shown, and count only if they are worse."""
-        is_other_score = self.kind == "quality" and self.quantity not in ("cell", self.main_score)
-        return not is_other_score or self.verdict in (Verdict.WORSE, Verdict.TOO_GOOD)
+        return self.kind != "quality" or self.quantity in ("cell", self.main_score) or self.verdict is Verdict.WORSE
+
+
+def judgement_of(record: Record, quantity: str, verdict: Verdict, **evidence: Any) -> Judgement:
+    """A verdict on one figure of a cell's record."""
+    return Judgement(cell=record.cell, main_score=record.main_score, quantity=quantity, verdict=verdict, **evidence)
 
 
 def worst(judged: Iterable[Judgement]) -> Verdict | None:
@@ -103,21 +105,16 @@ def by_cell(judged: Iterable[Judgement]) -> dict[str, list[Judgement]]:
     return cells
 
 
-def judgement_of(record: Record, quantity: str, verdict: Verdict, **evidence: Any) -> Judgement:
-    """A verdict on one figure of a cell's record."""
-    return Judgement(cell=record.cell, main_score=record.main_score, quantity=quantity, verdict=verdict, **evidence)
-
-
-def in_words(judgement: Judgement) -> str:
-    """A judgement with its evidence, as "worse: bert_sa_lora accuracy -3.91 points (20 rows lost ...)"."""
-    return f"{judgement.verdict}: {evidence_of(judgement)}"
-
-
 def evidence_of(judgement: Judgement) -> str:
-    """The same without the verdict."""
+    """As "bert_sa_lora accuracy -3.91 points (20 rows lost ...)"."""
     effect, change = judgement.effect, ""
     if effect is not None:
         share = f"{100 * effect:+.{3 if judgement.quantity in LEDGER else 1}f} %"
         change = " " + {"quality": f"{effect:+.2f} points", "instruments": f"{effect:+.3f}"}.get(judgement.kind, share)
     sees = f"; sees drops from {judgement.smallest:.1f}" if judgement.smallest is not None else ""
     return f"{judgement.cell} {judgement.quantity}{change} ({judgement.detail}{sees})"
+
+
+def in_words(judgement: Judgement) -> str:
+    """The same with the verdict before it."""
+    return f"{judgement.verdict}: {evidence_of(judgement)}"

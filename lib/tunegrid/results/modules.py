@@ -12,16 +12,15 @@ output is equal; or, if no module took it in, the smallest around it of which th
 other gradients counts as well.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice, takewhile
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
-from tunegrid.errors import InputError
+from tunegrid.errors import InputError, first_line
 from tunegrid.record import Record
 from tunegrid.results.examples import Runs, read_modules
 from tunegrid.results.report import count
@@ -32,7 +31,6 @@ TEXTS = ("module", "kind", "library")
 PLACES = ("call", "depth", "source", "maker")
 NUMBERS = ("norm", "projection_0", "projection_1", "projection_2")
 COLUMNS = ("phase", *TEXTS, *PLACES, *(f"{name}_{number}" for name in FIGURES.values() for number in NUMBERS))
-MOST = 2**14  # calls; more are of no probe
 NO_NUMBER = "to or from no finite number"
 
 # A call a row, in the order in which they ended, numbered through all phases. `call`: the how-manieth of this module. `depth`:
@@ -50,28 +48,15 @@ def read_both(old: Record, new: Record, runs: Runs) -> tuple[Modules, Modules] |
 
 def modules_of(columns: Mapping[str, Sequence[Any]]) -> Modules:
     """The calls in a file's columns; raises InputError if they are no calls."""
-    rows = len(columns.get("phase", ()))
-    if missing := [name for name in COLUMNS if len(columns.get(name, ())) != rows]:
-        raise InputError(f"the figures of modules lack the column {missing[0]}; remove their file")
-    calls = pd.DataFrame({name: columns[name] for name in COLUMNS})
-    places = calls[[*PLACES]].astype(float)
-    if rows > MOST or not ((places >= -1) & (places <= MOST)).all(axis=None):
-        raise InputError(f"the figures of modules are not those of at most {MOST} calls; remove their file")
-    return calls.astype(dict.fromkeys(PLACES, int))
+    try:
+        return pd.DataFrame({name: columns[name] for name in COLUMNS}).astype(dict.fromkeys(PLACES, "int32"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the figures of modules are not those of calls ({first_line(error)}); remove their file") from None
 
 
-def _figure(calls: Modules, figure: str) -> Any:
-    """A figure's numbers, a row a call; NaN for no finite number."""
-    return calls[[f"{FIGURES[figure]}_{number}" for number in NUMBERS]].to_numpy(float)
-
-
-def share(before: Any, after: Any, least: float = 0.0) -> Any:
-    """How far figures moved, in units of their norm, or of a least one; infinitely far to or from no finite number."""
-    unknown = np.isnan(before) | np.isnan(after)
-    equal = ((before == after) | (np.isnan(before) & np.isnan(after))).all(1)
-    far, scale = np.abs(after - before).max(1), np.maximum(np.maximum(before[:, 0], after[:, 0]), least)
-    shares = np.divide(far, scale, out=np.zeros_like(far), where=scale > 0)
-    return np.where(unknown.any(1), np.where(equal, 0.0, np.inf), shares)
+def _numbers(calls: Modules) -> Any:
+    """By call, figure and number; NaN for no finite number."""
+    return calls[[*COLUMNS[-len(FIGURES) * len(NUMBERS) :]]].to_numpy(float).reshape(-1, len(FIGURES), len(NUMBERS))
 
 
 @dataclass(frozen=True)
@@ -83,18 +68,18 @@ class Moved:
 
     @classmethod
     def between(cls, old: Modules, new: Modules, phase: str) -> "Moved":
-        """Of two records."""
+        """Of two records; to or from no finite number a figure moved infinitely far."""
         before, calls = (one[one.phase == phase] for one in (old, new))
         same = before.drop_duplicates(["module", "call"], keep="last").set_index(["module", "call"])
         same = same.reindex(pd.MultiIndex.from_frame(calls[["module", "call"]]))
-        shares = pd.DataFrame(index=calls.index)
-        for figure in FIGURES:
-            known, numbers = _figure(same, figure), _figure(calls, figure)
-            norms = np.concatenate([_figure(before, figure)[:, 0], numbers[:, 0]])
-            least = SMALL_NORM * np.fmax.reduce(norms, initial=0.0) if figure in ("gradient", "weight_gradients") else 0.0
-            shares[figure] = share(known, numbers, least)
-            if figure == "weight_gradients":  # another module may hold these weights now
-                shares.loc[np.isnan(known).any(1) | np.isnan(numbers).any(1), figure] = 0.0
+        known, numbers = _numbers(same), _numbers(calls)
+        largest = np.fmax.reduce(np.concatenate([_numbers(before), numbers])[:, :, 0], 0, initial=0.0)
+        least = SMALL_NORM * largest * [name in ("gradient", "weight_gradients") for name in FIGURES]
+        far, scale = np.abs(numbers - known).max(2), np.maximum(np.maximum(known, numbers)[:, :, 0], least)
+        equal = ((known == numbers) | (np.isnan(known) & np.isnan(numbers))).all(2)
+        share = np.where(np.isnan(far), np.inf, np.divide(far, scale, out=np.zeros_like(far), where=scale > 0))
+        shares = pd.DataFrame(np.where(equal, 0.0, share), calls.index, list(FIGURES))
+        shares.loc[np.isnan(far[:, -1]), "weight_gradients"] = 0.0  # another module may hold these weights now
         shares.loc[same.depth.isna().to_numpy()] = np.nan
         return cls(calls, shares)
 
@@ -104,75 +89,60 @@ class Moved:
         return self._innermost(far.index[(far.output > bound) & (far.input <= np.minimum(bound, TENTH * far.output))])
 
     def backward(self, bound: float) -> tuple[list[int], float]:
-        """The innermost calls, from the end, that hand on another gradient first and get an equal one; and how far it moved."""
-        gradient, weights = self.shares.gradient, self.shares.weight_gradients
-        moved = self.calls.index[(self.calls.maker == self.calls.index) & (gradient > bound)]
-        calls = self._around(moved[-1], bound) if len(moved) else []
-        unequal = set(self.calls.module[gradient > bound])
-        own = self.calls.index[(weights > bound) & ~self.calls.module.isin(unequal)]
-        if max(own, default=-1) > max(calls, default=-1):
+        """The innermost calls, from the end, that hand on another gradient first and get an equal one; and how far it moved.
+
+        They took in what the last call made whose gradient moved, or are the smallest one around it.
+        """
+        calls, gradient, weights = self.calls, self.shares.gradient, self.shares.weight_gradients
+        moved, inside, far = calls.index[(calls.maker == calls.index) & (gradient > bound)], list[int](), 0.0
+        if len(moved):
+            tensor, far = moved[-1], gradient[moved[-1]]
+            finite = calls.filter(like="gradient_").notna().all(axis=1)
+            equal = calls.index[finite & (gradient <= min(bound, TENTH * far))]
+            takers = self._innermost([call for call in equal if calls.source[call] == tensor != calls.maker[call]])
+            inside = takers or [call for call in self.outside(tensor) if call in equal][:1]
+        own = calls.index[(weights > bound) & ~calls.module.isin(calls.module[gradient > bound])]
+        if max(own, default=-1) > max(inside, default=-1):
             return [own[-1]], weights[own[-1]]
-        return calls, gradient[moved[-1]] if len(moved) else 0.0
-
-    def _around(self, tensor: int, bound: float) -> list[int]:
-        """The calls that took in what call `tensor` made, or the smallest one around it, that get an equal gradient."""
-        gradient, source, maker = self.shares.gradient, self.calls.source, self.calls.maker
-        finite = ~np.isnan(_figure(self.calls, "gradient")).any(1)
-        equal = self.calls.index[finite & (gradient <= min(bound, TENTH * gradient[tensor]))]
-        takers = [call for call in equal if source[call] == tensor != maker[call]]
-        return self._innermost(takers) or list(islice((call for call in self.outside(tensor) if call in equal), 1))
-
-    @cached_property
-    def _depth(self) -> dict[int, int]:
-        return dict(zip(self.calls.index, self.calls.depth, strict=True))
+        return inside, far
 
     def outside(self, call: int) -> Iterator[int]:
-        """The calls that a call is part of, from the smallest."""
-        depth = self._depth[call]
-        for other, own in self._depth.items():
-            if other > call and own < depth:
+        """The calls that a call is part of, from the smallest: those that end later, and lie less deep."""
+        depth = self.calls.depth[call]
+        for other, own in self.calls.depth.loc[call + 1 :].items():
+            if own < depth:
                 depth = own
                 yield other
 
-    def _inside(self, call: int) -> set[int]:
-        """The calls that a call is made of, which ended right before it."""
-        return set(takewhile(lambda other: self._depth.get(other, -1) > self._depth[call], range(call - 1, -1, -1)))
-
-    def _innermost(self, calls: Iterable[int]) -> list[int]:
-        """Those that none of the others is part of."""
-        several = set(calls)
-        return [call for call in sorted(several) if not self._inside(call) & several]
+    def _innermost(self, calls: Sequence[int]) -> list[int]:
+        """Those that none of the others is part of: what a call is made of ends right before it, and lies deeper."""
+        depth = self.calls.depth
+        return [*calls[:1], *(call for last, call in pairwise(calls) if depth.loc[last : call - 1].min() <= depth[call])]
 
 
 def first_modules(
     old: Modules, new: Modules, phase: str, tolerance: Mapping[str, float], *, backward: bool = False
 ) -> tuple[str, Names]:
-    """The modules that changed first in a phase of the probe, in its gradients if `backward`: in words, and by name, if any."""
-    moved, bound = Moved.between(old, new, phase), tolerance["module_outputs"]
-    if calls := moved.forward(bound):
-        words = "the output of {} changes first, {}; its input is equal"
-        several = "the outputs of {} change first, {}; their inputs are equal"
-        return _named(moved.calls.loc[calls], moved.shares.output[calls], words, several)
-    if len(outermost := moved.calls[(moved.calls.depth == 0) & (moved.shares.input > bound)]):
-        return _named(outermost[:1], moved.shares.input, "the input of {} is another already")
-    calls, far = moved.backward(tolerance["module_gradients"]) if backward else ([], 0.0)
-    words = "the gradient changes inside {} (last layer first), {}"
-    return _named(moved.calls.loc[calls], pd.Series(far, index=calls), words) if calls else ("", ())
+    """The module that changed first in a phase of the probe, in its gradients if `backward`: in words, and by name, if any.
 
-
-def _named(calls: Modules, shares: Any, one: str, several: str = "") -> tuple[str, Names]:
-    """Names the first call, and the first one beside it: what is around it, or calls it again, follows from it."""
-    first = calls.module.iloc[0]
-    siblings = calls[[bool(name) and not f"{first}.".startswith(f"{name}.") for name in calls.module]]
-    named = pd.concat([calls[:1], siblings[:1]])
-    names = tuple(zip(named.module, named.kind, named.library, strict=True))
-    in_words = " and ".join(f"{name or 'the model'} ({kind}, {library})" for name, kind, library in names)
-    far, others = shares[named.index], siblings.module.nunique() - 1
-    by = f"by {' and '.join(dict.fromkeys(map(percent, far)))} of {'its' if len(names) == 1 else 'their'} norm"
-    words = (several if several and len(names) > 1 else one).format(in_words, by if np.isfinite(far).all() else NO_NUMBER)
-    return words + (f"; {count(others, 'more module')} beside" if others > 0 else ""), names
-
-
-def percent(share: float) -> str:
-    """A share with two digits, as in "11 %"."""
-    return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:.0f} %"
+    What is around it, or calls it again, follows from it; others are counted.
+    """
+    moved = Moved.between(old, new, phase)
+    calls, shares = moved.forward(tolerance["module_outputs"]), moved.shares.output
+    words = "the output of {} changes first, {}; its input is equal"
+    if not calls:
+        outermost = (moved.calls.depth == 0) & (moved.shares.input > tolerance["module_outputs"])
+        calls, shares = [*moved.calls.index[outermost][:1]], moved.shares.input
+        words = "the input of {} is another already"
+    if not calls and backward:
+        calls, far = moved.backward(tolerance["module_gradients"])
+        shares, words = pd.Series(far, index=calls), "the gradient changes inside {} (last layer first), {}"
+    if not calls:
+        return "", ()
+    changed, share = moved.calls.loc[calls], shares[calls[0]]
+    first = changed.iloc[0]
+    others = {name for name in changed.module if name and not f"{first.module}.".startswith(f"{name}.")}
+    by = f"by {100 * share:.{'2g' if share < 1 else '0f'}} % of its norm" if np.isfinite(share) else NO_NUMBER
+    beside = f"; {count(len(others), 'more module')} beside" if others else ""
+    said = words.format(f"{first.module or 'the model'} ({first.kind}, {first.library})", by) + beside
+    return said, ((first.module, first.kind, first.library),)

@@ -23,7 +23,7 @@ from tunegrid.results.examples import read
 from tunegrid.results.judgements import Judgement, RecordsBySeed, Verdict, judgement_of
 from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, NoiseKey, deviation, mean_score, resolution
 from tunegrid.results.report import count
-from tunegrid.results.statistics import ALPHA, Array, Effect, by_training, flips_of, holm, row_deviation
+from tunegrid.results.statistics import ALPHA, Array, Effect, by_training, holm, row_deviation
 
 MAIN_ALPHA, OTHER_ALPHA = 0.9 * ALPHA, 0.1 * ALPHA
 Points = Mapping[str, Sequence[float]]  # of each row, by metric
@@ -43,12 +43,6 @@ class Rows:
     def cell(self) -> str:
         """Whose runs they are."""
         return self.records[0][0].cell
-
-    @property
-    def finished(self) -> "Rows | None":
-        """Those of runs that trained to their ends; None if a side has none."""
-        old, new = ({seed: record for seed, record in own.items() if record.finished} for own in (self.old, self.new))
-        return replace(self, old=old, new=new) if old and new else None
 
     @cached_property
     def records(self) -> list[tuple[Record, Record]]:
@@ -111,16 +105,15 @@ def tested(metric: str, rows: Rows, one_training: bool, noise: Noise, margin: fl
     means = {"before": before, "after": after, "effect": after - before}
     if not known:
         return means | {"detail": f"{'no points by row to test; ' * one_training}{MORE_SEEDS}"}, None
-    data, flips = old[0].data, flips_of(gains) if gains else None
+    data = old[0].data
     test_rows = len(gains[0]) if gains else data.rows["test"] if data else 1
     # Points by row, if they are at hand, widen a noise that is too small.
     sd = max(known.sd, resolution(test_rows, metric), row_deviation(gains) if gains else 0.0)
     error = sd * math.sqrt(1 / len(old) + 1 / len(new))
-    effect = by_training(after - before, error, known.df, rows=test_rows, flips=flips)
+    effect = by_training(after - before, error, known.df, rows=test_rows)
     total = f"{len(new)} x {test_rows}" if len(new) > 1 else test_rows
-    changes = (
-        f"{count(flips[0], 'row')} lost, {flips[1]} gained of {total}" if flips else "by scores alone, no rows were at hand"
-    )
+    lost, gained = (sum(int((sign * own > 0).sum()) for own in gains) for sign in (-1, 1))
+    changes = f"{count(lost, 'row')} lost, {gained} gained of {total}" if gains else "by scores alone, no rows were at hand"
     shown = f"{margin:.1f}" if round(margin, 1) == margin else f"{margin:g}"
     detail = f"{changes}; noise {words}: error {error:.2f}; margin {shown}"
     numbers = {"low": effect.low, "high": effect.high, "error": error, "margin": margin, "seeds": len(new)}

@@ -29,7 +29,6 @@ class Effect:
     p_better: float
     error: float  # standard, of `points`
     rows: int
-    flips: tuple[int, int] | None  # rows that lost points, and rows that gained some; None: no points by row were at hand
     df: float = np.inf  # degrees of freedom of training noise; infinitely many if single rows were compared
 
     def smallest(self, alpha: float, margin: float) -> float:
@@ -46,11 +45,11 @@ def critical_value(alpha: float, df: float) -> float:
     return -float(special.stdtrit(df, alpha))
 
 
-def by_training(points: float, error: float, df: float, *, rows: int, flips: tuple[int, int] | None) -> Effect:
+def by_training(points: float, error: float, df: float, *, rows: int) -> Effect:
     """An effect of `points`, whose standard error by training noise rests on `df` degrees of freedom (Student 1908)."""
     reach, distance = critical_value(ALPHA / 2, df) * error, points / max(error, TINY)
     tested = {"p_worse": float(special.stdtr(df, distance)), "p_better": float(special.stdtr(df, -distance))}
-    return Effect(points=points, low=points - reach, high=points + reach, **tested, error=error, rows=rows, flips=flips, df=df)
+    return Effect(points=points, low=points - reach, high=points + reach, **tested, error=error, rows=rows, df=df)
 
 
 def row_deviation(gains: Sequence[Array]) -> float:
@@ -63,15 +62,10 @@ def row_deviation(gains: Sequence[Array]) -> float:
     return float(min(np.mean(side) for side in variances) ** 0.5)
 
 
-def flips_of(gains: Sequence[Array]) -> tuple[int, int]:
-    """Rows that lost points, and rows that gained some, of all pairs."""
-    return sum(int((each < 0).sum()) for each in gains), sum(int((each > 0).sum()) for each in gains)
-
-
 def by_rows(gains: Array) -> Effect:
     """The effect of rows' gains, new minus old: over so many rows, their mean is normal (central limit theorem)."""
     error = float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else np.inf
-    return by_training(float(gains.mean()), error, np.inf, rows=len(gains), flips=flips_of([gains]))
+    return by_training(float(gains.mean()), error, np.inf, rows=len(gains))
 
 
 def ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float, float]:

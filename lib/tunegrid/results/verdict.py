@@ -21,7 +21,6 @@ from tunegrid.results.judgements import (
     GRAVEST_FIRST,
     KINDS,
     SAME_NUMERICS,
-    TOO_GOOD,
     Judgement,
     Outcome,
     Verdict,
@@ -35,7 +34,6 @@ from tunegrid.results.status import AUDIT, Failure, failures_of
 # Which judgements count
 
 UNLIKE = "compare runs of the same cells, seeds, rows and recipes, on one machine"
-LEAK = "look for leaked rows or a lost mask"
 COSTS = "benchmarks/guides/memory-and-speed.md says what the figures hold"
 GUIDES = {"instruments": "benchmarks/guides/instruments.md says what the figures hold", "memory": COSTS, "speed": COSTS}
 NEVER_FAILING = ("rss_peak_gib",)  # a process's resident set depends on the cells that it ran before
@@ -51,14 +49,13 @@ def kinds_of(text: str) -> tuple[str, ...]:
 
 
 def failing(judged: Iterable[Judgement], kinds: Sequence[str]) -> list[Judgement]:
-    """What of these kinds is worse, of numerics changed, or too good, and every missing cell."""
+    """What of these kinds is worse or of numerics changed, and every missing cell."""
     return [
         j
         for j in judged
         if j.verdict is Verdict.MISSING
         or (j.verdict is Verdict.WORSE and j.kind in kinds and j.quantity not in NEVER_FAILING)
         or (j.verdict is Verdict.CHANGED and j.kind == "numerics" and "numerics" in kinds)
-        or (j.verdict is Verdict.TOO_GOOD and TOO_GOOD in kinds)
     ]
 
 
@@ -351,8 +348,6 @@ def _of_figures(run: Asked) -> Iterator[Finding]:
         own = out_of(len(numerics), sum(j.kind == "numerics" for j in judged), "cell")
         lost = f"numerics of {own} could not be compared ({some(list(dict.fromkeys(j.detail for j in numerics)))})"
         yield Finding(state=State.PASSED, sentence=lost, cells=[j.cell for j in numerics], next_step=UNLIKE)
-    if TOO_GOOD not in run.kinds and (high := [j.cell for j in judged if j.verdict is Verdict.TOO_GOOD]):
-        yield Finding(state=State.PASSED, sentence=f"{count(len(high), 'cell')} too good ({some(high)}): {LEAK}", cells=high)
 
 
 def _moved(judged: Sequence[Judgement]) -> str:
@@ -364,7 +359,7 @@ def _moved(judged: Sequence[Judgement]) -> str:
 
 
 def _of_worse(run: Asked, figures: Sequence[Judgement]) -> Finding:
-    """What is missing, worse or too good, most of all; changed numerics of these cells are its cause."""
+    """What is missing or worse, most of all; changed numerics of these cells are its cause."""
     ordered = sorted(figures, key=lambda j: (GRAVEST_FIRST.index(j.verdict), j.kind != "quality", -abs(j.effect or 0.0)))
     gravest, parts = ordered[0], []
     for verdict in dict.fromkeys(j.verdict for j in ordered):
@@ -378,8 +373,6 @@ def _of_worse(run: Asked, figures: Sequence[Judgement]) -> Finding:
     kinds = ["numerics"] if change.cells else [j.kind for j in figures if j.cell == gravest.cell]
     if missing:
         next_step = f"{run.run(missing)} runs what is missing"
-    elif gravest.verdict is Verdict.TOO_GOOD:
-        next_step = LEAK
     else:
         flips = f"{run.gate('--show-flips', '5')} lists the test rows that changed"
         next_step = run.bisection([*change.cells, gravest.cell][0], kinds) or GUIDES.get(gravest.kind, flips)

@@ -5,14 +5,14 @@ import tomllib
 from fixtures.session import Session
 from tunegrid.grid.recipes import FULL_PROFILE, QUICK_PROFILE
 from tunegrid.results.noise import load_noise
-from tunegrid.results.thresholds import THRESHOLDS, load_bounds, load_evidence, load_margins, load_tolerances
+from tunegrid.results.thresholds import THRESHOLDS, load_bounds, load_margins, load_tolerances
 from tunegrid.tests.strangers import attacked, changed, damaged, seeds_of
 
 LOADERS = {
     "margins.toml": (load_margins,),
     "noise.toml": (load_noise, lambda path: load_noise(path).pools),
     "numerics.toml": (load_tolerances,),
-    "quick.toml": (load_bounds, load_evidence),
+    "quick.toml": (load_bounds,),
 }
 
 
