@@ -5,7 +5,7 @@ last digits. Which of them separates two runs is decided by evidence in their re
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, variance
 from typing import Annotated, Literal
@@ -79,15 +79,15 @@ class Noise:
         """The larger of a cell's own deviation and that of its kind of cells, which is all that is known of a new method.
 
         A few draws may agree by chance: held to the own deviation alone, 6 % of simulated equal runs are called worse, and by
-        this rule 3 % (`python -m tunegrid.lab power`). No deviation counts as less than its test rows resolve.
+        this rule 2 % (`python -m tunegrid.lab power`). The degrees of freedom are the cell's own: cells of a kind, which share
+        theirs, may be compared. No deviation counts as less than its test rows resolve.
         """
         measured = self.measured.get(kind, {})
         common = pooled(own for (other, name), own in measured.items() if name == metric and kind_of(other) == kind_of(cell))
         if not common:
             return None
-        least = resolution(self.rows[task_of(cell)], metric)
-        larger = max(common, measured.get((cell, metric), common), key=lambda one: max(one.sd, least))
-        return replace(larger, sd=max(larger.sd, least))
+        own = measured.get((cell, metric), common)
+        return Deviation(sd=max(own.sd, common.sd, resolution(self.rows[task_of(cell)], metric)), df=own.df)
 
 
 @dataclass(frozen=True, kw_only=True)

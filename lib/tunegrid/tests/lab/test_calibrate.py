@@ -138,7 +138,7 @@ def test_the_command_trains_seeds_moved_starts_and_controls_and_writes_three_fil
     draws = [("quick", moved | {"--set": f"perturbation={draw}"}) for draw in (1, 2)]
     assert sessions == [("quick", seeds), *draws, ("controls and not zoo and not tasks", {})]
     thresholds = tmp_path / "benchmarks" / "thresholds"
-    assert load_noise(thresholds / "noise.toml").of("perturbed", grid(0)["t5_sa_sft"], "accuracy").df == 3 * 4
+    assert load_noise(thresholds / "noise.toml").of("perturbed", grid(0)["t5_sa_sft"], "accuracy").df == 4
     assert len(load_bounds(thresholds / "quick.toml")) == 27
     written = tomllib.loads((thresholds / "quick.toml").read_text())
     assert written["evidence"]["seeds"] == [10000, 10001, 10002, 10003]

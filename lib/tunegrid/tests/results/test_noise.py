@@ -27,7 +27,7 @@ def test_deviations_are_pooled_within_groups_and_no_flip_is_half_a_rows_noise():
     ("cell", "sd", "df"),
     [
         ("bert_qa_lora", 4.0, 19),  # its own is larger than its kind's
-        ("bert_qa_sft", (17 / 3) ** 0.5, 57),  # 16, 1 and 0: the variance of its kind
+        ("bert_qa_sft", (17 / 3) ** 0.5, 19),  # 16, 1 and 0: the variance of its kind
         ("bert_qa_dora", (17 / 3) ** 0.5, 57),  # a method that was not calibrated
         ("t5_qa_lora", 100 / 15 / 2, 9),  # no draw moved: half a row
     ],
