@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, median, median_low, stdev
 from typing import Any
 
 from tunegrid import ROOT
@@ -26,7 +26,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import SMOKE, STUDY
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.results.judgements import Outcome, Verdict
-from tunegrid.results.noise import Deviation, pooled
+from tunegrid.results.noise import Deviation
 from tunegrid.results.statistics import critical_value
 from tunegrid.terminal import say
 
@@ -108,9 +108,9 @@ def over_all(changes: Iterable[Change]) -> Change:
 
 
 def moderated(own: Mapping[str, Deviation]) -> dict[str, Deviation]:
-    """Deviations of cells, which one machine disturbs alike: the larger of a cell's own and that of all."""
-    common = pooled(own.values())
-    return {cell: Deviation(sd=max(one.sd, common.sd), df=common.df) for cell, one in own.items()} if common else {}
+    """The larger of a cell's own deviation and the median over cells, which rests on half of their degrees of freedom."""
+    usual, df = median_low([one.sd for one in own.values()]) if own else 0.0, sum(one.df for one in own.values()) / 2
+    return {cell: Deviation(sd=max(one.sd, usual), df=max(one.df, df)) for cell, one in own.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,14 +52,6 @@ def unlike_libraries(before: Record, after: Record) -> str:
     return "; ".join(other)
 
 
-def triples(records: Mapping[str, Record]) -> dict[str, list[str]]:
-    """Cells by backbone and task."""
-    cells_by_pair: dict[str, list[str]] = defaultdict(list)
-    for cell, record in records.items():
-        cells_by_pair[f"{record.backbone}_{record.task}"].append(cell)
-    return cells_by_pair
-
-
 def adapts_head_alone(record: Record) -> bool:
     """Whether every layer that carries an adapter is one that pretraining never saw."""
     targets = (record.recipe.adapter or {}).get("target_modules")  # a method's own settings: of any type
