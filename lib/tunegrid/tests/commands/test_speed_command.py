@@ -92,7 +92,7 @@ def test_a_slower_cell_and_more_memory_are_worse(python, capsys):
     first, *_, slower, last = capsys.readouterr().out.splitlines()
     assert first == "peft 0.21.0 -> 0.22.0"
     assert slower == "gpt2_sa_lora: training 20 % slower (20 to 21 %), memory 20 % larger (20 to 20 %)"
-    assert last == "Worse: training 10 % slower (10 to 10 %), memory 20 % larger (20 to 20 %) over 2 cells"
+    assert last == "Worse: training 10 % slower (9 to 10 %), memory 20 % larger (20 to 20 %) over 2 cells"
 
 
 def test_a_cell_that_is_told_gets_no_more_rounds(python, tmp_path):
