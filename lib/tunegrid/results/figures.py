@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,7 @@ from tunegrid.results.examples import read_figures
 from tunegrid.results.judgements import GRAVEST_FIRST, LEDGER, PEAKS, Judgement, Verdict, judgement_of
 from tunegrid.results.quality import Rows, verdict_of
 from tunegrid.results.report import Section, count
-from tunegrid.results.statistics import ALPHA, by_rows, critical_value, ratio, slower
-from tunegrid.results.thresholds import SPEED_DEVIATIONS
+from tunegrid.results.statistics import ALPHA, by_rows, critical_value, ratio
 
 NUMBERS = ("value", "weight", "low", "high")
 FIGURE, ROW = ("instrument", "part", "figure"), ("seed", "row")
@@ -39,57 +37,41 @@ def judged(
     """
     for cell, rows in cells.items():
         finished = all(record.finished for record in rows.records[0])
-        yield from _memory(rows, margins["memory"], finished)
+        yield from _costs(rows, {**margins["memory"], **margins["speed"]}, finished)
         if finished:
-            yield _speed(rows, margins["speed"]["step_seconds"])
             yield from _instruments(rows, cell in one_training)
 
 
-# Memory and speed
-
-
-def _memory(rows: Rows, margins: Mapping[str, float], finished: bool) -> Iterator[Judgement]:
-    """Verdicts on the ledger, and of whole runs on peaks if the machines are alike.
+def _costs(rows: Rows, margins: Mapping[str, float], finished: bool) -> Iterator[Judgement]:
+    """Verdicts on the ledger; and of whole runs on peaks and the median step, if the machines are alike.
 
     Worse: over the baseline's largest figure by more than the margin. Better: under its smallest by more than the margin.
     """
-    before, after = rows.records[0]
-    like = [one for one in rows.old.values() if one.device and after.device and one.device.name == after.device.name]
-    peaks = PEAKS if finished and before in like and before.processes == after.processes else ()
-    for name in (*LEDGER, *peaks):
-        old = [size for record in (like if name in peaks else [before]) if (size := _size(record, name))]
-        new, margin = _size(after, name), margins["ledger" if name in LEDGER else name]
+    (before, after), baseline = rows.records[0], list(rows.old.values())
+    like = [one for one in baseline if one.device and after.device and one.device.name == after.device.name]
+    held_to = {name: [before] for name in LEDGER}
+    if finished:
+        held_to |= {name: like for name in PEAKS if before in like and before.processes == after.processes}
+        reason = unlike_machines(before, after)  # but a cluster's nodes may differ
+        held_to["step_seconds"] = [one for one in baseline if not reason and not unlike_machines(one, after)]
+    for name, records in held_to.items():
+        old, new = [figure for record in records if (figure := _cost(record, name))], _cost(after, name)
+        margin, judge = margins["ledger" if name in LEDGER else name], partial(judgement_of, before, name)
         if old and new is not None:
             share = new / max(old) - 1
             verdict = Verdict.WORSE if share > margin else Verdict.BETTER if new / min(old) - 1 < -margin else Verdict.SAME
             if name in LEDGER and verdict is Verdict.BETTER:  # no gain: something is no longer there, or no longer in fp32
                 verdict = Verdict.CHANGED
-            yield judgement_of(before, name, verdict, effect=share, detail=f"margin {100 * margin:.3g}%")
+            yield judge(verdict, effect=share, detail=f"margin {100 * margin:.3g}%")
+        elif name == "step_seconds":
+            yield judge(Verdict.NOT_COMPARABLE, detail=reason or "too few steps were measured")
 
 
-def _size(record: Record, name: str) -> float | None:
-    if record.memory is None:
-        return None
-    return getattr(record.memory.ledger, name) if name in LEDGER else record.memory.peak(name)
-
-
-def _speed(rows: Rows, margin: float) -> Judgement:
-    """The verdict on the median step, by those of the baseline's seeds on a like machine: a cluster's nodes may differ."""
-    before, after = rows.records[0]
-    alike = [one.throughput for one in rows.old.values() if one.throughput and not unlike_machines(one, after)]
-    medians = [speed.step_seconds_median for speed in alike if speed.step_seconds_median is not None]
-    old, new = (one.throughput.step_seconds if one.throughput else [] for one in (before, after))
-    now, reason = after.throughput.step_seconds_median if after.throughput else None, unlike_machines(before, after)
-    if reason or not old or not new or not medians or now is None:
-        detail = reason or "too few steps were measured"
-        return judgement_of(before, "step_seconds", Verdict.NOT_COMPARABLE, detail=detail)
-    margin = max(margin, SPEED_DEVIATIONS * stdev(medians) / fmean(medians) if medians[1:] else 0.0)
-    share, p = now / fmean(medians) - 1, slower(old, new)
-    verdict = Verdict.WORSE if share > margin and p < ALPHA else Verdict.BETTER if share < -margin else Verdict.SAME
-    return judgement_of(before, "step_seconds", verdict, effect=share, p=p, detail=f"margin {100 * margin:.3g}%")
-
-
-# Instruments
+def _cost(record: Record, name: str) -> float | None:
+    memory, speed = record.memory, record.throughput
+    if name == "step_seconds":
+        return speed.step_seconds_median if speed else None
+    return None if memory is None else getattr(memory.ledger, name) if name in LEDGER else memory.peak(name)
 
 
 def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:

@@ -76,10 +76,8 @@ class Judgement:
     @property
     def kind(self) -> str:
         """One of `KINDS`; a cell that is missing or new counts as quality."""
-        if "/" in self.quantity:
-            return "instruments"
-        others = {"numerics": "numerics", "step_seconds": "speed", **dict.fromkeys((*LEDGER, *PEAKS), "memory")}
-        return others.get(self.quantity, "quality")
+        kinds = {"numerics": "numerics", "step_seconds": "speed", **dict.fromkeys((*LEDGER, *PEAKS), "memory")}
+        return "instruments" if "/" in self.quantity else kinds.get(self.quantity, "quality")
 
     @property
     def decides(self) -> bool:

@@ -2,8 +2,7 @@
 
 Two trainings on the same rows, in the same order and from the same seed have the same figures, but for rounding. The first
 updates show a change before any score does, and need no statistics: later updates amplify rounding, the first ten hardly.
-What comes later shows in the curve of losses, smoothed: it may lie as far apart as those of trainings whose starts differ in
-their last digits. The tolerances are measured (`benchmarks/thresholds/numerics.toml`).
+What comes later shows in the curve of losses, smoothed. The tolerances are measured (`benchmarks/thresholds/numerics.toml`).
 Figures of modules (`tunegrid.results.modules`) name the module that changed, and never decide: they hold what the model
 computes of padding, which may change without harm.
 """
@@ -190,13 +189,13 @@ def judged(rows: Rows, tolerances: Tolerances) -> tuple[Judgement, bool]:
     return min(judgements, key=lambda one: GRAVEST_FIRST.index(one.verdict)), all(same)
 
 
-def compared(old: Record, new: Record, tolerances: Tolerances, runs: Runs | None = None) -> tuple[Judgement, bool]:
+def compared(old: Record, new: Record, tolerances: Tolerances, runs: Runs = (None, None)) -> tuple[Judgement, bool]:
     """The judgement on two records of a cell, and whether they are of one training but for rounding.
 
     Of one training are records of one seed, recipe, order and data: all losses are equal, and so are the weights that they
     lead to; or no stage changed, and the curves of losses lie no farther apart than those of starts that differ in last digits.
-    If one made its first updates alone, the other is held to it by as many. `runs` are the files of both, beside which figures
-    of modules may lie; without them, no module is named.
+    If one made its first updates alone, the other is held to it by as many. `runs` are the files of both, beside which their
+    rows and figures of modules may lie.
     """
     reason, kind, updates = not_comparable(old, new, tolerances), arithmetic(old), None
     if old.first_updates or new.first_updates:
@@ -205,8 +204,8 @@ def compared(old: Record, new: Record, tolerances: Tolerances, runs: Runs | None
     if reason or not old.training or not new.training:
         return judge(Verdict.NOT_COMPARABLE, detail=reason), False
     before, after = (replace(training, losses=training.losses[:updates]) for training in (old.training, new.training))
-    modules = partial(read_both, old, new, runs) if runs else lambda: None
-    pair = Pair(old=before, new=after, tolerance=tolerance_of(old.cell, kind, tolerances), fine=kind == FINE, modules=modules)
+    tolerance, modules = tolerance_of(old.cell, kind, tolerances), partial(read_both, old, new, runs)
+    pair = Pair(old=before, new=after, tolerance=tolerance, fine=kind == FINE, modules=modules)
     change, equal, parts = first_change(pair), before.losses == after.losses, pair.curve > pair.tolerance["curve"]
     verdict, words = (
         (Verdict.CHANGED, "") if change else _evaluated(old, new, updates, runs) if equal else _rounded(pair, parts)
@@ -228,7 +227,7 @@ def _rounded(pair: Pair, parts: bool) -> tuple[Verdict, str]:
     return Verdict.ROUNDING, f"{words}; curves part by {pair.curve:.2g} of the mean loss, {limit}" if parts else words
 
 
-def _evaluated(old: Record, new: Record, updates: int | None, runs: Runs | None) -> tuple[Verdict, str]:
+def _evaluated(old: Record, new: Record, updates: int | None, runs: Runs) -> tuple[Verdict, str]:
     """Equal losses mean equal weights: other predictions are then the evaluation's doing.
 
     BERTScore's points alone may round otherwise, because a model computes them; with other texts, other scores differ, too.
@@ -237,7 +236,7 @@ def _evaluated(old: Record, new: Record, updates: int | None, runs: Runs | None)
     if updates or None in files or files[0] == files[1]:
         early = f" of the first {count(updates, 'update')}" if updates else ""
         return Verdict.EQUAL, f"all losses{early} are equal"
-    rows = [read(record, run) for record, run in zip((old, new), runs or (None, None), strict=True)]
+    rows = [read(record, run) for record, run in zip((old, new), runs, strict=True)]
     if rows[0] and rows[0] == rows[1]:  # an older file is another one for its confidences
         return Verdict.EQUAL, "all losses, predictions and points are equal"
     apart = {name: points for name in old.scores if (points := _apart(old.scores[name], new.scores.get(name)))}

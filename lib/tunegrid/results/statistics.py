@@ -10,7 +10,7 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 ALPHA = 0.05
 POWER = 0.8
@@ -83,8 +83,3 @@ def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
     ordered = sorted(p_values, key=lambda key: p_values[key])
     steps = [min(1.0, (len(ordered) - index) * p_values[key]) for index, key in enumerate(ordered)]
     return dict(zip(ordered, accumulate(steps, max), strict=True))
-
-
-def slower(old: Sequence[float], new: Sequence[float]) -> float:
-    """One-sided p-value of the new run's steps taking longer (Mann and Whitney 1947)."""
-    return float(stats.mannwhitneyu(new, old, alternative="greater").pvalue)

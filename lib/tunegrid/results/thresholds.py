@@ -24,7 +24,6 @@ SMALL_NORM = 1e-3  # of the largest group or module: a norm below it has no digi
 TENTH = 0.1  # of what a module's other side moved by: what is below it is equal, since what grows slowly crosses any bound
 BERTSCORE_ROUNDING = 1e-5  # points of a mean BERTScore: on another CPU 4e-7, and one text of 200 moves it by 5e-4
 FIXED_ANSWERS = 0.01  # points of scores of fixed answers: another BERTScore encoder's last digits
-SPEED_DEVIATIONS = 3.0  # of the baseline's median steps: where they spread more than the margin, a run may be slower by these
 
 Number = Annotated[float, Field(strict=True, ge=-1e9, le=1e9, allow_inf_nan=False)]
 Bounds = Mapping[str, float]  # minimum points by metric

@@ -16,7 +16,7 @@ from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.judgements import LEDGER, PEAKS, Verdict
 from tunegrid.results.thresholds import load_margins
 from tunegrid.tests.outputs import refusal
-from tunegrid.tests.records import FOOTPRINT, MEASURED, altered, complete, hits, record_of, run_file
+from tunegrid.tests.records import FOOTPRINT, MEASURED, altered, complete, hits, record_of, run_file, seeds_as
 
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 RESULTS = ROOT / "lib" / "tunegrid" / "results"
@@ -39,25 +39,21 @@ def hit(rows, right, lost=0, **changes):
 
 def test_one_record_goes_through_the_gate_and_enters_no_module_twice():
     """What the gate itself calls, in its order: the numbers, then a judge of losses, one of scores, one of all else."""
-    run, entered = read_run(BASELINE).only(["t5_sa_lora"]), []
+    run, stays = read_run(BASELINE).only(["t5_sa_lora"]), []
     old, new = (Run.of([run.records["t5_sa_lora"][seed]], BASELINE) for seed in (0, 1))
 
     def note(frame, event, _):
         caller, callee = frame.f_back and frame.f_back.f_code.co_filename, frame.f_code.co_filename
-        known = caller == str(RESULTS / "gate.py") != callee and callee.startswith(str(RESULTS))
-        if event == "call" and known and callee != entered[-1:]:
-            entered.append(callee)
+        name = callee[len(f"{RESULTS}/") : -len(".py")] if callee.startswith(f"{RESULTS}/") else "gate"
+        if event == "call" and caller == f"{RESULTS}/gate.py" and name not in ("gate", *stays[-1:]):
+            stays.append(name)
 
     sys.setprofile(note)
     try:
         gate(old, new)
     finally:
         sys.setprofile(None)
-    stays = [file for file, before in zip(entered, [None, *entered], strict=False) if file != before]
-    assert [file[len(f"{RESULTS}/") : -3] for file in stays] == ["thresholds", "noise", "numerics", "quality", "figures"]
-
-
-# Quality
+    assert stays == ["thresholds", "noise", "numerics", "quality", "figures"]
 
 
 def test_equal_runs_are_the_same_in_everything():
@@ -100,19 +96,15 @@ def test_more_cells_make_each_verdict_stricter():
     assert (among.verdict, among.p) == (CANNOT_TELL, pytest.approx(9 * 0.00687, rel=1e-3))
 
 
-@pytest.mark.parametrize("score", [None, float("nan")])
-def test_a_score_that_is_no_number_is_worse_than_one_that_is(score):
-    old = record_of("t5_qa_sft")
-    new = replace(old, scores={"exact_match": 60.0, "f1": score})
-    assert judged(old, new)["f1"].verdict is WORSE
-    assert judged(new, old)["f1"].verdict is CANNOT_TELL
-
-
-def test_a_score_without_a_margin_of_its_own_takes_the_one_for_others():
+def test_a_score_without_a_margin_takes_the_one_for_others_and_one_that_is_no_number_is_worse():
     bounded = ["accuracy", "recall_1"]
     points = ({"accuracy": hits(512, 480), "recall_1": hits(512, right)} for right in (480, 479))
     judgement = judged(*(record_of(CELL, own, bounded_scores=bounded) for own in points))["recall_1"]
     assert (judgement.verdict, judgement.margin) == (SAME, load_margins()["points"]["other"])
+    old = record_of("t5_qa_sft")
+    for score in (None, float("nan")):
+        new = replace(old, scores={"exact_match": 60.0, "f1": score})
+        assert (judged(old, new)["f1"].verdict, judged(new, old)["f1"].verdict) == (WORSE, CANNOT_TELL)
 
 
 def test_points_that_are_no_numbers_and_other_test_rows_are_refused():
@@ -125,15 +117,12 @@ def test_points_that_are_no_numbers_and_other_test_rows_are_refused():
         judged(*pair)
 
 
-# Cells that are missing or new
-
-
-@pytest.mark.parametrize("gone", [[], [record_of("t5_qa_sft", status="error", memory=None)]], ids=["gone", "unfinished"])
-def test_a_cell_that_is_not_there_or_did_not_finish_is_missing_and_a_new_one_is_reported(gone):
-    one, other = record_of(CELL), record_of("t5_qa_sft")
-    judgements = gate(Run.of([one, other]), Run.of([one, record_of("gpt2_qa_sft"), *gone]))
-    verdicts = {(j.cell, j.verdict) for j in judgements if j.quantity == "cell"}
-    assert verdicts == {("t5_qa_sft", Verdict.MISSING), ("gpt2_qa_sft", Verdict.NEW)}
+def test_a_cell_that_is_not_there_or_did_not_finish_is_missing_and_a_new_one_is_reported():
+    one, other, new = record_of(CELL), record_of("t5_qa_sft"), record_of("gpt2_qa_sft")
+    for unfinished in ([], [record_of("t5_qa_sft", status="error", memory=None)]):
+        judgements = gate(Run.of([one, other]), Run.of([one, new, *unfinished]))
+        verdicts = {(j.cell, j.verdict) for j in judgements if j.quantity == "cell"}
+        assert verdicts == {("t5_qa_sft", Verdict.MISSING), ("gpt2_qa_sft", Verdict.NEW)}
 
 
 def test_two_profiles_and_runs_without_a_common_cell_are_refused(tmp_path, capsys):
@@ -147,9 +136,6 @@ def test_two_profiles_and_runs_without_a_common_cell_are_refused(tmp_path, capsy
     quick = run_file(tmp_path / "quick.json", [one])
     footprint = run_file(tmp_path / "footprint.json", [complete(CELL, **FOOTPRINT)])
     assert "the baseline is of quick and the run of footprint: " in refusal(capsys, command.main, quick, footprint)
-
-
-# Memory and speed
 
 
 def with_peak(peak, **changes):
@@ -203,13 +189,9 @@ def test_speed_is_compared_between_like_machines_only(seconds, changes, verdict,
 
 
 def test_seeds_of_the_baseline_on_another_card_do_not_count():
-    other = {"device": MEASURED["device"] | {"name": "H100"}, "seeds": {"seed": 1, "split_seed": 42, "perturbation": None}}
-    judgements = gate(Run.of([with_steps(0.1), with_steps(0.01, **other)]), Run.of([with_steps(0.1)]))
-    [speed] = [judgement for judgement in judgements if judgement.quantity == "step_seconds"]
-    assert (speed.verdict, speed.effect) == (SAME, pytest.approx(0.0))
-
-
-# The command
+    other = with_steps(0.01, device=MEASURED["device"] | {"name": "H100"}, seeds=seeds_as(1))
+    judgements = gate(Run.of([with_steps(0.1), other]), Run.of([with_steps(0.1)]))
+    assert [(j.verdict, j.effect) for j in judgements if j.quantity == "step_seconds"] == [(SAME, pytest.approx(0.0))]
 
 
 def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):

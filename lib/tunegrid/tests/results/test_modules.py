@@ -85,6 +85,7 @@ def test_the_first_module_whose_output_moved_is_named(moved, words):
     assert named(model(moved), model(moved)) == ("", [])
 
 
+INSIDE, LAST = "the gradient changes inside", "(Mlp, toy) (last layer first),"
 EMBED = behind(["embed"], 0.3, ("gradient",))
 WEIGHTS = behind(["block.mlp"], 0.1, ("weights",)) | EMBED
 
@@ -92,18 +93,16 @@ WEIGHTS = behind(["block.mlp"], 0.1, ("weights",)) | EMBED
 @pytest.mark.parametrize(
     ("moved", "without", "words"),
     [
-        (  # the gradient at the norm's output comes from the MLP, which gets an equal one
-            behind(["block.norm", "block.attention", "embed"], 0.3, ("gradient",)),
+        # the gradient at the norm's output comes from the MLP, which gets an equal one
+        (
+            behind(["block.norm", "block.attention"], 0.3, ("gradient",)) | EMBED,
             (),
-            "the gradient changes inside block.mlp (Mlp, toy) (last layer first), by 30 % of its norm",
+            f"{INSIDE} block.mlp {LAST} by 30 % of its n",
         ),
-        (  # what the key gave went into a product of the attention
-            behind(["block.attention.key", "embed"], 0.3, ("gradient",)),
-            (),
-            "the gradient changes inside block.attention (Attention, toy) (last",
-        ),
-        (EMBED, ("block.attention", "block"), "the gradient changes inside block.attention.query (Query, toy) (last"),
-        (WEIGHTS, (), "the gradient changes inside block.mlp (Mlp, toy) (last layer first), by 10 %"),
+        # what the key gave went into a product of the attention
+        (behind(["block.attention.key"], 0.3, ("gradient",)) | EMBED, (), f"{INSIDE} block.attention (Attention, toy)"),
+        (EMBED, ("block.attention", "block"), f"{INSIDE} block.attention.query (Query, toy)"),
+        (WEIGHTS, (), f"{INSIDE} block.mlp {LAST} by 10 %"),
         ({(name, "gradient"): SHUFFLED for name, *_ in MODEL}, (), ""),  # the loss's doing
     ],
 )
@@ -120,9 +119,6 @@ def test_gradients_without_digits_weights_held_elsewhere_and_modules_of_one_side
     elsewhere = modules_of(model({("block.attention.query", "weights"): NONE}))
     assert not Moved.between(modules_of(model()), elsewhere, "forward").shares.to_numpy().any()
     assert named(model(order=MODEL[1:]), model(behind(["embed"], 0.5))) == ("", [])
-
-
-# What the gate says
 
 
 def written(moved=None, phase="forward", **figures):
@@ -143,7 +139,7 @@ def written(moved=None, phase="forward", **figures):
             "forward",
             behind(["block.norm"], 0.3, ("gradient",)),
             {"probe_gradients": {"layer 0 attention": 0.4, "head": 2.0}},
-            "backward without dropout: the gradient changes inside block.mlp (Mlp, toy) (last layer first), by 30 % of its",
+            f"backward without dropout: {INSIDE} block.mlp {LAST} by 30 % of its norm; gradients of layer 0 attention x 2",
         ),
         ("forward", IN_KEY, {"probe": "f" * 16, "weights": {"head": 2.0}}, "start: weights before training"),
         ("forward", IN_KEY, {"modules": None, "probe_loss": 0.8}, "forward: the loss before training"),
@@ -152,33 +148,16 @@ def written(moved=None, phase="forward", **figures):
     ],
 )
 def test_the_stage_names_the_module_if_one_is_known(store, phase, moved, figures, words):
-    judgement, _ = compared(written(phase=phase), written(moved, phase, **figures), load_tolerances(), (None, None))
+    judgement, _ = compared(written(phase=phase), written(moved, phase, **figures), load_tolerances())
     assert judgement.detail.startswith(words)
     assert ("toy" in words) is bool(judgement.modules)
 
 
-# Files
-
-
-def test_figures_are_read_as_they_were_written_go_where_a_run_goes_and_are_refused_when_changed(store, tmp_path):
-    columns, run = model({("embed", "given"): NONE}), tmp_path / "elsewhere" / "run.json"
-    record = written({("embed", "given"): NONE})
-    name = record.training.first_step.modules
-    assert dict(examples.read_modules(record, None)) == columns
-    examples.keep_beside([record], run)
-    (store / name).unlink()
-    assert dict(examples.read_modules(record, run)) == columns
-    assert examples.read_modules(record, None) is None
-    (store / name).write_bytes((store / written(IN_KEY).training.first_step.modules).read_bytes())
-    with pytest.raises(InputError, match="does not hold what it is named for"):
-        examples.read_modules(record, None)
-    detail = compared(written(), altered(record, "training.first_step.probe_loss", 9.0), load_tolerances(), (None, None))[
-        0
-    ].detail
-    assert "no module is named: " in detail
-
-
-@pytest.mark.parametrize("change", [{"depth": [None] * 8}, {"given_norm": []}])
-def test_columns_that_are_no_calls_are_refused(change):
-    with pytest.raises(InputError, match="are not those of calls"):
-        modules_of(model() | change)
+def test_a_damaged_file_costs_no_verdict_and_columns_that_are_no_calls_are_refused(store):
+    old, new = written(), written(IN_KEY, probe_loss=0.8)
+    (store / new.training.first_step.modules).write_bytes((store / old.training.first_step.modules).read_bytes())
+    judgement, _ = compared(old, new, load_tolerances())
+    assert judgement.detail.startswith("forward: the loss before training is 0.8, it was 0.7; no module is named: ")
+    for change in ({"depth": [None] * 8}, {"given_norm": []}):
+        with pytest.raises(InputError, match="are not those of calls"):
+            modules_of(model() | change)

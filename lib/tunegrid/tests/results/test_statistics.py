@@ -6,7 +6,7 @@ from scipy.stats import bootstrap
 
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.quality import verdict_of
-from tunegrid.results.statistics import Effect, by_rows, by_training, holm, ratio, row_deviation, slower
+from tunegrid.results.statistics import Effect, by_rows, by_training, holm, ratio, row_deviation
 
 
 def test_a_change_is_held_to_training_noise_by_students_t():
@@ -40,12 +40,6 @@ def test_holm_by_hand():
     assert holm({"a": 0.04, "b": 0.01, "c": 0.02}) == pytest.approx({"b": 0.03, "c": 0.04, "a": 0.04})
     assert holm({"a": 0.6, "b": 0.5}) == {"b": 1.0, "a": 1.0}
     assert holm({}) == {}
-
-
-def test_slower_steps_are_told_from_noise():
-    old = np.random.default_rng(7).normal(1.0, 0.1, 80)
-    assert slower(old, old * 1.3) < 1e-6
-    assert slower(old, np.random.default_rng(8).permutation(old)) > 0.3
 
 
 @pytest.mark.parametrize(
