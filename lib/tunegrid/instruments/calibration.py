@@ -21,7 +21,7 @@ from tunegrid.codecs.base import Codec
 from tunegrid.codecs.extract import ExtractCodec, nearby
 from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
 from tunegrid.instruments.trained import TrainedCell
-from tunegrid.results.statistics import CHUNKS, SEED, Array, interval, resampled_sums
+from tunegrid.results.statistics import ALPHA, Array
 from tunegrid.run.evaluate import Evaluation
 
 HITS = ("accuracy", "exact_match")  # scores of which a row has 100 points or 0: whether its prediction is right
@@ -31,6 +31,7 @@ AT_ONCE = 128  # windows whose spans are summed up together
 SURE = 1e-12  # a probability is kept so far from 0 and 1: a sure miss costs 27.6 nats, not infinity
 HOTTEST = 16.0  # the largest temperature that is tried, and 1 over the smallest
 CLOSE = 1e-4  # how closely its logarithm is found
+RESAMPLES, CHUNKS, SEED = 10_000, 20, 0  # drawn in so many parts, to bound memory
 SIMULATED = 1000  # runs of a calibrated model, whose mean ECE is the one by chance
 Forecasts = tuple[Array, Array]  # confidences and hits of rows, 0 to 1
 
@@ -138,8 +139,20 @@ def ece(confidences: Array, hits: Array) -> tuple[float, float, float]:
     """
     by_bin = (confidences - hits)[:, None] * np.eye(BINS)[_bins(confidences)]
     value = float(_distances(by_bin.sum(0), len(hits)))
-    low, high = interval(_distances(resampled_sums(by_bin), len(hits)))
-    return value, max(0.0, min(value, 2 * value - high)), max(value, 2 * value - low)
+    distances = _distances(_resampled_sums(by_bin), len(hits))
+    low, high = np.percentile(distances, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
+    return value, max(0.0, min(value, 2 * value - float(high))), max(value, 2 * value - float(low))
+
+
+def _resampled_sums(by_bin: Array) -> Array:
+    """The sums of all resamples of rows, a column each."""
+    rows, at_once, rng = len(by_bin), RESAMPLES // CHUNKS, np.random.default_rng(SEED)
+    shifts, sums = np.arange(at_once)[:, None] * rows, []
+    for _ in range(CHUNKS):
+        drawn = rng.integers(0, rows, (at_once, rows)) + shifts
+        times = np.bincount(drawn.ravel(), minlength=at_once * rows).reshape(at_once, rows)  # that each draws each row
+        sums.append(times.astype(float) @ by_bin)
+    return np.concatenate(sums)
 
 
 def _bins(confidences: Array) -> Any:

@@ -1,7 +1,7 @@
 """Measure bounds, training noise and tolerances: `python -m tunegrid.lab calibrate` trains the study's quick cells 29 times.
 
-It trains seeds 0 to 19, ten more of each cell in which some training collapsed, three seeds from three more starts each that
-are moved in their last digits, and the controls. It writes to benchmarks/thresholds: quick.toml, what a healthy run reaches;
+It trains seeds 0 to 19, three of them from three more starts each that are moved in their last digits, and the controls. It
+writes to benchmarks/thresholds: quick.toml, what a healthy run reaches;
 noise.toml, what the gate holds a change to; numerics.toml, what is rounding. `--profile zoo` or `tasks` trains five seeds and
 controls, and writes bounds alone. The same command goes on where it was stopped: `--resume` of pytest takes what passed.
 """
@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scipy import special
-
 from tunegrid import ROOT
 from tunegrid.commands.calibrate import by_seed, trained
 from tunegrid.commands.cli import refuse
@@ -23,14 +21,13 @@ from tunegrid.grid.recipes import CACHE
 from tunegrid.lab.tolerances import numerics_toml
 from tunegrid.machine import write_whole
 from tunegrid.record.checks import below_bounds
-from tunegrid.results.bounds import CONTROL_SHARE, Calibration, RecordsByCell, evidence, thresholds_toml
+from tunegrid.results.bounds import Calibration, RecordsByCell, evidence, thresholds_toml
 from tunegrid.results.files import read_list
-from tunegrid.results.noise import SEEDS, NoiseKey, residuals, resolution
+from tunegrid.results.noise import NoiseKey
 from tunegrid.results.thresholds import LAB_CALIBRATE
 
 RUNS = CACHE / "lab"
 Control = Mapping[str, Any]  # its `plant`, the cell that it is `of`, and the `scores` that it reached
-UNLIKELY = 0.05  # that the worst of a cell's trainings is as bad as it is, if noise were normal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,21 +36,17 @@ class Rules:
 
     seeds: range
     controls: str  # the marks of its controls
-    control_share: float = 2 / 3  # of the way from the mean to a control, beyond which no bound lies
-    exempt: tuple[str, ...] = ()  # controls that this does not hold for
     files: tuple[str, ...] = ("bounds",)
+    sharp: bool = True  # whether no bound lies far below a control: few seeds of many methods leave much noise
 
 
 RULES = {
-    # A run without its adapter has learned: with so many seeds it misses a bound that noise alone decides.
     "quick": Rules(
         seeds=range(20),
         controls="controls and not zoo and not tasks",
-        control_share=CONTROL_SHARE,
-        exempt=("adapter_off",),
         files=("bounds", "noise", "numerics"),
+        sharp=False,  # so many seeds tell healthy runs from controls; one without its adapter has learned
     ),
-    # Five seeds of many methods leave more noise than twenty of the study's three.
     "zoo": Rules(seeds=range(5), controls="controls and zoo"),
     "tasks": Rules(seeds=range(5), controls="controls and tasks"),
 }
@@ -68,40 +61,21 @@ def calibration(options: argparse.Namespace) -> tuple[Calibration, Sequence[Cont
     first = grids_of(options, seeds)
     grids, moved = [*first.values()], {}
     if "noise" in rules.files:
-        heavy = tailed_cells(Calibration(seeds=grids))
-        print(f"cells with a tail, which get {options.more_seeds} seeds more: {', '.join(heavy) or 'none'}", flush=True)
-        more = range(seeds.stop, seeds.stop + options.more_seeds)
-        grids += grids_of(options, more, cells=heavy).values() if heavy and more else ()
         starts, draws = seeds[: options.moved_seeds], range(1, options.draws + 1)
         by_draw = [grids_of(options, starts, f"perturbation={draw}") for draw in draws] if starts else []
         moved = {seed: [first[seed], *(own[seed] for own in by_draw)] for seed in starts if by_draw}
     controls = controls_of(options)
-    best = best_controls(row for row in controls if row["plant"] not in rules.exempt)
-    return Calibration(seeds=grids, perturbed=moved, controls=best, control_share=rules.control_share), controls
+    return Calibration(seeds=grids, perturbed=moved, controls=best_controls(controls) if rules.sharp else {}), controls
 
 
-def grids_of(
-    options: argparse.Namespace, seeds: range, setting: str = "", cells: Sequence[str] = ()
-) -> dict[int, RecordsByCell]:
+def grids_of(options: argparse.Namespace, seeds: range, setting: str = "") -> dict[int, RecordsByCell]:
     """The grid's records by seed; `setting` is one of `--set`."""
-    words, own = f"{seeds[0]}-{seeds[-1]}", ",".join(cells) or options.cells
+    words = f"{seeds[0]}-{seeds[-1]}"
     arguments = ["-m", options.profile, "-n", options.workers, f"--seeds={words}"]
     arguments += [f"--set={setting}"] if setting else []
-    arguments += [f"--cells={own}"] if own else []
+    arguments += [f"--cells={options.cells}"] if options.cells else []
     records = read_list(trained(RUNS / f"{options.profile}-{words}{setting and '-' + setting}.json", arguments))
     return by_seed(records, dict.fromkeys(record.cell for record in records), seeds)
-
-
-def tailed_cells(measured: Calibration) -> list[str]:
-    """The cells of which some training is worse than one of so many normal draws would be, at 5 %: they need more seeds."""
-    rows, first = measured.rows(), measured.seeds[0]
-    heavy = {
-        cell
-        for (cell, metric), groups in measured.noise.scores[SEEDS].items()
-        if len(far := residuals(groups, resolution(rows[first[cell].task], metric)))
-        and special.ndtr(far.min()) < UNLIKELY / len(far)
-    }
-    return [cell for cell in first if cell in heavy]
 
 
 def controls_of(options: argparse.Namespace) -> list[Control]:
@@ -160,22 +134,13 @@ FILES: Mapping[str, Callable[[Calibration], str]] = {
 }
 
 
-def remarks(measured: Calibration, controls: Sequence[Control]) -> list[str]:
-    """Every bound that a healthy run may miss, because a lower one would lie near a control; and what the controls miss."""
-    bounds, minimums = measured.bounds(), dict[str, dict[str, float]]()
-    for (cell, metric), bound in bounds.items():
-        minimums.setdefault(cell, {})[metric] = bound.minimum
+def remark(measured: Calibration, controls: Sequence[Control]) -> str:
+    """How many controls miss a bound."""
+    minimums: dict[str, dict[str, float]] = {}
+    for (cell, metric), minimum in measured.bounds().items():
+        minimums.setdefault(cell, {})[metric] = minimum
     missed = sum(bool(below_bounds(row["scores"], minimums.get(row["of"], {}))) for row in controls)
-    share = f"{measured.control_share:.0%} of the way to the control's"
-    return [
-        *(
-            f"blunt: {cell} {metric} {bound.minimum:.1f}, {share} {measured.controls[cell, metric]:.1f}; "
-            f"a healthy run needs {bound.healthy:.1f}: lower its training noise"
-            for (cell, metric), bound in bounds.items()
-            if bound.blunt
-        ),
-        f"{missed} of {len(controls)} controls miss a bound",
-    ]
+    return f"{missed} of {len(controls)} controls miss a bound"
 
 
 def seeds_of(text: str) -> range:
@@ -187,11 +152,10 @@ def seeds_of(text: str) -> range:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train, write below a folder, say which bounds are blunt; return the exit code."""
+    """Train, write below a folder, say what controls miss; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tunegrid.lab calibrate", description=__doc__)
     parser.add_argument("--profile", choices=RULES, default="quick", help="which grid (default quick)")
     parser.add_argument("--seeds", type=seeds_of, metavar="N-M", help="of every cell (default 0-19; of zoo and tasks 0-4)")
-    parser.add_argument("--more-seeds", type=int, default=10, metavar="N", help="then of cells with a tail (default 10)")
     parser.add_argument("--moved-seeds", type=int, default=3, metavar="N", help="first seeds with moved starts (default 3)")
     parser.add_argument("--draws", type=int, default=3, metavar="N", help="moved starts of each of them (default 3)")
     parser.add_argument("--controls", type=Path, metavar="FILE", help="of trained controls (default: trains them)")
@@ -213,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, FILES[kind](measured))
             print(f"wrote {path}")
-        print(*remarks(measured, controls), sep="\n")
+        print(remark(measured, controls))
         return 0
     except InputError as error:
         refuse(parser, error)

@@ -20,8 +20,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.results.judgements import Verdict
-from tunegrid.results.noise import NOISE, PERTURBED, SEEDS, Deviation, Groups, Noise, NoiseKey, deviation, load_noise, pooled
-from tunegrid.results.noise import kind_of_cell as kind_of
+from tunegrid.results.noise import NOISE, PERTURBED, SEEDS, Deviation, Groups, Noise, NoiseKey, deviation, kind_of, load_noise
 from tunegrid.results.quality import decide
 from tunegrid.results.statistics import Array, by_training
 from tunegrid.results.thresholds import load_margins
@@ -33,10 +32,8 @@ WORDS = {PERTURBED: "same seeds", SEEDS: "other seeds"}
 
 
 def estimates(noise: Noise, kind: str) -> dict[NoiseKey, Deviation]:
-    """Moderated deviations by cell and score."""
-    measured = noise.measured[kind]
-    pools = pooled(measured, noise.rows, noise.scores[kind])
-    return {key: pools[key] for key in measured}
+    """Deviations by cell and score, as the gate takes them."""
+    return {key: own for key in noise.measured[kind] if (own := noise.estimate(kind, *key))}
 
 
 def standardised(groups: Groups) -> Array:
@@ -94,10 +91,9 @@ class Simulation:
         before = self.seeds if self.kind == PERTURBED else BASELINE_SEEDS
         error = sqrt(1 / self.seeds + 1 / before)  # of the difference of means, for a deviation of 1
         for key, own in noise.items():
-            rows, tail = self.noise.rows[key[0].split("_")[1]], own.tail_of(self.seeds)
-            effects[key] = by_training(gaps[key], own.sd * error, own.df, rows=rows, flips=(0, 0), tail=tail)
+            effects[key] = by_training(gaps[key], own.sd * error, own.df, rows=1)
         decisions = decide(effects, mains, self.margins)
-        return {cell for (cell, _), (verdict, _) in decisions.items() if verdict is Verdict.WORSE}
+        return {cell for (cell, _), (verdict, *_) in decisions.items() if verdict is Verdict.WORSE}
 
     def _draws(self, truth: Mapping[NoiseKey, float], cell: str, count: int, rng: np.random.Generator) -> Array:
         """Scores of so many trainings, a row each, around 0: measured residuals of the cell's kind, in its own deviations.
@@ -121,8 +117,7 @@ class Simulation:
             columns = self._draws(truth, cell, count, rng).T
             scores |= {(cell, metric): column.tolist() for metric, column in zip(metrics, columns, strict=True)}
         measured = {key: Deviation(sd=stdev(own), df=len(own) - 1.0) for key, own in scores.items()}
-        groups = {key: [own] for key, own in scores.items()}
-        return estimates(Noise(rows=self.noise.rows, measured={self.kind: measured}, scores={self.kind: groups}), self.kind)
+        return estimates(Noise(rows=self.noise.rows, measured={self.kind: measured}), self.kind)
 
     def _gaps(self, truth: Mapping[NoiseKey, float], rng: np.random.Generator) -> dict[NoiseKey, float]:
         """New minus old mean of every score."""

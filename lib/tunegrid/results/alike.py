@@ -1,7 +1,6 @@
 """Says what keeps two records from being compared, as sentences or errors."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from tunegrid.errors import InputError
 from tunegrid.record import Record
@@ -46,11 +45,3 @@ def unlike_libraries(before: Record, after: Record) -> str:
         if before.libraries.get(name, digest) != digest and olds.get(name) == news.get(name):
             other.append(f"{name} {news.get(name)} of other code")
     return "; ".join(other)
-
-
-def triples(records: Mapping[str, Record]) -> dict[str, list[str]]:
-    """Cells by backbone and task."""
-    cells_by_pair: dict[str, list[str]] = defaultdict(list)
-    for cell, record in records.items():
-        cells_by_pair[f"{record.backbone}_{record.task}"].append(cell)
-    return cells_by_pair

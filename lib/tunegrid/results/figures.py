@@ -20,7 +20,7 @@ from tunegrid.results.examples import read
 from tunegrid.results.judgements import GRAVEST_FIRST, LEDGER, PEAKS, Judgement, Verdict, judgement_of
 from tunegrid.results.quality import Rows, verdict_of
 from tunegrid.results.report import Section, count
-from tunegrid.results.statistics import ALPHA, critical_value, ratio, resampled
+from tunegrid.results.statistics import ALPHA, by_rows, critical_value, ratio
 
 NUMBERS = ("value", "weight", "low", "high")
 FIGURE, ROW = ("instrument", "part", "figure"), ("seed", "row")
@@ -93,7 +93,7 @@ def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:
         if not reason:
             gain, weights = 1 if figure.better == "higher" else -1, own.weight / own.weight.mean()
             gains = (gain * weights * (own.value_new - own.value)).groupby(own.row).mean().to_numpy()
-            effect = resampled(gains if len(gains) > 1 else np.repeat(gains, 2))  # one number is held to its margin alone
+            effect = by_rows(gains if len(gains) > 1 else np.repeat(gains, 2))  # one number is held to its margin alone
             was, now, margin = (own.value * weights).mean(), (own.value_new * weights).mean(), figure.margin
             form, of_part = figure.shown.lstrip("+") or ".3f", f"of {part} " if part else ""
             judgement = judge(

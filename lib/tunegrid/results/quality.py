@@ -2,10 +2,9 @@
 
 The difference of mean scores is held to the training noise that applies (`tunegrid.results.noise`), by a t-test, with or
 without points by row. If no noise was calibrated, the seeds of the two runs tell their own. With one seed on each side,
-changes of single rows are tested if both runs are one training but for rounding; if they are not, nothing can be told.
+single rows tell the noise if both runs are one training but for rounding; if they are not, nothing can be told.
 
-A whole run of equal quality is called worse with a chance of at most 5 %: main scores get most of it (Holm over the cells), all
-other scores together the rest, through one global test.
+A whole run of equal quality is called worse with a chance of at most 5 %: main scores get most of it, all others the rest.
 """
 
 import math
@@ -13,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -24,22 +23,10 @@ from tunegrid.results.examples import points_of, read
 from tunegrid.results.judgements import Judgement, RecordsBySeed, Verdict, judgement_of
 from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, NoiseKey, deviation, mean_score, resolution
 from tunegrid.results.report import count
-from tunegrid.results.statistics import (
-    ALPHA,
-    Array,
-    Effect,
-    by_training,
-    cauchy,
-    flips_of,
-    gains_of,
-    holm,
-    paired,
-    row_deviation,
-)
+from tunegrid.results.statistics import ALPHA, Array, Effect, by_training, holm, row_deviation
 
 MAIN_ALPHA, OTHER_ALPHA = 0.9 * ALPHA, 0.1 * ALPHA
 Points = Mapping[str, Sequence[float]]  # of each row, by metric
-TwoRuns = tuple[Sequence[Record], Sequence[Record]]  # records of the baseline, and of the run to judge
 MORE_SEEDS = "no noise was calibrated, and one seed a side cannot tell training noise from a change: give both runs --seeds 0-4"
 
 
@@ -56,12 +43,6 @@ class Rows:
     def cell(self) -> str:
         """Whose runs they are."""
         return self.records[0][0].cell
-
-    @property
-    def finished(self) -> "Rows | None":
-        """Those of runs that trained to their ends; None if a side has none."""
-        old, new = ({seed: record for seed, record in own.items() if record.finished} for own in (self.old, self.new))
-        return replace(self, old=old, new=new) if old and new else None
 
     @cached_property
     def records(self) -> list[tuple[Record, Record]]:
@@ -84,95 +65,76 @@ class Rows:
         name = "accuracy" if metric == "f1_macro" else metric
         if not all(name in points for pair in self.points for points in pair):
             return []
-        try:
-            return [gains_of(before[name], after[name]) for before, after in self.points]
-        except ValueError as error:
-            raise InputError(f"{self.cell}, {metric}: {error}") from None
+        pairs = [tuple(np.asarray(points[name], float) for points in pair) for pair in self.points]
+        if any(old.shape != new.shape or not np.isfinite(old + new).all() for old, new in pairs):
+            raise InputError(f"{self.cell}, {metric}: two runs pair only row by row, in numbers")
+        return [new - old for old, new in pairs]
 
     def unchanged(self, metric: str) -> bool:
         """Whether the score of each pair is equal to the last digit, and no row's points are others."""
         scores = [(before.scores.get(metric), after.scores.get(metric)) for before, after in self.records]
-        if not all(_finite(before) and before == after for before, after in scores):
+        if any(before is None or before != after for before, after in scores):
             return False
         files = [[one.examples and one.examples.file for one in pair] for pair in self.records]
         gains = self.gains(metric)
         return all(before and before == after for before, after in files) or (bool(gains) and not any(map(np.any, gains)))
 
 
-# Effects
-
-
-class ScoreTest(NamedTuple):
-    """What tells whether a score changed."""
-
-    effect: Effect
-    records: TwoRuns  # that it is of
-    noise: str  # that it was held to, in words
-
-
-def tested(metric: str, rows: Rows, one_training: bool, noise: Noise) -> ScoreTest | None:
-    """The effect on a score, held to the narrowest noise that is known; None if nothing tells noise from a change."""
-    gains, every = rows.gains(metric), (list(rows.old.values()), list(rows.new.values()))
-    by_seed = ([rows.old[seed] for seed in rows.new], every[1]) if one_training else every
-    if one_training and (known := noise.of(PERTURBED, by_seed[0][0], metric)):
-        return ScoreTest(_held_to(known, metric, by_seed, gains), by_seed, "of one seed, perturbed")
-    if known := noise.of(SEEDS, every[0][0], metric):
-        return ScoreTest(_held_to(known, metric, every, gains), every, "between seeds")
-    if known := deviation([[float(record.scores[metric] or 0) for record in records] for records in every]):
-        return ScoreTest(_held_to(known, metric, every, gains), every, "between these seeds")
-    return ScoreTest(_by_rows(metric, by_seed, rows, gains[0]), by_seed, "of rows alone") if one_training and gains else None
-
-
-def _held_to(noise: Deviation, metric: str, records: TwoRuns, gains: Sequence[Array]) -> Effect:
-    """The effect on mean scores; points by row, if they are at hand, widen a noise that is too small."""
-    (old, new), data = records, records[0][0].data
-    test_rows = len(gains[0]) if gains else data.rows["test"] if data else 1
-    sd = max(noise.sd, resolution(test_rows, metric), row_deviation(gains) if gains else 0.0)
-    return by_training(
-        mean_score(new, metric) - mean_score(old, metric),
-        sd * math.sqrt(1 / len(old) + 1 / len(new)),
-        noise.df,
-        rows=test_rows,
-        flips=flips_of(gains) if gains else None,
-        tail=noise.tail_of(len(new)),
-    )
-
-
-def _by_rows(metric: str, records: TwoRuns, rows: Rows, gains: Array) -> Effect:
-    """The effect of the first pair's rows. Macro F1 is no mean over rows: it is judged by hits, around its own change."""
-    binary = metric == "f1_macro" or all(np.isin(points[metric], (0.0, 100.0)).all() for points in rows.points[0])
-    effect = paired(gains, binary=binary)
-    if metric != "f1_macro":
-        return effect
-    points = mean_score(records[1][:1], metric) - mean_score(records[0][:1], metric)
-    shift = points - effect.points
-    return replace(effect, points=points, low=effect.low + shift, high=effect.high + shift)
-
-
 # Verdicts
+
+
+def tested(metric: str, rows: Rows, one_training: bool, noise: Noise, margin: float) -> tuple[dict[str, Any], Effect | None]:
+    """The evidence on a score's change, and its effect, held to the narrowest noise that is known.
+
+    No effect if nothing tells noise from a change: it is shown and not judged.
+    """
+    gains, new, every = rows.gains(metric), list(rows.new.values()), list(rows.old.values())
+    own = [rows.old[seed] for seed in rows.new] if one_training else every
+    words, old, known = "of one seed, perturbed", own, noise.of(PERTURBED, own[0], metric) if one_training else None
+    if not known:
+        words, old, known = "between seeds", every, noise.of(SEEDS, every[0], metric)
+    if not known:
+        scores = [[float(record.scores[metric] or 0) for record in records] for records in (every, new)]
+        words, known = "between these seeds", deviation(scores)
+    if not known:
+        words, old = "of rows alone", own
+        known = (
+            Deviation(sd=float(gains[0].std() / (2 * len(gains[0])) ** 0.5), df=math.inf) if one_training and gains else None
+        )
+    before, after = mean_score(old, metric), mean_score(new, metric)
+    means = {"before": before, "after": after, "effect": after - before}
+    if not known:
+        return means | {"detail": f"{'no points by row to test; ' * one_training}{MORE_SEEDS}"}, None
+    data = old[0].data
+    test_rows = len(gains[0]) if gains else data.rows["test"] if data else 1
+    # Points by row, if they are at hand, widen a noise that is too small.
+    sd = max(known.sd, resolution(test_rows, metric), row_deviation(gains) if gains else 0.0)
+    error = sd * math.sqrt(1 / len(old) + 1 / len(new))
+    effect = by_training(after - before, error, known.df, rows=test_rows)
+    total = f"{len(new)} x {test_rows}" if len(new) > 1 else test_rows
+    lost, gained = (sum(int((sign * own > 0).sum()) for own in gains) for sign in (-1, 1))
+    changes = f"{count(lost, 'row')} lost, {gained} gained of {total}" if gains else "by scores alone, no rows were at hand"
+    shown = f"{margin:.1f}" if round(margin, 1) == margin else f"{margin:g}"
+    detail = f"{changes}; noise {words}: error {error:.2f}; margin {shown}"
+    numbers = {"low": effect.low, "high": effect.high, "error": error, "margin": margin, "seeds": len(new)}
+    return means | numbers | {"detail": detail}, effect
 
 
 def decide(
     effects: Mapping[NoiseKey, Effect], mains: Mapping[str, str], margins: Mapping[str, float]
-) -> dict[NoiseKey, tuple[Verdict, float]]:
-    """The verdicts on a whole run's effects, each with the p-value of its being worse, which of main scores is adjusted.
+) -> dict[NoiseKey, tuple[Verdict, float, float]]:
+    """The verdicts on a whole run's effects, each with its p-value of being worse and the smallest drop that would be told.
 
-    Among scores beside the main ones, if the global test says that some score dropped, the most significant drop of at least
-    its margin is worse.
+    P-values are adjusted: those of main scores over these, and those of all others over the others.
     """
-    margin = {key: margins.get(key[1], margins["other"]) for key in effects}
-    main = {key: effect for key, effect in effects.items() if mains[key[0]] == key[1]}
-    other = {key: effect for key, effect in effects.items() if key not in main}
-    worse, better = (holm({key: getattr(effect, p) for key, effect in main.items()}) for p in ("p_worse", "p_better"))
-    better |= {key: min(1.0, effect.p_better * len(other)) for key, effect in other.items()}  # Bonferroni
-    decisions: dict[NoiseKey, tuple[Verdict, float]] = {}
-    for key, effect in (main | other).items():
-        verdict = verdict_of(effect, worse.get(key, 1.0), better[key], margin[key])
-        decisions[key] = verdict, worse.get(key, effect.p_worse)
-    dropped = [key for key, effect in other.items() if effect.points <= -margin[key]]
-    if dropped and cauchy([effect.p_worse for effect in other.values()]) < OTHER_ALPHA:
-        worst = min(dropped, key=lambda key: effects[key].p_worse)
-        decisions[worst] = Verdict.WORSE, effects[worst].p_worse
+    decisions: dict[NoiseKey, tuple[Verdict, float, float]] = {}
+    for is_main, alpha in ((True, MAIN_ALPHA), (False, OTHER_ALPHA)):
+        own = {key: effect for key, effect in effects.items() if (mains[key[0]] == key[1]) == is_main}
+        worse, better = (holm({key: getattr(effect, p) for key, effect in own.items()}) for p in ("p_worse", "p_better"))
+        for key, effect in own.items():
+            margin = margins.get(key[1], margins["other"])
+            verdict = verdict_of(effect, worse[key], better[key], margin, alpha)
+            decisions[key] = verdict, worse[key], effect.smallest(alpha / len(own), margin)
     return decisions
 
 
@@ -191,63 +153,32 @@ def judged(cells: Sequence[Rows], one_training: Collection[str], margins: Mappin
     `one_training` names the cells whose runs differ by rounding alone from one of their seed.
     """
     by_cell = {rows.cell: rows for rows in cells if any(one.scores for pair in rows.records for one in pair)}
-    tests: dict[NoiseKey, ScoreTest] = {}
+    mains = {cell: rows.records[0][0].main_score for cell, rows in by_cell.items()}
+    effects: dict[NoiseKey, Effect] = {}
+    evidence: dict[NoiseKey, dict[str, Any]] = {}
     judgements = []
     for cell, rows in by_cell.items():
-        for metric in rows.records[0][0].bounded_scores:
-            if unmeasured := _unmeasured(metric, rows):
-                judgements.append(unmeasured)
-            elif test := tested(metric, rows, cell in one_training, noise):
-                tests[cell, metric] = test
+        first = rows.records[0][0]
+        for metric in first.bounded_scores:
+            scores = ([record.scores.get(metric) for record in seeds.values()] for seeds in (rows.old, rows.new))
+            old, new = (all(score is not None and math.isfinite(score) for score in own) for own in scores)
+            if not old or not new:
+                verdict, detail = (
+                    Verdict.WORSE if old else Verdict.CANNOT_TELL,
+                    f"the {'new' if old else 'old'} score is not a number",
+                )
+                judgements.append(judgement_of(first, metric, verdict, detail=detail))
+                continue
+            margin = margins.get(metric, margins["other"])  # of any other score, as a user's task may hold
+            known, effect = tested(metric, rows, cell in one_training, noise, margin)
+            if effect:
+                effects[cell, metric], evidence[cell, metric] = effect, known
             else:
-                judgements.append(_untestable(metric, rows, cell in one_training))
-    mains = {cell: rows.records[0][0].main_score for cell, rows in by_cell.items()}
-    decisions = decide({key: test.effect for key, test in tests.items()}, mains, margins)
-    main_tests = sum(mains[cell] == metric for cell, metric in tests)
-    for (cell, metric), (verdict, p) in decisions.items():
-        alpha = MAIN_ALPHA / main_tests if mains[cell] == metric else OTHER_ALPHA / (len(tests) - main_tests)
-        margin = margins.get(metric, margins["other"])  # of any other score, as a user's task may hold
-        evidence = _evidence(metric, by_cell[cell], tests[cell, metric], alpha, margin)
-        judgements.append(judgement_of(by_cell[cell].records[0][0], metric, verdict, p=p, **evidence))
+                judgements.append(judgement_of(first, metric, Verdict.CANNOT_TELL, **known))
+    for (cell, metric), (verdict, p, smallest) in decide(effects, mains, margins).items():
+        known = evidence[cell, metric] | {"p": p, "smallest": smallest}
+        judgements.append(judgement_of(by_cell[cell].records[0][0], metric, verdict, **known))
     return [_unchanged(j, by_cell[j.cell]) if by_cell[j.cell].unchanged(j.quantity) else j for j in judgements]
-
-
-def _evidence(metric: str, rows: Rows, test: ScoreTest, alpha: float, margin: float) -> dict[str, Any]:
-    effect, seeds, of_training = test.effect, len(rows.new), math.isfinite(test.effect.df)
-    flips = "by scores alone, no rows were at hand"
-    if effect.flips:
-        total = f"{seeds} x {effect.rows}" if of_training and seeds > 1 else effect.rows
-        flips = f"{count(effect.flips[0], 'row')} lost, {effect.flips[1]} gained of {total}"
-    shown = f"{margin:.1f}" if round(margin, 1) == margin else f"{margin:g}"
-    before, after = (mean_score(records, metric) for records in test.records)
-    return {
-        **{"before": before, "after": after, "effect": effect.points, "low": effect.low, "high": effect.high},
-        **{"smallest": effect.smallest(alpha, margin), "error": effect.error if of_training else None},
-        **{"margin": margin, "seeds": seeds},
-        "detail": f"{flips}; noise {test.noise}: error {effect.error:.2f}; margin {shown}",
-    }
-
-
-def _unmeasured(metric: str, rows: Rows) -> Judgement | None:
-    """The verdict if a score is not a number: worse, if only the new one is not."""
-    old, new = (all(_finite(record.scores.get(metric)) for record in seeds.values()) for seeds in (rows.old, rows.new))
-    if old and new:
-        return None
-    verdict = Verdict.WORSE if old else Verdict.CANNOT_TELL
-    return judgement_of(rows.records[0][0], metric, verdict, detail=f"the {'new' if old else 'old'} score is not a number")
-
-
-def _finite(score: float | None) -> bool:
-    return score is not None and math.isfinite(score)
-
-
-def _untestable(metric: str, rows: Rows, one_training: bool) -> Judgement:
-    """Nothing tells noise from a change: the change is shown and not judged."""
-    old = [rows.old[seed] for seed in rows.new] if one_training else list(rows.old.values())
-    before, after = mean_score(old, metric), mean_score(list(rows.new.values()), metric)
-    means: dict[str, Any] = {"before": before, "after": after, "effect": after - before}
-    detail = f"no points by row to test; {MORE_SEEDS}" if one_training else MORE_SEEDS
-    return judgement_of(old[0], metric, Verdict.CANNOT_TELL, **means, detail=detail)
 
 
 def _unchanged(judgement: Judgement, rows: Rows) -> Judgement:

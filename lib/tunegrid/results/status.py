@@ -1,25 +1,25 @@
-"""Decides a cell's status by why it stopped, what audits found and which bounds it missed.
+"""Decides a cell's status by why it stopped, what audits found and which bounds it missed; and says why cells failed.
 
-Of a run that is shorter than an audit needs, the record says that it does not count.
+If a run is shorter than an audit needs, the record says that it does not count.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from tunegrid.grid.cells import Cell
 from tunegrid.record import AuditFinding, Record, Status
 from tunegrid.record.checks import below_bounds, failures
-from tunegrid.results.alike import triples
 from tunegrid.results.report import count, joined, out_of, some
 
 # After so many updates all that trains has moved. LoRA's A moves one update after B; a warm-up may start at a rate of 0; and
 # fp16 loses its first updates to overflows, while its scale falls.
 FIRST_UPDATES = 10
-# Of so many test rows, three standard errors of a difference are about 15 points.
-TELLING_ROWS = 100
-NEED_ONE_PASS = ("generation_not_truncated", "learned_something")  # over the training rows
+TELLING_ROWS = 100  # of so many test rows, three standard errors of a difference are about 15 points
+# Rows that score no point. Two honest cells may be wrong on the same few rows: on the quick cells, five seeds, on two of 512.
+SHARED_BY_LUCK = 30
+TOGETHER = ("distinct_results", "same_rows_in_triple")  # audits over the cells of a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +33,12 @@ class Extent:
 
     def excuse(self, audit: str) -> str:
         """Why so short a run may fail this audit; empty if it counts, as most do in every run."""
-        needed = {"weights_moved": FIRST_UPDATES, **dict.fromkeys(NEED_ONE_PASS, self.one_pass)}.get(audit, 0)
-        if self.updates < min(needed, self.planned):
+        needed = {"weights_moved": FIRST_UPDATES, "generation_not_truncated": self.one_pass, "learned_something": self.one_pass}
+        if self.updates < min(needed.get(audit, 0), self.planned):
             return f"a run of {self.updates} of {self.planned} planned updates may be too short to meet it"
-        few_rows = self.test_rows is not None and self.test_rows < TELLING_ROWS
-        return f"{self.test_rows} test rows may be too few to meet it" if audit == "learned_something" and few_rows else ""
-
-
-def excuses(findings: Iterable[AuditFinding], extent: Extent) -> dict[str, str]:
-    """By audit that failed: why that does not count, if the run was too short to meet it."""
-    failed = [finding.name for finding in findings if not finding.passed]
-    return {name: reason for name in failed if (reason := extent.excuse(name))}
+        if audit == "learned_something" and self.test_rows is not None and self.test_rows < TELLING_ROWS:
+            return f"{self.test_rows} test rows may be too few to meet it"
+        return ""
 
 
 def why_not_to_train(cell: Cell, findings: Iterable[AuditFinding]) -> str | None:
@@ -57,18 +52,15 @@ def why_not_to_train(cell: Cell, findings: Iterable[AuditFinding]) -> str | None
     return f"not trained, {'; '.join(failed)}" if failed and guarded else None
 
 
-# A cell by itself
-
-
 def with_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) -> Record:
     """The record of a cell that came to an end, with its status and a sentence for everything that is wrong.
 
-    If training stopped early, nothing else counts; after first updates no bound does. `unexpected` is what a footprint or an
-    instrument shows that must not be.
+    If training stopped early, nothing else counts. `unexpected` is what a footprint or an instrument shows that must not be.
     """
     if record.training and record.training.stopped:
         return replace(record, status="stopped", excused={}, missed=[located(record, record.training.stopped)])
-    record = replace(record, excused=excuses(record.audits, extent))
+    failed = [finding.name for finding in record.audits if not finding.passed]
+    record = replace(record, excused={name: reason for name in failed if (reason := extent.excuse(name))})
     below = below_bounds(record.scores, record.bounds) if record.evaluation else []
     wrong = [*failures(record.audits, record.excused), *unexpected, *below]
     return _ended(record, [located(record, sentence) for sentence in wrong])
@@ -123,8 +115,8 @@ class Failure(NamedTuple):
     def name(self) -> str:
         """As "failed audits base_frozen and dropout_drops and missed a bound"."""
         audits = [cause.removeprefix(AUDIT) for cause in self.causes if cause.startswith(AUDIT)]
-        failed = f"failed audit{'s' if audits[1:] else ''} {joined(audits)}" if audits else ""
-        return " and ".join(filter(None, [failed, *(cause for cause in self.causes if not cause.startswith(AUDIT))]))
+        failed = [f"failed audit{'s' if audits[1:] else ''} {joined(audits)}"] if audits else []
+        return " and ".join([*failed, *(cause for cause in self.causes if not cause.startswith(AUDIT))])
 
     @property
     def title(self) -> str:
@@ -133,12 +125,15 @@ class Failure(NamedTuple):
 
     def headline(self, total: int) -> str:
         """What the first of its cells says, and how many of all say so: an audit's own sentence before the audit's name."""
-        cause, number = self.causes[0], out_of(len(self.cells), total, "cell")
-        said = [_short(record, cause) for record in self.records]
+        cause, number, sentences = self.causes[0], out_of(len(self.cells), total, "cell"), []
+        for record in self.records:
+            sentence = next(iter(said_of(record, cause)), "it says nothing more").removesuffix(located(record, ""))
+            sentences.append(sentence.removeprefix(f"audit {cause.removeprefix(AUDIT)}: "))
         if cause.startswith(AUDIT):
-            return f"{said[0]} ({number}, {some(self.cells) if len(set(said)) == 1 else f'as {self.cells[0]}'}; {self.name})"
+            cells = some(self.cells) if len(set(sentences)) == 1 else f"as {self.cells[0]}"
+            return f"{sentences[0]} ({number}, {cells}; {self.name})"
         others = f"; likewise {some(self.cells[1:])}" if self.cells[1:] else ""
-        return f"{number} {self.name} ({self.cells[0]}: {said[0]}{others})"
+        return f"{number} {self.name} ({self.cells[0]}: {sentences[0]}{others})"
 
 
 def said_of(record: Record, cause: str) -> list[str]:
@@ -147,12 +142,6 @@ def said_of(record: Record, cause: str) -> list[str]:
         return [sentence for sentence in record.missed if f"audit {cause.removeprefix(AUDIT)}: " in sentence]
     audits = [f"audit {finding.name}: " for finding in record.audits if not finding.passed]
     return [sentence for sentence in record.missed if not any(audit in sentence for audit in audits)]
-
-
-def _short(record: Record, cause: str) -> str:
-    """The first of these, without the cell and the audit's name, which stand beside it."""
-    said = next(iter(said_of(record, cause)), "it says nothing more")
-    return said.removesuffix(located(record, "")).removeprefix(f"audit {cause.removeprefix(AUDIT)}: ")
 
 
 def _causes(record: Record) -> list[str]:
@@ -175,34 +164,41 @@ def failures_of(records: Iterable[Record]) -> list[Failure]:
     together: dict[tuple[int, ...], Failure] = {}
     for cause, bad in sorted(by_cause.items(), key=lambda item: (order.get(item[0], -1), -len({one.cell for one in item[1]}))):
         together.setdefault(tuple(map(id, bad)), Failure([], bad)).causes.append(cause)
-    return list(together.values())
+    return [*together.values()]
 
 
 # All cells of a run together
 
 
-# Rows that score no point. Two honest cells may be wrong on the same few rows: on the quick cells, five seeds, on two of 512.
-SHARED_BY_LUCK = 30
+def cross_cell_audits(records: Sequence[Record]) -> dict[str, list[AuditFinding]]:
+    """Audits over the cells of one profile and seed, by cell.
 
-
-def distinct_results(records: Mapping[str, Record]) -> dict[str, str]:
-    """By cell: which other cell has the same results to the last digit; empty if none has."""
-    results = {cell: figures for cell, record in records.items() if (figures := _results(record))}
-    copies = {
-        cell: [other for other, theirs in results.items() if other != cell and theirs & figures]
-        for cell, figures in results.items()
-    }
-    return {cell: f"the results are those of {others[-1]}" if others else "" for cell, others in copies.items()}
+    No two may have the same results to the last digit, nor may the methods of one backbone and task have other rows.
+    """
+    findings, results = {}, {record.cell: _results(record) for record in records}
+    for record in records:
+        faults = {}
+        if own := results[record.cell]:
+            copies = [cell for cell, theirs in results.items() if cell != record.cell and theirs & own]
+            faults["distinct_results"] = f"the results are those of {copies[-1]}" if copies else ""
+        if record.data:
+            alike = [other for other in records if (other.backbone, other.task) == (record.backbone, record.task)]
+            others = [one.cell for one in alike if one.data and one.data.fingerprint != record.data.fingerprint]
+            faults["same_rows_in_triple"] = f"other rows than {', '.join(others)}" if others else ""
+        findings[record.cell] = [
+            AuditFinding(name=n, passed=not fault, detail=fault or "none other") for n, fault in faults.items()
+        ]
+    return findings
 
 
 def _results(record: Record) -> set[tuple[object, ...]]:
-    """Figures, of which two honest cells share none: every score, together with what else only one run can have."""
+    """Figures of which two honest cells share none: every score, together with what else only one run can have."""
     if not record.scores:
         return set()
     scores, loss = tuple(sorted(record.scores.items())), record.evaluation and record.evaluation.loss
-    figures: set[tuple[object, ...]] = {("training", scores, tuple(record.training.losses) if record.training else (), loss)}
     if loss:
-        return {*figures, ("evaluation", scores, loss)}
+        return {("evaluation", scores, loss)}
+    figures: set[tuple[object, ...]] = {("training", scores, tuple(record.training.losses) if record.training else ())}
     # Labels have few values, and methods may agree on them: only a model that learned something, and is wrong on more rows than
     # by luck, has predictions of its own. Their file's name is the hash of its content.
     learned = any(finding.name == "learned_something" and finding.passed for finding in record.audits)
@@ -212,60 +208,27 @@ def _results(record: Record) -> set[tuple[object, ...]]:
     return figures
 
 
-def same_rows_in_triple(records: Mapping[str, Record]) -> dict[str, str]:
-    """By cell: whose rows differ from its own among the methods of one backbone and task; empty if none do."""
-    faults = {}
-    for cells in triples(records).values():
-        fingerprints = {cell: data.fingerprint for cell in cells if (data := records[cell].data)}
-        for cell, own in fingerprints.items():
-            others = [other for other, fingerprint in fingerprints.items() if fingerprint != own]
-            faults[cell] = f"other rows than {', '.join(others)}" if others else ""
-    return faults
-
-
-TOGETHER = {audit.__name__: audit for audit in (distinct_results, same_rows_in_triple)}
-
-
-def cross_cell_audits(records: Sequence[Record]) -> dict[str, list[AuditFinding]]:
-    """Audits over the cells of each profile together, by cell: one finding an audit for every cell that it concerns."""
-    findings: dict[str, list[AuditFinding]] = defaultdict(list)
-    for profile in dict.fromkeys(record.profile for record in records):
-        cells = {record.cell: record for record in records if record.profile == profile}
-        for name, audit in TOGETHER.items():
-            for cell, fault in audit(cells).items():
-                findings[cell].append(AuditFinding(name=name, passed=not fault, detail=fault or "none other"))
-    return dict(findings)
-
-
 def compared_together(records: Sequence[Record]) -> list[Record]:
-    """The records, with what only the cells together show; those that came in stay as they are.
+    """The records, with what only the cells of one profile and seed show together; those that came in stay as they are.
 
-    Only records that finished are compared, those of each profile and seed by themselves. What was said of them in other
-    company, as in a shard, is taken back first.
+    What was said of them in other company, as in a shard, is taken back first.
     """
-    together = [_alone(record) if record.finished else record for record in records]
-    runs: dict[tuple[str, int | None], list[int]] = defaultdict(list)
-    for index, record in enumerate(together):
+    runs: dict[tuple[str, int | None], list[Record]] = defaultdict(list)
+    for record in records:
         if record.finished:
-            runs[record.profile, record.seeds.seed].append(index)
-    for indices in runs.values():
-        findings = cross_cell_audits([together[index] for index in indices])
-        for index in indices:
-            record, own = together[index], findings.get(together[index].cell, [])
-            faults = [located(record, sentence) for sentence in failures(own)]
-            audited = replace(record, audits=[*record.audits, *own])
-            together[index] = _ended(audited, [*record.missed, *faults]) if faults else audited
-    return together
+            runs[record.profile, record.seeds.seed].append(record)
+    findings = {run: cross_cell_audits(own) for run, own in runs.items()}
+
+    def audited(record: Record) -> Record:
+        own = findings[record.profile, record.seeds.seed][record.cell]
+        missed = [text for text in record.missed if not any(f"audit {name}: " in text for name in TOGETHER)]
+        missed += [located(record, sentence) for sentence in failures(own)]
+        alone = [finding for finding in record.audits if finding.name not in TOGETHER]
+        return _ended(replace(record, audits=[*alone, *own]), missed)
+
+    return [audited(record) if record.finished else record for record in records]
 
 
 def contradicts(record: Record) -> bool:
     """Whether another cell of its run shows that a record cannot be right."""
     return any(finding.name in TOGETHER and not finding.passed for finding in record.audits)
-
-
-def _alone(record: Record) -> Record:
-    """The record without what an earlier comparison with other cells added."""
-    together = [finding for finding in record.audits if finding.name in TOGETHER]
-    added = {located(record, sentence) for sentence in failures(together)}
-    audited = replace(record, audits=[finding for finding in record.audits if finding not in together])
-    return _ended(audited, [sentence for sentence in record.missed if sentence not in added]) if added else audited

@@ -1,7 +1,7 @@
-"""What counts as a difference: every limit that the gate and the bounds hold figures to, each with its reason.
+"""What counts as a difference: every limit that gate and bounds hold figures to, each with its reason.
 
-People set `margins.toml` and the constants here. `quick.toml` and its like (bounds), `noise.toml` (`tunegrid.results.noise`)
-and `numerics.toml` (how far rounding goes) are measured, and say on which runs they rest.
+People set `margins.toml` and the constants here. `quick.toml` and its like (bounds), `noise.toml` and `numerics.toml` (how far
+rounding goes) are measured, and say on which runs they rest.
 """
 
 import tomllib
@@ -27,7 +27,6 @@ FIXED_ANSWERS = 0.01  # points of scores of fixed answers: another BERTScore enc
 
 Number = Annotated[float, Field(strict=True, ge=-1e9, le=1e9, allow_inf_nan=False)]
 Bounds = Mapping[str, float]  # minimum points by metric
-Evidence = Mapping[str, Mapping[str, Mapping[str, float]]]  # by cell and score: minimum and mean of healthy runs, and more
 # By arithmetic, and by "cell " and a cell's id where its first updates amplify more; the file's head explains each figure.
 Tolerances = Mapping[str, Mapping[str, float]]
 MARGINS = {
@@ -48,19 +47,11 @@ def bounds_file(grid_file: Path, profile: str) -> Path:
 
 def load_bounds(path: Path) -> dict[str, Bounds]:
     """Bounds by cell id; empty if none have been measured yet. Raises InputError for a file that is not sound."""
-    known = load_evidence(path, needed=("minimum",))
-    return {cell: {metric: entry["minimum"] for metric, entry in metrics.items()} for cell, metrics in known.items()}
-
-
-def load_evidence(path: Path, needed: Collection[str] = ("minimum", "mean")) -> Evidence:
-    """What a profile's bounds rest on; empty if it has none. Raises InputError for a file that is not sound."""
     if not path.is_file():
         return {}
     with tables(path, "bounds", LAB_CALIBRATE if path.parent == THRESHOLDS else OWN_CALIBRATE) as content:
-        cells: Evidence = checked(content["cells"], dict[str, dict[str, dict[str, Number | list[Number]]]])
-        for entry in (entry for metrics in cells.values() for entry in metrics.values()):
-            checked({name: entry[name] for name in needed}, dict[str, Number])
-        return cells
+        cells = checked(content["cells"], dict[str, dict[str, dict[str, Number | list[Number]]]])
+        return {cell: {name: checked(one["minimum"], Number) for name, one in own.items()} for cell, own in cells.items()}
 
 
 def load_margins(path: Path = THRESHOLDS / "margins.toml") -> dict[str, dict[str, float]]:
@@ -83,10 +74,7 @@ def tolerance_of(cell: str, arithmetic: str, tolerances: Tolerances) -> Mapping[
 
 @contextmanager
 def tables(path: Path, what: str, command: str = "") -> Iterator[Mapping[str, Any]]:
-    """A TOML file's content; whatever is wrong with it meanwhile is an InputError of one sentence.
-
-    `command` writes the file; none writes margins, which people set.
-    """
+    """A TOML file's content; whatever is wrong with it meanwhile is an InputError. `command` writes the file, if any does."""
     try:
         yield tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -100,6 +88,6 @@ def tables(path: Path, what: str, command: str = "") -> Iterator[Mapping[str, An
 
 def checked(value: Any, shape: Any, needed: Collection[str] = ()) -> Any:
     """The value, of this shape; raises ValueError for anything else, and KeyError if one that is needed is missing."""
-    if missing := set(needed) - set(value):
+    if needed and (missing := set(needed) - set(value)):
         raise KeyError(min(missing))
     return TypeAdapter(shape).validate_python(value)

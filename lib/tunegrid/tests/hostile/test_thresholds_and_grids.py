@@ -5,15 +5,16 @@ import tomllib
 from fixtures.session import Session
 from tunegrid.grid.recipes import FULL_PROFILE, QUICK_PROFILE
 from tunegrid.results.noise import load_noise
-from tunegrid.results.thresholds import THRESHOLDS, load_bounds, load_evidence, load_margins, load_tolerances
+from tunegrid.results.thresholds import THRESHOLDS, load_bounds, load_margins, load_tolerances
 from tunegrid.tests.strangers import attacked, changed, damaged, seeds_of
 
-LOADERS = {
-    "margins.toml": (load_margins,),
-    "noise.toml": (load_noise, lambda path: load_noise(path).pools),
-    "numerics.toml": (load_tolerances,),
-    "quick.toml": (load_bounds, load_evidence),
-}
+
+def estimates(path):
+    noise = load_noise(path)
+    return [noise.estimate(kind, *key) for kind, known in noise.measured.items() for key in known]
+
+
+LOADERS = {"margins.toml": load_margins, "noise.toml": estimates, "numerics.toml": load_tolerances, "quick.toml": load_bounds}
 
 
 def toml(value):
@@ -38,8 +39,7 @@ def test_threshold_files(seeds, tmp_path):
         else:
             content = damaged(content, random)
         path.write_bytes(content)
-        for load in LOADERS[name]:
-            load(path)
+        LOADERS[name](path)
 
     counts = attacked(answer, seeds)
     assert counts["refused"] > 0

@@ -192,7 +192,7 @@ def test_what_instruments_measured_has_a_table_each_and_a_reason_where_nothing_w
     page = page_of(run_of(records))
     [table] = page.figures
     assert (table.heading, table.sentences) == ("own: why?", ["no figure, t5_sum_sft: no such base"])
-    assert re.search(r"bert_sa_lora\s+a\s+1.50 \(1.00 2.00\)", text_of(page, cells=True))
+    assert re.search(r"bert_sa_lora\s+a\s+1.50 \(0.52 2.48\)", text_of(page, cells=True))
     assert "What cells were asked" not in text_of(page_of(run_of([record_of("t5_sum_sft")])))
 
 
