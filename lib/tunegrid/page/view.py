@@ -14,11 +14,11 @@ import pandas as pd
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import study_place
 from tunegrid.grid.tasks import score_title
+from tunegrid.page.rows import rows_section
 from tunegrid.record import Record, Status
 from tunegrid.results import compare
 from tunegrid.results.alike import check_rows
 from tunegrid.results.compare import MIB, Comparison, compared
-from tunegrid.results.examples import sampled
 from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, by_cell, worst
@@ -436,15 +436,7 @@ class Page:
             return []
         limit = max(4, min(ROWS_A_CELL, ROWS_A_PAGE // len(self.cells)))
         baseline = self.older[0].path if self.older else None
-        sample = sampled(cell.first, self.run.path, next(iter(cell.old), None), baseline, limit)
-        said = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in sample.missing]
-        frame, counts, total = sample.frame, f": {sample.lost} lost, {sample.gained} gained of {sample.total}", sample.total
-        if frame is not None:
-            said.append(f"{len(frame)} of {total}, long ones cut; all: `tunegrid export {self.run.name} --rows -o rows.csv`.")
-            counts = counts if frame["change"].notna().any() else ""
-            frame = frame.rename(columns={"after": "prediction", "points": sample.metric}).dropna(axis=1, how="all")
-        forms = {"row": ".0f", "points before": ".0f", sample.metric: ".0f"}
-        return [Section(heading=f"Test rows{counts}", frame=frame, formats=forms, sentences=said, folded=True)]
+        return [rows_section(cell.first, self.run.path, next(iter(cell.old), None), baseline, limit)]
 
 
 RATES = {

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from tunegrid.errors import InputError, first_line
@@ -37,7 +37,6 @@ CONFIDENCE = "confidence"  # a column of older points: the prediction's probabil
 DIGITS = 4  # of points: enough to tell one token of a hundred
 ROUNDING = 10**-DIGITS  # by which a mean of rounded points may be off
 LONGEST_TEXT = 600  # characters of a test row's text that are kept: to recognise the row, not to train on it
-LONGEST = 240  # characters of a text that is shown
 MOST_ROWS = 2**20  # the full profile has 20,000
 HASH_DIGITS = 20  # of a file's bytes; names of version 0.17 and before have 16, of a hash that is not checked any more
 
@@ -166,60 +165,6 @@ def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
             f"{path} is not what it is named for ({type(error).__name__}: {first_line(error)}); remove it"
         ) from None
     return frame
-
-
-# Rows to read first
-
-
-class RowSample(NamedTuple):
-    """A sample of a cell's test rows.
-
-    Columns are row, change (lost, gained or same), input, reference, before, after, points before and points.
-    """
-
-    frame: "pd.DataFrame | None" = None  # None and NaN for what is not known
-    metric: str = ""  # whose points these are
-    total: int = 0
-    lost: int = 0
-    gained: int = 0
-    missing: Sequence[str] = ()  # what would be needed to show more, as sentences
-
-
-def sampled(new: Record, path: Path | None, old: Record | None, old_path: Path | None, limit: int) -> RowSample:
-    """At most `limit` rows of a record, beside those of the older one if it scored the same rows.
-
-    The largest changes come first, lost points before gained ones; then rows of fewest points.
-    """
-    import pandas as pd
-
-    after, texts, before, missing = read(new, path), read(new, path, "rows"), None, list[str]()
-    if after is None or points_of(after).empty:
-        lacking = "the test rows' points are not beside the run, in its folder examples"
-        return RowSample(missing=[lacking if new.examples else "this run scored no test rows"])
-    if old and (not old.examples or not new.examples or old.examples.rows_hash != new.examples.rows_hash):
-        missing.append("the older run scored other test rows: its predictions are not paired")
-    elif old and (before := read(old, old_path)) is None:
-        missing.append("the older run's rows are not beside it, in its folder examples")
-    if texts is None:
-        missing.append("the rows' text was not kept with this run: inputs and references are not shown")
-    metric = new.main_score if new.main_score in after else points_of(after).columns[0]
-    blank = dict.fromkeys(("change", "input", "reference", "before", "after"))
-    frame = pd.DataFrame({"row": range(1, len(after) + 1), **blank, "points before": float("nan"), "points": after[metric]})
-    frame["after"] = after["prediction"]
-    if texts is not None:
-        frame[["input", "reference"]] = texts[["input", "reference"]]
-    if before is not None and metric in before:
-        frame[["before", "points before"]] = before[["prediction", metric]]
-        gain = (frame["points"] - frame["points before"]).round(2)
-        frame["change"] = ["lost" if one < 0 else "gained" if one > 0 else "same" for one in gain]
-        frame = frame.assign(size=-gain.abs(), gain=gain).sort_values(["size", "gain", "points"])
-    else:
-        frame = frame.sort_values("points", kind="stable")
-    labels = {str(number): name for number, name in enumerate(new.labels)}
-    shown = frame.head(limit)[["row", *blank, "points before", "points"]].reset_index(drop=True)
-    shown[[*blank]] = shown[[*blank]].map(lambda text: text and labels.get(text, text[:LONGEST]))
-    lost, gained = (int((frame["change"] == change).sum()) for change in ("lost", "gained"))
-    return RowSample(shown, metric, len(frame), lost, gained, missing)
 
 
 # Copies

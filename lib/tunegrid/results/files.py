@@ -6,9 +6,7 @@ is a line of `.cache/journal/*.jsonl` as soon as it ends, with the key that says
 """
 
 import json
-import os
 import re
-import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -178,23 +176,6 @@ def missing_runs(runs: Mapping[Path, RunJson], present: Collection[Case]) -> str
 # The journal
 
 
-class Journal:
-    """One session's file, which its first row creates."""
-
-    def __init__(self, folder: Path = JOURNAL) -> None:
-        """Named by when the session began, and so that nobody can know it before."""
-        self.path = folder / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(4)}.jsonl"
-
-    def append(self, key: str, *rows: BenchmarkRow) -> None:
-        """Write rows, of which the last one of a test counts, until the disk has them; raises OSError if it has no room."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            for row in rows:  # with a break before it, too: a kill or a full disk may have left half a line
-                file.write(f"\n{json.dumps({'key': key, 'row': row})}\n".encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-
 def read_journal(path: Path) -> Iterator[tuple[str, BenchmarkRow]]:
     """Keys and rows of a journal; a line that was cut off is left out."""
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
@@ -203,17 +184,6 @@ def read_journal(path: Path) -> Iterator[tuple[str, BenchmarkRow]]:
             yield str(entry["key"]), entry["row"] | {"extra_info": entry["row"]["extra_info"] | {}}
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
-
-
-def passed(folder: Path = JOURNAL) -> dict[str, tuple[BenchmarkRow, Path]]:
-    """By key, the latest row of each cell that passed, or made its first updates without an objection, and its journal."""
-    rows = {}
-    for path in sorted(folder.glob("*.jsonl")):
-        for key, row in read_journal(path):
-            status, missed = (row["extra_info"].get(name) for name in ("status", "missed"))
-            if status == "passed" or (status == "begun" and not missed):
-                rows[key] = (row, path)
-    return rows
 
 
 def journal_run(path: Path | None = None, folder: Path = JOURNAL) -> tuple[Path, RunJson]:

@@ -153,10 +153,7 @@ def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> l
 
 
 def summary(
-    verdict: RunVerdict,
-    judged: Sequence[Judgement] = (),
-    causes: Sequence[str] = (),
-    evidence: Iterable[Section] = (),
+    verdict: RunVerdict, judged: Sequence[Judgement] = (), causes: Sequence[str] = (), evidence: Iterable[Section] = ()
 ) -> str:
     """The answer first, for a pull request or a step summary; what failed, and a table if anything was judged."""
     answer, *others = verdict.sentences

@@ -186,9 +186,8 @@ class JudgedRun:
 
     def page(self) -> str:
         """Shows rows that both runs hold."""
-        return (
-            f"`{shlex.join(['tunegrid', 'page', *reversed(self.files), '-o', 'page.html'])}` shows the test rows that changed"
-        )
+        words = shlex.join(["tunegrid", "page", *reversed(self.files), "-o", "page.html"])
+        return f"`{words}` shows the test rows that changed"
 
     def bisection(self, cells: Sequence[str], kinds: Sequence[str]) -> str:
         """Finds the release that changed the first of these cells; empty if no library has a later release than before."""

@@ -6,12 +6,13 @@ from zipfile import ZipFile
 
 import pytest
 
+from fixtures.results import Journal
 from tunegrid import ROOT
 from tunegrid.commands import merge
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import to_json
 from tunegrid.results import examples
-from tunegrid.results.files import Journal, read_journal, read_list
+from tunegrid.results.files import read_journal, read_list
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.records import MEASURED, complete, read_records, record_of, run_file, trained
 from tunegrid.tests.sessions import run_in

@@ -16,11 +16,11 @@ from tunegrid.commands import page as command
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.instruments import tidy
 from tunegrid.page import charts, render
+from tunegrid.page.rows import rows_section
 from tunegrid.page.view import page_of, page_run
 from tunegrid.record import from_json, to_json
 from tunegrid.record.record import Figure, InstrumentRecord
 from tunegrid.results import examples
-from tunegrid.results.examples import sampled
 from tunegrid.results.files import SavedRun
 from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.tests import kinds, pages
@@ -103,17 +103,16 @@ def rows_with(points, predictions=None, ids=None):
 
 def test_flips_come_first_then_the_rows_with_fewest_points():
     old, new = rows_with([100.0, 0.0, 100.0, 0.0, 100.0]), rows_with([100.0, 100.0, 0.0, 0.0, 100.0])
-    sample = sampled(new, None, old, None, limit=4)
-    assert list(zip(sample.frame["row"], sample.frame["change"], strict=True)) == [
-        *((3, "lost"), (2, "gained"), (4, "same"), (1, "same"))
-    ]
-    assert (sample.total, sample.lost, sample.gained) == (5, 1, 1)
+    section = rows_section(new, None, old, None, limit=4)
+    changes = list(zip(section.frame["row"], section.frame["change"], strict=True))
+    assert changes == [(3, "lost"), (2, "gained"), (4, "same"), (1, "same")]
+    assert section.heading == "Test rows: 1 lost, 1 gained of 5"
     old, new = rows_with([100.0] * 9 + [0.0] * 9), rows_with([0.0] * 9 + [100.0] * 9)
-    assert list(sampled(new, None, old, None, limit=6).frame["change"]) == ["lost"] * 6
+    assert list(rows_section(new, None, old, None, limit=6).frame["change"]) == ["lost"] * 6
     old, new = rows_with([100.0], ids=["other"]), rows_with([0.0])
-    sample = sampled(new, None, old, None, limit=1)
-    assert list(sample.frame["change"]) == list(sample.frame["before"]) == [None]
-    assert sample.missing[0] == "the older run scored other test rows: its predictions are not paired"
+    section = rows_section(new, None, old, None, limit=1)
+    assert {"change", "before"}.isdisjoint(section.frame)
+    assert section.sentences[0] == "The older run scored other test rows: its predictions are not paired."
 
 
 def test_what_rows_say_is_kept_once_a_task_under_the_same_names_of_examples(tmp_path):
@@ -201,7 +200,7 @@ def test_what_instruments_measured_has_a_table_each_and_a_reason_where_nothing_w
 
 def test_what_is_missing_or_of_another_profile_is_said_on_the_page(tmp_path):
     gone = complete(examples={"file": "0" * 16 + ".parquet", "rows_hash": "0" * 16})
-    assert "examples/0000000000000000.parquet is missing beside the run" in text_of(page_of(run_of([gone])), cells=True)
+    assert "points are not beside the run" in text_of(page_of(run_of([gone])), cells=True)
     unlike = page_of(run_of([record_of()]), [run_of([record_of(rows="other")], "old.json", "2026-11-01")])
     assert "old.json scored other test rows in bert_sa_lora: its figures are shown, but not paired" in text_of(unlike)
     assert unlike.answer.state == "passed"

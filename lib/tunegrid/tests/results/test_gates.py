@@ -110,7 +110,7 @@ def test_a_score_without_a_margin_takes_the_one_for_others_and_one_that_is_no_nu
 def test_points_that_are_no_numbers_and_other_test_rows_are_refused():
     untold = {"scores": {"accuracy": 1.5, "f1_macro": 1.5}, "status": "missed", "missed": ["why"]}
     pair = (record_of(CELL, {"accuracy": [1.0, last]}, ids=["a", "b"], **untold) for last in (2.0, float("nan")))
-    with pytest.raises(InputError, match="accuracy is not a number in every row"):
+    with pytest.raises(InputError, match="not every row has text and finite numbers"):
         judged(*pair)
     pair = [record_of(CELL, {"accuracy": [100.0, 0.0]}, ids=ids) for ids in (["a", "b"], ["a", "c"])]
     with pytest.raises(InputError, match="scored different test rows"):
