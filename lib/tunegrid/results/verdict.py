@@ -33,7 +33,6 @@ from tunegrid.results.judgements import (
     Verdict,
     evidence_of,
 )
-from tunegrid.results.numerics import STAGES
 from tunegrid.results.report import count, joined, out_of, some
 from tunegrid.results.status import AUDIT, failures_of
 
@@ -113,6 +112,8 @@ class Change(NamedTuple):
 
 def first_change(judged: Iterable[Judgement]) -> Change:
     """Where numerics of these cells changed first; if modules have a class and a library in common, by these: one place."""
+    from tunegrid.results.numerics import STAGES  # which brings pandas
+
     changed = [j for j in judged if j.kind == "numerics" and j.verdict is Verdict.CHANGED]
     if not changed:
         return Change()

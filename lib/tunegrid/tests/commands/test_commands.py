@@ -26,7 +26,10 @@ def test_the_commands_are_listed_with_a_line_each(arguments, capsys):
 def test_the_version_is_said_and_an_unknown_command_is_one_sentence(capsys):
     assert command.main(["--version"]) == 0
     assert re.fullmatch(r"tunegrid \d+\.\d+\.\d+\n", capsys.readouterr().out)
-    for name, hint in {"gaet": "did you mean gate?", "retrain": "tunegrid lists them all"}.items():
+    for name, hint in {
+        "gaet": "did you mean gate?",
+        "retrain": "tunegrid lists them all; former ones are in reports/CHANGELOG.md",
+    }.items():
         assert command.main([name, "a.json"]) == 2
         assert capsys.readouterr().err == f"tunegrid: unknown command {name!r}; {hint}\n"
 
@@ -88,7 +91,7 @@ def test_names_are_checked_before_anything_is_made_of_them(tmp_path, monkeypatch
 
 
 OF_A_RUN = (
-    "baseline RUN TO.json",
+    "merge --baseline RUN -o TO.json",
     "compare RUN",
     "export RUN -o TO.csv",
     "gate RUN RUN",
