@@ -92,11 +92,10 @@ def test_gpt2_computes_logits_only_where_some_row_has_something_to_learn():
     assert all(torch.allclose(one, two, atol=1e-5) for one, two in zip(whole, some, strict=True))
 
 
-@pytest.mark.parametrize("kind", [peft.PromptTuningConfig, peft.PrefixTuningConfig])
-def test_logits_are_kept_at_the_same_places_behind_a_learned_prompt(kind):
+def test_logits_are_kept_at_the_same_places_behind_a_learned_prompt():
     """Prompt tuning puts tokens in front of the text, so that places are counted from the end."""
     codec = codec_for("gpt2_sum_sft")
-    config = kind(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
     model = peft.get_peft_model(build(codec.cell, codec.tokenizer, CPU), config).eval()
     batch = codec.collate(codec.encode([FIRE, GIFT], training=True))
     whole, some = (codec.loss(model, rows).item() for rows in (batch, codec.placed(batch, CPU)))
