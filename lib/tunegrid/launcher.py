@@ -122,13 +122,13 @@ class ProcessResult:
             return ""
         who = f"rank {rank[0]} of the cell" if rank else "the cell's process"
         name = rank[1] if rank else signal.Signals(-self.returncode).name
-        return f"{who} was ended by {name}" + (", as where memory runs out" if name == "SIGKILL" else "")
+        return f"{who} was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
     @property
     def reason(self) -> str:
         """Why it left no reports, in a sentence."""
         if self.hung_in:
-            return f"ended with its process, as --timeout has it; it stood in {self.hung_in}"
+            return f"ended with its process after --timeout; it hung in {self.hung_in}"
         last = (self.output.strip().splitlines() or ["it said nothing"])[-1].strip()
         return self.killed_by or f"the cell's process ended with exit code {self.returncode} before its test did: {last}"
 

@@ -86,7 +86,7 @@ def adapters_where_declared(evidence: Evidence) -> Answer:
         if f".{name}".endswith(tuple(f".{target}" for target in targets)) and not within(name, cell.head.new_modules)
     }
     if odd := sorted(wanted ^ set(layers)):
-        return False, f"{len(layers)} adapters where {len(wanted)} layers are targets, {odd[0]} among the differences"
+        return False, f"{len(layers)} adapters, but {len(wanted)} layers are targets; one that differs is {odd[0]}"
     shown = {name: method.layer_facts(layer) for name, layer in layers.items()}
     kinds = " and ".join(", ".join(facts) for facts in sorted(set(shown.values())) if facts)
     declared = {name: method.declared_facts(cell, name) for name in layers}
@@ -153,9 +153,9 @@ def checkpoint_loaded(evidence: Evidence) -> Answer:
     odd = sorted(evidence.not_from_checkpoint.intersection(pretrained))
     if odd or not pretrained:
         counts = f"{len(odd)} of {len(pretrained)} pretrained tensors"
-        return False, f"{counts} are not the checkpoint's of their name: {', '.join(odd[:3])}"
+        return False, f"{counts} differ from the checkpoint's tensors of the same name: {', '.join(odd[:3])}"
     if missing := missing_layers(evidence):
-        return False, f"the checkpoint has {', '.join(missing)}, which the model leaves out: what does its config say?"
+        return False, f"the checkpoint has {', '.join(missing)}, which the model lacks: check its config"
     # Once training has begun, nobody can tell any more.
     if changed := [] if trainer.log.updates else overwritten_rows(evidence, grown):
         first = f"row {changed[0]} first"
@@ -200,7 +200,7 @@ def packed_from_checkpoint(evidence: Evidence) -> Answer:
     if not gaps:
         return None
     odd = [f"{name} ({gap:.1%})" for name, gap in gaps.items() if gap > ROUNDED]
-    return none_of(odd, f"{len(gaps)} of {len(packed)} layers", "have other weights than the checkpoint's of their name")
+    return none_of(odd, f"{len(gaps)} of {len(packed)} layers", "differ from the checkpoint's weights of the same name")
 
 
 def _rounding_gap(weight: Any, name: str, cell: Cell) -> float:
@@ -241,7 +241,7 @@ def labels_are_targets(evidence: Evidence) -> Answer:
     features, rows, check = sample(evidence.trainer.features), evidence.splits.train, evidence.codec.label_is_target
     labels = evidence.codec.collate(features)["labels"]
     wrong = [f.example for f, label in zip(features, labels, strict=True) if not check(rows[f.example], f, label)]
-    return none_of(wrong, f"{len(features)} sampled rows", "train on something else than their targets")
+    return none_of(wrong, f"{len(features)} sampled rows", "train on other labels than their targets")
 
 
 def answers_at_annotated_start(evidence: Evidence) -> Answer:

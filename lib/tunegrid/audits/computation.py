@@ -90,7 +90,7 @@ def loss_is_the_tasks(evidence: Evidence) -> Answer:
         loss = cross_entropy(torch.cat(of_targets(logits[0], batch)), torch.cat(targets), reduction="sum")
     near = abs(probe.loss - float(loss)) <= allowance(trainer) * max(abs(float(loss)), 1.0)
     detail = f"{probe.loss:.6f} for {len(probe.rows)} rows"
-    return near, detail if near else f"{detail}, where their targets have {float(loss):.6f}"
+    return near, detail if near else f"{detail}, but their targets have {float(loss):.6f}"
 
 
 def decoder_sees_no_future(evidence: Evidence) -> Answer:

@@ -30,7 +30,7 @@ class Evidence:
 
     Attributes:
         cell: the cell as labelled.
-        splits, evaluation: None where there was no text, or training stopped.
+        splits, evaluation: None if there was no text, or training stopped.
         serving: how the result is saved, loaded and merged.
     """
 
@@ -96,5 +96,5 @@ def text_of(cell: Cell) -> Callable[[Row], int]:
 
 
 def none_of(odd: Sequence[Any], detail: str, fault: str) -> Answer:
-    """Passed where nothing is odd; otherwise how many are, what is wrong with them, and the first ones."""
+    """Passed if nothing is odd; otherwise how many are, what is wrong with them, and the first ones."""
     return not odd, f"{detail}; {len(odd)} {fault}: {', '.join(map(str, odd[:3]))}" if odd else detail

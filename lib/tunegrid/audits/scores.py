@@ -78,7 +78,10 @@ def windows_map_to_examples(evidence: Evidence) -> Answer:
     misread = _misread(codec, evaluation)
     if others or misread or {feature.example for feature in features} != set(range(len(rows))):
         among = f", row {misread[0]} among them" if misread else ""
-        return False, f"{others} windows show another row's context, {len(misread)} answers are not what was pointed at{among}"
+        return (
+            False,
+            f"{others} windows show another row's context, {len(misread)} answers differ from the predicted span{among}",
+        )
     return True, f"{len(features)} windows of {len(rows)} rows"
 
 
@@ -325,7 +328,7 @@ class Beam(NamedTuple):
 
 
 def shortfall(text: Sequence[int], scores: Scores, search: Generation, end: int) -> float:
-    """How many nats a search would have to be off, at most in one of its decisions, to find this text; 0 where it does find it.
+    """How many nats a search would have to be off, at most in one of its decisions, to find this text; 0 if it does find it.
 
     The text has the token `end`, or is as long as the search lets one be. A search without beams knows no penalty.
     """

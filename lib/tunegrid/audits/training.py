@@ -91,7 +91,7 @@ def _moments(optimizer: Any, parameter: torch.Tensor) -> dict[str, torch.Tensor]
 
 
 def moment_types(evidence: Evidence) -> set[torch.dtype]:
-    """The types of moments that the same optimizer keeps for a large fp32 weight alone; none where the method made its own."""
+    """The types of moments that the same optimizer keeps for a large fp32 weight alone; none if the method made its own."""
     weight = torch.zeros(64, 128, device=evidence.device, requires_grad=True)  # large enough to be packed
     weight.grad = torch.ones_like(weight)
     optimizer, rate = evidence.trainer.optimizer, evidence.cell.recipe.learning_rate
@@ -106,7 +106,7 @@ def variant_applied(evidence: Evidence) -> Answer:
     """The trained model shows that its method trained it, and no other.
 
     What the method says must move has moved, weights that it rewrites are not the checkpoint's any
-    more, its rates are the optimizer's, and its own look at the model finds nothing. None where it says nothing of all this.
+    more, its rates are the optimizer's, and its own look at the model finds nothing. None if it says nothing of all this.
     """
     method, cell, before = evidence.cell.method, evidence.cell, evidence.trainer.before
     moving = {name for name in evidence.own if any(part in name for part in method.must_move)}
@@ -140,7 +140,7 @@ def gradients_clipped(evidence: Evidence) -> Answer:
         return None
     before = log.gradient_norms[0] if log.gradient_norms else None
     if before is None or log.clipped_norm is None:
-        return False, f"nothing was clipped, where the bound is {bound:g}"
+        return False, f"nothing was clipped; the bound is {bound:g}"
     if not math.isfinite(before):  # fp16 lost the update to an overflow
         return None
     right = math.isclose(log.clipped_norm, min(before, bound), rel_tol=CLIPPED)
@@ -168,7 +168,7 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
         return None
     rates = log.learning_rates
     if not log.updates == len(rates) == due:
-        return False, f"{log.updates} updates with {len(rates)} rates, where the recipe plans {due}"
+        return False, f"{log.updates} updates with {len(rates)} rates, but the recipe plans {due}"
     planned = planned_rates(evidence.cell, total)
     wanted = [planned[i - sum(skipped < i for skipped in log.skipped)] for i in range(due)]  # one that fp16 lost does not count
     odd = [i for i in range(due) if not same_rate(rates[i], wanted[i])]
@@ -228,7 +228,7 @@ def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
         return None
     gap = relative_gap(apart, together)
     same = gap <= allowance(trainer, TOLERANCE, COARSE_TOLERANCE)
-    return same, f"2 micro-batches: gradients differ by {gap:.1e} of those in one batch, where the loss is {loss:.6f}"
+    return same, f"2 micro-batches: gradients differ by {gap:.1e} of those in one batch; the loss is {loss:.6f}"
 
 
 def in_one_batch(trainer: Trainer, features: Sequence[Feature], names: Sequence[str]) -> tuple[float, list[torch.Tensor]]:

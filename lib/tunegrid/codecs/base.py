@@ -38,7 +38,7 @@ class Feature:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One row's output: `value` is a label or a text; `loss` in nats, None where the codec computes none."""
+    """One row's output: `value` is a label or a text; `loss` in nats, None if the codec computes none."""
 
     value: Any
     loss: float | None = None
@@ -56,7 +56,7 @@ class Codec(ABC):
     generates: ClassVar[bool] = False
 
     def __init__(self, cell: Cell, tokenizer: Any) -> None:
-        """A codec for `cell` over `tokenizer`; raises InputError where the two, or the recipe's lengths, do not fit."""
+        """A codec for `cell` over `tokenizer`; raises InputError if the two, or the recipe's lengths, do not fit."""
         self.cell = cell
         self.task = cell.task
         self.recipe = cell.recipe
@@ -72,7 +72,7 @@ class Codec(ABC):
             )
 
     def special(self, name: str | None) -> list[int]:
-        """The special token of this name, as "sep_token"; none for None. Raises InputError where the tokenizer lacks it."""
+        """The special token of this name, as "sep_token"; none for None. Raises InputError if the tokenizer lacks it."""
         if name is None:
             return []
         token = getattr(self.tokenizer, f"{name}_id", None)
@@ -143,7 +143,7 @@ class Codec(ABC):
         """Whether a collated label is the row's target: nothing of the prompt, nothing of the padding, no other row's."""
 
     def scores(self, output: Any) -> list[float]:
-        """The model's scores that an output was chosen by; none where the output does not keep them."""
+        """The model's scores that an output was chosen by; none if the output does not keep them."""
         return []
 
     def restored(self, values: dict[str, Any]) -> Feature:

@@ -174,5 +174,5 @@ def inside(scores: Tensor, window: Window) -> Tensor:
 
 
 def nearby(ends: Tensor, behind: float) -> Tensor:
-    """Of scores (..., L) those (..., L, 30) of the last tokens that each first token allows; `behind` where none is left."""
+    """Of scores (..., L) those (..., L, 30) of the last tokens that each first token allows; `behind` if none is left."""
     return pad(ends, (0, MAX_ANSWER_TOKENS - 1), value=behind).unfold(-1, MAX_ANSWER_TOKENS, 1)

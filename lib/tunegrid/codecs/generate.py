@@ -30,7 +30,7 @@ class GenerateCodec(Codec):
         generation: the recipe's search.
         max_target_length: tokens of a target, its end token included.
         lead: what goes before the target's first word.
-        start_id: the decoder's first token; None where generation continues the prompt.
+        start_id: the decoder's first token; None if generation continues the prompt.
     """
 
     generates: ClassVar[bool] = True
@@ -38,7 +38,7 @@ class GenerateCodec(Codec):
     start_id: int | None = None
 
     def __init__(self, cell: Cell, tokenizer: Any) -> None:
-        """A codec for `cell` over `tokenizer`; raises InputError where the recipe does not say how to generate.
+        """A codec for `cell` over `tokenizer`; raises InputError if the recipe does not say how to generate.
 
         Nor may a text that continues its prompt run past `max_length`, and so past the model's positions.
         """
@@ -57,7 +57,7 @@ class GenerateCodec(Codec):
 
     @property
     def end_id(self) -> int:
-        """The token that ends a target: EOS, or [SEP] for a model without one. Raises InputError where there is neither."""
+        """The token that ends a target: EOS, or [SEP] for a model without one. Raises InputError if there is neither."""
         token: int | None = self.tokenizer.eos_token_id
         if token is None:
             token = self.tokenizer.sep_token_id

@@ -48,7 +48,7 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
     say(f"the good end, {good}, twice")
     baseline = measure(good)
     if worse := failing(gate(baseline, measure(good, "again")), kinds):
-        raise InputError(f"{good} is called worse than itself, so nothing can be told: {remarks(worse)[0]}")
+        raise InputError(f"{good} is called worse than itself, so there is nothing to bisect: {remarks(worse)[0]}")
 
     def is_worse(version: str) -> bool:
         run = measure(version)

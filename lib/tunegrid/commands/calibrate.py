@@ -50,7 +50,7 @@ def trained(path: Path, arguments: Sequence[str], run: Session = session) -> Pat
     path.unlink(missing_ok=True)
     code = run([*arguments, "--resume", f"--benchmark-json={path}"])
     if code not in (0, 1) or not path.is_file():  # 1: a cell that misses a bound has its row
-        raise InputError(f"pytest ended with exit code {code}: what it said stands above; the same command goes on")
+        raise InputError(f"pytest ended with exit code {code}: see its output above; the same command continues")
     return path
 
 
@@ -60,7 +60,7 @@ def by_seed(records: Sequence[Record], cells: Collection[str], seeds: Collection
     for seed in seeds:
         for cell in cells:
             if (seed, cell) not in finished:
-                raise InputError(f"{cell} of seed {seed} did not come to its end: see above, and run the same command again")
+                raise InputError(f"{cell} of seed {seed} did not finish: see above, then run the same command again")
     return {seed: {cell: finished[seed, cell] for cell in cells} for seed in seeds}
 
 
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
     add("pytest_options", nargs="*", metavar="-- OPTION", help="of pytest, as in -- --data-root=DIR -n 2")
     options = parser.parse_args(arguments)
     if options.seeds < 2:
-        parser.error("--seeds: one training tells no deviation; give at least 2")
+        parser.error("--seeds: one training has no standard deviation; give at least 2")
     return exit_code(parser, partial(write_bounds, options, run))
 
 

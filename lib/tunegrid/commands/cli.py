@@ -42,7 +42,7 @@ def program(name: str, package: str, commands: Mapping[str, str], arguments: Seq
         if command == "--version":
             say(f"tunegrid {version('tunegrid')}")
         elif not (ROOT / "benchmarks").is_dir():
-            say(f"{ROOT} is no checkout of tunegrid, which the suite needs: `pip install -e CHECKOUT` installs one", error=True)
+            say(f"{ROOT} is not a checkout of tunegrid; `pip install -e CHECKOUT` installs one", error=True)
             code = 2
         elif command in ("-h", "--help"):
             width = max(map(len, commands))

@@ -125,7 +125,7 @@ class Environment:
         """The file of a run of cells; raises NoRun if pytest takes an argument for none, or leaves no file."""
         path = self.folder / file
         log, start = path.with_suffix(".txt"), time.monotonic()
-        say(f"{self.name}: {path.stem}; {log} says how far it is")
+        say(f"{self.name}: {path.stem}; progress is in {log}")
         # PYTHONPATH would come before the packages to try; PYTEST_* are those of a session around this one; the command that
         # asks writes the step's summary.
         unset = ("PYTHONPATH", "GITHUB_STEP_SUMMARY")
@@ -162,7 +162,7 @@ def environment_with(requirements: Sequence[str], wheels: Path | None, *, alone:
     places = ["--no-index", f"--find-links={wheels.resolve()}"] if wheels else []
     lock = lock_of(requirements, places, alone=alone)
     if not lock:
-        raise InputError(f"nothing to upgrade: what is installed here is as {' '.join(requirements)} asks")
+        raise InputError(f"nothing to upgrade: {' '.join(requirements)} is installed here already")
     name = canonicalize_name(re.sub(r"[^\w.-].*", "", requirements[0].rpartition("/")[2]))
     digest = hashlib.sha256("\n".join([lock, sys.prefix, sys.version]).encode()).hexdigest()
     folder = ENVIRONMENTS / f"{name}-{digest[:12]}"

@@ -84,7 +84,7 @@ def reading(origin: str) -> Iterator[None]:
     except Exception as error:
         cause = error.__cause__ or error  # `datasets` itself says only that it failed
         text = f"{type(cause).__name__}: {first_line(cause)[:LONGEST_CAUSE]}"
-        raise InputError(f"{origin} cannot be read ({text}); save the data set there anew") from None
+        raise InputError(f"{origin} cannot be read ({text}); save the data set there again") from None
 
 
 class Lines:
@@ -174,7 +174,7 @@ class StoredRows(Sequence[Row]):
 
 
 def tables(task: Task, root: Path | None) -> Mapping[str, Table]:
-    """Every split by name; raises InputError where a folder, file or column is missing, or the hub cannot be reached."""
+    """Every split by name; raises InputError if a folder, file or column is missing, or the hub cannot be reached."""
     if root or task.has_own_rows:
         by_name = {split: _read(task, paths) for split, paths in files_of(task, root).items()}
     else:
@@ -207,7 +207,7 @@ def numbered(task: Task) -> Callable[[Row, str], Row]:
 
 
 def last_exchange(turns: Any, place: str) -> Row:
-    """A conversation as a row; raises InputError where users and assistants do not take turns, or nobody answers.
+    """A conversation as a row; raises InputError if users and assistants do not take turns, or nobody answers.
 
     `reply` is the assistant's last turn, `prompt` the user's before it, `history` all before; what follows is left out.
     """
@@ -225,13 +225,13 @@ def last_exchange(turns: Any, place: str) -> Row:
 
 
 def check_places(task: Task, root: Path | None, splits: Sequence[str]) -> None:
-    """Raises InputError where a file or folder of these splits is not there; no row is read, and no hub is asked."""
+    """Raises InputError if a file or folder of these splits is not there; no row is read, and no hub is asked."""
     for split in splits if root or task.has_own_rows else ():
         check_split(files_of(task, root), split, task)
 
 
 def check_split(by_name: Collection[str], split: str, task: Task) -> None:
-    """Raises InputError where a data set lacks a split."""
+    """Raises InputError if a data set lacks a split."""
     if split not in by_name:
         known = ", ".join(sorted(by_name))
         raise InputError(f"{task.folder} has no split {split!r}, only {known}; give one file or folder per split")
@@ -240,7 +240,7 @@ def check_split(by_name: Collection[str], split: str, task: Task) -> None:
 def files_of(task: Task, root: Path | None) -> dict[str, list[Path]]:
     """The files of each split: those that the task names, or those of its folder, by name.
 
-    A split is one file, the shards that the hub makes, or a folder of `save_to_disk`. Raises InputError where there are none.
+    A split is one file, the shards that the hub makes, or a folder of `save_to_disk`. Raises InputError if there are none.
     """
     folder, by_name = (root or Path()) / task.folder, dict[str, list[Path]]()
     if task.files:

@@ -81,7 +81,7 @@ def load_splits(task: Task, profile: Profile) -> Splits:
             hashes.append(identity(row, columns))
         usable = array("q", (index for index, text in zip(part.indices, hashes, strict=True) if text not in scoring))
         if not usable:
-            raise InputError(f"{part.origin}: no rows to use; each stands in a split that scores, too, so give other files")
+            raise InputError(f"{part.origin}: no rows to use: each is in a scored split, too; give other files")
         rows[name], dropped[name] = part.table.take(usable), len(part.indices) - len(usable)
         scoring.update(hashes)
     if profile.label_noise:
@@ -143,7 +143,7 @@ def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequenc
 
 
 def check_task(task: Task) -> None:
-    """Raises InputError where the columns of a task cannot serve its kind of problem, or it splits by one it does not have."""
+    """Raises InputError if the columns of a task cannot serve its kind of problem, or it splits by one it does not have."""
     if task.problem is Problem.EXTRACT and len(task.text_pair) != 1:
         raise InputError(f"task {task.id!r}: text_pair must name one column, the text that holds the answers")
     if task.problem is Problem.GENERATE and task.text_pair:
@@ -160,13 +160,13 @@ def check_task(task: Task) -> None:
 
 
 def check_row(task: Task, row: Row, index: int, origin: str) -> None:
-    """Raises InputError where the task cannot use a row; `index` is its number in its file."""
+    """Raises InputError if the task cannot use a row; `index` is its number in its file."""
     mistyped = (name for name, kind in task.columns.items() if not isinstance(row.get(name), kind))
     fault = next((type_fault(task, name, row.get(name)) for name in mistyped), None) or _fault(task, row)
     try:
         json.dumps([row.get(name) for name in task.columns], ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:  # JSON can write half a surrogate pair, which no tokenizer and no UTF-8 takes
-        fault = fault or f"a column holds half a character ({error.object[error.start]!r}), which is no text"
+        fault = fault or f"a column holds a lone surrogate ({error.object[error.start]!r}), which is not text"
     if fault:
         name = f" (id {row['id']})" if "id" in row else ""
         raise InputError(f"{origin}, row {index}{name}: {fault}")
@@ -206,9 +206,9 @@ def _answer_fault(task: Task, row: Row) -> str | None:
         return f"{task.target} need two lists of one length, 'text' and 'answer_start', with at least one entry"
     for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str) or not text or not isinstance(start, int) or start < 0:
-            return f"answer {text!r} at answer_start {start!r}: a text that is not empty, and a place from 0 on, are needed"
+            return f"answer {text!r} at answer_start {start!r}: expected a text that is not empty and a start of at least 0"
         if (actual := passage[start : start + len(text)]) != text:
-            return f"answer {text!r} does not stand at answer_start {start}, where the context has {actual!r}"
+            return f"answer {text!r} is not at answer_start {start}: the context has {actual!r} there"
     return None
 
 

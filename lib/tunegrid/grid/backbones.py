@@ -77,7 +77,7 @@ class Backbone:
 
     Attributes:
         checkpoint: id on the hub, pinned to `revision` (None: the newest); `folder` is its name below a `--checkpoint-root`.
-        micro: the folder below `fixtures/backbones` that stands in for it in the quick profile; None where none does.
+        micro: the folder below `fixtures/backbones` that stands in for it in the quick profile; None if none does.
         segments: the model tells the two texts apart by token type ids.
         dtype: in which a frozen base is loaded; what trains is fp32 whatever the base is.
         overflows_fp16: its activations leave fp16's range, on any device.
@@ -202,9 +202,9 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", 
 
 
 def checkpoint_of(backbone: Backbone, profile: Profile) -> tuple[str, dict[str, Any]]:
-    """What `from_pretrained` is given: a local folder, or the hub's id with the pinned revision where there is one.
+    """What `from_pretrained` is given: a local folder, or the hub's id with the pinned revision if there is one.
 
-    Raises InputError where a local folder is missing or lacks a config, a tokenizer or safetensors weights.
+    Raises InputError if a local folder is missing or lacks a config, a tokenizer or safetensors weights.
     """
     if profile.checkpoint_root is None:
         return backbone.checkpoint, {"revision": backbone.revision} if backbone.revision else {}

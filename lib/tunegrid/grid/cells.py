@@ -217,7 +217,7 @@ class Grid:
         return {cell_id: self.reason_against(cell_id) for cell_id in ids if cell_id in existing}
 
     def reason_against(self, cell_id: str) -> str | None:
-        """Why a cell cannot be built, whatever its recipe; None where it can."""
+        """Why a cell cannot be built, whatever its recipe; None if it can."""
         backbone, task, method = self._parts(cell_id)
         if cell_id in self.refused:
             return self.refused[cell_id]
@@ -234,7 +234,7 @@ class Grid:
         return tuple(self.cell(cell_id, profile) for cell_id in self.ids(profile))
 
     def cell(self, cell_id: str, profile: Profile) -> Cell:
-        """One cell; raises InputError where it does not exist, or its recipe cannot be followed, with the reason."""
+        """One cell; raises InputError if it does not exist, or its recipe cannot be followed, with the reason."""
         self.checked_ids([cell_id])
         backbone, task, method = self._parts(cell_id)
         recipe = profile.adjusted(cell_id, self.recipes[cell_id], self.quick.get(cell_id))

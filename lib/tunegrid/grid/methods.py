@@ -96,7 +96,7 @@ class Method:
             raise InputError(f"method {self.id!r} trains every parameter, but the recipe has an adapter")
 
     def unsupported(self, head: Head) -> str | None:
-        """Why the method cannot train a model with this head; None where it can."""
+        """Why the method cannot train a model with this head; None if it can."""
         return None
 
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:
@@ -128,7 +128,7 @@ class Method:
         return ()
 
     def contribution(self, layer: Any, cell: "Cell", inputs: "torch.Tensor") -> "torch.Tensor | None":
-        """What an adapted layer must add to its base's output, without dropout; None where the method does not say."""
+        """What an adapted layer must add to its base's output, without dropout; None if the method does not say."""
         return None
 
     def rewritten(self, cell: "Cell") -> tuple[str, ...]:
@@ -210,7 +210,7 @@ class Adapting(Method):
     layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def check(self, recipe: Recipe) -> None:
-        """Raises InputError where the recipe has no adapter and the method needs one."""
+        """Raises InputError if the recipe has no adapter and the method needs one."""
         if self.on_targets and recipe.adapter is None:
             raise InputError(f"method {self.id!r} needs an adapter in the recipe: rank, scale and target modules")
 
@@ -233,7 +233,7 @@ class Adapting(Method):
         return dict(self.options_by_backbone.get(cell.backbone.id, {}))
 
     def peft_config(self, cell: "Cell", base: Base) -> Any:
-        """PEFT's config for this cell. Raises InputError where neither a field nor a subclass says which."""
+        """PEFT's config for this cell. Raises InputError if neither a field nor a subclass says which."""
         import peft
 
         if not hasattr(peft, self.config):

@@ -61,7 +61,7 @@ class Hyperparameters:
         max_steps: updates; 0 trains `num_train_epochs` epochs.
         precision: where the device can.
         gradient_checkpointing: activations are computed again in the backward pass, which saves memory and costs time.
-        trainable_params, total_params: expected at full size; None where the study gives no figure.
+        trainable_params, total_params: expected at full size; None if the study gives no figure.
     """
 
     adapter: Any
@@ -371,7 +371,7 @@ class Profile:
         """A cell's recipe at this profile; `quick` are the fields that make it a quick one.
 
         With another adapter, other parameters train than the study counted. Another rate changes a head's own in proportion.
-        Raises InputError where the profile is of micro backbones and the cell has no quick recipe.
+        Raises InputError if the profile is of micro backbones and the cell has no quick recipe.
         """
         if self.micro:
             if quick is None:

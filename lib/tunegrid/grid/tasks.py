@@ -102,7 +102,7 @@ class Task:
     bounded_scores: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Raises InputError where the entry contradicts itself, with what to write."""
+        """Raises InputError if the entry contradicts itself, with what to write."""
         if fault := next(self._faults(), None):
             raise InputError(f"task {self.id!r}: {fault}")
 

@@ -75,7 +75,7 @@ class AdaLora(Adapting):
         """Ranks were cut to the target, on average over the layers."""
         left = [int(p.count_nonzero()) for name, p in model.named_parameters() if "lora_E" in name]
         room, goal = (rank * len(left) for rank in self._ranks(cell.recipe).values())
-        return bool(left) and sum(left) <= goal, f"{sum(left)} of {room} ranks are left, where {goal} are the goal"
+        return bool(left) and sum(left) <= goal, f"{sum(left)} of {room} ranks are left; the goal is {goal}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,11 +184,11 @@ GPT2_SUM = Head(architecture="GPT2LMHeadModel", tied_modules=("lm_head",), layou
 # By method and backbone (and task, if only one is meant). A test tries each, and fails if a new release trains it.
 CONV1D = "PEFT rotates layers of torch only, and GPT-2's are transformers' Conv1D"
 READ_AS_TEXT = "virtual tokens are for models that generate: a classifier or a span head would read them as text"
-NO_PROMPTS = "PEFT learns tokens in front of models whose config tells its layers, and BERT2BERT's has two of them"
+NO_PROMPTS = "PEFT reads the layers from the model's config, and BERT2BERT's config describes two models"
 # PEFT 0.21.2 hands the cache over by the name that transformers 5.24 has renamed: reports/upstream/peft_prompts.py.
 REPEATED = "PEFT puts its prompt in front of every generated token again, since it does not find transformers' cache"
 # What libraries train, but so few weights do not learn: rougeLsum after the cell's updates was 25 (IA3), 17 (LN), 5 (BitFit).
-NEW_PARTS = "it moves too little to teach BERT2BERT its cross-attention, which is new, in a quick cell's updates"
+NEW_PARTS = "it changes too little to train BERT2BERT's new cross-attention within a quick cell's updates"
 REFUSED: Mapping[tuple[str, ...], str] = {
     ("oft", "gpt2"): CONV1D,
     ("bitfit", "t5"): "T5 has no biases",

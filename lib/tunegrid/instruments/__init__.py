@@ -2,7 +2,7 @@
 
 An instrument is one file here, and its name in `LISTED`; a user's comes in a `--grid` file by `grid.add_instrument`. What it
 measures are lines of `tidy`: a figure, of a part of the cell or of each row of that part. Rows are whatever two runs pair:
-test rows, texts, layers. This module is imported where `--ask` is given, the others where a cell answers.
+test rows, texts, layers. This module is imported if `--ask` is given, the others where a cell answers.
 """
 
 from abc import ABC, abstractmethod

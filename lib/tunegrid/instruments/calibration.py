@@ -74,7 +74,7 @@ class Calibration(Instrument):
 
 
 def forecasts(cell: TrainedCell, evaluation: Evaluation) -> Callable[[float], Forecasts]:
-    """The rows as forecasts at a temperature. Raises NotAskedError where nothing says how sure the model is."""
+    """The rows as forecasts at a temperature. Raises NotAskedError if nothing says how sure the model is."""
     examples = [feature.example for feature in evaluation.features]
     hits = next((evaluation.examples[name] for name in HITS if name in evaluation.examples), None)
 
@@ -173,7 +173,7 @@ def ece_by_chance(confidences: Array) -> float:
 
 
 def fitted(forecast: Callable[[float], Forecasts]) -> float | None:
-    """The temperature at which rows have the least NLL; None where all are hits, or all misses: then none is the best one.
+    """The temperature at which rows have the least NLL; None if all are hits, or all misses: then none is the best one.
 
     The search is Brent's, on the logarithm. Where it finds nothing better than 1, it is 1.
     """

@@ -35,7 +35,7 @@ class Distillation(Instrument):
         """Refuse cells that SFT answers in another form."""
         own, other = cell.cell.head, cell.sft.head
         if (own.layout, own.new_token) != (other.layout, other.new_token):
-            raise NotAskedError("SFT answers in another form than it does")
+            raise NotAskedError("SFT's answers have another format")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
         """SFT is trained, and then the cell once more, by what SFT says of its rows."""

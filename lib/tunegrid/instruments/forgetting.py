@@ -74,7 +74,7 @@ class Forgetting(Instrument):
     def before(self, cell: TrainedCell) -> TextLosses:
         """The losses of the model as it starts."""
         if cell.trainer.log.updates:
-            raise NotAskedError("its training was taken up from a checkpoint, after the model had changed")
+            raise NotAskedError("its training was resumed from a checkpoint, so the untrained model is gone")
         return losses(cell)
 
     def measure(self, cell: TrainedCell, before: TextLosses) -> pd.DataFrame:
@@ -93,15 +93,15 @@ class Forgetting(Instrument):
         changes = figures[figures.figure == "change"].value
         trains = bool(figures[figures.figure == "trains"].value.item())
         if not (changes - changes == 0).all():
-            yield "the backbone's own loss is no finite number after training"
+            yield "the backbone's own loss is not finite after training"
         elif not trains and changes.any():
-            yield f"nothing of the backbone trains, and its own loss went by up to {changes.abs().max():.3g} nats"
+            yield f"the backbone is frozen, but its own loss changed by up to {changes.abs().max():.3g} nats"
         elif trains and not changes.any():
-            yield "the backbone trains, and its own loss is the same to the last digit on every text: another model was asked"
+            yield "the backbone trains, but its own loss is identical on every text: the wrong model was measured"
 
 
 def losses(cell: TrainedCell) -> TextLosses:
-    """What the backbone's own loss is now. Raises NotAskedError where there is none."""
+    """What the backbone's own loss is now. Raises NotAskedError if there is none."""
     model, tokenizer = pretraining_model(cell), cell.codec.tokenizer
     texts = {
         f"{name} {row_id({'text': text})}": text
@@ -138,12 +138,12 @@ def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def pretraining_model(cell: TrainedCell) -> Any:
-    """The model that was pretrained, with the cell's own backbone in it. Raises NotAskedError where there is none."""
+    """The model that was pretrained, with the cell's own backbone in it. Raises NotAskedError if there is none."""
     backbone, model = cell.cell.backbone, cell.model
     if backbone.objective is None:
         raise NotAskedError(f"backbone {backbone.id} does not declare what it was pretrained with (Backbone.objective)")
     if isinstance(model, peft.PeftModel) and model.active_peft_config.is_prompt_learning:
-        raise NotAskedError("learned tokens stand in front of the text, and leave the backbone as it is")
+        raise NotAskedError("learned tokens come before the text, and the backbone does not change")
     source, options = checkpoint_of(backbone, cell.cell.profile)
     options |= {"dtype": base_type(cell.cell), "attn_implementation": ATTENTION, "use_safetensors": True}
     whole, report = from_hub_or_folder(LOADERS[backbone.objective], source, options | {"output_loading_info": True})
@@ -163,7 +163,7 @@ def pretraining_model(cell: TrainedCell) -> Any:
 def own_modules(whole: Any, tuned: Any) -> dict[str, nn.Module]:
     """The parts of a pretrained model that the cell's model has, by their names in the former; BERT2BERT's are its encoder's.
 
-    Raises NotAskedError where it has none.
+    Raises NotAskedError if it has none.
     """
     if isinstance(tuned, hf.EncoderDecoderModel):
         return {whole.base_model_prefix: tuned.encoder}

@@ -50,7 +50,7 @@ class Merges(Instrument):
     """Points, flips and logits of each merge, and whether each layer computes what the adapter computes."""
 
     id = "merges"
-    question = "which merge serves what an adapter over a packed base does? Flips in percent of rows, differences of logits"
+    question = "which merge matches the adapter over its packed base? Flips in percent of rows, differences of logits"
     figures = {  # noqa: RUF012
         "points": Figure(better="higher", margin=1.0, shown=".1f"),
         "change": Figure(better="higher", margin=1.0, shown="+.1f"),

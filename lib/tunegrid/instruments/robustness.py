@@ -35,7 +35,7 @@ class Robustness(Instrument):
     """Changed rows keep their answers, or turn them."""
 
     id = "robustness"
-    question = "how robust is it? Points of changed rows; of rightly answered rows, percent whose turned twins are right, too"
+    question = "how robust is it? Points on changed rows; percent of correctly answered rows whose turned twin is correct, too"
     figures = {  # noqa: RUF012
         "points": Figure(shown=".1f"),
         "change": Figure(better="higher", margin=2.0, shown="+.1f"),
@@ -87,15 +87,15 @@ class Robustness(Instrument):
         groups = figures.groupby(["figure", "part"], sort=False).value
         means, counts = groups.mean(), groups.size()
         if not means["repeated", ""]:
-            yield "scored again without any change, rows have other points: drops cannot be told from chance"
+            yield "unchanged rows score differently the second time: drops cannot be told from noise"
         for (figure, part), mean in means.items():
             if figure == "read" and not mean and figures[(figures.figure == "change") & (figures.part == part)].value.any():
-                yield f"shift {part} changes no token that the model reads, and its points are others"
+                yield f"shift {part} changes no token that the model reads, but points differ"
             count = counts[figure, part]
             if figure == "turned" and not means["cut short", ""] and count >= FEWEST and mean <= FOLLOWED:
                 yield (
-                    f"shift {part} turns the right answer, and of {count} rows that are answered rightly, only {mean:.0f} % of "
-                    "the twins are: the model hardly reads what decides"
+                    f"shift {part} turns the right answer, but of {count} correctly answered rows only {mean:.0f} % of "
+                    "the twins are correct, too: the model hardly uses the decisive words"
                 )
 
 
@@ -249,7 +249,7 @@ KINDS = (  # what a question asks for by one of its words, and a wrong answer of
 
 
 def distracted(task: Task, row: RowMapping, rng: Random) -> Row:
-    """Such a sentence behind the passage; none where the question names nothing that could be another."""
+    """Such a sentence behind the passage; none if the question names nothing that could be another."""
     column, question = task.text_pair[0], row[task.text[-1]]
     other = _about_another(question, rng)
     wrong = next(answer for kind, answer in KINDS if kind.search(question))
@@ -272,7 +272,7 @@ def _about_another(question: str, rng: Random) -> str:
     return named if named != question else NEARBY.sub(lambda match: _like(match[1], NEAR[match[1].lower()]), question)
 
 
-# What turns the target: only where it is known how
+# What turns the target: only if it is known how
 
 OPENERS = "overall|all in all|in the end|in short|after a month"
 SAID = (
@@ -342,7 +342,7 @@ SHIFTS = (
 
 
 def shifted_rows(task: Task, rows: Sequence[Row], shift: Shift) -> list[Row]:
-    """The rows as a shift changes them. Raises InputError where it contradicts what it says of a row's target."""
+    """The rows as a shift changes them. Raises InputError if it contradicts what it says of a row's target."""
     new_rows: list[Row] = []
     for index, row in enumerate(rows):
         new, place = shift.change(task, row, Random(f"{SEED} {shift.id} {index}")), f"shift {shift.id!r}"

@@ -128,7 +128,7 @@ def largest(pairs: Iterable[Apart]) -> Tables:
 
 
 def tolerances_of(most: Tables) -> Tables:
-    """Every tolerance of each arithmetic, the floor where nothing was seen, and those that cells have of their own."""
+    """Every tolerance of each arithmetic, the floor if nothing was seen, and those that cells have of their own."""
     tables: Tables = {}
     for name, seen in most.items():
         if name.startswith("cell "):  # a cell's are beyond its arithmetic's but for curves

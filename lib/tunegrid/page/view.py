@@ -126,7 +126,7 @@ def judged(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
             except InputError:
                 unlike.append(cell)
         told = f"{old.name} scored other test rows in {some(sorted(unlike))}: its figures are shown, but not paired or judged"
-        itself = f"{old.name} and {new.name} hold the same records: a run compared with itself tells nothing"
+        itself = f"{old.name} and {new.name} hold the same records: there is nothing to compare"
         remarks = [*([told] if unlike else []), *([itself] if old.records == new.records else [])]
         before, after = (run.only(run.records.keys() - set(unlike)) for run in (before, after))
         if not before.records.keys() & after.records.keys():
@@ -344,8 +344,12 @@ class Page:
         devices = [record.device for cell in measured for record in cell.records if record.device]
         counters = "; ".join(dict.fromkeys(device.energy for device in devices if device.energy))
         parts = (
-            ("Bytes and peaks of memory", memory_of, "Peaks hold what earlier cells of the same process left." * shared),
-            ("Speed and losses", speed_of, "No seconds and rates of a machine that others used." * contended),
+            (
+                "Bytes and peaks of memory",
+                memory_of,
+                "Peaks include memory that earlier cells of the same process left." * shared,
+            ),
+            ("Speed and losses", speed_of, "Times are left out if others used the machine." * contended),
             ("Energy", energy_of, f"Idle power included{f' ({counters})' if counters else ''}."),
         )
         digits = {"updates": ".0f", "tokens/s": ".0f", "first loss": ".4f", "last loss": ".4f", "step s": ".4f"}

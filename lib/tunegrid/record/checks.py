@@ -121,7 +121,7 @@ def contradictions(record: Record) -> Iterator[str]:
         if abs(counts.trainable_percent - percent) > PERCENT:
             yield f"parameters.trainable_percent is {counts.trainable_percent:.4g}, but {percent:.4g} by the counts"
     if record.peak_gib == 0:
-        yield "memory.phases have no peak above 0 GiB, but a model takes room"
+        yield "memory.phases has no peak above 0 GiB"
     for split, rows in record.data.rows.items() if record.data else ():
         limit = getattr(record.limits, f"{split}_rows")
         if limit is not None and rows > limit:

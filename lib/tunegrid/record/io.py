@@ -61,7 +61,7 @@ def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     read = dict[str, Any]()
     for key, value in pairs:
         if key in read:
-            raise ValueError(f"the key {key!r} stands twice in one object")
+            raise ValueError(f"the key {key!r} is in one object twice")
         read[key] = value
     return read
 

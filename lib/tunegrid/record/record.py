@@ -99,7 +99,7 @@ Split = Annotated[str, Field(pattern="^(train|validation|test)$")]
 
 
 class DataRecord(Part):
-    """The rows; null where random token ids stood in for text."""
+    """The rows; null if random token ids stood in for text."""
 
     rows: Annotated[dict[Split, Count], Field(min_length=3, description="how many")]
     origins: Annotated[dict[Split, str], Field(min_length=3)]
@@ -163,8 +163,8 @@ class TrainingRecord(Part):
     epoch_scores: Annotated[list[Points | None], about("validation score after each epoch")]
     chosen_epoch: Positive | None
     stopped: Annotated[str | None, about("why training ended early")]
-    micro_batch: Annotated[Positive, about("rows; below the recipe's where memory ran out")]
-    fallbacks: Annotated[list[str], about("where training departed from the recipe, and why")]
+    micro_batch: Annotated[Positive, about("rows; fewer than the recipe's if memory ran out")]
+    fallbacks: Annotated[list[str], about("how training differed from the recipe, and why")]
     order: Annotated[str, Field(pattern="^([0-9a-f]{16})?$", description="hash of the rows in the order trained on")]
     tokens: Annotated[Count, about("real tokens, over all updates")]
     gradient_norm: Annotated[Amount | None, about("of the first update, before clipping; null: no clipping")]
@@ -230,7 +230,7 @@ class Ledger(Part):
 
     @property
     def tensor_bytes(self) -> int | None:
-        """Bytes of weights, gradients and optimizer state, which training holds all the time; None where one is not known."""
+        """Bytes of weights, gradients and optimizer state, which training holds all the time; None if one is not known."""
         parts = (self.weights_bytes, self.gradients_bytes, self.optimizer_bytes)
         return sum(part for part in parts if part is not None) if None not in parts else None
 
@@ -247,7 +247,7 @@ class Memory(Part):
         return max((peak for peak in self._each(figure) if peak is not None), default=None)
 
     def joules(self, figure: str) -> float | None:
-        """Of all of the cell's own phases; None where one was not measured. `figure` is a field of `Phase`."""
+        """Of all of the cell's own phases; None if one was not measured. `figure` is a field of `Phase`."""
         each = self._each(figure)
         return None if not each or None in each else sum(each)
 
@@ -256,7 +256,7 @@ class Memory(Part):
 
 
 class Throughput(Part):
-    """Rates over the updates after warm-up; null where a run was too short to have any."""
+    """Rates over the updates after warm-up; null if a run was too short to have any."""
 
     train_samples_per_second: Rate | None
     train_tokens_per_second: Annotated[Rate | None, about("real tokens, without padding")]
@@ -315,7 +315,7 @@ class Record(Part):
     method: Id
     main_score: Annotated[str, about("the name under `scores` that the run's table shows")]
     bounded_scores: Annotated[list[str], about("the scores that thresholds and gates judge")]
-    labels: Annotated[list[str], about("names of the task's classes; empty where it has none")]
+    labels: Annotated[list[str], about("names of the task's classes; empty if it has none")]
     recipe: RecipeRecord
     limits: Limits
     seeds: Seeds
@@ -349,7 +349,7 @@ class Record(Part):
 
     @property
     def peak_gib(self) -> float | None:
-        """The highest memory peak of the cell's phases: of the GPU where there is one, else of the process."""
+        """The highest memory peak of the cell's phases: of the GPU if there is one, else of the process."""
         if self.memory is None:
             return None
         peak = self.memory.peak("reserved_peak_gib")
@@ -369,7 +369,7 @@ class Record(Part):
 
 
 def new_record(cell: Cell) -> Record:
-    """What is known of a cell before it runs; raises InputError where the method's settings cannot be written as JSON."""
+    """What is known of a cell before it runs; raises InputError if the method's settings cannot be written as JSON."""
     profile, task = cell.profile, cell.task
     caps = {f"{split}_rows": profile.cap(task.id, split) for split in ("train", "validation", "test")}
     return Record(
@@ -415,7 +415,7 @@ COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def crash_record(error: BaseException | None, printed: Iterable[str]) -> CrashRecord | None:
-    """The last lines of an exception, and of all texts that the cell printed; None where there is neither."""
+    """The last lines of an exception, and of all texts that the cell printed; None if there is neither."""
     tails = []
     raised = traceback.format_exception(error, limit=-CALLS) if error else []
     for text, count in (("".join(raised), TRACEBACK_LINES), ("\n".join(printed), PRINTED_LINES)):

@@ -240,10 +240,10 @@ FORMATS = {"points": ".1f", "from": ".1f", "to": ".1f", "seeds": "", "study": ".
 FORMATS |= {PEAK: ".2f", SECONDS: ".1f", "points apart": ".2f", "seeds that tell": ".0f"}
 LEGEND = (
     "points: the main score, a mean over all seeds that are known; from, to: its 95 % interval over seeds, on these test rows.",
-    "best: or cannot be told from it (Holm, 5 % a backbone); seeds that tell: so many a method would, four times in five.",
+    "best: or not told from the best (Holm, 5 % a backbone); seeds that tell: needed per method, to tell four times in five.",
     "trained: what training changes and a checkpoint keeps; tensor: weights, gradients and optimizer state.",
-    "peak, seconds: of processes that ran no other cell before (`--engine=process`), and of a machine that nobody else used.",
-    "front: yes if no other method of the backbone is as good for as little of all costs that were measured of each of them.",
+    "peak, seconds: only of processes that ran no other cell before (`--engine=process`), on a machine without other work.",
+    "front: yes if no other method of the backbone is as good at no greater cost.",
 )
 OF_QUICK = (
     "The quick profile trains micro backbones, which say nothing of full-size models; its learning rates were found with test "

@@ -24,8 +24,8 @@ from tunegrid.results.statistics import ALPHA, by_rows, critical_value, ratio
 
 NUMBERS = ("value", "weight", "low", "high")
 FIGURE, ROW = ("instrument", "part", "figure"), ("seed", "row")
-OTHER_TRAINING = "the two are other trainings, whose rows do not pair"
-NO_NUMBER = "the new run has no number of every row: ask it with --ask, or see why below its table"
+OTHER_TRAINING = "the two are different trainings, so their rows cannot be paired"
+NO_NUMBER = "the new run lacks figures of some rows: ask for them with --ask, or see the reason below its table"
 
 
 def judged(

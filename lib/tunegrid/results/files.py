@@ -117,7 +117,7 @@ def _contradictions(rows: Iterable[tuple[BenchmarkRow, Record | None]]) -> Itera
         if record is None:
             continue
         if (case := case_of(record)) in cases:
-            yield f"{case}: it stands there twice; leave one of the two rows out"
+            yield f"{case}: it is there twice; remove one of the two rows"
         cases.add(case)
         named = re.search(r"\[(?:\w+-)?(\w+?)(?:-seed\d+)?\]$", name := name_of(row))
         if named and named[1] in STUDY_IDS and named[1] != record.cell:

@@ -133,7 +133,7 @@ def first_modules(
     if not calls:
         outermost = (moved.calls.depth == 0) & (moved.shares.input > tolerance["module_outputs"])
         calls, shares = [*moved.calls.index[outermost][:1]], moved.shares.input
-        words = "the input of {} is another already"
+        words = "the input of {} already differs"
     if not calls and backward:
         calls, far = moved.backward(tolerance["module_gradients"])
         shares, words = pd.Series(far, index=calls), "the gradient changes inside {} (last layer first), {}"

@@ -123,7 +123,7 @@ class Stage(NamedTuple):
 ALIKE = "arithmetic without dropout is equal"
 CACHE = "scores of a search with a cache are off by {after} of the largest logit, they were by {before}"
 FLOW = (  # in the order of a run: the first row that finds something is named
-    Stage("text", "tokens", "token ids or targets of the training rows are others"),
+    Stage("text", "tokens", "token ids or targets of the training rows differ"),
     Stage("rows", "order", "the same rows in another order, or in other batches"),
     Stage("loading", "types", "weights of {group} are {after}, they were {before}"),
     Stage("loading", "computed", "{group} computes in {after}, it did in {before}"),
@@ -131,13 +131,13 @@ FLOW = (  # in the order of a run: the first row that finds something is named
     Stage("forward", "probe_loss", "the loss before training is {after}, it was {before}", "forward"),
     Stage(BACKWARD, "probe_reached", "tensors of {group} that get a gradient: {after}, before {before}", "forward"),
     Stage(BACKWARD, "probe_gradients", "gradients of {group} {factor} before training, forward equal", "forward"),
-    Stage("random numbers", "stream", f"the generator gives others from the same seed; {ALIKE}"),
-    Stage("random numbers", "drawn", f"the first update draws others; {ALIKE}", "dropout"),
+    Stage("random numbers", "stream", f"the generator gives other numbers from the same seed; {ALIKE}"),
+    Stage("random numbers", "drawn", f"the first update draws other random numbers; {ALIKE}", "dropout"),
     Stage("forward with dropout", "first", "the loss of update 1 is {after}, it was {before}", "dropout"),
     Stage("backward", "reached", "tensors of {group} that get a gradient at update 1: {after}, before {before}"),
     Stage("backward", "gradients", "gradients of {group} {factor} at update 1, forward equal"),
     Stage("optimizer", "moved", "{group} {factor} moved by update 3, first gradients equal"),
-    Stage("backward or optimizer", "later", "losses part by {gap:.1e} at update {group}, not at update 1"),
+    Stage("backward or optimizer", "later", "losses differ by {gap:.1e} at update {group}, not at update 1"),
     Stage("generation", "decoded", CACHE, "search"),
     Stage("generation", "generated", "the untrained model generates another text", "search"),
     Stage("prediction", "predicted", "the untrained model predicts others for the same rows"),
@@ -223,8 +223,8 @@ def _rounded(pair: Pair, parts: bool) -> tuple[Verdict, str]:
     gaps = [_apart(*losses) for losses in zip(pair.old.losses[:UPDATES], pair.new.losses[:UPDATES], strict=False)]
     far = f"losses of the first {count(len(gaps), 'update')} differ by at most {max(gaps):.1e}"
     words = far if any(gaps) else f"losses are equal to update {len(gaps)}, then others"
-    limit = f"where rounding is up to {pair.tolerance['curve']:.2g}"
-    return Verdict.ROUNDING, f"{words}; curves part by {pair.curve:.2g} of the mean loss, {limit}" if parts else words
+    limit = f"rounding is up to {pair.tolerance['curve']:.2g}"
+    return Verdict.ROUNDING, f"{words}; curves differ by {pair.curve:.2g} of the mean loss; {limit}" if parts else words
 
 
 def _evaluated(old: Record, new: Record, updates: int | None, runs: Runs) -> tuple[Verdict, str]:

@@ -27,7 +27,9 @@ from tunegrid.results.statistics import ALPHA, Array, Effect, by_training, holm,
 
 MAIN_ALPHA, OTHER_ALPHA = 0.9 * ALPHA, 0.1 * ALPHA
 Points = Mapping[str, Sequence[float]]  # of each row, by metric
-MORE_SEEDS = "no noise was calibrated, and one seed a side cannot tell training noise from a change: give both runs --seeds 0-4"
+MORE_SEEDS = (
+    "noise was not calibrated, and one seed on each side cannot show whether a change is noise: give both runs --seeds 0-4"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,7 @@ def tested(metric: str, rows: Rows, one_training: bool, noise: Noise, margin: fl
     effect = by_training(after - before, error, known.df, rows=test_rows)
     total = f"{len(new)} x {test_rows}" if len(new) > 1 else test_rows
     lost, gained = (sum(int((sign * own > 0).sum()) for own in gains) for sign in (-1, 1))
-    changes = f"{count(lost, 'row')} lost, {gained} gained of {total}" if gains else "by scores alone, no rows were at hand"
+    changes = f"{count(lost, 'row')} lost, {gained} gained of {total}" if gains else "from scores alone: no rows are available"
     shown = f"{margin:.1f}" if round(margin, 1) == margin else f"{margin:g}"
     detail = f"{changes}; noise {words}: error {error:.2f}; margin {shown}"
     numbers = {"low": effect.low, "high": effect.high, "error": error, "margin": margin, "seeds": len(new)}

@@ -42,7 +42,7 @@ class Section:
 
     @property
     def cells(self) -> list[list[str]]:
-        """The table's lines as text; a dash where nothing was measured."""
+        """The table's lines as text; a dash if nothing was measured."""
         forms = [self.formats.get(name, "") for name in self.columns]
         rows = self.frame.itertuples(index=False) if self.frame is not None and forms else ()
         return [[shown(one, form) for one, form in zip(row, forms, strict=True)] for row in rows]
@@ -141,7 +141,7 @@ def _html(words: str) -> str:
 
 
 def as_json(sections: Iterable[Section]) -> str:
-    """Each section with the values of its table, not rounded; null where nothing was measured."""
+    """Each section with the values of its table, not rounded; null if nothing was measured."""
     parts = []
     for section in sections:
         frame = section.frame

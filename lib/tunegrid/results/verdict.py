@@ -316,7 +316,7 @@ def _of_cells(run: JudgedRun, troubles: Sequence[str]) -> Iterator[Finding]:
     for failure in failures[:1]:
         first, name = failure.records[0], failure.causes[0]
         change = first_change(j for j in run.judged if j.cell in failure.cells)
-        audit = f"; reports/evidence/audits.md says what {name.removeprefix(AUDIT)} looks at" if AUDIT in name else ""
+        audit = f"; reports/evidence/audits.md explains {name.removeprefix(AUDIT)}" if AUDIT in name else ""
         yield Finding(
             state=State.FAILED,
             sentence=failure.headline(total),
@@ -421,7 +421,7 @@ def _moved(judged: Sequence[Judgement]) -> str:
     """What rounding does to main scores that cannot be told."""
     most, sees = max(abs(j.effect or 0.0) for j in judged), max(j.smallest or 0.0 for j in judged)
     moves = f"rounding moves {'its score' if len(judged) == 1 else 'their scores'} by up to {most:.1f} points"
-    drops = f"a drop of less than {sees:.1f} points cannot be told from it"
+    drops = f"a drop of less than {sees:.1f} points cannot be told from rounding"
     return f"{count(len(judged), 'cell')}: {moves}; {drops} ({some([j.cell for j in judged])})"
 
 

@@ -59,7 +59,7 @@ def check_free(device: torch.device, *, allow_busy: bool = False) -> None:
     if not allow_busy and (used := used_by_others_gib(device)) > BUSY_GIB:
         raise InputError(
             f"{device} is in use: {used:.1f} GiB of it are taken by others; free it, choose another with --device, "
-            "or measure beside them with --allow-busy-gpu, which the record then says"
+            "or accept them with --allow-busy-gpu (the record says so)"
         )
     if (left := torch.cuda.memory_allocated(device) / GIB) > LEFT_GIB:
         raise InputError(
@@ -175,7 +175,7 @@ def fitting() -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees until `give_back_memory`, where glibc manages it.
+    """Let this process keep the memory that it frees until `give_back_memory`, if glibc manages it.
 
     By default glibc returns large blocks at once, and the kernel zeroes them again for the next update: which is
     a large part of the time of training on a CPU. Afterwards nothing brings the default back.
@@ -186,6 +186,6 @@ def keep_freed_memory() -> None:
 
 
 def give_back_memory() -> None:
-    """Return freed memory to the system, where glibc manages it, so that a cell's resident memory is its own."""
+    """Return freed memory to the system, if glibc manages it, so that a cell's resident memory is its own."""
     if trim := getattr(LIBC, "malloc_trim", None):
         trim(0)

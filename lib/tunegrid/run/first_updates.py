@@ -125,7 +125,7 @@ class FirstUpdates:
         return {"gradients": sizes, "reached": reached, "drawn": digest(drawn.tolist())}
 
     def movement(self) -> dict[str, Any]:
-        """How far each group moved since: norms over sampled values. Empty if nobody saw the first update."""
+        """How far each group moved since: norms over sampled values. Empty if no one recorded the first update."""
         if not self._start:
             return {}
         now = sample({name: self.parameters[name] for name in self._start})

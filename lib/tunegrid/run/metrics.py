@@ -54,7 +54,7 @@ def classification(metrics: Metrics, task: Task, rows: Sequence[Row], predicted:
 
 
 def classification_scores(references: Sequence[int], predicted: Sequence[int], count: int) -> Scores:
-    """Scores over `count` classes, numbered from 0. As in scikit-learn, a class that nobody predicted has precision 0."""
+    """Scores over `count` classes, numbered from 0. As in scikit-learn, a class that was never predicted has precision 0."""
     pairs, classes = Counter(zip(references, predicted, strict=True)), range(count)
     scores = {"accuracy": 100 * sum(pairs[label, label] for label in classes) / len(references)}
     for label in classes:

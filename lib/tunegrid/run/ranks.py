@@ -119,7 +119,7 @@ class Ranks:
             model.to(device)
         except RuntimeError as error:
             if out_of_memory(error):
-                sentence = f"the whole model does not fit on rank {self.rank}, where it is scored and audited"
+                sentence = f"the whole model does not fit on rank {self.rank}, which needs it to score and audit"
                 raise InputError(f"{sentence} ({first_line(error)}); take more ranks") from None
             raise
         self.copy_weights(model, sharded_model)
@@ -160,7 +160,7 @@ def fsdp_refusal(cell: Cell, model: nn.Module, precision: str) -> str | None:
     method = cell.method
     if method.quantization is not None:
         return (
-            "FSDP takes packed weights only where bnb_4bit_quant_storage is the dtype of all other weights (float32), and "
+            "FSDP takes packed weights only if bnb_4bit_quant_storage is the dtype of all other weights (float32), and "
             "NF4 is stored as uint8 here; leave out :fsdp: each rank then holds the packed base whole"
         )
     if any(getattr(type(method), hook) is not getattr(Method, hook) for hook in HOOKS):

@@ -20,7 +20,7 @@ def runs(pid):
 
 
 def parent_of(pid):
-    """None where it has ended meanwhile."""
+    """None if it has ended meanwhile."""
     return int(stat[1]) if (stat := _stat(pid)) else None
 
 

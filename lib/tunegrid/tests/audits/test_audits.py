@@ -175,7 +175,7 @@ def test_the_mark_before_a_text_may_be_pointed_at():
         return scores.windows_map_to_examples(Evidence(cell=codec.cell, codec=codec, trainer=None, evaluation=evaluation))
 
     assert audit("F", "the") == (True, "2 windows of 2 rows")
-    other = "0 windows show another row's context, 1 answers are not what was pointed at"
+    other = "0 windows show another row's context, 1 answers differ from the predicted span"
     assert audit("Fiona", "the") == (False, f"{other}, row 0 among them")
     assert audit("F", "she") == (False, f"{other}, row 1 among them")
 

@@ -299,5 +299,5 @@ def test_two_layers_that_traded_places_are_named():
     first.weight, second.weight = second.weight, first.weight
     passed, detail = before.packed_from_checkpoint(evidence)
     assert not passed
-    assert "; 2 have other weights than the checkpoint's of their name: " in detail
+    assert "; 2 differ from the checkpoint's weights of the same name: " in detail
     assert "SelfAttention.q (" in detail

@@ -66,9 +66,9 @@ def nothing(arguments):
     ("arguments", "run", "sentence"),
     [
         (["--cells=bert_sa_min"], nothing, "unknown cell 'bert_sa_min'; did you mean bert_sa_mine?"),
-        (["--seeds=1"], nothing, "one training tells no deviation; give at least 2"),
-        (CELLS, nothing, "pytest ended with exit code 4: what it said stands above"),
-        (CELLS, session(90.0, 91.0), "bert_sa_mine of seed 2 did not come to its end"),
+        (["--seeds=1"], nothing, "one training has no standard deviation; give at least 2"),
+        (CELLS, nothing, "pytest ended with exit code 4: see its output above"),
+        (CELLS, session(90.0, 91.0), "bert_sa_mine of seed 2 did not finish"),
     ],
 )
 def test_what_cannot_be_calibrated_is_one_sentence(grid_file, arguments, run, sentence, capsys):

@@ -104,7 +104,7 @@ NO_RUN = (
     ('{"benchmarks": [{"na', "is not a complete pytest-benchmark JSON"),
     ("[]", "is not a complete pytest-benchmark JSON"),
     ('{"benchmarks": []}', "holds no cells"),
-    ('{"benchmarks": [{"name": "a", "name": "b"}]}', "the key 'name' stands twice in one object"),
+    ('{"benchmarks": [{"name": "a", "name": "b"}]}', "the key 'name' is in one object twice"),
     (json.dumps(OLDER), "reads schema version 4, not 1"),
 )
 

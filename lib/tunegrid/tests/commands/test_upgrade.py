@@ -108,7 +108,7 @@ def test_before_the_upgrade_every_cell_must_finish(saved_runs, upgraded):
     [
         ((), "say what to upgrade to, as in `tunegrid upgrade transformers==5.25`"),
         (("planted==9",), "planted==9 cannot be installed: "),  # why, is pip's word
-        (("packaging",), "nothing to upgrade: what is installed here is as packaging asks"),
+        (("packaging",), "nothing to upgrade: packaging is installed here already"),
         (("planted@nowhere",), "nowhere cannot be read as a checkout of a library: "),
         (("planted==1.0", "--from", "planted==1.0"), "nothing to upgrade: planted==1.0 is what --from planted==1.0 installs"),
         (("planted==1.0", "--by", "beauty"), "unknown kind of figure 'beauty'"),

@@ -145,7 +145,7 @@ def changed_rows(folder, record):
 @pytest.mark.parametrize(
     ("lie", "sentence"),
     [
-        (twice, "it stands there twice"),
+        (twice, "it is there twice"),
         (equal_losses, "all its losses are those of seed 0"),
         (renamed, "which is another cell's"),
         (changed_rows, "it was changed or is damaged"),

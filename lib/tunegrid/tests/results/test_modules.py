@@ -74,7 +74,7 @@ KEY = "the output of block.attention.key (Key, toy) changes first, by 2 % of its
         (behind(["block.attention.key", "block.attention", "block", ""], 0.9e-4), ""),  # within the bound
         ({}, ""),
         (SLOWLY, ""),  # each module amplifies rounding twice: what went into the one that crosses the bound moved by half of it
-        ({(name, f): SHUFFLED for name, *_ in MODEL for f in ("taken", "given")}, "the input of the model (Model, toy) is ano"),
+        ({(name, f): SHUFFLED for name, *_ in MODEL for f in ("taken", "given")}, "the input of the model (Model, toy) already"),
         ({("embed", "given"): NONE}, "the output of embed (Embed, toy) changes first, to or from no finite number; its"),
         ({("embed", "given"): SHUFFLED}, "the output of embed (Embed, toy) changes first, by 20 % of"),
     ],
@@ -133,7 +133,7 @@ def written(moved=None, phase="forward", **figures):
     [
         ("forward", IN_KEY, {"probe_loss": 0.8}, f"forward: {KEY}; the loss before training is 0.8, it was 0.7"),
         ("forward", IN_KEY, {"weights": {"head": 2.0}}, f"start: {KEY}; weights before training, layer 0 attention no number"),
-        ("dropout", IN_KEY, {"drawn": "f" * 16}, f"random numbers: {KEY}; the first update draws others"),
+        ("dropout", IN_KEY, {"drawn": "f" * 16}, f"random numbers: {KEY}; the first update draws other random numbers"),
         ("search", IN_KEY, {"decoded": 0.01}, f"generation: {KEY}; scores of a search with a cache are off by 0.01"),
         (
             "forward",

@@ -56,11 +56,11 @@ def moved(index, gap):
         (LOSSES, moved(0, 9e-7), ROUNDING, "differ by at most 9.0e-07"),
         (LOSSES, moved(0, 1.1e-6), CHANGED, "forward with dropout: the loss of update 1 is 0.700001, it was 0.7"),
         (LOSSES, moved(2, 9e-6), ROUNDING, "losses of the first 4 updates differ by at most 9.0e-06"),
-        (LOSSES, moved(2, 1.1e-5), CHANGED, "backward or optimizer: losses part by 1.1e-05 at update 3, not at update 1"),
+        (LOSSES, moved(2, 1.1e-5), CHANGED, "backward or optimizer: losses differ by 1.1e-05 at update 3, not at update 1"),
         ([0.1] * 11, [0.1] * 10 + [0.9], ROUNDING, "losses are equal to update 10, then others"),
         ([0.1] * 11, [0.1] * 9 + [0.9, 0.1], CHANGED, "at update 10"),
         # five updates after the eleventh on average 0.4 in place of 0.5
-        (HALF, DRAWN, ROUNDING, "then others; curves part by 0.2 of the mean loss, where rounding is up to 0.001"),
+        (HALF, DRAWN, ROUNDING, "then others; curves differ by 0.2 of the mean loss; rounding is up to 0.001"),
     ],
 )
 def test_losses_of_the_first_updates_round_or_name_the_stage_that_changed(old, new, verdict, words):
@@ -71,7 +71,7 @@ def test_losses_of_the_first_updates_round_or_name_the_stage_that_changed(old, n
 @pytest.mark.parametrize(
     ("figures", "words"),
     [
-        ({"tokens": "f" * 16}, "text: token ids or targets of the training rows are others"),
+        ({"tokens": "f" * 16}, "text: token ids or targets of the training rows differ"),
         ({"types": {ATTENTION: "bfloat16", "head": "float32"}}, f"loading: weights of {ATTENTION} are bfloat16, they were"),
         ({"computed": {ATTENTION: "float32"}}, f"loading: {ATTENTION} computes in float32, it did in bfloat16"),
         ({"weights": {ATTENTION: 10.01, "head": 1.0}}, f"start: weights before training, {ATTENTION} x 1.001"),
@@ -81,8 +81,8 @@ def test_losses_of_the_first_updates_round_or_name_the_stage_that_changed(old, n
             f"{BACKWARD}: gradients of {ATTENTION} x 2 before training, forwa",
         ),
         ({"probe_reached": {ATTENTION: 3, "head": 2}}, f"{BACKWARD}: tensors of {ATTENTION} that get a gradient: 3, before 4"),
-        ({"stream": "f" * 16}, "random numbers: the generator gives others from the same seed"),
-        ({"drawn": "f" * 16}, "random numbers: the first update draws others"),
+        ({"stream": "f" * 16}, "random numbers: the generator gives other numbers from the same seed"),
+        ({"drawn": "f" * 16}, "random numbers: the first update draws other random numbers"),
         ({"gradients": {ATTENTION: 0.1, "head": 0.5}}, "backward: gradients of head x 0.5 at update 1, forward equal"),
         ({"gradients": {ATTENTION: 0.1}}, "backward: gradients of head no number, before 1 at update 1"),
         ({"reached": {ATTENTION: 4}}, "backward: tensors of head that get a gradient at update 1: 0, before 2"),
