@@ -171,7 +171,7 @@ LIBRARIES = (
     Plant("A58", "SDPA on a CPU gives NaN, not 0, for a query that is fully masked", "torch#141128", "gpt2_sum_lora",
           patches.masked_rows_are_no_numbers, "texts_are_the_models", module="transformers.GPT2Attention"),
     Plant("A60", "a `padding_side` that a user set is the default's again after loading",
-          "TransformerLensOrg/TransformerLens#1283", "bert_sa_lora", invariants.side_of_padding_is_forgotten, "saved"),
+          "TransformerLensOrg/TransformerLens#1283", "bert_sa_sft", invariants.side_of_padding_is_forgotten, "saved"),
     Plant("A62", "a formatted stream without features is yielded twice", "datasets#8063", "", invariants.yielded_twice,
           "formatted_rows_come_once"),
     Plant("A64", "JSON lines: a key that the first block lacks is missing from all", "datasets#8069", "",

@@ -78,10 +78,8 @@ def windows_map_to_examples(evidence: Evidence) -> Answer:
     misread = _misread(codec, evaluation)
     if others or misread or {feature.example for feature in features} != set(range(len(rows))):
         among = f", row {misread[0]} among them" if misread else ""
-        return (
-            False,
-            f"{others} windows show another row's context, {len(misread)} answers differ from the predicted span{among}",
-        )
+        wrong = f"{others} windows show another row's context, {len(misread)} answers differ from the predicted span"
+        return False, f"{wrong}{among}"
     return True, f"{len(features)} windows of {len(rows)} rows"
 
 

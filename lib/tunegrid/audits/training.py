@@ -105,8 +105,8 @@ def moment_types(evidence: Evidence) -> set[torch.dtype]:
 def variant_applied(evidence: Evidence) -> Answer:
     """The trained model shows that its method trained it, and no other.
 
-    What the method says must move has moved, weights that it rewrites are not the checkpoint's any
-    more, its rates are the optimizer's, and its own look at the model finds nothing. None if it says nothing of all this.
+    What the method says must move has moved, weights that it rewrites are no longer the checkpoint's, its rates are the
+    optimizer's, and its own look at the model finds nothing. None if it says nothing of all this.
     """
     method, cell, before = evidence.cell.method, evidence.cell, evidence.trainer.before
     moving = {name for name in evidence.own if any(part in name for part in method.must_move)}

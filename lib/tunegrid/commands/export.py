@@ -29,14 +29,17 @@ def figures(runs: Sequence[SavedRun]) -> "pd.DataFrame":
     import pandas as pd
 
     rows = list[dict[str, Any]]()
-    for saved, record in ((run, record) for run in runs for record in run.records):
+    for saved, record in [(run, record) for run in runs for record in run.records]:
         known = key_of(saved.path, record) | {"date": saved.when or None, "commit": saved.commit or None}
         known |= {"device": record.device and record.device.name}
         known |= {f"versions.{name}": version for name, version in record.versions.items()}
         measured = leaves({name: part for name, part in to_json(record).items() if name in MEASURED})
         rows += [known | {"metric": name, "update": None, "value": value} for name, value in measured]
         losses = enumerate(record.training.losses if record.training else (), 1)
-        rows += [known | {"metric": "training.losses", "update": update, "value": loss} for update, loss in losses]
+        line = known | {"metric": "training.losses"}
+        rows += [line | {"update": update, "value": loss} for update, loss in losses if loss is not None]
+    if not rows:
+        raise InputError("no cell of these runs measured anything: there is nothing to export")
     return pd.DataFrame(rows).astype({"update": "Int64"})
 
 
@@ -54,7 +57,8 @@ def scored_rows(runs: Sequence[SavedRun]) -> tuple["pd.DataFrame", list[str]]:
     import pandas as pd
 
     frames, missing = [], []
-    for path, record in ((run.path, record) for run in runs for record in run.records):
+    for saved, record in [(run, record) for run in runs for record in run.records]:
+        path = saved.path
         rows, texts = read(record, path), read(record, path, "rows")
         if rows is None:
             missing.append(f"{path}: {record.cell}, seed {record.seeds.seed}, has no test rows beside it in examples/")
@@ -76,14 +80,14 @@ def key_of(path: Path, record: Record) -> dict[str, Any]:
 
 def write_table(frame: "pd.DataFrame", path: Path) -> None:
     """Write it in the format that the file's name asks for; raises InputError if it cannot."""
+    if path.suffix not in (".parquet", ".csv"):
+        raise InputError(f"{path}: give a name that ends in .parquet or .csv")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".parquet":
             frame.to_parquet(path, index=False)
-        elif path.suffix == ".csv":
-            frame.rename(columns=as_text).map(as_text).to_csv(path, index=False)
         else:
-            raise InputError(f"{path}: give a name that ends in .parquet or .csv")
+            frame.rename(columns=as_text).map(as_text).to_csv(path, index=False)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
 
@@ -110,7 +114,9 @@ def main(arguments: list[str] | None = None) -> int:
         runs = [read_saved(path) for path in options.runs]
         frame, missing = scored_rows(runs) if options.rows else (figures(runs), [])
         write_table(frame, options.output)
-    except (InputError, OverflowError) as error:
+    except OverflowError as error:
+        refuse(parser, f"a record holds a number too large for a table ({error}); leave its run out")
+    except InputError as error:
         refuse(parser, error)
     for sentence in missing:
         say(sentence, error=True)

@@ -1,8 +1,8 @@
 """Is a run worse than another? `tunegrid gate OLD.json NEW.json` says, cell by cell: better, same, worse, cannot tell.
 
 Exit code 1 if a score or a memory figure is worse, a cell is missing, or a cell of the new run did not pass; with --on also for
-changed numerics or for speed. Else 6 if no main score could be tested; with cannot-tell in
---on also if any main score cannot be told. Else 0. In GitHub Actions the answer and the table go to the step summary too.
+changed numerics or for speed. Else 6 if no main score could be tested; with cannot-tell in --on also if any main score cannot
+be told. Else 0. In GitHub Actions the answer and the table go to the step summary too.
 """
 
 import argparse
@@ -37,8 +37,8 @@ def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
     """Print the verdicts and the answer; return its exit code."""
     from tunegrid.results.gate import Run, gate  # which brings scipy
 
-    before, after = (Run.of(run.records, run.path) for run in (old, new))
-    judged, kinds, files = gate(before, after), kinds_of(options.on), (f"{old.path}", f"{new.path}")
+    kinds, files = kinds_of(options.on), (f"{old.path}", f"{new.path}")
+    judged = gate(*(Run.of(run.records, run.path) for run in (old, new)))
     names = {"baseline": old.path.name, "command": new.command}
     verdict = verdict_of(new.records, judged, kinds, before=old.records, files=files, **names)
     rows = [{"cell": j.cell, "numerics": j.verdict, "what": j.detail} for j in judged if j.kind == "numerics"]

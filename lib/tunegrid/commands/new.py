@@ -33,7 +33,7 @@ def check_name(kind: str, name: str) -> None:
 
 
 def write(kind: str, name: str, folder: Path) -> list[Path]:
-    """The files, which are new; raises InputError if one is there already or is a link, or cannot be written."""
+    """The files, which are new; raises InputError if one is there already or is a link."""
     sources = {folder / f"{name}.py": STARTERS / f"{kind}.py"}
     if kind == "task":
         sources |= {folder / name / rows.name: rows for rows in sorted(STARTERS.glob("rows/*.csv"))}

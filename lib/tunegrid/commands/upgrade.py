@@ -70,9 +70,7 @@ def run_sides(options: argparse.Namespace, sides: Sides, cells: Sequence[str], f
     for record in old.records:
         if not record.finished and not record.first_updates:
             reason = next(iter(record.missed), record.status)
-            raise InputError(
-                f"{record.cell} does not finish with {before.name}, so the two cannot be compared ({old.path}): {reason}"
-            )
+            raise InputError(f"{record.cell} does not finish with {before.name} ({old.path}): {reason}")
     return old, read_saved(after.run(f"{stage}.json", arguments))
 
 
@@ -148,14 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tunegrid upgrade", usage=usage, description=__doc__)
     add = parser.add_argument
     add("specs", nargs="*", metavar="SPEC", help="as of pip: transformers==5.25, peft; or a checkout: peft@../peft")
-    add(
-        "--from",
-        dest="origin",
-        action="append",
-        default=[],
-        metavar="SPEC",
-        help="what was installed before the upgrade; repeatable",
-    )
+    add("--from", dest="origin", action="append", default=[], metavar="SPEC", help="installed before; repeatable")
     add("-m", "--profile", default="quick", metavar="NAME", help="of the cells: quick, zoo, full, ... (quick)")
     add("--cells", metavar="ID,ID", help="cells to run (default: all of the profile)")
     add("--whole", action="store_true", help="train every cell to its end, not only those whose first updates changed")

@@ -117,7 +117,12 @@ OFT: Mapping[str, Any] = {
     "options": {"oft_block_size": 32, "use_cayley_neumann": False},
 }
 # Learned rows in front of the input embeddings. Of an encoder-decoder the encoder alone reads them, as in the paper.
-PROMPT = {"num_virtual_tokens": 16, "task_type": "SEQ_2_SEQ_LM", "num_transformer_submodules": 1}
+SEQ2SEQ = {"task_type": "SEQ_2_SEQ_LM"}
+PROMPT: Mapping[str, Any] = {
+    **{"config": "PromptTuningConfig", "must_move": ("prompt_encoder",)},
+    "options": {"num_virtual_tokens": 16, "num_transformer_submodules": 1},
+    "options_by_backbone": {"bert": SEQ2SEQ, "gpt2": {"task_type": "CAUSAL_LM"}, "t5": SEQ2SEQ},
+}
 METHODS: tuple[Method, ...] = (
     LORA,
     QLORA,
@@ -134,7 +139,7 @@ METHODS: tuple[Method, ...] = (
     Adapting(id="ln", name="LN tuning", config="LNTuningConfig", layers=NORMS, must_move=("ln_tuning_layers",)),  # Zhao 2023
     BitFit(id="bitfit", name="BitFit"),
     # Lester et al. 2021
-    Adapting(id="prompt", name="prompt tuning", config="PromptTuningConfig", options=PROMPT, must_move=("prompt_encoder",)),
+    Adapting(id="prompt", name="prompt tuning", **PROMPT),
     Lora(id="qdora", name="QDoRA", quantization=NF4, **DORA),
     Adapting(id="qoft", name="QOFT", quantization=NF4, **OFT),
     Adapting(id="qia3", name="IA3 over NF4", quantization=NF4, **IA3),
@@ -181,7 +186,7 @@ QUICK: Mapping[tuple[str, str], tuple[int, float, float | None]] = {
 # GPT-2 summarizes behind its end token, which is pretrained: few methods can train the row of a new one.
 GPT2_SUM = Head(architecture="GPT2LMHeadModel", tied_modules=("lm_head",), layout=Layout.SEPARATED)
 
-# By method and backbone (and task, if only one is meant). A test tries each, and fails if a new release trains it.
+# By method and backbone (and task, if only one is meant). A test tries what a library cannot train, and fails if it now can.
 CONV1D = "PEFT rotates layers of torch only, and GPT-2's are transformers' Conv1D"
 READ_AS_TEXT = "virtual tokens are for models that generate: a classifier or a span head would read them as text"
 NO_PROMPTS = "PEFT reads the layers from the model's config, and BERT2BERT's config describes two models"
@@ -215,7 +220,7 @@ def zoo() -> Grid:
             "learning_rate": rate * RATES.get(method.id, 1.0),
             "head_learning_rate": head_rate if method.adapts else None,
             **{"precision": "fp32", "gradient_checkpointing": False},
-            **({"generation": GREEDY} if task == "sum" else {}),  # 45 cells: beams cost time
+            **({"generation": GREEDY} if task == "sum" else {}),  # the cells are many, and beams cost time
         }
         if reason := REFUSED.get((method.id, backbone)) or REFUSED.get((method.id, backbone, task)):
             grid.refused[cell_id] = reason

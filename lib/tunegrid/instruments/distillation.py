@@ -67,6 +67,7 @@ def learn_from(teacher: nn.Module, codec: Codec) -> None:
         return (1 - ALPHA) * summed_cross_entropy(logits, labels) + ALPHA * apart
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
+        said.clear()  # of a pass in which memory ran out
         codec.criterion = listen
         with torch.no_grad():
             task_loss(teacher, batch)

@@ -44,19 +44,12 @@ Hidden = tuple[list[int], list[int]]  # what a model reads of a text, and what i
 
 @dataclass(frozen=True, kw_only=True)
 class TextLosses:
-    """A backbone's pretraining loss on each text.
+    """A backbone's pretraining loss on each text."""
 
-    Attributes:
-        names: of the texts, by task and content.
-        nats: of each text's predicted tokens together.
-        tokens: how many these are.
-        trains: whether the loss depends on anything that trains.
-    """
-
-    names: Sequence[str]
-    nats: Sequence[float]
-    tokens: Sequence[int]
-    trains: bool
+    names: Sequence[str]  # of the texts, by task and content
+    nats: Sequence[float]  # of each text's predicted tokens together
+    tokens: Sequence[int]  # how many these are
+    trains: bool  # whether the loss depends on anything that trains
 
 
 class Forgetting(Instrument):

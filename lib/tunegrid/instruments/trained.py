@@ -33,19 +33,12 @@ from tunegrid.run.probe import undisturbed
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedCell(Evidence):
-    """A cell and its model; before training it has no evaluation yet.
+    """A cell and its model; before training it has no evaluation yet."""
 
-    Attributes:
-        evaluate: a model on rows, with whatever else the cell's own evaluation has.
-        grid: that the cell is of; a user's shifts are in it.
-        splits_of: the rows of any task at the cell's profile.
-        progress: where it is shown how far the cell is.
-    """
-
-    evaluate: Callable[..., Evaluation]
-    grid: Grid
-    splits_of: Callable[[Task], Splits]
-    progress: Progress
+    evaluate: Callable[..., Evaluation]  # a model on rows, with whatever else the cell's own evaluation has
+    grid: Grid  # that the cell is of; a user's shifts are in it
+    splits_of: Callable[[Task], Splits]  # the rows of any task at the cell's profile
+    progress: Progress  # where it is shown how far the cell is
 
     def score(self, rows: Sequence[Row], model: nn.Module | None = None) -> Evaluation:
         """Predictions and points of rows, by the cell's model or by another; without BERTScore, which takes long."""
@@ -56,9 +49,8 @@ class TrainedCell(Evidence):
         """Full fine-tuning of the same backbone and task. Raises NotAskedError if this is it, or if the grid has none."""
         cell, cell_id = self.cell, f"{self.cell.backbone.id}_{self.cell.task.id}_{SFT.id}"
         if cell.id == cell_id or cell_id not in self.grid.ids(cell.profile):
-            raise NotAskedError(
-                f"it is beside {cell_id} that this is asked" + ("" if cell.id == cell_id else ", which is missing")
-            )
+            other = "and this is SFT" if cell.id == cell_id else f"but the grid has no {cell_id}"
+            raise NotAskedError(f"it compares a cell with SFT, {other}")
         return self.grid.cell(cell_id, cell.profile)
 
     def other(self, cell: Cell, codec: Codec | None = None) -> nn.Module:
@@ -67,7 +59,7 @@ class TrainedCell(Evidence):
         Raises NotAskedError if it cannot be trained, or if ranks share this one's training.
         """
         if self.trainer.ranks.count > 1 or not self.splits:
-            raise NotAskedError("its training is shared by several processes")
+            raise NotAskedError("it trains another cell, which ranks and random tokens do not allow")
         splits, codec = self.splits, codec or codec_of(cell, load_tokenizer(cell))
         trainer = prepare(cell, splits.train, self.device, codec=codec)
 

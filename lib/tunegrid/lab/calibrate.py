@@ -1,9 +1,9 @@
 """Measure bounds, training noise and tolerances: `python -m tunegrid.lab calibrate` trains the study's quick cells 29 times.
 
 It trains seeds 0 to 19, three of them from three more starts each that are moved in their last digits, and the controls. It
-writes to benchmarks/thresholds: quick.toml, what a healthy run reaches;
-noise.toml, what the gate holds a change to; numerics.toml, what is rounding. `--profile zoo` or `tasks` trains five seeds and
-controls, and writes bounds alone. The same command goes on where it was stopped: `--resume` of pytest takes what passed.
+writes to benchmarks/thresholds: quick.toml, what a healthy run reaches; noise.toml, what the gate holds a change to;
+numerics.toml, what is rounding. `--profile zoo` or `tasks` trains five seeds and controls, and writes bounds alone. The same
+command goes on where it was stopped: `--resume` of pytest takes what passed.
 """
 
 import argparse

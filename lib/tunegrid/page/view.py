@@ -344,11 +344,7 @@ class Page:
         devices = [record.device for cell in measured for record in cell.records if record.device]
         counters = "; ".join(dict.fromkeys(device.energy for device in devices if device.energy))
         parts = (
-            (
-                "Bytes and peaks of memory",
-                memory_of,
-                "Peaks include memory that earlier cells of the same process left." * shared,
-            ),
+            ("Bytes and peaks of memory", memory_of, "Peaks include what earlier cells of the same process left." * shared),
             ("Speed and losses", speed_of, "Times are left out if others used the machine." * contended),
             ("Energy", energy_of, f"Idle power included{f' ({counters})' if counters else ''}."),
         )

@@ -1,1 +1,1 @@
-"""Saved results: statuses, tables, the gate's verdicts, estimates. Needs no torch."""
+"""Saved results: statuses, tables and the gate's verdicts. Needs no torch."""

@@ -25,7 +25,7 @@ from tunegrid.record.checks import failures, impossible_figures
 from tunegrid.record.record import Limits, recipe_record
 from tunegrid.results.alike import ALIKE, check_alike
 from tunegrid.results.files import read_list
-from tunegrid.results.noise import SEEDS, Noise, deviation
+from tunegrid.results.noise import SEEDS, Noise, deviation, task_of
 from tunegrid.results.report import Section, out_of
 from tunegrid.results.statistics import ALPHA, POWER, holm
 from tunegrid.terminal import without_places
@@ -153,7 +153,7 @@ def with_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
     measured = {key: own for key, entry in zip(keys, entries, strict=True) if (own := deviation([entry.scores]))}
     if profile == calibrated.profile:
         alike = {task for task, number in calibrated.rows.items() if number == rows.get(task)}
-        measured |= {key: own for key, own in calibrated.measured.get(SEEDS, {}).items() if key[0].split("_")[1] in alike}
+        measured |= {key: own for key, own in calibrated.measured.get(SEEDS, {}).items() if task_of(key[0]) in alike}
     noise, judged = Noise(profile=profile, rows=rows, measured={SEEDS: measured}), []
     for entry in entries:
         own = noise.of(SEEDS, entry.first, entry.first.main_score)
@@ -307,6 +307,8 @@ def _unlike(comparisons: Sequence[Comparison]) -> Section:
 def _pairs(comparisons: Sequence[Comparison]) -> Section:
     """The pairs that cannot be told apart and why, those that need the fewest seeds first."""
     frame = pd.concat([one.pairs.assign(task=one.task, backbone=one.backbone) for one in comparisons])
+    if frame.empty:
+        return Section(heading="One method of each backbone: no pair to tell apart")
     frame["methods"] = frame.better + ", " + frame.other
     columns = ["task", "backbone", "methods", "points apart", "seeds that tell", "not tested, since"]
     others = frame[~frame.apart.astype(bool)].sort_values("seeds that tell", kind="stable")[columns].dropna(axis=1, how="all")

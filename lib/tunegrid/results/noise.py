@@ -78,9 +78,9 @@ class Noise:
     def estimate(self, kind: str, cell: str, metric: str) -> Deviation | None:
         """The larger of a cell's own deviation and that of its kind of cells, which is all that is known of a new method.
 
-        A few draws may agree by chance: held to the own deviation alone, 6 % of simulated equal runs are called worse, and by
-        this rule 2 % (`python -m tunegrid.lab power`). The degrees of freedom are the cell's own: cells of a kind, which share
-        theirs, may be compared. No deviation counts as less than its test rows resolve.
+        A few draws may agree by chance: held to the own deviation alone, 6 % of simulated equal runs of other seeds are called
+        worse, and by this rule 2 % (`python -m tunegrid.lab power`). The degrees of freedom are the cell's own: cells of a
+        kind, which share theirs, may be compared. No deviation counts as less than its test rows resolve.
         """
         measured = self.measured.get(kind, {})
         common = pooled(own for (other, name), own in measured.items() if name == metric and kind_of(other) == kind_of(cell))

@@ -27,9 +27,7 @@ from tunegrid.results.statistics import ALPHA, Array, Effect, by_training, holm,
 
 MAIN_ALPHA, OTHER_ALPHA = 0.9 * ALPHA, 0.1 * ALPHA
 Points = Mapping[str, Sequence[float]]  # of each row, by metric
-MORE_SEEDS = (
-    "noise was not calibrated, and one seed on each side cannot show whether a change is noise: give both runs --seeds 0-4"
-)
+MORE_SEEDS = "noise was not calibrated, and one seed on each side does not show it: give both runs --seeds 0-4"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +78,6 @@ class Rows:
         files = [[one.examples and one.examples.file for one in pair] for pair in self.records]
         gains = self.gains(metric)
         return all(before and before == after for before, after in files) or (bool(gains) and not any(map(np.any, gains)))
-
-
-# Verdicts
 
 
 def tested(metric: str, rows: Rows, one_training: bool, noise: Noise, margin: float) -> tuple[dict[str, Any], Effect | None]:

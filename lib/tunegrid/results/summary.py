@@ -149,9 +149,6 @@ def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> l
     return lines + [f"{quantity} not compared: {detail}" for detail, quantity in reasons.items()]
 
 
-# Where it is read
-
-
 def summary(
     verdict: RunVerdict, judged: Sequence[Judgement] = (), causes: Sequence[str] = (), evidence: Iterable[Section] = ()
 ) -> str:

@@ -51,7 +51,8 @@ def load_bounds(path: Path) -> dict[str, Bounds]:
         return {}
     with tables(path, "bounds", LAB_CALIBRATE if path.parent == THRESHOLDS else OWN_CALIBRATE) as content:
         cells = checked(content["cells"], dict[str, dict[str, dict[str, Number | list[Number]]]])
-        return {cell: {name: checked(one["minimum"], Number) for name, one in own.items()} for cell, own in cells.items()}
+        known = {cell: {name: checked(one["minimum"], Number) for name, one in own.items()} for cell, own in cells.items()}
+        return {cell: {name: one for name, one in own.items() if one > 0} for cell, own in known.items()}  # 0 bounds nothing
 
 
 def load_margins(path: Path = THRESHOLDS / "margins.toml") -> dict[str, dict[str, float]]:

@@ -442,7 +442,7 @@ def _of_worse(run: JudgedRun, figures: Sequence[Judgement]) -> Finding:
     elif gravest.kind in ("memory", "speed"):
         next_step = next_step or "benchmarks/guides/memory-and-speed.md says what the figures hold"
     else:  # rows that both runs hold show what changed
-        next_step = next_step or (run.look() if "no rows were at hand" in gravest.detail else run.page())
+        next_step = next_step or (run.look() if "no rows are available" in gravest.detail else run.page())
     worse = f"{'; '.join(parts)}, against {run.baseline}"
     return Finding(state=State.FAILED, sentence=worse, cells=cells, stage=change.stage, cause=change.cause, next_step=next_step)
 

@@ -90,9 +90,7 @@ class Checkpoints:
             aside = self.path.with_name(f"{self.path.name}.broken")
             with suppress(OSError):
                 self.path.replace(aside)
-            self.started_anew = (
-                f"started from the beginning: the checkpoint cannot be read ({first_line(error)}); it is now {aside.name}"
-            )
+            self.started_anew = f"started anew: the checkpoint cannot be read ({first_line(error)}); it is now {aside.name}"
             return None
 
     def clear(self) -> None:

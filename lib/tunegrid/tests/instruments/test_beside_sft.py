@@ -53,7 +53,7 @@ def test_the_barrier_is_the_deepest_fall_below_the_line_and_the_gain_is_over_the
 def test_heads_and_cells_that_no_line_joins_are_not_asked():
     with pytest.raises(NotAskedError, match="its head is"):
         interpolation.INSTRUMENT.before(asked_cell(cell_of("bert_sa_lora")))
-    with pytest.raises(NotAskedError, match="beside bert_sa_sft"):
+    with pytest.raises(NotAskedError, match="and this is SFT"):
         interpolation.INSTRUMENT.before(asked_cell(cell_of("bert_sa_sft")))
     tensors = {"a": torch.zeros(2), "b": torch.zeros(3)}
     with pytest.raises(NotAskedError, match="1 tensors that do not match, b"):

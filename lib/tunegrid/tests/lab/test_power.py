@@ -1,7 +1,5 @@
 """How often the gate is wrong, simulated: the whole run's error rate."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -9,7 +7,7 @@ from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.lab import power as command
 from tunegrid.lab.power import Simulation
-from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, deviation, load_noise
+from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise
 
 MARGINS = {"other": 0.0}  # so that only statistics keep equal runs from being called worse
 RUNS = 200
@@ -37,16 +35,6 @@ def alarms(kind, **options):
 @pytest.mark.parametrize(("kind", "seeds"), [(PERTURBED, 1), (SEEDS, 1), (SEEDS, 3)])
 def test_at_most_five_per_cent_of_equal_runs_are_called_worse(kind, seeds):
     assert alarms(kind, seeds=seeds) <= 0.05 + CHANCE
-
-
-@pytest.fixture(scope="module")
-def measured():
-    """The committed calibration, but with twenty seeds of every cell whose falls are longer than their rises (skew -1)."""
-    committed, rng = load_noise(), np.random.default_rng(0)
-    fallen = {cell: (4 - rng.gamma(4, size=20)) / 2 for cell, _ in committed.measured[SEEDS]}
-    scores = {(cell, metric): [list(90 + own.sd * fallen[cell])] for (cell, metric), own in committed.measured[SEEDS].items()}
-    deviations = {key: deviation(groups) for key, groups in scores.items()}
-    return replace(committed, measured={SEEDS: deviations}, scores={SEEDS: scores})
 
 
 def test_the_command_prints_error_rates(capsys):

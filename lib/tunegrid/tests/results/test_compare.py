@@ -83,7 +83,7 @@ def test_calibrated_noise_tells_what_one_seed_of_each_cannot():
     comparison = alone(records, noise)
     assert pair(comparison, "sft", "lora").apart
     assert "Told apart: the one pair of methods\n" in text(sections([comparison], records))
-    # three equal deviations: the prior counts 9 degrees, too, and 2 go to its parameters; t of 16 is 2.120
+    # the quantile of Student's t with 9 degrees of freedom is 2.262
     assert comparison.entries["sft"].interval[1] == pytest.approx(92.262, abs=1e-3)
     for other in (Noise(), replace(noise, rows={"sa": 768})):  # without it, or of other test rows, nothing can tell
         unknown = alone(records, other)

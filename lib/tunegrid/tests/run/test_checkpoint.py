@@ -114,7 +114,7 @@ def test_a_file_that_was_cut_off_is_set_aside_in_a_sentence_and_training_starts_
         checkpoints.restore(target)
         assert target.state is None
         [sentence] = checkpoints.remarks
-        assert sentence.startswith("started from the beginning: the checkpoint cannot be read (")
+        assert sentence.startswith("started anew: the checkpoint cannot be read (")
         assert sentence.endswith("; it is now cut.safetensors.broken")
         assert (path.with_name("cut.safetensors.broken").read_bytes(), path.exists()) == (whole[:length], False)
 
