@@ -254,7 +254,7 @@ def test_layers_of_the_checkpoint_that_its_config_leaves_out_are_named(tmp_path,
     cell = replace(cell, profile=replace(cell.profile, checkpoint_root=tmp_path))
     passed, detail = before.checkpoint_loaded(evidence_from(trainer_for(cell, train_rows(cell_id)[:2])))
     assert not passed
-    assert detail.startswith(f"the checkpoint has {missing}, which the model leaves out")
+    assert detail.startswith(f"the checkpoint has {missing}, which the model lacks")
 
 
 # Characters of tokens

@@ -10,8 +10,9 @@ from random import Random
 
 import pytest
 
+from fixtures.session import passed
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.results.files import passed, read_journal
+from tunegrid.results.files import read_journal
 from tunegrid.tests.records import read_records
 from tunegrid.tests.sessions import SMALL, SessionProcess
 

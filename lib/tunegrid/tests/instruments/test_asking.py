@@ -125,10 +125,10 @@ def test_one_training_pairs_row_by_row_and_a_change_below_the_margin_is_the_same
 def test_figures_of_other_trainings_of_other_rows_or_of_none_are_not_compared_and_the_gravest_is_told():
     old = [record(lines_of(*ROWS))]
     for new, reason in (
-        (record(lines_of(*ROWS), losses=OTHER), "other trainings"),
-        (record(lines_of(*ROWS[:30])), "no number of every row"),
-        (complete("bert_sa_sft"), "no number of every row"),
-        (record(lines_of(*ROWS[:39], float("nan"))), "no number of every row"),
+        (record(lines_of(*ROWS), losses=OTHER), "different trainings"),
+        (record(lines_of(*ROWS[:30])), "lacks figures of some rows"),
+        (complete("bert_sa_sft"), "lacks figures of some rows"),
+        (record(lines_of(*ROWS[:39], float("nan"))), "lacks figures of some rows"),
     ):
         [one] = judged(old, [new])
         assert (one.verdict, one.effect, reason in one.detail) == (Verdict.NOT_COMPARABLE, None, True)

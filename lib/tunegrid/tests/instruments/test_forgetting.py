@@ -78,7 +78,7 @@ def test_training_a_head_alone_forgets_exactly_nothing_and_sft_at_a_high_rate_do
     with torch.no_grad():
         before = INSTRUMENT.before(asked)
     asked.trainer.run(silent())
-    with pytest.raises(NotAskedError, match="taken up from a checkpoint"):
+    with pytest.raises(NotAskedError, match="resumed from a checkpoint"):
         INSTRUMENT.before(asked)
     with torch.no_grad():
         figures = INSTRUMENT.measure(asked, before)
@@ -90,5 +90,5 @@ def test_training_a_head_alone_forgets_exactly_nothing_and_sft_at_a_high_rate_do
 
 
 def test_learned_tokens_in_front_of_the_text_are_not_asked():
-    with pytest.raises(NotAskedError, match="learned tokens stand in front of the text"):
+    with pytest.raises(NotAskedError, match="learned tokens come before the text"):
         losses(asked_cell(zoo().cell("t5_sum_prompt", ZOO_PROFILE), zoo()))

@@ -49,7 +49,7 @@ def test_a_record_of_first_updates_that_cannot_be_true_is_refused(change):
     [
         (LOSSES[:2], Verdict.EQUAL, "all losses of the first 2 updates are equal"),
         ([0.7, 0.5 + 1e-6], Verdict.ROUNDING, "losses of the first 2 updates differ by at most 1.0e-06"),
-        ([0.7, 0.6], Verdict.CHANGED, "backward or optimizer: losses part by 1.0e-01 at update 2, not at update 1"),
+        ([0.7, 0.6], Verdict.CHANGED, "backward or optimizer: losses differ by 1.0e-01 at update 2, not at update 1"),
     ],
 )
 def test_first_updates_are_held_to_as_many_of_a_whole_run(losses, verdict, words):
@@ -83,7 +83,7 @@ def answered(old, new, kinds=FAILED_BY):
         ),
         ([whole()], [begun(SFT, [0.7, 0.6]), begun()], FAILED_BY, 0, "1 cell: 1 equal by its first 2 updates."),
         ([whole(), whole(SFT)], [begun(), begun(SFT, [0.7, 0.6])], FAILED_BY, 6, f"without scores ({SFT})"),
-        ([whole(SFT)], [begun(SFT, [0.7, 0.6])], ("numerics",), 1, "Failed: losses part by 1.0e-01 at update 2"),
+        ([whole(SFT)], [begun(SFT, [0.7, 0.6])], ("numerics",), 1, "Failed: losses differ by 1.0e-01 at update 2"),
         ([whole()], [begun(seeds=seeds_as(7))], FAILED_BY, 6, "1 not comparable in first updates, without scores"),
         ([begun()], [whole()], FAILED_BY, 6, "the baseline holds the first updates of it alone"),
     ],
