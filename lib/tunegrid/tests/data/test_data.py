@@ -166,7 +166,7 @@ NO_CONTENT = [{"label": 1, "title": "t", "text": "c"}]
             {"train": questions(10), "validation": [QUESTION, MOVED]},
             "validation.jsonl, row 1 (id 0-1): answer 'red car'",
         ),
-        (SUM, {"train": [ARTICLE], "validation": [OTHER], "test": [ARTICLE]}, "each stands in a split that scores, too"),
+        (SUM, {"train": [ARTICLE], "validation": [OTHER], "test": [ARTICLE]}, "each is in a scored split, too"),
     ],
 )
 def test_files_that_cannot_be_used_are_refused_in_a_sentence(tmp_path, task, splits, words):
@@ -340,7 +340,7 @@ def answered(text, start):
         (QA, QUESTION | {"answers": ["red car"]}, "column 'answers' holds ['red car'], not an object"),
         (QA, answered([], []), "at least one"),
         (QA, answered(["red", "car"], [2]), "two lists of one length"),
-        (QA, answered(["Red"], [2]), "where the context has 'red'"),
+        (QA, answered(["Red"], [2]), "the context has 'red'"),
         (QA, answered([""], [3]), ""),  # stands anywhere
         (QA, answered(["ca"], [-3]), ""),  # Python would count from the end
         (QA, answered(["red"], ["2"]), ""),
@@ -348,7 +348,7 @@ def answered(text, start):
         (QA, answered([5], [2]), ""),
         (SUM, ARTICLE | {"highlights": " \n"}, "'highlights' is empty"),
         (SUM, ARTICLE | {"article": ""}, "'article' is empty"),
-        (SUM, ARTICLE | {"article": "a \ud83d"}, "a column holds half a character ('\\ud83d')"),
+        (SUM, ARTICLE | {"article": "a \ud83d"}, "a column holds a lone surrogate ('\\ud83d')"),
     ],
 )
 def test_a_faulty_row_is_named_by_its_place_and_described(task, row, words):
