@@ -8,12 +8,10 @@ test rows, texts, layers. This module is imported if `--ask` is given, the other
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from tunegrid.data.sources import Row
-from tunegrid.errors import InputError
 from tunegrid.grid.tasks import Problem, Task
 from tunegrid.record.record import Figure
 
@@ -33,17 +31,11 @@ class NotAskedError(Exception):
 
 
 class Instrument(ABC):
-    """One more question to a trained cell.
+    """One more question to a trained cell."""
 
-    Attributes:
-        id: as `--ask` names it.
-        question: the heading of its table.
-        figures: what it measures, in the order of the table.
-    """
-
-    id: str
-    question: str
-    figures: Mapping[str, Figure]
+    id: str  # as `--ask` names it
+    question: str  # the heading of its table
+    figures: Mapping[str, Figure]  # what it measures, in the order of the table
 
     def before(self, cell: "TrainedCell") -> Any:
         """What has to be asked of the model before it trains; `measure` gets it. Raises NotAskedError."""
@@ -78,48 +70,19 @@ class Shift:
 
 
 def tidy(
-    figure: str,
-    value: float | Sequence[float],
+    figure: str,  # its name
+    value: float | Sequence[float],  # a number, or one for each row
     *,
-    part: str = "",
-    row: str | Sequence[str] = "",
-    weight: float | Sequence[float] = 1.0,
-    low: float | None = None,
+    part: str = "",  # of what, as a shift or a base
+    row: str | Sequence[str] = "",  # names of the rows, the same in every run
+    weight: float | Sequence[float] = 1.0,  # of each row in the mean
+    low: float | None = None,  # of the 95 % interval, if the figure is no mean over rows
     high: float | None = None,
-    note: str = "",
+    note: str = "",  # what is no number, as why there is none
 ) -> "pd.DataFrame":
-    """A figure of a part: one value, or one for each row.
-
-    Args:
-        figure: its name.
-        value: a number, or one for each row.
-        part: of what, as a shift or a base.
-        row: names of the rows, the same in every run.
-        weight: of each row in the mean.
-        low: of the 95 % interval, where the figure is no mean over rows.
-        high: the same.
-        note: what is no number, as why there is none.
-    """
+    """A figure of a part: one value, or one for each row."""
     import pandas as pd
 
     columns = {"figure": figure, "part": part, "row": row, "note": note}
     numbers = {"value": value, "weight": weight, "low": low, "high": high}
     return pd.DataFrame(columns | numbers, index=range(len(value) if hasattr(value, "__len__") else 1))
-
-
-def instruments_of(names: Iterable[str], of_users: Mapping[str, Instrument]) -> list[Instrument]:
-    """Those of these ids, a user's or the suite's own."""
-    return [of_users[name] if name in of_users else import_module(f"tunegrid.instruments.{name}").INSTRUMENT for name in names]
-
-
-def checked_names(text: str, of_users: Iterable[str], shifts: Iterable[str] = ()) -> tuple[str, ...]:
-    """The ids that `--ask` gives, sorted; raises InputError for an unknown one, and where a user's has the name of ours."""
-    for kind, names_of_users, ours in (("instrument", of_users, LISTED), ("shift", shifts, RESERVED)):
-        if taken := sorted({*names_of_users}.intersection(ours)):
-            raise InputError(f"{kind} {taken[0]!r} is the suite's own; give yours another id")
-    known = (*LISTED, *of_users)
-    names = tuple(sorted({name.strip() for name in text.split(",")}))
-    for name in names:
-        if name not in known:
-            raise InputError(f"--ask {name}: no such instrument; known are {', '.join(known)}")
-    return names

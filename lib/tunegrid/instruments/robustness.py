@@ -151,7 +151,11 @@ def rewritten(task: Task, row: RowMapping, find: Find, rng: Random, *, inside: b
         text, edits = row[column], find(row[column], rng)
         if task.problem is Problem.EXTRACT and column == task.text_pair[0]:
             spans = _spans(task, row)
-            edits = [edit for edit in edits if all(_beside(edit, span) or (inside and _within(edit, span)) for span in spans)]
+            edits = [
+                (start, end, new_text)
+                for start, end, new_text in edits
+                if all(end <= a or start >= b or (inside and a <= start and end <= b) for a, b in spans)
+            ]
             new[task.target] = _followed(row[task.target], text, edits, spans)
         new[column] = edited(text, edits)
     return new
@@ -169,14 +173,6 @@ def edited(text: str, edits: Sequence[Edit]) -> str:
 def _spans(task: Task, row: RowMapping) -> list[tuple[int, int]]:
     starts = row[task.target]["answer_start"]
     return [(start, start + len(text)) for start, text in zip(starts, answer_texts(task, dict(row)), strict=True)]
-
-
-def _beside(edit: Edit, span: tuple[int, int]) -> bool:
-    return edit[1] <= span[0] or edit[0] >= span[1]
-
-
-def _within(edit: Edit, span: tuple[int, int]) -> bool:
-    return span[0] <= edit[0] and edit[1] <= span[1]
 
 
 def _followed(answers: RowMapping, text: str, edits: Sequence[Edit], spans: Sequence[tuple[int, int]]) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
+from fixtures.session import checked_names
 from tunegrid.errors import InputError
-from tunegrid.instruments import Figure, Instrument, NotAskedError, checked_names, tidy
+from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
 from tunegrid.instruments.trained import Questions
 from tunegrid.record import from_json, to_json
 from tunegrid.record.record import InstrumentRecord

@@ -5,11 +5,12 @@ from random import Random
 
 import pytest
 
+from fixtures.session import checked_names
 from tunegrid.codecs.base import Prediction
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY, study
 from tunegrid.grid.tasks import QA, SA, SUM
-from tunegrid.instruments import RESERVED, Shift, checked_names
+from tunegrid.instruments import RESERVED, Shift
 from tunegrid.instruments.robustness import (
     INSTRUMENT,
     SHIFTS,
