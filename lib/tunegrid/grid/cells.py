@@ -19,7 +19,7 @@ from typing import Any
 from tunegrid.errors import InputError, first_line
 from tunegrid.grid.backbones import BACKBONES, HEAD_EXCEPTIONS, LAYOUTS, Backbone, Head
 from tunegrid.grid.methods import METHODS, OPTIMIZERS, Method, OptimizerFactory, Quantization
-from tunegrid.grid.recipes import QUICK, RECIPES, TARGETS_WITHOUT_EXCEPTION, Fields, Profile, Recipe, quick_changes
+from tunegrid.grid.recipes import QUICK, RECIPES, WITHOUT_EXCEPTION, Fields, Profile, Recipe, quick_changes
 from tunegrid.grid.tasks import TASKS, Problem, Task
 
 NAME = re.compile(r"[a-z0-9]+")  # an id is a part of a cell's id, which underscores divide
@@ -179,13 +179,14 @@ class Grid:
         The study's exceptional heads, its heads' rates in the quick profile and columns of another task are not copied.
         """
         recipe, head, micro = self.recipes[old], self.heads.get(old), self.quick.get(old)
+        plain = WITHOUT_EXCEPTION.get(old, old)
         if micro and old in QUICK and micro == quick_changes(old):  # its head's rate was found for that cell's micro backbone
-            micro = {**micro, "head_learning_rate": None}
+            micro = {**micro, "learning_rate": QUICK[plain]["learning_rate"], "head_learning_rate": None}
         (_, task_before, _), (backbone, task, _) = self._parts(old), self._parts(new)
         self.heads.pop(new, None)  # of a cell that was there already
         if head is not None and head == HEAD_EXCEPTIONS.get(old):
-            targets = TARGETS_WITHOUT_EXCEPTION[old]
-            recipe = replace(recipe, adapter=recipe.adapter and replace(recipe.adapter, target_modules=targets))
+            adapter, own = recipe.adapter, RECIPES[plain].adapter
+            recipe = replace(recipe, adapter=adapter and own and replace(adapter, target_modules=own.target_modules))
         elif head is not None:
             self.heads[new] = head
         not_copied = {"trainable_params": None, "total_params": None} | ({} if task is task_before else {"text": ()})
