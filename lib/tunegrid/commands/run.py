@@ -6,14 +6,24 @@ Paths are those of the folder that you are in, and `reports/` is written there. 
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tunegrid import ROOT
+from tunegrid.grid.recipes import CACHE
+
+# The settings and the cases of this suite, whatever project the folder is of.
+SUITE = ("-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", f"-ocache_dir={CACHE / 'pytest'}", str(ROOT / "benchmarks"))
 
 
-def command(arguments: Sequence[str]) -> list[str]:
-    """What is run: pytest, with the settings and the cases of this suite, whatever project the folder is of."""
-    settings = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}"]
-    return [sys.executable, "-P", "-m", "pytest", *settings, str(ROOT / "benchmarks"), *arguments]
+def command(arguments: Sequence[str], python: Path | str = sys.executable) -> list[str]:
+    """What is run: pytest over the suite; no folder that a user is in hides its modules or Python's (`-P`)."""
+    return [str(python), "-P", "-m", "pytest", *SUITE, *arguments]
+
+
+def typed(arguments: Sequence[str]) -> list[str]:
+    """What a user typed, of whom pytest got these arguments."""
+    own = tuple(arguments[: len(SUITE)]) == SUITE
+    return ["tunegrid", "run", *arguments[len(SUITE) :]] if own else ["pytest", *arguments]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
