@@ -7,11 +7,9 @@ what training noise explains; few seeds leave it wide. The same command goes on 
 
 import argparse
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from tunegrid import launcher
-from tunegrid.commands.cli import exit_code
 from tunegrid.commands.run import command
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS, add_from, study
@@ -76,7 +74,7 @@ def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
     options = parser.parse_args(arguments)
     if options.seeds < 2:
         parser.error("--seeds: one training has no standard deviation; give at least 2")
-    return exit_code(parser, partial(write_bounds, options, run))
+    return write_bounds(options, run)
 
 
 def write_bounds(options: argparse.Namespace, run: Session) -> int:

@@ -11,7 +11,6 @@ from keyword import iskeyword
 from pathlib import Path
 
 from tunegrid import ROOT
-from tunegrid.commands.cli import exit_code
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import NAME, study
 from tunegrid.terminal import say
@@ -48,17 +47,13 @@ def write(kind: str, name: str, folder: Path) -> list[Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the file, say how to run it; return the exit code."""
+    """Write the file, say how to run it; return the exit code. Raises InputError if a name or a place is taken."""
     parser = argparse.ArgumentParser(prog="tunegrid new", description=__doc__)
     parser.add_argument("kind", choices=CELLS)
     parser.add_argument("name", metavar="NAME", help="its id in the grid: lower-case letters and digits")
     parser.add_argument("--to", type=Path, default=Path(), metavar="DIR", help="write there (default: here)")
     options = parser.parse_args(arguments)
-
-    def new() -> int:
-        check_name(options.kind, options.name)
-        files, cell = write(options.kind, options.name, options.to), CELLS[options.kind].format(options.name)
-        say(f"wrote {', '.join(map(str, files))}\ntunegrid run -m quick --grid={files[0]} --cells={cell}")
-        return 0
-
-    return exit_code(parser, new)
+    check_name(options.kind, options.name)
+    files, cell = write(options.kind, options.name, options.to), CELLS[options.kind].format(options.name)
+    say(f"wrote {', '.join(map(str, files))}\ntunegrid run -m quick --grid={files[0]} --cells={cell}")
+    return 0
