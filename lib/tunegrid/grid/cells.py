@@ -333,7 +333,8 @@ def add_from(path: Path, grid: Grid) -> None:
     # Its neighbours come first while it runs, also those that have the name of a folder of the suite, which is loaded already.
     hidden = [top for top in OWN_FOLDERS if path.parent != ROOT and (path.parent / top).exists()]
     ours = {key: sys.modules.pop(key) for key in [*sys.modules] if key.partition(".")[0] in hidden}
-    sys.path.insert(0, str(path.parent))
+    places = sys.path[:]
+    sys.path[:] = [str(path.parent), *(place for place in places if not hidden or place != str(ROOT))]
     try:
         spec.loader.exec_module(module)
         if hook := getattr(module, "pytest_tunegrid_grid", None):
@@ -349,7 +350,6 @@ def add_from(path: Path, grid: Grid) -> None:
         raise InputError(f"--grid {location}: {type(error).__name__}: {first_line(error)}") from None
     finally:
         sys.modules.update(ours)
-        sys.path.remove(str(path.parent))
-        sys.path.append(str(path.parent))  # for what it imports later
+        sys.path[:] = [*places, *(place for place in sys.path if place not in places)]  # for what it imports later
     if hook is None:
         raise InputError(f"--grid {path} has no function pytest_tunegrid_grid(grid), which adds to the grid")
