@@ -67,8 +67,7 @@ def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
     """Train, write the bounds, say them; return the exit code. `run` starts the session."""
     parser = argparse.ArgumentParser(prog="tunegrid calibrate", description=__doc__)
     add = parser.add_argument
-    text = "your file, as for pytest; repeatable, bounds are written beside the last"
-    add("--grid", type=Path, action="append", required=True, metavar="FILE.py", help=text)
+    add("--grid", type=Path, action="append", required=True, metavar="FILE.py", help="your file, as for pytest; repeatable")
     add("--cells", default="", metavar="ID,ID", help="these cells (default: all that the file adds)")
     add("-m", "--profile", choices=PROFILES, default="quick", help="at which profile (default quick)")
     add("--seeds", type=int, default=5, metavar="N", help="trainings of each cell, at least 2 (default 5)")

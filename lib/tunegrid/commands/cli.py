@@ -34,8 +34,8 @@ def program(name: str, package: str, commands: Mapping[str, str], arguments: Seq
         elif command in ("-h", "--help"):
             width = max(map(len, commands))
             lines = [f"  {command:<{width}} {what}" for command, what in commands.items()]
-            hints = [f"{name} COMMAND --help describes one; guides and pages that messages name are in {ROOT}"]
-            say("\n".join([f"usage: {name} COMMAND ...", "", *lines, "", *hints]))
+            hint = f"{name} COMMAND --help describes one; pages that messages name are in {ROOT}."
+            say("\n".join([f"usage: {name} COMMAND ...", "", *lines, "", hint]))
         elif command in commands:
             code = import_module(f"{package}.{command}").main(rest)
         else:

@@ -4,6 +4,7 @@ Paths are those of the folder that you are in, and `reports/` is written there. 
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,10 +28,11 @@ def command(arguments: Sequence[str], python: Path | str = sys.executable) -> li
     return [str(python), "-P", "-m", "pytest", *SUITE, *words]
 
 
-def typed(arguments: Sequence[str]) -> list[str]:
+def typed(arguments: Sequence[object]) -> str:
     """What a user typed, of whom pytest got these arguments."""
-    own = tuple(arguments[: len(SUITE)]) == SUITE
-    return ["tunegrid", "run", *arguments[len(SUITE) :]] if own else ["pytest", *arguments]
+    words = [*map(str, arguments)]
+    own = tuple(words[: len(SUITE)]) == SUITE
+    return shlex.join(["tunegrid", "run", *words[len(SUITE) :]] if own else ["pytest", *words])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -176,28 +176,27 @@ class StoredRows(Sequence[Row]):
         return self._block[i]
 
 
-def tables(task: Task, root: Path | None) -> Mapping[str, Table]:
-    """Every split by name; raises InputError if a folder, file or column is missing, or the hub cannot be reached."""
+def tables(task: Task, root: Path | None, *, first: bool = False) -> Mapping[str, Table]:
+    """Every split by name; raises InputError if a folder, file or column is missing, or the hub cannot be reached.
+
+    `first` reads only the first rows of files, at once, and asks no hub.
+    """
     if root or task.has_own_rows:
-        by_name = {split: _read(task, paths) for split, paths in files_of(task, root).items()}
+        by_name = {split: (_first_rows if first else _read)(task, paths) for split, paths in files_of(task, root).items()}
     else:
-        by_name = _from_hub(task)
-    return {split: as_task_reads(task, split, table) for split, table in by_name.items()}
-
-
-def as_task_reads(task: Task, split: str, table: Table) -> Table:
-    """The table, which reads rows as the task has them; raises InputError if a column is missing."""
-    missing = [name for name in task.hub_columns if name not in table.names]
-    if len(table) and missing:
-        raise InputError(
-            f"{table.origin}: column {missing[0]!r} is missing; {task.folder} needs {', '.join(task.hub_columns)} "
-            f"and split {split!r} has {', '.join(table.names)}: name in the file or the task's columns what the other has"
-        )
-    if task.labels and len(table) and isinstance(table.read([0])[0].get(task.target), str):
-        table.convert = numbered(task)
-    elif column := task.messages:
-        table.convert = lambda row, place: last_exchange(row[column], place)
-    return table
+        by_name = {} if first else _from_hub(task)
+    for split, table in by_name.items():
+        missing = [name for name in task.hub_columns if name not in table.names]
+        if len(table) and missing:
+            raise InputError(
+                f"{table.origin}: column {missing[0]!r} is missing; {task.folder} needs {', '.join(task.hub_columns)} "
+                f"and split {split!r} has {', '.join(table.names)}: name in the file or the task's columns what the other has"
+            )
+        if task.labels and len(table) and isinstance(table.read([0])[0].get(task.target), str):
+            table.convert = numbered(task)
+        elif column := task.messages:
+            table.convert = lambda row, place, column=column: last_exchange(row[column], place)
+    return by_name
 
 
 def numbered(task: Task) -> Callable[[Row, str], Row]:
@@ -229,24 +228,6 @@ def last_exchange(turns: Any, place: str) -> Row:
         raise InputError(f"{place}: user and assistant must take turns, after one of the system or none; here are {some}")
     history = [{"role": role, "content": content} for role, content in zip(roles[: last - 1], contents, strict=False)]
     return {"history": history, "prompt": contents[last - 1], "reply": contents[last]}
-
-
-def first_rows(task: Task, root: Path | None, split: str) -> Table:
-    """The first rows of a split's file, at once; none of a hub, or of `save_to_disk`. Raises InputError as `tables` does."""
-    if not (root or task.has_own_rows):
-        return Table([], task.folder)
-    check_split(by_name := files_of(task, root), split, task)
-    path, rows = by_name[split][0], list[Row]()
-    with reading(str(path)):
-        if path.suffix == ".jsonl":
-            rows = [row for _, row in islice(_json_lines(path), FIRST)]
-        elif path.suffix == ".csv":
-            rows = _csv(task, path).slice(0, FIRST).to_pylist()
-        elif path.suffix == ".parquet":
-            from pyarrow.parquet import ParquetFile
-
-            rows = [row for batch in islice(ParquetFile(path).iter_batches(FIRST), 1) for row in batch.to_pylist()]
-    return as_task_reads(task, split, Table(rows, str(path)))
 
 
 def check_split(by_name: Collection[str], split: str, task: Task) -> None:
@@ -297,6 +278,21 @@ def _read(task: Task, paths: Sequence[Path]) -> Table:
         saved = datasets.load_from_disk(origin)
         saved.data.validate(full=True)  # an Arrow file's wrong offset would read past its end, which no exception tells
         return Table(saved, origin)
+
+
+def _first_rows(task: Task, paths: Sequence[Path]) -> Table:
+    """The first rows of a split's files; none of what `save_to_disk` wrote."""
+    path, rows = paths[0], list[Row]()
+    with reading(str(path)):
+        if path.suffix == ".jsonl":
+            rows = [row for _, row in islice(_json_lines(path), FIRST)]
+        elif path.suffix == ".csv":
+            rows = _csv(task, path).slice(0, FIRST).to_pylist()
+        elif path.suffix == ".parquet":
+            from pyarrow.parquet import ParquetFile
+
+            rows = [row for batch in islice(ParquetFile(path).iter_batches(FIRST), 1) for row in batch.to_pylist()]
+    return Table(rows, str(path))
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:

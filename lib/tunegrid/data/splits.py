@@ -16,7 +16,7 @@ from functools import cached_property
 from random import Random
 from typing import Any, NamedTuple
 
-from tunegrid.data.sources import FIRST, Row, Table, answer_span, check_split, context, first_rows, identity, tables
+from tunegrid.data.sources import FIRST, Row, Table, answer_span, check_split, context, identity, tables
 from tunegrid.errors import InputError
 from tunegrid.grid.recipes import Profile
 from tunegrid.grid.tasks import Carve, Problem, Task
@@ -145,9 +145,11 @@ def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequenc
 
 def check_first_rows(task: Task, profile: Profile) -> None:
     """Raises InputError for a file that is not there, or whose first rows the task cannot use, or are of one class in train."""
+    by_name = tables(task, profile.data_root, first=True)  # empty if they are the hub's
     splits = (task.train, task.validation, task.own_test if profile.own_test and task.own_test else task.test)
-    for split in (rule for rule in splits if isinstance(rule, str)):
-        table = first_rows(task, profile.data_root, split)
+    for split in (rule for rule in splits if by_name and isinstance(rule, str)):
+        check_split(by_name, split, task)
+        table = by_name[split]
         rows = table.read(range(len(table)))
         for number, row in enumerate(rows, table.first):
             check_row(task, row, number, table.origin)

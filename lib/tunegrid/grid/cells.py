@@ -330,11 +330,9 @@ def add_from(path: Path, grid: Grid) -> None:
         raise InputError(f"--grid {path} is not a Python file")
     module: Any = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up by name
-    # Its neighbours come first while it runs, also those that have the name of a folder of the suite, which is loaded already.
-    hidden = [top for top in OWN_FOLDERS if path.parent != ROOT and (path.parent / top).exists()]
-    ours = {key: sys.modules.pop(key) for key in [*sys.modules] if key.partition(".")[0] in hidden}
-    places = sys.path[:]
-    sys.path[:] = [str(path.parent), *(place for place in places if not hidden or place != str(ROOT))]
+    # Its own neighbours are what it imports, also those that have the name of a folder of the suite.
+    ours, places = {key: sys.modules.pop(key) for key in [*sys.modules] if key.partition(".")[0] in OWN_FOLDERS}, sys.path[:]
+    sys.path[:] = [str(path.parent), *(place for place in places if place != str(ROOT))]
     try:
         spec.loader.exec_module(module)
         if hook := getattr(module, "pytest_tunegrid_grid", None):
@@ -349,6 +347,8 @@ def add_from(path: Path, grid: Grid) -> None:
         location = f"{path}, line {line}" if line else str(path)
         raise InputError(f"--grid {location}: {type(error).__name__}: {first_line(error)}") from None
     finally:
+        for key in [key for key in sys.modules if key.partition(".")[0] in OWN_FOLDERS]:
+            del sys.modules[key]
         sys.modules.update(ours)
         sys.path[:] = [*places, *(place for place in sys.path if place not in places)]  # for what it imports later
     if hook is None:

@@ -198,7 +198,7 @@ def test_first_rows_are_those_of_every_kind_of_file(tmp_path):
     for name, write in {"a.csv": frame.to_csv, "b.parquet": frame.to_parquet}.items():
         write(folder / name, index=False)
     (folder / "c.jsonl").write_text(frame.to_json(orient="records", lines=True))
-    assert [list(sources.first_rows(SA, tmp_path, split).take(range(602))) for split in "abc"] == [rows] * 3
+    assert [list(table.take(range(602))) for table in tables(SA, tmp_path, first=True).values()] == [rows] * 3
 
 
 @pytest.mark.parametrize(("of_task", "asked", "learned"), [(None, None, 70), (20, None, 20), (20, 30, 30), (20, 0, 70)])
