@@ -201,7 +201,7 @@ def test_first_rows_are_those_of_every_kind_of_file(tmp_path):
     assert [list(table.take(range(602))) for table in tables(SA, tmp_path, first=True).values()] == [rows] * 3
 
 
-@pytest.mark.parametrize(("of_task", "asked", "learned"), [(None, None, 70), (20, None, 20), (20, 30, 30), (20, 0, 70)])
+@pytest.mark.parametrize(("of_task", "asked", "learned"), [(None, None, 68), (20, None, 20), (20, 30, 30), (20, 0, 68)])
 def test_a_task_says_how_many_rows_are_learned_as_set_does_which_goes_before(tmp_path, of_task, asked, learned):
     profile = replace(put(tmp_path, SA, train=reviews(50, 50)), train_rows=asked, caps={})
     assert len(load_splits(replace(SA, train_rows=of_task), profile).train) == learned
@@ -355,7 +355,7 @@ def test_a_task_that_its_problem_cannot_use_is_refused(tmp_path, task, sentence)
 # Hygiene
 
 MANY = replace(NLI, labels=tuple("abcdefgh"))
-LABELS = "expected 0 (negative), 1 (positive)"
+LABELS = "expected 'negative' or 0, 'positive' or 1"
 
 
 def answered(text, start):
@@ -367,8 +367,8 @@ def answered(text, start):
     [
         (SA, REVIEW | {"label": -1}, f"invalid label -1 in column 'label': {LABELS}"),
         (SA, REVIEW | {"label": "1"}, f"invalid label '1' in column 'label': {LABELS}"),
-        (NLI, pairs(1)[0] | {"gold": -1}, "expected 0 (entailment), 1 (neutral), 2 (contradiction)"),
-        (MANY, pairs(1)[0] | {"gold": 8}, "5 (f), ... 7 (h)"),  # of many labels the first and the last are named
+        (NLI, pairs(1)[0] | {"gold": -1}, "expected 'entailment' or 0, 'neutral' or 1, 'contradiction' or 2"),
+        (MANY, pairs(1)[0] | {"gold": 8}, "'f' or 5, ... 'h' or 7"),  # of many labels the first and the last are named
         (SA, REVIEW | {"content": None}, "column 'content' holds None, not a text"),
         (SA, {"label": 1, "title": "t"}, "column 'content' holds None, not a text"),
         (QA, QUESTION | {"answers": ["red car"]}, "column 'answers' holds ['red car'], not an object"),
