@@ -25,7 +25,7 @@ from tunegrid.grid.tasks import TASKS, Problem, Task
 
 OWN_FOLDERS = ("lib", "fixtures", "benchmarks")
 NAME = re.compile(r"[a-z0-9]+")  # an id is a part of a cell's id, which underscores divide
-LISTS = "`pytest -m full --list-cells` lists them, with 'full and larger' or 'full and tasks' others"
+LISTS = "`tunegrid run -m full --list-cells` lists them, with 'full and larger' or 'full and tasks' others"
 # Heaviest problems first, so that parallel workers do not end on a long cell.
 ORDER = (Problem.GENERATE, Problem.EXTRACT, Problem.CLASSIFY)
 
