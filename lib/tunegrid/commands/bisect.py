@@ -142,7 +142,7 @@ def commits(repo: Path, good: str, bad: str) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Search, say what was learned; return the exit code. Raises InputError if an argument cannot be used."""
+    """Search, say what was learned; return the exit code. Raises InputError, as `run_bisection`."""
     parser = argparse.ArgumentParser(prog="tunegrid bisect", description=__doc__)
     add = parser.add_argument
     add("--good", required=True, metavar="PACKAGE==VERSION", help="not worse; with --repo a commit")
@@ -152,7 +152,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--versions", metavar="A,B,C", help="releases to try (default: all that pip lists)")
     add("pytest_options", nargs="*", metavar="-- OPTION", help="of pytest, as in -- --seeds 0-2 --first-updates")
     environments.add_options(parser)
-    options = parser.parse_args(arguments)
+    return run_bisection(parser.parse_args(arguments))
+
+
+def run_bisection(options: argparse.Namespace) -> int:
+    """Search, say what was learned; return the exit code. Raises InputError if an argument cannot be used."""
     kinds = kinds_of(options.by)
     if options.repo:
         package, versions = options.repo.name, commits(options.repo, options.good, options.bad)

@@ -17,14 +17,13 @@ from tunegrid.terminal import say
 
 STARTERS = ROOT / "benchmarks" / "starters"
 CELLS = {"task": "bert_{}_lora", "method": "bert_sa_{}", "backbone": "{}_sa_lora"}  # a cell to run first
-LONGEST = 40  # letters of a name, which is a part of names of files
 
 
 def check_name(kind: str, name: str) -> None:
     """Raises InputError if an entry of the grid cannot have this name, or another one has it."""
-    if not NAME.fullmatch(name) or len(name) > LONGEST:
-        expected = f"lower-case letters and digits, since underscores divide a cell's id, and {LONGEST} at most"
-        raise InputError(f"invalid NAME {name[:LONGEST]!r}: expected {expected}")
+    if not NAME.fullmatch(name):
+        expected = "lower-case letters and digits, since underscores divide a cell's id"
+        raise InputError(f"invalid NAME {name!r}: expected {expected}")
     if iskeyword(name) or name in sys.stdlib_module_names:
         raise InputError(f"{name}.py would hide a module of Python's own, or {name} is a keyword: give another NAME")
     if name in getattr(study(), f"{kind}s"):

@@ -9,7 +9,6 @@ or a memory figure is worse, or the libraries' own path now differs from ours, 6
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import distributions
@@ -149,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--cells", metavar="ID,ID", help="cells to run (default: all of the profile)")
     add("--whole", action="store_true", help="train every cell to its end, not only those whose first updates changed")
     environments.add_options(parser)
-    words = sys.argv[1:] if arguments is None else list(arguments)
+    words = list(arguments or ())
     end = words.index("--") if "--" in words else len(words)
     options = parser.parse_args(words[:end])
     options.pytest_options = words[end + 1 :]
