@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tunegrid import ROOT
+from tunegrid import DEFAULT_CACHE, ROOT
 from tunegrid.errors import InputError
 
 # Types with bounds, which `--set` and reading a record check.
@@ -309,7 +309,7 @@ def quick_changes(cell_id: str) -> Fields:
 
 FIXTURES = ROOT / "fixtures"
 # Tokenised rows, journals, checkpoints, per-example scores: all of this machine, all can be deleted.
-CACHE = Path(os.environ.get("TUNEGRID_CACHE") or ROOT / ".cache")
+CACHE = Path(os.environ.get("TUNEGRID_CACHE") or DEFAULT_CACHE)
 
 
 @dataclass(frozen=True, kw_only=True)

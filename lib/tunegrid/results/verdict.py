@@ -172,7 +172,7 @@ class JudgedRun:
         """Runs a cell that failed alone, in one process, or what was left out."""
         if record.status in ("killed", "not run", "unfinished"):
             resumed = shlex.join([*self.words, *([] if "--resume" in self.words else ["--resume"])])
-            command = f"`{resumed}`" if self.words[:1] == ["pytest"] else "the same command with --resume"
+            command = f"`{resumed}`" if self.words[:1] in (["pytest"], ["tunegrid"]) else "the same command with --resume"
             return f"{command} runs what is left"
         seed = ["--seeds", f"{record.seeds.seed}"] if record.seeds.seed else []
         return f"{self.run([record.cell], '-n', '0', *seed)} runs one alone"

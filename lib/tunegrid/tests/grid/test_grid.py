@@ -141,8 +141,8 @@ BERTLESS = {Problem.CLASSIFY: PLAIN, Problem.GENERATE: Head(architecture="BertTo
 @pytest.mark.parametrize(
     ("add", "words"),
     [
-        (lambda grid: grid.checked_ids(["t5_qa_sft", "bert_sa_lorra"]), "did you mean bert_sa_lora? `pytest"),
-        (lambda grid: grid.checked_ids(["zzz"]), "unknown cell 'zzz'; `pytest -m full --list-cells` lists them"),
+        (lambda grid: grid.checked_ids(["t5_qa_sft", "bert_sa_lorra"]), "did you mean bert_sa_lora? `tunegrid run"),
+        (lambda grid: grid.checked_ids(["zzz"]), "unknown cell 'zzz'; `tunegrid run -m full --list-cells` lists them"),
         (lambda grid: grid.add_method(Method(id="sft", name="x")), "already"),
         (lambda grid: grid.add_method(Method(id="my_m", name="x")), "expected lower-case letters"),
         (lambda grid: grid.add_optimizer("adamw_torch", None), "already"),
