@@ -55,7 +55,9 @@ def trained(path: Path, arguments: Sequence[str], run: Session = session) -> Pat
 
 def by_seed(records: Sequence[Record], cells: Collection[str], seeds: Collection[int]) -> dict[int, Mapping[str, Record]]:
     """The records of each seed by cell; raises InputError if a cell did not come to its end."""
-    finished = {(record.seeds.seed, record.cell): record for record in records if record.finished}
+    finished = {
+        (record.seeds.seed, record.cell): record for record in records if record.finished and record.seeds.confirms is None
+    }
     for seed in seeds:
         for cell in cells:
             if (seed, cell) not in finished:

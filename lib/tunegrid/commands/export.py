@@ -73,7 +73,7 @@ def scored_rows(runs: Sequence[SavedRun]) -> tuple["pd.DataFrame", list[str]]:
 def key_of(path: Path, record: Record) -> dict[str, Any]:
     """What tells a record from the others."""
     names = ("profile", "cell", "backbone", "task", "method", "status", "main_score")
-    seeds = {"seed": record.seeds.seed, "perturbation": record.seeds.perturbation}
+    seeds = {name: getattr(record.seeds, name) for name in ("seed", "perturbation", "confirms")}
     return {"run": path.name, **{name: getattr(record, name) for name in names}, **seeds}
 
 

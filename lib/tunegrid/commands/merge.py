@@ -55,7 +55,7 @@ def check_baseline(runs: Mapping[Path, RunJson], records: Sequence[Record]) -> N
     for record in records:
         changed = record.profile == "quick" and record.cell in STUDY_IDS and not record.bounds
         faults = {
-            f"did not pass: {record.status}": record.status != "passed",
+            f"did not pass: {record.status}": not record.unharmed,
             "was changed or limited from the command line": changed,
             "started perturbed, which measures what rounding does": record.seeds.perturbation is not None,
             "shared its device": bool(record.device and record.device.contended),
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows, alone = joined([files.read_saved(path, run) for path, run in runs.items()])
     records = dict(zip(alone, compared_together(list(alone.values())), strict=True))
     if options.baseline:
-        check_baseline(runs, list(records.values()))
+        check_baseline(runs, [record for record in records.values() if record.seeds.confirms is None])
     absent = files.missing_runs(runs, {case_of(records[key]) for key in records if not has_no_time(rows[key])})
     first = {name: value for name, value in next(iter(runs.values())).items() if name not in (files.SHARD, files.COMMAND)}
     merged = first | {"benchmarks": files.rows_by_name(rows, records)}

@@ -321,6 +321,9 @@ class Caps:
     test: int | None = None
 
 
+CONFIRMING = 10_000  # the training that confirms a miss has the seed of the one that missed, plus this
+
+
 @dataclass(frozen=True, kw_only=True)
 class Profile:
     """Where text and checkpoints come from, and what replaces the study's values.
@@ -338,6 +341,7 @@ class Profile:
         fsdp: each of them holds a part of all weights while the cell trains.
         seed: of initialisation, dropout and the order of rows; the splits have a seed of their own.
         perturbation: the draw of noise that moves the start in its last digits, to measure what rounding does; None: none.
+        confirms: the seed whose miss this training confirms or not; None: it is one of the run's own.
         label_noise: share of the training rows that get a wrong target.
         feature_cache: folder for tokenised rows; None tokenises every time.
     """
@@ -356,6 +360,7 @@ class Profile:
     fsdp: bool = False
     seed: int = 0
     perturbation: int | None = None
+    confirms: int | None = None
     train_rows: int | None = None
     eval_rows: int | None = None
     own_test: bool = False

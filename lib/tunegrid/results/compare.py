@@ -214,7 +214,8 @@ def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
 def objection(record: Record) -> str:
     """Why a record's figures may not be those of its method; empty if nothing says so."""
     absent = [f"it has no {record.main_score}"] if record.scores.get(record.main_score) is None else []
-    return without_places(next(iter([*absent, *failures(record.audits), *impossible_figures(record)]), ""))
+    confirms = [f"it confirms the miss of seed {own}, or not"] if (own := record.seeds.confirms) is not None else []
+    return without_places(next(iter([*confirms, *absent, *failures(record.audits), *impossible_figures(record)]), ""))
 
 
 def compared(records: Iterable[Record], calibrated: Noise) -> list[Comparison]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from tunegrid.record import Record
 
@@ -71,6 +71,8 @@ class Judgement:
     first_updates: int | None = None  # of numerics: those that the verdict rests on; None: on a whole run
     stage: str = ""  # of changed numerics: the first that changed, of `tunegrid.results.numerics.STAGES`
     modules: tuple[tuple[str, str, str], ...] = ()  # the first that changed there, each with its class and library
+    # Of a score's drop at one other seed than the baseline's: whether the training that confirms it is worse, too.
+    confirmed: Literal["", "open", "yes", "no"] = ""
     detail: str = ""  # what else a reader needs, as why there is no interval
 
     @property
