@@ -4,7 +4,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, GenerationConfig
+from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE
 from transformers.utils import CONFIG_NAME
 
 from tunegrid.audits.before import is_adapted
@@ -30,7 +31,7 @@ from tunegrid.errors import first_line
 from tunegrid.grid.backbones import within
 from tunegrid.grid.methods import Answer, Lora
 from tunegrid.grid.tasks import Problem
-from tunegrid.run.build import base_type, load_tokenizer, numbers_of
+from tunegrid.run.build import base_type, numbers_of
 from tunegrid.run.device import free_memory, resolve_quantization
 from tunegrid.run.meter import GIB, tensor_bytes, weight_tensors
 from tunegrid.run.prepare import codec_of
@@ -54,7 +55,7 @@ MORE_THAN_LUCK = 6.0  # standard errors of a share of dropped values
 HOLDERS = (nn.ModuleDict, nn.ModuleList)  # they are never called themselves
 SERVED = 4  # test rows that a saved model is asked about, in one batch
 # Fields of configurations that loading or saving sets.
-LOADING = {"inference_mode", "auto_mapping", "base_model_name_or_path"}
+LOADING = {"inference_mode", "auto_mapping", "base_model_name_or_path", "init_lora_weights"}
 LOADING |= {"_name_or_path", "architectures", "transformers_version", "dtype"}
 BEYOND_ASCII = "Straße, çok güzel, 東京の天気, привет мир, naïve café 😀 €5."
 LONG = 60  # times: hundreds of tokens, longer than any cut
@@ -341,11 +342,10 @@ def _served(evidence: Evidence, folder: Path) -> Answer:
     apart, allowed = distance(ours, _logits(evidence, served, rows)), FINE if base_type(cell) is torch.float32 else COARSE
     detail = f"{len(rows)} rows: served, logits differ by {apart:.1e} of the largest"
     if not apart <= allowed:
-        back = dict(served.named_parameters())
-        lost = [n for n, p in evidence.trained.items() if n not in back or not torch.equal(p.to(back[n].dtype), back[n])]
-        return False, f"{detail}; not as trained: {', '.join(lost[:3]) or 'nothing that trains'}"
-    others = chain(other_settings(evidence, served, folder), other_tokens(evidence, tokenizer, folder))
-    if other := next(chain(others, [] if apart else other_answers(evidence, served, tokenizer)), None):
+        return False, detail
+    answers = other_answers(evidence, served, tokenizer) if evidence.evaluation and not apart else ()
+    others = chain(other_settings(evidence, served, folder), other_tokens(evidence, tokenizer, folder), answers)
+    if other := next(others, None):
         return False, other
     if not isinstance(model, PeftModel):
         return True, detail
@@ -356,75 +356,57 @@ def _served(evidence: Evidence, folder: Path) -> Answer:
 
 
 def other_settings(evidence: Evidence, served: Any, folder: Path) -> Iterator[str]:
-    """A sentence for each setting of the adapter, the model and its search that is saved otherwise than it was trained."""
+    """A sentence for each setting of the adapter, the model or its search that is saved otherwise than it was trained."""
     model: Any = evidence.model
-    pairs: dict[str, tuple[Any, Any]] = {}
-    config, rewritten = getattr(model, "config", None), False
-    if isinstance(model, PeftModel):
-        pairs["the adapter"] = model.active_peft_config, served.active_peft_config
-        rewritten = bool(evidence.cell.method.rewritten(evidence.cell))  # saved as what PEFT does not rewrite again
-    root = next((own for own in (folder / BASE, folder) if (own / CONFIG_NAME).is_file()), None)
-    if config is not None and root is not None:  # beside an adapter there is none
-        pairs["the model"] = config, AutoConfig.from_pretrained(root)
+    pairs = [("adapter", model.active_peft_config, served.active_peft_config)] if isinstance(model, PeftModel) else []
+    root = folder / BASE if (folder / BASE).is_dir() else folder
+    if (root / CONFIG_NAME).is_file():  # beside an adapter alone there is none
+        pairs.append(("model", model.config, AutoConfig.from_pretrained(root)))
     if isinstance(evidence.codec, GenerateCodec):
-        pairs["the search"] = GenerationConfig(**evidence.codec.search), GenerationConfig.from_pretrained(folder)
-    for what, both in pairs.items():
-        trained, saved = (json.loads(json.dumps(one.to_dict(), default=_plain)) for one in both)
-        for name in sorted((trained.keys() | saved.keys()) - LOADING - ({"init_lora_weights"} if rewritten else set())):
-            if trained.get(name) != saved.get(name):
-                yield f"{name} of {what} is saved as {saved.get(name)!r}, but was {trained.get(name)!r}"
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it."""
-    return sorted(value) if isinstance(value, set | frozenset) else str(value)
+        pairs.append(("search", GenerationConfig(**evidence.codec.search), GenerationConfig.from_pretrained(folder)))
+    for what, *both in pairs:
+        trained, saved = (json.loads(json.dumps(one.to_dict(), default=sorted)) for one in both)  # sets as lists
+        for name in sorted(trained.keys() - LOADING):
+            if trained[name] != saved.get(name):
+                yield f"the {what}'s {name} is saved as {saved.get(name)!r}, but was {trained[name]!r}"
 
 
 def other_tokens(evidence: Evidence, tokenizer: Any, folder: Path) -> Iterator[str]:
-    """A sentence for each text that the saved tokenizer, or its file read by `tokenizers`, reads otherwise."""
+    """A sentence for each text that the saved tokenizer, or `tokenizers` from its file, reads otherwise."""
     own, evaluation = evidence.codec.tokenizer, evidence.evaluation
     texts = [evidence.codec.text(row) for row in sample(evaluation.rows if evaluation else [], SERVED)]
-    texts += [evidence.cell.head.new_token or "", BEYOND_ASCII, " ".join([BEYOND_ASCII] * LONG + texts)]
-    wanted = [own(text, verbose=False)["input_ids"] for text in texts]
-    read = {"the saved tokenizer": [tokenizer(text, verbose=False)["input_ids"] for text in texts]}
-    if (path := folder / "tokenizer.json").is_file():
+    texts += [evidence.cell.head.new_token or "", " ".join([BEYOND_ASCII] * LONG + texts)]
+    readers: dict[str, Callable[[str], list[int]]] = {
+        "the saved tokenizer": lambda text: tokenizer(text, verbose=False)["input_ids"]
+    }
+    if (path := folder / FULL_TOKENIZER_FILE).is_file():
         file = Tokenizer.from_file(str(path))
-        cuts = file.truncation, file.padding
-        if any(cuts):  # a checkpoint's own may have them
-            pristine = load_tokenizer(evidence.cell).backend_tokenizer
-            if cuts != (pristine.truncation, pristine.padding):
-                yield f"tokenizer.json cuts or pads: {cuts}"
-            file.no_truncation()
-            file.no_padding()
-        read["tokenizer.json"] = [file.encode(text).ids for text in texts]
-    for reader, ids in read.items():
-        yield from (
-            f"{reader} has other tokens for {text[-60:]!r}" for text, a, b in zip(texts, ids, wanted, strict=True) if a != b
-        )
+        readers[FULL_TOKENIZER_FILE] = lambda text: file.encode(text).ids
+    for text in texts:
+        wanted = own(text, verbose=False)["input_ids"]
+        for reader, read in readers.items():
+            if (ids := read(text)) != wanted:
+                yield f"{reader} has {len(ids)} other tokens for {text[-60:]!r}, which has {len(wanted)}"
 
 
 def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[str]:
     """A sentence for each of a few scored rows that what was saved answers otherwise, by its own tokenizer and settings.
 
-    The same batch gives the same bits: a text found by the saved search and a label's saved name must be the same, too.
+    The same batch gives the same bits, so a text that the saved search finds and the saved name of a label must be the same.
     """
-    if evidence.evaluation is None:
-        return
-    rows, device, own = sample(evidence.evaluation.rows, SERVED), evidence.device, evidence.codec
-    read = codec_of(evidence.cell, tokenizer)
+    rows, own, read = sample(evidence.evaluation.rows, SERVED), evidence.codec, codec_of(evidence.cell, tokenizer)  # type: ignore[union-attr]
     ours, theirs = own.encode(rows, training=False), read.encode(rows, training=False)
     if isinstance(read, GenerateCodec):
-        prompt = on(device, read.prompt(theirs))
+        prompt = on(evidence.device, read.prompt(theirs))
         start = prompt["input_ids"].shape[1] if read.start_id is None else 1
         outputs = [read.until_end(ids) for ids in served.generate(**prompt)[:, start:].tolist()]
     else:
-        outputs = read.predict(served, theirs, device)
-    answers = own.decode(rows, ours, own.predict(evidence.model, ours, device)), read.decode(rows, theirs, outputs)
-    labels = evidence.cell.task.labels if evidence.cell.task.problem is Problem.CLASSIFY else ()
-    for one, other in zip(*answers, strict=True):
+        outputs = read.predict(served, theirs, evidence.device)
+    trained = own.decode(rows, ours, own.predict(evidence.model, ours, evidence.device))
+    for one, other in zip(trained, read.decode(rows, theirs, outputs), strict=True):
         wanted, answer = one.value, other.value
-        if labels:
-            wanted, answer = labels[wanted], served.config.id2label.get(answer)
+        if evidence.cell.task.problem is Problem.CLASSIFY:
+            wanted, answer = evidence.cell.task.labels[wanted], served.config.id2label[answer]
         if wanted != answer:
             yield f"by its own files it answers {answer!r}, where the trained model answers {wanted!r}"
 
@@ -452,10 +434,7 @@ def _merged(evidence: Evidence, served: Any, rows: Sequence[Feature], ours: Tens
 
 
 def merged_as_defined(evidence: Evidence, layer: Any, merged: nn.Module) -> bool | None:
-    """Whether a merged layer has the unpacked base's numbers and what the adapter adds, packed again or not.
-
-    None if the method does not say what the adapter adds.
-    """
+    """Whether a merged layer has the unpacked base's numbers and what the method says is added, if it does; packed or not."""
     base = layer.get_base_layer()
     size = getattr(base, "in_features", 0)
     added = evidence.cell.method.contribution(layer, evidence.cell, torch.eye(size, device=evidence.device)) if size else None
@@ -463,9 +442,9 @@ def merged_as_defined(evidence: Evidence, layer: Any, merged: nn.Module) -> bool
         return None
     wanted = numbers_of(base.weight).float() + added.T
     if isinstance(merged, Linear4bit):
-        right = torch.isclose(numbers_of(merged.weight), numbers_of(packed_like(wanted, base)), rtol=LEVEL, atol=0.0)
-        return float(right.float().mean()) >= 1 - MOST_CODES
-    return distance(wanted, merged.weight.data) <= max(FINE, torch.finfo(merged.weight.dtype).eps)  # type: ignore[arg-type]
+        wanted = numbers_of(packed_like(wanted, base)).float()
+    alike = torch.isclose(numbers_of(merged.weight).float(), wanted, rtol=LEVEL, atol=0.0)
+    return float(alike.float().mean()) >= 1 - MOST_CODES
 
 
 def packed_like(weight: Tensor, like: Any) -> Any:
