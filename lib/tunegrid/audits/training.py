@@ -161,20 +161,19 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
     Without a gradient, a weight of its own only decays: among packed moments' errors, a decay that is lost would not show.
     """
     adamw, decay = evidence.trainer.adamw, evidence.cell.recipe.weight_decay
-    first, late = adamw.gap, adamw.late_gap
-    if first is None and late is None:
+    most = PACKED_TOLERANCE if adamw.packed else STEP_TOLERANCE
+    gaps = {f"{MOVED} updates": (adamw.gap, most), "a late one": (adamw.late_gap, STEP_TOLERANCE)}
+    known = {which: (gap, most) for which, (gap, most) in gaps.items() if gap is not None}
+    if not known:
         return None
-    passed = [first is None or first <= (PACKED_TOLERANCE if adamw.packed else STEP_TOLERANCE)]
-    passed += [late is None or late <= STEP_TOLERANCE]
-    gaps = {f"{MOVED} updates": first, "a late one": late}
-    detail = ", ".join(f"{which} by {gap:.1e}" for which, gap in gaps.items() if gap is not None)
     for shape in (LARGE, SMALL):  # one whose moments are packed, if any are, and one whose are not
         weight = torch.linspace(-1, 1, math.prod(shape), device=evidence.device).reshape(shape)
         wanted = weight * (1 - decay)
         lone = stepped_alone(evidence, weight, torch.zeros_like(weight))
         if lone is not None and not torch.allclose(weight, wanted, rtol=1e-6, atol=0):
             return False, f"a weight of {weight.numel()} values without a gradient does not decay by {decay:g} of itself"
-    return all(passed), f"off AdamW's definition, of the movement: {detail}"
+    detail = ", ".join(f"{which} by {gap:.1e}" for which, (gap, _) in known.items())
+    return all(gap <= most for gap, most in known.values()), f"off AdamW's definition, of the movement: {detail}"
 
 
 def schedule_counts_updates(evidence: Evidence) -> Answer:
