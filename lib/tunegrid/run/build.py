@@ -133,7 +133,8 @@ def base_type(cell: Cell) -> torch.dtype:
 def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
     """The checkpoint's model, quantized if the method quantizes; its new head and the new token's row start from random."""
     kind, head, source = architecture(cell.head.architecture), cell.head, None
-    options: dict[str, Any] = {"num_labels": len(cell.task.labels)} if cell.task.problem is Problem.CLASSIFY else {}
+    labels = dict(enumerate(cell.task.labels)) if cell.task.problem is Problem.CLASSIFY else {}  # what is saved names them
+    options: dict[str, Any] = {"id2label": labels, "label2id": {n: i for i, n in labels.items()}} if labels else {}
     if cell.profile.random_weights:  # of the checkpoint's true shape
         config = hf.AutoConfig.for_model(**cell.backbone.shape, **options)
         with device:

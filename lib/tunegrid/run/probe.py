@@ -282,8 +282,8 @@ def logits_and_loss(trainer: Trainer, batch: Batch, model: nn.Module | None = No
 def target_logits(trainer: Trainer, features: Sequence[Feature], encoded: Tensor | None = None) -> list[Tensor]:
     """The logits (T, V) that each row's target tokens are predicted from, of a codec that generates."""
     batch: dict[str, Any] = trainer.codec.placed(trainer.codec.collate(features), trainer.meter.device)
-    if encoded is not None:  # what the encoder made of the one source that all rows share (1, S, H)
-        batch = {**batch, "encoder_outputs": (encoded.expand(len(features), -1, -1),)}
+    if encoded is not None:  # what the encoder made of the rows' sources, perhaps beside longer ones
+        batch = {**batch, "encoder_outputs": (encoded[:, : batch["input_ids"].shape[1]],)}
     [logits], _ = logits_and_loss(trainer, batch)
     return of_targets(logits, batch, features)
 

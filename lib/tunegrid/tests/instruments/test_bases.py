@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tunegrid.instruments.merges import bases_below, packed, the_one
+from tunegrid.audits.computation import packed_like
+from tunegrid.instruments.merges import bases_below, the_one
 from tunegrid.run.build import numbers_of
 
 # One block of four numbers, of which 1.0 is the largest. NF4's levels near 0.5 are 0.4407 and 0.5626, near 0.1 they are
@@ -87,4 +88,4 @@ def test_the_base_below_an_adapter_is_told_by_its_weights(trained, kind):
 
 def test_a_weight_is_packed_with_the_settings_of_the_layer():
     like = four_bit(ORIGINAL)
-    assert torch.equal(packed(torch.tensor(ORIGINAL), like).data, like.weight.data)
+    assert torch.equal(packed_like(torch.tensor(ORIGINAL), like).data, like.weight.data)

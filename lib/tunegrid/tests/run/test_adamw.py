@@ -17,20 +17,24 @@ def test_two_steps_by_hand():
     assert state[0].item() == pytest.approx(0.85 * 0.95)
 
 
-def gap(make, updates=3, spoil=lambda weight, update: None):
+def followed(make, updates=3, spoil=lambda weight, update: None, size=(8, 4)):
     """What is said of an optimizer after some updates of two weights, of which one has no gradient."""
     torch.manual_seed(0)
-    weight, unused = torch.randn(8, 4, requires_grad=True), torch.zeros(2, requires_grad=True)
+    weight, unused = torch.randn(size, requires_grad=True), torch.zeros(2, requires_grad=True)
     optimizer = make([weight, unused])
     adamw = AdamW(optimizer, {"weight": weight, "unused": unused})
     for update in range(updates):
-        weight.grad = torch.randn(8, 4)
-        adamw.before_step(update)
+        weight.grad = torch.randn(size)
+        adamw.before_step(update, updates)
         optimizer.step()
         with torch.no_grad():
             spoil(weight, update)
         adamw.after_step(update)
-    return adamw.gap
+    return adamw
+
+
+def gap(*args, **options):
+    return followed(*args, **options).gap
 
 
 @pytest.mark.parametrize(
@@ -44,6 +48,27 @@ def gap(make, updates=3, spoil=lambda weight, update: None):
 )
 def test_an_adamw_steps_as_defined(make):
     assert gap(make) < 1e-5
+    assert followed(make, updates=24).late_gap < 1e-5  # the 19th
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, bnb.optim.AdamW8bit])
+def test_a_late_step_shows_a_count_that_stopped_at_16(kind):
+    def stopped(weights):
+        optimizer = kind(weights, lr=0.01)
+        step = optimizer.step
+
+        def counted():
+            for state in optimizer.state.values():
+                state["step"] = min(state["step"], 0 * state["step"] + 15)  # a tensor, or a number
+            step()
+
+        optimizer.step = counted
+        return optimizer
+
+    sound, broken = followed(lambda weights: kind(weights, lr=0.01), 24, size=(64, 128)), followed(stopped, 24, size=(64, 128))
+    assert sound.gap == broken.gap
+    assert sound.late_gap < 1e-4 < 1e-3 < broken.late_gap
+    assert sound.packed is (kind is bnb.optim.AdamW8bit)
 
 
 def test_a_step_that_is_taken_twice_is_seen():
@@ -69,6 +94,6 @@ def test_fewer_steps_other_optimizers_and_a_start_in_the_middle_say_nothing():
     weight = torch.zeros(2, requires_grad=True)
     weight.grad = torch.ones(2)
     adamw = AdamW(torch.optim.AdamW([weight]), {"weight": weight})
-    adamw.before_step(2)
+    adamw.before_step(2, 4)
     adamw.after_step(2)
     assert adamw.gap is None
