@@ -200,6 +200,16 @@ def _unpacked(weight):
     return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
 
 
+def packed_products_keep_no_input():
+    """Nothing that a product with a 4-bit weight keeps for the backward pass is as large as its input."""
+    layer = bnb.nn.Linear4bit(64, 32, bias=False, compute_dtype=torch.float32).to("cpu")
+    inputs = torch.ones(128, 64, requires_grad=True)
+    with torch.random.fork_rng():
+        output = layer(inputs)
+    values = [*vars(output.grad_fn).values(), *output.grad_fn.saved_tensors]
+    return all(value.numel() < inputs.numel() for value in values if isinstance(value, torch.Tensor))
+
+
 INVARIANTS = {
     check.__name__: check
     for check in (
@@ -207,7 +217,7 @@ INVARIANTS = {
         *(formatted_rows_come_once, workers_shuffle_by_themselves, nodes_share_all_rows, late_columns_are_read),
         *(epochs_reach_samplers, skipping_keeps_the_iteration, ranks_share_samples),
         *(ends_are_learned, saved_tokenizers_read_whole, dropped_deltas_keep_their_mean),
-        *(rotations_are_cayleys, merging_starts_from_the_packed_base),
+        *(rotations_are_cayleys, merging_starts_from_the_packed_base, packed_products_keep_no_input),
     )
 }
 

@@ -135,7 +135,7 @@ def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -
     assert isinstance(codec, GenerateCodec), "only these generate"
     # No text ends before the cap: a cache may go wrong late. Nor is one longer than a target, for which there are positions.
     cap = min(codec.generation.max_new_tokens, codec.max_target_length)
-    base = trainer.model.get_base_model() if isinstance(trainer.model, PeftModel) else trainer.model
+    base: Any = trainer.model.get_base_model() if isinstance(trainer.model, PeftModel) else trainer.model
     embeddings, read = base.get_decoder().get_input_embeddings(), list[int]()
     with modules.watch("search", SEARCHED), hooked([embeddings], lambda module, inputs, _: read.append(inputs[0].numel())):
         texts, apart = searched(trainer, [rows[0], rows[-1]], **SEARCH, max_new_tokens=cap, min_new_tokens=cap)
