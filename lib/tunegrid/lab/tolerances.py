@@ -142,9 +142,9 @@ def tolerances_of(most: Tables) -> Tables:
 # The file
 
 
-def numerics_toml(perturbed: Mapping[int, Sequence[RecordsByCell]], present: str | None = None) -> str:
+def numerics_toml(perturbed: Mapping[int, Sequence[RecordsByCell]]) -> str:
     """The file, of each seed's run and its runs from moved starts; what the present file says beside tolerances is kept."""
-    present = TOLERANCES.read_text(encoding="utf-8") if present is None else present
+    present = TOLERANCES.read_text(encoding="utf-8")
     measured_before = tomllib.loads(present)["evidence"]
     pairs = [apart(own[0][cell], record) for own in perturbed.values() for grid in own[1:] for cell, record in grid.items()]
     if not pairs:

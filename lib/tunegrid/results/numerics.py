@@ -32,7 +32,7 @@ from tunegrid.results.thresholds import BERTSCORE_ROUNDING, FIXED_ANSWERS, SMALL
 UPDATES = 10
 MOVED = 3  # updates after which `moved` is taken
 WINDOW = 5  # updates: the losses of so many make a point of the curve; rounding moves single ones by more
-CHANCE = 1e-4  # that rounding alone changes as many rows in a cell, if it changes as many as its tolerance on average
+CHANCE = 3e-4  # that rounding alone changes as many rows in a cell, if it changes as many as its tolerance on average
 OF_PROBE = ("probe_loss", "probe_gradients", "probe_reached", "tokens_read", "decoded", "generated")
 OPTIONAL = ("computed", "probe_reached", "reached", "tokens_read", "decoded", "generated", "predicted")  # None: not looked at
 BY_GROUP = ("weights", "probe_gradients", "gradients", "moved")
@@ -82,10 +82,10 @@ class Pair:
     def parting(self) -> int:
         """The first update with another loss; if rounding already differs before, with one beyond what is rounding."""
         before, after = self.old.losses, self.new.losses
-        equal = before[:UPDATES] == after[:UPDATES]
-        limit = 0.0 if equal else self.tolerance["curve"] * float(np.mean(np.array(before, float)))
-        gaps = enumerate(map(_apart, before, after), 1)
-        return next((update for update, gap in gaps if gap > limit), min(len(before), len(after)) + 1)
+        rounds = before[:UPDATES] != after[:UPDATES]
+        limit = self.tolerance["curve"] * float(np.array(before, float).mean()) if rounds else 0.0
+        gaps = [_apart(*pair) for pair in zip(before, after, strict=False)]
+        return next((update for update, gap in enumerate(gaps, 1) if gap > limit), len(gaps) + 1)
 
 
 def furthest(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> tuple[float, str]:
@@ -209,9 +209,8 @@ def compared(old: Record, new: Record, tolerances: Tolerances, runs: Runs = (Non
     """The judgement on two records of a cell, and whether they are of one training but for rounding.
 
     Of one training are records of one seed, recipe, order and data: all losses are equal, and so are the weights that they
-    lead to; or no stage of training changed.
-    If one made its first updates alone, the other is held to it by as many. `runs` are the files of both, beside which their
-    rows and figures of modules may lie.
+    lead to; or no stage changed but the evaluation. If one made its first updates alone, the other is held to it by as many.
+    `runs` are the files of both, beside which their rows and figures of modules may lie.
     """
     reason, kind, updates = not_comparable(old, new, tolerances), arithmetic(old), None
     if old.first_updates or new.first_updates:
@@ -223,16 +222,15 @@ def compared(old: Record, new: Record, tolerances: Tolerances, runs: Runs = (Non
     tolerance, modules = tolerance_of(old.cell, kind, tolerances), partial(read_both, old, new, runs)
     pair = Pair(old=before, new=after, tolerance=tolerance, fine=kind == FINE, modules=modules)
     change, equal = first_change(pair), before.losses == after.losses
-    one_training = equal or not change
     verdict, words = (
         (Verdict.CHANGED, "") if change else _evaluated(old, new, updates, runs) if equal else _rounded(pair, old, new, runs)
     )
     if verdict is Verdict.CHANGED:
-        change = change or Change("evaluation", words)
-        judge, words = partial(judge, stage=change.stage, modules=change.modules), f"{change.stage}: {change.words}"
+        first = change or Change("evaluation", words)
+        judge, words = partial(judge, stage=first.stage, modules=first.modules), f"{first.stage}: {first.words}"
     judgement = judge(verdict, detail="; with ".join(filter(None, (words, unlike_libraries(old, new)))))
     known = old.seeds.seed is not None and old.data and new.data and before.order and before.order == after.order
-    return judgement, bool(known and one_training)
+    return judgement, bool(known and (equal or not change))
 
 
 def _rounded(pair: Pair, old: Record, new: Record, runs: Runs) -> tuple[Verdict, str]:

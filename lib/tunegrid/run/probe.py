@@ -21,7 +21,6 @@ from tunegrid.codecs.features import chunks, lengths_of
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.sources import Row, answer_texts
 from tunegrid.errors import InputError
-from tunegrid.grid.cells import Cell
 from tunegrid.grid.tasks import Problem, Task
 from tunegrid.run.build import base_type, numbers_of
 from tunegrid.run.device import DoesNotFit, fitting, free_memory
@@ -96,7 +95,8 @@ def _gradients(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures
     targets = sum(map(codec.targets, batches))
     trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
     # Over a base in fp32 the probe is in fp32 whatever training is in: it rounds less, so that smaller changes show.
-    lifted = base_in_fp32(trainer.cell) and trainer.log.precision != "fp32"
+    base_in_fp32 = trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32
+    lifted = base_in_fp32 and trainer.log.precision != "fp32"
     autocast = nullcontext if lifted else trainer.accelerator.autocast
     total, known = torch.zeros((), device=device), dict[str, Tensor]()
     with modules.watch("forward"):
@@ -127,10 +127,7 @@ def _gradients(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures
 
 
 def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
-    """Token ids that the untrained model generates for a short and a long row, up to the recipe's cap, and how far off.
-
-    And how many tokens its decoder reads for it, and for these texts in one pass each.
-    """
+    """What the untrained model generates for a short and a long row up to the recipe's cap, how far off, of how many tokens."""
     codec = trainer.codec
     assert isinstance(codec, GenerateCodec), "only these generate"
     # No text ends before the cap: a cache may go wrong late. Nor is one longer than a target, for which there are positions.
@@ -412,9 +409,5 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
 
 def allowance(trainer: Trainer, fine: float = FINE, coarse: float = COARSE) -> float:
     """How far apart rounding may take two ways to compute the same, in units of the largest value: `fine` if all is in fp32."""
-    return fine if base_in_fp32(trainer.cell) and trainer.log.precision == "fp32" else coarse
-
-
-def base_in_fp32(cell: Cell) -> bool:
-    """Whether its weights are stored as fp32, and not packed."""
-    return cell.quantization is None and base_type(cell) is torch.float32
+    base_in_fp32 = trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32
+    return fine if base_in_fp32 and trainer.log.precision == "fp32" else coarse
