@@ -180,6 +180,13 @@ def rotations_are_cayleys():
     return torch.allclose(module(row), row @ (unit - skew) @ torch.linalg.inv(unit + skew), atol=1e-5)
 
 
+def packed_products_keep_no_input():
+    """Nothing that a product with a 4-bit weight keeps for the backward pass is as large as its input."""
+    layer = bnb.nn.Linear4bit(64, 32, bias=False, compute_dtype=torch.float32).to("cpu")
+    kept = vars(layer(torch.ones(128, 64, requires_grad=True)).grad_fn).values()
+    return all(value.numel() < 128 * 64 for value in kept if isinstance(value, torch.Tensor))
+
+
 INVARIANTS = {
     check.__name__: check
     for check in (
@@ -187,7 +194,7 @@ INVARIANTS = {
         *(formatted_rows_come_once, workers_shuffle_by_themselves, nodes_share_all_rows, late_columns_are_read),
         *(epochs_reach_samplers, skipping_keeps_the_iteration, ranks_share_samples),
         *(ends_are_learned, saved_tokenizers_read_whole, dropped_deltas_keep_their_mean),
-        rotations_are_cayleys,
+        *(rotations_are_cayleys, packed_products_keep_no_input),
     )
 }
 

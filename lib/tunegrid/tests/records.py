@@ -42,6 +42,7 @@ FIRST_STEP = {
     "reached": {"layer 0 attention": 4, "head": 2},
     "decoded": 1e-6,
     "predicted": "0123456789abcdef",
+    "tokens_read": 52,
     "modules": None,
 }
 MEASURED = {

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import transformers as hf
 from torch import nn
 
 from tunegrid.run.first_updates import FirstUpdates, digest, figure, gradient_figures, groups_of, norms, sample
@@ -143,11 +144,35 @@ def test_a_probe_that_does_not_fit_leaves_no_figures(monkeypatch):
     handle = trainer.model.register_forward_pre_hook(full)
     figures = before_training(trainer, Metrics(), NEWS)
     handle.remove()
-    absent = ("probe_loss", "probe_reached", "computed", "probe", "generated", "decoded")
-    assert [figures[name] for name in absent] == [None] * 6
+    absent = ("probe_loss", "probe_reached", "computed", "probe", "generated", "decoded", "tokens_read")
+    assert [figures[name] for name in absent] == [None] * 7
     assert figures["probe_gradients"] == {}
     assert figures["weights"] == fits["weights"], "the others are taken"
     assert before_training(trainer, Metrics(), NEWS) == fits
+
+
+def test_what_trains_in_bf16_over_a_base_in_fp32_is_probed_in_fp32():
+    of_modules = []
+    plain, bf16 = (
+        before_training(trainer_of("gpt2_sa_lora", REVIEWS, precision=precision), Metrics(), REVIEWS, of_modules.append)
+        for precision in ("fp32", "bf16")
+    )
+    assert plain["probe"] != bf16["probe"]  # so that no probe under autocast is compared with it
+    assert (plain["probe_loss"], plain["probe_gradients"]) == (bf16["probe_loss"], bf16["probe_gradients"])
+    assert of_modules[0] == of_modules[1]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_tokens_that_a_search_reads_are_counted(cached, monkeypatch):
+    """Of two rows with three beams each: prompts, then all that is not in the cache; and each text in one pass."""
+    generate = hf.GenerationMixin.generate
+    monkeypatch.setattr(hf.GenerationMixin, "generate", lambda *a, **o: generate(*a, **o | {"use_cache": cached}))
+    trainer = trainer_of("gpt2_sum_lora", NEWS)
+    rows = short_to_long(trainer.features, 4)
+    lengths, cap = [len(row.input_ids) for row in (rows[0], rows[-1])], trainer.codec.generation.max_new_tokens
+    steps = [max(lengths), *([1] * (cap - 1) if cached else [max(lengths) + step for step in range(1, cap)])]
+    whole = [3 * (length + cap) for length in lengths]
+    assert before_training(trainer, Metrics(), NEWS)["tokens_read"] == 6 * sum(steps) + sum(whole)
 
 
 # What the probes cover
