@@ -1,13 +1,16 @@
-"""Gives the training noise of a score: the deviations that `calibrate` measured, in points.
+"""Gives the training noise of a score: the deviations that `calibrate` measured, and the scale on which they are alike.
 
 There are two kinds. *seeds*: trainings that differ in their seed. *perturbed*: trainings of one seed whose starts differ in the
 last digits. Which of them separates two runs is decided by evidence in their records (`tunegrid.results.numerics`).
 """
 
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from statistics import fmean, variance
+from statistics import fmean
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -25,9 +28,44 @@ Groups = Sequence[Sequence[float]]  # scores that differ by chance alone within 
 ScoresByKey = Mapping[NoiseKey, Groups]
 
 
+@dataclass(frozen=True)
+class Scale:
+    """The scale on which scores are tested: the arcsine of their root, in units of a point at 50; at 98.5 a point is 4 of them.
+
+    Near 100 few rows are wrong, and seeds move their number less. On this scale, which makes the variance of a share alike
+    wherever it lies, the committed seeds are most like normal numbers with one deviation for each kind of cells: their
+    log-likelihood is 482, in points 462, and on a scale of log(100 - score) 449, which blows up what moves between 99 and 100.
+    """
+
+    half: float  # of the points by which a row moves that changes: a score of 100 is none that cannot be missed
+
+    def of(self, score: float) -> float:
+        """A score's place."""
+        share = (score + self.half) / (100 + 2 * self.half)
+        return 100 * math.asin(min(max(share, 0.0), 1.0) ** 0.5)
+
+    def moved(self, score: float, distance: float) -> float:
+        """The score, in points, that lies so far above this one on the scale; 0 or 100 if none does."""
+        angle = min(max((self.of(score) + distance) / 100, 0.0), math.pi / 2)
+        return min(max(math.sin(angle) ** 2 * (100 + 2 * self.half) - self.half, 0.0), 100.0)
+
+    def per_point(self, score: float) -> float:
+        """How much a point is at this score."""
+        return 50 / math.sqrt((score + self.half) * (100 - score + self.half))
+
+    def resolution(self, score: float) -> float:
+        """The least deviation that counts: half a row's. A few draws without a flip do not prove that there is none."""
+        return self.half * self.per_point(score)
+
+
+def scale_of(rows: int, metric: str) -> Scale:
+    """Of scores of so many test rows."""
+    return Scale(STEPS.get(metric, 100.0) / rows / 2)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Deviation:
-    """A standard deviation between trainings, in points."""
+    """A standard deviation between trainings."""
 
     sd: Annotated[Number, Field(ge=0, le=100)]
     df: Annotated[Number, Field(ge=1, le=10_000)]  # degrees of freedom that it rests on
@@ -35,7 +73,9 @@ class Deviation:
 
 def deviation(groups: Groups) -> Deviation | None:
     """The deviation within groups of scores, pooled over the groups; None if no group has two."""
-    return pooled(Deviation(sd=variance(group) ** 0.5, df=len(group) - 1) for group in groups if len(group) > 1)
+    several = [(fmean(group), group) for group in groups if len(group) > 1]
+    squares = [(math.fsum((one - mean) ** 2 for one in group), len(group) - 1) for mean, group in several]
+    return pooled(Deviation(sd=math.sqrt(square / df), df=df) for square, df in squares)
 
 
 def pooled(deviations: Iterable[Deviation]) -> Deviation | None:
@@ -45,9 +85,12 @@ def pooled(deviations: Iterable[Deviation]) -> Deviation | None:
     return Deviation(sd=(sum(own.df * own.sd**2 for own in known) / df) ** 0.5, df=df) if known else None
 
 
-def resolution(rows: int, metric: str = "") -> float:
-    """The least deviation that counts: half of one row's points. A few draws without a flip do not prove that there is none."""
-    return STEPS.get(metric, 100.0) / rows / 2
+def standardised(groups: Groups) -> list[float]:
+    """Residuals with a variance of 1: a mean of n takes 1 / n of it, which is given back. Empty if nothing differs."""
+    own, several = deviation(groups), [(fmean(group), group) for group in groups if len(group) > 1]
+    if not own or not own.sd:
+        return []
+    return [(one - mean) / own.sd / math.sqrt(1 - 1 / len(group)) for mean, group in several for one in group]
 
 
 def task_of(cell: str) -> str:
@@ -66,35 +109,73 @@ class Noise:
 
     profile: str = ""  # that was calibrated
     rows: Mapping[str, int] = field(default_factory=dict)  # test rows by task; of other test sets, nothing is known
-    measured: Mapping[str, Mapping[NoiseKey, Deviation]] = field(default_factory=dict)  # by kind of noise
-    scores: Mapping[str, ScoresByKey] = field(default_factory=dict)  # that they were measured with, by kind of noise
+    measured: Mapping[str, Mapping[NoiseKey, Deviation]] = field(default_factory=dict)  # by kind of noise, on the scores' scale
+    scores: Mapping[str, ScoresByKey] = field(default_factory=dict)  # that they were measured with, in points, by kind of noise
+    first_seed: int = 0  # of those of `SEEDS`, which follow it
+
+    @classmethod
+    def of_scores(
+        cls, profile: str, rows: Mapping[str, int], scores: Mapping[str, ScoresByKey], first_seed: int = 0
+    ) -> "Noise":
+        """The noise that scores in points show."""
+        places = {kind: {key: placed(groups, rows, *key) for key, groups in own.items()} for kind, own in scores.items()}
+        measured = {kind: {key: d for key, own in keys.items() if (d := deviation(own))} for kind, keys in places.items()}
+        return cls(profile=profile, rows=rows, measured=measured, scores=scores, first_seed=first_seed)
 
     def of(self, kind: str, record: Record, metric: str) -> Deviation | None:
         """The deviation of a record's score; None if nothing is known of its profile, test rows, or kind of cells."""
-        rows = record.data.rows["test"] if record.data else None
+        rows, score = record.data.rows["test"] if record.data else None, record.scores.get(metric)
         alike = record.profile == self.profile and rows == self.rows.get(record.task)
-        return self.estimate(kind, record.cell, metric) if alike else None
+        return self.estimate(kind, record.cell, metric, score) if alike and score is not None else None
 
-    def estimate(self, kind: str, cell: str, metric: str) -> Deviation | None:
+    def in_points(self, kind: str, record: Record, metric: str, score: float) -> Deviation | None:
+        """The same, in points at this score."""
+        if not (own := self.of(kind, record, metric)):
+            return None
+        return Deviation(sd=own.sd / scale_of(self.rows[record.task], metric).per_point(score), df=own.df)
+
+    def estimate(self, kind: str, cell: str, metric: str, score: float) -> Deviation | None:
         """The larger of a cell's own deviation and that of its kind of cells, which is all that is known of a new method.
 
         A few draws may agree by chance: held to the own deviation alone, 6 % of simulated equal runs of other seeds are called
         worse, and by this rule 2 % (`python -m tunegrid.lab power`). The degrees of freedom are the cell's own: cells of a
-        kind, which share theirs, may be compared. No deviation counts as less than its test rows resolve.
+        kind, which share theirs, may be compared. No deviation counts as less than test rows resolve at this `score`.
         """
-        measured = self.measured.get(kind, {})
-        common = pooled(own for (other, name), own in measured.items() if name == metric and kind_of(other) == kind_of(cell))
-        if not common:
+        if not (common := self._common.get((kind, kind_of(cell), metric))):
             return None
-        own = measured.get((cell, metric), common)
-        return Deviation(sd=max(own.sd, common.sd, resolution(self.rows[task_of(cell)], metric)), df=own.df)
+        own, scale = self.measured[kind].get((cell, metric), common), scale_of(self.rows[task_of(cell)], metric)
+        return Deviation(sd=max(own.sd, common.sd, scale.resolution(score)), df=own.df)
+
+    @cached_property
+    def _common(self) -> dict[tuple[str, ...], Deviation]:
+        """The deviations of each kind of cells and score, pooled, by kind of noise."""
+        alike = defaultdict[tuple[str, ...], list[Deviation]](list)
+        for kind, measured in self.measured.items():
+            for (cell, metric), own in measured.items():
+                alike[kind, kind_of(cell), metric].append(own)
+        return {key: known for key, own in alike.items() if (known := pooled(own))}
+
+    @cached_property
+    def tails(self) -> dict[NoiseKey, float]:
+        """By kind of cells and score, how many deviations below its mean the worst seed of any of its cells lies."""
+        worst = defaultdict[NoiseKey, float](float)
+        for (cell, metric), groups in self.scores[SEEDS].items():
+            key, residuals = (kind_of(cell), metric), standardised(placed(groups, self.rows, cell, metric))
+            worst[key] = max(worst[key], -min(residuals, default=0.0))
+        return worst
+
+
+def placed(groups: Groups, rows: Mapping[str, int], cell: str, metric: str) -> Groups:
+    """Scores of a cell as places on their scale."""
+    scale = scale_of(rows[task_of(cell)], metric)
+    return [[scale.of(score) for score in group] for group in groups]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry(Deviation):
-    """What a file holds of one kind of noise of a cell's score."""
+    """What a file holds of one kind of noise of a cell's score: the deviation in points, for readers, and the scores."""
 
-    scores: list[list[Annotated[Number, Field(ge=0, le=100)]]] = field(default_factory=list)
+    scores: list[list[Annotated[Number, Field(ge=0, le=100)]]]
 
 
 def load_noise(path: Path = NOISE) -> Noise:
@@ -107,9 +188,11 @@ def load_noise(path: Path = NOISE) -> Noise:
         if absent := {cell for cell in cells if task_of(cell) not in rows}:
             raise KeyError(f"rows of {min(absent)}")
         known = {(cell, metric): kinds for cell, metrics in cells.items() for metric, kinds in metrics.items()}
-        own = {kind: {key: kinds[kind] for key, kinds in known.items() if kind in kinds} for kind in (SEEDS, PERTURBED)}
-        scores = {kind: {key: entry.scores for key, entry in keys.items()} for kind, keys in own.items()}
-        return Noise(profile=str(content["evidence"]["profile"]), rows=rows, measured=own, scores=scores)
+        scores = {
+            kind: {key: kinds[kind].scores for key, kinds in known.items() if kind in kinds} for kind in (SEEDS, PERTURBED)
+        }
+        profile, seeds = str(content["evidence"]["profile"]), checked(content["evidence"]["seeds"], list[int])
+        return Noise.of_scores(profile, rows, scores, seeds[0])
 
 
 def mean_score(records: Sequence[Record], metric: str) -> float:
