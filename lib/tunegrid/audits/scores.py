@@ -2,11 +2,12 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
 from random import Random
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +32,9 @@ from tunegrid.run.probe import COARSE, FINE, chosen, distance, hooked, searched,
 ENDED_SHARE = 0.9  # of generated texts that must end by themselves
 ALIKE = 0.9  # of a window's letters
 MORE_THAN_LUCK = 3.0  # standard errors
+RARE = 10  # rows with other targets than the most frequent one, of which a sound model may find none
+LEAST_OTHERS = 0.2
+SHOWN = 60  # characters of a prediction
 CACHED = 12  # tokens of a text that is searched again with a cache
 DOUBTED = 8  # scored texts, looked at at once, of which the most doubtful is searched anew
 # Of the next token (N, V), in nats, of texts of one length; minus infinity for what a search forbids.
@@ -155,46 +159,83 @@ ALONE: dict[Problem, Callable[[Task, Row, Any], PointsByMetric]] = {
 }
 
 
-def learned_something(evidence: Evidence) -> Answer:
-    """Better than no model at all, by more than luck: three standard errors of the difference, row by row."""
-    if evidence.evaluation is None or evidence.splits is None:
+def predictions_not_collapsed(evidence: Evidence) -> Answer:
+    """Predictions are not one class, answer or text for nearly all rows, if targets are many.
+
+    Rows with another prediction than the most frequent one are at least a fifth of those with another target than the most
+    frequent one. A model that finds a rare class in every second row is far from that, one that always says the same at 0.
+    """
+    if evidence.evaluation is None:
         return None
-    task = evidence.cell.task
-    name, trivial = BASELINES[task.problem](task, evidence.splits.train, evidence.evaluation.rows)
-    points = evidence.evaluation.examples[name]
-    gains = [ours - theirs for ours, theirs in zip(points, trivial, strict=True)]
-    error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
-    detail = f"{name} {fmean(points):.1f}, without a model {fmean(trivial):.1f}, standard error {error:.1f}"
-    return fmean(gains) > MORE_THAN_LUCK * error, detail
+    task, rows = evidence.cell.task, evidence.evaluation.rows
+    (_, usual), (said, same) = most_frequent(task, evidence.evaluation)
+    if len(rows) - usual < RARE:
+        return None
+    shown = task.labels[said] if task.labels else said[:SHOWN]
+    detail = f"{same} of {len(rows)} predictions are {shown!r}; the most frequent target is that of {usual} rows"
+    return len(rows) - same >= LEAST_OTHERS * (len(rows) - usual), detail
 
 
-def majority_class(task: Task, train: Sequence[Row], test: Sequence[Row]) -> tuple[str, list[float]]:
-    """Always the label that most training rows have."""
-    most = max(range(len(task.labels)), key=[row[task.target] for row in train].count)
-    return "accuracy", [100.0 * (row[task.target] == most) for row in test]
+def learned_something(evidence: Evidence) -> tuple[bool, str, dict[str, float]] | None:
+    """Better than any answer that needs no model, by more than luck: by three standard errors of the difference, row by row.
+
+    Half a row is added that gains all points, half a row that loses them, and one that does neither (Agresti and Min 2005): the
+    error is not 0, though nearly all rows agree.
+    """
+    evaluation, splits = evidence.evaluation, evidence.splits
+    if evaluation is None or splits is None:
+        return None
+    task, rows = evidence.cell.task, evaluation.rows
+    name, points_of, read_off = BASELINES[task.problem]
+    constants = dict.fromkeys(answer for answer, _ in most_frequent(task, evaluation))
+    answers = [[constant] * len(rows) for constant in constants] + read_off(task, splits.train, rows)
+    trivial = max((points_of(task, rows, own) for own in answers), key=fmean)
+    gains = [ours - theirs for ours, theirs in zip(evaluation.examples[name], trivial, strict=True)]
+    count = len(rows) + 2
+    gain = sum(gains) / count
+    error = math.sqrt((sum(one**2 for one in gains) + 100**2) / count - gain**2) / math.sqrt(count)
+    detail = f"{name} {fmean(evaluation.examples[name]):.1f}, without a model {fmean(trivial):.1f}, standard error {error:.1f}"
+    return gain > MORE_THAN_LUCK * error, detail, {name: fmean(trivial)}
 
 
-def random_span(task: Task, train: Sequence[Row], test: Sequence[Row]) -> tuple[str, list[float]]:
+def most_frequent(task: Task, evaluation: Evaluation) -> list[tuple[Any, int]]:
+    """The most frequent target and the most frequent prediction, each with its number of rows."""
+    targets = [answer_texts(task, row)[0] if task.problem is Problem.EXTRACT else row[task.target] for row in evaluation.rows]
+    return [Counter(each).most_common(1)[0] for each in (targets, [one.value for one in evaluation.predictions])]
+
+
+def random_span(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[list[str]]:
     """As many words as answers have on average, from a random place of the context."""
     rng = Random(0)
     length = max(1, round(fmean(len(answer_texts(task, row)[0].split()) for row in train)))
     contexts = [context(task, row).split() for row in test]
     starts = [rng.randrange(max(1, len(words) - length + 1)) for words in contexts]
-    answers = [" ".join(words[start : start + length]) for words, start in zip(contexts, starts, strict=True)]
-    return "f1", squad_examples([answer_texts(task, row) for row in test], answers)["f1"]
+    return [[" ".join(words[start : start + length]) for words, start in zip(contexts, starts, strict=True)]]
 
 
-def lead_sentence(task: Task, train: Sequence[Row], test: Sequence[Row]) -> tuple[str, list[float]]:
+def lead_sentence(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[list[str]]:
     """The first sentence of the text."""
-    leads = [re.split(r"(?<=[.!?])\s+|\n", joined(row, task.text).strip(), maxsplit=1)[0] for row in test]
-    return "rougeL", rouge_examples([row[task.target] for row in test], leads, ["rougeL"])["rougeL"]
+    return [[re.split(r"(?<=[.!?])\s+|\n", joined(row, task.text).strip(), maxsplit=1)[0] for row in test]]
 
 
-# By problem, not by codec: an answer is held against the same baseline, be it a span or generated.
-BASELINES: dict[Problem, Callable[[Task, Sequence[Row], Sequence[Row]], tuple[str, list[float]]]] = {
-    Problem.CLASSIFY: majority_class,
-    Problem.EXTRACT: random_span,
-    Problem.GENERATE: lead_sentence,
+# By problem, not by codec: an answer is held against the same baselines, be it a span or generated. The metric, the points of
+# answers, and answers that are read off the text; answers that are the same for all rows come to these.
+BASELINES: dict[Problem, tuple[str, Callable[..., list[float]], Callable[..., list[list[Any]]]]] = {
+    Problem.CLASSIFY: (
+        "accuracy",
+        lambda task, rows, labels: [100.0 * (row[task.target] == label) for row, label in zip(rows, labels, strict=True)],
+        lambda task, train, test: [],
+    ),
+    Problem.EXTRACT: (
+        "f1",
+        lambda task, rows, answers: squad_examples([answer_texts(task, row) for row in rows], answers)["f1"],
+        random_span,
+    ),
+    Problem.GENERATE: (
+        "rougeL",
+        lambda task, rows, texts: rouge_examples([row[task.target] for row in rows], texts, ["rougeL"])["rougeL"],
+        lead_sentence,
+    ),
 }
 
 

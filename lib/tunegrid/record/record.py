@@ -286,6 +286,9 @@ class AuditFinding(Part):
     name: str
     passed: bool
     detail: str
+    without_model: Annotated[dict[str, Points], about("points that an answer reaches which needs no model, by score")] = field(
+        default_factory=dict
+    )
 
 
 class RanksRecord(Part):

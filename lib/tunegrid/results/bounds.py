@@ -67,8 +67,16 @@ class Calibration:
         return Noise.of_scores(next(iter(self.seeds[0].values())).profile, rows, scores)
 
     def bounds(self) -> dict[NoiseKey, float]:
-        """Every bound, from noise between seeds."""
-        return bounds_of(self.noise, self.controls)
+        """Every bound, from noise between seeds; raises InputError for one that an answer reaches which needs no model."""
+        bounds = bounds_of(self.noise, self.controls)
+        for record in (record for grid in self.seeds for record in grid.values()):
+            for metric, score in (item for finding in record.audits for item in finding.without_model.items()):
+                if (minimum := bounds.get((record.cell, metric), math.inf)) <= score:
+                    raise InputError(
+                        f"{record.cell}: an answer that needs no model has a {metric} of {score:.1f}, and the bound would be "
+                        f"{minimum:.1f}; train longer, or give more seeds"
+                    )
+        return bounds
 
 
 def bounds_of(noise: Noise, controls: Mapping[NoiseKey, float]) -> dict[NoiseKey, float]:
