@@ -16,7 +16,7 @@ from tunegrid.record import AuditFinding
 __all__ = ["AUDITS", "BEFORE", "LATER", "Evidence", "audited"]
 
 # Beside its answer, what an audit compared scores with.
-Audit = Callable[[Evidence], Answer | tuple[bool, str, dict[str, float]]]
+Audit = Callable[[Evidence], Answer | tuple[bool, str, Mapping[str, float]]]
 BEFORE = "before training"  # so that a cell which is wrong from the start is known in seconds
 AUDITS: Mapping[str, Sequence[Audit]] = {
     BEFORE: (
@@ -82,6 +82,7 @@ def audited(evidence: Evidence, stages: Iterable[str] = tuple(AUDITS)) -> list[A
         except Exception as error:  # a broken run must not keep its own record from being written
             answer = False, f"could not look: {type(error).__name__}: {first_line(error)}"
         if answer is not None:
-            passed, detail, *trivial = answer
-            findings.append(AuditFinding(name=audit.__name__, passed=passed, detail=detail, without_model=dict(*trivial)))
+            passed, detail, *more = answer
+            known = dict(*more) or None
+            findings.append(AuditFinding(name=audit.__name__, passed=passed, detail=detail, without_model=known))
     return findings

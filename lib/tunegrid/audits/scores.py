@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
 from random import Random
@@ -26,7 +26,7 @@ from tunegrid.record.checks import BERTSCORE, ORDERED, POINTS, impossible
 from tunegrid.run.build import base_type
 from tunegrid.run.device import autocast
 from tunegrid.run.evaluate import EVAL_BATCH, Evaluation
-from tunegrid.run.metrics import PointsByMetric, normalized, rouge_examples, sentence_lines, squad_examples
+from tunegrid.run.metrics import METRICS, Metrics, PointsByMetric, normalized, rouge_examples, sentence_lines, squad_examples
 from tunegrid.run.probe import COARSE, FINE, chosen, distance, hooked, searched, target_logits, undisturbed
 
 ENDED_SHARE = 0.9  # of generated texts that must end by themselves
@@ -167,35 +167,39 @@ def predictions_not_collapsed(evidence: Evidence) -> Answer:
     """
     if evidence.evaluation is None:
         return None
-    task, rows = evidence.cell.task, evidence.evaluation.rows
+    task, rows = evidence.cell.task, len(evidence.evaluation.rows)
     (_, usual), (said, same) = most_frequent(task, evidence.evaluation)
-    if len(rows) - usual < RARE:
+    if rows - usual < RARE:
         return None
     shown = task.labels[said] if task.labels else said[:SHOWN]
-    detail = f"{same} of {len(rows)} predictions are {shown!r}; the most frequent target is that of {usual} rows"
-    return len(rows) - same >= LEAST_OTHERS * (len(rows) - usual), detail
+    detail = f"{same} of {rows} predictions are {shown!r}; the most frequent target is that of {usual} rows"
+    return rows - same >= LEAST_OTHERS * (rows - usual), detail
 
 
-def learned_something(evidence: Evidence) -> tuple[bool, str, dict[str, float]] | None:
+def learned_something(evidence: Evidence) -> tuple[bool, str, Mapping[str, float]] | None:
     """Better than any answer that needs no model, by more than luck: by three standard errors of the difference, row by row.
 
     Half a row is added that gains all points, half a row that loses them, and one that does neither (Agresti and Min 2005): the
     error is not 0, though nearly all rows agree.
     """
-    evaluation, splits = evidence.evaluation, evidence.splits
+    evaluation, splits, task = evidence.evaluation, evidence.splits, evidence.cell.task
     if evaluation is None or splits is None:
         return None
-    task, rows = evidence.cell.task, evaluation.rows
-    name, points_of, read_off = BASELINES[task.problem]
-    constants = dict.fromkeys(answer for answer, _ in most_frequent(task, evaluation))
-    answers = [[constant] * len(rows) for constant in constants] + read_off(task, splits.train, rows)
-    trivial = max((points_of(task, rows, own) for own in answers), key=fmean)
+    rows, (name, read_off) = evaluation.rows, BASELINES[task.problem]
+    answers = [[constant] * len(rows) for constant in {answer for answer, _ in most_frequent(task, evaluation)}]
+    answers += [read_off(task, splits.train, rows)] if read_off else []
+    known = [METRICS[task.problem](Metrics(), task, rows, own) for own in answers]
+    trivial = max((scored.examples[name] for scored in known), key=fmean)
     gains = [ours - theirs for ours, theirs in zip(evaluation.examples[name], trivial, strict=True)]
     count = len(rows) + 2
     gain = sum(gains) / count
-    error = math.sqrt((sum(one**2 for one in gains) + 100**2) / count - gain**2) / math.sqrt(count)
+    error = math.sqrt(((sum(one**2 for one in gains) + 100**2) / count - gain**2) / count)
     detail = f"{name} {fmean(evaluation.examples[name]):.1f}, without a model {fmean(trivial):.1f}, standard error {error:.1f}"
-    return gain > MORE_THAN_LUCK * error, detail, {name: fmean(trivial)}
+    return (
+        gain > MORE_THAN_LUCK * error,
+        detail,
+        {metric: max(one.scores[metric] for one in known) for metric in known[0].scores},
+    )
 
 
 def most_frequent(task: Task, evaluation: Evaluation) -> list[tuple[Any, int]]:
@@ -204,38 +208,26 @@ def most_frequent(task: Task, evaluation: Evaluation) -> list[tuple[Any, int]]:
     return [Counter(each).most_common(1)[0] for each in (targets, [one.value for one in evaluation.predictions])]
 
 
-def random_span(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[list[str]]:
+def random_span(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[str]:
     """As many words as answers have on average, from a random place of the context."""
     rng = Random(0)
     length = max(1, round(fmean(len(answer_texts(task, row)[0].split()) for row in train)))
     contexts = [context(task, row).split() for row in test]
     starts = [rng.randrange(max(1, len(words) - length + 1)) for words in contexts]
-    return [[" ".join(words[start : start + length]) for words, start in zip(contexts, starts, strict=True)]]
+    return [" ".join(words[start : start + length]) for words, start in zip(contexts, starts, strict=True)]
 
 
-def lead_sentence(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[list[str]]:
+def lead_sentence(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[str]:
     """The first sentence of the text."""
-    return [[re.split(r"(?<=[.!?])\s+|\n", joined(row, task.text).strip(), maxsplit=1)[0] for row in test]]
+    return [re.split(r"(?<=[.!?])\s+|\n", joined(row, task.text).strip(), maxsplit=1)[0] for row in test]
 
 
-# By problem, not by codec: an answer is held against the same baselines, be it a span or generated. The metric, the points of
-# answers, and answers that are read off the text; answers that are the same for all rows come to these.
-BASELINES: dict[Problem, tuple[str, Callable[..., list[float]], Callable[..., list[list[Any]]]]] = {
-    Problem.CLASSIFY: (
-        "accuracy",
-        lambda task, rows, labels: [100.0 * (row[task.target] == label) for row, label in zip(rows, labels, strict=True)],
-        lambda task, train, test: [],
-    ),
-    Problem.EXTRACT: (
-        "f1",
-        lambda task, rows, answers: squad_examples([answer_texts(task, row) for row in rows], answers)["f1"],
-        random_span,
-    ),
-    Problem.GENERATE: (
-        "rougeL",
-        lambda task, rows, texts: rouge_examples([row[task.target] for row in rows], texts, ["rougeL"])["rougeL"],
-        lead_sentence,
-    ),
+# The score that tells, and an answer read off the text. By problem, not by codec: an answer is held against the same baseline,
+# be it a span or generated.
+BASELINES: dict[Problem, tuple[str, Callable[[Task, Sequence[Row], Sequence[Row]], list[str]] | None]] = {
+    Problem.CLASSIFY: ("accuracy", None),
+    Problem.EXTRACT: ("f1", random_span),
+    Problem.GENERATE: ("rougeL", lead_sentence),
 }
 
 

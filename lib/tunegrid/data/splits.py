@@ -165,12 +165,10 @@ def check_task(task: Task) -> None:
 
 def check_labels(task: Task, labels: Mapping[str, set[int]], origin: str, *, whole: bool) -> None:
     """Raises InputError if training rows have one label alone, or, if all rows train, lack one that test rows have."""
-    missing = [name for label, name in enumerate(task.labels) if label not in labels["train"]]
     if len(labels["train"]) == 1 or (whole and labels["test"] - labels["train"]):
+        missing = [name for label, name in enumerate(task.labels) if label not in labels["train"]]
         only = " and ".join(task.labels[label] for label in sorted(labels["train"]))
-        raise InputError(
-            f"{origin}: rows to train on are {only} alone, none is {' or '.join(missing)}; give rows of each label"
-        )
+        raise InputError(f"{origin}: training rows are {only} alone, none is {' or '.join(missing)}; give rows of each label")
 
 
 def check_row(task: Task, row: Row, index: int, origin: str) -> None:

@@ -8,7 +8,7 @@ measured. It trains nothing.
 import argparse
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count, product
 from math import sqrt
@@ -25,21 +25,7 @@ from tunegrid.grid.cells import STUDY, STUDY_IDS
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.results.bounds import bounds_of
 from tunegrid.results.judgements import Verdict
-from tunegrid.results.noise import (
-    NOISE,
-    PERTURBED,
-    SEEDS,
-    Deviation,
-    Noise,
-    NoiseKey,
-    Scale,
-    kind_of,
-    load_noise,
-    placed,
-    scale_of,
-    standardised,
-    task_of,
-)  # fmt: skip
+from tunegrid.results.noise import NOISE, PERTURBED, SEEDS, Deviation, Noise, NoiseKey, kind_of, load_noise
 from tunegrid.results.quality import decide
 from tunegrid.results.report import Section, text
 from tunegrid.results.statistics import ALPHA, POWER, Array, by_training
@@ -61,60 +47,51 @@ class Simulation:
     noise: Noise  # calibrated
     margins: Mapping[str, float]  # the smallest drop that counts as a regression, by score
     kind: str  # of noise: PERTURBED, every run paired with one of its seed, or SEEDS, against a baseline of other seeds
-    seeds: int = 1  # of the run to judge
     lost: float = 0.0  # points of the main score, in one cell of each run, another one each time
     share: float = 1.0  # of that cell's seeds, which lose them
 
     @cached_property
-    def means(self) -> dict[NoiseKey, float]:
-        """Every score's mean over all calibrated runs, in points."""
-        return {key: fmean(one for group in groups for one in group) for key, groups in self.noise.scores[self.kind].items()}
-
-    @cached_property
-    def scales(self) -> dict[NoiseKey, Scale]:
-        """Every score's scale."""
-        return {(cell, metric): scale_of(self.noise.rows[task_of(cell)], metric) for cell, metric in self.means}
-
-    @cached_property
-    def estimates(self) -> dict[NoiseKey, Deviation]:
-        """What the calibration says of every score."""
-        known = {key: self.noise.estimate(self.kind, *key, mean) for key, mean in self.means.items()}
-        return {key: own for key, own in known.items() if own}
-
-    @cached_property
-    def mains(self) -> dict[str, str]:
-        """The main score of each cell."""
+    def metrics(self) -> dict[str, list[str]]:
+        """The scores of each cell, the main one first."""
         mains = {cell.id: cell.task.main_score for cell in STUDY.cells(QUICK_PROFILE)}
-        return {cell: metric for cell, metric in self.estimates if mains.get(cell) == metric}
+        metrics = defaultdict[str, list[str]](list)
+        for cell, metric in sorted(self.noise.scores[self.kind], key=lambda key: key[1] != mains.get(key[0])):
+            metrics[cell].append(metric)
+        return dict(metrics)
+
+    @cached_property
+    def estimates(self) -> dict[NoiseKey, tuple[float, Deviation]]:
+        """Every score's mean over all calibrated runs, in points, and what the calibration says of its noise."""
+        groups = self.noise.scores[self.kind]
+        means = {key: fmean(score for group in own for score in group) for key, own in groups.items()}
+        known = {key: (mean, self.noise.estimate(self.kind, *key, mean)) for key, mean in means.items()}
+        return {key: (mean, own) for key, (mean, own) in known.items() if own}
 
     @cached_property
     def shapes(self) -> dict[str, Array]:
         """By kind of cells, the residuals of its trainings in standard deviations: one row each, one column per score."""
-        rows = defaultdict(list)
-        for cell in self.mains:
-            groups = {metric: own for (name, metric), own in self.noise.scores[self.kind].items() if name == cell}
-            columns = [standardised(placed(own, self.noise.rows, cell, metric)) for metric, own in groups.items()]
-            if all(columns):
+        rows = defaultdict[str, list[Array]](list)
+        for cell, metrics in self.metrics.items():
+            if all(columns := [self.noise.residuals(self.kind, cell, metric) for metric in metrics]):
                 rows[kind_of(cell)].append(np.column_stack(columns))
         return {kind: np.concatenate(parts) for kind, parts in rows.items()}
 
     def runs(self, number: int) -> list[tuple[str, set[str], set[str]]]:
         """Of so many runs each: the cell that lost points, the cells that are told, and those that a second seed confirms."""
-        rng, cells = np.random.default_rng(0), list(self.mains)
+        rng, cells = np.random.default_rng(0), list(self.metrics)
         return [(cell, *self._run(cell, rng)) for cell in (cells[i % len(cells)] for i in range(number))]
 
     def _run(self, lost: str, rng: np.random.Generator) -> tuple[set[str], set[str]]:
         # True deviations, as the real calibration leaves them open: a cell's is off by as much for all its scores.
-        factors = {cell: sqrt(own.df / rng.chisquare(own.df)) for (cell, _), own in self.estimates.items()}
-        truth = {key: own.sd * factors[key[0]] for key, own in self.estimates.items()}
-        trainings = {key: min(MOST_TRAININGS, 1 + round(self.noise.measured[self.kind][key].df)) for key in truth}
-        scores = {key: [own] for key, own in self._scores(truth, trainings, rng).items()}
-        calibrated = Noise.of_scores(self.noise.profile, self.noise.rows, {self.kind: scores})
-        before = self.seeds if self.kind == PERTURBED else BASELINE_SEEDS
-        old, new, again = (self._scores(truth, dict.fromkeys(truth, n), rng) for n in (before, self.seeds, 1))
+        factors = {cell: sqrt(own.df / rng.chisquare(own.df)) for (cell, _), (_, own) in self.estimates.items()}
+        truth = {key: own.sd * factors[key[0]] for key, (_, own) in self.estimates.items()}
+        trainings = self._scores(truth, rng)
+        calibrated = replace(self.noise, scores={self.kind: {key: [own] for key, own in trainings.items()}})
+        before = 1 if self.kind == PERTURBED else BASELINE_SEEDS
+        old, new, again = (self._scores(truth, rng, number) for number in (before, 1, 1))
         for own in (new, again):
-            key = lost, self.mains[lost]
-            own[key] = [max(one - self.lost * (rng.random() < self.share), 0.0) for one in own[key]]
+            key = lost, self.metrics[lost][0]
+            own[key] = [max(own[key][0] - self.lost * (rng.random() < self.share), 0.0)]
         bounds = bounds_of(calibrated, {}) if self.kind == SEEDS else {}
         told = self._told(calibrated, bounds, old, new)
         if self.kind == PERTURBED:
@@ -123,27 +100,30 @@ class Simulation:
         return told, {cell for cell, own in seconds.items() if cell in self._told(calibrated, bounds, old, own)}
 
     def _told(self, calibrated: Noise, bounds: Mapping[NoiseKey, float], old: Scores, new: Scores) -> set[str]:
-        """The cells that are called worse or have a seed below a bound."""
+        """The cells that are called worse or miss a bound."""
         effects = {}
-        for key, scores in new.items():
+        for key, [after] in new.items():
             before = fmean(old[key])
             if own := calibrated.estimate(self.kind, *key, before):
-                error = own.sd * sqrt(1 / len(scores) + 1 / len(old[key]))
-                effects[key] = by_training(before, fmean(scores), error, own.df, self.scales[key])
-        worse = {key[0] for key, (verdict, *_) in decide(effects, self.mains, self.margins).items() if verdict is Verdict.WORSE}
-        return worse | {key[0] for key, minimum in bounds.items() if min(new[key]) < minimum}
+                error = own.sd * sqrt(1 + 1 / len(old[key]))
+                effects[key] = by_training(before, after, error, own.df, self.noise.scale(*key))
+        mains = {cell: metrics[0] for cell, metrics in self.metrics.items()}
+        worse = {key[0] for key, (verdict, *_) in decide(effects, mains, self.margins).items() if verdict is Verdict.WORSE}
+        return worse | {key[0] for key, minimum in bounds.items() if new[key][0] < minimum}
 
-    def _scores(self, truth: Mapping[NoiseKey, float], counts: Mapping[NoiseKey, int], rng: np.random.Generator) -> Scores:
-        """Every score of so many trainings, in points: measured residuals of the cell's kind, in its own deviations.
+    def _scores(self, truth: Mapping[NoiseKey, float], rng: np.random.Generator, trainings: int | None = None) -> Scores:
+        """Every score of so many trainings, in points; of as many as were calibrated, if no number is given.
 
-        They are normal if rounding moved no score of the kind.
+        Their residuals are those of the cell's kind, or normal if rounding moved none, in the cell's own deviations.
         """
         scores: Scores = {}
-        for cell, main in self.mains.items():
-            keys, shape, number = [key for key in truth if key[0] == cell], self.shapes.get(kind_of(cell)), counts[cell, main]
-            drawn = rng.normal(size=(number, 1)) if shape is None else shape[rng.integers(0, len(shape), number)]
-            for key, column in zip(keys, np.broadcast_to(drawn, (number, len(keys))).T.tolist(), strict=True):
-                scores[key] = [self.scales[key].moved(self.means[key], truth[key] * one) for one in column]
+        for cell, metrics in self.metrics.items():
+            number = trainings or min(MOST_TRAININGS, 1 + round(self.noise.measured[self.kind, cell, metrics[0]].df))
+            shape = self.shapes.get(kind_of(cell), rng.normal(size=(number, 1)))
+            drawn = shape[rng.integers(0, len(shape), number)]
+            for metric, column in zip(metrics, np.broadcast_to(drawn, (number, len(metrics))).T.tolist(), strict=True):
+                key, scale = (cell, metric), self.noise.scale(cell, metric)
+                scores[key] = [scale.moved(self.estimates[key][0], truth[key] * one) for one in column]
         return scores
 
 
@@ -171,20 +151,20 @@ def main(arguments: list[str] | None = None) -> int:
         noise = load_noise(options.noise)
     except InputError as error:
         refuse(parser, error)
-    kinds = [kind for kind, measured in noise.measured.items() if measured]
-    if not kinds:
-        refuse(parser, f"{options.noise} holds no noise; `python -m tunegrid.lab calibrate` measures it")
     margins, rows, unconfirmed = load_margins()["points"], [], 1
-    for (what, (lost, share)), kind, seeds in product(CHANGES.items(), kinds, (1, 3)):
-        if (seeds > 1 and lost) or (kind == PERTURBED and share < 1):
-            continue
-        runs = Simulation(noise=noise, margins=margins, kind=kind, seeds=seeds, lost=lost, share=share).runs(options.runs)
-        told, confirmed = (sum(run[0] in run[i] if lost else bool(run[i]) for run in runs) for i in (1, 2))
-        rows.append((what, WORDS[kind], seeds, told, confirmed))
-        unconfirmed = max(unconfirmed, told - confirmed) if not lost else unconfirmed
-    frame = pd.DataFrame(rows, columns=["what", "against the baseline", "seeds", "told", "confirmed"])
+    for (what, (lost, share)), kind in product(CHANGES.items(), WORDS):
+        if noise.scores.get(kind) and (kind == SEEDS or share == 1):
+            runs = Simulation(noise=noise, margins=margins, kind=kind, lost=lost, share=share).runs(options.runs)
+            told, confirmed = (sum(run[0] in run[i] if lost else bool(run[i]) for run in runs) for i in (1, 2))
+            rows.append((what, WORDS[kind], told, confirmed))
+            unconfirmed = max(unconfirmed, told - confirmed) if not lost else unconfirmed
+    if not rows:
+        refuse(parser, f"{options.noise} holds no noise; `python -m tunegrid.lab calibrate` measures it")
+    frame = pd.DataFrame(rows, columns=["what", "baseline", "told", "confirmed"])
     number, misses = runs_until(SELDOM * (1 - SELDOM), unconfirmed / options.runs / len(STUDY_IDS))
-    history = f"One seed in ten that collapses shows after {number} runs: {misses} misses of its cell that none confirmed."
-    formats = dict.fromkeys(("seeds", "told", "confirmed"), "")
-    print(text([Section(heading=f"Of {options.runs} simulated runs", frame=frame, formats=formats, sentences=[history])]))
+    history = (
+        f"A collapse of one seed in ten shows after {number} runs: {misses} misses of its cell that no second seed confirmed."
+    )
+    formats = dict.fromkeys(("told", "confirmed"), "")
+    print(text([Section(heading=f"Of {options.runs} simulated runs:", frame=frame, formats=formats, sentences=[history])]))
     return 0

@@ -286,9 +286,7 @@ class AuditFinding(Part):
     name: str
     passed: bool
     detail: str
-    without_model: Annotated[dict[str, Points], about("points that an answer reaches which needs no model, by score")] = field(
-        default_factory=dict
-    )
+    without_model: Annotated[dict[str, Points] | None, about("points by score that an answer reaches which needs none")] = None
 
 
 class RanksRecord(Part):

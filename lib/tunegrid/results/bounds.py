@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 
 from tunegrid.errors import InputError
 from tunegrid.record import Record
-from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, NoiseKey, Scale, kind_of, scale_of, task_of
+from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, NoiseKey, Scale
 from tunegrid.results.thresholds import LAB_CALIBRATE
 
 HEALTHY_MISSES = 0.02  # the chance that a healthy run of the whole grid misses any bound
@@ -64,13 +64,13 @@ class Calibration:
             SEEDS: {key: [self.scores(*key)] for key in self.tested()},
             PERTURBED: {key: [scores_of(grids, *key) for grids in self.perturbed.values()] for key in self.tested()},
         }
-        return Noise.of_scores(next(iter(self.seeds[0].values())).profile, rows, scores)
+        return Noise(profile=next(iter(self.seeds[0].values())).profile, rows=rows, scores=scores)
 
     def bounds(self) -> dict[NoiseKey, float]:
         """Every bound, from noise between seeds; raises InputError for one that an answer reaches which needs no model."""
         bounds = bounds_of(self.noise, self.controls)
         for record in (record for grid in self.seeds for record in grid.values()):
-            for metric, score in (item for finding in record.audits for item in finding.without_model.items()):
+            for metric, score in (item for finding in record.audits for item in (finding.without_model or {}).items()):
                 if (minimum := bounds.get((record.cell, metric), math.inf)) <= score:
                     raise InputError(
                         f"{record.cell}: an answer that needs no model has a {metric} of {score:.1f}, and the bound would be "
@@ -84,9 +84,8 @@ def bounds_of(noise: Noise, controls: Mapping[NoiseKey, float]) -> dict[NoiseKey
     bounds = {}
     for (cell, metric), [scores] in noise.scores[SEEDS].items():
         if own := noise.estimate(SEEDS, cell, metric, fmean(scores)):
-            scale, tail = scale_of(noise.rows[task_of(cell)], metric), noise.tails[kind_of(cell), metric]
-            count, control = len(noise.measured[SEEDS]), controls.get((cell, metric))
-            bounds[cell, metric] = bound_of(scores, own, scale, bounds=count, tail=tail, control=control)
+            count, tail, control = len(noise.scores[SEEDS]), noise.tail(cell, metric), controls.get((cell, metric))
+            bounds[cell, metric] = bound_of(scores, own, noise.scale(cell, metric), bounds=count, tail=tail, control=control)
     return bounds
 
 

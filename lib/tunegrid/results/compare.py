@@ -83,12 +83,13 @@ def calibrated_scores(records: Sequence[Record], scores: Sequence[float], calibr
     first = records[0]
     groups = calibrated.scores.get(SEEDS, {})
     known = [score for group in groups.get((first.cell, first.main_score), ()) for score in group]
-    own = calibrated.in_points(SEEDS, first, first.main_score, fmean(known)) if known else None
-    if own is None or first.cell not in STUDY_IDS:
+    own = calibrated.of(SEEDS, first, first.main_score)
+    if not known or own is None or first.cell not in STUDY_IDS:
         return []
+    error = own.sd / calibrated.scale(first.cell, first.main_score).per_point(fmean(known))
     declared = recipe_record(GRID.cell(first.cell, QUICK_PROFILE)), WHOLE, None
     alike = all((record.recipe, record.limits, record.seeds.perturbation) == declared for record in records)
-    errors = [(own.sd**2 / len(group), own.df) for group in (scores, known)]
+    errors = [(error**2 / len(group), own.df) for group in (scores, known)]
     if not alike or p_of(fmean(scores) - fmean(known), errors) < DOUBT:
         return []
     seeds = {record.seeds.seed for record in records}
@@ -157,10 +158,11 @@ def with_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
     if profile == calibrated.profile:
         alike = {task for task, number in calibrated.rows.items() if number == rows.get(task)}
         scores |= {key: own for key, own in calibrated.scores.get(SEEDS, {}).items() if task_of(key[0]) in alike}
-    noise, judged = Noise.of_scores(profile, rows, {SEEDS: scores}), []
+    noise, judged = Noise(profile=profile, rows=rows, scores={SEEDS: scores}), []
     for entry in entries:
-        own = noise.in_points(SEEDS, entry.first, entry.first.main_score, entry.score)
-        judged.append(replace(entry, error=(own.sd**2 / len(entry.scores), own.df) if own else None))
+        own, key = noise.of(SEEDS, entry.first, entry.first.main_score), (entry.first.cell, entry.first.main_score)
+        points = own.sd / noise.scale(*key).per_point(entry.score) if own else 0.0
+        judged.append(replace(entry, error=(points**2 / len(entry.scores), own.df) if own else None))
     return judged
 
 

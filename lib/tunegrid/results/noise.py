@@ -6,7 +6,7 @@ last digits. Which of them separates two runs is decided by evidence in their re
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,25 +37,31 @@ class Scale:
     log-likelihood is 482, in points 462, and on a scale of log(100 - score) 449, which blows up what moves between 99 and 100.
     """
 
-    half: float  # of the points by which a row moves that changes: a score of 100 is none that cannot be missed
+    half: float  # of the points by which a row moves that changes; of the largest rows, infinite, the scale is that of points
 
     def of(self, score: float) -> float:
         """A score's place."""
-        share = (score + self.half) / (100 + 2 * self.half)
-        return 100 * math.asin(min(max(share, 0.0), 1.0) ** 0.5)
+        if self.half == math.inf:
+            return score
+        return 100 * math.asin(math.sqrt((score + self.half) / (100 + 2 * self.half)))
 
     def moved(self, score: float, distance: float) -> float:
         """The score, in points, that lies so far above this one on the scale; 0 or 100 if none does."""
+        if self.half == math.inf:
+            return score + distance
         angle = min(max((self.of(score) + distance) / 100, 0.0), math.pi / 2)
         return min(max(math.sin(angle) ** 2 * (100 + 2 * self.half) - self.half, 0.0), 100.0)
 
     def per_point(self, score: float) -> float:
         """How much a point is at this score."""
-        return 50 / math.sqrt((score + self.half) * (100 - score + self.half))
+        return 1.0 if self.half == math.inf else 50 / math.sqrt((score + self.half) * (100 - score + self.half))
 
     def resolution(self, score: float) -> float:
         """The least deviation that counts: half a row's. A few draws without a flip do not prove that there is none."""
         return self.half * self.per_point(score)
+
+
+POINTS = Scale(math.inf)
 
 
 def scale_of(rows: int, metric: str) -> Scale:
@@ -72,25 +78,10 @@ class Deviation:
 
 
 def deviation(groups: Groups) -> Deviation | None:
-    """The deviation within groups of scores, pooled over the groups; None if no group has two."""
-    several = [(fmean(group), group) for group in groups if len(group) > 1]
-    squares = [(math.fsum((one - mean) ** 2 for one in group), len(group) - 1) for mean, group in several]
-    return pooled(Deviation(sd=math.sqrt(square / df), df=df) for square, df in squares)
-
-
-def pooled(deviations: Iterable[Deviation]) -> Deviation | None:
-    """One deviation for all, each weighted by its degrees of freedom; None of none."""
-    known = list(deviations)
-    df = sum(own.df for own in known)
-    return Deviation(sd=(sum(own.df * own.sd**2 for own in known) / df) ** 0.5, df=df) if known else None
-
-
-def standardised(groups: Groups) -> list[float]:
-    """Residuals with a variance of 1: a mean of n takes 1 / n of it, which is given back. Empty if nothing differs."""
-    own, several = deviation(groups), [(fmean(group), group) for group in groups if len(group) > 1]
-    if not own or not own.sd:
-        return []
-    return [(one - mean) / own.sd / math.sqrt(1 - 1 / len(group)) for mean, group in several for one in group]
+    """The deviation within groups of numbers, each group weighted by its degrees of freedom; None if no group has two."""
+    df = sum(len(group) - 1 for group in groups if group)
+    squares = math.fsum((one - mean) ** 2 for group in groups if group for mean in [fmean(group)] for one in group)
+    return Deviation(sd=math.sqrt(squares / df), df=df) if df else None
 
 
 def task_of(cell: str) -> str:
@@ -109,30 +100,44 @@ class Noise:
 
     profile: str = ""  # that was calibrated
     rows: Mapping[str, int] = field(default_factory=dict)  # test rows by task; of other test sets, nothing is known
-    measured: Mapping[str, Mapping[NoiseKey, Deviation]] = field(default_factory=dict)  # by kind of noise, on the scores' scale
-    scores: Mapping[str, ScoresByKey] = field(default_factory=dict)  # that they were measured with, in points, by kind of noise
+    scores: Mapping[str, ScoresByKey] = field(default_factory=dict)  # points, by kind of noise
     first_seed: int = 0  # of those of `SEEDS`, which follow it
 
-    @classmethod
-    def of_scores(
-        cls, profile: str, rows: Mapping[str, int], scores: Mapping[str, ScoresByKey], first_seed: int = 0
-    ) -> "Noise":
-        """The noise that scores in points show."""
-        places = {kind: {key: placed(groups, rows, *key) for key, groups in own.items()} for kind, own in scores.items()}
-        measured = {kind: {key: d for key, own in keys.items() if (d := deviation(own))} for kind, keys in places.items()}
-        return cls(profile=profile, rows=rows, measured=measured, scores=scores, first_seed=first_seed)
+    @cached_property
+    def measured(self) -> dict[tuple[str, str, str], Deviation]:
+        """Deviations on the scale by kind of noise, cell, and score; and by kinds of cells in place of a cell."""
+        groups = defaultdict[tuple[str, str, str], list[Sequence[float]]](list)
+        for kind, (cell, metric) in ((kind, key) for kind, keys in self.scores.items() for key in keys):
+            for name in (cell, kind_of(cell)):
+                groups[kind, name, metric] += self.placed(kind, cell, metric)
+        return {key: known for key, own in groups.items() if (known := deviation(own))}
+
+    def scale(self, cell: str, metric: str) -> Scale:
+        """Of a cell's calibrated scores."""
+        return scale_of(self.rows[task_of(cell)], metric)
+
+    def placed(self, kind: str, cell: str, metric: str) -> Groups:
+        """Scores of a cell as places on their scale."""
+        scale = self.scale(cell, metric)
+        return [[scale.of(score) for score in group] for group in self.scores[kind][cell, metric]]
+
+    def residuals(self, kind: str, cell: str, metric: str) -> list[float]:
+        """Of each score, with a variance of 1: a mean of n takes 1 / n of it, which is given back. Empty if nothing differs."""
+        own, groups = self.measured.get((kind, cell, metric)), [group for group in self.placed(kind, cell, metric) if group[1:]]
+        if not own or not own.sd:
+            return []
+        return [(one - fmean(group)) / own.sd / math.sqrt(1 - 1 / len(group)) for group in groups for one in group]
+
+    def tail(self, cell: str, metric: str) -> float:
+        """How many deviations below its mean the worst seed of any cell of this kind lies."""
+        alike = [key for key in self.scores[SEEDS] if (kind_of(key[0]), key[1]) == (kind_of(cell), metric)]
+        return -min(residual for key in alike for residual in (0.0, *self.residuals(SEEDS, *key)))
 
     def of(self, kind: str, record: Record, metric: str) -> Deviation | None:
         """The deviation of a record's score; None if nothing is known of its profile, test rows, or kind of cells."""
         rows, score = record.data.rows["test"] if record.data else None, record.scores.get(metric)
         alike = record.profile == self.profile and rows == self.rows.get(record.task)
         return self.estimate(kind, record.cell, metric, score) if alike and score is not None else None
-
-    def in_points(self, kind: str, record: Record, metric: str, score: float) -> Deviation | None:
-        """The same, in points at this score."""
-        if not (own := self.of(kind, record, metric)):
-            return None
-        return Deviation(sd=own.sd / scale_of(self.rows[record.task], metric).per_point(score), df=own.df)
 
     def estimate(self, kind: str, cell: str, metric: str, score: float) -> Deviation | None:
         """The larger of a cell's own deviation and that of its kind of cells, which is all that is known of a new method.
@@ -141,34 +146,10 @@ class Noise:
         worse, and by this rule 2 % (`python -m tunegrid.lab power`). The degrees of freedom are the cell's own: cells of a
         kind, which share theirs, may be compared. No deviation counts as less than test rows resolve at this `score`.
         """
-        if not (common := self._common.get((kind, kind_of(cell), metric))):
+        if not (common := self.measured.get((kind, kind_of(cell), metric))):
             return None
-        own, scale = self.measured[kind].get((cell, metric), common), scale_of(self.rows[task_of(cell)], metric)
-        return Deviation(sd=max(own.sd, common.sd, scale.resolution(score)), df=own.df)
-
-    @cached_property
-    def _common(self) -> dict[tuple[str, ...], Deviation]:
-        """The deviations of each kind of cells and score, pooled, by kind of noise."""
-        alike = defaultdict[tuple[str, ...], list[Deviation]](list)
-        for kind, measured in self.measured.items():
-            for (cell, metric), own in measured.items():
-                alike[kind, kind_of(cell), metric].append(own)
-        return {key: known for key, own in alike.items() if (known := pooled(own))}
-
-    @cached_property
-    def tails(self) -> dict[NoiseKey, float]:
-        """By kind of cells and score, how many deviations below its mean the worst seed of any of its cells lies."""
-        worst = defaultdict[NoiseKey, float](float)
-        for (cell, metric), groups in self.scores[SEEDS].items():
-            key, residuals = (kind_of(cell), metric), standardised(placed(groups, self.rows, cell, metric))
-            worst[key] = max(worst[key], -min(residuals, default=0.0))
-        return worst
-
-
-def placed(groups: Groups, rows: Mapping[str, int], cell: str, metric: str) -> Groups:
-    """Scores of a cell as places on their scale."""
-    scale = scale_of(rows[task_of(cell)], metric)
-    return [[scale.of(score) for score in group] for group in groups]
+        own = self.measured.get((kind, cell, metric), common)
+        return Deviation(sd=max(own.sd, common.sd, self.scale(cell, metric).resolution(score)), df=own.df)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +173,7 @@ def load_noise(path: Path = NOISE) -> Noise:
             kind: {key: kinds[kind].scores for key, kinds in known.items() if kind in kinds} for kind in (SEEDS, PERTURBED)
         }
         profile, seeds = str(content["evidence"]["profile"]), checked(content["evidence"]["seeds"], list[int])
-        return Noise.of_scores(profile, rows, scores, seeds[0])
+        return Noise(profile=profile, rows=rows, scores=scores, first_seed=seeds[0])
 
 
 def mean_score(records: Sequence[Record], metric: str) -> float:

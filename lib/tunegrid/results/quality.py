@@ -23,7 +23,7 @@ from tunegrid.results.examples import points_of, read
 from tunegrid.results.judgements import Judgement, RecordsBySeed, Verdict, judgement_of
 from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, NoiseKey, deviation, mean_score, scale_of
 from tunegrid.results.report import count
-from tunegrid.results.statistics import ALPHA, Array, Effect, TrainingEffect, by_training, holm, row_deviation
+from tunegrid.results.statistics import ALPHA, Array, Effect, by_training, holm, row_deviation
 
 MAIN_ALPHA, OTHER_ALPHA = 0.9 * ALPHA, 0.1 * ALPHA
 Points = Mapping[str, Sequence[float]]  # of each row, by metric
@@ -80,9 +80,7 @@ class Rows:
         return all(before and before == after for before, after in files) or (bool(gains) and not any(map(np.any, gains)))
 
 
-def tested(
-    metric: str, rows: Rows, one_training: bool, noise: Noise, margin: float
-) -> tuple[dict[str, Any], TrainingEffect | None]:
+def tested(metric: str, rows: Rows, one_training: bool, noise: Noise, margin: float) -> tuple[dict[str, Any], Effect | None]:
     """The evidence on a score's change, and its effect, held to the narrowest noise that is known.
 
     No effect if nothing tells noise from a change: it is shown and not judged.
@@ -121,7 +119,7 @@ def tested(
 
 
 def decide(
-    effects: Mapping[NoiseKey, TrainingEffect], mains: Mapping[str, str], margins: Mapping[str, float]
+    effects: Mapping[NoiseKey, Effect], mains: Mapping[str, str], margins: Mapping[str, float]
 ) -> dict[NoiseKey, tuple[Verdict, float, float]]:
     """The verdicts on a whole run's effects, each with its p-value of being worse and the smallest drop that would be told.
 
@@ -154,7 +152,7 @@ def judged(cells: Sequence[Rows], one_training: Collection[str], margins: Mappin
     """
     by_cell = {rows.cell: rows for rows in cells if any(one.scores for pair in rows.records for one in pair)}
     mains = {cell: rows.records[0][0].main_score for cell, rows in by_cell.items()}
-    effects: dict[NoiseKey, TrainingEffect] = {}
+    effects: dict[NoiseKey, Effect] = {}
     evidence: dict[NoiseKey, dict[str, Any]] = {}
     judgements = []
     for cell, rows in by_cell.items():

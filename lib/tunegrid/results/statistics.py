@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from tunegrid.results.noise import Scale
+from tunegrid.results.noise import POINTS, Scale
 
 ALPHA = 0.05
 POWER = 0.8
@@ -31,23 +31,15 @@ class Effect:
     p_worse: float  # one-sided, as p_better
     p_better: float
     error: float  # standard, of `points`
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingEffect(Effect):
-    """How two mean scores differ, held to training noise."""
-
-    before: float  # the old mean
-    df: float  # degrees of freedom of the noise
-    scale: Scale
+    before: float = 0.0  # the old mean
+    df: float = np.inf  # degrees of freedom of training noise; infinitely many if single rows were compared
+    scale: Scale = POINTS
 
     def smallest(self, alpha: float, margin: float) -> float:
         """The smallest drop that is called worse four times in five: significant at `alpha`, and of the margin."""
-        error = self.error * self.scale.per_point(self.before)
-        noise = float(special.ndtri(POWER)) * error
-        significant = self.scale.moved(self.before, -critical_value(alpha, self.df) * error)
-        least = self.scale.moved(min(significant, self.before - margin), -noise)
-        return max(self.before - least, 2 * self.scale.half)
+        error, moved = self.error * self.scale.per_point(self.before), self.scale.moved
+        called = min(moved(self.before, -critical_value(alpha, self.df) * error), self.before - margin)
+        return self.before - moved(called, -float(special.ndtri(POWER)) * error)
 
 
 def critical_value(alpha: float, df: float) -> float:
@@ -58,13 +50,13 @@ def critical_value(alpha: float, df: float) -> float:
     return -float(special.stdtrit(df, alpha))
 
 
-def by_training(before: float, after: float, error: float, df: float, scale: Scale) -> TrainingEffect:
+def by_training(before: float, after: float, error: float, df: float, scale: Scale) -> Effect:
     """Two mean scores, held to a standard error on their scale that rests on `df` degrees of freedom (Student 1908)."""
     reach, distance = critical_value(ALPHA / 2, df) * error, (scale.of(after) - scale.of(before)) / max(error, TINY)
     low, high = (scale.moved(after, side * reach) - before for side in (-1, 1))
-    ends = {"points": after - before, "low": low, "high": high, "error": error / scale.per_point(before)}
     tested = {"p_worse": float(special.stdtr(df, distance)), "p_better": float(special.stdtr(df, -distance))}
-    return TrainingEffect(**ends, **tested, before=before, df=df, scale=scale)
+    error /= scale.per_point(before)
+    return Effect(points=after - before, low=low, high=high, **tested, error=error, before=before, df=df, scale=scale)
 
 
 def row_deviation(gains: Sequence[Array]) -> float:
@@ -79,10 +71,8 @@ def row_deviation(gains: Sequence[Array]) -> float:
 
 def by_rows(gains: Array) -> Effect:
     """The effect of rows' gains, new minus old: over so many rows, their mean is normal (central limit theorem)."""
-    points, error = float(gains.mean()), float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else np.inf
-    reach, distance = critical_value(ALPHA / 2, np.inf) * error, points / max(error, TINY)
-    tested = {"p_worse": float(special.ndtr(distance)), "p_better": float(special.ndtr(-distance))}
-    return Effect(points=points, low=points - reach, high=points + reach, **tested, error=error)
+    error = float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else np.inf
+    return by_training(0.0, float(gains.mean()), error, np.inf, POINTS)
 
 
 def ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float, float]:
