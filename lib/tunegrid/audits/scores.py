@@ -2,11 +2,12 @@
 
 import math
 import re
-from collections.abc import Callable, Generator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
 from random import Random
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -25,12 +26,15 @@ from tunegrid.record.checks import BERTSCORE, ORDERED, POINTS, impossible
 from tunegrid.run.build import base_type
 from tunegrid.run.device import autocast
 from tunegrid.run.evaluate import EVAL_BATCH, Evaluation
-from tunegrid.run.metrics import PointsByMetric, normalized, rouge_examples, sentence_lines, squad_examples
-from tunegrid.run.probe import COARSE, FINE, distance, hooked, searched, target_logits, undisturbed
+from tunegrid.run.metrics import METRICS, Metrics, PointsByMetric, normalized, rouge_examples, sentence_lines, squad_examples
+from tunegrid.run.probe import COARSE, FINE, chosen, distance, hooked, searched, target_logits, undisturbed
 
 ENDED_SHARE = 0.9  # of generated texts that must end by themselves
 ALIKE = 0.9  # of a window's letters
 MORE_THAN_LUCK = 3.0  # standard errors
+RARE = 10  # rows with other targets than the most frequent one, of which a sound model may find none
+LEAST_OTHERS = 0.2
+SHOWN = 60  # characters of a prediction
 CACHED = 12  # tokens of a text that is searched again with a cache
 SEARCHED = 8  # scored texts that are searched anew
 # Asks for the next token's scores (N, V) behind N begun texts of one length, in nats; minus infinity for what is forbidden.
@@ -155,46 +159,75 @@ ALONE: dict[Problem, Callable[[Task, Row, Any], PointsByMetric]] = {
 }
 
 
-def learned_something(evidence: Evidence) -> Answer:
-    """Better than no model at all, by more than luck: three standard errors of the difference, row by row."""
-    if evidence.evaluation is None or evidence.splits is None:
+def predictions_not_collapsed(evidence: Evidence) -> Answer:
+    """Predictions are not one class, answer or text for nearly all rows, if targets are many.
+
+    Rows with another prediction than the most frequent one are at least a fifth of those with another target than the most
+    frequent one. A model that finds a rare class in every second row is far from that, one that always says the same at 0.
+    """
+    if evidence.evaluation is None:
         return None
-    task = evidence.cell.task
-    name, trivial = BASELINES[task.problem](task, evidence.splits.train, evidence.evaluation.rows)
-    points = evidence.evaluation.examples[name]
-    gains = [ours - theirs for ours, theirs in zip(points, trivial, strict=True)]
-    error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
-    detail = f"{name} {fmean(points):.1f}, without a model {fmean(trivial):.1f}, standard error {error:.1f}"
-    return fmean(gains) > MORE_THAN_LUCK * error, detail
+    task, rows = evidence.cell.task, len(evidence.evaluation.rows)
+    (_, usual), (said, same) = most_frequent(task, evidence.evaluation)
+    if rows - usual < RARE:
+        return None
+    shown = task.labels[said] if task.labels else said[:SHOWN]
+    detail = f"{same} of {rows} predictions are {shown!r}; the most frequent target is that of {usual} rows"
+    return rows - same >= LEAST_OTHERS * (rows - usual), detail
 
 
-def majority_class(task: Task, train: Sequence[Row], test: Sequence[Row]) -> tuple[str, list[float]]:
-    """Always the label that most training rows have."""
-    most = max(range(len(task.labels)), key=[row[task.target] for row in train].count)
-    return "accuracy", [100.0 * (row[task.target] == most) for row in test]
+def learned_something(evidence: Evidence) -> tuple[bool, str, Mapping[str, float]] | None:
+    """Better than any answer that needs no model, by more than luck: by three standard errors of the difference, row by row.
+
+    Half a row is added that gains all points, half a row that loses them, and one that does neither (Agresti and Min 2005): the
+    error is not 0, though nearly all rows agree.
+    """
+    evaluation, splits, task = evidence.evaluation, evidence.splits, evidence.cell.task
+    if evaluation is None or splits is None:
+        return None
+    rows, (name, read_off) = evaluation.rows, BASELINES[task.problem]
+    answers = [[constant] * len(rows) for constant in {answer for answer, _ in most_frequent(task, evaluation)}]
+    answers += [read_off(task, splits.train, rows)] if read_off else []
+    known = [METRICS[task.problem](Metrics(), task, rows, own) for own in answers]
+    trivial = max((scored.examples[name] for scored in known), key=fmean)
+    gains = [ours - theirs for ours, theirs in zip(evaluation.examples[name], trivial, strict=True)]
+    count = len(rows) + 2
+    gain = sum(gains) / count
+    error = math.sqrt(((sum(one**2 for one in gains) + 100**2) / count - gain**2) / count)
+    detail = f"{name} {fmean(evaluation.examples[name]):.1f}, without a model {fmean(trivial):.1f}, standard error {error:.1f}"
+    return (
+        gain > MORE_THAN_LUCK * error,
+        detail,
+        {metric: max(one.scores[metric] for one in known) for metric in known[0].scores},
+    )
 
 
-def random_span(task: Task, train: Sequence[Row], test: Sequence[Row]) -> tuple[str, list[float]]:
+def most_frequent(task: Task, evaluation: Evaluation) -> list[tuple[Any, int]]:
+    """The most frequent target and the most frequent prediction, each with its number of rows."""
+    targets = [answer_texts(task, row)[0] if task.problem is Problem.EXTRACT else row[task.target] for row in evaluation.rows]
+    return [Counter(each).most_common(1)[0] for each in (targets, [one.value for one in evaluation.predictions])]
+
+
+def random_span(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[str]:
     """As many words as answers have on average, from a random place of the context."""
     rng = Random(0)
     length = max(1, round(fmean(len(answer_texts(task, row)[0].split()) for row in train)))
     contexts = [context(task, row).split() for row in test]
     starts = [rng.randrange(max(1, len(words) - length + 1)) for words in contexts]
-    answers = [" ".join(words[start : start + length]) for words, start in zip(contexts, starts, strict=True)]
-    return "f1", squad_examples([answer_texts(task, row) for row in test], answers)["f1"]
+    return [" ".join(words[start : start + length]) for words, start in zip(contexts, starts, strict=True)]
 
 
-def lead_sentence(task: Task, train: Sequence[Row], test: Sequence[Row]) -> tuple[str, list[float]]:
+def lead_sentence(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[str]:
     """The first sentence of the text."""
-    leads = [re.split(r"(?<=[.!?])\s+|\n", joined(row, task.text).strip(), maxsplit=1)[0] for row in test]
-    return "rougeL", rouge_examples([row[task.target] for row in test], leads, ["rougeL"])["rougeL"]
+    return [re.split(r"(?<=[.!?])\s+|\n", joined(row, task.text).strip(), maxsplit=1)[0] for row in test]
 
 
-# By problem, not by codec: an answer is held against the same baseline, be it a span or generated.
-BASELINES: dict[Problem, Callable[[Task, Sequence[Row], Sequence[Row]], tuple[str, list[float]]]] = {
-    Problem.CLASSIFY: majority_class,
-    Problem.EXTRACT: random_span,
-    Problem.GENERATE: lead_sentence,
+# The score that tells, and an answer read off the text. By problem, not by codec: an answer is held against the same baseline,
+# be it a span or generated.
+BASELINES: dict[Problem, tuple[str, Callable[[Task, Sequence[Row], Sequence[Row]], list[str]] | None]] = {
+    Problem.CLASSIFY: ("accuracy", None),
+    Problem.EXTRACT: ("f1", random_span),
+    Problem.GENERATE: ("rougeL", lead_sentence),
 }
 
 

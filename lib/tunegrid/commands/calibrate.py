@@ -16,6 +16,7 @@ from tunegrid.grid.cells import STUDY_IDS, add_from, study
 from tunegrid.grid.recipes import CACHE, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.machine import write_whole
 from tunegrid.record import Record
+from tunegrid.record.checks import failures
 from tunegrid.results.files import read_list
 from tunegrid.results.thresholds import OWN_CALIBRATE, bounds_file, load_bounds
 from tunegrid.terminal import say
@@ -54,7 +55,7 @@ def trained(path: Path, arguments: Sequence[str], run: Session = session) -> Pat
 
 
 def by_seed(records: Sequence[Record], cells: Collection[str], seeds: Collection[int]) -> dict[int, Mapping[str, Record]]:
-    """The records of each seed by cell; raises InputError if a cell did not come to its end."""
+    """The records of each seed by cell; raises InputError if a cell did not come to its end, or failed an audit."""
     finished = {
         (record.seeds.seed, record.cell): record for record in records if record.finished and record.seeds.confirms is None
     }
@@ -62,6 +63,8 @@ def by_seed(records: Sequence[Record], cells: Collection[str], seeds: Collection
         for cell in cells:
             if (seed, cell) not in finished:
                 raise InputError(f"{cell} of seed {seed} did not finish: see above, then run the same command again")
+            if failed := failures(finished[seed, cell].audits, finished[seed, cell].excused):
+                raise InputError(f"{cell} of seed {seed} tells no bound: {failed[0]}; mend it, then run the same command again")
     return {seed: {cell: finished[seed, cell] for cell in cells} for seed in seeds}
 
 

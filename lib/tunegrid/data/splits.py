@@ -73,17 +73,21 @@ def load_splits(task: Task, profile: Profile) -> Splits:
     """
     check_task(task)
     slices, columns = _slices(task, profile), task.identity or (*task.text, *task.context_columns)
-    rows, dropped, scoring = dict[str, Sequence[Row]](), dict[str, int](), set[int]()
+    rows, dropped, scoring, labels = dict[str, Sequence[Row]](), dict[str, int](), set[int](), defaultdict[str, set[int]](set)
     for name in ("test", "validation", "train"):
         part, hashes = slices[name], array("Q")  # the texts themselves are not kept
         for index, row in zip(part.indices, part.table.take(part.indices), strict=True):
             check_row(task, row, index + part.table.first, part.table.origin)
             hashes.append(identity(row, columns))
+            if task.labels and hashes[-1] not in scoring:
+                labels[name].add(row[task.target])
         usable = array("q", (index for index, text in zip(part.indices, hashes, strict=True) if text not in scoring))
         if not usable:
             raise InputError(f"{part.origin}: no rows to use: each is in a scored split, too; give other files")
         rows[name], dropped[name] = part.table.take(usable), len(part.indices) - len(usable)
         scoring.update(hashes)
+    if task.labels:
+        check_labels(task, labels, slices["train"].origin, whole=profile.cap(task.id, "train") is None)
     if profile.label_noise:
         rows["train"] = noisy(task, rows["train"], profile.label_noise)
     return Splits(
@@ -173,6 +177,14 @@ def check_task(task: Task) -> None:
         key = (rule.stratify or rule.group) if isinstance(rule, Carve) else None
         if key and key not in task.columns:
             raise InputError(f"task {task.id!r} is split by column {key!r}, which is not among its columns")
+
+
+def check_labels(task: Task, labels: Mapping[str, set[int]], origin: str, *, whole: bool) -> None:
+    """Raises InputError if training rows have one label alone, or, if all rows train, lack one that test rows have."""
+    if len(labels["train"]) == 1 or (whole and labels["test"] - labels["train"]):
+        missing = [name for label, name in enumerate(task.labels) if label not in labels["train"]]
+        only = " and ".join(task.labels[label] for label in sorted(labels["train"]))
+        raise InputError(f"{origin}: training rows are {only} alone, none is {' or '.join(missing)}; give rows of each label")
 
 
 def check_row(task: Task, row: Row, index: int, origin: str) -> None:

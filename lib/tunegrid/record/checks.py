@@ -72,7 +72,7 @@ def failures(findings: Iterable[AuditFinding], excused: Collection[str] = ()) ->
 
 
 # The audits that need a run of some length: no other may fail without counting.
-NEED_LENGTH = ("weights_moved", "generation_not_truncated", "learned_something")
+NEED_LENGTH = ("weights_moved", "generation_not_truncated", "predictions_not_collapsed", "learned_something")
 # Audits that every scored cell of the study has, and those of its task, its adapter and its quantization; some have more.
 EVERY_CELL = (
     *("checkpoint_loaded", "heads_trainable", "adapters_where_declared", "quantized_as_declared", "drawn_from_the_seed"),

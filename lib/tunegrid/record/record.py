@@ -287,6 +287,7 @@ class AuditFinding(Part):
     name: str
     passed: bool
     detail: str
+    without_model: Annotated[dict[str, Points] | None, about("points by score that an answer reaches which needs none")] = None
 
 
 class RanksRecord(Part):

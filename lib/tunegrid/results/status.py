@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import CONFIRMING
 from tunegrid.record import AuditFinding, Record, Status
-from tunegrid.record.checks import below_bounds, failures, missed_bounds_alone
+from tunegrid.record.checks import NEED_LENGTH, below_bounds, failures, missed_bounds_alone
 from tunegrid.results.report import count, joined, out_of, some
 
 # After so many updates all that trains has moved. LoRA's A moves one update after B; a warm-up may start at a rate of 0; and
@@ -34,7 +34,7 @@ class Extent:
 
     def excuse(self, audit: str) -> str:
         """Why so short a run may fail this audit; empty if it counts, as most do in every run."""
-        needed = {"weights_moved": FIRST_UPDATES, "generation_not_truncated": self.one_pass, "learned_something": self.one_pass}
+        needed = {audit: FIRST_UPDATES if audit == "weights_moved" else self.one_pass for audit in NEED_LENGTH}
         if self.updates < min(needed.get(audit, 0), self.planned):
             return f"a run of {self.updates} of {self.planned} planned updates may be too short to meet it"
         if audit == "learned_something" and self.test_rows is not None and self.test_rows < TELLING_ROWS:
