@@ -27,7 +27,7 @@ from tunegrid.run.build import base_type
 from tunegrid.run.device import autocast
 from tunegrid.run.evaluate import EVAL_BATCH, Evaluation
 from tunegrid.run.metrics import METRICS, Metrics, PointsByMetric, normalized, rouge_examples, sentence_lines, squad_examples
-from tunegrid.run.probe import COARSE, FINE, chosen, distance, hooked, searched, target_logits, undisturbed
+from tunegrid.run.probe import COARSE, FINE, distance, hooked, searched, target_logits, undisturbed
 
 ENDED_SHARE = 0.9  # of generated texts that must end by themselves
 ALIKE = 0.9  # of a window's letters
