@@ -2,7 +2,7 @@
 
 `pytest -m quick --cells gpt2_sum_lora -n 0 -p tunegrid.tests.executed` prints them. Counted is what runs on the main thread
 from the start of a test's set-up to the end of its teardown: functions and methods of `lib/tunegrid` (its tests aside),
-`fixtures`, `benchmarks` and conftest.py, each once. Not counted: the top level of modules and class bodies; what runs because
+`fixtures` and `benchmarks`, each once. Not counted: the top level of modules and class bodies; what runs because
 a module of ours is being imported; lambdas and comprehensions; what dataclasses generate; collection; the table and the files
 at the end.
 """
@@ -17,7 +17,7 @@ from pytest_benchmark.fixture import PauseInstrumentation
 
 from tunegrid import ROOT
 
-OWN = tuple(f"{ROOT / name}" for name in ("lib/tunegrid/", "fixtures/", "benchmarks/", "conftest.py"))
+OWN = tuple(f"{ROOT / name}" for name in ("lib/tunegrid/", "fixtures/", "benchmarks/"))
 TESTS = "/tunegrid/tests/"
 
 

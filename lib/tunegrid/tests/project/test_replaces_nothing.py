@@ -10,7 +10,7 @@ import sys
 from tunegrid import ROOT
 
 LIB, FIXTURES = ROOT / "lib", ROOT / "fixtures"
-PRODUCT = [path for path in (ROOT / "conftest.py", *LIB.rglob("*.py"), *FIXTURES.rglob("*.py")) if "tests" not in path.parts]
+PRODUCT = [path for path in (*LIB.rglob("*.py"), *FIXTURES.rglob("*.py")) if "tests" not in path.parts]
 OURS = {*sys.stdlib_module_names, "tunegrid", "fixtures", "benchmarks"}
 SETTERS = ("setattr", "delattr", "patch", "object", "dict")  # the builtins, pytest's monkeypatch and unittest.mock's
 

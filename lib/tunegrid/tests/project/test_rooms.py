@@ -55,7 +55,7 @@ def test_a_room_imports_only_from_rooms_to_its_left(room):
     names = {name for path in modules(room) for name in imported(path) if name.startswith("tunegrid.")}
     assert {name for name in names if name.split(".")[1] not in allowed} == set()
     tops = {name.split(".")[0] for path in modules(room) for name in imported(path)}
-    assert tops & {"pytest", "_pytest", "pytest_benchmark", "fixtures", "benchmarks", "conftest", ""} == set()
+    assert tops & {"pytest", "_pytest", "pytest_benchmark", "fixtures", "benchmarks", ""} == set()
     if room in ("record", "results", "page"):  # which take plain figures
         assert not {"torch", "transformers", "peft"} & tops
         assert not {name for name in names if name.startswith(("tunegrid.codecs", "tunegrid.run", "tunegrid.audits"))}
@@ -64,7 +64,7 @@ def test_a_room_imports_only_from_rooms_to_its_left(room):
 def test_the_page_knows_records_and_results_only_and_nothing_that_users_run_knows_the_lab():
     rooms = {name.split(".")[1] for path in modules("page") for name in imported(path) if name.startswith("tunegrid.")}
     assert rooms - {"ROOT"} == {"terminal", "errors", "machine", "grid", "record", "results", "page"}
-    product = [LIB / "__main__.py", LIB / "__init__.py", *(ROOT / "fixtures").rglob("*.py"), ROOT / "conftest.py"]
+    product = [LIB / "__main__.py", LIB / "__init__.py", *(ROOT / "fixtures").rglob("*.py")]
     assert [path.name for path in product if any(f"{name}.".startswith("tunegrid.lab.") for name in imported(path))] == []
 
 
