@@ -21,7 +21,7 @@ from benchmarks.plants.study import STUDY
 from benchmarks.stock.stages import Pair as Sides
 from benchmarks.stock.stages import first_difference
 from benchmarks.test_equivalent import ROWS, bench, unequal  # noqa: F401 # a fixture among them
-from fixtures.record import keep_rows
+from fixtures.pipeline import keep_rows
 from fixtures.session import session_of
 from tunegrid.data.splits import load_splits
 from tunegrid.errors import InputError

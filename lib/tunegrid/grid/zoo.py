@@ -167,7 +167,7 @@ RATES: Mapping[str, float] = {
     "prompt": 100.0,  # its paper: 0.3, with Adafactor
 }
 
-# Updates, LoRA's rate and the head's, in batches of 16, found by hand with test scores in view. A head's is the same whatever the
+# Updates, LoRA's rate and the head's, in batches of 16, found by hand with test scores in view. A head's is the same with each
 # method, since it does the work alone at the rate of IA3 or VeRA. GPT-2's for labels is not slow: from some starts none learns.
 QUICK: Mapping[tuple[str, str], tuple[int, float, float | None]] = {
     ("bert", "sa"): (60, 5e-3, 2e-3),
