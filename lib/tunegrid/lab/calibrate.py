@@ -19,6 +19,7 @@ from tunegrid import ROOT
 from tunegrid.commands.calibrate import by_seed, trained
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
+from tunegrid.grid.cells import study_place
 from tunegrid.grid.recipes import CACHE
 from tunegrid.lab.tolerances import numerics_toml
 from tunegrid.machine import write_whole
@@ -32,8 +33,6 @@ from tunegrid.results.thresholds import LAB_CALIBRATE
 
 RUNS = CACHE / "lab"
 Control = Mapping[str, Any]  # its `plant`, the cell that it is `of`, and the `scores` that it reached
-
-
 SEEDS = {"quick": range(10_000, 10_040), "zoo": range(5), "tasks": range(5)}  # of quick, in whose view no recipe was chosen
 CONTROLS = {"quick": "controls and not zoo and not tasks", "zoo": "controls and zoo", "tasks": "controls and tasks"}
 QUICK = "quick"  # so many seeds tell healthy runs from controls; few seeds of many methods leave bounds that controls narrow
@@ -64,7 +63,7 @@ def grids_of(options: argparse.Namespace, seeds: range, draw: int | None = None)
         arguments += [f"--set=perturbation={draw}"] if draw else []
         name = f"{options.profile}-{words}{f'-perturbation={draw}' if draw else ''}"
         records = saved(trained(RUNS / f"{name}.json", arguments))
-    return by_seed(records, dict.fromkeys(record.cell for record in records), seeds)
+    return by_seed(records, sorted({record.cell for record in records}, key=study_place), seeds)
 
 
 @cache
@@ -76,8 +75,8 @@ def saved(path: Path) -> list[Record]:
 
 
 def controls_of(options: argparse.Namespace) -> list[Control]:
-    """What the grid's controls reached, trained unless a file or saved runs are given; raises InputError for a wrong file."""
-    if options.runs and not options.controls:
+    """What controls reached, trained unless there is a file, or not needed; raises InputError if the file holds none."""
+    if options.profile == QUICK and options.runs and not options.controls:
         return []
     arguments = ["-m", CONTROLS[options.profile], "-n", options.workers]
     path: Path = options.controls or trained(RUNS / f"{options.profile}-controls.json", arguments)
