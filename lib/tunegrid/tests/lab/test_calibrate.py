@@ -14,7 +14,7 @@ from tunegrid.results.files import load, save
 from tunegrid.results.noise import POINTS, Deviation, load_noise
 from tunegrid.results.thresholds import load_bounds, load_tolerances
 from tunegrid.tests.outputs import refusal
-from tunegrid.tests.records import altered, complete, saved, scored, seeds_as
+from tunegrid.tests.records import altered, complete, saved, seeds_as
 
 MANY = 1e6  # degrees of freedom: Student's t is normal
 
@@ -195,21 +195,19 @@ def test_healthy_grids_that_anything_calls_are_counted(tmp_path, capsys):
 
 def test_each_seed_has_a_session_that_is_run_once_and_a_miss_counts_if_it_is_confirmed(tmp_path, monkeypatch, capsys):
     scores = {20_000: (90.0, None), 20_001: (40.0, 90.0), 20_002: (40.0, 45.0)}  # of one cell, and of its second training
-    codes, trained = [0, 2], []
+    cell, codes, trained = "t5_sa_sft", [0, 2], []
 
     def run(words, output):
         options = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
         seed = int(options["--seeds"])
         trained.append(seed)
-        cells = [*grid(seed).values()]
         first, second = scores[seed]
-        cells[0] = scored(cells[0].cell, first, seed)
-        cells += [scored(cells[0].cell, second, seed + 10_000, confirms=seed)] if second else []
-        saved(Path(options["--benchmark-json"]), *cells)
+        cells = grid(seed) | {cell: grid(seed, first)[cell]}
+        again = altered(grid(seed + 10_000, second)[cell], "seeds.confirms", seed)
+        saved(Path(options["--benchmark-json"]), *cells.values(), *([again] if second else []))
         return codes.pop(0)
 
     monkeypatch.setattr(false_alarms.launcher, "run", run)
-    cell = next(iter(grid(0)))
     bounds = tmp_path / "quick.toml"
     bounds.write_text(f"[cells.{cell}]\naccuracy = {{ minimum = 50.0 }}\n")
     saved(tmp_path / "baseline.json", *grid(1, 40.0).values())
