@@ -80,10 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
             for record in read_list(path):
                 by_seed[record.seeds.seed if record.seeds.confirms is None else record.seeds.confirms].append(record)
             for seed, grid in by_seed.items():
-                alone, calls = (
-                    called((one for one in grid if confirmed or one.seeds.confirms is None), path, baseline, bounds)
-                    for confirmed in (False, True)
-                )
+                own = [one for one in grid if one.seeds.confirms is None]
+                alone = called(own, path, baseline, bounds)
+                calls = called(grid, path, baseline, bounds) if len(grid) > len(own) else alone
                 missed, worse = ({cell for kind, cell, _ in calls if kind == one} for one in ("missed", "worse"))
                 dropped = [call for call in alone if call[1] not in missed | worse]
                 for line in (*(call[2] for call in calls), *(f"not confirmed: {call[2]}" for call in dropped)):

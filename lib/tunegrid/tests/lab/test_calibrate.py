@@ -75,7 +75,8 @@ def test_both_kinds_of_noise_are_measured(tmp_path):
     }
     assert written["rows"] == {"sum": 500, "qa": 500, "sa": 500}
     assert (written["evidence"]["seeds"], written["evidence"]["perturbed_seeds"]) == ([0, 1], [0])
-    assert load_noise(path).of("perturbed", grid(0)["bert_qa_lora"], "f1").sd == pytest.approx(1.0, rel=0.2)
+    # at 89, of 500 rows, a point is 50 / sqrt(89.1 * 11.1) = 1.59 on the scale
+    assert load_noise(path).of("perturbed", grid(0)["bert_qa_lora"], "f1").sd == pytest.approx(1.59, abs=0.01)
 
 
 # The command
@@ -148,7 +149,7 @@ def test_what_cannot_be_calibrated_is_refused(sessions, tmp_path, capsys, argume
 
 
 def test_saved_runs_are_calibrated_without_a_session_and_the_last_file_counts(sessions, tmp_path, capsys):
-    runs = {"seeds": [(0, 90.0, None), (1, 94.0, None)], "moved": [(0, 92.0, None), (0, 93.0, 1)]}
+    runs = {"seeds": [(0, 90.0), (1, 94.0)], "again": [(0, 92.0)], "moved": [(0, 93.0, 1)]}
     for name, grids in runs.items():
         saved(tmp_path / f"{name}.json", *(record for one in grids for record in grid(*one).values()))
     paths = [str(tmp_path / f"{name}.json") for name in runs]
@@ -181,11 +182,8 @@ def test_saved_runs_are_calibrated_without_a_session_and_the_last_file_counts(se
 def test_healthy_grids_that_anything_calls_are_counted(tmp_path, capsys):
     save(load(false_alarms.BASELINE), tmp_path / "healthy.json")
     bounds = tmp_path / "quick.toml"
-    bounds.write_text("[cells.t5_sa_sft]\naccuracy = { minimum = 1.0 }\n")
-    arguments = [str(tmp_path / "healthy.json"), "--bounds", str(bounds)]
-    assert false_alarms.main(arguments) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "0 of 5 healthy grids are red"
     bounds.write_text("[cells.t5_sa_sft]\naccuracy = { minimum = 99.9 }\n")
+    arguments = [str(tmp_path / "healthy.json"), "--bounds", str(bounds)]
     assert false_alarms.main(arguments) == 1
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("healthy.json seed 0: t5_sa_sft accuracy ")
@@ -194,7 +192,7 @@ def test_healthy_grids_that_anything_calls_are_counted(tmp_path, capsys):
 
 
 def test_each_seed_has_a_session_that_is_run_once_and_a_miss_counts_if_it_is_confirmed(tmp_path, monkeypatch, capsys):
-    scores = {20_000: (90.0, None), 20_001: (40.0, 90.0), 20_002: (40.0, 45.0)}  # of one cell, and of its second training
+    scores = {20_000: (96.0, None), 20_001: (90.0, 96.0), 20_002: (90.0, 94.0)}  # of one cell, and of its second training
     cell, codes, trained = "t5_sa_sft", [0, 2], []
 
     def run(words, output):
@@ -209,8 +207,8 @@ def test_each_seed_has_a_session_that_is_run_once_and_a_miss_counts_if_it_is_con
 
     monkeypatch.setattr(false_alarms.launcher, "run", run)
     bounds = tmp_path / "quick.toml"
-    bounds.write_text(f"[cells.{cell}]\naccuracy = {{ minimum = 50.0 }}\n")
-    saved(tmp_path / "baseline.json", *grid(1, 40.0).values())
+    bounds.write_text(f"[cells.{cell}]\naccuracy = {{ minimum = 95.0 }}\n")
+    saved(tmp_path / "baseline.json", *grid(1).values())
     of = {"--train": "20000-20002", "--to": tmp_path, "--bounds": bounds, "--baseline": tmp_path / "baseline.json"}
     arguments = [str(word) for option in of.items() for word in option]
     assert "pytest ended with exit code 2: see " in refusal(capsys, false_alarms.main, *arguments)
