@@ -173,7 +173,7 @@ def test_saved_runs_are_calibrated_without_a_session_and_the_last_file_counts(se
     }
     assert not sessions
     assert "no controls were given" in capsys.readouterr().out
-    assert "t5_sa_sft of seed 2 did not finish" in refusal(capsys, calibrate.main, "--seeds", "1-2", "--runs", *paths)
+    assert "bert_sum_lora of seed 2 did not finish" in refusal(capsys, calibrate.main, "--seeds", "1-2", "--runs", *paths)
 
 
 # Healthy runs
