@@ -10,7 +10,7 @@ from tunegrid.lab.power import Simulation, runs_until
 from tunegrid.results.noise import PERTURBED, SEEDS, Noise
 from tunegrid.tests.outputs import refusal
 
-RUNS = 100
+RUNS = 60
 MAINS = {cell.id: cell.task.main_score for cell in STUDY.cells(QUICK_PROFILE)}
 
 
