@@ -39,7 +39,7 @@ class Effect:
         """The smallest drop that is called worse four times in five: significant at `alpha`, and of the margin."""
         error, moved = self.error * self.scale.per_point(self.before), self.scale.moved
         called = min(moved(self.before, -critical_value(alpha, self.df) * error), self.before - margin)
-        return self.before - moved(called, -float(special.ndtri(POWER)) * error)
+        return max(self.before - moved(called, -float(special.ndtri(POWER)) * error), margin)  # less than it never counts
 
 
 def critical_value(alpha: float, df: float) -> float:

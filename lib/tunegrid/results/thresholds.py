@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError, first_line
+from tunegrid.results.judgements import PEAKS, SPEEDS, TRACED
 from tunegrid.terminal import visible
 
 THRESHOLDS = ROOT / "benchmarks" / "thresholds"
@@ -31,8 +32,8 @@ Bounds = Mapping[str, float]  # minimum points by metric
 Tolerances = Mapping[str, Mapping[str, float]]
 MARGINS = {
     "points": ("other",),
-    "memory": ("ledger", "rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib", "activations_bytes", "peak_bytes"),
-    "speed": ("step_seconds", "row_seconds", "token_seconds"),
+    "memory": ("ledger", *PEAKS, *TRACED),
+    "speed": SPEEDS,
 }
 TOLERATED = (
     *("first", "later", "weights", "probe_gradients", "gradients", "moved", "moved_alone", "curve", "decoded"),

@@ -201,10 +201,8 @@ class JudgedRun:
         good, bad = (f"{upgraded[0]}=={versions[upgraded[0]]}" for versions in (before, after))
         by = ",".join(kind for kind in KINDS if kind in kinds)
         words = ["tunegrid", "bisect", "--good", good, "--bad", bad, "--cells", cells[0], "--by", by]
-        marker, seeds = (
-            words_for(cells[0], new[0].profile),
-            sorted({one.seeds.seed or 0 for one in new if one.seeds.confirms is None}),
-        )
+        marker = words_for(cells[0], new[0].profile)
+        seeds = sorted({one.seeds.seed or 0 for one in new if one.seeds.confirms is None})
         options = [*(["-m", marker] if marker != "quick" else []), *self.options(whole=True)]
         options += ["--seeds", ",".join(map(str, seeds))] if seeds != [0] else []
         also = f" ({', '.join(upgraded[1:])} changed, too)" if upgraded[1:] else ""
@@ -359,9 +357,7 @@ def _soundness(records: Sequence[Record], total: int) -> str:
 
 def _of_unconfirmed(run: JudgedRun) -> Iterator[Finding]:
     """What was missed or worse at one seed and not at the one that confirms it: over time, what fails now and then."""
-    drops = [j for j in run.judged if j.confirmed == "no"]
-    said = [*unconfirmed(run.records, run.before), *(f"no drop of {evidence_of(j)}" for j in drops)]
-    if said:
+    if said := [*unconfirmed(run.records, run.before), *(evidence_of(j) for j in run.judged if j.confirmed == "no")]:
         yield Finding(sentence="; ".join(said))
 
 

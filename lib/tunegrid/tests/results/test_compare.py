@@ -8,11 +8,11 @@ import pytest
 from tunegrid.commands import compare as command
 from tunegrid.results.compare import PEAK, SECONDS, TENSORS, TRAINED, compared, dominates, entry_of, p_of, sections
 from tunegrid.results.files import read_list
-from tunegrid.results.noise import SEEDS, Deviation, Noise, load_noise
+from tunegrid.results.noise import SEEDS, Noise, load_noise
 from tunegrid.results.report import FORMATS, text
 from tunegrid.tests.kinds import BASELINE
 from tunegrid.tests.outputs import is_snapshot, refusal
-from tunegrid.tests.records import FOOTPRINT, MEASURED, PHASE, complete, saved, seeds_as
+from tunegrid.tests.records import FOOTPRINT, MEASURED, PHASE, complete, draws, saved, seeds_as
 
 pytestmark = pytest.mark.usefixtures("store")
 MANY = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 10_000}}  # so that rows resolve small deviations
@@ -77,8 +77,8 @@ def test_three_methods_on_two_seeds_by_hand():
 
 
 def test_calibrated_noise_tells_what_one_seed_of_each_cannot():
-    known = {(f"bert_sa_{method}", "accuracy"): Deviation(sd=1.0, df=9.0) for method in ("sft", "lora", "qlora")}
-    noise = Noise(profile="quick", rows={"sa": 10_000}, measured={"seeds": known})
+    known = {(f"bert_sa_{method}", "accuracy"): draws(1.0, 9, 10_000) for method in ("sft", "lora", "qlora")}
+    noise = Noise(profile="quick", rows={"sa": 10_000}, scores={"seeds": known})
     records = [measured("bert_sa_sft", 90.0), measured("bert_sa_lora", 80.0)]
     comparison = alone(records, noise)
     assert pair(comparison, "sft", "lora").apart
