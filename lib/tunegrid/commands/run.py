@@ -14,8 +14,6 @@ from tunegrid.grid.recipes import CACHE
 
 # The settings and the cases of this suite, whatever project the folder is of.
 SUITE = ("-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", f"-ocache_dir={CACHE / 'pytest'}", str(ROOT / "benchmarks"))
-
-
 # Options with a path, which pytest would take for one to collect if a blank stands between: it loads conftests before options.
 PLACES = ("--checkpoint-root", "--data-root", "--gate", "--grid", "--html", "--save-models")
 

@@ -21,7 +21,9 @@ NOISE = noise_of(15)
 
 def test_a_scale_of_errors_is_wide_near_100_and_ends_at_0_and_100():
     scale = scale_of(500, "accuracy")
-    assert (scale.of(50.0), scale.of(100.1), scale.of(-1.0)) == pytest.approx((78.540, scale.of(100.0), scale.of(0.0)), abs=1e-3)
+    assert (scale.of(50.0), scale.of(100.1), scale.of(-1.0)) == pytest.approx(
+        (78.540, scale.of(100.0), scale.of(0.0)), abs=1e-3
+    )
     assert (scale.per_point(50.0), scale.per_point(98.5)) == pytest.approx((50 / 50.1, 50 / (98.6 * 1.6) ** 0.5))
     assert (scale.moved(99.0, 100.0), scale.moved(1.0, -100.0)) == pytest.approx((100.0, 0.0))
     assert scale.moved(90.0, scale.of(95.0) - scale.of(90.0)) == pytest.approx(95.0)

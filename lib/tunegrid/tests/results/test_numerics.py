@@ -63,7 +63,12 @@ def moved(index, gap):
         ([0.1] * 11, [0.1] * 10 + [0.1004], CHANGED, "curve: losses are equal before update 11, and differ by 4.0e-04 there"),
         ([0.1] * 11, [0.1] * 9 + [0.9, 0.1], CHANGED, "at update 10"),
         # five updates after the eleventh on average 0.4 in place of 0.5
-        (HALF, [*ROUNDED, *DRAWN[10:]], CHANGED, "losses part from update 11 on: curves differ by 0.2 of the mean loss, not by"),
+        (
+            HALF,
+            [*ROUNDED, *DRAWN[10:]],
+            CHANGED,
+            "losses part from update 11 on: curves differ by 0.2 of the mean loss, not by",
+        ),
         (HALF, [*ROUNDED, *[0.5003] * 3, *[0.4] * 7], CHANGED, "curve: losses part from update 14 on"),  # more than 5e-4 nats
     ],
 )
