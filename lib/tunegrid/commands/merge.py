@@ -18,8 +18,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import Record
 from tunegrid.results import files
-from tunegrid.results.alike import check_alike
-from tunegrid.results.files import BenchmarkRow, RunJson, SavedRun, case_of, has_no_time, name_of
+from tunegrid.results.files import BenchmarkRow, RunJson, SavedRun, case_of, check_alike, has_no_time, name_of
 from tunegrid.results.report import some
 from tunegrid.results.status import compared_together, contradicts
 from tunegrid.terminal import say

@@ -23,8 +23,8 @@ from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.record import Record
 from tunegrid.record.checks import failures, impossible_figures
 from tunegrid.record.record import Limits, recipe_record
-from tunegrid.results.alike import ALIKE, check_alike
-from tunegrid.results.files import read_list
+from tunegrid.results.figures import ALIKE
+from tunegrid.results.files import check_alike, read_list
 from tunegrid.results.noise import SEEDS, Groups, Noise, NoiseKey, task_of
 from tunegrid.results.report import Section, out_of
 from tunegrid.results.statistics import ALPHA, POWER, holm

@@ -21,18 +21,16 @@ from tunegrid.errors import InputError
 from tunegrid.record import Record
 from tunegrid.record.checks import BERTSCORE
 from tunegrid.record.record import TrainingRecord
-from tunegrid.results.alike import unlike_libraries
 from tunegrid.results.examples import Runs, read
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, judgement_of
 from tunegrid.results.modules import Modules, Names, first_modules, read_both
 from tunegrid.results.quality import Rows
 from tunegrid.results.report import count
-from tunegrid.results.thresholds import BERTSCORE_ROUNDING, FIXED_ANSWERS, SMALL_NORM, Tolerances, tolerance_of
+from tunegrid.results.thresholds import BERTSCORE_ROUNDING, CHANCE, FIXED_ANSWERS, SMALL_NORM, Tolerances, tolerance_of
 
 UPDATES = 10
 MOVED = 3  # updates after which `moved` is taken
 WINDOW = 5  # updates: the losses of so many make a point of the curve; rounding moves single ones by more
-CHANCE = 3e-4  # that rounding alone changes as many rows in a cell, if it changes as many as its tolerance on average
 OF_PROBE = ("probe_loss", "probe_gradients", "probe_reached", "tokens_read", "decoded", "generated")
 OPTIONAL = ("computed", "probe_reached", "reached", "tokens_read", "decoded", "generated", "predicted")  # None: not looked at
 BY_GROUP = ("weights", "probe_gradients", "gradients", "moved")
@@ -308,3 +306,13 @@ def not_comparable(old: Record, new: Record, tolerances: Tolerances) -> str:
         f"no tolerance was measured for {kinds[1]} after {kinds[0]}": kinds[0] != kinds[1] or kinds[0] not in tolerances,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def unlike_libraries(before: Record, after: Record) -> str:
+    """Which libraries two records do not have in common, by version or by code; empty if none is known to differ."""
+    olds, news = before.versions, after.versions
+    other = [f"{name} {new}, it was {olds.get(name)}" for name, new in news.items() if olds.get(name) != new]
+    for name, digest in after.libraries.items():
+        if before.libraries.get(name, digest) != digest and olds.get(name) == news.get(name):
+            other.append(f"{name} {news.get(name)} of other code")
+    return "; ".join(other)
