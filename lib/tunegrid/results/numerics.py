@@ -127,9 +127,8 @@ def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, A
     uncounted = 0 if name in ("probe_reached", "reached") else None  # a group of which no tensor gets a gradient
     values = before.get(group, uncounted), after.get(group, uncounted)
     old, new = ("no number" if one is None else f"{one:.6g}" if isinstance(one, float) else f"{one}" for one in values)
-    factor = (
-        f"x {values[1] / values[0]:.4g}" if name in BY_GROUP and values[0] and values[1] is not None else f"{new}, before {old}"
-    )
+    grew = name in BY_GROUP and values[0] and values[1] is not None
+    factor = f"x {values[1] / values[0]:.4g}" if grew else f"{new}, before {old}"
     return {"group": group, "gap": gap, "before": old, "after": new, "factor": factor}
 
 

@@ -167,11 +167,8 @@ def judged(cells: Sequence[Rows], one_training: Collection[str], margins: Mappin
             scores = ([record.scores.get(metric) for record in seeds.values()] for seeds in (rows.old, rows.new))
             old, new = (all(score is not None and math.isfinite(score) for score in own) for own in scores)
             if not old or not new:
-                verdict, detail = (
-                    Verdict.WORSE if old else Verdict.CANNOT_TELL,
-                    f"the {'new' if old else 'old'} score is not a number",
-                )
-                judgements.append(judgement_of(first, metric, verdict, detail=detail))
+                verdict, which = (Verdict.WORSE, "new") if old else (Verdict.CANNOT_TELL, "old")
+                judgements.append(judgement_of(first, metric, verdict, detail=f"the {which} score is not a number"))
                 continue
             margin = margins.get(metric, margins["other"])  # of any other score, as a user's task may hold
             known, effect = tested(metric, rows, cell in one_training, noise, margin)
