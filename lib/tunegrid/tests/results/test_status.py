@@ -4,7 +4,7 @@ import pytest
 
 from tunegrid import ROOT
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.recipes import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
+from tunegrid.grid.recipes import CONFIRMING, FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.record import AuditFinding
 from tunegrid.record.checks import impossible
 from tunegrid.results.files import read_list
@@ -14,10 +14,13 @@ from tunegrid.results.status import (
     contradicts,
     cross_cell_audits,
     too_short,
+    unconfirmed,
+    weighed,
     why_not_to_train,
     with_status,
 )
 from tunegrid.tests.records import MEASURED, complete
+from tunegrid.tests.records import scored as scored_on_many_rows
 
 GOOD = {"name": "base_frozen", "passed": True, "detail": ""}
 BROKEN = {"name": "base_frozen", "passed": False, "detail": "3 tensors changed"}
@@ -170,3 +173,32 @@ def test_the_studys_impossible_numbers_and_copied_rows_are_found():
     found += [detail for details in failed(*records).values() for detail in details]
     assert [sentence for sentence in found if sentence not in listed] == []
     assert len(found) == listed.count("* `") == 7  # F13 and F14
+
+
+def twice(first, second, seed=43):
+    """A cell whose bound is 50, and its second training; below 0 an audit fails, too."""
+    parts = ((first, seed, {}), (second, seed + CONFIRMING, {"confirms": seed}))
+    whole = Extent(updates=2, planned=2, one_pass=1)
+    return [with_status(scored_on_many_rows("bert_sa_lora", score, own, **confirms), whole) for score, own, confirms in parts]
+
+
+@pytest.mark.parametrize(
+    ("scores", "statuses", "said"),
+    [
+        ((49.0, 99.0), ["unconfirmed", "passed"], "missed at seed 43 (accuracy 49.0 is below 50.0), reached at 10043"),
+        ((99.0, 49.0), ["passed", "unconfirmed"], "missed at seed 10043 (accuracy 49.0 is below 50.0), reached at 43"),
+        ((49.0, 49.0), ["missed", "missed"], ""),
+        ((-49.0, 99.0), ["missed", "passed"], ""),  # an audit is no noise
+        ((49.0, -99.0), ["missed", "audit"], ""),
+    ],
+)
+def test_a_miss_counts_unless_the_other_training_passed(scores, statuses, said):
+    records = weighed(twice(*scores))
+    assert [record.status for record in weighed(records)] == statuses  # weighed again, as a merge does, it is the same
+    assert [*unconfirmed(records)] == ([f"bert_sa_lora {said}: not confirmed"] if said else [])
+
+
+def test_misses_that_no_second_training_confirmed_are_counted_over_older_runs():
+    older = [record for seed in (44, 45) for record in weighed(twice(49.0 if seed == 44 else 99.0, 99.0, seed))]
+    [sentence] = unconfirmed(weighed(twice(49.0, 99.0)), older)
+    assert sentence.endswith("not confirmed; 2 of 3 seeds")
