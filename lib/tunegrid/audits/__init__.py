@@ -83,6 +83,6 @@ def audited(evidence: Evidence, stages: Iterable[str] = tuple(AUDITS)) -> list[A
             answer = False, f"could not look: {type(error).__name__}: {first_line(error)}"
         if answer is not None:
             passed, detail, *more = answer
-            known = dict(*more) or None
-            findings.append(AuditFinding(name=audit.__name__, passed=passed, detail=detail, without_model=known))
+            known: dict[str, float] = dict(*more)
+            findings.append(AuditFinding(name=audit.__name__, passed=passed, detail=detail, without_model=known or None))
     return findings

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunegrid.audits.evidence import Evidence, none_of, sample, text_of
+from tunegrid.audits.evidence import Evidence, copies, none_of, sample
 from tunegrid.codecs.base import alphanumeric
 from tunegrid.codecs.extract import ExtractCodec
 from tunegrid.data.sources import answer_span, context
@@ -285,8 +285,5 @@ def no_leakage(evidence: Evidence) -> Answer:
     """No test row's text is among the training rows."""
     if evidence.splits is None:
         return None
-    key = text_of(evidence.cell)
-    scored = [key(row) for row in evidence.splits.test]
-    trained = set(scored).intersection(map(key, evidence.splits.train))
-    shared = [i for i, text in enumerate(scored) if text in trained]
-    return none_of(shared, f"{len(scored)} test rows", "of them train, rows")
+    test, train = evidence.splits.test, evidence.splits.train
+    return none_of(copies(evidence.cell, test, train), f"{len(test)} test rows", "of them train, rows")

@@ -1,6 +1,6 @@
 """What audits look at: all that a cell's stages leave behind."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from random import Random
@@ -89,10 +89,12 @@ def sample(items: Sequence[T], count: int = SAMPLE) -> list[T]:
     return [items[i] for i in Random(0).sample(range(len(items)), count)] if len(items) > count else list(items)
 
 
-def text_of(cell: Cell) -> Callable[[Row], int]:
-    """A hash of the text that identifies a row, as a function of it: of all columns that its cell reads."""
+def copies(cell: Cell, rows: Sequence[Row], others: Sequence[Row]) -> list[int]:
+    """Places of the rows whose text, by all columns that the cell reads, is among others' texts."""
     columns = (*cell.text, *cell.task.context_columns)
-    return lambda row: identity(row, columns)
+    texts = [identity(row, columns) for row in rows]
+    known = set(texts).intersection(identity(row, columns) for row in others)
+    return [i for i, text in enumerate(texts) if text in known]
 
 
 def none_of(odd: Sequence[Any], detail: str, fault: str) -> Answer:
