@@ -43,8 +43,8 @@ TWICE = 2.0  # any factor would do to scale an adapter and scale it back
 MORE_THAN_LUCK = 6.0  # standard errors of a share of dropped values
 HOLDERS = (nn.ModuleDict, nn.ModuleList)  # they are never called themselves
 SERVED = 4  # test rows that a saved model is asked about, in one batch
-# Fields of configurations that loading or saving sets.
-LOADING = {"inference_mode", "auto_mapping", "base_model_name_or_path", "init_lora_weights"}
+# Fields of configurations that loading or saving sets; PEFT names a classifier's head anew each time, and logits tell of it.
+LOADING = {"inference_mode", "auto_mapping", "base_model_name_or_path", "init_lora_weights", "modules_to_save"}
 LOADING |= {"_name_or_path", "architectures", "transformers_version", "dtype"}
 BEYOND_ASCII = "Straße, çok güzel, 東京の天気, привет мир, naïve café 😀 €5."
 LONG = 60  # times: hundreds of tokens, longer than any cut
