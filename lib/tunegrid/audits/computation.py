@@ -379,7 +379,7 @@ def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[s
     answers: list[list[Any]] = []
     for codec, model in ((evidence.codec, evidence.model), (codec_of(cell, tokenizer), served)):
         features = codec.encode(rows, training=False)
-        if model is served and isinstance(codec, GenerateCodec):
+        if codec is not evidence.codec and isinstance(codec, GenerateCodec):
             prompt = on(device, codec.prompt(features))
             start = prompt["input_ids"].shape[1] if codec.start_id is None else 1
             outputs = [codec.until_end(ids) for ids in served.generate(**prompt)[:, start:].tolist()]
