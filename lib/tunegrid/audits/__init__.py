@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 
 from tunegrid.audits import before, computation, scores, training
-from tunegrid.audits.evidence import Evidence
+from tunegrid.audits.evidence import AbsentError, Evidence
 from tunegrid.errors import first_line
 from tunegrid.grid.methods import Answer
 from tunegrid.record import AuditFinding
@@ -79,6 +79,8 @@ def audited(evidence: Evidence, stages: Iterable[str] = tuple(AUDITS)) -> list[A
     for audit in chain.from_iterable(AUDITS[stage] for stage in stages):
         try:
             answer = audit(evidence)
+        except AbsentError:
+            continue
         except Exception as error:  # a broken run must not keep its own record from being written
             answer = False, f"could not look: {type(error).__name__}: {first_line(error)}"
         if answer is not None:

@@ -14,10 +14,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunegrid.audits.evidence import Evidence, copies, none_of, sample
+from tunegrid.audits.evidence import Evidence, copies, none_of, sample, there
 from tunegrid.codecs.base import alphanumeric
 from tunegrid.codecs.extract import ExtractCodec
 from tunegrid.data.sources import answer_span, context
+from tunegrid.data.splits import Splits
 from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import TOKEN_ROWS, Answer
@@ -236,9 +237,8 @@ def nf4(weight: Tensor) -> Tensor:
 
 def labels_are_targets(evidence: Evidence) -> Answer:
     """What the loss counts, decoded again, is the target of its row, and nothing of the prompt or the padding."""
-    if evidence.splits is None:
-        return None
-    features, rows, check = sample(evidence.trainer.features), evidence.splits.train, evidence.codec.label_is_target
+    rows = there(evidence.splits, Splits).train
+    features, check = sample(evidence.trainer.features), evidence.codec.label_is_target
     labels = evidence.codec.collate(features)["labels"]
     wrong = [f.example for f, label in zip(features, labels, strict=True) if not check(rows[f.example], f, label)]
     return none_of(wrong, f"{len(features)} sampled rows", "train on other labels than their targets")
@@ -246,12 +246,10 @@ def labels_are_targets(evidence: Evidence) -> Answer:
 
 def answers_at_annotated_start(evidence: Evidence) -> Answer:
     """Labelled spans begin and end where the annotation does, and every window that holds its answer has one."""
-    codec = evidence.codec
-    if evidence.splits is None or not isinstance(codec, ExtractCodec):
-        return None
+    codec, rows = there(evidence.codec, ExtractCodec), there(evidence.splits, Splits).train
     labelled, wrong, unlabelled = 0, list[int](), list[int]()
     for feature in evidence.trainer.features:
-        row, tokens = evidence.splits.train[feature.example], codec.labelled_tokens(feature)
+        row, tokens = rows[feature.example], codec.labelled_tokens(feature)
         if tokens:
             (first, last), (begin, end) = tokens, answer_span(codec.task, row)
             labelled += 1
@@ -266,12 +264,10 @@ def answers_at_annotated_start(evidence: Evidence) -> Answer:
 
 def offsets_show_their_tokens(evidence: Evidence) -> Answer:
     """The characters from which a token is said to come are its own."""
-    codec = evidence.codec
-    if evidence.splits is None or not isinstance(codec, ExtractCodec):
-        return None
+    codec, rows = there(evidence.codec, ExtractCodec), there(evidence.splits, Splits).train
     wrong = count = 0
     for feature in sample(evidence.trainer.features):
-        text, extra = context(codec.task, evidence.splits.train[feature.example]), feature.extra
+        text, extra = context(codec.task, rows[feature.example]), feature.extra
         tokens = feature.input_ids[extra.shift : extra.shift + len(extra.offsets)]
         for token, (start, end) in zip(tokens, extra.offsets, strict=True):
             said = alphanumeric(codec.tokenizer.decode([token]))  # nothing: a space before an unknown token
@@ -283,7 +279,5 @@ def offsets_show_their_tokens(evidence: Evidence) -> Answer:
 
 def no_leakage(evidence: Evidence) -> Answer:
     """No test row's text is among the training rows."""
-    if evidence.splits is None:
-        return None
-    test, train = evidence.splits.test, evidence.splits.train
-    return none_of(copies(evidence.cell, test, train), f"{len(test)} test rows", "of them train, rows")
+    splits = there(evidence.splits, Splits)
+    return none_of(copies(evidence.cell, splits.test, splits.train), f"{len(splits.test)} test rows", "of them train, rows")

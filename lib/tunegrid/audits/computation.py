@@ -56,17 +56,13 @@ LARGEST_GIB = 4.0
 
 def predicting_twice_is_the_same(evidence: Evidence) -> Answer:
     """In evaluation mode nothing is random: another pass over the same batch gives the same bits."""
-    probe = evidence.probe
-    if not probe.together:
-        return None
-    return not probe.repeated, f"logits differ by {probe.repeated:.1e} of the largest" if probe.repeated else "bit for bit"
+    repeated = evidence.answered.repeated
+    return not repeated, f"logits differ by {repeated:.1e} of the largest" if repeated else "bit for bit"
 
 
 def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
     """Padding and neighbours do not matter: a row alone has the logits that it has in a batch, and gradients add up."""
-    probe = evidence.probe
-    if not probe.together:
-        return None
+    probe = evidence.answered
     apart = max(
         distance(batch[i][tuple(map(slice, one[0].shape))], one[0])
         for i, row in enumerate(probe.alone)
@@ -81,9 +77,7 @@ def loss_is_the_tasks(evidence: Evidence) -> Answer:
 
     In nats, summed: of a label, of target tokens, or the mean of a span's start and end.
     """
-    trainer, probe = evidence.trainer, evidence.probe
-    if not probe.together:
-        return None
+    trainer, probe = evidence.trainer, evidence.answered
     batch = on(evidence.device, trainer.codec.collate(probe.rows))
     logits, labels = probe.together, batch["labels"]
     if len(logits) == 2:  # padding can be neither start nor end
@@ -117,9 +111,7 @@ def decoder_sees_no_future(evidence: Evidence) -> Answer:
 
 def gradients_reach(evidence: Evidence) -> Answer:
     """Every parameter that trains gets a gradient that is not zero, now or in training; those of unused modules aside."""
-    probe, head, trained, trainer = evidence.probe, evidence.cell.head, evidence.trained, evidence.trainer
-    if not probe.together:
-        return None
+    probe, head, trained, trainer = evidence.answered, evidence.cell.head, evidence.trained, evidence.trainer
 
     def remembered(name: str) -> bool:
         """Whether the optimizer's state shows a gradient; the maps of packed moments show none."""

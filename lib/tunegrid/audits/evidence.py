@@ -24,6 +24,17 @@ T = TypeVar("T")
 SAMPLE = 8  # rows that are decoded again
 
 
+class AbsentError(Exception):
+    """What an audit looks at is not there: it says nothing."""
+
+
+def there(part: object, kind: type[T]) -> T:
+    """A part of the evidence; raises AbsentError if there is none, or one of another kind."""
+    if not isinstance(part, kind):
+        raise AbsentError
+    return part
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """What a cell's run leaves behind.
@@ -82,6 +93,11 @@ class Evidence:
     def probe(self) -> Probe:
         """What the trained model answers to a few training rows."""
         return probe(self.trainer)
+
+    @property
+    def answered(self) -> Probe:
+        """The same; raises AbsentError if the model's output names no logits."""
+        return there(self.probe if self.probe.together else None, Probe)
 
 
 def sample(items: Sequence[T], count: int = SAMPLE) -> list[T]:

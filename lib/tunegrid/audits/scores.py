@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tunegrid.audits.evidence import SAMPLE, Evidence, copies, none_of, sample
+from tunegrid.audits.evidence import SAMPLE, Evidence, copies, none_of, sample, there
 from tunegrid.codecs.base import Feature, alphanumeric, same_alphanumeric
 from tunegrid.codecs.extract import ExtractCodec
 from tunegrid.codecs.features import chunks, lengths_of
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.sources import Row, answer_texts, context, joined
+from tunegrid.data.splits import Splits
 from tunegrid.grid.methods import Answer
 from tunegrid.grid.recipes import Generation
 from tunegrid.grid.tasks import Problem, Task
@@ -43,18 +44,14 @@ Search = Generator[Sequence[tuple[int, ...]], Tensor, float]
 
 def selection_apart_from_test(evidence: Evidence) -> Answer:
     """No row that chose among epochs is scored."""
-    rows = evidence.trainer.chosen_on
-    if evidence.evaluation is None or not rows:
-        return None
-    return none_of(copies(evidence.cell, rows, evidence.evaluation.rows), f"{len(rows)} rows chose the epoch", "are scored")
+    rows, scored = evidence.trainer.chosen_on, there(evidence.evaluation, Evaluation).rows
+    return none_of(copies(evidence.cell, rows, scored), f"{len(rows)} rows chose the epoch", "are scored") if rows else None
 
 
 def prompt_intact_at_inference(evidence: Evidence) -> Answer:
     """What frames the input survives truncation: special tokens, the prefix, a separator, a chat template."""
-    if evidence.evaluation is None:
-        return None
+    prompts = [feature.input_ids for feature in there(evidence.evaluation, Evaluation).features]
     (begin, end), most = evidence.codec.frame(), evidence.cell.recipe.max_length
-    prompts = [feature.input_ids for feature in evidence.evaluation.features]
     framed = [ids[: len(begin)] == begin and ids[len(ids) - len(end) :] == end for ids in prompts]
     odd = [i for i, ids in enumerate(prompts) if not framed[i] or len(ids) > most]
     detail = f"{len(prompts)} prompts, {len(begin)} tokens before and {len(end)} behind"
@@ -63,9 +60,7 @@ def prompt_intact_at_inference(evidence: Evidence) -> Answer:
 
 def windows_map_to_examples(evidence: Evidence) -> Answer:
     """Every row has windows, and a window's tokens are its row's context."""
-    codec, evaluation = evidence.codec, evidence.evaluation
-    if evaluation is None or not isinstance(codec, ExtractCodec):
-        return None
+    codec, evaluation = there(evidence.codec, ExtractCodec), there(evidence.evaluation, Evaluation)
     rows, features = evaluation.rows, evaluation.features
 
     def shows_its_row(feature: Feature) -> bool:
@@ -82,18 +77,14 @@ def windows_map_to_examples(evidence: Evidence) -> Answer:
 
 def generation_not_truncated(evidence: Evidence) -> Answer:
     """Generated texts end by themselves, nearly all of them, not at the limit of tokens."""
-    if evidence.evaluation is None or not isinstance(evidence.codec, GenerateCodec):
-        return None
-    lengths = [len(ids) for ids in evidence.evaluation.outputs]
-    ended = fmean(map(evidence.codec.ended, evidence.evaluation.outputs))
+    codec, outputs = there(evidence.codec, GenerateCodec), there(evidence.evaluation, Evaluation).outputs  # type: ignore[type-abstract]
+    lengths, ended = [len(ids) for ids in outputs], fmean(map(codec.ended, outputs))
     return ended >= ENDED_SHARE, f"{ended:.0%} ended, {min(lengths)} to {max(lengths)} tokens, {fmean(lengths):.1f} on average"
 
 
 def metric_invariants(evidence: Evidence) -> Answer:
     """What these metrics satisfy whatever is predicted, and some rows scored again: on each row, on average, and in number."""
-    evaluation, task = evidence.evaluation, evidence.cell.task
-    if evaluation is None:
-        return None
+    evaluation, task = there(evidence.evaluation, Evaluation), evidence.cell.task
     examples, scores, count = evaluation.examples, evaluation.scores, len(evaluation.rows)
     faults = [f"{name} has {len(points)} rows of {count}" for name, points in examples.items() if len(points) != count]
     pairs = zip(evaluation.predictions, evaluation.rows, strict=True) if "exact_match" in examples else ()
@@ -132,10 +123,8 @@ def predictions_not_collapsed(evidence: Evidence) -> Answer:
     Rows with another prediction than the most frequent one are at least a fifth of those with another target than the most
     frequent one. A model that finds a rare class in every second row is far from that, one that always says the same at 0.
     """
-    if evidence.evaluation is None:
-        return None
-    task, rows = evidence.cell.task, len(evidence.evaluation.rows)
-    (_, usual), (said, same) = most_frequent(task, evidence.evaluation)
+    task, evaluation = evidence.cell.task, there(evidence.evaluation, Evaluation)
+    rows, ((_, usual), (said, same)) = len(evaluation.rows), most_frequent(task, evaluation)
     if rows - usual < RARE:
         return None
     shown = task.labels[said] if task.labels else said[:SHOWN]
@@ -143,15 +132,13 @@ def predictions_not_collapsed(evidence: Evidence) -> Answer:
     return rows - same >= LEAST_OTHERS * (rows - usual), detail
 
 
-def learned_something(evidence: Evidence) -> tuple[bool, str, Mapping[str, float]] | None:
+def learned_something(evidence: Evidence) -> tuple[bool, str, Mapping[str, float]]:
     """Better than any answer that needs no model, by more than luck: by three standard errors of the difference, row by row.
 
     Half a row is added that gains all points, half a row that loses them, and one that does neither (Agresti and Min 2005): the
     error is not 0, though nearly all rows agree.
     """
-    evaluation, splits, task = evidence.evaluation, evidence.splits, evidence.cell.task
-    if evaluation is None or splits is None:
-        return None
+    evaluation, splits, task = there(evidence.evaluation, Evaluation), there(evidence.splits, Splits), evidence.cell.task
     rows, (name, read_off) = evaluation.rows, BASELINES[task.problem]
     answers = [[constant] * len(rows) for constant in {answer for answer, _ in most_frequent(task, evaluation)}]
     answers += [read_off(task, splits.train, rows)] if read_off else []
@@ -207,8 +194,8 @@ def scored_rows(evaluation: Evaluation) -> list[int]:
 
 def scored_alone_as_in_batch(evidence: Evidence) -> Answer:
     """A scored row, answered again alone, has the scores that it was answered by in its batch."""
-    evaluation, codec, device = evidence.evaluation, evidence.codec, evidence.device
-    if evaluation is None or codec.generates:
+    evaluation, codec, device = there(evidence.evaluation, Evaluation), evidence.codec, evidence.device
+    if codec.generates:
         return None
     ours: list[float] = []
     theirs: list[float] = []
@@ -228,9 +215,7 @@ def cache_changes_nothing(evidence: Evidence) -> Answer:
     The longest text and the shortest prompt, which is padded, show it in their first tokens. A cache that goes wrong later may
     show in the text that `texts_are_the_models` computes anew.
     """
-    codec, evaluation = evidence.codec, evidence.evaluation
-    if not isinstance(codec, GenerateCodec):
-        return None
+    codec, evaluation = there(evidence.codec, GenerateCodec), evidence.evaluation  # type: ignore[type-abstract]
     rows: Sequence[Feature] = evidence.probe.rows
     if evaluation is not None:
         longest = max(range(len(evaluation.outputs)), key=lambda i: len(evaluation.outputs[i]))
@@ -246,9 +231,7 @@ def texts_are_the_models(evidence: Evidence) -> Answer:
     Some texts are searched side by side, which costs up to one pass per token, each over as many whole texts as there are
     beams: on a CPU, minutes for a model of true size, whose texts are left alone; on a GPU, such texts take turns.
     """
-    codec, evaluation = evidence.codec, evidence.evaluation
-    if evaluation is None or not isinstance(codec, GenerateCodec):
-        return None
+    codec, evaluation = there(evidence.codec, GenerateCodec), there(evidence.evaluation, Evaluation)  # type: ignore[type-abstract]
     if evidence.device.type == "cpu" and not evidence.cell.profile.micro:
         return None
     spread = range(0, len(evaluation.outputs), math.ceil(len(evaluation.outputs) / SEARCHED))

@@ -273,10 +273,9 @@ def _read(task: Task, paths: Sequence[Path], *, first: bool = False) -> Table:
         if first:
             from pyarrow.parquet import ParquetFile
 
-            # Batches of as many rows: pyarrow has no other way to read only the beginning of a Parquet file.
-            batches = _csv(task, path).to_batches(FIRST) if path.suffix == ".csv" else ()
+            batches = _csv(task, path, first=True) if path.suffix == ".csv" else ()
             batches = ParquetFile(path).iter_batches(FIRST) if path.suffix == ".parquet" else batches
-            return Table([row for batch in islice(batches, 1) for row in batch.to_pylist()], origin)
+            return Table(list(islice((row for batch in batches for row in batch.to_pylist()), FIRST)), origin)
         import datasets
 
         if path.suffix == ".parquet":
@@ -304,8 +303,8 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
             start += len(line)
 
 
-def _csv(task: Task, path: Path) -> Any:
-    """A file with the columns' names in its first line; texts stay texts, also if they are digits or nothing.
+def _csv(task: Task, path: Path, *, first: bool = False) -> Any:
+    """A file with the columns' names in its first line, whole or by batches; texts stay texts, also if digits or nothing.
 
     pandas, by which `datasets` reads CSV, fills up a row that is too short; pyarrow refuses it.
     """
@@ -315,7 +314,7 @@ def _csv(task: Task, path: Path) -> Any:
     kinds: dict[type, Any] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
     types = {name: kinds[kind] for name, kind in task.columns.items() if kind in kinds}
     types |= {task.target: pa.string()} if task.labels else {}
-    return csv.read_csv(
+    return (csv.open_csv if first else csv.read_csv)(
         path,
         parse_options=csv.ParseOptions(newlines_in_values=True),
         convert_options=csv.ConvertOptions(column_types=types),
