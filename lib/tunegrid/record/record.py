@@ -378,10 +378,6 @@ class Record(Part):
 def new_record(cell: Cell) -> Record:
     """What is known of a cell before it runs; raises InputError if the method's settings cannot be written as JSON."""
     profile, task = cell.profile, cell.task
-    try:
-        adapter = jsonable(cell.method.settings(cell.recipe))
-    except TypeError as error:
-        raise InputError(f"{cell.id}: the settings of method {cell.method.id!r} must be plain values: {error}") from None
     caps = {f"{split}_rows": profile.cap(task.id, split) for split in ("train", "validation", "test")}
     return Record(
         cell=cell.id,
@@ -392,12 +388,21 @@ def new_record(cell: Cell) -> Record:
         main_score=task.main_score,
         bounded_scores=list(task.bounded_scores),
         labels=list(task.labels),
-        recipe=RecipeRecord(**vars(cell.recipe) | {"adapter": adapter}, quantization=cell.quantization),
+        recipe=recipe_record(cell),
         limits=Limits(**caps, own_test=profile.own_test and task.own_test is not None, label_noise=profile.label_noise),
         seeds=Seeds(seed=profile.seed, split_seed=SPLIT_SEED, perturbation=profile.perturbation, confirms=profile.confirms),
         versions=versions(),
         libraries=library_digests(),
     )
+
+
+def recipe_record(cell: Cell) -> RecipeRecord:
+    """The cell's recipe, with the method's settings in the place of its adapter."""
+    try:
+        adapter = jsonable(cell.method.settings(cell.recipe))
+    except TypeError as error:
+        raise InputError(f"{cell.id}: the settings of method {cell.method.id!r} must be plain values: {error}") from None
+    return RecipeRecord(**vars(cell.recipe) | {"adapter": adapter}, quantization=cell.quantization)
 
 
 def data_record(cell: Cell, splits: Splits) -> DataRecord:
