@@ -25,10 +25,7 @@ from tunegrid.run.train import Trainer, make_schedule
 # bf16 logits are right to 4e-3, and so is the little that they leave of the gradient where a model is sure.
 TOLERANCE, COARSE_TOLERANCE = 0.02, 0.2
 LEAST = 1e-5  # nats; a model so sure leaves a gradient of which fp32 rounds off a percent
-LARGE, SMALL = (
-    2**13,
-    2**6,
-)  # values of a weight whose moments an optimizer of 8 bits packs, and of one whose moments it does not
+LARGE, SMALL = 2**13, 2**6  # values of a weight whose moments an optimizer of 8 bits packs, and of one whose moments stay
 same_rate = partial(math.isclose, rel_tol=1e-6, abs_tol=1e-12)
 CLIPPED = 1e-3  # torch divides by the norm plus 1e-6; bf16 gradients are summed in their own type
 # Between ranks and one process, measured on quick cells: fp32 4e-7 nats and 3e-7 of the gradients' norm, bf16 1e-4 and 2e-3. A
