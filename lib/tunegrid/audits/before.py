@@ -56,9 +56,8 @@ def heads_trainable(evidence: Evidence) -> Answer:
     frozen += [module for module in head.adapted_modules if not any(within(name, [module]) for name in adapted)]
     if head.new_token and adapts and not any(TOKEN_ROWS in name for name in trained):
         frozen.append(head.new_token)
-    if frozen:
-        return False, f"frozen at their random start: {', '.join(frozen)}"
-    return True, ", ".join(filter(None, [*head.new_modules, *head.adapted_modules, head.new_token])) or "none new"
+    new = ", ".join(filter(None, [*head.new_modules, *head.adapted_modules, head.new_token])) or "none new"
+    return none_of(frozen, new, "are frozen at their random start")
 
 
 def drawn_from_the_seed(evidence: Evidence) -> Answer:
@@ -159,8 +158,10 @@ def checkpoint_loaded(evidence: Evidence) -> Answer:
         return False, f"the checkpoint has {', '.join(missing)}, which the model lacks: check its config"
     # Once training has begun, nobody can tell any more.
     if changed := [] if trainer.log.updates else overwritten_rows(evidence, grown):
-        first = f"row {changed[0]} first"
-        return False, f"{len(changed)} rows of the embedding, which grew by a token, are not the checkpoint's: {first}"
+        return (
+            False,
+            f"{len(changed)} rows of the embedding, which grew by a token, are not the checkpoint's: row {changed[0]} first",
+        )
     return True, f"{len(pretrained)} tensors are the checkpoint's" + (f"; it lacks {', '.join(lacking)}" if lacking else "")
 
 

@@ -73,10 +73,7 @@ def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
 
 
 def loss_is_the_tasks(evidence: Evidence) -> Answer:
-    """What trains is the cross-entropy of the targets, computed here from the model's logits; no penalty is part of it.
-
-    In nats, summed: of a label, of target tokens, or the mean of a span's start and end.
-    """
+    """What trains is the cross-entropy of the targets in nats, computed here from logits; no penalty is part of it."""
     trainer, probe = evidence.trainer, evidence.answered
     batch = on(evidence.device, trainer.codec.collate(probe.rows))
     logits, labels = probe.together, batch["labels"]

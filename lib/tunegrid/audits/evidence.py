@@ -37,13 +37,7 @@ def there(part: object, kind: type[T]) -> T:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a cell's run leaves behind.
-
-    Attributes:
-        cell: the cell as labelled.
-        splits, evaluation: None if there was no text, or training stopped.
-        serving: how the result is saved, loaded and merged.
-    """
+    """What a cell's run leaves behind; splits and evaluation are None if there was no text, or training stopped."""
 
     cell: Cell
     codec: Codec

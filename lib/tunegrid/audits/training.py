@@ -1,7 +1,4 @@
-"""Audits of what training did: to which weights, by which method, at which rate, with which loss.
-
-Those of ranks are asked by all ranks together.
-"""
+"""Audits of what training did: to which weights, by which method, rate and loss. Those of ranks are asked by all together."""
 
 import math
 import re
@@ -174,13 +171,10 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
 
 
 def schedule_counts_updates(evidence: Evidence) -> Answer:
-    """As many updates as the recipe plans, each with its schedule's rate for that update; all groups' rates in proportion.
-
-    Of first updates, those that were made have the rates of the whole schedule.
-    """
+    """As many updates as the recipe plans, each with its schedule's rate for that update; all groups' rates in proportion."""
     log, recipe = evidence.trainer.log, evidence.cell.recipe
     total = recipe.planned_updates(len(evidence.trainer.features))  # whatever the trainer says
-    due = min(log.updates, total) if evidence.trainer.paused else total
+    due = min(log.updates, total) if evidence.trainer.paused else total  # of the whole schedule, what first updates have
     if log.stopped:
         return None
     rates = log.learning_rates
