@@ -204,8 +204,7 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
 DECAYS: Mapping[str, Callable[[float], float]] = {
     "linear": lambda done: 1 - done,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
-    "constant": lambda done: 1.0,
-    "constant_with_warmup": lambda done: 1.0,
+    **dict.fromkeys(("constant", "constant_with_warmup"), lambda done: 1.0),
 }
 
 
