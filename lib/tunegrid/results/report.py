@@ -1,4 +1,4 @@
-"""A report: sections of a heading, a table and sentences; prints it as text, Markdown or JSON.
+"""A report: sections of a heading, a table and sentences; prints it as text, Markdown, LaTeX, HTML or JSON.
 
 Whoever has something to show makes sections. What a file, a model or a library wrote has no effect as markup in any format.
 """
@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
 from tunegrid.terminal import visible
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 NAMED = 3  # names that a sentence shows
 MISSING = "-"
 MARKUP = re.compile(r"[\\`$*|<>\[\]~&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # of Markdown
+
+BACKSLASH, TILDE, CARET = r"\textbackslash{}", r"\textasciitilde{}", r"\textasciicircum{}"
+LATEX = str.maketrans({"\\": BACKSLASH, "~": TILDE, "^": CARET} | {letter: f"\\{letter}" for letter in "&%$#_{}"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +104,42 @@ def with_code(sentence: str, escaped: Callable[[str], str], code: str) -> str:
     return "".join(code.format(part) if index % 2 else escaped(part) for index, part in enumerate(parts))
 
 
+def latex(sections: Iterable[Section]) -> str:
+    """For a paper: a float for each table, with the rules of booktabs."""
+    parts = [r"% needs \usepackage{booktabs}"]
+    for section in sections:
+        heading, *notes = map(_latex, (section.heading, *section.sentences))
+        if section.cells:
+            head, *rows = [" & ".join(map(_latex, row)) + r" \\" for row in (section.columns, *section.cells)]
+            sides = "".join("r" if name in section.formats else "l" for name in section.columns)
+            table = [rf"\begin{{tabular}}{{{sides}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
+            parts.append("\n".join([r"\begin{table}", rf"\caption{{{heading}}}", *table, *notes, r"\end{table}"]))
+        else:
+            parts.append("\n".join([rf"\paragraph{{{heading}}}", *notes]))
+    return "\n\n".join(parts)
+
+
+def _latex(words: str) -> str:
+    return _on_one_line(words).translate(LATEX)
+
+
+def as_html(sections: Iterable[Section]) -> str:
+    """Headings, tables and paragraphs for a page of your own."""
+    parts = []
+    for section in sections:
+        parts += [f"<h3>{_html(section.heading)}</h3>"] if section.heading else []
+        if section.cells:
+            rows = (f"<tr>{''.join(f'<td>{_html(one)}</td>' for one in row)}</tr>" for row in section.cells)
+            head = "".join(f"<th>{_html(name)}</th>" for name in section.columns)
+            parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
+        parts += [f"<p>{with_code(sentence, _html, Markup('<code>{}</code>'))}</p>" for sentence in section.sentences]
+    return "\n".join(parts)
+
+
+def _html(words: str) -> str:
+    return html.escape(visible(words))
+
+
 def as_json(sections: Iterable[Section]) -> str:
     """Each section with the values of its table, not rounded; null if nothing was measured."""
     parts = []
@@ -109,7 +150,13 @@ def as_json(sections: Iterable[Section]) -> str:
     return json.dumps(parts, indent=1)
 
 
-FORMATS: Mapping[str, Callable[[Iterable[Section]], str]] = {"text": text, "markdown": markdown, "json": as_json}
+FORMATS: Mapping[str, Callable[[Iterable[Section]], str]] = {
+    "text": text,
+    "markdown": markdown,
+    "latex": latex,
+    "html": as_html,
+    "json": as_json,
+}
 
 
 # Words of sentences

@@ -27,6 +27,24 @@ run `a_b <x>` & *see*\u202e""",
 * run `a_b <x>` \& \*see\* 
 
 </details>""",
+    "latex": r"""% needs \usepackage{booktabs}
+
+\begin{table}
+\caption{50 \% <b>}
+\begin{tabular}{lrl}
+\toprule
+cell & points & best \\
+\midrule
+bert\_sa\_lora & 97.2 & yes \\
+a|b [31m & - & no \\
+\bottomrule
+\end{tabular}
+run `a\_b <x>` \& *see* 
+\end{table}""",
+    "html": r"""<h3>50 % &lt;b&gt;</h3>
+<table><thead><tr><th>cell</th><th>points</th><th>best</th></tr></thead><tbody>"""
+    r"""<tr><td>bert_sa_lora</td><td>97.2</td><td>yes</td></tr><tr><td>a|b\x1b[31m</td><td>-</td><td>no</td></tr></tbody></table>
+<p>run <code>a_b &lt;x&gt;</code> &amp; *see* </p>""",
 }
 
 
