@@ -7,14 +7,12 @@ import traceback
 import pytest
 import torch
 
-from tunegrid.grid.cells import study
 from tunegrid.run.build import checksums
 from tunegrid.run.checkpoint import Checkpoints
 from tunegrid.run.ranks import full_tensor, joined
 from tunegrid.tests.processes import CONTEXT
 from tunegrid.tests.small import CPU, rows_of, silent, trainer_of
 
-HEADS = [cell_id for cell_id in study().recipes if cell_id.endswith("_sft")]
 CUT = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "max_steps": 3}  # updates of 6, 6 and 2 rows
 
 

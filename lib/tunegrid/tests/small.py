@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
@@ -99,24 +98,3 @@ def tiny_llama(folder):
     adapter = replace(cell.recipe.adapter, target_modules=("q_proj", "v_proj"))
     profile = replace(cell.profile, checkpoint_root=folder)
     return replace(cell, head=head, profile=profile, recipe=replace(cell.recipe, adapter=adapter))
-
-
-@contextmanager
-def scaled_late(model, first):
-    """From the nth step of decoding on, a fault of a kernel for single tokens: logits are scaled."""
-    steps = [0]
-
-    def look(module, inputs, options, output):
-        ids = options.get("decoder_input_ids", options.get("input_ids"))
-        cached = any(options.get(name) is not None for name in ("cache", "past_key_values"))
-        steps[0] = steps[0] + 1 if cached and ids.shape[1] == 1 else 0
-        if steps[0] >= first:
-            output.logits = output.logits * 0.5 + output.logits.roll(1, -1) * 0.5
-        return output
-
-    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    handle = owner.register_forward_hook(look, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -5,8 +5,7 @@ import pyarrow as pa
 import pytest
 
 from tunegrid.codecs import features as cache
-from tunegrid.codecs.base import Feature
-from tunegrid.codecs.features import cache_key, features_of, lengths_of
+from tunegrid.codecs.features import cache_key, features_of
 from tunegrid.run.prepare import codec_of
 from tunegrid.tests.processes import apart
 from tunegrid.tests.small import cell_of, tokenizer_of, train_rows
@@ -34,21 +33,12 @@ def test_features_from_the_cache_are_the_encoded_ones_and_nothing_is_tokenised_a
     assert len(list(tmp_path.glob("*.arrow"))) == 1
 
 
-def test_methods_of_a_triple_share_features_in_memory_and_another_class_does_not():
+def test_methods_of_a_triple_share_features_in_memory():
     rows, lora, sft = rows_for("bert_sa_lora"), *(codec_with(None, cell) for cell in ("bert_sa_lora", "bert_sa_sft"))
     features = features_of(lora, rows, training=True)
     assert features_of(sft, rows, training=True) is features
     assert features_of(sft, rows, training=False) is not features
     assert features_of(sft, rows[1:], training=True) is not features
-
-    def codec_that(drops):
-        def ids_of(self, texts):
-            return [tokens[drops:] for tokens in type(sft).ids_of(self, texts)]
-
-        return type("Broken", (type(sft),), {"ids_of": ids_of})
-
-    lengths = [len(features_of(codec_that(n)(sft.cell, sft.tokenizer), rows, training=True)[0].input_ids) for n in (0, 1, 2)]
-    assert lengths == [len(features[0].input_ids) - n for n in (0, 1, 2)]
 
 
 def test_methods_of_a_triple_share_a_file_and_anything_else_does_not(tmp_path, monkeypatch):
@@ -101,32 +91,3 @@ def features_on_a_full_disk(folder):
 
 def kept_features(folder):
     return list(features_of(codec_with(folder, "bert_qa_sft"), rows_for("bert_qa_sft"), training=True))
-
-
-# What is stored
-
-
-def kept(tmp_path, cell_id, features):
-    """Features of a codec that makes these, one per row."""
-    codec = codec_with(tmp_path, cell_id)
-
-    class Given(type(codec)):
-        def encode(self, rows, *, training):
-            return [replace(features[int(row)], example=i) for i, row in enumerate(rows)]
-
-    return features_of(Given(codec.cell, codec.tokenizer), [str(i) for i in range(len(features))], training=True)
-
-
-@pytest.mark.parametrize(
-    "features",
-    [
-        [],
-        [Feature(example=0, input_ids=[1, 2**32 - 1], target=0), Feature(example=1, input_ids=[], target=1)],  # four bytes
-        [Feature(example=i, input_ids=[1, 2], target=0, extra=extra) for i, extra in enumerate((None, 0, 300))],  # of a pair
-    ],
-    ids=["none", "large tokens", "where a second text begins"],
-)
-def test_features_come_back_as_they_were(tmp_path, features):
-    stored = kept(tmp_path, "bert_sa_lora", features)
-    assert list(stored) == features
-    assert list(lengths_of(stored)) == [len(feature.input_ids) for feature in features]

@@ -1,10 +1,14 @@
-"""Chat models: the template survives, the loss is on the answer, and a modern decoder goes all the way, batched or alone."""
+"""Chat models: the template survives, the loss is on what the assistant says, the oldest turns go first, and a modern decoder
+goes all the way, batched or alone.
+"""
 
 import pytest
 import torch
 
 from tunegrid.codecs.base import IGNORED
+from tunegrid.data.sources import identity, last_exchange
 from tunegrid.errors import InputError
+from tunegrid.grid.more_tasks import CHAT
 from tunegrid.grid.recipes import Generation
 from tunegrid.grid.tasks import QA, SUM
 from tunegrid.run.evaluate import evaluate
@@ -16,27 +20,23 @@ from tunegrid.tests.small import CPU, silent
 QUESTIONS = [BORN, BORN | {"context": "clara : upton"}]
 
 
-def model_for(codec, kind="LlamaForCausalLM", **options):
-    return tiny(kind, len(codec.tokenizer), **options)
-
-
-def conversation(codec, user, assistant):
-    """The tokenizer's own rendering of both turns, without what follows the end of the last one."""
-    turns = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-    template = codec.tokenizer.chat_template.replace("strftime_now('%d %B %Y')", "'01 January 2025'")
-    text = codec.tokenizer.apply_chat_template(turns, tokenize=False, chat_template=template, date_string="01 Jan 2025")
-    return codec.tokenizer(text.removesuffix("\n"), add_special_tokens=False)["input_ids"]
-
-
 # The template
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("row", [FIRE, TEA])
-def test_prompt_and_target_are_the_tokenizers_own_conversation(template, row):
+def test_prompt_and_target_are_the_tokenizers_own_conversation_and_labels_the_assistants_turn(template, row):
     codec = codec_with(template)
     [feature] = codec.encode([row], training=True)
-    assert feature.input_ids + feature.target == conversation(codec, row["article"], row["highlights"])
+    turns = [{"role": "user", "content": row["article"]}, {"role": "assistant", "content": row["highlights"]}]
+    own = codec.tokenizer.chat_template.replace("strftime_now('%d %B %Y')", "'01 January 2025'")
+    text = codec.tokenizer.apply_chat_template(turns, tokenize=False, chat_template=own, date_string="01 Jan 2025")
+    assert feature.input_ids + feature.target == codec.tokenizer(text.removesuffix("\n"), add_special_tokens=False)["input_ids"]
+    batch = codec.collate([feature])
+    counted = batch["labels"] != IGNORED
+    assert torch.equal(batch["labels"][counted], batch["input_ids"][counted])
+    *words, end = batch["labels"][counted].tolist()
+    assert (codec.tokenizer.decode(words).strip(), end) == (row["highlights"], codec.end_id)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -73,25 +73,9 @@ def test_a_template_that_cannot_be_used_is_refused(template, changes, words):
         codec_of(chat_cell(SUM, **changes), tokenizer_with(template))
 
 
-# Tensors
-
-
-@pytest.mark.parametrize("template", TEMPLATES)
-def test_labels_are_the_assistants_turn_and_nothing_else(template):
-    codec = codec_with(template)
-    batch = codec.collate(codec.encode([FIRE, TEA], training=True))
-    counted = batch["labels"] != IGNORED
-    assert torch.equal(batch["labels"][counted], batch["input_ids"][counted])
-    for row, labels in zip((FIRE, TEA), batch["labels"], strict=True):
-        *words, end = labels[labels != IGNORED].tolist()
-        assert codec.tokenizer.decode(words).strip() == row["highlights"]
-        assert end == codec.end_id
-
-
 def test_the_context_is_cut_and_the_question_stays():
     codec = codec_with("chatml", QA, max_length=64)
-    long = BORN | {"context": BORN["context"] + " " + BORN["context"] * 20}
-    [feature] = codec.encode([long], training=True)
+    [feature] = codec.encode([BORN | {"context": BORN["context"] + " " + BORN["context"] * 20}], training=True)
     prompt = codec.tokenizer.decode(feature.input_ids)
     assert 64 - 16 - 2 <= len(feature.input_ids) <= 64 - 16
     assert prompt.endswith("\n\nwhere was clara born ?<|im_end|>\n<|im_start|>assistant\n")
@@ -114,7 +98,7 @@ def test_the_context_is_cut_and_the_question_stays():
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generation_side_by_side_equals_generation_alone(task, rows, beams):
     codec = codec_with("chatml", task, generation=Generation(num_beams=beams, max_new_tokens=12))
-    model, features = model_for(codec), codec.encode(rows, training=False)
+    model, features = tiny("LlamaForCausalLM", len(codec.tokenizer)), codec.encode(rows, training=False)
     assert len({len(feature.input_ids) for feature in features}) == 2
     alone = [codec.predict(model, [feature], CPU)[0] for feature in features]
     assert codec.predict(model, features, CPU) == alone
@@ -123,9 +107,75 @@ def test_generation_side_by_side_equals_generation_alone(task, rows, beams):
 
 def test_generated_answers_are_scored_as_answers():
     codec = codec_with("chatml", QA)
-    evaluation = evaluate(model_for(codec), codec, [BORN] * 3, Metrics(), CPU, silent())
+    evaluation = evaluate(tiny("LlamaForCausalLM", len(codec.tokenizer)), codec, [BORN] * 3, Metrics(), CPU, silent())
     assert set(evaluation.scores) == {"exact_match", "f1"}
     assert [codec.ended(ids) for ids in evaluation.outputs] == [ids[-1] == codec.end_id for ids in evaluation.outputs]
-    # The same as if the model had known the answer:
-    [feature] = codec.encode([BORN], training=True)
+    [feature] = codec.encode([BORN], training=True)  # as if the model had known the answer
     assert codec.decode([BORN], [feature], [feature.target])[0].value == "upton"
+
+
+# Conversations
+
+SAID = (
+    ("user", "where was clara born ?"),
+    ("assistant", "clara was born in upton ."),
+    ("user", "and anna ?"),
+    ("assistant", "anna was born in dover ."),
+)
+SYSTEM = ("system", "tea was served .")
+
+
+def turns(*said):
+    return [{"role": role, "content": content} for role, content in said]
+
+
+def feature_of(codec, *said):
+    [feature] = codec.encode([last_exchange(turns(*said), "here")], training=True)
+    return feature
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [("chatml", SAID), ("chatml", (SYSTEM, *SAID)), ("chatml", SAID[:2]), ("plain", SAID), ("plain", SAID[:2])],
+)
+def test_tokens_of_a_conversation_are_those_of_the_template(template, said):
+    codec = codec_with(template, CHAT)
+    feature = feature_of(codec, *said)
+    whole = codec.tokenizer.apply_chat_template(turns(*said), tokenize=False)
+    assert codec.tokenizer.decode([*feature.input_ids, *feature.target]) == whole.rstrip("\n")
+
+
+def test_the_loss_is_on_all_that_the_assistant_says_and_on_nothing_else():
+    codec = codec_with("chatml", CHAT)
+    [labels] = codec.collate([feature_of(codec, SYSTEM, *SAID)])["labels"]
+    counted = codec.tokenizer.decode(labels[labels != IGNORED])
+    assert counted == "clara was born in upton .<|im_end|>anna was born in dover .<|im_end|>"
+    assert codec.targets({"labels": labels}) == int((labels != IGNORED).sum())
+
+
+def test_a_long_conversation_loses_its_oldest_turns():
+    codec = codec_with("chatml", CHAT)
+    full = feature_of(codec, SYSTEM, *SAID)
+    room = len(full.input_ids) + codec.max_target_length
+    fits, cut = (feature_of(codec_with("chatml", CHAT, max_length=n), SYSTEM, *SAID).input_ids for n in (room, room - 1))
+    assert fits == full.input_ids
+    text = codec.tokenizer.decode(cut)
+    assert [words in text for words in ("clara", "tea was served", "and anna ?")] == [False, True, True]
+
+
+def test_a_row_is_the_last_exchange_and_after_other_turns_it_is_another_text():
+    row = last_exchange(turns(SYSTEM, *SAID, ("user", "thanks")), "here")
+    assert (row["prompt"], row["reply"]) == ("and anna ?", "anna was born in dover .")
+    assert row["history"] == turns(SYSTEM, *SAID[:2])
+    rows = [last_exchange(turns(*before, *SAID[2:]), "here") for before in (SAID[:2], (SYSTEM,), SAID[:2])]
+    first, other, again = (identity(row, (*CHAT.text, *CHAT.context_columns)) for row in rows)
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    "conversation",
+    [[], turns(SAID[0]), turns(SAID[1], SAID[0]), turns(SAID[0], SAID[2], SAID[1]), "text", [{"role": "user"}], None],
+)
+def test_what_is_no_conversation_is_one_sentence(conversation):
+    with pytest.raises(InputError, match=r"here: (user and assistant must take turns|a conversation is a list of turns)"):
+        last_exchange(conversation, "here")

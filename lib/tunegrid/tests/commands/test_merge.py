@@ -132,13 +132,6 @@ def findings_of(path):
     return {cell: (record.status, record.missed) for cell, record in read_records(path).items()}
 
 
-@pytest.mark.parametrize("way", ["-n2", "--engine=process"])
-@pytest.mark.slow
-def test_wherever_cells_run_the_run_is_the_same(tmp_path, way):
-    code, output, path = session(tmp_path, "run", way)
-    assert (code, findings_of(path)) == (1, EXPECTED), output
-
-
 def test_a_session_one_resumed_and_its_journal_merged_tell_what_cells_show_together(tmp_path, capsys):
     code, output, run = session(tmp_path, "run", "-n0")
     assert (code, findings_of(run)) == (1, EXPECTED), output

@@ -3,7 +3,7 @@
 import sys
 import time
 from contextlib import suppress
-from itertools import combinations, islice
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,6 @@ from tunegrid.commands import paired_timing, speed
 from tunegrid.commands.paired_timing import MARK
 from tunegrid.commands.speed import Change, changes_of
 from tunegrid.data.splits import load_splits
-from tunegrid.grid.cells import SMOKE
 from tunegrid.results.judgements import Verdict
 from tunegrid.run.first_updates import MOVED
 from tunegrid.run.train import Trainer
@@ -132,12 +131,6 @@ def test_a_cell_that_is_told_gets_no_more_rounds(python, tmp_path, capsys):
     rounds = calls(tmp_path, end=" begins")
     assert [rounds.count(f"new {cell}") for cell in ("bert_sa_lora", "gpt2_sa_lora")] == [4, 10]
     assert capsys.readouterr().out.splitlines()[-1] == "Cannot tell: gpt2_sa_lora"
-
-
-def test_the_default_cells_have_every_two_of_backbone_task_and_method_once():
-    cells = [cell.split("_") for cell in SMOKE]
-    for first, second in combinations(range(3), 2):
-        assert (len(cells), len({(parts[first], parts[second]) for parts in cells})) == (9, 9)
 
 
 def test_what_cannot_be_compared_is_one_sentence(python, tmp_path, capsys):

@@ -7,9 +7,9 @@ import pytest
 
 from tunegrid.data import sources
 from tunegrid.data.sources import StoredRows, tables
-from tunegrid.data.splits import check_row, load_splits
+from tunegrid.data.splits import check_row, load_splits, noisy
 from tunegrid.errors import InputError
-from tunegrid.grid.recipes import Profile
+from tunegrid.grid.recipes import QUICK_PROFILE, Profile
 from tunegrid.grid.tasks import QA, SA, SUM, Carve, Problem, Task
 
 
@@ -173,12 +173,6 @@ def test_files_that_cannot_be_used_are_refused_in_a_sentence(tmp_path, task, spl
     assert words in refusal(task, put(tmp_path, task, **splits))
 
 
-def test_line_separators_inside_a_text_do_not_end_a_row(tmp_path):
-    row = REVIEW | {"content": "one\u2028two\u0085three"}
-    profile = put(tmp_path, SA, train=json.dumps(row, ensure_ascii=False))
-    assert tables(SA, profile.data_root)["train"].take([0]) == [row]
-
-
 def test_an_unreachable_hub_is_one_sentence_with_the_way_round_it(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
@@ -266,14 +260,6 @@ def test_caps_take_the_same_rows_each_time_in_their_order(tmp_path):
     assert load_splits(SA, replace(profile, train_rows=10_000)).fingerprint == load_splits(SA, profile).fingerprint
 
 
-def test_one_character_changes_the_fingerprint(tmp_path):
-    before = load_splits(SA, put(tmp_path, SA, train=reviews(20, 20))).fingerprint
-    changed = [*reviews(20, 20)[:-1], reviews(20, 20)[-1] | {"content": "review 39!"}]
-    after = load_splits(SA, put(tmp_path, SA, train=changed)).fingerprint
-    assert before != after
-    assert [len(before), len(after)] == [16, 16]
-
-
 # Any task: its own columns, labels and splits
 
 NLI = Task(
@@ -356,3 +342,27 @@ def test_a_faulty_row_is_named_by_its_place_and_described(task, row, words):
         check_row(task, row, 7, "rows")
     assert str(caught.value).startswith("rows, row 7")
     assert words in str(caught.value)
+
+
+# Wrong targets
+
+
+@pytest.mark.parametrize("task", [SA, QA, SUM], ids=lambda task: task.id)
+def test_a_fifth_of_the_training_rows_have_a_wrong_target_and_all_others_stay(task):
+    clean = load_splits(task, QUICK_PROFILE)
+    assert noisy(task, list(clean.train), 0.0) == list(clean.train)
+    rows = load_splits(task, replace(QUICK_PROFILE, label_noise=0.2))
+    wrong = [index for index, (old, new) in enumerate(zip(clean.train, rows.train, strict=True)) if old != new]
+    assert len(wrong) == round(0.2 * len(clean.train))
+    assert all(rows.train[index][task.target] != clean.train[index][task.target] for index in wrong)
+    assert all({**rows.train[index], task.target: 0} == {**clean.train[index], task.target: 0} for index in wrong)
+    for index in wrong:
+        check_row(task, rows.train[index], index, "noise")
+    assert (list(rows.test), list(rows.validation)) == (list(clean.test), list(clean.validation))
+    assert rows.fingerprint != clean.fingerprint
+
+
+def test_a_wrong_answer_is_a_word_beside_the_right_one():
+    row = {"id": "1", "title": "t", "context": "a b , b", "question": "?", "answers": {"text": ["a b"], "answer_start": [0]}}
+    [wrong] = noisy(QA, [row], 1.0)
+    assert wrong["answers"] == {"text": ["b"], "answer_start": [6]}

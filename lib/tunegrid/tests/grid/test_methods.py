@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import get_args
 
-import peft
 import pytest
 import torch
 
@@ -66,24 +65,6 @@ def test_what_a_method_adds_is_what_moves_and_audits_say_what_it_is(method, like
     assert {name: findings(evidence).get(name) for name in details} == details
 
 
-def test_targets_that_do_not_carry_an_adapter_are_named():
-    @dataclass(frozen=True, kw_only=True)
-    class Narrow(Adapting):
-        def peft_config(self, cell, base):
-            return peft.IA3Config(target_modules=["key", "value"], feedforward_modules=[], modules_to_save=["qa_outputs"])
-
-    evidence, _ = trained(Narrow(**vars(ZOO["ia3"])), "bert_qa_lora", QUESTIONS[:8])
-    # micro BERT has three layers: key, value, and two layers that end in output.dense each
-    assert findings(evidence, [False])["adapters_where_declared"].startswith("6 adapters, but 12 layers are targets")
-
-
-def test_pissa_may_rewrite_its_targets_and_nothing_else():
-    evidence, _ = trained(ZOO["pissa"])
-    assert findings(evidence, [False]) == {}
-    plain = replace(evidence, cell=replace(evidence.cell, method=LORA))
-    assert findings(plain, [False])["checkpoint_loaded"].startswith("3 of ")  # c_attn of three layers
-
-
 def test_adalora_plans_its_cuts_and_resumes_with_the_importance_it_had_measured(tmp_path):
     config = trainer_with(ZOO["adalora"], max_steps=0, num_train_epochs=5).model.peft_config["default"]
     # 16 rows in batches of 4, two of which make an update: 2 updates per epoch; a tenth and four tenths of 10
@@ -108,12 +89,6 @@ def test_a_penalty_pulls_on_weights_and_leaves_the_loss_as_it_is():
     pulled, plain = (trained(m, "gpt2_sa_sft", max_steps=1)[0].trainer for m in (Pulled(id="pulled", name="pulled"), SFT))
     assert pulled.log.losses == plain.log.losses
     assert not torch.equal(pulled.parameters["score.weight"], plain.parameters["score.weight"])
-
-
-def test_what_a_method_adds_is_found_by_structure_not_by_name():
-    layers = {"lora_lookalike": torch.nn.Linear(2, 2), "target": torch.nn.Linear(2, 2)}
-    model = peft.get_peft_model(torch.nn.ModuleDict(layers), peft.LoraConfig(r=1, target_modules=["target"]))
-    assert {name.split(".")[-3] for name in LORA.own_parameters(model)} == {"lora_A", "lora_B"}
 
 
 def test_a_method_without_a_config_says_what_is_missing():

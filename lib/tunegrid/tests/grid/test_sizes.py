@@ -2,16 +2,14 @@
 
 from functools import cache
 
-import bitsandbytes as bnb
 import pytest
 import torch
 from torch import nn
 
 from tunegrid.grid.backbones import BACKBONES
 from tunegrid.grid.cells import STUDY, STUDY_IDS
-from tunegrid.grid.methods import Lora
-from tunegrid.grid.more_tasks import CHAT_CELLS, LARGER, NLI_CELLS, QUICK, SOURCED, belongs_to, larger, more_tasks, words_for
-from tunegrid.grid.recipes import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE, RECIPES, TASKS_PROFILE
+from tunegrid.grid.more_tasks import CHAT_CELLS, NLI_CELLS, belongs_to, larger, more_tasks
+from tunegrid.grid.recipes import FOOTPRINT_PROFILE, FULL_PROFILE, RECIPES
 from tunegrid.grid.zoo import zoo
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.footprint import wrong_counts
@@ -19,7 +17,6 @@ from tunegrid.run.meter import parameter_counts
 
 META = torch.device("meta")
 GRIDS = {"study": STUDY, "larger": larger(), "tasks": more_tasks(), "zoo": zoo()}
-STUDYS = {backbone.id: like.id for like, backbone in LARGER}
 LARGER_IDS = tuple(name for name in GRIDS["larger"].ids(FULL_PROFILE) if belongs_to("larger", name))
 METHODS = ("lora", "qlora", "sft")
 
@@ -119,21 +116,6 @@ def test_the_zoos_methods_train_as_many_parameters_as_their_papers_say(method):
     assert parameter_counts(model_of("zoo", f"bert_sa_{method}")).trainable_params == ZOO_COUNTS[method] + 768 * 2 + 2
 
 
-# Linear layers of the base: BERT has 6 a layer and a pooler, cross-attention 4 more a layer and a transform before the
-# output; GPT-2 4 a layer; T5 6 an encoder layer and 10 a decoder layer, whose wo (one a layer) transformers keeps in fp32.
-PACKED = {
-    **{"bert_sa": 12 * 6 + 1, "bert_qa": 12 * 6, "bert_sum": 12 * 6 + 1 + 12 * 10 + 1},
-    **{"gpt2_sa": 12 * 4, "gpt2_qa": 12 * 4, "gpt2_sum": 12 * 4},
-    **{"t5_sa": 6 * 5, "t5_qa": 6 * 5, "t5_sum": 6 * 5 + 6 * 9},
-}
-
-
-@pytest.mark.parametrize("pair", PACKED)
-def test_every_base_layer_is_quantized(pair):
-    model = model_of("study", f"{pair}_qlora")
-    assert sum(isinstance(module, bnb.nn.Linear4bit) for module in model.modules()) == PACKED[pair]
-
-
 @pytest.mark.parametrize("backbone", BACKBONES, ids=lambda backbone: backbone.id)
 def test_special_ids_and_vocabulary_fit_the_shape(backbone):
     assert max(backbone.special_tokens.values()) < backbone.vocabulary <= backbone.shape["vocab_size"]
@@ -142,40 +124,3 @@ def test_special_ids_and_vocabulary_fit_the_shape(backbone):
 
 
 # Which cells larger backbones and more tasks have
-
-
-def test_larger_backbones_have_the_studys_cells_and_recipes_but_for_published_rates():
-    grid = larger()
-    assert set(LARGER_IDS) == {
-        f"{new}_{name.partition('_')[2]}" for new, old in STUDYS.items() for name in RECIPES if name.startswith(f"{old}_")
-    }
-    assert set(grid.ids(QUICK_PROFILE)) == set(STUDY_IDS) == set(grid.ids(FULL_PROFILE)) - set(LARGER_IDS)
-    for cell_id in LARGER_IDS:
-        backbone, _, rest = cell_id.partition("_")
-        own, base = grid.recipes[cell_id], RECIPES[f"{STUDYS[backbone]}_{rest}"]
-        published = cell_id == "bertlarge_sa_lora"  # whose head is not the study's exception; all others have the study's rate
-        assert own.learning_rate == (4e-4 if published else base.learning_rate)
-        assert SOURCED.get(cell_id, {}).get("learning_rate", own.learning_rate) == own.learning_rate
-    grid.add_method(Lora(id="dora", name="DoRA", options={"use_dora": True}), like="lora")  # a user's
-    assert {f"{backbone}_qa_dora" for backbone in STUDYS} < set(grid.ids(FULL_PROFILE))
-
-
-def test_more_tasks_have_cells_beside_the_studys_which_stay_as_they_were():
-    grid = GRIDS["tasks"]
-    assert set(grid.ids(FULL_PROFILE)) == {*STUDY_IDS, *NLI_CELLS, *CHAT_CELLS}
-    assert set(grid.ids(TASKS_PROFILE)) == {*STUDY_IDS, *QUICK}
-    assert all(grid.cell(cell_id, QUICK_PROFILE) == STUDY.cell(cell_id, QUICK_PROFILE) for cell_id in STUDY_IDS)
-
-
-@pytest.mark.parametrize(
-    ("cell_id", "profile", "words"),
-    [
-        ("bert_nli_lora", "tasks", "tasks"),
-        ("bert_nli_lora", "full", "full and tasks"),
-        ("t5large_qa_sft", "footprint", "footprint and larger"),
-        ("t5_qa_dora", "zoo", "zoo"),
-        ("bert_sa_lora", "full", "full"),
-    ],
-)
-def test_what_m_names_for_a_cell(cell_id, profile, words):
-    assert words_for(cell_id, profile) == words

@@ -16,7 +16,7 @@ from tunegrid.results.files import read_journal
 from tunegrid.tests.records import read_records
 from tunegrid.tests.sessions import SMALL, SessionProcess
 
-SEED, KILLS = 20, 20
+SEED, KILLS = 20, 5
 
 
 class KilledRun:

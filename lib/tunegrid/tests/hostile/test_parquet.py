@@ -7,11 +7,10 @@ from tunegrid.commands.export import scored_rows
 from tunegrid.results import examples
 from tunegrid.results.gate import Run, gate
 from tunegrid.tests.pages import record_of
-from tunegrid.tests.strangers import another_parquet, attacked, seeds_of
+from tunegrid.tests.strangers import another_parquet, attacked
 
 
-@seeds_of(60, 1000)
-def test_parquet_beside_a_run(seeds, tmp_path, monkeypatch):
+def test_parquet_beside_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(examples, "STORE", tmp_path / "examples")
     monkeypatch.setattr(examples, "HASH_DIGITS", 16)  # as of older files, whose content no hash holds
     record, path = record_of("bert_sa_lora", 36), tmp_path / "run.json"
@@ -26,5 +25,5 @@ def test_parquet_beside_a_run(seeds, tmp_path, monkeypatch):
         scored_rows([SimpleNamespace(path=path, records=[record])])
         gate(Run.of([record], path), Run.of([record], path))
 
-    counts = attacked(answer, seeds)
+    counts = attacked(answer, 60)
     assert counts["refused"] > counts["used"] > 0

@@ -6,7 +6,7 @@ from fixtures.session import Session
 from tunegrid.grid.recipes import FULL_PROFILE, QUICK_PROFILE
 from tunegrid.results.noise import load_noise
 from tunegrid.results.thresholds import THRESHOLDS, load_bounds, load_margins, load_tolerances
-from tunegrid.tests.strangers import attacked, changed, damaged, seeds_of
+from tunegrid.tests.strangers import attacked, changed, damaged
 
 
 def estimates(path):
@@ -28,8 +28,7 @@ def toml(value):
     return {True: "true", False: "false"}.get(value, repr(value)) if isinstance(value, bool) else repr(value)
 
 
-@seeds_of(40, 1000)
-def test_threshold_files(seeds, tmp_path):
+def test_threshold_files(tmp_path):
     def answer(random):
         name = random.choice(list(LOADERS))
         path, content = tmp_path / name, (THRESHOLDS / name).read_bytes()
@@ -41,7 +40,7 @@ def test_threshold_files(seeds, tmp_path):
         path.write_bytes(content)
         LOADERS[name](path)
 
-    counts = attacked(answer, seeds)
+    counts = attacked(answer, 40)
     assert counts["refused"] > 0
     assert counts["used"] > 0
 
@@ -80,8 +79,7 @@ def other_grid(random):
     }[how]
 
 
-@seeds_of(60, 600)
-def test_grid_files(seeds, tmp_path, request):
+def test_grid_files(tmp_path, request):
     def answer(random):
         path = tmp_path / f"grid{random.random()}.py"
         path.write_bytes(other_grid(random))
@@ -90,6 +88,6 @@ def test_grid_files(seeds, tmp_path, request):
         for profile in (QUICK_PROFILE, FULL_PROFILE):
             session.grid.cells(profile)
 
-    counts = attacked(answer, seeds)
+    counts = attacked(answer, 60)
     assert counts["refused"] > 0
     assert counts["used"] > 0

@@ -8,7 +8,7 @@ from torch import nn
 
 from tunegrid.codecs.base import IGNORED
 from tunegrid.instruments import NotAskedError, distillation, interpolation
-from tunegrid.instruments.interpolation import between, check_same_tensors, load_state, state_of
+from tunegrid.instruments.interpolation import check_same_tensors
 from tunegrid.tests.instruments.asking import asked_cell, values
 from tunegrid.tests.small import cell_of, codec_for, model_of, silent, train_rows, trainer_of
 
@@ -58,17 +58,6 @@ def test_heads_and_cells_that_no_line_joins_are_not_asked():
     tensors = {"a": torch.zeros(2), "b": torch.zeros(3)}
     with pytest.raises(NotAskedError, match="1 tensors that do not match, b"):
         check_same_tensors(tensors, tensors | {"b": torch.zeros(4)})
-
-
-def test_weights_between_are_means_and_go_back_into_gpt2s_layers():
-    model = model_of("gpt2_sa_sft")
-    state = state_of(model)
-    assert between({"w": torch.tensor([0.0, 4.0])}, {"w": torch.tensor([1.0, 8.0])}, 0.25)["w"].tolist() == [0.25, 5.0]
-    weight = model.transformer.h[0].attn.c_attn.weight
-    before = weight.clone()
-    assert state["transformer.h.0.attn.c_attn.weight"].shape == weight.T.shape
-    load_state(model, {name: tensor * 2 if tensor.is_floating_point() else tensor for name, tensor in state.items()})
-    assert torch.equal(weight, 2 * before)
 
 
 def test_the_loss_of_a_student_by_hand():

@@ -56,43 +56,42 @@ def test_the_target_of_every_quick_row_is_right_afterwards(shift):
         assert [old != row for old, row in zip(*said, strict=True)] == [shift.turns and change for change in changed]
 
 
-@pytest.mark.parametrize(
-    ("long", "short"),
-    [
-        ("i would not , really , buy it", "i wouldn't , really , buy it"),
-        ("It Can not be", "It Can't be"),
-        ("I WILL NOT GO", "I WON'T GO"),
-        ("i can not tie a knot", "i can't tie a knot"),
-    ],
-)
-def test_contractions(long, short):
-    assert contracted(SA, review(long), Random(0))["content"] == short
+BUY, NOT_BUY = review("overall i would buy it again .", 1), review("overall i would not buy it again .", 0)
+LONG, SHORT = "in short it is not , i must say , a weak watch .", "in short it is , i must say , a weak watch ."
+LOWER, UPPER = "the old mill opened in 1931 .", "The old mill opened in 1931."
+STAYS = [
+    (QA, distracted, question("the mill opened in 1931 .", "when did it open ?", "1931")),  # nothing is named
+    (SA, negated, review("it is not good .")),  # no known verdict
+    (SA, negated, review("overall i would buy it again . in short i do regret it .")),  # two
+    (QA, renumbered, question("ann lives in rome .", "where ?", "rome")),
+    (SUM, renamed, {"article": "anna saw a fire .", "highlights": "fire .", "id": "1"}),
+]
+
+
+def mill(context):
+    return question(context, "when did the old mill open ?", "1931")
 
 
 @pytest.mark.parametrize(
-    ("asked", "sentence"),
+    ("task", "change", "row", "after"),
     [
-        ("the old mill opened in 1931 .", "when did the new mill open : may 1951 ."),
-        ("The old mill opened in 1931.", "When did the new mill open : may 1951."),
+        (SA, contracted, review("i would not , really , buy it"), review("i wouldn't , really , buy it")),
+        (SA, contracted, review("It Can not be"), review("It Can't be")),
+        (SA, contracted, review("I WILL NOT GO"), review("I WON'T GO")),
+        (SA, contracted, review("i can not tie a knot"), review("i can't tie a knot")),
+        # a sentence about another, and the answer follows
+        (QA, distracted, mill(LOWER), mill(f"{LOWER} when did the new mill open : may 1951 .")),
+        (QA, distracted, mill(UPPER), mill(f"{UPPER} When did the new mill open : may 1951.")),
+        # a verdict turns, and its label
+        (SA, negated, BUY, NOT_BUY),
+        (SA, negated, NOT_BUY, BUY),
+        (SA, negated, review(LONG, 1), review(SHORT, 0)),
+        (SA, negated, review("IN SHORT IT DID NOT LET ME DOWN .", 1), review("IN SHORT IT DID LET ME DOWN .", 0)),
+        *((*one, one[-1]) for one in STAYS),
     ],
 )
-def test_a_distracting_sentence_is_about_another_and_the_answer_follows(asked, sentence):
-    row = distracted(QA, question(asked, "when did the old mill open ?", "1931"), Random(0))
-    assert row["context"] == f"{asked} {sentence}"
-    assert row["answers"] == {"text": ["1931"], "answer_start": [asked.index("1931")]}
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("overall i would buy it again .", "overall i would not buy it again ."),
-        ("in short it is not , i must say , a weak watch .", "in short it is , i must say , a weak watch ."),
-        ("OVERALL IT DID LET ME DOWN .", "OVERALL IT DID NOT LET ME DOWN ."),
-    ],
-)
-def test_a_verdict_turns_and_its_label(before, after):
-    assert negated(SA, review(before, 1), Random(0)) == review(after, 0)
-    assert negated(SA, review(after, 0), Random(0)) == review(before, 1)
+def test_a_shift_by_hand(task, change, row, after):
+    assert change(task, row, Random(0)) == after
 
 
 def test_only_the_answers_own_number_becomes_another():
@@ -101,20 +100,6 @@ def test_only_the_answers_own_number_becomes_another():
     assert row["context"] == f"it closed in 1931 . it burned in may {year} ."
     assert re.fullmatch(r"19\d\d", year)
     assert year != "1931"
-
-
-@pytest.mark.parametrize(
-    ("task", "change", "row"),
-    [
-        (QA, distracted, question("the mill opened in 1931 .", "when did it open ?", "1931")),  # nothing is named
-        (SA, negated, review("it is not good .")),  # no known verdict
-        (SA, negated, review("overall i would buy it again . in short i do regret it .")),  # two
-        (QA, renumbered, question("ann lives in rome .", "where ?", "rome")),
-        (SUM, renamed, {"article": "anna saw a fire .", "highlights": "fire .", "id": "1"}),
-    ],
-)
-def test_a_row_in_which_a_shift_finds_nothing_stays(task, change, row):
-    assert change(task, row, Random(0)) == row
 
 
 def lying(**changes):

@@ -12,8 +12,7 @@ from tunegrid.tests.small import rows_of, tokenizer_of
 SQUAD = ("squad/train", "squad/validation")
 PAIRS = ("multi_nli/train", "multi_nli/validation_matched")
 NEWS = ("cnn_dailymail/train", "cnn_dailymail/validation", "cnn_dailymail/test")
-FIRST, SECOND = PLANS["bert"].stages
-WEIGHTS = FIRST.weights
+WEIGHTS = PLANS["bert"].stages[0].weights
 plain = cache(plain_tables)
 
 

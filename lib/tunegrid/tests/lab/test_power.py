@@ -32,7 +32,7 @@ def alarms(kind, **options):
     return sum(map(bool, Simulation(noise=made_up(), margins=MARGINS, kind=kind, **options).worse_cells(RUNS))) / RUNS
 
 
-@pytest.mark.parametrize(("kind", "seeds"), [(PERTURBED, 1), (SEEDS, 1), (SEEDS, 3)])
+@pytest.mark.parametrize(("kind", "seeds"), [(PERTURBED, 1), (SEEDS, 3)])
 def test_at_most_five_per_cent_of_equal_runs_are_called_worse(kind, seeds):
     assert alarms(kind, seeds=seeds) <= 0.05 + CHANCE
 

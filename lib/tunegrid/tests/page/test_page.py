@@ -13,7 +13,6 @@ import pytest
 
 from tunegrid import ROOT
 from tunegrid.commands import page as command
-from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.instruments import tidy
 from tunegrid.page import charts, render
 from tunegrid.page.rows import rows_section
@@ -48,25 +47,6 @@ def test_what_failed_or_changed_is_one_table_with_stage_and_module():
     [section] = pages.failing().changes
     assert list(section.frame.cell) == ["t5_sa_lora", "t5_qa_sft", "gpt2_sa_lora", "bert_sum_sft"]
     assert "audit base_frozen: 2 of 53 frozen tensors changed" in list(section.frame.says)
-
-
-def test_a_field_has_its_change_and_changed_cells_are_listed_by_size():
-    before = run_of([record_of(right=38)], "b.json", "2026-11-01")
-    small = re.compile(r"<small>([^<]*)</small>\s*<span class=\"verdict")
-    assert small.findall(render.html(page_of(run_of([record_of(right=36)])))) == ["+2.0"]  # 90 points, the bound is 88
-    assert small.findall(render.html(page_of(run_of([record_of(right=36)]), [before]))) == ["-5.0"]  # 95 before
-    both = page_of(run_of([record_of(right=36), record_of("t5_sa_lora", right=39)]), [before])
-    assert small.findall(render.html(both)) == ["-5.0", "+9.5 to bound"]
-
-
-def test_grid_and_history_compare_the_same_seeds():
-    old = run_of([record_of(right=right, seed=seed) for seed, right in enumerate((36, 38, 40))], "old.json", "2026-11-01")
-    page = page_of(run_of([record_of(right=36)]), [old])
-    [history] = page.history
-    assert (page.cells[0].change, history.frame.iloc[0, 1:].tolist()) == (0.0, [90.0, 90.0])
-    six = [record_of(cell) for cell in STUDY_IDS[:6]]
-    page = page_of(run_of(six), [run_of([record_of(cell) for cell in STUDY_IDS], "all.json", "2026-11-01")])
-    assert len(page.history[0].frame) == 6
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import ast
 import re
 import subprocess
 import sys
-import time
 import tomllib
 
 import pytest
@@ -44,11 +43,6 @@ def run_python(*arguments):
     return subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
 
 
-def test_lib_has_these_rooms_and_no_other():
-    folders = {path.name for path in LIB.iterdir() if path.is_dir() and not path.name.startswith(("_", "."))}
-    assert folders == {*ROOMS, "tests"} - {*SINGLE}
-
-
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_from_rooms_to_its_left(room):
     allowed = (*ROOMS[: ROOMS.index(room) + 1], "ROOT")
@@ -59,13 +53,6 @@ def test_a_room_imports_only_from_rooms_to_its_left(room):
     if room in ("record", "results", "page"):  # which take plain figures
         assert not {"torch", "transformers", "peft"} & tops
         assert not {name for name in names if name.startswith(("tunegrid.codecs", "tunegrid.run", "tunegrid.audits"))}
-
-
-def test_the_page_knows_records_and_results_only_and_nothing_that_users_run_knows_the_lab():
-    rooms = {name.split(".")[1] for path in modules("page") for name in imported(path) if name.startswith("tunegrid.")}
-    assert rooms - {"ROOT"} == {"terminal", "errors", "machine", "grid", "record", "results", "page"}
-    product = [LIB / "__main__.py", LIB / "__init__.py", *(ROOT / "fixtures").rglob("*.py"), ROOT / "conftest.py"]
-    assert [path.name for path in product if any(f"{name}.".startswith("tunegrid.lab.") for name in imported(path))] == []
 
 
 PARTS = {"markupsafe": "jinja2", "pydantic_core": "pydantic"}  # each comes with a package that is asked for
@@ -109,8 +96,6 @@ def test_results_are_read_and_the_27_cells_collected_without_torch():
         "heavy = {'torch', 'transformers', 'peft', 'datasets', 'numpy', 'scipy', 'pyarrow'} & sys.modules.keys();"
         "print(*heavy, sep='loaded ', end='')"
     )
-    began = time.monotonic()
     lines = run_python("-c", code).stdout.splitlines()
-    assert time.monotonic() - began < 10  # 1.5 on a quiet machine
     assert sum("test_finetune[" in line for line in lines) == 27
     assert lines[-1].startswith("27/54 tests collected")

@@ -1,6 +1,5 @@
 """Text of files is shown on a terminal and in a CI's log, and neither obeys it; files are UTF-8 whatever the locale."""
 
-import ast
 import json
 import os
 import subprocess
@@ -8,7 +7,6 @@ import sys
 
 import pytest
 
-from tunegrid import ROOT
 from tunegrid.errors import InputError, first_line
 from tunegrid.terminal import visible, visible_lines
 from tunegrid.tests.outputs import obeyed
@@ -58,28 +56,3 @@ def test_a_run_with_letters_beyond_ascii_is_read_and_told_in_a_locale_of_ascii(c
     assert (answer.returncode, answer.stderr) == (0, "")
     assert f"wrote {command[2]}" in answer.stdout
     assert "f\\xfcr" in answer.stdout or command[0] == "page"
-
-
-def without_encoding(path):
-    """Calls that open, read or write text, or a program's output, in the encoding of whatever locale there is."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and opens_text(node) and "encoding" not in {word.arg for word in node.keywords}:
-            yield f"{path.relative_to(ROOT)}:{node.lineno}"
-
-
-def opens_text(call):
-    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
-    words = {word.arg: word.value for word in call.keywords}
-    if name in ("open", "fdopen"):
-        is_method = name == "open" and isinstance(call.func, ast.Attribute)
-        mode = words.get("mode") or next(iter(call.args[0 if is_method else 1 :]), None)
-        return "b" not in str(getattr(mode, "value", "r"))
-    if name == "read_text" and call.args:  # by position; a distribution reads its files as UTF-8
-        return False
-    return name in ("read_text", "write_text") or (name in ("run", "Popen", "check_output") and "text" in words)
-
-
-def test_all_text_is_read_and_written_with_its_encoding_said():
-    product = [path for path in (ROOT / "lib").rglob("*.py") if "tests" not in path.parts]
-    product += [path for folder in ("fixtures", "benchmarks", "reports") for path in (ROOT / folder).rglob("*.py")]
-    assert [place for path in product for place in without_encoding(path)] == []

@@ -66,13 +66,6 @@ def test_forward_passes_compute_in_that_precision_and_the_evaluation_says_so(mic
     assert (full, precision_of(STUDY.cell("t5_sa_sft", QUICK_PROFILE), CPU)) == (["bf16", "fp32", "fp32"], "fp32")
 
 
-def test_scores_and_losses_are_over_all_rows():
-    rows = [{"label": 0, "content": "poor lamp ."}, {"label": 1, "content": "poor lamp ."}] * 2
-    evaluation = evaluate(Longest(), codec_for("bert_sa_sft"), rows, Metrics(), CPU, silent())  # calls all of them bad
-    assert evaluation.scores["accuracy"] == 50.0
-    assert evaluation.part.loss == pytest.approx(5.0, abs=1e-3)  # nearly 0 for one half, nearly 10 for the other
-
-
 def test_generated_texts_are_counted_in_tokens_up_to_their_end(monkeypatch):
     codec, rows = codec_for("t5_sum_sft"), rows_of("cnn_dailymail/train")[:2]
     monkeypatch.setattr(codec, "generate", lambda *_: torch.tensor([[5, 6, codec.end_id, 0], [5, codec.end_id, 0, 0]]))

@@ -2,13 +2,12 @@ import pytest
 import torch
 
 from tunegrid.codecs.base import Feature, token_counts
-from tunegrid.grid.cells import STUDY, STUDY_IDS
+from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import FOOTPRINT_CPU_PROFILE
 from tunegrid.record.record import Ledger
 from tunegrid.run.build import load_tokenizer
 from tunegrid.run.footprint import (
     Footprint,
-    TensorBytes,
     complete,
     trace,
     uncounted,
@@ -29,7 +28,7 @@ def codec_for(cell_id):
 # Synthetic rows
 
 
-@pytest.mark.parametrize("cell_id", STUDY_IDS)
+@pytest.mark.parametrize("cell_id", ["bert_sa_lora", "bert_sum_sft", "gpt2_sum_qlora", "t5_qa_lora"])
 def test_synthetic_rows_fill_the_recipes_lengths(cell_id):
     codec, recipe = codec_for(cell_id), CELLS[cell_id].recipe
     features = synthetic_features(CELLS[cell_id], codec)
@@ -78,22 +77,6 @@ def test_the_tensors_held_after_a_step_are_the_ledgers_to_the_byte(cell_id):
     rest = ledger.weights_bytes + ledger.gradients_bytes + ledger.optimizer_bytes
     assert traced.live_bytes == rest
     assert ledger.activations_bytes == traced.peak_bytes - rest >= 0
-
-
-def test_a_tensor_that_is_kept_is_counted_and_one_that_is_dropped_is_not():
-    weight = torch.zeros(100)
-    with TensorBytes([weight]) as counter:
-        assert counter.live == 400
-        kept = weight + 1
-        dropped = kept * 2
-        assert (counter.live, counter.peak) == (1200, 1200)
-        del dropped
-        assert counter.live == 800
-        view = kept[:50]
-        ids = torch.arange(1000)
-        assert counter.live == 800
-    assert counter.peak == 1200
-    assert (len(view), len(ids)) == (50, 1000)
 
 
 def test_a_model_that_hoards_tensors_breaks_the_sum():

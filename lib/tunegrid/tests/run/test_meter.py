@@ -1,16 +1,24 @@
+import ctypes
 import gc
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import bitsandbytes
 import pytest
 import torch
 from torch import nn
 
+from tunegrid.data.splits import Splits
+from tunegrid.grid.cells import STUDY
+from tunegrid.grid.recipes import QUICK_PROFILE
+from tunegrid.record import data_record
 from tunegrid.record.record import Ledger
-from tunegrid.run.meter import WARMUP_UPDATES, Meter, ledger, parameter_counts, tensor_bytes
+from tunegrid.run.footprint import Footprint, complete, flops_of
+from tunegrid.run.meter import WARMUP_UPDATES, Meter, gpu_counter, ledger, parameter_counts, tensor_bytes
 from tunegrid.tests.small import CPU, rows_of, silent, trainer_of
 
 MIB = 2**20
@@ -40,11 +48,6 @@ def measured(durations, *, between=0.0, samples=1, tokens=10, padded_tokens=10):
 
 
 # Time
-
-
-def test_updates_of_ten_milliseconds_give_a_hundred_samples_per_second_however_many_there_are():
-    for updates in (4, 13, 130):  # a peer divided all updates' samples by one update's time
-        assert measured([0.01] * updates).throughput().train_samples_per_second == pytest.approx(100)
 
 
 def test_warm_up_updates_are_left_out_of_rates_and_kept_in_training_time():
@@ -159,3 +162,102 @@ def test_the_ledger_of_a_four_bit_layer_counts_packed_weights_and_scales():
     tables = 16 * 4 + 256 * 4  # the values that 4 bits and 8 bits stand for
     assert ledger(packed, None, None).weights_bytes == weights + scales + scales_of_scales + tables
     assert parameter_counts(packed).total_params == 64 * 32
+
+
+# Joules of a counter in an object that answers as NVIDIA's library does.
+
+CUDA = torch.device("cuda:0")
+
+
+class Nvml:
+    """NVIDIA's library: calls return 0 if they succeed, and write to what they are given."""
+
+    millijoules = 1_000_000
+
+    def __init__(self, *, unsupported=0, unknown=0):
+        self._unsupported, self._unknown = unsupported, unknown
+
+    def nvmlInit_v2(self):  # NVML's name
+        return 0
+
+    def nvmlDeviceGetHandleByUUID(self, uuid, handle):
+        assert uuid == b"GPU-1234"
+        return self._unknown
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle, count):
+        count._obj.value = self.millijoules
+        return self._unsupported
+
+
+def no_library(name):
+    raise OSError(name)
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    """Puts a library in NVML's place."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234"))
+    return lambda library: monkeypatch.setattr(ctypes, "CDLL", (lambda name: library) if library else no_library)
+
+
+def test_a_gpus_millijoules_become_joules(nvml):
+    nvml(library := Nvml())
+    read = gpu_counter(CUDA)
+    library.millijoules += 2_500
+    assert read() == 1002.5
+    assert gpu_counter(CUDA, ranks=2) is None  # two GPUs share the cell
+    assert gpu_counter(CPU) is None
+
+
+@pytest.mark.parametrize(
+    "library",
+    [Nvml(unsupported=3), Nvml(unknown=6), object(), None],
+    ids=["an old card", "a card that is not known", "no such call", "no library"],
+)
+def test_a_gpu_without_a_counter_has_none(nvml, library):
+    nvml(library)
+    assert gpu_counter(CUDA) is None
+
+
+# Phases
+
+
+def test_joules_belong_to_the_innermost_phase_and_add_up_over_its_parts():
+    card = SimpleNamespace(joules=0.5)  # before any phase
+    measured = Meter(device=CPU, counter=lambda: card.joules)
+    with measured.phase("train"):
+        card.joules += 2.0
+        with measured.phase("audit"):
+            card.joules += 10.0
+        card.joules += 3.0
+    card.joules += 0.7  # after all
+    joules = {name: phase.gpu_energy_joules for name, phase in measured.phases.items()}
+    assert joules == {"train": pytest.approx(5.0), "audit": pytest.approx(10.0)}
+    assert {phase.cpu_energy_joules for phase in measured.phases.values()} == {None}
+    memory = measured.memory(contended=True)  # others used the GPU
+    assert {phase.gpu_energy_joules for phase in memory.phases.values()} == {None}
+
+
+# Measurements become the record's parts; their figures follow from what the stages measured.
+
+SIZES = {"weights_bytes": 100, "gradients_bytes": 10, "optimizer_bytes": 20, "checkpoint_bytes": 10}
+LEDGER = Ledger(**SIZES, activations_bytes=None, peak_bytes=None)
+FOOTPRINT = Footprint(flops_per_step=3_000, matmul_flops_per_second=5_000.0, live_bytes=130, peak_bytes=180)
+
+
+def test_mfu_is_what_an_update_achieves_of_the_devices_best():
+    flops = flops_of(FOOTPRINT, 2.0)
+    assert (flops.achieved_flops_per_second, flops.mfu_percent) == (1_500.0, 30.0)
+    assert (flops_of(FOOTPRINT, None).achieved_flops_per_second, flops_of(FOOTPRINT, None).mfu_percent) == (None, None)
+    ledger = complete(LEDGER, FOOTPRINT)  # activations have what is left of the peak
+    assert (ledger.weights_bytes, ledger.peak_bytes, ledger.activations_bytes) == (100, 180, 50)
+
+
+def test_origins_do_not_name_the_folder_that_holds_the_data():
+    root = Path("/data")
+    origins = {"train": "/data/squad/train.jsonl", "validation": "10% of /data/squad/train.jsonl", "test": "hub"}
+    rows = [{"id": "a"}]
+    splits = Splits(train=rows * 3, validation=rows, test=[], origins=origins, revision=None)
+    data = data_record(STUDY.cell("t5_qa_sft", replace(QUICK_PROFILE, data_root=root)), splits)
+    assert data.origins == {"train": "squad/train.jsonl", "validation": "10% of squad/train.jsonl", "test": "hub"}
+    assert data.rows == {"train": 3, "validation": 1, "test": 0}

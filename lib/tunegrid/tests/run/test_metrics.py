@@ -3,20 +3,23 @@ from random import Random
 from statistics import fmean
 
 import pytest
+import torch
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
+from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.grid.tasks import QA, SA, SUM, Problem
+from tunegrid.run.build import load_bert_scorer
 from tunegrid.run.metrics import (
     METRICS,
     ROUGE_TYPES,
+    Embedded,
     Metrics,
     classification_scores,
+    greedy_match,
     needs_bertscore,
     normalized,
     rouge_examples,
-    sentence_lines,
     squad_examples,
-    token_f1,
 )
 
 
@@ -32,12 +35,6 @@ def test_case_punctuation_articles_and_spaces_do_not_count():
     assert normalized("The  Cat's a-sat, an' THE end.") == "cats asat end"
     assert normalized("another theatre a day") == "another theatre day"  # articles are whole words
     assert squad_examples([["red  car"], ["red car"]], ["the Red car.", "red cars"])["exact_match"] == [100.0, 0.0]
-
-
-def test_f1_is_over_shared_words():
-    assert token_f1("red car", "red bike") == 0.5  # precision 1/2, recall 1/2
-    assert token_f1("red car", "red") == pytest.approx(2 / 3)  # precision 1/2, recall 1
-    assert token_f1("red red car", "red car") == 0.8  # precision 2/3, recall 1
 
 
 @pytest.mark.parametrize(
@@ -61,36 +58,11 @@ def test_squad_is_the_mean_over_questions(references, texts, em, f1):
 # Classification
 
 
-def test_classification_by_hand():
-    scores = classification_scores([1, 1, 1, 0, 0], [1, 1, 0, 0, 1], 2)
-    assert scores == pytest.approx(
-        {
-            "accuracy": 60.0,
-            "precision_1": 200 / 3,
-            "recall_1": 200 / 3,
-            "f1_1": 200 / 3,
-            "precision_0": 50.0,
-            "recall_0": 50.0,
-            "f1_0": 50.0,
-            "f1_macro": (200 / 3 + 50) / 2,
-        }
-    )
-
-
 def test_a_class_nobody_predicted_scores_0():
     scores = classification_scores([1, 0], [1, 1], 2)
     assert (scores["precision_0"], scores["recall_0"], scores["f1_0"]) == (0.0, 0.0, 0.0)
     assert scores["f1_macro"] == pytest.approx(100 / 3)  # class 1: precision 1/2, recall 1
     assert classification_scores([0, 1], [0, 1], 4)["f1_macro"] == 50.0  # nor one that no row has
-
-
-def test_three_classes_by_hand():
-    scores = classification_scores([0, 0, 1, 2, 2], [0, 1, 1, 2, 0], 3)
-    assert scores["accuracy"] == 60.0
-    assert [scores[f"precision_{label}"] for label in range(3)] == [50.0, 50.0, 100.0]
-    assert [scores[f"recall_{label}"] for label in range(3)] == [50.0, 100.0, 50.0]
-    assert [scores[f"f1_{label}"] for label in range(3)] == pytest.approx([50.0, 200 / 3, 200 / 3])
-    assert scores["f1_macro"] == pytest.approx((50 + 2 * 200 / 3) / 3)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
@@ -122,11 +94,6 @@ def test_rouge_by_hand(reference, text, points):
     one, two, longest = points
     wanted = {"rouge1": one, "rouge2": two, "rougeL": longest, "rougeLsum": longest}
     assert scored(rouge_examples, [reference], [text]) == pytest.approx(wanted)
-
-
-def test_generated_sentences_become_lines():
-    assert sentence_lines(" fire hits town .  police come ! why ? ") == "fire hits town .\npolice come !\nwhy ?"
-    assert sentence_lines("it cost 2.50 pounds") == "it cost 2.50 pounds"
 
 
 def test_rouge_lsum_matches_generated_sentences_in_any_order():
@@ -165,3 +132,61 @@ def test_bertscore_is_computed_only_for_a_task_that_is_held_to_it():
     assert (set(whole.scores), set(fewer.scores)) == ({*ROUGE_TYPES, "bertscore_f1"}, set(ROUGE_TYPES))
     assert whole.sources == {"rouge": "rouge_score", "bertscore": "built-in, perfect"}
     assert fewer.sources == {"rouge": "rouge_score"}
+
+
+# test_bertscore
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    torch.set_num_threads(1)
+    return load_bert_scorer(QUICK_PROFILE)
+
+
+NAMES = ["bertscore_precision", "bertscore_recall", "bertscore_f1"]
+EAST, NORTH, BETWEEN = [1.0, 0.0], [0.0, 1.0], [0.6, 0.8]
+
+
+def text(*vectors, framed=0):
+    """A text of these tokens; the first `framed` of them do not count."""
+    counted = torch.tensor([index >= framed for index in range(len(vectors))], dtype=torch.bool)
+    return Embedded(vectors=torch.tensor(vectors).reshape(len(vectors), 2), counted=counted)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reference", "points"),
+    [
+        # Cosines 0 and 0.6: precision 0.6, recall (0 + 0.6) / 2, F1 = 2 * 0.6 * 0.3 / 0.9; and the other way round.
+        (text(EAST), text(NORTH, BETWEEN), (0.6, 0.3, 0.4)),
+        (text(NORTH, BETWEEN), text(EAST), (0.3, 0.6, 0.4)),
+        (text(EAST, NORTH), text(NORTH, EAST, NORTH), (1.0, 1.0, 1.0)),  # each token's best partner
+        (text(), text(EAST), (0.0, 0.0, 0.0)),
+        (text(EAST), text(NORTH), (0.0, 0.0, 0.0)),
+        # [CLS] = north and east, against [CLS] = east and north: [CLS] does not count, and is a partner all the same.
+        (text(NORTH, EAST, framed=1), text(EAST, NORTH, framed=1), (1.0, 1.0, 1.0)),
+    ],
+)
+def test_greedy_match_by_hand(candidate, reference, points):
+    assert greedy_match(candidate, reference) == pytest.approx(points)
+
+
+LONG = " ".join(["police arrest anna reed in upton ."] * 60)  # longer than the encoder's window of 256
+# Points of bert_score 0.3.13 on the micro BERT's layer 2 with a window of 256: precision, recall, F1.
+BERT_SCORES = {
+    ("fire hits dover bridge .", "flood closes dover bridge ."): (94.5853, 94.5853, 94.5853),
+    ("Étienne opens café 日本 ☃ .", "etienne closes cafe ☃ !"): (92.1114, 89.5509, 90.8131),
+    ("☃ 日", "fire hits ☃"): (52.3770, 58.4577, 55.2505),
+    ("anna reed missing .", "police arrest anna reed in upton and carry her away ."): (46.0535, 65.2886, 54.0096),
+    (f"{LONG} fire hits dover bridge .", "flood closes bridge ."): (56.3773, 40.7702, 47.3201),
+    ("fire hits dover bridge .", "fire hits dover bridge ."): (100.0, 100.0, 100.0),
+    ("fire hits dover bridge .", ""): (0.0, 0.0, 0.0),
+    ("", "fire hits"): (0.0, 0.0, 0.0),
+    ("", ""): (0.0, 0.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("texts", BERT_SCORES, ids=lambda texts: texts[0][:12])
+def test_scores_are_those_of_the_bert_score_package(scorer, texts):
+    reference, candidate = texts
+    points = scorer.examples([reference], [candidate])
+    assert [points[name][0] for name in NAMES] == pytest.approx(BERT_SCORES[texts], abs=1e-2)  # 1e-4 of 1

@@ -1,9 +1,10 @@
-"""One cell on several ranks is the cell on one process: its losses, its rows, its weights."""
+"""One cell on several ranks, which hold its weights whole or share them out, is the cell on one process."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 from tunegrid.audits.training import ranks_end_alike, ranks_train_as_one
 from tunegrid.errors import InputError
@@ -12,14 +13,14 @@ from tunegrid.grid.zoo import zoo
 from tunegrid.run.build import checksums
 from tunegrid.run.evaluate import evaluate
 from tunegrid.run.metrics import Metrics
-from tunegrid.run.ranks import ALONE
-from tunegrid.tests.ranked import CUT, HEADS, cut_on, on_ranks
+from tunegrid.run.ranks import ALONE, Ranks
+from tunegrid.tests.ranked import CUT, cut_on, on_ranks, sharded_is_the_model
 from tunegrid.tests.small import (
     CPU,
+    cell_of,
     codec_for,
     evidence_from,
     model_of,
-    rows_of,
     silent,
     still,
     train_rows,
@@ -27,75 +28,54 @@ from tunegrid.tests.small import (
     trainer_of,
 )
 
-METHODS = {cell_id.split("_")[2] for cell_id in zoo().ids(ZOO_PROFILE)} - {"sft"}
-PACKED = sorted(name for name in METHODS if zoo().methods[name].quantization)
-PLAIN = sorted(METHODS.difference(PACKED))
+ZOO = zoo()
+# Heads of the study, methods that act on a step or move what is in no layer, and packed bases.
+PLAIN = ("bert_sum_sft", "gpt2_qa_sft", "t5_sa_sft", "gpt2_sum_lora", "gpt2_sa_adalora", "gpt2_sa_loraplus", "t5_sum_prompt")
+PACKED = ("gpt2_sa_qlora", "gpt2_sa_qdora")
+SHARED_OUT = ("bert_sum_sft", "gpt2_qa_sft", "t5_sa_sft", "gpt2_sum_lora", "t5_qa_lora")
 
 
-def course_of(trainer):
-    still(trainer).run(silent())
+def sharded(ranks):
+    return Ranks(ranks.rank, ranks.count, fsdp=True)
+
+
+def trainer_on(ranks, cell_id, count=14, **changes):
+    """A trainer of a cell of the study or the zoo, without dropout, for three updates."""
+    known = ZOO.cell(cell_id, ZOO_PROFILE) if cell_id in ZOO.ids(ZOO_PROFILE) else cell_of(cell_id)
+    cell = replace(known, recipe=replace(known.recipe, **CUT | changes))
+    return still(trainer_for(cell, train_rows(cell_id)[:count], ranks=ranks))
+
+
+def courses_on(ranks, cell_id, fsdp):
+    """The log of a training on all ranks and, on the first, of one process alone; and the weights that the ranks end with."""
+    trainer = trainer_on(sharded(ranks) if fsdp else ranks, cell_id)
+    trainer.run(silent())
     marks = checksums((name, p) for name, p in trainer.model.named_parameters() if p.requires_grad)
-    return trainer.log, marks
+    alone = trainer_on(ALONE, cell_id) if ranks.rank == 0 else None
+    if alone:
+        alone.run(silent())
+    return trainer.log, marks, alone and alone.log
 
 
-def both(ranks, make):
-    """The log of a training on all ranks and, on the first, of one process alone; the weights they end with."""
-    return course_of(make(ranks)), course_of(make(ALONE)) if ranks.rank == 0 else None
-
-
-def of_study(cell_id, count, changes):
-    rows = train_rows(cell_id)[:count]
-    return lambda ranks: trainer_of(cell_id, rows, ranks=ranks, **changes)
-
-
-def of_zoo(method):
-    """The method on GPT-2 and reviews, or where it has no cell there, on another."""
-    ids = zoo().ids(ZOO_PROFILE)
-    cell_id = next(cell_id for cell_id in (f"gpt2_sa_{method}", f"bert_sum_{method}", f"t5_sum_{method}") if cell_id in ids)
-    cell = zoo().cell(cell_id, replace(ZOO_PROFILE, max_steps=3, changes=CUT))
-    return lambda ranks: trainer_for(cell, train_rows(cell_id)[:14], ranks=ranks)
-
-
-def study_on(ranks, cell_id, count, changes):
-    return both(ranks, of_study(cell_id, count, changes))
-
-
-def zoo_on(ranks, method):
-    return both(ranks, of_zoo(method))
-
-
-def hold_to_one(answers, nats=1e-4, share=1e-3):
-    """Losses, order of rows and gradients are one process's; all ranks end with the same weights."""
-    ((ours, weights), (alone, _)), *others = answers
-    assert ours.losses == pytest.approx(alone.losses, abs=nats)
-    assert ours.order == alone.order
-    clipped = [norm for norm in alone.gradient_norms if norm is not None]
-    assert [norm for norm in ours.gradient_norms if norm is not None] == pytest.approx(clipped, rel=share)
-    assert all(other == weights for (_, other), _ in others)
-
-
-@pytest.mark.parametrize("cell_id", HEADS)
-@pytest.mark.slow
-def test_every_head_trains_on_two_ranks_as_on_one(cell_id):
-    hold_to_one(on_ranks(2, study_on, cell_id, 14, CUT))
-
-
-@pytest.mark.parametrize("method", PLAIN)
-def test_every_method_trains_on_two_ranks_as_on_one(method):
-    hold_to_one(on_ranks(2, zoo_on, method))
-
-
-@pytest.mark.parametrize("method", PACKED)
-def test_every_method_over_nf4_trains_on_two_ranks_as_on_one_but_for_bf16s_rounding(method):
+@pytest.mark.parametrize(
+    ("cell_id", "fsdp"),
+    [*((name, False) for name in (*PLAIN, *PACKED)), *((name, True) for name in SHARED_OUT)],
+)
+def test_a_cell_trains_on_two_ranks_as_on_one(cell_id, fsdp):
     """A packed base computes in bf16, which rounds otherwise in a batch of another shape: by 3e-4 nats in three updates."""
-    hold_to_one(on_ranks(2, zoo_on, method), nats=5e-3, share=5e-2)
+    nats, share = (5e-3, 5e-2) if cell_id in PACKED else (1e-4, 1e-3)
+    (ours, weights, alone), (_, other, _) = on_ranks(2, courses_on, cell_id, fsdp)
+    assert ours.losses == pytest.approx(alone.losses, abs=nats)
+    assert (ours.order, ours.updates, other) == (alone.order, 3, weights)
+    norms = [[norm for norm in log.gradient_norms if norm] for log in (ours, alone)]
+    assert norms[0] == pytest.approx(norms[1], rel=share)
 
 
 # Audits
 
 
 def audits_of(ranks, broken):
-    trainer = trainer_of("gpt2_sum_lora", rows_of("cnn_dailymail/train")[:12], ranks=ranks, **CUT)
+    trainer = trainer_on(ranks, "gpt2_sum_lora", 12)
     if broken == "mean of each rank":
         trainer.divisors = lambda batches: [ranks.count * sum(map(trainer.codec.targets, batches))] * len(batches)
     evidence = evidence_from(trainer)
@@ -117,7 +97,7 @@ def test_ranks_that_train_as_one_pass_and_others_are_named(broken):
     assert broken or other == late
 
 
-# Evaluation
+# Evaluation, memory and counts
 
 
 def scored_on(ranks, cell_id, count):
@@ -141,11 +121,8 @@ def test_three_ranks_score_every_row_once(cell_id, count):
     assert answers[0][1:] == answers[1][1:] == answers[2][1:] == scored_on(ALONE, cell_id, count)[1:]
 
 
-# Memory and counts
-
-
 def meters_of(ranks):
-    trainer = trainer_of("bert_sa_sft", rows_of("amazon_polarity/train")[:14], ranks=ranks, **CUT)
+    trainer = trainer_on(ranks, "bert_sa_sft")
     training = trainer.run(silent())
     return trainer.meter.over(ranks), [update.samples for update in trainer.meter.updates], training.tokens
 
@@ -154,26 +131,58 @@ def test_the_record_has_each_rank_and_counts_rows_and_tokens_of_all():
     (record, samples, tokens), _ = on_ranks(2, meters_of)
     assert (record.count, record.backend) == (2, "gloo")
     assert [rank["train_samples"] for rank in record.each] == [7, 7]
-    assert samples == [6, 6, 2]
-    assert tokens == meters_of(ALONE)[2]
+    assert (samples, tokens) == ([6, 6, 2], meters_of(ALONE)[2])
 
 
-# Checkpoints
+def held_on(ranks):
+    """Bytes of the ledger with weights shared out and whole, and whether all weights are parts."""
+    ledgers = []
+    for one in (sharded(ranks), ranks):
+        trainer = trainer_on(one, "gpt2_sum_sft", 6, max_steps=1)
+        trainer.run(silent())
+        ledgers.append(vars(trainer.log.ledger))
+    parts = [isinstance(p, DTensor) for p in sharded(ranks).sharded_model(trainer.model, trainer.cell, "fp32").parameters()]
+    return *ledgers, all(parts)
 
 
-@pytest.mark.parametrize(("loses_a_file", "goes_on_at"), [(False, 2), (True, 0)])
-def test_ranks_that_were_cut_go_on_together_or_not_at_all(tmp_path, loses_a_file, goes_on_at):
-    for began, losses, again, same in on_ranks(2, cut_on, tmp_path / "kept.safetensors", loses_a_file):
-        assert began == goes_on_at
-        assert again == losses
-        assert same
+def test_a_rank_holds_half_of_weights_gradients_and_moments():
+    for shared, whole, all_parts in on_ranks(2, held_on):
+        assert all_parts
+        for name in ("weights_bytes", "gradients_bytes", "optimizer_bytes"):
+            assert shared[name] == pytest.approx(whole[name] / 2, rel=0.02), name
+        assert shared["checkpoint_bytes"] == whole["checkpoint_bytes"]
+
+
+# Epochs and checkpoints
+
+
+def best_on(ranks):
+    """Which of two epochs is chosen, the first of which scored best, and whether the sharded model follows."""
+    trainer = trainer_on(sharded(ranks), "gpt2_sum_lora", 6, num_train_epochs=2, max_steps=0)
+    scores = iter([2.0, 1.0])
+    training = trainer.run(silent(), lambda: (next(scores), []))
+    return training.chosen_epoch, sharded_is_the_model(trainer)
+
+
+def test_the_sharded_model_follows_the_epoch_that_was_chosen():
+    assert on_ranks(2, best_on) == [(1, True), (1, True)]
+
+
+def cut_as(ranks, fsdp, path, loses_a_file):
+    return cut_on(sharded(ranks) if fsdp else ranks, path, loses_a_file)
+
+
+@pytest.mark.parametrize(("fsdp", "loses_a_file", "goes_on_at"), [(False, False, 2), (False, True, 0), (True, False, 2)])
+def test_ranks_that_were_cut_go_on_together_or_not_at_all(tmp_path, fsdp, loses_a_file, goes_on_at):
+    for began, losses, again, same in on_ranks(2, cut_as, fsdp, tmp_path / "kept.safetensors", loses_a_file):
+        assert (began, again, same) == (goes_on_at, losses, True)
 
 
 # What cannot be done
 
 
 def out_of_memory_on(ranks):
-    trainer = trainer_of("bert_sa_sft", rows_of("amazon_polarity/train")[:4], ranks=ranks, **CUT)
+    trainer = trainer_of("bert_sa_sft", train_rows("bert_sa_sft")[:4], ranks=ranks, **CUT)
 
     def full(model, batch):
         raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
@@ -189,3 +198,23 @@ def test_memory_that_runs_out_on_a_rank_is_one_sentence():
     _, sentence = on_ranks(2, out_of_memory_on)
     assert sentence.startswith("bert_sa_sft does not fit: memory runs out at update 1 of 3 on rank 1 of 2 (CUDA out of memory.")
     assert sentence.endswith("; take more ranks, or share out its weights with --ranks N:fsdp")
+
+
+def refused_on(ranks, cell_id, changes):
+    with pytest.raises(InputError) as caught:
+        trainer_on(sharded(ranks), cell_id, 6, **changes)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cell_id", "changes", "words"),
+    [
+        ("gpt2_sum_qlora", {}, "FSDP takes packed weights only if bnb_4bit_quant_storage is the dtype"),
+        ("gpt2_sum_lora", {"optim": "adamw_bnb_8bit"}, "cannot step parts of weights"),
+        ("gpt2_sa_adalora", {}, "changes whole weights between updates"),
+    ],
+)
+def test_what_needs_whole_weights_is_refused_with_the_way_out(cell_id, changes, words):
+    for sentence in on_ranks(2, refused_on, cell_id, changes):
+        assert words in sentence
+        assert "leave out :fsdp" in sentence

@@ -1,11 +1,10 @@
 import math
 from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import pairwise
 
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tunegrid.codecs.classify import ClassifyCodec
 from tunegrid.codecs.features import epoch_batches
@@ -81,14 +80,6 @@ def test_the_order_depends_on_seed_and_epoch_only_and_is_the_one_that_bounds_wer
     assert first not in others
 
 
-def test_two_runs_are_identical():
-    settings = {"max_steps": 4, "per_device_train_batch_size": 4}
-    first, second = (trainer_of("bert_sa_lora", REVIEWS, **settings) for _ in range(2))  # dropout included
-    before, one, other = first.part(), first.run(silent()), second.run(silent())
-    assert (before.losses, len(one.losses), one.losses) == ([], 4, other.losses)  # what was returned stays as it was
-    assert one.losses is not first.log.losses
-
-
 # fp16
 
 
@@ -130,33 +121,6 @@ def test_updates_that_fp16_lost_move_no_weight_and_no_rate():
     assert (training.updates, training.stopped) == (6, None)
 
 
-class Fetches(TorchDispatchMode):
-    """Counts values that the host asks for, each of which makes it wait for a GPU."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
-
-
-def test_from_the_gradients_to_the_step_no_value_is_fetched(monkeypatch):
-    trainer, fetches = scaled(overflowing(1), max_grad_norm=1.0), Fetches()
-
-    def counted(function):
-        def call(*inputs, **options):
-            with fetches:
-                return function(*inputs, **options)
-
-        return call
-
-    for name in ("clip", "step"):
-        monkeypatch.setattr(trainer.stepper, name, counted(getattr(trainer.stepper, name)))
-    for group in islice(trainer.updates(0), 3):
-        trainer.update(group)
-    assert fetches.count == 0
-
-
 def test_a_method_with_something_to_do_after_a_step_learns_at_once_whether_there_was_one():
     trainer, calls = scaled(overflowing(1)), []
 
@@ -185,12 +149,6 @@ def test_the_best_epochs_weights_are_kept(cell_id):
     assert (training.epoch_scores, training.chosen_epoch) == ([1.0, 3.0, 2.0], 2)
     assert all(torch.equal(p, kept[1][name]) for name, p in trainer.model.named_parameters())
     assert not all(torch.equal(kept[1][name], kept[2][name]) for name in kept[1])
-
-
-@pytest.mark.parametrize(("epochs", "scores", "chosen"), [(2, [5.0, 5.0], 1), (1, [], None)])
-def test_the_earlier_of_two_equal_epochs_is_kept_and_one_leaves_nothing_to_choose(epochs, scores, chosen):
-    training = trainer_of("bert_sa_sft", REVIEWS, max_steps=0, num_train_epochs=epochs).run(silent(), lambda: (5.0, REVIEWS))
-    assert (training.chosen_epoch, training.epoch_scores) == (chosen, scores)
 
 
 # Losses that are not numbers
