@@ -67,15 +67,18 @@ def on_the_gpu(monkeypatch, others_gib, own_gib):
         monkeypatch.setattr(torch.cuda, name, lambda device: int(own_gib * 2**30))
 
 
-def test_a_gpu_in_use_is_refused_with_by_how_much(monkeypatch):
+def test_a_gpu_in_use_or_not_given_back_is_refused_with_by_how_much(monkeypatch):
     on_the_gpu(monkeypatch, others_gib=16, own_gib=0)
     assert used_by_others_gib(CUDA) == 16.0
     with pytest.raises(InputError, match=r"cuda:0 is in use: 16.0 GiB of it are taken by others; .* --allow-busy-gpu"):
         check_free(CUDA)
     check_free(CUDA, allow_busy=True)
     check_free(CPU)
-    on_the_gpu(monkeypatch, others_gib=0.6, own_gib=0)  # an own context
+    on_the_gpu(monkeypatch, others_gib=0.6, own_gib=1 / 32)  # an own context, and a workspace of cuBLAS
     check_free(CUDA)
+    on_the_gpu(monkeypatch, others_gib=0, own_gib=1.4)
+    with pytest.raises(InputError, match=r"cuda:0 still holds 1.4 GiB of an earlier cell, .* --engine=process"):
+        check_free(CUDA, allow_busy=True)
 
 
 @pytest.mark.parametrize(
@@ -106,17 +109,6 @@ def test_workers_take_gpus_in_turn(monkeypatch, worker, requested, index):
     assert resolve_device(requested, worker).index == index
 
 
-# What a cell leaves behind
-
-
-def test_what_an_earlier_cell_left_on_a_gpu_is_refused(monkeypatch):
-    on_the_gpu(monkeypatch, others_gib=0, own_gib=1.4)
-    with pytest.raises(InputError, match=r"cuda:0 still holds 1.4 GiB of an earlier cell, .* --engine=process"):
-        check_free(CUDA, allow_busy=True)
-    on_the_gpu(monkeypatch, others_gib=0, own_gib=1 / 32)  # a workspace of cuBLAS
-    check_free(CUDA)
-
-
 # How many threads a process has: what the user gives, what a container leaves, and its share of that.
 
 
@@ -130,25 +122,24 @@ def environment(monkeypatch):
     return monkeypatch
 
 
-@pytest.mark.parametrize(("given", "threads"), [("1", 1), ("3,1", 3), ("", 4), ("0", 4), ("many", 4)])
-def test_threads_that_the_user_gives_are_heard(environment, given, threads):
-    environment.setenv("OMP_NUM_THREADS", given)
-    assert thread_share(None) == threads
-    assert thread_share(1) == 1  # a quick cell's own, which decides its digits
-
-
-def test_threads_that_the_suite_announced_are_not_the_users(environment):
-    announce_threads(1)  # a quick cell in this process
-    assert os.environ["OMP_NUM_THREADS"] == "1"
-    assert thread_share(None) == 4
-    assert thread_share(None, ranks=2) == 2  # in a process that has inherited it all
-
-
-def test_what_the_user_gave_stays_the_users_after_it_was_announced(environment):
-    environment.setenv("OMP_NUM_THREADS", "2")
-    announce_threads(2)
-    assert thread_share(None) == 2
-    assert SHARED_OUT not in shared_out(os.environ)
+@pytest.mark.parametrize(
+    ("given", "announced", "ranks", "threads"),
+    [
+        *((text, None, 1, threads) for text, threads in (("1", 1), ("3,1", 3), ("", 4), ("0", 4), ("many", 4))),
+        (None, 1, 1, 4),  # what a quick cell in this process announced is not the user's
+        (None, 1, 2, 2),
+        ("2", 2, 1, 2),  # what the user gave stays the user's after it was announced
+    ],
+)
+def test_threads_that_the_user_gives_are_heard_and_those_that_the_suite_announced_are_not(
+    environment, given, announced, ranks, threads
+):
+    if given is not None:
+        environment.setenv("OMP_NUM_THREADS", given)
+    if announced:
+        announce_threads(announced)
+        assert (os.environ["OMP_NUM_THREADS"], SHARED_OUT in os.environ) == (str(announced), given is None)
+    assert (thread_share(None, ranks=ranks), thread_share(1)) == (threads, 1)  # a quick cell's own, which decides its digits
 
 
 def test_the_one_thread_that_torchrun_gives_each_rank_is_not_the_users(environment):

@@ -105,8 +105,9 @@ def resettable():
         pytest.skip("this system has no /proc/self/clear_refs that resets the high-water mark of memory")
 
 
-def test_seconds_and_peaks_belong_to_one_phase_alone_and_add_up_over_its_parts(resettable, monkeypatch):
-    meter, clock = Meter(device=CPU), HandClock()
+def test_seconds_joules_and_peaks_belong_to_the_innermost_phase_and_add_up_over_its_parts(resettable, monkeypatch):
+    clock = HandClock()
+    meter = Meter(device=CPU, counter=lambda: 2 * clock.now)  # two watts
     monkeypatch.setattr(time, "perf_counter", clock.mark)
 
     def works(seconds, mib=1):
@@ -125,6 +126,9 @@ def test_seconds_and_peaks_belong_to_one_phase_alone_and_add_up_over_its_parts(r
         works(8.0, -1)
     train, validate = meter.phases["train"], meter.phases["validate"]
     assert (train.seconds, validate.seconds) == (15.0, 10.0)
+    assert (train.gpu_energy_joules, validate.gpu_energy_joules, train.cpu_energy_joules) == (30.0, 20.0, None)
+    memory = meter.memory(contended=True)  # others used the GPU
+    assert {phase.gpu_energy_joules for phase in memory.phases.values()} == {None}
     assert validate.rss_peak_gib - first == pytest.approx(0.25, abs=0.05)
     assert train.rss_peak_gib - first == pytest.approx(0.125, abs=0.05)
     assert (train.allocated_peak_gib, train.reserved_peak_gib) == (None, None)  # a CPU has none
@@ -217,25 +221,6 @@ def test_a_gpus_millijoules_become_joules(nvml):
 def test_a_gpu_without_a_counter_has_none(nvml, library):
     nvml(library)
     assert gpu_counter(CUDA) is None
-
-
-# Phases
-
-
-def test_joules_belong_to_the_innermost_phase_and_add_up_over_its_parts():
-    card = SimpleNamespace(joules=0.5)  # before any phase
-    measured = Meter(device=CPU, counter=lambda: card.joules)
-    with measured.phase("train"):
-        card.joules += 2.0
-        with measured.phase("audit"):
-            card.joules += 10.0
-        card.joules += 3.0
-    card.joules += 0.7  # after all
-    joules = {name: phase.gpu_energy_joules for name, phase in measured.phases.items()}
-    assert joules == {"train": pytest.approx(5.0), "audit": pytest.approx(10.0)}
-    assert {phase.cpu_energy_joules for phase in measured.phases.values()} == {None}
-    memory = measured.memory(contended=True)  # others used the GPU
-    assert {phase.gpu_energy_joules for phase in memory.phases.values()} == {None}
 
 
 # Measurements become the record's parts; their figures follow from what the stages measured.

@@ -12,7 +12,6 @@ from tunegrid.errors import InputError
 from tunegrid.tests.small import cell_of, rows_of, silent, still, trainer_of
 
 REVIEWS = rows_of("amazon_polarity/train")[:8]
-# Summaries of one to three lines: batches cut differently hold different numbers of target tokens.
 
 
 def poisoned(at: int):
@@ -184,7 +183,7 @@ def crowded(rows: int, error=torch.OutOfMemoryError):
     return Crowded
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
 def test_where_memory_runs_out_smaller_micro_batches_make_the_same_update(error):
     settings = {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     whole = still(trainer_of("bert_sa_sft", REVIEWS, **settings))
