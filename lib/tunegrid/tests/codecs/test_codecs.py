@@ -64,10 +64,7 @@ NEEDED = [(cell_id, name) for cell_id in ("bert_sum_sft", "gpt2_sum_sft") for na
 @pytest.mark.parametrize(
     ("cell", "sentence"),
     [
-        (
-            with_head("gpt2_sum_sft", layout=None),
-            "no layout; for generate, a head needs Layout.ENCODER_DECODER or",
-        ),
+        (with_head("gpt2_sum_sft", layout=None), "no layout; for generate, a head needs Layout.ENCODER_DECODER or"),
         (with_head("gpt2_qa_sft", layout=Layout.SEPARATED), "SEPARATED; for extract, a head needs no layout or Layout.CHAT"),
         (with_head("bert_sa_sft", layout=Layout.CHAT), "Layout.CHAT; for classify, a head needs no layout"),
         (with_wrap("gpt2_sa_sft", after="cls_token"), "puts cls_token around its texts, but its tokenizer has none"),

@@ -40,16 +40,6 @@ def test_a_cut_summary_keeps_its_end_token(backbone):
     assert (len(feature.target), tokens(codec, feature.target[-1:])) == (6, [ENDS[backbone]])
 
 
-def test_gpt2_labels_are_summary_and_end_right_behind_the_separator_and_nothing_else():
-    codec, rows = codec_for("gpt2_sum_sft"), [FIRE, GIFT]
-    batch = codec.collate(codec.encode(rows, training=True))
-    counted = batch["labels"] != IGNORED
-    for row, labels in zip(rows, batch["labels"], strict=True):
-        assert codec.tokenizer.decode(labels[labels != IGNORED]) == " " + row["highlights"] + "<|endoftext|>"
-    assert torch.equal(batch["labels"][counted], batch["input_ids"][counted])
-    assert int(batch["input_ids"][1][counted[1].nonzero()[0] - 1]) == codec.tokenizer.convert_tokens_to_ids("<sum>")
-
-
 @pytest.mark.parametrize("prompts", [0, 5], ids=["plain", "behind a learned prompt"])
 def test_gpt2_computes_logits_only_where_some_row_has_something_to_learn(prompts):
     """Prompt tuning puts tokens in front of the text, so that places are counted from the end."""

@@ -161,11 +161,7 @@ NO_CONTENT = [{"label": 1, "title": "t", "text": "c"}]
         (QA, {"train": "", "validation": OTHERS}, "no rows to use"),  # and none was carved out of it
         (QA, {"train": questions(10)}, "squad has no split 'validation', only train; give one file or folder per split"),
         (QA, {"train": [*questions(10), QUESTION | {"title": None}], "validation": OTHERS}, "train.jsonl"),
-        (
-            QA,
-            {"train": questions(10), "validation": [QUESTION, MOVED]},
-            "validation.jsonl, row 1 (id 0-1): answer 'red car'",
-        ),
+        (QA, {"train": questions(10), "validation": [QUESTION, MOVED]}, "jsonl, row 1 (id 0-1): answer 'red car'"),
         (SUM, {"train": [ARTICLE], "validation": [OTHER], "test": [ARTICLE]}, "each is in a scored split, too"),
     ],
 )

@@ -1,36 +1,26 @@
 """Recipes against their architectures at true size: parameters worked out by hand, and built on the meta device."""
 
-from functools import cache
-
 import pytest
 import torch
 from torch import nn
 
 from tunegrid.grid.backbones import BACKBONES
 from tunegrid.grid.cells import STUDY, STUDY_IDS
-from tunegrid.grid.more_tasks import CHAT_CELLS, NLI_CELLS, belongs_to, larger, more_tasks
-from tunegrid.grid.recipes import FOOTPRINT_PROFILE, FULL_PROFILE, RECIPES
+from tunegrid.grid.more_tasks import CHAT_CELLS, NLI_CELLS, more_tasks
+from tunegrid.grid.recipes import FOOTPRINT_PROFILE, RECIPES
 from tunegrid.grid.zoo import zoo
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.footprint import wrong_counts
 from tunegrid.run.meter import parameter_counts
 
 META = torch.device("meta")
-GRIDS = {"study": STUDY, "larger": larger(), "tasks": more_tasks(), "zoo": zoo()}
-LARGER_IDS = tuple(name for name in GRIDS["larger"].ids(FULL_PROFILE) if belongs_to("larger", name))
+GRIDS = {"study": STUDY, "tasks": more_tasks(), "zoo": zoo()}
 METHODS = ("lora", "qlora", "sft")
 
 
-@cache
 def model_of(grid: str, cell_id: str) -> nn.Module:
     cell = GRIDS[grid].cell(cell_id, FOOTPRINT_PROFILE)
     return build(cell, load_tokenizer(cell), META)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def forget():
-    yield
-    model_of.cache_clear()
 
 
 # A LoRA of rank r beside a layer of `ins` inputs and `outs` outputs has r x (ins + outs).
@@ -40,17 +30,13 @@ def lora(r, *layers):
     return sum(r * (ins + outs) for ins, outs in layers)
 
 
-def t5_encoder(d, f, layers, heads):
-    """32,128 words; a layer has four square layers, two of d x f and two norms of d, without biases; 32 distances a head."""
-    return 32_128 * d + layers * (4 * d * d + 2 * d * f + 2 * d) + 32 * heads + d
-
-
 def t5(d, f, layers, heads, r_sum):
     """By task; r 8 on q, k, v, o of the encoder for sa, on q and v for qa; on all three attentions for sum.
 
-    A decoder layer has cross-attention and its norm on top; words are shared, and the output is the embedding.
+    32,128 words; a layer has four square layers, two of d x f and two norms of d, without biases; 32 distances a head. A
+    decoder layer has cross-attention and its norm on top; words are shared, and the output is the embedding.
     """
-    encoder, head = t5_encoder(d, f, layers, heads), 2 * d + 2
+    encoder, head = 32_128 * d + layers * (4 * d * d + 2 * d * f + 2 * d) + 32 * heads + d, 2 * d + 2
     sa, qa = (lora(8, *layers * count * [(d, d)]) + head for count in (4, 2))
     whole = encoder + (encoder - 32_128 * d) + layers * (4 * d * d + d)
     adapters = (lora(r, *3 * layers * 4 * [(d, d)]) for r in r_sum)
@@ -72,14 +58,11 @@ BY_HAND = {  # parameters that train, by LoRA, QLoRA and SFT
     "gpt2_qa": (*2 * [12 * 8 * (768 + 3 * 768) + 768 * 2 + 2], 124_441_346),
     "gpt2_sum": (*2 * [12 * 8 * (768 + 3 * 768)], 124_440_576),
     **{f"t5_{task}": counts for task, counts in T5_SMALL.items()},
-    **{f"t5base_{task}": counts for task, counts in t5(768, 3072, 12, 12, (4, 8)).items()},
-    **{f"t5large_{task}": counts for task, counts in t5(1024, 4096, 24, 16, (4, 8)).items()},
     **NLI,
     "smollm2_chat": (SMOLLM2, SMOLLM2, 49_152 * 576 + 30 * SMOLLM2_LAYER + 576),  # its output layer is its embedding
 }
 SUM_ROW = {"gpt2_sum": 768}  # the embedding of <sum>, which adapters train beside what the study counted
-CELLS = [*(("study", name) for name in STUDY_IDS), *(("larger", name) for name in LARGER_IDS if name.startswith("t5"))]
-CELLS += [("tasks", name) for name in (*NLI_CELLS, *CHAT_CELLS)]
+CELLS = [*(("study", name) for name in STUDY_IDS), *(("tasks", name) for name in (*NLI_CELLS, *CHAT_CELLS))]
 
 
 @pytest.mark.parametrize(("grid", "cell_id"), CELLS)

@@ -80,7 +80,7 @@ def test_the_loss_of_a_student_by_hand():
     assert logits.grad[1].tolist() == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("cell_id", ["bert_sa_lora", "bert_qa_lora", "gpt2_sum_lora", "t5_sum_lora"])
+@pytest.mark.parametrize("cell_id", ["bert_qa_lora", "t5_sum_lora"])
 def test_a_teacher_who_says_nothing_changes_no_bit_and_another_changes_the_loss(cell_id, monkeypatch):
     def losses(alpha):
         codec = codec_for(cell_id)

@@ -149,17 +149,6 @@ def test_charts_have_no_date_and_no_colour_but_those_of_the_page(tmp_path):
     assert all((folders[0] / name).read_bytes() == (folders[1] / name).read_bytes() for name in files)
 
 
-def test_of_many_backbones_colour_says_the_method_and_ticks_are_few():
-    cells = [(f"net{index}", f"m{number:02}") for index in range(6) for number in range(18)]
-    looks, legend = charts.looks(cells)
-    assert [entry.get_label() for entry in legend] == [f"m{number:02}" for number in range(18)]
-    assert len({(look["marker"], look["color"]) for look in looks.values()}) == 18
-    looks, legend = charts.looks([("t5", "sft"), ("bert", "lora"), ("t5", "lora")])
-    assert [entry.get_label() for entry in legend] == ["lora", "sft", "bert", "t5"]
-    updates, losses = charts.thinned([1.0, 3.0, None, 5.0] * 60)
-    assert (len(losses), losses[:2], updates[0]) == (80, [2.0, 3.0], 2.0)  # of 240, three at a time
-
-
 def test_what_instruments_measured_has_a_table_each_and_a_reason_where_nothing_was():
     frame = tidy("loss", [1.0, 2.0], part="a", row=["x", "y"]).assign(instrument="own")
     refused = tidy("", float("nan"), note="no such base").assign(instrument="own")

@@ -5,13 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from tunegrid.audits import audited
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.recipes import FULL_PROFILE, QUICK_PROFILE
+from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.run.build import build, load_tokenizer, model_record, weight_files
 from tunegrid.tests.small import (
     CPU,
@@ -154,25 +153,6 @@ def test_weights_in_several_files_are_all_loaded_and_all_fingerprinted(copied):
 
 
 # Revisions on the hub
-
-
-def test_the_hubs_commit_is_the_pinned_one_or_that_of_the_newest_files(monkeypatch, tmp_path):
-    commit, requests = "0123456789abcdef0123456789abcdef01234567", []
-
-    def cached_file(source, name, revision=None, **_):
-        """As of a hub whose cache has one file a name, under a commit, for whatever revision is asked."""
-        requests.append((source, name, revision))
-        path = tmp_path / "snapshots" / commit / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        return str(path)
-
-    monkeypatch.setattr(hf.utils, "cached_file", cached_file)
-    cell = STUDY.cell("bert_sa_sft", FULL_PROFILE)
-    assert model_record(cell).fingerprint == cell.backbone.revision
-    newest = replace(cell, backbone=replace(cell.backbone, revision=None))
-    assert model_record(newest).fingerprint == commit
-    assert requests == [("google-bert/bert-base-uncased", "model.safetensors", None)]
 
 
 # Labels

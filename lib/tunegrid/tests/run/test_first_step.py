@@ -235,13 +235,6 @@ def test_an_adamw_steps_as_defined(make):
     assert gap(make) < 1e-5
 
 
-def test_a_step_that_is_taken_twice_is_seen():
-    def twice(weight, update):
-        weight.sub_(0.01 * weight.grad.sign() if update == 0 else 0.0)  # the first step is the rate, whatever the gradient
-
-    assert gap(lambda weights: torch.optim.AdamW(weights, lr=0.01, weight_decay=0.0), spoil=twice) > 0.1
-
-
 def test_decay_that_is_part_of_the_gradient_is_seen(monkeypatch):
     def coupled(weights):
         optimizer = torch.optim.AdamW(weights, lr=0.01, weight_decay=0.5)
