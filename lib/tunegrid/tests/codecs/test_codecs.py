@@ -11,27 +11,12 @@ from tunegrid.codecs.architectures import architecture
 from tunegrid.codecs.extract import MAX_ANSWER_TOKENS, Window, best_span
 from tunegrid.errors import InputError
 from tunegrid.grid.backbones import Layout
-from tunegrid.grid.tasks import Problem, Task
+from tunegrid.grid.more_tasks import NLI
 from tunegrid.run.build import load_tokenizer
 from tunegrid.run.prepare import codec_of
 from tunegrid.tests.small import CPU, cell_of, codec_for
 
-NLI = Task(
-    id="nli",
-    name="inference",
-    problem=Problem.CLASSIFY,
-    dataset="somebody/nli",
-    columns={"premise": str, "hypothesis": str, "gold": int},
-    text=("premise",),
-    text_pair=("hypothesis",),
-    target="gold",
-    labels=("entailment", "neutral", "contradiction"),
-    validation="validation",
-    test="test",
-    main_score="accuracy",
-    bounded_scores=("accuracy",),
-)
-PAIR = {"premise": "the bridge in dover came down .", "hypothesis": "dover has a bridge .", "gold": 2}
+PAIR = {"premise": "the bridge in dover came down .", "hypothesis": "dover has a bridge .", "label": 2}
 LAMP = {"label": 1, "title": "my lamp", "content": "the lamp is great . it is great ."}
 CABLE = {"label": 0, "title": "", "content": "poor cable ."}
 
@@ -123,7 +108,7 @@ def test_predictions_are_the_label_and_its_loss_a_row():
 @pytest.mark.parametrize("swapped", [False, True])
 def test_bert_reads_and_cuts_two_texts_as_its_tokenizer_does(swapped):
     texts = [PAIR["premise"], PAIR["hypothesis"]][:: -1 if swapped else 1]
-    row = dict(zip(("premise", "hypothesis"), texts, strict=True)) | {"gold": 2}
+    row = dict(zip(("premise", "hypothesis"), texts, strict=True)) | {"label": 2}
     for length in range(5, 17):
         own = codec(nli("bert", max_length=length))
         [feature] = own.encode([row], training=True)
@@ -137,7 +122,7 @@ def test_bert_reads_and_cuts_two_texts_as_its_tokenizer_does(swapped):
 @pytest.mark.parametrize(("backbone", "wanted"), [("gpt2", "dover<|endoftext|>bridge"), ("t5", "dover</s>bridge</s>")])
 def test_backbones_without_segments_tell_two_texts_apart_by_the_separator(backbone, wanted):
     own = codec(nli(backbone))
-    [feature] = own.encode([{"premise": "dover", "hypothesis": "bridge", "gold": 0}], training=True)
+    [feature] = own.encode([{"premise": "dover", "hypothesis": "bridge", "label": 0}], training=True)
     assert own.tokenizer.decode(feature.input_ids, skip_special_tokens=False).replace(" ", "") == wanted
     assert "token_type_ids" not in own.collate([feature])
 

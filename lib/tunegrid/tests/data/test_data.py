@@ -9,8 +9,9 @@ from tunegrid.data import sources
 from tunegrid.data.sources import StoredRows, tables
 from tunegrid.data.splits import check_row, load_splits, noisy
 from tunegrid.errors import InputError
+from tunegrid.grid import more_tasks
 from tunegrid.grid.recipes import QUICK_PROFILE, Profile
-from tunegrid.grid.tasks import QA, SA, SUM, Carve, Problem, Task
+from tunegrid.grid.tasks import QA, SA, SUM, Carve
 
 
 def reviews(negative, positive):
@@ -258,31 +259,17 @@ def test_caps_take_the_same_rows_each_time_in_their_order(tmp_path):
 
 # Any task: its own columns, labels and splits
 
-NLI = Task(
-    id="nli",
-    name="inference",
-    problem=Problem.CLASSIFY,
-    dataset="somebody/nli",
-    columns={"premise": str, "hypothesis": str, "gold": int},
-    text=("premise",),
-    text_pair=("hypothesis",),
-    target="gold",
-    labels=("entailment", "neutral", "contradiction"),
-    validation=Carve(share=0.2, stratify="gold"),
-    test="matched",
-    main_score="accuracy",
-    bounded_scores=("accuracy",),
-)
+NLI = replace(more_tasks.NLI, validation=Carve(share=0.2, stratify="label"), test="matched")
 
 
 def pairs(each):
-    return [{"premise": f"p {i}", "hypothesis": f"h {i}", "gold": i % 3} for i in range(3 * each)]
+    return [{"premise": f"p {i}", "hypothesis": f"h {i}", "label": i % 3} for i in range(3 * each)]
 
 
 def test_a_task_is_read_and_split_by_its_own_columns(tmp_path):
     matched = [row | {"premise": f"other {row['premise']}"} for row in pairs(1)]
     splits = load_splits(NLI, put(tmp_path, NLI, train=pairs(10), matched=matched))
-    counts = [[sum(row["gold"] == label for row in rows) for label in range(3)] for rows in parts(splits)]
+    counts = [[sum(row["label"] == label for row in rows) for label in range(3)] for rows in parts(splits)]
     assert counts == [[8, 8, 8], [2, 2, 2], [1, 1, 1]]
 
 
@@ -292,7 +279,7 @@ def test_a_task_is_read_and_split_by_its_own_columns(tmp_path):
         (replace(QA, text_pair=()), "task 'qa': text_pair must name one column, the text that holds the answers"),
         (replace(SUM, text_pair=("id",)), "task 'sum': generation reads one text; name all its columns in `text`"),
         (replace(NLI, target="premise", text=("hypothesis",)), "task 'nli': for classify, column 'premise' must hold a whole"),
-        (replace(NLI, text=("gold",), target="premise"), "task 'nli': for classify, column 'gold' must hold a text"),
+        (replace(NLI, text=("label",), target="premise"), "task 'nli': for classify, column 'label' must hold a text"),
         (replace(NLI, test=Carve(share=0.1, group="genre")), "task 'nli' is split by column 'genre', which is not among"),
     ],
 )
@@ -315,8 +302,8 @@ def answered(text, start):
     [
         (SA, REVIEW | {"label": -1}, f"invalid label -1 in column 'label': {LABELS}"),
         (SA, REVIEW | {"label": "1"}, f"invalid label '1' in column 'label': {LABELS}"),
-        (NLI, pairs(1)[0] | {"gold": -1}, "expected 0 (entailment), 1 (neutral), 2 (contradiction)"),
-        (MANY, pairs(1)[0] | {"gold": 8}, "5 (f), ... 7 (h)"),  # of many labels the first and the last are named
+        (NLI, pairs(1)[0] | {"label": -1}, "expected 0 (entailment), 1 (neutral), 2 (contradiction)"),
+        (MANY, pairs(1)[0] | {"label": 8}, "5 (f), ... 7 (h)"),  # of many labels the first and the last are named
         (SA, REVIEW | {"content": None}, "column 'content' holds None, not a text"),
         (SA, {"label": 1, "title": "t"}, "column 'content' holds None, not a text"),
         (QA, QUESTION | {"answers": ["red car"]}, "column 'answers' holds ['red car'], not an object"),
