@@ -184,11 +184,10 @@ def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
     assert "**Failed: " in (tmp_path / "summary.md").read_text()
 
 
-@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2, 3, 4)], ids=["one seed", "all seeds"])
-def test_a_collapse_by_twenty_points_is_worse_in_all_27_cells_and_takes_no_torch(tmp_path, seeds):
+def test_a_collapse_by_twenty_points_is_worse_in_all_27_cells_and_takes_no_torch(tmp_path):
     files = []
     for points in (0.0, 20.0):
-        rows = [row for row in json.loads(BASELINE.read_text())["benchmarks"] if row["extra_info"]["seeds"]["seed"] in seeds]
+        rows = json.loads(BASELINE.read_text())["benchmarks"]
         for record in (row["extra_info"] for row in rows):
             record |= {"scores": {name: score - points for name, score in record["scores"].items()}, "bounds": {}}
         files.append(tmp_path / f"{points}.json")
