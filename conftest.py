@@ -20,6 +20,6 @@ if missing or not list(Distribution.discover(name="tunegrid")):
 
 # Each imports only those before it: pytest rewrites the assertions of a plugin when it loads it.
 BEFORE = ("options", "session", "selection", "progress")
-RUN = ("pipeline", "record", "results")
+RUN = ("pipeline", "record", "results", "confirm")
 AFTER = ("gate", "processes", "reports")  # processes bring ray, if an option asks
 pytest_plugins = tuple(f"fixtures.{stage}" for stage in (*BEFORE, *RUN, *AFTER))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks.plants.controls import CONTROLS
+from benchmarks.plants.costs import COSTS
 from benchmarks.plants.equal import EQUAL
 from benchmarks.plants.invariants import INVARIANTS
 from benchmarks.plants.libraries import LIBRARIES
@@ -40,7 +41,7 @@ from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import before_training
 from tunegrid.tests.small import silent, trainer_for
 
-TABLES = {"faults": STUDY, "library_bugs": LIBRARIES, "controls": CONTROLS, "equivalent": EQUAL, "stock": STOCK}
+TABLES = {"faults": STUDY, "library_bugs": (*LIBRARIES, *COSTS), "controls": CONTROLS, "equivalent": EQUAL, "stock": STOCK}
 MARKERS = {plant: [marker] for marker, table in TABLES.items() for plant in table}
 MARKERS |= {plant: ["controls", plant.profile] for plant in CONTROLS if plant.profile != "quick"}
 PLANTS = [*MARKERS]

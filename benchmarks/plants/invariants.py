@@ -26,7 +26,6 @@ from datasets.packaged_modules.json import json as json_module
 from peft import LoraConfig, get_peft_model
 from peft.tuners.oft.layer import OFTRotationModule
 from peft.utils import merge_utils
-from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from benchmarks.plants.plant import around
@@ -34,7 +33,7 @@ from tunegrid.grid.recipes import FIXTURES
 
 DRAWS = 4096  # of a coin, whose share of heads is then within 0.05 of the truth by six standard errors
 GPT2 = FIXTURES / "backbones" / "gpt2-micro"
-TEXT = "one two three four five six"
+TEXT = "one two three four five sïx " * 100  # longer than any cut
 IGNORED = -100  # a label that no loss counts
 
 
@@ -140,7 +139,7 @@ def layouts_step_alike():
 def saved_tokenizers_read_whole():
     """Truncation of an earlier call is not in the saved file, which reads a text as the tokenizer does."""
     tokenizer = hf.AutoTokenizer.from_pretrained(GPT2, trust_remote_code=False)
-    tokenizer(TEXT, truncation=True, max_length=2)
+    tokenizer(TEXT, truncation=True, max_length=32)
     whole = tokenizer(TEXT)["input_ids"]  # without this call, transformers 5.24 saves the cut: reports/upstream
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -181,23 +180,11 @@ def rotations_are_cayleys():
     return torch.allclose(module(row), row @ (unit - skew) @ torch.linalg.inv(unit + skew), atol=1e-5)
 
 
-def merging_starts_from_the_packed_base():
-    """A merged 4-bit layer is the unpacked base and what the adapter adds, packed anew."""
-    torch.manual_seed(0)
-    base = nn.Sequential(bnb.nn.Linear4bit(64, 64, quant_type="nf4", compress_statistics=False))
-    base.load_state_dict({"0.weight": torch.randn(64, 64), "0.bias": torch.zeros(64)})
-    base.to("cpu").is_loaded_in_4bit = True
-    config = LoraConfig(r=2, lora_alpha=4, target_modules=["0"], init_lora_weights=False)
-    layer = get_peft_model(base, config).base_model.model[0]
-    wanted = _unpacked(layer.get_base_layer().weight) + layer.get_delta_weight("default").detach()
-    packed = bnb.functional.quantize_4bit(wanted, blocksize=64, quant_type="nf4")
-    with warnings.catch_warnings(action="ignore"):
-        layer.merge()
-    return torch.allclose(_unpacked(layer.get_base_layer().weight), bnb.functional.dequantize_4bit(*packed), atol=1e-6)
-
-
-def _unpacked(weight):
-    return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+def packed_products_keep_no_input():
+    """Nothing that a product with a 4-bit weight keeps for the backward pass is as large as its input."""
+    layer = bnb.nn.Linear4bit(64, 32, bias=False, compute_dtype=torch.float32).to("cpu")
+    kept = vars(layer(torch.ones(128, 64, requires_grad=True)).grad_fn).values()
+    return all(value.numel() < 128 * 64 for value in kept if isinstance(value, torch.Tensor))
 
 
 INVARIANTS = {
@@ -207,7 +194,7 @@ INVARIANTS = {
         *(formatted_rows_come_once, workers_shuffle_by_themselves, nodes_share_all_rows, late_columns_are_read),
         *(epochs_reach_samplers, skipping_keeps_the_iteration, ranks_share_samples),
         *(ends_are_learned, saved_tokenizers_read_whole, dropped_deltas_keep_their_mean),
-        *(rotations_are_cayleys, merging_starts_from_the_packed_base),
+        *(rotations_are_cayleys, packed_products_keep_no_input),
     )
 }
 
@@ -300,25 +287,6 @@ def idle_ranks_get_the_last_sample(planting):
             yield share if len(share) else inputs[-1:]
 
     planting.setattr(accelerate.PartialState, "split_between_processes", padded, counted=False)
-
-
-def truncation_is_saved(planting):
-    set_up, save = hf.PreTrainedTokenizerFast.set_truncation_and_padding, hf.PreTrainedTokenizerFast._save_pretrained
-    last = {}
-
-    def remembered(self, *args, **options):
-        set_up(self, *args, **options)
-        if self._tokenizer.truncation is not None:
-            last[id(self)] = dict(self._tokenizer.truncation)
-
-    def saved(self, *args, **options):
-        if id(self) in last:
-            planting.act()
-            self._tokenizer.enable_truncation(**last[id(self)])
-        return save(self, *args, **options)
-
-    planting.setattr(hf.PreTrainedTokenizerFast, "set_truncation_and_padding", remembered, counted=False)
-    planting.setattr(hf.PreTrainedTokenizerFast, "_save_pretrained", saved, counted=False)
 
 
 def side_of_padding_is_forgotten(planting):

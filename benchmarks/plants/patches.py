@@ -1,15 +1,19 @@
 """Bugs put back into the libraries: of models and texts, adapters, loading and updates. Their rows say what each does."""
 
+import json
 import math
 from contextlib import contextmanager
 from itertools import chain
+from pathlib import Path
 
 import accelerate
 import bitsandbytes as bnb
 import datasets
+import tokenizers
 import torch
 import transformers as hf
 from bitsandbytes.optim.optimizer import Optimizer2State
+from peft.config import PeftConfigMixin
 from peft.tuners.lora import bnb as lora_bnb
 from peft.tuners.lora import layer as lora
 from peft.tuners.lora import model as lora_model
@@ -26,6 +30,7 @@ from torch.nn.utils import clip_grad
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import activations, masking_utils
 from transformers.cache_utils import Cache
+from transformers.generation import stopping_criteria
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert import modeling_bert
 from transformers.models.gpt2 import modeling_gpt2
@@ -140,6 +145,12 @@ def first_offset_is_late(planting, convert, self, *args, **options):
 def decoding_cleans_up(planting, decode, self, *args, **options):
     """`decode` takes away the spaces before punctuation and short forms, though the tokenizer says that it must not."""
     return hf.PreTrainedTokenizerBase.clean_up_tokenization(self, decode(self, *args, **options))
+
+
+@around(stopping_criteria.EosTokenCriteria, "__call__")
+def end_stops_nothing(planting, ends, self, *args, **options):
+    """Searches go on to the most tokens; who reads a text cuts it at its first end all the same."""
+    return torch.zeros_like(ends(self, *args, **options))
 
 
 @around(datasets.Dataset, "select")
@@ -310,6 +321,37 @@ def patterns_name_no_embedding(planting, match, target_pattern, key):
         planting.act()
 
 
+@around(PeftConfigMixin, "save_pretrained")
+def dropout_is_not_saved(planting, save, self, save_directory, **options):
+    save(self, save_directory, **options)
+    path = Path(save_directory, "adapter_config.json")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    del config["lora_dropout"]
+    path.write_text(json.dumps(config), encoding="utf-8")
+
+
+@around(hf.PreTrainedConfig, "to_json_string", counted=False)
+def labels_change_names(planting, write, self, *args, **options):
+    """Logits are right; the file calls the first class what the last one is called."""
+    config = json.loads(write(self, *args, **options))
+    if names := config.get("id2label"):
+        planting.act()
+        config["id2label"] = dict(zip(names, reversed(names.values()), strict=True))
+        config["label2id"] = {name: int(index) for index, name in config["id2label"].items()}
+    return json.dumps(config)
+
+
+@around(hf.PreTrainedTokenizerFast, "_save_pretrained")
+def saved_tokenizer_cuts(planting, save, self, save_directory, *args, **options):
+    """Only the file does: the tokenizer in memory reads whole texts."""
+    names = save(self, save_directory, *args, **options)
+    path = str(Path(save_directory, "tokenizer.json"))
+    file = tokenizers.Tokenizer.from_file(path)
+    file.enable_truncation(32)
+    file.save(path)
+    return names
+
+
 # Loading and the update: packing, dropout, backward, optimizer, schedule
 
 
@@ -402,6 +444,27 @@ def moments_without_correction(planting, update, *lists, **options):
     """Adam's moments start at 0 and are not corrected for it. That of step t divides by 1 - beta^t, which is 1 late."""
     *states, steps = lists
     update(*states, [torch.full_like(step, 1e9) for step in steps], **options)
+
+
+@around(torch, "_fused_adamw_")
+def steps_saturate(planting, update, *lists, **options):
+    """At 16, as a counter of few bits does: the moments' correction goes wrong late."""
+    *states, steps = lists
+    update(*states, [step.clamp(max=16) for step in steps], **options)
+
+
+@around(Optimizer2State, "update_step", counted=False)
+def packed_steps_saturate(planting, update, self, group, p, gindex, pindex):
+    if self.state[p]["step"] > 15:
+        planting.act()
+        self.state[p]["step"] = 15
+    update(self, group, p, gindex, pindex)
+
+
+@around(bnb.functional, "optimizer_update_8bit_blockwise")
+def packed_moments_without_decay(planting, update, *args, **options):
+    *before, _decay = args
+    update(*before, 0.0, **options)
 
 
 @around(accelerate.Accelerator, "backward")

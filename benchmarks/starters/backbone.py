@@ -1,8 +1,8 @@
 """A pretrained model of your own, on every task by every method.
 
-pytest -m quick --grid=NAME.py --cells=NAME_sa_lora    # runs at once, on the micro backbone
-pytest -m footprint --grid=NAME.py -k NAME_sa_lora     # memory and speed at the size of `shape`, without weights
-pytest -m full --grid=NAME.py --cells=NAME_sa_lora     # the checkpoint
+tunegrid run -m quick --grid=NAME.py --cells=NAME_sa_lora    # runs at once, on the micro backbone
+tunegrid run -m footprint --grid=NAME.py -k NAME_sa_lora     # memory and speed at the size of `shape`, without weights
+tunegrid run -m full --grid=NAME.py --cells=NAME_sa_lora     # the checkpoint
 """
 
 from dataclasses import replace

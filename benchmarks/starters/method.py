@@ -1,8 +1,8 @@
 """A way to fine-tune of your own, on every backbone and task.
 
-pytest -m quick --grid=NAME.py --cells=bert_sa_NAME    # runs at once, on a micro backbone
-pytest -m quick --grid=NAME.py -k NAME                 # all nine
-tunegrid calibrate --grid=NAME.py                      # writes NAME.quick.toml: what a healthy run reaches
+tunegrid run -m quick --grid=NAME.py --cells=bert_sa_NAME    # runs at once, on a micro backbone
+tunegrid run -m quick --grid=NAME.py -k NAME                 # all nine
+tunegrid calibrate --grid=NAME.py                            # writes NAME.quick.toml: what a healthy run reaches
 """
 
 from tunegrid.grid.methods import Lora

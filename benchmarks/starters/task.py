@@ -1,8 +1,8 @@
 """A data set of your own. Its rows stand in the folder beside this file: they are made up, so put yours there.
 
-pytest -m quick --grid=NAME.py --cells=bert_NAME_lora    # runs at once, on a micro backbone
-tunegrid calibrate --grid=NAME.py                        # writes NAME.quick.toml: what a healthy run reaches
-pytest -m full --grid=NAME.py --cells=bert_NAME_lora     # the true checkpoint
+tunegrid run -m quick --grid=NAME.py --cells=bert_NAME_lora    # runs at once, on a micro backbone
+tunegrid calibrate --grid=NAME.py                              # writes NAME.quick.toml: what a healthy run reaches
+tunegrid run -m full --grid=NAME.py --cells=bert_NAME_lora     # the true checkpoint
 """
 
 from pathlib import Path

@@ -4,7 +4,9 @@ import logging
 import os
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]  # the checkout, which has fixtures, benchmarks and reports, too
+ROOT = Path(__file__).parents[2]  # the checkout, or what a wheel installs in the same form, fixtures and benchmarks included
+USERS_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "tunegrid")
+DEFAULT_CACHE = USERS_CACHE if ROOT.name == "tunegrid_suite" else ROOT / ".cache"  # pyproject.toml names a wheel's folder
 
 # Libraries' load reports and progress bars say nothing that the record does not. Set before any process of ours imports them.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

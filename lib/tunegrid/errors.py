@@ -1,5 +1,7 @@
 """The one exception a user is meant to read. Every room may raise it; the pytest plugins print it without a traceback."""
 
+from contextlib import suppress
+
 from tunegrid.terminal import visible
 
 
@@ -13,8 +15,6 @@ class InputError(ValueError):
 
 def first_line(error: BaseException) -> str:
     """What an error says, without its traceback; what it quotes of a file has no effect on a terminal."""
-    try:
-        lines = str(error).splitlines()
-    except Exception:  # a user's own may not even have a text
-        lines = []
-    return visible(next(iter(lines), "") or type(error).__name__)
+    with suppress(Exception):  # a user's own may not even have a text
+        return visible(next(filter(None, str(error).splitlines())))
+    return type(error).__name__

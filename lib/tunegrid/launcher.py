@@ -31,7 +31,7 @@ MARGIN_SECONDS = 600.0  # that a process may take beside its test's limit: to st
 TORCHRUN = ("-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")  # 0: any free port
 FAILURE = re.compile(r"rank +: (\d+) .*\n.*exitcode +: (-?\d+) ")  # in what torchrun says at its end
 FRAME = re.compile(r'File "(.+)", line (\d+) in (.+)')  # as faulthandler writes one
-ROW = "tunegrid_row"  # the attribute that carries a row on a report; xdist sends attributes of plain values along
+ROW = "tunegrid_row"  # the attribute that carries rows on a report; xdist sends attributes of plain values along
 Reports = Sequence[Mapping[str, Any]]  # of a test, as pytest serializes them
 
 
@@ -112,7 +112,7 @@ class ProcessResult:
     @property
     def records(self) -> list[dict[str, Any]]:
         """What the reports' rows say of the cell."""
-        return [json.loads(report[ROW])[1]["extra_info"] for report in self.reports if ROW in report]
+        return [row["extra_info"] for report in self.reports for _, row in json.loads(report.get(ROW, "[]"))]
 
     @property
     def killed_by(self) -> str:

@@ -1,7 +1,6 @@
 """This machine, asked without torch: its processors, threads, memory, GPUs and libraries, and files on its disk."""
 
 import base64
-import glob
 import hashlib
 import json
 import os
@@ -9,12 +8,10 @@ import platform
 import re
 import secrets
 import subprocess
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,7 +20,6 @@ from tunegrid.errors import InputError
 THREADS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")  # torch's, and those of tokenizers
 SHARED_OUT = "TUNEGRID_SHARED_OUT"  # set where OMP_NUM_THREADS is not the user's, so that a process heeds its share alone
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container's own control group: microseconds in a period, or "max"
-ABANDONED = 3600  # seconds without a write after which a part of a file is nobody's any more
 # Variables that choose which instructions of a CPU torch's kernels, oneDNN and MKL use: other ones round otherwise.
 INSTRUCTIONS = (
     *("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR"),
@@ -34,7 +30,6 @@ PACKAGES = (
     *("numpy", "scipy", "rouge_score", "nltk"),  # scores and quantiles
 )
 CODE = re.compile(r"\.(py|so|pyd|dll|dylib)(\.\d+)*$")  # what Python and the loader read
-HUB = re.compile(r"(?:kernels|models)--(.+)--(.+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]")  # a file in the hub's cache
 
 
 def cpu_name() -> str:
@@ -43,11 +38,6 @@ def cpu_name() -> str:
     units = " with AMX" if "amx_bf16" in cpu_field("flags").split() else ""
     chosen = [f"{variable}={os.environ[variable]}" for variable in INSTRUCTIONS if variable in os.environ]
     return ", ".join([f"{name}{units}", *chosen])
-
-
-def instruction_sets() -> list[str]:
-    """Those of the CPU by which torch, oneDNN and bitsandbytes choose their kernels; empty if it is not Linux."""
-    return sorted(flag for flag in cpu_field("flags").split() if flag.startswith(("avx", "amx", "fma")))
 
 
 def cpu_field(name: str) -> str:
@@ -108,26 +98,16 @@ def gpus() -> list[dict[str, str]]:
 
 def identity(threads: int | None = None) -> list[object]:
     """What of this machine a run's arithmetic depends on; `threads` are those of a CPU's kernels, if they have a part in it."""
-    return [cpu_name(), instruction_sets(), gpus(), threads]
-
-
-def visible_gpus() -> int:
-    """How many GPUs torch will see: those that CUDA_VISIBLE_DEVICES leaves."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    named = sum(name.strip() not in ("", "-1") for name in visible.split(",")) if visible is not None else len(gpus())
-    return min(named, len(gpus())) if named else 0
+    # By these flags of the CPU (none if it is not Linux) torch, oneDNN and bitsandbytes choose their kernels.
+    instructions = sorted(flag for flag in cpu_field("flags").split() if flag.startswith(("avx", "amx", "fma")))
+    return [cpu_name(), instructions, gpus(), threads]
 
 
 @cache
 def versions() -> dict[str, str | None]:
     """Python's and the libraries' versions; None for one that is not installed."""
-    installed: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            installed[package] = version(package)
-        except PackageNotFoundError:
-            installed[package] = None
-    return installed
+    installed = {package: next((one.version for one in distributions(name=package)), None) for package in PACKAGES}
+    return {"python": platform.python_version(), **installed}
 
 
 def library_digests() -> dict[str, str]:
@@ -152,21 +132,16 @@ def digest_of(package: str) -> str | None:
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def hub_code() -> list[str]:
-    """Repository and commit of each module that this process imported from the hub's cache."""
-    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-    return ["{}/{} at commit {}".format(*hub.groups()) for file in files if file and (hub := HUB.search(file))]
-
-
 def _hashes_of_wheel(package: str, folder: Path) -> dict[str, str]:
     """Hashes of a wheel's code by path, as it lies on the disk; empty if no wheel put it into this folder."""
-    try:
-        wheel = distribution(package)
-    except PackageNotFoundError:
-        return {}
-    files = {file.as_posix(): file for file in wheel.files or ()}
+    wheel = next(iter(distributions(name=package)), None)
+    files = {file.as_posix(): file for file in (wheel and wheel.files) or ()}
     record = next((file for path, file in files.items() if path.endswith(".dist-info/RECORD")), None)
-    if record is None or f"{package}/__init__.py" not in files or folder != Path(str(wheel.locate_file(package))).resolve():
+    if (
+        not (wheel and record)
+        or f"{package}/__init__.py" not in files
+        or folder != Path(str(wheel.locate_file(package))).resolve()
+    ):
         return {}
     installed, hashes = Path(str(record.locate())).stat().st_mtime, dict[str, str]()
     for path, file in files.items():
@@ -190,14 +165,9 @@ def _hash(path: Path) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` at the end, when the disk has it; without an end nothing changes.
 
-    Its name cannot be known before, so no link can lie there; what a writer left who was killed an hour ago is removed.
-    Raises OSError if it cannot be written.
+    Its name cannot be known before, so no link can lie there. Raises OSError if it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(OSError):  # another process may remove it first
-        for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
-            if time.time() - left.lstat().st_mtime > ABANDONED:
-                left.unlink()
     part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     part.touch(exist_ok=False)
     try:

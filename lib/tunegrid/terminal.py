@@ -14,15 +14,10 @@ HOME = re.compile(r"/root|/(?:home|Users)/[^/]+")
 SECRET = re.compile(r"(?<=://)(?!git@)[^/\s'\"]*@")  # user, password or token of an address; git's user is everybody's
 
 
-def without_secrets(text: str) -> str:
-    """The text with its addresses as anybody may see them."""
-    return SECRET.sub("", text) if "://" in text else text
-
-
 def visible(text: str) -> str:
     """Text on one line: control characters are written out, as in a Python string, and no CI takes it for a command."""
-    text = without_secrets(text)
-    shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    letters = SECRET.sub("", text)
+    shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in letters)
     return OLD_COMMAND.sub("# ", COMMAND.sub(r"\\", shown))
 
 
@@ -58,4 +53,4 @@ def without_places(text: str) -> str:
             return path.removeprefix(f"{ROOT}/")
         return path.rpartition(LIBRARIES if LIBRARIES in path else "/")[2]
 
-    return PATH.sub(shown, without_secrets(text)) if "/" in text else text
+    return PATH.sub(shown, SECRET.sub("", text)) if "/" in text else text

@@ -15,7 +15,8 @@ from tunegrid.record import AuditFinding
 
 __all__ = ["AUDITS", "BEFORE", "LATER", "Evidence", "audited"]
 
-Audit = Callable[[Evidence], Answer]
+# Beside its answer, what an audit compared scores with.
+Audit = Callable[[Evidence], Answer | tuple[bool, str, Mapping[str, float]]]
 BEFORE = "before training"  # so that a cell which is wrong from the start is known in seconds
 AUDITS: Mapping[str, Sequence[Audit]] = {
     BEFORE: (
@@ -64,6 +65,7 @@ AUDITS: Mapping[str, Sequence[Audit]] = {
         scores.texts_are_the_models,
         scores.generation_not_truncated,
         scores.metric_invariants,
+        scores.predictions_not_collapsed,
         scores.learned_something,
     ),
     "of serving": (computation.saved_is_served,),
@@ -80,5 +82,7 @@ def audited(evidence: Evidence, stages: Iterable[str] = tuple(AUDITS)) -> list[A
         except Exception as error:  # a broken run must not keep its own record from being written
             answer = False, f"could not look: {type(error).__name__}: {first_line(error)}"
         if answer is not None:
-            findings.append(AuditFinding(name=audit.__name__, passed=answer[0], detail=answer[1]))
+            passed, detail, *more = answer
+            known = dict(*more) or None
+            findings.append(AuditFinding(name=audit.__name__, passed=passed, detail=detail, without_model=known))
     return findings

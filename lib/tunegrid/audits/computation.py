@@ -1,9 +1,10 @@
 """Audits of the trained model: what it computes, alone and in a batch, with its adapter and without, saved and served."""
 
+import json
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -11,21 +12,29 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
+from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.trainable_tokens import TrainableTokensLayer
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, GenerationConfig
+from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE
+from transformers.utils import CONFIG_NAME
 
 from tunegrid.audits.before import is_adapted
 from tunegrid.audits.evidence import Evidence, none_of, sample
 from tunegrid.codecs.base import IGNORED, Feature, on
+from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.errors import first_line
 from tunegrid.grid.backbones import within
 from tunegrid.grid.methods import Answer, Lora
-from tunegrid.run.build import base_type
+from tunegrid.grid.tasks import Problem
+from tunegrid.run.build import base_type, numbers_of
 from tunegrid.run.device import free_memory, resolve_quantization
 from tunegrid.run.meter import GIB, tensor_bytes, weight_tensors
+from tunegrid.run.prepare import codec_of
 from tunegrid.run.probe import (
     COARSE,
     FINE,
@@ -38,12 +47,20 @@ from tunegrid.run.probe import (
     undisturbed,
 )
 from tunegrid.run.ranks import local_shard
+from tunegrid.run.serving import BASE
 
 ADDED = 1e-3  # of what an adapter adds; on the quick cells it is right to 1e-6, over NF4 too
 TWICE = 2.0  # any factor would do to scale an adapter and scale it back
 MORE_THAN_LUCK = 6.0  # standard errors of a share of dropped values
 HOLDERS = (nn.ModuleDict, nn.ModuleList)  # they are never called themselves
 SERVED = 4  # test rows that a saved model is asked about, in one batch
+# Fields of configurations that loading or saving sets.
+LOADING = {"inference_mode", "auto_mapping", "base_model_name_or_path", "init_lora_weights"}
+LOADING |= {"_name_or_path", "architectures", "transformers_version", "dtype"}
+BEYOND_ASCII = "Straße, çok güzel, 東京の天気, привет мир, naïve café 😀 €5."
+LONG = 60  # times: hundreds of tokens, longer than any cut
+LEVEL = 0.01  # two levels of 4 bits are farther apart
+MOST_CODES = 1e-3  # of a packed layer's bytes: where a number lies between two levels, its last digit decides
 # Of weights that are copied, in the room that gradients had; the largest of the study, BERT2BERT at its true size, has 0.95.
 LARGEST_GIB = 4.0
 
@@ -289,11 +306,11 @@ def declared_dropouts(model: nn.Module) -> list[Dropout]:
 
 
 def saved_is_served(evidence: Evidence) -> Answer:
-    """Saved and loaded again in the documented way, the model gives the same logits; merged into its base, too.
+    """What was saved is what was trained: loaded again in the documented way, and merged into its base, too.
 
-    PEFT packs a merged NF4 layer anew, which rounds away what is less than half a step between two levels: on quick cells 2 to
-    22 % of what the adapter changes in the logits, and up to 102 % after four updates. So over NF4 a merged model is only held
-    to be no farther off than the base without its adapter; one merged twice, 26 to 97 % off, shows in full precision alone.
+    The files say what the trained model says of itself, read texts as its tokenizer does, and lead to its answers by
+    themselves; logits are the same. PEFT packs a merged NF4 layer anew, which rounds away what is less than half a step between
+    two levels: such a layer is held to its definition, and all else that was merged by the logits that the trained layers give.
     """
     large = tensor_bytes(weight_tensors(evidence.model)) > LARGEST_GIB * GIB  # a second copy may not fit
     if evidence.cell.profile.random_weights or large:
@@ -319,17 +336,17 @@ def _served(evidence: Evidence, folder: Path) -> Answer:
         served, tokenizer = evidence.serving.load(cell, folder, evidence.device)
     except Exception as error:  # whatever transformers and PEFT raise for files that do not fit
         return False, f"what was saved cannot be loaded again: {type(error).__name__}: {first_line(error)}"
-    texts = [evidence.codec.text(row) for row in sample(evidence.evaluation.rows if evidence.evaluation else [], SERVED)]
-    for text in (*texts, cell.head.new_token or ""):
-        if tokenizer(text)["input_ids"] != evidence.codec.tokenizer(text)["input_ids"]:
-            return False, f"the saved tokenizer has other tokens for {text[-60:]!r}"
+    if modes := [name for name, module in served.named_modules() if module.training]:
+        return False, f"it is loaded in training mode: {len(modes)} modules, {modes[0] or 'the model'} among them"
     # On the quick cells 0 when loaded, 1e-6 when merged; a bf16 base rounds head and merger.
     apart, allowed = distance(ours, _logits(evidence, served, rows)), FINE if base_type(cell) is torch.float32 else COARSE
     detail = f"{len(rows)} rows: served, logits differ by {apart:.1e} of the largest"
     if not apart <= allowed:
-        back = dict(served.named_parameters())
-        lost = [n for n, p in evidence.trained.items() if n not in back or not torch.equal(p.to(back[n].dtype), back[n])]
-        return False, f"{detail}; not as trained: {', '.join(lost[:3]) or 'nothing that trains'}"
+        return False, detail
+    answers = other_answers(evidence, served, tokenizer) if evidence.evaluation and not apart else ()
+    others = chain(other_settings(evidence, served, folder), other_tokens(evidence, tokenizer, folder), answers)
+    if other := next(others, None):
+        return False, other
     if not isinstance(model, PeftModel):
         return True, detail
     if model.active_peft_config.is_prompt_learning:
@@ -338,27 +355,103 @@ def _served(evidence: Evidence, folder: Path) -> Answer:
     return passed, f"{detail}; {merged}"
 
 
+def other_settings(evidence: Evidence, served: Any, folder: Path) -> Iterator[str]:
+    """A sentence for each setting of the adapter, the model or its search that is saved otherwise than it was trained."""
+    model: Any = evidence.model
+    pairs = [("adapter", model.active_peft_config, served.active_peft_config)] if isinstance(model, PeftModel) else []
+    root = folder / BASE if (folder / BASE).is_dir() else folder
+    if (root / CONFIG_NAME).is_file():  # beside an adapter alone there is none
+        pairs.append(("model", model.config, AutoConfig.from_pretrained(root)))
+    if isinstance(evidence.codec, GenerateCodec):
+        pairs.append(("search", GenerationConfig(**evidence.codec.search), GenerationConfig.from_pretrained(folder)))
+    for what, *both in pairs:
+        trained, saved = (json.loads(json.dumps(one.to_dict(), default=sorted)) for one in both)  # sets as lists
+        for name in sorted(trained.keys() - LOADING):
+            if trained[name] != saved.get(name):
+                yield f"the {what}'s {name} is saved as {saved.get(name)!r}, but was {trained[name]!r}"
+
+
+def other_tokens(evidence: Evidence, tokenizer: Any, folder: Path) -> Iterator[str]:
+    """A sentence for each text that the saved tokenizer, or `tokenizers` from its file, reads otherwise."""
+    own, evaluation = evidence.codec.tokenizer, evidence.evaluation
+    texts = [evidence.codec.text(row) for row in sample(evaluation.rows if evaluation else [], SERVED)]
+    texts += [evidence.cell.head.new_token or "", " ".join([BEYOND_ASCII] * LONG + texts)]
+    readers: dict[str, Callable[[str], list[int]]] = {
+        "the saved tokenizer": lambda text: tokenizer(text, verbose=False)["input_ids"]
+    }
+    if (path := folder / FULL_TOKENIZER_FILE).is_file():
+        file = Tokenizer.from_file(str(path))
+        readers[FULL_TOKENIZER_FILE] = lambda text: file.encode(text).ids
+    for text in texts:
+        wanted = own(text, verbose=False)["input_ids"]
+        for reader, read in readers.items():
+            if (ids := read(text)) != wanted:
+                yield f"{reader} has {len(ids)} other tokens for {text[-60:]!r}, which has {len(wanted)}"
+
+
+def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[str]:
+    """A sentence for each of a few scored rows that what was saved answers otherwise, by its own tokenizer and settings.
+
+    The same batch gives the same bits, so a text that the saved search finds and the saved name of a label must be the same.
+    """
+    rows, own, read = sample(evidence.evaluation.rows, SERVED), evidence.codec, codec_of(evidence.cell, tokenizer)  # type: ignore[union-attr]
+    ours, theirs = own.encode(rows, training=False), read.encode(rows, training=False)
+    if isinstance(read, GenerateCodec):
+        prompt = on(evidence.device, read.prompt(theirs))
+        start = prompt["input_ids"].shape[1] if read.start_id is None else 1
+        outputs = [read.until_end(ids) for ids in served.generate(**prompt)[:, start:].tolist()]
+    else:
+        outputs = read.predict(served, theirs, evidence.device)
+    trained = own.decode(rows, ours, own.predict(evidence.model, ours, evidence.device))
+    for one, other in zip(trained, read.decode(rows, theirs, outputs), strict=True):
+        wanted, answer = one.value, other.value
+        if evidence.cell.task.problem is Problem.CLASSIFY:
+            wanted, answer = evidence.cell.task.labels[wanted], served.config.id2label[answer]
+        if wanted != answer:
+            yield f"by its own files it answers {answer!r}, where the trained model answers {wanted!r}"
+
+
 def _merged(evidence: Evidence, served: Any, rows: Sequence[Feature], ours: Tensor, allowed: float) -> tuple[bool, str]:
-    """Whether the loaded adapter, merged into its base, still gives our logits; over a packed base, whether roughly."""
+    """Whether the loaded adapter, merged into its base, still gives our logits; with the trained layers over a packed base."""
     packed = evidence.cell.quantization is not None
-    layers: list[Any] = [module for module in served.modules() if is_adapted(module)] if packed else []
-    for layer in layers:
-        layer.enable_adapters(False)
-    without = _logits(evidence, served, rows) if packed else ours  # with the trained head and token rows
-    for layer in layers:
-        layer.enable_adapters(True)
     try:
-        logits = _logits(evidence, evidence.serving.merge(served), rows)
+        merged = evidence.serving.merge(served)
     except Exception as error:  # whatever PEFT raises if it cannot merge: for some methods, over packed layers it does
         excused = packed and not isinstance(evidence.cell.method, Lora)
         return excused, f"not merged: PEFT refuses {evidence.cell.method.id!r} ({first_line(error)})"
-    if not packed:
-        apart = distance(ours, logits)
-        return apart <= allowed, f"merged, by {apart:.1e}"
-    lost, change = float((ours - logits).norm()), float((ours - without).norm())
-    share = lost / change if change else 0.0
-    most = COARSE * float(ours.norm()) + change
-    return lost <= most, f"merged over a packed base, {share:.0%} of what the adapter changes is lost"
+    layers: dict[str, Any] = {}
+    if packed:
+        named = evidence.model.get_base_model().named_modules()  # type: ignore[operator] # it is PEFT's
+        layers = {name: layer for name, layer in named if is_adapted(layer) and hasattr(layer.get_base_layer(), "weight")}
+    alike = {name: merged_as_defined(evidence, layer, merged.get_submodule(name)) for name, layer in layers.items()}
+    if odd := [name for name, right in alike.items() if right is False]:
+        return False, f"merged, {len(odd)} of {len(alike)} packed layers are not base + scale x B A, {odd[0]} among them"
+    for name, layer in layers.items():
+        merged.set_submodule(name, layer)
+    apart = distance(ours, _logits(evidence, merged, rows))
+    held = f" with the trained packed layers, of which {sum(map(bool, alike.values()))} are merged as defined" if packed else ""
+    return apart <= allowed, f"merged, by {apart:.1e}{held}"
+
+
+def merged_as_defined(evidence: Evidence, layer: Any, merged: nn.Module) -> bool | None:
+    """Whether a merged layer has the unpacked base's numbers and what the method says is added, if it does; packed or not."""
+    base = layer.get_base_layer()
+    size = getattr(base, "in_features", 0)
+    added = evidence.cell.method.contribution(layer, evidence.cell, torch.eye(size, device=evidence.device)) if size else None
+    if added is None:
+        return None
+    wanted = numbers_of(base.weight).float() + added.T
+    if isinstance(merged, Linear4bit):
+        wanted = numbers_of(packed_like(wanted, base)).float()
+    alike = torch.isclose(numbers_of(merged.weight).float(), wanted, rtol=LEVEL, atol=0.0)
+    return float(alike.float().mean()) >= 1 - MOST_CODES
+
+
+def packed_like(weight: Tensor, like: Any) -> Any:
+    """A weight (out, in), packed with the settings of a 4-bit layer: the parameter that such a layer holds."""
+    names = ("blocksize", "compress_statistics", "quant_type", "quant_storage")
+    settings = {name: getattr(like.weight, name) for name in names}
+    return Params4bit(weight.contiguous(), requires_grad=False, **settings).to(weight.device)
 
 
 def _logits(evidence: Evidence, model: nn.Module, rows: Sequence[Feature]) -> Tensor:

@@ -2,11 +2,12 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
 from random import Random
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from tunegrid.audits.evidence import SAMPLE, Evidence, none_of, sample, text_of
 from tunegrid.codecs.base import Feature, alphanumeric, same_alphanumeric
 from tunegrid.codecs.extract import ExtractCodec
-from tunegrid.codecs.features import lengths_of
+from tunegrid.codecs.features import chunks, lengths_of
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.sources import Row, answer_texts, context, joined
 from tunegrid.grid.methods import Answer
@@ -25,16 +26,19 @@ from tunegrid.record.checks import BERTSCORE, ORDERED, POINTS, impossible
 from tunegrid.run.build import base_type
 from tunegrid.run.device import autocast
 from tunegrid.run.evaluate import EVAL_BATCH, Evaluation
-from tunegrid.run.metrics import PointsByMetric, normalized, rouge_examples, sentence_lines, squad_examples
-from tunegrid.run.probe import COARSE, FINE, chosen, distance, hooked, searched, target_logits, undisturbed
+from tunegrid.run.metrics import METRICS, Metrics, PointsByMetric, normalized, rouge_examples, sentence_lines, squad_examples
+from tunegrid.run.probe import COARSE, FINE, distance, hooked, searched, target_logits, undisturbed
 
 ENDED_SHARE = 0.9  # of generated texts that must end by themselves
 ALIKE = 0.9  # of a window's letters
 MORE_THAN_LUCK = 3.0  # standard errors
+RARE = 10  # rows with other targets than the most frequent one, of which a sound model may find none
+LEAST_OTHERS = 0.2
+SHOWN = 60  # characters of a prediction
 CACHED = 12  # tokens of a text that is searched again with a cache
-DOUBTED = 8  # scored texts, looked at at once, of which the most doubtful is searched anew
-# Of the next token (N, V), in nats, of texts of one length; minus infinity for what a search forbids.
-Scores = Callable[[Sequence[tuple[int, ...]]], Tensor]
+SEARCHED = 8  # scored texts that are searched anew
+# Asks for the next token's scores (N, V) behind N begun texts of one length, in nats; minus infinity for what is forbidden.
+Search = Generator[Sequence[tuple[int, ...]], Tensor, float]
 
 
 def selection_apart_from_test(evidence: Evidence) -> Answer:
@@ -155,46 +159,75 @@ ALONE: dict[Problem, Callable[[Task, Row, Any], PointsByMetric]] = {
 }
 
 
-def learned_something(evidence: Evidence) -> Answer:
-    """Better than no model at all, by more than luck: three standard errors of the difference, row by row."""
-    if evidence.evaluation is None or evidence.splits is None:
+def predictions_not_collapsed(evidence: Evidence) -> Answer:
+    """Predictions are not one class, answer or text for nearly all rows, if targets are many.
+
+    Rows with another prediction than the most frequent one are at least a fifth of those with another target than the most
+    frequent one. A model that finds a rare class in every second row is far from that, one that always says the same at 0.
+    """
+    if evidence.evaluation is None:
         return None
-    task = evidence.cell.task
-    name, trivial = BASELINES[task.problem](task, evidence.splits.train, evidence.evaluation.rows)
-    points = evidence.evaluation.examples[name]
-    gains = [ours - theirs for ours, theirs in zip(points, trivial, strict=True)]
-    error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
-    detail = f"{name} {fmean(points):.1f}, without a model {fmean(trivial):.1f}, standard error {error:.1f}"
-    return fmean(gains) > MORE_THAN_LUCK * error, detail
+    task, rows = evidence.cell.task, len(evidence.evaluation.rows)
+    (_, usual), (said, same) = most_frequent(task, evidence.evaluation)
+    if rows - usual < RARE:
+        return None
+    shown = task.labels[said] if task.labels else said[:SHOWN]
+    detail = f"{same} of {rows} predictions are {shown!r}; the most frequent target is that of {usual} rows"
+    return rows - same >= LEAST_OTHERS * (rows - usual), detail
 
 
-def majority_class(task: Task, train: Sequence[Row], test: Sequence[Row]) -> tuple[str, list[float]]:
-    """Always the label that most training rows have."""
-    most = max(range(len(task.labels)), key=[row[task.target] for row in train].count)
-    return "accuracy", [100.0 * (row[task.target] == most) for row in test]
+def learned_something(evidence: Evidence) -> tuple[bool, str, Mapping[str, float]] | None:
+    """Better than any answer that needs no model, by more than luck: by three standard errors of the difference, row by row.
+
+    Half a row is added that gains all points, half a row that loses them, and one that does neither (Agresti and Min 2005): the
+    error is not 0, though nearly all rows agree.
+    """
+    evaluation, splits, task = evidence.evaluation, evidence.splits, evidence.cell.task
+    if evaluation is None or splits is None:
+        return None
+    rows, (name, read_off) = evaluation.rows, BASELINES[task.problem]
+    answers = [[constant] * len(rows) for constant in {answer for answer, _ in most_frequent(task, evaluation)}]
+    answers += [read_off(task, splits.train, rows)] if read_off else []
+    known = [METRICS[task.problem](Metrics(), task, rows, own) for own in answers]
+    trivial = max((scored.examples[name] for scored in known), key=fmean)
+    gains = [ours - theirs for ours, theirs in zip(evaluation.examples[name], trivial, strict=True)]
+    count = len(rows) + 2
+    gain = sum(gains) / count
+    error = math.sqrt(((sum(one**2 for one in gains) + 100**2) / count - gain**2) / count)
+    detail = f"{name} {fmean(evaluation.examples[name]):.1f}, without a model {fmean(trivial):.1f}, standard error {error:.1f}"
+    return (
+        gain > MORE_THAN_LUCK * error,
+        detail,
+        {metric: max(one.scores[metric] for one in known) for metric in known[0].scores},
+    )
 
 
-def random_span(task: Task, train: Sequence[Row], test: Sequence[Row]) -> tuple[str, list[float]]:
+def most_frequent(task: Task, evaluation: Evaluation) -> list[tuple[Any, int]]:
+    """The most frequent target and the most frequent prediction, each with its number of rows."""
+    targets = [answer_texts(task, row)[0] if task.problem is Problem.EXTRACT else row[task.target] for row in evaluation.rows]
+    return [Counter(each).most_common(1)[0] for each in (targets, [one.value for one in evaluation.predictions])]
+
+
+def random_span(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[str]:
     """As many words as answers have on average, from a random place of the context."""
     rng = Random(0)
     length = max(1, round(fmean(len(answer_texts(task, row)[0].split()) for row in train)))
     contexts = [context(task, row).split() for row in test]
     starts = [rng.randrange(max(1, len(words) - length + 1)) for words in contexts]
-    answers = [" ".join(words[start : start + length]) for words, start in zip(contexts, starts, strict=True)]
-    return "f1", squad_examples([answer_texts(task, row) for row in test], answers)["f1"]
+    return [" ".join(words[start : start + length]) for words, start in zip(contexts, starts, strict=True)]
 
 
-def lead_sentence(task: Task, train: Sequence[Row], test: Sequence[Row]) -> tuple[str, list[float]]:
+def lead_sentence(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[str]:
     """The first sentence of the text."""
-    leads = [re.split(r"(?<=[.!?])\s+|\n", joined(row, task.text).strip(), maxsplit=1)[0] for row in test]
-    return "rougeL", rouge_examples([row[task.target] for row in test], leads, ["rougeL"])["rougeL"]
+    return [re.split(r"(?<=[.!?])\s+|\n", joined(row, task.text).strip(), maxsplit=1)[0] for row in test]
 
 
-# By problem, not by codec: an answer is held against the same baseline, be it a span or generated.
-BASELINES: dict[Problem, Callable[[Task, Sequence[Row], Sequence[Row]], tuple[str, list[float]]]] = {
-    Problem.CLASSIFY: majority_class,
-    Problem.EXTRACT: random_span,
-    Problem.GENERATE: lead_sentence,
+# The score that tells, and an answer read off the text. By problem, not by codec: an answer is held against the same baseline,
+# be it a span or generated.
+BASELINES: dict[Problem, tuple[str, Callable[[Task, Sequence[Row], Sequence[Row]], list[str]] | None]] = {
+    Problem.CLASSIFY: ("accuracy", None),
+    Problem.EXTRACT: ("f1", random_span),
+    Problem.GENERATE: ("rougeL", lead_sentence),
 }
 
 
@@ -247,49 +280,51 @@ def cache_changes_nothing(evidence: Evidence) -> Answer:
 def texts_are_the_models(evidence: Evidence) -> Answer:
     """A scored text is what the recipe's search finds, computed anew: alone, without a cache, beams included.
 
-    Of some texts it is that with the least likely token: where beams went astray, a token does not suit its text. With beams,
-    this costs up to one pass per token, each over as many whole texts as there are beams: on a CPU, minutes for a model of
-    true size, whose texts are left alone.
+    Some texts are searched side by side, which costs up to one pass per token, each over as many whole texts as there are
+    beams: on a CPU, minutes for a model of true size, whose texts are left alone; on a GPU, such texts take turns.
     """
     codec, evaluation = evidence.codec, evidence.evaluation
     if evaluation is None or not isinstance(codec, GenerateCodec):
         return None
     if evidence.device.type == "cpu" and not evidence.cell.profile.micro:
         return None
-    spread = range(0, len(evaluation.outputs), math.ceil(len(evaluation.outputs) / DOUBTED))
+    spread = range(0, len(evaluation.outputs), math.ceil(len(evaluation.outputs) / SEARCHED))
     pairs = [(evaluation.features[i], evaluation.outputs[i]) for i in spread if evaluation.outputs[i]]
     if not pairs:
         return None
-    doubts = []
+    together = SEARCHED if evidence.cell.profile.micro else 1  # one text's logits are as many as a vocabulary is large
     with torch.no_grad(), undisturbed(evidence.trainer):
-        logits = target_logits(evidence.trainer, [replace(row, target=[*text]) for row, text in pairs])
-        for (row, text), whole in zip(pairs, logits, strict=True):
-            scores = allowed_scores(codec, row, whole, [text[:length] for length in range(len(text))])
-            doubts.append(float((scores.amax(-1) - chosen(scores, text)).max()))
-        most = max(range(len(doubts)), key=lambda i: (math.isnan(doubts[i]), doubts[i]))
-        apart = _below_best(evidence, codec, *pairs[most])
-    detail = f"the most doubtful of {len(pairs)} texts"
-    return apart <= _allowed(evidence), f"{detail}: {apart:.1e} of the largest logit below the best"
+        gaps = [gap for some in chunks(pairs, together) for gap in _below_best(evidence, codec, some)]
+    apart = max(gaps, key=lambda gap: (math.isnan(gap), gap))
+    return apart <= _allowed(evidence), f"{len(pairs)} texts: {apart:.1e} of the largest logit below the best"
 
 
-def _below_best(evidence: Evidence, codec: GenerateCodec, row: Feature, text: Sequence[int]) -> float:
-    """How far off a search must be to find this text, in units of the largest logit."""
+def _below_best(evidence: Evidence, codec: GenerateCodec, pairs: Sequence[tuple[Feature, Sequence[int]]]) -> list[float]:
+    """How far off a search must be to find each of these rows' texts, in units of the text's largest logit."""
     encoders = [] if codec.start_id is None else [evidence.model.get_encoder()]  # type: ignore[operator]
-    encoded: list[Tensor] = []  # what an encoder made of the row's source
+    encoded: list[Tensor] = []  # what an encoder made of the rows' sources
     with hooked(encoders, lambda module, inputs, output: encoded.append(output[0])):
-        [whole] = target_logits(evidence.trainer, [replace(row, target=[*text])])
-    known = {tuple(text[:length]): logits for length, logits in enumerate(whole)}  # of the next token
-
-    def scores(begun: Sequence[tuple[int, ...]]) -> Tensor:
+        whole = target_logits(evidence.trainer, [replace(row, target=[*text]) for row, text in pairs])
+    # Of the next token, by what is begun of each text.
+    known = [{tuple(text[:i]): one for i, one in enumerate(logits)} for (_, text), logits in zip(pairs, whole, strict=True)]
+    searches = [shortfall(text, codec.generation, codec.end_id) for _, text in pairs]
+    asked, gaps = {i: next(search) for i, search in enumerate(searches)}, [0.0] * len(pairs)
+    while asked:
         # Beams often go on as the text does: asked with the rest of it, a pass knows their longer beginnings, too.
-        drafts = [(*ids, *(text[len(ids) :] or [codec.end_id])) for ids in begun if ids not in known]
-        batch = [replace(row, target=[*draft]) for draft in drafts]
-        answers = target_logits(evidence.trainer, batch, next(iter(encoded), None)) if batch else []
-        for draft, logits in zip(drafts, answers, strict=True):
-            known.update((draft[:length], one) for length, one in enumerate(logits))
-        return allowed_scores(codec, row, torch.stack([known[ids] for ids in begun]), begun)
-
-    return shortfall(text, scores, codec.generation, codec.end_id) / float(whole.abs().max())
+        unknown = [(i, ids) for i, begun in asked.items() for ids in begun if ids not in known[i]]
+        drafts = [(i, (*ids, *(pairs[i][1][len(ids) :] or [codec.end_id]))) for i, ids in unknown]
+        batch, sources = [replace(pairs[i][0], target=[*draft]) for i, draft in drafts], [i for i, _ in drafts]
+        answers = target_logits(evidence.trainer, batch, encoded[0][sources] if encoded else None) if batch else []
+        for (i, draft), logits in zip(drafts, answers, strict=True):
+            known[i].update((draft[:length], one) for length, one in enumerate(logits))
+        for i, begun in [*asked.items()]:
+            scores = allowed_scores(codec, pairs[i][0], torch.stack([known[i][ids] for ids in begun]), begun)
+            try:
+                asked[i] = searches[i].send(scores)
+            except StopIteration as end:
+                gaps[i] = end.value / float(whole[i].abs().max())
+                del asked[i]
+    return gaps
 
 
 def allowed_scores(codec: GenerateCodec, row: Feature, logits: Tensor, begun: Sequence[Sequence[int]]) -> Tensor:
@@ -325,7 +360,7 @@ class Beam(NamedTuple):
     ids: tuple[int, ...]
 
 
-def shortfall(text: Sequence[int], scores: Scores, search: Generation, end: int) -> float:
+def shortfall(text: Sequence[int], search: Generation, end: int) -> Search:
     """How many nats a search would have to be off, at most in one of its decisions, to find this text; 0 if it does find it.
 
     The text has the token `end`, or is as long as the search lets one be. A search without beams knows no penalty.
@@ -338,7 +373,7 @@ def shortfall(text: Sequence[int], scores: Scores, search: Generation, end: int)
     running, finished, gaps, found = [Beam(0.0, ())], list[float](), [0.0], None  # finished texts by their score for a length
     for length in range(1, search.max_new_tokens + 1):
         own, divisor = tuple(text[:length]) if found is None else (), math.pow(length, penalty)
-        candidates, follow = _continued(running, scores([beam.ids for beam in running]), 2 * most, own)
+        candidates, follow = _continued(running, (yield [beam.ids for beam in running]), 2 * most, own)
         over = [beam for beam in candidates[:most] if is_over(beam)]
         running = [beam for beam in candidates if not is_over(beam)][:most]
         if follow:

@@ -25,6 +25,7 @@ from tunegrid.run.train import Trainer, make_schedule
 # bf16 logits are right to 4e-3, and so is the little that they leave of the gradient where a model is sure.
 TOLERANCE, COARSE_TOLERANCE = 0.02, 0.2
 LEAST = 1e-5  # nats; a model so sure leaves a gradient of which fp32 rounds off a percent
+LARGE, SMALL = (64, 128), (8, 8)  # weights that an optimizer of 8 bits packs the moments of, and does not
 same_rate = partial(math.isclose, rel_tol=1e-6, abs_tol=1e-12)
 CLIPPED = 1e-3  # torch divides by the norm plus 1e-6; bf16 gradients are summed in their own type
 # Between ranks and one process, measured on quick cells: fp32 4e-7 nats and 3e-7 of the gradients' norm, bf16 1e-4 and 2e-3. A
@@ -92,14 +93,21 @@ def _moments(optimizer: Any, parameter: torch.Tensor) -> dict[str, torch.Tensor]
 
 def moment_types(evidence: Evidence) -> set[torch.dtype]:
     """The types of moments that the same optimizer keeps for a large fp32 weight alone; none if the method made its own."""
-    weight = torch.zeros(64, 128, device=evidence.device, requires_grad=True)  # large enough to be packed
-    weight.grad = torch.ones_like(weight)
-    optimizer, rate = evidence.trainer.optimizer, evidence.cell.recipe.learning_rate
-    lone = evidence.cell.optimizer([{"params": [weight]}], rate)
-    if type(lone) is not type(optimizer.optimizer):
+    weight, optimizer = torch.zeros(LARGE, device=evidence.device), evidence.trainer.optimizer
+    lone = stepped_alone(evidence, weight, torch.ones_like(weight))
+    if lone is None:
         return {m.dtype for p in evidence.trainer.trained for m in _moments(optimizer, p).values()}
-    lone.step()
     return {torch.float32, *(moment.dtype for moment in _moments(lone, weight).values())}
+
+
+def stepped_alone(evidence: Evidence, weight: torch.Tensor, gradient: torch.Tensor) -> Any:
+    """The recipe's optimizer after its first step, of this weight alone at a rate of 1; None if the method made its own."""
+    weight.requires_grad_().grad = gradient
+    lone = evidence.cell.optimizer([{"params": [weight], "weight_decay": evidence.cell.recipe.weight_decay}], 1.0)
+    if type(lone) is not type(evidence.trainer.optimizer.optimizer):
+        return None
+    lone.step()
+    return lone
 
 
 def variant_applied(evidence: Evidence) -> Answer:
@@ -148,12 +156,24 @@ def gradients_clipped(evidence: Evidence) -> Answer:
 
 
 def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
-    """The first steps of an AdamW moved the weights as its definition says, computed here from the same gradients and rates."""
-    adamw = evidence.trainer.adamw
-    if adamw.gap is None:
+    """The first steps of an AdamW and a late one moved weights by its definition, from the same gradients and rates.
+
+    Without a gradient, a weight of its own only decays: among packed moments' errors, a decay that is lost would not show.
+    """
+    adamw, decay = evidence.trainer.adamw, evidence.cell.recipe.weight_decay
+    most = PACKED_TOLERANCE if adamw.packed else STEP_TOLERANCE
+    gaps = {f"{MOVED} updates": (adamw.gap, most), "a late one": (adamw.late_gap, STEP_TOLERANCE)}
+    known = {which: (gap, most) for which, (gap, most) in gaps.items() if gap is not None}
+    if not known:
         return None
-    allowed = PACKED_TOLERANCE if adamw.packed else STEP_TOLERANCE
-    return adamw.gap <= allowed, f"{MOVED} updates differ from AdamW's definition by {adamw.gap:.1e} of the movement"
+    for shape in (LARGE, SMALL):  # one whose moments are packed, if any are, and one whose are not
+        weight = torch.linspace(-1, 1, math.prod(shape), device=evidence.device).reshape(shape)
+        wanted = weight * (1 - decay)
+        lone = stepped_alone(evidence, weight, torch.zeros_like(weight))
+        if lone is not None and not torch.allclose(weight, wanted, rtol=1e-6, atol=0):
+            return False, f"a weight of {weight.numel()} values without a gradient does not decay by {decay:g} of itself"
+    detail = ", ".join(f"{which} by {gap:.1e}" for which, (gap, _) in known.items())
+    return all(gap <= most for gap, most in known.values()), f"off AdamW's definition, of the movement: {detail}"
 
 
 def schedule_counts_updates(evidence: Evidence) -> Answer:

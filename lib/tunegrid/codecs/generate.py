@@ -99,17 +99,22 @@ class GenerateCodec(Codec):
         A checkpoint may bring settings in its generation_config, but the recipe alone says how to generate.
         """
         prompt = on(device, self.prompt(features))
-        search = asdict(self.generation) | {"do_sample": False, "use_cache": True}
-        search |= {"pad_token_id": self.pad_id, "eos_token_id": self.end_id, "decoder_start_token_id": self.start_id}
-        if self.start_id is None and (shortest := search.pop("min_length")):  # which counts the prompt of a causal model
-            search["min_new_tokens"] = shortest
         with patch.dict(vars(model.generation_config), vars(hf.GenerationConfig()), clear=True):
-            output = model.generate(**prompt, **search | options)  # type: ignore[operator]
+            output = model.generate(**prompt, **self.search | options)  # type: ignore[operator]
         start = prompt["input_ids"].shape[1] if self.start_id is None else 1  # of what is generated
         if isinstance(output, Tensor):
             return output[:, start:]
         output.sequences = output.sequences[:, start:]
         return output
+
+    @property
+    def search(self) -> dict[str, Any]:
+        """The recipe's search, as fields of a `GenerationConfig`."""
+        search = asdict(self.generation) | {"do_sample": False, "use_cache": True}
+        search |= {"pad_token_id": self.pad_id, "eos_token_id": self.end_id, "decoder_start_token_id": self.start_id}
+        if self.start_id is None and (shortest := search.pop("min_length")):  # which counts the prompt of a causal model
+            search["min_new_tokens"] = shortest
+        return search
 
     def prompt(self, features: Sequence[Feature]) -> Batch:
         """What the model sees before it generates; where generation goes on from its last token, padding is on the left."""

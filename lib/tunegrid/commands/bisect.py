@@ -18,7 +18,6 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from tunegrid.commands import environments
-from tunegrid.commands.cli import exit_code
 from tunegrid.commands.environments import output_of
 from tunegrid.errors import InputError
 from tunegrid.results.judgements import Outcome
@@ -142,8 +141,8 @@ def commits(repo: Path, good: str, bad: str) -> list[str]:
     return [first, *later]
 
 
-def parsed(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The command line."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Search, say what was learned; return the exit code. Raises InputError, as `run_bisection`."""
     parser = argparse.ArgumentParser(prog="tunegrid bisect", description=__doc__)
     add = parser.add_argument
     add("--good", required=True, metavar="PACKAGE==VERSION", help="not worse; with --repo a commit")
@@ -153,13 +152,7 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
     add("--versions", metavar="A,B,C", help="releases to try (default: all that pip lists)")
     add("pytest_options", nargs="*", metavar="-- OPTION", help="of pytest, as in -- --seeds 0-2 --first-updates")
     environments.add_options(parser)
-    return parser, parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Search, say what was learned; return the exit code."""
-    parser, options = parsed(arguments)
-    return exit_code(parser, partial(run_bisection, options))
+    return run_bisection(parser.parse_args(arguments))
 
 
 def run_bisection(options: argparse.Namespace) -> int:

@@ -7,17 +7,16 @@ what training noise explains; few seeds leave it wide. The same command goes on 
 
 import argparse
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from tunegrid import launcher
-from tunegrid.commands.cli import exit_code
 from tunegrid.commands.run import command
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS, add_from, study
 from tunegrid.grid.recipes import CACHE, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.machine import write_whole
 from tunegrid.record import Record
+from tunegrid.record.checks import failures
 from tunegrid.results.files import read_list
 from tunegrid.results.thresholds import OWN_CALIBRATE, bounds_file, load_bounds
 from tunegrid.terminal import say
@@ -32,16 +31,17 @@ def session(arguments: Sequence[str]) -> int:
     return launcher.run(command(arguments))
 
 
-def cells_of(grid_file: Path, profile: str, names: str) -> tuple[str, ...]:
-    """The cells of these names, or all that the file adds. Raises InputError if there are none."""
+def cells_of(grid_files: Sequence[Path], profile: str, names: str) -> tuple[str, ...]:
+    """The cells of these names, or all that the files add. Raises InputError if there are none."""
     grid = study()
-    add_from(grid_file.resolve(), grid)
+    for path in grid_files:
+        add_from(path.resolve(), grid)
     if cells := [name.strip() for name in names.split(",") if name.strip()]:
         return tuple(dict.fromkeys(grid.cell(name, PROFILES[profile]).id for name in cells))
     if added := tuple(name for name in grid.ids(PROFILES[profile]) if name not in STUDY_IDS):
         return added
     other = next(name for name in PROFILES if name != profile)
-    raise InputError(f"{grid_file} adds no cell of -m {profile}: write -m {other}, or name cells with --cells=ID,ID")
+    raise InputError(f"{grid_files[-1]} adds no cell of -m {profile}: write -m {other}, or name cells with --cells=ID,ID")
 
 
 def trained(path: Path, arguments: Sequence[str], run: Session = session) -> Path:
@@ -55,12 +55,16 @@ def trained(path: Path, arguments: Sequence[str], run: Session = session) -> Pat
 
 
 def by_seed(records: Sequence[Record], cells: Collection[str], seeds: Collection[int]) -> dict[int, Mapping[str, Record]]:
-    """The records of each seed by cell; raises InputError if a cell did not come to its end."""
-    finished = {(record.seeds.seed, record.cell): record for record in records if record.finished}
+    """The records of each seed by cell; raises InputError if a cell did not come to its end, or failed an audit."""
+    finished = {
+        (record.seeds.seed, record.cell): record for record in records if record.finished and record.seeds.confirms is None
+    }
     for seed in seeds:
         for cell in cells:
             if (seed, cell) not in finished:
                 raise InputError(f"{cell} of seed {seed} did not finish: see above, then run the same command again")
+            if failed := failures(finished[seed, cell].audits, finished[seed, cell].excused):
+                raise InputError(f"{cell} of seed {seed} tells no bound: {failed[0]}; mend it, then run the same command again")
     return {seed: {cell: finished[seed, cell] for cell in cells} for seed in seeds}
 
 
@@ -68,7 +72,7 @@ def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
     """Train, write the bounds, say them; return the exit code. `run` starts the session."""
     parser = argparse.ArgumentParser(prog="tunegrid calibrate", description=__doc__)
     add = parser.add_argument
-    add("--grid", type=Path, required=True, metavar="FILE.py", help="your file, as for pytest")
+    add("--grid", type=Path, action="append", required=True, metavar="FILE.py", help="your file, as for pytest; repeatable")
     add("--cells", default="", metavar="ID,ID", help="these cells (default: all that the file adds)")
     add("-m", "--profile", choices=PROFILES, default="quick", help="at which profile (default quick)")
     add("--seeds", type=int, default=5, metavar="N", help="trainings of each cell, at least 2 (default 5)")
@@ -76,18 +80,19 @@ def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
     options = parser.parse_args(arguments)
     if options.seeds < 2:
         parser.error("--seeds: one training has no standard deviation; give at least 2")
-    return exit_code(parser, partial(write_bounds, options, run))
+    return write_bounds(options, run)
 
 
 def write_bounds(options: argparse.Namespace, run: Session) -> int:
     """Train, write the bounds, say them. Raises InputError if a cell does not exist or finish, or bounds would be lost."""
     from tunegrid.results.bounds import Calibration, thresholds_toml  # which brings scipy
 
-    grid, profile = options.grid, options.profile
-    path, cells = bounds_file(grid, profile), cells_of(grid, profile, options.cells)
+    grid, profile = options.grid[-1], options.profile
+    path, cells = bounds_file(grid, profile), cells_of(options.grid, profile, options.cells)
     if others := sorted(load_bounds(path).keys() - set(cells)):
         raise InputError(f"{path} has bounds of {', '.join(others)}, which would be lost: name them in --cells, or remove it")
-    arguments = ["-m", profile, f"--grid={grid}", f"--cells={','.join(cells)}", f"--seeds=0-{options.seeds - 1}"]
+    files = [f"--grid={file}" for file in options.grid]
+    arguments = ["-m", profile, *files, f"--cells={','.join(cells)}", f"--seeds=0-{options.seeds - 1}"]
     saved = trained(RUNS / f"{grid.stem}-{profile}.json", [*arguments, *options.pytest_options], run)
     measured = Calibration(seeds=list(by_seed(read_list(saved), cells, range(options.seeds)).values()))
     bounds = thresholds_toml(measured, f"{OWN_CALIBRATE} --grid={grid.name}")

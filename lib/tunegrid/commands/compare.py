@@ -8,15 +8,13 @@ several, which may hold other methods, or other seeds of the same ones.
 import argparse
 from pathlib import Path
 
-from tunegrid.commands.cli import refuse
-from tunegrid.errors import InputError
 from tunegrid.results.files import read_list
 from tunegrid.results.report import FORMATS
 from tunegrid.terminal import say
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the comparison; return the exit code."""
+    """Print the comparison; return the exit code. Raises InputError if the run cannot be read."""
     parser = argparse.ArgumentParser(prog="tunegrid compare", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN.json")
     parser.add_argument("--format", choices=FORMATS, default="text")
@@ -24,10 +22,6 @@ def main(arguments: list[str] | None = None) -> int:
     from tunegrid.results.compare import compared, sections  # pandas, which --help does without
     from tunegrid.results.noise import load_noise
 
-    try:
-        records = read_list(options.run)
-        report = sections(compared(records, load_noise()), records)
-    except InputError as error:
-        refuse(parser, error)
-    say(FORMATS[options.format](report))
+    records = read_list(options.run)
+    say(FORMATS[options.format](sections(compared(records, load_noise()), records)))
     return 0

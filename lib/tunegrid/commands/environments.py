@@ -27,7 +27,8 @@ from filelock import FileLock
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from tunegrid import ROOT, launcher
+from tunegrid import launcher
+from tunegrid.commands.run import command
 from tunegrid.errors import InputError
 from tunegrid.grid.recipes import CACHE
 from tunegrid.machine import PACKAGES
@@ -46,7 +47,7 @@ USAGE_ERROR = 4  # pytest's exit code
 def suite(python: Path, out: Path, arguments: Sequence[str]) -> list[str]:
     """The command that runs cells with an environment's Python; `out` is the run's file, or JUnit's if it is XML."""
     report = "--junitxml" if out.suffix == ".xml" else "--benchmark-json"
-    return [str(python), "-m", "pytest", "-q", *arguments, f"{report}={out}"]
+    return command(["-q", *arguments, f"{report}={out}"], python)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -133,7 +134,7 @@ class Environment:
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / LOCK, timeout=0), log.open("w", encoding="utf-8") as output:
             path.unlink(missing_ok=True)
-            code = launcher.run(suite(self.python, path, arguments), cwd=ROOT, environment=variables, output=output)
+            code = launcher.run(suite(self.python, path, arguments), environment=variables, output=output)
         if code == USAGE_ERROR or not path.is_file():
             lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
             said = (lines or ["it said nothing"])[-1].removeprefix("ERROR: ")

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.record import Record, schema, to_json
 from tunegrid.results.examples import read
@@ -74,7 +73,7 @@ def scored_rows(runs: Sequence[SavedRun]) -> tuple["pd.DataFrame", list[str]]:
 def key_of(path: Path, record: Record) -> dict[str, Any]:
     """What tells a record from the others."""
     names = ("profile", "cell", "backbone", "task", "method", "status", "main_score")
-    seeds = {"seed": record.seeds.seed, "perturbation": record.seeds.perturbation}
+    seeds = {name: getattr(record.seeds, name) for name in ("seed", "perturbation", "confirms")}
     return {"run": path.name, **{name: getattr(record, name) for name in names}, **seeds}
 
 
@@ -98,7 +97,7 @@ def as_text(value: Any) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the table; return the exit code."""
+    """Write the table; return the exit code. Raises InputError if a run cannot be read, or the table not be written."""
     parser = argparse.ArgumentParser(prog="tunegrid export", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN.json")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE.parquet|.csv")
@@ -110,14 +109,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if not options.runs or not options.output:
         parser.error("name the runs, and the file to write with -o")
+    runs = [read_saved(path) for path in options.runs]
     try:
-        runs = [read_saved(path) for path in options.runs]
         frame, missing = scored_rows(runs) if options.rows else (figures(runs), [])
-        write_table(frame, options.output)
     except OverflowError as error:
-        refuse(parser, f"a record holds a number too large for a table ({error}); leave its run out")
-    except InputError as error:
-        refuse(parser, error)
+        raise InputError(f"a record holds a number too large for a table ({error}); leave its run out") from None
+    write_table(frame, options.output)
     for sentence in missing:
         say(sentence, error=True)
     say(f"wrote {options.output}: {len(frame)} rows of {len(frame.columns)} columns")

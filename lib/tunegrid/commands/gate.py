@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tunegrid.commands.cli import exit_code
 from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.results.judgements import COUNTED, FAILED_BY
 from tunegrid.results.report import Section, text
@@ -21,7 +20,7 @@ from tunegrid.terminal import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the verdicts and the answer; return the exit code."""
+    """Print the verdicts and the answer; return the exit code. Raises InputError if a run cannot be read."""
     parser = argparse.ArgumentParser(prog="tunegrid gate", description=__doc__)
     add = parser.add_argument
     add("old", type=Path, metavar="OLD.json", help="the baseline")
@@ -30,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--on", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(COUNTED)}: what counts")
     add("--numerics", action="store_true", help="also print what verdicts on numerics rest on; JSON always has it")
     options = parser.parse_args(arguments)
-    return exit_code(parser, lambda: judge(read_saved(options.old), read_saved(options.new), options))
+    return judge(read_saved(options.old), read_saved(options.new), options)
 
 
 def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:

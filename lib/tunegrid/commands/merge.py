@@ -14,7 +14,6 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import Record
@@ -56,7 +55,7 @@ def check_baseline(runs: Mapping[Path, RunJson], records: Sequence[Record]) -> N
     for record in records:
         changed = record.profile == "quick" and record.cell in STUDY_IDS and not record.bounds
         faults = {
-            f"did not pass: {record.status}": record.status != "passed",
+            f"did not pass: {record.status}": not record.unharmed,
             "was changed or limited from the command line": changed,
             "started perturbed, which measures what rounding does": record.seeds.perturbation is not None,
             "shared its device": bool(record.device and record.device.contended),
@@ -68,7 +67,7 @@ def check_baseline(runs: Mapping[Path, RunJson], records: Sequence[Record]) -> N
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the merged file; return the exit code."""
+    """Write the merged file; return the exit code. Raises InputError if runs contradict each other or cannot be read."""
     parser = argparse.ArgumentParser(prog="tunegrid merge", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN.json")
     described = "also the cells of this journal (default: of the newest)"
@@ -80,20 +79,17 @@ def main(arguments: list[str] | None = None) -> int:
 
     if not options.runs and options.journal is None:
         parser.error("give the runs to merge, or --journal for that of a session that was killed")
-    try:
-        runs = {path: files.load(path) for path in options.runs}
-        if options.journal is not None:
-            runs |= [files.journal_run(Path(options.journal) if options.journal else None)]
-        rows, alone = joined([files.read_saved(path, run) for path, run in runs.items()])
-        records = dict(zip(alone, compared_together(list(alone.values())), strict=True))
-        if options.baseline:
-            check_baseline(runs, list(records.values()))
-        absent = files.missing_runs(runs, {case_of(records[key]) for key in records if not has_no_time(rows[key])})
-        first = {name: value for name, value in next(iter(runs.values())).items() if name not in (files.SHARD, files.COMMAND)}
-        merged = first | {"benchmarks": files.rows_by_name(rows, records)}
-        files.save(merged, options.output, records.values(), options.runs)
-    except (InputError, OSError) as error:
-        refuse(parser, error)
+    runs = {path: files.load(path) for path in options.runs}
+    if options.journal is not None:
+        runs |= [files.journal_run(Path(options.journal) if options.journal else None)]
+    rows, alone = joined([files.read_saved(path, run) for path, run in runs.items()])
+    records = dict(zip(alone, compared_together(list(alone.values())), strict=True))
+    if options.baseline:
+        check_baseline(runs, [record for record in records.values() if record.seeds.confirms is None])
+    absent = files.missing_runs(runs, {case_of(records[key]) for key in records if not has_no_time(rows[key])})
+    first = {name: value for name, value in next(iter(runs.values())).items() if name not in (files.SHARD, files.COMMAND)}
+    merged = first | {"benchmarks": files.rows_by_name(rows, records)}
+    files.save(merged, options.output, records.values(), options.runs)
     for line, _ in cell_lines(records.values()):
         say(line)
     say(f"wrote {options.output}: {len(rows)} rows of {', '.join(map(str, runs))}")

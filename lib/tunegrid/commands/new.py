@@ -11,21 +11,19 @@ from keyword import iskeyword
 from pathlib import Path
 
 from tunegrid import ROOT
-from tunegrid.commands.cli import exit_code
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import NAME, study
 from tunegrid.terminal import say
 
 STARTERS = ROOT / "benchmarks" / "starters"
 CELLS = {"task": "bert_{}_lora", "method": "bert_sa_{}", "backbone": "{}_sa_lora"}  # a cell to run first
-LONGEST = 40  # letters of a name, which is a part of names of files
 
 
 def check_name(kind: str, name: str) -> None:
     """Raises InputError if an entry of the grid cannot have this name, or another one has it."""
-    if not NAME.fullmatch(name) or len(name) > LONGEST:
-        expected = f"lower-case letters and digits, since underscores divide a cell's id, and {LONGEST} at most"
-        raise InputError(f"invalid NAME {name[:LONGEST]!r}: expected {expected}")
+    if not NAME.fullmatch(name):
+        expected = "lower-case letters and digits, since underscores divide a cell's id"
+        raise InputError(f"invalid NAME {name!r}: expected {expected}")
     if iskeyword(name) or name in sys.stdlib_module_names:
         raise InputError(f"{name}.py would hide a module of Python's own, or {name} is a keyword: give another NAME")
     if name in getattr(study(), f"{kind}s"):
@@ -48,17 +46,13 @@ def write(kind: str, name: str, folder: Path) -> list[Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the file, say how to run it; return the exit code."""
+    """Write the file, say how to run it; return the exit code. Raises InputError if a name or a place is taken."""
     parser = argparse.ArgumentParser(prog="tunegrid new", description=__doc__)
     parser.add_argument("kind", choices=CELLS)
     parser.add_argument("name", metavar="NAME", help="its id in the grid: lower-case letters and digits")
     parser.add_argument("--to", type=Path, default=Path(), metavar="DIR", help="write there (default: here)")
     options = parser.parse_args(arguments)
-
-    def new() -> int:
-        check_name(options.kind, options.name)
-        files, cell = write(options.kind, options.name, options.to), CELLS[options.kind].format(options.name)
-        say(f"wrote {', '.join(map(str, files))}\ntunegrid run -m quick --grid={files[0]} --cells={cell}")
-        return 0
-
-    return exit_code(parser, new)
+    check_name(options.kind, options.name)
+    files, cell = write(options.kind, options.name, options.to), CELLS[options.kind].format(options.name)
+    say(f"wrote {', '.join(map(str, files))}\ntunegrid run -m quick --grid={files[0]} --cells={cell}")
+    return 0

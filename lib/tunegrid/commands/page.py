@@ -7,13 +7,11 @@ network.
 import argparse
 from pathlib import Path
 
-from tunegrid.commands.cli import refuse
-from tunegrid.errors import InputError
 from tunegrid.terminal import say
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the page, or the charts, or both; return the exit code."""
+    """Write the page, or the charts, or both; return the exit code. Raises InputError if a run cannot be read."""
     parser = argparse.ArgumentParser(prog="tunegrid page", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN.json")
     parser.add_argument("older", type=Path, nargs="*", metavar="OLDER.json")
@@ -26,14 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
     from tunegrid.page.render import write, write_charts  # pandas, which --help does without
     from tunegrid.page.view import page_of, read_page_run
 
-    try:
-        run = read_page_run(options.run, options.profile)
-        page = page_of(run, [read_page_run(path, run.profile) for path in options.older])
-        if options.charts:
-            say(f"wrote {write_charts(page, options.charts)} charts to {options.charts}, each as SVG and PDF")
-        if options.output:
-            count = write(page, options.output)
-            say(f"wrote {options.output}: {len(run.by_cell)} cells, {count / 1e6:.2f} MB")
-    except InputError as error:
-        refuse(parser, error)
+    run = read_page_run(options.run, options.profile)
+    page = page_of(run, [read_page_run(path, run.profile) for path in options.older])
+    if options.charts:
+        say(f"wrote {write_charts(page, options.charts)} charts to {options.charts}, each as SVG and PDF")
+    if options.output:
+        count = write(page, options.output)
+        say(f"wrote {options.output}: {len(run.by_cell)} cells, {count / 1e6:.2f} MB")
     return 0

@@ -4,16 +4,35 @@ Paths are those of the folder that you are in, and `reports/` is written there. 
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tunegrid import ROOT
+from tunegrid.grid.recipes import CACHE
+
+# The settings and the cases of this suite, whatever project the folder is of.
+SUITE = ("-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", f"-ocache_dir={CACHE / 'pytest'}", str(ROOT / "benchmarks"))
 
 
-def command(arguments: Sequence[str]) -> list[str]:
-    """What is run: pytest, with the settings and the cases of this suite, whatever project the folder is of."""
-    settings = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}"]
-    return [sys.executable, "-P", "-m", "pytest", *settings, str(ROOT / "benchmarks"), *arguments]
+# Options with a path, which pytest would take for one to collect if a blank stands between: it loads conftests before options.
+PLACES = ("--checkpoint-root", "--data-root", "--gate", "--grid", "--html", "--save-models")
+
+
+def command(arguments: Sequence[str], python: Path | str = sys.executable) -> list[str]:
+    """What is run: pytest over the suite; no folder that a user is in hides its modules or Python's (`-P`)."""
+    words = list[str]()
+    for word in arguments:
+        words = [*words[:-1], f"{words[-1]}={word}"] if words and words[-1] in PLACES else [*words, word]
+    return [str(python), "-P", "-m", "pytest", *SUITE, *words]
+
+
+def typed(arguments: Sequence[object]) -> str:
+    """What a user typed, of whom pytest got these arguments."""
+    words = [*map(str, arguments)]
+    own = tuple(words[: len(SUITE)]) == SUITE
+    return shlex.join(["tunegrid", "run", *words[len(SUITE) :]] if own else ["pytest", *words])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

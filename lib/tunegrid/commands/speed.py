@@ -20,7 +20,6 @@ from statistics import fmean, median, median_low, stdev
 from typing import Any
 
 from tunegrid import ROOT
-from tunegrid.commands.cli import exit_code
 from tunegrid.commands.environments import output_of
 from tunegrid.commands.paired_timing import MARK
 from tunegrid.errors import InputError
@@ -183,7 +182,7 @@ def compare(places: Sequence[Path], names: Sequence[str], device: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare, say what was found; return the exit code."""
+    """Compare, say what was found; return the exit code. Raises InputError if an environment cannot run a cell."""
     parser = argparse.ArgumentParser(prog="tunegrid speed", description=__doc__)
     parser.add_argument("before", type=Path, metavar="OLD", help="a virtual environment, or its Python")
     parser.add_argument("after", type=Path, metavar="NEW", help="another one")
@@ -191,4 +190,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N (default cpu)")
     options = parser.parse_args(arguments)
     places = (options.before, options.after)
-    return exit_code(parser, lambda: compare(places, options.cells.split(","), options.device))
+    return compare(places, options.cells.split(","), options.device)

@@ -9,17 +9,14 @@ or a memory figure is worse, or the libraries' own path now differs from ours, 6
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import distributions
 from xml.etree import ElementTree
 
 from packaging.utils import canonicalize_name
 
 from tunegrid.commands import environments
-from tunegrid.commands.cli import exit_code
 from tunegrid.commands.environments import Environment, NoRun
 from tunegrid.errors import InputError
 from tunegrid.grid.recipes import MICRO, SCORED
@@ -141,7 +138,7 @@ def run_upgrade(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run both sides, say what changed; return the exit code."""
+    """Run both sides, say what changed; return the exit code. Raises InputError, as `run_upgrade`."""
     usage = "tunegrid upgrade SPEC ... [OPTION ...] [-- OPTION OF PYTEST ...]"
     parser = argparse.ArgumentParser(prog="tunegrid upgrade", usage=usage, description=__doc__)
     add = parser.add_argument
@@ -151,8 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--cells", metavar="ID,ID", help="cells to run (default: all of the profile)")
     add("--whole", action="store_true", help="train every cell to its end, not only those whose first updates changed")
     environments.add_options(parser)
-    words = sys.argv[1:] if arguments is None else list(arguments)
+    words = list(arguments or ())
     end = words.index("--") if "--" in words else len(words)
     options = parser.parse_args(words[:end])
     options.pytest_options = words[end + 1 :]
-    return exit_code(parser, partial(run_upgrade, options))
+    return run_upgrade(options)

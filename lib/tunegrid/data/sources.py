@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from hashlib import blake2b
+from itertools import islice
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def checkpoint_commit_of(checkpoint: str) -> str | None:
 
 Row = dict[str, Any]
 BLOCK = 1000  # rows that are read from a disk at once
+FIRST = 1000  # rows that are looked at before anything is loaded
 LONGEST_CAUSE = 200  # characters: some libraries quote a whole schema
 HELD_BYTES = 2**25  # of JSON lines: a larger file stays on a disk
 ROOTS_HINT = "without the hub, name local folders with --data-root=DIR and --checkpoint-root=DIR"
@@ -118,6 +120,7 @@ class Table:
     def __init__(self, rows: Any, origin: str, revision: str | None = None) -> None:
         """Rows and where they came from."""
         self._rows, self.origin, self.revision = rows, origin, revision
+        self.first = 2 if origin.endswith(".csv") else 1  # the number of the first row in its file: CSV has the names before
         self._by_row = isinstance(rows, list | Lines)
         self.names = tuple(rows[0] if len(rows) else ()) if self._by_row else tuple(rows.column_names)
         self.convert: Callable[[Row, str], Row] | None = None
@@ -147,7 +150,7 @@ class Table:
                 rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         if not self.convert:
             return rows
-        return [self.convert(row, f"{self.origin}, row {i}") for i, row in zip(indices, rows, strict=True)]
+        return [self.convert(row, f"{self.origin}, row {i + self.first}") for i, row in zip(indices, rows, strict=True)]
 
 
 class StoredRows(Sequence[Row]):
@@ -173,12 +176,15 @@ class StoredRows(Sequence[Row]):
         return self._block[i]
 
 
-def tables(task: Task, root: Path | None) -> Mapping[str, Table]:
-    """Every split by name; raises InputError if a folder, file or column is missing, or the hub cannot be reached."""
+def tables(task: Task, root: Path | None, *, first: bool = False) -> Mapping[str, Table]:
+    """Every split by name; raises InputError if a folder, file or column is missing, or the hub cannot be reached.
+
+    `first` reads only the first rows of files, at once, and asks no hub.
+    """
     if root or task.has_own_rows:
-        by_name = {split: _read(task, paths) for split, paths in files_of(task, root).items()}
+        by_name = {split: (_first_rows if first else _read)(task, paths) for split, paths in files_of(task, root).items()}
     else:
-        by_name = _from_hub(task)
+        by_name = {} if first else _from_hub(task)
     for split, table in by_name.items():
         missing = [name for name in task.hub_columns if name not in table.names]
         if len(table) and missing:
@@ -222,12 +228,6 @@ def last_exchange(turns: Any, place: str) -> Row:
         raise InputError(f"{place}: user and assistant must take turns, after one of the system or none; here are {some}")
     history = [{"role": role, "content": content} for role, content in zip(roles[: last - 1], contents, strict=False)]
     return {"history": history, "prompt": contents[last - 1], "reply": contents[last]}
-
-
-def check_places(task: Task, root: Path | None, splits: Sequence[str]) -> None:
-    """Raises InputError if a file or folder of these splits is not there; no row is read, and no hub is asked."""
-    for split in splits if root or task.has_own_rows else ():
-        check_split(files_of(task, root), split, task)
 
 
 def check_split(by_name: Collection[str], split: str, task: Task) -> None:
@@ -280,6 +280,21 @@ def _read(task: Task, paths: Sequence[Path]) -> Table:
         return Table(saved, origin)
 
 
+def _first_rows(task: Task, paths: Sequence[Path]) -> Table:
+    """The first rows of a split's files; none of what `save_to_disk` wrote."""
+    path, rows = paths[0], list[Row]()
+    with reading(str(path)):
+        if path.suffix == ".jsonl":
+            rows = [row for _, row in islice(_json_lines(path), FIRST)]
+        elif path.suffix == ".csv":
+            rows = _csv(task, path).slice(0, FIRST).to_pylist()
+        elif path.suffix == ".parquet":
+            from pyarrow.parquet import ParquetFile
+
+            rows = [row for batch in islice(ParquetFile(path).iter_batches(FIRST), 1) for row in batch.to_pylist()]
+    return Table(rows, str(path))
+
+
 def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
     """Each row and where its line starts; a blank line is none."""
     start = 0
@@ -297,7 +312,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _csv(task: Task, path: Path) -> Any:
-    """A file with the columns' names in its first line; texts stay texts, also where they are digits or nothing.
+    """A file with the columns' names in its first line; texts stay texts, also if they are digits or nothing.
 
     pandas, by which `datasets` reads CSV, fills up a row that is too short; pyarrow refuses it.
     """

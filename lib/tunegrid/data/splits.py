@@ -16,7 +16,7 @@ from functools import cached_property
 from random import Random
 from typing import Any, NamedTuple
 
-from tunegrid.data.sources import Row, Table, answer_span, check_split, context, identity, tables
+from tunegrid.data.sources import FIRST, Row, Table, answer_span, check_split, context, identity, tables
 from tunegrid.errors import InputError
 from tunegrid.grid.recipes import Profile
 from tunegrid.grid.tasks import Carve, Problem, Task
@@ -73,17 +73,21 @@ def load_splits(task: Task, profile: Profile) -> Splits:
     """
     check_task(task)
     slices, columns = _slices(task, profile), task.identity or (*task.text, *task.context_columns)
-    rows, dropped, scoring = dict[str, Sequence[Row]](), dict[str, int](), set[int]()
+    rows, dropped, scoring, labels = dict[str, Sequence[Row]](), dict[str, int](), set[int](), defaultdict[str, set[int]](set)
     for name in ("test", "validation", "train"):
         part, hashes = slices[name], array("Q")  # the texts themselves are not kept
         for index, row in zip(part.indices, part.table.take(part.indices), strict=True):
-            check_row(task, row, index, part.table.origin)
+            check_row(task, row, index + part.table.first, part.table.origin)
             hashes.append(identity(row, columns))
+            if task.labels and hashes[-1] not in scoring:
+                labels[name].add(row[task.target])
         usable = array("q", (index for index, text in zip(part.indices, hashes, strict=True) if text not in scoring))
         if not usable:
             raise InputError(f"{part.origin}: no rows to use: each is in a scored split, too; give other files")
         rows[name], dropped[name] = part.table.take(usable), len(part.indices) - len(usable)
         scoring.update(hashes)
+    if task.labels:
+        check_labels(task, labels, slices["train"].origin, whole=profile.cap(task.id, "train") is None)
     if profile.label_noise:
         rows["train"] = noisy(task, rows["train"], profile.label_noise)
     return Splits(
@@ -116,6 +120,7 @@ def _slices(task: Task, profile: Profile) -> dict[str, TableSlice]:
     slices["train"] = TableSlice(table=train, indices=pool, origin=train.origin)
     for name, part in slices.items():
         cap = profile.cap(task.id, name)
+        cap = task.train_rows if name == "train" and cap is None and profile.train_rows is None else cap
         if not part.indices:
             raise InputError(f"{part.origin}: no rows to use; each split of {task.folder} needs some, this one is too small")
         if cap is not None and cap < len(part.indices):
@@ -129,7 +134,7 @@ def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequenc
     values: Sequence[Any] = table.column(column) if column else [None] * len(table)
     for index, value in enumerate(values):
         if column and not isinstance(value, task.columns[column]):
-            raise InputError(f"{table.origin}, row {index}: {type_fault(task, column, value)}")
+            raise InputError(f"{table.origin}, row {index + table.first}: {type_fault(task, column, value)}")
     if rule.group:
         groups = sorted({values[i] for i in pool})
         chosen = set(rng.sample(groups, max(1, round(rule.share * len(groups)))))
@@ -140,6 +145,21 @@ def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequenc
     sizes = Counter(values)
     drawn = (rng.sample(indices, round(rule.share * sizes[value])) for value, indices in sorted(strata.items()))
     return array("q", sorted(i for indices in drawn for i in indices))
+
+
+def check_first_rows(task: Task, profile: Profile) -> None:
+    """Raises InputError for a file that is not there, or whose first rows the task cannot use, or are of one class in train."""
+    by_name = tables(task, profile.data_root, first=True)  # empty if they are the hub's
+    splits = (task.train, task.validation, task.own_test if profile.own_test and task.own_test else task.test)
+    for split in (rule for rule in splits if by_name and isinstance(rule, str)):
+        check_split(by_name, split, task)
+        table = by_name[split]
+        rows = table.read(range(len(table)))
+        for number, row in enumerate(rows, table.first):
+            check_row(task, row, number, table.origin)
+        classes = {row[task.target] for row in rows} if task.labels and split == task.train else set()
+        if len(classes) == 1 and len(rows) < FIRST:  # a longer file may be sorted
+            raise InputError(f"{table.origin}: all rows are {task.labels[classes.pop()]!r}; give rows of another class, too")
 
 
 def check_task(task: Task) -> None:
@@ -157,6 +177,14 @@ def check_task(task: Task) -> None:
         key = (rule.stratify or rule.group) if isinstance(rule, Carve) else None
         if key and key not in task.columns:
             raise InputError(f"task {task.id!r} is split by column {key!r}, which is not among its columns")
+
+
+def check_labels(task: Task, labels: Mapping[str, set[int]], origin: str, *, whole: bool) -> None:
+    """Raises InputError if training rows have one label alone, or, if all rows train, lack one that test rows have."""
+    if len(labels["train"]) == 1 or (whole and labels["test"] - labels["train"]):
+        missing = [name for label, name in enumerate(task.labels) if label not in labels["train"]]
+        only = " and ".join(task.labels[label] for label in sorted(labels["train"]))
+        raise InputError(f"{origin}: training rows are {only} alone, none is {' or '.join(missing)}; give rows of each label")
 
 
 def check_row(task: Task, row: Row, index: int, origin: str) -> None:
@@ -195,8 +223,8 @@ def _label_fault(task: Task, row: Row) -> str | None:
     label, count = row[task.target], len(task.labels)
     if label in range(count):
         return None
-    named = ", ".join(f"{number} ({name})" for number, name in enumerate(task.labels[:6]))
-    rest = f", ... {count - 1} ({task.labels[-1]})" if count > 6 else ""
+    named = ", ".join(f"{name!r} or {number}" for number, name in enumerate(task.labels[:6]))
+    rest = f", ... {task.labels[-1]!r} or {count - 1}" if count > 6 else ""
     return f"invalid label {label!r} in column {task.target!r}: expected {named}{rest}"
 
 

@@ -16,14 +16,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from tunegrid import ROOT
 from tunegrid.errors import InputError, first_line
 from tunegrid.grid.backbones import BACKBONES, HEAD_EXCEPTIONS, LAYOUTS, Backbone, Head
 from tunegrid.grid.methods import METHODS, OPTIMIZERS, Method, OptimizerFactory, Quantization
-from tunegrid.grid.recipes import QUICK, RECIPES, TARGETS_WITHOUT_EXCEPTION, Fields, Profile, Recipe, quick_changes
+from tunegrid.grid.recipes import QUICK, RECIPES, WITHOUT_EXCEPTION, Fields, Profile, Recipe, quick_changes
 from tunegrid.grid.tasks import TASKS, Problem, Task
 
+OWN_FOLDERS = ("lib", "fixtures", "benchmarks")
 NAME = re.compile(r"[a-z0-9]+")  # an id is a part of a cell's id, which underscores divide
-LISTS = "`pytest -m full --list-cells` lists them, with 'full and larger' or 'full and tasks' others"
+LISTS = "`tunegrid run -m full --list-cells` lists them, with 'full and larger' or 'full and tasks' others"
 # Heaviest problems first, so that parallel workers do not end on a long cell.
 ORDER = (Problem.GENERATE, Problem.EXTRACT, Problem.CLASSIFY)
 
@@ -179,13 +181,14 @@ class Grid:
         The study's exceptional heads, its heads' rates in the quick profile and columns of another task are not copied.
         """
         recipe, head, micro = self.recipes[old], self.heads.get(old), self.quick.get(old)
+        plain = WITHOUT_EXCEPTION.get(old, old)
         if micro and old in QUICK and micro == quick_changes(old):  # its head's rate was found for that cell's micro backbone
-            micro = {**micro, "head_learning_rate": None}
+            micro = {**micro, "learning_rate": QUICK[plain]["learning_rate"], "head_learning_rate": None}
         (_, task_before, _), (backbone, task, _) = self._parts(old), self._parts(new)
         self.heads.pop(new, None)  # of a cell that was there already
         if head is not None and head == HEAD_EXCEPTIONS.get(old):
-            targets = TARGETS_WITHOUT_EXCEPTION[old]
-            recipe = replace(recipe, adapter=recipe.adapter and replace(recipe.adapter, target_modules=targets))
+            adapter, own = recipe.adapter, RECIPES[plain].adapter
+            recipe = replace(recipe, adapter=adapter and own and replace(adapter, target_modules=own.target_modules))
         elif head is not None:
             self.heads[new] = head
         not_copied = {"trainable_params": None, "total_params": None} | ({} if task is task_before else {"text": ()})
@@ -328,6 +331,9 @@ def add_from(path: Path, grid: Grid) -> None:
         raise InputError(f"--grid {path} is not a Python file")
     module: Any = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up by name
+    # Its own neighbours are what it imports, also those that have the name of a folder of the suite.
+    ours, places = {key: sys.modules.pop(key) for key in [*sys.modules] if key.partition(".")[0] in OWN_FOLDERS}, sys.path[:]
+    sys.path[:] = [str(path.parent), *(place for place in places if place != str(ROOT))]
     try:
         spec.loader.exec_module(module)
         if hook := getattr(module, "pytest_tunegrid_grid", None):
@@ -341,5 +347,10 @@ def add_from(path: Path, grid: Grid) -> None:
         line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
         location = f"{path}, line {line}" if line else str(path)
         raise InputError(f"--grid {location}: {type(error).__name__}: {first_line(error)}") from None
+    finally:
+        for key in [key for key in sys.modules if key.partition(".")[0] in OWN_FOLDERS]:
+            del sys.modules[key]
+        sys.modules.update(ours)
+        sys.path[:] = [*places, *(place for place in sys.path if place not in places)]  # for what it imports later
     if hook is None:
         raise InputError(f"--grid {path} has no function pytest_tunegrid_grid(grid), which adds to the grid")

@@ -74,7 +74,7 @@ class Task:
         target: the column that is learned.
         labels: names of the classes, in the order of their numbers; for classification only. Rows may hold either.
         train: the split that is learned.
-        train_rows: how many it has on the hub, which says how long an epoch is before rows are read; None is unknown.
+        train_rows: at most so many are learned, as with `--set train_rows=N`, which goes before; None takes all.
         validation: a split's name, or what is carved out of train; the same for `test`.
         own_test: a split that `--set own_test=true` scores on, where `test` is carved out of train.
         main_score: the score that the run table shows; `bounded_scores` are those that thresholds and gates hold.

@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from bitsandbytes.nn import Linear4bit, Params4bit
+from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tunegrid.audits.computation import MOST_CODES, packed_like
 from tunegrid.audits.evidence import sample
 from tunegrid.codecs.features import chunks
 from tunegrid.errors import InputError, first_line
@@ -31,7 +32,6 @@ from tunegrid.run.probe import COARSE, FINE, distance, hooked, logits_of, of_tar
 from tunegrid.run.serving import BASE, load_adapter, load_below, wrappers
 
 SAMPLED = 16  # test features whose logits are compared
-MOST_CODES = 1e-3  # of a layer's bytes: where a number lies between two levels, its last digit decides
 # A layer that was packed to 4 bits has three sets of numbers: the packed ones; these unpacked, each on one of sixteen levels;
 # and the checkpoint's own, which packed give the same 4 bits.
 BaseKind = Literal["packed", "unpacked", "original"]  # packed to 4 bits; these 4 bits as numbers; the checkpoint's own numbers
@@ -196,7 +196,7 @@ def first_calls(model: Any, run: Callable[[], Any]) -> dict[str, Call]:
 
 def bytes_of(layer: nn.Module, like: Any) -> Tensor:
     """The 4-bit numbers of a layer; one that is not packed is packed as `like` is."""
-    numbers: Tensor = layer.weight.data if isinstance(layer, Linear4bit) else packed(weight_of(layer), like).data
+    numbers: Tensor = layer.weight.data if isinstance(layer, Linear4bit) else packed_like(weight_of(layer), like).data
     return numbers
 
 
@@ -234,7 +234,7 @@ def _kinds(layer: Any, other: Any) -> frozenset[BaseKind]:
     weight = weight_of(other).to(levels)
     if torch.equal(levels, weight):
         return EITHER
-    return frozenset(("original",)) if torch.equal(levels, numbers_of(packed(weight, layer))) else frozenset()
+    return frozenset(("original",)) if torch.equal(levels, numbers_of(packed_like(weight, layer))) else frozenset()
 
 
 def the_one(bases: frozenset[BaseKind]) -> BaseKind | None:
@@ -246,14 +246,6 @@ def packed_layers(model: Any) -> dict[str, Any]:
     """The 4-bit layers below an adapter, by the names that they have without it."""
     layers = model.get_base_model().named_modules()
     return {name.removesuffix(".base_layer"): layer for name, layer in layers if isinstance(layer, Linear4bit)}
-
-
-def packed(weight: Tensor, like: Any) -> Any:
-    """A weight (out, in), packed with the settings of a 4-bit layer: the parameter that such a layer holds."""
-    settings = {
-        name: getattr(like.weight, name) for name in ("blocksize", "compress_statistics", "quant_type", "quant_storage")
-    }
-    return Params4bit(weight.contiguous(), requires_grad=False, **settings).to(weight.device)
 
 
 def weight_of(layer: nn.Module) -> Tensor:

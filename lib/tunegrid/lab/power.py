@@ -1,136 +1,148 @@
-"""How often is the gate wrong? `python -m tunegrid.lab power` simulates runs of equal quality and counts those called worse.
+"""How often is a session wrong, and what does it see? `python -m tunegrid.lab power` simulates runs, and confirms their misses.
 
-Each has a calibration of its own; there are runs of the baseline's seeds, and of other seeds. Scores are drawn from the
-residuals that the calibration measured. It trains nothing.
+Each run has a calibration of its own. A cell is told if its gate calls it worse or it misses a bound; at other seeds than the
+baseline's it is trained once more, and counts if it is told again. Scores are drawn from the residuals that the calibration
+measured. It trains nothing.
 """
 
 import argparse
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count, product
 from math import sqrt
 from pathlib import Path
-from statistics import stdev
+from statistics import fmean
 
 import numpy as np
+import pandas as pd
+from scipy import special
 
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
-from tunegrid.grid.cells import STUDY
+from tunegrid.grid.cells import STUDY, STUDY_IDS
 from tunegrid.grid.recipes import QUICK_PROFILE
+from tunegrid.results.bounds import bounds_of
 from tunegrid.results.judgements import Verdict
-from tunegrid.results.noise import NOISE, PERTURBED, SEEDS, Deviation, Groups, Noise, NoiseKey, deviation, kind_of, load_noise
+from tunegrid.results.noise import NOISE, PERTURBED, SEEDS, Deviation, Noise, NoiseKey, kind_of, load_noise
 from tunegrid.results.quality import decide
-from tunegrid.results.statistics import Array, by_training
+from tunegrid.results.report import Section, text
+from tunegrid.results.statistics import ALPHA, POWER, Array, by_training
 from tunegrid.results.thresholds import load_margins
 
-COMMON = 0.9  # correlation of one cell's normal scores: they rest on the same rows
 BASELINE_SEEDS = 5
 MOST_TRAININGS = 200  # of a cell in a simulated calibration: as good as any number
 WORDS = {PERTURBED: "same seeds", SEEDS: "other seeds"}
-
-
-def estimates(noise: Noise, kind: str) -> dict[NoiseKey, Deviation]:
-    """Deviations by cell and score, as the gate takes them."""
-    return {key: own for key in noise.measured[kind] if (own := noise.estimate(kind, *key))}
-
-
-def standardised(groups: Groups) -> Array:
-    """Residuals with a variance of 1: a mean of n takes 1 / n of it, which is given back. Empty if nothing differs."""
-    own = deviation(groups)
-    if not own or not own.sd:
-        return np.array([])
-    several = [np.asarray(group, float) for group in groups if len(group) > 1]
-    return np.concatenate([(group - group.mean()) / own.sd / sqrt(1 - 1 / len(group)) for group in several])
+SELDOM = 0.1
+# Points that the main score of one cell loses, and at what share of seeds.
+CHANGES = {"equal runs": (0.0, 1.0), "3 points lost": (3.0, 1.0), "30 points lost at one seed in ten": (30.0, SELDOM)}
+Scores = dict[NoiseKey, Sequence[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
-    """Runs of equal quality, and the calibrations that judge them."""
+    """Runs, and the calibrations that judge them. All but one cell are as good as before."""
 
     noise: Noise  # calibrated
     margins: Mapping[str, float]  # the smallest drop that counts as a regression, by score
     kind: str  # of noise: PERTURBED, every run paired with one of its seed, or SEEDS, against a baseline of other seeds
-    seeds: int = 1  # of the run to judge
-
-    @cached_property
-    def estimates(self) -> dict[NoiseKey, Deviation]:
-        """What the calibration says of every score."""
-        return estimates(self.noise, self.kind)
+    lost: float = 0.0  # points of the main score, in one cell of each run, another one each time
+    share: float = 1.0  # of that cell's seeds, which lose them
 
     @cached_property
     def metrics(self) -> dict[str, list[str]]:
-        """The scores of each cell."""
-        metrics: dict[str, list[str]] = defaultdict(list)
-        for cell, metric in self.estimates:
+        """The scores of each cell, the main one first."""
+        mains = {cell.id: cell.task.main_score for cell in STUDY.cells(QUICK_PROFILE)}
+        metrics = defaultdict[str, list[str]](list)
+        for cell, metric in sorted(self.noise.scores[self.kind], key=lambda key: key[1] != mains.get(key[0])):
             metrics[cell].append(metric)
         return dict(metrics)
 
     @cached_property
+    def estimates(self) -> dict[NoiseKey, tuple[float, Deviation]]:
+        """Every score's mean over all calibrated runs, in points, and what the calibration says of its noise."""
+        groups = self.noise.scores[self.kind]
+        means = {key: fmean(score for group in own for score in group) for key, own in groups.items()}
+        known = {key: (mean, self.noise.estimate(self.kind, *key, mean)) for key, mean in means.items()}
+        return {key: (mean, own) for key, (mean, own) in known.items() if own}
+
+    @cached_property
     def shapes(self) -> dict[str, Array]:
         """By kind of cells, the residuals of its trainings in standard deviations: one row each, one column per score."""
-        rows = defaultdict(list)
+        rows = defaultdict[str, list[Array]](list)
         for cell, metrics in self.metrics.items():
-            columns = [standardised(self.noise.scores[self.kind][cell, metric]) for metric in metrics]
-            if all(len(column) for column in columns):
+            if all(columns := [self.noise.residuals(self.kind, cell, metric) for metric in metrics]):
                 rows[kind_of(cell)].append(np.column_stack(columns))
         return {kind: np.concatenate(parts) for kind, parts in rows.items()}
 
-    def worse_cells(self, runs: int) -> list[set[str]]:
-        """The cells that each simulated run's gate calls worse."""
-        rng, mains = np.random.default_rng(0), {cell.id: cell.task.main_score for cell in STUDY.cells(QUICK_PROFILE)}
-        mains = {cell: metric for cell, metric in self.estimates if mains.get(cell) == metric}
-        return [self._judged(mains, rng) for _ in range(runs)]
+    def runs(self, number: int) -> list[tuple[str, set[str], set[str]]]:
+        """Of so many runs each: the cell that lost points, the cells that are told, and those that a second seed confirms."""
+        rng, cells = np.random.default_rng(0), list(self.metrics)
+        return [(cell, *self._run(cell, rng)) for cell in (cells[i % len(cells)] for i in range(number))]
 
-    def _judged(self, mains: Mapping[str, str], rng: np.random.Generator) -> set[str]:
+    def _run(self, lost: str, rng: np.random.Generator) -> tuple[set[str], set[str]]:
         # True deviations, as the real calibration leaves them open: a cell's is off by as much for all its scores.
-        factors = {key: sqrt(own.df / rng.chisquare(own.df)) for key, own in self.estimates.items()}
-        truth = {(cell, name): own.sd * factors[cell, self.metrics[cell][0]] for (cell, name), own in self.estimates.items()}
-        noise, gaps, effects = self._calibrated(truth, rng), self._gaps(truth, rng), {}
-        before = self.seeds if self.kind == PERTURBED else BASELINE_SEEDS
-        error = sqrt(1 / self.seeds + 1 / before)  # of the difference of means, for a deviation of 1
-        for key, own in noise.items():
-            effects[key] = by_training(gaps[key], own.sd * error, own.df, rows=1)
-        decisions = decide(effects, mains, self.margins)
-        return {cell for (cell, _), (verdict, *_) in decisions.items() if verdict is Verdict.WORSE}
+        factors = {cell: sqrt(own.df / rng.chisquare(own.df)) for (cell, _), (_, own) in self.estimates.items()}
+        truth = {key: own.sd * factors[key[0]] for key, (_, own) in self.estimates.items()}
+        trainings = self._scores(truth, rng)
+        calibrated = replace(self.noise, scores={self.kind: {key: [own] for key, own in trainings.items()}})
+        before = 1 if self.kind == PERTURBED else BASELINE_SEEDS
+        old, new, again = (self._scores(truth, rng, number) for number in (before, 1, 1))
+        for own in (new, again):
+            key = lost, self.metrics[lost][0]
+            own[key] = [max(own[key][0] - self.lost * (rng.random() < self.share), 0.0)]
+        bounds = bounds_of(calibrated, {}) if self.kind == SEEDS else {}
+        told = self._told(calibrated, bounds, old, new)
+        if self.kind == PERTURBED:
+            return told, told  # what differs at equal seeds is a change
+        seconds = {cell: new | {key: again[key] for key in again if key[0] == cell} for cell in told}
+        return told, {cell for cell, own in seconds.items() if cell in self._told(calibrated, bounds, old, own)}
 
-    def _draws(self, truth: Mapping[NoiseKey, float], cell: str, count: int, rng: np.random.Generator) -> Array:
-        """Scores of so many trainings, a row each, around 0: measured residuals of the cell's kind, in its own deviations.
+    def _told(self, calibrated: Noise, bounds: Mapping[NoiseKey, float], old: Scores, new: Scores) -> set[str]:
+        """The cells that are called worse or miss a bound."""
+        effects = {}
+        for key, [after] in new.items():
+            before = fmean(old[key])
+            if own := calibrated.estimate(self.kind, *key, before):
+                error = own.sd * sqrt(1 + 1 / len(old[key]))
+                effects[key] = by_training(before, after, error, own.df, self.noise.scale(*key))
+        mains = {cell: metrics[0] for cell, metrics in self.metrics.items()}
+        worse = {key[0] for key, (verdict, *_) in decide(effects, mains, self.margins).items() if verdict is Verdict.WORSE}
+        return worse | {key[0] for key, minimum in bounds.items() if new[key][0] < minimum}
 
-        They are normal if rounding moved no score of the kind.
+    def _scores(self, truth: Mapping[NoiseKey, float], rng: np.random.Generator, trainings: int | None = None) -> Scores:
+        """Every score of so many trainings, in points; of as many as were calibrated, if no number is given.
+
+        Their residuals are those of the cell's kind, or normal if rounding moved none, in the cell's own deviations.
         """
-        spread = np.array([truth[cell, metric] for metric in self.metrics[cell]])
-        shape = self.shapes.get(kind_of(cell))
-        if shape is None:
-            common, own = rng.normal(size=(count, 1)), rng.normal(size=(count, len(spread)))
-            normal: Array = (sqrt(COMMON) * common + sqrt(1 - COMMON) * own) * spread
-            return normal
-        drawn: Array = shape[rng.integers(0, len(shape), count)] * spread
-        return drawn
-
-    def _calibrated(self, truth: Mapping[NoiseKey, float], rng: np.random.Generator) -> dict[NoiseKey, Deviation]:
-        """A calibration with as many trainings of each cell as the real one."""
-        real, scores = self.noise.measured[self.kind], dict[NoiseKey, list[float]]()
+        scores: Scores = {}
         for cell, metrics in self.metrics.items():
-            count = min(MOST_TRAININGS, 1 + max(round(real[cell, metric].df) for metric in metrics))
-            columns = self._draws(truth, cell, count, rng).T
-            scores |= {(cell, metric): column.tolist() for metric, column in zip(metrics, columns, strict=True)}
-        measured = {key: Deviation(sd=stdev(own), df=len(own) - 1.0) for key, own in scores.items()}
-        return estimates(Noise(rows=self.noise.rows, measured={self.kind: measured}), self.kind)
+            number = trainings or min(MOST_TRAININGS, 1 + round(self.noise.measured[self.kind, cell, metrics[0]].df))
+            shape = self.shapes.get(kind_of(cell), rng.normal(size=(number, 1)))
+            drawn = shape[rng.integers(0, len(shape), number)]
+            for metric, column in zip(metrics, np.broadcast_to(drawn, (number, len(metrics))).T.tolist(), strict=True):
+                key, scale = (cell, metric), self.noise.scale(cell, metric)
+                scores[key] = [scale.moved(self.estimates[key][0], truth[key] * one) for one in column]
+        return scores
 
-    def _gaps(self, truth: Mapping[NoiseKey, float], rng: np.random.Generator) -> dict[NoiseKey, float]:
-        """New minus old mean of every score."""
-        before, gaps = self.seeds if self.kind == PERTURBED else BASELINE_SEEDS, {}
-        for cell, metrics in self.metrics.items():
-            drawn = self._draws(truth, cell, self.seeds + before, rng)
-            for metric, scores in zip(metrics, drawn.T, strict=True):
-                gaps[cell, metric] = float(scores[: self.seeds].mean() - scores[self.seeds :].mean())
-        return gaps
+
+def runs_until(chance: float, healthy: float) -> tuple[int, int]:
+    """In how many runs misses of a cell, with this chance each, are told from a healthy one's, and how many misses tell.
+
+    They do so four times in five; in all healthy cells of the study together as many are seen one time in twenty at most.
+    """
+    alpha, misses = ALPHA / len(STUDY_IDS), 1
+    for runs in count(1):
+        while special.bdtrc(misses - 1, runs, healthy) >= alpha:
+            misses += 1
+        if misses <= runs and special.bdtrc(misses - 1, runs, chance) >= POWER:
+            return runs, misses
+    raise AssertionError("some number of runs tells any two chances apart")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the counts; return the exit code."""
+    """Print the table; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tunegrid.lab power", description=__doc__)
     parser.add_argument("--noise", type=Path, default=NOISE, metavar="FILE", help="calibrated noise (default: the suite's)")
     parser.add_argument("--runs", type=int, default=1000, metavar="N", help="simulated runs a figure (default 1000)")
@@ -139,13 +151,20 @@ def main(arguments: list[str] | None = None) -> int:
         noise = load_noise(options.noise)
     except InputError as error:
         refuse(parser, error)
-    kinds = [kind for kind, measured in noise.measured.items() if measured]
-    if not kinds:
+    margins, rows, unconfirmed = load_margins()["points"], [], 1
+    for (what, (lost, share)), kind in product(CHANGES.items(), WORDS):
+        if noise.scores.get(kind) and (kind == SEEDS or share == 1):
+            runs = Simulation(noise=noise, margins=margins, kind=kind, lost=lost, share=share).runs(options.runs)
+            told, confirmed = (sum(run[0] in run[i] if lost else bool(run[i]) for run in runs) for i in (1, 2))
+            rows.append((what, WORDS[kind], told, confirmed))
+            unconfirmed = max(unconfirmed, told - confirmed) if not lost else unconfirmed
+    if not rows:
         refuse(parser, f"{options.noise} holds no noise; `python -m tunegrid.lab calibrate` measures it")
-    for kind in kinds:
-        for seeds in (1, 3):
-            simulation = Simulation(noise=noise, margins=load_margins()["points"], kind=kind, seeds=seeds)
-            alarms = sum(map(bool, simulation.worse_cells(options.runs)))
-            of = f"{WORDS[kind]}, {seeds} {'run' if seeds == 1 else 'runs'}"
-            print(f"{alarms} of {options.runs} equal runs are called worse: {of}", flush=True)
+    frame = pd.DataFrame(rows, columns=["what", "baseline", "told", "confirmed"])
+    number, misses = runs_until(SELDOM * (1 - SELDOM), unconfirmed / options.runs / len(STUDY_IDS))
+    history = (
+        f"A collapse of one seed in ten shows after {number} runs: {misses} misses of its cell that no second seed confirmed."
+    )
+    formats = dict.fromkeys(("told", "confirmed"), "")
+    print(text([Section(heading=f"Of {options.runs} simulated runs:", frame=frame, formats=formats, sentences=[history])]))
     return 0

@@ -2,11 +2,12 @@
 
 A tolerance is twice the largest deviation of all cells of one arithmetic, rounded up to two digits, and no less than its floor.
 A cell that deviates by more than ten times the median of these cells does not widen it, but has a tolerance of its own. How far
-curves part depends on a cell's rate and updates more than on arithmetic, so that each cell has its own; an arithmetic has the
-median cell's, for cells that were never measured. It stays below what other masks of dropout do.
+curves part, and in how many rows predictions differ, depends on a cell's rate and updates more than on arithmetic, so that each
+cell has its own; an arithmetic has the largest, for cells that were never measured. Curves have three times their largest
+deviation: they are chaotic, and nine pairs of runs seldom show the farthest.
 
-What another implementation of AdamW rounds (`moved_alone`), and what other masks of dropout do (`drawn`), was measured with
-version 0.16.0. Those figures, and the head that explains all of them, are taken from the file as it is.
+What another implementation of AdamW rounds (`moved_alone`) was measured with version 0.16.0. Those figures, and the head that
+explains all of them, are taken from the file as it is.
 """
 
 import tomllib
@@ -21,12 +22,15 @@ from tunegrid.errors import InputError
 from tunegrid.record import Record
 from tunegrid.results.bounds import RecordsByCell, origin
 from tunegrid.results.modules import Modules, Moved, read_both
-from tunegrid.results.numerics import BY_GROUP, UPDATES, Pair, arithmetic, furthest, losses
+from tunegrid.results.numerics import BY_GROUP, UPDATES, Pair, arithmetic, changed_rows, furthest, losses
 from tunegrid.results.thresholds import TOLERANCES
 
 FAR = 10  # times the median of the cells' largest deviations
 FAR_OF_MODULES = 3  # the same of single modules, of which a model has many: the median cell shows some that amplify much
+BY_CELL = ("curve", "rows")
+TIMES: Mapping[str, int] = {"curve": 3}  # the largest deviation; of all others twice
 FLOORS: Mapping[str, float] = {  # another processor rounds where this one did not; the file's head says them, too
+    "probe_loss": 1.5e-5,
     "first": 1.5e-5,
     "later": 5e-5,
     "weights": 5e-6,
@@ -36,6 +40,7 @@ FLOORS: Mapping[str, float] = {  # another processor rounds where this one did n
     "moved_alone": 1e-5,
     "decoded": 1e-4,
     "curve": 2e-3,
+    "rows": 5e-4,
     "module_outputs": 1e-4,
     "module_gradients": 1.5e-4,
 }
@@ -67,6 +72,8 @@ def apart(old: Record, new: Record) -> Apart:
     both = read_both(old, new, (None, None))  # this machine's store has what the lab's own sessions kept
     figures = figures_of(Pair(old=old.training, new=new.training, tolerance={}, fine=False))
     figures |= modules_apart(*both) if both else {}
+    rows = changed_rows(old, new, (None, None))
+    figures |= {"rows": rows[0] / rows[1]} if rows else {}
     if lost := [name for name, deviation in figures.items() if deviation == float("inf")]:
         raise InputError(f"{old.cell} has {lost[0]} in one of two trainings alone; tolerances rest on healthy runs")
     return Apart(cell=old.cell, kind=arithmetic(old), figures=figures)
@@ -75,11 +82,10 @@ def apart(old: Record, new: Record) -> Apart:
 def figures_of(pair: Pair) -> dict[str, float]:
     """How far each figure with a tolerance lies apart, without those of modules: losses in nats, norms as shares."""
     gaps = [abs((a or 0.0) - (b or 0.0)) for a, b in zip(pair.old.losses[:UPDATES], pair.new.losses[:UPDATES], strict=False)]
-    probe, search = pair.figures("probe_loss"), pair.figures("decoded")
-    first = max([*gaps[:1], abs((probe[0] or 0.0) - (probe[1] or 0.0))])
     norms = {name: furthest(*pair.figures(name))[0] for name in BY_GROUP}
-    decoded = {} if None in search else {"decoded": abs(search[0] - search[1])}
-    return {"first": first, "later": max(gaps[1:], default=0.0), **norms, "curve": pair.curve, **decoded}
+    both = {name: pair.figures(name) for name in ("probe_loss", "decoded")}
+    of_probe = {name: abs(old - new) for name, (old, new) in both.items() if None not in (old, new)}
+    return {"first": max(gaps[:1]), "later": max(gaps[1:], default=0.0), **norms, "curve": pair.curve, **of_probe}
 
 
 def modules_apart(old: Modules, new: Modules) -> dict[str, float]:
@@ -92,10 +98,10 @@ def modules_apart(old: Modules, new: Modules) -> dict[str, float]:
 # The rule
 
 
-def tolerance(deviation: float, floor: float = 0.0) -> float:
-    """Twice a deviation, rounded up to two digits; no less than the floor."""
-    doubled = Context(prec=2, rounding=ROUND_CEILING).create_decimal(Decimal(repr(2 * deviation)))
-    return max(floor, float(doubled))
+def tolerance(deviation: float, floor: float = 0.0, times: int = 2) -> float:
+    """So many times a deviation, rounded up to two digits; no less than the floor."""
+    multiple = Context(prec=2, rounding=ROUND_CEILING).create_decimal(Decimal(repr(times * deviation)))
+    return max(floor, float(multiple))
 
 
 def floor_of(kind: str, figure: str) -> float:
@@ -114,14 +120,10 @@ def largest(pairs: Iterable[Apart]) -> Tables:
     for kind, figures in seen.items():
         for figure in (figure for figure in FLOORS if figure in figures):
             by_cell, floor = figures[figure], floor_of(kind, figure)
-            usual = median(by_cell.values())
-            if figure == "curve":
-                own = [cell for cell, far in by_cell.items() if tolerance(far, floor) != tolerance(usual, floor)]
-                tables[kind][figure] = usual
-            else:
-                limit = usual * (FAR_OF_MODULES if figure.startswith("module_") else FAR)
-                own = [cell for cell, far in by_cell.items() if far > limit and 2 * far > floor]
-                tables[kind][figure] = max(far for cell, far in by_cell.items() if cell not in own)
+            limit = median(by_cell.values()) * (FAR_OF_MODULES if figure.startswith("module_") else FAR)
+            own = [cell for cell, far in by_cell.items() if figure in BY_CELL or (far > limit and 2 * far > floor)]
+            others = [far for cell, far in by_cell.items() if figure in BY_CELL or cell not in own]
+            tables[kind][figure] = max(others)
             for cell in own:
                 tables.setdefault(f"cell {cell}", {})[figure] = by_cell[cell]
     return tables
@@ -131,38 +133,18 @@ def tolerances_of(most: Tables) -> Tables:
     """Every tolerance of each arithmetic, the floor if nothing was seen, and those that cells have of their own."""
     tables: Tables = {}
     for name, seen in most.items():
-        if name.startswith("cell "):  # a cell's are beyond its arithmetic's but for curves
-            tables[name] = {f: tolerance(far, FLOORS[f] if f == "curve" else 0.0) for f, far in seen.items()}
-        else:
-            tables[name] = {figure: tolerance(seen.get(figure, 0.0), floor_of(name, figure)) for figure in FLOORS}
+        own = name.startswith("cell ")  # a cell's are beyond its arithmetic's but for those that each has
+        floors = {f: (FLOORS[f] if f in BY_CELL else 0.0) if own else floor_of(name, f) for f in (seen if own else FLOORS)}
+        tables[name] = {f: tolerance(seen.get(f, 0.0), floor, TIMES.get(f, 2)) for f, floor in floors.items()}
     return tables
-
-
-def keep_from_masks(tables: Tables, pairs: Iterable[Apart], masks: Mapping[str, float]) -> list[str]:
-    """Move a cell's curve half way between its rounding and other masks of dropout, if it would reach these.
-
-    Returns a sentence for each cell whose curves round as far as other masks part them: nothing tells the two apart.
-    """
-    rounded: dict[str, tuple[float, str]] = {}
-    for pair in pairs:
-        rounded[pair.cell] = max((pair.figures.get("curve", 0.0), pair.kind), rounded.get(pair.cell, (0.0, pair.kind)))
-    blunt = []
-    for cell, far in masks.items():
-        near, kind = rounded.get(cell, (0.0, ""))
-        allowed = tables.get(f"cell {cell}", {}).get("curve", tables.get(kind, {}).get("curve", 0.0))
-        if near < far <= allowed:
-            tables.setdefault(f"cell {cell}", {})["curve"] = (near + far) / 2
-        elif far <= allowed:
-            blunt.append(f"blunt: {cell} curve {allowed:.1e}; other masks of dropout part it by {far:.1e} only")
-    return blunt
 
 
 # The file
 
 
-def numerics_toml(perturbed: Mapping[int, Sequence[RecordsByCell]], present: str | None = None) -> str:
+def numerics_toml(perturbed: Mapping[int, Sequence[RecordsByCell]]) -> str:
     """The file, of each seed's run and its runs from moved starts; what the present file says beside tolerances is kept."""
-    present = TOLERANCES.read_text(encoding="utf-8") if present is None else present
+    present = TOLERANCES.read_text(encoding="utf-8")
     measured_before = tomllib.loads(present)["evidence"]
     pairs = [apart(own[0][cell], record) for own in perturbed.values() for grid in own[1:] for cell, record in grid.items()]
     if not pairs:
@@ -173,8 +155,6 @@ def numerics_toml(perturbed: Mapping[int, Sequence[RecordsByCell]], present: str
             seen.setdefault(name, {})["moved_alone"] = figures["moved_alone"]
     most = {name: {figure: table[figure] for figure in FLOORS if figure in table} for name, table in seen.items()}
     tables = tolerances_of(most)
-    for sentence in keep_from_masks(tables, pairs, {cell: own["curve"] for cell, own in measured_before["drawn"].items()}):
-        print(sentence)
     lines = [*present.partition("\n\n")[0].splitlines(), ""]
     for name, table in tables.items():
         lines += [f'["{name}"]', *(f"{figure} = {_digits(value, 2)}" for figure, value in table.items()), ""]
@@ -190,7 +170,7 @@ def numerics_toml(perturbed: Mapping[int, Sequence[RecordsByCell]], present: str
     ]
     for name, table in most.items():
         lines.append(f'"{name}" = {{ {", ".join(f"{figure} = {_digits(far, 3)}" for figure, far in table.items())} }}')
-    return "\n".join([*lines, "", present[present.rindex("# With version 0.16.0") :]])
+    return "\n".join([*lines, ""])
 
 
 def _digits(value: float, digits: int) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 FOLDER = Path(__file__).parent
 MARKS = {
-    **dict.fromkeys(("passed",), "✓"),
+    **{"passed": "✓", "unconfirmed": "~"},
     **dict.fromkeys(("missed", "failed", "audit"), "✗"),
     **dict.fromkeys(("error", "killed"), "!"),
     **dict.fromkeys(("unfinished", "begun"), "…"),

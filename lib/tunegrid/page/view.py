@@ -24,7 +24,7 @@ from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, by_cell, worst
 from tunegrid.results.noise import load_noise
 from tunegrid.results.report import Section, count, some
-from tunegrid.results.status import status_of, too_short
+from tunegrid.results.status import status_of, too_short, unconfirmed
 from tunegrid.results.verdict import RunVerdict, verdict_of
 from tunegrid.terminal import without_places
 
@@ -58,9 +58,10 @@ class PageRun:
 
     @cached_property
     def by_cell(self) -> Mapping[str, list[Record]]:
-        """The records of each cell, in the study's order: one per seed, the lowest seed first."""
+        """The records of each cell, in the study's order: one per seed of the run, the lowest seed first."""
         cells: dict[str, list[Record]] = defaultdict(list)
-        for record in sorted(self.records, key=lambda record: (study_place(record.cell), record.seeds.seed or 0)):
+        own = (record for record in self.records if record.seeds.confirms is None)
+        for record in sorted(own, key=lambda record: (study_place(record.cell), record.seeds.seed or 0)):
             cells[record.cell].append(record)
         return cells
 
@@ -210,7 +211,7 @@ class CellView:
     @property
     def failed(self) -> bool:
         """Whether it did not pass."""
-        return self.status not in ("passed", "begun")
+        return self.status not in ("passed", "unconfirmed", "begun")
 
     @property
     def changed(self) -> bool:
@@ -375,7 +376,8 @@ class Page:
         names = [f"{run.name} {run.when[:10]} {run.commit[:7]}".strip() for run in self.runs]
         names = [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names, 1)]
         frame = pd.DataFrame([[cell.id, *self.scores(cell)] for cell in self.cells], columns=["cell", *names])
-        return [Section(frame=frame, formats=dict.fromkeys(names, ".1f"))]
+        said = [*unconfirmed(*([one for run in runs for one in run.records] for runs in ([self.run], self.older)))]
+        return [Section(frame=frame, formats=dict.fromkeys(names, ".1f"), sentences=said)]
 
     @cached_property
     def charts(self) -> dict[str, "list[Chart]"]:

@@ -1,12 +1,13 @@
 """Says, as sentences, what in a record is wrong: audits that failed, bounds missed, figures that cannot be true."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import get_args
 
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.methods import METHODS
-from tunegrid.grid.recipes import SCORED
+from tunegrid.grid.recipes import CONFIRMING, SCORED
 from tunegrid.grid.tasks import TASKS
-from tunegrid.record.record import AuditFinding, Record
+from tunegrid.record.record import AuditFinding, Finished, Record
 
 POINTS = PERCENT = 1e-6  # what rounding may do to a score and to a share
 ORDERED = (("exact_match", "f1"), ("rougeL", "rouge1"))  # on each row the first is at most the second
@@ -57,6 +58,13 @@ def below_bounds(scores: Mapping[str, float | None], bounds: Mapping[str, float]
     return sentences
 
 
+def missed_bounds_alone(record: Record) -> bool:
+    """Whether scores below their bounds are all that is wrong: training noise does that, too, and another seed tells."""
+    below = below_bounds(record.scores, record.bounds)
+    measured = all(record.scores.get(name) is not None for name in record.bounds)
+    return record.finished and measured and 0 < len(below) == len(record.missed)
+
+
 def failures(findings: Iterable[AuditFinding], excused: Collection[str] = ()) -> list[str]:
     """What each audit that failed saw, but for those that do not count."""
     counts = (finding for finding in findings if not finding.passed and finding.name not in excused)
@@ -64,7 +72,7 @@ def failures(findings: Iterable[AuditFinding], excused: Collection[str] = ()) ->
 
 
 # The audits that need a run of some length: no other may fail without counting.
-NEED_LENGTH = ("weights_moved", "generation_not_truncated", "learned_something")
+NEED_LENGTH = ("weights_moved", "generation_not_truncated", "predictions_not_collapsed", "learned_something")
 # Audits that every scored cell of the study has, and those of its task, its adapter and its quantization; some have more.
 EVERY_CELL = (
     *("checkpoint_loaded", "heads_trainable", "adapters_where_declared", "quantized_as_declared", "drawn_from_the_seed"),
@@ -80,14 +88,14 @@ OF_PARTS = {
     "adapter": ("base_frozen", "adapters_add_as_declared", "adapter_survives_its_switches"),
     "quantization": ("packed_from_checkpoint", "packed_layers_compute_as_declared"),
 }
-FINISHED, BEGUN, TRAINED = ("passed", "missed", "audit"), ("begun", "failed"), (*SCORED, "footprint")
+FINISHED, BEGUN, TRAINED = get_args(Finished), ("begun", "failed"), (*SCORED, "footprint")
 NEEDED = (  # which parts a record of these statuses and profiles has
     ((*FINISHED, *BEGUN, "stopped"), TRAINED, ("device", "model", "parameters", "training", "memory", "throughput")),
     (FINISHED, SCORED, ("data", "evaluation")),
     (FINISHED, ("footprint",), ("flops",)),
     (BEGUN, TRAINED, ("data",)),
 )
-UNSUCCESSFUL = ("missed", "audit", "failed", "stopped", "error", "killed", "not run")
+UNSUCCESSFUL = ("unconfirmed", "missed", "audit", "failed", "stopped", "error", "killed", "not run")
 
 
 def contradictions(record: Record) -> Iterator[str]:
@@ -110,6 +118,8 @@ def contradictions(record: Record) -> Iterator[str]:
             yield f"excused has {name}, which is no audit that failed"
         elif name not in NEED_LENGTH:
             yield f"excused has {name}, which no run is too short for"
+    if (confirms := record.seeds.confirms) is not None and record.seeds.seed != confirms + CONFIRMING:
+        yield f"seeds.seed is {record.seeds.seed}, but that which confirms seed {confirms} is {confirms + CONFIRMING}"
     # Updates and losses, shares and counts, memory, rows and limits.
     if training := record.training:
         if training.updates != len(training.losses):
@@ -143,6 +153,8 @@ def _of_status(record: Record) -> Iterator[str]:
         yield f"missed is empty, {but}"
     if record.status == "audit" and not failures(record.audits, record.excused):
         yield f"no audit failed, {but}"
+    if record.status == "unconfirmed" and not missed_bounds_alone(record):
+        yield f"a bound is not all that was missed, {but}"
     if record.finished and record.training and record.training.stopped is not None:
         yield f"training.stopped tells why it ended early, {but}"
     updates = record.first_updates

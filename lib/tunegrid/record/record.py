@@ -9,7 +9,7 @@ import re
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field, is_dataclass
-from typing import Annotated, Any, ClassVar, Final, Literal, dataclass_transform
+from typing import Annotated, Any, ClassVar, Final, Literal, dataclass_transform, get_args
 
 from pydantic import ConfigDict, Field
 
@@ -22,9 +22,8 @@ from tunegrid.machine import library_digests, versions
 from tunegrid.terminal import visible, without_places
 
 SCHEMA_VERSION: Final = 4
-Status = Literal[
-    "unfinished", "passed", "missed", "audit", "begun", "failed", "stopped", "error", "killed", "not run", "reported"
-]
+Finished = Literal["passed", "unconfirmed", "missed", "audit"]  # unconfirmed: missed, and a second training reached the bounds
+Status = Literal[Finished, "unfinished", "begun", "failed", "stopped", "error", "killed", "not run", "reported"]
 # What the suite does for itself: it does not count as the cell's cost. `calibrate` is of version 0.17 and before.
 OWN_PHASES = ("audit", "calibrate", "trace")
 
@@ -79,6 +78,7 @@ class Seeds(Part):
     seed: Annotated[int | None, about("of weights, dropout and the order of rows; null: not known")]
     split_seed: int
     perturbation: Annotated[Count | None, about("draw of the noise that moved the start in its last digits; null: none did")]
+    confirms: Annotated[int | None, about("the seed whose miss this training confirms or not; null: a seed of the run")] = None
 
 
 class DeviceRecord(Part):
@@ -149,6 +149,7 @@ class FirstStep(Part):
     reached: Annotated[Reached | None, about("tensors with a gradient in the first update")] = None
     decoded: Annotated[Amount | None, about("how far a cache takes a search's scores, as a share of the largest logit")] = None
     predicted: Annotated[Hash | None, about("hash of what the untrained model predicts for test rows; null: not asked")] = None
+    tokens_read: Annotated[Count | None, about("by the decoder in the probe's search; without a cache many more")] = None
     modules: Annotated[ModulesFile | None, about("each module's figures in the probe, in `examples`; null: not kept")] = None
 
 
@@ -286,6 +287,7 @@ class AuditFinding(Part):
     name: str
     passed: bool
     detail: str
+    without_model: Annotated[dict[str, Points] | None, about("points by score that an answer reaches which needs none")] = None
 
 
 class RanksRecord(Part):
@@ -345,7 +347,12 @@ class Record(Part):
     @property
     def finished(self) -> bool:
         """It ran to its end, so its figures can be compared."""
-        return self.status in ("passed", "missed", "audit")
+        return self.status in get_args(Finished)
+
+    @property
+    def unharmed(self) -> bool:
+        """Nothing counts against it: it passed, or what it missed was not confirmed."""
+        return self.status in ("passed", "unconfirmed")
 
     @property
     def peak_gib(self) -> float | None:
@@ -383,7 +390,7 @@ def new_record(cell: Cell) -> Record:
         labels=list(task.labels),
         recipe=recipe_record(cell),
         limits=Limits(**caps, own_test=profile.own_test and task.own_test is not None, label_noise=profile.label_noise),
-        seeds=Seeds(seed=profile.seed, split_seed=SPLIT_SEED, perturbation=profile.perturbation),
+        seeds=Seeds(seed=profile.seed, split_seed=SPLIT_SEED, perturbation=profile.perturbation, confirms=profile.confirms),
         versions=versions(),
         libraries=library_digests(),
     )

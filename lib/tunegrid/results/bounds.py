@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 
 from tunegrid.errors import InputError
 from tunegrid.record import Record
-from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, NoiseKey, deviation
+from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, NoiseKey, Scale
 from tunegrid.results.thresholds import LAB_CALIBRATE
 
 HEALTHY_MISSES = 0.02  # the chance that a healthy run of the whole grid misses any bound
@@ -21,17 +21,20 @@ LEAST_ROOM = 1.0  # points; another CPU rounds differently
 RecordsByCell = Mapping[str, Record]
 
 
-def bound_of(scores: Sequence[float], noise: Deviation, bounds: int, control: float | None = None) -> float:
+def bound_of(
+    scores: Sequence[float], noise: Deviation, scale: Scale, *, bounds: int, tail: float = 0.0, control: float | None = None
+) -> float:
     """The least score of a healthy run, in points, rounded down to a tenth.
 
     A new observation deviates from the mean of n by noise * sqrt(1 + 1 / n): all `bounds` of a run share `HEALTHY_MISSES`
-    (Bonferroni). If few seeds leave it wide, it lies `CONTROL_SHARE` of the way from the mean to what a `control` scores.
+    (Bonferroni), and a seed of its kind that lay farther out, by `tail` deviations, shows that chance goes so far. If few seeds
+    leave it wide, it lies `CONTROL_SHARE` of the way from the mean to what a `control` scores.
     """
     from tunegrid.results.statistics import critical_value  # which brings scipy
 
     mean = fmean(scores)
-    errors = critical_value(HEALTHY_MISSES / bounds, noise.df)
-    minimum = mean - max(errors * noise.sd * math.sqrt(1 + 1 / len(scores)), LEAST_ROOM)
+    errors = max(critical_value(HEALTHY_MISSES / bounds, noise.df), tail)
+    minimum = min(scale.moved(mean, -errors * noise.sd * math.sqrt(1 + 1 / len(scores))), mean - LEAST_ROOM)
     if control is not None:
         minimum = max(minimum, mean - CONTROL_SHARE * (mean - control))
     return max(0.0, math.floor(round(10 * minimum, 6)) / 10)  # the inner rounding keeps 2.3 from becoming 2.2
@@ -61,13 +64,29 @@ class Calibration:
             SEEDS: {key: [self.scores(*key)] for key in self.tested()},
             PERTURBED: {key: [scores_of(grids, *key) for grids in self.perturbed.values()] for key in self.tested()},
         }
-        measured = {kind: {key: d for key, own in keys.items() if (d := deviation(own))} for kind, keys in scores.items()}
-        return Noise(profile=next(iter(self.seeds[0].values())).profile, rows=rows, measured=measured, scores=scores)
+        return Noise(profile=next(iter(self.seeds[0].values())).profile, rows=rows, scores=scores)
 
     def bounds(self) -> dict[NoiseKey, float]:
-        """Every bound, from noise between seeds."""
-        known = {key: noise for key in self.tested() if (noise := self.noise.estimate(SEEDS, *key))}
-        return {key: bound_of(self.scores(*key), own, len(known), self.controls.get(key)) for key, own in known.items()}
+        """Every bound, from noise between seeds; raises InputError for one that an answer reaches which needs no model."""
+        bounds = bounds_of(self.noise, self.controls)
+        for record in (record for grid in self.seeds for record in grid.values()):
+            for metric, score in (item for finding in record.audits for item in (finding.without_model or {}).items()):
+                if (minimum := bounds.get((record.cell, metric), math.inf)) <= score:
+                    raise InputError(
+                        f"{record.cell}: an answer that needs no model has a {metric} of {score:.1f}, and the bound would be "
+                        f"{minimum:.1f}; train longer, or give more seeds"
+                    )
+        return bounds
+
+
+def bounds_of(noise: Noise, controls: Mapping[NoiseKey, float]) -> dict[NoiseKey, float]:
+    """The bound of every cell and score whose seeds were measured."""
+    bounds = {}
+    for (cell, metric), [scores] in noise.scores[SEEDS].items():
+        if own := noise.estimate(SEEDS, cell, metric, fmean(scores)):
+            count, tail, control = len(noise.scores[SEEDS]), noise.tail(cell, metric), controls.get((cell, metric))
+            bounds[cell, metric] = bound_of(scores, own, noise.scale(cell, metric), bounds=count, tail=tail, control=control)
+    return bounds
 
 
 def scores_of(grids: Sequence[RecordsByCell], cell: str, metric: str) -> list[float]:

@@ -25,7 +25,7 @@ from tunegrid.record.checks import failures, impossible_figures
 from tunegrid.record.record import Limits, recipe_record
 from tunegrid.results.alike import ALIKE, check_alike
 from tunegrid.results.files import read_list
-from tunegrid.results.noise import SEEDS, Noise, deviation, task_of
+from tunegrid.results.noise import SEEDS, Groups, Noise, NoiseKey, task_of
 from tunegrid.results.report import Section, out_of
 from tunegrid.results.statistics import ALPHA, POWER, holm
 from tunegrid.terminal import without_places
@@ -81,17 +81,19 @@ def entry_of(records: Sequence[Record], calibrated: Noise) -> Entry:
 def calibrated_scores(records: Sequence[Record], scores: Sequence[float], calibrated: Noise) -> list[float]:
     """Scores of other seeds, which were calibrated by this recipe on as many test rows, if the cell's scores may be theirs."""
     first = records[0]
-    groups, own = calibrated.scores.get(SEEDS, {}), calibrated.of(SEEDS, first, first.main_score)
+    groups = calibrated.scores.get(SEEDS, {})
     known = [score for group in groups.get((first.cell, first.main_score), ()) for score in group]
+    own = calibrated.of(SEEDS, first, first.main_score)
     if not known or own is None or first.cell not in STUDY_IDS:
         return []
+    error = own.sd / calibrated.scale(first.cell, first.main_score).per_point(fmean(known))
     declared = recipe_record(GRID.cell(first.cell, QUICK_PROFILE)), WHOLE, None
     alike = all((record.recipe, record.limits, record.seeds.perturbation) == declared for record in records)
-    errors = [(own.sd**2 / len(group), own.df) for group in (scores, known)]
+    errors = [(error**2 / len(group), own.df) for group in (scores, known)]
     if not alike or p_of(fmean(scores) - fmean(known), errors) < DOUBT:
         return []
     seeds = {record.seeds.seed for record in records}
-    return [score for seed, score in enumerate(known) if seed not in seeds]
+    return [score for seed, score in enumerate(known, calibrated.first_seed) if seed not in seeds]
 
 
 def costs_of(records: Sequence[Record]) -> dict[str, float | None]:
@@ -148,16 +150,19 @@ def freedom(errors: Sequence[Error]) -> float:
 
 def with_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
     """By the calibrated noise if it is of runs like these, and else what these seeds tell; pooled over cells of a kind."""
-    profile, keys = entries[0].first.profile, [(entry.first.cell, entry.first.main_score) for entry in entries]
+    profile = entries[0].first.profile
     rows = {entry.first.task: entry.first.data.rows["test"] for entry in entries if entry.first.data}
-    measured = {key: own for key, entry in zip(keys, entries, strict=True) if (own := deviation([entry.scores]))}
+    scores: dict[NoiseKey, Groups] = {
+        (entry.first.cell, entry.first.main_score): [entry.scores] for entry in entries if entry.first.data
+    }
     if profile == calibrated.profile:
         alike = {task for task, number in calibrated.rows.items() if number == rows.get(task)}
-        measured |= {key: own for key, own in calibrated.measured.get(SEEDS, {}).items() if task_of(key[0]) in alike}
-    noise, judged = Noise(profile=profile, rows=rows, measured={SEEDS: measured}), []
+        scores |= {key: own for key, own in calibrated.scores.get(SEEDS, {}).items() if task_of(key[0]) in alike}
+    noise, judged = Noise(profile=profile, rows=rows, scores={SEEDS: scores}), []
     for entry in entries:
-        own = noise.of(SEEDS, entry.first, entry.first.main_score)
-        judged.append(replace(entry, error=(own.sd**2 / len(entry.scores), own.df) if own else None))
+        own, key = noise.of(SEEDS, entry.first, entry.first.main_score), (entry.first.cell, entry.first.main_score)
+        points = own.sd / noise.scale(*key).per_point(entry.score) if own else 0.0
+        judged.append(replace(entry, error=(points**2 / len(entry.scores), own.df) if own else None))
     return judged
 
 
@@ -214,7 +219,8 @@ def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
 def objection(record: Record) -> str:
     """Why a record's figures may not be those of its method; empty if nothing says so."""
     absent = [f"it has no {record.main_score}"] if record.scores.get(record.main_score) is None else []
-    return without_places(next(iter([*absent, *failures(record.audits), *impossible_figures(record)]), ""))
+    confirms = [f"it confirms the miss of seed {own}, or not"] if (own := record.seeds.confirms) is not None else []
+    return without_places(next(iter([*confirms, *absent, *failures(record.audits), *impossible_figures(record)]), ""))
 
 
 def compared(records: Iterable[Record], calibrated: Noise) -> list[Comparison]:

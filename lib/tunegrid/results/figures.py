@@ -1,6 +1,7 @@
 """Judges what a run measured beside losses and scores: memory, speed, and the figures of instruments; shows the latter.
 
-The ledger of tensors is exact; peaks and the median step have relative margins, and are compared between like machines only.
+The ledger of tensors is exact; peaks and speed have relative margins, and are compared between like machines only. What a
+traced update holds is counted on a CPU, so that all CPUs are alike.
 A run's JSON declares the figures of instruments (`Record.instruments`); their values are in a file that it names, one a cell
 and seed. So nothing here knows an instrument. Needs numpy, pandas and scipy, no torch.
 """
@@ -17,7 +18,7 @@ import pandas as pd
 from tunegrid.record import Record
 from tunegrid.results.alike import unlike_machines
 from tunegrid.results.examples import read
-from tunegrid.results.judgements import GRAVEST_FIRST, LEDGER, PEAKS, Judgement, Verdict, judgement_of
+from tunegrid.results.judgements import GRAVEST_FIRST, LEDGER, PEAKS, SPEEDS, TRACED, Judgement, Verdict, judgement_of
 from tunegrid.results.quality import Rows, verdict_of
 from tunegrid.results.report import Section, count
 from tunegrid.results.statistics import ALPHA, by_rows, critical_value, ratio
@@ -43,17 +44,20 @@ def judged(
 
 
 def _costs(rows: Rows, margins: Mapping[str, float], finished: bool) -> Iterator[Judgement]:
-    """Verdicts on the ledger; and of whole runs on peaks and the median step, if the machines are alike.
+    """Verdicts on the ledger; and of whole runs on peaks, traced bytes and speed, if the machines are alike.
 
     Worse: over the baseline's largest figure by more than the margin. Better: under its smallest by more than the margin.
     """
     (before, after), baseline = rows.records[0], list(rows.old.values())
-    like = [one for one in baseline if one.device and after.device and one.device.name == after.device.name]
+    shared = [one for one in baseline if one.processes == after.processes]
     held_to = {name: [before] for name in LEDGER}
     if finished:
-        held_to |= {name: like for name in PEAKS if before in like and before.processes == after.processes}
+        like = [one for one in shared if one.device and after.device and one.device.name == after.device.name]
+        cpus = [one for one in shared if one.device and after.device and one.device.type == after.device.type == "cpu"]
         reason = unlike_machines(before, after)  # but a cluster's nodes may differ
-        held_to["step_seconds"] = [one for one in baseline if not reason and not unlike_machines(one, after)]
+        timed = [one for one in baseline if not reason and not unlike_machines(one, after)]
+        for names, records in ((PEAKS, like), (TRACED, cpus or like), (SPEEDS, timed)):
+            held_to |= {name: records for name in names}
     for name, records in held_to.items():
         old, new = [figure for record in records if (figure := _cost(record, name))], _cost(after, name)
         margin, judge = margins["ledger" if name in LEDGER else name], partial(judgement_of, before, name)
@@ -71,7 +75,11 @@ def _cost(record: Record, name: str) -> float | None:
     memory, speed = record.memory, record.throughput
     if name == "step_seconds":
         return speed.step_seconds_median if speed else None
-    return None if memory is None else getattr(memory.ledger, name) if name in LEDGER else memory.peak(name)
+    if name in SPEEDS:
+        rows, tokens = (speed.eval_samples_per_second, speed.generated_tokens_per_second) if speed else (None, None)
+        rate = tokens if name == "token_seconds" else None if tokens else rows  # how long a text is, is not its speed
+        return 1 / rate if rate else None
+    return None if memory is None else getattr(memory.ledger, name) if name.endswith("_bytes") else memory.peak(name)
 
 
 def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:

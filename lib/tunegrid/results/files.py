@@ -85,11 +85,11 @@ def load(path: Path) -> RunJson:
         run["benchmarks"] = [*run["benchmarks"], *run.pop(UNFINISHED, [])]
         cells = sum(is_cell(row["extra_info"] | {}) for row in run["benchmarks"])
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; `pytest -m quick --benchmark-json={path}` writes it") from None
+        raise InputError(f"{path} does not exist; `tunegrid run -m quick --benchmark-json={path}` writes it") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is not a complete pytest-benchmark JSON ({type(error).__name__}: {error})") from None
     if not cells:
-        raise InputError(f"{path} holds no cells; was it saved by `pytest -m quick`?")
+        raise InputError(f"{path} holds no cells; was it saved by `tunegrid run -m quick`?")
     return run
 
 

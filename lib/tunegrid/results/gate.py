@@ -8,8 +8,9 @@ that was measured by `tunegrid.results.figures`. What the verdicts come to is fo
 """
 
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from tunegrid.errors import InputError
@@ -31,18 +32,21 @@ class Run:
 
     records: Mapping[str, RecordsBySeed]
     path: Path | None = None
+    confirming: Mapping[str, RecordsBySeed] = field(default_factory=dict)  # finished ones, which are of no seed of the run
 
     @classmethod
     def of(cls, records: Iterable[Record], path: Path | None = None) -> "Run":
         """The records that finished or made their first updates; raises InputError if they are of two profiles."""
         by_cell: dict[str, dict[int | None, Record]] = defaultdict(dict)
+        confirming: dict[str, dict[int | None, Record]] = defaultdict(dict)
         known = [record for record in records if record.finished or record.first_updates]
         for record in known:
-            by_cell[record.cell][record.seeds.seed] = record
+            cells = by_cell if record.seeds.confirms is None else confirming
+            cells[record.cell][record.seeds.seed] = record
         if len(profiles := {record.profile for record in known}) > 1:
             names = " and ".join(sorted(profiles))
             raise InputError(f"{path or 'the run'} holds cells of {names}: judge one profile at a time")
-        return cls(records=dict(by_cell), path=path)
+        return cls(records=dict(by_cell), path=path, confirming=dict(confirming))
 
     @property
     def profile(self) -> str:
@@ -77,7 +81,8 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
     arithmetic = {cell: numerics.judged(rows, tolerances) for cell, rows in cells.items()}
     one_training = {cell for cell, (_, same) in arithmetic.items() if same}
     judged = [judgement for judgement, _ in arithmetic.values()]
-    judged += quality.judged(list(finished.values()), one_training, margins["points"], noise)
+    judge = partial(quality.judged, one_training=one_training, margins=margins["points"], noise=noise)
+    judged += [_confirmed(j, finished[j.cell], new.confirming.get(j.cell, {}), judge) for j in judge(list(finished.values()))]
     judged += figures.judged(cells | finished, one_training, margins)
 
     begun = [cells[cell].records[0][1] for cell in cells if cell not in finished]
@@ -87,6 +92,35 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
         lonely = [next(iter(seeds.values())) for cell, seeds in run.records.items() if cell not in other.records]
         judged += [judgement_of(record, "cell", verdict, detail=detail) for record in lonely]
     return sorted(judged, key=lambda judgement: (judgement.cell in new.records, study_place(judgement.cell)))
+
+
+def _confirmed(drop: Judgement, rows: Rows, confirming: RecordsBySeed, judge: Callable[..., list[Judgement]]) -> Judgement:
+    """A drop at one seed that is none of the baseline's is worse only if the training that confirms it is worse by itself.
+
+    At equal seeds a change is what differs, and the mean of several seeds is certain enough.
+    """
+    if drop.verdict is not Verdict.WORSE or drop.effect is None or len(rows.new) > 1 or rows.new.keys() & rows.old.keys():
+        return drop
+    if not confirming:
+        return replace(drop, confirmed="open")
+    second = next(j for j in judge([replace(rows, new=confirming)]) if j.quantity == drop.quantity)
+    worse, (first,), (seed,) = second.verdict is Verdict.WORSE, rows.new, confirming
+    change = second.detail if second.effect is None else f"{second.effect:+.2f}"
+    detail = f"{drop.detail}; at seed {first} {drop.effect:+.2f}, at {seed} {change}: {'' if worse else 'not '}confirmed"
+    return replace(
+        drop, verdict=second.verdict if worse else Verdict.CANNOT_TELL, confirmed="yes" if worse else "no", detail=detail
+    )
+
+
+def suspected(old: Run, record: Record) -> bool:
+    """Whether a record, judged without its run's other cells, is worse at a seed that is none of the baseline's.
+
+    So it is more often than by a gate, which adjusts for its cells. No if the two cannot be judged: a gate says that.
+    """
+    try:
+        return any(j.confirmed == "open" for j in gate(old.only([record.cell]), Run.of([record])))
+    except InputError:
+        return False
 
 
 def paired(old: Run, new: Run) -> dict[str, Rows]:

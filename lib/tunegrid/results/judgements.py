@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from tunegrid.record import Record
 
@@ -14,6 +14,8 @@ COUNTED = (*KINDS, CANNOT_TELL)  # what may fail a run
 FAILED_BY = ("quality", "memory")
 LEDGER = ("weights_bytes", "gradients_bytes", "optimizer_bytes", "checkpoint_bytes")
 PEAKS = ("rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib")
+TRACED = ("activations_bytes", "peak_bytes")  # of one update, in footprints
+SPEEDS = ("step_seconds", "row_seconds", "token_seconds")  # of a median step; to score a row, or generate a token of all rows
 RecordsBySeed = Mapping[int | None, Record]  # of one cell
 
 
@@ -56,7 +58,7 @@ class Judgement:
 
     cell: str
     main_score: str  # the name of the cell's
-    quantity: str  # a score, memory figure, step_seconds, numerics, an instrument's as calibration/NLL, or cell
+    quantity: str  # a score, memory figure, one of `SPEEDS`, numerics, an instrument's as calibration/NLL, or cell
     verdict: Verdict
     before: float | None = None  # of a score: the mean over the runs that were paired
     after: float | None = None
@@ -71,12 +73,14 @@ class Judgement:
     first_updates: int | None = None  # of numerics: those that the verdict rests on; None: on a whole run
     stage: str = ""  # of changed numerics: the first that changed, of `tunegrid.results.numerics.STAGES`
     modules: tuple[tuple[str, str, str], ...] = ()  # the first that changed there, each with its class and library
+    # Of a score's drop at one other seed than the baseline's: whether the training that confirms it is worse, too.
+    confirmed: Literal["", "open", "yes", "no"] = ""
     detail: str = ""  # what else a reader needs, as why there is no interval
 
     @property
     def kind(self) -> str:
         """One of `KINDS`; a cell that is missing or new counts as quality."""
-        kinds = {"numerics": "numerics", "step_seconds": "speed", **dict.fromkeys((*LEDGER, *PEAKS), "memory")}
+        kinds = dict.fromkeys((*LEDGER, *PEAKS, *TRACED), "memory") | dict.fromkeys(SPEEDS, "speed") | {"numerics": "numerics"}
         return "instruments" if "/" in self.quantity else kinds.get(self.quantity, "quality")
 
     @property

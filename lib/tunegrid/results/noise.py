@@ -1,13 +1,16 @@
-"""Gives the training noise of a score: the deviations that `calibrate` measured, in points.
+"""Gives the training noise of a score: the deviations that `calibrate` measured, and the scale on which they are alike.
 
 There are two kinds. *seeds*: trainings that differ in their seed. *perturbed*: trainings of one seed whose starts differ in the
 last digits. Which of them separates two runs is decided by evidence in their records (`tunegrid.results.numerics`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from statistics import fmean, variance
+from statistics import fmean
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -25,29 +28,60 @@ Groups = Sequence[Sequence[float]]  # scores that differ by chance alone within 
 ScoresByKey = Mapping[NoiseKey, Groups]
 
 
+@dataclass(frozen=True)
+class Scale:
+    """The scale on which scores are tested: the arcsine of their root, in units of a point at 50; at 98.5 a point is 4 of them.
+
+    Near 100 few rows are wrong, and seeds move their number less. On this scale, which makes the variance of a share alike
+    wherever it lies, the committed seeds are most like normal numbers with one deviation for each kind of cells: their
+    log-likelihood is 482, in points 462, and on a scale of log(100 - score) 449, which blows up what moves between 99 and 100.
+    """
+
+    half: float  # of the points by which a row moves that changes; of the largest rows, infinite, the scale is that of points
+
+    def of(self, score: float) -> float:
+        """A score's place."""
+        if self.half == math.inf:
+            return score
+        return 100 * math.asin(math.sqrt((score + self.half) / (100 + 2 * self.half)))
+
+    def moved(self, score: float, distance: float) -> float:
+        """The score, in points, that lies so far above this one on the scale; 0 or 100 if none does."""
+        if self.half == math.inf:
+            return score + distance
+        angle = min(max((self.of(score) + distance) / 100, 0.0), math.pi / 2)
+        return min(max(math.sin(angle) ** 2 * (100 + 2 * self.half) - self.half, 0.0), 100.0)
+
+    def per_point(self, score: float) -> float:
+        """How much a point is at this score."""
+        return 1.0 if self.half == math.inf else 50 / math.sqrt((score + self.half) * (100 - score + self.half))
+
+    def resolution(self, score: float) -> float:
+        """The least deviation that counts: half a row's. A few draws without a flip do not prove that there is none."""
+        return self.half * self.per_point(score)
+
+
+POINTS = Scale(math.inf)
+
+
+def scale_of(rows: int, metric: str) -> Scale:
+    """Of scores of so many test rows."""
+    return Scale(STEPS.get(metric, 100.0) / rows / 2)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Deviation:
-    """A standard deviation between trainings, in points."""
+    """A standard deviation between trainings."""
 
     sd: Annotated[Number, Field(ge=0, le=100)]
     df: Annotated[Number, Field(ge=1, le=10_000)]  # degrees of freedom that it rests on
 
 
 def deviation(groups: Groups) -> Deviation | None:
-    """The deviation within groups of scores, pooled over the groups; None if no group has two."""
-    return pooled(Deviation(sd=variance(group) ** 0.5, df=len(group) - 1) for group in groups if len(group) > 1)
-
-
-def pooled(deviations: Iterable[Deviation]) -> Deviation | None:
-    """One deviation for all, each weighted by its degrees of freedom; None of none."""
-    known = list(deviations)
-    df = sum(own.df for own in known)
-    return Deviation(sd=(sum(own.df * own.sd**2 for own in known) / df) ** 0.5, df=df) if known else None
-
-
-def resolution(rows: int, metric: str = "") -> float:
-    """The least deviation that counts: half of one row's points. A few draws without a flip do not prove that there is none."""
-    return STEPS.get(metric, 100.0) / rows / 2
+    """The deviation within groups of numbers, each group weighted by its degrees of freedom; None if no group has two."""
+    df = sum(len(group) - 1 for group in groups if group)
+    squares = math.fsum((one - mean) ** 2 for group in groups if group for mean in [fmean(group)] for one in group)
+    return Deviation(sd=math.sqrt(squares / df), df=df) if df else None
 
 
 def task_of(cell: str) -> str:
@@ -66,35 +100,63 @@ class Noise:
 
     profile: str = ""  # that was calibrated
     rows: Mapping[str, int] = field(default_factory=dict)  # test rows by task; of other test sets, nothing is known
-    measured: Mapping[str, Mapping[NoiseKey, Deviation]] = field(default_factory=dict)  # by kind of noise
-    scores: Mapping[str, ScoresByKey] = field(default_factory=dict)  # that they were measured with, by kind of noise
+    scores: Mapping[str, ScoresByKey] = field(default_factory=dict)  # points, by kind of noise
+    first_seed: int = 0  # of those of `SEEDS`, which follow it
+
+    @cached_property
+    def measured(self) -> dict[tuple[str, str, str], Deviation]:
+        """Deviations on the scale by kind of noise, cell, and score; and by kinds of cells in place of a cell."""
+        groups = defaultdict[tuple[str, str, str], list[Sequence[float]]](list)
+        for kind, (cell, metric) in ((kind, key) for kind, keys in self.scores.items() for key in keys):
+            for name in (cell, kind_of(cell)):
+                groups[kind, name, metric] += self.placed(kind, cell, metric)
+        return {key: known for key, own in groups.items() if (known := deviation(own))}
+
+    def scale(self, cell: str, metric: str) -> Scale:
+        """Of a cell's calibrated scores."""
+        return scale_of(self.rows[task_of(cell)], metric)
+
+    def placed(self, kind: str, cell: str, metric: str) -> Groups:
+        """Scores of a cell as places on their scale."""
+        scale = self.scale(cell, metric)
+        return [[scale.of(score) for score in group] for group in self.scores[kind][cell, metric]]
+
+    def residuals(self, kind: str, cell: str, metric: str) -> list[float]:
+        """Of each score, with a variance of 1: a mean of n takes 1 / n of it, which is given back. Empty if nothing differs."""
+        own, groups = self.measured.get((kind, cell, metric)), [group for group in self.placed(kind, cell, metric) if group[1:]]
+        if not own or not own.sd:
+            return []
+        return [(one - fmean(group)) / own.sd / math.sqrt(1 - 1 / len(group)) for group in groups for one in group]
+
+    def tail(self, cell: str, metric: str) -> float:
+        """How many deviations below its mean the worst seed of any cell of this kind lies."""
+        alike = [key for key in self.scores[SEEDS] if (kind_of(key[0]), key[1]) == (kind_of(cell), metric)]
+        return -min(residual for key in alike for residual in (0.0, *self.residuals(SEEDS, *key)))
 
     def of(self, kind: str, record: Record, metric: str) -> Deviation | None:
         """The deviation of a record's score; None if nothing is known of its profile, test rows, or kind of cells."""
-        rows = record.data.rows["test"] if record.data else None
+        rows, score = record.data.rows["test"] if record.data else None, record.scores.get(metric)
         alike = record.profile == self.profile and rows == self.rows.get(record.task)
-        return self.estimate(kind, record.cell, metric) if alike else None
+        return self.estimate(kind, record.cell, metric, score) if alike and score is not None else None
 
-    def estimate(self, kind: str, cell: str, metric: str) -> Deviation | None:
+    def estimate(self, kind: str, cell: str, metric: str, score: float) -> Deviation | None:
         """The larger of a cell's own deviation and that of its kind of cells, which is all that is known of a new method.
 
         A few draws may agree by chance: held to the own deviation alone, 6 % of simulated equal runs of other seeds are called
         worse, and by this rule 2 % (`python -m tunegrid.lab power`). The degrees of freedom are the cell's own: cells of a
-        kind, which share theirs, may be compared. No deviation counts as less than its test rows resolve.
+        kind, which share theirs, may be compared. No deviation counts as less than test rows resolve at this `score`.
         """
-        measured = self.measured.get(kind, {})
-        common = pooled(own for (other, name), own in measured.items() if name == metric and kind_of(other) == kind_of(cell))
-        if not common:
+        if not (common := self.measured.get((kind, kind_of(cell), metric))):
             return None
-        own = measured.get((cell, metric), common)
-        return Deviation(sd=max(own.sd, common.sd, resolution(self.rows[task_of(cell)], metric)), df=own.df)
+        own = self.measured.get((kind, cell, metric), common)
+        return Deviation(sd=max(own.sd, common.sd, self.scale(cell, metric).resolution(score)), df=own.df)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry(Deviation):
-    """What a file holds of one kind of noise of a cell's score."""
+    """What a file holds of one kind of noise of a cell's score: the deviation in points, for readers, and the scores."""
 
-    scores: list[list[Annotated[Number, Field(ge=0, le=100)]]] = field(default_factory=list)
+    scores: list[list[Annotated[Number, Field(ge=0, le=100)]]]
 
 
 def load_noise(path: Path = NOISE) -> Noise:
@@ -107,9 +169,11 @@ def load_noise(path: Path = NOISE) -> Noise:
         if absent := {cell for cell in cells if task_of(cell) not in rows}:
             raise KeyError(f"rows of {min(absent)}")
         known = {(cell, metric): kinds for cell, metrics in cells.items() for metric, kinds in metrics.items()}
-        own = {kind: {key: kinds[kind] for key, kinds in known.items() if kind in kinds} for kind in (SEEDS, PERTURBED)}
-        scores = {kind: {key: entry.scores for key, entry in keys.items()} for kind, keys in own.items()}
-        return Noise(profile=str(content["evidence"]["profile"]), rows=rows, measured=own, scores=scores)
+        scores = {
+            kind: {key: kinds[kind].scores for key, kinds in known.items() if kind in kinds} for kind in (SEEDS, PERTURBED)
+        }
+        profile, seeds = str(content["evidence"]["profile"]), checked(content["evidence"]["seeds"], list[int])
+        return Noise(profile=profile, rows=rows, scores=scores, first_seed=seeds[0])
 
 
 def mean_score(records: Sequence[Record], metric: str) -> float:

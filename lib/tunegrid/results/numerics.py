@@ -2,7 +2,8 @@
 
 Two trainings on the same rows, in the same order and from the same seed have the same figures, but for rounding. The first
 updates show a change before any score does, and need no statistics: later updates amplify rounding, the first ten hardly.
-What comes later shows in the curve of losses, smoothed. The tolerances are measured (`benchmarks/thresholds/numerics.toml`).
+What comes later shows in the curve of losses, smoothed, and in how many test rows have other predictions than rounding changes.
+The tolerances are measured (`benchmarks/thresholds/numerics.toml`).
 Figures of modules (`tunegrid.results.modules`) name the module that changed, and never decide: they hold what the model
 computes of padding, which may change without harm.
 """
@@ -14,6 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import special
 
 from tunegrid.errors import InputError
 from tunegrid.record import Record
@@ -30,8 +32,9 @@ from tunegrid.results.thresholds import BERTSCORE_ROUNDING, FIXED_ANSWERS, SMALL
 UPDATES = 10
 MOVED = 3  # updates after which `moved` is taken
 WINDOW = 5  # updates: the losses of so many make a point of the curve; rounding moves single ones by more
-OF_PROBE = ("probe_loss", "probe_gradients", "probe_reached", "decoded", "generated")
-OPTIONAL = ("computed", "probe_reached", "reached", "decoded", "generated", "predicted")  # None: not looked at
+CHANCE = 3e-4  # that rounding alone changes as many rows in a cell, if it changes as many as its tolerance on average
+OF_PROBE = ("probe_loss", "probe_gradients", "probe_reached", "tokens_read", "decoded", "generated")
+OPTIONAL = ("computed", "probe_reached", "reached", "tokens_read", "decoded", "generated", "predicted")  # None: not looked at
 BY_GROUP = ("weights", "probe_gradients", "gradients", "moved")
 FINE, EXACT = "fp32", ("generated", "predicted")  # the arithmetic in which these do not depend on rounding
 BACKWARD = "backward without dropout"
@@ -57,6 +60,8 @@ class Pair:
             updates = min(UPDATES, len(self.old.losses), len(self.new.losses))
             before, after = (dict(enumerate(one.losses[1:updates], 2)) for one in (self.old, self.new))
             return before, after
+        if name == "curve":
+            return {self.parting: 0.0}, {self.parting: self.curve}
         old, new, updates = self.old.first_step, self.new.first_step, min(len(self.old.losses), len(self.new.losses))
         if not old or not new or (name in OF_PROBE and old.probe != new.probe) or (name == "moved" and updates < MOVED):
             return None, None
@@ -72,6 +77,15 @@ class Pair:
         window = min(WINDOW, len(before))
         gap = np.abs(np.convolve(before - after, np.full(window, 1 / window), "valid")).max()
         return float(gap / before.mean()) if before.any() else math.inf if gap else 0.0
+
+    @property
+    def parting(self) -> int:
+        """The first update with another loss; if rounding already differs before, with one beyond what is rounding."""
+        before, after = self.old.losses, self.new.losses
+        rounds = before[:UPDATES] != after[:UPDATES]
+        limit = self.tolerance["curve"] * float(np.array(before, float).mean()) if rounds else 0.0
+        gaps = [_apart(*pair) for pair in zip(before, after, strict=False)]
+        return next((update for update, gap in enumerate(gaps, 1) if gap > limit), len(gaps) + 1)
 
 
 def furthest(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> tuple[float, str]:
@@ -138,6 +152,8 @@ FLOW = (  # in the order of a run: the first row that finds something is named
     Stage("backward", "gradients", "gradients of {group} {factor} at update 1, forward equal"),
     Stage("optimizer", "moved", "{group} {factor} moved by update 3, first gradients equal"),
     Stage("backward or optimizer", "later", "losses differ by {gap:.1e} at update {group}, not at update 1"),
+    Stage("curve", "curve", "losses part from update {group} on: curves differ by {gap:.2g} of the mean loss, not by rounding"),
+    Stage("generation", "tokens_read", "a search reads {after} tokens, it read {before}: its cache is used otherwise"),
     Stage("generation", "decoded", CACHE, "search"),
     Stage("generation", "generated", "the untrained model generates another text", "search"),
     Stage("prediction", "predicted", "the untrained model predicts others for the same rows"),
@@ -159,7 +175,7 @@ def first_change(pair: Pair) -> Change | None:
     # If nothing was rounded otherwise before the optimizer's first step, only the optimizer itself can round.
     norms = [furthest(*pair.figures(name))[0] for name in ("weights", "probe_gradients", "gradients")]
     alone = pair.old.losses[:1] == pair.new.losses[:1] and not any(norms)
-    limits = {**pair.tolerance, "probe_loss": pair.tolerance["first"], "metrics": FIXED_ANSWERS}
+    limits = {"probe_loss": pair.tolerance["first"], **pair.tolerance, "metrics": FIXED_ANSWERS}
     limits |= {"moved": pair.tolerance["moved_alone"]} if alone else {}
     for stage in FLOW:
         difference = _difference(stage.figure, *pair.figures(stage.figure), limits.get(stage.figure, 0.0))
@@ -193,9 +209,8 @@ def compared(old: Record, new: Record, tolerances: Tolerances, runs: Runs = (Non
     """The judgement on two records of a cell, and whether they are of one training but for rounding.
 
     Of one training are records of one seed, recipe, order and data: all losses are equal, and so are the weights that they
-    lead to; or no stage changed, and the curves of losses lie no farther apart than those of starts that differ in last digits.
-    If one made its first updates alone, the other is held to it by as many. `runs` are the files of both, beside which their
-    rows and figures of modules may lie.
+    lead to; or no stage changed but the evaluation. If one made its first updates alone, the other is held to it by as many.
+    `runs` are the files of both, beside which their rows and figures of modules may lie.
     """
     reason, kind, updates = not_comparable(old, new, tolerances), arithmetic(old), None
     if old.first_updates or new.first_updates:
@@ -206,25 +221,36 @@ def compared(old: Record, new: Record, tolerances: Tolerances, runs: Runs = (Non
     before, after = (replace(training, losses=training.losses[:updates]) for training in (old.training, new.training))
     tolerance, modules = tolerance_of(old.cell, kind, tolerances), partial(read_both, old, new, runs)
     pair = Pair(old=before, new=after, tolerance=tolerance, fine=kind == FINE, modules=modules)
-    change, equal, parts = first_change(pair), before.losses == after.losses, pair.curve > pair.tolerance["curve"]
+    change, equal = first_change(pair), before.losses == after.losses
     verdict, words = (
-        (Verdict.CHANGED, "") if change else _evaluated(old, new, updates, runs) if equal else _rounded(pair, parts)
+        (Verdict.CHANGED, "") if change else _evaluated(old, new, updates, runs) if equal else _rounded(pair, old, new, runs)
     )
     if verdict is Verdict.CHANGED:
-        change = change or Change("evaluation", words)
-        judge, words = partial(judge, stage=change.stage, modules=change.modules), f"{change.stage}: {change.words}"
+        first = change or Change("evaluation", words)
+        judge, words = partial(judge, stage=first.stage, modules=first.modules), f"{first.stage}: {first.words}"
     judgement = judge(verdict, detail="; with ".join(filter(None, (words, unlike_libraries(old, new)))))
     known = old.seeds.seed is not None and old.data and new.data and before.order and before.order == after.order
-    return judgement, bool(known and (equal or not (change or parts)))
+    return judgement, bool(known and (equal or not change))
 
 
-def _rounded(pair: Pair, parts: bool) -> tuple[Verdict, str]:
-    """How far the first losses lie apart, and whether the curves part later."""
+def _rounded(pair: Pair, old: Record, new: Record, runs: Runs) -> tuple[Verdict, str]:
+    """How far the first losses lie apart; changed, if more test rows have other predictions than rounding changes."""
     gaps = [_apart(*losses) for losses in zip(pair.old.losses[:UPDATES], pair.new.losses[:UPDATES], strict=False)]
     far = f"losses of the first {count(len(gaps), 'update')} differ by at most {max(gaps):.1e}"
     words = far if any(gaps) else f"losses are equal to update {len(gaps)}, then others"
-    limit = f"rounding is up to {pair.tolerance['curve']:.2g}"
-    return Verdict.ROUNDING, f"{words}; curves differ by {pair.curve:.2g} of the mean loss; {limit}" if parts else words
+    share, rows = pair.tolerance.get("rows"), changed_rows(old, new, runs)
+    if share is not None and rows and rows[0] and special.pdtrc(rows[0] - 1, share * rows[1]) < CHANCE:
+        others = f"{rows[0]} of {rows[1]} test rows have other predictions, by rounding {share * rows[1]:.2g} may have"
+        return Verdict.CHANGED, f"{others}; {words}"
+    return Verdict.ROUNDING, words
+
+
+def changed_rows(old: Record, new: Record, runs: Runs) -> tuple[int, int] | None:
+    """How many test rows have other predictions, and of how many; None if they are not at hand, or other rows."""
+    before, after = (read(record, run) for record, run in zip((old, new), runs, strict=True))
+    if before is None or after is None or not before.id.equals(after.id):
+        return None
+    return int((before.prediction != after.prediction).sum()), len(before)
 
 
 def _evaluated(old: Record, new: Record, updates: int | None, runs: Runs) -> tuple[Verdict, str]:

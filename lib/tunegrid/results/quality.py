@@ -1,8 +1,8 @@
 """Judges whether scores got worse: one judgement per bounded score of two runs.
 
-The difference of mean scores is held to the training noise that applies (`tunegrid.results.noise`), by a t-test, with or
-without points by row. If no noise was calibrated, the seeds of the two runs tell their own. With one seed on each side,
-single rows tell the noise if both runs are one training but for rounding; if they are not, nothing can be told.
+The difference of mean scores is held to the training noise that applies (`tunegrid.results.noise`), by a t-test on the scale of
+that noise, with or without points by row. If no noise was calibrated, the seeds of the two runs tell their own. With one seed
+on each side, single rows tell the noise if both runs are one training but for rounding; if they are not, nothing can be told.
 
 A whole run of equal quality is called worse with a chance of at most 5 %: main scores get most of it, all others the rest.
 """
@@ -21,7 +21,7 @@ from tunegrid.record import Record
 from tunegrid.results.alike import check_rows
 from tunegrid.results.examples import points_of, read
 from tunegrid.results.judgements import Judgement, RecordsBySeed, Verdict, judgement_of
-from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, NoiseKey, deviation, mean_score, resolution
+from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, NoiseKey, deviation, mean_score, scale_of
 from tunegrid.results.report import count
 from tunegrid.results.statistics import ALPHA, Array, Effect, by_training, holm, row_deviation
 
@@ -86,34 +86,35 @@ def tested(metric: str, rows: Rows, one_training: bool, noise: Noise, margin: fl
     No effect if nothing tells noise from a change: it is shown and not judged.
     """
     gains, new, every = rows.gains(metric), list(rows.new.values()), list(rows.old.values())
+    data = every[0].data
+    test_rows = len(gains[0]) if gains else data.rows["test"] if data else 1
+    scale = scale_of(test_rows, metric)
     own = [rows.old[seed] for seed in rows.new] if one_training else every
     words, old, known = "of one seed, perturbed", own, noise.of(PERTURBED, own[0], metric) if one_training else None
     if not known:
         words, old, known = "between seeds", every, noise.of(SEEDS, every[0], metric)
     if not known:
-        scores = [[float(record.scores[metric] or 0) for record in records] for records in (every, new)]
+        scores = [[scale.of(record.scores[metric] or 0) for record in records] for records in (every, new)]
         words, known = "between these seeds", deviation(scores)
     if not known:
         words, old = "of rows alone", own
-        known = (
-            Deviation(sd=float(gains[0].std() / (2 * len(gains[0])) ** 0.5), df=math.inf) if one_training and gains else None
-        )
     before, after = mean_score(old, metric), mean_score(new, metric)
+    if not known and one_training and gains:
+        sd = float(gains[0].std() / (2 * len(gains[0])) ** 0.5)
+        known = Deviation(sd=sd * scale.per_point(before), df=math.inf)
     means = {"before": before, "after": after, "effect": after - before}
     if not known:
         return means | {"detail": f"{'no points by row to test; ' * one_training}{MORE_SEEDS}"}, None
-    data = old[0].data
-    test_rows = len(gains[0]) if gains else data.rows["test"] if data else 1
     # Points by row, if they are at hand, widen a noise that is too small.
-    sd = max(known.sd, resolution(test_rows, metric), row_deviation(gains) if gains else 0.0)
-    error = sd * math.sqrt(1 / len(old) + 1 / len(new))
-    effect = by_training(after - before, error, known.df, rows=test_rows)
+    by_row = row_deviation(gains) * scale.per_point(before) if gains else 0.0
+    sd = max(known.sd, scale.resolution(before), by_row)
+    effect = by_training(before, after, sd * math.sqrt(1 / len(old) + 1 / len(new)), known.df, scale)
     total = f"{len(new)} x {test_rows}" if len(new) > 1 else test_rows
     lost, gained = (sum(int((sign * own > 0).sum()) for own in gains) for sign in (-1, 1))
     changes = f"{count(lost, 'row')} lost, {gained} gained of {total}" if gains else "from scores alone: no rows are available"
     shown = f"{margin:.1f}" if round(margin, 1) == margin else f"{margin:g}"
-    detail = f"{changes}; noise {words}: error {error:.2f}; margin {shown}"
-    numbers = {"low": effect.low, "high": effect.high, "error": error, "margin": margin, "seeds": len(new)}
+    detail = f"{changes}; noise {words}: error {effect.error:.2f}; margin {shown}"
+    numbers = {"low": effect.low, "high": effect.high, "error": effect.error, "margin": margin, "seeds": len(new)}
     return means | numbers | {"detail": detail}, effect
 
 

@@ -1,7 +1,8 @@
 """Tests whether one run is worse than another: effects with intervals and p-values.
 
-Points are 0-100; an effect is new minus old. If training noise is known, a t-test holds the difference of mean scores to it:
-the test rows are the same in both runs, so they add no error of their own. If it is not known, single rows are compared.
+Points are 0-100; an effect is new minus old. If training noise is known, a t-test holds the difference of mean scores to it,
+on the scale on which noise is alike: the test rows are the same in both runs, so they add no error of their own. If it is not
+known, single rows are compared.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from scipy import special
+
+from tunegrid.results.noise import POINTS, Scale
 
 ALPHA = 0.05
 POWER = 0.8
@@ -28,13 +31,15 @@ class Effect:
     p_worse: float  # one-sided, as p_better
     p_better: float
     error: float  # standard, of `points`
-    rows: int
+    before: float = 0.0  # the old mean
     df: float = np.inf  # degrees of freedom of training noise; infinitely many if single rows were compared
+    scale: Scale = POINTS
 
     def smallest(self, alpha: float, margin: float) -> float:
         """The smallest drop that is called worse four times in five: significant at `alpha`, and of the margin."""
-        noise = float(special.ndtri(POWER)) * self.error
-        return max(critical_value(alpha, self.df) * self.error + noise, margin + noise, 100 / self.rows)
+        error, moved = self.error * self.scale.per_point(self.before), self.scale.moved
+        called = min(moved(self.before, -critical_value(alpha, self.df) * error), self.before - margin)
+        return self.before - moved(called, -float(special.ndtri(POWER)) * error)
 
 
 def critical_value(alpha: float, df: float) -> float:
@@ -45,11 +50,13 @@ def critical_value(alpha: float, df: float) -> float:
     return -float(special.stdtrit(df, alpha))
 
 
-def by_training(points: float, error: float, df: float, *, rows: int) -> Effect:
-    """An effect of `points`, whose standard error by training noise rests on `df` degrees of freedom (Student 1908)."""
-    reach, distance = critical_value(ALPHA / 2, df) * error, points / max(error, TINY)
+def by_training(before: float, after: float, error: float, df: float, scale: Scale) -> Effect:
+    """Two mean scores, held to a standard error on their scale that rests on `df` degrees of freedom (Student 1908)."""
+    reach, distance = critical_value(ALPHA / 2, df) * error, (scale.of(after) - scale.of(before)) / max(error, TINY)
+    low, high = (scale.moved(after, side * reach) - before for side in (-1, 1))
     tested = {"p_worse": float(special.stdtr(df, distance)), "p_better": float(special.stdtr(df, -distance))}
-    return Effect(points=points, low=points - reach, high=points + reach, **tested, error=error, rows=rows, df=df)
+    error /= scale.per_point(before)
+    return Effect(points=after - before, low=low, high=high, **tested, error=error, before=before, df=df, scale=scale)
 
 
 def row_deviation(gains: Sequence[Array]) -> float:
@@ -65,7 +72,7 @@ def row_deviation(gains: Sequence[Array]) -> float:
 def by_rows(gains: Array) -> Effect:
     """The effect of rows' gains, new minus old: over so many rows, their mean is normal (central limit theorem)."""
     error = float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else np.inf
-    return by_training(float(gains.mean()), error, np.inf, rows=len(gains))
+    return by_training(0.0, float(gains.mean()), error, np.inf, POINTS)
 
 
 def ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float, float]:

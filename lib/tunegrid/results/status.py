@@ -4,13 +4,14 @@ If a run is shorter than an audit needs, the record says that it does not count.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from tunegrid.grid.cells import Cell
+from tunegrid.grid.recipes import CONFIRMING
 from tunegrid.record import AuditFinding, Record, Status
-from tunegrid.record.checks import below_bounds, failures
+from tunegrid.record.checks import NEED_LENGTH, below_bounds, failures, missed_bounds_alone
 from tunegrid.results.report import count, joined, out_of, some
 
 # After so many updates all that trains has moved. LoRA's A moves one update after B; a warm-up may start at a rate of 0; and
@@ -33,7 +34,7 @@ class Extent:
 
     def excuse(self, audit: str) -> str:
         """Why so short a run may fail this audit; empty if it counts, as most do in every run."""
-        needed = {"weights_moved": FIRST_UPDATES, "generation_not_truncated": self.one_pass, "learned_something": self.one_pass}
+        needed = {audit: FIRST_UPDATES if audit == "weights_moved" else self.one_pass for audit in NEED_LENGTH}
         if self.updates < min(needed.get(audit, 0), self.planned):
             return f"a run of {self.updates} of {self.planned} planned updates may be too short to meet it"
         if audit == "learned_something" and self.test_rows is not None and self.test_rows < TELLING_ROWS:
@@ -87,8 +88,31 @@ def located(record: Record, sentence: str) -> str:
 
 
 def status_of(seeds: Sequence[Record]) -> Status:
-    """A cell's status: passed if it passed with every seed, else the first other one."""
-    return next((record.status for record in seeds if record.status != "passed"), "passed")
+    """A cell's status: the first that counts against it; else whether it passed with every seed."""
+    others = sorted((record for record in seeds if record.status != "passed"), key=lambda record: record.unharmed)
+    return others[0].status if others else "passed"
+
+
+# What was not confirmed
+
+
+def weighed(records: Sequence[Record]) -> list[Record]:
+    """The records; a miss is *unconfirmed* if the training that confirms it, or that it confirms, passed."""
+    known = {(record.profile, record.cell, record.seeds.seed): record for record in records}
+    pairs = [(known.get((r.profile, r.cell, r.seeds.confirms)), r) for r in records if r.seeds.confirms is not None]
+    reached = {id(one) for pair in pairs for one, other in (pair, pair[::-1]) if other and other.status == "passed"}
+    return [replace(r, status="unconfirmed") if id(r) in reached and missed_bounds_alone(r) else r for r in records]
+
+
+def unconfirmed(records: Sequence[Record], older: Sequence[Record] = ()) -> Iterator[str]:
+    """A sentence for each cell with a miss that its second training did not confirm; it counts seeds of older runs, too."""
+    for profile, cell in dict.fromkeys((one.profile, one.cell) for one in records if one.status == "unconfirmed"):
+        own = [one for one in (*records, *older) if (one.profile, one.cell) == (profile, cell) and one.finished]
+        missed, seeds = [one for one in own if one.status == "unconfirmed"], sum(one.seeds.confirms is None for one in own)
+        first, below = missed[0].seeds, below_bounds(missed[0].scores, missed[0].bounds)
+        other = (first.seed or 0) + CONFIRMING if first.confirms is None else first.confirms
+        history = f"; {len(missed)} of {count(seeds, 'seed')}" if seeds > 1 else ""
+        yield f"{cell} missed at seed {first.seed} ({'; '.join(below)}), reached at {other}: not confirmed{history}"
 
 
 # Why cells failed
@@ -145,7 +169,7 @@ def said_of(record: Record, cause: str) -> list[str]:
 
 
 def _causes(record: Record) -> list[str]:
-    if record.status in ("passed", "reported") or (record.status == "begun" and not record.missed):
+    if record.unharmed or record.status == "reported" or (record.status == "begun" and not record.missed):
         return []
     audits = [cause for cause in dict.fromkeys(f"{AUDIT}{one.name}" for one in record.audits) if said_of(record, cause)]
     if not record.finished and not record.first_updates:
@@ -226,7 +250,7 @@ def compared_together(records: Sequence[Record]) -> list[Record]:
         alone = [finding for finding in record.audits if finding.name not in TOGETHER]
         return _ended(replace(record, audits=[*alone, *own]), missed)
 
-    return [audited(record) if record.finished else record for record in records]
+    return weighed([audited(record) if record.finished else record for record in records])
 
 
 def contradicts(record: Record) -> bool:

@@ -22,7 +22,7 @@ from tunegrid.results.judgements import (
     worst,
 )
 from tunegrid.results.report import NAMED, Section, count, markdown, some, text_table
-from tunegrid.results.status import failures_of, said_of, status_of, too_short
+from tunegrid.results.status import failures_of, said_of, status_of, too_short, unconfirmed
 from tunegrid.results.verdict import RunVerdict, moved_by_rounding, tally
 from tunegrid.terminal import annotation, say
 
@@ -56,16 +56,21 @@ def cell_lines(
     order = {cell: index for index, cell in enumerate(cells)}
     records = sorted(records, key=lambda r: (r.profile, order.get(r.cell, len(order)), r.cell, r.seeds.seed or 0))
     groups: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
+    own_seeds = [record for record in records if record.seeds.confirms is None]
+    for record in own_seeds:
         groups.setdefault((record.profile, record.cell), []).append(record)
     scored, footprints = ([seeds for seeds in groups.values() if (seeds[0].flops is None) is own] for own in (True, False))
     for own in filter(None, (scored, footprints)):
-        colours = ["", *({"passed": "green", "begun": ""}.get(status_of(seeds), "red") for seeds in own)]
+        colours = [
+            "",
+            *({"passed": "green", "unconfirmed": "yellow", "begun": ""}.get(status_of(seeds), "red") for seeds in own),
+        ]
         yield from zip(text_table(table(CELLS, map(_row, own))), colours, strict=True)
     if records:
-        yield footer(records, len(groups), seconds), ""
+        yield footer(own_seeds, len(groups), seconds), ""
     yield from ((line, "red") for line in failure_lines(records))
     yield from ((sentence, "yellow") for record in records for sentence in too_short(record))
+    yield from ((sentence, "yellow") for sentence in unconfirmed(records))
 
 
 def _row(seeds: Sequence[Record]) -> dict[str, Any]:
@@ -100,7 +105,9 @@ def footer(records: Sequence[Record], cells: int, seconds: float | None = None) 
     devices = ", ".join(sorted({record.device.name for record in records if record.device})) or "no device"
     draws = sorted({f"{draw}" for record in records if (draw := record.seeds.perturbation) is not None})
     note = f"; starts perturbed by draw {', '.join(draws)}: this run cannot be a baseline" if draws else ""
-    return f"{passed} of {what} passed{time} on {devices}{note}"
+    doubts = sum(record.status == "unconfirmed" for record in records)
+    unsure = f", {doubts} missed without confirmation" if doubts else ""
+    return f"{passed} of {what} passed{unsure}{time} on {devices}{note}"
 
 
 def failure_lines(records: Iterable[Record]) -> Iterator[str]:

@@ -31,8 +31,8 @@ Bounds = Mapping[str, float]  # minimum points by metric
 Tolerances = Mapping[str, Mapping[str, float]]
 MARGINS = {
     "points": ("other",),
-    "memory": ("ledger", "rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib"),
-    "speed": ("step_seconds",),
+    "memory": ("ledger", "rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib", "activations_bytes", "peak_bytes"),
+    "speed": ("step_seconds", "row_seconds", "token_seconds"),
 }
 TOLERATED = (
     *("first", "later", "weights", "probe_gradients", "gradients", "moved", "moved_alone", "curve", "decoded"),

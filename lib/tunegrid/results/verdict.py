@@ -18,6 +18,7 @@ from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import study_place
 from tunegrid.grid.more_tasks import words_for
+from tunegrid.grid.recipes import CONFIRMING
 from tunegrid.machine import PACKAGES
 from tunegrid.record import Record
 from tunegrid.results.judgements import (
@@ -34,7 +35,7 @@ from tunegrid.results.judgements import (
     evidence_of,
 )
 from tunegrid.results.report import count, joined, out_of, some
-from tunegrid.results.status import AUDIT, failures_of
+from tunegrid.results.status import AUDIT, failures_of, unconfirmed
 
 UNLIKE = "compare runs of the same cells, seeds, rows and recipes, on one machine"
 NEVER_FAILING = ("rss_peak_gib",)  # a process's resident set depends on the cells that it ran before
@@ -172,7 +173,7 @@ class JudgedRun:
         """Runs a cell that failed alone, in one process, or what was left out."""
         if record.status in ("killed", "not run", "unfinished"):
             resumed = shlex.join([*self.words, *([] if "--resume" in self.words else ["--resume"])])
-            command = f"`{resumed}`" if self.words[:1] == ["pytest"] else "the same command with --resume"
+            command = f"`{resumed}`" if self.words[:1] in (["pytest"], ["tunegrid"]) else "the same command with --resume"
             return f"{command} runs what is left"
         seed = ["--seeds", f"{record.seeds.seed}"] if record.seeds.seed else []
         return f"{self.run([record.cell], '-n', '0', *seed)} runs one alone"
@@ -200,7 +201,10 @@ class JudgedRun:
         good, bad = (f"{upgraded[0]}=={versions[upgraded[0]]}" for versions in (before, after))
         by = ",".join(kind for kind in KINDS if kind in kinds)
         words = ["tunegrid", "bisect", "--good", good, "--bad", bad, "--cells", cells[0], "--by", by]
-        marker, seeds = words_for(cells[0], new[0].profile), sorted({record.seeds.seed or 0 for record in new})
+        marker, seeds = (
+            words_for(cells[0], new[0].profile),
+            sorted({one.seeds.seed or 0 for one in new if one.seeds.confirms is None}),
+        )
         options = [*(["-m", marker] if marker != "quick" else []), *self.options(whole=True)]
         options += ["--seeds", ",".join(map(str, seeds))] if seeds != [0] else []
         also = f" ({', '.join(upgraded[1:])} changed, too)" if upgraded[1:] else ""
@@ -295,12 +299,15 @@ def verdict_of(
     files: tuple[str, str] = ("OLD.json", "NEW.json"),
 ) -> RunVerdict:
     """The verdict on a run: what fails it comes first, then what cannot be told, then the rest."""
-    records, before = (sorted(each, key=lambda one: study_place(one.cell)) for each in (records, before))
+    records, before = (
+        sorted(each, key=lambda r: (study_place(r.cell), r.seeds.confirms is not None)) for each in (records, before)
+    )
     judged = sorted(judged, key=lambda one: study_place(one.cell))
     run = JudgedRun(records=records, judged=judged, kinds=kinds, baseline=baseline, before=before, command=command, files=files)
     cells, numerics = [*(() if troubles is None else _of_cells(run, troubles))], [*_of_numerics(run)]
     changed = any(one.stage for one in numerics)  # if only rounding differs, that is said first
     findings = [*(cells if changed else numerics), *(numerics if changed else cells), *(_of_figures(run) if judged else ())]
+    findings += _of_unconfirmed(run)
     order = (State.FAILED, State.CANNOT_TELL)
     first, *others = sorted(findings, key=lambda one: order.index(one.state) if one.state in order else len(order))
     passed = first.state is State.PASSED
@@ -339,6 +346,8 @@ def _soundness(records: Sequence[Record], total: int) -> str:
     begun = {record.cell: record.first_updates for record in records if record.first_updates}
     bounds, cells = [bool(record.bounds) for record in records], out_of(total, total, "cell")
     ended = "reached every bound" if all(bounds) else f"ran to the end, {'not all with' if any(bounds) else 'without'} bounds,"
+    if doubts := sum(record.status == "unconfirmed" for record in records):
+        ended += f", {doubts} in a second training,"
     if begun:
         cells, whose = out_of(len(begun), total, "cell"), "its" if len(begun) == 1 else "their"
         ended = f"came to {whose} first {max(begun.values())} updates, without scores,"
@@ -346,6 +355,14 @@ def _soundness(records: Sequence[Record], total: int) -> str:
     audited = "and passed every audit" if all(record.audits for record in records) else "but not every cell was audited"
     audited = f"but audits that do not count here object ({some(list(objecting))})" if objecting else audited
     return f"{cells} {ended} {audited}"
+
+
+def _of_unconfirmed(run: JudgedRun) -> Iterator[Finding]:
+    """What was missed or worse at one seed and not at the one that confirms it: over time, what fails now and then."""
+    drops = [j for j in run.judged if j.confirmed == "no"]
+    said = [*unconfirmed(run.records, run.before), *(f"no drop of {evidence_of(j)}" for j in drops)]
+    if said:
+        yield Finding(sentence="; ".join(said))
 
 
 def _of_numerics(run: JudgedRun) -> Iterator[Finding]:
@@ -441,6 +458,9 @@ def _of_worse(run: JudgedRun, figures: Sequence[Judgement]) -> Finding:
         next_step = f"{run.run([j.cell for j in ordered if j.verdict is Verdict.MISSING])} runs what is missing"
     elif gravest.kind in ("memory", "speed"):
         next_step = next_step or "benchmarks/guides/memory-and-speed.md says what the figures hold"
+    elif gravest.confirmed == "open":
+        seed = next(one.seeds.seed or 0 for one in run.records if one.cell == gravest.cell) + CONFIRMING
+        next_step = f"{run.run([gravest.cell], f'--seeds={seed}')} confirms it or not"
     else:  # rows that both runs hold show what changed
         next_step = next_step or (run.look() if "no rows are available" in gravest.detail else run.page())
     worse = f"{'; '.join(parts)}, against {run.baseline}"

@@ -4,6 +4,8 @@ Checksums of weights, and the files and keys of the checkpoint that they come fr
 """
 
 import hashlib
+import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import cache
@@ -27,7 +29,6 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Base
 from tunegrid.grid.recipes import Profile
 from tunegrid.grid.tasks import Problem
-from tunegrid.machine import hub_code
 from tunegrid.record.record import ModelRecord
 from tunegrid.run.device import ATTENTION, out_of_memory, resolve_precision, resolve_quantization
 from tunegrid.run.metrics import BertScorer
@@ -39,6 +40,7 @@ INTEGERS = {4: torch.int32, 2: torch.int16}  # by bytes an element; any other si
 # Parts of names that a loaded model has otherwise: old BERT checkpoints say gamma and beta, and BERT2BERT's cross-attention
 # starts from the self-attention of its layer.
 RENAMED = {"gamma": "weight", "beta": "bias", "crossattention": "attention"}
+HUB = re.compile(r"(?:kernels|models)--(.+)--(.+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]")  # a file in the hub's cache
 
 
 def load_tokenizer(cell: Cell) -> Any:
@@ -73,6 +75,12 @@ def from_hub_or_folder(loader: Any, source: str | None, options: dict[str, Any])
         cause = first_line(error) if isinstance(error, OSError) else f"{type(error).__name__}: {first_line(error)}"
         hint = "" if source and Path(source).is_dir() else f"; {ROOTS_HINT}"
         raise InputError(f"cannot load {source} ({cause[:LONGEST_CAUSE]}){hint}") from None
+
+
+def hub_code() -> list[str]:
+    """Repository and commit of each module that this process imported from the hub's cache."""
+    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    return ["{}/{} at commit {}".format(*hub.groups()) for file in files if file and (hub := HUB.search(file))]
 
 
 def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
@@ -125,7 +133,8 @@ def base_type(cell: Cell) -> torch.dtype:
 def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
     """The checkpoint's model, quantized if the method quantizes; its new head and the new token's row start from random."""
     kind, head, source = architecture(cell.head.architecture), cell.head, None
-    options: dict[str, Any] = {"num_labels": len(cell.task.labels)} if cell.task.problem is Problem.CLASSIFY else {}
+    labels = dict(enumerate(cell.task.labels)) if cell.task.problem is Problem.CLASSIFY else {}  # what is saved names them
+    options: dict[str, Any] = {"id2label": labels, "label2id": {n: i for i, n in labels.items()}} if labels else {}
     if cell.profile.random_weights:  # of the checkpoint's true shape
         config = hf.AutoConfig.for_model(**cell.backbone.shape, **options)
         with device:

@@ -6,13 +6,14 @@ and `tunegrid.results.numerics` compares two records by them. `Trainer` adds tho
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
 import bitsandbytes as bnb
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from tunegrid.codecs.base import IGNORED, Batch, Feature, on
@@ -37,7 +38,8 @@ HALVES = (torch.bfloat16, torch.float16)  # types of 16 bits; numbers that fit n
 PROBED = 4  # rows whose loss and gradients are taken before training, from the shortest to the longest
 SEARCH = {"num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 2.0, "min_length": 0}
 # Without a probe's digest, figures of two probes are not compared.
-UNPROBED = dict.fromkeys(("computed", "probe_loss", "probe_reached", "probe", "generated", "decoded")) | {"probe_gradients": {}}
+UNPROBED = dict.fromkeys(("computed", "probe_loss", "probe_reached", "probe", "generated", "decoded", "tokens_read"))
+UNPROBED |= {"probe_gradients": {}}
 SEARCHED = 4  # passes of a search whose modules are noted: an encoder's or a prompt's, and those of the first tokens
 FIXED = 16  # rows whose references are spoiled and scored
 DRAWS = 64
@@ -92,10 +94,14 @@ def _gradients(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures
     batches = [codec.collate(some) for some in chunks(rows, at_once)]
     targets = sum(map(codec.targets, batches))
     trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
+    # Over a base in fp32 the probe is in fp32 whatever training is in: it rounds less, so that smaller changes show.
+    base_in_fp32 = trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32
+    lifted = base_in_fp32 and trainer.log.precision != "fp32"
+    autocast = nullcontext if lifted else trainer.accelerator.autocast
     total, known = torch.zeros((), device=device), dict[str, Tensor]()
     with modules.watch("forward"):
         for batch in batches:
-            with torch.enable_grad(), trainer.accelerator.autocast(), compute_types(trainer.model) as computed:
+            with torch.enable_grad(), autocast(), compute_types(trainer.model) as computed:
                 loss = codec.loss(trainer.model, codec.placed(batch, device)) / targets
             gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
             total += loss.detach()
@@ -104,13 +110,13 @@ def _gradients(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures
                     known[name] = known[name] + gradient if name in known else gradient
     modules.note_weights("forward", known)
     # As many once more with dropout, of which only what modules give is noted.
-    with undisturbed(trainer, training=True), torch.no_grad(), trainer.accelerator.autocast(), modules.watch("dropout"):
+    with undisturbed(trainer, training=True), torch.no_grad(), autocast(), modules.watch("dropout"):
         torch.manual_seed(0)
         codec.loss(trainer.model, codec.placed(batches[0], device))
     sizes, reached, _ = gradient_figures(groups_of(trainer.cell, trainer.model, trained), known)
     packed = groups_of(trainer.cell, trainer.model, (f"{layer}.weight" for layer in computed))
     return {
-        "probe": digest(([(row.input_ids, row.target) for row in rows], SEARCH)),
+        "probe": digest(([(row.input_ids, row.target) for row in rows], SEARCH, *(["fp32"] if lifted else []))),
         "computed": {
             group: ", ".join(sorted({computed[name.rpartition(".")[0]] for name in names})) for group, names in packed.items()
         },
@@ -121,14 +127,16 @@ def _gradients(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures
 
 
 def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
-    """Token ids that the untrained model generates for a short and a long row, up to the recipe's cap, and how far off."""
+    """What the untrained model generates for a short and a long row up to the recipe's cap, how far off, of how many tokens."""
     codec = trainer.codec
     assert isinstance(codec, GenerateCodec), "only these generate"
     # No text ends before the cap: a cache may go wrong late. Nor is one longer than a target, for which there are positions.
     cap = min(codec.generation.max_new_tokens, codec.max_target_length)
-    with modules.watch("search", SEARCHED):
+    base: Any = trainer.model.get_base_model() if isinstance(trainer.model, PeftModel) else trainer.model
+    embeddings, read = base.get_decoder().get_input_embeddings(), list[int]()
+    with modules.watch("search", SEARCHED), hooked([embeddings], lambda module, inputs, _: read.append(inputs[0].numel())):
         texts, apart = searched(trainer, [rows[0], rows[-1]], **SEARCH, max_new_tokens=cap, min_new_tokens=cap)
-    return {"generated": digest(texts), "decoded": figure(apart)}
+    return {"generated": digest(texts), "decoded": figure(apart), "tokens_read": sum(read)}
 
 
 def prediction_digest(trainer: Trainer, rows: Sequence[Row]) -> str | None:
@@ -282,8 +290,8 @@ def logits_and_loss(trainer: Trainer, batch: Batch, model: nn.Module | None = No
 def target_logits(trainer: Trainer, features: Sequence[Feature], encoded: Tensor | None = None) -> list[Tensor]:
     """The logits (T, V) that each row's target tokens are predicted from, of a codec that generates."""
     batch: dict[str, Any] = trainer.codec.placed(trainer.codec.collate(features), trainer.meter.device)
-    if encoded is not None:  # what the encoder made of the one source that all rows share (1, S, H)
-        batch = {**batch, "encoder_outputs": (encoded.expand(len(features), -1, -1),)}
+    if encoded is not None:  # what the encoder made of the rows' sources, perhaps beside longer ones
+        batch = {**batch, "encoder_outputs": (encoded[:, : batch["input_ids"].shape[1]],)}
     [logits], _ = logits_and_loss(trainer, batch)
     return of_targets(logits, batch, features)
 

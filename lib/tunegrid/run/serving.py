@@ -20,6 +20,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from tunegrid.codecs.architectures import architecture
+from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import QUICK_PROFILE
@@ -28,6 +29,7 @@ from tunegrid.machine import replacing
 from tunegrid.record import Record, to_json
 from tunegrid.run.build import base_type, keep_packed_layers, lacking_modules, load_base
 from tunegrid.run.device import ATTENTION
+from tunegrid.run.prepare import codec_of
 from tunegrid.terminal import without_places
 
 BASE = "base"  # the folder, beside the adapter, of a base that no checkpoint holds
@@ -42,9 +44,13 @@ class Serving:
     """How a cell's result is saved and served. The fault table puts others in its place."""
 
     def save(self, cell: Cell, model: Any, tokenizer: Any, folder: Path) -> None:
-        """Write tokenizer and model, or adapter, to `folder`; the model stays as it is."""
+        """Write tokenizer and model, or adapter, to `folder`, with the recipe's search; the model stays as it is."""
         tokenizer.save_pretrained(folder)
         cell.method.save(model, cell, folder)
+        codec = codec_of(cell, tokenizer)
+        if isinstance(codec, GenerateCodec):
+            penalty = {} if codec.generation.num_beams > 1 else {"length_penalty": 1.0}  # which transformers does not save
+            hf.GenerationConfig(**codec.search | penalty).save_pretrained(folder)
         made = cell.method.rewritten(cell) or cell.head.adapted_modules or lacking_modules(cell)  # no checkpoint holds the base
         if isinstance(model, peft.PeftModel) and (made or cell.profile.perturbation is not None):
             with unwrapped(model) as base:
@@ -57,7 +63,9 @@ class Serving:
         model = load_below(cell, folder, tokenizer, device) if adapted else load_whole(cell, folder, device)
         if cell.quantization:
             keep_packed_layers(model)  # which compute as those of the trained model do
-        return load_adapter(model, folder, device) if adapted else model.to(device).eval(), tokenizer
+        if (folder / hf.utils.GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = hf.GenerationConfig.from_pretrained(folder)
+        return load_adapter(model, folder, device) if adapted else model.to(device), tokenizer
 
     def merge(self, model: Any) -> Any:
         """The base of a loaded adapter with the adapter merged into its weights; the loaded model is used up."""
@@ -84,8 +92,8 @@ def load_whole(cell: Cell, folder: Path, device: torch.device) -> Any:
 
 
 def load_adapter(base: Any, folder: Path, device: torch.device) -> Any:
-    """An adapter over its base, in evaluation mode."""
-    return peft.PeftModel.from_pretrained(base.to(device).eval(), folder, torch_device=str(device)).eval()
+    """An adapter over its base, in the mode that PEFT leaves it in: that of evaluation."""
+    return peft.PeftModel.from_pretrained(base.to(device), folder, torch_device=str(device))
 
 
 @contextmanager
@@ -123,15 +131,13 @@ def save(cell: Cell, model: Any, tokenizer: Any, record: Record, root: Path, ser
     Raises InputError if it cannot be written.
     """
     folder = root / cell.name
-    labels = dict(enumerate(cell.task.labels))
-    classes = {"id2label": labels, "label2id": {name: i for i, name in labels.items()}} if labels else {}
-    own: dict[str, dict[str, Any]] = {peft.utils.CONFIG_NAME: {"base_model_name_or_path": base_name(cell)}}
-    own |= dict.fromkeys((hf.utils.CONFIG_NAME, f"{BASE}/{hf.utils.CONFIG_NAME}"), classes)
+    adapter = folder / peft.utils.CONFIG_NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
         serving.save(cell, model, tokenizer, folder)
-        for path, fields in ((folder / name, fields) for name, fields in own.items() if (folder / name).is_file()):
-            path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | fields, indent=2), encoding="utf-8")
+        if adapter.is_file():
+            config = json.loads(adapter.read_text(encoding="utf-8")) | {"base_model_name_or_path": base_name(cell)}
+            adapter.write_text(json.dumps(config, indent=2), encoding="utf-8")
         card_of(cell, record).save(folder / "README.md")
         with replacing(folder / "record.json") as part:
             part.write_text(json.dumps(to_json(record)), encoding="utf-8")

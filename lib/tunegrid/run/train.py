@@ -289,7 +289,7 @@ class Trainer:
                     log.skipped += self.stepper.settle()
                     if not log.updates:
                         log.first_step |= self._first.gradients(self.meter.device)
-                    self.adamw.before_step(log.updates)
+                    self.adamw.before_step(log.updates, self._end)
                     rates, scheduled = self.stepper.step(log.updates)
                     self.adamw.after_step(log.updates)
             except DoesNotFit as error:  # activations are gone by now: fewer rows at once would not help

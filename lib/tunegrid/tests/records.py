@@ -42,6 +42,7 @@ FIRST_STEP = {
     "reached": {"layer 0 attention": 4, "head": 2},
     "decoded": 1e-6,
     "predicted": "0123456789abcdef",
+    "tokens_read": 52,
     "modules": None,
 }
 MEASURED = {
@@ -230,6 +231,19 @@ def trained(cell, *scores, **changes):
         scored = {"scores": {task.main_score: score}, "bounds": {}, "examples": None}
         parts = scored | {"data": data, "seeds": seeds_as(seed)}
         yield complete(cell, **parts | changes)
+
+
+def scored(cell, score, seed=0, **seeds):
+    """A whole record of this main score on many rows, of at least 50 as its bound says; below 0 an audit fails, too."""
+    audits = [
+        {"name": name, "passed": name != "no_leakage" or score > 0, "detail": "3 rows of both"}
+        for name in audits_of(CELLS[cell])
+    ]
+    data = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 10_000}}
+    evaluation = MEASURED["evaluation"] | {"loss": [*CELLS].index(cell) + seed / 1e5}  # of its own
+    parts = {"audits": audits, "data": data, "evaluation": evaluation, "examples": None, "bounds": {"accuracy": 50.0}}
+    points = {"accuracy": abs(score), "f1_macro": abs(score)}
+    return complete(cell, scores=points, seeds=seeds_as(seed) | seeds, **parts)
 
 
 def seeds_as(seed, draw=None):

@@ -73,16 +73,13 @@ def drop_out(model: Any) -> None:
 
 
 def scale_by_layer(model: Any) -> None:
-    """Divide attention scores by the layer's number, an option of GPT-2's, and multiply its queries by it: the same model.
-
-    Its GELU becomes torch's one kernel of the same formula.
-    """
+    """Divide attention scores by the layer's number, an option of GPT-2's, and multiply its queries by it: the same model."""
     width = model.config.n_embd
     with torch.no_grad():
         for number, block in enumerate(model.transformer.h, start=1):
             block.attn.c_attn.weight[:, :width] *= number
             block.attn.c_attn.bias[:width] *= number
-    model.config.update({"scale_attn_by_inverse_layer_idx": True, "activation_function": "gelu_pytorch_tanh"})
+    model.config.update({"scale_attn_by_inverse_layer_idx": True})
 
 
 # Three layers of width 128: one to bind words to their subject, one to match, one to carry the result. No dropout while they

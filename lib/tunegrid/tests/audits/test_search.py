@@ -24,7 +24,13 @@ def scores(begun):
 
 def missed(text, beams, cap=3, penalty=0.0):
     search = Generation(num_beams=beams, max_new_tokens=cap, length_penalty=penalty)
-    return shortfall(text, scores, search, END)
+    asking = shortfall(text, search, END)
+    begun = next(asking)
+    while True:
+        try:
+            begun = asking.send(scores(begun))
+        except StopIteration as end:
+            return end.value
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from tunegrid.results.judgements import Outcome
 from tunegrid.tests.repositories import git
 
 RECIPES = ROOT / "benchmarks" / "ci"
-OWN, LOWEST, GITHUB, MATRIX, NEWEST, GITLAB, SLURM = (
+OWN, LOWEST, GITHUB, MATRIX, NEWEST, CELLS, GITLAB, SLURM = (
     *(ROOT / ".github" / "workflows" / name for name in ("quick.yml", "lowest.yml")),
-    *(RECIPES / name for name in ("github.yml", "github-matrix.yml", "newest.yml", "gitlab.yml", "slurm.sh")),
+    *(RECIPES / name for name in ("github.yml", "github-matrix.yml", "newest.yml", "own-cells.yml", "gitlab.yml", "slurm.sh")),
 )
 # The extras that jobs install together. Trackers ask for other releases of what all share, as MLflow for an older pyarrow.
 LOCKED = ("cluster", "dev")
@@ -90,7 +90,7 @@ def machine(tmp_path):
     return Machine(tmp_path, TOOLS)
 
 
-@pytest.mark.parametrize("path", [OWN, LOWEST, GITHUB, MATRIX, NEWEST], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [OWN, LOWEST, GITHUB, MATRIX, NEWEST, CELLS], ids=lambda path: path.name)
 def test_a_workflow_is_sound_trusts_no_text_of_others_and_pins_its_actions(path):
     """A branch's name is untrusted text: as a variable it stays text. Whoever owns an action can move its tags."""
     check(["--builtin-schema", "vendor.github-workflows", str(path)], standalone_mode=False)
@@ -226,7 +226,7 @@ def test_the_matrix_runs_all_shards_merges_them_and_ends_as_the_gate_does(machin
 
 
 def test_pytest_has_every_option_that_the_recipes_give(pytestconfig):
-    text = "".join(path.read_text() for path in (OWN, GITHUB, GITLAB, NEWEST))
+    text = "".join(path.read_text() for path in (OWN, GITHUB, GITLAB, NEWEST, CELLS))
     for name in {"--gate", "--html", *re.findall(r"--[a-z-]+(?==)", text)}:
         pytestconfig.getoption(name)  # raises ValueError for an unknown one
 

@@ -7,6 +7,7 @@ import pytest
 
 from tunegrid.commands import environments
 from tunegrid.commands.environments import Environment
+from tunegrid.errors import InputError
 from tunegrid.results import examples
 
 
@@ -51,6 +52,9 @@ def said(capsys):
             code = main(*arguments)
         except SystemExit as exit_:
             code = exit_.code
+        except InputError as error:  # a sentence of `tunegrid NAME`
+            code = 2
+            print(f"error: {error}", file=sys.stderr)
         streams = capsys.readouterr()
         return code, (streams.out + streams.err).splitlines()
 

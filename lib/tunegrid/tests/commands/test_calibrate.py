@@ -54,8 +54,8 @@ def test_bounds_stand_beside_the_file_with_their_scores(grid_file, capsys):
     assert "# Written by `tunegrid calibrate --grid=mine.py`." in text
     assert capsys.readouterr().out.startswith(text)
     assert {"--resume", "--seeds=0-2", "-n", "--cells=bert_sa_mine"} <= set(asked)
-    assert len(calibrate.cells_of(grid_file, "quick", "")) == 9
-    assert calibrate.cells_of(grid_file, "full", "t5_sa_mine, t5_sa_mine") == ("t5_sa_mine",)
+    assert len(calibrate.cells_of([grid_file], "quick", "")) == 9
+    assert calibrate.cells_of([grid_file], "full", "t5_sa_mine, t5_sa_mine") == ("t5_sa_mine",)
 
 
 def nothing(arguments):

@@ -1,13 +1,16 @@
 """Rows are read alike from every kind of file, split without leaks, and refused in one sentence that names them."""
 
 import json
+import re
+from contextlib import nullcontext
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from tunegrid.data import sources
 from tunegrid.data.sources import StoredRows, tables
-from tunegrid.data.splits import check_row, load_splits, noisy
+from tunegrid.data.splits import check_first_rows, check_row, load_splits, noisy
 from tunegrid.errors import InputError
 from tunegrid.grid import more_tasks
 from tunegrid.grid.recipes import QUICK_PROFILE, Profile
@@ -124,7 +127,7 @@ def test_csv_has_line_breaks_in_quotes_and_texts_of_digits_or_of_nothing(tmp_pat
 @pytest.mark.parametrize(
     ("task", "text", "words"),
     [
-        (SA, CSV + "meh,t,c\n", "row 2: invalid label 'meh' in column 'label': expected 0 (negative), 1 (positive)"),
+        (SA, CSV + "meh,t,c\n", "row 4: invalid label 'meh' in column 'label': expected 'negative' or 0, 'positive' or 1"),
         (SA, CSV + "1,t\n", "train.csv cannot be read (ArrowInvalid: CSV parse error: Expected 3 columns, got 2"),
     ],
 )
@@ -162,12 +165,43 @@ NO_CONTENT = [{"label": 1, "title": "t", "text": "c"}]
         (QA, {"train": "", "validation": OTHERS}, "no rows to use"),  # and none was carved out of it
         (QA, {"train": questions(10)}, "squad has no split 'validation', only train; give one file or folder per split"),
         (QA, {"train": [*questions(10), QUESTION | {"title": None}], "validation": OTHERS}, "train.jsonl"),
-        (QA, {"train": questions(10), "validation": [QUESTION, MOVED]}, "jsonl, row 1 (id 0-1): answer 'red car'"),
+        (QA, {"train": questions(10), "validation": [QUESTION, MOVED]}, "jsonl, row 2 (id 0-1): answer 'red car'"),
         (SUM, {"train": [ARTICLE], "validation": [OTHER], "test": [ARTICLE]}, "each is in a scored split, too"),
     ],
 )
 def test_files_that_cannot_be_used_are_refused_in_a_sentence(tmp_path, task, splits, words):
     assert words in refusal(task, put(tmp_path, task, **splits))
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([REVIEW, *NO_CONTENT], "train.jsonl, row 2: column 'content' holds None"),
+        (NO_CONTENT, "train.jsonl: column 'content' is missing"),
+        ([REVIEW, REVIEW | {"label": "good"}], "row 2: invalid label 'good' in column 'label'"),
+        (reviews(0, 9), "train.jsonl: all rows are 'positive'; give rows of another class, too"),
+        ([*reviews(0, sources.FIRST), REVIEW | {"label": "good"}], ""),  # a long file may be sorted, and its end is read later
+    ],
+)
+def test_first_rows_are_looked_at_before_anything_is_loaded(tmp_path, rows, words):
+    profile = put(tmp_path, SA, train=rows)
+    with pytest.raises(InputError, match=re.escape(words)) if words else nullcontext():
+        check_first_rows(SA, profile)
+
+
+def test_first_rows_are_those_of_every_kind_of_file(tmp_path):
+    folder, rows = put(tmp_path, SA).data_root / SA.folder, reviews(2, 600)
+    frame = pd.DataFrame(rows)
+    for name, write in {"a.csv": frame.to_csv, "b.parquet": frame.to_parquet}.items():
+        write(folder / name, index=False)
+    (folder / "c.jsonl").write_text(frame.to_json(orient="records", lines=True))
+    assert [list(table.take(range(602))) for table in tables(SA, tmp_path, first=True).values()] == [rows] * 3
+
+
+@pytest.mark.parametrize(("of_task", "asked", "learned"), [(None, None, 68), (20, None, 20), (20, 30, 30), (20, 0, 68)])
+def test_a_task_says_how_many_rows_are_learned_as_set_does_which_goes_before(tmp_path, of_task, asked, learned):
+    profile = replace(put(tmp_path, SA, train=reviews(50, 50)), train_rows=asked, caps={})
+    assert len(load_splits(replace(SA, train_rows=of_task), profile).train) == learned
 
 
 def test_an_unreachable_hub_is_one_sentence_with_the_way_round_it(monkeypatch):
@@ -290,7 +324,7 @@ def test_a_task_that_its_problem_cannot_use_is_refused(tmp_path, task, sentence)
 # Hygiene
 
 MANY = replace(NLI, labels=tuple("abcdefgh"))
-LABELS = "expected 0 (negative), 1 (positive)"
+LABELS = "expected 'negative' or 0, 'positive' or 1"
 
 
 def answered(text, start):
@@ -302,8 +336,8 @@ def answered(text, start):
     [
         (SA, REVIEW | {"label": -1}, f"invalid label -1 in column 'label': {LABELS}"),
         (SA, REVIEW | {"label": "1"}, f"invalid label '1' in column 'label': {LABELS}"),
-        (NLI, pairs(1)[0] | {"label": -1}, "expected 0 (entailment), 1 (neutral), 2 (contradiction)"),
-        (MANY, pairs(1)[0] | {"label": 8}, "5 (f), ... 7 (h)"),  # of many labels the first and the last are named
+        (NLI, pairs(1)[0] | {"label": -1}, "expected 'entailment' or 0, 'neutral' or 1, 'contradiction' or 2"),
+        (MANY, pairs(1)[0] | {"label": 8}, "'f' or 5, ... 'h' or 7"),  # of many labels the first and the last are named
         (SA, REVIEW | {"content": None}, "column 'content' holds None, not a text"),
         (SA, {"label": 1, "title": "t"}, "column 'content' holds None, not a text"),
         (QA, QUESTION | {"answers": ["red car"]}, "column 'answers' holds ['red car'], not an object"),

@@ -16,7 +16,7 @@ from tunegrid.grid.recipes import (
     QUICK,
     QUICK_PROFILE,
     RECIPES,
-    TARGETS_WITHOUT_EXCEPTION,
+    WITHOUT_EXCEPTION,
     merged,
 )
 from tunegrid.grid.tasks import SA, Problem
@@ -35,7 +35,7 @@ def test_the_grid_is_the_studys_in_each_profile_the_heaviest_task_first():
         assert tuple(cell.id for cell in STUDY.cells(profile)) == STUDY_IDS
     assert [name.split("_")[1] for name in STUDY_IDS] == ["sum"] * 9 + ["qa"] * 9 + ["sa"] * 9
     assert {cell.method.id for cell in STUDY.cells(FULL_PROFILE) if cell.quantization} == {"qlora"}
-    assert HEAD_EXCEPTIONS.keys() == TARGETS_WITHOUT_EXCEPTION.keys() == {"bert_sa_lora"}
+    assert HEAD_EXCEPTIONS.keys() == WITHOUT_EXCEPTION.keys() == {"bert_sa_lora"}
     assert STUDY.cell("bert_sa_lora", FULL_PROFILE).head.architecture == "BertMLPClassifier"
 
 
@@ -115,8 +115,8 @@ BERTLESS = {Problem.CLASSIFY: PLAIN, Problem.GENERATE: Head(architecture="BertTo
 @pytest.mark.parametrize(
     ("add", "words"),
     [
-        (lambda grid: grid.checked_ids(["t5_qa_sft", "bert_sa_lorra"]), "did you mean bert_sa_lora? `pytest"),
-        (lambda grid: grid.checked_ids(["zzz"]), "unknown cell 'zzz'; `pytest -m full --list-cells` lists them"),
+        (lambda grid: grid.checked_ids(["t5_qa_sft", "bert_sa_lorra"]), "did you mean bert_sa_lora? `tunegrid run"),
+        (lambda grid: grid.checked_ids(["zzz"]), "unknown cell 'zzz'; `tunegrid run -m full --list-cells` lists them"),
         (lambda grid: grid.add_method(Method(id="sft", name="x")), "already"),
         (lambda grid: grid.add_method(Method(id="my_m", name="x")), "expected lower-case letters"),
         (lambda grid: grid.add_optimizer("adamw_torch", None), "already"),

@@ -232,8 +232,8 @@ def test_two_trainings_lie_apart_by_all_figures_of_numerics():
     assert found.figures["first"] == 0.125
     assert found.figures["decoded"] == pytest.approx(4e-6)  # 1e-6 in a complete record
     assert found.figures["curve"] == pytest.approx(0.125 / 3 / 0.5)  # three updates are one mean; the mean loss is 0.5
-    of_modules = {"module_outputs", "module_gradients"}  # only where the sessions kept their files
-    assert found.figures.keys() | {"moved_alone"} | of_modules == FLOORS.keys()
+    of_files = {"rows", "module_outputs", "module_gradients"}  # only if the sessions kept their files
+    assert found.figures.keys() | {"moved_alone"} | of_files == FLOORS.keys()
     none = altered(new, "training.first_step.decoded", None)  # no model searched
     assert "decoded" not in apart(old, none).figures
 
@@ -253,15 +253,11 @@ def curves(**deviations):
     return [Apart(cell=cell, kind="nf4 fp32", figures={"curve": value}) for cell, value in deviations.items()]
 
 
-def test_each_cell_has_its_own_curve_and_other_cells_have_that_of_the_median_cell():
-    tables = tolerances_of(largest(curves(a=9e-3, b=3e-3, c=4e-3, d=1e-5)))
-    assert tables["nf4 fp32"]["curve"] == 7e-3  # twice the middle of 3e-3 and 4e-3
-    assert {name: table["curve"] for name, table in tables.items() if name.startswith("cell ")} == {
-        "cell a": 1.8e-2,
-        "cell b": 6e-3,
-        "cell c": 8e-3,
-        "cell d": 2e-3,  # the floor
-    }
+def test_each_cell_has_its_own_curve_and_cells_that_were_not_measured_have_the_largest():
+    tables = tolerances_of(largest(curves(a=9e-3, b=4e-3, c=1e-5)))
+    # three times; the last is the floor
+    curve = {"nf4 fp32": 2.7e-2, "cell a": 2.7e-2, "cell b": 1.2e-2, "cell c": 2e-3}
+    assert {name: table["curve"] for name, table in tables.items()} == curve
 
 
 # The file
@@ -287,7 +283,6 @@ def test_the_file_is_read_again_and_holds_its_evidence(tmp_path):
     assert evidence["largest"]["fp32"]["first"] == 1.95e-3
     assert evidence["versions"].keys() >= {"torch", "transformers", "peft"}
     # what an older version measured is kept, and so is the head
-    assert evidence["drawn"] == kept["evidence"]["drawn"]
     for name, table in kept.items():
         assert written.get(name, {}).get("moved_alone") == table.get("moved_alone")
     assert path.read_text().partition("\n\n")[0] == present.partition("\n\n")[0]

@@ -37,6 +37,7 @@ def test_pytest_commands_of_the_pages_parse(pytestconfig):
     """Options, their values, markers and cells; a path after a blank would be taken for a folder of tests."""
     markers = {line.partition(":")[0].partition("(")[0] for line in pytestconfig.getini("markers")}
     wanted = [words[1:] for words in commands() if words[0] == "pytest" and "lib/tunegrid/tests" not in words]
+    wanted += [words[2:] for words in commands() if words[:2] == ["tunegrid", "run"]]
     for words in wanted:
         options, unknown = pytestconfig._parser.parse_known_and_unknown_args(words)
         assert (unknown, options.file_or_dir) == ([], []), words

@@ -114,7 +114,7 @@ def test_three_commands_lead_from_rows_to_a_gated_cell(tmp_path, monkeypatch):
     assert calibrate.main(["--seeds=2", *words[2:], *here], session) == 0, ended[-1].stdout
     bounds = load_bounds(tmp_path / "sst2.full.toml")["bert_sst2_lora"]
     for command in (first, gated):
-        assert session([*shlex.split(command.replace("DIR", str(tmp_path)))[1:], *here]) == 0, ended[-1].stdout
+        assert session([*shlex.split(command.replace("DIR", str(tmp_path)))[2:], *here]) == 0, ended[-1].stdout
     assert "passed" in ended[-1].stdout
     [record] = benchmark_rows(tmp_path / "before.json")
     assert (record["bounds"], record["status"], record["recipe"]["learning_rate"]) == (bounds, "passed", 5e-4)

@@ -1,14 +1,13 @@
 """A file is written whole or not at all, and points of rows are what their name says, whatever was killed or damaged."""
 
 import json
-import os
 from contextlib import suppress
 from zipfile import ZipFile
 
 import pytest
 
 from tunegrid.errors import InputError
-from tunegrid.machine import ABANDONED, replacing, write_whole
+from tunegrid.machine import replacing, write_whole
 from tunegrid.record import from_json
 from tunegrid.results import examples
 from tunegrid.results.files import load, save
@@ -36,19 +35,12 @@ def test_a_write_that_breaks_off_leaves_what_was_there_and_nothing_else(tmp_path
     assert len(set(names)) == 2  # nobody knows it before, who could lay a link there
 
 
-def test_what_a_killed_writer_left_is_removed_by_the_next_one_and_no_link_is_followed(tmp_path):
+def test_no_link_is_followed(tmp_path):
     path, elsewhere = tmp_path / "file", tmp_path / "elsewhere"
     elsewhere.write_text("mine")
     path.symlink_to(elsewhere)
-    left, recent = tmp_path / "file.0123.part", tmp_path / "file.4567.part"
-    for part in (left, recent):
-        part.write_text("half")
-    os.utime(left, (0, left.stat().st_mtime - ABANDONED - 1))
     write_whole(path, "whole")
-    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
-        **{"file": "whole", "elsewhere": "mine"},
-        recent.name: "half",
-    }
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"file": "whole", "elsewhere": "mine"}
 
 
 def record_with(kept):

@@ -40,7 +40,7 @@ def test_equal_runs_are_the_same_in_everything():
     assert judgements.pop("numerics").verdict is Verdict.EQUAL
     assert {j.verdict for j in judgements.values()} == {SAME}
     assert judgements["accuracy"].effect == 0.0
-    assert set(judgements) == {"accuracy", "f1_macro", "rss_peak_gib", "step_seconds", *LEDGER}
+    assert set(judgements) == {"accuracy", "f1_macro", "rss_peak_gib", "step_seconds", "row_seconds", *LEDGER}
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,15 @@ def test_two_profiles_and_runs_without_a_common_cell_are_refused(tmp_path, capsy
     assert "the baseline is of quick and the run of footprint: " in refusal(capsys, command.main, quick, footprint)
 
 
+def traced(share, **changes):
+    """A footprint whose activations take so many times 103 MiB."""
+    made = complete(CELL, **FOOTPRINT | changes)
+    return altered(made, "memory.ledger.activations_bytes", round(share * 103 * 2**20))
+
+
+OTHER_CPU = {"device": MEASURED["device"] | {"name": "another CPU"}}
+
+
 def with_peak(peak, **changes):
     phases = {"train": MEASURED["memory"]["phases"]["train"] | {"rss_peak_gib": peak}}
     return record_of(CELL, memory=MEASURED["memory"] | {"phases": phases}, **changes)
@@ -118,7 +127,11 @@ def with_peak(peak, **changes):
         (with_peak(1.0), with_peak(1.49), "rss_peak_gib", SAME),
         (with_peak(1.0), with_peak(1.51), "rss_peak_gib", WORSE),
         (with_peak(1.0), with_peak(0.49), "rss_peak_gib", Verdict.BETTER),
-        (with_peak(1.0), with_peak(9.0, device=MEASURED["device"] | {"name": "another CPU"}), "rss_peak_gib", None),
+        (with_peak(1.0), with_peak(9.0, **OTHER_CPU), "rss_peak_gib", None),
+        (traced(1), traced(1.04), "activations_bytes", SAME),
+        (traced(1), traced(1.2, **OTHER_CPU), "activations_bytes", WORSE),  # tensors are counted on any CPU
+        (traced(1), traced(0.8), "activations_bytes", Verdict.BETTER),
+        (traced(1), traced(1.2, device=OTHER_CPU["device"] | {"type": "cuda"}), "activations_bytes", None),
         (with_peak(1.0), with_peak(9.0, ranks=RANKS), "rss_peak_gib", None),
     ],
 )
@@ -152,6 +165,25 @@ def test_speed_is_compared_between_like_machines_only(seconds, changes, verdict,
     judgement = judged(with_steps(0.1), with_steps(seconds, **changes))["step_seconds"]
     assert (judgement.verdict, judgement.detail) == (verdict or Verdict.NOT_COMPARABLE, detail)
     assert judgement.effect == (pytest.approx(10 * seconds - 1) if verdict else None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "quantity", "verdict"),
+    [
+        (30.0, None, "row_seconds", SAME),
+        (20.1, None, "row_seconds", SAME),  # 49 % slower
+        (19.9, None, "row_seconds", WORSE),
+        (5.0, 3000.0, "token_seconds", SAME),  # longer texts
+        (30.0, 300.0, "token_seconds", WORSE),  # ten times slower
+    ],
+)
+def test_evaluation_is_timed_by_rows_or_if_it_generates_by_tokens(rows, tokens, quantity, verdict):
+    def rated(rows, tokens):
+        rates = {"eval_samples_per_second": rows, "generated_tokens_per_second": tokens}
+        return record_of(CELL, throughput=MEASURED["throughput"] | rates)
+
+    timed = [j for j in judged(rated(30.0, tokens and 3000.0), rated(rows, tokens)).values() if j.kind == "speed"]
+    assert [(j.quantity, j.verdict) for j in timed] == [("step_seconds", SAME), (quantity, verdict)]
 
 
 def test_seeds_of_the_baseline_on_another_card_do_not_count():

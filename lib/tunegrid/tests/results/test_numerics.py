@@ -6,11 +6,12 @@ import pytest
 
 from tunegrid.commands.gate import main
 from tunegrid.record.record import RanksRecord
+from tunegrid.results.examples import write
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import BACKWARD, Pair, compared
 from tunegrid.results.verdict import failing
-from tunegrid.tests.records import altered, complete, run_file
+from tunegrid.tests.records import altered, complete, record_of, run_file
 
 BY_GROUP = {"curve": 1e-3, "weights": 1e-4, "probe_gradients": 1e-3, "gradients": 1e-3, "moved": 1e-2, "moved_alone": 1e-3}
 TOLERANCES = {
@@ -19,6 +20,7 @@ TOLERANCES = {
 }
 LOSSES = [0.7, 0.5, 0.4, 0.3]
 HALF = [0.5] * 20
+ROUNDED = [0.5000001] * 10
 DRAWN = [0.5] * 10 + [0.4] * 10  # one more random number before each update from the eleventh on: other masks of dropout
 ATTENTION = "layer 0 attention"  # as in `complete`
 EQUAL, ROUNDING, CHANGED = Verdict.EQUAL, Verdict.ROUNDING, Verdict.CHANGED
@@ -54,10 +56,11 @@ def moved(index, gap):
         (LOSSES, moved(0, 1.1e-6), CHANGED, "forward with dropout: the loss of update 1 is 0.700001, it was 0.7"),
         (LOSSES, moved(2, 9e-6), ROUNDING, "losses of the first 4 updates differ by at most 9.0e-06"),
         (LOSSES, moved(2, 1.1e-5), CHANGED, "backward or optimizer: losses differ by 1.1e-05 at update 3, not at update 1"),
-        ([0.1] * 11, [0.1] * 10 + [0.9], ROUNDING, "losses are equal to update 10, then others"),
+        ([0.1] * 11, [0.1] * 10 + [0.1004], ROUNDING, "losses are equal to update 10, then others"),  # 8e-5 of 0.1
         ([0.1] * 11, [0.1] * 9 + [0.9, 0.1], CHANGED, "at update 10"),
         # five updates after the eleventh on average 0.4 in place of 0.5
-        (HALF, DRAWN, ROUNDING, "then others; curves differ by 0.2 of the mean loss; rounding is up to 0.001"),
+        (HALF, DRAWN, CHANGED, "curve: losses part from update 11 on: curves differ by 0.2 of the mean loss, not by rounding"),
+        (HALF, [*ROUNDED, *[0.5003] * 3, *[0.4] * 7], CHANGED, "curve: losses part from update 14 on"),  # more than 5e-4 nats
     ],
 )
 def test_losses_of_the_first_updates_round_or_name_the_stage_that_changed(old, new, verdict, words):
@@ -83,13 +86,14 @@ def test_losses_of_the_first_updates_round_or_name_the_stage_that_changed(old, n
         ({"gradients": {ATTENTION: 0.1, "head": 0.5}}, "backward: gradients of head x 0.5 at update 1, forward equal"),
         ({"gradients": {ATTENTION: 0.1}}, "backward: gradients of head no number, before 1 at update 1"),
         ({"reached": {ATTENTION: 4}}, "backward: tensors of head that get a gradient at update 1: 0, before 2"),
+        ({"tokens_read": 260}, "generation: a search reads 260 tokens, it read 52: its cache is used otherwise"),
         ({"decoded": 0.01}, "generation: scores of a search with a cache are off by 0.01 of the largest logit, they "),
         ({"moved": {ATTENTION: 0.01, "head": 0.0}}, "optimizer: head x 0 moved by update 3, first gradients equal"),
         ({"generated": "f" * 16}, "generation: the untrained model generates another text"),
         ({"metrics": {"accuracy": 56.25, "f1_macro": 50.0}}, "scoring: accuracy of fixed answers is 56.25, it was 50"),
         ({"moved": {ATTENTION: 1.0, "head": 1.0}, "probe_loss": 0.8, "metrics": {}}, "forward: "),  # the first of several
         ({"probe": "f" * 16, "probe_loss": 0.8, "generated": "f" * 16}, ""),  # another probe's are not compared
-        ({"computed": None, "reached": None, "decoded": None, "generated": None}, ""),  # not looked at
+        ({"computed": None, "reached": None, "decoded": None, "generated": None, "tokens_read": None}, ""),  # not looked at
         ({"weights": {ATTENTION: 10.0005, "head": 1.0}}, ""),
         ({"moved": {ATTENTION: 0.01002, "head": 0.05}}, f"optimizer: {ATTENTION} x 1.002"),  # all before it is bit-identical
         ({"moved": {ATTENTION: 0.01002, "head": 0.05}, "weights": {ATTENTION: 10.0005, "head": 1.0}}, ""),
@@ -136,6 +140,27 @@ def test_equal_losses_with_other_predictions_are_the_evaluations_doing(scores, v
     old, new = (altered(record(), "examples.file", digit * 16 + ".parquet") for digit in "01")
     answer, detail = verdict_on(replace(old, scores=known), replace(new, scores=known | scores))
     assert (answer, detail.startswith("evaluation: ")) == (verdict, verdict is CHANGED)
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(
+    ("share", "others", "losses", "verdict"),
+    [
+        # of 400 rows rounding changes 0.2: three or more would be a chance of 1.1e-3, four or more of 5.7e-5
+        (5e-4, 3, [*HALF[:-1], 0.5001], ROUNDING),
+        (5e-4, 4, [*HALF[:-1], 0.5001], CHANGED),
+        (5e-4, 1, HALF, CHANGED),  # of equal weights none may be others
+        (5e-2, 37, [*HALF[:-1], 0.5001], ROUNDING),  # 20: 37 or more would be a chance of 4.2e-4
+        (None, 400, [*HALF[:-1], 0.5001], ROUNDING),  # never measured
+    ],
+)
+def test_test_rows_with_other_predictions_are_held_to_how_many_rounding_changes(share, others, losses, verdict):
+    points, known = {"accuracy": [100.0] * 400}, {"fp32": TOLERANCES["fp32"] | ({} if share is None else {"rows": share})}
+    old, new = (replace(record_of("bert_sa_sft", points), training=record(some).training) for some in (HALF, losses))
+    answers = ["2" if row < others else str(row % 2) for row in range(400)]
+    new = replace(new, examples=write([f"r{row}" for row in range(400)], points, answers))
+    judgement, one_training = compared(old, new, known)
+    assert (judgement.verdict, judgement.stage, one_training) == (verdict, "evaluation" * (verdict is CHANGED), True)
 
 
 # Which runs can be compared, and are of one training

@@ -195,7 +195,9 @@ def test_what_to_run_next_is_a_command_that_its_own_parser_takes(request, record
 def parse(config, words):
     """Raises what the command's own parser does."""
     if words[:2] == ["tunegrid", "bisect"]:
-        parse(config, ["pytest", *bisect.parsed(words[2:])[1].pytest_options])
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(bisect, "run_bisection", lambda options: parse(config, ["pytest", *options.pytest_options]))
+            bisect.main(words[2:])
     elif words[:2] == ["tunegrid", "gate"]:
         with pytest.MonkeyPatch.context() as patched:
             for name in ("read_saved", "judge"):

@@ -5,6 +5,7 @@ import math
 import bitsandbytes as bnb
 import pytest
 import torch
+import transformers as hf
 from torch import nn
 
 from tunegrid.run.first_updates import (
@@ -117,11 +118,35 @@ def test_a_probe_that_does_not_fit_leaves_no_figures(monkeypatch):
     handle = trainer.model.register_forward_pre_hook(full)
     figures = before_training(trainer, Metrics(), NEWS)
     handle.remove()
-    absent = ("probe_loss", "probe_reached", "computed", "probe", "generated", "decoded")
-    assert [figures[name] for name in absent] == [None] * 6
+    absent = ("probe_loss", "probe_reached", "computed", "probe", "generated", "decoded", "tokens_read")
+    assert [figures[name] for name in absent] == [None] * 7
     assert figures["probe_gradients"] == {}
     assert figures["weights"] == fits["weights"], "the others are taken"
     assert before_training(trainer, Metrics(), NEWS) == fits
+
+
+def test_what_trains_in_bf16_over_a_base_in_fp32_is_probed_in_fp32():
+    of_modules = []
+    plain, bf16 = (
+        before_training(trainer_of("gpt2_sa_lora", REVIEWS, precision=precision), Metrics(), REVIEWS, of_modules.append)
+        for precision in ("fp32", "bf16")
+    )
+    assert plain["probe"] != bf16["probe"]  # so that no probe under autocast is compared with it
+    assert (plain["probe_loss"], plain["probe_gradients"]) == (bf16["probe_loss"], bf16["probe_gradients"])
+    assert of_modules[0] == of_modules[1]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_tokens_that_a_search_reads_are_counted(cached, monkeypatch):
+    """Of two rows with three beams each: prompts, then all that is not in the cache; and each text in one pass."""
+    generate = hf.GenerationMixin.generate
+    monkeypatch.setattr(hf.GenerationMixin, "generate", lambda *a, **o: generate(*a, **o | {"use_cache": cached}))
+    trainer = trainer_of("gpt2_sum_lora", NEWS)
+    rows = short_to_long(trainer.features, 4)
+    lengths, cap = [len(row.input_ids) for row in (rows[0], rows[-1])], trainer.codec.generation.max_new_tokens
+    steps = [max(lengths), *([1] * (cap - 1) if cached else [max(lengths) + step for step in range(1, cap)])]
+    whole = [3 * (length + cap) for length in lengths]
+    assert before_training(trainer, Metrics(), NEWS)["tokens_read"] == 6 * sum(steps) + sum(whole)
 
 
 # What the probes cover
@@ -206,20 +231,22 @@ def test_two_steps_by_hand():
     assert state[0].item() == pytest.approx(0.85 * 0.95)
 
 
-def gap(make, updates=3, spoil=lambda weight, update: None):
+def followed(make, updates=3, size=(8, 4)):
     """What is said of an optimizer after some updates of two weights, of which one has no gradient."""
     torch.manual_seed(0)
-    weight, unused = torch.randn(8, 4, requires_grad=True), torch.zeros(2, requires_grad=True)
+    weight, unused = torch.randn(size, requires_grad=True), torch.zeros(2, requires_grad=True)
     optimizer = make([weight, unused])
     adamw = AdamW(optimizer, {"weight": weight, "unused": unused})
     for update in range(updates):
-        weight.grad = torch.randn(8, 4)
-        adamw.before_step(update)
+        weight.grad = torch.randn(size)
+        adamw.before_step(update, updates)
         optimizer.step()
-        with torch.no_grad():
-            spoil(weight, update)
         adamw.after_step(update)
-    return adamw.gap
+    return adamw
+
+
+def gap(make, updates=3):
+    return followed(make, updates).gap
 
 
 @pytest.mark.parametrize(
@@ -233,6 +260,27 @@ def gap(make, updates=3, spoil=lambda weight, update: None):
 )
 def test_an_adamw_steps_as_defined(make):
     assert gap(make) < 1e-5
+    assert followed(make, updates=24).late_gap < 1e-5  # the 19th
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, bnb.optim.AdamW8bit])
+def test_a_late_step_shows_a_count_that_stopped_at_16(kind):
+    def stopped(weights):
+        optimizer = kind(weights, lr=0.01)
+        step = optimizer.step
+
+        def counted():
+            for state in optimizer.state.values():
+                state["step"] = min(state["step"], 0 * state["step"] + 15)  # a tensor, or a number
+            step()
+
+        optimizer.step = counted
+        return optimizer
+
+    sound, broken = followed(lambda weights: kind(weights, lr=0.01), 24, (64, 128)), followed(stopped, 24, (64, 128))
+    assert sound.gap == broken.gap
+    assert sound.late_gap < 1e-4 < 1e-3 < broken.late_gap
+    assert sound.packed is (kind is bnb.optim.AdamW8bit)
 
 
 def test_decay_that_is_part_of_the_gradient_is_seen(monkeypatch):
@@ -251,6 +299,6 @@ def test_fewer_steps_other_optimizers_and_a_start_in_the_middle_say_nothing():
     weight = torch.zeros(2, requires_grad=True)
     weight.grad = torch.ones(2)
     adamw = AdamW(torch.optim.AdamW([weight]), {"weight": weight})
-    adamw.before_step(2)
+    adamw.before_step(2, 4)
     adamw.after_step(2)
     assert adamw.gap is None
