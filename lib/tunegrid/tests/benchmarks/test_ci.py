@@ -1,6 +1,5 @@
 """The CI recipes: sound by the published schemas; their shell parts do what they should, with stand-ins for pip and pytest."""
 
-import json
 import os
 import re
 import subprocess
@@ -129,13 +128,6 @@ def test_locked_versions_are_of_every_package_that_pyproject_asks_for_and_as_it_
     assert [str(one) for one in wanted if not one.specifier.contains(versions.get(canonicalize_name(one.name), "0"))] == []
 
 
-def test_locked_versions_are_those_that_measured_the_committed_baseline():
-    [row, *_] = json.loads((ROOT / "reports" / "baselines" / "quick-cpu.json").read_text())["benchmarks"]
-    measured = {canonicalize_name(name): version.partition("+")[0] for name, version in row["extra_info"]["versions"].items()}
-    del measured["python"]
-    assert {name: version for name, version in locked("3.11").items() if name in measured} == measured
-
-
 # Shell
 
 RUN, JUDGED = "pytest -m quick -n auto", "--gate-on=numerics,quality,memory"  # a library's change of arithmetic fails its job
@@ -194,15 +186,6 @@ def test_a_recipe_measures_before_and_after_and_ends_as_the_gate_does(machine, r
     if codes == [2]:  # the first run ends with an error; that it misses a bound would be none
         del expected[next(i for i, call in enumerate(expected) if call.startswith("pytest")) + 1 :]
     assert (ended, [call for call in calls if call != "pip freeze"]) == (code, expected)
-
-
-def test_github_runs_the_part_that_is_asked_for_against_a_given_baseline(machine):
-    (machine.folder / "library" / "before.json").touch()
-    part = {"inputs.cells": "a,b", "inputs.profile || 'quick'": "full", "inputs.shard": "2/3"}
-    code, calls = machine.run(*github(machine, **part, **{"inputs.baseline": "before.json", "!inputs.baseline": False}))
-    words = f"pytest -m full -n auto --cells=a,b --shard=2/3 --gate=../library/before.json {JUDGED}"
-    measured = [call for call in calls if call.startswith("pytest")]
-    assert (code, measured) == (0, [f"{words} --benchmark-json=../run/after.json --html=../run/page.html"])
 
 
 def test_the_matrix_runs_all_shards_merges_them_and_ends_as_the_gate_does(machine):

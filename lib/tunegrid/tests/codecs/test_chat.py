@@ -9,16 +9,9 @@ from tunegrid.codecs.base import IGNORED
 from tunegrid.data.sources import identity, last_exchange
 from tunegrid.errors import InputError
 from tunegrid.grid.more_tasks import CHAT
-from tunegrid.grid.recipes import Generation
 from tunegrid.grid.tasks import QA, SUM
-from tunegrid.run.evaluate import evaluate
-from tunegrid.run.metrics import Metrics
 from tunegrid.run.prepare import codec_of
-from tunegrid.tests.chats import BORN, FIRE, TEA, TEMPLATES, chat_cell, codec_with, tiny, tokenizer_with
-from tunegrid.tests.small import CPU, silent
-
-QUESTIONS = [BORN, BORN | {"context": "clara : upton"}]
-
+from tunegrid.tests.chats import BORN, FIRE, TEA, TEMPLATES, chat_cell, codec_with, tokenizer_with
 
 # The template
 
@@ -47,14 +40,6 @@ def test_a_long_source_is_cut_never_the_template(template):
     assert len(long.input_ids) == 80 - 16
     assert long.input_ids[: len(begin)] == short.input_ids[: len(begin)] == begin
     assert long.input_ids[-len(end) :] == short.input_ids[-len(end) :] == end
-
-
-@pytest.mark.parametrize(("template", "end"), [("chatml", "<|im_end|>"), ("plain", "<end>")])
-def test_a_turn_ends_with_the_token_that_the_template_ends_it_with(template, end):
-    codec = codec_with(template, max_target_length=4, generation=Generation(num_beams=1, max_new_tokens=4))
-    [feature] = codec.encode([TEA], training=True)
-    assert len(feature.target) == 4
-    assert codec.tokenizer.convert_ids_to_tokens(feature.target[-1]) == end
 
 
 TWICE = "{% for message in messages %}{{ message['content'] * 2 }}{% endfor %}"
@@ -92,26 +77,6 @@ def test_the_context_is_cut_and_the_question_stays():
 
 
 # A modern decoder, untrained
-
-
-@pytest.mark.parametrize(("task", "rows"), [(SUM, [FIRE, TEA]), (QA, QUESTIONS)])
-@pytest.mark.parametrize("beams", [1, 3])
-def test_generation_side_by_side_equals_generation_alone(task, rows, beams):
-    codec = codec_with("chatml", task, generation=Generation(num_beams=beams, max_new_tokens=12))
-    model, features = tiny("LlamaForCausalLM", len(codec.tokenizer)), codec.encode(rows, training=False)
-    assert len({len(feature.input_ids) for feature in features}) == 2
-    alone = [codec.predict(model, [feature], CPU)[0] for feature in features]
-    assert codec.predict(model, features, CPU) == alone
-    assert all(alone)
-
-
-def test_generated_answers_are_scored_as_answers():
-    codec = codec_with("chatml", QA)
-    evaluation = evaluate(tiny("LlamaForCausalLM", len(codec.tokenizer)), codec, [BORN] * 3, Metrics(), CPU, silent())
-    assert set(evaluation.scores) == {"exact_match", "f1"}
-    assert [codec.ended(ids) for ids in evaluation.outputs] == [ids[-1] == codec.end_id for ids in evaluation.outputs]
-    [feature] = codec.encode([BORN], training=True)  # as if the model had known the answer
-    assert codec.decode([BORN], [feature], [feature.target])[0].value == "upton"
 
 
 # Conversations

@@ -60,16 +60,6 @@ def test_gpt2_computes_logits_only_where_some_row_has_something_to_learn(prompts
     assert all(torch.allclose(one, two, atol=1e-5) for one, two in zip(whole, some, strict=True))
 
 
-@pytest.mark.parametrize(("backbone", "start"), [("bert", "[CLS]"), ("t5", "<pad>")])
-def test_decoder_inputs_are_the_labels_behind_the_start_token(backbone, start):
-    codec = codec_for(f"{backbone}_sum_sft")
-    batch = codec.collate(codec.encode([FIRE, GIFT], training=True))
-    short, long = batch["labels"]  # dover bridge collapses . END, and 10 words with END
-    assert (tokens(codec, batch["decoder_input_ids"][1][:1]), tokens(codec, long[-1:])) == ([start], [ENDS[backbone]])
-    assert batch["decoder_input_ids"][1, 1:].tolist() == long[:-1].tolist()
-    assert batch["decoder_input_ids"][0, 1:5].tolist() == short[:4].tolist()
-
-
 def only(model, token):
     """The same model with an output layer that prefers one token whatever it has read."""
     old = model.get_output_embeddings()

@@ -6,15 +6,13 @@ from zipfile import ZipFile
 
 import pytest
 
-from fixtures.results import Journal
 from tunegrid import ROOT
 from tunegrid.commands import merge
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.record import to_json
 from tunegrid.results import examples
 from tunegrid.results.files import read_journal, read_list
 from tunegrid.tests.outputs import refusal
-from tunegrid.tests.records import MEASURED, complete, read_records, record_of, run_file, trained
+from tunegrid.tests.records import read_records, record_of, run_file, trained
 from tunegrid.tests.sessions import run_in
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -146,13 +144,3 @@ def test_a_session_one_resumed_and_its_journal_merged_tell_what_cells_show_toget
     code, output, path = session(tmp_path, "again", "-n0", "--resume")
     assert "resumed 2 cells" in output
     assert (code, findings_of(path)) == (1, EXPECTED), output
-
-
-def test_a_journal_that_holds_together_is_finished_with_exit_code_0(tmp_path, capsys):
-    journal = Journal(tmp_path)
-    for cell, score in (("t5_sa_lora", 91.0), ("t5_sa_sft", 92.0)):
-        training = MEASURED["training"] | {"losses": [score], "updates": 1}
-        record = complete(cell, scores={"accuracy": score}, training=training)
-        journal.append(cell, {"fullname": cell, "extra_info": to_json(record)})
-    assert merge.main(["--journal", str(journal.path), "-o", str(tmp_path / "run.json")]) == 0
-    assert "2 of 2 cells passed on a CPU" in capsys.readouterr().out

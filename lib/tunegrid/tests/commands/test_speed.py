@@ -1,7 +1,6 @@
 """`tunegrid speed`: intervals worked out by hand, turns in order with stand-ins for Pythons, and one side's updates."""
 
 import sys
-import time
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -126,13 +125,6 @@ def test_a_slower_cell_and_more_memory_are_worse(python, capsys):
     assert last == f"Worse: gpt2_sa_lora training 20 % slower (20 to 21 %), {larger}"
 
 
-def test_a_cell_that_is_told_gets_no_more_rounds(python, tmp_path, capsys):
-    assert run(python("old"), python("new", gpt2_sa_lora=(1, 0.4)), "bert_sa_lora,gpt2_sa_lora") == 6
-    rounds = calls(tmp_path, end=" begins")
-    assert [rounds.count(f"new {cell}") for cell in ("bert_sa_lora", "gpt2_sa_lora")] == [4, 10]
-    assert capsys.readouterr().out.splitlines()[-1] == "Cannot tell: gpt2_sa_lora"
-
-
 def test_what_cannot_be_compared_is_one_sentence(python, tmp_path, capsys):
     old, new = python("old"), python("new", bert_sa_lora=(0, 0))
     for places, cell, sentence in (
@@ -148,38 +140,6 @@ def test_what_cannot_be_compared_is_one_sentence(python, tmp_path, capsys):
 
 
 # One side
-
-
-def test_time_in_which_others_had_the_core_is_taken_off(tmp_path, monkeypatch):
-    (tmp_path / "schedstat").write_text("5000000000 2500000000 17\n")
-    monkeypatch.setattr(paired_timing, "SCHEDULER", tmp_path / "schedstat")
-    assert paired_timing.waited() == 2.5
-    monkeypatch.setattr(paired_timing, "SCHEDULER", tmp_path / "none")
-    assert paired_timing.waited() == 0.0
-    readings = iter([1.0, 1.5, 1.5, 1.5])  # the thread waited for half a second between the first two: they are read again
-    monkeypatch.setattr(paired_timing, "waited", lambda: next(readings))
-    monkeypatch.setattr(time, "perf_counter", iter([10.0, 11.0]).__next__)
-    assert paired_timing.own_time() == 9.5
-
-
-def test_an_update_comes_after_its_line_and_not_before(monkeypatch, capsys):
-    events = []
-
-    def answers(cell):
-        for number in range(4):
-            events.append("updates")
-            yield {"seconds": number}
-
-    def lines():
-        for _ in range(2):
-            events.append("reads")
-            yield "\n"
-
-    monkeypatch.setattr(paired_timing, "answers", answers)
-    monkeypatch.setattr("sys.stdin", lines())
-    paired_timing.main("bert_sa_lora", "cpu")
-    assert events == ["updates", "reads", "updates", "reads", "updates"]
-    assert capsys.readouterr().out.splitlines() == [f'{MARK}{{"seconds": {number}}}' for number in range(3)]
 
 
 class FourUpdates(Exception):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tunegrid.errors import InputError
-from tunegrid.grid.backbones import BERT, HEAD_EXCEPTIONS, T5, Head
+from tunegrid.grid.backbones import BERT, HEAD_EXCEPTIONS, Head
 from tunegrid.grid.cells import STUDY, STUDY_IDS, study
 from tunegrid.grid.methods import LORA, Lora, Method
 from tunegrid.grid.recipes import (
@@ -96,16 +96,6 @@ def test_a_task_has_quick_cells_if_it_names_its_files_and_a_backbone_if_it_has_a
     assert {"bert_other_lora", "bertlarge_sst2_lora"} < set(grid.ids(FULL_PROFILE)) & set(grid.ids(FOOTPRINT_PROFILE))
     with pytest.raises(InputError, match="bertlarge_sa_sft has no quick recipe"):
         grid.cell("bertlarge_sa_sft", QUICK_PROFILE)
-
-
-def test_the_rate_of_a_head_is_inherited_if_a_user_gave_it(grid):
-    grid.add_method(replace(LORA, id="dora"), like="lora", quick={"max_steps": 7})
-    grid.add_backbone(replace(T5, id="t5base"), like="t5")
-    for cell_id in ("t5_sa_dora", "t5base_sa_lora"):
-        assert grid.cell(cell_id, QUICK_PROFILE).recipe.head_learning_rate is None
-    grid.add_recipe("t5_sa_lora", RECIPES["t5_sa_lora"], quick={"head_learning_rate": 4e-4})
-    grid.add_method(replace(LORA, id="fast"), like="lora")
-    assert grid.cell("t5_sa_fast", QUICK_PROFILE).recipe.head_learning_rate == 4e-4
 
 
 RECIPE = RECIPES["bert_sa_lora"]

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from tunegrid.codecs.base import IGNORED
-from tunegrid.instruments import NotAskedError, distillation, interpolation
-from tunegrid.instruments.interpolation import check_same_tensors
+from tunegrid.instruments import distillation, interpolation
 from tunegrid.tests.instruments.asking import asked_cell, values
 from tunegrid.tests.small import cell_of, codec_for, model_of, silent, train_rows, trainer_of
 
@@ -48,16 +47,6 @@ def test_the_barrier_is_the_deepest_fall_below_the_line_and_the_gain_is_over_the
     figures = interpolation.INSTRUMENT.measure(asked, None)
     assert values(figures, "barrier") == [42.0]
     assert values(figures, "gain", "best place") == [10.0] * 8  # 90 at 0.8, 80 at the end
-
-
-def test_heads_and_cells_that_no_line_joins_are_not_asked():
-    with pytest.raises(NotAskedError, match="its head is"):
-        interpolation.INSTRUMENT.before(asked_cell(cell_of("bert_sa_lora")))
-    with pytest.raises(NotAskedError, match="and this is SFT"):
-        interpolation.INSTRUMENT.before(asked_cell(cell_of("bert_sa_sft")))
-    tensors = {"a": torch.zeros(2), "b": torch.zeros(3)}
-    with pytest.raises(NotAskedError, match="1 tensors that do not match, b"):
-        check_same_tensors(tensors, tensors | {"b": torch.zeros(4)})
 
 
 def test_the_loss_of_a_student_by_hand():

@@ -6,11 +6,9 @@ import pytest
 import torch
 
 from tunegrid.codecs.base import IGNORED
-from tunegrid.grid.recipes import ZOO_PROFILE
 from tunegrid.grid.tasks import SUM
-from tunegrid.grid.zoo import zoo
 from tunegrid.instruments import NotAskedError
-from tunegrid.instruments.forgetting import HIDE, INSTRUMENT, LOADERS, causal, losses, masked, spans, texts_of
+from tunegrid.instruments.forgetting import HIDE, INSTRUMENT, LOADERS, causal, losses, texts_of
 from tunegrid.tests.instruments.asking import asked_cell, values
 from tunegrid.tests.small import cell_of, silent, tokenizer_of
 
@@ -22,22 +20,6 @@ class Letters:
 
     def convert_tokens_to_ids(self, token):
         return 200 + int(token.removeprefix("<extra_id_").rstrip(">"))
-
-
-def test_masked_tokens_are_predicted_and_no_other():
-    read, labels = masked(range(10, 30), Letters(), Random(0))
-    assert (read[0], read[-1]) == (101, 102)
-    assert [i for i, token in enumerate(read) if token == 100] == [i for i, label in enumerate(labels) if label != IGNORED]
-    assert sum(label != IGNORED for label in labels) == 3  # 15 % of 20
-    assert [label if token == 100 else token for token, label in zip(read, labels, strict=True)][1:-1] == list(range(10, 30))
-
-
-def test_spans_and_the_rest_make_the_text_again():
-    """20 tokens, 15 % in spans of 3: one span."""
-    read, target = spans(list(range(10, 30)), Letters(), Random(0))
-    assert (target[0], len(target), target[-1], read[-1]) == (200, 5, 1, 1)
-    place = read.index(200)
-    assert [*read[:place], *target[1:-1], *read[place + 1 : -1]] == list(range(10, 30))
 
 
 def test_each_next_token_is_predicted_and_texts_that_a_tokenizer_spells_are_left_out():
@@ -87,8 +69,3 @@ def test_training_a_head_alone_forgets_exactly_nothing_and_sft_at_a_high_rate_do
     assert (values(figures, "trains"), list(INSTRUMENT.objections(figures))) == ([float(forgets)], [])
     figures.loc[figures.figure == "trains", "value"] = 1.0 - forgets
     assert len(list(INSTRUMENT.objections(figures))) == 1
-
-
-def test_learned_tokens_in_front_of_the_text_are_not_asked():
-    with pytest.raises(NotAskedError, match="learned tokens come before the text"):
-        losses(asked_cell(zoo().cell("t5_sum_prompt", ZOO_PROFILE), zoo()))

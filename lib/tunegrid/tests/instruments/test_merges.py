@@ -7,7 +7,6 @@ import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.bnb import Linear4bit
 
-from tunegrid.instruments import merges
 from tunegrid.instruments.merges import INSTRUMENT, MEANING
 from tunegrid.run.serving import Serving
 from tunegrid.tests.instruments.asking import asked_cell, values
@@ -60,13 +59,4 @@ def test_layers_that_a_merge_or_packing_alone_leaves_without_the_adapter_are_nam
     assert list(dict.fromkeys(unlike.part)) == bases
     assert [f"{unlike.row.iloc[0]} among them" in sentence for sentence in INSTRUMENT.objections(figures)] == [True] * len(
         bases
-    )
-
-
-def test_the_original_is_not_taken_for_the_unpacked_base(monkeypatch):
-    loaded = merges._Merging._loaded
-    swapped = lambda merging, base: loaded(merging, "original" if base == "unpacked" else base)  # noqa: E731
-    monkeypatch.setattr(merges._Merging, "_loaded", swapped)
-    assert next(INSTRUMENT.objections(merged("bert_sa_qlora"))) == (
-        "what is to be merged onto the packed base's numbers, unpacked, lies on the original base"
     )

@@ -1,22 +1,19 @@
 """Shifts, one by one and by hand, and that a model which ignores its input is caught. No cell is trained."""
 
-import re
 from random import Random
 
 import pytest
 
-from fixtures.session import checked_names
 from tunegrid.codecs.base import Prediction
 from tunegrid.errors import InputError
-from tunegrid.grid.cells import STUDY, study
+from tunegrid.grid.cells import STUDY
 from tunegrid.grid.tasks import QA, SA, SUM
-from tunegrid.instruments import RESERVED, Shift
+from tunegrid.instruments import Shift
 from tunegrid.instruments.robustness import (
     INSTRUMENT,
     SHIFTS,
     contracted,
     distracted,
-    follows,
     negated,
     renamed,
     renumbered,
@@ -94,14 +91,6 @@ def test_a_shift_by_hand(task, change, row, after):
     assert change(task, row, Random(0)) == after
 
 
-def test_only_the_answers_own_number_becomes_another():
-    row = renumbered(QA, question("it closed in 1931 . it burned in may 1931 .", "when ?", "may 1931"), Random(0))
-    year = row["answers"]["text"][0].removeprefix("may ")
-    assert row["context"] == f"it closed in 1931 . it burned in may {year} ."
-    assert re.fullmatch(r"19\d\d", year)
-    assert year != "1931"
-
-
 def lying(**changes):
     return {"meaning": "-", "change": lambda task, row, rng: dict(row) | changes}
 
@@ -116,18 +105,6 @@ def lying(**changes):
 def test_a_shift_that_does_not_do_what_it_says_is_refused(shift, words):
     with pytest.raises(InputError, match=f"^shift '{shift.id}', {words}"):
         shifted_rows(SA, [review("bad", 0), review("good", 1)], shift)
-
-
-def test_a_user_adds_a_shift_under_a_name_of_its_own():
-    grid, own = study(), Shift(id="loud", **lying())
-    grid.add_shift(own)
-    with pytest.raises(InputError, match="is in the grid already"):
-        grid.add_shift(own)
-    assert checked_names("robustness", (), grid.shifts) == ("robustness",)
-    assert ("plain", *(shift.id for shift in SHIFTS)) == RESERVED
-    grid.add_shift(SHIFTS[0])
-    with pytest.raises(InputError, match=r"^shift 'typos5' is the suite's own; give yours another id"):
-        checked_names("robustness", (), grid.shifts)
 
 
 # What models score on them
@@ -173,10 +150,3 @@ def test_one_that_is_always_right_follows_every_turn_and_meets_no_objection(cell
     )
     assert set(figures[figures.figure.isin(["right", "turned"])].value) == {100.0}
     assert list(INSTRUMENT.objections(figures)) == []
-
-
-def test_a_summary_follows_its_article_by_the_words_that_differ():
-    old, new = {"highlights": "ann hurt ."}, {"highlights": "bob hurt ."}
-    assert follows(SUM, old, new, "bob hurt")
-    assert not follows(SUM, old, new, "ann and bob hurt")
-    assert not follows(SUM, old, new, "somebody hurt")

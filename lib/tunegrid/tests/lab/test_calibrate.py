@@ -141,12 +141,6 @@ def test_the_command_trains_seeds_moved_starts_and_controls_and_writes_three_fil
     assert len(sessions) == 4 + 3  # without the controls
 
 
-def test_the_zoo_gets_bounds_alone(sessions, tmp_path):
-    assert calibrate.main(["--profile", "zoo", "--to", str(tmp_path)]) == 0
-    assert sessions == [("zoo", {"--seeds": "0-4"}), ("controls and zoo", {})]
-    assert [path.name for path in (tmp_path / "benchmarks" / "thresholds").iterdir()] == ["zoo.toml"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

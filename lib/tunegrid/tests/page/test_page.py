@@ -4,7 +4,6 @@ No browser: `test_page_browser.py` opens pages in one.
 """
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from zipfile import ZipFile
@@ -13,12 +12,10 @@ import pytest
 
 from tunegrid import ROOT
 from tunegrid.commands import page as command
-from tunegrid.instruments import tidy
 from tunegrid.page import charts, render
 from tunegrid.page.rows import rows_section
 from tunegrid.page.view import page_of, page_run
 from tunegrid.record import from_json, to_json
-from tunegrid.record.record import Figure, InstrumentRecord
 from tunegrid.results import examples
 from tunegrid.results.files import SavedRun
 from tunegrid.results.judgements import Judgement, Verdict
@@ -26,7 +23,7 @@ from tunegrid.tests import kinds, pages
 from tunegrid.tests.kinds import text_of
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.pages import HOSTILE, footprint_json, record_of, run_of
-from tunegrid.tests.records import MEASURED, PHASE, complete, run_file
+from tunegrid.tests.records import MEASURED, complete, run_file
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -47,14 +44,6 @@ def test_what_failed_or_changed_is_one_table_with_stage_and_module():
     [section] = pages.failing().changes
     assert list(section.frame.cell) == ["t5_sa_lora", "t5_qa_sft", "gpt2_sa_lora", "bert_sum_sft"]
     assert "audit base_frozen: 2 of 53 frozen tensors changed" in list(section.frame.says)
-
-
-@pytest.mark.parametrize(
-    ("right", "shade"), [(36, "a2"), (40, "a4"), (35, "b1"), (34, "b3"), (20, "b4")]
-)  # 90, 100, 87.5, 85 and 50 points for a bound of 88
-def test_a_field_is_shaded_by_its_distance_from_the_bound(right, shade):
-    [cell] = page_of(run_of([record_of(right=right)])).cells
-    assert cell.shade == shade
 
 
 def test_a_cell_that_broke_off_shows_its_traceback_and_its_last_lines():
@@ -149,21 +138,6 @@ def test_charts_have_no_date_and_no_colour_but_those_of_the_page(tmp_path):
     assert all((folders[0] / name).read_bytes() == (folders[1] / name).read_bytes() for name in files)
 
 
-def test_what_instruments_measured_has_a_table_each_and_a_reason_where_nothing_was():
-    frame = tidy("loss", [1.0, 2.0], part="a", row=["x", "y"]).assign(instrument="own")
-    refused = tidy("", float("nan"), note="no such base").assign(instrument="own")
-    part = {"question": "why?", "figures": {"loss": Figure(shown=".2f")}}
-    records = [
-        replace(record_of(cell), instruments={"own": InstrumentRecord(**part, file=examples.write_columns("figures", own))})
-        for cell, own in (("bert_sa_lora", frame), ("t5_sum_sft", refused))
-    ]
-    page = page_of(run_of(records))
-    [table] = page.figures
-    assert (table.heading, table.sentences) == ("own: why?", ["no figure, t5_sum_sft: no such base"])
-    assert re.search(r"bert_sa_lora\s+a\s+1.50 \(0.52 2.48\)", text_of(page, cells=True))
-    assert "What cells were asked" not in text_of(page_of(run_of([record_of("t5_sum_sft")])))
-
-
 # Size and bad input
 
 
@@ -197,20 +171,3 @@ def test_what_cannot_be_shown_is_one_sentence(tmp_path, capsys):
         ((good, "--charts", tmp_path / "file" / "x"), "give another folder for charts"),
     ):
         assert sentence in refusal(capsys, command.main, *arguments)
-
-
-def with_joules(seed, gpu, cpu):
-    phase = PHASE | {"gpu_energy_joules": gpu, "cpu_energy_joules": cpu}
-    memory = MEASURED["memory"] | {"phases": {"load": phase, "train": phase, "audit": phase}}
-    device = MEASURED["device"] | {"energy": "GPU: NVML; CPU: RAPL, 1 package"}
-    return record_of("bert_sa_lora", 39, seed, memory=memory, device=device)
-
-
-def test_joules_stand_on_the_page_where_counters_told_them():
-    page = page_of(run_of([with_joules(0, 40.0, None), with_joules(1, 60.0, None), record_of("bert_sa_sft", 39)]))
-    shown = text_of(page)
-    # each of the two phases of the cell's own took 40 and 60 J, 50 over both seeds; the audit is the suite's
-    [energy] = page.costs[2:]
-    assert energy.cells == [["bert_sa_lora", "100.00"], ["bert_sa_sft", "-"]]  # whose device says why it has no counters
-    assert "Idle power included (GPU: NVML; CPU: RAPL, 1 package)." in shown
-    assert "CPU J" not in shown

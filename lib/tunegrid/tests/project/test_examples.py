@@ -7,16 +7,10 @@ from random import Random
 
 import datasets
 import pytest
-import torch
 
 from tunegrid import ROOT
 from tunegrid.commands import calibrate
-from tunegrid.grid.cells import add_from, study
-from tunegrid.grid.recipes import FOOTPRINT_PROFILE
 from tunegrid.results.thresholds import load_bounds
-from tunegrid.run.build import build, load_tokenizer
-from tunegrid.run.meter import parameter_counts
-from tunegrid.tests.chats import tiny_llama
 from tunegrid.tests.sessions import SessionProcess, benchmark_rows, full_in, run
 
 pytestmark = pytest.mark.slow
@@ -65,22 +59,6 @@ def test_a_shift_and_an_instrument_of_ones_own_stand_beside_the_suites(tmp_path)
     assert re.search(r"robustness: .*\nbert_sa_lora +loud +\d", output, re.DOTALL)
 
 
-def test_bert_medium_has_its_true_size_and_runs(tmp_path):
-    path = tmp_path / "bertmedium.py"
-    path.write_text(EXAMPLES["bertmedium.py"])
-    grid = study()
-    add_from(path, grid)
-    cell = grid.cell("bertmedium_sa_sft", FOOTPRINT_PROFILE)
-    counts = parameter_counts(build(cell, load_tokenizer(cell), torch.device("meta")))
-    # embeddings (30,522 + 512 + 2) x 512 and a norm; 8 layers of 4 x (512 x 512 + 512) + 2 x 512 x 2,048 + 2,048 + 512
-    # + 2 norms; the pooler 512 x 512 + 512; the classifier 512 x 2 + 2
-    layer = 4 * (512 * 512 + 512) + 2 * 512 * 2048 + 2048 + 512 + 4 * 512
-    total = (30_522 + 512 + 2) * 512 + 2 * 512 + 8 * layer + 512 * 512 + 512 + 512 * 2 + 2
-    assert counts.trainable_params == cell.recipe.trainable_params == total
-    full = full_in(tmp_path, **{"bert_uncased_L-8_H-512_A-8": "bert", "amazon_polarity": "data"})
-    records_of(tmp_path, "bertmedium.py", ("bertmedium_sa_qlora",), *full)
-
-
 PARTS = ("plot", "cast", "music", "ending", "story", "camera", "light", "sound")
 
 
@@ -119,12 +97,3 @@ def test_three_commands_lead_from_rows_to_a_gated_cell(tmp_path, monkeypatch):
     [record] = benchmark_rows(tmp_path / "before.json")
     assert (record["bounds"], record["status"], record["recipe"]["learning_rate"]) == (bounds, "passed", 5e-4)
     assert bounds["accuracy"] > 50
-
-
-def test_a_modern_decoder_classifies_answers_and_summarizes(tmp_path):
-    rows = dict.fromkeys(("amazon_polarity", "squad", "cnn_dailymail"), "data")
-    full = full_in(tmp_path, **rows, **{"bert-base-uncased": "bert"})  # which is for BERTScore
-    tiny_llama(tmp_path / "SmolLM2-135M-Instruct", tmp_path / "squad" / "train.jsonl")
-    cells = ("smollm2_sa_lora", "smollm2_qa_qlora", "smollm2_sum_sft")
-    records = records_of(tmp_path, "smollm2.py", cells, *full)
-    assert {"exact_match", "f1"} == records["smollm2_qa_qlora"]["scores"].keys()

@@ -119,12 +119,6 @@ def test_a_checkpoint_that_cannot_be_used_is_named_in_a_sentence(copied, cell_id
     assert sentence.format(folder=folder, root=folder.parent) in complaint(cell)
 
 
-def test_an_encoder_without_pooler_and_output_head_will_do_for_bert2bert(copied):
-    folder, cell = copied("bert_sum_sft")
-    rewrite(folder, lambda weights: {n: t for n, t in weights.items() if "pooler" not in n and not n.startswith("cls.")})
-    assert build(cell, load_tokenizer(cell), CPU)
-
-
 def in_two_files(folder):
     """The same weights in two files and an index, as save_pretrained writes large ones."""
     weights = load_file(folder / "model.safetensors")
@@ -195,14 +189,6 @@ def test_a_frozen_base_may_be_bf16_and_what_trains_is_fp32(backbone, method, tmp
     assert types(evidence) == {True: {torch.float32}, False: frozen}
     assert [finding for finding in audited(evidence) if not finding.passed] == []
     assert len({round(loss, 4) for loss in evidence.trainer.log.losses}) == 3
-
-
-def test_full_fine_tuning_is_in_fp32_whatever_the_checkpoint_is_in(tmp_path):
-    cell = tiny_llama(tmp_path)
-    sft = replace(cell, method=STUDY.methods["sft"], recipe=replace(cell.recipe, adapter=None))
-    evidence = trained(in_bf16(sft, warmup_ratio=0.0))
-    assert types(evidence) == {True: {torch.float32}, False: set()}
-    assert [finding for finding in audited(evidence) if not finding.passed] == []
 
 
 @pytest.mark.parametrize(

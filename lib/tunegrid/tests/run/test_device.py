@@ -3,12 +3,11 @@ import os
 import pytest
 import torch
 
-from fixtures.selection import pytest_xdist_auto_num_workers
 from tunegrid import machine
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import FULL_PROFILE
-from tunegrid.machine import SHARED_OUT, announce_threads, shared_out, thread_share
+from tunegrid.machine import SHARED_OUT, announce_threads, thread_share
 from tunegrid.run.device import (
     check_free,
     out_of_memory,
@@ -142,13 +141,6 @@ def test_threads_that_the_user_gives_are_heard_and_those_that_the_suite_announce
     assert (thread_share(None, ranks=ranks), thread_share(1)) == (threads, 1)  # a quick cell's own, which decides its digits
 
 
-def test_the_one_thread_that_torchrun_gives_each_rank_is_not_the_users(environment):
-    for name, value in shared_out(os.environ).items():
-        environment.setenv(name, value)
-    environment.setenv("OMP_NUM_THREADS", "1")  # as torchrun sets it where it finds none
-    assert thread_share(None, ranks=2) == 2
-
-
 @pytest.mark.parametrize(
     ("quota", "cores"), [("150000 100000\n", 1), ("400000 100000\n", 4), ("5000 100000\n", 1), ("max 100000\n", 6)]
 )
@@ -159,17 +151,3 @@ def test_a_containers_quota_limits_its_processes(environment, tmp_path, quota, c
     assert machine.usable_cores() == 6  # no such file: no container
     machine.CPU_QUOTA.write_text(quota)
     assert machine.usable_cores() == cores
-
-
-def test_as_many_workers_start_as_there_are_cores(environment):
-    def started(workers):
-        asking = pytest_xdist_auto_num_workers()
-        next(asking)
-        with pytest.raises(StopIteration) as answered:
-            asking.send(workers)
-        return answered.value.value
-
-    environment.delenv("PYTEST_XDIST_AUTO_NUM_WORKERS", raising=False)
-    assert (started(64), started(2)) == (4, 2)
-    environment.setenv("PYTEST_XDIST_AUTO_NUM_WORKERS", "64")
-    assert started(64) == 64

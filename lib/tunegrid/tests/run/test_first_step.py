@@ -12,15 +12,12 @@ from tunegrid.run.first_updates import (
     AdamW,
     FirstUpdates,
     adamw_step,
-    digest,
-    figure,
     gradient_figures,
     groups_of,
-    norms,
     sample,
 )
 from tunegrid.run.metrics import Metrics
-from tunegrid.run.probe import before_training, fixed_answers, short_to_long
+from tunegrid.run.probe import before_training, short_to_long
 from tunegrid.tests.small import cell_of, rows_of, silent, train_rows, trainer_of
 
 REVIEWS = rows_of("amazon_polarity/train")[:8]
@@ -50,16 +47,6 @@ def test_a_parameter_belongs_to_the_group_of_its_layer_or_of_the_method_that_add
     assert groups_of(cell, nn.Linear(1, 1), [name]) == {group: [name]}
     name = "base_model.model.transformer.h.0.attn.c_attn.lora_B.default.weight"
     assert cell_of("gpt2_sa_lora").method.group_of(name) == "lora_B"
-
-
-def test_norms_are_over_all_tensors_of_a_group():
-    assert norms({"one": ["a", "b"], "other": ["c"], "absent": ["d"]}, {"a": 3.0, "b": 4.0, "c": 2.0}) == {
-        "one": 5.0,
-        "other": 2.0,
-    }
-    [some] = sample({"a": torch.arange(3 * 4096.0)}).values()  # a large one is sampled evenly
-    assert some.tolist() == [3.0 * index for index in range(4096)]
-    assert [figure(value) for value in (1 / 3, math.nan, math.inf, 0)] == [0.333333333, None, None, 0.0]
 
 
 # Before training
@@ -152,15 +139,6 @@ def test_the_tokens_that_a_search_reads_are_counted(cached, monkeypatch):
 # What the probes cover
 
 
-def test_fixed_answers_are_scored_and_a_spoiled_text_lacks_every_third_word():
-    rows = [{"content": "x", "label": label} for label in (0, 1, 1, 1)]  # answers are 0, 1, 0, 1
-    assert fixed_answers(cell_of("bert_sa_sft").task, Metrics(), rows)["accuracy"] == 75.0
-    row = {"article": "", "highlights": "one two three four five six"}  # spoiled: the two three five six
-    assert fixed_answers(cell_of("t5_sum_sft").task, Metrics(), [row])["rouge1"] == pytest.approx(100 * 8 / 11)
-    for values in ([], [([1, 2], 0)], [([1, 2], (3, 4)), ([5], [6, 7])]):
-        assert digest(iter(values)) == digest(values)
-
-
 # The first updates
 
 
@@ -206,16 +184,6 @@ def test_first_updates_are_those_of_a_whole_run(count):
     assert first.losses == all_of_it.losses[:count]
     assert first.order == all_of_it.order  # of the rows of the whole run, as planned
     assert paused.log.learning_rates == whole.log.learning_rates[:count]
-
-
-def test_first_updates_may_be_all_and_a_loss_that_is_no_number_stops_before_the_pause():
-    trainer, [first] = trained(100, max_steps=2)
-    assert (first.updates, trainer.paused) == (2, True)
-    trainer = trainer_of(CELL, train_rows(CELL)[:48], max_steps=6)
-    with torch.no_grad():
-        next(p for p in trainer.model.parameters() if p.requires_grad).fill_(float("nan"))
-    assert trainer.run(silent(), first_updates=2).stopped == "loss is nan at update 1 of 6"
-    assert not trainer.paused
 
 
 # AdamW by its definition: steps worked out by hand, and which optimizers are followed.
@@ -281,15 +249,6 @@ def test_a_late_step_shows_a_count_that_stopped_at_16(kind):
     assert sound.gap == broken.gap
     assert sound.late_gap < 1e-4 < 1e-3 < broken.late_gap
     assert sound.packed is (kind is bnb.optim.AdamW8bit)
-
-
-def test_decay_that_is_part_of_the_gradient_is_seen(monkeypatch):
-    def coupled(weights):
-        optimizer = torch.optim.AdamW(weights, lr=0.01, weight_decay=0.5)
-        optimizer.step = torch.optim.Adam(weights, lr=0.01, weight_decay=0.5).step
-        return optimizer
-
-    assert gap(coupled) > 0.1
 
 
 def test_fewer_steps_other_optimizers_and_a_start_in_the_middle_say_nothing():

@@ -1,5 +1,4 @@
 import pytest
-import torch
 
 from tunegrid.codecs.base import Feature, token_counts
 from tunegrid.grid.cells import STUDY
@@ -10,7 +9,6 @@ from tunegrid.run.footprint import (
     Footprint,
     complete,
     trace,
-    uncounted,
     wrong_bytes,
     wrong_savings,
 )
@@ -53,17 +51,6 @@ def test_flops_of_an_update_worked_out_from_the_layers():
     # 64 x 64 x 128 twice. Two FLOPs a product; three layers; score is 128 x 2; backward is twice forward.
     layer = 2 * 64 * (128 * 384 + 128 * 128 + 2 * 128 * 512) + 2 * 2 * 64 * 64 * 128
     assert trace(gpt2("gpt2_sa_sft"), 0).flops_per_step == 3 * (3 * layer + 2 * 64 * 128 * 2)
-
-
-def test_fused_attention_counts_alike_on_every_device():
-    # Two rows, 4 heads, 5 queries and 7 keys of 8 values: two products of 2 x 4 x 5 x 7 x 8, two FLOPs each.
-    query, key = (2, 4, 5, 8), (2, 4, 7, 8)
-    forward = 2 * (2 * 2 * 4 * 5 * 7 * 8)
-    aten = torch.ops.aten
-    for kernel in ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu"):
-        ahead, back = (getattr(aten, f"_scaled_dot_product_{kernel}{end}") for end in ("", "_backward"))
-        assert uncounted()[ahead](query, key, key, None, 0.0) == forward
-        assert uncounted()[back](query, query, key, key) == 2 * forward
 
 
 # Bytes

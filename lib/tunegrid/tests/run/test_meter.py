@@ -1,8 +1,5 @@
 import ctypes
-import gc
-import sys
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +14,8 @@ from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.record import data_record
 from tunegrid.record.record import Ledger
-from tunegrid.run.footprint import Footprint, complete, flops_of
 from tunegrid.run.meter import WARMUP_UPDATES, Meter, gpu_counter, ledger, parameter_counts, tensor_bytes
-from tunegrid.tests.small import CPU, rows_of, silent, trainer_of
+from tunegrid.tests.small import CPU
 
 MIB = 2**20
 
@@ -65,33 +61,6 @@ def test_rates_by_hand():
     assert (steps.step_seconds_median, steps.step_seconds_p90) == (1.0, pytest.approx(4.6))  # 90 % of 11 steps up
     short = measured([1.0] * WARMUP_UPDATES).throughput()  # too short to measure
     assert (short.train_samples_per_second, short.step_seconds_median, short.measured_steps) == (None, None, 0)
-
-
-def test_an_update_holds_nothing_that_waits_or_cleans_up():
-    calls = set()
-
-    class Watched(Meter):
-        @contextmanager
-        def update(self, **amounts):
-            with super().update(**amounts) as update:
-                if self.updates:  # the first update leaves its figures for the record
-                    sys.setprofile(lambda frame, event, arg: calls.add(getattr(arg, "__name__", frame.f_code.co_name)))
-                yield update
-                sys.setprofile(None)
-
-    trainer = trainer_of("bert_sa_sft", rows_of("amazon_polarity/train")[:24], max_steps=3, per_device_train_batch_size=8)
-    trainer.meter = Watched(device=CPU)
-    collections = []
-    gc.disable()  # from here on, only an explicit call collects
-    gc.callbacks.append(lambda phase, info: collections.append(phase))
-    try:
-        trainer.run(silent())
-    finally:
-        gc.callbacks.pop()
-        gc.enable()
-    assert {"_backward", "step"} <= calls
-    assert not {"item", "tolist", "collect", "empty_cache", "synchronize"} & calls
-    assert collections == []
 
 
 # Memory
@@ -224,18 +193,6 @@ def test_a_gpu_without_a_counter_has_none(nvml, library):
 
 
 # Measurements become the record's parts; their figures follow from what the stages measured.
-
-SIZES = {"weights_bytes": 100, "gradients_bytes": 10, "optimizer_bytes": 20, "checkpoint_bytes": 10}
-LEDGER = Ledger(**SIZES, activations_bytes=None, peak_bytes=None)
-FOOTPRINT = Footprint(flops_per_step=3_000, matmul_flops_per_second=5_000.0, live_bytes=130, peak_bytes=180)
-
-
-def test_mfu_is_what_an_update_achieves_of_the_devices_best():
-    flops = flops_of(FOOTPRINT, 2.0)
-    assert (flops.achieved_flops_per_second, flops.mfu_percent) == (1_500.0, 30.0)
-    assert (flops_of(FOOTPRINT, None).achieved_flops_per_second, flops_of(FOOTPRINT, None).mfu_percent) == (None, None)
-    ledger = complete(LEDGER, FOOTPRINT)  # activations have what is left of the peak
-    assert (ledger.weights_bytes, ledger.peak_bytes, ledger.activations_bytes) == (100, 180, 50)
 
 
 def test_origins_do_not_name_the_folder_that_holds_the_data():

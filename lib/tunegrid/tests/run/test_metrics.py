@@ -1,4 +1,3 @@
-from dataclasses import replace
 from random import Random
 from statistics import fmean
 
@@ -16,7 +15,6 @@ from tunegrid.run.metrics import (
     Metrics,
     classification_scores,
     greedy_match,
-    needs_bertscore,
     normalized,
     rouge_examples,
     squad_examples,
@@ -96,13 +94,6 @@ def test_rouge_by_hand(reference, text, points):
     assert scored(rouge_examples, [reference], [text]) == pytest.approx(wanted)
 
 
-def test_rouge_lsum_matches_generated_sentences_in_any_order():
-    rows = [{"highlights": "fire hits dover .\npolice arrest anna ."}]
-    scores = METRICS[Problem.GENERATE](Metrics(), SUM, rows, ["police arrest anna . fire hits dover ."]).scores
-    assert scores["rougeLsum"] == 100.0
-    assert scores["rougeL"] == 50.0  # in one sequence only one of the two lines can match
-
-
 def test_each_row_keeps_its_own_points():
     result = METRICS[Problem.CLASSIFY](Metrics(), SA, [{"label": 1}, {"label": 0}, {"label": 1}], [1, 1, 1])
     assert result.examples == {"accuracy": [100.0, 0.0, 100.0]}
@@ -113,25 +104,6 @@ def test_each_row_keeps_its_own_points():
     result = METRICS[Problem.GENERATE](Metrics(), SUM, [{"highlights": "a fire"}, {"highlights": "a flood"}], ["a fire", ""])
     assert result.examples == {name: [100.0, 0.0] for name in ROUGE_TYPES}
     assert result.scores["rouge1"] == 50.0
-
-
-class Perfect:
-    """A BERTScore that is always 100."""
-
-    name = "perfect"
-
-    def examples(self, references, candidates):
-        return {"bertscore_f1": [100.0] * len(references)}
-
-
-def test_bertscore_is_computed_only_for_a_task_that_is_held_to_it():
-    metrics, rows = Metrics(bert_scorer=Perfect()), [{"highlights": "a fire"}]
-    rouge_only = replace(SUM, bounded_scores=ROUGE_TYPES)
-    assert (needs_bertscore(SUM), needs_bertscore(rouge_only), needs_bertscore(QA)) == (True, False, False)
-    whole, fewer = (METRICS[Problem.GENERATE](metrics, task, rows, ["a fire"]) for task in (SUM, rouge_only))
-    assert (set(whole.scores), set(fewer.scores)) == ({*ROUGE_TYPES, "bertscore_f1"}, set(ROUGE_TYPES))
-    assert whole.sources == {"rouge": "rouge_score", "bertscore": "built-in, perfect"}
-    assert fewer.sources == {"rouge": "rouge_score"}
 
 
 # test_bertscore

@@ -8,9 +8,7 @@ from huggingface_hub import ModelCard
 from peft import PeftConfig
 from transformers import AutoConfig
 
-from tunegrid.grid.cells import STUDY
-from tunegrid.grid.recipes import FULL_PROFILE
-from tunegrid.run.serving import Serving, card_of, save
+from tunegrid.run.serving import Serving, save
 from tunegrid.tests.records import complete
 from tunegrid.tests.small import cell_of, model_of, tokenizer_of
 
@@ -72,12 +70,3 @@ def test_a_saved_classifier_names_its_classes_without_the_network(no_network, tm
     config = AutoConfig.from_pretrained(folder)
     assert (config.id2label, config.label2id) == ({0: "negative", 1: "positive"}, {"negative": 0, "positive": 1})
     assert without_places(folder)
-
-
-def test_a_cell_of_the_hub_names_data_and_backbone_and_a_run_that_did_not_pass_is_a_limitation(no_network):
-    cell = STUDY.cell("gpt2_qa_lora", FULL_PROFILE)
-    data = card_of(cell, complete("gpt2_qa_lora", profile="full")).data
-    assert (data.base_model, data.datasets) == ("openai-community/gpt2", ["rajpurkar/squad"])
-    assert data.pipeline_tag == "question-answering"
-    text = card_of(cell_of("bert_sa_lora"), complete(status="missed", missed=["accuracy 60.0 is below 88.0"])).text
-    assert "- Its run did not pass (missed). accuracy 60.0 is below 88.0" in text.splitlines()

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from tunegrid.results.modules import first_modules, modules_of
 from tunegrid.run.first_updates import ModuleFigures
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import before_training
@@ -72,21 +71,6 @@ def test_gradients_are_those_at_the_output_and_of_a_modules_own_weights():
     assert columns["gradient_norm"] == pytest.approx([ten / 4, ten / 2, ten, two, two])
     # Of the embedding two rows get (1, 2) / 4; of the weights of `out` the gradient is the sum of (3, 4) / 4 and (6, 8) / 4.
     assert columns["weights_norm"] == [pytest.approx(ten / 4), None, None, pytest.approx(3 * 5 / 4), None]
-
-
-def test_a_change_in_one_of_two_models_is_named():
-    """A plant in `shrink`, at its second call only; and one in the backward pass of `out`."""
-    healthy = modules_of(noted(Toy()).columns())
-    bounds = {"module_outputs": 1e-4, "module_gradients": 1e-4}
-    planted = Toy()
-    planted.shrink.forward = lambda states, scale=0.4: (states * scale, "no tensor")  # the second call says which scale
-    assert first_modules(healthy, modules_of(noted(planted).columns()), "forward", bounds)[1] == (("shrink", "Half", HERE),)
-    planted = Toy()
-    multiply = planted.out.forward
-    planted.out.forward = lambda states: multiply(0.5 * states + (0.5 * states).detach())
-    both = healthy, modules_of(noted(planted).columns())
-    assert first_modules(*both, "forward", bounds) == ("", ())
-    assert first_modules(*both, "forward", bounds, backward=True)[1] == (("out", "Linear", "torch"),)
 
 
 def hooks_of(model):

@@ -14,7 +14,7 @@ from tunegrid.run.build import checksums
 from tunegrid.run.evaluate import evaluate
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.ranks import ALONE, Ranks
-from tunegrid.tests.ranked import CUT, cut_on, on_ranks, sharded_is_the_model
+from tunegrid.tests.ranked import CUT, cut_on, on_ranks
 from tunegrid.tests.small import (
     CPU,
     cell_of,
@@ -121,19 +121,6 @@ def test_three_ranks_score_every_row_once(cell_id, count):
     assert answers[0][1:] == answers[1][1:] == answers[2][1:] == scored_on(ALONE, cell_id, count)[1:]
 
 
-def meters_of(ranks):
-    trainer = trainer_on(ranks, "bert_sa_sft")
-    training = trainer.run(silent())
-    return trainer.meter.over(ranks), [update.samples for update in trainer.meter.updates], training.tokens
-
-
-def test_the_record_has_each_rank_and_counts_rows_and_tokens_of_all():
-    (record, samples, tokens), _ = on_ranks(2, meters_of)
-    assert (record.count, record.backend) == (2, "gloo")
-    assert [rank["train_samples"] for rank in record.each] == [7, 7]
-    assert (samples, tokens) == ([6, 6, 2], meters_of(ALONE)[2])
-
-
 def held_on(ranks):
     """Bytes of the ledger with weights shared out and whole, and whether all weights are parts."""
     ledgers = []
@@ -154,18 +141,6 @@ def test_a_rank_holds_half_of_weights_gradients_and_moments():
 
 
 # Epochs and checkpoints
-
-
-def best_on(ranks):
-    """Which of two epochs is chosen, the first of which scored best, and whether the sharded model follows."""
-    trainer = trainer_on(sharded(ranks), "gpt2_sum_lora", 6, num_train_epochs=2, max_steps=0)
-    scores = iter([2.0, 1.0])
-    training = trainer.run(silent(), lambda: (next(scores), []))
-    return training.chosen_epoch, sharded_is_the_model(trainer)
-
-
-def test_the_sharded_model_follows_the_epoch_that_was_chosen():
-    assert on_ranks(2, best_on) == [(1, True), (1, True)]
 
 
 def cut_as(ranks, fsdp, path, loses_a_file):
@@ -198,23 +173,3 @@ def test_memory_that_runs_out_on_a_rank_is_one_sentence():
     _, sentence = on_ranks(2, out_of_memory_on)
     assert sentence.startswith("bert_sa_sft does not fit: memory runs out at update 1 of 3 on rank 1 of 2 (CUDA out of memory.")
     assert sentence.endswith("; take more ranks, or share out its weights with --ranks N:fsdp")
-
-
-def refused_on(ranks, cell_id, changes):
-    with pytest.raises(InputError) as caught:
-        trainer_on(sharded(ranks), cell_id, 6, **changes)
-    return str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("cell_id", "changes", "words"),
-    [
-        ("gpt2_sum_qlora", {}, "FSDP takes packed weights only if bnb_4bit_quant_storage is the dtype"),
-        ("gpt2_sum_lora", {"optim": "adamw_bnb_8bit"}, "cannot step parts of weights"),
-        ("gpt2_sa_adalora", {}, "changes whole weights between updates"),
-    ],
-)
-def test_what_needs_whole_weights_is_refused_with_the_way_out(cell_id, changes, words):
-    for sentence in on_ranks(2, refused_on, cell_id, changes):
-        assert words in sentence
-        assert "leave out :fsdp" in sentence

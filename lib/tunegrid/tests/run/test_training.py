@@ -1,5 +1,4 @@
 import math
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -120,18 +119,6 @@ def test_updates_that_fp16_lost_move_no_weight_and_no_rate():
     assert (training.updates, training.stopped) == (6, None)
 
 
-def test_a_method_with_something_to_do_after_a_step_learns_at_once_whether_there_was_one():
-    trainer, calls = scaled(overflowing(1)), []
-
-    class Counting(type(trainer.cell.method)):
-        def after_step(self, model, update):
-            calls.append((update, all(p.grad is not None for p in trainer.trained if p.requires_grad)))
-
-    trainer.stepper.cell = replace(trainer.cell, method=Counting(id="counting", name="counting"))
-    trainer.run(silent())
-    assert [update for update, _ in calls] == [0, 2, 3, 4, 5]
-
-
 # What trains, and what is kept
 
 
@@ -209,14 +196,3 @@ def test_where_memory_runs_out_smaller_micro_batches_make_the_same_update(error)
 def test_what_does_not_fit_in_any_cut_ends_the_cell(rows, error, raised, words):
     with pytest.raises(raised, match=words):
         trainer_of("bert_sa_sft", REVIEWS, crowded(rows, error), per_device_train_batch_size=2).run(silent())
-
-
-def test_memory_that_runs_out_in_the_step_ends_the_cell_in_a_sentence(monkeypatch):
-    trainer = trainer_of("bert_sa_sft", REVIEWS)
-
-    def step(*_):
-        raise RuntimeError("CUDA error: out of memory")
-
-    monkeypatch.setattr(trainer.optimizer.optimizer, "step", step)
-    with pytest.raises(InputError, match=r"does not fit: memory runs out in the optimizer's step of update 1 \(CUDA"):
-        trainer.run(silent())
