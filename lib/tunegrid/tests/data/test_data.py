@@ -13,6 +13,7 @@ from tunegrid.data.sources import StoredRows, tables
 from tunegrid.data.splits import check_first_rows, check_row, load_splits, noisy
 from tunegrid.errors import InputError
 from tunegrid.grid import more_tasks
+from tunegrid.grid.backbones import BERT, checkpoint_of
 from tunegrid.grid.recipes import QUICK_PROFILE, Profile
 from tunegrid.grid.tasks import QA, SA, SUM, Carve
 
@@ -202,6 +203,17 @@ def test_first_rows_are_those_of_every_kind_of_file(tmp_path):
 def test_a_task_says_how_many_rows_are_learned_as_set_does_which_goes_before(tmp_path, of_task, asked, learned):
     profile = replace(put(tmp_path, SA, train=reviews(50, 50)), train_rows=asked, caps={})
     assert len(load_splits(replace(SA, train_rows=of_task), profile).train) == learned
+
+
+def test_rows_of_the_hub_bring_its_commit_and_weights_are_asked_for_at_the_pinned_one(monkeypatch):
+    import datasets
+
+    split = datasets.Dataset.from_list(reviews(1, 1))
+    split.info.download_checksums = {f"hf://datasets/x@{'a' * 40}/train.parquet": {}}
+    monkeypatch.setattr("datasets.load_dataset", lambda *names, trust_remote_code: {"train": split})
+    [table] = tables(SA, None).values()
+    assert (table.revision, table.origin) == ("a" * 40, f"hub:{SA.dataset}/train")
+    assert checkpoint_of(BERT, Profile(id="full")) == (BERT.checkpoint, {"revision": BERT.revision})
 
 
 def test_an_unreachable_hub_is_one_sentence_with_the_way_round_it(monkeypatch):
