@@ -18,14 +18,7 @@ from tunegrid.grid.methods import LORA, Lora
 from tunegrid.grid.recipes import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.run import probe
-from tunegrid.run.probe import (
-    distance,
-    gradients_of,
-    hooked,
-    logits_of,
-    short_to_long,
-    undisturbed,
-)
+from tunegrid.run.probe import distance, gradients_of, hooked, logits_of, short_to_long, undisturbed
 from tunegrid.tests.small import cell_of, evidence_from, rows_of, train_rows, trainer_for, trainer_of
 
 QUESTIONS = Splits(train=rows_of("squad/train")[:24], validation=[], test=[], origins={})

@@ -75,11 +75,7 @@ def test_an_unknown_architecture_is_refused_with_the_nearest():
 
 @pytest.mark.parametrize(
     ("backbone", "tokens"),
-    [
-        ("bert", "[CLS] the lamp is great [SEP]"),
-        ("gpt2", "my Ġlamp Ċ the Ġlamp Ġis"),
-        ("t5", "▁my ▁lamp ▁the ▁lamp ▁is </s>"),
-    ],
+    [("bert", "[CLS] the lamp is great [SEP]"), ("gpt2", "my Ġlamp Ċ the Ġlamp Ġis"), ("t5", "▁my ▁lamp ▁the ▁lamp ▁is </s>")],
 )
 def test_columns_are_read_special_tokens_survive_the_cut_and_padding_is_on_the_right(backbone, tokens):
     cut, whole = codec_for(f"{backbone}_sa_sft", max_length=6), codec_for(f"{backbone}_sa_sft")
@@ -135,10 +131,7 @@ TWICE = {
     "answers": {"text": ["dover"], "answer_start": [64]},  # the second of two
 }
 TOWN = {"context": "dover is old .", "question": "what is old ?", "answers": {"text": ["dover"], "answer_start": [0]}}
-SHORT = {
-    "max_length": 15,
-    "doc_stride": 4,
-}  # the question takes 4 tokens ([CLS] when ? [SEP]), the end 1, the context 10
+SHORT = {"max_length": 15, "doc_stride": 4}  # the question takes 4 tokens ([CLS] when ? [SEP]), the end 1, the context 10
 
 
 def counting(tokens, answer):

@@ -273,8 +273,7 @@ def test_copies_of_rows_that_score_are_left_out_and_counted(tmp_path):
         return [ARTICLE | {"article": text} for text in texts]
 
     splits = load_splits(
-        SUM,
-        put(tmp_path, SUM, train=articles("a", "B  b", "c", "c"), validation=articles("b b", "d"), test=articles("d", "a")),
+        SUM, put(tmp_path, SUM, train=articles("a", "B  b", "c", "c"), validation=articles("b b", "d"), test=articles("d", "a"))
     )
     assert [[row["article"] for row in rows] for rows in parts(splits)] == [["c", "c"], ["b b"], ["d", "a"]]
     assert splits.dropped == {"train": 2, "validation": 1}

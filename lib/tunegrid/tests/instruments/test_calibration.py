@@ -12,11 +12,7 @@ from sklearn.metrics import log_loss
 from tunegrid.instruments.calibration import BINS, confidences, ece, fitted, nll
 from tunegrid.tests.small import CPU, codec_for
 
-TOWN = {
-    "context": "dover is old .",
-    "question": "what is old ?",
-    "answers": {"text": ["dover"], "answer_start": [0]},
-}
+TOWN = {"context": "dover is old .", "question": "what is old ?", "answers": {"text": ["dover"], "answer_start": [0]}}
 
 
 class Rising(torch.nn.Module):

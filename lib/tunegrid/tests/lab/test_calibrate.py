@@ -14,15 +14,7 @@ from tunegrid.lab import calibrate, false_alarms
 from tunegrid.lab import power as command
 from tunegrid.lab.calibrate import noise_toml
 from tunegrid.lab.power import Simulation
-from tunegrid.lab.tolerances import (
-    FLOORS,
-    Apart,
-    apart,
-    largest,
-    numerics_toml,
-    tolerance,
-    tolerances_of,
-)
+from tunegrid.lab.tolerances import FLOORS, Apart, apart, largest, numerics_toml, tolerance, tolerances_of
 from tunegrid.results.bounds import Calibration, bound_of
 from tunegrid.results.files import load, save
 from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, load_noise

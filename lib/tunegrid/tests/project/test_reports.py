@@ -15,11 +15,7 @@ from tunegrid.results.files import read_list
 
 REPORTS = ROOT / "reports"
 SCHEMA = Draft202012Validator(schema())
-COMMITTED = [
-    REPORTS / "baselines" / "quick-cpu.json",
-    REPORTS / "study.json",
-    *sorted(REPORTS.glob("*/footprint.json")),
-]
+COMMITTED = [REPORTS / "baselines" / "quick-cpu.json", REPORTS / "study.json", *sorted(REPORTS.glob("*/footprint.json"))]
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: str(path.relative_to(REPORTS)))

@@ -22,10 +22,7 @@ FAULTS = {  # what to drop once it is mended, and what the script prints of it
         "fused=True: the weight stays, step_was_skipped is False",
     ),
     "peft_prompts": ("REPEATED in grid/zoo.py", "PromptTuningConfig: logits of generate differ"),
-    "peft_adalora_scale": (
-        "isinstance of Lora in audits/computation.py",
-        "after it was doubled and set back it is 2",
-    ),
+    "peft_adalora_scale": ("isinstance of Lora in audits/computation.py", "after it was doubled and set back it is 2"),
     "peft_packed_bias": (UPSTREAM, "the base's bias gains 1, where"),
     "transformers_saved_tokenizer": (f"{UPSTREAM}, and let A16 and A60 of plants act in full", "pads on the right"),
 }

@@ -130,10 +130,7 @@ def test_about_one_table_of_twenty_equal_methods_tells_any_apart_at_most(deviati
 
 
 def test_what_is_not_like_for_like_comes_first_and_other_rows_are_not_tested():
-    unlike = {
-        "training": MEASURED["training"] | {"updates": 5, "precision": "bf16"},
-        "data": MANY | {"fingerprint": "f" * 16},
-    }
+    unlike = {"training": MEASURED["training"] | {"updates": 5, "precision": "bf16"}, "data": MANY | {"fingerprint": "f" * 16}}
     comparison = alone([measured("bert_sa_sft", 90.0), measured("bert_sa_qlora", 80.0, **unlike)])
     first, *_ = sections([comparison], [])
     assert dict(zip(first.frame["in"], first.frame.methods, strict=True)) == {

@@ -15,10 +15,7 @@ from tunegrid.tests.records import MEASURED, hits, record_of
 
 CELL = "bert_sa_lora"
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
-SUMS = {
-    "bounded_scores": ["bertscore_f1"],
-    "data": MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 192}},
-}
+SUMS = {"bounded_scores": ["bertscore_f1"], "data": MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 192}}}
 BOTH = {"perturbed": 4.0, "seeds": 8.0}  # deviations
 OTHER = {"first_loss": 1.1}  # another training
 ROOT_2 = 2**0.5

@@ -12,15 +12,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.run.build import build, load_tokenizer, model_record, weight_files
-from tunegrid.tests.small import (
-    CPU,
-    cell_of,
-    evidence_from,
-    model_of,
-    rows_of,
-    tiny_llama,
-    trainer_for,
-)
+from tunegrid.tests.small import CPU, cell_of, evidence_from, model_of, rows_of, tiny_llama, trainer_for
 
 # Checkpoints that cannot be used
 

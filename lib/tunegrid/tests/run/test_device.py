@@ -8,13 +8,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import FULL_PROFILE
 from tunegrid.machine import SHARED_OUT, announce_threads, thread_share
-from tunegrid.run.device import (
-    check_free,
-    out_of_memory,
-    resolve_device,
-    resolve_precision,
-    used_by_others_gib,
-)
+from tunegrid.run.device import check_free, out_of_memory, resolve_device, resolve_precision, used_by_others_gib
 from tunegrid.tests.small import CPU
 
 FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}

@@ -8,14 +8,7 @@ import torch
 import transformers as hf
 from torch import nn
 
-from tunegrid.run.first_updates import (
-    AdamW,
-    FirstUpdates,
-    adamw_step,
-    gradient_figures,
-    groups_of,
-    sample,
-)
+from tunegrid.run.first_updates import AdamW, FirstUpdates, adamw_step, gradient_figures, groups_of, sample
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import before_training, short_to_long
 from tunegrid.tests.small import cell_of, rows_of, silent, train_rows, trainer_of

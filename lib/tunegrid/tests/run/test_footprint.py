@@ -5,13 +5,7 @@ from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import FOOTPRINT_CPU_PROFILE
 from tunegrid.record.record import Ledger
 from tunegrid.run.build import load_tokenizer
-from tunegrid.run.footprint import (
-    Footprint,
-    complete,
-    trace,
-    wrong_bytes,
-    wrong_savings,
-)
+from tunegrid.run.footprint import Footprint, complete, trace, wrong_bytes, wrong_savings
 from tunegrid.run.prepare import codec_of, synthetic_features
 from tunegrid.tests.small import CPU, rows_of, trainer_of
 

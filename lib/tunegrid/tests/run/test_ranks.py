@@ -58,8 +58,7 @@ def courses_on(ranks, cell_id, fsdp):
 
 
 @pytest.mark.parametrize(
-    ("cell_id", "fsdp"),
-    [*((name, False) for name in (*PLAIN, *PACKED)), *((name, True) for name in SHARED_OUT)],
+    ("cell_id", "fsdp"), [*((name, False) for name in (*PLAIN, *PACKED)), *((name, True) for name in SHARED_OUT)]
 )
 def test_a_cell_trains_on_two_ranks_as_on_one(cell_id, fsdp):
     """A packed base computes in bf16, which rounds otherwise in a batch of another shape: by 3e-4 nats in three updates."""
