@@ -3,7 +3,6 @@
 from dataclasses import replace
 from functools import cache
 
-import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

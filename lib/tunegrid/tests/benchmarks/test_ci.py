@@ -4,12 +4,9 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 
 import pytest
 from check_jsonschema import main as check
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
 from tunegrid import ROOT
@@ -22,7 +19,6 @@ OWN, LOWEST, GITHUB, MATRIX, NEWEST, CELLS, GITLAB, SLURM = (
     *(RECIPES / name for name in ("github.yml", "github-matrix.yml", "newest.yml", "own-cells.yml", "gitlab.yml", "slurm.sh")),
 )
 # The extras that jobs install together. Trackers ask for other releases of what all share, as MLflow for an older pyarrow.
-LOCKED = ("cluster", "dev")
 # Writes the run and the page, and ends as it is told to; fails as pytest does where the baseline or the folder is missing.
 PYTEST = """
 for argument; do case "$argument" in
@@ -111,23 +107,6 @@ def test_the_gitlab_recipe_is_sound_and_warns_where_the_gate_cannot_tell():
 # Locked versions
 
 
-def locked(python):
-    """The versions in constraints.txt for a Python on Linux."""
-    lines = (RECIPES / "constraints.txt").read_text().splitlines()
-    pins = [Requirement(line) for line in lines if not line.startswith("#")]
-    machine = {"python_full_version": f"{python}.0", "sys_platform": "linux", "platform_machine": "x86_64"}
-    return {pin.name: str(pin.specifier)[2:] for pin in pins if not pin.marker or pin.marker.evaluate(machine)}
-
-
-@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
-def test_locked_versions_are_of_every_package_that_pyproject_asks_for_and_as_it_asks(python):
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = [text for name in LOCKED for text in project["optional-dependencies"][name]]
-    wanted, versions = [*map(Requirement, [*project["dependencies"], *extras])], locked(python)
-    assert [str(one) for one in wanted if not one.specifier] == []  # each has a lower bound, which a job installs
-    assert [str(one) for one in wanted if not one.specifier.contains(versions.get(canonicalize_name(one.name), "0"))] == []
-
-
 # Shell
 
 RUN, JUDGED = "pytest -m quick -n auto", "--gate-on=numerics,quality,memory"  # a library's change of arithmetic fails its job
@@ -188,26 +167,6 @@ def test_a_recipe_measures_before_and_after_and_ends_as_the_gate_does(machine, r
     assert (ended, [call for call in calls if call != "pip freeze"]) == (code, expected)
 
 
-def test_the_matrix_runs_all_shards_merges_them_and_ends_as_the_gate_does(machine):
-    cells = read(MATRIX)["jobs"]["cells"]
-    parts = cells["strategy"]["matrix"]["part"]
-    assert cells["with"]["shard"] == "${{ matrix.part }}/${{ strategy.job-total }}"
-    assert parts == list(range(1, len(parts) + 1))
-    assert set(cells["with"]) <= set(read(GITHUB)["on"]["workflow_call"]["inputs"])
-    for folder in ("tunegrid", "parts/tunegrid-part-1", "parts/tunegrid-part-2"):
-        (machine.folder / folder).mkdir(parents=True)
-        for name in ("before", "after"):
-            (machine.folder / folder / f"{name}.json").touch()
-    steps = [step for step in shell_steps(read(MATRIX)["jobs"]["merge"], {}) if "gate" in step[0]]
-    before, after = (" ".join(f"../parts/tunegrid-part-{part}/{name}.json" for part in (1, 2)) for name in ("before", "after"))
-    assert machine.run(*steps) == (6, [
-        f"tunegrid merge {before} -o ../run/before.json",
-        f"tunegrid merge {after} -o ../run/after.json",
-        "tunegrid page ../run/after.json ../run/before.json -o ../run/page.html",
-        "tunegrid gate --on numerics,quality,memory ../run/before.json ../run/after.json",
-    ])  # fmt: skip
-
-
 def test_pytest_has_every_option_that_the_recipes_give(pytestconfig):
     text = "".join(path.read_text() for path in (OWN, GITHUB, GITLAB, NEWEST, CELLS))
     for name in {"--gate", "--html", *re.findall(r"--[a-z-]+(?==)", text)}:
@@ -215,36 +174,3 @@ def test_pytest_has_every_option_that_the_recipes_give(pytestconfig):
 
 
 # Slurm's part, one job after the other. A script is copied before it runs, as Slurm does.
-SBATCH = """
-for argument; do case "$argument" in
-  --array=*) array="${argument#*=}";;
-  --output=*) output="${argument#*=}";;
-  --*) ;;
-  *) break;;
-esac; shift; done
-script=$(mktemp -p "$WORK"); cp "$1" "$script"; shift
-tasks=$(for part in ${array//,/ }; do seq "${part%-*}" "${part#*-}"; done)
-[ -n "$array" ] || { bash "$script" "$@" > "$output" 2>&1; exit 0; }
-for task in $tasks; do
-  SLURM_ARRAY_TASK_ID=$task SLURM_ARRAY_TASK_COUNT=$(wc -w <<< "$tasks") SLURM_CPUS_PER_TASK=8 \
-    bash "$script" "$@" > "${output/\\%a/$task}" 2>&1
-done
-echo "41;cluster"
-"""
-
-
-def test_a_slurm_array_runs_the_shards_and_a_dependent_job_merges_them(tmp_path, monkeypatch):
-    for name in [name for name in os.environ if name.startswith("SLURM_")]:
-        monkeypatch.delenv(name)
-    machine = Machine(tmp_path, TOOLS | {"sbatch": SBATCH, "srun": 'shift; exec "$@"', "tunegrid": ""})
-    assert machine.run((f"{SLURM} -m full", {"WORK": str(tmp_path)})) == (1, [])  # no number of shards
-    code, calls = machine.run((f"{SLURM} -m full", {"WORK": str(tmp_path), "SHARDS": "3"}))
-    array, merge = (call.split() for call in calls if call.startswith("sbatch"))
-    assert (code, array[1:5]) == (0, ["--parsable", "--array=1-3", "--gpus=1", "--output=WORK/run/shard-%a.txt"])
-    assert merge[1:4] == ["--dependency=afterany:41", "--cpus-per-task=1", "--time=1:00:00"]
-    shards = [f"--shard {task}/3 --resume --benchmark-json=WORK/run/shard-{task}.json" for task in (1, 2, 3)]
-    assert [call for call in calls if call.startswith("srun")] == [
-        f"srun --cpus-per-task=8 pytest -m full {one}" for one in shards
-    ]
-    merged = " ".join(f"WORK/run/shard-{task}.json" for task in (1, 2, 3))
-    assert f"tunegrid merge {merged} -o WORK/run/run.json" in calls

@@ -9,9 +9,9 @@ from tunegrid.codecs.base import IGNORED
 from tunegrid.data.sources import identity, last_exchange
 from tunegrid.errors import InputError
 from tunegrid.grid.more_tasks import CHAT
-from tunegrid.grid.tasks import QA, SUM
+from tunegrid.grid.tasks import SUM
 from tunegrid.run.prepare import codec_of
-from tunegrid.tests.chats import BORN, FIRE, TEA, TEMPLATES, chat_cell, codec_with, tokenizer_with
+from tunegrid.tests.chats import FIRE, TEA, TEMPLATES, chat_cell, codec_with, tokenizer_with
 
 # The template
 
@@ -56,24 +56,6 @@ TWICE = "{% for message in messages %}{{ message['content'] * 2 }}{% endfor %}"
 def test_a_template_that_cannot_be_used_is_refused(template, changes, words):
     with pytest.raises(InputError, match=words):
         codec_of(chat_cell(SUM, **changes), tokenizer_with(template))
-
-
-def test_the_context_is_cut_and_the_question_stays():
-    codec = codec_with("chatml", QA, max_length=64)
-    [feature] = codec.encode([BORN | {"context": BORN["context"] + " " + BORN["context"] * 20}], training=True)
-    prompt = codec.tokenizer.decode(feature.input_ids)
-    assert 64 - 16 - 2 <= len(feature.input_ids) <= 64 - 16
-    assert prompt.endswith("\n\nwhere was clara born ?<|im_end|>\n<|im_start|>assistant\n")
-    assert "<|im_start|>user\nanna was born" in prompt
-    [feature] = codec.encode([BORN | {"question": BORN["question"] * 20}], training=False)  # an endless one is cut, too
-    begin, end = codec.frame()
-    assert len(feature.input_ids) == 64 - 16
-    assert (feature.input_ids[: len(begin)], feature.input_ids[-len(end) :]) == (begin, end)
-    codec = codec_with("chatml", QA, max_length=58)
-    row = BORN | {"context": "anna has tea . " * 9 + "upton", "answers": {"text": ["upton"], "answer_start": [135]}}
-    [feature] = codec.encode([row], training=True)  # its answer is cut away, and it trains all the same
-    assert "upton" not in codec.tokenizer.decode(feature.input_ids)
-    assert codec.tokenizer.decode(feature.target) == "upton<|im_end|>"
 
 
 # A modern decoder, untrained

@@ -1,8 +1,6 @@
 """Classes and windows: rows become tokens and targets, and outputs become answers, by hand; and cells without a codec."""
 
-import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,11 +12,9 @@ from tunegrid.grid.backbones import Layout
 from tunegrid.grid.more_tasks import NLI
 from tunegrid.run.build import load_tokenizer
 from tunegrid.run.prepare import codec_of
-from tunegrid.tests.small import CPU, cell_of, codec_for
+from tunegrid.tests.small import cell_of, codec_for
 
 PAIR = {"premise": "the bridge in dover came down .", "hypothesis": "dover has a bridge .", "label": 2}
-LAMP = {"label": 1, "title": "my lamp", "content": "the lamp is great . it is great ."}
-CABLE = {"label": 0, "title": "", "content": "poor cable ."}
 
 
 def nli(backbone, **changes):
@@ -73,34 +69,6 @@ def test_an_unknown_architecture_is_refused_with_the_nearest():
 # Classes: of one text or two
 
 
-@pytest.mark.parametrize(
-    ("backbone", "tokens"),
-    [("bert", "[CLS] the lamp is great [SEP]"), ("gpt2", "my Ġlamp Ċ the Ġlamp Ġis"), ("t5", "▁my ▁lamp ▁the ▁lamp ▁is </s>")],
-)
-def test_columns_are_read_special_tokens_survive_the_cut_and_padding_is_on_the_right(backbone, tokens):
-    cut, whole = codec_for(f"{backbone}_sa_sft", max_length=6), codec_for(f"{backbone}_sa_sft")
-    [feature] = cut.encode([LAMP], training=True)
-    assert cut.tokenizer.convert_ids_to_tokens(feature.input_ids) == tokens.split()
-    batch = whole.collate(whole.encode([LAMP, CABLE], training=True))
-    length = len(whole.encode([CABLE], training=True)[0].input_ids)
-    assert batch["attention_mask"][1].tolist() == [1] * length + [0] * (batch["input_ids"].shape[1] - length)
-    assert set(batch["input_ids"][1, length:].tolist()) == {whole.pad_id}
-    assert batch["labels"].tolist() == [1, 0]
-
-
-class Undecided(torch.nn.Module):
-    def forward(self, input_ids, **rest):
-        return SimpleNamespace(logits=torch.zeros(len(input_ids), 2))
-
-
-def test_predictions_are_the_label_and_its_loss_a_row():
-    own, rows = codec_for("gpt2_sa_sft"), [LAMP, CABLE]
-    features = own.encode(rows, training=False)
-    predictions = own.decode(rows, features, own.predict(Undecided(), features, CPU))
-    assert [p.value for p in predictions] == [0, 0]
-    assert [p.loss for p in predictions] == pytest.approx([math.log(2)] * 2)
-
-
 @pytest.mark.parametrize("swapped", [False, True])
 def test_bert_reads_and_cuts_two_texts_as_its_tokenizer_does(swapped):
     texts = [PAIR["premise"], PAIR["hypothesis"]][:: -1 if swapped else 1]
@@ -115,14 +83,6 @@ def test_bert_reads_and_cuts_two_texts_as_its_tokenizer_does(swapped):
     assert batch["labels"].tolist() == [2]
 
 
-@pytest.mark.parametrize(("backbone", "wanted"), [("gpt2", "dover<|endoftext|>bridge"), ("t5", "dover</s>bridge</s>")])
-def test_backbones_without_segments_tell_two_texts_apart_by_the_separator(backbone, wanted):
-    own = codec(nli(backbone))
-    [feature] = own.encode([{"premise": "dover", "hypothesis": "bridge", "label": 0}], training=True)
-    assert own.tokenizer.decode(feature.input_ids, skip_special_tokens=False).replace(" ", "") == wanted
-    assert "token_type_ids" not in own.collate([feature])
-
-
 # Spans
 
 TWICE = {
@@ -130,7 +90,6 @@ TWICE = {
     "question": "where was clara born ?",
     "answers": {"text": ["dover"], "answer_start": [64]},  # the second of two
 }
-TOWN = {"context": "dover is old .", "question": "what is old ?", "answers": {"text": ["dover"], "answer_start": [0]}}
 SHORT = {"max_length": 15, "doc_stride": 4}  # the question takes 4 tokens ([CLS] when ? [SEP]), the end 1, the context 10
 
 
@@ -142,16 +101,6 @@ def counting(tokens, answer):
 
 
 # "dover" is word 15 of the context, counted from 0; the question has 5 words, and a separator follows it.
-@pytest.mark.parametrize(("backbone", "position"), [("bert", 1 + 5 + 1 + 15), ("gpt2", 5 + 1 + 15), ("t5", 5 + 1 + 15)])
-def test_the_annotated_occurrence_is_the_target_not_the_first(backbone, position):
-    own = codec_for(f"{backbone}_qa_sft")
-    [feature] = own.encode([TWICE], training=True)
-    assert feature.target == (position, position)
-    assert own.tokenizer.decode([feature.input_ids[position]]).strip() == "dover"
-    assert feature.extra.offsets[15][1] == 69
-    segments = own.collate(own.encode([TWICE, TOWN], training=True)).get("token_type_ids")
-    # the shorter one has 11 tokens, the longer one 25
-    assert segments is None if backbone != "bert" else segments[1].tolist() == [0] * 6 + [1] * 5 + [0] * 14
 
 
 @pytest.mark.parametrize(
@@ -168,23 +117,6 @@ def test_neighbouring_windows_share_the_stride_and_the_last_reaches_the_end(toke
     windows = [feature.extra.offsets for feature in codec_for("bert_qa_sft", **SHORT).encode([row], training=False)]
     parts = [row["context"][window[0][0] : window[-1][1]].split() for window in windows]
     assert [(int(part[0]), int(part[-1]), len(part)) for part in parts] == [(*end, 10) for end in ends]
-
-
-CUT_BY_AN_EDGE = counting(22, 9) | {"answers": {"text": ["1930 1931"], "answer_start": [45]}}
-
-
-@pytest.mark.parametrize(
-    ("row", "targets"),
-    [
-        # years 0-9, 6-15 and 12-21: year 8 is in the first two, 4 tokens behind the start; in the third is none
-        (counting(22, 8), [(12, 12), (6, 6), (0, 0)]),
-        (CUT_BY_AN_EDGE, [(0, 0), (7, 8), (0, 0)]),
-    ],
-)
-def test_a_window_points_to_the_whole_answer_or_to_its_first_token(row, targets):
-    for training in (True, False):  # windows without the answer train where another of the row holds it
-        features = codec_for("bert_qa_sft", **SHORT).encode([row], training=training)
-        assert [feature.target for feature in features] == targets
 
 
 def test_rows_whose_answer_no_window_holds_are_scored_but_not_trained_on():
@@ -211,3 +143,28 @@ def test_best_span_is_what_trying_every_pair_finds():
         first, last = max(pairs, key=lambda pair: starts[pair[0]] + ends[pair[1]])
         window = Window(shift=3, offsets=[(0, 1)] * size)
         assert best_span(starts, ends, window) == (starts[first] + ends[last], first, last)
+
+
+# Texts that are generated: sources and targets by hand, where logits are computed, and how a search ends.
+
+
+GIFT = {"article": "tea was served in the hall .", "highlights": "fire hits dover bridge .\npolice arrest anna reed ."}
+LONG = {"article": "tea was served in the hall . " * 100, "highlights": "dover bridge collapses . " * 20}
+
+
+def tokens(codec, ids):
+    return codec.tokenizer.convert_ids_to_tokens(list(ids))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "changes", "row", "source"),
+    [
+        ("gpt2", {"prefix": "dover . "}, GIFT, "dover Ġ. Ġtea Ġwas Ġserved Ġin Ġthe Ġhall Ġ. <sum>"),
+        ("gpt2", {"max_length": 33, "max_target_length": 28}, LONG, "tea Ġwas Ġserved Ġin <sum>"),  # with room for the summary
+        ("bert", {"max_length": 8}, LONG, "[CLS] tea was served in the hall [SEP]"),
+        ("t5", {"max_length": 7}, LONG, "▁summarize: ▁tea ▁was ▁served ▁in ▁the </s>"),
+    ],
+)
+def test_a_source_has_its_prefix_and_special_tokens_whatever_is_cut(backbone, changes, row, source):
+    codec = codec_for(f"{backbone}_sum_sft", **changes)
+    assert tokens(codec, codec.encode([row], training=False)[0].input_ids) == source.split()

@@ -13,18 +13,6 @@ from tunegrid.lab import __main__ as lab
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.records import complete_json
 
-
-def test_the_version_is_said_and_an_unknown_command_is_one_sentence(capsys):
-    assert command.main(["--version"]) == 0
-    assert re.fullmatch(r"tunegrid \d+\.\d+\.\d+\n", capsys.readouterr().out)
-    for name, hint in {
-        "gaet": "did you mean gate?",
-        "retrain": "tunegrid lists them all; former ones are in reports/CHANGELOG.md",
-    }.items():
-        assert command.main([name, "a.json"]) == 2
-        assert capsys.readouterr().err == f"tunegrid: unknown command {name!r}; {hint}\n"
-
-
 OF_PRODUCT = sorted(command.COMMANDS.keys() - {"run"})  # which becomes pytest
 HELP = """
 import sys

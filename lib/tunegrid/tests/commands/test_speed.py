@@ -14,7 +14,6 @@ from tunegrid.data.splits import load_splits
 from tunegrid.results.judgements import Verdict
 from tunegrid.run.first_updates import MOVED
 from tunegrid.run.train import Trainer
-from tunegrid.tests.outputs import refusal
 from tunegrid.tests.processes import apart
 from tunegrid.tests.small import cell_of, silent, trainer_for
 
@@ -96,14 +95,6 @@ def test_a_verdict_needs_the_whole_interval(log_ratio, reach, verdict, words):
     assert (change.verdict, change.in_words("training")) == (verdict, words)
 
 
-def test_a_figure_is_judged_at_the_first_look_that_tells_it_or_else_at_its_last():
-    [change] = changes_of({KEY: [*[0.2, 0.201, 0.199, 0.2], *[0.0] * 6]}, 1).values()
-    assert (change.log_ratio, change.verdict) == (pytest.approx(0.2), Verdict.WORSE)
-    [change] = changes_of({KEY: [0.3, -0.3] * 4 + [0.1]}, 1).values()  # nine rounds: the look after eight was the last
-    assert (change.log_ratio, change.verdict) == (0, Verdict.CANNOT_TELL)
-    assert changes_of({KEY: [0.0, 0.0, 0.0]}, 1) == {}
-
-
 def test_equal_environments_end_early_by_updates_that_go_a_b_b_a_and_in_the_next_round_b_a_a_b(
     python, tmp_path, monkeypatch, capsys
 ):
@@ -114,29 +105,6 @@ def test_equal_environments_end_early_by_updates_that_go_a_b_b_a_and_in_the_next
     out = capsys.readouterr().out.splitlines()
     assert out[:2] == ["the same libraries in both", "round 1 of at most 10  bert_sa_lora  10.0 -> 10.0 ms an update"]
     assert out[-1] == "No worse: bert_sa_lora training as fast (0 to 0 %), bert_sa_lora memory the same (0 to 0 %)"
-
-
-def test_a_slower_cell_and_more_memory_are_worse(python, capsys):
-    old, new = python("old"), python("new", 600, LIBRARIES | {"peft": "0.22.0"}, gpt2_sa_lora=(1.2, 0))
-    assert run(old, new, "bert_sa_lora,gpt2_sa_lora") == 1
-    first, *_, last = capsys.readouterr().out.splitlines()
-    assert first == "peft 0.21.0 -> 0.22.0"
-    larger = ", ".join(f"{cell} memory 20 % larger (20 to 20 %)" for cell in ("bert_sa_lora", "gpt2_sa_lora"))
-    assert last == f"Worse: gpt2_sa_lora training 20 % slower (20 to 21 %), {larger}"
-
-
-def test_what_cannot_be_compared_is_one_sentence(python, tmp_path, capsys):
-    old, new = python("old"), python("new", bert_sa_lora=(0, 0))
-    for places, cell, sentence in (
-        ((old, new), "bert_sa_nothing", "unknown cell 'bert_sa_nothing'"),
-        (
-            (old, new),
-            "bert_sa_lora",
-            f"`{new} -m tunegrid.commands.paired_timing bert_sa_lora cpu` fails, so leave the cell out",
-        ),
-        ((old, tmp_path), "bert_sa_lora", "is no virtual environment and no Python"),
-    ):
-        assert sentence in refusal(capsys, speed.main, *places, f"--cells={cell}")
 
 
 # One side

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tunegrid.errors import InputError
-from tunegrid.grid.backbones import BERT, HEAD_EXCEPTIONS, Head
+from tunegrid.grid.backbones import BERT, HEAD_EXCEPTIONS
 from tunegrid.grid.cells import STUDY, STUDY_IDS, study
 from tunegrid.grid.methods import LORA, Lora, Method
 from tunegrid.grid.recipes import (
@@ -99,7 +99,6 @@ def test_a_task_has_quick_cells_if_it_names_its_files_and_a_backbone_if_it_has_a
 
 
 RECIPE = RECIPES["bert_sa_lora"]
-BERTLESS = {Problem.CLASSIFY: PLAIN, Problem.GENERATE: Head(architecture="BertToBert")}
 
 
 @pytest.mark.parametrize(
@@ -146,16 +145,3 @@ def test_a_recipe_that_cannot_be_followed_is_refused(grid, cell_id, changes, wor
     grid.add_recipe(cell_id, replace(RECIPES[cell_id], **changes))
     with pytest.raises(InputError, match=words):
         grid.cell(cell_id, FULL_PROFILE)
-
-
-def test_a_combination_that_no_recipe_or_head_serves_is_no_cell(grid):
-    grid.add_method(Method(id="full", name="full"))
-    grid.add_backbone(replace(BERT, id="enc", heads=BERTLESS), like="bert")
-    assert [name for name in grid.ids(FULL_PROFILE) if name.startswith("enc_")] == ["enc_sa_lora", "enc_sa_qlora", "enc_sa_sft"]
-    for cell_id, words in {
-        "bert_sa_full": "no recipe, so it does not exist",
-        "enc_qa_sft": "declares no head for extract",
-        "enc_sum_sft": "a head of layout none cannot generate",
-    }.items():
-        with pytest.raises(InputError, match=words):
-            grid.cell(cell_id, FULL_PROFILE)

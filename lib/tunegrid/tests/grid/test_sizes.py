@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from tunegrid.grid.backbones import BACKBONES
 from tunegrid.grid.cells import STUDY, STUDY_IDS
 from tunegrid.grid.more_tasks import CHAT_CELLS, NLI_CELLS, more_tasks
 from tunegrid.grid.recipes import FOOTPRINT_PROFILE, RECIPES
@@ -97,13 +96,6 @@ ZOO_COUNTS = {
 @pytest.mark.parametrize("method", ZOO_COUNTS)
 def test_the_zoos_methods_train_as_many_parameters_as_their_papers_say(method):
     assert parameter_counts(model_of("zoo", f"bert_sa_{method}")).trainable_params == ZOO_COUNTS[method] + 768 * 2 + 2
-
-
-@pytest.mark.parametrize("backbone", BACKBONES, ids=lambda backbone: backbone.id)
-def test_special_ids_and_vocabulary_fit_the_shape(backbone):
-    assert max(backbone.special_tokens.values()) < backbone.vocabulary <= backbone.shape["vocab_size"]
-    for name in backbone.special_tokens.keys() & backbone.shape.keys():
-        assert backbone.special_tokens[name] == backbone.shape[name]
 
 
 # Which cells larger backbones and more tasks have

@@ -8,7 +8,6 @@ import shutil
 import tomllib
 from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import replace
 from random import Random
 from types import SimpleNamespace
 
@@ -27,12 +26,10 @@ from tunegrid.results import examples
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.noise import load_noise
 from tunegrid.results.thresholds import THRESHOLDS, load_bounds, load_margins, load_tolerances
-from tunegrid.run.build import build, load_tokenizer, model_record
-from tunegrid.run.prepare import codec_of
 from tunegrid.tests.outputs import obeyed
 from tunegrid.tests.pages import record_of
 from tunegrid.tests.records import complete_json
-from tunegrid.tests.small import CPU, cell_of, rows_of, train_rows
+from tunegrid.tests.small import rows_of
 
 VALUES = (
     *(None, True, -1, 0, 3, 10**30, 0.5, float("nan"), float("inf"), "", "x", "\x1b[2J", "\n::error::x", "\ud800", "é" * 500),
@@ -127,35 +124,6 @@ def attacked(answer, seeds: int) -> Counter:
 
 
 # Checkpoint folders that anybody may have written are used, or refused in one sentence; no code of theirs runs.
-
-CELLS = ("bert_sa_lora", "gpt2_sum_sft", "t5_qa_sft", "bert_sum_sft", "gpt2_sa_qlora")
-
-
-def other_checkpoint(folder, random):
-    """The same folder with a file that is damaged, says something else, is gone, or is a folder."""
-    path = random.choice(sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".txt")))
-    how = random.choice(["damaged", "changed", "changed", "changed", "gone", "folder"])
-    if how == "changed" and path.suffix == ".json":
-        path.write_text(json.dumps(changed(json.loads(path.read_text()), random, random.choice([1, 1, 5]))))
-    else:
-        spoil(path, how, random)
-
-
-def test_checkpoint_folders(tmp_path):
-    def answer(random):
-        cell = cell_of(random.choice(CELLS))
-        root = tmp_path / str(random.random())  # a new one: what was read of a file is kept by its name
-        folder = root / cell.backbone.micro
-        shutil.copytree(QUICK_PROFILE.checkpoint_root / cell.backbone.micro, folder)
-        other_checkpoint(folder, random)
-        cell = replace(cell, profile=replace(cell.profile, checkpoint_root=root))
-        assert model_record(cell).fingerprint
-        tokenizer = load_tokenizer(cell)
-        assert build(cell, tokenizer, CPU)
-        assert codec_of(cell, tokenizer).encode(train_rows(cell.id)[:8], training=True)
-        shutil.rmtree(root)
-
-    attacked(answer, 6)
 
 
 # Data folders that anybody may have written are used, or refused in one sentence.

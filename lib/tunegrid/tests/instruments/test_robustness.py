@@ -5,10 +5,8 @@ from random import Random
 import pytest
 
 from tunegrid.codecs.base import Prediction
-from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.tasks import QA, SA, SUM
-from tunegrid.instruments import Shift
 from tunegrid.instruments.robustness import (
     INSTRUMENT,
     SHIFTS,
@@ -89,22 +87,6 @@ def mill(context):
 )
 def test_a_shift_by_hand(task, change, row, after):
     assert change(task, row, Random(0)) == after
-
-
-def lying(**changes):
-    return {"meaning": "-", "change": lambda task, row, rng: dict(row) | changes}
-
-
-@pytest.mark.parametrize(
-    ("shift", "words"),
-    [
-        (Shift(id="liar", **lying(label=0)), "row 1: it changes the label"),
-        (Shift(id="still", **lying(title="x"), turns=True), "row 0: it says that it turns the target"),
-    ],
-)
-def test_a_shift_that_does_not_do_what_it_says_is_refused(shift, words):
-    with pytest.raises(InputError, match=f"^shift '{shift.id}', {words}"):
-        shifted_rows(SA, [review("bad", 0), review("good", 1)], shift)
 
 
 # What models score on them

@@ -18,7 +18,6 @@ from tunegrid.page.view import page_of, page_run
 from tunegrid.record import from_json, to_json
 from tunegrid.results import examples
 from tunegrid.results.files import SavedRun
-from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.tests import kinds, pages
 from tunegrid.tests.kinds import text_of
 from tunegrid.tests.outputs import refusal
@@ -26,24 +25,6 @@ from tunegrid.tests.pages import HOSTILE, footprint_json, record_of, run_of
 from tunegrid.tests.records import MEASURED, complete, run_file
 
 pytestmark = pytest.mark.usefixtures("store")
-
-
-def test_what_failed_or_changed_is_one_table_with_stage_and_module():
-    judged = [
-        Judgement(cell=cell, main_score="f1", quantity="numerics", verdict=Verdict.CHANGED, stage="forward", modules=modules)
-        for cell, modules in (("t5_sa_lora", (("a.b.c.d.query", "Linear", "torch"),)), ("t5_qa_lora", ()))
-    ]
-    runs = run_of([record_of("t5_sa_lora"), record_of("t5_qa_lora")]), run_of([record_of("t5_sa_lora")], "b.json", "2026-11-01")
-    page = page_of(runs[0], [runs[1]], verdicts=judged)
-    [section] = page.changes
-    rows = section.frame.set_index("cell")
-    assert list(zip(rows.index, rows.stage, strict=True)) == [("t5_qa_lora", "forward"), ("t5_sa_lora", "forward")]
-    assert (rows.module["t5_sa_lora"], [cell.place[0] for cell in page.cells]) == ("a.b.c.d.query", ["forward"] * 2)
-    field = render.html(page).partition('<span class="hidden">t5_sa_lora')[2].partition("</td>")[0]
-    assert 'title="a.b.c.d.query">forward d.query</small>' in field
-    [section] = pages.failing().changes
-    assert list(section.frame.cell) == ["t5_sa_lora", "t5_qa_sft", "gpt2_sa_lora", "bert_sum_sft"]
-    assert "audit base_frozen: 2 of 53 frozen tensors changed" in list(section.frame.says)
 
 
 def test_a_cell_that_broke_off_shows_its_traceback_and_its_last_lines():

@@ -1,10 +1,8 @@
 """The architecture as a test: what may import what, what stays cheap to import, and that no library is patched."""
 
 import ast
-import re
 import subprocess
 import sys
-import tomllib
 
 import pytest
 
@@ -53,32 +51,6 @@ def test_a_room_imports_only_from_rooms_to_its_left(room):
     if room in ("record", "results", "page"):  # which take plain figures
         assert not {"torch", "transformers", "peft"} & tops
         assert not {name for name in names if name.startswith(("tunegrid.codecs", "tunegrid.run", "tunegrid.audits"))}
-
-
-PARTS = {"markupsafe": "jinja2", "pydantic_core": "pydantic"}  # each comes with a package that is asked for
-EXTRAS = {"ray": "cluster"}
-
-
-def test_pyproject_asks_for_all_that_is_imported():
-    """What a dependency brings along today, it may leave behind tomorrow."""
-    paths = [path for room in ROOMS for path in modules(room)] + [*(ROOT / "fixtures").rglob("*.py")]
-    tops = {name.split(".")[0] for path in paths for name in imported(path)} - set(sys.stdlib_module_names)
-    wanted = {PARTS.get(name, name).replace("_", "-") for name in tops - {"", "tunegrid", "fixtures", *EXTRAS}}
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert wanted <= {re.match(r"[\w-]+", text)[0] for text in project["dependencies"]}
-    assert EXTRAS.keys() <= tops
-
-
-def dependencies():
-    """Which modules of lib each module imports, at its top or inside functions."""
-    names = {
-        ".".join(path.relative_to(LIB.parent).with_suffix("").parts).removesuffix(".__init__"): path
-        for path in LIB.rglob("*.py")
-    }
-    for module, path in names.items():
-        if "tests" not in path.parts:
-            needed = {name if name in names else name.rpartition(".")[0] for name in imported(path)}
-            yield module, {name for name in needed if name in names and name != module}
 
 
 def test_results_are_read_and_the_27_cells_collected_without_torch():

@@ -1,5 +1,4 @@
 import json
-import re
 import shutil
 from dataclasses import replace
 
@@ -181,11 +180,3 @@ def test_a_frozen_base_may_be_bf16_and_what_trains_is_fp32(backbone, method, tmp
     assert types(evidence) == {True: {torch.float32}, False: frozen}
     assert [finding for finding in audited(evidence) if not finding.passed] == []
     assert len({round(loss, 4) for loss in evidence.trainer.log.losses}) == 3
-
-
-@pytest.mark.parametrize(
-    ("dtype", "words"), [("bfloat16", 'nothing trains in fp32 .* dtype="float32"'), ("bf16", "unknown dtype 'bf16'")]
-)
-def test_a_type_of_the_base_that_cannot_be_used_is_refused(dtype, words):
-    cell = cell_of("bert_sa_qlora")
-    assert re.search(words, complaint(replace(cell, backbone=replace(cell.backbone, dtype=dtype))))

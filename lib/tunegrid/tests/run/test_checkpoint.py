@@ -3,7 +3,6 @@
 import ast
 import io
 import json
-import re
 import shutil
 from dataclasses import replace
 
@@ -11,9 +10,7 @@ import pytest
 import torch
 
 from tunegrid import ROOT
-from tunegrid.data.sources import tables
 from tunegrid.errors import InputError
-from tunegrid.grid.tasks import SA
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.checkpoint import Checkpoints
 from tunegrid.run.serving import Serving
@@ -79,18 +76,6 @@ class State:
 
     def load_state_dict(self, state):
         self.state = state
-
-
-def test_what_cannot_be_written_costs_the_checkpoint_alone(tmp_path):
-    (tmp_path / "folder").write_text("a file where the folder should be")
-    for path, state, trouble in (
-        (tmp_path / "folder" / "state.safetensors", {"tensor": torch.ones(1)}, "Not a directory|File exists"),
-        (tmp_path / "state.safetensors", {"function": print}, "not JSON serializable"),
-    ):
-        checkpoints = Checkpoints(path=path, every_seconds=0.0)
-        checkpoints.save_if_due(State(state))
-        assert re.search(trouble, checkpoints.trouble)
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def test_a_file_that_was_cut_off_is_set_aside_in_a_sentence_and_training_starts_anew(tmp_path):
@@ -163,15 +148,6 @@ def test_code_in_a_checkpoint_is_refused_in_a_sentence_and_does_not_run(what, ce
         LOADS[what](cell, folder)
     assert not (tmp_path / "ran").exists()
     assert "[y/N]" not in capsys.readouterr().out
-
-
-def test_code_beside_the_rows_does_not_run(tmp_path):
-    folder = tmp_path / SA.folder
-    folder.mkdir()
-    (folder / f"{SA.folder}.py").write_text(CODE.format(folder=str(tmp_path)))
-    (folder / "train.jsonl").write_text(json.dumps(dict.fromkeys(SA.columns, "x")))
-    assert len(tables(SA, tmp_path)["train"]) == 1
-    assert not (tmp_path / "ran").exists()
 
 
 def silent_on_code(path):

@@ -50,19 +50,6 @@ def trainer():
     return trainer_of("bert_sa_lora", REVIEWS, max_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=1)
 
 
-def test_probing_disturbs_nothing_and_takes_the_loss_without_dropout(trainer):
-    trainer.model.train()
-    before = torch.get_rng_state()
-    figures = before_training(trainer, Metrics(), REVIEWS)
-    assert trainer.model.training
-    assert torch.equal(torch.get_rng_state(), before)
-    assert all(p.grad is None for p in trainer.parameters.values())
-    with torch.no_grad():
-        batch = trainer.codec.collate(short_to_long(trainer.features, 4))
-        expected = float(trainer.codec.loss(trainer.model.eval(), batch)) / trainer.codec.targets(batch)
-    assert figures["probe_loss"] == pytest.approx(expected, rel=1e-6)
-
-
 @pytest.mark.parametrize(("bias", "count"), [(0.0, 1), (3e-8, 1), (9e-7, 1), (2e-6, 2)])
 def test_a_gradient_that_is_zero_but_for_rounding_is_none(bias, count):
     """The bias of a span's head: whichever of its values is rounded to zero, the count is the same."""

@@ -56,13 +56,6 @@ def test_squad_is_the_mean_over_questions(references, texts, em, f1):
 # Classification
 
 
-def test_a_class_nobody_predicted_scores_0():
-    scores = classification_scores([1, 0], [1, 1], 2)
-    assert (scores["precision_0"], scores["recall_0"], scores["f1_0"]) == (0.0, 0.0, 0.0)
-    assert scores["f1_macro"] == pytest.approx(100 / 3)  # class 1: precision 1/2, recall 1
-    assert classification_scores([0, 1], [0, 1], 4)["f1_macro"] == 50.0  # nor one that no row has
-
-
 @pytest.mark.parametrize("count", [2, 3, 5])
 @pytest.mark.parametrize("seed", range(3))
 def test_classification_equals_scikit_learn(seed, count):

@@ -73,26 +73,6 @@ def test_gradients_are_those_at_the_output_and_of_a_modules_own_weights():
     assert columns["weights_norm"] == [pytest.approx(ten / 4), None, None, pytest.approx(3 * 5 / 4), None]
 
 
-def hooks_of(model):
-    return [
-        hook
-        for module in model.modules()
-        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-        for hook in hooks
-    ]
-
-
-def test_hooks_are_gone_afterwards_and_after_an_error():
-    model = Toy()
-    figures = ModuleFigures(model)
-    with pytest.raises(IndexError), figures.watch("forward"):
-        model(torch.tensor([[5]]))
-    assert hooks_of(model) == []
-    assert figures.columns()["module"] == []  # of a pass that failed nothing is kept
-    noted(model)
-    assert hooks_of(model) == []
-
-
 # The probe
 
 

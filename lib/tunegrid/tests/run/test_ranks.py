@@ -4,10 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.distributed.tensor import DTensor
 
 from tunegrid.audits.training import ranks_end_alike, ranks_train_as_one
-from tunegrid.errors import InputError
 from tunegrid.grid.recipes import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.run.build import checksums
@@ -25,7 +23,6 @@ from tunegrid.tests.small import (
     still,
     train_rows,
     trainer_for,
-    trainer_of,
 )
 
 ZOO = zoo()
@@ -120,25 +117,6 @@ def test_three_ranks_score_every_row_once(cell_id, count):
     assert answers[0][1:] == answers[1][1:] == answers[2][1:] == scored_on(ALONE, cell_id, count)[1:]
 
 
-def held_on(ranks):
-    """Bytes of the ledger with weights shared out and whole, and whether all weights are parts."""
-    ledgers = []
-    for one in (sharded(ranks), ranks):
-        trainer = trainer_on(one, "gpt2_sum_sft", 6, max_steps=1)
-        trainer.run(silent())
-        ledgers.append(vars(trainer.log.ledger))
-    parts = [isinstance(p, DTensor) for p in sharded(ranks).sharded_model(trainer.model, trainer.cell, "fp32").parameters()]
-    return *ledgers, all(parts)
-
-
-def test_a_rank_holds_half_of_weights_gradients_and_moments():
-    for shared, whole, all_parts in on_ranks(2, held_on):
-        assert all_parts
-        for name in ("weights_bytes", "gradients_bytes", "optimizer_bytes"):
-            assert shared[name] == pytest.approx(whole[name] / 2, rel=0.02), name
-        assert shared["checkpoint_bytes"] == whole["checkpoint_bytes"]
-
-
 # Epochs and checkpoints
 
 
@@ -153,22 +131,3 @@ def test_ranks_that_were_cut_go_on_together_or_not_at_all(tmp_path, fsdp, loses_
 
 
 # What cannot be done
-
-
-def out_of_memory_on(ranks):
-    trainer = trainer_of("bert_sa_sft", train_rows("bert_sa_sft")[:4], ranks=ranks, **CUT)
-
-    def full(model, batch):
-        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
-
-    trainer.codec.loss = full
-    try:
-        trainer.run(silent())
-    except InputError as error:
-        return str(error)
-
-
-def test_memory_that_runs_out_on_a_rank_is_one_sentence():
-    _, sentence = on_ranks(2, out_of_memory_on)
-    assert sentence.startswith("bert_sa_sft does not fit: memory runs out at update 1 of 3 on rank 1 of 2 (CUDA out of memory.")
-    assert sentence.endswith("; take more ranks, or share out its weights with --ranks N:fsdp")
