@@ -104,9 +104,6 @@ def test_the_gitlab_recipe_is_sound_and_warns_where_the_gate_cannot_tell():
     assert read(GITLAB)["tunegrid"]["cache"]["paths"] == [".cache/pip", ".cache/huggingface"]  # no rows of other code
 
 
-# Locked versions
-
-
 # Shell
 
 RUN, JUDGED = "pytest -m quick -n auto", "--gate-on=numerics,quality,memory"  # a library's change of arithmetic fails its job
@@ -171,6 +168,3 @@ def test_pytest_has_every_option_that_the_recipes_give(pytestconfig):
     text = "".join(path.read_text() for path in (OWN, GITHUB, GITLAB, NEWEST, CELLS))
     for name in {"--gate", "--html", *re.findall(r"--[a-z-]+(?==)", text)}:
         pytestconfig.getoption(name)  # raises ValueError for an unknown one
-
-
-# Slurm's part, one job after the other. A script is copied before it runs, as Slurm does.

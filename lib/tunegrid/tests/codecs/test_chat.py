@@ -58,9 +58,6 @@ def test_a_template_that_cannot_be_used_is_refused(template, changes, words):
         codec_of(chat_cell(SUM, **changes), tokenizer_with(template))
 
 
-# A modern decoder, untrained
-
-
 # Conversations
 
 SAID = (

@@ -1,7 +1,5 @@
 """Bisecting: runs that are saved for each version, and a whole bisection of a checkout made here."""
 
-import os
-import time
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -138,23 +136,6 @@ def folder(tmp_path, monkeypatch):
 def made(folder, requirement="planted==1.0"):
     """An environment with what is required, as the wheels in a folder have it."""
     return environment_with([requirement], folder, alone=True)
-
-
-def rows_of(environment):
-    """What a run in an environment finds there."""
-    return environment.run("rows.txt", ()).read_text()
-
-
-def test_an_environment_is_named_by_what_is_in_it_and_a_wheel_that_is_built_again_is_another_one(folder):
-    wheel(folder, "1.0", 1)
-    first, again = made(folder), made(folder)
-    assert (first, first.own) == (again, {"planted": "1.0"})
-    path = folder / wheel(folder, "1.0", 2)
-    os.utime(path, (time.time() + 9,) * 2)
-    rebuilt = made(folder)
-    assert (rebuilt.folder == first.folder, rows_of(rebuilt), rows_of(first)) == (False, "2", "1")
-    by_path = made(folder, f"planted @ {path.as_uri()}")
-    assert (by_path.folder == first.folder, rows_of(by_path)) == (False, "2")
 
 
 def test_what_pip_reads_itself_stays_and_a_folder_without_git_is_one_sentence(tmp_path):

@@ -96,6 +96,3 @@ ZOO_COUNTS = {
 @pytest.mark.parametrize("method", ZOO_COUNTS)
 def test_the_zoos_methods_train_as_many_parameters_as_their_papers_say(method):
     assert parameter_counts(model_of("zoo", f"bert_sa_{method}")).trainable_params == ZOO_COUNTS[method] + 768 * 2 + 2
-
-
-# Which cells larger backbones and more tasks have

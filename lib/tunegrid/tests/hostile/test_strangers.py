@@ -123,9 +123,6 @@ def attacked(answer, seeds: int) -> Counter:
     return counts
 
 
-# Checkpoint folders that anybody may have written are used, or refused in one sentence; no code of theirs runs.
-
-
 # Data folders that anybody may have written are used, or refused in one sentence.
 
 KINDS = ("csv", "jsonl", "parquet", "saved")  # of files; a CSV holds no answers with their places

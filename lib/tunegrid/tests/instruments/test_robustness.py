@@ -123,12 +123,3 @@ def test_a_model_that_ignores_its_input_loses_nothing_and_is_caught_by_the_rows_
     assert sentence.startswith(f"shift negated turns the right answer, but of {positive} correctly answered rows only 0 %")
     figures.loc[figures.figure == "cut short", "value"] = 1.0
     assert list(INSTRUMENT.objections(figures)) == []
-
-
-@pytest.mark.parametrize(("cell_id", "task"), [("bert_sa_sft", SA), ("gpt2_qa_sft", QA), ("t5_sum_sft", SUM)])
-def test_one_that_is_always_right_follows_every_turn_and_meets_no_objection(cell_id, task):
-    figures, _ = measured(
-        cell_id, rows_of(FILES[task.id])[:40], lambda row: row[task.target]["text"][0] if task is QA else row[task.target]
-    )
-    assert set(figures[figures.figure.isin(["right", "turned"])].value) == {100.0}
-    assert list(INSTRUMENT.objections(figures)) == []

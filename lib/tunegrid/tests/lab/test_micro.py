@@ -1,18 +1,15 @@
 from functools import cache
 from itertools import islice
 
-import pytest
-
 from tunegrid.lab.micro.corpus import documents, reserved_texts
-from tunegrid.lab.micro.data import DATA, jsonl, plain_tables, tables
+from tunegrid.lab.micro.data import DATA, jsonl, tables
 from tunegrid.lab.micro.pretrain import PLANS, SEED
-from tunegrid.tests.small import rows_of, tokenizer_of
+from tunegrid.tests.small import rows_of
 
 SQUAD = ("squad/train", "squad/validation")
 PAIRS = ("multi_nli/train", "multi_nli/validation_matched")
 NEWS = ("cnn_dailymail/train", "cnn_dailymail/validation", "cnn_dailymail/test")
 WEIGHTS = PLANS["bert"].stages[0].weights
-plain = cache(plain_tables)
 
 
 @cache
@@ -26,14 +23,6 @@ def questions():
 
 def articles():
     return [row for name in NEWS for row in rows_of(name)]
-
-
-def texts(tables=None):
-    """All that the rows say: of the rows that ship, or of these."""
-    of = tables.__getitem__ if tables else rows_of
-    reviews = [f"{row['title']} {row['content']}" for row in of("amazon_polarity/train")]
-    passages = [f"{row['question']} {row['context']}" for name in SQUAD for row in of(name)]
-    return reviews + passages + [f"{row['article']} {row['highlights']}" for name in NEWS for row in of(name)]
 
 
 # The rows that ship
@@ -57,19 +46,3 @@ def test_the_files_are_what_the_generator_writes_byte_for_byte():
     committed = {str(path.relative_to(DATA)): path.read_bytes() for path in DATA.glob("*/*.jsonl")}
     assert generated.keys() == committed.keys()
     assert [name for name in generated if generated[name] != committed[name]] == []
-
-
-# The text that backbones are pretrained on
-
-
-@pytest.mark.parametrize(("cell_id", "unknown"), [("bert_sa_sft", "[UNK]"), ("t5_sa_sft", "<unk>")])
-def test_no_word_but_an_odd_one_is_unknown(cell_id, unknown):
-    tokenizer = tokenizer_of(cell_id)
-    unknown_id = tokenizer.convert_tokens_to_ids(unknown)
-
-    def readable(rows):
-        encoded = tokenizer(rows, add_special_tokens=False)["input_ids"]
-        return [unknown_id not in ids for ids in encoded]
-
-    assert all(readable(texts(plain())))
-    assert 0.01 < readable(texts()).count(False) / len(texts()) < 0.1

@@ -103,16 +103,6 @@ def test_cells_are_found_by_words_and_a_permalink_still_leads_to_a_hidden_one(op
     assert 0 <= page.locator("#t5_qa_sft").bounding_box()["y"] < 900
 
 
-@pytest.mark.parametrize("scripts", [True, False])
-def test_without_scripts_all_is_there_but_sorting_and_filtering(opened, scripts):
-    page = opened("failing", "#t5_sa_sft", java_script_enabled=scripts)
-    assert 0 <= page.locator("#t5_sa_sft").bounding_box()["y"] < 900
-    assert page.locator("details.cell:visible").count() == 27
-    assert (page.locator(".js:visible, thead button").count() > 0) == scripts
-    page.locator("#t5_sa_sft summary", has_text="Test rows").click()
-    assert page.locator("#t5_sa_sft details[open] tbody tr:visible").count() == 30
-
-
 def test_a_script_in_a_test_row_is_text(opened):
     page = opened("failing")
     assert "owned" not in page.title()

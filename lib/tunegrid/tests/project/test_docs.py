@@ -72,25 +72,3 @@ def test_our_own_commands_of_the_pages_parse(monkeypatch):
         assert name in names
         with pytest.raises(Parsed):
             import_module(f"{package}.{name}").main(arguments)
-
-
-def without_code(page):
-    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-
-
-def leads_somewhere(page, link):
-    """Whether the file and the heading that a link names are there."""
-    name, _, fragment = link.partition("#")
-    target = page.parent / name if name else page
-    if not target.exists() or not fragment:
-        return target.exists()
-    headings = re.findall(r"^#+ (.+)$", without_code(target), re.MULTILINE)
-    return fragment in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]  # as GitHub does
-
-
-def test_links_of_the_pages_lead_somewhere():
-    links = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)\s]+)\)", without_code(page))]
-    local = [(page, link) for page, link in links if not link.startswith("http")]
-    assert [(page.name, link) for page, link in local if not leads_somewhere(page, link)] == []
-    assert not leads_somewhere(ROOT / "README.md", "#nowhere")
-    assert not leads_somewhere(ROOT / "README.md", "nowhere.md")

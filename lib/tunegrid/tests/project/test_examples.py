@@ -47,18 +47,6 @@ def test_what_a_guide_adds_runs_on_every_backbone(tmp_path, example, cells, opti
     assert all(map(so, records.values()))
 
 
-def test_a_shift_and_an_instrument_of_ones_own_stand_beside_the_suites(tmp_path):
-    for name in ("loud.py", "longest.py"):
-        (tmp_path / name).write_text(EXAMPLES[name])
-    assert len(EXAMPLES["longest.py"].splitlines()) < 30
-    grids = (f"--grid={tmp_path / 'loud.py'}", f"--grid={tmp_path / 'longest.py'}", "--ask=robustness,longest")
-    code, output, rows = run(tmp_path, "-m", "quick", *grids, "--cells=bert_sa_lora", "--set", "max_steps=12", timeout=300)
-    assert code == 0, output
-    assert list(rows[0]["instruments"]) == ["longest", "robustness"]
-    assert re.search(r"longest: how right .*\nbert_sa_lora +\d", output, re.DOTALL)
-    assert re.search(r"robustness: .*\nbert_sa_lora +loud +\d", output, re.DOTALL)
-
-
 PARTS = ("plot", "cast", "music", "ending", "story", "camera", "light", "sound")
 
 

@@ -64,6 +64,3 @@ def test_results_are_read_and_the_27_cells_collected_without_torch():
     lines = run_python("-c", code).stdout.splitlines()
     assert sum("test_finetune[" in line for line in lines) == 27
     assert lines[-1].startswith("27/54 tests collected")
-
-
-# What a run measures is the libraries as their users have them: no line of the product replaces or registers their code.

@@ -137,9 +137,6 @@ def test_weights_in_several_files_are_all_loaded_and_all_fingerprinted(copied):
     assert len({whole, before, model_record(cell).fingerprint}) == 3
 
 
-# Revisions on the hub
-
-
 # Labels
 
 

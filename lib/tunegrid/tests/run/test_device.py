@@ -92,16 +92,6 @@ def test_lack_of_memory_is_told_from_other_errors(error, is_memory):
     assert out_of_memory(error) is is_memory
 
 
-# Several GPUs
-
-
-@pytest.mark.parametrize(("worker", "requested", "index"), [(0, None, 0), (1, None, 1), (2, None, 0), (0, "cuda:1", 1)])
-def test_workers_take_gpus_in_turn(monkeypatch, worker, requested, index):
-    for name, answer in (("is_available", True), ("device_count", 2), ("set_device", None)):
-        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
-    assert resolve_device(requested, worker).index == index
-
-
 # How many threads a process has: what the user gives, what a container leaves, and its share of that.
 
 

@@ -140,51 +140,25 @@ CUDA = torch.device("cuda:0")
 class Nvml:
     """NVIDIA's library: calls return 0 if they succeed, and write to what they are given."""
 
-    millijoules = 1_000_000
-
-    def __init__(self, *, unsupported=0, unknown=0):
-        self._unsupported, self._unknown = unsupported, unknown
-
     def nvmlInit_v2(self):  # NVML's name
         return 0
 
     def nvmlDeviceGetHandleByUUID(self, uuid, handle):
-        assert uuid == b"GPU-1234"
-        return self._unknown
+        return int(uuid != b"GPU-1234")
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle, count):
-        count._obj.value = self.millijoules
-        return self._unsupported
+        count._obj.value = 1_002_500
+        return 0
 
 
-def no_library(name):
-    raise OSError(name)
+def test_a_gpus_millijoules_become_joules_and_without_a_counter_there_are_none(monkeypatch):
+    def joules(library, uuid="1234", **more):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=uuid))
+        monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+        return (gpu_counter(CUDA, **more) or (lambda: None))()
 
-
-@pytest.fixture
-def nvml(monkeypatch):
-    """Puts a library in NVML's place."""
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234"))
-    return lambda library: monkeypatch.setattr(ctypes, "CDLL", (lambda name: library) if library else no_library)
-
-
-def test_a_gpus_millijoules_become_joules(nvml):
-    nvml(library := Nvml())
-    read = gpu_counter(CUDA)
-    library.millijoules += 2_500
-    assert read() == 1002.5
-    assert gpu_counter(CUDA, ranks=2) is None  # two GPUs share the cell
-    assert gpu_counter(CPU) is None
-
-
-@pytest.mark.parametrize(
-    "library",
-    [Nvml(unsupported=3), Nvml(unknown=6), object(), None],
-    ids=["an old card", "a card that is not known", "no such call", "no library"],
-)
-def test_a_gpu_without_a_counter_has_none(nvml, library):
-    nvml(library)
-    assert gpu_counter(CUDA) is None
+    assert joules(Nvml()) == 1002.5
+    assert joules(Nvml(), ranks=2) is joules(Nvml(), uuid="5") is joules(object()) is None  # two GPUs share a cell; no counter
 
 
 # Measurements become the record's parts; their figures follow from what the stages measured.

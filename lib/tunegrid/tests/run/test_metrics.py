@@ -6,13 +6,9 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
 from tunegrid.grid.recipes import QUICK_PROFILE
-from tunegrid.grid.tasks import QA, SA, SUM, Problem
 from tunegrid.run.build import load_bert_scorer
 from tunegrid.run.metrics import (
-    METRICS,
-    ROUGE_TYPES,
     Embedded,
-    Metrics,
     classification_scores,
     greedy_match,
     normalized,
@@ -85,18 +81,6 @@ def test_rouge_by_hand(reference, text, points):
     one, two, longest = points
     wanted = {"rouge1": one, "rouge2": two, "rougeL": longest, "rougeLsum": longest}
     assert scored(rouge_examples, [reference], [text]) == pytest.approx(wanted)
-
-
-def test_each_row_keeps_its_own_points():
-    result = METRICS[Problem.CLASSIFY](Metrics(), SA, [{"label": 1}, {"label": 0}, {"label": 1}], [1, 1, 1])
-    assert result.examples == {"accuracy": [100.0, 0.0, 100.0]}
-    rows = [{"id": n, "answers": {"text": ["red car"], "answer_start": [0]}} for n in "ab"]
-    result = METRICS[Problem.EXTRACT](Metrics(), QA, rows, ["red", "red car"])
-    assert result.examples["exact_match"] == [0.0, 100.0]
-    assert result.examples["f1"] == pytest.approx([200 / 3, 100.0])
-    result = METRICS[Problem.GENERATE](Metrics(), SUM, [{"highlights": "a fire"}, {"highlights": "a flood"}], ["a fire", ""])
-    assert result.examples == {name: [100.0, 0.0] for name in ROUGE_TYPES}
-    assert result.scores["rouge1"] == 50.0
 
 
 # test_bertscore

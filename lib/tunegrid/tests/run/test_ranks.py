@@ -128,6 +128,3 @@ def cut_as(ranks, fsdp, path, loses_a_file):
 def test_ranks_that_were_cut_go_on_together_or_not_at_all(tmp_path, fsdp, loses_a_file, goes_on_at):
     for began, losses, again, same in on_ranks(2, cut_as, fsdp, tmp_path / "kept.safetensors", loses_a_file):
         assert (began, again, same) == (goes_on_at, losses, True)
-
-
-# What cannot be done

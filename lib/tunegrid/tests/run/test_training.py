@@ -106,9 +106,6 @@ def test_the_best_epochs_weights_are_kept(cell_id):
     assert not all(torch.equal(kept[1][name], kept[2][name]) for name in kept[1])
 
 
-# Losses that are not numbers
-
-
 # Out of memory
 
 
