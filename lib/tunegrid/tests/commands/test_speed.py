@@ -1,21 +1,14 @@
 """`tunegrid speed`: intervals worked out by hand, turns in order with stand-ins for Pythons, and one side's updates."""
 
 import sys
-from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from tunegrid.commands import paired_timing, speed
+from tunegrid.commands import speed
 from tunegrid.commands.paired_timing import MARK
 from tunegrid.commands.speed import Change, changes_of
-from tunegrid.data.splits import load_splits
 from tunegrid.results.judgements import Verdict
-from tunegrid.run.first_updates import MOVED
-from tunegrid.run.train import Trainer
-from tunegrid.tests.processes import apart
-from tunegrid.tests.small import cell_of, silent, trainer_for
 
 KEY = ("bert_sa_lora", "training")
 LIBRARIES = {"python": "3.11", "torch": "2.13.0", "transformers": "5.24.0", "peft": "0.21.0", "accelerate": "1.14.0"}
@@ -105,36 +98,3 @@ def test_equal_environments_end_early_by_updates_that_go_a_b_b_a_and_in_the_next
     out = capsys.readouterr().out.splitlines()
     assert out[:2] == ["the same libraries in both", "round 1 of at most 10  bert_sa_lora  10.0 -> 10.0 ms an update"]
     assert out[-1] == "No worse: bert_sa_lora training as fast (0 to 0 %), bert_sa_lora memory the same (0 to 0 %)"
-
-
-# One side
-
-
-class FourUpdates(Exception):
-    """The training has made four updates."""
-
-
-def losses_beside_those_of_training():
-    """Answers of one side about a cell, the losses of its updates, and those of as many updates of the cell's own training."""
-    losses, update, cell = [], Trainer.update, cell_of("bert_sa_lora")
-
-    def kept(trainer, group):
-        losses.append(float(update(trainer, group)))
-
-    def stop(trainer):
-        if trainer.log.updates == 4:
-            raise FourUpdates
-
-    Trainer.update, paired_timing.WARM = kept, 1
-    answers = list(islice(paired_timing.answers(cell), 4))
-    with suppress(FourUpdates):
-        trainer_for(cell, load_splits(cell.task, cell.profile).train, after_update=stop).run(silent())
-    return answers, losses[:4], losses[4:]
-
-
-def test_a_side_makes_the_first_updates_of_the_cells_own_training():
-    assert paired_timing.WARM > MOVED  # what only first updates do is over before the timed ones
-    [((ready, *answers), losses, of_training)] = apart(losses_beside_those_of_training)
-    assert losses == of_training
-    assert (ready, len(losses), len(answers)) == ({}, 4, 3)
-    assert all(answer["seconds"] > 0 and 2**28 < answer["peak_bytes"] < 2**32 for answer in answers)
