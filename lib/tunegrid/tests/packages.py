@@ -1,20 +1,8 @@
-"""A small package in the place of a library, as a wheel or as a checkout that pip builds one of."""
+"""A wheel of a small package in the place of a library, and git for checkouts."""
 
-import inspect
+import subprocess
 from pathlib import Path
 from zipfile import ZipFile
-
-from tunegrid.tests.repositories import git
-
-PYPROJECT = """
-[build-system]
-requires = []
-build-backend = "backend"
-backend-path = ["."]
-[project]
-name = "{name}"
-version = "{version}"
-"""
 
 
 def wheel(folder, version, rows, name="planted"):
@@ -32,22 +20,7 @@ def wheel(folder, version, rows, name="planted"):
     return path.name
 
 
-COUNTED = f"""
-from zipfile import ZipFile
-from pathlib import Path
-
-{inspect.getsource(wheel)}
-
-def build_wheel(folder, config_settings=None, metadata_directory=None):
-    Path("built-here").touch()  # as builds write into their folder
-    return wheel(folder, "VERSION", int(Path("rows.txt").read_text()))
-"""
-
-
-def repository(folder, version):
-    """A checkout of `planted` whose number stands in rows.txt, with git and without a commit."""
-    folder.mkdir()
-    git(folder, "init", "--quiet")
-    (folder / "backend.py").write_text(COUNTED.replace("VERSION", version))
-    (folder / "pyproject.toml").write_text(PYPROJECT.format(name="planted", version=version))
-    return folder
+def git(repo, *arguments):
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    answer = subprocess.run(["git", "-C", repo, *identity, *arguments], capture_output=True, text=True, check=True)
+    return answer.stdout.strip()

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from tunegrid import ROOT
 from tunegrid.results.judgements import Outcome
-from tunegrid.tests.repositories import git
+from tunegrid.tests.packages import git
 
 RECIPES = ROOT / "benchmarks" / "ci"
 OWN, LOWEST, GITHUB, MATRIX, NEWEST, CELLS, GITLAB, SLURM = (
