@@ -9,12 +9,10 @@ import pytest
 from fixtures.record import extent_of
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import FULL_PROFILE
-from tunegrid.record import new_record
 from tunegrid.record.checks import below_bounds
 from tunegrid.results.status import Extent
-from tunegrid.results.summary import cell_lines
 from tunegrid.results.thresholds import load_bounds
-from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, read_records
+from tunegrid.tests.records import read_records
 from tunegrid.tests.sessions import run_in
 
 PLUGINS = ("options", "session", "selection", "results")
@@ -39,48 +37,6 @@ def test_bounds_are_read_without_their_evidence(tmp_path):
     path.write_text("[cells.t5_qa_sft]\nf1 = {minimum = 70.5, mean = 72.0}\nexact_match = {minimum = 60.0, mean = 61.5}\n")
     assert load_bounds(path) == {"t5_qa_sft": {"f1": 70.5, "exact_match": 60.0}}
     assert load_bounds(tmp_path / "full.toml") == {}  # nobody has measured them yet
-
-
-def lines(*records, cells=()):
-    """The table's lines, without what stands below."""
-    return [line for line, _ in cell_lines(records, cells) if len(line.split("  ")) > 3]
-
-
-def test_a_line_stands_under_its_header_and_a_footprint_has_a_table_of_its_own():
-    scored = [
-        "cell          score     points  bound  train s  samples/s  peak GiB  trainable  status",
-        "bert_sa_lora  accuracy    91.0   88.0     12.2        123      1.25      2.50%  passed",
-    ]
-    measured = [
-        "cell          step ms  tokens/s  weights  grads  optim.  activ.  MiB peak  MFU %  status",
-        "bert_sa_lora      120      4000      400      3       6     103       512   25.0  passed",
-    ]
-    assert lines(complete()) == scored
-    assert lines(complete(**FOOTPRINT)) == measured
-    assert lines(complete(), complete(**FOOTPRINT)) == scored + measured
-    unfinished = [line for line, _ in cell_lines([new_record(CELLS["gpt2_sum_qlora"])])]
-    assert unfinished[1].split() == ["gpt2_sum_qlora", "rougeLsum", "unfinished"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "word"),
-    [
-        ({}, "passed"),
-        ({"bounds": {}}, "no bound yet"),
-        ({"status": "audit"}, "audit"),
-        ({"status": "stopped", "bounds": {}}, "stopped"),
-        ({"bounds": {}, "excused": {"learned_something": "too short"}}, "too short"),
-    ],
-)
-def test_the_status_is_a_word_or_three(changes, word):
-    assert lines(complete(**changes))[1].endswith(f"  {word}")
-
-
-def test_the_peak_is_the_gpus_where_there_is_one():
-    phases = {"load": PHASE | {"reserved_peak_gib": 3.5}, "train": PHASE | {"reserved_peak_gib": 0.5, "rss_peak_gib": 9.0}}
-    assert complete(memory=MEASURED["memory"] | {"phases": phases}).peak_gib == 3.5
-    assert complete().peak_gib == 1.25
-    assert new_record(CELLS["bert_sa_lora"]).peak_gib is None
 
 
 @pytest.mark.parametrize(
