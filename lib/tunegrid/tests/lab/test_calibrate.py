@@ -11,7 +11,6 @@ from tunegrid.grid.cells import STUDY, STUDY_IDS
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.grid.tasks import TASKS
 from tunegrid.lab import calibrate, false_alarms
-from tunegrid.lab import power as command
 from tunegrid.lab.calibrate import noise_toml
 from tunegrid.lab.power import Simulation
 from tunegrid.lab.tolerances import FLOORS, Apart, apart, largest, numerics_toml, tolerance, tolerances_of
@@ -302,10 +301,3 @@ def alarms(kind, **options):
 @pytest.mark.parametrize(("kind", "seeds"), [(PERTURBED, 1), (SEEDS, 3)])
 def test_at_most_five_per_cent_of_equal_runs_are_called_worse(kind, seeds):
     assert alarms(kind, seeds=seeds) <= 0.05 + CHANCE
-
-
-def test_the_command_prints_error_rates(capsys):
-    assert command.main(["--runs", "5"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4
-    assert any("of 5 equal runs are called worse: other seeds, 1 run" in line for line in lines)

@@ -93,16 +93,6 @@ def test_a_page_in_each_look(opened, name, look):
     assert all(width > 8 for _, width in swatches)
 
 
-def test_cells_are_found_by_words_and_a_permalink_still_leads_to_a_hidden_one(opened):
-    page = opened("failing")
-    page.locator("#find").fill("gpt2 sa")
-    assert page.locator("details.cell:visible").count() == 3
-    assert page.locator("#found").inner_text() == "3 of 27 cells"
-    page.locator("#grid a[href='#t5_qa_sft']").click()
-    page.wait_for_function("document.getElementById('t5_qa_sft').getBoundingClientRect().top >= 0")
-    assert 0 <= page.locator("#t5_qa_sft").bounding_box()["y"] < 900
-
-
 def test_a_script_in_a_test_row_is_text(opened):
     page = opened("failing")
     assert "owned" not in page.title()

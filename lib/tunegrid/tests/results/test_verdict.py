@@ -10,7 +10,6 @@ from tunegrid.commands import bisect
 from tunegrid.commands import gate as command
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.results.judgements import Judgement, Verdict
-from tunegrid.results.status import failures_of
 from tunegrid.results.verdict import FAILED_BY, State, first_change, kinds_of, verdict_of
 from tunegrid.terminal import annotation
 from tunegrid.tests import kinds
@@ -61,26 +60,6 @@ def test_what_fails_never_begins_with_passed_and_what_passes_never_with_failed(c
     answer = verdict_of(records, judged((CELL, OTHER), t5_sa_lora=verdict), counted)
     assert answer.sentences[0].startswith("Failed") == (answer.exit_code == 1)
     assert ("no worse" in answer.sentences[0] or answer.sentences[0].startswith("Passed")) <= (answer.exit_code == 0)
-
-
-def test_causes_are_counted_by_cell_audits_first_and_those_of_the_same_cells_together():
-    cells = iter(STUDY_IDS)
-    records = [
-        *(record_of(next(cells), status) for status in ("unfinished", "error", "stopped")),
-        record_of(next(cells), "stopped", ["adapters_where_declared"]),
-        record_of(next(cells), "missed", score=80.0),
-        *(record_of("t5_sa_sft", "missed", ["base_frozen", "dropout_drops"], score=80.0, seed=seed) for seed in range(3)),
-        record_of(OTHER, "missed", missed=["the ledger holds 2 bytes, the device 3"]),
-    ]
-    assert [one.title for one in failures_of(records)] == [
-        "1 cell failed audit adapters_where_declared",
-        "1 cell failed audits base_frozen and dropout_drops",
-        "2 cells missed a bound",
-        "1 cell had wrong figures",
-        "1 cell broke off",
-        "1 cell stopped early",
-        "1 cell did not finish",
-    ]
 
 
 EARLY = [judgement(cell, "numerics", Verdict.EQUAL, first_updates=2) for cell in (CELL, OTHER)]

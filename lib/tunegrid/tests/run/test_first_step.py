@@ -6,7 +6,7 @@ import torch
 import transformers as hf
 from torch import nn
 
-from tunegrid.run.first_updates import AdamW, FirstUpdates, adamw_step, gradient_figures, groups_of
+from tunegrid.run.first_updates import AdamW, FirstUpdates, gradient_figures, groups_of
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import before_training, short_to_long
 from tunegrid.tests.small import cell_of, rows_of, silent, train_rows, trainer_of
@@ -143,16 +143,6 @@ def test_first_updates_are_those_of_a_whole_run(count):
 
 
 # AdamW by its definition: steps worked out by hand, and which optimizers are followed.
-
-
-def test_two_steps_by_hand():
-    settings = {"betas": (0.5, 0.75), "lr": 0.1, "weight_decay": 0.5, "eps": 0.0}
-    state = adamw_step((torch.tensor([1.0]), torch.zeros(1), torch.zeros(1)), torch.tensor([2.0]), 1, settings)
-    # Corrected, the first moments are 2 and 4: 1 x (1 - 0.1 x 0.5) - 0.1 x 2 / 2.
-    assert state[0].item() == pytest.approx(0.85)
-    state = adamw_step(state, torch.tensor([-1.0]), 2, settings)
-    # m = 0.5 x 1 - 0.5 x 1 = 0; the weight only decays.
-    assert state[0].item() == pytest.approx(0.85 * 0.95)
 
 
 def followed(make, updates=3, size=(8, 4)):
