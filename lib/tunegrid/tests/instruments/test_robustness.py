@@ -13,8 +13,6 @@ from tunegrid.instruments.robustness import (
     contracted,
     distracted,
     negated,
-    renamed,
-    renumbered,
     shifted_rows,
 )
 from tunegrid.record.record import EvaluationRecord
@@ -54,13 +52,6 @@ def test_the_target_of_every_quick_row_is_right_afterwards(shift):
 BUY, NOT_BUY = review("overall i would buy it again .", 1), review("overall i would not buy it again .", 0)
 LONG, SHORT = "in short it is not , i must say , a weak watch .", "in short it is , i must say , a weak watch ."
 LOWER, UPPER = "the old mill opened in 1931 .", "The old mill opened in 1931."
-STAYS = [
-    (QA, distracted, question("the mill opened in 1931 .", "when did it open ?", "1931")),  # nothing is named
-    (SA, negated, review("it is not good .")),  # no known verdict
-    (SA, negated, review("overall i would buy it again . in short i do regret it .")),  # two
-    (QA, renumbered, question("ann lives in rome .", "where ?", "rome")),
-    (SUM, renamed, {"article": "anna saw a fire .", "highlights": "fire .", "id": "1"}),
-]
 
 
 def mill(context):
@@ -82,7 +73,7 @@ def mill(context):
         (SA, negated, NOT_BUY, BUY),
         (SA, negated, review(LONG, 1), review(SHORT, 0)),
         (SA, negated, review("IN SHORT IT DID NOT LET ME DOWN .", 1), review("IN SHORT IT DID LET ME DOWN .", 0)),
-        *((*one, one[-1]) for one in STAYS),
+        (SA, negated, review("it is not good ."), review("it is not good .")),  # no known verdict
     ],
 )
 def test_a_shift_by_hand(task, change, row, after):

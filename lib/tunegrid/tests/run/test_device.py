@@ -32,12 +32,9 @@ def test_a_device_that_cannot_be_used_is_refused_by_name(requested, words):
     [
         ("bert_sa_lora", CPU, True, "bf16", "in place of fp16, which a CPU only emulates"),
         ("bert_sa_lora", CUDA, True, "fp16", None),
-        ("bert_sa_lora", CUDA, False, "fp16", None),
-        ("bert_sa_sft", CPU, True, "fp32", None),
         ("bert_sa_sft", CUDA, True, "fp32", None),
         ("bert_sa_qlora", CUDA, False, "fp32", "in place of bf16, for which this GPU has no units"),
         ("bert_sa_qlora", CPU, False, "bf16", None),
-        ("t5_sa_lora", CPU, True, "bf16", "in place of fp16, in which T5 overflows"),
         ("t5_sa_lora", CUDA, True, "bf16", "in place of fp16, in which T5 overflows"),
         ("t5_sa_lora", CUDA, False, "fp32", "in which T5 overflows, and of bf16, for which this GPU has no units"),
     ],
@@ -78,13 +75,11 @@ def test_a_gpu_in_use_or_not_given_back_is_refused_with_by_how_much(monkeypatch)
     ("error", "is_memory"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), True),
-        (MemoryError(), True),
         (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("shapes differ"), False),
-        (ValueError("DefaultCPUAllocator"), False),
     ],
     ids=str,
 )
