@@ -11,7 +11,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.run.build import build, load_tokenizer, model_record, weight_files
-from tunegrid.tests.small import CPU, cell_of, evidence_from, model_of, rows_of, tiny_llama, trainer_for
+from tunegrid.tests.small import CPU, cell_of, evidence_from, model_of, rows_of, trainer_for
 
 # Checkpoints that cannot be used
 
@@ -146,31 +146,14 @@ def test_a_head_of_another_size_in_the_checkpoint_is_new_all_the_same(copied):
 # A base in bf16
 
 
-def in_bf16(cell, **changes):
-    recipe = replace(cell.recipe, **{"precision": "bf16", "max_steps": 3, "per_device_train_batch_size": 4} | changes)
-    return replace(cell, backbone=replace(cell.backbone, dtype="bfloat16"), recipe=recipe)
-
-
-def trained(cell):
-    """A few updates on reviews, and what they leave behind."""
+@pytest.mark.parametrize(("method", "frozen"), [("lora", {torch.bfloat16}), ("qlora", {torch.bfloat16, torch.uint8})])
+def test_a_frozen_base_may_be_bf16_and_what_trains_is_fp32(method, frozen):
+    changes = {"max_steps": 3, "per_device_train_batch_size": 4, "warmup_ratio": 0.0, "learning_rate": 1e-2}
+    cell = cell_of("bert_sa_qlora", optim="adamw_torch", precision="bf16", **changes)
+    cell = replace(cell, backbone=replace(cell.backbone, dtype="bfloat16"), method=STUDY.methods[method])
     evidence = evidence_from(trainer_for(cell, rows_of("amazon_polarity/train")[:16]), run=True)
-    with torch.inference_mode():  # outside of autocast, as evaluation does it
-        evidence.codec.predict(evidence.model.eval(), evidence.trainer.features, CPU)
-    return evidence
-
-
-def types(evidence) -> dict[bool, set[torch.dtype]]:
-    """The types of what trains, and of what is frozen."""
     parameters = evidence.trainer.parameters.values()
-    return {trains: {p.dtype for p in parameters if p.requires_grad is trains} for trains in (True, False)}
-
-
-@pytest.mark.parametrize("method", ["lora", "qlora"])
-@pytest.mark.parametrize("backbone", ["bert", "llama"])
-def test_a_frozen_base_may_be_bf16_and_what_trains_is_fp32(backbone, method, tmp_path):
-    cell = tiny_llama(tmp_path) if backbone == "llama" else cell_of("bert_sa_qlora", optim="adamw_torch")
-    evidence = trained(in_bf16(replace(cell, method=STUDY.methods[method]), warmup_ratio=0.0, learning_rate=1e-2))
-    frozen = {torch.bfloat16, torch.uint8} if method == "qlora" else {torch.bfloat16}
-    assert types(evidence) == {True: {torch.float32}, False: frozen}
+    assert {p.dtype for p in parameters if not p.requires_grad} == frozen
+    assert {p.dtype for p in parameters if p.requires_grad} == {torch.float32}
     assert [finding for finding in audited(evidence) if not finding.passed] == []
     assert len({round(loss, 4) for loss in evidence.trainer.log.losses}) == 3
