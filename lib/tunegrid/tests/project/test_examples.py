@@ -11,40 +11,13 @@ import pytest
 from tunegrid import ROOT
 from tunegrid.commands import calibrate
 from tunegrid.results.thresholds import load_bounds
-from tunegrid.tests.sessions import SessionProcess, benchmark_rows, full_in, run
+from tunegrid.tests.sessions import SessionProcess, benchmark_rows, full_in
 
 pytestmark = pytest.mark.slow
 
 GUIDES = "\n".join(guide.read_text() for guide in sorted((ROOT / "benchmarks" / "guides").glob("*.md")))
 BLOCK = re.compile(r"<!-- example: (?P<name>\w+\.py) -->\n```python\n(?P<code>.*?)```", re.DOTALL)
 EXAMPLES = {match["name"]: match["code"] for match in BLOCK.finditer(GUIDES)}
-
-
-def records_of(folder, example, cells, *options):
-    """The records that the cells of an example leave, by cell."""
-    path = folder / example
-    path.write_text(EXAMPLES[example])
-    how = (f"--grid={path}", f"--cells={','.join(cells)}", "--set", "max_steps=3")
-    code, output, rows = run(folder, *how, *options, timeout=300)
-    assert code == 0, output
-    records = {row["cell"]: row for row in rows}
-    assert set(records) == set(cells)
-    assert {record["status"] for record in records.values()} == {"passed"}
-    return records
-
-
-@pytest.mark.parametrize(
-    ("example", "cells", "options", "so"),
-    [
-        ("dora", "bert_qa_dora gpt2_sum_dora t5_sa_dora", (), lambda record: record["recipe"]["adapter"]["use_dora"]),
-        ("ia3", "bert_sa_ia3 gpt2_qa_ia3 t5_sum_ia3", (), lambda record: record["parameters"]["trainable_percent"] < 1),
-        ("optimizer", "bert_sa_sft", ("--set", "optim=nadam"), lambda record: record["recipe"]["optim"] == "nadam"),
-    ],
-    ids=["dora", "ia3", "optimizer"],
-)
-def test_what_a_guide_adds_runs_on_every_backbone(tmp_path, example, cells, options, so):
-    records = records_of(tmp_path, f"{example}.py", cells.split(), "-m", "quick", *options)
-    assert all(map(so, records.values()))
 
 
 PARTS = ("plot", "cast", "music", "ending", "story", "camera", "light", "sound")

@@ -8,9 +8,7 @@ from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_sc
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.run.build import load_bert_scorer
 from tunegrid.run.metrics import (
-    Embedded,
     classification_scores,
-    greedy_match,
     normalized,
     rouge_examples,
     squad_examples,
@@ -93,32 +91,6 @@ def scorer():
 
 
 NAMES = ["bertscore_precision", "bertscore_recall", "bertscore_f1"]
-EAST, NORTH, BETWEEN = [1.0, 0.0], [0.0, 1.0], [0.6, 0.8]
-
-
-def text(*vectors, framed=0):
-    """A text of these tokens; the first `framed` of them do not count."""
-    counted = torch.tensor([index >= framed for index in range(len(vectors))], dtype=torch.bool)
-    return Embedded(vectors=torch.tensor(vectors).reshape(len(vectors), 2), counted=counted)
-
-
-@pytest.mark.parametrize(
-    ("candidate", "reference", "points"),
-    [
-        # Cosines 0 and 0.6: precision 0.6, recall (0 + 0.6) / 2, F1 = 2 * 0.6 * 0.3 / 0.9; and the other way round.
-        (text(EAST), text(NORTH, BETWEEN), (0.6, 0.3, 0.4)),
-        (text(NORTH, BETWEEN), text(EAST), (0.3, 0.6, 0.4)),
-        (text(EAST, NORTH), text(NORTH, EAST, NORTH), (1.0, 1.0, 1.0)),  # each token's best partner
-        (text(), text(EAST), (0.0, 0.0, 0.0)),
-        (text(EAST), text(NORTH), (0.0, 0.0, 0.0)),
-        # [CLS] = north and east, against [CLS] = east and north: [CLS] does not count, and is a partner all the same.
-        (text(NORTH, EAST, framed=1), text(EAST, NORTH, framed=1), (1.0, 1.0, 1.0)),
-    ],
-)
-def test_greedy_match_by_hand(candidate, reference, points):
-    assert greedy_match(candidate, reference) == pytest.approx(points)
-
-
 LONG = " ".join(["police arrest anna reed in upton ."] * 60)  # longer than the encoder's window of 256
 # Points of bert_score 0.3.13 on the micro BERT's layer 2 with a window of 256: precision, recall, F1.
 BERT_SCORES = {
