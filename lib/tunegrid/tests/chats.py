@@ -1,4 +1,4 @@
-"""Chat models for tests: templates, a tokenizer of a few words, and untrained Llamas."""
+"""Chat models for tests: templates, a tokenizer of a few words, and an untrained Llama."""
 
 from dataclasses import replace
 from functools import cache

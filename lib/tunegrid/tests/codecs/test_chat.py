@@ -1,6 +1,4 @@
-"""Chat models: the template survives, the loss is on what the assistant says, the oldest turns go first, and a modern decoder
-goes all the way, batched or alone.
-"""
+"""Chat models: the template survives, the loss is on what the assistant says, and the oldest turns go first."""
 
 import pytest
 import torch

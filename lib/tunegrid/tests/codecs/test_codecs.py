@@ -100,9 +100,6 @@ def counting(tokens, answer):
     return {"context": " ".join(years), "question": "when ?", "answers": {"text": [years[answer]], "answer_start": [start]}}
 
 
-# "dover" is word 15 of the context, counted from 0; the question has 5 words, and a separator follows it.
-
-
 @pytest.mark.parametrize(
     ("tokens", "ends"),
     [
@@ -145,7 +142,7 @@ def test_best_span_is_what_trying_every_pair_finds():
         assert best_span(starts, ends, window) == (starts[first] + ends[last], first, last)
 
 
-# Texts that are generated: sources and targets by hand, where logits are computed, and how a search ends.
+# Texts that are generated
 
 
 GIFT = {"article": "tea was served in the hall .", "highlights": "fire hits dover bridge .\npolice arrest anna reed ."}

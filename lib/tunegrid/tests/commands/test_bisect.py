@@ -1,4 +1,4 @@
-"""Bisecting: runs that are saved for each version, and a whole bisection of a checkout made here."""
+"""Bisecting, by runs that are saved for each version or commit; and environments of a package made here."""
 
 import os
 import time

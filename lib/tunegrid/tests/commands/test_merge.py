@@ -1,4 +1,4 @@
-"""Runs that are merged, and what may be a baseline; whoever ran a run's cells, equal records make an equal run."""
+"""Runs that are merged, and what may be a baseline."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""`tunegrid speed`: intervals worked out by hand, turns in order with stand-ins for Pythons, and one side's updates."""
+"""`tunegrid speed`: intervals worked out by hand, and turns in order with stand-ins for Pythons."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Instruments that train SFT, too: what lies between both, and what a cell learns from it."""
+"""Instruments by hand: what lies between an adapter and SFT, distillation, forgetting, and calibration."""
 
 import math
 from random import Random

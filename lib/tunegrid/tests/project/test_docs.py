@@ -1,4 +1,4 @@
-"""The pages: commands in them parse, links lead somewhere, and the folder maps are true."""
+"""The pages: commands in them parse."""
 
 import argparse
 import re

@@ -1,4 +1,4 @@
-"""The architecture as a test: what may import what, what stays cheap to import, and that no library is patched."""
+"""The architecture as a test: what may import what, and what stays cheap to import."""
 
 import ast
 import subprocess

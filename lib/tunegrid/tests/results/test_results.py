@@ -1,4 +1,4 @@
-"""Bounds speak in sentences, the table after a run is aligned, and rows of parallel workers reach one file."""
+"""Bounds, how long a run is beside what its recipe plans, and examples beside every file that a session saves."""
 
 from dataclasses import replace
 from types import SimpleNamespace

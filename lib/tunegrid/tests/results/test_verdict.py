@@ -187,7 +187,7 @@ def test_outside_the_checkout_tunegrid_runs_cells(monkeypatch, tmp_path):
     assert "`" not in verdict_of([record_of(status="killed")], command="rm -r x").next_step
 
 
-# Every place of a session
+# On a CI
 
 
 def test_texts_of_a_file_cannot_end_an_annotation_or_begin_another():

@@ -14,9 +14,6 @@ from tunegrid.tests.small import CPU, cell_of, codec_for, rows_of, silent, still
 REVIEWS = rows_of("amazon_polarity/train")[:8]
 
 
-# Schedule
-
-
 def test_training_takes_the_planned_updates_of_which_an_epochs_last_may_be_smaller():
     trainer = trainer_of("bert_sa_sft", REVIEWS[:5], max_steps=0, num_train_epochs=2, per_device_train_batch_size=2)
     training = trainer.run(silent())
