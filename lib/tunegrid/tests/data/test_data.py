@@ -388,9 +388,3 @@ def test_a_fifth_of_the_training_rows_have_a_wrong_target_and_all_others_stay(ta
         check_row(task, rows.train[index], index, "noise")
     assert (list(rows.test), list(rows.validation)) == (list(clean.test), list(clean.validation))
     assert rows.fingerprint != clean.fingerprint
-
-
-def test_a_wrong_answer_is_a_word_beside_the_right_one():
-    row = {"id": "1", "title": "t", "context": "a b , b", "question": "?", "answers": {"text": ["a b"], "answer_start": [0]}}
-    [wrong] = noisy(QA, [row], 1.0)
-    assert wrong["answers"] == {"text": ["b"], "answer_start": [6]}

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from tunegrid.audits import Evidence, audited
-from tunegrid.grid.backbones import within
 from tunegrid.grid.methods import LORA, QLORA, SFT, Method
 from tunegrid.grid.recipes import ZOO_PROFILE
 from tunegrid.grid.zoo import METHODS, zoo
@@ -17,7 +16,6 @@ from tunegrid.tests.small import cell_of, evidence_from, rows_of, silent, train_
 
 REVIEWS, QUESTIONS, NEWS = (rows_of(f"{name}/train")[:16] for name in ("amazon_polarity", "squad", "cnn_dailymail"))
 FEW = {"max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0}
-ZOO = {method.id: method for method in METHODS}
 
 
 def trainer_with(method: Method, like: str = "gpt2_sa_lora", rows=REVIEWS, **changes) -> Trainer:
@@ -33,31 +31,6 @@ def trained(method: Method, like: str = "gpt2_sa_lora", rows=REVIEWS, **changes)
     evidence = Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
     moved = {name for name, p in trainer.parameters.items() if not torch.equal(p, before[name])}
     return evidence, {method.group_of(name) for name in moved & evidence.own}
-
-
-# Optimizers, rates and schedules
-
-RATES = {"learning_rate": 1e-2, "head_learning_rate": 1e-3, "max_steps": 2, "per_device_train_batch_size": 2}
-T5 = cell_of("t5_sa_lora", **RATES)
-
-
-@pytest.mark.parametrize(
-    ("cell", "head", "rest"),
-    [
-        (T5, {1e-3}, {1e-2}),
-        (cell_of("bert_sa_sft", **RATES), {1e-3}, {1e-2}),
-        (replace(T5, recipe=replace(T5.recipe, head_learning_rate=None)), {1e-2}, {1e-2}),
-        (replace(T5, method=ZOO["loraplus"]), {1e-3}, {1e-2, 16e-2}),  # LoRA+ keeps its ratio
-    ],
-)
-def test_the_head_has_its_own_rate_and_the_rest_the_recipes(cell, head, rest):
-    trainer = trainer_for(cell, REVIEWS[:4])
-    by_id = {id(p): group["initial_lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
-    rates = {True: set(), False: set()}
-    for name, parameter in trainer.stepped.items():
-        if parameter.requires_grad:
-            rates[within(name, trainer.cell.head.new_modules)].add(by_id[id(parameter)])
-    assert rates == {True: head, False: rest}
 
 
 # The zoo: every method is in every place or refused with a reason that still holds, and none is taken for plain LoRA.

@@ -13,7 +13,7 @@ from tunegrid.grid.tasks import TASKS
 from tunegrid.lab import calibrate, false_alarms
 from tunegrid.lab.calibrate import noise_toml
 from tunegrid.lab.power import Simulation
-from tunegrid.lab.tolerances import FLOORS, Apart, apart, largest, numerics_toml, tolerance, tolerances_of
+from tunegrid.lab.tolerances import FLOORS, Apart, apart, largest, numerics_toml, tolerances_of
 from tunegrid.results.bounds import Calibration, bound_of
 from tunegrid.results.files import load, save
 from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, load_noise
@@ -172,21 +172,6 @@ def later(deviations, kind="nf4 fp32"):
 
 
 # The rule
-
-
-@pytest.mark.parametrize(
-    ("deviation", "doubled"),
-    [
-        ((3.1e-4,), 6.2e-4),
-        ((3.14e-4,), 6.3e-4),
-        ((4.96e-4,), 1e-3),
-        ((0.0,), 0.0),
-        ((1e-6, 1.5e-5), 1.5e-5),
-        ((8e-6, 1.5e-5), 1.6e-5),
-    ],
-)
-def test_a_tolerance_is_twice_the_deviation_rounded_up_to_two_digits_and_no_less_than_its_floor(deviation, doubled):
-    assert tolerance(*deviation) == doubled
 
 
 def test_a_cell_beyond_ten_times_the_median_has_a_tolerance_of_its_own():
