@@ -4,33 +4,15 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
-import torch
 
 from tunegrid.audits import Evidence, audited
-from tunegrid.grid.methods import LORA, QLORA, SFT, Method
+from tunegrid.grid.methods import LORA, QLORA, SFT
 from tunegrid.grid.recipes import ZOO_PROFILE
 from tunegrid.grid.zoo import METHODS, zoo
 from tunegrid.record.checks import NEED_LENGTH
-from tunegrid.run.train import Trainer
-from tunegrid.tests.small import cell_of, evidence_from, rows_of, silent, train_rows, trainer_for
+from tunegrid.tests.small import evidence_from, rows_of, train_rows, trainer_for
 
 REVIEWS, QUESTIONS, NEWS = (rows_of(f"{name}/train")[:16] for name in ("amazon_polarity", "squad", "cnn_dailymail"))
-FEW = {"max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0}
-
-
-def trainer_with(method: Method, like: str = "gpt2_sa_lora", rows=REVIEWS, **changes) -> Trainer:
-    """A trainer of a quick cell with another method."""
-    return trainer_for(replace(cell_of(like, **FEW | changes), method=method), rows)
-
-
-def trained(method: Method, like: str = "gpt2_sa_lora", rows=REVIEWS, **changes):
-    """A quick cell labelled with a method, after a few updates, and the groups of the method's own parameters that moved."""
-    trainer = trainer_with(method, like, rows, **changes)
-    before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
-    trainer.run(silent())
-    evidence = Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
-    moved = {name for name, p in trainer.parameters.items() if not torch.equal(p, before[name])}
-    return evidence, {method.group_of(name) for name in moved & evidence.own}
 
 
 # The zoo: every method is in every place or refused with a reason that still holds, and none is taken for plain LoRA.

@@ -14,7 +14,6 @@ from tunegrid.run.meter import parameter_counts
 
 META = torch.device("meta")
 GRIDS = {"study": STUDY, "tasks": more_tasks(), "zoo": zoo()}
-METHODS = ("lora", "qlora", "sft")
 
 
 def model_of(grid: str, cell_id: str) -> nn.Module:
