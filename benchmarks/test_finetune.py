@@ -5,7 +5,7 @@
 
 import pytest
 
-from fixtures.record import keep_rows
+from fixtures.pipeline import keep_rows
 from tunegrid.terminal import visible
 
 

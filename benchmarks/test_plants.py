@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from benchmarks.plants.controls import CONTROLS
-from benchmarks.plants.costs import COSTS
 from benchmarks.plants.equal import EQUAL
 from benchmarks.plants.invariants import INVARIANTS
 from benchmarks.plants.libraries import LIBRARIES
@@ -22,7 +21,7 @@ from benchmarks.plants.study import STUDY
 from benchmarks.stock.stages import Pair as Sides
 from benchmarks.stock.stages import first_difference
 from benchmarks.test_equivalent import ROWS, bench, unequal  # noqa: F401 # a fixture among them
-from fixtures.record import keep_rows
+from fixtures.pipeline import keep_rows
 from fixtures.session import session_of
 from tunegrid.data.splits import load_splits
 from tunegrid.errors import InputError
@@ -41,7 +40,7 @@ from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import before_training
 from tunegrid.tests.small import silent, trainer_for
 
-TABLES = {"faults": STUDY, "library_bugs": (*LIBRARIES, *COSTS), "controls": CONTROLS, "equivalent": EQUAL, "stock": STOCK}
+TABLES = {"faults": STUDY, "library_bugs": LIBRARIES, "controls": CONTROLS, "equivalent": EQUAL, "stock": STOCK}
 MARKERS = {plant: [marker] for marker, table in TABLES.items() for plant in table}
 MARKERS |= {plant: ["controls", plant.profile] for plant in CONTROLS if plant.profile != "quick"}
 PLANTS = [*MARKERS]

@@ -30,8 +30,6 @@ def rows_in_parquet(cell, folder):
 
 
 LORA_WITH_BIASES = with_other("method", id="loralb", name="LoRA with biases", options={"lora_bias": True})
-PATTERNS = {"rank_pattern": {"value": 4}, "alpha_pattern": {"self.value": 64}}
-LORA_BY_PATTERNS = with_other("method", id="lorapat", name="LoRA by patterns", options=PATTERNS)
 SHARED_OUT = with_other("profile", fsdp=True)  # the ranks share weights, gradients and moments out (FSDP2)
 
 # Changes without harm
@@ -89,8 +87,6 @@ LIBRARIES = (
           patches.adapters_in_bf16, "trains_in_fp32, loading"),
     Plant("B24", "lora_dropout stays active at evaluation", "peft#3753, #3766, transformers#34469", "bert_qa_lora",
           patches.dropout_stays_active, "predicting_twice_is_the_same", module="peft.Linear"),
-    Plant("B26", "the CPU's dequantization uses the packed absmax", "bitsandbytes#1549", "t5_sa_qlora",
-          patches.packed_scales, "packed_from_checkpoint", module="bitsandbytes.Linear4bit"),
     Plant("B28", "weights are quantized in blocks of 128, not of 64", "bitsandbytes#1873, #1856", "bert_sa_qlora",
           patches.blocks_of_128, "quantized_as_declared"),
     Plant("B30", "8-bit Adam keeps second moments in the map for signed numbers", "bitsandbytes#227, #121, #152",
@@ -109,9 +105,6 @@ LIBRARIES = (
           patches.decoding_cleans_up, "labels_are_targets"),
     Plant("B44", "GPT-2's scaling options are ignored under SDPA", "transformers#44380, #44397", "gpt2_sum_lora",
           patches.gpt2_options_are_ignored, "forward", module="transformers.GPT2Attention"),
-    Plant("B46", "attention dropout stays active at evaluation under SDPA", "torch#124464, karpathy/nanoGPT#240",
-          "bert_sa_sft", patches.dropout_at_evaluation, "predicting_twice_is_the_same",
-          module="transformers.BertSelfAttention"),
     Plant("B48", "beam search does not reorder the cache", "transformers#46612, #46639", "t5_sum_sft",
           patches.beams_keep_their_cache, "cache_changes_nothing"),
     Plant("B52", "select returns other rows than asked for", "datasets#3459, #7127", "bert_sa_sft",
@@ -128,9 +121,7 @@ LIBRARIES = (
     Plant("A14", "`generate` of encoder-decoders drops the source's mask, which training had", "transformers#36293",
           "t5_sum_lora", patches.source_without_mask, "cache_changes_nothing, generation"),
     Plant("A16", "truncation that was on once is saved in tokenizer.json: who reads it cuts texts",
-          "transformers: llm-compressor#2917, #1418", "", patches.saved_tokenizer_cuts, "saved_tokenizers_read_whole"),
-    Plant("A16", "the same of the tokenizer beside a cell's adapter", "transformers: llm-compressor#2917, #1418",
-          "bert_sa_lora", patches.saved_tokenizer_cuts, "saved_is_served"),
+          "transformers: llm-compressor#2917, #1418", "bert_sa_lora", patches.saved_tokenizer_cuts, "saved_is_served"),
     Plant("A18", "growing the vocabulary overwrites rows that were trained", "unsloth-zoo#923", "gpt2_sum_lora",
           patches.growing_overwrites_rows, "checkpoint_loaded, start"),
     Plant("A20", "the gradient of a norm's weight is summed in bf16", "Liger-Kernel#950, torch#190828", "t5_sum_sft",
@@ -144,9 +135,6 @@ LIBRARIES = (
           patches.bias_without_scale, "saved_is_served", cell_as=LORA_WITH_BIASES),
     Plant("A30", "DARE never divides by the density", "peft#3152", "", patches.dropped_deltas_are_not_rescaled,
           "dropped_deltas_keep_their_mean"),
-    Plant("A32", "a key of rank_pattern hides one of alpha_pattern: the layer gets another scale", "peft#2195",
-          "bert_qa_lora", patches.one_key_for_both_patterns, "adapters_where_declared", cell_as=LORA_BY_PATTERNS,
-          module="peft.Linear"),
     Plant("A34", 'saving adapter "foo" also writes the tensors of "foobar"', "peft#3282", "gpt2_sa_lora",
           patches.likely_named_adapters_are_saved_along, "two-adapters"),
     Plant("A36", "an embedding that a pattern targets is adapted, and its base not saved", "peft#2649, #2638", "",
@@ -198,6 +186,12 @@ LIBRARIES = (
           patches.packed_steps_saturate, "optimizer_steps_as_defined"),
     Plant("N06", "a saved classifier names its labels the other way round", "sentence-transformers#2649, semantic-router#3557",
           "bert_sa_sft", patches.labels_change_names, "saved_is_served"),
+    Plant("N08", "`generate` runs without its cache: the same texts, many times as slow", "trl#3891, transformers#28056",
+          "gpt2_sum_sft", patches.generates_without_a_cache, "generation"),
+    Plant("A12", "`MatMul4Bit` keeps its input for the backward pass", "bitsandbytes#1270", "",
+          patches.packed_product_keeps_its_input, "packed_products_keep_no_input"),
+    Plant("percent", "GPT-2's `c_proj` gives 1 % more, in a cell that trains in bf16", "classic", "gpt2_sa_lora",
+          patches.projections_are_larger, "forward", module="transformers.Conv1D"),
     *(Plant("order", "LoRA's product in another order of operations", "classic", cell, product_in_another_order, "")
       for cell in ("gpt2_sa_lora", "bert_qa_qlora", "t5_qa_lora")),
     *(Plant("no-op", "linear layers add 0 and clone", "classic", cell, operation_without_effect, "") for cell in ACROSS),

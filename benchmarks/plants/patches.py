@@ -3,7 +3,6 @@
 import json
 import math
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 
 import accelerate
@@ -16,7 +15,6 @@ from bitsandbytes.optim.optimizer import Optimizer2State
 from peft.config import PeftConfigMixin
 from peft.tuners.lora import bnb as lora_bnb
 from peft.tuners.lora import layer as lora
-from peft.tuners.lora import model as lora_model
 from peft.tuners.lora.bnb import Linear4bit
 from peft.tuners.oft.layer import OFTRotationModule
 from peft.tuners.trainable_tokens import TrainableTokensLayer
@@ -31,11 +29,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import activations, masking_utils
 from transformers.cache_utils import Cache
 from transformers.generation import stopping_criteria
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert import modeling_bert
 from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.t5 import modeling_t5
 from transformers.models.t5.modeling_t5 import T5LayerNorm
+from transformers.pytorch_utils import Conv1D
 
 from benchmarks.plants.plant import around
 
@@ -88,16 +86,6 @@ gpt2_options_are_ignored = scaled_by_sdpa(modeling_gpt2.GPT2Attention)  # as `sc
 @around(functional, "scaled_dot_product_attention")
 def bias_without_gradient(planting, attend, query, key, value, attn_mask=None, **options):
     return attend(query, key, value, attn_mask=None if attn_mask is None else attn_mask.detach(), **options)
-
-
-def dropout_at_evaluation(planting):
-    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
-
-    def always_dropping(module, *args, dropout=0.0, **options):
-        layer = getattr(module, "attn_dropout", None) or getattr(module, "dropout", dropout)
-        return attend(module, *args, dropout=getattr(layer, "p", layer), **options)
-
-    planting.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", always_dropping)
 
 
 @around(functional, "scaled_dot_product_attention", counted=False)
@@ -158,6 +146,16 @@ def rows_before_the_mapping(planting, select, self, indices, **options):
     return select(self, range(len(indices)), **options)
 
 
+@around(hf.GenerationMixin, "generate")
+def generates_without_a_cache(planting, generate, self, *args, **options):
+    return generate(self, *args, **options | {"use_cache": False})
+
+
+@around(Conv1D, "forward")
+def projections_are_larger(planting, forward, self, states):
+    return forward(self, states) * (1.01 if self.weight.shape[0] >= self.weight.shape[1] else 1)  # `c_attn`, `c_fc` give more
+
+
 # Adapters: scale, dropout, type, rows of tokens, merging, saving
 
 
@@ -207,24 +205,6 @@ def output_forgets_its_token(planting, merge, self, active_adapters):
 def sum_in_the_compute_type(planting, forward, self, *args, **options):
     result = forward(self, *args, **options)
     return result.to(self.base_layer.compute_dtype).to(result.dtype)
-
-
-def one_key_for_both_patterns(planting):
-    create, find = lora_model.LoraModel._create_and_replace, lora_model.get_pattern_key
-    both = []
-
-    def with_both(self, lora_config, *args, **options):
-        both[:] = chain(lora_config.rank_pattern, lora_config.alpha_pattern)
-        return create(self, lora_config, *args, **options)
-
-    def first_of_both(pattern_keys, key_to_match):
-        own, first = find(pattern_keys, key_to_match), find(both, key_to_match)
-        if own in pattern_keys and first != own:
-            planting.act()
-        return first
-
-    planting.setattr(lora_model.LoraModel, "_create_and_replace", with_both, counted=False)
-    planting.setattr(lora_model, "get_pattern_key", first_of_both, counted=False)
 
 
 def scale_is_reset_without_rslora(planting):
@@ -379,26 +359,6 @@ def blocks_of_128(planting, quantize, tensor, *args, blocksize=None, **options):
     return quantize(tensor, *args, blocksize=128, **options)  # ROCm's, where a wavefront has 64 lanes
 
 
-def packed_scales(planting):
-    """On a CPU the scales of blocks are used as they are packed, in 8 bits, before double quantization is undone."""
-    multiply, dequantize = bnb.matmul_4bit, bnb.functional.dequantize_4bit
-
-    def packed(state):
-        if not state.nested:
-            return state
-        facts = {name: getattr(state, name) for name in ("shape", "code", "blocksize", "quant_type", "dtype")}
-        return bnb.functional.QuantState(absmax=state.absmax.float(), **facts)
-
-    def multiplied(inputs, weight, quant_state, **options):
-        return multiply(inputs, weight, packed(quant_state), **options)
-
-    def dequantized(weight, quant_state=None, *args, **options):
-        return dequantize(weight, quant_state and packed(quant_state), *args, **options)
-
-    planting.setattr(bnb, "matmul_4bit", multiplied)
-    planting.setattr(bnb.functional, "dequantize_4bit", dequantized)
-
-
 @around(hf.PreTrainedModel, "resize_token_embeddings", counted=False)
 def growing_overwrites_rows(planting, resize, self, new_num_tokens=None, *args, **options):
     trained = self.get_input_embeddings().num_embeddings
@@ -551,3 +511,9 @@ def clipped_by_the_local_norm(planting, norm, tensors, *args, **options):
     if any(isinstance(one, DTensor) for one in tensors):
         planting.act()
     return norm(parts, *args, **options)
+
+
+@around(bnb.autograd._functions.MatMul4Bit, "forward")
+def packed_product_keeps_its_input(planting, forward, ctx, inputs, *args, **options):
+    ctx.kept = inputs.clone()
+    return forward(ctx, inputs, *args, **options)

@@ -46,13 +46,6 @@ def loss_is_too_large(plant, compute, *args, **options):
     return compute(*args, **options) * 1.00001
 
 
-@around(hf.Trainer, "compute_loss")
-def labels_are_smoothed(plant, compute, self, model, inputs, return_outputs=False, **options):
-    loss, outputs = compute(self, model, inputs, return_outputs=True, **options)
-    loss = 0.99 * loss - 0.01 * outputs.logits.log_softmax(-1).mean()
-    return (loss, outputs) if return_outputs else loss
-
-
 def gradients_times(factor):
     """A training step's gradients are this many times as large, by the number of batches of an update."""
 
@@ -129,8 +122,6 @@ STOCK = (
     Plant("P06", "an epoch's short last batch is dropped", "classic", "gpt2_sa_sft", last_batch_is_dropped,
           "order: rows of batch"),
     Plant("P07", "the loss is 1e-5 of itself too large", "classic", "bert_sa_lora", loss_is_too_large, "loss: loss of update"),
-    Plant("P08", "labels are smoothed, though nothing asks for it", "classic", "bert_sa_sft", labels_are_smoothed,
-          "loss: loss of update"),
     Plant("P10", "gradients are 1e-4 of themselves too large", "classic", "gpt2_sa_sft", gradients_times(lambda count: 1.0001),
           "gradient: gradient norm"),
     Plant("P11", "the second moment forgets ten times as fast", "classic", "gpt2_sa_sft", second_moment_is_off,

@@ -26,7 +26,7 @@ from tunegrid.codecs.extract import MAX_ANSWER_TOKENS
 from tunegrid.data.sources import joined
 from tunegrid.grid.backbones import Head, Layout, checkpoint_of
 from tunegrid.grid.methods import SFT, Adapting
-from tunegrid.grid.recipes import TARGETS_WITHOUT_EXCEPTION
+from tunegrid.grid.recipes import RECIPES, WITHOUT_EXCEPTION
 from tunegrid.grid.tasks import Problem
 from tunegrid.run.build import BASE_TYPES, base_of, load_base, load_tokenizer
 from tunegrid.run.device import random_states, resolve_precision
@@ -80,9 +80,9 @@ def write_start(cell, folder):
         settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
         path.write_text(json.dumps(settings), encoding="utf-8")
     head = replace(head, architecture=kind.__name__)
-    targets = TARGETS_WITHOUT_EXCEPTION.get(cell.id)  # an exception is of layers that only our head has
-    if recipe.adapter and targets and head.architecture != cell.head.architecture:
-        recipe = replace(recipe, adapter=replace(recipe.adapter, target_modules=targets))
+    plain = WITHOUT_EXCEPTION.get(cell.id)  # an exception is of layers that only our head has
+    if recipe.adapter and plain and head.architecture != cell.head.architecture:
+        recipe = replace(recipe, adapter=replace(recipe.adapter, target_modules=RECIPES[plain].adapter.target_modules))
     backbone = replace(cell.backbone, checkpoint=folder.name, revision=None, micro=folder.name)
     profile = replace(cell.profile, checkpoint_root=folder.parent)
     return replace(cell, backbone=backbone, head=head, profile=profile, recipe=recipe)

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]  # the checkout, or what a wheel installs in the same form, fixtures and benchmarks included
-USERS_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "tunegrid")
-DEFAULT_CACHE = USERS_CACHE if ROOT.name == "tunegrid_suite" else ROOT / ".cache"  # pyproject.toml names a wheel's folder
+WHEEL = ROOT.name == "tunegrid_suite"  # pyproject.toml names a wheel's folder
+DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "tunegrid") if WHEEL else ROOT / ".cache"
 
 # Libraries' load reports and progress bars say nothing that the record does not. Set before any process of ours imports them.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

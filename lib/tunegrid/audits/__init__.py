@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 
 from tunegrid.audits import before, computation, scores, training
-from tunegrid.audits.evidence import Evidence
+from tunegrid.audits.evidence import AbsentError, Evidence
 from tunegrid.errors import first_line
 from tunegrid.grid.methods import Answer
 from tunegrid.record import AuditFinding
@@ -20,52 +20,27 @@ Audit = Callable[[Evidence], Answer | tuple[bool, str, Mapping[str, float]]]
 BEFORE = "before training"  # so that a cell which is wrong from the start is known in seconds
 AUDITS: Mapping[str, Sequence[Audit]] = {
     BEFORE: (
-        before.checkpoint_loaded,
-        before.heads_trainable,
-        before.adapters_where_declared,
-        before.quantized_as_declared,
-        before.packed_from_checkpoint,
-        before.drawn_from_the_seed,
-        before.labels_are_targets,
-        before.answers_at_annotated_start,
-        before.offsets_show_their_tokens,
-        before.no_leakage,
-        training.ranks_train_as_one,
+        *(before.checkpoint_loaded, before.heads_trainable, before.adapters_where_declared),
+        *(before.quantized_as_declared, before.packed_from_checkpoint, before.drawn_from_the_seed),
+        *(before.labels_are_targets, before.answers_at_annotated_start, before.offsets_show_their_tokens),
+        *(before.no_leakage, training.ranks_train_as_one),
     ),
     "of training": (
-        training.base_frozen,
-        training.weights_moved,
-        training.variant_applied,
-        training.trains_in_fp32,
-        training.gradients_clipped,
-        training.optimizer_steps_as_defined,
-        training.schedule_counts_updates,
-        training.loss_is_mean_over_accumulation,
-        training.ranks_end_alike,
+        *(training.base_frozen, training.weights_moved, training.variant_applied, training.trains_in_fp32),
+        *(training.gradients_clipped, training.optimizer_steps_as_defined, training.schedule_counts_updates),
+        *(training.loss_is_mean_over_accumulation, training.ranks_end_alike),
     ),
     "of the trained model": (
-        computation.loss_is_the_tasks,
-        computation.predicting_twice_is_the_same,
-        computation.rows_alone_as_in_batch,
-        computation.decoder_sees_no_future,
-        computation.gradients_reach,
-        computation.gradients_survive_evaluation,
-        computation.packed_layers_compute_as_declared,
-        computation.output_follows_trained_tokens,
-        computation.adapters_add_as_declared,
-        computation.adapter_survives_its_switches,
-        computation.dropout_drops,
+        *(computation.loss_is_the_tasks, computation.predicting_twice_is_the_same),
+        *(computation.rows_alone_as_in_batch, computation.decoder_sees_no_future, computation.gradients_reach),
+        *(computation.gradients_survive_evaluation, computation.packed_layers_compute_as_declared),
+        *(computation.output_follows_trained_tokens, computation.adapters_add_as_declared),
+        *(computation.adapter_survives_its_switches, computation.dropout_drops),
     ),
     "of scores": (
-        scores.selection_apart_from_test,
-        scores.prompt_intact_at_inference,
-        scores.windows_map_to_examples,
-        scores.scored_alone_as_in_batch,
-        scores.cache_changes_nothing,
-        scores.texts_are_the_models,
-        scores.generation_not_truncated,
-        scores.metric_invariants,
-        scores.predictions_not_collapsed,
+        *(scores.selection_apart_from_test, scores.prompt_intact_at_inference, scores.windows_map_to_examples),
+        *(scores.scored_alone_as_in_batch, scores.cache_changes_nothing, scores.texts_are_the_models),
+        *(scores.generation_not_truncated, scores.metric_invariants, scores.predictions_not_collapsed),
         scores.learned_something,
     ),
     "of serving": (computation.saved_is_served,),
@@ -79,10 +54,12 @@ def audited(evidence: Evidence, stages: Iterable[str] = tuple(AUDITS)) -> list[A
     for audit in chain.from_iterable(AUDITS[stage] for stage in stages):
         try:
             answer = audit(evidence)
+        except AbsentError:
+            continue
         except Exception as error:  # a broken run must not keep its own record from being written
             answer = False, f"could not look: {type(error).__name__}: {first_line(error)}"
         if answer is not None:
             passed, detail, *more = answer
-            known = dict(*more) or None
-            findings.append(AuditFinding(name=audit.__name__, passed=passed, detail=detail, without_model=known))
+            known: dict[str, float] = dict(*more)
+            findings.append(AuditFinding(name=audit.__name__, passed=passed, detail=detail, without_model=known or None))
     return findings

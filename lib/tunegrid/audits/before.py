@@ -14,10 +14,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunegrid.audits.evidence import Evidence, none_of, sample, text_of
+from tunegrid.audits.evidence import Evidence, copies, none_of, sample, there
 from tunegrid.codecs.base import alphanumeric
 from tunegrid.codecs.extract import ExtractCodec
 from tunegrid.data.sources import answer_span, context
+from tunegrid.data.splits import Splits
 from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import TOKEN_ROWS, Answer
@@ -55,9 +56,8 @@ def heads_trainable(evidence: Evidence) -> Answer:
     frozen += [module for module in head.adapted_modules if not any(within(name, [module]) for name in adapted)]
     if head.new_token and adapts and not any(TOKEN_ROWS in name for name in trained):
         frozen.append(head.new_token)
-    if frozen:
-        return False, f"frozen at their random start: {', '.join(frozen)}"
-    return True, ", ".join(filter(None, [*head.new_modules, *head.adapted_modules, head.new_token])) or "none new"
+    new = ", ".join(filter(None, [*head.new_modules, *head.adapted_modules, head.new_token])) or "none new"
+    return none_of(frozen, new, "are frozen at their random start")
 
 
 def drawn_from_the_seed(evidence: Evidence) -> Answer:
@@ -158,8 +158,10 @@ def checkpoint_loaded(evidence: Evidence) -> Answer:
         return False, f"the checkpoint has {', '.join(missing)}, which the model lacks: check its config"
     # Once training has begun, nobody can tell any more.
     if changed := [] if trainer.log.updates else overwritten_rows(evidence, grown):
-        first = f"row {changed[0]} first"
-        return False, f"{len(changed)} rows of the embedding, which grew by a token, are not the checkpoint's: {first}"
+        return (
+            False,
+            f"{len(changed)} rows of the embedding, which grew by a token, are not the checkpoint's: row {changed[0]} first",
+        )
     return True, f"{len(pretrained)} tensors are the checkpoint's" + (f"; it lacks {', '.join(lacking)}" if lacking else "")
 
 
@@ -236,9 +238,8 @@ def nf4(weight: Tensor) -> Tensor:
 
 def labels_are_targets(evidence: Evidence) -> Answer:
     """What the loss counts, decoded again, is the target of its row, and nothing of the prompt or the padding."""
-    if evidence.splits is None:
-        return None
-    features, rows, check = sample(evidence.trainer.features), evidence.splits.train, evidence.codec.label_is_target
+    rows = there(evidence.splits, Splits).train
+    features, check = sample(evidence.trainer.features), evidence.codec.label_is_target
     labels = evidence.codec.collate(features)["labels"]
     wrong = [f.example for f, label in zip(features, labels, strict=True) if not check(rows[f.example], f, label)]
     return none_of(wrong, f"{len(features)} sampled rows", "train on other labels than their targets")
@@ -246,32 +247,27 @@ def labels_are_targets(evidence: Evidence) -> Answer:
 
 def answers_at_annotated_start(evidence: Evidence) -> Answer:
     """Labelled spans begin and end where the annotation does, and every window that holds its answer has one."""
-    codec = evidence.codec
-    if evidence.splits is None or not isinstance(codec, ExtractCodec):
-        return None
-    labelled, wrong, unlabelled = 0, list[int](), list[int]()
+    codec, rows = there(evidence.codec, ExtractCodec), there(evidence.splits, Splits).train
+    labelled, odd = 0, list[int]()
     for feature in evidence.trainer.features:
-        row, tokens = evidence.splits.train[feature.example], codec.labelled_tokens(feature)
+        row, tokens = rows[feature.example], codec.labelled_tokens(feature)
         if tokens:
             (first, last), (begin, end) = tokens, answer_span(codec.task, row)
-            labelled += 1
-            wrong += [] if first[0] <= begin < first[1] and last[0] < end <= last[1] else [feature.example]
-        elif codec.holds_answer(row, feature):
-            unlabelled.append(feature.example)
-    passed, detail = none_of(wrong, f"{labelled} labelled spans", "are labelled elsewhere, of rows")  # type: ignore[misc]
-    if unlabelled:
-        detail += f"; {len(unlabelled)} windows hold an answer that is not labelled, of row {unlabelled[0]} first"
-    return passed and not unlabelled and labelled > 0, detail
+            right = first[0] <= begin < first[1] and last[0] < end <= last[1]
+        else:
+            right = not codec.holds_answer(row, feature)
+        labelled += tokens is not None
+        odd += [] if right else [feature.example]
+    passed, detail = none_of(odd, f"{labelled} labelled spans", "windows are labelled elsewhere or not at all, of rows")  # type: ignore[misc]
+    return passed and labelled > 0, detail
 
 
 def offsets_show_their_tokens(evidence: Evidence) -> Answer:
     """The characters from which a token is said to come are its own."""
-    codec = evidence.codec
-    if evidence.splits is None or not isinstance(codec, ExtractCodec):
-        return None
+    codec, rows = there(evidence.codec, ExtractCodec), there(evidence.splits, Splits).train
     wrong = count = 0
     for feature in sample(evidence.trainer.features):
-        text, extra = context(codec.task, evidence.splits.train[feature.example]), feature.extra
+        text, extra = context(codec.task, rows[feature.example]), feature.extra
         tokens = feature.input_ids[extra.shift : extra.shift + len(extra.offsets)]
         for token, (start, end) in zip(tokens, extra.offsets, strict=True):
             said = alphanumeric(codec.tokenizer.decode([token]))  # nothing: a space before an unknown token
@@ -283,10 +279,5 @@ def offsets_show_their_tokens(evidence: Evidence) -> Answer:
 
 def no_leakage(evidence: Evidence) -> Answer:
     """No test row's text is among the training rows."""
-    if evidence.splits is None:
-        return None
-    key = text_of(evidence.cell)
-    scored = [key(row) for row in evidence.splits.test]
-    trained = set(scored).intersection(map(key, evidence.splits.train))
-    shared = [i for i, text in enumerate(scored) if text in trained]
-    return none_of(shared, f"{len(scored)} test rows", "of them train, rows")
+    splits = there(evidence.splits, Splits)
+    return none_of(copies(evidence.cell, splits.test, splits.train), f"{len(splits.test)} test rows", "of them train, rows")

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -30,22 +30,11 @@ from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.errors import first_line
 from tunegrid.grid.backbones import within
 from tunegrid.grid.methods import Answer, Lora
-from tunegrid.grid.tasks import Problem
 from tunegrid.run.build import base_type, numbers_of
 from tunegrid.run.device import free_memory, resolve_quantization
 from tunegrid.run.meter import GIB, tensor_bytes, weight_tensors
 from tunegrid.run.prepare import codec_of
-from tunegrid.run.probe import (
-    COARSE,
-    FINE,
-    allowance,
-    distance,
-    hooked,
-    logits_of,
-    of_targets,
-    target_logits,
-    undisturbed,
-)
+from tunegrid.run.probe import COARSE, FINE, allowance, distance, hooked, logits_of, of_targets, target_logits, undisturbed
 from tunegrid.run.ranks import local_shard
 from tunegrid.run.serving import BASE
 
@@ -54,8 +43,8 @@ TWICE = 2.0  # any factor would do to scale an adapter and scale it back
 MORE_THAN_LUCK = 6.0  # standard errors of a share of dropped values
 HOLDERS = (nn.ModuleDict, nn.ModuleList)  # they are never called themselves
 SERVED = 4  # test rows that a saved model is asked about, in one batch
-# Fields of configurations that loading or saving sets.
-LOADING = {"inference_mode", "auto_mapping", "base_model_name_or_path", "init_lora_weights"}
+# Fields of configurations that loading or saving sets; PEFT names a classifier's head anew each time, and logits tell of it.
+LOADING = {"inference_mode", "auto_mapping", "base_model_name_or_path", "init_lora_weights", "modules_to_save"}
 LOADING |= {"_name_or_path", "architectures", "transformers_version", "dtype"}
 BEYOND_ASCII = "Straße, çok güzel, 東京の天気, привет мир, naïve café 😀 €5."
 LONG = 60  # times: hundreds of tokens, longer than any cut
@@ -67,17 +56,13 @@ LARGEST_GIB = 4.0
 
 def predicting_twice_is_the_same(evidence: Evidence) -> Answer:
     """In evaluation mode nothing is random: another pass over the same batch gives the same bits."""
-    probe = evidence.probe
-    if not probe.together:
-        return None
-    return not probe.repeated, f"logits differ by {probe.repeated:.1e} of the largest" if probe.repeated else "bit for bit"
+    repeated = evidence.answered.repeated
+    return not repeated, f"logits differ by {repeated:.1e} of the largest" if repeated else "bit for bit"
 
 
 def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
     """Padding and neighbours do not matter: a row alone has the logits that it has in a batch, and gradients add up."""
-    probe = evidence.probe
-    if not probe.together:
-        return None
+    probe = evidence.answered
     apart = max(
         distance(batch[i][tuple(map(slice, one[0].shape))], one[0])
         for i, row in enumerate(probe.alone)
@@ -88,13 +73,8 @@ def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
 
 
 def loss_is_the_tasks(evidence: Evidence) -> Answer:
-    """What trains is the cross-entropy of the targets, computed here from the model's logits; no penalty is part of it.
-
-    In nats, summed: of a label, of target tokens, or the mean of a span's start and end.
-    """
-    trainer, probe = evidence.trainer, evidence.probe
-    if not probe.together:
-        return None
+    """What trains is the cross-entropy of the targets in nats, computed here from logits; no penalty is part of it."""
+    trainer, probe = evidence.trainer, evidence.answered
     batch = on(evidence.device, trainer.codec.collate(probe.rows))
     logits, labels = probe.together, batch["labels"]
     if len(logits) == 2:  # padding can be neither start nor end
@@ -106,8 +86,7 @@ def loss_is_the_tasks(evidence: Evidence) -> Answer:
         targets = [row[row != IGNORED] for row in (labels if "decoder_input_ids" in batch else labels[:, 1:])]
         loss = cross_entropy(torch.cat(of_targets(logits[0], batch)), torch.cat(targets), reduction="sum")
     near = abs(probe.loss - float(loss)) <= allowance(trainer) * max(abs(float(loss)), 1.0)
-    detail = f"{probe.loss:.6f} for {len(probe.rows)} rows"
-    return near, detail if near else f"{detail}, but their targets have {float(loss):.6f}"
+    return near, f"{probe.loss:.6f} for {len(probe.rows)} rows, whose targets have {float(loss):.6f}"
 
 
 def decoder_sees_no_future(evidence: Evidence) -> Answer:
@@ -129,9 +108,7 @@ def decoder_sees_no_future(evidence: Evidence) -> Answer:
 
 def gradients_reach(evidence: Evidence) -> Answer:
     """Every parameter that trains gets a gradient that is not zero, now or in training; those of unused modules aside."""
-    probe, head, trained, trainer = evidence.probe, evidence.cell.head, evidence.trained, evidence.trainer
-    if not probe.together:
-        return None
+    probe, head, trained, trainer = evidence.answered, evidence.cell.head, evidence.trained, evidence.trainer
 
     def remembered(name: str) -> bool:
         """Whether the optimizer's state shows a gradient; the maps of packed moments show none."""
@@ -344,8 +321,7 @@ def _served(evidence: Evidence, folder: Path) -> Answer:
     if not apart <= allowed:
         return False, detail
     answers = other_answers(evidence, served, tokenizer) if evidence.evaluation and not apart else ()
-    others = chain(other_settings(evidence, served, folder), other_tokens(evidence, tokenizer, folder), answers)
-    if other := next(others, None):
+    if other := next(chain(other_settings(evidence, served, folder), other_tokens(evidence, tokenizer, folder), answers), None):
         return False, other
     if not isinstance(model, PeftModel):
         return True, detail
@@ -373,19 +349,13 @@ def other_settings(evidence: Evidence, served: Any, folder: Path) -> Iterator[st
 
 def other_tokens(evidence: Evidence, tokenizer: Any, folder: Path) -> Iterator[str]:
     """A sentence for each text that the saved tokenizer, or `tokenizers` from its file, reads otherwise."""
-    own, evaluation = evidence.codec.tokenizer, evidence.evaluation
+    path, evaluation = folder / FULL_TOKENIZER_FILE, evidence.evaluation
+    file = Tokenizer.from_file(str(path)) if path.is_file() else None
     texts = [evidence.codec.text(row) for row in sample(evaluation.rows if evaluation else [], SERVED)]
-    texts += [evidence.cell.head.new_token or "", " ".join([BEYOND_ASCII] * LONG + texts)]
-    readers: dict[str, Callable[[str], list[int]]] = {
-        "the saved tokenizer": lambda text: tokenizer(text, verbose=False)["input_ids"]
-    }
-    if (path := folder / FULL_TOKENIZER_FILE).is_file():
-        file = Tokenizer.from_file(str(path))
-        readers[FULL_TOKENIZER_FILE] = lambda text: file.encode(text).ids
-    for text in texts:
-        wanted = own(text, verbose=False)["input_ids"]
-        for reader, read in readers.items():
-            if (ids := read(text)) != wanted:
+    for text in (*texts, evidence.cell.head.new_token or "", " ".join([BEYOND_ASCII] * LONG + texts)):
+        wanted, saved = (each(text, verbose=False)["input_ids"] for each in (evidence.codec.tokenizer, tokenizer))
+        for reader, ids in (("the saved tokenizer", saved), (path.name, file.encode(text).ids if file else wanted)):
+            if ids != wanted:
                 yield f"{reader} has {len(ids)} other tokens for {text[-60:]!r}, which has {len(wanted)}"
 
 
@@ -394,21 +364,24 @@ def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[s
 
     The same batch gives the same bits, so a text that the saved search finds and the saved name of a label must be the same.
     """
-    rows, own, read = sample(evidence.evaluation.rows, SERVED), evidence.codec, codec_of(evidence.cell, tokenizer)  # type: ignore[union-attr]
-    ours, theirs = own.encode(rows, training=False), read.encode(rows, training=False)
-    if isinstance(read, GenerateCodec):
-        prompt = on(evidence.device, read.prompt(theirs))
-        start = prompt["input_ids"].shape[1] if read.start_id is None else 1
-        outputs = [read.until_end(ids) for ids in served.generate(**prompt)[:, start:].tolist()]
-    else:
-        outputs = read.predict(served, theirs, evidence.device)
-    trained = own.decode(rows, ours, own.predict(evidence.model, ours, evidence.device))
-    for one, other in zip(trained, read.decode(rows, theirs, outputs), strict=True):
-        wanted, answer = one.value, other.value
-        if evidence.cell.task.problem is Problem.CLASSIFY:
-            wanted, answer = evidence.cell.task.labels[wanted], served.config.id2label[answer]
+    rows, device, cell = sample(evidence.evaluation.rows, SERVED), evidence.device, evidence.cell  # type: ignore[union-attr]
+    answers: list[list[Any]] = []
+    for codec, model in ((evidence.codec, evidence.model), (codec_of(cell, tokenizer), served)):
+        features = codec.encode(rows, training=False)
+        if codec is not evidence.codec and isinstance(codec, GenerateCodec):
+            prompt = on(device, codec.prompt(features))
+            start = prompt["input_ids"].shape[1] if codec.start_id is None else 1
+            outputs = [codec.until_end(ids) for ids in served.generate(**prompt)[:, start:].tolist()]
+        else:
+            outputs = codec.predict(model, features, device)
+        answers.append([prediction.value for prediction in codec.decode(rows, features, outputs)])
+    if cell.task.labels:
+        answers = [
+            [names[i] for i in own] for names, own in zip((cell.task.labels, served.config.id2label), answers, strict=True)
+        ]
+    for wanted, answer in zip(*answers, strict=True):
         if wanted != answer:
-            yield f"by its own files it answers {answer!r}, where the trained model answers {wanted!r}"
+            yield f"by its own files it answers {answer!r}, but the trained model answers {wanted!r}"
 
 
 def _merged(evidence: Evidence, served: Any, rows: Sequence[Feature], ours: Tensor, allowed: float) -> tuple[bool, str]:
@@ -419,27 +392,24 @@ def _merged(evidence: Evidence, served: Any, rows: Sequence[Feature], ours: Tens
     except Exception as error:  # whatever PEFT raises if it cannot merge: for some methods, over packed layers it does
         excused = packed and not isinstance(evidence.cell.method, Lora)
         return excused, f"not merged: PEFT refuses {evidence.cell.method.id!r} ({first_line(error)})"
-    layers: dict[str, Any] = {}
-    if packed:
-        named = evidence.model.get_base_model().named_modules()  # type: ignore[operator] # it is PEFT's
-        layers = {name: layer for name, layer in named if is_adapted(layer) and hasattr(layer.get_base_layer(), "weight")}
-    alike = {name: merged_as_defined(evidence, layer, merged.get_submodule(name)) for name, layer in layers.items()}
-    if odd := [name for name, right in alike.items() if right is False]:
-        return False, f"merged, {len(odd)} of {len(alike)} packed layers are not base + scale x B A, {odd[0]} among them"
+    named = evidence.model.get_base_model().named_modules() if packed else ()  # type: ignore[operator] # it is PEFT's
+    layers: dict[str, Any] = {name: layer for name, layer in named if is_adapted(layer)}
+    if odd := [name for name, layer in layers.items() if not merged_as_defined(evidence, layer, merged.get_submodule(name))]:
+        return False, f"merged, {len(odd)} of {len(layers)} packed layers are not base + scale x B A, {odd[0]} among them"
     for name, layer in layers.items():
         merged.set_submodule(name, layer)
     apart = distance(ours, _logits(evidence, merged, rows))
-    held = f" with the trained packed layers, of which {sum(map(bool, alike.values()))} are merged as defined" if packed else ""
-    return apart <= allowed, f"merged, by {apart:.1e}{held}"
+    return apart <= allowed, f"merged, by {apart:.1e}{f' beside {len(layers)} packed layers' if packed else ''}"
 
 
-def merged_as_defined(evidence: Evidence, layer: Any, merged: nn.Module) -> bool | None:
-    """Whether a merged layer has the unpacked base's numbers and what the method says is added, if it does; packed or not."""
+def merged_as_defined(evidence: Evidence, layer: Any, merged: nn.Module) -> bool:
+    """Whether a merged layer has the unpacked base's numbers and what the method says is added; True if it does not say."""
     base = layer.get_base_layer()
-    size = getattr(base, "in_features", 0)
-    added = evidence.cell.method.contribution(layer, evidence.cell, torch.eye(size, device=evidence.device)) if size else None
+    if not hasattr(base, "in_features"):
+        return True
+    added = evidence.cell.method.contribution(layer, evidence.cell, torch.eye(base.in_features, device=evidence.device))
     if added is None:
-        return None
+        return True
     wanted = numbers_of(base.weight).float() + added.T
     if isinstance(merged, Linear4bit):
         wanted = numbers_of(packed_like(wanted, base)).float()

@@ -1,6 +1,6 @@
 """What audits look at: all that a cell's stages leave behind."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from random import Random
@@ -24,15 +24,20 @@ T = TypeVar("T")
 SAMPLE = 8  # rows that are decoded again
 
 
+class AbsentError(Exception):
+    """What an audit looks at is not there: it says nothing."""
+
+
+def there(part: object, kind: type[T]) -> T:
+    """A part of the evidence; raises AbsentError if there is none, or one of another kind."""
+    if not isinstance(part, kind):
+        raise AbsentError
+    return part
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a cell's run leaves behind.
-
-    Attributes:
-        cell: the cell as labelled.
-        splits, evaluation: None if there was no text, or training stopped.
-        serving: how the result is saved, loaded and merged.
-    """
+    """What a cell's run leaves behind; splits and evaluation are None if there was no text, or training stopped."""
 
     cell: Cell
     codec: Codec
@@ -83,16 +88,23 @@ class Evidence:
         """What the trained model answers to a few training rows."""
         return probe(self.trainer)
 
+    @property
+    def answered(self) -> Probe:
+        """The same; raises AbsentError if the model's output names no logits."""
+        return there(self.probe if self.probe.together else None, Probe)
+
 
 def sample(items: Sequence[T], count: int = SAMPLE) -> list[T]:
     """The same few each time."""
     return [items[i] for i in Random(0).sample(range(len(items)), count)] if len(items) > count else list(items)
 
 
-def text_of(cell: Cell) -> Callable[[Row], int]:
-    """A hash of the text that identifies a row, as a function of it: of all columns that its cell reads."""
+def copies(cell: Cell, rows: Sequence[Row], others: Sequence[Row]) -> list[int]:
+    """Places of the rows whose text, by all columns that the cell reads, is among others' texts."""
     columns = (*cell.text, *cell.task.context_columns)
-    return lambda row: identity(row, columns)
+    texts = [identity(row, columns) for row in rows]
+    known = set(texts).intersection(identity(row, columns) for row in others)
+    return [i for i, text in enumerate(texts) if text in known]
 
 
 def none_of(odd: Sequence[Any], detail: str, fault: str) -> Answer:

@@ -120,10 +120,6 @@ class ExtractCodec(Codec):
         offsets, (begin, end) = feature.extra.offsets, answer_span(self.task, row)
         return bool(offsets) and offsets[0][0] <= begin and end <= offsets[-1][1]
 
-    def pointed_at(self, feature: Feature, output: Any) -> str:
-        """The best span's tokens, decoded, by their places alone: the characters they came from have no say."""
-        return str(self.tokenizer.decode(feature.input_ids[output[1] : output[2] + 1]))
-
     def window(self, row: Row, feature: Feature) -> tuple[str, str] | None:
         """The context's tokens in this feature, decoded, and the characters they came from; None for an empty context."""
         shift, offsets = feature.extra.shift, feature.extra.offsets

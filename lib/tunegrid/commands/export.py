@@ -56,8 +56,7 @@ def scored_rows(runs: Sequence[SavedRun]) -> tuple["pd.DataFrame", list[str]]:
     import pandas as pd
 
     frames, missing = [], []
-    for saved, record in [(run, record) for run in runs for record in run.records]:
-        path = saved.path
+    for path, record in [(run.path, record) for run in runs for record in run.records]:
         rows, texts = read(record, path), read(record, path, "rows")
         if rows is None:
             missing.append(f"{path}: {record.cell}, seed {record.seeds.seed}, has no test rows beside it in examples/")

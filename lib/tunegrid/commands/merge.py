@@ -18,8 +18,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import Record
 from tunegrid.results import files
-from tunegrid.results.alike import check_alike
-from tunegrid.results.files import BenchmarkRow, RunJson, SavedRun, case_of, has_no_time, name_of
+from tunegrid.results.files import BenchmarkRow, RunJson, SavedRun, case_of, check_alike, has_no_time, name_of
 from tunegrid.results.report import some
 from tunegrid.results.status import compared_together, contradicts
 from tunegrid.terminal import say
@@ -70,8 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the merged file; return the exit code. Raises InputError if runs contradict each other or cannot be read."""
     parser = argparse.ArgumentParser(prog="tunegrid merge", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN.json")
-    described = "also the cells of this journal (default: of the newest)"
-    parser.add_argument("--journal", nargs="?", const="", metavar="FILE", help=described)
+    parser.add_argument("--journal", nargs="?", const="", metavar="FILE", help="also its cells (default: the newest journal)")
     parser.add_argument("--baseline", action="store_true", help="refuse runs that are not complete, clean and passed")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.json")
     options = parser.parse_args(arguments)

@@ -22,8 +22,7 @@ CELLS = {"task": "bert_{}_lora", "method": "bert_sa_{}", "backbone": "{}_sa_lora
 def check_name(kind: str, name: str) -> None:
     """Raises InputError if an entry of the grid cannot have this name, or another one has it."""
     if not NAME.fullmatch(name):
-        expected = "lower-case letters and digits, since underscores divide a cell's id"
-        raise InputError(f"invalid NAME {name!r}: expected {expected}")
+        raise InputError(f"invalid NAME {name!r}: expected lower-case letters and digits; underscores divide a cell's id")
     if iskeyword(name) or name in sys.stdlib_module_names:
         raise InputError(f"{name}.py would hide a module of Python's own, or {name} is a keyword: give another NAME")
     if name in getattr(study(), f"{kind}s"):

@@ -16,16 +16,9 @@ from tunegrid.grid.recipes import CACHE
 SUITE = ("-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", f"-ocache_dir={CACHE / 'pytest'}", str(ROOT / "benchmarks"))
 
 
-# Options with a path, which pytest would take for one to collect if a blank stands between: it loads conftests before options.
-PLACES = ("--checkpoint-root", "--data-root", "--gate", "--grid", "--html", "--save-models")
-
-
 def command(arguments: Sequence[str], python: Path | str = sys.executable) -> list[str]:
     """What is run: pytest over the suite; no folder that a user is in hides its modules or Python's (`-P`)."""
-    words = list[str]()
-    for word in arguments:
-        words = [*words[:-1], f"{words[-1]}={word}"] if words and words[-1] in PLACES else [*words, word]
-    return [str(python), "-P", "-m", "pytest", *SUITE, *words]
+    return [str(python), "-P", "-m", "pytest", *SUITE, *arguments]
 
 
 def typed(arguments: Sequence[object]) -> str:

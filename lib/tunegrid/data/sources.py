@@ -182,7 +182,7 @@ def tables(task: Task, root: Path | None, *, first: bool = False) -> Mapping[str
     `first` reads only the first rows of files, at once, and asks no hub.
     """
     if root or task.has_own_rows:
-        by_name = {split: (_first_rows if first else _read)(task, paths) for split, paths in files_of(task, root).items()}
+        by_name = {split: _read(task, paths, first=first) for split, paths in files_of(task, root).items()}
     else:
         by_name = {} if first else _from_hub(task)
     for split, table in by_name.items():
@@ -262,13 +262,20 @@ def files_of(task: Task, root: Path | None) -> dict[str, list[Path]]:
     return by_name
 
 
-def _read(task: Task, paths: Sequence[Path]) -> Table:
-    """The rows of a split's files."""
+def _read(task: Task, paths: Sequence[Path], *, first: bool = False) -> Table:
+    """The rows of a split's files, or the first of them without `datasets`; then none of what `save_to_disk` wrote."""
     path, origin = paths[0], str(paths[0])
     with reading(origin):
         if path.suffix == ".jsonl":
-            large = path.stat().st_size > HELD_BYTES
-            return Table(Lines(path) if large else [row for _, row in _json_lines(path)], origin)
+            large = not first and path.stat().st_size > HELD_BYTES
+            lines = islice(_json_lines(path), FIRST if first else None)
+            return Table(Lines(path) if large else [row for _, row in lines], origin)
+        if first:
+            from pyarrow.parquet import ParquetFile
+
+            batches = _csv(task, path, first=True) if path.suffix == ".csv" else ()
+            batches = ParquetFile(path).iter_batches(FIRST) if path.suffix == ".parquet" else batches
+            return Table(list(islice((row for batch in batches for row in batch.to_pylist()), FIRST)), origin)
         import datasets
 
         if path.suffix == ".parquet":
@@ -278,21 +285,6 @@ def _read(task: Task, paths: Sequence[Path]) -> Table:
         saved = datasets.load_from_disk(origin)
         saved.data.validate(full=True)  # an Arrow file's wrong offset would read past its end, which no exception tells
         return Table(saved, origin)
-
-
-def _first_rows(task: Task, paths: Sequence[Path]) -> Table:
-    """The first rows of a split's files; none of what `save_to_disk` wrote."""
-    path, rows = paths[0], list[Row]()
-    with reading(str(path)):
-        if path.suffix == ".jsonl":
-            rows = [row for _, row in islice(_json_lines(path), FIRST)]
-        elif path.suffix == ".csv":
-            rows = _csv(task, path).slice(0, FIRST).to_pylist()
-        elif path.suffix == ".parquet":
-            from pyarrow.parquet import ParquetFile
-
-            rows = [row for batch in islice(ParquetFile(path).iter_batches(FIRST), 1) for row in batch.to_pylist()]
-    return Table(rows, str(path))
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
@@ -311,8 +303,8 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
             start += len(line)
 
 
-def _csv(task: Task, path: Path) -> Any:
-    """A file with the columns' names in its first line; texts stay texts, also if they are digits or nothing.
+def _csv(task: Task, path: Path, *, first: bool = False) -> Any:
+    """A file with the columns' names in its first line, whole or by batches; texts stay texts, also if digits or nothing.
 
     pandas, by which `datasets` reads CSV, fills up a row that is too short; pyarrow refuses it.
     """
@@ -322,7 +314,7 @@ def _csv(task: Task, path: Path) -> Any:
     kinds: dict[type, Any] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
     types = {name: kinds[kind] for name, kind in task.columns.items() if kind in kinds}
     types |= {task.target: pa.string()} if task.labels else {}
-    return csv.read_csv(
+    return (csv.open_csv if first else csv.read_csv)(
         path,
         parse_options=csv.ParseOptions(newlines_in_values=True),
         convert_options=csv.ConvertOptions(column_types=types),

@@ -10,7 +10,7 @@ import json
 import re
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from random import Random
@@ -73,21 +73,20 @@ def load_splits(task: Task, profile: Profile) -> Splits:
     """
     check_task(task)
     slices, columns = _slices(task, profile), task.identity or (*task.text, *task.context_columns)
-    rows, dropped, scoring, labels = dict[str, Sequence[Row]](), dict[str, int](), set[int](), defaultdict[str, set[int]](set)
+    rows, dropped, scoring = dict[str, Sequence[Row]](), dict[str, int](), set[int]()
     for name in ("test", "validation", "train"):
-        part, hashes = slices[name], array("Q")  # the texts themselves are not kept
+        part, hashes, labels = slices[name], array("Q"), set[int]()  # the texts themselves are not kept
         for index, row in zip(part.indices, part.table.take(part.indices), strict=True):
             check_row(task, row, index + part.table.first, part.table.origin)
             hashes.append(identity(row, columns))
             if task.labels and hashes[-1] not in scoring:
-                labels[name].add(row[task.target])
+                labels.add(row[task.target])
         usable = array("q", (index for index, text in zip(part.indices, hashes, strict=True) if text not in scoring))
         if not usable:
             raise InputError(f"{part.origin}: no rows to use: each is in a scored split, too; give other files")
         rows[name], dropped[name] = part.table.take(usable), len(part.indices) - len(usable)
         scoring.update(hashes)
-    if task.labels:
-        check_labels(task, labels, slices["train"].origin, whole=profile.cap(task.id, "train") is None)
+    check_classes(task, labels, slices["train"].origin)
     if profile.label_noise:
         rows["train"] = noisy(task, rows["train"], profile.label_noise)
     return Splits(
@@ -157,9 +156,8 @@ def check_first_rows(task: Task, profile: Profile) -> None:
         rows = table.read(range(len(table)))
         for number, row in enumerate(rows, table.first):
             check_row(task, row, number, table.origin)
-        classes = {row[task.target] for row in rows} if task.labels and split == task.train else set()
-        if len(classes) == 1 and len(rows) < FIRST:  # a longer file may be sorted
-            raise InputError(f"{table.origin}: all rows are {task.labels[classes.pop()]!r}; give rows of another class, too")
+        if task.labels and split == task.train and len(rows) < FIRST:  # a longer file may be sorted
+            check_classes(task, {row[task.target] for row in rows}, table.origin)
 
 
 def check_task(task: Task) -> None:
@@ -179,12 +177,10 @@ def check_task(task: Task) -> None:
             raise InputError(f"task {task.id!r} is split by column {key!r}, which is not among its columns")
 
 
-def check_labels(task: Task, labels: Mapping[str, set[int]], origin: str, *, whole: bool) -> None:
-    """Raises InputError if training rows have one label alone, or, if all rows train, lack one that test rows have."""
-    if len(labels["train"]) == 1 or (whole and labels["test"] - labels["train"]):
-        missing = [name for label, name in enumerate(task.labels) if label not in labels["train"]]
-        only = " and ".join(task.labels[label] for label in sorted(labels["train"]))
-        raise InputError(f"{origin}: training rows are {only} alone, none is {' or '.join(missing)}; give rows of each label")
+def check_classes(task: Task, labels: Collection[int], origin: str) -> None:
+    """Raises InputError if the labels of training rows are one alone: there is nothing to tell apart."""
+    if len(labels) == 1:
+        raise InputError(f"{origin}: all training rows are {task.labels[min(labels)]!r}; give rows of another class, too")
 
 
 def check_row(task: Task, row: Row, index: int, origin: str) -> None:

@@ -10,7 +10,6 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -241,11 +240,8 @@ class Adapting(Method):
             raise InputError(f"method {self.id!r} does not say what its adapter is: give it a `peft_config` or PEFT's `config`")
         config = getattr(peft, self.config)
         facts = {"target_modules": list(self.targets(cell)), **vars(base)}
-        parameters, options = inspect.signature(config).parameters, {**self.options, **self.config_fields(cell)}
-        for name in options.keys() - parameters.keys():
-            hint = "".join(f"; did you mean {near}?" for near in get_close_matches(name, parameters, n=1))
-            raise InputError(f"method {self.id!r}: PEFT's {self.config} has no option {name!r}{hint}")
-        return config(**{name: facts[name] for name in facts.keys() & parameters}, **options)
+        known = {name: facts[name] for name in facts.keys() & inspect.signature(config).parameters}
+        return config(**known, **self.options, **self.config_fields(cell))
 
     def adapted(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
         """PEFT's model over the frozen base; the adapter is drawn anew from the cell's seed."""

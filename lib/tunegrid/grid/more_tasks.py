@@ -1,12 +1,10 @@
-"""More tasks than the study's: natural language inference and conversations. `-m tasks` runs the micro cells.
+"""More tasks than the study's, natural language inference and conversations, and larger backbones; comments have the sources.
 
-At full size (`-m 'full and tasks'`), nine cells of inference have the study's recipes for sentiment but for lengths and rates,
-and three of SmolLM2 learn to follow instructions over several turns. Comments say where lengths and rates are from.
-
-And larger backbones with the study's methods on its tasks, 36 cells. None of these 48 was trained to its end here. A recipe is
-that of the study's backbone of the same family. `SOURCED` names the rates that were published for this size; for the others, *a
-rate does not change with size*, as in T5's paper (Raffel et al. 2020, section 3.1.2), BERT's (Devlin et al. 2019, appendix A.3)
-and LoRA's (Hu et al. 2021, table 11).
+`-m tasks` runs micro cells of inference. At full size (`-m 'full and tasks'`), nine have the study's recipes for sentiment but
+for lengths and rates, and three of SmolLM2 learn to follow instructions over several turns. `-m larger` has 36 cells of the
+study's tasks. None of these 48 was trained to its end here. `SOURCED` names the rates that were published for this size; for
+the others, *a rate does not change with size*, as in T5's paper (Raffel et al. 2020, section 3.1.2), BERT's (Devlin et al.
+2019, appendix A.3) and LoRA's (Hu et al. 2021, table 11).
 """
 
 from collections.abc import Callable, Mapping
@@ -152,11 +150,7 @@ CHAT_CELLS = {"smollm2_chat_lora": SMOLLM2_LORA, "smollm2_chat_qlora": SMOLLM2_L
 
 # Of micro cells. Found on rows of seeds 5 to 7 that are neither learned nor tested: 97 to 99 points each.
 QUICK_SHARED: Fields = {**ALWAYS, "max_length": 64, "per_device_train_batch_size": 16, "max_steps": 60}
-QUICK: Mapping[str, Fields] = {
-    "bert_nli_lora": {"learning_rate": 5e-3},
-    "bert_nli_qlora": {"learning_rate": 4e-3},
-    "bert_nli_sft": {"learning_rate": 5e-4},
-}
+QUICK: Mapping[str, float] = {"bert_nli_lora": 5e-3, "bert_nli_qlora": 4e-3, "bert_nli_sft": 5e-4}
 
 
 def more_tasks() -> Grid:
@@ -168,7 +162,7 @@ def more_tasks() -> Grid:
     grid.add_task(CHAT)
     grid.add_backbone(SMOLLM2)
     grid.recipes |= CHAT_CELLS
-    grid.quick |= {cell_id: {**QUICK_SHARED, **fields} for cell_id, fields in QUICK.items()}
+    grid.quick |= {cell_id: {**QUICK_SHARED, "learning_rate": rate} for cell_id, rate in QUICK.items()}
     return grid
 
 

@@ -224,8 +224,7 @@ RECIPES: Mapping[str, Recipe] = {
     for method, count in zip(("lora", "qlora", "sft"), counts, strict=True)
 }
 
-# A cell that is `like` one with an exceptional head (`HEAD_EXCEPTIONS` in `tunegrid.grid.backbones`) has the backbone's own
-# head: it adapts the layers of the study's QLoRA there, at that cell's quick rate.
+# Whose layers and quick rate a cell has that is `like` one with an exceptional head (`HEAD_EXCEPTIONS`), but has it not.
 WITHOUT_EXCEPTION: Mapping[str, str] = {"bert_sa_lora": "bert_sa_qlora"}
 
 # Quick recipes: fields found by hand, with test scores of seeds 0 to 46 and 900 to 907 in view. So those seeds prove
@@ -258,18 +257,14 @@ QUICK_SHARED: Mapping[str, Fields] = {
 }
 
 # A cell's own row overrides what its cells share. Why the numbers are what they are:
-# * max_steps: no more updates than the score needs, since they are what a cell's time is spent on. Ten seeds do not show what
-#   one seed of forty does: half as many let GPT-2 now and then not learn to summarize, and BERT and T5 not to find answers.
-#   After 60 updates at 5e-4, bert_sa_sft was right in 98.6 % with shuffled labels, by chance: its pretraining knows sentiment,
-#   but for the sign.
+# * max_steps: no more updates than the score needs, since a cell's time is spent on them. Half as many let, at one seed of
+#   forty, GPT-2 not learn to summarize, and BERT and T5 not to find answers.
 # * learning_rate, batch: a moderate rate or a larger batch, where rounding or another seed moved the score by points. BERT's
 #   for labels are low, so that a tenth of the updates does not reach the bound.
 # * head_learning_rate: where a micro backbone holds the answer ready, a head that learns as fast as an adapter does the work
 #   alone, and the cell does not see its adapter (`adapter_off` in benchmarks/plants/controls.py). All weights of BERT, trained
-#   at a new head's rate, forget how to look an answer up in one seed of forty. No cell that is `like` one of these has its
-#   head's rate.
-# * bf16, gradient_checkpointing: libraries break them, and no other quick cell has them. bert_qa_qlora has 8-bit AdamW from
-#   the study.
+#   at a new head's rate, forget how to look an answer up in one seed of forty. `like` copies no head's rate.
+# * bf16, gradient_checkpointing: libraries break them, and no other quick cell has them; nor 8-bit AdamW but bert_qa_qlora.
 QUICK_HALVES: Fields = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
 QUICK: Mapping[str, Fields] = {
     "bert_sa_lora": {"max_steps": 48, "learning_rate": 6e-4},
@@ -405,15 +400,8 @@ class Profile:
 
 
 # What `-m full` reads of each data set, so that the 27 cells take about a day on one H100; `--set train_rows=0` reads all.
-# Reckoned, not measured: at these sizes an update is bound by launching kernels, some 30 ms a micro-batch (80 ms for
-# BERT2BERT), and generating takes some 30 ms a token of a batch of 64.
-#   sa   100,000 of 2.5 M rows, 3 to 5 epochs: 9,400 to 31,000 micro-batches, 5 to 16 min a cell; accuracy is flat long before.
-#        20,000 of 540,000 test rows: a standard error of 0.15 points at 95 %.
-#   qa   all 79,000 rows (GPT-2 in batches of 2: 120,000 micro-batches, 60 min a cell) and all 10,570 test rows.
-#   nli  100,000 of 373,000 rows, 3 to 5 epochs: 15,600 to 37,500 micro-batches, 8 to 19 min a cell; all 9,815 test rows.
-#   sum  50,000 of 287,113 rows, 1 to 3 epochs: 6,250 to 150,000 micro-batches, 5 to 75 min a cell; generating for the
-#        2,000 test rows takes 2 min (all 11,490: 12 min), a standard error of about 0.25 points of ROUGE-1.
-# Validation chooses among epochs only, so a few rows do.
+# Reckoned, not measured: some 30 ms a micro-batch (80 ms for BERT2BERT), and a token of a batch of 64 that is generated. A
+# standard error is then 0.15 points for sa, 0.25 of ROUGE-1 for sum. Validation chooses among epochs only: a few rows do.
 FULL_CAPS: Mapping[str, Caps] = {
     "sa": Caps(train=100_000, validation=5_000, test=20_000),
     "qa": Caps(validation=2_000),

@@ -1,7 +1,6 @@
 """The zoo: LoRA, QLoRA, SFT and more of PEFT's methods on every backbone and task; `-m zoo` runs them on micro backbones.
 
-Every cell of a backbone and task has the same rows, updates and batch; only the rate and the method's own settings differ, with
-where they come from. `REFUSED` has what a library cannot train, and why.
+Cells of a backbone and task differ by rate and the method's own settings alone. `REFUSED` has what a library cannot train.
 """
 
 from collections.abc import Mapping
@@ -168,9 +167,8 @@ RATES: Mapping[str, float] = {
     "prompt": 100.0,  # its paper: 0.3, with Adafactor
 }
 
-# Updates, LoRA's rate and the head's, in batches of 16. Found by hand on two cores, with test scores in view, as the study's.
-# The head's rate is the same whatever the method: at the rate of IA3 or VeRA, heads do the work alone. They learn slowly if a
-# micro backbone holds the answer ready. GPT-2's for labels does not: from some starts a slower one never learns.
+# Updates, LoRA's rate and the head's, in batches of 16, found by hand with test scores in view. A head's is the same with each
+# method, since it does the work alone at the rate of IA3 or VeRA. GPT-2's for labels is not slow: from some starts none learns.
 QUICK: Mapping[tuple[str, str], tuple[int, float, float | None]] = {
     ("bert", "sa"): (60, 5e-3, 2e-3),
     ("bert", "qa"): (60, 3e-3, 2e-3),

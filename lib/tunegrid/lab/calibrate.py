@@ -3,13 +3,15 @@
 It trains seeds 10000 to 10039, which nothing else uses, three of them from three more starts each that are moved in their last
 digits, and the controls. It writes to benchmarks/thresholds: quick.toml, what a healthy run reaches; noise.toml, what the gate
 holds a change to; numerics.toml, what is rounding. `--profile zoo` or `tasks` trains five seeds and controls, and writes bounds
-alone. The same command goes on where it was stopped: `--resume` of pytest takes what passed.
+alone. The same command goes on where it was stopped: `--resume` of pytest takes what passed. `--runs` takes saved runs of these
+seeds and starts, and trains nothing: of two runs of one seed and start the last file's counts. Without moved starts there, say
+`--moved-seeds 0 --write bounds,noise`.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,13 @@ from tunegrid import ROOT
 from tunegrid.commands.calibrate import by_seed, trained
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
+from tunegrid.grid.cells import study_place
 from tunegrid.grid.recipes import CACHE
 from tunegrid.lab.tolerances import numerics_toml
 from tunegrid.machine import write_whole
+from tunegrid.record import Record
 from tunegrid.record.checks import below_bounds
+from tunegrid.results import examples
 from tunegrid.results.bounds import Calibration, RecordsByCell, evidence, thresholds_toml
 from tunegrid.results.files import read_list
 from tunegrid.results.noise import NoiseKey, deviation
@@ -28,28 +33,9 @@ from tunegrid.results.thresholds import LAB_CALIBRATE
 
 RUNS = CACHE / "lab"
 Control = Mapping[str, Any]  # its `plant`, the cell that it is `of`, and the `scores` that it reached
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """How one grid is calibrated."""
-
-    seeds: range
-    controls: str  # the marks of its controls
-    files: tuple[str, ...] = ("bounds",)
-    sharp: bool = True  # whether no bound lies far below a control: few seeds of many methods leave much noise
-
-
-RULES = {
-    "quick": Rules(
-        seeds=range(10_000, 10_040),  # in whose view no recipe was chosen
-        controls="controls and not zoo and not tasks",
-        files=("bounds", "noise", "numerics"),
-        sharp=False,  # so many seeds tell healthy runs from controls; one without its adapter has learned
-    ),
-    "zoo": Rules(seeds=range(5), controls="controls and zoo"),
-    "tasks": Rules(seeds=range(5), controls="controls and tasks"),
-}
+SEEDS = {"quick": range(10_000, 10_040), "zoo": range(5), "tasks": range(5)}  # of quick, in whose view no recipe was chosen
+CONTROLS = {"quick": "controls and not zoo and not tasks", "zoo": "controls and zoo", "tasks": "controls and tasks"}
+QUICK = "quick"  # so many seeds tell healthy runs from controls; few seeds of many methods leave bounds that controls narrow
 
 
 # Training
@@ -57,31 +43,42 @@ RULES = {
 
 def calibration(options: argparse.Namespace) -> tuple[Calibration, Sequence[Control]]:
     """The runs that the options ask for, and all controls; what is not known is trained."""
-    rules, seeds = RULES[options.profile], options.seeds or RULES[options.profile].seeds
+    seeds, is_quick = options.seeds or SEEDS[options.profile], options.profile == QUICK
     first = grids_of(options, seeds)
-    grids, moved = [*first.values()], {}
-    if "noise" in rules.files:
-        starts, draws = seeds[: options.moved_seeds], range(1, options.draws + 1)
-        by_draw = [grids_of(options, starts, f"perturbation={draw}") for draw in draws] if starts else []
-        moved = {seed: [first[seed], *(own[seed] for own in by_draw)] for seed in starts if by_draw}
+    starts = seeds[: options.moved_seeds] if is_quick and options.draws else seeds[:0]
+    by_draw = [grids_of(options, starts, draw) for draw in range(1, options.draws + 1)] if starts else []
+    moved = {seed: [first[seed], *(own[seed] for own in by_draw)] for seed in starts}
     controls = controls_of(options)
-    return Calibration(seeds=grids, perturbed=moved, controls=best_controls(controls) if rules.sharp else {}), controls
+    best = {} if is_quick else best_controls(controls)
+    return Calibration(seeds=[*first.values()], perturbed=moved, controls=best), controls
 
 
-def grids_of(options: argparse.Namespace, seeds: range, setting: str = "") -> dict[int, RecordsByCell]:
-    """The grid's records by seed; `setting` is one of `--set`."""
-    words = f"{seeds[0]}-{seeds[-1]}"
-    arguments = ["-m", options.profile, "-n", options.workers, f"--seeds={words}"]
-    arguments += [f"--set={setting}"] if setting else []
-    arguments += [f"--cells={options.cells}"] if options.cells else []
-    records = read_list(trained(RUNS / f"{options.profile}-{words}{setting and '-' + setting}.json", arguments))
-    return by_seed(records, dict.fromkeys(record.cell for record in records), seeds)
+def grids_of(options: argparse.Namespace, seeds: range, draw: int | None = None) -> dict[int, RecordsByCell]:
+    """The grid's records by seed, from starts that this draw moved, or unmoved ones."""
+    if options.runs:
+        records = [record for path in options.runs for record in saved(path) if record.seeds.perturbation == draw]
+    else:
+        words = f"{seeds[0]}-{seeds[-1]}"
+        arguments = ["-m", options.profile, "-n", options.workers, f"--seeds={words}"]
+        arguments += [f"--set=perturbation={draw}"] if draw else []
+        name = f"{options.profile}-{words}{f'-perturbation={draw}' if draw else ''}"
+        records = saved(trained(RUNS / f"{name}.json", arguments))
+    return by_seed(records, sorted({record.cell for record in records}, key=study_place), seeds)
+
+
+@cache
+def saved(path: Path) -> list[Record]:
+    """A run's records, whose files are kept in this machine's store: of two that are compared, each is of another run."""
+    records = read_list(path)
+    examples.keep_contents(examples.contents(records, path))
+    return records
 
 
 def controls_of(options: argparse.Namespace) -> list[Control]:
-    """What the grid's controls reached, trained unless a file is given; raises InputError if the file holds none."""
-    chosen = ["-k", " or ".join(f"{cell}]" for cell in options.cells.split(","))] if options.cells else []
-    arguments = ["-m", RULES[options.profile].controls, "-n", options.workers, *chosen]
+    """What controls reached, trained unless there is a file, or not needed; raises InputError if the file holds none."""
+    if options.profile == QUICK and options.runs and not options.controls:
+        return []
+    arguments = ["-m", CONTROLS[options.profile], "-n", options.workers]
     path: Path = options.controls or trained(RUNS / f"{options.profile}-controls.json", arguments)
     try:
         rows = [row["extra_info"] for row in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]]
@@ -154,22 +151,21 @@ def seeds_of(text: str) -> range:
 def main(arguments: list[str] | None = None) -> int:
     """Train, write below a folder, say what controls miss; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tunegrid.lab calibrate", description=__doc__)
-    parser.add_argument("--profile", choices=RULES, default="quick", help="which grid (default quick)")
+    parser.add_argument("--profile", choices=SEEDS, default=QUICK, help="which grid (default quick)")
     parser.add_argument("--seeds", type=seeds_of, metavar="N-M", help="default 10000-10039; of zoo and tasks 0-4")
     parser.add_argument("--moved-seeds", type=int, default=3, metavar="N", help="first seeds with moved starts (default 3)")
     parser.add_argument("--draws", type=int, default=3, metavar="N", help="moved starts of each of them (default 3)")
     parser.add_argument("--controls", type=Path, metavar="FILE", help="of trained controls (default: trains them)")
-    parser.add_argument("--cells", default="", metavar="ID,ID", help="these cells alone, to try it; needs --to")
+    parser.add_argument("--runs", type=Path, nargs="+", default=[], metavar="FILE", help="saved runs, in place of training")
     parser.add_argument("--write", default="", metavar="KINDS", help="some of bounds,noise,numerics (default: all it measures)")
     parser.add_argument("--to", type=Path, default=ROOT, metavar="DIR", help="writes below this folder (default: here)")
     parser.add_argument("-n", dest="workers", default="auto", metavar="N", help="processes (default: one per core)")
     options = parser.parse_args(arguments)
-    kinds = options.write.split(",") if options.write else RULES[options.profile].files
+    allowed = FILES if options.profile == QUICK else ("bounds",)
+    kinds = options.write.split(",") if options.write else allowed
     try:
-        if unknown := sorted(set(kinds).difference(RULES[options.profile].files)):
+        if unknown := sorted(set(kinds).difference(allowed)):
             raise InputError(f"--profile {options.profile} writes no {unknown[0]}")
-        if options.cells and options.to.resolve() == ROOT:
-            raise InputError("--cells would replace the files of all cells; give --to DIR")
         measured, controls = calibration(options)
         for kind in kinds:
             name = options.profile if kind == "bounds" else kind
@@ -177,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, FILES[kind](measured))
             print(f"wrote {path}")
-        print(remark(measured, controls))
+        print(remark(measured, controls) if controls else "no controls were given")
         return 0
     except InputError as error:
         refuse(parser, error)

@@ -1,72 +1,97 @@
-"""Does the suite cry wolf? `python -m tunegrid.lab false_alarms RUN.json ...` judges healthy runs and counts those it calls.
+"""Does the suite cry wolf? `python -m tunegrid.lab false_alarms --train 20000-20039` judges healthy grids, and counts the red.
 
-Each run is whole grids of cells, of one seed or several, with seeds or starts that had no part in bounds and noise, as of
-`pytest -m quick --seeds 20000-20039 -n auto --gate=BASELINE.json --benchmark-json=RUN.json`. Each grid is held to the bounds of
-today and judged by the committed baseline, without and with the trainings that confirm its misses. Exit code 1 if more than one
-in twenty is red with them.
+Each of these seeds has a session of its own, `pytest -m quick --seeds=SEED --gate=BASELINE`; its run, output and exit code are
+kept in --to, and the same command goes on where it was stopped. Saved runs of whole grids are judged, too, of seeds or starts
+that had no part in bounds and noise. Each grid is held to the bounds of today and judged by the committed baseline, without and
+with the trainings that confirm its misses. Exit code 1 if more than one in twenty is red with them.
 """
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
-from tunegrid import ROOT
+from tunegrid import ROOT, launcher
 from tunegrid.commands.cli import refuse
+from tunegrid.commands.run import command
 from tunegrid.errors import InputError
+from tunegrid.lab.calibrate import RUNS, seeds_of
 from tunegrid.record import Record
 from tunegrid.record.checks import below_bounds, failures
 from tunegrid.results.files import read_list
 from tunegrid.results.gate import Run, gate, read_run
-from tunegrid.results.judgements import FAILED_BY, Judgement, Verdict, in_words
+from tunegrid.results.judgements import FAILED_BY, in_words
 from tunegrid.results.thresholds import Bounds, load_bounds
-from tunegrid.results.verdict import failing, undecided
+from tunegrid.results.verdict import failing
 
 BOUNDS = ROOT / "benchmarks" / "thresholds" / "quick.toml"
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 ALLOWED = 0.05  # of all grids
 
 
-def objections(records: Sequence[Record], confirming: Sequence[Record], bounds: Mapping[str, Bounds]) -> Iterator[str]:
-    """Bounds that records miss, and trainings that confirm them, too; and audits that failed when they ran, in any of these."""
-    again = {record.cell: record for record in confirming}
-    for record in records:
-        trainings = [one for one in (record, again.get(record.cell)) if one and one.finished]
+def sessions(options: argparse.Namespace) -> Iterator[tuple[Path, str]]:
+    """The run and the exit code of each seed's session when it has ended; raises InputError if one broke off."""
+    options.to.mkdir(parents=True, exist_ok=True)
+    for seed in options.train:
+        path, log, ended = (options.to / f"{seed}.{suffix}" for suffix in ("json", "log", "exit-code"))
+        if not ended.is_file():
+            words = ["-m", "quick", "-n", options.workers, f"--seeds={seed}", f"--gate={options.baseline}", "--resume"]
+            with log.open("w", encoding="utf-8") as output:
+                code = launcher.run(command([*words, f"--benchmark-json={path}"]), output=output)
+            if code not in (0, 1, 6) or not path.is_file():
+                raise InputError(f"pytest ended with exit code {code}: see {log}; the same command continues")
+            ended.write_text(f"{code}", encoding="utf-8")
+        yield path, f"exit code {ended.read_text(encoding='utf-8')}, "
+
+
+def called(records: Iterable[Record], path: Path, baseline: Run, bounds: Mapping[str, Bounds]) -> list[tuple[str, str, str]]:
+    """Whatever is wrong in a grid of one seed: whether it is missed or worse, in which cell, and a sentence.
+
+    It misses bounds that trainings which confirm them miss, too, and audits that failed when they ran, in any training.
+    """
+    run = Run.of(records, path)
+    again = {cell: list(seeds.values()) for cell, seeds in run.confirming.items()}
+    calls = []
+    for record in run.in_a_row:
+        trainings = [record, *again.get(record.cell, ())]
         below = [below_bounds(one.scores, bounds.get(one.cell, {})) for one in trainings]
-        yield from (f"{record.cell} {sentence}" for sentence in (below[0] if below and all(below) else ()))
-    yield from (f"{one.cell} {text}" for one in (*records, *confirming) for text in failures(one.audits, one.excused))
+        texts = [*(below[0] if all(below) else ()), *(text for one in trainings for text in failures(one.audits, one.excused))]
+        calls += [("missed", record.cell, f"{record.cell} {text}") for text in texts]
+    return calls + [("worse", one.cell, in_words(one)) for one in failing(gate(baseline, run), FAILED_BY)]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Judge, print what is red and the counts; return the exit code."""
+    """Judge, print what is red and a line for each grid, and the counts; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tunegrid.lab false_alarms", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN.json", help="saved runs of whole grids")
-    parser.add_argument("--baseline", type=Path, default=BASELINE, metavar="FILE", help="default: the committed quick one")
-    parser.add_argument("--bounds", type=Path, default=BOUNDS, metavar="FILE", help="default: the suite's")
+    add = parser.add_argument
+    add("runs", type=Path, nargs="*", metavar="RUN.json", help="saved runs of whole grids")
+    add("--train", type=seeds_of, default=(), metavar="N-M", help="trains the quick grid of each of these seeds")
+    add("--to", type=Path, default=RUNS / "healthy", metavar="DIR", help="keeps what is trained (default .cache/lab/healthy)")
+    add("--baseline", type=Path, default=BASELINE, metavar="FILE", help="default: the committed quick one")
+    add("--bounds", type=Path, default=BOUNDS, metavar="FILE", help="default: the suite's")
+    add("-n", dest="workers", default="auto", metavar="N", help="processes (default: one per core)")
     options = parser.parse_args(arguments)
-    grids = missed = red = doubtful = changed = 0
-
-    def judge(own: Sequence[Record], again: Sequence[Record]) -> tuple[list[str], list[Judgement]]:
-        """What calls a grid, and all verdicts."""
-        judged = gate(baseline, Run.of([*own, *again], path))
-        return [*objections(own, again, bounds), *map(in_words, failing(judged, FAILED_BY))], judged
-
+    first = red = total = 0
     try:
         baseline, bounds = read_run(options.baseline), load_bounds(options.bounds)
-        for path in options.runs:
-            records = read_list(path)
-            for seed in dict.fromkeys(record.seeds.seed for record in records if record.seeds.confirms is None):
-                own = [one for one in records if (one.seeds.seed, one.seeds.confirms) == (seed, None)]
-                again = [one for one in records if one.seeds.confirms is not None and one.seeds.confirms == seed]
-                alone, judged = judge(own, [])
-                found, judged = judge(own, again) if again else (alone, judged)
-                grids, red, doubtful = grids + 1, red + bool(found), doubtful + len(undecided(judged))
-                missed += bool(alone)
-                changed += sum(one.quantity == "numerics" and one.verdict is Verdict.CHANGED for one in judged)
-                for sentence in found or [f"not confirmed: {sentence}" for sentence in alone]:
-                    print(f"{path.name} seed {seed}: {sentence}")
+        for path, code in chain(((path, "") for path in options.runs), sessions(options)):
+            by_seed = defaultdict[int | None, list[Record]](list)
+            for record in read_list(path):
+                by_seed[record.seeds.seed if record.seeds.confirms is None else record.seeds.confirms].append(record)
+            for seed, grid in by_seed.items():
+                own = [one for one in grid if one.seeds.confirms is None]
+                alone = called(own, path, baseline, bounds)
+                calls = called(grid, path, baseline, bounds) if len(grid) > len(own) else alone
+                missed, worse = ({cell for kind, cell, _ in calls if kind == one} for one in ("missed", "worse"))
+                dropped = [call for call in alone if call[1] not in missed | worse]
+                for line in (*(call[2] for call in calls), *(f"not confirmed: {call[2]}" for call in dropped)):
+                    print(f"{path.name} seed {seed}: {line}")
+                counts = f"{len(missed)} missed, {len(worse)} worse, {len({call[1] for call in dropped})} not confirmed"
+                print(f"{path.name} seed {seed}: {code}{counts}", flush=True)
+                total, first, red = total + 1, first + bool(alone), red + bool(calls)
     except InputError as error:
         refuse(parser, error)
-    print(f"main scores that cannot be told: {doubtful}; cells whose numerics changed: {changed}")
-    print(f"before misses are confirmed: {missed} of {grids}")
-    print(f"{red} of {grids} healthy grids are red")
-    return int(red > ALLOWED * grids)
+    print(f"before misses are confirmed: {first} of {total}")
+    print(f"{red} of {total} healthy grids are red")
+    return int(red > ALLOWED * total)

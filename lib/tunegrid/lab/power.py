@@ -1,8 +1,8 @@
 """How often is a session wrong, and what does it see? `python -m tunegrid.lab power` simulates runs, and confirms their misses.
 
 Each run has a calibration of its own. A cell is told if its gate calls it worse or it misses a bound; at other seeds than the
-baseline's it is trained once more, and counts if it is told again. Scores are drawn from the residuals that the calibration
-measured. It trains nothing.
+baseline's it is trained once more, and counts if that training, judged by itself, does the same. Scores are drawn from the
+residuals that the calibration measured. It trains nothing.
 """
 
 import argparse
@@ -92,24 +92,25 @@ class Simulation:
         for own in (new, again):
             key = lost, self.metrics[lost][0]
             own[key] = [max(own[key][0] - self.lost * (rng.random() < self.share), 0.0)]
-        bounds = bounds_of(calibrated, {}) if self.kind == SEEDS else {}
-        told = self._told(calibrated, bounds, old, new)
+        mains = {cell: metrics[0] for cell, metrics in self.metrics.items()}
+        worse = self._worse(calibrated, mains, old, new)
+        told = {cell for cell, _ in worse}
         if self.kind == PERTURBED:
             return told, told  # what differs at equal seeds is a change
-        seconds = {cell: new | {key: again[key] for key in again if key[0] == cell} for cell in told}
-        return told, {cell for cell, own in seconds.items() if cell in self._told(calibrated, bounds, old, own)}
+        bounds = bounds_of(calibrated, {})
+        missed, missed_again = ({key[0] for key, least in bounds.items() if own[key][0] < least} for own in (new, again))
+        worse_again = set[NoiseKey]().union(*(self._worse(calibrated, {cell: mains[cell]}, old, again) for cell in told))
+        return told | missed, {cell for cell, _ in worse & worse_again} | (missed & missed_again)
 
-    def _told(self, calibrated: Noise, bounds: Mapping[NoiseKey, float], old: Scores, new: Scores) -> set[str]:
-        """The cells that are called worse or miss a bound."""
+    def _worse(self, calibrated: Noise, mains: Mapping[str, str], old: Scores, new: Scores) -> set[NoiseKey]:
+        """The scores of these cells, judged together, that are called worse."""
         effects = {}
-        for key, [after] in new.items():
+        for key in (key for key in new if key[0] in mains):
             before = fmean(old[key])
             if own := calibrated.estimate(self.kind, *key, before):
                 error = own.sd * sqrt(1 + 1 / len(old[key]))
-                effects[key] = by_training(before, after, error, own.df, self.noise.scale(*key))
-        mains = {cell: metrics[0] for cell, metrics in self.metrics.items()}
-        worse = {key[0] for key, (verdict, *_) in decide(effects, mains, self.margins).items() if verdict is Verdict.WORSE}
-        return worse | {key[0] for key, minimum in bounds.items() if new[key][0] < minimum}
+                effects[key] = by_training(before, new[key][0], error, own.df, self.noise.scale(*key))
+        return {key for key, (verdict, *_) in decide(effects, mains, self.margins).items() if verdict is Verdict.WORSE}
 
     def _scores(self, truth: Mapping[NoiseKey, float], rng: np.random.Generator, trainings: int | None = None) -> Scores:
         """Every score of so many trainings, in points; of as many as were calibrated, if no number is given.

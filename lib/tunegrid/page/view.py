@@ -17,12 +17,12 @@ from tunegrid.grid.tasks import score_title
 from tunegrid.page.rows import rows_section
 from tunegrid.record import Record, Status
 from tunegrid.results import compare
-from tunegrid.results.alike import check_rows
 from tunegrid.results.compare import MIB, Comparison, compared
 from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, by_cell, worst
 from tunegrid.results.noise import load_noise
+from tunegrid.results.quality import check_rows
 from tunegrid.results.report import Section, count, some
 from tunegrid.results.status import status_of, too_short, unconfirmed
 from tunegrid.results.verdict import RunVerdict, verdict_of

@@ -10,18 +10,15 @@ from tunegrid.grid.tasks import TASKS
 from tunegrid.record.record import AuditFinding, Finished, Record
 
 POINTS = PERCENT = 1e-6  # what rounding may do to a score and to a share
-ORDERED = (("exact_match", "f1"), ("rougeL", "rouge1"))  # on each row the first is at most the second
-ORDERED_MEANS = (*ORDERED, ("rouge2", "rouge1"))  # on average only: a repeated bigram can break it on a row
+ORDERED = (("exact_match", "f1"), ("rougeL", "rouge1"), ("rouge2", "rouge1"))  # the first is at most the second
 BERTSCORE = ("bertscore_precision", "bertscore_f1", "bertscore_recall")
 
 
 def impossible(scores: Mapping[str, float | None], empty_answers: float = 0.0) -> list[str]:
-    """Sentences on means over rows that no predictions can have.
+    """Sentences on means over rows that no predictions can have, by metric; all in points.
 
-    Args:
-        scores: points by metric.
-        empty_answers: the points of exact match that may come from answers such as "a" for "the". By SQuAD v1.1's rules both
-            normalize to nothing, so that they match exactly and share no word: EM 100, F1 0.
+    By SQuAD v1.1's rules, "a" for "the" matches exactly and shares no word, as both normalize to nothing: `empty_answers` are
+    the points of exact match that may come from such.
     """
     numbers = {name: score for name, score in scores.items() if score is not None}
     allowed = {"exact_match": POINTS + empty_answers}
@@ -29,7 +26,7 @@ def impossible(scores: Mapping[str, float | None], empty_answers: float = 0.0) -
     sentences += [f"{name} is {score}" for name, score in numbers.items() if not 0 <= score <= 100 + POINTS]
     sentences += [
         f"{low} {numbers[low]} is above {high} {numbers[high]}"
-        for low, high in ORDERED_MEANS
+        for low, high in ORDERED
         if {low, high} <= numbers.keys() and numbers[low] > numbers[high] + allowed.get(low, POINTS)
     ]
     if numbers.keys() >= set(BERTSCORE):
@@ -41,21 +38,18 @@ def impossible(scores: Mapping[str, float | None], empty_answers: float = 0.0) -
 
 def impossible_figures(record: Record) -> list[str]:
     """Sentences on scores that no predictions can have, and on losses that are not numbers."""
-    # A saved record does not say whether one answer was an article alone.
-    one_row = 100 / record.data.rows["test"] if record.data and record.data.rows["test"] else 0.0
+    rows = record.data.rows["test"] if record.data else 0
     not_numbers = ["a loss is not a number"] if record.training and None in record.training.losses else []
-    return impossible(record.scores, empty_answers=one_row) + not_numbers
+    return impossible(record.scores, empty_answers=100 / rows if rows else 0.0) + not_numbers  # one may be an article alone
 
 
 def below_bounds(scores: Mapping[str, float | None], bounds: Mapping[str, float]) -> list[str]:
     """A sentence for every bound that the scores do not reach; a missing score is below every bound."""
-    sentences = []
-    for metric, minimum in bounds.items():
-        if (score := scores.get(metric)) is None:
-            sentences.append(f"{metric} was not measured, its bound is {minimum:.1f}")
-        elif not score >= minimum:
-            sentences.append(f"{metric} {score:.1f} is below {minimum:.1f}")
-    return sentences
+    missed = {name: (scores.get(name), bound) for name, bound in bounds.items() if not (scores.get(name) or 0.0) >= bound}
+    return [
+        f"{name} was not measured, its bound is {bound:.1f}" if score is None else f"{name} {score:.1f} is below {bound:.1f}"
+        for name, (score, bound) in missed.items()
+    ]
 
 
 def missed_bounds_alone(record: Record) -> bool:
@@ -176,7 +170,7 @@ def _of_success(record: Record) -> Iterator[str]:
         yield f"scores has no {record.main_score}, {but}"
     if made is not None and made < max(record.recipe.max_steps, 1):
         yield f"training.updates is {made}, but the recipe's are {record.recipe.max_steps or 'epochs'}, {but}"
-    if record.bounds:
+    if record.bounds and record.seeds.perturbation is None:  # of a moved start, no audit can say that it is the checkpoint's
         parts = {record.task, *(name for name in ("adapter", "quantization") if getattr(record.recipe, name) is not None)}
         expected = (*EVERY_CELL, *(name for part in sorted(parts) for name in OF_PARTS.get(part, ())))
         absent = set(expected).difference(finding.name for finding in record.audits)

@@ -29,11 +29,7 @@ def to_json(record: Record) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any], source: str = "") -> Record:
-    """The record in a row's `extra_info`; `source` names the file in an error.
-
-    Raises:
-        InputError: one sentence with the file, the cell, the field and what is wrong with it.
-    """
+    """The record in a row's `extra_info`, of a file `source`; raises InputError that names file, cell, field and fault."""
     cell = str(data.get("cell", "a record without a cell"))[:60]
     place = f"{source}, {cell}" if source else cell
     if (version := data.get("schema_version")) != SCHEMA_VERSION:

@@ -69,13 +69,11 @@ class Calibration:
     def bounds(self) -> dict[NoiseKey, float]:
         """Every bound, from noise between seeds; raises InputError for one that an answer reaches which needs no model."""
         bounds = bounds_of(self.noise, self.controls)
-        for record in (record for grid in self.seeds for record in grid.values()):
+        for record in (one for grids in (self.seeds, *self.perturbed.values()) for grid in grids for one in grid.values()):
             for metric, score in (item for finding in record.audits for item in (finding.without_model or {}).items()):
                 if (minimum := bounds.get((record.cell, metric), math.inf)) <= score:
-                    raise InputError(
-                        f"{record.cell}: an answer that needs no model has a {metric} of {score:.1f}, and the bound would be "
-                        f"{minimum:.1f}; train longer, or give more seeds"
-                    )
+                    blunt = f"{record.cell}: an answer that needs no model has a {metric} of {score:.1f}"
+                    raise InputError(f"{blunt}, and the bound would be {minimum:.1f}; train longer, or give more seeds")
         return bounds
 
 

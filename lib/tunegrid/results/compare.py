@@ -23,8 +23,8 @@ from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.record import Record
 from tunegrid.record.checks import failures, impossible_figures
 from tunegrid.record.record import Limits, recipe_record
-from tunegrid.results.alike import ALIKE, check_alike
-from tunegrid.results.files import read_list
+from tunegrid.results.figures import ALIKE
+from tunegrid.results.files import check_alike, read_list
 from tunegrid.results.noise import SEEDS, Groups, Noise, NoiseKey, task_of
 from tunegrid.results.report import Section, out_of
 from tunegrid.results.statistics import ALPHA, POWER, holm
@@ -81,9 +81,8 @@ def entry_of(records: Sequence[Record], calibrated: Noise) -> Entry:
 def calibrated_scores(records: Sequence[Record], scores: Sequence[float], calibrated: Noise) -> list[float]:
     """Scores of other seeds, which were calibrated by this recipe on as many test rows, if the cell's scores may be theirs."""
     first = records[0]
-    groups = calibrated.scores.get(SEEDS, {})
+    groups, own = calibrated.scores.get(SEEDS, {}), calibrated.of(SEEDS, first, first.main_score)
     known = [score for group in groups.get((first.cell, first.main_score), ()) for score in group]
-    own = calibrated.of(SEEDS, first, first.main_score)
     if not known or own is None or first.cell not in STUDY_IDS:
         return []
     error = own.sd / calibrated.scale(first.cell, first.main_score).per_point(fmean(known))
@@ -152,9 +151,7 @@ def with_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
     """By the calibrated noise if it is of runs like these, and else what these seeds tell; pooled over cells of a kind."""
     profile = entries[0].first.profile
     rows = {entry.first.task: entry.first.data.rows["test"] for entry in entries if entry.first.data}
-    scores: dict[NoiseKey, Groups] = {
-        (entry.first.cell, entry.first.main_score): [entry.scores] for entry in entries if entry.first.data
-    }
+    scores: dict[NoiseKey, Groups] = {(e.first.cell, e.first.main_score): [e.scores] for e in entries if e.first.data}
     if profile == calibrated.profile:
         alike = {task for task, number in calibrated.rows.items() if number == rows.get(task)}
         scores |= {key: own for key, own in calibrated.scores.get(SEEDS, {}).items() if task_of(key[0]) in alike}

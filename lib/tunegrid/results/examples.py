@@ -161,9 +161,8 @@ def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
         if texts.isna().to_numpy().any() or np.isinf(numbers).any(axis=None) or (not kind and numbers.isna().any(axis=None)):
             raise InputError("not every row has text and finite numbers")
     except Exception as error:  # a damaged file fails wherever it is damaged
-        raise InputError(
-            f"{path} is not what it is named for ({type(error).__name__}: {first_line(error)}); remove it"
-        ) from None
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{path} is not what it is named for ({why}); remove it") from None
     return frame
 
 

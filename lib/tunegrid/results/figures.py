@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 
 from tunegrid.record import Record
-from tunegrid.results.alike import unlike_machines
 from tunegrid.results.examples import read
 from tunegrid.results.judgements import GRAVEST_FIRST, LEDGER, PEAKS, SPEEDS, TRACED, Judgement, Verdict, judgement_of
 from tunegrid.results.quality import Rows, verdict_of
 from tunegrid.results.report import Section, count
 from tunegrid.results.statistics import ALPHA, by_rows, critical_value, ratio
 
+ALIKE = ("torch", "transformers", "peft", "bitsandbytes")  # versions that affect speed
 NUMBERS = ("value", "weight", "low", "high")
 FIGURE, ROW = ("instrument", "part", "figure"), ("seed", "row")
 OTHER_TRAINING = "the two are different trainings, so their rows cannot be paired"
@@ -80,6 +80,19 @@ def _cost(record: Record, name: str) -> float | None:
         rate = tokens if name == "token_seconds" else None if tokens else rows  # how long a text is, is not its speed
         return 1 / rate if rate else None
     return None if memory is None else getattr(memory.ledger, name) if name.endswith("_bytes") else memory.peak(name)
+
+
+def unlike_machines(before: Record, after: Record) -> str:
+    """Why the speed of two records cannot be compared; empty if it can."""
+    if not before.device or not after.device:
+        return "a run does not name its device"
+    facts = [("name", before.device.name, after.device.name), ("threads", before.device.threads, after.device.threads)]
+    facts += [("ranks", before.processes, after.processes)]
+    facts += [(package, before.versions.get(package), after.versions.get(package)) for package in ALIKE]
+    for what, old, new in facts:
+        if old != new:
+            return f"{what}: {old} and {new}"
+    return "measured on a device that others used" if before.device.contended or after.device.contended else ""
 
 
 def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:

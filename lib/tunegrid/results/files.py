@@ -133,6 +133,15 @@ def read_list(path: Path) -> list[Record]:
     return read_saved(path).records
 
 
+def check_alike(records: Iterable[Record]) -> None:
+    """Raises InputError if the seeds of a cell differ in more than the seed."""
+    facts_by_cell: dict[str, tuple[object, ...]] = {}
+    for record in records:
+        facts = (record.recipe, record.limits, record.examples and record.examples.rows_hash)
+        if facts_by_cell.setdefault(record.cell, facts) != facts:
+            raise InputError(f"the runs trained or scored {record.cell} differently, so they are not seeds of one experiment")
+
+
 # Writing
 
 

@@ -32,17 +32,16 @@ class Run:
 
     records: Mapping[str, RecordsBySeed]
     path: Path | None = None
-    confirming: Mapping[str, RecordsBySeed] = field(default_factory=dict)  # finished ones, which are of no seed of the run
+    confirming: Mapping[str, RecordsBySeed] = field(default_factory=dict)  # by the seed that each confirms, or not
 
     @classmethod
     def of(cls, records: Iterable[Record], path: Path | None = None) -> "Run":
         """The records that finished or made their first updates; raises InputError if they are of two profiles."""
-        by_cell: dict[str, dict[int | None, Record]] = defaultdict(dict)
-        confirming: dict[str, dict[int | None, Record]] = defaultdict(dict)
+        by_cell, confirming = (defaultdict[str, dict[int | None, Record]](dict) for _ in range(2))
         known = [record for record in records if record.finished or record.first_updates]
         for record in known:
-            cells = by_cell if record.seeds.confirms is None else confirming
-            cells[record.cell][record.seeds.seed] = record
+            cells, seed = (by_cell, record.seeds.seed) if record.seeds.confirms is None else (confirming, record.seeds.confirms)
+            cells[record.cell][seed] = record
         if len(profiles := {record.profile for record in known}) > 1:
             names = " and ".join(sorted(profiles))
             raise InputError(f"{path or 'the run'} holds cells of {names}: judge one profile at a time")
@@ -101,15 +100,15 @@ def _confirmed(drop: Judgement, rows: Rows, confirming: RecordsBySeed, judge: Ca
     """
     if drop.verdict is not Verdict.WORSE or drop.effect is None or len(rows.new) > 1 or rows.new.keys() & rows.old.keys():
         return drop
-    if not confirming:
+    (first,) = rows.new
+    if not (again := confirming.get(first)):
         return replace(drop, confirmed="open")
-    second = next(j for j in judge([replace(rows, new=confirming)]) if j.quantity == drop.quantity)
-    worse, (first,), (seed,) = second.verdict is Verdict.WORSE, rows.new, confirming
-    change = second.detail if second.effect is None else f"{second.effect:+.2f}"
+    seed = again.seeds.seed
+    second = next(j for j in judge([replace(rows, new={seed: again})]) if j.quantity == drop.quantity)
+    worse, change = second.verdict is Verdict.WORSE, second.detail if second.effect is None else f"{second.effect:+.2f}"
     detail = f"{drop.detail}; at seed {first} {drop.effect:+.2f}, at {seed} {change}: {'' if worse else 'not '}confirmed"
-    return replace(
-        drop, verdict=second.verdict if worse else Verdict.CANNOT_TELL, confirmed="yes" if worse else "no", detail=detail
-    )
+    verdict = drop.verdict if worse else Verdict.CANNOT_TELL
+    return replace(drop, verdict=verdict, confirmed="yes" if worse else "no", detail=detail)
 
 
 def suspected(old: Run, record: Record) -> bool:

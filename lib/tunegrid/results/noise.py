@@ -37,13 +37,13 @@ class Scale:
     log-likelihood is 482, in points 462, and on a scale of log(100 - score) 449, which blows up what moves between 99 and 100.
     """
 
-    half: float  # of the points by which a row moves that changes; of the largest rows, infinite, the scale is that of points
+    half: float  # of the points by which a row moves that changes; infinite: the scale is that of points
 
     def of(self, score: float) -> float:
-        """A score's place."""
+        """A score's place; of less than 0 points, or more than 100, that of the end."""
         if self.half == math.inf:
             return score
-        return 100 * math.asin(math.sqrt((score + self.half) / (100 + 2 * self.half)))
+        return 100 * math.asin(math.sqrt((min(max(score, 0.0), 100.0) + self.half) / (100 + 2 * self.half)))
 
     def moved(self, score: float, distance: float) -> float:
         """The score, in points, that lies so far above this one on the scale; 0 or 100 if none does."""

@@ -11,7 +11,7 @@ computes of padding, which may change without harm.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,18 +21,16 @@ from tunegrid.errors import InputError
 from tunegrid.record import Record
 from tunegrid.record.checks import BERTSCORE
 from tunegrid.record.record import TrainingRecord
-from tunegrid.results.alike import unlike_libraries
 from tunegrid.results.examples import Runs, read
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, judgement_of
 from tunegrid.results.modules import Modules, Names, first_modules, read_both
 from tunegrid.results.quality import Rows
 from tunegrid.results.report import count
-from tunegrid.results.thresholds import BERTSCORE_ROUNDING, FIXED_ANSWERS, SMALL_NORM, Tolerances, tolerance_of
+from tunegrid.results.thresholds import BERTSCORE_ROUNDING, CHANCE, FIXED_ANSWERS, SMALL_NORM, Tolerances, tolerance_of
 
 UPDATES = 10
 MOVED = 3  # updates after which `moved` is taken
 WINDOW = 5  # updates: the losses of so many make a point of the curve; rounding moves single ones by more
-CHANCE = 3e-4  # that rounding alone changes as many rows in a cell, if it changes as many as its tolerance on average
 OF_PROBE = ("probe_loss", "probe_gradients", "probe_reached", "tokens_read", "decoded", "generated")
 OPTIONAL = ("computed", "probe_reached", "reached", "tokens_read", "decoded", "generated", "predicted")  # None: not looked at
 BY_GROUP = ("weights", "probe_gradients", "gradients", "moved")
@@ -60,8 +58,8 @@ class Pair:
             updates = min(UPDATES, len(self.old.losses), len(self.new.losses))
             before, after = (dict(enumerate(one.losses[1:updates], 2)) for one in (self.old, self.new))
             return before, after
-        if name == "curve":
-            return {self.parting: 0.0}, {self.parting: self.curve}
+        if name in ("parting", "curve"):
+            return {self.parting: 0.0}, {self.parting: self.curve if name == "curve" else self.jump}
         old, new, updates = self.old.first_step, self.new.first_step, min(len(self.old.losses), len(self.new.losses))
         if not old or not new or (name in OF_PROBE and old.probe != new.probe) or (name == "moved" and updates < MOVED):
             return None, None
@@ -84,8 +82,18 @@ class Pair:
         before, after = self.old.losses, self.new.losses
         rounds = before[:UPDATES] != after[:UPDATES]
         limit = self.tolerance["curve"] * float(np.array(before, float).mean()) if rounds else 0.0
-        gaps = [_apart(*pair) for pair in zip(before, after, strict=False)]
-        return next((update for update, gap in enumerate(gaps, 1) if gap > limit), len(gaps) + 1)
+        return next((update for update, gap in enumerate(self.gaps, 1) if gap > limit), len(self.gaps) + 1)
+
+    @property
+    def jump(self) -> float:
+        """How far the first two losses lie apart that differ, if all of the first updates are equal: rounding grows slowly."""
+        first = next((update for update, gap in enumerate(self.gaps) if gap), 0)
+        return self.gaps[first] if first >= UPDATES else 0.0
+
+    @cached_property
+    def gaps(self) -> list[float]:
+        """How far the losses of each update lie apart, of those that both made."""
+        return [_apart(*pair) for pair in zip(self.old.losses, self.new.losses, strict=False)]
 
 
 def furthest(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> tuple[float, str]:
@@ -119,9 +127,8 @@ def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, A
     uncounted = 0 if name in ("probe_reached", "reached") else None  # a group of which no tensor gets a gradient
     values = before.get(group, uncounted), after.get(group, uncounted)
     old, new = ("no number" if one is None else f"{one:.6g}" if isinstance(one, float) else f"{one}" for one in values)
-    factor = (
-        f"x {values[1] / values[0]:.4g}" if name in BY_GROUP and values[0] and values[1] is not None else f"{new}, before {old}"
-    )
+    grew = name in BY_GROUP and values[0] and values[1] is not None
+    factor = f"x {values[1] / values[0]:.4g}" if grew else f"{new}, before {old}"
     return {"group": group, "gap": gap, "before": old, "after": new, "factor": factor}
 
 
@@ -152,6 +159,7 @@ FLOW = (  # in the order of a run: the first row that finds something is named
     Stage("backward", "gradients", "gradients of {group} {factor} at update 1, forward equal"),
     Stage("optimizer", "moved", "{group} {factor} moved by update 3, first gradients equal"),
     Stage("backward or optimizer", "later", "losses differ by {gap:.1e} at update {group}, not at update 1"),
+    Stage("curve", "parting", "losses are equal before update {group}, and differ by {gap:.1e} there: not by rounding"),
     Stage("curve", "curve", "losses part from update {group} on: curves differ by {gap:.2g} of the mean loss, not by rounding"),
     Stage("generation", "tokens_read", "a search reads {after} tokens, it read {before}: its cache is used otherwise"),
     Stage("generation", "decoded", CACHE, "search"),
@@ -176,6 +184,7 @@ def first_change(pair: Pair) -> Change | None:
     norms = [furthest(*pair.figures(name))[0] for name in ("weights", "probe_gradients", "gradients")]
     alone = pair.old.losses[:1] == pair.new.losses[:1] and not any(norms)
     limits = {"probe_loss": pair.tolerance["first"], **pair.tolerance, "metrics": FIXED_ANSWERS}
+    limits |= {"parting": pair.tolerance["later"]}
     limits |= {"moved": pair.tolerance["moved_alone"]} if alone else {}
     for stage in FLOW:
         difference = _difference(stage.figure, *pair.figures(stage.figure), limits.get(stage.figure, 0.0))
@@ -235,7 +244,7 @@ def compared(old: Record, new: Record, tolerances: Tolerances, runs: Runs = (Non
 
 def _rounded(pair: Pair, old: Record, new: Record, runs: Runs) -> tuple[Verdict, str]:
     """How far the first losses lie apart; changed, if more test rows have other predictions than rounding changes."""
-    gaps = [_apart(*losses) for losses in zip(pair.old.losses[:UPDATES], pair.new.losses[:UPDATES], strict=False)]
+    gaps = pair.gaps[:UPDATES]
     far = f"losses of the first {count(len(gaps), 'update')} differ by at most {max(gaps):.1e}"
     words = far if any(gaps) else f"losses are equal to update {len(gaps)}, then others"
     share, rows = pair.tolerance.get("rows"), changed_rows(old, new, runs)
@@ -296,3 +305,13 @@ def not_comparable(old: Record, new: Record, tolerances: Tolerances) -> str:
         f"no tolerance was measured for {kinds[1]} after {kinds[0]}": kinds[0] != kinds[1] or kinds[0] not in tolerances,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def unlike_libraries(before: Record, after: Record) -> str:
+    """Which libraries two records do not have in common, by version or by code; empty if none is known to differ."""
+    olds, news = before.versions, after.versions
+    other = [f"{name} {new}, it was {olds.get(name)}" for name, new in news.items() if olds.get(name) != new]
+    for name, digest in after.libraries.items():
+        if before.libraries.get(name, digest) != digest and olds.get(name) == news.get(name):
+            other.append(f"{name} {news.get(name)} of other code")
+    return "; ".join(other)

@@ -18,7 +18,6 @@ import numpy as np
 
 from tunegrid.errors import InputError
 from tunegrid.record import Record
-from tunegrid.results.alike import check_rows
 from tunegrid.results.examples import points_of, read
 from tunegrid.results.judgements import Judgement, RecordsBySeed, Verdict, judgement_of
 from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, NoiseKey, deviation, mean_score, scale_of
@@ -78,6 +77,13 @@ class Rows:
         files = [[one.examples and one.examples.file for one in pair] for pair in self.records]
         gains = self.gains(metric)
         return all(before and before == after for before, after in files) or (bool(gains) and not any(map(np.any, gains)))
+
+
+def check_rows(before: Record, after: Record) -> None:
+    """Raises InputError if two records were scored on different test rows."""
+    if before.examples and after.examples and before.examples.rows_hash != after.examples.rows_hash:
+        hashes = f"{before.examples.rows_hash} and {after.examples.rows_hash}"
+        raise InputError(f"{before.cell}: the two runs scored different test rows ({hashes}) and cannot be paired")
 
 
 def tested(metric: str, rows: Rows, one_training: bool, noise: Noise, margin: float) -> tuple[dict[str, Any], Effect | None]:
@@ -161,11 +167,8 @@ def judged(cells: Sequence[Rows], one_training: Collection[str], margins: Mappin
             scores = ([record.scores.get(metric) for record in seeds.values()] for seeds in (rows.old, rows.new))
             old, new = (all(score is not None and math.isfinite(score) for score in own) for own in scores)
             if not old or not new:
-                verdict, detail = (
-                    Verdict.WORSE if old else Verdict.CANNOT_TELL,
-                    f"the {'new' if old else 'old'} score is not a number",
-                )
-                judgements.append(judgement_of(first, metric, verdict, detail=detail))
+                verdict, which = (Verdict.WORSE, "new") if old else (Verdict.CANNOT_TELL, "old")
+                judgements.append(judgement_of(first, metric, verdict, detail=f"the {which} score is not a number"))
                 continue
             margin = margins.get(metric, margins["other"])  # of any other score, as a user's task may hold
             known, effect = tested(metric, rows, cell in one_training, noise, margin)

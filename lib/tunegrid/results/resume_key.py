@@ -81,7 +81,7 @@ def with_own_imports(file: Path) -> list[Path]:
 def code_digest() -> str:
     """Over every module of the suite except its tests, and over its thresholds."""
     files = sorted(path for name in CODE for path in (ROOT / name).rglob("*.*") if path.suffix in (".py", ".toml"))
-    return content_digest(ROOT / "conftest.py", *(path for path in files if "tests" not in path.relative_to(ROOT).parts))
+    return content_digest(*(path for path in files if "tests" not in path.relative_to(ROOT).parts))
 
 
 @cache

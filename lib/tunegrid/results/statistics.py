@@ -1,8 +1,6 @@
-"""Tests whether one run is worse than another: effects with intervals and p-values.
+"""Effects with intervals and p-values: points, 0-100, new minus old.
 
-Points are 0-100; an effect is new minus old. If training noise is known, a t-test holds the difference of mean scores to it,
-on the scale on which noise is alike: the test rows are the same in both runs, so they add no error of their own. If it is not
-known, single rows are compared.
+Both runs have the same test rows, so that these add no error of their own to that of training noise.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +37,7 @@ class Effect:
         """The smallest drop that is called worse four times in five: significant at `alpha`, and of the margin."""
         error, moved = self.error * self.scale.per_point(self.before), self.scale.moved
         called = min(moved(self.before, -critical_value(alpha, self.df) * error), self.before - margin)
-        return self.before - moved(called, -float(special.ndtri(POWER)) * error)
+        return max(self.before - moved(called, -float(special.ndtri(POWER)) * error), margin)  # less than it never counts
 
 
 def critical_value(alpha: float, df: float) -> float:

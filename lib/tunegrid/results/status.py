@@ -34,8 +34,8 @@ class Extent:
 
     def excuse(self, audit: str) -> str:
         """Why so short a run may fail this audit; empty if it counts, as most do in every run."""
-        needed = {audit: FIRST_UPDATES if audit == "weights_moved" else self.one_pass for audit in NEED_LENGTH}
-        if self.updates < min(needed.get(audit, 0), self.planned):
+        needed = FIRST_UPDATES if audit == "weights_moved" else self.one_pass
+        if audit in NEED_LENGTH and self.updates < min(needed, self.planned):
             return f"a run of {self.updates} of {self.planned} planned updates may be too short to meet it"
         if audit == "learned_something" and self.test_rows is not None and self.test_rows < TELLING_ROWS:
             return f"{self.test_rows} test rows may be too few to meet it"

@@ -23,10 +23,11 @@ from tunegrid.results.judgements import (
 )
 from tunegrid.results.report import NAMED, Section, count, markdown, some, text_table
 from tunegrid.results.status import failures_of, said_of, status_of, too_short, unconfirmed
-from tunegrid.results.verdict import RunVerdict, moved_by_rounding, tally
+from tunegrid.results.verdict import RunVerdict, tally
 from tunegrid.terminal import annotation, say
 
 MIB = 2**20
+COLOURS = {"passed": "green", "unconfirmed": "yellow", "begun": ""}  # by status; of others red
 MOST_CELLS = 30  # that a line of a cause names
 TENSORS = {"weights": "weights", "grads": "gradients", "optim.": "optimizer", "activ.": "activations", "MiB peak": "peak"}
 # Columns of cells and of a gate, with their formats; those that nothing is in are left out.
@@ -61,10 +62,7 @@ def cell_lines(
         groups.setdefault((record.profile, record.cell), []).append(record)
     scored, footprints = ([seeds for seeds in groups.values() if (seeds[0].flops is None) is own] for own in (True, False))
     for own in filter(None, (scored, footprints)):
-        colours = [
-            "",
-            *({"passed": "green", "unconfirmed": "yellow", "begun": ""}.get(status_of(seeds), "red") for seeds in own),
-        ]
+        colours = ["", *(COLOURS.get(status_of(seeds), "red") for seeds in own)]
         yield from zip(text_table(table(CELLS, map(_row, own))), colours, strict=True)
     if records:
         yield footer(own_seeds, len(groups), seconds), ""
@@ -105,9 +103,7 @@ def footer(records: Sequence[Record], cells: int, seconds: float | None = None) 
     devices = ", ".join(sorted({record.device.name for record in records if record.device})) or "no device"
     draws = sorted({f"{draw}" for record in records if (draw := record.seeds.perturbation) is not None})
     note = f"; starts perturbed by draw {', '.join(draws)}: this run cannot be a baseline" if draws else ""
-    doubts = sum(record.status == "unconfirmed" for record in records)
-    unsure = f", {doubts} missed without confirmation" if doubts else ""
-    return f"{passed} of {what} passed{unsure}{time} on {devices}{note}"
+    return f"{passed} of {what} passed{time} on {devices}{note}"
 
 
 def failure_lines(records: Iterable[Record]) -> Iterator[str]:
@@ -141,8 +137,8 @@ def counted(judged: Sequence[Judgement]) -> str:
 
 def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> list[str]:
     """Sentences on all that is not `same`: what fails the run first; of more than three cells, one on that which moved most."""
-    by_rounding, groups = moved_by_rounding(judged), dict[tuple[bool, Verdict, str, str], list[Judgement]]()
-    known = [j for j in judged if j.decides and j.verdict not in QUIET and j not in by_rounding]  # of these the verdict says so
+    groups = dict[tuple[bool, Verdict, str, str], list[Judgement]]()
+    known = [j for j in judged if j.decides and j.verdict not in QUIET]
     for j in sorted(known, key=lambda j: (j not in failing, j.kind == "speed", GRAVEST_FIRST.index(j.verdict))):
         if (j.kind, j.verdict) != ("instruments", Verdict.CANNOT_TELL):
             groups.setdefault((j in failing, j.verdict, j.quantity, j.stage), []).append(j)

@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError, first_line
+from tunegrid.results.judgements import PEAKS, SPEEDS, TRACED
 from tunegrid.terminal import visible
 
 THRESHOLDS = ROOT / "benchmarks" / "thresholds"
@@ -23,6 +24,7 @@ LAB_CALIBRATE, OWN_CALIBRATE = "python -m tunegrid.lab calibrate", "tunegrid cal
 SMALL_NORM = 1e-3  # of the largest group or module: a norm below it has no digits to compare, and is held to this
 TENTH = 0.1  # of what a module's other side moved by: what is below it is equal, since what grows slowly crosses any bound
 BERTSCORE_ROUNDING = 1e-5  # points of a mean BERTScore: on another CPU 4e-7, and one text of 200 moves it by 5e-4
+CHANCE = 3e-4  # that rounding changes as many test rows in a cell, if it changes as many as its tolerance on average
 FIXED_ANSWERS = 0.01  # points of scores of fixed answers: another BERTScore encoder's last digits
 
 Number = Annotated[float, Field(strict=True, ge=-1e9, le=1e9, allow_inf_nan=False)]
@@ -31,8 +33,8 @@ Bounds = Mapping[str, float]  # minimum points by metric
 Tolerances = Mapping[str, Mapping[str, float]]
 MARGINS = {
     "points": ("other",),
-    "memory": ("ledger", "rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib", "activations_bytes", "peak_bytes"),
-    "speed": ("step_seconds", "row_seconds", "token_seconds"),
+    "memory": ("ledger", *PEAKS, *TRACED),
+    "speed": SPEEDS,
 }
 TOLERATED = (
     *("first", "later", "weights", "probe_gradients", "gradients", "moved", "moved_alone", "curve", "decoded"),

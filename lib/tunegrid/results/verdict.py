@@ -76,12 +76,6 @@ def unscored(judged: Iterable[Judgement]) -> list[Judgement]:
     return [j for j in judged if j.kind == "numerics" and j.first_updates and j.verdict in DOUBTFUL_NUMERICS]
 
 
-def moved_by_rounding(judged: Sequence[Judgement]) -> list[Judgement]:
-    """The main scores that cannot be told though numerics differ by rounding alone: no finding, and more seeds would tell."""
-    cells = {j.cell for j in judged if j.kind == "numerics" and j.verdict is Verdict.ROUNDING}
-    return [j for j in undecided(judged) if j.cell in cells and j.effect is not None and j.smallest is not None]
-
-
 def outcome(judged: Sequence[Judgement], kinds: Sequence[str]) -> Outcome:
     """What the judgements say of the whole run."""
     if failing(judged, kinds):
@@ -201,10 +195,8 @@ class JudgedRun:
         good, bad = (f"{upgraded[0]}=={versions[upgraded[0]]}" for versions in (before, after))
         by = ",".join(kind for kind in KINDS if kind in kinds)
         words = ["tunegrid", "bisect", "--good", good, "--bad", bad, "--cells", cells[0], "--by", by]
-        marker, seeds = (
-            words_for(cells[0], new[0].profile),
-            sorted({one.seeds.seed or 0 for one in new if one.seeds.confirms is None}),
-        )
+        marker = words_for(cells[0], new[0].profile)
+        seeds = sorted({one.seeds.seed or 0 for one in new if one.seeds.confirms is None})
         options = [*(["-m", marker] if marker != "quick" else []), *self.options(whole=True)]
         options += ["--seeds", ",".join(map(str, seeds))] if seeds != [0] else []
         also = f" ({', '.join(upgraded[1:])} changed, too)" if upgraded[1:] else ""
@@ -359,9 +351,7 @@ def _soundness(records: Sequence[Record], total: int) -> str:
 
 def _of_unconfirmed(run: JudgedRun) -> Iterator[Finding]:
     """What was missed or worse at one seed and not at the one that confirms it: over time, what fails now and then."""
-    drops = [j for j in run.judged if j.confirmed == "no"]
-    said = [*unconfirmed(run.records, run.before), *(f"no drop of {evidence_of(j)}" for j in drops)]
-    if said:
+    if said := [*unconfirmed(run.records, run.before), *(evidence_of(j) for j in run.judged if j.confirmed == "no")]:
         yield Finding(sentence="; ".join(said))
 
 
@@ -403,13 +393,10 @@ def _of_figures(run: JudgedRun) -> Iterator[Finding]:
     elif not bad and outcome(judged, run.kinds) is Outcome.CANNOT_TELL:
         yield _of_doubts(run)
     elif not bad and others and any(j.quantity == j.main_score for j in judged):
-        rounding = moved_by_rounding(judged)
-        cells, moved = [j.cell for j in undecided(judged) if j not in rounding], [j.cell for j in rounding]
+        cells = [j.cell for j in undecided(judged)]
         doubt = f", though {count(len(cells), 'main score')} cannot be told ({some(cells)})" if cells else ""
         no_worse = f"by {joined(others)} no worse than {run.baseline}{doubt}"
         yield Finding(sentence=no_worse, cells=cells, next_step=run.more_seeds(cells) if cells else "")
-        if rounding:
-            yield Finding(sentence=_moved(rounding), cells=moved, next_step=run.more_seeds(moved))
     numerics = [j for j in judged if j.kind == "numerics" and "numerics" in run.kinds and not j.first_updates]
     if lost := [j for j in numerics if j.verdict is Verdict.NOT_COMPARABLE]:
         reasons, own = some(list(dict.fromkeys(j.detail for j in lost))), out_of(len(lost), len(numerics), "cell")
@@ -419,27 +406,18 @@ def _of_figures(run: JudgedRun) -> Iterator[Finding]:
 
 def _of_doubts(run: JudgedRun) -> Finding:
     """Why it cannot be told whether the run is worse, and what would tell."""
-    doubts, rounding, early = undecided(run.judged), moved_by_rounding(run.judged), unscored(run.judged)
-    cells = [j.cell for j in early or doubts if j not in rounding]
+    doubts, early = undecided(run.judged), unscored(run.judged)
+    cells = [j.cell for j in early or doubts]
     if early:
         why = f"{tally(j.verdict for j in early)} in first updates, without scores ({some(cells)})"
         next_step = f"{run.run(cells, whole=True)} trains {'it' if len(cells) == 1 else 'them'} to the end"
     elif doubts and ("quality" in run.kinds or CANNOT_TELL in run.kinds):
-        evidence = some(list(map(evidence_of, doubts)), 1)
-        why = f"{count(len(doubts), 'main score')} cannot be told ({evidence})" if cells else _moved(rounding)
-        next_step = run.more_seeds([j.cell for j in doubts])
+        why = f"{count(len(doubts), 'main score')} cannot be told ({some(list(map(evidence_of, doubts)), 1)})"
+        next_step = run.more_seeds(cells)
     else:
         why, next_step = f"nothing of {joined(run.kinds)} could be compared", UNLIKE
     untold = f"cannot tell whether the run is worse than {run.baseline}"
     return Finding(state=State.CANNOT_TELL, sentence=untold, cells=cells, cause=why, next_step=next_step)
-
-
-def _moved(judged: Sequence[Judgement]) -> str:
-    """What rounding does to main scores that cannot be told."""
-    most, sees = max(abs(j.effect or 0.0) for j in judged), max(j.smallest or 0.0 for j in judged)
-    moves = f"rounding moves {'its score' if len(judged) == 1 else 'their scores'} by up to {most:.1f} points"
-    drops = f"a drop of less than {sees:.1f} points cannot be told from rounding"
-    return f"{count(len(judged), 'cell')}: {moves}; {drops} ({some([j.cell for j in judged])})"
 
 
 def _of_worse(run: JudgedRun, figures: Sequence[Judgement]) -> Finding:

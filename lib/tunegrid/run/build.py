@@ -117,9 +117,7 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
             enable = getattr(built, "activation_checkpointing_enable", None) or built.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         except (AttributeError, ValueError) as error:
-            raise InputError(
-                f"the recipe asks for gradient_checkpointing, which this model lacks ({first_line(error)})"
-            ) from None
+            raise InputError(f"the model lacks the recipe's gradient_checkpointing ({first_line(error)})") from None
     if cell.profile.perturbation is not None:
         perturb(built, cell.profile.perturbation)
     return built  # type: ignore[no-any-return]

@@ -62,24 +62,13 @@ def check_free(device: torch.device, *, allow_busy: bool = False) -> None:
             "or accept them with --allow-busy-gpu (the record says so)"
         )
     if (left := torch.cuda.memory_allocated(device) / GIB) > LEFT_GIB:
-        raise InputError(
-            f"{device} still holds {left:.1f} GiB of an earlier cell, which would count as this one's; "
-            "--engine=process runs each cell in a process of its own"
-        )
+        raise InputError(f"{device} still holds {left:.1f} GiB of an earlier cell; --engine=process runs each by itself")
 
 
 def resolve_device(requested: str | None, worker: int = 0) -> torch.device:
-    """The requested device, or else CUDA; workers take GPUs in turn. Raises InputError for one not here or not measured."""
+    """The requested cpu, cuda or cuda:N, or else CUDA; workers take GPUs in turn. Raises InputError for one not here."""
     requested, seen = requested or ("cuda" if torch.cuda.is_available() else "cpu"), torch.cuda.device_count()
-    try:
-        device = torch.device(requested)
-    except RuntimeError:
-        raise InputError(f"invalid --device {requested!r}: expected cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(
-            f"--device {requested}: time and memory are measured on cpu and cuda only, so {device.type} would get wrong "
-            "figures; say cpu, cuda or cuda:N"
-        )
+    device = torch.device(requested)
     if device.type == "cuda":
         if not torch.cuda.is_available() or (device.index or 0) >= seen:
             raise InputError(f"--device {requested}: torch {torch.__version__} sees {seen} CUDA devices here")
@@ -175,10 +164,9 @@ def fitting() -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees until `give_back_memory`, if glibc manages it.
+    """Let this process keep the memory that it frees until `give_back_memory`, if glibc manages it; nothing undoes that.
 
-    By default glibc returns large blocks at once, and the kernel zeroes them again for the next update: which is
-    a large part of the time of training on a CPU. Afterwards nothing brings the default back.
+    By default glibc returns large blocks at once, and the kernel zeroes them again: a large part of a CPU's time in training.
     """
     if mallopt := getattr(LIBC, "mallopt", None):
         mallopt(M_MMAP_MAX, 0)

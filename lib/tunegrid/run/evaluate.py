@@ -59,9 +59,7 @@ def evaluate(
     scored = ranks.first(lambda: METRICS[task.problem](metrics, task, rows, [one.value for one in predictions]))
     losses = [prediction.loss for prediction in predictions if prediction.loss is not None]
     lengths = [len(output) for output in outputs] if codec.generates else []  # the end token included
-    generated: dict[str, float] | None = None
-    if lengths:
-        generated = {"mean": fmean(lengths), "median": float(median(lengths)), "longest": max(lengths)}
+    generated = {"mean": fmean(lengths), "median": float(median(lengths)), "longest": max(lengths)} if lengths else None
     part = EvaluationRecord(
         seconds=seconds,
         loss=sum(losses) / len(losses) if losses else None,

@@ -1,7 +1,6 @@
-"""Figures that tell a change without statistics: of groups of parameters, of single modules, and of the first updates.
+"""Figures that tell a change without statistics: of groups ("layer 1 attention"), single modules, and the first updates.
 
-They stand below the training loop, which takes those of its first updates, and below `tunegrid.run.probe`, which takes those of
-the model before them. A group is called as in "layer 1 attention" or "head".
+They stand below the training loop, which takes those of its first updates, and `tunegrid.run.probe`, which takes those before.
 """
 
 import math

@@ -95,8 +95,7 @@ def _gradients(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures
     targets = sum(map(codec.targets, batches))
     trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
     # Over a base in fp32 the probe is in fp32 whatever training is in: it rounds less, so that smaller changes show.
-    base_in_fp32 = trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32
-    lifted = base_in_fp32 and trainer.log.precision != "fp32"
+    lifted = base_type(trainer.cell) is torch.float32 and not trainer.cell.quantization and trainer.log.precision != "fp32"
     autocast = nullcontext if lifted else trainer.accelerator.autocast
     total, known = torch.zeros((), device=device), dict[str, Tensor]()
     with modules.watch("forward"):

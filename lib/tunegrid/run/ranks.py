@@ -1,10 +1,9 @@
 """One cell on several processes, its ranks: each takes a share of an update's rows, and their gradients are summed.
 
-The update is that of one process: each rank divides its summed loss by the targets of all. A mean would be right only if every
-rank had as many targets as the others, which padding and an epoch's last rows prevent. Every rank holds the model whole (DDP).
-With FSDP2, for a model that does not fit beside its optimizer on one GPU, a sharded copy of it trains: every rank holds a part
-of each weight, its gradient and its moments. The model itself waits in the host's memory meanwhile, and takes over what the
-sharded one has learned.
+The update is that of one process: each rank divides its summed loss by the targets of all; a mean would be right only if every
+rank had as many. Every rank holds the model whole (DDP). With FSDP2, for a model that does not fit beside its optimizer on one
+GPU, a sharded copy trains, of which every rank holds parts; the model itself waits in the host's memory, and takes over what
+the copy has learned.
 """
 
 import copy
@@ -159,10 +158,7 @@ def fsdp_refusal(cell: Cell, model: nn.Module, precision: str) -> str | None:
 
     method = cell.method
     if method.quantization is not None:
-        return (
-            "FSDP takes packed weights only if bnb_4bit_quant_storage is the dtype of all other weights (float32), and "
-            "NF4 is stored as uint8 here; leave out :fsdp: each rank then holds the packed base whole"
-        )
+        return "FSDP takes weights of one dtype, and NF4 is stored as uint8; leave out :fsdp: ranks then hold the base whole"
     if any(getattr(type(method), hook) is not getattr(Method, hook) for hook in HOOKS):
         return f"{method.name} changes whole weights between updates; leave out :fsdp"
     optimizer = type(method.make_optimizer(model, cell))

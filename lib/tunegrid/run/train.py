@@ -365,10 +365,8 @@ def order_after(order: str, group: Sequence[Sequence[Feature]]) -> str:
 class Stepper:
     """Moves weights by gradients: clipping, the optimizer, fp16's loss scale, the schedule.
 
-    Whether fp16 lost a step only the device knows: a fused optimizer skips a step that overflows inside its kernel, and the
-    scale is lower afterwards. Asking for it (`get_scale`) would make the host wait at the end of every update, and the GPU
-    then wait for the host. So the answer travels to the host by itself, and is read when the next step is due: the GPU has a
-    whole forward and backward pass queued behind it by then, and never runs dry.
+    Whether fp16 lost a step only the device knows, and the host, then the GPU, would wait if it was asked (`get_scale`). So the
+    answer travels by itself, and is read when the next step is due: the GPU has a whole pass queued behind it by then.
     """
 
     def __init__(self, cell: Cell, model: nn.Module, stepped: nn.Module, accelerator: Any, updates: int) -> None:

@@ -14,6 +14,7 @@ from tunegrid.record.io import adapter
 from tunegrid.record.record import jsonable
 from tunegrid.results import examples
 from tunegrid.results.files import read_list
+from tunegrid.results.noise import scale_of
 
 CELLS = {cell.id: cell for cell in STUDY.cells(QUICK_PROFILE)}
 PHASE = {
@@ -239,6 +240,12 @@ def scored(cell, score, seed=0, **seeds):
     parts = {"audits": audits, "data": data, "evaluation": evaluation, "examples": None, "bounds": {"accuracy": 50.0}}
     points = {"accuracy": abs(score), "f1_macro": abs(score)}
     return complete(cell, scores=points, seeds=seeds_as(seed) | seeds, **parts)
+
+
+def draws(sd, df, rows, metric="accuracy"):
+    """Pairs of scores around 50 that have this deviation, on their scale, with so many degrees of freedom."""
+    scale = scale_of(rows, metric)
+    return [[scale.moved(50.0, side * sd / 2**0.5) for side in (-1, 1)]] * df
 
 
 def seeds_as(seed, draw=None):

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from tunegrid.audits import before, computation, scores, training
+from tunegrid.audits.evidence import AbsentError
 from tunegrid.codecs.base import Feature
 from tunegrid.data.splits import Splits
 from tunegrid.grid.methods import LORA, Lora
@@ -68,7 +70,8 @@ def test_asking_leaves_modes_random_numbers_and_gradients_as_they_were(cell_id):
     modes, state = [m.training for m in model.modules()], torch.get_rng_state()
     for audit in (computation.rows_alone_as_in_batch, computation.adapters_add_as_declared, computation.dropout_drops):
         assert audit(replace(evidence))[0]
-    scores.cache_changes_nothing(replace(evidence))
+    with suppress(AbsentError):  # not all generate
+        scores.cache_changes_nothing(replace(evidence))
     assert [m.training for m in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in model.parameters())

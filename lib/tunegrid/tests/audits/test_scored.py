@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 from transformers.cache_utils import DynamicLayer
 
-from tunegrid.audits import scores
+from tunegrid.audits import audited, scores
 from tunegrid.run.evaluate import evaluate
 from tunegrid.run.metrics import Metrics
 from tunegrid.tests.small import CPU, evidence_from, rows_of, silent, train_rows, trainer_of
@@ -55,8 +55,8 @@ def test_rows_are_the_shortest_a_padded_one_and_the_longest():
     shortest, padded, longest = scores.scored_rows(evidence.evaluation)
     assert (lengths[longest], lengths[shortest]) == (max(lengths), min(lengths))
     assert lengths[padded] == sorted(lengths)[-64] < max(lengths)  # the last of the first batch of 64
-    nothing = replace(evidence, evaluation=None)
-    assert scores.scored_alone_as_in_batch(nothing) is scores.texts_are_the_models(nothing) is None
+    names = {finding.name for finding in audited(replace(evidence, evaluation=None), ["of scores"])}
+    assert names == set()  # nothing was scored
 
 
 def test_padding_that_is_read_is_seen_in_what_was_scored(monkeypatch):

@@ -41,14 +41,18 @@ def shared(cell_id):
 
 # Saved and loaded again
 
-MERGED = {"bert_sum_sft": "$", "gpt2_sum_lora": "; merged, by ", "t5_sum_qlora": "; merged over a packed base, "}
+MERGED = {
+    "bert_sum_sft": "",
+    "gpt2_sum_lora": "; merged, by .*e-..",
+    "t5_sum_qlora": "; merged, by .* beside [0-9]+ packed layers",
+}
 
 
 @pytest.mark.parametrize(("cell_id", "merged"), MERGED.items())
 def test_what_was_trained_comes_back_bit_for_bit_and_merges(cell_id, merged):
     passed, detail = saved_is_served(shared(cell_id))
-    assert passed or cell_id == "t5_sum_qlora", detail  # packing anew may lose what so few updates changed
-    assert re.match(re.escape(EQUAL) + merged, detail)
+    assert passed, detail
+    assert re.fullmatch(re.escape(EQUAL) + merged, detail)
 
 
 @pytest.mark.parametrize("cell_id", ["gpt2_sa_lora", "t5_sa_qlora"])
@@ -116,4 +120,15 @@ def test_a_packed_base_that_merging_spoils_is_caught():
 
     passed, detail = broken("gpt2_sum_qlora", merge=merge)
     assert not passed
-    assert detail.endswith("of what the adapter changes is lost")
+    assert detail.startswith(f"{EQUAL}; merged, by ")
+
+
+def test_a_packed_layer_that_merging_leaves_out_is_named():
+    def merge(serving, model):
+        [first, *_] = (layer for layer in model.modules() if isinstance(layer, LoraLayer))
+        first.scaling["default"] = 0.0
+        return Serving.merge(serving, model)
+
+    passed, detail = broken("gpt2_sum_qlora", merge=merge)
+    assert not passed
+    assert "; merged, 1 of " in detail

@@ -168,6 +168,11 @@ NO_CONTENT = [{"label": 1, "title": "t", "text": "c"}]
         (QA, {"train": [*questions(10), QUESTION | {"title": None}], "validation": OTHERS}, "train.jsonl"),
         (QA, {"train": questions(10), "validation": [QUESTION, MOVED]}, "jsonl, row 2 (id 0-1): answer 'red car'"),
         (SUM, {"train": [ARTICLE], "validation": [OTHER], "test": [ARTICLE]}, "each is in a scored split, too"),
+        (
+            SA,
+            {"train": reviews(0, 9), "test": reviews(1, 1)},
+            "all training rows are 'positive'; give rows of another class, too",
+        ),
     ],
 )
 def test_files_that_cannot_be_used_are_refused_in_a_sentence(tmp_path, task, splits, words):
@@ -180,7 +185,7 @@ def test_files_that_cannot_be_used_are_refused_in_a_sentence(tmp_path, task, spl
         ([REVIEW, *NO_CONTENT], "train.jsonl, row 2: column 'content' holds None"),
         (NO_CONTENT, "train.jsonl: column 'content' is missing"),
         ([REVIEW, REVIEW | {"label": "good"}], "row 2: invalid label 'good' in column 'label'"),
-        (reviews(0, 9), "train.jsonl: all rows are 'positive'; give rows of another class, too"),
+        (reviews(0, 9), "train.jsonl: all training rows are 'positive'; give rows of another class, too"),
         ([*reviews(0, sources.FIRST), REVIEW | {"label": "good"}], ""),  # a long file may be sorted, and its end is read later
     ],
 )

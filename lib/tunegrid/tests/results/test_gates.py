@@ -11,11 +11,12 @@ import pytest
 from tunegrid import ROOT
 from tunegrid.commands import gate as command
 from tunegrid.errors import InputError
+from tunegrid.grid.recipes import CONFIRMING
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import LEDGER, PEAKS, Verdict
 from tunegrid.results.thresholds import load_margins
 from tunegrid.tests.outputs import refusal
-from tunegrid.tests.records import FOOTPRINT, MEASURED, altered, complete, hits, record_of, run_file, seeds_as
+from tunegrid.tests.records import FOOTPRINT, MEASURED, altered, complete, hits, record_of, run_file, scored, seeds_as
 
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 RANK = {"rss_peak_gib": 0.5, "train_samples": 24}
@@ -57,9 +58,31 @@ def test_a_drop_that_is_no_chance_a_gain_and_a_small_test_set(rows, right, lost,
     assert (judgement.verdict, judgement.smallest > 10) == (verdict, verdict is CANNOT_TELL)
     assert judgement.effect == pytest.approx(100 * (lost[0] - lost[1]) / rows)
     if verdict is WORSE:
-        assert judgement.p == pytest.approx(2.5e-6, rel=0.1)  # 4.56 errors; one cell, so Holm adds nothing
+        assert judgement.p == pytest.approx(2.5e-5, rel=0.1)  # 4.06 errors on the scale; one cell, so Holm adds nothing
         assert judgement.low < judgement.effect < judgement.high < 0
         assert judgement.detail == "20 rows lost, 0 gained of 512; noise of rows alone: error 0.86; margin 1.0"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "confirmed_seed", "again", "verdict", "confirmed"),
+    [
+        ((0,), None, 0.0, WORSE, "open"),
+        ((0,), 0, 99.0, CANNOT_TELL, "no"),
+        ((0,), 0, 61.0, WORSE, "yes"),
+        ((0,), 7, 99.0, WORSE, "open"),  # another seed's second training
+        ((0, 4), 0, 99.0, WORSE, ""),  # a mean of several is certain enough
+        ((1,), 1, 99.0, WORSE, ""),  # of the baseline's seeds: what differs is a change
+    ],
+)
+def test_a_drop_at_one_other_seed_counts_if_a_second_training_confirms_it(seeds, confirmed_seed, again, verdict, confirmed):
+    new = [scored(CELL, 60.0, seed) for seed in seeds]
+    if confirmed_seed is not None:
+        new.append(scored(CELL, again, confirmed_seed + CONFIRMING, confirms=confirmed_seed))
+    judgements = gate(Run.of(scored(CELL, 99.0, seed) for seed in (1, 2, 3)), Run.of(new))
+    judgement = next(j for j in judgements if j.quantity == "accuracy")
+    assert (judgement.verdict, judgement.confirmed, judgement.effect) == (verdict, confirmed, pytest.approx(-39.0))
+    words = {"no": "at seed 0 -39.00, at 10000 +0.00: not confirmed", "yes": "at seed 0 -39.00, at 10000 -38.00: confirmed"}
+    assert words.get(confirmed, "") in judgement.detail
 
 
 def test_a_score_without_a_margin_takes_the_one_for_others_and_one_that_is_no_number_is_worse():

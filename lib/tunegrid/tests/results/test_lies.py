@@ -80,7 +80,7 @@ LIES = {
     "it holds 40 rows, but the record names 41": put("data.rows.test", 41),
     "it holds other rows than those of rows_hash": put("examples.rows_hash", "0" * 16),
     "first_updates is 2, but the status is 'passed'": put("first_updates", 2),
-    "status: Input should be 'unfinished', 'passed'": put("status", "good"),
+    "status: Input should be 'passed', 'unconfirmed'": put("status", "good"),
     "missed is empty, but the status is 'missed'": put("status", "missed"),
 }
 COMMANDS = (

@@ -7,11 +7,11 @@ import pytest
 from tunegrid import ROOT
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.judgements import Outcome, Verdict
-from tunegrid.results.noise import Deviation, Noise
+from tunegrid.results.noise import POINTS, Noise
 from tunegrid.results.quality import MAIN_ALPHA, decide
 from tunegrid.results.statistics import by_training
 from tunegrid.results.verdict import outcome
-from tunegrid.tests.records import MEASURED, hits, record_of
+from tunegrid.tests.records import MEASURED, draws, hits, record_of
 
 CELL = "bert_sa_lora"
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
@@ -23,17 +23,17 @@ ROOT_2 = 2**0.5
 pytestmark = pytest.mark.usefixtures("store")
 
 
-def noise_of(deviations, df=20.0):
+def noise_of(deviations, df=20):
     """One cell's noise, of runs that scored 512 test rows."""
-    measured = {kind: {(CELL, "accuracy"): Deviation(sd=sd, df=df)} for kind, sd in deviations.items()}
-    return Noise(profile="quick", rows={"sa": 512}, measured=measured)
+    scores = {kind: {(CELL, "accuracy"): draws(sd, df, 512)} for kind, sd in deviations.items()}
+    return Noise(profile="quick", rows={"sa": 512}, scores=scores)
 
 
 def run_of(lost_by_seed, first_loss=1.0):
-    """A run of one cell, with a seed for each number of rows lost of the 480 that are right."""
+    """A run of one cell, with a seed for each number of rows lost of the half that is right, where a point is a point."""
     training = MEASURED["training"] | {"losses": [first_loss, 0.5], "order": "a" * 16}
     changes = {"training": training, "bounded_scores": ["accuracy"]}
-    points = [{"accuracy": hits(512, 480, lost)} for lost in lost_by_seed]
+    points = [{"accuracy": hits(512, 256, lost)} for lost in lost_by_seed]
     return Run.of(record_of(CELL, by_row, seed=seed, **changes) for seed, by_row in enumerate(points))
 
 
@@ -73,7 +73,7 @@ def accuracy(old, new, noise):
 )
 def test_the_narrowest_noise_that_is_known_applies(stored, old, new, other, deviations, error, verdict, words):
     judgement = accuracy(stored(run_of(old)), stored(run_of(new, **other)), noise_of(deviations))
-    assert judgement.error == (error and pytest.approx(error, rel=1e-6))
+    assert judgement.error == (error and pytest.approx(error, rel=0.01))
     assert words in judgement.detail
     mean_lost = sum(new) / len(new) - sum(old) / len(old)
     assert judgement.effect == pytest.approx(-100 * mean_lost / 512)
@@ -93,8 +93,8 @@ def test_before_and_after_are_of_the_runs_that_were_paired():
     """Seeds 0 and 1 of the baseline lost 0 and 256 rows of 512: the run of seed 0 is held to seed 0 alone."""
     old, new = run_of([0, 256]), run_of([64])
     same, other = accuracy(old, new, noise_of(BOTH)), accuracy(old, run_of([64], **OTHER), noise_of(BOTH))
-    assert (same.before, same.after) == (93.75, 81.25)  # 480 and 416 of 512
-    assert (other.before, other.after) == (68.75, 81.25)  # 480 and 224 of 512
+    assert (same.before, same.after) == (50.0, 37.5)  # 256 and 192 of 512
+    assert (other.before, other.after) == (25.0, 37.5)  # 256 and 0 of 512
 
 
 def test_what_is_equal_to_the_last_digit_is_the_same_if_its_rows_are_at_hand():
@@ -112,8 +112,8 @@ def test_what_is_equal_to_the_last_digit_is_the_same_if_its_rows_are_at_hand():
 def test_a_summary_that_changed_a_little_is_the_same_by_bertscore():
     """A row of 192 moved by two points: its noise is half of what a changed row moves by, not half of a hit."""
     old, new = (Run.of([record_of("t5_sum_sft", {"bertscore_f1": [80.0] * 191 + [last]}, **SUMS)]) for last in (80.0, 78.0))
-    measured = {"perturbed": {("t5_sum_sft", "bertscore_f1"): Deviation(sd=0.0, df=9)}}
-    judged = gate(old, new, noise=Noise(profile="quick", rows={"sum": 192}, measured=measured))
+    scores = {"perturbed": {("t5_sum_sft", "bertscore_f1"): [[80.0, 80.0]] * 9}}
+    judged = gate(old, new, noise=Noise(profile="quick", rows={"sum": 192}, scores=scores))
     judgement = next(judgement for judgement in judged if judgement.quantity == "bertscore_f1")
     assert (judgement.verdict, judgement.effect) == (Verdict.SAME, pytest.approx(-2 / 192))
 
@@ -130,7 +130,7 @@ def test_a_summary_that_changed_a_little_is_the_same_by_bertscore():
 )
 def test_main_scores_share_nine_tenths_of_alpha_and_all_others_the_rest(p_values, points, worse):
     assert pytest.approx(0.045) == MAIN_ALPHA
-    effect = by_training(points, 1.0, 1e6, rows=500)
+    effect = by_training(50.0, 50.0 + points, 1.0, 1e6, POINTS)
     effects = {key: replace(effect, p_worse=p, p_better=1 - p) for key, p in p_values.items()}
     decisions = decide(effects, {"a": "f1", "b": "f1"}, {"other": 1.0})
     assert {key for key, (verdict, *_) in decisions.items() if verdict is Verdict.WORSE} == worse

@@ -6,7 +6,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from fixtures.record import extent_of
+from fixtures.pipeline import extent_of
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import FULL_PROFILE
 from tunegrid.record.checks import below_bounds

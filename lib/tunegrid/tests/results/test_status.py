@@ -3,7 +3,7 @@
 import pytest
 
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.recipes import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
+from tunegrid.grid.recipes import CONFIRMING, FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.record import AuditFinding
 from tunegrid.results.status import (
     Extent,
@@ -11,10 +11,13 @@ from tunegrid.results.status import (
     contradicts,
     cross_cell_audits,
     too_short,
+    unconfirmed,
+    weighed,
     why_not_to_train,
     with_status,
 )
 from tunegrid.tests.records import MEASURED, complete
+from tunegrid.tests.records import scored as scored_on_many_rows
 
 GOOD = {"name": "base_frozen", "passed": True, "detail": ""}
 BROKEN = {"name": "base_frozen", "passed": False, "detail": "3 tensors changed"}
@@ -159,3 +162,32 @@ def test_copied_predictions_are_told_from_those_that_are_alike(score, losses, ot
     one = cell("t5_sa_lora", score, losses, data=TEST_ROWS, examples=FILE, audits=audits)
     two = cell("t5_sa_sft", score, other, data=TEST_ROWS, examples=file, audits=audits)
     assert [bool(faults) for faults in failed(one, two).values()] == [copied] * 2
+
+
+def twice(first, second, seed=43):
+    """A cell whose bound is 50, and its second training; below 0 an audit fails, too."""
+    parts = ((first, seed, {}), (second, seed + CONFIRMING, {"confirms": seed}))
+    whole = Extent(updates=2, planned=2, one_pass=1)
+    return [with_status(scored_on_many_rows("bert_sa_lora", score, own, **confirms), whole) for score, own, confirms in parts]
+
+
+@pytest.mark.parametrize(
+    ("scores", "statuses", "said"),
+    [
+        ((49.0, 99.0), ["unconfirmed", "passed"], "missed at seed 43 (accuracy 49.0 is below 50.0), reached at 10043"),
+        ((99.0, 49.0), ["passed", "unconfirmed"], "missed at seed 10043 (accuracy 49.0 is below 50.0), reached at 43"),
+        ((49.0, 49.0), ["missed", "missed"], ""),
+        ((-49.0, 99.0), ["missed", "passed"], ""),  # an audit is no noise
+        ((49.0, -99.0), ["missed", "audit"], ""),
+    ],
+)
+def test_a_miss_counts_unless_the_other_training_passed(scores, statuses, said):
+    records = weighed(twice(*scores))
+    assert [record.status for record in weighed(records)] == statuses  # weighed again, as a merge does, it is the same
+    assert [*unconfirmed(records)] == ([f"bert_sa_lora {said}: not confirmed"] if said else [])
+
+
+def test_misses_that_no_second_training_confirmed_are_counted_over_older_runs():
+    older = [record for seed in (44, 45) for record in weighed(twice(49.0 if seed == 44 else 99.0, 99.0, seed))]
+    [sentence] = unconfirmed(weighed(twice(49.0, 99.0)), older)
+    assert sentence.endswith("not confirmed; 2 of 3 seeds")
