@@ -170,7 +170,7 @@ def gap(make, updates=3):
 )
 def test_an_adamw_steps_as_defined(make):
     assert gap(make) < 1e-5
-    assert followed(make, updates=24).late_gap < 1e-5  # the 19th
+    assert followed(make, updates=24).late_gap < 1e-4  # the 19th
 
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, bnb.optim.AdamW8bit])
