@@ -307,7 +307,7 @@ def test_no_record_names_a_file_elsewhere(folder):
 
 def estimates(path):
     noise = load_noise(path)
-    return [noise.estimate(kind, *key) for kind, known in noise.measured.items() for key in known]
+    return [noise.estimate(kind, *key, 50.0) for kind, known in noise.scores.items() for key in known]
 
 
 LOADERS = {"margins.toml": load_margins, "noise.toml": estimates, "numerics.toml": load_tolerances, "quick.toml": load_bounds}
