@@ -143,8 +143,8 @@ class Noise:
     def estimate(self, kind: str, cell: str, metric: str, score: float) -> Deviation | None:
         """A cell's own deviation if it rests on `ENOUGH` draws, else the larger of it and that of its kind of cells.
 
-        A few draws may agree by chance; of a new method, only its kind is known. The degrees of freedom are the cell's own: cells
-        of a kind, which share theirs, may be compared. No deviation counts as less than test rows resolve at this `score`.
+        A few draws may agree by chance; of a new method, only its kind is known. The degrees of freedom are the cell's own:
+        cells of a kind, which share theirs, may be compared. No deviation counts as less than test rows resolve at `score`.
         """
         if not (common := self.measured.get((kind, kind_of(cell), metric))):
             return None
