@@ -155,7 +155,11 @@ def silent_on_code(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in LOADERS:
             said = {word.arg: ast.unparse(word.value) for word in node.keywords}
-            if said.get("trust_remote_code") != "False" and None not in said:
+            if (
+                said.get("trust_remote_code") != "False"
+                and None not in said
+                and "GenerationConfig" not in ast.unparse(node.func)
+            ):
                 yield ast.unparse(node.func)
 
 
