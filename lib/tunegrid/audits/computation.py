@@ -337,7 +337,7 @@ def other_settings(evidence: Evidence, served: Any, folder: Path) -> Iterator[st
     pairs = [("adapter", model.active_peft_config, served.active_peft_config)] if isinstance(model, PeftModel) else []
     root = folder / BASE if (folder / BASE).is_dir() else folder
     if (root / CONFIG_NAME).is_file():  # beside an adapter alone there is none
-        pairs.append(("model", model.config, AutoConfig.from_pretrained(root)))
+        pairs.append(("model", model.config, AutoConfig.from_pretrained(root, trust_remote_code=False)))
     if isinstance(evidence.codec, GenerateCodec):
         pairs.append(("search", GenerationConfig(**evidence.codec.search), GenerationConfig.from_pretrained(folder)))
     for what, *both in pairs:

@@ -340,7 +340,9 @@ def add_from(path: Path, grid: Grid) -> None:
             hook(grid)
     except InputError as error:
         raise InputError(f"--grid {path}: {error}") from None
-    except (Exception, SystemExit) as error:  # a file may also end the program
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a file may also end the program, or skip as a test does
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
         location = f"{path}, line {line}" if line else str(path)
