@@ -32,10 +32,7 @@ NO_NUMBER = "the new run lacks figures of some rows: ask for them with --ask, or
 def judged(
     cells: Mapping[str, Rows], one_training: Collection[str], margins: Mapping[str, Mapping[str, float]]
 ) -> Iterator[Judgement]:
-    """Memory and speed of each cell; and the gravest figure of each instrument that the old run asked it.
-
-    `one_training` names the cells whose runs differ by rounding alone from one of their seed.
-    """
+    """Memory and speed of each cell; and the gravest figure of each instrument that the old run asked it."""
     for cell, rows in cells.items():
         finished = all(record.finished for record in rows.records[0])
         yield from _costs(rows, {**margins["memory"], **margins["speed"]}, finished)
@@ -44,10 +41,7 @@ def judged(
 
 
 def _costs(rows: Rows, margins: Mapping[str, float], finished: bool) -> Iterator[Judgement]:
-    """Verdicts on the ledger; and of whole runs on peaks, traced bytes and speed, if the machines are alike.
-
-    Worse: over the baseline's largest figure by more than the margin. Better: under its smallest by more than the margin.
-    """
+    """Verdicts on the ledger; and of whole runs on peaks, traced bytes and speed, if the machines are alike."""
     (before, after), baseline = rows.records[0], list(rows.old.values())
     shared = [one for one in baseline if one.processes == after.processes]
     held_to = {name: [before] for name in LEDGER}
@@ -96,10 +90,7 @@ def unlike_machines(before: Record, after: Record) -> str:
 
 
 def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:
-    """The gravest verdict on each instrument's figures that have a better side, if rows pair.
-
-    Rounding alone moves rows of one training, so that figures are not corrected for their number.
-    """
+    """The gravest verdict on each instrument's figures that have a better side, if rows pair: rounding alone moves these."""
     old, new = zip(*rows.records, strict=True)
     before, after = frame_of(old, rows.old_path), frame_of(new, rows.new_path)
     declared = {name: part.figures for record in (*new, *old) for name, part in record.instruments.items()}
@@ -160,10 +151,7 @@ def tables(records: Sequence[Record], run: Path | None) -> Iterator[Section]:
 
 
 def reduced(rows: pd.DataFrame) -> tuple[float, float, float]:
-    """The mean over seeds of a figure, and its 95 % interval.
-
-    Over rows it is the mean of the seeds' own; a figure without rows has the one that it brought, or else that of the seeds.
-    """
+    """The mean over seeds of a figure, and its 95 % interval: of its rows, or that which it brought, or else of the seeds."""
     seeds = []
     for _, own in rows.groupby("seed", dropna=False):
         of_rows = (own.row != "").any()

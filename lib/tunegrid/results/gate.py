@@ -94,10 +94,8 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
 
 
 def _confirmed(drop: Judgement, rows: Rows, confirming: RecordsBySeed, judge: Callable[..., list[Judgement]]) -> Judgement:
-    """A drop at one seed that is none of the baseline's is worse only if the training that confirms it is worse by itself.
-
-    At equal seeds a change is what differs, and the mean of several seeds is certain enough.
-    """
+    """A drop at one seed that is none of the baseline's is worse only if the training that confirms it is worse by itself."""
+    # At equal seeds a change is what differs, and the mean of several seeds is certain enough.
     if drop.verdict is not Verdict.WORSE or drop.effect is None or len(rows.new) > 1 or rows.new.keys() & rows.old.keys():
         return drop
     (first,) = rows.new
@@ -112,13 +110,10 @@ def _confirmed(drop: Judgement, rows: Rows, confirming: RecordsBySeed, judge: Ca
 
 
 def suspected(old: Run, record: Record) -> bool:
-    """Whether a record, judged without its run's other cells, is worse at a seed that is none of the baseline's.
-
-    So it is more often than by a gate, which adjusts for its cells. No if the two cannot be judged: a gate says that.
-    """
+    """Whether a record alone is worse at a seed that is none of the baseline's: more often than by a gate of all cells."""
     try:
         return any(j.confirmed == "open" for j in gate(old.only([record.cell]), Run.of([record])))
-    except InputError:
+    except InputError:  # which a gate says
         return False
 
 

@@ -35,8 +35,7 @@ class Verdict(StrEnum):
 
 
 GRAVEST_FIRST = tuple(Verdict)
-# Of numerics: what is the same but for rounding, and what needs scores.
-SAME_NUMERICS, DOUBTFUL_NUMERICS = (Verdict.EQUAL, Verdict.ROUNDING), (Verdict.CHANGED, Verdict.NOT_COMPARABLE)
+SAME_NUMERICS = (Verdict.EQUAL, Verdict.ROUNDING)  # but for rounding; other verdicts on numerics need scores
 
 
 class Outcome(StrEnum):

@@ -87,10 +87,7 @@ def check_rows(before: Record, after: Record) -> None:
 
 
 def tested(metric: str, rows: Rows, one_training: bool, noise: Noise, margin: float) -> tuple[dict[str, Any], Effect | None]:
-    """The evidence on a score's change, and its effect, held to the narrowest noise that is known.
-
-    No effect if nothing tells noise from a change: it is shown and not judged.
-    """
+    """The evidence on a score's change, and its effect by the narrowest noise that is known; no effect if none is."""
     gains, new, every = rows.gains(metric), list(rows.new.values()), list(rows.old.values())
     data = every[0].data
     test_rows = len(gains[0]) if gains else data.rows["test"] if data else 1
@@ -127,10 +124,7 @@ def tested(metric: str, rows: Rows, one_training: bool, noise: Noise, margin: fl
 def decide(
     effects: Mapping[NoiseKey, Effect], mains: Mapping[str, str], margins: Mapping[str, float]
 ) -> dict[NoiseKey, tuple[Verdict, float, float]]:
-    """The verdicts on a whole run's effects, each with its p-value of being worse and the smallest drop that would be told.
-
-    P-values are adjusted: those of main scores over these, and those of all others over the others.
-    """
+    """The verdicts on a run's effects, each with its adjusted p-value of being worse and the smallest drop that would be told."""
     decisions: dict[NoiseKey, tuple[Verdict, float, float]] = {}
     for is_main, alpha in ((True, MAIN_ALPHA), (False, OTHER_ALPHA)):
         own = {key: effect for key, effect in effects.items() if (mains[key[0]] == key[1]) == is_main}
@@ -152,10 +146,7 @@ def verdict_of(effect: Effect, p_worse: float, p_better: float, margin: float, a
 
 
 def judged(cells: Sequence[Rows], one_training: Collection[str], margins: Mapping[str, float], noise: Noise) -> list[Judgement]:
-    """A judgement on every bounded score of every cell, all of whose runs trained to their ends.
-
-    `one_training` names the cells whose runs differ by rounding alone from one of their seed.
-    """
+    """A judgement on each bounded score of cells that trained to their ends, by rounding alone if they are of `one_training`."""
     by_cell = {rows.cell: rows for rows in cells if any(one.scores for pair in rows.records for one in pair)}
     mains = {cell: rows.records[0][0].main_score for cell, rows in by_cell.items()}
     effects: dict[NoiseKey, Effect] = {}

@@ -195,10 +195,7 @@ def failures_of(records: Iterable[Record]) -> list[Failure]:
 
 
 def cross_cell_audits(records: Sequence[Record]) -> dict[str, list[AuditFinding]]:
-    """Audits over the cells of one profile and seed, by cell.
-
-    No two may have the same results to the last digit, nor may the methods of one backbone and task have other rows.
-    """
+    """Audits by cell over those of one profile and seed: no equal results, and equal rows for a backbone and task."""
     findings, results = {}, {record.cell: _results(record) for record in records}
     for record in records:
         faults = {}
