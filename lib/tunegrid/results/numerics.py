@@ -1,6 +1,6 @@
 """Judges whether the arithmetic of training changed between two records of one cell and seed, and at which stage.
 
-The first updates show a change before any score does, and need no statistics: later ones amplify rounding, the first ten hardly.
+The first updates show a change before any score does, without statistics: later ones amplify rounding, the first ten hardly.
 What comes later shows in the curve of losses, smoothed, and in how many test rows have other predictions than rounding changes.
 Tolerances are measured. Figures of modules (`tunegrid.results.modules`) name the module that changed, and never decide: they
 hold what the model computes of padding, which may change without harm.

@@ -124,7 +124,7 @@ def tested(metric: str, rows: Rows, one_training: bool, noise: Noise, margin: fl
 def decide(
     effects: Mapping[NoiseKey, Effect], mains: Mapping[str, str], margins: Mapping[str, float]
 ) -> dict[NoiseKey, tuple[Verdict, float, float]]:
-    """The verdicts on a run's effects, each with its adjusted p-value of being worse and the smallest drop that would be told."""
+    """The verdicts on a run's effects, each with its adjusted p-value of being worse and the smallest drop that is told."""
     decisions: dict[NoiseKey, tuple[Verdict, float, float]] = {}
     for is_main, alpha in ((True, MAIN_ALPHA), (False, OTHER_ALPHA)):
         own = {key: effect for key, effect in effects.items() if (mains[key[0]] == key[1]) == is_main}
@@ -146,7 +146,7 @@ def verdict_of(effect: Effect, p_worse: float, p_better: float, margin: float, a
 
 
 def judged(cells: Sequence[Rows], one_training: Collection[str], margins: Mapping[str, float], noise: Noise) -> list[Judgement]:
-    """A judgement on each bounded score of cells that trained to their ends, by rounding alone if they are of `one_training`."""
+    """A judgement on each bounded score of cells that trained to their ends; those of `one_training` differ by rounding."""
     by_cell = {rows.cell: rows for rows in cells if any(one.scores for pair in rows.records for one in pair)}
     mains = {cell: rows.records[0][0].main_score for cell, rows in by_cell.items()}
     effects: dict[NoiseKey, Effect] = {}
