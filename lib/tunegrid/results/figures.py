@@ -121,11 +121,8 @@ def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:
 
 def frame_of(records: Iterable[Record], run: Path | None) -> pd.DataFrame:
     """All lines of these records, each with its cell and seed; none of a record whose file is nowhere."""
-    frames = [
-        columns.assign(cell=record.cell, seed=record.seeds.seed)
-        for record in records
-        if (columns := read(record, run, "figures")) is not None
-    ]
+    known = ((record, read(record, run, "figures")) for record in records)
+    frames = [columns.assign(cell=record.cell, seed=record.seeds.seed) for record, columns in known if columns is not None]
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*FIGURE, "cell", *ROW, "note", *NUMBERS])
     return frame.astype(dict.fromkeys(NUMBERS, float))
 

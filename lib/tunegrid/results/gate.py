@@ -74,7 +74,12 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
     or scored different test rows.
     """
     margins, tolerances, noise = load_margins(), load_tolerances(), load_noise() if noise is None else noise
-    cells = paired(old, new)
+    if old.records and new.records and old.profile != new.profile:
+        raise InputError(f"the baseline is of {old.profile} and the run of {new.profile}: judge one profile at a time")
+    if not new.records:
+        raise InputError("no cell of the run finished: there is nothing to judge")
+    if not (cells := _rows(old, new)):
+        raise InputError(f"the two runs have no cell in common: the baseline has no {next(iter(new.records))}")
     finished = _rows(*(Run.of((one for one in run.in_a_row if one.finished), run.path) for run in (old, new)))
 
     arithmetic = {cell: numerics.judged(rows, tolerances) for cell, rows in cells.items()}
@@ -115,17 +120,6 @@ def suspected(old: Run, record: Record) -> bool:
         return any(j.confirmed == "open" for j in gate(old.only([record.cell]), Run.of([record])))
     except InputError:  # which a gate says
         return False
-
-
-def paired(old: Run, new: Run) -> dict[str, Rows]:
-    """The cells that both runs have; raises InputError if there are none, or they are of two profiles."""
-    if old.records and new.records and old.profile != new.profile:
-        raise InputError(f"the baseline is of {old.profile} and the run of {new.profile}: judge one profile at a time")
-    if not new.records:
-        raise InputError("no cell of the run finished: there is nothing to judge")
-    if not (cells := _rows(old, new)):
-        raise InputError(f"the two runs have no cell in common: the baseline has no {next(iter(new.records))}")
-    return cells
 
 
 def _rows(old: Run, new: Run) -> dict[str, Rows]:

@@ -1,5 +1,6 @@
 """The words of a gate: `Verdict`, what it says; `Judgement`, one verdict with its evidence, and what it counts as."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -96,6 +97,12 @@ def judgement_of(record: Record, quantity: str, verdict: Verdict, **evidence: An
 def worst(judged: Iterable[Judgement]) -> Verdict | None:
     """The gravest verdict."""
     return min((judgement.verdict for judgement in judged), key=GRAVEST_FIRST.index, default=None)
+
+
+def tally(verdicts: Iterable[Verdict | None]) -> str:
+    """As "25 equal, 1 rounding"."""
+    counts = Counter(verdicts)
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in GRAVEST_FIRST if counts[verdict])
 
 
 def by_cell(judged: Iterable[Judgement]) -> dict[str, list[Judgement]]:

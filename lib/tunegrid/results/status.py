@@ -206,9 +206,7 @@ def cross_cell_audits(records: Sequence[Record]) -> dict[str, list[AuditFinding]
             alike = [other for other in records if (other.backbone, other.task) == (record.backbone, record.task)]
             others = [one.cell for one in alike if one.data and one.data.fingerprint != record.data.fingerprint]
             faults["same_rows_in_triple"] = f"other rows than {', '.join(others)}" if others else ""
-        findings[record.cell] = [
-            AuditFinding(name=n, passed=not fault, detail=fault or "none other") for n, fault in faults.items()
-        ]
+        findings[record.cell] = [AuditFinding(name=n, passed=not why, detail=why or "none other") for n, why in faults.items()]
     return findings
 
 

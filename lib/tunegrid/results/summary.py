@@ -11,10 +11,10 @@ from typing import Any
 
 from tunegrid.grid.cells import STUDY_IDS, study_place
 from tunegrid.record import Record
-from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, by_cell, evidence_of, in_words, worst
+from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, by_cell, evidence_of, in_words, tally, worst
 from tunegrid.results.report import NAMED, Section, count, markdown, some, text_table
 from tunegrid.results.status import failures_of, said_of, status_of, too_short, unconfirmed
-from tunegrid.results.verdict import RunVerdict, tally
+from tunegrid.results.verdict import RunVerdict
 from tunegrid.terminal import annotation, say
 
 MIB = 2**20

@@ -21,18 +21,7 @@ from tunegrid.grid.more_tasks import words_for
 from tunegrid.grid.recipes import CONFIRMING
 from tunegrid.machine import PACKAGES
 from tunegrid.record import Record
-from tunegrid.results.judgements import (
-    CANNOT_TELL,
-    COUNTED,
-    FAILED_BY,
-    GRAVEST_FIRST,
-    KINDS,
-    SAME_NUMERICS,
-    Judgement,
-    Outcome,
-    Verdict,
-    evidence_of,
-)
+from tunegrid.results.judgements import CANNOT_TELL, COUNTED, FAILED_BY, KINDS, Judgement, Outcome, Verdict, evidence_of, tally
 from tunegrid.results.report import count, joined, out_of, some
 from tunegrid.results.status import AUDIT, failures_of, unconfirmed
 
@@ -66,7 +55,8 @@ def undecided(judged: Iterable[Judgement]) -> list[Judgement]:
 
 def unscored(judged: Iterable[Judgement]) -> list[Judgement]:
     """First updates that are not the baseline's, or could not be compared, of cells that took no score."""
-    return [j for j in judged if j.kind == "numerics" and j.first_updates and j.verdict not in SAME_NUMERICS]
+    doubtful = (Verdict.CHANGED, Verdict.NOT_COMPARABLE)
+    return [j for j in judged if j.kind == "numerics" and j.first_updates and j.verdict in doubtful]
 
 
 def outcome(judged: Sequence[Judgement], kinds: Sequence[str]) -> Outcome:
@@ -353,7 +343,7 @@ def _of_numerics(run: JudgedRun) -> Iterator[Finding]:
     elif early := max((j.first_updates or 0 for j in own), default=0):
         by = f"by {'its' if len(own) == 1 else 'their'} first {early} updates"
         yield Finding(state=State.BEGUN, sentence=f"{count(len(own), 'cell')}: {tally(j.verdict for j in own)} {by}")
-    elif rounding and all(j.verdict in SAME_NUMERICS for j in own):
+    elif rounding and all(j.verdict is not Verdict.NOT_COMPARABLE for j in own):
         others = ", the others not at all" if len(rounding) < len(own) else ""
         differ = f"differ{'s' if len(rounding) == 1 else ''} from {run.baseline} by rounding alone{others}"
         yield Finding(sentence=f"{out_of(len(rounding), len(own), 'cell')} {differ}")
@@ -395,7 +385,7 @@ def _of_doubts(run: JudgedRun) -> Finding:
 
 def _of_worse(run: JudgedRun, figures: Sequence[Judgement]) -> Finding:
     """What is missing or worse, most of all; changed numerics of these cells are its cause."""
-    ordered = sorted(figures, key=lambda j: (GRAVEST_FIRST.index(j.verdict), j.kind != "quality", -abs(j.effect or 0.0)))
+    ordered = sorted(figures, key=lambda j: (j.verdict is Verdict.WORSE, j.kind != "quality", -abs(j.effect or 0.0)))
     gravest, parts = ordered[0], []
     for verdict in dict.fromkeys(j.verdict for j in ordered):
         own = [j for j in ordered if j.verdict is verdict]
@@ -417,9 +407,3 @@ def _of_worse(run: JudgedRun, figures: Sequence[Judgement]) -> Finding:
         next_step = next_step or (run.look() if "no rows are available" in gravest.detail else page)
     worse = f"{'; '.join(parts)}, against {run.baseline}"
     return Finding(state=State.FAILED, sentence=worse, cause=change.cause, next_step=next_step)
-
-
-def tally(verdicts: Iterable[Verdict | None]) -> str:
-    """As "25 equal, 1 rounding"."""
-    counts = Counter(verdicts)
-    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in GRAVEST_FIRST if counts[verdict])
