@@ -1,7 +1,4 @@
-"""Makes bounds, a TOML file, and noise of runs of a grid: the suite's own or, by `tunegrid calibrate`, a user's cells.
-
-Scores are points, 0-100. A run of the grid is its records by cell.
-"""
+"""Makes bounds, a TOML file, and noise of runs of the suite's grid or a user's (`tunegrid calibrate`), in points, 0-100."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +15,7 @@ from tunegrid.results.thresholds import LAB_CALIBRATE
 HEALTHY_MISSES = 0.02  # the chance that a healthy run of the whole grid misses any bound
 CONTROL_SHARE = 2 / 3  # of the way from the mean to what a control reaches: a bound below it is blunt
 LEAST_ROOM = 1.0  # points; another CPU rounds differently
-RecordsByCell = Mapping[str, Record]
+RecordsByCell = Mapping[str, Record]  # a run of the grid
 
 
 def bound_of(
@@ -89,9 +86,6 @@ def scores_of(grids: Sequence[RecordsByCell], cell: str, metric: str) -> list[fl
     if None in scores:
         raise InputError(f"{cell} left no {metric} in one of the runs; calibrate from complete runs only")
     return [score for score in scores if score is not None]
-
-
-# Files
 
 
 def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> str:

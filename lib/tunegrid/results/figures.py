@@ -1,9 +1,8 @@
 """Judges what a run measured beside losses and scores: memory, speed, and the figures of instruments; shows the latter.
 
 The ledger of tensors is exact; peaks and speed have relative margins, and are compared between like machines only. What a
-traced update holds is counted on a CPU, so that all CPUs are alike.
-A run's JSON declares the figures of instruments (`Record.instruments`); their values are in a file that it names, one a cell
-and seed. So nothing here knows an instrument. Needs numpy, pandas and scipy, no torch.
+traced update holds is counted on a CPU, so that all CPUs are alike. A run's JSON declares the figures of instruments, and names
+a file with their values for each cell and seed: nothing here knows an instrument. Needs no torch.
 """
 
 from collections import defaultdict
@@ -50,8 +49,7 @@ def _costs(rows: Rows, margins: Mapping[str, float], finished: bool) -> Iterator
         cpus = [one for one in shared if one.device and after.device and one.device.type == after.device.type == "cpu"]
         reason = unlike_machines(before, after)  # but a cluster's nodes may differ
         timed = [one for one in baseline if not reason and not unlike_machines(one, after)]
-        for names, records in ((PEAKS, like), (TRACED, cpus or like), (SPEEDS, timed)):
-            held_to |= {name: records for name in names}
+        held_to |= dict.fromkeys(PEAKS, like) | dict.fromkeys(TRACED, cpus or like) | dict.fromkeys(SPEEDS, timed)
     for name, records in held_to.items():
         old, new = [figure for record in records if (figure := _cost(record, name))], _cost(after, name)
         margin, judge = margins["ledger" if name in LEDGER else name], partial(judgement_of, before, name)
@@ -83,10 +81,9 @@ def unlike_machines(before: Record, after: Record) -> str:
     facts = [("name", before.device.name, after.device.name), ("threads", before.device.threads, after.device.threads)]
     facts += [("ranks", before.processes, after.processes)]
     facts += [(package, before.versions.get(package), after.versions.get(package)) for package in ALIKE]
-    for what, old, new in facts:
-        if old != new:
-            return f"{what}: {old} and {new}"
-    return "measured on a device that others used" if before.device.contended or after.device.contended else ""
+    contended = before.device.contended or after.device.contended
+    unlike = (f"{what}: {old} and {new}" for what, old, new in facts if old != new)
+    return next(unlike, "measured on a device that others used" if contended else "")
 
 
 def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:

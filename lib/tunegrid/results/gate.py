@@ -1,8 +1,5 @@
 """Judges a run by a baseline: one verdict per cell and quantity.
 
-*worse*, *better*: a significant drop, or gain, of at least the margin. *same*: the interval is above the margin's drop. *cannot
-tell*: more seeds or test rows are needed for any of these.
-
 A record is judged three times: its losses by `tunegrid.results.numerics`, its scores by `tunegrid.results.quality`, all else
 that was measured by `tunegrid.results.figures`. What the verdicts come to is for others to say. Needs no torch.
 """

@@ -195,9 +195,6 @@ def first_change(pair: Pair) -> Change | None:
     return None
 
 
-# Verdicts
-
-
 def judged(rows: Rows, tolerances: Tolerances) -> tuple[Judgement, bool]:
     """The gravest verdict on a cell's runs; and whether all that finished are of one training."""
     judgements, same = [], []

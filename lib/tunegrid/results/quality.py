@@ -3,7 +3,6 @@
 The difference of mean scores is held to the training noise that applies (`tunegrid.results.noise`), by a t-test on the scale of
 that noise, with or without points by row. If no noise was calibrated, the seeds of the two runs tell their own. With one seed
 on each side, single rows tell the noise if both runs are one training but for rounding; if they are not, nothing can be told.
-
 A whole run of equal quality is called worse with a chance of at most 5 %: main scores get most of it, all others the rest.
 """
 

@@ -54,10 +54,7 @@ def why_not_to_train(cell: Cell, findings: Iterable[AuditFinding]) -> str | None
 
 
 def with_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) -> Record:
-    """The record of a cell that came to an end, with its status and a sentence for everything that is wrong.
-
-    If training stopped early, nothing else counts. `unexpected` is what a footprint or an instrument shows that must not be.
-    """
+    """The record of a cell that came to an end, with its status and a sentence for all that is wrong or `unexpected`."""
     if record.training and record.training.stopped:
         return replace(record, status="stopped", excused={}, missed=[located(record, record.training.stopped)])
     failed = [finding.name for finding in record.audits if not finding.passed]
@@ -91,9 +88,6 @@ def status_of(seeds: Sequence[Record]) -> Status:
     """A cell's status: the first that counts against it; else whether it passed with every seed."""
     others = sorted((record for record in seeds if record.status != "passed"), key=lambda record: record.unharmed)
     return others[0].status if others else "passed"
-
-
-# What was not confirmed
 
 
 def weighed(records: Sequence[Record]) -> list[Record]:
@@ -228,10 +222,7 @@ def _results(record: Record) -> set[tuple[object, ...]]:
 
 
 def compared_together(records: Sequence[Record]) -> list[Record]:
-    """The records, with what only the cells of one profile and seed show together; those that came in stay as they are.
-
-    What was said of them in other company, as in a shard, is taken back first.
-    """
+    """New records, with what the cells of one profile and seed show together in place of what others did, as in a shard."""
     runs: dict[tuple[str, int | None], list[Record]] = defaultdict(list)
     for record in records:
         if record.finished:

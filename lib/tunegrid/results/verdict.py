@@ -190,9 +190,6 @@ def is_later(before: str | None, after: str | None) -> bool:
     return Version(old.public) < Version(new.public) and not (old.is_devrelease or new.is_devrelease)
 
 
-# The verdict
-
-
 class State(StrEnum):
     """What a verdict comes to."""
 
