@@ -54,6 +54,7 @@ def _costs(rows: Rows, margins: Mapping[str, float], finished: bool) -> Iterator
         old, new = [figure for record in records if (figure := _cost(record, name))], _cost(after, name)
         margin, judge = margins["ledger" if name in LEDGER else name], partial(judgement_of, before, name)
         if old and new is not None:
+            # Worse: over the baseline's largest figure by more than the margin. Better: under its smallest by as much.
             share = new / max(old) - 1
             verdict = Verdict.WORSE if share > margin else Verdict.BETTER if new / min(old) - 1 < -margin else Verdict.SAME
             if name in LEDGER and verdict is Verdict.BETTER:  # no gain: something is no longer there, or no longer in fp32

@@ -261,6 +261,7 @@ def _evaluated(old: Record, new: Record, updates: int | None, runs: Runs) -> tup
     before, after = (read(record, run) for record, run in zip((old, new), runs, strict=True))
     if before is not None and after is not None and before.equals(after):  # files of other versions have other names
         return Verdict.EQUAL, "all losses, predictions and points are equal"
+    # With other texts, other scores differ, too.
     apart = {name: points for name in old.scores if (points := _apart(old.scores[name], new.scores.get(name)))}
     if apart and apart.keys() <= set(BERTSCORE) and max(apart.values()) <= BERTSCORE_ROUNDING:
         return Verdict.ROUNDING, f"all losses are equal, BERTScore differs by at most {max(apart.values()):.1e} points"

@@ -55,7 +55,7 @@ def why_not_to_train(cell: Cell, findings: Iterable[AuditFinding]) -> str | None
 
 def with_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) -> Record:
     """The record of a cell that came to an end, with its status and a sentence for all that is wrong or `unexpected`."""
-    if record.training and record.training.stopped:
+    if record.training and record.training.stopped:  # nothing else counts
         return replace(record, status="stopped", excused={}, missed=[located(record, record.training.stopped)])
     failed = [finding.name for finding in record.audits if not finding.passed]
     record = replace(record, excused={name: reason for name in failed if (reason := extent.excuse(name))})

@@ -90,11 +90,10 @@ class Change(NamedTuple):
 
 def first_change(judged: Iterable[Judgement]) -> Change:
     """Where numerics of these cells changed first; if modules have a class and a library in common, by these: one place."""
+    if not (changed := [j for j in judged if j.kind == "numerics" and j.verdict is Verdict.CHANGED]):
+        return Change()
     from tunegrid.results.numerics import STAGES  # which brings pandas
 
-    changed = [j for j in judged if j.kind == "numerics" and j.verdict is Verdict.CHANGED]
-    if not changed:
-        return Change()
     stage = next((stage for stage in STAGES if any(j.stage == stage for j in changed)), changed[0].stage)
     own = [j for j in changed if j.stage == stage]
     classes = Counter(place for j in own for place in dict.fromkeys(module[1:] for module in j.modules))
