@@ -180,7 +180,7 @@ class Comparison:
         frame = pd.DataFrame(rows, columns=["better", "other", "points apart", "not tested, since", "p"])
         adjusted = holm(frame.p.dropna().to_dict())
         frame["apart"] = [adjusted.get(index, 1.0) < ALPHA for index in frame.index]
-        needed = {index: self.seeds_needed(*frame.loc[index, ["better", "other"]], len(adjusted)) for index in adjusted}
+        needed = {index: self.seeds_needed(frame.better[index], frame.other[index], len(adjusted)) for index in adjusted}
         frame["seeds that tell"] = [needed.get(index, math.nan) for index in frame.index]
         return frame
 
