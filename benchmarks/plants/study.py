@@ -131,6 +131,10 @@ def a_frozen_weight_moves(model, start):
     next(p for p in model.parameters() if not p.requires_grad and p.is_floating_point()).data.add_(1e-3)
 
 
+def always_the_first_class(model, start):
+    next(p for name, p in model.named_parameters() if p.requires_grad and name.endswith("bias")).data[0] += 30
+
+
 def one_rank_strays(model, start):
     if torch.distributed.get_rank() == 1:
         next(p for p in model.parameters() if p.requires_grad).data.add_(1e-3)
@@ -280,5 +284,7 @@ STUDY = (
              with_other("recipe", learning_rate=0.0, head_learning_rate=None), "weights_moved", settings=SHORT),
     _classic(68, "a rank that ends with other weights", "t5_sum_lora", "trained", one_rank_strays, "ranks_end_alike",
              settings=SHORT, ranks=2),
+    _classic(69, "a head that says the same of nearly all rows", "bert_sa_qlora", "trained", always_the_first_class,
+             "predictions_not_collapsed", settings=FEW),
 )
 # fmt: on

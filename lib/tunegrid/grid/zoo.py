@@ -214,7 +214,7 @@ def zoo() -> Grid:
         updates, rate, head_rate = QUICK[pair]
         grid.quick[cell_id] = {
             **quick_changes(f"{backbone}_{task}_lora"),
-            **{"max_steps": updates, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1},
+            **{"max_steps": updates, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "warmup_ratio": 0.1},
             "learning_rate": rate * RATES.get(method.id, 1.0),
             "head_learning_rate": head_rate if method.adapts else None,
             **{"precision": "fp32", "gradient_checkpointing": False},

@@ -20,6 +20,7 @@ from tunegrid.results.thresholds import LAB_CALIBRATE, THRESHOLDS, Number, check
 
 NOISE = THRESHOLDS / "noise.toml"
 SEEDS, PERTURBED = "seeds", "perturbed"
+ENOUGH = 30  # degrees of freedom, by which a standard deviation is known to an eighth
 # Points by which a row moves that changes, if no row moves by 100: no text is far from any other by BERTScore. The mean of
 # squares over the mean, of the rows that two seeds of the committed baseline answer otherwise, is 15.6.
 STEPS = {"bertscore_f1": 15.6}
@@ -140,16 +141,16 @@ class Noise:
         return self.estimate(kind, record.cell, metric, score) if alike and score is not None else None
 
     def estimate(self, kind: str, cell: str, metric: str, score: float) -> Deviation | None:
-        """The larger of a cell's own deviation and that of its kind of cells, which is all that is known of a new method.
+        """A cell's own deviation if it rests on `ENOUGH` draws, else the larger of it and that of its kind of cells.
 
-        A few draws may agree by chance: held to the own deviation alone, 6 % of simulated equal runs of other seeds are called
-        worse, and by this rule 2 % (`python -m tunegrid.lab power`). The degrees of freedom are the cell's own: cells of a
-        kind, which share theirs, may be compared. No deviation counts as less than test rows resolve at this `score`.
+        A few draws may agree by chance; of a new method, only its kind is known. The degrees of freedom are the cell's own:
+        cells of a kind, which share theirs, may be compared. No deviation counts as less than test rows resolve at `score`.
         """
         if not (common := self.measured.get((kind, kind_of(cell), metric))):
             return None
         own = self.measured.get((kind, cell, metric), common)
-        return Deviation(sd=max(own.sd, common.sd, self.scale(cell, metric).resolution(score)), df=own.df)
+        sd = own.sd if own.df >= ENOUGH else max(own.sd, common.sd)
+        return Deviation(sd=max(sd, self.scale(cell, metric).resolution(score)), df=own.df)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,8 @@
-"""Chat models for tests: templates, a tokenizer of a few words, and untrained Llamas."""
+"""Chat models for tests: templates, a tokenizer of a few words, and an untrained Llama."""
 
 from dataclasses import replace
 from functools import cache
 
-import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -33,6 +32,8 @@ BORN = {
     "context": "anna was born in dover . clara was born in upton .",
     "answers": {"text": ["upton"], "answer_start": [43]},
 }
+WORDS = tuple(text for row in (FIRE, TEA, BORN) for text in row.values() if isinstance(text, str))
+SIZE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 LLAMA = Backbone(
     id="llama",
     name="Llama",
@@ -50,15 +51,14 @@ LLAMA = Backbone(
 
 
 @cache
-def tokenizer_with(template: str | None):
-    """A byte-level BPE of this file's own words."""
+def tokenizer_with(template: str | None, texts: tuple[str, ...] = WORDS):
+    """A byte-level BPE of these texts, or of this file's own words."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|im_end|>", "<pad>", "<|im_start|>", "<end>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
-    texts = [text for row in (FIRE, TEA, BORN) for text in row.values() if isinstance(text, str)]
     tokenizer.train_from_iterator(["Human: Robot: " + text for text in texts * 5], trainer)
     tokens = {"eos_token": "<|im_end|>", "pad_token": "<pad>", "additional_special_tokens": special[2:]}
     return hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, **tokens)
@@ -89,48 +89,9 @@ def codec_with(template, task=SUM, **changes):
     return codec_of(chat_cell(task, **changes), tokenizer_with(TEMPLATES[template]))
 
 
-@cache
-def tiny(kind, vocabulary, **options):
-    """An untrained Llama: two layers, 64 wide."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    config = hf.LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        bos_token_id=None,
-        eos_token_id=None,
-        **options,
-    )
-    return getattr(hf, kind)(config).eval()
-
-
-# As users save them
-
-CHAT = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
 def tiny_llama(folder, text):
     """A Llama of two layers with random weights, and a tokenizer with a chat template, saved as users save them."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        text.read_text().splitlines()[:300],
-        trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
-    )
-    fast = hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
-    fast.chat_template = CHAT
+    fast = tokenizer_with(CHATML, tuple(text.read_text().splitlines()[:300]))
     fast.save_pretrained(folder)
-    config = hf.LlamaConfig(
-        vocab_size=600, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        tie_word_embeddings=True, bos_token_id=0, eos_token_id=2, pad_token_id=2,
-    )  # fmt: skip
-    hf.LlamaForCausalLM(config).save_pretrained(folder)
+    ids = {"bos_token_id": 0, "eos_token_id": fast.eos_token_id, "pad_token_id": fast.pad_token_id, "tie_word_embeddings": True}
+    hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=len(fast), **SIZE, **ids)).save_pretrained(folder)

@@ -1,17 +1,10 @@
 """Processes of a server that has loaded the libraries, so that they start at once; and what /proc says of any."""
 
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tunegrid.tests.small", "tunegrid.audits"])
-
-
-def apart(function, *arguments, times=1) -> list:
-    """What a function of a module returns in so many processes at once, each of its own, which it may break."""
-    with ProcessPoolExecutor(times, mp_context=CONTEXT, max_tasks_per_child=1) as pool:
-        return [future.result() for future in [pool.submit(function, *arguments) for _ in range(times)]]
 
 
 def runs(pid):

@@ -140,12 +140,7 @@ FOOTPRINT = {
     "evaluation": None,
     "scores": {},
     "bounds": {},
-    "flops": {
-        "flops_per_step": 10**9,
-        "achieved_flops_per_second": 2e10,
-        "matmul_flops_per_second": 8e10,
-        "mfu_percent": 25.0,
-    },
+    "flops": {"flops_per_step": 10**9, "achieved_flops_per_second": 2e10, "matmul_flops_per_second": 8e10, "mfu_percent": 25.0},
     "memory": {
         "cells_before": None,
         "phases": {"train": PHASE},

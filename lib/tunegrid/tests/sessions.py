@@ -139,12 +139,6 @@ def answers_to(command_lines, **variables):
     return [SimpleNamespace(code=code, out=out, err=err) for code, out, err in json.loads(answer.stdout.splitlines()[-1])]
 
 
-def collected_together(command_lines):
-    """Exit code and output of collecting by each command line."""
-    answers = answers_to(["--collect-only", "-q", *arguments] for arguments in command_lines)
-    return [(answer.code, answer.out + answer.err) for answer in answers]
-
-
 def session_with(settings=None, **options):
     """A session of a command line with these options; `settings` are those of `--set`."""
     named = {f"--{name.replace('_', '-')}": value for name, value in options.items()}

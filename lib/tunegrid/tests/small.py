@@ -1,13 +1,10 @@
 """Small real objects for the tests of heads and runs: quick cells with other settings, rows, tokenizers, untrained models."""
 
 import json
-import shutil
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
 import torch
-import transformers as hf
 
 from tunegrid.audits import Evidence
 from tunegrid.grid.cells import STUDY, Cell
@@ -83,40 +80,3 @@ def still(trainer: Trainer) -> Trainer:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     return trainer
-
-
-def tiny_llama(folder):
-    """A Llama of two layers, saved in bf16 in several files, with GPT-2's tokenizer, and the cell that reads it."""
-    cell = cell_of("gpt2_sa_lora")
-    target = folder / "gpt2-micro"
-    shutil.copytree(QUICK_PROFILE.checkpoint_root / "gpt2-micro", target)
-    (target / "model.safetensors").unlink()
-    hf.set_seed(0)
-    size = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = hf.LlamaConfig(vocab_size=len(load_tokenizer(cell)), num_key_value_heads=2, **size)
-    hf.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(target, max_shard_size="100KB")
-    head = replace(cell.head, architecture="LlamaForSequenceClassification")
-    adapter = replace(cell.recipe.adapter, target_modules=("q_proj", "v_proj"))
-    profile = replace(cell.profile, checkpoint_root=folder)
-    return replace(cell, head=head, profile=profile, recipe=replace(cell.recipe, adapter=adapter))
-
-
-@contextmanager
-def scaled_late(model, first):
-    """From the nth step of decoding on, a fault of a kernel for single tokens: logits are scaled."""
-    steps = [0]
-
-    def look(module, inputs, options, output):
-        ids = options.get("decoder_input_ids", options.get("input_ids"))
-        cached = any(options.get(name) is not None for name in ("cache", "past_key_values"))
-        steps[0] = steps[0] + 1 if cached and ids.shape[1] == 1 else 0
-        if steps[0] >= first:
-            output.logits = output.logits * 0.5 + output.logits.roll(1, -1) * 0.5
-        return output
-
-    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    handle = owner.register_forward_hook(look, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 
@@ -12,21 +13,14 @@ import torch
 from torch import nn
 
 from tunegrid.audits import before, computation, scores, training
+from tunegrid.audits.evidence import AbsentError
 from tunegrid.codecs.base import Feature
 from tunegrid.data.splits import Splits
 from tunegrid.grid.methods import LORA, Lora
 from tunegrid.grid.recipes import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.run import probe
-from tunegrid.run.probe import (
-    distance,
-    gradients_of,
-    hooked,
-    logits_of,
-    short_to_long,
-    type_of_digits,
-    undisturbed,
-)
+from tunegrid.run.probe import distance, gradients_of, hooked, logits_of, short_to_long, undisturbed
 from tunegrid.tests.small import cell_of, evidence_from, rows_of, train_rows, trainer_for, trainer_of
 
 QUESTIONS = Splits(train=rows_of("squad/train")[:24], validation=[], test=[], origins={})
@@ -45,31 +39,13 @@ def shared(cell_id):
 
 # What is sound, and what does not apply
 
-A, S = computation, scores
-SOUND = {
-    A.gradients_reach: ("bert_sum_sft", "t5_sa_sft", "gpt2_sum_lora"),
-    A.adapters_add_as_declared: ("bert_sa_lora", "gpt2_sa_qlora", "t5_sum_qlora"),
-    A.packed_layers_compute_as_declared: ("t5_sum_qlora",),
-    A.output_follows_trained_tokens: ("gpt2_sum_lora",),
-    A.decoder_sees_no_future: ("bert_sum_sft", "gpt2_sum_lora", "t5_sum_qlora"),
-    S.cache_changes_nothing: ("bert_sum_sft", "gpt2_sum_lora", "t5_sum_qlora"),
-    training.loss_is_mean_over_accumulation: ("gpt2_sa_sft", "gpt2_qa_lora", "t5_sum_qlora"),
-}
+A = computation
 NOT_ASKED = {
     A.adapters_add_as_declared: "gpt2_sa_sft",
     A.packed_layers_compute_as_declared: "gpt2_sum_lora",
     A.output_follows_trained_tokens: "t5_sum_qlora",
     computation.dropout_drops: "gpt2_sa_sft",
 }
-
-
-@pytest.mark.parametrize(("audit", "cell_id"), [(audit, cell_id) for audit, ids in SOUND.items() for cell_id in ids])
-def test_a_sound_cell_passes(audit, cell_id):
-    evidence, state = shared(cell_id), torch.get_rng_state()
-    passed, detail = audit(evidence)
-    assert passed, detail
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(p.grad is None for p in evidence.model.parameters())
 
 
 @pytest.mark.parametrize(("audit", "cell_id"), NOT_ASKED.items())
@@ -94,7 +70,8 @@ def test_asking_leaves_modes_random_numbers_and_gradients_as_they_were(cell_id):
     modes, state = [m.training for m in model.modules()], torch.get_rng_state()
     for audit in (computation.rows_alone_as_in_batch, computation.adapters_add_as_declared, computation.dropout_drops):
         assert audit(replace(evidence))[0]
-    scores.cache_changes_nothing(replace(evidence))
+    with suppress(AbsentError):  # not all generate
+        scores.cache_changes_nothing(replace(evidence))
     assert [m.training for m in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in model.parameters())
@@ -162,13 +139,6 @@ def test_a_packed_base_computes_as_declared_or_is_named_whatever_autocast_traini
         passed, detail = computation.packed_layers_compute_as_declared(replace(evidence))
     assert not passed
     assert detail.startswith(f"{len(packed)} layers, declared bfloat16; {len(packed)} compute otherwise: ")
-
-
-@pytest.mark.parametrize(
-    ("number", "kind"), [(1.0, "bfloat16"), (1 + 2**-9, "float16"), (1 + 2**-20, "float32"), (2.0**20 + 2**13, "bfloat16")]
-)
-def test_digits_tell_the_type_that_numbers_were_computed_in(number, kind):
-    assert type_of_digits(torch.tensor([0.5, number])) == kind
 
 
 # Dropout

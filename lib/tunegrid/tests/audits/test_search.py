@@ -11,11 +11,7 @@ from tunegrid.grid.recipes import Generation
 
 A, B, END = range(3)
 # Chances of A, B and the end behind each begun text.
-CHANCES = {
-    (): (0.5, 0.4, 0.1),
-    (A,): (0.3, 0.3, 0.4),
-    (B,): (0.05, 0.05, 0.9),
-}
+CHANCES = {(): (0.5, 0.4, 0.1), (A,): (0.3, 0.3, 0.4), (B,): (0.05, 0.05, 0.9)}
 
 
 def scores(begun):
@@ -58,12 +54,7 @@ def test_a_text_that_no_beam_leads_to_is_off_where_it_left_the_beams():
 
 @pytest.mark.parametrize(
     ("tokens", "size", "banned"),
-    [
-        ([1, 2, 3, 1, 2], 3, {3}),
-        ([1, 2, 1, 3, 1], 2, {2, 3}),
-        ([1, 2], 3, set()),
-        ([1, 1], 0, set()),
-    ],
+    [([1, 2, 3, 1, 2], 3, {3}), ([1, 2, 1, 3, 1], 2, {2, 3}), ([1, 2], 3, set()), ([1, 1], 0, set())],
 )
 def test_tokens_that_would_repeat_an_n_gram(tokens, size, banned):
     search = Generation(num_beams=1, max_new_tokens=1, no_repeat_ngram_size=size)

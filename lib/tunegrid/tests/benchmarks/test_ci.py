@@ -1,93 +1,23 @@
-"""The CI recipes: sound by the published schemas; their shell parts do what they should, with stand-ins for pip and pytest."""
+"""The CI recipes are sound by the published schemas, and give options that pytest has."""
 
-import json
-import os
 import re
-import subprocess
-import sys
-import tomllib
 
 import pytest
 from check_jsonschema import main as check
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
 from tunegrid import ROOT
 from tunegrid.results.judgements import Outcome
-from tunegrid.tests.repositories import git
 
 RECIPES = ROOT / "benchmarks" / "ci"
-OWN, LOWEST, GITHUB, MATRIX, NEWEST, CELLS, GITLAB, SLURM = (
+OWN, LOWEST, GITHUB, MATRIX, NEWEST, CELLS, GITLAB = (
     *(ROOT / ".github" / "workflows" / name for name in ("quick.yml", "lowest.yml")),
-    *(RECIPES / name for name in ("github.yml", "github-matrix.yml", "newest.yml", "own-cells.yml", "gitlab.yml", "slurm.sh")),
+    *(RECIPES / name for name in ("github.yml", "github-matrix.yml", "newest.yml", "own-cells.yml", "gitlab.yml")),
 )
-# The extras that jobs install together. Trackers ask for other releases of what all share, as MLflow for an older pyarrow.
-LOCKED = ("cluster", "dev")
-# Writes the run and the page, and ends as it is told to; fails as pytest does where the baseline or the folder is missing.
-PYTEST = """
-for argument; do case "$argument" in
-  --gate=*) [ -f "${argument#*=}" ] || exit 4;;
-  --benchmark-json=*|--html=*) echo . > "${argument#*=}" || exit 4;;
-esac; done
-code="$(sed -n "$(grep -c ^pytest "$LOG")p" "$CODES" 2>/dev/null)"; exit "${code:-0}"
-"""
-# What each stand-in does when it has written down its words. pip also says which version stands where it installs from.
-TOOLS = {
-    "pip": 'for last; do :; done; [ ! -f "$last/VERSION" ] || echo "version $(cat "$last/VERSION")" >> "$LOG"',
-    "pytest": PYTEST,
-    "python": f'exec env PYTHONPATH="{ROOT}" "{sys.executable}" "$@"',
-    "tunegrid": 'case "$*" in "gate "*) exit 6;; esac',
-}
 
 
 def read(path):
     return YAML(typ="safe").load(path.read_text())
-
-
-def shell_steps(job, expressions):
-    """The shell parts of a GitHub job, each with its variables; an `if` that is false leaves a step out."""
-
-    def text(value):
-        return re.sub(r"\$\{\{ *(.*?) *\}\}", lambda match: str(expressions.get(match[1], "")), str(value))
-
-    for step in job["steps"]:
-        if "run" in step and expressions.get(str(step.get("if", "")).strip("${ }"), True):
-            yield step["run"], {name: text(value) for name, value in (job.get("env", {}) | step.get("env", {})).items()}
-
-
-class Machine:
-    """A folder with stand-ins on its path, and a log of their calls."""
-
-    def __init__(self, folder, tools):
-        self.folder, self.log = folder, folder / "log.txt"
-        (folder / "bin").mkdir()
-        self.log.touch()
-        for name, body in tools.items():
-            tool = folder / "bin" / name
-            tool.write_text(f'#!/bin/bash\n{{ printf {name}; printf " %q" "$@"; echo; }} >> "$LOG"\n{body}\n')
-            tool.chmod(0o755)
-
-    def run(self, *steps):
-        """Run scripts with variables as GitHub does, in this folder, until one fails; return its exit code, and the calls."""
-        own = {"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "LOG": str(self.log), "CODES": str(self.folder / "codes")}
-        for script, variables in steps:
-            command = ["bash", "-e", "-c", script]
-            code = subprocess.run(command, cwd=self.folder, env=os.environ | own | variables, check=False).returncode
-            if code:
-                break
-        return code, self.log.read_text().replace(str(self.folder), "WORK").replace("\\,", ",").splitlines()
-
-
-@pytest.fixture
-def machine(tmp_path):
-    """With a library's checkout of two commits, 1 and 2."""
-    git(tmp_path, "init", "--quiet", "library")
-    for version in ("1", "2"):
-        (tmp_path / "library" / "VERSION").write_text(version)
-        git(tmp_path / "library", "add", ".")
-        git(tmp_path / "library", "commit", "--quiet", "-m", version)
-    return Machine(tmp_path, TOOLS)
 
 
 @pytest.mark.parametrize("path", [OWN, LOWEST, GITHUB, MATRIX, NEWEST, CELLS], ids=lambda path: path.name)
@@ -109,159 +39,7 @@ def test_the_gitlab_recipe_is_sound_and_warns_where_the_gate_cannot_tell():
     assert read(GITLAB)["tunegrid"]["cache"]["paths"] == [".cache/pip", ".cache/huggingface"]  # no rows of other code
 
 
-# Locked versions
-
-
-def locked(python):
-    """The versions in constraints.txt for a Python on Linux."""
-    lines = (RECIPES / "constraints.txt").read_text().splitlines()
-    pins = [Requirement(line) for line in lines if not line.startswith("#")]
-    machine = {"python_full_version": f"{python}.0", "sys_platform": "linux", "platform_machine": "x86_64"}
-    return {pin.name: str(pin.specifier)[2:] for pin in pins if not pin.marker or pin.marker.evaluate(machine)}
-
-
-@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
-def test_locked_versions_are_of_every_package_that_pyproject_asks_for_and_as_it_asks(python):
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = [text for name in LOCKED for text in project["optional-dependencies"][name]]
-    wanted, versions = [*map(Requirement, [*project["dependencies"], *extras])], locked(python)
-    assert [str(one) for one in wanted if not one.specifier] == []  # each has a lower bound, which a job installs
-    assert [str(one) for one in wanted if not one.specifier.contains(versions.get(canonicalize_name(one.name), "0"))] == []
-
-
-def test_locked_versions_are_those_that_measured_the_committed_baseline():
-    [row, *_] = json.loads((ROOT / "reports" / "baselines" / "quick-cpu.json").read_text())["benchmarks"]
-    measured = {canonicalize_name(name): version.partition("+")[0] for name, version in row["extra_info"]["versions"].items()}
-    del measured["python"]
-    assert {name: version for name, version in locked("3.11").items() if name in measured} == measured
-
-
-# Shell
-
-RUN, JUDGED = "pytest -m quick -n auto", "--gate-on=numerics,quality,memory"  # a library's change of arithmetic fails its job
-AGAIN = "pip install --no-deps --force-reinstall"
-
-
-def github(machine, **changes):
-    (machine.folder / "tunegrid").mkdir()
-    base = git(machine.folder / "library", "rev-parse", "HEAD~1")
-    expressions = {"inputs.profile || 'quick'": "quick", "github.event.pull_request.base.sha || github.event.before": base}
-    return [*shell_steps(read(GITHUB)["jobs"]["gate"], expressions | {"inputs.baseline": ""} | changes)]
-
-
-def newest(machine):
-    return [(script, own | read(NEWEST)["env"]) for script, own in shell_steps(read(NEWEST)["jobs"]["newest"], {})]
-
-
-def gitlab(machine):
-    git(machine.folder, "init", "--quiet", "origin")
-    git(machine.folder / "origin", "commit", "--quiet", "--allow-empty", "-m", "tunegrid")
-    job, library = read(GITLAB)["tunegrid"], machine.folder / "library"
-    own = {"WORK": str(machine.folder / "work"), "PROFILE": job["variables"]["PROFILE"], "CI_PROJECT_DIR": str(library)}
-    own |= {"TUNEGRID_URL": (machine.folder / "origin").as_uri()}
-    own |= {"CI_MERGE_REQUEST_DIFF_BASE_SHA": git(library, "rev-parse", "HEAD~1")}
-    return [("\n".join(["set -o pipefail", f"cd {library}", *job["script"]]), own)]
-
-
-CALLS = {
-    github: f"""pip install -e ./tunegrid
-{AGAIN} ./base
-version 1
-{RUN} --benchmark-json=../run/before.json
-{AGAIN} ./library
-version 2
-{RUN} --gate=../run/before.json {JUDGED} --benchmark-json=../run/after.json --html=../run/page.html""",
-    newest: f"""pip install --upgrade --upgrade-strategy eager -e .
-{RUN} --benchmark-json=run/before.json
-pip install --pre --upgrade -e . {read(NEWEST)["env"]["LIBRARIES"]}
-{RUN} --gate=run/before.json {JUDGED} --benchmark-json=run/after.json --html=run/page.html""",
-    gitlab: f"""pip install -e .
-{AGAIN} WORK/work/base
-version 1
-{RUN} --benchmark-json=OUT/before.json
-{AGAIN} WORK/library
-version 2
-{RUN} --gate=OUT/before.json {JUDGED} --benchmark-json=OUT/after.json --html=OUT/page.html --junitxml=OUT/junit.xml""",
-}
-
-
-@pytest.mark.parametrize(("codes", "code"), [([1, 0], 0), ([0, 1], 1), ([2], 1), ([0, 6], 6)])
-@pytest.mark.parametrize("recipe", CALLS, ids=lambda recipe: recipe.__name__)
-def test_a_recipe_measures_before_and_after_and_ends_as_the_gate_does(machine, recipe, codes, code):
-    (machine.folder / "codes").write_text("\n".join(map(str, codes)))
-    ended, calls = machine.run(*recipe(machine))
-    expected = CALLS[recipe].replace("OUT", "WORK/library/run").splitlines()
-    if codes == [2]:  # the first run ends with an error; that it misses a bound would be none
-        del expected[next(i for i, call in enumerate(expected) if call.startswith("pytest")) + 1 :]
-    assert (ended, [call for call in calls if call != "pip freeze"]) == (code, expected)
-
-
-def test_github_runs_the_part_that_is_asked_for_against_a_given_baseline(machine):
-    (machine.folder / "library" / "before.json").touch()
-    part = {"inputs.cells": "a,b", "inputs.profile || 'quick'": "full", "inputs.shard": "2/3"}
-    code, calls = machine.run(*github(machine, **part, **{"inputs.baseline": "before.json", "!inputs.baseline": False}))
-    words = f"pytest -m full -n auto --cells=a,b --shard=2/3 --gate=../library/before.json {JUDGED}"
-    measured = [call for call in calls if call.startswith("pytest")]
-    assert (code, measured) == (0, [f"{words} --benchmark-json=../run/after.json --html=../run/page.html"])
-
-
-def test_the_matrix_runs_all_shards_merges_them_and_ends_as_the_gate_does(machine):
-    cells = read(MATRIX)["jobs"]["cells"]
-    parts = cells["strategy"]["matrix"]["part"]
-    assert cells["with"]["shard"] == "${{ matrix.part }}/${{ strategy.job-total }}"
-    assert parts == list(range(1, len(parts) + 1))
-    assert set(cells["with"]) <= set(read(GITHUB)["on"]["workflow_call"]["inputs"])
-    for folder in ("tunegrid", "parts/tunegrid-part-1", "parts/tunegrid-part-2"):
-        (machine.folder / folder).mkdir(parents=True)
-        for name in ("before", "after"):
-            (machine.folder / folder / f"{name}.json").touch()
-    steps = [step for step in shell_steps(read(MATRIX)["jobs"]["merge"], {}) if "gate" in step[0]]
-    before, after = (" ".join(f"../parts/tunegrid-part-{part}/{name}.json" for part in (1, 2)) for name in ("before", "after"))
-    assert machine.run(*steps) == (6, [
-        f"tunegrid merge {before} -o ../run/before.json",
-        f"tunegrid merge {after} -o ../run/after.json",
-        "tunegrid page ../run/after.json ../run/before.json -o ../run/page.html",
-        "tunegrid gate --on numerics,quality,memory ../run/before.json ../run/after.json",
-    ])  # fmt: skip
-
-
 def test_pytest_has_every_option_that_the_recipes_give(pytestconfig):
     text = "".join(path.read_text() for path in (OWN, GITHUB, GITLAB, NEWEST, CELLS))
     for name in {"--gate", "--html", *re.findall(r"--[a-z-]+(?==)", text)}:
         pytestconfig.getoption(name)  # raises ValueError for an unknown one
-
-
-# Slurm's part, one job after the other. A script is copied before it runs, as Slurm does.
-SBATCH = """
-for argument; do case "$argument" in
-  --array=*) array="${argument#*=}";;
-  --output=*) output="${argument#*=}";;
-  --*) ;;
-  *) break;;
-esac; shift; done
-script=$(mktemp -p "$WORK"); cp "$1" "$script"; shift
-tasks=$(for part in ${array//,/ }; do seq "${part%-*}" "${part#*-}"; done)
-[ -n "$array" ] || { bash "$script" "$@" > "$output" 2>&1; exit 0; }
-for task in $tasks; do
-  SLURM_ARRAY_TASK_ID=$task SLURM_ARRAY_TASK_COUNT=$(wc -w <<< "$tasks") SLURM_CPUS_PER_TASK=8 \
-    bash "$script" "$@" > "${output/\\%a/$task}" 2>&1
-done
-echo "41;cluster"
-"""
-
-
-def test_a_slurm_array_runs_the_shards_and_a_dependent_job_merges_them(tmp_path, monkeypatch):
-    for name in [name for name in os.environ if name.startswith("SLURM_")]:
-        monkeypatch.delenv(name)
-    machine = Machine(tmp_path, TOOLS | {"sbatch": SBATCH, "srun": 'shift; exec "$@"', "tunegrid": ""})
-    assert machine.run((f"{SLURM} -m full", {"WORK": str(tmp_path)})) == (1, [])  # no number of shards
-    code, calls = machine.run((f"{SLURM} -m full", {"WORK": str(tmp_path), "SHARDS": "3"}))
-    array, merge = (call.split() for call in calls if call.startswith("sbatch"))
-    assert (code, array[1:5]) == (0, ["--parsable", "--array=1-3", "--gpus=1", "--output=WORK/run/shard-%a.txt"])
-    assert merge[1:4] == ["--dependency=afterany:41", "--cpus-per-task=1", "--time=1:00:00"]
-    shards = [f"--shard {task}/3 --resume --benchmark-json=WORK/run/shard-{task}.json" for task in (1, 2, 3)]
-    assert [call for call in calls if call.startswith("srun")] == [
-        f"srun --cpus-per-task=8 pytest -m full {one}" for one in shards
-    ]
-    merged = " ".join(f"WORK/run/shard-{task}.json" for task in (1, 2, 3))
-    assert f"tunegrid merge {merged} -o WORK/run/run.json" in calls

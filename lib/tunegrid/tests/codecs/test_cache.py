@@ -1,14 +1,11 @@
-import resource
 from dataclasses import replace
 
 import pyarrow as pa
 import pytest
 
 from tunegrid.codecs import features as cache
-from tunegrid.codecs.base import Feature
-from tunegrid.codecs.features import cache_key, features_of, lengths_of
+from tunegrid.codecs.features import cache_key, features_of
 from tunegrid.run.prepare import codec_of
-from tunegrid.tests.processes import apart
 from tunegrid.tests.small import cell_of, tokenizer_of, train_rows
 
 CELLS = ["bert_sa_lora", "bert_qa_sft", "gpt2_qa_lora", "gpt2_sum_sft", "t5_sum_lora"]
@@ -32,23 +29,6 @@ def test_features_from_the_cache_are_the_encoded_ones_and_nothing_is_tokenised_a
     monkeypatch.setattr(type(codec), "encode", lambda *_, **__: pytest.fail("tokenised again"))
     assert list(fresh) == list(features_of(codec, rows, training=training)) == encoded
     assert len(list(tmp_path.glob("*.arrow"))) == 1
-
-
-def test_methods_of_a_triple_share_features_in_memory_and_another_class_does_not():
-    rows, lora, sft = rows_for("bert_sa_lora"), *(codec_with(None, cell) for cell in ("bert_sa_lora", "bert_sa_sft"))
-    features = features_of(lora, rows, training=True)
-    assert features_of(sft, rows, training=True) is features
-    assert features_of(sft, rows, training=False) is not features
-    assert features_of(sft, rows[1:], training=True) is not features
-
-    def codec_that(drops):
-        def ids_of(self, texts):
-            return [tokens[drops:] for tokens in type(sft).ids_of(self, texts)]
-
-        return type("Broken", (type(sft),), {"ids_of": ids_of})
-
-    lengths = [len(features_of(codec_that(n)(sft.cell, sft.tokenizer), rows, training=True)[0].input_ids) for n in (0, 1, 2)]
-    assert lengths == [len(features[0].input_ids) - n for n in (0, 1, 2)]
 
 
 def test_methods_of_a_triple_share_a_file_and_anything_else_does_not(tmp_path, monkeypatch):
@@ -84,49 +64,3 @@ def test_a_damaged_file_is_written_again(tmp_path):
         path.write_bytes(damaged)
         assert list(features_of(codec, rows, training=True)) == wanted
     assert pa.ipc.open_stream(path).read_all().num_rows == 20
-
-
-def test_a_full_disk_or_no_folder_costs_the_cache_alone(tmp_path):
-    [features] = apart(features_on_a_full_disk, tmp_path)
-    assert features == kept_features(tmp_path / "other")
-    assert not list(tmp_path.glob("*.arrow"))
-    (tmp_path / "file").write_text("")
-    assert kept_features(tmp_path / "file" / "folder") == features  # it cannot be made
-
-
-def features_on_a_full_disk(folder):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))  # a write past it fails as on a full disk
-    return kept_features(folder)
-
-
-def kept_features(folder):
-    return list(features_of(codec_with(folder, "bert_qa_sft"), rows_for("bert_qa_sft"), training=True))
-
-
-# What is stored
-
-
-def kept(tmp_path, cell_id, features):
-    """Features of a codec that makes these, one per row."""
-    codec = codec_with(tmp_path, cell_id)
-
-    class Given(type(codec)):
-        def encode(self, rows, *, training):
-            return [replace(features[int(row)], example=i) for i, row in enumerate(rows)]
-
-    return features_of(Given(codec.cell, codec.tokenizer), [str(i) for i in range(len(features))], training=True)
-
-
-@pytest.mark.parametrize(
-    "features",
-    [
-        [],
-        [Feature(example=0, input_ids=[1, 2**32 - 1], target=0), Feature(example=1, input_ids=[], target=1)],  # four bytes
-        [Feature(example=i, input_ids=[1, 2], target=0, extra=extra) for i, extra in enumerate((None, 0, 300))],  # of a pair
-    ],
-    ids=["none", "large tokens", "where a second text begins"],
-)
-def test_features_come_back_as_they_were(tmp_path, features):
-    stored = kept(tmp_path, "bert_sa_lora", features)
-    assert list(stored) == features
-    assert list(lengths_of(stored)) == [len(feature.input_ids) for feature in features]

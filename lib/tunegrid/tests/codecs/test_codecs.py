@@ -1,45 +1,167 @@
-"""Which codec a cell has, and which class its architecture names."""
+"""Classes and windows: rows become tokens and targets, and outputs become answers, by hand; and cells without a codec."""
 
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tunegrid.codecs.architectures import architecture
+from tunegrid.codecs.extract import MAX_ANSWER_TOKENS, Window, best_span
 from tunegrid.errors import InputError
 from tunegrid.grid.backbones import Layout
+from tunegrid.grid.more_tasks import NLI
+from tunegrid.run.build import load_tokenizer
 from tunegrid.run.prepare import codec_of
-from tunegrid.tests.small import cell_of, tokenizer_of
+from tunegrid.tests.small import cell_of, codec_for
+
+PAIR = {"premise": "the bridge in dover came down .", "hypothesis": "dover has a bridge .", "label": 2}
+
+
+def nli(backbone, **changes):
+    """A review cell with the inference task."""
+    return replace(cell_of(f"{backbone}_sa_sft", text=(), **changes), task=NLI)
+
+
+def codec(cell):
+    return codec_of(cell, load_tokenizer(cell))
+
+
+# Cells without a codec
+
+
+def with_head(cell_id, **changes):
+    cell = cell_of(cell_id)
+    return replace(cell, head=replace(cell.head, **changes))
+
+
+def with_wrap(cell_id, **changes):
+    cell = cell_of(cell_id)
+    return replace(cell, backbone=replace(cell.backbone, wrap=replace(cell.backbone.wrap, **changes)))
+
+
+NEEDED = [(cell_id, name) for cell_id in ("bert_sum_sft", "gpt2_sum_sft") for name in ("generation", "max_target_length")]
 
 
 @pytest.mark.parametrize(
-    ("cell_id", "layout", "sentence"),
+    ("cell", "sentence"),
     [
-        ("gpt2_sum_sft", None, "no layout; for generate, a head needs Layout.ENCODER_DECODER or Layout.SEPARATED or"),
-        ("gpt2_qa_sft", Layout.SEPARATED, "Layout.SEPARATED; for extract, a head needs no layout or Layout.CHAT"),
-        ("bert_sa_sft", Layout.CHAT, "Layout.CHAT; for classify, a head needs no layout"),
+        (with_head("gpt2_sum_sft", layout=None), "no layout; for generate, a head needs Layout.ENCODER_DECODER or"),
+        (with_head("gpt2_qa_sft", layout=Layout.SEPARATED), "SEPARATED; for extract, a head needs no layout or Layout.CHAT"),
+        (with_head("bert_sa_sft", layout=Layout.CHAT), "Layout.CHAT; for classify, a head needs no layout"),
+        (with_wrap("gpt2_sa_sft", after="cls_token"), "puts cls_token around its texts, but its tokenizer has none"),
+        *((cell_of(cell, **{name: None}), f"{cell} generates text, so its recipe needs {name}") for cell, name in NEEDED),
+        (cell_of("gpt2_sum_sft", max_length=256, max_target_length=27), "room for 27 tokens .*, but generates up to 28"),
+        (cell_of("gpt2_sum_sft", max_length=29, max_target_length=28), "gpt2_sum_sft: max_length 29 leaves no room for the"),
+        (nli("bert", max_length=3), "bert_nli_sft: max_length 3 leaves no room for the text"),  # [CLS] and two [SEP]
     ],
 )
-def test_a_head_without_a_codec_is_one_sentence(cell_id, layout, sentence):
-    cell = cell_of(cell_id)
+def test_a_cell_without_a_codec_is_refused_in_a_sentence(cell, sentence):
     with pytest.raises(InputError, match=sentence):
-        codec_of(replace(cell, head=replace(cell.head, layout=layout)), tokenizer_of(cell_id))
-
-
-@pytest.mark.parametrize("missing", ["generation", "max_target_length"])
-@pytest.mark.parametrize("cell_id", ["bert_sum_sft", "gpt2_sum_sft"])
-def test_a_recipe_that_does_not_say_how_to_generate_is_refused(cell_id, missing):
-    with pytest.raises(InputError, match=f"{cell_id} generates text, so its recipe needs {missing}"):
-        codec_of(cell_of(cell_id, **{missing: None}), tokenizer_of(cell_id))
-
-
-def test_a_causal_recipe_that_generates_more_than_it_has_room_for_is_refused():
-    changes = {"max_length": 256, "max_target_length": 27}  # all of the model's positions; texts have up to 28 tokens
-    with pytest.raises(InputError, match="leaves room for 27 tokens behind a source, but generates up to 28"):
-        codec_of(cell_of("gpt2_sum_sft", **changes), tokenizer_of("gpt2_sum_sft"))
-    codec_of(cell_of("t5_sum_sft", max_target_length=27), tokenizer_of("t5_sum_sft"))  # the source takes no room of a text
+        codec(cell)
 
 
 def test_an_unknown_architecture_is_refused_with_the_nearest():
     for name, words in (("LlamaForCausal", "did you mean LlamaForCausalLM"), ("zzz", "give a class"), ("pipeline", "")):
         with pytest.raises(InputError, match=f"unknown architecture '{name}'.*{words}"):  # a pipeline is no class
             architecture(name)
+
+
+# Classes: of one text or two
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_bert_reads_and_cuts_two_texts_as_its_tokenizer_does(swapped):
+    texts = [PAIR["premise"], PAIR["hypothesis"]][:: -1 if swapped else 1]
+    row = dict(zip(("premise", "hypothesis"), texts, strict=True)) | {"label": 2}
+    for length in range(5, 17):
+        own = codec(nli("bert", max_length=length))
+        [feature] = own.encode([row], training=True)
+        assert feature.input_ids == own.tokenizer(*texts, truncation="longest_first", max_length=length)["input_ids"]
+    batch = own.collate([feature])  # [CLS] + 7 + [SEP], then 5 + [SEP]
+    first = 6 if swapped else 8
+    assert batch["token_type_ids"].tolist() == [[0] * (first + 1) + [1] * (14 - first)]
+    assert batch["labels"].tolist() == [2]
+
+
+# Spans
+
+TWICE = {
+    "context": "anna was born in dover . she moved to upton . clara was born in dover .",
+    "question": "where was clara born ?",
+    "answers": {"text": ["dover"], "answer_start": [64]},  # the second of two
+}
+SHORT = {"max_length": 15, "doc_stride": 4}  # the question takes 4 tokens ([CLS] when ? [SEP]), the end 1, the context 10
+
+
+def counting(tokens, answer):
+    """A context of years, each one word; the answer is the year at place `answer`."""
+    years = [str(1921 + i) for i in range(tokens)]
+    start = len(" ".join(years[:answer])) + (answer > 0)
+    return {"context": " ".join(years), "question": "when ?", "answers": {"text": [years[answer]], "answer_start": [start]}}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ends"),
+    [
+        (22, [(1921, 1930), (1927, 1936), (1933, 1942)]),
+        (24, [(1921, 1930), (1927, 1936), (1933, 1942), (1935, 1944)]),  # none is shorter
+        (10, [(1921, 1930)]),  # fits exactly
+        (11, [(1921, 1930), (1922, 1931)]),
+    ],
+)
+def test_neighbouring_windows_share_the_stride_and_the_last_reaches_the_end(tokens, ends):
+    row = counting(tokens, 0)
+    windows = [feature.extra.offsets for feature in codec_for("bert_qa_sft", **SHORT).encode([row], training=False)]
+    parts = [row["context"][window[0][0] : window[-1][1]].split() for window in windows]
+    assert [(int(part[0]), int(part[-1]), len(part)) for part in parts] == [(*end, 10) for end in ends]
+
+
+def test_rows_whose_answer_no_window_holds_are_scored_but_not_trained_on():
+    own = codec_for("t5_qa_sft", max_length=14)  # when ? EOS + 10 years + EOS, the rest is cut
+    rows = [counting(12, 11), counting(12, 9)]
+    assert [[f.example for f in own.encode(rows, training=training)] for training in (True, False)] == [[1], [0, 1]]
+    with pytest.raises(InputError, match="bert_qa_sft: a question of 7 tokens leaves no room for its context in max_length 8"):
+        codec_for("bert_qa_sft", max_length=8).encode([TWICE], training=True)  # [CLS] + 5 + [SEP], and [SEP] behind
+
+
+def test_a_row_takes_the_best_of_its_own_windows_however_they_are_interleaved():
+    own, rows = codec_for("bert_qa_sft", **SHORT), [counting(16, 0), counting(16, 15)]
+    a0, a1, b0, b1 = own.encode(rows, training=False)  # each row: years 0-9 and 6-15, context from place 4 on
+    outputs = [(1.0, 4, 4), (2.0, 13, 13), (3.0, 5, 6), (9.0, 4, 5)]
+    predictions = own.decode(rows, [b0, a0, a1, b1], outputs)
+    assert [prediction.value for prediction in predictions] == ["1928 1929", "1927 1928"]
+
+
+def test_best_span_is_what_trying_every_pair_finds():
+    """Over contexts shorter and longer than an answer may be; of equal pairs the first one."""
+    for size in (1, 2, 29, 30, 31, 70):
+        starts, ends = torch.randint(9, (2, size + 5), generator=torch.Generator().manual_seed(size)).float()
+        pairs = [(i, j) for i in range(3, 3 + size) for j in range(i, min(i + MAX_ANSWER_TOKENS, 3 + size))]
+        first, last = max(pairs, key=lambda pair: starts[pair[0]] + ends[pair[1]])
+        window = Window(shift=3, offsets=[(0, 1)] * size)
+        assert best_span(starts, ends, window) == (starts[first] + ends[last], first, last)
+
+
+# Texts that are generated
+
+
+GIFT = {"article": "tea was served in the hall .", "highlights": "fire hits dover bridge .\npolice arrest anna reed ."}
+LONG = {"article": "tea was served in the hall . " * 100, "highlights": "dover bridge collapses . " * 20}
+
+
+def tokens(codec, ids):
+    return codec.tokenizer.convert_ids_to_tokens(list(ids))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "changes", "row", "source"),
+    [
+        ("gpt2", {"prefix": "dover . "}, GIFT, "dover Ġ. Ġtea Ġwas Ġserved Ġin Ġthe Ġhall Ġ. <sum>"),
+        ("gpt2", {"max_length": 33, "max_target_length": 28}, LONG, "tea Ġwas Ġserved Ġin <sum>"),  # with room for the summary
+        ("bert", {"max_length": 8}, LONG, "[CLS] tea was served in the hall [SEP]"),
+        ("t5", {"max_length": 7}, LONG, "▁summarize: ▁tea ▁was ▁served ▁in ▁the </s>"),
+    ],
+)
+def test_a_source_has_its_prefix_and_special_tokens_whatever_is_cut(backbone, changes, row, source):
+    codec = codec_for(f"{backbone}_sum_sft", **changes)
+    assert tokens(codec, codec.encode([row], training=False)[0].input_ids) == source.split()

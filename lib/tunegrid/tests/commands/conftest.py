@@ -33,6 +33,7 @@ def saved_runs(tmp_path, monkeypatch):
 
     def environment_with(requirements, wheels, alone=False):
         name, _, version = requirements[0].partition("==")
+        version = version or requirements[0].rpartition("@")[2][:7]  # of a commit
         return Environment(python=Path(sys.executable), folder=tmp_path / "environments" / version, own={name: version})
 
     monkeypatch.setattr(environments, "ENVIRONMENTS", tmp_path / "environments")

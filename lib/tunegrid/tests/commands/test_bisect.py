@@ -1,14 +1,17 @@
-"""Bisecting: runs that are saved for each version, and a whole bisection of a checkout made here."""
+"""Bisecting, by runs that are saved for each version or commit; and environments of a package made here."""
 
+import os
+import time
 from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
 
 from tunegrid.commands import bisect, environments
-from tunegrid.tests.packages import repository, wheel
+from tunegrid.commands.environments import environment_with, pinned, requirement_of
+from tunegrid.errors import InputError
+from tunegrid.tests.packages import git, wheel
 from tunegrid.tests.records import MEASURED, hits, record_of, run_file
-from tunegrid.tests.repositories import git
 
 EIGHT = [f"1.{minor}" for minor in range(8)]
 RIGHT = {"good": 480, "worse": 416, "doubtful": 471}  # rows of 512; 12.5 points between the first two
@@ -86,23 +89,14 @@ def test_releases_are_those_that_pip_lists_in_the_order_of_versions(tmp_path, sa
     assert (code, "the releases of p cannot be listed (give them with --versions A,B,C): No" in lines[-1]) == (2, True)
 
 
-@pytest.mark.slow
-def test_the_commit_of_a_checkout_is_named(tmp_path, said, monkeypatch, store):
-    monkeypatch.setattr(environments, "ENVIRONMENTS", tmp_path / "environments")
-    repo, commits, numbers = repository(tmp_path / "library", "1.0"), [], []
-    for rows in (480, 416, 416):
-        run_file(tmp_path / f"{rows}.json", [record_of("bert_sa_lora", {"accuracy": hits(512, rows)})])
-        (repo / "rows.txt").write_text(str(rows))
-        git(repo, "add", ".")
-        git(repo, "commit", "--quiet", "--allow-empty", "-m", f"{rows}")
+@pytest.mark.usefixtures("bisected")
+def test_the_commit_of_a_checkout_is_named(tmp_path, saved_runs, said):
+    repo, commits = tmp_path / "library", []
+    git(tmp_path, "init", "--quiet", repo)
+    for name in ("good", "worse", "worse"):
+        git(repo, "commit", "--quiet", "--allow-empty", "-m", name)
         commits.append(git(repo, "rev-parse", "--short", "HEAD"))
-    (repo / "rows.txt").write_text("12")  # what is not committed is neither tried nor touched
-
-    def suite(python, out, arguments):
-        numbers.append(environments.output_of([str(python), "-c", "import planted; print(planted.ROWS)"], "")[-1])
-        return ["cp", str(tmp_path / f"{numbers[-1]}.json"), str(out)]
-
-    monkeypatch.setattr(environments, "suite", suite)
+        saved_runs.files[commits[-1]] = f"{name}.json"
 
     def bisect_from(good, bad):
         return said(bisect.main, ["--repo", str(repo), "--good", good, "--bad", bad, "--cells", "bert_sa_lora"])
@@ -110,7 +104,50 @@ def test_the_commit_of_a_checkout_is_named(tmp_path, said, monkeypatch, store):
     code, lines = bisect_from("HEAD~2", "HEAD")
     assert (code, lines[-3]) == (0, f"library {commits[1]} is the first that is worse; {commits[0]} is not.")
     assert lines[-1] == f"Next: `git -C {repo} show {commits[1]}` is the change."
-    assert numbers == ["480", "480", "416", "416"]
-    assert git(repo, "status", "--short", "-uno") == "M rows.txt"
     code, lines = bisect_from("HEAD", "HEAD~1")
     assert (code, "HEAD is not an ancestor of HEAD~1" in lines[-1]) == (2, True)
+
+
+# Environments of a package made here, by pip: what is in them names them.
+
+
+HOLDS = "import sys, planted, packaging"  # one is the environment's own, the other is shared
+WRITES = "open(sys.argv[1], 'w').write(str(planted.ROWS))"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder for wheels, with environments below it."""
+    monkeypatch.setattr(environments, "ENVIRONMENTS", tmp_path / "environments")
+    monkeypatch.setattr(environments, "suite", lambda python, out, _: [str(python), "-c", f"{HOLDS}; {WRITES}", str(out)])
+    return tmp_path
+
+
+def made(folder, requirement="planted==1.0"):
+    """An environment with what is required, as the wheels in a folder have it."""
+    return environment_with([requirement], folder, alone=True)
+
+
+def test_an_environment_is_named_by_what_is_in_it_and_a_wheel_that_is_built_again_is_another_one(folder):
+    wheel(folder, "1.0", 1)
+    first, again = made(folder), made(folder)
+    assert (first, first.own) == (again, {"planted": "1.0"})
+    os.utime(folder / wheel(folder, "1.0", 2), (time.time() + 9,) * 2)
+    rebuilt = made(folder)
+    found = [environment.run("rows.txt", ()).read_text() for environment in (rebuilt, first)]
+    assert (rebuilt.folder == first.folder, found) == (False, ["2", "1"])
+
+
+def test_what_pip_reads_itself_stays_and_a_folder_without_git_is_one_sentence(tmp_path):
+    for spec in ("Rouge_Score>=0.1", "peft @ https://x/peft.zip", "peft @ git+https://x/peft@v1"):
+        assert requirement_of(spec) == spec
+    with pytest.raises(InputError, match="cannot be read as a checkout of a library: not a git repository"):
+        requirement_of(f"peft@{tmp_path}")
+
+
+def test_what_pip_reports_is_pinned_to_its_archive_or_commit():
+    about = {"name": "peft", "version": "0.22.0"}
+    archive = {"url": "https://x/peft-0.22.0.whl", "archive_info": {"hashes": {"sha256": "ab"}}}
+    assert pinned({"metadata": about, "download_info": archive}) == "peft @ https://x/peft-0.22.0.whl#sha256=ab"
+    commit = {"url": "https://x/peft", "vcs_info": {"vcs": "git", "commit_id": "0123"}, "subdirectory": "python"}
+    assert pinned({"metadata": about, "download_info": commit}) == "peft @ git+https://x/peft@0123#subdirectory=python"

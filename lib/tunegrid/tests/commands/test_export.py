@@ -8,10 +8,8 @@ import pandas as pd
 import pytest
 
 from tunegrid.commands import export
-from tunegrid.record import from_json
-from tunegrid.results.files import SavedRun
 from tunegrid.tests.outputs import refusal
-from tunegrid.tests.pages import HOSTILE, footprint_json, record_of
+from tunegrid.tests.pages import HOSTILE, record_of
 from tunegrid.tests.records import complete, run_file
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -50,13 +48,6 @@ def test_a_figure_or_a_test_row_is_a_row_named_as_in_the_record(run, tmp_path, s
     assert (len(frame), last.input, last.accuracy, pd.isna(last.f1)) == (80, HOSTILE, 0.0, True)
     means = duckdb.sql(f"select cell, avg(accuracy), avg(f1) from '{out}' group by cell order by cell").fetchall()
     assert means == [("bert_sa_lora", 90.0, None), ("t5_qa_sft", None, 75.0)]
-
-
-def test_what_was_not_measured_has_no_row(tmp_path):
-    table = export.figures([SavedRun(path=tmp_path / "run.json", records=[from_json(footprint_json())])])
-    assert table["date"].isna().all()
-    assert "flops.mfu_percent" in set(table["metric"])
-    assert not [name for name in table["metric"] if name.startswith(("scores.", "evaluation."))]
 
 
 def test_a_record_without_its_rows_is_named_and_a_run_of_such_or_another_format_refused(tmp_path, capsys):

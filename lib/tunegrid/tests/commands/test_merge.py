@@ -1,4 +1,4 @@
-"""Runs that are merged, and what may be a baseline; whoever ran a run's cells, equal records make an equal run."""
+"""Runs that are merged, and what may be a baseline."""
 
 import json
 from dataclasses import replace
@@ -6,16 +6,13 @@ from zipfile import ZipFile
 
 import pytest
 
-from fixtures.results import Journal
 from tunegrid import ROOT
 from tunegrid.commands import merge
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.record import to_json
 from tunegrid.results import examples
-from tunegrid.results.files import read_journal, read_list
+from tunegrid.results.files import read_list
 from tunegrid.tests.outputs import refusal
-from tunegrid.tests.records import MEASURED, complete, read_records, record_of, run_file, trained
-from tunegrid.tests.sessions import run_in
+from tunegrid.tests.records import record_of, run_file, trained
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -88,78 +85,3 @@ def test_runs_of_a_matrix_are_merged_with_rows_that_hold_no_record_and_conflicts
     assert (odd in rows, len(rows)) == (True, 1 + 27 + 27)
     other = run_file(tmp_path / "other.json", [replace(records[0], missed=["why"], status="missed")])
     assert f"{records[0].cell} with seed 0 is in" in refusal(capsys, merge.main, first, other, "-o", target)
-
-
-# Sessions and journals
-
-CELLS = ("t5_sa_lora", "t5_sa_qlora", "t5_sa_sft")
-# Cells that train nothing. Two have the results of one, the third fails an audit of its own.
-TESTS = """
-import pytest
-from fixtures.session import session_of
-from tunegrid.tests.records import complete
-
-SCORES = {"t5_sa_lora": 91.0, "t5_sa_qlora": 92.0, "t5_sa_sft": 91.0}
-BROKEN = [{"name": "base_frozen", "passed": False, "detail": "3 tensors changed"}]
-
-@pytest.mark.cells("quick")
-def test_cell(request, profile, backbone, task, method, seed, benchmark):
-    benchmark.pedantic(sum, args=([1, 2],), rounds=1)
-    run = session_of(request.config).run_of(request.node)
-    broken = {"audits": BROKEN, "status": "audit", "missed": ["audit base_frozen: 3 tensors changed"]}
-    run.record = complete(run.cell.id, scores={"accuracy": SCORES[run.cell.id]}, **broken if method == "qlora" else {})
-    assert not run.record.missed
-"""
-COPIED = "audit distinct_results: the results are those of {other} ({cell}, quick, seed 0)"
-EXPECTED = {
-    "t5_sa_lora": ("audit", [COPIED.format(cell="t5_sa_lora", other="t5_sa_sft")]),
-    "t5_sa_qlora": ("audit", ["audit base_frozen: 3 tensors changed"]),
-    "t5_sa_sft": ("audit", [COPIED.format(cell="t5_sa_sft", other="t5_sa_lora")]),
-}
-PLUGINS = ("options", "session", "selection", "progress", "results", "processes")
-
-
-def session(folder, name, *options):
-    """Exit code, output, and the path of the JSON of a session over these cells; all of a folder share a cache."""
-    (folder / "test_cells.py").write_text(TESTS)
-    options = (f"--cells={','.join(CELLS)}", f"--benchmark-json={name}.json", *options, "test_cells.py")
-    code, output = run_in(folder, PLUGINS, *options, TUNEGRID_CACHE=str(folder / "cache"))
-    return code, output, folder / f"{name}.json"
-
-
-def findings_of(path):
-    """Status and sentences by cell."""
-    return {cell: (record.status, record.missed) for cell, record in read_records(path).items()}
-
-
-@pytest.mark.parametrize("way", ["-n2", "--engine=process"])
-@pytest.mark.slow
-def test_wherever_cells_run_the_run_is_the_same(tmp_path, way):
-    code, output, path = session(tmp_path, "run", way)
-    assert (code, findings_of(path)) == (1, EXPECTED), output
-
-
-def test_a_session_one_resumed_and_its_journal_merged_tell_what_cells_show_together(tmp_path, capsys):
-    code, output, run = session(tmp_path, "run", "-n0")
-    assert (code, findings_of(run)) == (1, EXPECTED), output
-    assert "0 of 3 cells passed" in output
-    [journal] = (tmp_path / "cache" / "journal").glob("*.jsonl")
-    before = journal.read_bytes()
-    assert [row["extra_info"]["status"] for _, row in read_journal(journal)].count("passed") == 2
-    assert merge.main(["--journal", str(journal), "-o", str(tmp_path / "first.json")]) == 1
-    assert merge.main([str(run), str(tmp_path / "first.json"), "-o", str(tmp_path / "merged.json")]) == 1
-    assert read_records(tmp_path / "first.json") == read_records(tmp_path / "merged.json") == read_records(run)
-    assert journal.read_bytes() == before
-    code, output, path = session(tmp_path, "again", "-n0", "--resume")
-    assert "resumed 2 cells" in output
-    assert (code, findings_of(path)) == (1, EXPECTED), output
-
-
-def test_a_journal_that_holds_together_is_finished_with_exit_code_0(tmp_path, capsys):
-    journal = Journal(tmp_path)
-    for cell, score in (("t5_sa_lora", 91.0), ("t5_sa_sft", 92.0)):
-        training = MEASURED["training"] | {"losses": [score], "updates": 1}
-        record = complete(cell, scores={"accuracy": score}, training=training)
-        journal.append(cell, {"fullname": cell, "extra_info": to_json(record)})
-    assert merge.main(["--journal", str(journal.path), "-o", str(tmp_path / "run.json")]) == 0
-    assert "2 of 2 cells passed on a CPU" in capsys.readouterr().out

@@ -1,24 +1,14 @@
-"""`tunegrid speed`: intervals worked out by hand, turns in order with stand-ins for Pythons, and one side's updates."""
+"""`tunegrid speed`: intervals worked out by hand, and turns in order with stand-ins for Pythons."""
 
 import sys
-import time
-from contextlib import suppress
-from itertools import combinations, islice
 from pathlib import Path
 
 import pytest
 
-from tunegrid.commands import paired_timing, speed
+from tunegrid.commands import speed
 from tunegrid.commands.paired_timing import MARK
 from tunegrid.commands.speed import Change, changes_of
-from tunegrid.data.splits import load_splits
-from tunegrid.grid.cells import SMOKE
 from tunegrid.results.judgements import Verdict
-from tunegrid.run.first_updates import MOVED
-from tunegrid.run.train import Trainer
-from tunegrid.tests.outputs import refusal
-from tunegrid.tests.processes import apart
-from tunegrid.tests.small import cell_of, silent, trainer_for
 
 KEY = ("bert_sa_lora", "training")
 LIBRARIES = {"python": "3.11", "torch": "2.13.0", "transformers": "5.24.0", "peft": "0.21.0", "accelerate": "1.14.0"}
@@ -98,14 +88,6 @@ def test_a_verdict_needs_the_whole_interval(log_ratio, reach, verdict, words):
     assert (change.verdict, change.in_words("training")) == (verdict, words)
 
 
-def test_a_figure_is_judged_at_the_first_look_that_tells_it_or_else_at_its_last():
-    [change] = changes_of({KEY: [*[0.2, 0.201, 0.199, 0.2], *[0.0] * 6]}, 1).values()
-    assert (change.log_ratio, change.verdict) == (pytest.approx(0.2), Verdict.WORSE)
-    [change] = changes_of({KEY: [0.3, -0.3] * 4 + [0.1]}, 1).values()  # nine rounds: the look after eight was the last
-    assert (change.log_ratio, change.verdict) == (0, Verdict.CANNOT_TELL)
-    assert changes_of({KEY: [0.0, 0.0, 0.0]}, 1) == {}
-
-
 def test_equal_environments_end_early_by_updates_that_go_a_b_b_a_and_in_the_next_round_b_a_a_b(
     python, tmp_path, monkeypatch, capsys
 ):
@@ -116,104 +98,3 @@ def test_equal_environments_end_early_by_updates_that_go_a_b_b_a_and_in_the_next
     out = capsys.readouterr().out.splitlines()
     assert out[:2] == ["the same libraries in both", "round 1 of at most 10  bert_sa_lora  10.0 -> 10.0 ms an update"]
     assert out[-1] == "No worse: bert_sa_lora training as fast (0 to 0 %), bert_sa_lora memory the same (0 to 0 %)"
-
-
-def test_a_slower_cell_and_more_memory_are_worse(python, capsys):
-    old, new = python("old"), python("new", 600, LIBRARIES | {"peft": "0.22.0"}, gpt2_sa_lora=(1.2, 0))
-    assert run(old, new, "bert_sa_lora,gpt2_sa_lora") == 1
-    first, *_, last = capsys.readouterr().out.splitlines()
-    assert first == "peft 0.21.0 -> 0.22.0"
-    larger = ", ".join(f"{cell} memory 20 % larger (20 to 20 %)" for cell in ("bert_sa_lora", "gpt2_sa_lora"))
-    assert last == f"Worse: gpt2_sa_lora training 20 % slower (20 to 21 %), {larger}"
-
-
-def test_a_cell_that_is_told_gets_no_more_rounds(python, tmp_path, capsys):
-    assert run(python("old"), python("new", gpt2_sa_lora=(1, 0.4)), "bert_sa_lora,gpt2_sa_lora") == 6
-    rounds = calls(tmp_path, end=" begins")
-    assert [rounds.count(f"new {cell}") for cell in ("bert_sa_lora", "gpt2_sa_lora")] == [4, 10]
-    assert capsys.readouterr().out.splitlines()[-1] == "Cannot tell: gpt2_sa_lora"
-
-
-def test_the_default_cells_have_every_two_of_backbone_task_and_method_once():
-    cells = [cell.split("_") for cell in SMOKE]
-    for first, second in combinations(range(3), 2):
-        assert (len(cells), len({(parts[first], parts[second]) for parts in cells})) == (9, 9)
-
-
-def test_what_cannot_be_compared_is_one_sentence(python, tmp_path, capsys):
-    old, new = python("old"), python("new", bert_sa_lora=(0, 0))
-    for places, cell, sentence in (
-        ((old, new), "bert_sa_nothing", "unknown cell 'bert_sa_nothing'"),
-        (
-            (old, new),
-            "bert_sa_lora",
-            f"`{new} -m tunegrid.commands.paired_timing bert_sa_lora cpu` fails, so leave the cell out",
-        ),
-        ((old, tmp_path), "bert_sa_lora", "is no virtual environment and no Python"),
-    ):
-        assert sentence in refusal(capsys, speed.main, *places, f"--cells={cell}")
-
-
-# One side
-
-
-def test_time_in_which_others_had_the_core_is_taken_off(tmp_path, monkeypatch):
-    (tmp_path / "schedstat").write_text("5000000000 2500000000 17\n")
-    monkeypatch.setattr(paired_timing, "SCHEDULER", tmp_path / "schedstat")
-    assert paired_timing.waited() == 2.5
-    monkeypatch.setattr(paired_timing, "SCHEDULER", tmp_path / "none")
-    assert paired_timing.waited() == 0.0
-    readings = iter([1.0, 1.5, 1.5, 1.5])  # the thread waited for half a second between the first two: they are read again
-    monkeypatch.setattr(paired_timing, "waited", lambda: next(readings))
-    monkeypatch.setattr(time, "perf_counter", iter([10.0, 11.0]).__next__)
-    assert paired_timing.own_time() == 9.5
-
-
-def test_an_update_comes_after_its_line_and_not_before(monkeypatch, capsys):
-    events = []
-
-    def answers(cell):
-        for number in range(4):
-            events.append("updates")
-            yield {"seconds": number}
-
-    def lines():
-        for _ in range(2):
-            events.append("reads")
-            yield "\n"
-
-    monkeypatch.setattr(paired_timing, "answers", answers)
-    monkeypatch.setattr("sys.stdin", lines())
-    paired_timing.main("bert_sa_lora", "cpu")
-    assert events == ["updates", "reads", "updates", "reads", "updates"]
-    assert capsys.readouterr().out.splitlines() == [f'{MARK}{{"seconds": {number}}}' for number in range(3)]
-
-
-class FourUpdates(Exception):
-    """The training has made four updates."""
-
-
-def losses_beside_those_of_training():
-    """Answers of one side about a cell, the losses of its updates, and those of as many updates of the cell's own training."""
-    losses, update, cell = [], Trainer.update, cell_of("bert_sa_lora")
-
-    def kept(trainer, group):
-        losses.append(float(update(trainer, group)))
-
-    def stop(trainer):
-        if trainer.log.updates == 4:
-            raise FourUpdates
-
-    Trainer.update, paired_timing.WARM = kept, 1
-    answers = list(islice(paired_timing.answers(cell), 4))
-    with suppress(FourUpdates):
-        trainer_for(cell, load_splits(cell.task, cell.profile).train, after_update=stop).run(silent())
-    return answers, losses[:4], losses[4:]
-
-
-def test_a_side_makes_the_first_updates_of_the_cells_own_training():
-    assert paired_timing.WARM > MOVED  # what only first updates do is over before the timed ones
-    [((ready, *answers), losses, of_training)] = apart(losses_beside_those_of_training)
-    assert losses == of_training
-    assert (ready, len(losses), len(answers)) == ({}, 4, 3)
-    assert all(answer["seconds"] > 0 and 2**28 < answer["peak_bytes"] < 2**32 for answer in answers)

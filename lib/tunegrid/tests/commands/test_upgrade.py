@@ -1,12 +1,9 @@
 """Upgrading, by runs that are saved for each side: what runs, and what is said."""
 
-from pathlib import Path
-
 import pytest
 
 from tunegrid.commands import environments, upgrade
-from tunegrid.commands.environments import Environment
-from tunegrid.commands.upgrade import STOCK_CELLS, changes
+from tunegrid.commands.upgrade import STOCK_CELLS
 from tunegrid.tests.packages import wheel
 from tunegrid.tests.records import FIRST_STEP, MEASURED, begun, complete, hits, record_of, run_file
 
@@ -93,16 +90,6 @@ def test_cells_that_fail_after_the_upgrade_fail_it(saved_runs, upgraded, records
     assert (code, lines[-1].startswith(f"planted 1.0 -> 2.0: {answer}")) == (1, True), lines[-1]
 
 
-def test_before_the_upgrade_every_cell_must_finish(saved_runs, upgraded):
-    run_file(
-        saved_runs.folder / "stopped.json", [begun(CELLS[0]), complete(CELLS[1], status="stopped", missed=["loss is nan"])]
-    )
-    for file, sentence in {"stopped.json": "does not finish with planted 1.0", "none": "no cell runs"}.items():
-        saved_runs.files |= {("1.0", "first-updates"): file}
-        code, lines = upgraded()
-        assert (code, sentence in lines[-1]) == (2, True)
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -119,13 +106,3 @@ def test_what_cannot_be_compared_is_one_sentence(tmp_path, monkeypatch, said, ar
     wheel(tmp_path, "1.0", 1)
     code, lines = said(upgrade.main, [*arguments, "--find-links", str(tmp_path)])
     assert (code, sentence in lines[-1]) == (2, True), lines
-
-
-def test_changes_name_the_suites_libraries_first():
-    def side(**own):
-        return Environment(python=Path("python"), folder=Path(), own=own)
-
-    before = side(peft="0.20", safetensors="0.6", torch="2.12", triton="3")
-    after = side(peft="0.21", safetensors="0.7", torch="2.13", triton="3", new="1")
-    assert changes(before, after) == "peft 0.20 -> 0.21, torch 2.12 -> 2.13, new none -> 1 and 1 more"
-    assert changes(side(planted="1"), side(planted="1")) == "planted 1 -> 1 (another archive)"

@@ -10,10 +10,12 @@ import pytest
 
 from tunegrid.data import sources
 from tunegrid.data.sources import StoredRows, tables
-from tunegrid.data.splits import check_first_rows, check_row, load_splits
+from tunegrid.data.splits import check_first_rows, check_row, load_splits, noisy
 from tunegrid.errors import InputError
-from tunegrid.grid.recipes import Profile
-from tunegrid.grid.tasks import QA, SA, SUM, Carve, Problem, Task
+from tunegrid.grid import more_tasks
+from tunegrid.grid.backbones import BERT, checkpoint_of
+from tunegrid.grid.recipes import QUICK_PROFILE, Profile
+from tunegrid.grid.tasks import QA, SA, SUM, Carve
 
 
 def reviews(negative, positive):
@@ -164,11 +166,7 @@ NO_CONTENT = [{"label": 1, "title": "t", "text": "c"}]
         (QA, {"train": "", "validation": OTHERS}, "no rows to use"),  # and none was carved out of it
         (QA, {"train": questions(10)}, "squad has no split 'validation', only train; give one file or folder per split"),
         (QA, {"train": [*questions(10), QUESTION | {"title": None}], "validation": OTHERS}, "train.jsonl"),
-        (
-            QA,
-            {"train": questions(10), "validation": [QUESTION, MOVED]},
-            "validation.jsonl, row 2 (id 0-1): answer 'red car'",
-        ),
+        (QA, {"train": questions(10), "validation": [QUESTION, MOVED]}, "jsonl, row 2 (id 0-1): answer 'red car'"),
         (SUM, {"train": [ARTICLE], "validation": [OTHER], "test": [ARTICLE]}, "each is in a scored split, too"),
         (
             SA,
@@ -212,10 +210,15 @@ def test_a_task_says_how_many_rows_are_learned_as_set_does_which_goes_before(tmp
     assert len(load_splits(replace(SA, train_rows=of_task), profile).train) == learned
 
 
-def test_line_separators_inside_a_text_do_not_end_a_row(tmp_path):
-    row = REVIEW | {"content": "one\u2028two\u0085three"}
-    profile = put(tmp_path, SA, train=json.dumps(row, ensure_ascii=False))
-    assert tables(SA, profile.data_root)["train"].take([0]) == [row]
+def test_rows_of_the_hub_bring_its_commit_and_weights_are_asked_for_at_the_pinned_one(monkeypatch):
+    import datasets
+
+    split = datasets.Dataset.from_list(reviews(1, 1))
+    split.info.download_checksums = {f"hf://datasets/x@{'a' * 40}/train.parquet": {}}
+    monkeypatch.setattr("datasets.load_dataset", lambda *names, trust_remote_code: {"train": split})
+    [table] = tables(SA, None).values()
+    assert (table.revision, table.origin) == ("a" * 40, f"hub:{SA.dataset}/train")
+    assert checkpoint_of(BERT, Profile(id="full")) == (BERT.checkpoint, {"revision": BERT.revision})
 
 
 def test_an_unreachable_hub_is_one_sentence_with_the_way_round_it(monkeypatch):
@@ -275,8 +278,7 @@ def test_copies_of_rows_that_score_are_left_out_and_counted(tmp_path):
         return [ARTICLE | {"article": text} for text in texts]
 
     splits = load_splits(
-        SUM,
-        put(tmp_path, SUM, train=articles("a", "B  b", "c", "c"), validation=articles("b b", "d"), test=articles("d", "a")),
+        SUM, put(tmp_path, SUM, train=articles("a", "B  b", "c", "c"), validation=articles("b b", "d"), test=articles("d", "a"))
     )
     assert [[row["article"] for row in rows] for rows in parts(splits)] == [["c", "c"], ["b b"], ["d", "a"]]
     assert splits.dropped == {"train": 2, "validation": 1}
@@ -305,41 +307,19 @@ def test_caps_take_the_same_rows_each_time_in_their_order(tmp_path):
     assert load_splits(SA, replace(profile, train_rows=10_000)).fingerprint == load_splits(SA, profile).fingerprint
 
 
-def test_one_character_changes_the_fingerprint(tmp_path):
-    before = load_splits(SA, put(tmp_path, SA, train=reviews(20, 20))).fingerprint
-    changed = [*reviews(20, 20)[:-1], reviews(20, 20)[-1] | {"content": "review 39!"}]
-    after = load_splits(SA, put(tmp_path, SA, train=changed)).fingerprint
-    assert before != after
-    assert [len(before), len(after)] == [16, 16]
-
-
 # Any task: its own columns, labels and splits
 
-NLI = Task(
-    id="nli",
-    name="inference",
-    problem=Problem.CLASSIFY,
-    dataset="somebody/nli",
-    columns={"premise": str, "hypothesis": str, "gold": int},
-    text=("premise",),
-    text_pair=("hypothesis",),
-    target="gold",
-    labels=("entailment", "neutral", "contradiction"),
-    validation=Carve(share=0.2, stratify="gold"),
-    test="matched",
-    main_score="accuracy",
-    bounded_scores=("accuracy",),
-)
+NLI = replace(more_tasks.NLI, validation=Carve(share=0.2, stratify="label"), test="matched")
 
 
 def pairs(each):
-    return [{"premise": f"p {i}", "hypothesis": f"h {i}", "gold": i % 3} for i in range(3 * each)]
+    return [{"premise": f"p {i}", "hypothesis": f"h {i}", "label": i % 3} for i in range(3 * each)]
 
 
 def test_a_task_is_read_and_split_by_its_own_columns(tmp_path):
     matched = [row | {"premise": f"other {row['premise']}"} for row in pairs(1)]
     splits = load_splits(NLI, put(tmp_path, NLI, train=pairs(10), matched=matched))
-    counts = [[sum(row["gold"] == label for row in rows) for label in range(3)] for rows in parts(splits)]
+    counts = [[sum(row["label"] == label for row in rows) for label in range(3)] for rows in parts(splits)]
     assert counts == [[8, 8, 8], [2, 2, 2], [1, 1, 1]]
 
 
@@ -349,7 +329,7 @@ def test_a_task_is_read_and_split_by_its_own_columns(tmp_path):
         (replace(QA, text_pair=()), "task 'qa': text_pair must name one column, the text that holds the answers"),
         (replace(SUM, text_pair=("id",)), "task 'sum': generation reads one text; name all its columns in `text`"),
         (replace(NLI, target="premise", text=("hypothesis",)), "task 'nli': for classify, column 'premise' must hold a whole"),
-        (replace(NLI, text=("gold",), target="premise"), "task 'nli': for classify, column 'gold' must hold a text"),
+        (replace(NLI, text=("label",), target="premise"), "task 'nli': for classify, column 'label' must hold a text"),
         (replace(NLI, test=Carve(share=0.1, group="genre")), "task 'nli' is split by column 'genre', which is not among"),
     ],
 )
@@ -372,8 +352,8 @@ def answered(text, start):
     [
         (SA, REVIEW | {"label": -1}, f"invalid label -1 in column 'label': {LABELS}"),
         (SA, REVIEW | {"label": "1"}, f"invalid label '1' in column 'label': {LABELS}"),
-        (NLI, pairs(1)[0] | {"gold": -1}, "expected 'entailment' or 0, 'neutral' or 1, 'contradiction' or 2"),
-        (MANY, pairs(1)[0] | {"gold": 8}, "'f' or 5, ... 'h' or 7"),  # of many labels the first and the last are named
+        (NLI, pairs(1)[0] | {"label": -1}, "expected 'entailment' or 0, 'neutral' or 1, 'contradiction' or 2"),
+        (MANY, pairs(1)[0] | {"label": 8}, "'f' or 5, ... 'h' or 7"),  # of many labels the first and the last are named
         (SA, REVIEW | {"content": None}, "column 'content' holds None, not a text"),
         (SA, {"label": 1, "title": "t"}, "column 'content' holds None, not a text"),
         (QA, QUESTION | {"answers": ["red car"]}, "column 'answers' holds ['red car'], not an object"),
@@ -395,3 +375,21 @@ def test_a_faulty_row_is_named_by_its_place_and_described(task, row, words):
         check_row(task, row, 7, "rows")
     assert str(caught.value).startswith("rows, row 7")
     assert words in str(caught.value)
+
+
+# Wrong targets
+
+
+@pytest.mark.parametrize("task", [SA, QA, SUM], ids=lambda task: task.id)
+def test_a_fifth_of_the_training_rows_have_a_wrong_target_and_all_others_stay(task):
+    clean = load_splits(task, QUICK_PROFILE)
+    assert noisy(task, list(clean.train), 0.0) == list(clean.train)
+    rows = load_splits(task, replace(QUICK_PROFILE, label_noise=0.2))
+    wrong = [index for index, (old, new) in enumerate(zip(clean.train, rows.train, strict=True)) if old != new]
+    assert len(wrong) == round(0.2 * len(clean.train))
+    assert all(rows.train[index][task.target] != clean.train[index][task.target] for index in wrong)
+    assert all({**rows.train[index], task.target: 0} == {**clean.train[index], task.target: 0} for index in wrong)
+    for index in wrong:
+        check_row(task, rows.train[index], index, "noise")
+    assert (list(rows.test), list(rows.validation)) == (list(clean.test), list(clean.validation))
+    assert rows.fingerprint != clean.fingerprint

@@ -1,184 +1,62 @@
 """Methods beyond the study's three: each is a few lines, trains in the same trainer and is held to the same audits."""
 
-from dataclasses import dataclass, replace
-from itertools import islice
-from typing import get_args
+from dataclasses import replace
+from itertools import product
 
-import peft
 import pytest
-import torch
 
 from tunegrid.audits import Evidence, audited
-from tunegrid.audits.training import schedule_counts_updates
-from tunegrid.errors import InputError
-from tunegrid.grid.backbones import within
-from tunegrid.grid.cells import STUDY, study
-from tunegrid.grid.methods import LORA, SFT, Adapting, Method
-from tunegrid.grid.recipes import QUICK_PROFILE, Schedule
-from tunegrid.grid.zoo import METHODS
-from tunegrid.run.build import build, load_tokenizer
-from tunegrid.run.checkpoint import Checkpoints
-from tunegrid.run.train import Trainer, make_schedule
-from tunegrid.tests.small import CPU, cell_of, evidence_from, rows_of, silent, trainer_for
+from tunegrid.grid.methods import LORA, QLORA, SFT
+from tunegrid.grid.recipes import ZOO_PROFILE
+from tunegrid.grid.zoo import METHODS, zoo
+from tunegrid.record.checks import NEED_LENGTH
+from tunegrid.tests.small import evidence_from, rows_of, train_rows, trainer_for
 
 REVIEWS, QUESTIONS, NEWS = (rows_of(f"{name}/train")[:16] for name in ("amazon_polarity", "squad", "cnn_dailymail"))
-FEW = {"max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0}
-ZOO = {method.id: method for method in METHODS}
 
 
-def trainer_with(method: Method, like: str = "gpt2_sa_lora", rows=REVIEWS, **changes) -> Trainer:
-    """A trainer of a quick cell with another method."""
-    return trainer_for(replace(cell_of(like, **FEW | changes), method=method), rows)
+# The zoo: every method is in every place or refused with a reason that still holds, and none is taken for plain LoRA.
+
+GRID = zoo()
+OPEN = zoo()
+OPEN.refused.clear()
 
 
-def trained(method: Method, like: str = "gpt2_sa_lora", rows=REVIEWS, **changes):
-    """A quick cell labelled with a method, after a few updates, and the groups of the method's own parameters that moved."""
-    trainer = trainer_with(method, like, rows, **changes)
-    before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
-    trainer.run(silent())
-    evidence = Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
-    moved = {name for name, p in trainer.parameters.items() if not torch.equal(p, before[name])}
-    return evidence, {method.group_of(name) for name in moved & evidence.own}
+def trained_cell(cell_id: str, built=None, updates: int = 3, rows: int = 8) -> Evidence:
+    """A cell of the zoo after a few updates; `built` is the method that really trained."""
+    profile = replace(ZOO_PROFILE, max_steps=updates, changes={"per_device_train_batch_size": 4})
+    cell = OPEN.cell(cell_id, profile)
+    trainer = trainer_for(replace(cell, method=built or cell.method), train_rows(cell_id)[:rows])
+    return replace(evidence_from(trainer, run=True), cell=cell)
 
 
-def findings(evidence, passed=(True, False)) -> dict[str, str]:
-    return {finding.name: finding.detail for finding in audited(evidence) if finding.passed in passed}
+def failed(evidence: Evidence) -> dict[str, str]:
+    return {f.name: f.detail for f in audited(evidence) if not f.passed and f.name not in NEED_LENGTH}
 
 
-@pytest.mark.parametrize(
-    ("method", "like", "rows", "changes", "moving", "details"),
-    [
-        ("dora", "gpt2_sa_lora", REVIEWS, {}, {"lora_A", "lora_B", "lora_magnitude_vector"},
-         {"variant_applied": "use_dora; lora_A, lora_B, lora_magnitude_vector"}),
-        ("rslora", "gpt2_sa_lora", REVIEWS, {}, {"lora_A", "lora_B"},
-         {"adapters_where_declared": "3 adapters: rank 8, scale 5.65685"}),  # alpha 16: 16 / sqrt(8)
-        ("lora", "gpt2_sa_lora", REVIEWS, {}, {"lora_A", "lora_B"}, {"variant_applied": None}),  # has nothing to show
-        ("lora", "gpt2_sum_lora", NEWS, {}, {"lora_A", "lora_B", "trainable_tokens_delta"}, {}),  # the row of a new token
-        ("ia3", "bert_qa_qlora", QUESTIONS[:8], {"optim": "adamw_torch"}, {"ia3_l"}, {}),
-        ("prompt", "t5_sum_lora", NEWS, {"gradient_checkpointing": False}, {"prompt_encoder"}, {}),  # adapts no layer
-        ("ln", "bert_qa_lora", QUESTIONS[:8], {}, {"ln_tuning_layers"}, {}),
-    ],
-)  # fmt: skip
-def test_what_a_method_adds_is_what_moves_and_audits_say_what_it_is(method, like, rows, changes, moving, details):
-    evidence, moved = trained(ZOO[method], like, rows, **changes)
-    assert findings(evidence, [False]) == {}
-    assert moved == moving
-    assert {name: findings(evidence).get(name) for name in details} == details
+def test_every_combination_is_a_cell_or_refused_and_cells_of_a_backbone_and_task_have_one_budget():
+    everything = {f"{b}_{t}_{m.id}" for b, t, m in product(GRID.backbones, GRID.tasks, METHODS)}
+    cells, refused = GRID.cells(ZOO_PROFILE), set(GRID.unsupported(ZOO_PROFILE))
+    assert {cell.id for cell in cells} | refused == everything
+    assert len(cells) + len(refused) == len(everything)
+    budgets = {}
+    for cell in cells:
+        r = cell.recipe
+        size = (r.max_steps, r.per_device_train_batch_size, r.gradient_accumulation_steps, r.max_length)
+        budgets.setdefault((cell.backbone.id, cell.task.id), set()).add(size)
+    assert {len(sizes) for sizes in budgets.values()} == {1}
 
 
-def test_targets_that_do_not_carry_an_adapter_are_named():
-    @dataclass(frozen=True, kw_only=True)
-    class Narrow(Adapting):
-        def peft_config(self, cell, base):
-            return peft.IA3Config(target_modules=["key", "value"], feedforward_modules=[], modules_to_save=["qa_outputs"])
-
-    evidence, _ = trained(Narrow(**vars(ZOO["ia3"])), "bert_qa_lora", QUESTIONS[:8])
-    # micro BERT has three layers: key, value, and two layers that end in output.dense each
-    assert findings(evidence, [False])["adapters_where_declared"].startswith("6 adapters, but 12 layers are targets")
+# A cell that stands for all of a method's: what a method is does not depend on the task.
+GROUPS = ("gpt2_sa", "bert_sa", "t5_sum")
+OTHERS = [method.id for method in METHODS if method not in (LORA, QLORA, SFT)]
+PLACES = {method: next(f"{g}_{method}" for g in GROUPS if f"{g}_{method}" not in GRID.refused) for method in OTHERS}
 
 
-def test_pissa_may_rewrite_its_targets_and_nothing_else():
-    evidence, _ = trained(ZOO["pissa"])
-    assert findings(evidence, [False]) == {}
-    plain = replace(evidence, cell=replace(evidence.cell, method=LORA))
-    assert findings(plain, [False])["checkpoint_loaded"].startswith("3 of ")  # c_attn of three layers
-
-
-def test_adalora_plans_its_cuts_and_resumes_with_the_importance_it_had_measured(tmp_path):
-    config = trainer_with(ZOO["adalora"], max_steps=0, num_train_epochs=5).model.peft_config["default"]
-    # 16 rows in batches of 4, two of which make an update: 2 updates per epoch; a tenth and four tenths of 10
-    assert (config.tinit, config.tfinal, config.total_step) == (1, 4, 10)
-    cut, resumed = (trainer_with(ZOO["adalora"], max_steps=5) for _ in range(2))
-    for group in islice(cut.updates(0), 2):
-        cut.update(group)
-    file = Checkpoints(path=tmp_path / "state.pt", every_seconds=0.0, resume=True)
-    file.save_if_due(cut)
-    file.restore(resumed)
-    measured, restored = (trainer.model.base_model.rankallocator.exp_avg_ipt for trainer in (cut, resumed))
-    assert len(measured) == 3 * 3  # A, B and E of three layers
-    assert all(torch.equal(restored[name], importance) for name, importance in measured.items())
-
-
-def test_a_penalty_pulls_on_weights_and_leaves_the_loss_as_it_is():
-    @dataclass(frozen=True, kw_only=True)
-    class Pulled(Method):
-        def penalty(self, model):
-            return 1e6 * model.score.weight.sum()
-
-    pulled, plain = (trained(m, "gpt2_sa_sft", max_steps=1)[0].trainer for m in (Pulled(id="pulled", name="pulled"), SFT))
-    assert pulled.log.losses == plain.log.losses
-    assert not torch.equal(pulled.parameters["score.weight"], plain.parameters["score.weight"])
-
-
-def test_what_a_method_adds_is_found_by_structure_not_by_name():
-    layers = {"lora_lookalike": torch.nn.Linear(2, 2), "target": torch.nn.Linear(2, 2)}
-    model = peft.get_peft_model(torch.nn.ModuleDict(layers), peft.LoraConfig(r=1, target_modules=["target"]))
-    assert {name.split(".")[-3] for name in LORA.own_parameters(model)} == {"lora_A", "lora_B"}
-
-
-def test_a_method_without_a_config_says_what_is_missing():
-    with pytest.raises(InputError, match="'mine' does not say what its adapter is: give it a `peft_config`"):
-        trained(Adapting(id="mine", name="mine"))
-
-
-# Optimizers, rates and schedules
-
-RATES = {"learning_rate": 1e-2, "head_learning_rate": 1e-3, "max_steps": 2, "per_device_train_batch_size": 2}
-T5 = cell_of("t5_sa_lora", **RATES)
-
-
-@pytest.mark.parametrize(
-    ("cell", "head", "rest"),
-    [
-        (T5, {1e-3}, {1e-2}),
-        (cell_of("bert_sa_sft", **RATES), {1e-3}, {1e-2}),
-        (replace(T5, recipe=replace(T5.recipe, head_learning_rate=None)), {1e-2}, {1e-2}),
-        (replace(T5, method=ZOO["loraplus"]), {1e-3}, {1e-2, 16e-2}),  # LoRA+ keeps its ratio
-    ],
-)
-def test_the_head_has_its_own_rate_and_the_rest_the_recipes(cell, head, rest):
-    trainer = trainer_for(cell, REVIEWS[:4])
-    by_id = {id(p): group["initial_lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
-    rates = {True: set(), False: set()}
-    for name, parameter in trainer.stepped.items():
-        if parameter.requires_grad:
-            rates[within(name, trainer.cell.head.new_modules)].add(by_id[id(parameter)])
-    assert rates == {True: head, False: rest}
-
-
-def test_a_method_that_ignores_the_heads_rate_is_caught():
-    class OneRate(type(LORA)):
-        def parameter_groups(self, model, cell):
-            return [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": 0.0}]
-
-    for method, expected in ((LORA, True), (OneRate(id="lora", name="LoRA"), False)):
-        passed, _ = schedule_counts_updates(evidence_from(trainer_for(replace(T5, method=method), REVIEWS[:4]), run=True))
-        assert passed is expected
-
-
-def test_another_learning_rate_changes_the_heads_in_proportion():
-    rate = STUDY.cell("t5_sa_lora", QUICK_PROFILE).recipe.learning_rate
-    changed = STUDY.cell("t5_sa_lora", replace(QUICK_PROFILE, changes={"learning_rate": rate / 2})).recipe
-    assert changed.head_learning_rate == pytest.approx(2e-4)
-    assert STUDY.cell("bert_sa_sft", replace(QUICK_PROFILE, changes={"learning_rate": 1.0})).recipe.head_learning_rate is None
-
-
-def test_an_optimizer_of_ones_own_gets_the_methods_groups_and_the_recipes_rate():
-    grid = study()
-    grid.add_optimizer("sgd", lambda groups, rate: torch.optim.SGD(groups, lr=rate))
-    cell = grid.cell("gpt2_sa_lora", replace(QUICK_PROFILE, changes={"optim": "sgd", "learning_rate": 0.5}))
-    optimizer = cell.method.make_optimizer(build(cell, load_tokenizer(cell), CPU), cell)
-    assert isinstance(optimizer, torch.optim.SGD)
-    # A and B of three layers, and the head's weight; nothing has one dimension
-    groups = [(group["lr"], group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
-    assert groups == [(0.5, 0.01, 2 * 3 + 1), (0.5, 0.0, 0)]
-
-
-@pytest.mark.parametrize("name", get_args(Schedule))
-def test_every_schedule_needs_no_more_than_the_number_of_updates(name):
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    schedule = make_schedule(optimizer, cell_of("bert_sa_sft", lr_scheduler_type=name, warmup_steps=1), 4)
-    for _ in range(4):
-        optimizer.step()
-        schedule.step()
-    assert 0 <= schedule.get_last_lr()[0] <= 1
+@pytest.mark.parametrize("method", PLACES)
+def test_a_method_passes_the_audits_and_plain_lora_is_not_taken_for_it(method):
+    evidence = trained_cell(PLACES[method], updates=6)
+    assert failed(evidence) == {}
+    assert "variant_applied" in {finding.name for finding in audited(evidence)}
+    plain = QLORA if GRID.methods[method].quantization else LORA
+    assert "variant_applied" in failed(trained_cell(PLACES[method], built=plain))

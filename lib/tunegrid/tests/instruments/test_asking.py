@@ -6,8 +6,6 @@ import pandas as pd
 import pytest
 import torch
 
-from fixtures.session import checked_names
-from tunegrid.errors import InputError
 from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
 from tunegrid.instruments.trained import Questions
 from tunegrid.record import from_json, to_json
@@ -82,17 +80,6 @@ def test_whatever_a_question_raises_is_kept_and_nothing_is_disturbed(question, o
     assert answers.objections == objections
     frame = frame_of([replace(complete("bert_sa_sft"), instruments=answers.records)], None)
     assert note is None or frame.note.tolist()[0] == note
-
-
-def test_a_user_cannot_take_the_name_of_one_of_ours():
-    with pytest.raises(InputError, match="instrument 'merges' is the suite's own; give yours another id"):
-        checked_names("merges", ["merges"])
-
-
-def test_an_unknown_name_is_told_those_that_are_known():
-    assert checked_names("merges, own,merges", ["own"]) == ("merges", "own")
-    with pytest.raises(InputError, match=r"^--ask typos: no such instrument; known are robustness, .*, own$"):
-        checked_names("typos", ["own"])
 
 
 def test_means_are_over_rows_by_weight_then_over_seeds_as_worked_out_by_hand():

@@ -4,10 +4,7 @@ from functools import cache
 
 import pytest
 import torch
-from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.bnb import Linear4bit
 
-from tunegrid.instruments import merges
 from tunegrid.instruments.merges import INSTRUMENT, MEANING
 from tunegrid.run.serving import Serving
 from tunegrid.tests.instruments.asking import asked_cell, values
@@ -44,29 +41,3 @@ def test_each_merge_lies_on_its_base_and_has_the_adapter_in_every_layer(cell_id)
     # packed layers compute in bf16, of 8 bits; packing again loses more
     assert values(figures, "largest difference", "unpacked")[0] <= 2**-8 * values(figures, "largest logit", "served")[0]
     assert values(figures, "mean difference", "unpacked") < values(figures, "mean difference", "packed")
-
-
-@pytest.mark.parametrize("kind", [LoraLayer, Linear4bit])
-def test_layers_that_a_merge_or_packing_alone_leaves_without_the_adapter_are_named(kind):
-    class Forgetful(Serving):
-        def merge(self, model):
-            for layer in [module for module in model.modules() if isinstance(module, kind)][::2]:
-                layer.scaling["default"] = 0.0  # alpha
-            return super().merge(model)
-
-    figures = merged("bert_sa_qlora", Forgetful())
-    unlike = figures[(figures.figure == "alike") & (figures.value == 0)]
-    bases = ["packed"] if kind is Linear4bit else ["unpacked", "original"]
-    assert list(dict.fromkeys(unlike.part)) == bases
-    assert [f"{unlike.row.iloc[0]} among them" in sentence for sentence in INSTRUMENT.objections(figures)] == [True] * len(
-        bases
-    )
-
-
-def test_the_original_is_not_taken_for_the_unpacked_base(monkeypatch):
-    loaded = merges._Merging._loaded
-    swapped = lambda merging, base: loaded(merging, "original" if base == "unpacked" else base)  # noqa: E731
-    monkeypatch.setattr(merges._Merging, "_loaded", swapped)
-    assert next(INSTRUMENT.objections(merged("bert_sa_qlora"))) == (
-        "what is to be merged onto the packed base's numbers, unpacked, lies on the original base"
-    )

@@ -1,25 +1,18 @@
 """Shifts, one by one and by hand, and that a model which ignores its input is caught. No cell is trained."""
 
-import re
 from random import Random
 
 import pytest
 
-from fixtures.session import checked_names
 from tunegrid.codecs.base import Prediction
-from tunegrid.errors import InputError
-from tunegrid.grid.cells import STUDY, study
+from tunegrid.grid.cells import STUDY
 from tunegrid.grid.tasks import QA, SA, SUM
-from tunegrid.instruments import RESERVED, Shift
 from tunegrid.instruments.robustness import (
     INSTRUMENT,
     SHIFTS,
     contracted,
     distracted,
-    follows,
     negated,
-    renamed,
-    renumbered,
     shifted_rows,
 )
 from tunegrid.record.record import EvaluationRecord
@@ -56,93 +49,35 @@ def test_the_target_of_every_quick_row_is_right_afterwards(shift):
         assert [old != row for old, row in zip(*said, strict=True)] == [shift.turns and change for change in changed]
 
 
-@pytest.mark.parametrize(
-    ("long", "short"),
-    [
-        ("i would not , really , buy it", "i wouldn't , really , buy it"),
-        ("It Can not be", "It Can't be"),
-        ("I WILL NOT GO", "I WON'T GO"),
-        ("i can not tie a knot", "i can't tie a knot"),
-    ],
-)
-def test_contractions(long, short):
-    assert contracted(SA, review(long), Random(0))["content"] == short
+BUY, NOT_BUY = review("overall i would buy it again .", 1), review("overall i would not buy it again .", 0)
+LONG, SHORT = "in short it is not , i must say , a weak watch .", "in short it is , i must say , a weak watch ."
+LOWER, UPPER = "the old mill opened in 1931 .", "The old mill opened in 1931."
+
+
+def mill(context):
+    return question(context, "when did the old mill open ?", "1931")
 
 
 @pytest.mark.parametrize(
-    ("asked", "sentence"),
+    ("task", "change", "row", "after"),
     [
-        ("the old mill opened in 1931 .", "when did the new mill open : may 1951 ."),
-        ("The old mill opened in 1931.", "When did the new mill open : may 1951."),
+        (SA, contracted, review("i would not , really , buy it"), review("i wouldn't , really , buy it")),
+        (SA, contracted, review("It Can not be"), review("It Can't be")),
+        (SA, contracted, review("I WILL NOT GO"), review("I WON'T GO")),
+        (SA, contracted, review("i can not tie a knot"), review("i can't tie a knot")),
+        # a sentence about another, and the answer follows
+        (QA, distracted, mill(LOWER), mill(f"{LOWER} when did the new mill open : may 1951 .")),
+        (QA, distracted, mill(UPPER), mill(f"{UPPER} When did the new mill open : may 1951.")),
+        # a verdict turns, and its label
+        (SA, negated, BUY, NOT_BUY),
+        (SA, negated, NOT_BUY, BUY),
+        (SA, negated, review(LONG, 1), review(SHORT, 0)),
+        (SA, negated, review("IN SHORT IT DID NOT LET ME DOWN .", 1), review("IN SHORT IT DID LET ME DOWN .", 0)),
+        (SA, negated, review("it is not good ."), review("it is not good .")),  # no known verdict
     ],
 )
-def test_a_distracting_sentence_is_about_another_and_the_answer_follows(asked, sentence):
-    row = distracted(QA, question(asked, "when did the old mill open ?", "1931"), Random(0))
-    assert row["context"] == f"{asked} {sentence}"
-    assert row["answers"] == {"text": ["1931"], "answer_start": [asked.index("1931")]}
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("overall i would buy it again .", "overall i would not buy it again ."),
-        ("in short it is not , i must say , a weak watch .", "in short it is , i must say , a weak watch ."),
-        ("OVERALL IT DID LET ME DOWN .", "OVERALL IT DID NOT LET ME DOWN ."),
-    ],
-)
-def test_a_verdict_turns_and_its_label(before, after):
-    assert negated(SA, review(before, 1), Random(0)) == review(after, 0)
-    assert negated(SA, review(after, 0), Random(0)) == review(before, 1)
-
-
-def test_only_the_answers_own_number_becomes_another():
-    row = renumbered(QA, question("it closed in 1931 . it burned in may 1931 .", "when ?", "may 1931"), Random(0))
-    year = row["answers"]["text"][0].removeprefix("may ")
-    assert row["context"] == f"it closed in 1931 . it burned in may {year} ."
-    assert re.fullmatch(r"19\d\d", year)
-    assert year != "1931"
-
-
-@pytest.mark.parametrize(
-    ("task", "change", "row"),
-    [
-        (QA, distracted, question("the mill opened in 1931 .", "when did it open ?", "1931")),  # nothing is named
-        (SA, negated, review("it is not good .")),  # no known verdict
-        (SA, negated, review("overall i would buy it again . in short i do regret it .")),  # two
-        (QA, renumbered, question("ann lives in rome .", "where ?", "rome")),
-        (SUM, renamed, {"article": "anna saw a fire .", "highlights": "fire .", "id": "1"}),
-    ],
-)
-def test_a_row_in_which_a_shift_finds_nothing_stays(task, change, row):
-    assert change(task, row, Random(0)) == row
-
-
-def lying(**changes):
-    return {"meaning": "-", "change": lambda task, row, rng: dict(row) | changes}
-
-
-@pytest.mark.parametrize(
-    ("shift", "words"),
-    [
-        (Shift(id="liar", **lying(label=0)), "row 1: it changes the label"),
-        (Shift(id="still", **lying(title="x"), turns=True), "row 0: it says that it turns the target"),
-    ],
-)
-def test_a_shift_that_does_not_do_what_it_says_is_refused(shift, words):
-    with pytest.raises(InputError, match=f"^shift '{shift.id}', {words}"):
-        shifted_rows(SA, [review("bad", 0), review("good", 1)], shift)
-
-
-def test_a_user_adds_a_shift_under_a_name_of_its_own():
-    grid, own = study(), Shift(id="loud", **lying())
-    grid.add_shift(own)
-    with pytest.raises(InputError, match="is in the grid already"):
-        grid.add_shift(own)
-    assert checked_names("robustness", (), grid.shifts) == ("robustness",)
-    assert ("plain", *(shift.id for shift in SHIFTS)) == RESERVED
-    grid.add_shift(SHIFTS[0])
-    with pytest.raises(InputError, match=r"^shift 'typos5' is the suite's own; give yours another id"):
-        checked_names("robustness", (), grid.shifts)
+def test_a_shift_by_hand(task, change, row, after):
+    assert change(task, row, Random(0)) == after
 
 
 # What models score on them
@@ -179,19 +114,3 @@ def test_a_model_that_ignores_its_input_loses_nothing_and_is_caught_by_the_rows_
     assert sentence.startswith(f"shift negated turns the right answer, but of {positive} correctly answered rows only 0 %")
     figures.loc[figures.figure == "cut short", "value"] = 1.0
     assert list(INSTRUMENT.objections(figures)) == []
-
-
-@pytest.mark.parametrize(("cell_id", "task"), [("bert_sa_sft", SA), ("gpt2_qa_sft", QA), ("t5_sum_sft", SUM)])
-def test_one_that_is_always_right_follows_every_turn_and_meets_no_objection(cell_id, task):
-    figures, _ = measured(
-        cell_id, rows_of(FILES[task.id])[:40], lambda row: row[task.target]["text"][0] if task is QA else row[task.target]
-    )
-    assert set(figures[figures.figure.isin(["right", "turned"])].value) == {100.0}
-    assert list(INSTRUMENT.objections(figures)) == []
-
-
-def test_a_summary_follows_its_article_by_the_words_that_differ():
-    old, new = {"highlights": "ann hurt ."}, {"highlights": "bob hurt ."}
-    assert follows(SUM, old, new, "bob hurt")
-    assert not follows(SUM, old, new, "ann and bob hurt")
-    assert not follows(SUM, old, new, "somebody hurt")

@@ -1,18 +1,21 @@
-"""Bounds and noise as the lab derives them from runs, and healthy runs that are judged. No session is trained here."""
+"""Bounds, noise and tolerances as the lab derives them from runs, and how often healthy runs are called. Nothing trains."""
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.tasks import TASKS
 from tunegrid.lab import calibrate, false_alarms
 from tunegrid.lab.calibrate import noise_toml
+from tunegrid.lab.tolerances import FLOORS, Apart, apart, largest, numerics_toml, tolerances_of
 from tunegrid.results.bounds import Calibration, bound_of
 from tunegrid.results.files import load, save
 from tunegrid.results.noise import POINTS, Deviation, load_noise
-from tunegrid.results.thresholds import load_bounds, load_tolerances
+from tunegrid.results.thresholds import TOLERANCES, load_bounds, load_tolerances
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.records import altered, complete, saved, seeds_as
 
@@ -131,12 +134,6 @@ def test_the_command_trains_seeds_moved_starts_and_controls_and_writes_three_fil
     assert len(sessions) == 4 + 3  # without the controls
 
 
-def test_the_zoo_gets_bounds_alone(sessions, tmp_path):
-    assert calibrate.main(["--profile", "zoo", "--to", str(tmp_path)]) == 0
-    assert sessions == [("zoo", {"--seeds": "0-4"}), ("controls and zoo", {})]
-    assert [path.name for path in (tmp_path / "benchmarks" / "thresholds").iterdir()] == ["zoo.toml"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -225,3 +222,100 @@ def test_each_seed_has_a_session_that_is_run_once_and_a_miss_counts_if_it_is_con
         "1, 1 missed, 0 worse, 0 not confirmed",
     ]
     assert said[-2:] == ["before misses are confirmed: 2 of 3", "1 of 3 healthy grids are red"]
+
+
+# Tolerances of numerics are what harmless changes did, doubled. No session is trained here.
+
+LOSSES = [0.75, 0.5, 0.25]
+
+
+def later(deviations, kind="nf4 fp32"):
+    """Cells a, b, c ... whose later losses lie so far apart."""
+    return [Apart(cell=cell, kind=kind, figures={"later": value}) for cell, value in zip("abcdef", deviations, strict=False)]
+
+
+# The rule
+
+
+def test_a_cell_beyond_ten_times_the_median_has_a_tolerance_of_its_own():
+    # the median of 1, 2, 3, 4 and 31 is 3: 31 lies beyond 30, so that 4 is the largest of the others
+    tables = tolerances_of(largest(later([1e-3, 2e-3, 3e-3, 4e-3, 3.1e-2])))
+    assert tables["nf4 fp32"]["later"] == 8e-3
+    assert tables["cell e"] == {"later": 6.2e-2}
+    tables = tolerances_of(largest(later([1e-3, 2e-3, 3e-3, 4e-3, 2.9e-2])))  # within: wider for all
+    assert tables.keys() == {"nf4 fp32"}
+    assert tables["nf4 fp32"]["later"] == 5.8e-2
+    assert largest(later([0.5], "bf16")) == {"bf16": {"later": 0.5}}  # a lone cell is never far beyond
+
+
+# Two records
+
+
+def record(cell="bert_sa_lora", seed=0, draw=None, by=0.0):
+    """A finished record whose first loss lies so far off."""
+    made = complete(cell, seeds=seeds_as(seed, draw))
+    losses = [LOSSES[0] + by, *LOSSES[1:]]
+    return replace(made, training=replace(made.training, losses=losses, updates=len(losses)))
+
+
+def test_two_trainings_lie_apart_by_all_figures_of_numerics():
+    old, new = record(), altered(record(by=0.125), "training.first_step.decoded", 5e-6)
+    found = apart(old, new)
+    assert (found.cell, found.kind) == ("bert_sa_lora", "fp32")
+    assert found.figures["first"] == 0.125
+    assert found.figures["decoded"] == pytest.approx(4e-6)  # 1e-6 in a complete record
+    assert found.figures["curve"] == pytest.approx(0.125 / 3 / 0.5)  # three updates are one mean; the mean loss is 0.5
+    of_files = {"rows", "module_outputs", "module_gradients"}  # only if the sessions kept their files
+    assert found.figures.keys() | {"moved_alone"} | of_files == FLOORS.keys()
+    none = altered(new, "training.first_step.decoded", None)  # no model searched
+    assert "decoded" not in apart(old, none).figures
+
+
+def test_what_calibrates_nothing_is_refused():
+    broken = record()
+    broken.training.losses[1] = None
+    with pytest.raises(InputError, match="bert_sa_lora of seed 0 has a loss that is not finite"):
+        apart(record(), broken)
+    with pytest.raises(InputError, match="bert_sa_lora has weights in one of two trainings alone"):
+        apart(record(), altered(record(), "training.first_step.weights", {"head": None}))
+    with pytest.raises(InputError, match="tolerances rest on moved starts"):
+        numerics_toml({0: [{"bert_sa_lora": record()}]})
+
+
+def curves(**deviations):
+    return [Apart(cell=cell, kind="nf4 fp32", figures={"curve": value}) for cell, value in deviations.items()]
+
+
+def test_each_cell_has_its_own_curve_and_cells_that_were_not_measured_have_the_largest():
+    tables = tolerances_of(largest(curves(a=9e-3, b=4e-3, c=1e-5)))
+    # three times; the last is the floor
+    curve = {"nf4 fp32": 2.7e-2, "cell a": 2.7e-2, "cell b": 1.2e-2, "cell c": 2e-3}
+    assert {name: table["curve"] for name, table in tables.items()} == curve
+
+
+# The file
+
+
+CELLS = ("bert_sa_lora", "bert_sa_qlora")
+
+
+def two_cells(seed, draw=None):
+    """Draw D moves the first loss by D x 2**-10, in QLoRA twice as far."""
+    moved = (draw or 0) * 2.0**-10
+    return {cell: record(cell, seed, draw, seed + moved * (1 + CELLS.index(cell))) for cell in CELLS}
+
+
+def test_the_file_is_read_again_and_holds_its_evidence(tmp_path):
+    path, present = tmp_path / "numerics.toml", TOLERANCES.read_text()
+    path.write_text(numerics_toml({seed: [two_cells(seed), two_cells(seed, 1), two_cells(seed, 2)] for seed in (0, 1)}))
+    tables, written, kept = load_tolerances(path), tomllib.loads(path.read_text()), tomllib.loads(present)
+    # the farthest is draw 2: 2 / 1024 = 1.953e-3, of QLoRA 4 / 1024 = 3.906e-3; doubled 3.906e-3 and 7.813e-3
+    assert (tables["fp32"]["first"], tables["nf4 fp32"]["first"]) == (4e-3, 7.9e-3)
+    evidence = written["evidence"]
+    assert (evidence["pairs"], evidence["seeds"], evidence["draws"]) == (8, [0, 1], [1, 2])
+    assert evidence["largest"]["fp32"]["first"] == 1.95e-3
+    assert evidence["versions"].keys() >= {"torch", "transformers", "peft"}
+    # what an older version measured is kept, and so is the head
+    for name, table in kept.items():
+        assert written.get(name, {}).get("moved_alone") == table.get("moved_alone")
+    assert path.read_text().partition("\n\n")[0] == present.partition("\n\n")[0]

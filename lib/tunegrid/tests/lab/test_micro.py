@@ -1,57 +1,29 @@
-from collections import Counter
-from functools import cache
 from itertools import islice
 
-import pytest
-
 from tunegrid.lab.micro.corpus import documents, reserved_texts
-from tunegrid.lab.micro.data import DATA, jsonl, plain_tables, tables
+from tunegrid.lab.micro.data import DATA, jsonl, tables
 from tunegrid.lab.micro.pretrain import PLANS, SEED
-from tunegrid.tests.small import rows_of, tokenizer_of
+from tunegrid.tests.small import rows_of
 
 SQUAD = ("squad/train", "squad/validation")
 PAIRS = ("multi_nli/train", "multi_nli/validation_matched")
 NEWS = ("cnn_dailymail/train", "cnn_dailymail/validation", "cnn_dailymail/test")
-FIRST, SECOND = PLANS["bert"].stages
-WEIGHTS = FIRST.weights
-plain = cache(plain_tables)
-
-
-@cache
-def pretraining(seed: int, count: int):
-    return list(islice(documents(seed, reserved_texts(), WEIGHTS), count))
-
-
-def questions():
-    return [row for name in SQUAD for row in rows_of(name)]
-
-
-def articles():
-    return [row for name in NEWS for row in rows_of(name)]
-
-
-def texts(tables=None):
-    """All that the rows say: of the rows that ship, or of these."""
-    of = tables.__getitem__ if tables else rows_of
-    reviews = [f"{row['title']} {row['content']}" for row in of("amazon_polarity/train")]
-    passages = [f"{row['question']} {row['context']}" for name in SQUAD for row in of(name)]
-    return reviews + passages + [f"{row['article']} {row['highlights']}" for name in NEWS for row in of(name)]
-
-
-# The rows that ship
+WEIGHTS = PLANS["bert"].stages[0].weights
 
 
 def test_no_text_is_in_two_splits_or_pretrained_on_and_every_answer_start_is_right():
     for names, key in ((SQUAD, "context"), (NEWS, "article"), (PAIRS, "premise")):
         splits = [{row[key] for row in rows_of(name)} for name in names]
         assert len(set.union(*splits)) == sum(map(len, splits))
-    for row in questions():
+    questions, articles = ([row for name in names for row in rows_of(name)] for names in (SQUAD, NEWS))
+    for row in questions:
         [text], [start] = row["answers"]["text"], row["answers"]["answer_start"]
         assert row["context"][start : start + len(text)] == text
-    reserved = {row["content"] for row in rows_of("amazon_polarity/train")} | {row["context"] for row in questions()}
-    pretrained = {text for document in pretraining(SEED, 5000) for text in (document.first, document.second, document.foil)}
+    reserved = {row["content"] for row in rows_of("amazon_polarity/train")} | {row["context"] for row in questions}
+    documents_of_pretraining = islice(documents(SEED, reserved_texts(), WEIGHTS), 5000)
+    pretrained = {text for document in documents_of_pretraining for text in (document.first, document.second, document.foil)}
     pretrained |= {text.split("\n")[-1] for text in pretrained}  # a review without its title
-    assert pretrained & (reserved | {row["article"] for row in articles()}) == set()
+    assert pretrained & (reserved | {row["article"] for row in articles}) == set()
 
 
 def test_the_files_are_what_the_generator_writes_byte_for_byte():
@@ -59,33 +31,3 @@ def test_the_files_are_what_the_generator_writes_byte_for_byte():
     committed = {str(path.relative_to(DATA)): path.read_bytes() for path in DATA.glob("*/*.jsonl")}
     assert generated.keys() == committed.keys()
     assert [name for name in generated if generated[name] != committed[name]] == []
-
-
-# The text that backbones are pretrained on
-
-
-def test_documents_come_in_the_shares_asked_for_with_their_answers_and_verdicts():
-    made = pretraining(SEED, 5000)
-    other = list(islice(documents(SEED + 1, reserved_texts(), WEIGHTS), 50))
-    assert made[:50] == list(islice(documents(SEED, reserved_texts(), WEIGHTS), 50)) != other
-    kinds = Counter(document.kind for document in made)
-    wanted = dict(zip(("review", "reaction", "passage", "article"), WEIGHTS, strict=True))
-    assert {kind: count / 5000 for kind, count in kinds.items()} == pytest.approx(wanted, abs=0.03)
-    for document in (document for document in made if document.kind == "passage"):
-        [focus] = document.focus
-        assert document.first[slice(*document.echo)] == document.second[slice(*focus)]
-    assert all(f"{one.verdict} overall" in one.second for one in made if one.kind == "review")
-    assert {one.verdict for one in made if one.kind in ("passage", "article")} == {None}
-
-
-@pytest.mark.parametrize(("cell_id", "unknown"), [("bert_sa_sft", "[UNK]"), ("t5_sa_sft", "<unk>")])
-def test_no_word_but_an_odd_one_is_unknown(cell_id, unknown):
-    tokenizer = tokenizer_of(cell_id)
-    unknown_id = tokenizer.convert_tokens_to_ids(unknown)
-
-    def readable(rows):
-        encoded = tokenizer(rows, add_special_tokens=False)["input_ids"]
-        return [unknown_id not in ids for ids in encoded]
-
-    assert all(readable(texts(plain())))
-    assert 0.01 < readable(texts()).count(False) / len(texts()) < 0.1

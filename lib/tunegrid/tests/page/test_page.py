@@ -4,7 +4,6 @@ No browser: `test_page_browser.py` opens pages in one.
 """
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from zipfile import ZipFile
@@ -13,68 +12,19 @@ import pytest
 
 from tunegrid import ROOT
 from tunegrid.commands import page as command
-from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.instruments import tidy
 from tunegrid.page import charts, render
 from tunegrid.page.rows import rows_section
 from tunegrid.page.view import page_of, page_run
 from tunegrid.record import from_json, to_json
-from tunegrid.record.record import Figure, InstrumentRecord
 from tunegrid.results import examples
 from tunegrid.results.files import SavedRun
-from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.tests import kinds, pages
 from tunegrid.tests.kinds import text_of
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.pages import HOSTILE, footprint_json, record_of, run_of
-from tunegrid.tests.records import MEASURED, PHASE, complete, run_file
+from tunegrid.tests.records import MEASURED, complete, run_file
 
 pytestmark = pytest.mark.usefixtures("store")
-
-
-def test_what_failed_or_changed_is_one_table_with_stage_and_module():
-    judged = [
-        Judgement(cell=cell, main_score="f1", quantity="numerics", verdict=Verdict.CHANGED, stage="forward", modules=modules)
-        for cell, modules in (("t5_sa_lora", (("a.b.c.d.query", "Linear", "torch"),)), ("t5_qa_lora", ()))
-    ]
-    runs = run_of([record_of("t5_sa_lora"), record_of("t5_qa_lora")]), run_of([record_of("t5_sa_lora")], "b.json", "2026-11-01")
-    page = page_of(runs[0], [runs[1]], verdicts=judged)
-    [section] = page.changes
-    rows = section.frame.set_index("cell")
-    assert list(zip(rows.index, rows.stage, strict=True)) == [("t5_qa_lora", "forward"), ("t5_sa_lora", "forward")]
-    assert (rows.module["t5_sa_lora"], [cell.place[0] for cell in page.cells]) == ("a.b.c.d.query", ["forward"] * 2)
-    field = render.html(page).partition('<span class="hidden">t5_sa_lora')[2].partition("</td>")[0]
-    assert 'title="a.b.c.d.query">forward d.query</small>' in field
-    [section] = pages.failing().changes
-    assert list(section.frame.cell) == ["t5_sa_lora", "t5_qa_sft", "gpt2_sa_lora", "bert_sum_sft"]
-    assert "audit base_frozen: 2 of 53 frozen tensors changed" in list(section.frame.says)
-
-
-def test_a_field_has_its_change_and_changed_cells_are_listed_by_size():
-    before = run_of([record_of(right=38)], "b.json", "2026-11-01")
-    small = re.compile(r"<small>([^<]*)</small>\s*<span class=\"verdict")
-    assert small.findall(render.html(page_of(run_of([record_of(right=36)])))) == ["+2.0"]  # 90 points, the bound is 88
-    assert small.findall(render.html(page_of(run_of([record_of(right=36)]), [before]))) == ["-5.0"]  # 95 before
-    both = page_of(run_of([record_of(right=36), record_of("t5_sa_lora", right=39)]), [before])
-    assert small.findall(render.html(both)) == ["-5.0", "+9.5 to bound"]
-
-
-def test_grid_and_history_compare_the_same_seeds():
-    old = run_of([record_of(right=right, seed=seed) for seed, right in enumerate((36, 38, 40))], "old.json", "2026-11-01")
-    page = page_of(run_of([record_of(right=36)]), [old])
-    [history] = page.history
-    assert (page.cells[0].change, history.frame.iloc[0, 1:].tolist()) == (0.0, [90.0, 90.0])
-    six = [record_of(cell) for cell in STUDY_IDS[:6]]
-    page = page_of(run_of(six), [run_of([record_of(cell) for cell in STUDY_IDS], "all.json", "2026-11-01")])
-    assert len(page.history[0].frame) == 6
-
-
-@pytest.mark.parametrize(
-    ("right", "shade"), [(36, "a2"), (40, "a4"), (35, "b1"), (34, "b3"), (20, "b4")]
-)  # 90, 100, 87.5, 85 and 50 points for a bound of 88
-def test_a_field_is_shaded_by_its_distance_from_the_bound(right, shade):
-    [cell] = page_of(run_of([record_of(right=right)])).cells
-    assert cell.shade == shade
 
 
 def test_a_cell_that_broke_off_shows_its_traceback_and_its_last_lines():
@@ -169,32 +119,6 @@ def test_charts_have_no_date_and_no_colour_but_those_of_the_page(tmp_path):
     assert all((folders[0] / name).read_bytes() == (folders[1] / name).read_bytes() for name in files)
 
 
-def test_of_many_backbones_colour_says_the_method_and_ticks_are_few():
-    cells = [(f"net{index}", f"m{number:02}") for index in range(6) for number in range(18)]
-    looks, legend = charts.looks(cells)
-    assert [entry.get_label() for entry in legend] == [f"m{number:02}" for number in range(18)]
-    assert len({(look["marker"], look["color"]) for look in looks.values()}) == 18
-    looks, legend = charts.looks([("t5", "sft"), ("bert", "lora"), ("t5", "lora")])
-    assert [entry.get_label() for entry in legend] == ["lora", "sft", "bert", "t5"]
-    updates, losses = charts.thinned([1.0, 3.0, None, 5.0] * 60)
-    assert (len(losses), losses[:2], updates[0]) == (80, [2.0, 3.0], 2.0)  # of 240, three at a time
-
-
-def test_what_instruments_measured_has_a_table_each_and_a_reason_where_nothing_was():
-    frame = tidy("loss", [1.0, 2.0], part="a", row=["x", "y"]).assign(instrument="own")
-    refused = tidy("", float("nan"), note="no such base").assign(instrument="own")
-    part = {"question": "why?", "figures": {"loss": Figure(shown=".2f")}}
-    records = [
-        replace(record_of(cell), instruments={"own": InstrumentRecord(**part, file=examples.write_columns("figures", own))})
-        for cell, own in (("bert_sa_lora", frame), ("t5_sum_sft", refused))
-    ]
-    page = page_of(run_of(records))
-    [table] = page.figures
-    assert (table.heading, table.sentences) == ("own: why?", ["no figure, t5_sum_sft: no such base"])
-    assert re.search(r"bert_sa_lora\s+a\s+1.50 \(0.52 2.48\)", text_of(page, cells=True))
-    assert "What cells were asked" not in text_of(page_of(run_of([record_of("t5_sum_sft")])))
-
-
 # Size and bad input
 
 
@@ -228,20 +152,3 @@ def test_what_cannot_be_shown_is_one_sentence(tmp_path, capsys):
         ((good, "--charts", tmp_path / "file" / "x"), "give another folder for charts"),
     ):
         assert sentence in refusal(capsys, command.main, *arguments)
-
-
-def with_joules(seed, gpu, cpu):
-    phase = PHASE | {"gpu_energy_joules": gpu, "cpu_energy_joules": cpu}
-    memory = MEASURED["memory"] | {"phases": {"load": phase, "train": phase, "audit": phase}}
-    device = MEASURED["device"] | {"energy": "GPU: NVML; CPU: RAPL, 1 package"}
-    return record_of("bert_sa_lora", 39, seed, memory=memory, device=device)
-
-
-def test_joules_stand_on_the_page_where_counters_told_them():
-    page = page_of(run_of([with_joules(0, 40.0, None), with_joules(1, 60.0, None), record_of("bert_sa_sft", 39)]))
-    shown = text_of(page)
-    # each of the two phases of the cell's own took 40 and 60 J, 50 over both seeds; the audit is the suite's
-    [energy] = page.costs[2:]
-    assert energy.cells == [["bert_sa_lora", "100.00"], ["bert_sa_sft", "-"]]  # whose device says why it has no counters
-    assert "Idle power included (GPU: NVML; CPU: RAPL, 1 package)." in shown
-    assert "CPU J" not in shown

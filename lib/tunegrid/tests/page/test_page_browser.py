@@ -1,19 +1,14 @@
 """Pages in a real browser: headless Chromium opens those of five kinds of runs, and of some made up. Skipped without it."""
 
 import shutil
-import subprocess
-import tarfile
 
 import pytest
 
-from tunegrid import ROOT
 from tunegrid.page import render
 from tunegrid.results import examples
 from tunegrid.tests.kinds import KINDS, page_on
 from tunegrid.tests.pages import PAGES
 
-AXE = "axe-core@4.14.1"
-CACHE = ROOT / ".cache" / "axe"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 LOOKS = {  # width and colours; A4 is 210 mm less two margins of 14, at 96 pixels an inch
     "light": {"viewport": {"width": 1200, "height": 900}},
@@ -98,81 +93,8 @@ def test_a_page_in_each_look(opened, name, look):
     assert all(width > 8 for _, width in swatches)
 
 
-def test_a_column_sorts_both_ways_by_its_figures(opened):
-    page = opened("failing")
-    page.locator("summary", has_text="Memory, speed and energy").click()
-    button = page.locator("#costs table").first.get_by_role("button", name="weights MiB")
-    cells = page.locator("#costs table").first.locator("tbody tr")
-    button.click()
-    assert cells.first.locator("td").first.inner_text() == "bert_sum_lora"  # the first of the study's, the smallest of ours
-    button.focus()
-    page.keyboard.press("Enter")
-    assert cells.first.locator("td").first.inner_text() == "t5_sa_sft"
-    assert page.locator("#costs th[aria-sort]").first.get_attribute("aria-sort") == "descending"
-
-
-def test_cells_are_found_by_words_and_a_permalink_still_leads_to_a_hidden_one(opened):
-    page = opened("failing")
-    page.locator("#find").fill("gpt2 sa")
-    assert page.locator("details.cell:visible").count() == 3
-    assert page.locator("#found").inner_text() == "3 of 27 cells"
-    page.locator("#grid a[href='#t5_qa_sft']").click()
-    page.wait_for_function("document.getElementById('t5_qa_sft').getBoundingClientRect().top >= 0")
-    assert 0 <= page.locator("#t5_qa_sft").bounding_box()["y"] < 900
-
-
-@pytest.mark.parametrize("scripts", [True, False])
-def test_without_scripts_all_is_there_but_sorting_and_filtering(opened, scripts):
-    page = opened("failing", "#t5_sa_sft", java_script_enabled=scripts)
-    assert 0 <= page.locator("#t5_sa_sft").bounding_box()["y"] < 900
-    assert page.locator("details.cell:visible").count() == 27
-    assert (page.locator(".js:visible, thead button").count() > 0) == scripts
-    page.locator("#t5_sa_sft summary", has_text="Test rows").click()
-    assert page.locator("#t5_sa_sft details[open] tbody tr:visible").count() == 30
-
-
-def test_the_keyboard_alone_reaches_everything_in_order(opened):
-    page = opened("one_cell")
-    page.evaluate(OPEN_ALL)
-    stops = page.evaluate("""() => [...document.querySelectorAll('a[href], button, input, summary, [tabindex="0"]')]
-        .filter(element => element.checkVisibility()).map((element, place) => (element.dataset.stop = place))""")
-    reached = []
-    for _ in stops:
-        page.keyboard.press("Tab")
-        reached.append(page.evaluate("Number(document.activeElement.dataset.stop)"))
-    assert reached == stops
-    assert page.locator("[data-stop='0']").inner_text() == "Skip to the answer"
-
-
 def test_a_script_in_a_test_row_is_text(opened):
     page = opened("failing")
     assert "owned" not in page.title()
     assert page.locator("td", has_text="document.title = 'owned'").count() > 0
     assert page.locator("main img").count() == 0
-
-
-@pytest.fixture(scope="module")
-def axe():
-    """The rules of axe-core, which are no part of the product: npm fetches them into .cache."""
-    script = CACHE / "package" / "axe.min.js"
-    if not script.is_file():
-        if shutil.which("npm") is None:
-            pytest.skip("no npm, which fetches axe-core: the accessibility check is left out")
-        CACHE.mkdir(parents=True, exist_ok=True)
-        command = ["npm", "pack", AXE, "--silent"]
-        packed = subprocess.run(command, cwd=CACHE, capture_output=True, text=True, check=False, timeout=60)
-        if packed.returncode:
-            pytest.skip(f"npm cannot fetch {AXE}: {packed.stderr.strip()[-200:]}")
-        with tarfile.open(CACHE / packed.stdout.split()[-1]) as archive:
-            archive.extract("package/axe.min.js", CACHE, filter="data")
-    return script.read_text()
-
-
-@pytest.mark.parametrize("look", ["light", "dark"])
-@pytest.mark.parametrize("name", ["one_cell", "failing"])
-def test_axe_has_no_serious_finding(opened, axe, name, look):
-    page = opened(name, **LOOKS[look])
-    page.evaluate("document.querySelectorAll('article:first-of-type details').forEach(details => details.open = true)")
-    page.evaluate(axe)
-    findings = page.evaluate("async () => (await axe.run({resultTypes: ['violations']})).violations")
-    assert [(finding["id"], finding["nodes"][0]["html"][:200]) for finding in findings] == []

@@ -1,4 +1,4 @@
-"""The pages: commands in them parse, links lead somewhere, and the folder maps are true."""
+"""The pages: commands in them parse."""
 
 import argparse
 import re
@@ -38,7 +38,6 @@ def test_pytest_commands_of_the_pages_parse(pytestconfig):
     markers = {line.partition(":")[0].partition("(")[0] for line in pytestconfig.getini("markers")}
     wanted = [words[1:] for words in commands() if words[0] == "pytest" and "lib/tunegrid/tests" not in words]
     wanted += [words[2:] for words in commands() if words[:2] == ["tunegrid", "run"]]
-    assert len(wanted) >= 20
     for words in wanted:
         options, unknown = pytestconfig._parser.parse_known_and_unknown_args(words)
         assert (unknown, options.file_or_dir) == ([], []), words
@@ -58,7 +57,6 @@ def test_our_own_commands_of_the_pages_parse(monkeypatch):
         raise Parsed
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
-    parsed = 0
     for words in commands():
         assert words[0] in ("pytest", "python", "tunegrid"), words
         if words[0] == "pytest" or words[:2] == ["tunegrid", "run"] or words[1:3] == ["-m", "tunegrid.lab.micro"]:
@@ -74,44 +72,3 @@ def test_our_own_commands_of_the_pages_parse(monkeypatch):
         assert name in names
         with pytest.raises(Parsed):
             import_module(f"{package}.{name}").main(arguments)
-        parsed += 1
-    assert parsed >= 10
-
-
-def without_code(page):
-    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-
-
-def leads_somewhere(page, link):
-    """Whether the file and the heading that a link names are there."""
-    name, _, fragment = link.partition("#")
-    target = page.parent / name if name else page
-    if not target.exists() or not fragment:
-        return target.exists()
-    headings = re.findall(r"^#+ (.+)$", without_code(target), re.MULTILINE)
-    return fragment in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]  # as GitHub does
-
-
-def test_links_of_the_pages_lead_somewhere():
-    links = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)\s]+)\)", without_code(page))]
-    local = [(page, link) for page, link in links if not link.startswith("http")]
-    assert [(page.name, link) for page, link in local if not leads_somewhere(page, link)] == []
-    assert not leads_somewhere(ROOT / "README.md", "#nowhere")
-    assert not leads_somewhere(ROOT / "README.md", "nowhere.md")
-
-
-def test_the_folder_maps_are_true():
-    [tree] = re.findall(r"## The tree.*?```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    folder, missing = ROOT, []
-    for line in tree.splitlines():
-        names = re.findall(r"[\w/]+/(?=\s|$)|\w+\.py(?=\s)", line[:22])
-        if not line.startswith(" "):
-            folder = ROOT / names[0]
-            names = [""]
-        missing += [folder / name for name in names if not (folder / name).exists()]
-    assert missing == []
-    rooms = set(re.findall(r"^\| `(\w+)/` \|", (ROOT / "lib" / "README.md").read_text(), re.MULTILINE))
-    folders = {
-        path.name for path in (ROOT / "lib" / "tunegrid").iterdir() if path.is_dir() and not path.name.startswith(("_", "."))
-    }
-    assert rooms == folders

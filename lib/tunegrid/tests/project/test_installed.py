@@ -83,12 +83,3 @@ def test_the_suite_runs_from_the_projects_folder_and_writes_there(project):
     assert code == 0, output
     assert (project / "reports" / "latest.json").is_file()
     assert (project / "reports" / "examples" / "latest.zip").is_file()  # its test rows
-
-
-def test_another_python_is_told_so_in_one_sentence():
-    command = [sys.executable, "-I", "-S", ROOT / "fixtures" / "plugins.py"]  # -S: no packages, as in another environment
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert answer.returncode == 4
-    [line] = answer.stderr.splitlines()
-    assert line.startswith(f"ERROR: {sys.executable} is not the Python that tunegrid is installed in (it lacks pydantic, ")
-    assert line.endswith(": activate its environment, or `pip install -e .`")

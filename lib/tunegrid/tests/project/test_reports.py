@@ -12,16 +12,10 @@ from tunegrid.record.checks import failures
 from tunegrid.record.record import SCHEMA_VERSION
 from tunegrid.results import examples
 from tunegrid.results.files import read_list
-from tunegrid.results.gate import Run, gate
-from tunegrid.results.judgements import Verdict
 
 REPORTS = ROOT / "reports"
 SCHEMA = Draft202012Validator(schema())
-COMMITTED = [
-    REPORTS / "baselines" / "quick-cpu.json",
-    REPORTS / "study.json",
-    *sorted(REPORTS.glob("*/footprint.json")),
-]
+COMMITTED = [REPORTS / "baselines" / "quick-cpu.json", REPORTS / "study.json", *sorted(REPORTS.glob("*/footprint.json"))]
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: str(path.relative_to(REPORTS)))
@@ -48,16 +42,3 @@ def test_the_examples_beside_the_baseline_are_those_of_its_records_and_no_others
     named = {name for record in read_list(path) for name in examples.files_of(record).values()}
     with ZipFile(path.parent / "examples" / "quick-cpu.zip") as pack:
         assert named == set(pack.namelist())
-
-
-def test_each_seed_of_the_baseline_is_no_worse_than_the_others():
-    """Training noise alone is not called worse."""
-    path = REPORTS / "baselines" / "quick-cpu.json"
-    records = read_list(path)
-    seeds = sorted({record.seeds.seed for record in records})
-    judged = []
-    for seed in seeds:
-        apart = [record for record in records if record.seeds.seed == seed]
-        judged += gate(Run.of([record for record in records if record not in apart], path), Run.of(apart, path))
-    quality = [judgement for judgement in judged if judgement.kind == "quality"]
-    assert [judgement for judgement in quality if judgement.verdict is Verdict.WORSE] == []

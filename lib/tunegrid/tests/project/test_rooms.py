@@ -1,11 +1,8 @@
 """The architecture as a test: what may import what, and what stays cheap to import."""
 
 import ast
-import re
 import subprocess
 import sys
-import time
-import tomllib
 
 import pytest
 
@@ -44,11 +41,6 @@ def run_python(*arguments):
     return subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
 
 
-def test_lib_has_these_rooms_and_no_other():
-    folders = {path.name for path in LIB.iterdir() if path.is_dir() and not path.name.startswith(("_", "."))}
-    assert folders == {*ROOMS, "tests"} - {*SINGLE}
-
-
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_from_rooms_to_its_left(room):
     allowed = (*ROOMS[: ROOMS.index(room) + 1], "ROOT", "DEFAULT_CACHE")
@@ -61,46 +53,6 @@ def test_a_room_imports_only_from_rooms_to_its_left(room):
         assert not {name for name in names if name.startswith(("tunegrid.codecs", "tunegrid.run", "tunegrid.audits"))}
 
 
-def test_the_page_knows_records_and_results_only_and_nothing_that_users_run_knows_the_lab():
-    rooms = {name.split(".")[1] for path in modules("page") for name in imported(path) if name.startswith("tunegrid.")}
-    assert rooms - {"ROOT"} == {"terminal", "errors", "machine", "grid", "record", "results", "page"}
-    product = [LIB / "__main__.py", LIB / "__init__.py", *(ROOT / "fixtures").rglob("*.py")]
-    assert [path.name for path in product if any(f"{name}.".startswith("tunegrid.lab.") for name in imported(path))] == []
-
-
-PARTS = {"markupsafe": "jinja2", "pydantic_core": "pydantic"}  # each comes with a package that is asked for
-EXTRAS = {"ray": "cluster"}
-
-
-def test_pyproject_asks_for_all_that_is_imported():
-    """What a dependency brings along today, it may leave behind tomorrow."""
-    paths = [path for room in ROOMS for path in modules(room)] + [*(ROOT / "fixtures").rglob("*.py")]
-    tops = {name.split(".")[0] for path in paths for name in imported(path)} - set(sys.stdlib_module_names)
-    wanted = {PARTS.get(name, name).replace("_", "-") for name in tops - {"", "tunegrid", "fixtures", *EXTRAS}}
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert wanted <= {re.match(r"[\w-]+", text)[0] for text in project["dependencies"]}
-    assert EXTRAS.keys() <= tops
-
-
-def dependencies():
-    """Which modules of lib each module imports, at its top or inside functions."""
-    names = {
-        ".".join(path.relative_to(LIB.parent).with_suffix("").parts).removesuffix(".__init__"): path
-        for path in LIB.rglob("*.py")
-    }
-    for module, path in names.items():
-        if "tests" not in path.parts:
-            needed = {name if name in names else name.rpartition(".")[0] for name in imported(path)}
-            yield module, {name for name in needed if name in names and name != module}
-
-
-def test_no_modules_import_each_other_in_a_circle():
-    graph = dict(dependencies())
-    while leaves := [module for module, needs in graph.items() if not needs & graph.keys()]:
-        graph = {module: needs for module, needs in graph.items() if module not in leaves}
-    assert graph == {}
-
-
 def test_results_are_read_and_the_27_cells_collected_without_torch():
     names = "tunegrid.results.summary, tunegrid.results.gate, tunegrid.record, tunegrid.page.render"
     assert run_python("-c", f"import sys, {names}; sys.exit('torch' in sys.modules)").returncode == 0
@@ -109,8 +61,6 @@ def test_results_are_read_and_the_27_cells_collected_without_torch():
         "heavy = {'torch', 'transformers', 'peft', 'datasets', 'numpy', 'scipy', 'pyarrow'} & sys.modules.keys();"
         "print(*heavy, sep='loaded ', end='')"
     )
-    began = time.monotonic()
     lines = run_python("-c", code).stdout.splitlines()
-    assert time.monotonic() - began < 10  # 1.5 on a quiet machine
     assert sum("test_finetune[" in line for line in lines) == 27
     assert lines[-1].startswith("27/54 tests collected")

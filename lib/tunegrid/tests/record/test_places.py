@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tunegrid import ROOT
-from tunegrid.errors import InputError
+from tunegrid.errors import InputError, first_line
 from tunegrid.grid.backbones import checkpoint_of
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import QUICK_PROFILE
@@ -14,7 +14,8 @@ from tunegrid.page.render import html
 from tunegrid.page.view import page_of
 from tunegrid.record import to_json
 from tunegrid.results import examples
-from tunegrid.terminal import visible, without_places
+from tunegrid.terminal import visible, visible_lines, without_places
+from tunegrid.tests.outputs import obeyed
 from tunegrid.tests.pages import record_of, run_of
 
 HUB = "https://huggingface.co/google-t5/t5-small and hub:squad/train"
@@ -68,3 +69,33 @@ def test_an_address_is_shown_and_recorded_without_its_user_and_password(text, sa
     for shown in (visible(text), without_places(text)):
         assert shown.endswith(said)
         assert "hush" not in shown
+
+
+# Text of files is shown on a terminal and in a CI's log, and neither obeys it; files are UTF-8 whatever the locale.
+
+
+TITLE = "\x1b]0;owned\x07"  # sets a terminal's title
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("f1 82.1 – é", "f1 82.1 – é"),
+        (TITLE, r"\x1b]0;owned\x07"),
+        ("a\r\nb\tc", r"a\r\nb\tc"),
+        ("\u202etxt\ud800", r"\u202etxt\ud800"),
+        ("::add-mask::82.1", r"\::add-mask::82.1"),
+        ("  ::error::x", r"\  ::error::x"),
+        ("a ##[group]b ##vso[task]", "a # #[group]b # #vso[task]"),
+        ("std::vector, ## 3 [x]", "std::vector, ## 3 [x]"),
+    ],
+)
+def test_what_a_terminal_or_a_ci_would_obey_is_written_out(text, shown):
+    assert visible(text) == shown
+    assert obeyed(visible(text)) == []
+
+
+def test_an_error_is_one_line_whatever_it_quotes_and_each_line_is_looked_at():
+    assert str(InputError(f"{TITLE} is no cell\n::error::x")) == r"\x1b]0;owned\x07 is no cell\n::error::x"
+    assert first_line(ValueError(f"{TITLE}\nmore")) == r"\x1b]0;owned\x07"
+    assert visible_lines("cells\n::error::x") == "cells\n\\::error::x"

@@ -14,10 +14,10 @@ from tunegrid.audits import AUDITS
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import FULL_PROFILE, QUICK_PROFILE, Recipe
-from tunegrid.record import Record, from_json, new_record, schema, to_json
+from tunegrid.record import Record, crash_record, from_json, new_record, schema, to_json
 from tunegrid.record.checks import EVERY_CELL, OF_PARTS, impossible
 from tunegrid.record.io import FORMER_FIELDS
-from tunegrid.record.record import jsonable
+from tunegrid.record.record import CALLS, PRINTED_LINES, jsonable
 from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, complete_json
 
 SCHEMA = Draft202012Validator(schema())
@@ -154,3 +154,22 @@ def test_every_audit_that_a_cell_must_have_is_one_that_the_suite_runs():
 )
 def test_scores_that_cannot_be_are_told(scores, empty_answers, sentence):
     assert impossible(scores, empty_answers=empty_answers) == ([sentence] if sentence else [])
+
+
+# What is kept of a cell that broke off.
+
+
+def deep(calls):
+    if calls == 0:
+        raise ValueError("no rows")
+    deep(calls - 1)
+
+
+def test_the_innermost_calls_and_the_last_lines_are_kept_without_colours():
+    with pytest.raises(ValueError, match="no rows") as caught:
+        deep(100)
+    lines = crash_record(caught.value, []).traceback
+    assert (lines[-1], sum("in deep" in line or "repeated" in line for line in lines) <= CALLS) == ("ValueError: no rows", True)
+    crash = crash_record(None, ["\n".join(map(str, range(100))), "10 %\r90 %\n\x1b[31mred\x1b[0m\x07\n\n"])
+    assert (len(crash.printed), crash.printed[-3:]) == (PRINTED_LINES, ["99", "90 %", r"red\x07"])
+    assert crash_record(None, ["", " \n"]) is None

@@ -11,16 +11,14 @@ import pytest
 from tunegrid import ROOT
 from tunegrid.commands import gate as command
 from tunegrid.errors import InputError
-from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.recipes import CONFIRMING
-from tunegrid.results.gate import Run, gate, read_run
+from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import LEDGER, PEAKS, Verdict
 from tunegrid.results.thresholds import load_margins
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.records import FOOTPRINT, MEASURED, altered, complete, hits, record_of, run_file, scored, seeds_as
 
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
-RESULTS = ROOT / "lib" / "tunegrid" / "results"
 RANK = {"rss_peak_gib": 0.5, "train_samples": 24}
 RANKS = {"count": 2, "backend": "gloo", "each": [RANK, RANK]}
 CELL = "bert_sa_lora"
@@ -36,25 +34,6 @@ def judged(old, new):
 
 def hit(rows, right, lost=0, **changes):
     return record_of(CELL, {"accuracy": hits(rows, right, lost)}, **changes)
-
-
-def test_one_record_goes_through_the_gate_and_enters_no_module_twice():
-    """What the gate itself calls, in its order: the numbers, then a judge of losses, one of scores, one of all else."""
-    run, stays = read_run(BASELINE).only(["t5_sa_lora"]), []
-    old, new = (Run.of([run.records["t5_sa_lora"][seed]], BASELINE) for seed in (0, 1))
-
-    def note(frame, event, _):
-        caller, callee = frame.f_back and frame.f_back.f_code.co_filename, frame.f_code.co_filename
-        name = callee[len(f"{RESULTS}/") : -len(".py")] if callee.startswith(f"{RESULTS}/") else "gate"
-        if event == "call" and caller == f"{RESULTS}/gate.py" and name not in ("gate", *stays[-1:]):
-            stays.append(name)
-
-    sys.setprofile(note)
-    try:
-        gate(old, new)
-    finally:
-        sys.setprofile(None)
-    assert stays == ["thresholds", "noise", "numerics", "quality", "figures"]
 
 
 def test_equal_runs_are_the_same_in_everything():
@@ -82,19 +61,6 @@ def test_a_drop_that_is_no_chance_a_gain_and_a_small_test_set(rows, right, lost,
         assert judgement.p == pytest.approx(2.5e-5, rel=0.1)  # 4.06 errors on the scale; one cell, so Holm adds nothing
         assert judgement.low < judgement.effect < judgement.high < 0
         assert judgement.detail == "20 rows lost, 0 gained of 512; noise of rows alone: error 0.86; margin 1.0"
-
-
-def test_more_cells_make_each_verdict_stricter():
-    """All of six changed rows are lost: 2.37 errors, p = 0.9 %, are enough for one cell alone, but not for one of nine."""
-    good = {name: record_of(name, {"accuracy": hits(512, 480)}) for name in STUDY_IDS if "_sa_" in name}
-    bad = good | {CELL: hit(512, 480, 6)}
-
-    def of_cell(old, new):
-        return next(j for j in gate(Run.of(old), Run.of(new)) if (j.cell, j.quantity) == (CELL, "accuracy"))
-
-    assert of_cell([good[CELL]], [bad[CELL]]).verdict is WORSE
-    among = of_cell(good.values(), bad.values())
-    assert (among.verdict, among.p) == (CANNOT_TELL, pytest.approx(9 * 0.00897, rel=1e-3))
 
 
 @pytest.mark.parametrize(
@@ -273,11 +239,10 @@ def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
     assert "**Failed: " in (tmp_path / "summary.md").read_text()
 
 
-@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2, 3, 4)], ids=["one seed", "all seeds"])
-def test_a_collapse_by_twenty_points_is_worse_in_all_27_cells_and_takes_no_torch(tmp_path, seeds):
+def test_a_collapse_by_twenty_points_is_worse_in_all_27_cells_and_takes_no_torch(tmp_path):
     files = []
     for points in (0.0, 20.0):
-        rows = [row for row in json.loads(BASELINE.read_text())["benchmarks"] if row["extra_info"]["seeds"]["seed"] in seeds]
+        rows = json.loads(BASELINE.read_text())["benchmarks"]
         for record in (row["extra_info"] for row in rows):
             record |= {"scores": {name: score - points for name, score in record["scores"].items()}, "bounds": {}}
         files.append(tmp_path / f"{points}.json")

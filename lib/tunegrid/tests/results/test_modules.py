@@ -74,10 +74,7 @@ KEY = "the output of block.attention.key (Key, toy) changes first, by 2 % of its
         (behind(["block.attention.key", "block.attention", "block", ""], 0.9e-4), ""),  # within the bound
         ({}, ""),
         (SLOWLY, ""),  # each module amplifies rounding twice: what went into the one that crosses the bound moved by half of it
-        (
-            {(name, f): SHUFFLED for name, *_ in MODEL for f in ("taken", "given")},
-            "the input of the model (Model, toy) al",
-        ),
+        ({(name, f): SHUFFLED for name, *_ in MODEL for f in ("taken", "given")}, "the input of the model (Model, toy) al"),
         ({("embed", "given"): NONE}, "the output of embed (Embed, toy) changes first, to or from no finite number; its"),
         ({("embed", "given"): SHUFFLED}, "the output of embed (Embed, toy) changes first, by 20 % of"),
     ],

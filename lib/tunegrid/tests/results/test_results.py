@@ -1,4 +1,4 @@
-"""Bounds speak in sentences, the table after a run is aligned, and rows of parallel workers reach one file."""
+"""Bounds, how long a run is beside what its recipe plans, and examples beside every file that a session saves."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,13 +9,10 @@ import pytest
 from fixtures.pipeline import extent_of
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import FULL_PROFILE
-from tunegrid.grid.tasks import TASKS
-from tunegrid.record import new_record
 from tunegrid.record.checks import below_bounds
 from tunegrid.results.status import Extent
-from tunegrid.results.summary import cell_lines, footer
 from tunegrid.results.thresholds import load_bounds
-from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, read_records, saved
+from tunegrid.tests.records import read_records
 from tunegrid.tests.sessions import run_in
 
 PLUGINS = ("options", "session", "selection", "results")
@@ -42,62 +39,6 @@ def test_bounds_are_read_without_their_evidence(tmp_path):
     assert load_bounds(tmp_path / "full.toml") == {}  # nobody has measured them yet
 
 
-def lines(*records, cells=()):
-    """The table's lines, without what stands below."""
-    return [line for line, _ in cell_lines(records, cells) if len(line.split("  ")) > 3]
-
-
-def test_a_line_stands_under_its_header_and_a_footprint_has_a_table_of_its_own():
-    scored = [
-        "cell          score     points  bound  train s  samples/s  peak GiB  trainable  status",
-        "bert_sa_lora  accuracy    91.0   88.0     12.2        123      1.25      2.50%  passed",
-    ]
-    measured = [
-        "cell          step ms  tokens/s  weights  grads  optim.  activ.  MiB peak  MFU %  status",
-        "bert_sa_lora      120      4000      400      3       6     103       512   25.0  passed",
-    ]
-    assert lines(complete()) == scored
-    assert lines(complete(**FOOTPRINT)) == measured
-    assert lines(complete(), complete(**FOOTPRINT)) == scored + measured
-    unfinished = [line for line, _ in cell_lines([new_record(CELLS["gpt2_sum_qlora"])])]
-    assert unfinished[1].split() == ["gpt2_sum_qlora", "rougeLsum", "unfinished"]
-
-
-@pytest.mark.parametrize("cell_id", CELLS)
-def test_no_line_is_wider_than_100_columns(cell_id):
-    slow = MEASURED["training"] | {"seconds": 123_456.7}
-    record = complete(cell_id, training=slow, scores={task.main_score: 100.0 for task in TASKS}, bounds={})
-    assert max(map(len, lines(record))) <= 100
-
-
-@pytest.mark.parametrize(
-    ("changes", "word"),
-    [
-        ({}, "passed"),
-        ({"bounds": {}}, "no bound yet"),
-        ({"status": "audit"}, "audit"),
-        ({"status": "stopped", "bounds": {}}, "stopped"),
-        ({"bounds": {}, "excused": {"learned_something": "too short"}}, "too short"),
-    ],
-)
-def test_the_status_is_a_word_or_three(changes, word):
-    assert lines(complete(**changes))[1].endswith(f"  {word}")
-
-
-def test_the_peak_is_the_gpus_where_there_is_one():
-    phases = {"load": PHASE | {"reserved_peak_gib": 3.5}, "train": PHASE | {"reserved_peak_gib": 0.5, "rss_peak_gib": 9.0}}
-    assert complete(memory=MEASURED["memory"] | {"phases": phases}).peak_gib == 3.5
-    assert complete().peak_gib == 1.25
-    assert new_record(CELLS["bert_sa_lora"]).peak_gib is None
-
-
-def test_the_footer_counts_and_names_the_device():
-    records = [complete(), complete("bert_sa_sft", status="missed"), new_record(CELLS["t5_qa_sft"])]
-    assert footer(records, 3, 61.7) == "1 of 3 cells passed in 62 s on a CPU"
-    assert footer(records[2:], 1, 1.0) == "0 of 1 cell passed in 1 s on no device"
-    assert footer(records[:2], 1) == "1 of 2 runs of 1 cell passed on a CPU"
-
-
 @pytest.mark.parametrize(
     ("options", "rows", "updates", "extent"),
     [
@@ -116,14 +57,6 @@ def test_a_run_is_measured_by_what_its_recipe_plans_without_the_command_line(opt
     trainer = SimpleNamespace(features=range(rows), log=SimpleNamespace(updates=updates))
     names = ("updates", "planned", "one_pass", "test_rows")
     assert extent_of(session, cell, splits, trainer) == Extent(**dict(zip(names, extent, strict=True)))
-
-
-def test_a_saved_runs_records_are_found_by_cell_and_profile(tmp_path):
-    path = saved(tmp_path / "run.json", complete(), complete(**FOOTPRINT))
-    assert read_records(path, "footprint") == {"bert_sa_lora": complete(**FOOTPRINT)}
-    assert read_records(path, "full") == {}
-    path = saved(tmp_path / "run.json", complete("t5_qa_sft"), {"no": "cell"}, complete("bert_sa_lora"))
-    assert read_records(path) == {"t5_qa_sft": complete("t5_qa_sft"), "bert_sa_lora": complete("bert_sa_lora")}
 
 
 WITH_EXAMPLES = """

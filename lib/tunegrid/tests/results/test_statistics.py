@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from tunegrid.results.judgements import Verdict
 from tunegrid.results.noise import POINTS, scale_of
-from tunegrid.results.quality import verdict_of
-from tunegrid.results.statistics import Effect, by_rows, by_training, holm, ratio, row_deviation
+from tunegrid.results.statistics import by_rows, by_training, holm, ratio, row_deviation
 
 
 def test_a_change_is_held_to_training_noise_by_students_t():
@@ -53,20 +51,3 @@ def test_holm_by_hand():
     assert holm({"a": 0.04, "b": 0.01, "c": 0.02}) == pytest.approx({"b": 0.03, "c": 0.04, "a": 0.04})
     assert holm({"a": 0.6, "b": 0.5}) == {"b": 1.0, "a": 1.0}
     assert holm({}) == {}
-
-
-@pytest.mark.parametrize(
-    ("points", "low", "p_worse", "p_better", "verdict"),
-    [
-        (-3.0, -5.0, 0.01, 1.0, Verdict.WORSE),
-        (-3.0, -5.0, 0.20, 1.0, Verdict.CANNOT_TELL),
-        (-0.5, -0.8, 0.01, 1.0, Verdict.SAME),  # no chance, but within the margin
-        (-0.5, -1.8, 0.01, 1.0, Verdict.CANNOT_TELL),
-        (2.0, 1.0, 1.0, 0.01, Verdict.BETTER),
-        (0.5, 0.1, 1.0, 0.01, Verdict.SAME),  # a gain within the margin
-        (0.0, -0.4, 1.0, 1.0, Verdict.SAME),
-    ],
-)
-def test_verdicts_by_hand(points, low, p_worse, p_better, verdict):
-    effect = Effect(points=points, low=low, high=points + 1, p_worse=0.5, p_better=0.5, error=0.5)
-    assert verdict_of(effect, p_worse, p_better, margin=1.0) is verdict

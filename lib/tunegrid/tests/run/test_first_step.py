@@ -1,17 +1,15 @@
 """Figures of the first step: groups of parameters, what is probed before training, and what the first updates leave."""
 
-import math
-from contextlib import contextmanager
-
+import bitsandbytes as bnb
 import pytest
 import torch
 import transformers as hf
 from torch import nn
 
-from tunegrid.run.first_updates import FirstUpdates, digest, figure, gradient_figures, groups_of, norms, sample
+from tunegrid.run.first_updates import AdamW, FirstUpdates, gradient_figures, groups_of
 from tunegrid.run.metrics import Metrics
-from tunegrid.run.probe import before_training, fixed_answers, hooked, short_to_long
-from tunegrid.tests.small import cell_of, rows_of, silent, trainer_of
+from tunegrid.run.probe import before_training, short_to_long
+from tunegrid.tests.small import cell_of, rows_of, silent, train_rows, trainer_of
 
 REVIEWS = rows_of("amazon_polarity/train")[:8]
 QUESTIONS = rows_of("squad/train")[:4]
@@ -24,21 +22,11 @@ NEWS = rows_of("cnn_dailymail/train")[:4]
     ("cell_id", "name", "group"),
     [
         ("bert_sa_sft", "bert.encoder.layer.1.attention.self.query.weight", "encoder 1 attention"),
-        ("bert_sa_sft", "bert.encoder.layer.1.intermediate.dense.bias", "encoder 1 MLP"),
-        ("bert_sa_sft", "bert.encoder.layer.1.attention.output.LayerNorm.weight", "norms"),
-        ("bert_sa_sft", "bert.embeddings.word_embeddings.weight", "embeddings"),
         ("bert_sum_sft", "decoder.bert.encoder.layer.0.crossattention.self.key.weight", "decoder 0 cross-attention"),
-        ("gpt2_sa_sft", "transformer.h.3.attn.c_attn.weight", "layer 3 attention"),
-        ("gpt2_sa_sft", "transformer.h.3.mlp.c_fc.weight", "layer 3 MLP"),
         ("gpt2_sa_sft", "transformer.h.3.ln_1.bias", "norms"),
-        ("gpt2_sa_sft", "transformer.ln_f.weight", "norms"),
         ("gpt2_sa_sft", "transformer.wpe.weight", "embeddings"),
         ("gpt2_sa_sft", "score.weight", "head"),
-        ("t5_sum_sft", "decoder.block.1.layer.1.EncDecAttention.k.weight", "decoder 1 cross-attention"),
         ("t5_sum_sft", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "biases of position"),
-        ("t5_sum_sft", "encoder.block.0.layer.1.DenseReluDense.wo.weight", "encoder 0 MLP"),
-        ("t5_sum_sft", "encoder.block.0.layer.1.layer_norm.weight", "norms"),
-        ("t5_sum_sft", "shared.weight", "embeddings"),
     ],
 )
 def test_a_parameter_belongs_to_the_group_of_its_layer_or_of_the_method_that_added_it(cell_id, name, group):
@@ -48,44 +36,12 @@ def test_a_parameter_belongs_to_the_group_of_its_layer_or_of_the_method_that_add
     assert cell_of("gpt2_sa_lora").method.group_of(name) == "lora_B"
 
 
-def test_norms_are_over_all_tensors_of_a_group():
-    assert norms({"one": ["a", "b"], "other": ["c"], "absent": ["d"]}, {"a": 3.0, "b": 4.0, "c": 2.0}) == {
-        "one": 5.0,
-        "other": 2.0,
-    }
-    [some] = sample({"a": torch.arange(3 * 4096.0)}).values()  # a large one is sampled evenly
-    assert some.tolist() == [3.0 * index for index in range(4096)]
-    assert [figure(value) for value in (1 / 3, math.nan, math.inf, 0)] == [0.333333333, None, None, 0.0]
-
-
 # Before training
 
 
 @pytest.fixture
 def trainer():
     return trainer_of("bert_sa_lora", REVIEWS, max_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=1)
-
-
-def test_probing_disturbs_nothing_and_takes_the_loss_without_dropout(trainer):
-    trainer.model.train()
-    before = torch.get_rng_state()
-    figures = before_training(trainer, Metrics(), REVIEWS)
-    assert trainer.model.training
-    assert torch.equal(torch.get_rng_state(), before)
-    assert all(p.grad is None for p in trainer.parameters.values())
-    with torch.no_grad():
-        batch = trainer.codec.collate(short_to_long(trainer.features, 4))
-        expected = float(trainer.codec.loss(trainer.model.eval(), batch)) / trainer.codec.targets(batch)
-    assert figures["probe_loss"] == pytest.approx(expected, rel=1e-6)
-
-
-def test_a_base_in_nf4_says_so_and_its_norms_are_of_the_numbers_it_stands_for():
-    packed, plain = (
-        before_training(trainer_of(f"bert_qa_{method}", QUESTIONS), Metrics(), QUESTIONS) for method in ("qlora", "lora")
-    )
-    assert packed["types"]["encoder 0 MLP"] == "bfloat16, nf4 in blocks of 64, scales packed"  # its biases are bf16
-    assert plain["types"]["encoder 0 MLP"] == "float32"
-    assert packed["weights"]["encoder 0 MLP"] == pytest.approx(plain["weights"]["encoder 0 MLP"], rel=0.02)
 
 
 @pytest.mark.parametrize(("bias", "count"), [(0.0, 1), (3e-8, 1), (9e-7, 1), (2e-6, 2)])
@@ -111,27 +67,6 @@ def test_what_moves_by_rounding_alone_is_no_movement():
             parameter += 7.0 if name.endswith("bias") else 0.5
     [weight] = [p for name, p in parameters.items() if name.endswith("weight")]
     assert first.movement()["moved"]["head"] == pytest.approx(0.5 * weight.numel() ** 0.5, rel=1e-5)
-
-
-@contextmanager
-def passes_of(trainer):
-    """Meanwhile the numbers of rows of the model's passes."""
-    rows = []
-    with hooked([trainer.model], lambda module, inputs, output: rows.append(len(output.logits))):
-        yield rows
-
-
-def test_the_probe_takes_no_more_rows_at_once_than_training():
-    at_once, one_by_one = (
-        trainer_of("bert_sa_lora", REVIEWS, max_steps=3, per_device_train_batch_size=size) for size in (4, 1)
-    )
-    whole = before_training(at_once, Metrics(), REVIEWS)
-    with passes_of(one_by_one) as rows:
-        pieces = before_training(one_by_one, Metrics(), REVIEWS)
-    assert rows == [1] * 9  # the fifth with dropout, the last four to predict them
-    assert pieces["probe_loss"] == pytest.approx(whole["probe_loss"], rel=1e-6)
-    assert pieces["probe_gradients"] == pytest.approx(whole["probe_gradients"], rel=1e-4, abs=1e-9)
-    assert pieces["probe_reached"] == whole["probe_reached"]
 
 
 def test_a_probe_that_does_not_fit_leaves_no_figures(monkeypatch):
@@ -175,40 +110,96 @@ def test_the_tokens_that_a_search_reads_are_counted(cached, monkeypatch):
     assert before_training(trainer, Metrics(), NEWS)["tokens_read"] == 6 * sum(steps) + sum(whole)
 
 
-# What the probes cover
+# A training that pauses after its first updates is the beginning of the whole one, and goes on to its end.
+
+CELL = "bert_sa_lora"  # with dropout, and a schedule that warms up
+EPOCHS = {"num_train_epochs": 2, "max_steps": 0}
 
 
-def test_fixed_answers_are_scored_and_a_spoiled_text_lacks_every_third_word():
-    rows = [{"content": "x", "label": label} for label in (0, 1, 1, 1)]  # answers are 0, 1, 0, 1
-    assert fixed_answers(cell_of("bert_sa_sft").task, Metrics(), rows)["accuracy"] == 75.0
-    row = {"article": "", "highlights": "one two three four five six"}  # spoiled: the two three five six
-    assert fixed_answers(cell_of("t5_sum_sft").task, Metrics(), [row])["rouge1"] == pytest.approx(100 * 8 / 11)
-    for values in ([], [([1, 2], 0)], [([1, 2], (3, 4)), ([5], [6, 7])]):
-        assert digest(iter(values)) == digest(values)
+def trained(*pauses, **changes):
+    """A trainer that was asked for its first updates so many times, and the records of these."""
+    trainer = trainer_of(CELL, train_rows(CELL)[:48], **changes)
+    return trainer, [trainer.run(silent(), score, first_updates=count) for count in pauses]
 
 
-# The first updates
+def score():
+    return 50.0 + torch.rand(1).item(), []  # a validation may draw random numbers
 
 
-def trained_of(trainer):
-    return sample({name: p for name, p in trainer.parameters.items() if p.requires_grad})
+@pytest.mark.parametrize("count", [1, 3, 4], ids=["within the warm-up", "at an epoch's end", "in the second epoch"])
+def test_first_updates_are_those_of_a_whole_run(count):
+    whole, _ = trained(**EPOCHS)
+    all_of_it = whole.run(silent(), score)
+    assert all_of_it.updates == 6
+    paused, [first] = trained(count, **EPOCHS)
+    assert paused.paused
+    assert first.losses == all_of_it.losses[:count]
+    assert first.order == all_of_it.order  # of the rows of the whole run, as planned
+    assert paused.log.learning_rates == whole.log.learning_rates[:count]
 
 
-def test_movement_is_that_of_the_first_three_updates_of_more():
-    """Later updates move weights on, and say nothing of the first."""
-    after, cut = [], {"max_steps": 5, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
-    trainer = trainer_of("bert_sa_lora", REVIEWS, after_update=lambda trainer: after.append(trained_of(trainer)), **cut)
-    start = trained_of(trainer)
-    trainer.run(silent())
-    moved = trainer.log.first_step["moved"]
-    apart = [float(torch.nn.utils.get_total_norm([now[name] - start[name] for name in start])) for now in after]
-    assert math.hypot(*moved.values()) == pytest.approx(apart[2], rel=1e-5)
-    assert apart[4] > 1.1 * apart[2]
+# AdamW by its definition: steps worked out by hand, and which optimizers are followed.
 
 
-def test_a_run_taken_up_again_keeps_the_figures_of_its_first_updates(trainer):
-    trainer.start_from(before_training(trainer, Metrics(), REVIEWS))
-    whole = trainer.run(silent()).first_step
-    other = trainer_of("bert_sa_lora", REVIEWS, max_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=1)
-    other.load_state_dict(trainer.state_dict())
-    assert other.part().first_step == whole is not None
+def followed(make, updates=3, size=(8, 4)):
+    """What is said of an optimizer after some updates of two weights, of which one has no gradient."""
+    torch.manual_seed(0)
+    weight, unused = torch.randn(size, requires_grad=True), torch.zeros(2, requires_grad=True)
+    optimizer = make([weight, unused])
+    adamw = AdamW(optimizer, {"weight": weight, "unused": unused})
+    for update in range(updates):
+        weight.grad = torch.randn(size)
+        adamw.before_step(update, updates)
+        optimizer.step()
+        adamw.after_step(update)
+    return adamw
+
+
+def gap(make, updates=3):
+    return followed(make, updates).gap
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda weights: torch.optim.AdamW(weights, lr=0.01, weight_decay=0.1),
+        lambda weights: torch.optim.AdamW(weights, lr=0.01, betas=(0.8, 0.9), eps=1e-3, fused=True),
+        lambda weights: bnb.optim.AdamW8bit(weights, lr=0.01, weight_decay=0.1),  # of so few values it packs none
+    ],
+    ids=["torch", "fused", "bitsandbytes"],
+)
+def test_an_adamw_steps_as_defined(make):
+    assert gap(make) < 1e-5
+    assert followed(make, updates=24).late_gap < 1e-5  # the 19th
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, bnb.optim.AdamW8bit])
+def test_a_late_step_shows_a_count_that_stopped_at_16(kind):
+    def stopped(weights):
+        optimizer = kind(weights, lr=0.01)
+        step = optimizer.step
+
+        def counted():
+            for state in optimizer.state.values():
+                state["step"] = min(state["step"], 0 * state["step"] + 15)  # a tensor, or a number
+            step()
+
+        optimizer.step = counted
+        return optimizer
+
+    sound, broken = followed(lambda weights: kind(weights, lr=0.01), 24, (64, 128)), followed(stopped, 24, (64, 128))
+    assert sound.gap == broken.gap
+    assert sound.late_gap < 1e-4 < 1e-3 < broken.late_gap
+    assert sound.packed is (kind is bnb.optim.AdamW8bit)
+
+
+def test_fewer_steps_other_optimizers_and_a_start_in_the_middle_say_nothing():
+    assert gap(lambda weights: torch.optim.AdamW(weights, lr=0.01), updates=2) is None
+    assert gap(lambda weights: torch.optim.SGD(weights, lr=0.01)) is None
+    assert gap(lambda weights: torch.optim.AdamW(weights, lr=0.01, amsgrad=True)) is None
+    weight = torch.zeros(2, requires_grad=True)
+    weight.grad = torch.ones(2)
+    adamw = AdamW(torch.optim.AdamW([weight]), {"weight": weight})
+    adamw.before_step(2, 4)
+    adamw.after_step(2)
+    assert adamw.gap is None

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tunegrid.results.modules import first_modules, modules_of
-from tunegrid.run.first_updates import ModuleFigures, figures_of
+from tunegrid.run.first_updates import ModuleFigures
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import before_training
 from tunegrid.tests.small import rows_of, silent, trainer_of
@@ -74,51 +73,6 @@ def test_gradients_are_those_at_the_output_and_of_a_modules_own_weights():
     assert columns["weights_norm"] == [pytest.approx(ten / 4), None, None, pytest.approx(3 * 5 / 4), None]
 
 
-def test_values_that_change_places_keep_their_norm_alone():
-    one = torch.arange(12.0).reshape(2, 3, 2)
-    norm, projections = figures_of(one)
-    assert float(norm) == pytest.approx(math.sqrt(506))  # 506 is the sum of the squares up to 11
-    for other in (one.flip(0), one.flip(1), one.flip(2), one.reshape(-1)[torch.randperm(12)].reshape(2, 3, 2)):
-        norm, others = figures_of(other)
-        assert float(norm) == pytest.approx(math.sqrt(506))
-        assert float((projections - others).abs().max()) > 1
-
-
-def test_a_change_in_one_of_two_models_is_named():
-    """A plant in `shrink`, at its second call only; and one in the backward pass of `out`."""
-    healthy = modules_of(noted(Toy()).columns())
-    bounds = {"module_outputs": 1e-4, "module_gradients": 1e-4}
-    planted = Toy()
-    planted.shrink.forward = lambda states, scale=0.4: (states * scale, "no tensor")  # the second call says which scale
-    assert first_modules(healthy, modules_of(noted(planted).columns()), "forward", bounds)[1] == (("shrink", "Half", HERE),)
-    planted = Toy()
-    multiply = planted.out.forward
-    planted.out.forward = lambda states: multiply(0.5 * states + (0.5 * states).detach())
-    both = healthy, modules_of(noted(planted).columns())
-    assert first_modules(*both, "forward", bounds) == ("", ())
-    assert first_modules(*both, "forward", bounds, backward=True)[1] == (("out", "Linear", "torch"),)
-
-
-def hooks_of(model):
-    return [
-        hook
-        for module in model.modules()
-        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-        for hook in hooks
-    ]
-
-
-def test_hooks_are_gone_afterwards_and_after_an_error():
-    model = Toy()
-    figures = ModuleFigures(model)
-    with pytest.raises(IndexError), figures.watch("forward"):
-        model(torch.tensor([[5]]))
-    assert hooks_of(model) == []
-    assert figures.columns()["module"] == []  # of a pass that failed nothing is kept
-    noted(model)
-    assert hooks_of(model) == []
-
-
 # The probe
 
 
@@ -140,12 +94,3 @@ def test_losses_are_the_same_bit_for_bit_with_and_without_figures(monkeypatch, c
     *without, modules = probed_and_trained()
     assert modules == []
     assert without == with_figures
-
-
-def test_the_probe_leaves_no_hook_and_gives_the_same_figures_twice():
-    trainer = trainer_of("bert_sum_lora", NEWS)
-    before = hooks_of(trainer.model)
-    (_, one), (_, other) = kept_by(trainer, NEWS), kept_by(trainer, NEWS)
-    assert hooks_of(trainer.model) == before
-    assert one == other
-    assert set(one["phase"]) == {"forward", "dropout", "search"}

@@ -1,21 +1,25 @@
-"""One cell on several ranks is the cell on one process: its losses, its rows, its weights."""
+"""One cell on several ranks, which hold its weights whole or share them out, is the cell on one process."""
 
+import os
+import socket
+import traceback
 from dataclasses import replace
 
 import pytest
 import torch
 
 from tunegrid.audits.training import ranks_end_alike, ranks_train_as_one
-from tunegrid.errors import InputError
 from tunegrid.grid.recipes import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.run.build import checksums
+from tunegrid.run.checkpoint import Checkpoints
 from tunegrid.run.evaluate import evaluate
 from tunegrid.run.metrics import Metrics
-from tunegrid.run.ranks import ALONE
-from tunegrid.tests.ranked import CUT, HEADS, cut_on, on_ranks
+from tunegrid.run.ranks import ALONE, Ranks, full_tensor, joined
+from tunegrid.tests.processes import CONTEXT
 from tunegrid.tests.small import (
     CPU,
+    cell_of,
     codec_for,
     evidence_from,
     model_of,
@@ -27,75 +31,53 @@ from tunegrid.tests.small import (
     trainer_of,
 )
 
-METHODS = {cell_id.split("_")[2] for cell_id in zoo().ids(ZOO_PROFILE)} - {"sft"}
-PACKED = sorted(name for name in METHODS if zoo().methods[name].quantization)
-PLAIN = sorted(METHODS.difference(PACKED))
+ZOO = zoo()
+# Heads of the study, methods that act on a step or move what is in no layer, and packed bases.
+PLAIN = ("bert_sum_sft", "gpt2_qa_sft", "t5_sa_sft", "gpt2_sum_lora", "gpt2_sa_adalora", "gpt2_sa_loraplus", "t5_sum_prompt")
+PACKED = ("gpt2_sa_qlora", "gpt2_sa_qdora")
+SHARED_OUT = ("bert_sum_sft", "gpt2_qa_sft", "t5_sa_sft", "gpt2_sum_lora", "t5_qa_lora")
 
 
-def course_of(trainer):
-    still(trainer).run(silent())
+def sharded(ranks):
+    return Ranks(ranks.rank, ranks.count, fsdp=True)
+
+
+def trainer_on(ranks, cell_id, count=14, **changes):
+    """A trainer of a cell of the study or the zoo, without dropout, for three updates."""
+    known = ZOO.cell(cell_id, ZOO_PROFILE) if cell_id in ZOO.ids(ZOO_PROFILE) else cell_of(cell_id)
+    cell = replace(known, recipe=replace(known.recipe, **CUT | changes))
+    return still(trainer_for(cell, train_rows(cell_id)[:count], ranks=ranks))
+
+
+def courses_on(ranks, cell_id, fsdp):
+    """The log of a training on all ranks and, on the first, of one process alone; and the weights that the ranks end with."""
+    trainer = trainer_on(sharded(ranks) if fsdp else ranks, cell_id)
+    trainer.run(silent())
     marks = checksums((name, p) for name, p in trainer.model.named_parameters() if p.requires_grad)
-    return trainer.log, marks
+    alone = trainer_on(ALONE, cell_id) if ranks.rank == 0 else None
+    if alone:
+        alone.run(silent())
+    return trainer.log, marks, alone and alone.log
 
 
-def both(ranks, make):
-    """The log of a training on all ranks and, on the first, of one process alone; the weights they end with."""
-    return course_of(make(ranks)), course_of(make(ALONE)) if ranks.rank == 0 else None
-
-
-def of_study(cell_id, count, changes):
-    rows = train_rows(cell_id)[:count]
-    return lambda ranks: trainer_of(cell_id, rows, ranks=ranks, **changes)
-
-
-def of_zoo(method):
-    """The method on GPT-2 and reviews, or where it has no cell there, on another."""
-    ids = zoo().ids(ZOO_PROFILE)
-    cell_id = next(cell_id for cell_id in (f"gpt2_sa_{method}", f"bert_sum_{method}", f"t5_sum_{method}") if cell_id in ids)
-    cell = zoo().cell(cell_id, replace(ZOO_PROFILE, max_steps=3, changes=CUT))
-    return lambda ranks: trainer_for(cell, train_rows(cell_id)[:14], ranks=ranks)
-
-
-def study_on(ranks, cell_id, count, changes):
-    return both(ranks, of_study(cell_id, count, changes))
-
-
-def zoo_on(ranks, method):
-    return both(ranks, of_zoo(method))
-
-
-def hold_to_one(answers, nats=1e-4, share=1e-3):
-    """Losses, order of rows and gradients are one process's; all ranks end with the same weights."""
-    ((ours, weights), (alone, _)), *others = answers
-    assert ours.losses == pytest.approx(alone.losses, abs=nats)
-    assert ours.order == alone.order
-    clipped = [norm for norm in alone.gradient_norms if norm is not None]
-    assert [norm for norm in ours.gradient_norms if norm is not None] == pytest.approx(clipped, rel=share)
-    assert all(other == weights for (_, other), _ in others)
-
-
-@pytest.mark.parametrize("cell_id", HEADS)
-@pytest.mark.slow
-def test_every_head_trains_on_two_ranks_as_on_one(cell_id):
-    hold_to_one(on_ranks(2, study_on, cell_id, 14, CUT))
-
-
-@pytest.mark.parametrize("method", PLAIN)
-def test_every_method_trains_on_two_ranks_as_on_one(method):
-    hold_to_one(on_ranks(2, zoo_on, method))
-
-
-@pytest.mark.parametrize("method", PACKED)
-def test_every_method_over_nf4_trains_on_two_ranks_as_on_one_but_for_bf16s_rounding(method):
+@pytest.mark.parametrize(
+    ("cell_id", "fsdp"), [*((name, False) for name in (*PLAIN, *PACKED)), *((name, True) for name in SHARED_OUT)]
+)
+def test_a_cell_trains_on_two_ranks_as_on_one(cell_id, fsdp):
     """A packed base computes in bf16, which rounds otherwise in a batch of another shape: by 3e-4 nats in three updates."""
-    hold_to_one(on_ranks(2, zoo_on, method), nats=5e-3, share=5e-2)
+    nats, share = (5e-3, 5e-2) if cell_id in PACKED else (1e-4, 1e-3)
+    (ours, weights, alone), (_, other, _) = on_ranks(2, courses_on, cell_id, fsdp)
+    assert ours.losses == pytest.approx(alone.losses, abs=nats)
+    assert (ours.order, ours.updates, other) == (alone.order, 3, weights)
+    norms = [[norm for norm in log.gradient_norms if norm] for log in (ours, alone)]
+    assert norms[0] == pytest.approx(norms[1], rel=share)
 
 
 # Audits
 
 
 def audits_of(ranks, broken):
-    trainer = trainer_of("gpt2_sum_lora", rows_of("cnn_dailymail/train")[:12], ranks=ranks, **CUT)
+    trainer = trainer_on(ranks, "gpt2_sum_lora", 12)
     if broken == "mean of each rank":
         trainer.divisors = lambda batches: [ranks.count * sum(map(trainer.codec.targets, batches))] * len(batches)
     evidence = evidence_from(trainer)
@@ -117,7 +99,7 @@ def test_ranks_that_train_as_one_pass_and_others_are_named(broken):
     assert broken or other == late
 
 
-# Evaluation
+# Evaluation, memory and counts
 
 
 def scored_on(ranks, cell_id, count):
@@ -141,51 +123,96 @@ def test_three_ranks_score_every_row_once(cell_id, count):
     assert answers[0][1:] == answers[1][1:] == answers[2][1:] == scored_on(ALONE, cell_id, count)[1:]
 
 
-# Memory and counts
+# Epochs and checkpoints
 
 
-def meters_of(ranks):
-    trainer = trainer_of("bert_sa_sft", rows_of("amazon_polarity/train")[:14], ranks=ranks, **CUT)
-    training = trainer.run(silent())
-    return trainer.meter.over(ranks), [update.samples for update in trainer.meter.updates], training.tokens
+def cut_as(ranks, fsdp, path, loses_a_file):
+    return cut_on(sharded(ranks) if fsdp else ranks, path, loses_a_file)
 
 
-def test_the_record_has_each_rank_and_counts_rows_and_tokens_of_all():
-    (record, samples, tokens), _ = on_ranks(2, meters_of)
-    assert (record.count, record.backend) == (2, "gloo")
-    assert [rank["train_samples"] for rank in record.each] == [7, 7]
-    assert samples == [6, 6, 2]
-    assert tokens == meters_of(ALONE)[2]
+@pytest.mark.parametrize(("fsdp", "loses_a_file", "goes_on_at"), [(False, False, 2), (False, True, 0), (True, False, 2)])
+def test_ranks_that_were_cut_go_on_together_or_not_at_all(tmp_path, fsdp, loses_a_file, goes_on_at):
+    for began, losses, again, same in on_ranks(2, cut_as, fsdp, tmp_path / "kept.safetensors", loses_a_file):
+        assert (began, again, same) == (goes_on_at, losses, True)
 
 
-# Checkpoints
+# Ranks in a test, each a process, and what they train.
 
 
-@pytest.mark.parametrize(("loses_a_file", "goes_on_at"), [(False, 2), (True, 0)])
-def test_ranks_that_were_cut_go_on_together_or_not_at_all(tmp_path, loses_a_file, goes_on_at):
-    for began, losses, again, same in on_ranks(2, cut_on, tmp_path / "kept.safetensors", loses_a_file):
-        assert began == goes_on_at
-        assert again == losses
-        assert same
+CUT = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "max_steps": 3}  # updates of 6, 6 and 2 rows
 
 
-# What cannot be done
+def on_ranks(count: int, function, *arguments) -> list:
+    """What `function(ranks, *arguments)` returns on each rank; the function is one of a module."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    pipes = [CONTEXT.Pipe(duplex=False) for _ in range(count)]
+    workers = [
+        CONTEXT.Process(target=_work, args=(rank, count, port, sending, function, arguments), daemon=True)
+        for rank, (_, sending) in enumerate(pipes)
+    ]
+    for worker in workers:
+        worker.start()
+    answers = []
+    for rank, (receiving, _) in enumerate(pipes):
+        assert receiving.poll(300), f"rank {rank} says nothing"
+        answers.append(receiving.recv())
+    traces = [f"rank {rank}: {trace}" for rank, (_, trace) in enumerate(answers) if trace]
+    assert not traces, "\n".join(traces)  # one that failed takes the others along
+    for worker in workers:
+        worker.join()
+    return [answer for answer, _ in answers]
 
 
-def out_of_memory_on(ranks):
-    trainer = trainer_of("bert_sa_sft", rows_of("amazon_polarity/train")[:4], ranks=ranks, **CUT)
-
-    def full(model, batch):
-        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
-
-    trainer.codec.loss = full
+def _work(rank, count, port, sending, function, arguments):
+    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in own.items()} | {"OMP_NUM_THREADS": "1"})
     try:
+        with joined(count, CPU) as ranks:
+            sending.send((function(ranks, *arguments), None))
+    except BaseException:
+        sending.send((None, traceback.format_exc()))
+
+
+class Cut(Exception):
+    """Training ends here."""
+
+
+def sharded_is_the_model(trainer):
+    learned = {name: full_tensor(p) for name, p in trainer.stepped.items() if p.requires_grad}
+    return all(torch.equal(learned[name], trainer.parameters[name]) for name in learned)
+
+
+def cut_on(ranks, path, loses_a_file):
+    """Losses of a whole training, and of one that was cut after its second update and went on; checksums of their weights."""
+
+    def prepared(resume, cuts=False):
+        checkpoints = Checkpoints(path=path, every_seconds=0.0, resume=resume, ranks=ranks)
+
+        def save_and_cut(trainer):
+            checkpoints.save_if_due(trainer)
+            if cuts and trainer.log.updates == 2:
+                raise Cut
+
+        rows = rows_of("cnn_dailymail/train")[:14]
+        trainer = trainer_of("gpt2_sum_lora", rows, ranks=ranks, after_update=save_and_cut, **CUT)
+        checkpoints.restore(trainer)
+        return trainer, checkpoints
+
+    whole, _ = prepared(resume=False)
+    losses = whole.run(silent()).losses
+    trainer, checkpoints = prepared(resume=False, cuts=True)
+    with pytest.raises(Cut):
         trainer.run(silent())
-    except InputError as error:
-        return str(error)
-
-
-def test_memory_that_runs_out_on_a_rank_is_one_sentence():
-    _, sentence = on_ranks(2, out_of_memory_on)
-    assert sentence.startswith("bert_sa_sft does not fit: memory runs out at update 1 of 3 on rank 1 of 2 (CUDA out of memory.")
-    assert sentence.endswith("; take more ranks, or share out its weights with --ranks N:fsdp")
+    if loses_a_file and ranks.rank == 1:
+        checkpoints.clear()
+    again, _ = prepared(resume=True)
+    began = again.log.updates
+    assert sharded_is_the_model(again)  # audits look at the model before it goes on
+    return (
+        began,
+        losses,
+        again.run(silent()).losses,
+        checksums(whole.model.named_parameters()) == checksums(again.model.named_parameters()),
+    )

@@ -1,54 +1,17 @@
 import math
-from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import pairwise
 
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tunegrid.codecs.classify import ClassifyCodec
 from tunegrid.codecs.features import epoch_batches
-from tunegrid.errors import InputError
-from tunegrid.tests.small import cell_of, rows_of, silent, still, trainer_of
+from tunegrid.run.evaluate import EVAL_BATCH, evaluate
+from tunegrid.run.metrics import Metrics, Scored
+from tunegrid.tests.small import CPU, cell_of, codec_for, rows_of, silent, still, trainer_of
 
 REVIEWS = rows_of("amazon_polarity/train")[:8]
-# Summaries of one to three lines: batches cut differently hold different numbers of target tokens.
-
-
-def poisoned(at: int):
-    """A codec whose loss is not a number from the `at`-th micro-batch on."""
-
-    class Poisoned(ClassifyCodec):
-        calls = 0
-
-        def loss(self, model, batch):
-            self.calls += 1
-            return super().loss(model, batch) * (math.nan if self.calls == at else 1)
-
-    return Poisoned
-
-
-# Schedule
-
-
-BY_ONE = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
-COSINE = {"lr_scheduler_type": "cosine", "warmup_ratio": 0.0}
-
-
-@pytest.mark.parametrize(
-    ("changes", "rates"),
-    [
-        ({"max_steps": 6, "warmup_steps": 2, **BY_ONE}, [0, 0.5, 1, 0.75, 0.5, 0.25]),
-        ({"max_steps": 4, **COSINE, **BY_ONE}, [1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2]),
-        ({"max_steps": 5, "warmup_ratio": 0.4}, [0, 0.5, 1, 2 / 3, 1 / 3]),
-    ],
-    ids=["linear", "cosine", "a share of warm-up"],
-)
-def test_a_schedule_is_over_updates(changes, rates):
-    trainer = trainer_of("bert_sa_sft", REVIEWS, learning_rate=1e-3, **changes)
-    trainer.run(silent())
-    assert [rate * 1e3 for rate in trainer.log.learning_rates] == pytest.approx(rates)
 
 
 def test_training_takes_the_planned_updates_of_which_an_epochs_last_may_be_smaller():
@@ -79,14 +42,6 @@ def test_the_order_depends_on_seed_and_epoch_only_and_is_the_one_that_bounds_wer
     first, again, *others = (epoch_batches([*range(60)], 4, *drawn) for drawn in ((0, 1), (0, 1), (0, 2), (1, 1)))
     assert first == again
     assert first not in others
-
-
-def test_two_runs_are_identical():
-    settings = {"max_steps": 4, "per_device_train_batch_size": 4}
-    first, second = (trainer_of("bert_sa_lora", REVIEWS, **settings) for _ in range(2))  # dropout included
-    before, one, other = first.part(), first.run(silent()), second.run(silent())
-    assert (before.losses, len(one.losses), one.losses) == ([], 4, other.losses)  # what was returned stays as it was
-    assert one.losses is not first.log.losses
 
 
 # fp16
@@ -130,45 +85,6 @@ def test_updates_that_fp16_lost_move_no_weight_and_no_rate():
     assert (training.updates, training.stopped) == (6, None)
 
 
-class Fetches(TorchDispatchMode):
-    """Counts values that the host asks for, each of which makes it wait for a GPU."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
-
-
-def test_from_the_gradients_to_the_step_no_value_is_fetched(monkeypatch):
-    trainer, fetches = scaled(overflowing(1), max_grad_norm=1.0), Fetches()
-
-    def counted(function):
-        def call(*inputs, **options):
-            with fetches:
-                return function(*inputs, **options)
-
-        return call
-
-    for name in ("clip", "step"):
-        monkeypatch.setattr(trainer.stepper, name, counted(getattr(trainer.stepper, name)))
-    for group in islice(trainer.updates(0), 3):
-        trainer.update(group)
-    assert fetches.count == 0
-
-
-def test_a_method_with_something_to_do_after_a_step_learns_at_once_whether_there_was_one():
-    trainer, calls = scaled(overflowing(1)), []
-
-    class Counting(type(trainer.cell.method)):
-        def after_step(self, model, update):
-            calls.append((update, all(p.grad is not None for p in trainer.trained if p.requires_grad)))
-
-    trainer.stepper.cell = replace(trainer.cell, method=Counting(id="counting", name="counting"))
-    trainer.run(silent())
-    assert [update for update, _ in calls] == [0, 2, 3, 4, 5]
-
-
 # What trains, and what is kept
 
 
@@ -187,30 +103,6 @@ def test_the_best_epochs_weights_are_kept(cell_id):
     assert not all(torch.equal(kept[1][name], kept[2][name]) for name in kept[1])
 
 
-@pytest.mark.parametrize(("epochs", "scores", "chosen"), [(2, [5.0, 5.0], 1), (1, [], None)])
-def test_the_earlier_of_two_equal_epochs_is_kept_and_one_leaves_nothing_to_choose(epochs, scores, chosen):
-    training = trainer_of("bert_sa_sft", REVIEWS, max_steps=0, num_train_epochs=epochs).run(silent(), lambda: (5.0, REVIEWS))
-    assert (training.chosen_epoch, training.epoch_scores) == (chosen, scores)
-
-
-# Losses that are not numbers
-
-
-@pytest.mark.parametrize(
-    ("at", "cut", "updates", "stopped", "made"),
-    [
-        (5, (2, 1), 6, "loss is nan at update 5 of 6", 6),
-        (5, (2, 2), 6, "loss is nan at update 3 of 6", 6),  # the update is counted, not the micro-batch
-        (2, (8, 1), 30, "loss is nan at update 2 of 30", 10),  # losses are looked at every ten updates
-        (99, (8, 1), 2, None, 2),
-    ],
-)
-def test_a_loss_that_is_not_a_number_ends_training_and_names_its_update(at, cut, updates, stopped, made):
-    size = dict(zip(("per_device_train_batch_size", "gradient_accumulation_steps"), cut, strict=True))
-    training = trainer_of("bert_sa_sft", REVIEWS, poisoned(at), max_steps=updates, **size).run(silent())
-    assert (training.stopped, training.updates) == (stopped, made)
-
-
 # Out of memory
 
 
@@ -226,7 +118,7 @@ def crowded(rows: int, error=torch.OutOfMemoryError):
     return Crowded
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
 def test_where_memory_runs_out_smaller_micro_batches_make_the_same_update(error):
     settings = {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     whole = still(trainer_of("bert_sa_sft", REVIEWS, **settings))
@@ -242,24 +134,44 @@ def test_where_memory_runs_out_smaller_micro_batches_make_the_same_update(error)
     assert len(parts.meter.updates) == 2  # failed updates are not training time
 
 
-@pytest.mark.parametrize(
-    ("rows", "error", "raised", "words"),
-    [
-        (0, torch.OutOfMemoryError, InputError, r"does not fit: memory runs out at update 1 of \d+ with one row at a time"),
-        (0, ValueError, ValueError, "DefaultCPUAllocator"),  # is no lack of memory
-    ],
-)
-def test_what_does_not_fit_in_any_cut_ends_the_cell(rows, error, raised, words):
-    with pytest.raises(raised, match=words):
-        trainer_of("bert_sa_sft", REVIEWS, crowded(rows, error), per_device_train_batch_size=2).run(silent())
+#
 
 
-def test_memory_that_runs_out_in_the_step_ends_the_cell_in_a_sentence(monkeypatch):
-    trainer = trainer_of("bert_sa_sft", REVIEWS)
+class Longest(torch.nn.Module):
+    """Calls a review good where it is longer than 20 tokens."""
 
-    def step(*_):
-        raise RuntimeError("CUDA error: out of memory")
+    def forward(self, input_ids, attention_mask):
+        longer = (attention_mask.sum(1) > 20).long()
+        return type("Output", (), {"logits": 10.0 * torch.nn.functional.one_hot(longer, 2)})
 
-    monkeypatch.setattr(trainer.optimizer.optimizer, "step", step)
-    with pytest.raises(InputError, match=r"does not fit: memory runs out in the optimizer's step of update 1 \(CUDA"):
-        trainer.run(silent())
+
+class Narrow(Longest):
+    """The same, with memory for `rows` rows at once."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, input_ids, attention_mask):
+        if len(input_ids) > self.rows:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().forward(input_ids, attention_mask)
+
+
+def test_where_memory_runs_out_fewer_rows_are_predicted_at_once():
+    codec, rows = codec_for("bert_sa_sft"), rows_of("amazon_polarity/train")[: EVAL_BATCH + 9]
+    wide, narrow = (evaluate(model, codec, rows, Metrics(), CPU, silent()) for model in (Longest(), Narrow(EVAL_BATCH // 3)))
+    lengths = [len(feature.input_ids) for feature in codec.encode(rows, training=False)]  # predictions come in the rows' order
+    for evaluation in (wide, narrow):
+        assert [prediction.value for prediction in evaluation.predictions] == [int(length > 20) for length in lengths]
+    assert (wide.part.batch, narrow.part.batch) == (EVAL_BATCH, EVAL_BATCH // 4)
+
+
+def test_generated_texts_are_counted_in_tokens_up_to_their_end(monkeypatch):
+    codec, rows = codec_for("t5_sum_sft"), rows_of("cnn_dailymail/train")[:2]
+    monkeypatch.setattr(codec, "generate", lambda *_: torch.tensor([[5, 6, codec.end_id, 0], [5, codec.end_id, 0, 0]]))
+    nothing = Scored(scores={}, examples={}, sources={})
+    monkeypatch.setattr("tunegrid.run.evaluate.METRICS", {codec.task.problem: lambda *_: nothing})
+    evaluation = evaluate(torch.nn.Module(), codec, rows, Metrics(), CPU, silent())
+    assert evaluation.part.generated_tokens == {"mean": 2.5, "median": 2.5, "longest": 3}
+    assert evaluation.generated_tokens_per_second == pytest.approx(5 / evaluation.part.seconds)

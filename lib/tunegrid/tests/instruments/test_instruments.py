@@ -1,0 +1,188 @@
+"""Instruments by hand: what lies between an adapter and SFT, distillation, forgetting, and calibration."""
+
+import math
+from random import Random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import log_loss
+from torch import nn
+
+from tunegrid.codecs.base import IGNORED
+from tunegrid.instruments import NotAskedError, distillation, interpolation
+from tunegrid.instruments.calibration import BINS, confidences, ece, fitted, nll
+from tunegrid.instruments.forgetting import HIDE, INSTRUMENT, LOADERS, losses, texts_of
+from tunegrid.tests.instruments.asking import asked_cell, values
+from tunegrid.tests.small import CPU, cell_of, codec_for, silent, tokenizer_of
+
+SHORT = {"max_steps": 2, "per_device_train_batch_size": 4}
+
+
+def short_beside_sft(cell_id, monkeypatch):
+    """A cell after two updates, whose SFT has two, too."""
+    asked = asked_cell(cell_of(cell_id, **SHORT))
+    monkeypatch.setattr(type(asked), "sft", cell_of(f"{cell_id.rsplit('_', 1)[0]}_sft", **SHORT))
+    asked.trainer.run(silent())
+    return asked
+
+
+def test_the_line_from_a_packed_adapter_to_sft_begins_and_ends_with_both(monkeypatch):
+    asked = short_beside_sft("gpt2_sa_qlora", monkeypatch)
+    monkeypatch.setattr(interpolation, "SHARES", (0.0, 0.5, 1.0))
+    interpolation.INSTRUMENT.before(asked)
+    with torch.no_grad():
+        figures = interpolation.INSTRUMENT.measure(asked, None)
+    merged = interpolation.merged(asked)
+    assert values(figures, "points", "0.0") == asked.score(asked.test_rows, merged).examples["accuracy"]
+    assert values(figures, "points", "1.0") == asked.score(asked.test_rows, asked.other(asked.sft)).examples["accuracy"]
+    assert len(values(figures, "gain", "best place")) == 8
+
+
+def test_the_barrier_is_the_deepest_fall_below_the_line_and_the_gain_is_over_the_better_end(monkeypatch):
+    # validation points of rows along the line: 60, 50, 70, 30, 90, 80; the line is 60, 64, 68, 72, 76, 80, so 42 below at 0.6
+    by_share = dict(zip(interpolation.SHARES, (60.0, 50.0, 70.0, 30.0, 90.0, 80.0), strict=True))
+    asked = asked_cell(cell_of("bert_qa_lora"))
+    at = []
+    monkeypatch.setattr(interpolation, "merged", lambda cell: nn.Linear(1, 1))
+    monkeypatch.setattr(interpolation, "between", lambda first, second, share: at.append(share) or dict(first))
+    monkeypatch.setattr(type(asked), "other", lambda self, cell: nn.Linear(1, 1))
+    score = lambda self, rows, model: type("Scored", (), {"examples": {"f1": [by_share[at[-1]]] * len(rows)}})  # noqa: E731
+    monkeypatch.setattr(type(asked), "score", score)
+    figures = interpolation.INSTRUMENT.measure(asked, None)
+    assert values(figures, "barrier") == [42.0]
+    assert values(figures, "gain", "best place") == [10.0] * 8  # 90 at 0.8, 80 at the end
+
+
+def test_the_loss_of_a_student_by_hand():
+    class Told:
+        def __init__(self):
+            self.criterion = None
+
+        def loss(self, model, batch):
+            return self.criterion(model(batch["input_ids"]), batch["labels"])
+
+    codec = Told()
+    distillation.learn_from(lambda ids: torch.tensor([[2 * math.log(3.0), 0.0], [9.0, 9.0]]), codec)
+    logits = torch.zeros(2, 2, requires_grad=True)
+    batch = {"input_ids": None, "labels": torch.tensor([0, IGNORED])}
+    loss = codec.loss(lambda ids: logits, batch)
+    # the task's is ln 2; at temperature 2 the teacher says 3/4 and 1/4, the student 1/2 and 1/2, and 2^2 x KL is
+    apart = 4 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+    assert loss.item() == pytest.approx(0.5 * math.log(2) + 0.5 * apart, rel=1e-6)
+    loss.backward()
+    assert logits.grad[1].tolist() == [0.0, 0.0]
+
+
+# The backbone's own loss: what is hidden, by hand; it is what transformers computes, and a frozen backbone forgets nothing.
+
+
+@pytest.mark.parametrize("cell_id", ["bert_sa_sft", "gpt2_qa_lora", "t5_sum_sft"])
+def test_before_training_the_loss_is_that_of_the_checkpoint_as_transformers_computes_it(cell_id, monkeypatch):
+    """One text after the other, without padding; a mean over its tokens."""
+    monkeypatch.setattr("tunegrid.instruments.forgetting.TEXTS", 4)
+    cell, tokenizer = cell_of(cell_id), tokenizer_of(cell_id)
+    asked = asked_cell(cell)
+    with torch.no_grad():
+        own = losses(asked)
+    model = LOADERS[cell.backbone.objective].from_pretrained(cell.profile.checkpoint_root / cell.backbone.micro).eval()
+    rng, expected = Random(0), []
+    others = [task for name, task in asked.tasks.items() if name != cell.task.id]
+    for text in [text for task in others for text in texts_of(task, asked.splits_of(task).test, tokenizer)]:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"][:128]
+        read, labels = HIDE[cell.backbone.objective](ids, tokenizer, rng)
+        labels = read if cell.backbone.objective == "causal" else labels  # transformers shifts them
+        with torch.no_grad():
+            expected.append(float(model(input_ids=torch.tensor([read]), labels=torch.tensor([labels])).loss))
+    means = [total / count for total, count in zip(own.nats, own.tokens, strict=True)]
+    assert len(means) == 8
+    assert means == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize(("cell_id", "forgets"), [("bert_sa_lora", False), ("gpt2_qa_sft", True)])
+def test_training_a_head_alone_forgets_exactly_nothing_and_sft_at_a_high_rate_does(cell_id, forgets, monkeypatch):
+    """bert_sa_lora adapts two layers behind the backbone."""
+    monkeypatch.setattr("tunegrid.instruments.forgetting.TEXTS", 4)
+    recipe = {"max_steps": 6, "warmup_ratio": 0.0, "per_device_train_batch_size": 8, "learning_rate": 3e-2}
+    asked = asked_cell(cell_of(cell_id, **recipe, head_learning_rate=None))
+    with torch.no_grad():
+        before = INSTRUMENT.before(asked)
+    asked.trainer.run(silent())
+    with pytest.raises(NotAskedError, match="resumed from a checkpoint"):
+        INSTRUMENT.before(asked)
+    with torch.no_grad():
+        figures = INSTRUMENT.measure(asked, before)
+    changes = values(figures, "change")
+    assert min(changes) > 1 if forgets else set(changes) == {0.0}  # nats a token
+    assert (values(figures, "trains"), list(INSTRUMENT.objections(figures))) == ([float(forgets)], [])
+    figures.loc[figures.figure == "trains", "value"] = 1.0 - forgets
+    assert len(list(INSTRUMENT.objections(figures))) == 1
+
+
+# Confidence and hits: figures worked out by hand, held to scikit-learn, and a temperature that is known.
+
+
+TOWN = {"context": "dover is old .", "question": "what is old ?", "answers": {"text": ["dover"], "answer_start": [0]}}
+
+
+class Rising(torch.nn.Module):
+    """Scores grow with the place: if nothing forbids it, the best span is the last token, padding or not."""
+
+    def forward(self, input_ids, **rest):
+        scores = torch.arange(input_ids.shape[1]).expand(input_ids.shape).float()
+        return SimpleNamespace(start_logits=scores, end_logits=scores)
+
+
+def at(temperature, confidences, hits):
+    """Forecasts of two labels whose log-odds are divided by a temperature."""
+    return 1 / (1 + np.exp(-np.log(confidences / (1 - confidences)) / temperature)), hits
+
+
+def calibrated(rows, seed=0):
+    """Rows that are hits with just their confidence."""
+    rng = np.random.default_rng(seed)
+    confidences = rng.uniform(0.5, 0.999, rows)
+    return confidences, (rng.random(rows) < confidences).astype(float)
+
+
+def test_figures_are_scikit_learns():
+    confidences, hits = calibrated(700)
+    shares, means = calibration_curve(hits, confidences, n_bins=BINS)
+    counts = np.histogram(confidences, bins=np.linspace(0, 1, BINS + 1))[0]
+    assert ece(confidences, hits)[0] == pytest.approx(100 * (np.abs(shares - means) * counts[counts > 0]).sum() / 700)
+    assert nll(confidences, hits).mean() == pytest.approx(log_loss(hits, confidences))
+
+
+def test_the_temperature_that_spoiled_confidences_is_found_again_and_rows_without_a_miss_fit_none():
+    confidences, hits = calibrated(20_000)
+    assert fitted(lambda t: at(t / 3, confidences, hits)) == pytest.approx(3, rel=0.05)  # three times too sure
+    assert fitted(lambda t: at(t * 2, confidences, hits)) == pytest.approx(1 / 2, rel=0.05)
+    assert fitted(lambda t: at(t, confidences, np.ones(20_000))) is None
+
+
+# Confidences of outputs
+
+
+def test_a_labels_confidence_is_its_softmax_and_no_temperature_changes_the_label():
+    codec = codec_for("bert_sa_sft")
+    outputs = [(0, 0.1, [2.0, 0.0]), (1, 0.1, [-1.0, 1.0]), (1, 0.7, [0.5, math.nextafter(0.5, 1)])]
+    assert confidences(codec, range(3), outputs) == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-2)), 0.5])
+    assert confidences(codec, range(3), outputs, 2.0)[0] == pytest.approx(1 / (1 + math.exp(-1)))
+    for temperature in (1 / 16, 0.5, 2.0, 16.0):
+        scaled = torch.tensor([logits for *_, logits in outputs], dtype=torch.float64) / temperature
+        assert scaled.argmax(-1).tolist() == [label for label, *_ in outputs]
+        assert min(confidences(codec, range(3), outputs, temperature)) >= 0.5
+    assert confidences(codec_for("t5_sum_sft"), [0], [[3, 1]]) is None  # texts have none
+
+
+def test_a_spans_confidence_is_its_share_of_all_spans_that_the_row_allows():
+    codec = codec_for("bert_qa_sft")
+    features = codec.encode([TOWN], training=False)
+    [output] = codec.predict(Rising(), features, CPU)
+    # The context's four tokens stand at 6 to 9, and each scores its place as first and as last: ten pairs.
+    pairs = [first + last for first in range(6, 10) for last in range(first, 10)]
+    for temperature in (1.0, 3.0):
+        shares = [math.exp((pair - 18) / temperature) for pair in pairs]
+        assert confidences(codec, [0], [output], temperature) == [pytest.approx(1 / sum(shares))]
