@@ -1,7 +1,4 @@
-"""Makes bounds, a TOML file, and noise of runs of a grid: the suite's own or, by `tunegrid calibrate`, a user's cells.
-
-Scores are points, 0-100. A run of the grid is its records by cell.
-"""
+"""Makes bounds, a TOML file, and noise of runs of the suite's grid or a user's (`tunegrid calibrate`), in points, 0-100."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +15,7 @@ from tunegrid.results.thresholds import LAB_CALIBRATE
 HEALTHY_MISSES = 0.02  # the chance that a healthy run of the whole grid misses any bound
 CONTROL_SHARE = 2 / 3  # of the way from the mean to what a control reaches: a bound below it is blunt
 LEAST_ROOM = 1.0  # points; another CPU rounds differently
-RecordsByCell = Mapping[str, Record]
+RecordsByCell = Mapping[str, Record]  # a run of the grid
 
 
 def bound_of(
@@ -48,10 +45,6 @@ class Calibration:
     perturbed: Mapping[int, Sequence[RecordsByCell]] = field(default_factory=dict)  # by seed: its run, and from moved starts
     controls: Mapping[NoiseKey, float] = field(default_factory=dict)  # the best score of any control, by cell and score
 
-    def scores(self, cell: str, metric: str) -> list[float]:
-        """One score, by seed; raises InputError if a run lacks it."""
-        return scores_of(self.seeds, cell, metric)
-
     def tested(self) -> list[NoiseKey]:
         """Every cell and bounded score."""
         return [(cell, metric) for cell, record in self.seeds[0].items() for metric in record.bounded_scores]
@@ -61,7 +54,7 @@ class Calibration:
         """Both kinds of training noise."""
         rows = {record.task: record.data.rows["test"] for record in self.seeds[0].values() if record.data}
         scores = {
-            SEEDS: {key: [self.scores(*key)] for key in self.tested()},
+            SEEDS: {key: [scores_of(self.seeds, *key)] for key in self.tested()},
             PERTURBED: {key: [scores_of(grids, *key) for grids in self.perturbed.values()] for key in self.tested()},
         }
         return Noise(profile=next(iter(self.seeds[0].values())).profile, rows=rows, scores=scores)
@@ -95,9 +88,6 @@ def scores_of(grids: Sequence[RecordsByCell], cell: str, metric: str) -> list[fl
     return [score for score in scores if score is not None]
 
 
-# Files
-
-
 def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> str:
     """The file of bounds, which says by which command it was written."""
     share = f"{CONTROL_SHARE:.0%} of the way to `control`, the best score of a control."
@@ -110,7 +100,7 @@ def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> s
     ]
     for (cell, metric), minimum in calibration.bounds().items():
         lines += ["", f"[cells.{cell}]"] if f"[cells.{cell}]" not in lines else []
-        scores, control = calibration.scores(cell, metric), calibration.controls.get((cell, metric))
+        scores, control = scores_of(calibration.seeds, cell, metric), calibration.controls.get((cell, metric))
         shown = ", ".join(f"{score:.2f}" for score in scores)
         known = f"mean = {fmean(scores):.2f}, sd = {stdev(scores):.2f}, scores = [{shown}]"
         known += "" if control is None else f", control = {control:.2f}"
@@ -128,9 +118,4 @@ def origin(first: Record) -> list[str]:
     """Profile, date, device and versions of a record."""
     device = f"{first.device.name}, {first.device.threads} thread per process" if first.device else ""
     packages = ", ".join(f'{name} = "{version}"' for name, version in first.versions.items() if version)
-    return [
-        f'profile = "{first.profile}"',
-        f'date = "{date.today()}"',
-        f'device = "{device}"',
-        f"versions = {{ {packages} }}",
-    ]
+    return [f'profile = "{first.profile}"', f'date = "{date.today()}"', f'device = "{device}"', f"versions = {{ {packages} }}"]

@@ -17,8 +17,7 @@ from scipy import special
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError
-from tunegrid.grid.cells import STUDY as GRID
-from tunegrid.grid.cells import STUDY_IDS, study_place
+from tunegrid.grid.cells import STUDY, STUDY_IDS, study_place
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.record import Record
 from tunegrid.record.checks import failures, impossible_figures
@@ -33,7 +32,7 @@ from tunegrid.terminal import without_places
 MIB = 2**20
 BYTES_A_PARAMETER = 4  # trained parameters are fp32
 TRAINED, TENSORS, PEAK, SECONDS = COSTS = ("trained MiB", "tensor MiB", "peak GiB", "seconds")  # of which less is better
-STUDY = ROOT / "reports" / "study.json"
+PUBLISHED = ROOT / "reports" / "study.json"  # the study's scores
 INSTEAD = {"rougeLsum": "rougeL"}  # which score the study printed if it did not print the main one
 DOUBT = 0.001  # scores that one honest run in 1,000 has are not taken for those of the calibrated seeds
 MOST_PAIRS = 40  # that a table lists: the others need more seeds than anybody has
@@ -86,7 +85,7 @@ def calibrated_scores(records: Sequence[Record], scores: Sequence[float], calibr
     if not known or own is None or first.cell not in STUDY_IDS:
         return []
     error = own.sd / calibrated.scale(first.cell, first.main_score).per_point(fmean(known))
-    declared = recipe_record(GRID.cell(first.cell, QUICK_PROFILE)), WHOLE, None
+    declared = recipe_record(STUDY.cell(first.cell, QUICK_PROFILE)), WHOLE, None
     alike = all((record.recipe, record.limits, record.seeds.perturbation) == declared for record in records)
     errors = [(error**2 / len(group), own.df) for group in (scores, known)]
     if not alike or p_of(fmean(scores) - fmean(known), errors) < DOUBT:
@@ -129,9 +128,6 @@ FACTS: Mapping[str, Callable[[Record], str]] = {  # that methods have in common 
     "ranks": lambda record: record.processes,
     "libraries": lambda record: ", ".join(f"{name} {record.versions.get(name)}" for name in ALIKE),
 }
-
-
-# Chance
 
 
 def p_of(difference: float, errors: Sequence[Error]) -> float:
@@ -184,8 +180,8 @@ class Comparison:
         frame = pd.DataFrame(rows, columns=["better", "other", "points apart", "not tested, since", "p"])
         adjusted = holm(frame.p.dropna().to_dict())
         frame["apart"] = [adjusted.get(index, 1.0) < ALPHA for index in frame.index]
-        tested = [(pair.better, pair.other) if index in adjusted else () for index, pair in frame.iterrows()]
-        frame["seeds that tell"] = [self.seeds_needed(*pair, len(adjusted)) if pair else math.nan for pair in tested]
+        needed = {index: self.seeds_needed(frame.better[index], frame.other[index], len(adjusted)) for index in adjusted}
+        frame["seeds that tell"] = [needed.get(index, math.nan) for index in frame.index]
         return frame
 
     def seeds_needed(self, better: str, other: str, tests: int) -> float:
@@ -254,16 +250,10 @@ OF_QUICK = (
 )
 
 
-def published_scores() -> dict[str, float]:
-    """The study's main scores by cell."""
-    records = read_list(STUDY) if STUDY.is_file() else []
-    scores = {r.cell: r.scores.get(r.main_score, r.scores.get(INSTEAD.get(r.main_score, ""))) for r in records}
-    return {cell: score for cell, score in scores.items() if score is not None}
-
-
 def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> list[Section]:
     """What is not like for like, a table for each task, what cannot be told apart, and which of the records are left out."""
-    published = published_scores()
+    study = read_list(PUBLISHED) if PUBLISHED.is_file() else []
+    published = {one.cell: one.scores.get(one.main_score, one.scores.get(INSTEAD.get(one.main_score, ""))) for one in study}
     frame = pd.DataFrame([_row(one, method, published) for one in comparisons for method in one.entries])
     parts = [_unlike(comparisons)]
     for (task, score), own in frame.groupby(["task", "score"], sort=False):
@@ -271,15 +261,15 @@ def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> li
         parts.append(Section(heading=f"{task}: {score}", frame=shown, formats=FORMATS))
     quick = [OF_QUICK] if frame.profile[0] == QUICK_PROFILE.id else []
     unlike = "of other backbones on other rows" if quick else "rows, weights and caps may differ"
-    study = [f"study: published; {unlike}."] if frame.study.notna().any() else []
+    of_study = [f"study: published; {unlike}."] if frame.study.notna().any() else []
     objections = [(record, objection(record)) for record in records if record.finished]
     left_out = [f"{record.cell}, seed {record.seeds.seed}, is left out: {why}." for record, why in objections if why]
-    notes = [*left_out, *LEGEND, *study, *quick]
+    notes = [*left_out, *LEGEND, *of_study, *quick]
     tables = [part for part in parts if part.cells]
     return [*tables, _pairs(comparisons), Section(heading="What to know", sentences=notes)]
 
 
-def _row(one: Comparison, method: str, published: Mapping[str, float]) -> dict[str, object]:
+def _row(one: Comparison, method: str, published: Mapping[str, float | None]) -> dict[str, object]:
     """A method's line; `best`: or not told from it."""
     entry, (low, high) = one.entries[method], one.entries[method].interval or (None, None)
     return {

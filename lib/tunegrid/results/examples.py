@@ -166,9 +166,6 @@ def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
     return frame
 
 
-# Copies
-
-
 def contents(records: Iterable[Record], *runs: Path) -> Iterator[tuple[str, bytes]]:
     """Name and content of those files that are sound, from beside these runs or from this machine's store."""
     for name, kind in sorted({(name, kind) for record in records for kind, name in files_of(record).items()}):
@@ -187,13 +184,10 @@ def keep_contents(files: Iterable[tuple[str, bytes]]) -> None:
 
 
 def pack_beside(records: Iterable[Record], run: Path, *sources: Path) -> None:
-    """Write the sound files of these records into a pack next to a run; they are from next to the sources, or from the store.
-
-    Equal files make an equal pack. Raises OSError if the disk has no room.
-    """
+    """Write the sound files of these records into a pack next to a run; raises OSError if the disk has no room."""
     if files := list(contents(records, *sources)):
         with replacing(run.parent / FOLDER / f"{run.stem}.zip") as part, ZipFile(part, "w") as pack:
             for name, content in files:
-                file = ZipInfo(name)  # of no date
+                file = ZipInfo(name)  # of no date: equal files make an equal pack
                 file.external_attr = 0o644 << 16  # else nobody may read what unzip makes of it
                 pack.writestr(file, content, ZIP_DEFLATED, 9)

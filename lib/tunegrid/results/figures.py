@@ -1,9 +1,8 @@
 """Judges what a run measured beside losses and scores: memory, speed, and the figures of instruments; shows the latter.
 
 The ledger of tensors is exact; peaks and speed have relative margins, and are compared between like machines only. What a
-traced update holds is counted on a CPU, so that all CPUs are alike.
-A run's JSON declares the figures of instruments (`Record.instruments`); their values are in a file that it names, one a cell
-and seed. So nothing here knows an instrument. Needs numpy, pandas and scipy, no torch.
+traced update holds is counted on a CPU, so that all CPUs are alike. A run's JSON declares the figures of instruments, and names
+a file with their values for each cell and seed: nothing here knows an instrument. Needs no torch.
 """
 
 from collections import defaultdict
@@ -32,10 +31,7 @@ NO_NUMBER = "the new run lacks figures of some rows: ask for them with --ask, or
 def judged(
     cells: Mapping[str, Rows], one_training: Collection[str], margins: Mapping[str, Mapping[str, float]]
 ) -> Iterator[Judgement]:
-    """Memory and speed of each cell; and the gravest figure of each instrument that the old run asked it.
-
-    `one_training` names the cells whose runs differ by rounding alone from one of their seed.
-    """
+    """Memory and speed of each cell; and the gravest figure of each instrument that the old run asked it."""
     for cell, rows in cells.items():
         finished = all(record.finished for record in rows.records[0])
         yield from _costs(rows, {**margins["memory"], **margins["speed"]}, finished)
@@ -44,10 +40,7 @@ def judged(
 
 
 def _costs(rows: Rows, margins: Mapping[str, float], finished: bool) -> Iterator[Judgement]:
-    """Verdicts on the ledger; and of whole runs on peaks, traced bytes and speed, if the machines are alike.
-
-    Worse: over the baseline's largest figure by more than the margin. Better: under its smallest by more than the margin.
-    """
+    """Verdicts on the ledger; and of whole runs on peaks, traced bytes and speed, if the machines are alike."""
     (before, after), baseline = rows.records[0], list(rows.old.values())
     shared = [one for one in baseline if one.processes == after.processes]
     held_to = {name: [before] for name in LEDGER}
@@ -56,12 +49,12 @@ def _costs(rows: Rows, margins: Mapping[str, float], finished: bool) -> Iterator
         cpus = [one for one in shared if one.device and after.device and one.device.type == after.device.type == "cpu"]
         reason = unlike_machines(before, after)  # but a cluster's nodes may differ
         timed = [one for one in baseline if not reason and not unlike_machines(one, after)]
-        for names, records in ((PEAKS, like), (TRACED, cpus or like), (SPEEDS, timed)):
-            held_to |= {name: records for name in names}
+        held_to |= dict.fromkeys(PEAKS, like) | dict.fromkeys(TRACED, cpus or like) | dict.fromkeys(SPEEDS, timed)
     for name, records in held_to.items():
         old, new = [figure for record in records if (figure := _cost(record, name))], _cost(after, name)
         margin, judge = margins["ledger" if name in LEDGER else name], partial(judgement_of, before, name)
         if old and new is not None:
+            # Worse: over the baseline's largest figure by more than the margin. Better: under its smallest by as much.
             share = new / max(old) - 1
             verdict = Verdict.WORSE if share > margin else Verdict.BETTER if new / min(old) - 1 < -margin else Verdict.SAME
             if name in LEDGER and verdict is Verdict.BETTER:  # no gain: something is no longer there, or no longer in fp32
@@ -89,17 +82,13 @@ def unlike_machines(before: Record, after: Record) -> str:
     facts = [("name", before.device.name, after.device.name), ("threads", before.device.threads, after.device.threads)]
     facts += [("ranks", before.processes, after.processes)]
     facts += [(package, before.versions.get(package), after.versions.get(package)) for package in ALIKE]
-    for what, old, new in facts:
-        if old != new:
-            return f"{what}: {old} and {new}"
-    return "measured on a device that others used" if before.device.contended or after.device.contended else ""
+    contended = before.device.contended or after.device.contended
+    unlike = (f"{what}: {old} and {new}" for what, old, new in facts if old != new)
+    return next(unlike, "measured on a device that others used" if contended else "")
 
 
 def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:
-    """The gravest verdict on each instrument's figures that have a better side, if rows pair.
-
-    Rounding alone moves rows of one training, so that figures are not corrected for their number.
-    """
+    """The gravest verdict on each instrument's figures that have a better side, if rows pair: rounding alone moves these."""
     old, new = zip(*rows.records, strict=True)
     before, after = frame_of(old, rows.old_path), frame_of(new, rows.new_path)
     declared = {name: part.figures for record in (*new, *old) for name, part in record.instruments.items()}
@@ -130,11 +119,8 @@ def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:
 
 def frame_of(records: Iterable[Record], run: Path | None) -> pd.DataFrame:
     """All lines of these records, each with its cell and seed; none of a record whose file is nowhere."""
-    frames = [
-        columns.assign(cell=record.cell, seed=record.seeds.seed)
-        for record in records
-        if (columns := read(record, run, "figures")) is not None
-    ]
+    known = ((record, read(record, run, "figures")) for record in records)
+    frames = [columns.assign(cell=record.cell, seed=record.seeds.seed) for record, columns in known if columns is not None]
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*FIGURE, "cell", *ROW, "note", *NUMBERS])
     return frame.astype(dict.fromkeys(NUMBERS, float))
 
@@ -160,10 +146,7 @@ def tables(records: Sequence[Record], run: Path | None) -> Iterator[Section]:
 
 
 def reduced(rows: pd.DataFrame) -> tuple[float, float, float]:
-    """The mean over seeds of a figure, and its 95 % interval.
-
-    Over rows it is the mean of the seeds' own; a figure without rows has the one that it brought, or else that of the seeds.
-    """
+    """The mean over seeds of a figure, and its 95 % interval: of its rows, or that which it brought, or else of the seeds."""
     seeds = []
     for _, own in rows.groupby("seed", dropna=False):
         of_rows = (own.row != "").any()

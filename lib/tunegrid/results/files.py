@@ -1,8 +1,7 @@
 """A saved run, which is a pytest-benchmark JSON: reads and writes its rows and records; and the journal of a session's rows.
 
 A shard's file says its number, of how many, and the cases that the whole run has. A killed session loses no finished cell: each
-is a line of `.cache/journal/*.jsonl` as soon as it ends, with the key that says whether it still holds
-(`tunegrid.results.resume_key`).
+is a line of `.cache/journal/*.jsonl` as soon as it ends, with its key (`tunegrid.results.resume_key`).
 """
 
 import json
@@ -152,13 +151,11 @@ def rows_by_name(rows: Mapping[Any, BenchmarkRow], records: Mapping[Any, Record]
 
 
 def save(run: RunJson, path: Path, records: Iterable[Record] = (), sources: Collection[Path] = ()) -> None:
-    """Write a run, whole or not at all, one row a line, so that a diff shows which cells changed; and examples next to it.
-
-    These are from next to the sources, or from this machine's store. Raises InputError if the disk has no room.
-    """
+    """Write a run, whole or not at all, and from beside the sources its examples; raises InputError if the disk has no room."""
     timed, untimed = ([row for row in run["benchmarks"] if has_no_time(row) is apart] for apart in (False, True))
     fields = {name: json.dumps(value, default=str) for name, value in run.items()}
     for name, rows in {"benchmarks": timed, **({UNFINISHED: untimed} if untimed else {})}.items():
+        # One row a line, so that a diff shows which cells changed.
         fields[name] = "[\n" + ",\n".join(json.dumps(row, default=str) for row in rows) + "\n]"
     try:
         with replacing(path) as part:

@@ -1,8 +1,5 @@
 """Judges a run by a baseline: one verdict per cell and quantity.
 
-*worse*, *better*: a significant drop, or gain, of at least the margin. *same*: the interval is above the margin's drop. *cannot
-tell*: more seeds or test rows are needed for any of these.
-
 A record is judged three times: its losses by `tunegrid.results.numerics`, its scores by `tunegrid.results.quality`, all else
 that was measured by `tunegrid.results.figures`. What the verdicts come to is for others to say. Needs no torch.
 """
@@ -74,7 +71,12 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
     or scored different test rows.
     """
     margins, tolerances, noise = load_margins(), load_tolerances(), load_noise() if noise is None else noise
-    cells = paired(old, new)
+    if old.records and new.records and old.profile != new.profile:
+        raise InputError(f"the baseline is of {old.profile} and the run of {new.profile}: judge one profile at a time")
+    if not new.records:
+        raise InputError("no cell of the run finished: there is nothing to judge")
+    if not (cells := _rows(old, new)):
+        raise InputError(f"the two runs have no cell in common: the baseline has no {next(iter(new.records))}")
     finished = _rows(*(Run.of((one for one in run.in_a_row if one.finished), run.path) for run in (old, new)))
 
     arithmetic = {cell: numerics.judged(rows, tolerances) for cell, rows in cells.items()}
@@ -94,10 +96,8 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
 
 
 def _confirmed(drop: Judgement, rows: Rows, confirming: RecordsBySeed, judge: Callable[..., list[Judgement]]) -> Judgement:
-    """A drop at one seed that is none of the baseline's is worse only if the training that confirms it is worse by itself.
-
-    At equal seeds a change is what differs, and the mean of several seeds is certain enough.
-    """
+    """A drop at one seed that is none of the baseline's is worse only if the training that confirms it is worse by itself."""
+    # At equal seeds a change is what differs, and the mean of several seeds is certain enough.
     if drop.verdict is not Verdict.WORSE or drop.effect is None or len(rows.new) > 1 or rows.new.keys() & rows.old.keys():
         return drop
     (first,) = rows.new
@@ -112,25 +112,11 @@ def _confirmed(drop: Judgement, rows: Rows, confirming: RecordsBySeed, judge: Ca
 
 
 def suspected(old: Run, record: Record) -> bool:
-    """Whether a record, judged without its run's other cells, is worse at a seed that is none of the baseline's.
-
-    So it is more often than by a gate, which adjusts for its cells. No if the two cannot be judged: a gate says that.
-    """
+    """Whether a record alone is worse at a seed that is none of the baseline's: more often than by a gate of all cells."""
     try:
         return any(j.confirmed == "open" for j in gate(old.only([record.cell]), Run.of([record])))
-    except InputError:
+    except InputError:  # which a gate says
         return False
-
-
-def paired(old: Run, new: Run) -> dict[str, Rows]:
-    """The cells that both runs have; raises InputError if there are none, or they are of two profiles."""
-    if old.records and new.records and old.profile != new.profile:
-        raise InputError(f"the baseline is of {old.profile} and the run of {new.profile}: judge one profile at a time")
-    if not new.records:
-        raise InputError("no cell of the run finished: there is nothing to judge")
-    if not (cells := _rows(old, new)):
-        raise InputError(f"the two runs have no cell in common: the baseline has no {next(iter(new.records))}")
-    return cells
 
 
 def _rows(old: Run, new: Run) -> dict[str, Rows]:

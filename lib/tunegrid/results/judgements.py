@@ -1,5 +1,6 @@
 """The words of a gate: `Verdict`, what it says; `Judgement`, one verdict with its evidence, and what it counts as."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -35,8 +36,7 @@ class Verdict(StrEnum):
 
 
 GRAVEST_FIRST = tuple(Verdict)
-# Of numerics: what is the same but for rounding, and what needs scores.
-SAME_NUMERICS, DOUBTFUL_NUMERICS = (Verdict.EQUAL, Verdict.ROUNDING), (Verdict.CHANGED, Verdict.NOT_COMPARABLE)
+SAME_NUMERICS = (Verdict.EQUAL, Verdict.ROUNDING)  # but for rounding; other verdicts on numerics need scores
 
 
 class Outcome(StrEnum):
@@ -97,6 +97,12 @@ def judgement_of(record: Record, quantity: str, verdict: Verdict, **evidence: An
 def worst(judged: Iterable[Judgement]) -> Verdict | None:
     """The gravest verdict."""
     return min((judgement.verdict for judgement in judged), key=GRAVEST_FIRST.index, default=None)
+
+
+def tally(verdicts: Iterable[Verdict | None]) -> str:
+    """As "25 equal, 1 rounding"."""
+    counts = Counter(verdicts)
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in GRAVEST_FIRST if counts[verdict])
 
 
 def by_cell(judged: Iterable[Judgement]) -> dict[str, list[Judgement]]:

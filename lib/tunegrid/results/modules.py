@@ -89,10 +89,7 @@ class Moved:
         return self._innermost(far.index[(far.output > bound) & (far.input <= np.minimum(bound, TENTH * far.output))])
 
     def backward(self, bound: float) -> tuple[list[int], float]:
-        """The innermost calls, from the end, that hand on another gradient first and get an equal one; and how far it moved.
-
-        They took in what the last call made whose gradient moved, or are the smallest one around it.
-        """
+        """The innermost calls, from the end, that hand on another gradient first and get an equal one; and how far it moved."""
         calls, gradient, weights = self.calls, self.shares.gradient, self.shares.weight_gradients
         moved, inside, far = calls.index[(calls.maker == calls.index) & (gradient > bound)], list[int](), 0.0
         if len(moved):
@@ -123,10 +120,7 @@ class Moved:
 def first_modules(
     old: Modules, new: Modules, phase: str, tolerance: Mapping[str, float], *, backward: bool = False
 ) -> tuple[str, Names]:
-    """The module that changed first in a phase of the probe, in its gradients if `backward`: in words, and by name, if any.
-
-    What is around it, or calls it again, follows from it; others are counted.
-    """
+    """The module that changed first in a phase of the probe, in its gradients if `backward`: in words, and by name, if any."""
     moved = Moved.between(old, new, phase)
     calls, shares = moved.forward(tolerance["module_outputs"]), moved.shares.output
     words = "the output of {} changes first, {}; its input is equal"
@@ -141,6 +135,7 @@ def first_modules(
         return "", ()
     changed, share = moved.calls.loc[calls], shares[calls[0]]
     first = changed.iloc[0]
+    # What is around it, or calls it again, follows from it.
     others = {name for name in changed.module if name and not f"{first.module}.".startswith(f"{name}.")}
     by = f"by {100 * share:.{'2g' if share < 1 else '0f'}} % of its norm" if np.isfinite(share) else NO_NUMBER
     beside = f"; {count(len(others), 'more module')} beside" if others else ""

@@ -170,9 +170,7 @@ def load_noise(path: Path = NOISE) -> Noise:
         if absent := {cell for cell in cells if task_of(cell) not in rows}:
             raise KeyError(f"rows of {min(absent)}")
         known = {(cell, metric): kinds for cell, metrics in cells.items() for metric, kinds in metrics.items()}
-        scores = {
-            kind: {key: kinds[kind].scores for key, kinds in known.items() if kind in kinds} for kind in (SEEDS, PERTURBED)
-        }
+        scores = {kind: {key: own[kind].scores for key, own in known.items() if kind in own} for kind in (SEEDS, PERTURBED)}
         profile, seeds = str(content["evidence"]["profile"]), checked(content["evidence"]["seeds"], list[int])
         return Noise(profile=profile, rows=rows, scores=scores, first_seed=seeds[0])
 

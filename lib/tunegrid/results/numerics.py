@@ -1,11 +1,9 @@
 """Judges whether the arithmetic of training changed between two records of one cell and seed, and at which stage.
 
-Two trainings on the same rows, in the same order and from the same seed have the same figures, but for rounding. The first
-updates show a change before any score does, and need no statistics: later updates amplify rounding, the first ten hardly.
+The first updates show a change before any score does, without statistics: later ones amplify rounding, the first ten hardly.
 What comes later shows in the curve of losses, smoothed, and in how many test rows have other predictions than rounding changes.
-The tolerances are measured (`benchmarks/thresholds/numerics.toml`).
-Figures of modules (`tunegrid.results.modules`) name the module that changed, and never decide: they hold what the model
-computes of padding, which may change without harm.
+Tolerances are measured. Figures of modules (`tunegrid.results.modules`) name the module that changed, and never decide: they
+hold what the model computes of padding, which may change without harm.
 """
 
 import math
@@ -54,14 +52,13 @@ class Pair:
             return self.old.order, self.new.order
         if name == "first":
             return self.old.losses[0], self.new.losses[0]
-        if name == "later":  # by update, of those that both made
-            updates = min(UPDATES, len(self.old.losses), len(self.new.losses))
-            before, after = (dict(enumerate(one.losses[1:updates], 2)) for one in (self.old, self.new))
-            return before, after
+        if name == "later":  # by update
+            later = dict(enumerate(self.gaps[1:UPDATES], 2))
+            return dict.fromkeys(later, 0.0), later
         if name in ("parting", "curve"):
             return {self.parting: 0.0}, {self.parting: self.curve if name == "curve" else self.jump}
-        old, new, updates = self.old.first_step, self.new.first_step, min(len(self.old.losses), len(self.new.losses))
-        if not old or not new or (name in OF_PROBE and old.probe != new.probe) or (name == "moved" and updates < MOVED):
+        old, new = self.old.first_step, self.new.first_step
+        if not old or not new or (name in OF_PROBE and old.probe != new.probe) or (name == "moved" and len(self.gaps) < MOVED):
             return None, None
         before, after = getattr(old, name), getattr(new, name)
         return (None, None) if name in OPTIONAL and None in (before, after) else (before, after)
@@ -97,10 +94,7 @@ class Pair:
 
 
 def furthest(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> tuple[float, str]:
-    """How far the norms of groups lie apart at most, as a share, and of which group.
-
-    A group far smaller than the largest is held to the largest: what is zero but for rounding has no digits to compare.
-    """
+    """How far the norms of groups lie apart at most, as a share of them or of `SMALL_NORM`, and of which group."""
     norms = {group: [(side or {}).get(group) for side in (old, new)] for group in {**(old or {}), **(new or {})}}
     least = SMALL_NORM * max((norm or 0.0 for pair in norms.values() for norm in pair), default=0.0)
     gaps = [(_apart(*pair) / (max(least, *(norm or 0.0 for norm in pair)) or 1.0), group) for group, pair in norms.items()]
@@ -201,9 +195,6 @@ def first_change(pair: Pair) -> Change | None:
     return None
 
 
-# Verdicts
-
-
 def judged(rows: Rows, tolerances: Tolerances) -> tuple[Judgement, bool]:
     """The gravest verdict on a cell's runs; and whether all that finished are of one training."""
     judgements, same = [], []
@@ -217,9 +208,8 @@ def judged(rows: Rows, tolerances: Tolerances) -> tuple[Judgement, bool]:
 def compared(old: Record, new: Record, tolerances: Tolerances, runs: Runs = (None, None)) -> tuple[Judgement, bool]:
     """The judgement on two records of a cell, and whether they are of one training but for rounding.
 
-    Of one training are records of one seed, recipe, order and data: all losses are equal, and so are the weights that they
-    lead to; or no stage changed but the evaluation. If one made its first updates alone, the other is held to it by as many.
-    `runs` are the files of both, beside which their rows and figures of modules may lie.
+    Of one training are records of one seed, recipe, order and data if all losses are equal, or no stage changed but the
+    evaluation. If one made its first updates alone, the other is held to it by as many. `runs` are the files of both.
     """
     reason, kind, updates = not_comparable(old, new, tolerances), arithmetic(old), None
     if old.first_updates or new.first_updates:
@@ -263,10 +253,7 @@ def changed_rows(old: Record, new: Record, runs: Runs) -> tuple[int, int] | None
 
 
 def _evaluated(old: Record, new: Record, updates: int | None, runs: Runs) -> tuple[Verdict, str]:
-    """Equal losses mean equal weights: other predictions are then the evaluation's doing.
-
-    BERTScore's points alone may round otherwise, because a model computes them; with other texts, other scores differ, too.
-    """
+    """Equal losses mean equal weights: other predictions are the evaluation's doing, but BERTScore's own model may round."""
     files = [record.examples and record.examples.file for record in (old, new)]
     if updates or None in files or files[0] == files[1]:
         early = f" of the first {count(updates, 'update')}" if updates else ""
@@ -274,6 +261,7 @@ def _evaluated(old: Record, new: Record, updates: int | None, runs: Runs) -> tup
     before, after = (read(record, run) for record, run in zip((old, new), runs, strict=True))
     if before is not None and after is not None and before.equals(after):  # files of other versions have other names
         return Verdict.EQUAL, "all losses, predictions and points are equal"
+    # With other texts, other scores differ, too.
     apart = {name: points for name in old.scores if (points := _apart(old.scores[name], new.scores.get(name)))}
     if apart and apart.keys() <= set(BERTSCORE) and max(apart.values()) <= BERTSCORE_ROUNDING:
         return Verdict.ROUNDING, f"all losses are equal, BERTScore differs by at most {max(apart.values()):.1e} points"
@@ -283,8 +271,7 @@ def _evaluated(old: Record, new: Record, updates: int | None, runs: Runs) -> tup
 def losses(record: Record) -> list[float]:
     """The losses of all updates; empty if one is not a number."""
     values = record.training.losses if record.training else []
-    numbers = [value for value in values if value is not None]
-    return numbers if len(numbers) == len(values) else []
+    return [] if None in values else [value for value in values if value is not None]
 
 
 def arithmetic(record: Record) -> str:

@@ -3,7 +3,6 @@
 The difference of mean scores is held to the training noise that applies (`tunegrid.results.noise`), by a t-test on the scale of
 that noise, with or without points by row. If no noise was calibrated, the seeds of the two runs tell their own. With one seed
 on each side, single rows tell the noise if both runs are one training but for rounding; if they are not, nothing can be told.
-
 A whole run of equal quality is called worse with a chance of at most 5 %: main scores get most of it, all others the rest.
 """
 
@@ -18,14 +17,14 @@ import numpy as np
 
 from tunegrid.errors import InputError
 from tunegrid.record import Record
-from tunegrid.results.examples import points_of, read
+from tunegrid.results.examples import read
 from tunegrid.results.judgements import Judgement, RecordsBySeed, Verdict, judgement_of
 from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, NoiseKey, deviation, mean_score, scale_of
 from tunegrid.results.report import count
 from tunegrid.results.statistics import ALPHA, Array, Effect, by_training, holm, row_deviation
 
 MAIN_ALPHA, OTHER_ALPHA = 0.9 * ALPHA, 0.1 * ALPHA
-Points = Mapping[str, Sequence[float]]  # of each row, by metric
+Points = Mapping[str, Sequence[float]]  # of each row, by metric; and its texts
 MORE_SEEDS = "noise was not calibrated, and one seed on each side does not show it: give both runs --seeds 0-4"
 
 
@@ -56,27 +55,29 @@ class Rows:
         for before, after in self.records:
             check_rows(before, after)
         examples = [(read(before, self.old_path), read(after, self.new_path)) for before, after in self.records]
-        pairs = [(points_of(old), points_of(new)) for old, new in examples if old is not None and new is not None]
+        pairs = [(old, new) for old, new in examples if old is not None and new is not None]
         return pairs if len(pairs) == len(examples) else []
 
     def gains(self, metric: str) -> list[Array]:
         """New minus old points of each row, by pair; of macro F1, the hits' points. Empty if there are no points by row."""
         name = "accuracy" if metric == "f1_macro" else metric
-        if not all(name in points for pair in self.points for points in pair):
-            return []
-        pairs = [tuple(np.asarray(points[name], float) for points in pair) for pair in self.points]
-        if any(old.shape != new.shape or not np.isfinite(old + new).all() for old, new in pairs):
-            raise InputError(f"{self.cell}, {metric}: two runs pair only row by row, in numbers")
-        return [new - old for old, new in pairs]
+        named = all(name in points for pair in self.points for points in pair)
+        return [np.asarray(new[name], float) - np.asarray(old[name], float) for old, new in self.points] if named else []
 
-    def unchanged(self, metric: str) -> bool:
-        """Whether the score of each pair is equal to the last digit, and no row's points are others."""
-        scores = [(before.scores.get(metric), after.scores.get(metric)) for before, after in self.records]
-        if any(before is None or before != after for before, after in scores):
-            return False
+    def unless_equal(self, judgement: Judgement) -> Judgement:
+        """The judgement on a score; *same* if it is equal to the last digit in each pair, and no row's points are others."""
+        metric = judgement.quantity
+        scores = [[record.scores.get(metric) for record in pair] for pair in self.records]
         files = [[one.examples and one.examples.file for one in pair] for pair in self.records]
-        gains = self.gains(metric)
-        return all(before and before == after for before, after in files) or (bool(gains) and not any(map(np.any, gains)))
+        if any(before is None or before != after for before, after in scores):
+            return judgement
+        gains, same_files = self.gains(metric), all(before and before == after for before, after in files)
+        if not same_files and (not gains or any(map(np.any, gains))):
+            return judgement
+        score = mean_score([record for record, _ in self.records], metric)
+        equal: dict[str, Any] = {"before": score, "after": score, "effect": 0.0, "low": 0.0, "high": 0.0}
+        detail = "equal to the last digit, and no row lost or gained points"
+        return replace(judgement, verdict=Verdict.SAME, **equal, detail=detail)
 
 
 def check_rows(before: Record, after: Record) -> None:
@@ -87,10 +88,7 @@ def check_rows(before: Record, after: Record) -> None:
 
 
 def tested(metric: str, rows: Rows, one_training: bool, noise: Noise, margin: float) -> tuple[dict[str, Any], Effect | None]:
-    """The evidence on a score's change, and its effect, held to the narrowest noise that is known.
-
-    No effect if nothing tells noise from a change: it is shown and not judged.
-    """
+    """The evidence on a score's change, and its effect by the narrowest noise that is known; no effect if none is."""
     gains, new, every = rows.gains(metric), list(rows.new.values()), list(rows.old.values())
     data = every[0].data
     test_rows = len(gains[0]) if gains else data.rows["test"] if data else 1
@@ -127,10 +125,7 @@ def tested(metric: str, rows: Rows, one_training: bool, noise: Noise, margin: fl
 def decide(
     effects: Mapping[NoiseKey, Effect], mains: Mapping[str, str], margins: Mapping[str, float]
 ) -> dict[NoiseKey, tuple[Verdict, float, float]]:
-    """The verdicts on a whole run's effects, each with its p-value of being worse and the smallest drop that would be told.
-
-    P-values are adjusted: those of main scores over these, and those of all others over the others.
-    """
+    """The verdicts on a run's effects, each with its adjusted p-value of being worse and the smallest drop that is told."""
     decisions: dict[NoiseKey, tuple[Verdict, float, float]] = {}
     for is_main, alpha in ((True, MAIN_ALPHA), (False, OTHER_ALPHA)):
         own = {key: effect for key, effect in effects.items() if (mains[key[0]] == key[1]) == is_main}
@@ -152,10 +147,7 @@ def verdict_of(effect: Effect, p_worse: float, p_better: float, margin: float, a
 
 
 def judged(cells: Sequence[Rows], one_training: Collection[str], margins: Mapping[str, float], noise: Noise) -> list[Judgement]:
-    """A judgement on every bounded score of every cell, all of whose runs trained to their ends.
-
-    `one_training` names the cells whose runs differ by rounding alone from one of their seed.
-    """
+    """A judgement on each bounded score of cells that trained to their ends; those of `one_training` differ by rounding."""
     by_cell = {rows.cell: rows for rows in cells if any(one.scores for pair in rows.records for one in pair)}
     mains = {cell: rows.records[0][0].main_score for cell, rows in by_cell.items()}
     effects: dict[NoiseKey, Effect] = {}
@@ -179,11 +171,4 @@ def judged(cells: Sequence[Rows], one_training: Collection[str], margins: Mappin
     for (cell, metric), (verdict, p, smallest) in decide(effects, mains, margins).items():
         known = evidence[cell, metric] | {"p": p, "smallest": smallest}
         judgements.append(judgement_of(by_cell[cell].records[0][0], metric, verdict, **known))
-    return [_unchanged(j, by_cell[j.cell]) if by_cell[j.cell].unchanged(j.quantity) else j for j in judgements]
-
-
-def _unchanged(judgement: Judgement, rows: Rows) -> Judgement:
-    """The judgement on a score that is equal to the last digit, row by row: there is nothing to tell."""
-    score = mean_score([record for record, _ in rows.records], judgement.quantity)
-    equal: dict[str, Any] = {"before": score, "after": score, "effect": 0.0, "low": 0.0, "high": 0.0}
-    return replace(judgement, verdict=Verdict.SAME, **equal, detail="equal to the last digit, and no row lost or gained points")
+    return [by_cell[j.cell].unless_equal(j) for j in judgements]

@@ -150,13 +150,7 @@ def as_json(sections: Iterable[Section]) -> str:
     return json.dumps(parts, indent=1)
 
 
-FORMATS: Mapping[str, Callable[[Iterable[Section]], str]] = {
-    "text": text,
-    "markdown": markdown,
-    "latex": latex,
-    "html": as_html,
-    "json": as_json,
-}
+FORMATS = {"text": text, "markdown": markdown, "latex": latex, "html": as_html, "json": as_json}
 
 
 # Words of sentences

@@ -62,13 +62,10 @@ def source_files(cell: Cell) -> list[Path]:
 
 @cache
 def with_own_imports(file: Path) -> list[Path]:
-    """A user's file and the modules of its own folder that it imports, in turn; of a package every module.
-
-    Imports are read, not run, so that every process gives the same answer.
-    """
+    """A user's file and the modules of its own folder that it imports, in turn; of a package every module."""
     files = [file]
     for path in files:  # which grows
-        nodes = list(ast.walk(ast.parse(path.read_bytes())))  # inside functions, too
+        nodes = list(ast.walk(ast.parse(path.read_bytes())))  # read, not run, so that every process gives the same answer
         names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
         names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
         for name in sorted({name.partition(".")[0] for name in names}.difference(CODE if file.parent == ROOT else ())):

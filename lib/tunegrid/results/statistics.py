@@ -41,10 +41,7 @@ class Effect:
 
 
 def critical_value(alpha: float, df: float) -> float:
-    """How many standard errors below what is expected a score must lie to be called worse, by gate or bound.
-
-    `alpha` is the chance that a healthy score lies there.
-    """
+    """How many standard errors below what is expected a healthy score lies with a chance of `alpha`, by gate and bound."""
     return -float(special.stdtrit(df, alpha))
 
 

@@ -54,11 +54,8 @@ def why_not_to_train(cell: Cell, findings: Iterable[AuditFinding]) -> str | None
 
 
 def with_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) -> Record:
-    """The record of a cell that came to an end, with its status and a sentence for everything that is wrong.
-
-    If training stopped early, nothing else counts. `unexpected` is what a footprint or an instrument shows that must not be.
-    """
-    if record.training and record.training.stopped:
+    """The record of a cell that came to an end, with its status and a sentence for all that is wrong or `unexpected`."""
+    if record.training and record.training.stopped:  # nothing else counts
         return replace(record, status="stopped", excused={}, missed=[located(record, record.training.stopped)])
     failed = [finding.name for finding in record.audits if not finding.passed]
     record = replace(record, excused={name: reason for name in failed if (reason := extent.excuse(name))})
@@ -91,9 +88,6 @@ def status_of(seeds: Sequence[Record]) -> Status:
     """A cell's status: the first that counts against it; else whether it passed with every seed."""
     others = sorted((record for record in seeds if record.status != "passed"), key=lambda record: record.unharmed)
     return others[0].status if others else "passed"
-
-
-# What was not confirmed
 
 
 def weighed(records: Sequence[Record]) -> list[Record]:
@@ -195,10 +189,7 @@ def failures_of(records: Iterable[Record]) -> list[Failure]:
 
 
 def cross_cell_audits(records: Sequence[Record]) -> dict[str, list[AuditFinding]]:
-    """Audits over the cells of one profile and seed, by cell.
-
-    No two may have the same results to the last digit, nor may the methods of one backbone and task have other rows.
-    """
+    """Audits by cell over those of one profile and seed: no equal results, and equal rows for a backbone and task."""
     findings, results = {}, {record.cell: _results(record) for record in records}
     for record in records:
         faults = {}
@@ -209,9 +200,7 @@ def cross_cell_audits(records: Sequence[Record]) -> dict[str, list[AuditFinding]
             alike = [other for other in records if (other.backbone, other.task) == (record.backbone, record.task)]
             others = [one.cell for one in alike if one.data and one.data.fingerprint != record.data.fingerprint]
             faults["same_rows_in_triple"] = f"other rows than {', '.join(others)}" if others else ""
-        findings[record.cell] = [
-            AuditFinding(name=n, passed=not fault, detail=fault or "none other") for n, fault in faults.items()
-        ]
+        findings[record.cell] = [AuditFinding(name=n, passed=not why, detail=why or "none other") for n, why in faults.items()]
     return findings
 
 
@@ -233,10 +222,7 @@ def _results(record: Record) -> set[tuple[object, ...]]:
 
 
 def compared_together(records: Sequence[Record]) -> list[Record]:
-    """The records, with what only the cells of one profile and seed show together; those that came in stay as they are.
-
-    What was said of them in other company, as in a shard, is taken back first.
-    """
+    """New records, with what the cells of one profile and seed show together in place of what others did, as in a shard."""
     runs: dict[tuple[str, int | None], list[Record]] = defaultdict(list)
     for record in records:
         if record.finished:

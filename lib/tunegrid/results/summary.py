@@ -5,25 +5,17 @@ Nothing here decides: `tunegrid.results.verdict` did. pandas is imported when a 
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from tunegrid.grid.cells import STUDY_IDS, study_place
 from tunegrid.record import Record
-from tunegrid.results.judgements import (
-    GRAVEST_FIRST,
-    KINDS,
-    Judgement,
-    Verdict,
-    by_cell,
-    evidence_of,
-    in_words,
-    worst,
-)
+from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, by_cell, evidence_of, in_words, tally, worst
 from tunegrid.results.report import NAMED, Section, count, markdown, some, text_table
 from tunegrid.results.status import failures_of, said_of, status_of, too_short, unconfirmed
-from tunegrid.results.verdict import RunVerdict, tally
+from tunegrid.results.verdict import RunVerdict
 from tunegrid.terminal import annotation, say
 
 MIB = 2**20
@@ -47,20 +39,15 @@ def table(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]], sentenc
     return Section(frame=frame, formats={name: form for name, form in columns.items() if form}, sentences=sentences)
 
 
-# After a run
-
-
 def cell_lines(
     records: Iterable[Record], cells: Sequence[str] = STUDY_IDS, seconds: float | None = None
 ) -> Iterator[tuple[str, str]]:
     """Lines with their colours, if any: one per cell over its seeds, in this order, and what was missed by its cause."""
     order = {cell: index for index, cell in enumerate(cells)}
     records = sorted(records, key=lambda r: (r.profile, order.get(r.cell, len(order)), r.cell, r.seeds.seed or 0))
-    groups: dict[tuple[str, str], list[Record]] = {}
     own_seeds = [record for record in records if record.seeds.confirms is None]
-    for record in own_seeds:
-        groups.setdefault((record.profile, record.cell), []).append(record)
-    scored, footprints = ([seeds for seeds in groups.values() if (seeds[0].flops is None) is own] for own in (True, False))
+    groups = [list(seeds) for _, seeds in groupby(own_seeds, lambda record: (record.profile, record.cell))]
+    scored, footprints = ([seeds for seeds in groups if (seeds[0].flops is None) is own] for own in (True, False))
     for own in filter(None, (scored, footprints)):
         colours = ["", *(COLOURS.get(status_of(seeds), "red") for seeds in own)]
         yield from zip(text_table(table(CELLS, map(_row, own))), colours, strict=True)
@@ -112,9 +99,6 @@ def failure_lines(records: Iterable[Record]) -> Iterator[str]:
         yield f"{failure.title}: {some(failure.cells, MOST_CELLS)}"
         few, most = (failure.records, None) if len(failure.records) <= NAMED else (failure.records[:1], 1)
         yield from (f"  {said}" for record in few for cause in failure.causes for said in said_of(record, cause)[:most])
-
-
-# A gate
 
 
 def gate_section(judged: Sequence[Judgement], failing: Sequence[Judgement]) -> Section:

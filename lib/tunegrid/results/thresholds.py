@@ -31,11 +31,7 @@ Number = Annotated[float, Field(strict=True, ge=-1e9, le=1e9, allow_inf_nan=Fals
 Bounds = Mapping[str, float]  # minimum points by metric
 # By arithmetic, and by "cell " and a cell's id where its first updates amplify more; the file's head explains each figure.
 Tolerances = Mapping[str, Mapping[str, float]]
-MARGINS = {
-    "points": ("other",),
-    "memory": ("ledger", *PEAKS, *TRACED),
-    "speed": SPEEDS,
-}
+MARGINS = {"points": ("other",), "memory": ("ledger", *PEAKS, *TRACED), "speed": SPEEDS}
 TOLERATED = (
     *("first", "later", "weights", "probe_gradients", "gradients", "moved", "moved_alone", "curve", "decoded"),
     *("module_outputs", "module_gradients"),

@@ -21,19 +21,7 @@ from tunegrid.grid.more_tasks import words_for
 from tunegrid.grid.recipes import CONFIRMING
 from tunegrid.machine import PACKAGES
 from tunegrid.record import Record
-from tunegrid.results.judgements import (
-    CANNOT_TELL,
-    COUNTED,
-    DOUBTFUL_NUMERICS,
-    FAILED_BY,
-    GRAVEST_FIRST,
-    KINDS,
-    SAME_NUMERICS,
-    Judgement,
-    Outcome,
-    Verdict,
-    evidence_of,
-)
+from tunegrid.results.judgements import CANNOT_TELL, COUNTED, FAILED_BY, KINDS, Judgement, Outcome, Verdict, evidence_of, tally
 from tunegrid.results.report import count, joined, out_of, some
 from tunegrid.results.status import AUDIT, failures_of, unconfirmed
 
@@ -49,21 +37,15 @@ CARRIED = ("--ask", "--grid", "--data-root", "--checkpoint-root", "--device", "-
 def kinds_of(text: str) -> tuple[str, ...]:
     """What fails a run, divided by commas; raises InputError for a name that is none."""
     kinds = tuple(text.split(","))
-    for kind in kinds:
-        if kind not in COUNTED:
-            raise InputError(f"unknown kind of figure {kind!r}: expected some of {','.join(COUNTED)}")
+    if unknown := [kind for kind in kinds if kind not in COUNTED]:
+        raise InputError(f"unknown kind of figure {unknown[0]!r}: expected some of {','.join(COUNTED)}")
     return kinds
 
 
 def failing(judged: Iterable[Judgement], kinds: Sequence[str]) -> list[Judgement]:
     """What of these kinds is worse or of numerics changed, and every missing cell."""
-    return [
-        j
-        for j in judged
-        if j.verdict is Verdict.MISSING
-        or (j.verdict is Verdict.WORSE and j.kind in kinds and j.quantity not in NEVER_FAILING)
-        or (j.verdict is Verdict.CHANGED and j.kind == "numerics" and "numerics" in kinds)
-    ]
+    kinds_by = {Verdict.MISSING: KINDS, Verdict.WORSE: kinds, Verdict.CHANGED: [kind for kind in kinds if kind == "numerics"]}
+    return [j for j in judged if j.kind in kinds_by.get(j.verdict, ()) and j.quantity not in NEVER_FAILING]
 
 
 def undecided(judged: Iterable[Judgement]) -> list[Judgement]:
@@ -73,7 +55,8 @@ def undecided(judged: Iterable[Judgement]) -> list[Judgement]:
 
 def unscored(judged: Iterable[Judgement]) -> list[Judgement]:
     """First updates that are not the baseline's, or could not be compared, of cells that took no score."""
-    return [j for j in judged if j.kind == "numerics" and j.first_updates and j.verdict in DOUBTFUL_NUMERICS]
+    doubtful = (Verdict.CHANGED, Verdict.NOT_COMPARABLE)
+    return [j for j in judged if j.kind == "numerics" and j.first_updates and j.verdict in doubtful]
 
 
 def outcome(judged: Sequence[Judgement], kinds: Sequence[str]) -> Outcome:
@@ -107,11 +90,10 @@ class Change(NamedTuple):
 
 def first_change(judged: Iterable[Judgement]) -> Change:
     """Where numerics of these cells changed first; if modules have a class and a library in common, by these: one place."""
+    if not (changed := [j for j in judged if j.kind == "numerics" and j.verdict is Verdict.CHANGED]):
+        return Change()
     from tunegrid.results.numerics import STAGES  # which brings pandas
 
-    changed = [j for j in judged if j.kind == "numerics" and j.verdict is Verdict.CHANGED]
-    if not changed:
-        return Change()
     stage = next((stage for stage in STAGES if any(j.stage == stage for j in changed)), changed[0].stage)
     own = [j for j in changed if j.stage == stage]
     classes = Counter(place for j in own for place in dict.fromkeys(module[1:] for module in j.modules))
@@ -180,11 +162,6 @@ class JudgedRun:
         """Shows all evidence."""
         return f"`{shlex.join(['tunegrid', 'gate', *self.files, '--numerics'])}` prints what each verdict rests on"
 
-    def page(self) -> str:
-        """Shows rows that both runs hold."""
-        words = shlex.join(["tunegrid", "page", *reversed(self.files), "-o", "page.html"])
-        return f"`{words}` shows the test rows that changed"
-
     def bisection(self, cells: Sequence[str], kinds: Sequence[str]) -> str:
         """Finds the release that changed the first of these cells; empty if no library has a later release than before."""
         old, new = ([record for record in own if record.cell in cells[:1]] for own in (self.before, self.records))
@@ -212,9 +189,6 @@ def is_later(before: str | None, after: str | None) -> bool:
     return Version(old.public) < Version(new.public) and not (old.is_devrelease or new.is_devrelease)
 
 
-# The verdict
-
-
 class State(StrEnum):
     """What a verdict comes to."""
 
@@ -231,8 +205,6 @@ class Finding:
 
     state: State = State.PASSED  # what it makes of the run
     sentence: str  # what, by how much, in which cells; with a small letter and without a stop
-    cells: Sequence[str] = ()  # that it is about
-    stage: str = ""  # the first at which their numerics changed
     cause: str = ""  # why, as far as it is known
     next_step: str = ""  # what to run, or what would decide it
 
@@ -297,9 +269,11 @@ def verdict_of(
     judged = sorted(judged, key=lambda one: study_place(one.cell))
     run = JudgedRun(records=records, judged=judged, kinds=kinds, baseline=baseline, before=before, command=command, files=files)
     cells, numerics = [*(() if troubles is None else _of_cells(run, troubles))], [*_of_numerics(run)]
-    changed = any(one.stage for one in numerics)  # if only rounding differs, that is said first
-    findings = [*(cells if changed else numerics), *(numerics if changed else cells), *(_of_figures(run) if judged else ())]
-    findings += _of_unconfirmed(run)
+    parts = (cells, numerics) if first_change(judged).cells else (numerics, cells)  # if only rounding differs, it comes first
+    findings = [*parts[0], *parts[1], *(_of_figures(run) if judged else ())]
+    # What was missed or worse at one seed and not at the one that confirms it: over time, what fails now and then.
+    if said := [*unconfirmed(records, before), *(evidence_of(j) for j in judged if j.confirmed == "no")]:
+        findings.append(Finding(sentence="; ".join(said)))
     order = (State.FAILED, State.CANNOT_TELL)
     first, *others = sorted(findings, key=lambda one: order.index(one.state) if one.state in order else len(order))
     passed = first.state is State.PASSED
@@ -316,14 +290,8 @@ def _of_cells(run: JudgedRun, troubles: Sequence[str]) -> Iterator[Finding]:
         first, name = failure.records[0], failure.causes[0]
         change = first_change(j for j in run.judged if j.cell in failure.cells)
         audit = f"; reports/evidence/audits.md explains {name.removeprefix(AUDIT)}" if AUDIT in name else ""
-        yield Finding(
-            state=State.FAILED,
-            sentence=failure.headline(total),
-            cells=failure.cells,
-            stage=change.stage,
-            cause=change.cause,
-            next_step=run.bisection(change.cells[:1], ["numerics"]) or f"{run.again(first)}{audit}",
-        )
+        next_step = run.bisection(change.cells[:1], ["numerics"]) or f"{run.again(first)}{audit}"
+        yield Finding(state=State.FAILED, sentence=failure.headline(total), cause=change.cause, next_step=next_step)
     if also := [*(failure.title for failure in failures[1:]), *troubles]:
         yield Finding(state=State.FAILED, sentence=f"{'also ' if failures else ''}{'; '.join(also)}")
     elif all(record.status == "reported" for record in run.records):
@@ -349,12 +317,6 @@ def _soundness(records: Sequence[Record], total: int) -> str:
     return f"{cells} {ended} {audited}"
 
 
-def _of_unconfirmed(run: JudgedRun) -> Iterator[Finding]:
-    """What was missed or worse at one seed and not at the one that confirms it: over time, what fails now and then."""
-    if said := [*unconfirmed(run.records, run.before), *(evidence_of(j) for j in run.judged if j.confirmed == "no")]:
-        yield Finding(sentence="; ".join(said))
-
-
 def _of_numerics(run: JudgedRun) -> Iterator[Finding]:
     """Whether numerics changed, in how many cells, and what first; or that all differences are small."""
     own, counts = [j for j in run.judged if j.kind == "numerics"], "numerics" in run.kinds
@@ -371,18 +333,16 @@ def _of_numerics(run: JudgedRun) -> Iterator[Finding]:
         yield Finding(
             state=State.FAILED if counts else State.PASSED,
             sentence=f"{change.what} ({where}, as in {change.cells[0]}){why}",
-            cells=changed,
-            stage=change.stage,
             cause=f"the runs differ by {some(libraries.split('; '))}" if libraries else "",
             next_step=run.bisection(change.cells, ["numerics"]) or f"{run.look()}; {hint}",
         )
     elif early := max((j.first_updates or 0 for j in own), default=0):
         by = f"by {'its' if len(own) == 1 else 'their'} first {early} updates"
         yield Finding(state=State.BEGUN, sentence=f"{count(len(own), 'cell')}: {tally(j.verdict for j in own)} {by}")
-    elif rounding and all(j.verdict in SAME_NUMERICS for j in own):
+    elif rounding and all(j.verdict is not Verdict.NOT_COMPARABLE for j in own):
         others = ", the others not at all" if len(rounding) < len(own) else ""
         differ = f"differ{'s' if len(rounding) == 1 else ''} from {run.baseline} by rounding alone{others}"
-        yield Finding(sentence=f"{out_of(len(rounding), len(own), 'cell')} {differ}", cells=rounding)
+        yield Finding(sentence=f"{out_of(len(rounding), len(own), 'cell')} {differ}")
 
 
 def _of_figures(run: JudgedRun) -> Iterator[Finding]:
@@ -396,12 +356,11 @@ def _of_figures(run: JudgedRun) -> Iterator[Finding]:
         cells = [j.cell for j in undecided(judged)]
         doubt = f", though {count(len(cells), 'main score')} cannot be told ({some(cells)})" if cells else ""
         no_worse = f"by {joined(others)} no worse than {run.baseline}{doubt}"
-        yield Finding(sentence=no_worse, cells=cells, next_step=run.more_seeds(cells) if cells else "")
+        yield Finding(sentence=no_worse, next_step=run.more_seeds(cells) if cells else "")
     numerics = [j for j in judged if j.kind == "numerics" and "numerics" in run.kinds and not j.first_updates]
     if lost := [j for j in numerics if j.verdict is Verdict.NOT_COMPARABLE]:
         reasons, own = some(list(dict.fromkeys(j.detail for j in lost))), out_of(len(lost), len(numerics), "cell")
-        not_compared = f"numerics of {own} could not be compared ({reasons})"
-        yield Finding(sentence=not_compared, cells=[j.cell for j in lost], next_step=UNLIKE)
+        yield Finding(sentence=f"numerics of {own} could not be compared ({reasons})", next_step=UNLIKE)
 
 
 def _of_doubts(run: JudgedRun) -> Finding:
@@ -417,19 +376,19 @@ def _of_doubts(run: JudgedRun) -> Finding:
     else:
         why, next_step = f"nothing of {joined(run.kinds)} could be compared", UNLIKE
     untold = f"cannot tell whether the run is worse than {run.baseline}"
-    return Finding(state=State.CANNOT_TELL, sentence=untold, cells=cells, cause=why, next_step=next_step)
+    return Finding(state=State.CANNOT_TELL, sentence=untold, cause=why, next_step=next_step)
 
 
 def _of_worse(run: JudgedRun, figures: Sequence[Judgement]) -> Finding:
     """What is missing or worse, most of all; changed numerics of these cells are its cause."""
-    ordered = sorted(figures, key=lambda j: (GRAVEST_FIRST.index(j.verdict), j.kind != "quality", -abs(j.effect or 0.0)))
+    ordered = sorted(figures, key=lambda j: (j.verdict is Verdict.WORSE, j.kind != "quality", -abs(j.effect or 0.0)))
     gravest, parts = ordered[0], []
     for verdict in dict.fromkeys(j.verdict for j in ordered):
         own = [j for j in ordered if j.verdict is verdict]
         cells = list(dict.fromkeys(j.cell for j in own))
         most = f"{'most of all ' if cells[1:] else ''}{evidence_of(own[0]).partition(' (')[0]}"
         parts.append(f"{count(len(cells), 'cell')} {verdict}: {some(cells) if verdict is Verdict.MISSING else most}")
-    cells, change = [j.cell for j in ordered], first_change(j for j in run.judged if j.cell in {one.cell for one in figures})
+    change = first_change(j for j in run.judged if j.cell in {one.cell for one in figures})
     kinds = ["numerics"] if change.cells else [j.kind for j in figures if j.cell == gravest.cell]
     next_step = run.bisection([*change.cells, gravest.cell], kinds)
     if gravest.verdict is Verdict.MISSING:
@@ -440,12 +399,7 @@ def _of_worse(run: JudgedRun, figures: Sequence[Judgement]) -> Finding:
         seed = next(one.seeds.seed or 0 for one in run.records if one.cell == gravest.cell) + CONFIRMING
         next_step = f"{run.run([gravest.cell], f'--seeds={seed}')} confirms it or not"
     else:  # rows that both runs hold show what changed
-        next_step = next_step or (run.look() if "no rows are available" in gravest.detail else run.page())
+        page = f"`{shlex.join(['tunegrid', 'page', *reversed(run.files), '-o', 'page.html'])}` shows the test rows that changed"
+        next_step = next_step or (run.look() if "no rows are available" in gravest.detail else page)
     worse = f"{'; '.join(parts)}, against {run.baseline}"
-    return Finding(state=State.FAILED, sentence=worse, cells=cells, stage=change.stage, cause=change.cause, next_step=next_step)
-
-
-def tally(verdicts: Iterable[Verdict | None]) -> str:
-    """As "25 equal, 1 rounding"."""
-    counts = Counter(verdicts)
-    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in GRAVEST_FIRST if counts[verdict])
+    return Finding(state=State.FAILED, sentence=worse, cause=change.cause, next_step=next_step)
