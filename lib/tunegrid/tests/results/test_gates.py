@@ -1,6 +1,7 @@
 """Gates on made-up runs whose verdicts are known."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -248,5 +249,8 @@ def test_a_collapse_by_twenty_points_is_worse_in_all_27_cells_and_takes_no_torch
         files.append(tmp_path / f"{points}.json")
         files[-1].write_text(json.dumps({"benchmarks": rows}))
     code = "import sys; from tunegrid.commands.gate import main; sys.exit(main(sys.argv[1:]) + 8 * ('torch' in sys.modules))"
-    answer = subprocess.run([sys.executable, "-c", code, *files], cwd=ROOT, capture_output=True, text=True, check=False)
+    own = os.environ | {"TUNEGRID_CACHE": str(tmp_path)}  # rows of this checkout's runs belong to other scores
+    answer = subprocess.run(
+        [sys.executable, "-c", code, *files], cwd=ROOT, env=own, capture_output=True, text=True, check=False
+    )
     assert (answer.returncode, "quality: 27 worse" in answer.stdout) == (1, True), answer.stderr
