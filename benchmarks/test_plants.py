@@ -230,7 +230,7 @@ def objecting(records):
 
 @pytest.mark.parametrize("plant", cases(p for p in PLANTS if p.caught_by == "refused"))
 def test_a_plant_of_rows_is_refused_before_training(plant, cell):
-    with pytest.raises(InputError, match="each stands in a split that scores"):
+    with pytest.raises(InputError, match="each is in a scored split, too"):
         load_splits(cell.task, cell.profile)
 
 

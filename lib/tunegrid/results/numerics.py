@@ -155,7 +155,7 @@ FLOW = (  # in the order of a run: the first row that finds something is named
     Stage("backward or optimizer", "later", "losses differ by {gap:.1e} at update {group}, not at update 1"),
     Stage("curve", "parting", "losses are equal before update {group}, and differ by {gap:.1e} there: not by rounding"),
     Stage("curve", "curve", "losses part from update {group} on: curves differ by {gap:.2g} of the mean loss, not by rounding"),
-    Stage("generation", "tokens_read", "a search reads {after} tokens, it read {before}: its cache is used otherwise"),
+    Stage("generation", "tokens_read", "a search reads {after} tokens, it read {before}: a cache is used otherwise", "search"),
     Stage("generation", "decoded", CACHE, "search"),
     Stage("generation", "generated", "the untrained model generates another text", "search"),
     Stage("prediction", "predicted", "the untrained model predicts others for the same rows"),

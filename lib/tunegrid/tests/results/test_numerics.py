@@ -92,7 +92,7 @@ def test_losses_of_the_first_updates_round_or_name_the_stage_that_changed(old, n
         ({"gradients": {ATTENTION: 0.1, "head": 0.5}}, "backward: gradients of head x 0.5 at update 1, forward equal"),
         ({"gradients": {ATTENTION: 0.1}}, "backward: gradients of head no number, before 1 at update 1"),
         ({"reached": {ATTENTION: 4}}, "backward: tensors of head that get a gradient at update 1: 0, before 2"),
-        ({"tokens_read": 260}, "generation: a search reads 260 tokens, it read 52: its cache is used otherwise"),
+        ({"tokens_read": 260}, "generation: a search reads 260 tokens, it read 52: a cache is used otherwise"),
         ({"decoded": 0.01}, "generation: scores of a search with a cache are off by 0.01 of the largest logit, they "),
         ({"moved": {ATTENTION: 0.01, "head": 0.0}}, "optimizer: head x 0 moved by update 3, first gradients equal"),
         ({"generated": "f" * 16}, "generation: the untrained model generates another text"),
