@@ -158,10 +158,8 @@ def checkpoint_loaded(evidence: Evidence) -> Answer:
         return False, f"the checkpoint has {', '.join(missing)}, which the model lacks: check its config"
     # Once training has begun, nobody can tell any more.
     if changed := [] if trainer.log.updates else overwritten_rows(evidence, grown):
-        return (
-            False,
-            f"{len(changed)} rows of the embedding, which grew by a token, are not the checkpoint's: row {changed[0]} first",
-        )
+        grew = f"{len(changed)} rows of the embedding, which grew by a token"
+        return False, f"{grew}, are not the checkpoint's: row {changed[0]} first"
     return True, f"{len(pretrained)} tensors are the checkpoint's" + (f"; it lacks {', '.join(lacking)}" if lacking else "")
 
 

@@ -314,7 +314,7 @@ def _served(evidence: Evidence, folder: Path) -> Answer:
     except Exception as error:  # whatever transformers and PEFT raise for files that do not fit
         return False, f"what was saved cannot be loaded again: {type(error).__name__}: {first_line(error)}"
     if modes := [name for name, module in served.named_modules() if module.training]:
-        return False, f"it is loaded in training mode: {len(modes)} modules, {modes[0] or 'the model'} among them"
+        return False, f"the saved model is loaded in training mode: {len(modes)} modules, {modes[0] or 'the model'} among them"
     # On the quick cells 0 when loaded, 1e-6 when merged; a bf16 base rounds head and merger.
     apart, allowed = distance(ours, _logits(evidence, served, rows)), FINE if base_type(cell) is torch.float32 else COARSE
     detail = f"{len(rows)} rows: served, logits differ by {apart:.1e} of the largest"
@@ -356,7 +356,7 @@ def other_tokens(evidence: Evidence, tokenizer: Any, folder: Path) -> Iterator[s
         wanted, saved = (each(text, verbose=False)["input_ids"] for each in (evidence.codec.tokenizer, tokenizer))
         for reader, ids in (("the saved tokenizer", saved), (path.name, file.encode(text).ids if file else wanted)):
             if ids != wanted:
-                yield f"{reader} has {len(ids)} other tokens for {text[-60:]!r}, which has {len(wanted)}"
+                yield f"{reader} has {len(ids)} tokens for {text[-60:]!r}, and not the {len(wanted)} of training"
 
 
 def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[str]:

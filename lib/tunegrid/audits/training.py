@@ -162,12 +162,11 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
         lone = stepped_alone(evidence, weight, torch.zeros_like(weight))
         if lone is not None and not torch.allclose(weight, wanted, rtol=1e-6, atol=0):
             return False, f"a weight of {size} values without a gradient does not decay by {decay:g} of itself"
-    first, late = (
-        adamw.gap or 0.0,
-        adamw.late_gap or 0.0,
-    )  # 0 if it was not followed: a run is short, or went on from a checkpoint
-    right = first <= (PACKED_TOLERANCE if adamw.packed else STEP_TOLERANCE) and late <= STEP_TOLERANCE
-    return right, f"{MOVED} updates are off AdamW's definition by {first:.1e} of their movement, a late one by {late:.1e}"
+    # A short run has no late update, one that went on from a checkpoint no first ones.
+    followed = [(f"{MOVED} updates", adamw.gap, PACKED_TOLERANCE if adamw.packed else STEP_TOLERANCE)]
+    followed = [part for part in (*followed, ("a late one", adamw.late_gap, STEP_TOLERANCE)) if part[1] is not None]
+    detail = ", ".join(f"{what} by {gap:.1e} of the movement" for what, gap, _ in followed)
+    return all(gap <= most for _, gap, most in followed), f"off AdamW's definition: {detail}"
 
 
 def schedule_counts_updates(evidence: Evidence) -> Answer:

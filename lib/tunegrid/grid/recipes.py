@@ -260,7 +260,7 @@ QUICK_SHARED: Mapping[str, Fields] = {
 # * max_steps: no more updates than the score needs, since a cell's time is spent on them. Half as many let, at one seed of
 #   forty, GPT-2 not learn to summarize, and BERT and T5 not to find answers.
 # * learning_rate, batch: a moderate rate or a larger batch, where rounding or another seed moved the score by points.
-# * warmup_ratio: long where a tenth of the updates might reach the bound otherwise: 81.6 of t5_qa_lora's points, now 49.7.
+# * warmup_ratio: long where a tenth of the updates reached the bound otherwise.
 # * head_learning_rate: where a micro backbone holds the answer ready, a head that learns as fast as an adapter does the work
 #   alone, and the cell does not see its adapter (`adapter_off` in benchmarks/plants/controls.py). All weights of BERT, trained
 #   at a new head's rate, forget how to look an answer up in one seed of forty. `like` copies no head's rate.

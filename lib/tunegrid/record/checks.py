@@ -45,10 +45,11 @@ def impossible_figures(record: Record) -> list[str]:
 
 def below_bounds(scores: Mapping[str, float | None], bounds: Mapping[str, float]) -> list[str]:
     """A sentence for every bound that the scores do not reach; a missing score is below every bound."""
-    missed = {name: (scores.get(name), bound) for name, bound in bounds.items() if not (scores.get(name) or 0.0) >= bound}
+    measured = [(name, scores.get(name), bound) for name, bound in bounds.items()]
     return [
         f"{name} was not measured, its bound is {bound:.1f}" if score is None else f"{name} {score:.1f} is below {bound:.1f}"
-        for name, (score, bound) in missed.items()
+        for name, score, bound in measured
+        if score is None or not score >= bound
     ]
 
 

@@ -93,8 +93,8 @@ def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> s
     share = f"{CONTROL_SHARE:.0%} of the way to `control`, the best score of a control."
     lines = [
         f"# Written by `{command}`. Scores are points, 0-100. A healthy run of the whole grid misses any",
-        "# with a chance of 2 %: the mean minus a t quantile of a new observation, by the noise between seeds (the larger of",
-        "# the cell's own and that of its kind).",
+        "# with a chance of 2 %: the mean minus a t quantile of a new observation, by the noise between seeds; of up to 30",
+        "# seeds, the larger of the cell's own and that of its kind.",
         *([f"# But no bound lies farther from the mean than {share}"] if calibration.controls else []),
         *evidence(calibration),
     ]
