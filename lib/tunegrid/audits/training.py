@@ -163,8 +163,9 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
         if lone is not None and not torch.allclose(weight, wanted, rtol=1e-6, atol=0):
             return False, f"a weight of {size} values without a gradient does not decay by {decay:g} of itself"
     # A short run has no late update, one that went on from a checkpoint no first ones.
-    followed = [(f"{MOVED} updates", adamw.gap, PACKED_TOLERANCE if adamw.packed else STEP_TOLERANCE)]
-    followed = [part for part in (*followed, ("a late one", adamw.late_gap, STEP_TOLERANCE)) if part[1] is not None]
+    first = f"{MOVED} updates", adamw.gap, PACKED_TOLERANCE if adamw.packed else STEP_TOLERANCE
+    parts = first, ("a late one", adamw.late_gap, STEP_TOLERANCE)
+    followed = [(what, gap, most) for what, gap, most in parts if gap is not None]
     detail = ", ".join(f"{what} by {gap:.1e} of the movement" for what, gap, _ in followed)
     return all(gap <= most for _, gap, most in followed), f"off AdamW's definition: {detail}"
 

@@ -1,13 +1,12 @@
 """Makes train, validation and test rows of a `Task` at a `Profile`: `Splits`, the same for every method and backbone.
 
-Each row is checked before anything trains on it; a share of the training rows may get a wrong target.
+Each row is checked before anything trains on it.
 
 A split's rows depend on the data and on `SPLIT_SEED` only, so that a triple's scores can be paired example by example.
 """
 
 import hashlib
 import json
-import re
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -16,13 +15,12 @@ from functools import cached_property
 from random import Random
 from typing import Any, NamedTuple
 
-from tunegrid.data.sources import FIRST, Row, Table, answer_span, check_split, context, identity, tables
+from tunegrid.data.sources import FIRST, Row, Table, check_split, context, identity, tables
 from tunegrid.errors import InputError
 from tunegrid.grid.recipes import Profile
 from tunegrid.grid.tasks import Carve, Problem, Task
 
 SPLIT_SEED = 42  # the study's
-NOISE_SEED = 0  # the same rows are wrong for every cell and every seed of training
 JSON_NAMES: dict[type, str] = {int: "a whole number", str: "a text", dict: "an object", list: "a list", float: "a number"}
 TARGET_TYPES: dict[Problem, type] = {Problem.CLASSIFY: int, Problem.EXTRACT: dict, Problem.GENERATE: str}
 
@@ -68,7 +66,6 @@ def load_splits(task: Task, profile: Profile) -> Splits:
     """Rows of all three splits, capped, checked and without copies; raises InputError for anything that cannot be used.
 
     A text that stands in test is dropped from train and validation, one that stands in validation from train.
-    A share `profile.label_noise` of the training rows then gets a wrong target.
     With `profile.own_test`, a task that has an `own_test` split is scored on it; any other task keeps its own rule.
     """
     check_task(task)
@@ -87,8 +84,6 @@ def load_splits(task: Task, profile: Profile) -> Splits:
         rows[name], dropped[name] = part.table.take(usable), len(part.indices) - len(usable)
         scoring.update(hashes)
     check_classes(task, labels, slices["train"].origin)
-    if profile.label_noise:
-        rows["train"] = noisy(task, rows["train"], profile.label_noise)
     return Splits(
         **rows,
         origins={name: slices[name].origin for name in ("validation", "test", "train")},
@@ -234,24 +229,3 @@ def _answer_fault(task: Task, row: Row) -> str | None:
         if (actual := passage[start : start + len(text)]) != text:
             return f"answer {text!r} is not at answer_start {start}: the context has {actual!r} there"
     return None
-
-
-def noisy(task: Task, rows: Sequence[Row], share: float) -> list[Row]:
-    """The rows, a share of which have a wrong target: another label, another word of the passage, if any, the next text."""
-    target: Any
-    rng, mixed = Random(NOISE_SEED), list(rows)
-    chosen = sorted(rng.sample(range(len(rows)), round(share * len(rows))))
-    for index, following in zip(chosen, [*chosen[1:], *chosen[:1]], strict=True):
-        row = rows[index]
-        if task.problem is Problem.CLASSIFY:
-            target = rng.choice([label for label in range(len(task.labels)) if label != row[task.target]])
-        elif task.problem is Problem.EXTRACT:
-            passage, (start, end) = context(task, row), answer_span(task, row)
-            words = [(word.start(), word.group()) for word in re.finditer(r"\S+", passage)]
-            rest = [(at, word) for at, word in words if (at >= end or at + len(word) <= start) and any(map(str.isalnum, word))]
-            place, word = rng.choice(rest or [(start, passage[start:end])])
-            target = {**row[task.target], "text": [word], "answer_start": [place]}
-        else:
-            target = rows[following][task.target]
-        mixed[index] = row | {task.target: target}
-    return mixed

@@ -337,7 +337,6 @@ class Profile:
         seed: of initialisation, dropout and the order of rows; the splits have a seed of their own.
         perturbation: the draw of noise that moves the start in its last digits, to measure what rounding does; None: none.
         confirms: the seed whose miss this training confirms or not; None: it is one of the run's own.
-        label_noise: share of the training rows that get a wrong target.
         feature_cache: folder for tokenised rows; None tokenises every time.
     """
 
@@ -359,7 +358,6 @@ class Profile:
     train_rows: int | None = None
     eval_rows: int | None = None
     own_test: bool = False
-    label_noise: float = 0.0
     device: str | None = None
     feature_cache: Path | None = None
 

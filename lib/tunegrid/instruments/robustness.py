@@ -60,7 +60,7 @@ class Robustness(Instrument):
         lines = [
             tidy("points", points, part="plain", row=names),
             tidy("repeated", float(points == again.examples[metric])),
-            tidy("cut short", float(bool(profile.changes or profile.train_rows or profile.label_noise))),
+            tidy("cut short", float(bool(profile.changes or profile.train_rows))),
         ]
         for shift in (*SHIFTS, *cell.grid.shifts.values()):
             new = shifted_rows(task, rows, shift) if task.problem in shift.problems else rows

@@ -69,7 +69,7 @@ class Limits(Part):
     validation_rows: Positive | None
     test_rows: Positive | None
     own_test: Annotated[bool, about("scored on the data set's own test split")]
-    label_noise: Annotated[Share, about("of the training rows, which got a wrong target")] = 0.0
+    label_noise: Annotated[Share, about("of training rows with a wrong target, in 0.20 and before")] = 0.0
 
 
 class Seeds(Part):
@@ -378,7 +378,7 @@ class Record(Part):
 def new_record(cell: Cell) -> Record:
     """What is known of a cell before it runs; raises InputError if the method's settings cannot be written as JSON."""
     profile, task = cell.profile, cell.task
-    caps = {f"{split}_rows": profile.cap(task.id, split) for split in ("train", "validation", "test")}
+    caps: dict[str, Any] = {f"{split}_rows": profile.cap(task.id, split) for split in ("train", "validation", "test")}
     return Record(
         cell=cell.id,
         profile=profile.id,
@@ -389,7 +389,7 @@ def new_record(cell: Cell) -> Record:
         bounded_scores=list(task.bounded_scores),
         labels=list(task.labels),
         recipe=recipe_record(cell),
-        limits=Limits(**caps, own_test=profile.own_test and task.own_test is not None, label_noise=profile.label_noise),
+        limits=Limits(**caps, own_test=profile.own_test and task.own_test is not None),
         seeds=Seeds(seed=profile.seed, split_seed=SPLIT_SEED, perturbation=profile.perturbation, confirms=profile.confirms),
         versions=versions(),
         libraries=library_digests(),

@@ -161,7 +161,6 @@ def card_of(cell: Cell, record: Record) -> hub.ModelCard:
     caveats = [
         micro and f"A micro model, for tests alone: {base} stands in for {cell.backbone.checkpoint}.",
         made_up and f"Synthetic data: tunegrid made up every row, so the scores say nothing about {task.dataset}.",
-        record.limits.label_noise and f"{record.limits.label_noise:.0%} of the training rows had a wrong target, on purpose.",
         record.status != "passed" and without_places(" ".join([f"Its run did not pass ({record.status}).", *record.missed])),
     ]
     data = hub.ModelCardData(

@@ -10,11 +10,11 @@ import pytest
 
 from tunegrid.data import sources
 from tunegrid.data.sources import StoredRows, tables
-from tunegrid.data.splits import check_first_rows, check_row, load_splits, noisy
+from tunegrid.data.splits import check_first_rows, check_row, load_splits
 from tunegrid.errors import InputError
 from tunegrid.grid import more_tasks
 from tunegrid.grid.backbones import BERT, checkpoint_of
-from tunegrid.grid.recipes import QUICK_PROFILE, Profile
+from tunegrid.grid.recipes import Profile
 from tunegrid.grid.tasks import QA, SA, SUM, Carve
 
 
@@ -375,21 +375,3 @@ def test_a_faulty_row_is_named_by_its_place_and_described(task, row, words):
         check_row(task, row, 7, "rows")
     assert str(caught.value).startswith("rows, row 7")
     assert words in str(caught.value)
-
-
-# Wrong targets
-
-
-@pytest.mark.parametrize("task", [SA, QA, SUM], ids=lambda task: task.id)
-def test_a_fifth_of_the_training_rows_have_a_wrong_target_and_all_others_stay(task):
-    clean = load_splits(task, QUICK_PROFILE)
-    assert noisy(task, list(clean.train), 0.0) == list(clean.train)
-    rows = load_splits(task, replace(QUICK_PROFILE, label_noise=0.2))
-    wrong = [index for index, (old, new) in enumerate(zip(clean.train, rows.train, strict=True)) if old != new]
-    assert len(wrong) == round(0.2 * len(clean.train))
-    assert all(rows.train[index][task.target] != clean.train[index][task.target] for index in wrong)
-    assert all({**rows.train[index], task.target: 0} == {**clean.train[index], task.target: 0} for index in wrong)
-    for index in wrong:
-        check_row(task, rows.train[index], index, "noise")
-    assert (list(rows.test), list(rows.validation)) == (list(clean.test), list(clean.validation))
-    assert rows.fingerprint != clean.fingerprint
