@@ -27,7 +27,16 @@ from tunegrid.record.checks import BERTSCORE, POINTS, impossible
 from tunegrid.run.build import base_type
 from tunegrid.run.device import autocast
 from tunegrid.run.evaluate import EVAL_BATCH, Evaluation
-from tunegrid.run.metrics import METRICS, Metrics, PointsByMetric, normalized, rouge_examples, sentence_lines, squad_examples
+from tunegrid.run.metrics import (
+    METRICS,
+    TELLING,
+    Metrics,
+    PointsByMetric,
+    normalized,
+    rouge_examples,
+    sentence_lines,
+    squad_examples,
+)
 from tunegrid.run.probe import COARSE, FINE, distance, hooked, searched, target_logits, undisturbed
 
 ENDED_SHARE = 0.9  # of generated texts that must end by themselves
@@ -133,23 +142,37 @@ def predictions_not_collapsed(evidence: Evidence) -> Answer:
 
 
 def learned_something(evidence: Evidence) -> tuple[bool, str, Mapping[str, float]]:
-    """Better than any answer that needs no model, by more than luck: by three standard errors of the difference, row by row.
+    """Better than any answer that needs no model, and no worse than the untrained model, by three standard errors.
 
-    Half a row is added that gains all points, half a row that loses them, and one that does neither (Agresti and Min 2005): the
-    error is not 0, though nearly all rows agree.
+    A checkpoint may know the task before training, as T5's knows SQuAD: then a healthy run need not gain anything.
     """
     evaluation, splits, task = there(evidence.evaluation, Evaluation), there(evidence.splits, Splits), evidence.cell.task
-    rows, (name, read_off) = evaluation.rows, BASELINES[task.problem]
+    rows, name, read_off = evaluation.rows, TELLING[task.problem], READ_OFF.get(task.problem)
     answers = [[constant] * len(rows) for constant in {answer for answer, _ in most_frequent(task, evaluation)}]
     answers += [read_off(task, splits.train, rows)] if read_off else []
     known = [METRICS[task.problem](Metrics(), task, rows, own) for own in answers]
     ours, theirs = evaluation.examples[name], max((scored.examples[name] for scored in known), key=fmean)
-    gains = [one - other for one, other in zip(ours, theirs, strict=True)]
-    gain = sum(gains) / (len(gains) + 2)
-    error = math.sqrt(((sum(one**2 for one in gains) + 100**2) / (len(gains) + 2) - gain**2) / (len(gains) + 2))
-    detail = f"{name} {fmean(ours):.1f}, without a model {fmean(theirs):.1f}, standard error {error:.1f}"
+    gain, error = mean_difference(ours, theirs)
+    learned, detail = gain > MORE_THAN_LUCK * error, f"{name} {fmean(ours):.1f}, without a model {fmean(theirs):.1f}"
+    detail += f", standard error {error:.1f}"
+    if before := evidence.trainer.log.first_step.get("untrained"):
+        after = ours[: len(before)]
+        gain, error = mean_difference(after, before)
+        learned = learned and gain > -MORE_THAN_LUCK * error
+        detail += f"; on {len(before)} rows {fmean(after):.1f}, before training {fmean(before):.1f}, standard error {error:.1f}"
     best = {metric: max(scored.scores[metric] for scored in known) for metric in known[0].scores}
-    return gain > MORE_THAN_LUCK * error, detail, best
+    return learned, detail, best
+
+
+def mean_difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """By how many points the same rows score better, and the standard error of it.
+
+    Half a row is added that gains all points, half a row that loses them, and one that does neither (Agresti and Min 2005): the
+    error is not 0, though nearly all rows agree.
+    """
+    gains = [one - other for one, other in zip(ours, theirs, strict=True)]
+    mean = sum(gains) / (len(gains) + 2)
+    return mean, math.sqrt(((sum(gain**2 for gain in gains) + 100**2) / (len(gains) + 2) - mean**2) / (len(gains) + 2))
 
 
 def most_frequent(task: Task, evaluation: Evaluation) -> list[tuple[Any, int]]:
@@ -172,12 +195,10 @@ def lead_sentence(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list
     return [re.split(r"(?<=[.!?])\s+|\n", joined(row, task.text).strip(), maxsplit=1)[0] for row in test]
 
 
-# The score that tells, and an answer read off the text. By problem, not by codec: an answer is held against the same baseline,
-# be it a span or generated.
-BASELINES: dict[Problem, tuple[str, Callable[[Task, Sequence[Row], Sequence[Row]], list[str]] | None]] = {
-    Problem.CLASSIFY: ("accuracy", None),
-    Problem.EXTRACT: ("f1", random_span),
-    Problem.GENERATE: ("rougeL", lead_sentence),
+# An answer read off the text. By problem, not by codec: an answer is held against the same baseline, be it a span or generated.
+READ_OFF: dict[Problem, Callable[[Task, Sequence[Row], Sequence[Row]], list[str]]] = {
+    Problem.EXTRACT: random_span,
+    Problem.GENERATE: lead_sentence,
 }
 
 

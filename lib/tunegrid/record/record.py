@@ -149,6 +149,7 @@ class FirstStep(Part):
     reached: Annotated[Reached | None, about("tensors with a gradient in the first update")] = None
     decoded: Annotated[Amount | None, about("how far a cache takes a search's scores, as a share of the largest logit")] = None
     predicted: Annotated[Hash | None, about("hash of what the untrained model predicts for test rows; null: not asked")] = None
+    untrained: Annotated[list[Points] | None, about("points of the first test rows before training; null: not asked")] = None
     tokens_read: Annotated[Count | None, about("by the decoder in the probe's search; without a cache many more")] = None
     modules: Annotated[ModulesFile | None, about("each module's figures in the probe, in `examples`; null: not kept")] = None
 

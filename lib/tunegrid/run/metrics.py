@@ -21,6 +21,8 @@ from tunegrid.grid.tasks import Problem, Task
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 Scores = dict[str, float]
 PointsByMetric = dict[str, list[float]]  # points of each row, by metric
+# By problem, the score of each row that tells whether anything was learned.
+TELLING = {Problem.CLASSIFY: "accuracy", Problem.EXTRACT: "f1", Problem.GENERATE: "rougeL"}
 BATCH = 64  # texts that are embedded at once
 
 

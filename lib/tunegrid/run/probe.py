@@ -24,9 +24,9 @@ from tunegrid.errors import InputError
 from tunegrid.grid.tasks import Problem, Task
 from tunegrid.run.build import base_type, numbers_of
 from tunegrid.run.device import DoesNotFit, fitting, free_memory
-from tunegrid.run.evaluate import predict
+from tunegrid.run.evaluate import evaluate
 from tunegrid.run.first_updates import Columns, Figures, ModuleFigures, digest, figure, gradient_figures, groups_of, norms
-from tunegrid.run.metrics import METRICS, Metrics
+from tunegrid.run.metrics import METRICS, TELLING, Metrics
 from tunegrid.run.train import Trainer
 
 FIRST_ROWS = 32  # of training, of which the shortest and the longest are asked about
@@ -43,7 +43,7 @@ UNPROBED |= {"probe_gradients": {}}
 SEARCHED = 4  # passes of a search whose modules are noted: an encoder's or a prompt's, and those of the first tokens
 FIXED = 16  # rows whose references are spoiled and scored
 DRAWS = 64
-PREDICTED = 4  # test rows that the untrained model predicts
+UNTRAINED, PREDICTED = 32, 4  # test rows that the untrained model is scored on; of which a digest holds its predictions
 
 
 def before_training(
@@ -81,7 +81,7 @@ def before_training(
             "weights": norms(groups, sizes),
             "stream": digest(([round(number, 5) for number in numbers], mask)),
             **figures,
-            "predicted": None if codec.generates else prediction_digest(trainer, rows[:PREDICTED]),
+            **untrained_scores(trainer, metrics, rows[:UNTRAINED]),
             "modules": keep(modules.columns()),
             "metrics": fixed_answers(trainer.cell.task, metrics, rows[:FIXED]),
         }
@@ -138,15 +138,15 @@ def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -
     return {"generated": digest(texts), "decoded": figure(apart), "tokens_read": sum(read)}
 
 
-def prediction_digest(trainer: Trainer, rows: Sequence[Row]) -> str | None:
-    """Digest of what the untrained model predicts, no more rows at once than training takes; None if memory runs out."""
-    codec = trainer.codec
-    features, outputs = codec.encode(rows, training=False), list[Any]()
+def untrained_scores(trainer: Trainer, metrics: Metrics, rows: Sequence[Row]) -> dict[str, Any]:
+    """The points of each row before training, and a digest of the first predictions; null if memory runs out."""
+    codec, known, own = trainer.codec, dict[str, Any].fromkeys(("predicted", "untrained")), replace(metrics, bert_scorer=None)
     with suppress(InputError):
-        for some in chunks(features, trainer.cell.recipe.per_device_train_batch_size):
-            outputs += predict(trainer.model, codec, some, trainer.meter.device, lambda *state: None)[0]
-        return digest([str(prediction.value) for prediction in codec.decode(rows, features, outputs)])
-    return None
+        scored = evaluate(trainer.model, codec, rows, own, trainer.meter.device, progress=lambda *state: None)
+        known["untrained"] = scored.examples[TELLING[codec.task.problem]]
+        if not codec.generates:
+            known["predicted"] = digest([str(prediction.value) for prediction in scored.predictions[:PREDICTED]])
+    return known
 
 
 def fixed_answers(task: Task, metrics: Metrics, rows: Sequence[Row]) -> Figures:

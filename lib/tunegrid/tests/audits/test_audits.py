@@ -1,6 +1,7 @@
 """Audits by hand. That each catches its fault in a run is shown by `pytest -m faults`."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -162,17 +163,29 @@ def test_predictions_collapse_if_hardly_any_differs_though_targets_do(targets, p
     assert (answer or [None])[0] is passed
 
 
-@pytest.mark.parametrize(("right", "passed"), [(14, True), (13, False)])
-def test_something_is_learned_if_the_difference_is_above_three_standard_errors(right, passed):
-    # A constant answer is right in 7 of 14 rows. 16 rows with those that are added: 7 x 100 / 16 = 43.75 points are gained, and
-    # the error is the root of (8 x 10,000 / 16 - 43.75^2) / 16, 13.9; 6 x 100 / 16 = 37.5, and 13.6.
-    labels = [0] * 7 + [1] * 7
-    evaluation = evaluated("bert_sa_lora", [{"label": label} for label in labels], labels[:right] + [0] * (14 - right))
+@pytest.mark.parametrize(
+    ("rows", "right", "untrained", "passed", "error"),
+    [
+        # A constant answer is right in 7 of 14 rows. 16 rows with those that are added: 7 x 100 / 16 = 43.75 points are gained,
+        # and the error is the root of (8 x 10,000 / 16 - 43.75^2) / 16, 13.9; 6 x 100 / 16 = 37.5, and 13.6.
+        (14, 14, [], True, 13.9),
+        (14, 13, [], False, 13.6),
+        # 10 x 100 / 42 = 23.8 points, and the root of (11 x 10,000 / 42 - 23.8^2) / 42, 7.0: above the constant answer, and as
+        # far below the untrained model; or 3 x 100 / 42 = 7.1 points below it, and the root of (18 x 10,000 / 42 - 7.1^2) / 42.
+        (40, 30, [100.0] * 40, False, 7.0),
+        (40, 30, [0.0] * 7 + [100.0] * 33, True, 10.0),
+    ],
+)
+def test_something_is_learned_if_the_difference_is_above_three_standard_errors(rows, right, untrained, passed, error):
+    labels = [0] * (rows // 2) + [1] * (rows // 2)
+    evaluation = evaluated("bert_sa_lora", [{"label": label} for label in labels], labels[:right] + [0] * (rows - right))
     splits = Splits(train=[], validation=[], test=[], origins={})
-    evidence = Evidence(cell=cell_of("bert_sa_lora"), codec=None, trainer=None, splits=splits, evaluation=evaluation)
+    trainer = SimpleNamespace(log=SimpleNamespace(first_step={"untrained": untrained}))
+    evidence = Evidence(cell=cell_of("bert_sa_lora"), codec=None, trainer=trainer, splits=splits, evaluation=evaluation)
     learned, detail, without_model = scores.learned_something(evidence)
     assert (learned, without_model["accuracy"]) == (passed, 50.0)
-    assert detail.endswith(f"without a model 50.0, standard error {13.9 if passed else 13.6}")
+    assert "without a model 50.0, standard error " in detail
+    assert detail.endswith(f"standard error {error}")
 
 
 def test_a_random_span_is_of_the_answers_length_and_a_lead_the_first_sentence():
