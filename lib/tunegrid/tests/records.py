@@ -43,6 +43,7 @@ FIRST_STEP = {
     "reached": {"layer 0 attention": 4, "head": 2},
     "decoded": 1e-6,
     "predicted": "0123456789abcdef",
+    "untrained": [100.0, 0.0],
     "tokens_read": 52,
     "modules": None,
 }
