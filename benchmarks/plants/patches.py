@@ -332,6 +332,13 @@ def saved_tokenizer_cuts(planting, save, self, save_directory, *args, **options)
     return names
 
 
+@around(hf.PreTrainedTokenizerFast, "save_pretrained")
+def padding_is_not_saved(planting, save, self, save_directory, **options):
+    names, path = save(self, save_directory, **options), Path(save_directory, "tokenizer_config.json")
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"pad_token": None}), encoding="utf-8")
+    return names
+
+
 # Loading and the update: packing, dropout, backward, optimizer, schedule
 
 

@@ -46,6 +46,7 @@ SERVED = 4  # test rows that a saved model is asked about, in one batch
 # Fields of configurations that loading or saving sets; PEFT names a classifier's head anew each time, and logits tell of it.
 LOADING = {"inference_mode", "auto_mapping", "base_model_name_or_path", "init_lora_weights", "modules_to_save"}
 LOADING |= {"_name_or_path", "architectures", "transformers_version", "dtype"}
+TOKENIZER = ("padding_side", "model_max_length", "chat_template", "special_tokens_map")  # what its users set
 BEYOND_ASCII = "Straße, çok güzel, 東京の天気, привет мир, naïve café 😀 €5."
 LONG = 60  # times: hundreds of tokens, longer than any cut
 LEVEL = 0.01  # two levels of 4 bits are farther apart
@@ -348,7 +349,11 @@ def other_settings(evidence: Evidence, served: Any, folder: Path) -> Iterator[st
 
 
 def other_tokens(evidence: Evidence, tokenizer: Any, folder: Path) -> Iterator[str]:
-    """A sentence for each text that the saved tokenizer, or `tokenizers` from its file, reads otherwise."""
+    """A sentence for each setting of the saved tokenizer that differs, and each text that it, or its file, reads otherwise."""
+    for name in TOKENIZER:
+        trained, saved = (getattr(one, name) for one in (evidence.codec.tokenizer, tokenizer))
+        if saved != trained:
+            yield f"the tokenizer's {name} is saved as {saved!r}, but was {trained!r}"
     path, evaluation = folder / FULL_TOKENIZER_FILE, evidence.evaluation
     file = Tokenizer.from_file(str(path)) if path.is_file() else None
     texts = [evidence.codec.text(row) for row in sample(evaluation.rows if evaluation else [], SERVED)]
