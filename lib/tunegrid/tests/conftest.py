@@ -1,13 +1,8 @@
-"""A marker and a fixture of the project's own tests."""
+"""A fixture of the project's own tests."""
 
 import pytest
 
 from tunegrid.results import examples
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """The marker of tests that CI leaves out."""
-    config.addinivalue_line("markers", "slow: takes over five seconds; CI leaves it out by -m 'not slow'")
 
 
 @pytest.fixture

@@ -37,7 +37,6 @@ def test_a_starter_adds_nine_quick_cells(written, kind, first):
 
 
 @pytest.mark.parametrize(("kind", "cell"), [("task", "gpt2_mine_lora"), ("method", "t5_sa_mine"), ("backbone", "mine_sa_lora")])
-@pytest.mark.slow
 def test_a_starter_runs_as_it_is_written(written, tmp_path, kind, cell):
     how = ("-m", "quick", f"--grid={written(kind)}", f"--cells={cell}", "--set", "max_steps=3")
     code, output, rows = run(tmp_path, *how, timeout=300)

@@ -6,20 +6,15 @@ from itertools import product
 from random import Random
 
 import datasets
-import pytest
 
 from tunegrid import ROOT
 from tunegrid.commands import calibrate
 from tunegrid.results.thresholds import load_bounds
 from tunegrid.tests.sessions import SessionProcess, benchmark_rows, full_in
 
-pytestmark = pytest.mark.slow
-
 GUIDES = "\n".join(guide.read_text() for guide in sorted((ROOT / "benchmarks" / "guides").glob("*.md")))
 BLOCK = re.compile(r"<!-- example: (?P<name>\w+\.py) -->\n```python\n(?P<code>.*?)```", re.DOTALL)
 EXAMPLES = {match["name"]: match["code"] for match in BLOCK.finditer(GUIDES)}
-
-
 PARTS = ("plot", "cast", "music", "ending", "story", "camera", "light", "sound")
 
 

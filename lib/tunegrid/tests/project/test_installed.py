@@ -77,7 +77,6 @@ def test_a_wheel_holds_what_sessions_read(project):
     assert not (suite / "lib" / "tunegrid" / "tests").exists()
 
 
-@pytest.mark.slow
 def test_the_suite_runs_from_the_projects_folder_and_writes_there(project):
     code, output = answer(project, "tunegrid", "run", "-m", "quick", "--cells", "bert_sa_lora", "--set", "max_steps=2", "-q")
     assert code == 0, output
