@@ -57,7 +57,7 @@ def heads_trainable(evidence: Evidence) -> Answer:
     if head.new_token and adapts and not any(TOKEN_ROWS in name for name in trained):
         frozen.append(head.new_token)
     new = ", ".join(filter(None, [*head.new_modules, *head.adapted_modules, head.new_token])) or "none new"
-    return none_of(frozen, new, "are frozen at their random start")
+    return none_of(frozen, new, "frozen at random initial weights")
 
 
 def drawn_from_the_seed(evidence: Evidence) -> Answer:
@@ -69,7 +69,7 @@ def drawn_from_the_seed(evidence: Evidence) -> Answer:
         again = build(evidence.cell, evidence.codec.tokenizer, evidence.device)
     drawn = checksums((name, p) for name, p in again.named_parameters() if name in trained)
     other = [name for name in trained if drawn.get(name) != evidence.trainer.before[name]]
-    return none_of(other, f"{len(trained)} tensors", "start elsewhere")
+    return none_of(other, f"{len(trained)} tensors", "not as the seed initializes them")
 
 
 def adapters_where_declared(evidence: Evidence) -> Answer:
@@ -86,12 +86,12 @@ def adapters_where_declared(evidence: Evidence) -> Answer:
         if f".{name}".endswith(tuple(f".{target}" for target in targets)) and not within(name, cell.head.new_modules)
     }
     if odd := sorted(wanted ^ set(layers)):
-        return False, f"{len(layers)} adapters, but {len(wanted)} layers are targets; one that differs is {odd[0]}"
+        return False, f"{len(layers)} adapters, but {len(wanted)} layers are targets; the first that differs is {odd[0]}"
     shown = {name: method.layer_facts(layer) for name, layer in layers.items()}
     kinds = " and ".join(", ".join(facts) for facts in sorted(set(shown.values())) if facts)
     declared = {name: method.declared_facts(cell, name) for name in layers}
-    other = [f"{name} with {', '.join(facts)}" for name, facts in declared.items() if facts != shown[name]]
-    return none_of(other, f"{len(layers)} adapters{f': {kinds}' if kinds else ''}", "were declared otherwise")
+    other = [f"{name} should have {', '.join(facts)}" for name, facts in declared.items() if facts != shown[name]]
+    return none_of(other, f"{len(layers)} adapters{f': {kinds}' if kinds else ''}", "differ from their declaration")
 
 
 def is_adapted(module: nn.Module) -> bool:
@@ -123,8 +123,8 @@ def quantized_as_declared(evidence: Evidence) -> Answer:
     states = [(layer.weight.numel(), layer.weight.quant_state) for layer in packed]
     kinds = {(q.quant_type, bool(q.nested), size / math.prod(q.shape), q.blocksize) if q else None for size, q in states}
     if eight or odd or kinds != {(wanted.bnb_4bit_quant_type, wanted.bnb_4bit_use_double_quant, 0.5, BLOCK)}:
-        layers = f"{len(packed)} packed as {kinds}, {eight} to 8 bits"
-        return False, f"{layers}, {len(odd)} wrongly packed or left plain {odd[:2]}"
+        layers = f"{len(packed)} layers packed to 4 bits as {kinds}, {eight} to 8 bits"
+        return False, f"{layers}, {len(odd)} wrongly packed or not packed {odd[:2]}"
     kind = f"{wanted.bnb_4bit_quant_type.upper()}{' with double quantization' if wanted.bnb_4bit_use_double_quant else ''}"
     return True, f"{len(packed)} layers, {kind}, half a byte a weight, blocks of {BLOCK}"
 
@@ -159,8 +159,8 @@ def checkpoint_loaded(evidence: Evidence) -> Answer:
     # Once training has begun, nobody can tell any more.
     if changed := [] if trainer.log.updates else overwritten_rows(evidence, grown):
         grew = f"{len(changed)} rows of the embedding, which grew by a token"
-        return False, f"{grew}, are not the checkpoint's: row {changed[0]} first"
-    return True, f"{len(pretrained)} tensors are the checkpoint's" + (f"; it lacks {', '.join(lacking)}" if lacking else "")
+        return False, f"{grew}, differ from the checkpoint's: row {changed[0]} first"
+    return True, f"{len(pretrained)} tensors equal the checkpoint's" + (f"; it lacks {', '.join(lacking)}" if lacking else "")
 
 
 def missing_layers(evidence: Evidence) -> list[str]:
@@ -240,7 +240,7 @@ def labels_are_targets(evidence: Evidence) -> Answer:
     features, check = sample(evidence.trainer.features), evidence.codec.label_is_target
     labels = evidence.codec.collate(features)["labels"]
     wrong = [f.example for f, label in zip(features, labels, strict=True) if not check(rows[f.example], f, label)]
-    return none_of(wrong, f"{len(features)} sampled rows", "train on other labels than their targets")
+    return none_of(wrong, f"{len(features)} sampled rows", "train on labels that are not their targets")
 
 
 def answers_at_annotated_start(evidence: Evidence) -> Answer:
@@ -256,7 +256,7 @@ def answers_at_annotated_start(evidence: Evidence) -> Answer:
             right = not codec.holds_answer(row, feature)
         labelled += tokens is not None
         odd += [] if right else [feature.example]
-    passed, detail = none_of(odd, f"{labelled} labelled spans", "windows are labelled elsewhere or not at all, of rows")  # type: ignore[misc]
+    passed, detail = none_of(odd, f"{labelled} labelled spans", "windows have a wrong label or none, in rows")  # type: ignore[misc]
     return passed and labelled > 0, detail
 
 
@@ -272,10 +272,10 @@ def offsets_show_their_tokens(evidence: Evidence) -> Answer:
             if said and token != codec.tokenizer.unk_token_id and text[start:end].isascii():  # it may be a part of a letter
                 wrong += said != alphanumeric(text[start:end])
                 count += 1
-    return not wrong, f"{count - wrong} of {count} tokens"
+    return not wrong, f"{count - wrong} of {count} tokens match their text"
 
 
 def no_leakage(evidence: Evidence) -> Answer:
     """No test row's text is among the training rows."""
     splits = there(evidence.splits, Splits)
-    return none_of(copies(evidence.cell, splits.test, splits.train), f"{len(splits.test)} test rows", "of them train, rows")
+    return none_of(copies(evidence.cell, splits.test, splits.train), f"{len(splits.test)} test rows", "are also training rows")

@@ -87,7 +87,7 @@ def loss_is_the_tasks(evidence: Evidence) -> Answer:
         targets = [row[row != IGNORED] for row in (labels if "decoder_input_ids" in batch else labels[:, 1:])]
         loss = cross_entropy(torch.cat(of_targets(logits[0], batch)), torch.cat(targets), reduction="sum")
     near = abs(probe.loss - float(loss)) <= allowance(trainer) * max(abs(float(loss)), 1.0)
-    return near, f"{probe.loss:.6f} for {len(probe.rows)} rows, whose targets have {float(loss):.6f}"
+    return near, f"loss {probe.loss:.6f} for {len(probe.rows)} rows, cross-entropy of their targets {float(loss):.6f}"
 
 
 def decoder_sees_no_future(evidence: Evidence) -> Answer:
@@ -125,7 +125,7 @@ def gradients_reach(evidence: Evidence) -> Answer:
         if (name.rpartition(".")[0] in used or name in evidence.own or within(name, head.new_modules))
         and not within(name, head.optional_modules)  # BERT2BERT's loss does not use its pooler
     ]
-    return none_of(missing, f"{len(trained) - len(dead)} of {len(trained)} tensors", "get none")
+    return none_of(missing, f"{len(trained) - len(dead)} of {len(trained)} tensors get a gradient", "get none")
 
 
 def gradients_survive_evaluation(evidence: Evidence) -> Answer:
@@ -141,7 +141,7 @@ def packed_layers_compute_as_declared(evidence: Evidence) -> Answer:
     if wanted is None or not computed:
         return None
     odd = [f"{name} in {kind}" for name, kind in computed.items() if kind != wanted.bnb_4bit_compute_dtype]
-    return none_of(odd, f"{len(computed)} layers, declared {wanted.bnb_4bit_compute_dtype}", "compute otherwise")
+    return none_of(odd, f"{len(computed)} layers, declared {wanted.bnb_4bit_compute_dtype}", "compute in another type")
 
 
 def output_follows_trained_tokens(evidence: Evidence) -> Answer:
@@ -177,7 +177,7 @@ def adapters_add_as_declared(evidence: Evidence) -> Answer:
         logits_of(evidence.trainer, rows)
     if not gaps:
         return None
-    return none_of([name for name, gap in gaps.items() if gap > 1], f"{len(gaps)} layers", "add something else")
+    return none_of([name for name, gap in gaps.items() if gap > 1], f"{len(gaps)} layers", "add other values than declared")
 
 
 def adapter_survives_its_switches(evidence: Evidence) -> Answer:
@@ -205,7 +205,7 @@ def adapter_survives_its_switches(evidence: Evidence) -> Answer:
             for layer, scaling in zip(scaled, scales, strict=True):
                 layer.scaling.update(scaling)
     apart = max(distance(one, other) for one, other in zip(before, after, strict=True))
-    detail = "off and on" + (f", {len(scaled)} layers scaled and scaled back" if scaled else "")
+    detail = "adapter off and on" + (f", {len(scaled)} layers scaled and scaled back" if scaled else "")
     return not apart, f"{detail}: " + (f"logits differ by {apart:.1e} of the largest" if apart else "bit for bit")
 
 
@@ -261,8 +261,8 @@ def dropout_drops(evidence: Evidence) -> Answer:
             for one in declared:
                 setattr(one.holder, one.attribute, one.rate)
     if odd or idle:
-        return False, f"{len(odd)} drop another share than declared {odd[:2]}, without effect: {', '.join(idle) or 'none'}"
-    return True, f"{len(modules)} drop what they declare, {sum(map(len, numbers.values()))} by their effect"
+        return False, f"{len(odd)} drop at another rate than declared {odd[:2]}, without effect: {', '.join(idle) or 'none'}"
+    return True, f"{len(modules)} drop at their declared rate, {sum(map(len, numbers.values()))} have an effect"
 
 
 def declared_dropouts(model: nn.Module) -> list[Dropout]:
@@ -313,12 +313,12 @@ def _served(evidence: Evidence, folder: Path) -> Answer:
         evidence.serving.save(cell, model, evidence.codec.tokenizer, folder)
         served, tokenizer = evidence.serving.load(cell, folder, evidence.device)
     except Exception as error:  # whatever transformers and PEFT raise for files that do not fit
-        return False, f"what was saved cannot be loaded again: {type(error).__name__}: {first_line(error)}"
+        return False, f"the saved model cannot be loaded again: {type(error).__name__}: {first_line(error)}"
     if modes := [name for name, module in served.named_modules() if module.training]:
         return False, f"the saved model is loaded in training mode: {len(modes)} modules, {modes[0] or 'the model'} among them"
     # On the quick cells 0 when loaded, 1e-6 when merged; a bf16 base rounds head and merger.
     apart, allowed = distance(ours, _logits(evidence, served, rows)), FINE if base_type(cell) is torch.float32 else COARSE
-    detail = f"{len(rows)} rows: served, logits differ by {apart:.1e} of the largest"
+    detail = f"{len(rows)} rows: loaded again, logits differ by {apart:.1e} of the largest"
     if not apart <= allowed:
         return False, detail
     answers = other_answers(evidence, served, tokenizer) if evidence.evaluation and not apart else ()
@@ -327,7 +327,7 @@ def _served(evidence: Evidence, folder: Path) -> Answer:
     if not isinstance(model, PeftModel):
         return True, detail
     if model.active_peft_config.is_prompt_learning:
-        return True, f"{detail}; not merged: prompts are in no layer"
+        return True, f"{detail}; not merged: prompts belong to no layer"
     passed, merged = _merged(evidence, served, rows, ours, allowed)
     return passed, f"{detail}; {merged}"
 
@@ -361,7 +361,7 @@ def other_tokens(evidence: Evidence, tokenizer: Any, folder: Path) -> Iterator[s
         wanted, saved = (each(text, verbose=False)["input_ids"] for each in (evidence.codec.tokenizer, tokenizer))
         for reader, ids in (("the saved tokenizer", saved), (path.name, file.encode(text).ids if file else wanted)):
             if ids != wanted:
-                yield f"{reader} has {len(ids)} tokens for {text[-60:]!r}, and not the {len(wanted)} of training"
+                yield f"{reader} reads {text[-60:]!r} as {len(ids)} tokens, training as {len(wanted)} others"
 
 
 def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[str]:
@@ -386,7 +386,7 @@ def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[s
         ]
     for wanted, answer in zip(*answers, strict=True):
         if wanted != answer:
-            yield f"by its own files it answers {answer!r}, but the trained model answers {wanted!r}"
+            yield f"loaded from its own files it answers {answer!r}, but the trained model {wanted!r}"
 
 
 def _merged(evidence: Evidence, served: Any, rows: Sequence[Feature], ours: Tensor, allowed: float) -> tuple[bool, str]:
@@ -396,7 +396,7 @@ def _merged(evidence: Evidence, served: Any, rows: Sequence[Feature], ours: Tens
         merged = evidence.serving.merge(served)
     except Exception as error:  # whatever PEFT raises if it cannot merge: for some methods, over packed layers it does
         excused = packed and not isinstance(evidence.cell.method, Lora)
-        return excused, f"not merged: PEFT refuses {evidence.cell.method.id!r} ({first_line(error)})"
+        return excused, f"not merged: PEFT cannot merge {evidence.cell.method.id!r} ({first_line(error)})"
     named = evidence.model.get_base_model().named_modules() if packed else ()  # type: ignore[operator] # it is PEFT's
     layers: dict[str, Any] = {name: layer for name, layer in named if is_adapted(layer)}
     if odd := [name for name, layer in layers.items() if not merged_as_defined(evidence, layer, merged.get_submodule(name))]:
@@ -404,7 +404,7 @@ def _merged(evidence: Evidence, served: Any, rows: Sequence[Feature], ours: Tens
     for name, layer in layers.items():
         merged.set_submodule(name, layer)
     apart = distance(ours, _logits(evidence, merged, rows))
-    return apart <= allowed, f"merged, by {apart:.1e}{f' beside {len(layers)} packed layers' if packed else ''}"
+    return apart <= allowed, f"merged, by {apart:.1e}{f' apart from {len(layers)} packed layers' if packed else ''}"
 
 
 def merged_as_defined(evidence: Evidence, layer: Any, merged: nn.Module) -> bool:

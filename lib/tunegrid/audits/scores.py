@@ -54,7 +54,7 @@ Search = Generator[Sequence[tuple[int, ...]], Tensor, float]
 def selection_apart_from_test(evidence: Evidence) -> Answer:
     """No row that chose among epochs is scored."""
     rows, scored = evidence.trainer.chosen_on, there(evidence.evaluation, Evaluation).rows
-    return none_of(copies(evidence.cell, rows, scored), f"{len(rows)} rows chose the epoch", "are scored") if rows else None
+    return none_of(copies(evidence.cell, rows, scored), f"{len(rows)} rows chose the epoch", "also scored") if rows else None
 
 
 def prompt_intact_at_inference(evidence: Evidence) -> Answer:
@@ -63,7 +63,7 @@ def prompt_intact_at_inference(evidence: Evidence) -> Answer:
     (begin, end), most = evidence.codec.frame(), evidence.cell.recipe.max_length
     framed = [ids[: len(begin)] == begin and ids[len(ids) - len(end) :] == end for ids in prompts]
     odd = [i for i, ids in enumerate(prompts) if not framed[i] or len(ids) > most]
-    detail = f"{len(prompts)} prompts, {len(begin)} tokens before and {len(end)} behind"
+    detail = f"{len(prompts)} prompts, {len(begin)} tokens before and {len(end)} after"
     return none_of(odd, detail, "lack their frame or are too long")
 
 
@@ -79,7 +79,7 @@ def windows_map_to_examples(evidence: Evidence) -> Answer:
         # A tokenizer may lose letters beyond ASCII; contexts of two rows have hardly a line in common.
         return SequenceMatcher(None, alphanumeric(window[0]), alphanumeric(window[1]), autojunk=False).ratio() > ALIKE
 
-    odd = [f"of row {feature.example}" for feature in sample(features, 2 * SAMPLE) if not shows_its_row(feature)]
+    odd = [f"window of row {feature.example}" for feature in sample(features, 2 * SAMPLE) if not shows_its_row(feature)]
     odd += [f"none of row {row}" for row in sorted(set(range(len(rows))).difference(feature.example for feature in features))]
     return none_of(odd, f"{len(features)} windows of {len(rows)} rows", "show another row's context or are missing")
 
@@ -95,7 +95,7 @@ def metric_invariants(evidence: Evidence) -> Answer:
     """What these metrics satisfy whatever is predicted, and some rows scored again: on each row, on average, and in number."""
     evaluation, task = there(evidence.evaluation, Evaluation), evidence.cell.task
     examples, scores, count = evaluation.examples, evaluation.scores, len(evaluation.rows)
-    faults = [f"{name} has {len(points)} rows of {count}" for name, points in examples.items() if len(points) != count]
+    faults = [f"{name} has {len(points)} points for {count} rows" for name, points in examples.items() if len(points) != count]
     pairs = zip(evaluation.predictions, evaluation.rows, strict=True) if "exact_match" in examples else ()
     # By SQuAD v1.1's rules an answer and a truth that both normalize to nothing, as "a" and "the", have EM 100 and F1 0.
     blank = [not normalized(str(p.value)) and not all(map(normalized, answer_texts(task, row))) for p, row in pairs]
@@ -137,7 +137,7 @@ def predictions_not_collapsed(evidence: Evidence) -> Answer:
     if rows - usual < RARE:
         return None
     shown = task.labels[said] if task.labels else said[:SHOWN]
-    detail = f"{same} of {rows} predictions are {shown!r}; the most frequent target is that of {usual} rows"
+    detail = f"{same} of {rows} predictions are {shown!r}; the most frequent target occurs in {usual} rows"
     return rows - same >= LEAST_OTHERS * (rows - usual), detail
 
 
@@ -263,7 +263,7 @@ def texts_are_the_models(evidence: Evidence) -> Answer:
     with torch.no_grad(), undisturbed(evidence.trainer):
         gaps = [gap for some in chunks(pairs, together) for gap in _below_best(evidence, codec, some)]
     apart = max(gaps, key=lambda gap: (math.isnan(gap), gap))
-    return apart <= _allowed(evidence), f"{len(pairs)} texts: {apart:.1e} of the largest logit below the best"
+    return apart <= _allowed(evidence), f"{len(pairs)} texts: below the best by {apart:.1e} of the largest logit"
 
 
 def _below_best(evidence: Evidence, codec: GenerateCodec, pairs: Sequence[tuple[Feature, Sequence[int]]]) -> list[float]:

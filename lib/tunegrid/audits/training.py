@@ -39,7 +39,7 @@ def base_frozen(evidence: Evidence) -> Answer:
     strays = [name for name in evidence.trained if name not in evidence.own and not within(name, new)]
     frozen = evidence.trainer.parameters.keys() - evidence.trained.keys()
     changed = sorted(frozen & evidence.moved)
-    return none_of(strays + changed, f"{len(frozen)} frozen tensors", "of the base train or changed")
+    return none_of(strays + changed, f"{len(frozen)} frozen tensors", "base tensors train or changed")
 
 
 def weights_moved(evidence: Evidence) -> Answer:
@@ -67,15 +67,15 @@ def trains_in_fp32(evidence: Evidence) -> Answer:
     moments = {(name, key): moment for name, p in trained.items() for key, moment in _moments(optimizer, p).items()}
     least: int = getattr(getattr(getattr(optimizer, "optimizer", optimizer), "args", None), "min_8bit_size", 0)
     if small := [name for (name, _), m in moments.items() if m.dtype is torch.uint8 and trained[name].numel() < least]:
-        return none_of([*dict.fromkeys(small)], "the optimizer leaves small moments in fp32", "are packed, of")
+        return none_of([*dict.fromkeys(small)], "the optimizer leaves small moments in fp32", "packed to 8 bits")
     maps = {name: optimizer.state.get(p, {}).get("qmap2") for name, p in trained.items()}  # bitsandbytes' of second moments
     if signed := [name for name, levels in maps.items() if levels is not None and bool((levels < 0).any())]:
-        return none_of(signed, "second moments are positive", "are packed with negative levels, of")
+        return none_of(signed, "second moments are positive", "packed with negative levels")
     other = {f"{key} of {name}": m.dtype for (name, key), m in moments.items() if m.dtype is not torch.float32}
     other = {} if not other or {*other.values()} <= moment_types(evidence) else other
     low = {name: p.dtype for name, p in trained.items() if p.dtype is not torch.float32} | other
     odd = [f"{name} is {str(dtype).removeprefix('torch.')}" for name, dtype in low.items()]
-    return none_of(odd, f"{len(trained)} tensors and their moments", "have other types")
+    return none_of(odd, f"{len(trained)} tensors and their moments", "are not fp32")
 
 
 def _moments(optimizer: Any, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -123,10 +123,10 @@ def variant_applied(evidence: Evidence) -> Answer:
     for part, rate in rates.items():
         own = {name: peak for name, peak in peaks if part in name}
         faults += [f"{name} has the rate {peak}, not {rate:g}" for name, peak in own.items() if peak != rate]
-        faults += [] if own else [f"no trained tensor has {part!r} in its name, whose rate is {rate:g}"]
+        faults += [] if own else [f"no trained tensor has {part!r} in its name, to train at rate {rate:g}"]
     alone = all(within(name, cell.head.new_modules) for name in moving)  # the head, which trains by any method
     faults += [f"no trained tensor has {' or '.join(method.must_move)} in its name"] if method.must_move and alone else []
-    faults += [f"no weight is that of {' or '.join(method.rewritten(cell))}"] if ends and not rewritten else []
+    faults += [f"no weight belongs to {' or '.join(method.rewritten(cell))}"] if ends and not rewritten else []
     answer = method.holds_after(evidence.model, cell)
     if not (moving or ends or rates or faults):
         return answer
@@ -145,7 +145,7 @@ def gradients_clipped(evidence: Evidence) -> Answer:
     if not math.isfinite(before):  # fp16 lost the update to an overflow
         return None
     right = math.isclose(log.clipped_norm, min(before, bound), rel_tol=CLIPPED)
-    return right, f"{before:.3g} before, {log.clipped_norm:.3g} after, bound {bound:g}"
+    return right, f"gradient norm {before:.3g} before clipping, {log.clipped_norm:.3g} after, bound {bound:g}"
 
 
 def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
@@ -163,11 +163,11 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
         if lone is not None and not torch.allclose(weight, wanted, rtol=1e-6, atol=0):
             return False, f"a weight of {size} values without a gradient does not decay by {decay:g} of itself"
     # A short run has no late update, one that went on from a checkpoint no first ones.
-    first = f"{MOVED} updates", adamw.gap, PACKED_TOLERANCE if adamw.packed else STEP_TOLERANCE
+    first = f"first {MOVED} updates", adamw.gap, PACKED_TOLERANCE if adamw.packed else STEP_TOLERANCE
     parts = first, ("a late one", adamw.late_gap, STEP_TOLERANCE)
     followed = [(what, gap, most) for what, gap, most in parts if gap is not None]
     detail = ", ".join(f"{what} by {gap:.1e} of the movement" for what, gap, _ in followed)
-    return all(gap <= most for _, gap, most in followed), f"off AdamW's definition: {detail}"
+    return all(gap <= most for _, gap, most in followed), f"differ from AdamW's definition: {detail}"
 
 
 def schedule_counts_updates(evidence: Evidence) -> Answer:
@@ -184,7 +184,7 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
     wanted = [planned[i - sum(skipped < i for skipped in log.skipped)] for i in range(due)]  # one that fp16 lost does not count
     odd = [i for i in range(due) if not same_rate(rates[i], wanted[i])]
     if odd:
-        return False, f"update {odd[0] + 1} of {total} had {rates[odd[0]]:.3g}, not {wanted[odd[0]]:.3g}"
+        return False, f"update {odd[0] + 1} of {total} had rate {rates[odd[0]]:.3g}, not {wanted[odd[0]]:.3g}"
     groups = evidence.trainer.optimizer.param_groups
     if (own := recipe.head_learning_rate) is not None:
         peaks = {id(p): group.get("initial_lr", own) for group in groups for p in group["params"]}
@@ -197,7 +197,7 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
     for i, factor in enumerate(factors):
         if not all(same_rate(row[i], rate * factor) for row, rate in zip(log.group_rates, rates, strict=True)):
             return False, f"parameter group {i + 1} does not follow the schedule"
-    return True, f"{due} updates, the last at {rates[-1]:.3g}"
+    return True, f"{due} updates, the last at rate {rates[-1]:.3g}"
 
 
 # The share of the peak rate that is left after a share of the updates behind the warm-up.
@@ -238,7 +238,7 @@ def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
         return None
     gap = relative_gap(apart, together)
     same = gap <= allowance(trainer, TOLERANCE, COARSE_TOLERANCE)
-    return same, f"2 micro-batches: gradients differ by {gap:.1e} of those in one batch; the loss is {loss:.6f}"
+    return same, f"2 micro-batches: gradients differ from one batch's by {gap:.1e} of their norm; the loss is {loss:.6f}"
 
 
 def in_one_batch(trainer: Trainer, features: Sequence[Feature], names: Sequence[str]) -> tuple[float, list[torch.Tensor]]:
@@ -284,4 +284,4 @@ def ranks_end_alike(evidence: Evidence) -> Answer:
         return None
     first, *others = evidence.trainer.ranks.gathered(checksums(evidence.trained.items()))
     strays = [rank for rank, other in enumerate(others, 1) if other != first]
-    return none_of(strays, f"{len(first)} tensors", "ranks have others than the first")
+    return none_of(strays, f"{len(first)} tensors", "ranks differ from the first")

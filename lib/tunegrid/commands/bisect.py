@@ -1,8 +1,8 @@
 """Which release made it worse? `tunegrid bisect --good transformers==5.20 --bad transformers==5.24 --cells t5_qa_lora`.
 
-Finds the release after which the gate calls the cells worse than with the good one; with --repo, the commit of a checkout. Each
-release is installed, without what it depends on, in an environment of its own. The same command goes on where it was stopped.
-What cannot be installed, or does not finish, is skipped. Exit code 1 if skipped releases leave more than one.
+Finds the first release with which the gate calls the cells worse than with the good one; with --repo, the first such commit of
+a checkout. Each release is installed, without its dependencies, in an environment of its own. After a stop, the same command
+goes on. A release that cannot be installed, or does not finish, is skipped. Exit code 1 if several remain because of skips.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
 
     good, bad, by = versions[0], versions[-1], " and ".join(kinds)
     causes: dict[str, str] = {}
-    say(f"the good end, {good}, twice")
+    say(f"runs the good end, {good}, twice")
     baseline = measure(good)
     if worse := failing(gate(baseline, measure(good, "again")), kinds):
         raise InputError(f"{good} is called worse than itself, so there is nothing to bisect: {remarks(worse)[0]}")
@@ -58,13 +58,13 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
             verdict = verdict_of(run.in_a_row, judged, kinds, baseline=good, before=baseline.in_a_row, troubles=None)
             causes[version] = verdict.findings[0].sentence
         elif version == bad:
-            hint = "more seeds (-- --seeds 0-2) see smaller drops, --by numerics sees changes before scores do"
-            raise InputError(f"nothing to find: by {by} {bad} is not worse than {good} ({counted(judged)}); {hint}")
+            hint = "more seeds (-- --seeds 0-2) detect smaller drops, --by numerics detects changes before scores"
+            raise InputError(f"nothing to find: {bad} is not worse than {good} by {by} ({counted(judged)}); {hint}")
         elif answer is Outcome.CANNOT_TELL:
             raise InputError([*remarks(undecided(judged)), *remarks(judged), f"nothing of {by} could be compared"][0])
         return answer is Outcome.WORSE
 
-    say(f"the bad end, {bad}")
+    say(f"runs the bad end, {bad}")
     is_worse(bad)
     last_good, first_bad, candidates = 0, len(versions) - 1, list(range(1, len(versions) - 1))
     while candidates:
@@ -145,12 +145,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Search, say what was learned; return the exit code. Raises InputError, as `run_bisection`."""
     parser = argparse.ArgumentParser(prog="tunegrid bisect", description=__doc__)
     add = parser.add_argument
-    add("--good", required=True, metavar="PACKAGE==VERSION", help="not worse; with --repo a commit")
-    add("--bad", required=True, metavar="PACKAGE==VERSION", help="worse; with --repo a commit")
-    add("--cells", required=True, metavar="ID,ID", help="cells to run; the fewer, the sooner")
+    add("--good", required=True, metavar="PACKAGE==VERSION", help="a release that is not worse; with --repo a commit")
+    add("--bad", required=True, metavar="PACKAGE==VERSION", help="a release that is worse; with --repo a commit")
+    add("--cells", required=True, metavar="ID,ID", help="cells to run; fewer are faster")
     add("--repo", type=lambda text: Path(text).resolve(), metavar="PATH", help="a checkout whose commits are tried")
     add("--versions", metavar="A,B,C", help="releases to try (default: all that pip lists)")
-    add("pytest_options", nargs="*", metavar="-- OPTION", help="of pytest, as in -- --seeds 0-2 --first-updates")
+    add("pytest_options", nargs="*", metavar="-- OPTION", help="options of pytest, as in -- --seeds 0-2 --first-updates")
     environments.add_options(parser)
     return run_bisection(parser.parse_args(arguments))
 

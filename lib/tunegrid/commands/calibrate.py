@@ -1,8 +1,8 @@
 """Bounds for cells of your own: `tunegrid calibrate --grid=sst2.py` trains them and writes what a healthy run reaches.
 
 It trains the cells that the file adds, or those of --cells, with five seeds, and writes sst2.quick.toml beside sst2.py, or
-sst2.full.toml with -m full. Sessions with --grid=sst2.py hold the cells to these bounds. A bound is the mean of the seeds minus
-what training noise explains; few seeds leave it wide. The same command goes on where it was stopped.
+sst2.full.toml with -m full. Sessions with --grid=sst2.py apply these bounds. A bound is the mean of the seeds minus
+what training noise explains; few seeds give a low bound. After a stop, the same command goes on.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def by_seed(records: Sequence[Record], cells: Collection[str], seeds: Collection
             if (seed, cell) not in finished:
                 raise InputError(f"{cell} of seed {seed} did not finish: see above, then run the same command again")
             if failed := failures(finished[seed, cell].audits, finished[seed, cell].excused):
-                raise InputError(f"{cell} of seed {seed} tells no bound: {failed[0]}; mend it, then run the same command again")
+                raise InputError(f"{cell} of seed {seed} gives no bound: {failed[0]}; fix it, then run the same command again")
     return {seed: {cell: finished[seed, cell] for cell in cells} for seed in seeds}
 
 
@@ -74,9 +74,9 @@ def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
     add = parser.add_argument
     add("--grid", type=Path, action="append", required=True, metavar="FILE.py", help="your file, as for pytest; repeatable")
     add("--cells", default="", metavar="ID,ID", help="these cells (default: all that the file adds)")
-    add("-m", "--profile", choices=PROFILES, default="quick", help="at which profile (default quick)")
+    add("-m", "--profile", choices=PROFILES, default="quick", help="their profile (default quick)")
     add("--seeds", type=int, default=5, metavar="N", help="trainings of each cell, at least 2 (default 5)")
-    add("pytest_options", nargs="*", metavar="-- OPTION", help="of pytest, as in -- --data-root=DIR -n 2")
+    add("pytest_options", nargs="*", metavar="-- OPTION", help="options of pytest, as in -- --data-root=DIR -n 2")
     options = parser.parse_args(arguments)
     if options.seeds < 2:
         parser.error("--seeds: one training has no standard deviation; give at least 2")

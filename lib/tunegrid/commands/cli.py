@@ -34,13 +34,13 @@ def program(name: str, package: str, commands: Mapping[str, str], arguments: Seq
         elif command in ("-h", "--help"):
             width = max(map(len, commands))
             lines = [f"  {command:<{width}} {what}" for command, what in commands.items()]
-            hint = f"{name} COMMAND --help describes one; pages that messages name are in {ROOT}."
+            hint = f"{name} COMMAND --help describes a command; files that messages name are in {ROOT}."
             say("\n".join([f"usage: {name} COMMAND ...", "", *lines, "", hint]))
         elif command in commands:
             code = import_module(f"{package}.{command}").main(rest)
         else:
             near = get_close_matches(command, commands, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"{name} lists them all; former ones are in reports/CHANGELOG.md"
+            hint = f"did you mean {near[0]}?" if near else f"{name} lists them all; removed ones are in reports/CHANGELOG.md"
             say(f"{name}: unknown command {command!r}; {hint}", error=True)
             code = REFUSED
         sys.stdout.flush()

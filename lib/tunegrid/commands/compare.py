@@ -1,7 +1,7 @@
-"""Which method, on which task, at what cost? `tunegrid compare RUN.json` sets methods beside each other.
+"""Which method, on which task, at what cost? `tunegrid compare RUN.json` compares the methods of a run.
 
-For every task and backbone: the main score with its interval, the study's, trained bytes, peak memory and seconds of training,
-which methods are on the Pareto front of these, and which cannot be told apart, and why. `tunegrid merge` makes one run of
+For every task and backbone it shows the main score and its interval, the study's score, trained bytes, peak memory and training
+seconds, the methods on their Pareto front, and the pairs that cannot be told apart, and why. `tunegrid merge` makes one run of
 several, which may hold other methods, or other seeds of the same ones.
 """
 

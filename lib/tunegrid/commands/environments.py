@@ -52,8 +52,8 @@ def suite(python: Path, out: Path, arguments: Sequence[str]) -> list[str]:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of both commands."""
-    parser.add_argument("--by", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(COUNTED)}: what counts")
-    parser.add_argument("--find-links", type=Path, metavar="DIR", help="wheels to take, in place of an index")
+    parser.add_argument("--by", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"what counts: {','.join(COUNTED)}")
+    parser.add_argument("--find-links", type=Path, metavar="DIR", help="take wheels from DIR, not from an index")
 
 
 # What is to be installed
@@ -65,7 +65,7 @@ def requirement_of(spec: str) -> str:
     try:
         Requirement(name if at else spec)
     except InvalidRequirement:
-        raise InputError(f"{spec!r} is no package: expected one as pip takes it, as in peft==0.22, or peft@../peft") from None
+        raise InputError(f"{spec!r} is no package: expected what pip takes, as in peft==0.22, or peft@../peft") from None
     return f"{name} @ {address_of(Path(place).expanduser())}" if at and "://" not in place else spec
 
 
@@ -167,7 +167,7 @@ def environment_with(requirements: Sequence[str], wheels: Path | None, *, alone:
     name = canonicalize_name(re.sub(r"[^\w.-].*", "", requirements[0].rpartition("/")[2]))
     digest = hashlib.sha256("\n".join([lock, sys.prefix, sys.version]).encode()).hexdigest()
     folder = ENVIRONMENTS / f"{name}-{digest[:12]}"
-    place, requirements_txt, failure = folder / "environment", folder / "requirements.txt", f"{folder} cannot be made"
+    place, requirements_txt, failure = folder / "environment", folder / "requirements.txt", f"cannot create {folder}"
     paths = sysconfig.get_paths("venv", {"base": str(place), "platbase": str(place)})
     python, link = Path(paths["scripts"], "python"), Path(paths["purelib"], "tunegrid-shared.pth")
     folder.mkdir(parents=True, exist_ok=True)

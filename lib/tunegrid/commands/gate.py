@@ -1,8 +1,8 @@
 """Is a run worse than another? `tunegrid gate OLD.json NEW.json` says, cell by cell: better, same, worse, cannot tell.
 
 Exit code 1 if a score or a memory figure is worse, a cell is missing, or a cell of the new run did not pass; with --on also for
-changed numerics or for speed. Else 6 if no main score could be tested; with cannot-tell in --on also if any main score cannot
-be told. Else 0. In GitHub Actions the answer and the table go to the step summary too.
+changed numerics or for speed. Else 6 if no main score could be tested; with cannot-tell in --on also if the verdict on any is
+"cannot tell". Else 0. In GitHub Actions the answer and the table go to the step summary, too.
 """
 
 import argparse
@@ -26,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("old", type=Path, metavar="OLD.json", help="the baseline")
     add("new", type=Path, metavar="NEW.json", help="the run to judge")
     add("--format", choices=("text", "markdown", "json"), default="text")
-    add("--on", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(COUNTED)}: what counts")
-    add("--numerics", action="store_true", help="also print what verdicts on numerics rest on; JSON always has it")
+    add("--on", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"what counts: {','.join(COUNTED)}")
+    add("--numerics", action="store_true", help="also print the evidence for verdicts on numerics; JSON always has it")
     options = parser.parse_args(arguments)
     return judge(read_saved(options.old), read_saved(options.new), options)
 

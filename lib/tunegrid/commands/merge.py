@@ -2,12 +2,12 @@
 
 A session that was killed left a journal: `tunegrid merge --journal -o C.json` makes a run of it, by itself or with others.
 
-Two files with other records of the same cell, profile and seed are a conflict. Files of `--shard` must be of one division; what
-is missing of the whole is named. Cells are audited beside each other anew, since a part does not show what all together do. The
-exit code is 1 if cells are missing or that shows a fault.
+Two files with different records of the same cell, profile and seed are a conflict. Files of `--shard` must be parts of one run;
+missing cells are named. The audits that compare cells run again, since a part does not show what the whole does. The exit code
+is 1 if cells are missing or these audits find a fault.
 
-`--baseline` refuses what no gate can rest on: cells that failed, were changed, are missing for a seed, started perturbed or
-shared their device, and commits with uncommitted changes.
+`--baseline` refuses what cannot be a baseline: cells that failed, were changed, are missing for a seed, started from perturbed
+weights or shared their device, and uncommitted changes.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def joined(runs: Sequence[SavedRun]) -> tuple[dict[RowKey, BenchmarkRow], dict[R
                 rows[key], sources[key] = row, run.path
                 records |= {key: record} if record else {}
             elif not has_no_time(row) and other["extra_info"] != row["extra_info"]:
-                raise InputError(f"{key[0]} with seed {seed} {place}, with different results")
+                raise InputError(f"{key[0]} with seed {seed} {place}, with different results: leave one out")
     return rows, records
 
 
@@ -47,7 +47,7 @@ def check_baseline(runs: Mapping[Path, RunJson], records: Sequence[Record]) -> N
     profiles, commits = {record.profile for record in records}, {path: run.get("commit_info") for path, run in runs.items()}
     unclean = [path for path, commit in commits.items() if not isinstance(commit, dict) or commit.get("dirty") is not False]
     reasons = [f"the commit of {path} had uncommitted changes, or it is not known whether it had" for path in unclean]
-    reasons += ["it is not of one profile that has scores"] if profiles not in ({"quick"}, {"full"}) else []
+    reasons += ["it is not of one profile with scores"] if profiles not in ({"quick"}, {"full"}) else []
     for seed in {record.seeds.seed for record in records} if profiles == {"quick"} else ():
         missing = set(STUDY_IDS).difference(record.cell for record in records if record.seeds.seed == seed)
         reasons += [f"cells of the study are missing with seed {seed}: {some(sorted(missing))}"] if missing else []
@@ -56,8 +56,8 @@ def check_baseline(runs: Mapping[Path, RunJson], records: Sequence[Record]) -> N
         faults = {
             f"did not pass: {record.status}": not record.unharmed,
             "was changed or limited from the command line": changed,
-            "started perturbed, which measures what rounding does": record.seeds.perturbation is not None,
-            "shared its device": bool(record.device and record.device.contended),
+            "started from perturbed weights, which measures rounding": record.seeds.perturbation is not None,
+            "shared its device with other processes": bool(record.device and record.device.contended),
         }
         reasons += [f"{case_of(record)} {fault}" for fault, holds in faults.items() if holds]
     if reasons:
@@ -69,14 +69,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the merged file; return the exit code. Raises InputError if runs contradict each other or cannot be read."""
     parser = argparse.ArgumentParser(prog="tunegrid merge", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN.json")
-    parser.add_argument("--journal", nargs="?", const="", metavar="FILE", help="also its cells (default: the newest journal)")
+    parser.add_argument("--journal", nargs="?", const="", metavar="FILE", help="also a journal's cells (default: the newest)")
     parser.add_argument("--baseline", action="store_true", help="refuse runs that are not complete, clean and passed")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.json")
     options = parser.parse_args(arguments)
     from tunegrid.results.summary import cell_lines  # here, since it imports pandas, which --help can do without
 
     if not options.runs and options.journal is None:
-        parser.error("give the runs to merge, or --journal for that of a session that was killed")
+        parser.error("give the runs to merge, or --journal for the cells of a killed session")
     runs = {path: files.load(path) for path in options.runs}
     if options.journal is not None:
         runs |= [files.journal_run(Path(options.journal) if options.journal else None)]

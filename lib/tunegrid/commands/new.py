@@ -1,7 +1,7 @@
 """A file to start from: `tunegrid new task reviews` writes reviews.py, which runs at once, without network.
 
-Its comments say what to change. A task comes with a folder of rows that were made up, so that it has something to read: replace
-them by yours. Nothing that is there is replaced.
+Its comments say what to change. A task comes with a folder of made-up rows, so that it has data to read: put yours in their
+place. Files that are already there are not replaced.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tunegrid new", description=__doc__)
     parser.add_argument("kind", choices=CELLS)
     parser.add_argument("name", metavar="NAME", help="its id in the grid: lower-case letters and digits")
-    parser.add_argument("--to", type=Path, default=Path(), metavar="DIR", help="write there (default: here)")
+    parser.add_argument("--to", type=Path, default=Path(), metavar="DIR", help="folder to write to (default: here)")
     options = parser.parse_args(arguments)
     check_name(options.kind, options.name)
     files, cell = write(options.kind, options.name, options.to), CELLS[options.kind].format(options.name)

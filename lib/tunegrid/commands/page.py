@@ -1,6 +1,6 @@
 """A run as one HTML file: `tunegrid page RUN.json [OLDER.json ...] -o PAGE.html`, and its charts for papers: `--charts DIR`.
 
-The first older run is the one to compare with, as the gate does; all of them make the history. Nothing on the page needs a
+The page compares the run with the first older one, as the gate does; all older runs make the history. The page needs no
 network.
 """
 
@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("older", type=Path, nargs="*", metavar="OLDER.json")
     parser.add_argument("-o", "--output", type=Path, metavar="PAGE.html")
     parser.add_argument("--charts", type=Path, metavar="DIR", help="write each chart as SVG and PDF")
-    parser.add_argument("--profile", metavar="NAME", help="of a run of several profiles, the one to show")
+    parser.add_argument("--profile", metavar="NAME", help="the profile to show, if the run has several")
     options = parser.parse_args(arguments)
     if not (options.output or options.charts):
         parser.error("give -o PAGE.html for the page, or --charts DIR for its charts")

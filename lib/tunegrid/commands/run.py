@@ -1,6 +1,6 @@
 """Run the suite from any folder: `tunegrid run -m quick -n auto --gate=before.json`. All arguments are pytest's.
 
-Paths are those of the folder that you are in, and `reports/` is written there. `tunegrid run --help` shows pytest's options.
+Paths are relative to the current folder, and `reports/` is written there. `tunegrid run --help` shows pytest's options.
 """
 
 import os

@@ -1,9 +1,9 @@
 """Did training become slower, or larger? `tunegrid speed OLD NEW` compares two environments.
 
-OLD and NEW are virtual environments, or their Pythons. In each round of a quick cell, a fresh process of each warms up; then
-they make 40 updates in turn, A B B A. A cell is done when the intervals of both ratios, of time and of peak memory, lie within
-5 % or beyond; worse is only what lies wholly beyond. Over all cells, equal environments are called worse in 1 of 100
-comparisons at most. The same command begins anew.
+OLD and NEW are virtual environments, or their Pythons. In each round of a quick cell, each starts a fresh process and warms up;
+then they make 40 updates in turn, A B B A. A cell is done when the intervals of both ratios, of time and of peak memory, lie
+within 5 % or wholly beyond; only what lies wholly beyond is worse. Over all cells, equal environments are called worse in at
+most 1 of 100 comparisons. After a stop, the command starts over.
 """
 
 import argparse
@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, say what was found; return the exit code. Raises InputError if an environment cannot run a cell."""
     parser = argparse.ArgumentParser(prog="tunegrid speed", description=__doc__)
     parser.add_argument("before", type=Path, metavar="OLD", help="a virtual environment, or its Python")
-    parser.add_argument("after", type=Path, metavar="NEW", help="another one")
+    parser.add_argument("after", type=Path, metavar="NEW", help="the one to compare with it")
     parser.add_argument("--cells", default=",".join(SMOKE), metavar="ID,ID", help="quick cells (default %(default)s)")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N (default cpu)")
     options = parser.parse_args(arguments)

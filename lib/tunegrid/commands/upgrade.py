@@ -1,10 +1,10 @@
 """Can I upgrade? `tunegrid upgrade 'transformers==5.25'` runs the cells before and after, and says what changed.
 
-What pip would change here for the upgrade is installed into an environment of its own, which takes all else from this one. A
-package without a version means its newest; `peft@../peft` is a checkout as it lies on the disk. "Before" is this environment,
-or the one with what --from names. Cells make their first updates; those that are not the same train to their end. Four cells of
-the libraries' own path run, too. The same command goes on where it was stopped. The exit code is that of a gate: 1 if a score
-or a memory figure is worse, or the libraries' own path now differs from ours, 6 if that cannot be told, else 0.
+The packages that pip would change for the upgrade go into a new environment; it takes all others from this one. A package
+without a version means its newest; `peft@../peft` is a checkout with its uncommitted changes. "Before" is this environment, or
+one with the packages of --from. Cells make their first updates; those that differ train to their end. Four cells also run on
+the libraries' own path. After a stop, the same command goes on. The exit code is the gate's: 1 if a score or a memory figure is
+worse, or the libraries' own path now differs from ours, 6 if the gate cannot tell, else 0.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def environments_of(options: argparse.Namespace) -> Sides:
     """The environments before and after; raises InputError if there is nothing to compare."""
     specs, origin = options.specs, options.origin
     if not specs and not origin:
-        raise InputError("say what to upgrade to, as in `tunegrid upgrade transformers==5.25`, or with --from what was before")
+        raise InputError("say what to upgrade to, as in `tunegrid upgrade transformers==5.25`, or from what, with --from")
     required = [list(map(environments.requirement_of, one)) for one in (origin, specs)]
     before, after = (environments.environment_with(one, options.find_links) for one in required)
     if after.folder == before.folder:
@@ -132,7 +132,7 @@ def run_upgrade(options: argparse.Namespace) -> int:
     tables = [gate_section(judged, verdict.failing)] if judged else []
     say(text([*tables, Section(sentences=verdict.sentences)]))
     equal_before, equal = (sum(not text for text in differences.values()) for differences in (stock_before, stock))
-    in_cells = f" The libraries' own path is ours in {equal} of {len(stock)} cells, before in {equal_before}." if stock else ""
+    in_cells = f" The libraries' path equals ours in {equal} of {len(stock)} cells, before in {equal_before}." if stock else ""
     say(f"{what}: {verdict.answer}{in_cells}")
     return verdict.exit_code
 
@@ -142,9 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     usage = "tunegrid upgrade SPEC ... [OPTION ...] [-- OPTION OF PYTEST ...]"
     parser = argparse.ArgumentParser(prog="tunegrid upgrade", usage=usage, description=__doc__)
     add = parser.add_argument
-    add("specs", nargs="*", metavar="SPEC", help="as of pip: transformers==5.25, peft; or a checkout: peft@../peft")
-    add("--from", dest="origin", action="append", default=[], metavar="SPEC", help="installed before; repeatable")
-    add("-m", "--profile", default="quick", metavar="NAME", help="of the cells: quick, zoo, full, ... (quick)")
+    add("specs", nargs="*", metavar="SPEC", help="what pip takes: transformers==5.25, peft; or a checkout: peft@../peft")
+    add("--from", dest="origin", action="append", default=[], metavar="SPEC", help="packages to start from; repeatable")
+    add("-m", "--profile", default="quick", metavar="NAME", help="of the cells: quick, zoo, full, ... (default quick)")
     add("--cells", metavar="ID,ID", help="cells to run (default: all of the profile)")
     add("--whole", action="store_true", help="train every cell to its end, not only those whose first updates changed")
     environments.add_options(parser)

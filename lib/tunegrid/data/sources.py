@@ -190,7 +190,7 @@ def tables(task: Task, root: Path | None, *, first: bool = False) -> Mapping[str
         if len(table) and missing:
             raise InputError(
                 f"{table.origin}: column {missing[0]!r} is missing; {task.folder} needs {', '.join(task.hub_columns)} "
-                f"and split {split!r} has {', '.join(table.names)}: name in the file or the task's columns what the other has"
+                f"and split {split!r} has {', '.join(table.names)}: rename the file's columns or the task's, so that they agree"
             )
         if task.labels and len(table) and isinstance(table.read([0])[0].get(task.target), str):
             table.convert = numbered(task)
@@ -225,7 +225,7 @@ def last_exchange(turns: Any, place: str) -> Row:
     last = first + (len(roles) - first) // 2 * 2 - 1  # the assistant's
     if last < first or roles[first:] != (["user", "assistant"] * len(roles))[: len(roles) - first]:
         some = ", ".join(map(str, roles[:6]))
-        raise InputError(f"{place}: user and assistant must take turns, after one of the system or none; here are {some}")
+        raise InputError(f"{place}: user and assistant must alternate, after at most one system turn; found {some}")
     history = [{"role": role, "content": content} for role, content in zip(roles[: last - 1], contents, strict=False)]
     return {"history": history, "prompt": contents[last - 1], "reply": contents[last]}
 
@@ -258,7 +258,7 @@ def files_of(task: Task, root: Path | None) -> dict[str, list[Path]]:
             files = by_name.setdefault(SHARD.sub("", path.stem), [])
             files += [path] if not files or files[0].suffix == path.suffix == ".parquet" else []
     if not by_name:
-        raise InputError(f"{folder} has no {', '.join(FILE_KINDS)} or saved split; give one file a split, as in train.jsonl")
+        raise InputError(f"{folder} has no {', '.join(FILE_KINDS)} or saved split; give one file per split, as in train.jsonl")
     return by_name
 
 

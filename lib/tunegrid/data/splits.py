@@ -164,7 +164,7 @@ def check_task(task: Task) -> None:
     kinds = dict.fromkeys((*task.text, *task.text_pair), str) | {task.target: TARGET_TYPES[task.problem]}
     for column, kind in kinds.items():
         if task.columns[column] is not kind:
-            hint = "; rows may have labels' names there" if kind is int else ""
+            hint = "; rows may hold names of labels there" if kind is int else ""
             raise InputError(f"task {task.id!r}: for {task.problem}, column {column!r} must hold {JSON_NAMES[kind]}{hint}")
     for rule in (task.validation, task.test):
         key = (rule.stratify or rule.group) if isinstance(rule, Carve) else None

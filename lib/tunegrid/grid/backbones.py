@@ -211,7 +211,7 @@ def checkpoint_of(backbone: Backbone, profile: Profile) -> tuple[str, dict[str, 
     folder = profile.checkpoint_root / ((profile.micro and backbone.micro) or backbone.folder)
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt") for path in folder.glob(pattern))
     if not folder.is_dir():
-        raise InputError(f"no checkpoint folder {folder.name!r} below {folder.parent}; it is named as the hub's model")
+        raise InputError(f"no checkpoint folder {folder.name!r} below {folder.parent}; name it as the hub's model")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} has no config.json; save it there with save_pretrained")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):

@@ -25,7 +25,7 @@ from tunegrid.grid.tasks import TASKS, Problem, Task
 
 OWN_FOLDERS = ("lib", "fixtures", "benchmarks")
 NAME = re.compile(r"[a-z0-9]+")  # an id is a part of a cell's id, which underscores divide
-LISTS = "`tunegrid run -m full --list-cells` lists them, with 'full and larger' or 'full and tasks' others"
+LISTS = "`tunegrid run -m full --list-cells` lists them; -m 'full and larger' and 'full and tasks' list others"
 # Heaviest problems first, so that parallel workers do not end on a long cell.
 ORDER = (Problem.GENERATE, Problem.EXTRACT, Problem.CLASSIFY)
 
@@ -166,7 +166,7 @@ class Grid:
         _add(known, ("backbone", "task", "method")[place], entry)
         if like is None:
             if fields := [*changes, *(quick or {})]:
-                raise InputError(f"{name!r}: {', '.join(fields)} would change copied recipes; say of which with like=")
+                raise InputError(f"{name!r}: {', '.join(fields)} would change copied recipes; name their cell with like=")
             return
         copied = [parts for parts in (cell_id.split("_") for cell_id in self.recipes) if parts[place] == like]
         if not copied:
@@ -246,7 +246,7 @@ class Grid:
                 known = f"{', '.join(task.columns)}; write text=() for what the task reads ({', '.join(task.text)})"
                 raise InputError(f"the recipe reads column {unknown[0]!r}, but task {task.id!r} has {known}")
             if recipe.optim not in self.optimizers:
-                raise InputError(f"unknown optimizer {recipe.optim!r}; known are {', '.join(sorted(self.optimizers))}")
+                raise InputError(f"unknown optimizer {recipe.optim!r}; choose from {', '.join(sorted(self.optimizers))}")
             method.check(recipe)
         except InputError as error:
             raise InputError(f"{cell_id}: {error}") from None

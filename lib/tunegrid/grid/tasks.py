@@ -117,7 +117,7 @@ class Task:
                 yield f"it reads {column!r}, which is not among its columns ({', '.join(self.columns)}): add it there"
         for split, path in self.files.items():
             if Path(path).suffix not in FILE_KINDS:
-                yield f"{path} of split {split!r} is none of {', '.join(FILE_KINDS)}"
+                yield f"{path} of split {split!r} is not one of {', '.join(FILE_KINDS)}"
         if lacking := [split for split in self.splits if self.files and split not in self.files]:
             yield f"it has no file of split {lacking[0]!r}; add it to files, or give the split the name of one"
         if (self.problem is Problem.CLASSIFY) != (len(self.labels) > 1):

@@ -25,7 +25,7 @@ class Distillation(Instrument):
     """Points of test rows: of the cell as it is, of the same cell taught, and of its teacher."""
 
     id = "distillation"
-    question = "does SFT help as a teacher? Points of test rows alone, taught, and of the teacher"
+    question = "does SFT help as a teacher? Points of the cell alone, of the cell taught by SFT, and of SFT"
     figures = {  # noqa: RUF012
         "points": Figure(shown=".1f"),
         "gain": Figure(better="higher", margin=1.0, shown="+.1f"),

@@ -78,7 +78,7 @@ class Merges(Instrument):
         for base, meaning in MEANING.items():
             own = figures[figures.part == base]
             for other in own[(own.figure == "own base") & (own.value == 0)].note:
-                yield f"what is to be {meaning}, lies on {f'the {other} base' if other else 'none of the three bases'}"
+                yield f"what should be {meaning}, lies on {f'the {other} base' if other else 'none of the three bases'}"
             layers = own[own.figure == "alike"]
             unlike = layers[layers.value == 0].row.tolist()
             if unlike:

@@ -35,7 +35,7 @@ class Robustness(Instrument):
     """Changed rows keep their answers, or turn them."""
 
     id = "robustness"
-    question = "how robust is it? Points on changed rows; percent of correctly answered rows whose turned twin is correct, too"
+    question = "how robust is it? Points on changed rows; percent of correct rows whose twin with a new answer is correct, too"
     figures = {  # noqa: RUF012
         "points": Figure(shown=".1f"),
         "change": Figure(better="higher", margin=2.0, shown="+.1f"),
@@ -94,8 +94,8 @@ class Robustness(Instrument):
             count = counts[figure, part]
             if figure == "turned" and not means["cut short", ""] and count >= FEWEST and mean <= FOLLOWED:
                 yield (
-                    f"shift {part} turns the right answer, but of {count} correctly answered rows only {mean:.0f} % of "
-                    "the twins are correct, too: the model hardly uses the decisive words"
+                    f"shift {part} changes the right answer, but only {mean:.0f} % of the twins of {count} correctly answered "
+                    "rows are correct: the model hardly uses the decisive words"
                 )
 
 
@@ -333,7 +333,7 @@ SHIFTS = (
     Shift(id="distracted2", meaning="a distracting sentence last", change=distracted, problems=QA),
     Shift(id="negated", meaning="the verdict negated", change=negated, problems=SA, turns=True),
     Shift(id="renumbered", meaning="another number as the answer", change=renumbered, problems=QA, turns=True),
-    Shift(id="named", meaning="another name to be told", change=renamed, problems=SUM, turns=True),
+    Shift(id="named", meaning="another name in the summary", change=renamed, problems=SUM, turns=True),
 )
 
 
@@ -344,7 +344,7 @@ def shifted_rows(task: Task, rows: Sequence[Row], shift: Shift) -> list[Row]:
         new, place = shift.change(task, row, Random(f"{SEED} {shift.id} {index}")), f"shift {shift.id!r}"
         check_row(task, new, index, place)
         if new != row and shift.turns and new[task.target] == row[task.target]:
-            raise InputError(f"{place}, row {index}: it says that it turns the target, which stays {new[task.target]!r}")
+            raise InputError(f"{place}, row {index}: it says turns=True, but the target stays {new[task.target]!r}")
         if task.problem is Problem.CLASSIFY and not shift.turns and new[task.target] != row[task.target]:
             raise InputError(f"{place}, row {index}: it changes the label; such a shift says turns=True")
         new_rows.append(new)

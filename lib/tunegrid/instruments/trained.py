@@ -70,7 +70,7 @@ class TrainedCell(Evidence):
         with torch.enable_grad():
             stopped = trainer.run(self.progress, validate).stopped
         if stopped:
-            raise NotAskedError(f"{cell.id} beside it could not be trained: {stopped}")
+            raise NotAskedError(f"the other cell {cell.id} could not be trained: {stopped}")
         return trainer.model.eval()
 
     @property

@@ -7,8 +7,8 @@ from tunegrid.commands.cli import program
 
 COMMANDS = {
     "calibrate": "train a grid with several seeds and write its bounds, its training noise and its tolerances",
-    "false_alarms": "how many healthy runs anything calls: judges saved grids",
-    "power": "how often the gate is wrong: simulated",
+    "false_alarms": "count false alarms on healthy runs: judges saved grids",
+    "power": "simulate how often the gate is wrong",
 }
 
 main = partial(program, "python -m tunegrid.lab", "tunegrid.lab", COMMANDS)

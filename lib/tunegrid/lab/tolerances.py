@@ -75,7 +75,7 @@ def apart(old: Record, new: Record) -> Apart:
     rows = changed_rows(old, new, (None, None))
     figures |= {"rows": rows[0] / rows[1]} if rows else {}
     if lost := [name for name, deviation in figures.items() if deviation == float("inf")]:
-        raise InputError(f"{old.cell} has {lost[0]} in one of two trainings alone; tolerances rest on healthy runs")
+        raise InputError(f"{old.cell} has {lost[0]} in only one of two trainings; tolerances rest on healthy runs")
     return Apart(cell=old.cell, kind=arithmetic(old), figures=figures)
 
 

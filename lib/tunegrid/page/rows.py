@@ -18,14 +18,14 @@ def rows_section(new: Record, path: Path | None, old: Record | None, old_path: P
     """
     after, texts, before, sentences = read(new, path), read(new, path, "rows"), None, list[str]()
     if after is None or points_of(after).empty:
-        lacking = "The test rows' points are not beside the run, in its folder examples."
+        lacking = "The test rows' points are missing from the run's folder examples."
         return Section(
             heading="Test rows", sentences=[lacking if new.examples else "This run scored no test rows."], folded=True
         )
     if old and (not old.examples or not new.examples or old.examples.rows_hash != new.examples.rows_hash):
         sentences.append("The older run scored other test rows: its predictions are not paired.")
     elif old and (before := read(old, old_path)) is None:
-        sentences.append("The older run's rows are not beside it, in its folder examples.")
+        sentences.append("The older run's rows are missing from its folder examples.")
     if texts is None:
         sentences.append("The rows' text was not kept with this run: inputs and references are not shown.")
     metric = new.main_score if new.main_score in after else points_of(after).columns[0]
@@ -47,6 +47,6 @@ def rows_section(new: Record, path: Path | None, old: Record | None, old_path: P
     shown = frame.head(limit).reset_index(drop=True)
     shown[[*blank]] = shown[[*blank]].map(lambda text: text and labels.get(text, text[:LONGEST]))
     run = path.name if path else "RUN.json"
-    sentences.append(f"{len(shown)} of {len(frame)}, long ones cut; all: `tunegrid export {run} --rows -o rows.csv`.")
+    sentences.append(f"{len(shown)} of {len(frame)} rows, long texts cut; all: `tunegrid export {run} --rows -o rows.csv`.")
     forms, heading = {"row": ".0f", "points before": ".0f", metric: ".0f"}, f"Test rows{counts}"
     return Section(heading=heading, frame=shown.dropna(axis=1, how="all"), formats=forms, sentences=sentences, folded=True)

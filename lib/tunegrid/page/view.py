@@ -103,7 +103,7 @@ def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
     if profile is not None and profile not in names:
         raise InputError(f"{saved.path.name} holds no cells of {profile}, but of {' and '.join(names) or 'nothing'}")
     if profiles and all(record.status == "reported" for record in saved.records):
-        raise InputError(f"{saved.path.name} holds published results alone, which `tunegrid compare` sets beside a run")
+        raise InputError(f"{saved.path.name} holds only published results, which `tunegrid compare` shows with a run")
     chosen = profile or next(iter(names), "")
     others = ", ".join(f"{profiles.count(name)} of {name}" for name in names if name != chosen)
     advice = f"{saved.path.name} also holds records of another profile ({others}): `--profile` shows those"
@@ -346,7 +346,7 @@ class Page:
         counters = "; ".join(dict.fromkeys(device.energy for device in devices if device.energy))
         parts = (
             ("Bytes and peaks of memory", memory_of, "Peaks include what earlier cells of the same process left." * shared),
-            ("Speed and losses", speed_of, "Times are left out if others used the machine." * contended),
+            ("Speed and losses", speed_of, "Times are left out if other work used the machine." * contended),
             ("Energy", energy_of, f"Idle power included{f' ({counters})' if counters else ''}."),
         )
         digits = {"updates": ".0f", "tokens/s": ".0f", "first loss": ".4f", "last loss": ".4f", "step s": ".4f"}
@@ -416,7 +416,7 @@ class Page:
         failed = [finding for record in cell.records for finding in record.audits if not finding.passed]
         audits = [
             {"audit": finding.name, "answer": "passed" if finding.passed else "failed"}
-            | {"it saw": without_places(finding.detail)}
+            | {"finding": without_places(finding.detail)}
             for finding in sorted(cell.first.audits, key=lambda finding: finding.passed)
         ]
         forms = {"points": ".2f", "bound": ".1f", "before": ".2f", "after": ".2f", "p": ".3f"}

@@ -101,7 +101,7 @@ def contradictions(record: Record) -> Iterator[str]:
     if method := next((one for one in METHODS if one.id == record.method), None):  # none of the zoo or of a user
         for part, needed in (("adapter", method.adapts), ("quantization", method.quantization is not None)):
             if needed != (getattr(record.recipe, part) is not None):
-                yield f"recipe.{part} is {'null' if needed else 'set'}, which is not method {record.method}"
+                yield f"recipe.{part} is {'null' if needed else 'set'}, which does not fit method {record.method}"
     task = next((one for one in TASKS if one.id == record.task), None)
     if task and record.main_score != task.main_score:
         yield f"main_score is {record.main_score!r}, but that of task {task.id} is {task.main_score!r}"
@@ -110,11 +110,11 @@ def contradictions(record: Record) -> Iterator[str]:
     failed = {finding.name for finding in record.audits if not finding.passed}
     for name in record.excused:
         if name not in failed:
-            yield f"excused has {name}, which is no audit that failed"
+            yield f"excused has {name}, which is not a failed audit"
         elif name not in NEED_LENGTH:
-            yield f"excused has {name}, which no run is too short for"
+            yield f"excused has {name}, which no short run excuses"
     if (confirms := record.seeds.confirms) is not None and record.seeds.seed != confirms + CONFIRMING:
-        yield f"seeds.seed is {record.seeds.seed}, but that which confirms seed {confirms} is {confirms + CONFIRMING}"
+        yield f"seeds.seed is {record.seeds.seed}, but the seed that confirms seed {confirms} is {confirms + CONFIRMING}"
     # Updates and losses, shares and counts, memory, rows and limits.
     if training := record.training:
         if training.updates != len(training.losses):
@@ -149,7 +149,7 @@ def _of_status(record: Record) -> Iterator[str]:
     if record.status == "audit" and not failures(record.audits, record.excused):
         yield f"no audit failed, {but}"
     if record.status == "unconfirmed" and not missed_bounds_alone(record):
-        yield f"a bound is not all that was missed, {but}"
+        yield f"not only bounds were missed, {but}"
     if record.finished and record.training and record.training.stopped is not None:
         yield f"training.stopped tells why it ended early, {but}"
     updates = record.first_updates
@@ -178,7 +178,7 @@ def _of_success(record: Record) -> Iterator[str]:
         if absent and record.cell in STUDY_IDS and record.ranks is None:
             yield f"audits lacks {min(absent)}, which every whole run of {record.cell} has"
         limits = [name for name, value in vars(record.limits).items() if name != "own_test" and value]
-        yield from (f"limits.{name} is set, but bounds apply to whole runs alone" for name in limits)
+        yield from (f"limits.{name} is set, but bounds apply to whole runs only" for name in limits)
         yield from (f"excused has {name}, but bounds apply to whole runs, which are long enough" for name in record.excused)
     lies = (*failures(record.audits, record.excused), *below_bounds(record.scores, record.bounds), *impossible_figures(record))
     yield from (f"the status is 'passed', but {sentence}" for sentence in lies)

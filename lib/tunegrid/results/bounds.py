@@ -65,7 +65,7 @@ class Calibration:
         for record in (one for grids in (self.seeds, *self.perturbed.values()) for grid in grids for one in grid.values()):
             for metric, score in (item for finding in record.audits for item in (finding.without_model or {}).items()):
                 if (minimum := bounds.get((record.cell, metric), math.inf)) <= score:
-                    blunt = f"{record.cell}: an answer that needs no model has a {metric} of {score:.1f}"
+                    blunt = f"{record.cell}: an answer without a model has a {metric} of {score:.1f}"
                     raise InputError(f"{blunt}, and the bound would be {minimum:.1f}; train longer, or give more seeds")
         return bounds
 

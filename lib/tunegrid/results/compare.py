@@ -173,8 +173,8 @@ class Comparison:
         rows = []
         for one, other in combinations(self.entries.values(), 2):
             gap, unknown = one.score - other.score, [entry.first.method for entry in (one, other) if not entry.error]
-            why = f"by how much a seed moves {' or '.join(unknown)} is unknown" if unknown else None
-            why = "they scored other test rows" if len(one.rows | other.rows) > 1 else why
+            why = f"the noise between seeds of {' or '.join(unknown)} is unknown" if unknown else None
+            why = "their test rows differ" if len(one.rows | other.rows) > 1 else why
             p = p_of(gap, [one.error, other.error]) if one.error and other.error and not why else math.nan
             rows.append((one.first.method, other.first.method, gap, why, p))
         frame = pd.DataFrame(rows, columns=["better", "other", "points apart", "not tested, since", "p"])
@@ -212,7 +212,7 @@ def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
 def objection(record: Record) -> str:
     """Why a record's figures may not be those of its method; empty if nothing says so."""
     absent = [f"it has no {record.main_score}"] if record.scores.get(record.main_score) is None else []
-    confirms = [f"it confirms the miss of seed {own}, or not"] if (own := record.seeds.confirms) is not None else []
+    confirms = [f"it only confirms or refutes the miss of seed {own}"] if (own := record.seeds.confirms) is not None else []
     return without_places(next(iter([*confirms, *absent, *failures(record.audits), *impossible_figures(record)]), ""))
 
 
@@ -239,7 +239,7 @@ FORMATS = {"points": ".1f", "from": ".1f", "to": ".1f", "seeds": "", "study": ".
 FORMATS |= {PEAK: ".2f", SECONDS: ".1f", "points apart": ".2f", "seeds that tell": ".0f"}
 LEGEND = (
     "points: the main score, a mean over all seeds that are known; from, to: its 95 % interval over seeds, on these test rows.",
-    "best: or not told from the best (Holm, 5 % a backbone); seeds that tell: needed per method, to tell four times in five.",
+    "best: the best, or not told apart from it (Holm, 5 % a backbone); seeds that tell: seeds per method for a power of 80 %.",
     "trained: what training changes and a checkpoint keeps; tensor: weights, gradients and optimizer state.",
     "peak, seconds: only of processes that ran no other cell before (`--engine=process`), on a machine without other work.",
     "front: yes if no other method of the backbone is as good at no greater cost.",
@@ -261,7 +261,7 @@ def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> li
         parts.append(Section(heading=f"{task}: {score}", frame=shown, formats=FORMATS))
     quick = [OF_QUICK] if frame.profile[0] == QUICK_PROFILE.id else []
     unlike = "of other backbones on other rows" if quick else "rows, weights and caps may differ"
-    of_study = [f"study: published; {unlike}."] if frame.study.notna().any() else []
+    of_study = [f"study: published scores; {unlike}."] if frame.study.notna().any() else []
     objections = [(record, objection(record)) for record in records if record.finished]
     left_out = [f"{record.cell}, seed {record.seeds.seed}, is left out: {why}." for record, why in objections if why]
     notes = [*left_out, *LEGEND, *of_study, *quick]
@@ -293,7 +293,7 @@ def _unlike(comparisons: Sequence[Comparison]) -> Section:
             shown = ", ".join(f"{value} ({', '.join(own)})" for value, own in methods.items())
             rows.append({"task": one.task, "backbone": one.backbone, "in": what, "methods": shown})
     budget = any(row["in"] == "updates" for row in rows)
-    said = ["updates: times rows of each."] if budget else []
+    said = ["updates: number x rows per update."] if budget else []
     return Section(heading=f"Not like for like{' in budget' * budget}", frame=pd.DataFrame(rows), sentences=said)
 
 
@@ -306,5 +306,5 @@ def _pairs(comparisons: Sequence[Comparison]) -> Section:
     columns = ["task", "backbone", "methods", "points apart", "seeds that tell", "not tested, since"]
     others = frame[~frame.apart.astype(bool)].sort_values("seeds that tell", kind="stable")[columns].dropna(axis=1, how="all")
     heading = f"Told apart: {out_of(int(frame.apart.sum()), len(frame), 'pair')} of methods"
-    heading += "; the others, those that need the fewest seeds first:" if len(others) else ""
+    heading += "; the other pairs, those that need the fewest seeds first:" if len(others) else ""
     return Section(heading=heading, frame=others.head(MOST_PAIRS), formats=FORMATS)

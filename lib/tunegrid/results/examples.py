@@ -107,7 +107,7 @@ def read(record: Record, run: Path | None, kind: str = "") -> "pd.DataFrame | No
     if len(frame) != rows:
         raise InputError(f"{path}: it holds {len(frame)} rows, but the record names {rows}")
     if not kind and record.examples and _hash(frame["id"].tolist()) != record.examples.rows_hash:
-        raise InputError(f"{path}: it holds other rows than those of rows_hash")
+        raise InputError(f"{path}: its rows do not match rows_hash")
     for metric in frame.columns.intersection(list(record.scores)) if record.status == "passed" else ():
         score, mean = record.scores[metric], frame[metric].mean()
         if score is not None and not abs(score - mean) <= ROUNDING:
@@ -137,7 +137,7 @@ def _unpacked(pack: Path, _modified: int) -> dict[str, bytes]:
         with ZipFile(pack) as files:
             return {name: files.read(name) for name in files.namelist()}
     except Exception as error:  # zipfile's are of many kinds
-        raise InputError(f"{pack} is no pack of examples ({type(error).__name__}: {first_line(error)}); remove it") from None
+        raise InputError(f"{pack} is not a pack of examples ({type(error).__name__}: {first_line(error)}); remove it") from None
 
 
 @lru_cache(maxsize=512)
@@ -153,7 +153,7 @@ def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
             raise InputError("it was changed or is damaged")
         file = pq.ParquetFile(BytesIO(content))
         if file.metadata.num_rows > MOST_ROWS:
-            raise InputError("unpacked it is too large")
+            raise InputError("it is too large when unpacked")
         table = file.read(use_threads=False)
         types = {name: pa.string() if name in ALL_TEXTS else pa.float64() for name in table.column_names}
         frame: pd.DataFrame = table.cast(pa.schema(types)).to_pandas().drop(columns=CONFIDENCE, errors="ignore")
@@ -162,7 +162,7 @@ def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
             raise InputError("not every row has text and finite numbers")
     except Exception as error:  # a damaged file fails wherever it is damaged
         why = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"{path} is not what it is named for ({why}); remove it") from None
+        raise InputError(f"{path} does not match its name ({why}); remove it") from None
     return frame
 
 

@@ -24,7 +24,7 @@ from tunegrid.results.statistics import ALPHA, by_rows, critical_value, ratio
 ALIKE = ("torch", "transformers", "peft", "bitsandbytes")  # versions that affect speed
 NUMBERS = ("value", "weight", "low", "high")
 FIGURE, ROW = ("instrument", "part", "figure"), ("seed", "row")
-OTHER_TRAINING = "the two are different trainings, so their rows cannot be paired"
+OTHER_TRAINING = "the two runs are different trainings, so rows cannot be paired"
 NO_NUMBER = "the new run lacks figures of some rows: ask for them with --ask, or see the reason below its table"
 
 
@@ -140,7 +140,7 @@ def tables(records: Sequence[Record], run: Path | None) -> Iterator[Section]:
                 lines[cell, of][figure] = "-" if np.isnan(value) else f"{value:{form}}{ends}"
         shown = [figure for figure in part.figures if any(figure in line for line in lines.values())]
         rows = [{"cell": cell, "part": of, **dict.fromkeys(shown, "-"), **line} for (cell, of), line in lines.items()]
-        said = [f"no figure, {', '.join(cells)}: {note}" for note, cells in unmeasured.items()]
+        said = [f"no figure for {', '.join(cells)}: {note}" for note, cells in unmeasured.items()]
         formats = dict.fromkeys(shown, "")
         yield Section(heading=f"{name}: {part.question}", frame=pd.DataFrame(rows), formats=formats, sentences=said)
 

@@ -124,7 +124,7 @@ def _contradictions(rows: Iterable[tuple[BenchmarkRow, Record | None]]) -> Itera
         losses = tuple(record.training.losses) if record.training else ()
         same = trainings.setdefault((record.profile, record.cell, losses), record)
         if losses and same.seeds.seed != case.seed:
-            yield f"{case}: all its losses are those of seed {same.seeds.seed}"
+            yield f"{case}: all its losses equal those of seed {same.seeds.seed}"
 
 
 def read_list(path: Path) -> list[Record]:
@@ -173,7 +173,7 @@ def missing_runs(runs: Mapping[Path, RunJson], present: Collection[Case]) -> str
     except (KeyError, TypeError) as error:
         raise InputError(f"a file does not say which shard it is ({type(error).__name__}: {error})") from None
     if len(wholes) > 1:
-        raise InputError("these are shards of different runs: give all the same --shard=N/M, -m, --cells and --seeds")
+        raise InputError("these are shards of different runs: give all the same N of --shard=I/N, -m, --cells and --seeds")
     cases = next(iter(wholes), frozenset[Case]())
     lost = sorted(cases.difference(present))
     return f"{len(lost)} of {len(cases)} runs are missing: {some(list(map(str, lost)), NAMED)}" if lost else ""

@@ -20,7 +20,7 @@ from tunegrid.results.noise import Noise, load_noise
 from tunegrid.results.quality import Rows
 from tunegrid.results.thresholds import load_margins, load_tolerances
 
-NO_SCORES = "the baseline holds the first updates of it alone"
+NO_SCORES = "the baseline holds only its first updates"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
     """
     margins, tolerances, noise = load_margins(), load_tolerances(), load_noise() if noise is None else noise
     if old.records and new.records and old.profile != new.profile:
-        raise InputError(f"the baseline is of {old.profile} and the run of {new.profile}: judge one profile at a time")
+        raise InputError(f"the baseline holds {old.profile} cells, the run {new.profile} cells: judge one profile at a time")
     if not new.records:
         raise InputError("no cell of the run finished: there is nothing to judge")
     if not (cells := _rows(old, new)):

@@ -119,7 +119,7 @@ def evidence_of(judgement: Judgement) -> str:
     if effect is not None:
         share = f"{100 * effect:+.{3 if judgement.quantity in LEDGER else 1}f} %"
         change = " " + {"quality": f"{effect:+.2f} points", "instruments": f"{effect:+.3f}"}.get(judgement.kind, share)
-    sees = f"; sees drops from {judgement.smallest:.1f}" if judgement.smallest is not None else ""
+    sees = f"; detects drops from {judgement.smallest:.1f}" if judgement.smallest is not None else ""
     return f"{judgement.cell} {judgement.quantity}{change} ({judgement.detail}{sees})"
 
 

@@ -31,7 +31,7 @@ TEXTS = ("module", "kind", "library")
 PLACES = ("call", "depth", "source", "maker")
 NUMBERS = ("norm", "projection_0", "projection_1", "projection_2")
 COLUMNS = ("phase", *TEXTS, *PLACES, *(f"{name}_{number}" for name in FIGURES.values() for number in NUMBERS))
-NO_NUMBER = "to or from no finite number"
+NO_NUMBER = "to or from a value that is not finite"
 
 # A call a row, in the order in which they ended, numbered through all phases. `call`: the how-manieth of this module. `depth`:
 # how many modules were at work around it. `source`, `maker`: the numbers of the calls that made its input, and its output (its
@@ -51,7 +51,7 @@ def modules_of(columns: Mapping[str, Sequence[Any]] | pd.DataFrame) -> Modules:
     try:
         return pd.DataFrame({name: columns[name] for name in COLUMNS}).astype(dict.fromkeys(PLACES, "int32"))
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"the figures of modules are not those of calls ({first_line(error)}); remove their file") from None
+        raise InputError(f"the figures of modules do not match their calls ({first_line(error)}); remove their file") from None
 
 
 def _numbers(calls: Modules) -> Any:
@@ -138,6 +138,6 @@ def first_modules(
     # What is around it, or calls it again, follows from it.
     others = {name for name in changed.module if name and not f"{first.module}.".startswith(f"{name}.")}
     by = f"by {100 * share:.{'2g' if share < 1 else '0f'}} % of its norm" if np.isfinite(share) else NO_NUMBER
-    beside = f"; {count(len(others), 'more module')} beside" if others else ""
+    beside = f"; {count(len(others), 'more module')} likewise" if others else ""
     said = words.format(f"{first.module or 'the model'} ({first.kind}, {first.library})", by) + beside
     return said, ((first.module, first.kind, first.library),)

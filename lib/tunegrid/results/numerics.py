@@ -136,12 +136,12 @@ class Stage(NamedTuple):
 
 
 ALIKE = "arithmetic without dropout is equal"
-CACHE = "scores of a search with a cache are off by {after} of the largest logit, they were by {before}"
+CACHE = "with a cache, a search's scores are off by {after} of the largest logit, before by {before}"
 FLOW = (  # in the order of a run: the first row that finds something is named
     Stage("text", "tokens", "token ids or targets of the training rows differ"),
     Stage("rows", "order", "the same rows in another order, or in other batches"),
     Stage("loading", "types", "weights of {group} are {after}, they were {before}"),
-    Stage("loading", "computed", "{group} computes in {after}, it did in {before}"),
+    Stage("loading", "computed", "{group} computes in {after}, before in {before}"),
     Stage("start", "weights", "weights before training, {group} {factor}", "forward"),
     Stage("forward", "probe_loss", "the loss before training is {after}, it was {before}", "forward"),
     Stage(BACKWARD, "probe_reached", "tensors of {group} that get a gradient: {after}, before {before}", "forward"),
@@ -151,14 +151,14 @@ FLOW = (  # in the order of a run: the first row that finds something is named
     Stage("forward with dropout", "first", "the loss of update 1 is {after}, it was {before}", "dropout"),
     Stage("backward", "reached", "tensors of {group} that get a gradient at update 1: {after}, before {before}"),
     Stage("backward", "gradients", "gradients of {group} {factor} at update 1, forward equal"),
-    Stage("optimizer", "moved", "{group} {factor} moved by update 3, first gradients equal"),
+    Stage("optimizer", "moved", "movement of {group} {factor} by update 3, first gradients equal"),
     Stage("backward or optimizer", "later", "losses differ by {gap:.1e} at update {group}, not at update 1"),
     Stage("curve", "parting", "losses are equal before update {group}, and differ by {gap:.1e} there: not by rounding"),
-    Stage("curve", "curve", "losses part from update {group} on: curves differ by {gap:.2g} of the mean loss, not by rounding"),
-    Stage("generation", "tokens_read", "a search reads {after} tokens, it read {before}: a cache is used otherwise", "search"),
+    Stage("curve", "curve", "losses diverge from update {group}: curves differ by {gap:.2g} of the mean loss, not by rounding"),
+    Stage("generation", "tokens_read", "a search reads {after} tokens, before {before}: a cache is used differently", "search"),
     Stage("generation", "decoded", CACHE, "search"),
     Stage("generation", "generated", "the untrained model generates another text", "search"),
-    Stage("prediction", "predicted", "the untrained model predicts others for the same rows"),
+    Stage("prediction", "predicted", "the untrained model's predictions for the same rows differ"),
     Stage("scoring", "metrics", "{group} of fixed answers is {after}, it was {before}"),
 )
 STAGES = tuple(dict.fromkeys([*(stage.name for stage in FLOW), "evaluation"]))
@@ -236,10 +236,10 @@ def _rounded(pair: Pair, old: Record, new: Record, runs: Runs) -> tuple[Verdict,
     """How far the first losses lie apart; changed, if more test rows have other predictions than rounding changes."""
     gaps = pair.gaps[:UPDATES]
     far = f"losses of the first {count(len(gaps), 'update')} differ by at most {max(gaps):.1e}"
-    words = far if any(gaps) else f"losses are equal to update {len(gaps)}, then others"
+    words = far if any(gaps) else f"losses are equal up to update {len(gaps)}, then differ"
     share, rows = pair.tolerance.get("rows"), changed_rows(old, new, runs)
     if share is not None and rows and rows[0] and special.pdtrc(rows[0] - 1, share * rows[1]) < CHANCE:
-        others = f"{rows[0]} of {rows[1]} test rows have other predictions, by rounding {share * rows[1]:.2g} may have"
+        others = f"{rows[0]} of {rows[1]} test rows have other predictions, rounding explains {share * rows[1]:.2g}"
         return Verdict.CHANGED, f"{others}; {words}"
     return Verdict.ROUNDING, words
 
@@ -289,7 +289,7 @@ def not_comparable(old: Record, new: Record, tolerances: Tolerances) -> str:
         "other ranks": old.processes != new.processes,  # dropout draws others on every rank
         "other rows": old.data and new.data and old.data.fingerprint != new.data.fingerprint,
         "a run without losses": not losses(old) or not losses(new),
-        f"no tolerance was measured for {kinds[1]} after {kinds[0]}": kinds[0] != kinds[1] or kinds[0] not in tolerances,
+        f"no tolerance was measured from {kinds[0]} to {kinds[1]}": kinds[0] != kinds[1] or kinds[0] not in tolerances,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 
@@ -300,5 +300,5 @@ def unlike_libraries(before: Record, after: Record) -> str:
     other = [f"{name} {new}, it was {olds.get(name)}" for name, new in news.items() if olds.get(name) != new]
     for name, digest in after.libraries.items():
         if before.libraries.get(name, digest) != digest and olds.get(name) == news.get(name):
-            other.append(f"{name} {news.get(name)} of other code")
+            other.append(f"{name} {news.get(name)} with other code")
     return "; ".join(other)

@@ -108,7 +108,7 @@ def tested(metric: str, rows: Rows, one_training: bool, noise: Noise, margin: fl
         known = Deviation(sd=sd * scale.per_point(before), df=math.inf)
     means = {"before": before, "after": after, "effect": after - before}
     if not known:
-        return means | {"detail": f"{'no points by row to test; ' * one_training}{MORE_SEEDS}"}, None
+        return means | {"detail": f"{'no points per row to test; ' * one_training}{MORE_SEEDS}"}, None
     # Points by row, if they are at hand, widen a noise that is too small.
     by_row = row_deviation(gains) * scale.per_point(before) if gains else 0.0
     sd = max(known.sd, scale.resolution(before), by_row)

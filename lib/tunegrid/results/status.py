@@ -36,9 +36,9 @@ class Extent:
         """Why so short a run may fail this audit; empty if it counts, as most do in every run."""
         needed = FIRST_UPDATES if audit == "weights_moved" else self.one_pass
         if audit in NEED_LENGTH and self.updates < min(needed, self.planned):
-            return f"a run of {self.updates} of {self.planned} planned updates may be too short to meet it"
+            return f"a run of {self.updates} of {self.planned} planned updates may be too short to pass it"
         if audit == "learned_something" and self.test_rows is not None and self.test_rows < TELLING_ROWS:
-            return f"{self.test_rows} test rows may be too few to meet it"
+            return f"{self.test_rows} test rows may be too few to pass it"
         return ""
 
 
@@ -106,7 +106,7 @@ def unconfirmed(records: Sequence[Record], older: Sequence[Record] = ()) -> Iter
         first, below = missed[0].seeds, below_bounds(missed[0].scores, missed[0].bounds)
         other = (first.seed or 0) + CONFIRMING if first.confirms is None else first.confirms
         history = f"; {len(missed)} of {count(seeds, 'seed')}" if seeds > 1 else ""
-        yield f"{cell} missed at seed {first.seed} ({'; '.join(below)}), reached at {other}: not confirmed{history}"
+        yield f"{cell} missed a bound at seed {first.seed} ({'; '.join(below)}), reached at {other}: not confirmed{history}"
 
 
 # Why cells failed
@@ -145,7 +145,7 @@ class Failure(NamedTuple):
         """What the first of its cells says, and how many of all say so: an audit's own sentence before the audit's name."""
         cause, number, sentences = self.causes[0], out_of(len(self.cells), total, "cell"), []
         for record in self.records:
-            sentence = next(iter(said_of(record, cause)), "it says nothing more").removesuffix(located(record, ""))
+            sentence = next(iter(said_of(record, cause)), "no detail is known").removesuffix(located(record, ""))
             sentences.append(sentence.removeprefix(f"audit {cause.removeprefix(AUDIT)}: "))
         if cause.startswith(AUDIT):
             cells = some(self.cells) if len(set(sentences)) == 1 else f"as {self.cells[0]}"
@@ -195,11 +195,11 @@ def cross_cell_audits(records: Sequence[Record]) -> dict[str, list[AuditFinding]
         faults = {}
         if own := results[record.cell]:
             copies = [cell for cell, theirs in results.items() if cell != record.cell and theirs & own]
-            faults["distinct_results"] = f"the results are those of {copies[-1]}" if copies else ""
+            faults["distinct_results"] = f"the results equal those of {copies[-1]}" if copies else ""
         if record.data:
             alike = [other for other in records if (other.backbone, other.task) == (record.backbone, record.task)]
             others = [one.cell for one in alike if one.data and one.data.fingerprint != record.data.fingerprint]
-            faults["same_rows_in_triple"] = f"other rows than {', '.join(others)}" if others else ""
+            faults["same_rows_in_triple"] = f"rows differ from {', '.join(others)}" if others else ""
         findings[record.cell] = [AuditFinding(name=n, passed=not why, detail=why or "none other") for n, why in faults.items()]
     return findings
 

@@ -89,7 +89,7 @@ def footer(records: Sequence[Record], cells: int, seconds: float | None = None) 
     passed, time = sum(record.status == "passed" for record in records), "" if seconds is None else f" in {seconds:.0f} s"
     devices = ", ".join(sorted({record.device.name for record in records if record.device})) or "no device"
     draws = sorted({f"{draw}" for record in records if (draw := record.seeds.perturbation) is not None})
-    note = f"; starts perturbed by draw {', '.join(draws)}: this run cannot be a baseline" if draws else ""
+    note = f"; initial weights perturbed (draw {', '.join(draws)}): this run cannot be a baseline" if draws else ""
     return f"{passed} of {what} passed{time} on {devices}{note}"
 
 
@@ -129,7 +129,7 @@ def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> l
     lines: list[str] = []
     for group in groups.values():
         cells, most = len({j.cell for j in group}), max(group, key=lambda j: abs(j.effect or 0.0))
-        which = "as" if most.effect is None else "most of all"
+        which = "e.g." if most.effect is None else "most of all"
         one = f"{most.verdict}: {most.quantity} of {cells} cells, {which} {evidence_of(most)}"
         lines += [one] if cells > NAMED else map(in_words, group)
     reasons = {j.detail: j.quantity for j in judged if j.verdict is Verdict.NOT_COMPARABLE}

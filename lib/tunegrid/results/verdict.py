@@ -152,15 +152,15 @@ class JudgedRun:
             command = f"`{resumed}`" if self.words[:1] in (["pytest"], ["tunegrid"]) else "the same command with --resume"
             return f"{command} runs what is left"
         seed = ["--seeds", f"{record.seeds.seed}"] if record.seeds.seed else []
-        return f"{self.run([record.cell], '-n', '0', *seed)} runs one alone"
+        return f"{self.run([record.cell], '-n', '0', *seed)} runs one cell alone"
 
     def more_seeds(self, cells: Sequence[str]) -> str:
         """What tells changes from noise."""
-        return f"{self.run(cells, '--seeds', '0-4', whole=True)}, for both runs, would tell"
+        return f"{self.run(cells, '--seeds', '0-4', whole=True)}, for both runs, would decide"
 
     def look(self) -> str:
         """Shows all evidence."""
-        return f"`{shlex.join(['tunegrid', 'gate', *self.files, '--numerics'])}` prints what each verdict rests on"
+        return f"`{shlex.join(['tunegrid', 'gate', *self.files, '--numerics'])}` prints the evidence for each verdict"
 
     def bisection(self, cells: Sequence[str], kinds: Sequence[str]) -> str:
         """Finds the release that changed the first of these cells; empty if no library has a later release than before."""
@@ -295,7 +295,7 @@ def _of_cells(run: JudgedRun, troubles: Sequence[str]) -> Iterator[Finding]:
     if also := [*(failure.title for failure in failures[1:]), *troubles]:
         yield Finding(state=State.FAILED, sentence=f"{'also ' if failures else ''}{'; '.join(also)}")
     elif all(record.status == "reported" for record in run.records):
-        yield Finding(state=State.EMPTY, sentence="nothing to show: this run holds no cell that was run")
+        yield Finding(state=State.EMPTY, sentence="nothing to show: this run holds no cell that ran")
     elif not failures:
         begun = any(record.first_updates for record in run.records)
         yield Finding(state=State.BEGUN if begun else State.PASSED, sentence=_soundness(run.records, total))
@@ -307,13 +307,13 @@ def _soundness(records: Sequence[Record], total: int) -> str:
     bounds, cells = [bool(record.bounds) for record in records], out_of(total, total, "cell")
     ended = "reached every bound" if all(bounds) else f"ran to the end, {'not all with' if any(bounds) else 'without'} bounds,"
     if doubts := sum(record.status == "unconfirmed" for record in records):
-        ended += f", {doubts} in a second training,"
+        ended += f", {doubts} only in a second training,"
     if begun:
         cells, whose = out_of(len(begun), total, "cell"), "its" if len(begun) == 1 else "their"
-        ended = f"came to {whose} first {max(begun.values())} updates, without scores,"
+        ended = f"made {whose} first {max(begun.values())} updates, without scores,"
     objecting = dict.fromkeys(finding.name for record in records for finding in record.audits if not finding.passed)
     audited = "and passed every audit" if all(record.audits for record in records) else "but not every cell was audited"
-    audited = f"but audits that do not count here object ({some(list(objecting))})" if objecting else audited
+    audited = f"but audits that do not count here failed ({some(list(objecting))})" if objecting else audited
     return f"{cells} {ended} {audited}"
 
 
@@ -328,12 +328,12 @@ def _of_numerics(run: JudgedRun) -> Iterator[Finding]:
         here = f", in {len(change.cells)} of them" if len(change.cells) < len(changed) else ""
         where = f"numerics of {out_of(len(changed), len(own), 'cell')} changed, first at the stage {change.stage}{here}"
         libraries = next(j.detail for j in own if j.cell == change.cells[0]).partition("; with ")[2]
-        why = "" if counts else "; scores have not been judged" if unscored(own) else "; that does not count here"
+        why = "" if counts else "; scores have not been judged" if unscored(own) else "; numerics do not count here"
         hint = "in a checkout of a library, bisect --repo finds the commit" if libraries else "no library is known to differ"
         yield Finding(
             state=State.FAILED if counts else State.PASSED,
             sentence=f"{change.what} ({where}, as in {change.cells[0]}){why}",
-            cause=f"the runs differ by {some(libraries.split('; '))}" if libraries else "",
+            cause=f"the runs differ in {some(libraries.split('; '))}" if libraries else "",
             next_step=run.bisection(change.cells, ["numerics"]) or f"{run.look()}; {hint}",
         )
     elif early := max((j.first_updates or 0 for j in own), default=0):
@@ -354,8 +354,8 @@ def _of_figures(run: JudgedRun) -> Iterator[Finding]:
         yield _of_doubts(run)
     elif not bad and others and any(j.quantity == j.main_score for j in judged):
         cells = [j.cell for j in undecided(judged)]
-        doubt = f", though {count(len(cells), 'main score')} cannot be told ({some(cells)})" if cells else ""
-        no_worse = f"by {joined(others)} no worse than {run.baseline}{doubt}"
+        doubt = f", though {count(len(cells), 'main score')} cannot be decided ({some(cells)})" if cells else ""
+        no_worse = f"no worse than {run.baseline} by {joined(others)}{doubt}"
         yield Finding(sentence=no_worse, next_step=run.more_seeds(cells) if cells else "")
     numerics = [j for j in judged if j.kind == "numerics" and "numerics" in run.kinds and not j.first_updates]
     if lost := [j for j in numerics if j.verdict is Verdict.NOT_COMPARABLE]:
@@ -371,10 +371,10 @@ def _of_doubts(run: JudgedRun) -> Finding:
         why = f"{tally(j.verdict for j in early)} in first updates, without scores ({some(cells)})"
         next_step = f"{run.run(cells, whole=True)} trains {'it' if len(cells) == 1 else 'them'} to the end"
     elif doubts and ("quality" in run.kinds or CANNOT_TELL in run.kinds):
-        why = f"{count(len(doubts), 'main score')} cannot be told ({some(list(map(evidence_of, doubts)), 1)})"
+        why = f"{count(len(doubts), 'main score')} cannot be decided ({some(list(map(evidence_of, doubts)), 1)})"
         next_step = run.more_seeds(cells)
     else:
-        why, next_step = f"nothing of {joined(run.kinds)} could be compared", UNLIKE
+        why, next_step = f"no figure of {joined(run.kinds)} could be compared", UNLIKE
     untold = f"cannot tell whether the run is worse than {run.baseline}"
     return Finding(state=State.CANNOT_TELL, sentence=untold, cause=why, next_step=next_step)
 
@@ -392,12 +392,12 @@ def _of_worse(run: JudgedRun, figures: Sequence[Judgement]) -> Finding:
     kinds = ["numerics"] if change.cells else [j.kind for j in figures if j.cell == gravest.cell]
     next_step = run.bisection([*change.cells, gravest.cell], kinds)
     if gravest.verdict is Verdict.MISSING:
-        next_step = f"{run.run([j.cell for j in ordered if j.verdict is Verdict.MISSING])} runs what is missing"
+        next_step = f"{run.run([j.cell for j in ordered if j.verdict is Verdict.MISSING])} runs the missing cells"
     elif gravest.kind in ("memory", "speed"):
-        next_step = next_step or "benchmarks/guides/memory-and-speed.md says what the figures hold"
+        next_step = next_step or "benchmarks/guides/memory-and-speed.md explains these figures"
     elif gravest.confirmed == "open":
         seed = next(one.seeds.seed or 0 for one in run.records if one.cell == gravest.cell) + CONFIRMING
-        next_step = f"{run.run([gravest.cell], f'--seeds={seed}')} confirms it or not"
+        next_step = f"{run.run([gravest.cell], f'--seeds={seed}')} confirms or refutes it"
     else:  # rows that both runs hold show what changed
         page = f"`{shlex.join(['tunegrid', 'page', *reversed(run.files), '-o', 'page.html'])}` shows the test rows that changed"
         next_step = next_step or (run.look() if "no rows are available" in gravest.detail else page)

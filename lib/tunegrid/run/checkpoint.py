@@ -45,7 +45,7 @@ class Checkpoints:
     @property
     def remarks(self) -> list[str]:
         """Sentences for the record."""
-        lost = self.trouble and f"no checkpoint could be kept: {self.trouble}"
+        lost = self.trouble and f"no checkpoint could be saved: {self.trouble}"
         return [sentence for sentence in (self.started_anew, lost) if sentence]
 
     def save_if_due(self, source: "Trainer") -> None:
@@ -90,7 +90,7 @@ class Checkpoints:
             aside = self.path.with_name(f"{self.path.name}.broken")
             with suppress(OSError):
                 self.path.replace(aside)
-            self.started_anew = f"started anew: the checkpoint cannot be read ({first_line(error)}); it is now {aside.name}"
+            self.started_anew = f"started over: the checkpoint cannot be read ({first_line(error)}); renamed to {aside.name}"
             return None
 
     def clear(self) -> None:

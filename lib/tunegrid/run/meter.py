@@ -26,7 +26,7 @@ SUMS = ("seconds", "gpu_energy_joules")  # of a phase's parts; of its peaks the 
 PEFT_TWINS = (".original_module.", ".trainable_tokens_delta.")
 
 NVML = "libnvidia-ml.so.1"  # comes with NVIDIA's driver
-NO_COUNTER = "not measured: no GPU with a counter that this cell has for itself"
+NO_COUNTER = "not measured: no GPU with an energy counter that only this cell uses"
 Progress = Callable[[str, int, int, str], None]  # takes a stage, what is done of how much, and what else to show
 Joules = Callable[[], float | None]  # reads a counter; None if it cannot be read
 

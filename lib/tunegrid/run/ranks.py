@@ -81,7 +81,7 @@ class Ranks:
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
         if sentence := fsdp_refusal(cell, model, precision):
-            raise InputError(f"{cell.id} cannot be shared out: {sentence}")
+            raise InputError(f"{cell.id} cannot be sharded: {sentence}")
         device = next(model.parameters()).device
         mesh = init_device_mesh(device.type, (self.count,))
         # FSDP takes a layer at a time to the device: two whole models may not fit there.

@@ -218,7 +218,7 @@ class Trainer:
         self.log = TrainingLog(**log | own | {"ledger": Ledger(**log["ledger"]) if log["ledger"] else None})
         self.best = state["best"] or None
         self._random_states = state["random"]
-        resumed = f"resumed at update {self.log.updates} of {self.total}; seconds and throughput are of the rest"
+        resumed = f"resumed at update {self.log.updates} of {self.total}; seconds and throughput cover only the rest"
         self.log.fallbacks.append(resumed)
 
     def updates(self, epoch: int) -> Iterator[Sequence[list[Feature]]]:
@@ -261,7 +261,7 @@ class Trainer:
         size, where = self.log.micro_batch // 2, f"update {self.log.updates + 1} of {self.total}"
         if self.ranks.count > 1:  # which may have summed some of their gradients already
             rank = f"rank {self.ranks.rank} of {self.ranks.count}"
-            way_out = "take more ranks" + ("" if self.ranks.holds_parts else ", or share out its weights with --ranks N:fsdp")
+            way_out = "take more ranks" + ("" if self.ranks.holds_parts else ", or shard its weights with --ranks N:fsdp")
             raise InputError(f"{self.cell.id} does not fit: memory runs out at {where} on {rank} ({cause}); {way_out}")
         if not size:
             raise InputError(f"{self.cell.id} does not fit: memory runs out at {where} with one row at a time ({cause})")

@@ -12,7 +12,7 @@ from tunegrid.tests.records import CELLS, MEASURED, audits_of, complete, complet
 HOSTILE = "<script>document.title = 'owned'</script><img src=https://example.org/x onerror=alert(1)>"
 MAIN = {"sa": "accuracy", "qa": "f1", "sum": "rougeLsum"}
 MEBI = 2**20
-SOUND = ("checkpoint_loaded", True, "all 53 tensors are the checkpoint's")
+SOUND = ("checkpoint_loaded", True, "all 53 tensors equal the checkpoint's")
 
 
 def points_of(right, count=40):

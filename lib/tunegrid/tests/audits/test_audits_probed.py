@@ -138,7 +138,7 @@ def test_a_packed_base_computes_as_declared_or_is_named_whatever_autocast_traini
             layer.compute_dtype = torch.float32
         passed, detail = computation.packed_layers_compute_as_declared(replace(evidence))
     assert not passed
-    assert detail.startswith(f"{len(packed)} layers, declared bfloat16; {len(packed)} compute otherwise: ")
+    assert detail.startswith(f"{len(packed)} layers, declared bfloat16; {len(packed)} compute in another type: ")
 
 
 # Dropout
@@ -156,7 +156,7 @@ def test_attentions_dropout_is_seen_by_its_effect():
     passed, detail = computation.dropout_drops(with_rate(evidence_of("bert_sa_sft"), 0.1))
     assert passed
     # the embeddings', two a layer and the classifier's are modules; attention's is handed on as a number
-    assert detail == "8 drop what they declare, 3 by their effect"
+    assert detail == "8 drop at their declared rate, 3 have an effect"
 
 
 # What an update was

@@ -37,7 +37,7 @@ def summaries():
 
 def test_sound_summaries_are_the_models_beams_included(summaries):
     assert summaries.codec.generation.num_beams > 1
-    assert scores.texts_are_the_models(summaries) == (True, "8 texts: 0.0e+00 of the largest logit below the best")
+    assert scores.texts_are_the_models(summaries) == (True, "8 texts: below the best by 0.0e+00 of the largest logit")
     assert scores.cache_changes_nothing(summaries)[0]
 
 

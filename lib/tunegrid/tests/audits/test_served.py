@@ -13,7 +13,7 @@ from tunegrid.grid.methods import Adapting, Lora
 from tunegrid.run.serving import Serving
 from tunegrid.tests.small import cell_of, evidence_from, train_rows, trainer_for
 
-EQUAL = "4 rows: served, logits differ by 0.0e+00 of the largest"
+EQUAL = "4 rows: loaded again, logits differ by 0.0e+00 of the largest"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ def test_an_adapter_merged_twice_is_caught(cell_id):
 
 def test_prompts_are_not_merged():
     evidence = evidence_of("bert_sa_sft", Prompts(id="prompts", name="prompt tuning"))
-    assert saved_is_served(evidence) == (True, f"{EQUAL}; not merged: prompts are in no layer")
+    assert saved_is_served(evidence) == (True, f"{EQUAL}; not merged: prompts belong to no layer")
 
 
 @pytest.mark.parametrize("cell_id", ["gpt2_sa_lora", "gpt2_sa_qlora"])
@@ -107,7 +107,7 @@ def test_lora_that_cannot_be_merged_fails(cell_id):
 
     passed, detail = broken(cell_id, merge=merge)
     assert not passed
-    assert detail.endswith(f"not merged: PEFT refuses {cell_id.split('_')[2]!r} (Cannot merge)")
+    assert detail.endswith(f"not merged: PEFT cannot merge {cell_id.split('_')[2]!r} (Cannot merge)")
 
 
 def test_a_packed_base_that_merging_spoils_is_caught():

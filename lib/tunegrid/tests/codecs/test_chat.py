@@ -119,5 +119,5 @@ def test_a_row_is_the_last_exchange_and_after_other_turns_it_is_another_text():
     [[], turns(SAID[0]), turns(SAID[1], SAID[0]), turns(SAID[0], SAID[2], SAID[1]), "text", [{"role": "user"}], None],
 )
 def test_what_is_no_conversation_is_one_sentence(conversation):
-    with pytest.raises(InputError, match=r"here: (user and assistant must take turns|a conversation is a list of turns)"):
+    with pytest.raises(InputError, match=r"here: (user and assistant must alternate|a conversation is a list of turns)"):
         last_exchange(conversation, "here")

@@ -41,8 +41,8 @@ def test_every_command_describes_itself_at_once_without_a_slow_import():
     [
         ("bisect --cells=bert_sa_lora --good=../../../x==1 --bad=../../../x==2", "give two releases of one package"),
         ("bisect --cells=bert_sa_lora --good=p==1 --bad=q==2", "give two releases of one package"),
-        ("upgrade ../../x==1", "is no package: expected one as pip takes it"),
-        ("upgrade --from=--target=x==1", "is no package: expected one as pip takes it"),
+        ("upgrade ../../x==1", "is no package: expected what pip takes"),
+        ("upgrade --from=--target=x==1", "is no package: expected what pip takes"),
         ("upgrade -- x==1", "say what to upgrade to"),
         ("new method lora", "method 'lora' is in the grid already; give yours another NAME"),
         ("new backbone ../x", "invalid NAME '../x'"),

@@ -44,7 +44,7 @@ def upgraded(saved_runs, said):
 def test_equal_sides_take_first_updates_and_four_cells_of_the_libraries_own_path(saved_runs, upgraded):
     code, lines = upgraded("--", "--seeds", "0-2", "-n", "0")
     answer = "Passed: this run was compared with itself: the run before holds its records."
-    own_path = "The libraries' own path is ours in 4 of 4 cells, before in 4."
+    own_path = "The libraries' path equals ours in 4 of 4 cells, before in 4."
     assert (code, lines[-1]) == (0, f"planted 1.0 -> 2.0: {answer} {own_path}")
     first = "-m quick --resume -n auto --first-updates --seeds 0-2 -n 0"  # the user's own come last
     stock = f"-m stock --cells {','.join(STOCK_CELLS)} -n auto"
@@ -67,7 +67,7 @@ def test_only_cells_that_changed_train_to_their_end(saved_runs, upgraded):
 def test_a_difference_of_the_libraries_own_path_that_was_not_there_before_fails(saved_runs, upgraded):
     saved_runs.files |= {("2.0", "stock"): "differs.xml"}
     code, lines = upgraded()
-    assert (code, lines[-1].endswith(" own path is ours in 3 of 4 cells, before in 4.")) == (1, True)
+    assert (code, lines[-1].endswith(" path equals ours in 3 of 4 cells, before in 4.")) == (1, True)
     assert "own path of bert_qa_lora differs from ours now, and did not before: windows: 3 rows, ours are 5" in "".join(lines)
     saved_runs.files |= {("1.0", "stock"): "differs.xml"}
     assert upgraded()[0] == 0

@@ -157,7 +157,7 @@ NO_CONTENT = [{"label": 1, "title": "t", "text": "c"}]
 @pytest.mark.parametrize(
     ("task", "splits", "words"),
     [
-        (SA, {}, "one file a split, as in train.jsonl"),
+        (SA, {}, "one file per split, as in train.jsonl"),
         (SA, {"train": NO_CONTENT}, "train.jsonl: column 'content' is missing"),
         (SA, {"train": NO_CONTENT}, "split 'train' has label, title, text"),
         (SA, {"train": json.dumps(REVIEW) + '\n\n{"label": 1,'}, "train.jsonl, line 3: invalid JSON"),

@@ -111,6 +111,6 @@ def test_a_model_that_ignores_its_input_loses_nothing_and_is_caught_by_the_rows_
         [0.0] * positive,
     )
     [sentence] = INSTRUMENT.objections(figures)
-    assert sentence.startswith(f"shift negated turns the right answer, but of {positive} correctly answered rows only 0 %")
+    assert sentence.startswith(f"shift negated changes the right answer, but only 0 % of the twins of {positive} ")
     figures.loc[figures.figure == "cut short", "value"] = 1.0
     assert list(INSTRUMENT.objections(figures)) == []

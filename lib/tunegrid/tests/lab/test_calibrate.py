@@ -276,7 +276,7 @@ def test_what_calibrates_nothing_is_refused():
     broken.training.losses[1] = None
     with pytest.raises(InputError, match="bert_sa_lora of seed 0 has a loss that is not finite"):
         apart(record(), broken)
-    with pytest.raises(InputError, match="bert_sa_lora has weights in one of two trainings alone"):
+    with pytest.raises(InputError, match="bert_sa_lora has weights in only one of two trainings"):
         apart(record(), altered(record(), "training.first_step.weights", {"head": None}))
     with pytest.raises(InputError, match="tolerances rest on moved starts"):
         numerics_toml({0: [{"bert_sa_lora": record()}]})

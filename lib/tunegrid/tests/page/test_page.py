@@ -124,7 +124,7 @@ def test_charts_have_no_date_and_no_colour_but_those_of_the_page(tmp_path):
 
 def test_what_is_missing_or_of_another_profile_is_said_on_the_page(tmp_path):
     gone = complete(examples={"file": "0" * 16 + ".parquet", "rows_hash": "0" * 16})
-    assert "points are not beside the run" in text_of(page_of(run_of([gone])), cells=True)
+    assert "points are missing from the run" in text_of(page_of(run_of([gone])), cells=True)
     unlike = page_of(run_of([record_of()]), [run_of([record_of(rows="other")], "old.json", "2026-11-01")])
     assert "old.json scored other test rows in bert_sa_lora: its figures are shown, but not paired" in text_of(unlike)
     assert unlike.answer.state == "passed"

@@ -91,7 +91,7 @@ def test_calibrated_noise_tells_what_one_seed_of_each_cannot():
     for other in (Noise(), replace(noise, rows={"sa": 768})):  # without it, or of other test rows, nothing can tell
         unknown = alone(records, other)
         assert unknown.entries["sft"].interval is None
-        assert pair(unknown, "sft", "lora")["not tested, since"] == "by how much a seed moves sft or lora is unknown"
+        assert pair(unknown, "sft", "lora")["not tested, since"] == "the noise between seeds of sft or lora is unknown"
 
 
 def test_calibrated_seeds_count_if_recipe_and_scores_are_theirs():
@@ -142,7 +142,7 @@ def test_what_is_not_like_for_like_comes_first_and_other_rows_are_not_tested():
         "precision": "fp32 (sft), bf16 (qlora)",
         "data": "0123456789abcdef (sft), ffffffffffffffff (qlora)",
     }
-    assert pair(comparison, "sft", "qlora")["not tested, since"] == "they scored other test rows"
+    assert pair(comparison, "sft", "qlora")["not tested, since"] == "their test rows differ"
 
 
 def test_what_audits_object_to_is_left_out_and_said():

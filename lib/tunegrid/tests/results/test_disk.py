@@ -85,7 +85,7 @@ def test_a_pack_is_read_as_files_are_and_one_that_is_damaged_is_told(tmp_path, s
     assert list(examples.read(record, other)["id"]) == ["a", "b"]
     assert examples.read(record, tmp_path / "nowhere" / "run.json") is None
     (tmp_path / "examples" / "run.zip").write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"run\.zip is no pack of examples .*BadZipFile"):
+    with pytest.raises(InputError, match=r"run\.zip is not a pack of examples .*BadZipFile"):
         examples.read(record, run)
     with ZipFile(other.parent / "examples" / "run.zip", "w") as changed:
         changed.writestr(kept.file, other_rows(None))

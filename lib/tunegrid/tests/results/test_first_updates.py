@@ -85,7 +85,7 @@ def answered(old, new, kinds=FAILED_BY):
         ([whole(), whole(SFT)], [begun(), begun(SFT, [0.7, 0.6])], FAILED_BY, 6, f"without scores ({SFT})"),
         ([whole(SFT)], [begun(SFT, [0.7, 0.6])], ("numerics",), 1, "Failed: losses differ by 1.0e-01 at update 2"),
         ([whole()], [begun(seeds=seeds_as(7))], FAILED_BY, 6, "1 not comparable in first updates, without scores"),
-        ([begun()], [whole()], FAILED_BY, 6, "the baseline holds the first updates of it alone"),
+        ([begun()], [whole()], FAILED_BY, 6, "the baseline holds only its first updates"),
     ],
 )
 def test_begun_cells_are_judged_by_numerics_and_what_they_come_to(old, new, kinds, code, words):

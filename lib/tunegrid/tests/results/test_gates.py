@@ -125,7 +125,7 @@ def test_two_profiles_and_runs_without_a_common_cell_are_refused(tmp_path, capsy
         gate(Run.of([one]), Run.of([]))
     quick = run_file(tmp_path / "quick.json", [one])
     footprint = run_file(tmp_path / "footprint.json", [complete(CELL, **FOOTPRINT)])
-    assert "the baseline is of quick and the run of footprint: " in refusal(capsys, command.main, quick, footprint)
+    assert "the baseline holds quick cells, the run footprint cells: " in refusal(capsys, command.main, quick, footprint)
 
 
 def traced(share, **changes):

@@ -50,9 +50,9 @@ def without(name):
 # By the sentence that is told: what is changed in a sound record.
 LIES = {
     "passed', but audit base_frozen: accuracy 51.2": failed("base_frozen"),
-    "excused has base_frozen, which no run is too short for": failed("base_frozen", base_frozen="too short"),
+    "excused has base_frozen, which no short run excuses": failed("base_frozen", base_frozen="too short"),
     "excused has learned_something, but bounds": failed("learned_something", learned_something="too short"),
-    "excused has no_leakage, which is no audit that failed": put("excused", {"no_leakage": "too short"}),
+    "excused has no_leakage, which is not a failed audit": put("excused", {"no_leakage": "too short"}),
     "audits is empty": put("audits", []),
     "audits lacks no_leakage": without("no_leakage"),
     "audits lacks base_frozen": without("base_frozen"),
@@ -62,7 +62,7 @@ LIES = {
     "main_score is 'f1_macro', but that of task sa is 'accuracy'": put("main_score", "f1_macro"),
     "main_score 'accuracy' is not among bounded_scores": put("bounded_scores", []),
     "but backbone, task and method are bert_sa_sft": put("method", "sft"),
-    "recipe.adapter is set, which is not method sft": lambda record: record.update(method="sft", cell="bert_sa_sft"),
+    "recipe.adapter is set, which does not fit method sft": lambda record: record.update(method="sft", cell="bert_sa_sft"),
     "training.updates is 1, but training.losses has 2": put("training.updates", 1),
     "training.updates is 2, but the recipe's are 40": put("recipe.max_steps", 40),
     "training.updates is 0, but the recipe's": lambda record: record["training"].update(updates=0, losses=[]),
@@ -78,7 +78,7 @@ LIES = {
     "train_samples_per_second: Input should be a finite": put("throughput.train_samples_per_second", float("inf")),
     "its rows have a mean accuracy of 90.00, but scores.accuracy is 97.00": put("scores.accuracy", 97.0),
     "it holds 40 rows, but the record names 41": put("data.rows.test", 41),
-    "it holds other rows than those of rows_hash": put("examples.rows_hash", "0" * 16),
+    "its rows do not match rows_hash": put("examples.rows_hash", "0" * 16),
     "first_updates is 2, but the status is 'passed'": put("first_updates", 2),
     "status: Input should be 'passed', 'unconfirmed'": put("status", "good"),
     "missed is empty, but the status is 'missed'": put("status", "missed"),
@@ -146,7 +146,7 @@ def changed_rows(folder, record):
     ("lie", "sentence"),
     [
         (twice, "it is there twice"),
-        (equal_losses, "all its losses are those of seed 0"),
+        (equal_losses, "all its losses equal those of seed 0"),
         (renamed, "which is another cell's"),
         (changed_rows, "it was changed or is damaged"),
     ],

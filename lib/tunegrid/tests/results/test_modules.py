@@ -70,12 +70,12 @@ KEY = "the output of block.attention.key (Key, toy) changes first, by 2 % of its
             behind(["block.norm", "block.mlp"], 0.5, ("taken", "given")) | behind(["block", ""], 0.5),
             "the output of block (Block, toy) changes first, by 50 % of its norm; its input is equal",
         ),
-        (SIBLINGS, KEY.replace("key", "query").replace("Key", "Query").replace("2", "3") + "; 1 more module beside"),
+        (SIBLINGS, KEY.replace("key", "query").replace("Key", "Query").replace("2", "3") + "; 1 more module likewise"),
         (behind(["block.attention.key", "block.attention", "block", ""], 0.9e-4), ""),  # within the bound
         ({}, ""),
         (SLOWLY, ""),  # each module amplifies rounding twice: what went into the one that crosses the bound moved by half of it
         ({(name, f): SHUFFLED for name, *_ in MODEL for f in ("taken", "given")}, "the input of the model (Model, toy) al"),
-        ({("embed", "given"): NONE}, "the output of embed (Embed, toy) changes first, to or from no finite number; its"),
+        ({("embed", "given"): NONE}, "the output of embed (Embed, toy) changes first, to or from a value that is not finite"),
         ({("embed", "given"): SHUFFLED}, "the output of embed (Embed, toy) changes first, by 20 % of"),
     ],
 )
@@ -134,7 +134,7 @@ def written(moved=None, phase="forward", **figures):
         ("forward", IN_KEY, {"probe_loss": 0.8}, f"forward: {KEY}; the loss before training is 0.8, it was 0.7"),
         ("forward", IN_KEY, {"weights": {"head": 2.0}}, f"start: {KEY}; weights before training, layer 0 attention no number"),
         ("dropout", IN_KEY, {"drawn": "f" * 16}, f"random numbers: {KEY}; the first update draws other random numbers"),
-        ("search", IN_KEY, {"decoded": 0.01}, f"generation: {KEY}; scores of a search with a cache are off by 0.01"),
+        ("search", IN_KEY, {"decoded": 0.01}, f"generation: {KEY}; with a cache, a search's scores are off by 0.01"),
         (
             "forward",
             behind(["block.norm"], 0.3, ("gradient",)),
@@ -159,5 +159,5 @@ def test_a_damaged_file_costs_no_verdict_and_columns_that_are_no_calls_are_refus
     judgement, _ = compared(old, new, load_tolerances())
     assert judgement.detail.startswith("forward: the loss before training is 0.8, it was 0.7; no module is named: ")
     for change in ({"depth": [None] * 8}, {"given_norm": []}):
-        with pytest.raises(InputError, match="are not those of calls"):
+        with pytest.raises(InputError, match="do not match their calls"):
             modules_of(model() | change)

@@ -56,7 +56,7 @@ def moved(index, gap):
         (LOSSES, moved(0, 1.1e-6), CHANGED, "forward with dropout: the loss of update 1 is 0.700001, it was 0.7"),
         (LOSSES, moved(2, 9e-6), ROUNDING, "losses of the first 4 updates differ by at most 9.0e-06"),
         (LOSSES, moved(2, 1.1e-5), CHANGED, "backward or optimizer: losses differ by 1.1e-05 at update 3, not at update 1"),
-        ([0.1] * 11, [0.1] * 10 + [0.100009], ROUNDING, "losses are equal to update 10, then others"),
+        ([0.1] * 11, [0.1] * 10 + [0.100009], ROUNDING, "losses are equal up to update 10, then differ"),
         ([0.1] * 11, [0.1] * 10 + [0.1004], CHANGED, "curve: losses are equal before update 11, and differ by 4.0e-04 there"),
         ([0.1] * 11, [0.1] * 9 + [0.9, 0.1], CHANGED, "at update 10"),
         # five updates after the eleventh on average 0.4 in place of 0.5
@@ -64,9 +64,9 @@ def moved(index, gap):
             HALF,
             [*ROUNDED, *DRAWN[10:]],
             CHANGED,
-            "losses part from update 11 on: curves differ by 0.2 of the mean loss, not by",
+            "losses diverge from update 11: curves differ by 0.2 of the mean loss, not by",
         ),
-        (HALF, [*ROUNDED, *[0.5003] * 3, *[0.4] * 7], CHANGED, "curve: losses part from update 14 on"),  # more than 5e-4 nats
+        (HALF, [*ROUNDED, *[0.5003] * 3, *[0.4] * 7], CHANGED, "curve: losses diverge from update 14"),  # more than 5e-4 nats
     ],
 )
 def test_losses_of_the_first_updates_round_or_name_the_stage_that_changed(old, new, verdict, words):
@@ -79,7 +79,7 @@ def test_losses_of_the_first_updates_round_or_name_the_stage_that_changed(old, n
     [
         ({"tokens": "f" * 16}, "text: token ids or targets of the training rows differ"),
         ({"types": {ATTENTION: "bfloat16", "head": "float32"}}, f"loading: weights of {ATTENTION} are bfloat16, they were"),
-        ({"computed": {ATTENTION: "float32"}}, f"loading: {ATTENTION} computes in float32, it did in bfloat16"),
+        ({"computed": {ATTENTION: "float32"}}, f"loading: {ATTENTION} computes in float32, before in bfloat16"),
         ({"weights": {ATTENTION: 10.01, "head": 1.0}}, f"start: weights before training, {ATTENTION} x 1.001"),
         ({"probe_loss": 0.8}, "forward: the loss before training is 0.8, it was 0.7"),
         (
@@ -92,16 +92,16 @@ def test_losses_of_the_first_updates_round_or_name_the_stage_that_changed(old, n
         ({"gradients": {ATTENTION: 0.1, "head": 0.5}}, "backward: gradients of head x 0.5 at update 1, forward equal"),
         ({"gradients": {ATTENTION: 0.1}}, "backward: gradients of head no number, before 1 at update 1"),
         ({"reached": {ATTENTION: 4}}, "backward: tensors of head that get a gradient at update 1: 0, before 2"),
-        ({"tokens_read": 260}, "generation: a search reads 260 tokens, it read 52: a cache is used otherwise"),
-        ({"decoded": 0.01}, "generation: scores of a search with a cache are off by 0.01 of the largest logit, they "),
-        ({"moved": {ATTENTION: 0.01, "head": 0.0}}, "optimizer: head x 0 moved by update 3, first gradients equal"),
+        ({"tokens_read": 260}, "generation: a search reads 260 tokens, before 52: a cache is used differently"),
+        ({"decoded": 0.01}, "generation: with a cache, a search's scores are off by 0.01 of the largest logit, "),
+        ({"moved": {ATTENTION: 0.01, "head": 0.0}}, "optimizer: movement of head x 0 by update 3, first gradients equal"),
         ({"generated": "f" * 16}, "generation: the untrained model generates another text"),
         ({"metrics": {"accuracy": 56.25, "f1_macro": 50.0}}, "scoring: accuracy of fixed answers is 56.25, it was 50"),
         ({"moved": {ATTENTION: 1.0, "head": 1.0}, "probe_loss": 0.8, "metrics": {}}, "forward: "),  # the first of several
         ({"probe": "f" * 16, "probe_loss": 0.8, "generated": "f" * 16}, ""),  # another probe's are not compared
         ({"computed": None, "reached": None, "decoded": None, "generated": None, "tokens_read": None}, ""),  # not looked at
         ({"weights": {ATTENTION: 10.0005, "head": 1.0}}, ""),
-        ({"moved": {ATTENTION: 0.01002, "head": 0.05}}, f"optimizer: {ATTENTION} x 1.002"),  # all before it is bit-identical
+        ({"moved": {ATTENTION: 0.01002, "head": 0.05}}, f"optimizer: movement of {ATTENTION} x 1.002"),  # all before is equal
         ({"moved": {ATTENTION: 0.01002, "head": 0.05}, "weights": {ATTENTION: 10.0005, "head": 1.0}}, ""),
     ],
 )
@@ -128,7 +128,7 @@ def test_records_without_figures_are_held_to_losses_and_order_and_libraries_are_
     assert verdict_on(record(), record(order="f" * 16))[1].startswith("rows: ")
     known = {"peft": "0" * 16, "torch": "1" * 16}
     new = replace(old, libraries=old.libraries | known, versions=old.versions | {"torch": "9"})
-    libraries = f"with torch 9, it was {old.versions['torch']}; peft {old.versions['peft']} of other code"
+    libraries = f"with torch 9, it was {old.versions['torch']}; peft {old.versions['peft']} with other code"
     assert verdict_on(old, new) == (EQUAL, f"all losses are equal; {libraries}")
 
 
@@ -189,7 +189,7 @@ def test_test_rows_with_other_predictions_are_held_to_how_many_rounding_changes(
         ("data.fingerprint", "f" * 16, False, "other rows"),
         ("training.losses", [0.1, None], False, "a run without losses"),
         ("training", None, False, "a run without losses"),
-        ("training.precision", "bf16", False, "no tolerance was measured for bf16 after fp32"),
+        ("training.precision", "bf16", False, "no tolerance was measured from fp32 to bf16"),
     ],
 )
 def test_runs_are_of_one_training_if_everything_but_rounding_is_equal_to_the_last_update(place, value, same, reason):

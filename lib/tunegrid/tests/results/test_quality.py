@@ -86,7 +86,7 @@ def test_rows_alone_tell_noise_between_runs_of_one_training():
     assert (judgement.verdict, judgement.error) == (Verdict.WORSE, pytest.approx(1.753, abs=1e-3))
     assert "100 rows lost, 0 gained of 512; noise of rows alone" in judgement.detail
     assert accuracy(run_of([0]), run_of([4]), Noise()).verdict is Verdict.CANNOT_TELL
-    assert "no points by row to test" in accuracy(*map(scores_alone, (run_of([0]), run_of([4]))), Noise()).detail
+    assert "no points per row to test" in accuracy(*map(scores_alone, (run_of([0]), run_of([4]))), Noise()).detail
 
 
 def test_before_and_after_are_of_the_runs_that_were_paired():

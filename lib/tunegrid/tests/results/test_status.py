@@ -58,7 +58,7 @@ def test_a_cell_passes_if_nothing_is_wrong(audits, changes, status, sentences):
     training = MEASURED["training"] | {"stopped": changes.pop("stopped", None)}
     ended = with_status(complete(training=training, audits=audits, **changes), run, unexpected)
     assert (ended.status, ended.missed) == (status, [f"{sentence} (bert_sa_lora, quick, seed 0)" for sentence in sentences])
-    reason = "a run of 99 of 300 planned updates may be too short to meet it"
+    reason = "a run of 99 of 300 planned updates may be too short to pass it"
     excused = run.updates == 99 and status != "stopped"
     assert ended.excused == ({"learned_something": reason} if excused else {})
     assert too_short(ended) == ([f"{CHANCE}; {reason} (bert_sa_lora, quick, seed 0)"] if excused else [])
@@ -67,13 +67,13 @@ def test_a_cell_passes_if_nothing_is_wrong(audits, changes, status, sentences):
 @pytest.mark.parametrize(
     ("audit", "run", "reason"),
     [
-        ("learned_something", extent(99), "a run of 99 of 300 planned updates may be too short to meet it"),
+        ("learned_something", extent(99), "a run of 99 of 300 planned updates may be too short to pass it"),
         ("learned_something", extent(100), ""),  # it has seen each row once
-        ("learned_something", extent(300, test_rows=8), "8 test rows may be too few to meet it"),
+        ("learned_something", extent(300, test_rows=8), "8 test rows may be too few to pass it"),
         ("learned_something", extent(300, test_rows=100), ""),
-        ("generation_not_truncated", extent(99), "a run of 99 of 300 planned updates may be too short to meet it"),
+        ("generation_not_truncated", extent(99), "a run of 99 of 300 planned updates may be too short to pass it"),
         ("generation_not_truncated", extent(100, test_rows=8), ""),
-        ("weights_moved", extent(9), "a run of 9 of 300 planned updates may be too short to meet it"),
+        ("weights_moved", extent(9), "a run of 9 of 300 planned updates may be too short to pass it"),
         ("weights_moved", extent(10), ""),
         ("weights_moved", Extent(updates=3, planned=3, one_pass=3), ""),  # as long as the recipe says
         ("base_frozen", extent(1, test_rows=1), ""),
@@ -101,7 +101,7 @@ def test_copied_results_turn_both_cells_to_audit_and_in_other_company_cells_are_
     records = [scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0), scored("bert_sa_lora", 90.0)]
     together = compared_together(records)
     assert [(record.status, contradicts(record)) for record in together] == [("audit", True)] * 2 + [("passed", False)]
-    assert together[0].missed == ["audit distinct_results: the results are those of t5_sa_sft (t5_sa_lora, quick, seed 0)"]
+    assert together[0].missed == ["audit distinct_results: the results equal those of t5_sa_sft (t5_sa_lora, quick, seed 0)"]
     assert [(f.name, f.passed) for f in together[0].audits] == [("distinct_results", False), ("same_rows_in_triple", True)]
     assert [record.status for record in records] == ["passed"] * 3  # what comes in stays as it is
     together = compared_together(together[:2])
@@ -117,7 +117,7 @@ def test_other_profiles_are_not_compared_and_a_fault_is_added_to_what_a_cell_mis
     missed = scored("t5_sa_lora", 9.0, status="missed", missed=[BELOW])
     together = compared_together([missed, scored("t5_sa_sft", 8.0, **OTHER_DATA)])
     assert [record.status for record in together] == ["missed", "missed"]
-    assert together[0].missed == [BELOW, "audit same_rows_in_triple: other rows than t5_sa_sft (t5_sa_lora, quick, seed 0)"]
+    assert together[0].missed == [BELOW, "audit same_rows_in_triple: rows differ from t5_sa_sft (t5_sa_lora, quick, seed 0)"]
 
 
 def cell(name, score, losses=(0.5,), **changes):
@@ -132,13 +132,13 @@ def failed(*records):
 def test_rows_are_compared_within_a_triple_and_results_over_all_cells():
     scores = {"t5_sa_lora": 90.0, "t5_sa_qlora": 91.0, "t5_qa_lora": 90.0, "t5_sa_sft": 90.0}
     assert failed(*(cell(*pair) for pair in scores.items())) == {
-        "t5_sa_lora": ["the results are those of t5_sa_sft"],
+        "t5_sa_lora": ["the results equal those of t5_sa_sft"],
         "t5_sa_qlora": [],
-        "t5_qa_lora": ["the results are those of t5_sa_sft"],
-        "t5_sa_sft": ["the results are those of t5_qa_lora"],
+        "t5_qa_lora": ["the results equal those of t5_sa_sft"],
+        "t5_sa_sft": ["the results equal those of t5_qa_lora"],
     }
     others = cell("t5_sa_sft", 2.0, **OTHER_DATA), cell("bert_sa_lora", 3.0, **OTHER_DATA)
-    expected = {"t5_sa_lora": ["other rows than t5_sa_sft"], "t5_sa_sft": ["other rows than t5_sa_lora"], "bert_sa_lora": []}
+    expected = {"t5_sa_lora": ["rows differ from t5_sa_sft"], "t5_sa_sft": ["rows differ from t5_sa_lora"], "bert_sa_lora": []}
     assert failed(cell("t5_sa_lora", 1.0), *others) == expected
 
 
@@ -174,8 +174,8 @@ def twice(first, second, seed=43):
 @pytest.mark.parametrize(
     ("scores", "statuses", "said"),
     [
-        ((49.0, 99.0), ["unconfirmed", "passed"], "missed at seed 43 (accuracy 49.0 is below 50.0), reached at 10043"),
-        ((99.0, 49.0), ["passed", "unconfirmed"], "missed at seed 10043 (accuracy 49.0 is below 50.0), reached at 43"),
+        ((49.0, 99.0), ["unconfirmed", "passed"], "missed a bound at seed 43 (accuracy 49.0 is below 50.0), reached at 10043"),
+        ((99.0, 49.0), ["passed", "unconfirmed"], "missed a bound at seed 10043 (accuracy 49.0 is below 50.0), reached at 43"),
         ((49.0, 49.0), ["missed", "missed"], ""),
         ((-49.0, 99.0), ["missed", "passed"], ""),  # an audit is no noise
         ((49.0, -99.0), ["missed", "audit"], ""),

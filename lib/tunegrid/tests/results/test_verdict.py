@@ -73,16 +73,16 @@ BOTH = [record_of(CELL), record_of(OTHER)]
     ("records", "judgements", "counted", "state", "words"),
     [
         (BOTH, [], FAILED_BY, State.PASSED, "Passed: all 2 cells reached every bound and passed every audit."),
-        ([], [], FAILED_BY, State.EMPTY, "Nothing to show: this run holds no cell that was run."),
+        ([], [], FAILED_BY, State.EMPTY, "Nothing to show: this run holds no cell that ran."),
         ([begun(), begun(OTHER)], EARLY, NUMERICS, State.BEGUN, "2 cells: 2 equal by their first 2 updates."),
         ([begun(), begun(OTHER)], [changed(CELL)], NUMERICS, State.FAILED, "Failed: lora_A x 0.9258 (numerics of the one cell"),
-        (BOTH, UNTESTED, FAILED_BY, State.CANNOT_TELL, "2 main scores cannot be told (bert_sa_lora accuracy (no points"),
-        (BOTH, DOUBT, FAILED_BY, State.PASSED, "no worse than old.json, though 1 main score cannot be told (t5_sa_lora)."),
+        (BOTH, UNTESTED, FAILED_BY, State.CANNOT_TELL, "2 main scores cannot be decided (bert_sa_lora accuracy (no points"),
+        (BOTH, DOUBT, FAILED_BY, State.PASSED, "though 1 main score cannot be decided (t5_sa_lora)."),
         (BOTH, DOUBT, kinds_of("cannot-tell"), State.CANNOT_TELL, "Cannot tell whether the run is worse than old.json."),
-        (BOTH, judged((CELL, OTHER)), kinds_of("quality,cannot-tell"), State.PASSED, "By quality no worse than old.json."),
+        (BOTH, judged((CELL, OTHER)), kinds_of("quality,cannot-tell"), State.PASSED, "No worse than old.json by quality."),
         (BOTH, [*judged((CELL,)), LOST], NUMERICS, State.PASSED, "could not be compared (no run of the same seed)."),
-        (BOTH, [LOST], ("numerics",), State.CANNOT_TELL, "Cause: nothing of numerics could be compared."),
-        (BOTH, [*judged((CELL,)), changed(OTHER)], FAILED_BY, State.PASSED, "that does not count here."),
+        (BOTH, [LOST], ("numerics",), State.CANNOT_TELL, "Cause: no figure of numerics could be compared."),
+        (BOTH, [*judged((CELL,)), changed(OTHER)], FAILED_BY, State.PASSED, "numerics do not count here."),
     ],
 )
 def test_what_a_run_comes_to(records, judgements, counted, state, words):

@@ -88,7 +88,7 @@ CROSS = "decoder.block.1.layer.1.EncDecAttention.q.weight"
 @pytest.mark.parametrize(
     ("cell_id", "spoil", "sentence"),
     [
-        ("bert_sa_sft", shutil.rmtree, "no checkpoint folder 'bert-micro' below {root}; it is named as the hub's model"),
+        ("bert_sa_sft", shutil.rmtree, "no checkpoint folder 'bert-micro' below {root}; name it as the hub's model"),
         ("bert_sa_sft", lambda folder: (folder / "tokenizer.json").unlink(), "{folder} has no tokenizer"),
         ("gpt2_sa_sft", lambda folder: (folder / "config.json").unlink(), "{folder} has no config.json"),
         ("t5_sa_sft", as_a_pickle, "only pytorch_model.bin, a pickle"),

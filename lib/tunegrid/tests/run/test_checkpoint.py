@@ -60,7 +60,7 @@ def test_a_run_that_was_cut_ends_with_the_weights_of_one_that_was_not(cell_id, t
     assert resumed.log.learning_rates == whole.log.learning_rates
     assert (again.updates, again.order) == (training.updates, training.order)
     assert all(torch.equal(p, weights(whole)[name]) for name, p in weights(resumed).items())
-    assert again.fallbacks == [f"resumed at update {cut_at} of {UPDATES}; seconds and throughput are of the rest"]
+    assert again.fallbacks == [f"resumed at update {cut_at} of {UPDATES}; seconds and throughput cover only the rest"]
     Checkpoints(path=path, every_seconds=0.0).clear()
     assert not path.exists()
 
@@ -89,8 +89,8 @@ def test_a_file_that_was_cut_off_is_set_aside_in_a_sentence_and_training_starts_
         checkpoints.restore(target)
         assert target.state is None
         [sentence] = checkpoints.remarks
-        assert sentence.startswith("started anew: the checkpoint cannot be read (")
-        assert sentence.endswith("; it is now cut.safetensors.broken")
+        assert sentence.startswith("started over: the checkpoint cannot be read (")
+        assert sentence.endswith("; renamed to cut.safetensors.broken")
         assert (path.with_name("cut.safetensors.broken").read_bytes(), path.exists()) == (whole[:length], False)
 
 

@@ -95,7 +95,7 @@ def test_ranks_that_train_as_one_pass_and_others_are_named(broken):
     assert early[0] == (broken != "mean of each rank"), early
     assert early[1].startswith("2 ranks, 6 rows: loss off by ")
     assert late[0] == (broken != "a rank of its own"), late
-    assert late[0] or late[1].endswith("; 1 ranks have others than the first: 1")
+    assert late[0] or late[1].endswith("; 1 ranks differ from the first: 1")
     assert broken or other == late
 
 
