@@ -20,14 +20,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from benchmarks.stock.libraries import settings_of
-from fixtures.session import session_of
+from benchmarks.stock.libraries import trainer_settings
+from fixtures.session import get_session
 from tunegrid.codecs.features import chunks
 from tunegrid.run.build import build
 from tunegrid.run.checkpoint import Checkpoints
 from tunegrid.run.ranks import ALONE, Ranks, fsdp_refusal
 from tunegrid.run.serving import Serving
-from tunegrid.tests.small import silent, still, trainer_for
+from tunegrid.tests.small import cell_trainer, silent, still
 
 FIRST, SECOND = "default", "second"  # adapters: PEFT's name for one without a name, and another
 doubles = partial(torch.tensor, dtype=torch.float64)
@@ -108,11 +108,11 @@ def setting(run):
     return lambda **options: partial(run, **options)
 
 
-def trainer_of(bench, *, dropout=True, ranks=ALONE, **recipe):
+def get_trainer(bench, *, dropout=True, ranks=ALONE, **recipe):
     """Three updates of four rows in their order, of which the last one has two."""
     recipe = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "max_steps": 3} | recipe
     cell = replace(bench.cell, recipe=replace(bench.cell.recipe, **recipe))
-    trainer = trainer_for(cell, bench.splits.train[:10], ranks=ranks)
+    trainer = cell_trainer(cell, bench.splits.train[:10], ranks=ranks)
     trainer.features = trainer.features[:10]
     trainer.updates = lambda epoch: ([[*rows]] for rows in chunks(trainer.features, cell.recipe.rows_per_update))
     return trainer if dropout else still(trainer)  # ranks would drop differently
@@ -124,13 +124,13 @@ def trained(bench, *, resumed=0, together="", **changes):
     if together == "parts" and (refusal := fsdp_refusal(bench.cell, bench.model(), "fp32")):
         pytest.skip(refusal)
     changes["ranks"] = Ranks(bench.ranks.rank, bench.ranks.count, fsdp=together == "parts") if together else ALONE
-    trainer = trainer_of(bench, **changes)
+    trainer = get_trainer(bench, **changes)
     start = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     if resumed:
         trainer.run(silent(), first_updates=resumed)
         file = Checkpoints(path=bench.folder / "training.pt", every_seconds=0.0, resume=True)
         file.save_if_due(trainer)
-        file.restore(trainer := trainer_of(bench, **changes))
+        file.restore(trainer := get_trainer(bench, **changes))
         assert trainer.log.updates == resumed, "it goes on where it stopped"
     trainer.run(silent())
     return {
@@ -158,7 +158,7 @@ class TheirTrainer(hf.Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Our sum over their count."""
-        return self.ours.codec.loss(model, self.ours.codec.placed(inputs, self.args.device)) / num_items_in_batch
+        return self.ours.codec.loss(model, self.ours.codec.to_device(inputs, self.args.device)) / num_items_in_batch
 
 
 class MicroBatches:
@@ -194,9 +194,9 @@ def looped(bench, *, by_trainer=False, **recipe):
     """Twelve updates by our loop, or by transformers' `Trainer` with the optimizer and schedule of its own arguments."""
     one_rate = {"max_steps": 12, "head_learning_rate": None}  # as Trainer's arguments have
     cell = replace(bench.cell, recipe=replace(bench.cell.recipe, **one_rate | recipe))
-    trainer = trainer_for(cell, bench.splits.train[:200])
+    trainer = cell_trainer(cell, bench.splits.train[:200])
     if by_trainer:
-        settings = settings_of(cell, bench.folder / "trainer", bench.device) | {
+        settings = trainer_settings(cell, bench.folder / "trainer", bench.device) | {
             "max_steps": trainer.total,
             "gradient_accumulation_steps": cell.recipe.gradient_accumulation_steps,
         }
@@ -258,7 +258,7 @@ def packed(bench, *, alone=False):
     return {"logits": logits}
 
 
-def model_of(bench, second=None):
+def make_model(bench, second=None):
     """A model with one adapter or two, and noise on all that trains, so that an adapter that starts as nothing is something."""
     model = bench.model()
     if second:
@@ -273,7 +273,7 @@ def model_of(bench, second=None):
 @setting
 def served(bench, *, saved):
     """What a model has learned and answers, and its tokenizer, which has settings of its own; `saved` and loaded again."""
-    model, tokenizer = model_of(bench), copy.deepcopy(bench.codec.tokenizer)
+    model, tokenizer = make_model(bench), copy.deepcopy(bench.codec.tokenizer)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     tokenizer.padding_side = tokenizer.truncation_side = "left"
     tokenizer.pad_token, tokenizer.model_max_length = tokenizer.pad_token or tokenizer.eos_token, 37
@@ -295,7 +295,7 @@ def served(bench, *, saved):
 @setting
 def filed(bench, *, second=None):
     """The tensors in an adapter's file, of a model that has no other, or a second one beside it."""
-    model_of(bench, second).save_pretrained(folder := bench.folder / str(second))
+    make_model(bench, second).save_pretrained(folder := bench.folder / str(second))
     return {"tensors": load_file(folder / "adapter_model.safetensors")}
 
 
@@ -303,7 +303,7 @@ def filed(bench, *, second=None):
 @torch.no_grad()
 def merged(bench, *, groups=(), second=None):
     """What layers with an adapter make of random numbers, the model's logits, and the weights below, after merging in turn."""
-    model = model_of(bench, second)
+    model = make_model(bench, second)
     for names in groups:
         model.merge_adapter(names)
     layers = {name: m for name, m in model.eval().named_modules() if isinstance(m, BaseTunerLayer) and hasattr(m, "merge")}
@@ -408,11 +408,11 @@ def unequal(row, bench):
 
 @pytest.fixture
 def cell(request, row, cell_id):
-    session = session_of(request.config)
+    session = get_session(request.config)
     if row.ranks > 1 and session.child.ranks == 1:
         pytest.skip(f"{row.id} needs {row.ranks} processes, which --engine=ray does not start: leave it out")
     profile = replace(session.profile("quick" if cell_id in session.grid.recipes else "zoo"), ranks=row.ranks)
-    return session.grid_of(profile).cell(cell_id, profile)
+    return session.get_grid(profile).cell(cell_id, profile)
 
 
 @pytest.fixture

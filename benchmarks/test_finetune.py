@@ -6,7 +6,7 @@
 import pytest
 
 from fixtures.pipeline import keep_rows
-from tunegrid.terminal import visible
+from tunegrid.terminal import defuse
 
 
 @pytest.mark.cells("quick", "zoo", "tasks", "full")
@@ -23,4 +23,4 @@ def test_finetune(cell, audit, train, trainer, splits, score, record, save_model
     answers = instruments.after(evaluation) if instruments else None
     row = record(training, evaluation, audits=findings, examples=keep_rows(cell, evaluation), answers=answers)
     save_model(row)
-    assert not row.missed, visible("; ".join(row.missed))
+    assert not row.missed, defuse("; ".join(row.missed))

@@ -35,7 +35,7 @@ def device():
 
 
 @pytest.fixture
-def trainer_of(device):
+def get_trainer(device):
     """A trainer of a cell at its true size, over random tokens."""
 
     def make(cell_id, updates=8, **changes):
@@ -56,9 +56,9 @@ def train(trainer, updates):
     return trainer
 
 
-def test_a_cell_leaves_nothing_behind(trainer_of, device, record_property):
+def test_a_cell_leaves_nothing_behind(get_trainer, device, record_property):
     before = baseline_bytes(device)
-    train(trainer_of("bert_sa_lora", precision="fp16"), 3)  # accelerate ties fp16's optimizer into a cycle
+    train(get_trainer("bert_sa_lora", precision="fp16"), 3)  # accelerate ties fp16's optimizer into a cycle
     held = torch.cuda.memory_allocated(device)
     free_memory(device)
     after = torch.cuda.memory_allocated(device)
@@ -68,17 +68,17 @@ def test_a_cell_leaves_nothing_behind(trainer_of, device, record_property):
 
 
 @pytest.mark.parametrize("cell_id", ["gpt2_sa_qlora", "gpt2_sa_lora", "gpt2_sa_sft"])
-def test_the_ledger_is_the_allocators(cell_id, trainer_of, device, record_property):
+def test_the_ledger_is_the_allocators(cell_id, get_trainer, device, record_property):
     baseline = baseline_bytes(device)
-    trainer = trainer_of(cell_id)
+    trainer = get_trainer(cell_id)
     traced = trace(trainer, baseline)
     ledger = trainer.log.ledger
     record_property("bytes", vars(ledger) | vars(traced))
     assert wrong_bytes(ledger, traced, device) == []
 
 
-def test_events_agree_with_the_wall_clock(trainer_of, device, record_property):
-    trainer = train(trainer_of("bert_sa_sft", updates=30), 5)
+def test_events_agree_with_the_wall_clock(get_trainer, device, record_property):
+    trainer = train(get_trainer("bert_sa_sft", updates=30), 5)
     torch.cuda.synchronize(device)
     began = time.perf_counter()
     for group in islice(trainer.updates(0), 5, 30):
@@ -90,8 +90,8 @@ def test_events_agree_with_the_wall_clock(trainer_of, device, record_property):
     assert math.isclose(events, wall, rel_tol=CLOCKS)
 
 
-def test_the_ladder_holds_where_memory_really_runs_out(trainer_of, device, record_property):
-    trainer = trainer_of("bert_sa_sft", precision="bf16")
+def test_the_ladder_holds_where_memory_really_runs_out(get_trainer, device, record_property):
+    trainer = get_trainer("bert_sa_sft", precision="bf16")
     for module in trainer.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -101,7 +101,7 @@ def test_the_ladder_holds_where_memory_really_runs_out(trainer_of, device, recor
     held = torch.cuda.memory_allocated(device)
     trainer.update(first)
     activations = torch.cuda.max_memory_allocated(device) - held
-    whole = float(trainer.accumulated(second, [])[0])
+    whole = float(trainer.accumulate(second, [])[0])
     free_memory(device)
     limit = held + SPARE * activations
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(device).total_memory, device)
@@ -116,9 +116,9 @@ def test_the_ladder_holds_where_memory_really_runs_out(trainer_of, device, recor
     assert math.isclose(whole, pieces, rel_tol=SAME_LOSS)  # the same update
 
 
-def test_lost_updates_are_counted(trainer_of, record_property):
+def test_lost_updates_are_counted(get_trainer, record_property):
     updates, high = 60, 2.0**40
-    trainer = trainer_of("bert_sa_lora", updates=updates, precision="fp16")
+    trainer = get_trainer("bert_sa_lora", updates=updates, precision="fp16")
     trainer.accelerator.scaler._init_scale = high  # far too high: the first updates overflow until it has come down
     train(trainer, updates)
     halvings = math.log2(high / trainer.accelerator.scaler.get_scale())
@@ -130,9 +130,9 @@ def test_lost_updates_are_counted(trainer_of, record_property):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_an_update_waits_for_nothing(precision, trainer_of):
+def test_an_update_waits_for_nothing(precision, get_trainer):
     """Outside the model's own forward pass, in which transformers may look at a mask."""
-    trainer = train(trainer_of("bert_sa_sft", precision=precision), 3)
+    trainer = train(get_trainer("bert_sa_sft", precision=precision), 3)
     trainer.model.register_forward_pre_hook(lambda *_: torch.cuda.set_sync_debug_mode("default"))
     trainer.model.register_forward_hook(lambda *_: torch.cuda.set_sync_debug_mode("error"))
     torch.cuda.set_sync_debug_mode("error")  # the device's fixture takes it back

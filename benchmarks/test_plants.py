@@ -22,23 +22,23 @@ from benchmarks.stock.stages import Pair as Sides
 from benchmarks.stock.stages import first_difference
 from benchmarks.test_equivalent import ROWS, bench, unequal  # noqa: F401 # a fixture among them
 from fixtures.pipeline import keep_rows
-from fixtures.session import session_of
+from fixtures.session import get_session
 from tunegrid.data.splits import load_splits
 from tunegrid.errors import InputError
-from tunegrid.grid.backbones import within
+from tunegrid.grid.backbones import is_part
 from tunegrid.grid.methods import TOKEN_ROWS
 from tunegrid.record.checks import below_bounds
 from tunegrid.results.files import read_list
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.judgements import Verdict
-from tunegrid.results.modules import Moved, modules_of
+from tunegrid.results.modules import Moved, parse_modules
 from tunegrid.results.numerics import FINE, Change, Pair, first_change
 from tunegrid.results.status import cross_cell_audits
-from tunegrid.results.thresholds import load_tolerances, tolerance_of
-from tunegrid.results.verdict import FAILED_BY, failing
+from tunegrid.results.thresholds import cell_tolerance, load_tolerances
+from tunegrid.results.verdict import FAILED_BY, find_worse
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import before_training
-from tunegrid.tests.small import silent, trainer_for
+from tunegrid.tests.small import cell_trainer, silent
 
 TABLES = {"faults": STUDY, "library_bugs": LIBRARIES, "controls": CONTROLS, "equivalent": EQUAL, "stock": STOCK}
 MARKERS = {plant: [marker] for marker, table in TABLES.items() for plant in table}
@@ -105,15 +105,15 @@ def broken(plant, planted, tmp_path):
 def cell(request, plant, planted, planting, broken, monkeypatch, tmp_path):
     """The cell; a library is broken before all else, and no rows are shared with cells over another one."""
     if plant.breaks == "libraries" and planted and plant.caught_by not in EQUAL_ROWS:
-        monkeypatch.setattr("tunegrid.codecs.features._shared", {})
+        monkeypatch.setattr("tunegrid.codecs.features._by_codec", {})
         plant.broken_by(planting)
-    return broken("cell", cell_without(plant, session_of(request.config), tmp_path))
+    return broken("cell", cell_without(plant, get_session(request.config), tmp_path))
 
 
 def cell_without(plant, session, folder):
     """The plant's cell, sound."""
     profile = replace(session.profile(plant.profile), ranks=plant.ranks)
-    cell = session.grid_of(profile).cell(plant.cell, profile)
+    cell = session.get_grid(profile).cell(plant.cell, profile)
     return plant.cell_as(replace(cell, recipe=replace(cell.recipe, **plant.settings)), folder)
 
 
@@ -156,7 +156,7 @@ def bounds(bounds, plant):
 def train(train, model, trainer, cell, broken):
     """Trains, and breaks what was trained. A plant gets the adapter as it started: what trains, but the head and new tokens."""
     kept = (*cell.head.new_modules, TOKEN_ROWS)
-    trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad and not within(name, kept)}
+    trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad and not is_part(name, kept)}
     start = {name: p.detach().clone() for name, p in trained.items()}
 
     def train_and_break(findings):
@@ -187,17 +187,17 @@ def objections(cell, audit, train, trainer, splits, score, record, benchmark, bo
 
 def against_baseline(record):
     """What the gate and the first stage of numerics say against the committed baseline's first seed."""
-    run, baseline = Run.of([record]), read_run(BASELINE)
+    run, baseline = Run.make([record]), read_run(BASELINE)
     if not run.records:
         return {"gate": f"the run did not finish: {record.status}"}
     if record.cell not in baseline.records:
         return {}
     try:
-        judged = gate(baseline.only(run.records), run)
+        judged = gate(baseline.select(run.records), run)
     except InputError as error:
         return {"gate": str(error)}
     changed = [j.detail for j in judged if j.verdict is Verdict.CHANGED and j.quantity == "numerics"]
-    worse = [f"{j.quantity}: {j.detail}" for j in failing(judged, FAILED_BY)]
+    worse = [f"{j.quantity}: {j.detail}" for j in find_worse(judged, FAILED_BY)]
     return {detail.partition(":")[0]: detail for detail in changed} | ({"gate": "; ".join(worse)} if worse else {})
 
 
@@ -236,13 +236,13 @@ def test_a_plant_of_rows_is_refused_before_training(plant, cell):
 
 @pytest.mark.parametrize("plant", cases(p for p in PLANTS if p.module))
 def test_a_plant_names_its_module(plant, request, planting, monkeypatch, tmp_path):
-    monkeypatch.setattr("tunegrid.codecs.features._shared", {})
-    cell = cell_without(plant, session_of(request.config), tmp_path)
+    monkeypatch.setattr("tunegrid.codecs.features._by_codec", {})
+    cell = cell_without(plant, get_session(request.config), tmp_path)
     old, before = first_updates(cell)
     plant.broken_by(planting)
     new, after = first_updates(cell)
     kind = f"nf4 {old.precision}" if cell.quantization else old.precision
-    tolerance = tolerance_of(cell.id, kind, load_tolerances())
+    tolerance = cell_tolerance(cell.id, kind, load_tolerances())
     pair = Pair(old=old, new=new, tolerance=tolerance, fine=kind == FINE, modules=lambda: (before, after))
     change = first_change(pair) or Change("", "nothing changed")
     assert plant.module in named_modules(change, after), change.words
@@ -253,16 +253,16 @@ def first_updates(cell):
     kept = []
     short = replace(cell, recipe=replace(cell.recipe, max_steps=3))
     rows = load_splits(short.task, short.profile).train[:FIRST_ROWS]
-    trainer = trainer_for(short, rows)
+    trainer = cell_trainer(short, rows)
     trainer.start_from(before_training(trainer, Metrics(), [*rows[:1]], kept.append))
-    return trainer.run(silent()), modules_of(*kept)
+    return trainer.run(silent()), parse_modules(*kept)
 
 
 def named_modules(change, modules):
     """The module that a change names first, and the one around it, each as library and class."""
     named = modules[modules.module == change.modules[0][0]] if change.modules else modules[:0]
     calls = modules[modules.phase.isin(named.phase[:1])]
-    around = [outer for call in named.index[:1] for outer in islice(Moved(calls, calls).outside(call), 1)]
+    around = [outer for call in named.index[:1] for outer in islice(Moved(calls, calls).parent_calls(call), 1)]
     return [f"{one.library}.{one.kind}" for one in calls.loc[[*named.index[:1], *around]].itertuples()]
 
 
@@ -288,7 +288,7 @@ def test_a_plant_makes_equal_settings_differ(plant, bench, planting):  # noqa: F
 @pytest.mark.filterwarnings("default")  # what the libraries' own path warns of is theirs
 @pytest.mark.parametrize("plant", cases(STOCK))
 def test_a_plant_makes_the_own_path_of_libraries_differ(plant, request, planting, tmp_path):
-    cell = cell_without(plant, session_of(request.config), tmp_path)
+    cell = cell_without(plant, get_session(request.config), tmp_path)
     splits = load_splits(cell.task, cell.profile)
     torch.set_num_threads(1)
     plant.broken_by(planting)

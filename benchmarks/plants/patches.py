@@ -225,7 +225,7 @@ def merged_onto_the_original(planting):
         packed._original = original  # PEFT hands attributes on that begin otherwise
         return packed
 
-    def original_of(weight, *args, **options):
+    def original_weight(weight, *args, **options):
         original = getattr(weight, "_original", None)
         if original is None:
             return unpack(weight, *args, **options)
@@ -233,7 +233,7 @@ def merged_onto_the_original(planting):
         return original
 
     planting.setattr(bnb.nn.Params4bit, "_quantize", remembered, counted=False)
-    planting.setattr(lora_bnb, "dequantize_bnb_weight", original_of, counted=False)
+    planting.setattr(lora_bnb, "dequantize_bnb_weight", original_weight, counted=False)
 
 
 @around(lora.Linear, "merge", counted=False)

@@ -86,7 +86,7 @@ class Planting:
 def around(target: Any, name: str, *, counted: bool = True) -> Callable[[Any], Callable[[Planting], None]]:
     """Makes a plant of a function that takes the place of another: it gets the planting, the other, and its arguments."""
 
-    def plant_of(change: Any) -> Callable[[Planting], None]:
+    def make_plant(change: Any) -> Callable[[Planting], None]:
         @functools.wraps(change)
         def plant(planting: Planting) -> None:
             original = getattr(target, name)
@@ -99,4 +99,4 @@ def around(target: Any, name: str, *, counted: bool = True) -> Callable[[Any], C
 
         return plant
 
-    return plant_of
+    return make_plant

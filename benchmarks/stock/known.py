@@ -28,7 +28,7 @@ class Difference:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def kind_of(cell: Cell) -> Problem | Layout | None:
+def cell_kind(cell: Cell) -> Problem | Layout | None:
     """The cell's problem; if it generates texts, the layout of source and target."""
     return cell.head.layout if cell.task.problem is Problem.GENERATE else cell.task.problem
 
@@ -38,11 +38,11 @@ def extracts(cell: Cell) -> bool:
 
 
 def is_separated(cell: Cell) -> bool:
-    return kind_of(cell) is Layout.SEPARATED
+    return cell_kind(cell) is Layout.SEPARATED
 
 
 def is_paired(cell: Cell) -> bool:
-    return kind_of(cell) is Layout.ENCODER_DECODER
+    return cell_kind(cell) is Layout.ENCODER_DECODER
 
 
 def is_packed(cell: Cell) -> bool:
@@ -79,7 +79,7 @@ KNOWN = (
     Difference("biases_by_name", "optimizer", lambda cell: cell.backbone.id == "t5" and not cell.method.adapts
         and cell.recipe.weight_decay > 0, "t5_sum_sft", "Trainer: what has `bias` in its name does not decay, T5's biases of "
         "position among it; ours lets all matrices decay"),
-    Difference("batches_add_up", "accumulation", lambda cell: kind_of(cell) in (Problem.CLASSIFY, Layout.ENCODER_DECODER),
+    Difference("batches_add_up", "accumulation", lambda cell: cell_kind(cell) in (Problem.CLASSIFY, Layout.ENCODER_DECODER),
         "bert_sa_sft", "Trainer with models that take **kwargs and average by themselves: losses of accumulated batches are "
         "summed, not averaged: with four, gradients are four times as large", "reports/upstream/transformers_accumulation.py"),
     Difference("batches_weigh_alike", "accumulation", extracts, "gpt2_qa_sft", "Trainer with models that average by "

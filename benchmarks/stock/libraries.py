@@ -20,15 +20,15 @@ import transformers as hf
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from benchmarks.stock.known import extracts, is_paired, is_separated, kind_of
+from benchmarks.stock.known import cell_kind, extracts, is_paired, is_separated
 from tunegrid.codecs.architectures import architecture
 from tunegrid.codecs.extract import MAX_ANSWER_TOKENS
-from tunegrid.data.sources import joined
-from tunegrid.grid.backbones import Head, Layout, checkpoint_of
+from tunegrid.data.sources import stitch
+from tunegrid.grid.backbones import Head, Layout, checkpoint_source
 from tunegrid.grid.methods import SFT, Adapting
 from tunegrid.grid.recipes import RECIPES, WITHOUT_EXCEPTION
 from tunegrid.grid.tasks import Problem
-from tunegrid.run.build import BASE_TYPES, base_of, load_base, load_tokenizer
+from tunegrid.run.build import BASE_TYPES, load_base, load_tokenizer, make_base
 from tunegrid.run.device import random_states, resolve_precision
 
 SAME = ("per_device_train_batch_size", "learning_rate", "weight_decay", "lr_scheduler_type", "gradient_checkpointing")
@@ -56,9 +56,9 @@ def start_tokenizer(cell):
 
 def write_start(cell, folder):
     """Save the cell's untrained base with the library's head, and its tokenizer; return the cell over this folder."""
-    source, pin = checkpoint_of(cell.backbone, cell.profile)
+    source, pin = checkpoint_source(cell.backbone, cell.profile)
     config = hf.AutoConfig.from_pretrained(source, **pin, trust_remote_code=False)
-    kind = KITS[kind_of(cell)].auto._model_mapping.get(type(config), hf.EncoderDecoderModel)  # a pair of an encoder alone
+    kind = KITS[cell_kind(cell)].auto._model_mapping.get(type(config), hf.EncoderDecoderModel)  # a pair of an encoder alone
     tokenizer = start_tokenizer(cell)
     head, recipe = cell.head, replace(cell.recipe, head_learning_rate=None)  # TrainingArguments has one rate for all weights
     if recipe.generation:
@@ -95,11 +95,11 @@ def encoded(cell, tokenizer, rows, *, training=True):
     """The rows in tokens, with the labels of training; `example` is the number of the row."""
     columns = {
         "example": [*range(len(rows))],
-        "first": [cell.recipe.prefix + joined(row, cell.text) for row in rows],
-        "second": [joined(row, cell.task.text_pair) for row in rows],
+        "first": [cell.recipe.prefix + stitch(row, cell.text) for row in rows],
+        "second": [stitch(row, cell.task.text_pair) for row in rows],
         "target": [row[cell.task.target] for row in rows],
     }
-    encode = partial(KITS[kind_of(cell)].encode, cell, tokenizer, training=training)
+    encode = partial(KITS[cell_kind(cell)].encode, cell, tokenizer, training=training)
     return datasets.Dataset.from_dict(columns).map(encode, batched=True, remove_columns=[*columns], load_from_cache_file=False)
 
 
@@ -172,7 +172,7 @@ KITS = {
 # Model and training
 
 
-def quantization_of(cell):
+def quant_option(cell):
     """The option that `from_pretrained` and pipelines take; none if the base is not packed."""
     if cell.quantization is None:
         return {}
@@ -181,27 +181,27 @@ def quantization_of(cell):
     return {"quantization_config": hf.BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=skipped, **settings)}
 
 
-def model_of(cell, tokenizer, device):
+def make_model(cell, tokenizer, device):
     """The model that Trainer is given, over the folder of `write_start`; for an adapter PEFT's over the base."""
     placed = {"device_map": {"": device}} if cell.quantization else {}  # a packed base goes to its device at once
     dtype = BASE_TYPES[cell.backbone.dtype] if cell.method.adapts else torch.float32
-    source, _ = checkpoint_of(cell.backbone, cell.profile)
-    kit = KITS[kind_of(cell)]
-    model = kit.auto.from_pretrained(source, dtype=dtype, **quantization_of(cell), **placed, trust_remote_code=False)
+    source, _ = checkpoint_source(cell.backbone, cell.profile)
+    kit = KITS[cell_kind(cell)]
+    model = kit.auto.from_pretrained(source, dtype=dtype, **quant_option(cell), **placed, trust_remote_code=False)
     if not isinstance(cell.method, Adapting):
         return model
     if cell.quantization:
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=cell.recipe.gradient_checkpointing)
-    config = cell.method.peft_config(cell, base_of(cell, tokenizer, model))
+    config = cell.method.peft_config(cell, make_base(cell, tokenizer, model))
     config.task_type = kit.task_type
     return peft.get_peft_model(model, config)
 
 
-def collator_of(cell, tokenizer, model):
-    return KITS[kind_of(cell)].collator(tokenizer, **({"model": model} if is_paired(cell) else {}))
+def make_collator(cell, tokenizer, model):
+    return KITS[cell_kind(cell)].collator(tokenizer, **({"model": model} if is_paired(cell) else {}))
 
 
-def settings_of(cell, folder, device):
+def trainer_settings(cell, folder, device):
     recipe, precision = cell.recipe, resolve_precision(cell, device)[0]
     return {
         **{name: getattr(recipe, name) for name in SAME},
@@ -216,13 +216,13 @@ def settings_of(cell, folder, device):
     }
 
 
-def trainer_of(cell, model, tokenizer, table, folder, device, **changes):
+def get_trainer(cell, model, tokenizer, table, folder, device, **changes):
     """The library's trainer of a model on rows in tokens; `changes` are fields of TrainingArguments."""
     kind, arguments = hf.Trainer, hf.TrainingArguments
     if cell.task.problem is Problem.GENERATE:
         kind, arguments = hf.Seq2SeqTrainer, hf.Seq2SeqTrainingArguments
-    parts = {"train_dataset": table, "data_collator": collator_of(cell, tokenizer, model), "processing_class": tokenizer}
-    trainer = kind(model, arguments(**settings_of(cell, folder, device) | changes), **parts)
+    parts = {"train_dataset": table, "data_collator": make_collator(cell, tokenizer, model), "processing_class": tokenizer}
+    trainer = kind(model, arguments(**trainer_settings(cell, folder, device) | changes), **parts)
     trainer.remove_callback(hf.PrinterCallback)
     return trainer
 
@@ -237,7 +237,7 @@ def train(trainer, resume_from=None):
 
     def look(module, inputs, named):
         if module.training:
-            passes.append((batch_of(named), trained(model), random_states(trainer.args.device)))
+            passes.append((make_batch(named), trained(model), random_states(trainer.args.device)))
 
     with model.register_forward_pre_hook(look, with_kwargs=True):
         trainer.train(resume_from_checkpoint=resume_from)
@@ -246,7 +246,7 @@ def train(trainer, resume_from=None):
     return {"passes": passes, **figures, "weights": trained(model)}
 
 
-def batch_of(named):
+def make_batch(named):
     batch = {name: value.clone() for name, value in named.items() if isinstance(value, Tensor) and value.ndim}
     return batch | ({"labels": torch.stack([batch.pop(name) for name in SPAN], 1)} if SPAN[0] in batch else {})
 
@@ -273,7 +273,7 @@ def predictions(cell, trainer, rows, table):
     return [max(spans, key=itemgetter(0), default=(0.0, ""))[1] for spans in answers]
 
 
-def search_of(cell, tokenizer):
+def search_options(cell, tokenizer):
     """The recipe's search as arguments of `generate`; a causal model counts its prompt in `min_length`."""
     search = {name: value for name, value in asdict(cell.recipe.generation).items() if value is not None}
     if is_separated(cell):
@@ -285,7 +285,7 @@ def texts(cell, trainer, table):
     """A text a row by `predict_with_generate`, of all rows in one batch."""
     tokenizer = trainer.processing_class
     tokenizer.padding_side = "left" if is_separated(cell) else "right"  # as guides to causal models say
-    ids = trainer.predict(table, **search_of(cell, tokenizer)).predictions
+    ids = trainer.predict(table, **search_options(cell, tokenizer)).predictions
     if is_separated(cell):  # prompts are padded to the longest
         ids = ids[:, max(map(len, table["input_ids"])) :]
     return [text.strip() for text in tokenizer.batch_decode(np.where(ids < 0, tokenizer.pad_token_id, ids), True)]
@@ -294,10 +294,10 @@ def texts(cell, trainer, table):
 def piped(cell, tokenizer, saved, rows, device, **search):
     """Answers of the pipeline over what `save_model` wrote; prompts go in as text, and are put into tokens again."""
     options = {"tokenizer": hf.AutoTokenizer.from_pretrained(saved, trust_remote_code=False), "device": device}
-    pipeline = hf.pipeline(KITS[kind_of(cell)].pipeline, str(saved), model_kwargs=quantization_of(cell) or None, **options)
+    pipeline = hf.pipeline(KITS[cell_kind(cell)].pipeline, str(saved), model_kwargs=quant_option(cell) or None, **options)
     if is_separated(cell):
         prompts = map(tokenizer.decode, encoded(cell, tokenizer, rows, training=False)["input_ids"])
-        answers = pipeline(list(prompts), return_full_text=False, **search_of(cell, tokenizer), **search)
+        answers = pipeline(list(prompts), return_full_text=False, **search_options(cell, tokenizer), **search)
         return [answer[0]["generated_text"].strip() for answer in answers]
-    answers = pipeline([joined(row, cell.text) for row in rows], truncation=True, max_length=cell.recipe.max_length)
+    answers = pipeline([stitch(row, cell.text) for row in rows], truncation=True, max_length=cell.recipe.max_length)
     return [pipeline.model.config.label2id[answer["label"]] for answer in answers]

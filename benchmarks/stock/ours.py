@@ -13,7 +13,7 @@ from tunegrid.codecs.base import IGNORED
 from tunegrid.codecs.classify import ClassifyCodec
 from tunegrid.codecs.extract import ExtractCodec
 from tunegrid.codecs.generate import EncoderDecoderCodec, SeparatedCodec
-from tunegrid.run.prepare import codec_of
+from tunegrid.run.prepare import make_codec
 
 
 class Extract(ExtractCodec):
@@ -28,9 +28,9 @@ class Extract(ExtractCodec):
         """`answerless_rows`: rows whose answer is in no window train, too."""
         return super().encode(rows, training=training and "answerless_rows" not in self.known)
 
-    def _starts(self, length, room):
+    def _window_starts(self, length, room):
         """`short_last_window`: the last window begins where its turn is, and may be short."""
-        starts = super()._starts(length, room)
+        starts = super()._window_starts(length, room)
         if "short_last_window" not in self.known or len(starts) == 1:
             return starts
         step = starts[1] - starts[0] if len(starts) > 2 else max(1, room - (self.recipe.doc_stride or 0))
@@ -61,7 +61,7 @@ class Pairs(Ending, EncoderDecoderCodec):
         """`labels_begin_with_cls`: BERT's tokenizer frames a target as it does a source."""
         if "labels_begin_with_cls" not in self.known:
             return super().answers(rows)
-        targets = self.ids_of([self.target_text(row) for row in rows])
+        targets = self.to_ids([self.target_text(row) for row in rows])
         return [[self.start_id, *tokens[: self.max_target_length - 2], self.end_id] for tokens in targets]
 
 
@@ -88,7 +88,7 @@ KINDS = {ExtractCodec: Extract, EncoderDecoderCodec: Pairs, SeparatedCodec: Sepa
 
 def knowing_codec(cell, tokenizer, known):
     """Our codec of the cell, which reckons with known differences."""
-    kind = KINDS[type(codec_of(cell, tokenizer))]
+    kind = KINDS[type(make_codec(cell, tokenizer))]
     return type(kind.__name__, (kind,), {"known": known})(cell, tokenizer)
 
 

@@ -13,9 +13,9 @@ import transformers as hf
 from torch import Tensor, nn
 
 from benchmarks.stock import libraries, ours
-from benchmarks.stock.known import KNOWN, is_separated, kind_of
+from benchmarks.stock.known import KNOWN, cell_kind, is_separated
 from benchmarks.test_equivalent import leaves
-from tunegrid.codecs.base import IGNORED, on
+from tunegrid.codecs.base import IGNORED, move_batch
 from tunegrid.codecs.features import chunks
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.device import autocast, resolve_precision, set_random_states
@@ -42,7 +42,7 @@ class Pair:
         libraries.datasets.disable_progress_bars()
         self.folder, self.device, self.test = folder, device, test[:TEST_ROWS]
         self.cell = libraries.write_start(cell, folder / "start")
-        self.kit, self.precision = libraries.KITS[kind_of(self.cell)], resolve_precision(self.cell, device)[0]
+        self.kit, self.precision = libraries.KITS[cell_kind(self.cell)], resolve_precision(self.cell, device)[0]
         self.known = {one.id for one in KNOWN if one.concerns(self.cell)} - {without}
         self.ungrouped = {"train_sampling_strategy": "random"} if "grouped_predictions" in self.known else {}
         self.tokenizer = hf.AutoTokenizer.from_pretrained(folder / "start", trust_remote_code=False)
@@ -63,20 +63,20 @@ class Pair:
     def model(self):
         """The libraries', untrained, with the weights of ours."""
         hf.set_seed(self.cell.profile.seed)
-        return ours.put(libraries.model_of(self.cell, self.tokenizer, self.device), self.start_weights)
+        return ours.put(libraries.make_model(self.cell, self.tokenizer, self.device), self.start_weights)
 
     def trainer(self, name, model=None, **changes):
         """The libraries' trainer, of a model of its own if none is given."""
         model, folder = model or self.model(), self.folder / name
-        return libraries.trainer_of(self.cell, model, self.tokenizer, self.table, folder, self.device, **changes)
+        return libraries.get_trainer(self.cell, model, self.tokenizer, self.table, folder, self.device, **changes)
 
     @cached_property
     def batches(self):
         """The rows in order, in batches of both sides, under our names."""
         table = self.table.remove_columns([name for name in ("example", "offset_mapping") if name in self.table.column_names])
-        collate = libraries.collator_of(self.cell, self.tokenizer, self.model())
+        collate = libraries.make_collator(self.cell, self.tokenizer, self.model())
         pairs = zip(chunks(range(len(table)), self.size), chunks(self.features, self.size), strict=True)
-        return [(libraries.batch_of(collate([table[i] for i in rows])), self.codec.collate(some)) for rows, some in pairs]
+        return [(libraries.make_batch(collate([table[i] for i in rows])), self.codec.collate(some)) for rows, some in pairs]
 
     @cached_property
     def trained(self):
@@ -103,7 +103,7 @@ class Pair:
                 divisor *= len(passes) if "batches_weigh_alike" in self.known else 1
                 set_random_states(self.device, states)
                 with autocast(self.precision, self.device):
-                    part = self.codec.loss(model, self.codec.placed(batch, self.device)) / divisor
+                    part = self.codec.loss(model, self.codec.to_device(batch, self.device)) / divisor
                 part.backward()
                 loss += float(part.detach())
             losses.append(loss)
@@ -261,7 +261,7 @@ def scores(pair):
     """`evaluate()` and answers of `predict()` on the same weights. `batches_evaluated_alike`: a mean of the batches' means."""
     model, own, pairs = pair.trained[0].model, pair.our_trained(), []
     for some in chunks(pair.codec.encode(pair.test, training=True), libraries.TEST_BATCH):
-        batch = on(pair.device, pair.codec.collate(some))
+        batch = move_batch(pair.device, pair.codec.collate(some))
         with autocast(pair.precision, pair.device), torch.no_grad():
             pairs.append((float(pair.codec.loss(own, batch)), pair.codec.targets(batch)))
     losses, counts = zip(*pairs, strict=True)
@@ -279,7 +279,7 @@ def pipeline(pair):
     yield f"pipeline {pair.kit.pipeline!r}", pair.kit.pipeline in hf.pipelines.PIPELINE_REGISTRY.supported_tasks, not lacking
     pair.trained[0].save_model(str(saved))
     if lacking:
-        options = libraries.quantization_of(cell)
+        options = libraries.quant_option(cell)
         theirs = pair.answers(pair.kit.auto.from_pretrained(saved, **options, trust_remote_code=False).to(pair.device))
     else:
         search = {"do_sample": False} if "pipeline_samples" in known else {}

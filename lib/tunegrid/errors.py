@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 
-from tunegrid.terminal import visible
+from tunegrid.terminal import defuse
 
 
 class InputError(ValueError):
@@ -10,11 +10,11 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         """The sentence, on one line; what it quotes of a file has no effect on a terminal."""
-        return visible(super().__str__())
+        return defuse(super().__str__())
 
 
 def first_line(error: BaseException) -> str:
     """What an error says, without its traceback; what it quotes of a file has no effect on a terminal."""
     with suppress(Exception):  # a user's own may not even have a text
-        return visible(next(filter(None, str(error).splitlines())))
+        return defuse(next(filter(None, str(error).splitlines())))
     return type(error).__name__

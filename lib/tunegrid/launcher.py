@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from pydantic import TypeAdapter
 
-from tunegrid.machine import shared_out
+from tunegrid.machine import share_threads
 
 LOCK = "TUNEGRID_LAUNCHER_LOCK"  # names the file that a session's launcher has locked
 END_SECONDS = 5.0  # for a process that is asked to end
@@ -115,7 +115,7 @@ class ProcessResult:
         return [row["extra_info"] for report in self.reports for _, row in json.loads(report.get(ROW, "[]"))]
 
     @property
-    def killed_by(self) -> str:
+    def kill_cause(self) -> str:
         """The process that a signal ended, and the signal, as a sentence; empty if none did."""
         rank = killed_rank(self.output)
         if self.reports or self.hung_in or not (rank or self.returncode < 0):
@@ -130,7 +130,7 @@ class ProcessResult:
         if self.hung_in:
             return f"ended with its process after --timeout; it hung in {self.hung_in}"
         last = (self.output.strip().splitlines() or ["it said nothing"])[-1].strip()
-        return self.killed_by or f"the cell's process ended with exit code {self.returncode} before its test did: {last}"
+        return self.kill_cause or f"the cell's process ended with exit code {self.returncode} before its test did: {last}"
 
 
 def run_test(
@@ -147,7 +147,7 @@ def run_test(
     """
     torchrun = (*TORCHRUN, f"--nproc-per-node={child.ranks}") if child.ranks > 1 else ()
     # torchrun gives each rank one thread
-    variables = shared_out(environment or os.environ) if torchrun else environment
+    variables = share_threads(environment or os.environ) if torchrun else environment
     limit = limit_seconds and limit_seconds + MARGIN_SECONDS
     with tempfile.TemporaryDirectory(prefix="tunegrid-test-") as name:
         reports, output = Path(name, "reports.json"), Path(name, "output.txt")

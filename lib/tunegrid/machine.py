@@ -18,7 +18,7 @@ from pathlib import Path
 from tunegrid.errors import InputError
 
 THREADS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")  # torch's, and those of tokenizers
-SHARED_OUT = "TUNEGRID_SHARED_OUT"  # set where OMP_NUM_THREADS is not the user's, so that a process heeds its share alone
+SHARE_VARIABLE = "TUNEGRID_SHARED_OUT"  # set where OMP_NUM_THREADS is not the user's, so that a process heeds its share alone
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container's own control group: microseconds in a period, or "max"
 # Variables that choose which instructions of a CPU torch's kernels, oneDNN and MKL use: other ones round otherwise.
 INSTRUCTIONS = (
@@ -68,20 +68,20 @@ def worker() -> tuple[int, int]:
 def thread_share(requested: int | None, ranks: int = 1) -> int:
     """Threads of this process: as requested, as the user gave them, or its share of the cores among workers and their ranks."""
     number = os.environ.get(THREADS[0], "").partition(",")[0].strip()
-    users = int(number) if number.isdecimal() and SHARED_OUT not in os.environ else 0
+    users = int(number) if number.isdecimal() and SHARE_VARIABLE not in os.environ else 0
     return requested or users or max(1, usable_cores() // (worker()[1] * ranks))
 
 
 def announce_threads(count: int) -> None:
     """Tell torch and the tokenizers how many threads this process has; they listen once."""
-    os.environ.update(shared_out(os.environ))
+    os.environ.update(share_threads(os.environ))
     for name in THREADS:
         os.environ.setdefault(name, str(count))
 
 
-def shared_out(environment: Mapping[str, str]) -> dict[str, str]:
+def share_threads(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of processes that heed their share of the cores unless the user gave threads, whatever torchrun gives."""
-    return dict(environment) | ({} if THREADS[0] in environment else {SHARED_OUT: "yes"})
+    return dict(environment) | ({} if THREADS[0] in environment else {SHARE_VARIABLE: "yes"})
 
 
 @cache
@@ -112,11 +112,11 @@ def versions() -> dict[str, str | None]:
 
 def library_digests() -> dict[str, str]:
     """The digits of each library that is installed."""
-    return {package: digest for package in PACKAGES if (digest := digest_of(package)) is not None}
+    return {package: digest for package in PACKAGES if (digest := package_digest(package)) is not None}
 
 
 @cache
-def digest_of(package: str) -> str | None:
+def package_digest(package: str) -> str | None:
     """Sixteen hex digits of a library's code that Python imports here, as two commits may have one version; None: no such one.
 
     Of a wheel's files, which RECORD lists with their hashes, only those changed since are read; of a checkout all.
@@ -125,14 +125,14 @@ def digest_of(package: str) -> str | None:
     if spec is None or spec.origin is None:
         return None
     folder = Path(spec.origin).parent.resolve()
-    hashes = _hashes_of_wheel(package, folder)
+    hashes = _wheel_hashes(package, folder)
     if not hashes:
         code = (path for path in folder.rglob("*") if CODE.search(path.name) and path.is_file())
         hashes = {path.relative_to(folder.parent).as_posix(): _hash(path) for path in code}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _hashes_of_wheel(package: str, folder: Path) -> dict[str, str]:
+def _wheel_hashes(package: str, folder: Path) -> dict[str, str]:
     """Hashes of a wheel's code by path, as it lies on the disk; empty if no wheel put it into this folder."""
     wheel = next(iter(distributions(name=package)), None)
     files = {file.as_posix(): file for file in (wheel and wheel.files) or ()}
@@ -162,7 +162,7 @@ def _hash(path: Path) -> str:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replace_file(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` at the end, when the disk has it; without an end nothing changes.
 
     Its name cannot be known before, so no link can lie there. Raises OSError if it cannot be written.
@@ -183,7 +183,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_whole(path: Path, text: str) -> None:
     """Write what a command was asked for; raises InputError if the place cannot be written."""
     try:
-        with replacing(path) as part:
+        with replace_file(path) as part:
             part.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error}); give another place") from None

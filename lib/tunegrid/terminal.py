@@ -14,33 +14,33 @@ HOME = re.compile(r"/root|/(?:home|Users)/[^/]+")
 SECRET = re.compile(r"(?<=://)(?!git@)[^/\s'\"]*@")  # user, password or token of an address; git's user is everybody's
 
 
-def visible(text: str) -> str:
+def defuse(text: str) -> str:
     """Text on one line: control characters are written out, as in a Python string, and no CI takes it for a command."""
     letters = SECRET.sub("", text)
     shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in letters)
     return OLD_COMMAND.sub("# ", COMMAND.sub(r"\\", shown))
 
 
-def visible_lines(text: str) -> str:
+def defuse_lines(text: str) -> str:
     """The same for a text whose line breaks are our own."""
-    return "\n".join(map(visible, text.split("\n")))
+    return "\n".join(map(defuse, text.split("\n")))
 
 
 def annotation(level: str, title: str, message: str) -> str:
     """A line that GitHub Actions does obey, at `level` error, warning or notice."""
-    heading = visible(title).replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
-    return f"::{level} title={heading}::{visible_lines(message).replace('%', '%25').replace(chr(10), '%0A')}"
+    heading = defuse(title).replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
+    return f"::{level} title={heading}::{defuse_lines(message).replace('%', '%25').replace(chr(10), '%0A')}"
 
 
 def say(text: str, *, error: bool = False, runner: bool = False) -> None:
     """Print lines, which no CI obeys but those of `annotation` (`runner`); what the encoding lacks is written out."""
     stream = sys.stderr if error else sys.stdout
     encoding = stream.encoding or "utf-8"
-    shown = (text if runner else visible_lines(text)).encode(encoding, "backslashreplace")
+    shown = (text if runner else defuse_lines(text)).encode(encoding, "backslashreplace")
     print(shown.decode(encoding), file=stream, flush=True)
 
 
-def without_places(text: str) -> str:
+def strip_places(text: str) -> str:
     """The text as it is recorded: of an absolute path what is in the checkout or a library, else its last part; no secrets."""
 
     def shown(match: re.Match[str]) -> str:

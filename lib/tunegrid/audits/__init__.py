@@ -13,7 +13,7 @@ from tunegrid.errors import first_line
 from tunegrid.grid.methods import Answer
 from tunegrid.record import AuditFinding
 
-__all__ = ["AUDITS", "BEFORE", "LATER", "Evidence", "audited"]
+__all__ = ["AUDITS", "BEFORE", "LATER", "Evidence", "run_audits"]
 
 # Beside its answer, what an audit compared scores with.
 Audit = Callable[[Evidence], Answer | tuple[bool, str, Mapping[str, float]]]
@@ -48,7 +48,7 @@ AUDITS: Mapping[str, Sequence[Audit]] = {
 LATER = tuple(stage for stage in AUDITS if stage != BEFORE)
 
 
-def audited(evidence: Evidence, stages: Iterable[str] = tuple(AUDITS)) -> list[AuditFinding]:
+def run_audits(evidence: Evidence, stages: Iterable[str] = tuple(AUDITS)) -> list[AuditFinding]:
     """A finding for every audit of these stages that has something to look at; one that cannot look is one that failed."""
     findings = []
     for audit in chain.from_iterable(AUDITS[stage] for stage in stages):

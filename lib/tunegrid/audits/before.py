@@ -14,12 +14,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunegrid.audits.evidence import Evidence, copies, none_of, sample, there
+from tunegrid.audits.evidence import Evidence, copies, expect_none, require, sample
 from tunegrid.codecs.base import alphanumeric
 from tunegrid.codecs.extract import ExtractCodec
 from tunegrid.data.sources import answer_span, context
 from tunegrid.data.splits import Splits
-from tunegrid.grid.backbones import within
+from tunegrid.grid.backbones import is_part
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import TOKEN_ROWS, Answer
 from tunegrid.run.build import (
@@ -32,7 +32,7 @@ from tunegrid.run.build import (
     matching_keys,
     weight_files,
 )
-from tunegrid.run.probe import undisturbed
+from tunegrid.run.probe import keep_state
 
 BLOCK = 64  # weights that share a scale in NF4 (Dettmers et al. 2023, section 3)
 ROWS = 16 * BLOCK  # of a packed matrix that are compared, whole blocks of them: all of most layers, and a part of huge ones
@@ -52,12 +52,12 @@ def heads_trainable(evidence: Evidence) -> Answer:
     """Every module that pretraining never saw trains: in full, or by an adapter where the head says so."""
     head, adapts, trained = evidence.cell.head, evidence.cell.method.adapts, set(evidence.trained)
     adapted = trained & evidence.own if adapts else trained
-    frozen = [module for module in head.new_modules if not any(within(name, [module]) for name in trained)]
-    frozen += [module for module in head.adapted_modules if not any(within(name, [module]) for name in adapted)]
+    frozen = [module for module in head.new_modules if not any(is_part(name, [module]) for name in trained)]
+    frozen += [module for module in head.adapted_modules if not any(is_part(name, [module]) for name in adapted)]
     if head.new_token and adapts and not any(TOKEN_ROWS in name for name in trained):
         frozen.append(head.new_token)
     new = ", ".join(filter(None, [*head.new_modules, *head.adapted_modules, head.new_token])) or "none new"
-    return none_of(frozen, new, "frozen at random initial weights")
+    return expect_none(frozen, new, "frozen at random initial weights")
 
 
 def drawn_from_the_seed(evidence: Evidence) -> Answer:
@@ -65,11 +65,11 @@ def drawn_from_the_seed(evidence: Evidence) -> Answer:
     if not evidence.cell.profile.micro:  # elsewhere a second model may not fit beside the first
         return None
     trained = evidence.trained
-    with undisturbed(evidence.trainer):
+    with keep_state(evidence.trainer):
         again = build(evidence.cell, evidence.codec.tokenizer, evidence.device)
     drawn = checksums((name, p) for name, p in again.named_parameters() if name in trained)
     other = [name for name in trained if drawn.get(name) != evidence.trainer.before[name]]
-    return none_of(other, f"{len(trained)} tensors", "not as the seed initializes them")
+    return expect_none(other, f"{len(trained)} tensors", "not as the seed initializes them")
 
 
 def adapters_where_declared(evidence: Evidence) -> Answer:
@@ -83,7 +83,7 @@ def adapters_where_declared(evidence: Evidence) -> Answer:
     wanted = {  # by PEFT's rule for names; it never adapts what it trains in full
         name
         for name, _ in base_layers(evidence.model)
-        if f".{name}".endswith(tuple(f".{target}" for target in targets)) and not within(name, cell.head.new_modules)
+        if f".{name}".endswith(tuple(f".{target}" for target in targets)) and not is_part(name, cell.head.new_modules)
     }
     if odd := sorted(wanted ^ set(layers)):
         return False, f"{len(layers)} adapters, but {len(wanted)} layers are targets; the first that differs is {odd[0]}"
@@ -91,7 +91,7 @@ def adapters_where_declared(evidence: Evidence) -> Answer:
     kinds = " and ".join(", ".join(facts) for facts in sorted(set(shown.values())) if facts)
     declared = {name: method.declared_facts(cell, name) for name in layers}
     other = [f"{name} should have {', '.join(facts)}" for name, facts in declared.items() if facts != shown[name]]
-    return none_of(other, f"{len(layers)} adapters{f': {kinds}' if kinds else ''}", "differ from their declaration")
+    return expect_none(other, f"{len(layers)} adapters{f': {kinds}' if kinds else ''}", "differ from their declaration")
 
 
 def is_adapted(module: nn.Module) -> bool:
@@ -119,7 +119,7 @@ def quantized_as_declared(evidence: Evidence) -> Answer:
     in_fp32 = [getattr(module, "_keep_in_fp32_modules", None) or () for module in evidence.model.modules()]  # as T5's wo
     plain = {*evidence.cell.head.new_modules, *evidence.cell.head.tied_modules, *chain.from_iterable(in_fp32)}
     linear = [(name, layer) for name, layer in base_layers(evidence.model) if isinstance(layer, nn.Linear | Conv1D)]
-    odd = [name for name, layer in linear if within(name, plain) == isinstance(layer, bnb.nn.Linear4bit)]
+    odd = [name for name, layer in linear if is_part(name, plain) == isinstance(layer, bnb.nn.Linear4bit)]
     states = [(layer.weight.numel(), layer.weight.quant_state) for layer in packed]
     kinds = {(q.quant_type, bool(q.nested), size / math.prod(q.shape), q.blocksize) if q else None for size, q in states}
     if eight or odd or kinds != {(wanted.bnb_4bit_quant_type, wanted.bnb_4bit_use_double_quant, 0.5, BLOCK)}:
@@ -142,13 +142,13 @@ def checkpoint_loaded(evidence: Evidence) -> Answer:
     if cell.profile.random_weights or cell.profile.perturbation is not None:
         return None
     lacking = lacking_modules(cell)
-    others = (*cell.head.new_modules, *cell.head.adapted_modules, *cell.method.rewritten(cell), *lacking)
+    others = (*cell.head.new_modules, *cell.head.adapted_modules, *cell.method.rewrites(cell), *lacking)
     rows = (len(evidence.codec.tokenizer),) if cell.head.new_token else None
     grown = [name for name, p in trainer.parameters.items() if p.shape[:1] == rows]
     pretrained = [
         name
         for name, p in trainer.parameters.items()
-        if p.dtype is base_type(cell) and name not in evidence.own and name not in grown and not within(name, others)
+        if p.dtype is base_type(cell) and name not in evidence.own and name not in grown and not is_part(name, others)
     ]
     odd = sorted(evidence.not_from_checkpoint.intersection(pretrained))
     if odd or not pretrained:
@@ -181,7 +181,7 @@ def overwritten_rows(evidence: Evidence, grown: Sequence[str]) -> list[int]:
     weights = [evidence.trainer.parameters[name] for name in grown if embedding in name.split(".")]
     for key in files_by_key(tuple(weight_files(evidence.cell))) if weights else ():
         if key.split(".")[-2:] == [embedding, "weight"]:
-            stored = _stored(evidence.cell, key)
+            stored = _stored_tensor(evidence.cell, key)
             count = min(evidence.codec.tokenizer.convert_tokens_to_ids(evidence.cell.head.new_token), len(stored))
             for ours in weights:
                 rows += (ours.detach().cpu()[:count] != stored[:count].to(ours.dtype)).any(1).nonzero().flatten().tolist()
@@ -193,20 +193,20 @@ def packed_from_checkpoint(evidence: Evidence) -> Answer:
     cell = evidence.cell
     if cell.profile.random_weights or cell.quantization is None or cell.quantization.bnb_4bit_quant_type != "nf4":
         return None
-    new = (*cell.head.new_modules, *cell.head.adapted_modules, *cell.method.rewritten(cell))
-    packed = {name: m for name, m in base_layers(evidence.model) if isinstance(m, bnb.nn.Linear4bit) and not within(name, new)}
+    new = (*cell.head.new_modules, *cell.head.adapted_modules, *cell.method.rewrites(cell))
+    packed = {name: m for name, m in base_layers(evidence.model) if isinstance(m, bnb.nn.Linear4bit) and not is_part(name, new)}
     whole = {name: layer for name, layer in packed.items() if layer.in_features % BLOCK == 0}  # rows of whole blocks
     gaps = {name: _rounding_gap(layer.weight, name, cell) for name, layer in whole.items()}
     if not gaps:
         return None
     odd = [f"{name} ({gap:.1%})" for name, gap in gaps.items() if gap > ROUNDED]
-    return none_of(odd, f"{len(gaps)} of {len(packed)} layers", "differ from the checkpoint's weights of the same name")
+    return expect_none(odd, f"{len(gaps)} of {len(packed)} layers", "differ from the checkpoint's weights of the same name")
 
 
 def _rounding_gap(weight: Any, name: str, cell: Cell) -> float:
     """How far a packed weight (out, in) is from its checkpoint's tensor, rounded here, in units of the tensor's norm."""
     ours = bnb.functional.dequantize_4bit(weight.data, weight.quant_state).float().cpu()
-    stored = [_stored(cell, key) for key in matching_keys(f"{name}.weight", tuple(weight_files(cell)))]
+    stored = [_stored_tensor(cell, key) for key in matching_keys(f"{name}.weight", tuple(weight_files(cell)))]
     least = math.inf
     for matrix in (one for tensor in stored if tensor.ndim == 2 for one in (tensor, tensor.T) if one.shape == ours.shape):
         part = matrix[:ROWS].to(base_type(cell)).float()
@@ -216,7 +216,7 @@ def _rounding_gap(weight: Any, name: str, cell: Cell) -> float:
     return least
 
 
-def _stored(cell: Cell, key: str) -> Tensor:
+def _stored_tensor(cell: Cell, key: str) -> Tensor:
     """A tensor of the cell's checkpoint."""
     with safe_open(files_by_key(tuple(weight_files(cell)))[key], "pt") as file:
         tensor: Tensor = file.get_tensor(key)
@@ -236,16 +236,16 @@ def nf4(weight: Tensor) -> Tensor:
 
 def labels_are_targets(evidence: Evidence) -> Answer:
     """What the loss counts, decoded again, is the target of its row, and nothing of the prompt or the padding."""
-    rows = there(evidence.splits, Splits).train
+    rows = require(evidence.splits, Splits).train
     features, check = sample(evidence.trainer.features), evidence.codec.label_is_target
     labels = evidence.codec.collate(features)["labels"]
     wrong = [f.example for f, label in zip(features, labels, strict=True) if not check(rows[f.example], f, label)]
-    return none_of(wrong, f"{len(features)} sampled rows", "train on labels that are not their targets")
+    return expect_none(wrong, f"{len(features)} sampled rows", "train on labels that are not their targets")
 
 
 def answers_at_annotated_start(evidence: Evidence) -> Answer:
     """Labelled spans begin and end where the annotation does, and every window that holds its answer has one."""
-    codec, rows = there(evidence.codec, ExtractCodec), there(evidence.splits, Splits).train
+    codec, rows = require(evidence.codec, ExtractCodec), require(evidence.splits, Splits).train
     labelled, odd = 0, list[int]()
     for feature in evidence.trainer.features:
         row, tokens = rows[feature.example], codec.labelled_tokens(feature)
@@ -256,13 +256,13 @@ def answers_at_annotated_start(evidence: Evidence) -> Answer:
             right = not codec.holds_answer(row, feature)
         labelled += tokens is not None
         odd += [] if right else [feature.example]
-    passed, detail = none_of(odd, f"{labelled} labelled spans", "windows have a wrong label or none, in rows")  # type: ignore[misc]
+    passed, detail = expect_none(odd, f"{labelled} labelled spans", "windows have a wrong label or none, in rows")  # type: ignore[misc]
     return passed and labelled > 0, detail
 
 
 def offsets_show_their_tokens(evidence: Evidence) -> Answer:
     """The characters from which a token is said to come are its own."""
-    codec, rows = there(evidence.codec, ExtractCodec), there(evidence.splits, Splits).train
+    codec, rows = require(evidence.codec, ExtractCodec), require(evidence.splits, Splits).train
     wrong = count = 0
     for feature in sample(evidence.trainer.features):
         text, extra = context(codec.task, rows[feature.example]), feature.extra
@@ -277,5 +277,5 @@ def offsets_show_their_tokens(evidence: Evidence) -> Answer:
 
 def no_leakage(evidence: Evidence) -> Answer:
     """No test row's text is among the training rows."""
-    splits = there(evidence.splits, Splits)
-    return none_of(copies(evidence.cell, splits.test, splits.train), f"{len(splits.test)} test rows", "are also training rows")
+    splits = require(evidence.splits, Splits)
+    return expect_none(copies(evidence.cell, splits.test, splits.train), f"{len(splits.test)} test rows", "also train")

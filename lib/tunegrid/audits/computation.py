@@ -24,17 +24,17 @@ from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE
 from transformers.utils import CONFIG_NAME
 
 from tunegrid.audits.before import is_adapted
-from tunegrid.audits.evidence import Evidence, none_of, sample
-from tunegrid.codecs.base import IGNORED, Feature, on
+from tunegrid.audits.evidence import Evidence, expect_none, sample
+from tunegrid.codecs.base import IGNORED, Feature, move_batch
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.errors import first_line
-from tunegrid.grid.backbones import within
+from tunegrid.grid.backbones import is_part
 from tunegrid.grid.methods import Answer, Lora
-from tunegrid.run.build import base_type, numbers_of
+from tunegrid.run.build import base_type, unpack_weight
 from tunegrid.run.device import free_memory, resolve_quantization
 from tunegrid.run.meter import GIB, tensor_bytes, weight_tensors
-from tunegrid.run.prepare import codec_of
-from tunegrid.run.probe import COARSE, FINE, allowance, distance, hooked, logits_of, of_targets, target_logits, undisturbed
+from tunegrid.run.prepare import make_codec
+from tunegrid.run.probe import COARSE, FINE, allowance, attach, distance, get_logits, keep_state, target_logits, target_rows
 from tunegrid.run.ranks import local_shard
 from tunegrid.run.serving import BASE
 
@@ -57,13 +57,13 @@ LARGEST_GIB = 4.0
 
 def predicting_twice_is_the_same(evidence: Evidence) -> Answer:
     """In evaluation mode nothing is random: another pass over the same batch gives the same bits."""
-    repeated = evidence.answered.repeated
+    repeated = evidence.full_probe.repeated
     return not repeated, f"logits differ by {repeated:.1e} of the largest" if repeated else "bit for bit"
 
 
 def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
     """Padding and neighbours do not matter: a row alone has the logits that it has in a batch, and gradients add up."""
-    probe = evidence.answered
+    probe = evidence.full_probe
     apart = max(
         distance(batch[i][tuple(map(slice, one[0].shape))], one[0])
         for i, row in enumerate(probe.alone)
@@ -75,8 +75,8 @@ def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
 
 def loss_is_the_tasks(evidence: Evidence) -> Answer:
     """What trains is the cross-entropy of the targets in nats, computed here from logits; no penalty is part of it."""
-    trainer, probe = evidence.trainer, evidence.answered
-    batch = on(evidence.device, trainer.codec.collate(probe.rows))
+    trainer, probe = evidence.trainer, evidence.full_probe
+    batch = move_batch(evidence.device, trainer.codec.collate(probe.rows))
     logits, labels = probe.together, batch["labels"]
     if len(logits) == 2:  # padding can be neither start nor end
         spans = [one.float().masked_fill(batch["attention_mask"] == 0, -torch.inf) for one in logits]
@@ -85,7 +85,7 @@ def loss_is_the_tasks(evidence: Evidence) -> Answer:
         loss = cross_entropy(logits[0].float(), labels, reduction="sum")
     else:
         targets = [row[row != IGNORED] for row in (labels if "decoder_input_ids" in batch else labels[:, 1:])]
-        loss = cross_entropy(torch.cat(of_targets(logits[0], batch)), torch.cat(targets), reduction="sum")
+        loss = cross_entropy(torch.cat(target_rows(logits[0], batch)), torch.cat(targets), reduction="sum")
     near = abs(probe.loss - float(loss)) <= allowance(trainer) * max(abs(float(loss)), 1.0)
     return near, f"loss {probe.loss:.6f} for {len(probe.rows)} rows, cross-entropy of their targets {float(loss):.6f}"
 
@@ -100,8 +100,8 @@ def decoder_sees_no_future(evidence: Evidence) -> Answer:
     for row, i in zip(rows, middles, strict=True):
         other = next((token for token in row.target if token != row.target[i]), 0)
         others.append(replace(row, target=[*row.target[:i], other, *row.target[i + 1 :]]))
-    before = of_targets(evidence.probe.together[0], evidence.codec.collate(rows), rows)
-    with torch.no_grad(), undisturbed(evidence.trainer), evidence.trainer.accelerator.autocast():
+    before = target_rows(evidence.probe.together[0], evidence.codec.collate(rows), rows)
+    with torch.no_grad(), keep_state(evidence.trainer), evidence.trainer.accelerator.autocast():
         after = target_logits(evidence.trainer, others)
     apart = max(distance(a[: i + 1], b[: i + 1]) for a, b, i in zip(before, after, middles, strict=True))
     return apart <= allowance(evidence.trainer), f"earlier logits differ by {apart:.1e} of the largest"
@@ -109,7 +109,7 @@ def decoder_sees_no_future(evidence: Evidence) -> Answer:
 
 def gradients_reach(evidence: Evidence) -> Answer:
     """Every parameter that trains gets a gradient that is not zero, now or in training; those of unused modules aside."""
-    probe, head, trained, trainer = evidence.answered, evidence.cell.head, evidence.trained, evidence.trainer
+    probe, head, trained, trainer = evidence.full_probe, evidence.cell.head, evidence.trained, evidence.trainer
 
     def remembered(name: str) -> bool:
         """Whether the optimizer's state shows a gradient; the maps of packed moments show none."""
@@ -122,10 +122,10 @@ def gradients_reach(evidence: Evidence) -> Answer:
     missing = [
         name
         for name in dead
-        if (name.rpartition(".")[0] in used or name in evidence.own or within(name, head.new_modules))
-        and not within(name, head.optional_modules)  # BERT2BERT's loss does not use its pooler
+        if (name.rpartition(".")[0] in used or name in evidence.own or is_part(name, head.new_modules))
+        and not is_part(name, head.optional_modules)  # BERT2BERT's loss does not use its pooler
     ]
-    return none_of(missing, f"{len(trained) - len(dead)} of {len(trained)} tensors get a gradient", "get none")
+    return expect_none(missing, f"{len(trained) - len(dead)} of {len(trained)} tensors get a gradient", "get none")
 
 
 def gradients_survive_evaluation(evidence: Evidence) -> Answer:
@@ -141,7 +141,7 @@ def packed_layers_compute_as_declared(evidence: Evidence) -> Answer:
     if wanted is None or not computed:
         return None
     odd = [f"{name} in {kind}" for name, kind in computed.items() if kind != wanted.bnb_4bit_compute_dtype]
-    return none_of(odd, f"{len(computed)} layers, declared {wanted.bnb_4bit_compute_dtype}", "compute in another type")
+    return expect_none(odd, f"{len(computed)} layers, declared {wanted.bnb_4bit_compute_dtype}", "compute in another type")
 
 
 def output_follows_trained_tokens(evidence: Evidence) -> Answer:
@@ -153,7 +153,7 @@ def output_follows_trained_tokens(evidence: Evidence) -> Answer:
         return None
     indices: Any = trained[0].token_indices
     tokens = torch.tensor(sorted(set(chain.from_iterable(indices.values()))), device=evidence.device)
-    with torch.no_grad(), undisturbed(evidence.trainer):
+    with torch.no_grad(), keep_state(evidence.trainer):
         rows = trained[0](tokens).float()  # (tokens, H)
         shown = output(torch.eye(rows.shape[1], device=evidence.device))[:, tokens].T.float()
     apart = distance(rows, shown)
@@ -173,11 +173,11 @@ def adapters_add_as_declared(evidence: Evidence) -> Answer:
             gaps[names[layer]] = float((output.float() - base.float() - expected).norm() / allowed)
 
     rows = evidence.probe.rows[:1]
-    with torch.no_grad(), undisturbed(evidence.trainer), hooked(names, look):
-        logits_of(evidence.trainer, rows)
+    with torch.no_grad(), keep_state(evidence.trainer), attach(names, look):
+        get_logits(evidence.trainer, rows)
     if not gaps:
         return None
-    return none_of([name for name, gap in gaps.items() if gap > 1], f"{len(gaps)} layers", "add other values than declared")
+    return expect_none([name for name, gap in gaps.items() if gap > 1], f"{len(gaps)} layers", "add other values than declared")
 
 
 def adapter_survives_its_switches(evidence: Evidence) -> Answer:
@@ -190,15 +190,15 @@ def adapter_survives_its_switches(evidence: Evidence) -> Answer:
         return None
     scaled = [m for m in model.modules() if isinstance(m, LoraLayer)] if isinstance(evidence.cell.method, Lora) else []
     flags, scales = {p: p.requires_grad for p in model.parameters()}, [dict(layer.scaling) for layer in scaled]
-    with torch.no_grad(), undisturbed(evidence.trainer):
-        before = logits_of(evidence.trainer, rows)[0]
+    with torch.no_grad(), keep_state(evidence.trainer):
+        before = get_logits(evidence.trainer, rows)[0]
         try:
             with model.disable_adapter():
                 pass
             for layer in scaled:
                 layer.scale_layer(TWICE)
                 layer.unscale_layer()
-            after = logits_of(evidence.trainer, rows)[0]
+            after = get_logits(evidence.trainer, rows)[0]
         finally:
             for parameter, trains in flags.items():
                 parameter.requires_grad_(trains)
@@ -238,9 +238,9 @@ def dropout_drops(evidence: Evidence) -> Answer:
             shares[module] = int(((output == 0) & values).sum()), int(values.sum())
 
     rows = evidence.probe.rows
-    with torch.no_grad(), undisturbed(evidence.trainer, training=True):
-        with hooked({module for one in declared for module in (one.holder, one.user)}, look):
-            logits_of(evidence.trainer, rows)
+    with torch.no_grad(), keep_state(evidence.trainer, training=True):
+        with attach({module for one in declared for module in (one.holder, one.user)}, look):
+            get_logits(evidence.trainer, rows)
         modules, odd = [one for one in declared if one.holder in shares], []
         for one in modules:
             lost, values = shares[one.holder]
@@ -255,7 +255,7 @@ def dropout_drops(evidence: Evidence) -> Answer:
             for place, members in numbers.items():
                 for one in declared:
                     setattr(one.holder, one.attribute, one.rate if one in members else 0.0)
-                first, second = (logits_of(evidence.trainer, rows[:1])[0] for _ in range(2))
+                first, second = (get_logits(evidence.trainer, rows[:1])[0] for _ in range(2))
                 idle += [place] if all(map(torch.equal, first, second)) else []
         finally:
             for one in declared:
@@ -294,15 +294,15 @@ def saved_is_served(evidence: Evidence) -> Answer:
     if evidence.cell.profile.random_weights or large:
         return None
     try:
-        with TemporaryDirectory() as folder, torch.no_grad(), undisturbed(evidence.trainer), warnings.catch_warnings():
+        with TemporaryDirectory() as folder, torch.no_grad(), keep_state(evidence.trainer), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT's on resized embeddings, and on rounding where it merges
-            return _served(evidence, Path(folder))
+            return _check_saved(evidence, Path(folder))
     finally:
         if evidence.device.type == "cuda":
             free_memory(evidence.device)
 
 
-def _served(evidence: Evidence, folder: Path) -> Answer:
+def _check_saved(evidence: Evidence, folder: Path) -> Answer:
     cell, model = evidence.cell, evidence.model
     asked = evidence.evaluation.features if evidence.evaluation else evidence.trainer.features
     rows = sample(asked, min(SERVED, evidence.trainer.log.micro_batch))
@@ -328,7 +328,7 @@ def _served(evidence: Evidence, folder: Path) -> Answer:
         return True, detail
     if model.active_peft_config.is_prompt_learning:
         return True, f"{detail}; not merged: prompts belong to no layer"
-    passed, merged = _merged(evidence, served, rows, ours, allowed)
+    passed, merged = _check_merge(evidence, served, rows, ours, allowed)
     return passed, f"{detail}; {merged}"
 
 
@@ -371,12 +371,12 @@ def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[s
     """
     rows, device, cell = sample(evidence.evaluation.rows, SERVED), evidence.device, evidence.cell  # type: ignore[union-attr]
     answers: list[list[Any]] = []
-    for codec, model in ((evidence.codec, evidence.model), (codec_of(cell, tokenizer), served)):
+    for codec, model in ((evidence.codec, evidence.model), (make_codec(cell, tokenizer), served)):
         features = codec.encode(rows, training=False)
         if codec is not evidence.codec and isinstance(codec, GenerateCodec):
-            prompt = on(device, codec.prompt(features))
+            prompt = move_batch(device, codec.prompt(features))
             start = prompt["input_ids"].shape[1] if codec.start_id is None else 1
-            outputs = [codec.until_end(ids) for ids in served.generate(**prompt)[:, start:].tolist()]
+            outputs = [codec.cut_at_end(ids) for ids in served.generate(**prompt)[:, start:].tolist()]
         else:
             outputs = codec.predict(model, features, device)
         answers.append([prediction.value for prediction in codec.decode(rows, features, outputs)])
@@ -389,7 +389,7 @@ def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[s
             yield f"loaded from its own files it answers {answer!r}, but the trained model {wanted!r}"
 
 
-def _merged(evidence: Evidence, served: Any, rows: Sequence[Feature], ours: Tensor, allowed: float) -> tuple[bool, str]:
+def _check_merge(evidence: Evidence, served: Any, rows: Sequence[Feature], ours: Tensor, allowed: float) -> tuple[bool, str]:
     """Whether the loaded adapter, merged into its base, still gives our logits; with the trained layers over a packed base."""
     packed = evidence.cell.quantization is not None
     try:
@@ -415,14 +415,14 @@ def merged_as_defined(evidence: Evidence, layer: Any, merged: nn.Module) -> bool
     added = evidence.cell.method.contribution(layer, evidence.cell, torch.eye(base.in_features, device=evidence.device))
     if added is None:
         return True
-    wanted = numbers_of(base.weight).float() + added.T
+    wanted = unpack_weight(base.weight).float() + added.T
     if isinstance(merged, Linear4bit):
-        wanted = numbers_of(packed_like(wanted, base)).float()
-    alike = torch.isclose(numbers_of(merged.weight).float(), wanted, rtol=LEVEL, atol=0.0)
+        wanted = unpack_weight(pack_weight(wanted, base)).float()
+    alike = torch.isclose(unpack_weight(merged.weight).float(), wanted, rtol=LEVEL, atol=0.0)
     return float(alike.float().mean()) >= 1 - MOST_CODES
 
 
-def packed_like(weight: Tensor, like: Any) -> Any:
+def pack_weight(weight: Tensor, like: Any) -> Any:
     """A weight (out, in), packed with the settings of a 4-bit layer: the parameter that such a layer holds."""
     names = ("blocksize", "compress_statistics", "quant_type", "quant_storage")
     settings = {name: getattr(like.weight, name) for name in names}
@@ -431,6 +431,6 @@ def packed_like(weight: Tensor, like: Any) -> Any:
 
 def _logits(evidence: Evidence, model: nn.Module, rows: Sequence[Feature]) -> Tensor:
     """What a model answers to some rows, in one row: without autocast, as in evaluation; of a text what predicts its target."""
-    logits, batch = logits_of(evidence.trainer, rows, model)
-    chosen = of_targets(logits[0], batch) if evidence.codec.generates and logits else logits
+    logits, batch = get_logits(evidence.trainer, rows, model)
+    chosen = target_rows(logits[0], batch) if evidence.codec.generates and logits else logits
     return torch.cat([one.float().flatten() for one in chosen]) if chosen else torch.zeros(0)

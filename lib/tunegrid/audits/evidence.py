@@ -28,7 +28,7 @@ class AbsentError(Exception):
     """What an audit looks at is not there: it says nothing."""
 
 
-def there(part: object, kind: type[T]) -> T:
+def require(part: object, kind: type[T]) -> T:
     """A part of the evidence; raises AbsentError if there is none, or one of another kind."""
     if not isinstance(part, kind):
         raise AbsentError
@@ -89,9 +89,9 @@ class Evidence:
         return probe(self.trainer)
 
     @property
-    def answered(self) -> Probe:
+    def full_probe(self) -> Probe:
         """The same; raises AbsentError if the model's output names no logits."""
-        return there(self.probe if self.probe.together else None, Probe)
+        return require(self.probe if self.probe.together else None, Probe)
 
 
 def sample(items: Sequence[T], count: int = SAMPLE) -> list[T]:
@@ -107,6 +107,6 @@ def copies(cell: Cell, rows: Sequence[Row], others: Sequence[Row]) -> list[int]:
     return [i for i, text in enumerate(texts) if text in known]
 
 
-def none_of(odd: Sequence[Any], detail: str, fault: str) -> Answer:
+def expect_none(odd: Sequence[Any], detail: str, fault: str) -> Answer:
     """Passed if nothing is odd; otherwise how many are, what is wrong with them, and the first ones."""
     return not odd, f"{detail}; {len(odd)} {fault}: {', '.join(map(str, odd[:3]))}" if odd else detail

@@ -13,31 +13,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tunegrid.audits.evidence import SAMPLE, Evidence, copies, none_of, sample, there
+from tunegrid.audits.evidence import SAMPLE, Evidence, copies, expect_none, require, sample
 from tunegrid.codecs.base import Feature, alphanumeric, same_alphanumeric
 from tunegrid.codecs.extract import ExtractCodec
-from tunegrid.codecs.features import chunks, lengths_of
+from tunegrid.codecs.features import chunks, get_lengths
 from tunegrid.codecs.generate import GenerateCodec
-from tunegrid.data.sources import Row, answer_texts, context, joined
+from tunegrid.data.sources import Row, answer_texts, context, stitch
 from tunegrid.data.splits import Splits
 from tunegrid.grid.methods import Answer
 from tunegrid.grid.recipes import Generation
 from tunegrid.grid.tasks import Problem, Task
-from tunegrid.record.checks import BERTSCORE, POINTS, impossible
+from tunegrid.record.checks import BERTSCORE, POINTS, score_faults
 from tunegrid.run.build import base_type
 from tunegrid.run.device import autocast
 from tunegrid.run.evaluate import EVAL_BATCH, Evaluation
-from tunegrid.run.metrics import (
-    METRICS,
-    TELLING,
-    Metrics,
-    PointsByMetric,
-    normalized,
-    rouge_examples,
-    sentence_lines,
-    squad_examples,
-)
-from tunegrid.run.probe import COARSE, FINE, distance, hooked, searched, target_logits, undisturbed
+from tunegrid.run.metrics import METRICS, TELLING, Metrics, rouge_examples, sentence_lines, simplify, squad_examples
+from tunegrid.run.probe import COARSE, FINE, attach, distance, keep_state, run_search, target_logits
 
 ENDED_SHARE = 0.9  # of generated texts that must end by themselves
 ALIKE = 0.9  # of a window's letters
@@ -53,23 +44,23 @@ Search = Generator[Sequence[tuple[int, ...]], Tensor, float]
 
 def selection_apart_from_test(evidence: Evidence) -> Answer:
     """No row that chose among epochs is scored."""
-    rows, scored = evidence.trainer.chosen_on, there(evidence.evaluation, Evaluation).rows
-    return none_of(copies(evidence.cell, rows, scored), f"{len(rows)} rows chose the epoch", "also scored") if rows else None
+    rows, scored = evidence.trainer.chosen_on, require(evidence.evaluation, Evaluation).rows
+    return expect_none(copies(evidence.cell, rows, scored), f"{len(rows)} rows chose the epoch", "scored") if rows else None
 
 
 def prompt_intact_at_inference(evidence: Evidence) -> Answer:
     """What frames the input survives truncation: special tokens, the prefix, a separator, a chat template."""
-    prompts = [feature.input_ids for feature in there(evidence.evaluation, Evaluation).features]
+    prompts = [feature.input_ids for feature in require(evidence.evaluation, Evaluation).features]
     (begin, end), most = evidence.codec.frame(), evidence.cell.recipe.max_length
     framed = [ids[: len(begin)] == begin and ids[len(ids) - len(end) :] == end for ids in prompts]
     odd = [i for i, ids in enumerate(prompts) if not framed[i] or len(ids) > most]
     detail = f"{len(prompts)} prompts, {len(begin)} tokens before and {len(end)} after"
-    return none_of(odd, detail, "lack their frame or are too long")
+    return expect_none(odd, detail, "lack their frame or are too long")
 
 
 def windows_map_to_examples(evidence: Evidence) -> Answer:
     """Every row has windows, and a window's tokens are its row's context."""
-    codec, evaluation = there(evidence.codec, ExtractCodec), there(evidence.evaluation, Evaluation)
+    codec, evaluation = require(evidence.codec, ExtractCodec), require(evidence.evaluation, Evaluation)
     rows, features = evaluation.rows, evaluation.features
 
     def shows_its_row(feature: Feature) -> bool:
@@ -81,25 +72,25 @@ def windows_map_to_examples(evidence: Evidence) -> Answer:
 
     odd = [f"window of row {feature.example}" for feature in sample(features, 2 * SAMPLE) if not shows_its_row(feature)]
     odd += [f"none of row {row}" for row in sorted(set(range(len(rows))).difference(feature.example for feature in features))]
-    return none_of(odd, f"{len(features)} windows of {len(rows)} rows", "show another row's context or are missing")
+    return expect_none(odd, f"{len(features)} windows of {len(rows)} rows", "show another row's context or are missing")
 
 
 def generation_not_truncated(evidence: Evidence) -> Answer:
     """Generated texts end by themselves, nearly all of them, not at the limit of tokens."""
-    codec, outputs = there(evidence.codec, GenerateCodec), there(evidence.evaluation, Evaluation).outputs  # type: ignore[type-abstract]
-    lengths, ended = [len(ids) for ids in outputs], fmean(map(codec.ended, outputs))
+    codec, outputs = require(evidence.codec, GenerateCodec), require(evidence.evaluation, Evaluation).outputs  # type: ignore[type-abstract]
+    lengths, ended = [len(ids) for ids in outputs], fmean(map(codec.has_end, outputs))
     return ended >= ENDED_SHARE, f"{ended:.0%} ended, {min(lengths)} to {max(lengths)} tokens, {fmean(lengths):.1f} on average"
 
 
 def metric_invariants(evidence: Evidence) -> Answer:
     """What these metrics satisfy whatever is predicted, and some rows scored again: on each row, on average, and in number."""
-    evaluation, task = there(evidence.evaluation, Evaluation), evidence.cell.task
+    evaluation, task = require(evidence.evaluation, Evaluation), evidence.cell.task
     examples, scores, count = evaluation.examples, evaluation.scores, len(evaluation.rows)
     faults = [f"{name} has {len(points)} points for {count} rows" for name, points in examples.items() if len(points) != count]
     pairs = zip(evaluation.predictions, evaluation.rows, strict=True) if "exact_match" in examples else ()
     # By SQuAD v1.1's rules an answer and a truth that both normalize to nothing, as "a" and "the", have EM 100 and F1 0.
-    blank = [not normalized(str(p.value)) and not all(map(normalized, answer_texts(task, row))) for p, row in pairs]
-    faults += impossible(scores, empty_answers=100 * sum(blank) / count)
+    blank = [not simplify(str(p.value)) and not all(map(simplify, answer_texts(task, row))) for p, row in pairs]
+    faults += score_faults(scores, empty_answers=100 * sum(blank) / count)
     faults += [
         f"{name} {scores[name]:.2f} is not the mean {fmean(points):.2f} of its rows"
         for name, points in examples.items()
@@ -119,7 +110,7 @@ def metric_invariants(evidence: Evidence) -> Answer:
 
 
 # The points of one row by itself. BERTScore is left out: its encoder is gone by now.
-ALONE: dict[Problem, Callable[[Task, Row, Any], PointsByMetric]] = {
+ALONE: dict[Problem, Callable[[Task, Row, Any], dict[str, list[float]]]] = {
     Problem.CLASSIFY: lambda task, row, value: {"accuracy": [100.0 * (value == row[task.target])]},
     Problem.EXTRACT: lambda task, row, value: squad_examples([answer_texts(task, row)], [value]),
     Problem.GENERATE: lambda task, row, value: rouge_examples([row[task.target]], [sentence_lines(value)]),
@@ -132,7 +123,7 @@ def predictions_not_collapsed(evidence: Evidence) -> Answer:
     Rows with another prediction than the most frequent one are at least a fifth of those with another target than the most
     frequent one. A model that finds a rare class in every second row is far from that, one that always says the same at 0.
     """
-    task, evaluation = evidence.cell.task, there(evidence.evaluation, Evaluation)
+    task, evaluation = evidence.cell.task, require(evidence.evaluation, Evaluation)
     rows, ((_, usual), (said, same)) = len(evaluation.rows), most_frequent(task, evaluation)
     if rows - usual < RARE:
         return None
@@ -146,7 +137,7 @@ def learned_something(evidence: Evidence) -> tuple[bool, str, Mapping[str, float
 
     A checkpoint may know the task before training, as T5's knows SQuAD: then a healthy run need not gain anything.
     """
-    evaluation, splits, task = there(evidence.evaluation, Evaluation), there(evidence.splits, Splits), evidence.cell.task
+    evaluation, splits, task = require(evidence.evaluation, Evaluation), require(evidence.splits, Splits), evidence.cell.task
     rows, name, read_off = evaluation.rows, TELLING[task.problem], READ_OFF.get(task.problem)
     answers = [[constant] * len(rows) for constant in {answer for answer, _ in most_frequent(task, evaluation)}]
     answers += [read_off(task, splits.train, rows)] if read_off else []
@@ -192,7 +183,7 @@ def random_span(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[s
 
 def lead_sentence(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[str]:
     """The first sentence of the text."""
-    return [re.split(r"(?<=[.!?])\s+|\n", joined(row, task.text).strip(), maxsplit=1)[0] for row in test]
+    return [re.split(r"(?<=[.!?])\s+|\n", stitch(row, task.text).strip(), maxsplit=1)[0] for row in test]
 
 
 # An answer read off the text. By problem, not by codec: an answer is held against the same baseline, be it a span or generated.
@@ -207,7 +198,7 @@ READ_OFF: dict[Problem, Callable[[Task, Sequence[Row], Sequence[Row]], list[str]
 
 def scored_rows(evaluation: Evaluation) -> list[int]:
     """The shortest feature, the last and so most padded one of the first batch, and the longest."""
-    lengths = lengths_of(evaluation.features)
+    lengths = get_lengths(evaluation.features)
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     last = len(order) - 1
     return [order[index] for index in dict.fromkeys((last, min(EVAL_BATCH - 1, last), 0))]
@@ -215,19 +206,19 @@ def scored_rows(evaluation: Evaluation) -> list[int]:
 
 def scored_alone_as_in_batch(evidence: Evidence) -> Answer:
     """A scored row, answered again alone, has the scores that it was answered by in its batch."""
-    evaluation, codec, device = there(evidence.evaluation, Evaluation), evidence.codec, evidence.device
+    evaluation, codec, device = require(evidence.evaluation, Evaluation), evidence.codec, evidence.device
     if codec.generates:
         return None
     ours: list[float] = []
     theirs: list[float] = []
-    with torch.no_grad(), undisturbed(evidence.trainer), autocast(evaluation.part.precision or "fp32", device):
+    with torch.no_grad(), keep_state(evidence.trainer), autocast(evaluation.part.precision or "fp32", device):
         for i in scored_rows(evaluation):
             ours += codec.scores(evaluation.outputs[i])
             theirs += codec.scores(codec.predict(evidence.model, [evaluation.features[i]], device)[0])
     if not ours:
         return None
     apart = distance(torch.tensor(ours), torch.tensor(theirs))
-    return apart <= _allowed(evidence), f"{len(scored_rows(evaluation))} rows: scores differ by {apart:.1e} of the largest"
+    return apart <= _leeway(evidence), f"{len(scored_rows(evaluation))} rows: scores differ by {apart:.1e} of the largest"
 
 
 def cache_changes_nothing(evidence: Evidence) -> Answer:
@@ -236,14 +227,14 @@ def cache_changes_nothing(evidence: Evidence) -> Answer:
     The longest text and the shortest prompt, which is padded, show it in their first tokens. A cache that goes wrong later may
     show in the text that `texts_are_the_models` computes anew.
     """
-    codec, evaluation = there(evidence.codec, GenerateCodec), evidence.evaluation  # type: ignore[type-abstract]
+    codec, evaluation = require(evidence.codec, GenerateCodec), evidence.evaluation  # type: ignore[type-abstract]
     rows: Sequence[Feature] = evidence.probe.rows
     if evaluation is not None:
         longest = max(range(len(evaluation.outputs)), key=lambda i: len(evaluation.outputs[i]))
         rows = [evaluation.features[i] for i in dict.fromkeys((longest, scored_rows(evaluation)[0]))]
-    texts, apart = searched(evidence.trainer, rows, max_new_tokens=min(CACHED, codec.generation.max_new_tokens))
+    texts, apart = run_search(evidence.trainer, rows, max_new_tokens=min(CACHED, codec.generation.max_new_tokens))
     detail = f"{len(texts)} texts of up to {max(map(len, texts))} tokens"
-    return apart <= _allowed(evidence), f"{detail}: scores differ by {apart:.1e} of the largest logit"
+    return apart <= _leeway(evidence), f"{detail}: scores differ by {apart:.1e} of the largest logit"
 
 
 def texts_are_the_models(evidence: Evidence) -> Answer:
@@ -252,7 +243,7 @@ def texts_are_the_models(evidence: Evidence) -> Answer:
     Some texts are searched side by side, which costs up to one pass per token, each over as many whole texts as there are
     beams: on a CPU, minutes for a model of true size, whose texts are left alone; on a GPU, such texts take turns.
     """
-    codec, evaluation = there(evidence.codec, GenerateCodec), there(evidence.evaluation, Evaluation)  # type: ignore[type-abstract]
+    codec, evaluation = require(evidence.codec, GenerateCodec), require(evidence.evaluation, Evaluation)  # type: ignore[type-abstract]
     if evidence.device.type == "cpu" and not evidence.cell.profile.micro:
         return None
     spread = range(0, len(evaluation.outputs), math.ceil(len(evaluation.outputs) / SEARCHED))
@@ -260,17 +251,17 @@ def texts_are_the_models(evidence: Evidence) -> Answer:
     if not pairs:
         return None
     together = SEARCHED if evidence.cell.profile.micro else 1  # one text's logits are as many as a vocabulary is large
-    with torch.no_grad(), undisturbed(evidence.trainer):
-        gaps = [gap for some in chunks(pairs, together) for gap in _below_best(evidence, codec, some)]
+    with torch.no_grad(), keep_state(evidence.trainer):
+        gaps = [gap for some in chunks(pairs, together) for gap in _search_gaps(evidence, codec, some)]
     apart = max(gaps, key=lambda gap: (math.isnan(gap), gap))
-    return apart <= _allowed(evidence), f"{len(pairs)} texts: below the best by {apart:.1e} of the largest logit"
+    return apart <= _leeway(evidence), f"{len(pairs)} texts: below the best by {apart:.1e} of the largest logit"
 
 
-def _below_best(evidence: Evidence, codec: GenerateCodec, pairs: Sequence[tuple[Feature, Sequence[int]]]) -> list[float]:
+def _search_gaps(evidence: Evidence, codec: GenerateCodec, pairs: Sequence[tuple[Feature, Sequence[int]]]) -> list[float]:
     """How far off a search must be to find each of these rows' texts, in units of the text's largest logit."""
     encoders = [] if codec.start_id is None else [evidence.model.get_encoder()]  # type: ignore[operator]
     encoded: list[Tensor] = []  # what an encoder made of the rows' sources
-    with hooked(encoders, lambda module, inputs, output: encoded.append(output[0])):
+    with attach(encoders, lambda module, inputs, output: encoded.append(output[0])):
         whole = target_logits(evidence.trainer, [replace(row, target=[*text]) for row, text in pairs])
     # Of the next token, by what is begun of each text.
     known = [{tuple(text[:i]): one for i, one in enumerate(logits)} for (_, text), logits in zip(pairs, whole, strict=True)]
@@ -311,7 +302,7 @@ def allowed_scores(codec: GenerateCodec, row: Feature, logits: Tensor, begun: Se
     return scores
 
 
-def _allowed(evidence: Evidence) -> float:
+def _leeway(evidence: Evidence) -> float:
     """How far rounding may take scores apart: a base in 4 bits or 16 is coarse, and so is evaluation in bf16."""
     plain = evidence.cell.quantization is None and base_type(evidence.cell) is torch.float32
     return FINE if plain and (evidence.evaluation is None or evidence.evaluation.part.precision == "fp32") else COARSE
@@ -340,7 +331,7 @@ def shortfall(text: Sequence[int], search: Generation, end: int) -> Search:
     running, finished, gaps, found = [Beam(0.0, ())], list[float](), [0.0], None  # finished texts by their score for a length
     for length in range(1, search.max_new_tokens + 1):
         own, divisor = tuple(text[:length]) if found is None else (), math.pow(length, penalty)
-        candidates, follow = _continued(running, (yield [beam.ids for beam in running]), 2 * most, own)
+        candidates, follow = _extend_beams(running, (yield [beam.ids for beam in running]), 2 * most, own)
         over = [beam for beam in candidates[:most] if is_over(beam)]
         running = [beam for beam in candidates if not is_over(beam)][:most]
         if follow:
@@ -362,7 +353,7 @@ def shortfall(text: Sequence[int], search: Generation, end: int) -> Search:
     return max(gaps) if most == 1 else max(*gaps, (finished[0] - found) * math.pow(len(text), penalty))
 
 
-def _continued(running: Sequence[Beam], scores: Tensor, count: int, own: tuple[int, ...]) -> tuple[list[Beam], Beam | None]:
+def _extend_beams(running: Sequence[Beam], scores: Tensor, count: int, own: tuple[int, ...]) -> tuple[list[Beam], Beam | None]:
     """So many continuations of the running texts, best first, and the one that is `own`, however good it is."""
     totals = scores + torch.tensor([beam.score for beam in running], device=scores.device).unsqueeze(1)
     best, indices = totals.flatten().topk(min(count, totals.numel()))

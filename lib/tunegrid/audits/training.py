@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from tunegrid.audits.evidence import Evidence, none_of
-from tunegrid.codecs.base import Feature, on
-from tunegrid.grid.backbones import within
+from tunegrid.audits.evidence import Evidence, expect_none
+from tunegrid.codecs.base import Feature, move_batch
+from tunegrid.grid.backbones import is_part
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Answer
 from tunegrid.run.build import checksums
 from tunegrid.run.first_updates import MOVED, PACKED_TOLERANCE, STEP_TOLERANCE
-from tunegrid.run.probe import allowance, relative_gap, smallest, undisturbed
+from tunegrid.run.probe import allowance, keep_state, relative_gap, smallest_tensors
 from tunegrid.run.train import Trainer, make_schedule
 
 # Between two ways to compute one gradient, in units of its norm; a fault loses or multiplies a micro-batch, half of the norm.
@@ -36,10 +36,10 @@ def base_frozen(evidence: Evidence) -> Answer:
     if not evidence.cell.method.adapts:
         return None
     new = evidence.cell.head.new_modules
-    strays = [name for name in evidence.trained if name not in evidence.own and not within(name, new)]
+    strays = [name for name in evidence.trained if name not in evidence.own and not is_part(name, new)]
     frozen = evidence.trainer.parameters.keys() - evidence.trained.keys()
     changed = sorted(frozen & evidence.moved)
-    return none_of(strays + changed, f"{len(frozen)} frozen tensors", "base tensors train or changed")
+    return expect_none(strays + changed, f"{len(frozen)} frozen tensors", "base tensors train or changed")
 
 
 def weights_moved(evidence: Evidence) -> Answer:
@@ -47,12 +47,12 @@ def weights_moved(evidence: Evidence) -> Answer:
     head, reached = evidence.cell.head, evidence.trainer.log.reached
     groups: dict[str, list[bool]] = {}
     for name in reached:
-        new = next((module for module in head.new_modules if within(name, [module])), None)
+        new = next((module for module in head.new_modules if is_part(name, [module])), None)
         layer = re.match(r"[^\d]*\d*", name).group()  # type: ignore[union-attr] # it matches any text
-        group = evidence.cell.method.group_of(name) if name in evidence.own else new or layer
+        group = evidence.cell.method.group_name(name) if name in evidence.own else new or layer
         groups.setdefault(group, []).append(name in evidence.moved)
     still = sorted(group for group, moved in groups.items() if not any(moved))
-    passed, detail = none_of(still, f"{len(groups)} groups", "did not change")  # type: ignore[misc]
+    passed, detail = expect_none(still, f"{len(groups)} groups", "did not change")  # type: ignore[misc]
     return passed and bool(groups), detail
 
 
@@ -67,15 +67,15 @@ def trains_in_fp32(evidence: Evidence) -> Answer:
     moments = {(name, key): moment for name, p in trained.items() for key, moment in _moments(optimizer, p).items()}
     least: int = getattr(getattr(getattr(optimizer, "optimizer", optimizer), "args", None), "min_8bit_size", 0)
     if small := [name for (name, _), m in moments.items() if m.dtype is torch.uint8 and trained[name].numel() < least]:
-        return none_of([*dict.fromkeys(small)], "the optimizer leaves small moments in fp32", "packed to 8 bits")
+        return expect_none([*dict.fromkeys(small)], "the optimizer leaves small moments in fp32", "packed to 8 bits")
     maps = {name: optimizer.state.get(p, {}).get("qmap2") for name, p in trained.items()}  # bitsandbytes' of second moments
     if signed := [name for name, levels in maps.items() if levels is not None and bool((levels < 0).any())]:
-        return none_of(signed, "second moments are positive", "packed with negative levels")
+        return expect_none(signed, "second moments are positive", "packed with negative levels")
     other = {f"{key} of {name}": m.dtype for (name, key), m in moments.items() if m.dtype is not torch.float32}
     other = {} if not other or {*other.values()} <= moment_types(evidence) else other
     low = {name: p.dtype for name, p in trained.items() if p.dtype is not torch.float32} | other
     odd = [f"{name} is {str(dtype).removeprefix('torch.')}" for name, dtype in low.items()]
-    return none_of(odd, f"{len(trained)} tensors and their moments", "are not fp32")
+    return expect_none(odd, f"{len(trained)} tensors and their moments", "are not fp32")
 
 
 def _moments(optimizer: Any, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -87,13 +87,13 @@ def _moments(optimizer: Any, parameter: torch.Tensor) -> dict[str, torch.Tensor]
 def moment_types(evidence: Evidence) -> set[torch.dtype]:
     """The types of moments that the same optimizer keeps for a large fp32 weight alone; none if the method made its own."""
     weight, optimizer = torch.zeros(LARGE, device=evidence.device), evidence.trainer.optimizer
-    lone = stepped_alone(evidence, weight, torch.ones_like(weight))
+    lone = first_step(evidence, weight, torch.ones_like(weight))
     if lone is None:
         return {m.dtype for p in evidence.trainer.trained for m in _moments(optimizer, p).values()}
     return {torch.float32, *(moment.dtype for moment in _moments(lone, weight).values())}
 
 
-def stepped_alone(evidence: Evidence, weight: torch.Tensor, gradient: torch.Tensor) -> Any:
+def first_step(evidence: Evidence, weight: torch.Tensor, gradient: torch.Tensor) -> Any:
     """The recipe's optimizer after its first step, of this weight alone at a rate of 1; None if the method made its own."""
     weight.requires_grad_().grad = gradient
     lone = evidence.cell.optimizer([{"params": [weight], "weight_decay": evidence.cell.recipe.weight_decay}], 1.0)
@@ -112,7 +112,7 @@ def variant_applied(evidence: Evidence) -> Answer:
     method, cell, before = evidence.cell.method, evidence.cell, evidence.trainer.before
     moving = {name for name in evidence.own if any(part in name for part in method.must_move)}
     still = moving - evidence.moved - (evidence.trained.keys() - evidence.trainer.log.reached)  # the loss may not use a module
-    ends = tuple(f".{target}{part}.weight" for target in method.rewritten(cell) for part in ("", ".base_layer"))
+    ends = tuple(f".{target}{part}.weight" for target in method.rewrites(cell) for part in ("", ".base_layer"))
     rewritten = {name for name in before if name.endswith(ends)}
     named = {id(p): name for name, p in evidence.trainer.stepped.items()}
     groups = evidence.trainer.optimizer.param_groups
@@ -124,10 +124,10 @@ def variant_applied(evidence: Evidence) -> Answer:
         own = {name: peak for name, peak in peaks if part in name}
         faults += [f"{name} has the rate {peak}, not {rate:g}" for name, peak in own.items() if peak != rate]
         faults += [] if own else [f"no trained tensor has {part!r} in its name, to train at rate {rate:g}"]
-    alone = all(within(name, cell.head.new_modules) for name in moving)  # the head, which trains by any method
+    alone = all(is_part(name, cell.head.new_modules) for name in moving)  # the head, which trains by any method
     faults += [f"no trained tensor has {' or '.join(method.must_move)} in its name"] if method.must_move and alone else []
-    faults += [f"no weight belongs to {' or '.join(method.rewritten(cell))}"] if ends and not rewritten else []
-    answer = method.holds_after(evidence.model, cell)
+    faults += [f"no weight belongs to {' or '.join(method.rewrites(cell))}"] if ends and not rewritten else []
+    answer = method.check_model(evidence.model, cell)
     if not (moving or ends or rates or faults):
         return answer
     passed, detail = answer or (True, f"{len(moving)} tensors moved, {len(rewritten)} were rewritten")
@@ -159,7 +159,7 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
     for size in (LARGE, SMALL):
         weight = torch.linspace(-1, 1, size, device=evidence.device)
         wanted = weight * (1 - decay)
-        lone = stepped_alone(evidence, weight, torch.zeros_like(weight))
+        lone = first_step(evidence, weight, torch.zeros_like(weight))
         if lone is not None and not torch.allclose(weight, wanted, rtol=1e-6, atol=0):
             return False, f"a weight of {size} values without a gradient does not decay by {decay:g} of itself"
     # A short run has no late update, one that went on from a checkpoint no first ones.
@@ -189,7 +189,7 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
     if (own := recipe.head_learning_rate) is not None:
         peaks = {id(p): group.get("initial_lr", own) for group in groups for p in group["params"]}
         named = evidence.trainer.stepped.items()
-        head = [p for name, p in named if p.requires_grad and within(name, evidence.cell.head.new_modules)]
+        head = [p for name, p in named if p.requires_grad and is_part(name, evidence.cell.head.new_modules)]
         if strange := [peak for p in head if not same_rate(peak := float(peaks.get(id(p), 0.0)), own)]:
             return False, f"the head trains at a peak rate of {strange[0]:.3g}, not {own:.3g}"
     starts = [group.get("initial_lr") for group in groups]
@@ -230,10 +230,10 @@ def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
     if len(group) < 2:
         return None
     # Few rows show it, and fit where training fitted; of unequal number, so that a mean of means is another mean.
-    few, names = [group[0][:3], group[1][:1]], smallest(evidence.trained)
-    with torch.enable_grad(), undisturbed(trainer):
-        _, apart = trainer.accumulated(few, names)
-        loss, together = in_one_batch(trainer, [*few[0], *few[1]], names)
+    few, names = [group[0][:3], group[1][:1]], smallest_tensors(evidence.trained)
+    with torch.enable_grad(), keep_state(trainer):
+        _, apart = trainer.accumulate(few, names)
+        loss, together = batch_gradients(trainer, [*few[0], *few[1]], names)
     if loss < LEAST:
         return None
     gap = relative_gap(apart, together)
@@ -241,7 +241,7 @@ def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
     return same, f"2 micro-batches: gradients differ from one batch's by {gap:.1e} of their norm; the loss is {loss:.6f}"
 
 
-def in_one_batch(trainer: Trainer, features: Sequence[Feature], names: Sequence[str]) -> tuple[float, list[torch.Tensor]]:
+def batch_gradients(trainer: Trainer, features: Sequence[Feature], names: Sequence[str]) -> tuple[float, list[torch.Tensor]]:
     """The mean loss of some rows, and its gradients; in several batches only where training never held so many rows."""
     size, parameters = trainer.log.micro_batch, [trainer.parameters[name] for name in names]
     gradients = [torch.zeros_like(parameter) for parameter in parameters]
@@ -254,7 +254,7 @@ def in_one_batch(trainer: Trainer, features: Sequence[Feature], names: Sequence[
     count, total = sum(map(trainer.codec.targets, batches)), 0.0
     for batch in batches:
         with trainer.accelerator.autocast():
-            loss = trainer.codec.loss(trainer.model, on(trainer.meter.device, batch)) / count
+            loss = trainer.codec.loss(trainer.model, move_batch(trainer.meter.device, batch)) / count
         add(loss)
         total += float(loss.detach())
     if (penalty := trainer.cell.method.penalty(trainer.model)) is not None:
@@ -267,11 +267,11 @@ def ranks_train_as_one(evidence: Evidence) -> Answer:
     trainer = evidence.trainer
     if trainer.ranks.count == 1:
         return None
-    group, names = next(iter(trainer.updates(0))), smallest(evidence.trained)
+    group, names = next(iter(trainer.updates(0))), smallest_tensors(evidence.trained)
     rows = [feature for features in group for feature in features]
-    with torch.enable_grad(), undisturbed(trainer):
-        loss, ours = trainer.accumulated(group, names)
-        alone, theirs = in_one_batch(trainer, rows, names)
+    with torch.enable_grad(), keep_state(trainer):
+        loss, ours = trainer.accumulate(group, names)
+        alone, theirs = batch_gradients(trainer, rows, names)
     apart, gap = abs(float(loss) - alone), relative_gap(ours, theirs)
     most = allowance(trainer, LOSS, COARSE_LOSS), allowance(trainer, GRADIENT, COARSE_GRADIENT)
     detail = f"{trainer.ranks.count} ranks, {len(rows)} rows"
@@ -282,6 +282,6 @@ def ranks_end_alike(evidence: Evidence) -> Answer:
     """All ranks end with the same weights, bit for bit."""
     if evidence.trainer.ranks.count == 1:
         return None
-    first, *others = evidence.trainer.ranks.gathered(checksums(evidence.trained.items()))
+    first, *others = evidence.trainer.ranks.gather(checksums(evidence.trained.items()))
     strays = [rank for rank, other in enumerate(others, 1) if other != first]
-    return none_of(strays, f"{len(first)} tensors", "ranks differ from the first")
+    return expect_none(strays, f"{len(first)} tensors", "ranks differ from the first")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from tunegrid.data.sources import Row, joined
+from tunegrid.data.sources import Row, stitch
 from tunegrid.errors import InputError
 from tunegrid.grid.backbones import Backbone
 from tunegrid.grid.cells import Cell
@@ -63,7 +63,7 @@ class Codec(ABC):
         self.tokenizer = tokenizer
         self.criterion = summed_cross_entropy  # of what the loss is taken on; a teacher puts another in its place
         self.between = self.special(cell.backbone.wrap.between)
-        self.before, self.after = self.around()
+        self.before, self.after = self.affixes()
         # GPT-2 has no padding token; padding is masked out, so any token will do.
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         if self.room < 1:
@@ -80,7 +80,7 @@ class Codec(ABC):
             raise InputError(f"backbone {self.cell.backbone.id!r} puts {name} around its texts, but its tokenizer has none")
         return [token]
 
-    def around(self) -> tuple[list[int], list[int]]:
+    def affixes(self) -> tuple[list[int], list[int]]:
         """`before` and `after`: by default the backbone's special tokens around a text."""
         wrap = self.cell.backbone.wrap
         return self.special(wrap.before), self.special(wrap.after)
@@ -92,9 +92,9 @@ class Codec(ABC):
 
     def text(self, row: Row) -> str:
         """What a row is read by: the recipe's prefix and the cell's columns."""
-        return self.recipe.prefix + joined(row, self.cell.text)
+        return self.recipe.prefix + stitch(row, self.cell.text)
 
-    def framed(self, tokens: Sequence[int]) -> list[int]:
+    def fit(self, tokens: Sequence[int]) -> list[int]:
         """An input: the tokens, cut on the right to the room there is, between `before` and `after`."""
         return [*self.before, *tokens[: self.room], *self.after]
 
@@ -111,16 +111,16 @@ class Codec(ABC):
         """
 
     @abstractmethod
-    def synthetic(self, rng: Random) -> Feature:
+    def draw_feature(self, rng: Random) -> Feature:
         """A feature of random ids, as long as the recipe lets one be; needs a `SyntheticTokenizer`."""
 
     @abstractmethod
     def collate(self, features: Sequence[Feature]) -> Batch:
         """One padded training batch, with "labels"."""
 
-    def placed(self, batch: Batch, device: torch.device) -> Batch:
+    def to_device(self, batch: Batch, device: torch.device) -> Batch:
         """The batch on a device, with what may help `loss` there; `loss` is the same without."""
-        return on(device, batch)
+        return move_batch(device, batch)
 
     def targets(self, batch: Batch) -> int:
         """How many items the batch's loss is summed over: one a row, or a window."""
@@ -146,19 +146,19 @@ class Codec(ABC):
         """The model's scores that an output was chosen by; none if the output does not keep them."""
         return []
 
-    def restored(self, values: dict[str, Any]) -> Feature:
+    def restore_feature(self, values: dict[str, Any]) -> Feature:
         """A feature of its fields as JSON has them, which knows neither tuples nor classes."""
         return Feature(**values)
 
     def ids(self, text: str) -> list[int]:
         """Tokens of a text without special tokens."""
-        return self.ids_of([text])[0]
+        return self.to_ids([text])[0]
 
-    def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+    def to_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of each text without special tokens."""
-        return self.tokenized(texts)["input_ids"]
+        return self.encode_texts(texts)["input_ids"]
 
-    def tokenized(self, texts: Sequence[str], **options: bool) -> Mapping[str, list[Any]]:
+    def encode_texts(self, texts: Sequence[str], **options: bool) -> Mapping[str, list[Any]]:
         """The tokenizer's encoding of all texts at once, which takes a fraction of the time, without special tokens."""
         if not texts:  # tokenizers refuse an empty list
             return {"input_ids": [], "offset_mapping": []}
@@ -166,7 +166,7 @@ class Codec(ABC):
 
     def inputs(self, rows: Sequence[Sequence[int]], segments: Sequence[int] | None = None, *, left: bool = False) -> Batch:
         """Padded ids (B, L) with their mask; `segments` are the lengths of the first texts, for models that tell two apart."""
-        ids, mask = padded(rows, self.pad_id, left=left), padded([[1] * len(row) for row in rows], 0, left=left)
+        ids, mask = pad(rows, self.pad_id, left=left), pad([[1] * len(row) for row in rows], 0, left=left)
         batch = {"input_ids": ids, "attention_mask": mask}
         if segments is not None and self.cell.backbone.segments:
             batch["token_type_ids"] = (torch.arange(ids.shape[1]) >= integers(segments).unsqueeze(1)).long() * mask
@@ -183,13 +183,13 @@ def integers(values: Sequence[Any]) -> Tensor:
     return torch.from_numpy(np.array(values, dtype=np.int64))
 
 
-def padded(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> Tensor:
+def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> Tensor:
     """Rows of whole numbers (B, L), filled up with `value` on the right, or on the left."""
     tensors = [integers(row) for row in rows]
     return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side="left" if left else "right")
 
 
-def on(device: torch.device, batch: Batch) -> Batch:
+def move_batch(device: torch.device, batch: Batch) -> Batch:
     """The batch on a device."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
@@ -211,7 +211,7 @@ def same_alphanumeric(tokens: str, text: str, unknown: str | None) -> bool:
 
 
 class SyntheticTokenizer:
-    """The ids of a backbone's true tokenizer, special ones by name, but no words: `Codec.synthetic` needs none."""
+    """The ids of a backbone's true tokenizer, special ones by name, but no words: `Codec.draw_feature` needs none."""
 
     pad_token_id = eos_token_id = cls_token_id = sep_token_id = None
 

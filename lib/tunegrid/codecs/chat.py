@@ -15,7 +15,7 @@ from torch import Tensor
 from tunegrid.codecs.base import IGNORED, Batch, Feature, SyntheticTokenizer, alphanumeric, integers
 from tunegrid.codecs.extract import MAX_QUESTION_TOKENS
 from tunegrid.codecs.generate import CausalCodec
-from tunegrid.data.sources import Row, answer_texts, context, joined
+from tunegrid.data.sources import Row, answer_texts, context, stitch
 from tunegrid.errors import InputError, first_line
 
 # Some templates insert today's date, and training must not depend on the day. They take it as `date_string`, or ask for it
@@ -42,13 +42,13 @@ class ChatCodec(CausalCodec):
     A feature's `extra` are the places (start, end) of learned tokens in its input.
     """
 
-    def _around(self, roles: tuple[str, ...]) -> list[Surrounding]:
+    def _frames(self, roles: tuple[str, ...]) -> list[Surrounding]:
         """What the template puts before each turn of these roles and behind the last one.
 
         Raises InputError for a template that cannot render these turns, or shows one of them twice.
         """
-        if roles in self._known:
-            return self._known[roles]
+        if roles in self._cache:
+            return self._cache[roles]
         marks, name = [f"@turn {number}@" for number in range(len(roles))], self.cell.backbone.checkpoint
         try:
             template: str = self.tokenizer.get_chat_template()
@@ -76,32 +76,32 @@ class ChatCodec(CausalCodec):
             texts.append(text)
         words = [text.rstrip(" ") for text in (*texts, rest)]
         spaces = [text[len(word) :] for text, word in zip((*texts, rest), words, strict=True)]
-        self._known[roles] = list(map(Surrounding, words, self.ids_of(words), spaces))
-        return self._known[roles]
+        self._cache[roles] = list(map(Surrounding, words, self.to_ids(words), spaces))
+        return self._cache[roles]
 
     @cached_property
-    def _known(self) -> dict[tuple[str, ...], list[Surrounding]]:
+    def _cache(self) -> dict[tuple[str, ...], list[Surrounding]]:
         return {}
 
-    def around(self) -> tuple[list[int], list[int]]:
+    def affixes(self) -> tuple[list[int], list[int]]:
         """The template's tokens before and after the user's text; for a `SyntheticTokenizer`, random ones."""
         if isinstance(self.tokenizer, SyntheticTokenizer):
             rng = Random(0)
             return self.tokenizer.draw(rng, SYNTHETIC_BEFORE), self.tokenizer.draw(rng, SYNTHETIC_AFTER)
-        before, after = self._around(("user",))
+        before, after = self._frames(("user",))
         return before.ids, after.ids
 
     @cached_property
     def end_id(self) -> int:
         """The token that ends the assistant's turn; the tokenizer's own if the template has not exactly one there."""
         synthetic = isinstance(self.tokenizer, SyntheticTokenizer)
-        ends = [] if synthetic else self.ids(self._around(("user", "assistant"))[-1].text.strip())
+        ends = [] if synthetic else self.ids(self._frames(("user", "assistant"))[-1].text.strip())
         return ends[0] if len(ends) == 1 else super().end_id
 
     @cached_property
     def lead(self) -> str:  # type: ignore[override]
         """Spaces that the template puts before the assistant's text."""
-        return self._around(("user",))[1].spaces
+        return self._frames(("user",))[1].spaces
 
     def text(self, row: Row) -> str:
         """The user's turn; many templates strip what is around a turn."""
@@ -116,13 +116,13 @@ class ChatCodec(CausalCodec):
         features = []
         for example, (row, answer) in enumerate(zip(rows, self.answers(rows), strict=True)):
             ids, learned = list[int](), list[list[int]]()
-            for tokens, is_learned in self._fitting(row):
+            for tokens, is_learned in self._fit_turns(row):
                 learned += [[len(ids), len(ids) + len(tokens)]] if is_learned else []
                 ids += tokens
             features.append(Feature(example=example, input_ids=ids, target=answer, extra=learned))
         return features
 
-    def _fitting(self, row: Row) -> list[Piece]:
+    def _fit_turns(self, row: Row) -> list[Piece]:
         """The conversation, as much as fits beside the longest target."""
         history = row["history"] if self.task.messages else []
         system = [turn for turn in history if turn["role"] == "system"]
@@ -140,7 +140,7 @@ class ChatCodec(CausalCodec):
     def _pieces(self, turns: Sequence[tuple[str, str]]) -> list[Piece]:
         """The template's parts and the turns between them."""
         roles = tuple(role for role, _ in turns)
-        around = self._around(roles)
+        around = self._frames(roles)
         pieces: list[Piece] = [(around[0].ids, False)]
         for (role, content), (before, after) in zip(turns, pairwise(around), strict=True):
             learned = role == "assistant"
@@ -154,11 +154,11 @@ class ChatCodec(CausalCodec):
         Of conversations, what the template opens with whether or not a system speaks first.
         """
         if self.task.messages:
-            openings = (self._around(roles)[0].ids for roles in (("system", "user"), ("user",)))
+            openings = (self._frames(roles)[0].ids for roles in (("system", "user"), ("user",)))
             same = takewhile(lambda pair: pair[0] == pair[1], zip(*openings, strict=False))
             return [token for token, _ in same], self.after
         prefix = self.recipe.prefix.strip()
-        return [*self.before, *(self.ids(self._around(("user",))[0].spaces + prefix)[:-1] if prefix else [])], self.after
+        return [*self.before, *(self.ids(self._frames(("user",))[0].spaces + prefix)[:-1] if prefix else [])], self.after
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Whole conversations (B, S + T); labels where the assistant speaks."""
@@ -188,7 +188,7 @@ class ChatAnswerCodec(ChatCodec):
 
     def text(self, row: Row) -> str:
         """The context is cut until the question fits behind it, up to 64 tokens of the question."""
-        question, lead = self._cut(joined(row, self.cell.text).strip(), MAX_QUESTION_TOKENS), self._around(("user",))[0].spaces
+        question, lead = self._cut(stitch(row, self.cell.text).strip(), MAX_QUESTION_TOKENS), self._frames(("user",))[0].spaces
         passage = lead + (self.recipe.prefix + context(self.task, row)).strip()
         text, count = f"{passage}\n\n{question}", len(self.ids(passage))
         while count and (excess := len(self.ids(text)) - self.room) > 0:
@@ -198,7 +198,7 @@ class ChatAnswerCodec(ChatCodec):
 
     def _cut(self, text: str, count: int) -> str:
         """The text up to the end of so many tokens: cut as text, it is tokenised as any other."""
-        [offsets] = self.tokenized([text], return_offsets_mapping=True)["offset_mapping"]
+        [offsets] = self.encode_texts([text], return_offsets_mapping=True)["offset_mapping"]
         return text[: offsets[:count][-1][1]] if count and offsets else ""
 
     def target_text(self, row: Row) -> str:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, on
-from tunegrid.data.sources import Row, joined
+from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, move_batch
+from tunegrid.data.sources import Row, stitch
 
 
 class ClassifyCodec(Codec):
@@ -20,15 +20,15 @@ class ClassifyCodec(Codec):
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
         """One feature a row, cut to `max_length`; of two texts the longer one is cut first."""
-        firsts = self.ids_of([self.text(row) for row in rows])
-        seconds = self.ids_of([joined(row, self.task.text_pair) for row in rows]) if self.task.text_pair else [None] * len(rows)
+        firsts = self.to_ids([self.text(row) for row in rows])
+        seconds = self.to_ids([stitch(row, self.task.text_pair) for row in rows]) if self.task.text_pair else [None] * len(rows)
         triples = zip(firsts, seconds, rows, strict=True)
         return [self._feature(i, first, second, row[self.task.target]) for i, (first, second, row) in enumerate(triples)]
 
     def _feature(self, example: int, first: Sequence[int], second: Sequence[int] | None, label: int) -> Feature:
         """Of two texts, `extra` is where the second begins."""
         if second is None:
-            return Feature(example=example, input_ids=self.framed(first), target=label)
+            return Feature(example=example, input_ids=self.fit(first), target=label)
         count, other = longest_first(len(first), len(second), self.room)
         start = [*self.before, *first[:count], *self.between]
         return Feature(example=example, input_ids=[*start, *second[:other], *self.after], target=label, extra=len(start))
@@ -38,7 +38,7 @@ class ClassifyCodec(Codec):
         """Tokens of text that fit; two texts have a separator between them."""
         return super().room - (len(self.between) if self.task.text_pair else 0)
 
-    def synthetic(self, rng: Random) -> Feature:
+    def draw_feature(self, rng: Random) -> Feature:
         """`max_length` tokens with any label; of two texts, both are equally long."""
         words = self.tokenizer.draw(rng, self.room)
         label = rng.randrange(len(self.task.labels))
@@ -58,7 +58,7 @@ class ClassifyCodec(Codec):
 
     def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
         """Label, loss and logits a feature."""
-        batch = on(device, self.collate(features))
+        batch = move_batch(device, self.collate(features))
         logits = self._logits(model, batch)
         losses = cross_entropy(logits, batch["labels"], reduction="none")
         return list(zip(logits.argmax(-1).tolist(), losses.tolist(), logits.tolist(), strict=True))

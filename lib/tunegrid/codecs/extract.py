@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, on, same_alphanumeric
+from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, move_batch, same_alphanumeric
 from tunegrid.data.sources import Row, answer_span, answer_texts, context
 from tunegrid.errors import InputError
 
@@ -34,8 +34,8 @@ class ExtractCodec(Codec):
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
         """One feature a window. In training, a row whose answer is in no window teaches nothing and is left out."""
-        questions = self.ids_of([self.text(row) for row in rows])
-        contexts = self.tokenized([context(self.task, row) for row in rows], return_offsets_mapping=True)
+        questions = self.to_ids([self.text(row) for row in rows])
+        contexts = self.encode_texts([context(self.task, row) for row in rows], return_offsets_mapping=True)
         features = []
         for example, row in enumerate(rows):
             question = [*self.before, *questions[example][:MAX_QUESTION_TOKENS], *self.between]
@@ -46,7 +46,7 @@ class ExtractCodec(Codec):
                     f"{self.recipe.max_length}; give the recipe a larger one"
                 )
             tokens, offsets, windows = contexts["input_ids"][example], contexts["offset_mapping"][example], []
-            for start in self._starts(len(tokens), room):
+            for start in self._window_starts(len(tokens), room):
                 window = Window(shift=len(question), offsets=offsets[start : start + room])
                 ids = [*question, *tokens[start : start + room], *self.after]
                 target = token_span(answer_span(self.task, row), window)
@@ -55,14 +55,14 @@ class ExtractCodec(Codec):
                 features += windows
         return features
 
-    def _starts(self, length: int, room: int) -> list[int]:
+    def _window_starts(self, length: int, room: int) -> list[int]:
         """Where windows begin: neighbours share `doc_stride` tokens, and the last window reaches the end."""
         if self.recipe.doc_stride is None or length <= room:
             return [0]
         step = max(1, room - self.recipe.doc_stride)
         return [*range(0, length - room, step), length - room]
 
-    def synthetic(self, rng: Random) -> Feature:
+    def draw_feature(self, rng: Random) -> Feature:
         """A question and a window that fill `max_length`; one token of the window is the answer."""
         question = [*self.before, *self.tokenizer.draw(rng, SYNTHETIC_QUESTION_TOKENS), *self.between]
         words = self.tokenizer.draw(rng, self.recipe.max_length - len(question) - len(self.after))
@@ -70,7 +70,7 @@ class ExtractCodec(Codec):
         answer = window.shift + rng.randrange(len(words))
         return Feature(example=0, input_ids=[*question, *words, *self.after], target=(answer, answer), extra=window)
 
-    def restored(self, values: dict[str, Any]) -> Feature:
+    def restore_feature(self, values: dict[str, Any]) -> Feature:
         """A window of its fields as JSON has them."""
         offsets = [(start, end) for start, end in values["extra"]["offsets"]]
         window = Window(shift=values["extra"]["shift"], offsets=offsets)
@@ -88,10 +88,10 @@ class ExtractCodec(Codec):
 
     def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
         """(score, first token, last token) of each window's best span, and the context's start and end scores (2, tokens)."""
-        starts, ends = self._logits(model, on(device, self.collate(features)))
+        starts, ends = self._logits(model, move_batch(device, self.collate(features)))
         spans = [best_span(start, end, feature.extra) for start, end, feature in zip(starts, ends, features, strict=True)]
         scores = zip(torch.stack((starts, ends), 1).cpu(), features, strict=True)
-        return [(*span, inside(own, feature.extra).clone()) for span, (own, feature) in zip(spans, scores, strict=True)]
+        return [(*span, crop(own, feature.extra).clone()) for span, (own, feature) in zip(spans, scores, strict=True)]
 
     def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
         """The text of the best span over all of a row's own windows."""
@@ -159,16 +159,16 @@ def best_span(starts: Tensor, ends: Tensor, window: Window) -> tuple[float, int,
     The last is not before the first and within the length limit; both lie in the context: the question holds no answer.
     """
     behind = torch.finfo(ends.dtype).min  # which makes no NaN of a score of infinity
-    score, position = (inside(starts, window).unsqueeze(1) + nearby(inside(ends, window), behind)).flatten().max(0)
+    score, position = (crop(starts, window).unsqueeze(1) + legal_ends(crop(ends, window), behind)).flatten().max(0)
     first, more = divmod(int(position), MAX_ANSWER_TOKENS)
     return float(score), window.shift + first, window.shift + first + more
 
 
-def inside(scores: Tensor, window: Window) -> Tensor:
+def crop(scores: Tensor, window: Window) -> Tensor:
     """Of scores (..., L), those of the context's tokens."""
     return scores[..., window.shift : window.shift + len(window.offsets)]
 
 
-def nearby(ends: Tensor, behind: float) -> Tensor:
+def legal_ends(ends: Tensor, behind: float) -> Tensor:
     """Of scores (..., L) those (..., L, 30) of the last tokens that each first token allows; `behind` if none is left."""
     return pad(ends, (0, MAX_ANSWER_TOKENS - 1), value=behind).unfold(-1, MAX_ANSWER_TOKENS, 1)

@@ -1,4 +1,4 @@
-"""Rows are tokenised once: `features_of` gives a codec's features of rows, from memory or from disk if they are there.
+"""Rows are tokenised once: `get_features` gives a codec's features of rows, from memory or from disk if they are there.
 
 A profile with a folder has them there, for other runs and processes: `datasets` maps the rows into an Arrow file, which it maps
 into memory. Any other profile has them in memory, for the next cells of its process. A key is a hash of all that decides the
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from tunegrid.codecs.base import Codec, Feature
 from tunegrid.data import sources
 from tunegrid.data.sources import Row
-from tunegrid.machine import digest_of
+from tunegrid.machine import package_digest
 
 RECIPE_FIELDS = ("max_length", "doc_stride", "max_target_length", "text", "prefix")
 TASK_FIELDS = ("text", "text_pair", "target", "labels", "messages")
@@ -28,7 +28,7 @@ SHARED = 18  # lists in memory: rows to train on and to test, of three tasks in 
 LARGEST = 10_000  # features of a list in memory: a user's own rows may be many
 CODE = [*sorted(Path(__file__).parent.glob("*.py")), Path(sources.__file__)]
 
-_shared: dict[tuple[type[Codec], str], Sequence[Feature]] = {}
+_by_codec: dict[tuple[type[Codec], str], Sequence[Feature]] = {}
 
 
 class StoredFeatures(Sequence[Feature]):
@@ -47,20 +47,20 @@ class StoredFeatures(Sequence[Feature]):
         """A feature, made anew; of a slice, a list."""
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
-        return self._codec.restored(json.loads(self._table[range(len(self))[index]]["feature"]))
+        return self._codec.restore_feature(json.loads(self._table[range(len(self))[index]]["feature"]))
 
 
-def lengths_of(features: Sequence[Feature]) -> Sequence[int]:
+def get_lengths(features: Sequence[Feature]) -> Sequence[int]:
     """Tokens of each feature; stored ones are not made for it."""
     return features.lengths if isinstance(features, StoredFeatures) else [len(feature.input_ids) for feature in features]
 
 
-def features_of(codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequence[Feature]:
+def get_features(codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequence[Feature]:
     """`codec.encode(rows)`, from disk if the profile has a folder for it that can be used, else from memory."""
     folder, key = codec.cell.profile.feature_cache, cache_key(codec, rows, training=training)
     if folder and len(rows):  # a table of no rows has no columns
         try:
-            return StoredFeatures(_from_disk(folder / f"{key}.arrow", codec, rows, training=training), codec)
+            return StoredFeatures(_load_table(folder / f"{key}.arrow", codec, rows, training=training), codec)
         except Exception as error:
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, OSError):
@@ -68,13 +68,13 @@ def features_of(codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequenc
             if cause is None:
                 raise  # no full disk, and no folder that cannot be made
     name = (type(codec), key)  # the class itself: two that are made by one function share a name
-    if name in _shared:
-        return _shared[name]
+    if name in _by_codec:
+        return _by_codec[name]
     features = codec.encode(rows, training=training)
     if len(features) <= LARGEST:
-        if len(_shared) == SHARED:
-            del _shared[next(iter(_shared))]
-        _shared[name] = features
+        if len(_by_codec) == SHARED:
+            del _by_codec[next(iter(_by_codec))]
+        _by_codec[name] = features
     return features
 
 
@@ -87,7 +87,7 @@ def cache_key(codec: Codec, rows: Sequence[Row], *, training: bool) -> str:
         [getattr(codec.task, name) for name in TASK_FIELDS],
         [getattr(codec, name, None) for name in TOKEN_NAMES],
         codec.tokenizer.chat_template,
-        [digest_of(name) for name in LIBRARIES],
+        [package_digest(name) for name in LIBRARIES],
     ]
     digest = hashlib.sha256(json.dumps(decisive, default=repr).encode())
     digest.update(codec.tokenizer.backend_tokenizer.to_str().encode())
@@ -98,7 +98,7 @@ def cache_key(codec: Codec, rows: Sequence[Row], *, training: bool) -> str:
     return digest.hexdigest()[:16]
 
 
-def _from_disk(path: Path, codec: Codec, rows: Sequence[Row], *, training: bool) -> Any:
+def _load_table(path: Path, codec: Codec, rows: Sequence[Row], *, training: bool) -> Any:
     """The file's table; `datasets` writes it, a block of rows at a time, if there is none or it is damaged."""
     import datasets
     import pyarrow
@@ -107,7 +107,7 @@ def _from_disk(path: Path, codec: Codec, rows: Sequence[Row], *, training: bool)
         start, end = block["row"][0], block["row"][-1] + 1
         features = codec.encode(rows[start:end], training=training)
         values = [vars(replace(feature, example=start + feature.example)) for feature in features]
-        return {"length": [*lengths_of(features)], "feature": [json.dumps(feature, default=vars) for feature in values]}
+        return {"length": [*get_lengths(features)], "feature": [json.dumps(feature, default=vars) for feature in values]}
 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

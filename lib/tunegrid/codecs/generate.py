@@ -17,7 +17,7 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from tunegrid.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, alphanumeric, on, padded
+from tunegrid.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, alphanumeric, move_batch, pad
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
@@ -72,16 +72,16 @@ class GenerateCodec(Codec):
     def answers(self, rows: Sequence[Row]) -> list[list[int]]:
         """Target tokens per row, cut so that the end token survives `max_target_length`."""
         texts = [self.lead + self.target_text(row) for row in rows]
-        return [[*tokens[: self.max_target_length - 1], self.end_id] for tokens in self.ids_of(texts)]
+        return [[*tokens[: self.max_target_length - 1], self.end_id] for tokens in self.to_ids(texts)]
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
         """One feature a row: its input_ids are the source, cut to its room, its target the target's tokens."""
-        pairs = zip(self.ids_of([self.text(row) for row in rows]), self.answers(rows), strict=True)
-        return [Feature(example=i, input_ids=self.framed(source), target=target) for i, (source, target) in enumerate(pairs)]
+        pairs = zip(self.to_ids([self.text(row) for row in rows]), self.answers(rows), strict=True)
+        return [Feature(example=i, input_ids=self.fit(source), target=target) for i, (source, target) in enumerate(pairs)]
 
-    def synthetic(self, rng: Random) -> Feature:
+    def draw_feature(self, rng: Random) -> Feature:
         """A source and a target, both at their full length."""
-        source = self.framed(self.tokenizer.draw(rng, self.room))
+        source = self.fit(self.tokenizer.draw(rng, self.room))
         target = [*self.tokenizer.draw(rng, self.max_target_length - 1), self.end_id]
         return Feature(example=0, input_ids=source, target=target)
 
@@ -91,14 +91,14 @@ class GenerateCodec(Codec):
 
     def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
         """Generated ids a feature, ended by the end token or by `max_new_tokens`."""
-        return [self.until_end(ids) for ids in self.generate(model, features, device).tolist()]
+        return [self.cut_at_end(ids) for ids in self.generate(model, features, device).tolist()]
 
     def generate(self, model: nn.Module, features: Sequence[Feature], device: torch.device, **options: Any) -> Any:
         """What `generate` returns by the recipe's search, the prompt's tokens cut off; `options` replace settings of it.
 
         A checkpoint may bring settings in its generation_config, but the recipe alone says how to generate.
         """
-        prompt = on(device, self.prompt(features))
+        prompt = move_batch(device, self.prompt(features))
         with patch.dict(vars(model.generation_config), vars(hf.GenerationConfig()), clear=True):
             output = model.generate(**prompt, **self.search | options)  # type: ignore[operator]
         start = prompt["input_ids"].shape[1] if self.start_id is None else 1  # of what is generated
@@ -120,24 +120,24 @@ class GenerateCodec(Codec):
         """What the model sees before it generates; where generation goes on from its last token, padding is on the left."""
         return self.inputs([feature.input_ids for feature in features], left=self.start_id is None)
 
-    def until_end(self, ids: list[int]) -> list[int]:
+    def cut_at_end(self, ids: list[int]) -> list[int]:
         """The ids up to the first end token, which they keep."""
         return ids[: ids.index(self.end_id) + 1] if self.end_id in ids else ids
 
     def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
         """Features and rows are one to one."""
-        words = [ids[:-1] if self.ended(ids) else ids for ids in outputs]
+        words = [ids[:-1] if self.has_end(ids) else ids for ids in outputs]
         texts = self.tokenizer.batch_decode(words, skip_special_tokens=True)
         return [Prediction(value=text.strip()) for text in texts]
 
-    def ended(self, output: Any) -> bool:
+    def has_end(self, output: Any) -> bool:
         """Whether the end token was generated."""
         return bool(output) and output[-1] == self.end_id
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
         """The counted labels are the row's target and the end token; only a target that was too long may be cut."""
         counted = label[label != IGNORED].tolist()
-        if not self.ended(counted) or len(counted) > self.max_target_length:
+        if not self.has_end(counted) or len(counted) > self.max_target_length:
             return False
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is not None and not self.tokenizer.clean_up_tokenization_spaces:  # spaces are as the backend writes them
@@ -166,7 +166,7 @@ class EncoderDecoderCodec(GenerateCodec):
             **self.prompt(features),
             "decoder_input_ids": shifted["input_ids"],
             "decoder_attention_mask": shifted["attention_mask"],
-            "labels": padded([feature.target for feature in features], IGNORED),
+            "labels": pad([feature.target for feature in features], IGNORED),
         }
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -187,20 +187,20 @@ class CausalCodec(GenerateCodec):
         """Whole sequences (B, S + T), padded on the right; labels only where the target and its end token stand."""
         batch = self.inputs([[*feature.input_ids, *feature.target] for feature in features])
         labels = [[*[IGNORED] * len(feature.input_ids), *feature.target] for feature in features]
-        return {**batch, "labels": padded(labels, IGNORED)}
+        return {**batch, "labels": pad(labels, IGNORED)}
 
-    def placed(self, batch: Batch, device: torch.device) -> Batch:
+    def to_device(self, batch: Batch, device: torch.device) -> Batch:
         """The batch on a device, with `kept`: the places whose next token some row is to learn, counted from the end.
 
         Found on the host, where looking does not make a device wait.
         """
         counted = (batch["labels"][:, 1:] != IGNORED).any(0).nonzero().flatten()
-        return on(device, {**batch, "kept": counted - batch["labels"].shape[1]})
+        return move_batch(device, {**batch, "kept": counted - batch["labels"].shape[1]})
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of the target tokens, summed; each is the next one of the token before.
 
-        Of a batch that `placed` made, the model computes logits only where they count: vocabularies are large, sources long.
+        Of a batch that `to_device` made, the model computes logits only where they count: vocabularies are large, sources long.
         """
         inputs, labels = {name: batch[name] for name in ("input_ids", "attention_mask")}, batch["labels"]
         owner: Any = getattr(model, "module", model)  # ranks and PEFT wrap what may be asked for some places only
@@ -219,8 +219,8 @@ class SeparatedCodec(CausalCodec):
 
     lead = " "  # inside a text, GPT-2's tokens carry the space before a word, and so does the target's first word
 
-    def around(self) -> tuple[list[int], list[int]]:
+    def affixes(self) -> tuple[list[int], list[int]]:
         """The separator stands behind the source."""
-        before, _ = super().around()
+        before, _ = super().affixes()
         token = self.cell.head.new_token
         return before, [self.end_id if token is None else self.tokenizer.convert_tokens_to_ids(token)]

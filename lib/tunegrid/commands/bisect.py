@@ -18,12 +18,12 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from tunegrid.commands import environments
-from tunegrid.commands.environments import output_of
+from tunegrid.commands.environments import read_output
 from tunegrid.errors import InputError
 from tunegrid.results.judgements import Outcome
 from tunegrid.results.report import count
-from tunegrid.results.summary import counted, remarks
-from tunegrid.results.verdict import failing, in_lines, kinds_of, outcome, undecided, verdict_of
+from tunegrid.results.summary import count_verdicts, remarks
+from tunegrid.results.verdict import answer_lines, find_worse, open_scores, outcome, parse_kinds, run_verdict
 from tunegrid.terminal import say
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
     causes: dict[str, str] = {}
     say(f"runs the good end, {good}, twice")
     baseline = measure(good)
-    if worse := failing(gate(baseline, measure(good, "again")), kinds):
+    if worse := find_worse(gate(baseline, measure(good, "again")), kinds):
         raise InputError(f"{good} is called worse than itself, so there is nothing to bisect: {remarks(worse)[0]}")
 
     def is_worse(version: str) -> bool:
@@ -55,13 +55,13 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
         answer = outcome(judged, kinds)
         say(f"{version}: {answer}")
         if answer is Outcome.WORSE:
-            verdict = verdict_of(run.in_a_row, judged, kinds, baseline=good, before=baseline.in_a_row, troubles=None)
+            verdict = run_verdict(run.all_records, judged, kinds, baseline=good, before=baseline.all_records, troubles=None)
             causes[version] = verdict.findings[0].sentence
         elif version == bad:
             hint = "more seeds (-- --seeds 0-2) detect smaller drops, --by numerics detects changes before scores"
-            raise InputError(f"nothing to find: {bad} is not worse than {good} by {by} ({counted(judged)}); {hint}")
+            raise InputError(f"nothing to find: {bad} is not worse than {good} by {by} ({count_verdicts(judged)}); {hint}")
         elif answer is Outcome.CANNOT_TELL:
-            raise InputError([*remarks(undecided(judged)), *remarks(judged), f"nothing of {by} could be compared"][0])
+            raise InputError([*remarks(open_scores(judged)), *remarks(judged), f"nothing of {by} could be compared"][0])
         return answer is Outcome.WORSE
 
     say(f"runs the bad end, {bad}")
@@ -88,8 +88,8 @@ def run_version(options: argparse.Namespace, package: str, version: str, name: s
     """A version's run; one of another `name` is measured anew. Raises InputError if it cannot be had."""
     from tunegrid.results.gate import read_run
 
-    required = environments.address_of(options.repo, version) if options.repo else f"{package}=={version}"
-    environment = environments.environment_with([required], options.find_links, alone=True)
+    required = environments.pip_address(options.repo, version) if options.repo else f"{package}=={version}"
+    environment = environments.get_environment([required], options.find_links, alone=True)
     resume = ("--resume",) if name == "run" else ()
     path = environment.run(f"{name}.json", ["-m", "quick", "--cells", options.cells, *resume, *options.pytest_options])
     run = read_run(path)
@@ -118,7 +118,7 @@ def releases(options: argparse.Namespace) -> tuple[str, list[str]]:
         wheels = options.find_links
         places = ["--no-index", f"--find-links={wheels.resolve()}"] if wheels else []
         failure = f"the releases of {package} cannot be listed (give them with --versions A,B,C)"
-        lines = output_of([*environments.pip_for(sys.executable), "index", "versions", *places, "--", package], failure)
+        lines = read_output([*environments.pip_command(sys.executable), "index", "versions", *places, "--", package], failure)
         [line] = [line for line in lines if line.startswith("Available versions:")]
         listed = line.partition(":")[2]
     try:
@@ -132,7 +132,7 @@ def commits(repo: Path, good: str, bad: str) -> list[str]:
     """Commits of a checkout from the good one to the bad one; what a merge brings in counts as one commit."""
 
     def git(*arguments: str) -> list[str]:
-        return output_of(["git", "-C", str(repo), *arguments], f"{repo} cannot be read")
+        return read_output(["git", "-C", str(repo), *arguments], f"{repo} cannot be read")
 
     first, last = (git("rev-parse", "--short", "--verify", f"{commit}^{{commit}}")[0] for commit in (good, bad))
     later = git("rev-list", "--reverse", "--first-parent", "--abbrev-commit", f"{first}..{last}")
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_bisection(options: argparse.Namespace) -> int:
     """Search, say what was learned; return the exit code. Raises InputError if an argument cannot be used."""
-    kinds = kinds_of(options.by)
+    kinds = parse_kinds(options.by)
     if options.repo:
         package, versions = options.repo.name, commits(options.repo, options.good, options.bad)
     else:
@@ -172,5 +172,5 @@ def run_bisection(options: argparse.Namespace) -> int:
         next_step = "the same command tries what was skipped again"
     elif options.repo:
         next_step = f"`{shlex.join(['git', '-C', str(options.repo), 'show', first])}` is the change"
-    say("\n".join(in_lines(answer, cause, next_step)))
+    say("\n".join(answer_lines(answer, cause, next_step)))
     return int(bool(skipped))

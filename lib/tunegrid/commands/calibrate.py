@@ -12,7 +12,7 @@ from pathlib import Path
 from tunegrid import launcher
 from tunegrid.commands.run import command
 from tunegrid.errors import InputError
-from tunegrid.grid.cells import STUDY_IDS, add_from, study
+from tunegrid.grid.cells import STUDY_IDS, add_file, study
 from tunegrid.grid.recipes import CACHE, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.machine import write_whole
 from tunegrid.record import Record
@@ -31,11 +31,11 @@ def session(arguments: Sequence[str]) -> int:
     return launcher.run(command(arguments))
 
 
-def cells_of(grid_files: Sequence[Path], profile: str, names: str) -> tuple[str, ...]:
+def select_cells(grid_files: Sequence[Path], profile: str, names: str) -> tuple[str, ...]:
     """The cells of these names, or all that the files add. Raises InputError if there are none."""
     grid = study()
     for path in grid_files:
-        add_from(path.resolve(), grid)
+        add_file(path.resolve(), grid)
     if cells := [name.strip() for name in names.split(",") if name.strip()]:
         return tuple(dict.fromkeys(grid.cell(name, PROFILES[profile]).id for name in cells))
     if added := tuple(name for name in grid.ids(PROFILES[profile]) if name not in STUDY_IDS):
@@ -44,7 +44,7 @@ def cells_of(grid_files: Sequence[Path], profile: str, names: str) -> tuple[str,
     raise InputError(f"{grid_files[-1]} adds no cell of -m {profile}: write -m {other}, or name cells with --cells=ID,ID")
 
 
-def trained(path: Path, arguments: Sequence[str], run: Session = session) -> Path:
+def train_session(path: Path, arguments: Sequence[str], run: Session = session) -> Path:
     """Save a session at this path; what passed before is not trained again. Raises InputError if the session broke off."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
@@ -88,12 +88,12 @@ def write_bounds(options: argparse.Namespace, run: Session) -> int:
     from tunegrid.results.bounds import Calibration, thresholds_toml  # which brings scipy
 
     grid, profile = options.grid[-1], options.profile
-    path, cells = bounds_file(grid, profile), cells_of(options.grid, profile, options.cells)
+    path, cells = bounds_file(grid, profile), select_cells(options.grid, profile, options.cells)
     if others := sorted(load_bounds(path).keys() - set(cells)):
         raise InputError(f"{path} has bounds of {', '.join(others)}, which would be lost: name them in --cells, or remove it")
     files = [f"--grid={file}" for file in options.grid]
     arguments = ["-m", profile, *files, f"--cells={','.join(cells)}", f"--seeds=0-{options.seeds - 1}"]
-    saved = trained(RUNS / f"{grid.stem}-{profile}.json", [*arguments, *options.pytest_options], run)
+    saved = train_session(RUNS / f"{grid.stem}-{profile}.json", [*arguments, *options.pytest_options], run)
     measured = Calibration(seeds=list(by_seed(read_list(saved), cells, range(options.seeds)).values()))
     bounds = thresholds_toml(measured, f"{OWN_CALIBRATE} --grid={grid.name}")
     write_whole(path, bounds)

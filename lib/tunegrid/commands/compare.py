@@ -19,9 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, metavar="RUN.json")
     parser.add_argument("--format", choices=FORMATS, default="text")
     options = parser.parse_args(arguments)
-    from tunegrid.results.compare import compared, sections  # pandas, which --help does without
+    from tunegrid.results.compare import compare_methods, sections  # pandas, which --help does without
     from tunegrid.results.noise import load_noise
 
     records = read_list(options.run)
-    say(FORMATS[options.format](sections(compared(records, load_noise()), records)))
+    say(FORMATS[options.format](sections(compare_methods(records, load_noise()), records)))
     return 0

@@ -59,39 +59,39 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 # What is to be installed
 
 
-def requirement_of(spec: str) -> str:
+def parse_requirement(spec: str) -> str:
     """What "peft==0.22" or "peft@../peft", a checkout, asks for, as pip takes it; raises InputError for an option or a path."""
     name, at, place = (part.strip() for part in spec.partition("@"))
     try:
         Requirement(name if at else spec)
     except InvalidRequirement:
         raise InputError(f"{spec!r} is no package: expected what pip takes, as in peft==0.22, or peft@../peft") from None
-    return f"{name} @ {address_of(Path(place).expanduser())}" if at and "://" not in place else spec
+    return f"{name} @ {pip_address(Path(place).expanduser())}" if at and "://" not in place else spec
 
 
-def address_of(checkout: Path, commit: str = "") -> str:
+def pip_address(checkout: Path, commit: str = "") -> str:
     """Where pip finds a commit of a checkout, or what git tracks as it lies on the disk, as a commit of no branch."""
     git, failure = ["env", *DATES, "git", "-C", str(checkout)], f"{checkout} cannot be read as a checkout of a library"
-    commit = commit or "".join(output_of([*git, "stash", "create"], failure)) or "HEAD"
-    [digits] = output_of([*git, "rev-parse", "--verify", f"{commit}^{{commit}}"], failure)
+    commit = commit or "".join(read_output([*git, "stash", "create"], failure)) or "HEAD"
+    [digits] = read_output([*git, "rev-parse", "--verify", f"{commit}^{{commit}}"], failure)
     return f"git+{checkout.resolve().as_uri()}@{digits}"
 
 
-def pip_for(python: Path | str) -> list[str]:
+def pip_command(python: Path | str) -> list[str]:
     """The command of pip for a Python's environment; uv brings it if none is installed here."""
     # Not importlib.util.find_spec: asked for pip, setuptools' hook takes distutils from setuptools in this process.
     pip = [sys.executable, "-m", "pip"] if PathFinder.find_spec("pip") else ["uv", "tool", "run", "pip"]
     return [*pip, "--disable-pip-version-check", "--python", str(python)]
 
 
-def lock_of(requirements: Sequence[str], places: Sequence[str], *, alone: bool) -> str:
+def pip_lock(requirements: Sequence[str], places: Sequence[str], *, alone: bool) -> str:
     """What has to be installed here for requirements of packages to upgrade, each as its very archive or commit; may be empty.
 
     `alone` takes just these packages, whatever they need and whatever is installed here.
     """
     which = ("--no-deps", "--ignore-installed") if alone else ("--upgrade",)
-    command = [*pip_for(sys.executable), "install", "--quiet", "--dry-run", "--report", "-", *which, *places]
-    report = output_of([*command, "--", *requirements], f"{' '.join(requirements)} cannot be installed")
+    command = [*pip_command(sys.executable), "install", "--quiet", "--dry-run", "--report", "-", *which, *places]
+    report = read_output([*command, "--", *requirements], f"{' '.join(requirements)} cannot be installed")
     return "\n".join(map(pinned, json.loads("\n".join(report))["install"]))
 
 
@@ -152,8 +152,8 @@ class NoRun(InputError):
         self.environment = environment
 
 
-def environment_with(requirements: Sequence[str], wheels: Path | None, *, alone: bool = False) -> Environment:
-    """The environment that has what is required, made if it is not there yet; this one if nothing is. `alone` as of `lock_of`.
+def get_environment(requirements: Sequence[str], wheels: Path | None, *, alone: bool = False) -> Environment:
+    """The environment that has what is required, made if it is not there yet; this one if nothing is. `alone` as of `pip_lock`.
 
     Raises:
         InputError: if it cannot be made, or would be empty.
@@ -161,7 +161,7 @@ def environment_with(requirements: Sequence[str], wheels: Path | None, *, alone:
     if not requirements:
         return Environment(python=Path(sys.executable), folder=ENVIRONMENTS / "here")
     places = ["--no-index", f"--find-links={wheels.resolve()}"] if wheels else []
-    lock = lock_of(requirements, places, alone=alone)
+    lock = pip_lock(requirements, places, alone=alone)
     if not lock:
         raise InputError(f"nothing to upgrade: {' '.join(requirements)} is installed here already")
     name = canonicalize_name(re.sub(r"[^\w.-].*", "", requirements[0].rpartition("/")[2]))
@@ -174,10 +174,10 @@ def environment_with(requirements: Sequence[str], wheels: Path | None, *, alone:
     with FileLock(folder / LOCK, timeout=0):
         if not link.is_file():  # it is written last
             shutil.rmtree(place, ignore_errors=True)
-            output_of([sys.executable, "-m", "venv", "--without-pip", str(place)], failure)
+            read_output([sys.executable, "-m", "venv", "--without-pip", str(place)], failure)
             requirements_txt.write_text(lock, encoding="utf-8")
-            command = [*pip_for(python), "install", "--quiet", "--no-compile", "--no-deps", *places]
-            output_of([*command, "-r", str(requirements_txt)], failure)
+            command = [*pip_command(python), "install", "--quiet", "--no-compile", "--no-deps", *places]
+            read_output([*command, "-r", str(requirements_txt)], failure)
             # Only now, so that pip does not take a version that is already here for the one to install. `addsitedir` reads
             # editable installations, too; what it adds comes after the environment's own packages.
             shared = [path for path in sys.path if Path(path).name in INSTALLED]
@@ -187,7 +187,7 @@ def environment_with(requirements: Sequence[str], wheels: Path | None, *, alone:
     return Environment(python=python, folder=folder, own={str(canonicalize_name(one.name)): one.version for one in packages})
 
 
-def output_of(command: Sequence[str], failure: str) -> list[str]:
+def read_output(command: Sequence[str], failure: str) -> list[str]:
     """The lines that a command prints; raises InputError with its reason if it fails.
 
     The reason is the last error or cause that pip or git names, or else the last line.

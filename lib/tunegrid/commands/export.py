@@ -29,7 +29,7 @@ def figures(runs: Sequence[SavedRun]) -> "pd.DataFrame":
 
     rows = list[dict[str, Any]]()
     for saved, record in [(run, record) for run in runs for record in run.records]:
-        known = key_of(saved.path, record) | {"date": saved.when or None, "commit": saved.commit or None}
+        known = record_key(saved.path, record) | {"date": saved.when or None, "commit": saved.commit or None}
         known |= {"device": record.device and record.device.name}
         known |= {f"versions.{name}": version for name, version in record.versions.items()}
         measured = leaves({name: part for name, part in to_json(record).items() if name in MEASURED})
@@ -63,13 +63,13 @@ def scored_rows(runs: Sequence[SavedRun]) -> tuple["pd.DataFrame", list[str]]:
             continue
         columns = {"row": range(1, len(rows) + 1), "input": None, "reference": None} | dict(rows)
         said = {} if texts is None else dict(texts)  # more than points say: a label's name, and the answers that count
-        frames.append(pd.DataFrame(key_of(path, record) | columns | said))
+        frames.append(pd.DataFrame(record_key(path, record) | columns | said))
     if not frames:
         raise InputError("none of these runs has its test rows beside it: copy the folder examples along with a run's JSON")
     return pd.concat(frames, ignore_index=True), missing
 
 
-def key_of(path: Path, record: Record) -> dict[str, Any]:
+def record_key(path: Path, record: Record) -> dict[str, Any]:
     """What tells a record from the others."""
     names = ("profile", "cell", "backbone", "task", "method", "status", "main_score")
     seeds = {name: getattr(record.seeds, name) for name in ("seed", "perturbation", "confirms")}
@@ -85,12 +85,12 @@ def write_table(frame: "pd.DataFrame", path: Path) -> None:
         if path.suffix == ".parquet":
             frame.to_parquet(path, index=False)
         else:
-            frame.rename(columns=as_text).map(as_text).to_csv(path, index=False)
+            frame.rename(columns=escape_formula).map(escape_formula).to_csv(path, index=False)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
 
 
-def as_text(value: Any) -> Any:
+def escape_formula(value: Any) -> Any:
     """The value, with an apostrophe before text that a spreadsheet would take for a formula."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 

@@ -15,7 +15,7 @@ from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.results.judgements import COUNTED, FAILED_BY
 from tunegrid.results.report import Section, text
 from tunegrid.results.summary import annotate, gate_section, summary, table, write_step_summary
-from tunegrid.results.verdict import kinds_of, verdict_of
+from tunegrid.results.verdict import parse_kinds, run_verdict
 from tunegrid.terminal import say
 
 
@@ -36,10 +36,10 @@ def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
     """Print the verdicts and the answer; return its exit code."""
     from tunegrid.results.gate import Run, gate  # which brings scipy
 
-    kinds, files = kinds_of(options.on), (f"{old.path}", f"{new.path}")
-    judged = gate(*(Run.of(run.records, run.path) for run in (old, new)))
+    kinds, files = parse_kinds(options.on), (f"{old.path}", f"{new.path}")
+    judged = gate(*(Run.make(run.records, run.path) for run in (old, new)))
     names = {"baseline": old.path.name, "command": new.command}
-    verdict = verdict_of(new.records, judged, kinds, before=old.records, files=files, **names)
+    verdict = run_verdict(new.records, judged, kinds, before=old.records, files=files, **names)
     rows = [{"cell": j.cell, "numerics": j.verdict, "what": j.detail} for j in judged if j.kind == "numerics"]
     sections = [table(dict.fromkeys(("cell", "numerics", "what"), ""), rows)] if options.numerics else []
     words = summary(verdict, judged, evidence=sections)

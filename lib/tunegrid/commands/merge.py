@@ -18,20 +18,20 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import Record
 from tunegrid.results import files
-from tunegrid.results.files import BenchmarkRow, RunJson, SavedRun, case_of, check_alike, has_no_time, name_of
+from tunegrid.results.files import BenchmarkRow, RunJson, SavedRun, check_alike, has_no_time, record_case, row_name
 from tunegrid.results.report import some
-from tunegrid.results.status import compared_together, contradicts
+from tunegrid.results.status import compare_cells, contradicts
 from tunegrid.terminal import say
 
 RowKey = tuple[str, int | None]  # a row's name without its seed, and the seed
 
 
-def joined(runs: Sequence[SavedRun]) -> tuple[dict[RowKey, BenchmarkRow], dict[RowKey, Record]]:
+def merge_rows(runs: Sequence[SavedRun]) -> tuple[dict[RowKey, BenchmarkRow], dict[RowKey, Record]]:
     """The rows of all runs, and the records of those that are cells; raises InputError if two contradict each other."""
     rows, records, sources = dict[RowKey, BenchmarkRow](), dict[RowKey, Record](), dict[RowKey, Path]()
     for run in runs:
         for row, record in run.rows:
-            name, seed = name_of(row), record.seeds.seed if record else None
+            name, seed = row_name(row), record.seeds.seed if record else None
             key = (name.replace(f"-seed{seed}]", "]"), seed)  # with --seeds, a test's id says it
             other, place = rows.get(key), f"is in {sources.get(key)} and in {run.path}"
             if other is None or (has_no_time(other) and not has_no_time(row)):
@@ -59,7 +59,7 @@ def check_baseline(runs: Mapping[Path, RunJson], records: Sequence[Record]) -> N
             "started from perturbed weights, which measures rounding": record.seeds.perturbation is not None,
             "shared its device with other processes": bool(record.device and record.device.contended),
         }
-        reasons += [f"{case_of(record)} {fault}" for fault, holds in faults.items() if holds]
+        reasons += [f"{record_case(record)} {fault}" for fault, holds in faults.items() if holds]
     if reasons:
         raise InputError(f"this cannot be a baseline: {reasons[0]}")
     check_alike(records)
@@ -80,11 +80,11 @@ def main(arguments: list[str] | None = None) -> int:
     runs = {path: files.load(path) for path in options.runs}
     if options.journal is not None:
         runs |= [files.journal_run(Path(options.journal) if options.journal else None)]
-    rows, alone = joined([files.read_saved(path, run) for path, run in runs.items()])
-    records = dict(zip(alone, compared_together(list(alone.values())), strict=True))
+    rows, alone = merge_rows([files.read_saved(path, run) for path, run in runs.items()])
+    records = dict(zip(alone, compare_cells(list(alone.values())), strict=True))
     if options.baseline:
         check_baseline(runs, [record for record in records.values() if record.seeds.confirms is None])
-    absent = files.missing_runs(runs, {case_of(records[key]) for key in records if not has_no_time(rows[key])})
+    absent = files.missing_runs(runs, {record_case(records[key]) for key in records if not has_no_time(rows[key])})
     first = {name: value for name, value in next(iter(runs.values())).items() if name not in (files.SHARD, files.COMMAND)}
     merged = first | {"benchmarks": files.rows_by_name(rows, records)}
     files.save(merged, options.output, records.values(), options.runs)

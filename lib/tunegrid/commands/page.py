@@ -22,10 +22,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not (options.output or options.charts):
         parser.error("give -o PAGE.html for the page, or --charts DIR for its charts")
     from tunegrid.page.render import write, write_charts  # pandas, which --help does without
-    from tunegrid.page.view import page_of, read_page_run
+    from tunegrid.page.view import make_page, read_page_run
 
     run = read_page_run(options.run, options.profile)
-    page = page_of(run, [read_page_run(path, run.profile) for path in options.older])
+    page = make_page(run, [read_page_run(path, run.profile) for path in options.older])
     if options.charts:
         say(f"wrote {write_charts(page, options.charts)} charts to {options.charts}, each as SVG and PDF")
     if options.output:

@@ -27,12 +27,12 @@ SCHEDULER = Path("/proc/thread-self/schedstat")  # nanoseconds on a core, nanose
 def own_time() -> float:
     """The clock in seconds, less those in which this thread was ready to run and had no core."""
     while True:
-        before, at = waited(), time.perf_counter()
-        if waited() == before:  # else the thread lost its core in between, and the two readings are not of one moment
+        before, at = wait_seconds(), time.perf_counter()
+        if wait_seconds() == before:  # else the thread lost its core in between, and the two readings are not of one moment
             return at - before
 
 
-def waited() -> float:
+def wait_seconds() -> float:
     """Seconds that this thread was ready to run and had no core; 0 if the system does not tell."""
     return int(SCHEDULER.read_text(encoding="utf-8").split()[1]) / 1e9 if SCHEDULER.exists() else 0.0
 

@@ -21,7 +21,7 @@ def command(arguments: Sequence[str], python: Path | str = sys.executable) -> li
     return [str(python), "-P", "-m", "pytest", *SUITE, *arguments]
 
 
-def typed(arguments: Sequence[object]) -> str:
+def user_arguments(arguments: Sequence[object]) -> str:
     """What a user typed, of whom pytest got these arguments."""
     words = [*map(str, arguments)]
     own = tuple(words[: len(SUITE)]) == SUITE

@@ -20,7 +20,7 @@ from statistics import fmean, median, median_low, stdev
 from typing import Any
 
 from tunegrid import ROOT
-from tunegrid.commands.environments import output_of
+from tunegrid.commands.environments import read_output
 from tunegrid.commands.paired_timing import MARK
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import SMOKE, STUDY
@@ -57,7 +57,7 @@ class Change:
             return Verdict.WORSE if self.log_ratio > 0 else Verdict.BETTER
         return Verdict.SAME if abs(self.log_ratio) + self.reach < margin else Verdict.CANNOT_TELL
 
-    def in_words(self, figure: str) -> str:
+    def describe(self, figure: str) -> str:
         """As in "training 4 % slower (2 to 6 %)"."""
         logs = (self.log_ratio, self.log_ratio - self.reach, self.log_ratio + self.reach)
         (more, less, same), (percent, low, high) = FIGURES[figure], (round(100 * (math.exp(log) - 1)) for log in logs)
@@ -67,7 +67,7 @@ class Change:
         return f"{figure} {f'{percent} % {more}' if percent else same} ({low} to {high} %){doubt}"
 
 
-def changes_of(ratios: Ratios, tests: int) -> dict[tuple[str, str], Change]:
+def find_changes(ratios: Ratios, tests: int) -> dict[tuple[str, str], Change]:
     """Each figure's change, as of the first look that told it, else of its last look; those without a look are left out.
 
     A verdict stands, whatever comes later: `ALPHA` is shared among looks and tests. One machine disturbs all cells alike: a
@@ -88,7 +88,7 @@ def changes_of(ratios: Ratios, tests: int) -> dict[tuple[str, str], Change]:
     return changes
 
 
-def python_in(place: Path) -> Path:
+def find_python(place: Path) -> Path:
     """The Python of a virtual environment, or the one that this is; raises InputError if there is none."""
     for path in (place, place / "bin" / "python"):
         if path.is_file():
@@ -98,7 +98,7 @@ def python_in(place: Path) -> Path:
 
 def differences(pythons: Sequence[Path]) -> str:
     """How the libraries of two Pythons differ, in words; raises InputError if one cannot be asked."""
-    answers = [output_of([str(python), "-c", LIBRARIES], f"{python} lacks what tunegrid needs")[-1] for python in pythons]
+    answers = [read_output([str(python), "-c", LIBRARIES], f"{python} lacks what tunegrid needs")[-1] for python in pythons]
     (old, old_code), (new, new_code) = map(json.loads, answers)
     changes = [f"{name} {old[name]} -> {new[name]}" for name in old if old[name] != new[name]]
     changes += [f"{name} (other code)" for name in old if old[name] == new[name] and old_code.get(name) != new_code.get(name)]
@@ -153,7 +153,7 @@ def open_cells(ratios: Ratios, changes: Mapping[tuple[str, str], Change]) -> lis
 
 def answer(ratios: Ratios, changes: Mapping[tuple[str, str], Change]) -> Outcome:
     """Say what was found, the answer last: worse if anything is; no worse if every figure of every cell is told."""
-    words = {key: f"{key[0]} {change.in_words(key[1])}" for key, change in changes.items()}
+    words = {key: f"{key[0]} {change.describe(key[1])}" for key, change in changes.items()}
     say("\n".join(words.values()))
     worse = [words[key] for key, change in changes.items() if change.verdict is Verdict.WORSE]
     untold = open_cells(ratios, changes)
@@ -164,7 +164,7 @@ def answer(ratios: Ratios, changes: Mapping[tuple[str, str], Change]) -> Outcome
 
 def compare(places: Sequence[Path], names: Sequence[str], device: str) -> int:
     """Compare two environments until every cell is told or had all its rounds; return the exit code."""
-    cells, pythons = [STUDY.cell(name, QUICK_PROFILE).id for name in names], [python_in(place) for place in places]
+    cells, pythons = [STUDY.cell(name, QUICK_PROFILE).id for name in names], [find_python(place) for place in places]
     ratios: dict[tuple[str, str], list[float]] = {(cell, "training"): [] for cell in cells}
     changes: dict[tuple[str, str], Change] = {}
     say(differences(pythons))
@@ -177,7 +177,7 @@ def compare(places: Sequence[Path], names: Sequence[str], device: str) -> int:
                 ratios.setdefault((cell, figure), []).append(ratio)
             shown = " -> ".join(f"{1000 * median(one['seconds'] for one in turn):.1f}" for turn in turns)
             say(f"round {number} of at most {LOOKS[-1]}  {cell}  {shown} ms an update")
-        changes = changes_of(ratios, len(FIGURES) * len(cells))
+        changes = find_changes(ratios, len(FIGURES) * len(cells))
     return answer(ratios, changes).exit_code
 
 

@@ -25,7 +25,7 @@ from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.results.judgements import SAME_NUMERICS, Judgement, Outcome
 from tunegrid.results.report import Section, some, text
 from tunegrid.results.summary import gate_section, summary, write_step_summary
-from tunegrid.results.verdict import kinds_of, verdict_of
+from tunegrid.results.verdict import parse_kinds, run_verdict
 from tunegrid.terminal import say
 
 # Cells of the libraries' own path: windows of long contexts, generated answers, an encoder with a decoder, a classifier.
@@ -34,13 +34,13 @@ Sides = tuple[Environment, Environment]  # before and after
 Runs = tuple[SavedRun, SavedRun]
 
 
-def environments_of(options: argparse.Namespace) -> Sides:
+def make_environments(options: argparse.Namespace) -> Sides:
     """The environments before and after; raises InputError if there is nothing to compare."""
     specs, origin = options.specs, options.origin
     if not specs and not origin:
         raise InputError("say what to upgrade to, as in `tunegrid upgrade transformers==5.25`, or from what, with --from")
-    required = [list(map(environments.requirement_of, one)) for one in (origin, specs)]
-    before, after = (environments.environment_with(one, options.find_links) for one in required)
+    required = [list(map(environments.parse_requirement, one)) for one in (origin, specs)]
+    before, after = (environments.get_environment(one, options.find_links) for one in required)
     if after.folder == before.folder:
         raise InputError(f"nothing to upgrade: {' '.join(specs)} is what --from {' '.join(origin)} installs")
     return before, after
@@ -81,8 +81,8 @@ def judged_runs(
     from tunegrid.results.gate import Run, gate  # which brings scipy
 
     def judge(old: SavedRun, new: SavedRun) -> list[Judgement]:
-        after = Run.of(new.records, new.path)
-        return gate(Run.of(old.records, old.path), after) if after.records else []
+        after = Run.make(new.records, new.path)
+        return gate(Run.make(old.records, old.path), after) if after.records else []
 
     runs = run_sides(options, sides, cells, first_updates)
     judged = judge(*runs)
@@ -108,10 +108,10 @@ def stock_differences(side: Environment, cells: Sequence[str]) -> dict[str, str]
 
 def run_upgrade(options: argparse.Namespace) -> int:
     """Make both sides, run, print the verdicts and what changed; return the exit code. Raises InputError, as `run_sides`."""
-    kinds, cells = kinds_of(options.by), options.cells.split(",") if options.cells else []
+    kinds, cells = parse_kinds(options.by), options.cells.split(",") if options.cells else []
     stock_cells = [cell for cell in STOCK_CELLS if cell in (cells or STOCK_CELLS)] if options.profile == "quick" else []
     first_updates = ("--first-updates",) if options.profile in SCORED and not options.whole else ()
-    sides = environments_of(options)
+    sides = make_environments(options)
     what = changes(*sides)
     try:
         (old, new), judged = judged_runs(options, sides, cells, first_updates)
@@ -126,7 +126,7 @@ def run_upgrade(options: argparse.Namespace) -> int:
     troubles = [f"{own_path} {cell} differs from ours now, and did not before: {stock[cell]}" for cell in new_differences]
     files = (str(old.path), str(new.path))
     names = {"baseline": "the run before", "command": new.command}
-    verdict = verdict_of(new.records, judged, kinds, before=old.records, troubles=troubles, files=files, **names)
+    verdict = run_verdict(new.records, judged, kinds, before=old.records, troubles=troubles, files=files, **names)
     write_step_summary(summary(verdict, judged))
     say(f"`{shlex.join(['tunegrid', 'page', *reversed(files), '-o', 'upgrade.html'])}` shows both runs")
     tables = [gate_section(judged, verdict.failing)] if judged else []

@@ -41,7 +41,7 @@ def prefer_cache_if_unreachable() -> bool:
 
 
 @cache
-def commit_of(dataset: str, config: str | None) -> str | None:
+def dataset_commit(dataset: str, config: str | None) -> str | None:
     """The commit at which the hub's data set would be read now, from its cache if the hub cannot be reached; None: nowhere."""
     prefer_cache_if_unreachable()
     import datasets
@@ -54,7 +54,7 @@ def commit_of(dataset: str, config: str | None) -> str | None:
 
 
 @cache
-def checkpoint_commit_of(checkpoint: str) -> str | None:
+def checkpoint_commit(checkpoint: str) -> str | None:
     """The commit at which the hub's checkpoint would be loaded now if nothing pins it, as for a data set; None: nowhere."""
     prefer_cache_if_unreachable()
     import huggingface_hub
@@ -77,7 +77,7 @@ SHARD = re.compile(r"-\d+-of-\d+$")  # the hub's shards: train-00000-of-00004.pa
 
 
 @contextmanager
-def reading(origin: str) -> Iterator[None]:
+def input_errors(origin: str) -> Iterator[None]:
     """Whatever a library raises meanwhile, of whichever part of a damaged file, is an InputError of one sentence."""
     try:
         yield
@@ -133,7 +133,7 @@ class Table:
         """One column's values."""
         if self.convert or self._by_row:
             return [row.get(name) for row in self.take(range(len(self)))]
-        with reading(self.origin):
+        with input_errors(self.origin):
             return list(self._rows[name])
 
     def take(self, indices: Sequence[int]) -> Sequence[Row]:
@@ -142,7 +142,7 @@ class Table:
 
     def read(self, indices: Sequence[int]) -> list[Row]:
         """The same, in memory."""
-        with reading(self.origin):
+        with input_errors(self.origin):
             if self._by_row:
                 rows = [self._rows[index] for index in indices]
             else:
@@ -182,9 +182,9 @@ def tables(task: Task, root: Path | None, *, first: bool = False) -> Mapping[str
     `first` reads only the first rows of files, at once, and asks no hub.
     """
     if root or task.has_own_rows:
-        by_name = {split: _read(task, paths, first=first) for split, paths in files_of(task, root).items()}
+        by_name = {split: _read(task, paths, first=first) for split, paths in split_files(task, root).items()}
     else:
-        by_name = {} if first else _from_hub(task)
+        by_name = {} if first else _hub_tables(task)
     for split, table in by_name.items():
         missing = [name for name in task.hub_columns if name not in table.names]
         if len(table) and missing:
@@ -193,13 +193,13 @@ def tables(task: Task, root: Path | None, *, first: bool = False) -> Mapping[str
                 f"and split {split!r} has {', '.join(table.names)}: rename the file's columns or the task's, so that they agree"
             )
         if task.labels and len(table) and isinstance(table.read([0])[0].get(task.target), str):
-            table.convert = numbered(task)
+            table.convert = labeller(task)
         elif column := task.messages:
             table.convert = lambda row, place, column=column: last_exchange(row[column], place)
     return by_name
 
 
-def numbered(task: Task) -> Callable[[Row, str], Row]:
+def labeller(task: Task) -> Callable[[Row, str], Row]:
     """Reads labels' names as their numbers, and digits as a number, as CSV has them, unless a label is named by digits."""
     numbers: dict[Any, int] = {name: number for number, name in enumerate(task.labels)}
     if not any(name.isdecimal() for name in task.labels):
@@ -237,7 +237,7 @@ def check_split(by_name: Collection[str], split: str, task: Task) -> None:
         raise InputError(f"{task.folder} has no split {split!r}, only {known}; give one file or folder per split")
 
 
-def files_of(task: Task, root: Path | None) -> dict[str, list[Path]]:
+def split_files(task: Task, root: Path | None) -> dict[str, list[Path]]:
     """The files of each split: those that the task names, or those of its folder, by name.
 
     A split is one file, the shards that the hub makes, or a folder of `save_to_disk`. Raises InputError if there are none.
@@ -265,7 +265,7 @@ def files_of(task: Task, root: Path | None) -> dict[str, list[Path]]:
 def _read(task: Task, paths: Sequence[Path], *, first: bool = False) -> Table:
     """The rows of a split's files, or the first of them without `datasets`; then none of what `save_to_disk` wrote."""
     path, origin = paths[0], str(paths[0])
-    with reading(origin):
+    with input_errors(origin):
         if path.suffix == ".jsonl":
             large = not first and path.stat().st_size > HELD_BYTES
             lines = islice(_json_lines(path), FIRST if first else None)
@@ -321,7 +321,7 @@ def _csv(task: Task, path: Path, *, first: bool = False) -> Any:
     )
 
 
-def _from_hub(task: Task) -> dict[str, Table]:
+def _hub_tables(task: Task) -> dict[str, Table]:
     import datasets
 
     try:
@@ -337,7 +337,7 @@ def _from_hub(task: Task) -> dict[str, Table]:
     return by_name
 
 
-def joined(row: Row, columns: Sequence[str]) -> str:
+def stitch(row: Row, columns: Sequence[str]) -> str:
     """The columns' texts, joined by a line break; an empty text leaves no line break behind."""
     return "\n".join(row[column] for column in columns if row[column])
 

@@ -193,7 +193,7 @@ HEAD_EXCEPTIONS: Mapping[str, Head] = {
 }
 
 
-def within(name: str, modules: Iterable[str]) -> bool:
+def is_part(name: str, modules: Iterable[str]) -> bool:
     """Whether a parameter or layer belongs to one of these modules: "score.weight" is within "score", "my_score" is not."""
     return any(f".{module}." in f".{name}." for module in modules)
 
@@ -201,7 +201,7 @@ def within(name: str, modules: Iterable[str]) -> bool:
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 
 
-def checkpoint_of(backbone: Backbone, profile: Profile) -> tuple[str, dict[str, Any]]:
+def checkpoint_source(backbone: Backbone, profile: Profile) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` is given: a local folder, or the hub's id with the pinned revision if there is one.
 
     Raises InputError if a local folder is missing or lacks a config, a tokenizer or safetensors weights.

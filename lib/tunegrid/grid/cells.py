@@ -69,7 +69,7 @@ class Cell:
         return self.method.quantization
 
     @property
-    def rows_from_hub(self) -> bool:
+    def uses_hub(self) -> bool:
         """Whether the hub is asked for the rows."""
         return not (self.profile.data_root or self.profile.random_weights or self.task.has_own_rows)
 
@@ -154,7 +154,7 @@ class Grid:
             self.checked_ids([like])
             self._copy(like, cell_id, changes, quick or {})
         elif like is None and isinstance(recipe, Recipe):
-            self._set(cell_id, _changed(cell_id, recipe, changes), self.quick.get(cell_id) if quick is None else quick)
+            self._set(cell_id, _change(cell_id, recipe, changes), self.quick.get(cell_id) if quick is None else quick)
         else:
             raise InputError(f"{cell_id}: give either a Recipe or like=CELL, whose recipe is copied")
         if head is not None:
@@ -193,14 +193,14 @@ class Grid:
             self.heads[new] = head
         not_copied = {"trainable_params": None, "total_params": None} | ({} if task is task_before else {"text": ()})
         has_quick = micro is not None and backbone.micro and (task is task_before or task.has_own_rows)
-        self._set(new, _changed(new, recipe, {**not_copied, **changes}), {**(micro or {}), **quick} if has_quick else None)
+        self._set(new, _change(new, recipe, {**not_copied, **changes}), {**(micro or {}), **quick} if has_quick else None)
 
     def _set(self, cell_id: str, recipe: Recipe, quick: Fields | None) -> None:
         """A recipe and its quick form, in place of those that stood there."""
         self.recipes[cell_id] = recipe
         self.quick.pop(cell_id, None)
         if quick is not None:
-            _changed(cell_id, recipe, quick)
+            _change(cell_id, recipe, quick)
             self.quick[cell_id] = quick
 
     def ids(self, profile: Profile) -> tuple[str, ...]:
@@ -212,14 +212,14 @@ class Grid:
         return {cell_id: reason for cell_id, reason in self._reasons(profile).items() if reason is not None}
 
     def _reasons(self, profile: Profile) -> dict[str, str | None]:
-        """`reason_against` each cell that has a recipe at a profile: by task, then backbone, then method."""
+        """`build_fault` each cell that has a recipe at a profile: by task, then backbone, then method."""
         existing = self.quick if profile.micro else self.recipes
         tasks = sorted(reversed(self.tasks.values()), key=lambda task: ORDER.index(task.problem))
         parts = product(tasks, self.backbones.values(), self.methods.values())
         ids = (f"{backbone.id}_{task.id}_{method.id}" for task, backbone, method in parts)
-        return {cell_id: self.reason_against(cell_id) for cell_id in ids if cell_id in existing}
+        return {cell_id: self.build_fault(cell_id) for cell_id in ids if cell_id in existing}
 
-    def reason_against(self, cell_id: str) -> str | None:
+    def build_fault(self, cell_id: str) -> str | None:
         """Why a cell cannot be built, whatever its recipe; None if it can."""
         backbone, task, method = self._parts(cell_id)
         if cell_id in self.refused:
@@ -240,7 +240,7 @@ class Grid:
         """One cell; raises InputError if it does not exist, or its recipe cannot be followed, with the reason."""
         self.checked_ids([cell_id])
         backbone, task, method = self._parts(cell_id)
-        recipe = profile.adjusted(cell_id, self.recipes[cell_id], self.quick.get(cell_id))
+        recipe = profile.adjust_recipe(cell_id, self.recipes[cell_id], self.quick.get(cell_id))
         try:
             if unknown := [column for column in recipe.text if column not in task.columns]:
                 known = f"{', '.join(task.columns)}; write text=() for what the task reads ({', '.join(task.text)})"
@@ -267,7 +267,7 @@ class Grid:
         """The same ids; raises InputError for one that has no recipe or cannot be built, with the reason."""
         cell_ids = tuple(cell_ids)
         for cell_id in cell_ids:
-            reason = self.reason_against(cell_id)
+            reason = self.build_fault(cell_id)
             if cell_id not in self.recipes:
                 raise InputError(f"{cell_id} has no recipe, so it does not exist; a --grid file adds one with grid.add_recipe")
             if reason:
@@ -285,7 +285,7 @@ def _add(known: dict[str, Any], kind: str, entry: Any) -> None:
     known[entry.id] = entry
 
 
-def _changed(cell_id: str, recipe: Recipe, changes: Fields) -> Recipe:
+def _change(cell_id: str, recipe: Recipe, changes: Fields) -> Recipe:
     try:
         return replace(recipe, **changes)
     except TypeError:
@@ -323,7 +323,7 @@ def study_place(cell_id: str) -> tuple[tuple[int, str], ...]:
     return places[1], places[0], places[2]
 
 
-def add_from(path: Path, grid: Grid) -> None:
+def add_file(path: Path, grid: Grid) -> None:
     """Let a user's file add its entries; raises InputError, with its name and line, where it cannot be read or run."""
     name = f"tunegrid_grid_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)

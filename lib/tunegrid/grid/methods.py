@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunegrid.errors import InputError, first_line
-from tunegrid.grid.backbones import Head, within
+from tunegrid.grid.backbones import Head, is_part
 from tunegrid.grid.recipes import Adapter, Recipe
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Method:
         """Ends of the names of layers that must carry an adapter."""
         return ()
 
-    def adapted(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
+    def adapt(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
         """The model with what the method adds. Only the parameters that train require gradients."""
         return model
 
@@ -115,7 +115,7 @@ class Method:
         """Names of the parameters that the method added, frozen ones included."""
         return frozenset()
 
-    def group_of(self, name: str) -> str:
+    def group_name(self, name: str) -> str:
         """The group of one of the method's own parameters, as "lora_A". Audits want every group to move."""
         return name
 
@@ -131,7 +131,7 @@ class Method:
         """What an adapted layer must add to its base's output, without dropout; None if the method does not say."""
         return None
 
-    def rewritten(self, cell: "Cell") -> tuple[str, ...]:
+    def rewrites(self, cell: "Cell") -> tuple[str, ...]:
         """Ends of the names of layers whose pretrained weights the method replaces before training, as PiSSA does."""
         return ()
 
@@ -142,7 +142,7 @@ class Method:
         for name, parameter in model.named_parameters():
             factors = [factor for part, factor in self.rate_factors.items() if part in name]
             rate = recipe.learning_rate * factors[0] if factors else None
-            if recipe.head_learning_rate is not None and within(name, cell.head.new_modules):
+            if recipe.head_learning_rate is not None and is_part(name, cell.head.new_modules):
                 rate = recipe.head_learning_rate
             if parameter.requires_grad:
                 by_rate.setdefault(rate, []).append(parameter)
@@ -178,12 +178,12 @@ class Method:
         """Write the trained model, or its adapter, as its users would."""
         model.save_pretrained(folder)
 
-    def holds_after(self, model: "nn.Module", cell: "Cell") -> Answer:
+    def check_model(self, model: "nn.Module", cell: "Cell") -> Answer:
         """Whether the trained model shows that this method trained it, beside what must move; None: it shows nothing."""
         return None
 
 
-def adapter_of(recipe: Recipe) -> Adapter:
+def get_adapter(recipe: Recipe) -> Adapter:
     """The adapter of a recipe that `Method.check` accepted for a method that needs one."""
     assert recipe.adapter, "checked by `check`"
     return recipe.adapter
@@ -222,11 +222,11 @@ class Adapting(Method):
 
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:
         """The options, and the recipe's target modules where it adapts them."""
-        return {**self.options, **({"target_modules": adapter_of(recipe).target_modules} if self.on_targets else {})}
+        return {**self.options, **({"target_modules": get_adapter(recipe).target_modules} if self.on_targets else {})}
 
     def targets(self, cell: "Cell") -> tuple[str, ...]:
         """The recipe's target modules, or the backbone's layers."""
-        return adapter_of(cell.recipe).target_modules if self.on_targets else self.layers.get(cell.backbone.id, ())
+        return get_adapter(cell.recipe).target_modules if self.on_targets else self.layers.get(cell.backbone.id, ())
 
     def config_fields(self, cell: "Cell") -> dict[str, Any]:
         """Fields of PEFT's config beside the options and those that every method gives."""
@@ -243,14 +243,14 @@ class Adapting(Method):
         known = {name: facts[name] for name in facts.keys() & inspect.signature(config).parameters}
         return config(**known, **self.options, **self.config_fields(cell))
 
-    def adapted(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
+    def adapt(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
         """PEFT's model over the frozen base; the adapter is drawn anew from the cell's seed."""
         import peft
 
         model.requires_grad_(False)
         try:
             config = self.peft_config(cell, base)
-            if self.rewritten(cell) and any(parameter.is_meta for parameter in model.parameters()):
+            if self.rewrites(cell) and any(parameter.is_meta for parameter in model.parameters()):
                 config.init_lora_weights = True  # the meta device has no values that PiSSA or its like could start from
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Unsupported layer type")  # of a norm's width, which is not needed
@@ -273,7 +273,7 @@ class Adapting(Method):
                 own.add(name)
         return frozenset(own)
 
-    def group_of(self, name: str) -> str:
+    def group_name(self, name: str) -> str:
         """The part of the name before the adapter's own: lora_A, ia3_l, trainable_tokens_delta, prompt_encoder."""
         return name.partition(".default")[0].split(".")[-1]
 
@@ -295,11 +295,11 @@ class Lora(Adapting):
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:
         """The recipe's adapter, and what makes the variant."""
         rates = {"rate_factors": dict(self.rate_factors)} if self.rate_factors else {}
-        return asdict(adapter_of(recipe)) | dict(self.options) | rates
+        return asdict(get_adapter(recipe)) | dict(self.options) | rates
 
     def config_fields(self, cell: "Cell") -> dict[str, Any]:
         """The recipe's rank, scale and dropout."""
-        adapter = adapter_of(cell.recipe)
+        adapter = get_adapter(cell.recipe)
         return {"r": adapter.r, "lora_alpha": adapter.lora_alpha, "lora_dropout": adapter.lora_dropout}
 
     def declared_facts(self, cell: "Cell", layer: str) -> tuple[str, ...]:
@@ -310,7 +310,7 @@ class Lora(Adapting):
             patterns = self.options.get(option, {}).items()
             return next((value for key, value in patterns if re.fullmatch(rf"(.*\.)?({key})", layer)), default)
 
-        adapter = adapter_of(cell.recipe)
+        adapter = get_adapter(cell.recipe)
         rank = by_pattern("rank_pattern", adapter.r)
         return f"rank {rank}", f"scale {self._scale(by_pattern('alpha_pattern', adapter.lora_alpha), rank):g}"
 
@@ -327,14 +327,14 @@ class Lora(Adapting):
             return None
         a, b = (part["default"].weight.float() for part in (layer.lora_A, layer.lora_B))
         product: torch.Tensor = inputs.float() @ a.T @ b.T
-        adapter = adapter_of(cell.recipe)
+        adapter = get_adapter(cell.recipe)
         return self._scale(adapter.lora_alpha, adapter.r) * product
 
     def layer_facts(self, layer: Any) -> tuple[str, ...]:
         """Rank and scale."""
         return f"rank {layer.lora_A['default'].weight.shape[0]}", f"scale {layer.scaling['default']:g}"
 
-    def rewritten(self, cell: "Cell") -> tuple[str, ...]:
+    def rewrites(self, cell: "Cell") -> tuple[str, ...]:
         """The recipe's target modules, where PiSSA or its like subtracts the adapter's start from the pretrained weights."""
         return self.targets(cell) if str(self.options.get("init_lora_weights")).startswith(REWRITING) else ()
 
@@ -342,13 +342,13 @@ class Lora(Adapting):
         """Write the adapter; without a start that rewrote the base, or PEFT would rewrite it again on loading."""
         config = model.peft_config["default"]
         start = config.init_lora_weights
-        config.init_lora_weights = True if self.rewritten(cell) else start
+        config.init_lora_weights = True if self.rewrites(cell) else start
         super().save(model, cell, folder)
         config.init_lora_weights = start
 
-    def holds_after(self, model: "nn.Module", cell: "Cell") -> Answer:
+    def check_model(self, model: "nn.Module", cell: "Cell") -> Answer:
         """PEFT has the variant's options and no other variant's parameters; None for plain LoRA that is plain."""
-        groups = {self.group_of(name) for name in self.own_parameters(model)}
+        groups = {self.group_name(name) for name in self.own_parameters(model)}
         faults = [f"{trace} is there" for option, trace in TRACES.items() if option not in self.options and trace in groups]
         if not self.options and not faults:
             return None

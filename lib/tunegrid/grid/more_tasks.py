@@ -17,7 +17,7 @@ from tunegrid.grid.recipes import ALWAYS, AT_TRUE_SIZE, Adapter, Fields, Generat
 from tunegrid.grid.tasks import Carve, Problem, Task
 
 
-def scaled(like: Backbone, checkpoint: str, name: str, **shape: Any) -> tuple[Backbone, Backbone]:
+def resize(like: Backbone, checkpoint: str, name: str, **shape: Any) -> tuple[Backbone, Backbone]:
     """A backbone of the study, and one of its family, whose shape is of its `config.json`. A record names its revision."""
     own: dict[str, Any] = {"name": name, "checkpoint": checkpoint, "revision": None, "micro": None}
     return like, replace(like, id=name.lower().replace("-", ""), shape={**like.shape, **shape}, **own)
@@ -25,11 +25,11 @@ def scaled(like: Backbone, checkpoint: str, name: str, **shape: Any) -> tuple[Ba
 
 # Each behind the backbone of the study whose recipes it has.
 LARGER = (
-    scaled(BERT, "google-bert/bert-large-uncased", "BERT-large",
+    resize(BERT, "google-bert/bert-large-uncased", "BERT-large",
            hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
-    scaled(GPT2, "openai-community/gpt2-medium", "GPT-2-medium", n_embd=1024, n_layer=24, n_head=16),
-    scaled(T5, "google-t5/t5-base", "T5-base", d_model=768, d_ff=3072, num_layers=12, num_decoder_layers=12, num_heads=12),
-    scaled(T5, "google-t5/t5-large", "T5-large", d_model=1024, d_ff=4096, num_layers=24, num_decoder_layers=24, num_heads=16),
+    resize(GPT2, "openai-community/gpt2-medium", "GPT-2-medium", n_embd=1024, n_layer=24, n_head=16),
+    resize(T5, "google-t5/t5-base", "T5-base", d_model=768, d_ff=3072, num_layers=12, num_decoder_layers=12, num_heads=12),
+    resize(T5, "google-t5/t5-large", "T5-large", d_model=1024, d_ff=4096, num_layers=24, num_decoder_layers=24, num_heads=16),
 )  # fmt: skip
 
 # What LoRA's scripts adapt in models of BERT's shapes, on GLUE.
@@ -49,7 +49,7 @@ SOURCED: Mapping[str, Fields] = {
 }
 
 
-def larger() -> Grid:
+def larger_grid() -> Grid:
     """The study's grid and the cells of larger backbones, which `-m larger` runs."""
     grid = study()
     for like, backbone in LARGER:
@@ -168,7 +168,7 @@ def more_tasks() -> Grid:
 
 # By the word of `-m` beside a profile of true size: the grid that takes the study's place and has its cells, too; and the
 # backbones or tasks whose cells are its own.
-IN_PLACE: Mapping[str, Callable[[], Grid]] = {"larger": larger, "tasks": more_tasks}
+EXTRA_GRIDS: Mapping[str, Callable[[], Grid]] = {"larger": larger_grid, "tasks": more_tasks}
 OWN_PARTS = {"larger": {backbone.id for _, backbone in LARGER}, "tasks": {NLI.id, CHAT.id}}
 
 
@@ -177,7 +177,7 @@ def belongs_to(word: str, cell_id: str) -> bool:
     return not OWN_PARTS[word].isdisjoint(cell_id.split("_"))
 
 
-def words_for(cell_id: str, profile: str) -> str:
+def marker_words(cell_id: str, profile: str) -> str:
     """What `-m` names for a cell of a profile, as in "full and larger"."""
-    words = [word for word in IN_PLACE if profile in AT_TRUE_SIZE and belongs_to(word, cell_id)]
+    words = [word for word in EXTRA_GRIDS if profile in AT_TRUE_SIZE and belongs_to(word, cell_id)]
     return " and ".join([profile, *words])

@@ -209,7 +209,7 @@ TRAINABLE_PARAMS: Mapping[str, tuple[int | None, ...]] = {
 TOTAL_PARAMS = {"bert_sum_lora": 253_900_602, "gpt2_sum_lora": 124_735_488, "t5_sum_lora": 60_801_536}
 
 
-def merged(cell_id: str, shared: Mapping[str, Fields], cells: Mapping[str, Fields]) -> dict[str, Any]:
+def merge(cell_id: str, shared: Mapping[str, Fields], cells: Mapping[str, Fields]) -> dict[str, Any]:
     """A cell's fields: what its task, its method, its backbone and its backbone's task share, and its own row over them."""
     backbone, task, method = cell_id.split("_")
     levels = [shared.get(part, {}) for part in (task, method, backbone, f"{backbone}_{task}")]
@@ -218,7 +218,7 @@ def merged(cell_id: str, shared: Mapping[str, Fields], cells: Mapping[str, Field
 
 RECIPES: Mapping[str, Recipe] = {
     f"{pair}_{method}": Recipe(
-        **merged(f"{pair}_{method}", SHARED, CELLS), trainable_params=count, total_params=TOTAL_PARAMS.get(f"{pair}_{method}")
+        **merge(f"{pair}_{method}", SHARED, CELLS), trainable_params=count, total_params=TOTAL_PARAMS.get(f"{pair}_{method}")
     )
     for pair, counts in TRAINABLE_PARAMS.items()
     for method, count in zip(("lora", "qlora", "sft"), counts, strict=True)
@@ -299,7 +299,7 @@ QUICK: Mapping[str, Fields] = {
 
 def quick_changes(cell_id: str) -> Fields:
     """The fields that make one of the study's recipes a quick one."""
-    return {**ALWAYS, **merged(cell_id, QUICK_SHARED, QUICK)}
+    return {**ALWAYS, **merge(cell_id, QUICK_SHARED, QUICK)}
 
 
 FIXTURES = ROOT / "fixtures"
@@ -366,7 +366,7 @@ class Profile:
         own: int | None = self.train_rows if split == "train" else self.eval_rows
         return getattr(self.caps.get(task_id, Caps()), split) if own is None else own or None
 
-    def adjusted(self, cell_id: str, recipe: Recipe, quick: Fields | None) -> Recipe:
+    def adjust_recipe(self, cell_id: str, recipe: Recipe, quick: Fields | None) -> Recipe:
         """A cell's recipe at this profile; `quick` are the fields that make it a quick one.
 
         With another adapter, other parameters train than the study counted. Another rate changes a head's own in proportion.

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tunegrid.grid.backbones import Head, Layout, within
+from tunegrid.grid.backbones import Head, Layout, is_part
 from tunegrid.grid.cells import Cell, Grid, study
-from tunegrid.grid.methods import LORA, NF4, QLORA, SFT, Adapting, Answer, Base, Lora, Method, adapter_of
+from tunegrid.grid.methods import LORA, NF4, QLORA, SFT, Adapting, Answer, Base, Lora, Method, get_adapter
 from tunegrid.grid.recipes import GREEDY, RECIPES, Adapter, Recipe, quick_changes
 
 if TYPE_CHECKING:
@@ -30,16 +30,16 @@ class AdaLora(Adapting):
     last: ClassVar[float] = 0.4  # and after it
 
     def _ranks(self, recipe: Recipe) -> dict[str, int]:
-        rank = adapter_of(recipe).r
+        rank = get_adapter(recipe).r
         return {"init_r": round(rank * self.start), "target_r": rank}
 
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:
         """The recipe's adapter, and PEFT's two ranks."""
-        return asdict(adapter_of(recipe)) | self._ranks(recipe)
+        return asdict(get_adapter(recipe)) | self._ranks(recipe)
 
     def config_fields(self, cell: Cell) -> dict[str, Any]:
         """The recipe's scale and dropout, and the ranks; `plan` says when they are cut."""
-        adapter = adapter_of(cell.recipe)
+        adapter = get_adapter(cell.recipe)
         scale = {"lora_alpha": adapter.lora_alpha, "lora_dropout": adapter.lora_dropout}
         return {**scale, **self._ranks(cell.recipe), "total_step": 1}
 
@@ -70,7 +70,7 @@ class AdaLora(Adapting):
         """Take over what was measured."""
         vars(model.base_model.rankallocator).update(state)
 
-    def holds_after(self, model: "nn.Module", cell: Cell) -> Answer:
+    def check_model(self, model: "nn.Module", cell: Cell) -> Answer:
         """Ranks were cut to the target, on average over the layers."""
         left = [int(p.count_nonzero()) for name, p in model.named_parameters() if "lora_E" in name]
         room, goal = (rank * len(left) for rank in self._ranks(cell.recipe).values())
@@ -84,17 +84,17 @@ class BitFit(Method):
     adapts: ClassVar[bool] = True
     must_move: tuple[str, ...] = ("bias",)
 
-    def adapted(self, model: "nn.Module", cell: Cell, base: Base) -> "nn.Module":
+    def adapt(self, model: "nn.Module", cell: Cell, base: Base) -> "nn.Module":
         """The model itself, in which the biases and the head's new modules train."""
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(within(name, cell.head.new_modules) or name.endswith("bias"))
+            parameter.requires_grad_(is_part(name, cell.head.new_modules) or name.endswith("bias"))
         return model
 
     def own_parameters(self, model: "nn.Module") -> frozenset[str]:
         """The biases."""
         return frozenset(name for name, _ in model.named_parameters() if name.endswith("bias"))
 
-    def group_of(self, name: str) -> str:
+    def group_name(self, name: str) -> str:
         """All biases are one group."""
         return "bias"
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tunegrid.codecs.base import Codec
-from tunegrid.codecs.extract import ExtractCodec, nearby
+from tunegrid.codecs.extract import ExtractCodec, legal_ends
 from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
 from tunegrid.instruments.trained import TrainedCell
 from tunegrid.results.statistics import ALPHA, Array
@@ -63,7 +63,7 @@ class Calibration(Instrument):
         assert cell.evaluation, "the same"
         test, rows = forecasts(cell, cell.evaluation), cell.splits.validation
         validation = forecasts(cell, cell.score(rows[:: math.ceil(len(rows) / FITTED)])) if rows else None
-        temperature = fitted(validation) if validation else None
+        temperature = fit_temperature(validation) if validation else None
         lines = [*_lines("", test(1.0), cell.row_names)]
         if validation and temperature:
             scaled = "at the temperature"
@@ -106,7 +106,7 @@ def confidences(codec: Codec, examples: Sequence[int], outputs: Sequence[Any], t
         part = slice(start, start + AT_ONCE)
         padded = [scores.double().T for *_, scores in outputs[part]]
         starts, ends = (pad_sequence(padded, batch_first=True, padding_value=-math.inf) / temperature).unbind(-1)
-        log_sums = (starts + nearby(ends, -math.inf).logsumexp(-1)).logsumexp(-1)
+        log_sums = (starts + legal_ends(ends, -math.inf).logsumexp(-1)).logsumexp(-1)
         for example, (score, *_), log_sum in zip(examples[part], outputs[part], log_sums, strict=True):
             best[example] = max(score, best.get(example, score))
             sums[example].append(log_sum)
@@ -172,7 +172,7 @@ def ece_by_chance(confidences: Array) -> float:
     return float(np.mean([_distances(sums, rows).mean() for sums in draws]))
 
 
-def fitted(forecast: Callable[[float], Forecasts]) -> float | None:
+def fit_temperature(forecast: Callable[[float], Forecasts]) -> float | None:
     """The temperature at which rows have the least NLL; None if all are hits, or all misses: then none is the best one.
 
     The search is Brent's, on the logarithm. Where it finds nothing better than 1, it is 1.

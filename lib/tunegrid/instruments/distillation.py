@@ -16,7 +16,7 @@ from tunegrid.codecs.base import IGNORED, Batch, Codec, summed_cross_entropy
 from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
 from tunegrid.instruments.trained import TrainedCell
 from tunegrid.run.build import load_tokenizer
-from tunegrid.run.prepare import codec_of
+from tunegrid.run.prepare import make_codec
 
 ALPHA, TEMPERATURE = 0.5, 2.0  # as in transformers' own example, run_squad_w_distillation.py
 
@@ -40,10 +40,10 @@ class Distillation(Instrument):
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
         """SFT is trained, and then the cell once more, by what SFT says of its rows."""
         assert cell.evaluation, "it was scored"
-        name, codec = cell.cell.task.main_score, codec_of(cell.cell, load_tokenizer(cell.cell))
-        teacher = cell.other(cell.sft)
+        name, codec = cell.cell.task.main_score, make_codec(cell.cell, load_tokenizer(cell.cell))
+        teacher = cell.train_other(cell.sft)
         learn_from(teacher, codec)
-        student = cell.other(cell.cell, codec)
+        student = cell.train_other(cell.cell, codec)
         points = {"alone": cell.evaluation.examples[name]}
         points |= {
             part: cell.score(cell.test_rows, one).examples[name] for part, one in (("taught", student), ("teacher", teacher))
@@ -61,7 +61,7 @@ def learn_from(teacher: nn.Module, codec: Codec) -> None:
         said.append(logits[labels != IGNORED])
         return logits.new_zeros(())
 
-    def taught(logits: Tensor, labels: Tensor) -> Tensor:
+    def student_loss(logits: Tensor, labels: Tensor) -> Tensor:
         student, theirs = ((one / TEMPERATURE).log_softmax(-1) for one in (logits[labels != IGNORED], said.pop(0)))
         apart = TEMPERATURE**2 * kl_div(student, theirs, reduction="sum", log_target=True)
         return (1 - ALPHA) * summed_cross_entropy(logits, labels) + ALPHA * apart
@@ -71,7 +71,7 @@ def learn_from(teacher: nn.Module, codec: Codec) -> None:
         codec.criterion = listen
         with torch.no_grad():
             task_loss(teacher, batch)
-        codec.criterion = taught
+        codec.criterion = student_loss
         return task_loss(model, batch)
 
     codec.loss = loss  # type: ignore[method-assign]

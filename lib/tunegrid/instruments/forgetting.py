@@ -16,17 +16,17 @@ import transformers as hf
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tunegrid.codecs.base import IGNORED, integers, on
+from tunegrid.codecs.base import IGNORED, integers, move_batch
 from tunegrid.codecs.features import chunks
-from tunegrid.data.sources import Row, joined
-from tunegrid.grid.backbones import Objective, checkpoint_of
+from tunegrid.data.sources import Row, stitch
+from tunegrid.grid.backbones import Objective, checkpoint_source
 from tunegrid.grid.tasks import Task
 from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
 from tunegrid.instruments.trained import TrainedCell
 from tunegrid.results.examples import row_id
 from tunegrid.run.build import base_type, from_hub_or_folder
 from tunegrid.run.device import ATTENTION, autocast
-from tunegrid.run.evaluate import precision_of
+from tunegrid.run.evaluate import eval_precision
 
 SEED = 0  # of the texts and of what is hidden in them: the same for every cell and every seed of training
 TEXTS = 128  # of each task
@@ -100,7 +100,7 @@ def losses(cell: TrainedCell) -> TextLosses:
         f"{name} {row_id({'text': text})}": text
         for name, task in cell.tasks.items()
         if name != cell.cell.task.id
-        for text in texts_of(task, cell.splits_of(task).test, tokenizer)
+        for text in task_texts(task, cell.read_splits(task).test, tokenizer)
     }
     hide, rng = HIDE[cell.cell.backbone.objective or Objective.MASKED], Random(SEED)
     hidden = [hide(ids[:LENGTH], tokenizer, rng) for ids in _ids(tokenizer, list(texts.values()))]
@@ -112,14 +112,14 @@ def losses(cell: TrainedCell) -> TextLosses:
     )
 
 
-def texts_of(task: Task, rows: Sequence[Row], tokenizer: Any) -> list[str]:
+def task_texts(task: Task, rows: Sequence[Row], tokenizer: Any) -> list[str]:
     """Some of a task's texts, none of them twice: passages without their questions.
 
     Of twice as many they are the half that the tokenizer splits least. What it must spell, as emoji or a foreign script, a
     backbone never knew: it cannot forget that, but a few such texts would outweigh all others.
     """
     columns = task.text_pair or task.text
-    texts = list(dict.fromkeys(text for row in rows if (text := joined(row, columns))))
+    texts = list(dict.fromkeys(text for row in rows if (text := stitch(row, columns))))
     drawn = Random(SEED).sample(texts, min(2 * TEXTS, len(texts)))
     split = {text: len(ids) / len(text) for text, ids in zip(drawn, _ids(tokenizer, drawn), strict=True)}
     return sorted(drawn, key=split.__getitem__)[: -(-len(drawn) // 2)]
@@ -137,7 +137,7 @@ def pretraining_model(cell: TrainedCell) -> Any:
         raise NotAskedError(f"backbone {backbone.id} does not declare what it was pretrained with (Backbone.objective)")
     if isinstance(model, peft.PeftModel) and model.active_peft_config.is_prompt_learning:
         raise NotAskedError("learned tokens come before the text, and the backbone does not change")
-    source, options = checkpoint_of(backbone, cell.cell.profile)
+    source, options = checkpoint_source(backbone, cell.cell.profile)
     options |= {"dtype": base_type(cell.cell), "attn_implementation": ATTENTION, "use_safetensors": True}
     whole, report = from_hub_or_folder(LOADERS[backbone.objective], source, options | {"output_loading_info": True})
     tuned: Any = model.get_base_model() if isinstance(model, peft.PeftModel) else model
@@ -217,22 +217,22 @@ def _nats(cell: TrainedCell, model: Any, hidden: Sequence[Hidden]) -> list[float
     nats: list[float] = []
     for some in chunks(hidden, BATCH):
         read, targets = zip(*some, strict=True)
-        labels = _padded(targets, IGNORED)
+        labels = _pad(targets, IGNORED)
         batch = {
-            "input_ids": _padded(read, tokenizer.pad_token_id or 0),
-            "attention_mask": _padded([[1] * len(row) for row in read], 0),
+            "input_ids": _pad(read, tokenizer.pad_token_id or 0),
+            "attention_mask": _pad([[1] * len(row) for row in read], 0),
         }
         if cell.cell.backbone.objective is Objective.SPANS:
             batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels)
-        with autocast(precision_of(cell.cell, cell.device), cell.device):
-            logits: Tensor = model(**on(cell.device, batch)).logits
+        with autocast(eval_precision(cell.cell, cell.device), cell.device):
+            logits: Tensor = model(**move_batch(cell.device, batch)).logits
         logits = logits[..., :known].float().transpose(1, 2)
         of_tokens = cross_entropy(logits, labels.to(cell.device), ignore_index=IGNORED, reduction="none")
         nats += of_tokens.sum(1).tolist()
     return nats
 
 
-def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     longest = max(map(len, rows))
     return integers([[*row, *[value] * (longest - len(row))] for row in rows])
 

@@ -48,14 +48,14 @@ class Interpolation(Instrument):
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
         """SFT is trained, too; then points along the line."""
-        model = merged(cell)
-        first, second = state_of(model), state_of(cell.other(cell.sft))
+        model = merged_model(cell)
+        first, second = copy_state(model), copy_state(cell.train_other(cell.sft))
         check_same_tensors(first, second)
         assert cell.splits, "training had rows"
         name, validation = cell.cell.task.main_score, cell.splits.validation
 
         def points_at(share: float, rows: Sequence[Row]) -> list[float]:
-            load_state(model, between(first, second, share))
+            load_state(model, interpolate(first, second, share))
             return cell.score(rows, model).examples[name]
 
         on_validation = {share: points_at(share, validation) for share in SHARES}
@@ -77,7 +77,7 @@ class Interpolation(Instrument):
         )
 
 
-def merged(cell: TrainedCell) -> Any:
+def merged_model(cell: TrainedCell) -> Any:
     """The trained model, saved and loaded again, its adapter merged. Raises NotAskedError for one that cannot be merged."""
     with TemporaryDirectory() as name:
         folder, tokenizer = Path(name), cell.codec.tokenizer
@@ -92,7 +92,7 @@ def merged(cell: TrainedCell) -> Any:
             raise NotAskedError(f"its adapter cannot be merged: {first_line(error)}") from error
 
 
-def state_of(model: nn.Module) -> dict[str, Tensor]:
+def copy_state(model: nn.Module) -> dict[str, Tensor]:
     """A copy of a model's tensors, numbers in fp32 and weights of linear layers (out, in), as GPT-2's own layers have not."""
     state = {name: tensor.detach().clone() for name, tensor in _transposed(model, model.state_dict()).items()}
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
@@ -115,7 +115,7 @@ def check_same_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]
         raise NotAskedError(f"it and SFT have {len(set(unlike))} tensors that do not match, {unlike[0]} among them")
 
 
-def between(first: Mapping[str, Tensor], second: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+def interpolate(first: Mapping[str, Tensor], second: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
     """The tensors at a share of the way; at 0 and 1 they are those of the ends, bit for bit."""
     return {
         name: torch.lerp(tensor, second[name].to(tensor), share) if tensor.is_floating_point() else tensor

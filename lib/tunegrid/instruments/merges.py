@@ -20,15 +20,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunegrid.audits.computation import MOST_CODES, packed_like
+from tunegrid.audits.computation import MOST_CODES, pack_weight
 from tunegrid.audits.evidence import sample
 from tunegrid.codecs.features import chunks
 from tunegrid.errors import InputError, first_line
 from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
 from tunegrid.instruments.trained import TrainedCell
-from tunegrid.run.build import base_type, numbers_of
+from tunegrid.run.build import base_type, unpack_weight
 from tunegrid.run.evaluate import Evaluation
-from tunegrid.run.probe import COARSE, FINE, distance, hooked, logits_of, of_targets
+from tunegrid.run.probe import COARSE, FINE, attach, distance, get_logits, target_rows
 from tunegrid.run.serving import BASE, load_adapter, load_below, wrappers
 
 SAMPLED = 16  # test features whose logits are compared
@@ -95,7 +95,7 @@ class _Merging:
         """Save the adapter and ask it."""
         self.cell, self.folder = cell, folder
         cell.serving.save(cell.cell, cell.model, cell.codec.tokenizer, folder)
-        served = self._loaded("packed")
+        served = self._load("packed")
         self.served = cell.score(cell.test_rows, served)
         self.rows = sample(self.served.features, SAMPLED)
         self.logits = self._logits(served)
@@ -110,14 +110,14 @@ class _Merging:
         """Of one merge."""
         cell = self.cell
         try:
-            adapter = self._loaded(base)
+            adapter = self._load(base)
             below, calls = bases_below(cell.model, adapter), self._calls(adapter)
             merged = cell.serving.merge(adapter)
         except Exception as error:  # whatever PEFT and transformers raise where they cannot load or merge
             yield tidy("points", float("nan"), part=base, note=f"not merged: {first_line(error)}")
             return
-        held = self._held(merged, calls)
-        lies_on = the_one(below & bases_below(cell.model, merged))
+        held = self._check_layers(merged, calls)
+        lies_on = single_base(below & bases_below(cell.model, merged))
         if base == lies_on == "unpacked":
             self._packed_again = {name: one for name, one in self._bytes(merged).items() if held.get(name)}
         answers = cell.score(cell.test_rows, merged)
@@ -137,7 +137,7 @@ class _Merging:
         yield tidy("own base", float(lies_on == base), part=base, note=lies_on or "")
         yield tidy("alike", [float(alike) for alike in held.values()], part=base, row=list(held))
 
-    def _loaded(self, base: BaseKind) -> Any:
+    def _load(self, base: BaseKind) -> Any:
         """The saved adapter over one of the bases. Raises InputError if no checkpoint holds it."""
         cell, folder, device = self.cell.cell, self.folder, self.cell.device
         if base == "packed":
@@ -156,15 +156,15 @@ class _Merging:
         """Of the sampled rows; of a text only what predicts its target."""
         logits: list[Tensor] = []
         for some in chunks(self.rows, self.cell.trainer.log.micro_batch):
-            answered, batch = logits_of(self.cell.trainer, some, model)
-            logits += of_targets(answered[0], batch) if self.cell.codec.generates else answered
+            answered, batch = get_logits(self.cell.trainer, some, model)
+            logits += target_rows(answered[0], batch) if self.cell.codec.generates else answered
         return logits
 
     def _calls(self, adapter: Any) -> dict[str, Call]:
         """What each layer that PEFT changed was given at first, and what it made of it."""
-        return first_calls(adapter, lambda: logits_of(self.cell.trainer, self.rows[:1], adapter))
+        return first_calls(adapter, lambda: get_logits(self.cell.trainer, self.rows[:1], adapter))
 
-    def _held(self, merged: Any, calls: Mapping[str, Call]) -> dict[str, bool]:
+    def _check_layers(self, merged: Any, calls: Mapping[str, Call]) -> dict[str, bool]:
         """Whether each layer computes after the merge what the adapter computed; one packed again is held to its bytes."""
         layers = {name: merged.get_submodule(name) for name in calls}
         again = self._bytes(merged) if any(isinstance(layer, Linear4bit) for layer in layers.values()) else {}
@@ -177,7 +177,7 @@ class _Merging:
         """The bytes of every merged layer of the packed base: its own, or those that its weight packs to."""
         adapted = wrappers(self.cell.model)
         layers = {name: layer for name, layer in packed_layers(self.cell.model).items() if name in adapted}
-        return {name: bytes_of(merged.get_submodule(name), layer) for name, layer in layers.items()}
+        return {name: layer_bytes(merged.get_submodule(name), layer) for name, layer in layers.items()}
 
 
 def first_calls(model: Any, run: Callable[[], Any]) -> dict[str, Call]:
@@ -189,14 +189,14 @@ def first_calls(model: Any, run: Callable[[], Any]) -> dict[str, Call]:
         if inputs and isinstance(output, Tensor):
             calls.setdefault(names[module], (inputs[0].clone(), output.clone()))
 
-    with hooked(names, look):
+    with attach(names, look):
         run()
     return calls
 
 
-def bytes_of(layer: nn.Module, like: Any) -> Tensor:
+def layer_bytes(layer: nn.Module, like: Any) -> Tensor:
     """The 4-bit numbers of a layer; one that is not packed is packed as `like` is."""
-    numbers: Tensor = layer.weight.data if isinstance(layer, Linear4bit) else packed_like(weight_of(layer), like).data
+    numbers: Tensor = layer.weight.data if isinstance(layer, Linear4bit) else pack_weight(layer_weight(layer), like).data
     return numbers
 
 
@@ -228,16 +228,16 @@ def bases_below(trained: Any, model: Any) -> frozenset[BaseKind]:
 
 def _kinds(layer: Any, other: Any) -> frozenset[BaseKind]:
     """What the second layer may be of the first one."""
-    levels = numbers_of(layer.weight)
+    levels = unpack_weight(layer.weight)
     if isinstance(other, Linear4bit):
-        return frozenset(("packed",)) if torch.equal(levels, numbers_of(other.weight)) else frozenset()
-    weight = weight_of(other).to(levels)
+        return frozenset(("packed",)) if torch.equal(levels, unpack_weight(other.weight)) else frozenset()
+    weight = layer_weight(other).to(levels)
     if torch.equal(levels, weight):
         return EITHER
-    return frozenset(("original",)) if torch.equal(levels, numbers_of(packed_like(weight, layer))) else frozenset()
+    return frozenset(("original",)) if torch.equal(levels, unpack_weight(pack_weight(weight, layer))) else frozenset()
 
 
-def the_one(bases: frozenset[BaseKind]) -> BaseKind | None:
+def single_base(bases: frozenset[BaseKind]) -> BaseKind | None:
     """The one base that it is; None if it is another one, or nothing tells."""
     return "unpacked" if bases == EITHER else next(iter(bases)) if len(bases) == 1 else None
 
@@ -248,7 +248,7 @@ def packed_layers(model: Any) -> dict[str, Any]:
     return {name.removesuffix(".base_layer"): layer for name, layer in layers if isinstance(layer, Linear4bit)}
 
 
-def weight_of(layer: nn.Module) -> Tensor:
+def layer_weight(layer: nn.Module) -> Tensor:
     """A layer's weight (out, in); GPT-2's layers have it the other way round."""
     weight: Tensor = layer.weight.data  # type: ignore[assignment] # it is a linear layer
     return weight.T if isinstance(layer, Conv1D) else weight

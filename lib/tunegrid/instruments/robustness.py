@@ -56,7 +56,7 @@ class Robustness(Instrument):
         rows, names = [cell.test_rows[i] for i in some], [cell.row_names[i] for i in some]
         plain, again = cell.score(rows), cell.score([dict(row) for row in rows])
         metric = task.main_score if task.main_score in plain.examples else next(iter(plain.examples))
-        points, tokens = plain.examples[metric], tokens_of(cell, rows)
+        points, tokens = plain.examples[metric], row_tokens(cell, rows)
         lines = [
             tidy("points", points, part="plain", row=names),
             tidy("repeated", float(points == again.examples[metric])),
@@ -68,7 +68,7 @@ class Robustness(Instrument):
             if changed and shift.turns:
                 lines += contrast(cell, shift, plain, new, changed, names)
             elif changed:
-                own = tokens_of(cell, [new[i] for i in changed])
+                own = row_tokens(cell, [new[i] for i in changed])
                 read = sum(tokens[i] != ids for i, ids in zip(changed, own, strict=True))
                 asked, moved = (changed if read else range(len(new))), list(points)
                 for i, after in zip(asked, cell.score([new[i] for i in asked]).examples[metric], strict=True):
@@ -99,7 +99,7 @@ class Robustness(Instrument):
                 )
 
 
-def tokens_of(cell: TrainedCell, rows: Sequence[Row]) -> Tokens:
+def row_tokens(cell: TrainedCell, rows: Sequence[Row]) -> Tokens:
     """What the model reads of each row."""
     tokens: Tokens = [[] for _ in rows]
     for feature in cell.codec.encode(rows, training=False):
@@ -141,7 +141,7 @@ def _words(target: Any) -> set[str]:
 # Edits, which answers follow
 
 
-def rewritten(task: Task, row: RowMapping, find: Find, rng: Random, *, inside: bool, columns: Sequence[str] = ()) -> Row:
+def rewrite_row(task: Task, row: RowMapping, find: Find, rng: Random, *, inside: bool, columns: Sequence[str] = ()) -> Row:
     """The row with edits in the columns that the task reads, or in some of them.
 
     An edit that would cut an answer in two is left out; `inside` says whether one within an answer is made.
@@ -156,12 +156,12 @@ def rewritten(task: Task, row: RowMapping, find: Find, rng: Random, *, inside: b
                 for start, end, new_text in edits
                 if all(end <= a or start >= b or (inside and a <= start and end <= b) for a, b in spans)
             ]
-            new[task.target] = _followed(row[task.target], text, edits, spans)
-        new[column] = edited(text, edits)
+            new[task.target] = _move_answers(row[task.target], text, edits, spans)
+        new[column] = apply_edits(text, edits)
     return new
 
 
-def edited(text: str, edits: Sequence[Edit]) -> str:
+def apply_edits(text: str, edits: Sequence[Edit]) -> str:
     """The text with all edits, none of which overlaps another."""
     parts, at = list[str](), 0
     for start, end, replacement in sorted(edits):
@@ -175,14 +175,14 @@ def _spans(task: Task, row: RowMapping) -> list[tuple[int, int]]:
     return [(start, start + len(text)) for start, text in zip(starts, answer_texts(task, dict(row)), strict=True)]
 
 
-def _followed(answers: RowMapping, text: str, edits: Sequence[Edit], spans: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def _move_answers(answers: RowMapping, text: str, edits: Sequence[Edit], spans: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """The answers where they now stand, with the words that stand there."""
 
     def grown(place: int, *, end: bool) -> int:
         before = [edit for edit in edits if (edit[0] < place if end else edit[1] <= place)]
         return place + sum(len(replacement) - (stop - start) for start, stop, replacement in before)
 
-    new = edited(text, edits)
+    new = apply_edits(text, edits)
     places = [(grown(start, end=False), grown(end, end=True)) for start, end in spans]
     return {**answers, "text": [new[start:end] for start, end in places], "answer_start": [start for start, _ in places]}
 
@@ -202,7 +202,7 @@ def typos(task: Task, row: RowMapping, rng: Random) -> Row:
                 free = place + 2
         return edits
 
-    return rewritten(task, row, find, rng, inside=False)
+    return rewrite_row(task, row, find, rng, inside=False)
 
 
 LONG = re.compile(r"\b(would|could|should|do|does|did|is|are|was|were|has|have|had|can|will) ?(?<=[ n])not\b", re.IGNORECASE)
@@ -214,12 +214,12 @@ def contracted(task: Task, row: RowMapping, rng: Random) -> Row:
 
     def find(text: str, rng: Random) -> list[Edit]:
         verbs = [(match, match[1].lower()) for match in LONG.finditer(text)]
-        return [(*match.span(), _like(match[1], STEMS.get(verb, verb) + "n't")) for match, verb in verbs]
+        return [(*match.span(), _match_case(match[1], STEMS.get(verb, verb) + "n't")) for match, verb in verbs]
 
-    return rewritten(task, row, find, rng, inside=False)
+    return rewrite_row(task, row, find, rng, inside=False)
 
 
-def _like(word: str, other: str) -> str:
+def _match_case(word: str, other: str) -> str:
     """The other word in the case of the first."""
     if word.isupper() and len(word) > 1:
         return other.upper()
@@ -247,7 +247,7 @@ KINDS = (  # what a question asks for by one of its words, and a wrong answer of
 def distracted(task: Task, row: RowMapping, rng: Random) -> Row:
     """Such a sentence behind the passage; none if the question names nothing that could be another."""
     column, question = task.text_pair[0], row[task.text[-1]]
-    other = _about_another(question, rng)
+    other = _other_question(question, rng)
     wrong = next(answer for kind, answer in KINDS if kind.search(question))
     if other == question or wrong in row[column].lower() or other in row[column]:
         return dict(row)
@@ -255,17 +255,17 @@ def distracted(task: Task, row: RowMapping, rng: Random) -> Row:
     tokenized = row[column].rstrip().endswith(" .")  # its full stops and capitals are as the text has them
     sentence = f"{words} ." if tokenized else f"{words[:1].upper()}{words[1:]}."
     edit = (len(row[column]), len(row[column]), f" {sentence}")
-    return rewritten(task, row, lambda text, _: [edit], rng, inside=False, columns=[column])
+    return rewrite_row(task, row, lambda text, _: [edit], rng, inside=False, columns=[column])
 
 
-def _about_another(question: str, rng: Random) -> str:
+def _other_question(question: str, rng: Random) -> str:
     """The question about another person, or another thing of its kind."""
 
     def others(name: str) -> list[str]:
         return [other for group in GROUPS if name in group for other in group if other != name]
 
-    named = NAMES.sub(lambda match: _like(match[1], rng.choice(others(match[1].lower()))), question)
-    return named if named != question else NEARBY.sub(lambda match: _like(match[1], NEAR[match[1].lower()]), question)
+    named = NAMES.sub(lambda match: _match_case(match[1], rng.choice(others(match[1].lower()))), question)
+    return named if named != question else NEARBY.sub(lambda match: _match_case(match[1], NEAR[match[1].lower()]), question)
 
 
 # What turns the target: only if it is known how
@@ -289,8 +289,8 @@ def negated(task: Task, row: RowMapping, rng: Random) -> Row:
     if len(verdicts) != 1 or len(task.labels) != 2:
         return dict(row)
     start, negation, rest = verdicts[0].groups()
-    verdict = f"{start}{'' if negation else _like(start, ' not')}{rest}"
-    turned = edited(row[column], [(*verdicts[0].span(), verdict)])
+    verdict = f"{start}{'' if negation else _match_case(start, ' not')}{rest}"
+    turned = apply_edits(row[column], [(*verdicts[0].span(), verdict)])
     return dict(row) | {column: turned, task.target: 1 - row[task.target]}
 
 
@@ -306,7 +306,7 @@ def renumbered(task: Task, row: RowMapping, rng: Random) -> Row:
     if not free:
         return dict(row)
     edit = (place, place + len(old), rng.choice(free))
-    return rewritten(task, row, lambda text, _: [edit], rng, inside=True, columns=[column])
+    return rewrite_row(task, row, lambda text, _: [edit], rng, inside=True, columns=[column])
 
 
 def renamed(task: Task, row: RowMapping, rng: Random) -> Row:
@@ -320,9 +320,9 @@ def renamed(task: Task, row: RowMapping, rng: Random) -> Row:
 
     def find(text: str, rng: Random) -> list[Edit]:
         found = [match for match in NAMES.finditer(text) if match[1].lower() in other]
-        return [(*match.span(), _like(match[1], other[match[1].lower()])) for match in found]
+        return [(*match.span(), _match_case(match[1], other[match[1].lower()])) for match in found]
 
-    new = rewritten(task, row, find, rng, inside=True, columns=columns)
+    new = rewrite_row(task, row, find, rng, inside=True, columns=columns)
     return new if new[task.target] != row[task.target] else dict(row)
 
 

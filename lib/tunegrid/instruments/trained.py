@@ -27,8 +27,8 @@ from tunegrid.results.examples import TEXTS, row_id, write_columns
 from tunegrid.run.build import load_tokenizer
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.meter import Progress
-from tunegrid.run.prepare import codec_of, prepare
-from tunegrid.run.probe import undisturbed
+from tunegrid.run.prepare import make_codec, prepare
+from tunegrid.run.probe import keep_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class TrainedCell(Evidence):
 
     evaluate: Callable[..., Evaluation]  # a model on rows, with whatever else the cell's own evaluation has
     grid: Grid  # that the cell is of; a user's shifts are in it
-    splits_of: Callable[[Task], Splits]  # the rows of any task at the cell's profile
+    read_splits: Callable[[Task], Splits]  # the rows of any task at the cell's profile
     progress: Progress  # where it is shown how far the cell is
 
     def score(self, rows: Sequence[Row], model: nn.Module | None = None) -> Evaluation:
@@ -53,14 +53,14 @@ class TrainedCell(Evidence):
             raise NotAskedError(f"it compares a cell with SFT, {other}")
         return self.grid.cell(cell_id, cell.profile)
 
-    def other(self, cell: Cell, codec: Codec | None = None) -> nn.Module:
+    def train_other(self, cell: Cell, codec: Codec | None = None) -> nn.Module:
         """Another cell of the task, or this one again with a codec of its own, trained as the suite trains it: its model.
 
         Raises NotAskedError if it cannot be trained, or if ranks share this one's training.
         """
         if self.trainer.ranks.count > 1 or not self.splits:
             raise NotAskedError("it trains another cell, which ranks and random tokens do not allow")
-        splits, codec = self.splits, codec or codec_of(cell, load_tokenizer(cell))
+        splits, codec = self.splits, codec or make_codec(cell, load_tokenizer(cell))
         trainer = prepare(cell, splits.train, self.device, codec=codec)
 
         def validate() -> tuple[float, Sequence[Row]]:
@@ -112,7 +112,7 @@ class Questions:
 
     def before(self) -> None:
         """What has to be asked of the model that has not trained, by instrument."""
-        self._known = {one.id: _attempted(self._cell, partial(one.before, self._cell)) for one in self._instruments}
+        self._known = {one.id: _attempt(self._cell, partial(one.before, self._cell)) for one in self._instruments}
 
     def after(self, evaluation: Evaluation | None) -> Answers | None:
         """All questions to the trained cell, whose figures are kept in one file; None if its training stopped."""
@@ -121,7 +121,7 @@ class Questions:
         cell, frames, objections = replace(self._cell, evaluation=evaluation), [], list[str]()
         for one in self._instruments:
             known = self._known[one.id]
-            answer = known if isinstance(known, Exception) else _attempted(cell, partial(_measured, one, cell, known))
+            answer = known if isinstance(known, Exception) else _attempt(cell, partial(_measure, one, cell, known))
             if isinstance(answer, Exception):
                 reason = first_line(answer)
                 reason = reason if isinstance(answer, NotAskedError | InputError) else f"{type(answer).__name__}: {reason}"
@@ -138,7 +138,7 @@ class Questions:
         return Answers(records=records, objections=objections)
 
 
-def _measured(one: Instrument, cell: TrainedCell, before: Any) -> tuple[pd.DataFrame, list[str]]:
+def _measure(one: Instrument, cell: TrainedCell, before: Any) -> tuple[pd.DataFrame, list[str]]:
     """Figures and objections. Raises ValueError for a figure that is not declared."""
     frame = one.measure(cell, before)
     if unknown := set(frame["figure"]) - set(one.figures):
@@ -146,9 +146,9 @@ def _measured(one: Instrument, cell: TrainedCell, before: Any) -> tuple[pd.DataF
     return frame, list(one.objections(frame))
 
 
-def _attempted(cell: TrainedCell, call: Callable[[], Any]) -> Any:
+def _attempt(cell: TrainedCell, call: Callable[[], Any]) -> Any:
     """What a call returns or raises: a question must not cost the training. Random numbers stay as they were."""
-    with cell.trainer.meter.phase("audit"), undisturbed(cell.trainer), torch.no_grad(), warnings.catch_warnings():
+    with cell.trainer.meter.phase("audit"), keep_state(cell.trainer), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's, on rounding where it merges and on layers of GPT-2
         try:
             return call()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tunegrid import ROOT
-from tunegrid.commands.calibrate import by_seed, trained
+from tunegrid.commands.calibrate import by_seed, train_session
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import study_place
@@ -44,16 +44,16 @@ QUICK = "quick"  # so many seeds tell healthy runs from controls; few seeds of m
 def calibration(options: argparse.Namespace) -> tuple[Calibration, Sequence[Control]]:
     """The runs that the options ask for, and all controls; what is not known is trained."""
     seeds, is_quick = options.seeds or SEEDS[options.profile], options.profile == QUICK
-    first = grids_of(options, seeds)
+    first = run_grids(options, seeds)
     starts = seeds[: options.moved_seeds] if is_quick and options.draws else seeds[:0]
-    by_draw = [grids_of(options, starts, draw) for draw in range(1, options.draws + 1)] if starts else []
+    by_draw = [run_grids(options, starts, draw) for draw in range(1, options.draws + 1)] if starts else []
     moved = {seed: [first[seed], *(own[seed] for own in by_draw)] for seed in starts}
-    controls = controls_of(options)
+    controls = get_controls(options)
     best = {} if is_quick else best_controls(controls)
     return Calibration(seeds=[*first.values()], perturbed=moved, controls=best), controls
 
 
-def grids_of(options: argparse.Namespace, seeds: range, draw: int | None = None) -> dict[int, RecordsByCell]:
+def run_grids(options: argparse.Namespace, seeds: range, draw: int | None = None) -> dict[int, RecordsByCell]:
     """The grid's records by seed, from starts that this draw moved, or unmoved ones."""
     if options.runs:
         records = [record for path in options.runs for record in saved(path) if record.seeds.perturbation == draw]
@@ -62,7 +62,7 @@ def grids_of(options: argparse.Namespace, seeds: range, draw: int | None = None)
         arguments = ["-m", options.profile, "-n", options.workers, f"--seeds={words}"]
         arguments += [f"--set=perturbation={draw}"] if draw else []
         name = f"{options.profile}-{words}{f'-perturbation={draw}' if draw else ''}"
-        records = saved(trained(RUNS / f"{name}.json", arguments))
+        records = saved(train_session(RUNS / f"{name}.json", arguments))
     return by_seed(records, sorted({record.cell for record in records}, key=study_place), seeds)
 
 
@@ -74,12 +74,12 @@ def saved(path: Path) -> list[Record]:
     return records
 
 
-def controls_of(options: argparse.Namespace) -> list[Control]:
+def get_controls(options: argparse.Namespace) -> list[Control]:
     """What controls reached, trained unless there is a file, or not needed; raises InputError if the file holds none."""
     if options.profile == QUICK and options.runs and not options.controls:
         return []
     arguments = ["-m", CONTROLS[options.profile], "-n", options.workers]
-    path: Path = options.controls or trained(RUNS / f"{options.profile}-controls.json", arguments)
+    path: Path = options.controls or train_session(RUNS / f"{options.profile}-controls.json", arguments)
     try:
         rows = [row["extra_info"] for row in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]]
         return [{"plant": row["plant"], "of": row["of"], "scores": dict(row["scores"])} for row in rows]
@@ -115,7 +115,7 @@ def noise_toml(measured: Calibration) -> str:
         "[rows]",
         *(f"{task} = {rows}" for task, rows in noise.rows.items()),
     ]
-    for key in measured.tested():
+    for key in measured.bound_keys():
         lines += ["", f"[cells.{'.'.join(key)}]"]
         for kind, scores in noise.scores.items():
             if own := deviation(scores[key]):
@@ -140,7 +140,7 @@ def remark(measured: Calibration, controls: Sequence[Control]) -> str:
     return f"{missed} of {len(controls)} controls miss a bound"
 
 
-def seeds_of(text: str) -> range:
+def parse_seeds(text: str) -> range:
     """As in 10000-10039; a standard deviation needs two."""
     first, _, last = text.partition("-")
     if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Train, write below a folder, say what controls miss; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tunegrid.lab calibrate", description=__doc__)
     parser.add_argument("--profile", choices=SEEDS, default=QUICK, help="which grid (default quick)")
-    parser.add_argument("--seeds", type=seeds_of, metavar="N-M", help="default 10000-10039; zoo and tasks: 0-4")
+    parser.add_argument("--seeds", type=parse_seeds, metavar="N-M", help="default 10000-10039; zoo and tasks: 0-4")
     parser.add_argument("--moved-seeds", type=int, default=3, metavar="N", help="first seeds that get moved starts (default 3)")
     parser.add_argument("--draws", type=int, default=3, metavar="N", help="moved starts per such seed (default 3)")
     parser.add_argument("--controls", type=Path, metavar="FILE", help="saved controls (default: trains them)")

@@ -16,14 +16,14 @@ from tunegrid import ROOT, launcher
 from tunegrid.commands.cli import refuse
 from tunegrid.commands.run import command
 from tunegrid.errors import InputError
-from tunegrid.lab.calibrate import RUNS, seeds_of
+from tunegrid.lab.calibrate import RUNS, parse_seeds
 from tunegrid.record import Record
 from tunegrid.record.checks import below_bounds, failures
 from tunegrid.results.files import read_list
 from tunegrid.results.gate import Run, gate, read_run
-from tunegrid.results.judgements import FAILED_BY, in_words
+from tunegrid.results.judgements import FAILED_BY, verdict_text
 from tunegrid.results.thresholds import Bounds, load_bounds
-from tunegrid.results.verdict import failing
+from tunegrid.results.verdict import find_worse
 
 BOUNDS = ROOT / "benchmarks" / "thresholds" / "quick.toml"
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
@@ -45,20 +45,20 @@ def sessions(options: argparse.Namespace) -> Iterator[tuple[Path, str]]:
         yield path, f"exit code {ended.read_text(encoding='utf-8')}, "
 
 
-def called(records: Iterable[Record], path: Path, baseline: Run, bounds: Mapping[str, Bounds]) -> list[tuple[str, str, str]]:
+def alarms(records: Iterable[Record], path: Path, baseline: Run, bounds: Mapping[str, Bounds]) -> list[tuple[str, str, str]]:
     """Whatever is wrong in a grid of one seed: whether it is missed or worse, in which cell, and a sentence.
 
     It misses bounds that trainings which confirm them miss, too, and audits that failed when they ran, in any training.
     """
-    run = Run.of(records, path)
+    run = Run.make(records, path)
     again = {cell: list(seeds.values()) for cell, seeds in run.confirming.items()}
     calls = []
-    for record in run.in_a_row:
+    for record in run.all_records:
         trainings = [record, *again.get(record.cell, ())]
         below = [below_bounds(one.scores, bounds.get(one.cell, {})) for one in trainings]
         texts = [*(below[0] if all(below) else ()), *(text for one in trainings for text in failures(one.audits, one.excused))]
         calls += [("missed", record.cell, f"{record.cell} {text}") for text in texts]
-    return calls + [("worse", one.cell, in_words(one)) for one in failing(gate(baseline, run), FAILED_BY)]
+    return calls + [("worse", one.cell, verdict_text(one)) for one in find_worse(gate(baseline, run), FAILED_BY)]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tunegrid.lab false_alarms", description=__doc__)
     add = parser.add_argument
     add("runs", type=Path, nargs="*", metavar="RUN.json", help="saved runs of whole grids")
-    add("--train", type=seeds_of, default=(), metavar="N-M", help="trains the quick grid of each of these seeds")
+    add("--train", type=parse_seeds, default=(), metavar="N-M", help="trains the quick grid of each of these seeds")
     add("--to", type=Path, default=RUNS / "healthy", metavar="DIR", help="keeps what is trained (default .cache/lab/healthy)")
     add("--baseline", type=Path, default=BASELINE, metavar="FILE", help="default: the committed quick one")
     add("--bounds", type=Path, default=BOUNDS, metavar="FILE", help="default: the suite's")
@@ -81,8 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
                 by_seed[record.seeds.seed if record.seeds.confirms is None else record.seeds.confirms].append(record)
             for seed, grid in by_seed.items():
                 own = [one for one in grid if one.seeds.confirms is None]
-                alone = called(own, path, baseline, bounds)
-                calls = called(grid, path, baseline, bounds) if len(grid) > len(own) else alone
+                alone = alarms(own, path, baseline, bounds)
+                calls = alarms(grid, path, baseline, bounds) if len(grid) > len(own) else alone
                 missed, worse = ({cell for kind, cell, _ in calls if kind == one} for one in ("missed", "worse"))
                 dropped = [call for call in alone if call[1] not in missed | worse]
                 for line in (*(call[2] for call in calls), *(f"not confirmed: {call[2]}" for call in dropped)):

@@ -23,9 +23,9 @@ from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY, STUDY_IDS
 from tunegrid.grid.recipes import QUICK_PROFILE
-from tunegrid.results.bounds import bounds_of
+from tunegrid.results.bounds import get_bounds
 from tunegrid.results.judgements import Verdict
-from tunegrid.results.noise import NOISE, PERTURBED, SEEDS, Deviation, Noise, NoiseKey, kind_of, load_noise
+from tunegrid.results.noise import NOISE, PERTURBED, SEEDS, Deviation, Noise, NoiseKey, cell_kind, load_noise
 from tunegrid.results.quality import decide
 from tunegrid.results.report import Section, text
 from tunegrid.results.statistics import ALPHA, POWER, Array, by_training
@@ -73,7 +73,7 @@ class Simulation:
         rows = defaultdict[str, list[Array]](list)
         for cell, metrics in self.metrics.items():
             if all(columns := [self.noise.residuals(self.kind, cell, metric) for metric in metrics]):
-                rows[kind_of(cell)].append(np.column_stack(columns))
+                rows[cell_kind(cell)].append(np.column_stack(columns))
         return {kind: np.concatenate(parts) for kind, parts in rows.items()}
 
     def runs(self, number: int) -> list[tuple[str, set[str], set[str]]]:
@@ -97,7 +97,7 @@ class Simulation:
         told = {cell for cell, _ in worse}
         if self.kind == PERTURBED:
             return told, told  # what differs at equal seeds is a change
-        bounds = bounds_of(calibrated, {})
+        bounds = get_bounds(calibrated, {})
         missed, missed_again = ({key[0] for key, least in bounds.items() if own[key][0] < least} for own in (new, again))
         worse_again = set[NoiseKey]().union(*(self._worse(calibrated, {cell: mains[cell]}, old, again) for cell in told))
         return told | missed, {cell for cell, _ in worse & worse_again} | (missed & missed_again)
@@ -119,12 +119,12 @@ class Simulation:
         """
         scores: Scores = {}
         for cell, metrics in self.metrics.items():
-            number = trainings or min(MOST_TRAININGS, 1 + round(self.noise.measured[self.kind, cell, metrics[0]].df))
-            shape = self.shapes.get(kind_of(cell), rng.normal(size=(number, 1)))
+            number = trainings or min(MOST_TRAININGS, 1 + round(self.noise.spreads[self.kind, cell, metrics[0]].df))
+            shape = self.shapes.get(cell_kind(cell), rng.normal(size=(number, 1)))
             drawn = shape[rng.integers(0, len(shape), number)]
             for metric, column in zip(metrics, np.broadcast_to(drawn, (number, len(metrics))).T.tolist(), strict=True):
                 key, scale = (cell, metric), self.noise.scale(cell, metric)
-                scores[key] = [scale.moved(self.estimates[key][0], truth[key] * one) for one in column]
+                scores[key] = [scale.shift(self.estimates[key][0], truth[key] * one) for one in column]
         return scores
 
 

@@ -48,7 +48,7 @@ FLOORS: Mapping[str, float] = {  # another processor rounds where this one did n
 # another seed (bert_qa_lora: 9.6e-5 and 4.7e-4; gpt2_sum_qlora: none and 4.8e-5). Processors differ most in bf16: one with
 # other units was 1e-3 nats off at first, and 3.5e-3 later. There LoRA's product in another order moves weights by 2.7e-3
 # (`-m library_bugs -k order`), and no quick cell searches.
-FLOORS_OF: Mapping[str, Mapping[str, float]] = {
+KIND_FLOORS: Mapping[str, Mapping[str, float]] = {
     "fp32": {"moved_alone": 1e-3},
     "nf4 fp32": {"moved_alone": 1e-3},
     "bf16": {"first": 2e-3, "later": 7e-3, "gradients": 1e-2, "moved": 6e-3, "moved_alone": 1e-3, "decoded": 5e-2},
@@ -65,12 +65,12 @@ class Apart:
     figures: Mapping[str, float]
 
 
-def apart(old: Record, new: Record) -> Apart:
+def diffs(old: Record, new: Record) -> Apart:
     """How far a training lies apart from one of the same seed; raises InputError if one of them lacks what the other has."""
     if not losses(old) or not losses(new) or not old.training or not new.training:
         raise InputError(f"{old.cell} of seed {old.seeds.seed} has a loss that is not finite; tolerances rest on healthy runs")
     both = read_both(old, new, (None, None))  # this machine's store has what the lab's own sessions kept
-    figures = figures_of(Pair(old=old.training, new=new.training, tolerance={}, fine=False))
+    figures = pair_figures(Pair(old=old.training, new=new.training, tolerance={}, fine=False))
     figures |= modules_apart(*both) if both else {}
     rows = changed_rows(old, new, (None, None))
     figures |= {"rows": rows[0] / rows[1]} if rows else {}
@@ -79,7 +79,7 @@ def apart(old: Record, new: Record) -> Apart:
     return Apart(cell=old.cell, kind=arithmetic(old), figures=figures)
 
 
-def figures_of(pair: Pair) -> dict[str, float]:
+def pair_figures(pair: Pair) -> dict[str, float]:
     """How far each figure with a tolerance lies apart, without those of modules: losses in nats, norms as shares."""
     gaps = [abs((a or 0.0) - (b or 0.0)) for a, b in zip(pair.old.losses[:UPDATES], pair.new.losses[:UPDATES], strict=False)]
     norms = {name: furthest(*pair.figures(name))[0] for name in BY_GROUP}
@@ -90,7 +90,7 @@ def figures_of(pair: Pair) -> dict[str, float]:
 
 def modules_apart(old: Modules, new: Modules) -> dict[str, float]:
     """How far outputs and gradients of modules moved at most, in any phase of the probe."""
-    shares = pd.concat([Moved.between(old, new, phase).shares for phase in new.phase.unique()]).fillna(0.0)
+    shares = pd.concat([Moved.measure(old, new, phase).shares for phase in new.phase.unique()]).fillna(0.0)
     figures = {"module_outputs": ["input", "output"], "module_gradients": ["gradient", "weight_gradients"]}
     return {name: float(shares[own].to_numpy().max()) for name, own in figures.items()}
 
@@ -104,9 +104,9 @@ def tolerance(deviation: float, floor: float = 0.0, times: int = 2) -> float:
     return max(floor, float(multiple))
 
 
-def floor_of(kind: str, figure: str) -> float:
+def get_floor(kind: str, figure: str) -> float:
     """What is rounding in this arithmetic, however little was seen."""
-    return FLOORS_OF.get(kind, {}).get(figure, FLOORS[figure])
+    return KIND_FLOORS.get(kind, {}).get(figure, FLOORS[figure])
 
 
 def largest(pairs: Iterable[Apart]) -> Tables:
@@ -119,7 +119,7 @@ def largest(pairs: Iterable[Apart]) -> Tables:
     tables: Tables = {kind: {} for kind in seen}
     for kind, figures in seen.items():
         for figure in (figure for figure in FLOORS if figure in figures):
-            by_cell, floor = figures[figure], floor_of(kind, figure)
+            by_cell, floor = figures[figure], get_floor(kind, figure)
             limit = median(by_cell.values()) * (FAR_OF_MODULES if figure.startswith("module_") else FAR)
             own = [cell for cell, far in by_cell.items() if figure in BY_CELL or (far > limit and 2 * far > floor)]
             others = [far for cell, far in by_cell.items() if figure in BY_CELL or cell not in own]
@@ -129,12 +129,12 @@ def largest(pairs: Iterable[Apart]) -> Tables:
     return tables
 
 
-def tolerances_of(most: Tables) -> Tables:
+def make_tolerances(most: Tables) -> Tables:
     """Every tolerance of each arithmetic, the floor if nothing was seen, and those that cells have of their own."""
     tables: Tables = {}
     for name, seen in most.items():
         own = name.startswith("cell ")  # a cell's are beyond its arithmetic's but for those that each has
-        floors = {f: (FLOORS[f] if f in BY_CELL else 0.0) if own else floor_of(name, f) for f in (seen if own else FLOORS)}
+        floors = {f: (FLOORS[f] if f in BY_CELL else 0.0) if own else get_floor(name, f) for f in (seen if own else FLOORS)}
         tables[name] = {f: tolerance(seen.get(f, 0.0), floor, TIMES.get(f, 2)) for f, floor in floors.items()}
     return tables
 
@@ -146,7 +146,7 @@ def numerics_toml(perturbed: Mapping[int, Sequence[RecordsByCell]]) -> str:
     """The file, of each seed's run and its runs from moved starts; what the present file says beside tolerances is kept."""
     present = TOLERANCES.read_text(encoding="utf-8")
     measured_before = tomllib.loads(present)["evidence"]
-    pairs = [apart(own[0][cell], record) for own in perturbed.values() for grid in own[1:] for cell, record in grid.items()]
+    pairs = [diffs(own[0][cell], record) for own in perturbed.values() for grid in own[1:] for cell, record in grid.items()]
     if not pairs:
         raise InputError("tolerances rest on moved starts: give --moved-seeds and --draws of at least 1")
     seen = largest(pairs)
@@ -154,7 +154,7 @@ def numerics_toml(perturbed: Mapping[int, Sequence[RecordsByCell]]) -> str:
         if "moved_alone" in figures:
             seen.setdefault(name, {})["moved_alone"] = figures["moved_alone"]
     most = {name: {figure: table[figure] for figure in FLOORS if figure in table} for name, table in seen.items()}
-    tables = tolerances_of(most)
+    tables = make_tolerances(most)
     lines = [*present.partition("\n\n")[0].splitlines(), ""]
     for name, table in tables.items():
         lines += [f'["{name}"]', *(f"{figure} = {_digits(value, 2)}" for figure, value in table.items()), ""]

@@ -26,9 +26,9 @@ from matplotlib.style import context
 from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullLocator
 
 from tunegrid.grid.cells import study_place
-from tunegrid.machine import replacing
+from tunegrid.machine import replace_file
 from tunegrid.results.compare import PEAK, SECONDS, TENSORS, TRAINED, Comparison
-from tunegrid.terminal import visible
+from tunegrid.terminal import defuse
 
 # By their names in page.css, which has others for the dark; the first four also the colour-blind tell apart (Okabe and Ito).
 COLOURS = {"c0": "#0068a6", "c1": "#c65102", "c2": "#007d5b", "c3": "#a8508a"}
@@ -62,12 +62,12 @@ class Chart:
         for name, colour in (COLOURS | GREYS).items():
             text = text.replace(colour, f"var(--{name})")
         box, parts = re.search('viewBox="[^"]*"', text), text.partition(">")[2]
-        return f'<svg class="chart" {box and box[0]} role="img" aria-label="{html.escape(visible(self.title))}">{parts}'
+        return f'<svg class="chart" {box and box[0]} role="img" aria-label="{html.escape(defuse(self.title))}">{parts}'
 
     def save(self, folder: Path) -> None:
         """Write it as SVG and PDF; raises OSError if that cannot be done."""
         for kind, date in (("svg", "Date"), ("pdf", "CreationDate")):
-            with rc_context({"svg.hashsalt": self.name}), replacing(folder / f"{self.name}.{kind}") as part:
+            with rc_context({"svg.hashsalt": self.name}), replace_file(folder / f"{self.name}.{kind}") as part:
                 self.figure.savefig(part, format=kind, metadata={date: None})
 
 
@@ -80,7 +80,7 @@ def blank(xlabel: str, ylabel: str, entries: Sequence[Line2D]) -> tuple[Figure, 
     """A figure with an empty chart, and a legend below it."""
     figure = Figure()
     axes = figure.subplots()
-    axes.set(xlabel=xlabel, ylabel=visible(ylabel))  # a score may have any name
+    axes.set(xlabel=xlabel, ylabel=defuse(ylabel))  # a score may have any name
     figure.legend(handles=entries, loc="lower center", ncols=4, fontsize=7, handlelength=1.4, columnspacing=1.0)
     figure.subplots_adjust(bottom=0.15 + 0.05 * math.ceil(len(entries) / 4))
     return figure, axes
@@ -112,10 +112,10 @@ def quality(comparisons: Sequence[Comparison]) -> Iterator[Chart]:
         for cost in (TRAINED, PEAK if all(PEAK in one.costs for one in own) else TENSORS, SECONDS):
             known = [(one, m, float(c)) for one in own for m, e in one.entries.items() if (c := e.costs[cost]) and e.scores]
             if known:
-                yield against(task, cost, known)
+                yield cost_chart(task, cost, known)
 
 
-def against(task: str, cost: str, known: Sequence[tuple[Comparison, str, float]]) -> Chart:
+def cost_chart(task: str, cost: str, known: Sequence[tuple[Comparison, str, float]]) -> Chart:
     """One of these charts; each method of each comparison with its cost."""
     styles, legend = looks([(one.backbone, method) for one, method, _ in known])
     score = known[0][0].entries[known[0][1]].first.main_score
@@ -155,12 +155,12 @@ def losses(name: str, new: Mapping[str, Sequence[float | None]], old: Mapping[st
     legend += [Line2D([], [], label="before", **grey)] if any(old.values()) else []
     figure, axes = blank("update", f"{name}: loss", legend)
     for method, line in lines.items():
-        axes.plot(*thinned(old.get(method, ())), **grey)
-        axes.plot(*thinned(new[method]), **line)
+        axes.plot(*thin(old.get(method, ())), **grey)
+        axes.plot(*thin(new[method]), **line)
     return Chart(f"{name.replace(' ', '-')}-losses", f"{name}: loss by update", figure)
 
 
-def thinned(values: Sequence[float | None]) -> tuple[list[float], list[float]]:
+def thin(values: Sequence[float | None]) -> tuple[list[float], list[float]]:
     """Updates and losses; of many, means over equal stretches of them."""
     stretch = len(values) // POINTS + 1
     series = pd.Series(values, index=range(1, len(values) + 1), dtype=float).dropna()

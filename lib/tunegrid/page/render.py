@@ -11,10 +11,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from tunegrid.errors import InputError, first_line
-from tunegrid.machine import replacing
+from tunegrid.machine import replace_file
 from tunegrid.page.view import Page
-from tunegrid.results.report import shown, with_code
-from tunegrid.terminal import visible, without_places
+from tunegrid.results.report import mark_code, show
+from tunegrid.terminal import defuse, strip_places
 
 if TYPE_CHECKING:
     from tunegrid.page.charts import Chart
@@ -32,14 +32,14 @@ MARKS = {
 CELL = re.compile(r"<td>([a-z0-9]+_[a-z0-9]+_[a-z0-9]+)</td>")
 
 
-def escaped(text: str) -> Markup:
+def escape_html(text: str) -> Markup:
     """Text without absolute paths, as HTML that shows it; control and bidi characters are written out, as in a terminal."""
-    return escape(visible(without_places(text)))
+    return escape(defuse(strip_places(text)))
 
 
 def sentence(text: str) -> Markup:
     """A sentence of ours: the same, but commands in backticks are code."""
-    return Markup(with_code(visible(without_places(text)), escaped, Markup("<code>{}</code>")))
+    return Markup(mark_code(defuse(strip_places(text)), escape_html, Markup("<code>{}</code>")))
 
 
 @cache
@@ -48,12 +48,12 @@ def environment() -> Environment:
     env = Environment(
         loader=FileSystemLoader(FOLDER / "templates"),
         autoescape=True,
-        finalize=lambda value: escaped(value) if type(value) is str else value,
+        finalize=lambda value: escape_html(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {"shown": shown, "sentence": sentence, "verbatim": lambda text: escape(visible(text))}  # of test rows, too
+    env.filters |= {"shown": show, "sentence": sentence, "verbatim": lambda text: escape(defuse(text))}  # of test rows, too
     files = {kind: Markup((FOLDER / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js")}
     env.globals |= {"MARKS": MARKS, **files}
     return env
@@ -84,7 +84,7 @@ def write(page: Page, path: Path) -> int:
     """Write the page; return its bytes. Raises InputError if the place cannot be written."""
     content = html(page).encode(errors="replace")  # a file's date or name may hold half a character
     try:
-        with replacing(path) as part:
+        with replace_file(path) as part:
             part.write_bytes(content)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error}); give another place for the page") from None

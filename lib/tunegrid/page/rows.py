@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from tunegrid.record import Record
-from tunegrid.results.examples import points_of, read
+from tunegrid.results.examples import point_columns, read
 from tunegrid.results.report import Section
 
 LONGEST = 240  # characters of a text
@@ -17,7 +17,7 @@ def rows_section(new: Record, path: Path | None, old: Record | None, old_path: P
     The largest changes come first, lost points before gained ones; then rows of fewest points.
     """
     after, texts, before, sentences = read(new, path), read(new, path, "rows"), None, list[str]()
-    if after is None or points_of(after).empty:
+    if after is None or point_columns(after).empty:
         lacking = "The test rows' points are missing from the run's folder examples."
         return Section(
             heading="Test rows", sentences=[lacking if new.examples else "This run scored no test rows."], folded=True
@@ -28,7 +28,7 @@ def rows_section(new: Record, path: Path | None, old: Record | None, old_path: P
         sentences.append("The older run's rows are missing from its folder examples.")
     if texts is None:
         sentences.append("The rows' text was not kept with this run: inputs and references are not shown.")
-    metric = new.main_score if new.main_score in after else points_of(after).columns[0]
+    metric = new.main_score if new.main_score in after else point_columns(after).columns[0]
     blank = dict.fromkeys(("change", "input", "reference", "before", "prediction"))
     frame = pd.DataFrame({"row": range(1, len(after) + 1), **blank, "points before": float("nan"), metric: after[metric]})
     frame["prediction"] = after["prediction"]

@@ -17,16 +17,16 @@ from tunegrid.grid.tasks import score_title
 from tunegrid.page.rows import rows_section
 from tunegrid.record import Record, Status
 from tunegrid.results import compare
-from tunegrid.results.compare import MIB, Comparison, compared
+from tunegrid.results.compare import MIB, Comparison, compare_methods
 from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, by_cell, worst
 from tunegrid.results.noise import load_noise
 from tunegrid.results.quality import check_rows
 from tunegrid.results.report import Section, count, some
-from tunegrid.results.status import status_of, too_short, unconfirmed
-from tunegrid.results.verdict import RunVerdict, verdict_of
-from tunegrid.terminal import without_places
+from tunegrid.results.status import cell_status, too_short, unconfirmed_misses
+from tunegrid.results.verdict import RunVerdict, run_verdict
+from tunegrid.terminal import strip_places
 
 if TYPE_CHECKING:
     from tunegrid.page.charts import Chart
@@ -79,7 +79,7 @@ class PageRun:
             return None
         return time if time.tzinfo else time.replace(tzinfo=UTC)
 
-    def of_seeds(self, cell: str, seeds: Iterable[int | None]) -> list[Record]:
+    def seed_records(self, cell: str, seeds: Iterable[int | None]) -> list[Record]:
         """A cell's records of these seeds; all if it has none of them."""
         records = self.by_cell.get(cell, [])
         return [record for record in records if record.seeds.seed in seeds] or records
@@ -116,10 +116,10 @@ def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
     )
 
 
-def judged(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
+def judge_runs(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
     """The gate's verdicts on the cells that can be compared, and a sentence for what cannot."""
     try:
-        before, after, unlike = Run.of(old.records, old.path), Run.of(new.records, new.path), []
+        before, after, unlike = Run.make(old.records, old.path), Run.make(new.records, new.path), []
         for cell in before.records.keys() & after.records.keys():
             try:
                 for record in old.by_cell[cell]:
@@ -129,7 +129,7 @@ def judged(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
         told = f"{old.name} scored other test rows in {some(sorted(unlike))}: its figures are shown, but not paired or judged"
         itself = f"{old.name} and {new.name} hold the same records: there is nothing to compare"
         remarks = [*([told] if unlike else []), *([itself] if old.records == new.records else [])]
-        before, after = (run.only(run.records.keys() - set(unlike)) for run in (before, after))
+        before, after = (run.select(run.records.keys() - set(unlike)) for run in (before, after))
         if not before.records.keys() & after.records.keys():
             return [], remarks or [f"{old.name} and {new.name} have no finished cell in common, so nothing is compared"]
         return gate(before, after), remarks
@@ -158,24 +158,24 @@ class CellView:
     @property
     def status(self) -> Status:
         """Passed if every seed passed."""
-        return status_of(self.records)
+        return cell_status(self.records)
 
     @property
     def main_score(self) -> str:
         """The name of the main score."""
         return self.first.main_score
 
-    def score_of(self, name: str, old: bool = False) -> float | None:
+    def get_score(self, name: str, old: bool = False) -> float | None:
         """A score's mean over seeds."""
         return mean(record.scores.get(name) for record in (self.old if old else self.records))
 
     @property
     def score(self) -> float | None:
         """The main score."""
-        return self.score_of(self.main_score)
+        return self.get_score(self.main_score)
 
     @property
-    def above(self) -> float | None:
+    def headroom(self) -> float | None:
         """How far the main score is above its bound."""
         bound = self.first.bounds.get(self.first.main_score)
         return None if self.score is None or bound is None else self.score - bound
@@ -183,9 +183,9 @@ class CellView:
     @property
     def shade(self) -> str:
         """The heat map's step: b4 far below the bound, a4 far above, none without a bound."""
-        if self.above is None:
+        if self.headroom is None:
             return "none"
-        return f"{'a' if self.above >= 0 else 'b'}{1 + sum(abs(self.above) >= edge for edge in (1, 3, 8))}"
+        return f"{'a' if self.headroom >= 0 else 'b'}{1 + sum(abs(self.headroom) >= edge for edge in (1, 3, 8))}"
 
     @property
     def change(self) -> float | None:
@@ -199,7 +199,7 @@ class CellView:
         return next(stages, ("", ""))
 
     @property
-    def gravest_first(self) -> list[Judgement]:
+    def ranked_judgements(self) -> list[Judgement]:
         """All judgements, the gravest first."""
         return sorted(self.judged, key=lambda judgement: GRAVEST_FIRST.index(judgement.verdict))
 
@@ -216,17 +216,17 @@ class CellView:
     @property
     def changed(self) -> bool:
         """Whether the gate says that it is other than before, or it ended otherwise."""
-        ended = bool(self.old) and self.status not in ("begun", status_of(self.old))
+        ended = bool(self.old) and self.status not in ("begun", cell_status(self.old))
         return ended or self.verdict not in UNCHANGED
 
     @property
-    def says(self) -> list[str]:
+    def complaints(self) -> list[str]:
         """What it missed, without the cell's name."""
         several, texts = len(self.records) > 1, []
         for record in self.records:
             own = f" ({self.id}, {record.profile}, seed {record.seeds.seed})"
             seed = f" (seed {record.seeds.seed})" if several else ""
-            texts += [without_places(text.replace(own, "")) + seed for text in (*record.missed, *too_short(record))]
+            texts += [strip_places(text.replace(own, "")) + seed for text in (*record.missed, *too_short(record))]
         return texts
 
     def losses(self, *, old: bool = False) -> Sequence[float | None]:
@@ -245,7 +245,7 @@ class Grid:
     rows: Sequence[tuple[str, Sequence[CellView | None]]]
 
 
-def grid_of(task: str, cells: Sequence[CellView]) -> Grid:
+def task_grid(task: str, cells: Sequence[CellView]) -> Grid:
     """The grid of a task; many methods stand below each other."""
     backbones, methods = (list(dict.fromkeys(getattr(cell.first, name) for cell in cells)) for name in ("backbone", "method"))
     places = {(cell.first.backbone, cell.first.method): cell for cell in cells}
@@ -279,7 +279,7 @@ class Page:
     def grids(self) -> list[Grid]:
         """The cells by task; none of a footprint, which has no scores."""
         tasks = dict.fromkeys(cell.first.task for cell in self.cells if self.run.profile != "footprint")
-        return [grid_of(task, [cell for cell in self.cells if cell.first.task == task]) for task in tasks]
+        return [task_grid(task, [cell for cell in self.cells if cell.first.task == task]) for task in tasks]
 
     @cached_property
     def environment(self) -> dict[str, str]:
@@ -290,7 +290,7 @@ class Page:
         words = dict.fromkeys(
             f"{d.name}{own}, {d.instructions or ''}".rstrip(", ") for d, own in zip(devices, threads, strict=True)
         )
-        now, before = (versions_of(run.records if run else ()) for run in (self.run, baseline))
+        now, before = (library_versions(run.records if run else ()) for run in (self.run, baseline))
         differs = {name: f" ({old} before)" for name, old in before.items() if now.get(name, old) != old}
         commit = self.run.commit
         if baseline and baseline.commit not in ("", commit):
@@ -311,15 +311,15 @@ class Page:
         rows = []
         for cell in known:
             main = next((j for j in cell.judged if j.quantity == cell.first.main_score), None)
-            gravest = next((j for j in cell.gravest_first if j.decides and j.verdict not in UNCHANGED), None)
+            gravest = next((j for j in cell.ranked_judgements if j.decides and j.verdict not in UNCHANGED), None)
             row: dict[str, Any] = {"cell": cell.id, "status": cell.status, "verdict": cell.verdict, "points": cell.score}
             row |= {name: getattr(main, name, None) for name in ("effect", "low", "high")}
             row |= dict(zip(("stage", "module"), (place or None for place in cell.place), strict=True))
-            rows.append(row | {"says": "; ".join(cell.says) or (without_places(gravest.detail) if gravest else None)})
+            rows.append(row | {"says": "; ".join(cell.complaints) or (strip_places(gravest.detail) if gravest else None)})
         missing = [j.cell for j in self.judged if j.verdict is Verdict.MISSING and j.cell not in self.run.by_cell]
         said = [f"Missing: {', '.join(missing)} finished in {self.older[0].name}, but not in this run."] if missing else []
         forms = {"points": ".1f", "effect": "+.1f", "low": "+.1f", "high": "+.1f"}
-        return [Section(frame=filled(rows), formats=forms, sentences=said)] if rows or said else []
+        return [Section(frame=drop_empty(rows), formats=forms, sentences=said)] if rows or said else []
 
     @property
     def methods(self) -> list[Section]:
@@ -341,18 +341,18 @@ class Page:
         records = self.run.records
         shared = any(r.memory and r.own_peak_gib is None and r.peak_gib is not None for r in records)
         contended = any(r.device and r.device.contended for r in records)
-        measured = [cell for cell in self.cells if any(joules is not None for joules in energy_of(cell).values())]
+        measured = [cell for cell in self.cells if any(joules is not None for joules in energy_row(cell).values())]
         devices = [record.device for cell in measured for record in cell.records if record.device]
         counters = "; ".join(dict.fromkeys(device.energy for device in devices if device.energy))
         parts = (
-            ("Bytes and peaks of memory", memory_of, "Peaks include what earlier cells of the same process left." * shared),
-            ("Speed and losses", speed_of, "Times are left out if other work used the machine." * contended),
-            ("Energy", energy_of, f"Idle power included{f' ({counters})' if counters else ''}."),
+            ("Bytes and peaks of memory", memory_row, "Peaks include what earlier cells of the same process left." * shared),
+            ("Speed and losses", speed_row, "Times are left out if other work used the machine." * contended),
+            ("Energy", energy_row, f"Idle power included{f' ({counters})' if counters else ''}."),
         )
         digits = {"updates": ".0f", "tokens/s": ".0f", "first loss": ".4f", "last loss": ".4f", "step s": ".4f"}
         tables = []
         for heading, row_of, said in parts:
-            frame = filled([{"cell": cell.id} | row_of(cell) for cell in self.cells])
+            frame = drop_empty([{"cell": cell.id} | row_of(cell) for cell in self.cells])
             forms = {name: digits.get(name, ".2f") for name in frame.columns[1:]}
             tables += [Section(heading=heading, frame=frame, formats=forms, sentences=[said] if said else [])] if forms else []
         return tables
@@ -366,7 +366,7 @@ class Page:
         """A cell's main score in each run, of the same seeds, so that they compare as the grid does."""
         seeds = {record.seeds.seed for record in cell.records}
         name = cell.first.main_score
-        return [mean(record.scores.get(name) for record in run.of_seeds(cell.id, seeds)) for run in self.runs]
+        return [mean(record.scores.get(name) for record in run.seed_records(cell.id, seeds)) for run in self.runs]
 
     @property
     def history(self) -> list[Section]:
@@ -376,7 +376,7 @@ class Page:
         names = [f"{run.name} {run.when[:10]} {run.commit[:7]}".strip() for run in self.runs]
         names = [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names, 1)]
         frame = pd.DataFrame([[cell.id, *self.scores(cell)] for cell in self.cells], columns=["cell", *names])
-        said = [*unconfirmed(*([one for run in runs for one in run.records] for runs in ([self.run], self.older)))]
+        said = [*unconfirmed_misses(*([one for run in runs for one in run.records] for runs in ([self.run], self.older)))]
         return [Section(frame=frame, formats=dict.fromkeys(names, ".1f"), sentences=said)]
 
     @cached_property
@@ -400,34 +400,34 @@ class Page:
             steps.append(charts.history(grid.task, grid.scores[0], own, dated))
         return {"methods": list(charts.quality(self.comparisons)), "losses": curves, "history": steps}
 
-    def tables_of(self, cell: CellView) -> list[Section]:
+    def cell_tables(self, cell: CellView) -> list[Section]:
         """What stands in a cell's own section."""
         titles = {name: score_title(name, cell.first.labels) for name in cell.first.scores}
         scores = [
-            {"score": title, "points": cell.score_of(name), "bound": cell.first.bounds.get(name)}
-            | {"before": cell.score_of(name, old=True)}
+            {"score": title, "points": cell.get_score(name), "bound": cell.first.bounds.get(name)}
+            | {"before": cell.get_score(name, old=True)}
             for name, title in titles.items()
         ]
         gate_rows = [
             {"figure": titles.get(j.quantity, j.quantity), "verdict": j.verdict, "before": j.before, "after": j.after}
-            | {"change": effect_of(j), "p": j.p, "why": without_places(j.detail)}
-            for j in cell.gravest_first
+            | {"change": effect_text(j), "p": j.p, "why": strip_places(j.detail)}
+            for j in cell.ranked_judgements
         ]
         failed = [finding for record in cell.records for finding in record.audits if not finding.passed]
         audits = [
             {"audit": finding.name, "answer": "passed" if finding.passed else "failed"}
-            | {"finding": without_places(finding.detail)}
+            | {"finding": strip_places(finding.detail)}
             for finding in sorted(cell.first.audits, key=lambda finding: finding.passed)
         ]
         forms = {"points": ".2f", "bound": ".1f", "before": ".2f", "after": ".2f", "p": ".3f"}
         gate_heading = f"Gate: {cell.verdict}" if cell.verdict else "Gate"
         heading = f"Audits: {len(failed)} failed" if failed else f"Audits: all {len(audits)} passed"
-        settings = settings_of(cell.first, " and " in self.environment.get("versions", ""))
+        settings = settings_frame(cell.first, " and " in self.environment.get("versions", ""))
         parts = [
-            Section(frame=filled(scores), formats=forms),
-            Section(heading=gate_heading, frame=filled(gate_rows), formats=forms, folded=True),
+            Section(frame=drop_empty(scores), formats=forms),
+            Section(heading=gate_heading, frame=drop_empty(gate_rows), formats=forms, folded=True),
             *self._rows(cell),
-            Section(heading=heading, frame=filled(audits), folded=True),
+            Section(heading=heading, frame=drop_empty(audits), folded=True),
             Section(heading="Recipe and data", frame=settings, folded=True),
         ]
         return [part for part in parts if part.cells or part.sentences]
@@ -452,7 +452,7 @@ RATES = {
 Row = dict[str, Any]  # of a table
 
 
-def memory_of(cell: CellView) -> Row:
+def memory_row(cell: CellView) -> Row:
     """MiB of tensors, and the peak of each phase."""
     memory = cell.first.memory
     if memory is None:
@@ -462,7 +462,7 @@ def memory_of(cell: CellView) -> Row:
     return sizes | {f"{k} GiB": p.rss_peak_gib if p.reserved_peak_gib is None else p.reserved_peak_gib for k, p in phases}
 
 
-def speed_of(cell: CellView) -> Row:
+def speed_row(cell: CellView) -> Row:
     """Losses, seconds and rates; these of seeds that had the machine for themselves."""
     losses = [loss for loss in cell.losses() if loss is not None]
     row: Row = {"updates": len(losses) or None, "first loss": losses[0], "last loss": losses[-1]} if losses else {}
@@ -474,7 +474,7 @@ def speed_of(cell: CellView) -> Row:
     return row | {"rows/s before": before if row["rows/s"] else None}
 
 
-def energy_of(cell: CellView) -> Row:
+def energy_row(cell: CellView) -> Row:
     """Joules by counter; none if a seed was not measured."""
     row: Row = {}
     for device in ("gpu", "cpu"):
@@ -483,12 +483,12 @@ def energy_of(cell: CellView) -> Row:
     return row
 
 
-def filled(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def drop_empty(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """A frame without the columns that nothing is in."""
     return pd.DataFrame(rows).dropna(axis=1, how="all")
 
 
-def effect_of(judgement: Judgement) -> str | None:
+def effect_text(judgement: Judgement) -> str | None:
     """By how much a figure changed, with its unit and 95 % interval."""
     if judgement.effect is None:
         return None
@@ -500,7 +500,7 @@ def effect_of(judgement: Judgement) -> str | None:
     return f"{change} ({scale * judgement.low:{form}} to {scale * judgement.high:{form}})"
 
 
-def versions_of(records: Sequence[Record]) -> dict[str, str]:
+def library_versions(records: Sequence[Record]) -> dict[str, str]:
     """Of each library, all that any cell ran with."""
     known: dict[str, dict[str, None]] = defaultdict(dict)
     for name, version in (pair for record in records for pair in record.versions.items() if pair[1]):
@@ -508,7 +508,7 @@ def versions_of(records: Sequence[Record]) -> dict[str, str]:
     return {name: " and ".join(versions) for name, versions in known.items()}
 
 
-def settings_of(record: Record, with_versions: bool) -> pd.DataFrame:
+def settings_frame(record: Record, with_versions: bool) -> pd.DataFrame:
     """The recipe, rows, model and device of a cell, and versions if cells differ in them; what does not apply is left out."""
     parts = (record.recipe, record.seeds, record.limits, record.data, record.model, record.device)
     known = {name: value for part in parts if part for name, value in vars(part).items()}
@@ -516,12 +516,12 @@ def settings_of(record: Record, with_versions: bool) -> pd.DataFrame:
     known |= {"metrics from": record.evaluation.metric_sources} if record.evaluation else {}
     known |= {"versions": record.versions} if with_versions else {}
     rows = [
-        (name.replace("_", " "), without_places(str(value))) for name, value in known.items() if value not in (None, "", [], {})
+        (name.replace("_", " "), strip_places(str(value))) for name, value in known.items() if value not in (None, "", [], {})
     ]
     return pd.DataFrame(rows, columns=["setting", "value"])
 
 
-def page_of(
+def make_page(
     run: PageRun,
     older: Sequence[PageRun] = (),
     *,
@@ -537,18 +537,18 @@ def page_of(
         answer: the session's, if there was one.
     """
     baseline = older[0] if older else None
-    judgements, remarks = (list(verdicts or ()), []) if verdicts is not None or not baseline else judged(baseline, run)
+    judgements, remarks = (list(verdicts or ()), []) if verdicts is not None or not baseline else judge_runs(baseline, run)
     verdicts_by_cell, cells, comparisons = by_cell(judgements), [], list[Comparison]()
     for cell, records in run.by_cell.items():
-        old = baseline.of_seeds(cell, {record.seeds.seed for record in records}) if baseline else []
+        old = baseline.seed_records(cell, {record.seeds.seed for record in records}) if baseline else []
         cells.append(CellView(records=records, old=old, judged=verdicts_by_cell.get(cell, [])))
     try:
         scored = any(record.finished and record.scores for record in run.records)
-        comparisons = compared(run.records, load_noise()) if scored else []
+        comparisons = compare_methods(run.records, load_noise()) if scored else []
     except InputError as error:
         remarks = [*remarks, f"methods are not compared: {error}"]
     name, before = (baseline.name, baseline.records) if baseline else ("", ())
-    own = answer or verdict_of(run.records, judgements, baseline=name, before=before, command=run.command)
+    own = answer or run_verdict(run.records, judgements, baseline=name, before=before, command=run.command)
     return Page(
         run=run,
         older=older,

@@ -14,7 +14,7 @@ ORDERED = (("exact_match", "f1"), ("rougeL", "rouge1"), ("rouge2", "rouge1"))  #
 BERTSCORE = ("bertscore_precision", "bertscore_f1", "bertscore_recall")
 
 
-def impossible(scores: Mapping[str, float | None], empty_answers: float = 0.0) -> list[str]:
+def score_faults(scores: Mapping[str, float | None], empty_answers: float = 0.0) -> list[str]:
     """Sentences on means over rows that no predictions can have, by metric; all in points.
 
     By SQuAD v1.1's rules, "a" for "the" matches exactly and shares no word, as both normalize to nothing: `empty_answers` are
@@ -40,7 +40,7 @@ def impossible_figures(record: Record) -> list[str]:
     """Sentences on scores that no predictions can have, and on losses that are not numbers."""
     rows = record.data.rows["test"] if record.data else 0
     not_numbers = ["a loss is not a number"] if record.training and None in record.training.losses else []
-    return impossible(record.scores, empty_answers=100 / rows if rows else 0.0) + not_numbers  # one may be an article alone
+    return score_faults(record.scores, empty_answers=100 / rows if rows else 0.0) + not_numbers  # one may be an article alone
 
 
 def below_bounds(scores: Mapping[str, float | None], bounds: Mapping[str, float]) -> list[str]:
@@ -76,7 +76,7 @@ EVERY_CELL = (
     *("gradients_reach", "gradients_survive_evaluation", "prompt_intact_at_inference", "metric_invariants"),
     *("learned_something", "saved_is_served"),
 )
-OF_PARTS = {
+PART_AUDITS = {
     "sa": ("scored_alone_as_in_batch",),
     "qa": ("answers_at_annotated_start", "offsets_show_their_tokens", "windows_map_to_examples", "scored_alone_as_in_batch"),
     "sum": ("decoder_sees_no_future", "cache_changes_nothing", "texts_are_the_models", "generation_not_truncated"),
@@ -131,12 +131,12 @@ def contradictions(record: Record) -> Iterator[str]:
         limit = getattr(record.limits, f"{split}_rows")
         if limit is not None and rows > limit:
             yield f"data.rows.{split} is {rows}, but limits.{split}_rows is {limit}"
-    yield from _of_status(record)
+    yield from _status_faults(record)
     if record.status == "passed":
-        yield from _of_success(record)
+        yield from _success_faults(record)
 
 
-def _of_status(record: Record) -> Iterator[str]:
+def _status_faults(record: Record) -> Iterator[str]:
     """A cell has the parts of its profile and status; one that did not pass says why."""
     but = f"but the status is {record.status!r}"
     for statuses, profiles, names in NEEDED:
@@ -162,7 +162,7 @@ def _of_status(record: Record) -> Iterator[str]:
         yield from (f"{name} is set, but after the first updates nothing is scored" for name in scored)
 
 
-def _of_success(record: Record) -> Iterator[str]:
+def _success_faults(record: Record) -> Iterator[str]:
     """A cell that passed made all its updates, met all, and was whole if bounds were applied to it."""
     but, made = "but the status is 'passed'", record.training.updates if record.training else None
     if record.missed:
@@ -173,7 +173,7 @@ def _of_success(record: Record) -> Iterator[str]:
         yield f"training.updates is {made}, but the recipe's are {record.recipe.max_steps or 'epochs'}, {but}"
     if record.bounds and record.seeds.perturbation is None:  # of a moved start, no audit can say that it is the checkpoint's
         parts = {record.task, *(name for name in ("adapter", "quantization") if getattr(record.recipe, name) is not None)}
-        expected = (*EVERY_CELL, *(name for part in sorted(parts) for name in OF_PARTS.get(part, ())))
+        expected = (*EVERY_CELL, *(name for part in sorted(parts) for name in PART_AUDITS.get(part, ())))
         absent = set(expected).difference(finding.name for finding in record.audits)
         if absent and record.cell in STUDY_IDS and record.ranks is None:
             yield f"audits lacks {min(absent)}, which every whole run of {record.cell} has"

@@ -19,7 +19,7 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Quantization
 from tunegrid.grid.recipes import Amount, Count, Hyperparameters, Positive, Precision, Share
 from tunegrid.machine import library_digests, versions
-from tunegrid.terminal import visible, without_places
+from tunegrid.terminal import defuse, strip_places
 
 SCHEMA_VERSION: Final = 4
 Finished = Literal["passed", "unconfirmed", "missed", "audit"]  # unconfirmed: missed, and a second training reached the bounds
@@ -39,7 +39,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Points = Annotated[float, Field(ge=0, le=100.000001)]  # a mean of 100s may be off by rounding
 
 
-def about(text: str) -> Any:
+def note(text: str) -> Any:
     """What a field's name does not say, for the schema."""
     return Field(description=text)
 
@@ -58,7 +58,7 @@ class Part:
 class RecipeRecord(Hyperparameters, Part):
     """The recipe that was asked for, options applied; `training.precision` says what the device could do."""
 
-    adapter: Annotated[dict[str, Any] | None, about("the method's settings, as LoRA's rank; null: no adapter")]
+    adapter: Annotated[dict[str, Any] | None, note("the method's settings, as LoRA's rank; null: no adapter")]
     quantization: Quantization | None
 
 
@@ -68,17 +68,17 @@ class Limits(Part):
     train_rows: Positive | None
     validation_rows: Positive | None
     test_rows: Positive | None
-    own_test: Annotated[bool, about("scored on the data set's own test split")]
-    label_noise: Annotated[Share, about("of training rows with a wrong target, in 0.20 and before")] = 0.0
+    own_test: Annotated[bool, note("scored on the data set's own test split")]
+    label_noise: Annotated[Share, note("of training rows with a wrong target, in 0.20 and before")] = 0.0
 
 
 class Seeds(Part):
     """What randomness starts from."""
 
-    seed: Annotated[int | None, about("of weights, dropout and the order of rows; null: not known")]
+    seed: Annotated[int | None, note("of weights, dropout and the order of rows; null: not known")]
     split_seed: int
-    perturbation: Annotated[Count | None, about("draw of the noise that moved the start in its last digits; null: none did")]
-    confirms: Annotated[int | None, about("the seed whose miss this training confirms or not; null: a seed of the run")] = None
+    perturbation: Annotated[Count | None, note("draw of the noise that moved the start in its last digits; null: none did")]
+    confirms: Annotated[int | None, note("the seed whose miss this training confirms or not; null: a seed of the run")] = None
 
 
 class DeviceRecord(Part):
@@ -86,13 +86,13 @@ class DeviceRecord(Part):
 
     type: Literal["cpu", "cuda"]
     name: str
-    threads: Annotated[Positive | None, about("torch's on a CPU; null on a GPU")]
+    threads: Annotated[Positive | None, note("torch's on a CPU; null on a GPU")]
     attention: str
     tf32: bool | None
-    used_by_others_gib: Annotated[float | None, about("on the GPU, beyond what this process reserved; a CUDA context is 0.5")]
-    contended: Annotated[bool | None, about("others used the device at the same time; null on a CPU")]
-    instructions: Annotated[str | None, about("that torch's own kernels use, as AVX512; null: on a GPU, or not known")] = None
-    energy: Annotated[str | None, about("the counter behind the joules, or why there is none; null: an older run")] = None
+    used_by_others_gib: Annotated[float | None, note("on the GPU, beyond what this process reserved; a CUDA context is 0.5")]
+    contended: Annotated[bool | None, note("others used the device at the same time; null on a CPU")]
+    instructions: Annotated[str | None, note("that torch's own kernels use, as AVX512; null: on a GPU, or not known")] = None
+    energy: Annotated[str | None, note("the counter behind the joules, or why there is none; null: an older run")] = None
 
 
 Split = Annotated[str, Field(pattern="^(train|validation|test)$")]
@@ -103,18 +103,18 @@ class DataRecord(Part):
 
     rows: Annotated[dict[Split, Count], Field(min_length=3, description="how many")]
     origins: Annotated[dict[Split, str], Field(min_length=3)]
-    fingerprint: Annotated[Hash, about("hash of all rows")]
-    revision: Annotated[Commit | None, about("the hub's commit; null for a local folder")]
-    dropped: Annotated[dict[Split, Count] | None, about("rows that copied rows that score; null: not looked for")] = None
+    fingerprint: Annotated[Hash, note("hash of all rows")]
+    revision: Annotated[Commit | None, note("the hub's commit; null for a local folder")]
+    dropped: Annotated[dict[Split, Count] | None, note("rows that copied rows that score; null: not looked for")] = None
 
 
 class ModelRecord(Part):
     """What was fine-tuned."""
 
     checkpoint: str
-    fingerprint: Annotated[Weights | None, about("16 digits of a local folder's weights, or the hub's commit")]
+    fingerprint: Annotated[Weights | None, note("16 digits of a local folder's weights, or the hub's commit")]
     architecture: str
-    adapted_modules: Annotated[list[str], about("modules without pretrained weights that an adapter trains")]
+    adapted_modules: Annotated[list[str], note("modules without pretrained weights that an adapter trains")]
 
 
 class Parameters(Part):
@@ -125,65 +125,65 @@ class Parameters(Part):
     trainable_percent: Percent
 
 
-Figures = Annotated[dict[str, float | None], about("by group of parameters; null: no finite number")]
-Reached = Annotated[dict[str, Count], about("by group of parameters: those whose gradient is not zero")]
+Figures = Annotated[dict[str, float | None], note("by group of parameters; null: no finite number")]
+Reached = Annotated[dict[str, Count], note("by group of parameters: those whose gradient is not zero")]
 
 
 class FirstStep(Part):
     """Figures that tell a change without statistics: before training, and of the first update."""
 
-    tokens: Annotated[Hash, about("hash of the training features' token ids and targets")]
-    types: Annotated[dict[str, str], about("how each group's weights are stored")]
-    weights: Annotated[Figures, about("norms before training")]
-    stream: Annotated[Hash, about("hash of numbers and of a dropout mask drawn from a fixed seed")]
-    drawn: Annotated[Hash, about("hash of the generator's state after the first update")]
-    probe_loss: Annotated[float | None, about("nats a target, of a few rows without dropout")]
-    probe_gradients: Annotated[Figures, about("norms of the gradients of that loss")]
-    gradients: Annotated[Figures, about("norms of the first update's gradients, after clipping")]
-    moved: Annotated[Figures, about("norms of what the first three updates changed, over sampled values")]
-    generated: Annotated[Hash | None, about("hash of token ids that the untrained model generates")]
-    metrics: Annotated[dict[str, Points | None], about("scores of fixed answers")]
-    probe: Annotated[Hash | None, about("hash of rows and search: figures of two probes are not compared")] = None
-    computed: Annotated[dict[str, str] | None, about("types in which layers packed to 4 bits compute; null: not known")] = None
-    probe_reached: Annotated[Reached | None, about("tensors with a gradient of the probe's loss")] = None
-    reached: Annotated[Reached | None, about("tensors with a gradient in the first update")] = None
-    decoded: Annotated[Amount | None, about("how far a cache takes a search's scores, as a share of the largest logit")] = None
-    predicted: Annotated[Hash | None, about("hash of what the untrained model predicts for test rows; null: not asked")] = None
-    untrained: Annotated[list[Points] | None, about("points of the first test rows before training; null: not asked")] = None
-    tokens_read: Annotated[Count | None, about("by the decoder in the probe's search; without a cache many more")] = None
-    modules: Annotated[ModulesFile | None, about("each module's figures in the probe, in `examples`; null: not kept")] = None
+    tokens: Annotated[Hash, note("hash of the training features' token ids and targets")]
+    types: Annotated[dict[str, str], note("how each group's weights are stored")]
+    weights: Annotated[Figures, note("norms before training")]
+    stream: Annotated[Hash, note("hash of numbers and of a dropout mask drawn from a fixed seed")]
+    drawn: Annotated[Hash, note("hash of the generator's state after the first update")]
+    probe_loss: Annotated[float | None, note("nats a target, of a few rows without dropout")]
+    probe_gradients: Annotated[Figures, note("norms of the gradients of that loss")]
+    gradients: Annotated[Figures, note("norms of the first update's gradients, after clipping")]
+    moved: Annotated[Figures, note("norms of what the first three updates changed, over sampled values")]
+    generated: Annotated[Hash | None, note("hash of token ids that the untrained model generates")]
+    metrics: Annotated[dict[str, Points | None], note("scores of fixed answers")]
+    probe: Annotated[Hash | None, note("hash of rows and search: figures of two probes are not compared")] = None
+    computed: Annotated[dict[str, str] | None, note("types in which layers packed to 4 bits compute; null: not known")] = None
+    probe_reached: Annotated[Reached | None, note("tensors with a gradient of the probe's loss")] = None
+    reached: Annotated[Reached | None, note("tensors with a gradient in the first update")] = None
+    decoded: Annotated[Amount | None, note("how far a cache takes a search's scores, as a share of the largest logit")] = None
+    predicted: Annotated[Hash | None, note("hash of what the untrained model predicts for test rows; null: not asked")] = None
+    untrained: Annotated[list[Points] | None, note("points of the first test rows before training; null: not asked")] = None
+    tokens_read: Annotated[Count | None, note("by the decoder in the probe's search; without a cache many more")] = None
+    modules: Annotated[ModulesFile | None, note("each module's figures in the probe, in `examples`; null: not kept")] = None
 
 
 class TrainingRecord(Part):
     """The course of training."""
 
-    seconds: Annotated[Amount, about("of all updates, without encoding and validation")]
+    seconds: Annotated[Amount, note("of all updates, without encoding and validation")]
     updates: Count
-    precision: Annotated[Precision, about("what the device could do")]
-    losses: Annotated[list[Amount | None], about("nats a target, one an update; null: not a number")]
+    precision: Annotated[Precision, note("what the device could do")]
+    losses: Annotated[list[Amount | None], note("nats a target, one an update; null: not a number")]
     final_learning_rate: Amount | None
-    epoch_scores: Annotated[list[Points | None], about("validation score after each epoch")]
+    epoch_scores: Annotated[list[Points | None], note("validation score after each epoch")]
     chosen_epoch: Positive | None
-    stopped: Annotated[str | None, about("why training ended early")]
-    micro_batch: Annotated[Positive, about("rows; fewer than the recipe's if memory ran out")]
-    fallbacks: Annotated[list[str], about("how training differed from the recipe, and why")]
+    stopped: Annotated[str | None, note("why training ended early")]
+    micro_batch: Annotated[Positive, note("rows; fewer than the recipe's if memory ran out")]
+    fallbacks: Annotated[list[str], note("how training differed from the recipe, and why")]
     order: Annotated[str, Field(pattern="^([0-9a-f]{16})?$", description="hash of the rows in the order trained on")]
-    tokens: Annotated[Count, about("real tokens, over all updates")]
-    gradient_norm: Annotated[Amount | None, about("of the first update, before clipping; null: no clipping")]
-    clipped_norm: Annotated[Amount | None, about("the same after clipping")]
-    first_step: Annotated[FirstStep | None, about("null: not taken, as in footprints")]
+    tokens: Annotated[Count, note("real tokens, over all updates")]
+    gradient_norm: Annotated[Amount | None, note("of the first update, before clipping; null: no clipping")]
+    clipped_norm: Annotated[Amount | None, note("the same after clipping")]
+    first_step: Annotated[FirstStep | None, note("null: not taken, as in footprints")]
 
 
 class EvaluationRecord(Part):
     """How the test rows were predicted and scored."""
 
-    seconds: Annotated[Amount | None, about("of prediction alone, without encoding and scoring")]
+    seconds: Annotated[Amount | None, note("of prediction alone, without encoding and scoring")]
     loss: Amount | None
     batch: Positive | None
-    metric_sources: Annotated[dict[str, str], about("which implementation computed the scores")]
+    metric_sources: Annotated[dict[str, str], note("which implementation computed the scores")]
     # Where it is fp32, a packed or bf16 base computes in its own type.
-    precision: Annotated[Precision | None, about("of prediction; null: not known")] = None
-    generated_tokens: Annotated[dict[str, Amount] | None, about("mean, median and longest text; null: none, or unknown")] = None
+    precision: Annotated[Precision | None, note("of prediction; null: not known")] = None
+    generated_tokens: Annotated[dict[str, Amount] | None, note("mean, median and longest text; null: none, or unknown")] = None
 
 
 class ExamplesRecord(Part):
@@ -196,8 +196,8 @@ class ExamplesRecord(Part):
 class Figure(Part):
     """How one figure of an instrument is judged and shown."""
 
-    better: Annotated[Literal["higher", "lower", ""], about("in every part of the figure; empty: it is never judged")] = ""
-    margin: Annotated[Amount, about("the smallest change, for the worse or better, that counts")] = 0.0
+    better: Annotated[Literal["higher", "lower", ""], note("in every part of the figure; empty: it is never judged")] = ""
+    margin: Annotated[Amount, note("the smallest change, for the worse or better, that counts")] = 0.0
     shown: Annotated[str, Field(pattern="^([+]?[.][0-9]f)?$", description="its format; empty: not in the table")] = ""
 
 
@@ -205,8 +205,8 @@ class InstrumentRecord(Part):
     """What the cell was asked beside its scores: the figures are declared here, so that readers need no instrument."""
 
     question: str
-    figures: Annotated[dict[str, Figure], about("in the order of the table")]
-    file: Annotated[FiguresFile | None, about("their values, in `examples` beside the run; null: could not be kept")]
+    figures: Annotated[dict[str, Figure], note("in the order of the table")]
+    file: Annotated[FiguresFile | None, note("their values, in `examples` beside the run; null: could not be kept")]
 
 
 class Phase(Part):
@@ -216,8 +216,8 @@ class Phase(Part):
     rss_peak_gib: Amount | None
     allocated_peak_gib: Amount | None
     reserved_peak_gib: Amount | None
-    gpu_energy_joules: Annotated[Amount | None, about("by NVML's counter of the card, idle power included")] = None
-    cpu_energy_joules: Annotated[Amount | None, about("by RAPL's counters, in runs of 0.17 and before; null since")] = None
+    gpu_energy_joules: Annotated[Amount | None, note("by NVML's counter of the card, idle power included")] = None
+    cpu_energy_joules: Annotated[Amount | None, note("by RAPL's counters, in runs of 0.17 and before; null since")] = None
 
 
 class Ledger(Part):
@@ -226,9 +226,9 @@ class Ledger(Part):
     weights_bytes: Positive | None
     gradients_bytes: Count | None
     optimizer_bytes: Count | None
-    checkpoint_bytes: Annotated[Count | None, about("of what trains: an adapter, or the whole model")]
-    activations_bytes: Annotated[int | None, about("peak minus weights, gradients and optimizer state; footprints only")]
-    peak_bytes: Annotated[Count | None, about("most bytes of tensors held during one update; footprints only")]
+    checkpoint_bytes: Annotated[Count | None, note("of what trains: an adapter, or the whole model")]
+    activations_bytes: Annotated[int | None, note("peak minus weights, gradients and optimizer state; footprints only")]
+    peak_bytes: Annotated[Count | None, note("most bytes of tensors held during one update; footprints only")]
 
     @property
     def tensor_bytes(self) -> int | None:
@@ -242,18 +242,18 @@ class Memory(Part):
 
     phases: dict[str, Phase]
     ledger: Ledger
-    cells_before: Annotated[Count | None, about("that its process ran before: their rest counts in `rss_peak_gib`")] = None
+    cells_before: Annotated[Count | None, note("that its process ran before: their rest counts in `rss_peak_gib`")] = None
 
     def peak(self, figure: str) -> float | None:
         """The highest of the cell's own phases, in GiB; `figure` is a field of `Phase`."""
-        return max((peak for peak in self._each(figure) if peak is not None), default=None)
+        return max((peak for peak in self._phase_figures(figure) if peak is not None), default=None)
 
     def joules(self, figure: str) -> float | None:
         """Of all of the cell's own phases; None if one was not measured. `figure` is a field of `Phase`."""
-        each = self._each(figure)
+        each = self._phase_figures(figure)
         return None if not each or None in each else sum(each)
 
-    def _each(self, figure: str) -> list[Any]:
+    def _phase_figures(self, figure: str) -> list[Any]:
         return [getattr(phase, figure) for name, phase in self.phases.items() if name not in OWN_PHASES]
 
 
@@ -261,11 +261,11 @@ class Throughput(Part):
     """Rates over the updates after warm-up; null if a run was too short to have any."""
 
     train_samples_per_second: Rate | None
-    train_tokens_per_second: Annotated[Rate | None, about("real tokens, without padding")]
+    train_tokens_per_second: Annotated[Rate | None, note("real tokens, without padding")]
     train_steps_per_second: Rate | None
     step_seconds_median: Rate | None
     step_seconds_p90: Rate | None
-    step_seconds: Annotated[list[Amount], about("of each update after warm-up")]
+    step_seconds: Annotated[list[Amount], note("of each update after warm-up")]
     padding_share: Share | None
     measured_steps: Count
     warmup_steps: Count
@@ -276,9 +276,9 @@ class Throughput(Part):
 class Flops(Part):
     """FLOPs of an update, and how fast they were done; footprints only."""
 
-    flops_per_step: Annotated[Count, about("of one update, by torch's FlopCounterMode")]
+    flops_per_step: Annotated[Count, note("of one update, by torch's FlopCounterMode")]
     achieved_flops_per_second: Amount | None
-    matmul_flops_per_second: Annotated[Amount, about("of large square matrices in the same precision, in the same process")]
+    matmul_flops_per_second: Annotated[Amount, note("of large square matrices in the same precision, in the same process")]
     mfu_percent: Amount | None
 
 
@@ -288,62 +288,62 @@ class AuditFinding(Part):
     name: str
     passed: bool
     detail: str
-    without_model: Annotated[dict[str, Points] | None, about("points by score that an answer reaches which needs none")] = None
+    without_model: Annotated[dict[str, Points] | None, note("points by score that an answer reaches which needs none")] = None
 
 
 class RanksRecord(Part):
     """The processes that shared a cell; all other figures of time and memory are the first one's, rates are of all together."""
 
     count: Annotated[int, Field(ge=2)]
-    backend: Annotated[Literal["gloo", "nccl"], about("what they talk over")]
-    fsdp: Annotated[bool, about("each held a part of all weights; bytes are the first one's")] = False
-    each: Annotated[list[dict[str, Amount | None]], about("in the order of ranks: own peaks, rows, rates after warm-up")]
+    backend: Annotated[Literal["gloo", "nccl"], note("what they talk over")]
+    fsdp: Annotated[bool, note("each held a part of all weights; bytes are the first one's")] = False
+    each: Annotated[list[dict[str, Amount | None]], note("in the order of ranks: own peaks, rows, rates after warm-up")]
 
 
 class CrashRecord(Part):
     """The end of a cell's traceback, and the last lines that it printed."""
 
-    traceback: Annotated[list[str], about("empty: a sentence says all, or the process left no exception")]
-    printed: Annotated[list[str], about("on standard output, standard error and the log")]
+    traceback: Annotated[list[str], note("empty: a sentence says all, or the process left no exception")]
+    printed: Annotated[list[str], note("on standard output, standard error and the log")]
 
 
 class Record(Part):
     """One cell's record."""
 
-    schema_version: Annotated[Literal[4], about("`SCHEMA_VERSION` of the code that wrote it")] = SCHEMA_VERSION
+    schema_version: Annotated[Literal[4], note("`SCHEMA_VERSION` of the code that wrote it")] = SCHEMA_VERSION
     cell: Annotated[str, Field(pattern="^[a-z0-9]+_[a-z0-9]+_[a-z0-9]+$")]
     profile: Id
     backbone: Id
     task: Id
     method: Id
-    main_score: Annotated[str, about("the name under `scores` that the run's table shows")]
-    bounded_scores: Annotated[list[str], about("the scores that thresholds and gates judge")]
-    labels: Annotated[list[str], about("names of the task's classes; empty if it has none")]
+    main_score: Annotated[str, note("the name under `scores` that the run's table shows")]
+    bounded_scores: Annotated[list[str], note("the scores that thresholds and gates judge")]
+    labels: Annotated[list[str], note("names of the task's classes; empty if it has none")]
     recipe: RecipeRecord
     limits: Limits
     seeds: Seeds
-    versions: Annotated[dict[str, str | None], about("of Python and the libraries; null: not installed")]
+    versions: Annotated[dict[str, str | None], note("of Python and the libraries; null: not installed")]
     device: DeviceRecord | None = None
     data: DataRecord | None = None
     model: ModelRecord | None = None
     parameters: Parameters | None = None
     training: TrainingRecord | None = None
     evaluation: EvaluationRecord | None = None
-    scores: Annotated[dict[str, Points | None], about("points; null: not a number")] = field(default_factory=dict)
+    scores: Annotated[dict[str, Points | None], note("points; null: not a number")] = field(default_factory=dict)
     examples: ExamplesRecord | None = None
     memory: Memory | None = None
     throughput: Throughput | None = None
     flops: Flops | None = None
     audits: list[AuditFinding] = field(default_factory=list)
-    bounds: Annotated[dict[str, Bound], about("minimum points by metric; empty: none apply")] = field(default_factory=dict)
-    missed: Annotated[list[str], about("bounds and audits, or why it did not finish")] = field(default_factory=list)
-    status: Annotated[Status, about("`begun`, `failed`: for its first updates alone; `reported`: published")] = "unfinished"
-    ranks: Annotated[RanksRecord | None, about("null: one process ran the cell")] = None
-    excused: Annotated[dict[str, str], about("failed audits that do not count, and why")] = field(default_factory=dict)
-    libraries: Annotated[dict[str, Hash], about("hash of each library's code; empty: not known")] = field(default_factory=dict)
-    instruments: Annotated[dict[str, InstrumentRecord], about("by id; empty: none")] = field(default_factory=dict)
-    first_updates: Annotated[Positive | None, about("it made as many, as asked; null: it was to end")] = None
-    crash: Annotated[CrashRecord | None, about("how it broke off; null: it did not, or nothing was kept")] = None
+    bounds: Annotated[dict[str, Bound], note("minimum points by metric; empty: none apply")] = field(default_factory=dict)
+    missed: Annotated[list[str], note("bounds and audits, or why it did not finish")] = field(default_factory=list)
+    status: Annotated[Status, note("`begun`, `failed`: for its first updates alone; `reported`: published")] = "unfinished"
+    ranks: Annotated[RanksRecord | None, note("null: one process ran the cell")] = None
+    excused: Annotated[dict[str, str], note("failed audits that do not count, and why")] = field(default_factory=dict)
+    libraries: Annotated[dict[str, Hash], note("hash of each library's code; empty: not known")] = field(default_factory=dict)
+    instruments: Annotated[dict[str, InstrumentRecord], note("by id; empty: none")] = field(default_factory=dict)
+    first_updates: Annotated[Positive | None, note("it made as many, as asked; null: it was to end")] = None
+    crash: Annotated[CrashRecord | None, note("how it broke off; null: it did not, or nothing was kept")] = None
 
     @property
     def finished(self) -> bool:
@@ -429,7 +429,7 @@ def crash_record(error: BaseException | None, printed: Iterable[str]) -> CrashRe
     for text, count in (("".join(raised), TRACEBACK_LINES), ("\n".join(printed), PRINTED_LINES)):
         # Of a line that was written over, its last state.
         lines = [line.rstrip("\r").rpartition("\r")[2].expandtabs(4) for line in COLOURS.sub("", text).split("\n")]
-        tails.append([visible(line)[:LONGEST_LINE] for line in lines if line.strip()][-count:])
+        tails.append([defuse(line)[:LONGEST_LINE] for line in lines if line.strip()][-count:])
     return CrashRecord(traceback=tails[0], printed=tails[1]) if any(tails) else None
 
 
@@ -441,7 +441,7 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, str):
-        return without_places(value)
+        return strip_places(value)
     if value is None or isinstance(value, int):
         return value
     if isinstance(value, list | tuple):

@@ -18,7 +18,7 @@ LEAST_ROOM = 1.0  # points; another CPU rounds differently
 RecordsByCell = Mapping[str, Record]  # a run of the grid
 
 
-def bound_of(
+def get_bound(
     scores: Sequence[float], noise: Deviation, scale: Scale, *, bounds: int, tail: float = 0.0, control: float | None = None
 ) -> float:
     """The least score of a healthy run, in points, rounded down to a tenth.
@@ -31,7 +31,7 @@ def bound_of(
 
     mean = fmean(scores)
     errors = max(critical_value(HEALTHY_MISSES / bounds, noise.df), tail)
-    minimum = min(scale.moved(mean, -errors * noise.sd * math.sqrt(1 + 1 / len(scores))), mean - LEAST_ROOM)
+    minimum = min(scale.shift(mean, -errors * noise.sd * math.sqrt(1 + 1 / len(scores))), mean - LEAST_ROOM)
     if control is not None:
         minimum = max(minimum, mean - CONTROL_SHARE * (mean - control))
     return max(0.0, math.floor(round(10 * minimum, 6)) / 10)  # the inner rounding keeps 2.3 from becoming 2.2
@@ -45,7 +45,7 @@ class Calibration:
     perturbed: Mapping[int, Sequence[RecordsByCell]] = field(default_factory=dict)  # by seed: its run, and from moved starts
     controls: Mapping[NoiseKey, float] = field(default_factory=dict)  # the best score of any control, by cell and score
 
-    def tested(self) -> list[NoiseKey]:
+    def bound_keys(self) -> list[NoiseKey]:
         """Every cell and bounded score."""
         return [(cell, metric) for cell, record in self.seeds[0].items() for metric in record.bounded_scores]
 
@@ -54,14 +54,14 @@ class Calibration:
         """Both kinds of training noise."""
         rows = {record.task: record.data.rows["test"] for record in self.seeds[0].values() if record.data}
         scores = {
-            SEEDS: {key: [scores_of(self.seeds, *key)] for key in self.tested()},
-            PERTURBED: {key: [scores_of(grids, *key) for grids in self.perturbed.values()] for key in self.tested()},
+            SEEDS: {key: [cell_scores(self.seeds, *key)] for key in self.bound_keys()},
+            PERTURBED: {key: [cell_scores(grids, *key) for grids in self.perturbed.values()] for key in self.bound_keys()},
         }
         return Noise(profile=next(iter(self.seeds[0].values())).profile, rows=rows, scores=scores)
 
     def bounds(self) -> dict[NoiseKey, float]:
         """Every bound, from noise between seeds; raises InputError for one that an answer reaches which needs no model."""
-        bounds = bounds_of(self.noise, self.controls)
+        bounds = get_bounds(self.noise, self.controls)
         for record in (one for grids in (self.seeds, *self.perturbed.values()) for grid in grids for one in grid.values()):
             for metric, score in (item for finding in record.audits for item in (finding.without_model or {}).items()):
                 if (minimum := bounds.get((record.cell, metric), math.inf)) <= score:
@@ -70,17 +70,17 @@ class Calibration:
         return bounds
 
 
-def bounds_of(noise: Noise, controls: Mapping[NoiseKey, float]) -> dict[NoiseKey, float]:
+def get_bounds(noise: Noise, controls: Mapping[NoiseKey, float]) -> dict[NoiseKey, float]:
     """The bound of every cell and score whose seeds were measured."""
     bounds = {}
     for (cell, metric), [scores] in noise.scores[SEEDS].items():
         if own := noise.estimate(SEEDS, cell, metric, fmean(scores)):
             count, tail, control = len(noise.scores[SEEDS]), noise.tail(cell, metric), controls.get((cell, metric))
-            bounds[cell, metric] = bound_of(scores, own, noise.scale(cell, metric), bounds=count, tail=tail, control=control)
+            bounds[cell, metric] = get_bound(scores, own, noise.scale(cell, metric), bounds=count, tail=tail, control=control)
     return bounds
 
 
-def scores_of(grids: Sequence[RecordsByCell], cell: str, metric: str) -> list[float]:
+def cell_scores(grids: Sequence[RecordsByCell], cell: str, metric: str) -> list[float]:
     """One score of a cell in each of these runs; raises InputError if one has none."""
     scores = [grid[cell].scores.get(metric) if cell in grid else None for grid in grids]
     if None in scores:
@@ -100,7 +100,7 @@ def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> s
     ]
     for (cell, metric), minimum in calibration.bounds().items():
         lines += ["", f"[cells.{cell}]"] if f"[cells.{cell}]" not in lines else []
-        scores, control = scores_of(calibration.seeds, cell, metric), calibration.controls.get((cell, metric))
+        scores, control = cell_scores(calibration.seeds, cell, metric), calibration.controls.get((cell, metric))
         shown = ", ".join(f"{score:.2f}" for score in scores)
         known = f"mean = {fmean(scores):.2f}, sd = {stdev(scores):.2f}, scores = [{shown}]"
         known += "" if control is None else f", control = {control:.2f}"

@@ -24,10 +24,10 @@ from tunegrid.record.checks import failures, impossible_figures
 from tunegrid.record.record import Limits, recipe_record
 from tunegrid.results.figures import ALIKE
 from tunegrid.results.files import check_alike, read_list
-from tunegrid.results.noise import SEEDS, Groups, Noise, NoiseKey, task_of
-from tunegrid.results.report import Section, out_of
+from tunegrid.results.noise import SEEDS, Groups, Noise, NoiseKey, task_name
+from tunegrid.results.report import Section, count_text
 from tunegrid.results.statistics import ALPHA, POWER, holm
-from tunegrid.terminal import without_places
+from tunegrid.terminal import strip_places
 
 MIB = 2**20
 BYTES_A_PARAMETER = 4  # trained parameters are fp32
@@ -65,13 +65,13 @@ class Entry:
         return max(0.0, self.score - reach), min(100.0, self.score + reach)
 
 
-def entry_of(records: Sequence[Record], calibrated: Noise) -> Entry:
+def make_entry(records: Sequence[Record], calibrated: Noise) -> Entry:
     """The entry of a cell's records, which are sound."""
     scores = [score for record in records if (score := record.scores[record.main_score]) is not None]
     return Entry(
         first=records[0],
         scores=[*scores, *calibrated_scores(records, scores, calibrated)],
-        costs=costs_of(records),
+        costs=method_costs(records),
         facts={what: " and ".join(sorted({fact(record) for record in records})) for what, fact in FACTS.items()},
         rows={r.examples.rows_hash if r.examples else r.data.fingerprint if r.data else "" for r in records},
     )
@@ -80,7 +80,7 @@ def entry_of(records: Sequence[Record], calibrated: Noise) -> Entry:
 def calibrated_scores(records: Sequence[Record], scores: Sequence[float], calibrated: Noise) -> list[float]:
     """Scores of other seeds, which were calibrated by this recipe on as many test rows, if the cell's scores may be theirs."""
     first = records[0]
-    groups, own = calibrated.scores.get(SEEDS, {}), calibrated.of(SEEDS, first, first.main_score)
+    groups, own = calibrated.scores.get(SEEDS, {}), calibrated.find(SEEDS, first, first.main_score)
     known = [score for group in groups.get((first.cell, first.main_score), ()) for score in group]
     if not known or own is None or first.cell not in STUDY_IDS:
         return []
@@ -88,13 +88,13 @@ def calibrated_scores(records: Sequence[Record], scores: Sequence[float], calibr
     declared = recipe_record(STUDY.cell(first.cell, QUICK_PROFILE)), WHOLE, None
     alike = all((record.recipe, record.limits, record.seeds.perturbation) == declared for record in records)
     errors = [(error**2 / len(group), own.df) for group in (scores, known)]
-    if not alike or p_of(fmean(scores) - fmean(known), errors) < DOUBT:
+    if not alike or p_value(fmean(scores) - fmean(known), errors) < DOUBT:
         return []
     seeds = {record.seeds.seed for record in records}
     return [score for seed, score in enumerate(known, calibrated.first_seed) if seed not in seeds]
 
 
-def costs_of(records: Sequence[Record]) -> dict[str, float | None]:
+def method_costs(records: Sequence[Record]) -> dict[str, float | None]:
     """Costs of a method; a machine that others used tells no seconds, and a process that ran other cells no peak."""
     parameters, ledger = records[0].parameters, records[0].memory.ledger if records[0].memory else None
     trained, tensors = (ledger.checkpoint_bytes, ledger.tensor_bytes) if ledger else (None, None)
@@ -111,7 +111,7 @@ def costs_of(records: Sequence[Record]) -> dict[str, float | None]:
     }
 
 
-def _adapted(record: Record) -> str:
+def _check_adapted(record: Record) -> str:
     """Whether every layer that carries an adapter is one that pretraining never saw."""
     targets = (record.recipe.adapter or {}).get("target_modules")  # a method's own settings: of any type
     adapted = set(record.model.adapted_modules) if record.model else set()
@@ -122,7 +122,7 @@ FACTS: Mapping[str, Callable[[Record], str]] = {  # that methods have in common 
     "updates": lambda record: f"{record.training.updates if record.training else 'no'}x{record.recipe.rows_per_update}",
     "precision": lambda record: record.training.precision if record.training else "unknown",
     "data": lambda record: record.data.fingerprint if record.data else "unknown",
-    "adapted": _adapted,
+    "adapted": _check_adapted,
     "search": lambda record: str(record.recipe.generation),
     "device": lambda record: f"{record.device.name}, {record.device.threads or 'no'} threads" if record.device else "unknown",
     "ranks": lambda record: record.processes,
@@ -130,7 +130,7 @@ FACTS: Mapping[str, Callable[[Record], str]] = {  # that methods have in common 
 }
 
 
-def p_of(difference: float, errors: Sequence[Error]) -> float:
+def p_value(difference: float, errors: Sequence[Error]) -> float:
     """The two-sided p-value of no true difference between two means; without any error there is one or there is not."""
     total = sum(variance for variance, _ in errors)
     if not total:
@@ -143,17 +143,17 @@ def freedom(errors: Sequence[Error]) -> float:
     return sum(variance for variance, _ in errors) ** 2 / sum(variance**2 / df for variance, df in errors)
 
 
-def with_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
+def add_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
     """By the calibrated noise if it is of runs like these, and else what these seeds tell; pooled over cells of a kind."""
     profile = entries[0].first.profile
     rows = {entry.first.task: entry.first.data.rows["test"] for entry in entries if entry.first.data}
     scores: dict[NoiseKey, Groups] = {(e.first.cell, e.first.main_score): [e.scores] for e in entries if e.first.data}
     if profile == calibrated.profile:
         alike = {task for task, number in calibrated.rows.items() if number == rows.get(task)}
-        scores |= {key: own for key, own in calibrated.scores.get(SEEDS, {}).items() if task_of(key[0]) in alike}
+        scores |= {key: own for key, own in calibrated.scores.get(SEEDS, {}).items() if task_name(key[0]) in alike}
     noise, judged = Noise(profile=profile, rows=rows, scores={SEEDS: scores}), []
     for entry in entries:
-        own, key = noise.of(SEEDS, entry.first, entry.first.main_score), (entry.first.cell, entry.first.main_score)
+        own, key = noise.find(SEEDS, entry.first, entry.first.main_score), (entry.first.cell, entry.first.main_score)
         points = own.sd / noise.scale(*key).per_point(entry.score) if own else 0.0
         judged.append(replace(entry, error=(points**2 / len(entry.scores), own.df) if own else None))
     return judged
@@ -175,7 +175,7 @@ class Comparison:
             gap, unknown = one.score - other.score, [entry.first.method for entry in (one, other) if not entry.error]
             why = f"the noise between seeds of {' or '.join(unknown)} is unknown" if unknown else None
             why = "their test rows differ" if len(one.rows | other.rows) > 1 else why
-            p = p_of(gap, [one.error, other.error]) if one.error and other.error and not why else math.nan
+            p = p_value(gap, [one.error, other.error]) if one.error and other.error and not why else math.nan
             rows.append((one.first.method, other.first.method, gap, why, p))
         frame = pd.DataFrame(rows, columns=["better", "other", "points apart", "not tested, since", "p"])
         adjusted = holm(frame.p.dropna().to_dict())
@@ -213,10 +213,10 @@ def objection(record: Record) -> str:
     """Why a record's figures may not be those of its method; empty if nothing says so."""
     absent = [f"it has no {record.main_score}"] if record.scores.get(record.main_score) is None else []
     confirms = [f"it only confirms or refutes the miss of seed {own}"] if (own := record.seeds.confirms) is not None else []
-    return without_places(next(iter([*confirms, *absent, *failures(record.audits), *impossible_figures(record)]), ""))
+    return strip_places(next(iter([*confirms, *absent, *failures(record.audits), *impossible_figures(record)]), ""))
 
 
-def compared(records: Iterable[Record], calibrated: Noise) -> list[Comparison]:
+def compare_methods(records: Iterable[Record], calibrated: Noise) -> list[Comparison]:
     """The methods of each task and backbone that nothing objects to; raises InputError if records cannot be compared."""
     cells: dict[str, list[Record]] = defaultdict(list)
     for record in (one for one in records if one.finished and not objection(one)):
@@ -227,7 +227,7 @@ def compared(records: Iterable[Record], calibrated: Noise) -> list[Comparison]:
         raise InputError("no cell ran to its end and passed its audits, so there is nothing to compare")
     check_alike(record for own in cells.values() for record in own)
     groups: dict[tuple[str, str], dict[str, Entry]] = defaultdict(dict)
-    entries = with_errors([entry_of(own, calibrated) for own in cells.values()], calibrated)
+    entries = add_errors([make_entry(own, calibrated) for own in cells.values()], calibrated)
     for entry in sorted(entries, key=lambda entry: (study_place(entry.first.cell)[:2], -entry.score)):
         groups[entry.first.task, entry.first.backbone][entry.first.method] = entry
     return [Comparison(task=task, backbone=backbone, entries=own) for (task, backbone), own in groups.items()]
@@ -255,7 +255,7 @@ def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> li
     study = read_list(PUBLISHED) if PUBLISHED.is_file() else []
     published = {one.cell: one.scores.get(one.main_score, one.scores.get(INSTEAD.get(one.main_score, ""))) for one in study}
     frame = pd.DataFrame([_row(one, method, published) for one in comparisons for method in one.entries])
-    parts = [_unlike(comparisons)]
+    parts = [_differences(comparisons)]
     for (task, score), own in frame.groupby(["task", "score"], sort=False):
         shown = own.drop(columns=["profile", "task", "score"]).dropna(axis=1, how="all")
         parts.append(Section(heading=f"{task}: {score}", frame=shown, formats=FORMATS))
@@ -282,7 +282,7 @@ def _row(one: Comparison, method: str, published: Mapping[str, float | None]) ->
     }
 
 
-def _unlike(comparisons: Sequence[Comparison]) -> Section:
+def _differences(comparisons: Sequence[Comparison]) -> Section:
     """What the methods of a backbone and task do not have in common, the budget first."""
     rows = []
     for what, one in product(FACTS, comparisons):
@@ -305,6 +305,6 @@ def _pairs(comparisons: Sequence[Comparison]) -> Section:
     frame["methods"] = frame.better + ", " + frame.other
     columns = ["task", "backbone", "methods", "points apart", "seeds that tell", "not tested, since"]
     others = frame[~frame.apart.astype(bool)].sort_values("seeds that tell", kind="stable")[columns].dropna(axis=1, how="all")
-    heading = f"Told apart: {out_of(int(frame.apart.sum()), len(frame), 'pair')} of methods"
+    heading = f"Told apart: {count_text(int(frame.apart.sum()), len(frame), 'pair')} of methods"
     heading += "; the other pairs, those that need the fewest seeds first:" if len(others) else ""
     return Section(heading=heading, frame=others.head(MOST_PAIRS), formats=FORMATS)

@@ -16,7 +16,7 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from tunegrid.errors import InputError, first_line
 from tunegrid.grid.recipes import CACHE
-from tunegrid.machine import replacing
+from tunegrid.machine import replace_file
 from tunegrid.record import ExamplesRecord, Record
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def write_columns(kind: str, columns: "Mapping[str, Sequence[Any]] | pd.DataFram
 # Reading
 
 
-def files_of(record: Record) -> dict[str, str]:
+def record_files(record: Record) -> dict[str, str]:
     """The names of a record's files, by kind."""
     rows, step = record.examples, record.training.first_step if record.training else None
     figures = next((one.file for one in record.instruments.values() if one.file), None)  # all instruments share a file
@@ -98,7 +98,7 @@ def files_of(record: Record) -> dict[str, str]:
 
 def read(record: Record, run: Path | None, kind: str = "") -> "pd.DataFrame | None":
     """A record's file of this kind, as a frame that readers share; None if it is nowhere. Raises InputError if unsound."""
-    if not (name := files_of(record).get(kind)) or not (found := _found(name, run)):
+    if not (name := record_files(record).get(kind)) or not (found := _find_file(name, run)):
         return None
     path, frame = f"{found[0]}, of {record.cell}", _frame(*found, kind)
     if kind not in ("", "rows"):
@@ -115,24 +115,24 @@ def read(record: Record, run: Path | None, kind: str = "") -> "pd.DataFrame | No
     return frame
 
 
-def points_of(rows: "pd.DataFrame") -> "pd.DataFrame":
+def point_columns(rows: "pd.DataFrame") -> "pd.DataFrame":
     """The columns of points."""
     return rows[[name for name in rows.columns if name not in ALL_TEXTS]]
 
 
-def _found(name: str, *runs: Path | None) -> tuple[Path, bytes] | None:
+def _find_file(name: str, *runs: Path | None) -> tuple[Path, bytes] | None:
     """The first file of this name: next to a run, alone or in a pack, or in the store."""
     for folder in (*(run.parent / FOLDER for run in runs if run), STORE):
         if (path := folder / name).is_file():
             return path, path.read_bytes()
         for pack in sorted(folder.glob("*.zip")):
-            if content := _unpacked(pack, pack.stat().st_mtime_ns).get(name):
+            if content := _read_pack(pack, pack.stat().st_mtime_ns).get(name):
                 return pack / name, content
     return None
 
 
 @lru_cache(maxsize=16)  # one command asks for the rows of a cell up to seven times, of two runs and five seeds
-def _unpacked(pack: Path, _modified: int) -> dict[str, bytes]:
+def _read_pack(pack: Path, _modified: int) -> dict[str, bytes]:
     try:
         with ZipFile(pack) as files:
             return {name: files.read(name) for name in files.namelist()}
@@ -168,9 +168,9 @@ def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
 
 def contents(records: Iterable[Record], *runs: Path) -> Iterator[tuple[str, bytes]]:
     """Name and content of those files that are sound, from beside these runs or from this machine's store."""
-    for name, kind in sorted({(name, kind) for record in records for kind, name in files_of(record).items()}):
+    for name, kind in sorted({(name, kind) for record in records for kind, name in record_files(record).items()}):
         with suppress(InputError):
-            if found := _found(name, *runs):
+            if found := _find_file(name, *runs):
                 _frame(*found, kind)
                 yield name, found[1]
 
@@ -179,14 +179,14 @@ def keep_contents(files: Iterable[tuple[str, bytes]]) -> None:
     """Write what is not there to this machine's store; raises OSError if the disk has no room."""
     for name, content in files:
         if not (path := STORE / name).is_file() or path.read_bytes() != content:
-            with replacing(path) as part:
+            with replace_file(path) as part:
                 part.write_bytes(content)
 
 
-def pack_beside(records: Iterable[Record], run: Path, *sources: Path) -> None:
+def write_pack(records: Iterable[Record], run: Path, *sources: Path) -> None:
     """Write the sound files of these records into a pack next to a run; raises OSError if the disk has no room."""
     if files := list(contents(records, *sources)):
-        with replacing(run.parent / FOLDER / f"{run.stem}.zip") as part, ZipFile(part, "w") as pack:
+        with replace_file(run.parent / FOLDER / f"{run.stem}.zip") as part, ZipFile(part, "w") as pack:
             for name, content in files:
                 file = ZipInfo(name)  # of no date: equal files make an equal pack
                 file.external_attr = 0o644 << 16  # else nobody may read what unzip makes of it

@@ -16,8 +16,8 @@ import pandas as pd
 
 from tunegrid.record import Record
 from tunegrid.results.examples import read
-from tunegrid.results.judgements import GRAVEST_FIRST, LEDGER, PEAKS, SPEEDS, TRACED, Judgement, Verdict, judgement_of
-from tunegrid.results.quality import Rows, verdict_of
+from tunegrid.results.judgements import GRAVEST_FIRST, LEDGER, PEAKS, SPEEDS, TRACED, Judgement, Verdict, make_judgement
+from tunegrid.results.quality import Rows, effect_verdict
 from tunegrid.results.report import Section, count
 from tunegrid.results.statistics import ALPHA, by_rows, critical_value, ratio
 
@@ -28,7 +28,7 @@ OTHER_TRAINING = "the two runs are different trainings, so rows cannot be paired
 NO_NUMBER = "the new run lacks figures of some rows: ask for them with --ask, or see the reason below its table"
 
 
-def judged(
+def judge_figures(
     cells: Mapping[str, Rows], one_training: Collection[str], margins: Mapping[str, Mapping[str, float]]
 ) -> Iterator[Judgement]:
     """Memory and speed of each cell; and the gravest figure of each instrument that the old run asked it."""
@@ -52,7 +52,7 @@ def _costs(rows: Rows, margins: Mapping[str, float], finished: bool) -> Iterator
         held_to |= dict.fromkeys(PEAKS, like) | dict.fromkeys(TRACED, cpus or like) | dict.fromkeys(SPEEDS, timed)
     for name, records in held_to.items():
         old, new = [figure for record in records if (figure := _cost(record, name))], _cost(after, name)
-        margin, judge = margins["ledger" if name in LEDGER else name], partial(judgement_of, before, name)
+        margin, judge = margins["ledger" if name in LEDGER else name], partial(make_judgement, before, name)
         if old and new is not None:
             # Worse: over the baseline's largest figure by more than the margin. Better: under its smallest by as much.
             share = new / max(old) - 1
@@ -90,12 +90,12 @@ def unlike_machines(before: Record, after: Record) -> str:
 def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:
     """The gravest verdict on each instrument's figures that have a better side, if rows pair: rounding alone moves these."""
     old, new = zip(*rows.records, strict=True)
-    before, after = frame_of(old, rows.old_path), frame_of(new, rows.new_path)
+    before, after = load_frame(old, rows.old_path), load_frame(new, rows.new_path)
     declared = {name: part.figures for record in (*new, *old) for name, part in record.instruments.items()}
     gravest: dict[str, Judgement] = {}
     pairs = before.merge(after, "left", [*FIGURE, *ROW], suffixes=("", "_new")) if len(before) else before
     for (instrument, part, name), own in pairs.groupby([*FIGURE], sort=False):
-        figure, judge = declared.get(instrument, {}).get(name), partial(judgement_of, new[0], f"{instrument}/{name}")
+        figure, judge = declared.get(instrument, {}).get(name), partial(make_judgement, new[0], f"{instrument}/{name}")
         if figure is None or not figure.better or own.value.isna().any():
             continue
         reason = OTHER_TRAINING if not one_training else NO_NUMBER if own.value_new.isna().any() else ""
@@ -107,7 +107,7 @@ def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:
             was, now, margin = (own.value * weights).mean(), (own.value_new * weights).mean(), figure.margin
             form, of_part = figure.shown.lstrip("+") or ".3f", f"of {part} " if part else ""
             judgement = judge(
-                verdict_of(effect, effect.p_worse, effect.p_better, margin, ALPHA) if was != now else Verdict.SAME,
+                effect_verdict(effect, effect.p_worse, effect.p_better, margin, ALPHA) if was != now else Verdict.SAME,
                 **{"before": was, "after": now, "effect": now - was, "margin": margin},
                 **{"low": -effect.high, "high": -effect.low, "p": effect.p_worse},
                 detail=f"{of_part}{now:{form}}, it was {was:{form}}; {count(len(gains), 'row')}, paired; margin {margin}",
@@ -117,7 +117,7 @@ def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:
     yield from gravest.values()
 
 
-def frame_of(records: Iterable[Record], run: Path | None) -> pd.DataFrame:
+def load_frame(records: Iterable[Record], run: Path | None) -> pd.DataFrame:
     """All lines of these records, each with its cell and seed; none of a record whose file is nowhere."""
     known = ((record, read(record, run, "figures")) for record in records)
     frames = [columns.assign(cell=record.cell, seed=record.seeds.seed) for record, columns in known if columns is not None]
@@ -127,11 +127,11 @@ def frame_of(records: Iterable[Record], run: Path | None) -> pd.DataFrame:
 
 def tables(records: Sequence[Record], run: Path | None) -> Iterator[Section]:
     """One for each instrument that was asked: a row for each cell and part; sentences say what was not measured, and why."""
-    known = frame_of(records, run)
+    known = load_frame(records, run)
     for name, part in {name: part for record in records for name, part in record.instruments.items()}.items():
         lines, unmeasured = defaultdict[Any, dict[str, str]](dict), defaultdict[str, list[str]](list)
         for (cell, of, figure), own in known[known.instrument == name].groupby(["cell", "part", "figure"], sort=False):
-            value, low, high = reduced(own)
+            value, low, high = interval(own)
             note, form = next(filter(None, own.note), ""), part.figures[figure].shown if figure in part.figures else ""
             if np.isnan(value) and note:
                 unmeasured[note].append(f"{cell} {of}".strip())
@@ -145,7 +145,7 @@ def tables(records: Sequence[Record], run: Path | None) -> Iterator[Section]:
         yield Section(heading=f"{name}: {part.question}", frame=pd.DataFrame(rows), formats=formats, sentences=said)
 
 
-def reduced(rows: pd.DataFrame) -> tuple[float, float, float]:
+def interval(rows: pd.DataFrame) -> tuple[float, float, float]:
     """The mean over seeds of a figure, and its 95 % interval: of its rows, or that which it brought, or else of the seeds."""
     seeds = []
     for _, own in rows.groupby("seed", dropna=False):

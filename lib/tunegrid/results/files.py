@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.recipes import CACHE
-from tunegrid.machine import cpu_name, gpus, replacing, versions
+from tunegrid.machine import cpu_name, gpus, replace_file, versions
 from tunegrid.record import Record, from_json, to_json
 from tunegrid.record.io import unique_keys
 from tunegrid.results import examples
@@ -42,7 +42,7 @@ class Case(NamedTuple):
         return f"{self.cell} ({self.profile}, seed {self.seed})"
 
 
-def case_of(record: Record) -> Case:
+def record_case(record: Record) -> Case:
     """Which run a record is of."""
     return Case(record.profile, record.cell, record.seeds.seed)
 
@@ -57,7 +57,7 @@ def has_no_time(row: BenchmarkRow) -> bool:
     return "stats" not in row and row["extra_info"].get("status") in ("error", "killed", "not run")
 
 
-def name_of(row: BenchmarkRow) -> str:
+def row_name(row: BenchmarkRow) -> str:
     """Of a row's test."""
     return str(row.get("fullname") or row.get("name"))
 
@@ -115,10 +115,10 @@ def _contradictions(rows: Iterable[tuple[BenchmarkRow, Record | None]]) -> Itera
     for row, record in rows:
         if record is None:
             continue
-        if (case := case_of(record)) in cases:
+        if (case := record_case(record)) in cases:
             yield f"{case}: it is there twice; remove one of the two rows"
         cases.add(case)
-        named = re.search(r"\[(?:\w+-)?(\w+?)(?:-seed\d+)?\]$", name := name_of(row))
+        named = re.search(r"\[(?:\w+-)?(\w+?)(?:-seed\d+)?\]$", name := row_name(row))
         if named and named[1] in STUDY_IDS and named[1] != record.cell:
             yield f"{case}: the row's name is {name}, which is another cell's"
         losses = tuple(record.training.losses) if record.training else ()
@@ -147,7 +147,7 @@ def check_alike(records: Iterable[Record]) -> None:
 def rows_by_name(rows: Mapping[Any, BenchmarkRow], records: Mapping[Any, Record]) -> list[BenchmarkRow]:
     """The rows in the order of their tests' names, those of cells with the records of the same keys."""
     updated = [row | {"extra_info": to_json(records[key])} if key in records else row for key, row in rows.items()]
-    return sorted(updated, key=name_of)
+    return sorted(updated, key=row_name)
 
 
 def save(run: RunJson, path: Path, records: Iterable[Record] = (), sources: Collection[Path] = ()) -> None:
@@ -158,10 +158,10 @@ def save(run: RunJson, path: Path, records: Iterable[Record] = (), sources: Coll
         # One row a line, so that a diff shows which cells changed.
         fields[name] = "[\n" + ",\n".join(json.dumps(row, default=str) for row in rows) + "\n]"
     try:
-        with replacing(path) as part:
+        with replace_file(path) as part:
             text = ", ".join(f"{json.dumps(name)}: {value}" for name, value in fields.items())
             part.write_text(f"{{{text}}}\n", encoding="utf-8")
-        examples.pack_beside(records, path, *sources)
+        examples.write_pack(records, path, *sources)
     except OSError as error:
         raise InputError(f"{path} or its examples cannot be written ({error.strerror or error})") from None
 

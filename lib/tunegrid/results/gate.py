@@ -15,7 +15,7 @@ from tunegrid.grid.cells import study_place
 from tunegrid.record import Record
 from tunegrid.results import figures, numerics, quality
 from tunegrid.results.files import read_list
-from tunegrid.results.judgements import Judgement, RecordsBySeed, Verdict, judgement_of
+from tunegrid.results.judgements import Judgement, RecordsBySeed, Verdict, make_judgement
 from tunegrid.results.noise import Noise, load_noise
 from tunegrid.results.quality import Rows
 from tunegrid.results.thresholds import load_margins, load_tolerances
@@ -32,7 +32,7 @@ class Run:
     confirming: Mapping[str, RecordsBySeed] = field(default_factory=dict)  # by the seed that each confirms, or not
 
     @classmethod
-    def of(cls, records: Iterable[Record], path: Path | None = None) -> "Run":
+    def make(cls, records: Iterable[Record], path: Path | None = None) -> "Run":
         """The records that finished or made their first updates; raises InputError if they are of two profiles."""
         by_cell, confirming = (defaultdict[str, dict[int | None, Record]](dict) for _ in range(2))
         known = [record for record in records if record.finished or record.first_updates]
@@ -47,21 +47,21 @@ class Run:
     @property
     def profile(self) -> str:
         """The profile of its records; empty without any."""
-        return next((record.profile for record in self.in_a_row), "")
+        return next((record.profile for record in self.all_records), "")
 
     @property
-    def in_a_row(self) -> list[Record]:
+    def all_records(self) -> list[Record]:
         """Its records, one after the other."""
         return [record for seeds in self.records.values() for record in seeds.values()]
 
-    def only(self, cells: Container[str]) -> "Run":
+    def select(self, cells: Container[str]) -> "Run":
         """The same run with these cells alone."""
         return replace(self, records={cell: seeds for cell, seeds in self.records.items() if cell in cells})
 
 
 def read_run(path: Path) -> Run:
     """A saved run, to judge or to judge by."""
-    return Run.of(read_list(path), path)
+    return Run.make(read_list(path), path)
 
 
 def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
@@ -77,25 +77,25 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
         raise InputError("no cell of the run finished: there is nothing to judge")
     if not (cells := _rows(old, new)):
         raise InputError(f"the two runs have no cell in common: the baseline has no {next(iter(new.records))}")
-    finished = _rows(*(Run.of((one for one in run.in_a_row if one.finished), run.path) for run in (old, new)))
+    finished = _rows(*(Run.make((one for one in run.all_records if one.finished), run.path) for run in (old, new)))
 
-    arithmetic = {cell: numerics.judged(rows, tolerances) for cell, rows in cells.items()}
+    arithmetic = {cell: numerics.judge_numerics(rows, tolerances) for cell, rows in cells.items()}
     one_training = {cell for cell, (_, same) in arithmetic.items() if same}
     judged = [judgement for judgement, _ in arithmetic.values()]
-    judge = partial(quality.judged, one_training=one_training, margins=margins["points"], noise=noise)
-    judged += [_confirmed(j, finished[j.cell], new.confirming.get(j.cell, {}), judge) for j in judge(list(finished.values()))]
-    judged += figures.judged(cells | finished, one_training, margins)
+    judge = partial(quality.assess, one_training=one_training, margins=margins["points"], noise=noise)
+    judged += [_confirm(j, finished[j.cell], new.confirming.get(j.cell, {}), judge) for j in judge(list(finished.values()))]
+    judged += figures.judge_figures(cells | finished, one_training, margins)
 
     begun = [cells[cell].records[0][1] for cell in cells if cell not in finished]
-    judged += [judgement_of(r, r.main_score, Verdict.CANNOT_TELL, detail=NO_SCORES) for r in begun if r.finished]
+    judged += [make_judgement(r, r.main_score, Verdict.CANNOT_TELL, detail=NO_SCORES) for r in begun if r.finished]
     gone, added = "in the baseline, not in this run", "not in the baseline"
     for run, other, verdict, detail in ((old, new, Verdict.MISSING, gone), (new, old, Verdict.NEW, added)):
         lonely = [next(iter(seeds.values())) for cell, seeds in run.records.items() if cell not in other.records]
-        judged += [judgement_of(record, "cell", verdict, detail=detail) for record in lonely]
+        judged += [make_judgement(record, "cell", verdict, detail=detail) for record in lonely]
     return sorted(judged, key=lambda judgement: (judgement.cell in new.records, study_place(judgement.cell)))
 
 
-def _confirmed(drop: Judgement, rows: Rows, confirming: RecordsBySeed, judge: Callable[..., list[Judgement]]) -> Judgement:
+def _confirm(drop: Judgement, rows: Rows, confirming: RecordsBySeed, judge: Callable[..., list[Judgement]]) -> Judgement:
     """A drop at one seed that is none of the baseline's is worse only if the training that confirms it is worse by itself."""
     # At equal seeds a change is what differs, and the mean of several seeds is certain enough.
     if drop.verdict is not Verdict.WORSE or drop.effect is None or len(rows.new) > 1 or rows.new.keys() & rows.old.keys():
@@ -111,10 +111,10 @@ def _confirmed(drop: Judgement, rows: Rows, confirming: RecordsBySeed, judge: Ca
     return replace(drop, verdict=verdict, confirmed="yes" if worse else "no", detail=detail)
 
 
-def suspected(old: Run, record: Record) -> bool:
+def is_suspect(old: Run, record: Record) -> bool:
     """Whether a record alone is worse at a seed that is none of the baseline's: more often than by a gate of all cells."""
     try:
-        return any(j.confirmed == "open" for j in gate(old.only([record.cell]), Run.of([record])))
+        return any(j.confirmed == "open" for j in gate(old.select([record.cell]), Run.make([record])))
     except InputError:  # which a gate says
         return False
 

@@ -89,7 +89,7 @@ class Judgement:
         return self.kind != "quality" or self.quantity in ("cell", self.main_score) or self.verdict is Verdict.WORSE
 
 
-def judgement_of(record: Record, quantity: str, verdict: Verdict, **evidence: Any) -> Judgement:
+def make_judgement(record: Record, quantity: str, verdict: Verdict, **evidence: Any) -> Judgement:
     """A verdict on one figure of a cell's record."""
     return Judgement(cell=record.cell, main_score=record.main_score, quantity=quantity, verdict=verdict, **evidence)
 
@@ -113,7 +113,7 @@ def by_cell(judged: Iterable[Judgement]) -> dict[str, list[Judgement]]:
     return cells
 
 
-def evidence_of(judgement: Judgement) -> str:
+def describe(judgement: Judgement) -> str:
     """As "bert_sa_lora accuracy -3.91 points (20 rows lost ...)"."""
     effect, change = judgement.effect, ""
     if effect is not None:
@@ -123,6 +123,6 @@ def evidence_of(judgement: Judgement) -> str:
     return f"{judgement.cell} {judgement.quantity}{change} ({judgement.detail}{sees})"
 
 
-def in_words(judgement: Judgement) -> str:
+def verdict_text(judgement: Judgement) -> str:
     """The same with the verdict before it."""
-    return f"{judgement.verdict}: {evidence_of(judgement)}"
+    return f"{judgement.verdict}: {describe(judgement)}"

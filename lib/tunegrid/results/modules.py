@@ -43,10 +43,10 @@ Names = tuple[tuple[str, str, str], ...]  # of modules: each with its class and 
 def read_both(old: Record, new: Record, runs: Runs) -> tuple[Modules, Modules] | None:
     """The figures of two records; None if one has none or its file is gone. Raises InputError for a file that is not sound."""
     before, after = (read(record, run, "modules") for record, run in zip((old, new), runs, strict=True))
-    return (modules_of(before), modules_of(after)) if before is not None and after is not None else None
+    return (parse_modules(before), parse_modules(after)) if before is not None and after is not None else None
 
 
-def modules_of(columns: Mapping[str, Sequence[Any]] | pd.DataFrame) -> Modules:
+def parse_modules(columns: Mapping[str, Sequence[Any]] | pd.DataFrame) -> Modules:
     """The calls in a file's columns; raises InputError if they are no calls."""
     try:
         return pd.DataFrame({name: columns[name] for name in COLUMNS}).astype(dict.fromkeys(PLACES, "int32"))
@@ -67,7 +67,7 @@ class Moved:
     shares: pd.DataFrame  # a row a call, a column a figure, in units of its norm; NaN: the older record has no such call
 
     @classmethod
-    def between(cls, old: Modules, new: Modules, phase: str) -> "Moved":
+    def measure(cls, old: Modules, new: Modules, phase: str) -> "Moved":
         """Of two records; to or from no finite number a figure moved infinitely far."""
         before, calls = (one[one.phase == phase] for one in (old, new))
         same = before.drop_duplicates(["module", "call"], keep="last").set_index(["module", "call"])
@@ -97,13 +97,13 @@ class Moved:
             finite = calls.filter(like="gradient_").notna().all(axis=1)
             equal = calls.index[finite & (gradient <= min(bound, TENTH * far))]
             takers = self._innermost([call for call in equal if calls.source[call] == tensor != calls.maker[call]])
-            inside = takers or [call for call in self.outside(tensor) if call in equal][:1]
+            inside = takers or [call for call in self.parent_calls(tensor) if call in equal][:1]
         own = calls.index[(weights > bound) & ~calls.module.isin(calls.module[gradient > bound])]
         if max(own, default=-1) > max(inside, default=-1):
             return [own[-1]], weights[own[-1]]
         return inside, far
 
-    def outside(self, call: int) -> Iterator[int]:
+    def parent_calls(self, call: int) -> Iterator[int]:
         """The calls that a call is part of, from the smallest: those that end later, and lie less deep."""
         depth = self.calls.depth[call]
         for other, own in self.calls.depth.loc[call + 1 :].items():
@@ -121,7 +121,7 @@ def first_modules(
     old: Modules, new: Modules, phase: str, tolerance: Mapping[str, float], *, backward: bool = False
 ) -> tuple[str, Names]:
     """The module that changed first in a phase of the probe, in its gradients if `backward`: in words, and by name, if any."""
-    moved = Moved.between(old, new, phase)
+    moved = Moved.measure(old, new, phase)
     calls, shares = moved.forward(tolerance["module_outputs"]), moved.shares.output
     words = "the output of {} changes first, {}; its input is equal"
     if not calls:

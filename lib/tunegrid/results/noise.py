@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tunegrid.record import Record
-from tunegrid.results.thresholds import LAB_CALIBRATE, THRESHOLDS, Number, checked, tables
+from tunegrid.results.thresholds import LAB_CALIBRATE, THRESHOLDS, Number, check_shape, tables
 
 NOISE = THRESHOLDS / "noise.toml"
 SEEDS, PERTURBED = "seeds", "perturbed"
@@ -39,17 +39,17 @@ class Scale:
 
     half: float  # of the points by which a row moves that changes; infinite: the scale is that of points
 
-    def of(self, score: float) -> float:
+    def position(self, score: float) -> float:
         """A score's place; of less than 0 points, or more than 100, that of the end."""
         if self.half == math.inf:
             return score
         return 100 * math.asin(math.sqrt((min(max(score, 0.0), 100.0) + self.half) / (100 + 2 * self.half)))
 
-    def moved(self, score: float, distance: float) -> float:
+    def shift(self, score: float, distance: float) -> float:
         """The score, in points, that lies so far above this one on the scale; 0 or 100 if none does."""
         if self.half == math.inf:
             return score + distance
-        angle = min(max((self.of(score) + distance) / 100, 0.0), math.pi / 2)
+        angle = min(max((self.position(score) + distance) / 100, 0.0), math.pi / 2)
         return min(max(math.sin(angle) ** 2 * (100 + 2 * self.half) - self.half, 0.0), 100.0)
 
     def per_point(self, score: float) -> float:
@@ -64,7 +64,7 @@ class Scale:
 POINTS = Scale(math.inf)
 
 
-def scale_of(rows: int, metric: str) -> Scale:
+def make_scale(rows: int, metric: str) -> Scale:
     """Of scores of so many test rows."""
     return Scale(STEPS.get(metric, 100.0) / rows / 2)
 
@@ -84,12 +84,12 @@ def deviation(groups: Groups) -> Deviation | None:
     return Deviation(sd=math.sqrt(squares / df), df=df) if df else None
 
 
-def task_of(cell: str) -> str:
+def task_name(cell: str) -> str:
     """As "qa" of "bert_qa_lora"."""
     return cell.split("_")[1]
 
 
-def kind_of(cell: str) -> str:
+def cell_kind(cell: str) -> str:
     """Cells of one backbone and task are of a kind, as in "bert_qa": methods differ less in their noise."""
     return cell.rpartition("_")[0]
 
@@ -104,36 +104,36 @@ class Noise:
     first_seed: int = 0  # of those of `SEEDS`, which follow it
 
     @cached_property
-    def measured(self) -> dict[tuple[str, str, str], Deviation]:
+    def spreads(self) -> dict[tuple[str, str, str], Deviation]:
         """Deviations on the scale by kind of noise, cell, and score; and by kinds of cells in place of a cell."""
         groups = defaultdict[tuple[str, str, str], list[Sequence[float]]](list)
         for kind, (cell, metric) in ((kind, key) for kind, keys in self.scores.items() for key in keys):
-            for name in (cell, kind_of(cell)):
-                groups[kind, name, metric] += self.placed(kind, cell, metric)
+            for name in (cell, cell_kind(cell)):
+                groups[kind, name, metric] += self.places(kind, cell, metric)
         return {key: known for key, own in groups.items() if (known := deviation(own))}
 
     def scale(self, cell: str, metric: str) -> Scale:
         """Of a cell's calibrated scores."""
-        return scale_of(self.rows[task_of(cell)], metric)
+        return make_scale(self.rows[task_name(cell)], metric)
 
-    def placed(self, kind: str, cell: str, metric: str) -> Groups:
+    def places(self, kind: str, cell: str, metric: str) -> Groups:
         """Scores of a cell as places on their scale."""
         scale = self.scale(cell, metric)
-        return [[scale.of(score) for score in group] for group in self.scores[kind][cell, metric]]
+        return [[scale.position(score) for score in group] for group in self.scores[kind][cell, metric]]
 
     def residuals(self, kind: str, cell: str, metric: str) -> list[float]:
         """Of each score, with a variance of 1: a mean of n takes 1 / n of it, which is given back. Empty if nothing differs."""
-        own, groups = self.measured.get((kind, cell, metric)), [group for group in self.placed(kind, cell, metric) if group[1:]]
+        own, groups = self.spreads.get((kind, cell, metric)), [group for group in self.places(kind, cell, metric) if group[1:]]
         if not own or not own.sd:
             return []
         return [(one - fmean(group)) / own.sd / math.sqrt(1 - 1 / len(group)) for group in groups for one in group]
 
     def tail(self, cell: str, metric: str) -> float:
         """How many deviations below its mean the worst seed of any cell of this kind lies."""
-        alike = [key for key in self.scores[SEEDS] if (kind_of(key[0]), key[1]) == (kind_of(cell), metric)]
+        alike = [key for key in self.scores[SEEDS] if (cell_kind(key[0]), key[1]) == (cell_kind(cell), metric)]
         return -min(residual for key in alike for residual in (0.0, *self.residuals(SEEDS, *key)))
 
-    def of(self, kind: str, record: Record, metric: str) -> Deviation | None:
+    def find(self, kind: str, record: Record, metric: str) -> Deviation | None:
         """The deviation of a record's score; None if nothing is known of its profile, test rows, or kind of cells."""
         rows, score = record.data.rows["test"] if record.data else None, record.scores.get(metric)
         alike = record.profile == self.profile and rows == self.rows.get(record.task)
@@ -145,9 +145,9 @@ class Noise:
         A few draws may agree by chance; of a new method, only its kind is known. The degrees of freedom are the cell's own:
         cells of a kind, which share theirs, may be compared. No deviation counts as less than test rows resolve at `score`.
         """
-        if not (common := self.measured.get((kind, kind_of(cell), metric))):
+        if not (common := self.spreads.get((kind, cell_kind(cell), metric))):
             return None
-        own = self.measured.get((kind, cell, metric), common)
+        own = self.spreads.get((kind, cell, metric), common)
         sd = own.sd if own.df >= ENOUGH else max(own.sd, common.sd)
         return Deviation(sd=max(sd, self.scale(cell, metric).resolution(score)), df=own.df)
 
@@ -164,13 +164,13 @@ def load_noise(path: Path = NOISE) -> Noise:
     if not path.is_file():
         return Noise()
     with tables(path, "noise", LAB_CALIBRATE) as content:
-        rows = {task: int(count) for task, count in checked(content["rows"], dict[str, Number]).items()}
-        cells = checked(content["cells"], dict[str, dict[str, dict[Literal["seeds", "perturbed"], _Entry]]])
-        if absent := {cell for cell in cells if task_of(cell) not in rows}:
+        rows = {task: int(count) for task, count in check_shape(content["rows"], dict[str, Number]).items()}
+        cells = check_shape(content["cells"], dict[str, dict[str, dict[Literal["seeds", "perturbed"], _Entry]]])
+        if absent := {cell for cell in cells if task_name(cell) not in rows}:
             raise KeyError(f"rows of {min(absent)}")
         known = {(cell, metric): kinds for cell, metrics in cells.items() for metric, kinds in metrics.items()}
         scores = {kind: {key: own[kind].scores for key, own in known.items() if kind in own} for kind in (SEEDS, PERTURBED)}
-        profile, seeds = str(content["evidence"]["profile"]), checked(content["evidence"]["seeds"], list[int])
+        profile, seeds = str(content["evidence"]["profile"]), check_shape(content["evidence"]["seeds"], list[int])
         return Noise(profile=profile, rows=rows, scores=scores, first_seed=seeds[0])
 
 

@@ -20,16 +20,16 @@ from tunegrid.record import Record
 from tunegrid.record.checks import BERTSCORE
 from tunegrid.record.record import TrainingRecord
 from tunegrid.results.examples import Runs, read
-from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, judgement_of
+from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, make_judgement
 from tunegrid.results.modules import Modules, Names, first_modules, read_both
 from tunegrid.results.quality import Rows
 from tunegrid.results.report import count
-from tunegrid.results.thresholds import BERTSCORE_ROUNDING, CHANCE, FIXED_ANSWERS, SMALL_NORM, Tolerances, tolerance_of
+from tunegrid.results.thresholds import BERTSCORE_ROUNDING, CHANCE, FIXED_ANSWERS, SMALL_NORM, Tolerances, cell_tolerance
 
 UPDATES = 10
 MOVED = 3  # updates after which `moved` is taken
 WINDOW = 5  # updates: the losses of so many make a point of the curve; rounding moves single ones by more
-OF_PROBE = ("probe_loss", "probe_gradients", "probe_reached", "tokens_read", "decoded", "generated")
+PROBES = ("probe_loss", "probe_gradients", "probe_reached", "tokens_read", "decoded", "generated")
 OPTIONAL = ("computed", "probe_reached", "reached", "tokens_read", "decoded", "generated", "predicted")  # None: not looked at
 BY_GROUP = ("weights", "probe_gradients", "gradients", "moved")
 FINE, EXACT = "fp32", ("generated", "predicted")  # the arithmetic in which these do not depend on rounding
@@ -56,9 +56,9 @@ class Pair:
             later = dict(enumerate(self.gaps[1:UPDATES], 2))
             return dict.fromkeys(later, 0.0), later
         if name in ("parting", "curve"):
-            return {self.parting: 0.0}, {self.parting: self.curve if name == "curve" else self.jump}
+            return {self.split_update: 0.0}, {self.split_update: self.curve if name == "curve" else self.jump}
         old, new = self.old.first_step, self.new.first_step
-        if not old or not new or (name in OF_PROBE and old.probe != new.probe) or (name == "moved" and len(self.gaps) < MOVED):
+        if not old or not new or (name in PROBES and old.probe != new.probe) or (name == "moved" and len(self.gaps) < MOVED):
             return None, None
         before, after = getattr(old, name), getattr(new, name)
         return (None, None) if name in OPTIONAL and None in (before, after) else (before, after)
@@ -74,7 +74,7 @@ class Pair:
         return float(gap / before.mean()) if before.any() else math.inf if gap else 0.0
 
     @property
-    def parting(self) -> int:
+    def split_update(self) -> int:
         """The first update with another loss; if rounding already differs before, with one beyond what is rounding."""
         before, after = self.old.losses, self.new.losses
         rounds = before[:UPDATES] != after[:UPDATES]
@@ -90,18 +90,18 @@ class Pair:
     @cached_property
     def gaps(self) -> list[float]:
         """How far the losses of each update lie apart, of those that both made."""
-        return [_apart(*pair) for pair in zip(self.old.losses, self.new.losses, strict=False)]
+        return [_gap(*pair) for pair in zip(self.old.losses, self.new.losses, strict=False)]
 
 
 def furthest(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> tuple[float, str]:
     """How far the norms of groups lie apart at most, as a share of them or of `SMALL_NORM`, and of which group."""
     norms = {group: [(side or {}).get(group) for side in (old, new)] for group in {**(old or {}), **(new or {})}}
     least = SMALL_NORM * max((norm or 0.0 for pair in norms.values() for norm in pair), default=0.0)
-    gaps = [(_apart(*pair) / (max(least, *(norm or 0.0 for norm in pair)) or 1.0), group) for group, pair in norms.items()]
+    gaps = [(_gap(*pair) / (max(least, *(norm or 0.0 for norm in pair)) or 1.0), group) for group, pair in norms.items()]
     return max(gaps, key=lambda gap: gap[0], default=(0.0, ""))
 
 
-def _apart(before: Any, after: Any) -> float:
+def _gap(before: Any, after: Any) -> float:
     """How far two figures lie apart; infinitely far if one of two others is no number."""
     if before is None or after is None or isinstance(before, str):
         return 0.0 if before == after else math.inf
@@ -114,7 +114,7 @@ def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, A
     if name in BY_GROUP:
         gap, group = furthest(before, after)
     else:
-        gaps = ((_apart(before.get(one), after.get(one)), one) for one in before | after)
+        gaps = ((_gap(before.get(one), after.get(one)), one) for one in before | after)
         gap, group = next((one for one in gaps if one[0] > limit), (0.0, ""))
     if gap <= limit:
         return None
@@ -195,17 +195,17 @@ def first_change(pair: Pair) -> Change | None:
     return None
 
 
-def judged(rows: Rows, tolerances: Tolerances) -> tuple[Judgement, bool]:
+def judge_numerics(rows: Rows, tolerances: Tolerances) -> tuple[Judgement, bool]:
     """The gravest verdict on a cell's runs; and whether all that finished are of one training."""
     judgements, same = [], []
     for before, after in rows.records:
-        judgement, one_training = compared(before, after, tolerances, (rows.old_path, rows.new_path))
+        judgement, one_training = compare_pair(before, after, tolerances, (rows.old_path, rows.new_path))
         judgements.append(judgement)
         same.append((one_training and before.finished) or not after.finished)
     return min(judgements, key=lambda one: GRAVEST_FIRST.index(one.verdict)), all(same)
 
 
-def compared(old: Record, new: Record, tolerances: Tolerances, runs: Runs = (None, None)) -> tuple[Judgement, bool]:
+def compare_pair(old: Record, new: Record, tolerances: Tolerances, runs: Runs = (None, None)) -> tuple[Judgement, bool]:
     """The judgement on two records of a cell, and whether they are of one training but for rounding.
 
     Of one training are records of one seed, recipe, order and data if all losses are equal, or no stage changed but the
@@ -214,15 +214,15 @@ def compared(old: Record, new: Record, tolerances: Tolerances, runs: Runs = (Non
     reason, kind, updates = not_comparable(old, new, tolerances), arithmetic(old), None
     if old.first_updates or new.first_updates:
         updates = min(record.training.updates if record.training else 0 for record in (old, new))
-    judge = partial(judgement_of, old, "numerics", first_updates=updates)
+    judge = partial(make_judgement, old, "numerics", first_updates=updates)
     if reason or not old.training or not new.training:
         return judge(Verdict.NOT_COMPARABLE, detail=reason), False
     before, after = (replace(training, losses=training.losses[:updates]) for training in (old.training, new.training))
-    tolerance, modules = tolerance_of(old.cell, kind, tolerances), partial(read_both, old, new, runs)
+    tolerance, modules = cell_tolerance(old.cell, kind, tolerances), partial(read_both, old, new, runs)
     pair = Pair(old=before, new=after, tolerance=tolerance, fine=kind == FINE, modules=modules)
     change, equal = first_change(pair), before.losses == after.losses
     verdict, words = (
-        (Verdict.CHANGED, "") if change else _evaluated(old, new, updates, runs) if equal else _rounded(pair, old, new, runs)
+        (Verdict.CHANGED, "") if change else _evaluate(old, new, updates, runs) if equal else _rounding(pair, old, new, runs)
     )
     if verdict is Verdict.CHANGED:
         first = change or Change("evaluation", words)
@@ -232,7 +232,7 @@ def compared(old: Record, new: Record, tolerances: Tolerances, runs: Runs = (Non
     return judgement, bool(known and (equal or not change))
 
 
-def _rounded(pair: Pair, old: Record, new: Record, runs: Runs) -> tuple[Verdict, str]:
+def _rounding(pair: Pair, old: Record, new: Record, runs: Runs) -> tuple[Verdict, str]:
     """How far the first losses lie apart; changed, if more test rows have other predictions than rounding changes."""
     gaps = pair.gaps[:UPDATES]
     far = f"losses of the first {count(len(gaps), 'update')} differ by at most {max(gaps):.1e}"
@@ -252,7 +252,7 @@ def changed_rows(old: Record, new: Record, runs: Runs) -> tuple[int, int] | None
     return int((before.prediction != after.prediction).sum()), len(before)
 
 
-def _evaluated(old: Record, new: Record, updates: int | None, runs: Runs) -> tuple[Verdict, str]:
+def _evaluate(old: Record, new: Record, updates: int | None, runs: Runs) -> tuple[Verdict, str]:
     """Equal losses mean equal weights: other predictions are the evaluation's doing, but BERTScore's own model may round."""
     files = [record.examples and record.examples.file for record in (old, new)]
     if updates or None in files or files[0] == files[1]:
@@ -262,7 +262,7 @@ def _evaluated(old: Record, new: Record, updates: int | None, runs: Runs) -> tup
     if before is not None and after is not None and before.equals(after):  # files of other versions have other names
         return Verdict.EQUAL, "all losses, predictions and points are equal"
     # With other texts, other scores differ, too.
-    apart = {name: points for name in old.scores if (points := _apart(old.scores[name], new.scores.get(name)))}
+    apart = {name: points for name in old.scores if (points := _gap(old.scores[name], new.scores.get(name)))}
     if apart and apart.keys() <= set(BERTSCORE) and max(apart.values()) <= BERTSCORE_ROUNDING:
         return Verdict.ROUNDING, f"all losses are equal, BERTScore differs by at most {max(apart.values()):.1e} points"
     return Verdict.CHANGED, "all losses are equal, predictions or their points are not"

@@ -18,8 +18,8 @@ import numpy as np
 from tunegrid.errors import InputError
 from tunegrid.record import Record
 from tunegrid.results.examples import read
-from tunegrid.results.judgements import Judgement, RecordsBySeed, Verdict, judgement_of
-from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, NoiseKey, deviation, mean_score, scale_of
+from tunegrid.results.judgements import Judgement, RecordsBySeed, Verdict, make_judgement
+from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, NoiseKey, deviation, make_scale, mean_score
 from tunegrid.results.report import count
 from tunegrid.results.statistics import ALPHA, Array, Effect, by_training, holm, row_deviation
 
@@ -64,7 +64,7 @@ class Rows:
         named = all(name in points for pair in self.points for points in pair)
         return [np.asarray(new[name], float) - np.asarray(old[name], float) for old, new in self.points] if named else []
 
-    def unless_equal(self, judgement: Judgement) -> Judgement:
+    def check_equal(self, judgement: Judgement) -> Judgement:
         """The judgement on a score; *same* if it is equal to the last digit in each pair, and no row's points are others."""
         metric = judgement.quantity
         scores = [[record.scores.get(metric) for record in pair] for pair in self.records]
@@ -87,18 +87,18 @@ def check_rows(before: Record, after: Record) -> None:
         raise InputError(f"{before.cell}: the two runs scored different test rows ({hashes}) and cannot be paired")
 
 
-def tested(metric: str, rows: Rows, one_training: bool, noise: Noise, margin: float) -> tuple[dict[str, Any], Effect | None]:
+def weigh(metric: str, rows: Rows, one_training: bool, noise: Noise, margin: float) -> tuple[dict[str, Any], Effect | None]:
     """The evidence on a score's change, and its effect by the narrowest noise that is known; no effect if none is."""
     gains, new, every = rows.gains(metric), list(rows.new.values()), list(rows.old.values())
     data = every[0].data
     test_rows = len(gains[0]) if gains else data.rows["test"] if data else 1
-    scale = scale_of(test_rows, metric)
+    scale = make_scale(test_rows, metric)
     own = [rows.old[seed] for seed in rows.new] if one_training else every
-    words, old, known = "of one seed, perturbed", own, noise.of(PERTURBED, own[0], metric) if one_training else None
+    words, old, known = "of one seed, perturbed", own, noise.find(PERTURBED, own[0], metric) if one_training else None
     if not known:
-        words, old, known = "between seeds", every, noise.of(SEEDS, every[0], metric)
+        words, old, known = "between seeds", every, noise.find(SEEDS, every[0], metric)
     if not known:
-        scores = [[scale.of(record.scores[metric] or 0) for record in records] for records in (every, new)]
+        scores = [[scale.position(record.scores[metric] or 0) for record in records] for records in (every, new)]
         words, known = "between these seeds", deviation(scores)
     if not known:
         words, old = "of rows alone", own
@@ -132,12 +132,12 @@ def decide(
         worse, better = (holm({key: getattr(effect, p) for key, effect in own.items()}) for p in ("p_worse", "p_better"))
         for key, effect in own.items():
             margin = margins.get(key[1], margins["other"])
-            verdict = verdict_of(effect, worse[key], better[key], margin, alpha)
-            decisions[key] = verdict, worse[key], effect.smallest(alpha / len(own), margin)
+            verdict = effect_verdict(effect, worse[key], better[key], margin, alpha)
+            decisions[key] = verdict, worse[key], effect.detectable_drop(alpha / len(own), margin)
     return decisions
 
 
-def verdict_of(effect: Effect, p_worse: float, p_better: float, margin: float, alpha: float = MAIN_ALPHA) -> Verdict:
+def effect_verdict(effect: Effect, p_worse: float, p_better: float, margin: float, alpha: float = MAIN_ALPHA) -> Verdict:
     """The verdict by p-values that are adjusted. A change counts if it is significant, of at least the margin, and no 0.000."""
     if p_worse < alpha and effect.points <= -margin:
         return Verdict.WORSE
@@ -146,7 +146,7 @@ def verdict_of(effect: Effect, p_worse: float, p_better: float, margin: float, a
     return Verdict.SAME if effect.low > -margin else Verdict.CANNOT_TELL
 
 
-def judged(cells: Sequence[Rows], one_training: Collection[str], margins: Mapping[str, float], noise: Noise) -> list[Judgement]:
+def assess(cells: Sequence[Rows], one_training: Collection[str], margins: Mapping[str, float], noise: Noise) -> list[Judgement]:
     """A judgement on each bounded score of cells that trained to their ends; those of `one_training` differ by rounding."""
     by_cell = {rows.cell: rows for rows in cells if any(one.scores for pair in rows.records for one in pair)}
     mains = {cell: rows.records[0][0].main_score for cell, rows in by_cell.items()}
@@ -160,15 +160,15 @@ def judged(cells: Sequence[Rows], one_training: Collection[str], margins: Mappin
             old, new = (all(score is not None and math.isfinite(score) for score in own) for own in scores)
             if not old or not new:
                 verdict, which = (Verdict.WORSE, "new") if old else (Verdict.CANNOT_TELL, "old")
-                judgements.append(judgement_of(first, metric, verdict, detail=f"the {which} score is not a number"))
+                judgements.append(make_judgement(first, metric, verdict, detail=f"the {which} score is not a number"))
                 continue
             margin = margins.get(metric, margins["other"])  # of any other score, as a user's task may hold
-            known, effect = tested(metric, rows, cell in one_training, noise, margin)
+            known, effect = weigh(metric, rows, cell in one_training, noise, margin)
             if effect:
                 effects[cell, metric], evidence[cell, metric] = effect, known
             else:
-                judgements.append(judgement_of(first, metric, Verdict.CANNOT_TELL, **known))
+                judgements.append(make_judgement(first, metric, Verdict.CANNOT_TELL, **known))
     for (cell, metric), (verdict, p, smallest) in decide(effects, mains, margins).items():
         known = evidence[cell, metric] | {"p": p, "smallest": smallest}
-        judgements.append(judgement_of(by_cell[cell].records[0][0], metric, verdict, **known))
-    return [by_cell[j.cell].unless_equal(j) for j in judgements]
+        judgements.append(make_judgement(by_cell[cell].records[0][0], metric, verdict, **known))
+    return [by_cell[j.cell].check_equal(j) for j in judgements]

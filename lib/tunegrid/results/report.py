@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from tunegrid.terminal import visible
+from tunegrid.terminal import defuse
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,10 +45,10 @@ class Section:
         """The table's lines as text; a dash if nothing was measured."""
         forms = [self.formats.get(name, "") for name in self.columns]
         rows = self.frame.itertuples(index=False) if self.frame is not None and forms else ()
-        return [[shown(one, form) for one, form in zip(row, forms, strict=True)] for row in rows]
+        return [[show(one, form) for one, form in zip(row, forms, strict=True)] for row in rows]
 
 
-def shown(value: Any, form: str = "") -> str:
+def show(value: Any, form: str = "") -> str:
     """A figure or a text; yes or no for a boolean, a dash for None and NaN."""
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -58,12 +58,12 @@ def shown(value: Any, form: str = "") -> str:
 def text(sections: Iterable[Section]) -> str:
     """For a terminal, which obeys nothing in it."""
     parts = [[section.heading, *text_table(section), *section.sentences] for section in sections]
-    return "\n\n".join(filter(None, ("\n".join(map(visible, filter(None, lines))) for lines in parts)))
+    return "\n\n".join(filter(None, ("\n".join(map(defuse, filter(None, lines))) for lines in parts)))
 
 
 def text_table(section: Section) -> list[str]:
     """The head, then one line per row; numbers are aligned to the right."""
-    table = [list(map(visible, row)) for row in (section.columns, *section.cells)] if section.cells else []
+    table = [list(map(defuse, row)) for row in (section.columns, *section.cells)] if section.cells else []
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     sides = [">" if name in section.formats else "<" for name in section.columns]
     forms = [f"{side}{width}" for side, width in zip(sides, widths, strict=True)]
@@ -75,30 +75,30 @@ def markdown(sections: Iterable[Section]) -> str:
     parts = []
     for section in sections:
         if section.folded:
-            parts.append(f"<details><summary>{html.escape(_on_one_line(section.heading))}</summary>")
+            parts.append(f"<details><summary>{html.escape(_one_line(section.heading))}</summary>")
         elif section.heading:
             parts.append(f"**{_markdown(section.heading)}**")
         if section.cells:
             rule = ["---:" if name in section.formats else "---" for name in section.columns]
             head, *rows = [list(map(_markdown, row)) for row in (section.columns, *section.cells)]
             parts.append("\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows)))
-        parts += ["\n".join(f"* {with_code(one, _markdown, '`{}`')}" for one in section.sentences)] if section.sentences else []
+        parts += ["\n".join(f"* {mark_code(one, _markdown, '`{}`')}" for one in section.sentences)] if section.sentences else []
         parts += ["</details>"] if section.folded else []
     return "\n\n".join(parts)
 
 
 def _markdown(words: str) -> str:
     """Text as Markdown that shows it, on one line."""
-    return MARKUP.sub(r"\\\g<0>", _on_one_line(words))
+    return MARKUP.sub(r"\\\g<0>", _one_line(words))
 
 
-def _on_one_line(words: str) -> str:
+def _one_line(words: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in words)
 
 
-def with_code(sentence: str, escaped: Callable[[str], str], code: str) -> str:
+def mark_code(sentence: str, escaped: Callable[[str], str], code: str) -> str:
     """A sentence of ours, escaped, but for commands in backticks, which are made `code`; one that is not closed is text."""
-    parts = _on_one_line(sentence).split("`")
+    parts = _one_line(sentence).split("`")
     if len(parts) % 2 == 0 or not all(part.strip() for part in parts[1::2]):
         return escaped(sentence)
     return "".join(code.format(part) if index % 2 else escaped(part) for index, part in enumerate(parts))
@@ -120,10 +120,10 @@ def latex(sections: Iterable[Section]) -> str:
 
 
 def _latex(words: str) -> str:
-    return _on_one_line(words).translate(LATEX)
+    return _one_line(words).translate(LATEX)
 
 
-def as_html(sections: Iterable[Section]) -> str:
+def render_html(sections: Iterable[Section]) -> str:
     """Headings, tables and paragraphs for a page of your own."""
     parts = []
     for section in sections:
@@ -132,15 +132,15 @@ def as_html(sections: Iterable[Section]) -> str:
             rows = (f"<tr>{''.join(f'<td>{_html(one)}</td>' for one in row)}</tr>" for row in section.cells)
             head = "".join(f"<th>{_html(name)}</th>" for name in section.columns)
             parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
-        parts += [f"<p>{with_code(sentence, _html, Markup('<code>{}</code>'))}</p>" for sentence in section.sentences]
+        parts += [f"<p>{mark_code(sentence, _html, Markup('<code>{}</code>'))}</p>" for sentence in section.sentences]
     return "\n".join(parts)
 
 
 def _html(words: str) -> str:
-    return html.escape(visible(words))
+    return html.escape(defuse(words))
 
 
-def as_json(sections: Iterable[Section]) -> str:
+def render_json(sections: Iterable[Section]) -> str:
     """Each section with the values of its table, not rounded; null if nothing was measured."""
     parts = []
     for section in sections:
@@ -150,7 +150,7 @@ def as_json(sections: Iterable[Section]) -> str:
     return json.dumps(parts, indent=1)
 
 
-FORMATS = {"text": text, "markdown": markdown, "latex": latex, "html": as_html, "json": as_json}
+FORMATS = {"text": text, "markdown": markdown, "latex": latex, "html": render_html, "json": render_json}
 
 
 # Words of sentences
@@ -161,14 +161,14 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def out_of(number: int, total: int, noun: str) -> str:
+def count_text(number: int, total: int, noun: str) -> str:
     """As in "3 of 27 cells", "all 27 cells" and "the one cell"."""
     if number == total:
         return f"the one {noun}" if total == 1 else f"all {count(total, noun)}"
     return f"{number} of {count(total, noun)}"
 
 
-def joined(words: Sequence[str]) -> str:
+def phrase(words: Sequence[str]) -> str:
     """As in "a, b and c"."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 

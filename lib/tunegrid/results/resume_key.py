@@ -31,9 +31,9 @@ def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequen
     described = (cell.recipe, cell.head, cell.method, task, backbone, cell.optimizer, placeless)
     own_rows = map(Path, task.files.values()) if task.has_own_rows else ()
     rows = [profile.data_root / task.folder] if profile.data_root and not task.has_own_rows else own_rows
-    own = (path for file in grid_files for path in with_own_imports(file))
+    own = (path for file in grid_files for path in module_files(file))
 
-    def weights_of(backbone: Backbone) -> str:
+    def weights_digest(backbone: Backbone) -> str:
         name = backbone.micro if profile.micro else backbone.folder
         return content_digest(profile.checkpoint_root / name) if profile.checkpoint_root and name else ""
 
@@ -46,8 +46,8 @@ def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequen
         "code": code_digest(),
         "users": [hashlib.sha256(path.read_bytes()).hexdigest() for path in (*own, *source_files(cell))],
         "data": content_digest(*rows),
-        "weights": weights_of(backbone) or backbone.revision,
-        "scorer": weights_of(BERT) if task.problem is Problem.GENERATE else "",  # of BERTScore
+        "weights": weights_digest(backbone) or backbone.revision,
+        "scorer": weights_digest(BERT) if task.problem is Problem.GENERATE else "",  # of BERTScore
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -61,7 +61,7 @@ def source_files(cell: Cell) -> list[Path]:
 
 
 @cache
-def with_own_imports(file: Path) -> list[Path]:
+def module_files(file: Path) -> list[Path]:
     """A user's file and the modules of its own folder that it imports, in turn; of a package every module."""
     files = [file]
     for path in files:  # which grows

@@ -33,9 +33,9 @@ class Effect:
     df: float = np.inf  # degrees of freedom of training noise; infinitely many if single rows were compared
     scale: Scale = POINTS
 
-    def smallest(self, alpha: float, margin: float) -> float:
+    def detectable_drop(self, alpha: float, margin: float) -> float:
         """The smallest drop that is called worse four times in five: significant at `alpha`, and of the margin."""
-        error, moved = self.error * self.scale.per_point(self.before), self.scale.moved
+        error, moved = self.error * self.scale.per_point(self.before), self.scale.shift
         called = min(moved(self.before, -critical_value(alpha, self.df) * error), self.before - margin)
         return max(self.before - moved(called, -float(special.ndtri(POWER)) * error), margin)  # less than it never counts
 
@@ -47,8 +47,8 @@ def critical_value(alpha: float, df: float) -> float:
 
 def by_training(before: float, after: float, error: float, df: float, scale: Scale) -> Effect:
     """Two mean scores, held to a standard error on their scale that rests on `df` degrees of freedom (Student 1908)."""
-    reach, distance = critical_value(ALPHA / 2, df) * error, (scale.of(after) - scale.of(before)) / max(error, TINY)
-    low, high = (scale.moved(after, side * reach) - before for side in (-1, 1))
+    reach, distance = critical_value(ALPHA / 2, df) * error, (scale.position(after) - scale.position(before)) / max(error, TINY)
+    low, high = (scale.shift(after, side * reach) - before for side in (-1, 1))
     tested = {"p_worse": float(special.stdtr(df, distance)), "p_better": float(special.stdtr(df, -distance))}
     error /= scale.per_point(before)
     return Effect(points=after - before, low=low, high=high, **tested, error=error, before=before, df=df, scale=scale)

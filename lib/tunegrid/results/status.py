@@ -12,7 +12,7 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import CONFIRMING
 from tunegrid.record import AuditFinding, Record, Status
 from tunegrid.record.checks import NEED_LENGTH, below_bounds, failures, missed_bounds_alone
-from tunegrid.results.report import count, joined, out_of, some
+from tunegrid.results.report import count, count_text, phrase, some
 
 # After so many updates all that trains has moved. LoRA's A moves one update after B; a warm-up may start at a rate of 0; and
 # fp16 loses its first updates to overflows, while its scale falls.
@@ -42,7 +42,7 @@ class Extent:
         return ""
 
 
-def why_not_to_train(cell: Cell, findings: Iterable[AuditFinding]) -> str | None:
+def training_objection(cell: Cell, findings: Iterable[AuditFinding]) -> str | None:
     """Why a cell must not train, by what audits found before it does; None if it may.
 
     A full cell that is wrong from the start would train for hours. A micro one trains, so that its record shows all that
@@ -53,18 +53,18 @@ def why_not_to_train(cell: Cell, findings: Iterable[AuditFinding]) -> str | None
     return f"not trained, {'; '.join(failed)}" if failed and guarded else None
 
 
-def with_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) -> Record:
+def add_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) -> Record:
     """The record of a cell that came to an end, with its status and a sentence for all that is wrong or `unexpected`."""
     if record.training and record.training.stopped:  # nothing else counts
-        return replace(record, status="stopped", excused={}, missed=[located(record, record.training.stopped)])
+        return replace(record, status="stopped", excused={}, missed=[locate(record, record.training.stopped)])
     failed = [finding.name for finding in record.audits if not finding.passed]
     record = replace(record, excused={name: reason for name in failed if (reason := extent.excuse(name))})
     below = below_bounds(record.scores, record.bounds) if record.evaluation else []
     wrong = [*failures(record.audits, record.excused), *unexpected, *below]
-    return _ended(record, [located(record, sentence) for sentence in wrong])
+    return _end_record(record, [locate(record, sentence) for sentence in wrong])
 
 
-def _ended(record: Record, missed: list[str]) -> Record:
+def _end_record(record: Record, missed: list[str]) -> Record:
     """With these sentences, and the status that follows: *missed* tells of bounds first, *audit* of audits alone."""
     status: Status = "passed" if record.first_updates is None else "begun"
     if missed:
@@ -76,21 +76,21 @@ def _ended(record: Record, missed: list[str]) -> Record:
 def too_short(record: Record) -> list[str]:
     """Sentences on the audits that failed and do not count, since the run was too short to meet them."""
     failed = [finding for finding in record.audits if not finding.passed and finding.name in record.excused]
-    return [located(record, f"{failures([finding])[0]}; {record.excused[finding.name]}") for finding in failed]
+    return [locate(record, f"{failures([finding])[0]}; {record.excused[finding.name]}") for finding in failed]
 
 
-def located(record: Record, sentence: str) -> str:
+def locate(record: Record, sentence: str) -> str:
     """The sentence with the cell, the profile and the seed that it is about."""
     return f"{sentence} ({record.cell}, {record.profile}, seed {record.seeds.seed})"
 
 
-def status_of(seeds: Sequence[Record]) -> Status:
+def cell_status(seeds: Sequence[Record]) -> Status:
     """A cell's status: the first that counts against it; else whether it passed with every seed."""
     others = sorted((record for record in seeds if record.status != "passed"), key=lambda record: record.unharmed)
     return others[0].status if others else "passed"
 
 
-def weighed(records: Sequence[Record]) -> list[Record]:
+def weigh_misses(records: Sequence[Record]) -> list[Record]:
     """The records; a miss is *unconfirmed* if the training that confirms it, or that it confirms, passed."""
     known = {(record.profile, record.cell, record.seeds.seed): record for record in records}
     pairs = [(known.get((r.profile, r.cell, r.seeds.confirms)), r) for r in records if r.seeds.confirms is not None]
@@ -98,7 +98,7 @@ def weighed(records: Sequence[Record]) -> list[Record]:
     return [replace(r, status="unconfirmed") if id(r) in reached and missed_bounds_alone(r) else r for r in records]
 
 
-def unconfirmed(records: Sequence[Record], older: Sequence[Record] = ()) -> Iterator[str]:
+def unconfirmed_misses(records: Sequence[Record], older: Sequence[Record] = ()) -> Iterator[str]:
     """A sentence for each cell with a miss that its second training did not confirm; it counts seeds of older runs, too."""
     for profile, cell in dict.fromkeys((one.profile, one.cell) for one in records if one.status == "unconfirmed"):
         own = [one for one in (*records, *older) if (one.profile, one.cell) == (profile, cell) and one.finished]
@@ -133,7 +133,7 @@ class Failure(NamedTuple):
     def name(self) -> str:
         """As "failed audits base_frozen and dropout_drops and missed a bound"."""
         audits = [cause.removeprefix(AUDIT) for cause in self.causes if cause.startswith(AUDIT)]
-        failed = [f"failed audit{'s' if audits[1:] else ''} {joined(audits)}"] if audits else []
+        failed = [f"failed audit{'s' if audits[1:] else ''} {phrase(audits)}"] if audits else []
         return " and ".join([*failed, *(cause for cause in self.causes if not cause.startswith(AUDIT))])
 
     @property
@@ -143,9 +143,9 @@ class Failure(NamedTuple):
 
     def headline(self, total: int) -> str:
         """What the first of its cells says, and how many of all say so: an audit's own sentence before the audit's name."""
-        cause, number, sentences = self.causes[0], out_of(len(self.cells), total, "cell"), []
+        cause, number, sentences = self.causes[0], count_text(len(self.cells), total, "cell"), []
         for record in self.records:
-            sentence = next(iter(said_of(record, cause)), "no detail is known").removesuffix(located(record, ""))
+            sentence = next(iter(cause_sentences(record, cause)), "no detail is known").removesuffix(locate(record, ""))
             sentences.append(sentence.removeprefix(f"audit {cause.removeprefix(AUDIT)}: "))
         if cause.startswith(AUDIT):
             cells = some(self.cells) if len(set(sentences)) == 1 else f"as {self.cells[0]}"
@@ -154,7 +154,7 @@ class Failure(NamedTuple):
         return f"{number} {self.name} ({self.cells[0]}: {sentences[0]}{others})"
 
 
-def said_of(record: Record, cause: str) -> list[str]:
+def cause_sentences(record: Record, cause: str) -> list[str]:
     """What a record says of what it failed by: of an audit its own sentence, of any other cause what no audit says."""
     if cause.startswith(AUDIT):
         return [sentence for sentence in record.missed if f"audit {cause.removeprefix(AUDIT)}: " in sentence]
@@ -165,14 +165,14 @@ def said_of(record: Record, cause: str) -> list[str]:
 def _causes(record: Record) -> list[str]:
     if record.unharmed or record.status == "reported" or (record.status == "begun" and not record.missed):
         return []
-    audits = [cause for cause in dict.fromkeys(f"{AUDIT}{one.name}" for one in record.audits) if said_of(record, cause)]
+    audits = [cause for cause in dict.fromkeys(f"{AUDIT}{one.name}" for one in record.audits) if cause_sentences(record, cause)]
     if not record.finished and not record.first_updates:
         return audits or [ENDS[record.status]]
     wrong = BOUND if below_bounds(record.scores, record.bounds) else FIGURES
-    return [*audits, wrong] if wrong == BOUND or not audits or said_of(record, FIGURES) else audits
+    return [*audits, wrong] if wrong == BOUND or not audits or cause_sentences(record, FIGURES) else audits
 
 
-def failures_of(records: Iterable[Record]) -> list[Failure]:
+def find_failures(records: Iterable[Record]) -> list[Failure]:
     """What went wrong, causes of the same records together: audits first, the one that most cells failed before the others."""
     by_cause: dict[str, list[Record]] = defaultdict(list)
     for record in records:
@@ -221,7 +221,7 @@ def _results(record: Record) -> set[tuple[object, ...]]:
     return figures
 
 
-def compared_together(records: Sequence[Record]) -> list[Record]:
+def compare_cells(records: Sequence[Record]) -> list[Record]:
     """New records, with what the cells of one profile and seed show together in place of what others did, as in a shard."""
     runs: dict[tuple[str, int | None], list[Record]] = defaultdict(list)
     for record in records:
@@ -232,11 +232,11 @@ def compared_together(records: Sequence[Record]) -> list[Record]:
     def audited(record: Record) -> Record:
         own = findings[record.profile, record.seeds.seed][record.cell]
         missed = [text for text in record.missed if not any(f"audit {name}: " in text for name in TOGETHER)]
-        missed += [located(record, sentence) for sentence in failures(own)]
+        missed += [locate(record, sentence) for sentence in failures(own)]
         alone = [finding for finding in record.audits if finding.name not in TOGETHER]
-        return _ended(replace(record, audits=[*alone, *own]), missed)
+        return _end_record(replace(record, audits=[*alone, *own]), missed)
 
-    return weighed([audited(record) if record.finished else record for record in records])
+    return weigh_misses([audited(record) if record.finished else record for record in records])
 
 
 def contradicts(record: Record) -> bool:

@@ -12,9 +12,9 @@ from typing import Any
 
 from tunegrid.grid.cells import STUDY_IDS, study_place
 from tunegrid.record import Record
-from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, by_cell, evidence_of, in_words, tally, worst
+from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, by_cell, describe, tally, verdict_text, worst
 from tunegrid.results.report import NAMED, Section, count, markdown, some, text_table
-from tunegrid.results.status import failures_of, said_of, status_of, too_short, unconfirmed
+from tunegrid.results.status import cause_sentences, cell_status, find_failures, too_short, unconfirmed_misses
 from tunegrid.results.verdict import RunVerdict
 from tunegrid.terminal import annotation, say
 
@@ -49,13 +49,13 @@ def cell_lines(
     groups = [list(seeds) for _, seeds in groupby(own_seeds, lambda record: (record.profile, record.cell))]
     scored, footprints = ([seeds for seeds in groups if (seeds[0].flops is None) is own] for own in (True, False))
     for own in filter(None, (scored, footprints)):
-        colours = ["", *(COLOURS.get(status_of(seeds), "red") for seeds in own)]
+        colours = ["", *(COLOURS.get(cell_status(seeds), "red") for seeds in own)]
         yield from zip(text_table(table(CELLS, map(_row, own))), colours, strict=True)
     if records:
         yield footer(own_seeds, len(groups), seconds), ""
     yield from ((line, "red") for line in failure_lines(records))
     yield from ((sentence, "yellow") for record in records for sentence in too_short(record))
-    yield from ((sentence, "yellow") for sentence in unconfirmed(records))
+    yield from ((sentence, "yellow") for sentence in unconfirmed_misses(records))
 
 
 def _row(seeds: Sequence[Record]) -> dict[str, Any]:
@@ -95,10 +95,10 @@ def footer(records: Sequence[Record], cells: int, seconds: float | None = None) 
 
 def failure_lines(records: Iterable[Record]) -> Iterator[str]:
     """Lines on what failed: cells with their causes, and below them what they say; of more than three what one says."""
-    for failure in failures_of(sorted(records, key=lambda record: study_place(record.cell))):
+    for failure in find_failures(sorted(records, key=lambda record: study_place(record.cell))):
         yield f"{failure.title}: {some(failure.cells, MOST_CELLS)}"
         few, most = (failure.records, None) if len(failure.records) <= NAMED else (failure.records[:1], 1)
-        yield from (f"  {said}" for record in few for cause in failure.causes for said in said_of(record, cause)[:most])
+        yield from (f"  {said}" for record in few for cause in failure.causes for said in cause_sentences(record, cause)[:most])
 
 
 def gate_section(judged: Sequence[Judgement], failing: Sequence[Judgement]) -> Section:
@@ -109,10 +109,10 @@ def gate_section(judged: Sequence[Judgement], failing: Sequence[Judgement]) -> S
         row = {"cell": cell, "main score": main.main_score, "change": main.effect, "p": main.p, "sees": main.smallest}
         row["95 % interval"] = None if main.low is None else f"{main.low:+.1f} to {main.high:+.1f}"
         rows.append(row | {kind: worst(j for j in judgements if j.kind == kind) for kind in KINDS})
-    return table(GATE, rows, [*remarks(judged, failing), counted(judged)])
+    return table(GATE, rows, [*remarks(judged, failing), count_verdicts(judged)])
 
 
-def counted(judged: Sequence[Judgement]) -> str:
+def count_verdicts(judged: Sequence[Judgement]) -> str:
     """How many cells have each verdict on numerics and on quality."""
     cells = by_cell(j for j in judged if j.decides).values()
     parts = [f"{kind}: {tally(worst(j for j in own if j.kind == kind) for own in cells) or 'none'}" for kind in KINDS[:2]]
@@ -130,8 +130,8 @@ def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> l
     for group in groups.values():
         cells, most = len({j.cell for j in group}), max(group, key=lambda j: abs(j.effect or 0.0))
         which = "e.g." if most.effect is None else "most of all"
-        one = f"{most.verdict}: {most.quantity} of {cells} cells, {which} {evidence_of(most)}"
-        lines += [one] if cells > NAMED else map(in_words, group)
+        one = f"{most.verdict}: {most.quantity} of {cells} cells, {which} {describe(most)}"
+        lines += [one] if cells > NAMED else map(verdict_text, group)
     reasons = {j.detail: j.quantity for j in judged if j.verdict is Verdict.NOT_COMPARABLE}
     return lines + [f"{quantity} not compared: {detail}" for detail, quantity in reasons.items()]
 

@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from tunegrid import ROOT
 from tunegrid.errors import InputError, first_line
 from tunegrid.results.judgements import PEAKS, SPEEDS, TRACED
-from tunegrid.terminal import visible
+from tunegrid.terminal import defuse
 
 THRESHOLDS = ROOT / "benchmarks" / "thresholds"
 TOLERANCES = THRESHOLDS / "numerics.toml"
@@ -48,25 +48,25 @@ def load_bounds(path: Path) -> dict[str, Bounds]:
     if not path.is_file():
         return {}
     with tables(path, "bounds", LAB_CALIBRATE if path.parent == THRESHOLDS else OWN_CALIBRATE) as content:
-        cells = checked(content["cells"], dict[str, dict[str, dict[str, Number | list[Number]]]])
-        known = {cell: {name: checked(one["minimum"], Number) for name, one in own.items()} for cell, own in cells.items()}
+        cells = check_shape(content["cells"], dict[str, dict[str, dict[str, Number | list[Number]]]])
+        known = {cell: {name: check_shape(one["minimum"], Number) for name, one in own.items()} for cell, own in cells.items()}
         return {cell: {name: one for name, one in own.items() if one > 0} for cell, own in known.items()}  # 0 bounds nothing
 
 
 def load_margins(path: Path = THRESHOLDS / "margins.toml") -> dict[str, dict[str, float]]:
     """The change that is none yet, by kind and quantity. Raises InputError for a file that is not sound."""
     with tables(path, "margins") as content:
-        return {kind: checked(content[kind], dict[str, Number], names) for kind, names in MARGINS.items()}
+        return {kind: check_shape(content[kind], dict[str, Number], names) for kind, names in MARGINS.items()}
 
 
 def load_tolerances(path: Path = TOLERANCES) -> Tolerances:
     """How far figures of numerics may lie apart and still be rounding. Raises InputError for a file that is not sound."""
     with tables(path, "tolerances", LAB_CALIBRATE) as content:
         own = {name: figures for name, figures in content.items() if name != "evidence"}
-        return {name: checked(own[name], dict[str, Number], () if name.startswith("cell ") else TOLERATED) for name in own}
+        return {name: check_shape(own[name], dict[str, Number], () if name.startswith("cell ") else TOLERATED) for name in own}
 
 
-def tolerance_of(cell: str, arithmetic: str, tolerances: Tolerances) -> Mapping[str, float]:
+def cell_tolerance(cell: str, arithmetic: str, tolerances: Tolerances) -> Mapping[str, float]:
     """What is rounding in a cell of this arithmetic."""
     return {**tolerances[arithmetic], **tolerances.get(f"cell {cell}", {})}
 
@@ -80,12 +80,12 @@ def tables(path: Path, what: str, command: str = "") -> Iterator[Mapping[str, An
         cause = f"{type(error).__name__}: {first_line(error)[:200]}"
         if isinstance(error, ValidationError):
             fault = error.errors()[0]
-            cause = visible(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}")[:200]
+            cause = defuse(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}")[:200]
         way_out = f"`{command}` writes it" if command else "take the repository's"
         raise InputError(f"{path} holds no {what} ({cause}); {way_out}") from None
 
 
-def checked(value: Any, shape: Any, needed: Collection[str] = ()) -> Any:
+def check_shape(value: Any, shape: Any, needed: Collection[str] = ()) -> Any:
     """The value, of this shape; raises ValueError for anything else, and KeyError if one that is needed is missing."""
     if needed and (missing := set(needed) - set(value)):
         raise KeyError(min(missing))

@@ -1,6 +1,6 @@
 """The verdict on a run, as data: what failed or changed, in which cells, where first, by how much, and what to run next.
 
-`verdict_of` reckons it once. Terminal, step summary, JUnit, annotations and page print it (`tunegrid.results.summary`).
+`run_verdict` reckons it once. Terminal, step summary, JUnit, annotations and page print it (`tunegrid.results.summary`).
 """
 
 import shlex
@@ -17,13 +17,13 @@ from packaging.version import InvalidVersion, Version
 from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import study_place
-from tunegrid.grid.more_tasks import words_for
+from tunegrid.grid.more_tasks import marker_words
 from tunegrid.grid.recipes import CONFIRMING
 from tunegrid.machine import PACKAGES
 from tunegrid.record import Record
-from tunegrid.results.judgements import CANNOT_TELL, COUNTED, FAILED_BY, KINDS, Judgement, Outcome, Verdict, evidence_of, tally
-from tunegrid.results.report import count, joined, out_of, some
-from tunegrid.results.status import AUDIT, failures_of, unconfirmed
+from tunegrid.results.judgements import CANNOT_TELL, COUNTED, FAILED_BY, KINDS, Judgement, Outcome, Verdict, describe, tally
+from tunegrid.results.report import count, count_text, phrase, some
+from tunegrid.results.status import AUDIT, find_failures, unconfirmed_misses
 
 UNLIKE = "compare runs of the same cells, seeds, rows and recipes, on one machine"
 NEVER_FAILING = ("rss_peak_gib",)  # a process's resident set depends on the cells that it ran before
@@ -34,7 +34,7 @@ CARRIED = ("--ask", "--grid", "--data-root", "--checkpoint-root", "--device", "-
 # Which judgements count
 
 
-def kinds_of(text: str) -> tuple[str, ...]:
+def parse_kinds(text: str) -> tuple[str, ...]:
     """What fails a run, divided by commas; raises InputError for a name that is none."""
     kinds = tuple(text.split(","))
     if unknown := [kind for kind in kinds if kind not in COUNTED]:
@@ -42,18 +42,18 @@ def kinds_of(text: str) -> tuple[str, ...]:
     return kinds
 
 
-def failing(judged: Iterable[Judgement], kinds: Sequence[str]) -> list[Judgement]:
+def find_worse(judged: Iterable[Judgement], kinds: Sequence[str]) -> list[Judgement]:
     """What of these kinds is worse or of numerics changed, and every missing cell."""
     kinds_by = {Verdict.MISSING: KINDS, Verdict.WORSE: kinds, Verdict.CHANGED: [kind for kind in kinds if kind == "numerics"]}
     return [j for j in judged if j.kind in kinds_by.get(j.verdict, ()) and j.quantity not in NEVER_FAILING]
 
 
-def undecided(judged: Iterable[Judgement]) -> list[Judgement]:
+def open_scores(judged: Iterable[Judgement]) -> list[Judgement]:
     """The main scores that cannot be told."""
     return [j for j in judged if j.quantity == j.main_score and j.verdict is Verdict.CANNOT_TELL]
 
 
-def unscored(judged: Iterable[Judgement]) -> list[Judgement]:
+def changed_updates(judged: Iterable[Judgement]) -> list[Judgement]:
     """First updates that are not the baseline's, or could not be compared, of cells that took no score."""
     doubtful = (Verdict.CHANGED, Verdict.NOT_COMPARABLE)
     return [j for j in judged if j.kind == "numerics" and j.first_updates and j.verdict in doubtful]
@@ -61,14 +61,14 @@ def unscored(judged: Iterable[Judgement]) -> list[Judgement]:
 
 def outcome(judged: Sequence[Judgement], kinds: Sequence[str]) -> Outcome:
     """What the judgements say of the whole run."""
-    if failing(judged, kinds):
+    if find_worse(judged, kinds):
         return Outcome.WORSE
-    untested = {j.cell for j in undecided(judged) if j.p is None}
+    untested = {j.cell for j in open_scores(judged) if j.p is None}
     scored = {j.cell for j in judged if j.quantity == j.main_score}
     silent = (Verdict.NOT_COMPARABLE, Verdict.NEW)
     doubts = (
-        unscored(judged),
-        CANNOT_TELL in kinds and undecided(judged),
+        changed_updates(judged),
+        CANNOT_TELL in kinds and open_scores(judged),
         "quality" in kinds and scored and scored == untested,  # no main score could be tested
         any(kind in KINDS for kind in kinds)  # that count, and nothing of them could be compared
         and all(j.verdict in silent or (j.verdict is Verdict.CANNOT_TELL and j.p is None) for j in judged if j.kind in kinds),
@@ -111,7 +111,7 @@ def first_change(judged: Iterable[Judgement]) -> Change:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedRun:
-    """The arguments of `verdict_of`; makes commands that a shell takes as they are, with the options of the run."""
+    """The arguments of `run_verdict`; makes commands that a shell takes as they are, with the options of the run."""
 
     records: Sequence[Record]
     judged: Sequence[Judgement]
@@ -142,10 +142,10 @@ class JudgedRun:
         """Runs cells as this run did; `whole`: to their ends."""
         first = next((record for record in (*self.records, *self.before) if record.cell in cells), None)
         words = ["pytest"] if Path.cwd().is_relative_to(ROOT) else ["tunegrid", "run"]
-        words += ["-m", words_for(first.cell, first.profile) if first else "quick", "--cells", ",".join(cells)]
+        words += ["-m", marker_words(first.cell, first.profile) if first else "quick", "--cells", ",".join(cells)]
         return f"`{shlex.join([*words, *self.options(whole=whole), *more])}`"
 
-    def again(self, record: Record) -> str:
+    def rerun(self, record: Record) -> str:
         """Runs a cell that failed alone, in one process, or what was left out."""
         if record.status in ("killed", "not run", "unfinished"):
             resumed = shlex.join([*self.words, *([] if "--resume" in self.words else ["--resume"])])
@@ -172,7 +172,7 @@ class JudgedRun:
         good, bad = (f"{upgraded[0]}=={versions[upgraded[0]]}" for versions in (before, after))
         by = ",".join(kind for kind in KINDS if kind in kinds)
         words = ["tunegrid", "bisect", "--good", good, "--bad", bad, "--cells", cells[0], "--by", by]
-        marker = words_for(cells[0], new[0].profile)
+        marker = marker_words(cells[0], new[0].profile)
         seeds = sorted({one.seeds.seed or 0 for one in new if one.seeds.confirms is None})
         options = [*(["-m", marker] if marker != "quick" else []), *self.options(whole=True)]
         options += ["--seeds", ",".join(map(str, seeds))] if seeds != [0] else []
@@ -237,10 +237,10 @@ class RunVerdict:
     def sentences(self) -> tuple[str, ...]:
         """The answer, its cause or else the next finding, what to run next, and the other findings."""
         more = [sentence(one.sentence) for one in self.findings[1:]]
-        return in_lines(self.answer, self.findings[0].cause, self.next_step, more)
+        return answer_lines(self.answer, self.findings[0].cause, self.next_step, more)
 
 
-def in_lines(answer: str, cause: str, next_step: str, more: Sequence[str] = ()) -> tuple[str, ...]:
+def answer_lines(answer: str, cause: str, next_step: str, more: Sequence[str] = ()) -> tuple[str, ...]:
     """An answer in its lines."""
     second, rest = ([f"Cause: {cause}."], more) if cause else (more[:1], more[1:])
     return (answer, *second, *([f"Next: {next_step}."] if next_step else []), *rest)
@@ -251,7 +251,7 @@ def sentence(clause: str) -> str:
     return f"{clause[0].upper() if clause.partition(' ')[0].isalpha() else clause[0]}{clause[1:]}."
 
 
-def verdict_of(
+def run_verdict(
     records: Iterable[Record],  # finished or not
     judged: Iterable[Judgement] = (),  # by the gate, if there was one
     kinds: Sequence[str] = FAILED_BY,  # what fails a run
@@ -268,11 +268,11 @@ def verdict_of(
     )
     judged = sorted(judged, key=lambda one: study_place(one.cell))
     run = JudgedRun(records=records, judged=judged, kinds=kinds, baseline=baseline, before=before, command=command, files=files)
-    cells, numerics = [*(() if troubles is None else _of_cells(run, troubles))], [*_of_numerics(run)]
+    cells, numerics = [*(() if troubles is None else _cell_findings(run, troubles))], [*_numerics_findings(run)]
     parts = (cells, numerics) if first_change(judged).cells else (numerics, cells)  # if only rounding differs, it comes first
-    findings = [*parts[0], *parts[1], *(_of_figures(run) if judged else ())]
+    findings = [*parts[0], *parts[1], *(_figure_findings(run) if judged else ())]
     # What was missed or worse at one seed and not at the one that confirms it: over time, what fails now and then.
-    if said := [*unconfirmed(records, before), *(evidence_of(j) for j in judged if j.confirmed == "no")]:
+    if said := [*unconfirmed_misses(records, before), *(describe(j) for j in judged if j.confirmed == "no")]:
         findings.append(Finding(sentence="; ".join(said)))
     order = (State.FAILED, State.CANNOT_TELL)
     first, *others = sorted(findings, key=lambda one: order.index(one.state) if one.state in order else len(order))
@@ -280,17 +280,17 @@ def verdict_of(
     if passed:  # what is to be done comes after what it is about
         others.sort(key=lambda one: not one.next_step)
     next_step = first.next_step or (others[0].next_step if passed and others else "")
-    return RunVerdict(findings=[first, *others], next_step=next_step, failing=failing(judged, kinds))
+    return RunVerdict(findings=[first, *others], next_step=next_step, failing=find_worse(judged, kinds))
 
 
-def _of_cells(run: JudgedRun, troubles: Sequence[str]) -> Iterator[Finding]:
+def _cell_findings(run: JudgedRun, troubles: Sequence[str]) -> Iterator[Finding]:
     """What cells come to by themselves: what failed, by cause, or that nothing did."""
-    failures, total = failures_of(run.records), len({(record.profile, record.cell) for record in run.records})
+    failures, total = find_failures(run.records), len({(record.profile, record.cell) for record in run.records})
     for failure in failures[:1]:
         first, name = failure.records[0], failure.causes[0]
         change = first_change(j for j in run.judged if j.cell in failure.cells)
         audit = f"; reports/evidence/audits.md explains {name.removeprefix(AUDIT)}" if AUDIT in name else ""
-        next_step = run.bisection(change.cells[:1], ["numerics"]) or f"{run.again(first)}{audit}"
+        next_step = run.bisection(change.cells[:1], ["numerics"]) or f"{run.rerun(first)}{audit}"
         yield Finding(state=State.FAILED, sentence=failure.headline(total), cause=change.cause, next_step=next_step)
     if also := [*(failure.title for failure in failures[1:]), *troubles]:
         yield Finding(state=State.FAILED, sentence=f"{'also ' if failures else ''}{'; '.join(also)}")
@@ -304,12 +304,12 @@ def _of_cells(run: JudgedRun, troubles: Sequence[str]) -> Iterator[Finding]:
 def _soundness(records: Sequence[Record], total: int) -> str:
     """That nothing objects to any cell; what no bound or audit vouched for is not called passed."""
     begun = {record.cell: record.first_updates for record in records if record.first_updates}
-    bounds, cells = [bool(record.bounds) for record in records], out_of(total, total, "cell")
+    bounds, cells = [bool(record.bounds) for record in records], count_text(total, total, "cell")
     ended = "reached every bound" if all(bounds) else f"ran to the end, {'not all with' if any(bounds) else 'without'} bounds,"
     if doubts := sum(record.status == "unconfirmed" for record in records):
         ended += f", {doubts} only in a second training,"
     if begun:
-        cells, whose = out_of(len(begun), total, "cell"), "its" if len(begun) == 1 else "their"
+        cells, whose = count_text(len(begun), total, "cell"), "its" if len(begun) == 1 else "their"
         ended = f"made {whose} first {max(begun.values())} updates, without scores,"
     objecting = dict.fromkeys(finding.name for record in records for finding in record.audits if not finding.passed)
     audited = "and passed every audit" if all(record.audits for record in records) else "but not every cell was audited"
@@ -317,7 +317,7 @@ def _soundness(records: Sequence[Record], total: int) -> str:
     return f"{cells} {ended} {audited}"
 
 
-def _of_numerics(run: JudgedRun) -> Iterator[Finding]:
+def _numerics_findings(run: JudgedRun) -> Iterator[Finding]:
     """Whether numerics changed, in how many cells, and what first; or that all differences are small."""
     own, counts = [j for j in run.judged if j.kind == "numerics"], "numerics" in run.kinds
     changed, rounding = ([j.cell for j in own if j.verdict is one] for one in (Verdict.CHANGED, Verdict.ROUNDING))
@@ -326,9 +326,9 @@ def _of_numerics(run: JudgedRun) -> Iterator[Finding]:
     if changed:
         change = first_change(own)
         here = f", in {len(change.cells)} of them" if len(change.cells) < len(changed) else ""
-        where = f"numerics of {out_of(len(changed), len(own), 'cell')} changed, first at the stage {change.stage}{here}"
+        where = f"numerics of {count_text(len(changed), len(own), 'cell')} changed, first at the stage {change.stage}{here}"
         libraries = next(j.detail for j in own if j.cell == change.cells[0]).partition("; with ")[2]
-        why = "" if counts else "; scores have not been judged" if unscored(own) else "; numerics do not count here"
+        why = "" if counts else "; scores have not been judged" if changed_updates(own) else "; numerics do not count here"
         hint = "in a checkout of a library, bisect --repo finds the commit" if libraries else "no library is known to differ"
         yield Finding(
             state=State.FAILED if counts else State.PASSED,
@@ -342,51 +342,51 @@ def _of_numerics(run: JudgedRun) -> Iterator[Finding]:
     elif rounding and all(j.verdict is not Verdict.NOT_COMPARABLE for j in own):
         others = ", the others not at all" if len(rounding) < len(own) else ""
         differ = f"differ{'s' if len(rounding) == 1 else ''} from {run.baseline} by rounding alone{others}"
-        yield Finding(sentence=f"{out_of(len(rounding), len(own), 'cell')} {differ}")
+        yield Finding(sentence=f"{count_text(len(rounding), len(own), 'cell')} {differ}")
 
 
-def _of_figures(run: JudgedRun) -> Iterator[Finding]:
+def _figure_findings(run: JudgedRun) -> Iterator[Finding]:
     """What is worse or missing; why nothing can be told; or that nothing is worse."""
-    bad, judged, others = failing(run.judged, run.kinds), run.judged, [kind for kind in run.kinds if kind in KINDS[1:]]
+    bad, judged, others = find_worse(run.judged, run.kinds), run.judged, [kind for kind in run.kinds if kind in KINDS[1:]]
     if figures := [j for j in bad if j.kind != "numerics"]:
-        yield _of_worse(run, figures)
+        yield _worse_finding(run, figures)
     elif not bad and outcome(judged, run.kinds) is Outcome.CANNOT_TELL:
-        yield _of_doubts(run)
+        yield _doubt_finding(run)
     elif not bad and others and any(j.quantity == j.main_score for j in judged):
-        cells = [j.cell for j in undecided(judged)]
+        cells = [j.cell for j in open_scores(judged)]
         doubt = f", though {count(len(cells), 'main score')} cannot be decided ({some(cells)})" if cells else ""
-        no_worse = f"no worse than {run.baseline} by {joined(others)}{doubt}"
+        no_worse = f"no worse than {run.baseline} by {phrase(others)}{doubt}"
         yield Finding(sentence=no_worse, next_step=run.more_seeds(cells) if cells else "")
     numerics = [j for j in judged if j.kind == "numerics" and "numerics" in run.kinds and not j.first_updates]
     if lost := [j for j in numerics if j.verdict is Verdict.NOT_COMPARABLE]:
-        reasons, own = some(list(dict.fromkeys(j.detail for j in lost))), out_of(len(lost), len(numerics), "cell")
+        reasons, own = some(list(dict.fromkeys(j.detail for j in lost))), count_text(len(lost), len(numerics), "cell")
         yield Finding(sentence=f"numerics of {own} could not be compared ({reasons})", next_step=UNLIKE)
 
 
-def _of_doubts(run: JudgedRun) -> Finding:
+def _doubt_finding(run: JudgedRun) -> Finding:
     """Why it cannot be told whether the run is worse, and what would tell."""
-    doubts, early = undecided(run.judged), unscored(run.judged)
+    doubts, early = open_scores(run.judged), changed_updates(run.judged)
     cells = [j.cell for j in early or doubts]
     if early:
         why = f"{tally(j.verdict for j in early)} in first updates, without scores ({some(cells)})"
         next_step = f"{run.run(cells, whole=True)} trains {'it' if len(cells) == 1 else 'them'} to the end"
     elif doubts and ("quality" in run.kinds or CANNOT_TELL in run.kinds):
-        why = f"{count(len(doubts), 'main score')} cannot be decided ({some(list(map(evidence_of, doubts)), 1)})"
+        why = f"{count(len(doubts), 'main score')} cannot be decided ({some(list(map(describe, doubts)), 1)})"
         next_step = run.more_seeds(cells)
     else:
-        why, next_step = f"no figure of {joined(run.kinds)} could be compared", UNLIKE
+        why, next_step = f"no figure of {phrase(run.kinds)} could be compared", UNLIKE
     untold = f"cannot tell whether the run is worse than {run.baseline}"
     return Finding(state=State.CANNOT_TELL, sentence=untold, cause=why, next_step=next_step)
 
 
-def _of_worse(run: JudgedRun, figures: Sequence[Judgement]) -> Finding:
+def _worse_finding(run: JudgedRun, figures: Sequence[Judgement]) -> Finding:
     """What is missing or worse, most of all; changed numerics of these cells are its cause."""
     ordered = sorted(figures, key=lambda j: (j.verdict is Verdict.WORSE, j.kind != "quality", -abs(j.effect or 0.0)))
     gravest, parts = ordered[0], []
     for verdict in dict.fromkeys(j.verdict for j in ordered):
         own = [j for j in ordered if j.verdict is verdict]
         cells = list(dict.fromkeys(j.cell for j in own))
-        most = f"{'most of all ' if cells[1:] else ''}{evidence_of(own[0]).partition(' (')[0]}"
+        most = f"{'most of all ' if cells[1:] else ''}{describe(own[0]).partition(' (')[0]}"
         parts.append(f"{count(len(cells), 'cell')} {verdict}: {some(cells) if verdict is Verdict.MISSING else most}")
     change = first_change(j for j in run.judged if j.cell in {one.cell for one in figures})
     kinds = ["numerics"] if change.cells else [j.kind for j in figures if j.cell == gravest.cell]

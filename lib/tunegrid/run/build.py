@@ -24,7 +24,7 @@ from tunegrid.codecs.architectures import architecture
 from tunegrid.codecs.base import SyntheticTokenizer
 from tunegrid.data.sources import LONGEST_CAUSE, ROOTS_HINT
 from tunegrid.errors import InputError, first_line
-from tunegrid.grid.backbones import BERT, checkpoint_of, within
+from tunegrid.grid.backbones import BERT, checkpoint_source, is_part
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Base
 from tunegrid.grid.recipes import Profile
@@ -48,7 +48,7 @@ def load_tokenizer(cell: Cell) -> Any:
     if cell.profile.random_weights:
         tokenizer: Any = SyntheticTokenizer(cell.backbone)
     else:
-        source, pin = checkpoint_of(cell.backbone, cell.profile)
+        source, pin = checkpoint_source(cell.backbone, cell.profile)
         tokenizer = from_hub_or_folder(hf.AutoTokenizer, source, pin)
     if cell.head.new_token:
         tokenizer.add_tokens([cell.head.new_token], special_tokens=True)
@@ -57,7 +57,7 @@ def load_tokenizer(cell: Cell) -> Any:
 
 def load_bert_scorer(profile: Profile) -> BertScorer:
     """BERTScore's encoder: the profile's own BERT."""
-    source, pin = checkpoint_of(BERT, profile)
+    source, pin = checkpoint_source(BERT, profile)
     tokenizer = from_hub_or_folder(hf.AutoTokenizer, source, pin)
     return BertScorer(Path(source).name, tokenizer, from_hub_or_folder(hf.BertModel, source, {"use_safetensors": True, **pin}))
 
@@ -106,7 +106,7 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
         )
     hf.set_seed(cell.profile.seed)
     model = load_base(cell, tokenizer, device)
-    adapted = cell.method.adapted(model, cell, base_of(cell, tokenizer, model))
+    adapted = cell.method.adapt(model, cell, make_base(cell, tokenizer, model))
     if base_type(cell) is not torch.float32:
         train_in_fp32(adapted)
     built: Any = adapted.to(device)
@@ -138,7 +138,7 @@ def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
         with device:
             options = {"config": config, "state_dict": getattr(kind, "checkpoint_class", kind)(config).state_dict()}
     else:
-        source, pin = checkpoint_of(cell.backbone, cell.profile)
+        source, pin = checkpoint_source(cell.backbone, cell.profile)
         options |= pin
     options |= {"dtype": base_type(cell), "attn_implementation": ATTENTION, "use_safetensors": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # reported below, by name
@@ -150,8 +150,8 @@ def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
         options["quantization_config"] = hf.BitsAndBytesConfig(**packing)
     model, report = from_hub_or_folder(kind, source, options)
     new = head.new_modules + head.adapted_modules
-    missing = sorted(name for name in report["missing_keys"] if not within(name, new + head.optional_modules))
-    misshapen = sorted(str(name) for name, *_ in report["mismatched_keys"] if not within(str(name), new))
+    missing = sorted(name for name in report["missing_keys"] if not is_part(name, new + head.optional_modules))
+    misshapen = sorted(str(name) for name, *_ in report["mismatched_keys"] if not is_part(str(name), new))
     if names := missing or misshapen:
         raise InputError(
             f"{source} does not hold {len(names)} weights that {kind.__name__} needs, {names[0]} among them; they would start "
@@ -166,7 +166,7 @@ def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
     return model
 
 
-def base_of(cell: Cell, tokenizer: Any, model: Any) -> Base:
+def make_base(cell: Cell, tokenizer: Any, model: Any) -> Base:
     """What a PEFT config must be told about the loaded model. Of a new token, its row of the embedding trains."""
     token = cell.head.new_token
     return Base(
@@ -217,7 +217,7 @@ def perturb(model: nn.Module, draw: int) -> None:
                 parameter.mul_(1 + PERTURBATION * noise)
 
 
-def numbers_of(parameter: Any) -> Tensor:
+def unpack_weight(parameter: Any) -> Tensor:
     """A weight as numbers, if it is packed to 4 bits, too."""
     state = getattr(parameter, "quant_state", None)
     numbers: Tensor = parameter.detach() if state is None else bnb.functional.dequantize_4bit(parameter.data, state)
@@ -236,7 +236,7 @@ def checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Checksum]:
 
 def weight_files(cell: Cell) -> list[Path]:
     """The safetensors that transformers loads: one file, or else all that the index names."""
-    source, pin = checkpoint_of(cell.backbone, cell.profile)
+    source, pin = checkpoint_source(cell.backbone, cell.profile)
     optional = {**pin, "_raise_exceptions_for_missing_entries": False}
     if single := hf.utils.cached_file(source, hf.utils.SAFE_WEIGHTS_NAME, **optional):
         return [Path(single)]
@@ -259,14 +259,14 @@ def lacking_modules(cell: Cell) -> list[str]:
     if not cell.head.optional_modules:
         return []
     names = files_by_key(tuple(weight_files(cell)))
-    return [module for module in cell.head.optional_modules if not any(within(name, [module]) for name in names)]
+    return [module for module in cell.head.optional_modules if not any(is_part(name, [module]) for name in names)]
 
 
 def model_record(cell: Cell) -> ModelRecord:
     """Which weights the cell started from, by the hub's commit or a hash of a local folder's, and the class they went into."""
     checkpoint, fingerprint = f"random weights, shape of {cell.backbone.checkpoint}", None
     if not cell.profile.random_weights:
-        source, _ = checkpoint_of(cell.backbone, cell.profile)
+        source, _ = checkpoint_source(cell.backbone, cell.profile)
         checkpoint = Path(source).name if Path(source).is_dir() else source
         if cell.profile.checkpoint_root is None:
             find = hf.utils.hub.extract_commit_hash

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from tunegrid.errors import first_line
-from tunegrid.machine import replacing
+from tunegrid.machine import replace_file
 from tunegrid.run.ranks import ALONE, Ranks, local_shard
 
 if TYPE_CHECKING:
@@ -54,16 +54,16 @@ class Checkpoints:
             return
         tensors: dict[str, Tensor] = {}
 
-        def stored(tensor: Tensor) -> dict[str, str]:
+        def store_tensor(tensor: Tensor) -> dict[str, str]:
             name = str(len(tensors))
             tensors[name] = local_shard(tensor.detach()).cpu().clone().contiguous()
             return {TENSOR: name}
 
-        tree = tree_map_only(Tensor, stored, source.state_dict())
+        tree = tree_map_only(Tensor, store_tensor, source.state_dict())
         self.saved_at = time.monotonic()
         try:
             text = json.dumps(tree)
-            with replacing(self.path) as part:
+            with replace_file(self.path) as part:
                 save_file(tensors, part, {"tree": text})
             self.trouble = None
         except (OSError, SafetensorError, TypeError) as error:  # TypeError: an optimizer's value that JSON does not know
@@ -71,20 +71,20 @@ class Checkpoints:
 
     def restore(self, target: "Trainer") -> None:
         """Load the file's state into the target; do nothing without `resume`, without a file, or if it cannot be used."""
-        state = self._usable() if self.resume and self.path.is_file() else None
-        updates = self.ranks.gathered(state and state["log"]["updates"])
+        state = self._read_state() if self.resume and self.path.is_file() else None
+        updates = self.ranks.gather(state and state["log"]["updates"])
         if state and len(set(updates)) == 1:  # a kill may leave some ranks with another update's file than others
             target.load_state_dict(state)
 
-    def _usable(self) -> dict[str, Any] | None:
+    def _read_state(self) -> dict[str, Any] | None:
         """What the file holds; None if it cannot be read, as one that was cut off: then it is set aside."""
         try:
             with safe_open(self.path, "pt") as file:
 
-                def loaded(one: dict[str, Any]) -> Any:
+                def load_value(one: dict[str, Any]) -> Any:
                     return file.get_tensor(one[TENSOR]) if [*one] == [TENSOR] else one
 
-                state: dict[str, Any] = json.loads(file.metadata()["tree"], object_hook=loaded)
+                state: dict[str, Any] = json.loads(file.metadata()["tree"], object_hook=load_value)
             return state
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             aside = self.path.with_name(f"{self.path.name}.broken")

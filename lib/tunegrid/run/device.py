@@ -153,7 +153,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def fitting() -> Iterator[None]:
+def check_memory() -> Iterator[None]:
     """Raises DoesNotFit if memory runs out meanwhile."""
     try:
         yield

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from tunegrid.codecs.base import Codec, Feature, Prediction
-from tunegrid.codecs.features import features_of, lengths_of
+from tunegrid.codecs.features import get_features, get_lengths
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import Precision
 from tunegrid.record.record import EvaluationRecord
-from tunegrid.run.device import DoesNotFit, autocast, fitting, free_memory, resolve_precision
+from tunegrid.run.device import DoesNotFit, autocast, check_memory, free_memory, resolve_precision
 from tunegrid.run.meter import Progress
 from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.run.ranks import ALONE, Ranks
@@ -51,7 +51,7 @@ def evaluate(
     ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Predict every row, and score the predictions against the rows: of several ranks the first one scores, for all."""
-    task, features = codec.task, features_of(codec, rows, training=False)
+    task, features = codec.task, get_features(codec, rows, training=False)
     began = time.perf_counter()
     outputs, batch = predict(model, codec, features, device, progress, ranks)
     seconds = time.perf_counter() - began
@@ -65,7 +65,7 @@ def evaluate(
         loss=sum(losses) / len(losses) if losses else None,
         batch=batch,
         metric_sources=scored.sources,
-        precision=precision_of(codec.cell, device),
+        precision=eval_precision(codec.cell, device),
         generated_tokens=generated,
     )
     return Evaluation(
@@ -81,7 +81,7 @@ def evaluate(
     )
 
 
-def precision_of(cell: Cell, device: torch.device) -> Precision:
+def eval_precision(cell: Cell, device: torch.device) -> Precision:
     """What a cell is scored in: as by transformers' `Trainer`, and so the study's notebooks, the precision of training."""
     # Text in fp32, where one token that rounding turns makes another text; micro backbones, too.
     return "fp32" if cell.profile.micro or cell.recipe.generation else resolve_precision(cell, device)[0]
@@ -92,18 +92,18 @@ def predict(
 ) -> tuple[list[Any], int]:
     """An output a feature, and how many were predicted at once at the end: each time memory runs out, the batch is halved."""
     # Several ranks predict every feature once, in turn, and all have all outputs.
-    lengths, outputs = lengths_of(features), dict[int, Any]()
+    lengths, outputs = get_lengths(features), dict[int, Any]()
     order = sorted(range(len(features)), key=lambda i: -lengths[i])[ranks.rank :: ranks.count]
     # Texts are generated in whole batches: each step reads all weights again.
     room = ROOM if device.type == "cpu" and not codec.generates and not codec.cell.profile.micro else sys.maxsize
     model.eval()
     size = EVAL_BATCH
-    with torch.inference_mode(), autocast(precision_of(codec.cell, device), device):
+    with torch.inference_mode(), autocast(eval_precision(codec.cell, device), device):
         while len(outputs) < len(order):
             start = len(outputs)
             chunk = order[start : start + min(size, room // lengths[order[start]] or 1)]
             try:
-                with fitting():
+                with check_memory():
                     answers = codec.predict(model, [features[i] for i in chunk], device)
             except DoesNotFit:
                 answers = None
@@ -115,6 +115,6 @@ def predict(
             else:  # out here, where the error no longer keeps the failed pass alive
                 free_memory(device)
                 size //= 2
-    shares = ranks.gathered((outputs, size))
+    shares = ranks.gather((outputs, size))
     by_feature = {i: output for share, _ in shares for i, output in share.items()}
     return [by_feature[i] for i in range(len(features))], min(size for _, size in shares)

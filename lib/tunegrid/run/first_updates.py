@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from tunegrid.grid.backbones import within
+from tunegrid.grid.backbones import is_part
 from tunegrid.grid.cells import Cell
 from tunegrid.run.ranks import full_tensor
 
@@ -41,7 +41,7 @@ WHOLE = ("norms", "biases of position", "embeddings", "output")  # one group for
 Figures = dict[str, float | None]  # by group; None for what is not finite
 
 
-def groups_of(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
+def names_by_group(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
     """Names by group, in the order of the model: the head's, those that the method added, and those of each layer and kind."""
     own = cell.method.own_parameters(model)
     groups: dict[str, list[str]] = defaultdict(list)
@@ -49,10 +49,10 @@ def groups_of(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[str, l
         lower, layer = f".{name.lower()}", re.search(r"\.(\d+)\.", name)
         kind = next((kind for pattern, kind in KINDS if re.search(pattern, lower)), None)
         stack = next((stack for stack in ("decoder", "encoder") if f".{stack}." in lower), "layer")
-        if within(name, cell.head.new_modules):
+        if is_part(name, cell.head.new_modules):
             group = "head"
         elif name in own:
-            group = cell.method.group_of(name)
+            group = cell.method.group_name(name)
         elif kind in WHOLE or layer is None:
             group = kind or "rest"
         else:
@@ -117,7 +117,7 @@ class FirstUpdates:
         """Norms by group of the gradients that the optimizer is about to use, and what was drawn so far."""
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         self._start = sample({name: self.parameters[name] for name in gradients})
-        groups = groups_of(self.cell, self.model, gradients)
+        groups = names_by_group(self.cell, self.model, gradients)
         whole = {name: full_tensor(gradient) for name, gradient in gradients.items()}
         sizes, reached, self._rounding = gradient_figures(groups, whole)
         drawn = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()  # dropout draws from it
@@ -131,7 +131,7 @@ class FirstUpdates:
         # An AdamW moves a weight by its whole rate also if its gradient is rounding: such tensors are left out.
         change = {name: now[name] - start for name, start in self._start.items() if name not in self._rounding}
         sizes = {name: float(one.norm(dtype=torch.float32)) for name, one in change.items()}
-        return {"moved": norms(groups_of(self.cell, self.model, change), sizes)}
+        return {"moved": norms(names_by_group(self.cell, self.model, change), sizes)}
 
 
 # AdamW by its definition
@@ -271,7 +271,7 @@ class ModuleFigures:
             call["given"], makers = self._look(made, own)
             call["maker"] = next(iter(makers), -1)
             if made and made[0].requires_grad and call["maker"] == own:
-                made[0].register_hook(lambda gradient: call.update(gradient=figures_of(gradient.detach())))  # type: ignore[no-untyped-call] # torch's own
+                made[0].register_hook(lambda gradient: call.update(gradient=tensor_figures(gradient.detach())))  # type: ignore[no-untyped-call] # torch's own
             self._calls.append(call)
 
         with ExitStack() as hooks:
@@ -297,7 +297,7 @@ class ModuleFigures:
                 if maker < 0:  # so that nothing hides the rest: whole numbers by their sine, what masks hold by its sign
                     large = values.abs() > LARGE if values.is_floating_point() else None
                     values = torch.sin(values.float()) if large is None else torch.where(large, values.sign(), values)
-                figures = figures_of(values)
+                figures = tensor_figures(values)
                 seen = self._seen[id(tensor)] = (weakref.ref(tensor), version, figures, maker)
             known.append(seen[2:])
         return _sum([figures for figures, _ in known]), [maker for _, maker in known]
@@ -310,7 +310,7 @@ class ModuleFigures:
             module = name.rpartition(".")[0]
             while module and module not in first:  # it only holds them, as a list of parameters does
                 module = module.rpartition(".")[0]
-            held[module].append(figures_of(gradient))
+            held[module].append(tensor_figures(gradient))
         for module in held.keys() & first.keys():
             first[module]["weights"] = _sum(held[module])
 
@@ -331,7 +331,7 @@ class ModuleFigures:
         return columns
 
 
-def figures_of(tensor: Tensor) -> Projected:
+def tensor_figures(tensor: Tensor) -> Projected:
     """A tensor's norm, and its projections on random vectors that are the same for every tensor of its shape."""
     # Each is the product of one along the last dimension and one along all others: none is ever as long as the tensor.
     matrix = tensor.float().reshape(-1, tensor.shape[-1] if tensor.dim() else 1)

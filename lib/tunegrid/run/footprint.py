@@ -46,7 +46,7 @@ class Footprint:
 def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
     """Two updates of the trainer: one counts FLOPs, one traces bytes beyond `baseline_bytes`, held before the model was."""
     device, live = trainer.meter.device, list[int]()
-    with FlopCounterMode(display=False, custom_mapping=uncounted()) as flops:
+    with FlopCounterMode(display=False, custom_mapping=extra_flops()) as flops:
         trainer.update(next(trainer.updates(0)))
     group = next(trainer.updates(0))
     cuda = device.type == "cuda"
@@ -70,7 +70,7 @@ def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
     )
 
 
-def uncounted() -> dict[Any, Any]:
+def extra_flops() -> dict[Any, Any]:
     """FLOPs of operators that torch's counter leaves out, or counts otherwise on another device; attention stays fused."""
 
     def attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
@@ -150,7 +150,7 @@ def complete(ledger: Ledger, footprint: Footprint) -> Ledger:
     return replace(ledger, peak_bytes=footprint.peak_bytes, activations_bytes=activations)
 
 
-def flops_of(footprint: Footprint, step_seconds: float | None) -> Flops:
+def compute_flops(footprint: Footprint, step_seconds: float | None) -> Flops:
     """FLOPs of an update, and how fast they were done beside the device's best."""
     achieved = footprint.flops_per_step / step_seconds if step_seconds else None
     peak = footprint.matmul_flops_per_second
@@ -165,7 +165,7 @@ def flops_of(footprint: Footprint, step_seconds: float | None) -> Flops:
 # What must hold on any machine: a sentence for each expectation that does not
 
 
-def unexpected(trainer: Trainer, footprint: Footprint) -> list[str]:
+def footprint_faults(trainer: Trainer, footprint: Footprint) -> list[str]:
     """Of the number of parameters that train, of the bytes held, and of what the method saves."""
     cell, ledger = trainer.cell, trainer.log.ledger
     assert ledger, "a traced trainer has made two updates"

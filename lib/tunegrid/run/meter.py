@@ -120,14 +120,14 @@ class Meter:
             self._joules = self.counter() if self.counter else None
             self._began = time.perf_counter()
 
-    def over(self, ranks: Ranks) -> RanksRecord:
+    def gather_ranks(self, ranks: Ranks) -> RanksRecord:
         """What each of several ranks did, which all must ask together. From then on, updates are those of all."""
         memory, rates = self.memory(), self.throughput()
         record = {name: memory.peak(name) for name in ("rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib")}
         record |= {name: getattr(rates, name) for name in ("train_samples_per_second", "train_tokens_per_second")}
         record["train_samples"] = sum(update.samples for update in self.updates)
         sizes = [(update.samples, update.tokens, update.padded_tokens) for update in self.updates]
-        records, sizes_of_ranks = zip(*ranks.gathered((record, sizes)), strict=True)
+        records, sizes_of_ranks = zip(*ranks.gather((record, sizes)), strict=True)
         for update, *of_ranks in zip(self.updates, *sizes_of_ranks, strict=True):
             update.samples, update.tokens, update.padded_tokens = map(sum, zip(*of_ranks, strict=True))
         backend: Literal["nccl", "gloo"] = "nccl" if self.device.type == "cuda" else "gloo"

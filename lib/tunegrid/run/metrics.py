@@ -71,7 +71,7 @@ def classification_scores(references: Sequence[int], predicted: Sequence[int], c
 # Extraction: the official SQuAD v1.1 evaluation (Rajpurkar et al. 2016), in its own order of steps
 
 
-def normalized(answer: str) -> str:
+def simplify(answer: str) -> str:
     """Lower case, without punctuation, articles and extra white space."""
     letters = "".join(letter for letter in answer.lower() if letter not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", letters).split())
@@ -86,7 +86,7 @@ def token_f1(answer: str, truth: str) -> float:
 
 def squad_examples(truths: Sequence[Sequence[str]], answers: Sequence[str]) -> PointsByMetric:
     """Each question's best score against any of its answers."""
-    pairs = [([normalized(truth) for truth in some], normalized(answer)) for some, answer in zip(truths, answers, strict=True)]
+    pairs = [([simplify(truth) for truth in some], simplify(answer)) for some, answer in zip(truths, answers, strict=True)]
     exact = [100.0 * (answer in some) for some, answer in pairs]
     return {"exact_match": exact, "f1": [100 * max(token_f1(answer, truth) for truth in some) for some, answer in pairs]}
 
@@ -153,11 +153,11 @@ class BertScorer:
 
     def examples(self, references: Sequence[str], candidates: Sequence[str]) -> dict[str, list[float]]:
         """Points of each example; an empty text scores 0."""
-        matches = map(greedy_match, self._embedded(candidates), self._embedded(references))
+        matches = map(greedy_match, self._embed(candidates), self._embed(references))
         points = zip(*([100 * one for one in match] for match in matches), strict=True)
         return dict(zip(("bertscore_precision", "bertscore_recall", "bertscore_f1"), map(list, points), strict=True))
 
-    def _embedded(self, texts: Sequence[str]) -> list[Embedded]:
+    def _embed(self, texts: Sequence[str]) -> list[Embedded]:
         """The tokens of each text, as far as the encoder's window reaches."""
         frame = torch.tensor([self._tokenizer.cls_token_id, self._tokenizer.sep_token_id])
         embedded: list[Embedded] = []

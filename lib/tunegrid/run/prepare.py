@@ -12,7 +12,7 @@ from tunegrid.codecs.base import Codec, Feature
 from tunegrid.codecs.chat import ChatAnswerCodec, ChatCodec
 from tunegrid.codecs.classify import ClassifyCodec
 from tunegrid.codecs.extract import ExtractCodec
-from tunegrid.codecs.features import features_of
+from tunegrid.codecs.features import get_features
 from tunegrid.codecs.generate import EncoderDecoderCodec, SeparatedCodec
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
@@ -34,7 +34,7 @@ CODECS: dict[tuple[Problem, Layout | None], type[Codec]] = {
 }
 
 
-def codec_of(cell: Cell, tokenizer: Any) -> Codec:
+def make_codec(cell: Cell, tokenizer: Any) -> Codec:
     """The cell's codec over a tokenizer; raises InputError if there is none for its problem and its head's layout."""
     problem = cell.task.problem  # nothing but a chat's codec tells the turns of a conversation apart
     layouts = [Layout.CHAT] if cell.task.messages else [layout for kind, layout in CODECS if kind is problem]
@@ -56,8 +56,8 @@ def prepare(
     after_update: Callable[[Trainer], None] = lambda trainer: None,
 ) -> Trainer:
     """A trainer with all that a training of the cell needs; without rows on random tokens of full length, as for footprints."""
-    codec = codec or codec_of(cell, load_tokenizer(cell))
-    features = synthetic_features(cell, codec) if rows is None else features_of(codec, rows, training=True)
+    codec = codec or make_codec(cell, load_tokenizer(cell))
+    features = synthetic_features(cell, codec) if rows is None else get_features(codec, rows, training=True)
     model = build(cell, codec.tokenizer, device) if model is None else model
     return Trainer(cell, model, codec, features, meter or Meter(device=device), ranks, after_update)
 
@@ -66,4 +66,4 @@ def synthetic_features(cell: Cell, codec: Codec) -> Sequence[Feature]:
     """Features of full length for every update of the profile."""
     rng, recipe = Random(cell.profile.seed), cell.recipe
     count = recipe.max_steps * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
-    return [replace(codec.synthetic(rng), example=i) for i in range(count)]
+    return [replace(codec.draw_feature(rng), example=i) for i in range(count)]

@@ -16,16 +16,16 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from tunegrid.codecs.base import IGNORED, Batch, Feature, on
-from tunegrid.codecs.features import chunks, lengths_of
+from tunegrid.codecs.base import IGNORED, Batch, Feature, move_batch
+from tunegrid.codecs.features import chunks, get_lengths
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.sources import Row, answer_texts
 from tunegrid.errors import InputError
 from tunegrid.grid.tasks import Problem, Task
-from tunegrid.run.build import base_type, numbers_of
-from tunegrid.run.device import DoesNotFit, fitting, free_memory
+from tunegrid.run.build import base_type, unpack_weight
+from tunegrid.run.device import DoesNotFit, check_memory, free_memory
 from tunegrid.run.evaluate import evaluate
-from tunegrid.run.first_updates import Columns, Figures, ModuleFigures, digest, figure, gradient_figures, groups_of, norms
+from tunegrid.run.first_updates import Columns, Figures, ModuleFigures, digest, figure, gradient_figures, names_by_group, norms
 from tunegrid.run.metrics import METRICS, TELLING, Metrics
 from tunegrid.run.train import Trainer
 
@@ -53,24 +53,24 @@ def before_training(
 
     The model will be scored on `rows`. `keep` stores the figures of single modules, and returns the name for the record.
     """
-    features, modules = short_to_long(trainer.features, PROBED), ModuleFigures(trainer.model)
+    features, modules = spread_features(trainer.features, PROBED), ModuleFigures(trainer.model)
     device, codec, figures = trainer.meter.device, trainer.codec, {**UNPROBED}
     asks = (_gradients, _search) if isinstance(codec, GenerateCodec) else (_gradients,)
-    with undisturbed(trainer):
+    with keep_state(trainer):
         for ask in asks:  # a probe keeps all activations, training perhaps does not
             fits = False
-            with suppress(DoesNotFit), fitting():
+            with suppress(DoesNotFit), check_memory():
                 figures |= ask(trainer, features, modules)
                 fits = True
             if not fits:
                 free_memory(device)  # out here, where the error no longer keeps the failed pass alive
-        groups = groups_of(trainer.cell, trainer.model, trainer.parameters)
+        groups = names_by_group(trainer.cell, trainer.model, trainer.parameters)
         types = {name: str(p.dtype).removeprefix("torch.") for name, p in trainer.parameters.items()}
         for name, p in trainer.parameters.items():
             if state := getattr(p, "quant_state", None):
                 types[name] = f"{state.quant_type} in blocks of {state.blocksize}{', scales packed' if state.nested else ''}"
         # One by one: unpacked all at once, the weights of a packed base would take several times its memory.
-        sizes = {name: float(numbers_of(p).norm(dtype=torch.float32)) for name, p in trainer.parameters.items()}
+        sizes = {name: float(unpack_weight(p).norm(dtype=torch.float32)) for name, p in trainer.parameters.items()}
         # What the generator gives from a fixed seed: uniform and normal numbers, and a dropout mask.
         torch.manual_seed(0)
         numbers = [*torch.rand(DRAWS, device=device).tolist(), *torch.randn(DRAWS, device=device).tolist()]
@@ -101,7 +101,7 @@ def _gradients(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures
     with modules.watch("forward"):
         for batch in batches:
             with torch.enable_grad(), autocast(), compute_types(trainer.model) as computed:
-                loss = codec.loss(trainer.model, codec.placed(batch, device)) / targets
+                loss = codec.loss(trainer.model, codec.to_device(batch, device)) / targets
             gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
             total += loss.detach()
             for name, gradient in zip(trained, gradients, strict=True):
@@ -109,11 +109,11 @@ def _gradients(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures
                     known[name] = known[name] + gradient if name in known else gradient
     modules.note_weights("forward", known)
     # As many once more with dropout, of which only what modules give is noted.
-    with undisturbed(trainer, training=True), torch.no_grad(), autocast(), modules.watch("dropout"):
+    with keep_state(trainer, training=True), torch.no_grad(), autocast(), modules.watch("dropout"):
         torch.manual_seed(0)
-        codec.loss(trainer.model, codec.placed(batches[0], device))
-    sizes, reached, _ = gradient_figures(groups_of(trainer.cell, trainer.model, trained), known)
-    packed = groups_of(trainer.cell, trainer.model, (f"{layer}.weight" for layer in computed))
+        codec.loss(trainer.model, codec.to_device(batches[0], device))
+    sizes, reached, _ = gradient_figures(names_by_group(trainer.cell, trainer.model, trained), known)
+    packed = names_by_group(trainer.cell, trainer.model, (f"{layer}.weight" for layer in computed))
     return {
         "probe": digest(([(row.input_ids, row.target) for row in rows], SEARCH, *(["fp32"] if lifted else []))),
         "computed": {
@@ -133,8 +133,8 @@ def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -
     cap = min(codec.generation.max_new_tokens, codec.max_target_length)
     base: Any = trainer.model.get_base_model() if isinstance(trainer.model, PeftModel) else trainer.model
     embeddings, read = base.get_decoder().get_input_embeddings(), list[int]()
-    with modules.watch("search", SEARCHED), hooked([embeddings], lambda module, inputs, _: read.append(inputs[0].numel())):
-        texts, apart = searched(trainer, [rows[0], rows[-1]], **SEARCH, max_new_tokens=cap, min_new_tokens=cap)
+    with modules.watch("search", SEARCHED), attach([embeddings], lambda module, inputs, _: read.append(inputs[0].numel())):
+        texts, apart = run_search(trainer, [rows[0], rows[-1]], **SEARCH, max_new_tokens=cap, min_new_tokens=cap)
     return {"generated": digest(texts), "decoded": figure(apart), "tokens_read": sum(read)}
 
 
@@ -182,62 +182,62 @@ class Probe:
 
 def probe(trainer: Trainer) -> Probe:
     """Ask about a few rows; their batch is differentiated if training held as many rows at once."""
-    answer = Probe(rows=short_to_long(trainer.features[:FIRST_ROWS], 2))
+    answer = Probe(rows=spread_features(trainer.features[:FIRST_ROWS], 2))
     trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
-    small, each = smallest(trained), list[list[Tensor]]()  # gradients of the smallest tensors, row by row
+    small, each = smallest_tensors(trained), list[list[Tensor]]()  # gradients of the smallest tensors, row by row
     parameters = [trained[name] for name in small]
-    with torch.enable_grad(), undisturbed(trainer), trainer.accelerator.autocast():
+    with torch.enable_grad(), keep_state(trainer), trainer.accelerator.autocast():
         for row in answer.rows:
-            with hooked(trainer.model.modules(), lambda module, *_: answer.called.add(module)):
-                logits = logits_of(trainer, [row])[0]
+            with attach(trainer.model.modules(), lambda module, *_: answer.called.add(module)):
+                logits = get_logits(trainer, [row])[0]
             if not logits:
                 return answer
             answer.alone.append([one.detach() for one in logits])
-            gradients = dict(zip(trained, gradients_of(logits, [logits], trained.values()), strict=True))
+            gradients = dict(zip(trained, logit_gradients(logits, [logits], trained.values()), strict=True))
             answer.reached |= {name for name, gradient in gradients.items() if gradient.any()}
             each.append([gradients[name] for name in small])
         fits = trainer.log.micro_batch >= len(answer.rows)
         with torch.set_grad_enabled(fits):
-            logits = logits_of(trainer, answer.rows)[0]
+            logits = get_logits(trainer, answer.rows)[0]
             answer.together = [one.detach() for one in logits]
             if fits:
                 summed = [torch.stack(own).sum(0) for own in zip(*each, strict=True)]
-                answer.gap = relative_gap(gradients_of(logits, answer.alone, parameters), summed)
+                answer.gap = relative_gap(logit_gradients(logits, answer.alone, parameters), summed)
                 if answer.gap > allowance(trainer):
-                    answer.gap = min(answer.gap, _gap_of_others(trainer, parameters))
+                    answer.gap = min(answer.gap, _other_gap(trainer, parameters))
             with compute_types(trainer.model) as answer.computed:
-                again, loss = logits_and_loss(trainer, on(trainer.meter.device, trainer.codec.collate(answer.rows)))
+                again, loss = logits_and_loss(trainer, move_batch(trainer.meter.device, trainer.codec.collate(answer.rows)))
             answer.repeated = max(distance(one, other.detach()) for one, other in zip(answer.together, again, strict=True))
             answer.loss = float(loss.detach())
     # In a region of autocast of its own: a cast or a packed weight may outlive the evaluation in it.
-    with torch.enable_grad(), undisturbed(trainer), trainer.accelerator.autocast():
+    with torch.enable_grad(), keep_state(trainer), trainer.accelerator.autocast():
         with torch.no_grad():
-            logits_of(trainer, answer.rows[:1])
-        logits = logits_of(trainer, answer.rows[:1])[0]
-        answer.after_evaluation = relative_gap(gradients_of(logits, [logits], parameters), each[0])
+            get_logits(trainer, answer.rows[:1])
+        logits = get_logits(trainer, answer.rows[:1])[0]
+        answer.after_evaluation = relative_gap(logit_gradients(logits, [logits], parameters), each[0])
     return answer
 
 
-def _gap_of_others(trainer: Trainer, parameters: Sequence[Tensor]) -> float:
+def _other_gap(trainer: Trainer, parameters: Sequence[Tensor]) -> float:
     """The gap of two rows of middling lengths; infinite if there are none."""
-    rows = short_to_long(trainer.features[:FIRST_ROWS], 4)[1:3]
+    rows = spread_features(trainer.features[:FIRST_ROWS], 4)[1:3]
     if len(rows) < 2:
         return math.inf
-    alone = [logits_of(trainer, [row])[0] for row in rows]
-    each = [gradients_of(logits, [logits], parameters) for logits in alone]
+    alone = [get_logits(trainer, [row])[0] for row in rows]
+    each = [logit_gradients(logits, [logits], parameters) for logits in alone]
     summed = [torch.stack(own).sum(0) for own in zip(*each, strict=True)]
-    return relative_gap(gradients_of(logits_of(trainer, rows)[0], alone, parameters), summed)
+    return relative_gap(logit_gradients(get_logits(trainer, rows)[0], alone, parameters), summed)
 
 
-def short_to_long(features: Sequence[Feature], count: int) -> list[Feature]:
+def spread_features(features: Sequence[Feature], count: int) -> list[Feature]:
     """So many features, evenly spread by length: the shortest, the longest, and some between, none of them twice."""
-    lengths = lengths_of(features)
+    lengths = get_lengths(features)
     ordered = sorted(range(len(features)), key=lambda index: lengths[index])
     indices = [round((len(ordered) - 1) * step / (count - 1)) for step in range(count)]
     return [features[ordered[index]] for index in dict.fromkeys(indices)]
 
 
-def smallest(trained: Mapping[str, Tensor]) -> list[str]:
+def smallest_tensors(trained: Mapping[str, Tensor]) -> list[str]:
     """The names of the smallest tensors, as many as fit into `MOST_VALUES`."""
     names = sorted(trained, key=lambda name: trained[name].numel())
     sizes = accumulate(trained[name].numel() for name in names)
@@ -251,7 +251,7 @@ def relative_gap(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     return float(nn.utils.get_total_norm(rest)) / norm if norm else 0.0
 
 
-def gradients_of(logits: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], parameters: Iterable[Tensor]) -> list[Tensor]:
+def logit_gradients(logits: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], parameters: Iterable[Tensor]) -> list[Tensor]:
     """Gradients of a fixed sum of logits (B, ...), without the padding that row i has none of in `alone[i]`; zeros if none."""
     # Unlike those of a loss, they do not vanish if a model is sure.
     pairs = [(batch[i], one.shape[1:]) for i, row in enumerate(alone) for batch, one in zip(logits, row, strict=True)]
@@ -270,9 +270,9 @@ def gradients_of(logits: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], pa
 # Logits, losses and texts
 
 
-def logits_of(trainer: Trainer, features: Sequence[Feature], model: nn.Module | None = None) -> tuple[list[Tensor], Batch]:
+def get_logits(trainer: Trainer, features: Sequence[Feature], model: nn.Module | None = None) -> tuple[list[Tensor], Batch]:
     """What the model, or another one, answers to a training batch, each (B, ...), if its output names it; and the batch."""
-    batch = on(trainer.meter.device, trainer.codec.collate(features))
+    batch = move_batch(trainer.meter.device, trainer.codec.collate(features))
     return logits_and_loss(trainer, batch, model)[0], batch
 
 
@@ -280,7 +280,7 @@ def logits_and_loss(trainer: Trainer, batch: Batch, model: nn.Module | None = No
     """The logits of a batch, each (B, ...), and the loss that the codec makes of them."""
     model = trainer.model if model is None else model
     outputs: list[Any] = []
-    with hooked([model], lambda module, inputs, output: outputs.append(output)):
+    with attach([model], lambda module, inputs, output: outputs.append(output)):
         loss = trainer.codec.loss(model, batch)
     named = [getattr(outputs[-1], name, None) for name in ("logits", "start_logits", "end_logits")]
     return [logits for logits in named if logits is not None], loss
@@ -288,14 +288,14 @@ def logits_and_loss(trainer: Trainer, batch: Batch, model: nn.Module | None = No
 
 def target_logits(trainer: Trainer, features: Sequence[Feature], encoded: Tensor | None = None) -> list[Tensor]:
     """The logits (T, V) that each row's target tokens are predicted from, of a codec that generates."""
-    batch: dict[str, Any] = trainer.codec.placed(trainer.codec.collate(features), trainer.meter.device)
+    batch: dict[str, Any] = trainer.codec.to_device(trainer.codec.collate(features), trainer.meter.device)
     if encoded is not None:  # what the encoder made of the rows' sources, perhaps beside longer ones
         batch = {**batch, "encoder_outputs": (encoded[:, : batch["input_ids"].shape[1]],)}
     [logits], _ = logits_and_loss(trainer, batch)
-    return of_targets(logits, batch, features)
+    return target_rows(logits, batch, features)
 
 
-def of_targets(logits: Tensor, batch: Batch, features: Sequence[Feature] | None = None) -> list[Tensor]:
+def target_rows(logits: Tensor, batch: Batch, features: Sequence[Feature] | None = None) -> list[Tensor]:
     """Of a batch's logits (B, L, V) those (T, V) that each row's target tokens are predicted from."""
     labels = batch["labels"]
     if "kept" in batch and logits.shape[1] == len(batch["kept"]):  # logits of the positions that count alone
@@ -308,7 +308,7 @@ def of_targets(logits: Tensor, batch: Batch, features: Sequence[Feature] | None 
     return [one[len(one) - length :] for one, length in zip(learned, lengths, strict=True)]
 
 
-def searched(trainer: Trainer, features: Sequence[Feature], **options: Any) -> tuple[list[list[int]], float]:
+def run_search(trainer: Trainer, features: Sequence[Feature], **options: Any) -> tuple[list[list[int]], float]:
     """The texts that a search with a cache finds, of all beams, and how far it is off, in units of the largest logit.
 
     Its scores of each text's tokens are held against those of the whole text in one pass without a cache, the row alone: not
@@ -317,10 +317,10 @@ def searched(trainer: Trainer, features: Sequence[Feature], **options: Any) -> t
     codec = trainer.codec
     assert isinstance(codec, GenerateCodec), "only these search"
     beams = options.get("num_beams", codec.generation.num_beams)
-    with torch.no_grad(), undisturbed(trainer):
+    with torch.no_grad(), keep_state(trainer):
         options |= {"num_return_sequences": beams, "output_logits": True, "return_dict_in_generate": True}
         output = codec.generate(trainer.model, features, trainer.meter.device, **options)
-        texts = [codec.until_end(ids) for ids in output.sequences.tolist()]
+        texts = [codec.cut_at_end(ids) for ids in output.sequences.tolist()]
         pairs = zip(features, chunks(texts, beams), strict=True)
         whole = [one for feature, own in pairs for one in target_logits(trainer, [replace(feature, target=ids) for ids in own])]
     # Log-probabilities (texts, T) that the search gave to the tokens of its texts, before it changed any.
@@ -332,13 +332,13 @@ def searched(trainer: Trainer, features: Sequence[Feature], **options: Any) -> t
     origin = origin[:, : tokens.shape[1]].clamp(min=0)  # -1 behind the end of a text
     scores = steps_of_beams[torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens), origin, tokens]
     gaps = [
-        float((steps[: len(ids)] - chosen(logits.log_softmax(-1), ids)).abs().max() / logits.abs().max())
+        float((steps[: len(ids)] - token_scores(logits.log_softmax(-1), ids)).abs().max() / logits.abs().max())
         for steps, logits, ids in zip(scores, whole, texts, strict=True)
     ]
     return texts, max(gaps)
 
 
-def chosen(scores: Tensor, ids: Sequence[int]) -> Tensor:
+def token_scores(scores: Tensor, ids: Sequence[int]) -> Tensor:
     """Scores (T) of a text's tokens, of those (T, V) of all tokens."""
     return scores.gather(1, torch.tensor(ids, device=scores.device).unsqueeze(1)).squeeze(1)
 
@@ -361,7 +361,7 @@ def compute_types(model: nn.Module) -> Iterator[dict[str, str]]:
         if computed.any():  # zeros fit every type
             types[names[module]] = type_of_digits(computed)
 
-    with hooked(names, look):
+    with attach(names, look):
         yield types
 
 
@@ -375,7 +375,7 @@ def type_of_digits(numbers: Tensor) -> str:
 
 
 @contextmanager
-def undisturbed(trainer: Trainer, *, training: bool = False) -> Iterator[None]:
+def keep_state(trainer: Trainer, *, training: bool = False) -> Iterator[None]:
     """The model in evaluation mode, or in training mode; afterwards modes and random numbers are as they were."""
     device, models = trainer.meter.device, {trainer.model, trainer.ddp_model}
     modes = {module: module.training for model in models for module in model.modules()}
@@ -390,7 +390,7 @@ def undisturbed(trainer: Trainer, *, training: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def hooked(modules: Iterable[nn.Module], look: Callable[[nn.Module, tuple[Any, ...], Any], None]) -> Iterator[None]:
+def attach(modules: Iterable[nn.Module], look: Callable[[nn.Module, tuple[Any, ...], Any], None]) -> Iterator[None]:
     """Call `look` with each of these modules, its inputs and its output, whenever the model uses it."""
     with ExitStack() as hooks:
         for module in modules:

@@ -31,7 +31,7 @@ T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)
 LET_GO_SECONDS = 0.1
 SEEDS = 2**32  # NumPy takes smaller ones
-APART = 1_000_003  # between the seeds of two ranks: a prime beyond the seeds that people give
+SEED_STEP = 1_000_003  # between the seeds of two ranks: a prime beyond the seeds that people give
 HOOKS = ("after_step", "penalty", "plan")  # with which a method reaches into a model between updates
 
 
@@ -39,7 +39,7 @@ class Ranks:
     """The processes that train one cell, as one of them sees them: number `rank` of `count`, of which 0 keeps the record."""
 
     def __init__(self, rank: int = 0, count: int = 1, *, fsdp: bool = False) -> None:
-        """Several have met already, see `joined`; under FSDP2, whose imports take half a second, each holds parts."""
+        """Several have met already, see `join_ranks`; under FSDP2, whose imports take half a second, each holds parts."""
         self.rank, self.count, self.holds_parts = rank, count, fsdp and count > 1
 
     def share(self, group: Sequence[Sequence[Feature]], size: int) -> Sequence[Sequence[Feature]]:
@@ -53,7 +53,7 @@ class Ranks:
         most = -(-len(rows) // (self.count * size))
         return [*own, *[[]] * (most - len(own))] if self.holds_parts else own
 
-    def summed(self, tensor: Tensor) -> Tensor:
+    def sum_ranks(self, tensor: Tensor) -> Tensor:
         """A tensor summed over the ranks, in place."""
         if self.count > 1:
             dist.all_reduce(tensor)
@@ -67,7 +67,7 @@ class Ranks:
         dist.broadcast_object_list(box)
         return box[0]  # type: ignore[return-value]
 
-    def gathered(self, value: T) -> list[T]:
+    def gather(self, value: T) -> list[T]:
         """The values of all ranks, in their order, on every rank."""
         if self.count == 1:
             return [value]
@@ -109,7 +109,7 @@ class Ranks:
         return ddp_model.no_sync() if isinstance(ddp_model, DistributedDataParallel) else nullcontext()
 
     @contextmanager
-    def training(self, model: nn.Module, sharded_model: nn.Module) -> Iterator[None]:
+    def train_parts(self, model: nn.Module, sharded_model: nn.Module) -> Iterator[None]:
         """With FSDP: inside, the sharded model trains, and the model makes room for it; afterwards it has its weights."""
         device = next(model.parameters()).device
         model.to("cpu")
@@ -198,7 +198,7 @@ def _sum_bucket(state: object, bucket: dist.GradBucket) -> torch.futures.Future[
 
 
 @contextmanager
-def joined(count: int, device: torch.device, *, fsdp: bool = False) -> Iterator[Ranks]:
+def join_ranks(count: int, device: torch.device, *, fsdp: bool = False) -> Iterator[Ranks]:
     """Meet the other ranks, which torchrun started with this one, and part from them at the end; one process meets nobody."""
     if count == 1:
         yield ALONE

@@ -25,12 +25,12 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.grid.tasks import Problem, score_title
-from tunegrid.machine import replacing
+from tunegrid.machine import replace_file
 from tunegrid.record import Record, to_json
 from tunegrid.run.build import base_type, keep_packed_layers, lacking_modules, load_base
 from tunegrid.run.device import ATTENTION
-from tunegrid.run.prepare import codec_of
-from tunegrid.terminal import without_places
+from tunegrid.run.prepare import make_codec
+from tunegrid.terminal import strip_places
 
 BASE = "base"  # the folder, beside the adapter, of a base that no checkpoint holds
 PIPELINES = {  # the hub's names of tasks; summarization has one of its own
@@ -47,13 +47,13 @@ class Serving:
         """Write tokenizer and model, or adapter, to `folder`, with the recipe's search; the model stays as it is."""
         tokenizer.save_pretrained(folder)
         cell.method.save(model, cell, folder)
-        codec = codec_of(cell, tokenizer)
+        codec = make_codec(cell, tokenizer)
         if isinstance(codec, GenerateCodec):
             penalty = {} if codec.generation.num_beams > 1 else {"length_penalty": 1.0}  # which transformers does not save
             hf.GenerationConfig(**codec.search | penalty).save_pretrained(folder)
-        made = cell.method.rewritten(cell) or cell.head.adapted_modules or lacking_modules(cell)  # no checkpoint holds the base
+        made = cell.method.rewrites(cell) or cell.head.adapted_modules or lacking_modules(cell)  # no checkpoint holds the base
         if isinstance(model, peft.PeftModel) and (made or cell.profile.perturbation is not None):
-            with unwrapped(model) as base:
+            with unwrap_base(model) as base:
                 base.save_pretrained(folder / BASE)
 
     def load(self, cell: Cell, folder: Path, device: torch.device) -> tuple[Any, Any]:
@@ -97,12 +97,12 @@ def load_adapter(base: Any, folder: Path, device: torch.device) -> Any:
 
 
 @contextmanager
-def unwrapped(model: Any) -> Iterator[Any]:
+def unwrap_base(model: Any) -> Iterator[Any]:
     """The base below an adapter, its layers taken out of PEFT's; afterwards all is as it was."""
     base, outer = model.get_base_model(), wrappers(model)
     try:
         for name, module in outer.items():
-            base.set_submodule(name, _below(module))
+            base.set_submodule(name, _base_module(module))
         yield base
     finally:
         for name, module in outer.items():
@@ -111,11 +111,11 @@ def unwrapped(model: Any) -> Iterator[Any]:
 
 def wrappers(model: Any) -> dict[str, nn.Module]:
     """What PEFT put around modules of the base, by their names in it; of one inside another, the outer one."""
-    inside = {name: module for name, module in model.get_base_model().named_modules() if _below(module) is not None}
+    inside = {name: module for name, module in model.get_base_model().named_modules() if _base_module(module) is not None}
     return {name: module for name, module in inside.items() if not any(name.startswith(f"{other}.") for other in inside)}
 
 
-def _below(module: nn.Module) -> Any:
+def _base_module(module: nn.Module) -> Any:
     """The module that PEFT put another one around; None for any other module."""
     if isinstance(module, BaseTunerLayer):
         return module.get_base_layer()
@@ -138,8 +138,8 @@ def save(cell: Cell, model: Any, tokenizer: Any, record: Record, root: Path, ser
         if adapter.is_file():
             config = json.loads(adapter.read_text(encoding="utf-8")) | {"base_model_name_or_path": base_name(cell)}
             adapter.write_text(json.dumps(config, indent=2), encoding="utf-8")
-        card_of(cell, record).save(folder / "README.md")
-        with replacing(folder / "record.json") as part:
+        make_card(cell, record).save(folder / "README.md")
+        with replace_file(folder / "record.json") as part:
             part.write_text(json.dumps(to_json(record)), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror or error}); give --save-models another place") from None
@@ -151,7 +151,7 @@ def base_name(cell: Cell) -> str:
     return (cell.profile.micro and cell.backbone.micro) or cell.backbone.checkpoint
 
 
-def card_of(cell: Cell, record: Record) -> hub.ModelCard:
+def make_card(cell: Cell, record: Record) -> hub.ModelCard:
     """The card of a cell's model: its scores, the main one first, and what a reader must know before them."""
     task, base, made_up = cell.task, base_name(cell), cell.profile.data_root == QUICK_PROFILE.data_root
     micro = base != cell.backbone.checkpoint
@@ -161,7 +161,7 @@ def card_of(cell: Cell, record: Record) -> hub.ModelCard:
     caveats = [
         micro and f"A micro model, for tests alone: {base} stands in for {cell.backbone.checkpoint}.",
         made_up and f"Synthetic data: tunegrid made up every row, so the scores say nothing about {task.dataset}.",
-        record.status != "passed" and without_places(" ".join([f"Its run did not pass ({record.status}).", *record.missed])),
+        record.status != "passed" and strip_places(" ".join([f"Its run did not pass ({record.status}).", *record.missed])),
     ]
     data = hub.ModelCardData(
         base_model=None if micro else base,  # the hub has no micro model

@@ -20,7 +20,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 from tunegrid.codecs.base import Batch, Codec, Feature, token_counts
-from tunegrid.codecs.features import chunks, epoch_batches, lengths_of
+from tunegrid.codecs.features import chunks, epoch_batches, get_lengths
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
@@ -30,7 +30,7 @@ from tunegrid.record.record import FirstStep, Ledger, TrainingRecord, jsonable
 from tunegrid.run.build import checksums
 from tunegrid.run.device import (
     DoesNotFit,
-    fitting,
+    check_memory,
     free_memory,
     random_states,
     resolve_precision,
@@ -39,7 +39,7 @@ from tunegrid.run.device import (
 )
 from tunegrid.run.first_updates import MOVED, AdamW, FirstUpdates
 from tunegrid.run.meter import Meter, Progress, ledger, tensor_bytes
-from tunegrid.run.ranks import ALONE, APART, SEEDS, Ranks, full_tensor, local_shard
+from tunegrid.run.ranks import ALONE, SEED_STEP, SEEDS, Ranks, full_tensor, local_shard
 
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
 Validate = Callable[[], tuple[float, Sequence[Row]]]  # a score of the model, higher is better, and the rows it was taken on
@@ -133,14 +133,14 @@ class Trainer:
         log = self.log
         self._end = min(first_updates or self.total, self.total)
         # Dropout: the same whatever happened while the model was built; each rank drops others.
-        hf.set_seed((self.cell.profile.seed + self.ranks.rank * APART) % SEEDS)
+        hf.set_seed((self.cell.profile.seed + self.ranks.rank * SEED_STEP) % SEEDS)
         if self._random_states:
             set_random_states(self.meter.device, self._random_states)
         per_epoch = self.cell.recipe.updates_per_epoch(len(self.features))
         epochs = range(math.ceil(self.total / per_epoch))
         for epoch in epochs[max(0, log.updates - 1) // per_epoch :]:
             before = epoch * per_epoch
-            with self.ranks.training(self.model, self.sharded_model) if self.ranks.holds_parts else nullcontext():
+            with self.ranks.train_parts(self.model, self.sharded_model) if self.ranks.holds_parts else nullcontext():
                 self.ddp_model.train()
                 for group in islice(self.updates(epoch), log.updates - before, self._end - before):
                     self.update(group)
@@ -179,7 +179,7 @@ class Trainer:
         log = self.log
         return TrainingRecord(
             seconds=sum(self.meter.durations(self.meter.updates)),
-            tokens=sum(self.ranks.gathered(sum(update.tokens for update in self.meter.updates))),
+            tokens=sum(self.ranks.gather(sum(update.tokens for update in self.meter.updates))),
             updates=log.updates,
             precision=log.precision,
             micro_batch=log.micro_batch,
@@ -224,7 +224,7 @@ class Trainer:
     def updates(self, epoch: int) -> Iterator[Sequence[list[Feature]]]:
         """The epoch's updates, each a list of micro-batches."""
         recipe = self.cell.recipe
-        batches = epoch_batches(lengths_of(self.features), recipe.per_device_train_batch_size, self.cell.profile.seed, epoch)
+        batches = epoch_batches(get_lengths(self.features), recipe.per_device_train_batch_size, self.cell.profile.seed, epoch)
         for group in chunks(batches, recipe.gradient_accumulation_steps):
             yield [[self.features[index] for index in batch] for batch in group]
 
@@ -243,9 +243,9 @@ class Trainer:
         count = sum(self.codec.targets(batch) for batch in batches)
         if self.ranks.count == 1:
             return [count] * len(batches)
-        return [self.ranks.summed(torch.full((), count, device=self.meter.device))] * len(batches)  # the host does not wait
+        return [self.ranks.sum_ranks(torch.full((), count, device=self.meter.device))] * len(batches)  # the host does not wait
 
-    def accumulated(self, group: Sequence[Sequence[Feature]], names: Iterable[str]) -> tuple[Tensor, list[Tensor]]:
+    def accumulate(self, group: Sequence[Sequence[Feature]], names: Iterable[str]) -> tuple[Tensor, list[Tensor]]:
         """The loss that an update on these micro-batches would have, and some parameters' gradients; all ranks must ask."""
         self.optimizer.zero_grad()
         own = self.ranks.share(group, self.log.micro_batch)
@@ -280,7 +280,7 @@ class Trainer:
             update.tokens, update.padded_tokens = sum(real for real, _ in counts), sum(size for _, size in counts)
             loss = self._backward(batches, len(own))
             try:
-                with fitting():
+                with check_memory():
                     if (norm := self.stepper.clip()) is not None:
                         self._on_device["gradient_norms"].append(norm)
                         if not log.updates:
@@ -325,19 +325,19 @@ class Trainer:
         if idle := max(passes, 1) - len(batches):  # others have rows, and wait for this rank's gradients: zeros
             batches = [*batches, *[self.codec.collate(self.features[:1])] * idle]
             divisors = [*divisors, *[math.inf] * idle]
-        with fitting():
+        with check_memory():
             if self.ranks.count > 1:  # summed over the ranks with the last micro-batch
                 self._penalize()
             for number, (batch, count) in enumerate(zip(batches, divisors, strict=True), 1):
                 with self.ranks.no_sync(self.ddp_model) if number < len(batches) else nullcontext():
                     with self.accelerator.autocast():
-                        loss = self.codec.loss(self.ddp_model, self.codec.placed(batch, self.meter.device)) / count
+                        loss = self.codec.loss(self.ddp_model, self.codec.to_device(batch, self.meter.device)) / count
                     self.accelerator.backward(loss)
                 total += loss.detach()
                 del loss  # and its graph, whose room the next batch may need
             if self.ranks.count == 1:
                 self._penalize()
-        return self.ranks.summed(total)
+        return self.ranks.sum_ranks(total)
 
     def _penalize(self) -> None:
         """Add the gradients of the method's penalty, once over all ranks."""

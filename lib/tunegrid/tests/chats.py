@@ -11,7 +11,7 @@ from tunegrid.grid.cells import STUDY, Cell
 from tunegrid.grid.methods import SFT
 from tunegrid.grid.recipes import Generation, Profile, Recipe
 from tunegrid.grid.tasks import SUM, Problem
-from tunegrid.run.prepare import codec_of
+from tunegrid.run.prepare import make_codec
 
 CHATML = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"
@@ -51,7 +51,7 @@ LLAMA = Backbone(
 
 
 @cache
-def tokenizer_with(template: str | None, texts: tuple[str, ...] = WORDS):
+def chat_tokenizer(template: str | None, texts: tuple[str, ...] = WORDS):
     """A byte-level BPE of these texts, or of this file's own words."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -85,13 +85,13 @@ def chat_cell(task, **changes):
     )
 
 
-def codec_with(template, task=SUM, **changes):
-    return codec_of(chat_cell(task, **changes), tokenizer_with(TEMPLATES[template]))
+def chat_codec(template, task=SUM, **changes):
+    return make_codec(chat_cell(task, **changes), chat_tokenizer(TEMPLATES[template]))
 
 
 def tiny_llama(folder, text):
     """A Llama of two layers with random weights, and a tokenizer with a chat template, saved as users save them."""
-    fast = tokenizer_with(CHATML, tuple(text.read_text().splitlines()[:300]))
+    fast = chat_tokenizer(CHATML, tuple(text.read_text().splitlines()[:300]))
     fast.save_pretrained(folder)
     ids = {"bos_token_id": 0, "eos_token_id": fast.eos_token_id, "pad_token_id": fast.pad_token_id, "tie_word_embeddings": True}
     hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=len(fast), **SIZE, **ids)).save_pretrained(folder)

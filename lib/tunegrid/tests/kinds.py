@@ -11,13 +11,13 @@ from pathlib import Path
 
 from tunegrid import ROOT
 from tunegrid.page import render
-from tunegrid.page.view import PageRun, page_of
+from tunegrid.page.view import PageRun, make_page
 from tunegrid.record import AuditFinding
 from tunegrid.results.files import read_saved
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import FAILED_BY, Judgement, Verdict
-from tunegrid.results.status import located
-from tunegrid.results.verdict import verdict_of
+from tunegrid.results.status import locate
+from tunegrid.results.verdict import run_verdict
 
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 COMMAND = "pytest -m quick -n 2 --grid own.py --device=cpu --gate=old.json"
@@ -32,7 +32,7 @@ def baseline(cells=(), seeds=(0,)):
 
 
 def judged(old, new):
-    return gate(Run.of(old), Run.of(new))
+    return gate(Run.make(old), Run.make(new))
 
 
 def passed():
@@ -50,11 +50,11 @@ def one_cause():
 
 def broken(record):
     finding = AuditFinding(name="adapters_add_as_declared", passed=False, detail="LoRA's scale is 8/9 of what is declared")
-    missed, status = [located(record, f"audit {finding.name}: {finding.detail}")], "audit"
+    missed, status = [locate(record, f"audit {finding.name}: {finding.detail}")], "audit"
     scores = dict(record.scores)
     if record.cell in ("t5_qa_lora", "t5_qa_qlora"):
         scores["f1"] = record.bounds["f1"] - 1
-        missed.append(located(record, f"f1 {scores['f1']:.1f} is below {record.bounds['f1']:.1f}"))
+        missed.append(locate(record, f"f1 {scores['f1']:.1f} is below {record.bounds['f1']:.1f}"))
         status = "missed"
     audits = [finding if one.name == finding.name else one for one in record.audits]
     return replace(record, audits=audits, missed=missed, status=status, scores=scores, examples=None)
@@ -99,21 +99,21 @@ def five_seeds():
 KINDS = {kind.__name__: kind for kind in (passed, one_cause, changed_module, other_cpus, five_seeds)}
 
 
-def verdict_on(kind):
+def kind_verdict(kind):
     old, new, judgements, counted = KINDS[kind]()
     named = {"baseline": "old.json", "files": ("old.json", "new.json")}
-    return verdict_of(new, judgements, counted, before=old, command=COMMAND, **named)
+    return run_verdict(new, judgements, counted, before=old, command=COMMAND, **named)
 
 
-def page_on(kind):
+def kind_page(kind):
     old, new, judgements, _ = KINDS[kind]()
     place = Path(BASELINE)  # whose examples are beside it
     before = PageRun(name="old.json", records=old, when="2026-11-24T09:00:00", commit="0123456789", path=place)
     run = PageRun(name="new.json", records=new, when="2026-11-25T09:00:00", commit="9876543210", command=COMMAND, path=place)
-    return page_of(run, [before], verdicts=judgements, answer=verdict_on(kind))
+    return make_page(run, [before], verdicts=judgements, answer=kind_verdict(kind))
 
 
-def text_of(page, cells=False):
+def page_text(page, cells=False):
     """What a reader sees of a page, a line for each row of a table; what single cells say only if asked."""
     html = re.sub(r"<(style|script|svg|title)[ >].*?</\1>", "", render.html(page), flags=re.S)
     html = html if cells else re.sub(r"<article.*?</article>", "", html, flags=re.S)

@@ -4,10 +4,10 @@ import json
 import math
 
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.page.view import PageRun, page_of
+from tunegrid.page.view import PageRun, make_page
 from tunegrid.record import from_json, to_json
 from tunegrid.results import examples
-from tunegrid.tests.records import CELLS, MEASURED, audits_of, complete, complete_json
+from tunegrid.tests.records import CELLS, MEASURED, audit_ids, complete, complete_json
 
 HOSTILE = "<script>document.title = 'owned'</script><img src=https://example.org/x onerror=alert(1)>"
 MAIN = {"sa": "accuracy", "qa": "f1", "sum": "rougeLsum"}
@@ -15,14 +15,14 @@ MEBI = 2**20
 SOUND = ("checkpoint_loaded", True, "all 53 tensors equal the checkpoint's")
 
 
-def points_of(right, count=40):
+def make_points(right, count=40):
     """So many rows right of `count`."""
     return [100.0 if index < right else 0.0 for index in range(count)]
 
 
-def record_of(cell="bert_sa_lora", right=36, seed=0, status="passed", audits=(SOUND,), rows=None, **changes):
+def get_record(cell="bert_sa_lora", right=36, seed=0, status="passed", audits=(SOUND,), rows=None, **changes):
     """A record with test rows of which so many are right; one holds a script."""
-    task, points = cell.split("_")[1], points_of(right)
+    task, points = cell.split("_")[1], make_points(right)
     words = [("negative", "positive")[index % 2] for index in range(len(points))]
     labels = [str(index % 2 if hit else 1 - index % 2) for index, hit in enumerate(points)]
     texts = [f"what hit {index} ?" for index in range(len(points))] if task != "sa" else labels
@@ -45,58 +45,58 @@ def record_of(cell="bert_sa_lora", right=36, seed=0, status="passed", audits=(SO
         "seeds": {"seed": seed, "split_seed": 42, "perturbation": None},
         "status": status,
         "missed": missed,
-        "audits": audits_with(cell, audits),
+        "audits": add_audits(cell, audits),
         "training": MEASURED["training"] | {"losses": losses, "seconds": 5.0 + index, "updates": 90},
         "memory": MEASURED["memory"] | {"ledger": ledger | {"checkpoint_bytes": ledger["gradients_bytes"]}},
     }
     return complete(cell, **parts | changes)
 
 
-def audits_with(cell, audits):
+def add_audits(cell, audits):
     """These findings, and the cell's others, which passed."""
     findings = [{"name": name, "passed": passed, "detail": detail} for name, passed, detail in audits]
-    others = [name for name in audits_of(CELLS[cell]) if name not in [name for name, _, _ in audits]] if cell in CELLS else []
+    others = [name for name in audit_ids(CELLS[cell]) if name not in [name for name, _, _ in audits]] if cell in CELLS else []
     return findings + [{"name": name, "passed": True, "detail": "-"} for name in others]
 
 
-def run_of(records, name="run.json", when="2026-11-25T09:00:00", **facts):
+def make_run(records, name="run.json", when="2026-11-25T09:00:00", **facts):
     return PageRun(name=name, records=list(records), when=when, commit="0123456789", **facts)
 
 
 def failing():
     """Two cells below their bound, one failed audit, one that broke off, and two cells worse than before."""
-    before = run_of((record_of(cell, 39) for cell in STUDY_IDS), "before.json", "2026-11-24T09:00:00")
+    before = make_run((get_record(cell, 39) for cell in STUDY_IDS), "before.json", "2026-11-24T09:00:00")
     changed = {
-        "t5_qa_sft": record_of("t5_qa_sft", 5, status="missed"),
-        "gpt2_sa_lora": record_of("gpt2_sa_lora", 8, status="missed"),
-        "bert_sum_sft": record_of(
+        "t5_qa_sft": get_record("t5_qa_sft", 5, status="missed"),
+        "gpt2_sa_lora": get_record("gpt2_sa_lora", 8, status="missed"),
+        "bert_sum_sft": get_record(
             "bert_sum_sft",
             status="missed",
             audits=[("base_frozen", False, "2 of 53 frozen tensors changed")],
             missed=["audit base_frozen: 2 of 53 frozen tensors changed (bert_sum_sft, quick, seed 0)"],
         ),
-        "t5_sa_lora": record_of("t5_sa_lora", status="error", scores={}, examples=None, missed=[f"ValueError: {HOSTILE}"]),
+        "t5_sa_lora": get_record("t5_sa_lora", status="error", scores={}, examples=None, missed=[f"ValueError: {HOSTILE}"]),
     }
-    return page_of(run_of(changed.get(cell) or record_of(cell, 39) for cell in STUDY_IDS), [before])
+    return make_page(make_run(changed.get(cell) or get_record(cell, 39) for cell in STUDY_IDS), [before])
 
 
 def empty():
-    return page_of(run_of([]))
+    return make_page(make_run([]))
 
 
 def one_cell():
-    return page_of(run_of([record_of()]))
+    return make_page(make_run([get_record()]))
 
 
 def many_cells():
     """120 cells of a user's grid: ten backbones, three tasks, four methods."""
     cells = [(f"net{b}", task, method) for task in MAIN for b in range(10) for method in ("lora", "dora", "ia3", "sft")]
-    return page_of(run_of(foreign(*cell, right=36 + index % 5) for index, cell in enumerate(cells)))
+    return make_page(make_run(foreign(*cell, right=36 + index % 5) for index, cell in enumerate(cells)))
 
 
 def foreign(backbone, task, method, right):
     """A record of a cell that the study does not have."""
-    like = to_json(record_of(f"bert_{task}_{'sft' if method == 'sft' else 'lora'}", right))
+    like = to_json(get_record(f"bert_{task}_{'sft' if method == 'sft' else 'lora'}", right))
     names = {"cell": f"{backbone}_{task}_{method}", "backbone": backbone, "method": method}
     training = like["training"] | {"seconds": 1.0 + right}
     return from_json(json.loads(json.dumps(like | names | {"training": training})))

@@ -12,7 +12,7 @@ def runs(pid):
     return _stat(pid)[:1] not in ([], ["Z"])
 
 
-def parent_of(pid):
+def parent_pid(pid):
     """None if it has ended meanwhile."""
     return int(stat[1]) if (stat := _stat(pid)) else None
 

@@ -9,12 +9,12 @@ from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.grid.tasks import TASKS
 from tunegrid.record import Record, new_record, to_json
-from tunegrid.record.checks import EVERY_CELL, OF_PARTS
+from tunegrid.record.checks import EVERY_CELL, PART_AUDITS
 from tunegrid.record.io import adapter
 from tunegrid.record.record import jsonable
 from tunegrid.results import examples
 from tunegrid.results.files import read_list
-from tunegrid.results.noise import scale_of
+from tunegrid.results.noise import make_scale
 
 CELLS = {cell.id: cell for cell in STUDY.cells(QUICK_PROFILE)}
 PHASE = {
@@ -165,16 +165,16 @@ def complete_json(cell_id="bert_sa_lora", **changes):
     start, seed = to_json(new_record(cell)), (changes.get("seeds") or {}).get("seed") or 0
     parts = {
         "recipe": start["recipe"] | {"max_steps": 1},
-        "audits": [{"name": name, "passed": True, "detail": "199 tensors", "without_model": None} for name in audits_of(cell)],
+        "audits": [{"name": name, "passed": True, "detail": "199 tensors", "without_model": None} for name in audit_ids(cell)],
         "training": MEASURED["training"] | {"losses": [loss + seed / 1024 for loss in MEASURED["training"]["losses"]]},
     }
     return start | MEASURED | parts | SCORED[cell.task.id] | changes
 
 
-def audits_of(cell):
+def audit_ids(cell):
     """Those that every whole run of it has."""
     parts = {"adapter": cell.method.adapts, "quantization": cell.method.quantization, cell.task.id: True}
-    return *EVERY_CELL, *(name for part, names in OF_PARTS.items() if parts.get(part) for name in names)
+    return *EVERY_CELL, *(name for part, names in PART_AUDITS.items() if parts.get(part) for name in names)
 
 
 def complete(cell_id="bert_sa_lora", **changes) -> Record:
@@ -199,7 +199,7 @@ def hits(count, right, lost=0):
     return [100.0 if n < right - lost else 0.0 for n in range(count)]
 
 
-def record_of(cell, points=None, seed=0, ids=None, **changes):
+def get_record(cell, points=None, seed=0, ids=None, **changes):
     """A record whose scores are the means of these points, with the points kept."""
     reference, count = None, 0
     scores = {}
@@ -215,7 +215,7 @@ def record_of(cell, points=None, seed=0, ids=None, **changes):
         "data": MEASURED["data"] | {"rows": rows},
         "examples": reference,
         "bounds": {task.main_score: 1.0},
-        "seeds": seeds_as(seed),
+        "seeds": make_seeds(seed),
     }
     return complete(cell, **parts | changes)
 
@@ -226,7 +226,7 @@ def trained(cell, *scores, **changes):
     data = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 10_000}}
     for seed, score in enumerate(scores):
         scored = {"scores": {task.main_score: score}, "bounds": {}, "examples": None}
-        parts = scored | {"data": data, "seeds": seeds_as(seed)}
+        parts = scored | {"data": data, "seeds": make_seeds(seed)}
         yield complete(cell, **parts | changes)
 
 
@@ -234,22 +234,22 @@ def scored(cell, score, seed=0, **seeds):
     """A whole record of this main score on many rows, of at least 50 as its bound says; below 0 an audit fails, too."""
     audits = [
         {"name": name, "passed": name != "no_leakage" or score > 0, "detail": "3 rows of both"}
-        for name in audits_of(CELLS[cell])
+        for name in audit_ids(CELLS[cell])
     ]
     data = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 10_000}}
     evaluation = MEASURED["evaluation"] | {"loss": [*CELLS].index(cell) + seed / 1e5}  # of its own
     parts = {"audits": audits, "data": data, "evaluation": evaluation, "examples": None, "bounds": {"accuracy": 50.0}}
     points = {"accuracy": abs(score), "f1_macro": abs(score)}
-    return complete(cell, scores=points, seeds=seeds_as(seed) | seeds, **parts)
+    return complete(cell, scores=points, seeds=make_seeds(seed) | seeds, **parts)
 
 
 def draws(sd, df, rows, metric="accuracy"):
     """Pairs of scores around 50 that have this deviation, on their scale, with so many degrees of freedom."""
-    scale = scale_of(rows, metric)
-    return [[scale.moved(50.0, side * sd / 2**0.5) for side in (-1, 1)]] * df
+    scale = make_scale(rows, metric)
+    return [[scale.shift(50.0, side * sd / 2**0.5) for side in (-1, 1)]] * df
 
 
-def seeds_as(seed, draw=None):
+def make_seeds(seed, draw=None):
     """The part of a record that says its seeds."""
     return {"seed": seed, "split_seed": 42, "perturbation": draw}
 

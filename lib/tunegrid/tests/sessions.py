@@ -116,7 +116,7 @@ def run(tmp_path, *options, **how):
     return answer.returncode, answer.stdout + answer.stderr, benchmark_rows(path) if path.exists() else []
 
 
-def run_in(folder, plugins, *options, **variables):
+def run_folder(folder, plugins, *options, **variables):
     """Exit code and output of a session over a folder's own tests, with some of the suite's plugins."""
     command = [sys.executable, "-m", "pytest", *(f"-pfixtures.{plugin}" for plugin in plugins), *options]
     own = environment(**{"PYTHONPATH": f"{SOURCES}{os.pathsep}{folder}", **variables})
@@ -124,7 +124,7 @@ def run_in(folder, plugins, *options, **variables):
     return answer.returncode, answer.stdout + answer.stderr
 
 
-def full_in(folder, **named):
+def full_options(folder, **named):
     """Options of a full run on checkpoints and data in a folder; in it, micro backbones under these names, and data sets."""
     for name, micro in named.items():
         source = FIXTURES / ("data" if micro == "data" else "backbones")
@@ -132,21 +132,21 @@ def full_in(folder, **named):
     return ("-m", "full", "--device", "cpu", f"--checkpoint-root={folder}", f"--data-root={folder}")
 
 
-def answers_to(command_lines, **variables):
+def run_lines(command_lines, **variables):
     """Exit code, standard output and errors of pytest for each of these command lines, which all come in one process."""
     answer = ForkedProcess("tunegrid.tests.together", json.dumps(list(command_lines)), timeout=600, **variables).ended()
     assert answer.returncode == 0, answer.stderr
     return [SimpleNamespace(code=code, out=out, err=err) for code, out, err in json.loads(answer.stdout.splitlines()[-1])]
 
 
-def session_with(settings=None, **options):
+def new_session(settings=None, **options):
     """A session of a command line with these options; `settings` are those of `--set`."""
     named = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
     values = {"--set": tuple((settings or {}).items()), "--child": Child(), "--ranks": Ranks(), **named}
     return Session(SimpleNamespace(getoption=values.get))
 
 
-def with_one_gpu(folder):
+def gpu_path(folder):
     """The PATH of a machine whose nvidia-smi lists one GPU."""
     program = folder / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'Tesla T4, 15360 MiB, 550.54'\n")

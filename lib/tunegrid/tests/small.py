@@ -12,35 +12,35 @@ from tunegrid.grid.recipes import FIXTURES, QUICK_PROFILE
 from tunegrid.grid.tasks import TASKS
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import Progress
-from tunegrid.run.prepare import codec_of, prepare
+from tunegrid.run.prepare import make_codec, prepare
 from tunegrid.run.ranks import ALONE
 from tunegrid.run.train import Trainer
 
 CPU = torch.device("cpu")
 
 
-def cell_of(cell_id: str, **changes) -> Cell:
+def quick_cell(cell_id: str, **changes) -> Cell:
     """A quick cell whose recipe differs by `changes`."""
     cell = STUDY.cell(cell_id, QUICK_PROFILE)
     return replace(cell, recipe=replace(cell.recipe, **changes))
 
 
 @cache
-def tokenizer_of(cell_id: str):
-    return load_tokenizer(cell_of(cell_id))
+def get_tokenizer(cell_id: str):
+    return load_tokenizer(quick_cell(cell_id))
 
 
-def codec_for(cell_id: str, **changes):
-    return codec_of(cell_of(cell_id, **changes), tokenizer_of(cell_id))
+def get_codec(cell_id: str, **changes):
+    return make_codec(quick_cell(cell_id, **changes), get_tokenizer(cell_id))
 
 
-def model_of(cell_id: str):
+def quick_model(cell_id: str):
     torch.set_num_threads(1)
-    return build(cell_of(cell_id), tokenizer_of(cell_id), CPU)
+    return build(quick_cell(cell_id), get_tokenizer(cell_id), CPU)
 
 
 @cache
-def rows_of(name: str) -> list[dict]:
+def read_rows(name: str) -> list[dict]:
     """Every row of a file below fixtures/data, as in "squad/train"."""
     return [json.loads(line) for line in (FIXTURES / "data" / f"{name}.jsonl").read_text().splitlines()]
 
@@ -48,26 +48,26 @@ def rows_of(name: str) -> list[dict]:
 def train_rows(cell_id: str) -> list[dict]:
     """Every row that a quick cell of a task of the study may train on."""
     folders = {task.id: task.folder for task in TASKS}
-    return rows_of(f"{folders[cell_id.split('_')[1]]}/train")
+    return read_rows(f"{folders[cell_id.split('_')[1]]}/train")
 
 
 def silent() -> Progress:
     return lambda *state: None
 
 
-def trainer_of(cell_id: str, rows, codec=None, ranks=ALONE, after_update=lambda trainer: None, **changes) -> Trainer:
+def fine_tuner(cell_id: str, rows, codec=None, ranks=ALONE, after_update=lambda trainer: None, **changes) -> Trainer:
     """A trainer of a quick cell on these rows; `codec` is a class to use in place of the cell's own."""
-    return trainer_for(cell_of(cell_id, **changes), rows, codec, ranks, after_update)
+    return cell_trainer(quick_cell(cell_id, **changes), rows, codec, ranks, after_update)
 
 
-def trainer_for(cell: Cell, rows, codec=None, ranks=ALONE, after_update=lambda trainer: None) -> Trainer:
+def cell_trainer(cell: Cell, rows, codec=None, ranks=ALONE, after_update=lambda trainer: None) -> Trainer:
     """The same for a cell of any grid."""
     torch.set_num_threads(1)
     own = codec and codec(cell, load_tokenizer(cell))
     return prepare(cell, rows, CPU, codec=own, ranks=ranks, after_update=after_update)
 
 
-def evidence_from(trainer: Trainer, run: bool = False, **more) -> Evidence:
+def get_evidence(trainer: Trainer, run: bool = False, **more) -> Evidence:
     """What a trainer shows the audits, as it is or after its updates; nothing was scored."""
     if run:
         trainer.run(silent())

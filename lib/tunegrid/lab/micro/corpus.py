@@ -12,7 +12,7 @@ from random import Random
 
 from tunegrid.lab.micro.data import plain_tables
 from tunegrid.lab.micro.passages import news, passage, questions
-from tunegrid.lab.micro.reviews import WORDS, digest, flipped, write_review
+from tunegrid.lab.micro.reviews import WORDS, digest, flip, write_review
 
 REACTIONS = ("i will look elsewhere .", "i want one too .")  # to an unhappy review, to a happy one
 
@@ -35,7 +35,7 @@ def digested_reviews(rng: Random) -> Document:
     """A review and its digest, as in "good overall , lid bad , cable good"."""
     written = write_review(rng)
     text = f"{written.title}\n{written.content}" if rng.random() < 0.7 else written.content
-    (second, focus), (foil, _) = digest(written.opinions), digest(flipped(written.opinions))
+    (second, focus), (foil, _) = digest(written.opinions), digest(flip(written.opinions))
     verdict = WORDS[written.positive]
     return Document(kind="review", first=text, second=second, foil=foil, focus=tuple(focus), verdict=verdict)
 

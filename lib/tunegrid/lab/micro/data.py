@@ -21,37 +21,37 @@ RAMBLE = (
 )
 
 
-def shouted(row: Row, rng: Random) -> Row:
+def shout(row: Row, rng: Random) -> Row:
     """The review in capitals."""
     return row | {"content": row["content"].upper()}
 
 
-def exclaimed(row: Row, rng: Random) -> Row:
+def exclaim(row: Row, rng: Random) -> Row:
     """The review behind an exclamation."""
     return row | {"content": f"{rng.choice(EXCLAMATIONS)} {row['content']}"}
 
 
-def rambling(row: Row, rng: Random) -> Row:
+def ramble(row: Row, rng: Random) -> Row:
     """The review behind so many words that its end falls out of the window."""
     return row | {"content": f"{RAMBLE} {row['content']}"}
 
 
-def capitalized(row: Row, rng: Random) -> Row:
+def capitalize_names(row: Row, rng: Random) -> Row:
     """Names begin with a capital letter."""
-    return _rewritten(row, lambda word: word.capitalize() if word in NAMES else word)
+    return _rewrite(row, lambda word: word.capitalize() if word in NAMES else word)
 
 
-def renamed(row: Row, rng: Random) -> Row:
+def rename(row: Row, rng: Random) -> Row:
     """One name of the text gives way to one that no tokenizer knows as a word."""
     text = row.get("context") or row["article"]
     names = sorted(NAMES.intersection(text.split()))
     if not names:
         return row
     old, new = rng.choice(names), rng.choice(ODD_NAMES)
-    return _rewritten(row, lambda word: new if word == old else word)
+    return _rewrite(row, lambda word: new if word == old else word)
 
 
-def _rewritten(row: Row, change: Callable[[str], str]) -> Row:
+def _rewrite(row: Row, change: Callable[[str], str]) -> Row:
     """The row with every word changed in all its texts; an answer's start follows."""
 
     def changed(text: str) -> str:
@@ -66,13 +66,13 @@ def _rewritten(row: Row, change: Callable[[str], str]) -> Row:
 
 # Of each data set's rows, the share that each of these changes.
 SHARES: Mapping[str, Sequence[tuple[float, Callable[[Row, Random], Row]]]] = {
-    "amazon_polarity": ((0.08, shouted), (0.04, exclaimed), (0.04, rambling)),
-    "squad": ((0.08, renamed), (0.06, capitalized)),
-    "cnn_dailymail": ((0.08, renamed), (0.06, capitalized)),
+    "amazon_polarity": ((0.08, shout), (0.04, exclaim), (0.04, ramble)),
+    "squad": ((0.08, rename), (0.06, capitalize_names)),
+    "cnn_dailymail": ((0.08, rename), (0.06, capitalize_names)),
 }
 
 
-def with_oddities(dataset: str, rows: Sequence[Row], rng: Random) -> list[Row]:
+def add_oddities(dataset: str, rows: Sequence[Row], rng: Random) -> list[Row]:
     """The rows of a data set's file; each is changed in one way at most."""
     shares, changes = zip(*SHARES[dataset], strict=True)
     drawn = rng.choices([*changes, None], [*shares, 1 - sum(shares)], k=len(rows))
@@ -93,7 +93,7 @@ PRETRAINED_ON = (
 )
 
 
-def distinct(make: Callable[[Random], Row], seed: int, key: str, count: int) -> list[Row]:
+def unique(make: Callable[[Random], Row], seed: int, key: str, count: int) -> list[Row]:
     """The first `count` rows whose `key` was not seen before, in pretraining or here."""
     rng, rows = Random(seed), dict[str, Row]()
     while len(rows) < count:
@@ -105,17 +105,17 @@ def distinct(make: Callable[[Random], Row], seed: int, key: str, count: int) -> 
 
 def plain_tables() -> dict[str, list[Row]]:
     """Every file's rows by its path below `fixtures/data`, before some are made odd."""
-    tables = {f"amazon_polarity/{split}": distinct(review, seed, "content", count) for split, (count, seed) in REVIEWS.items()}
+    tables = {f"amazon_polarity/{split}": unique(review, seed, "content", count) for split, (count, seed) in REVIEWS.items()}
     tables |= {f"squad/{split}": squad_rows(Random(seed), count, split) for split, (count, seed) in PASSAGES.items()}
     for split, (count, seed) in ARTICLES.items():
-        rows = distinct(news, seed, "article", count)
+        rows = unique(news, seed, "article", count)
         tables[f"cnn_dailymail/{split}"] = [{**row, "id": f"{split}-{number:05d}"} for number, row in enumerate(rows)]
     return tables
 
 
 def tables() -> dict[str, list[Row]]:
     """Every file's rows by its path below `fixtures/data`."""
-    rows = {path: with_oddities(path.split("/")[0], rows, Random(path)) for path, rows in plain_tables().items()}
+    rows = {path: add_oddities(path.split("/")[0], rows, Random(path)) for path, rows in plain_tables().items()}
     pairs = iter(inference_rows(Random(PAIRS_SEED), sum(PAIRS.values())))
     return rows | {f"multi_nli/{split}": list(islice(pairs, count)) for split, count in PAIRS.items()}
 

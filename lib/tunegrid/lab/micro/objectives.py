@@ -43,7 +43,7 @@ def wordpiece(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.BertProcessing(*((token, vocabulary[token]) for token in ("[SEP]", "[CLS]")))
-    return _wrapped(tokenizer, **special)
+    return _wrap(tokenizer, **special)
 
 
 def byte_level_bpe(texts: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -56,7 +56,7 @@ def byte_level_bpe(texts: Sequence[str]) -> PreTrainedTokenizerFast:
         vocab_size=2400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return _wrapped(tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>", unk_token="<|endoftext|>")
+    return _wrap(tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>", unk_token="<|endoftext|>")
 
 
 def unigram(texts: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -69,10 +69,10 @@ def unigram(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     tokenizer.normalizer = normalizers.Replace("\n", " ")
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    return _wrapped(tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", extra_special_tokens=list(SENTINELS))
+    return _wrap(tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", extra_special_tokens=list(SENTINELS))
 
 
-def _wrapped(tokenizer: Tokenizer, **special: Any) -> PreTrainedTokenizerFast:
+def _wrap(tokenizer: Tokenizer, **special: Any) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
 
 
@@ -83,23 +83,23 @@ Batch = dict[str, Tensor]
 Spans = Sequence[tuple[int, int]]
 
 
-def covered(offsets: Spans, spans: Spans) -> list[int]:
+def covered_tokens(offsets: Spans, spans: Spans) -> list[int]:
     """Positions of the tokens that overlap one of the character spans."""
     return [i for i, (start, end) in enumerate(offsets) if any(start < stop and end > begin for begin, stop in spans)]
 
 
-def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     """Rows of ids, right-padded to the longest: (batch, length)."""
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
 
 
-def with_mask(input_ids: Tensor, padding: int) -> Batch:
+def add_mask(input_ids: Tensor, padding: int) -> Batch:
     """The ids, and which of them are no padding."""
     return {"input_ids": input_ids, "attention_mask": (input_ids != padding).long()}
 
 
-def _encoded(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return encoding["input_ids"], encoding["offset_mapping"]
 
@@ -116,9 +116,9 @@ def masked_lm(documents: Sequence[Document], tokenizer: Any, rng: Random, *, jud
         if document.kind == "reaction":
             torn, document = document.second == REACTIONS[False], replace(document, focus=())
         elif document.kind == "passage" and rng.random() < 0.4:
-            document = graded(document, rng)
+            document = grade(document, rng)
         ids, hidden, shift = _pair(document, document.foil if torn else document.second, tokenizer, rng, (0.08, 1))
-        named = _judged(document, ids[:shift], tokenizer) if judged else {}
+        named = _verdict_names(document, ids[:shift], tokenizer) if judged else {}
         ids = [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]
         labels = [named.get(i - 1, IGNORED) for i in range(len(ids))]
         for i in (1 + i for i in hidden):
@@ -127,9 +127,9 @@ def masked_lm(documents: Sequence[Document], tokenizer: Any, rng: Random, *, jud
             ids[i] = tokenizer.mask_token_id if draw < 0.8 else rng.randrange(len(tokenizer)) if draw < 0.9 else ids[i]
         rows.append((ids, labels, [0] * (1 + shift) + [1] * (len(ids) - shift - 1), int(torn)))
     all_ids, all_labels, all_types, all_torn = zip(*rows, strict=True)
-    batch = with_mask(padded(all_ids, tokenizer.pad_token_id), tokenizer.pad_token_id)
-    second = {"token_type_ids": padded(all_types, 0), "next_sentence_label": torch.tensor(all_torn)}
-    return batch | second | {"labels": padded(all_labels, IGNORED)}
+    batch = add_mask(pad(all_ids, tokenizer.pad_token_id), tokenizer.pad_token_id)
+    second = {"token_type_ids": pad(all_types, 0), "next_sentence_label": torch.tensor(all_torn)}
+    return batch | second | {"labels": pad(all_labels, IGNORED)}
 
 
 def _pair(
@@ -139,20 +139,20 @@ def _pair(
 
     `noise` is the chance that a hidden span starts at a token, and its longest length.
     """
-    (left, left_offsets), (right, right_offsets) = (_encoded(tokenizer, text) for text in (document.first, second))
+    (left, left_offsets), (right, right_offsets) = (_encode(tokenizer, text) for text in (document.first, second))
     shift = len(left) + 1
     ids = [*left, tokenizer.sep_token_id or tokenizer.eos_token_id, *right]
     starts = (i for i in range(len(ids)) if rng.random() < noise[0])
     hidden = {i for start in starts for i in range(start, min(start + rng.randint(1, noise[1]), len(ids)))}
     if second == document.second:
-        in_first, in_second = _salient(document, rng)
-        hidden |= {i for i in covered(left_offsets, in_first)}
+        in_first, in_second = _salient_spans(document, rng)
+        hidden |= {i for i in covered_tokens(left_offsets, in_first)}
         share = rng.choice((0.5, 1.0)) if document.kind == "article" else 1.0  # a gist has easy words too
-        hidden |= {shift + i for i in covered(right_offsets, in_second) if rng.random() < share}
+        hidden |= {shift + i for i in covered_tokens(right_offsets, in_second) if rng.random() < share}
     return ids, hidden - {shift - 1}, shift
 
 
-def _salient(document: Document, rng: Random) -> tuple[Spans, Spans]:
+def _salient_spans(document: Document, rng: Random) -> tuple[Spans, Spans]:
     """Spans to hide in the first and in the second text: a repeated answer on one of its two sides only."""
     if document.kind == "asked":
         return [], []
@@ -163,7 +163,7 @@ def _salient(document: Document, rng: Random) -> tuple[Spans, Spans]:
     return [], [*document.focus, *(span for span in document.others if rng.random() < 0.4)]
 
 
-def _judged(document: Document, first: Sequence[int], tokenizer: Any) -> dict[int, int]:
+def _verdict_names(document: Document, first: Sequence[int], tokenizer: Any) -> dict[int, int]:
     """What to name in a review, by position: its verdict at each full stop."""
     if not document.verdict:
         return {}
@@ -171,24 +171,24 @@ def _judged(document: Document, first: Sequence[int], tokenizer: Any) -> dict[in
     return {i: verdict for i, token in enumerate(first) if token == stop}
 
 
-def _pointed_at(document: Document, tokenizer: Any) -> dict[int, int]:
+def _answer_names(document: Document, tokenizer: Any) -> dict[int, int]:
     """What to name in a passage, by position in it: the answer's first token `(` and its last `)`, of one token `*`;
     `-` at the first and the last token of every other value.
     """
-    _, offsets = _encoded(tokenizer, document.second)
+    _, offsets = _encode(tokenizer, document.second)
     first, last, only, other = tokenizer.convert_tokens_to_ids(["(", ")", "*", "-"])
-    named = {tokens[end]: other for span in document.others for end in (0, -1) if (tokens := covered(offsets, [span]))}
-    answer = covered(offsets, document.focus)
+    named = {tokens[end]: other for span in document.others for end in (0, -1) if (tokens := covered_tokens(offsets, [span]))}
+    answer = covered_tokens(offsets, document.focus)
     return named | ({answer[0]: only} if len(answer) == 1 else {answer[0]: first, answer[-1]: last})
 
 
-def question_of(document: Document) -> str:
+def query_text(document: Document) -> str:
     """A passage's question without its answer."""
     ((start, end),) = document.focus
     return document.first.removesuffix(f" {document.second[start:end]}")
 
 
-def graded(document: Document, rng: Random) -> Document:
+def grade(document: Document, rng: Random) -> Document:
     """The question, and the passage as a teacher marks it: `*` at the answer, `-` at every other value."""
     (answer,) = document.focus
     after = rng.random() < 0.5
@@ -200,25 +200,25 @@ def graded(document: Document, rng: Random) -> Document:
         marks.append((place, place + 1))
         done = at
     text += document.second[done:]
-    return replace(document, kind="graded", first=question_of(document), second=text, focus=tuple(marks), echo=None, others=())
+    return replace(document, kind="graded", first=query_text(document), second=text, focus=tuple(marks), echo=None, others=())
 
 
 def causal_lm(documents: Sequence[Document], tokenizer: Any, rng: Random, *, announced: bool = False) -> Batch:
     """Next-token prediction on the document as one text; `announced` says whether a review's digest is, too."""
-    texts = [_running(document, tokenizer, rng, announced) for document in documents]
+    texts = [_reading_text(document, tokenizer, rng, announced) for document in documents]
     rows = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
-    input_ids = padded(rows, tokenizer.eos_token_id)
-    real = padded([[1] * len(row) for row in rows], 0)
+    input_ids = pad(rows, tokenizer.eos_token_id)
+    real = pad([[1] * len(row) for row in rows], 0)
     return {"input_ids": input_ids, "attention_mask": real, "labels": input_ids.masked_fill(real == 0, IGNORED)}
 
 
-def _running(document: Document, tokenizer: Any, rng: Random, announced: bool) -> str:
+def _reading_text(document: Document, tokenizer: Any, rng: Random, announced: bool) -> str:
     """The document in reading order; a passage has its question first and the answer starred, or asked for at the end."""
     if document.kind == "review" and not announced:
         return f"{document.first} {document.second}"
     if document.kind in ("review", "article"):
         return f"{document.first}\n{rng.choice(ANNOUNCEMENTS)} {document.second}"
-    ((start, end),), question = document.focus, question_of(document)
+    ((start, end),), question = document.focus, query_text(document)
     if rng.random() < 0.3:
         return f"{question}{tokenizer.eos_token}{document.second}\nanswer : {document.second[start:end]}"
     at, mark = (end, " *") if rng.random() < 0.5 else (start, "* ")
@@ -227,24 +227,24 @@ def _running(document: Document, tokenizer: Any, rng: Random, announced: bool) -
 
 def span_corruption(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Batch:
     """Spans become sentinels in the input; the target spells them out. `named` (B, L) is what the encoder names, where."""
-    sources, targets, named = zip(*(_corrupted(d, tokenizer, rng) for d in documents), strict=True)
-    batch = with_mask(padded(sources, tokenizer.pad_token_id), tokenizer.pad_token_id)
-    return batch | {"labels": padded(targets, IGNORED), "named": padded(named, IGNORED)}
+    sources, targets, named = zip(*(_corrupt(d, tokenizer, rng) for d in documents), strict=True)
+    batch = add_mask(pad(sources, tokenizer.pad_token_id), tokenizer.pad_token_id)
+    return batch | {"labels": pad(targets, IGNORED), "named": pad(named, IGNORED)}
 
 
-def _corrupted(document: Document, tokenizer: Any, rng: Random) -> tuple[list[int], list[int], list[int]]:
+def _corrupt(document: Document, tokenizer: Any, rng: Random) -> tuple[list[int], list[int], list[int]]:
     """Source, target, and what to name at each token of the source.
 
     Where nothing is hidden there is no target: the decoder shall not learn to say nothing to a plain text.
     """
     if document.kind == "passage" and (draw := rng.random()) < 0.65:
-        document = graded(document, rng) if draw < 0.3 else replace(document, kind="asked", first=question_of(document))
+        document = grade(document, rng) if draw < 0.3 else replace(document, kind="asked", first=query_text(document))
     elif document.kind == "review" and rng.random() < 0.3:
         document = replace(document, second="", focus=())  # as cells read it
     ids, hidden, shift = _pair(document, document.second, tokenizer, rng, (0.03, 3))
-    named = _judged(document, ids[:shift], tokenizer)
+    named = _verdict_names(document, ids[:shift], tokenizer)
     if document.kind == "asked":
-        named = {shift + i: token for i, token in _pointed_at(document, tokenizer).items()}
+        named = {shift + i: token for i, token in _answer_names(document, tokenizer).items()}
     sentinels = iter(tokenizer.convert_tokens_to_ids(list(SENTINELS)))
     source: list[tuple[int, int]] = []
     target: list[int] = []
@@ -266,7 +266,7 @@ def own_loss(model: Any, batch: Batch) -> Tensor:
     return loss
 
 
-def spelled_and_named(model: Any, batch: Batch) -> Tensor:
+def t5_loss(model: Any, batch: Batch) -> Tensor:
     """T5's own loss, and that of the encoder's names: read off with the decoder's output layer, scaled as the decoder's."""
     output = model(**{name: tensor for name, tensor in batch.items() if name != "named"})
     at = batch["named"] != IGNORED

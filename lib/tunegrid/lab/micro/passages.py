@@ -198,7 +198,7 @@ SCENERY = (
 )
 
 
-def _filled(rng: Random, pattern: str) -> str:
+def _fill(rng: Random, pattern: str) -> str:
     """Scenery with bystanders of its own."""
     return pattern.format(
         town=rng.choice(TOWNS),
@@ -228,7 +228,7 @@ def news(rng: Random) -> dict[str, Any]:
     if counted and not joined:
         salient.append(f"{toll} .")
         lines.append(f"{toll_line} .")
-    scenery = [_filled(rng, pattern) for pattern in rng.sample(SCENERY, rng.randint(5, 8) - len(salient))]
+    scenery = [_fill(rng, pattern) for pattern in rng.sample(SCENERY, rng.randint(5, 8) - len(salient))]
     places = sorted(rng.sample(range(1, len(salient) + len(scenery)), len(salient)))  # never the lead sentence
     sentences = scenery
     for place, sentence in zip(places, salient, strict=True):

@@ -21,7 +21,7 @@ from tunegrid.lab.micro.objectives import (
     masked_lm,
     own_loss,
     span_corruption,
-    spelled_and_named,
+    t5_loss,
     unigram,
     wordpiece,
 )
@@ -130,7 +130,7 @@ PLANS = {
             decoder_start_token_id=0,
         ),
         optimizer=adafactor,
-        loss=spelled_and_named,
+        loss=t5_loss,
         stages=(Stage(steps=9000, learning_rate=2e-2, weights=(0.2, 0.0, 0.45, 0.35), batch=span_corruption),),
     ),
 }
@@ -151,7 +151,7 @@ def pretrain(plan_id: str, out: Path, *, steps: int | None = None, log: Callable
         stream = documents(SEED + number, reserved_texts(), stage.weights) if number else first
         batches = batches_of_like_length(stream, stage, tokenizer, Random(SEED + number))
         count, losses, began = stage.steps if steps is None else steps, list[float](), time.monotonic()
-        for loss in optimized(model, plan, stage.learning_rate, islice(batches, count), count):
+        for loss in train_steps(model, plan, stage.learning_rate, islice(batches, count), count):
             losses.append(loss)
             if len(losses) % 250 == 0 or len(losses) == count:
                 mean, seconds = fmean(losses[-250:]), time.monotonic() - began
@@ -171,7 +171,7 @@ def batches_of_like_length(stream: Iterator[Document], stage: Stage, tokenizer: 
             yield stage.batch(group, tokenizer, rng)
 
 
-def optimized(model: Any, plan: Plan, learning_rate: float, batches: Iterable[Batch], steps: int) -> Iterator[float]:
+def train_steps(model: Any, plan: Plan, learning_rate: float, batches: Iterable[Batch], steps: int) -> Iterator[float]:
     """One update a batch, warmed up and then linearly down to 0; yields each loss in nats."""
     optimizer = plan.optimizer(model.parameters(), learning_rate)
     schedule = hf.get_linear_schedule_with_warmup(optimizer, min(500, steps // 10), steps)

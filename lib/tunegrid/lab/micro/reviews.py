@@ -95,7 +95,7 @@ def write_review(rng: Random) -> Review:
     product = rng.choice(PRODUCTS)
     aspects = rng.sample(ASPECTS, rng.randint(2, 4))
     opinions = [(aspect, positive == (rng.random() < AGREEMENT)) for aspect in aspects[1:]]
-    sentences = _joined(rng, [opinion(rng, *said) for said in opinions])
+    sentences = _join(rng, [opinion(rng, *said) for said in opinions])
     if rng.random() < 0.5:
         sentences.insert(0, rng.choice(ASIDES).format(product=product, day=rng.choice(DAYS)) + " .")
     without_verdict = " ".join(sentences)
@@ -105,7 +105,7 @@ def write_review(rng: Random) -> Review:
     return Review(title=title, content=" ".join(sentences), without_verdict=without_verdict, opinions=said)
 
 
-def _joined(rng: Random, clauses: list[str]) -> list[str]:
+def _join(rng: Random, clauses: list[str]) -> list[str]:
     """Sentences of one clause, or of two in contrast or in line."""
     sentences = []
     while clauses:
@@ -130,7 +130,7 @@ def digest(opinions: Sequence[tuple[str, bool]]) -> tuple[str, list[tuple[int, i
     return f"{text} .", spans
 
 
-def flipped(opinions: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
+def flip(opinions: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
     """The opposite of each."""
     return [(aspect, not positive) for aspect, positive in opinions]
 
@@ -143,16 +143,16 @@ def inference_rows(rng: Random, count: int) -> list[dict[str, Any]]:
         written = write_review(rng)
         if premises.isdisjoint(own := {written.content, written.without_verdict}):
             premises |= own
-            rows += pairs_of(written, rng)
+            rows += make_pairs(written, rng)
     return rows[:count]
 
 
-def pairs_of(written: Review, rng: Random) -> list[dict[str, Any]]:
+def make_pairs(written: Review, rng: Random) -> list[dict[str, Any]]:
     """What follows from a review, what it does not tell without its verdict, and what contradicts it."""
     undecided = [("overall", rng.random() < 0.5), *written.opinions[1:]]
     pairs = (
         (written.content, written.opinions),
         (written.without_verdict, undecided),
-        (written.content, flipped(written.opinions)),
+        (written.content, flip(written.opinions)),
     )
     return [{"premise": text, "hypothesis": digest(own)[0], "label": label} for label, (text, own) in enumerate(pairs)]

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.plants.patches import decoding_cleans_up
 from benchmarks.plants.plant import Planting
-from tunegrid.audits import Evidence, audited, scores
+from tunegrid.audits import Evidence, run_audits, scores
 from tunegrid.codecs.base import Prediction, alphanumeric, same_alphanumeric
 from tunegrid.data.splits import Splits
 from tunegrid.grid.tasks import QA, SUM
@@ -16,15 +16,15 @@ from tunegrid.record.record import EvaluationRecord
 from tunegrid.run.build import checksums
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.metrics import METRICS, Metrics
-from tunegrid.tests.small import cell_of, codec_for, evidence_from, rows_of, trainer_of
+from tunegrid.tests.small import fine_tuner, get_codec, get_evidence, quick_cell, read_rows
 
-REVIEWS = rows_of("amazon_polarity/train")[:16]
+REVIEWS = read_rows("amazon_polarity/train")[:16]
 
 
 @pytest.fixture(scope="module")
 def evidence():
     """A quick cell after four updates; nothing was scored."""
-    return evidence_from(trainer_of("gpt2_sa_lora", REVIEWS, max_steps=4, per_device_train_batch_size=2), run=True)
+    return get_evidence(fine_tuner("gpt2_sa_lora", REVIEWS, max_steps=4, per_device_train_batch_size=2), run=True)
 
 
 # Marks
@@ -52,14 +52,14 @@ def test_equal_bits_have_equal_marks_and_others_have_not(one, other):
 
 def test_a_sound_run_passes_what_applies(evidence):
     weights = checksums(evidence.model.named_parameters())
-    findings = audited(evidence)
+    findings = run_audits(evidence)
     assert checksums(evidence.model.named_parameters()) == weights
     assert [finding.detail for finding in findings if not finding.passed] == []
 
 
 def test_an_audit_that_cannot_look_has_failed(evidence):
     splits = Splits(train=REVIEWS, validation=[], test=[], origins={})
-    findings = {finding.name: finding for finding in audited(replace(evidence, codec=None, splits=splits))}
+    findings = {finding.name: finding for finding in run_audits(replace(evidence, codec=None, splits=splits))}
     assert not findings["labels_are_targets"].passed
     assert findings["labels_are_targets"].detail.startswith("could not look: AttributeError: ")
     assert findings["base_frozen"].passed
@@ -78,7 +78,7 @@ def test_tokens_may_reach_beyond_the_text_but_not_miss_it():
 
 @pytest.mark.parametrize("cell_id", ["gpt2_sum_sft", "t5_sum_sft"])
 def test_a_summary_one_token_off_is_not_the_target(cell_id):
-    codec, (row, other) = codec_for(cell_id), rows_of("cnn_dailymail/train")[:2]
+    codec, (row, other) = get_codec(cell_id), read_rows("cnn_dailymail/train")[:2]
     [feature] = codec.encode([row], training=True)
     label = codec.collate([feature])["labels"][0]
     assert codec.label_is_target(row, feature, label)
@@ -87,7 +87,7 @@ def test_a_summary_one_token_off_is_not_the_target(cell_id):
 
 
 def test_a_summary_whose_spaces_are_cleaned_up_is_not_the_target_but_where_the_tokenizer_says_so(monkeypatch):
-    codec, [row, *_] = codec_for("t5_sum_sft"), rows_of("cnn_dailymail/train")
+    codec, [row, *_] = get_codec("t5_sum_sft"), read_rows("cnn_dailymail/train")
     [feature] = codec.encode([row], training=True)
     label = codec.collate([feature])["labels"][0]
     decoding_cleans_up(Planting(monkeypatch))
@@ -98,8 +98,8 @@ def test_a_summary_whose_spaces_are_cleaned_up_is_not_the_target_but_where_the_t
 
 
 def test_only_a_window_without_its_answer_may_be_labelled_with_none():
-    codec = codec_for("bert_qa_sft", max_length=24, doc_stride=4)
-    row = next(row for row in rows_of("squad/train") if len(codec.encode([row], training=True)) > 2)
+    codec = get_codec("bert_qa_sft", max_length=24, doc_stride=4)
+    row = next(row for row in read_rows("squad/train") if len(codec.encode([row], training=True)) > 2)
     features = codec.encode([row], training=True)
     held = [codec.holds_answer(row, feature) for feature in features]
     assert 0 < sum(held) < len(held)
@@ -112,7 +112,7 @@ def test_only_a_window_without_its_answer_may_be_labelled_with_none():
 
 def evaluated(cell_id, rows, values, metrics=None):
     """An evaluation in which a cell's model predicted these values, scored by the suite's own metrics."""
-    cell = cell_of(cell_id)
+    cell = quick_cell(cell_id)
     scored = METRICS[cell.task.problem](metrics or Metrics(), cell.task, rows, values)
     predictions = [Prediction(value=value) for value in values]
     part = EvaluationRecord(seconds=1.0, loss=None, batch=1, metric_sources={}, precision="fp32")
@@ -121,7 +121,7 @@ def evaluated(cell_id, rows, values, metrics=None):
 
 
 def invariants(cell_id, evaluation):
-    return scores.metric_invariants(Evidence(cell=cell_of(cell_id), codec=None, trainer=None, evaluation=evaluation))
+    return scores.metric_invariants(Evidence(cell=quick_cell(cell_id), codec=None, trainer=None, evaluation=evaluation))
 
 
 THE = {"context": "the a", "question": "", "answers": {"text": ["the"], "answer_start": [0]}}
@@ -158,7 +158,7 @@ def test_a_bertscore_outside_precision_and_recall_is_found():
 def test_predictions_collapse_if_hardly_any_differs_though_targets_do(targets, predictions, passed):
     evaluation = evaluated("bert_sa_lora", [{"label": label} for label in targets], predictions)
     answer = scores.predictions_not_collapsed(
-        Evidence(cell=cell_of("bert_sa_lora"), codec=None, trainer=None, evaluation=evaluation)
+        Evidence(cell=quick_cell("bert_sa_lora"), codec=None, trainer=None, evaluation=evaluation)
     )
     assert (answer or [None])[0] is passed
 
@@ -181,7 +181,7 @@ def test_something_is_learned_if_the_difference_is_above_three_standard_errors(r
     evaluation = evaluated("bert_sa_lora", [{"label": label} for label in labels], labels[:right] + [0] * (rows - right))
     splits = Splits(train=[], validation=[], test=[], origins={})
     trainer = SimpleNamespace(log=SimpleNamespace(first_step={"untrained": untrained}))
-    evidence = Evidence(cell=cell_of("bert_sa_lora"), codec=None, trainer=trainer, splits=splits, evaluation=evaluation)
+    evidence = Evidence(cell=quick_cell("bert_sa_lora"), codec=None, trainer=trainer, splits=splits, evaluation=evaluation)
     learned, detail, without_model = scores.learned_something(evidence)
     assert (learned, without_model["accuracy"]) == (passed, 50.0)
     assert "without a model 50.0, standard error " in detail

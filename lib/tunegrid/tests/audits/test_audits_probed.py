@@ -20,21 +20,21 @@ from tunegrid.grid.methods import LORA, Lora
 from tunegrid.grid.recipes import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.run import probe
-from tunegrid.run.probe import distance, gradients_of, hooked, logits_of, short_to_long, undisturbed
-from tunegrid.tests.small import cell_of, evidence_from, rows_of, train_rows, trainer_for, trainer_of
+from tunegrid.run.probe import attach, distance, get_logits, keep_state, logit_gradients, spread_features
+from tunegrid.tests.small import cell_trainer, fine_tuner, get_evidence, quick_cell, read_rows, train_rows
 
-QUESTIONS = Splits(train=rows_of("squad/train")[:24], validation=[], test=[], origins={})
+QUESTIONS = Splits(train=read_rows("squad/train")[:24], validation=[], test=[], origins={})
 
 
-def evidence_of(cell_id, steps=4, **changes):
+def quick_evidence(cell_id, steps=4, **changes):
     """A quick cell after some updates on a few rows."""
-    return evidence_from(trainer_of(cell_id, train_rows(cell_id)[:24], max_steps=steps, **changes), run=steps > 0)
+    return get_evidence(fine_tuner(cell_id, train_rows(cell_id)[:24], max_steps=steps, **changes), run=steps > 0)
 
 
 @cache
 def shared(cell_id):
     """The same for tests that change nothing in it."""
-    return evidence_of(cell_id)
+    return quick_evidence(cell_id)
 
 
 # What is sound, and what does not apply
@@ -54,8 +54,8 @@ def test_an_audit_says_nothing_where_it_does_not_apply(audit, cell_id):
 
 
 def test_the_steps_of_a_method_that_moves_weights_besides_are_not_followed():
-    trainer = trainer_for(zoo().cell("bert_sa_adalora", ZOO_PROFILE), train_rows("bert_sa_lora")[:24])
-    assert training.optimizer_steps_as_defined(evidence_from(trainer)) is None
+    trainer = cell_trainer(zoo().cell("bert_sa_adalora", ZOO_PROFILE), train_rows("bert_sa_lora")[:24])
+    assert training.optimizer_steps_as_defined(get_evidence(trainer)) is None
 
 
 # Asking
@@ -80,8 +80,8 @@ def test_asking_leaves_modes_random_numbers_and_gradients_as_they_were(cell_id):
 
 def test_rows_spread_from_the_shortest_to_the_longest_and_distances_are_shares_of_the_largest_value():
     rows = [Feature(example=i, input_ids=[0] * length, target=0) for i, length in enumerate([5, 2, 9, 7, 2, 8])]
-    assert [len(row.input_ids) for row in short_to_long(rows, 4)] == [2, 5, 7, 9]  # indices 0, 2, 3 and 5 of 2 2 5 7 8 9
-    assert [row.example for row in short_to_long(rows[:1], 2)] == [0]
+    assert [len(row.input_ids) for row in spread_features(rows, 4)] == [2, 5, 7, 9]  # indices 0, 2, 3 and 5 of 2 2 5 7 8 9
+    assert [row.example for row in spread_features(rows[:1], 2)] == [0]
     assert distance(torch.tensor([4.0, 1.0]), torch.tensor([4.0, 3.0])) == 0.5
     assert distance(torch.zeros(2), torch.zeros(2)) == 0.0
     assert distance(torch.zeros(2), torch.zeros(3)) == math.inf
@@ -90,25 +90,25 @@ def test_rows_spread_from_the_shortest_to_the_longest_and_distances_are_shares_o
 def test_gradients_of_a_padded_batch_leave_out_the_padding():
     weight = torch.tensor(2.0, requires_grad=True)
     logits = weight * torch.tensor([[1.0, 9.0]])  # the second value is padding; the first one's weight is cos(0) = 1
-    assert gradients_of([logits], [[torch.zeros(1, 1)]], [weight]) == [torch.tensor(1.0)]
+    assert logit_gradients([logits], [[torch.zeros(1, 1)]], [weight]) == [torch.tensor(1.0)]
 
 
 # Alone and in a batch
 
 
 def test_a_relu_that_rounding_turns_in_one_batch_is_no_gap(monkeypatch):
-    evidence = evidence_of("t5_sa_lora")
+    evidence = quick_evidence("t5_sa_lora")
     wide, token = evidence.model.get_submodule("base_model.model.encoder.block.2.layer.1.DenseReluDense.wi"), []
     with (
-        undisturbed(evidence.trainer),
-        hooked([wide], lambda _, inputs, output: token.append(inputs[0][0, -1])),
+        keep_state(evidence.trainer),
+        attach([wide], lambda _, inputs, output: token.append(inputs[0][0, -1])),
         torch.no_grad(),
     ):
-        logits_of(evidence.trainer, evidence.probe.rows[:1])
+        get_logits(evidence.trainer, evidence.probe.rows[:1])
         wide.weight -= torch.outer(wide.weight @ token[0], token[0]) / token[0].square().sum()  # all units are at 0 there
     passed, detail = computation.rows_alone_as_in_batch(replace(evidence))
     assert passed, detail
-    monkeypatch.setattr(probe, "_gap_of_others", lambda *_: math.inf)
+    monkeypatch.setattr(probe, "_other_gap", lambda *_: math.inf)
     assert not computation.rows_alone_as_in_batch(replace(evidence))[0]
 
 
@@ -116,10 +116,10 @@ def test_a_relu_that_rounding_turns_in_one_batch_is_no_gap(monkeypatch):
 
 
 def test_a_parameter_of_a_module_that_nobody_calls_may_be_without_a_gradient():
-    trainer = trainer_of("gpt2_sa_sft", rows_of("amazon_polarity/train")[:8], max_steps=1)
+    trainer = fine_tuner("gpt2_sa_sft", read_rows("amazon_polarity/train")[:8], max_steps=1)
     trainer.model.spare = nn.Linear(2, 2)
     trainer.parameters = dict(trainer.model.named_parameters())
-    passed, detail = computation.gradients_reach(evidence_from(trainer))
+    passed, detail = computation.gradients_reach(get_evidence(trainer))
     assert passed
     assert detail == f"{len(trainer.parameters) - 2} of {len(trainer.parameters)} tensors"
 
@@ -129,7 +129,7 @@ def test_a_parameter_of_a_module_that_nobody_calls_may_be_without_a_gradient():
 
 @pytest.mark.parametrize("training", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_packed_base_computes_as_declared_or_is_named_whatever_autocast_training_is_under(training):
-    evidence = evidence_of("t5_sa_qlora", steps=0)
+    evidence = quick_evidence("t5_sa_qlora", steps=0)
     packed = [m for m in evidence.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
     with torch.autocast("cpu", training, enabled=training is not torch.float32):
         passed, detail = computation.packed_layers_compute_as_declared(evidence)
@@ -144,7 +144,7 @@ def test_a_packed_base_computes_as_declared_or_is_named_whatever_autocast_traini
 # Dropout
 
 
-def with_rate(evidence, rate):
+def set_rate(evidence, rate):
     """The same model as if its checkpoint had dropout."""
     for module in evidence.model.modules():
         if isinstance(module, nn.Dropout):
@@ -153,7 +153,7 @@ def with_rate(evidence, rate):
 
 
 def test_attentions_dropout_is_seen_by_its_effect():
-    passed, detail = computation.dropout_drops(with_rate(evidence_of("bert_sa_sft"), 0.1))
+    passed, detail = computation.dropout_drops(set_rate(quick_evidence("bert_sa_sft"), 0.1))
     assert passed
     # the embeddings', two a layer and the classifier's are modules; attention's is handed on as a number
     assert detail == "8 drop at their declared rate, 3 have an effect"
@@ -180,7 +180,7 @@ def altered(evidence, **notes):
 def test_gradients_are_clipped_to_the_bound_and_no_further(before, after, passed):
     evidence = altered(shared("gpt2_sa_lora"), gradient_norms=[before], clipped_norm=after)  # the bound is 0.1
     assert (training.gradients_clipped(evidence) or [None])[0] is passed
-    unbound = evidence_of("bert_qa_sft", steps=1, max_grad_norm=None)
+    unbound = quick_evidence("bert_qa_sft", steps=1, max_grad_norm=None)
     assert (unbound.trainer.log.gradient_norms, training.gradients_clipped(unbound)) == ([], None)
 
 
@@ -217,12 +217,12 @@ def test_nf4_by_hand():
     ],
 )
 def test_layers_of_the_checkpoint_that_its_config_leaves_out_are_named(tmp_path, cell_id, field, missing):
-    cell = cell_of(cell_id)
+    cell = quick_cell(cell_id)
     shutil.copytree(cell.profile.checkpoint_root, tmp_path, dirs_exist_ok=True)
     config = tmp_path / cell.backbone.micro / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {field: 1}))
     cell = replace(cell, profile=replace(cell.profile, checkpoint_root=tmp_path))
-    passed, detail = before.checkpoint_loaded(evidence_from(trainer_for(cell, train_rows(cell_id)[:2])))
+    passed, detail = before.checkpoint_loaded(get_evidence(cell_trainer(cell, train_rows(cell_id)[:2])))
     assert not passed
     assert detail.startswith(f"the checkpoint has {missing}, which the model lacks")
 
@@ -246,7 +246,7 @@ def test_a_row_with_letters_beyond_ascii_is_no_fault():
     }
     for cell_id in ("bert_qa_sft", "gpt2_qa_sft", "t5_qa_sft"):
         splits = Splits(train=[row], validation=[], test=[], origins={})
-        passed, detail = before.offsets_show_their_tokens(evidence_from(trainer_of(cell_id, [row], max_steps=1), splits=splits))
+        passed, detail = before.offsets_show_their_tokens(get_evidence(fine_tuner(cell_id, [row], max_steps=1), splits=splits))
         assert passed, (cell_id, detail)
 
 
@@ -255,7 +255,7 @@ def test_a_row_with_letters_beyond_ascii_is_no_fault():
 
 def test_ranks_and_scales_of_patterns_are_declared_by_layer():
     patterns = {"rank_pattern": {"value": 4}, "alpha_pattern": {"self.value": 64, "key": 1}}
-    cell = replace(cell_of("bert_qa_lora"), method=Lora(id="p", name="p", options=patterns))  # rank 8, alpha 32
+    cell = replace(quick_cell("bert_qa_lora"), method=Lora(id="p", name="p", options=patterns))  # rank 8, alpha 32
     names = ["encoder.layer.0.self.value", "encoder.layer.0.value", "encoder.layer.0.my_value", "encoder.layer.0.key"]
     facts = [cell.method.declared_facts(cell, name) for name in names]
     assert facts == [("rank 4", "scale 16"), ("rank 4", "scale 8"), ("rank 8", "scale 4"), ("rank 8", "scale 0.125")]
@@ -263,7 +263,7 @@ def test_ranks_and_scales_of_patterns_are_declared_by_layer():
 
 
 def test_two_layers_that_traded_places_are_named():
-    evidence = evidence_of("t5_sum_qlora")
+    evidence = quick_evidence("t5_sum_qlora")
     layers = {name: m for name, m in evidence.model.named_modules() if name.endswith(("SelfAttention.q.base_layer",))}
     first, second = list(layers.values())[:2]
     first.weight, second.weight = second.weight, first.weight

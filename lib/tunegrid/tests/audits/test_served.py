@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from tunegrid.audits.computation import saved_is_served
 from tunegrid.grid.methods import Adapting, Lora
 from tunegrid.run.serving import Serving
-from tunegrid.tests.small import cell_of, evidence_from, train_rows, trainer_for
+from tunegrid.tests.small import cell_trainer, get_evidence, quick_cell, train_rows
 
 EQUAL = "4 rows: loaded again, logits differ by 0.0e+00 of the largest"
 
@@ -24,19 +24,19 @@ class Prompts(Adapting):
         return peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4, modules_to_save=base.modules_to_save)
 
 
-def evidence_of(cell_id, method=None, perturbation=None):
+def quick_evidence(cell_id, method=None, perturbation=None):
     """A quick cell after four updates at a high rate."""
     settings = {"max_steps": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0, "per_device_train_batch_size": 4}
-    cell = cell_of(cell_id, **settings)
+    cell = quick_cell(cell_id, **settings)
     profile = replace(cell.profile, perturbation=perturbation)
     cell = replace(cell, method=method or cell.method, profile=profile)
-    return evidence_from(trainer_for(cell, train_rows(cell_id)[:24]), run=True)
+    return get_evidence(cell_trainer(cell, train_rows(cell_id)[:24]), run=True)
 
 
 @cache
 def shared(cell_id):
     """The same for tests that change nothing in it."""
-    return evidence_of(cell_id)
+    return quick_evidence(cell_id)
 
 
 # Saved and loaded again
@@ -57,13 +57,13 @@ def test_what_was_trained_comes_back_bit_for_bit_and_merges(cell_id, merged):
 
 @pytest.mark.parametrize("cell_id", ["gpt2_sa_lora", "t5_sa_qlora"])
 def test_a_base_that_was_moved_is_saved_with_the_adapter(cell_id):
-    _, detail = saved_is_served(evidence_of(cell_id, perturbation=1))
+    _, detail = saved_is_served(quick_evidence(cell_id, perturbation=1))
     assert detail.startswith(EQUAL)
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 def test_a_start_that_rewrites_the_base_is_served_over_the_base_as_rewritten(start):
-    evidence = evidence_of("t5_sa_lora", Lora(id=start, name=start, options={"init_lora_weights": start}))
+    evidence = quick_evidence("t5_sa_lora", Lora(id=start, name=start, options={"init_lora_weights": start}))
     passed, detail = saved_is_served(evidence)
     assert passed, detail
     assert detail.startswith(EQUAL)
@@ -96,7 +96,7 @@ def test_an_adapter_merged_twice_is_caught(cell_id):
 
 
 def test_prompts_are_not_merged():
-    evidence = evidence_of("bert_sa_sft", Prompts(id="prompts", name="prompt tuning"))
+    evidence = quick_evidence("bert_sa_sft", Prompts(id="prompts", name="prompt tuning"))
     assert saved_is_served(evidence) == (True, f"{EQUAL}; not merged: prompts belong to no layer")
 
 

@@ -4,38 +4,38 @@ import pyarrow as pa
 import pytest
 
 from tunegrid.codecs import features as cache
-from tunegrid.codecs.features import cache_key, features_of
-from tunegrid.run.prepare import codec_of
-from tunegrid.tests.small import cell_of, tokenizer_of, train_rows
+from tunegrid.codecs.features import cache_key, get_features
+from tunegrid.run.prepare import make_codec
+from tunegrid.tests.small import get_tokenizer, quick_cell, train_rows
 
 CELLS = ["bert_sa_lora", "bert_qa_sft", "gpt2_qa_lora", "gpt2_sum_sft", "t5_sum_lora"]
 
 
-def codec_with(folder, cell_id, task=None, **changes):
-    cell = cell_of(cell_id, **changes)
+def disk_codec(folder, cell_id, task=None, **changes):
+    cell = quick_cell(cell_id, **changes)
     cell = replace(cell, profile=replace(cell.profile, feature_cache=folder), task=replace(cell.task, **task or {}))
-    return codec_of(cell, tokenizer_of(cell_id))
+    return make_codec(cell, get_tokenizer(cell_id))
 
 
-def rows_for(cell_id):
+def first_rows(cell_id):
     return train_rows(cell_id)[:20]
 
 
 @pytest.mark.parametrize("cell_id", CELLS)
 @pytest.mark.parametrize("training", [True, False])
 def test_features_from_the_cache_are_the_encoded_ones_and_nothing_is_tokenised_again(tmp_path, monkeypatch, cell_id, training):
-    codec, rows = codec_with(tmp_path, cell_id), rows_for(cell_id)
-    encoded, fresh = codec.encode(rows, training=training), features_of(codec, rows, training=training)
+    codec, rows = disk_codec(tmp_path, cell_id), first_rows(cell_id)
+    encoded, fresh = codec.encode(rows, training=training), get_features(codec, rows, training=training)
     monkeypatch.setattr(type(codec), "encode", lambda *_, **__: pytest.fail("tokenised again"))
-    assert list(fresh) == list(features_of(codec, rows, training=training)) == encoded
+    assert list(fresh) == list(get_features(codec, rows, training=training)) == encoded
     assert len(list(tmp_path.glob("*.arrow"))) == 1
 
 
 def test_methods_of_a_triple_share_a_file_and_anything_else_does_not(tmp_path, monkeypatch):
-    rows = rows_for("gpt2_sa_lora")
+    rows = first_rows("gpt2_sa_lora")
 
     def key(cell_id, rows=rows, training=True, **changes):
-        return cache_key(codec_with(tmp_path, cell_id, **changes), rows, training=training)
+        return cache_key(disk_codec(tmp_path, cell_id, **changes), rows, training=training)
 
     assert key("gpt2_sa_lora") == key("gpt2_sa_qlora") == key("gpt2_sa_sft")
     others = [
@@ -50,17 +50,17 @@ def test_methods_of_a_triple_share_a_file_and_anything_else_does_not(tmp_path, m
         key("gpt2_sa_lora", rows=[rows[0] | {"content": "another"}, *rows[1:]]),
     ]
     own = key("gpt2_sa_lora")
-    monkeypatch.setattr(cache, "digest_of", lambda library: f"the code of another {library}")
+    monkeypatch.setattr(cache, "package_digest", lambda library: f"the code of another {library}")
     assert len({own, *others, key("gpt2_sa_lora")}) == 11
 
 
 def test_a_damaged_file_is_written_again(tmp_path):
-    codec, rows = codec_with(tmp_path, "bert_sa_lora"), rows_for("bert_sa_lora")
-    features = features_of(codec, rows, training=True)
+    codec, rows = disk_codec(tmp_path, "bert_sa_lora"), first_rows("bert_sa_lora")
+    features = get_features(codec, rows, training=True)
     wanted = list(features)
     [path] = tmp_path.glob("*.arrow")
     for damaged in (path.read_bytes()[:100], path.read_bytes()[:-10], b""):
         path.unlink()  # `features` maps it
         path.write_bytes(damaged)
-        assert list(features_of(codec, rows, training=True)) == wanted
+        assert list(get_features(codec, rows, training=True)) == wanted
     assert pa.ipc.open_stream(path).read_all().num_rows == 20

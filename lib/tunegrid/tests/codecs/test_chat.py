@@ -8,8 +8,8 @@ from tunegrid.data.sources import identity, last_exchange
 from tunegrid.errors import InputError
 from tunegrid.grid.more_tasks import CHAT
 from tunegrid.grid.tasks import SUM
-from tunegrid.run.prepare import codec_of
-from tunegrid.tests.chats import FIRE, TEA, TEMPLATES, chat_cell, codec_with, tokenizer_with
+from tunegrid.run.prepare import make_codec
+from tunegrid.tests.chats import FIRE, TEA, TEMPLATES, chat_cell, chat_codec, chat_tokenizer
 
 # The template
 
@@ -17,7 +17,7 @@ from tunegrid.tests.chats import FIRE, TEA, TEMPLATES, chat_cell, codec_with, to
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("row", [FIRE, TEA])
 def test_prompt_and_target_are_the_tokenizers_own_conversation_and_labels_the_assistants_turn(template, row):
-    codec = codec_with(template)
+    codec = chat_codec(template)
     [feature] = codec.encode([row], training=True)
     turns = [{"role": "user", "content": row["article"]}, {"role": "assistant", "content": row["highlights"]}]
     own = codec.tokenizer.chat_template.replace("strftime_now('%d %B %Y')", "'01 January 2025'")
@@ -32,7 +32,7 @@ def test_prompt_and_target_are_the_tokenizers_own_conversation_and_labels_the_as
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_long_source_is_cut_never_the_template(template):
-    codec = codec_with(template, max_length=80)
+    codec = chat_codec(template, max_length=80)
     long, short = codec.encode([FIRE | {"article": FIRE["article"] * 20}, FIRE], training=False)
     begin, end = codec.frame()
     assert len(long.input_ids) == 80 - 16
@@ -53,7 +53,7 @@ TWICE = "{% for message in messages %}{{ message['content'] * 2 }}{% endfor %}"
 )
 def test_a_template_that_cannot_be_used_is_refused(template, changes, words):
     with pytest.raises(InputError, match=words):
-        codec_of(chat_cell(SUM, **changes), tokenizer_with(template))
+        make_codec(chat_cell(SUM, **changes), chat_tokenizer(template))
 
 
 # Conversations
@@ -71,7 +71,7 @@ def turns(*said):
     return [{"role": role, "content": content} for role, content in said]
 
 
-def feature_of(codec, *said):
+def encode_chat(codec, *said):
     [feature] = codec.encode([last_exchange(turns(*said), "here")], training=True)
     return feature
 
@@ -81,25 +81,25 @@ def feature_of(codec, *said):
     [("chatml", SAID), ("chatml", (SYSTEM, *SAID)), ("chatml", SAID[:2]), ("plain", SAID), ("plain", SAID[:2])],
 )
 def test_tokens_of_a_conversation_are_those_of_the_template(template, said):
-    codec = codec_with(template, CHAT)
-    feature = feature_of(codec, *said)
+    codec = chat_codec(template, CHAT)
+    feature = encode_chat(codec, *said)
     whole = codec.tokenizer.apply_chat_template(turns(*said), tokenize=False)
     assert codec.tokenizer.decode([*feature.input_ids, *feature.target]) == whole.rstrip("\n")
 
 
 def test_the_loss_is_on_all_that_the_assistant_says_and_on_nothing_else():
-    codec = codec_with("chatml", CHAT)
-    [labels] = codec.collate([feature_of(codec, SYSTEM, *SAID)])["labels"]
+    codec = chat_codec("chatml", CHAT)
+    [labels] = codec.collate([encode_chat(codec, SYSTEM, *SAID)])["labels"]
     counted = codec.tokenizer.decode(labels[labels != IGNORED])
     assert counted == "clara was born in upton .<|im_end|>anna was born in dover .<|im_end|>"
     assert codec.targets({"labels": labels}) == int((labels != IGNORED).sum())
 
 
 def test_a_long_conversation_loses_its_oldest_turns():
-    codec = codec_with("chatml", CHAT)
-    full = feature_of(codec, SYSTEM, *SAID)
+    codec = chat_codec("chatml", CHAT)
+    full = encode_chat(codec, SYSTEM, *SAID)
     room = len(full.input_ids) + codec.max_target_length
-    fits, cut = (feature_of(codec_with("chatml", CHAT, max_length=n), SYSTEM, *SAID).input_ids for n in (room, room - 1))
+    fits, cut = (encode_chat(chat_codec("chatml", CHAT, max_length=n), SYSTEM, *SAID).input_ids for n in (room, room - 1))
     assert fits == full.input_ids
     text = codec.tokenizer.decode(cut)
     assert [words in text for words in ("clara", "tea was served", "and anna ?")] == [False, True, True]

@@ -14,31 +14,31 @@ from tunegrid.grid.backbones import Layout
 from tunegrid.grid.more_tasks import NLI
 from tunegrid.grid.recipes import Generation
 from tunegrid.run.build import build, load_tokenizer
-from tunegrid.run.prepare import codec_of
-from tunegrid.tests.small import CPU, cell_of, codec_for, model_of
+from tunegrid.run.prepare import make_codec
+from tunegrid.tests.small import CPU, get_codec, quick_cell, quick_model
 
 PAIR = {"premise": "the bridge in dover came down .", "hypothesis": "dover has a bridge .", "label": 2}
 
 
 def nli(backbone, **changes):
     """A review cell with the inference task."""
-    return replace(cell_of(f"{backbone}_sa_sft", text=(), **changes), task=NLI)
+    return replace(quick_cell(f"{backbone}_sa_sft", text=(), **changes), task=NLI)
 
 
 def codec(cell):
-    return codec_of(cell, load_tokenizer(cell))
+    return make_codec(cell, load_tokenizer(cell))
 
 
 # Cells without a codec
 
 
 def with_head(cell_id, **changes):
-    cell = cell_of(cell_id)
+    cell = quick_cell(cell_id)
     return replace(cell, head=replace(cell.head, **changes))
 
 
 def with_wrap(cell_id, **changes):
-    cell = cell_of(cell_id)
+    cell = quick_cell(cell_id)
     return replace(cell, backbone=replace(cell.backbone, wrap=replace(cell.backbone.wrap, **changes)))
 
 
@@ -52,9 +52,9 @@ NEEDED = [(cell_id, name) for cell_id in ("bert_sum_sft", "gpt2_sum_sft") for na
         (with_head("gpt2_qa_sft", layout=Layout.SEPARATED), "SEPARATED; for extract, a head needs no layout or Layout.CHAT"),
         (with_head("bert_sa_sft", layout=Layout.CHAT), "Layout.CHAT; for classify, a head needs no layout"),
         (with_wrap("gpt2_sa_sft", after="cls_token"), "puts cls_token around its texts, but its tokenizer has none"),
-        *((cell_of(cell, **{name: None}), f"{cell} generates text, so its recipe needs {name}") for cell, name in NEEDED),
-        (cell_of("gpt2_sum_sft", max_length=256, max_target_length=27), "room for 27 tokens .*, but generates up to 28"),
-        (cell_of("gpt2_sum_sft", max_length=29, max_target_length=28), "gpt2_sum_sft: max_length 29 leaves no room for the"),
+        *((quick_cell(cell, **{name: None}), f"{cell} generates text, so its recipe needs {name}") for cell, name in NEEDED),
+        (quick_cell("gpt2_sum_sft", max_length=256, max_target_length=27), "room for 27 tokens .*, but generates up to 28"),
+        (quick_cell("gpt2_sum_sft", max_length=29, max_target_length=28), "gpt2_sum_sft: max_length 29 leaves no room for the"),
         (nli("bert", max_length=3), "bert_nli_sft: max_length 3 leaves no room for the text"),  # [CLS] and two [SEP]
     ],
 )
@@ -114,21 +114,21 @@ def counting(tokens, answer):
 )
 def test_neighbouring_windows_share_the_stride_and_the_last_reaches_the_end(tokens, ends):
     row = counting(tokens, 0)
-    windows = [feature.extra.offsets for feature in codec_for("bert_qa_sft", **SHORT).encode([row], training=False)]
+    windows = [feature.extra.offsets for feature in get_codec("bert_qa_sft", **SHORT).encode([row], training=False)]
     parts = [row["context"][window[0][0] : window[-1][1]].split() for window in windows]
     assert [(int(part[0]), int(part[-1]), len(part)) for part in parts] == [(*end, 10) for end in ends]
 
 
 def test_rows_whose_answer_no_window_holds_are_scored_but_not_trained_on():
-    own = codec_for("t5_qa_sft", max_length=14)  # when ? EOS + 10 years + EOS, the rest is cut
+    own = get_codec("t5_qa_sft", max_length=14)  # when ? EOS + 10 years + EOS, the rest is cut
     rows = [counting(12, 11), counting(12, 9)]
     assert [[f.example for f in own.encode(rows, training=training)] for training in (True, False)] == [[1], [0, 1]]
     with pytest.raises(InputError, match="bert_qa_sft: a question of 7 tokens leaves no room for its context in max_length 8"):
-        codec_for("bert_qa_sft", max_length=8).encode([TWICE], training=True)  # [CLS] + 5 + [SEP], and [SEP] behind
+        get_codec("bert_qa_sft", max_length=8).encode([TWICE], training=True)  # [CLS] + 5 + [SEP], and [SEP] behind
 
 
 def test_a_row_takes_the_best_of_its_own_windows_however_they_are_interleaved():
-    own, rows = codec_for("bert_qa_sft", **SHORT), [counting(16, 0), counting(16, 15)]
+    own, rows = get_codec("bert_qa_sft", **SHORT), [counting(16, 0), counting(16, 15)]
     a0, a1, b0, b1 = own.encode(rows, training=False)  # each row: years 0-9 and 6-15, context from place 4 on
     outputs = [(1.0, 4, 4), (2.0, 13, 13), (3.0, 5, 6), (9.0, 4, 5)]
     predictions = own.decode(rows, [b0, a0, a1, b1], outputs)
@@ -167,14 +167,14 @@ def tokens(codec, ids):
     ],
 )
 def test_a_source_has_its_prefix_and_special_tokens_whatever_is_cut(backbone, changes, row, source):
-    codec = codec_for(f"{backbone}_sum_sft", **changes)
+    codec = get_codec(f"{backbone}_sum_sft", **changes)
     assert tokens(codec, codec.encode([row], training=False)[0].input_ids) == source.split()
 
 
 @pytest.mark.parametrize("prompts", [0, 5], ids=["plain", "behind a learned prompt"])
 def test_gpt2_computes_logits_only_where_some_row_has_something_to_learn(prompts):
     """Prompt tuning puts tokens in front of the text, so that places are counted from the end."""
-    codec = codec_for("gpt2_sum_sft")
+    codec = get_codec("gpt2_sum_sft")
     model = build(codec.cell, codec.tokenizer, CPU)
     if prompts:
         model = peft.get_peft_model(model, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=prompts))
@@ -182,7 +182,7 @@ def test_gpt2_computes_logits_only_where_some_row_has_something_to_learn(prompts
     batch = codec.collate(codec.encode([FIRE, {"article": LONG["article"], "highlights": "a bridge ."}], training=True))
     shapes = []
     handle = model.register_forward_hook(lambda module, inputs, output: shapes.append(output.logits.shape[1]))
-    losses = [codec.loss(model, rows) for rows in (batch, codec.placed(batch, CPU))]
+    losses = [codec.loss(model, rows) for rows in (batch, codec.to_device(batch, CPU))]
     handle.remove()
     assert shapes == [batch["labels"].shape[1] + prompts, (batch["labels"] != IGNORED).any(0).sum()]  # of both rows together
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -204,8 +204,8 @@ def only(model, token):
 @pytest.mark.parametrize(("beams", "cap", "word"), [(1, 6, None), (3, 6, None), (1, 25, "dover")])
 @pytest.mark.parametrize("backbone", ["bert", "gpt2", "t5"])
 def test_generation_stops_at_the_end_token_or_at_max_new_tokens_and_rows_do_not_bear_on_each_other(backbone, beams, cap, word):
-    codec = codec_for(f"{backbone}_sum_sft", generation=Generation(num_beams=beams, max_new_tokens=cap))
-    model, features = model_of(f"{backbone}_sum_sft").eval(), codec.encode([FIRE, GIFT], training=False)
+    codec = get_codec(f"{backbone}_sum_sft", generation=Generation(num_beams=beams, max_new_tokens=cap))
+    model, features = quick_model(f"{backbone}_sum_sft").eval(), codec.encode([FIRE, GIFT], training=False)
     assert codec.predict(model, features, CPU)[1] == codec.predict(model, features[1:], CPU)[0]
     [token] = codec.ids(word) if word else [codec.end_id]
     assert codec.predict(only(model, token), features, CPU) == [[token] * (cap if word else 1)] * 2

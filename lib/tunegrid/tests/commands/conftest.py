@@ -31,13 +31,13 @@ class SavedRuns:
 def saved_runs(tmp_path, monkeypatch):
     """The runs, and environments that need nothing installed."""
 
-    def environment_with(requirements, wheels, alone=False):
+    def get_environment(requirements, wheels, alone=False):
         name, _, version = requirements[0].partition("==")
         version = version or requirements[0].rpartition("@")[2][:7]  # of a commit
         return Environment(python=Path(sys.executable), folder=tmp_path / "environments" / version, own={name: version})
 
     monkeypatch.setattr(environments, "ENVIRONMENTS", tmp_path / "environments")
-    monkeypatch.setattr(environments, "environment_with", environment_with)
+    monkeypatch.setattr(environments, "get_environment", get_environment)
     monkeypatch.setattr(examples, "STORE", tmp_path / "store")
     runs = SavedRuns(tmp_path)
     monkeypatch.setattr(environments, "suite", runs.suite)

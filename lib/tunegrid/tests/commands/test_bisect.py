@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from tunegrid.commands import bisect, environments
-from tunegrid.commands.environments import environment_with, pinned, requirement_of
+from tunegrid.commands.environments import get_environment, parse_requirement, pinned
 from tunegrid.errors import InputError
 from tunegrid.tests.packages import git, wheel
-from tunegrid.tests.records import MEASURED, hits, record_of, run_file
+from tunegrid.tests.records import MEASURED, get_record, hits, run_file
 
 EIGHT = [f"1.{minor}" for minor in range(8)]
 RIGHT = {"good": 480, "worse": 416, "doubtful": 471}  # rows of 512; 12.5 points between the first two
@@ -25,7 +25,7 @@ def bisected(saved_runs, said):
     """Exit code and lines of a bisection of versions 1.0 to 1.7, which are worse from one on, but for the `others`."""
     for name, right in RIGHT.items():
         training = OTHER if name == "doubtful" else MEASURED["training"]
-        record = record_of("bert_sa_lora", {"accuracy": hits(512, right)}, training=training)
+        record = get_record("bert_sa_lora", {"accuracy": hits(512, right)}, training=training)
         run_file(saved_runs.folder / f"{name}.json", [record])
 
     def call(first_worse, others, *options):
@@ -98,13 +98,13 @@ def test_the_commit_of_a_checkout_is_named(tmp_path, saved_runs, said):
         commits.append(git(repo, "rev-parse", "--short", "HEAD"))
         saved_runs.files[commits[-1]] = f"{name}.json"
 
-    def bisect_from(good, bad):
+    def run_bisect(good, bad):
         return said(bisect.main, ["--repo", str(repo), "--good", good, "--bad", bad, "--cells", "bert_sa_lora"])
 
-    code, lines = bisect_from("HEAD~2", "HEAD")
+    code, lines = run_bisect("HEAD~2", "HEAD")
     assert (code, lines[-3]) == (0, f"library {commits[1]} is the first that is worse; {commits[0]} is not.")
     assert lines[-1] == f"Next: `git -C {repo} show {commits[1]}` is the change."
-    code, lines = bisect_from("HEAD", "HEAD~1")
+    code, lines = run_bisect("HEAD", "HEAD~1")
     assert (code, "HEAD is not an ancestor of HEAD~1" in lines[-1]) == (2, True)
 
 
@@ -125,7 +125,7 @@ def folder(tmp_path, monkeypatch):
 
 def made(folder, requirement="planted==1.0"):
     """An environment with what is required, as the wheels in a folder have it."""
-    return environment_with([requirement], folder, alone=True)
+    return get_environment([requirement], folder, alone=True)
 
 
 def test_an_environment_is_named_by_what_is_in_it_and_a_wheel_that_is_built_again_is_another_one(folder):
@@ -140,9 +140,9 @@ def test_an_environment_is_named_by_what_is_in_it_and_a_wheel_that_is_built_agai
 
 def test_what_pip_reads_itself_stays_and_a_folder_without_git_is_one_sentence(tmp_path):
     for spec in ("Rouge_Score>=0.1", "peft @ https://x/peft.zip", "peft @ git+https://x/peft@v1"):
-        assert requirement_of(spec) == spec
+        assert parse_requirement(spec) == spec
     with pytest.raises(InputError, match="cannot be read as a checkout of a library: not a git repository"):
-        requirement_of(f"peft@{tmp_path}")
+        parse_requirement(f"peft@{tmp_path}")
 
 
 def test_what_pip_reports_is_pinned_to_its_archive_or_commit():

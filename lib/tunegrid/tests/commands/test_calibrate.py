@@ -9,7 +9,7 @@ from tunegrid.commands import calibrate
 from tunegrid.commands.calibrate import main
 from tunegrid.results.thresholds import bounds_file, load_bounds
 from tunegrid.tests.outputs import refusal
-from tunegrid.tests.records import complete, saved, seeds_as
+from tunegrid.tests.records import complete, make_seeds, saved
 
 GRID = """
 from tunegrid.grid.methods import Lora
@@ -35,7 +35,7 @@ def session(*scores, asked=None):
         path = next(word.partition("=")[2] for word in arguments if word.startswith("--benchmark-json="))
         records = []
         for seed, score in enumerate(scores):
-            changes = {"scores": {"accuracy": score, "f1_macro": score}, "seeds": seeds_as(seed), "bounds": {}}
+            changes = {"scores": {"accuracy": score, "f1_macro": score}, "seeds": make_seeds(seed), "bounds": {}}
             records.append(complete(cell="bert_sa_mine", method="mine", **changes))
         saved(Path(path), *records)
         if asked is not None:
@@ -55,8 +55,8 @@ def test_bounds_stand_beside_the_file_with_their_scores(grid_file, capsys):
     assert "# Written by `tunegrid calibrate --grid=mine.py`." in text
     assert capsys.readouterr().out.startswith(text)
     assert {"--resume", "--seeds=0-2", "-n", "--cells=bert_sa_mine"} <= set(asked)
-    assert len(calibrate.cells_of([grid_file], "quick", "")) == 9
-    assert calibrate.cells_of([grid_file], "full", "t5_sa_mine, t5_sa_mine") == ("t5_sa_mine",)
+    assert len(calibrate.select_cells([grid_file], "quick", "")) == 9
+    assert calibrate.select_cells([grid_file], "full", "t5_sa_mine, t5_sa_mine") == ("t5_sa_mine",)
 
 
 def nothing(arguments):

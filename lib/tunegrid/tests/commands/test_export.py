@@ -9,7 +9,7 @@ import pytest
 
 from tunegrid.commands import export
 from tunegrid.tests.outputs import refusal
-from tunegrid.tests.pages import HOSTILE, record_of
+from tunegrid.tests.pages import HOSTILE, get_record
 from tunegrid.tests.records import complete, run_file
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("store")
 @pytest.fixture
 def run(tmp_path):
     """A file of two cells: 36 of 40 rows right, and 30 of 40."""
-    records = record_of("bert_sa_lora", 36), record_of("t5_qa_sft", 30, seed=1, bounds={"f1": 70.0})
+    records = get_record("bert_sa_lora", 36), get_record("t5_qa_sft", 30, seed=1, bounds={"f1": 70.0})
     path = run_file(tmp_path / "run.json", records)
     when = {"datetime": "2026-11-25T09:00:00", "commit_info": {"id": "abcdef0123456789"}}
     path.write_text(json.dumps(json.loads(path.read_text()) | when))
@@ -52,7 +52,7 @@ def test_a_figure_or_a_test_row_is_a_row_named_as_in_the_record(run, tmp_path, s
 
 def test_a_record_without_its_rows_is_named_and_a_run_of_such_or_another_format_refused(tmp_path, capsys):
     gone = complete("t5_sa_sft", examples={"file": "0" * 16 + ".parquet", "rows_hash": "0" * 16})
-    mixed, alone = run_file(tmp_path / "mixed.json", [record_of(), gone]), run_file(tmp_path / "gone.json", [gone])
+    mixed, alone = run_file(tmp_path / "mixed.json", [get_record(), gone]), run_file(tmp_path / "gone.json", [gone])
     assert len(exported(mixed, tmp_path / "rows.csv", "--rows")) == 40
     assert capsys.readouterr().err == f"{mixed}: t5_sa_sft, seed 0, has no test rows beside it in examples/\n"
     (tmp_path / "file").write_text("")

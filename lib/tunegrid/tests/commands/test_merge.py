@@ -12,7 +12,7 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.results import examples
 from tunegrid.results.files import read_list
 from tunegrid.tests.outputs import refusal
-from tunegrid.tests.records import record_of, run_file, trained
+from tunegrid.tests.records import get_record, run_file, trained
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -70,7 +70,7 @@ def test_what_is_no_baseline_is_refused(tmp_path, capsys, reason):
 def test_a_dirty_commit_is_refused_and_a_users_own_full_cells_are_not(tmp_path, capsys):
     dirty = run_file(tmp_path / "dirty.json", whole_grid(), dirty=True)
     assert "uncommitted changes" in refusal(capsys, merge.main, dirty, "--baseline", "-o", tmp_path / "to.json")
-    run = run_file(tmp_path / "run.json", [record_of("bert_sa_lora", profile="full")])
+    run = run_file(tmp_path / "run.json", [get_record("bert_sa_lora", profile="full")])
     assert merge.main([str(run), "--baseline", "-o", str(tmp_path / "to.json")]) == 0
 
 

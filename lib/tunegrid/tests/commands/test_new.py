@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from tunegrid.commands import new
-from tunegrid.grid.cells import STUDY_IDS, add_from, study
+from tunegrid.grid.cells import STUDY_IDS, add_file, study
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.sessions import run
@@ -28,7 +28,7 @@ def written(tmp_path, capsys):
 )
 def test_a_starter_adds_nine_quick_cells(written, kind, first):
     grid, path = study(), written(kind)
-    add_from(path, grid)
+    add_file(path, grid)
     added = [name for name in grid.ids(QUICK_PROFILE) if name not in STUDY_IDS]
     assert (len(added), added[0]) == (9, first)
     for split, rows in {"train": 640, "test": 160}.items() if kind == "task" else ():

@@ -5,7 +5,7 @@ import pytest
 from tunegrid.commands import environments, upgrade
 from tunegrid.commands.upgrade import STOCK_CELLS
 from tunegrid.tests.packages import wheel
-from tunegrid.tests.records import FIRST_STEP, MEASURED, begun, complete, hits, record_of, run_file
+from tunegrid.tests.records import FIRST_STEP, MEASURED, begun, complete, get_record, hits, run_file
 
 CELLS = ("bert_sa_lora", "gpt2_sa_lora")
 # Other gradients with equal losses: numerics changed, and the rows alone tell whether the score is worse.
@@ -18,7 +18,7 @@ OBJECTING = begun(CELLS[1], status="failed", audits=OBJECTION, missed=["audit ba
 
 def whole(right, training=MEASURED["training"], cell=CELLS[1]):
     """A cell that came to its end, with so many of 512 rows right."""
-    return record_of(cell, {"accuracy": hits(512, right)}, training=training)
+    return get_record(cell, {"accuracy": hits(512, right)}, training=training)
 
 
 def broken(cell):

@@ -13,7 +13,7 @@ from tunegrid.data.sources import StoredRows, tables
 from tunegrid.data.splits import check_first_rows, check_row, load_splits
 from tunegrid.errors import InputError
 from tunegrid.grid import more_tasks
-from tunegrid.grid.backbones import BERT, checkpoint_of
+from tunegrid.grid.backbones import BERT, checkpoint_source
 from tunegrid.grid.recipes import Profile
 from tunegrid.grid.tasks import QA, SA, SUM, Carve
 
@@ -121,7 +121,7 @@ def test_csv_has_line_breaks_in_quotes_and_texts_of_digits_or_of_nothing(tmp_pat
     first, second = tables(SA, tmp_path)["train"].take([0, 1])
     assert first == {"label": 1, "title": "t", "content": "a, b\nc"}
     assert second == {"label": 0, "title": "07", "content": ""}
-    numbers = [sources.numbered(replace(SA, labels=labels))({"label": "1"}, "")["label"] for labels in (SA.labels, ("1", "2"))]
+    numbers = [sources.labeller(replace(SA, labels=labels))({"label": "1"}, "")["label"] for labels in (SA.labels, ("1", "2"))]
     assert numbers == [1, 0]  # digits are names where a label is named so
 
 
@@ -218,7 +218,7 @@ def test_rows_of_the_hub_bring_its_commit_and_weights_are_asked_for_at_the_pinne
     monkeypatch.setattr("datasets.load_dataset", lambda *names, trust_remote_code: {"train": split})
     [table] = tables(SA, None).values()
     assert (table.revision, table.origin) == ("a" * 40, f"hub:{SA.dataset}/train")
-    assert checkpoint_of(BERT, Profile(id="full")) == (BERT.checkpoint, {"revision": BERT.revision})
+    assert checkpoint_source(BERT, Profile(id="full")) == (BERT.checkpoint, {"revision": BERT.revision})
 
 
 def test_an_unreachable_hub_is_one_sentence_with_the_way_round_it(monkeypatch):

@@ -17,7 +17,7 @@ from tunegrid.grid.recipes import (
     QUICK_PROFILE,
     RECIPES,
     WITHOUT_EXCEPTION,
-    merged,
+    merge,
 )
 from tunegrid.grid.tasks import SA, Problem
 
@@ -47,7 +47,7 @@ def test_a_narrower_line_overrides_a_wider_one_and_a_cells_row_overrides_them_al
         "t5_sa": {"max_length": 4, "text": 4},
     }
     row = {"t5_sa_lora": {"max_length": 5}}
-    assert merged("t5_sa_lora", shared, row) == {"max_length": 5, "text": 4, "prefix": 3, "optim": 2, "precision": 1}
+    assert merge("t5_sa_lora", shared, row) == {"max_length": 5, "text": 4, "prefix": 3, "optim": 2, "precision": 1}
 
 
 # What users add

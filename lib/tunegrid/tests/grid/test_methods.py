@@ -5,14 +5,14 @@ from itertools import product
 
 import pytest
 
-from tunegrid.audits import Evidence, audited
+from tunegrid.audits import Evidence, run_audits
 from tunegrid.grid.methods import LORA, QLORA, SFT
 from tunegrid.grid.recipes import ZOO_PROFILE
 from tunegrid.grid.zoo import METHODS, zoo
 from tunegrid.record.checks import NEED_LENGTH
-from tunegrid.tests.small import evidence_from, rows_of, train_rows, trainer_for
+from tunegrid.tests.small import cell_trainer, get_evidence, read_rows, train_rows
 
-REVIEWS, QUESTIONS, NEWS = (rows_of(f"{name}/train")[:16] for name in ("amazon_polarity", "squad", "cnn_dailymail"))
+REVIEWS, QUESTIONS, NEWS = (read_rows(f"{name}/train")[:16] for name in ("amazon_polarity", "squad", "cnn_dailymail"))
 
 
 # The zoo: every method is in every place or refused with a reason that still holds, and none is taken for plain LoRA.
@@ -26,12 +26,12 @@ def trained_cell(cell_id: str, built=None, updates: int = 3, rows: int = 8) -> E
     """A cell of the zoo after a few updates; `built` is the method that really trained."""
     profile = replace(ZOO_PROFILE, max_steps=updates, changes={"per_device_train_batch_size": 4})
     cell = OPEN.cell(cell_id, profile)
-    trainer = trainer_for(replace(cell, method=built or cell.method), train_rows(cell_id)[:rows])
-    return replace(evidence_from(trainer, run=True), cell=cell)
+    trainer = cell_trainer(replace(cell, method=built or cell.method), train_rows(cell_id)[:rows])
+    return replace(get_evidence(trainer, run=True), cell=cell)
 
 
 def failed(evidence: Evidence) -> dict[str, str]:
-    return {f.name: f.detail for f in audited(evidence) if not f.passed and f.name not in NEED_LENGTH}
+    return {f.name: f.detail for f in run_audits(evidence) if not f.passed and f.name not in NEED_LENGTH}
 
 
 def test_every_combination_is_a_cell_or_refused_and_cells_of_a_backbone_and_task_have_one_budget():
@@ -57,6 +57,6 @@ PLACES = {method: next(f"{g}_{method}" for g in GROUPS if f"{g}_{method}" not in
 def test_a_method_passes_the_audits_and_plain_lora_is_not_taken_for_it(method):
     evidence = trained_cell(PLACES[method], updates=6)
     assert failed(evidence) == {}
-    assert "variant_applied" in {finding.name for finding in audited(evidence)}
+    assert "variant_applied" in {finding.name for finding in run_audits(evidence)}
     plain = QLORA if GRID.methods[method].quantization else LORA
     assert "variant_applied" in failed(trained_cell(PLACES[method], built=plain))

@@ -16,7 +16,7 @@ META = torch.device("meta")
 GRIDS = {"study": STUDY, "tasks": more_tasks(), "zoo": zoo()}
 
 
-def model_of(grid: str, cell_id: str) -> nn.Module:
+def make_model(grid: str, cell_id: str) -> nn.Module:
     cell = GRIDS[grid].cell(cell_id, FOOTPRINT_PROFILE)
     return build(cell, load_tokenizer(cell), META)
 
@@ -26,7 +26,7 @@ CELLS = [*(("study", name) for name in STUDY_IDS), *(("tasks", name) for name in
 
 @pytest.mark.parametrize(("grid", "cell_id"), CELLS)
 def test_models_train_as_many_parameters_as_the_study_or_a_hand_counted(grid, cell_id):
-    cell, model = GRIDS[grid].cell(cell_id, FOOTPRINT_PROFILE), model_of(grid, cell_id)
+    cell, model = GRIDS[grid].cell(cell_id, FOOTPRINT_PROFILE), make_model(grid, cell_id)
     assert wrong_counts(cell, model) == []
     assert cell.recipe.total_params in (None, parameter_counts(model).total_params)
 
@@ -47,4 +47,4 @@ ZOO_COUNTS = {
 
 @pytest.mark.parametrize("method", ZOO_COUNTS)
 def test_the_zoos_methods_train_as_many_parameters_as_their_papers_say(method):
-    assert parameter_counts(model_of("zoo", f"bert_sa_{method}")).trainable_params == ZOO_COUNTS[method] + 768 * 2 + 2
+    assert parameter_counts(make_model("zoo", f"bert_sa_{method}")).trainable_params == ZOO_COUNTS[method] + 768 * 2 + 2

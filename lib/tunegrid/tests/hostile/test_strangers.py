@@ -27,9 +27,9 @@ from tunegrid.results.gate import Run, gate
 from tunegrid.results.noise import load_noise
 from tunegrid.results.thresholds import THRESHOLDS, load_bounds, load_margins, load_tolerances
 from tunegrid.tests.outputs import obeyed
-from tunegrid.tests.pages import record_of
+from tunegrid.tests.pages import get_record
 from tunegrid.tests.records import complete_json
-from tunegrid.tests.small import rows_of
+from tunegrid.tests.small import read_rows
 
 VALUES = (
     *(None, True, -1, 0, 3, 10**30, 0.5, float("nan"), float("inf"), "", "x", "\x1b[2J", "\n::error::x", "\ud800", "é" * 500),
@@ -136,7 +136,7 @@ def sound_data(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("data")
     for task, splits in TASKS:
-        rows = {split: rows_of(f"{task.folder}/{split}")[:60] for split in splits}
+        rows = {split: read_rows(f"{task.folder}/{split}")[:60] for split in splits}
         for kind in KINDS if task is SA else KINDS[1:]:
             folder = root / kind / task.folder
             folder.mkdir(parents=True)
@@ -192,7 +192,7 @@ def test_data_folders(sound_data, tmp_path, monkeypatch):
 def test_parquet_beside_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(examples, "STORE", tmp_path / "examples")
     monkeypatch.setattr(examples, "HASH_DIGITS", 16)  # as of older files, whose content no hash holds
-    record, path = record_of("bert_sa_lora", 36), tmp_path / "run.json"
+    record, path = get_record("bert_sa_lora", 36), tmp_path / "run.json"
     monkeypatch.setattr(examples, "HASH_DIGITS", 20)
     shutil.copytree(examples.STORE, tmp_path / "sound")
     monkeypatch.setattr(examples, "STORE", tmp_path / "store")
@@ -202,7 +202,7 @@ def test_parquet_beside_a_run(tmp_path, monkeypatch):
         shutil.copytree(tmp_path / "sound", tmp_path / "examples")
         another_parquet(random.choice(sorted((tmp_path / "examples").iterdir())), random)
         scored_rows([SimpleNamespace(path=path, records=[record])])
-        gate(Run.of([record], path), Run.of([record], path))
+        gate(Run.make([record], path), Run.make([record], path))
 
     counts = attacked(answer, 60)
     assert counts["refused"] > counts["used"] > 0
@@ -262,7 +262,7 @@ def answered(words):
     return sentence.strip() if code == 2 else ""
 
 
-def journal_of(text):
+def make_journal(text):
     """A journal with the rows of a run, or with a text that is none."""
     try:
         return "\n".join(json.dumps({"key": "k", "row": row}) for row in json.loads(text)["benchmarks"])
@@ -284,7 +284,7 @@ def test_a_mutated_run_is_answered_in_a_sentence_and_nothing_else_is_written(nam
 
     def answer(random):
         text = mutated(run, random)
-        (folder / "IN").write_text(journal_of(text) if name == "merge --journal" else text)
+        (folder / "IN").write_text(make_journal(text) if name == "merge --journal" else text)
         if sentence := answered([command, *words]):
             raise InputError(sentence)
 

@@ -11,19 +11,19 @@ from tunegrid.instruments.trained import Questions
 from tunegrid.record import from_json, to_json
 from tunegrid.record.record import InstrumentRecord
 from tunegrid.results import examples
-from tunegrid.results.figures import frame_of, tables
+from tunegrid.results.figures import load_frame, tables
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.tests.instruments.asking import asked_cell
-from tunegrid.tests.records import MEASURED, complete, seeds_as
-from tunegrid.tests.small import cell_of
+from tunegrid.tests.records import MEASURED, complete, make_seeds
+from tunegrid.tests.small import quick_cell
 
 pytestmark = pytest.mark.usefixtures("store")
 PART = {"question": "-", "figures": {"loss": Figure(better="lower", margin=0.1, shown=".2f"), "count": Figure(shown=".0f")}}
 
 
-def lines_of(*numbers, weight=1.0):
+def make_lines(*numbers, weight=1.0):
     rows = [f"r{index}" for index in range(len(numbers))]
     return pd.concat([tidy("loss", list(numbers), part="a", row=rows, weight=weight), tidy("count", float(len(rows)))])
 
@@ -32,7 +32,7 @@ def record(frame, seed=0, losses=MEASURED["training"]["losses"]):
     file = examples.write_columns("figures", frame.assign(instrument="own"))
     training = MEASURED["training"] | {"losses": losses}
     return replace(
-        complete("bert_sa_sft", seeds=seeds_as(seed), training=training),
+        complete("bert_sa_sft", seeds=make_seeds(seed), training=training),
         instruments={"own": InstrumentRecord(**PART, file=file)},
     )
 
@@ -60,14 +60,14 @@ def failing(error):
 @pytest.mark.parametrize(
     ("question", "objections", "note"),
     [
-        (Question(lambda: lines_of(1.0)), [], ""),
+        (Question(lambda: make_lines(1.0)), [], ""),
         (failing(NotAskedError("no such base")), [], "no such base"),
         (failing(ZeroDivisionError("by 0")), ["own: ZeroDivisionError: by 0"], "ZeroDivisionError: by 0"),
         (Question(lambda: tidy("guess", 1.0)), ["own: ValueError: it measures 'guess', which is not among its figures"], None),
     ],
 )
 def test_whatever_a_question_raises_is_kept_and_nothing_is_disturbed(question, objections, note):
-    cell = asked_cell(cell_of("bert_sa_sft"))
+    cell = asked_cell(quick_cell("bert_sa_sft"))
     cell.model.train()
     torch.manual_seed(3)
     expected = torch.rand(1)
@@ -78,12 +78,12 @@ def test_whatever_a_question_raises_is_kept_and_nothing_is_disturbed(question, o
     assert torch.equal(torch.rand(1), expected)
     assert cell.model.training
     assert answers.objections == objections
-    frame = frame_of([replace(complete("bert_sa_sft"), instruments=answers.records)], None)
+    frame = load_frame([replace(complete("bert_sa_sft"), instruments=answers.records)], None)
     assert note is None or frame.note.tolist()[0] == note
 
 
 def test_means_are_over_rows_by_weight_then_over_seeds_as_worked_out_by_hand():
-    records = [record(lines_of(1.0, 3.0, weight=[3.0, 1.0])), record(lines_of(2.0, 2.0, 5.0), seed=1)]
+    records = [record(make_lines(1.0, 3.0, weight=[3.0, 1.0])), record(make_lines(2.0, 2.0, 5.0), seed=1)]
     assert [from_json(to_json(one)) for one in records] == records
     [table] = tables(records, None)
     assert table.columns == ["cell", "part", "loss", "count"]
@@ -93,7 +93,7 @@ def test_means_are_over_rows_by_weight_then_over_seeds_as_worked_out_by_hand():
 
 
 def judged(old, new):
-    return [one for one in gate(Run.of(old), Run.of(new)) if one.kind == "instruments"]
+    return [one for one in gate(Run.make(old), Run.make(new)) if one.kind == "instruments"]
 
 
 ROWS = [0.1 * (index % 7) for index in range(40)]
@@ -104,19 +104,19 @@ OTHER = [0.9 * loss for loss in MEASURED["training"]["losses"]]
     ("change", "verdict"), [(0.0, Verdict.SAME), (0.05, Verdict.SAME), (0.3, Verdict.WORSE), (-0.3, Verdict.BETTER)]
 )
 def test_one_training_pairs_row_by_row_and_a_change_below_the_margin_is_the_same(change, verdict):
-    [one] = judged([record(lines_of(*ROWS))], [record(lines_of(*(value + change for value in ROWS)))])
+    [one] = judged([record(make_lines(*ROWS))], [record(make_lines(*(value + change for value in ROWS)))])
     assert (one.verdict, one.quantity) == (verdict, "own/loss")
     assert one.effect == pytest.approx(change)
     assert "40 rows, paired; margin 0.1" in one.detail
 
 
 def test_figures_of_other_trainings_of_other_rows_or_of_none_are_not_compared_and_the_gravest_is_told():
-    old = [record(lines_of(*ROWS))]
+    old = [record(make_lines(*ROWS))]
     for new, reason in (
-        (record(lines_of(*ROWS), losses=OTHER), "different trainings"),
-        (record(lines_of(*ROWS[:30])), "lacks figures of some rows"),
+        (record(make_lines(*ROWS), losses=OTHER), "different trainings"),
+        (record(make_lines(*ROWS[:30])), "lacks figures of some rows"),
         (complete("bert_sa_sft"), "lacks figures of some rows"),
-        (record(lines_of(*ROWS[:39], float("nan"))), "lacks figures of some rows"),
+        (record(make_lines(*ROWS[:39], float("nan"))), "lacks figures of some rows"),
     ):
         [one] = judged(old, [new])
         assert (one.verdict, one.effect, reason in one.detail) == (Verdict.NOT_COMPARABLE, None, True)

@@ -13,18 +13,18 @@ from torch import nn
 
 from tunegrid.codecs.base import IGNORED
 from tunegrid.instruments import NotAskedError, distillation, interpolation
-from tunegrid.instruments.calibration import BINS, confidences, ece, fitted, nll
-from tunegrid.instruments.forgetting import HIDE, INSTRUMENT, LOADERS, losses, texts_of
+from tunegrid.instruments.calibration import BINS, confidences, ece, fit_temperature, nll
+from tunegrid.instruments.forgetting import HIDE, INSTRUMENT, LOADERS, losses, task_texts
 from tunegrid.tests.instruments.asking import asked_cell, values
-from tunegrid.tests.small import CPU, cell_of, codec_for, silent, tokenizer_of
+from tunegrid.tests.small import CPU, get_codec, get_tokenizer, quick_cell, silent
 
 SHORT = {"max_steps": 2, "per_device_train_batch_size": 4}
 
 
 def short_beside_sft(cell_id, monkeypatch):
     """A cell after two updates, whose SFT has two, too."""
-    asked = asked_cell(cell_of(cell_id, **SHORT))
-    monkeypatch.setattr(type(asked), "sft", cell_of(f"{cell_id.rsplit('_', 1)[0]}_sft", **SHORT))
+    asked = asked_cell(quick_cell(cell_id, **SHORT))
+    monkeypatch.setattr(type(asked), "sft", quick_cell(f"{cell_id.rsplit('_', 1)[0]}_sft", **SHORT))
     asked.trainer.run(silent())
     return asked
 
@@ -35,20 +35,20 @@ def test_the_line_from_a_packed_adapter_to_sft_begins_and_ends_with_both(monkeyp
     interpolation.INSTRUMENT.before(asked)
     with torch.no_grad():
         figures = interpolation.INSTRUMENT.measure(asked, None)
-    merged = interpolation.merged(asked)
+    merged = interpolation.merged_model(asked)
     assert values(figures, "points", "0.0") == asked.score(asked.test_rows, merged).examples["accuracy"]
-    assert values(figures, "points", "1.0") == asked.score(asked.test_rows, asked.other(asked.sft)).examples["accuracy"]
+    assert values(figures, "points", "1.0") == asked.score(asked.test_rows, asked.train_other(asked.sft)).examples["accuracy"]
     assert len(values(figures, "gain", "best place")) == 8
 
 
 def test_the_barrier_is_the_deepest_fall_below_the_line_and_the_gain_is_over_the_better_end(monkeypatch):
     # validation points of rows along the line: 60, 50, 70, 30, 90, 80; the line is 60, 64, 68, 72, 76, 80, so 42 below at 0.6
     by_share = dict(zip(interpolation.SHARES, (60.0, 50.0, 70.0, 30.0, 90.0, 80.0), strict=True))
-    asked = asked_cell(cell_of("bert_qa_lora"))
+    asked = asked_cell(quick_cell("bert_qa_lora"))
     at = []
-    monkeypatch.setattr(interpolation, "merged", lambda cell: nn.Linear(1, 1))
-    monkeypatch.setattr(interpolation, "between", lambda first, second, share: at.append(share) or dict(first))
-    monkeypatch.setattr(type(asked), "other", lambda self, cell: nn.Linear(1, 1))
+    monkeypatch.setattr(interpolation, "merged_model", lambda cell: nn.Linear(1, 1))
+    monkeypatch.setattr(interpolation, "interpolate", lambda first, second, share: at.append(share) or dict(first))
+    monkeypatch.setattr(type(asked), "train_other", lambda self, cell: nn.Linear(1, 1))
     score = lambda self, rows, model: type("Scored", (), {"examples": {"f1": [by_share[at[-1]]] * len(rows)}})  # noqa: E731
     monkeypatch.setattr(type(asked), "score", score)
     figures = interpolation.INSTRUMENT.measure(asked, None)
@@ -83,14 +83,14 @@ def test_the_loss_of_a_student_by_hand():
 def test_before_training_the_loss_is_that_of_the_checkpoint_as_transformers_computes_it(cell_id, monkeypatch):
     """One text after the other, without padding; a mean over its tokens."""
     monkeypatch.setattr("tunegrid.instruments.forgetting.TEXTS", 4)
-    cell, tokenizer = cell_of(cell_id), tokenizer_of(cell_id)
+    cell, tokenizer = quick_cell(cell_id), get_tokenizer(cell_id)
     asked = asked_cell(cell)
     with torch.no_grad():
         own = losses(asked)
     model = LOADERS[cell.backbone.objective].from_pretrained(cell.profile.checkpoint_root / cell.backbone.micro).eval()
     rng, expected = Random(0), []
     others = [task for name, task in asked.tasks.items() if name != cell.task.id]
-    for text in [text for task in others for text in texts_of(task, asked.splits_of(task).test, tokenizer)]:
+    for text in [text for task in others for text in task_texts(task, asked.read_splits(task).test, tokenizer)]:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"][:128]
         read, labels = HIDE[cell.backbone.objective](ids, tokenizer, rng)
         labels = read if cell.backbone.objective == "causal" else labels  # transformers shifts them
@@ -106,7 +106,7 @@ def test_training_a_head_alone_forgets_exactly_nothing_and_sft_at_a_high_rate_do
     """bert_sa_lora adapts two layers behind the backbone."""
     monkeypatch.setattr("tunegrid.instruments.forgetting.TEXTS", 4)
     recipe = {"max_steps": 6, "warmup_ratio": 0.0, "per_device_train_batch_size": 8, "learning_rate": 3e-2}
-    asked = asked_cell(cell_of(cell_id, **recipe, head_learning_rate=None))
+    asked = asked_cell(quick_cell(cell_id, **recipe, head_learning_rate=None))
     with torch.no_grad():
         before = INSTRUMENT.before(asked)
     asked.trainer.run(silent())
@@ -157,16 +157,16 @@ def test_figures_are_scikit_learns():
 
 def test_the_temperature_that_spoiled_confidences_is_found_again_and_rows_without_a_miss_fit_none():
     confidences, hits = calibrated(20_000)
-    assert fitted(lambda t: at(t / 3, confidences, hits)) == pytest.approx(3, rel=0.05)  # three times too sure
-    assert fitted(lambda t: at(t * 2, confidences, hits)) == pytest.approx(1 / 2, rel=0.05)
-    assert fitted(lambda t: at(t, confidences, np.ones(20_000))) is None
+    assert fit_temperature(lambda t: at(t / 3, confidences, hits)) == pytest.approx(3, rel=0.05)  # three times too sure
+    assert fit_temperature(lambda t: at(t * 2, confidences, hits)) == pytest.approx(1 / 2, rel=0.05)
+    assert fit_temperature(lambda t: at(t, confidences, np.ones(20_000))) is None
 
 
 # Confidences of outputs
 
 
 def test_a_labels_confidence_is_its_softmax_and_no_temperature_changes_the_label():
-    codec = codec_for("bert_sa_sft")
+    codec = get_codec("bert_sa_sft")
     outputs = [(0, 0.1, [2.0, 0.0]), (1, 0.1, [-1.0, 1.0]), (1, 0.7, [0.5, math.nextafter(0.5, 1)])]
     assert confidences(codec, range(3), outputs) == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-2)), 0.5])
     assert confidences(codec, range(3), outputs, 2.0)[0] == pytest.approx(1 / (1 + math.exp(-1)))
@@ -174,11 +174,11 @@ def test_a_labels_confidence_is_its_softmax_and_no_temperature_changes_the_label
         scaled = torch.tensor([logits for *_, logits in outputs], dtype=torch.float64) / temperature
         assert scaled.argmax(-1).tolist() == [label for label, *_ in outputs]
         assert min(confidences(codec, range(3), outputs, temperature)) >= 0.5
-    assert confidences(codec_for("t5_sum_sft"), [0], [[3, 1]]) is None  # texts have none
+    assert confidences(get_codec("t5_sum_sft"), [0], [[3, 1]]) is None  # texts have none
 
 
 def test_a_spans_confidence_is_its_share_of_all_spans_that_the_row_allows():
-    codec = codec_for("bert_qa_sft")
+    codec = get_codec("bert_qa_sft")
     features = codec.encode([TOWN], training=False)
     [output] = codec.predict(Rising(), features, CPU)
     # The context's four tokens stand at 6 to 9, and each scores its place as first and as last: ten pairs.

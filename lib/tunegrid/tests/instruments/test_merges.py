@@ -8,7 +8,7 @@ import torch
 from tunegrid.instruments.merges import INSTRUMENT, MEANING
 from tunegrid.run.serving import Serving
 from tunegrid.tests.instruments.asking import asked_cell, values
-from tunegrid.tests.small import cell_of, silent
+from tunegrid.tests.small import quick_cell, silent
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # as asking does: PEFT's, on rounding where it merges
 SETTINGS = {"max_steps": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0, "per_device_train_batch_size": 4}
@@ -17,13 +17,13 @@ SETTINGS = {"max_steps": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0, "per_dev
 @cache
 def trained(cell_id):
     """A cell after four updates at a high rate."""
-    asked = asked_cell(cell_of(cell_id, **SETTINGS))
+    asked = asked_cell(quick_cell(cell_id, **SETTINGS))
     asked.trainer.run(silent())
     return asked.trainer
 
 
 def merged(cell_id, serving=None):
-    asked = asked_cell(cell_of(cell_id, **SETTINGS), trainer=trained(cell_id), serving=serving or Serving())
+    asked = asked_cell(quick_cell(cell_id, **SETTINGS), trainer=trained(cell_id), serving=serving or Serving())
     asked.trainer.model.eval()
     with torch.no_grad():
         return INSTRUMENT.measure(asked, None)

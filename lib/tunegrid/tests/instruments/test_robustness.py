@@ -19,10 +19,10 @@ from tunegrid.record.record import EvaluationRecord
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.tests.instruments.asking import asked_cell, values
-from tunegrid.tests.small import cell_of, rows_of
+from tunegrid.tests.small import quick_cell, read_rows
 
 FILES = {"sa": "amazon_polarity/train", "qa": "squad/validation", "sum": "cnn_dailymail/test"}
-REVIEWS = rows_of(FILES["sa"])[:60]
+REVIEWS = read_rows(FILES["sa"])[:60]
 
 
 def review(content, label=1):
@@ -41,7 +41,7 @@ def question(context, asked, answer):
 def test_the_target_of_every_quick_row_is_right_afterwards(shift):
     """`shifted_rows` checks each row as data is checked: an answer stands at its start, a label exists."""
     for task in (SA, QA, SUM):
-        rows = rows_of(FILES[task.id])[:80] if task.problem in shift.problems else []
+        rows = read_rows(FILES[task.id])[:80] if task.problem in shift.problems else []
         new = shifted_rows(task, rows, shift)
         assert shifted_rows(task, rows[:20], shift) == new[:20]  # a row is always changed alike
         said = [[row[task.target]["text"] if task is QA else row[task.target] for row in some] for some in (rows, new)]
@@ -89,14 +89,14 @@ def measured(cell_id, rows, answer, grid=STUDY):
 
     def evaluate(model, rows):
         counts.append(len(rows))
-        answers, cell = [answer(row) for row in rows], cell_of(cell_id)
+        answers, cell = [answer(row) for row in rows], quick_cell(cell_id)
         scored = METRICS[cell.task.problem](Metrics(), cell.task, rows, answers)
         part = EvaluationRecord(seconds=None, loss=None, batch=None, metric_sources={})
         known = {"part": part, "rows": rows, "features": [], "outputs": []}
         predictions = [Prediction(value=one) for one in answers]
         return Evaluation(**known, scores=scored.scores, examples=scored.examples, predictions=predictions)
 
-    asked = asked_cell(cell_of(cell_id), grid, evaluate=evaluate)
+    asked = asked_cell(quick_cell(cell_id), grid, evaluate=evaluate)
     vars(asked)["test_rows"] = rows
     return INSTRUMENT.measure(asked, None), counts
 

@@ -11,13 +11,13 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.tasks import TASKS
 from tunegrid.lab import calibrate, false_alarms
 from tunegrid.lab.calibrate import noise_toml
-from tunegrid.lab.tolerances import FLOORS, Apart, apart, largest, numerics_toml, tolerances_of
-from tunegrid.results.bounds import Calibration, bound_of
+from tunegrid.lab.tolerances import FLOORS, Apart, diffs, largest, make_tolerances, numerics_toml
+from tunegrid.results.bounds import Calibration, get_bound
 from tunegrid.results.files import load, save
 from tunegrid.results.noise import POINTS, Deviation, load_noise
 from tunegrid.results.thresholds import TOLERANCES, load_bounds, load_tolerances
 from tunegrid.tests.outputs import refusal
-from tunegrid.tests.records import altered, complete, saved, seeds_as
+from tunegrid.tests.records import altered, complete, make_seeds, saved
 
 MANY = 1e6  # degrees of freedom: Student's t is normal
 
@@ -38,7 +38,7 @@ MANY = 1e6  # degrees of freedom: Student's t is normal
     ],
 )
 def test_a_bound_is_a_quantile_of_a_new_observation_below_the_mean(scores, deviation, narrowed, minimum):
-    assert bound_of(scores, Deviation(**deviation), POINTS, bounds=2, **narrowed) == minimum
+    assert get_bound(scores, Deviation(**deviation), POINTS, bounds=2, **narrowed) == minimum
 
 
 # Whole calibrations
@@ -54,7 +54,7 @@ def grid(seed, score=90.0, draw=None):
             scores=dict.fromkeys(task.bounded_scores, score),
             bounded_scores=list(task.bounded_scores),
             main_score=task.main_score,
-            seeds=seeds_as(seed, draw),
+            seeds=make_seeds(seed, draw),
         )
         # No audit can say of a moved start that it is the checkpoint's.
         audits = [finding for finding in record.audits if not draw or finding.name != "checkpoint_loaded"]
@@ -81,7 +81,7 @@ def test_both_kinds_of_noise_are_measured(tmp_path):
     assert written["rows"] == {"sum": 500, "qa": 500, "sa": 500}
     assert (written["evidence"]["seeds"], written["evidence"]["perturbed_seeds"]) == ([0, 1], [0])
     # at 89, of 500 rows, a point is 50 / sqrt(89.1 * 11.1) = 1.59 on the scale
-    assert load_noise(path).of("perturbed", grid(0)["bert_qa_lora"], "f1").sd == pytest.approx(1.59, abs=0.01)
+    assert load_noise(path).find("perturbed", grid(0)["bert_qa_lora"], "f1").sd == pytest.approx(1.59, abs=0.01)
 
 
 # The command
@@ -105,7 +105,7 @@ def sessions(monkeypatch):
         grids = [grid(seed, 90.0 + seed % 10 + (draw or 0) / 10, draw) for seed in range(first, last + 1)]
         return saved(path, *(record for own in grids for record in own.values()))
 
-    monkeypatch.setattr(calibrate, "trained", trained)
+    monkeypatch.setattr(calibrate, "train_session", trained)
     return started
 
 
@@ -121,7 +121,7 @@ def test_the_command_trains_seeds_moved_starts_and_controls_and_writes_three_fil
     draws = [("quick", moved | {"--set": f"perturbation={draw}"}) for draw in (1, 2)]
     assert sessions == [("quick", seeds), *draws, ("controls and not zoo and not tasks", {})]
     thresholds = tmp_path / "benchmarks" / "thresholds"
-    assert load_noise(thresholds / "noise.toml").of("perturbed", grid(0)["t5_sa_sft"], "accuracy").df == 4
+    assert load_noise(thresholds / "noise.toml").find("perturbed", grid(0)["t5_sa_sft"], "accuracy").df == 4
     assert len(load_bounds(thresholds / "quick.toml")) == 27
     written = tomllib.loads((thresholds / "quick.toml").read_text())
     assert written["evidence"]["seeds"] == [10000, 10001, 10002, 10003]
@@ -239,10 +239,10 @@ def later(deviations, kind="nf4 fp32"):
 
 def test_a_cell_beyond_ten_times_the_median_has_a_tolerance_of_its_own():
     # the median of 1, 2, 3, 4 and 31 is 3: 31 lies beyond 30, so that 4 is the largest of the others
-    tables = tolerances_of(largest(later([1e-3, 2e-3, 3e-3, 4e-3, 3.1e-2])))
+    tables = make_tolerances(largest(later([1e-3, 2e-3, 3e-3, 4e-3, 3.1e-2])))
     assert tables["nf4 fp32"]["later"] == 8e-3
     assert tables["cell e"] == {"later": 6.2e-2}
-    tables = tolerances_of(largest(later([1e-3, 2e-3, 3e-3, 4e-3, 2.9e-2])))  # within: wider for all
+    tables = make_tolerances(largest(later([1e-3, 2e-3, 3e-3, 4e-3, 2.9e-2])))  # within: wider for all
     assert tables.keys() == {"nf4 fp32"}
     assert tables["nf4 fp32"]["later"] == 5.8e-2
     assert largest(later([0.5], "bf16")) == {"bf16": {"later": 0.5}}  # a lone cell is never far beyond
@@ -253,14 +253,14 @@ def test_a_cell_beyond_ten_times_the_median_has_a_tolerance_of_its_own():
 
 def record(cell="bert_sa_lora", seed=0, draw=None, by=0.0):
     """A finished record whose first loss lies so far off."""
-    made = complete(cell, seeds=seeds_as(seed, draw))
+    made = complete(cell, seeds=make_seeds(seed, draw))
     losses = [LOSSES[0] + by, *LOSSES[1:]]
     return replace(made, training=replace(made.training, losses=losses, updates=len(losses)))
 
 
 def test_two_trainings_lie_apart_by_all_figures_of_numerics():
     old, new = record(), altered(record(by=0.125), "training.first_step.decoded", 5e-6)
-    found = apart(old, new)
+    found = diffs(old, new)
     assert (found.cell, found.kind) == ("bert_sa_lora", "fp32")
     assert found.figures["first"] == 0.125
     assert found.figures["decoded"] == pytest.approx(4e-6)  # 1e-6 in a complete record
@@ -268,16 +268,16 @@ def test_two_trainings_lie_apart_by_all_figures_of_numerics():
     of_files = {"rows", "module_outputs", "module_gradients"}  # only if the sessions kept their files
     assert found.figures.keys() | {"moved_alone"} | of_files == FLOORS.keys()
     none = altered(new, "training.first_step.decoded", None)  # no model searched
-    assert "decoded" not in apart(old, none).figures
+    assert "decoded" not in diffs(old, none).figures
 
 
 def test_what_calibrates_nothing_is_refused():
     broken = record()
     broken.training.losses[1] = None
     with pytest.raises(InputError, match="bert_sa_lora of seed 0 has a loss that is not finite"):
-        apart(record(), broken)
+        diffs(record(), broken)
     with pytest.raises(InputError, match="bert_sa_lora has weights in only one of two trainings"):
-        apart(record(), altered(record(), "training.first_step.weights", {"head": None}))
+        diffs(record(), altered(record(), "training.first_step.weights", {"head": None}))
     with pytest.raises(InputError, match="tolerances rest on moved starts"):
         numerics_toml({0: [{"bert_sa_lora": record()}]})
 
@@ -287,7 +287,7 @@ def curves(**deviations):
 
 
 def test_each_cell_has_its_own_curve_and_cells_that_were_not_measured_have_the_largest():
-    tables = tolerances_of(largest(curves(a=9e-3, b=4e-3, c=1e-5)))
+    tables = make_tolerances(largest(curves(a=9e-3, b=4e-3, c=1e-5)))
     # three times; the last is the floor
     curve = {"nf4 fp32": 2.7e-2, "cell a": 2.7e-2, "cell b": 1.2e-2, "cell c": 2e-3}
     assert {name: table["curve"] for name, table in tables.items()} == curve

@@ -3,7 +3,7 @@ from itertools import islice
 from tunegrid.lab.micro.corpus import documents, reserved_texts
 from tunegrid.lab.micro.data import DATA, jsonl, tables
 from tunegrid.lab.micro.pretrain import PLANS, SEED
-from tunegrid.tests.small import rows_of
+from tunegrid.tests.small import read_rows
 
 SQUAD = ("squad/train", "squad/validation")
 PAIRS = ("multi_nli/train", "multi_nli/validation_matched")
@@ -13,13 +13,13 @@ WEIGHTS = PLANS["bert"].stages[0].weights
 
 def test_no_text_is_in_two_splits_or_pretrained_on_and_every_answer_start_is_right():
     for names, key in ((SQUAD, "context"), (NEWS, "article"), (PAIRS, "premise")):
-        splits = [{row[key] for row in rows_of(name)} for name in names]
+        splits = [{row[key] for row in read_rows(name)} for name in names]
         assert len(set.union(*splits)) == sum(map(len, splits))
-    questions, articles = ([row for name in names for row in rows_of(name)] for names in (SQUAD, NEWS))
+    questions, articles = ([row for name in names for row in read_rows(name)] for names in (SQUAD, NEWS))
     for row in questions:
         [text], [start] = row["answers"]["text"], row["answers"]["answer_start"]
         assert row["context"][start : start + len(text)] == text
-    reserved = {row["content"] for row in rows_of("amazon_polarity/train")} | {row["context"] for row in questions}
+    reserved = {row["content"] for row in read_rows("amazon_polarity/train")} | {row["context"] for row in questions}
     documents_of_pretraining = islice(documents(SEED, reserved_texts(), WEIGHTS), 5000)
     pretrained = {text for document in documents_of_pretraining for text in (document.first, document.second, document.foil)}
     pretrained |= {text.split("\n")[-1] for text in pretrained}  # a review without its title

@@ -14,14 +14,14 @@ from tunegrid import ROOT
 from tunegrid.commands import page as command
 from tunegrid.page import charts, render
 from tunegrid.page.rows import rows_section
-from tunegrid.page.view import page_of, page_run
+from tunegrid.page.view import make_page, page_run
 from tunegrid.record import from_json, to_json
 from tunegrid.results import examples
 from tunegrid.results.files import SavedRun
 from tunegrid.tests import kinds, pages
-from tunegrid.tests.kinds import text_of
+from tunegrid.tests.kinds import page_text
 from tunegrid.tests.outputs import refusal
-from tunegrid.tests.pages import HOSTILE, footprint_json, record_of, run_of
+from tunegrid.tests.pages import HOSTILE, footprint_json, get_record, make_run
 from tunegrid.tests.records import MEASURED, complete, run_file
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("store")
 def test_a_cell_that_broke_off_shows_its_traceback_and_its_last_lines():
     crash = {"traceback": ['  File "peft/layer.py", line 9', "ValueError: <no> rows"], "printed": ["loading gpt2-micro"]}
     page = render.html(
-        page_of(run_of([record_of(status="error", scores={}, examples=None, missed=["ValueError"], crash=crash)]))
+        make_page(make_run([get_record(status="error", scores={}, examples=None, missed=["ValueError"], crash=crash)]))
     )
     [told, printed] = re.findall(r"<pre[^>]*>(.*?)</pre>", page, flags=re.S)
     assert told.startswith("  File")  # as far to the right as it was
@@ -42,7 +42,7 @@ def test_a_cell_that_broke_off_shows_its_traceback_and_its_last_lines():
 # Test rows
 
 
-def rows_with(points, predictions=None, ids=None):
+def make_rows(points, predictions=None, ids=None):
     """A record and its examples."""
     ids = ids or [f"id{index}" for index in range(len(points))]
     kept = examples.write(ids, {"accuracy": points}, predictions or ["1"] * len(points))
@@ -52,26 +52,26 @@ def rows_with(points, predictions=None, ids=None):
 
 
 def test_flips_come_first_then_the_rows_with_fewest_points():
-    old, new = rows_with([100.0, 0.0, 100.0, 0.0, 100.0]), rows_with([100.0, 100.0, 0.0, 0.0, 100.0])
+    old, new = make_rows([100.0, 0.0, 100.0, 0.0, 100.0]), make_rows([100.0, 100.0, 0.0, 0.0, 100.0])
     section = rows_section(new, None, old, None, limit=4)
     changes = list(zip(section.frame["row"], section.frame["change"], strict=True))
     assert changes == [(3, "lost"), (2, "gained"), (4, "same"), (1, "same")]
     assert section.heading == "Test rows: 1 lost, 1 gained of 5"
-    old, new = rows_with([100.0] * 9 + [0.0] * 9), rows_with([0.0] * 9 + [100.0] * 9)
+    old, new = make_rows([100.0] * 9 + [0.0] * 9), make_rows([0.0] * 9 + [100.0] * 9)
     assert list(rows_section(new, None, old, None, limit=6).frame["change"]) == ["lost"] * 6
-    old, new = rows_with([100.0], ids=["other"]), rows_with([0.0])
+    old, new = make_rows([100.0], ids=["other"]), make_rows([0.0])
     section = rows_section(new, None, old, None, limit=1)
     assert {"change", "before"}.isdisjoint(section.frame)
     assert section.sentences[0] == "The older run scored other test rows: its predictions are not paired."
 
 
 def test_what_rows_say_is_kept_once_a_task_under_the_same_names_of_examples(tmp_path):
-    record = rows_with([100.0])
+    record = make_rows([100.0])
     assert examples.read(record, None, "rows") is None
     examples.write_texts(record.examples.rows_hash, ["x" * 700], ["good"])
     texts = examples.read(record, None, "rows")
     assert (len(texts.input[0]), list(texts.reference)) == (600, ["good"])
-    examples.pack_beside([record], tmp_path / "kept" / "run.json")
+    examples.write_pack([record], tmp_path / "kept" / "run.json")
     names = {record.examples.file, f"rows-{record.examples.rows_hash}.parquet"}
     assert set(ZipFile(tmp_path / "kept" / "examples" / "run.zip").namelist()) == names
 
@@ -81,16 +81,16 @@ def test_text_of_data_sets_is_escaped_and_cut(tmp_path):
     assert HOSTILE not in content
     assert "&lt;script&gt;document.title" in content
     assert content.count("<script>") == 1
-    huge = rows_with([0.0], ["x" * 10_000_000])
-    assert len(render.html(page_of(run_of([huge])))) < 100_000
+    huge = make_rows([0.0], ["x" * 10_000_000])
+    assert len(render.html(make_page(make_run([huge])))) < 100_000
     losses = complete(training=to_json(huge)["training"] | {"losses": [0.5] * 1_000_000})
-    assert len(render.html(page_of(run_of([losses])))) < 100_000
+    assert len(render.html(make_page(make_run([losses])))) < 100_000
 
 
 def test_control_and_bidi_characters_and_secrets_are_not_on_the_page():
-    record = record_of(status="missed", missed=["a \x1b[31mred\x00 \u202eword"], versions={"peft": "1\x1b\u202e"})
+    record = get_record(status="missed", missed=["a \x1b[31mred\x00 \u202eword"], versions={"peft": "1\x1b\u202e"})
     command = "pytest --benchmark-storage=elasticsearch+http://me:hush@host:9200/x"
-    page = render.html(page_of(run_of([record], command=command)))
+    page = render.html(make_page(make_run([record], command=command)))
     assert not set("\x1b\x00\u202e") & set(page)
     assert "\\x1b[31mred\\x00 \\u202eword" in page
     assert "hush" not in page
@@ -101,7 +101,7 @@ def test_control_and_bidi_characters_and_secrets_are_not_on_the_page():
 
 
 def test_charts_have_no_date_and_no_colour_but_those_of_the_page(tmp_path):
-    page = kinds.page_on("changed_module")
+    page = kinds.kind_page("changed_module")
     with charts.style():
         drawn = {chart.name: chart.svg() for own in page.charts.values() for chart in own}
     assert len(drawn) == 3 * 3 + 9 + 3  # tasks and costs, backbones and tasks, tasks
@@ -124,22 +124,22 @@ def test_charts_have_no_date_and_no_colour_but_those_of_the_page(tmp_path):
 
 def test_what_is_missing_or_of_another_profile_is_said_on_the_page(tmp_path):
     gone = complete(examples={"file": "0" * 16 + ".parquet", "rows_hash": "0" * 16})
-    assert "points are missing from the run" in text_of(page_of(run_of([gone])), cells=True)
-    unlike = page_of(run_of([record_of()]), [run_of([record_of(rows="other")], "old.json", "2026-11-01")])
-    assert "old.json scored other test rows in bert_sa_lora: its figures are shown, but not paired" in text_of(unlike)
+    assert "points are missing from the run" in page_text(make_page(make_run([gone])), cells=True)
+    unlike = make_page(make_run([get_record()]), [make_run([get_record(rows="other")], "old.json", "2026-11-01")])
+    assert "old.json scored other test rows in bert_sa_lora: its figures are shown, but not paired" in page_text(unlike)
     assert unlike.answer.state == "passed"
-    disjoint = page_of(run_of([record_of()]), [run_of([record_of("t5_qa_sft")], "old.json", "2026-11-01")])
+    disjoint = make_page(make_run([get_record()]), [make_run([get_record("t5_qa_sft")], "old.json", "2026-11-01")])
     assert disjoint.remarks == ["old.json and run.json have no finished cell in common, so nothing is compared"]
-    records = [record_of(), record_of("t5_sa_lora"), from_json(footprint_json())]
+    records = [get_record(), get_record("t5_sa_lora"), from_json(footprint_json())]
     saved = SavedRun(path=Path("run.json"), records=records, when="", commit="")
-    page = page_of(page_run(saved))
+    page = make_page(page_run(saved))
     assert len(page.cells) == 2
     assert page.remarks == ["run.json also holds records of another profile (1 of footprint): `--profile` shows those"]
-    assert not page_of(page_run(saved, "footprint")).grids
+    assert not make_page(page_run(saved, "footprint")).grids
 
 
 def test_what_cannot_be_shown_is_one_sentence(tmp_path, capsys):
-    good, bad, page = run_file(tmp_path / "good.json", [record_of()]), tmp_path / "bad.json", tmp_path / "p.html"
+    good, bad, page = run_file(tmp_path / "good.json", [get_record()]), tmp_path / "bad.json", tmp_path / "p.html"
     bad.write_text(good.read_text().replace('"accuracy": 90.0', '"accuracy": NaN'))
     (tmp_path / "file").write_text("")
     for arguments, sentence in (

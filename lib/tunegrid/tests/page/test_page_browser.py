@@ -6,7 +6,7 @@ import pytest
 
 from tunegrid.page import render
 from tunegrid.results import examples
-from tunegrid.tests.kinds import KINDS, page_on
+from tunegrid.tests.kinds import KINDS, kind_page
 from tunegrid.tests.pages import PAGES
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -37,7 +37,7 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(examples, "STORE", folder / "store")
-        drawn = {name: page() for name, page in PAGES.items()} | {kind: page_on(kind) for kind in KINDS}
+        drawn = {name: page() for name, page in PAGES.items()} | {kind: kind_page(kind) for kind in KINDS}
         for name, page in drawn.items():
             render.write(page, folder / f"{name}.html")
     return {name: folder / f"{name}.html" for name in drawn}

@@ -10,7 +10,7 @@ import datasets
 from tunegrid import ROOT
 from tunegrid.commands import calibrate
 from tunegrid.results.thresholds import load_bounds
-from tunegrid.tests.sessions import SessionProcess, benchmark_rows, full_in
+from tunegrid.tests.sessions import SessionProcess, benchmark_rows, full_options
 
 GUIDES = "\n".join(guide.read_text() for guide in sorted((ROOT / "benchmarks" / "guides").glob("*.md")))
 BLOCK = re.compile(r"<!-- example: (?P<name>\w+\.py) -->\n```python\n(?P<code>.*?)```", re.DOTALL)
@@ -30,7 +30,7 @@ def test_three_commands_lead_from_rows_to_a_gated_cell(tmp_path, monkeypatch):
     folder.mkdir()
     datasets.Dataset.from_list(rows[:264]).to_parquet(folder / "train.parquet")
     datasets.Dataset.from_list(rows[264:]).to_parquet(folder / "validation.parquet")
-    full_in(tmp_path, **{"bert-base-uncased": "bert"})
+    full_options(tmp_path, **{"bert-base-uncased": "bert"})
     (tmp_path / "sst2.py").write_text(EXAMPLES["sst2.py"])
     guide = (ROOT / "benchmarks" / "guides" / "own-data.md").read_text()
     calibrating, first, gated = re.search(r"```bash\n(tunegrid calibrate .*?)```", guide, re.DOTALL)[1].splitlines()

@@ -21,14 +21,14 @@ COMMITTED = [REPORTS / "baselines" / "quick-cpu.json", REPORTS / "study.json", *
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: str(path.relative_to(REPORTS)))
 def test_a_committed_run_is_as_the_schema_says_of_todays_version_and_has_no_findings(path):
     records = read_list(path)
-    assert {data["schema_version"] for data in rows_of(path)} == {SCHEMA_VERSION}
-    assert len(records) == len(rows_of(path))
+    assert {data["schema_version"] for data in read_records(path)} == {SCHEMA_VERSION}
+    assert len(records) == len(read_records(path))
     if path.name != "study.json":
         assert [fault for record in records for fault in (*record.missed, *failures(record.audits, record.excused))] == []
     assert [error.message for record in records for error in SCHEMA.iter_errors(to_json(record))] == []
 
 
-def rows_of(path):
+def read_records(path):
     """The records in a file, as they are stored."""
     return [row["extra_info"] for row in json.loads(path.read_text())["benchmarks"]]
 
@@ -37,8 +37,8 @@ def test_the_examples_beside_the_baseline_are_those_of_its_records_and_no_others
     """All that the records name is there, the texts of their rows, too; and nothing is left over of an older baseline."""
     path = REPORTS / "baselines" / "quick-cpu.json"
     record = read_list(path)[0]
-    points = examples.points_of(examples.read(record, path))
+    points = examples.point_columns(examples.read(record, path))
     assert all(sum(values) / len(values) == pytest.approx(record.scores[name], abs=0.01) for name, values in points.items())
-    named = {name for record in read_list(path) for name in examples.files_of(record).values()}
+    named = {name for record in read_list(path) for name in examples.record_files(record).values()}
     with ZipFile(path.parent / "examples" / "quick-cpu.zip") as pack:
         assert named == set(pack.namelist())

@@ -5,11 +5,11 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-from tunegrid.machine import PACKAGES, digest_of, library_digests
+from tunegrid.machine import PACKAGES, library_digests, package_digest
 from tunegrid.tests.packages import wheel
 from tunegrid.tests.sessions import SOURCES, environment
 
-CODE = "from tunegrid.machine import digest_of; print(digest_of('planted'))"
+CODE = "from tunegrid.machine import package_digest; print(package_digest('planted'))"
 
 
 def digest(folder):
@@ -42,4 +42,4 @@ def test_every_library_here_has_a_digest_of_its_own():
     digests = library_digests()
     assert digests.keys() == {package for package in PACKAGES if version(package)}
     assert len(set(digests.values())) == len(digests)
-    assert digest_of("no_such_package") is None
+    assert package_digest("no_such_package") is None

@@ -7,16 +7,16 @@ import pytest
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError, first_line
-from tunegrid.grid.backbones import checkpoint_of
+from tunegrid.grid.backbones import checkpoint_source
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.page.render import html
-from tunegrid.page.view import page_of
+from tunegrid.page.view import make_page
 from tunegrid.record import to_json
 from tunegrid.results import examples
-from tunegrid.terminal import visible, visible_lines, without_places
+from tunegrid.terminal import defuse, defuse_lines, strip_places
 from tunegrid.tests.outputs import obeyed
-from tunegrid.tests.pages import record_of, run_of
+from tunegrid.tests.pages import get_record, make_run
 
 HUB = "https://huggingface.co/google-t5/t5-small and hub:squad/train"
 NONE = "36/40 rows, samples/s, lib/tunegrid/machine.py, and/or, / , /2"
@@ -37,19 +37,19 @@ NONE = "36/40 rows, samples/s, lib/tunegrid/machine.py, and/or, / , /2"
     ],
 )
 def test_of_an_absolute_path_the_last_part_is_told(text, said):
-    assert without_places(text) == said
+    assert strip_places(text) == said
 
 
 def test_a_record_and_a_page_hold_no_absolute_path_but_a_test_rows_own(tmp_path, store):
     cell = STUDY.cell("bert_sa_sft", QUICK_PROFILE)
     with pytest.raises(InputError, match=str(tmp_path)) as error:  # the terminal says all of it
-        checkpoint_of(cell.backbone, replace(cell.profile, checkpoint_root=tmp_path / "models"))
+        checkpoint_source(cell.backbone, replace(cell.profile, checkpoint_root=tmp_path / "models"))
     finding = ("served_as_trained", False, f"could not look: OSError: {error.value}")
-    record = record_of(status="missed", missed=[str(error.value)], audits=[finding])
+    record = get_record(status="missed", missed=[str(error.value)], audits=[finding])
     row = "I keep it below /srv/shelf/books"
     (store / f"rows-{record.examples.rows_hash}.parquet").unlink()
     examples.write_texts(record.examples.rows_hash, [row] * 40, ["x"] * 40)
-    page = html(page_of(run_of([record])))
+    page = html(make_page(make_run([record])))
     for written in (json.dumps(to_json(record)), page):
         assert "below models" in written
         assert str(tmp_path) not in written
@@ -66,7 +66,7 @@ def test_a_record_and_a_page_hold_no_absolute_path_but_a_test_rows_own(tmp_path,
     ],
 )
 def test_an_address_is_shown_and_recorded_without_its_user_and_password(text, said):
-    for shown in (visible(text), without_places(text)):
+    for shown in (defuse(text), strip_places(text)):
         assert shown.endswith(said)
         assert "hush" not in shown
 
@@ -91,11 +91,11 @@ TITLE = "\x1b]0;owned\x07"  # sets a terminal's title
     ],
 )
 def test_what_a_terminal_or_a_ci_would_obey_is_written_out(text, shown):
-    assert visible(text) == shown
-    assert obeyed(visible(text)) == []
+    assert defuse(text) == shown
+    assert obeyed(defuse(text)) == []
 
 
 def test_an_error_is_one_line_whatever_it_quotes_and_each_line_is_looked_at():
     assert str(InputError(f"{TITLE} is no cell\n::error::x")) == r"\x1b]0;owned\x07 is no cell\n::error::x"
     assert first_line(ValueError(f"{TITLE}\nmore")) == r"\x1b]0;owned\x07"
-    assert visible_lines("cells\n::error::x") == "cells\n\\::error::x"
+    assert defuse_lines("cells\n::error::x") == "cells\n\\::error::x"

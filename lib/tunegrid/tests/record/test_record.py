@@ -15,7 +15,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import FULL_PROFILE, QUICK_PROFILE, Recipe
 from tunegrid.record import Record, crash_record, from_json, new_record, schema, to_json
-from tunegrid.record.checks import EVERY_CELL, OF_PARTS, impossible
+from tunegrid.record.checks import EVERY_CELL, PART_AUDITS, score_faults
 from tunegrid.record.io import FORMER_FIELDS
 from tunegrid.record.record import CALLS, PRINTED_LINES, jsonable
 from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, complete_json
@@ -132,7 +132,7 @@ def test_the_schema_describes_every_field_and_asks_for_those_that_are_known_befo
 
 def test_every_audit_that_a_cell_must_have_is_one_that_the_suite_runs():
     known = {audit.__name__ for audits in AUDITS.values() for audit in audits}
-    assert {*EVERY_CELL, *(name for names in OF_PARTS.values() for name in names)} <= known
+    assert {*EVERY_CELL, *(name for names in PART_AUDITS.values() for name in names)} <= known
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_every_audit_that_a_cell_must_have_is_one_that_the_suite_runs():
     ],
 )
 def test_scores_that_cannot_be_are_told(scores, empty_answers, sentence):
-    assert impossible(scores, empty_answers=empty_answers) == ([sentence] if sentence else [])
+    assert score_faults(scores, empty_answers=empty_answers) == ([sentence] if sentence else [])
 
 
 # What is kept of a cell that broke off.

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from tunegrid.commands import compare as command
-from tunegrid.results.compare import PEAK, SECONDS, TENSORS, TRAINED, compared, entry_of, p_of, sections
+from tunegrid.results.compare import PEAK, SECONDS, TENSORS, TRAINED, compare_methods, make_entry, p_value, sections
 from tunegrid.results.files import read_list
 from tunegrid.results.noise import SEEDS, Noise, load_noise
 from tunegrid.results.report import text
 from tunegrid.tests.kinds import BASELINE
 from tunegrid.tests.outputs import is_snapshot, refusal
-from tunegrid.tests.records import FOOTPRINT, MEASURED, PHASE, complete, draws, saved, seeds_as
+from tunegrid.tests.records import FOOTPRINT, MEASURED, PHASE, complete, draws, make_seeds, saved
 
 pytestmark = pytest.mark.usefixtures("store")
 MANY = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 10_000}}  # so that rows resolve small deviations
@@ -32,7 +32,7 @@ def measured(cell, score, seed=0, **changes):
         "bounds": {},
         "examples": None,
         "data": MANY,
-        "seeds": seeds_as(seed),
+        "seeds": make_seeds(seed),
         "memory": {"phases": {"train": PHASE | {"rss_peak_gib": peak}}, "ledger": ledger, "cells_before": 0},
         "training": MEASURED["training"] | {"seconds": seconds + seed, "losses": [0.7, 0.5 + seed / 64]},
     }
@@ -46,7 +46,7 @@ def three_on_two_seeds():
 
 
 def alone(records, noise=None):
-    [comparison] = compared(records, noise or Noise())
+    [comparison] = compare_methods(records, noise or Noise())
     return comparison
 
 
@@ -75,8 +75,8 @@ def test_three_methods_on_two_seeds_by_hand():
     # deviations of sqrt 2; for two degrees quantiles of 0.05 / 6 and 0.2 are 7.649 and 1.061: 4 x (8.710 / 7) ** 2 is 6.19
     assert pair(comparison, "sft", "lora")["seeds that tell"] == 7
     # variances 3 and 1 of 3 and 1 degrees: error 2, and 16 / (9 / 3 + 1 / 1) degrees, of which t is 2.776
-    assert p_of(2 * 2.776445, [(3.0, 3.0), (1.0, 1.0)]) == pytest.approx(0.05, abs=1e-6)
-    assert (p_of(0.0, []), p_of(1.0, [])) == (1.0, 0.0)
+    assert p_value(2 * 2.776445, [(3.0, 3.0), (1.0, 1.0)]) == pytest.approx(0.05, abs=1e-6)
+    assert (p_value(0.0, []), p_value(1.0, [])) == (1.0, 0.0)
 
 
 def test_calibrated_noise_tells_what_one_seed_of_each_cannot():
@@ -98,7 +98,7 @@ def test_calibrated_seeds_count_if_recipe_and_scores_are_theirs():
     records, noise = [record for record in read_list(BASELINE) if record.cell == "t5_sa_lora"], load_noise()
     [known] = noise.scores[SEEDS]["t5_sa_lora", "accuracy"]
     seeds = {record.seeds.seed for record in records}
-    assert len(entry_of(records, noise).scores) == len(seeds.union(range(noise.first_seed, noise.first_seed + len(known))))
+    assert len(make_entry(records, noise).scores) == len(seeds.union(range(noise.first_seed, noise.first_seed + len(known))))
     first = records[0]
     for unlike in (
         replace(first, recipe=replace(first.recipe, learning_rate=1.0)),
@@ -108,12 +108,12 @@ def test_calibrated_seeds_count_if_recipe_and_scores_are_theirs():
         replace(first, seeds=replace(first.seeds, perturbation=0)),
         replace(first, profile="full"),
     ):
-        assert len(entry_of([unlike], noise).scores) == 1
+        assert len(make_entry([unlike], noise).scores) == 1
 
 
 def test_the_committed_seeds_tell_pairs_apart_in_few_words():
     records = read_list(BASELINE)
-    report = sections(compared(records, load_noise()), records)
+    report = sections(compare_methods(records, load_noise()), records)
     shown = text(report)
     assert len(shown.split()) < 900
     assert is_snapshot(f"{shown}\n", "compare.txt")

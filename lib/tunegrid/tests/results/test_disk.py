@@ -7,7 +7,7 @@ from zipfile import ZipFile
 import pytest
 
 from tunegrid.errors import InputError
-from tunegrid.machine import replacing, write_whole
+from tunegrid.machine import replace_file, write_whole
 from tunegrid.record import from_json
 from tunegrid.results import examples
 from tunegrid.results.files import load, save
@@ -27,7 +27,7 @@ def test_a_write_that_breaks_off_leaves_what_was_there_and_nothing_else(tmp_path
     path, names = tmp_path / "file", []
     path.write_text("before")
     for _ in range(2):
-        with suppress(ZeroDivisionError), replacing(path) as part:
+        with suppress(ZeroDivisionError), replace_file(path) as part:
             part.write_text("half")
             names.append(part.name)
             raise ZeroDivisionError
@@ -43,7 +43,7 @@ def test_no_link_is_followed(tmp_path):
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"file": "whole", "elsewhere": "mine"}
 
 
-def record_with(kept):
+def make_record(kept):
     data = complete_json(examples=vars(kept), scores={"accuracy": 50.0}, bounds={})
     data["data"] = data["data"] | {"rows": data["data"]["rows"] | {"test": 2}}
     return from_json(data)
@@ -64,11 +64,11 @@ DAMAGES = {
 @pytest.mark.parametrize("how", DAMAGES)
 def test_damaged_points_are_told_never_copied_and_written_anew(tmp_path, store, how):
     kept = examples.write(*SMALL)
-    record, run = record_with(kept), tmp_path / "run.json"
+    record, run = make_record(kept), tmp_path / "run.json"
     (store / kept.file).write_bytes(DAMAGES[how]((store / kept.file).read_bytes()))
     with pytest.raises(InputError, match="it was changed or is damaged"):
         examples.read(record, None)
-    examples.pack_beside([record], run)
+    examples.write_pack([record], run)
     assert not (tmp_path / "examples").exists()
     assert examples.write(*SMALL) == kept
     assert examples.read(record, None).to_dict("list") == {"id": ["a", "b"], "accuracy": [100, 0], "prediction": ["1", "0"]}
@@ -76,11 +76,11 @@ def test_damaged_points_are_told_never_copied_and_written_anew(tmp_path, store, 
 
 def test_a_pack_is_read_as_files_are_and_one_that_is_damaged_is_told(tmp_path, store):
     kept = examples.write(*SMALL)
-    record, run, other = record_with(kept), tmp_path / "run.json", tmp_path / "other" / "run.json"
-    examples.pack_beside([record], run)
+    record, run, other = make_record(kept), tmp_path / "run.json", tmp_path / "other" / "run.json"
+    examples.write_pack([record], run)
     content = (tmp_path / "examples" / "run.zip").read_bytes()
     (store / kept.file).unlink()
-    examples.pack_beside([record], other, run)
+    examples.write_pack([record], other, run)
     assert (other.parent / "examples" / "run.zip").read_bytes() == content
     assert list(examples.read(record, other)["id"]) == ["a", "b"]
     assert examples.read(record, tmp_path / "nowhere" / "run.json") is None

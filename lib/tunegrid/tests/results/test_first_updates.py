@@ -5,20 +5,20 @@ from dataclasses import replace
 import pytest
 
 from fixtures.results import Journal
-from fixtures.session import passed
+from fixtures.session import passed_rows
 from tunegrid.errors import InputError
 from tunegrid.page.render import html
-from tunegrid.page.view import page_of, read_page_run
+from tunegrid.page.view import make_page, read_page_run
 from tunegrid.record import from_json, to_json
 from tunegrid.results import compare
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import LEDGER, Verdict
 from tunegrid.results.noise import Noise
-from tunegrid.results.numerics import compared
-from tunegrid.results.status import Extent, with_status
+from tunegrid.results.numerics import compare_pair
+from tunegrid.results.status import Extent, add_status
 from tunegrid.results.thresholds import load_tolerances
-from tunegrid.results.verdict import FAILED_BY, verdict_of
-from tunegrid.tests.records import altered, begun, complete, run_file, seeds_as
+from tunegrid.results.verdict import FAILED_BY, run_verdict
+from tunegrid.tests.records import altered, begun, complete, make_seeds, run_file
 
 LOSSES = [0.7, 0.5, 0.4, 0.3]
 LORA, SFT = "bert_sa_lora", "bert_sa_sft"
@@ -32,9 +32,9 @@ def whole(cell=LORA, losses=LOSSES, **changes):
 def test_a_record_of_first_updates_is_sound_no_bound_counts_and_an_audit_does():
     assert from_json(to_json(begun())).first_updates == 2
     extent = Extent(updates=2, planned=40, one_pass=40)
-    sound = with_status(begun(status="unfinished"), extent)
+    sound = add_status(begun(status="unfinished"), extent)
     assert (sound.status, sound.missed) == ("begun", [])
-    failed = with_status(replace(begun(), audits=[replace(sound.audits[0], name="base_frozen", passed=False)]), extent)
+    failed = add_status(replace(begun(), audits=[replace(sound.audits[0], name="base_frozen", passed=False)]), extent)
     assert (failed.status, failed.missed[0].split(":")[0]) == ("failed", "audit base_frozen")
 
 
@@ -55,20 +55,20 @@ def test_a_record_of_first_updates_that_cannot_be_true_is_refused(change):
 def test_first_updates_are_held_to_as_many_of_a_whole_run(losses, verdict, words):
     pair = whole(), begun(losses=losses)
     for old, new in (pair, pair[::-1]):
-        judgement, _ = compared(old, new, load_tolerances())
+        judgement, _ = compare_pair(old, new, load_tolerances())
         assert (judgement.verdict, judgement.detail, judgement.first_updates) == (verdict, words, 2)
 
 
 def test_movement_is_compared_from_the_third_update_on():
     step = replace(whole().training.first_step, moved={"head": 5.0})
     pair = (altered(begun(losses=LOSSES[:updates]), "training.first_step", step) for updates in (2, 3))
-    early, late = (compared(whole(), one, load_tolerances())[0] for one in pair)
+    early, late = (compare_pair(whole(), one, load_tolerances())[0] for one in pair)
     assert (early.verdict, late.stage) == (Verdict.EQUAL, "optimizer")
 
 
 def answered(old, new, kinds=FAILED_BY):
-    judged = gate(Run.of(old), Run.of(new))
-    return judged, verdict_of(new, judged, kinds, baseline="before.json", before=old)
+    judged = gate(Run.make(old), Run.make(new))
+    return judged, run_verdict(new, judged, kinds, baseline="before.json", before=old)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def answered(old, new, kinds=FAILED_BY):
         ([whole()], [begun(SFT, [0.7, 0.6]), begun()], FAILED_BY, 0, "1 cell: 1 equal by its first 2 updates."),
         ([whole(), whole(SFT)], [begun(), begun(SFT, [0.7, 0.6])], FAILED_BY, 6, f"without scores ({SFT})"),
         ([whole(SFT)], [begun(SFT, [0.7, 0.6])], ("numerics",), 1, "Failed: losses differ by 1.0e-01 at update 2"),
-        ([whole()], [begun(seeds=seeds_as(7))], FAILED_BY, 6, "1 not comparable in first updates, without scores"),
+        ([whole()], [begun(seeds=make_seeds(7))], FAILED_BY, 6, "1 not comparable in first updates, without scores"),
         ([begun()], [whole()], FAILED_BY, 6, "the baseline holds only its first updates"),
     ],
 )
@@ -111,12 +111,12 @@ def test_a_cell_that_trained_on_is_judged_as_any_cell(points, weights, code):
 def test_a_page_shows_it_a_comparison_does_not_and_a_journal_gives_what_began_soundly(tmp_path):
     file = run_file(tmp_path / "run.json", [begun(), begun(SFT, losses=[0.7, 0.55])])
     older = replace(read_page_run(file), records=[whole(), whole(SFT, losses=[0.7, 0.55, 0.5])])
-    page = page_of(read_page_run(file), [older])
+    page = make_page(read_page_run(file), [older])
     assert page.answer.sentences[0] == "2 cells: 2 equal by their first 2 updates."
     assert (page.changes, "begun" in html(page)) == ([], True)
     with pytest.raises(InputError, match="so there is nothing to compare"):
-        compare.compared([begun()], Noise())
+        compare.compare_methods([begun()], Noise())
     journal = Journal(tmp_path)
     journal.append("sound", {"extra_info": to_json(begun())})
     journal.append("failed", {"extra_info": to_json(begun(missed=["an audit failed"]))})
-    assert list(passed(tmp_path)) == ["sound"]
+    assert list(passed_rows(tmp_path)) == ["sound"]

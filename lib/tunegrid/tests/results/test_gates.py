@@ -17,7 +17,7 @@ from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import LEDGER, PEAKS, Verdict
 from tunegrid.results.thresholds import load_margins
 from tunegrid.tests.outputs import refusal
-from tunegrid.tests.records import FOOTPRINT, MEASURED, altered, complete, hits, record_of, run_file, scored, seeds_as
+from tunegrid.tests.records import FOOTPRINT, MEASURED, altered, complete, get_record, hits, make_seeds, run_file, scored
 
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 RANK = {"rss_peak_gib": 0.5, "train_samples": 24}
@@ -30,11 +30,11 @@ pytestmark = pytest.mark.usefixtures("store")
 
 def judged(old, new):
     """Judgements by quantity."""
-    return {judgement.quantity: judgement for judgement in gate(Run.of([old]), Run.of([new]))}
+    return {judgement.quantity: judgement for judgement in gate(Run.make([old]), Run.make([new]))}
 
 
 def hit(rows, right, lost=0, **changes):
-    return record_of(CELL, {"accuracy": hits(rows, right, lost)}, **changes)
+    return get_record(CELL, {"accuracy": hits(rows, right, lost)}, **changes)
 
 
 def test_equal_runs_are_the_same_in_everything():
@@ -79,7 +79,7 @@ def test_a_drop_at_one_other_seed_counts_if_a_second_training_confirms_it(seeds,
     new = [scored(CELL, 60.0, seed) for seed in seeds]
     if confirmed_seed is not None:
         new.append(scored(CELL, again, confirmed_seed + CONFIRMING, confirms=confirmed_seed))
-    judgements = gate(Run.of(scored(CELL, 99.0, seed) for seed in (1, 2, 3)), Run.of(new))
+    judgements = gate(Run.make(scored(CELL, 99.0, seed) for seed in (1, 2, 3)), Run.make(new))
     judgement = next(j for j in judgements if j.quantity == "accuracy")
     assert (judgement.verdict, judgement.confirmed, judgement.effect) == (verdict, confirmed, pytest.approx(-39.0))
     words = {"no": "at seed 0 -39.00, at 10000 +0.00: not confirmed", "yes": "at seed 0 -39.00, at 10000 -38.00: confirmed"}
@@ -89,9 +89,9 @@ def test_a_drop_at_one_other_seed_counts_if_a_second_training_confirms_it(seeds,
 def test_a_score_without_a_margin_takes_the_one_for_others_and_one_that_is_no_number_is_worse():
     bounded = ["accuracy", "recall_1"]
     points = ({"accuracy": hits(512, 480), "recall_1": hits(512, right)} for right in (480, 479))
-    judgement = judged(*(record_of(CELL, own, bounded_scores=bounded) for own in points))["recall_1"]
+    judgement = judged(*(get_record(CELL, own, bounded_scores=bounded) for own in points))["recall_1"]
     assert (judgement.verdict, judgement.margin) == (SAME, load_margins()["points"]["other"])
-    old = record_of("t5_qa_sft")
+    old = get_record("t5_qa_sft")
     for score in (None, float("nan")):
         new = replace(old, scores={"exact_match": 60.0, "f1": score})
         assert (judged(old, new)["f1"].verdict, judged(new, old)["f1"].verdict) == (WORSE, CANNOT_TELL)
@@ -99,30 +99,30 @@ def test_a_score_without_a_margin_takes_the_one_for_others_and_one_that_is_no_nu
 
 def test_points_that_are_no_numbers_and_other_test_rows_are_refused():
     untold = {"scores": {"accuracy": 1.5, "f1_macro": 1.5}, "status": "missed", "missed": ["why"]}
-    pair = (record_of(CELL, {"accuracy": [1.0, last]}, ids=["a", "b"], **untold) for last in (2.0, float("nan")))
+    pair = (get_record(CELL, {"accuracy": [1.0, last]}, ids=["a", "b"], **untold) for last in (2.0, float("nan")))
     with pytest.raises(InputError, match="not every row has text and finite numbers"):
         judged(*pair)
-    pair = [record_of(CELL, {"accuracy": [100.0, 0.0]}, ids=ids) for ids in (["a", "b"], ["a", "c"])]
+    pair = [get_record(CELL, {"accuracy": [100.0, 0.0]}, ids=ids) for ids in (["a", "b"], ["a", "c"])]
     with pytest.raises(InputError, match="scored different test rows"):
         judged(*pair)
 
 
 def test_a_cell_that_is_not_there_or_did_not_finish_is_missing_and_a_new_one_is_reported():
-    one, other, new = record_of(CELL), record_of("t5_qa_sft"), record_of("gpt2_qa_sft")
-    for unfinished in ([], [record_of("t5_qa_sft", status="error", memory=None)]):
-        judgements = gate(Run.of([one, other]), Run.of([one, new, *unfinished]))
+    one, other, new = get_record(CELL), get_record("t5_qa_sft"), get_record("gpt2_qa_sft")
+    for unfinished in ([], [get_record("t5_qa_sft", status="error", memory=None)]):
+        judgements = gate(Run.make([one, other]), Run.make([one, new, *unfinished]))
         verdicts = {(j.cell, j.verdict) for j in judgements if j.quantity == "cell"}
         assert verdicts == {("t5_qa_sft", Verdict.MISSING), ("gpt2_qa_sft", Verdict.NEW)}
 
 
 def test_two_profiles_and_runs_without_a_common_cell_are_refused(tmp_path, capsys):
-    one = record_of(CELL)
+    one = get_record(CELL)
     with pytest.raises(InputError, match="holds cells of full and quick: judge one profile at a time"):
-        Run.of([one, record_of(CELL, profile="full")])
+        Run.make([one, get_record(CELL, profile="full")])
     with pytest.raises(InputError, match="no cell in common"):
-        gate(Run.of([one]), Run.of([record_of("t5_qa_sft")]))
+        gate(Run.make([one]), Run.make([get_record("t5_qa_sft")]))
     with pytest.raises(InputError, match="nothing to judge"):
-        gate(Run.of([one]), Run.of([]))
+        gate(Run.make([one]), Run.make([]))
     quick = run_file(tmp_path / "quick.json", [one])
     footprint = run_file(tmp_path / "footprint.json", [complete(CELL, **FOOTPRINT)])
     assert "the baseline holds quick cells, the run footprint cells: " in refusal(capsys, command.main, quick, footprint)
@@ -137,9 +137,9 @@ def traced(share, **changes):
 OTHER_CPU = {"device": MEASURED["device"] | {"name": "another CPU"}}
 
 
-def with_peak(peak, **changes):
+def add_peak(peak, **changes):
     phases = {"train": MEASURED["memory"]["phases"]["train"] | {"rss_peak_gib": peak}}
-    return record_of(CELL, memory=MEASURED["memory"] | {"phases": phases}, **changes)
+    return get_record(CELL, memory=MEASURED["memory"] | {"phases": phases}, **changes)
 
 
 @pytest.mark.parametrize(
@@ -148,15 +148,15 @@ def with_peak(peak, **changes):
         (complete(), altered(complete(), "memory.ledger.weights_bytes", 4001), "weights_bytes", WORSE),
         # no gain: something is no longer there, or no longer in fp32
         (complete(), altered(complete(), "memory.ledger.weights_bytes", 3999), "weights_bytes", Verdict.CHANGED),
-        (with_peak(1.0), with_peak(1.49), "rss_peak_gib", SAME),
-        (with_peak(1.0), with_peak(1.51), "rss_peak_gib", WORSE),
-        (with_peak(1.0), with_peak(0.49), "rss_peak_gib", Verdict.BETTER),
-        (with_peak(1.0), with_peak(9.0, **OTHER_CPU), "rss_peak_gib", None),
+        (add_peak(1.0), add_peak(1.49), "rss_peak_gib", SAME),
+        (add_peak(1.0), add_peak(1.51), "rss_peak_gib", WORSE),
+        (add_peak(1.0), add_peak(0.49), "rss_peak_gib", Verdict.BETTER),
+        (add_peak(1.0), add_peak(9.0, **OTHER_CPU), "rss_peak_gib", None),
         (traced(1), traced(1.04), "activations_bytes", SAME),
         (traced(1), traced(1.2, **OTHER_CPU), "activations_bytes", WORSE),  # tensors are counted on any CPU
         (traced(1), traced(0.8), "activations_bytes", Verdict.BETTER),
         (traced(1), traced(1.2, device=OTHER_CPU["device"] | {"type": "cuda"}), "activations_bytes", None),
-        (with_peak(1.0), with_peak(9.0, ranks=RANKS), "rss_peak_gib", None),
+        (add_peak(1.0), add_peak(9.0, ranks=RANKS), "rss_peak_gib", None),
     ],
 )
 def test_bytes_of_tensors_are_exact_and_peaks_of_like_machines_have_a_margin(old, new, quantity, verdict):
@@ -166,10 +166,10 @@ def test_bytes_of_tensors_are_exact_and_peaks_of_like_machines_have_a_margin(old
     assert verdict or not set(PEAKS) & set(judgements)
 
 
-def with_steps(seconds, **changes):
+def add_steps(seconds, **changes):
     steps = [seconds * (1 + 0.01 * (n % 7)) for n in range(60)]
     speed = MEASURED["throughput"] | {"step_seconds": steps, "step_seconds_median": float(np.median(steps))}
-    return record_of(CELL, throughput=speed, **changes)
+    return get_record(CELL, throughput=speed, **changes)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def with_steps(seconds, **changes):
     ],
 )
 def test_speed_is_compared_between_like_machines_only(seconds, changes, verdict, detail):
-    judgement = judged(with_steps(0.1), with_steps(seconds, **changes))["step_seconds"]
+    judgement = judged(add_steps(0.1), add_steps(seconds, **changes))["step_seconds"]
     assert (judgement.verdict, judgement.detail) == (verdict or Verdict.NOT_COMPARABLE, detail)
     assert judgement.effect == (pytest.approx(10 * seconds - 1) if verdict else None)
 
@@ -204,15 +204,15 @@ def test_speed_is_compared_between_like_machines_only(seconds, changes, verdict,
 def test_evaluation_is_timed_by_rows_or_if_it_generates_by_tokens(rows, tokens, quantity, verdict):
     def rated(rows, tokens):
         rates = {"eval_samples_per_second": rows, "generated_tokens_per_second": tokens}
-        return record_of(CELL, throughput=MEASURED["throughput"] | rates)
+        return get_record(CELL, throughput=MEASURED["throughput"] | rates)
 
     timed = [j for j in judged(rated(30.0, tokens and 3000.0), rated(rows, tokens)).values() if j.kind == "speed"]
     assert [(j.quantity, j.verdict) for j in timed] == [("step_seconds", SAME), (quantity, verdict)]
 
 
 def test_seeds_of_the_baseline_on_another_card_do_not_count():
-    other = with_steps(0.01, device=MEASURED["device"] | {"name": "H100"}, seeds=seeds_as(1))
-    judgements = gate(Run.of([with_steps(0.1), other]), Run.of([with_steps(0.1)]))
+    other = add_steps(0.01, device=MEASURED["device"] | {"name": "H100"}, seeds=make_seeds(1))
+    judgements = gate(Run.make([add_steps(0.1), other]), Run.make([add_steps(0.1)]))
     assert [(j.verdict, j.effect) for j in judgements if j.quantity == "step_seconds"] == [(SAME, pytest.approx(0.0))]
 
 
@@ -222,7 +222,7 @@ def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
         "same": (hit(512, 480), hit(512, 480)),
         "worse": (hit(512, 480), hit(512, 480, 20)),
         "few": (hit(30, 28), hit(30, 28, 2)),
-        "slow": (with_steps(0.1), with_steps(1.1)),  # their scores are equal, but no rows are at hand
+        "slow": (add_steps(0.1), add_steps(1.1)),  # their scores are equal, but no rows are at hand
     }
     for name, options, code in (
         ("same", [], 0),

@@ -13,7 +13,7 @@ from tunegrid.record import to_json
 from tunegrid.results import examples
 from tunegrid.results.files import read_saved
 from tunegrid.tests.outputs import refusal
-from tunegrid.tests.records import hits, record_of, seeds_as
+from tunegrid.tests.records import get_record, hits, make_seeds
 
 POINTS = {"accuracy": hits(40, right=36)}  # a mean of 90
 SCORES = {"accuracy": 90.0, "f1_macro": 90.0}
@@ -100,7 +100,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def sound(folder, **changes):
-    return to_json(record_of("bert_sa_lora", POINTS, scores=SCORES, profile="full", **changes))
+    return to_json(get_record("bert_sa_lora", POINTS, scores=SCORES, profile="full", **changes))
 
 
 def write(path, *records, name="test_finetune[bert_sa_lora]"):
@@ -108,13 +108,13 @@ def write(path, *records, name="test_finetune[bert_sa_lora]"):
     path.write_text(json.dumps({"benchmarks": rows, "commit_info": {"dirty": False}}))
 
 
-def record_in(path):
+def read_record(path):
     return json.loads(path.read_text())["benchmarks"][0]["extra_info"]
 
 
 @pytest.mark.parametrize("sentence", LIES)
 def test_a_lie_of_a_record_is_told_on_reading(folder, sentence):
-    record = record_in(folder / "RUN")
+    record = read_record(folder / "RUN")
     LIES[sentence](record)
     write(folder / "LIE", record)
     with pytest.raises(InputError) as told:
@@ -128,7 +128,7 @@ def twice(folder, record):
 
 
 def equal_losses(folder, record):
-    write(folder / "LIE", record, record | {"seeds": seeds_as(1)})
+    write(folder / "LIE", record, record | {"seeds": make_seeds(1)})
 
 
 def renamed(folder, record):
@@ -155,16 +155,16 @@ def changed_rows(folder, record):
 def test_a_lie_is_told_by_every_command_that_writes_nothing_then(folder, capsys, command, lie, sentence):
     words = [word if word.startswith("-") else str(folder / word) for word in command.split()[1:]]
     words = [command.split()[0], *words]
-    lie(folder, record_in(folder / "RUN"))
+    lie(folder, read_record(folder / "RUN"))
     assert sentence in refusal(capsys, main, *words)
     assert not list(folder.glob("OUT*"))
     if lie is renamed:
-        write(folder / "LIE", record_in(folder / "RUN"))
+        write(folder / "LIE", read_record(folder / "RUN"))
         assert main(words) == 0
 
 
 def test_what_a_cell_tells_itself_is_no_lie(folder):
-    record = record_in(folder / "RUN")
+    record = read_record(folder / "RUN")
     LIES["a loss is not a number"](record)
     write(folder / "LIE", record | {"status": "missed", "missed": ["as it says"]})
     assert read_saved(folder / "LIE").records[0].status == "missed"

@@ -6,8 +6,8 @@ import pytest
 
 from tunegrid.errors import InputError
 from tunegrid.results import examples
-from tunegrid.results.modules import COLUMNS, FIGURES, NUMBERS, Moved, first_modules, modules_of
-from tunegrid.results.numerics import compared
+from tunegrid.results.modules import COLUMNS, FIGURES, NUMBERS, Moved, first_modules, parse_modules
+from tunegrid.results.numerics import compare_pair
 from tunegrid.results.thresholds import load_tolerances
 from tunegrid.tests.records import altered, complete
 
@@ -43,7 +43,7 @@ def model(moved=None, order=MODEL, phase="forward"):
 def named(old, new, **options):
     """What is said of the module that changed first, and its name."""
     tolerance = {"module_outputs": BOUND, "module_gradients": BOUND}
-    words, names = first_modules(modules_of(old), modules_of(new), "forward", tolerance, **options)
+    words, names = first_modules(parse_modules(old), parse_modules(new), "forward", tolerance, **options)
     return words, [name for name, *_ in names]
 
 
@@ -114,10 +114,10 @@ def test_the_first_module_from_the_end_that_hands_on_another_gradient_is_named(m
 
 def test_gradients_without_digits_weights_held_elsewhere_and_modules_of_one_side_have_not_moved():
     small, none = ({("embed", "gradient"): (norm, 0.0, 0.0, 0.0)} for norm in (1e-4, 0.0))
-    moved = Moved.between(modules_of(model(small)), modules_of(model(none)), "forward")
+    moved = Moved.measure(parse_modules(model(small)), parse_modules(model(none)), "forward")
     assert moved.shares.gradient[0] == pytest.approx(1e-4 / (1e-3 * 10))
-    elsewhere = modules_of(model({("block.attention.query", "weights"): NONE}))
-    assert not Moved.between(modules_of(model()), elsewhere, "forward").shares.to_numpy().any()
+    elsewhere = parse_modules(model({("block.attention.query", "weights"): NONE}))
+    assert not Moved.measure(parse_modules(model()), elsewhere, "forward").shares.to_numpy().any()
     assert named(model(order=MODEL[1:]), model(behind(["embed"], 0.5))) == ("", [])
 
 
@@ -148,7 +148,7 @@ def written(moved=None, phase="forward", **figures):
     ],
 )
 def test_the_stage_names_the_module_if_one_is_known(store, phase, moved, figures, words):
-    judgement, _ = compared(written(phase=phase), written(moved, phase, **figures), load_tolerances())
+    judgement, _ = compare_pair(written(phase=phase), written(moved, phase, **figures), load_tolerances())
     assert judgement.detail.startswith(words)
     assert ("toy" in words) is bool(judgement.modules)
 
@@ -156,8 +156,8 @@ def test_the_stage_names_the_module_if_one_is_known(store, phase, moved, figures
 def test_a_damaged_file_costs_no_verdict_and_columns_that_are_no_calls_are_refused(store):
     old, new = written(), written(IN_KEY, probe_loss=0.8)
     (store / new.training.first_step.modules).write_bytes((store / old.training.first_step.modules).read_bytes())
-    judgement, _ = compared(old, new, load_tolerances())
+    judgement, _ = compare_pair(old, new, load_tolerances())
     assert judgement.detail.startswith("forward: the loss before training is 0.8, it was 0.7; no module is named: ")
     for change in ({"depth": [None] * 8}, {"given_norm": []}):
         with pytest.raises(InputError, match="do not match their calls"):
-            modules_of(model() | change)
+            parse_modules(model() | change)

@@ -5,37 +5,37 @@ from dataclasses import replace
 import pytest
 
 from tunegrid.errors import InputError
-from tunegrid.results.noise import SEEDS, Deviation, Noise, deviation, load_noise, scale_of
+from tunegrid.results.noise import SEEDS, Deviation, Noise, deviation, load_noise, make_scale
 from tunegrid.tests.records import complete, draws
 
 OWN = {"bert_qa_lora": (4.0, 19), "bert_qa_qlora": (1.0, 19), "bert_qa_sft": (0.0, 19), "t5_qa_lora": (0.0, 9)}
 
 
-def noise_of(rows):
+def make_noise(rows):
     scores = {(cell, "f1"): draws(sd, df, rows) for cell, (sd, df) in OWN.items()}
     return Noise(profile="quick", rows={"qa": rows}, scores={SEEDS: scores})
 
 
-NOISE = noise_of(15)
+NOISE = make_noise(15)
 
 
 def test_a_scale_of_errors_is_wide_near_100_and_ends_at_0_and_100():
-    scale = scale_of(500, "accuracy")
-    assert (scale.of(50.0), scale.of(100.1), scale.of(-1.0)) == pytest.approx(
-        (78.540, scale.of(100.0), scale.of(0.0)), abs=1e-3
+    scale = make_scale(500, "accuracy")
+    assert (scale.position(50.0), scale.position(100.1), scale.position(-1.0)) == pytest.approx(
+        (78.540, scale.position(100.0), scale.position(0.0)), abs=1e-3
     )
     assert (scale.per_point(50.0), scale.per_point(98.5)) == pytest.approx((50 / 50.1, 50 / (98.6 * 1.6) ** 0.5))
-    assert (scale.moved(99.0, 100.0), scale.moved(1.0, -100.0)) == pytest.approx((100.0, 0.0))
-    assert scale.moved(90.0, scale.of(95.0) - scale.of(90.0)) == pytest.approx(95.0)
+    assert (scale.shift(99.0, 100.0), scale.shift(1.0, -100.0)) == pytest.approx((100.0, 0.0))
+    assert scale.shift(90.0, scale.position(95.0) - scale.position(90.0)) == pytest.approx(95.0)
     # half a row's: of 500 rows 0.1 points, of 192 by BERTScore half of 15.6
     assert scale.resolution(50.0) == pytest.approx(0.1 * 50 / 50.1)
-    assert scale_of(192, "bertscore_f1").half == pytest.approx(15.6 / 192 / 2)
+    assert make_scale(192, "bertscore_f1").half == pytest.approx(15.6 / 192 / 2)
 
 
 def test_the_tail_is_the_worst_seed_of_any_cell_of_the_kind():
-    scale = scale_of(500, "f1")
+    scale = make_scale(500, "f1")
     # deviations -4 and four times 1: a variance of 20 / 4, and the mean of five takes a fifth of it: -4 / sqrt(5) / sqrt(0.8)
-    far = [[scale.moved(90.0, one) for one in (-4.0, 1.0, 1.0, 1.0, 1.0)]]
+    far = [[scale.shift(90.0, one) for one in (-4.0, 1.0, 1.0, 1.0, 1.0)]]
     scores = {("bert_qa_lora", "f1"): far, ("bert_qa_sft", "f1"): [[90.0, 90.0]], ("t5_qa_sft", "f1"): [[90.0, 90.0]]}
     noise = Noise(profile="quick", rows={"qa": 500}, scores={SEEDS: scores})
     tails = [noise.tail(cell, "f1") for cell in ("bert_qa_lora", "bert_qa_sft", "t5_qa_sft")]
@@ -58,17 +58,17 @@ def test_deviations_are_pooled_within_groups():
     ],
 )
 def test_the_larger_of_a_cells_noise_and_its_kinds_counts(cell, sd, df):
-    own = noise_of(100).estimate(SEEDS, cell, "f1", 50.0)
+    own = make_noise(100).estimate(SEEDS, cell, "f1", 50.0)
     assert (own.sd, own.df) == (pytest.approx(sd), df)
 
 
 def test_noise_holds_for_its_profile_and_test_rows_only_and_no_file_is_none(tmp_path):
     record = complete("bert_qa_lora")  # 15 test rows
-    assert NOISE.of(SEEDS, record, "f1")
-    assert NOISE.of("perturbed", record, "f1") is NOISE.of(SEEDS, record, "exact_match") is None
-    assert NOISE.of(SEEDS, replace(record, cell="roberta_qa_lora"), "f1") is None
-    assert NOISE.of(SEEDS, replace(record, profile="full"), "f1") is None
-    assert replace(NOISE, rows={"qa": 7}).of(SEEDS, record, "f1") is None
+    assert NOISE.find(SEEDS, record, "f1")
+    assert NOISE.find("perturbed", record, "f1") is NOISE.find(SEEDS, record, "exact_match") is None
+    assert NOISE.find(SEEDS, replace(record, cell="roberta_qa_lora"), "f1") is None
+    assert NOISE.find(SEEDS, replace(record, profile="full"), "f1") is None
+    assert replace(NOISE, rows={"qa": 7}).find(SEEDS, record, "f1") is None
     assert load_noise(tmp_path / "noise.toml") == Noise()
 
 

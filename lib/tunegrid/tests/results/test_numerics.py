@@ -9,9 +9,9 @@ from tunegrid.record.record import RanksRecord
 from tunegrid.results.examples import write
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
-from tunegrid.results.numerics import BACKWARD, Pair, compared
-from tunegrid.results.verdict import failing
-from tunegrid.tests.records import altered, complete, record_of, run_file
+from tunegrid.results.numerics import BACKWARD, Pair, compare_pair
+from tunegrid.results.verdict import find_worse
+from tunegrid.tests.records import altered, complete, get_record, run_file
 
 BY_GROUP = {"curve": 1e-3, "weights": 1e-4, "probe_gradients": 1e-3, "gradients": 1e-3, "moved": 1e-2, "moved_alone": 1e-3}
 TOLERANCES = {
@@ -33,14 +33,14 @@ def record(losses=LOSSES, cell="bert_sa_sft", **changes):
     return replace(made, training=replace(made.training, **{"losses": list(losses), "updates": len(losses)} | changes))
 
 
-def with_step(cell="bert_sa_sft", **figures):
+def add_step(cell="bert_sa_sft", **figures):
     """A record whose first step has these figures in place of the complete one's."""
     made = record(cell=cell)
     return altered(made, "training.first_step", replace(made.training.first_step, **figures))
 
 
-def verdict_on(old, new, tolerances=TOLERANCES):
-    judgement, _ = compared(old, new, tolerances)
+def get_verdict(old, new, tolerances=TOLERANCES):
+    judgement, _ = compare_pair(old, new, tolerances)
     return judgement.verdict, judgement.detail
 
 
@@ -70,7 +70,7 @@ def moved(index, gap):
     ],
 )
 def test_losses_of_the_first_updates_round_or_name_the_stage_that_changed(old, new, verdict, words):
-    answer, detail = verdict_on(record(old), record(new))
+    answer, detail = get_verdict(record(old), record(new))
     assert (answer, words in detail) == (verdict, True), detail
 
 
@@ -106,30 +106,30 @@ def test_losses_of_the_first_updates_round_or_name_the_stage_that_changed(old, n
     ],
 )
 def test_figures_of_the_first_step_name_the_stage(figures, words):
-    answer, detail = verdict_on(with_step(generated="0" * 16), with_step(**{"generated": "0" * 16} | figures))
+    answer, detail = get_verdict(add_step(generated="0" * 16), add_step(**{"generated": "0" * 16} | figures))
     assert (answer, detail.startswith(words)) == (CHANGED if words else EQUAL, True), detail
 
 
 @pytest.mark.parametrize(("near", "verdict"), [(1e-9, EQUAL), (0.01, CHANGED)])
 def test_a_norm_of_zero_but_for_rounding_is_held_to_the_largest(near, verdict):
-    old, new = (with_step(probe_gradients={"lora_A": value, "head": 2.0}) for value in (0.0, near))
-    assert verdict_on(old, new)[0] is verdict
+    old, new = (add_step(probe_gradients={"lora_A": value, "head": 2.0}) for value in (0.0, near))
+    assert get_verdict(old, new)[0] is verdict
 
 
 @pytest.mark.parametrize(("figure", "value", "verdict"), [("generated", "f" * 16, EQUAL), ("decoded", 0.1, CHANGED)])
 def test_a_text_of_a_quantized_base_may_round_and_its_scores_have_a_tolerance(figure, value, verdict):
-    old = with_step("bert_sa_qlora", generated="0" * 16)
-    assert verdict_on(old, with_step("bert_sa_qlora", **{"generated": "0" * 16, figure: value}))[0] is verdict
+    old = add_step("bert_sa_qlora", generated="0" * 16)
+    assert get_verdict(old, add_step("bert_sa_qlora", **{"generated": "0" * 16, figure: value}))[0] is verdict
 
 
 def test_records_without_figures_are_held_to_losses_and_order_and_libraries_are_named():
     old = record(first_step=None)
-    assert verdict_on(old, record())[0] is EQUAL
-    assert verdict_on(record(), record(order="f" * 16))[1].startswith("rows: ")
+    assert get_verdict(old, record())[0] is EQUAL
+    assert get_verdict(record(), record(order="f" * 16))[1].startswith("rows: ")
     known = {"peft": "0" * 16, "torch": "1" * 16}
     new = replace(old, libraries=old.libraries | known, versions=old.versions | {"torch": "9"})
     libraries = f"with torch 9, it was {old.versions['torch']}; peft {old.versions['peft']} with other code"
-    assert verdict_on(old, new) == (EQUAL, f"all losses are equal; {libraries}")
+    assert get_verdict(old, new) == (EQUAL, f"all losses are equal; {libraries}")
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_records_without_figures_are_held_to_losses_and_order_and_libraries_are_
 def test_equal_losses_with_other_predictions_are_the_evaluations_doing(scores, verdict):
     known = {"rougeLsum": 80.0, "bertscore_f1": 90.0}
     old, new = (altered(record(), "examples.file", digit * 16 + ".parquet") for digit in "01")
-    answer, detail = verdict_on(replace(old, scores=known), replace(new, scores=known | scores))
+    answer, detail = get_verdict(replace(old, scores=known), replace(new, scores=known | scores))
     assert (answer, detail.startswith("evaluation: ")) == (verdict, verdict is CHANGED)
 
 
@@ -162,10 +162,10 @@ def test_equal_losses_with_other_predictions_are_the_evaluations_doing(scores, v
 )
 def test_test_rows_with_other_predictions_are_held_to_how_many_rounding_changes(share, others, losses, verdict):
     points, known = {"accuracy": [100.0] * 400}, {"fp32": TOLERANCES["fp32"] | ({} if share is None else {"rows": share})}
-    old, new = (replace(record_of("bert_sa_sft", points), training=record(some).training) for some in (HALF, losses))
+    old, new = (replace(get_record("bert_sa_sft", points), training=record(some).training) for some in (HALF, losses))
     answers = ["2" if row < others else str(row % 2) for row in range(400)]
     new = replace(new, examples=write([f"r{row}" for row in range(400)], points, answers))
-    judgement, one_training = compared(old, new, known)
+    judgement, one_training = compare_pair(old, new, known)
     assert (judgement.verdict, judgement.stage, one_training) == (verdict, "evaluation" * (verdict is CHANGED), True)
 
 
@@ -193,16 +193,16 @@ def test_test_rows_with_other_predictions_are_held_to_how_many_rounding_changes(
     ],
 )
 def test_runs_are_of_one_training_if_everything_but_rounding_is_equal_to_the_last_update(place, value, same, reason):
-    judgement, one_training = compared(record(HALF), altered(record(HALF), place, value), TOLERANCES)
+    judgement, one_training = compare_pair(record(HALF), altered(record(HALF), place, value), TOLERANCES)
     assert one_training is same
     assert (judgement.verdict is Verdict.NOT_COMPARABLE, judgement.detail if reason else "") == (bool(reason), reason)
 
 
 def test_without_a_seed_or_an_order_no_runs_are_of_one_training_and_some_cells_have_tolerances_of_their_own():
     for unknown in (altered(record(), "seeds.seed", None), record(order="")):
-        assert not compared(unknown, unknown, TOLERANCES)[1]
+        assert not compare_pair(unknown, unknown, TOLERANCES)[1]
     rounded = record([*ROUNDED, *DRAWN[10:]])
-    assert compared(record(HALF), rounded, TOLERANCES | {"cell bert_sa_sft": {"curve": 0.3}})[1]
+    assert compare_pair(record(HALF), rounded, TOLERANCES | {"cell bert_sa_sft": {"curve": 0.3}})[1]
 
 
 def test_curves_are_smoothed_over_five_updates_and_held_to_the_mean_loss():
@@ -215,8 +215,8 @@ def test_curves_are_smoothed_over_five_updates_and_held_to_the_mean_loss():
 
 
 def test_numerics_fail_a_run_only_if_asked_and_are_listed_and_the_gravest_seed_is_told(capsys, tmp_path):
-    [numerics] = [one for one in gate(Run.of([record()]), Run.of([record(moved(0, 0.1))])) if one.kind == "numerics"]
-    assert (failing([numerics], ("quality", "memory")), failing([numerics], ("numerics",))) == ([], [numerics])
+    [numerics] = [one for one in gate(Run.make([record()]), Run.make([record(moved(0, 0.1))])) if one.kind == "numerics"]
+    assert (find_worse([numerics], ("quality", "memory")), find_worse([numerics], ("numerics",))) == ([], [numerics])
     seeds = [altered(record([loss + seed for loss in LOSSES]), "seeds.seed", seed) for seed in (0, 1)]
     changed = [seeds[0], altered(seeds[1], "training.order", "f" * 16)]
     equal = record(cell="t5_sa_lora")

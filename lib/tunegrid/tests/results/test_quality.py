@@ -11,7 +11,7 @@ from tunegrid.results.noise import POINTS, Noise
 from tunegrid.results.quality import MAIN_ALPHA, decide
 from tunegrid.results.statistics import by_training
 from tunegrid.results.verdict import outcome
-from tunegrid.tests.records import MEASURED, draws, hits, record_of
+from tunegrid.tests.records import MEASURED, draws, get_record, hits
 
 CELL = "bert_sa_lora"
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
@@ -23,18 +23,18 @@ ROOT_2 = 2**0.5
 pytestmark = pytest.mark.usefixtures("store")
 
 
-def noise_of(deviations, df=20):
+def make_noise(deviations, df=20):
     """One cell's noise, of runs that scored 512 test rows."""
     scores = {kind: {(CELL, "accuracy"): draws(sd, df, 512)} for kind, sd in deviations.items()}
     return Noise(profile="quick", rows={"sa": 512}, scores=scores)
 
 
-def run_of(lost_by_seed, first_loss=1.0):
+def make_run(lost_by_seed, first_loss=1.0):
     """A run of one cell, with a seed for each number of rows lost of the half that is right, where a point is a point."""
     training = MEASURED["training"] | {"losses": [first_loss, 0.5], "order": "a" * 16}
     changes = {"training": training, "bounded_scores": ["accuracy"]}
     points = [{"accuracy": hits(512, 256, lost)} for lost in lost_by_seed]
-    return Run.of(record_of(CELL, by_row, seed=seed, **changes) for seed, by_row in enumerate(points))
+    return Run.make(get_record(CELL, by_row, seed=seed, **changes) for seed, by_row in enumerate(points))
 
 
 def scores_alone(run):
@@ -42,7 +42,7 @@ def scores_alone(run):
     records = [replace(record, examples=None) for seeds in run.records.values() for record in seeds.values()]
     for record in records:
         record.data.rows["test"] = 512
-    return Run.of(records)
+    return Run.make(records)
 
 
 def accuracy(old, new, noise):
@@ -72,7 +72,7 @@ def accuracy(old, new, noise):
     ],
 )
 def test_the_narrowest_noise_that_is_known_applies(stored, old, new, other, deviations, error, verdict, words):
-    judgement = accuracy(stored(run_of(old)), stored(run_of(new, **other)), noise_of(deviations))
+    judgement = accuracy(stored(make_run(old)), stored(make_run(new, **other)), make_noise(deviations))
     assert judgement.error == (error and pytest.approx(error, rel=0.01))
     assert words in judgement.detail
     mean_lost = sum(new) / len(new) - sum(old) / len(old)
@@ -82,26 +82,26 @@ def test_the_narrowest_noise_that_is_known_applies(stored, old, new, other, devi
 
 def test_rows_alone_tell_noise_between_runs_of_one_training():
     # 100 of 512 lost: a deviation of 39.6 points by row, over the root of 512
-    judgement = accuracy(run_of([0]), run_of([100]), Noise())
+    judgement = accuracy(make_run([0]), make_run([100]), Noise())
     assert (judgement.verdict, judgement.error) == (Verdict.WORSE, pytest.approx(1.753, abs=1e-3))
     assert "100 rows lost, 0 gained of 512; noise of rows alone" in judgement.detail
-    assert accuracy(run_of([0]), run_of([4]), Noise()).verdict is Verdict.CANNOT_TELL
-    assert "no points per row to test" in accuracy(*map(scores_alone, (run_of([0]), run_of([4]))), Noise()).detail
+    assert accuracy(make_run([0]), make_run([4]), Noise()).verdict is Verdict.CANNOT_TELL
+    assert "no points per row to test" in accuracy(*map(scores_alone, (make_run([0]), make_run([4]))), Noise()).detail
 
 
 def test_before_and_after_are_of_the_runs_that_were_paired():
     """Seeds 0 and 1 of the baseline lost 0 and 256 rows of 512: the run of seed 0 is held to seed 0 alone."""
-    old, new = run_of([0, 256]), run_of([64])
-    same, other = accuracy(old, new, noise_of(BOTH)), accuracy(old, run_of([64], **OTHER), noise_of(BOTH))
+    old, new = make_run([0, 256]), make_run([64])
+    same, other = accuracy(old, new, make_noise(BOTH)), accuracy(old, make_run([64], **OTHER), make_noise(BOTH))
     assert (same.before, same.after) == (50.0, 37.5)  # 256 and 192 of 512
     assert (other.before, other.after) == (25.0, 37.5)  # 256 and 0 of 512
 
 
 def test_what_is_equal_to_the_last_digit_is_the_same_if_its_rows_are_at_hand():
-    for noise in (noise_of({"seeds": 40.0}), Noise()):
-        judgement = accuracy(run_of([0]), run_of([0], **OTHER), noise)
+    for noise in (make_noise({"seeds": 40.0}), Noise()):
+        judgement = accuracy(make_run([0]), make_run([0], **OTHER), noise)
         assert (judgement.verdict, judgement.low, judgement.high) == (Verdict.SAME, 0.0, 0.0)
-    untold = accuracy(scores_alone(run_of([0])), scores_alone(run_of([0])), noise_of({"seeds": 40.0}))
+    untold = accuracy(scores_alone(make_run([0])), scores_alone(make_run([0])), make_noise({"seeds": 40.0}))
     assert untold.verdict is Verdict.CANNOT_TELL
     run = read_run(BASELINE)
     run = Run(records={cell: {0: own[0]} for cell, own in run.records.items()}, path=BASELINE)
@@ -111,7 +111,7 @@ def test_what_is_equal_to_the_last_digit_is_the_same_if_its_rows_are_at_hand():
 
 def test_a_summary_that_changed_a_little_is_the_same_by_bertscore():
     """A row of 192 moved by two points: its noise is half of what a changed row moves by, not half of a hit."""
-    old, new = (Run.of([record_of("t5_sum_sft", {"bertscore_f1": [80.0] * 191 + [last]}, **SUMS)]) for last in (80.0, 78.0))
+    old, new = (Run.make([get_record("t5_sum_sft", {"bertscore_f1": [80.0] * 191 + [last]}, **SUMS)]) for last in (80.0, 78.0))
     scores = {"perturbed": {("t5_sum_sft", "bertscore_f1"): [[80.0, 80.0]] * 9}}
     judged = gate(old, new, noise=Noise(profile="quick", rows={"sum": 192}, scores=scores))
     judgement = next(judgement for judgement in judged if judgement.quantity == "bertscore_f1")
@@ -138,7 +138,7 @@ def test_main_scores_share_nine_tenths_of_alpha_and_all_others_the_rest(p_values
 
 def test_a_run_has_three_outcomes():
     """What cannot be told counts if no main score could be tested; with `cannot-tell`, if any main score cannot be."""
-    tested = accuracy(run_of([0]), run_of([30]), noise_of({"seeds": 8.0}))
+    tested = accuracy(make_run([0]), make_run([30]), make_noise({"seeds": 8.0}))
     assert tested.verdict is Verdict.CANNOT_TELL
     untested = replace(tested, cell="t5_sa_lora", p=None)
     same, worse = (replace(tested, cell="gpt2_sa_lora", verdict=verdict) for verdict in (Verdict.SAME, Verdict.WORSE))

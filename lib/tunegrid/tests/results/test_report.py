@@ -5,7 +5,7 @@ import json
 import pandas as pd
 
 from tunegrid.page.render import sentence
-from tunegrid.results.report import FORMATS, Section, count, joined, out_of, some
+from tunegrid.results.report import FORMATS, Section, count, count_text, phrase, some
 from tunegrid.tests.outputs import is_snapshot
 
 FRAME = pd.DataFrame({"cell": ["bert_sa_lora", "a|b\x1b[31m"], "points": [97.25, None], "best": [True, False]})
@@ -28,5 +28,5 @@ def test_what_is_no_command_is_escaped():
 
 def test_words_of_sentences():
     assert (count(1, "cell"), count(2, "cell")) == ("1 cell", "2 cells")
-    assert [out_of(*two, "cell") for two in ((1, 1), (3, 3), (1, 3))] == ["the one cell", "all 3 cells", "1 of 3 cells"]
-    assert (joined("abc"), joined("a"), some("abcd"), some("abc")) == ("a, b and c", "a", "a, b, c and 1 more", "a, b, c")
+    assert [count_text(*two, "cell") for two in ((1, 1), (3, 3), (1, 3))] == ["the one cell", "all 3 cells", "1 of 3 cells"]
+    assert (phrase("abc"), phrase("a"), some("abcd"), some("abc")) == ("a, b and c", "a", "a, b, c and 1 more", "a, b, c")

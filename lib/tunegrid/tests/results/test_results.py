@@ -6,14 +6,14 @@ from zipfile import ZipFile
 
 import pytest
 
-from fixtures.pipeline import extent_of
+from fixtures.pipeline import run_extent
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import FULL_PROFILE
 from tunegrid.record.checks import below_bounds
 from tunegrid.results.status import Extent
 from tunegrid.results.thresholds import load_bounds
 from tunegrid.tests.records import read_records
-from tunegrid.tests.sessions import run_in
+from tunegrid.tests.sessions import run_folder
 
 PLUGINS = ("options", "session", "selection", "results")
 
@@ -52,24 +52,24 @@ def test_bounds_are_read_without_their_evidence(tmp_path):
 )
 def test_a_run_is_measured_by_what_its_recipe_plans_without_the_command_line(options, rows, updates, extent):
     cell = STUDY.cell("bert_sa_sft", replace(FULL_PROFILE, **options))
-    session = SimpleNamespace(limited=True, grid_of=lambda profile: STUDY)
+    session = SimpleNamespace(limited=True, get_grid=lambda profile: STUDY)
     splits = SimpleNamespace(train=range(rows), test=range(8))
     trainer = SimpleNamespace(features=range(rows), log=SimpleNamespace(updates=updates))
     names = ("updates", "planned", "one_pass", "test_rows")
-    assert extent_of(session, cell, splits, trainer) == Extent(**dict(zip(names, extent, strict=True)))
+    assert run_extent(session, cell, splits, trainer) == Extent(**dict(zip(names, extent, strict=True)))
 
 
 WITH_EXAMPLES = """
 from dataclasses import replace
 import pytest
-from fixtures.session import session_of
+from fixtures.session import get_session
 from tunegrid.results.examples import write
 
 @pytest.mark.cells("quick")
 def test_cell(request, profile, backbone, task, method, seed, benchmark):
     benchmark.pedantic(sum, args=([1, 2],), rounds=1)
     from tunegrid.record import new_record
-    run = session_of(request.config).run_of(request.node)
+    run = get_session(request.config).get_run(request.node)
     examples = write(["a"], {"accuracy": [100.0]}, ["1"])
     run.record = replace(new_record(run.cell), examples=examples)
 """
@@ -82,7 +82,7 @@ def test_examples_are_beside_every_file_that_a_session_saves(tmp_path):
     older.parent.mkdir(parents=True)
     older.write_text("{}")
     options = ("--benchmark-json=rows/new.json", "--benchmark-save=h100", "--benchmark-storage=file://./saved")
-    code, output = run_in(tmp_path, PLUGINS, "--cells=bert_sa_lora", *options, TUNEGRID_CACHE=str(tmp_path / "cache"))
+    code, output = run_folder(tmp_path, PLUGINS, "--cells=bert_sa_lora", *options, TUNEGRID_CACHE=str(tmp_path / "cache"))
     assert code == 0, output
     stored = next(path for path in (tmp_path / "saved").rglob("*_h100.json"))
     for path in (tmp_path / "rows" / "new.json", stored):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from tunegrid.results.noise import POINTS, scale_of
+from tunegrid.results.noise import POINTS, make_scale
 from tunegrid.results.statistics import by_rows, by_training, holm, ratio, row_deviation
 
 
@@ -14,11 +14,11 @@ def test_a_change_is_held_to_training_noise_by_students_t():
     assert (effect.p_worse, effect.p_better) == pytest.approx((0.025, 0.975), abs=1e-4)
     assert (effect.low, effect.high) == pytest.approx((-5.552, 0.0), abs=1e-3)
     # 2.776 errors must be seen, and noise takes 0.842 of them from a true drop one time in five
-    assert [effect.smallest(0.025, margin) for margin in (1.0, 10.0)] == pytest.approx([3.618, 10.842], abs=1e-3)
+    assert [effect.detectable_drop(0.025, margin) for margin in (1.0, 10.0)] == pytest.approx([3.618, 10.842], abs=1e-3)
 
 
 def test_near_0_and_100_an_effect_is_held_to_the_scale_and_shown_in_points():
-    scale = scale_of(500, "accuracy")
+    scale = make_scale(500, "accuracy")
     error = 1.0 * scale.per_point(98.5)  # a point there
     drop, gain = (by_training(98.5, after, error, np.inf, scale) for after in (95.5, 99.5))
     assert (drop.points, drop.error, gain.error) == pytest.approx((-3.0, 1.0, 1.0))
@@ -26,7 +26,7 @@ def test_near_0_and_100_an_effect_is_held_to_the_scale_and_shown_in_points():
     assert (drop.p_worse, gain.p_better) == pytest.approx((0.0125, 0.1080), abs=1e-3)
     assert gain.high <= 100 - 98.5
     low = by_training(0.5, 0.0, error, np.inf, scale)  # less than the margin is left to lose
-    assert (low.low, low.smallest(0.05, 1.0)) == (pytest.approx(-0.5), 1.0)
+    assert (low.low, low.detectable_drop(0.05, 1.0)) == (pytest.approx(-0.5), 1.0)
 
 
 def test_rows_tell_the_interval_of_their_mean_as_resamples_do():

@@ -7,14 +7,14 @@ from tunegrid.grid.recipes import CONFIRMING, FOOTPRINT_PROFILE, FULL_PROFILE, Q
 from tunegrid.record import AuditFinding
 from tunegrid.results.status import (
     Extent,
-    compared_together,
+    add_status,
+    compare_cells,
     contradicts,
     cross_cell_audits,
     too_short,
-    unconfirmed,
-    weighed,
-    why_not_to_train,
-    with_status,
+    training_objection,
+    unconfirmed_misses,
+    weigh_misses,
 )
 from tunegrid.tests.records import MEASURED, complete
 from tunegrid.tests.records import scored as scored_on_many_rows
@@ -56,7 +56,7 @@ def test_a_cell_passes_if_nothing_is_wrong(audits, changes, status, sentences):
     changes = dict(changes)
     run, unexpected = extent(changes.pop("updates", 300)), changes.pop("unexpected", [])
     training = MEASURED["training"] | {"stopped": changes.pop("stopped", None)}
-    ended = with_status(complete(training=training, audits=audits, **changes), run, unexpected)
+    ended = add_status(complete(training=training, audits=audits, **changes), run, unexpected)
     assert (ended.status, ended.missed) == (status, [f"{sentence} (bert_sa_lora, quick, seed 0)" for sentence in sentences])
     reason = "a run of 99 of 300 planned updates may be too short to pass it"
     excused = run.updates == 99 and status != "stopped"
@@ -86,8 +86,8 @@ def test_an_audit_is_excused_if_the_run_is_shorter_than_it_needs(audit, run, rea
 def test_a_full_cell_that_is_wrong_from_the_start_must_not_train_and_one_that_takes_no_hours_does():
     cells = [STUDY.cell("bert_sa_lora", profile) for profile in (FULL_PROFILE, QUICK_PROFILE, FOOTPRINT_PROFILE)]
     good, broken = AuditFinding(**GOOD), AuditFinding(**BROKEN)
-    assert [why_not_to_train(cell, [good, broken]) for cell in cells] == [f"not trained, {FAILED}", None, None]
-    assert why_not_to_train(cells[0], [good]) is None
+    assert [training_objection(cell, [good, broken]) for cell in cells] == [f"not trained, {FAILED}", None, None]
+    assert training_objection(cells[0], [good]) is None
 
 
 # Cells together
@@ -99,23 +99,23 @@ def scored(cell, score, **changes):
 
 def test_copied_results_turn_both_cells_to_audit_and_in_other_company_cells_are_told_anew():
     records = [scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0), scored("bert_sa_lora", 90.0)]
-    together = compared_together(records)
+    together = compare_cells(records)
     assert [(record.status, contradicts(record)) for record in together] == [("audit", True)] * 2 + [("passed", False)]
     assert together[0].missed == ["audit distinct_results: the results equal those of t5_sa_sft (t5_sa_lora, quick, seed 0)"]
     assert [(f.name, f.passed) for f in together[0].audits] == [("distinct_results", False), ("same_rows_in_triple", True)]
     assert [record.status for record in records] == ["passed"] * 3  # what comes in stays as it is
-    together = compared_together(together[:2])
-    assert compared_together(together) == together
-    assert [(r.status, r.missed) for r in compared_together(together[:1])] == [("passed", [])]
+    together = compare_cells(together[:2])
+    assert compare_cells(together) == together
+    assert [(r.status, r.missed) for r in compare_cells(together[:1])] == [("passed", [])]
 
 
 def test_other_profiles_are_not_compared_and_a_fault_is_added_to_what_a_cell_missed_already():
     stopped = scored("t5_sa_qlora", 99.0, status="stopped", missed=["loss is nan"])
-    together = compared_together([scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0, profile="full"), stopped])
+    together = compare_cells([scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0, profile="full"), stopped])
     assert [record.status for record in together] == ["passed", "passed", "stopped"]
     assert together[2] == stopped
     missed = scored("t5_sa_lora", 9.0, status="missed", missed=[BELOW])
-    together = compared_together([missed, scored("t5_sa_sft", 8.0, **OTHER_DATA)])
+    together = compare_cells([missed, scored("t5_sa_sft", 8.0, **OTHER_DATA)])
     assert [record.status for record in together] == ["missed", "missed"]
     assert together[0].missed == [BELOW, "audit same_rows_in_triple: rows differ from t5_sa_sft (t5_sa_lora, quick, seed 0)"]
 
@@ -168,7 +168,7 @@ def twice(first, second, seed=43):
     """A cell whose bound is 50, and its second training; below 0 an audit fails, too."""
     parts = ((first, seed, {}), (second, seed + CONFIRMING, {"confirms": seed}))
     whole = Extent(updates=2, planned=2, one_pass=1)
-    return [with_status(scored_on_many_rows("bert_sa_lora", score, own, **confirms), whole) for score, own, confirms in parts]
+    return [add_status(scored_on_many_rows("bert_sa_lora", score, own, **confirms), whole) for score, own, confirms in parts]
 
 
 @pytest.mark.parametrize(
@@ -182,12 +182,12 @@ def twice(first, second, seed=43):
     ],
 )
 def test_a_miss_counts_unless_the_other_training_passed(scores, statuses, said):
-    records = weighed(twice(*scores))
-    assert [record.status for record in weighed(records)] == statuses  # weighed again, as a merge does, it is the same
-    assert [*unconfirmed(records)] == ([f"bert_sa_lora {said}: not confirmed"] if said else [])
+    records = weigh_misses(twice(*scores))
+    assert [record.status for record in weigh_misses(records)] == statuses  # weighed again, as a merge does, it is the same
+    assert [*unconfirmed_misses(records)] == ([f"bert_sa_lora {said}: not confirmed"] if said else [])
 
 
 def test_misses_that_no_second_training_confirmed_are_counted_over_older_runs():
-    older = [record for seed in (44, 45) for record in weighed(twice(49.0 if seed == 44 else 99.0, 99.0, seed))]
-    [sentence] = unconfirmed(weighed(twice(49.0, 99.0)), older)
+    older = [record for seed in (44, 45) for record in weigh_misses(twice(49.0 if seed == 44 else 99.0, 99.0, seed))]
+    [sentence] = unconfirmed_misses(weigh_misses(twice(49.0, 99.0)), older)
     assert sentence.endswith("not confirmed; 2 of 3 seeds")

@@ -17,7 +17,7 @@ from tunegrid.tests.outputs import is_snapshot
 
 @pytest.mark.parametrize("kind", kinds.KINDS)
 def test_all_that_is_said_of_a_run(kind, monkeypatch, capsys):
-    (_, new, judged, _), verdict = kinds.KINDS[kind](), kinds.verdict_on(kind)
+    (_, new, judged, _), verdict = kinds.KINDS[kind](), kinds.kind_verdict(kind)
     lines = [line for line, _ in cell_lines(new, seconds=61.0)]
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     annotate(verdict)
@@ -28,6 +28,6 @@ def test_all_that_is_said_of_a_run(kind, monkeypatch, capsys):
         "step summary": summary(verdict, judged, [*failure_lines(new)]),
         "JUnit": ElementTree.tostring(add_answer(Element("testsuite", tests="27", failures="0"), verdict), "unicode"),
         "annotation": capsys.readouterr().out.replace("%0A", "\n  "),
-        "page": kinds.text_of(kinds.page_on(kind)),
+        "page": kinds.page_text(kinds.kind_page(kind)),
     }
     assert is_snapshot("\n\n".join(f"## {name}\n\n{part.rstrip()}" for name, part in parts.items()) + "\n", f"{kind}.txt")

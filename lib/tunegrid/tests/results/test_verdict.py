@@ -10,17 +10,17 @@ from tunegrid.commands import bisect
 from tunegrid.commands import gate as command
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.results.judgements import Judgement, Verdict
-from tunegrid.results.verdict import FAILED_BY, State, first_change, kinds_of, verdict_of
+from tunegrid.results.verdict import FAILED_BY, State, first_change, parse_kinds, run_verdict
 from tunegrid.terminal import annotation
 from tunegrid.tests import kinds
 from tunegrid.tests.outputs import obeyed
-from tunegrid.tests.records import begun, complete, seeds_as
+from tunegrid.tests.records import begun, complete, make_seeds
 
 NUMERICS = ("numerics", "quality", "memory")
 CELL, OTHER = "bert_sa_lora", "t5_sa_lora"
 
 
-def record_of(cell=CELL, status="passed", audits=(), missed=(), score=95.0, seed=0, **changes):
+def cell_run(cell=CELL, status="passed", audits=(), missed=(), score=95.0, seed=0, **changes):
     findings = [{"name": name, "passed": False, "detail": "why"} for name in audits]
     objections = [f"audit {name}: why ({cell}, quick, seed {seed})" for name in audits]
     parts = {
@@ -29,7 +29,7 @@ def record_of(cell=CELL, status="passed", audits=(), missed=(), score=95.0, seed
         "missed": [*objections, *missed] if status != "passed" else [],
         "scores": {"accuracy": score},
         "bounds": {"accuracy": 88.0},
-        "seeds": seeds_as(seed),
+        "seeds": make_seeds(seed),
     }
     return complete(cell, **parts | changes)
 
@@ -56,8 +56,8 @@ def changed(cell, stage="start", *modules, detail="lora_A x 0.9258"):
 @pytest.mark.parametrize("verdict", list(Verdict))
 @pytest.mark.parametrize("status", ["passed", "missed", "error"])
 def test_what_fails_never_begins_with_passed_and_what_passes_never_with_failed(counted, verdict, status):
-    records = [record_of(status=status, score=80.0, missed=["accuracy 80.0 is below 88.0"]), record_of(OTHER)]
-    answer = verdict_of(records, judged((CELL, OTHER), t5_sa_lora=verdict), counted)
+    records = [cell_run(status=status, score=80.0, missed=["accuracy 80.0 is below 88.0"]), cell_run(OTHER)]
+    answer = run_verdict(records, judged((CELL, OTHER), t5_sa_lora=verdict), counted)
     assert answer.sentences[0].startswith("Failed") == (answer.exit_code == 1)
     assert ("no worse" in answer.sentences[0] or answer.sentences[0].startswith("Passed")) <= (answer.exit_code == 0)
 
@@ -66,7 +66,7 @@ EARLY = [judgement(cell, "numerics", Verdict.EQUAL, first_updates=2) for cell in
 UNTESTED = [judgement(cell, "", Verdict.CANNOT_TELL, detail="no points by row") for cell in (CELL, OTHER)]
 LOST = judgement(CELL, "numerics", Verdict.NOT_COMPARABLE, detail="no run of the same seed")
 DOUBT = judged((CELL, OTHER), t5_sa_lora=Verdict.CANNOT_TELL)
-BOTH = [record_of(CELL), record_of(OTHER)]
+BOTH = [cell_run(CELL), cell_run(OTHER)]
 
 
 @pytest.mark.parametrize(
@@ -78,23 +78,23 @@ BOTH = [record_of(CELL), record_of(OTHER)]
         ([begun(), begun(OTHER)], [changed(CELL)], NUMERICS, State.FAILED, "Failed: lora_A x 0.9258 (numerics of the one cell"),
         (BOTH, UNTESTED, FAILED_BY, State.CANNOT_TELL, "2 main scores cannot be decided (bert_sa_lora accuracy (no points"),
         (BOTH, DOUBT, FAILED_BY, State.PASSED, "though 1 main score cannot be decided (t5_sa_lora)."),
-        (BOTH, DOUBT, kinds_of("cannot-tell"), State.CANNOT_TELL, "Cannot tell whether the run is worse than old.json."),
-        (BOTH, judged((CELL, OTHER)), kinds_of("quality,cannot-tell"), State.PASSED, "No worse than old.json by quality."),
+        (BOTH, DOUBT, parse_kinds("cannot-tell"), State.CANNOT_TELL, "Cannot tell whether the run is worse than old.json."),
+        (BOTH, judged((CELL, OTHER)), parse_kinds("quality,cannot-tell"), State.PASSED, "No worse than old.json by quality."),
         (BOTH, [*judged((CELL,)), LOST], NUMERICS, State.PASSED, "could not be compared (no run of the same seed)."),
         (BOTH, [LOST], ("numerics",), State.CANNOT_TELL, "Cause: no figure of numerics could be compared."),
         (BOTH, [*judged((CELL,)), changed(OTHER)], FAILED_BY, State.PASSED, "numerics do not count here."),
     ],
 )
 def test_what_a_run_comes_to(records, judgements, counted, state, words):
-    verdict = verdict_of(records, judgements, counted, baseline="old.json")
+    verdict = run_verdict(records, judgements, counted, baseline="old.json")
     assert verdict.state is state
     assert any(words in sentence for sentence in verdict.sentences), verdict.sentences
 
 
 def test_first_updates_that_failed_are_not_among_the_sound_ones():
-    failed = record_of(audits=["base_frozen"]).audits
+    failed = cell_run(audits=["base_frozen"]).audits
     wrong = replace(begun(), audits=failed, missed=["audit base_frozen: why"], status="failed")
-    verdict = verdict_of([wrong, begun(OTHER)], EARLY)
+    verdict = run_verdict([wrong, begun(OTHER)], EARLY)
     assert (verdict.exit_code, verdict.answer) == (1, f"Failed: why (1 of 2 cells, {CELL}; failed audit base_frozen).")
 
 
@@ -119,23 +119,23 @@ def test_modules_with_a_class_in_common_are_one_place_and_the_first_stage_is_nam
 RAN = "pytest -m quick -n 4 --grid 'my own.py' --set max_steps=4 --ranks 2:fsdp --first-updates --data-root=d --gate x.json"
 CARRIED = "'--grid=my own.py' --set=max_steps=4 --ranks=2:fsdp --first-updates --data-root=d"
 MISSING = judgement(OTHER, "cell", Verdict.MISSING, detail="not in this run")
-BROKEN = record_of(status="error")
+BROKEN = cell_run(status="error")
 WORSE = [*judged((CELL,), bert_sa_lora=Verdict.WORSE), changed(CELL)]
 
 
 def of_versions(peft, **changes):
-    return [record_of(versions=complete().versions | {"peft": peft}, **changes)]
+    return [cell_run(versions=complete().versions | {"peft": peft}, **changes)]
 
 
 NEXT = [  # records, judgements, older records, command, what it begins with
-    ([record_of(status="missed", score=80.0, seed=3)], [], [], RAN, f"pytest -m quick --cells {CELL} {CARRIED} -n 0 --seeds 3"),
-    ([record_of(status="killed")], [], [], RAN, f"{RAN} --resume"),
-    ([record_of(status="killed")], [], [], f"{RAN} --resume", f"{RAN} --resume"),
+    ([cell_run(status="missed", score=80.0, seed=3)], [], [], RAN, f"pytest -m quick --cells {CELL} {CARRIED} -n 0 --seeds 3"),
+    ([cell_run(status="killed")], [], [], RAN, f"{RAN} --resume"),
+    ([cell_run(status="killed")], [], [], f"{RAN} --resume", f"{RAN} --resume"),
     ([replace(BROKEN, cell="t5base_sa_lora", profile="full")], [], [], "", "pytest -m 'full and larger' --cells"),
     ([replace(BROKEN, cell="$(rm -r x)")], [], [], "an 'open quote", "pytest -m quick --cells '$(rm -r x)' -n 0"),
-    ([record_of()], [*judged((CELL,)), MISSING], [record_of(OTHER)], RAN, f"pytest -m quick --cells {OTHER} {CARRIED}"),
+    ([cell_run()], [*judged((CELL,)), MISSING], [cell_run(OTHER)], RAN, f"pytest -m quick --cells {OTHER} {CARRIED}"),
     (BOTH, DOUBT, [], "", f"pytest -m quick --cells {OTHER} --seeds 0-4"),
-    ([record_of()], WORSE[:-1], [record_of()], "", "tunegrid page NEW.json OLD.json -o page.html"),
+    ([cell_run()], WORSE[:-1], [cell_run()], "", "tunegrid page NEW.json OLD.json -o page.html"),
     (
         of_versions("0.21.2", profile="full", seed=2),
         WORSE,
@@ -153,7 +153,7 @@ NEXT = [  # records, judgements, older records, command, what it begins with
 
 @pytest.mark.parametrize(("records", "judgements", "before", "ran", "begins"), NEXT)
 def test_what_to_run_next_is_a_command_that_its_own_parser_takes(request, records, judgements, before, ran, begins):
-    verdict = verdict_of(records, judgements, NUMERICS, before=before, command=ran)
+    verdict = run_verdict(records, judgements, NUMERICS, before=before, command=ran)
     [words] = re.findall("`([^`]*)`", verdict.next_step)
     assert words.startswith(begins)
     parse(request.config, shlex.split(words))
@@ -177,14 +177,14 @@ def parse(config, words):
 
 @pytest.mark.parametrize("kind", kinds.KINDS)
 def test_the_commands_of_five_kinds_of_runs_are_parsed_too(request, kind):
-    for words in re.findall("`([^`]*)`", " ".join(kinds.verdict_on(kind).sentences)):
+    for words in re.findall("`([^`]*)`", " ".join(kinds.kind_verdict(kind).sentences)):
         parse(request.config, shlex.split(words))
 
 
 def test_outside_the_checkout_tunegrid_runs_cells(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert verdict_of(BOTH, DOUBT).next_step.startswith(f"`tunegrid run -m quick --cells {OTHER} --seeds 0-4`")
-    assert "`" not in verdict_of([record_of(status="killed")], command="rm -r x").next_step
+    assert run_verdict(BOTH, DOUBT).next_step.startswith(f"`tunegrid run -m quick --cells {OTHER} --seeds 0-4`")
+    assert "`" not in run_verdict([cell_run(status="killed")], command="rm -r x").next_step
 
 
 # On a CI

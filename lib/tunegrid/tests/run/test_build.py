@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tunegrid.audits import audited
+from tunegrid.audits import run_audits
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.run.build import build, load_tokenizer, model_record, weight_files
-from tunegrid.tests.small import CPU, cell_of, evidence_from, model_of, rows_of, trainer_for
+from tunegrid.tests.small import CPU, cell_trainer, get_evidence, quick_cell, quick_model, read_rows
 
 # Checkpoints that cannot be used
 
@@ -21,7 +21,7 @@ def copied(tmp_path):
     """A cell's checkpoint in a folder of its own, and the cell that reads it there."""
 
     def copy(cell_id):
-        cell = cell_of(cell_id)
+        cell = quick_cell(cell_id)
         folder = tmp_path / cell.backbone.micro
         shutil.copytree(QUICK_PROFILE.checkpoint_root / cell.backbone.micro, folder)
         return folder, replace(cell, profile=replace(cell.profile, checkpoint_root=tmp_path))
@@ -39,8 +39,8 @@ def complaint(cell) -> str:
 
 def test_code_that_bitsandbytes_took_from_the_hub_computes_no_4_bit_layer(monkeypatch):
     monkeypatch.setattr("tunegrid.run.build.hub_code", lambda: ["somebody/kernel at commit c"])
-    assert "somebody/kernel at commit c, which the package kernels took from the hub" in complaint(cell_of("bert_sa_qlora"))
-    assert model_of("bert_sa_sft")
+    assert "somebody/kernel at commit c, which the package kernels took from the hub" in complaint(quick_cell("bert_sa_qlora"))
+    assert quick_model("bert_sa_sft")
 
 
 def rewrite(folder, change):
@@ -126,7 +126,7 @@ def test_weights_in_several_files_are_all_loaded_and_all_fingerprinted(copied):
     save_file({"another": torch.zeros(1)}, folder / "adapter_model.safetensors")  # no part of the model
     names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     assert [path.name for path in weight_files(cell)] == names
-    built, plain = build(cell, load_tokenizer(cell), CPU), model_of("gpt2_sa_sft")
+    built, plain = build(cell, load_tokenizer(cell), CPU), quick_model("gpt2_sa_sft")
     assert all(torch.equal(p, built.get_parameter(name)) for name, p in plain.named_parameters())
     before = model_record(cell).fingerprint
     second = load_file(folder / names[1])
@@ -149,11 +149,11 @@ def test_a_head_of_another_size_in_the_checkpoint_is_new_all_the_same(copied):
 @pytest.mark.parametrize(("method", "frozen"), [("lora", {torch.bfloat16}), ("qlora", {torch.bfloat16, torch.uint8})])
 def test_a_frozen_base_may_be_bf16_and_what_trains_is_fp32(method, frozen):
     changes = {"max_steps": 3, "per_device_train_batch_size": 4, "warmup_ratio": 0.0, "learning_rate": 1e-2}
-    cell = cell_of("bert_sa_qlora", optim="adamw_torch", precision="bf16", **changes)
+    cell = quick_cell("bert_sa_qlora", optim="adamw_torch", precision="bf16", **changes)
     cell = replace(cell, backbone=replace(cell.backbone, dtype="bfloat16"), method=STUDY.methods[method])
-    evidence = evidence_from(trainer_for(cell, rows_of("amazon_polarity/train")[:16]), run=True)
+    evidence = get_evidence(cell_trainer(cell, read_rows("amazon_polarity/train")[:16]), run=True)
     parameters = evidence.trainer.parameters.values()
     assert {p.dtype for p in parameters if not p.requires_grad} == frozen
     assert {p.dtype for p in parameters if p.requires_grad} == {torch.float32}
-    assert [finding for finding in audited(evidence) if not finding.passed] == []
+    assert [finding for finding in run_audits(evidence) if not finding.passed] == []
     assert len({round(loss, 4) for loss in evidence.trainer.log.losses}) == 3

@@ -14,7 +14,7 @@ from tunegrid.errors import InputError
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.checkpoint import Checkpoints
 from tunegrid.run.serving import Serving
-from tunegrid.tests.small import CPU, cell_of, silent, train_rows, trainer_of
+from tunegrid.tests.small import CPU, fine_tuner, quick_cell, silent, train_rows
 
 UPDATES = 12
 
@@ -23,11 +23,11 @@ class Cut(Exception):
     """Training ends here."""
 
 
-def trainer_for(cell_id, path, resume, cut_at=None, epochs=1, every_seconds=0.0):
+def cut_trainer(cell_id, path, resume, cut_at=None, epochs=1, every_seconds=0.0):
     rows = train_rows(cell_id)[:24]
     settings = {"max_steps": UPDATES, "num_train_epochs": epochs, "per_device_train_batch_size": 4}
     checkpoints = Checkpoints(path=path, every_seconds=every_seconds, resume=resume)
-    trainer = trainer_of(cell_id, rows, after_update=checkpoints.save_if_due, **settings)
+    trainer = fine_tuner(cell_id, rows, after_update=checkpoints.save_if_due, **settings)
     checkpoints.restore(trainer)
     if cut_at is not None:
         update = trainer.update
@@ -49,12 +49,12 @@ def weights(trainer):
 @pytest.mark.parametrize("cell_id", ["bert_qa_qlora", "gpt2_sum_lora"])
 def test_a_run_that_was_cut_ends_with_the_weights_of_one_that_was_not(cell_id, tmp_path):
     cut_at = 6
-    whole = trainer_for(cell_id, tmp_path / "whole.safetensors", resume=False)
+    whole = cut_trainer(cell_id, tmp_path / "whole.safetensors", resume=False)
     training = whole.run(silent())
     path = tmp_path / "cut.safetensors"
     with pytest.raises(Cut):
-        trainer_for(cell_id, path, resume=False, cut_at=cut_at).run(silent())
-    resumed = trainer_for(cell_id, path, resume=True)
+        cut_trainer(cell_id, path, resume=False, cut_at=cut_at).run(silent())
+    resumed = cut_trainer(cell_id, path, resume=True)
     again = resumed.run(silent())
     assert again.losses == training.losses
     assert resumed.log.learning_rates == whole.log.learning_rates
@@ -81,7 +81,7 @@ class State:
 def test_a_file_that_was_cut_off_is_set_aside_in_a_sentence_and_training_starts_anew(tmp_path):
     path = tmp_path / "cut.safetensors"
     with pytest.raises(Cut):
-        trainer_for("bert_sa_sft", path, resume=False, cut_at=4).run(silent())
+        cut_trainer("bert_sa_sft", path, resume=False, cut_at=4).run(silent())
     whole = path.read_bytes()
     for length in (0, 7, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
@@ -115,7 +115,7 @@ AUTO_MAP = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification":
 def folder(tmp_path):
     """bert-micro as a checkpoint whose tokenizer, config and model are classes of its own, in a file beside them."""
     folder = tmp_path / "backbones" / "bert-micro"
-    shutil.copytree(cell_of("bert_sa_sft").profile.checkpoint_root / "bert-micro", folder)
+    shutil.copytree(quick_cell("bert_sa_sft").profile.checkpoint_root / "bert-micro", folder)
     (folder / "own.py").write_text(CODE.format(folder=str(tmp_path)))
     changed(folder / "tokenizer_config.json", tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", "own.Own"]})
     changed(folder / "config.json", model_type="own", architectures=["OwnModel"], auto_map=AUTO_MAP)
@@ -129,14 +129,14 @@ def changed(path, **fields):
 @pytest.fixture
 def cell(folder):
     """A cell of that checkpoint whose head is, as a user may write it, of whatever class the checkpoint names."""
-    cell = cell_of("bert_sa_sft")
+    cell = quick_cell("bert_sa_sft")
     head = replace(cell.head, architecture="AutoModelForSequenceClassification", new_modules=("classifier",))
     return replace(cell, head=head, profile=replace(cell.profile, checkpoint_root=folder.parent))
 
 
 LOADS = {
     "tokenizer": lambda cell, folder: load_tokenizer(cell),
-    "model": lambda cell, folder: build(cell, load_tokenizer(cell_of("bert_sa_sft")), CPU),
+    "model": lambda cell, folder: build(cell, load_tokenizer(quick_cell("bert_sa_sft")), CPU),
     "saved": lambda cell, folder: Serving().load(cell, folder, CPU),
 }
 

@@ -7,7 +7,7 @@ from tunegrid import machine
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import FULL_PROFILE
-from tunegrid.machine import SHARED_OUT, announce_threads, thread_share
+from tunegrid.machine import SHARE_VARIABLE, announce_threads, thread_share
 from tunegrid.run.device import check_free, out_of_memory, resolve_device, resolve_precision, used_by_others_gib
 from tunegrid.tests.small import CPU
 
@@ -42,7 +42,7 @@ def test_a_precision_that_the_device_or_t5_cannot_take_gives_way_and_says_so(
     assert "fp16" not in {resolve_precision(cell, where)[0] for cell in FULL.values() if cell.backbone.id == "t5"}
 
 
-def on_the_gpu(monkeypatch, others_gib, own_gib):
+def fake_gpu(monkeypatch, others_gib, own_gib):
     """A GPU of 80 GiB of which this process and others take so much."""
     free = int((80 - others_gib - own_gib) * 2**30)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 * 2**30))
@@ -51,15 +51,15 @@ def on_the_gpu(monkeypatch, others_gib, own_gib):
 
 
 def test_a_gpu_in_use_or_not_given_back_is_refused_with_by_how_much(monkeypatch):
-    on_the_gpu(monkeypatch, others_gib=16, own_gib=0)
+    fake_gpu(monkeypatch, others_gib=16, own_gib=0)
     assert used_by_others_gib(CUDA) == 16.0
     with pytest.raises(InputError, match=r"cuda:0 is in use: 16.0 GiB of it are taken by others; .* --allow-busy-gpu"):
         check_free(CUDA)
     check_free(CUDA, allow_busy=True)
     check_free(CPU)
-    on_the_gpu(monkeypatch, others_gib=0.6, own_gib=1 / 32)  # an own context, and a workspace of cuBLAS
+    fake_gpu(monkeypatch, others_gib=0.6, own_gib=1 / 32)  # an own context, and a workspace of cuBLAS
     check_free(CUDA)
-    on_the_gpu(monkeypatch, others_gib=0, own_gib=1.4)
+    fake_gpu(monkeypatch, others_gib=0, own_gib=1.4)
     with pytest.raises(InputError, match=r"cuda:0 still holds 1.4 GiB of an earlier cell; --engine=process"):
         check_free(CUDA, allow_busy=True)
 
@@ -86,7 +86,7 @@ def test_lack_of_memory_is_told_from_other_errors(error, is_memory):
 @pytest.fixture
 def environment(monkeypatch):
     """Four cores for one process, and nothing said of threads."""
-    for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", SHARED_OUT, "PYTEST_XDIST_WORKER_COUNT"):
+    for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", SHARE_VARIABLE, "PYTEST_XDIST_WORKER_COUNT"):
         monkeypatch.setenv(name, "")  # so that it is taken back afterwards
         monkeypatch.delenv(name)
     monkeypatch.setenv("TUNEGRID_CORES", "4")
@@ -109,7 +109,7 @@ def test_threads_that_the_user_gives_are_heard_and_those_that_the_suite_announce
         environment.setenv("OMP_NUM_THREADS", given)
     if announced:
         announce_threads(announced)
-        assert (os.environ["OMP_NUM_THREADS"], SHARED_OUT in os.environ) == (str(announced), given is None)
+        assert (os.environ["OMP_NUM_THREADS"], SHARE_VARIABLE in os.environ) == (str(announced), given is None)
     assert (thread_share(None, ranks=ranks), thread_share(1)) == (threads, 1)  # a quick cell's own, which decides its digits
 
 

@@ -6,14 +6,14 @@ import torch
 import transformers as hf
 from torch import nn
 
-from tunegrid.run.first_updates import AdamW, FirstUpdates, gradient_figures, groups_of
+from tunegrid.run.first_updates import AdamW, FirstUpdates, gradient_figures, names_by_group
 from tunegrid.run.metrics import Metrics
-from tunegrid.run.probe import before_training, short_to_long
-from tunegrid.tests.small import cell_of, rows_of, silent, train_rows, trainer_of
+from tunegrid.run.probe import before_training, spread_features
+from tunegrid.tests.small import fine_tuner, quick_cell, read_rows, silent, train_rows
 
-REVIEWS = rows_of("amazon_polarity/train")[:8]
-QUESTIONS = rows_of("squad/train")[:4]
-NEWS = rows_of("cnn_dailymail/train")[:4]
+REVIEWS = read_rows("amazon_polarity/train")[:8]
+QUESTIONS = read_rows("squad/train")[:4]
+NEWS = read_rows("cnn_dailymail/train")[:4]
 
 # Groups
 
@@ -30,10 +30,10 @@ NEWS = rows_of("cnn_dailymail/train")[:4]
     ],
 )
 def test_a_parameter_belongs_to_the_group_of_its_layer_or_of_the_method_that_added_it(cell_id, name, group):
-    cell = cell_of(cell_id)
-    assert groups_of(cell, nn.Linear(1, 1), [name]) == {group: [name]}
+    cell = quick_cell(cell_id)
+    assert names_by_group(cell, nn.Linear(1, 1), [name]) == {group: [name]}
     name = "base_model.model.transformer.h.0.attn.c_attn.lora_B.default.weight"
-    assert cell_of("gpt2_sa_lora").method.group_of(name) == "lora_B"
+    assert quick_cell("gpt2_sa_lora").method.group_name(name) == "lora_B"
 
 
 # Before training
@@ -41,7 +41,7 @@ def test_a_parameter_belongs_to_the_group_of_its_layer_or_of_the_method_that_add
 
 @pytest.fixture
 def trainer():
-    return trainer_of("bert_sa_lora", REVIEWS, max_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=1)
+    return fine_tuner("bert_sa_lora", REVIEWS, max_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=1)
 
 
 @pytest.mark.parametrize(("bias", "count"), [(0.0, 1), (3e-8, 1), (9e-7, 1), (2e-6, 2)])
@@ -56,7 +56,7 @@ def test_a_gradient_that_is_zero_but_for_rounding_is_none(bias, count):
 
 def test_what_moves_by_rounding_alone_is_no_movement():
     """AdamW gives the bias, whose gradient is rounding, as long a step as the weight."""
-    trainer = trainer_of("bert_qa_sft", QUESTIONS)
+    trainer = fine_tuner("bert_qa_sft", QUESTIONS)
     parameters = {name: p for name, p in trainer.parameters.items() if name.startswith("qa_outputs")}
     for name, parameter in parameters.items():
         parameter.grad = torch.full_like(parameter, 1e-9 if name.endswith("bias") else 1.0)
@@ -70,7 +70,7 @@ def test_what_moves_by_rounding_alone_is_no_movement():
 
 
 def test_a_probe_that_does_not_fit_leaves_no_figures(monkeypatch):
-    trainer = trainer_of("t5_sum_lora", NEWS)
+    trainer = fine_tuner("t5_sum_lora", NEWS)
     fits = before_training(trainer, Metrics(), NEWS)
 
     def full(*_):
@@ -89,7 +89,7 @@ def test_a_probe_that_does_not_fit_leaves_no_figures(monkeypatch):
 def test_what_trains_in_bf16_over_a_base_in_fp32_is_probed_in_fp32():
     of_modules = []
     plain, bf16 = (
-        before_training(trainer_of("gpt2_sa_lora", REVIEWS, precision=precision), Metrics(), REVIEWS, of_modules.append)
+        before_training(fine_tuner("gpt2_sa_lora", REVIEWS, precision=precision), Metrics(), REVIEWS, of_modules.append)
         for precision in ("fp32", "bf16")
     )
     assert plain["probe"] != bf16["probe"]  # so that no probe under autocast is compared with it
@@ -102,8 +102,8 @@ def test_the_tokens_that_a_search_reads_are_counted(cached, monkeypatch):
     """Of two rows with three beams each: prompts, then all that is not in the cache; and each text in one pass."""
     generate = hf.GenerationMixin.generate
     monkeypatch.setattr(hf.GenerationMixin, "generate", lambda *a, **o: generate(*a, **o | {"use_cache": cached}))
-    trainer = trainer_of("gpt2_sum_lora", NEWS)
-    rows = short_to_long(trainer.features, 4)
+    trainer = fine_tuner("gpt2_sum_lora", NEWS)
+    rows = spread_features(trainer.features, 4)
     lengths, cap = [len(row.input_ids) for row in (rows[0], rows[-1])], trainer.codec.generation.max_new_tokens
     steps = [max(lengths), *([1] * (cap - 1) if cached else [max(lengths) + step for step in range(1, cap)])]
     whole = [3 * (length + cap) for length in lengths]
@@ -118,7 +118,7 @@ EPOCHS = {"num_train_epochs": 2, "max_steps": 0}
 
 def trained(*pauses, **changes):
     """A trainer that was asked for its first updates so many times, and the records of these."""
-    trainer = trainer_of(CELL, train_rows(CELL)[:48], **changes)
+    trainer = fine_tuner(CELL, train_rows(CELL)[:48], **changes)
     return trainer, [trainer.run(silent(), score, first_updates=count) for count in pauses]
 
 

@@ -18,8 +18,8 @@ from tunegrid.record.record import Ledger
 from tunegrid.run.build import load_tokenizer
 from tunegrid.run.footprint import Footprint, complete, trace, wrong_bytes, wrong_savings
 from tunegrid.run.meter import WARMUP_UPDATES, Meter, gpu_counter, ledger, parameter_counts, tensor_bytes
-from tunegrid.run.prepare import codec_of, synthetic_features
-from tunegrid.tests.small import CPU, rows_of, trainer_of
+from tunegrid.run.prepare import make_codec, synthetic_features
+from tunegrid.tests.small import CPU, fine_tuner, read_rows
 
 MIB = 2**20
 
@@ -178,11 +178,11 @@ def test_origins_do_not_name_the_folder_that_holds_the_data():
 
 
 CELLS = {cell.id: cell for cell in STUDY.cells(FOOTPRINT_CPU_PROFILE)}
-REVIEWS = rows_of("amazon_polarity/train")[:16]
+REVIEWS = read_rows("amazon_polarity/train")[:16]
 
 
-def codec_for(cell_id):
-    return codec_of(CELLS[cell_id], load_tokenizer(CELLS[cell_id]))
+def get_codec(cell_id):
+    return make_codec(CELLS[cell_id], load_tokenizer(CELLS[cell_id]))
 
 
 # Synthetic rows
@@ -190,7 +190,7 @@ def codec_for(cell_id):
 
 @pytest.mark.parametrize("cell_id", ["bert_sa_lora", "bert_sum_sft", "gpt2_sum_qlora", "t5_qa_lora"])
 def test_synthetic_rows_fill_the_recipes_lengths(cell_id):
-    codec, recipe = codec_for(cell_id), CELLS[cell_id].recipe
+    codec, recipe = get_codec(cell_id), CELLS[cell_id].recipe
     features = synthetic_features(CELLS[cell_id], codec)
     assert len(features) == recipe.max_steps
     batch = codec.collate(features[:2])
@@ -203,7 +203,7 @@ def test_synthetic_rows_fill_the_recipes_lengths(cell_id):
 
 
 def gpt2(cell_id, **changes):
-    trainer = trainer_of(cell_id, REVIEWS, max_steps=4, per_device_train_batch_size=1, gradient_accumulation_steps=1, **changes)
+    trainer = fine_tuner(cell_id, REVIEWS, max_steps=4, per_device_train_batch_size=1, gradient_accumulation_steps=1, **changes)
     trainer.features = [Feature(example=i, input_ids=[5 + i] * 64, target=1) for i in range(4)]
     return trainer
 
@@ -231,7 +231,7 @@ def test_the_tensors_held_after_a_step_are_the_ledgers_to_the_byte(cell_id):
 # Expectations
 
 
-def ledger_of(weights, gradients, moments):
+def make_ledger(weights, gradients, moments):
     rest = dict.fromkeys(("checkpoint_bytes", "activations_bytes", "peak_bytes"))
     return Ledger(weights_bytes=weights, gradients_bytes=gradients, optimizer_bytes=moments, **rest)
 
@@ -256,6 +256,6 @@ PLAIN, FULL = 4 * TOTAL, 3 * 4 * TOTAL
     ],
 )
 def test_bytes_that_are_not_as_expected_are_mentioned(cell_id, sizes, more, said):
-    ledger = ledger_of(*sizes)
+    ledger = make_ledger(*sizes)
     traced = Footprint(flops_per_step=1, matmul_flops_per_second=1.0, live_bytes=sum(sizes) + more, peak_bytes=0)
     assert wrong_bytes(ledger, traced, CPU) + wrong_savings(CELLS[cell_id], ledger, TOTAL) == said

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from tunegrid.run.serving import Serving, save
 from tunegrid.tests.records import complete
-from tunegrid.tests.small import cell_of, model_of, tokenizer_of
+from tunegrid.tests.small import get_tokenizer, quick_cell, quick_model
 
 SCORES = {"precision_1": 92.0, "f1_macro": 91.0, "accuracy": 91.04, "recall_0": None}
 
@@ -28,7 +28,7 @@ def no_network(monkeypatch):
 def kept(cell_id, root, **changes):
     """The folder of an untrained model, saved with a made-up record, and its card."""
     record = complete(cell_id, **{"scores": SCORES, **changes})
-    folder = save(cell_of(cell_id), model_of(cell_id), tokenizer_of(cell_id), record, root, Serving())
+    folder = save(quick_cell(cell_id), quick_model(cell_id), get_tokenizer(cell_id), record, root, Serving())
     return folder, ModelCard.load(folder / "README.md")
 
 

@@ -10,10 +10,10 @@ from torch import nn
 from tunegrid.run.first_updates import ModuleFigures
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import before_training
-from tunegrid.tests.small import rows_of, silent, trainer_of
+from tunegrid.tests.small import fine_tuner, read_rows, silent
 
-REVIEWS = rows_of("amazon_polarity/train")[:8]
-NEWS = rows_of("cnn_dailymail/train")[:4]
+REVIEWS = read_rows("amazon_polarity/train")[:8]
+NEWS = read_rows("cnn_dailymail/train")[:4]
 HERE = __name__.partition(".")[0]
 
 
@@ -76,7 +76,7 @@ def test_gradients_are_those_at_the_output_and_of_a_modules_own_weights():
 # The probe
 
 
-def kept_by(trainer, rows):
+def keep_modules(trainer, rows):
     kept = []
     return before_training(trainer, Metrics(), rows, kept.append), *kept
 
@@ -84,8 +84,8 @@ def kept_by(trainer, rows):
 @pytest.mark.parametrize(("cell_id", "rows"), [("bert_sa_lora", REVIEWS), ("t5_sum_qlora", NEWS)])
 def test_losses_are_the_same_bit_for_bit_with_and_without_figures(monkeypatch, cell_id, rows):
     def probed_and_trained():
-        trainer = trainer_of(cell_id, rows, max_steps=2)
-        figures, columns = kept_by(trainer, rows)
+        trainer = fine_tuner(cell_id, rows, max_steps=2)
+        figures, columns = keep_modules(trainer, rows)
         trainer.start_from(figures)
         return figures, trainer.run(silent()).losses, columns["module"]
 

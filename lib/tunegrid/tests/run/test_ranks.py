@@ -15,20 +15,20 @@ from tunegrid.run.build import checksums
 from tunegrid.run.checkpoint import Checkpoints
 from tunegrid.run.evaluate import evaluate
 from tunegrid.run.metrics import Metrics
-from tunegrid.run.ranks import ALONE, Ranks, full_tensor, joined
+from tunegrid.run.ranks import ALONE, Ranks, full_tensor, join_ranks
 from tunegrid.tests.processes import CONTEXT
 from tunegrid.tests.small import (
     CPU,
-    cell_of,
-    codec_for,
-    evidence_from,
-    model_of,
-    rows_of,
+    cell_trainer,
+    fine_tuner,
+    get_codec,
+    get_evidence,
+    quick_cell,
+    quick_model,
+    read_rows,
     silent,
     still,
     train_rows,
-    trainer_for,
-    trainer_of,
 )
 
 ZOO = zoo()
@@ -42,19 +42,19 @@ def sharded(ranks):
     return Ranks(ranks.rank, ranks.count, fsdp=True)
 
 
-def trainer_on(ranks, cell_id, count=14, **changes):
+def rank_trainer(ranks, cell_id, count=14, **changes):
     """A trainer of a cell of the study or the zoo, without dropout, for three updates."""
-    known = ZOO.cell(cell_id, ZOO_PROFILE) if cell_id in ZOO.ids(ZOO_PROFILE) else cell_of(cell_id)
+    known = ZOO.cell(cell_id, ZOO_PROFILE) if cell_id in ZOO.ids(ZOO_PROFILE) else quick_cell(cell_id)
     cell = replace(known, recipe=replace(known.recipe, **CUT | changes))
-    return still(trainer_for(cell, train_rows(cell_id)[:count], ranks=ranks))
+    return still(cell_trainer(cell, train_rows(cell_id)[:count], ranks=ranks))
 
 
 def courses_on(ranks, cell_id, fsdp):
     """The log of a training on all ranks and, on the first, of one process alone; and the weights that the ranks end with."""
-    trainer = trainer_on(sharded(ranks) if fsdp else ranks, cell_id)
+    trainer = rank_trainer(sharded(ranks) if fsdp else ranks, cell_id)
     trainer.run(silent())
     marks = checksums((name, p) for name, p in trainer.model.named_parameters() if p.requires_grad)
-    alone = trainer_on(ALONE, cell_id) if ranks.rank == 0 else None
+    alone = rank_trainer(ALONE, cell_id) if ranks.rank == 0 else None
     if alone:
         alone.run(silent())
     return trainer.log, marks, alone and alone.log
@@ -66,7 +66,7 @@ def courses_on(ranks, cell_id, fsdp):
 def test_a_cell_trains_on_two_ranks_as_on_one(cell_id, fsdp):
     """A packed base computes in bf16, which rounds otherwise in a batch of another shape: by 3e-4 nats in three updates."""
     nats, share = (5e-3, 5e-2) if cell_id in PACKED else (1e-4, 1e-3)
-    (ours, weights, alone), (_, other, _) = on_ranks(2, courses_on, cell_id, fsdp)
+    (ours, weights, alone), (_, other, _) = run_ranks(2, courses_on, cell_id, fsdp)
     assert ours.losses == pytest.approx(alone.losses, abs=nats)
     assert (ours.order, ours.updates, other) == (alone.order, 3, weights)
     norms = [[norm for norm in log.gradient_norms if norm] for log in (ours, alone)]
@@ -76,11 +76,11 @@ def test_a_cell_trains_on_two_ranks_as_on_one(cell_id, fsdp):
 # Audits
 
 
-def audits_of(ranks, broken):
-    trainer = trainer_on(ranks, "gpt2_sum_lora", 12)
+def rank_audits(ranks, broken):
+    trainer = rank_trainer(ranks, "gpt2_sum_lora", 12)
     if broken == "mean of each rank":
         trainer.divisors = lambda batches: [ranks.count * sum(map(trainer.codec.targets, batches))] * len(batches)
-    evidence = evidence_from(trainer)
+    evidence = get_evidence(trainer)
     early = ranks_train_as_one(evidence)
     trainer.run(silent())
     if broken == "a rank of its own" and ranks.rank == 1:
@@ -91,7 +91,7 @@ def audits_of(ranks, broken):
 
 @pytest.mark.parametrize("broken", ["", "mean of each rank", "a rank of its own"])
 def test_ranks_that_train_as_one_pass_and_others_are_named(broken):
-    (early, late), (_, other) = on_ranks(2, audits_of, broken)
+    (early, late), (_, other) = run_ranks(2, rank_audits, broken)
     assert early[0] == (broken != "mean of each rank"), early
     assert early[1].startswith("2 ranks, 6 rows: loss off by ")
     assert late[0] == (broken != "a rank of its own"), late
@@ -102,9 +102,9 @@ def test_ranks_that_train_as_one_pass_and_others_are_named(broken):
 # Evaluation, memory and counts
 
 
-def scored_on(ranks, cell_id, count):
+def score_ranks(ranks, cell_id, count):
     evaluated = []
-    codec = codec_for(cell_id)
+    codec = get_codec(cell_id)
 
     class Recording(type(codec)):
         def predict(self, model, features, device):
@@ -112,27 +112,27 @@ def scored_on(ranks, cell_id, count):
             return super().predict(model, features, device)
 
     rows = train_rows(cell_id)[:count]
-    evaluation = evaluate(model_of(cell_id), Recording(codec.cell, codec.tokenizer), rows, Metrics(), CPU, silent(), ranks)
+    evaluation = evaluate(quick_model(cell_id), Recording(codec.cell, codec.tokenizer), rows, Metrics(), CPU, silent(), ranks)
     return evaluated, evaluation.scores, evaluation.examples, [prediction.value for prediction in evaluation.predictions]
 
 
 @pytest.mark.parametrize(("cell_id", "count"), [("bert_sa_sft", 7), ("gpt2_qa_sft", 2)])
 def test_three_ranks_score_every_row_once(cell_id, count):
-    answers = on_ranks(3, scored_on, cell_id, count)
+    answers = run_ranks(3, score_ranks, cell_id, count)
     assert sorted(row for evaluated, *_ in answers for row in evaluated) == list(range(count))
-    assert answers[0][1:] == answers[1][1:] == answers[2][1:] == scored_on(ALONE, cell_id, count)[1:]
+    assert answers[0][1:] == answers[1][1:] == answers[2][1:] == score_ranks(ALONE, cell_id, count)[1:]
 
 
 # Epochs and checkpoints
 
 
 def cut_as(ranks, fsdp, path, loses_a_file):
-    return cut_on(sharded(ranks) if fsdp else ranks, path, loses_a_file)
+    return cut_course(sharded(ranks) if fsdp else ranks, path, loses_a_file)
 
 
 @pytest.mark.parametrize(("fsdp", "loses_a_file", "goes_on_at"), [(False, False, 2), (False, True, 0), (True, False, 2)])
 def test_ranks_that_were_cut_go_on_together_or_not_at_all(tmp_path, fsdp, loses_a_file, goes_on_at):
-    for began, losses, again, same in on_ranks(2, cut_as, fsdp, tmp_path / "kept.safetensors", loses_a_file):
+    for began, losses, again, same in run_ranks(2, cut_as, fsdp, tmp_path / "kept.safetensors", loses_a_file):
         assert (began, again, same) == (goes_on_at, losses, True)
 
 
@@ -142,7 +142,7 @@ def test_ranks_that_were_cut_go_on_together_or_not_at_all(tmp_path, fsdp, loses_
 CUT = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "max_steps": 3}  # updates of 6, 6 and 2 rows
 
 
-def on_ranks(count: int, function, *arguments) -> list:
+def run_ranks(count: int, function, *arguments) -> list:
     """What `function(ranks, *arguments)` returns on each rank; the function is one of a module."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -169,7 +169,7 @@ def _work(rank, count, port, sending, function, arguments):
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in own.items()} | {"OMP_NUM_THREADS": "1"})
     try:
-        with joined(count, CPU) as ranks:
+        with join_ranks(count, CPU) as ranks:
             sending.send((function(ranks, *arguments), None))
     except BaseException:
         sending.send((None, traceback.format_exc()))
@@ -184,7 +184,7 @@ def sharded_is_the_model(trainer):
     return all(torch.equal(learned[name], trainer.parameters[name]) for name in learned)
 
 
-def cut_on(ranks, path, loses_a_file):
+def cut_course(ranks, path, loses_a_file):
     """Losses of a whole training, and of one that was cut after its second update and went on; checksums of their weights."""
 
     def prepared(resume, cuts=False):
@@ -195,8 +195,8 @@ def cut_on(ranks, path, loses_a_file):
             if cuts and trainer.log.updates == 2:
                 raise Cut
 
-        rows = rows_of("cnn_dailymail/train")[:14]
-        trainer = trainer_of("gpt2_sum_lora", rows, ranks=ranks, after_update=save_and_cut, **CUT)
+        rows = read_rows("cnn_dailymail/train")[:14]
+        trainer = fine_tuner("gpt2_sum_lora", rows, ranks=ranks, after_update=save_and_cut, **CUT)
         checkpoints.restore(trainer)
         return trainer, checkpoints
 

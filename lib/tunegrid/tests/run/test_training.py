@@ -9,20 +9,20 @@ from tunegrid.codecs.classify import ClassifyCodec
 from tunegrid.codecs.features import epoch_batches
 from tunegrid.run.evaluate import EVAL_BATCH, evaluate
 from tunegrid.run.metrics import Metrics, Scored
-from tunegrid.tests.small import CPU, cell_of, codec_for, rows_of, silent, still, trainer_of
+from tunegrid.tests.small import CPU, fine_tuner, get_codec, quick_cell, read_rows, silent, still
 
-REVIEWS = rows_of("amazon_polarity/train")[:8]
+REVIEWS = read_rows("amazon_polarity/train")[:8]
 
 
 def test_training_takes_the_planned_updates_of_which_an_epochs_last_may_be_smaller():
-    trainer = trainer_of("bert_sa_sft", REVIEWS[:5], max_steps=0, num_train_epochs=2, per_device_train_batch_size=2)
+    trainer = fine_tuner("bert_sa_sft", REVIEWS[:5], max_steps=0, num_train_epochs=2, per_device_train_batch_size=2)
     training = trainer.run(silent())
     assert (trainer.total, training.updates, len(training.losses)) == (6, 6, 6)
     assert sorted(update.samples for update in trainer.meter.updates) == [1, 1, 2, 2, 2, 2]
     recipe = {"max_steps": 0, "num_train_epochs": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     # 17 rows: 5 micro-batches, 3 updates per epoch
-    assert cell_of("bert_sa_sft", **recipe).recipe.planned_updates(17) == 9
-    assert cell_of("bert_sa_sft", **recipe | {"max_steps": 7}).recipe.planned_updates(17) == 7
+    assert quick_cell("bert_sa_sft", **recipe).recipe.planned_updates(17) == 9
+    assert quick_cell("bert_sa_sft", **recipe | {"max_steps": 7}).recipe.planned_updates(17) == 7
 
 
 # Order
@@ -67,7 +67,7 @@ def scaled(codec, **changes):
     """A trainer that scales its losses as in fp16. Its optimizer is fused and skips a lost step by itself, as on a GPU."""
     settings = {"max_steps": 6, "per_device_train_batch_size": 2, "max_grad_norm": None}
     settings |= {"warmup_ratio": 0.0, "learning_rate": 6e-4}
-    trainer = trainer_of("bert_sa_sft", REVIEWS, codec, **settings | changes)
+    trainer = fine_tuner("bert_sa_sft", REVIEWS, codec, **settings | changes)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     trainer.accelerator.scaler = scaler
     trainer.optimizer = trainer.stepper.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=scaler)
@@ -90,7 +90,7 @@ def test_updates_that_fp16_lost_move_no_weight_and_no_rate():
 
 @pytest.mark.parametrize("cell_id", ["bert_sa_sft", "bert_sa_lora"])
 def test_the_best_epochs_weights_are_kept(cell_id):
-    trainer = trainer_of(cell_id, REVIEWS, max_steps=0, num_train_epochs=3, learning_rate=1e-2)
+    trainer = fine_tuner(cell_id, REVIEWS, max_steps=0, num_train_epochs=3, learning_rate=1e-2)
     kept = []
 
     def validate():
@@ -121,8 +121,8 @@ def crowded(rows: int, error=torch.OutOfMemoryError):
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
 def test_where_memory_runs_out_smaller_micro_batches_make_the_same_update(error):
     settings = {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
-    whole = still(trainer_of("bert_sa_sft", REVIEWS, **settings))
-    parts = still(trainer_of("bert_sa_sft", REVIEWS, crowded(1, error), **settings))
+    whole = still(fine_tuner("bert_sa_sft", REVIEWS, **settings))
+    parts = still(fine_tuner("bert_sa_sft", REVIEWS, crowded(1, error), **settings))
     one, other = whole.run(silent()), parts.run(silent())
     assert other.losses == pytest.approx(one.losses, abs=1e-5)
     assert (one.micro_batch, other.micro_batch, other.updates) == (4, 1, 2)
@@ -159,7 +159,7 @@ class Narrow(Longest):
 
 
 def test_where_memory_runs_out_fewer_rows_are_predicted_at_once():
-    codec, rows = codec_for("bert_sa_sft"), rows_of("amazon_polarity/train")[: EVAL_BATCH + 9]
+    codec, rows = get_codec("bert_sa_sft"), read_rows("amazon_polarity/train")[: EVAL_BATCH + 9]
     wide, narrow = (evaluate(model, codec, rows, Metrics(), CPU, silent()) for model in (Longest(), Narrow(EVAL_BATCH // 3)))
     lengths = [len(feature.input_ids) for feature in codec.encode(rows, training=False)]  # predictions come in the rows' order
     for evaluation in (wide, narrow):
@@ -168,7 +168,7 @@ def test_where_memory_runs_out_fewer_rows_are_predicted_at_once():
 
 
 def test_generated_texts_are_counted_in_tokens_up_to_their_end(monkeypatch):
-    codec, rows = codec_for("t5_sum_sft"), rows_of("cnn_dailymail/train")[:2]
+    codec, rows = get_codec("t5_sum_sft"), read_rows("cnn_dailymail/train")[:2]
     monkeypatch.setattr(codec, "generate", lambda *_: torch.tensor([[5, 6, codec.end_id, 0], [5, codec.end_id, 0, 0]]))
     nothing = Scored(scores={}, examples={}, sources={})
     monkeypatch.setattr("tunegrid.run.evaluate.METRICS", {codec.task.problem: lambda *_: nothing})
