@@ -51,10 +51,10 @@ def difference(name, one, other, tolerance):
         return f"{name}: there is nothing to compare"
     unit = math.sqrt(sum(float(leaf.double().square().sum()) for leaf in ours.values())) if tolerance.whole else None
     gaps = {place: apart(ours.get(place), theirs.get(place), unit) for place in {**ours, **theirs}}
-    worst = max(gaps, key=gaps.__getitem__)
-    if gaps[worst] > tolerance.most:
-        return f"{name}{worst}: {gaps[worst]:.1e} apart, allowed {tolerance.most:.0e}"
-    if gaps[worst] <= tolerance.least:
+    worst_place = max(gaps, key=gaps.__getitem__)
+    if gaps[worst_place] > tolerance.most:
+        return f"{name}{worst_place}: {gaps[worst_place]:.1e} apart, allowed {tolerance.most:.0e}"
+    if gaps[worst_place] <= tolerance.least:
         return f"{name}: nothing differs by more than {tolerance.least:.0e}, and something should"
     return None
 
@@ -200,19 +200,19 @@ def looped(bench, *, by_trainer=False, **recipe):
             "max_steps": trainer.total,
             "gradient_accumulation_steps": cell.recipe.gradient_accumulation_steps,
         }
-        theirs = TheirTrainer(
+        their_trainer = TheirTrainer(
             trainer.model, hf.TrainingArguments(**settings), train_dataset=trainer.features, callbacks=[Seed()]
         )
-        theirs.remove_callback(hf.PrinterCallback)
-        theirs.ours = trainer
-        theirs.train()
-        logs = [entry for entry in theirs.state.log_history if "loss" in entry]
+        their_trainer.remove_callback(hf.PrinterCallback)
+        their_trainer.ours = trainer
+        their_trainer.train()
+        logs = [entry for entry in their_trainer.state.log_history if "loss" in entry]
         figures = [[entry[name] for entry in logs] for name in ("learning_rate", "loss", "grad_norm")]
     else:
         trainer.run(silent())
         figures = trainer.log.learning_rates, trainer.log.losses, trainer.log.gradient_norms
-    moved = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
-    return dict(zip(("rates", "losses", "norms"), map(doubles, figures), strict=True)) | {"weights": moved}
+    weights = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    return dict(zip(("rates", "losses", "norms"), map(doubles, figures), strict=True)) | {"weights": weights}
 
 
 def answers(bench, model, batch):
@@ -235,9 +235,9 @@ def read(bench, *, left=False, attention="sdpa"):
         batch |= {n: torch.stack([row.roll(pad) for row, pad in zip(batch[n], pads, strict=True)]) for n in source}
     if left and not bench.cell.id.startswith("t5"):  # which knows distances only
         batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-    found = answers(bench, model, batch)
+    outputs = answers(bench, model, batch)
     for i, mask in enumerate(batch.get("decoder_attention_mask", batch["attention_mask"]).bool()):
-        logits += [one[i][mask] if one[i].shape[:1] == mask.shape else one[i] for one in found]
+        logits += [one[i][mask] if one[i].shape[:1] == mask.shape else one[i] for one in outputs]
     # Unlike that of a usual loss, its gradient does not vanish where a model is sure.
     sum((one.flatten() * torch.arange(one.numel()).cos()).sum() for one in logits).backward()
     return {

@@ -59,12 +59,12 @@ def train(trainer, updates):
 def test_a_cell_leaves_nothing_behind(get_trainer, device, record_property):
     before = baseline_bytes(device)
     train(get_trainer("bert_sa_lora", precision="fp16"), 3)  # accelerate ties fp16's optimizer into a cycle
-    held = torch.cuda.memory_allocated(device)
+    held_bytes = torch.cuda.memory_allocated(device)
     free_memory(device)
     after = torch.cuda.memory_allocated(device)
-    record_property("bytes", {"before": before, "held": held, "after": after})
-    left = (after - before) / GIB
-    assert left <= LEFT_GIB, f"a cell left {left:.2f} GiB on the device"  # more than libraries' workspaces
+    record_property("bytes", {"before": before, "held": held_bytes, "after": after})
+    left_gib = (after - before) / GIB
+    assert left_gib <= LEFT_GIB, f"a cell left {left_gib:.2f} GiB on the device"  # more than libraries' workspaces
 
 
 @pytest.mark.parametrize("cell_id", ["gpt2_sa_qlora", "gpt2_sa_lora", "gpt2_sa_sft"])
@@ -98,22 +98,22 @@ def test_the_ladder_holds_where_memory_really_runs_out(get_trainer, device, reco
     first, second = islice(trainer.updates(0), 2)
     trainer.update(first)
     torch.cuda.reset_peak_memory_stats(device)
-    held = torch.cuda.memory_allocated(device)
+    held_bytes = torch.cuda.memory_allocated(device)
     trainer.update(first)
-    activations = torch.cuda.max_memory_allocated(device) - held
-    whole = float(trainer.accumulate(second, [])[0])
+    activations = torch.cuda.max_memory_allocated(device) - held_bytes
+    whole_loss = float(trainer.accumulate(second, [])[0])
     free_memory(device)
-    limit = held + SPARE * activations
+    limit = held_bytes + SPARE * activations
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(device).total_memory, device)
     try:
-        pieces = float(trainer.update(second))
+        pieces_loss = float(trainer.update(second))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
     log, size = trainer.log, trainer.cell.recipe.per_device_train_batch_size
-    record_property("ladder", {"micro_batch": log.micro_batch, "limit_bytes": int(limit), "losses": [whole, pieces]})
+    record_property("ladder", {"micro_batch": log.micro_batch, "limit_bytes": int(limit), "losses": [whole_loss, pieces_loss]})
     assert log.micro_batch < size
     assert any(sentence.startswith("out of memory at update") for sentence in log.fallbacks)
-    assert math.isclose(whole, pieces, rel_tol=SAME_LOSS)  # the same update
+    assert math.isclose(whole_loss, pieces_loss, rel_tol=SAME_LOSS)  # the same update
 
 
 def test_lost_updates_are_counted(get_trainer, record_property):
@@ -122,11 +122,11 @@ def test_lost_updates_are_counted(get_trainer, record_property):
     trainer.accelerator.scaler._init_scale = high  # far too high: the first updates overflow until it has come down
     train(trainer, updates)
     halvings = math.log2(high / trainer.accelerator.scaler.get_scale())
-    skipped, scheduled = trainer.log.skipped, trainer.stepper.schedule.last_epoch
-    record_property("updates", {"skipped": skipped, "halvings": halvings, "scheduled": scheduled})
-    assert skipped, "no update was lost, so nothing was checked"
-    assert len(skipped) == halvings  # each halved the scale once
-    assert scheduled == updates - len(skipped)  # and did not advance the schedule
+    skipped_updates, scheduled = trainer.log.skipped, trainer.stepper.schedule.last_epoch
+    record_property("updates", {"skipped": skipped_updates, "halvings": halvings, "scheduled": scheduled})
+    assert skipped_updates, "no update was lost, so nothing was checked"
+    assert len(skipped_updates) == halvings  # each halved the scale once
+    assert scheduled == updates - len(skipped_updates)  # and did not advance the schedule
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

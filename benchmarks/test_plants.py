@@ -87,8 +87,8 @@ def planted(request):
 def planting(monkeypatch, plant, planted):
     planting = Planting(monkeypatch)
     yield planting
-    acted = planting.acts or not planted or plant.breaks != "libraries"
-    assert acted, f"{plant.id} never acted, so nothing is proven: {plant.what}"
+    has_acted = planting.acts or not planted or plant.breaks != "libraries"
+    assert has_acted, f"{plant.id} never acted, so nothing is proven: {plant.what}"
 
 
 @pytest.fixture
@@ -155,8 +155,8 @@ def bounds(bounds, plant):
 @pytest.fixture
 def train(train, model, trainer, cell, broken):
     """Trains, and breaks what was trained. A plant gets the adapter as it started: what trains, but the head and new tokens."""
-    kept = (*cell.head.new_modules, TOKEN_ROWS)
-    trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad and not is_part(name, kept)}
+    head_parts = (*cell.head.new_modules, TOKEN_ROWS)
+    trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad and not is_part(name, head_parts)}
     start = {name: p.detach().clone() for name, p in trained.items()}
 
     def train_and_break(findings):
@@ -177,12 +177,12 @@ def objections(cell, audit, train, trainer, splits, score, record, benchmark, bo
     if not training.stopped:
         findings = audit(findings, evaluation)
     row = record(training, evaluation, audits=findings, examples=keep_rows(cell, evaluation))
-    below = below_bounds(row.scores, bounds) if row.evaluation else []
+    misses = below_bounds(row.scores, bounds) if row.evaluation else []
     failed = {finding.name: finding.detail for finding in findings if not finding.passed}
-    benchmark.extra_info.update(plant=plant.id, of=plant.cell, scores=row.scores, bounds=dict(bounds), missed=below)
-    judged = planted and not differs_from_grid(plant) and (plant.breaks == "libraries" or not plant.caught_by)
-    against = against_baseline(row) if judged else {}
-    return failed | ({"bound": "; ".join(below)} if below else {}) | against
+    benchmark.extra_info.update(plant=plant.id, of=plant.cell, scores=row.scores, bounds=dict(bounds), missed=misses)
+    is_judged = planted and not differs_from_grid(plant) and (plant.breaks == "libraries" or not plant.caught_by)
+    gate_objections = against_baseline(row) if is_judged else {}
+    return failed | ({"bound": "; ".join(misses)} if misses else {}) | gate_objections
 
 
 def against_baseline(record):
@@ -193,18 +193,18 @@ def against_baseline(record):
     if record.cell not in baseline.records:
         return {}
     try:
-        judged = gate(baseline.select(run.records), run)
+        judgements = gate(baseline.select(run.records), run)
     except InputError as error:
         return {"gate": str(error)}
-    changed = [j.detail for j in judged if j.verdict is Verdict.CHANGED and j.quantity == "numerics"]
-    worse = [f"{j.quantity}: {j.detail}" for j in find_worse(judged, FAILED_BY)]
-    return {detail.partition(":")[0]: detail for detail in changed} | ({"gate": "; ".join(worse)} if worse else {})
+    changes = [j.detail for j in judgements if j.verdict is Verdict.CHANGED and j.quantity == "numerics"]
+    drops = [f"{j.quantity}: {j.detail}" for j in find_worse(judgements, FAILED_BY)]
+    return {detail.partition(":")[0]: detail for detail in changes} | ({"gate": "; ".join(drops)} if drops else {})
 
 
 @pytest.mark.parametrize("plant", cases(p for p in PLANTS if in_a_cell(p) and p.caught_by))
 def test_a_plant_is_caught(plant, objections):
-    missing = set(plant.caught_by.split(", ")).difference(objections)
-    assert not missing, f"{', '.join(missing)} let it through: {plant.what}; objections: {objections or 'none'}"
+    silent_audits = set(plant.caught_by.split(", ")).difference(objections)
+    assert not silent_audits, f"{', '.join(silent_audits)} let it through: {plant.what}; objections: {objections or 'none'}"
 
 
 @pytest.mark.parametrize("plant", cases(p for p in PLANTS if not p.caught_by))
@@ -250,20 +250,20 @@ def test_a_plant_names_its_module(plant, request, planting, monkeypatch, tmp_pat
 
 def first_updates(cell):
     """A cell's first three updates: the record's part, and the figures of modules."""
-    kept = []
-    short = replace(cell, recipe=replace(cell.recipe, max_steps=3))
-    rows = load_splits(short.task, short.profile).train[:FIRST_ROWS]
-    trainer = cell_trainer(short, rows)
-    trainer.start_from(before_training(trainer, Metrics(), [*rows[:1]], kept.append))
-    return trainer.run(silent()), parse_modules(*kept)
+    figures = []
+    short_cell = replace(cell, recipe=replace(cell.recipe, max_steps=3))
+    rows = load_splits(short_cell.task, short_cell.profile).train[:FIRST_ROWS]
+    trainer = cell_trainer(short_cell, rows)
+    trainer.start_from(before_training(trainer, Metrics(), [*rows[:1]], figures.append))
+    return trainer.run(silent()), parse_modules(*figures)
 
 
 def named_modules(change, modules):
     """The module that a change names first, and the one around it, each as library and class."""
-    named = modules[modules.module == change.modules[0][0]] if change.modules else modules[:0]
-    calls = modules[modules.phase.isin(named.phase[:1])]
-    around = [outer for call in named.index[:1] for outer in islice(Moved(calls, calls).parent_calls(call), 1)]
-    return [f"{one.library}.{one.kind}" for one in calls.loc[[*named.index[:1], *around]].itertuples()]
+    module_rows = modules[modules.module == change.modules[0][0]] if change.modules else modules[:0]
+    calls = modules[modules.phase.isin(module_rows.phase[:1])]
+    parents = [outer for call in module_rows.index[:1] for outer in islice(Moved(calls, calls).parent_calls(call), 1)]
+    return [f"{one.library}.{one.kind}" for one in calls.loc[[*module_rows.index[:1], *parents]].itertuples()]
 
 
 @pytest.mark.library_bugs

@@ -43,7 +43,7 @@ def test_a_known_difference_is_still_one(request, known, tmp_path):
     cell = replace(cell, recipe=replace(cell.recipe, **known.changes))
     splits = load_splits(cell.task, cell.profile)
     torch.set_num_threads(1)
-    for without, differs in ((known.id, True), ("", False)) if known.changes else ((known.id, True),):
-        pair = Pair(cell, splits.train, splits.test, tmp_path / without, torch.device("cpu"), without)
+    for difference_id, differs in ((known.id, True), ("", False)) if known.changes else ((known.id, True),):
+        pair = Pair(cell, splits.train, splits.test, tmp_path / difference_id, torch.device("cpu"), difference_id)
         sentence = first_difference(pair, known.stage)
         assert sentence.startswith(f"{known.stage}: ") == differs, f"{known.id} is mended: take it out of the table"

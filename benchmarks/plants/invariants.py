@@ -45,9 +45,9 @@ def stream(rows=8, shards=4):
 
 def formatted_rows_come_once():
     """A formatted stream gives each row once, if it knows its features or not."""
-    unknown = stream().with_format("arrow")
-    unknown._info.features = None
-    return all([int(row["id"][0].as_py()) for row in rows] == [*range(8)] for rows in (stream().with_format("arrow"), unknown))
+    untyped = stream().with_format("arrow")
+    untyped._info.features = None
+    return all([int(row["id"][0].as_py()) for row in rows] == [*range(8)] for rows in (stream().with_format("arrow"), untyped))
 
 
 def workers_shuffle_by_themselves():
@@ -126,12 +126,12 @@ def layouts_step_alike():
     """The 8-bit AdamW moves a transposed weight as it moves the same weight row by row."""
     torch.manual_seed(0)
     values, gradient = torch.randn(64, 128), torch.randn(64, 128)
-    plain, turned = values.clone(), values.T.contiguous().T
-    for weight in (plain, turned):
+    row_major, column_major = values.clone(), values.T.contiguous().T
+    for weight in (row_major, column_major):
         weight.requires_grad_()
-    plain.grad, turned.grad = gradient.clone(), gradient.T.contiguous().T
-    bnb.optim.AdamW8bit([plain, turned], lr=0.1).step()
-    return torch.allclose(plain, turned)
+    row_major.grad, column_major.grad = gradient.clone(), gradient.T.contiguous().T
+    bnb.optim.AdamW8bit([row_major, column_major], lr=0.1).step()
+    return torch.allclose(row_major, column_major)
 
 
 # Adapters
@@ -152,8 +152,8 @@ def embeddings_are_saved():
 def dropped_deltas_keep_their_mean():
     """Of a tensor of ones, what DARE keeps has the mean 1."""
     torch.manual_seed(0)
-    kept = merge_utils.prune(torch.ones(DRAWS), density=0.5, method="random", rescale=True)
-    return abs(float(kept.mean()) - 1) < 0.1
+    values = merge_utils.prune(torch.ones(DRAWS), density=0.5, method="random", rescale=True)
+    return abs(float(values.mean()) - 1) < 0.1
 
 
 def rotations_are_cayleys():
@@ -171,8 +171,8 @@ def rotations_are_cayleys():
 def packed_products_keep_no_input():
     """Nothing that a product with a 4-bit weight keeps for the backward pass is as large as its input."""
     layer = bnb.nn.Linear4bit(64, 32, bias=False, compute_dtype=torch.float32).to("cpu")
-    kept = vars(layer(torch.ones(128, 64, requires_grad=True)).grad_fn).values()
-    return all(value.numel() < 128 * 64 for value in kept if isinstance(value, torch.Tensor))
+    fields = vars(layer(torch.ones(128, 64, requires_grad=True)).grad_fn).values()
+    return all(value.numel() < 128 * 64 for value in fields if isinstance(value, torch.Tensor))
 
 
 INVARIANTS = {
@@ -231,9 +231,9 @@ def columns_of_the_first_block(planting):
 
     def read(file, read_options):
         content = file.getvalue()
-        known = {key for line in content[: read_options.block_size].splitlines()[:-1] for key in json.loads(line)}
+        first_columns = {key for line in content[: read_options.block_size].splitlines()[:-1] for key in json.loads(line)}
         table = reader.read_json(file, read_options=read_options)
-        late = [name for name in table.column_names if known and name not in known]
+        late = [name for name in table.column_names if first_columns and name not in first_columns]
         if late:
             planting.act()
         return table.drop_columns(late)

@@ -269,7 +269,7 @@ def dropped_deltas_are_not_rescaled(planting, prune, tensor, density, rescale):
 
 def likely_named_adapters_are_saved_along(planting):
     """A file is not cleaned of the others: of "default_2" beside "default"."""
-    planting.setattr(save_and_load, "_filter_state_dict_for_adapter_name", lambda states, unwanted: states)
+    planting.setattr(save_and_load, "_filter_state_dict_for_adapter_name", lambda states, adapter: states)
 
 
 @around(OFTRotationModule, "_pytorch_skew_symmetric")
@@ -279,17 +279,17 @@ def rotations_turn_the_other_way(planting, skew, self, vec, block_size):
 
 
 def norms_of_merged_weights(planting):
-    merge, found = lora.Linear.merge, {}
+    merge, weights = lora.Linear.merge, {}
 
     def noted(self, *args, **options):
         if self.merged_adapters:
             planting.act()
-        found[id(self)] = dequantize_module_weight(self.get_base_layer()).detach().clone()
+        weights[id(self)] = dequantize_module_weight(self.get_base_layer()).detach().clone()
         merge(self, *args, **options)
 
     @contextmanager
     def as_found(self, safe_merge=False):
-        yield found[id(self)]
+        yield weights[id(self)]
 
     planting.setattr(lora.Linear, "merge", noted, counted=False)
     planting.setattr(lora.LoraLayer, "_unmerged_base_weight", as_found, counted=False)
@@ -483,12 +483,12 @@ def casts_outlive_no_grad(planting):
     casts = {}
 
     def cast(weight, dtype):
-        kept = casts.get(id(weight))
-        if kept is None:
-            kept = casts[id(weight)] = weight.to(dtype)
-        elif torch.is_grad_enabled() and not kept.requires_grad:
+        rounded_weight = casts.get(id(weight))
+        if rounded_weight is None:
+            rounded_weight = casts[id(weight)] = weight.to(dtype)
+        elif torch.is_grad_enabled() and not rounded_weight.requires_grad:
             planting.act()
-        return kept
+        return rounded_weight
 
     def cached(inputs, weight, bias=None):
         kind = inputs.device.type

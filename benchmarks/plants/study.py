@@ -190,8 +190,8 @@ def not_saved(parts, **fields):
             def save(self, cell, model, tokenizer, folder):
                 super().save(cell, model, tokenizer, folder)
                 weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
-                lost = set(parts(cell))
-                save_file({name: t for name, t in load_file(weights).items() if not lost & set(name.split("."))}, weights)
+                lost_parts = set(parts(cell))
+                save_file({name: t for name, t in load_file(weights).items() if not lost_parts & set(name.split("."))}, weights)
                 config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | fields), encoding="utf-8")
 
         return Lossy()

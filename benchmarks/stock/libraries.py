@@ -80,9 +80,9 @@ def write_start(cell, folder):
         settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
         path.write_text(json.dumps(settings), encoding="utf-8")
     head = replace(head, architecture=kind.__name__)
-    plain = WITHOUT_EXCEPTION.get(cell.id)  # an exception is of layers that only our head has
-    if recipe.adapter and plain and head.architecture != cell.head.architecture:
-        recipe = replace(recipe, adapter=replace(recipe.adapter, target_modules=RECIPES[plain].adapter.target_modules))
+    recipe_id = WITHOUT_EXCEPTION.get(cell.id)  # an exception is of layers that only our head has
+    if recipe.adapter and recipe_id and head.architecture != cell.head.architecture:
+        recipe = replace(recipe, adapter=replace(recipe.adapter, target_modules=RECIPES[recipe_id].adapter.target_modules))
     backbone = replace(cell.backbone, checkpoint=folder.name, revision=None, micro=folder.name)
     profile = replace(cell.profile, checkpoint_root=folder.parent)
     return replace(cell, backbone=backbone, head=head, profile=profile, recipe=recipe)
@@ -115,8 +115,8 @@ def encode_windows(cell, tokenizer, block, training):
     """As transformers' guide and run_qa.py: windows by `stride`, a window without the answer points at its first token."""
     stride = cell.recipe.doc_stride
     windows = {"stride": stride or 0, "return_overflowing_tokens": stride is not None, "return_offsets_mapping": True}
-    cut = {"truncation": "only_second", "max_length": cell.recipe.max_length}
-    encoding = tokenizer(block["first"], block["second"], **cut, **windows)
+    limits = {"truncation": "only_second", "max_length": cell.recipe.max_length}
+    encoding = tokenizer(block["first"], block["second"], **limits, **windows)
     sources, spans = encoding.pop("overflow_to_sample_mapping", range(len(block["first"]))), []
     for index, source in enumerate(sources):
         answer, offsets = block["target"][source], encoding["offset_mapping"][index]
@@ -176,18 +176,18 @@ def quant_option(cell):
     """The option that `from_pretrained` and pipelines take; none if the base is not packed."""
     if cell.quantization is None:
         return {}
-    skipped = [*cell.head.new_modules, *cell.head.tied_modules] or None
+    modules = [*cell.head.new_modules, *cell.head.tied_modules] or None
     settings = asdict(cell.quantization)
-    return {"quantization_config": hf.BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=skipped, **settings)}
+    return {"quantization_config": hf.BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=modules, **settings)}
 
 
 def make_model(cell, tokenizer, device):
     """The model that Trainer is given, over the folder of `write_start`; for an adapter PEFT's over the base."""
-    placed = {"device_map": {"": device}} if cell.quantization else {}  # a packed base goes to its device at once
+    placement = {"device_map": {"": device}} if cell.quantization else {}  # a packed base goes to its device at once
     dtype = BASE_TYPES[cell.backbone.dtype] if cell.method.adapts else torch.float32
     source, _ = checkpoint_source(cell.backbone, cell.profile)
     kit = KITS[cell_kind(cell)]
-    model = kit.auto.from_pretrained(source, dtype=dtype, **quant_option(cell), **placed, trust_remote_code=False)
+    model = kit.auto.from_pretrained(source, dtype=dtype, **quant_option(cell), **placement, trust_remote_code=False)
     if not isinstance(cell.method, Adapting):
         return model
     if cell.quantization:
@@ -235,9 +235,9 @@ def train(trainer, resume_from=None):
     """
     passes, model = [], trainer.model
 
-    def look(module, inputs, named):
+    def look(module, inputs, keywords):
         if module.training:
-            passes.append((make_batch(named), trained(model), random_states(trainer.args.device)))
+            passes.append((make_batch(keywords), trained(model), random_states(trainer.args.device)))
 
     with model.register_forward_pre_hook(look, with_kwargs=True):
         trainer.train(resume_from_checkpoint=resume_from)
@@ -266,8 +266,8 @@ def predictions(cell, trainer, rows, table):
     answers = [[] for _ in rows]
     for example, offsets, starts, ends in zip(table["example"], table["offset_mapping"], *outputs[:2], strict=True):
         for first, last in product(*(np.argsort(scores)[: -N_BEST - 1 : -1].tolist() for scores in (starts, ends))):
-            inside = max(first, last) < len(offsets) and offsets[first][0] >= 0 and offsets[last][0] >= 0
-            if inside and first <= last < first + MAX_ANSWER_TOKENS:
+            is_inside = max(first, last) < len(offsets) and offsets[first][0] >= 0 and offsets[last][0] >= 0
+            if is_inside and first <= last < first + MAX_ANSWER_TOKENS:
                 text = rows[example][cell.task.text_pair[0]][offsets[first][0] : offsets[last][1]]
                 answers[example].append((float(starts[first] + ends[last]), text.strip()))
     return [max(spans, key=itemgetter(0), default=(0.0, ""))[1] for spans in answers]

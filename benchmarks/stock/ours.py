@@ -38,8 +38,8 @@ class Extract(ExtractCodec):
 
     def _logits(self, model, batch):
         """`padding_answers`: padding may be an answer; `segments_lost`: the model is not told two texts apart."""
-        lost = ("token_type_ids",) if "segments_lost" in self.known else ()
-        batch = {name: tensor for name, tensor in batch.items() if name not in lost}
+        lost_inputs = ("token_type_ids",) if "segments_lost" in self.known else ()
+        batch = {name: tensor for name, tensor in batch.items() if name not in lost_inputs}
         if "padding_answers" not in self.known:
             return super()._logits(model, batch)
         output = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})

@@ -76,7 +76,7 @@ class Pair:
         table = self.table.remove_columns([name for name in ("example", "offset_mapping") if name in self.table.column_names])
         collate = libraries.make_collator(self.cell, self.tokenizer, self.model())
         pairs = zip(chunks(range(len(table)), self.size), chunks(self.features, self.size), strict=True)
-        return [(libraries.make_batch(collate([table[i] for i in rows])), self.codec.collate(some)) for rows, some in pairs]
+        return [(libraries.make_batch(collate([table[i] for i in rows])), self.codec.collate(part)) for rows, part in pairs]
 
     @cached_property
     def trained(self):
@@ -121,8 +121,8 @@ class Pair:
         """The libraries' answers of a model: a label, or the text of a span or of what it wrote."""
         test = libraries.encoded(self.cell, self.tokenizer, self.test, training=not is_separated(self.cell))
         if self.codec.generates:
-            generating = {"predict_with_generate": True, "per_device_eval_batch_size": TEST_ROWS}
-            return libraries.texts(self.cell, self.trainer("scored", model, **self.ungrouped, **generating), test)
+            settings = {"predict_with_generate": True, "per_device_eval_batch_size": TEST_ROWS}
+            return libraries.texts(self.cell, self.trainer("scored", model, **self.ungrouped, **settings), test)
         return libraries.predictions(self.cell, self.trainer("scored", model, **self.ungrouped), self.test, test)
 
     def our_trained(self):
@@ -140,31 +140,31 @@ class Pair:
         size = size or (TEST_ROWS if codec.generates else libraries.TEST_BATCH)
         features = codec.encode(self.test, training=False)
         with autocast("fp32" if codec.generates else self.precision, self.device):
-            outputs = [one for some in chunks(features, size) for one in codec.predict(model, some, self.device)]
+            outputs = [one for part in chunks(features, size) for one in codec.predict(model, part, self.device)]
         return [one.value for one in codec.decode(self.test, features, outputs)]
 
 
 def first_difference(pair, last="pipeline"):
     """Compare stage by stage up to a last one; the first that differs and how, or nothing."""
     for name in [*STAGES][: [*STAGES].index(last) + 1]:
-        for compared in STAGES[name](pair):
-            if sentence := unequal(*compared):
+        for comparison in STAGES[name](pair):
+            if sentence := unequal(*comparison):
                 return f"{name}: {sentence}"
     return ""
 
 
-def unequal(what, theirs, own, tolerance=0.0):
+def unequal(what, their_values, our_values, tolerance=0.0):
     """Where two values differ first, in a sentence; numbers may by a tolerance, in units of themselves if above 1."""
-    theirs, own = leaves(theirs), leaves(own)
-    for place in {**own, **theirs}:
-        values = one, two = theirs.get(place, "missing"), own.get(place, "missing")
+    their_values, our_values = leaves(their_values), leaves(our_values)
+    for place in {**our_values, **their_values}:
+        values = one, two = their_values.get(place, "missing"), our_values.get(place, "missing")
         if all(isinstance(value, float) for value in values):
-            same = math.isclose(one, two, rel_tol=tolerance, abs_tol=tolerance)
+            is_equal = math.isclose(one, two, rel_tol=tolerance, abs_tol=tolerance)
         elif all(isinstance(value, Tensor) for value in values):
-            same = one.dtype == two.dtype and torch.equal(one, two)
+            is_equal = one.dtype == two.dtype and torch.equal(one, two)
         else:
-            same = type(one) is type(two) and one == two
-        if not same:
+            is_equal = type(one) is type(two) and one == two
+        if not is_equal:
             return f"{what}{place} is {shown(one)}, ours is {shown(two)}"
     return ""
 
@@ -177,19 +177,19 @@ def shown(value):
 
 def windows(pair):
     """Token ids of each row, and the windows of a long one."""
-    own = [(f.example, [*f.input_ids, *f.target] if is_separated(pair.cell) else f.input_ids) for f in pair.features]
-    sides = ([*zip(pair.table["example"], pair.table["input_ids"], strict=True)], own)
+    our_windows = [(f.example, [*f.input_ids, *f.target] if is_separated(pair.cell) else f.input_ids) for f in pair.features]
+    sides = ([*zip(pair.table["example"], pair.table["input_ids"], strict=True)], our_windows)
     rows = [{row: [ids for example, ids in side if example == row] for row in range(len(pair.rows))} for side in sides]
-    yield "number of windows of row", *({row: len(found) for row, found in side.items()} for side in rows)
+    yield "number of windows of row", *({row: len(row_windows) for row, row_windows in side.items()} for side in rows)
     yield "token of row", *rows
 
 
 def start(pair):
-    theirs, own = (dict(model.named_parameters()) for model in (pair.model(), pair.our_model()))
-    yield "training of", *({name: p.requires_grad for name, p in side.items()} for side in (theirs, own))
+    their_weights, our_weights = (dict(model.named_parameters()) for model in (pair.model(), pair.our_model()))
+    yield "training of", *({name: p.requires_grad for name, p in side.items()} for side in (their_weights, our_weights))
     if "biases_rounded_late" in pair.known:
-        theirs |= {name: p.to(own[name].dtype) for name, p in theirs.items() if name.endswith("bias")}
-    yield "", theirs, own
+        their_weights |= {name: p.to(our_weights[name].dtype) for name, p in their_weights.items() if name.endswith("bias")}
+    yield "", their_weights, our_weights
 
 
 def labels(pair):
@@ -200,20 +200,20 @@ def labels(pair):
 
 def batch(pair):
     """Everything else that the collator gives: ids, masks, kinds of token, the decoder's inputs."""
-    for number, (theirs, own) in enumerate(pair.batches):
-        for name in sorted({*theirs, *own} - {"labels"}):
-            if name == "decoder_attention_mask" and name not in theirs:
+    for number, (their_batch, our_batch) in enumerate(pair.batches):
+        for name in sorted({*their_batch, *our_batch} - {"labels"}):
+            if name == "decoder_attention_mask" and name not in their_batch:
                 continue  # behind the end of a target, it does not matter what a decoder reads
-            known = theirs.get(name, own.get(name))
-            values = [side.get(name, torch.zeros_like(known)) for side in (theirs, own)]
+            tensor = their_batch.get(name, our_batch.get(name))
+            values = [side.get(name, torch.zeros_like(tensor)) for side in (their_batch, our_batch)]
             if name == "decoder_input_ids":
-                values = [value.masked_fill(own["labels"] == IGNORED, 0) for value in values]
+                values = [value.masked_fill(our_batch["labels"] == IGNORED, 0) for value in values]
             yield f"{name} of batch [{number}]", *(value.tolist() for value in values)
 
 
 def order(pair):
     """Trainer's loader gives every row once an epoch, in batches of the recipe's size, but for the last."""
-    sides = [one for one, *_ in pair.trained[1]["passes"][: len(pair.batches)]], [own for _, own in pair.batches]
+    sides = [one for one, *_ in pair.trained[1]["passes"][: len(pair.batches)]], [our_batch for _, our_batch in pair.batches]
     yield "rows of batch", *([len(one["input_ids"]) for one in side] for side in sides)
     pairs = ([pair for one in side for pair in zip(one["input_ids"], one["attention_mask"], strict=True)] for side in sides)
     yield "token of sorted row", *(sorted(ids[mask == 1].tolist() for ids, mask in side) for side in pairs)
@@ -236,13 +236,13 @@ def optimizer(pair):
     yield "class", *([type(one).__name__.removesuffix("8bit"), count] for (one, _), count in zip(sides, bits, strict=True))
     fields = set.intersection(*({*one.param_groups[0]} for one, _ in sides)) - {"params", "lr", "initial_lr"}
     names = [{p: name for name, p in model.named_parameters()} for _, model in sides]
-    theirs, own = (
+    their_settings, our_settings = (
         {names[p]: {field: group[field] for field in sorted(fields)} for group in one.param_groups for p in group["params"]}
         for (one, _), names in zip(sides, names, strict=True)
     )
     if "biases_by_name" in pair.known:
-        own = {name: one | ({"weight_decay": 0.0} if "bias" in name else {}) for name, one in own.items()}
-    yield "setting of", theirs, own
+        our_settings = {name: one | ({"weight_decay": 0.0} if "bias" in name else {}) for name, one in our_settings.items()}
+    yield "setting of", their_settings, our_settings
 
 
 def accumulation(pair):
@@ -251,45 +251,45 @@ def accumulation(pair):
 
 def resume(pair):
     """A training taken up in its middle repeats the same arithmetic on the same numbers as the whole one, in place of ours."""
-    whole = pair.whole  # it saves in its middle
+    course = pair.whole  # it saves in its middle
     rest = libraries.train(pair.trainer("resumed", **ACCUMULATED), str(pair.folder / "accumulated" / "checkpoint-1"))
     for field in ("learning_rate", "loss", "grad_norm", "weights"):
-        yield f"resumed, {field}", rest[field], whole[field]
+        yield f"resumed, {field}", rest[field], course[field]
 
 
 def scores(pair):
     """`evaluate()` and answers of `predict()` on the same weights. `batches_evaluated_alike`: a mean of the batches' means."""
-    model, own, pairs = pair.trained[0].model, pair.our_trained(), []
-    for some in chunks(pair.codec.encode(pair.test, training=True), libraries.TEST_BATCH):
-        batch = move_batch(pair.device, pair.codec.collate(some))
+    model, our_model, pairs = pair.trained[0].model, pair.our_trained(), []
+    for part in chunks(pair.codec.encode(pair.test, training=True), libraries.TEST_BATCH):
+        batch = move_batch(pair.device, pair.codec.collate(part))
         with autocast(pair.precision, pair.device), torch.no_grad():
-            pairs.append((float(pair.codec.loss(own, batch)), pair.codec.targets(batch)))
+            pairs.append((float(pair.codec.loss(our_model, batch)), pair.codec.targets(batch)))
     losses, counts = zip(*pairs, strict=True)
     our_loss = sum(losses) / sum(counts)
     if "batches_evaluated_alike" in pair.known:
         our_loss = fmean(a / b for a, b in pairs)
     test = libraries.encoded(pair.cell, pair.tokenizer, pair.test)
     yield "eval_loss", pair.trainer("scored", model, **pair.ungrouped).evaluate(test)["eval_loss"], our_loss, LOSS
-    yield "text of row" if pair.codec.generates else "answer to row", pair.answers(model), pair.our_answers(own)
+    yield "text of row" if pair.codec.generates else "answer to row", pair.answers(model), pair.our_answers(our_model)
 
 
 def pipeline(pair):
     """Answers from what `save_model` wrote, by the pipeline of the problem; by AutoModel if there is known to be none."""
-    cell, saved, known, lacking = pair.cell, pair.folder / "saved", pair.known, "no_pipeline" in pair.known
-    yield f"pipeline {pair.kit.pipeline!r}", pair.kit.pipeline in hf.pipelines.PIPELINE_REGISTRY.supported_tasks, not lacking
-    pair.trained[0].save_model(str(saved))
-    if lacking:
+    cell, folder, known_ids, no_support = pair.cell, pair.folder / "saved", pair.known, "no_pipeline" in pair.known
+    yield f"pipeline {pair.kit.pipeline!r}", pair.kit.pipeline in hf.pipelines.PIPELINE_REGISTRY.supported_tasks, not no_support
+    pair.trained[0].save_model(str(folder))
+    if no_support:
         options = libraries.quant_option(cell)
-        theirs = pair.answers(pair.kit.auto.from_pretrained(saved, **options, trust_remote_code=False).to(pair.device))
+        their_answers = pair.answers(pair.kit.auto.from_pretrained(folder, **options, trust_remote_code=False).to(pair.device))
     else:
-        search = {"do_sample": False} if "pipeline_samples" in known else {}
-        theirs = libraries.piped(cell, pair.tokenizer, saved, pair.test, pair.device, **search)
+        search = {"do_sample": False} if "pipeline_samples" in known_ids else {}
+        their_answers = libraries.piped(cell, pair.tokenizer, folder, pair.test, pair.device, **search)
     model = pair.our_trained()
-    if "adapter_rounded_when_loaded" in known:
+    if "adapter_rounded_when_loaded" in known_ids:
         ours.round_adapters(model)
-    known = known - {"segments_lost"} if "segments_served" in known else known
-    codec = ours.knowing_codec(cell, pair.codec.tokenizer, known)
-    yield "answer to row", theirs, pair.our_answers(model, codec, size=None if lacking else 1)
+    known_ids = known_ids - {"segments_lost"} if "segments_served" in known_ids else known_ids
+    codec = ours.knowing_codec(cell, pair.codec.tokenizer, known_ids)
+    yield "answer to row", their_answers, pair.our_answers(model, codec, size=None if no_support else 1)
 
 
 _ALL = (windows, start, labels, batch, order, loss, gradient, optimizer, accumulation, resume, scores, pipeline)

@@ -155,12 +155,12 @@ def run_test(
         command = [sys.executable, *torchrun, "-m", "pytest", *arguments, option]
         with output.open("w", encoding="utf-8") as file:
             returncode = run(command, cwd=cwd, environment=variables, output=file, limit_seconds=limit)
-        said = output.read_text(errors="replace", encoding="utf-8")
+        text = output.read_text(errors="replace", encoding="utf-8")
         paths = [rank_file(reports, rank) for rank in range(child.ranks)]
         return ProcessResult(
             returncode=returncode,
-            output=said,
-            reports=decisive_reports([json.loads(path.read_bytes()) if path.exists() else () for path in paths], said),
+            output=text,
+            reports=decisive_reports([json.loads(path.read_bytes()) if path.exists() else () for path in paths], text),
             hung_in="an unknown place" if returncode == OVERDUE else main_stack(Path(name)),
         )
 
@@ -175,7 +175,7 @@ def decisive_reports(by_rank: Sequence[Reports], output: str) -> Reports:
 
     None if no rank came to its end, or one was killed: what the others say then is that they wait for it.
     """
-    failed_at = [min((one["stop"] for one in own if one["outcome"] == "failed"), default=math.inf) for own in by_rank]
+    failed_at = [min((one["stop"] for one in reports if one["outcome"] == "failed"), default=math.inf) for reports in by_rank]
     if by_rank[0] and math.isinf(failed_at[0]):
         return by_rank[0]
     return () if killed_rank(output) else by_rank[failed_at.index(min(failed_at))]

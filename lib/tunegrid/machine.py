@@ -36,8 +36,8 @@ def cpu_name() -> str:
     """The CPU's model name on Linux, else its architecture; with `INSTRUCTIONS` that are set, and AMX, which no name tells."""
     name = cpu_field("model name") or platform.machine()
     units = " with AMX" if "amx_bf16" in cpu_field("flags").split() else ""
-    chosen = [f"{variable}={os.environ[variable]}" for variable in INSTRUCTIONS if variable in os.environ]
-    return ", ".join([f"{name}{units}", *chosen])
+    settings = [f"{variable}={os.environ[variable]}" for variable in INSTRUCTIONS if variable in os.environ]
+    return ", ".join([f"{name}{units}", *settings])
 
 
 def cpu_field(name: str) -> str:
@@ -106,8 +106,8 @@ def identity(threads: int | None = None) -> list[object]:
 @cache
 def versions() -> dict[str, str | None]:
     """Python's and the libraries' versions; None for one that is not installed."""
-    installed = {package: next((one.version for one in distributions(name=package)), None) for package in PACKAGES}
-    return {"python": platform.python_version(), **installed}
+    numbers = {package: next((one.version for one in distributions(name=package)), None) for package in PACKAGES}
+    return {"python": platform.python_version(), **numbers}
 
 
 def library_digests() -> dict[str, str]:
@@ -143,14 +143,14 @@ def _wheel_hashes(package: str, folder: Path) -> dict[str, str]:
         or folder != Path(str(wheel.locate_file(package))).resolve()
     ):
         return {}
-    installed, hashes = Path(str(record.locate())).stat().st_mtime, dict[str, str]()
+    install_time, hashes = Path(str(record.locate())).stat().st_mtime, dict[str, str]()
     for path, file in files.items():
         place = Path(str(file.locate()))
         # A path with ".." is a script, which names the environment's Python; a file may be gone (Python 3.12 leaves it out).
         if CODE.search(path) and not path.startswith("..") and place.is_file():
-            now = place.stat()
-            unchanged = file.hash and now.st_size == file.size and now.st_mtime <= installed
-            hashes[path] = f"{file.hash.mode}={file.hash.value}" if file.hash and unchanged else _hash(place)
+            stat = place.stat()
+            is_original = file.hash and stat.st_size == file.size and stat.st_mtime <= install_time
+            hashes[path] = f"{file.hash.mode}={file.hash.value}" if file.hash and is_original else _hash(place)
     return hashes
 
 

@@ -17,8 +17,8 @@ SECRET = re.compile(r"(?<=://)(?!git@)[^/\s'\"]*@")  # user, password or token o
 def defuse(text: str) -> str:
     """Text on one line: control characters are written out, as in a Python string, and no CI takes it for a command."""
     letters = SECRET.sub("", text)
-    shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in letters)
-    return OLD_COMMAND.sub("# ", COMMAND.sub(r"\\", shown))
+    line = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in letters)
+    return OLD_COMMAND.sub("# ", COMMAND.sub(r"\\", line))
 
 
 def defuse_lines(text: str) -> str:
@@ -36,8 +36,8 @@ def say(text: str, *, error: bool = False, runner: bool = False) -> None:
     """Print lines, which no CI obeys but those of `annotation` (`runner`); what the encoding lacks is written out."""
     stream = sys.stderr if error else sys.stdout
     encoding = stream.encoding or "utf-8"
-    shown = (text if runner else defuse_lines(text)).encode(encoding, "backslashreplace")
-    print(shown.decode(encoding), file=stream, flush=True)
+    content = (text if runner else defuse_lines(text)).encode(encoding, "backslashreplace")
+    print(content.decode(encoding), file=stream, flush=True)
 
 
 def strip_places(text: str) -> str:

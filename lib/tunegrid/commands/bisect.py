@@ -42,26 +42,26 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
     """
     from tunegrid.results.gate import gate
 
-    good, bad, by = versions[0], versions[-1], " and ".join(kinds)
+    good, bad, basis = versions[0], versions[-1], " and ".join(kinds)
     causes: dict[str, str] = {}
     say(f"runs the good end, {good}, twice")
     baseline = measure(good)
-    if worse := find_worse(gate(baseline, measure(good, "again")), kinds):
-        raise InputError(f"{good} is called worse than itself, so there is nothing to bisect: {remarks(worse)[0]}")
+    if drops := find_worse(gate(baseline, measure(good, "again")), kinds):
+        raise InputError(f"{good} is called worse than itself, so there is nothing to bisect: {remarks(drops)[0]}")
 
     def is_worse(version: str) -> bool:
         run = measure(version)
-        judged = gate(baseline, run)
-        answer = outcome(judged, kinds)
+        verdicts = gate(baseline, run)
+        answer = outcome(verdicts, kinds)
         say(f"{version}: {answer}")
         if answer is Outcome.WORSE:
-            verdict = run_verdict(run.all_records, judged, kinds, baseline=good, before=baseline.all_records, troubles=None)
+            verdict = run_verdict(run.all_records, verdicts, kinds, baseline=good, before=baseline.all_records, troubles=None)
             causes[version] = verdict.findings[0].sentence
         elif version == bad:
             hint = "more seeds (-- --seeds 0-2) detect smaller drops, --by numerics detects changes before scores"
-            raise InputError(f"nothing to find: {bad} is not worse than {good} by {by} ({count_verdicts(judged)}); {hint}")
+            raise InputError(f"nothing to find: {bad} is not worse than {good} by {basis} ({count_verdicts(verdicts)}); {hint}")
         elif answer is Outcome.CANNOT_TELL:
-            raise InputError([*remarks(open_scores(judged)), *remarks(judged), f"nothing of {by} could be compared"][0])
+            raise InputError([*remarks(open_scores(verdicts)), *remarks(verdicts), f"nothing of {basis} could be compared"][0])
         return answer is Outcome.WORSE
 
     say(f"runs the bad end, {bad}")
@@ -93,8 +93,8 @@ def run_version(options: argparse.Namespace, package: str, version: str, name: s
     resume = ("--resume",) if name == "run" else ()
     path = environment.run(f"{name}.json", ["-m", "quick", "--cells", options.cells, *resume, *options.pytest_options])
     run = read_run(path)
-    if missing := [cell for cell in options.cells.split(",") if cell not in run.records]:
-        raise InputError(f"{missing[0]} does not finish with {package} {version} ({path.with_suffix('.txt')} says why)")
+    if missing_cells := [cell for cell in options.cells.split(",") if cell not in run.records]:
+        raise InputError(f"{missing_cells[0]} does not finish with {package} {version} ({path.with_suffix('.txt')} says why)")
     return run
 
 
@@ -113,19 +113,19 @@ def releases(options: argparse.Namespace) -> tuple[str, list[str]]:
         raise InputError(f"give two releases of one package, {example}") from None
     if first >= last:
         raise InputError(f"{package} {first} is not older than {last}: give the older release as --good")
-    listed = options.versions
-    if not listed:
+    listing = options.versions
+    if not listing:
         wheels = options.find_links
         places = ["--no-index", f"--find-links={wheels.resolve()}"] if wheels else []
         failure = f"the releases of {package} cannot be listed (give them with --versions A,B,C)"
         lines = read_output([*environments.pip_command(sys.executable), "index", "versions", *places, "--", package], failure)
         [line] = [line for line in lines if line.startswith("Available versions:")]
-        listed = line.partition(":")[2]
+        listing = line.partition(":")[2]
     try:
-        spelled = {first: ends[0][2], last: ends[1][2]} | {Version(text): text.strip() for text in listed.split(",")}
+        spellings = {first: ends[0][2], last: ends[1][2]} | {Version(text): text.strip() for text in listing.split(",")}
     except InvalidVersion as error:
         raise InputError(f"{error}; versions are those of `pip index versions {package}`") from None
-    return package, [spelled[version] for version in sorted(spelled) if first <= version <= last]
+    return package, [spellings[version] for version in sorted(spellings) if first <= version <= last]
 
 
 def commits(repo: Path, good: str, bad: str) -> list[str]:
@@ -164,13 +164,13 @@ def run_bisection(options: argparse.Namespace) -> int:
         package, versions = releases(options)
     say(f"{package}: {len(versions)} versions, at most {(len(versions) - 2).bit_length()} steps after the two ends")
     last_good, first_bad, cause = search(partial(run_version, options, package), versions, kinds)
-    last, *skipped, first = versions[last_good : first_bad + 1]
+    last, *skips, first = versions[last_good : first_bad + 1]
     answer = f"{package} {first} is the first that is worse; {last} is not."
     next_step = f"the release notes of {package} {first} say what changed; in a checkout, --repo finds the commit"
-    if skipped:
-        answer = f"{package} became worse after {last}: with {first}, or with one that was skipped: {', '.join(skipped)}."
+    if skips:
+        answer = f"{package} became worse after {last}: with {first}, or with one that was skipped: {', '.join(skips)}."
         next_step = "the same command tries what was skipped again"
     elif options.repo:
         next_step = f"`{shlex.join(['git', '-C', str(options.repo), 'show', first])}` is the change"
     say("\n".join(answer_lines(answer, cause, next_step)))
-    return int(bool(skipped))
+    return int(bool(skips))

@@ -38,8 +38,8 @@ def select_cells(grid_files: Sequence[Path], profile: str, names: str) -> tuple[
         add_file(path.resolve(), grid)
     if cells := [name.strip() for name in names.split(",") if name.strip()]:
         return tuple(dict.fromkeys(grid.cell(name, PROFILES[profile]).id for name in cells))
-    if added := tuple(name for name in grid.ids(PROFILES[profile]) if name not in STUDY_IDS):
-        return added
+    if new_cells := tuple(name for name in grid.ids(PROFILES[profile]) if name not in STUDY_IDS):
+        return new_cells
     other = next(name for name in PROFILES if name != profile)
     raise InputError(f"{grid_files[-1]} adds no cell of -m {profile}: write -m {other}, or name cells with --cells=ID,ID")
 
@@ -56,16 +56,16 @@ def train_session(path: Path, arguments: Sequence[str], run: Session = session) 
 
 def by_seed(records: Sequence[Record], cells: Collection[str], seeds: Collection[int]) -> dict[int, Mapping[str, Record]]:
     """The records of each seed by cell; raises InputError if a cell did not come to its end, or failed an audit."""
-    finished = {
+    by_case = {
         (record.seeds.seed, record.cell): record for record in records if record.finished and record.seeds.confirms is None
     }
     for seed in seeds:
         for cell in cells:
-            if (seed, cell) not in finished:
+            if (seed, cell) not in by_case:
                 raise InputError(f"{cell} of seed {seed} did not finish: see above, then run the same command again")
-            if failed := failures(finished[seed, cell].audits, finished[seed, cell].excused):
+            if failed := failures(by_case[seed, cell].audits, by_case[seed, cell].excused):
                 raise InputError(f"{cell} of seed {seed} gives no bound: {failed[0]}; fix it, then run the same command again")
-    return {seed: {cell: finished[seed, cell] for cell in cells} for seed in seeds}
+    return {seed: {cell: by_case[seed, cell] for cell in cells} for seed in seeds}
 
 
 def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
@@ -93,9 +93,9 @@ def write_bounds(options: argparse.Namespace, run: Session) -> int:
         raise InputError(f"{path} has bounds of {', '.join(others)}, which would be lost: name them in --cells, or remove it")
     files = [f"--grid={file}" for file in options.grid]
     arguments = ["-m", profile, *files, f"--cells={','.join(cells)}", f"--seeds=0-{options.seeds - 1}"]
-    saved = train_session(RUNS / f"{grid.stem}-{profile}.json", [*arguments, *options.pytest_options], run)
-    measured = Calibration(seeds=list(by_seed(read_list(saved), cells, range(options.seeds)).values()))
-    bounds = thresholds_toml(measured, f"{OWN_CALIBRATE} --grid={grid.name}")
+    run_file = train_session(RUNS / f"{grid.stem}-{profile}.json", [*arguments, *options.pytest_options], run)
+    calibration = Calibration(seeds=list(by_seed(read_list(run_file), cells, range(options.seeds)).values()))
+    bounds = thresholds_toml(calibration, f"{OWN_CALIBRATE} --grid={grid.name}")
     write_whole(path, bounds)
     say(f"{bounds}\nwrote {path}, which sessions with --grid={grid} read")
     return 0

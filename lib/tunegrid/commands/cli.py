@@ -39,8 +39,8 @@ def program(name: str, package: str, commands: Mapping[str, str], arguments: Seq
         elif command in commands:
             code = import_module(f"{package}.{command}").main(rest)
         else:
-            near = get_close_matches(command, commands, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"{name} lists them all; removed ones are in reports/CHANGELOG.md"
+            names = get_close_matches(command, commands, n=1)
+            hint = f"did you mean {names[0]}?" if names else f"{name} lists them all; removed ones are in reports/CHANGELOG.md"
             say(f"{name}: unknown command {command!r}; {hint}", error=True)
             code = REFUSED
         sys.stdout.flush()

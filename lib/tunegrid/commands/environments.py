@@ -61,12 +61,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def parse_requirement(spec: str) -> str:
     """What "peft==0.22" or "peft@../peft", a checkout, asks for, as pip takes it; raises InputError for an option or a path."""
-    name, at, place = (part.strip() for part in spec.partition("@"))
+    name, sign, place = (part.strip() for part in spec.partition("@"))
     try:
-        Requirement(name if at else spec)
+        Requirement(name if sign else spec)
     except InvalidRequirement:
         raise InputError(f"{spec!r} is no package: expected what pip takes, as in peft==0.22, or peft@../peft") from None
-    return f"{name} @ {pip_address(Path(place).expanduser())}" if at and "://" not in place else spec
+    return f"{name} @ {pip_address(Path(place).expanduser())}" if sign and "://" not in place else spec
 
 
 def pip_address(checkout: Path, commit: str = "") -> str:
@@ -89,8 +89,8 @@ def pip_lock(requirements: Sequence[str], places: Sequence[str], *, alone: bool)
 
     `alone` takes just these packages, whatever they need and whatever is installed here.
     """
-    which = ("--no-deps", "--ignore-installed") if alone else ("--upgrade",)
-    command = [*pip_command(sys.executable), "install", "--quiet", "--dry-run", "--report", "-", *which, *places]
+    flags = ("--no-deps", "--ignore-installed") if alone else ("--upgrade",)
+    command = [*pip_command(sys.executable), "install", "--quiet", "--dry-run", "--report", "-", *flags, *places]
     report = read_output([*command, "--", *requirements], f"{' '.join(requirements)} cannot be installed")
     return "\n".join(map(pinned, json.loads("\n".join(report))["install"]))
 
@@ -137,8 +137,8 @@ class Environment:
             code = launcher.run(suite(self.python, path, arguments), environment=variables, output=output)
         if code == USAGE_ERROR or not path.is_file():
             lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-            said = (lines or ["it said nothing"])[-1].removeprefix("ERROR: ")
-            raise NoRun(f"no cell runs with {self.name}: {said} ({log})", self)
+            message = (lines or ["it said nothing"])[-1].removeprefix("ERROR: ")
+            raise NoRun(f"no cell runs with {self.name}: {message} ({log})", self)
         say(f"{self.name}: {path.stem} took {time.monotonic() - start:.0f} s")
         return path
 
@@ -180,8 +180,8 @@ def get_environment(requirements: Sequence[str], wheels: Path | None, *, alone: 
             read_output([*command, "-r", str(requirements_txt)], failure)
             # Only now, so that pip does not take a version that is already here for the one to install. `addsitedir` reads
             # editable installations, too; what it adds comes after the environment's own packages.
-            shared = [path for path in sys.path if Path(path).name in INSTALLED]
-            link.write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in shared), encoding="utf-8")
+            folders = [path for path in sys.path if Path(path).name in INSTALLED]
+            link.write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in folders), encoding="utf-8")
     say(f"{place} has {' '.join(requirements)}")
     packages = distributions(path=sorted({paths["purelib"], paths["platlib"]}))
     return Environment(python=python, folder=folder, own={str(canonicalize_name(one.name)): one.version for one in packages})

@@ -28,14 +28,14 @@ def figures(runs: Sequence[SavedRun]) -> "pd.DataFrame":
     import pandas as pd
 
     rows = list[dict[str, Any]]()
-    for saved, record in [(run, record) for run in runs for record in run.records]:
-        known = record_key(saved.path, record) | {"date": saved.when or None, "commit": saved.commit or None}
-        known |= {"device": record.device and record.device.name}
-        known |= {f"versions.{name}": version for name, version in record.versions.items()}
-        measured = leaves({name: part for name, part in to_json(record).items() if name in MEASURED})
-        rows += [known | {"metric": name, "update": None, "value": value} for name, value in measured]
+    for run, record in [(one, record) for one in runs for record in one.records]:
+        facts = record_key(run.path, record) | {"date": run.when or None, "commit": run.commit or None}
+        facts |= {"device": record.device and record.device.name}
+        facts |= {f"versions.{name}": version for name, version in record.versions.items()}
+        values = leaves({name: part for name, part in to_json(record).items() if name in MEASURED})
+        rows += [facts | {"metric": name, "update": None, "value": value} for name, value in values]
         losses = enumerate(record.training.losses if record.training else (), 1)
-        line = known | {"metric": "training.losses"}
+        line = facts | {"metric": "training.losses"}
         rows += [line | {"update": update, "value": loss} for update, loss in losses if loss is not None]
     if not rows:
         raise InputError("no cell of these runs measured anything: there is nothing to export")
@@ -55,18 +55,18 @@ def scored_rows(runs: Sequence[SavedRun]) -> tuple["pd.DataFrame", list[str]]:
     """One row per test row, with one column per metric; and a sentence for every record whose rows are not there."""
     import pandas as pd
 
-    frames, missing = [], []
+    frames, sentences = [], []
     for path, record in [(run.path, record) for run in runs for record in run.records]:
         rows, texts = read(record, path), read(record, path, "rows")
         if rows is None:
-            missing.append(f"{path}: {record.cell}, seed {record.seeds.seed}, has no test rows beside it in examples/")
+            sentences.append(f"{path}: {record.cell}, seed {record.seeds.seed}, has no test rows beside it in examples/")
             continue
         columns = {"row": range(1, len(rows) + 1), "input": None, "reference": None} | dict(rows)
-        said = {} if texts is None else dict(texts)  # more than points say: a label's name, and the answers that count
-        frames.append(pd.DataFrame(record_key(path, record) | columns | said))
+        answers = {} if texts is None else dict(texts)  # more than points say: a label's name, and the answers that count
+        frames.append(pd.DataFrame(record_key(path, record) | columns | answers))
     if not frames:
         raise InputError("none of these runs has its test rows beside it: copy the folder examples along with a run's JSON")
-    return pd.concat(frames, ignore_index=True), missing
+    return pd.concat(frames, ignore_index=True), sentences
 
 
 def record_key(path: Path, record: Record) -> dict[str, Any]:
@@ -110,11 +110,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("name the runs, and the file to write with -o")
     runs = [read_saved(path) for path in options.runs]
     try:
-        frame, missing = scored_rows(runs) if options.rows else (figures(runs), [])
+        frame, sentences = scored_rows(runs) if options.rows else (figures(runs), [])
     except OverflowError as error:
         raise InputError(f"a record holds a number too large for a table ({error}); leave its run out") from None
     write_table(frame, options.output)
-    for sentence in missing:
+    for sentence in sentences:
         say(sentence, error=True)
     say(f"wrote {options.output}: {len(frame)} rows of {len(frame.columns)} columns")
     return 0

@@ -37,18 +37,18 @@ def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
     from tunegrid.results.gate import Run, gate  # which brings scipy
 
     kinds, files = parse_kinds(options.on), (f"{old.path}", f"{new.path}")
-    judged = gate(*(Run.make(run.records, run.path) for run in (old, new)))
+    judgements = gate(*(Run.make(run.records, run.path) for run in (old, new)))
     names = {"baseline": old.path.name, "command": new.command}
-    verdict = run_verdict(new.records, judged, kinds, before=old.records, files=files, **names)
-    rows = [{"cell": j.cell, "numerics": j.verdict, "what": j.detail} for j in judged if j.kind == "numerics"]
+    verdict = run_verdict(new.records, judgements, kinds, before=old.records, files=files, **names)
+    rows = [{"cell": j.cell, "numerics": j.verdict, "what": j.detail} for j in judgements if j.kind == "numerics"]
     sections = [table(dict.fromkeys(("cell", "numerics", "what"), ""), rows)] if options.numerics else []
-    words = summary(verdict, judged, evidence=sections)
+    words = summary(verdict, judgements, evidence=sections)
     if options.format == "json":
-        say(json.dumps([asdict(judgement) for judgement in judged], indent=1))
+        say(json.dumps([asdict(judgement) for judgement in judgements], indent=1))
     elif options.format == "markdown":
         say(words)
     else:
-        say(text([*sections, gate_section(judged, verdict.failing), Section(sentences=verdict.sentences)]))
+        say(text([*sections, gate_section(judgements, verdict.failing), Section(sentences=verdict.sentences)]))
         annotate(verdict)
     write_step_summary(words)
     return verdict.exit_code

@@ -45,17 +45,17 @@ def merge_rows(runs: Sequence[SavedRun]) -> tuple[dict[RowKey, BenchmarkRow], di
 def check_baseline(runs: Mapping[Path, RunJson], records: Sequence[Record]) -> None:
     """Raises InputError if no gate could rest on these runs, which have these records in all."""
     profiles, commits = {record.profile for record in records}, {path: run.get("commit_info") for path, run in runs.items()}
-    unclean = [path for path, commit in commits.items() if not isinstance(commit, dict) or commit.get("dirty") is not False]
-    reasons = [f"the commit of {path} had uncommitted changes, or it is not known whether it had" for path in unclean]
+    dirty_paths = [path for path, commit in commits.items() if not isinstance(commit, dict) or commit.get("dirty") is not False]
+    reasons = [f"the commit of {path} had uncommitted changes, or it is not known whether it had" for path in dirty_paths]
     reasons += ["it is not of one profile with scores"] if profiles not in ({"quick"}, {"full"}) else []
     for seed in {record.seeds.seed for record in records} if profiles == {"quick"} else ():
-        missing = set(STUDY_IDS).difference(record.cell for record in records if record.seeds.seed == seed)
-        reasons += [f"cells of the study are missing with seed {seed}: {some(sorted(missing))}"] if missing else []
+        missing_cells = set(STUDY_IDS).difference(record.cell for record in records if record.seeds.seed == seed)
+        reasons += [f"cells of the study are missing with seed {seed}: {some(sorted(missing_cells))}"] if missing_cells else []
     for record in records:
-        changed = record.profile == "quick" and record.cell in STUDY_IDS and not record.bounds
+        is_changed = record.profile == "quick" and record.cell in STUDY_IDS and not record.bounds
         faults = {
             f"did not pass: {record.status}": not record.unharmed,
-            "was changed or limited from the command line": changed,
+            "was changed or limited from the command line": is_changed,
             "started from perturbed weights, which measures rounding": record.seeds.perturbation is not None,
             "shared its device with other processes": bool(record.device and record.device.contended),
         }
@@ -80,17 +80,17 @@ def main(arguments: list[str] | None = None) -> int:
     runs = {path: files.load(path) for path in options.runs}
     if options.journal is not None:
         runs |= [files.journal_run(Path(options.journal) if options.journal else None)]
-    rows, alone = merge_rows([files.read_saved(path, run) for path, run in runs.items()])
-    records = dict(zip(alone, compare_cells(list(alone.values())), strict=True))
+    rows, raw_records = merge_rows([files.read_saved(path, run) for path, run in runs.items()])
+    records = dict(zip(raw_records, compare_cells(list(raw_records.values())), strict=True))
     if options.baseline:
         check_baseline(runs, [record for record in records.values() if record.seeds.confirms is None])
-    absent = files.missing_runs(runs, {record_case(records[key]) for key in records if not has_no_time(rows[key])})
+    warning = files.missing_runs(runs, {record_case(records[key]) for key in records if not has_no_time(rows[key])})
     first = {name: value for name, value in next(iter(runs.values())).items() if name not in (files.SHARD, files.COMMAND)}
     merged = first | {"benchmarks": files.rows_by_name(rows, records)}
     files.save(merged, options.output, records.values(), options.runs)
     for line, _ in cell_lines(records.values()):
         say(line)
     say(f"wrote {options.output}: {len(rows)} rows of {', '.join(map(str, runs))}")
-    if absent:
-        say(absent, error=True)
-    return 1 if absent or any(map(contradicts, records.values())) else 0
+    if warning:
+        say(warning, error=True)
+    return 1 if warning or any(map(contradicts, records.values())) else 0

@@ -27,9 +27,9 @@ SCHEDULER = Path("/proc/thread-self/schedstat")  # nanoseconds on a core, nanose
 def own_time() -> float:
     """The clock in seconds, less those in which this thread was ready to run and had no core."""
     while True:
-        before, at = wait_seconds(), time.perf_counter()
-        if wait_seconds() == before:  # else the thread lost its core in between, and the two readings are not of one moment
-            return at - before
+        wait, clock = wait_seconds(), time.perf_counter()
+        if wait_seconds() == wait:  # else the thread lost its core in between, and the two readings are not of one moment
+            return clock - wait
 
 
 def wait_seconds() -> float:
@@ -68,16 +68,16 @@ def answers(cell: Cell) -> Iterator[dict[str, float | None]]:
         start = own_time()
         trainer.update(group)
         finish(device)
-        seconds, held = own_time() - start, peaks(device, seconds=0.0)
-        gib = held.rss_peak_gib if device.type == "cpu" else held.allocated_peak_gib
+        seconds, memory = own_time() - start, peaks(device, seconds=0.0)
+        gib = memory.rss_peak_gib if device.type == "cpu" else memory.allocated_peak_gib
         yield {"seconds": seconds, "peak_bytes": None if gib is None else round(gib * GIB)}
 
 
 def main(cell: str, device: str) -> None:
     """Set a cell up on a device, then answer each line, until there are no more."""
     try:
-        chosen = STUDY.cell(cell, replace(QUICK_PROFILE, device=device))
-        for _, answer in zip(chain([""], sys.stdin), answers(chosen), strict=False):  # an update comes after its line
+        study_cell = STUDY.cell(cell, replace(QUICK_PROFILE, device=device))
+        for _, answer in zip(chain([""], sys.stdin), answers(study_cell), strict=False):  # an update comes after its line
             say(f"{MARK}{json.dumps(answer)}")
     except InputError as error:
         sys.exit(str(error))

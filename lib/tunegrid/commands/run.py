@@ -24,8 +24,8 @@ def command(arguments: Sequence[str], python: Path | str = sys.executable) -> li
 def user_arguments(arguments: Sequence[object]) -> str:
     """What a user typed, of whom pytest got these arguments."""
     words = [*map(str, arguments)]
-    own = tuple(words[: len(SUITE)]) == SUITE
-    return shlex.join(["tunegrid", "run", *words[len(SUITE) :]] if own else ["pytest", *words])
+    is_suite = tuple(words[: len(SUITE)]) == SUITE
+    return shlex.join(["tunegrid", "run", *words[len(SUITE) :]] if is_suite else ["pytest", *words])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -77,14 +77,14 @@ def find_changes(ratios: Ratios, tests: int) -> dict[tuple[str, str], Change]:
 
     changes: dict[tuple[str, str], Change] = {}
     for look in LOOKS:
-        seen = {key: own[:look] for key, own in ratios.items() if len(own) >= LOOKS[0]}
-        for key, own in seen.items():
-            if len(own) == look and (key not in changes or changes[key].verdict is Verdict.CANNOT_TELL):
-                alike = [other for (_, figure), other in seen.items() if figure == key[1]]
-                df = max(look - 1, sum(len(other) - 1 for other in alike) / 2)
-                sd = max(stdev(own), median_low(map(stdev, alike)), LEAST_SD)
+        samples = {key: sample[:look] for key, sample in ratios.items() if len(sample) >= LOOKS[0]}
+        for key, sample in samples.items():
+            if len(sample) == look and (key not in changes or changes[key].verdict is Verdict.CANNOT_TELL):
+                peers = [other for (_, figure), other in samples.items() if figure == key[1]]
+                df = max(look - 1, sum(len(other) - 1 for other in peers) / 2)
+                sd = max(stdev(sample), median_low(map(stdev, peers)), LEAST_SD)
                 reach = critical_value(ALPHA / len(LOOKS) / tests, df) * sd / math.sqrt(look)
-                changes[key] = Change(fmean(own), reach)
+                changes[key] = Change(fmean(sample), reach)
     return changes
 
 
@@ -107,25 +107,25 @@ def differences(pythons: Sequence[Path]) -> str:
 
 def next_answer(process: subprocess.Popen[str]) -> Any:
     """What a process answers next; raises InputError if it ends without."""
-    said = ""
+    last_line = ""
     for line in process.stdout or ():
-        _, found, answer = line.partition(MARK)
-        if found:
+        _, mark, answer = line.partition(MARK)
+        if mark:
             return json.loads(answer)
-        said = line.strip() or said
+        last_line = line.strip() or last_line
     command = shlex.join(process.args)  # type: ignore[arg-type]
-    raise InputError(f"`{command}` fails, so leave the cell out of --cells: {said}")
+    raise InputError(f"`{command}` fails, so leave the cell out of --cells: {last_line}")
 
 
 def paired_updates(commands: Sequence[Sequence[str]], number: int) -> tuple[Answers, Answers]:
     """Answers of two processes that update in turn, A B B A (in every second round B A A B), so that noise slows both alike."""
     order, answers = ((0, 1) if number % 2 else (1, 0)), (list[Any](), list[Any]())
-    own = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_")} | {"PYTHONPATH": LIB}
+    variables = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_")} | {"PYTHONPATH": LIB}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with ExitStack() as stack:
         processes = []
         for command in commands:
-            process = subprocess.Popen(command, env=own, cwd=ROOT, encoding="utf-8", errors="replace", **pipes)
+            process = subprocess.Popen(command, env=variables, cwd=ROOT, encoding="utf-8", errors="replace", **pipes)
             processes.append(stack.enter_context(process))
             stack.callback(process.kill)
         for process in processes:
@@ -147,18 +147,18 @@ def log_ratios(before: Answers, after: Answers) -> dict[str, float]:
 
 def open_cells(ratios: Ratios, changes: Mapping[tuple[str, str], Change]) -> list[str]:
     """Cells that another round may tell more of: a figure of theirs is not told yet."""
-    untold = [key for key in ratios if key not in changes or changes[key].verdict is Verdict.CANNOT_TELL]
-    return list(dict.fromkeys(cell for cell, _ in untold))
+    keys = [key for key in ratios if key not in changes or changes[key].verdict is Verdict.CANNOT_TELL]
+    return list(dict.fromkeys(cell for cell, _ in keys))
 
 
 def answer(ratios: Ratios, changes: Mapping[tuple[str, str], Change]) -> Outcome:
     """Say what was found, the answer last: worse if anything is; no worse if every figure of every cell is told."""
     words = {key: f"{key[0]} {change.describe(key[1])}" for key, change in changes.items()}
     say("\n".join(words.values()))
-    worse = [words[key] for key, change in changes.items() if change.verdict is Verdict.WORSE]
-    untold = open_cells(ratios, changes)
-    outcome = Outcome.WORSE if worse else Outcome.CANNOT_TELL if untold else Outcome.NO_WORSE
-    say(f"{outcome.capitalize()}: {some(worse or untold or [*words.values()])}")
+    drops = [words[key] for key, change in changes.items() if change.verdict is Verdict.WORSE]
+    cells = open_cells(ratios, changes)
+    outcome = Outcome.WORSE if drops else Outcome.CANNOT_TELL if cells else Outcome.NO_WORSE
+    say(f"{outcome.capitalize()}: {some(drops or cells or [*words.values()])}")
     return outcome
 
 
@@ -175,8 +175,8 @@ def compare(places: Sequence[Path], names: Sequence[str], device: str) -> int:
             )
             for figure, ratio in log_ratios(*turns).items():
                 ratios.setdefault((cell, figure), []).append(ratio)
-            shown = " -> ".join(f"{1000 * median(one['seconds'] for one in turn):.1f}" for turn in turns)
-            say(f"round {number} of at most {LOOKS[-1]}  {cell}  {shown} ms an update")
+            times = " -> ".join(f"{1000 * median(one['seconds'] for one in turn):.1f}" for turn in turns)
+            say(f"round {number} of at most {LOOKS[-1]}  {cell}  {times} ms an update")
         changes = find_changes(ratios, len(FIGURES) * len(cells))
     return answer(ratios, changes).exit_code
 

@@ -48,20 +48,20 @@ def make_environments(options: argparse.Namespace) -> Sides:
 
 def changes(before: Environment, after: Environment) -> str:
     """As "peft 0.21.2 -> 0.22.0", the suite's libraries first; of equal versions the archives differ."""
-    shared = {str(canonicalize_name(one.name)): one.version for one in distributions()}
+    suite_versions = {str(canonicalize_name(one.name)): one.version for one in distributions()}
     names = sorted({**before.own, **after.own}, key=lambda name: (name not in PACKAGES, name))
-    versions = [(name, *((shared | {**side.own}).get(name, "none") for side in (before, after))) for name in names]
-    differing = [f"{name} {old} -> {new}" for name, old, new in versions if old != new]
-    return some(differing or [f"{name} {old} -> {new} (another archive)" for name, old, new in versions])
+    versions = [(name, *((suite_versions | {**side.own}).get(name, "none") for side in (before, after))) for name in names]
+    version_changes = [f"{name} {old} -> {new}" for name, old, new in versions if old != new]
+    return some(version_changes or [f"{name} {old} -> {new} (another archive)" for name, old, new in versions])
 
 
 def run_sides(options: argparse.Namespace, sides: Sides, cells: Sequence[str], first_updates: Sequence[str] = ()) -> Runs:
     """A run of cells (none for all) on both sides; raises InputError if a cell does not finish before the upgrade."""
     stage = "first-updates" if first_updates else "whole"
-    chosen = ["-m", options.profile, *(["--cells", ",".join(cells)] if cells else [])]
+    selection = ["-m", options.profile, *(["--cells", ",".join(cells)] if cells else [])]
     workers = ("-n", "auto") if options.profile in MICRO else ()
     # Of two equal options pytest takes the last, the user's.
-    arguments = [*chosen, "--resume", *workers, *first_updates, *options.pytest_options]
+    arguments = [*selection, "--resume", *workers, *first_updates, *options.pytest_options]
     before, after = sides
     old = read_saved(before.run(f"{stage}.json", arguments))
     for record in old.records:
@@ -85,13 +85,13 @@ def judged_runs(
         return gate(Run.make(old.records, old.path), after) if after.records else []
 
     runs = run_sides(options, sides, cells, first_updates)
-    judged = judge(*runs)
-    changed = [j.cell for j in judged if j.quantity == "numerics" and j.verdict not in SAME_NUMERICS]
-    if not first_updates or not changed:
-        return runs, judged
+    judgements = judge(*runs)
+    changed_cells = [j.cell for j in judgements if j.quantity == "numerics" and j.verdict not in SAME_NUMERICS]
+    if not first_updates or not changed_cells:
+        return runs, judgements
     old, new = (
-        replace(whole, records=[*whole.records, *(record for record in begun.records if record.cell not in changed)])
-        for begun, whole in zip(runs, run_sides(options, sides, changed), strict=True)
+        replace(end, records=[*end.records, *(record for record in start.records if record.cell not in changed_cells)])
+        for start, end in zip(runs, run_sides(options, sides, changed_cells), strict=True)
     )
     return (old, new), judge(old, new)
 
@@ -101,8 +101,8 @@ def stock_differences(side: Environment, cells: Sequence[str]) -> dict[str, str]
     differences = dict.fromkeys(cells, "its test did not run")
     path = side.run("stock.xml", ["-m", "stock", "--cells", ",".join(cells), "-n", "auto"]) if cells else None
     for test in ElementTree.parse(path).iter("testcase") if path else ():
-        bad = [result.get("message", "").removeprefix("Failed: ") for result in test if result.tag in ("failure", "error")]
-        differences |= {cell: bad[0].partition("\n")[0] if bad else "" for cell in cells if cell in test.get("name", "")}
+        faults = [result.get("message", "").removeprefix("Failed: ") for result in test if result.tag in ("failure", "error")]
+        differences |= {cell: faults[0].partition("\n")[0] if faults else "" for cell in cells if cell in test.get("name", "")}
     return differences
 
 
@@ -112,28 +112,28 @@ def run_upgrade(options: argparse.Namespace) -> int:
     stock_cells = [cell for cell in STOCK_CELLS if cell in (cells or STOCK_CELLS)] if options.profile == "quick" else []
     first_updates = ("--first-updates",) if options.profile in SCORED and not options.whole else ()
     sides = make_environments(options)
-    what = changes(*sides)
+    subject = changes(*sides)
     try:
-        (old, new), judged = judged_runs(options, sides, cells, first_updates)
+        (old, new), judgements = judged_runs(options, sides, cells, first_updates)
         stock_before, stock = (stock_differences(side, stock_cells) for side in sides)
     except NoRun as error:
         if error.environment == sides[0]:
             raise
-        say(f"{what}: {error}")
+        say(f"{subject}: {error}")
         return Outcome.WORSE.exit_code
     new_differences = [cell for cell in stock if stock[cell] and not stock_before[cell]]
     own_path = "the libraries' own path of"
     troubles = [f"{own_path} {cell} differs from ours now, and did not before: {stock[cell]}" for cell in new_differences]
     files = (str(old.path), str(new.path))
     names = {"baseline": "the run before", "command": new.command}
-    verdict = run_verdict(new.records, judged, kinds, before=old.records, troubles=troubles, files=files, **names)
-    write_step_summary(summary(verdict, judged))
+    verdict = run_verdict(new.records, judgements, kinds, before=old.records, troubles=troubles, files=files, **names)
+    write_step_summary(summary(verdict, judgements))
     say(f"`{shlex.join(['tunegrid', 'page', *reversed(files), '-o', 'upgrade.html'])}` shows both runs")
-    tables = [gate_section(judged, verdict.failing)] if judged else []
+    tables = [gate_section(judgements, verdict.failing)] if judgements else []
     say(text([*tables, Section(sentences=verdict.sentences)]))
     equal_before, equal = (sum(not text for text in differences.values()) for differences in (stock_before, stock))
     in_cells = f" The libraries' path equals ours in {equal} of {len(stock)} cells, before in {equal_before}." if stock else ""
-    say(f"{what}: {verdict.answer}{in_cells}")
+    say(f"{subject}: {verdict.answer}{in_cells}")
     return verdict.exit_code
 
 

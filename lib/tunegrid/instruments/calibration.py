@@ -66,10 +66,10 @@ class Calibration(Instrument):
         temperature = fit_temperature(validation) if validation else None
         lines = [*_lines("", test(1.0), cell.row_names)]
         if validation and temperature:
-            scaled = "at the temperature"
-            lines += [tidy("temperature", temperature), *_lines(scaled, test(temperature), cell.row_names)]
-            for part, at in (("", 1.0), (scaled, temperature)):
-                lines.append(tidy("validation NLL", float(nll(*validation(at)).mean()), part=part))
+            fitted_part = "at the temperature"
+            lines += [tidy("temperature", temperature), *_lines(fitted_part, test(temperature), cell.row_names)]
+            for part, divisor in (("", 1.0), (fitted_part, temperature)):
+                lines.append(tidy("validation NLL", float(nll(*validation(divisor)).mean()), part=part))
         return pd.concat(lines)
 
 
@@ -79,10 +79,10 @@ def forecasts(cell: TrainedCell, evaluation: Evaluation) -> Callable[[float], Fo
     hits = next((evaluation.examples[name] for name in HITS if name in evaluation.examples), None)
 
     def at(temperature: float) -> Forecasts:
-        known = confidences(cell.codec, examples, evaluation.outputs, temperature) if hits and evaluation.outputs else None
-        if not known or not all(map(math.isfinite, known)):
+        chances = confidences(cell.codec, examples, evaluation.outputs, temperature) if hits and evaluation.outputs else None
+        if not chances or not all(map(math.isfinite, chances)):
             raise NotAskedError("the model gives its predictions no probability")
-        return np.asarray(known, float), (np.asarray(hits) == 100).astype(float)
+        return np.asarray(chances, float), (np.asarray(hits) == 100).astype(float)
 
     return at
 
@@ -110,9 +110,9 @@ def confidences(codec: Codec, examples: Sequence[int], outputs: Sequence[Any], t
         for example, (score, *_), log_sum in zip(examples[part], outputs[part], log_sums, strict=True):
             best[example] = max(score, best.get(example, score))
             sums[example].append(log_sum)
-    whole = torch.stack([torch.stack(sums[row]).logsumexp(0) for row in range(len(best))])
+    totals = torch.stack([torch.stack(sums[row]).logsumexp(0) for row in range(len(best))])
     scores = torch.tensor([best[row] for row in range(len(best))], dtype=torch.float64)
-    spans: list[float] = (scores / temperature - whole).exp().tolist()
+    spans: list[float] = (scores / temperature - totals).exp().tolist()
     return spans
 
 
@@ -127,8 +127,8 @@ def _lines(part: str, rows: Forecasts, names: Sequence[str]) -> Iterator[pd.Data
 
 def nll(confidences: Array, hits: Array) -> Array:
     """Nats of each row: minus the log of what was said of its outcome."""
-    said = np.where(hits == 1, confidences, 1 - confidences)
-    return -np.log(np.maximum(said, SURE))
+    chances = np.where(hits == 1, confidences, 1 - confidences)
+    return -np.log(np.maximum(chances, SURE))
 
 
 def ece(confidences: Array, hits: Array) -> tuple[float, float, float]:
@@ -146,11 +146,11 @@ def ece(confidences: Array, hits: Array) -> tuple[float, float, float]:
 
 def _resampled_sums(by_bin: Array) -> Array:
     """The sums of all resamples of rows, a column each."""
-    rows, at_once, rng = len(by_bin), RESAMPLES // CHUNKS, np.random.default_rng(SEED)
-    shifts, sums = np.arange(at_once)[:, None] * rows, []
+    rows, size, rng = len(by_bin), RESAMPLES // CHUNKS, np.random.default_rng(SEED)
+    shifts, sums = np.arange(size)[:, None] * rows, []
     for _ in range(CHUNKS):
-        drawn = rng.integers(0, rows, (at_once, rows)) + shifts
-        times = np.bincount(drawn.ravel(), minlength=at_once * rows).reshape(at_once, rows)  # that each draws each row
+        draws = rng.integers(0, rows, (size, rows)) + shifts
+        times = np.bincount(draws.ravel(), minlength=size * rows).reshape(size, rows)  # that each draws each row
         sums.append(times.astype(float) @ by_bin)
     return np.concatenate(sums)
 

@@ -33,8 +33,8 @@ class Distillation(Instrument):
 
     def before(self, cell: TrainedCell) -> None:
         """Refuse cells that SFT answers in another form."""
-        own, other = cell.cell.head, cell.sft.head
-        if (own.layout, own.new_token) != (other.layout, other.new_token):
+        head, other = cell.cell.head, cell.sft.head
+        if (head.layout, head.new_token) != (other.layout, other.new_token):
             raise NotAskedError("SFT's answers have another format")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
@@ -49,25 +49,25 @@ class Distillation(Instrument):
             part: cell.score(cell.test_rows, one).examples[name] for part, one in (("taught", student), ("teacher", teacher))
         }
         gain = [taught - alone for alone, taught in zip(points["alone"], points["taught"], strict=True)]
-        lines = [tidy("points", each, part=part, row=cell.row_names) for part, each in points.items()]
+        lines = [tidy("points", values, part=part, row=cell.row_names) for part, values in points.items()]
         return pd.concat([*lines, tidy("gain", gain, part="taught", row=cell.row_names)])
 
 
 def learn_from(teacher: nn.Module, codec: Codec) -> None:
     """Make a codec's loss that of a student. Without a teacher's share (ALPHA 0) it is the task's own, to the last bit."""
-    task_loss, said = codec.loss, list[Tensor]()
+    task_loss, teacher_logits = codec.loss, list[Tensor]()
 
     def listen(logits: Tensor, labels: Tensor) -> Tensor:
-        said.append(logits[labels != IGNORED])
+        teacher_logits.append(logits[labels != IGNORED])
         return logits.new_zeros(())
 
     def student_loss(logits: Tensor, labels: Tensor) -> Tensor:
-        student, theirs = ((one / TEMPERATURE).log_softmax(-1) for one in (logits[labels != IGNORED], said.pop(0)))
-        apart = TEMPERATURE**2 * kl_div(student, theirs, reduction="sum", log_target=True)
-        return (1 - ALPHA) * summed_cross_entropy(logits, labels) + ALPHA * apart
+        student, target = ((one / TEMPERATURE).log_softmax(-1) for one in (logits[labels != IGNORED], teacher_logits.pop(0)))
+        gap = TEMPERATURE**2 * kl_div(student, target, reduction="sum", log_target=True)
+        return (1 - ALPHA) * summed_cross_entropy(logits, labels) + ALPHA * gap
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        said.clear()  # of a pass in which memory ran out
+        teacher_logits.clear()  # of a pass in which memory ran out
         codec.criterion = listen
         with torch.no_grad():
             task_loss(teacher, batch)

@@ -76,8 +76,8 @@ class Forgetting(Instrument):
         nats = {"before": before.nats, "after": after.nats}
         nats["change"] = [new - old for old, new in zip(before.nats, after.nats, strict=True)]
         lines = [
-            tidy(name, [n / t for n, t in zip(each, tokens, strict=True)], row=before.names, weight=tokens)
-            for name, each in nats.items()
+            tidy(name, [n / t for n, t in zip(values, tokens, strict=True)], row=before.names, weight=tokens)
+            for name, values in nats.items()
         ]
         return pd.concat([*lines, tidy("trains", float(after.trains))])
 
@@ -120,9 +120,9 @@ def task_texts(task: Task, rows: Sequence[Row], tokenizer: Any) -> list[str]:
     """
     columns = task.text_pair or task.text
     texts = list(dict.fromkeys(text for row in rows if (text := stitch(row, columns))))
-    drawn = Random(SEED).sample(texts, min(2 * TEXTS, len(texts)))
-    split = {text: len(ids) / len(text) for text, ids in zip(drawn, _ids(tokenizer, drawn), strict=True)}
-    return sorted(drawn, key=split.__getitem__)[: -(-len(drawn) // 2)]
+    sample = Random(SEED).sample(texts, min(2 * TEXTS, len(texts)))
+    split = {text: len(ids) / len(text) for text, ids in zip(sample, _ids(tokenizer, sample), strict=True)}
+    return sorted(sample, key=split.__getitem__)[: -(-len(sample) // 2)]
 
 
 def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -139,18 +139,18 @@ def pretraining_model(cell: TrainedCell) -> Any:
         raise NotAskedError("learned tokens come before the text, and the backbone does not change")
     source, options = checkpoint_source(backbone, cell.cell.profile)
     options |= {"dtype": base_type(cell.cell), "attn_implementation": ATTENTION, "use_safetensors": True}
-    whole, report = from_hub_or_folder(LOADERS[backbone.objective], source, options | {"output_loading_info": True})
+    full_model, report = from_hub_or_folder(LOADERS[backbone.objective], source, options | {"output_loading_info": True})
     tuned: Any = model.get_base_model() if isinstance(model, peft.PeftModel) else model
-    if type(whole) is type(tuned):
+    if type(full_model) is type(tuned):
         return tuned
-    own = own_modules(whole, tuned)
-    if lacking := sorted(name for name in report["missing_keys"] if name.split(".")[0] not in own):
-        raise NotAskedError(f"the checkpoint lacks {len(lacking)} tensors of its pretraining head, {lacking[0]} among them")
-    whole.requires_grad_(False)
-    for name, module in own.items():
-        setattr(whole, name, module)
-    whole.tie_weights()  # the output layer shares the cell's embeddings, as it does in the checkpoint
-    return whole.to(cell.device).eval()
+    modules = own_modules(full_model, tuned)
+    if lost_keys := sorted(name for name in report["missing_keys"] if name.split(".")[0] not in modules):
+        raise NotAskedError(f"the checkpoint lacks {len(lost_keys)} tensors of its pretraining head, {lost_keys[0]} among them")
+    full_model.requires_grad_(False)
+    for name, module in modules.items():
+        setattr(full_model, name, module)
+    full_model.tie_weights()  # the output layer shares the cell's embeddings, as it does in the checkpoint
+    return full_model.to(cell.device).eval()
 
 
 def own_modules(whole: Any, tuned: Any) -> dict[str, nn.Module]:
@@ -161,20 +161,20 @@ def own_modules(whole: Any, tuned: Any) -> dict[str, nn.Module]:
     if isinstance(tuned, hf.EncoderDecoderModel):
         return {whole.base_model_prefix: tuned.encoder}
     children = dict(tuned.named_children())
-    own = {name: children[name] for name, part in whole.named_children() if type(children.get(name)) is type(part)}
-    if not own:
+    modules = {name: children[name] for name, part in whole.named_children() if type(children.get(name)) is type(part)}
+    if not modules:
         raise NotAskedError(f"{type(tuned).__name__} has no part of {type(whole).__name__}")
-    return own
+    return modules
 
 
 def masked(ids: Sequence[int], tokenizer: Any, rng: Random) -> Hidden:
     """BERT's: some tokens give way to [MASK], and are predicted. Raises NotAskedError without such a token."""
     if tokenizer.mask_token_id is None:
         raise NotAskedError("the tokenizer has no mask token")
-    chosen = set(rng.sample(range(len(ids)), _count(ids)))
-    read = [tokenizer.mask_token_id if i in chosen else token for i, token in enumerate(ids)]
-    labels = [token if i in chosen else IGNORED for i, token in enumerate(ids)]
-    return [tokenizer.cls_token_id, *read, tokenizer.sep_token_id], [IGNORED, *labels, IGNORED]
+    places = set(rng.sample(range(len(ids)), _count(ids)))
+    tokens = [tokenizer.mask_token_id if i in places else token for i, token in enumerate(ids)]
+    labels = [token if i in places else IGNORED for i, token in enumerate(ids)]
+    return [tokenizer.cls_token_id, *tokens, tokenizer.sep_token_id], [IGNORED, *labels, IGNORED]
 
 
 def causal(ids: Sequence[int], tokenizer: Any, rng: Random) -> Hidden:
@@ -187,7 +187,7 @@ def spans(ids: Sequence[int], tokenizer: Any, rng: Random) -> Hidden:
 
     Raises NotAskedError without sentinels.
     """
-    read, target, at = list[int](), list[int](), 0
+    inputs, target, place = list[int](), list[int](), 0
     count = max(1, round(_count(ids) / SPAN))
     room = len(ids) // count  # each span lies in a stretch of its own, and never touches the next one
     for number in range(count):
@@ -196,11 +196,11 @@ def spans(ids: Sequence[int], tokenizer: Any, rng: Random) -> Hidden:
         sentinel = tokenizer.convert_tokens_to_ids(f"<extra_id_{number}>")
         if sentinel in (None, tokenizer.unk_token_id):
             raise NotAskedError(f"the tokenizer has no sentinel <extra_id_{number}>")
-        read += [*ids[at:start], sentinel]
+        inputs += [*ids[place:start], sentinel]
         target += [sentinel, *ids[start : start + length]]
-        at = start + length
+        place = start + length
     end = [tokenizer.eos_token_id]
-    return [*read, *ids[at:], *end], [*target, *end]
+    return [*inputs, *ids[place:], *end], [*target, *end]
 
 
 HIDE = {Objective.MASKED: masked, Objective.CAUSAL: causal, Objective.SPANS: spans}
@@ -213,20 +213,20 @@ def _count(ids: Sequence[int]) -> int:
 def _nats(cell: TrainedCell, model: Any, hidden: Sequence[Hidden]) -> list[float]:
     """Of each text, over the tokens that the checkpoint knows: one that the cell added is no guess of the backbone's."""
     tokenizer, new = cell.codec.tokenizer, cell.cell.head.new_token
-    known = tokenizer.convert_tokens_to_ids(new) if new else None
+    new_id = tokenizer.convert_tokens_to_ids(new) if new else None
     nats: list[float] = []
-    for some in chunks(hidden, BATCH):
-        read, targets = zip(*some, strict=True)
+    for part in chunks(hidden, BATCH):
+        inputs, targets = zip(*part, strict=True)
         labels = _pad(targets, IGNORED)
         batch = {
-            "input_ids": _pad(read, tokenizer.pad_token_id or 0),
-            "attention_mask": _pad([[1] * len(row) for row in read], 0),
+            "input_ids": _pad(inputs, tokenizer.pad_token_id or 0),
+            "attention_mask": _pad([[1] * len(row) for row in inputs], 0),
         }
         if cell.cell.backbone.objective is Objective.SPANS:
             batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels)
         with autocast(eval_precision(cell.cell, cell.device), cell.device):
             logits: Tensor = model(**move_batch(cell.device, batch)).logits
-        logits = logits[..., :known].float().transpose(1, 2)
+        logits = logits[..., :new_id].float().transpose(1, 2)
         of_tokens = cross_entropy(logits, labels.to(cell.device), ignore_index=IGNORED, reduction="none")
         nats += of_tokens.sum(1).tolist()
     return nats

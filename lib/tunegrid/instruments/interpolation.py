@@ -42,9 +42,9 @@ class Interpolation(Instrument):
 
     def before(self, cell: TrainedCell) -> None:
         """Refuse cells whose head is not SFT's: no line leads from one to the other."""
-        own, other = cell.cell.head, cell.sft.head
-        if own != other:
-            raise NotAskedError(f"its head is {own.architecture}, and that of SFT is {other.architecture}")
+        head, other = cell.cell.head, cell.sft.head
+        if head != other:
+            raise NotAskedError(f"its head is {head.architecture}, and that of SFT is {other.architecture}")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
         """SFT is trained, too; then points along the line."""
@@ -104,15 +104,15 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _transposed(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    turned = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
-    return {name: tensor.T if name in turned else tensor for name, tensor in state.items()}
+    names = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
+    return {name: tensor.T if name in names else tensor for name, tensor in state.items()}
 
 
 def check_same_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
     """Raises NotAskedError if two models have other tensors."""
     shapes = [{(name, tensor.shape) for name, tensor in state.items()} for state in (first, second)]
-    if unlike := sorted(name for name, _ in shapes[0] ^ shapes[1]):
-        raise NotAskedError(f"it and SFT have {len(set(unlike))} tensors that do not match, {unlike[0]} among them")
+    if names := sorted(name for name, _ in shapes[0] ^ shapes[1]):
+        raise NotAskedError(f"it and SFT have {len(set(names))} tensors that do not match, {names[0]} among them")
 
 
 def interpolate(first: Mapping[str, Tensor], second: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:

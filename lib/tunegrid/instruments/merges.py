@@ -76,15 +76,15 @@ class Merges(Instrument):
     def objections(self, figures: pd.DataFrame) -> Iterator[str]:
         """A sentence for each merge that is not what it is called, or that left layers without the adapter."""
         for base, meaning in MEANING.items():
-            own = figures[figures.part == base]
-            for other in own[(own.figure == "own base") & (own.value == 0)].note:
+            lines = figures[figures.part == base]
+            for other in lines[(lines.figure == "own base") & (lines.value == 0)].note:
                 yield f"what should be {meaning}, lies on {f'the {other} base' if other else 'none of the three bases'}"
-            layers = own[own.figure == "alike"]
-            unlike = layers[layers.value == 0].row.tolist()
-            if unlike:
+            layers = lines[lines.figure == "alike"]
+            faults = layers[layers.value == 0].row.tolist()
+            if faults:
                 yield (
-                    f"{meaning}, {len(unlike)} of {len(layers)} layers do not compute what the adapter computes over it, "
-                    f"{unlike[0]} among them"
+                    f"{meaning}, {len(faults)} of {len(layers)} layers do not compute what the adapter computes over it, "
+                    f"{faults[0]} among them"
                 )
 
 
@@ -111,15 +111,15 @@ class _Merging:
         cell = self.cell
         try:
             adapter = self._load(base)
-            below, calls = bases_below(cell.model, adapter), self._calls(adapter)
+            bases, calls = bases_below(cell.model, adapter), self._calls(adapter)
             merged = cell.serving.merge(adapter)
         except Exception as error:  # whatever PEFT and transformers raise where they cannot load or merge
             yield tidy("points", float("nan"), part=base, note=f"not merged: {first_line(error)}")
             return
-        held = self._check_layers(merged, calls)
-        lies_on = single_base(below & bases_below(cell.model, merged))
+        layer_checks = self._check_layers(merged, calls)
+        lies_on = single_base(bases & bases_below(cell.model, merged))
         if base == lies_on == "unpacked":
-            self._packed_again = {name: one for name, one in self._bytes(merged).items() if held.get(name)}
+            self._packed_again = {name: one for name, one in self._bytes(merged).items() if layer_checks.get(name)}
         answers = cell.score(cell.test_rows, merged)
         points, before = self._points(answers), self._points(self.served)
         pairs = zip(self.served.predictions, answers.predictions, strict=True)
@@ -135,7 +135,7 @@ class _Merging:
         yield tidy("mean difference", float(differences.mean()), part=base)
         yield tidy("largest difference", float(differences.max()), part=base)
         yield tidy("own base", float(lies_on == base), part=base, note=lies_on or "")
-        yield tidy("alike", [float(alike) for alike in held.values()], part=base, row=list(held))
+        yield tidy("alike", [float(check) for check in layer_checks.values()], part=base, row=list(layer_checks))
 
     def _load(self, base: BaseKind) -> Any:
         """The saved adapter over one of the bases. Raises InputError if no checkpoint holds it."""
@@ -146,8 +146,8 @@ class _Merging:
             if (folder / BASE).is_dir():
                 raise InputError("no checkpoint holds the base: it was saved packed, beside the adapter")
             cell = replace(cell, method=replace(cell.method, quantization=None))
-        below = load_below(cell, folder, self.cell.codec.tokenizer, device)
-        return load_adapter(below.dequantize() if base == "unpacked" else below, folder, device)
+        base_model = load_below(cell, folder, self.cell.codec.tokenizer, device)
+        return load_adapter(base_model.dequantize() if base == "unpacked" else base_model, folder, device)
 
     def _points(self, evaluation: Evaluation) -> list[float]:
         return evaluation.examples[self.cell.cell.task.main_score]
@@ -155,9 +155,9 @@ class _Merging:
     def _logits(self, model: nn.Module) -> list[Tensor]:
         """Of the sampled rows; of a text only what predicts its target."""
         logits: list[Tensor] = []
-        for some in chunks(self.rows, self.cell.trainer.log.micro_batch):
-            answered, batch = get_logits(self.cell.trainer, some, model)
-            logits += target_rows(answered[0], batch) if self.cell.codec.generates else answered
+        for rows in chunks(self.rows, self.cell.trainer.log.micro_batch):
+            outputs, batch = get_logits(self.cell.trainer, rows, model)
+            logits += target_rows(outputs[0], batch) if self.cell.codec.generates else outputs
         return logits
 
     def _calls(self, adapter: Any) -> dict[str, Call]:
@@ -167,11 +167,11 @@ class _Merging:
     def _check_layers(self, merged: Any, calls: Mapping[str, Call]) -> dict[str, bool]:
         """Whether each layer computes after the merge what the adapter computed; one packed again is held to its bytes."""
         layers = {name: merged.get_submodule(name) for name in calls}
-        again = self._bytes(merged) if any(isinstance(layer, Linear4bit) for layer in layers.values()) else {}
-        known = {name: same_bytes(one, self._packed_again[name]) for name, one in again.items() if name in self._packed_again}
-        allowed = FINE if base_type(self.cell.cell) is torch.float32 else COARSE
-        unpacked = {name: layer for name, layer in layers.items() if name not in again}
-        return known | {name: distance(calls[name][1], layer(calls[name][0])) <= allowed for name, layer in unpacked.items()}
+        packs = self._bytes(merged) if any(isinstance(layer, Linear4bit) for layer in layers.values()) else {}
+        checks = {name: same_bytes(one, self._packed_again[name]) for name, one in packs.items() if name in self._packed_again}
+        limit = FINE if base_type(self.cell.cell) is torch.float32 else COARSE
+        unpacked = {name: layer for name, layer in layers.items() if name not in packs}
+        return checks | {name: distance(calls[name][1], layer(calls[name][0])) <= limit for name, layer in unpacked.items()}
 
     def _bytes(self, merged: Any) -> dict[str, Tensor]:
         """The bytes of every merged layer of the packed base: its own, or those that its weight packs to."""

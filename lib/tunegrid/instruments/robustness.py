@@ -52,31 +52,31 @@ class Robustness(Instrument):
         Where a shift changes no token of any row, all rows are scored again: they must have the same points to the last bit.
         """
         task, profile = cell.cell.task, cell.cell.profile
-        some = sorted(Random(SEED).sample(range(len(cell.test_rows)), min(ROWS, len(cell.test_rows))))
-        rows, names = [cell.test_rows[i] for i in some], [cell.row_names[i] for i in some]
-        plain, again = cell.score(rows), cell.score([dict(row) for row in rows])
+        sample = sorted(Random(SEED).sample(range(len(cell.test_rows)), min(ROWS, len(cell.test_rows))))
+        rows, names = [cell.test_rows[i] for i in sample], [cell.row_names[i] for i in sample]
+        plain, repeat = cell.score(rows), cell.score([dict(row) for row in rows])
         metric = task.main_score if task.main_score in plain.examples else next(iter(plain.examples))
         points, tokens = plain.examples[metric], row_tokens(cell, rows)
         lines = [
             tidy("points", points, part="plain", row=names),
-            tidy("repeated", float(points == again.examples[metric])),
+            tidy("repeated", float(points == repeat.examples[metric])),
             tidy("cut short", float(bool(profile.changes or profile.train_rows))),
         ]
         for shift in (*SHIFTS, *cell.grid.shifts.values()):
             new = shifted_rows(task, rows, shift) if task.problem in shift.problems else rows
-            changed = [i for i, (old, row) in enumerate(zip(rows, new, strict=True)) if row != old]
-            if changed and shift.turns:
-                lines += contrast(cell, shift, plain, new, changed, names)
-            elif changed:
-                own = row_tokens(cell, [new[i] for i in changed])
-                read = sum(tokens[i] != ids for i, ids in zip(changed, own, strict=True))
-                asked, moved = (changed if read else range(len(new))), list(points)
-                for i, after in zip(asked, cell.score([new[i] for i in asked]).examples[metric], strict=True):
-                    moved[i] = after
-                changes = [after - old for old, after in zip(points, moved, strict=True)]
-                lines.append(tidy("points", moved, part=shift.id, row=names, note=shift.meaning))
+            places = [i for i, (old, row) in enumerate(zip(rows, new, strict=True)) if row != old]
+            if places and shift.turns:
+                lines += contrast(cell, shift, plain, new, places, names)
+            elif places:
+                new_tokens = row_tokens(cell, [new[i] for i in places])
+                token_changes = sum(tokens[i] != ids for i, ids in zip(places, new_tokens, strict=True))
+                indexes, new_points = (places if token_changes else range(len(new))), list(points)
+                for i, after in zip(indexes, cell.score([new[i] for i in indexes]).examples[metric], strict=True):
+                    new_points[i] = after
+                changes = [after - old for old, after in zip(points, new_points, strict=True)]
+                lines.append(tidy("points", new_points, part=shift.id, row=names, note=shift.meaning))
                 lines.append(tidy("change", changes, part=shift.id, row=names))
-                lines.append(tidy("read", float(read), part=shift.id))
+                lines.append(tidy("read", float(token_changes), part=shift.id))
         return pd.concat(lines)
 
     def objections(self, figures: pd.DataFrame) -> Iterator[str]:
@@ -112,13 +112,13 @@ def contrast(
 ) -> Iterator[pd.DataFrame]:
     """Whether each row that has a twin of another answer is answered rightly, and of those that are, whether its twin is."""
     twins, task = cell.score([new[i] for i in changed]), cell.cell.task
-    right, turned = dict[str, float](), dict[str, float]()
+    right, right_twins = dict[str, float](), dict[str, float]()
     for i, twin, answer in zip(changed, twins.rows, twins.predictions, strict=True):
         right[names[i]] = 100.0 * follows(task, twin, plain.rows[i], plain.predictions[i].value)
         if right[names[i]]:
-            turned[names[i]] = 100.0 * follows(task, plain.rows[i], twin, answer.value)
+            right_twins[names[i]] = 100.0 * follows(task, plain.rows[i], twin, answer.value)
     yield tidy("right", list(right.values()), part=shift.id, row=list(right), note=shift.meaning)
-    yield tidy("turned", list(turned.values()), part=shift.id, row=list(turned))
+    yield tidy("turned", list(right_twins.values()), part=shift.id, row=list(right_twins))
 
 
 def follows(task: Task, other: Row, row: Row, answer: Any) -> bool:
@@ -129,8 +129,8 @@ def follows(task: Task, other: Row, row: Row, answer: Any) -> bool:
     """
     if task.problem is Problem.CLASSIFY:
         return bool(answer == row[task.target])
-    own, others, said = _words(row[task.target]), _words(other[task.target]), _words(answer)
-    return own - others <= said and not said & (others - own)
+    target, others, words = _words(row[task.target]), _words(other[task.target]), _words(answer)
+    return target - others <= words and not words & (others - target)
 
 
 def _words(target: Any) -> set[str]:
@@ -163,11 +163,11 @@ def rewrite_row(task: Task, row: RowMapping, find: Find, rng: Random, *, inside:
 
 def apply_edits(text: str, edits: Sequence[Edit]) -> str:
     """The text with all edits, none of which overlaps another."""
-    parts, at = list[str](), 0
+    parts, position = list[str](), 0
     for start, end, replacement in sorted(edits):
-        parts += [text[at:start], replacement]
-        at = end
-    return "".join([*parts, text[at:]])
+        parts += [text[position:start], replacement]
+        position = end
+    return "".join([*parts, text[position:]])
 
 
 def _spans(task: Task, row: RowMapping) -> list[tuple[int, int]]:
@@ -194,12 +194,12 @@ def typos(task: Task, row: RowMapping, rng: Random) -> Row:
     """Two neighbouring letters swapped, at 5 % of all letters; answers are spared."""
 
     def find(text: str, rng: Random) -> list[Edit]:
-        edits, free = list[Edit](), 0
+        edits, next_place = list[Edit](), 0
         for place in range(len(text) - 1):
             one, other = text[place], text[place + 1]
-            if place >= free and one.isalpha() and other.isalpha() and one != other and rng.random() < 0.05:
+            if place >= next_place and one.isalpha() and other.isalpha() and one != other and rng.random() < 0.05:
                 edits.append((place, place + 2, other + one))
-                free = place + 2
+                next_place = place + 2
         return edits
 
     return rewrite_row(task, row, find, rng, inside=False)
@@ -248,12 +248,12 @@ def distracted(task: Task, row: RowMapping, rng: Random) -> Row:
     """Such a sentence behind the passage; none if the question names nothing that could be another."""
     column, question = task.text_pair[0], row[task.text[-1]]
     other = _other_question(question, rng)
-    wrong = next(answer for kind, answer in KINDS if kind.search(question))
-    if other == question or wrong in row[column].lower() or other in row[column]:
+    wrong_answer = next(answer for kind, answer in KINDS if kind.search(question))
+    if other == question or wrong_answer in row[column].lower() or other in row[column]:
         return dict(row)
-    words = f"{other.rstrip(' ?')} : {wrong}"
-    tokenized = row[column].rstrip().endswith(" .")  # its full stops and capitals are as the text has them
-    sentence = f"{words} ." if tokenized else f"{words[:1].upper()}{words[1:]}."
+    words = f"{other.rstrip(' ?')} : {wrong_answer}"
+    is_tokenized = row[column].rstrip().endswith(" .")  # its full stops and capitals are as the text has them
+    sentence = f"{words} ." if is_tokenized else f"{words[:1].upper()}{words[1:]}."
     edit = (len(row[column]), len(row[column]), f" {sentence}")
     return rewrite_row(task, row, lambda text, _: [edit], rng, inside=False, columns=[column])
 
@@ -264,8 +264,8 @@ def _other_question(question: str, rng: Random) -> str:
     def others(name: str) -> list[str]:
         return [other for group in GROUPS if name in group for other in group if other != name]
 
-    named = NAMES.sub(lambda match: _match_case(match[1], rng.choice(others(match[1].lower()))), question)
-    return named if named != question else NEARBY.sub(lambda match: _match_case(match[1], NEAR[match[1].lower()]), question)
+    text = NAMES.sub(lambda match: _match_case(match[1], rng.choice(others(match[1].lower()))), question)
+    return text if text != question else NEARBY.sub(lambda match: _match_case(match[1], NEAR[match[1].lower()]), question)
 
 
 # What turns the target: only if it is known how
@@ -290,8 +290,8 @@ def negated(task: Task, row: RowMapping, rng: Random) -> Row:
         return dict(row)
     start, negation, rest = verdicts[0].groups()
     verdict = f"{start}{'' if negation else _match_case(start, ' not')}{rest}"
-    turned = apply_edits(row[column], [(*verdicts[0].span(), verdict)])
-    return dict(row) | {column: turned, task.target: 1 - row[task.target]}
+    text = apply_edits(row[column], [(*verdicts[0].span(), verdict)])
+    return dict(row) | {column: text, task.target: 1 - row[task.target]}
 
 
 def renumbered(task: Task, row: RowMapping, rng: Random) -> Row:
@@ -302,10 +302,10 @@ def renumbered(task: Task, row: RowMapping, rng: Random) -> Row:
         return dict(row)
     column, old, place = task.text_pair[0], numbers[0][0], spans[0][0] + numbers[0].start()
     ends = range(12, 99) if len(old) == 2 else range(21, 81)
-    free = [new for end in ends if (new := f"{old[:-2]}{end}") not in row[column]]
-    if not free:
+    choices = [new for end in ends if (new := f"{old[:-2]}{end}") not in row[column]]
+    if not choices:
         return dict(row)
-    edit = (place, place + len(old), rng.choice(free))
+    edit = (place, place + len(old), rng.choice(choices))
     return rewrite_row(task, row, lambda text, _: [edit], rng, inside=True, columns=[column])
 
 
@@ -315,12 +315,12 @@ def renamed(task: Task, row: RowMapping, rng: Random) -> Row:
     names = {name.lower() for column in columns for name in NAMES.findall(row[column])}
     other: dict[str, str] = {}
     for group in GROUPS:
-        own, free = sorted(names.intersection(group)), [name for name in group if name not in names]
-        other |= dict(zip(own, rng.sample(free, len(free)), strict=False))
+        old_names, new_names = sorted(names.intersection(group)), [name for name in group if name not in names]
+        other |= dict(zip(old_names, rng.sample(new_names, len(new_names)), strict=False))
 
     def find(text: str, rng: Random) -> list[Edit]:
-        found = [match for match in NAMES.finditer(text) if match[1].lower() in other]
-        return [(*match.span(), _match_case(match[1], other[match[1].lower()])) for match in found]
+        matches = [match for match in NAMES.finditer(text) if match[1].lower() in other]
+        return [(*match.span(), _match_case(match[1], other[match[1].lower()])) for match in matches]
 
     new = rewrite_row(task, row, find, rng, inside=True, columns=columns)
     return new if new[task.target] != row[task.target] else dict(row)

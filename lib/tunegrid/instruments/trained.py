@@ -68,9 +68,9 @@ class TrainedCell(Evidence):
             return evaluation.scores[cell.task.main_score], evaluation.rows
 
         with torch.enable_grad():
-            stopped = trainer.run(self.progress, validate).stopped
-        if stopped:
-            raise NotAskedError(f"the other cell {cell.id} could not be trained: {stopped}")
+            reason = trainer.run(self.progress, validate).stopped
+        if reason:
+            raise NotAskedError(f"the other cell {cell.id} could not be trained: {reason}")
         return trainer.model.eval()
 
     @property
@@ -86,11 +86,11 @@ class TrainedCell(Evidence):
     @cached_property
     def row_names(self) -> list[str]:
         """Names of the test rows, by their content; equal rows are numbered."""
-        seen = Counter[str]()
+        counts = Counter[str]()
         names = [row_id(row) for row in self.test_rows]
         for index, name in enumerate(names):
-            seen[name] += 1
-            names[index] += f" {seen[name]}" if seen[name] > 1 else ""
+            counts[name] += 1
+            names[index] += f" {counts[name]}" if counts[name] > 1 else ""
         return names
 
 
@@ -120,16 +120,16 @@ class Questions:
             return None
         cell, frames, objections = replace(self._cell, evaluation=evaluation), [], list[str]()
         for one in self._instruments:
-            known = self._known[one.id]
-            answer = known if isinstance(known, Exception) else _attempt(cell, partial(_measure, one, cell, known))
+            baseline = self._known[one.id]
+            answer = baseline if isinstance(baseline, Exception) else _attempt(cell, partial(_measure, one, cell, baseline))
             if isinstance(answer, Exception):
                 reason = first_line(answer)
                 reason = reason if isinstance(answer, NotAskedError | InputError) else f"{type(answer).__name__}: {reason}"
-                frame, wrong = tidy("", np.nan, note=reason), [] if isinstance(answer, NotAskedError) else [reason]
+                frame, faults = tidy("", np.nan, note=reason), [] if isinstance(answer, NotAskedError) else [reason]
             else:
-                frame, wrong = answer
+                frame, faults = answer
             frames.append(frame.assign(instrument=one.id))
-            objections += [f"{one.id}: {sentence}" for sentence in wrong]
+            objections += [f"{one.id}: {sentence}" for sentence in faults]
         frame = pd.concat(frames).replace([np.inf, -np.inf], np.nan).astype(dict.fromkeys(TEXTS["figures"], str))
         file = write_columns("figures", frame)
         records = {
@@ -141,8 +141,8 @@ class Questions:
 def _measure(one: Instrument, cell: TrainedCell, before: Any) -> tuple[pd.DataFrame, list[str]]:
     """Figures and objections. Raises ValueError for a figure that is not declared."""
     frame = one.measure(cell, before)
-    if unknown := set(frame["figure"]) - set(one.figures):
-        raise ValueError(f"it measures {min(unknown)!r}, which is not among its figures")
+    if names := set(frame["figure"]) - set(one.figures):
+        raise ValueError(f"it measures {min(names)!r}, which is not among its figures")
     return frame, list(one.objections(frame))
 
 

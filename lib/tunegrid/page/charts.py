@@ -91,11 +91,11 @@ def looks(cells: Sequence[tuple[str, str]]) -> tuple[dict[tuple[str, str], dict[
 
     Of more backbones than there are colours, colour says the method, too.
     """
-    ordered = sorted(cells, key=lambda cell: study_place(f"{cell[0]}__{cell[1]}"))
-    backbones, methods = (list(dict.fromkeys(names)) for names in zip(*ordered, strict=True))
-    several, known = len(backbones) <= len(COLOURS), list(COLOURS.values())
+    pairs = sorted(cells, key=lambda cell: study_place(f"{cell[0]}__{cell[1]}"))
+    backbones, methods = (list(dict.fromkeys(names)) for names in zip(*pairs, strict=True))
+    several, shades = len(backbones) <= len(COLOURS), list(COLOURS.values())
     colours = (
-        dict(zip(backbones, known, strict=False)) if several else {m: known[(i + i // 8) % 4] for i, m in enumerate(methods)}
+        dict(zip(backbones, shades, strict=False)) if several else {m: shades[(i + i // 8) % 4] for i, m in enumerate(methods)}
     )
     shapes: dict[str, dict[str, Any]] = {
         m: {"marker": MARKERS[i % 8], "linestyle": DASHES[i % 4]} for i, m in enumerate(methods)
@@ -108,20 +108,20 @@ def looks(cells: Sequence[tuple[str, str]]) -> tuple[dict[tuple[str, str], dict[
 def quality(comparisons: Sequence[Comparison]) -> Iterator[Chart]:
     """Scores of each task against each cost: filled marks are on their backbone's Pareto front, which is a line of stairs."""
     for task in dict.fromkeys(one.task for one in comparisons):
-        own = [one for one in comparisons if one.task == task]
-        for cost in (TRAINED, PEAK if all(PEAK in one.costs for one in own) else TENSORS, SECONDS):
-            known = [(one, m, float(c)) for one in own for m, e in one.entries.items() if (c := e.costs[cost]) and e.scores]
-            if known:
-                yield cost_chart(task, cost, known)
+        group = [one for one in comparisons if one.task == task]
+        for cost in (TRAINED, PEAK if all(PEAK in one.costs for one in group) else TENSORS, SECONDS):
+            points = [(one, m, float(c)) for one in group for m, e in one.entries.items() if (c := e.costs[cost]) and e.scores]
+            if points:
+                yield cost_chart(task, cost, points)
 
 
-def cost_chart(task: str, cost: str, known: Sequence[tuple[Comparison, str, float]]) -> Chart:
+def cost_chart(task: str, cost: str, points: Sequence[tuple[Comparison, str, float]]) -> Chart:
     """One of these charts; each method of each comparison with its cost."""
-    styles, legend = looks([(one.backbone, method) for one, method, _ in known])
-    score = known[0][0].entries[known[0][1]].first.main_score
+    styles, legend = looks([(one.backbone, method) for one, method, _ in points])
+    score = points[0][0].entries[points[0][1]].first.main_score
     figure, axes = blank(cost, f"{task}: {score}", legend)
     fronts: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for one, method, price in known:
+    for one, method, price in points:
         look, mean = styles[one.backbone, method] | {"linestyle": ""}, one.entries[method].score
         fill = GREYS["ground"]
         if cost in one.costs and method in one.front(cost):
@@ -131,7 +131,7 @@ def cost_chart(task: str, cost: str, known: Sequence[tuple[Comparison, str, floa
         axes.plot([price], [mean], **look, markerfacecolor=fill, zorder=3)
     for stairs in fronts.values():
         axes.step(*zip(*sorted(stairs), strict=True), where="post", color=GREYS["soft"], linewidth=0.7, linestyle=":")
-    logarithmic(axes, [price for _, _, price in known])
+    logarithmic(axes, [price for _, _, price in points])
     return Chart(f"{task}-{cost.replace(' ', '-')}", f"{task}: {score} against {cost}; the figures are in the tables", figure)
 
 
@@ -172,10 +172,10 @@ def history(
     task: str, score: str, cells: Mapping[tuple[str, str], Sequence[float | None]], times: Sequence[datetime] | None
 ) -> Chart:
     """Main scores of a task's cells over runs: by time, or else one after the other."""
-    known, legend = looks(list(cells))
+    styles, legend = looks(list(cells))
     figure, axes = blank("saved" if times else "run", f"{task}: {score}", legend)
     for cell, scores in cells.items():
-        axes.plot([*(times or range(1, len(scores) + 1))], [math.nan if s is None else s for s in scores], **known[cell])
+        axes.plot([*(times or range(1, len(scores) + 1))], [math.nan if s is None else s for s in scores], **styles[cell])
     dates: Any = AutoDateLocator  # matplotlib has no types for it
     locator = dates(maxticks=4) if times else MaxNLocator(6, integer=True)
     axes.xaxis.set_major_locator(locator)

@@ -63,10 +63,10 @@ def html(page: Page) -> str:
     """The whole page; the name of a cell of its own in a table leads to it. Raises InputError for what cannot be drawn."""
     tables = [page.changes, page.methods, page.figures, page.costs, page.history]
     names = dict(zip(("changes", "methods", "figures", "costs", "history"), tables, strict=True))
-    drawn = {name: [Markup(chart) for chart in own] for name, own in drawings(page, lambda chart: chart.svg()).items()}
-    text = environment().get_template("page.html.j2").render(page=page, sections=names, charts=drawn)
-    linked = CELL.sub(lambda m: f'<td><a href="#{m[1]}">{m[1]}</a></td>' if m[1] in page.run.by_cell else m[0], text)
-    return "\n".join(line for line in map(str.strip, linked.splitlines()) if line) + "\n"
+    images = {name: [Markup(chart) for chart in group] for name, group in drawings(page, lambda chart: chart.svg()).items()}
+    text = environment().get_template("page.html.j2").render(page=page, sections=names, charts=images)
+    body = CELL.sub(lambda m: f'<td><a href="#{m[1]}">{m[1]}</a></td>' if m[1] in page.run.by_cell else m[0], text)
+    return "\n".join(line for line in map(str.strip, body.splitlines()) if line) + "\n"
 
 
 def drawings(page: Page, draw: "Callable[[Chart], T]") -> dict[str, list[T]]:

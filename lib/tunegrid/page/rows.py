@@ -18,9 +18,9 @@ def rows_section(new: Record, path: Path | None, old: Record | None, old_path: P
     """
     after, texts, before, sentences = read(new, path), read(new, path, "rows"), None, list[str]()
     if after is None or point_columns(after).empty:
-        lacking = "The test rows' points are missing from the run's folder examples."
+        sentence = "The test rows' points are missing from the run's folder examples."
         return Section(
-            heading="Test rows", sentences=[lacking if new.examples else "This run scored no test rows."], folded=True
+            heading="Test rows", sentences=[sentence if new.examples else "This run scored no test rows."], folded=True
         )
     if old and (not old.examples or not new.examples or old.examples.rows_hash != new.examples.rows_hash):
         sentences.append("The older run scored other test rows: its predictions are not paired.")
@@ -41,12 +41,12 @@ def rows_section(new: Record, path: Path | None, old: Record | None, old_path: P
         frame = frame.assign(size=-gain.abs(), gain=gain).sort_values(["size", "gain", metric]).drop(columns=["size", "gain"])
     else:
         frame = frame.sort_values(metric, kind="stable")
-    lost, gained = (int((frame["change"] == change).sum()) for change in ("lost", "gained"))
-    counts = f": {lost} lost, {gained} gained of {len(frame)}" if frame["change"].notna().any() else ""
+    losses, gains = (int((frame["change"] == change).sum()) for change in ("lost", "gained"))
+    counts = f": {losses} lost, {gains} gained of {len(frame)}" if frame["change"].notna().any() else ""
     labels = {str(number): name for number, name in enumerate(new.labels)}
-    shown = frame.head(limit).reset_index(drop=True)
-    shown[[*blank]] = shown[[*blank]].map(lambda text: text and labels.get(text, text[:LONGEST]))
+    head = frame.head(limit).reset_index(drop=True)
+    head[[*blank]] = head[[*blank]].map(lambda text: text and labels.get(text, text[:LONGEST]))
     run = path.name if path else "RUN.json"
-    sentences.append(f"{len(shown)} of {len(frame)} rows, long texts cut; all: `tunegrid export {run} --rows -o rows.csv`.")
+    sentences.append(f"{len(head)} of {len(frame)} rows, long texts cut; all: `tunegrid export {run} --rows -o rows.csv`.")
     forms, heading = {"row": ".0f", "points before": ".0f", metric: ".0f"}, f"Test rows{counts}"
-    return Section(heading=heading, frame=shown.dropna(axis=1, how="all"), formats=forms, sentences=sentences, folded=True)
+    return Section(heading=heading, frame=head.dropna(axis=1, how="all"), formats=forms, sentences=sentences, folded=True)

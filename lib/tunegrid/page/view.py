@@ -60,8 +60,8 @@ class PageRun:
     def by_cell(self) -> Mapping[str, list[Record]]:
         """The records of each cell, in the study's order: one per seed of the run, the lowest seed first."""
         cells: dict[str, list[Record]] = defaultdict(list)
-        own = (record for record in self.records if record.seeds.confirms is None)
-        for record in sorted(own, key=lambda record: (study_place(record.cell), record.seeds.seed or 0)):
+        records = (record for record in self.records if record.seeds.confirms is None)
+        for record in sorted(records, key=lambda record: (study_place(record.cell), record.seeds.seed or 0)):
             cells[record.cell].append(record)
         return cells
 
@@ -104,12 +104,12 @@ def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
         raise InputError(f"{saved.path.name} holds no cells of {profile}, but of {' and '.join(names) or 'nothing'}")
     if profiles and all(record.status == "reported" for record in saved.records):
         raise InputError(f"{saved.path.name} holds only published results, which `tunegrid compare` shows with a run")
-    chosen = profile or next(iter(names), "")
-    others = ", ".join(f"{profiles.count(name)} of {name}" for name in names if name != chosen)
+    profile_name = profile or next(iter(names), "")
+    others = ", ".join(f"{profiles.count(name)} of {name}" for name in names if name != profile_name)
     advice = f"{saved.path.name} also holds records of another profile ({others}): `--profile` shows those"
     return PageRun(
         name=saved.path.name,
-        records=[record for record in saved.records if record.profile == chosen],
+        records=[record for record in saved.records if record.profile == profile_name],
         path=saved.path,
         **{"when": saved.when, "commit": saved.commit, "command": saved.command},
         remarks=(advice,) if others else (),
@@ -119,17 +119,17 @@ def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
 def judge_runs(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
     """The gate's verdicts on the cells that can be compared, and a sentence for what cannot."""
     try:
-        before, after, unlike = Run.make(old.records, old.path), Run.make(new.records, new.path), []
+        before, after, misfits = Run.make(old.records, old.path), Run.make(new.records, new.path), []
         for cell in before.records.keys() & after.records.keys():
             try:
                 for record in old.by_cell[cell]:
                     check_rows(record, new.by_cell[cell][0])
             except InputError:
-                unlike.append(cell)
-        told = f"{old.name} scored other test rows in {some(sorted(unlike))}: its figures are shown, but not paired or judged"
+                misfits.append(cell)
+        text = f"{old.name} scored other test rows in {some(sorted(misfits))}: its figures are shown, but not paired or judged"
         itself = f"{old.name} and {new.name} hold the same records: there is nothing to compare"
-        remarks = [*([told] if unlike else []), *([itself] if old.records == new.records else [])]
-        before, after = (run.select(run.records.keys() - set(unlike)) for run in (before, after))
+        remarks = [*([text] if misfits else []), *([itself] if old.records == new.records else [])]
+        before, after = (run.select(run.records.keys() - set(misfits)) for run in (before, after))
         if not before.records.keys() & after.records.keys():
             return [], remarks or [f"{old.name} and {new.name} have no finished cell in common, so nothing is compared"]
         return gate(before, after), remarks
@@ -216,17 +216,17 @@ class CellView:
     @property
     def changed(self) -> bool:
         """Whether the gate says that it is other than before, or it ended otherwise."""
-        ended = bool(self.old) and self.status not in ("begun", cell_status(self.old))
-        return ended or self.verdict not in UNCHANGED
+        has_new_status = bool(self.old) and self.status not in ("begun", cell_status(self.old))
+        return has_new_status or self.verdict not in UNCHANGED
 
     @property
     def complaints(self) -> list[str]:
         """What it missed, without the cell's name."""
         several, texts = len(self.records) > 1, []
         for record in self.records:
-            own = f" ({self.id}, {record.profile}, seed {record.seeds.seed})"
+            suffix = f" ({self.id}, {record.profile}, seed {record.seeds.seed})"
             seed = f" (seed {record.seeds.seed})" if several else ""
-            texts += [strip_places(text.replace(own, "")) + seed for text in (*record.missed, *too_short(record))]
+            texts += [strip_places(text.replace(suffix, "")) + seed for text in (*record.missed, *too_short(record))]
         return texts
 
     def losses(self, *, old: bool = False) -> Sequence[float | None]:
@@ -288,7 +288,7 @@ class Page:
         devices = [record.device for record in self.run.records if record.device]
         threads = [f", {count(device.threads, 'thread')}" if device.threads else "" for device in devices]
         words = dict.fromkeys(
-            f"{d.name}{own}, {d.instructions or ''}".rstrip(", ") for d, own in zip(devices, threads, strict=True)
+            f"{d.name}{suffix}, {d.instructions or ''}".rstrip(", ") for d, suffix in zip(devices, threads, strict=True)
         )
         now, before = (library_versions(run.records if run else ()) for run in (self.run, baseline))
         differs = {name: f" ({old} before)" for name, old in before.items() if now.get(name, old) != old}
@@ -296,8 +296,8 @@ class Page:
         if baseline and baseline.commit not in ("", commit):
             commit += f" ({baseline.commit} in {baseline.name})"
         versions = ", ".join(f"{name} {version}{differs.get(name, '')}" for name, version in now.items())
-        known = {"command": self.run.command, "device": "; ".join(words), "commit": commit, "versions": versions}
-        return {name: text for name, text in known.items() if text}
+        facts = {"command": self.run.command, "device": "; ".join(words), "commit": commit, "versions": versions}
+        return {name: text for name, text in facts.items() if text}
 
     def opens(self, cell: CellView) -> bool:
         """Whether a cell is shown without being asked for: one that failed, if few did, or the only one."""
@@ -306,10 +306,10 @@ class Page:
     @property
     def changes(self) -> list[Section]:
         """The cells that failed, or are other than before, the largest change first."""
-        known = [cell for cell in self.cells if cell.failed or cell.changed]
-        known.sort(key=lambda cell: (not cell.failed, cell.score is not None, -abs(cell.change or 0.0)))
+        cells = [cell for cell in self.cells if cell.failed or cell.changed]
+        cells.sort(key=lambda cell: (not cell.failed, cell.score is not None, -abs(cell.change or 0.0)))
         rows = []
-        for cell in known:
+        for cell in cells:
             main = next((j for j in cell.judged if j.quantity == cell.first.main_score), None)
             gravest = next((j for j in cell.ranked_judgements if j.decides and j.verdict not in UNCHANGED), None)
             row: dict[str, Any] = {"cell": cell.id, "status": cell.status, "verdict": cell.verdict, "points": cell.score}
@@ -317,9 +317,9 @@ class Page:
             row |= dict(zip(("stage", "module"), (place or None for place in cell.place), strict=True))
             rows.append(row | {"says": "; ".join(cell.complaints) or (strip_places(gravest.detail) if gravest else None)})
         missing = [j.cell for j in self.judged if j.verdict is Verdict.MISSING and j.cell not in self.run.by_cell]
-        said = [f"Missing: {', '.join(missing)} finished in {self.older[0].name}, but not in this run."] if missing else []
+        sentences = [f"Missing: {', '.join(missing)} finished in {self.older[0].name}, but not in this run."] if missing else []
         forms = {"points": ".1f", "effect": "+.1f", "low": "+.1f", "high": "+.1f"}
-        return [Section(frame=drop_empty(rows), formats=forms, sentences=said)] if rows or said else []
+        return [Section(frame=drop_empty(rows), formats=forms, sentences=sentences)] if rows or sentences else []
 
     @property
     def methods(self) -> list[Section]:
@@ -339,22 +339,22 @@ class Page:
     def costs(self) -> list[Section]:
         """Bytes, peaks, rates and energy of all cells; what was measured of none is left out."""
         records = self.run.records
-        shared = any(r.memory and r.own_peak_gib is None and r.peak_gib is not None for r in records)
-        contended = any(r.device and r.device.contended for r in records)
-        measured = [cell for cell in self.cells if any(joules is not None for joules in energy_row(cell).values())]
-        devices = [record.device for cell in measured for record in cell.records if record.device]
+        is_shared = any(r.memory and r.own_peak_gib is None and r.peak_gib is not None for r in records)
+        is_contended = any(r.device and r.device.contended for r in records)
+        metered_cells = [cell for cell in self.cells if any(joules is not None for joules in energy_row(cell).values())]
+        devices = [record.device for cell in metered_cells for record in cell.records if record.device]
         counters = "; ".join(dict.fromkeys(device.energy for device in devices if device.energy))
         parts = (
-            ("Bytes and peaks of memory", memory_row, "Peaks include what earlier cells of the same process left." * shared),
-            ("Speed and losses", speed_row, "Times are left out if other work used the machine." * contended),
+            ("Bytes and peaks of memory", memory_row, "Peaks include what earlier cells of the same process left." * is_shared),
+            ("Speed and losses", speed_row, "Times are left out if other work used the machine." * is_contended),
             ("Energy", energy_row, f"Idle power included{f' ({counters})' if counters else ''}."),
         )
         digits = {"updates": ".0f", "tokens/s": ".0f", "first loss": ".4f", "last loss": ".4f", "step s": ".4f"}
         tables = []
-        for heading, row_of, said in parts:
+        for heading, row_of, note in parts:
             frame = drop_empty([{"cell": cell.id} | row_of(cell) for cell in self.cells])
             forms = {name: digits.get(name, ".2f") for name in frame.columns[1:]}
-            tables += [Section(heading=heading, frame=frame, formats=forms, sentences=[said] if said else [])] if forms else []
+            tables += [Section(heading=heading, frame=frame, formats=forms, sentences=[note] if note else [])] if forms else []
         return tables
 
     @cached_property
@@ -376,8 +376,8 @@ class Page:
         names = [f"{run.name} {run.when[:10]} {run.commit[:7]}".strip() for run in self.runs]
         names = [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names, 1)]
         frame = pd.DataFrame([[cell.id, *self.scores(cell)] for cell in self.cells], columns=["cell", *names])
-        said = [*unconfirmed_misses(*([one for run in runs for one in run.records] for runs in ([self.run], self.older)))]
-        return [Section(frame=frame, formats=dict.fromkeys(names, ".1f"), sentences=said)]
+        sentences = [*unconfirmed_misses(*([one for run in runs for one in run.records] for runs in ([self.run], self.older)))]
+        return [Section(frame=frame, formats=dict.fromkeys(names, ".1f"), sentences=sentences)]
 
     @cached_property
     def charts(self) -> dict[str, "list[Chart]"]:
@@ -389,15 +389,15 @@ class Page:
             if len(cell.losses()) > 1:
                 groups[f"{cell.first.backbone} {cell.first.task}"].append(cell)
         curves = [
-            charts.losses(name, *({cell.first.method: cell.losses(old=old) for cell in own} for old in (False, True)))
-            for name, own in [*groups.items()][:MOST_CHARTS]
+            charts.losses(name, *({cell.first.method: cell.losses(old=old) for cell in cells} for old in (False, True)))
+            for name, cells in [*groups.items()][:MOST_CHARTS]
         ]
         times = [time for run in self.runs if (time := run.time)]
-        dated = times if len(times) == len(self.runs) and times[0] < times[-1] else None
+        dates = times if len(times) == len(self.runs) and times[0] < times[-1] else None
         steps = []
         for grid in self.grids if self.older else ():
-            own = {(c.first.backbone, c.first.method): self.scores(c) for _, row in grid.rows for c in row if c}
-            steps.append(charts.history(grid.task, grid.scores[0], own, dated))
+            scores = {(c.first.backbone, c.first.method): self.scores(c) for _, row in grid.rows for c in row if c}
+            steps.append(charts.history(grid.task, grid.scores[0], scores, dates))
         return {"methods": list(charts.quality(self.comparisons)), "losses": curves, "history": steps}
 
     def cell_tables(self, cell: CellView) -> list[Section]:
@@ -466,10 +466,10 @@ def speed_row(cell: CellView) -> Row:
     """Losses, seconds and rates; these of seeds that had the machine for themselves."""
     losses = [loss for loss in cell.losses() if loss is not None]
     row: Row = {"updates": len(losses) or None, "first loss": losses[0], "last loss": losses[-1]} if losses else {}
-    alone = [record for record in cell.records if not (record.device and record.device.contended)]
-    row["train s"] = mean(record.training.seconds for record in alone if record.training)
-    row["MFU %"] = mean(record.flops.mfu_percent for record in alone if record.flops)
-    row |= {column: mean(getattr(r.throughput, name) for r in alone if r.throughput) for name, column in RATES.items()}
+    records = [record for record in cell.records if not (record.device and record.device.contended)]
+    row["train s"] = mean(record.training.seconds for record in records if record.training)
+    row["MFU %"] = mean(record.flops.mfu_percent for record in records if record.flops)
+    row |= {column: mean(getattr(r.throughput, name) for r in records if r.throughput) for name, column in RATES.items()}
     before = mean(record.throughput.train_samples_per_second for record in cell.old if record.throughput)
     return row | {"rows/s before": before if row["rows/s"] else None}
 
@@ -502,21 +502,21 @@ def effect_text(judgement: Judgement) -> str | None:
 
 def library_versions(records: Sequence[Record]) -> dict[str, str]:
     """Of each library, all that any cell ran with."""
-    known: dict[str, dict[str, None]] = defaultdict(dict)
+    numbers_by_name: dict[str, dict[str, None]] = defaultdict(dict)
     for name, version in (pair for record in records for pair in record.versions.items() if pair[1]):
-        known[name][str(version)] = None
-    return {name: " and ".join(versions) for name, versions in known.items()}
+        numbers_by_name[name][str(version)] = None
+    return {name: " and ".join(versions) for name, versions in numbers_by_name.items()}
 
 
 def settings_frame(record: Record, with_versions: bool) -> pd.DataFrame:
     """The recipe, rows, model and device of a cell, and versions if cells differ in them; what does not apply is left out."""
     parts = (record.recipe, record.seeds, record.limits, record.data, record.model, record.device)
-    known = {name: value for part in parts if part for name, value in vars(part).items()}
-    known |= {"fallbacks": record.training.fallbacks, "trained in": record.training.precision} if record.training else {}
-    known |= {"metrics from": record.evaluation.metric_sources} if record.evaluation else {}
-    known |= {"versions": record.versions} if with_versions else {}
+    details = {name: value for part in parts if part for name, value in vars(part).items()}
+    details |= {"fallbacks": record.training.fallbacks, "trained in": record.training.precision} if record.training else {}
+    details |= {"metrics from": record.evaluation.metric_sources} if record.evaluation else {}
+    details |= {"versions": record.versions} if with_versions else {}
     rows = [
-        (name.replace("_", " "), strip_places(str(value))) for name, value in known.items() if value not in (None, "", [], {})
+        (name.replace("_", " "), strip_places(str(value))) for name, value in details.items() if value not in (None, "", [], {})
     ]
     return pd.DataFrame(rows, columns=["setting", "value"])
 
@@ -543,16 +543,16 @@ def make_page(
         old = baseline.seed_records(cell, {record.seeds.seed for record in records}) if baseline else []
         cells.append(CellView(records=records, old=old, judged=verdicts_by_cell.get(cell, [])))
     try:
-        scored = any(record.finished and record.scores for record in run.records)
-        comparisons = compare_methods(run.records, load_noise()) if scored else []
+        is_scored = any(record.finished and record.scores for record in run.records)
+        comparisons = compare_methods(run.records, load_noise()) if is_scored else []
     except InputError as error:
         remarks = [*remarks, f"methods are not compared: {error}"]
     name, before = (baseline.name, baseline.records) if baseline else ("", ())
-    own = answer or run_verdict(run.records, judgements, baseline=name, before=before, command=run.command)
+    verdict = answer or run_verdict(run.records, judgements, baseline=name, before=before, command=run.command)
     return Page(
         run=run,
         older=older,
-        answer=own,
+        answer=verdict,
         cells=cells,
         judged=judgements,
         remarks=[*remarks, *run.remarks, *(remark for one in older for remark in one.remarks)],

@@ -74,9 +74,9 @@ def get_bounds(noise: Noise, controls: Mapping[NoiseKey, float]) -> dict[NoiseKe
     """The bound of every cell and score whose seeds were measured."""
     bounds = {}
     for (cell, metric), [scores] in noise.scores[SEEDS].items():
-        if own := noise.estimate(SEEDS, cell, metric, fmean(scores)):
+        if sigma := noise.estimate(SEEDS, cell, metric, fmean(scores)):
             count, tail, control = len(noise.scores[SEEDS]), noise.tail(cell, metric), controls.get((cell, metric))
-            bounds[cell, metric] = get_bound(scores, own, noise.scale(cell, metric), bounds=count, tail=tail, control=control)
+            bounds[cell, metric] = get_bound(scores, sigma, noise.scale(cell, metric), bounds=count, tail=tail, control=control)
     return bounds
 
 
@@ -101,10 +101,10 @@ def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> s
     for (cell, metric), minimum in calibration.bounds().items():
         lines += ["", f"[cells.{cell}]"] if f"[cells.{cell}]" not in lines else []
         scores, control = cell_scores(calibration.seeds, cell, metric), calibration.controls.get((cell, metric))
-        shown = ", ".join(f"{score:.2f}" for score in scores)
-        known = f"mean = {fmean(scores):.2f}, sd = {stdev(scores):.2f}, scores = [{shown}]"
-        known += "" if control is None else f", control = {control:.2f}"
-        lines.append(f"{metric} = {{ minimum = {minimum:.1f}, {known} }}")
+        numbers = ", ".join(f"{score:.2f}" for score in scores)
+        facts = f"mean = {fmean(scores):.2f}, sd = {stdev(scores):.2f}, scores = [{numbers}]"
+        facts += "" if control is None else f", control = {control:.2f}"
+        lines.append(f"{metric} = {{ minimum = {minimum:.1f}, {facts} }}")
     return "\n".join(lines) + "\n"
 
 

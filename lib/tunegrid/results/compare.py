@@ -80,32 +80,32 @@ def make_entry(records: Sequence[Record], calibrated: Noise) -> Entry:
 def calibrated_scores(records: Sequence[Record], scores: Sequence[float], calibrated: Noise) -> list[float]:
     """Scores of other seeds, which were calibrated by this recipe on as many test rows, if the cell's scores may be theirs."""
     first = records[0]
-    groups, own = calibrated.scores.get(SEEDS, {}), calibrated.find(SEEDS, first, first.main_score)
-    known = [score for group in groups.get((first.cell, first.main_score), ()) for score in group]
-    if not known or own is None or first.cell not in STUDY_IDS:
+    groups, spread = calibrated.scores.get(SEEDS, {}), calibrated.find(SEEDS, first, first.main_score)
+    other_scores = [score for group in groups.get((first.cell, first.main_score), ()) for score in group]
+    if not other_scores or spread is None or first.cell not in STUDY_IDS:
         return []
-    error = own.sd / calibrated.scale(first.cell, first.main_score).per_point(fmean(known))
-    declared = recipe_record(STUDY.cell(first.cell, QUICK_PROFILE)), WHOLE, None
-    alike = all((record.recipe, record.limits, record.seeds.perturbation) == declared for record in records)
-    errors = [(error**2 / len(group), own.df) for group in (scores, known)]
-    if not alike or p_value(fmean(scores) - fmean(known), errors) < DOUBT:
+    error = spread.sd / calibrated.scale(first.cell, first.main_score).per_point(fmean(other_scores))
+    study_setup = recipe_record(STUDY.cell(first.cell, QUICK_PROFILE)), WHOLE, None
+    is_alike = all((record.recipe, record.limits, record.seeds.perturbation) == study_setup for record in records)
+    errors = [(error**2 / len(group), spread.df) for group in (scores, other_scores)]
+    if not is_alike or p_value(fmean(scores) - fmean(other_scores), errors) < DOUBT:
         return []
     seeds = {record.seeds.seed for record in records}
-    return [score for seed, score in enumerate(known, calibrated.first_seed) if seed not in seeds]
+    return [score for seed, score in enumerate(other_scores, calibrated.first_seed) if seed not in seeds]
 
 
 def method_costs(records: Sequence[Record]) -> dict[str, float | None]:
     """Costs of a method; a machine that others used tells no seconds, and a process that ran other cells no peak."""
     parameters, ledger = records[0].parameters, records[0].memory.ledger if records[0].memory else None
-    trained, tensors = (ledger.checkpoint_bytes, ledger.tensor_bytes) if ledger else (None, None)
-    if trained is None and parameters:
-        trained = BYTES_A_PARAMETER * parameters.trainable_params
+    trained_bytes, tensor_bytes = (ledger.checkpoint_bytes, ledger.tensor_bytes) if ledger else (None, None)
+    if trained_bytes is None and parameters:
+        trained_bytes = BYTES_A_PARAMETER * parameters.trainable_params
     peaks = [peak for record in records if (peak := record.own_peak_gib) is not None]
-    contended = any(record.device and record.device.contended for record in records)
-    seconds = [record.training.seconds for record in records if record.training and not contended]
+    is_contended = any(record.device and record.device.contended for record in records)
+    seconds = [record.training.seconds for record in records if record.training and not is_contended]
     return {
-        TRAINED: None if trained is None else trained / MIB,
-        TENSORS: None if tensors is None else tensors / MIB,
+        TRAINED: None if trained_bytes is None else trained_bytes / MIB,
+        TENSORS: None if tensor_bytes is None else tensor_bytes / MIB,
         PEAK: max(peaks) if len(peaks) == len(records) else None,
         SECONDS: fmean(seconds) if seconds else None,
     }
@@ -149,14 +149,14 @@ def add_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
     rows = {entry.first.task: entry.first.data.rows["test"] for entry in entries if entry.first.data}
     scores: dict[NoiseKey, Groups] = {(e.first.cell, e.first.main_score): [e.scores] for e in entries if e.first.data}
     if profile == calibrated.profile:
-        alike = {task for task, number in calibrated.rows.items() if number == rows.get(task)}
-        scores |= {key: own for key, own in calibrated.scores.get(SEEDS, {}).items() if task_name(key[0]) in alike}
-    noise, judged = Noise(profile=profile, rows=rows, scores={SEEDS: scores}), []
+        tasks = {task for task, number in calibrated.rows.items() if number == rows.get(task)}
+        scores |= {key: group for key, group in calibrated.scores.get(SEEDS, {}).items() if task_name(key[0]) in tasks}
+    noise, results = Noise(profile=profile, rows=rows, scores={SEEDS: scores}), []
     for entry in entries:
-        own, key = noise.find(SEEDS, entry.first, entry.first.main_score), (entry.first.cell, entry.first.main_score)
-        points = own.sd / noise.scale(*key).per_point(entry.score) if own else 0.0
-        judged.append(replace(entry, error=(points**2 / len(entry.scores), own.df) if own else None))
-    return judged
+        spread, key = noise.find(SEEDS, entry.first, entry.first.main_score), (entry.first.cell, entry.first.main_score)
+        points = spread.sd / noise.scale(*key).per_point(entry.score) if spread else 0.0
+        results.append(replace(entry, error=(points**2 / len(entry.scores), spread.df) if spread else None))
+    return results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,36 +172,36 @@ class Comparison:
         """Every two methods, the better one first. The chance that any two are told apart by mistake is 5 % at most (Holm)."""
         rows = []
         for one, other in combinations(self.entries.values(), 2):
-            gap, unknown = one.score - other.score, [entry.first.method for entry in (one, other) if not entry.error]
-            why = f"the noise between seeds of {' or '.join(unknown)} is unknown" if unknown else None
-            why = "their test rows differ" if len(one.rows | other.rows) > 1 else why
-            p = p_value(gap, [one.error, other.error]) if one.error and other.error and not why else math.nan
-            rows.append((one.first.method, other.first.method, gap, why, p))
+            gap, methods = one.score - other.score, [entry.first.method for entry in (one, other) if not entry.error]
+            reason = f"the noise between seeds of {' or '.join(methods)} is unknown" if methods else None
+            reason = "their test rows differ" if len(one.rows | other.rows) > 1 else reason
+            p = p_value(gap, [one.error, other.error]) if one.error and other.error and not reason else math.nan
+            rows.append((one.first.method, other.first.method, gap, reason, p))
         frame = pd.DataFrame(rows, columns=["better", "other", "points apart", "not tested, since", "p"])
-        adjusted = holm(frame.p.dropna().to_dict())
-        frame["apart"] = [adjusted.get(index, 1.0) < ALPHA for index in frame.index]
-        needed = {index: self.seeds_needed(frame.better[index], frame.other[index], len(adjusted)) for index in adjusted}
-        frame["seeds that tell"] = [needed.get(index, math.nan) for index in frame.index]
+        p_values = holm(frame.p.dropna().to_dict())
+        frame["apart"] = [p_values.get(index, 1.0) < ALPHA for index in frame.index]
+        seed_counts = {index: self.seeds_needed(frame.better[index], frame.other[index], len(p_values)) for index in p_values}
+        frame["seeds that tell"] = [seed_counts.get(index, math.nan) for index in frame.index]
         return frame
 
     def seeds_needed(self, better: str, other: str, tests: int) -> float:
         """So many seeds of each would tell two methods apart four times in five, of noise known as well as now; NaN if none."""
-        own = [self.entries[method] for method in (better, other)]
-        of_one = [(entry.error[0] * len(entry.scores), entry.error[1]) for entry in own if entry.error]
-        df, noise, gap = freedom(of_one), sum(variance for variance, _ in of_one), own[0].score - own[1].score
+        entries = [self.entries[method] for method in (better, other)]
+        errors = [(entry.error[0] * len(entry.scores), entry.error[1]) for entry in entries if entry.error]
+        df, noise, gap = freedom(errors), sum(variance for variance, _ in errors), entries[0].score - entries[1].score
         quantiles = special.stdtrit(df, 1 - ALPHA / 2 / tests) + special.stdtrit(df, POWER)
         return math.ceil(noise * float(quantiles / gap) ** 2) if gap else math.nan
 
     @cached_property
     def costs(self) -> list[str]:
         """The costs that were measured of all; a peak holds the tensors, which count if it is not known."""
-        known = [name for name in COSTS if all(entry.costs[name] is not None for entry in self.entries.values())]
-        return [name for name in known if name != TENSORS or PEAK not in known]
+        names = [name for name in COSTS if all(entry.costs[name] is not None for entry in self.entries.values())]
+        return [name for name in names if name != TENSORS or PEAK not in names]
 
     def front(self, *costs: str) -> list[str]:
         """The Pareto front: methods that no other one is as good as for as little of these costs, which all have."""
         figures = {m: (-entry.score, *(float(entry.costs[name] or 0) for name in costs)) for m, entry in self.entries.items()}
-        return [m for m, own in figures.items() if not any(dominates(other, own) for other in figures.values())]
+        return [m for m, one in figures.items() if not any(dominates(other, one) for other in figures.values())]
 
 
 def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
@@ -211,9 +211,9 @@ def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
 
 def objection(record: Record) -> str:
     """Why a record's figures may not be those of its method; empty if nothing says so."""
-    absent = [f"it has no {record.main_score}"] if record.scores.get(record.main_score) is None else []
-    confirms = [f"it only confirms or refutes the miss of seed {own}"] if (own := record.seeds.confirms) is not None else []
-    return strip_places(next(iter([*confirms, *absent, *failures(record.audits), *impossible_figures(record)]), ""))
+    gaps = [f"it has no {record.main_score}"] if record.scores.get(record.main_score) is None else []
+    confirms = [f"it only confirms or refutes the miss of seed {seed}"] if (seed := record.seeds.confirms) is not None else []
+    return strip_places(next(iter([*confirms, *gaps, *failures(record.audits), *impossible_figures(record)]), ""))
 
 
 def compare_methods(records: Iterable[Record], calibrated: Noise) -> list[Comparison]:
@@ -221,16 +221,16 @@ def compare_methods(records: Iterable[Record], calibrated: Noise) -> list[Compar
     cells: dict[str, list[Record]] = defaultdict(list)
     for record in (one for one in records if one.finished and not objection(one)):
         cells[record.cell].append(record)
-    if len(profiles := sorted({own[0].profile for own in cells.values()})) > 1:
+    if len(profiles := sorted({group[0].profile for group in cells.values()})) > 1:
         raise InputError(f"cells of {' and '.join(profiles)}; compare one profile at a time")
     if not profiles:
         raise InputError("no cell ran to its end and passed its audits, so there is nothing to compare")
-    check_alike(record for own in cells.values() for record in own)
+    check_alike(record for group in cells.values() for record in group)
     groups: dict[tuple[str, str], dict[str, Entry]] = defaultdict(dict)
-    entries = add_errors([make_entry(own, calibrated) for own in cells.values()], calibrated)
+    entries = add_errors([make_entry(group, calibrated) for group in cells.values()], calibrated)
     for entry in sorted(entries, key=lambda entry: (study_place(entry.first.cell)[:2], -entry.score)):
         groups[entry.first.task, entry.first.backbone][entry.first.method] = entry
-    return [Comparison(task=task, backbone=backbone, entries=own) for (task, backbone), own in groups.items()]
+    return [Comparison(task=task, backbone=backbone, entries=group) for (task, backbone), group in groups.items()]
 
 
 # In words
@@ -256,27 +256,27 @@ def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> li
     published = {one.cell: one.scores.get(one.main_score, one.scores.get(INSTEAD.get(one.main_score, ""))) for one in study}
     frame = pd.DataFrame([_row(one, method, published) for one in comparisons for method in one.entries])
     parts = [_differences(comparisons)]
-    for (task, score), own in frame.groupby(["task", "score"], sort=False):
-        shown = own.drop(columns=["profile", "task", "score"]).dropna(axis=1, how="all")
-        parts.append(Section(heading=f"{task}: {score}", frame=shown, formats=FORMATS))
+    for (task, score), rows in frame.groupby(["task", "score"], sort=False):
+        view = rows.drop(columns=["profile", "task", "score"]).dropna(axis=1, how="all")
+        parts.append(Section(heading=f"{task}: {score}", frame=view, formats=FORMATS))
     quick = [OF_QUICK] if frame.profile[0] == QUICK_PROFILE.id else []
-    unlike = "of other backbones on other rows" if quick else "rows, weights and caps may differ"
-    of_study = [f"study: published scores; {unlike}."] if frame.study.notna().any() else []
+    caveat = "of other backbones on other rows" if quick else "rows, weights and caps may differ"
+    of_study = [f"study: published scores; {caveat}."] if frame.study.notna().any() else []
     objections = [(record, objection(record)) for record in records if record.finished]
-    left_out = [f"{record.cell}, seed {record.seeds.seed}, is left out: {why}." for record, why in objections if why]
-    notes = [*left_out, *LEGEND, *of_study, *quick]
+    omissions = [f"{record.cell}, seed {record.seeds.seed}, is left out: {why}." for record, why in objections if why]
+    notes = [*omissions, *LEGEND, *of_study, *quick]
     tables = [part for part in parts if part.cells]
     return [*tables, _pairs(comparisons), Section(heading="What to know", sentences=notes)]
 
 
-def _row(one: Comparison, method: str, published: Mapping[str, float | None]) -> dict[str, object]:
+def _row(one: Comparison, method: str, study_scores: Mapping[str, float | None]) -> dict[str, object]:
     """A method's line; `best`: or not told from it."""
     entry, (low, high) = one.entries[method], one.entries[method].interval or (None, None)
     return {
         **{"profile": entry.first.profile, "task": one.task, "score": entry.first.main_score},
         **{"backbone": one.backbone, "method": method},
         **{"points": entry.score, "from": low, "to": high, "seeds": len(entry.scores)},
-        **{"study": published.get(entry.first.cell), **entry.costs},
+        **{"study": study_scores.get(entry.first.cell), **entry.costs},
         "best": not one.pairs[(one.pairs.better == next(iter(one.entries))) & (one.pairs.other == method)].apart.any(),
         "front": method in one.front(*one.costs),
     }
@@ -285,16 +285,16 @@ def _row(one: Comparison, method: str, published: Mapping[str, float | None]) ->
 def _differences(comparisons: Sequence[Comparison]) -> Section:
     """What the methods of a backbone and task do not have in common, the budget first."""
     rows = []
-    for what, one in product(FACTS, comparisons):
+    for fact, one in product(FACTS, comparisons):
         methods = defaultdict[str, list[str]](list)
         for method, entry in one.entries.items():
-            methods[entry.facts[what]].append(method)
+            methods[entry.facts[fact]].append(method)
         if len(methods) > 1:
-            shown = ", ".join(f"{value} ({', '.join(own)})" for value, own in methods.items())
-            rows.append({"task": one.task, "backbone": one.backbone, "in": what, "methods": shown})
+            text = ", ".join(f"{value} ({', '.join(names)})" for value, names in methods.items())
+            rows.append({"task": one.task, "backbone": one.backbone, "in": fact, "methods": text})
     budget = any(row["in"] == "updates" for row in rows)
-    said = ["updates: number x rows per update."] if budget else []
-    return Section(heading=f"Not like for like{' in budget' * budget}", frame=pd.DataFrame(rows), sentences=said)
+    sentences = ["updates: number x rows per update."] if budget else []
+    return Section(heading=f"Not like for like{' in budget' * budget}", frame=pd.DataFrame(rows), sentences=sentences)
 
 
 def _pairs(comparisons: Sequence[Comparison]) -> Section:

@@ -98,9 +98,9 @@ def record_files(record: Record) -> dict[str, str]:
 
 def read(record: Record, run: Path | None, kind: str = "") -> "pd.DataFrame | None":
     """A record's file of this kind, as a frame that readers share; None if it is nowhere. Raises InputError if unsound."""
-    if not (name := record_files(record).get(kind)) or not (found := _find_file(name, run)):
+    if not (name := record_files(record).get(kind)) or not (file := _find_file(name, run)):
         return None
-    path, frame = f"{found[0]}, of {record.cell}", _frame(*found, kind)
+    path, frame = f"{file[0]}, of {record.cell}", _frame(*file, kind)
     if kind not in ("", "rows"):
         return frame
     rows = record.data.rows["test"] if record.data else len(frame)
@@ -161,8 +161,8 @@ def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
         if texts.isna().to_numpy().any() or np.isinf(numbers).any(axis=None) or (not kind and numbers.isna().any(axis=None)):
             raise InputError("not every row has text and finite numbers")
     except Exception as error:  # a damaged file fails wherever it is damaged
-        why = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"{path} does not match its name ({why}); remove it") from None
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{path} does not match its name ({reason}); remove it") from None
     return frame
 
 
@@ -170,9 +170,9 @@ def contents(records: Iterable[Record], *runs: Path) -> Iterator[tuple[str, byte
     """Name and content of those files that are sound, from beside these runs or from this machine's store."""
     for name, kind in sorted({(name, kind) for record in records for kind, name in record_files(record).items()}):
         with suppress(InputError):
-            if found := _find_file(name, *runs):
-                _frame(*found, kind)
-                yield name, found[1]
+            if file := _find_file(name, *runs):
+                _frame(*file, kind)
+                yield name, file[1]
 
 
 def keep_contents(files: Iterable[tuple[str, bytes]]) -> None:

@@ -33,24 +33,24 @@ def judge_figures(
 ) -> Iterator[Judgement]:
     """Memory and speed of each cell; and the gravest figure of each instrument that the old run asked it."""
     for cell, rows in cells.items():
-        finished = all(record.finished for record in rows.records[0])
-        yield from _costs(rows, {**margins["memory"], **margins["speed"]}, finished)
-        if finished:
+        is_finished = all(record.finished for record in rows.records[0])
+        yield from _costs(rows, {**margins["memory"], **margins["speed"]}, is_finished)
+        if is_finished:
             yield from _instruments(rows, cell in one_training)
 
 
-def _costs(rows: Rows, margins: Mapping[str, float], finished: bool) -> Iterator[Judgement]:
+def _costs(rows: Rows, margins: Mapping[str, float], is_finished: bool) -> Iterator[Judgement]:
     """Verdicts on the ledger; and of whole runs on peaks, traced bytes and speed, if the machines are alike."""
     (before, after), baseline = rows.records[0], list(rows.old.values())
-    shared = [one for one in baseline if one.processes == after.processes]
-    held_to = {name: [before] for name in LEDGER}
-    if finished:
-        like = [one for one in shared if one.device and after.device and one.device.name == after.device.name]
-        cpus = [one for one in shared if one.device and after.device and one.device.type == after.device.type == "cpu"]
+    peers = [one for one in baseline if one.processes == after.processes]
+    references = {name: [before] for name in LEDGER}
+    if is_finished:
+        twins = [one for one in peers if one.device and after.device and one.device.name == after.device.name]
+        cpus = [one for one in peers if one.device and after.device and one.device.type == after.device.type == "cpu"]
         reason = unlike_machines(before, after)  # but a cluster's nodes may differ
-        timed = [one for one in baseline if not reason and not unlike_machines(one, after)]
-        held_to |= dict.fromkeys(PEAKS, like) | dict.fromkeys(TRACED, cpus or like) | dict.fromkeys(SPEEDS, timed)
-    for name, records in held_to.items():
+        timings = [one for one in baseline if not reason and not unlike_machines(one, after)]
+        references |= dict.fromkeys(PEAKS, twins) | dict.fromkeys(TRACED, cpus or twins) | dict.fromkeys(SPEEDS, timings)
+    for name, records in references.items():
         old, new = [figure for record in records if (figure := _cost(record, name))], _cost(after, name)
         margin, judge = margins["ledger" if name in LEDGER else name], partial(make_judgement, before, name)
         if old and new is not None:
@@ -82,29 +82,29 @@ def unlike_machines(before: Record, after: Record) -> str:
     facts = [("name", before.device.name, after.device.name), ("threads", before.device.threads, after.device.threads)]
     facts += [("ranks", before.processes, after.processes)]
     facts += [(package, before.versions.get(package), after.versions.get(package)) for package in ALIKE]
-    contended = before.device.contended or after.device.contended
-    unlike = (f"{what}: {old} and {new}" for what, old, new in facts if old != new)
-    return next(unlike, "measured on a device that others used" if contended else "")
+    is_contended = before.device.contended or after.device.contended
+    reasons = (f"{what}: {old} and {new}" for what, old, new in facts if old != new)
+    return next(reasons, "measured on a device that others used" if is_contended else "")
 
 
 def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:
     """The gravest verdict on each instrument's figures that have a better side, if rows pair: rounding alone moves these."""
     old, new = zip(*rows.records, strict=True)
     before, after = load_frame(old, rows.old_path), load_frame(new, rows.new_path)
-    declared = {name: part.figures for record in (*new, *old) for name, part in record.instruments.items()}
+    figures_by_name = {name: part.figures for record in (*new, *old) for name, part in record.instruments.items()}
     gravest: dict[str, Judgement] = {}
     pairs = before.merge(after, "left", [*FIGURE, *ROW], suffixes=("", "_new")) if len(before) else before
-    for (instrument, part, name), own in pairs.groupby([*FIGURE], sort=False):
-        figure, judge = declared.get(instrument, {}).get(name), partial(make_judgement, new[0], f"{instrument}/{name}")
-        if figure is None or not figure.better or own.value.isna().any():
+    for (instrument, part, name), lines in pairs.groupby([*FIGURE], sort=False):
+        figure, judge = figures_by_name.get(instrument, {}).get(name), partial(make_judgement, new[0], f"{instrument}/{name}")
+        if figure is None or not figure.better or lines.value.isna().any():
             continue
-        reason = OTHER_TRAINING if not one_training else NO_NUMBER if own.value_new.isna().any() else ""
+        reason = OTHER_TRAINING if not one_training else NO_NUMBER if lines.value_new.isna().any() else ""
         judgement = judge(Verdict.NOT_COMPARABLE, detail=reason)
         if not reason:
-            gain, weights = 1 if figure.better == "higher" else -1, own.weight / own.weight.mean()
-            gains = (gain * weights * (own.value_new - own.value)).groupby(own.row).mean().to_numpy()
+            gain, weights = 1 if figure.better == "higher" else -1, lines.weight / lines.weight.mean()
+            gains = (gain * weights * (lines.value_new - lines.value)).groupby(lines.row).mean().to_numpy()
             effect = by_rows(gains if len(gains) > 1 else np.repeat(gains, 2))  # one number is held to its margin alone
-            was, now, margin = (own.value * weights).mean(), (own.value_new * weights).mean(), figure.margin
+            was, now, margin = (lines.value * weights).mean(), (lines.value_new * weights).mean(), figure.margin
             form, of_part = figure.shown.lstrip("+") or ".3f", f"of {part} " if part else ""
             judgement = judge(
                 effect_verdict(effect, effect.p_worse, effect.p_better, margin, ALPHA) if was != now else Verdict.SAME,
@@ -112,45 +112,45 @@ def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:
                 **{"low": -effect.high, "high": -effect.low, "p": effect.p_worse},
                 detail=f"{of_part}{now:{form}}, it was {was:{form}}; {count(len(gains), 'row')}, paired; margin {margin}",
             )
-        known = gravest.setdefault(instrument, judgement)
-        gravest[instrument] = min(known, judgement, key=lambda j: (GRAVEST_FIRST.index(j.verdict), 1.0 if j.p is None else j.p))
+        other = gravest.setdefault(instrument, judgement)
+        gravest[instrument] = min(other, judgement, key=lambda j: (GRAVEST_FIRST.index(j.verdict), 1.0 if j.p is None else j.p))
     yield from gravest.values()
 
 
 def load_frame(records: Iterable[Record], run: Path | None) -> pd.DataFrame:
     """All lines of these records, each with its cell and seed; none of a record whose file is nowhere."""
-    known = ((record, read(record, run, "figures")) for record in records)
-    frames = [columns.assign(cell=record.cell, seed=record.seeds.seed) for record, columns in known if columns is not None]
+    pairs = ((record, read(record, run, "figures")) for record in records)
+    frames = [columns.assign(cell=record.cell, seed=record.seeds.seed) for record, columns in pairs if columns is not None]
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*FIGURE, "cell", *ROW, "note", *NUMBERS])
     return frame.astype(dict.fromkeys(NUMBERS, float))
 
 
 def tables(records: Sequence[Record], run: Path | None) -> Iterator[Section]:
     """One for each instrument that was asked: a row for each cell and part; sentences say what was not measured, and why."""
-    known = load_frame(records, run)
+    frame = load_frame(records, run)
     for name, part in {name: part for record in records for name, part in record.instruments.items()}.items():
         lines, unmeasured = defaultdict[Any, dict[str, str]](dict), defaultdict[str, list[str]](list)
-        for (cell, of, figure), own in known[known.instrument == name].groupby(["cell", "part", "figure"], sort=False):
-            value, low, high = interval(own)
-            note, form = next(filter(None, own.note), ""), part.figures[figure].shown if figure in part.figures else ""
+        for (cell, place, figure), group in frame[frame.instrument == name].groupby(["cell", "part", "figure"], sort=False):
+            value, low, high = interval(group)
+            note, form = next(filter(None, group.note), ""), part.figures[figure].shown if figure in part.figures else ""
             if np.isnan(value) and note:
-                unmeasured[note].append(f"{cell} {of}".strip())
+                unmeasured[note].append(f"{cell} {place}".strip())
             if form:
                 ends = "" if np.isnan(low) else f" ({low:{form}} {high:{form}})"
-                lines[cell, of][figure] = "-" if np.isnan(value) else f"{value:{form}}{ends}"
-        shown = [figure for figure in part.figures if any(figure in line for line in lines.values())]
-        rows = [{"cell": cell, "part": of, **dict.fromkeys(shown, "-"), **line} for (cell, of), line in lines.items()]
-        said = [f"no figure for {', '.join(cells)}: {note}" for note, cells in unmeasured.items()]
-        formats = dict.fromkeys(shown, "")
-        yield Section(heading=f"{name}: {part.question}", frame=pd.DataFrame(rows), formats=formats, sentences=said)
+                lines[cell, place][figure] = "-" if np.isnan(value) else f"{value:{form}}{ends}"
+        columns = [figure for figure in part.figures if any(figure in line for line in lines.values())]
+        rows = [{"cell": cell, "part": place, **dict.fromkeys(columns, "-"), **line} for (cell, place), line in lines.items()]
+        sentences = [f"no figure for {', '.join(cells)}: {note}" for note, cells in unmeasured.items()]
+        formats = dict.fromkeys(columns, "")
+        yield Section(heading=f"{name}: {part.question}", frame=pd.DataFrame(rows), formats=formats, sentences=sentences)
 
 
 def interval(rows: pd.DataFrame) -> tuple[float, float, float]:
     """The mean over seeds of a figure, and its 95 % interval: of its rows, or that which it brought, or else of the seeds."""
     seeds = []
-    for _, own in rows.groupby("seed", dropna=False):
-        of_rows = (own.row != "").any()
-        seeds.append(ratio(own.value * own.weight, own.weight) if of_rows else own[["value", "low", "high"]].mean())
+    for _, group in rows.groupby("seed", dropna=False):
+        has_rows = (group.row != "").any()
+        seeds.append(ratio(group.value * group.weight, group.weight) if has_rows else group[["value", "low", "high"]].mean())
     value, low, high = np.array(seeds, float).mean(0)
     if seeds[1:] and np.isnan(low):
         reach = critical_value(ALPHA / 2, len(seeds) - 1) * np.std(seeds, 0, ddof=1)[0] / len(seeds) ** 0.5

@@ -118,13 +118,13 @@ def _contradictions(rows: Iterable[tuple[BenchmarkRow, Record | None]]) -> Itera
         if (case := record_case(record)) in cases:
             yield f"{case}: it is there twice; remove one of the two rows"
         cases.add(case)
-        named = re.search(r"\[(?:\w+-)?(\w+?)(?:-seed\d+)?\]$", name := row_name(row))
-        if named and named[1] in STUDY_IDS and named[1] != record.cell:
+        match = re.search(r"\[(?:\w+-)?(\w+?)(?:-seed\d+)?\]$", name := row_name(row))
+        if match and match[1] in STUDY_IDS and match[1] != record.cell:
             yield f"{case}: the row's name is {name}, which is another cell's"
         losses = tuple(record.training.losses) if record.training else ()
-        same = trainings.setdefault((record.profile, record.cell, losses), record)
-        if losses and same.seeds.seed != case.seed:
-            yield f"{case}: all its losses equal those of seed {same.seeds.seed}"
+        twin = trainings.setdefault((record.profile, record.cell, losses), record)
+        if losses and twin.seeds.seed != case.seed:
+            yield f"{case}: all its losses equal those of seed {twin.seeds.seed}"
 
 
 def read_list(path: Path) -> list[Record]:
@@ -152,9 +152,9 @@ def rows_by_name(rows: Mapping[Any, BenchmarkRow], records: Mapping[Any, Record]
 
 def save(run: RunJson, path: Path, records: Iterable[Record] = (), sources: Collection[Path] = ()) -> None:
     """Write a run, whole or not at all, and from beside the sources its examples; raises InputError if the disk has no room."""
-    timed, untimed = ([row for row in run["benchmarks"] if has_no_time(row) is apart] for apart in (False, True))
+    timed_rows, other_rows = ([row for row in run["benchmarks"] if has_no_time(row) is no_time] for no_time in (False, True))
     fields = {name: json.dumps(value, default=str) for name, value in run.items()}
-    for name, rows in {"benchmarks": timed, **({UNFINISHED: untimed} if untimed else {})}.items():
+    for name, rows in {"benchmarks": timed_rows, **({UNFINISHED: other_rows} if other_rows else {})}.items():
         # One row a line, so that a diff shows which cells changed.
         fields[name] = "[\n" + ",\n".join(json.dumps(row, default=str) for row in rows) + "\n]"
     try:
@@ -175,8 +175,8 @@ def missing_runs(runs: Mapping[Path, RunJson], present: Collection[Case]) -> str
     if len(wholes) > 1:
         raise InputError("these are shards of different runs: give all the same N of --shard=I/N, -m, --cells and --seeds")
     cases = next(iter(wholes), frozenset[Case]())
-    lost = sorted(cases.difference(present))
-    return f"{len(lost)} of {len(cases)} runs are missing: {some(list(map(str, lost)), NAMED)}" if lost else ""
+    gaps = sorted(cases.difference(present))
+    return f"{len(gaps)} of {len(cases)} runs are missing: {some(list(map(str, gaps)), NAMED)}" if gaps else ""
 
 
 # The journal

@@ -35,11 +35,11 @@ class Run:
     def make(cls, records: Iterable[Record], path: Path | None = None) -> "Run":
         """The records that finished or made their first updates; raises InputError if they are of two profiles."""
         by_cell, confirming = (defaultdict[str, dict[int | None, Record]](dict) for _ in range(2))
-        known = [record for record in records if record.finished or record.first_updates]
-        for record in known:
+        results = [record for record in records if record.finished or record.first_updates]
+        for record in results:
             cells, seed = (by_cell, record.seeds.seed) if record.seeds.confirms is None else (confirming, record.seeds.confirms)
             cells[record.cell][seed] = record
-        if len(profiles := {record.profile for record in known}) > 1:
+        if len(profiles := {record.profile for record in results}) > 1:
             names = " and ".join(sorted(profiles))
             raise InputError(f"{path or 'the run'} holds cells of {names}: judge one profile at a time")
         return cls(records=dict(by_cell), path=path, confirming=dict(confirming))
@@ -77,22 +77,22 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
         raise InputError("no cell of the run finished: there is nothing to judge")
     if not (cells := _rows(old, new)):
         raise InputError(f"the two runs have no cell in common: the baseline has no {next(iter(new.records))}")
-    finished = _rows(*(Run.make((one for one in run.all_records if one.finished), run.path) for run in (old, new)))
+    wholes = _rows(*(Run.make((one for one in run.all_records if one.finished), run.path) for run in (old, new)))
 
     arithmetic = {cell: numerics.judge_numerics(rows, tolerances) for cell, rows in cells.items()}
     one_training = {cell for cell, (_, same) in arithmetic.items() if same}
-    judged = [judgement for judgement, _ in arithmetic.values()]
+    judgements = [judgement for judgement, _ in arithmetic.values()]
     judge = partial(quality.assess, one_training=one_training, margins=margins["points"], noise=noise)
-    judged += [_confirm(j, finished[j.cell], new.confirming.get(j.cell, {}), judge) for j in judge(list(finished.values()))]
-    judged += figures.judge_figures(cells | finished, one_training, margins)
+    judgements += [_confirm(j, wholes[j.cell], new.confirming.get(j.cell, {}), judge) for j in judge(list(wholes.values()))]
+    judgements += figures.judge_figures(cells | wholes, one_training, margins)
 
-    begun = [cells[cell].records[0][1] for cell in cells if cell not in finished]
-    judged += [make_judgement(r, r.main_score, Verdict.CANNOT_TELL, detail=NO_SCORES) for r in begun if r.finished]
-    gone, added = "in the baseline, not in this run", "not in the baseline"
-    for run, other, verdict, detail in ((old, new, Verdict.MISSING, gone), (new, old, Verdict.NEW, added)):
-        lonely = [next(iter(seeds.values())) for cell, seeds in run.records.items() if cell not in other.records]
-        judged += [make_judgement(record, "cell", verdict, detail=detail) for record in lonely]
-    return sorted(judged, key=lambda judgement: (judgement.cell in new.records, study_place(judgement.cell)))
+    starts = [cells[cell].records[0][1] for cell in cells if cell not in wholes]
+    judgements += [make_judgement(r, r.main_score, Verdict.CANNOT_TELL, detail=NO_SCORES) for r in starts if r.finished]
+    missing_text, new_text = "in the baseline, not in this run", "not in the baseline"
+    for run, other, verdict, detail in ((old, new, Verdict.MISSING, missing_text), (new, old, Verdict.NEW, new_text)):
+        records = [next(iter(seeds.values())) for cell, seeds in run.records.items() if cell not in other.records]
+        judgements += [make_judgement(record, "cell", verdict, detail=detail) for record in records]
+    return sorted(judgements, key=lambda judgement: (judgement.cell in new.records, study_place(judgement.cell)))
 
 
 def _confirm(drop: Judgement, rows: Rows, confirming: RecordsBySeed, judge: Callable[..., list[Judgement]]) -> Judgement:
@@ -101,14 +101,14 @@ def _confirm(drop: Judgement, rows: Rows, confirming: RecordsBySeed, judge: Call
     if drop.verdict is not Verdict.WORSE or drop.effect is None or len(rows.new) > 1 or rows.new.keys() & rows.old.keys():
         return drop
     (first,) = rows.new
-    if not (again := confirming.get(first)):
+    if not (repeat := confirming.get(first)):
         return replace(drop, confirmed="open")
-    seed = again.seeds.seed
-    second = next(j for j in judge([replace(rows, new={seed: again})]) if j.quantity == drop.quantity)
-    worse, change = second.verdict is Verdict.WORSE, second.detail if second.effect is None else f"{second.effect:+.2f}"
-    detail = f"{drop.detail}; at seed {first} {drop.effect:+.2f}, at {seed} {change}: {'' if worse else 'not '}confirmed"
-    verdict = drop.verdict if worse else Verdict.CANNOT_TELL
-    return replace(drop, verdict=verdict, confirmed="yes" if worse else "no", detail=detail)
+    seed = repeat.seeds.seed
+    second = next(j for j in judge([replace(rows, new={seed: repeat})]) if j.quantity == drop.quantity)
+    is_worse, change = second.verdict is Verdict.WORSE, second.detail if second.effect is None else f"{second.effect:+.2f}"
+    detail = f"{drop.detail}; at seed {first} {drop.effect:+.2f}, at {seed} {change}: {'' if is_worse else 'not '}confirmed"
+    verdict = drop.verdict if is_worse else Verdict.CANNOT_TELL
+    return replace(drop, verdict=verdict, confirmed="yes" if is_worse else "no", detail=detail)
 
 
 def is_suspect(old: Run, record: Record) -> bool:
@@ -121,4 +121,4 @@ def is_suspect(old: Run, record: Record) -> bool:
 
 def _rows(old: Run, new: Run) -> dict[str, Rows]:
     paths = {"old_path": old.path, "new_path": new.path}
-    return {cell: Rows(old=own, new=new.records[cell], **paths) for cell, own in old.records.items() if cell in new.records}
+    return {cell: Rows(old=seeds, new=new.records[cell], **paths) for cell, seeds in old.records.items() if cell in new.records}

@@ -70,17 +70,17 @@ class Moved:
     def measure(cls, old: Modules, new: Modules, phase: str) -> "Moved":
         """Of two records; to or from no finite number a figure moved infinitely far."""
         before, calls = (one[one.phase == phase] for one in (old, new))
-        same = before.drop_duplicates(["module", "call"], keep="last").set_index(["module", "call"])
-        same = same.reindex(pd.MultiIndex.from_frame(calls[["module", "call"]]))
-        known, numbers = _numbers(same), _numbers(calls)
+        old_calls = before.drop_duplicates(["module", "call"], keep="last").set_index(["module", "call"])
+        old_calls = old_calls.reindex(pd.MultiIndex.from_frame(calls[["module", "call"]]))
+        old_numbers, numbers = _numbers(old_calls), _numbers(calls)
         largest = np.fmax.reduce(np.concatenate([_numbers(before), numbers])[:, :, 0], 0, initial=0.0)
-        least = SMALL_NORM * largest * [name in ("gradient", "weight_gradients") for name in FIGURES]
-        far, scale = np.abs(numbers - known).max(2), np.maximum(np.maximum(known, numbers)[:, :, 0], least)
-        equal = ((known == numbers) | (np.isnan(known) & np.isnan(numbers))).all(2)
+        floor = SMALL_NORM * largest * [name in ("gradient", "weight_gradients") for name in FIGURES]
+        far, scale = np.abs(numbers - old_numbers).max(2), np.maximum(np.maximum(old_numbers, numbers)[:, :, 0], floor)
+        equal = ((old_numbers == numbers) | (np.isnan(old_numbers) & np.isnan(numbers))).all(2)
         share = np.where(np.isnan(far), np.inf, np.divide(far, scale, out=np.zeros_like(far), where=scale > 0))
         shares = pd.DataFrame(np.where(equal, 0.0, share), calls.index, list(FIGURES))
         shares.loc[np.isnan(far[:, -1]), "weight_gradients"] = 0.0  # another module may hold these weights now
-        shares.loc[same.depth.isna().to_numpy()] = np.nan
+        shares.loc[old_calls.depth.isna().to_numpy()] = np.nan
         return cls(calls, shares)
 
     def forward(self, bound: float) -> list[int]:
@@ -91,24 +91,24 @@ class Moved:
     def backward(self, bound: float) -> tuple[list[int], float]:
         """The innermost calls, from the end, that hand on another gradient first and get an equal one; and how far it moved."""
         calls, gradient, weights = self.calls, self.shares.gradient, self.shares.weight_gradients
-        moved, inside, far = calls.index[(calls.maker == calls.index) & (gradient > bound)], list[int](), 0.0
-        if len(moved):
-            tensor, far = moved[-1], gradient[moved[-1]]
+        tensors, inner_calls, far = calls.index[(calls.maker == calls.index) & (gradient > bound)], list[int](), 0.0
+        if len(tensors):
+            tensor, far = tensors[-1], gradient[tensors[-1]]
             finite = calls.filter(like="gradient_").notna().all(axis=1)
             equal = calls.index[finite & (gradient <= min(bound, TENTH * far))]
             takers = self._innermost([call for call in equal if calls.source[call] == tensor != calls.maker[call]])
-            inside = takers or [call for call in self.parent_calls(tensor) if call in equal][:1]
-        own = calls.index[(weights > bound) & ~calls.module.isin(calls.module[gradient > bound])]
-        if max(own, default=-1) > max(inside, default=-1):
-            return [own[-1]], weights[own[-1]]
-        return inside, far
+            inner_calls = takers or [call for call in self.parent_calls(tensor) if call in equal][:1]
+        weight_calls = calls.index[(weights > bound) & ~calls.module.isin(calls.module[gradient > bound])]
+        if max(weight_calls, default=-1) > max(inner_calls, default=-1):
+            return [weight_calls[-1]], weights[weight_calls[-1]]
+        return inner_calls, far
 
     def parent_calls(self, call: int) -> Iterator[int]:
         """The calls that a call is part of, from the smallest: those that end later, and lie less deep."""
         depth = self.calls.depth[call]
-        for other, own in self.calls.depth.loc[call + 1 :].items():
-            if own < depth:
-                depth = own
+        for other, level in self.calls.depth.loc[call + 1 :].items():
+            if level < depth:
+                depth = level
                 yield other
 
     def _innermost(self, calls: Sequence[int]) -> list[int]:
@@ -121,23 +121,23 @@ def first_modules(
     old: Modules, new: Modules, phase: str, tolerance: Mapping[str, float], *, backward: bool = False
 ) -> tuple[str, Names]:
     """The module that changed first in a phase of the probe, in its gradients if `backward`: in words, and by name, if any."""
-    moved = Moved.measure(old, new, phase)
-    calls, shares = moved.forward(tolerance["module_outputs"]), moved.shares.output
+    movement = Moved.measure(old, new, phase)
+    calls, shares = movement.forward(tolerance["module_outputs"]), movement.shares.output
     words = "the output of {} changes first, {}; its input is equal"
     if not calls:
-        outermost = (moved.calls.depth == 0) & (moved.shares.input > tolerance["module_outputs"])
-        calls, shares = [*moved.calls.index[outermost][:1]], moved.shares.input
+        is_outermost = (movement.calls.depth == 0) & (movement.shares.input > tolerance["module_outputs"])
+        calls, shares = [*movement.calls.index[is_outermost][:1]], movement.shares.input
         words = "the input of {} already differs"
     if not calls and backward:
-        calls, far = moved.backward(tolerance["module_gradients"])
+        calls, far = movement.backward(tolerance["module_gradients"])
         shares, words = pd.Series(far, index=calls), "the gradient changes inside {} (last layer first), {}"
     if not calls:
         return "", ()
-    changed, share = moved.calls.loc[calls], shares[calls[0]]
-    first = changed.iloc[0]
+    rows, share = movement.calls.loc[calls], shares[calls[0]]
+    first = rows.iloc[0]
     # What is around it, or calls it again, follows from it.
-    others = {name for name in changed.module if name and not f"{first.module}.".startswith(f"{name}.")}
-    by = f"by {100 * share:.{'2g' if share < 1 else '0f'}} % of its norm" if np.isfinite(share) else NO_NUMBER
-    beside = f"; {count(len(others), 'more module')} likewise" if others else ""
-    said = words.format(f"{first.module or 'the model'} ({first.kind}, {first.library})", by) + beside
-    return said, ((first.module, first.kind, first.library),)
+    others = {name for name in rows.module if name and not f"{first.module}.".startswith(f"{name}.")}
+    extent = f"by {100 * share:.{'2g' if share < 1 else '0f'}} % of its norm" if np.isfinite(share) else NO_NUMBER
+    others_text = f"; {count(len(others), 'more module')} likewise" if others else ""
+    sentence = words.format(f"{first.module or 'the model'} ({first.kind}, {first.library})", extent) + others_text
+    return sentence, ((first.module, first.kind, first.library),)

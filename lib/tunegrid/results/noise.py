@@ -110,7 +110,7 @@ class Noise:
         for kind, (cell, metric) in ((kind, key) for kind, keys in self.scores.items() for key in keys):
             for name in (cell, cell_kind(cell)):
                 groups[kind, name, metric] += self.places(kind, cell, metric)
-        return {key: known for key, own in groups.items() if (known := deviation(own))}
+        return {key: spread for key, group in groups.items() if (spread := deviation(group))}
 
     def scale(self, cell: str, metric: str) -> Scale:
         """Of a cell's calibrated scores."""
@@ -123,21 +123,21 @@ class Noise:
 
     def residuals(self, kind: str, cell: str, metric: str) -> list[float]:
         """Of each score, with a variance of 1: a mean of n takes 1 / n of it, which is given back. Empty if nothing differs."""
-        own, groups = self.spreads.get((kind, cell, metric)), [group for group in self.places(kind, cell, metric) if group[1:]]
-        if not own or not own.sd:
+        unit, groups = self.spreads.get((kind, cell, metric)), [group for group in self.places(kind, cell, metric) if group[1:]]
+        if not unit or not unit.sd:
             return []
-        return [(one - fmean(group)) / own.sd / math.sqrt(1 - 1 / len(group)) for group in groups for one in group]
+        return [(one - fmean(group)) / unit.sd / math.sqrt(1 - 1 / len(group)) for group in groups for one in group]
 
     def tail(self, cell: str, metric: str) -> float:
         """How many deviations below its mean the worst seed of any cell of this kind lies."""
-        alike = [key for key in self.scores[SEEDS] if (cell_kind(key[0]), key[1]) == (cell_kind(cell), metric)]
-        return -min(residual for key in alike for residual in (0.0, *self.residuals(SEEDS, *key)))
+        keys = [key for key in self.scores[SEEDS] if (cell_kind(key[0]), key[1]) == (cell_kind(cell), metric)]
+        return -min(residual for key in keys for residual in (0.0, *self.residuals(SEEDS, *key)))
 
     def find(self, kind: str, record: Record, metric: str) -> Deviation | None:
         """The deviation of a record's score; None if nothing is known of its profile, test rows, or kind of cells."""
         rows, score = record.data.rows["test"] if record.data else None, record.scores.get(metric)
-        alike = record.profile == self.profile and rows == self.rows.get(record.task)
-        return self.estimate(kind, record.cell, metric, score) if alike and score is not None else None
+        is_alike = record.profile == self.profile and rows == self.rows.get(record.task)
+        return self.estimate(kind, record.cell, metric, score) if is_alike and score is not None else None
 
     def estimate(self, kind: str, cell: str, metric: str, score: float) -> Deviation | None:
         """A cell's own deviation if it rests on `ENOUGH` draws, else the larger of it and that of its kind of cells.
@@ -147,9 +147,9 @@ class Noise:
         """
         if not (common := self.spreads.get((kind, cell_kind(cell), metric))):
             return None
-        own = self.spreads.get((kind, cell, metric), common)
-        sd = own.sd if own.df >= ENOUGH else max(own.sd, common.sd)
-        return Deviation(sd=max(sd, self.scale(cell, metric).resolution(score)), df=own.df)
+        spread = self.spreads.get((kind, cell, metric), common)
+        sd = spread.sd if spread.df >= ENOUGH else max(spread.sd, common.sd)
+        return Deviation(sd=max(sd, self.scale(cell, metric).resolution(score)), df=spread.df)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,10 +166,10 @@ def load_noise(path: Path = NOISE) -> Noise:
     with tables(path, "noise", LAB_CALIBRATE) as content:
         rows = {task: int(count) for task, count in check_shape(content["rows"], dict[str, Number]).items()}
         cells = check_shape(content["cells"], dict[str, dict[str, dict[Literal["seeds", "perturbed"], _Entry]]])
-        if absent := {cell for cell in cells if task_name(cell) not in rows}:
-            raise KeyError(f"rows of {min(absent)}")
-        known = {(cell, metric): kinds for cell, metrics in cells.items() for metric, kinds in metrics.items()}
-        scores = {kind: {key: own[kind].scores for key, own in known.items() if kind in own} for kind in (SEEDS, PERTURBED)}
+        if unknown_cells := {cell for cell in cells if task_name(cell) not in rows}:
+            raise KeyError(f"rows of {min(unknown_cells)}")
+        groups = {(cell, metric): kinds for cell, metrics in cells.items() for metric, kinds in metrics.items()}
+        scores = {kind: {key: part[kind].scores for key, part in groups.items() if kind in part} for kind in (SEEDS, PERTURBED)}
         profile, seeds = str(content["evidence"]["profile"]), check_shape(content["evidence"]["seeds"], list[int])
         return Noise(profile=profile, rows=rows, scores=scores, first_seed=seeds[0])
 

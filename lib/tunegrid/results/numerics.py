@@ -96,8 +96,8 @@ class Pair:
 def furthest(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> tuple[float, str]:
     """How far the norms of groups lie apart at most, as a share of them or of `SMALL_NORM`, and of which group."""
     norms = {group: [(side or {}).get(group) for side in (old, new)] for group in {**(old or {}), **(new or {})}}
-    least = SMALL_NORM * max((norm or 0.0 for pair in norms.values() for norm in pair), default=0.0)
-    gaps = [(_gap(*pair) / (max(least, *(norm or 0.0 for norm in pair)) or 1.0), group) for group, pair in norms.items()]
+    floor = SMALL_NORM * max((norm or 0.0 for pair in norms.values() for norm in pair), default=0.0)
+    gaps = [(_gap(*pair) / (max(floor, *(norm or 0.0 for norm in pair)) or 1.0), group) for group, pair in norms.items()]
     return max(gaps, key=lambda gap: gap[0], default=(0.0, ""))
 
 
@@ -118,8 +118,8 @@ def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, A
         gap, group = next((one for one in gaps if one[0] > limit), (0.0, ""))
     if gap <= limit:
         return None
-    uncounted = 0 if name in ("probe_reached", "reached") else None  # a group of which no tensor gets a gradient
-    values = before.get(group, uncounted), after.get(group, uncounted)
+    default = 0 if name in ("probe_reached", "reached") else None  # a group of which no tensor gets a gradient
+    values = before.get(group, default), after.get(group, default)
     old, new = ("no number" if one is None else f"{one:.6g}" if isinstance(one, float) else f"{one}" for one in values)
     grew = name in BY_GROUP and values[0] and values[1] is not None
     factor = f"x {values[1] / values[0]:.4g}" if grew else f"{new}, before {old}"
@@ -176,19 +176,19 @@ def first_change(pair: Pair) -> Change | None:
     """The first stage that changed; None if all that differs is rounding."""
     # If nothing was rounded otherwise before the optimizer's first step, only the optimizer itself can round.
     norms = [furthest(*pair.figures(name))[0] for name in ("weights", "probe_gradients", "gradients")]
-    alone = pair.old.losses[:1] == pair.new.losses[:1] and not any(norms)
+    starts_equal = pair.old.losses[:1] == pair.new.losses[:1] and not any(norms)
     limits = {"probe_loss": pair.tolerance["first"], **pair.tolerance, "metrics": FIXED_ANSWERS}
     limits |= {"parting": pair.tolerance["later"]}
-    limits |= {"moved": pair.tolerance["moved_alone"]} if alone else {}
+    limits |= {"moved": pair.tolerance["moved_alone"]} if starts_equal else {}
     for stage in FLOW:
         difference = _difference(stage.figure, *pair.figures(stage.figure), limits.get(stage.figure, 0.0))
         if difference is None or (stage.figure in EXACT and not pair.fine):
             continue
         change = Change(stage.name, stage.words.format(**difference))
         try:
-            if stage.phase and pair.figures("probe_gradients") != (None, None) and (both := pair.modules()):
-                where, names = first_modules(*both, stage.phase, pair.tolerance, backward=stage.name == BACKWARD)
-                return Change(stage.name, f"{where}; {change.words}", names) if names else change
+            if stage.phase and pair.figures("probe_gradients") != (None, None) and (modules := pair.modules()):
+                place, names = first_modules(*modules, stage.phase, pair.tolerance, backward=stage.name == BACKWARD)
+                return Change(stage.name, f"{place}; {change.words}", names) if names else change
         except InputError as error:  # modules only name: a damaged file costs no verdict
             return Change(stage.name, f"{change.words}; no module is named: {error}")
         return change
@@ -197,12 +197,12 @@ def first_change(pair: Pair) -> Change | None:
 
 def judge_numerics(rows: Rows, tolerances: Tolerances) -> tuple[Judgement, bool]:
     """The gravest verdict on a cell's runs; and whether all that finished are of one training."""
-    judgements, same = [], []
+    judgements, same_trainings = [], []
     for before, after in rows.records:
         judgement, one_training = compare_pair(before, after, tolerances, (rows.old_path, rows.new_path))
         judgements.append(judgement)
-        same.append((one_training and before.finished) or not after.finished)
-    return min(judgements, key=lambda one: GRAVEST_FIRST.index(one.verdict)), all(same)
+        same_trainings.append((one_training and before.finished) or not after.finished)
+    return min(judgements, key=lambda one: GRAVEST_FIRST.index(one.verdict)), all(same_trainings)
 
 
 def compare_pair(old: Record, new: Record, tolerances: Tolerances, runs: Runs = (None, None)) -> tuple[Judgement, bool]:
@@ -228,8 +228,8 @@ def compare_pair(old: Record, new: Record, tolerances: Tolerances, runs: Runs = 
         first = change or Change("evaluation", words)
         judge, words = partial(judge, stage=first.stage, modules=first.modules), f"{first.stage}: {first.words}"
     judgement = judge(verdict, detail="; with ".join(filter(None, (words, unlike_libraries(old, new)))))
-    known = old.seeds.seed is not None and old.data and new.data and before.order and before.order == after.order
-    return judgement, bool(known and (equal or not change))
+    is_comparable = old.seeds.seed is not None and old.data and new.data and before.order and before.order == after.order
+    return judgement, bool(is_comparable and (equal or not change))
 
 
 def _rounding(pair: Pair, old: Record, new: Record, runs: Runs) -> tuple[Verdict, str]:
@@ -262,9 +262,9 @@ def _evaluate(old: Record, new: Record, updates: int | None, runs: Runs) -> tupl
     if before is not None and after is not None and before.equals(after):  # files of other versions have other names
         return Verdict.EQUAL, "all losses, predictions and points are equal"
     # With other texts, other scores differ, too.
-    apart = {name: points for name in old.scores if (points := _gap(old.scores[name], new.scores.get(name)))}
-    if apart and apart.keys() <= set(BERTSCORE) and max(apart.values()) <= BERTSCORE_ROUNDING:
-        return Verdict.ROUNDING, f"all losses are equal, BERTScore differs by at most {max(apart.values()):.1e} points"
+    gaps = {name: points for name in old.scores if (points := _gap(old.scores[name], new.scores.get(name)))}
+    if gaps and gaps.keys() <= set(BERTSCORE) and max(gaps.values()) <= BERTSCORE_ROUNDING:
+        return Verdict.ROUNDING, f"all losses are equal, BERTScore differs by at most {max(gaps.values()):.1e} points"
     return Verdict.CHANGED, "all losses are equal, predictions or their points are not"
 
 

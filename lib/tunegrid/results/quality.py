@@ -61,8 +61,8 @@ class Rows:
     def gains(self, metric: str) -> list[Array]:
         """New minus old points of each row, by pair; of macro F1, the hits' points. Empty if there are no points by row."""
         name = "accuracy" if metric == "f1_macro" else metric
-        named = all(name in points for pair in self.points for points in pair)
-        return [np.asarray(new[name], float) - np.asarray(old[name], float) for old, new in self.points] if named else []
+        has_points = all(name in points for pair in self.points for points in pair)
+        return [np.asarray(new[name], float) - np.asarray(old[name], float) for old, new in self.points] if has_points else []
 
     def check_equal(self, judgement: Judgement) -> Judgement:
         """The judgement on a score; *same* if it is equal to the last digit in each pair, and no row's points are others."""
@@ -93,31 +93,31 @@ def weigh(metric: str, rows: Rows, one_training: bool, noise: Noise, margin: flo
     data = every[0].data
     test_rows = len(gains[0]) if gains else data.rows["test"] if data else 1
     scale = make_scale(test_rows, metric)
-    own = [rows.old[seed] for seed in rows.new] if one_training else every
-    words, old, known = "of one seed, perturbed", own, noise.find(PERTURBED, own[0], metric) if one_training else None
-    if not known:
-        words, old, known = "between seeds", every, noise.find(SEEDS, every[0], metric)
-    if not known:
+    peers = [rows.old[seed] for seed in rows.new] if one_training else every
+    words, old, spread = "of one seed, perturbed", peers, noise.find(PERTURBED, peers[0], metric) if one_training else None
+    if not spread:
+        words, old, spread = "between seeds", every, noise.find(SEEDS, every[0], metric)
+    if not spread:
         scores = [[scale.position(record.scores[metric] or 0) for record in records] for records in (every, new)]
-        words, known = "between these seeds", deviation(scores)
-    if not known:
-        words, old = "of rows alone", own
+        words, spread = "between these seeds", deviation(scores)
+    if not spread:
+        words, old = "of rows alone", peers
     before, after = mean_score(old, metric), mean_score(new, metric)
-    if not known and one_training and gains:
+    if not spread and one_training and gains:
         sd = float(gains[0].std() / (2 * len(gains[0])) ** 0.5)
-        known = Deviation(sd=sd * scale.per_point(before), df=math.inf)
+        spread = Deviation(sd=sd * scale.per_point(before), df=math.inf)
     means = {"before": before, "after": after, "effect": after - before}
-    if not known:
+    if not spread:
         return means | {"detail": f"{'no points per row to test; ' * one_training}{MORE_SEEDS}"}, None
     # Points by row, if they are at hand, widen a noise that is too small.
     by_row = row_deviation(gains) * scale.per_point(before) if gains else 0.0
-    sd = max(known.sd, scale.resolution(before), by_row)
-    effect = by_training(before, after, sd * math.sqrt(1 / len(old) + 1 / len(new)), known.df, scale)
+    sd = max(spread.sd, scale.resolution(before), by_row)
+    effect = by_training(before, after, sd * math.sqrt(1 / len(old) + 1 / len(new)), spread.df, scale)
     total = f"{len(new)} x {test_rows}" if len(new) > 1 else test_rows
-    lost, gained = (sum(int((sign * own > 0).sum()) for own in gains) for sign in (-1, 1))
-    changes = f"{count(lost, 'row')} lost, {gained} gained of {total}" if gains else "from scores alone: no rows are available"
-    shown = f"{margin:.1f}" if round(margin, 1) == margin else f"{margin:g}"
-    detail = f"{changes}; noise {words}: error {effect.error:.2f}; margin {shown}"
+    losses, wins = (sum(int((sign * gain > 0).sum()) for gain in gains) for sign in (-1, 1))
+    changes = f"{count(losses, 'row')} lost, {wins} gained of {total}" if gains else "from scores alone: no rows are available"
+    margin_text = f"{margin:.1f}" if round(margin, 1) == margin else f"{margin:g}"
+    detail = f"{changes}; noise {words}: error {effect.error:.2f}; margin {margin_text}"
     numbers = {"low": effect.low, "high": effect.high, "error": effect.error, "margin": margin, "seeds": len(new)}
     return means | numbers | {"detail": detail}, effect
 
@@ -128,12 +128,12 @@ def decide(
     """The verdicts on a run's effects, each with its adjusted p-value of being worse and the smallest drop that is told."""
     decisions: dict[NoiseKey, tuple[Verdict, float, float]] = {}
     for is_main, alpha in ((True, MAIN_ALPHA), (False, OTHER_ALPHA)):
-        own = {key: effect for key, effect in effects.items() if (mains[key[0]] == key[1]) == is_main}
-        worse, better = (holm({key: getattr(effect, p) for key, effect in own.items()}) for p in ("p_worse", "p_better"))
-        for key, effect in own.items():
+        family = {key: effect for key, effect in effects.items() if (mains[key[0]] == key[1]) == is_main}
+        worse, better = (holm({key: getattr(effect, p) for key, effect in family.items()}) for p in ("p_worse", "p_better"))
+        for key, effect in family.items():
             margin = margins.get(key[1], margins["other"])
             verdict = effect_verdict(effect, worse[key], better[key], margin, alpha)
-            decisions[key] = verdict, worse[key], effect.detectable_drop(alpha / len(own), margin)
+            decisions[key] = verdict, worse[key], effect.detectable_drop(alpha / len(family), margin)
     return decisions
 
 
@@ -157,18 +157,18 @@ def assess(cells: Sequence[Rows], one_training: Collection[str], margins: Mappin
         first = rows.records[0][0]
         for metric in first.bounded_scores:
             scores = ([record.scores.get(metric) for record in seeds.values()] for seeds in (rows.old, rows.new))
-            old, new = (all(score is not None and math.isfinite(score) for score in own) for own in scores)
+            old, new = (all(score is not None and math.isfinite(score) for score in group) for group in scores)
             if not old or not new:
-                verdict, which = (Verdict.WORSE, "new") if old else (Verdict.CANNOT_TELL, "old")
-                judgements.append(make_judgement(first, metric, verdict, detail=f"the {which} score is not a number"))
+                verdict, side = (Verdict.WORSE, "new") if old else (Verdict.CANNOT_TELL, "old")
+                judgements.append(make_judgement(first, metric, verdict, detail=f"the {side} score is not a number"))
                 continue
             margin = margins.get(metric, margins["other"])  # of any other score, as a user's task may hold
-            known, effect = weigh(metric, rows, cell in one_training, noise, margin)
+            facts, effect = weigh(metric, rows, cell in one_training, noise, margin)
             if effect:
-                effects[cell, metric], evidence[cell, metric] = effect, known
+                effects[cell, metric], evidence[cell, metric] = effect, facts
             else:
-                judgements.append(make_judgement(first, metric, Verdict.CANNOT_TELL, **known))
+                judgements.append(make_judgement(first, metric, Verdict.CANNOT_TELL, **facts))
     for (cell, metric), (verdict, p, smallest) in decide(effects, mains, margins).items():
-        known = evidence[cell, metric] | {"p": p, "smallest": smallest}
-        judgements.append(make_judgement(by_cell[cell].records[0][0], metric, verdict, **known))
+        facts = evidence[cell, metric] | {"p": p, "smallest": smallest}
+        judgements.append(make_judgement(by_cell[cell].records[0][0], metric, verdict, **facts))
     return [by_cell[j.cell].check_equal(j) for j in judgements]

@@ -28,23 +28,23 @@ def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequen
     profile, backbone, task = cell.profile, cell.backbone, cell.task
     # Where files lie and what runs the cell is no part of its result: their content and the circumstances are.
     placeless = replace(profile, data_root=None, checkpoint_root=None, feature_cache=None, device=None, threads=None)
-    described = (cell.recipe, cell.head, cell.method, task, backbone, cell.optimizer, placeless)
+    design = (cell.recipe, cell.head, cell.method, task, backbone, cell.optimizer, placeless)
     own_rows = map(Path, task.files.values()) if task.has_own_rows else ()
     rows = [profile.data_root / task.folder] if profile.data_root and not task.has_own_rows else own_rows
-    own = (path for file in grid_files for path in module_files(file))
+    modules = (path for file in grid_files for path in module_files(file))
 
     def weights_digest(backbone: Backbone) -> str:
         name = backbone.micro if profile.micro else backbone.folder
         return content_digest(profile.checkpoint_root / name) if profile.checkpoint_root and name else ""
 
     parts = {
-        "cell": [cell.id, *(ADDRESS.sub("", repr(part)) for part in described)],
+        "cell": [cell.id, *(ADDRESS.sub("", repr(part)) for part in design)],
         "backbone": [dict(backbone.shape), dict(backbone.special_tokens)],  # no part of its text
         "circumstances": circumstances,
         "libraries": [sys.prefix, versions(), library_digests()],  # `tunegrid upgrade` names an environment by what is in it
         "machine": identity(),
         "code": code_digest(),
-        "users": [hashlib.sha256(path.read_bytes()).hexdigest() for path in (*own, *source_files(cell))],
+        "users": [hashlib.sha256(path.read_bytes()).hexdigest() for path in (*modules, *source_files(cell))],
         "data": content_digest(*rows),
         "weights": weights_digest(backbone) or backbone.revision,
         "scorer": weights_digest(BERT) if task.problem is Problem.GENERATE else "",  # of BERTScore

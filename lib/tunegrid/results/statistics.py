@@ -35,9 +35,9 @@ class Effect:
 
     def detectable_drop(self, alpha: float, margin: float) -> float:
         """The smallest drop that is called worse four times in five: significant at `alpha`, and of the margin."""
-        error, moved = self.error * self.scale.per_point(self.before), self.scale.shift
-        called = min(moved(self.before, -critical_value(alpha, self.df) * error), self.before - margin)
-        return max(self.before - moved(called, -float(special.ndtri(POWER)) * error), margin)  # less than it never counts
+        error, shift = self.error * self.scale.per_point(self.before), self.scale.shift
+        limit = min(shift(self.before, -critical_value(alpha, self.df) * error), self.before - margin)
+        return max(self.before - shift(limit, -float(special.ndtri(POWER)) * error), margin)  # less than it never counts
 
 
 def critical_value(alpha: float, df: float) -> float:
@@ -60,7 +60,7 @@ def row_deviation(gains: Sequence[Array]) -> float:
     Without a change, rows gain and lose alike, so the side that moved less tells the noise of both: twice its squares is the
     variance of a difference of two runs. Rows that a change makes worse, or better, do not count.
     """
-    variances = [[(np.maximum(sign * each, 0) ** 2).sum() / len(each) ** 2 for each in gains] for sign in (1, -1)]
+    variances = [[(np.maximum(sign * gain, 0) ** 2).sum() / len(gain) ** 2 for gain in gains] for sign in (1, -1)]
     return float(min(np.mean(side) for side in variances) ** 0.5)
 
 
@@ -82,6 +82,6 @@ def ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float,
 
 def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
     """Adjusted p-values by key (Holm 1979): they bound the chance of any false alarm among all tests."""
-    ordered = sorted(p_values, key=lambda key: p_values[key])
-    steps = [min(1.0, (len(ordered) - index) * p_values[key]) for index, key in enumerate(ordered)]
-    return dict(zip(ordered, accumulate(steps, max), strict=True))
+    keys = sorted(p_values, key=lambda key: p_values[key])
+    steps = [min(1.0, (len(keys) - index) * p_values[key]) for index, key in enumerate(keys)]
+    return dict(zip(keys, accumulate(steps, max), strict=True))

@@ -49,8 +49,8 @@ def training_objection(cell: Cell, findings: Iterable[AuditFinding]) -> str | No
     objects to it; so does one on random tokens, whose rows no audit looks at.
     """
     failed = failures(findings)
-    guarded = not (cell.profile.micro or cell.profile.random_weights)
-    return f"not trained, {'; '.join(failed)}" if failed and guarded else None
+    is_guarded = not (cell.profile.micro or cell.profile.random_weights)
+    return f"not trained, {'; '.join(failed)}" if failed and is_guarded else None
 
 
 def add_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) -> Record:
@@ -59,18 +59,18 @@ def add_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) -
         return replace(record, status="stopped", excused={}, missed=[locate(record, record.training.stopped)])
     failed = [finding.name for finding in record.audits if not finding.passed]
     record = replace(record, excused={name: reason for name in failed if (reason := extent.excuse(name))})
-    below = below_bounds(record.scores, record.bounds) if record.evaluation else []
-    wrong = [*failures(record.audits, record.excused), *unexpected, *below]
-    return _end_record(record, [locate(record, sentence) for sentence in wrong])
+    misses = below_bounds(record.scores, record.bounds) if record.evaluation else []
+    faults = [*failures(record.audits, record.excused), *unexpected, *misses]
+    return _end_record(record, [locate(record, sentence) for sentence in faults])
 
 
-def _end_record(record: Record, missed: list[str]) -> Record:
+def _end_record(record: Record, sentences: list[str]) -> Record:
     """With these sentences, and the status that follows: *missed* tells of bounds first, *audit* of audits alone."""
     status: Status = "passed" if record.first_updates is None else "begun"
-    if missed:
+    if sentences:
         by_audits = failures(record.audits, record.excused) and not below_bounds(record.scores, record.bounds)
         status = "failed" if record.first_updates is not None else "audit" if by_audits else "missed"
-    return replace(record, missed=missed, status=status)
+    return replace(record, missed=sentences, status=status)
 
 
 def too_short(record: Record) -> list[str]:
@@ -92,21 +92,21 @@ def cell_status(seeds: Sequence[Record]) -> Status:
 
 def weigh_misses(records: Sequence[Record]) -> list[Record]:
     """The records; a miss is *unconfirmed* if the training that confirms it, or that it confirms, passed."""
-    known = {(record.profile, record.cell, record.seeds.seed): record for record in records}
-    pairs = [(known.get((r.profile, r.cell, r.seeds.confirms)), r) for r in records if r.seeds.confirms is not None]
-    reached = {id(one) for pair in pairs for one, other in (pair, pair[::-1]) if other and other.status == "passed"}
-    return [replace(r, status="unconfirmed") if id(r) in reached and missed_bounds_alone(r) else r for r in records]
+    by_case = {(record.profile, record.cell, record.seeds.seed): record for record in records}
+    pairs = [(by_case.get((r.profile, r.cell, r.seeds.confirms)), r) for r in records if r.seeds.confirms is not None]
+    ids = {id(one) for pair in pairs for one, other in (pair, pair[::-1]) if other and other.status == "passed"}
+    return [replace(r, status="unconfirmed") if id(r) in ids and missed_bounds_alone(r) else r for r in records]
 
 
 def unconfirmed_misses(records: Sequence[Record], older: Sequence[Record] = ()) -> Iterator[str]:
     """A sentence for each cell with a miss that its second training did not confirm; it counts seeds of older runs, too."""
     for profile, cell in dict.fromkeys((one.profile, one.cell) for one in records if one.status == "unconfirmed"):
-        own = [one for one in (*records, *older) if (one.profile, one.cell) == (profile, cell) and one.finished]
-        missed, seeds = [one for one in own if one.status == "unconfirmed"], sum(one.seeds.confirms is None for one in own)
-        first, below = missed[0].seeds, below_bounds(missed[0].scores, missed[0].bounds)
+        runs = [one for one in (*records, *older) if (one.profile, one.cell) == (profile, cell) and one.finished]
+        misses, seeds = [one for one in runs if one.status == "unconfirmed"], sum(one.seeds.confirms is None for one in runs)
+        first, texts = misses[0].seeds, below_bounds(misses[0].scores, misses[0].bounds)
         other = (first.seed or 0) + CONFIRMING if first.confirms is None else first.confirms
-        history = f"; {len(missed)} of {count(seeds, 'seed')}" if seeds > 1 else ""
-        yield f"{cell} missed a bound at seed {first.seed} ({'; '.join(below)}), reached at {other}: not confirmed{history}"
+        history = f"; {len(misses)} of {count(seeds, 'seed')}" if seeds > 1 else ""
+        yield f"{cell} missed a bound at seed {first.seed} ({'; '.join(texts)}), reached at {other}: not confirmed{history}"
 
 
 # Why cells failed
@@ -168,8 +168,8 @@ def _causes(record: Record) -> list[str]:
     audits = [cause for cause in dict.fromkeys(f"{AUDIT}{one.name}" for one in record.audits) if cause_sentences(record, cause)]
     if not record.finished and not record.first_updates:
         return audits or [ENDS[record.status]]
-    wrong = BOUND if below_bounds(record.scores, record.bounds) else FIGURES
-    return [*audits, wrong] if wrong == BOUND or not audits or cause_sentences(record, FIGURES) else audits
+    fault = BOUND if below_bounds(record.scores, record.bounds) else FIGURES
+    return [*audits, fault] if fault == BOUND or not audits or cause_sentences(record, FIGURES) else audits
 
 
 def find_failures(records: Iterable[Record]) -> list[Failure]:
@@ -179,10 +179,10 @@ def find_failures(records: Iterable[Record]) -> list[Failure]:
         for cause in _causes(record):
             by_cause[cause].append(record)
     order = {cause: index for index, cause in enumerate([BOUND, FIGURES, *ENDS.values()])}
-    together: dict[tuple[int, ...], Failure] = {}
-    for cause, bad in sorted(by_cause.items(), key=lambda item: (order.get(item[0], -1), -len({one.cell for one in item[1]}))):
-        together.setdefault(tuple(map(id, bad)), Failure([], bad)).causes.append(cause)
-    return [*together.values()]
+    failures_by_ids: dict[tuple[int, ...], Failure] = {}
+    for cause, runs in sorted(by_cause.items(), key=lambda item: (order.get(item[0], -1), -len({one.cell for one in item[1]}))):
+        failures_by_ids.setdefault(tuple(map(id, runs)), Failure([], runs)).causes.append(cause)
+    return [*failures_by_ids.values()]
 
 
 # All cells of a run together
@@ -193,12 +193,12 @@ def cross_cell_audits(records: Sequence[Record]) -> dict[str, list[AuditFinding]
     findings, results = {}, {record.cell: _results(record) for record in records}
     for record in records:
         faults = {}
-        if own := results[record.cell]:
-            copies = [cell for cell, theirs in results.items() if cell != record.cell and theirs & own]
+        if figures := results[record.cell]:
+            copies = [cell for cell, twin in results.items() if cell != record.cell and twin & figures]
             faults["distinct_results"] = f"the results equal those of {copies[-1]}" if copies else ""
         if record.data:
-            alike = [other for other in records if (other.backbone, other.task) == (record.backbone, record.task)]
-            others = [one.cell for one in alike if one.data and one.data.fingerprint != record.data.fingerprint]
+            peers = [other for other in records if (other.backbone, other.task) == (record.backbone, record.task)]
+            others = [one.cell for one in peers if one.data and one.data.fingerprint != record.data.fingerprint]
             faults["same_rows_in_triple"] = f"rows differ from {', '.join(others)}" if others else ""
         findings[record.cell] = [AuditFinding(name=n, passed=not why, detail=why or "none other") for n, why in faults.items()]
     return findings
@@ -214,9 +214,9 @@ def _results(record: Record) -> set[tuple[object, ...]]:
     figures: set[tuple[object, ...]] = {("training", scores, tuple(record.training.losses) if record.training else ())}
     # Labels have few values, and methods may agree on them: only a model that learned something, and is wrong on more rows than
     # by luck, has predictions of its own. Their file's name is the hash of its content.
-    learned = any(finding.name == "learned_something" and finding.passed for finding in record.audits)
+    has_learned = any(finding.name == "learned_something" and finding.passed for finding in record.audits)
     main, rows = record.scores.get(record.main_score), record.data.rows["test"] if record.data else 0
-    if record.examples and learned and main is not None and rows * (100 - main) / 100 >= SHARED_BY_LUCK:
+    if record.examples and has_learned and main is not None and rows * (100 - main) / 100 >= SHARED_BY_LUCK:
         figures.add(("predictions", scores, record.examples.file))
     return figures
 
@@ -227,14 +227,14 @@ def compare_cells(records: Sequence[Record]) -> list[Record]:
     for record in records:
         if record.finished:
             runs[record.profile, record.seeds.seed].append(record)
-    findings = {run: cross_cell_audits(own) for run, own in runs.items()}
+    findings = {run: cross_cell_audits(group) for run, group in runs.items()}
 
     def audited(record: Record) -> Record:
-        own = findings[record.profile, record.seeds.seed][record.cell]
-        missed = [text for text in record.missed if not any(f"audit {name}: " in text for name in TOGETHER)]
-        missed += [locate(record, sentence) for sentence in failures(own)]
-        alone = [finding for finding in record.audits if finding.name not in TOGETHER]
-        return _end_record(replace(record, audits=[*alone, *own]), missed)
+        cell_findings = findings[record.profile, record.seeds.seed][record.cell]
+        sentences = [text for text in record.missed if not any(f"audit {name}: " in text for name in TOGETHER)]
+        sentences += [locate(record, sentence) for sentence in failures(cell_findings)]
+        other_findings = [finding for finding in record.audits if finding.name not in TOGETHER]
+        return _end_record(replace(record, audits=[*other_findings, *cell_findings]), sentences)
 
     return weigh_misses([audited(record) if record.finished else record for record in records])
 

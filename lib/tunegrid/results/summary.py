@@ -47,10 +47,10 @@ def cell_lines(
     records = sorted(records, key=lambda r: (r.profile, order.get(r.cell, len(order)), r.cell, r.seeds.seed or 0))
     own_seeds = [record for record in records if record.seeds.confirms is None]
     groups = [list(seeds) for _, seeds in groupby(own_seeds, lambda record: (record.profile, record.cell))]
-    scored, footprints = ([seeds for seeds in groups if (seeds[0].flops is None) is own] for own in (True, False))
-    for own in filter(None, (scored, footprints)):
-        colours = ["", *(COLOURS.get(cell_status(seeds), "red") for seeds in own)]
-        yield from zip(text_table(table(CELLS, map(_row, own))), colours, strict=True)
+    scored, footprints = ([seeds for seeds in groups if (seeds[0].flops is None) is is_scored] for is_scored in (True, False))
+    for part in filter(None, (scored, footprints)):
+        colours = ["", *(COLOURS.get(cell_status(seeds), "red") for seeds in part)]
+        yield from zip(text_table(table(CELLS, map(_row, part))), colours, strict=True)
     if records:
         yield footer(own_seeds, len(groups), seconds), ""
     yield from ((line, "red") for line in failure_lines(records))
@@ -63,8 +63,8 @@ def _row(seeds: Sequence[Record]) -> dict[str, Any]:
     first, speed, ledger = seeds[0], seeds[0].throughput, seeds[0].memory and seeds[0].memory.ledger
     scores = [score for record in seeds if (score := record.scores.get(first.main_score)) is not None]
     seconds = [record.training.seconds for record in seeds if record.training]
-    passed = sum(record.status == "passed" for record in seeds)
-    status = first.status if len({record.status for record in seeds}) == 1 else f"{passed} of {len(seeds)} passed"
+    passes = sum(record.status == "passed" for record in seeds)
+    status = first.status if len({record.status for record in seeds}) == 1 else f"{passes} of {len(seeds)} passed"
     if status == "passed" and not first.flops:
         status = "too short" if any(record.excused for record in seeds) else "passed" if first.bounds else "no bound yet"
     row: dict[str, Any] = {"cell": first.cell, "status": status}
@@ -85,12 +85,12 @@ def _row(seeds: Sequence[Record]) -> dict[str, Any]:
 
 def footer(records: Sequence[Record], cells: int, seconds: float | None = None) -> str:
     """How many passed, how long it took, on what; and whether starts were perturbed."""
-    what = count(cells, "cell") if cells == len(records) else f"{len(records)} runs of {count(cells, 'cell')}"
-    passed, time = sum(record.status == "passed" for record in records), "" if seconds is None else f" in {seconds:.0f} s"
+    subject = count(cells, "cell") if cells == len(records) else f"{len(records)} runs of {count(cells, 'cell')}"
+    passes, time = sum(record.status == "passed" for record in records), "" if seconds is None else f" in {seconds:.0f} s"
     devices = ", ".join(sorted({record.device.name for record in records if record.device})) or "no device"
     draws = sorted({f"{draw}" for record in records if (draw := record.seeds.perturbation) is not None})
     note = f"; initial weights perturbed (draw {', '.join(draws)}): this run cannot be a baseline" if draws else ""
-    return f"{passed} of {what} passed{time} on {devices}{note}"
+    return f"{passes} of {subject} passed{time} on {devices}{note}"
 
 
 def failure_lines(records: Iterable[Record]) -> Iterator[str]:
@@ -98,7 +98,7 @@ def failure_lines(records: Iterable[Record]) -> Iterator[str]:
     for failure in find_failures(sorted(records, key=lambda record: study_place(record.cell))):
         yield f"{failure.title}: {some(failure.cells, MOST_CELLS)}"
         few, most = (failure.records, None) if len(failure.records) <= NAMED else (failure.records[:1], 1)
-        yield from (f"  {said}" for record in few for cause in failure.causes for said in cause_sentences(record, cause)[:most])
+        yield from (f"  {text}" for record in few for cause in failure.causes for text in cause_sentences(record, cause)[:most])
 
 
 def gate_section(judged: Sequence[Judgement], failing: Sequence[Judgement]) -> Section:
@@ -115,22 +115,22 @@ def gate_section(judged: Sequence[Judgement], failing: Sequence[Judgement]) -> S
 def count_verdicts(judged: Sequence[Judgement]) -> str:
     """How many cells have each verdict on numerics and on quality."""
     cells = by_cell(j for j in judged if j.decides).values()
-    parts = [f"{kind}: {tally(worst(j for j in own if j.kind == kind) for own in cells) or 'none'}" for kind in KINDS[:2]]
+    parts = [f"{kind}: {tally(worst(j for j in group if j.kind == kind) for group in cells) or 'none'}" for kind in KINDS[:2]]
     return f"{count(len(cells), 'cell')}, {'; '.join(parts)}"
 
 
 def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> list[str]:
     """Sentences on all that is not `same`: what fails the run first; of more than three cells, one on that which moved most."""
     groups = dict[tuple[bool, Verdict, str, str], list[Judgement]]()
-    known = [j for j in judged if j.decides and j.verdict not in QUIET]
-    for j in sorted(known, key=lambda j: (j not in failing, j.kind == "speed", GRAVEST_FIRST.index(j.verdict))):
+    decisions = [j for j in judged if j.decides and j.verdict not in QUIET]
+    for j in sorted(decisions, key=lambda j: (j not in failing, j.kind == "speed", GRAVEST_FIRST.index(j.verdict))):
         if (j.kind, j.verdict) != ("instruments", Verdict.CANNOT_TELL):
             groups.setdefault((j in failing, j.verdict, j.quantity, j.stage), []).append(j)
     lines: list[str] = []
     for group in groups.values():
         cells, most = len({j.cell for j in group}), max(group, key=lambda j: abs(j.effect or 0.0))
-        which = "e.g." if most.effect is None else "most of all"
-        one = f"{most.verdict}: {most.quantity} of {cells} cells, {which} {describe(most)}"
+        degree = "e.g." if most.effect is None else "most of all"
+        one = f"{most.verdict}: {most.quantity} of {cells} cells, {degree} {describe(most)}"
         lines += [one] if cells > NAMED else map(verdict_text, group)
     reasons = {j.detail: j.quantity for j in judged if j.verdict is Verdict.NOT_COMPARABLE}
     return lines + [f"{quantity} not compared: {detail}" for detail, quantity in reasons.items()]

@@ -49,8 +49,8 @@ def load_bounds(path: Path) -> dict[str, Bounds]:
         return {}
     with tables(path, "bounds", LAB_CALIBRATE if path.parent == THRESHOLDS else OWN_CALIBRATE) as content:
         cells = check_shape(content["cells"], dict[str, dict[str, dict[str, Number | list[Number]]]])
-        known = {cell: {name: check_shape(one["minimum"], Number) for name, one in own.items()} for cell, own in cells.items()}
-        return {cell: {name: one for name, one in own.items() if one > 0} for cell, own in known.items()}  # 0 bounds nothing
+        minima = {cell: {name: check_shape(one["minimum"], Number) for name, one in row.items()} for cell, row in cells.items()}
+        return {cell: {name: one for name, one in row.items() if one > 0} for cell, row in minima.items()}  # 0 bounds nothing
 
 
 def load_margins(path: Path = THRESHOLDS / "margins.toml") -> dict[str, dict[str, float]]:
@@ -62,8 +62,8 @@ def load_margins(path: Path = THRESHOLDS / "margins.toml") -> dict[str, dict[str
 def load_tolerances(path: Path = TOLERANCES) -> Tolerances:
     """How far figures of numerics may lie apart and still be rounding. Raises InputError for a file that is not sound."""
     with tables(path, "tolerances", LAB_CALIBRATE) as content:
-        own = {name: figures for name, figures in content.items() if name != "evidence"}
-        return {name: check_shape(own[name], dict[str, Number], () if name.startswith("cell ") else TOLERATED) for name in own}
+        raw = {name: figures for name, figures in content.items() if name != "evidence"}
+        return {name: check_shape(raw[name], dict[str, Number], () if name.startswith("cell ") else TOLERATED) for name in raw}
 
 
 def cell_tolerance(cell: str, arithmetic: str, tolerances: Tolerances) -> Mapping[str, float]:
@@ -87,6 +87,6 @@ def tables(path: Path, what: str, command: str = "") -> Iterator[Mapping[str, An
 
 def check_shape(value: Any, shape: Any, needed: Collection[str] = ()) -> Any:
     """The value, of this shape; raises ValueError for anything else, and KeyError if one that is needed is missing."""
-    if needed and (missing := set(needed) - set(value)):
-        raise KeyError(min(missing))
+    if needed and (names := set(needed) - set(value)):
+        raise KeyError(min(names))
     return TypeAdapter(shape).validate_python(value)

@@ -37,8 +37,8 @@ CARRIED = ("--ask", "--grid", "--data-root", "--checkpoint-root", "--device", "-
 def parse_kinds(text: str) -> tuple[str, ...]:
     """What fails a run, divided by commas; raises InputError for a name that is none."""
     kinds = tuple(text.split(","))
-    if unknown := [kind for kind in kinds if kind not in COUNTED]:
-        raise InputError(f"unknown kind of figure {unknown[0]!r}: expected some of {','.join(COUNTED)}")
+    if names := [kind for kind in kinds if kind not in COUNTED]:
+        raise InputError(f"unknown kind of figure {names[0]!r}: expected some of {','.join(COUNTED)}")
     return kinds
 
 
@@ -55,21 +55,21 @@ def open_scores(judged: Iterable[Judgement]) -> list[Judgement]:
 
 def changed_updates(judged: Iterable[Judgement]) -> list[Judgement]:
     """First updates that are not the baseline's, or could not be compared, of cells that took no score."""
-    doubtful = (Verdict.CHANGED, Verdict.NOT_COMPARABLE)
-    return [j for j in judged if j.kind == "numerics" and j.first_updates and j.verdict in doubtful]
+    doubts = (Verdict.CHANGED, Verdict.NOT_COMPARABLE)
+    return [j for j in judged if j.kind == "numerics" and j.first_updates and j.verdict in doubts]
 
 
 def outcome(judged: Sequence[Judgement], kinds: Sequence[str]) -> Outcome:
     """What the judgements say of the whole run."""
     if find_worse(judged, kinds):
         return Outcome.WORSE
-    untested = {j.cell for j in open_scores(judged) if j.p is None}
-    scored = {j.cell for j in judged if j.quantity == j.main_score}
+    untested_cells = {j.cell for j in open_scores(judged) if j.p is None}
+    scored_cells = {j.cell for j in judged if j.quantity == j.main_score}
     silent = (Verdict.NOT_COMPARABLE, Verdict.NEW)
     doubts = (
         changed_updates(judged),
         CANNOT_TELL in kinds and open_scores(judged),
-        "quality" in kinds and scored and scored == untested,  # no main score could be tested
+        "quality" in kinds and scored_cells and scored_cells == untested_cells,  # no main score could be tested
         any(kind in KINDS for kind in kinds)  # that count, and nothing of them could be compared
         and all(j.verdict in silent or (j.verdict is Verdict.CANNOT_TELL and j.p is None) for j in judged if j.kind in kinds),
     )
@@ -90,20 +90,20 @@ class Change(NamedTuple):
 
 def first_change(judged: Iterable[Judgement]) -> Change:
     """Where numerics of these cells changed first; if modules have a class and a library in common, by these: one place."""
-    if not (changed := [j for j in judged if j.kind == "numerics" and j.verdict is Verdict.CHANGED]):
+    if not (changes := [j for j in judged if j.kind == "numerics" and j.verdict is Verdict.CHANGED]):
         return Change()
     from tunegrid.results.numerics import STAGES  # which brings pandas
 
-    stage = next((stage for stage in STAGES if any(j.stage == stage for j in changed)), changed[0].stage)
-    own = [j for j in changed if j.stage == stage]
-    classes = Counter(place for j in own for place in dict.fromkeys(module[1:] for module in j.modules))
+    stage = next((stage for stage in STAGES if any(j.stage == stage for j in changes)), changes[0].stage)
+    firsts = [j for j in changes if j.stage == stage]
+    classes = Counter(place for j in firsts for place in dict.fromkeys(module[1:] for module in j.modules))
     place, cells = next(iter(classes.most_common(1)), (("", ""), 0))
-    own = [j for j in own if any(module[1:] == place for module in j.modules)] if cells > 1 else own
-    what = own[0].detail.removeprefix(f"{stage}: ").partition("; with ")[0]
-    for name, kind, library in own[0].modules if cells > 1 else ():
+    firsts = [j for j in firsts if any(module[1:] == place for module in j.modules)] if cells > 1 else firsts
+    what = firsts[0].detail.removeprefix(f"{stage}: ").partition("; with ")[0]
+    for name, kind, library in firsts[0].modules if cells > 1 else ():
         common = f"{kind} of {library}"  # of two siblings, too
         what = what.replace(f"{name} ({kind}, {library})", common).replace(f"{common} and {common}", common)
-    return Change([j.cell for j in own], stage, what, f"numerics changed, first at the stage {stage}: {what}")
+    return Change([j.cell for j in firsts], stage, what, f"numerics changed, first at the stage {stage}: {what}")
 
 
 # What to run next
@@ -131,12 +131,12 @@ class JudgedRun:
 
     def options(self, *, whole: bool = False) -> list[str]:
         """Those of the command that its cells need to run as they did, or to their ends (`whole`); each is one word."""
-        carried = []
+        words = []
         for word, value in pairwise([*self.words, "-"]):
             name, has_value, _ = word.partition("=")
             if name in CARRIED and not (whole and name == FIRST_UPDATES):
-                carried.append(word if has_value or value.startswith("-") else f"{word}={value}")
-        return carried
+                words.append(word if has_value or value.startswith("-") else f"{word}={value}")
+        return words
 
     def run(self, cells: Sequence[str], *more: str, whole: bool = False) -> str:
         """Runs cells as this run did; `whole`: to their ends."""
@@ -148,8 +148,8 @@ class JudgedRun:
     def rerun(self, record: Record) -> str:
         """Runs a cell that failed alone, in one process, or what was left out."""
         if record.status in ("killed", "not run", "unfinished"):
-            resumed = shlex.join([*self.words, *([] if "--resume" in self.words else ["--resume"])])
-            command = f"`{resumed}`" if self.words[:1] in (["pytest"], ["tunegrid"]) else "the same command with --resume"
+            retry = shlex.join([*self.words, *([] if "--resume" in self.words else ["--resume"])])
+            command = f"`{retry}`" if self.words[:1] in (["pytest"], ["tunegrid"]) else "the same command with --resume"
             return f"{command} runs what is left"
         seed = ["--seeds", f"{record.seeds.seed}"] if record.seeds.seed else []
         return f"{self.run([record.cell], '-n', '0', *seed)} runs one cell alone"
@@ -164,19 +164,19 @@ class JudgedRun:
 
     def bisection(self, cells: Sequence[str], kinds: Sequence[str]) -> str:
         """Finds the release that changed the first of these cells; empty if no library has a later release than before."""
-        old, new = ([record for record in own if record.cell in cells[:1]] for own in (self.before, self.records))
-        before, after = (own[0].versions if own else {} for own in (old, new))
-        upgraded = [name for name in PACKAGES if is_later(before.get(name), after.get(name))]
-        if not upgraded:
+        old, new = ([record for record in side if record.cell in cells[:1]] for side in (self.before, self.records))
+        before, after = (side[0].versions if side else {} for side in (old, new))
+        packages = [name for name in PACKAGES if is_later(before.get(name), after.get(name))]
+        if not packages:
             return ""
-        good, bad = (f"{upgraded[0]}=={versions[upgraded[0]]}" for versions in (before, after))
-        by = ",".join(kind for kind in KINDS if kind in kinds)
-        words = ["tunegrid", "bisect", "--good", good, "--bad", bad, "--cells", cells[0], "--by", by]
+        good, bad = (f"{packages[0]}=={versions[packages[0]]}" for versions in (before, after))
+        basis = ",".join(kind for kind in KINDS if kind in kinds)
+        words = ["tunegrid", "bisect", "--good", good, "--bad", bad, "--cells", cells[0], "--by", basis]
         marker = marker_words(cells[0], new[0].profile)
         seeds = sorted({one.seeds.seed or 0 for one in new if one.seeds.confirms is None})
         options = [*(["-m", marker] if marker != "quick" else []), *self.options(whole=True)]
         options += ["--seeds", ",".join(map(str, seeds))] if seeds != [0] else []
-        also = f" ({', '.join(upgraded[1:])} changed, too)" if upgraded[1:] else ""
+        also = f" ({', '.join(packages[1:])} changed, too)" if packages[1:] else ""
         return f"`{shlex.join([*words, *(['--', *options] if options else [])])}` finds the release{also}"
 
 
@@ -264,7 +264,7 @@ def run_verdict(
 ) -> RunVerdict:
     """The verdict on a run: what fails it comes first, then what cannot be told, then the rest."""
     records, before = (
-        sorted(each, key=lambda r: (study_place(r.cell), r.seeds.confirms is not None)) for each in (records, before)
+        sorted(group, key=lambda r: (study_place(r.cell), r.seeds.confirms is not None)) for group in (records, before)
     )
     judged = sorted(judged, key=lambda one: study_place(one.cell))
     run = JudgedRun(records=records, judged=judged, kinds=kinds, baseline=baseline, before=before, command=command, files=files)
@@ -272,14 +272,14 @@ def run_verdict(
     parts = (cells, numerics) if first_change(judged).cells else (numerics, cells)  # if only rounding differs, it comes first
     findings = [*parts[0], *parts[1], *(_figure_findings(run) if judged else ())]
     # What was missed or worse at one seed and not at the one that confirms it: over time, what fails now and then.
-    if said := [*unconfirmed_misses(records, before), *(describe(j) for j in judged if j.confirmed == "no")]:
-        findings.append(Finding(sentence="; ".join(said)))
+    if texts := [*unconfirmed_misses(records, before), *(describe(j) for j in judged if j.confirmed == "no")]:
+        findings.append(Finding(sentence="; ".join(texts)))
     order = (State.FAILED, State.CANNOT_TELL)
     first, *others = sorted(findings, key=lambda one: order.index(one.state) if one.state in order else len(order))
-    passed = first.state is State.PASSED
-    if passed:  # what is to be done comes after what it is about
+    has_passed = first.state is State.PASSED
+    if has_passed:  # what is to be done comes after what it is about
         others.sort(key=lambda one: not one.next_step)
-    next_step = first.next_step or (others[0].next_step if passed and others else "")
+    next_step = first.next_step or (others[0].next_step if has_passed and others else "")
     return RunVerdict(findings=[first, *others], next_step=next_step, failing=find_worse(judged, kinds))
 
 
@@ -292,75 +292,75 @@ def _cell_findings(run: JudgedRun, troubles: Sequence[str]) -> Iterator[Finding]
         audit = f"; reports/evidence/audits.md explains {name.removeprefix(AUDIT)}" if AUDIT in name else ""
         next_step = run.bisection(change.cells[:1], ["numerics"]) or f"{run.rerun(first)}{audit}"
         yield Finding(state=State.FAILED, sentence=failure.headline(total), cause=change.cause, next_step=next_step)
-    if also := [*(failure.title for failure in failures[1:]), *troubles]:
-        yield Finding(state=State.FAILED, sentence=f"{'also ' if failures else ''}{'; '.join(also)}")
+    if others := [*(failure.title for failure in failures[1:]), *troubles]:
+        yield Finding(state=State.FAILED, sentence=f"{'also ' if failures else ''}{'; '.join(others)}")
     elif all(record.status == "reported" for record in run.records):
         yield Finding(state=State.EMPTY, sentence="nothing to show: this run holds no cell that ran")
     elif not failures:
-        begun = any(record.first_updates for record in run.records)
-        yield Finding(state=State.BEGUN if begun else State.PASSED, sentence=_soundness(run.records, total))
+        has_begun = any(record.first_updates for record in run.records)
+        yield Finding(state=State.BEGUN if has_begun else State.PASSED, sentence=_soundness(run.records, total))
 
 
 def _soundness(records: Sequence[Record], total: int) -> str:
     """That nothing objects to any cell; what no bound or audit vouched for is not called passed."""
-    begun = {record.cell: record.first_updates for record in records if record.first_updates}
+    updates = {record.cell: record.first_updates for record in records if record.first_updates}
     bounds, cells = [bool(record.bounds) for record in records], count_text(total, total, "cell")
-    ended = "reached every bound" if all(bounds) else f"ran to the end, {'not all with' if any(bounds) else 'without'} bounds,"
+    end = "reached every bound" if all(bounds) else f"ran to the end, {'not all with' if any(bounds) else 'without'} bounds,"
     if doubts := sum(record.status == "unconfirmed" for record in records):
-        ended += f", {doubts} only in a second training,"
-    if begun:
-        cells, whose = count_text(len(begun), total, "cell"), "its" if len(begun) == 1 else "their"
-        ended = f"made {whose} first {max(begun.values())} updates, without scores,"
+        end += f", {doubts} only in a second training,"
+    if updates:
+        cells, whose = count_text(len(updates), total, "cell"), "its" if len(updates) == 1 else "their"
+        end = f"made {whose} first {max(updates.values())} updates, without scores,"
     objecting = dict.fromkeys(finding.name for record in records for finding in record.audits if not finding.passed)
-    audited = "and passed every audit" if all(record.audits for record in records) else "but not every cell was audited"
-    audited = f"but audits that do not count here failed ({some(list(objecting))})" if objecting else audited
-    return f"{cells} {ended} {audited}"
+    audits = "and passed every audit" if all(record.audits for record in records) else "but not every cell was audited"
+    audits = f"but audits that do not count here failed ({some(list(objecting))})" if objecting else audits
+    return f"{cells} {end} {audits}"
 
 
 def _numerics_findings(run: JudgedRun) -> Iterator[Finding]:
     """Whether numerics changed, in how many cells, and what first; or that all differences are small."""
-    own, counts = [j for j in run.judged if j.kind == "numerics"], "numerics" in run.kinds
-    changed, rounding = ([j.cell for j in own if j.verdict is one] for one in (Verdict.CHANGED, Verdict.ROUNDING))
+    figures, counts = [j for j in run.judged if j.kind == "numerics"], "numerics" in run.kinds
+    changes, rounding = ([j.cell for j in figures if j.verdict is one] for one in (Verdict.CHANGED, Verdict.ROUNDING))
     if run.judged and list(run.records) == list(run.before):
         yield Finding(sentence=f"this run was compared with itself: {run.baseline} holds its records")
-    if changed:
-        change = first_change(own)
-        here = f", in {len(change.cells)} of them" if len(change.cells) < len(changed) else ""
-        where = f"numerics of {count_text(len(changed), len(own), 'cell')} changed, first at the stage {change.stage}{here}"
-        libraries = next(j.detail for j in own if j.cell == change.cells[0]).partition("; with ")[2]
-        why = "" if counts else "; scores have not been judged" if changed_updates(own) else "; numerics do not count here"
+    if changes:
+        change = first_change(figures)
+        here = f", in {len(change.cells)} of them" if len(change.cells) < len(changes) else ""
+        place = f"numerics of {count_text(len(changes), len(figures), 'cell')} changed, first at the stage {change.stage}{here}"
+        libraries = next(j.detail for j in figures if j.cell == change.cells[0]).partition("; with ")[2]
+        note = "" if counts else "; scores have not been judged" if changed_updates(figures) else "; numerics do not count here"
         hint = "in a checkout of a library, bisect --repo finds the commit" if libraries else "no library is known to differ"
         yield Finding(
             state=State.FAILED if counts else State.PASSED,
-            sentence=f"{change.what} ({where}, as in {change.cells[0]}){why}",
+            sentence=f"{change.what} ({place}, as in {change.cells[0]}){note}",
             cause=f"the runs differ in {some(libraries.split('; '))}" if libraries else "",
             next_step=run.bisection(change.cells, ["numerics"]) or f"{run.look()}; {hint}",
         )
-    elif early := max((j.first_updates or 0 for j in own), default=0):
-        by = f"by {'its' if len(own) == 1 else 'their'} first {early} updates"
-        yield Finding(state=State.BEGUN, sentence=f"{count(len(own), 'cell')}: {tally(j.verdict for j in own)} {by}")
-    elif rounding and all(j.verdict is not Verdict.NOT_COMPARABLE for j in own):
-        others = ", the others not at all" if len(rounding) < len(own) else ""
+    elif early := max((j.first_updates or 0 for j in figures), default=0):
+        span = f"by {'its' if len(figures) == 1 else 'their'} first {early} updates"
+        yield Finding(state=State.BEGUN, sentence=f"{count(len(figures), 'cell')}: {tally(j.verdict for j in figures)} {span}")
+    elif rounding and all(j.verdict is not Verdict.NOT_COMPARABLE for j in figures):
+        others = ", the others not at all" if len(rounding) < len(figures) else ""
         differ = f"differ{'s' if len(rounding) == 1 else ''} from {run.baseline} by rounding alone{others}"
-        yield Finding(sentence=f"{count_text(len(rounding), len(own), 'cell')} {differ}")
+        yield Finding(sentence=f"{count_text(len(rounding), len(figures), 'cell')} {differ}")
 
 
 def _figure_findings(run: JudgedRun) -> Iterator[Finding]:
     """What is worse or missing; why nothing can be told; or that nothing is worse."""
-    bad, judged, others = find_worse(run.judged, run.kinds), run.judged, [kind for kind in run.kinds if kind in KINDS[1:]]
-    if figures := [j for j in bad if j.kind != "numerics"]:
+    faults, judged, others = find_worse(run.judged, run.kinds), run.judged, [kind for kind in run.kinds if kind in KINDS[1:]]
+    if figures := [j for j in faults if j.kind != "numerics"]:
         yield _worse_finding(run, figures)
-    elif not bad and outcome(judged, run.kinds) is Outcome.CANNOT_TELL:
+    elif not faults and outcome(judged, run.kinds) is Outcome.CANNOT_TELL:
         yield _doubt_finding(run)
-    elif not bad and others and any(j.quantity == j.main_score for j in judged):
+    elif not faults and others and any(j.quantity == j.main_score for j in judged):
         cells = [j.cell for j in open_scores(judged)]
         doubt = f", though {count(len(cells), 'main score')} cannot be decided ({some(cells)})" if cells else ""
         no_worse = f"no worse than {run.baseline} by {phrase(others)}{doubt}"
         yield Finding(sentence=no_worse, next_step=run.more_seeds(cells) if cells else "")
     numerics = [j for j in judged if j.kind == "numerics" and "numerics" in run.kinds and not j.first_updates]
-    if lost := [j for j in numerics if j.verdict is Verdict.NOT_COMPARABLE]:
-        reasons, own = some(list(dict.fromkeys(j.detail for j in lost))), count_text(len(lost), len(numerics), "cell")
-        yield Finding(sentence=f"numerics of {own} could not be compared ({reasons})", next_step=UNLIKE)
+    if gaps := [j for j in numerics if j.verdict is Verdict.NOT_COMPARABLE]:
+        reasons, subject = some(list(dict.fromkeys(j.detail for j in gaps))), count_text(len(gaps), len(numerics), "cell")
+        yield Finding(sentence=f"numerics of {subject} could not be compared ({reasons})", next_step=UNLIKE)
 
 
 def _doubt_finding(run: JudgedRun) -> Finding:
@@ -368,31 +368,31 @@ def _doubt_finding(run: JudgedRun) -> Finding:
     doubts, early = open_scores(run.judged), changed_updates(run.judged)
     cells = [j.cell for j in early or doubts]
     if early:
-        why = f"{tally(j.verdict for j in early)} in first updates, without scores ({some(cells)})"
+        cause = f"{tally(j.verdict for j in early)} in first updates, without scores ({some(cells)})"
         next_step = f"{run.run(cells, whole=True)} trains {'it' if len(cells) == 1 else 'them'} to the end"
     elif doubts and ("quality" in run.kinds or CANNOT_TELL in run.kinds):
-        why = f"{count(len(doubts), 'main score')} cannot be decided ({some(list(map(describe, doubts)), 1)})"
+        cause = f"{count(len(doubts), 'main score')} cannot be decided ({some(list(map(describe, doubts)), 1)})"
         next_step = run.more_seeds(cells)
     else:
-        why, next_step = f"no figure of {phrase(run.kinds)} could be compared", UNLIKE
-    untold = f"cannot tell whether the run is worse than {run.baseline}"
-    return Finding(state=State.CANNOT_TELL, sentence=untold, cause=why, next_step=next_step)
+        cause, next_step = f"no figure of {phrase(run.kinds)} could be compared", UNLIKE
+    answer = f"cannot tell whether the run is worse than {run.baseline}"
+    return Finding(state=State.CANNOT_TELL, sentence=answer, cause=cause, next_step=next_step)
 
 
 def _worse_finding(run: JudgedRun, figures: Sequence[Judgement]) -> Finding:
     """What is missing or worse, most of all; changed numerics of these cells are its cause."""
-    ordered = sorted(figures, key=lambda j: (j.verdict is Verdict.WORSE, j.kind != "quality", -abs(j.effect or 0.0)))
-    gravest, parts = ordered[0], []
-    for verdict in dict.fromkeys(j.verdict for j in ordered):
-        own = [j for j in ordered if j.verdict is verdict]
-        cells = list(dict.fromkeys(j.cell for j in own))
-        most = f"{'most of all ' if cells[1:] else ''}{describe(own[0]).partition(' (')[0]}"
+    ranking = sorted(figures, key=lambda j: (j.verdict is Verdict.WORSE, j.kind != "quality", -abs(j.effect or 0.0)))
+    gravest, parts = ranking[0], []
+    for verdict in dict.fromkeys(j.verdict for j in ranking):
+        group = [j for j in ranking if j.verdict is verdict]
+        cells = list(dict.fromkeys(j.cell for j in group))
+        most = f"{'most of all ' if cells[1:] else ''}{describe(group[0]).partition(' (')[0]}"
         parts.append(f"{count(len(cells), 'cell')} {verdict}: {some(cells) if verdict is Verdict.MISSING else most}")
     change = first_change(j for j in run.judged if j.cell in {one.cell for one in figures})
     kinds = ["numerics"] if change.cells else [j.kind for j in figures if j.cell == gravest.cell]
     next_step = run.bisection([*change.cells, gravest.cell], kinds)
     if gravest.verdict is Verdict.MISSING:
-        next_step = f"{run.run([j.cell for j in ordered if j.verdict is Verdict.MISSING])} runs the missing cells"
+        next_step = f"{run.run([j.cell for j in ranking if j.verdict is Verdict.MISSING])} runs the missing cells"
     elif gravest.kind in ("memory", "speed"):
         next_step = next_step or "benchmarks/guides/memory-and-speed.md explains these figures"
     elif gravest.confirmed == "open":
@@ -401,5 +401,5 @@ def _worse_finding(run: JudgedRun, figures: Sequence[Judgement]) -> Finding:
     else:  # rows that both runs hold show what changed
         page = f"`{shlex.join(['tunegrid', 'page', *reversed(run.files), '-o', 'page.html'])}` shows the test rows that changed"
         next_step = next_step or (run.look() if "no rows are available" in gravest.detail else page)
-    worse = f"{'; '.join(parts)}, against {run.baseline}"
-    return Finding(state=State.FAILED, sentence=worse, cause=change.cause, next_step=next_step)
+    headline = f"{'; '.join(parts)}, against {run.baseline}"
+    return Finding(state=State.FAILED, sentence=headline, cause=change.cause, next_step=next_step)
