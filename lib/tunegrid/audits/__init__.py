@@ -59,7 +59,7 @@ def run_audits(evidence: Evidence, stages: Iterable[str] = tuple(AUDITS)) -> lis
         except Exception as error:  # a broken run must not keep its own record from being written
             answer = False, f"could not look: {type(error).__name__}: {first_line(error)}"
         if answer is not None:
-            passed, detail, *more = answer
-            known: dict[str, float] = dict(*more)
-            findings.append(AuditFinding(name=audit.__name__, passed=passed, detail=detail, without_model=known or None))
+            passed, detail, *extras = answer
+            baseline: dict[str, float] = dict(*extras)
+            findings.append(AuditFinding(name=audit.__name__, passed=passed, detail=detail, without_model=baseline or None))
     return findings

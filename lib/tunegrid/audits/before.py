@@ -51,13 +51,13 @@ NF4_LEVELS = (
 def heads_trainable(evidence: Evidence) -> Answer:
     """Every module that pretraining never saw trains: in full, or by an adapter where the head says so."""
     head, adapts, trained = evidence.cell.head, evidence.cell.method.adapts, set(evidence.trained)
-    adapted = trained & evidence.own if adapts else trained
-    frozen = [module for module in head.new_modules if not any(is_part(name, [module]) for name in trained)]
-    frozen += [module for module in head.adapted_modules if not any(is_part(name, [module]) for name in adapted)]
+    adapter_names = trained & evidence.own if adapts else trained
+    frozen_parts = [module for module in head.new_modules if not any(is_part(name, [module]) for name in trained)]
+    frozen_parts += [module for module in head.adapted_modules if not any(is_part(name, [module]) for name in adapter_names)]
     if head.new_token and adapts and not any(TOKEN_ROWS in name for name in trained):
-        frozen.append(head.new_token)
-    new = ", ".join(filter(None, [*head.new_modules, *head.adapted_modules, head.new_token])) or "none new"
-    return expect_none(frozen, new, "frozen at random initial weights")
+        frozen_parts.append(head.new_token)
+    new_parts = ", ".join(filter(None, [*head.new_modules, *head.adapted_modules, head.new_token])) or "none new"
+    return expect_none(frozen_parts, new_parts, "frozen at random initial weights")
 
 
 def drawn_from_the_seed(evidence: Evidence) -> Answer:
@@ -66,10 +66,10 @@ def drawn_from_the_seed(evidence: Evidence) -> Answer:
         return None
     trained = evidence.trained
     with keep_state(evidence.trainer):
-        again = build(evidence.cell, evidence.codec.tokenizer, evidence.device)
-    drawn = checksums((name, p) for name, p in again.named_parameters() if name in trained)
-    other = [name for name in trained if drawn.get(name) != evidence.trainer.before[name]]
-    return expect_none(other, f"{len(trained)} tensors", "not as the seed initializes them")
+        second_model = build(evidence.cell, evidence.codec.tokenizer, evidence.device)
+    seed_checksums = checksums((name, p) for name, p in second_model.named_parameters() if name in trained)
+    differing = [name for name in trained if seed_checksums.get(name) != evidence.trainer.before[name]]
+    return expect_none(differing, f"{len(trained)} tensors", "not as the seed initializes them")
 
 
 def adapters_where_declared(evidence: Evidence) -> Answer:
@@ -80,18 +80,18 @@ def adapters_where_declared(evidence: Evidence) -> Answer:
     if not targets:
         kind = "has no target layers" if method.adapts else "trains in full"
         return not layers, f"{len(layers)} adapters in a model that {kind}"
-    wanted = {  # by PEFT's rule for names; it never adapts what it trains in full
+    expected = {  # by PEFT's rule for names; it never adapts what it trains in full
         name
         for name, _ in base_layers(evidence.model)
         if f".{name}".endswith(tuple(f".{target}" for target in targets)) and not is_part(name, cell.head.new_modules)
     }
-    if odd := sorted(wanted ^ set(layers)):
-        return False, f"{len(layers)} adapters, but {len(wanted)} layers are targets; the first that differs is {odd[0]}"
-    shown = {name: method.layer_facts(layer) for name, layer in layers.items()}
-    kinds = " and ".join(", ".join(facts) for facts in sorted(set(shown.values())) if facts)
-    declared = {name: method.declared_facts(cell, name) for name in layers}
-    other = [f"{name} should have {', '.join(facts)}" for name, facts in declared.items() if facts != shown[name]]
-    return expect_none(other, f"{len(layers)} adapters{f': {kinds}' if kinds else ''}", "differ from their declaration")
+    if misfits := sorted(expected ^ set(layers)):
+        return False, f"{len(layers)} adapters, but {len(expected)} layers are targets; the first that differs is {misfits[0]}"
+    layer_facts = {name: method.layer_facts(layer) for name, layer in layers.items()}
+    kinds = " and ".join(", ".join(facts) for facts in sorted(set(layer_facts.values())) if facts)
+    declared_facts = {name: method.declared_facts(cell, name) for name in layers}
+    faults = [f"{name} should have {', '.join(facts)}" for name, facts in declared_facts.items() if facts != layer_facts[name]]
+    return expect_none(faults, f"{len(layers)} adapters{f': {kinds}' if kinds else ''}", "differ from their declaration")
 
 
 def is_adapted(module: nn.Module) -> bool:
@@ -111,22 +111,22 @@ def base_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def quantized_as_declared(evidence: Evidence) -> Answer:
     """A quantized base is packed as the method declares, exactly the linear layers that may be; no other model has any."""
-    packed = [m for m in evidence.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
-    eight = sum(isinstance(m, bnb.nn.Linear8bitLt) for m in evidence.model.modules())
-    wanted = evidence.cell.quantization
-    if wanted is None:
-        return not packed and not eight, f"{len(packed) + eight} quantized layers"
-    in_fp32 = [getattr(module, "_keep_in_fp32_modules", None) or () for module in evidence.model.modules()]  # as T5's wo
-    plain = {*evidence.cell.head.new_modules, *evidence.cell.head.tied_modules, *chain.from_iterable(in_fp32)}
+    packed_layers = [m for m in evidence.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    int8_count = sum(isinstance(m, bnb.nn.Linear8bitLt) for m in evidence.model.modules())
+    config = evidence.cell.quantization
+    if config is None:
+        return not packed_layers and not int8_count, f"{len(packed_layers) + int8_count} quantized layers"
+    fp32_modules = [getattr(module, "_keep_in_fp32_modules", None) or () for module in evidence.model.modules()]  # as T5's wo
+    exempt_modules = {*evidence.cell.head.new_modules, *evidence.cell.head.tied_modules, *chain.from_iterable(fp32_modules)}
     linear = [(name, layer) for name, layer in base_layers(evidence.model) if isinstance(layer, nn.Linear | Conv1D)]
-    odd = [name for name, layer in linear if is_part(name, plain) == isinstance(layer, bnb.nn.Linear4bit)]
-    states = [(layer.weight.numel(), layer.weight.quant_state) for layer in packed]
+    wrong_layers = [name for name, layer in linear if is_part(name, exempt_modules) == isinstance(layer, bnb.nn.Linear4bit)]
+    states = [(layer.weight.numel(), layer.weight.quant_state) for layer in packed_layers]
     kinds = {(q.quant_type, bool(q.nested), size / math.prod(q.shape), q.blocksize) if q else None for size, q in states}
-    if eight or odd or kinds != {(wanted.bnb_4bit_quant_type, wanted.bnb_4bit_use_double_quant, 0.5, BLOCK)}:
-        layers = f"{len(packed)} layers packed to 4 bits as {kinds}, {eight} to 8 bits"
-        return False, f"{layers}, {len(odd)} wrongly packed or not packed {odd[:2]}"
-    kind = f"{wanted.bnb_4bit_quant_type.upper()}{' with double quantization' if wanted.bnb_4bit_use_double_quant else ''}"
-    return True, f"{len(packed)} layers, {kind}, half a byte a weight, blocks of {BLOCK}"
+    if int8_count or wrong_layers or kinds != {(config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant, 0.5, BLOCK)}:
+        layers = f"{len(packed_layers)} layers packed to 4 bits as {kinds}, {int8_count} to 8 bits"
+        return False, f"{layers}, {len(wrong_layers)} wrongly packed or not packed {wrong_layers[:2]}"
+    kind = f"{config.bnb_4bit_quant_type.upper()}{' with double quantization' if config.bnb_4bit_use_double_quant else ''}"
+    return True, f"{len(packed_layers)} layers, {kind}, half a byte a weight, blocks of {BLOCK}"
 
 
 # Where weights come from
@@ -141,38 +141,38 @@ def checkpoint_loaded(evidence: Evidence) -> Answer:
     cell, trainer = evidence.cell, evidence.trainer
     if cell.profile.random_weights or cell.profile.perturbation is not None:
         return None
-    lacking = lacking_modules(cell)
-    others = (*cell.head.new_modules, *cell.head.adapted_modules, *cell.method.rewrites(cell), *lacking)
+    extras = lacking_modules(cell)
+    exceptions = (*cell.head.new_modules, *cell.head.adapted_modules, *cell.method.rewrites(cell), *extras)
     rows = (len(evidence.codec.tokenizer),) if cell.head.new_token else None
-    grown = [name for name, p in trainer.parameters.items() if p.shape[:1] == rows]
+    grown_names = [name for name, p in trainer.parameters.items() if p.shape[:1] == rows]
     pretrained = [
         name
         for name, p in trainer.parameters.items()
-        if p.dtype is base_type(cell) and name not in evidence.own and name not in grown and not is_part(name, others)
+        if p.dtype is base_type(cell) and name not in evidence.own and name not in grown_names and not is_part(name, exceptions)
     ]
-    odd = sorted(evidence.not_from_checkpoint.intersection(pretrained))
-    if odd or not pretrained:
-        counts = f"{len(odd)} of {len(pretrained)} pretrained tensors"
-        return False, f"{counts} differ from the checkpoint's tensors of the same name: {', '.join(odd[:3])}"
-    if missing := missing_layers(evidence):
-        return False, f"the checkpoint has {', '.join(missing)}, which the model lacks: check its config"
+    differing = sorted(evidence.not_from_checkpoint.intersection(pretrained))
+    if differing or not pretrained:
+        counts = f"{len(differing)} of {len(pretrained)} pretrained tensors"
+        return False, f"{counts} differ from the checkpoint's tensors of the same name: {', '.join(differing[:3])}"
+    if layer_names := missing_layers(evidence):
+        return False, f"the checkpoint has {', '.join(layer_names)}, which the model lacks: check its config"
     # Once training has begun, nobody can tell any more.
-    if changed := [] if trainer.log.updates else overwritten_rows(evidence, grown):
-        grew = f"{len(changed)} rows of the embedding, which grew by a token"
-        return False, f"{grew}, differ from the checkpoint's: row {changed[0]} first"
-    return True, f"{len(pretrained)} tensors equal the checkpoint's" + (f"; it lacks {', '.join(lacking)}" if lacking else "")
+    if changed_rows := [] if trainer.log.updates else overwritten_rows(evidence, grown_names):
+        detail = f"{len(changed_rows)} rows of the embedding, which grew by a token"
+        return False, f"{detail}, differ from the checkpoint's: row {changed_rows[0]} first"
+    return True, f"{len(pretrained)} tensors equal the checkpoint's" + (f"; it lacks {', '.join(extras)}" if extras else "")
 
 
 def missing_layers(evidence: Evidence) -> list[str]:
     """Layers of the checkpoint that are nowhere in the model, though others of their stack are; a decoder may be left out."""
     files = tuple(weight_files(evidence.cell))
-    found = {key for name in evidence.trainer.before for key in matching_keys(name, files)}
+    used_keys = {key for name in evidence.trainer.before for key in matching_keys(name, files)}
     # The stack and the number of a tensor's layer, as in encoder.layer and 2.
-    layers, used = (
-        {(match[1], int(match[2])) for key in keys if (match := LAYER.match(key))} for keys in (files_by_key(files), found)
+    layers, used_layers = (
+        {(match[1], int(match[2])) for key in keys if (match := LAYER.match(key))} for keys in (files_by_key(files), used_keys)
     )
-    stacks = {stack for stack, _ in used}
-    return [f"{stack}.{number}" for stack, number in sorted(layers - used) if stack in stacks]
+    stacks = {stack for stack, _ in used_layers}
+    return [f"{stack}.{number}" for stack, number in sorted(layers - used_layers) if stack in stacks]
 
 
 def overwritten_rows(evidence: Evidence, grown: Sequence[str]) -> list[int]:
@@ -181,10 +181,10 @@ def overwritten_rows(evidence: Evidence, grown: Sequence[str]) -> list[int]:
     weights = [evidence.trainer.parameters[name] for name in grown if embedding in name.split(".")]
     for key in files_by_key(tuple(weight_files(evidence.cell))) if weights else ():
         if key.split(".")[-2:] == [embedding, "weight"]:
-            stored = _stored_tensor(evidence.cell, key)
-            count = min(evidence.codec.tokenizer.convert_tokens_to_ids(evidence.cell.head.new_token), len(stored))
-            for ours in weights:
-                rows += (ours.detach().cpu()[:count] != stored[:count].to(ours.dtype)).any(1).nonzero().flatten().tolist()
+            source = _stored_tensor(evidence.cell, key)
+            count = min(evidence.codec.tokenizer.convert_tokens_to_ids(evidence.cell.head.new_token), len(source))
+            for weight in weights:
+                rows += (weight.detach().cpu()[:count] != source[:count].to(weight.dtype)).any(1).nonzero().flatten().tolist()
     return rows
 
 
@@ -194,26 +194,26 @@ def packed_from_checkpoint(evidence: Evidence) -> Answer:
     if cell.profile.random_weights or cell.quantization is None or cell.quantization.bnb_4bit_quant_type != "nf4":
         return None
     new = (*cell.head.new_modules, *cell.head.adapted_modules, *cell.method.rewrites(cell))
-    packed = {name: m for name, m in base_layers(evidence.model) if isinstance(m, bnb.nn.Linear4bit) and not is_part(name, new)}
-    whole = {name: layer for name, layer in packed.items() if layer.in_features % BLOCK == 0}  # rows of whole blocks
-    gaps = {name: _rounding_gap(layer.weight, name, cell) for name, layer in whole.items()}
+    layers = {name: m for name, m in base_layers(evidence.model) if isinstance(m, bnb.nn.Linear4bit) and not is_part(name, new)}
+    aligned_layers = {name: layer for name, layer in layers.items() if layer.in_features % BLOCK == 0}  # rows of whole blocks
+    gaps = {name: _rounding_gap(layer.weight, name, cell) for name, layer in aligned_layers.items()}
     if not gaps:
         return None
-    odd = [f"{name} ({gap:.1%})" for name, gap in gaps.items() if gap > ROUNDED]
-    return expect_none(odd, f"{len(gaps)} of {len(packed)} layers", "differ from the checkpoint's weights of the same name")
+    faults = [f"{name} ({gap:.1%})" for name, gap in gaps.items() if gap > ROUNDED]
+    return expect_none(faults, f"{len(gaps)} of {len(layers)} layers", "differ from the checkpoint's weights of the same name")
 
 
 def _rounding_gap(weight: Any, name: str, cell: Cell) -> float:
     """How far a packed weight (out, in) is from its checkpoint's tensor, rounded here, in units of the tensor's norm."""
-    ours = bnb.functional.dequantize_4bit(weight.data, weight.quant_state).float().cpu()
-    stored = [_stored_tensor(cell, key) for key in matching_keys(f"{name}.weight", tuple(weight_files(cell)))]
-    least = math.inf
-    for matrix in (one for tensor in stored if tensor.ndim == 2 for one in (tensor, tensor.T) if one.shape == ours.shape):
+    weights = bnb.functional.dequantize_4bit(weight.data, weight.quant_state).float().cpu()
+    tensors = [_stored_tensor(cell, key) for key in matching_keys(f"{name}.weight", tuple(weight_files(cell)))]
+    gap = math.inf
+    for matrix in (one for tensor in tensors if tensor.ndim == 2 for one in (tensor, tensor.T) if one.shape == weights.shape):
         part = matrix[:ROWS].to(base_type(cell)).float()
-        least = min(least, float((ours[:ROWS] - nf4(part)).norm() / part.norm()))
-        if least <= ROUNDED:
+        gap = min(gap, float((weights[:ROWS] - nf4(part)).norm() / part.norm()))
+        if gap <= ROUNDED:
             break  # the other way round it is another matrix
-    return least
+    return gap
 
 
 def _stored_tensor(cell: Cell, key: str) -> Tensor:
@@ -239,40 +239,40 @@ def labels_are_targets(evidence: Evidence) -> Answer:
     rows = require(evidence.splits, Splits).train
     features, check = sample(evidence.trainer.features), evidence.codec.label_is_target
     labels = evidence.codec.collate(features)["labels"]
-    wrong = [f.example for f, label in zip(features, labels, strict=True) if not check(rows[f.example], f, label)]
-    return expect_none(wrong, f"{len(features)} sampled rows", "train on labels that are not their targets")
+    wrong_rows = [f.example for f, label in zip(features, labels, strict=True) if not check(rows[f.example], f, label)]
+    return expect_none(wrong_rows, f"{len(features)} sampled rows", "train on labels that are not their targets")
 
 
 def answers_at_annotated_start(evidence: Evidence) -> Answer:
     """Labelled spans begin and end where the annotation does, and every window that holds its answer has one."""
     codec, rows = require(evidence.codec, ExtractCodec), require(evidence.splits, Splits).train
-    labelled, odd = 0, list[int]()
+    span_count, wrong_rows = 0, list[int]()
     for feature in evidence.trainer.features:
         row, tokens = rows[feature.example], codec.labelled_tokens(feature)
         if tokens:
             (first, last), (begin, end) = tokens, answer_span(codec.task, row)
-            right = first[0] <= begin < first[1] and last[0] < end <= last[1]
+            matches = first[0] <= begin < first[1] and last[0] < end <= last[1]
         else:
-            right = not codec.holds_answer(row, feature)
-        labelled += tokens is not None
-        odd += [] if right else [feature.example]
-    passed, detail = expect_none(odd, f"{labelled} labelled spans", "windows have a wrong label or none, in rows")  # type: ignore[misc]
-    return passed and labelled > 0, detail
+            matches = not codec.holds_answer(row, feature)
+        span_count += tokens is not None
+        wrong_rows += [] if matches else [feature.example]
+    passed, detail = expect_none(wrong_rows, f"{span_count} labelled spans", "windows have a wrong label or none, in rows")  # type: ignore[misc]
+    return passed and span_count > 0, detail
 
 
 def offsets_show_their_tokens(evidence: Evidence) -> Answer:
     """The characters from which a token is said to come are its own."""
     codec, rows = require(evidence.codec, ExtractCodec), require(evidence.splits, Splits).train
-    wrong = count = 0
+    mismatches = count = 0
     for feature in sample(evidence.trainer.features):
         text, extra = context(codec.task, rows[feature.example]), feature.extra
         tokens = feature.input_ids[extra.shift : extra.shift + len(extra.offsets)]
         for token, (start, end) in zip(tokens, extra.offsets, strict=True):
-            said = alphanumeric(codec.tokenizer.decode([token]))  # nothing: a space before an unknown token
-            if said and token != codec.tokenizer.unk_token_id and text[start:end].isascii():  # it may be a part of a letter
-                wrong += said != alphanumeric(text[start:end])
+            letters = alphanumeric(codec.tokenizer.decode([token]))  # nothing: a space before an unknown token
+            if letters and token != codec.tokenizer.unk_token_id and text[start:end].isascii():  # it may be a part of a letter
+                mismatches += letters != alphanumeric(text[start:end])
                 count += 1
-    return not wrong, f"{count - wrong} of {count} tokens match their text"
+    return not mismatches, f"{count - mismatches} of {count} tokens match their text"
 
 
 def no_leakage(evidence: Evidence) -> Answer:

@@ -64,13 +64,13 @@ def predicting_twice_is_the_same(evidence: Evidence) -> Answer:
 def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
     """Padding and neighbours do not matter: a row alone has the logits that it has in a batch, and gradients add up."""
     probe = evidence.full_probe
-    apart = max(
-        distance(batch[i][tuple(map(slice, one[0].shape))], one[0])
+    logit_gap = max(
+        distance(batch[i][tuple(map(slice, logits[0].shape))], logits[0])
         for i, row in enumerate(probe.alone)
-        for batch, one in zip(probe.together, row, strict=True)
+        for batch, logits in zip(probe.together, row, strict=True)
     )
-    right = max(apart, probe.gap or 0.0) <= allowance(evidence.trainer)
-    return right, f"logits differ by {apart:.1e} of the largest, gradients by {probe.gap or 0:.1e} of their norm"
+    passed = max(logit_gap, probe.gap or 0.0) <= allowance(evidence.trainer)
+    return passed, f"logits differ by {logit_gap:.1e} of the largest, gradients by {probe.gap or 0:.1e} of their norm"
 
 
 def loss_is_the_tasks(evidence: Evidence) -> Answer:
@@ -79,15 +79,15 @@ def loss_is_the_tasks(evidence: Evidence) -> Answer:
     batch = move_batch(evidence.device, trainer.codec.collate(probe.rows))
     logits, labels = probe.together, batch["labels"]
     if len(logits) == 2:  # padding can be neither start nor end
-        spans = [one.float().masked_fill(batch["attention_mask"] == 0, -torch.inf) for one in logits]
-        loss = sum(cross_entropy(one, labels[:, i], reduction="sum") for i, one in enumerate(spans)) / 2
+        spans = [scores.float().masked_fill(batch["attention_mask"] == 0, -torch.inf) for scores in logits]
+        loss = sum(cross_entropy(scores, labels[:, i], reduction="sum") for i, scores in enumerate(spans)) / 2
     elif labels.ndim == 1:
         loss = cross_entropy(logits[0].float(), labels, reduction="sum")
     else:
         targets = [row[row != IGNORED] for row in (labels if "decoder_input_ids" in batch else labels[:, 1:])]
         loss = cross_entropy(torch.cat(target_rows(logits[0], batch)), torch.cat(targets), reduction="sum")
-    near = abs(probe.loss - float(loss)) <= allowance(trainer) * max(abs(float(loss)), 1.0)
-    return near, f"loss {probe.loss:.6f} for {len(probe.rows)} rows, cross-entropy of their targets {float(loss):.6f}"
+    passed = abs(probe.loss - float(loss)) <= allowance(trainer) * max(abs(float(loss)), 1.0)
+    return passed, f"loss {probe.loss:.6f} for {len(probe.rows)} rows, cross-entropy of their targets {float(loss):.6f}"
 
 
 def decoder_sees_no_future(evidence: Evidence) -> Answer:
@@ -96,15 +96,15 @@ def decoder_sees_no_future(evidence: Evidence) -> Answer:
     if not rows or min(len(row.target) for row in rows) < 2:
         return None
     middles = [len(row.target) // 2 for row in rows]
-    others = []
+    changed_rows = []
     for row, i in zip(rows, middles, strict=True):
-        other = next((token for token in row.target if token != row.target[i]), 0)
-        others.append(replace(row, target=[*row.target[:i], other, *row.target[i + 1 :]]))
-    before = target_rows(evidence.probe.together[0], evidence.codec.collate(rows), rows)
+        replacement = next((token for token in row.target if token != row.target[i]), 0)
+        changed_rows.append(replace(row, target=[*row.target[:i], replacement, *row.target[i + 1 :]]))
+    logits = target_rows(evidence.probe.together[0], evidence.codec.collate(rows), rows)
     with torch.no_grad(), keep_state(evidence.trainer), evidence.trainer.accelerator.autocast():
-        after = target_logits(evidence.trainer, others)
-    apart = max(distance(a[: i + 1], b[: i + 1]) for a, b, i in zip(before, after, middles, strict=True))
-    return apart <= allowance(evidence.trainer), f"earlier logits differ by {apart:.1e} of the largest"
+        changed_logits = target_logits(evidence.trainer, changed_rows)
+    gap = max(distance(a[: i + 1], b[: i + 1]) for a, b, i in zip(logits, changed_logits, middles, strict=True))
+    return gap <= allowance(evidence.trainer), f"earlier logits differ by {gap:.1e} of the largest"
 
 
 def gradients_reach(evidence: Evidence) -> Answer:
@@ -117,15 +117,15 @@ def gradients_reach(evidence: Evidence) -> Answer:
         moments = [value for key, value in state.items() if isinstance(value, Tensor) and value.ndim and "qmap" not in key]
         return any(bool(local_shard(moment).any()) for moment in moments if moment.is_floating_point())
 
-    dead = [name for name in trained if name not in probe.reached and not remembered(name)]
-    used = {name for name, module in evidence.model.named_modules() if module in probe.called}
-    missing = [
+    dead_tensors = [name for name in trained if name not in probe.reached and not remembered(name)]
+    used_modules = {name for name, module in evidence.model.named_modules() if module in probe.called}
+    faults = [
         name
-        for name in dead
-        if (name.rpartition(".")[0] in used or name in evidence.own or is_part(name, head.new_modules))
+        for name in dead_tensors
+        if (name.rpartition(".")[0] in used_modules or name in evidence.own or is_part(name, head.new_modules))
         and not is_part(name, head.optional_modules)  # BERT2BERT's loss does not use its pooler
     ]
-    return expect_none(missing, f"{len(trained) - len(dead)} of {len(trained)} tensors get a gradient", "get none")
+    return expect_none(faults, f"{len(trained) - len(dead_tensors)} of {len(trained)} tensors get a gradient", "get none")
 
 
 def gradients_survive_evaluation(evidence: Evidence) -> Answer:
@@ -136,28 +136,28 @@ def gradients_survive_evaluation(evidence: Evidence) -> Answer:
 
 def packed_layers_compute_as_declared(evidence: Evidence) -> Answer:
     """Each layer packed to 4 bits computes in the declared type, outside autocast; its output's digits show it."""
-    wanted, _ = resolve_quantization(evidence.cell, evidence.device)
-    computed = evidence.probe.computed
-    if wanted is None or not computed:
+    config, _ = resolve_quantization(evidence.cell, evidence.device)
+    types = evidence.probe.computed
+    if config is None or not types:
         return None
-    odd = [f"{name} in {kind}" for name, kind in computed.items() if kind != wanted.bnb_4bit_compute_dtype]
-    return expect_none(odd, f"{len(computed)} layers, declared {wanted.bnb_4bit_compute_dtype}", "compute in another type")
+    faults = [f"{name} in {kind}" for name, kind in types.items() if kind != config.bnb_4bit_compute_dtype]
+    return expect_none(faults, f"{len(types)} layers, declared {config.bnb_4bit_compute_dtype}", "compute in another type")
 
 
 def output_follows_trained_tokens(evidence: Evidence) -> Answer:
     """The output layer's row of a token that an adapter trains is the embedding's, where both are one pretrained tensor."""
-    tied = getattr(getattr(evidence.model, "config", None), "tie_word_embeddings", False)
-    trained = [m for m in evidence.model.modules() if tied and isinstance(m, TrainableTokensLayer) and not m.tied_adapter]
-    output = evidence.model.get_output_embeddings() if trained else None  # type: ignore[operator]
+    is_tied = getattr(getattr(evidence.model, "config", None), "tie_word_embeddings", False)
+    layers = [m for m in evidence.model.modules() if is_tied and isinstance(m, TrainableTokensLayer) and not m.tied_adapter]
+    output = evidence.model.get_output_embeddings() if layers else None  # type: ignore[operator]
     if output is None:
         return None
-    indices: Any = trained[0].token_indices
+    indices: Any = layers[0].token_indices
     tokens = torch.tensor(sorted(set(chain.from_iterable(indices.values()))), device=evidence.device)
     with torch.no_grad(), keep_state(evidence.trainer):
-        rows = trained[0](tokens).float()  # (tokens, H)
-        shown = output(torch.eye(rows.shape[1], device=evidence.device))[:, tokens].T.float()
-    apart = distance(rows, shown)
-    return apart <= FINE, f"{len(tokens)} rows of the output layer differ by {apart:.1e} of their largest value"
+        rows = layers[0](tokens).float()  # (tokens, H)
+        output_rows = output(torch.eye(rows.shape[1], device=evidence.device))[:, tokens].T.float()
+    gap = distance(rows, output_rows)
+    return gap <= FINE, f"{len(tokens)} rows of the output layer differ by {gap:.1e} of their largest value"
 
 
 def adapters_add_as_declared(evidence: Evidence) -> Answer:
@@ -169,8 +169,8 @@ def adapters_add_as_declared(evidence: Evidence) -> Answer:
         expected = evidence.cell.method.contribution(layer, evidence.cell, inputs[0])
         if expected is not None:
             base = layer.get_base_layer()(inputs[0])
-            allowed = ADDED * expected.norm() + 4 * torch.finfo(output.dtype).eps * output.float().norm()
-            gaps[names[layer]] = float((output.float() - base.float() - expected).norm() / allowed)
+            tolerance = ADDED * expected.norm() + 4 * torch.finfo(output.dtype).eps * output.float().norm()
+            gaps[names[layer]] = float((output.float() - base.float() - expected).norm() / tolerance)
 
     rows = evidence.probe.rows[:1]
     with torch.no_grad(), keep_state(evidence.trainer), attach(names, look):
@@ -188,25 +188,25 @@ def adapter_survives_its_switches(evidence: Evidence) -> Answer:
     model, rows = evidence.model, evidence.probe.rows[:1]
     if not isinstance(model, PeftModel) or not evidence.probe.alone:
         return None
-    scaled = [m for m in model.modules() if isinstance(m, LoraLayer)] if isinstance(evidence.cell.method, Lora) else []
-    flags, scales = {p: p.requires_grad for p in model.parameters()}, [dict(layer.scaling) for layer in scaled]
+    lora_layers = [m for m in model.modules() if isinstance(m, LoraLayer)] if isinstance(evidence.cell.method, Lora) else []
+    flags, scales = {p: p.requires_grad for p in model.parameters()}, [dict(layer.scaling) for layer in lora_layers]
     with torch.no_grad(), keep_state(evidence.trainer):
-        before = get_logits(evidence.trainer, rows)[0]
+        logits = get_logits(evidence.trainer, rows)[0]
         try:
             with model.disable_adapter():
                 pass
-            for layer in scaled:
+            for layer in lora_layers:
                 layer.scale_layer(TWICE)
                 layer.unscale_layer()
-            after = get_logits(evidence.trainer, rows)[0]
+            later_logits = get_logits(evidence.trainer, rows)[0]
         finally:
-            for parameter, trains in flags.items():
-                parameter.requires_grad_(trains)
-            for layer, scaling in zip(scaled, scales, strict=True):
+            for parameter, flag in flags.items():
+                parameter.requires_grad_(flag)
+            for layer, scaling in zip(lora_layers, scales, strict=True):
                 layer.scaling.update(scaling)
-    apart = max(distance(one, other) for one, other in zip(before, after, strict=True))
-    detail = "adapter off and on" + (f", {len(scaled)} layers scaled and scaled back" if scaled else "")
-    return not apart, f"{detail}: " + (f"logits differ by {apart:.1e} of the largest" if apart else "bit for bit")
+    gap = max(distance(one, other) for one, other in zip(logits, later_logits, strict=True))
+    detail = "adapter off and on" + (f", {len(lora_layers)} layers scaled and scaled back" if lora_layers else "")
+    return not gap, f"{detail}: " + (f"logits differ by {gap:.1e} of the largest" if gap else "bit for bit")
 
 
 class Dropout(NamedTuple):
@@ -225,41 +225,41 @@ def dropout_drops(evidence: Evidence) -> Answer:
     One that is a module must be called, and drop. One that is only a number, such as attention's under SDPA, must change the
     logits when it is the only one that is on. That none is at work in evaluation is `predicting_twice_is_the_same`'s matter.
     """
-    declared = declared_dropouts(evidence.model)
-    if not declared:
+    dropouts = declared_dropouts(evidence.model)
+    if not dropouts:
         return None
     shares: dict[nn.Module, tuple[int, int]] = {}  # how many values were lost of how many
-    called: set[nn.Module] = set()
+    called_modules: set[nn.Module] = set()
 
     def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        called.add(module)
+        called_modules.add(module)
         if isinstance(module, nn.Dropout):
             values = inputs[0] != 0
             shares[module] = int(((output == 0) & values).sum()), int(values.sum())
 
     rows = evidence.probe.rows
     with torch.no_grad(), keep_state(evidence.trainer, training=True):
-        with attach({module for one in declared for module in (one.holder, one.user)}, look):
+        with attach({module for dropout in dropouts for module in (dropout.holder, dropout.user)}, look):
             get_logits(evidence.trainer, rows)
-        modules, odd = [one for one in declared if one.holder in shares], []
-        for one in modules:
-            lost, values = shares[one.holder]
-            if abs(lost - one.rate * values) > MORE_THAN_LUCK * math.sqrt(one.rate * (1 - one.rate) * values):
-                odd.append(one.name)
+        modules, odd = [dropout for dropout in dropouts if dropout.holder in shares], []
+        for dropout in modules:
+            zeros, values = shares[dropout.holder]
+            if abs(zeros - dropout.rate * values) > MORE_THAN_LUCK * math.sqrt(dropout.rate * (1 - dropout.rate) * values):
+                odd.append(dropout.name)
         numbers: dict[str, list[Dropout]] = {}  # by their places in every layer: names without the layer's number
-        for one in declared:
-            if one.holder not in shares and one.user in called:
-                numbers.setdefault(re.sub(r"\d+", "N", one.name), []).append(one)
+        for dropout in dropouts:
+            if dropout.holder not in shares and dropout.user in called_modules:
+                numbers.setdefault(re.sub(r"\d+", "N", dropout.name), []).append(dropout)
         idle = []
         try:
             for place, members in numbers.items():
-                for one in declared:
-                    setattr(one.holder, one.attribute, one.rate if one in members else 0.0)
+                for dropout in dropouts:
+                    setattr(dropout.holder, dropout.attribute, dropout.rate if dropout in members else 0.0)
                 first, second = (get_logits(evidence.trainer, rows[:1])[0] for _ in range(2))
                 idle += [place] if all(map(torch.equal, first, second)) else []
         finally:
-            for one in declared:
-                setattr(one.holder, one.attribute, one.rate)
+            for dropout in dropouts:
+                setattr(dropout.holder, dropout.attribute, dropout.rate)
     if odd or idle:
         return False, f"{len(odd)} drop at another rate than declared {odd[:2]}, without effect: {', '.join(idle) or 'none'}"
     return True, f"{len(modules)} drop at their declared rate, {sum(map(len, numbers.values()))} have an effect"
@@ -268,16 +268,16 @@ def dropout_drops(evidence: Evidence) -> Answer:
 def declared_dropouts(model: nn.Module) -> list[Dropout]:
     """Every `nn.Dropout`, and every number between 0 and 1 whose name says dropout."""
     modules = dict(model.named_modules())
-    declared = []
+    dropouts = []
     for name, module in modules.items():
         if isinstance(module, nn.Dropout):
             user = name.rpartition(".")[0]
             while user and isinstance(modules[user], HOLDERS):
                 user = user.rpartition(".")[0]
-            declared.append(Dropout(name, module, "p", modules[user], module.p))
+            dropouts.append(Dropout(name, module, "p", modules[user], module.p))
         rates = {key: value for key, value in vars(module).items() if "dropout" in key and isinstance(value, float)}
-        declared += [Dropout(f"{name}.{key}", module, key, module, rate) for key, rate in rates.items()]
-    return [one for one in declared if 0 < one.rate < 1]
+        dropouts += [Dropout(f"{name}.{key}", module, key, module, rate) for key, rate in rates.items()]
+    return [one for one in dropouts if 0 < one.rate < 1]
 
 
 # Saved and served
@@ -290,8 +290,8 @@ def saved_is_served(evidence: Evidence) -> Answer:
     themselves; logits are the same. PEFT packs a merged NF4 layer anew, which rounds away what is less than half a step between
     two levels: such a layer is held to its definition, and all else that was merged by the logits that the trained layers give.
     """
-    large = tensor_bytes(weight_tensors(evidence.model)) > LARGEST_GIB * GIB  # a second copy may not fit
-    if evidence.cell.profile.random_weights or large:
+    is_large = tensor_bytes(weight_tensors(evidence.model)) > LARGEST_GIB * GIB  # a second copy may not fit
+    if evidence.cell.profile.random_weights or is_large:
         return None
     try:
         with TemporaryDirectory() as folder, torch.no_grad(), keep_state(evidence.trainer), warnings.catch_warnings():
@@ -304,10 +304,10 @@ def saved_is_served(evidence: Evidence) -> Answer:
 
 def _check_saved(evidence: Evidence, folder: Path) -> Answer:
     cell, model = evidence.cell, evidence.model
-    asked = evidence.evaluation.features if evidence.evaluation else evidence.trainer.features
-    rows = sample(asked, min(SERVED, evidence.trainer.log.micro_batch))
-    ours = _logits(evidence, model, rows)
-    if not len(ours):
+    features = evidence.evaluation.features if evidence.evaluation else evidence.trainer.features
+    rows = sample(features, min(SERVED, evidence.trainer.log.micro_batch))
+    logits = _logits(evidence, model, rows)
+    if not len(logits):
         return None
     try:
         evidence.serving.save(cell, model, evidence.codec.tokenizer, folder)
@@ -317,19 +317,19 @@ def _check_saved(evidence: Evidence, folder: Path) -> Answer:
     if modes := [name for name, module in served.named_modules() if module.training]:
         return False, f"the saved model is loaded in training mode: {len(modes)} modules, {modes[0] or 'the model'} among them"
     # On the quick cells 0 when loaded, 1e-6 when merged; a bf16 base rounds head and merger.
-    apart, allowed = distance(ours, _logits(evidence, served, rows)), FINE if base_type(cell) is torch.float32 else COARSE
-    detail = f"{len(rows)} rows: loaded again, logits differ by {apart:.1e} of the largest"
-    if not apart <= allowed:
+    gap, limit = distance(logits, _logits(evidence, served, rows)), FINE if base_type(cell) is torch.float32 else COARSE
+    detail = f"{len(rows)} rows: loaded again, logits differ by {gap:.1e} of the largest"
+    if not gap <= limit:
         return False, detail
-    answers = other_answers(evidence, served, tokenizer) if evidence.evaluation and not apart else ()
-    if other := next(chain(other_settings(evidence, served, folder), other_tokens(evidence, tokenizer, folder), answers), None):
-        return False, other
+    answers = other_answers(evidence, served, tokenizer) if evidence.evaluation and not gap else ()
+    if fault := next(chain(other_settings(evidence, served, folder), other_tokens(evidence, tokenizer, folder), answers), None):
+        return False, fault
     if not isinstance(model, PeftModel):
         return True, detail
     if model.active_peft_config.is_prompt_learning:
         return True, f"{detail}; not merged: prompts belong to no layer"
-    passed, merged = _check_merge(evidence, served, rows, ours, allowed)
-    return passed, f"{detail}; {merged}"
+    passed, merge_detail = _check_merge(evidence, served, rows, logits, limit)
+    return passed, f"{detail}; {merge_detail}"
 
 
 def other_settings(evidence: Evidence, served: Any, folder: Path) -> Iterator[str]:
@@ -341,27 +341,27 @@ def other_settings(evidence: Evidence, served: Any, folder: Path) -> Iterator[st
         pairs.append(("model", model.config, AutoConfig.from_pretrained(root, trust_remote_code=False)))
     if isinstance(evidence.codec, GenerateCodec):
         pairs.append(("search", GenerationConfig(**evidence.codec.search), GenerationConfig.from_pretrained(folder)))
-    for what, *both in pairs:
-        trained, saved = (json.loads(json.dumps(one.to_dict(), default=sorted)) for one in both)  # sets as lists
-        for name in sorted(trained.keys() - LOADING):
-            if trained[name] != saved.get(name):
-                yield f"the {what}'s {name} is saved as {saved.get(name)!r}, but was {trained[name]!r}"
+    for part, *configs in pairs:
+        settings, saved_settings = (json.loads(json.dumps(one.to_dict(), default=sorted)) for one in configs)  # sets as lists
+        for name in sorted(settings.keys() - LOADING):
+            if settings[name] != saved_settings.get(name):
+                yield f"the {part}'s {name} is saved as {saved_settings.get(name)!r}, but was {settings[name]!r}"
 
 
 def other_tokens(evidence: Evidence, tokenizer: Any, folder: Path) -> Iterator[str]:
     """A sentence for each setting of the saved tokenizer that differs, and each text that it, or its file, reads otherwise."""
     for name in TOKENIZER:
-        trained, saved = (getattr(one, name) for one in (evidence.codec.tokenizer, tokenizer))
-        if saved != trained:
-            yield f"the tokenizer's {name} is saved as {saved!r}, but was {trained!r}"
+        value, saved_value = (getattr(one, name) for one in (evidence.codec.tokenizer, tokenizer))
+        if saved_value != value:
+            yield f"the tokenizer's {name} is saved as {saved_value!r}, but was {value!r}"
     path, evaluation = folder / FULL_TOKENIZER_FILE, evidence.evaluation
     file = Tokenizer.from_file(str(path)) if path.is_file() else None
     texts = [evidence.codec.text(row) for row in sample(evaluation.rows if evaluation else [], SERVED)]
     for text in (*texts, evidence.cell.head.new_token or "", " ".join([BEYOND_ASCII] * LONG + texts)):
-        wanted, saved = (each(text, verbose=False)["input_ids"] for each in (evidence.codec.tokenizer, tokenizer))
-        for reader, ids in (("the saved tokenizer", saved), (path.name, file.encode(text).ids if file else wanted)):
-            if ids != wanted:
-                yield f"{reader} reads {text[-60:]!r} as {len(ids)} tokens, training as {len(wanted)} others"
+        expected, saved_ids = (encode(text, verbose=False)["input_ids"] for encode in (evidence.codec.tokenizer, tokenizer))
+        for reader, ids in (("the saved tokenizer", saved_ids), (path.name, file.encode(text).ids if file else expected)):
+            if ids != expected:
+                yield f"{reader} reads {text[-60:]!r} as {len(ids)} tokens, training as {len(expected)} others"
 
 
 def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[str]:
@@ -382,29 +382,29 @@ def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[s
         answers.append([prediction.value for prediction in codec.decode(rows, features, outputs)])
     if cell.task.labels:
         answers = [
-            [names[i] for i in own] for names, own in zip((cell.task.labels, served.config.id2label), answers, strict=True)
+            [names[i] for i in ids] for names, ids in zip((cell.task.labels, served.config.id2label), answers, strict=True)
         ]
-    for wanted, answer in zip(*answers, strict=True):
-        if wanted != answer:
-            yield f"loaded from its own files it answers {answer!r}, but the trained model {wanted!r}"
+    for expected, answer in zip(*answers, strict=True):
+        if expected != answer:
+            yield f"loaded from its own files it answers {answer!r}, but the trained model {expected!r}"
 
 
-def _check_merge(evidence: Evidence, served: Any, rows: Sequence[Feature], ours: Tensor, allowed: float) -> tuple[bool, str]:
+def _check_merge(evidence: Evidence, served: Any, rows: Sequence[Feature], logits: Tensor, limit: float) -> tuple[bool, str]:
     """Whether the loaded adapter, merged into its base, still gives our logits; with the trained layers over a packed base."""
-    packed = evidence.cell.quantization is not None
+    is_packed = evidence.cell.quantization is not None
     try:
         merged = evidence.serving.merge(served)
     except Exception as error:  # whatever PEFT raises if it cannot merge: for some methods, over packed layers it does
-        excused = packed and not isinstance(evidence.cell.method, Lora)
-        return excused, f"not merged: PEFT cannot merge {evidence.cell.method.id!r} ({first_line(error)})"
-    named = evidence.model.get_base_model().named_modules() if packed else ()  # type: ignore[operator] # it is PEFT's
-    layers: dict[str, Any] = {name: layer for name, layer in named if is_adapted(layer)}
-    if odd := [name for name, layer in layers.items() if not merged_as_defined(evidence, layer, merged.get_submodule(name))]:
-        return False, f"merged, {len(odd)} of {len(layers)} packed layers are not base + scale x B A, {odd[0]} among them"
+        is_excused = is_packed and not isinstance(evidence.cell.method, Lora)
+        return is_excused, f"not merged: PEFT cannot merge {evidence.cell.method.id!r} ({first_line(error)})"
+    modules = evidence.model.get_base_model().named_modules() if is_packed else ()  # type: ignore[operator] # it is PEFT's
+    layers: dict[str, Any] = {name: layer for name, layer in modules if is_adapted(layer)}
+    if faults := [name for name, layer in layers.items() if not merged_as_defined(evidence, layer, merged.get_submodule(name))]:
+        return False, f"merged, {len(faults)} of {len(layers)} packed layers are not base + scale x B A, {faults[0]} among them"
     for name, layer in layers.items():
         merged.set_submodule(name, layer)
-    apart = distance(ours, _logits(evidence, merged, rows))
-    return apart <= allowed, f"merged, by {apart:.1e}{f' apart from {len(layers)} packed layers' if packed else ''}"
+    gap = distance(logits, _logits(evidence, merged, rows))
+    return gap <= limit, f"merged, by {gap:.1e}{f' apart from {len(layers)} packed layers' if is_packed else ''}"
 
 
 def merged_as_defined(evidence: Evidence, layer: Any, merged: nn.Module) -> bool:
@@ -412,14 +412,14 @@ def merged_as_defined(evidence: Evidence, layer: Any, merged: nn.Module) -> bool
     base = layer.get_base_layer()
     if not hasattr(base, "in_features"):
         return True
-    added = evidence.cell.method.contribution(layer, evidence.cell, torch.eye(base.in_features, device=evidence.device))
-    if added is None:
+    delta = evidence.cell.method.contribution(layer, evidence.cell, torch.eye(base.in_features, device=evidence.device))
+    if delta is None:
         return True
-    wanted = unpack_weight(base.weight).float() + added.T
+    expected = unpack_weight(base.weight).float() + delta.T
     if isinstance(merged, Linear4bit):
-        wanted = unpack_weight(pack_weight(wanted, base)).float()
-    alike = torch.isclose(unpack_weight(merged.weight).float(), wanted, rtol=LEVEL, atol=0.0)
-    return float(alike.float().mean()) >= 1 - MOST_CODES
+        expected = unpack_weight(pack_weight(expected, base)).float()
+    matches = torch.isclose(unpack_weight(merged.weight).float(), expected, rtol=LEVEL, atol=0.0)
+    return float(matches.float().mean()) >= 1 - MOST_CODES
 
 
 def pack_weight(weight: Tensor, like: Any) -> Any:
@@ -432,5 +432,5 @@ def pack_weight(weight: Tensor, like: Any) -> Any:
 def _logits(evidence: Evidence, model: nn.Module, rows: Sequence[Feature]) -> Tensor:
     """What a model answers to some rows, in one row: without autocast, as in evaluation; of a text what predicts its target."""
     logits, batch = get_logits(evidence.trainer, rows, model)
-    chosen = target_rows(logits[0], batch) if evidence.codec.generates and logits else logits
-    return torch.cat([one.float().flatten() for one in chosen]) if chosen else torch.zeros(0)
+    parts = target_rows(logits[0], batch) if evidence.codec.generates and logits else logits
+    return torch.cat([one.float().flatten() for one in parts]) if parts else torch.zeros(0)

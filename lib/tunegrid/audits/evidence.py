@@ -69,18 +69,18 @@ class Evidence:
     @cached_property
     def moved(self) -> frozenset[str]:
         """Names of the parameters that training changed."""
-        after = checksums(self.model.named_parameters())
-        return frozenset(name for name, checksum in after.items() if checksum != self.trainer.before[name])
+        end_checksums = checksums(self.model.named_parameters())
+        return frozenset(name for name, checksum in end_checksums.items() if checksum != self.trainer.before[name])
 
     @cached_property
     def not_from_checkpoint(self) -> frozenset[str]:
         """Names of the parameters that did not start as a tensor of their name in the checkpoint, or of any name."""
         files = tuple(weight_files(self.cell))
-        stored: Mapping[str, Checksum] = checkpoint_checksums(files, base_type(self.cell))
+        pretrained: Mapping[str, Checksum] = checkpoint_checksums(files, base_type(self.cell))
         return frozenset(
             name
             for name, checksum in self.trainer.before.items()
-            if checksum not in {stored[key] for key in matching_keys(name, files) or stored}
+            if checksum not in {pretrained[key] for key in matching_keys(name, files) or pretrained}
         )
 
     @cached_property
@@ -103,8 +103,8 @@ def copies(cell: Cell, rows: Sequence[Row], others: Sequence[Row]) -> list[int]:
     """Places of the rows whose text, by all columns that the cell reads, is among others' texts."""
     columns = (*cell.text, *cell.task.context_columns)
     texts = [identity(row, columns) for row in rows]
-    known = set(texts).intersection(identity(row, columns) for row in others)
-    return [i for i, text in enumerate(texts) if text in known]
+    shared_texts = set(texts).intersection(identity(row, columns) for row in others)
+    return [i for i, text in enumerate(texts) if text in shared_texts]
 
 
 def expect_none(odd: Sequence[Any], detail: str, fault: str) -> Answer:

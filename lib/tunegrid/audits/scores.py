@@ -44,18 +44,18 @@ Search = Generator[Sequence[tuple[int, ...]], Tensor, float]
 
 def selection_apart_from_test(evidence: Evidence) -> Answer:
     """No row that chose among epochs is scored."""
-    rows, scored = evidence.trainer.chosen_on, require(evidence.evaluation, Evaluation).rows
-    return expect_none(copies(evidence.cell, rows, scored), f"{len(rows)} rows chose the epoch", "scored") if rows else None
+    rows, test_rows = evidence.trainer.chosen_on, require(evidence.evaluation, Evaluation).rows
+    return expect_none(copies(evidence.cell, rows, test_rows), f"{len(rows)} rows chose the epoch", "scored") if rows else None
 
 
 def prompt_intact_at_inference(evidence: Evidence) -> Answer:
     """What frames the input survives truncation: special tokens, the prefix, a separator, a chat template."""
     prompts = [feature.input_ids for feature in require(evidence.evaluation, Evaluation).features]
-    (begin, end), most = evidence.codec.frame(), evidence.cell.recipe.max_length
-    framed = [ids[: len(begin)] == begin and ids[len(ids) - len(end) :] == end for ids in prompts]
-    odd = [i for i, ids in enumerate(prompts) if not framed[i] or len(ids) > most]
+    (begin, end), limit = evidence.codec.frame(), evidence.cell.recipe.max_length
+    has_frame = [ids[: len(begin)] == begin and ids[len(ids) - len(end) :] == end for ids in prompts]
+    faults = [i for i, ids in enumerate(prompts) if not has_frame[i] or len(ids) > limit]
     detail = f"{len(prompts)} prompts, {len(begin)} tokens before and {len(end)} after"
-    return expect_none(odd, detail, "lack their frame or are too long")
+    return expect_none(faults, detail, "lack their frame or are too long")
 
 
 def windows_map_to_examples(evidence: Evidence) -> Answer:
@@ -70,16 +70,16 @@ def windows_map_to_examples(evidence: Evidence) -> Answer:
         # A tokenizer may lose letters beyond ASCII; contexts of two rows have hardly a line in common.
         return SequenceMatcher(None, alphanumeric(window[0]), alphanumeric(window[1]), autojunk=False).ratio() > ALIKE
 
-    odd = [f"window of row {feature.example}" for feature in sample(features, 2 * SAMPLE) if not shows_its_row(feature)]
-    odd += [f"none of row {row}" for row in sorted(set(range(len(rows))).difference(feature.example for feature in features))]
-    return expect_none(odd, f"{len(features)} windows of {len(rows)} rows", "show another row's context or are missing")
+    texts = [f"window of row {feature.example}" for feature in sample(features, 2 * SAMPLE) if not shows_its_row(feature)]
+    texts += [f"none of row {row}" for row in sorted(set(range(len(rows))).difference(feature.example for feature in features))]
+    return expect_none(texts, f"{len(features)} windows of {len(rows)} rows", "show another row's context or are missing")
 
 
 def generation_not_truncated(evidence: Evidence) -> Answer:
     """Generated texts end by themselves, nearly all of them, not at the limit of tokens."""
     codec, outputs = require(evidence.codec, GenerateCodec), require(evidence.evaluation, Evaluation).outputs  # type: ignore[type-abstract]
-    lengths, ended = [len(ids) for ids in outputs], fmean(map(codec.has_end, outputs))
-    return ended >= ENDED_SHARE, f"{ended:.0%} ended, {min(lengths)} to {max(lengths)} tokens, {fmean(lengths):.1f} on average"
+    lengths, share = [len(ids) for ids in outputs], fmean(map(codec.has_end, outputs))
+    return share >= ENDED_SHARE, f"{share:.0%} ended, {min(lengths)} to {max(lengths)} tokens, {fmean(lengths):.1f} on average"
 
 
 def metric_invariants(evidence: Evidence) -> Answer:
@@ -124,12 +124,12 @@ def predictions_not_collapsed(evidence: Evidence) -> Answer:
     frequent one. A model that finds a rare class in every second row is far from that, one that always says the same at 0.
     """
     task, evaluation = evidence.cell.task, require(evidence.evaluation, Evaluation)
-    rows, ((_, usual), (said, same)) = len(evaluation.rows), most_frequent(task, evaluation)
-    if rows - usual < RARE:
+    rows, ((_, target_count), (prediction, prediction_count)) = len(evaluation.rows), most_frequent(task, evaluation)
+    if rows - target_count < RARE:
         return None
-    shown = task.labels[said] if task.labels else said[:SHOWN]
-    detail = f"{same} of {rows} predictions are {shown!r}; the most frequent target occurs in {usual} rows"
-    return rows - same >= LEAST_OTHERS * (rows - usual), detail
+    text = task.labels[prediction] if task.labels else prediction[:SHOWN]
+    detail = f"{prediction_count} of {rows} predictions are {text!r}; the most frequent target occurs in {target_count} rows"
+    return rows - prediction_count >= LEAST_OTHERS * (rows - target_count), detail
 
 
 def learned_something(evidence: Evidence) -> tuple[bool, str, Mapping[str, float]]:
@@ -138,21 +138,21 @@ def learned_something(evidence: Evidence) -> tuple[bool, str, Mapping[str, float
     A checkpoint may know the task before training, as T5's knows SQuAD: then a healthy run need not gain anything.
     """
     evaluation, splits, task = require(evidence.evaluation, Evaluation), require(evidence.splits, Splits), evidence.cell.task
-    rows, name, read_off = evaluation.rows, TELLING[task.problem], READ_OFF.get(task.problem)
+    rows, name, reader = evaluation.rows, TELLING[task.problem], READ_OFF.get(task.problem)
     answers = [[constant] * len(rows) for constant in {answer for answer, _ in most_frequent(task, evaluation)}]
-    answers += [read_off(task, splits.train, rows)] if read_off else []
-    known = [METRICS[task.problem](Metrics(), task, rows, own) for own in answers]
-    ours, theirs = evaluation.examples[name], max((scored.examples[name] for scored in known), key=fmean)
-    gain, error = mean_difference(ours, theirs)
-    learned, detail = gain > MORE_THAN_LUCK * error, f"{name} {fmean(ours):.1f}, without a model {fmean(theirs):.1f}"
+    answers += [reader(task, splits.train, rows)] if reader else []
+    baselines = [METRICS[task.problem](Metrics(), task, rows, guesses) for guesses in answers]
+    points, baseline_points = evaluation.examples[name], max((baseline.examples[name] for baseline in baselines), key=fmean)
+    gain, error = mean_difference(points, baseline_points)
+    passed, detail = gain > MORE_THAN_LUCK * error, f"{name} {fmean(points):.1f}, without a model {fmean(baseline_points):.1f}"
     detail += f", standard error {error:.1f}"
-    if before := evidence.trainer.log.first_step.get("untrained"):
-        after = ours[: len(before)]
-        gain, error = mean_difference(after, before)
-        learned = learned and gain > -MORE_THAN_LUCK * error
-        detail += f"; on {len(before)} rows {fmean(after):.1f}, before training {fmean(before):.1f}, standard error {error:.1f}"
-    best = {metric: max(scored.scores[metric] for scored in known) for metric in known[0].scores}
-    return learned, detail, best
+    if start := evidence.trainer.log.first_step.get("untrained"):
+        final = points[: len(start)]
+        gain, error = mean_difference(final, start)
+        passed = passed and gain > -MORE_THAN_LUCK * error
+        detail += f"; on {len(start)} rows {fmean(final):.1f}, before training {fmean(start):.1f}, standard error {error:.1f}"
+    best = {metric: max(baseline.scores[metric] for baseline in baselines) for metric in baselines[0].scores}
+    return passed, detail, best
 
 
 def mean_difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
@@ -169,7 +169,7 @@ def mean_difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[flo
 def most_frequent(task: Task, evaluation: Evaluation) -> list[tuple[Any, int]]:
     """The most frequent target and the most frequent prediction, each with its number of rows."""
     targets = [answer_texts(task, row)[0] if task.problem is Problem.EXTRACT else row[task.target] for row in evaluation.rows]
-    return [Counter(each).most_common(1)[0] for each in (targets, [one.value for one in evaluation.predictions])]
+    return [Counter(values).most_common(1)[0] for values in (targets, [one.value for one in evaluation.predictions])]
 
 
 def random_span(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[str]:
@@ -209,16 +209,16 @@ def scored_alone_as_in_batch(evidence: Evidence) -> Answer:
     evaluation, codec, device = require(evidence.evaluation, Evaluation), evidence.codec, evidence.device
     if codec.generates:
         return None
-    ours: list[float] = []
-    theirs: list[float] = []
+    batch_scores: list[float] = []
+    lone_scores: list[float] = []
     with torch.no_grad(), keep_state(evidence.trainer), autocast(evaluation.part.precision or "fp32", device):
         for i in scored_rows(evaluation):
-            ours += codec.scores(evaluation.outputs[i])
-            theirs += codec.scores(codec.predict(evidence.model, [evaluation.features[i]], device)[0])
-    if not ours:
+            batch_scores += codec.scores(evaluation.outputs[i])
+            lone_scores += codec.scores(codec.predict(evidence.model, [evaluation.features[i]], device)[0])
+    if not batch_scores:
         return None
-    apart = distance(torch.tensor(ours), torch.tensor(theirs))
-    return apart <= _leeway(evidence), f"{len(scored_rows(evaluation))} rows: scores differ by {apart:.1e} of the largest"
+    gap = distance(torch.tensor(batch_scores), torch.tensor(lone_scores))
+    return gap <= _leeway(evidence), f"{len(scored_rows(evaluation))} rows: scores differ by {gap:.1e} of the largest"
 
 
 def cache_changes_nothing(evidence: Evidence) -> Answer:
@@ -232,9 +232,9 @@ def cache_changes_nothing(evidence: Evidence) -> Answer:
     if evaluation is not None:
         longest = max(range(len(evaluation.outputs)), key=lambda i: len(evaluation.outputs[i]))
         rows = [evaluation.features[i] for i in dict.fromkeys((longest, scored_rows(evaluation)[0]))]
-    texts, apart = run_search(evidence.trainer, rows, max_new_tokens=min(CACHED, codec.generation.max_new_tokens))
+    texts, gap = run_search(evidence.trainer, rows, max_new_tokens=min(CACHED, codec.generation.max_new_tokens))
     detail = f"{len(texts)} texts of up to {max(map(len, texts))} tokens"
-    return apart <= _leeway(evidence), f"{detail}: scores differ by {apart:.1e} of the largest logit"
+    return gap <= _leeway(evidence), f"{detail}: scores differ by {gap:.1e} of the largest logit"
 
 
 def texts_are_the_models(evidence: Evidence) -> Answer:
@@ -250,38 +250,38 @@ def texts_are_the_models(evidence: Evidence) -> Answer:
     pairs = [(evaluation.features[i], evaluation.outputs[i]) for i in spread if evaluation.outputs[i]]
     if not pairs:
         return None
-    together = SEARCHED if evidence.cell.profile.micro else 1  # one text's logits are as many as a vocabulary is large
+    batch_size = SEARCHED if evidence.cell.profile.micro else 1  # one text's logits are as many as a vocabulary is large
     with torch.no_grad(), keep_state(evidence.trainer):
-        gaps = [gap for some in chunks(pairs, together) for gap in _search_gaps(evidence, codec, some)]
-    apart = max(gaps, key=lambda gap: (math.isnan(gap), gap))
-    return apart <= _leeway(evidence), f"{len(pairs)} texts: below the best by {apart:.1e} of the largest logit"
+        gaps = [gap for batch in chunks(pairs, batch_size) for gap in _search_gaps(evidence, codec, batch)]
+    worst_gap = max(gaps, key=lambda gap: (math.isnan(gap), gap))
+    return worst_gap <= _leeway(evidence), f"{len(pairs)} texts: below the best by {worst_gap:.1e} of the largest logit"
 
 
 def _search_gaps(evidence: Evidence, codec: GenerateCodec, pairs: Sequence[tuple[Feature, Sequence[int]]]) -> list[float]:
     """How far off a search must be to find each of these rows' texts, in units of the text's largest logit."""
     encoders = [] if codec.start_id is None else [evidence.model.get_encoder()]  # type: ignore[operator]
-    encoded: list[Tensor] = []  # what an encoder made of the rows' sources
-    with attach(encoders, lambda module, inputs, output: encoded.append(output[0])):
-        whole = target_logits(evidence.trainer, [replace(row, target=[*text]) for row, text in pairs])
+    encodings: list[Tensor] = []  # what an encoder made of the rows' sources
+    with attach(encoders, lambda module, inputs, output: encodings.append(output[0])):
+        outputs = target_logits(evidence.trainer, [replace(row, target=[*text]) for row, text in pairs])
     # Of the next token, by what is begun of each text.
-    known = [{tuple(text[:i]): one for i, one in enumerate(logits)} for (_, text), logits in zip(pairs, whole, strict=True)]
+    cache = [{tuple(text[:i]): one for i, one in enumerate(logits)} for (_, text), logits in zip(pairs, outputs, strict=True)]
     searches = [shortfall(text, codec.generation, codec.end_id) for _, text in pairs]
-    asked, gaps = {i: next(search) for i, search in enumerate(searches)}, [0.0] * len(pairs)
-    while asked:
+    requests, gaps = {i: next(search) for i, search in enumerate(searches)}, [0.0] * len(pairs)
+    while requests:
         # Beams often go on as the text does: asked with the rest of it, a pass knows their longer beginnings, too.
-        unknown = [(i, ids) for i, begun in asked.items() for ids in begun if ids not in known[i]]
-        drafts = [(i, (*ids, *(pairs[i][1][len(ids) :] or [codec.end_id]))) for i, ids in unknown]
+        new_texts = [(i, ids) for i, beginnings in requests.items() for ids in beginnings if ids not in cache[i]]
+        drafts = [(i, (*ids, *(pairs[i][1][len(ids) :] or [codec.end_id]))) for i, ids in new_texts]
         batch, sources = [replace(pairs[i][0], target=[*draft]) for i, draft in drafts], [i for i, _ in drafts]
-        answers = target_logits(evidence.trainer, batch, encoded[0][sources] if encoded else None) if batch else []
+        answers = target_logits(evidence.trainer, batch, encodings[0][sources] if encodings else None) if batch else []
         for (i, draft), logits in zip(drafts, answers, strict=True):
-            known[i].update((draft[:length], one) for length, one in enumerate(logits))
-        for i, begun in [*asked.items()]:
-            scores = allowed_scores(codec, pairs[i][0], torch.stack([known[i][ids] for ids in begun]), begun)
+            cache[i].update((draft[:length], one) for length, one in enumerate(logits))
+        for i, beginnings in [*requests.items()]:
+            scores = allowed_scores(codec, pairs[i][0], torch.stack([cache[i][ids] for ids in beginnings]), beginnings)
             try:
-                asked[i] = searches[i].send(scores)
+                requests[i] = searches[i].send(scores)
             except StopIteration as end:
-                gaps[i] = end.value / float(whole[i].abs().max())
-                del asked[i]
+                gaps[i] = end.value / float(outputs[i].abs().max())
+                del requests[i]
     return gaps
 
 
@@ -291,21 +291,21 @@ def allowed_scores(codec: GenerateCodec, row: Feature, logits: Tensor, begun: Se
     Those are tokens that repeat an n-gram, and the end before its least length.
     """
     scores, search = logits.log_softmax(-1), codec.generation
-    begin = row.input_ids if codec.start_id is None else [codec.start_id]
-    for one, ids in zip(scores, begun, strict=True):
-        counted = len(ids) + (codec.start_id is not None)  # transformers counts an encoder-decoder's start token
-        tokens, size = [*begin, *ids], search.no_repeat_ngram_size
+    prompt = row.input_ids if codec.start_id is None else [codec.start_id]
+    for text_scores, ids in zip(scores, begun, strict=True):
+        length = len(ids) + (codec.start_id is not None)  # transformers counts an encoder-decoder's start token
+        tokens, size = [*prompt, *ids], search.no_repeat_ngram_size
         ends = range(size - 1, len(tokens)) if size else ()  # of an n-gram; for size 0 any may stand twice
         tail = tokens[len(tokens) - size + 1 :]
-        forbidden = [tokens[i] for i in ends if tokens[i - size + 1 : i] == tail]
-        one[[*forbidden, *([codec.end_id] if counted < search.min_length else [])]] = -torch.inf
+        repeats = [tokens[i] for i in ends if tokens[i - size + 1 : i] == tail]
+        text_scores[[*repeats, *([codec.end_id] if length < search.min_length else [])]] = -torch.inf
     return scores
 
 
 def _leeway(evidence: Evidence) -> float:
     """How far rounding may take scores apart: a base in 4 bits or 16 is coarse, and so is evaluation in bf16."""
-    plain = evidence.cell.quantization is None and base_type(evidence.cell) is torch.float32
-    return FINE if plain and (evidence.evaluation is None or evidence.evaluation.part.precision == "fp32") else COARSE
+    is_fp32 = evidence.cell.quantization is None and base_type(evidence.cell) is torch.float32
+    return FINE if is_fp32 and (evidence.evaluation is None or evidence.evaluation.part.precision == "fp32") else COARSE
 
 
 # The search as it is defined, with none of a library's code: transformers' with `early_stopping=False`
@@ -327,37 +327,37 @@ def shortfall(text: Sequence[int], search: Generation, end: int) -> Search:
     def is_over(beam: Beam) -> bool:
         return beam.ids[-1] == end or len(beam.ids) == search.max_new_tokens
 
-    penalty, most = search.length_penalty if search.num_beams > 1 else 0.0, search.num_beams
-    running, finished, gaps, found = [Beam(0.0, ())], list[float](), [0.0], None  # finished texts by their score for a length
+    penalty, width = search.length_penalty if search.num_beams > 1 else 0.0, search.num_beams
+    beams, scores, gaps, text_score = [Beam(0.0, ())], list[float](), [0.0], None  # finished texts by their score for a length
     for length in range(1, search.max_new_tokens + 1):
-        own, divisor = tuple(text[:length]) if found is None else (), math.pow(length, penalty)
-        candidates, follow = _extend_beams(running, (yield [beam.ids for beam in running]), 2 * most, own)
-        over = [beam for beam in candidates[:most] if is_over(beam)]
-        running = [beam for beam in candidates if not is_over(beam)][:most]
-        if follow:
-            found = follow.score / divisor if is_over(follow) else None
-            rivals, weakest = (running, running[-1]) if found is None else (over, candidates[most - 1])
-            if follow not in rivals:  # it misses its place by so much, and takes that of the last one
-                gaps.append(weakest.score - follow.score)
-                rivals[:] = [*rivals[: most - 1], follow]
-        finished = sorted([*finished, *(beam.score / divisor for beam in over)], reverse=True)[:most]
-        best = running[0].score / divisor if running else -math.inf
+        prefix, divisor = tuple(text[:length]) if text_score is None else (), math.pow(length, penalty)
+        candidates, text_beam = _extend_beams(beams, (yield [beam.ids for beam in beams]), 2 * width, prefix)
+        ended_beams = [beam for beam in candidates[:width] if is_over(beam)]
+        beams = [beam for beam in candidates if not is_over(beam)][:width]
+        if text_beam:
+            text_score = text_beam.score / divisor if is_over(text_beam) else None
+            rivals, weakest = (beams, beams[-1]) if text_score is None else (ended_beams, candidates[width - 1])
+            if text_beam not in rivals:  # it misses its place by so much, and takes that of the last one
+                gaps.append(weakest.score - text_beam.score)
+                rivals[:] = [*rivals[: width - 1], text_beam]
+        scores = sorted([*scores, *(beam.score / divisor for beam in ended_beams)], reverse=True)[:width]
+        best = beams[0].score / divisor if beams else -math.inf
         # transformers guesses by the length so far whether a running text may still become better.
-        if len(finished) < most or (most > 1 and best > finished[-1]):
+        if len(scores) < width or (width > 1 and best > scores[-1]):
             continue
-        if found is not None:
+        if text_score is not None:
             break
-        gaps.append((finished[-1] - best) * divisor)  # the search ends, and the text has not
-    if found is None:
+        gaps.append((scores[-1] - best) * divisor)  # the search ends, and the text has not
+    if text_score is None:
         return math.inf
-    return max(gaps) if most == 1 else max(*gaps, (finished[0] - found) * math.pow(len(text), penalty))
+    return max(gaps) if width == 1 else max(*gaps, (scores[0] - text_score) * math.pow(len(text), penalty))
 
 
-def _extend_beams(running: Sequence[Beam], scores: Tensor, count: int, own: tuple[int, ...]) -> tuple[list[Beam], Beam | None]:
-    """So many continuations of the running texts, best first, and the one that is `own`, however good it is."""
-    totals = scores + torch.tensor([beam.score for beam in running], device=scores.device).unsqueeze(1)
+def _extend_beams(beams: Sequence[Beam], scores: Tensor, count: int, prefix: tuple[int, ...]) -> tuple[list[Beam], Beam | None]:
+    """So many continuations of the running texts, best first, and the one that is `prefix`, however good it is."""
+    totals = scores + torch.tensor([beam.score for beam in beams], device=scores.device).unsqueeze(1)
     best, indices = totals.flatten().topk(min(count, totals.numel()))
     pairs = [(score, *divmod(index, totals.shape[1])) for score, index in zip(best.tolist(), indices.tolist(), strict=True)]
-    candidates = [Beam(score, (*running[beam].ids, token)) for score, beam, token in pairs]
-    parent = next((i for i, beam in enumerate(running) if own and beam.ids == own[:-1]), None)
-    return candidates, None if parent is None else Beam(float(totals[parent, own[-1]]), own)
+    candidates = [Beam(score, (*beams[beam].ids, token)) for score, beam, token in pairs]
+    parent = next((i for i, beam in enumerate(beams) if prefix and beam.ids == prefix[:-1]), None)
+    return candidates, None if parent is None else Beam(float(totals[parent, prefix[-1]]), prefix)

@@ -35,24 +35,24 @@ def base_frozen(evidence: Evidence) -> Answer:
     """Frozen weights are bit-identical, and nothing but adapters and new parts trains."""
     if not evidence.cell.method.adapts:
         return None
-    new = evidence.cell.head.new_modules
-    strays = [name for name in evidence.trained if name not in evidence.own and not is_part(name, new)]
+    new_modules = evidence.cell.head.new_modules
+    strays = [name for name in evidence.trained if name not in evidence.own and not is_part(name, new_modules)]
     frozen = evidence.trainer.parameters.keys() - evidence.trained.keys()
-    changed = sorted(frozen & evidence.moved)
-    return expect_none(strays + changed, f"{len(frozen)} frozen tensors", "base tensors train or changed")
+    changed_names = sorted(frozen & evidence.moved)
+    return expect_none(strays + changed_names, f"{len(frozen)} frozen tensors", "base tensors train or changed")
 
 
 def weights_moved(evidence: Evidence) -> Answer:
     """Every group of weights that trains has changed: each of the method's own, each new part, each layer of a full model."""
-    head, reached = evidence.cell.head, evidence.trainer.log.reached
+    head, names = evidence.cell.head, evidence.trainer.log.reached
     groups: dict[str, list[bool]] = {}
-    for name in reached:
-        new = next((module for module in head.new_modules if is_part(name, [module])), None)
+    for name in names:
+        new_module = next((module for module in head.new_modules if is_part(name, [module])), None)
         layer = re.match(r"[^\d]*\d*", name).group()  # type: ignore[union-attr] # it matches any text
-        group = evidence.cell.method.group_name(name) if name in evidence.own else new or layer
+        group = evidence.cell.method.group_name(name) if name in evidence.own else new_module or layer
         groups.setdefault(group, []).append(name in evidence.moved)
-    still = sorted(group for group, moved in groups.items() if not any(moved))
-    passed, detail = expect_none(still, f"{len(groups)} groups", "did not change")  # type: ignore[misc]
+    unmoved_groups = sorted(group for group, flags in groups.items() if not any(flags))
+    passed, detail = expect_none(unmoved_groups, f"{len(groups)} groups", "did not change")  # type: ignore[misc]
     return passed and bool(groups), detail
 
 
@@ -65,17 +65,17 @@ def trains_in_fp32(evidence: Evidence) -> Answer:
     optimizer = evidence.trainer.optimizer
     trained = {name: p for name, p in evidence.trainer.stepped.items() if p.requires_grad}
     moments = {(name, key): moment for name, p in trained.items() for key, moment in _moments(optimizer, p).items()}
-    least: int = getattr(getattr(getattr(optimizer, "optimizer", optimizer), "args", None), "min_8bit_size", 0)
-    if small := [name for (name, _), m in moments.items() if m.dtype is torch.uint8 and trained[name].numel() < least]:
-        return expect_none([*dict.fromkeys(small)], "the optimizer leaves small moments in fp32", "packed to 8 bits")
+    min_size: int = getattr(getattr(getattr(optimizer, "optimizer", optimizer), "args", None), "min_8bit_size", 0)
+    if small_names := [name for (name, _), m in moments.items() if m.dtype is torch.uint8 and trained[name].numel() < min_size]:
+        return expect_none([*dict.fromkeys(small_names)], "the optimizer leaves small moments in fp32", "packed to 8 bits")
     maps = {name: optimizer.state.get(p, {}).get("qmap2") for name, p in trained.items()}  # bitsandbytes' of second moments
-    if signed := [name for name, levels in maps.items() if levels is not None and bool((levels < 0).any())]:
-        return expect_none(signed, "second moments are positive", "packed with negative levels")
-    other = {f"{key} of {name}": m.dtype for (name, key), m in moments.items() if m.dtype is not torch.float32}
-    other = {} if not other or {*other.values()} <= moment_types(evidence) else other
-    low = {name: p.dtype for name, p in trained.items() if p.dtype is not torch.float32} | other
-    odd = [f"{name} is {str(dtype).removeprefix('torch.')}" for name, dtype in low.items()]
-    return expect_none(odd, f"{len(trained)} tensors and their moments", "are not fp32")
+    if signed_names := [name for name, levels in maps.items() if levels is not None and bool((levels < 0).any())]:
+        return expect_none(signed_names, "second moments are positive", "packed with negative levels")
+    moment_dtypes = {f"{key} of {name}": m.dtype for (name, key), m in moments.items() if m.dtype is not torch.float32}
+    moment_dtypes = {} if not moment_dtypes or {*moment_dtypes.values()} <= moment_types(evidence) else moment_dtypes
+    dtypes = {name: p.dtype for name, p in trained.items() if p.dtype is not torch.float32} | moment_dtypes
+    faults = [f"{name} is {str(dtype).removeprefix('torch.')}" for name, dtype in dtypes.items()]
+    return expect_none(faults, f"{len(trained)} tensors and their moments", "are not fp32")
 
 
 def _moments(optimizer: Any, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -87,20 +87,20 @@ def _moments(optimizer: Any, parameter: torch.Tensor) -> dict[str, torch.Tensor]
 def moment_types(evidence: Evidence) -> set[torch.dtype]:
     """The types of moments that the same optimizer keeps for a large fp32 weight alone; none if the method made its own."""
     weight, optimizer = torch.zeros(LARGE, device=evidence.device), evidence.trainer.optimizer
-    lone = first_step(evidence, weight, torch.ones_like(weight))
-    if lone is None:
+    lone_optimizer = first_step(evidence, weight, torch.ones_like(weight))
+    if lone_optimizer is None:
         return {m.dtype for p in evidence.trainer.trained for m in _moments(optimizer, p).values()}
-    return {torch.float32, *(moment.dtype for moment in _moments(lone, weight).values())}
+    return {torch.float32, *(moment.dtype for moment in _moments(lone_optimizer, weight).values())}
 
 
 def first_step(evidence: Evidence, weight: torch.Tensor, gradient: torch.Tensor) -> Any:
     """The recipe's optimizer after its first step, of this weight alone at a rate of 1; None if the method made its own."""
     weight.requires_grad_().grad = gradient
-    lone = evidence.cell.optimizer([{"params": [weight], "weight_decay": evidence.cell.recipe.weight_decay}], 1.0)
-    if type(lone) is not type(evidence.trainer.optimizer.optimizer):
+    optimizer = evidence.cell.optimizer([{"params": [weight], "weight_decay": evidence.cell.recipe.weight_decay}], 1.0)
+    if type(optimizer) is not type(evidence.trainer.optimizer.optimizer):
         return None
-    lone.step()
-    return lone
+    optimizer.step()
+    return optimizer
 
 
 def variant_applied(evidence: Evidence) -> Answer:
@@ -109,28 +109,28 @@ def variant_applied(evidence: Evidence) -> Answer:
     What the method says must move has moved, weights that it rewrites are no longer the checkpoint's, its rates are the
     optimizer's, and its own look at the model finds nothing. None if it says nothing of all this.
     """
-    method, cell, before = evidence.cell.method, evidence.cell, evidence.trainer.before
-    moving = {name for name in evidence.own if any(part in name for part in method.must_move)}
-    still = moving - evidence.moved - (evidence.trained.keys() - evidence.trainer.log.reached)  # the loss may not use a module
+    method, cell, start_checksums = evidence.cell.method, evidence.cell, evidence.trainer.before
+    movers = {name for name in evidence.own if any(part in name for part in method.must_move)}
+    idle = movers - evidence.moved - (evidence.trained.keys() - evidence.trainer.log.reached)  # the loss may not use a module
     ends = tuple(f".{target}{part}.weight" for target in method.rewrites(cell) for part in ("", ".base_layer"))
-    rewritten = {name for name in before if name.endswith(ends)}
-    named = {id(p): name for name, p in evidence.trainer.stepped.items()}
+    rewritten_names = {name for name in start_checksums if name.endswith(ends)}
+    names_by_id = {id(p): name for name, p in evidence.trainer.stepped.items()}
     groups = evidence.trainer.optimizer.param_groups
-    peaks = [(named.get(id(p), ""), group.get("initial_lr")) for group in groups for p in group["params"]]
+    peaks = [(names_by_id.get(id(p), ""), group.get("initial_lr")) for group in groups for p in group["params"]]
     rates = {part: cell.recipe.learning_rate * factor for part, factor in method.rate_factors.items()}
-    faults = [f"{name} did not move" for name in sorted(still)]
-    faults += [f"{name} is still the checkpoint's" for name in sorted(rewritten - evidence.not_from_checkpoint)]
+    faults = [f"{name} did not move" for name in sorted(idle)]
+    faults += [f"{name} is still the checkpoint's" for name in sorted(rewritten_names - evidence.not_from_checkpoint)]
     for part, rate in rates.items():
-        own = {name: peak for name, peak in peaks if part in name}
-        faults += [f"{name} has the rate {peak}, not {rate:g}" for name, peak in own.items() if peak != rate]
-        faults += [] if own else [f"no trained tensor has {part!r} in its name, to train at rate {rate:g}"]
-    alone = all(is_part(name, cell.head.new_modules) for name in moving)  # the head, which trains by any method
-    faults += [f"no trained tensor has {' or '.join(method.must_move)} in its name"] if method.must_move and alone else []
-    faults += [f"no weight belongs to {' or '.join(method.rewrites(cell))}"] if ends and not rewritten else []
+        part_peaks = {name: peak for name, peak in peaks if part in name}
+        faults += [f"{name} has the rate {peak}, not {rate:g}" for name, peak in part_peaks.items() if peak != rate]
+        faults += [] if part_peaks else [f"no trained tensor has {part!r} in its name, to train at rate {rate:g}"]
+    only_head = all(is_part(name, cell.head.new_modules) for name in movers)  # the head, which trains by any method
+    faults += [f"no trained tensor has {' or '.join(method.must_move)} in its name"] if method.must_move and only_head else []
+    faults += [f"no weight belongs to {' or '.join(method.rewrites(cell))}"] if ends and not rewritten_names else []
     answer = method.check_model(evidence.model, cell)
-    if not (moving or ends or rates or faults):
+    if not (movers or ends or rates or faults):
         return answer
-    passed, detail = answer or (True, f"{len(moving)} tensors moved, {len(rewritten)} were rewritten")
+    passed, detail = answer or (True, f"{len(movers)} tensors moved, {len(rewritten_names)} were rewritten")
     return passed and not faults, "; ".join([detail, *faults[:3]])
 
 
@@ -139,13 +139,13 @@ def gradients_clipped(evidence: Evidence) -> Answer:
     bound, log = evidence.cell.recipe.max_grad_norm, evidence.trainer.log
     if bound is None or not log.updates:
         return None
-    before = log.gradient_norms[0] if log.gradient_norms else None
-    if before is None or log.clipped_norm is None:
+    norm = log.gradient_norms[0] if log.gradient_norms else None
+    if norm is None or log.clipped_norm is None:
         return False, f"nothing was clipped; the bound is {bound:g}"
-    if not math.isfinite(before):  # fp16 lost the update to an overflow
+    if not math.isfinite(norm):  # fp16 lost the update to an overflow
         return None
-    right = math.isclose(log.clipped_norm, min(before, bound), rel_tol=CLIPPED)
-    return right, f"gradient norm {before:.3g} before clipping, {log.clipped_norm:.3g} after, bound {bound:g}"
+    passed = math.isclose(log.clipped_norm, min(norm, bound), rel_tol=CLIPPED)
+    return passed, f"gradient norm {norm:.3g} before clipping, {log.clipped_norm:.3g} after, bound {bound:g}"
 
 
 def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
@@ -158,53 +158,53 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
         return None
     for size in (LARGE, SMALL):
         weight = torch.linspace(-1, 1, size, device=evidence.device)
-        wanted = weight * (1 - decay)
-        lone = first_step(evidence, weight, torch.zeros_like(weight))
-        if lone is not None and not torch.allclose(weight, wanted, rtol=1e-6, atol=0):
+        expected = weight * (1 - decay)
+        optimizer = first_step(evidence, weight, torch.zeros_like(weight))
+        if optimizer is not None and not torch.allclose(weight, expected, rtol=1e-6, atol=0):
             return False, f"a weight of {size} values without a gradient does not decay by {decay:g} of itself"
     # A short run has no late update, one that went on from a checkpoint no first ones.
-    first = f"first {MOVED} updates", adamw.gap, PACKED_TOLERANCE if adamw.packed else STEP_TOLERANCE
-    parts = first, ("a late one", adamw.late_gap, STEP_TOLERANCE)
-    followed = [(what, gap, most) for what, gap, most in parts if gap is not None]
-    detail = ", ".join(f"{what} by {gap:.1e} of the movement" for what, gap, _ in followed)
-    return all(gap <= most for _, gap, most in followed), f"differ from AdamW's definition: {detail}"
+    first_part = f"first {MOVED} updates", adamw.gap, PACKED_TOLERANCE if adamw.packed else STEP_TOLERANCE
+    parts = first_part, ("a late one", adamw.late_gap, STEP_TOLERANCE)
+    gaps = [(label, gap, tolerance) for label, gap, tolerance in parts if gap is not None]
+    detail = ", ".join(f"{label} by {gap:.1e} of the movement" for label, gap, _ in gaps)
+    return all(gap <= tolerance for _, gap, tolerance in gaps), f"differ from AdamW's definition: {detail}"
 
 
 def schedule_counts_updates(evidence: Evidence) -> Answer:
     """As many updates as the recipe plans, each with its schedule's rate for that update; all groups' rates in proportion."""
     log, recipe = evidence.trainer.log, evidence.cell.recipe
     total = recipe.planned_updates(len(evidence.trainer.features))  # whatever the trainer says
-    due = min(log.updates, total) if evidence.trainer.paused else total  # of the whole schedule, what first updates have
+    count = min(log.updates, total) if evidence.trainer.paused else total  # of the whole schedule, what first updates have
     if log.stopped:
         return None
     rates = log.learning_rates
-    if not log.updates == len(rates) == due:
-        return False, f"{log.updates} updates with {len(rates)} rates, but the recipe plans {due}"
-    planned = planned_rates(evidence.cell, total)
-    wanted = [planned[i - sum(skipped < i for skipped in log.skipped)] for i in range(due)]  # one that fp16 lost does not count
-    odd = [i for i in range(due) if not same_rate(rates[i], wanted[i])]
-    if odd:
-        return False, f"update {odd[0] + 1} of {total} had rate {rates[odd[0]]:.3g}, not {wanted[odd[0]]:.3g}"
+    if not log.updates == len(rates) == count:
+        return False, f"{log.updates} updates with {len(rates)} rates, but the recipe plans {count}"
+    plan = planned_rates(evidence.cell, total)
+    targets = [plan[i - sum(skipped < i for skipped in log.skipped)] for i in range(count)]  # one that fp16 lost does not count
+    faults = [i for i in range(count) if not same_rate(rates[i], targets[i])]
+    if faults:
+        return False, f"update {faults[0] + 1} of {total} had rate {rates[faults[0]]:.3g}, not {targets[faults[0]]:.3g}"
     groups = evidence.trainer.optimizer.param_groups
-    if (own := recipe.head_learning_rate) is not None:
-        peaks = {id(p): group.get("initial_lr", own) for group in groups for p in group["params"]}
-        named = evidence.trainer.stepped.items()
-        head = [p for name, p in named if p.requires_grad and is_part(name, evidence.cell.head.new_modules)]
-        if strange := [peak for p in head if not same_rate(peak := float(peaks.get(id(p), 0.0)), own)]:
-            return False, f"the head trains at a peak rate of {strange[0]:.3g}, not {own:.3g}"
+    if (head_rate := recipe.head_learning_rate) is not None:
+        peaks = {id(p): group.get("initial_lr", head_rate) for group in groups for p in group["params"]}
+        parameters = evidence.trainer.stepped.items()
+        head = [p for name, p in parameters if p.requires_grad and is_part(name, evidence.cell.head.new_modules)]
+        if wrong_rates := [peak for p in head if not same_rate(peak := float(peaks.get(id(p), 0.0)), head_rate)]:
+            return False, f"the head trains at a peak rate of {wrong_rates[0]:.3g}, not {head_rate:.3g}"
     starts = [group.get("initial_lr") for group in groups]
     factors = [start / starts[0] for start in starts] if starts and starts[0] else []  # a rate of 0 has none
     for i, factor in enumerate(factors):
         if not all(same_rate(row[i], rate * factor) for row, rate in zip(log.group_rates, rates, strict=True)):
             return False, f"parameter group {i + 1} does not follow the schedule"
-    return True, f"{due} updates, the last at rate {rates[-1]:.3g}"
+    return True, f"{count} updates, the last at rate {rates[-1]:.3g}"
 
 
 # The share of the peak rate that is left after a share of the updates behind the warm-up.
 DECAYS: Mapping[str, Callable[[float], float]] = {
-    "linear": lambda done: 1 - done,
-    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
-    **dict.fromkeys(("constant", "constant_with_warmup"), lambda done: 1.0),
+    "linear": lambda progress: 1 - progress,
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+    **dict.fromkeys(("constant", "constant_with_warmup"), lambda progress: 1.0),
 }
 
 
@@ -214,8 +214,8 @@ def planned_rates(cell: Cell, total: int) -> list[float]:
     if decay := DECAYS.get(recipe.lr_scheduler_type):
         warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * total)
         warmup = 0 if recipe.lr_scheduler_type == "constant" else warmup  # transformers' has no warm-up
-        rising = [update / warmup for update in range(min(warmup, total))]
-        shares = rising + [decay((update - warmup) / max(1, total - warmup)) for update in range(warmup, total)]
+        warmup_shares = [update / warmup for update in range(min(warmup, total))]
+        shares = warmup_shares + [decay((update - warmup) / max(1, total - warmup)) for update in range(warmup, total)]
     else:
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=recipe.learning_rate)
         shares = [make_schedule(optimizer, cell, total).lr_lambdas[0](update) for update in range(total)]
@@ -230,15 +230,15 @@ def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
     if len(group) < 2:
         return None
     # Few rows show it, and fit where training fitted; of unequal number, so that a mean of means is another mean.
-    few, names = [group[0][:3], group[1][:1]], smallest_tensors(evidence.trained)
+    micro_batches, names = [group[0][:3], group[1][:1]], smallest_tensors(evidence.trained)
     with torch.enable_grad(), keep_state(trainer):
-        _, apart = trainer.accumulate(few, names)
-        loss, together = batch_gradients(trainer, [*few[0], *few[1]], names)
+        _, gradients = trainer.accumulate(micro_batches, names)
+        loss, expected = batch_gradients(trainer, [*micro_batches[0], *micro_batches[1]], names)
     if loss < LEAST:
         return None
-    gap = relative_gap(apart, together)
-    same = gap <= allowance(trainer, TOLERANCE, COARSE_TOLERANCE)
-    return same, f"2 micro-batches: gradients differ from one batch's by {gap:.1e} of their norm; the loss is {loss:.6f}"
+    gap = relative_gap(gradients, expected)
+    passed = gap <= allowance(trainer, TOLERANCE, COARSE_TOLERANCE)
+    return passed, f"2 micro-batches: gradients differ from one batch's by {gap:.1e} of their norm; the loss is {loss:.6f}"
 
 
 def batch_gradients(trainer: Trainer, features: Sequence[Feature], names: Sequence[str]) -> tuple[float, list[torch.Tensor]]:
@@ -270,12 +270,12 @@ def ranks_train_as_one(evidence: Evidence) -> Answer:
     group, names = next(iter(trainer.updates(0))), smallest_tensors(evidence.trained)
     rows = [feature for features in group for feature in features]
     with torch.enable_grad(), keep_state(trainer):
-        loss, ours = trainer.accumulate(group, names)
-        alone, theirs = batch_gradients(trainer, rows, names)
-    apart, gap = abs(float(loss) - alone), relative_gap(ours, theirs)
-    most = allowance(trainer, LOSS, COARSE_LOSS), allowance(trainer, GRADIENT, COARSE_GRADIENT)
+        loss, gradients = trainer.accumulate(group, names)
+        expected_loss, expected = batch_gradients(trainer, rows, names)
+    nats, gap = abs(float(loss) - expected_loss), relative_gap(gradients, expected)
+    limit = allowance(trainer, LOSS, COARSE_LOSS), allowance(trainer, GRADIENT, COARSE_GRADIENT)
     detail = f"{trainer.ranks.count} ranks, {len(rows)} rows"
-    return apart <= most[0] and gap <= most[1], f"{detail}: loss off by {apart:.1e} nats, gradients by {gap:.1e} of their norm"
+    return nats <= limit[0] and gap <= limit[1], f"{detail}: loss off by {nats:.1e} nats, gradients by {gap:.1e} of their norm"
 
 
 def ranks_end_alike(evidence: Evidence) -> Answer:

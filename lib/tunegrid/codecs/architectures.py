@@ -99,12 +99,12 @@ class BertToBert(hf.EncoderDecoderModel):
             checkpoint, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True, **source_options
         )
         state = paired_state(source.state_dict())
-        lacking = paired_state({name: source.state_dict()[name] for name in report["missing_keys"]})
+        missing_state = paired_state({name: source.state_dict()[name] for name in report["missing_keys"]})
         kind, values = type(source.config), source.config.to_dict()
         decoder = kind.from_dict(values | {"is_decoder": True, "add_cross_attention": True})
         config = hf.EncoderDecoderConfig.from_encoder_decoder_configs(source.config, decoder)
         model, loading = super().from_pretrained(None, config=config, state_dict=state, output_loading_info=True, **options)
-        loading["missing_keys"] = {*loading["missing_keys"], *lacking}
+        loading["missing_keys"] = {*loading["missing_keys"], *missing_state}
         loading["mismatched_keys"] = {*loading["mismatched_keys"], *report["mismatched_keys"]}
         return model, loading
 
@@ -138,7 +138,7 @@ def architecture(name: str | type[Any]) -> Any:
         return name
     kind = OWN.get(name) or getattr(hf, name, None)
     if not isinstance(kind, type):
-        near = get_close_matches(name, [*OWN, *dir(hf)], n=1)
-        hint = f"did you mean {near[0]}?" if near else "give a class of transformers by name, or a class of your own"
+        matches = get_close_matches(name, [*OWN, *dir(hf)], n=1)
+        hint = f"did you mean {matches[0]}?" if matches else "give a class of transformers by name, or a class of your own"
         raise InputError(f"unknown architecture {name!r}; {hint}")
     return kind

@@ -115,11 +115,11 @@ class ChatCodec(CausalCodec):
         """One feature a row: its input_ids are the conversation up to the target."""
         features = []
         for example, (row, answer) in enumerate(zip(rows, self.answers(rows), strict=True)):
-            ids, learned = list[int](), list[list[int]]()
+            ids, learned_spans = list[int](), list[list[int]]()
             for tokens, is_learned in self._fit_turns(row):
-                learned += [[len(ids), len(ids) + len(tokens)]] if is_learned else []
+                learned_spans += [[len(ids), len(ids) + len(tokens)]] if is_learned else []
                 ids += tokens
-            features.append(Feature(example=example, input_ids=ids, target=answer, extra=learned))
+            features.append(Feature(example=example, input_ids=ids, target=answer, extra=learned_spans))
         return features
 
     def _fit_turns(self, row: Row) -> list[Piece]:
@@ -140,12 +140,12 @@ class ChatCodec(CausalCodec):
     def _pieces(self, turns: Sequence[tuple[str, str]]) -> list[Piece]:
         """The template's parts and the turns between them."""
         roles = tuple(role for role, _ in turns)
-        around = self._frames(roles)
-        pieces: list[Piece] = [(around[0].ids, False)]
-        for (role, content), (before, after) in zip(turns, pairwise(around), strict=True):
-            learned = role == "assistant"
-            ends = int(learned and after.ids[:1] == [self.end_id])
-            pieces += [([*self.ids(before.spaces + content), *after.ids[:ends]], learned), (after.ids[ends:], False)]
+        frames = self._frames(roles)
+        pieces: list[Piece] = [(frames[0].ids, False)]
+        for (role, content), (before, after) in zip(turns, pairwise(frames), strict=True):
+            is_learned = role == "assistant"
+            ends = int(is_learned and after.ids[:1] == [self.end_id])
+            pieces += [([*self.ids(before.spaces + content), *after.ids[:ends]], is_learned), (after.ids[ends:], False)]
         return pieces
 
     def frame(self) -> tuple[list[int], list[int]]:
@@ -155,8 +155,8 @@ class ChatCodec(CausalCodec):
         """
         if self.task.messages:
             openings = (self._frames(roles)[0].ids for roles in (("system", "user"), ("user",)))
-            same = takewhile(lambda pair: pair[0] == pair[1], zip(*openings, strict=False))
-            return [token for token, _ in same], self.after
+            shared_tokens = takewhile(lambda pair: pair[0] == pair[1], zip(*openings, strict=False))
+            return [token for token, _ in shared_tokens], self.after
         prefix = self.recipe.prefix.strip()
         return [*self.before, *(self.ids(self._frames(("user",))[0].spaces + prefix)[:-1] if prefix else [])], self.after
 
@@ -171,9 +171,9 @@ class ChatCodec(CausalCodec):
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
         """The counted labels are the last of the assistant's turns in `history`, then the target."""
         start, history = len(feature.input_ids), row["history"] if self.task.messages else []
-        earlier = [token for token in label[:start].tolist() if token not in (IGNORED, self.end_id)]
+        history_tokens = [token for token in label[:start].tolist() if token not in (IGNORED, self.end_id)]
         replies = "".join(turn["content"] for turn in history if turn["role"] == "assistant")
-        if not alphanumeric(replies).endswith(alphanumeric(self.tokenizer.decode(earlier))):
+        if not alphanumeric(replies).endswith(alphanumeric(self.tokenizer.decode(history_tokens))):
             return False
         return super().label_is_target(row, feature, label[start:])
 

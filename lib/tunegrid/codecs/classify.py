@@ -29,9 +29,9 @@ class ClassifyCodec(Codec):
         """Of two texts, `extra` is where the second begins."""
         if second is None:
             return Feature(example=example, input_ids=self.fit(first), target=label)
-        count, other = longest_first(len(first), len(second), self.room)
-        start = [*self.before, *first[:count], *self.between]
-        return Feature(example=example, input_ids=[*start, *second[:other], *self.after], target=label, extra=len(start))
+        first_count, second_count = longest_first(len(first), len(second), self.room)
+        start = [*self.before, *first[:first_count], *self.between]
+        return Feature(example=example, input_ids=[*start, *second[:second_count], *self.after], target=label, extra=len(start))
 
     @property
     def room(self) -> int:

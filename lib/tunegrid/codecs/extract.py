@@ -91,7 +91,7 @@ class ExtractCodec(Codec):
         starts, ends = self._logits(model, move_batch(device, self.collate(features)))
         spans = [best_span(start, end, feature.extra) for start, end, feature in zip(starts, ends, features, strict=True)]
         scores = zip(torch.stack((starts, ends), 1).cpu(), features, strict=True)
-        return [(*span, crop(own, feature.extra).clone()) for span, (own, feature) in zip(spans, scores, strict=True)]
+        return [(*span, crop(pair, feature.extra).clone()) for span, (pair, feature) in zip(spans, scores, strict=True)]
 
     def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
         """The text of the best span over all of a row's own windows."""
@@ -147,10 +147,10 @@ class ExtractCodec(Codec):
 def token_span(characters: tuple[int, int], window: Window) -> tuple[int, int]:
     """Places of the first and last token of these characters, or (0, 0) where the window does not hold all of them."""
     begin, end = characters
-    inside = [i for i, (start, stop) in enumerate(window.offsets) if start < end and stop > begin]
-    if not inside or window.offsets[inside[0]][0] > begin or window.offsets[inside[-1]][1] < end:
+    tokens = [i for i, (start, stop) in enumerate(window.offsets) if start < end and stop > begin]
+    if not tokens or window.offsets[tokens[0]][0] > begin or window.offsets[tokens[-1]][1] < end:
         return 0, 0
-    return window.shift + inside[0], window.shift + inside[-1]
+    return window.shift + tokens[0], window.shift + tokens[-1]
 
 
 def best_span(starts: Tensor, ends: Tensor, window: Window) -> tuple[float, int, int]:
@@ -158,10 +158,10 @@ def best_span(starts: Tensor, ends: Tensor, window: Window) -> tuple[float, int,
 
     The last is not before the first and within the length limit; both lie in the context: the question holds no answer.
     """
-    behind = torch.finfo(ends.dtype).min  # which makes no NaN of a score of infinity
-    score, position = (crop(starts, window).unsqueeze(1) + legal_ends(crop(ends, window), behind)).flatten().max(0)
-    first, more = divmod(int(position), MAX_ANSWER_TOKENS)
-    return float(score), window.shift + first, window.shift + first + more
+    fill = torch.finfo(ends.dtype).min  # which makes no NaN of a score of infinity
+    score, position = (crop(starts, window).unsqueeze(1) + legal_ends(crop(ends, window), fill)).flatten().max(0)
+    first, offset = divmod(int(position), MAX_ANSWER_TOKENS)
+    return float(score), window.shift + first, window.shift + first + offset
 
 
 def crop(scores: Tensor, window: Window) -> Tensor:

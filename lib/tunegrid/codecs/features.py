@@ -136,11 +136,11 @@ def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> l
     The order depends on the run's seed and the epoch (from 0 on) only: all methods of a triple see the same.
     """
     rng = Random(f"{seed}-{epoch}")
-    shuffled = rng.sample(range(len(lengths)), len(lengths))
+    order = rng.sample(range(len(lengths)), len(lengths))
     batches = [
         list(batch)
-        for start in range(0, len(shuffled), size * BUCKET)
-        for batch in chunks(sorted(shuffled[start : start + size * BUCKET], key=lengths.__getitem__), size)
+        for start in range(0, len(order), size * BUCKET)
+        for batch in chunks(sorted(order[start : start + size * BUCKET], key=lengths.__getitem__), size)
     ]
     rng.shuffle(batches)
     return batches

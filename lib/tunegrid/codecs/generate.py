@@ -44,8 +44,8 @@ class GenerateCodec(Codec):
         """
         recipe = cell.recipe
         if not (recipe.generation and recipe.max_target_length):
-            missing = "max_target_length" if recipe.generation else "generation"
-            raise InputError(f"{cell.id} generates text, so its recipe needs {missing}")
+            field = "max_target_length" if recipe.generation else "generation"
+            raise InputError(f"{cell.id} generates text, so its recipe needs {field}")
         self.generation, self.max_target_length = recipe.generation, recipe.max_target_length
         super().__init__(cell, tokenizer)
         longest = self.generation.max_new_tokens
@@ -136,17 +136,17 @@ class GenerateCodec(Codec):
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
         """The counted labels are the row's target and the end token; only a target that was too long may be cut."""
-        counted = label[label != IGNORED].tolist()
-        if not self.has_end(counted) or len(counted) > self.max_target_length:
+        target_ids = label[label != IGNORED].tolist()
+        if not self.has_end(target_ids) or len(target_ids) > self.max_target_length:
             return False
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is not None and not self.tokenizer.clean_up_tokenization_spaces:  # spaces are as the backend writes them
-            texts = [decoder.decode(counted, skip_special_tokens=True) for decoder in (self.tokenizer, backend)]
+            texts = [decoder.decode(target_ids, skip_special_tokens=True) for decoder in (self.tokenizer, backend)]
             if texts[0] != texts[1]:
                 return False
-        text, whole = alphanumeric(self.tokenizer.decode(counted[:-1])), alphanumeric(self.target_text(row))
-        unknown = self.tokenizer.unk_token_id in counted[:-1]
-        return unknown or text == whole or (len(counted) == self.max_target_length and whole.startswith(text))
+        text, target = alphanumeric(self.tokenizer.decode(target_ids[:-1])), alphanumeric(self.target_text(row))
+        has_unknown = self.tokenizer.unk_token_id in target_ids[:-1]
+        return has_unknown or text == target or (len(target_ids) == self.max_target_length and target.startswith(text))
 
 
 class EncoderDecoderCodec(GenerateCodec):
@@ -161,11 +161,11 @@ class EncoderDecoderCodec(GenerateCodec):
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Source (B, S), decoder inputs and labels (B, T): inputs are the labels shifted right, behind the start token."""
-        shifted = self.inputs([[self.start_id, *feature.target[:-1]] for feature in features])
+        decoder_inputs = self.inputs([[self.start_id, *feature.target[:-1]] for feature in features])
         return {
             **self.prompt(features),
-            "decoder_input_ids": shifted["input_ids"],
-            "decoder_attention_mask": shifted["attention_mask"],
+            "decoder_input_ids": decoder_inputs["input_ids"],
+            "decoder_attention_mask": decoder_inputs["attention_mask"],
             "labels": pad([feature.target for feature in features], IGNORED),
         }
 
@@ -194,8 +194,8 @@ class CausalCodec(GenerateCodec):
 
         Found on the host, where looking does not make a device wait.
         """
-        counted = (batch["labels"][:, 1:] != IGNORED).any(0).nonzero().flatten()
-        return move_batch(device, {**batch, "kept": counted - batch["labels"].shape[1]})
+        positions = (batch["labels"][:, 1:] != IGNORED).any(0).nonzero().flatten()
+        return move_batch(device, {**batch, "kept": positions - batch["labels"].shape[1]})
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of the target tokens, summed; each is the next one of the token before.

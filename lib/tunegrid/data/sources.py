@@ -186,10 +186,10 @@ def tables(task: Task, root: Path | None, *, first: bool = False) -> Mapping[str
     else:
         by_name = {} if first else _hub_tables(task)
     for split, table in by_name.items():
-        missing = [name for name in task.hub_columns if name not in table.names]
-        if len(table) and missing:
+        missing_columns = [name for name in task.hub_columns if name not in table.names]
+        if len(table) and missing_columns:
             raise InputError(
-                f"{table.origin}: column {missing[0]!r} is missing; {task.folder} needs {', '.join(task.hub_columns)} "
+                f"{table.origin}: column {missing_columns[0]!r} is missing; {task.folder} needs {', '.join(task.hub_columns)} "
                 f"and split {split!r} has {', '.join(table.names)}: rename the file's columns or the task's, so that they agree"
             )
         if task.labels and len(table) and isinstance(table.read([0])[0].get(task.target), str):
@@ -224,8 +224,8 @@ def last_exchange(turns: Any, place: str) -> Row:
     first = int(roles[:1] == ["system"])
     last = first + (len(roles) - first) // 2 * 2 - 1  # the assistant's
     if last < first or roles[first:] != (["user", "assistant"] * len(roles))[: len(roles) - first]:
-        some = ", ".join(map(str, roles[:6]))
-        raise InputError(f"{place}: user and assistant must alternate, after at most one system turn; found {some}")
+        order = ", ".join(map(str, roles[:6]))
+        raise InputError(f"{place}: user and assistant must alternate, after at most one system turn; found {order}")
     history = [{"role": role, "content": content} for role, content in zip(roles[: last - 1], contents, strict=False)]
     return {"history": history, "prompt": contents[last - 1], "reply": contents[last]}
 
@@ -233,8 +233,8 @@ def last_exchange(turns: Any, place: str) -> Row:
 def check_split(by_name: Collection[str], split: str, task: Task) -> None:
     """Raises InputError if a data set lacks a split."""
     if split not in by_name:
-        known = ", ".join(sorted(by_name))
-        raise InputError(f"{task.folder} has no split {split!r}, only {known}; give one file or folder per split")
+        names = ", ".join(sorted(by_name))
+        raise InputError(f"{task.folder} has no split {split!r}, only {names}; give one file or folder per split")
 
 
 def split_files(task: Task, root: Path | None) -> dict[str, list[Path]]:
@@ -267,9 +267,9 @@ def _read(task: Task, paths: Sequence[Path], *, first: bool = False) -> Table:
     path, origin = paths[0], str(paths[0])
     with input_errors(origin):
         if path.suffix == ".jsonl":
-            large = not first and path.stat().st_size > HELD_BYTES
+            is_large = not first and path.stat().st_size > HELD_BYTES
             lines = islice(_json_lines(path), FIRST if first else None)
-            return Table(Lines(path) if large else [row for _, row in lines], origin)
+            return Table(Lines(path) if is_large else [row for _, row in lines], origin)
         if first:
             from pyarrow.parquet import ParquetFile
 
@@ -282,9 +282,9 @@ def _read(task: Task, paths: Sequence[Path], *, first: bool = False) -> Table:
             return Table(datasets.Dataset.from_parquet([str(shard) for shard in paths]), origin)
         if path.suffix == ".csv":
             return Table(datasets.Dataset(_csv(task, path)), origin)
-        saved = datasets.load_from_disk(origin)
-        saved.data.validate(full=True)  # an Arrow file's wrong offset would read past its end, which no exception tells
-        return Table(saved, origin)
+        dataset = datasets.load_from_disk(origin)
+        dataset.data.validate(full=True)  # an Arrow file's wrong offset would read past its end, which no exception tells
+        return Table(dataset, origin)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:

@@ -70,25 +70,25 @@ def load_splits(task: Task, profile: Profile) -> Splits:
     """
     check_task(task)
     slices, columns = _slices(task, profile), task.identity or (*task.text, *task.context_columns)
-    rows, dropped, scoring = dict[str, Sequence[Row]](), dict[str, int](), set[int]()
+    rows, dropped_counts, scored_hashes = dict[str, Sequence[Row]](), dict[str, int](), set[int]()
     for name in ("test", "validation", "train"):
         part, hashes, labels = slices[name], array("Q"), set[int]()  # the texts themselves are not kept
         for index, row in zip(part.indices, part.table.take(part.indices), strict=True):
             check_row(task, row, index + part.table.first, part.table.origin)
             hashes.append(identity(row, columns))
-            if task.labels and hashes[-1] not in scoring:
+            if task.labels and hashes[-1] not in scored_hashes:
                 labels.add(row[task.target])
-        usable = array("q", (index for index, text in zip(part.indices, hashes, strict=True) if text not in scoring))
-        if not usable:
+        indices = array("q", (index for index, text in zip(part.indices, hashes, strict=True) if text not in scored_hashes))
+        if not indices:
             raise InputError(f"{part.origin}: no rows to use: each is in a scored split, too; give other files")
-        rows[name], dropped[name] = part.table.take(usable), len(part.indices) - len(usable)
-        scoring.update(hashes)
+        rows[name], dropped_counts[name] = part.table.take(indices), len(part.indices) - len(indices)
+        scored_hashes.update(hashes)
     check_classes(task, labels, slices["train"].origin)
     return Splits(
         **rows,
         origins={name: slices[name].origin for name in ("validation", "test", "train")},
         revision=slices["train"].table.revision,
-        dropped={name: dropped[name] for name in ("validation", "train")},
+        dropped={name: dropped_counts[name] for name in ("validation", "train")},
     )
 
 
@@ -105,10 +105,10 @@ def _slices(task: Task, profile: Profile) -> dict[str, TableSlice]:
     pool: Sequence[int] = range(len(train))
     for name, rule in (("validation", task.validation), ("test", test)):
         if isinstance(rule, Carve):
-            drawn = carve(task, train, pool, rule)
-            left_out = frozenset(drawn)
-            pool = array("q", (index for index in pool if index not in left_out))
-            slices[name] = TableSlice(table=train, indices=drawn, origin=f"{rule.share:.0%} of {train.origin}")
+            indices = carve(task, train, pool, rule)
+            carved_indices = frozenset(indices)
+            pool = array("q", (index for index in pool if index not in carved_indices))
+            slices[name] = TableSlice(table=train, indices=indices, origin=f"{rule.share:.0%} of {train.origin}")
         else:
             slices[name] = TableSlice(table=by_name[rule], indices=range(len(by_name[rule])), origin=by_name[rule].origin)
     slices["train"] = TableSlice(table=train, indices=pool, origin=train.origin)
@@ -131,14 +131,14 @@ def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequenc
             raise InputError(f"{table.origin}, row {index + table.first}: {type_fault(task, column, value)}")
     if rule.group:
         groups = sorted({values[i] for i in pool})
-        chosen = set(rng.sample(groups, max(1, round(rule.share * len(groups)))))
-        return array("q", (i for i in pool if values[i] in chosen))
+        chosen_groups = set(rng.sample(groups, max(1, round(rule.share * len(groups)))))
+        return array("q", (i for i in pool if values[i] in chosen_groups))
     strata: dict[Any, array[int]] = defaultdict(lambda: array("q"))
     for i in pool:
         strata[values[i]].append(i)
     sizes = Counter(values)
-    drawn = (rng.sample(indices, round(rule.share * sizes[value])) for value, indices in sorted(strata.items()))
-    return array("q", sorted(i for indices in drawn for i in indices))
+    samples = (rng.sample(indices, round(rule.share * sizes[value])) for value, indices in sorted(strata.items()))
+    return array("q", sorted(i for indices in samples for i in indices))
 
 
 def check_first_rows(task: Task, profile: Profile) -> None:
@@ -180,8 +180,8 @@ def check_classes(task: Task, labels: Collection[int], origin: str) -> None:
 
 def check_row(task: Task, row: Row, index: int, origin: str) -> None:
     """Raises InputError if the task cannot use a row; `index` is its number in its file."""
-    mistyped = (name for name, kind in task.columns.items() if not isinstance(row.get(name), kind))
-    fault = next((type_fault(task, name, row.get(name)) for name in mistyped), None) or _fault(task, row)
+    wrong_columns = (name for name, kind in task.columns.items() if not isinstance(row.get(name), kind))
+    fault = next((type_fault(task, name, row.get(name)) for name in wrong_columns), None) or _fault(task, row)
     try:
         json.dumps([row.get(name) for name in task.columns], ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:  # JSON can write half a surrogate pair, which no tokenizer and no UTF-8 takes
@@ -214,9 +214,9 @@ def _label_fault(task: Task, row: Row) -> str | None:
     label, count = row[task.target], len(task.labels)
     if label in range(count):
         return None
-    named = ", ".join(f"{name!r} or {number}" for number, name in enumerate(task.labels[:6]))
+    choices = ", ".join(f"{name!r} or {number}" for number, name in enumerate(task.labels[:6]))
     rest = f", ... {task.labels[-1]!r} or {count - 1}" if count > 6 else ""
-    return f"invalid label {label!r} in column {task.target!r}: expected {named}{rest}"
+    return f"invalid label {label!r} in column {task.target!r}: expected {choices}{rest}"
 
 
 def _answer_fault(task: Task, row: Row) -> str | None:

@@ -162,17 +162,17 @@ class Grid:
 
     def _add_like(self, place: int, entry: Any, like: str | None = None, quick: Fields | None = None, **changes: Any) -> None:
         """An entry for one place of a cell's id, with copies of the recipes of `like`."""
-        name, known = entry.id, (self.backbones, self.tasks, self.methods)[place]
-        _add(known, ("backbone", "task", "method")[place], entry)
+        name, entries = entry.id, (self.backbones, self.tasks, self.methods)[place]
+        _add(entries, ("backbone", "task", "method")[place], entry)
         if like is None:
             if fields := [*changes, *(quick or {})]:
                 raise InputError(f"{name!r}: {', '.join(fields)} would change copied recipes; name their cell with like=")
             return
-        copied = [parts for parts in (cell_id.split("_") for cell_id in self.recipes) if parts[place] == like]
-        if not copied:
-            nothing = f"{repr(like)[:40]}, which has no recipes to copy"
-            raise InputError(f"{name!r} cannot be like {nothing}: the grid has {', '.join(known)}")
-        for parts in copied:
+        sources = [parts for parts in (cell_id.split("_") for cell_id in self.recipes) if parts[place] == like]
+        if not sources:
+            reason = f"{repr(like)[:40]}, which has no recipes to copy"
+            raise InputError(f"{name!r} cannot be like {reason}: the grid has {', '.join(entries)}")
+        for parts in sources:
             self._copy("_".join(parts), "_".join([*parts[:place], name, *parts[place + 1 :]]), changes, quick or {})
 
     def _copy(self, old: str, new: str, changes: Fields, quick: Fields) -> None:
@@ -181,19 +181,19 @@ class Grid:
         The study's exceptional heads, its heads' rates in the quick profile and columns of another task are not copied.
         """
         recipe, head, micro = self.recipes[old], self.heads.get(old), self.quick.get(old)
-        plain = WITHOUT_EXCEPTION.get(old, old)
+        plain_id = WITHOUT_EXCEPTION.get(old, old)
         if micro and old in QUICK and micro == quick_changes(old):  # its head's rate was found for that cell's micro backbone
-            micro = {**micro, "learning_rate": QUICK[plain]["learning_rate"], "head_learning_rate": None}
+            micro = {**micro, "learning_rate": QUICK[plain_id]["learning_rate"], "head_learning_rate": None}
         (_, task_before, _), (backbone, task, _) = self._parts(old), self._parts(new)
         self.heads.pop(new, None)  # of a cell that was there already
         if head is not None and head == HEAD_EXCEPTIONS.get(old):
-            adapter, own = recipe.adapter, RECIPES[plain].adapter
-            recipe = replace(recipe, adapter=adapter and own and replace(adapter, target_modules=own.target_modules))
+            adapter, source = recipe.adapter, RECIPES[plain_id].adapter
+            recipe = replace(recipe, adapter=adapter and source and replace(adapter, target_modules=source.target_modules))
         elif head is not None:
             self.heads[new] = head
-        not_copied = {"trainable_params": None, "total_params": None} | ({} if task is task_before else {"text": ()})
+        resets = {"trainable_params": None, "total_params": None} | ({} if task is task_before else {"text": ()})
         has_quick = micro is not None and backbone.micro and (task is task_before or task.has_own_rows)
-        self._set(new, _change(new, recipe, {**not_copied, **changes}), {**(micro or {}), **quick} if has_quick else None)
+        self._set(new, _change(new, recipe, {**resets, **changes}), {**(micro or {}), **quick} if has_quick else None)
 
     def _set(self, cell_id: str, recipe: Recipe, quick: Fields | None) -> None:
         """A recipe and its quick form, in place of those that stood there."""
@@ -228,8 +228,8 @@ class Grid:
         if head is None:
             return f"backbone {backbone.id!r} declares no head for {task.problem}, which task {task.id!r} needs"
         if head.layout not in LAYOUTS[task.problem]:
-            known = ", ".join(f"Layout.{layout.name}" if layout else "none" for layout in LAYOUTS[task.problem])
-            return f"a head of layout {head.layout or 'none'} cannot {task.problem}; its layout must be one of {known}"
+            layouts = ", ".join(f"Layout.{layout.name}" if layout else "none" for layout in LAYOUTS[task.problem])
+            return f"a head of layout {head.layout or 'none'} cannot {task.problem}; its layout must be one of {layouts}"
         return method.unsupported(head)
 
     def cells(self, profile: Profile) -> tuple[Cell, ...]:
@@ -242,9 +242,9 @@ class Grid:
         backbone, task, method = self._parts(cell_id)
         recipe = profile.adjust_recipe(cell_id, self.recipes[cell_id], self.quick.get(cell_id))
         try:
-            if unknown := [column for column in recipe.text if column not in task.columns]:
-                known = f"{', '.join(task.columns)}; write text=() for what the task reads ({', '.join(task.text)})"
-                raise InputError(f"the recipe reads column {unknown[0]!r}, but task {task.id!r} has {known}")
+            if unknown_columns := [column for column in recipe.text if column not in task.columns]:
+                hint = f"{', '.join(task.columns)}; write text=() for what the task reads ({', '.join(task.text)})"
+                raise InputError(f"the recipe reads column {unknown_columns[0]!r}, but task {task.id!r} has {hint}")
             if recipe.optim not in self.optimizers:
                 raise InputError(f"unknown optimizer {recipe.optim!r}; choose from {', '.join(sorted(self.optimizers))}")
             method.check(recipe)
@@ -260,8 +260,8 @@ class Grid:
             backbone, task, method = cell_id.split("_")
             return self.backbones[backbone], self.tasks[task], self.methods[method]
         except (KeyError, ValueError):
-            near = get_close_matches(cell_id, [*self.recipes], n=1)
-            raise InputError(f"unknown cell {cell_id!r}{f'; did you mean {near[0]}?' if near else ';'} {LISTS}") from None
+            matches = get_close_matches(cell_id, [*self.recipes], n=1)
+            raise InputError(f"unknown cell {cell_id!r}{f'; did you mean {matches[0]}?' if matches else ';'} {LISTS}") from None
 
     def checked_ids(self, cell_ids: Iterable[str]) -> tuple[str, ...]:
         """The same ids; raises InputError for one that has no recipe or cannot be built, with the reason."""
@@ -275,22 +275,22 @@ class Grid:
         return cell_ids
 
 
-def _add(known: dict[str, Any], kind: str, entry: Any) -> None:
+def _add(entries: dict[str, Any], kind: str, entry: Any) -> None:
     """Raises InputError for a name that a cell's id cannot hold, and for a known one."""
     if not NAME.fullmatch(entry.id):
         expected = "expected lower-case letters and digits, since underscores divide a cell's id"
         raise InputError(f"invalid id of {kind} {entry.id!r}: {expected}")
-    if entry.id in known:
+    if entry.id in entries:
         raise InputError(f"{kind} {entry.id!r} is in the grid already; give yours another id")
-    known[entry.id] = entry
+    entries[entry.id] = entry
 
 
 def _change(cell_id: str, recipe: Recipe, changes: Fields) -> Recipe:
     try:
         return replace(recipe, **changes)
     except TypeError:
-        unknown = sorted(set(changes) - set(vars(recipe)))
-        raise InputError(f"{cell_id}: a recipe has no field {unknown[0]!r}") from None
+        unknown_fields = sorted(set(changes) - set(vars(recipe)))
+        raise InputError(f"{cell_id}: a recipe has no field {unknown_fields[0]!r}") from None
 
 
 def study() -> Grid:
@@ -319,7 +319,7 @@ PLACES = [list(dict.fromkeys(parts)) for parts in zip(*(cell_id.split("_") for c
 def study_place(cell_id: str) -> tuple[tuple[int, str], ...]:
     """Sorts cells as the study has them: by task, backbone and method; what it does not have comes last, by name."""
     parts = [*cell_id.split("_", 2), "", ""][:3]  # a file may call a cell anything
-    places = [(known.index(part) if part in known else len(known), part) for known, part in zip(PLACES, parts, strict=True)]
+    places = [(names.index(part) if part in names else len(names), part) for names, part in zip(PLACES, parts, strict=True)]
     return places[1], places[0], places[2]
 
 
@@ -332,7 +332,7 @@ def add_file(path: Path, grid: Grid) -> None:
     module: Any = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up by name
     # Its own neighbours are what it imports, also those that have the name of a folder of the suite.
-    ours, places = {key: sys.modules.pop(key) for key in [*sys.modules] if key.partition(".")[0] in OWN_FOLDERS}, sys.path[:]
+    modules, places = {key: sys.modules.pop(key) for key in [*sys.modules] if key.partition(".")[0] in OWN_FOLDERS}, sys.path[:]
     sys.path[:] = [str(path.parent), *(place for place in places if place != str(ROOT))]
     try:
         spec.loader.exec_module(module)
@@ -350,7 +350,7 @@ def add_file(path: Path, grid: Grid) -> None:
     finally:
         for key in [key for key in sys.modules if key.partition(".")[0] in OWN_FOLDERS]:
             del sys.modules[key]
-        sys.modules.update(ours)
+        sys.modules.update(modules)
         sys.path[:] = [*places, *(place for place in sys.path if place not in places)]  # for what it imports later
     if hook is None:
         raise InputError(f"--grid {path} has no function pytest_tunegrid_grid(grid), which adds to the grid")

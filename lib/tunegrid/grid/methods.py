@@ -138,18 +138,18 @@ class Method:
     def parameter_groups(self, model: "nn.Module", cell: "Cell") -> ParameterGroups:
         """The parameters that train, by rate: the recipe's first. Biases and norms do not decay."""
         recipe = cell.recipe
-        by_rate: dict[float | None, list[nn.Parameter]] = {None: []}  # None: the recipe's, which the schedule holds for
+        groups: dict[float | None, list[nn.Parameter]] = {None: []}  # None: the recipe's, which the schedule holds for
         for name, parameter in model.named_parameters():
             factors = [factor for part, factor in self.rate_factors.items() if part in name]
             rate = recipe.learning_rate * factors[0] if factors else None
             if recipe.head_learning_rate is not None and is_part(name, cell.head.new_modules):
                 rate = recipe.head_learning_rate
             if parameter.requires_grad:
-                by_rate.setdefault(rate, []).append(parameter)
+                groups.setdefault(rate, []).append(parameter)
         return [
             {"params": [p for p in group if (p.ndim > 1) is decays], "weight_decay": weight_decay}
             | ({} if rate is None else {"lr": rate})
-            for rate, group in by_rate.items()
+            for rate, group in groups.items()
             for decays, weight_decay in ((True, recipe.weight_decay), (False, 0.0))
         ]
 
@@ -240,8 +240,8 @@ class Adapting(Method):
             raise InputError(f"method {self.id!r} does not say what its adapter is: give it a `peft_config` or PEFT's `config`")
         config = getattr(peft, self.config)
         facts = {"target_modules": list(self.targets(cell)), **vars(base)}
-        known = {name: facts[name] for name in facts.keys() & inspect.signature(config).parameters}
-        return config(**known, **self.options, **self.config_fields(cell))
+        fields = {name: facts[name] for name in facts.keys() & inspect.signature(config).parameters}
+        return config(**fields, **self.options, **self.config_fields(cell))
 
     def adapt(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
         """PEFT's model over the frozen base; the adapter is drawn anew from the cell's seed."""
@@ -254,10 +254,10 @@ class Adapting(Method):
                 config.init_lora_weights = True  # the meta device has no values that PiSSA or its like could start from
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Unsupported layer type")  # of a norm's width, which is not needed
-                adapted: nn.Module = peft.get_peft_model(model, config)
+                peft_model: nn.Module = peft.get_peft_model(model, config)
         except (TypeError, ValueError) as error:  # an option that PEFT does not know, a target that the model does not have
             raise InputError(f"method {self.id!r}: PEFT refuses its config ({first_line(error)})") from None
-        return adapted
+        return peft_model
 
     def own_parameters(self, model: "nn.Module") -> frozenset[str]:
         """All that PEFT's layers and models hold beside the modules they wrap; the row of a new token is one of them."""
@@ -265,13 +265,13 @@ class Adapting(Method):
         from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 
         owners = {name for name, module in model.named_modules() if isinstance(module, PeftModel | BaseTuner | BaseTunerLayer)}
-        own = set()
+        names = set()
         for name, _ in model.named_parameters():
             parts = name.split(".")
             members = [part for i, part in enumerate(parts) if ".".join(parts[:i]) in owners]  # of each owner around it
             if members and members[-1] not in ("base_model", "model", "base_layer"):  # where PEFT keeps what it wraps
-                own.add(name)
-        return frozenset(own)
+                names.add(name)
+        return frozenset(names)
 
     def group_name(self, name: str) -> str:
         """The part of the name before the adapter's own: lora_A, ia3_l, trainable_tokens_delta, prompt_encoder."""

@@ -19,8 +19,8 @@ from tunegrid.grid.tasks import Carve, Problem, Task
 
 def resize(like: Backbone, checkpoint: str, name: str, **shape: Any) -> tuple[Backbone, Backbone]:
     """A backbone of the study, and one of its family, whose shape is of its `config.json`. A record names its revision."""
-    own: dict[str, Any] = {"name": name, "checkpoint": checkpoint, "revision": None, "micro": None}
-    return like, replace(like, id=name.lower().replace("-", ""), shape={**like.shape, **shape}, **own)
+    fields: dict[str, Any] = {"name": name, "checkpoint": checkpoint, "revision": None, "micro": None}
+    return like, replace(like, id=name.lower().replace("-", ""), shape={**like.shape, **shape}, **fields)
 
 
 # Each behind the backbone of the study whose recipes it has.
@@ -52,8 +52,8 @@ SOURCED: Mapping[str, Fields] = {
 def larger_grid() -> Grid:
     """The study's grid and the cells of larger backbones, which `-m larger` runs."""
     grid = study()
-    for like, backbone in LARGER:
-        grid.add_backbone(backbone, like=like.id)
+    for source, backbone in LARGER:
+        grid.add_backbone(backbone, like=source.id)
     for cell_id, fields in SOURCED.items():
         grid.recipes[cell_id] = replace(grid.recipes[cell_id], **fields)
     return grid

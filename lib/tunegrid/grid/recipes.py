@@ -363,8 +363,8 @@ class Profile:
 
     def cap(self, task_id: str, split: str) -> int | None:
         """At most so many rows of a split; None takes all."""
-        own: int | None = self.train_rows if split == "train" else self.eval_rows
-        return getattr(self.caps.get(task_id, Caps()), split) if own is None else own or None
+        limit: int | None = self.train_rows if split == "train" else self.eval_rows
+        return getattr(self.caps.get(task_id, Caps()), split) if limit is None else limit or None
 
     def adjust_recipe(self, cell_id: str, recipe: Recipe, quick: Fields | None) -> Recipe:
         """A cell's recipe at this profile; `quick` are the fields that make it a quick one.
@@ -379,16 +379,16 @@ class Profile:
         if self.max_steps is not None:
             recipe = replace(recipe, max_steps=self.max_steps, num_train_epochs=1)
         if self.one_row:
-            short = recipe.generation and replace(recipe.generation, max_new_tokens=16, min_length=0)
-            recipe = replace(recipe, per_device_train_batch_size=1, gradient_accumulation_steps=1, generation=short)
+            generation = recipe.generation and replace(recipe.generation, max_new_tokens=16, min_length=0)
+            recipe = replace(recipe, per_device_train_batch_size=1, gradient_accumulation_steps=1, generation=generation)
         values: dict[str, Any] = {}
         for name, value in self.changes.items():
-            part, _, inner = name.partition(".")
-            whole = values.get(part, getattr(recipe, part))
-            if not inner:
+            part, _, key = name.partition(".")
+            settings = values.get(part, getattr(recipe, part))
+            if not key:
                 values[name] = value
-            elif whole is not None:  # of an adapter or a search, if the recipe has one
-                values[part] = replace(whole, **{inner: value})
+            elif settings is not None:  # of an adapter or a search, if the recipe has one
+                values[part] = replace(settings, **{key: value})
         if "adapter" in values:
             values |= {"trainable_params": None, "total_params": None}
         if "learning_rate" in values and recipe.head_learning_rate is not None:

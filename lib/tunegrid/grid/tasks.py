@@ -39,9 +39,9 @@ BY_LABEL = ("precision", "recall", "f1")  # the scores that a classification has
 
 def score_names(problem: Problem, labels: int) -> tuple[str, ...]:
     """The scores that a kind of problem has; a classification has some for each label."""
-    by_label = (f"{name}_{label}" for label in range(labels) for name in BY_LABEL)
+    label_scores = (f"{name}_{label}" for label in range(labels) for name in BY_LABEL)
     return {
-        Problem.CLASSIFY: ("accuracy", "f1_macro", *by_label),
+        Problem.CLASSIFY: ("accuracy", "f1_macro", *label_scores),
         Problem.EXTRACT: ("exact_match", "f1"),
         Problem.GENERATE: (
             *("rouge1", "rouge2", "rougeL", "rougeLsum"),
@@ -53,8 +53,8 @@ def score_names(problem: Problem, labels: int) -> tuple[str, ...]:
 def score_title(name: str, labels: Sequence[str]) -> str:
     """A score's name for readers, as "precision, negative" for `precision_0` of a task with these labels."""
     score, _, label = name.rpartition("_")
-    known = score in BY_LABEL and label.isdecimal() and int(label) < len(labels)
-    return f"{score}, {labels[int(label)]}" if known else name
+    is_labelled = score in BY_LABEL and label.isdecimal() and int(label) < len(labels)
+    return f"{score}, {labels[int(label)]}" if is_labelled else name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,18 +118,18 @@ class Task:
         for split, path in self.files.items():
             if Path(path).suffix not in FILE_KINDS:
                 yield f"{path} of split {split!r} is not one of {', '.join(FILE_KINDS)}"
-        if lacking := [split for split in self.splits if self.files and split not in self.files]:
-            yield f"it has no file of split {lacking[0]!r}; add it to files, or give the split the name of one"
+        if missing_splits := [split for split in self.splits if self.files and split not in self.files]:
+            yield f"it has no file of split {missing_splits[0]!r}; add it to files, or give the split the name of one"
         if (self.problem is Problem.CLASSIFY) != (len(self.labels) > 1):
             yield "only a classification names labels, and at least two"
         if self.messages and self.problem is not Problem.GENERATE:
             yield "a conversation is for a task that generates its reply; leave out messages"
         if self.main_score not in self.bounded_scores:
             yield f"main_score {self.main_score!r} is not among its bounded_scores"
-        known = score_names(self.problem, len(self.labels))
+        scores = score_names(self.problem, len(self.labels))
         for name in self.bounded_scores:
-            if name not in known:
-                yield f"unknown score {name!r}; a task to {self.problem} has {', '.join(known)}"
+            if name not in scores:
+                yield f"unknown score {name!r}; a task to {self.problem} has {', '.join(scores)}"
 
     @property
     def splits(self) -> tuple[str, ...]:

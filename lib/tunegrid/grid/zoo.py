@@ -52,8 +52,8 @@ class AdaLora(Adapting):
         """PEFT's weight times the mean distance of A's rows and B's columns from orthonormal ones, equation 4 of AdaLoRA."""
         import torch
 
-        named = [(name.partition("lora_")[2][:1], p) for name, p in model.named_parameters() if p.requires_grad]
-        products = [p @ p.T if part == "A" else p.T @ p for part, p in named if part in ("A", "B")]
+        parts = [(name.partition("lora_")[2][:1], p) for name, p in model.named_parameters() if p.requires_grad]
+        products = [p @ p.T if part == "A" else p.T @ p for part, p in parts if part in ("A", "B")]
         gaps = [(product - torch.eye(len(product), device=product.device)).norm() for product in products]
         penalty: torch.Tensor = model.peft_config["default"].orth_reg_weight * torch.stack(gaps).mean()
         return penalty
@@ -72,9 +72,9 @@ class AdaLora(Adapting):
 
     def check_model(self, model: "nn.Module", cell: Cell) -> Answer:
         """Ranks were cut to the target, on average over the layers."""
-        left = [int(p.count_nonzero()) for name, p in model.named_parameters() if "lora_E" in name]
-        room, goal = (rank * len(left) for rank in self._ranks(cell.recipe).values())
-        return bool(left) and sum(left) <= goal, f"{sum(left)} of {room} ranks are left; the goal is {goal}"
+        ranks = [int(p.count_nonzero()) for name, p in model.named_parameters() if "lora_E" in name]
+        room, goal = (rank * len(ranks) for rank in self._ranks(cell.recipe).values())
+        return bool(ranks) and sum(ranks) <= goal, f"{sum(ranks)} of {room} ranks are left; the goal is {goal}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,13 +44,13 @@ QUICK = "quick"  # so many seeds tell healthy runs from controls; few seeds of m
 def calibration(options: argparse.Namespace) -> tuple[Calibration, Sequence[Control]]:
     """The runs that the options ask for, and all controls; what is not known is trained."""
     seeds, is_quick = options.seeds or SEEDS[options.profile], options.profile == QUICK
-    first = run_grids(options, seeds)
+    runs = run_grids(options, seeds)
     starts = seeds[: options.moved_seeds] if is_quick and options.draws else seeds[:0]
-    by_draw = [run_grids(options, starts, draw) for draw in range(1, options.draws + 1)] if starts else []
-    moved = {seed: [first[seed], *(own[seed] for own in by_draw)] for seed in starts}
+    moved_runs = [run_grids(options, starts, draw) for draw in range(1, options.draws + 1)] if starts else []
+    perturbed = {seed: [runs[seed], *(grids[seed] for grids in moved_runs)] for seed in starts}
     controls = get_controls(options)
     best = {} if is_quick else best_controls(controls)
-    return Calibration(seeds=[*first.values()], perturbed=moved, controls=best), controls
+    return Calibration(seeds=[*runs.values()], perturbed=perturbed, controls=best), controls
 
 
 def run_grids(options: argparse.Namespace, seeds: range, draw: int | None = None) -> dict[int, RecordsByCell]:
@@ -118,9 +118,9 @@ def noise_toml(measured: Calibration) -> str:
     for key in measured.bound_keys():
         lines += ["", f"[cells.{'.'.join(key)}]"]
         for kind, scores in noise.scores.items():
-            if own := deviation(scores[key]):
+            if spread := deviation(scores[key]):
                 groups = [f"[{', '.join(f'{score:.2f}' for score in group)}]" for group in scores[key]]
-                lines.append(f"{kind} = {{ sd = {own.sd:.3f}, df = {own.df:.0f}, scores = [{', '.join(groups)}] }}")
+                lines.append(f"{kind} = {{ sd = {spread.sd:.3f}, df = {spread.df:.0f}, scores = [{', '.join(groups)}] }}")
     return "\n".join(lines) + "\n"
 
 
@@ -136,8 +136,8 @@ def remark(measured: Calibration, controls: Sequence[Control]) -> str:
     minimums: dict[str, dict[str, float]] = {}
     for (cell, metric), minimum in measured.bounds().items():
         minimums.setdefault(cell, {})[metric] = minimum
-    missed = sum(bool(below_bounds(row["scores"], minimums.get(row["of"], {}))) for row in controls)
-    return f"{missed} of {len(controls)} controls miss a bound"
+    miss_count = sum(bool(below_bounds(row["scores"], minimums.get(row["of"], {}))) for row in controls)
+    return f"{miss_count} of {len(controls)} controls miss a bound"
 
 
 def parse_seeds(text: str) -> range:
@@ -161,11 +161,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, default=ROOT, metavar="DIR", help="writes below this folder (default: here)")
     parser.add_argument("-n", dest="workers", default="auto", metavar="N", help="processes (default: one per core)")
     options = parser.parse_args(arguments)
-    allowed = FILES if options.profile == QUICK else ("bounds",)
-    kinds = options.write.split(",") if options.write else allowed
+    all_kinds = FILES if options.profile == QUICK else ("bounds",)
+    kinds = options.write.split(",") if options.write else all_kinds
     try:
-        if unknown := sorted(set(kinds).difference(allowed)):
-            raise InputError(f"--profile {options.profile} writes no {unknown[0]}")
+        if unknown_kinds := sorted(set(kinds).difference(all_kinds)):
+            raise InputError(f"--profile {options.profile} writes no {unknown_kinds[0]}")
         measured, controls = calibration(options)
         for kind in kinds:
             name = options.profile if kind == "bounds" else kind

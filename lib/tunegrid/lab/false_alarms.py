@@ -34,15 +34,15 @@ def sessions(options: argparse.Namespace) -> Iterator[tuple[Path, str]]:
     """The run and the exit code of each seed's session when it has ended; raises InputError if one broke off."""
     options.to.mkdir(parents=True, exist_ok=True)
     for seed in options.train:
-        path, log, ended = (options.to / f"{seed}.{suffix}" for suffix in ("json", "log", "exit-code"))
-        if not ended.is_file():
+        path, log, code_path = (options.to / f"{seed}.{suffix}" for suffix in ("json", "log", "exit-code"))
+        if not code_path.is_file():
             words = ["-m", "quick", "-n", options.workers, f"--seeds={seed}", f"--gate={options.baseline}", "--resume"]
             with log.open("w", encoding="utf-8") as output:
                 code = launcher.run(command([*words, f"--benchmark-json={path}"]), output=output)
             if code not in (0, 1, 6) or not path.is_file():
                 raise InputError(f"pytest ended with exit code {code}: see {log}; the same command continues")
-            ended.write_text(f"{code}", encoding="utf-8")
-        yield path, f"exit code {ended.read_text(encoding='utf-8')}, "
+            code_path.write_text(f"{code}", encoding="utf-8")
+        yield path, f"exit code {code_path.read_text(encoding='utf-8')}, "
 
 
 def alarms(records: Iterable[Record], path: Path, baseline: Run, bounds: Mapping[str, Bounds]) -> list[tuple[str, str, str]]:
@@ -51,12 +51,12 @@ def alarms(records: Iterable[Record], path: Path, baseline: Run, bounds: Mapping
     It misses bounds that trainings which confirm them miss, too, and audits that failed when they ran, in any training.
     """
     run = Run.make(records, path)
-    again = {cell: list(seeds.values()) for cell, seeds in run.confirming.items()}
+    confirmations = {cell: list(seeds.values()) for cell, seeds in run.confirming.items()}
     calls = []
     for record in run.all_records:
-        trainings = [record, *again.get(record.cell, ())]
-        below = [below_bounds(one.scores, bounds.get(one.cell, {})) for one in trainings]
-        texts = [*(below[0] if all(below) else ()), *(text for one in trainings for text in failures(one.audits, one.excused))]
+        trainings = [record, *confirmations.get(record.cell, ())]
+        gaps = [below_bounds(one.scores, bounds.get(one.cell, {})) for one in trainings]
+        texts = [*(gaps[0] if all(gaps) else ()), *(text for one in trainings for text in failures(one.audits, one.excused))]
         calls += [("missed", record.cell, f"{record.cell} {text}") for text in texts]
     return calls + [("worse", one.cell, verdict_text(one)) for one in find_worse(gate(baseline, run), FAILED_BY)]
 
@@ -72,26 +72,26 @@ def main(arguments: list[str] | None = None) -> int:
     add("--bounds", type=Path, default=BOUNDS, metavar="FILE", help="default: the suite's")
     add("-n", dest="workers", default="auto", metavar="N", help="processes (default: one per core)")
     options = parser.parse_args(arguments)
-    first = red = total = 0
+    first_count = red_count = total = 0
     try:
         baseline, bounds = read_run(options.baseline), load_bounds(options.bounds)
         for path, code in chain(((path, "") for path in options.runs), sessions(options)):
-            by_seed = defaultdict[int | None, list[Record]](list)
+            records_by_seed = defaultdict[int | None, list[Record]](list)
             for record in read_list(path):
-                by_seed[record.seeds.seed if record.seeds.confirms is None else record.seeds.confirms].append(record)
-            for seed, grid in by_seed.items():
-                own = [one for one in grid if one.seeds.confirms is None]
-                alone = alarms(own, path, baseline, bounds)
-                calls = alarms(grid, path, baseline, bounds) if len(grid) > len(own) else alone
+                records_by_seed[record.seeds.seed if record.seeds.confirms is None else record.seeds.confirms].append(record)
+            for seed, grid in records_by_seed.items():
+                first_records = [one for one in grid if one.seeds.confirms is None]
+                first_calls = alarms(first_records, path, baseline, bounds)
+                calls = alarms(grid, path, baseline, bounds) if len(grid) > len(first_records) else first_calls
                 missed, worse = ({cell for kind, cell, _ in calls if kind == one} for one in ("missed", "worse"))
-                dropped = [call for call in alone if call[1] not in missed | worse]
+                dropped = [call for call in first_calls if call[1] not in missed | worse]
                 for line in (*(call[2] for call in calls), *(f"not confirmed: {call[2]}" for call in dropped)):
                     print(f"{path.name} seed {seed}: {line}")
                 counts = f"{len(missed)} missed, {len(worse)} worse, {len({call[1] for call in dropped})} not confirmed"
                 print(f"{path.name} seed {seed}: {code}{counts}", flush=True)
-                total, first, red = total + 1, first + bool(alone), red + bool(calls)
+                total, first_count, red_count = total + 1, first_count + bool(first_calls), red_count + bool(calls)
     except InputError as error:
         refuse(parser, error)
-    print(f"before misses are confirmed: {first} of {total}")
-    print(f"{red} of {total} healthy grids are red")
-    return int(red > ALLOWED * total)
+    print(f"before misses are confirmed: {first_count} of {total}")
+    print(f"{red_count} of {total} healthy grids are red")
+    return int(red_count > ALLOWED * total)

@@ -53,9 +53,9 @@ class Simulation:
     @cached_property
     def metrics(self) -> dict[str, list[str]]:
         """The scores of each cell, the main one first."""
-        mains = {cell.id: cell.task.main_score for cell in STUDY.cells(QUICK_PROFILE)}
+        main_scores = {cell.id: cell.task.main_score for cell in STUDY.cells(QUICK_PROFILE)}
         metrics = defaultdict[str, list[str]](list)
-        for cell, metric in sorted(self.noise.scores[self.kind], key=lambda key: key[1] != mains.get(key[0])):
+        for cell, metric in sorted(self.noise.scores[self.kind], key=lambda key: key[1] != main_scores.get(key[0])):
             metrics[cell].append(metric)
         return dict(metrics)
 
@@ -63,9 +63,9 @@ class Simulation:
     def estimates(self) -> dict[NoiseKey, tuple[float, Deviation]]:
         """Every score's mean over all calibrated runs, in points, and what the calibration says of its noise."""
         groups = self.noise.scores[self.kind]
-        means = {key: fmean(score for group in own for score in group) for key, own in groups.items()}
-        known = {key: (mean, self.noise.estimate(self.kind, *key, mean)) for key, mean in means.items()}
-        return {key: (mean, own) for key, (mean, own) in known.items() if own}
+        means = {key: fmean(score for group in lists for score in group) for key, lists in groups.items()}
+        candidates = {key: (mean, self.noise.estimate(self.kind, *key, mean)) for key, mean in means.items()}
+        return {key: (mean, deviation) for key, (mean, deviation) in candidates.items() if deviation}
 
     @cached_property
     def shapes(self) -> dict[str, Array]:
@@ -81,36 +81,36 @@ class Simulation:
         rng, cells = np.random.default_rng(0), list(self.metrics)
         return [(cell, *self._run(cell, rng)) for cell in (cells[i % len(cells)] for i in range(number))]
 
-    def _run(self, lost: str, rng: np.random.Generator) -> tuple[set[str], set[str]]:
+    def _run(self, cell_id: str, rng: np.random.Generator) -> tuple[set[str], set[str]]:
         # True deviations, as the real calibration leaves them open: a cell's is off by as much for all its scores.
-        factors = {cell: sqrt(own.df / rng.chisquare(own.df)) for (cell, _), (_, own) in self.estimates.items()}
-        truth = {key: own.sd * factors[key[0]] for key, (_, own) in self.estimates.items()}
+        factors = {cell: sqrt(spread.df / rng.chisquare(spread.df)) for (cell, _), (_, spread) in self.estimates.items()}
+        truth = {key: spread.sd * factors[key[0]] for key, (_, spread) in self.estimates.items()}
         trainings = self._scores(truth, rng)
-        calibrated = replace(self.noise, scores={self.kind: {key: [own] for key, own in trainings.items()}})
-        before = 1 if self.kind == PERTURBED else BASELINE_SEEDS
-        old, new, again = (self._scores(truth, rng, number) for number in (before, 1, 1))
-        for own in (new, again):
-            key = lost, self.metrics[lost][0]
-            own[key] = [max(own[key][0] - self.lost * (rng.random() < self.share), 0.0)]
-        mains = {cell: metrics[0] for cell, metrics in self.metrics.items()}
-        worse = self._worse(calibrated, mains, old, new)
-        told = {cell for cell, _ in worse}
+        noise = replace(self.noise, scores={self.kind: {key: [draws] for key, draws in trainings.items()}})
+        baseline_count = 1 if self.kind == PERTURBED else BASELINE_SEEDS
+        old, new, rerun = (self._scores(truth, rng, number) for number in (baseline_count, 1, 1))
+        for scores in (new, rerun):
+            key = cell_id, self.metrics[cell_id][0]
+            scores[key] = [max(scores[key][0] - self.lost * (rng.random() < self.share), 0.0)]
+        main_scores = {cell: metrics[0] for cell, metrics in self.metrics.items()}
+        worse_keys = self._worse(noise, main_scores, old, new)
+        cells = {cell for cell, _ in worse_keys}
         if self.kind == PERTURBED:
-            return told, told  # what differs at equal seeds is a change
-        bounds = get_bounds(calibrated, {})
-        missed, missed_again = ({key[0] for key, least in bounds.items() if own[key][0] < least} for own in (new, again))
-        worse_again = set[NoiseKey]().union(*(self._worse(calibrated, {cell: mains[cell]}, old, again) for cell in told))
-        return told | missed, {cell for cell, _ in worse & worse_again} | (missed & missed_again)
+            return cells, cells  # what differs at equal seeds is a change
+        bounds = get_bounds(noise, {})
+        misses, rerun_misses = ({key[0] for key, bound in bounds.items() if scores[key][0] < bound} for scores in (new, rerun))
+        worse_reruns = set[NoiseKey]().union(*(self._worse(noise, {cell: main_scores[cell]}, old, rerun) for cell in cells))
+        return cells | misses, {cell for cell, _ in worse_keys & worse_reruns} | (misses & rerun_misses)
 
-    def _worse(self, calibrated: Noise, mains: Mapping[str, str], old: Scores, new: Scores) -> set[NoiseKey]:
+    def _worse(self, noise: Noise, main_scores: Mapping[str, str], old: Scores, new: Scores) -> set[NoiseKey]:
         """The scores of these cells, judged together, that are called worse."""
         effects = {}
-        for key in (key for key in new if key[0] in mains):
-            before = fmean(old[key])
-            if own := calibrated.estimate(self.kind, *key, before):
-                error = own.sd * sqrt(1 + 1 / len(old[key]))
-                effects[key] = by_training(before, new[key][0], error, own.df, self.noise.scale(*key))
-        return {key for key, (verdict, *_) in decide(effects, mains, self.margins).items() if verdict is Verdict.WORSE}
+        for key in (key for key in new if key[0] in main_scores):
+            mean = fmean(old[key])
+            if deviation := noise.estimate(self.kind, *key, mean):
+                error = deviation.sd * sqrt(1 + 1 / len(old[key]))
+                effects[key] = by_training(mean, new[key][0], error, deviation.df, self.noise.scale(*key))
+        return {key for key, (verdict, *_) in decide(effects, main_scores, self.margins).items() if verdict is Verdict.WORSE}
 
     def _scores(self, truth: Mapping[NoiseKey, float], rng: np.random.Generator, trainings: int | None = None) -> Scores:
         """Every score of so many trainings, in points; of as many as were calibrated, if no number is given.
@@ -121,10 +121,10 @@ class Simulation:
         for cell, metrics in self.metrics.items():
             number = trainings or min(MOST_TRAININGS, 1 + round(self.noise.spreads[self.kind, cell, metrics[0]].df))
             shape = self.shapes.get(cell_kind(cell), rng.normal(size=(number, 1)))
-            drawn = shape[rng.integers(0, len(shape), number)]
-            for metric, column in zip(metrics, np.broadcast_to(drawn, (number, len(metrics))).T.tolist(), strict=True):
+            residuals = shape[rng.integers(0, len(shape), number)]
+            for metric, column in zip(metrics, np.broadcast_to(residuals, (number, len(metrics))).T.tolist(), strict=True):
                 key, scale = (cell, metric), self.noise.scale(cell, metric)
-                scores[key] = [scale.shift(self.estimates[key][0], truth[key] * one) for one in column]
+                scores[key] = [scale.shift(self.estimates[key][0], truth[key] * residual) for residual in column]
         return scores
 
 
@@ -152,17 +152,17 @@ def main(arguments: list[str] | None = None) -> int:
         noise = load_noise(options.noise)
     except InputError as error:
         refuse(parser, error)
-    margins, rows, unconfirmed = load_margins()["points"], [], 1
-    for (what, (lost, share)), kind in product(CHANGES.items(), WORDS):
+    margins, rows, unconfirmed_count = load_margins()["points"], [], 1
+    for (change, (drop, share)), kind in product(CHANGES.items(), WORDS):
         if noise.scores.get(kind) and (kind == SEEDS or share == 1):
-            runs = Simulation(noise=noise, margins=margins, kind=kind, lost=lost, share=share).runs(options.runs)
-            told, confirmed = (sum(run[0] in run[i] if lost else bool(run[i]) for run in runs) for i in (1, 2))
-            rows.append((what, WORDS[kind], told, confirmed))
-            unconfirmed = max(unconfirmed, told - confirmed) if not lost else unconfirmed
+            runs = Simulation(noise=noise, margins=margins, kind=kind, lost=drop, share=share).runs(options.runs)
+            alarm_count, confirmed_count = (sum(run[0] in run[i] if drop else bool(run[i]) for run in runs) for i in (1, 2))
+            rows.append((change, WORDS[kind], alarm_count, confirmed_count))
+            unconfirmed_count = max(unconfirmed_count, alarm_count - confirmed_count) if not drop else unconfirmed_count
     if not rows:
         refuse(parser, f"{options.noise} holds no noise; `python -m tunegrid.lab calibrate` measures it")
     frame = pd.DataFrame(rows, columns=["what", "baseline", "told", "confirmed"])
-    number, misses = runs_until(SELDOM * (1 - SELDOM), unconfirmed / options.runs / len(STUDY_IDS))
+    number, misses = runs_until(SELDOM * (1 - SELDOM), unconfirmed_count / options.runs / len(STUDY_IDS))
     history = (
         f"A collapse of one seed in ten shows after {number} runs: {misses} misses of its cell that no second seed confirmed."
     )

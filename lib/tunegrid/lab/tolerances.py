@@ -69,13 +69,13 @@ def diffs(old: Record, new: Record) -> Apart:
     """How far a training lies apart from one of the same seed; raises InputError if one of them lacks what the other has."""
     if not losses(old) or not losses(new) or not old.training or not new.training:
         raise InputError(f"{old.cell} of seed {old.seeds.seed} has a loss that is not finite; tolerances rest on healthy runs")
-    both = read_both(old, new, (None, None))  # this machine's store has what the lab's own sessions kept
+    modules = read_both(old, new, (None, None))  # this machine's store has what the lab's own sessions kept
     figures = pair_figures(Pair(old=old.training, new=new.training, tolerance={}, fine=False))
-    figures |= modules_apart(*both) if both else {}
+    figures |= modules_apart(*modules) if modules else {}
     rows = changed_rows(old, new, (None, None))
     figures |= {"rows": rows[0] / rows[1]} if rows else {}
-    if lost := [name for name, deviation in figures.items() if deviation == float("inf")]:
-        raise InputError(f"{old.cell} has {lost[0]} in only one of two trainings; tolerances rest on healthy runs")
+    if lone_figures := [name for name, deviation in figures.items() if deviation == float("inf")]:
+        raise InputError(f"{old.cell} has {lone_figures[0]} in only one of two trainings; tolerances rest on healthy runs")
     return Apart(cell=old.cell, kind=arithmetic(old), figures=figures)
 
 
@@ -83,16 +83,16 @@ def pair_figures(pair: Pair) -> dict[str, float]:
     """How far each figure with a tolerance lies apart, without those of modules: losses in nats, norms as shares."""
     gaps = [abs((a or 0.0) - (b or 0.0)) for a, b in zip(pair.old.losses[:UPDATES], pair.new.losses[:UPDATES], strict=False)]
     norms = {name: furthest(*pair.figures(name))[0] for name in BY_GROUP}
-    both = {name: pair.figures(name) for name in ("probe_loss", "decoded")}
-    of_probe = {name: abs(old - new) for name, (old, new) in both.items() if None not in (old, new)}
-    return {"first": max(gaps[:1]), "later": max(gaps[1:], default=0.0), **norms, "curve": pair.curve, **of_probe}
+    pairs = {name: pair.figures(name) for name in ("probe_loss", "decoded")}
+    probe_gaps = {name: abs(old - new) for name, (old, new) in pairs.items() if None not in (old, new)}
+    return {"first": max(gaps[:1]), "later": max(gaps[1:], default=0.0), **norms, "curve": pair.curve, **probe_gaps}
 
 
 def modules_apart(old: Modules, new: Modules) -> dict[str, float]:
     """How far outputs and gradients of modules moved at most, in any phase of the probe."""
     shares = pd.concat([Moved.measure(old, new, phase).shares for phase in new.phase.unique()]).fillna(0.0)
     figures = {"module_outputs": ["input", "output"], "module_gradients": ["gradient", "weight_gradients"]}
-    return {name: float(shares[own].to_numpy().max()) for name, own in figures.items()}
+    return {name: float(shares[columns].to_numpy().max()) for name, columns in figures.items()}
 
 
 # The rule
@@ -111,31 +111,31 @@ def get_floor(kind: str, figure: str) -> float:
 
 def largest(pairs: Iterable[Apart]) -> Tables:
     """The largest deviations by arithmetic, without those of cells far beyond the others, which have a table of their own."""
-    seen: dict[str, dict[str, dict[str, float]]] = {}
+    maxima: dict[str, dict[str, dict[str, float]]] = {}
     for pair in pairs:
         for figure, deviation in pair.figures.items():
-            by_cell = seen.setdefault(pair.kind, {}).setdefault(figure, {})
-            by_cell[pair.cell] = max(deviation, by_cell.get(pair.cell, 0.0))
-    tables: Tables = {kind: {} for kind in seen}
-    for kind, figures in seen.items():
+            deviations = maxima.setdefault(pair.kind, {}).setdefault(figure, {})
+            deviations[pair.cell] = max(deviation, deviations.get(pair.cell, 0.0))
+    tables: Tables = {kind: {} for kind in maxima}
+    for kind, figures in maxima.items():
         for figure in (figure for figure in FLOORS if figure in figures):
-            by_cell, floor = figures[figure], get_floor(kind, figure)
-            limit = median(by_cell.values()) * (FAR_OF_MODULES if figure.startswith("module_") else FAR)
-            own = [cell for cell, far in by_cell.items() if figure in BY_CELL or (far > limit and 2 * far > floor)]
-            others = [far for cell, far in by_cell.items() if figure in BY_CELL or cell not in own]
-            tables[kind][figure] = max(others)
-            for cell in own:
-                tables.setdefault(f"cell {cell}", {})[figure] = by_cell[cell]
+            deviations, floor = figures[figure], get_floor(kind, figure)
+            limit = median(deviations.values()) * (FAR_OF_MODULES if figure.startswith("module_") else FAR)
+            outliers = [cell for cell, gap in deviations.items() if figure in BY_CELL or (gap > limit and 2 * gap > floor)]
+            usual_gaps = [gap for cell, gap in deviations.items() if figure in BY_CELL or cell not in outliers]
+            tables[kind][figure] = max(usual_gaps)
+            for cell in outliers:
+                tables.setdefault(f"cell {cell}", {})[figure] = deviations[cell]
     return tables
 
 
 def make_tolerances(most: Tables) -> Tables:
     """Every tolerance of each arithmetic, the floor if nothing was seen, and those that cells have of their own."""
     tables: Tables = {}
-    for name, seen in most.items():
+    for name, table in most.items():
         own = name.startswith("cell ")  # a cell's are beyond its arithmetic's but for those that each has
-        floors = {f: (FLOORS[f] if f in BY_CELL else 0.0) if own else get_floor(name, f) for f in (seen if own else FLOORS)}
-        tables[name] = {f: tolerance(seen.get(f, 0.0), floor, TIMES.get(f, 2)) for f, floor in floors.items()}
+        floors = {f: (FLOORS[f] if f in BY_CELL else 0.0) if own else get_floor(name, f) for f in (table if own else FLOORS)}
+        tables[name] = {f: tolerance(table.get(f, 0.0), floor, TIMES.get(f, 2)) for f, floor in floors.items()}
     return tables
 
 
@@ -144,18 +144,18 @@ def make_tolerances(most: Tables) -> Tables:
 
 def numerics_toml(perturbed: Mapping[int, Sequence[RecordsByCell]]) -> str:
     """The file, of each seed's run and its runs from moved starts; what the present file says beside tolerances is kept."""
-    present = TOLERANCES.read_text(encoding="utf-8")
-    measured_before = tomllib.loads(present)["evidence"]
-    pairs = [diffs(own[0][cell], record) for own in perturbed.values() for grid in own[1:] for cell, record in grid.items()]
+    text = TOLERANCES.read_text(encoding="utf-8")
+    former_evidence = tomllib.loads(text)["evidence"]
+    pairs = [diffs(runs[0][cell], record) for runs in perturbed.values() for grid in runs[1:] for cell, record in grid.items()]
     if not pairs:
         raise InputError("tolerances rest on moved starts: give --moved-seeds and --draws of at least 1")
-    seen = largest(pairs)
-    for name, figures in measured_before["largest"].items():
+    deviations = largest(pairs)
+    for name, figures in former_evidence["largest"].items():
         if "moved_alone" in figures:
-            seen.setdefault(name, {})["moved_alone"] = figures["moved_alone"]
-    most = {name: {figure: table[figure] for figure in FLOORS if figure in table} for name, table in seen.items()}
-    tables = make_tolerances(most)
-    lines = [*present.partition("\n\n")[0].splitlines(), ""]
+            deviations.setdefault(name, {})["moved_alone"] = figures["moved_alone"]
+    maxima = {name: {figure: table[figure] for figure in FLOORS if figure in table} for name, table in deviations.items()}
+    tables = make_tolerances(maxima)
+    lines = [*text.partition("\n\n")[0].splitlines(), ""]
     for name, table in tables.items():
         lines += [f'["{name}"]', *(f"{figure} = {_digits(value, 2)}" for figure, value in table.items()), ""]
     lines += [
@@ -168,8 +168,8 @@ def numerics_toml(perturbed: Mapping[int, Sequence[RecordsByCell]]) -> str:
         "# The largest deviations seen in pairs; `moved_alone`: by another implementation of AdamW, with version 0.16.0.",
         "[evidence.largest]",
     ]
-    for name, table in most.items():
-        lines.append(f'"{name}" = {{ {", ".join(f"{figure} = {_digits(far, 3)}" for figure, far in table.items())} }}')
+    for name, table in maxima.items():
+        lines.append(f'"{name}" = {{ {", ".join(f"{figure} = {_digits(gap, 3)}" for figure, gap in table.items())} }}')
     return "\n".join([*lines, ""])
 
 

@@ -21,13 +21,13 @@ def score_faults(scores: Mapping[str, float | None], empty_answers: float = 0.0)
     the points of exact match that may come from such.
     """
     numbers = {name: score for name, score in scores.items() if score is not None}
-    allowed = {"exact_match": POINTS + empty_answers}
+    tolerances = {"exact_match": POINTS + empty_answers}
     sentences = [f"{name} is not a number" for name, score in scores.items() if score is None]
     sentences += [f"{name} is {score}" for name, score in numbers.items() if not 0 <= score <= 100 + POINTS]
     sentences += [
         f"{low} {numbers[low]} is above {high} {numbers[high]}"
         for low, high in ORDERED
-        if {low, high} <= numbers.keys() and numbers[low] > numbers[high] + allowed.get(low, POINTS)
+        if {low, high} <= numbers.keys() and numbers[low] > numbers[high] + tolerances.get(low, POINTS)
     ]
     if numbers.keys() >= set(BERTSCORE):
         precision, f1, recall = (numbers[name] for name in BERTSCORE)
@@ -39,25 +39,25 @@ def score_faults(scores: Mapping[str, float | None], empty_answers: float = 0.0)
 def impossible_figures(record: Record) -> list[str]:
     """Sentences on scores that no predictions can have, and on losses that are not numbers."""
     rows = record.data.rows["test"] if record.data else 0
-    not_numbers = ["a loss is not a number"] if record.training and None in record.training.losses else []
-    return score_faults(record.scores, empty_answers=100 / rows if rows else 0.0) + not_numbers  # one may be an article alone
+    loss_faults = ["a loss is not a number"] if record.training and None in record.training.losses else []
+    return score_faults(record.scores, empty_answers=100 / rows if rows else 0.0) + loss_faults  # one may be an article alone
 
 
 def below_bounds(scores: Mapping[str, float | None], bounds: Mapping[str, float]) -> list[str]:
     """A sentence for every bound that the scores do not reach; a missing score is below every bound."""
-    measured = [(name, scores.get(name), bound) for name, bound in bounds.items()]
+    comparisons = [(name, scores.get(name), bound) for name, bound in bounds.items()]
     return [
         f"{name} was not measured, its bound is {bound:.1f}" if score is None else f"{name} {score:.1f} is below {bound:.1f}"
-        for name, score, bound in measured
+        for name, score, bound in comparisons
         if score is None or not score >= bound
     ]
 
 
 def missed_bounds_alone(record: Record) -> bool:
     """Whether scores below their bounds are all that is wrong: training noise does that, too, and another seed tells."""
-    below = below_bounds(record.scores, record.bounds)
-    measured = all(record.scores.get(name) is not None for name in record.bounds)
-    return record.finished and measured and 0 < len(below) == len(record.missed)
+    misses = below_bounds(record.scores, record.bounds)
+    all_measured = all(record.scores.get(name) is not None for name in record.bounds)
+    return record.finished and all_measured and 0 < len(misses) == len(record.missed)
 
 
 def failures(findings: Iterable[AuditFinding], excused: Collection[str] = ()) -> list[str]:
@@ -99,9 +99,9 @@ def contradictions(record: Record) -> Iterator[str]:
     if record.cell != names:
         yield f"cell is {record.cell}, but backbone, task and method are {names}"
     if method := next((one for one in METHODS if one.id == record.method), None):  # none of the zoo or of a user
-        for part, needed in (("adapter", method.adapts), ("quantization", method.quantization is not None)):
-            if needed != (getattr(record.recipe, part) is not None):
-                yield f"recipe.{part} is {'null' if needed else 'set'}, which does not fit method {record.method}"
+        for part, is_needed in (("adapter", method.adapts), ("quantization", method.quantization is not None)):
+            if is_needed != (getattr(record.recipe, part) is not None):
+                yield f"recipe.{part} is {'null' if is_needed else 'set'}, which does not fit method {record.method}"
     task = next((one for one in TASKS if one.id == record.task), None)
     if task and record.main_score != task.main_score:
         yield f"main_score is {record.main_score!r}, but that of task {task.id} is {task.main_score!r}"
@@ -138,47 +138,47 @@ def contradictions(record: Record) -> Iterator[str]:
 
 def _status_faults(record: Record) -> Iterator[str]:
     """A cell has the parts of its profile and status; one that did not pass says why."""
-    but = f"but the status is {record.status!r}"
+    clause = f"but the status is {record.status!r}"
     for statuses, profiles, names in NEEDED:
         if record.status in statuses and record.profile in profiles:
-            yield from (f"{name} is null, {but}" for name in names if getattr(record, name) is None)
+            yield from (f"{name} is null, {clause}" for name in names if getattr(record, name) is None)
     if record.finished and not record.audits:
-        yield f"audits is empty, {but}"
+        yield f"audits is empty, {clause}"
     if record.status in UNSUCCESSFUL and not record.missed:
-        yield f"missed is empty, {but}"
+        yield f"missed is empty, {clause}"
     if record.status == "audit" and not failures(record.audits, record.excused):
-        yield f"no audit failed, {but}"
+        yield f"no audit failed, {clause}"
     if record.status == "unconfirmed" and not missed_bounds_alone(record):
-        yield f"not only bounds were missed, {but}"
+        yield f"not only bounds were missed, {clause}"
     if record.finished and record.training and record.training.stopped is not None:
-        yield f"training.stopped tells why it ended early, {but}"
+        yield f"training.stopped tells why it ended early, {clause}"
     updates = record.first_updates
     if (updates is None) == (record.status in BEGUN):
-        yield f"first_updates is {'null' if updates is None else updates}, {but}"
+        yield f"first_updates is {'null' if updates is None else updates}, {clause}"
     if updates is not None:  # nothing is scored then
         if record.training and record.training.updates != updates:
             yield f"first_updates is {updates}, but training.updates is {record.training.updates}"
-        scored = [name for name in ("evaluation", "scores", "examples", "bounds") if getattr(record, name)]
-        yield from (f"{name} is set, but after the first updates nothing is scored" for name in scored)
+        scored_parts = [name for name in ("evaluation", "scores", "examples", "bounds") if getattr(record, name)]
+        yield from (f"{name} is set, but after the first updates nothing is scored" for name in scored_parts)
 
 
 def _success_faults(record: Record) -> Iterator[str]:
     """A cell that passed made all its updates, met all, and was whole if bounds were applied to it."""
-    but, made = "but the status is 'passed'", record.training.updates if record.training else None
+    clause, updates = "but the status is 'passed'", record.training.updates if record.training else None
     if record.missed:
-        yield f"missed holds sentences, {but}"
+        yield f"missed holds sentences, {clause}"
     if record.evaluation and record.scores.get(record.main_score) is None:
-        yield f"scores has no {record.main_score}, {but}"
-    if made is not None and made < max(record.recipe.max_steps, 1):
-        yield f"training.updates is {made}, but the recipe's are {record.recipe.max_steps or 'epochs'}, {but}"
+        yield f"scores has no {record.main_score}, {clause}"
+    if updates is not None and updates < max(record.recipe.max_steps, 1):
+        yield f"training.updates is {updates}, but the recipe's are {record.recipe.max_steps or 'epochs'}, {clause}"
     if record.bounds and record.seeds.perturbation is None:  # of a moved start, no audit can say that it is the checkpoint's
         parts = {record.task, *(name for name in ("adapter", "quantization") if getattr(record.recipe, name) is not None)}
         expected = (*EVERY_CELL, *(name for part in sorted(parts) for name in PART_AUDITS.get(part, ())))
-        absent = set(expected).difference(finding.name for finding in record.audits)
-        if absent and record.cell in STUDY_IDS and record.ranks is None:
-            yield f"audits lacks {min(absent)}, which every whole run of {record.cell} has"
+        missing_audits = set(expected).difference(finding.name for finding in record.audits)
+        if missing_audits and record.cell in STUDY_IDS and record.ranks is None:
+            yield f"audits lacks {min(missing_audits)}, which every whole run of {record.cell} has"
         limits = [name for name, value in vars(record.limits).items() if name != "own_test" and value]
         yield from (f"limits.{name} is set, but bounds apply to whole runs only" for name in limits)
         yield from (f"excused has {name}, but bounds apply to whole runs, which are long enough" for name in record.excused)
-    lies = (*failures(record.audits, record.excused), *below_bounds(record.scores, record.bounds), *impossible_figures(record))
-    yield from (f"the status is 'passed', but {sentence}" for sentence in lies)
+    flaws = (*failures(record.audits, record.excused), *below_bounds(record.scores, record.bounds), *impossible_figures(record))
+    yield from (f"the status is 'passed', but {sentence}" for sentence in flaws)

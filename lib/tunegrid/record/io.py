@@ -33,8 +33,8 @@ def from_json(data: Mapping[str, Any], source: str = "") -> Record:
     cell = str(data.get("cell", "a record without a cell"))[:60]
     place = f"{source}, {cell}" if source else cell
     if (version := data.get("schema_version")) != SCHEMA_VERSION:
-        way_out = "update tunegrid" if isinstance(version, int) and version > SCHEMA_VERSION else "run its cells again"
-        raise InputError(f"{place}: this tunegrid reads schema version {SCHEMA_VERSION}, not {version!r}; {way_out}")
+        hint = "update tunegrid" if isinstance(version, int) and version > SCHEMA_VERSION else "run its cells again"
+        raise InputError(f"{place}: this tunegrid reads schema version {SCHEMA_VERSION}, not {version!r}; {hint}")
     fields = {name: value for name, value in data.items() if name not in FORMER_FIELDS}
     if isinstance(recipe := fields.get("recipe"), dict):
         fields["recipe"] = {name: value for name, value in recipe.items() if name not in FORMER_RECIPE_FIELDS}
@@ -43,8 +43,8 @@ def from_json(data: Mapping[str, Any], source: str = "") -> Record:
         record = adapter().validate_json(pydantic_core.to_json(fields))
         faults = list(contradictions(record))
     except ValidationError as error:
-        named = [(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors(include_url=False)]
-        faults = [f"{field[:80] or 'the record'}: {message}" for field, message in named]
+        messages = [(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors(include_url=False)]
+        faults = [f"{field[:80] or 'the record'}: {message}" for field, message in messages]
     except pydantic_core.PydanticSerializationError as error:  # half of a surrogate pair, which is not UTF-8
         faults = [f"the record cannot be read: {error}"]
     if faults:
@@ -54,12 +54,12 @@ def from_json(data: Mapping[str, Any], source: str = "") -> Record:
 
 def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """As `json`'s `object_pairs_hook`: raises ValueError for a key that stands twice, of which json would take the last one."""
-    read = dict[str, Any]()
+    values = dict[str, Any]()
     for key, value in pairs:
-        if key in read:
+        if key in values:
             raise ValueError(f"the key {key!r} is in one object twice")
-        read[key] = value
-    return read
+        values[key] = value
+    return values
 
 
 def schema() -> dict[str, Any]:

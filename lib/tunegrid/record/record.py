@@ -250,8 +250,8 @@ class Memory(Part):
 
     def joules(self, figure: str) -> float | None:
         """Of all of the cell's own phases; None if one was not measured. `figure` is a field of `Phase`."""
-        each = self._phase_figures(figure)
-        return None if not each or None in each else sum(each)
+        figures = self._phase_figures(figure)
+        return None if not figures or None in figures else sum(figures)
 
     def _phase_figures(self, figure: str) -> list[Any]:
         return [getattr(phase, figure) for name, phase in self.phases.items() if name not in OWN_PHASES]
@@ -367,8 +367,8 @@ class Record(Part):
     def own_peak_gib(self) -> float | None:
         """The same where it is the cell's own: of a GPU's memory, or of a process that ran no cell before."""
         memory = self.memory
-        alone = memory is not None and (memory.cells_before == 0 or memory.peak("reserved_peak_gib") is not None)
-        return self.peak_gib if alone else None
+        is_own = memory is not None and (memory.cells_before == 0 or memory.peak("reserved_peak_gib") is not None)
+        return self.peak_gib if is_own else None
 
     @property
     def processes(self) -> str:
@@ -425,8 +425,8 @@ COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 def crash_record(error: BaseException | None, printed: Iterable[str]) -> CrashRecord | None:
     """The last lines of an exception, and of all texts that the cell printed; None if there is neither."""
     tails = []
-    raised = traceback.format_exception(error, limit=-CALLS) if error else []
-    for text, count in (("".join(raised), TRACEBACK_LINES), ("\n".join(printed), PRINTED_LINES)):
+    traceback_lines = traceback.format_exception(error, limit=-CALLS) if error else []
+    for text, count in (("".join(traceback_lines), TRACEBACK_LINES), ("\n".join(printed), PRINTED_LINES)):
         # Of a line that was written over, its last state.
         lines = [line.rstrip("\r").rpartition("\r")[2].expandtabs(4) for line in COLOURS.sub("", text).split("\n")]
         tails.append([defuse(line)[:LONGEST_LINE] for line in lines if line.strip()][-count:])

@@ -90,14 +90,14 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
     a precision or an option that does not fit the model, and if code without a release would compute.
     """
     if cell.backbone.dtype not in BASE_TYPES:
-        known = ", ".join(BASE_TYPES)
-        raise InputError(f"backbone {cell.backbone.id!r} has unknown dtype {cell.backbone.dtype!r}; known are {known}")
+        names = ", ".join(BASE_TYPES)
+        raise InputError(f"backbone {cell.backbone.id!r} has unknown dtype {cell.backbone.dtype!r}; known are {names}")
     precision, fallback = resolve_precision(cell, device)
     if base_type(cell) is not torch.float32 and precision == "fp32":
-        cause, way_out = (fallback, "") if fallback else ("the recipe says fp32", 'the recipe precision="bf16" or ')
+        cause, remedy = (fallback, "") if fallback else ("the recipe says fp32", 'the recipe precision="bf16" or ')
         raise InputError(
             f"{cell.id}: the base of {cell.backbone.name} is loaded in {cell.backbone.dtype}, over which nothing trains in "
-            f'fp32 ({cause}); give {way_out}the backbone dtype="float32"'
+            f'fp32 ({cause}); give {remedy}the backbone dtype="float32"'
         )
     if cell.quantization and device.type == "cpu" and (code := hub_code()):
         raise InputError(
@@ -106,21 +106,21 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
         )
     hf.set_seed(cell.profile.seed)
     model = load_base(cell, tokenizer, device)
-    adapted = cell.method.adapt(model, cell, make_base(cell, tokenizer, model))
+    adapted_model = cell.method.adapt(model, cell, make_base(cell, tokenizer, model))
     if base_type(cell) is not torch.float32:
-        train_in_fp32(adapted)
-    built: Any = adapted.to(device)
+        train_in_fp32(adapted_model)
+    final_model: Any = adapted_model.to(device)
     if cell.quantization:
-        keep_packed_layers(built)
+        keep_packed_layers(final_model)
     if cell.recipe.gradient_checkpointing:
         try:  # transformers 5.24 gave it a new name
-            enable = getattr(built, "activation_checkpointing_enable", None) or built.gradient_checkpointing_enable
+            enable = getattr(final_model, "activation_checkpointing_enable", None) or final_model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         except (AttributeError, ValueError) as error:
             raise InputError(f"the model lacks the recipe's gradient_checkpointing ({first_line(error)})") from None
     if cell.profile.perturbation is not None:
-        perturb(built, cell.profile.perturbation)
-    return built  # type: ignore[no-any-return]
+        perturb(final_model, cell.profile.perturbation)
+    return final_model  # type: ignore[no-any-return]
 
 
 def base_type(cell: Cell) -> torch.dtype:
@@ -145,14 +145,14 @@ def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
     if cell.quantization or device.type == "meta":
         options["device_map"] = {"": device}
     if quantization := resolve_quantization(cell, device)[0]:
-        skipped = [*head.new_modules, *head.tied_modules] or None  # an output tied to the embeddings is not quantized
-        packing = {"load_in_4bit": True, "llm_int8_skip_modules": skipped, **asdict(quantization)}
+        skip_modules = [*head.new_modules, *head.tied_modules] or None  # an output tied to the embeddings is not quantized
+        packing = {"load_in_4bit": True, "llm_int8_skip_modules": skip_modules, **asdict(quantization)}
         options["quantization_config"] = hf.BitsAndBytesConfig(**packing)
     model, report = from_hub_or_folder(kind, source, options)
-    new = head.new_modules + head.adapted_modules
-    missing = sorted(name for name in report["missing_keys"] if not is_part(name, new + head.optional_modules))
-    misshapen = sorted(str(name) for name, *_ in report["mismatched_keys"] if not is_part(str(name), new))
-    if names := missing or misshapen:
+    new_modules = head.new_modules + head.adapted_modules
+    missing_keys = sorted(name for name in report["missing_keys"] if not is_part(name, new_modules + head.optional_modules))
+    misshapen_keys = sorted(str(name) for name, *_ in report["mismatched_keys"] if not is_part(str(name), new_modules))
+    if names := missing_keys or misshapen_keys:
         raise InputError(
             f"{source} does not hold {len(names)} weights that {kind.__name__} needs, {names[0]} among them; they would start "
             "from random: this is not the checkpoint for this model"
@@ -189,10 +189,10 @@ def train_in_fp32(model: nn.Module) -> None:
         return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
 
     for module in model.modules():
-        own = [p for p in module.parameters(recurse=False) if p.requires_grad and p.dtype is not torch.float32]
-        for parameter in own:
+        parameters = [p for p in module.parameters(recurse=False) if p.requires_grad and p.dtype is not torch.float32]
+        for parameter in parameters:
             parameter.data = parameter.data.float()
-        if own:
+        if parameters:
             module.register_forward_pre_hook(inputs_in_fp32)
 
 
@@ -227,19 +227,19 @@ def unpack_weight(parameter: Any) -> Tensor:
 def checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Checksum]:
     """Of each tensor, by name, sums of all its bits taken as integers, and of every other one; equal bits, equal sums."""
     # No cryptographic hash: it tells trained weights from unchanged ones, in place.
-    flat = {name: tensor.detach().reshape(-1) for name, tensor in tensors}
-    bits = [one.view(INTEGERS.get(one.element_size(), torch.uint8)) for one in flat.values()]
+    vectors = {name: tensor.detach().reshape(-1) for name, tensor in tensors}
+    bits = [one.view(INTEGERS.get(one.element_size(), torch.uint8)) for one in vectors.values()]
     sums = [torch.stack([one.sum(dtype=torch.int64), one[::2].sum(dtype=torch.int64)]) for one in bits]
     pairs = [(first, second) for first, second in torch.stack(sums).tolist()] if sums else []
-    return dict(zip(flat, pairs, strict=True))
+    return dict(zip(vectors, pairs, strict=True))
 
 
 def weight_files(cell: Cell) -> list[Path]:
     """The safetensors that transformers loads: one file, or else all that the index names."""
     source, pin = checkpoint_source(cell.backbone, cell.profile)
     optional = {**pin, "_raise_exceptions_for_missing_entries": False}
-    if single := hf.utils.cached_file(source, hf.utils.SAFE_WEIGHTS_NAME, **optional):
-        return [Path(single)]
+    if path := hf.utils.cached_file(source, hf.utils.SAFE_WEIGHTS_NAME, **optional):
+        return [Path(path)]
     index = hf.utils.cached_file(source, hf.utils.SAFE_WEIGHTS_INDEX_NAME, **optional)
     return [Path(name) for name in hf.utils.hub.get_checkpoint_shard_files(source, index, **pin)[0]] if index else []
 

@@ -45,8 +45,8 @@ class Checkpoints:
     @property
     def remarks(self) -> list[str]:
         """Sentences for the record."""
-        lost = self.trouble and f"no checkpoint could be saved: {self.trouble}"
-        return [sentence for sentence in (self.started_anew, lost) if sentence]
+        failure = self.trouble and f"no checkpoint could be saved: {self.trouble}"
+        return [sentence for sentence in (self.started_anew, failure) if sentence]
 
     def save_if_due(self, source: "Trainer") -> None:
         """Write the file if it is time: whole, or not at all."""
@@ -81,16 +81,16 @@ class Checkpoints:
         try:
             with safe_open(self.path, "pt") as file:
 
-                def load_value(one: dict[str, Any]) -> Any:
-                    return file.get_tensor(one[TENSOR]) if [*one] == [TENSOR] else one
+                def load_value(node: dict[str, Any]) -> Any:
+                    return file.get_tensor(node[TENSOR]) if [*node] == [TENSOR] else node
 
                 state: dict[str, Any] = json.loads(file.metadata()["tree"], object_hook=load_value)
             return state
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            aside = self.path.with_name(f"{self.path.name}.broken")
+            backup = self.path.with_name(f"{self.path.name}.broken")
             with suppress(OSError):
-                self.path.replace(aside)
-            self.started_anew = f"started over: the checkpoint cannot be read ({first_line(error)}); renamed to {aside.name}"
+                self.path.replace(backup)
+            self.started_anew = f"started over: the checkpoint cannot be read ({first_line(error)}); renamed to {backup.name}"
             return None
 
     def clear(self) -> None:

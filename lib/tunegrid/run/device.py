@@ -33,15 +33,15 @@ NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUDA out of me
 def device_record(device: torch.device) -> DeviceRecord:
     """The device's name, the threads of a CPU run, and what affects speed and memory on a GPU."""
     cuda = device.type == "cuda"
-    others = used_by_others_gib(device) if cuda else None
+    others_gib = used_by_others_gib(device) if cuda else None
     return DeviceRecord(
         type="cuda" if cuda else "cpu",
         name=torch.cuda.get_device_name(device) if cuda else cpu_name(),
         threads=None if cuda else torch.get_num_threads(),
         attention=ATTENTION,
         tf32=False if cuda else None,  # `resolve_device` switches it off
-        used_by_others_gib=others,
-        contended=None if others is None else others > BUSY_GIB,
+        used_by_others_gib=others_gib,
+        contended=None if others_gib is None else others_gib > BUSY_GIB,
         instructions=None if cuda else torch.backends.cpu.get_cpu_capability(),
     )
 
@@ -56,13 +56,13 @@ def check_free(device: torch.device, *, allow_busy: bool = False) -> None:
     """Raises InputError if others use a GPU, or an earlier cell's tensors are on it: figures would not be the cell's own."""
     if device.type != "cuda":
         return
-    if not allow_busy and (used := used_by_others_gib(device)) > BUSY_GIB:
+    if not allow_busy and (used_gib := used_by_others_gib(device)) > BUSY_GIB:
         raise InputError(
-            f"{device} is in use: {used:.1f} GiB of it are taken by others; free it, choose another with --device, "
+            f"{device} is in use: {used_gib:.1f} GiB of it are taken by others; free it, choose another with --device, "
             "or accept them with --allow-busy-gpu (the record says so)"
         )
-    if (left := torch.cuda.memory_allocated(device) / GIB) > LEFT_GIB:
-        raise InputError(f"{device} still holds {left:.1f} GiB of an earlier cell; --engine=process runs each by itself")
+    if (held_gib := torch.cuda.memory_allocated(device) / GIB) > LEFT_GIB:
+        raise InputError(f"{device} still holds {held_gib:.1f} GiB of an earlier cell; --engine=process runs each by itself")
 
 
 def resolve_device(requested: str | None, worker: int = 0) -> torch.device:

@@ -52,32 +52,32 @@ def evaluate(
 ) -> Evaluation:
     """Predict every row, and score the predictions against the rows: of several ranks the first one scores, for all."""
     task, features = codec.task, get_features(codec, rows, training=False)
-    began = time.perf_counter()
+    start = time.perf_counter()
     outputs, batch = predict(model, codec, features, device, progress, ranks)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     predictions = codec.decode(rows, features, outputs)
-    scored = ranks.first(lambda: METRICS[task.problem](metrics, task, rows, [one.value for one in predictions]))
+    result = ranks.first(lambda: METRICS[task.problem](metrics, task, rows, [one.value for one in predictions]))
     losses = [prediction.loss for prediction in predictions if prediction.loss is not None]
     lengths = [len(output) for output in outputs] if codec.generates else []  # the end token included
-    generated = {"mean": fmean(lengths), "median": float(median(lengths)), "longest": max(lengths)} if lengths else None
+    length_figures = {"mean": fmean(lengths), "median": float(median(lengths)), "longest": max(lengths)} if lengths else None
     part = EvaluationRecord(
         seconds=seconds,
         loss=sum(losses) / len(losses) if losses else None,
         batch=batch,
-        metric_sources=scored.sources,
+        metric_sources=result.sources,
         precision=eval_precision(codec.cell, device),
-        generated_tokens=generated,
+        generated_tokens=length_figures,
     )
     return Evaluation(
         part=part,
-        scores=scored.scores,
-        examples=scored.examples,
+        scores=result.scores,
+        examples=result.examples,
         rows=rows,
         features=features,
         outputs=outputs,
         predictions=predictions,
         samples_per_second=len(rows) / seconds if seconds else None,
-        generated_tokens_per_second=sum(map(len, outputs)) / seconds if generated and seconds else None,
+        generated_tokens_per_second=sum(map(len, outputs)) / seconds if length_figures and seconds else None,
     )
 
 
@@ -116,5 +116,5 @@ def predict(
                 free_memory(device)
                 size //= 2
     shares = ranks.gather((outputs, size))
-    by_feature = {i: output for share, _ in shares for i, output in share.items()}
-    return [by_feature[i] for i in range(len(features))], min(size for _, size in shares)
+    outputs_by_feature = {i: output for share, _ in shares for i, output in share.items()}
+    return [outputs_by_feature[i] for i in range(len(features))], min(size for _, size in shares)

@@ -43,15 +43,15 @@ Figures = dict[str, float | None]  # by group; None for what is not finite
 
 def names_by_group(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
     """Names by group, in the order of the model: the head's, those that the method added, and those of each layer and kind."""
-    own = cell.method.own_parameters(model)
+    method_names = cell.method.own_parameters(model)
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        lower, layer = f".{name.lower()}", re.search(r"\.(\d+)\.", name)
-        kind = next((kind for pattern, kind in KINDS if re.search(pattern, lower)), None)
-        stack = next((stack for stack in ("decoder", "encoder") if f".{stack}." in lower), "layer")
+        lower_name, layer = f".{name.lower()}", re.search(r"\.(\d+)\.", name)
+        kind = next((kind for pattern, kind in KINDS if re.search(pattern, lower_name)), None)
+        stack = next((stack for stack in ("decoder", "encoder") if f".{stack}." in lower_name), "layer")
         if is_part(name, cell.head.new_modules):
             group = "head"
-        elif name in own:
+        elif name in method_names:
             group = cell.method.group_name(name)
         elif kind in WHOLE or layer is None:
             group = kind or "rest"
@@ -63,8 +63,8 @@ def names_by_group(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[s
 
 def norms(groups: Mapping[str, Sequence[str]], sizes: Mapping[str, float]) -> Figures:
     """The norm of each group, from those of its tensors; groups without one are left out."""
-    known = {group: [sizes[name] for name in names if name in sizes] for group, names in groups.items()}
-    return {group: figure(math.hypot(*own)) for group, own in known.items() if own}
+    sizes_by_group = {group: [sizes[name] for name in names if name in sizes] for group, names in groups.items()}
+    return {group: figure(math.hypot(*tensor_norms)) for group, tensor_norms in sizes_by_group.items() if tensor_norms}
 
 
 def gradient_figures(
@@ -75,8 +75,8 @@ def gradient_figures(
     sizes = {name: float(gradient.norm(dtype=torch.float32)) for name, gradient in gradients.items()}
     largest = {name: max(sizes.get(other, 0.0) for other in names) for names in groups.values() for name in names}
     rounding = {name for name, size in sizes.items() if largest.get(name, 0.0) > 0 and size <= ROUNDING * largest[name]}
-    reached = {name for name, gradient in gradients.items() if gradient.any()} - rounding
-    return norms(groups, sizes), {group: len(reached & set(names)) for group, names in groups.items()}, rounding
+    reached_names = {name for name, gradient in gradients.items() if gradient.any()} - rounding
+    return norms(groups, sizes), {group: len(reached_names & set(names)) for group, names in groups.items()}, rounding
 
 
 def figure(value: Any) -> float | None:
@@ -89,11 +89,11 @@ def digest(value: Any) -> str:
     """Sixteen hex digits of a value; of an iterator, those of the list of its values, which is never made."""
     if not isinstance(value, Iterator):
         return sha256(repr(value).encode()).hexdigest()[:16]
-    whole = sha256(b"[")
-    for index, one in enumerate(value):
-        whole.update(f"{', ' if index else ''}{one!r}".encode())
-    whole.update(b"]")
-    return whole.hexdigest()[:16]
+    hasher = sha256(b"[")
+    for index, item in enumerate(value):
+        hasher.update(f"{', ' if index else ''}{item!r}".encode())
+    hasher.update(b"]")
+    return hasher.hexdigest()[:16]
 
 
 def sample(tensors: Mapping[str, Any], *, exact: bool = False) -> dict[str, Tensor]:
@@ -118,18 +118,18 @@ class FirstUpdates:
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         self._start = sample({name: self.parameters[name] for name in gradients})
         groups = names_by_group(self.cell, self.model, gradients)
-        whole = {name: full_tensor(gradient) for name, gradient in gradients.items()}
-        sizes, reached, self._rounding = gradient_figures(groups, whole)
-        drawn = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()  # dropout draws from it
-        return {"gradients": sizes, "reached": reached, "drawn": digest(drawn.tolist())}
+        full_gradients = {name: full_tensor(gradient) for name, gradient in gradients.items()}
+        sizes, counts, self._rounding = gradient_figures(groups, full_gradients)
+        state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()  # dropout draws from it
+        return {"gradients": sizes, "reached": counts, "drawn": digest(state.tolist())}
 
     def movement(self) -> dict[str, Any]:
         """How far each group moved since: norms over sampled values. Empty if no one recorded the first update."""
         if not self._start:
             return {}
-        now = sample({name: self.parameters[name] for name in self._start})
+        end = sample({name: self.parameters[name] for name in self._start})
         # An AdamW moves a weight by its whole rate also if its gradient is rounding: such tensors are left out.
-        change = {name: now[name] - start for name, start in self._start.items() if name not in self._rounding}
+        change = {name: end[name] - start for name, start in self._start.items() if name not in self._rounding}
         sizes = {name: float(one.norm(dtype=torch.float32)) for name, one in change.items()}
         return {"moved": norms(names_by_group(self.cell, self.model, change), sizes)}
 
@@ -168,9 +168,9 @@ class AdamW:
         if update in (0, max(MOVED, int(LATE * total))):
             self._last = update or MOVED - 1
             kind, groups = type(self.optimizer), self.optimizer.param_groups
-            own = kind is torch.optim.AdamW and not any(group["amsgrad"] or group["maximize"] for group in groups)
-            followed = own or kind.__module__ == "bitsandbytes.optim.adamw"  # theirs have no such options
-            group_of = {p: group for group in groups for p in group["params"]} if followed else {}
+            is_torch = kind is torch.optim.AdamW and not any(group["amsgrad"] or group["maximize"] for group in groups)
+            is_followed = is_torch or kind.__module__ == "bitsandbytes.optim.adamw"  # theirs have no such options
+            group_of = {p: group for group in groups for p in group["params"]} if is_followed else {}
             stepped = {name: p for name, p in self.parameters.items() if p.grad is not None and p in group_of}
             stepped = {name: p for name, p in stepped.items() if not update or p in self.optimizer.state}
             for name, start in sample(stepped, exact=True).items():
@@ -185,9 +185,9 @@ class AdamW:
         """Behind the last step that is followed, see how far apart the two are."""
         if not self._state or update < self._last:
             return
-        now = torch.cat([*sample({name: self.parameters[name] for name in self._start}, exact=True).values()])
-        start, wanted = torch.cat([*self._start.values()]), torch.cat([weights for weights, *_ in self._state.values()])
-        gap = float((now - wanted).norm() / ((wanted - start).norm() + LOST * start.norm()))
+        end = torch.cat([*sample({name: self.parameters[name] for name in self._start}, exact=True).values()])
+        start, expected = torch.cat([*self._start.values()]), torch.cat([weights for weights, *_ in self._state.values()])
+        gap = float((end - expected).norm() / ((expected - start).norm() + LOST * start.norm()))
         self.gap, self.late_gap = (gap, None) if update < MOVED else (self.gap, gap)
         states = (value for state in self.optimizer.state.values() for value in state.values())
         self.packed = any(isinstance(value, Tensor) and value.dtype is torch.uint8 for value in states)
@@ -197,13 +197,13 @@ class AdamW:
 def held_moments(state: Mapping[str, Any]) -> Sequence[Tensor]:
     """Both moments, of the sampled values, that torch's or bitsandbytes' AdamW holds of a tensor."""
     names = ("exp_avg", "exp_avg_sq") if "exp_avg" in state else ("state1", "state2")
-    held = [*sample({name: state[name] for name in names}, exact=True).values()]
+    moments = [*sample({name: state[name] for name in names}, exact=True).values()]
     if state[names[0]].dtype is not torch.uint8:
-        return held
+        return moments
     size = state["state1"].numel()
     blocks = torch.arange(0, size, max(1, size // SAMPLED)) // PACKED_BLOCK
     pairs = [(state[f"qmap{i}"].double().cpu(), state[f"absmax{i}"].double().cpu()) for i in (1, 2)]
-    return [levels[codes.long()] * scales[blocks] for codes, (levels, scales) in zip(held, pairs, strict=True)]
+    return [levels[codes.long()] * scales[blocks] for codes, (levels, scales) in zip(moments, pairs, strict=True)]
 
 
 def adamw_step(
@@ -250,11 +250,11 @@ class ModuleFigures:
     def watch(self, phase: str, passes: int | None = None) -> Iterator[None]:
         """Note what the model computes meanwhile: all of it, or its first passes. Of a pass that fails nothing is kept."""
         names = {module: name for name, module in self.model.named_modules()}
-        before, begun, times = len(self._calls), list[dict[str, Any]](), Counter[str]()
-        left = count(-1, -1) if passes is None else count(passes, -1)  # of passes to come; of all of them there is no end
+        call_count, open_calls, times = len(self._calls), list[dict[str, Any]](), Counter[str]()
+        countdown = count(-1, -1) if passes is None else count(passes, -1)  # of passes to come; of all of them there is no end
 
         def enter(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-            if not begun and next(left) == 0:
+            if not open_calls and next(countdown) == 0:
                 hooks.close()
                 return
             name, kind = names[module], type(module)
@@ -263,15 +263,15 @@ class ModuleFigures:
             tensors = (leaf for leaf in tree_leaves([*inputs, *options.values()]) if isinstance(leaf, Tensor))
             figures, makers = self._look(tensors)
             source = next((maker for maker in makers if maker >= 0), -1)
-            begun.append(call | {"call": times[name], "depth": len(begun), "source": source, "taken": figures})
+            open_calls.append(call | {"call": times[name], "depth": len(open_calls), "source": source, "taken": figures})
 
         def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            call, own = begun.pop(), len(self._calls)
-            made = [leaf for leaf in tree_leaves([output]) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-            call["given"], makers = self._look(made, own)
+            call, place = open_calls.pop(), len(self._calls)
+            outputs = [leaf for leaf in tree_leaves([output]) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+            call["given"], makers = self._look(outputs, place)
             call["maker"] = next(iter(makers), -1)
-            if made and made[0].requires_grad and call["maker"] == own:
-                made[0].register_hook(lambda gradient: call.update(gradient=tensor_figures(gradient.detach())))  # type: ignore[no-untyped-call] # torch's own
+            if outputs and outputs[0].requires_grad and call["maker"] == place:
+                outputs[0].register_hook(lambda gradient: call.update(gradient=tensor_figures(gradient.detach())))  # type: ignore[no-untyped-call] # torch's own
             self._calls.append(call)
 
         with ExitStack() as hooks:
@@ -281,38 +281,38 @@ class ModuleFigures:
             try:
                 yield
             except BaseException:
-                del self._calls[before:]
+                del self._calls[call_count:]
                 raise
             finally:
                 self._seen = {}
 
     def _look(self, tensors: Iterable[Tensor], maker: int = -1) -> tuple[Projected | None, list[int]]:
         """Figures of tensors, and the call that made each: the one before, if a tensor has passed through this as it is."""
-        known: list[tuple[Projected, int]] = []
+        pairs: list[tuple[Projected, int]] = []
         for tensor in tensors:
             version = 0 if tensor.is_inference() else tensor._version
-            seen = self._seen.get(id(tensor))
-            if seen is None or seen[0]() is not tensor or seen[1] != version:
+            entry = self._seen.get(id(tensor))
+            if entry is None or entry[0]() is not tensor or entry[1] != version:
                 values = tensor.detach()
                 if maker < 0:  # so that nothing hides the rest: whole numbers by their sine, what masks hold by its sign
-                    large = values.abs() > LARGE if values.is_floating_point() else None
-                    values = torch.sin(values.float()) if large is None else torch.where(large, values.sign(), values)
+                    is_large = values.abs() > LARGE if values.is_floating_point() else None
+                    values = torch.sin(values.float()) if is_large is None else torch.where(is_large, values.sign(), values)
                 figures = tensor_figures(values)
-                seen = self._seen[id(tensor)] = (weakref.ref(tensor), version, figures, maker)
-            known.append(seen[2:])
-        return _sum([figures for figures, _ in known]), [maker for _, maker in known]
+                entry = self._seen[id(tensor)] = (weakref.ref(tensor), version, figures, maker)
+            pairs.append(entry[2:])
+        return _sum([figures for figures, _ in pairs]), [maker for _, maker in pairs]
 
     def note_weights(self, phase: str, gradients: Mapping[str, Tensor]) -> None:
         """Note the gradients of parameters, by name, with the first call of the module that holds them."""
-        first = {call["module"]: call for call in reversed(self._calls) if call["phase"] == phase}
-        held: dict[str, list[Projected]] = defaultdict(list)
+        first_calls = {call["module"]: call for call in reversed(self._calls) if call["phase"] == phase}
+        figures: dict[str, list[Projected]] = defaultdict(list)
         for name, gradient in gradients.items():
             module = name.rpartition(".")[0]
-            while module and module not in first:  # it only holds them, as a list of parameters does
+            while module and module not in first_calls:  # it only holds them, as a list of parameters does
                 module = module.rpartition(".")[0]
-            held[module].append(tensor_figures(gradient))
-        for module in held.keys() & first.keys():
-            first[module]["weights"] = _sum(held[module])
+            figures[module].append(tensor_figures(gradient))
+        for module in figures.keys() & first_calls.keys():
+            first_calls[module]["weights"] = _sum(figures[module])
 
     def columns(self) -> Columns:
         """One row per call, by column; None for what was not there, or is no finite number."""
@@ -321,12 +321,12 @@ class ModuleFigures:
         columns: Columns = {name: [call[name] for call in self._calls] for name in NAMES}
         columns |= {name: [float(call[name]) for call in self._calls] for name in COUNTS}
         for name in TENSORS:
-            taken = [call.get(name) for call in self._calls]
-            there = [torch.cat([norm.unsqueeze(0), projections]) for norm, projections in filter(None, taken)]
-            rows = iter(torch.stack(there).tolist() if there else ())  # brought to the host at once
-            known = [next(rows) if one else [math.nan] * len(NUMBERS) for one in taken]
+            entries = [call.get(name) for call in self._calls]
+            vectors = [torch.cat([norm.unsqueeze(0), projections]) for norm, projections in filter(None, entries)]
+            rows = iter(torch.stack(vectors).tolist() if vectors else ())  # brought to the host at once
+            table = [next(rows) if one else [math.nan] * len(NUMBERS) for one in entries]
             for i, number in enumerate(NUMBERS):
-                columns[f"{name}_{number}"] = [row[i] if math.isfinite(row[i]) else None for row in known]
+                columns[f"{name}_{number}"] = [row[i] if math.isfinite(row[i]) else None for row in table]
         random_vectors.cache_clear()  # on a GPU they would stand in the peaks of training
         return columns
 

@@ -45,7 +45,7 @@ class Footprint:
 
 def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
     """Two updates of the trainer: one counts FLOPs, one traces bytes beyond `baseline_bytes`, held before the model was."""
-    device, live = trainer.meter.device, list[int]()
+    device, live_sizes = trainer.meter.device, list[int]()
     with FlopCounterMode(display=False, custom_mapping=extra_flops()) as flops:
         trainer.update(next(trainer.updates(0)))
     group = next(trainer.updates(0))
@@ -56,7 +56,7 @@ def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
         torch.cuda.reset_peak_memory_stats(device)
 
     def live_bytes(*_: Any) -> None:
-        live.append(counter.live if counter else torch.cuda.memory_allocated(device) - baseline_bytes)
+        live_sizes.append(counter.live if counter else torch.cuda.memory_allocated(device) - baseline_bytes)
 
     hook = trainer.optimizer.optimizer.register_step_post_hook(live_bytes)
     with counter or nullcontext():
@@ -65,7 +65,7 @@ def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
     return Footprint(
         flops_per_step=flops.get_total_flops(),
         matmul_flops_per_second=matmul_peak(device, trainer.log.precision),
-        live_bytes=live[0],
+        live_bytes=live_sizes[0],
         peak_bytes=counter.peak if counter else torch.cuda.max_memory_allocated(device) - baseline_bytes,
     )
 
@@ -152,13 +152,13 @@ def complete(ledger: Ledger, footprint: Footprint) -> Ledger:
 
 def compute_flops(footprint: Footprint, step_seconds: float | None) -> Flops:
     """FLOPs of an update, and how fast they were done beside the device's best."""
-    achieved = footprint.flops_per_step / step_seconds if step_seconds else None
+    rate = footprint.flops_per_step / step_seconds if step_seconds else None
     peak = footprint.matmul_flops_per_second
     return Flops(
         flops_per_step=footprint.flops_per_step,
-        achieved_flops_per_second=achieved,
+        achieved_flops_per_second=rate,
         matmul_flops_per_second=peak,
-        mfu_percent=100 * achieved / peak if achieved else None,
+        mfu_percent=100 * rate / peak if rate else None,
     )
 
 
@@ -169,22 +169,22 @@ def footprint_faults(trainer: Trainer, footprint: Footprint) -> list[str]:
     """Of the number of parameters that train, of the bytes held, and of what the method saves."""
     cell, ledger = trainer.cell, trainer.log.ledger
     assert ledger, "a traced trainer has made two updates"
-    counts, held = wrong_counts(cell, trainer.model), wrong_bytes(ledger, footprint, trainer.meter.device)
-    return [*counts, *held, *wrong_savings(cell, ledger, parameter_counts(trainer.model).total_params)]
+    count_faults, byte_faults = wrong_counts(cell, trainer.model), wrong_bytes(ledger, footprint, trainer.meter.device)
+    return [*count_faults, *byte_faults, *wrong_savings(cell, ledger, parameter_counts(trainer.model).total_params)]
 
 
 def wrong_counts(cell: Cell, model: nn.Module) -> list[str]:
     """The recipe may say how many parameters train; it does not count the row of a new token."""
     expected = cell.recipe.trainable_params
-    trained = sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and TOKEN_ROWS not in name)
-    return [] if expected in (None, trained) else [f"{trained:,} parameters train, the recipe says {expected:,}"]
+    count = sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and TOKEN_ROWS not in name)
+    return [] if expected in (None, count) else [f"{count:,} parameters train, the recipe says {expected:,}"]
 
 
 def wrong_bytes(ledger: Ledger, footprint: Footprint, device: torch.device) -> list[str]:
     """The device holds the tensors that the ledger books."""
-    booked, held = ledger.tensor_bytes or 0, footprint.live_bytes
-    right = abs(held - booked) <= (CUDA_ROOM * booked if device.type == "cuda" else 0)
-    return [] if right else [f"the ledger holds {booked:,} bytes, the device {held:,}"]
+    ledger_bytes, device_bytes = ledger.tensor_bytes or 0, footprint.live_bytes
+    is_right = abs(device_bytes - ledger_bytes) <= (CUDA_ROOM * ledger_bytes if device.type == "cuda" else 0)
+    return [] if is_right else [f"the ledger holds {ledger_bytes:,} bytes, the device {device_bytes:,}"]
 
 
 def wrong_savings(cell: Cell, ledger: Ledger, total_params: int) -> list[str]:

@@ -105,11 +105,11 @@ class Meter:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             figures: dict[str, Any] = {**vars(peaks(self.device, time.perf_counter() - self._began))}
-            before, now = self._joules, self.counter() if self.counter else None
-            figures["gpu_energy_joules"] = None if before is None or now is None or now < before else now - before
+            start, end = self._joules, self.counter() if self.counter else None
+            figures["gpu_energy_joules"] = None if start is None or end is None or end < start else end - start
             # A repeated phase adds its seconds and keeps the higher peak; what is not known of one part is not of the whole.
-            if earlier := self.phases.get(self._open[-1]):
-                pairs = {name: (one, figures[name]) for name, one in vars(earlier).items()}
+            if phase := self.phases.get(self._open[-1]):
+                pairs = {name: (one, figures[name]) for name, one in vars(phase).items()}
                 figures = {
                     name: None if None in pair else (sum(pair) if name in SUMS else max(pair)) for name, pair in pairs.items()
                 }
@@ -128,33 +128,33 @@ class Meter:
         record["train_samples"] = sum(update.samples for update in self.updates)
         sizes = [(update.samples, update.tokens, update.padded_tokens) for update in self.updates]
         records, sizes_of_ranks = zip(*ranks.gather((record, sizes)), strict=True)
-        for update, *of_ranks in zip(self.updates, *sizes_of_ranks, strict=True):
-            update.samples, update.tokens, update.padded_tokens = map(sum, zip(*of_ranks, strict=True))
+        for update, *rank_sizes in zip(self.updates, *sizes_of_ranks, strict=True):
+            update.samples, update.tokens, update.padded_tokens = map(sum, zip(*rank_sizes, strict=True))
         backend: Literal["nccl", "gloo"] = "nccl" if self.device.type == "cuda" else "gloo"
         return RanksRecord(count=ranks.count, backend=backend, fsdp=ranks.holds_parts, each=list(records))
 
     def memory(self, ledger: Ledger | None = None, *, contended: bool | None = False) -> Memory:
         """Peaks of each phase, without the joules of a GPU that others used, too; and the ledger, empty if nothing trained."""
         ledger = ledger or Ledger(**dict.fromkeys(Ledger.__annotations__))
-        left_out: dict[str, Any] = {"gpu_energy_joules": None} if contended else {}
-        phases = {name: replace(phase, **left_out) for name, phase in self.phases.items()}
+        resets: dict[str, Any] = {"gpu_energy_joules": None} if contended else {}
+        phases = {name: replace(phase, **resets) for name, phase in self.phases.items()}
         return Memory(phases=phases, ledger=ledger, cells_before=self.cells_before)
 
     def throughput(self, eval_samples: float | None = None, generated_tokens: float | None = None) -> Throughput:
         """Rates over the updates after warm-up, None if a run was too short to have any; and what evaluation did a second."""
-        steady = self.updates[WARMUP_UPDATES:]
-        durations = self.durations(steady)
+        updates = self.updates[WARMUP_UPDATES:]
+        durations = self.durations(updates)
         total = sum(durations)
-        tokens, padded = (sum(getattr(u, name) for u in self.updates) for name in ("tokens", "padded_tokens"))
+        tokens, padded_tokens = (sum(getattr(u, name) for u in self.updates) for name in ("tokens", "padded_tokens"))
         return Throughput(
-            train_samples_per_second=sum(u.samples for u in steady) / total if total else None,
-            train_tokens_per_second=sum(u.tokens for u in steady) / total if total else None,
-            train_steps_per_second=len(steady) / total if total else None,
+            train_samples_per_second=sum(u.samples for u in updates) / total if total else None,
+            train_tokens_per_second=sum(u.tokens for u in updates) / total if total else None,
+            train_steps_per_second=len(updates) / total if total else None,
             step_seconds_median=statistics.median(durations) if durations else None,
             step_seconds_p90=statistics.quantiles(durations, n=10)[-1] if len(durations) > 1 else None,
-            padding_share=1 - tokens / padded if padded else None,
+            padding_share=1 - tokens / padded_tokens if padded_tokens else None,
             step_seconds=[round(seconds, 5) for seconds in durations],
-            measured_steps=len(steady),
+            measured_steps=len(updates),
             warmup_steps=min(WARMUP_UPDATES, len(self.updates)),
             eval_samples_per_second=eval_samples,
             generated_tokens_per_second=generated_tokens,
@@ -228,9 +228,9 @@ def ledger(model: nn.Module, optimizer: torch.optim.Optimizer | None, gradients_
 
 def parameter_counts(model: nn.Module) -> Parameters:
     """Trainable and total parameters; a weight packed to 4 bits counts as the weights it holds."""
-    named = dict(model.named_parameters())  # tied weights once
-    packed = {name: state.shape for name, p in named.items() if (state := getattr(p, "quant_state", None)) is not None}
-    sizes = {name: torch.Size(packed.get(name, p.shape)).numel() for name, p in named.items()}
+    tensors = dict(model.named_parameters())  # tied weights once
+    shapes = {name: state.shape for name, p in tensors.items() if (state := getattr(p, "quant_state", None)) is not None}
+    sizes = {name: torch.Size(shapes.get(name, p.shape)).numel() for name, p in tensors.items()}
     total = sum(size for name, size in sizes.items() if not any(part in name for part in PEFT_TWINS))
-    trainable = sum(p.numel() for p in named.values() if p.requires_grad)
+    trainable = sum(p.numel() for p in tensors.values() if p.requires_grad)
     return Parameters(trainable_params=trainable, total_params=total, trainable_percent=100 * trainable / total)

@@ -60,10 +60,10 @@ def classification_scores(references: Sequence[int], predicted: Sequence[int], c
     pairs, classes = Counter(zip(references, predicted, strict=True)), range(count)
     scores = {"accuracy": 100 * sum(pairs[label, label] for label in classes) / len(references)}
     for label in classes:
-        hits, true = pairs[label, label], sum(pairs[label, other] for other in classes)
-        guessed = sum(pairs[other, label] for other in classes)
-        for name, part, whole in (("precision", hits, guessed), ("recall", hits, true), ("f1", 2 * hits, true + guessed)):
-            scores[f"{name}_{label}"] = 100 * part / whole if whole else 0.0
+        hits, truths = pairs[label, label], sum(pairs[label, other] for other in classes)
+        guesses = sum(pairs[other, label] for other in classes)
+        for name, part, total in (("precision", hits, guesses), ("recall", hits, truths), ("f1", 2 * hits, truths + guesses)):
+            scores[f"{name}_{label}"] = 100 * part / total if total else 0.0
     scores["f1_macro"] = sum(scores[f"f1_{label}"] for label in classes) / count
     return scores
 
@@ -79,9 +79,9 @@ def simplify(answer: str) -> str:
 
 def token_f1(answer: str, truth: str) -> float:
     """Harmonic mean of precision and recall over the words that two normalized texts share; 0 if they share none."""
-    words, wanted = answer.split(), truth.split()
-    shared = sum((Counter(words) & Counter(wanted)).values())
-    return 2 * shared / (len(words) + len(wanted)) if shared else 0.0
+    words, truth_words = answer.split(), truth.split()
+    shared = sum((Counter(words) & Counter(truth_words)).values())
+    return 2 * shared / (len(words) + len(truth_words)) if shared else 0.0
 
 
 def squad_examples(truths: Sequence[Sequence[str]], answers: Sequence[str]) -> PointsByMetric:
@@ -160,7 +160,7 @@ class BertScorer:
     def _embed(self, texts: Sequence[str]) -> list[Embedded]:
         """The tokens of each text, as far as the encoder's window reaches."""
         frame = torch.tensor([self._tokenizer.cls_token_id, self._tokenizer.sep_token_id])
-        embedded: list[Embedded] = []
+        embeddings: list[Embedded] = []
         for start in range(0, len(texts), BATCH):
             batch = self._tokenizer(
                 list(texts[start : start + BATCH]), padding=True, truncation=True, max_length=self._window, return_tensors="pt"
@@ -169,9 +169,9 @@ class BertScorer:
             with torch.inference_mode():
                 output = self._encoder(batch["input_ids"], attention_mask=mask, output_hidden_states=True)
             states = normalize(output.hidden_states[self._layer].float(), dim=-1)
-            for row, ids, real in zip(states, batch["input_ids"], mask.bool(), strict=True):
-                embedded.append(Embedded(vectors=row[real], counted=~torch.isin(ids[real], frame)))
-        return embedded
+            for row, ids, is_token in zip(states, batch["input_ids"], mask.bool(), strict=True):
+                embeddings.append(Embedded(vectors=row[is_token], counted=~torch.isin(ids[is_token], frame)))
+        return embeddings
 
 
 def greedy_match(candidate: Embedded, reference: Embedded) -> tuple[float, float, float]:

@@ -39,8 +39,8 @@ def make_codec(cell: Cell, tokenizer: Any) -> Codec:
     problem = cell.task.problem  # nothing but a chat's codec tells the turns of a conversation apart
     layouts = [Layout.CHAT] if cell.task.messages else [layout for kind, layout in CODECS if kind is problem]
     if cell.head.layout not in layouts:
-        own, *fitting = (f"Layout.{layout.name}" if layout else "no layout" for layout in (cell.head.layout, *layouts))
-        raise InputError(f"{cell.id}: its head has {own}; for {problem}, a head needs {' or '.join(fitting)}")
+        name, *names = (f"Layout.{layout.name}" if layout else "no layout" for layout in (cell.head.layout, *layouts))
+        raise InputError(f"{cell.id}: its head has {name}; for {problem}, a head needs {' or '.join(names)}")
     return CODECS[problem, cell.head.layout](cell, tokenizer)
 
 

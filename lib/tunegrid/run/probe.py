@@ -55,12 +55,12 @@ def before_training(
     """
     features, modules = spread_features(trainer.features, PROBED), ModuleFigures(trainer.model)
     device, codec, figures = trainer.meter.device, trainer.codec, {**UNPROBED}
-    asks = (_gradients, _search) if isinstance(codec, GenerateCodec) else (_gradients,)
+    measures = (_gradients, _search) if isinstance(codec, GenerateCodec) else (_gradients,)
     with keep_state(trainer):
-        for ask in asks:  # a probe keeps all activations, training perhaps does not
+        for measure in measures:  # a probe keeps all activations, training perhaps does not
             fits = False
             with suppress(DoesNotFit), check_memory():
-                figures |= ask(trainer, features, modules)
+                figures |= measure(trainer, features, modules)
                 fits = True
             if not fits:
                 free_memory(device)  # out here, where the error no longer keeps the failed pass alive
@@ -90,38 +90,38 @@ def before_training(
 def _gradients(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
     """The loss of a few rows without dropout, in nats a target, its gradients, and how packed layers compute it."""
     # No more rows at once than training takes: their losses and gradients add up.
-    codec, device, at_once = trainer.codec, trainer.meter.device, trainer.cell.recipe.per_device_train_batch_size
-    batches = [codec.collate(some) for some in chunks(rows, at_once)]
+    codec, device, size = trainer.codec, trainer.meter.device, trainer.cell.recipe.per_device_train_batch_size
+    batches = [codec.collate(some) for some in chunks(rows, size)]
     targets = sum(map(codec.targets, batches))
     trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
     # Over a base in fp32 the probe is in fp32 whatever training is in: it rounds less, so that smaller changes show.
-    lifted = base_type(trainer.cell) is torch.float32 and not trainer.cell.quantization and trainer.log.precision != "fp32"
-    autocast = nullcontext if lifted else trainer.accelerator.autocast
-    total, known = torch.zeros((), device=device), dict[str, Tensor]()
+    is_fp32 = base_type(trainer.cell) is torch.float32 and not trainer.cell.quantization and trainer.log.precision != "fp32"
+    autocast = nullcontext if is_fp32 else trainer.accelerator.autocast
+    total, sums = torch.zeros((), device=device), dict[str, Tensor]()
     with modules.watch("forward"):
         for batch in batches:
-            with torch.enable_grad(), autocast(), compute_types(trainer.model) as computed:
+            with torch.enable_grad(), autocast(), compute_types(trainer.model) as types:
                 loss = codec.loss(trainer.model, codec.to_device(batch, device)) / targets
             gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
             total += loss.detach()
             for name, gradient in zip(trained, gradients, strict=True):
                 if gradient is not None:
-                    known[name] = known[name] + gradient if name in known else gradient
-    modules.note_weights("forward", known)
+                    sums[name] = sums[name] + gradient if name in sums else gradient
+    modules.note_weights("forward", sums)
     # As many once more with dropout, of which only what modules give is noted.
     with keep_state(trainer, training=True), torch.no_grad(), autocast(), modules.watch("dropout"):
         torch.manual_seed(0)
         codec.loss(trainer.model, codec.to_device(batches[0], device))
-    sizes, reached, _ = gradient_figures(names_by_group(trainer.cell, trainer.model, trained), known)
-    packed = names_by_group(trainer.cell, trainer.model, (f"{layer}.weight" for layer in computed))
+    sizes, counts, _ = gradient_figures(names_by_group(trainer.cell, trainer.model, trained), sums)
+    layers = names_by_group(trainer.cell, trainer.model, (f"{layer}.weight" for layer in types))
     return {
-        "probe": digest(([(row.input_ids, row.target) for row in rows], SEARCH, *(["fp32"] if lifted else []))),
+        "probe": digest(([(row.input_ids, row.target) for row in rows], SEARCH, *(["fp32"] if is_fp32 else []))),
         "computed": {
-            group: ", ".join(sorted({computed[name.rpartition(".")[0]] for name in names})) for group, names in packed.items()
+            group: ", ".join(sorted({types[name.rpartition(".")[0]] for name in names})) for group, names in layers.items()
         },
         "probe_loss": figure(total),
         "probe_gradients": sizes,
-        "probe_reached": reached,
+        "probe_reached": counts,
     }
 
 
@@ -132,21 +132,21 @@ def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -
     # No text ends before the cap: a cache may go wrong late. Nor is one longer than a target, for which there are positions.
     cap = min(codec.generation.max_new_tokens, codec.max_target_length)
     base: Any = trainer.model.get_base_model() if isinstance(trainer.model, PeftModel) else trainer.model
-    embeddings, read = base.get_decoder().get_input_embeddings(), list[int]()
-    with modules.watch("search", SEARCHED), attach([embeddings], lambda module, inputs, _: read.append(inputs[0].numel())):
-        texts, apart = run_search(trainer, [rows[0], rows[-1]], **SEARCH, max_new_tokens=cap, min_new_tokens=cap)
-    return {"generated": digest(texts), "decoded": figure(apart), "tokens_read": sum(read)}
+    embeddings, counts = base.get_decoder().get_input_embeddings(), list[int]()
+    with modules.watch("search", SEARCHED), attach([embeddings], lambda module, inputs, _: counts.append(inputs[0].numel())):
+        texts, gap = run_search(trainer, [rows[0], rows[-1]], **SEARCH, max_new_tokens=cap, min_new_tokens=cap)
+    return {"generated": digest(texts), "decoded": figure(gap), "tokens_read": sum(counts)}
 
 
 def untrained_scores(trainer: Trainer, metrics: Metrics, rows: Sequence[Row]) -> dict[str, Any]:
     """The points of each row before training, and a digest of the first predictions; null if memory runs out."""
-    codec, known, own = trainer.codec, dict[str, Any].fromkeys(("predicted", "untrained")), replace(metrics, bert_scorer=None)
+    codec, facts, cheap = trainer.codec, dict[str, Any].fromkeys(("predicted", "untrained")), replace(metrics, bert_scorer=None)
     with suppress(InputError):
-        scored = evaluate(trainer.model, codec, rows, own, trainer.meter.device, progress=lambda *state: None)
-        known["untrained"] = scored.examples[TELLING[codec.task.problem]]
+        evaluation = evaluate(trainer.model, codec, rows, cheap, trainer.meter.device, progress=lambda *state: None)
+        facts["untrained"] = evaluation.examples[TELLING[codec.task.problem]]
         if not codec.generates:
-            known["predicted"] = digest([str(prediction.value) for prediction in scored.predictions[:PREDICTED]])
-    return known
+            facts["predicted"] = digest([str(prediction.value) for prediction in evaluation.predictions[:PREDICTED]])
+    return facts
 
 
 def fixed_answers(task: Task, metrics: Metrics, rows: Sequence[Row]) -> Figures:
@@ -184,8 +184,8 @@ def probe(trainer: Trainer) -> Probe:
     """Ask about a few rows; their batch is differentiated if training held as many rows at once."""
     answer = Probe(rows=spread_features(trainer.features[:FIRST_ROWS], 2))
     trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
-    small, each = smallest_tensors(trained), list[list[Tensor]]()  # gradients of the smallest tensors, row by row
-    parameters = [trained[name] for name in small]
+    names, row_gradients = smallest_tensors(trained), list[list[Tensor]]()  # gradients of the smallest tensors, row by row
+    parameters = [trained[name] for name in names]
     with torch.enable_grad(), keep_state(trainer), trainer.accelerator.autocast():
         for row in answer.rows:
             with attach(trainer.model.modules(), lambda module, *_: answer.called.add(module)):
@@ -195,26 +195,26 @@ def probe(trainer: Trainer) -> Probe:
             answer.alone.append([one.detach() for one in logits])
             gradients = dict(zip(trained, logit_gradients(logits, [logits], trained.values()), strict=True))
             answer.reached |= {name for name, gradient in gradients.items() if gradient.any()}
-            each.append([gradients[name] for name in small])
+            row_gradients.append([gradients[name] for name in names])
         fits = trainer.log.micro_batch >= len(answer.rows)
         with torch.set_grad_enabled(fits):
             logits = get_logits(trainer, answer.rows)[0]
             answer.together = [one.detach() for one in logits]
             if fits:
-                summed = [torch.stack(own).sum(0) for own in zip(*each, strict=True)]
-                answer.gap = relative_gap(logit_gradients(logits, answer.alone, parameters), summed)
+                sums = [torch.stack(tensors).sum(0) for tensors in zip(*row_gradients, strict=True)]
+                answer.gap = relative_gap(logit_gradients(logits, answer.alone, parameters), sums)
                 if answer.gap > allowance(trainer):
                     answer.gap = min(answer.gap, _other_gap(trainer, parameters))
             with compute_types(trainer.model) as answer.computed:
-                again, loss = logits_and_loss(trainer, move_batch(trainer.meter.device, trainer.codec.collate(answer.rows)))
-            answer.repeated = max(distance(one, other.detach()) for one, other in zip(answer.together, again, strict=True))
+                repeat, loss = logits_and_loss(trainer, move_batch(trainer.meter.device, trainer.codec.collate(answer.rows)))
+            answer.repeated = max(distance(one, other.detach()) for one, other in zip(answer.together, repeat, strict=True))
             answer.loss = float(loss.detach())
     # In a region of autocast of its own: a cast or a packed weight may outlive the evaluation in it.
     with torch.enable_grad(), keep_state(trainer), trainer.accelerator.autocast():
         with torch.no_grad():
             get_logits(trainer, answer.rows[:1])
         logits = get_logits(trainer, answer.rows[:1])[0]
-        answer.after_evaluation = relative_gap(logit_gradients(logits, [logits], parameters), each[0])
+        answer.after_evaluation = relative_gap(logit_gradients(logits, [logits], parameters), row_gradients[0])
     return answer
 
 
@@ -223,10 +223,10 @@ def _other_gap(trainer: Trainer, parameters: Sequence[Tensor]) -> float:
     rows = spread_features(trainer.features[:FIRST_ROWS], 4)[1:3]
     if len(rows) < 2:
         return math.inf
-    alone = [get_logits(trainer, [row])[0] for row in rows]
-    each = [logit_gradients(logits, [logits], parameters) for logits in alone]
-    summed = [torch.stack(own).sum(0) for own in zip(*each, strict=True)]
-    return relative_gap(logit_gradients(get_logits(trainer, rows)[0], alone, parameters), summed)
+    row_logits = [get_logits(trainer, [row])[0] for row in rows]
+    row_gradients = [logit_gradients(logits, [logits], parameters) for logits in row_logits]
+    sums = [torch.stack(tensors).sum(0) for tensors in zip(*row_gradients, strict=True)]
+    return relative_gap(logit_gradients(get_logits(trainer, rows)[0], row_logits, parameters), sums)
 
 
 def spread_features(features: Sequence[Feature], count: int) -> list[Feature]:
@@ -282,8 +282,8 @@ def logits_and_loss(trainer: Trainer, batch: Batch, model: nn.Module | None = No
     outputs: list[Any] = []
     with attach([model], lambda module, inputs, output: outputs.append(output)):
         loss = trainer.codec.loss(model, batch)
-    named = [getattr(outputs[-1], name, None) for name in ("logits", "start_logits", "end_logits")]
-    return [logits for logits in named if logits is not None], loss
+    tensors = [getattr(outputs[-1], name, None) for name in ("logits", "start_logits", "end_logits")]
+    return [logits for logits in tensors if logits is not None], loss
 
 
 def target_logits(trainer: Trainer, features: Sequence[Feature], encoded: Tensor | None = None) -> list[Tensor]:
@@ -302,10 +302,10 @@ def target_rows(logits: Tensor, batch: Batch, features: Sequence[Feature] | None
         labels = labels[:, batch["kept"] + 1]
     elif "decoder_input_ids" not in batch:  # one sequence, perhaps behind learned tokens: each token predicts the next
         logits, labels = logits[:, -labels.shape[1] : -1], labels[:, 1:]
-    learned = [row[mask].float() for row, mask in zip(logits, labels.to(logits.device) != IGNORED, strict=True)]
+    learned_rows = [row[mask].float() for row, mask in zip(logits, labels.to(logits.device) != IGNORED, strict=True)]
     # With `features`, without what is learned before the target: a conversation's earlier turns of the assistant.
-    lengths = [len(row.target) for row in features] if features else map(len, learned)
-    return [one[len(one) - length :] for one, length in zip(learned, lengths, strict=True)]
+    lengths = [len(row.target) for row in features] if features else map(len, learned_rows)
+    return [one[len(one) - length :] for one, length in zip(learned_rows, lengths, strict=True)]
 
 
 def run_search(trainer: Trainer, features: Sequence[Feature], **options: Any) -> tuple[list[list[int]], float]:
@@ -355,11 +355,11 @@ def compute_types(model: nn.Module) -> Iterator[dict[str, str]]:
     types: dict[str, str] = {}
 
     def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        own = inputs[0].detach().float().requires_grad_(inputs[0].requires_grad)  # on a CPU, layers are packed anew without
-        with torch.autocast(own.device.type, enabled=False):
-            computed = module.forward(own).detach()  # not by a call, which would come here again
-        if computed.any():  # zeros fit every type
-            types[names[module]] = type_of_digits(computed)
+        values = inputs[0].detach().float().requires_grad_(inputs[0].requires_grad)  # on a CPU, layers are packed anew without
+        with torch.autocast(values.device.type, enabled=False):
+            result = module.forward(values).detach()  # not by a call, which would come here again
+        if result.any():  # zeros fit every type
+            types[names[module]] = type_of_digits(result)
 
     with attach(names, look):
         yield types
@@ -367,8 +367,8 @@ def compute_types(model: nn.Module) -> Iterator[dict[str, str]]:
 
 def type_of_digits(numbers: Tensor) -> str:
     """The type of 16 bits that holds these numbers as they are, or else the tensor's own."""
-    fitting = (half for half in HALVES if numbers.dtype is half or torch.equal(numbers.to(half).to(numbers.dtype), numbers))
-    return str(next(fitting, numbers.dtype)).removeprefix("torch.")
+    types = (half for half in HALVES if numbers.dtype is half or torch.equal(numbers.to(half).to(numbers.dtype), numbers))
+    return str(next(types, numbers.dtype)).removeprefix("torch.")
 
 
 # Without a trace, and how far rounding goes

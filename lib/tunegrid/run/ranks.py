@@ -49,9 +49,9 @@ class Ranks:
         rows = [feature for features in group for feature in features]
         # Dealt out in turn: those of a micro-batch are sorted by length, so that all ranks have long and short ones. With FSDP
         # each rank has as many micro-batches, some of them empty: every pass gathers weights of all ranks.
-        own = list(chunks(rows[self.rank :: self.count], size))
-        most = -(-len(rows) // (self.count * size))
-        return [*own, *[[]] * (most - len(own))] if self.holds_parts else own
+        batches = list(chunks(rows[self.rank :: self.count], size))
+        batch_count = -(-len(rows) // (self.count * size))
+        return [*batches, *[[]] * (batch_count - len(batches))] if self.holds_parts else batches
 
     def sum_ranks(self, tensor: Tensor) -> Tensor:
         """A tensor summed over the ranks, in place."""
@@ -127,15 +127,15 @@ class Ranks:
         """Give the model the weights of the sharded one, a tensor at a time; or `back`, if they are two."""
         if not self.holds_parts:
             return
-        for own, part in zip(model.parameters(), sharded_model.parameters(), strict=True):
-            whole: Tensor = own.detach()
+        for parameter, part in zip(model.parameters(), sharded_model.parameters(), strict=True):
+            weight: Tensor = parameter.detach()
             shard: Any = part.detach()  # a DTensor
-            if own.requires_grad and back:
+            if parameter.requires_grad and back:
                 from torch.distributed.tensor import distribute_tensor
 
-                shard.copy_(distribute_tensor(whole, shard.device_mesh, shard.placements))
-            elif own.requires_grad:
-                whole.copy_(full_tensor(shard))
+                shard.copy_(distribute_tensor(weight, shard.device_mesh, shard.placements))
+            elif parameter.requires_grad:
+                weight.copy_(full_tensor(shard))
 
     def moments(self, saved: Mapping[str, Any], parameter: Any) -> dict[str, Any]:
         """An optimizer's saved state of a parameter; with FSDP, what has its shape is a part, as the parameter is."""
@@ -143,10 +143,10 @@ class Ranks:
             return dict(saved)
         from torch.distributed.tensor import DTensor
 
-        place, own = (parameter.device_mesh, parameter.placements), parameter.to_local().shape
-        whole = {"shape": parameter.shape, "stride": parameter.stride()}
-        parts = {name: one for name, one in saved.items() if isinstance(one, Tensor) and one.shape == own}
-        return {**saved, **{name: DTensor.from_local(one, *place, **whole) for name, one in parts.items()}}
+        place, shape = (parameter.device_mesh, parameter.placements), parameter.to_local().shape
+        layout = {"shape": parameter.shape, "stride": parameter.stride()}
+        parts = {name: one for name, one in saved.items() if isinstance(one, Tensor) and one.shape == shape}
+        return {**saved, **{name: DTensor.from_local(one, *place, **layout) for name, one in parts.items()}}
 
 
 ALONE = Ranks()
@@ -193,7 +193,7 @@ def local_shard(tensor: Tensor) -> Tensor:
 def _sum_bucket(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
     """Sum a bucket of gradients over the ranks, of which DDP by itself takes the mean; DDP waits for the answer."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
-    future: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
+    future: torch.futures.Future[Tensor] = work.get_future().then(lambda answer: answer.value()[0])
     return future
 
 

@@ -51,21 +51,21 @@ class Serving:
         if isinstance(codec, GenerateCodec):
             penalty = {} if codec.generation.num_beams > 1 else {"length_penalty": 1.0}  # which transformers does not save
             hf.GenerationConfig(**codec.search | penalty).save_pretrained(folder)
-        made = cell.method.rewrites(cell) or cell.head.adapted_modules or lacking_modules(cell)  # no checkpoint holds the base
-        if isinstance(model, peft.PeftModel) and (made or cell.profile.perturbation is not None):
+        parts = cell.method.rewrites(cell) or cell.head.adapted_modules or lacking_modules(cell)  # no checkpoint holds the base
+        if isinstance(model, peft.PeftModel) and (parts or cell.profile.perturbation is not None):
             with unwrap_base(model) as base:
                 base.save_pretrained(folder / BASE)
 
     def load(self, cell: Cell, folder: Path, device: torch.device) -> tuple[Any, Any]:
         """The model and the tokenizer that `save` wrote. Raises InputError if a full model lacks tensors."""
         tokenizer = hf.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        adapted = (folder / peft.utils.CONFIG_NAME).is_file()
-        model = load_below(cell, folder, tokenizer, device) if adapted else load_whole(cell, folder, device)
+        is_adapter = (folder / peft.utils.CONFIG_NAME).is_file()
+        model = load_below(cell, folder, tokenizer, device) if is_adapter else load_whole(cell, folder, device)
         if cell.quantization:
             keep_packed_layers(model)  # which compute as those of the trained model do
         if (folder / hf.utils.GENERATION_CONFIG_NAME).is_file():
             model.generation_config = hf.GenerationConfig.from_pretrained(folder)
-        return load_adapter(model, folder, device) if adapted else model.to(device), tokenizer
+        return load_adapter(model, folder, device) if is_adapter else model.to(device), tokenizer
 
     def merge(self, model: Any) -> Any:
         """The base of a loaded adapter with the adapter merged into its weights; the loaded model is used up."""
@@ -74,8 +74,8 @@ class Serving:
 
 def load_below(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -> Any:
     """What an adapter was trained over: it was saved beside the adapter if no checkpoint holds it."""
-    own = folder / BASE
-    return load_whole(cell, own, device) if own.is_dir() else load_base(cell, tokenizer, device)
+    base_folder = folder / BASE
+    return load_whole(cell, base_folder, device) if base_folder.is_dir() else load_base(cell, tokenizer, device)
 
 
 def load_whole(cell: Cell, folder: Path, device: torch.device) -> Any:
@@ -85,9 +85,9 @@ def load_whole(cell: Cell, folder: Path, device: torch.device) -> Any:
     options |= {"device_map": {"": device}} if cell.quantization else {}
     load = getattr(kind, "from_saved", kind.from_pretrained)
     model, report = load(folder, output_loading_info=True, trust_remote_code=False, **options)
-    lost = sorted({*report["missing_keys"], *(str(name) for name, *_ in report["mismatched_keys"])})
-    if lost:
-        raise InputError(f"the saved model lacks {len(lost)} tensors, {lost[0]} among them")
+    missing_names = sorted({*report["missing_keys"], *(str(name) for name, *_ in report["mismatched_keys"])})
+    if missing_names:
+        raise InputError(f"the saved model lacks {len(missing_names)} tensors, {missing_names[0]} among them")
     return model
 
 
@@ -99,20 +99,20 @@ def load_adapter(base: Any, folder: Path, device: torch.device) -> Any:
 @contextmanager
 def unwrap_base(model: Any) -> Iterator[Any]:
     """The base below an adapter, its layers taken out of PEFT's; afterwards all is as it was."""
-    base, outer = model.get_base_model(), wrappers(model)
+    base, modules = model.get_base_model(), wrappers(model)
     try:
-        for name, module in outer.items():
+        for name, module in modules.items():
             base.set_submodule(name, _base_module(module))
         yield base
     finally:
-        for name, module in outer.items():
+        for name, module in modules.items():
             base.set_submodule(name, module)
 
 
 def wrappers(model: Any) -> dict[str, nn.Module]:
     """What PEFT put around modules of the base, by their names in it; of one inside another, the outer one."""
-    inside = {name: module for name, module in model.get_base_model().named_modules() if _base_module(module) is not None}
-    return {name: module for name, module in inside.items() if not any(name.startswith(f"{other}.") for other in inside)}
+    modules = {name: module for name, module in model.get_base_model().named_modules() if _base_module(module) is not None}
+    return {name: module for name, module in modules.items() if not any(name.startswith(f"{other}.") for other in modules)}
 
 
 def _base_module(module: nn.Module) -> Any:
@@ -153,19 +153,19 @@ def base_name(cell: Cell) -> str:
 
 def make_card(cell: Cell, record: Record) -> hub.ModelCard:
     """The card of a cell's model: its scores, the main one first, and what a reader must know before them."""
-    task, base, made_up = cell.task, base_name(cell), cell.profile.data_root == QUICK_PROFILE.data_root
+    task, base, is_synthetic = cell.task, base_name(cell), cell.profile.data_root == QUICK_PROFILE.data_root
     micro = base != cell.backbone.checkpoint
     pipeline = "summarization" if task.name == "summarization" else PIPELINES[task.problem]
     names = dict.fromkeys([record.main_score, *record.bounded_scores, *sorted(record.scores)])
     scores = {name: score for name in names if (score := record.scores.get(name)) is not None}
     caveats = [
         micro and f"A micro model, for tests alone: {base} stands in for {cell.backbone.checkpoint}.",
-        made_up and f"Synthetic data: tunegrid made up every row, so the scores say nothing about {task.dataset}.",
+        is_synthetic and f"Synthetic data: tunegrid made up every row, so the scores say nothing about {task.dataset}.",
         record.status != "passed" and strip_places(" ".join([f"Its run did not pass ({record.status}).", *record.missed])),
     ]
     data = hub.ModelCardData(
         base_model=None if micro else base,  # the hub has no micro model
-        datasets=None if made_up else [task.dataset],
+        datasets=None if is_synthetic else [task.dataset],
         library_name="peft" if cell.method.adapts else "transformers",
         model_name=cell.id,
         pipeline_tag=pipeline,

@@ -103,18 +103,18 @@ class Trainer:
         micro_batch = cell.recipe.per_device_train_batch_size
         self.log = TrainingLog(precision=precision, micro_batch=micro_batch, fallbacks=fallbacks)
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # a session trains many cells
-        mixed = "no" if precision == "fp32" else precision
-        self.accelerator = accelerate.Accelerator(mixed_precision=mixed, cpu=meter.device.type == "cpu")
+        mixed_precision = "no" if precision == "fp32" else precision
+        self.accelerator = accelerate.Accelerator(mixed_precision=mixed_precision, cpu=meter.device.type == "cpu")
         self.parameters, self.before = dict(model.named_parameters()), checksums(model.named_parameters())
         self.sharded_model = ranks.sharded_model(model, cell, precision) if ranks.holds_parts else model
         self.stepped = dict(self.sharded_model.named_parameters())
         self.stepper = Stepper(cell, model, self.sharded_model, self.accelerator, self.total)
         self.optimizer = self.stepper.optimizer
         self.trained = [p for p in self.stepped.values() if p.requires_grad]  # a method's optimizer may freeze some
-        alone = not self.accelerator.scaler and not self.stepper.acts_after_step  # else other things move weights, too
-        self.adamw = AdamW(self.optimizer.optimizer, self.stepped if alone else {})
-        whole = ranks.count == 1 or ranks.holds_parts  # a sharded model sums gradients by itself
-        self.ddp_model = self.sharded_model if whole else ranks.ddp_model(self.sharded_model)
+        is_alone = not self.accelerator.scaler and not self.stepper.acts_after_step  # else other things move weights, too
+        self.adamw = AdamW(self.optimizer.optimizer, self.stepped if is_alone else {})
+        needs_no_ddp = ranks.count == 1 or ranks.holds_parts  # a sharded model sums gradients by itself
+        self.ddp_model = self.sharded_model if needs_no_ddp else ranks.ddp_model(self.sharded_model)
         self.last_group: Sequence[Sequence[Feature]] = ()
         self.paused, self._end = False, self.total
         self.best: dict[str, Tensor] | None = None
@@ -136,22 +136,22 @@ class Trainer:
         hf.set_seed((self.cell.profile.seed + self.ranks.rank * SEED_STEP) % SEEDS)
         if self._random_states:
             set_random_states(self.meter.device, self._random_states)
-        per_epoch = self.cell.recipe.updates_per_epoch(len(self.features))
-        epochs = range(math.ceil(self.total / per_epoch))
-        for epoch in epochs[max(0, log.updates - 1) // per_epoch :]:
-            before = epoch * per_epoch
+        epoch_updates = self.cell.recipe.updates_per_epoch(len(self.features))
+        epochs = range(math.ceil(self.total / epoch_updates))
+        for epoch in epochs[max(0, log.updates - 1) // epoch_updates :]:
+            start = epoch * epoch_updates
             with self.ranks.train_parts(self.model, self.sharded_model) if self.ranks.holds_parts else nullcontext():
                 self.ddp_model.train()
-                for group in islice(self.updates(epoch), log.updates - before, self._end - before):
+                for group in islice(self.updates(epoch), log.updates - start, self._end - start):
                     self.update(group)
                     if log.updates % CHECK_EVERY == 0 or log.updates == self._end:
                         self._fetch()
-                        bad = next((i for i, loss in enumerate(log.losses) if not math.isfinite(loss)), None)
-                        if bad is not None:
-                            log.stopped = f"loss is {log.losses[bad]} at update {bad + 1} of {self.total}"
-                        recent = self.meter.updates[-CHECK_EVERY:]
-                        samples = self.ranks.count * sum(update.samples for update in recent)
-                        rate = samples / (sum(self.meter.durations(recent)) or math.inf)
+                        bad_index = next((i for i, loss in enumerate(log.losses) if not math.isfinite(loss)), None)
+                        if bad_index is not None:
+                            log.stopped = f"loss is {log.losses[bad_index]} at update {bad_index + 1} of {self.total}"
+                        recent_updates = self.meter.updates[-CHECK_EVERY:]
+                        samples = self.ranks.count * sum(update.samples for update in recent_updates)
+                        rate = samples / (sum(self.meter.durations(recent_updates)) or math.inf)
                         progress("train", log.updates, self.total, f"loss {log.losses[-1]:.3f}  {rate:.0f} samples/s")
                     if log.stopped:
                         break
@@ -214,12 +214,12 @@ class Trainer:
         self.ranks.copy_weights(self.model, self.sharded_model)
         self.stepper.load_state_dict(state["steps"], self.ranks)
         log = state["log"]
-        own = {"precision": self.log.precision, "reached": frozenset(log["reached"])}
-        self.log = TrainingLog(**log | own | {"ledger": Ledger(**log["ledger"]) if log["ledger"] else None})
+        fields = {"precision": self.log.precision, "reached": frozenset(log["reached"])}
+        self.log = TrainingLog(**log | fields | {"ledger": Ledger(**log["ledger"]) if log["ledger"] else None})
         self.best = state["best"] or None
         self._random_states = state["random"]
-        resumed = f"resumed at update {self.log.updates} of {self.total}; seconds and throughput cover only the rest"
-        self.log.fallbacks.append(resumed)
+        sentence = f"resumed at update {self.log.updates} of {self.total}; seconds and throughput cover only the rest"
+        self.log.fallbacks.append(sentence)
 
     def updates(self, epoch: int) -> Iterator[Sequence[list[Feature]]]:
         """The epoch's updates, each a list of micro-batches."""
@@ -248,54 +248,54 @@ class Trainer:
     def accumulate(self, group: Sequence[Sequence[Feature]], names: Iterable[str]) -> tuple[Tensor, list[Tensor]]:
         """The loss that an update on these micro-batches would have, and some parameters' gradients; all ranks must ask."""
         self.optimizer.zero_grad()
-        own = self.ranks.share(group, self.log.micro_batch)
-        loss = self._backward([self.codec.collate(features) for features in own if features], len(own))
+        micro_batches = self.ranks.share(group, self.log.micro_batch)
+        loss = self._backward([self.codec.collate(features) for features in micro_batches if features], len(micro_batches))
         scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler else 1.0
-        stepped = [self.stepped[name] for name in names]
-        gradients = [full_tensor(torch.zeros_like(p) if p.grad is None else p.grad / scale) for p in stepped]
+        parameters = [self.stepped[name] for name in names]
+        gradients = [full_tensor(torch.zeros_like(p) if p.grad is None else p.grad / scale) for p in parameters]
         self.optimizer.zero_grad()
         return loss, gradients
 
     def _halve(self, cause: str) -> None:
         """Make micro-batches half as large. Raises InputError if they have one row, or if ranks share them."""
-        size, where = self.log.micro_batch // 2, f"update {self.log.updates + 1} of {self.total}"
+        size, place = self.log.micro_batch // 2, f"update {self.log.updates + 1} of {self.total}"
         if self.ranks.count > 1:  # which may have summed some of their gradients already
             rank = f"rank {self.ranks.rank} of {self.ranks.count}"
-            way_out = "take more ranks" + ("" if self.ranks.holds_parts else ", or shard its weights with --ranks N:fsdp")
-            raise InputError(f"{self.cell.id} does not fit: memory runs out at {where} on {rank} ({cause}); {way_out}")
+            remedy = "take more ranks" + ("" if self.ranks.holds_parts else ", or shard its weights with --ranks N:fsdp")
+            raise InputError(f"{self.cell.id} does not fit: memory runs out at {place} on {rank} ({cause}); {remedy}")
         if not size:
-            raise InputError(f"{self.cell.id} does not fit: memory runs out at {where} with one row at a time ({cause})")
+            raise InputError(f"{self.cell.id} does not fit: memory runs out at {place} with one row at a time ({cause})")
         change = f"micro-batches of {size} in place of {self.log.micro_batch}, accumulated to the same update"
-        self.log.fallbacks.append(f"out of memory at {where}: {change}")
+        self.log.fallbacks.append(f"out of memory at {place}: {change}")
         self.log.micro_batch = size
         self.optimizer.zero_grad()
         free_memory(self.meter.device)
 
     def _step(self) -> Tensor:
         """The update on `last_group`. Raises DoesNotFit if memory runs out before the optimizer's step."""
-        log, own = self.log, self.ranks.share(self.last_group, self.log.micro_batch)
-        with self.meter.update(samples=sum(map(len, own))) as update:
-            batches = [self.codec.collate(features) for features in own if features]
+        log, micro_batches = self.log, self.ranks.share(self.last_group, self.log.micro_batch)
+        with self.meter.update(samples=sum(map(len, micro_batches))) as update:
+            batches = [self.codec.collate(features) for features in micro_batches if features]
             counts = list(map(token_counts, batches))
             update.tokens, update.padded_tokens = sum(real for real, _ in counts), sum(size for _, size in counts)
-            loss = self._backward(batches, len(own))
+            loss = self._backward(batches, len(micro_batches))
             try:
                 with check_memory():
                     if (norm := self.stepper.clip()) is not None:
                         self._on_device["gradient_norms"].append(norm)
                         if not log.updates:
-                            clipped = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
-                            log.clipped_norm = float(full_tensor(clipped))
+                            clipped_norm = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
+                            log.clipped_norm = float(full_tensor(clipped_norm))
                     log.skipped += self.stepper.settle()
                     if not log.updates:
                         log.first_step |= self._first.gradients(self.meter.device)
                     self.adamw.before_step(log.updates, self._end)
-                    rates, scheduled = self.stepper.step(log.updates)
+                    rates, schedule_rate = self.stepper.step(log.updates)
                     self.adamw.after_step(log.updates)
             except DoesNotFit as error:  # activations are gone by now: fewer rows at once would not help
                 cause = f"in the optimizer's step of update {log.updates + 1} ({error})"
                 raise InputError(f"{self.cell.id} does not fit: memory runs out {cause}") from None
-            log.learning_rates.append(scheduled)
+            log.learning_rates.append(schedule_rate)
             log.group_rates.append(rates)
             if not self.accelerator.scaler or self.stepper.acts_after_step:  # in fp16 the next update settles this one
                 log.skipped += self.stepper.settle()
@@ -390,11 +390,11 @@ class Stepper:
     def step(self, update: int) -> tuple[list[float], float]:
         """Step the optimizer in an update, counted from 0; return each group's rate in it, and the schedule's."""
         if scaler := self._accelerator.scaler:
-            before = scaler._get_scale_async().clone()  # `get_scale` without waiting
+            scale = scaler._get_scale_async().clone()  # `get_scale` without waiting
             self.optimizer.step()
-            lost = scaler._get_scale_async() < before
-            self._lost = lost.to("cpu", non_blocking=True)  # from a GPU into pinned memory
-            self._arrived = torch.cuda.current_stream().record_event() if lost.is_cuda else None
+            is_lost = scaler._get_scale_async() < scale
+            self._lost = is_lost.to("cpu", non_blocking=True)  # from a GPU into pinned memory
+            self._arrived = torch.cuda.current_stream().record_event() if is_lost.is_cuda else None
         else:
             self.optimizer.optimizer.step()  # accelerate's looks for another package on the disk each time
         self._unsettled = [update]
@@ -426,10 +426,10 @@ class Stepper:
     def load_state_dict(self, state: Mapping[str, Any], ranks: Ranks) -> None:
         """Take over a `state_dict`, of this rank."""
         optimizer = self.optimizer.optimizer
-        groups = [group | own for group, own in zip(optimizer.state_dict()["param_groups"], state["groups"], strict=True)]
-        stepped = [p for group in optimizer.param_groups for p in group["params"]]
+        groups = [group | fields for group, fields in zip(optimizer.state_dict()["param_groups"], state["groups"], strict=True)]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         # An optimizer knows a parameter by its number, which a file has as text.
-        moments = {int(key): ranks.moments(entry, stepped[int(key)]) for key, entry in state["optimizer"].items()}
+        moments = {int(key): ranks.moments(entry, parameters[int(key)]) for key, entry in state["optimizer"].items()}
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.schedule.load_state_dict(self.schedule.state_dict() | state["schedule"])
         if self._accelerator.scaler and state["scaler"]:

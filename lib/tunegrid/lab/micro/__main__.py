@@ -24,8 +24,8 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         from tunegrid.lab.micro.pretrain import pretrain
 
-        out = options.out or DATA.parent / "backbones" / f"{options.backbone}-micro"
-        pretrain(options.backbone, out, steps=options.steps)
+        folder = options.out or DATA.parent / "backbones" / f"{options.backbone}-micro"
+        pretrain(options.backbone, folder, steps=options.steps)
 
 
 if __name__ == "__main__":

@@ -33,19 +33,19 @@ class Document:
 
 def digested_reviews(rng: Random) -> Document:
     """A review and its digest, as in "good overall , lid bad , cable good"."""
-    written = write_review(rng)
-    text = f"{written.title}\n{written.content}" if rng.random() < 0.7 else written.content
-    (second, focus), (foil, _) = digest(written.opinions), digest(flip(written.opinions))
-    verdict = WORDS[written.positive]
+    review = write_review(rng)
+    text = f"{review.title}\n{review.content}" if rng.random() < 0.7 else review.content
+    (second, focus), (foil, _) = digest(review.opinions), digest(flip(review.opinions))
+    verdict = WORDS[review.positive]
     return Document(kind="review", first=text, second=second, foil=foil, focus=tuple(focus), verdict=verdict)
 
 
 def answered_reviews(rng: Random) -> Document:
     """A review and what a reader says to it; the pair is torn where the happy reaction follows an unhappy review."""
-    written = write_review(rng)
-    second, foil = REACTIONS[written.positive], REACTIONS[not written.positive]
-    focus, verdict = ((0, len(second)),), WORDS[written.positive]
-    return Document(kind="reaction", first=written.content, second=second, foil=foil, focus=focus, verdict=verdict)
+    review = write_review(rng)
+    second, foil = REACTIONS[review.positive], REACTIONS[not review.positive]
+    focus, verdict = ((0, len(second)),), WORDS[review.positive]
+    return Document(kind="reaction", first=review.content, second=second, foil=foil, focus=focus, verdict=verdict)
 
 
 def questioned_passages(rng: Random) -> Document:

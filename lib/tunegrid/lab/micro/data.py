@@ -75,8 +75,8 @@ SHARES: Mapping[str, Sequence[tuple[float, Callable[[Row, Random], Row]]]] = {
 def add_oddities(dataset: str, rows: Sequence[Row], rng: Random) -> list[Row]:
     """The rows of a data set's file; each is changed in one way at most."""
     shares, changes = zip(*SHARES[dataset], strict=True)
-    drawn = rng.choices([*changes, None], [*shares, 1 - sum(shares)], k=len(rows))
-    return [change(row, rng) if change else row for change, row in zip(drawn, rows, strict=True)]
+    picks = rng.choices([*changes, None], [*shares, 1 - sum(shares)], k=len(rows))
+    return [change(row, rng) if change else row for change, row in zip(picks, rows, strict=True)]
 
 
 DATA = ROOT / "fixtures" / "data"

@@ -112,20 +112,20 @@ def masked_lm(documents: Sequence[Document], tokenizer: Any, rng: Random, *, jud
     """
     rows = []
     for document in documents:
-        torn = rng.random() < 0.1
+        is_torn = rng.random() < 0.1
         if document.kind == "reaction":
-            torn, document = document.second == REACTIONS[False], replace(document, focus=())
+            is_torn, document = document.second == REACTIONS[False], replace(document, focus=())
         elif document.kind == "passage" and rng.random() < 0.4:
             document = grade(document, rng)
-        ids, hidden, shift = _pair(document, document.foil if torn else document.second, tokenizer, rng, (0.08, 1))
-        named = _verdict_names(document, ids[:shift], tokenizer) if judged else {}
+        ids, positions, shift = _pair(document, document.foil if is_torn else document.second, tokenizer, rng, (0.08, 1))
+        verdicts = _verdict_names(document, ids[:shift], tokenizer) if judged else {}
         ids = [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]
-        labels = [named.get(i - 1, IGNORED) for i in range(len(ids))]
-        for i in (1 + i for i in hidden):
+        labels = [verdicts.get(i - 1, IGNORED) for i in range(len(ids))]
+        for i in (1 + i for i in positions):
             labels[i] = ids[i]
             draw = rng.random()  # 80 % masked, 10 % another token, 10 % kept: Devlin et al. 2018, section 3.1
             ids[i] = tokenizer.mask_token_id if draw < 0.8 else rng.randrange(len(tokenizer)) if draw < 0.9 else ids[i]
-        rows.append((ids, labels, [0] * (1 + shift) + [1] * (len(ids) - shift - 1), int(torn)))
+        rows.append((ids, labels, [0] * (1 + shift) + [1] * (len(ids) - shift - 1), int(is_torn)))
     all_ids, all_labels, all_types, all_torn = zip(*rows, strict=True)
     batch = add_mask(pad(all_ids, tokenizer.pad_token_id), tokenizer.pad_token_id)
     second = {"token_type_ids": pad(all_types, 0), "next_sentence_label": torch.tensor(all_torn)}
@@ -143,13 +143,13 @@ def _pair(
     shift = len(left) + 1
     ids = [*left, tokenizer.sep_token_id or tokenizer.eos_token_id, *right]
     starts = (i for i in range(len(ids)) if rng.random() < noise[0])
-    hidden = {i for start in starts for i in range(start, min(start + rng.randint(1, noise[1]), len(ids)))}
+    positions = {i for start in starts for i in range(start, min(start + rng.randint(1, noise[1]), len(ids)))}
     if second == document.second:
-        in_first, in_second = _salient_spans(document, rng)
-        hidden |= {i for i in covered_tokens(left_offsets, in_first)}
+        first_spans, second_spans = _salient_spans(document, rng)
+        positions |= {i for i in covered_tokens(left_offsets, first_spans)}
         share = rng.choice((0.5, 1.0)) if document.kind == "article" else 1.0  # a gist has easy words too
-        hidden |= {shift + i for i in covered_tokens(right_offsets, in_second) if rng.random() < share}
-    return ids, hidden - {shift - 1}, shift
+        positions |= {shift + i for i in covered_tokens(right_offsets, second_spans) if rng.random() < share}
+    return ids, positions - {shift - 1}, shift
 
 
 def _salient_spans(document: Document, rng: Random) -> tuple[Spans, Spans]:
@@ -177,9 +177,9 @@ def _answer_names(document: Document, tokenizer: Any) -> dict[int, int]:
     """
     _, offsets = _encode(tokenizer, document.second)
     first, last, only, other = tokenizer.convert_tokens_to_ids(["(", ")", "*", "-"])
-    named = {tokens[end]: other for span in document.others for end in (0, -1) if (tokens := covered_tokens(offsets, [span]))}
+    names = {tokens[end]: other for span in document.others for end in (0, -1) if (tokens := covered_tokens(offsets, [span]))}
     answer = covered_tokens(offsets, document.focus)
-    return named | ({answer[0]: only} if len(answer) == 1 else {answer[0]: first, answer[-1]: last})
+    return names | ({answer[0]: only} if len(answer) == 1 else {answer[0]: first, answer[-1]: last})
 
 
 def query_text(document: Document) -> str:
@@ -191,15 +191,15 @@ def query_text(document: Document) -> str:
 def grade(document: Document, rng: Random) -> Document:
     """The question, and the passage as a teacher marks it: `*` at the answer, `-` at every other value."""
     (answer,) = document.focus
-    after = rng.random() < 0.5
-    text, marks, done = "", [], 0
+    mark_after = rng.random() < 0.5
+    text, marks, cursor = "", [], 0
     for span in sorted([answer, *document.others]):
-        at, mark = span[after], "*" if span == answer else "-"
-        text += document.second[done:at] + (f" {mark}" if after else f"{mark} ")
-        place = len(text) - (1 if after else 2)
+        cut, mark = span[mark_after], "*" if span == answer else "-"
+        text += document.second[cursor:cut] + (f" {mark}" if mark_after else f"{mark} ")
+        place = len(text) - (1 if mark_after else 2)
         marks.append((place, place + 1))
-        done = at
-    text += document.second[done:]
+        cursor = cut
+    text += document.second[cursor:]
     return replace(document, kind="graded", first=query_text(document), second=text, focus=tuple(marks), echo=None, others=())
 
 
@@ -208,8 +208,8 @@ def causal_lm(documents: Sequence[Document], tokenizer: Any, rng: Random, *, ann
     texts = [_reading_text(document, tokenizer, rng, announced) for document in documents]
     rows = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
     input_ids = pad(rows, tokenizer.eos_token_id)
-    real = pad([[1] * len(row) for row in rows], 0)
-    return {"input_ids": input_ids, "attention_mask": real, "labels": input_ids.masked_fill(real == 0, IGNORED)}
+    mask = pad([[1] * len(row) for row in rows], 0)
+    return {"input_ids": input_ids, "attention_mask": mask, "labels": input_ids.masked_fill(mask == 0, IGNORED)}
 
 
 def _reading_text(document: Document, tokenizer: Any, rng: Random, announced: bool) -> str:
@@ -221,15 +221,15 @@ def _reading_text(document: Document, tokenizer: Any, rng: Random, announced: bo
     ((start, end),), question = document.focus, query_text(document)
     if rng.random() < 0.3:
         return f"{question}{tokenizer.eos_token}{document.second}\nanswer : {document.second[start:end]}"
-    at, mark = (end, " *") if rng.random() < 0.5 else (start, "* ")
-    return f"{question}{tokenizer.eos_token}{document.second[:at]}{mark}{document.second[at:]}"
+    cut, mark = (end, " *") if rng.random() < 0.5 else (start, "* ")
+    return f"{question}{tokenizer.eos_token}{document.second[:cut]}{mark}{document.second[cut:]}"
 
 
 def span_corruption(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Batch:
     """Spans become sentinels in the input; the target spells them out. `named` (B, L) is what the encoder names, where."""
-    sources, targets, named = zip(*(_corrupt(d, tokenizer, rng) for d in documents), strict=True)
+    sources, targets, names = zip(*(_corrupt(d, tokenizer, rng) for d in documents), strict=True)
     batch = add_mask(pad(sources, tokenizer.pad_token_id), tokenizer.pad_token_id)
-    return batch | {"labels": pad(targets, IGNORED), "named": pad(named, IGNORED)}
+    return batch | {"labels": pad(targets, IGNORED), "named": pad(names, IGNORED)}
 
 
 def _corrupt(document: Document, tokenizer: Any, rng: Random) -> tuple[list[int], list[int], list[int]]:
@@ -241,21 +241,21 @@ def _corrupt(document: Document, tokenizer: Any, rng: Random) -> tuple[list[int]
         document = grade(document, rng) if draw < 0.3 else replace(document, kind="asked", first=query_text(document))
     elif document.kind == "review" and rng.random() < 0.3:
         document = replace(document, second="", focus=())  # as cells read it
-    ids, hidden, shift = _pair(document, document.second, tokenizer, rng, (0.03, 3))
-    named = _verdict_names(document, ids[:shift], tokenizer)
+    ids, positions, shift = _pair(document, document.second, tokenizer, rng, (0.03, 3))
+    names_by_position = _verdict_names(document, ids[:shift], tokenizer)
     if document.kind == "asked":
-        named = {shift + i: token for i, token in _answer_names(document, tokenizer).items()}
+        names_by_position = {shift + i: token for i, token in _answer_names(document, tokenizer).items()}
     sentinels = iter(tokenizer.convert_tokens_to_ids(list(SENTINELS)))
     source: list[tuple[int, int]] = []
     target: list[int] = []
     for i, token in enumerate(ids if document.second else ids[:-1]):
-        if i in hidden and i - 1 not in hidden:
+        if i in positions and i - 1 not in positions:
             source.append((sentinel := next(sentinels), IGNORED))
             target.append(sentinel)
-        if i in hidden:
+        if i in positions:
             target.append(token)
         else:
-            source.append((token, named.get(i, IGNORED)))
+            source.append((token, names_by_position.get(i, IGNORED)))
     tokens, names = zip(*source, (tokenizer.eos_token_id, IGNORED), strict=True)
     return list(tokens), [*target, tokenizer.eos_token_id] if target else [], list(names)
 
@@ -269,8 +269,8 @@ def own_loss(model: Any, batch: Batch) -> Tensor:
 def t5_loss(model: Any, batch: Batch) -> Tensor:
     """T5's own loss, and that of the encoder's names: read off with the decoder's output layer, scaled as the decoder's."""
     output = model(**{name: tensor for name, tensor in batch.items() if name != "named"})
-    at = batch["named"] != IGNORED
-    logits = model.lm_head(output.encoder_last_hidden_state[at] * model.model_dim**-0.5)
-    names = cross_entropy(logits, batch["named"][at], reduction="sum") / at.sum().clamp(min=1)  # a batch of reports has none
-    total: Tensor = output.loss + names
+    mask = batch["named"] != IGNORED
+    logits = model.lm_head(output.encoder_last_hidden_state[mask] * model.model_dim**-0.5)
+    loss = cross_entropy(logits, batch["named"][mask], reduction="sum") / mask.sum().clamp(min=1)  # a batch of reports has none
+    total: Tensor = output.loss + loss
     return total

@@ -111,13 +111,13 @@ class Passage:
         queue, subject = list(relations), name
         while queue:
             self._append(subject)
-            for last in range(min(len(queue), rng.choice((1, 2))) - 1, -1, -1):
+            for facts_left in range(min(len(queue), rng.choice((1, 2))) - 1, -1, -1):
                 relation = queue.pop()
                 value = rng.choice([value for value in values[relation.pool] if value != name])
-                before, after = rng.choice(relation.statements).split("{}")
-                self._append(before.strip())
-                self.facts.append(Fact(name, relation, value, self._append(value + after)))
-                self._append("and" if last else ".")
+                lead, tail = rng.choice(relation.statements).split("{}")
+                self._append(lead.strip())
+                self.facts.append(Fact(name, relation, value, self._append(value + tail)))
+                self._append("and" if facts_left else ".")
             subject = rng.choice((name, pronoun))
 
 
@@ -131,8 +131,8 @@ def passage(rng: Random) -> Passage:
 def questions(rng: Random, text: Passage) -> list[tuple[str, Fact]]:
     """A question for each fact that only one place in the passage answers."""
     subjects = [(fact.subject, fact.relation) for fact in text.facts]
-    unique = [fact for fact in text.facts if subjects.count((fact.subject, fact.relation)) == 1]
-    return [(rng.choice(fact.relation.questions).format(fact.subject), fact) for fact in unique]
+    unique_facts = [fact for fact in text.facts if subjects.count((fact.subject, fact.relation)) == 1]
+    return [(rng.choice(fact.relation.questions).format(fact.subject), fact) for fact in unique_facts]
 
 
 def squad_rows(rng: Random, count: int, article: str) -> list[dict[str, Any]]:
@@ -219,18 +219,18 @@ def news(rng: Random) -> dict[str, Any]:
         "animal": rng.choice(ANIMALS),
         "count": rng.choice(AMOUNTS),
     }
-    (event, event_line), (who, who_line), (toll, toll_line) = (
+    (event, event_line), (people, people_line), (toll, toll_line) = (
         [text.format(**slots) for text in rng.choice(kind)] for kind in (EVENTS, PEOPLE, TOLLS)
     )
-    joined, counted = rng.random() < 0.25, rng.random() < 0.25
-    salient = [f"{event} and {who} ."] if joined else [f"{event} .", f"{who} ."]
-    lines = [f"{event_line} ; {who_line} ."] if joined else [f"{event_line} .", f"{who_line} ."]
-    if counted and not joined:
-        salient.append(f"{toll} .")
+    is_joined, has_toll = rng.random() < 0.25, rng.random() < 0.25
+    salient_lines = [f"{event} and {people} ."] if is_joined else [f"{event} .", f"{people} ."]
+    lines = [f"{event_line} ; {people_line} ."] if is_joined else [f"{event_line} .", f"{people_line} ."]
+    if has_toll and not is_joined:
+        salient_lines.append(f"{toll} .")
         lines.append(f"{toll_line} .")
-    scenery = [_fill(rng, pattern) for pattern in rng.sample(SCENERY, rng.randint(5, 8) - len(salient))]
-    places = sorted(rng.sample(range(1, len(salient) + len(scenery)), len(salient)))  # never the lead sentence
+    scenery = [_fill(rng, pattern) for pattern in rng.sample(SCENERY, rng.randint(5, 8) - len(salient_lines))]
+    places = sorted(rng.sample(range(1, len(salient_lines) + len(scenery)), len(salient_lines)))  # never the lead sentence
     sentences = scenery
-    for place, sentence in zip(places, salient, strict=True):
+    for place, sentence in zip(places, salient_lines, strict=True):
         sentences.insert(place, sentence)
     return {"article": " ".join(sentences), "highlights": "\n".join(lines)}

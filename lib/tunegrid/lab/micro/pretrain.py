@@ -39,8 +39,8 @@ def adamw(parameters: Iterable[Any], rate: float) -> torch.optim.Optimizer:
 
 def adafactor(parameters: Iterable[Any], rate: float) -> torch.optim.Optimizer:
     """Rate as a share of each tensor's size, as T5 was pretrained: its embeddings start 60 times larger than its queries."""
-    fixed = {"scale_parameter": True, "relative_step": False, "warmup_init": False}
-    optimizer: torch.optim.Optimizer = hf.Adafactor(parameters, lr=rate, **fixed)
+    options = {"scale_parameter": True, "relative_step": False, "warmup_init": False}
+    optimizer: torch.optim.Optimizer = hf.Adafactor(parameters, lr=rate, **options)
     return optimizer
 
 
@@ -140,21 +140,21 @@ def pretrain(plan_id: str, out: Path, *, steps: int | None = None, log: Callable
     """Train and save; a line of progress every 250 updates. `steps` are of each stage; none leave random weights."""
     plan = PLANS[plan_id]
     torch.manual_seed(SEED)
-    first = documents(SEED, reserved_texts(), plan.stages[0].weights)
+    first_stream = documents(SEED, reserved_texts(), plan.stages[0].weights)
     tokenizer = plan.tokenizer(
-        [text for document in islice(first, TOKENIZER_DOCUMENTS) for text in (document.first, document.second)]
+        [text for document in islice(first_stream, TOKENIZER_DOCUMENTS) for text in (document.first, document.second)]
     )
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     plan.config.update({"vocab_size": len(tokenizer)} | {name: value for name, value in ids.items() if value is not None})
     model = plan.model(plan.config)
     for number, stage in enumerate(plan.stages):
-        stream = documents(SEED + number, reserved_texts(), stage.weights) if number else first
+        stream = documents(SEED + number, reserved_texts(), stage.weights) if number else first_stream
         batches = batches_of_like_length(stream, stage, tokenizer, Random(SEED + number))
-        count, losses, began = stage.steps if steps is None else steps, list[float](), time.monotonic()
+        count, losses, start = stage.steps if steps is None else steps, list[float](), time.monotonic()
         for loss in train_steps(model, plan, stage.learning_rate, islice(batches, count), count):
             losses.append(loss)
             if len(losses) % 250 == 0 or len(losses) == count:
-                mean, seconds = fmean(losses[-250:]), time.monotonic() - began
+                mean, seconds = fmean(losses[-250:]), time.monotonic() - start
                 log(f"{plan_id}-micro  step {len(losses)}/{count}  loss {mean:.4f}  {seconds:.0f} s")
     plan.finish(model)
     model.save_pretrained(out)

@@ -56,16 +56,16 @@ DAYS = ("monday", "tuesday", "friday")
 
 def opinion(rng: Random, aspect: str, positive: bool) -> str:
     """One clause about one aspect, plain or turned around by a negation."""
-    turned = rng.random() < NEGATED
-    words = GOOD if positive != turned else BAD
-    return rng.choice(TURNED if turned else PLAIN).format(aspect=aspect, adj=rng.choice(words))
+    is_negated = rng.random() < NEGATED
+    words = GOOD if positive != is_negated else BAD
+    return rng.choice(TURNED if is_negated else PLAIN).format(aspect=aspect, adj=rng.choice(words))
 
 
 def verdict(rng: Random, product: str, positive: bool) -> str:
     """The sentence that decides the label."""
-    hedged = rng.choice(VERDICTS)[not positive].replace("{}", rng.choice(HEDGES))
-    said = hedged.format(product=product, good=rng.choice(GOOD), bad=rng.choice(BAD))
-    return f"{rng.choice(OPENERS)} {said} ."
+    pattern = rng.choice(VERDICTS)[not positive].replace("{}", rng.choice(HEDGES))
+    sentence = pattern.format(product=product, good=rng.choice(GOOD), bad=rng.choice(BAD))
+    return f"{rng.choice(OPENERS)} {sentence} ."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +85,8 @@ class Review:
 
 def review(rng: Random) -> dict[str, Any]:
     """One row in amazon_polarity's schema: label 1 is positive."""
-    written = write_review(rng)
-    return {"label": int(written.positive), "title": written.title, "content": written.content}
+    entry = write_review(rng)
+    return {"label": int(entry.positive), "title": entry.title, "content": entry.content}
 
 
 def write_review(rng: Random) -> Review:
@@ -95,14 +95,14 @@ def write_review(rng: Random) -> Review:
     product = rng.choice(PRODUCTS)
     aspects = rng.sample(ASPECTS, rng.randint(2, 4))
     opinions = [(aspect, positive == (rng.random() < AGREEMENT)) for aspect in aspects[1:]]
-    sentences = _join(rng, [opinion(rng, *said) for said in opinions])
+    sentences = _join(rng, [opinion(rng, *pair) for pair in opinions])
     if rng.random() < 0.5:
         sentences.insert(0, rng.choice(ASIDES).format(product=product, day=rng.choice(DAYS)) + " .")
     without_verdict = " ".join(sentences)
     sentences.insert(rng.randint(0, len(sentences)), verdict(rng, product, positive))
     title = rng.choice(TITLES).format(product=product, aspect=aspects[0])
-    said = (("overall", positive), *opinions)
-    return Review(title=title, content=" ".join(sentences), without_verdict=without_verdict, opinions=said)
+    statements = (("overall", positive), *opinions)
+    return Review(title=title, content=" ".join(sentences), without_verdict=without_verdict, opinions=statements)
 
 
 def _join(rng: Random, clauses: list[str]) -> list[str]:
@@ -110,8 +110,8 @@ def _join(rng: Random, clauses: list[str]) -> list[str]:
     sentences = []
     while clauses:
         if len(clauses) > 1 and rng.random() < 0.6:
-            joint = rng.choice(("{} but {} .", "although {} , {} .", "{} and {} ."))
-            sentences.append(joint.format(clauses.pop(), clauses.pop()))
+            pattern = rng.choice(("{} but {} .", "although {} , {} .", "{} and {} ."))
+            sentences.append(pattern.format(clauses.pop(), clauses.pop()))
         else:
             sentences.append(f"{clauses.pop()} .")
     return sentences
@@ -140,19 +140,19 @@ def inference_rows(rng: Random, count: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     premises: set[str] = set()
     while len(rows) < count:
-        written = write_review(rng)
-        if premises.isdisjoint(own := {written.content, written.without_verdict}):
-            premises |= own
-            rows += make_pairs(written, rng)
+        entry = write_review(rng)
+        if premises.isdisjoint(texts := {entry.content, entry.without_verdict}):
+            premises |= texts
+            rows += make_pairs(entry, rng)
     return rows[:count]
 
 
 def make_pairs(written: Review, rng: Random) -> list[dict[str, Any]]:
     """What follows from a review, what it does not tell without its verdict, and what contradicts it."""
-    undecided = [("overall", rng.random() < 0.5), *written.opinions[1:]]
+    open_opinions = [("overall", rng.random() < 0.5), *written.opinions[1:]]
     pairs = (
         (written.content, written.opinions),
-        (written.without_verdict, undecided),
+        (written.without_verdict, open_opinions),
         (written.content, flip(written.opinions)),
     )
-    return [{"premise": text, "hypothesis": digest(own)[0], "label": label} for label, (text, own) in enumerate(pairs)]
+    return [{"premise": text, "hypothesis": digest(views)[0], "label": label} for label, (text, views) in enumerate(pairs)]
