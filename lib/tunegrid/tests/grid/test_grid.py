@@ -117,7 +117,7 @@ RECIPE = RECIPES["bert_sa_lora"]
         (lambda grid: replace(SA, text=("body",)), "'body', which is not among its columns"),
         (lambda grid: replace(SA, columns=("title", "content")), "columns must say the type of each"),
         (lambda grid: replace(SA, text="title"), 'write text=("title",)'),
-        (lambda grid: replace(SA, files={"train": "a.txt"}), "none of .jsonl, .parquet, .csv"),
+        (lambda grid: replace(SA, files={"train": "a.txt"}), "is not one of .jsonl, .parquet, .csv"),
         (lambda grid: replace(SA, main_score="acuracy", bounded_scores=("acuracy",)), "unknown score 'acuracy'"),
     ],
 )
