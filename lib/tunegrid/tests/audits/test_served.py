@@ -44,7 +44,7 @@ def shared(cell_id):
 MERGED = {
     "bert_sum_sft": "",
     "gpt2_sum_lora": "; merged, by .*e-..",
-    "t5_sum_qlora": "; merged, by .* beside [0-9]+ packed layers",
+    "t5_sum_qlora": "; merged, by .* apart from [0-9]+ packed layers",
 }
 
 

@@ -54,7 +54,7 @@ REFUSED = {
     "was changed or limited": lambda first, others: [replace(first, bounds={}), *others],
     "it is not of one profile": lambda first, others: [replace(r, profile="other") for r in (first, *others)],
     "shared its device": lambda first, others: [replace(first, device=replace(first.device, contended=True)), *others],
-    "started perturbed": lambda first, others: [replace(first, seeds=replace(first.seeds, perturbation=1)), *others],
+    "started from perturbed": lambda first, others: [replace(first, seeds=replace(first.seeds, perturbation=1)), *others],
     "differently": lambda first, others: [replace(first, recipe=replace(first.recipe, max_length=9)), *others, *whole_grid(1)],
 }
 
