@@ -45,7 +45,7 @@ def test_three_commands_lead_from_rows_to_a_gated_cell(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(calibrate, "RUNS", tmp_path / "runs")
     words = shlex.split(calibrating.replace("DIR", str(tmp_path)))
-    assert calibrate.main(["--seeds=3", *words[2:], *here], session) == 0, ended[-1].stdout
+    assert calibrate.main([*words[2:], *here], session) == 0, ended[-1].stdout
     bounds = load_bounds(tmp_path / "sst2.full.toml")["bert_sst2_lora"]
     for command in (first, gated):
         assert session([*shlex.split(command.replace("DIR", str(tmp_path)))[2:], *here]) == 0, ended[-1].stdout
