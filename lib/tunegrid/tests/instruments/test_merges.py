@@ -38,6 +38,6 @@ def test_each_merge_lies_on_its_base_and_has_the_adapter_in_every_layer(cell_id)
     assert layers == [[1.0] * len(layers[0])] * 3
     if cell_id == "gpt2_sum_qlora":
         return  # its logits are of many steps
-    # packed layers compute in bf16, of 8 bits; packing again loses more
-    assert values(figures, "largest difference", "unpacked")[0] <= 2**-8 * values(figures, "largest logit", "served")[0]
+    # Packed layers compute in bf16, of 8 bits, and one feeds the next: a few steps. Packing again loses more.
+    assert values(figures, "largest difference", "unpacked")[0] <= 2**-6 * values(figures, "largest logit", "served")[0]
     assert values(figures, "mean difference", "unpacked") < values(figures, "mean difference", "packed")
