@@ -186,7 +186,7 @@ LIBRARIES = (
           patches.packed_steps_saturate, "optimizer_steps_as_defined"),
     Plant("N06", "a saved classifier names its labels the other way round", "sentence-transformers#2649, semantic-router#3557",
           "bert_sa_sft", patches.labels_change_names, "saved_is_served"),
-    Plant("padding", "the saved tokenizer loses its padding token", "transformers#26500, unsloth#188", "t5_qa_lora",
+    Plant("padding", "the saved tokenizer loses its padding token", "transformers#26500", "t5_qa_lora",
           patches.padding_is_not_saved, "saved_is_served"),
     Plant("N08", "`generate` runs without its cache: the same texts, many times as slow", "trl#3891, transformers#28056",
           "gpt2_sum_sft", patches.generates_without_a_cache, "generation"),

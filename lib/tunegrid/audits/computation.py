@@ -46,7 +46,7 @@ SERVED = 4  # test rows that a saved model is asked about, in one batch
 # Fields of configurations that loading or saving sets; PEFT names a classifier's head anew each time, and logits tell of it.
 LOADING = {"inference_mode", "auto_mapping", "base_model_name_or_path", "init_lora_weights", "modules_to_save"}
 LOADING |= {"_name_or_path", "architectures", "transformers_version", "dtype"}
-TOKENIZER = ("padding_side", "model_max_length", "chat_template", "special_tokens_map")  # what its users set
+TOKENIZER_SETTINGS = ("padding_side", "model_max_length", "chat_template", "special_tokens_map")  # what its users set
 BEYOND_ASCII = "Straße, çok güzel, 東京の天気, привет мир, naïve café 😀 €5."
 LONG = 60  # times: hundreds of tokens, longer than any cut
 LEVEL = 0.01  # two levels of 4 bits are farther apart
@@ -350,7 +350,7 @@ def other_settings(evidence: Evidence, served: Any, folder: Path) -> Iterator[st
 
 def other_tokens(evidence: Evidence, tokenizer: Any, folder: Path) -> Iterator[str]:
     """A sentence for each setting of the saved tokenizer that differs, and each text that it, or its file, reads otherwise."""
-    for name in TOKENIZER:
+    for name in TOKENIZER_SETTINGS:
         value, saved_value = (getattr(one, name) for one in (evidence.codec.tokenizer, tokenizer))
         if saved_value != value:
             yield f"the tokenizer's {name} is saved as {saved_value!r}, but was {value!r}"
