@@ -25,19 +25,19 @@ from fixtures.pipeline import keep_rows
 from fixtures.session import get_session
 from tunegrid.data.splits import load_splits
 from tunegrid.errors import InputError
+from tunegrid.gate.gate import Run, gate, read_run
+from tunegrid.gate.judgements import Verdict
+from tunegrid.gate.modules import Moved, parse_modules
+from tunegrid.gate.numerics import FINE, Change, Pair, first_change
+from tunegrid.gate.thresholds import cell_tolerance, load_tolerances
 from tunegrid.grid.backbones import is_part
 from tunegrid.grid.methods import TOKEN_ROWS
 from tunegrid.record.checks import below_bounds
-from tunegrid.results.files import read_list
-from tunegrid.results.gate import Run, gate, read_run
-from tunegrid.results.judgements import Verdict
-from tunegrid.results.modules import Moved, parse_modules
-from tunegrid.results.numerics import FINE, Change, Pair, first_change
-from tunegrid.results.status import cross_cell_audits
-from tunegrid.results.thresholds import cell_tolerance, load_tolerances
-from tunegrid.results.verdict import FAILED_BY, find_worse
+from tunegrid.report.verdict import FAILED_BY, find_worse
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import before_training
+from tunegrid.runs.files import read_list
+from tunegrid.runs.status import cross_cell_audits
 from tunegrid.tests.small import cell_trainer, silent
 
 TABLES = {"faults": STUDY, "library_bugs": LIBRARIES, "controls": CONTROLS, "equivalent": EQUAL, "stock": STOCK}

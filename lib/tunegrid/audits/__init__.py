@@ -1,7 +1,7 @@
 """Audits: did the cell run as labelled? Each that applies gives a finding.
 
 Each is a pure function of `Evidence`, named as in the record; it takes the cell's description as the truth and looks at what
-was built, encoded, trained and predicted. Audits over several cells are in `tunegrid.results.status`.
+was built, encoded, trained and predicted. Audits over several cells are in `tunegrid.runs.status`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -20,14 +20,14 @@ from packaging.version import InvalidVersion, Version
 from tunegrid.commands import environments
 from tunegrid.commands.environments import read_output
 from tunegrid.errors import InputError
-from tunegrid.results.judgements import Outcome
-from tunegrid.results.report import count
-from tunegrid.results.summary import count_verdicts, remarks
-from tunegrid.results.verdict import answer_lines, find_worse, open_scores, outcome, parse_kinds, run_verdict
+from tunegrid.gate.judgements import Outcome
+from tunegrid.report.summary import count_verdicts, remarks
+from tunegrid.report.verdict import answer_lines, find_worse, open_scores, outcome, parse_kinds, run_verdict
 from tunegrid.terminal import say
+from tunegrid.words import count
 
 if TYPE_CHECKING:
-    from tunegrid.results.gate import Run  # which brings scipy
+    from tunegrid.gate.gate import Run  # which brings scipy
 
 Measure = Callable[..., "Run"]  # of a version, and the name of its file if it is a second run
 
@@ -40,7 +40,7 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
     Raises:
         InputError: if the ends do not differ as they should.
     """
-    from tunegrid.results.gate import gate
+    from tunegrid.gate.gate import gate
 
     good, bad, basis = versions[0], versions[-1], " and ".join(kinds)
     causes: dict[str, str] = {}
@@ -86,7 +86,7 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
 
 def run_version(options: argparse.Namespace, package: str, version: str, name: str = "run") -> "Run":
     """A version's run; one of another `name` is measured anew. Raises InputError if it cannot be had."""
-    from tunegrid.results.gate import read_run
+    from tunegrid.gate.gate import read_run
 
     required = environments.pip_address(options.repo, version) if options.repo else f"{package}=={version}"
     environment = environments.get_environment([required], options.find_links, alone=True)

@@ -12,13 +12,13 @@ from pathlib import Path
 from tunegrid import launcher
 from tunegrid.commands.run import command
 from tunegrid.errors import InputError
+from tunegrid.gate.thresholds import OWN_CALIBRATE, bounds_file, load_bounds
 from tunegrid.grid.cells import STUDY_IDS, add_file, study
 from tunegrid.grid.recipes import CACHE, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.machine import write_whole
 from tunegrid.record import Record
 from tunegrid.record.checks import failures
-from tunegrid.results.files import read_list
-from tunegrid.results.thresholds import OWN_CALIBRATE, bounds_file, load_bounds
+from tunegrid.runs.files import read_list
 from tunegrid.terminal import say
 
 PROFILES = {profile.id: profile for profile in (QUICK_PROFILE, FULL_PROFILE)}
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
 
 def write_bounds(options: argparse.Namespace, run: Session) -> int:
     """Train, write the bounds, say them. Raises InputError if a cell does not exist or finish, or bounds would be lost."""
-    from tunegrid.results.bounds import Calibration, thresholds_toml  # which brings scipy
+    from tunegrid.gate.bounds import Calibration, thresholds_toml  # which brings scipy
 
     grid, profile = options.grid[-1], options.profile
     path, cells = bounds_file(grid, profile), select_cells(options.grid, profile, options.cells)

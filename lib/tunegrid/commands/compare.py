@@ -8,8 +8,8 @@ several, which may hold other methods, or other seeds of the same ones.
 import argparse
 from pathlib import Path
 
-from tunegrid.results.files import read_list
-from tunegrid.results.report import FORMATS
+from tunegrid.report.tables import FORMATS
+from tunegrid.runs.files import read_list
 from tunegrid.terminal import say
 
 
@@ -19,8 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, metavar="RUN.json")
     parser.add_argument("--format", choices=FORMATS, default="text")
     options = parser.parse_args(arguments)
-    from tunegrid.results.compare import compare_methods, sections  # pandas, which --help does without
-    from tunegrid.results.noise import load_noise
+    from tunegrid.gate.noise import load_noise
+    from tunegrid.report.compare import compare_methods, sections  # pandas, which --help does without
 
     records = read_list(options.run)
     say(FORMATS[options.format](sections(compare_methods(records, load_noise()), records)))

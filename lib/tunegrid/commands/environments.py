@@ -30,12 +30,12 @@ from packaging.utils import canonicalize_name
 from tunegrid import launcher
 from tunegrid.commands.run import command
 from tunegrid.errors import InputError
+from tunegrid.gate.judgements import COUNTED, FAILED_BY
 from tunegrid.grid.recipes import CACHE
 from tunegrid.machine import PACKAGES
-from tunegrid.results.judgements import COUNTED, FAILED_BY
-from tunegrid.results.report import some
-from tunegrid.results.resume_key import INSTALLED
+from tunegrid.runs.resume_key import INSTALLED
 from tunegrid.terminal import say
+from tunegrid.words import some
 
 ENVIRONMENTS = CACHE.absolute() / "environments"
 LOCK = "used-by-another-command.lock"  # in the folder of an environment; its name is in the sentence of who finds it locked

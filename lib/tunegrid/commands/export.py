@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from tunegrid.errors import InputError
 from tunegrid.record import Record, schema, to_json
-from tunegrid.results.examples import read
-from tunegrid.results.files import SavedRun, read_saved
+from tunegrid.runs.examples import read
+from tunegrid.runs.files import SavedRun, read_saved
 from tunegrid.terminal import say
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tunegrid.results.files import SavedRun, read_saved
-from tunegrid.results.judgements import COUNTED, FAILED_BY
-from tunegrid.results.report import Section, text
-from tunegrid.results.summary import annotate, gate_section, summary, table, write_step_summary
-from tunegrid.results.verdict import parse_kinds, run_verdict
+from tunegrid.gate.judgements import COUNTED, FAILED_BY
+from tunegrid.report.summary import annotate, gate_section, summary, table, write_step_summary
+from tunegrid.report.tables import Section, text
+from tunegrid.report.verdict import parse_kinds, run_verdict
+from tunegrid.runs.files import SavedRun, read_saved
 from tunegrid.terminal import say
 
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
     """Print the verdicts and the answer; return its exit code."""
-    from tunegrid.results.gate import Run, gate  # which brings scipy
+    from tunegrid.gate.gate import Run, gate  # which brings scipy
 
     kinds, files = parse_kinds(options.on), (f"{old.path}", f"{new.path}")
     judgements = gate(*(Run.make(run.records, run.path) for run in (old, new)))

@@ -17,11 +17,11 @@ from pathlib import Path
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import Record
-from tunegrid.results import files
-from tunegrid.results.files import BenchmarkRow, RunJson, SavedRun, check_alike, has_no_time, record_case, row_name
-from tunegrid.results.report import some
-from tunegrid.results.status import compare_cells, contradicts
+from tunegrid.runs import files
+from tunegrid.runs.files import BenchmarkRow, RunJson, SavedRun, check_alike, has_no_time, record_case, row_name
+from tunegrid.runs.status import compare_cells, contradicts
 from tunegrid.terminal import say
+from tunegrid.words import some
 
 RowKey = tuple[str, int | None]  # a row's name without its seed, and the seed
 
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--baseline", action="store_true", help="refuse runs that are not complete, clean and passed")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.json")
     options = parser.parse_args(arguments)
-    from tunegrid.results.summary import cell_lines  # here, since it imports pandas, which --help can do without
+    from tunegrid.report.summary import cell_lines  # here, since it imports pandas, which --help can do without
 
     if not options.runs and options.journal is None:
         parser.error("give the runs to merge, or --journal for the cells of a killed session")

@@ -23,11 +23,11 @@ from tunegrid import ROOT
 from tunegrid.commands.environments import read_output
 from tunegrid.commands.paired_timing import MARK
 from tunegrid.errors import InputError
+from tunegrid.gate.judgements import Outcome, Verdict
 from tunegrid.grid.cells import SMOKE, STUDY
 from tunegrid.grid.recipes import QUICK_PROFILE
-from tunegrid.results.judgements import Outcome, Verdict
-from tunegrid.results.report import some
 from tunegrid.terminal import say
+from tunegrid.words import some
 
 MARGIN = 0.05  # a change that counts: halfway between an equal step and one that is 10 % slower
 ALPHA = 0.01  # the chance that any figure is called worse, or within the margin, that is not
@@ -73,7 +73,7 @@ def find_changes(ratios: Ratios, tests: int) -> dict[tuple[str, str], Change]:
     A verdict stands, whatever comes later: `ALPHA` is shared among looks and tests. One machine disturbs all cells alike: a
     cell's deviation is the larger of its own and the median over cells, which rests on half of their degrees of freedom.
     """
-    from tunegrid.results.statistics import critical_value  # which brings scipy
+    from tunegrid.gate.statistics import critical_value  # which brings scipy
 
     changes: dict[tuple[str, str], Change] = {}
     for look in LOOKS:

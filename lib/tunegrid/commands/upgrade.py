@@ -19,14 +19,15 @@ from packaging.utils import canonicalize_name
 from tunegrid.commands import environments
 from tunegrid.commands.environments import Environment, NoRun
 from tunegrid.errors import InputError
+from tunegrid.gate.judgements import SAME_NUMERICS, Judgement, Outcome
 from tunegrid.grid.recipes import MICRO, SCORED
 from tunegrid.machine import PACKAGES
-from tunegrid.results.files import SavedRun, read_saved
-from tunegrid.results.judgements import SAME_NUMERICS, Judgement, Outcome
-from tunegrid.results.report import Section, some, text
-from tunegrid.results.summary import gate_section, summary, write_step_summary
-from tunegrid.results.verdict import parse_kinds, run_verdict
+from tunegrid.report.summary import gate_section, summary, write_step_summary
+from tunegrid.report.tables import Section, text
+from tunegrid.report.verdict import parse_kinds, run_verdict
+from tunegrid.runs.files import SavedRun, read_saved
 from tunegrid.terminal import say
+from tunegrid.words import some
 
 # Cells of the libraries' own path: windows of long contexts, generated answers, an encoder with a decoder, a classifier.
 STOCK_CELLS = ("bert_qa_lora", "gpt2_sum_lora", "t5_sum_sft", "bert_sa_lora")
@@ -78,7 +79,7 @@ def judged_runs(
 
     With the option for `first_updates`, cells make these; those that are not the same train to their end, on both sides.
     """
-    from tunegrid.results.gate import Run, gate  # which brings scipy
+    from tunegrid.gate.gate import Run, gate  # which brings scipy
 
     def judge(old: SavedRun, new: SavedRun) -> list[Judgement]:
         after = Run.make(new.records, new.path)

@@ -19,9 +19,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tunegrid.codecs.base import Codec
 from tunegrid.codecs.extract import ExtractCodec, legal_ends
+from tunegrid.gate.statistics import ALPHA, Array
 from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
 from tunegrid.instruments.trained import TrainedCell
-from tunegrid.results.statistics import ALPHA, Array
 from tunegrid.run.evaluate import Evaluation
 
 HITS = ("accuracy", "exact_match")  # scores of which a row has 100 points or 0: whether its prediction is right

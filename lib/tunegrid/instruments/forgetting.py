@@ -23,10 +23,10 @@ from tunegrid.grid.backbones import Objective, checkpoint_source
 from tunegrid.grid.tasks import Task
 from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
 from tunegrid.instruments.trained import TrainedCell
-from tunegrid.results.examples import row_id
 from tunegrid.run.build import base_type, from_hub_or_folder
 from tunegrid.run.device import ATTENTION, autocast
 from tunegrid.run.evaluate import eval_precision
+from tunegrid.runs.examples import row_id
 
 SEED = 0  # of the texts and of what is hidden in them: the same for every cell and every seed of training
 TEXTS = 128  # of each task

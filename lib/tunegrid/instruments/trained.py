@@ -23,12 +23,12 @@ from tunegrid.grid.methods import SFT
 from tunegrid.grid.tasks import Task
 from tunegrid.instruments import Instrument, NotAskedError, tidy
 from tunegrid.record.record import InstrumentRecord
-from tunegrid.results.examples import TEXTS, row_id, write_columns
 from tunegrid.run.build import load_tokenizer
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.meter import Progress
 from tunegrid.run.prepare import make_codec, prepare
 from tunegrid.run.probe import keep_state
+from tunegrid.runs.examples import TEXTS, row_id, write_columns
 
 
 @dataclass(frozen=True, kw_only=True)

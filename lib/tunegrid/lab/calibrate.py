@@ -19,17 +19,17 @@ from tunegrid import ROOT
 from tunegrid.commands.calibrate import by_seed, train_session
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
+from tunegrid.gate.bounds import Calibration, RecordsByCell, evidence, thresholds_toml
+from tunegrid.gate.noise import NoiseKey, deviation
+from tunegrid.gate.thresholds import LAB_CALIBRATE
 from tunegrid.grid.cells import study_place
 from tunegrid.grid.recipes import CACHE
 from tunegrid.lab.tolerances import numerics_toml
 from tunegrid.machine import write_whole
 from tunegrid.record import Record
 from tunegrid.record.checks import below_bounds
-from tunegrid.results import examples
-from tunegrid.results.bounds import Calibration, RecordsByCell, evidence, thresholds_toml
-from tunegrid.results.files import read_list
-from tunegrid.results.noise import NoiseKey, deviation
-from tunegrid.results.thresholds import LAB_CALIBRATE
+from tunegrid.runs import examples
+from tunegrid.runs.files import read_list
 
 RUNS = CACHE / "lab"
 Control = Mapping[str, Any]  # its `plant`, the cell that it is `of`, and the `scores` that it reached

@@ -16,14 +16,14 @@ from tunegrid import ROOT, launcher
 from tunegrid.commands.cli import refuse
 from tunegrid.commands.run import command
 from tunegrid.errors import InputError
+from tunegrid.gate.gate import Run, gate, read_run
+from tunegrid.gate.judgements import FAILED_BY, verdict_text
+from tunegrid.gate.thresholds import Bounds, load_bounds
 from tunegrid.lab.calibrate import RUNS, parse_seeds
 from tunegrid.record import Record
 from tunegrid.record.checks import below_bounds, failures
-from tunegrid.results.files import read_list
-from tunegrid.results.gate import Run, gate, read_run
-from tunegrid.results.judgements import FAILED_BY, verdict_text
-from tunegrid.results.thresholds import Bounds, load_bounds
-from tunegrid.results.verdict import find_worse
+from tunegrid.report.verdict import find_worse
+from tunegrid.runs.files import read_list
 
 BOUNDS = ROOT / "benchmarks" / "thresholds" / "quick.toml"
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"

@@ -21,15 +21,15 @@ from scipy import special
 
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
+from tunegrid.gate.bounds import get_bounds
+from tunegrid.gate.judgements import Verdict
+from tunegrid.gate.noise import NOISE, PERTURBED, SEEDS, Deviation, Noise, NoiseKey, cell_kind, load_noise
+from tunegrid.gate.quality import decide
+from tunegrid.gate.statistics import ALPHA, POWER, Array, by_training
+from tunegrid.gate.thresholds import load_margins
 from tunegrid.grid.cells import STUDY, STUDY_IDS
 from tunegrid.grid.recipes import QUICK_PROFILE
-from tunegrid.results.bounds import get_bounds
-from tunegrid.results.judgements import Verdict
-from tunegrid.results.noise import NOISE, PERTURBED, SEEDS, Deviation, Noise, NoiseKey, cell_kind, load_noise
-from tunegrid.results.quality import decide
-from tunegrid.results.report import Section, text
-from tunegrid.results.statistics import ALPHA, POWER, Array, by_training
-from tunegrid.results.thresholds import load_margins
+from tunegrid.report.tables import Section, text
 
 BASELINE_SEEDS = 5
 MOST_TRAININGS = 200  # of a cell in a simulated calibration: as good as any number

@@ -19,11 +19,11 @@ from statistics import median
 import pandas as pd
 
 from tunegrid.errors import InputError
+from tunegrid.gate.bounds import RecordsByCell, origin
+from tunegrid.gate.modules import Modules, Moved, read_both
+from tunegrid.gate.numerics import BY_GROUP, UPDATES, Pair, arithmetic, changed_rows, furthest, losses
+from tunegrid.gate.thresholds import TOLERANCES
 from tunegrid.record import Record
-from tunegrid.results.bounds import RecordsByCell, origin
-from tunegrid.results.modules import Modules, Moved, read_both
-from tunegrid.results.numerics import BY_GROUP, UPDATES, Pair, arithmetic, changed_rows, furthest, losses
-from tunegrid.results.thresholds import TOLERANCES
 
 FAR = 10  # times the median of the cells' largest deviations
 FAR_OF_MODULES = 3  # the same of single modules, of which a model has many: the median cell shows some that amplify much

@@ -27,7 +27,7 @@ from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullLocator
 
 from tunegrid.grid.cells import study_place
 from tunegrid.machine import replace_file
-from tunegrid.results.compare import PEAK, SECONDS, TENSORS, TRAINED, Comparison
+from tunegrid.report.compare import PEAK, SECONDS, TENSORS, TRAINED, Comparison
 from tunegrid.terminal import defuse
 
 # By their names in page.css, which has others for the dark; the first four also the colour-blind tell apart (Okabe and Ito).

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from tunegrid.errors import InputError, first_line
 from tunegrid.machine import replace_file
 from tunegrid.page.view import Page
-from tunegrid.results.report import mark_code, show
+from tunegrid.report.tables import mark_code, show
 from tunegrid.terminal import defuse, strip_places
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 
 from tunegrid.record import Record
-from tunegrid.results.examples import point_columns, read
-from tunegrid.results.report import Section
+from tunegrid.report.tables import Section
+from tunegrid.runs.examples import point_columns, read
 
 LONGEST = 240  # characters of a text
 

@@ -12,21 +12,22 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from tunegrid.errors import InputError
+from tunegrid.gate.gate import Run, gate
+from tunegrid.gate.judgements import GRAVEST_FIRST, Judgement, Verdict, by_cell, worst
+from tunegrid.gate.noise import load_noise
+from tunegrid.gate.quality import check_rows
 from tunegrid.grid.cells import study_place
 from tunegrid.grid.tasks import score_title
 from tunegrid.page.rows import rows_section
 from tunegrid.record import Record, Status
-from tunegrid.results import compare
-from tunegrid.results.compare import MIB, Comparison, compare_methods
-from tunegrid.results.files import SavedRun, read_saved
-from tunegrid.results.gate import Run, gate
-from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, by_cell, worst
-from tunegrid.results.noise import load_noise
-from tunegrid.results.quality import check_rows
-from tunegrid.results.report import Section, count, some
-from tunegrid.results.status import cell_status, too_short, unconfirmed_misses
-from tunegrid.results.verdict import RunVerdict, run_verdict
+from tunegrid.report import compare
+from tunegrid.report.compare import MIB, Comparison, compare_methods
+from tunegrid.report.tables import Section
+from tunegrid.report.verdict import RunVerdict, run_verdict
+from tunegrid.runs.files import SavedRun, read_saved
+from tunegrid.runs.status import cell_status, too_short, unconfirmed_misses
 from tunegrid.terminal import strip_places
+from tunegrid.words import count, some
 
 if TYPE_CHECKING:
     from tunegrid.page.charts import Chart
@@ -331,9 +332,9 @@ class Page:
         """What cells were asked beside their scores, a table an instrument."""
         if not any(record.instruments for record in self.run.records):
             return []
-        from tunegrid.results.figures import tables
+        from tunegrid.report.instruments import instrument_sections
 
-        return list(tables(self.run.records, self.run.path))
+        return list(instrument_sections(self.run.records, self.run.path))
 
     @property
     def costs(self) -> list[Section]:

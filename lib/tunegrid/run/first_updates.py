@@ -235,7 +235,7 @@ Projected = tuple[Tensor, Tensor]  # a norm, and projections
 class ModuleFigures:
     """The figures of a model's modules, call by call, in the order in which calls end.
 
-    `tunegrid.results.modules` compares those of two runs. Hooks look at modules, and at the tensors between them, while the
+    `tunegrid.gate.modules` compares those of two runs. Hooks look at modules, and at the tensors between them, while the
     model computes; no tensor is kept, and nothing waits for a GPU before the end. A call is a row. Its `source` and `maker` are
     the calls that made what goes in and what comes out, -1 if no module did; the maker is another call if a module hands on
     what it was given as it is.

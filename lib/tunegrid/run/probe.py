@@ -1,7 +1,7 @@
 """Asks a model for figures, logits and gradients before training, or for audits after it, and leaves no trace.
 
 `before_training` fills the record's `FirstStep`: the same seed, rows and arithmetic give the same figures, but for rounding,
-and `tunegrid.results.numerics` compares two records by them. `Trainer` adds those of the first updates.
+and `tunegrid.gate.numerics` compares two records by them. `Trainer` adds those of the first updates.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tunegrid.results import examples
+from tunegrid.runs import examples
 
 
 @pytest.fixture

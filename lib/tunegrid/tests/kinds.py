@@ -10,14 +10,14 @@ from html import unescape
 from pathlib import Path
 
 from tunegrid import ROOT
+from tunegrid.gate.gate import Run, gate
+from tunegrid.gate.judgements import FAILED_BY, Judgement, Verdict
 from tunegrid.page import render
 from tunegrid.page.view import PageRun, make_page
 from tunegrid.record import AuditFinding
-from tunegrid.results.files import read_saved
-from tunegrid.results.gate import Run, gate
-from tunegrid.results.judgements import FAILED_BY, Judgement, Verdict
-from tunegrid.results.status import locate
-from tunegrid.results.verdict import run_verdict
+from tunegrid.report.verdict import run_verdict
+from tunegrid.runs.files import read_saved
+from tunegrid.runs.status import locate
 
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 COMMAND = "pytest -m quick -n 2 --grid own.py --device=cpu --gate=old.json"

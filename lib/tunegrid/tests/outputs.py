@@ -27,7 +27,7 @@ def refusal(capsys, main, *arguments):
     return " ".join(capsys.readouterr().err.split())
 
 
-SNAPSHOTS = Path(__file__).parent / "results" / "snapshots"
+SNAPSHOTS = Path(__file__).parent / "report" / "snapshots"
 
 
 def is_snapshot(text, name):

@@ -6,7 +6,7 @@ import math
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.page.view import PageRun, make_page
 from tunegrid.record import from_json, to_json
-from tunegrid.results import examples
+from tunegrid.runs import examples
 from tunegrid.tests.records import CELLS, MEASURED, audit_ids, complete, complete_json
 
 HOSTILE = "<script>document.title = 'owned'</script><img src=https://example.org/x onerror=alert(1)>"

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from tunegrid.gate.noise import make_scale
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.grid.tasks import TASKS
@@ -12,9 +13,8 @@ from tunegrid.record import Record, new_record, to_json
 from tunegrid.record.checks import EVERY_CELL, PART_AUDITS
 from tunegrid.record.io import adapter
 from tunegrid.record.record import jsonable
-from tunegrid.results import examples
-from tunegrid.results.files import read_list
-from tunegrid.results.noise import make_scale
+from tunegrid.runs import examples
+from tunegrid.runs.files import read_list
 
 CELLS = {cell.id: cell for cell in STUDY.cells(QUICK_PROFILE)}
 PHASE = {

@@ -7,7 +7,7 @@ from check_jsonschema import main as check
 from ruamel.yaml import YAML
 
 from tunegrid import ROOT
-from tunegrid.results.judgements import Outcome
+from tunegrid.gate.judgements import Outcome
 
 RECIPES = ROOT / "benchmarks" / "ci"
 OWN, LOWEST, GITHUB, MATRIX, NEWEST, CELLS, GITLAB = (

@@ -8,7 +8,7 @@ import pytest
 from tunegrid.commands import environments
 from tunegrid.commands.environments import Environment
 from tunegrid.errors import InputError
-from tunegrid.results import examples
+from tunegrid.runs import examples
 
 
 class SavedRuns:

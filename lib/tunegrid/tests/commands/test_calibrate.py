@@ -7,7 +7,7 @@ import pytest
 
 from tunegrid.commands import calibrate
 from tunegrid.commands.calibrate import main
-from tunegrid.results.thresholds import bounds_file, load_bounds
+from tunegrid.gate.thresholds import bounds_file, load_bounds
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.records import complete, make_seeds, saved
 

@@ -9,8 +9,8 @@ import pytest
 from tunegrid import ROOT
 from tunegrid.commands import merge
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.results import examples
-from tunegrid.results.files import read_list
+from tunegrid.runs import examples
+from tunegrid.runs.files import read_list
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.records import get_record, run_file, trained
 

@@ -8,7 +8,7 @@ import pytest
 from tunegrid.commands import speed
 from tunegrid.commands.paired_timing import MARK
 from tunegrid.commands.speed import Change, find_changes
-from tunegrid.results.judgements import Verdict
+from tunegrid.gate.judgements import Verdict
 
 KEY = ("bert_sa_lora", "training")
 LIBRARIES = {"python": "3.11", "torch": "2.13.0", "transformers": "5.24.0", "peft": "0.21.0", "accelerate": "1.14.0"}

@@ -20,12 +20,12 @@ from tunegrid.__main__ import main
 from tunegrid.commands.export import scored_rows
 from tunegrid.data.splits import load_splits
 from tunegrid.errors import InputError
+from tunegrid.gate.gate import Run, gate
+from tunegrid.gate.noise import load_noise
+from tunegrid.gate.thresholds import THRESHOLDS, load_bounds, load_margins, load_tolerances
 from tunegrid.grid.recipes import FULL_PROFILE, QUICK_PROFILE, Profile
 from tunegrid.grid.tasks import QA, SA, SUM
-from tunegrid.results import examples
-from tunegrid.results.gate import Run, gate
-from tunegrid.results.noise import load_noise
-from tunegrid.results.thresholds import THRESHOLDS, load_bounds, load_margins, load_tolerances
+from tunegrid.runs import examples
 from tunegrid.tests.outputs import obeyed
 from tunegrid.tests.pages import get_record
 from tunegrid.tests.records import complete_json

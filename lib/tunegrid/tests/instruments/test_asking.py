@@ -6,15 +6,16 @@ import pandas as pd
 import pytest
 import torch
 
+from tunegrid.gate.figures import load_frame
+from tunegrid.gate.gate import Run, gate
+from tunegrid.gate.judgements import Verdict
 from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
 from tunegrid.instruments.trained import Questions
 from tunegrid.record import from_json, to_json
 from tunegrid.record.record import InstrumentRecord
-from tunegrid.results import examples
-from tunegrid.results.figures import load_frame, tables
-from tunegrid.results.gate import Run, gate
-from tunegrid.results.judgements import Verdict
+from tunegrid.report.instruments import instrument_sections
 from tunegrid.run.evaluate import Evaluation
+from tunegrid.runs import examples
 from tunegrid.tests.instruments.asking import asked_cell
 from tunegrid.tests.records import MEASURED, complete, make_seeds
 from tunegrid.tests.small import quick_cell
@@ -85,7 +86,7 @@ def test_whatever_a_question_raises_is_kept_and_nothing_is_disturbed(question, o
 def test_means_are_over_rows_by_weight_then_over_seeds_as_worked_out_by_hand():
     records = [record(make_lines(1.0, 3.0, weight=[3.0, 1.0])), record(make_lines(2.0, 2.0, 5.0), seed=1)]
     assert [from_json(to_json(one)) for one in records] == records
-    [table] = tables(records, None)
+    [table] = instrument_sections(records, None)
     assert table.columns == ["cell", "part", "loss", "count"]
     cell, part, loss, _ = table.cells[0]
     assert (cell, part, loss.split()[0]) == ("bert_sa_sft", "a", f"{(1.5 + 3.0) / 2:.2f}")

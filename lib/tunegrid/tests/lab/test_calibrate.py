@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from tunegrid.errors import InputError
+from tunegrid.gate.bounds import Calibration, get_bound
+from tunegrid.gate.noise import POINTS, Deviation, load_noise
+from tunegrid.gate.thresholds import TOLERANCES, load_bounds, load_tolerances
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.tasks import TASKS
 from tunegrid.lab import calibrate, false_alarms
 from tunegrid.lab.calibrate import noise_toml
 from tunegrid.lab.tolerances import FLOORS, Apart, diffs, largest, make_tolerances, numerics_toml
-from tunegrid.results.bounds import Calibration, get_bound
-from tunegrid.results.files import load, save
-from tunegrid.results.noise import POINTS, Deviation, load_noise
-from tunegrid.results.thresholds import TOLERANCES, load_bounds, load_tolerances
+from tunegrid.runs.files import load, save
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.records import altered, complete, make_seeds, saved
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from tunegrid.gate.noise import PERTURBED, SEEDS, Noise
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.lab import power as command
 from tunegrid.lab.power import Simulation, runs_until
-from tunegrid.results.noise import PERTURBED, SEEDS, Noise
 from tunegrid.tests.outputs import refusal
 
 RUNS = 60

@@ -16,8 +16,8 @@ from tunegrid.page import charts, render
 from tunegrid.page.rows import rows_section
 from tunegrid.page.view import make_page, page_run
 from tunegrid.record import from_json, to_json
-from tunegrid.results import examples
-from tunegrid.results.files import SavedRun
+from tunegrid.runs import examples
+from tunegrid.runs.files import SavedRun
 from tunegrid.tests import kinds, pages
 from tunegrid.tests.kinds import page_text
 from tunegrid.tests.outputs import refusal

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from tunegrid.page import render
-from tunegrid.results import examples
+from tunegrid.runs import examples
 from tunegrid.tests.kinds import KINDS, kind_page
 from tunegrid.tests.pages import PAGES
 

@@ -9,7 +9,7 @@ import datasets
 
 from tunegrid import ROOT
 from tunegrid.commands import calibrate
-from tunegrid.results.thresholds import load_bounds
+from tunegrid.gate.thresholds import load_bounds
 from tunegrid.tests.sessions import SessionProcess, benchmark_rows, full_options
 
 GUIDES = "\n".join(guide.read_text() for guide in sorted((ROOT / "benchmarks" / "guides").glob("*.md")))

@@ -10,8 +10,8 @@ from tunegrid import ROOT
 from tunegrid.record import schema, to_json
 from tunegrid.record.checks import failures
 from tunegrid.record.record import SCHEMA_VERSION
-from tunegrid.results import examples
-from tunegrid.results.files import read_list
+from tunegrid.runs import examples
+from tunegrid.runs.files import read_list
 
 REPORTS = ROOT / "reports"
 SCHEMA = Draft202012Validator(schema())

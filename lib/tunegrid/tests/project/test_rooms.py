@@ -11,8 +11,23 @@ from tunegrid.tests.sessions import environment
 
 LIB = ROOT / "lib" / "tunegrid"
 # Each may import from itself and from those to its left.
-SINGLE = ("terminal", "errors", "machine", "launcher")
-ROOMS = (*SINGLE, "grid", "data", "record", "codecs", "run", "audits", "results", "instruments", "page", "commands", "lab")
+SINGLE = ("terminal", "words", "errors", "machine", "launcher")
+ROOMS = (
+    *SINGLE,
+    "grid",
+    "data",
+    "record",
+    "codecs",
+    "run",
+    "audits",
+    "runs",
+    "gate",
+    "report",
+    "instruments",
+    "page",
+    "commands",
+    "lab",
+)
 
 
 def modules(room):
@@ -48,13 +63,13 @@ def test_a_room_imports_only_from_rooms_to_its_left(room):
     assert {name for name in names if name.split(".")[1] not in allowed} == set()
     tops = {name.split(".")[0] for path in modules(room) for name in imported(path)}
     assert tops & {"pytest", "_pytest", "pytest_benchmark", "fixtures", "benchmarks", ""} == set()
-    if room in ("record", "results", "page"):  # which take plain figures
+    if room in ("record", "runs", "gate", "report", "page"):  # which take plain figures
         assert not {"torch", "transformers", "peft"} & tops
-        assert not {name for name in names if name.startswith(("tunegrid.codecs", "tunegrid.run", "tunegrid.audits"))}
+        assert not {"codecs", "run", "audits"} & {name.split(".")[1] for name in names}
 
 
 def test_results_are_read_and_the_27_cells_collected_without_torch():
-    names = "tunegrid.results.summary, tunegrid.results.gate, tunegrid.record, tunegrid.page.render"
+    names = "tunegrid.report.summary, tunegrid.gate.gate, tunegrid.record, tunegrid.page.render"
     assert run_python("-c", f"import sys, {names}; sys.exit('torch' in sys.modules)").returncode == 0
     code = (
         "import sys, pytest; pytest.main(['--collect-only', '-q', '-m', 'quick']);"

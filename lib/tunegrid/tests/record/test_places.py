@@ -13,7 +13,7 @@ from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.page.render import html
 from tunegrid.page.view import make_page
 from tunegrid.record import to_json
-from tunegrid.results import examples
+from tunegrid.runs import examples
 from tunegrid.terminal import defuse, defuse_lines, strip_places
 from tunegrid.tests.outputs import obeyed
 from tunegrid.tests.pages import get_record, make_run

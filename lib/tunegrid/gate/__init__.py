@@ -1,0 +1,1 @@
+"""Two runs judged: by numerics, quality, memory, speed and instruments. Needs no torch."""

@@ -1,0 +1,1 @@
+"""What is said of runs: verdict, summary, tables, comparison. Needs no torch."""

@@ -1,0 +1,311 @@
+"""Compares methods by task and cost: which is best, what it costs, and what cannot be told apart, and why.
+
+Methods are compared on one backbone and task at a time, by the scores of their seeds on the same test rows. Seeds are those of
+the run and, if recipe and scores are the same on as many test rows, the 20 to 30 of the calibrated noise. Needs no torch.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations, product
+from statistics import fmean
+
+import pandas as pd
+from scipy import special
+
+from tunegrid import ROOT
+from tunegrid.errors import InputError
+from tunegrid.gate.figures import ALIKE
+from tunegrid.gate.noise import SEEDS, Groups, Noise, NoiseKey, task_name
+from tunegrid.gate.statistics import ALPHA, POWER, holm
+from tunegrid.grid.cells import STUDY, STUDY_IDS, study_place
+from tunegrid.grid.recipes import QUICK_PROFILE
+from tunegrid.record import Record
+from tunegrid.record.checks import failures, impossible_figures
+from tunegrid.record.record import Limits, recipe_record
+from tunegrid.report.tables import Section
+from tunegrid.runs.files import check_alike, read_list
+from tunegrid.terminal import strip_places
+from tunegrid.words import count_text
+
+MIB = 2**20
+BYTES_A_PARAMETER = 4  # trained parameters are fp32
+TRAINED, TENSORS, PEAK, SECONDS = COSTS = ("trained MiB", "tensor MiB", "peak GiB", "seconds")  # of which less is better
+PUBLISHED = ROOT / "reports" / "study.json"  # the study's scores
+INSTEAD = {"rougeLsum": "rougeL"}  # which score the study printed if it did not print the main one
+DOUBT = 0.001  # scores that one honest run in 1,000 has are not taken for those of the calibrated seeds
+MOST_PAIRS = 40  # that a table lists: the others need more seeds than anybody has
+WHOLE = Limits(train_rows=None, validation_rows=None, test_rows=None, own_test=False)  # of calibrated seeds
+Error = tuple[float, float]  # a variance in squared points, and the degrees of freedom that it rests on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A method on one backbone and task."""
+
+    first: Record  # of its seeds, which stands for all in what they have in common
+    scores: Sequence[float]  # main scores of its seeds, and of calibrated ones; at least one
+    costs: Mapping[str, float | None]  # by `COSTS`; None for what was not measured of the method alone
+    facts: Mapping[str, str]  # by `FACTS`
+    rows: set[str]  # what tells its test rows
+    error: Error | None = None  # of the mean score, by the noise between seeds; None if that is unknown
+
+    @property
+    def score(self) -> float:
+        """The mean main score."""
+        return fmean(self.scores)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of the score over seeds; None if their noise is unknown."""
+        if self.error is None:
+            return None
+        reach = float(special.stdtrit(self.error[1], 1 - ALPHA / 2)) * self.error[0] ** 0.5
+        return max(0.0, self.score - reach), min(100.0, self.score + reach)
+
+
+def make_entry(records: Sequence[Record], calibrated: Noise) -> Entry:
+    """The entry of a cell's records, which are sound."""
+    scores = [score for record in records if (score := record.scores[record.main_score]) is not None]
+    return Entry(
+        first=records[0],
+        scores=[*scores, *calibrated_scores(records, scores, calibrated)],
+        costs=method_costs(records),
+        facts={what: " and ".join(sorted({fact(record) for record in records})) for what, fact in FACTS.items()},
+        rows={r.examples.rows_hash if r.examples else r.data.fingerprint if r.data else "" for r in records},
+    )
+
+
+def calibrated_scores(records: Sequence[Record], scores: Sequence[float], calibrated: Noise) -> list[float]:
+    """Scores of other seeds, which were calibrated by this recipe on as many test rows, if the cell's scores may be theirs."""
+    first = records[0]
+    groups, spread = calibrated.scores.get(SEEDS, {}), calibrated.find(SEEDS, first, first.main_score)
+    other_scores = [score for group in groups.get((first.cell, first.main_score), ()) for score in group]
+    if not other_scores or spread is None or first.cell not in STUDY_IDS:
+        return []
+    error = spread.sd / calibrated.scale(first.cell, first.main_score).per_point(fmean(other_scores))
+    study_setup = recipe_record(STUDY.cell(first.cell, QUICK_PROFILE)), WHOLE, None
+    is_alike = all((record.recipe, record.limits, record.seeds.perturbation) == study_setup for record in records)
+    errors = [(error**2 / len(group), spread.df) for group in (scores, other_scores)]
+    if not is_alike or p_value(fmean(scores) - fmean(other_scores), errors) < DOUBT:
+        return []
+    seeds = {record.seeds.seed for record in records}
+    return [score for seed, score in enumerate(other_scores, calibrated.first_seed) if seed not in seeds]
+
+
+def method_costs(records: Sequence[Record]) -> dict[str, float | None]:
+    """Costs of a method; a machine that others used tells no seconds, and a process that ran other cells no peak."""
+    parameters, ledger = records[0].parameters, records[0].memory.ledger if records[0].memory else None
+    trained_bytes, tensor_bytes = (ledger.checkpoint_bytes, ledger.tensor_bytes) if ledger else (None, None)
+    if trained_bytes is None and parameters:
+        trained_bytes = BYTES_A_PARAMETER * parameters.trainable_params
+    peaks = [peak for record in records if (peak := record.own_peak_gib) is not None]
+    is_contended = any(record.device and record.device.contended for record in records)
+    seconds = [record.training.seconds for record in records if record.training and not is_contended]
+    return {
+        TRAINED: None if trained_bytes is None else trained_bytes / MIB,
+        TENSORS: None if tensor_bytes is None else tensor_bytes / MIB,
+        PEAK: max(peaks) if len(peaks) == len(records) else None,
+        SECONDS: fmean(seconds) if seconds else None,
+    }
+
+
+def _check_adapted(record: Record) -> str:
+    """Whether every layer that carries an adapter is one that pretraining never saw."""
+    targets = (record.recipe.adapter or {}).get("target_modules")  # a method's own settings: of any type
+    adapted = set(record.model.adapted_modules) if record.model else set()
+    return "the new head alone" if isinstance(targets, list) and set() < set(map(str, targets)) <= adapted else "the backbone"
+
+
+FACTS: Mapping[str, Callable[[Record], str]] = {  # that methods have in common if they are like for like; the budget first
+    "updates": lambda record: f"{record.training.updates if record.training else 'no'}x{record.recipe.rows_per_update}",
+    "precision": lambda record: record.training.precision if record.training else "unknown",
+    "data": lambda record: record.data.fingerprint if record.data else "unknown",
+    "adapted": _check_adapted,
+    "search": lambda record: str(record.recipe.generation),
+    "device": lambda record: f"{record.device.name}, {record.device.threads or 'no'} threads" if record.device else "unknown",
+    "ranks": lambda record: record.processes,
+    "libraries": lambda record: ", ".join(f"{name} {record.versions.get(name)}" for name in ALIKE),
+}
+
+
+def p_value(difference: float, errors: Sequence[Error]) -> float:
+    """The two-sided p-value of no true difference between two means; without any error there is one or there is not."""
+    total = sum(variance for variance, _ in errors)
+    if not total:
+        return float(difference == 0)
+    return float(2 * special.stdtr(freedom(errors), -abs(difference) / total**0.5))
+
+
+def freedom(errors: Sequence[Error]) -> float:
+    """The degrees of freedom of a sum of variances, not all zero, by Satterthwaite (1946) and Welch (1947)."""
+    return sum(variance for variance, _ in errors) ** 2 / sum(variance**2 / df for variance, df in errors)
+
+
+def add_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
+    """By the calibrated noise if it is of runs like these, and else what these seeds tell; pooled over cells of a kind."""
+    profile = entries[0].first.profile
+    rows = {entry.first.task: entry.first.data.rows["test"] for entry in entries if entry.first.data}
+    scores: dict[NoiseKey, Groups] = {(e.first.cell, e.first.main_score): [e.scores] for e in entries if e.first.data}
+    if profile == calibrated.profile:
+        tasks = {task for task, number in calibrated.rows.items() if number == rows.get(task)}
+        scores |= {key: group for key, group in calibrated.scores.get(SEEDS, {}).items() if task_name(key[0]) in tasks}
+    noise, results = Noise(profile=profile, rows=rows, scores={SEEDS: scores}), []
+    for entry in entries:
+        spread, key = noise.find(SEEDS, entry.first, entry.first.main_score), (entry.first.cell, entry.first.main_score)
+        points = spread.sd / noise.scale(*key).per_point(entry.score) if spread else 0.0
+        results.append(replace(entry, error=(points**2 / len(entry.scores), spread.df) if spread else None))
+    return results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The methods of one backbone and task, the best score first."""
+
+    task: str
+    backbone: str
+    entries: Mapping[str, Entry]
+
+    @cached_property
+    def pairs(self) -> pd.DataFrame:
+        """Every two methods, the better one first. The chance that any two are told apart by mistake is 5 % at most (Holm)."""
+        rows = []
+        for one, other in combinations(self.entries.values(), 2):
+            gap, methods = one.score - other.score, [entry.first.method for entry in (one, other) if not entry.error]
+            reason = f"the noise between seeds of {' or '.join(methods)} is unknown" if methods else None
+            reason = "their test rows differ" if len(one.rows | other.rows) > 1 else reason
+            p = p_value(gap, [one.error, other.error]) if one.error and other.error and not reason else math.nan
+            rows.append((one.first.method, other.first.method, gap, reason, p))
+        frame = pd.DataFrame(rows, columns=["better", "other", "points apart", "not tested, since", "p"])
+        p_values = holm(frame.p.dropna().to_dict())
+        frame["apart"] = [p_values.get(index, 1.0) < ALPHA for index in frame.index]
+        seed_counts = {index: self.seeds_needed(frame.better[index], frame.other[index], len(p_values)) for index in p_values}
+        frame["seeds that tell"] = [seed_counts.get(index, math.nan) for index in frame.index]
+        return frame
+
+    def seeds_needed(self, better: str, other: str, tests: int) -> float:
+        """So many seeds of each would tell two methods apart four times in five, of noise known as well as now; NaN if none."""
+        entries = [self.entries[method] for method in (better, other)]
+        errors = [(entry.error[0] * len(entry.scores), entry.error[1]) for entry in entries if entry.error]
+        df, noise, gap = freedom(errors), sum(variance for variance, _ in errors), entries[0].score - entries[1].score
+        quantiles = special.stdtrit(df, 1 - ALPHA / 2 / tests) + special.stdtrit(df, POWER)
+        return math.ceil(noise * float(quantiles / gap) ** 2) if gap else math.nan
+
+    @cached_property
+    def costs(self) -> list[str]:
+        """The costs that were measured of all; a peak holds the tensors, which count if it is not known."""
+        names = [name for name in COSTS if all(entry.costs[name] is not None for entry in self.entries.values())]
+        return [name for name in names if name != TENSORS or PEAK not in names]
+
+    def front(self, *costs: str) -> list[str]:
+        """The Pareto front: methods that no other one is as good as for as little of these costs, which all have."""
+        figures = {m: (-entry.score, *(float(entry.costs[name] or 0) for name in costs)) for m, entry in self.entries.items()}
+        return [m for m, one in figures.items() if not any(dominates(other, one) for other in figures.values())]
+
+
+def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether one is as little in every figure and less in some."""
+    return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
+
+
+def objection(record: Record) -> str:
+    """Why a record's figures may not be those of its method; empty if nothing says so."""
+    gaps = [f"it has no {record.main_score}"] if record.scores.get(record.main_score) is None else []
+    confirms = [f"it only confirms or refutes the miss of seed {seed}"] if (seed := record.seeds.confirms) is not None else []
+    return strip_places(next(iter([*confirms, *gaps, *failures(record.audits), *impossible_figures(record)]), ""))
+
+
+def compare_methods(records: Iterable[Record], calibrated: Noise) -> list[Comparison]:
+    """The methods of each task and backbone that nothing objects to; raises InputError if records cannot be compared."""
+    cells: dict[str, list[Record]] = defaultdict(list)
+    for record in (one for one in records if one.finished and not objection(one)):
+        cells[record.cell].append(record)
+    if len(profiles := sorted({group[0].profile for group in cells.values()})) > 1:
+        raise InputError(f"cells of {' and '.join(profiles)}; compare one profile at a time")
+    if not profiles:
+        raise InputError("no cell ran to its end and passed its audits, so there is nothing to compare")
+    check_alike(record for group in cells.values() for record in group)
+    groups: dict[tuple[str, str], dict[str, Entry]] = defaultdict(dict)
+    entries = add_errors([make_entry(group, calibrated) for group in cells.values()], calibrated)
+    for entry in sorted(entries, key=lambda entry: (study_place(entry.first.cell)[:2], -entry.score)):
+        groups[entry.first.task, entry.first.backbone][entry.first.method] = entry
+    return [Comparison(task=task, backbone=backbone, entries=group) for (task, backbone), group in groups.items()]
+
+
+# In words
+
+FORMATS = {"points": ".1f", "from": ".1f", "to": ".1f", "seeds": "", "study": ".1f", TRAINED: ".2f", TENSORS: ".1f"}
+FORMATS |= {PEAK: ".2f", SECONDS: ".1f", "points apart": ".2f", "seeds that tell": ".0f"}
+LEGEND = (
+    "points: the main score, a mean over all seeds that are known; from, to: its 95 % interval over seeds, on these test rows.",
+    "best: the best, or not told apart from it (Holm, 5 % a backbone); seeds that tell: seeds per method for a power of 80 %.",
+    "trained: what training changes and a checkpoint keeps; tensor: weights, gradients and optimizer state.",
+    "peak, seconds: only of processes that ran no other cell before (`--engine=process`), on a machine without other work.",
+    "front: yes if no other method of the backbone is as good at no greater cost.",
+)
+OF_QUICK = (
+    "The quick profile trains micro backbones, which say nothing of full-size models; its learning rates were found with test "
+    "scores in view (reports/tuning-quick-cpu.md)."
+)
+
+
+def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> list[Section]:
+    """What is not like for like, a table for each task, what cannot be told apart, and which of the records are left out."""
+    study = read_list(PUBLISHED) if PUBLISHED.is_file() else []
+    published = {one.cell: one.scores.get(one.main_score, one.scores.get(INSTEAD.get(one.main_score, ""))) for one in study}
+    frame = pd.DataFrame([_row(one, method, published) for one in comparisons for method in one.entries])
+    parts = [_differences(comparisons)]
+    for (task, score), rows in frame.groupby(["task", "score"], sort=False):
+        view = rows.drop(columns=["profile", "task", "score"]).dropna(axis=1, how="all")
+        parts.append(Section(heading=f"{task}: {score}", frame=view, formats=FORMATS))
+    quick = [OF_QUICK] if frame.profile[0] == QUICK_PROFILE.id else []
+    caveat = "of other backbones on other rows" if quick else "rows, weights and caps may differ"
+    of_study = [f"study: published scores; {caveat}."] if frame.study.notna().any() else []
+    objections = [(record, objection(record)) for record in records if record.finished]
+    omissions = [f"{record.cell}, seed {record.seeds.seed}, is left out: {why}." for record, why in objections if why]
+    notes = [*omissions, *LEGEND, *of_study, *quick]
+    tables = [part for part in parts if part.cells]
+    return [*tables, _pairs(comparisons), Section(heading="What to know", sentences=notes)]
+
+
+def _row(one: Comparison, method: str, study_scores: Mapping[str, float | None]) -> dict[str, object]:
+    """A method's line; `best`: or not told from it."""
+    entry, (low, high) = one.entries[method], one.entries[method].interval or (None, None)
+    return {
+        **{"profile": entry.first.profile, "task": one.task, "score": entry.first.main_score},
+        **{"backbone": one.backbone, "method": method},
+        **{"points": entry.score, "from": low, "to": high, "seeds": len(entry.scores)},
+        **{"study": study_scores.get(entry.first.cell), **entry.costs},
+        "best": not one.pairs[(one.pairs.better == next(iter(one.entries))) & (one.pairs.other == method)].apart.any(),
+        "front": method in one.front(*one.costs),
+    }
+
+
+def _differences(comparisons: Sequence[Comparison]) -> Section:
+    """What the methods of a backbone and task do not have in common, the budget first."""
+    rows = []
+    for fact, one in product(FACTS, comparisons):
+        methods = defaultdict[str, list[str]](list)
+        for method, entry in one.entries.items():
+            methods[entry.facts[fact]].append(method)
+        if len(methods) > 1:
+            text = ", ".join(f"{value} ({', '.join(names)})" for value, names in methods.items())
+            rows.append({"task": one.task, "backbone": one.backbone, "in": fact, "methods": text})
+    budget = any(row["in"] == "updates" for row in rows)
+    sentences = ["updates: number x rows per update."] if budget else []
+    return Section(heading=f"Not like for like{' in budget' * budget}", frame=pd.DataFrame(rows), sentences=sentences)
+
+
+def _pairs(comparisons: Sequence[Comparison]) -> Section:
+    """The pairs that cannot be told apart and why, those that need the fewest seeds first."""
+    frame = pd.concat([one.pairs.assign(task=one.task, backbone=one.backbone) for one in comparisons])
+    if frame.empty:
+        return Section(heading="One method of each backbone: no pair to tell apart")
+    frame["methods"] = frame.better + ", " + frame.other
+    columns = ["task", "backbone", "methods", "points apart", "seeds that tell", "not tested, since"]
+    others = frame[~frame.apart.astype(bool)].sort_values("seeds that tell", kind="stable")[columns].dropna(axis=1, how="all")
+    heading = f"Told apart: {count_text(int(frame.apart.sum()), len(frame), 'pair')} of methods"
+    heading += "; the other pairs, those that need the fewest seeds first:" if len(others) else ""
+    return Section(heading=heading, frame=others.head(MOST_PAIRS), formats=FORMATS)

@@ -1,0 +1,160 @@
+"""Words a run and its verdict: the tables of cells and of a gate, remarks, annotations, the step summary.
+
+Nothing here decides: `tunegrid.report.verdict` did. pandas is imported when a table is made.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from tunegrid.gate.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, by_cell, describe, tally, verdict_text, worst
+from tunegrid.grid.cells import STUDY_IDS, study_place
+from tunegrid.record import Record
+from tunegrid.report.tables import Section, markdown, text_table
+from tunegrid.report.verdict import RunVerdict
+from tunegrid.runs.status import cause_sentences, cell_status, find_failures, too_short, unconfirmed_misses
+from tunegrid.terminal import annotation, say
+from tunegrid.words import NAMED, count, some
+
+MIB = 2**20
+COLOURS = {"passed": "green", "unconfirmed": "yellow", "begun": ""}  # by status; of others red
+MOST_CELLS = 30  # that a line of a cause names
+TENSORS = {"weights": "weights", "grads": "gradients", "optim.": "optimizer", "activ.": "activations", "MiB peak": "peak"}
+# Columns of cells and of a gate, with their formats; those that nothing is in are left out.
+CELLS = {"cell": "", "score": "", "seeds": "d", "points": ".1f", "sd": ".2f", "lowest": ".1f", "bound": ".1f", "train s": ".1f"}
+CELLS |= {"samples/s": ".0f", "peak GiB": ".2f", "trainable": ".2%"}
+CELLS |= {**dict.fromkeys(("step ms", "tokens/s", "gen/s", *TENSORS), ".0f"), "MFU %": ".1f", "status": ""}  # of footprints
+GATE = {"cell": "", "main score": "", "change": "+.1f", "95 % interval": "", "p": ".3f", "sees": ".1f"}
+GATE |= dict.fromkeys(KINDS, "")
+QUIET = (Verdict.SAME, Verdict.EQUAL, Verdict.ROUNDING, Verdict.NOT_COMPARABLE)  # not worth a sentence of their own
+
+
+def table(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]], sentences: Sequence[str] = ()) -> Section:
+    """A section of those of these columns that something is in."""
+    import pandas as pd
+
+    frame = pd.DataFrame(rows, columns=list(columns), dtype=object).dropna(axis=1, how="all")
+    return Section(frame=frame, formats={name: form for name, form in columns.items() if form}, sentences=sentences)
+
+
+def cell_lines(
+    records: Iterable[Record], cells: Sequence[str] = STUDY_IDS, seconds: float | None = None
+) -> Iterator[tuple[str, str]]:
+    """Lines with their colours, if any: one per cell over its seeds, in this order, and what was missed by its cause."""
+    order = {cell: index for index, cell in enumerate(cells)}
+    records = sorted(records, key=lambda r: (r.profile, order.get(r.cell, len(order)), r.cell, r.seeds.seed or 0))
+    own_seeds = [record for record in records if record.seeds.confirms is None]
+    groups = [list(seeds) for _, seeds in groupby(own_seeds, lambda record: (record.profile, record.cell))]
+    scored, footprints = ([seeds for seeds in groups if (seeds[0].flops is None) is is_scored] for is_scored in (True, False))
+    for part in filter(None, (scored, footprints)):
+        colours = ["", *(COLOURS.get(cell_status(seeds), "red") for seeds in part)]
+        yield from zip(text_table(table(CELLS, map(_row, part))), colours, strict=True)
+    if records:
+        yield footer(own_seeds, len(groups), seconds), ""
+    yield from ((line, "red") for line in failure_lines(records))
+    yield from ((sentence, "yellow") for record in records for sentence in too_short(record))
+    yield from ((sentence, "yellow") for sentence in unconfirmed_misses(records))
+
+
+def _row(seeds: Sequence[Record]) -> dict[str, Any]:
+    """What tables show of a cell: of its seeds mean, deviation and lowest of the main score, seconds, and the highest peak."""
+    first, speed, ledger = seeds[0], seeds[0].throughput, seeds[0].memory and seeds[0].memory.ledger
+    scores = [score for record in seeds if (score := record.scores.get(first.main_score)) is not None]
+    seconds = [record.training.seconds for record in seeds if record.training]
+    passes = sum(record.status == "passed" for record in seeds)
+    status = first.status if len({record.status for record in seeds}) == 1 else f"{passes} of {len(seeds)} passed"
+    if status == "passed" and not first.flops:
+        status = "too short" if any(record.excused for record in seeds) else "passed" if first.bounds else "no bound yet"
+    row: dict[str, Any] = {"cell": first.cell, "status": status}
+    if first.flops:
+        sizes = {name: getattr(ledger, f"{field}_bytes", None) for name, field in TENSORS.items()}
+        row |= {name: None if size is None else size / MIB for name, size in sizes.items()}
+        row |= {"MFU %": first.flops.mfu_percent, "tokens/s": speed and speed.train_tokens_per_second}
+        row["gen/s"] = speed and speed.generated_tokens_per_second
+        return row | {"step ms": speed and speed.step_seconds_median and 1000 * speed.step_seconds_median}
+    row |= {"score": first.main_score, "points": fmean(scores) if scores else None}
+    row |= {"bound": first.bounds.get(first.main_score), "train s": fmean(seconds) if seconds else None}
+    row["peak GiB"] = max((peak for record in seeds if (peak := record.peak_gib) is not None), default=None)
+    if seeds[1:]:
+        return row | {"seeds": len(seeds), "sd": stdev(scores) if scores[1:] else None, "lowest": min(scores, default=None)}
+    share = first.parameters and first.parameters.trainable_percent / 100
+    return row | {"samples/s": speed and speed.train_samples_per_second, "trainable": share}
+
+
+def footer(records: Sequence[Record], cells: int, seconds: float | None = None) -> str:
+    """How many passed, how long it took, on what; and whether starts were perturbed."""
+    subject = count(cells, "cell") if cells == len(records) else f"{len(records)} runs of {count(cells, 'cell')}"
+    passes, time = sum(record.status == "passed" for record in records), "" if seconds is None else f" in {seconds:.0f} s"
+    devices = ", ".join(sorted({record.device.name for record in records if record.device})) or "no device"
+    draws = sorted({f"{draw}" for record in records if (draw := record.seeds.perturbation) is not None})
+    note = f"; initial weights perturbed (draw {', '.join(draws)}): this run cannot be a baseline" if draws else ""
+    return f"{passes} of {subject} passed{time} on {devices}{note}"
+
+
+def failure_lines(records: Iterable[Record]) -> Iterator[str]:
+    """Lines on what failed: cells with their causes, and below them what they say; of more than three what one says."""
+    for failure in find_failures(sorted(records, key=lambda record: study_place(record.cell))):
+        yield f"{failure.title}: {some(failure.cells, MOST_CELLS)}"
+        few, most = (failure.records, None) if len(failure.records) <= NAMED else (failure.records[:1], 1)
+        yield from (f"  {text}" for record in few for cause in failure.causes for text in cause_sentences(record, cause)[:most])
+
+
+def gate_section(judged: Sequence[Judgement], failing: Sequence[Judgement]) -> Section:
+    """A row for each cell with its main score's change and a verdict on each kind of figure; what is not the same below."""
+    rows = []
+    for cell, judgements in by_cell(j for j in judged if j.decides).items():
+        main = next((j for j in judgements if j.quantity == j.main_score), judgements[0])
+        row = {"cell": cell, "main score": main.main_score, "change": main.effect, "p": main.p, "sees": main.smallest}
+        row["95 % interval"] = None if main.low is None else f"{main.low:+.1f} to {main.high:+.1f}"
+        rows.append(row | {kind: worst(j for j in judgements if j.kind == kind) for kind in KINDS})
+    return table(GATE, rows, [*remarks(judged, failing), count_verdicts(judged)])
+
+
+def count_verdicts(judged: Sequence[Judgement]) -> str:
+    """How many cells have each verdict on numerics and on quality."""
+    cells = by_cell(j for j in judged if j.decides).values()
+    parts = [f"{kind}: {tally(worst(j for j in group if j.kind == kind) for group in cells) or 'none'}" for kind in KINDS[:2]]
+    return f"{count(len(cells), 'cell')}, {'; '.join(parts)}"
+
+
+def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> list[str]:
+    """Sentences on all that is not `same`: what fails the run first; of more than three cells, one on that which moved most."""
+    groups = dict[tuple[bool, Verdict, str, str], list[Judgement]]()
+    decisions = [j for j in judged if j.decides and j.verdict not in QUIET]
+    for j in sorted(decisions, key=lambda j: (j not in failing, j.kind == "speed", GRAVEST_FIRST.index(j.verdict))):
+        if (j.kind, j.verdict) != ("instruments", Verdict.CANNOT_TELL):
+            groups.setdefault((j in failing, j.verdict, j.quantity, j.stage), []).append(j)
+    lines: list[str] = []
+    for group in groups.values():
+        cells, most = len({j.cell for j in group}), max(group, key=lambda j: abs(j.effect or 0.0))
+        degree = "e.g." if most.effect is None else "most of all"
+        one = f"{most.verdict}: {most.quantity} of {cells} cells, {degree} {describe(most)}"
+        lines += [one] if cells > NAMED else map(verdict_text, group)
+    reasons = {j.detail: j.quantity for j in judged if j.verdict is Verdict.NOT_COMPARABLE}
+    return lines + [f"{quantity} not compared: {detail}" for detail, quantity in reasons.items()]
+
+
+def summary(
+    verdict: RunVerdict, judged: Sequence[Judgement] = (), causes: Sequence[str] = (), evidence: Iterable[Section] = ()
+) -> str:
+    """The answer first, for a pull request or a step summary; what failed, and a table if anything was judged."""
+    answer, *others = verdict.sentences
+    sections = [Section(heading=answer, sentences=[*others, *causes])]
+    sections += [gate_section(judged, verdict.failing)] if judged else []
+    return markdown([*sections, *evidence])
+
+
+def write_step_summary(words: str) -> None:
+    """Append it to GitHub's step summary, if there is one."""
+    if target := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(target).open("a", encoding="utf-8") as file:
+            file.write(words + "\n")
+
+
+def annotate(verdict: RunVerdict) -> None:
+    """Print the verdict as an annotation if GitHub Actions runs this, whose runner reads it, and the run did not pass."""
+    if os.environ.get("GITHUB_ACTIONS") == "true" and verdict.exit_code:
+        say(annotation("error", f"tunegrid: {verdict.state}", "\n".join(verdict.sentences)), runner=True)

@@ -1,1 +1,0 @@
-"""Saved results: statuses, tables and the gate's verdicts. Needs no torch."""

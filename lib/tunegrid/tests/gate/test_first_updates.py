@@ -1,0 +1,122 @@
+"""Cells that made only their first updates: what their records may say, and what every reader makes of them."""
+
+from dataclasses import replace
+
+import pytest
+
+from fixtures.results import Journal
+from fixtures.session import passed_rows
+from tunegrid.errors import InputError
+from tunegrid.gate.gate import Run, gate
+from tunegrid.gate.judgements import LEDGER, Verdict
+from tunegrid.gate.noise import Noise
+from tunegrid.gate.numerics import compare_pair
+from tunegrid.gate.thresholds import load_tolerances
+from tunegrid.page.render import html
+from tunegrid.page.view import make_page, read_page_run
+from tunegrid.record import from_json, to_json
+from tunegrid.report import compare
+from tunegrid.report.verdict import FAILED_BY, run_verdict
+from tunegrid.runs.status import Extent, add_status
+from tunegrid.tests.records import altered, begun, complete, make_seeds, run_file
+
+LOSSES = [0.7, 0.5, 0.4, 0.3]
+LORA, SFT = "bert_sa_lora", "bert_sa_sft"
+
+
+def whole(cell=LORA, losses=LOSSES, **changes):
+    made = complete(cell, **changes)
+    return replace(made, training=replace(made.training, losses=list(losses), updates=len(losses)))
+
+
+def test_a_record_of_first_updates_is_sound_no_bound_counts_and_an_audit_does():
+    assert from_json(to_json(begun())).first_updates == 2
+    extent = Extent(updates=2, planned=40, one_pass=40)
+    sound = add_status(begun(status="unfinished"), extent)
+    assert (sound.status, sound.missed) == ("begun", [])
+    failed = add_status(replace(begun(), audits=[replace(sound.audits[0], name="base_frozen", passed=False)]), extent)
+    assert (failed.status, failed.missed[0].split(":")[0]) == ("failed", "audit base_frozen")
+
+
+@pytest.mark.parametrize("change", [{"scores": {"accuracy": 90.0}}, {"first_updates": 3}, {"training": None}])
+def test_a_record_of_first_updates_that_cannot_be_true_is_refused(change):
+    with pytest.raises(InputError, match=r"first.updates|training is null"):
+        from_json(to_json(begun()) | change)
+
+
+@pytest.mark.parametrize(
+    ("losses", "verdict", "words"),
+    [
+        (LOSSES[:2], Verdict.EQUAL, "all losses of the first 2 updates are equal"),
+        ([0.7, 0.5 + 1e-6], Verdict.ROUNDING, "losses of the first 2 updates differ by at most 1.0e-06"),
+        ([0.7, 0.6], Verdict.CHANGED, "backward or optimizer: losses differ by 1.0e-01 at update 2, not at update 1"),
+    ],
+)
+def test_first_updates_are_held_to_as_many_of_a_whole_run(losses, verdict, words):
+    pair = whole(), begun(losses=losses)
+    for old, new in (pair, pair[::-1]):
+        judgement, _ = compare_pair(old, new, load_tolerances())
+        assert (judgement.verdict, judgement.detail, judgement.first_updates) == (verdict, words, 2)
+
+
+def test_movement_is_compared_from_the_third_update_on():
+    step = replace(whole().training.first_step, moved={"head": 5.0})
+    pair = (altered(begun(losses=LOSSES[:updates]), "training.first_step", step) for updates in (2, 3))
+    early, late = (compare_pair(whole(), one, load_tolerances())[0] for one in pair)
+    assert (early.verdict, late.stage) == (Verdict.EQUAL, "optimizer")
+
+
+def answered(old, new, kinds=FAILED_BY):
+    judged = gate(Run.make(old), Run.make(new))
+    return judged, run_verdict(new, judged, kinds, baseline="before.json", before=old)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kinds", "code", "words"),
+    [
+        (
+            [whole(), whole(SFT), whole("gpt2_sa_sft")],
+            [begun(), begun(SFT), begun("gpt2_sa_sft", [0.7, 0.5 + 1e-6])],
+            FAILED_BY,
+            0,
+            "3 cells: 1 rounding, 2 equal by their first 2 updates.",
+        ),
+        ([whole()], [begun(SFT, [0.7, 0.6]), begun()], FAILED_BY, 0, "1 cell: 1 equal by its first 2 updates."),
+        ([whole(), whole(SFT)], [begun(), begun(SFT, [0.7, 0.6])], FAILED_BY, 6, f"without scores ({SFT})"),
+        ([whole(SFT)], [begun(SFT, [0.7, 0.6])], ("numerics",), 1, "Failed: losses differ by 1.0e-01 at update 2"),
+        ([whole()], [begun(seeds=make_seeds(7))], FAILED_BY, 6, "1 not comparable in first updates, without scores"),
+        ([begun()], [whole()], FAILED_BY, 6, "the baseline holds only its first updates"),
+    ],
+)
+def test_begun_cells_are_judged_by_numerics_and_what_they_come_to(old, new, kinds, code, words):
+    judged, verdict = answered(old, new, kinds)
+    assert (verdict.exit_code, words in " ".join(verdict.sentences)) == (code, True), verdict.sentences
+    begun_cells = {record.cell for record in new if record.first_updates}
+    assert {j.quantity for j in judged if j.cell in begun_cells} <= {"numerics", "cell", *LEDGER}
+
+
+@pytest.mark.parametrize(
+    ("points", "weights", "code"),
+    [(91.04, 4000, 0), (91.04, 6000, 1), (40.0, 4000, 6)],
+    ids=["all equal", "more bytes of weights", "other scores without noise that was calibrated"],
+)
+def test_a_cell_that_trained_on_is_judged_as_any_cell(points, weights, code):
+    trained = whole(SFT, [0.7, 0.6, 0.4, 0.3], scores={"accuracy": points, "f1_macro": points}, bounds={})
+    trained = altered(trained, "memory.ledger.weights_bytes", weights)
+    judged, verdict = answered([whole(), whole(SFT)], [begun(), trained])
+    assert verdict.exit_code == code
+    assert [j.first_updates for j in judged if j.quantity == "numerics"] == [2, None]
+
+
+def test_a_page_shows_it_a_comparison_does_not_and_a_journal_gives_what_began_soundly(tmp_path):
+    file = run_file(tmp_path / "run.json", [begun(), begun(SFT, losses=[0.7, 0.55])])
+    older = replace(read_page_run(file), records=[whole(), whole(SFT, losses=[0.7, 0.55, 0.5])])
+    page = make_page(read_page_run(file), [older])
+    assert page.answer.sentences[0] == "2 cells: 2 equal by their first 2 updates."
+    assert (page.changes, "begun" in html(page)) == ([], True)
+    with pytest.raises(InputError, match="so there is nothing to compare"):
+        compare.compare_methods([begun()], Noise())
+    journal = Journal(tmp_path)
+    journal.append("sound", {"extra_info": to_json(begun())})
+    journal.append("failed", {"extra_info": to_json(begun(missed=["an audit failed"]))})
+    assert list(passed_rows(tmp_path)) == ["sound"]

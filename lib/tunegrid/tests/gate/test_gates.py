@@ -1,0 +1,256 @@
+"""Gates on made-up runs whose verdicts are known."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tunegrid import ROOT
+from tunegrid.commands import gate as command
+from tunegrid.errors import InputError
+from tunegrid.gate.gate import Run, gate
+from tunegrid.gate.judgements import LEDGER, PEAKS, Verdict
+from tunegrid.gate.thresholds import load_margins
+from tunegrid.grid.recipes import CONFIRMING
+from tunegrid.tests.outputs import refusal
+from tunegrid.tests.records import FOOTPRINT, MEASURED, altered, complete, get_record, hits, make_seeds, run_file, scored
+
+BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
+RANK = {"rss_peak_gib": 0.5, "train_samples": 24}
+RANKS = {"count": 2, "backend": "gloo", "each": [RANK, RANK]}
+CELL = "bert_sa_lora"
+WORSE, SAME, CANNOT_TELL = Verdict.WORSE, Verdict.SAME, Verdict.CANNOT_TELL
+
+pytestmark = pytest.mark.usefixtures("store")
+
+
+def judged(old, new):
+    """Judgements by quantity."""
+    return {judgement.quantity: judgement for judgement in gate(Run.make([old]), Run.make([new]))}
+
+
+def hit(rows, right, lost=0, **changes):
+    return get_record(CELL, {"accuracy": hits(rows, right, lost)}, **changes)
+
+
+def test_equal_runs_are_the_same_in_everything():
+    judgements = judged(hit(512, 480), hit(512, 480))
+    assert judgements.pop("numerics").verdict is Verdict.EQUAL
+    assert {j.verdict for j in judgements.values()} == {SAME}
+    assert judgements["accuracy"].effect == 0.0
+    assert set(judgements) == {"accuracy", "f1_macro", "rss_peak_gib", "step_seconds", "row_seconds", *LEDGER}
+
+
+@pytest.mark.parametrize(
+    ("rows", "right", "lost", "verdict"),
+    [
+        (512, 480, (0, 20), WORSE),
+        (2000, 1900, (0, 4), SAME),  # within the margin
+        (512, 480, (20, 0), Verdict.BETTER),
+        (30, 28, (0, 2), CANNOT_TELL),  # a small test set, which would see no drop of ten points
+    ],
+)
+def test_a_drop_that_is_no_chance_a_gain_and_a_small_test_set(rows, right, lost, verdict):
+    judgement = judged(*(hit(rows, right, n) for n in lost))["accuracy"]
+    assert (judgement.verdict, judgement.smallest > 10) == (verdict, verdict is CANNOT_TELL)
+    assert judgement.effect == pytest.approx(100 * (lost[0] - lost[1]) / rows)
+    if verdict is WORSE:
+        assert judgement.p == pytest.approx(2.5e-5, rel=0.1)  # 4.06 errors on the scale; one cell, so Holm adds nothing
+        assert judgement.low < judgement.effect < judgement.high < 0
+        assert judgement.detail == "20 rows lost, 0 gained of 512; noise of rows alone: error 0.86; margin 1.0"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "confirmed_seed", "again", "verdict", "confirmed"),
+    [
+        ((0,), None, 0.0, WORSE, "open"),
+        ((0,), 0, 99.0, CANNOT_TELL, "no"),
+        ((0,), 0, 61.0, WORSE, "yes"),
+        ((0,), 7, 99.0, WORSE, "open"),  # another seed's second training
+        ((0, 4), 0, 99.0, WORSE, ""),  # a mean of several is certain enough
+        ((1,), 1, 99.0, WORSE, ""),  # of the baseline's seeds: what differs is a change
+    ],
+)
+def test_a_drop_at_one_other_seed_counts_if_a_second_training_confirms_it(seeds, confirmed_seed, again, verdict, confirmed):
+    new = [scored(CELL, 60.0, seed) for seed in seeds]
+    if confirmed_seed is not None:
+        new.append(scored(CELL, again, confirmed_seed + CONFIRMING, confirms=confirmed_seed))
+    judgements = gate(Run.make(scored(CELL, 99.0, seed) for seed in (1, 2, 3)), Run.make(new))
+    judgement = next(j for j in judgements if j.quantity == "accuracy")
+    assert (judgement.verdict, judgement.confirmed, judgement.effect) == (verdict, confirmed, pytest.approx(-39.0))
+    words = {"no": "at seed 0 -39.00, at 10000 +0.00: not confirmed", "yes": "at seed 0 -39.00, at 10000 -38.00: confirmed"}
+    assert words.get(confirmed, "") in judgement.detail
+
+
+def test_a_score_without_a_margin_takes_the_one_for_others_and_one_that_is_no_number_is_worse():
+    bounded = ["accuracy", "recall_1"]
+    points = ({"accuracy": hits(512, 480), "recall_1": hits(512, right)} for right in (480, 479))
+    judgement = judged(*(get_record(CELL, own, bounded_scores=bounded) for own in points))["recall_1"]
+    assert (judgement.verdict, judgement.margin) == (SAME, load_margins()["points"]["other"])
+    old = get_record("t5_qa_sft")
+    for score in (None, float("nan")):
+        new = replace(old, scores={"exact_match": 60.0, "f1": score})
+        assert (judged(old, new)["f1"].verdict, judged(new, old)["f1"].verdict) == (WORSE, CANNOT_TELL)
+
+
+def test_points_that_are_no_numbers_and_other_test_rows_are_refused():
+    untold = {"scores": {"accuracy": 1.5, "f1_macro": 1.5}, "status": "missed", "missed": ["why"]}
+    pair = (get_record(CELL, {"accuracy": [1.0, last]}, ids=["a", "b"], **untold) for last in (2.0, float("nan")))
+    with pytest.raises(InputError, match="not every row has text and finite numbers"):
+        judged(*pair)
+    pair = [get_record(CELL, {"accuracy": [100.0, 0.0]}, ids=ids) for ids in (["a", "b"], ["a", "c"])]
+    with pytest.raises(InputError, match="scored different test rows"):
+        judged(*pair)
+
+
+def test_a_cell_that_is_not_there_or_did_not_finish_is_missing_and_a_new_one_is_reported():
+    one, other, new = get_record(CELL), get_record("t5_qa_sft"), get_record("gpt2_qa_sft")
+    for unfinished in ([], [get_record("t5_qa_sft", status="error", memory=None)]):
+        judgements = gate(Run.make([one, other]), Run.make([one, new, *unfinished]))
+        verdicts = {(j.cell, j.verdict) for j in judgements if j.quantity == "cell"}
+        assert verdicts == {("t5_qa_sft", Verdict.MISSING), ("gpt2_qa_sft", Verdict.NEW)}
+
+
+def test_two_profiles_and_runs_without_a_common_cell_are_refused(tmp_path, capsys):
+    one = get_record(CELL)
+    with pytest.raises(InputError, match="holds cells of full and quick: judge one profile at a time"):
+        Run.make([one, get_record(CELL, profile="full")])
+    with pytest.raises(InputError, match="no cell in common"):
+        gate(Run.make([one]), Run.make([get_record("t5_qa_sft")]))
+    with pytest.raises(InputError, match="nothing to judge"):
+        gate(Run.make([one]), Run.make([]))
+    quick = run_file(tmp_path / "quick.json", [one])
+    footprint = run_file(tmp_path / "footprint.json", [complete(CELL, **FOOTPRINT)])
+    assert "the baseline holds quick cells, the run footprint cells: " in refusal(capsys, command.main, quick, footprint)
+
+
+def traced(share, **changes):
+    """A footprint whose activations take so many times 103 MiB."""
+    made = complete(CELL, **FOOTPRINT | changes)
+    return altered(made, "memory.ledger.activations_bytes", round(share * 103 * 2**20))
+
+
+OTHER_CPU = {"device": MEASURED["device"] | {"name": "another CPU"}}
+
+
+def add_peak(peak, **changes):
+    phases = {"train": MEASURED["memory"]["phases"]["train"] | {"rss_peak_gib": peak}}
+    return get_record(CELL, memory=MEASURED["memory"] | {"phases": phases}, **changes)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "quantity", "verdict"),
+    [
+        (complete(), altered(complete(), "memory.ledger.weights_bytes", 4001), "weights_bytes", WORSE),
+        # no gain: something is no longer there, or no longer in fp32
+        (complete(), altered(complete(), "memory.ledger.weights_bytes", 3999), "weights_bytes", Verdict.CHANGED),
+        (add_peak(1.0), add_peak(1.49), "rss_peak_gib", SAME),
+        (add_peak(1.0), add_peak(1.51), "rss_peak_gib", WORSE),
+        (add_peak(1.0), add_peak(0.49), "rss_peak_gib", Verdict.BETTER),
+        (add_peak(1.0), add_peak(9.0, **OTHER_CPU), "rss_peak_gib", None),
+        (traced(1), traced(1.04), "activations_bytes", SAME),
+        (traced(1), traced(1.2, **OTHER_CPU), "activations_bytes", WORSE),  # tensors are counted on any CPU
+        (traced(1), traced(0.8), "activations_bytes", Verdict.BETTER),
+        (traced(1), traced(1.2, device=OTHER_CPU["device"] | {"type": "cuda"}), "activations_bytes", None),
+        (add_peak(1.0), add_peak(9.0, ranks=RANKS), "rss_peak_gib", None),
+    ],
+)
+def test_bytes_of_tensors_are_exact_and_peaks_of_like_machines_have_a_margin(old, new, quantity, verdict):
+    judgements = judged(old, new)
+    assert (judgements[quantity].verdict if quantity in judgements else None) is verdict
+    assert set(LEDGER) <= set(judgements)
+    assert verdict or not set(PEAKS) & set(judgements)
+
+
+def add_steps(seconds, **changes):
+    steps = [seconds * (1 + 0.01 * (n % 7)) for n in range(60)]
+    speed = MEASURED["throughput"] | {"step_seconds": steps, "step_seconds_median": float(np.median(steps))}
+    return get_record(CELL, throughput=speed, **changes)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "changes", "verdict", "detail"),
+    [
+        (0.13, {}, WORSE, "margin 15%"),
+        (0.105, {}, SAME, "margin 15%"),
+        (0.05, {}, Verdict.BETTER, "margin 15%"),
+        (0.2, {"device": MEASURED["device"] | {"name": "another CPU"}}, None, "name: a CPU and another CPU"),
+        (0.2, {"device": MEASURED["device"] | {"threads": 2}}, None, "threads: 1 and 2"),
+        (0.2, {"device": MEASURED["device"] | {"contended": True}}, None, "measured on a device that others used"),
+        (0.2, {"versions": complete().versions | {"torch": "9"}}, None, f"torch: {complete().versions['torch']} and 9"),
+        (0.2, {"ranks": RANKS}, None, "ranks: 1 and 2"),
+    ],
+)
+def test_speed_is_compared_between_like_machines_only(seconds, changes, verdict, detail):
+    judgement = judged(add_steps(0.1), add_steps(seconds, **changes))["step_seconds"]
+    assert (judgement.verdict, judgement.detail) == (verdict or Verdict.NOT_COMPARABLE, detail)
+    assert judgement.effect == (pytest.approx(10 * seconds - 1) if verdict else None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "quantity", "verdict"),
+    [
+        (30.0, None, "row_seconds", SAME),
+        (20.1, None, "row_seconds", SAME),  # 49 % slower
+        (19.9, None, "row_seconds", WORSE),
+        (5.0, 3000.0, "token_seconds", SAME),  # longer texts
+        (30.0, 300.0, "token_seconds", WORSE),  # ten times slower
+    ],
+)
+def test_evaluation_is_timed_by_rows_or_if_it_generates_by_tokens(rows, tokens, quantity, verdict):
+    def rated(rows, tokens):
+        rates = {"eval_samples_per_second": rows, "generated_tokens_per_second": tokens}
+        return get_record(CELL, throughput=MEASURED["throughput"] | rates)
+
+    timed = [j for j in judged(rated(30.0, tokens and 3000.0), rated(rows, tokens)).values() if j.kind == "speed"]
+    assert [(j.quantity, j.verdict) for j in timed] == [("step_seconds", SAME), (quantity, verdict)]
+
+
+def test_seeds_of_the_baseline_on_another_card_do_not_count():
+    other = add_steps(0.01, device=MEASURED["device"] | {"name": "H100"}, seeds=make_seeds(1))
+    judgements = gate(Run.make([add_steps(0.1), other]), Run.make([add_steps(0.1)]))
+    assert [(j.verdict, j.effect) for j in judgements if j.quantity == "step_seconds"] == [(SAME, pytest.approx(0.0))]
+
+
+def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    pairs = {
+        "same": (hit(512, 480), hit(512, 480)),
+        "worse": (hit(512, 480), hit(512, 480, 20)),
+        "few": (hit(30, 28), hit(30, 28, 2)),
+        "slow": (add_steps(0.1), add_steps(1.1)),  # their scores are equal, but no rows are at hand
+    }
+    for name, options, code in (
+        ("same", [], 0),
+        ("worse", [], 1),
+        ("few", [], 0),
+        ("few", ["--on=quality,memory,cannot-tell", "--format", "markdown"], 6),
+        ("slow", [], 6),
+        ("slow", ["--on", "memory"], 0),
+        ("slow", ["--on", "quality,speed"], 1),
+    ):
+        files = [str(run_file(tmp_path / name / f"{index}.json", [record])) for index, record in enumerate(pairs[name])]
+        assert command.main([*files, *options]) == code
+        if "markdown" in options:
+            assert "**Cannot tell whether the run is worse than 0.json.**" in capsys.readouterr().out
+    assert "**Failed: " in (tmp_path / "summary.md").read_text()
+
+
+def test_a_collapse_by_twenty_points_is_worse_in_all_27_cells_and_takes_no_torch(tmp_path):
+    files = []
+    for points in (0.0, 20.0):
+        rows = json.loads(BASELINE.read_text())["benchmarks"]
+        for record in (row["extra_info"] for row in rows):
+            record |= {"scores": {name: score - points for name, score in record["scores"].items()}, "bounds": {}}
+        files.append(tmp_path / f"{points}.json")
+        files[-1].write_text(json.dumps({"benchmarks": rows}))
+    code = "import sys; from tunegrid.commands.gate import main; sys.exit(main(sys.argv[1:]) + 8 * ('torch' in sys.modules))"
+    own = os.environ | {"TUNEGRID_CACHE": str(tmp_path)}  # rows of this checkout's runs belong to other scores
+    answer = subprocess.run(
+        [sys.executable, "-c", code, *files], cwd=ROOT, env=own, capture_output=True, text=True, check=False
+    )
+    assert (answer.returncode, "quality: 27 worse" in answer.stdout) == (1, True), answer.stderr

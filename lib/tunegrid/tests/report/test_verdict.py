@@ -1,0 +1,196 @@
+"""A verdict as data: which judgements count, what a run comes to, and commands for what to do next."""
+
+import re
+import shlex
+from dataclasses import replace
+
+import pytest
+
+from tunegrid.commands import bisect
+from tunegrid.commands import gate as command
+from tunegrid.gate.judgements import Judgement, Verdict
+from tunegrid.grid.cells import STUDY_IDS
+from tunegrid.report.verdict import FAILED_BY, State, first_change, parse_kinds, run_verdict
+from tunegrid.terminal import annotation
+from tunegrid.tests import kinds
+from tunegrid.tests.outputs import obeyed
+from tunegrid.tests.records import begun, complete, make_seeds
+
+NUMERICS = ("numerics", "quality", "memory")
+CELL, OTHER = "bert_sa_lora", "t5_sa_lora"
+
+
+def cell_run(cell=CELL, status="passed", audits=(), missed=(), score=95.0, seed=0, **changes):
+    findings = [{"name": name, "passed": False, "detail": "why"} for name in audits]
+    objections = [f"audit {name}: why ({cell}, quick, seed {seed})" for name in audits]
+    parts = {
+        "status": status,
+        "audits": [{"name": "base_frozen", "passed": True, "detail": "nothing moved"}, *findings],
+        "missed": [*objections, *missed] if status != "passed" else [],
+        "scores": {"accuracy": score},
+        "bounds": {"accuracy": 88.0},
+        "seeds": make_seeds(seed),
+    }
+    return complete(cell, **parts | changes)
+
+
+def judgement(cell, quantity, verdict, **evidence):
+    main = {"sa": "accuracy", "qa": "f1", "sum": "rougeLsum"}[cell.split("_")[1]]
+    return Judgement(cell=cell, main_score=main, quantity=quantity or main, verdict=verdict, **evidence)
+
+
+def judged(cells=STUDY_IDS, **verdicts):
+    """Equal numerics and the same main scores, but for the verdicts of some cells; each was tested."""
+    scores = [judgement(cell, "", verdicts.get(cell, Verdict.SAME), p=0.5) for cell in cells]
+    return [*scores, *(judgement(cell, "numerics", Verdict.EQUAL) for cell in cells)]
+
+
+def changed(cell, stage="start", *modules, detail="lora_A x 0.9258"):
+    return judgement(cell, "numerics", Verdict.CHANGED, stage=stage, modules=modules, detail=f"{stage}: {detail}")
+
+
+# What a run comes to
+
+
+@pytest.mark.parametrize("counted", [FAILED_BY, NUMERICS, ("memory",)])
+@pytest.mark.parametrize("verdict", list(Verdict))
+@pytest.mark.parametrize("status", ["passed", "missed", "error"])
+def test_what_fails_never_begins_with_passed_and_what_passes_never_with_failed(counted, verdict, status):
+    records = [cell_run(status=status, score=80.0, missed=["accuracy 80.0 is below 88.0"]), cell_run(OTHER)]
+    answer = run_verdict(records, judged((CELL, OTHER), t5_sa_lora=verdict), counted)
+    assert answer.sentences[0].startswith("Failed") == (answer.exit_code == 1)
+    assert ("no worse" in answer.sentences[0] or answer.sentences[0].startswith("Passed")) <= (answer.exit_code == 0)
+
+
+EARLY = [judgement(cell, "numerics", Verdict.EQUAL, first_updates=2) for cell in (CELL, OTHER)]
+UNTESTED = [judgement(cell, "", Verdict.CANNOT_TELL, detail="no points by row") for cell in (CELL, OTHER)]
+LOST = judgement(CELL, "numerics", Verdict.NOT_COMPARABLE, detail="no run of the same seed")
+DOUBT = judged((CELL, OTHER), t5_sa_lora=Verdict.CANNOT_TELL)
+BOTH = [cell_run(CELL), cell_run(OTHER)]
+
+
+@pytest.mark.parametrize(
+    ("records", "judgements", "counted", "state", "words"),
+    [
+        (BOTH, [], FAILED_BY, State.PASSED, "Passed: all 2 cells reached every bound and passed every audit."),
+        ([], [], FAILED_BY, State.EMPTY, "Nothing to show: this run holds no cell that ran."),
+        ([begun(), begun(OTHER)], EARLY, NUMERICS, State.BEGUN, "2 cells: 2 equal by their first 2 updates."),
+        ([begun(), begun(OTHER)], [changed(CELL)], NUMERICS, State.FAILED, "Failed: lora_A x 0.9258 (numerics of the one cell"),
+        (BOTH, UNTESTED, FAILED_BY, State.CANNOT_TELL, "2 main scores cannot be decided (bert_sa_lora accuracy (no points"),
+        (BOTH, DOUBT, FAILED_BY, State.PASSED, "though 1 main score cannot be decided (t5_sa_lora)."),
+        (BOTH, DOUBT, parse_kinds("cannot-tell"), State.CANNOT_TELL, "Cannot tell whether the run is worse than old.json."),
+        (BOTH, judged((CELL, OTHER)), parse_kinds("quality,cannot-tell"), State.PASSED, "No worse than old.json by quality."),
+        (BOTH, [*judged((CELL,)), LOST], NUMERICS, State.PASSED, "could not be compared (no run of the same seed)."),
+        (BOTH, [LOST], ("numerics",), State.CANNOT_TELL, "Cause: no figure of numerics could be compared."),
+        (BOTH, [*judged((CELL,)), changed(OTHER)], FAILED_BY, State.PASSED, "numerics do not count here."),
+    ],
+)
+def test_what_a_run_comes_to(records, judgements, counted, state, words):
+    verdict = run_verdict(records, judgements, counted, baseline="old.json")
+    assert verdict.state is state
+    assert any(words in sentence for sentence in verdict.sentences), verdict.sentences
+
+
+def test_first_updates_that_failed_are_not_among_the_sound_ones():
+    failed = cell_run(audits=["base_frozen"]).audits
+    wrong = replace(begun(), audits=failed, missed=["audit base_frozen: why"], status="failed")
+    verdict = run_verdict([wrong, begun(OTHER)], EARLY)
+    assert (verdict.exit_code, verdict.answer) == (1, f"Failed: why (1 of 2 cells, {CELL}; failed audit base_frozen).")
+
+
+def test_modules_with_a_class_in_common_are_one_place_and_the_first_stage_is_named():
+    places = [(f"h.{layer}.c_attn", "Conv1D", "transformers") for layer in range(2)]
+    cells = [
+        changed(cell, "forward", place, detail=f"the output of {place[0]} (Conv1D, transformers) moves; with peft 2")
+        for cell, place in zip(STUDY_IDS, places, strict=False)
+    ]
+    later = changed(STUDY_IDS[3], "optimizer")
+    change = first_change([later, *cells])
+    assert change[:3] == (list(STUDY_IDS[:2]), "forward", "the output of Conv1D of transformers moves")
+    assert "h.0.c_attn (Conv1D" in first_change([cells[0], later]).what
+    assert not first_change(judged()).cells
+    two = [("q", "Linear", "peft"), ("k", "Linear", "peft")]
+    both = [changed(cell, "forward", *two, detail="q (Linear, peft) and k (Linear, peft) change first") for cell in STUDY_IDS]
+    assert first_change(both).what == "Linear of peft change first"
+
+
+# What to run next
+
+RAN = "pytest -m quick -n 4 --grid 'my own.py' --set max_steps=4 --ranks 2:fsdp --first-updates --data-root=d --gate x.json"
+CARRIED = "'--grid=my own.py' --set=max_steps=4 --ranks=2:fsdp --first-updates --data-root=d"
+MISSING = judgement(OTHER, "cell", Verdict.MISSING, detail="not in this run")
+BROKEN = cell_run(status="error")
+WORSE = [*judged((CELL,), bert_sa_lora=Verdict.WORSE), changed(CELL)]
+
+
+def of_versions(peft, **changes):
+    return [cell_run(versions=complete().versions | {"peft": peft}, **changes)]
+
+
+NEXT = [  # records, judgements, older records, command, what it begins with
+    ([cell_run(status="missed", score=80.0, seed=3)], [], [], RAN, f"pytest -m quick --cells {CELL} {CARRIED} -n 0 --seeds 3"),
+    ([cell_run(status="killed")], [], [], RAN, f"{RAN} --resume"),
+    ([cell_run(status="killed")], [], [], f"{RAN} --resume", f"{RAN} --resume"),
+    ([replace(BROKEN, cell="t5base_sa_lora", profile="full")], [], [], "", "pytest -m 'full and larger' --cells"),
+    ([replace(BROKEN, cell="$(rm -r x)")], [], [], "an 'open quote", "pytest -m quick --cells '$(rm -r x)' -n 0"),
+    ([cell_run()], [*judged((CELL,)), MISSING], [cell_run(OTHER)], RAN, f"pytest -m quick --cells {OTHER} {CARRIED}"),
+    (BOTH, DOUBT, [], "", f"pytest -m quick --cells {OTHER} --seeds 0-4"),
+    ([cell_run()], WORSE[:-1], [cell_run()], "", "tunegrid page NEW.json OLD.json -o page.html"),
+    (
+        of_versions("0.21.2", profile="full", seed=2),
+        WORSE,
+        of_versions("0.21.0", profile="full", seed=2),
+        RAN,
+        f"tunegrid bisect --good peft==0.21.0 --bad peft==0.21.2 --cells {CELL} --by numerics -- -m full '--grid=my own.py'",
+    ),
+    # other code, an older release and another build are no later release, and no release brings a checkout's code
+    *(
+        (of_versions(new), [changed(CELL)], of_versions("0.21.0"), "", "tunegrid gate OLD.json NEW.json --numerics")
+        for new in ("0.21.0", "0.20.0", "0.21.0+cu1", "0.22.0.dev0", "none", None)
+    ),
+]
+
+
+@pytest.mark.parametrize(("records", "judgements", "before", "ran", "begins"), NEXT)
+def test_what_to_run_next_is_a_command_that_its_own_parser_takes(request, records, judgements, before, ran, begins):
+    verdict = run_verdict(records, judgements, NUMERICS, before=before, command=ran)
+    [words] = re.findall("`([^`]*)`", verdict.next_step)
+    assert words.startswith(begins)
+    parse(request.config, shlex.split(words))
+
+
+def parse(config, words):
+    """Raises what the command's own parser does."""
+    if words[:2] == ["tunegrid", "bisect"]:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(bisect, "run_bisection", lambda options: parse(config, ["pytest", *options.pytest_options]))
+            bisect.main(words[2:])
+    elif words[:2] == ["tunegrid", "gate"]:
+        with pytest.MonkeyPatch.context() as patched:
+            for name in ("read_saved", "judge"):
+                patched.setattr(command, name, lambda *_: 0)
+            assert command.main(words[2:]) == 0
+    else:
+        unknown = config._parser.parse_known_and_unknown_args(words[words.index("-m") :] if "-m" in words else words[1:])[1]
+        assert [word for word in unknown if word.startswith("-")] == []
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_the_commands_of_five_kinds_of_runs_are_parsed_too(request, kind):
+    for words in re.findall("`([^`]*)`", " ".join(kinds.kind_verdict(kind).sentences)):
+        parse(request.config, shlex.split(words))
+
+
+def test_outside_the_checkout_tunegrid_runs_cells(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert run_verdict(BOTH, DOUBT).next_step.startswith(f"`tunegrid run -m quick --cells {OTHER} --seeds 0-4`")
+    assert "`" not in run_verdict([cell_run(status="killed")], command="rm -r x").next_step
+
+
+# On a CI
+
+
+def test_texts_of_a_file_cannot_end_an_annotation_or_begin_another():
+    line = annotation("error", "a,b: 50 %\n::error::x", "first 5 %\n::error::x\x1b[2J")
+    assert line == "::error title=a%2Cb%3A 50 %25\\n%3A%3Aerror%3A%3Ax::first 5 %25%0A\\::error::x\\x1b[2J"
+    assert not obeyed(line.removeprefix("::error"))

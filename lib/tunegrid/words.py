@@ -1,0 +1,27 @@
+"""Words of sentences: counts and lists of names."""
+
+from collections.abc import Sequence
+
+NAMED = 3  # names that a sentence shows
+
+
+def count(number: int, noun: str) -> str:
+    """As in "1 cell" and "2 cells"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def count_text(number: int, total: int, noun: str) -> str:
+    """As in "3 of 27 cells", "all 27 cells" and "the one cell"."""
+    if number == total:
+        return f"the one {noun}" if total == 1 else f"all {count(total, noun)}"
+    return f"{number} of {count(total, noun)}"
+
+
+def phrase(words: Sequence[str]) -> str:
+    """As in "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def some(names: Sequence[str], most: int = NAMED) -> str:
+    """As in "a, b, c and 4 more"."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
