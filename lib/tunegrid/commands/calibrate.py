@@ -17,8 +17,8 @@ from tunegrid.grid.cells import STUDY_IDS, add_file, study
 from tunegrid.grid.recipes import CACHE, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.machine import write_whole
 from tunegrid.record import Record
-from tunegrid.record.checks import failures
 from tunegrid.runs.files import read_list
+from tunegrid.runs.status import audit_sentences
 from tunegrid.terminal import say
 
 PROFILES = {profile.id: profile for profile in (QUICK_PROFILE, FULL_PROFILE)}
@@ -63,8 +63,10 @@ def by_seed(records: Sequence[Record], cells: Collection[str], seeds: Collection
         for cell in cells:
             if (seed, cell) not in by_case:
                 raise InputError(f"{cell} of seed {seed} did not finish: see above, then run the same command again")
-            if failed := failures(by_case[seed, cell].audits, by_case[seed, cell].excused):
-                raise InputError(f"{cell} of seed {seed} gives no bound: {failed[0]}; fix it, then run the same command again")
+            if failed := audit_sentences(by_case[seed, cell]):
+                raise InputError(
+                    f"{cell} of seed {seed} gives no bound: {failed[0]}; change that, then run the same command again"
+                )
     return {seed: {cell: by_case[seed, cell] for cell in cells} for seed in seeds}
 
 
@@ -85,7 +87,7 @@ def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
 
 def write_bounds(options: argparse.Namespace, run: Session) -> int:
     """Train, write the bounds, say them. Raises InputError if a cell does not exist or finish, or bounds would be lost."""
-    from tunegrid.gate.bounds import Calibration, thresholds_toml  # which brings scipy
+    from tunegrid.gate.bounds import Calibration, own_noise_toml, thresholds_toml  # which brings scipy
 
     grid, profile = options.grid[-1], options.profile
     path, cells = bounds_file(grid, profile), select_cells(options.grid, profile, options.cells)
@@ -95,7 +97,7 @@ def write_bounds(options: argparse.Namespace, run: Session) -> int:
     arguments = ["-m", profile, *files, f"--cells={','.join(cells)}", f"--seeds=0-{options.seeds - 1}"]
     run_file = train_session(RUNS / f"{grid.stem}-{profile}.json", [*arguments, *options.pytest_options], run)
     calibration = Calibration(seeds=list(by_seed(read_list(run_file), cells, range(options.seeds)).values()))
-    bounds = thresholds_toml(calibration, f"{OWN_CALIBRATE} --grid={grid.name}")
+    bounds = thresholds_toml(calibration, f"{OWN_CALIBRATE} --grid={grid.name}") + own_noise_toml(calibration)
     write_whole(path, bounds)
     say(f"{bounds}\nwrote {path}, which sessions with --grid={grid} read")
     return 0

@@ -37,7 +37,7 @@ def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
     from tunegrid.gate.gate import Run, gate  # which brings scipy
 
     kinds, files = parse_kinds(options.on), (f"{old.path}", f"{new.path}")
-    judgements = gate(*(Run.make(run.records, run.path) for run in (old, new)))
+    judgements = gate(*(Run.make(run.records, run.path, run.noise) for run in (old, new)))
     names = {"baseline": old.path.name, "command": new.command}
     verdict = run_verdict(new.records, judgements, kinds, before=old.records, files=files, **names)
     rows = [{"cell": j.cell, "numerics": j.verdict, "what": j.detail} for j in judgements if j.kind == "numerics"]

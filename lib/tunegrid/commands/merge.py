@@ -12,6 +12,7 @@ weights or shared their device, and uncommitted changes.
 
 import argparse
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from tunegrid.errors import InputError
@@ -80,13 +81,16 @@ def main(arguments: list[str] | None = None) -> int:
     runs = {path: files.load(path) for path in options.runs}
     if options.journal is not None:
         runs |= [files.journal_run(Path(options.journal) if options.journal else None)]
-    rows, raw_records = merge_rows([files.read_saved(path, run) for path, run in runs.items()])
+    saved_runs = [files.read_saved(path, run) for path, run in runs.items()]
+    rows, raw_records = merge_rows(saved_runs)
     records = dict(zip(raw_records, compare_cells(list(raw_records.values())), strict=True))
     if options.baseline:
         check_baseline(runs, [record for record in records.values() if record.seeds.confirms is None])
     warning = files.missing_runs(runs, {record_case(records[key]) for key in records if not has_no_time(rows[key])})
-    first = {name: value for name, value in next(iter(runs.values())).items() if name not in (files.SHARD, files.COMMAND)}
-    merged = first | {"benchmarks": files.rows_by_name(rows, records)}
+    of_one_run = (files.SHARD, files.COMMAND, files.NOISE)
+    first = {name: value for name, value in next(iter(runs.values())).items() if name not in of_one_run}
+    noise = chain.from_iterable(run.noise for run in saved_runs)
+    merged = first | {"benchmarks": files.rows_by_name(rows, records)} | files.noise_json(noise)
     files.save(merged, options.output, records.values(), options.runs)
     for line, _ in cell_lines(records.values()):
         say(line)

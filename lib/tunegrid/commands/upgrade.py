@@ -82,8 +82,8 @@ def judged_runs(
     from tunegrid.gate.gate import Run, gate  # which brings scipy
 
     def judge(old: SavedRun, new: SavedRun) -> list[Judgement]:
-        after = Run.make(new.records, new.path)
-        return gate(Run.make(old.records, old.path), after) if after.records else []
+        after = Run.make(new.records, new.path, new.noise)
+        return gate(Run.make(old.records, old.path, old.noise), after) if after.records else []
 
     runs = run_sides(options, sides, cells, first_updates)
     judgements = judge(*runs)

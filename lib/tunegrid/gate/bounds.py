@@ -11,6 +11,7 @@ from tunegrid.errors import InputError
 from tunegrid.gate.noise import PERTURBED, SEEDS, Deviation, Noise, NoiseKey, Scale
 from tunegrid.gate.thresholds import LAB_CALIBRATE
 from tunegrid.record import Record
+from tunegrid.runs.files import recipe_digest
 
 HEALTHY_MISSES = 0.02  # the chance that a healthy run of the whole grid misses any bound
 CONTROL_SHARE = 2 / 3  # of the way from the mean to what a control reaches: a bound below it is blunt
@@ -105,6 +106,18 @@ def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> s
         facts = f"mean = {fmean(scores):.2f}, sd = {stdev(scores):.2f}, scores = [{numbers}]"
         facts += "" if control is None else f", control = {control:.2f}"
         lines.append(f"{metric} = {{ minimum = {minimum:.1f}, {facts} }}")
+    return "\n".join(lines) + "\n"
+
+
+def own_noise_toml(calibration: Calibration) -> str:
+    """For a user's file of bounds: by which recipe and on how many test rows each cell's scores vary like that."""
+    lines = [
+        "",
+        "# The noise between seeds, which gates read, is that of `scores` above. It holds for this recipe and these rows.",
+    ]
+    for cell, record in calibration.seeds[0].items():
+        if record.data:
+            lines += [f"[noise.{cell}]", f"rows = {record.data.rows['test']}", f'recipe = "{recipe_digest(record)}"']
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,7 @@ that was measured by `tunegrid.gate.figures`. What the verdicts come to is for o
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from tunegrid.gate.quality import Rows
 from tunegrid.gate.thresholds import load_margins, load_tolerances
 from tunegrid.grid.cells import study_place
 from tunegrid.record import Record
-from tunegrid.runs.files import read_list
+from tunegrid.runs.files import OwnNoise, read_saved
 
 NO_SCORES = "the baseline holds only its first updates"
 
@@ -30,9 +30,10 @@ class Run:
     records: Mapping[str, RecordsBySeed]
     path: Path | None = None
     confirming: Mapping[str, RecordsBySeed] = field(default_factory=dict)  # by the seed that each confirms, or not
+    noise: Sequence[OwnNoise] = ()  # of users' cells that were calibrated
 
     @classmethod
-    def make(cls, records: Iterable[Record], path: Path | None = None) -> "Run":
+    def make(cls, records: Iterable[Record], path: Path | None = None, noise: Sequence[OwnNoise] = ()) -> "Run":
         """The records that finished or made their first updates; raises InputError if they are of two profiles."""
         by_cell, confirming = (defaultdict[str, dict[int | None, Record]](dict) for _ in range(2))
         results = [record for record in records if record.finished or record.first_updates]
@@ -42,7 +43,7 @@ class Run:
         if len(profiles := {record.profile for record in results}) > 1:
             names = " and ".join(sorted(profiles))
             raise InputError(f"{path or 'the run'} holds cells of {names}: judge one profile at a time")
-        return cls(records=dict(by_cell), path=path, confirming=dict(confirming))
+        return cls(records=dict(by_cell), path=path, confirming=dict(confirming), noise=noise)
 
     @property
     def profile(self) -> str:
@@ -61,16 +62,20 @@ class Run:
 
 def read_run(path: Path) -> Run:
     """A saved run, to judge or to judge by."""
-    return Run.make(read_list(path), path)
+    saved = read_saved(path)
+    return Run.make(saved.records, path, saved.noise)
 
 
 def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
     """Every verdict: missing cells first, then the others, both in the study's order.
 
-    The noise of training is the suite's if None. Raises InputError if the two runs are of two profiles, have no cell in common,
+    The noise of training is the suite's, and that of the runs' own cells, if None.
+    Raises InputError if the two runs are of two profiles, have no cell in common,
     or scored different test rows.
     """
-    margins, tolerances, noise = load_margins(), load_tolerances(), load_noise() if noise is None else noise
+    margins, tolerances = load_margins(), load_tolerances()
+    if noise is None:
+        noise = load_noise(own=[*new.noise, *old.noise])
     if old.records and new.records and old.profile != new.profile:
         raise InputError(f"the baseline holds {old.profile} cells, the run {new.profile} cells: judge one profile at a time")
     if not new.records:

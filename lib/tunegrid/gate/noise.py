@@ -7,16 +7,17 @@ last digits. Which of them separates two runs is decided by evidence in their re
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tunegrid.gate.thresholds import LAB_CALIBRATE, THRESHOLDS, Number, check_shape, tables
+from tunegrid.gate.thresholds import LAB_CALIBRATE, OWN_CALIBRATE, THRESHOLDS, Number, check_shape, tables
 from tunegrid.record import Record
+from tunegrid.runs.files import OwnNoise
 
 NOISE = THRESHOLDS / "noise.toml"
 SEEDS, PERTURBED = "seeds", "perturbed"
@@ -102,6 +103,7 @@ class Noise:
     rows: Mapping[str, int] = field(default_factory=dict)  # test rows by task; of other test sets, nothing is known
     scores: Mapping[str, ScoresByKey] = field(default_factory=dict)  # points, by kind of noise
     first_seed: int = 0  # of those of `SEEDS`, which follow it
+    own: Sequence[OwnNoise] = ()  # of users' cells; the first that applies counts
 
     @cached_property
     def spreads(self) -> dict[tuple[str, str, str], Deviation]:
@@ -134,10 +136,24 @@ class Noise:
         return -min(residual for key in keys for residual in (0.0, *self.residuals(SEEDS, *key)))
 
     def find(self, kind: str, record: Record, metric: str) -> Deviation | None:
-        """The deviation of a record's score; None if nothing is known of its profile, test rows, or kind of cells."""
+        """The deviation of a record's score; None if nothing is known of its profile, test rows, or kind of cells.
+
+        A user's cell has the noise that was calibrated for it, if its recipe is the same.
+        """
         rows, score = record.data.rows["test"] if record.data else None, record.scores.get(metric)
+        if score is None:
+            return None
         is_alike = record.profile == self.profile and rows == self.rows.get(record.task)
-        return self.estimate(kind, record.cell, metric, score) if is_alike and score is not None else None
+        spread = self.estimate(kind, record.cell, metric, score) if is_alike else None
+        own = next((own for own in self.own if own.applies_to(record)), None)
+        if kind != SEEDS or own is None:
+            return spread
+        own_spread = own_deviation(own, metric, score)
+        if spread is None or own_spread is None:
+            return spread or own_spread
+        if (kind, record.cell, metric) in self.spreads:  # a cell of the suite
+            return spread
+        return replace(own_spread, sd=max(own_spread.sd, spread.sd))  # of a user's method on a task of the suite
 
     def estimate(self, kind: str, cell: str, metric: str, score: float) -> Deviation | None:
         """A cell's own deviation if it rests on `ENOUGH` draws, else the larger of it and that of its kind of cells.
@@ -152,6 +168,15 @@ class Noise:
         return Deviation(sd=max(sd, self.scale(cell, metric).resolution(score)), df=spread.df)
 
 
+def own_deviation(own: OwnNoise, metric: str, score: float) -> Deviation | None:
+    """The deviation between the seeds of a user's cell, but no less than test rows resolve; None if it has no such scores."""
+    scale = make_scale(own.rows, metric)
+    spread = deviation([[scale.position(score) for score in own.scores.get(metric, ())]])
+    if spread is None:
+        return None
+    return Deviation(sd=max(spread.sd, scale.resolution(score)), df=spread.df)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Entry(Deviation):
     """What a file holds of one kind of noise of a cell's score: the deviation in points, for readers, and the scores."""
@@ -159,10 +184,10 @@ class _Entry(Deviation):
     scores: list[list[Annotated[Number, Field(ge=0, le=100)]]]
 
 
-def load_noise(path: Path = NOISE) -> Noise:
-    """The calibrated noise; none without a file. Raises InputError for one that is not sound."""
+def load_noise(path: Path = NOISE, own: Sequence[OwnNoise] = ()) -> Noise:
+    """The calibrated noise of the suite, and of users' cells. Raises InputError for a file that is not sound."""
     if not path.is_file():
-        return Noise()
+        return Noise(own=own)
     with tables(path, "noise", LAB_CALIBRATE) as content:
         rows = {task: int(count) for task, count in check_shape(content["rows"], dict[str, Number]).items()}
         cells = check_shape(content["cells"], dict[str, dict[str, dict[Literal["seeds", "perturbed"], _Entry]]])
@@ -171,7 +196,22 @@ def load_noise(path: Path = NOISE) -> Noise:
         groups = {(cell, metric): kinds for cell, metrics in cells.items() for metric, kinds in metrics.items()}
         scores = {kind: {key: part[kind].scores for key, part in groups.items() if kind in part} for kind in (SEEDS, PERTURBED)}
         profile, seeds = str(content["evidence"]["profile"]), check_shape(content["evidence"]["seeds"], list[int])
-        return Noise(profile=profile, rows=rows, scores=scores, first_seed=seeds[0])
+        return Noise(profile=profile, rows=rows, scores=scores, first_seed=seeds[0], own=own)
+
+
+def load_own_noise(path: Path) -> list[OwnNoise]:
+    """The noise in a user's file of bounds; none without a file. Raises InputError for a file that is not sound."""
+    if not path.is_file():
+        return []
+    with tables(path, "noise", OWN_CALIBRATE) as content:
+        cells = check_shape(content.get("noise", {}), dict[str, dict[str, Any]])
+        entries = []
+        for cell, facts in cells.items():
+            bounds = content["cells"][cell]
+            scores = {metric: bound["scores"] for metric, bound in bounds.items() if "scores" in bound}
+            entry = facts | {"cell": cell, "profile": content["evidence"]["profile"], "scores": scores}
+            entries.append(check_shape(entry, OwnNoise))
+        return entries
 
 
 def mean_score(records: Sequence[Record], metric: str) -> float:

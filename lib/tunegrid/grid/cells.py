@@ -26,6 +26,8 @@ from tunegrid.grid.tasks import TASKS, Problem, Task
 OWN_FOLDERS = ("lib", "fixtures", "benchmarks")
 NAME = re.compile(r"[a-z0-9]+")  # an id is a part of a cell's id, which underscores divide
 LISTS = "`tunegrid run -m full --list-cells` lists them; -m 'full and larger' and 'full and tasks' list others"
+# A quick cell on a user's rows makes at least so many updates for each label, and at most so many: about a minute on one core.
+LABEL_UPDATES, MOST_UPDATES = 100, 600
 # Heaviest problems first, so that parallel workers do not end on a long cell.
 ORDER = (Problem.GENERATE, Problem.EXTRACT, Problem.CLASSIFY)
 
@@ -112,7 +114,8 @@ class Grid:
     def add_task(self, task: Task, **copies: Any) -> None:
         """A task, as `add_backbone` adds a backbone. Copies read the new task's `text`.
 
-        They have a quick form if the task has files of its own: the micro rows are those of the study's tasks.
+        They have a quick form if the task has files of its own: the micro rows are those of the study's tasks. It makes the
+        updates of `plan_updates`, unless `quick` gives `max_steps`.
         """
         self._add_like(1, task, **copies)
 
@@ -192,8 +195,15 @@ class Grid:
         elif head is not None:
             self.heads[new] = head
         resets = {"trainable_params": None, "total_params": None} | ({} if task is task_before else {"text": ()})
-        has_quick = micro is not None and backbone.micro and (task is task_before or task.has_own_rows)
-        self._set(new, _change(new, recipe, {**resets, **changes}), {**(micro or {}), **quick} if has_quick else None)
+        recipe = _change(new, recipe, {**resets, **changes})
+        if micro is None or not backbone.micro:
+            return self._set(new, recipe, None)
+        if task is task_before:
+            return self._set(new, recipe, {**micro, **quick})
+        if not task.has_own_rows:
+            return self._set(new, recipe, None)
+        plan = {"min_steps": 0} if "max_steps" in quick else plan_updates(task, micro)
+        return self._set(new, recipe, {**micro, **plan, **quick})
 
     def _set(self, cell_id: str, recipe: Recipe, quick: Fields | None) -> None:
         """A recipe and its quick form, in place of those that stood there."""
@@ -283,6 +293,15 @@ def _add(entries: dict[str, Any], kind: str, entry: Any) -> None:
     if entry.id in entries:
         raise InputError(f"{kind} {entry.id!r} is in the grid already; give yours another id")
     entries[entry.id] = entry
+
+
+def plan_updates(task: Task, copied: Fields) -> Fields:
+    """The updates of a quick recipe that is copied for another task's rows: one pass over them, within limits.
+
+    The copied recipe's are too few: its micro backbone was pretrained on rows like those that it learns.
+    """
+    fewest = max(copied.get("min_steps") or copied.get("max_steps", 0), LABEL_UPDATES * len(task.labels))
+    return {"min_steps": fewest, "max_steps": max(fewest, MOST_UPDATES)}
 
 
 def _change(cell_id: str, recipe: Recipe, changes: Fields) -> Recipe:

@@ -59,6 +59,7 @@ class Hyperparameters:
         warmup_steps: updates; stands in for `warmup_ratio` where it is not 0.
         head_learning_rate: None trains the head's new modules at `learning_rate`, as the study does.
         max_steps: updates; 0 trains `num_train_epochs` epochs.
+        min_steps: if not 0, the epochs decide, but make at least so many updates and at most `max_steps`.
         precision: where the device can.
         gradient_checkpointing: activations are computed again in the backward pass, which saves memory and costs time.
         trainable_params, total_params: expected at full size; None if the study gives no figure.
@@ -76,6 +77,7 @@ class Hyperparameters:
     warmup_steps: Count = 0
     num_train_epochs: Positive
     max_steps: Annotated[int, Field(ge=0, description="0: the epochs decide")] = 0
+    min_steps: Annotated[int, Field(ge=0, description="not 0: the epochs decide, from min_steps to max_steps")] = 0
     per_device_train_batch_size: Positive
     gradient_accumulation_steps: Positive = 1
     max_grad_norm: Annotated[Amount | None, Field(description="null: no clipping")] = 1.0
@@ -100,8 +102,11 @@ class Hyperparameters:
         return math.ceil(math.ceil(features / self.per_device_train_batch_size) / self.gradient_accumulation_steps)
 
     def planned_updates(self, features: int) -> int:
-        """Updates in all: `max_steps`, or the epochs' worth."""
-        return self.max_steps or self.num_train_epochs * self.updates_per_epoch(features)
+        """Updates in all: `max_steps`, or the epochs' worth, which `min_steps` and `max_steps` may limit."""
+        if self.max_steps and not self.min_steps:
+            return self.max_steps
+        updates = max(self.min_steps, self.num_train_epochs * self.updates_per_epoch(features))
+        return min(updates, self.max_steps or updates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -377,7 +382,7 @@ class Profile:
                 raise InputError(f"{cell_id} has no quick recipe, so it runs with -m full and -m footprint only")
             recipe = replace(recipe, **quick)
         if self.max_steps is not None:
-            recipe = replace(recipe, max_steps=self.max_steps, num_train_epochs=1)
+            recipe = replace(recipe, max_steps=self.max_steps, min_steps=0, num_train_epochs=1)
         if self.one_row:
             generation = recipe.generation and replace(recipe.generation, max_new_tokens=16, min_length=0)
             recipe = replace(recipe, per_device_train_batch_size=1, gradient_accumulation_steps=1, generation=generation)
@@ -391,6 +396,8 @@ class Profile:
                 values[part] = replace(settings, **{key: value})
         if "adapter" in values:
             values |= {"trainable_params": None, "total_params": None}
+        if "max_steps" in values:
+            values = {"min_steps": 0, **values}
         if "learning_rate" in values and recipe.head_learning_rate is not None:
             rate = recipe.head_learning_rate * values["learning_rate"] / recipe.learning_rate
             values = {"head_learning_rate": rate, **values}

@@ -24,7 +24,7 @@ from tunegrid.report import compare
 from tunegrid.report.compare import MIB, Comparison, compare_methods
 from tunegrid.report.tables import Section
 from tunegrid.report.verdict import RunVerdict, run_verdict
-from tunegrid.runs.files import SavedRun, read_saved
+from tunegrid.runs.files import OwnNoise, SavedRun, read_saved
 from tunegrid.runs.status import cell_status, too_short, unconfirmed_misses
 from tunegrid.terminal import strip_places
 from tunegrid.words import count, some
@@ -55,6 +55,7 @@ class PageRun:
     when: str = ""
     commit: str = ""
     command: str = ""
+    noise: Sequence[OwnNoise] = ()
     remarks: tuple[str, ...] = ()
 
     @cached_property
@@ -112,7 +113,10 @@ def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
         name=saved.path.name,
         records=[record for record in saved.records if record.profile == profile_name],
         path=saved.path,
-        **{"when": saved.when, "commit": saved.commit, "command": saved.command},
+        when=saved.when,
+        commit=saved.commit,
+        command=saved.command,
+        noise=saved.noise,
         remarks=(advice,) if others else (),
     )
 
@@ -120,7 +124,9 @@ def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
 def judge_runs(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
     """The gate's verdicts on the cells that can be compared, and a sentence for what cannot."""
     try:
-        before, after, misfits = Run.make(old.records, old.path), Run.make(new.records, new.path), []
+        before = Run.make(old.records, old.path, old.noise)
+        after = Run.make(new.records, new.path, new.noise)
+        misfits = []
         for cell in before.records.keys() & after.records.keys():
             try:
                 for record in old.by_cell[cell]:
@@ -545,7 +551,7 @@ def make_page(
         cells.append(CellView(records=records, old=old, judged=verdicts_by_cell.get(cell, [])))
     try:
         is_scored = any(record.finished and record.scores for record in run.records)
-        comparisons = compare_methods(run.records, load_noise()) if is_scored else []
+        comparisons = compare_methods(run.records, load_noise(own=run.noise)) if is_scored else []
     except InputError as error:
         remarks = [*remarks, f"methods are not compared: {error}"]
     name, before = (baseline.name, baseline.records) if baseline else ("", ())

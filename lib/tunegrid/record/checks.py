@@ -169,8 +169,9 @@ def _success_faults(record: Record) -> Iterator[str]:
         yield f"missed holds sentences, {clause}"
     if record.evaluation and record.scores.get(record.main_score) is None:
         yield f"scores has no {record.main_score}, {clause}"
-    if updates is not None and updates < max(record.recipe.max_steps, 1):
-        yield f"training.updates is {updates}, but the recipe's are {record.recipe.max_steps or 'epochs'}, {clause}"
+    fewest = record.recipe.min_steps or record.recipe.max_steps
+    if updates is not None and updates < max(fewest, 1):
+        yield f"training.updates is {updates}, but the recipe's are {fewest or 'epochs'}, {clause}"
     if record.bounds and record.seeds.perturbation is None:  # of a moved start, no audit can say that it is the checkpoint's
         parts = {record.task, *(name for name in ("adapter", "quantization") if getattr(record.recipe, name) is not None)}
         expected = (*EVERY_CELL, *(name for part in sorted(parts) for name in PART_AUDITS.get(part, ())))

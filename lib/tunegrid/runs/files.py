@@ -4,20 +4,24 @@ A shard's file says its number, of how many, and the cases that the whole run ha
 is a line of `.cache/journal/*.jsonl` as soon as it ends, with its key (`tunegrid.runs.resume_key`).
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter, ValidationError
+
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.grid.recipes import CACHE
+from tunegrid.grid.recipes import CACHE, Positive
 from tunegrid.machine import cpu_name, gpus, replace_file, versions
 from tunegrid.record import Record, from_json, to_json
 from tunegrid.record.io import unique_keys
+from tunegrid.record.record import Hash, Percent, jsonable
 from tunegrid.runs import examples
 from tunegrid.words import some
 
@@ -25,7 +29,8 @@ BenchmarkRow = dict[str, Any]  # of pytest-benchmark: name, fullname, stats, and
 RunJson = dict[str, Any]  # a run: its rows as `benchmarks`, the machine, the commit, when
 # Beside pytest-benchmark's own in a run's JSON: rows of cells that came to no end (pytest-benchmark reads a time from every
 # benchmark), what started the session, and which shard of a run it is.
-UNFINISHED, COMMAND, SHARD = "unfinished", "command", "shard"
+# What `tunegrid calibrate` measured of users' cells stands there, too.
+UNFINISHED, COMMAND, SHARD, NOISE = "unfinished", "command", "shard", "noise"
 NAMED = 30  # missing runs that are named
 JOURNAL = CACHE / "journal"
 
@@ -40,6 +45,30 @@ class Case(NamedTuple):
     def __str__(self) -> str:
         """As a sentence names it."""
         return f"{self.cell} ({self.profile}, seed {self.seed})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnNoise:
+    """Scores of a user's cell with several seeds, by `tunegrid calibrate`. They hold for this recipe and so many test rows."""
+
+    cell: str
+    profile: str
+    recipe: Hash
+    rows: Positive
+    scores: dict[str, list[Percent]]  # by name of the score
+
+    def applies_to(self, record: Record) -> bool:
+        """Whether a record is of this cell, profile, recipe and number of test rows."""
+        rows = record.data.rows["test"] if record.data else None
+        if (record.cell, record.profile, rows) != (self.cell, self.profile, self.rows):
+            return False
+        return recipe_digest(record) == self.recipe
+
+
+def recipe_digest(record: Record) -> str:
+    """Sixteen hex digits of a recipe."""
+    text = json.dumps(jsonable(record.recipe), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def record_case(record: Record) -> Case:
@@ -75,6 +104,7 @@ class SavedRun:
     when: str = ""  # it was saved, as an ISO date and time in UTC
     commit: str = ""  # of the suite that ran it; ten digits
     command: str = ""  # that ran it; a merged file holds none
+    noise: Sequence[OwnNoise] = ()  # of its users' cells that were calibrated
 
 
 def load(path: Path) -> RunJson:
@@ -106,7 +136,11 @@ def read_saved(path: Path, content: RunJson | None = None) -> SavedRun:
         examples.read(record, path)
     commit, (when, command) = run.get("commit_info"), (str(run.get(name) or "") for name in ("datetime", COMMAND))
     commit = str(commit.get("id") or "")[:10] if isinstance(commit, dict) else ""
-    return SavedRun(path=path, records=records, rows=rows, when=when, commit=commit, command=command)
+    try:
+        noise = TypeAdapter(list[OwnNoise]).validate_python(run.get(NOISE, []))
+    except ValidationError as error:
+        raise InputError(f"{path}: its {NOISE} cannot be read ({error.errors()[0]['msg']}); run its cells again") from None
+    return SavedRun(path=path, records=records, rows=rows, when=when, commit=commit, command=command, noise=noise)
 
 
 def _contradictions(rows: Iterable[tuple[BenchmarkRow, Record | None]]) -> Iterator[str]:
@@ -125,6 +159,15 @@ def _contradictions(rows: Iterable[tuple[BenchmarkRow, Record | None]]) -> Itera
         twin = trainings.setdefault((record.profile, record.cell, losses), record)
         if losses and twin.seeds.seed != case.seed:
             yield f"{case}: all its losses equal those of seed {twin.seeds.seed}"
+
+
+def noise_json(entries: Iterable[OwnNoise]) -> RunJson:
+    """What a run's JSON says of the noise of users' cells, each entry once; nothing if there is none."""
+    distinct_entries: list[OwnNoise] = []
+    for entry in entries:
+        if entry not in distinct_entries:
+            distinct_entries.append(entry)
+    return {NOISE: [asdict(entry) for entry in distinct_entries]} if distinct_entries else {}
 
 
 def read_list(path: Path) -> list[Record]:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from tunegrid.grid.cells import Cell
-from tunegrid.grid.recipes import CONFIRMING
+from tunegrid.grid.cells import STUDY_IDS, Cell
+from tunegrid.grid.recipes import CONFIRMING, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.record import AuditFinding, Record, Status
 from tunegrid.record.checks import NEED_LENGTH, below_bounds, failures, missed_bounds_alone
 from tunegrid.words import count, count_text, phrase, some
@@ -20,6 +20,8 @@ FIRST_UPDATES = 10
 TELLING_ROWS = 100  # of so many test rows, three standard errors of a difference are about 15 points
 # Rows that score no point. Two honest cells may be wrong on the same few rows: on the quick cells, five seeds, on two of 512.
 SHARED_BY_LUCK = 30
+LEARNING = ("generation_not_truncated", "predictions_not_collapsed", "learned_something")  # audits that need enough updates
+ENOUGH_UPDATES = 300  # that a user's quick cell is advised to make, at least
 TOGETHER = ("distinct_results", "same_rows_in_triple")  # audits over the cells of a run
 
 
@@ -60,8 +62,30 @@ def add_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) -
     failed = [finding.name for finding in record.audits if not finding.passed]
     record = replace(record, excused={name: reason for name in failed if (reason := extent.excuse(name))})
     misses = below_bounds(record.scores, record.bounds) if record.evaluation else []
-    faults = [*failures(record.audits, record.excused), *unexpected, *misses]
+    faults = [*audit_sentences(record), *unexpected, *misses]
     return _end_record(record, [locate(record, sentence) for sentence in faults])
+
+
+def audit_sentences(record: Record) -> list[str]:
+    """What each audit that counts and failed saw; if more training may help a user's cell, what to write in its file."""
+    sentences = []
+    for finding in record.audits:
+        for sentence in failures([finding], record.excused):
+            advice = more_training(record) if finding.name in LEARNING else ""
+            sentences.append(f"{sentence}; {advice}" if advice else sentence)
+    return sentences
+
+
+def more_training(record: Record) -> str:
+    """How a user's `--grid` file lets a cell train longer; empty for a cell of the suite."""
+    if record.cell in STUDY_IDS or record.training is None:
+        return ""
+    if record.profile == FULL_PROFILE.id:
+        return f"it may need more training, as by num_train_epochs={2 * record.recipe.num_train_epochs} where it is added"
+    if record.profile == QUICK_PROFILE.id:
+        updates = max(ENOUGH_UPDATES, 2 * record.training.updates)
+        return f'{record.training.updates} updates may be too few: add it with quick={{"max_steps": {updates}}}'
+    return ""
 
 
 def _end_record(record: Record, sentences: list[str]) -> Record:
