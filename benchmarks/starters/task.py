@@ -30,5 +30,5 @@ TASK = Task(
 
 def pytest_tunegrid_grid(grid):
     # Nine cells, copies of those of `sa`. Keyword arguments change fields of their recipes, as learning_rate=5e-5 or
-    # max_length=128; quick={"max_steps": 60} changes what -m quick trains.
+    # max_length=128; quick={"max_steps": 300} changes what -m quick trains.
     grid.add_task(TASK, like="sa")

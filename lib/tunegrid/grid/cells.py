@@ -301,7 +301,7 @@ def plan_updates(task: Task, copied: Fields) -> Fields:
     The copied recipe's are too few: its micro backbone was pretrained on rows like those that it learns.
     """
     fewest = max(copied.get("min_steps") or copied.get("max_steps", 0), LABEL_UPDATES * len(task.labels))
-    return {"min_steps": fewest, "max_steps": max(fewest, MOST_UPDATES)}
+    return {"min_steps": min(fewest, MOST_UPDATES), "max_steps": MOST_UPDATES}
 
 
 def _change(cell_id: str, recipe: Recipe, changes: Fields) -> Recipe:

@@ -7,9 +7,10 @@ import pytest
 
 from tunegrid.commands import calibrate
 from tunegrid.commands.calibrate import main
+from tunegrid.gate.noise import load_own_noise
 from tunegrid.gate.thresholds import bounds_file, load_bounds
 from tunegrid.tests.outputs import refusal
-from tunegrid.tests.records import complete, make_seeds, saved
+from tunegrid.tests.records import altered, complete, make_seeds, saved
 
 GRID = """
 from tunegrid.grid.methods import Lora
@@ -54,9 +55,25 @@ def test_bounds_stand_beside_the_file_with_their_scores(grid_file, capsys):
     text = bounds_file(grid_file, "quick").read_text()
     assert "# Written by `tunegrid calibrate --grid=mine.py`." in text
     assert capsys.readouterr().out.startswith(text)
+    record = complete(cell="bert_sa_mine", method="mine", scores={"accuracy": 90.0, "f1_macro": 90.0})
+    [noise] = load_own_noise(bounds_file(grid_file, "quick"))
+    assert (noise.applies_to(record), noise.scores["accuracy"]) == (True, [88.0, 90.0, 92.0])
+    assert not noise.applies_to(altered(record, "recipe.learning_rate", 0.5))
     assert {"--resume", "--seeds=0-2", "-n", "--cells=bert_sa_mine"} <= set(asked)
     assert len(calibrate.select_cells([grid_file], "quick", "")) == 9
     assert calibrate.select_cells([grid_file], "full", "t5_sa_mine, t5_sa_mine") == ("t5_sa_mine",)
+
+
+def test_a_seed_that_learned_nothing_gives_no_bound_and_the_way_to_more_updates(grid_file, capsys):
+    unlearned = [{"name": "learned_something", "passed": False, "detail": "accuracy 51.2"}]
+    record = complete(cell="bert_sa_mine", method="mine", audits=unlearned, status="audit", missed=["x"], bounds={})
+
+    def run(arguments):
+        saved(Path(next(word.partition("=")[2] for word in arguments if word.startswith("--benchmark-json="))), record)
+        return 1
+
+    sentence = refusal(capsys, partial(main, run=run), f"--grid={grid_file}", "--cells=bert_sa_mine")
+    assert 'audit learned_something: accuracy 51.2; 2 updates may be too few: add it with quick={"max_steps": 300}' in sentence
 
 
 def nothing(arguments):

@@ -16,6 +16,7 @@ from tunegrid.gate.gate import Run, gate
 from tunegrid.gate.judgements import LEDGER, PEAKS, Verdict
 from tunegrid.gate.thresholds import load_margins
 from tunegrid.grid.recipes import CONFIRMING
+from tunegrid.runs.files import OwnNoise, noise_json, recipe_digest
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.records import FOOTPRINT, MEASURED, altered, complete, get_record, hits, make_seeds, run_file, scored
 
@@ -238,6 +239,23 @@ def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
         if "markdown" in options:
             assert "**Cannot tell whether the run is worse than 0.json.**" in capsys.readouterr().out
     assert "**Failed: " in (tmp_path / "summary.md").read_text()
+
+
+def test_a_users_cell_is_judged_by_the_noise_that_its_baseline_carries(tmp_path, capsys):
+    other_losses = {"training": MEASURED["training"] | {"losses": [0.9, 0.8]}}  # another training, as of other rows
+    records = [hit(512, 500, bounds={}), hit(512, 500, 133, bounds={}, **other_losses)]
+    old, new = (replace(record, cell="bert_faq_lora", task="faq") for record in records)
+    files = [run_file(tmp_path / name / "run.json", [record]) for name, record in (("old", old), ("new", new))]
+    assert command.main(list(map(str, files))) == 6  # 26 points lost, and no noise known
+    scores = {"accuracy": [97.6, 97.4, 97.9, 97.5, 97.7]}
+    noise = OwnNoise(cell="bert_faq_lora", profile="quick", recipe=recipe_digest(old), rows=512, scores=scores)
+    run = json.loads(files[0].read_text())
+    files[0].write_text(json.dumps(run | noise_json([noise, noise])))
+    assert command.main(list(map(str, files))) == 1
+    files[0].write_text(json.dumps(run | noise_json([replace(noise, rows=511)])))
+    assert command.main(list(map(str, files))) == 6
+    files[0].write_text(json.dumps(run | {"noise": [{"cell": "bert_faq_lora"}]}))
+    assert "its noise cannot be read (Field required)" in refusal(capsys, command.main, *map(str, files))
 
 
 def test_a_collapse_by_twenty_points_is_worse_in_all_27_cells_and_takes_no_torch(tmp_path):

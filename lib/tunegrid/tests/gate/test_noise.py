@@ -6,7 +6,8 @@ import pytest
 
 from tunegrid.errors import InputError
 from tunegrid.gate.noise import SEEDS, Deviation, Noise, deviation, load_noise, make_scale
-from tunegrid.tests.records import complete, draws
+from tunegrid.runs.files import OwnNoise, recipe_digest
+from tunegrid.tests.records import altered, complete, draws
 
 OWN = {"bert_qa_lora": (4.0, 19), "bert_qa_qlora": (1.0, 19), "bert_qa_sft": (0.0, 19), "t5_qa_lora": (0.0, 9)}
 
@@ -70,6 +71,36 @@ def test_noise_holds_for_its_profile_and_test_rows_only_and_no_file_is_none(tmp_
     assert NOISE.find(SEEDS, replace(record, profile="full"), "f1") is None
     assert replace(NOISE, rows={"qa": 7}).find(SEEDS, record, "f1") is None
     assert load_noise(tmp_path / "noise.toml") == Noise()
+
+
+def test_a_users_cell_has_the_noise_that_was_calibrated_for_its_recipe_and_rows():
+    record = complete("bert_qa_lora", cell="bert_faq_lora", task="faq", main_score="f1")
+    digest = recipe_digest(record)
+    own = OwnNoise(cell="bert_faq_lora", profile="quick", recipe=digest, rows=15, scores={"f1": [20.0, 50.0, 80.0]})
+    noise = replace(NOISE, own=[own])
+    # 15 rows are steps of 6.67 points: 20 is at 100 * asin(sqrt(23.33 / 106.67)) = 48.67, 50 and 80 at 78.54 and 108.41
+    assert noise.find(SEEDS, record, "f1") == Deviation(sd=pytest.approx(29.87, abs=0.01), df=2)
+    assert noise.find("perturbed", record, "f1") is noise.find(SEEDS, record, "exact_match") is None
+    assert noise.find(SEEDS, altered(record, "recipe.learning_rate", 0.5), "f1") is None
+    assert noise.find(SEEDS, replace(record, cell="bert_faq_sft"), "f1") is None
+    assert replace(noise, own=[replace(own, rows=16)]).find(SEEDS, record, "f1") is None
+    equal = replace(own, scores={"f1": [50.0, 50.0]})  # no draw moved: half a row
+    assert replace(noise, own=[equal]).find(SEEDS, record, "f1").sd == pytest.approx(
+        make_scale(15, "f1").resolution(record.scores["f1"])
+    )
+
+
+def test_a_users_method_has_the_larger_of_its_noise_and_its_kinds_and_a_cell_of_the_suite_the_suites():
+    record = complete("bert_qa_lora")
+    mine = replace(record, cell="bert_qa_mine", method="mine")
+    scores = {"f1": [50.0, 50.0, 50.0]}
+    own = [
+        OwnNoise(cell=cell, profile="quick", recipe=recipe_digest(record), rows=15, scores=scores)
+        for cell in ("bert_qa_mine", "bert_qa_lora")
+    ]
+    noise = replace(NOISE, own=own)
+    assert noise.find(SEEDS, record, "f1") == NOISE.find(SEEDS, record, "f1")
+    assert noise.find(SEEDS, mine, "f1") == Deviation(sd=NOISE.find(SEEDS, mine, "f1").sd, df=2)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from tunegrid.grid.recipes import (
     RECIPES,
     WITHOUT_EXCEPTION,
     merge,
+    quick_changes,
 )
 from tunegrid.grid.tasks import SA, Problem
 
@@ -96,6 +97,27 @@ def test_a_task_has_quick_cells_if_it_names_its_files_and_a_backbone_if_it_has_a
     assert {"bert_other_lora", "bertlarge_sst2_lora"} < set(grid.ids(FULL_PROFILE)) & set(grid.ids(FOOTPRINT_PROFILE))
     with pytest.raises(InputError, match="bertlarge_sa_sft has no quick recipe"):
         grid.cell("bertlarge_sa_sft", QUICK_PROFILE)
+
+
+def test_a_quick_copy_for_another_tasks_rows_makes_updates_by_its_rows_and_labels(grid, tmp_path):
+    task = replace(SA, id="tickets", files={"train": tmp_path / "a.csv"}, labels=("a", "b", "c", "d"))
+    grid.add_task(task, like="sa")
+    recipe = grid.cell("bert_tickets_lora", QUICK_PROFILE).recipe  # rows in batches of 16
+    # 100 for each of four labels; 500 batches are one pass over 7,990 rows; no more than 600
+    assert [recipe.planned_updates(rows) for rows in (1, 7_990, 100_000)] == [400, 500, 600]
+    grid.add_task(replace(task, id="more", labels=("a", "b")), like="sa", quick={"max_steps": 50, "learning_rate": 1e-3})
+    given = grid.cell("bert_more_lora", QUICK_PROFILE).recipe
+    assert (given.planned_updates(7_990), given.learning_rate) == (50, 1e-3)
+    grid.add_task(replace(task, id="many", labels=tuple("abcdefgh")), like="sa")
+    assert grid.cell("bert_many_lora", QUICK_PROFILE).recipe.planned_updates(1) == 600
+    command_line = replace(QUICK_PROFILE, changes={"max_steps": 7})
+    assert grid.cell("bert_tickets_lora", command_line).recipe.planned_updates(7_990) == 7
+
+
+def test_the_studys_quick_recipes_make_the_updates_of_their_rows(grid):
+    for cell in grid.cells(QUICK_PROFILE):
+        assert cell.recipe == replace(RECIPES[cell.id], **quick_changes(cell.id))
+        assert cell.recipe.planned_updates(1) == cell.recipe.planned_updates(10**6) == QUICK[cell.id]["max_steps"]
 
 
 RECIPE = RECIPES["bert_sa_lora"]

@@ -10,6 +10,7 @@ import datasets
 from tunegrid import ROOT
 from tunegrid.commands import calibrate
 from tunegrid.gate.thresholds import load_bounds
+from tunegrid.runs.files import read_saved
 from tunegrid.tests.sessions import SessionProcess, benchmark_rows, full_options
 
 GUIDES = "\n".join(guide.read_text() for guide in sorted((ROOT / "benchmarks" / "guides").glob("*.md")))
@@ -53,3 +54,7 @@ def test_three_commands_lead_from_rows_to_a_gated_cell(tmp_path, monkeypatch):
     [record] = benchmark_rows(tmp_path / "before.json")
     assert (record["bounds"], record["status"], record["recipe"]["learning_rate"]) == (bounds, "passed", 5e-4)
     assert bounds["accuracy"] > 50
+    before = read_saved(tmp_path / "before.json")
+    [noise] = before.noise  # which later gates read
+    assert noise.applies_to(before.records[0])
+    assert len(noise.scores["accuracy"]) == 5

@@ -8,6 +8,7 @@ from tunegrid.record import AuditFinding
 from tunegrid.runs.status import (
     Extent,
     add_status,
+    audit_sentences,
     compare_cells,
     contradicts,
     cross_cell_audits,
@@ -62,6 +63,20 @@ def test_a_cell_passes_if_nothing_is_wrong(audits, changes, status, sentences):
     excused = run.updates == 99 and status != "stopped"
     assert ended.excused == ({"learned_something": reason} if excused else {})
     assert too_short(ended) == ([f"{CHANCE}; {reason} (bert_sa_lora, quick, seed 0)"] if excused else [])
+
+
+@pytest.mark.parametrize(
+    ("cell", "profile", "advice"),
+    [
+        ("bert_faq_lora", "quick", '; 200 updates may be too few: add it with quick={"max_steps": 400}'),
+        ("bert_faq_lora", "full", "; it may need more training, as by num_train_epochs=2 where it is added"),
+        ("bert_sa_lora", "quick", ""),  # of the study
+    ],
+)
+def test_a_users_cell_that_learned_nothing_is_told_how_to_train_longer(cell, profile, advice):
+    training = MEASURED["training"] | {"updates": 200, "losses": [0.7] * 200}
+    record = complete(cell=cell, task=cell.split("_")[1], profile=profile, audits=[BROKEN, UNLEARNED], training=training)
+    assert audit_sentences(record) == [FAILED, CHANCE + advice]
 
 
 @pytest.mark.parametrize(
