@@ -116,7 +116,8 @@ class Noise:
 
     def scale(self, cell: str, metric: str) -> Scale:
         """Of a cell's calibrated scores."""
-        return make_scale(self.rows[task_name(cell)], metric)
+        own_rows = {own.cell: own.rows for own in self.own}
+        return make_scale(self.rows.get(task_name(cell)) or own_rows[cell], metric)
 
     def places(self, kind: str, cell: str, metric: str) -> Groups:
         """Scores of a cell as places on their scale."""

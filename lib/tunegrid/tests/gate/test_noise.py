@@ -80,6 +80,7 @@ def test_a_users_cell_has_the_noise_that_was_calibrated_for_its_recipe_and_rows(
     noise = replace(NOISE, own=[own])
     # 15 rows are steps of 6.67 points: 20 is at 100 * asin(sqrt(23.33 / 106.67)) = 48.67, 50 and 80 at 78.54 and 108.41
     assert noise.find(SEEDS, record, "f1") == Deviation(sd=pytest.approx(29.87, abs=0.01), df=2)
+    assert noise.scale("bert_faq_lora", "f1") == make_scale(15, "f1")
     assert noise.find("perturbed", record, "f1") is noise.find(SEEDS, record, "exact_match") is None
     assert noise.find(SEEDS, altered(record, "recipe.learning_rate", 0.5), "f1") is None
     assert noise.find(SEEDS, replace(record, cell="bert_faq_sft"), "f1") is None
