@@ -64,9 +64,8 @@ def by_seed(records: Sequence[Record], cells: Collection[str], seeds: Collection
             if (seed, cell) not in by_case:
                 raise InputError(f"{cell} of seed {seed} did not finish: see above, then run the same command again")
             if failed := audit_sentences(by_case[seed, cell]):
-                raise InputError(
-                    f"{cell} of seed {seed} gives no bound: {failed[0]}; change that, then run the same command again"
-                )
+                why = f"{cell} of seed {seed} gives no bound: {failed[0]}"
+                raise InputError(f"{why}; change that, then run the same command again")
     return {seed: {cell: by_case[seed, cell] for cell in cells} for seed in seeds}
 
 
@@ -87,7 +86,8 @@ def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
 
 def write_bounds(options: argparse.Namespace, run: Session) -> int:
     """Train, write the bounds, say them. Raises InputError if a cell does not exist or finish, or bounds would be lost."""
-    from tunegrid.gate.bounds import Calibration, own_noise_toml, thresholds_toml  # which brings scipy
+    # These bring scipy.
+    from tunegrid.gate.bounds import Calibration, own_noise_toml, thresholds_toml
 
     grid, profile = options.grid[-1], options.profile
     path, cells = bounds_file(grid, profile), select_cells(options.grid, profile, options.cells)
@@ -97,7 +97,8 @@ def write_bounds(options: argparse.Namespace, run: Session) -> int:
     arguments = ["-m", profile, *files, f"--cells={','.join(cells)}", f"--seeds=0-{options.seeds - 1}"]
     run_file = train_session(RUNS / f"{grid.stem}-{profile}.json", [*arguments, *options.pytest_options], run)
     calibration = Calibration(seeds=list(by_seed(read_list(run_file), cells, range(options.seeds)).values()))
-    bounds = thresholds_toml(calibration, f"{OWN_CALIBRATE} --grid={grid.name}") + own_noise_toml(calibration)
+    bounds = thresholds_toml(calibration, f"{OWN_CALIBRATE} --grid={grid.name}")
+    bounds += own_noise_toml(calibration)
     write_whole(path, bounds)
     say(f"{bounds}\nwrote {path}, which sessions with --grid={grid} read")
     return 0

@@ -88,9 +88,12 @@ def main(arguments: list[str] | None = None) -> int:
         check_baseline(runs, [record for record in records.values() if record.seeds.confirms is None])
     warning = files.missing_runs(runs, {record_case(records[key]) for key in records if not has_no_time(rows[key])})
     of_one_run = (files.SHARD, files.COMMAND, files.NOISE)
-    first = {name: value for name, value in next(iter(runs.values())).items() if name not in of_one_run}
+    first_run = next(iter(runs.values()))
+    first = {name: value for name, value in first_run.items() if name not in of_one_run}
     noise = chain.from_iterable(run.noise for run in saved_runs)
-    merged = first | {"benchmarks": files.rows_by_name(rows, records)} | files.noise_json(noise)
+    cells = {record.cell for record in records.values()}
+    merged = first | {"benchmarks": files.rows_by_name(rows, records)}
+    merged |= files.noise_json(noise, cells)
     files.save(merged, options.output, records.values(), options.runs)
     for line, _ in cell_lines(records.values()):
         say(line)

@@ -110,14 +110,13 @@ def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> s
 
 
 def own_noise_toml(calibration: Calibration) -> str:
-    """For a user's file of bounds: by which recipe and on how many test rows each cell's scores vary like that."""
-    lines = [
-        "",
-        "# The noise between seeds, which gates read, is that of `scores` above. It holds for this recipe and these rows.",
-    ]
+    """The tables of a user's file of bounds on the recipe and test rows that its scores are of."""
+    lines = ["", "# Gates read the noise from `scores` above, for this recipe and number of test rows."]
     for cell, record in calibration.seeds[0].items():
         if record.data:
-            lines += [f"[noise.{cell}]", f"rows = {record.data.rows['test']}", f'recipe = "{recipe_digest(record)}"']
+            lines.append(f"[noise.{cell}]")
+            lines.append(f"rows = {record.data.rows['test']}")
+            lines.append(f'recipe = "{recipe_digest(record)}"')
     return "\n".join(lines) + "\n"
 
 

@@ -33,7 +33,12 @@ class Run:
     noise: Sequence[OwnNoise] = ()  # of users' cells that were calibrated
 
     @classmethod
-    def make(cls, records: Iterable[Record], path: Path | None = None, noise: Sequence[OwnNoise] = ()) -> "Run":
+    def make(
+        cls,
+        records: Iterable[Record],
+        path: Path | None = None,
+        noise: Sequence[OwnNoise] = (),
+    ) -> "Run":
         """The records that finished or made their first updates; raises InputError if they are of two profiles."""
         by_cell, confirming = (defaultdict[str, dict[int | None, Record]](dict) for _ in range(2))
         results = [record for record in records if record.finished or record.first_updates]

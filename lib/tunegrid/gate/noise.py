@@ -15,7 +15,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tunegrid.gate.thresholds import LAB_CALIBRATE, OWN_CALIBRATE, THRESHOLDS, Number, check_shape, tables
+from tunegrid.gate.thresholds import (
+    LAB_CALIBRATE,
+    OWN_CALIBRATE,
+    THRESHOLDS,
+    Number,
+    check_shape,
+    tables,
+)
 from tunegrid.record import Record
 from tunegrid.runs.files import OwnNoise
 
@@ -139,7 +146,7 @@ class Noise:
     def find(self, kind: str, record: Record, metric: str) -> Deviation | None:
         """The deviation of a record's score; None if nothing is known of its profile, test rows, or kind of cells.
 
-        A user's cell has the noise that was calibrated for it, if its recipe is the same.
+        That of a user's cell is known if its very recipe was calibrated.
         """
         rows, score = record.data.rows["test"] if record.data else None, record.scores.get(metric)
         if score is None:
@@ -154,7 +161,8 @@ class Noise:
             return spread or own_spread
         if (kind, record.cell, metric) in self.spreads:  # a cell of the suite
             return spread
-        return replace(own_spread, sd=max(own_spread.sd, spread.sd))  # of a user's method on a task of the suite
+        # A user's method on a task of the suite
+        return replace(own_spread, sd=max(own_spread.sd, spread.sd))
 
     def estimate(self, kind: str, cell: str, metric: str, score: float) -> Deviation | None:
         """A cell's own deviation if it rests on `ENOUGH` draws, else the larger of it and that of its kind of cells.
@@ -170,7 +178,10 @@ class Noise:
 
 
 def own_deviation(own: OwnNoise, metric: str, score: float) -> Deviation | None:
-    """The deviation between the seeds of a user's cell, but no less than test rows resolve; None if it has no such scores."""
+    """The deviation between seeds of a user's cell, no less than its test rows resolve.
+
+    None if it has no such scores.
+    """
     scale = make_scale(own.rows, metric)
     spread = deviation([[scale.position(score) for score in own.scores.get(metric, ())]])
     if spread is None:
@@ -186,7 +197,7 @@ class _Entry(Deviation):
 
 
 def load_noise(path: Path = NOISE, own: Sequence[OwnNoise] = ()) -> Noise:
-    """The calibrated noise of the suite, and of users' cells. Raises InputError for a file that is not sound."""
+    """The calibrated noise, with that of users' cells. Raises InputError if a file is not sound."""
     if not path.is_file():
         return Noise(own=own)
     with tables(path, "noise", LAB_CALIBRATE) as content:
@@ -201,16 +212,17 @@ def load_noise(path: Path = NOISE, own: Sequence[OwnNoise] = ()) -> Noise:
 
 
 def load_own_noise(path: Path) -> list[OwnNoise]:
-    """The noise in a user's file of bounds; none without a file. Raises InputError for a file that is not sound."""
+    """The noise in a user's file of bounds; empty without one. Raises InputError for a bad file."""
     if not path.is_file():
         return []
     with tables(path, "noise", OWN_CALIBRATE) as content:
         cells = check_shape(content.get("noise", {}), dict[str, dict[str, Any]])
+        profile = content["evidence"]["profile"]
         entries = []
         for cell, facts in cells.items():
             bounds = content["cells"][cell]
-            scores = {metric: bound["scores"] for metric, bound in bounds.items() if "scores" in bound}
-            entry = facts | {"cell": cell, "profile": content["evidence"]["profile"], "scores": scores}
+            scores = {name: bound["scores"] for name, bound in bounds.items() if "scores" in bound}
+            entry = facts | {"cell": cell, "profile": profile, "scores": scores}
             entries.append(check_shape(entry, OwnNoise))
         return entries
 

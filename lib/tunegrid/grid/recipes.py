@@ -59,7 +59,7 @@ class Hyperparameters:
         warmup_steps: updates; stands in for `warmup_ratio` where it is not 0.
         head_learning_rate: None trains the head's new modules at `learning_rate`, as the study does.
         max_steps: updates; 0 trains `num_train_epochs` epochs.
-        min_steps: if not 0, the epochs decide, but make at least so many updates and at most `max_steps`.
+        min_steps: if not 0, the epochs decide, from so many updates up to `max_steps`.
         precision: where the device can.
         gradient_checkpointing: activations are computed again in the backward pass, which saves memory and costs time.
         trainable_params, total_params: expected at full size; None if the study gives no figure.
@@ -77,7 +77,7 @@ class Hyperparameters:
     warmup_steps: Count = 0
     num_train_epochs: Positive
     max_steps: Annotated[int, Field(ge=0, description="0: the epochs decide")] = 0
-    min_steps: Annotated[int, Field(ge=0, description="not 0: the epochs decide, from min_steps to max_steps")] = 0
+    min_steps: Annotated[Count, Field(description="not 0: the epochs decide, up to max_steps")] = 0
     per_device_train_batch_size: Positive
     gradient_accumulation_steps: Positive = 1
     max_grad_norm: Annotated[Amount | None, Field(description="null: no clipping")] = 1.0
@@ -102,7 +102,7 @@ class Hyperparameters:
         return math.ceil(math.ceil(features / self.per_device_train_batch_size) / self.gradient_accumulation_steps)
 
     def planned_updates(self, features: int) -> int:
-        """Updates in all: `max_steps`, or the epochs' worth, which `min_steps` and `max_steps` may limit."""
+        """Updates in all: `max_steps`; with `min_steps` or without either, the epochs' worth."""
         if self.max_steps and not self.min_steps:
             return self.max_steps
         updates = max(self.min_steps, self.num_train_epochs * self.updates_per_epoch(features))

@@ -49,7 +49,10 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class OwnNoise:
-    """Scores of a user's cell with several seeds, by `tunegrid calibrate`. They hold for this recipe and so many test rows."""
+    """Scores of a user's cell with several seeds, which `tunegrid calibrate` trained.
+
+    Their noise is that of this recipe on so many test rows.
+    """
 
     cell: str
     profile: str
@@ -139,8 +142,17 @@ def read_saved(path: Path, content: RunJson | None = None) -> SavedRun:
     try:
         noise = TypeAdapter(list[OwnNoise]).validate_python(run.get(NOISE, []))
     except ValidationError as error:
-        raise InputError(f"{path}: its {NOISE} cannot be read ({error.errors()[0]['msg']}); run its cells again") from None
-    return SavedRun(path=path, records=records, rows=rows, when=when, commit=commit, command=command, noise=noise)
+        cause = f"{path}: its {NOISE} cannot be read ({error.errors()[0]['msg']})"
+        raise InputError(f"{cause}; run its cells again") from None
+    return SavedRun(
+        path=path,
+        records=records,
+        rows=rows,
+        when=when,
+        commit=commit,
+        command=command,
+        noise=noise,
+    )
 
 
 def _contradictions(rows: Iterable[tuple[BenchmarkRow, Record | None]]) -> Iterator[str]:
@@ -161,13 +173,14 @@ def _contradictions(rows: Iterable[tuple[BenchmarkRow, Record | None]]) -> Itera
             yield f"{case}: all its losses equal those of seed {twin.seeds.seed}"
 
 
-def noise_json(entries: Iterable[OwnNoise]) -> RunJson:
-    """What a run's JSON says of the noise of users' cells, each entry once; nothing if there is none."""
-    distinct_entries: list[OwnNoise] = []
-    for entry in entries:
-        if entry not in distinct_entries:
-            distinct_entries.append(entry)
-    return {NOISE: [asdict(entry) for entry in distinct_entries]} if distinct_entries else {}
+def noise_json(noise: Iterable[OwnNoise], cells: Collection[str]) -> RunJson:
+    """The noise of these cells as a run's JSON holds it, each entry once; empty without any."""
+    entries: list[dict[str, Any]] = []
+    for own in noise:
+        entry = asdict(own)
+        if own.cell in cells and entry not in entries:
+            entries.append(entry)
+    return {NOISE: entries} if entries else {}
 
 
 def read_list(path: Path) -> list[Record]:

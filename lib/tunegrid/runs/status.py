@@ -20,7 +20,8 @@ FIRST_UPDATES = 10
 TELLING_ROWS = 100  # of so many test rows, three standard errors of a difference are about 15 points
 # Rows that score no point. Two honest cells may be wrong on the same few rows: on the quick cells, five seeds, on two of 512.
 SHARED_BY_LUCK = 30
-LEARNING = ("generation_not_truncated", "predictions_not_collapsed", "learned_something")  # audits that need enough updates
+# Audits that need enough updates
+LEARNING = ("generation_not_truncated", "predictions_not_collapsed", "learned_something")
 ENOUGH_UPDATES = 300  # that a user's quick cell is advised to make, at least
 TOGETHER = ("distinct_results", "same_rows_in_triple")  # audits over the cells of a run
 
@@ -67,7 +68,7 @@ def add_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) -
 
 
 def audit_sentences(record: Record) -> list[str]:
-    """What each audit that counts and failed saw; if more training may help a user's cell, what to write in its file."""
+    """A sentence for each audit that counts and failed; a user's cell is told how to train longer."""
     sentences = []
     for finding in record.audits:
         for sentence in failures([finding], record.excused):
@@ -77,14 +78,16 @@ def audit_sentences(record: Record) -> list[str]:
 
 
 def more_training(record: Record) -> str:
-    """How a user's `--grid` file lets a cell train longer; empty for a cell of the suite."""
+    """The change in a `--grid` file that lets a cell train longer; empty for one of the study."""
     if record.cell in STUDY_IDS or record.training is None:
         return ""
     if record.profile == FULL_PROFILE.id:
-        return f"it may need more training, as by num_train_epochs={2 * record.recipe.num_train_epochs} where it is added"
+        epochs = 2 * record.recipe.num_train_epochs
+        return f"it may need more training: add it with num_train_epochs={epochs}"
     if record.profile == QUICK_PROFILE.id:
-        updates = max(ENOUGH_UPDATES, 2 * record.training.updates)
-        return f'{record.training.updates} updates may be too few: add it with quick={{"max_steps": {updates}}}'
+        made = record.training.updates
+        updates = max(ENOUGH_UPDATES, 2 * made)
+        return f'{made} updates may be too few: add it with quick={{"max_steps": {updates}}}'
     return ""
 
 

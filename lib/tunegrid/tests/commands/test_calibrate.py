@@ -69,14 +69,12 @@ def test_a_seed_that_learned_nothing_gives_no_bound_and_the_way_to_more_updates(
     record = complete(cell="bert_sa_mine", method="mine", audits=unlearned, status="audit", missed=["x"], bounds={})
 
     def run(arguments):
-        saved(Path(next(word.partition("=")[2] for word in arguments if word.startswith("--benchmark-json="))), record)
+        path = next(word.partition("=")[2] for word in arguments if word.startswith("--benchmark-json="))
+        saved(Path(path), record)
         return 1
 
     sentence = refusal(capsys, partial(main, run=run), f"--grid={grid_file}", "--cells=bert_sa_mine")
-    assert (
-        'audit learned_something: accuracy 51.2; 2 updates may be too few: add it with quick={"max_steps": 300}; change that'
-        in sentence
-    )
+    assert 'accuracy 51.2; 2 updates may be too few: add it with quick={"max_steps": 300}; change that' in sentence
 
 
 def nothing(arguments):

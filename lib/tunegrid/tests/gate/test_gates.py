@@ -242,17 +242,19 @@ def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
 
 
 def test_a_users_cell_is_judged_by_the_noise_that_its_baseline_carries(tmp_path, capsys):
-    other_losses = {"training": MEASURED["training"] | {"losses": [0.9, 0.8]}}  # another training, as of other rows
+    # Another training, as of other rows
+    other_losses = {"training": MEASURED["training"] | {"losses": [0.9, 0.8]}}
     records = [hit(512, 500, bounds={}), hit(512, 500, 133, bounds={}, **other_losses)]
     old, new = (replace(record, cell="bert_faq_lora", task="faq") for record in records)
-    files = [run_file(tmp_path / name / "run.json", [record]) for name, record in (("old", old), ("new", new))]
+    files = [run_file(tmp_path / "old.json", [old]), run_file(tmp_path / "new.json", [new])]
     assert command.main(list(map(str, files))) == 6  # 26 points lost, and no noise known
     scores = {"accuracy": [97.6, 97.4, 97.9, 97.5, 97.7]}
-    noise = OwnNoise(cell="bert_faq_lora", profile="quick", recipe=recipe_digest(old), rows=512, scores=scores)
+    facts = {"cell": "bert_faq_lora", "profile": "quick", "recipe": recipe_digest(old)}
+    noise = OwnNoise(**facts, rows=512, scores=scores)
     run = json.loads(files[0].read_text())
-    files[0].write_text(json.dumps(run | noise_json([noise, noise])))
+    files[0].write_text(json.dumps(run | noise_json([noise, noise], ["bert_faq_lora"])))
     assert command.main(list(map(str, files))) == 1
-    files[0].write_text(json.dumps(run | noise_json([replace(noise, rows=511)])))
+    files[0].write_text(json.dumps(run | noise_json([replace(noise, rows=511)], ["bert_faq_lora"])))
     assert command.main(list(map(str, files))) == 6
     files[0].write_text(json.dumps(run | {"noise": [{"cell": "bert_faq_lora"}]}))
     assert "its noise cannot be read (Field required)" in refusal(capsys, command.main, *map(str, files))

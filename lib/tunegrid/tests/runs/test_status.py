@@ -69,13 +69,14 @@ def test_a_cell_passes_if_nothing_is_wrong(audits, changes, status, sentences):
     ("cell", "profile", "advice"),
     [
         ("bert_faq_lora", "quick", '; 200 updates may be too few: add it with quick={"max_steps": 400}'),
-        ("bert_faq_lora", "full", "; it may need more training, as by num_train_epochs=2 where it is added"),
+        ("bert_faq_lora", "full", "; it may need more training: add it with num_train_epochs=2"),
         ("bert_sa_lora", "quick", ""),  # of the study
     ],
 )
 def test_a_users_cell_that_learned_nothing_is_told_how_to_train_longer(cell, profile, advice):
+    audits = [BROKEN, UNLEARNED]
     training = MEASURED["training"] | {"updates": 200, "losses": [0.7] * 200}
-    record = complete(cell=cell, task=cell.split("_")[1], profile=profile, audits=[BROKEN, UNLEARNED], training=training)
+    record = complete(cell=cell, task=cell.split("_")[1], profile=profile, audits=audits, training=training)
     assert audit_sentences(record) == [FAILED, CHANCE + advice]
 
 
