@@ -12,7 +12,6 @@ weights or shared their device, and uncommitted changes.
 
 import argparse
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 
 from tunegrid.errors import InputError
@@ -90,10 +89,11 @@ def main(arguments: list[str] | None = None) -> int:
     of_one_run = (files.SHARD, files.COMMAND, files.NOISE)
     first_run = next(iter(runs.values()))
     first = {name: value for name, value in first_run.items() if name not in of_one_run}
-    noise = chain.from_iterable(run.noise for run in saved_runs)
-    cells = {record.cell for record in records.values()}
+    noise: list[files.OwnNoise] = []
+    for run in saved_runs:
+        noise += run.noise
     merged = first | {"benchmarks": files.rows_by_name(rows, records)}
-    merged |= files.noise_json(noise, cells)
+    merged |= files.noise_json(noise, records.values())
     files.save(merged, options.output, records.values(), options.runs)
     for line, _ in cell_lines(records.values()):
         say(line)

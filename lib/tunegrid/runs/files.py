@@ -173,8 +173,9 @@ def _contradictions(rows: Iterable[tuple[BenchmarkRow, Record | None]]) -> Itera
             yield f"{case}: all its losses equal those of seed {twin.seeds.seed}"
 
 
-def noise_json(noise: Iterable[OwnNoise], cells: Collection[str]) -> RunJson:
-    """The noise of these cells as a run's JSON holds it, each entry once; empty without any."""
+def noise_json(noise: Iterable[OwnNoise], records: Iterable[Record]) -> RunJson:
+    """The noise of the records' cells as a run's JSON holds it, each entry once; empty without any."""
+    cells = {record.cell for record in records}
     entries: list[dict[str, Any]] = []
     for own in noise:
         entry = asdict(own)

@@ -252,9 +252,9 @@ def test_a_users_cell_is_judged_by_the_noise_that_its_baseline_carries(tmp_path,
     facts = {"cell": "bert_faq_lora", "profile": "quick", "recipe": recipe_digest(old)}
     noise = OwnNoise(**facts, rows=512, scores=scores)
     run = json.loads(files[0].read_text())
-    files[0].write_text(json.dumps(run | noise_json([noise, noise], ["bert_faq_lora"])))
+    files[0].write_text(json.dumps(run | noise_json([noise, noise], [old])))
     assert command.main(list(map(str, files))) == 1
-    files[0].write_text(json.dumps(run | noise_json([replace(noise, rows=511)], ["bert_faq_lora"])))
+    files[0].write_text(json.dumps(run | noise_json([replace(noise, rows=511)], [old])))
     assert command.main(list(map(str, files))) == 6
     files[0].write_text(json.dumps(run | {"noise": [{"cell": "bert_faq_lora"}]}))
     assert "its noise cannot be read (Field required)" in refusal(capsys, command.main, *map(str, files))
