@@ -26,14 +26,13 @@ from fixtures.session import get_session
 from tunegrid.data.splits import load_splits
 from tunegrid.errors import InputError
 from tunegrid.gate.gate import Run, gate, read_run
-from tunegrid.gate.judgements import Verdict
+from tunegrid.gate.judgements import DEFAULT_KINDS, Verdict, find_worse
 from tunegrid.gate.modules import Moved, parse_modules
 from tunegrid.gate.numerics import FINE, Change, Pair, first_change
 from tunegrid.gate.thresholds import cell_tolerance, load_tolerances
 from tunegrid.grid.backbones import is_part
 from tunegrid.grid.methods import TOKEN_ROWS
 from tunegrid.record.checks import below_bounds
-from tunegrid.report.verdict import FAILED_BY, find_worse
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import before_training
 from tunegrid.runs.files import read_list
@@ -197,7 +196,7 @@ def against_baseline(record):
     except InputError as error:
         return {"gate": str(error)}
     changes = [j.detail for j in judgements if j.verdict is Verdict.CHANGED and j.quantity == "numerics"]
-    drops = [f"{j.quantity}: {j.detail}" for j in find_worse(judgements, FAILED_BY)]
+    drops = [f"{j.quantity}: {j.detail}" for j in find_worse(judgements, DEFAULT_KINDS)]
     return {detail.partition(":")[0]: detail for detail in changes} | ({"gate": "; ".join(drops)} if drops else {})
 
 

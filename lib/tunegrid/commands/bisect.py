@@ -20,9 +20,18 @@ from packaging.version import InvalidVersion, Version
 from tunegrid.commands import environments
 from tunegrid.commands.environments import read_output
 from tunegrid.errors import InputError
-from tunegrid.gate.judgements import Outcome
+from tunegrid.gate.judgements import (
+    CANNOT_TELL,
+    KINDS,
+    Judgement,
+    Verdict,
+    find_worse,
+    main_scores,
+    parse_kinds,
+    uncompared_kinds,
+)
 from tunegrid.report.summary import count_verdicts, remarks
-from tunegrid.report.verdict import answer_lines, find_worse, open_scores, outcome, parse_kinds, run_verdict
+from tunegrid.report.verdict import answer_lines, run_verdict
 from tunegrid.terminal import say
 from tunegrid.words import count
 
@@ -42,7 +51,8 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
     """
     from tunegrid.gate.gate import gate
 
-    good, bad, basis = versions[0], versions[-1], " and ".join(kinds)
+    good, bad = versions[0], versions[-1]
+    basis = " and ".join(kind for kind in kinds if kind in KINDS)
     causes: dict[str, str] = {}
     say(f"runs the good end, {good}, twice")
     baseline = measure(good)
@@ -52,17 +62,26 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
     def is_worse(version: str) -> bool:
         run = measure(version)
         verdicts = gate(baseline, run)
-        answer = outcome(verdicts, kinds)
-        say(f"{version}: {answer}")
-        if answer is Outcome.WORSE:
-            verdict = run_verdict(run.all_records, verdicts, kinds, baseline=good, before=baseline.all_records, troubles=None)
-            causes[version] = verdict.findings[0].sentence
-        elif version == bad:
+        if find_worse(verdicts, kinds):
+            say(f"{version}: worse")
+            verdict = run_verdict(
+                run.all_records,
+                verdicts,
+                kinds,
+                baseline=good,
+                before=baseline.all_records,
+                judges_cells=False,
+            )
+            causes[version] = verdict.statements[0].clause
+            return True
+        if version == bad:
             hint = "more seeds (-- --seeds 0-2) detect smaller drops, --by numerics detects changes before scores"
             raise InputError(f"nothing to find: {bad} is not worse than {good} by {basis} ({count_verdicts(verdicts)}); {hint}")
-        elif answer is Outcome.CANNOT_TELL:
-            raise InputError([*remarks(open_scores(verdicts)), *remarks(verdicts), f"nothing of {basis} could be compared"][0])
-        return answer is Outcome.WORSE
+        reason = why_undecided(verdicts, kinds)
+        if reason:
+            raise InputError(reason)
+        say(f"{version}: no worse")
+        return False
 
     say(f"runs the bad end, {bad}")
     is_worse(bad)
@@ -82,6 +101,17 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
         else:
             last_good, candidates = index, candidates[middle + 1 :]
     return last_good, first_bad, causes[versions[first_bad]]
+
+
+def why_undecided(judged: Sequence[Judgement], kinds: Sequence[str]) -> str:
+    """Why it cannot be told whether a version is worse; empty if it is not."""
+    undecided = main_scores(judged, Verdict.CANNOT_TELL)
+    unknown = uncompared_kinds(judged, kinds)
+    if not unknown and not (undecided and CANNOT_TELL in kinds):
+        return ""
+    for remark in (*remarks(undecided), *remarks(judged)):
+        return remark
+    return f"nothing of {' and '.join(unknown)} could be compared"
 
 
 def run_version(options: argparse.Namespace, package: str, version: str, name: str = "run") -> "Run":

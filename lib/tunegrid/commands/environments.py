@@ -30,7 +30,7 @@ from packaging.utils import canonicalize_name
 from tunegrid import launcher
 from tunegrid.commands.run import command
 from tunegrid.errors import InputError
-from tunegrid.gate.judgements import COUNTED, FAILED_BY
+from tunegrid.gate.judgements import COUNTED, DEFAULT_KINDS
 from tunegrid.grid.recipes import CACHE
 from tunegrid.machine import PACKAGES
 from tunegrid.runs.resume_key import INSTALLED
@@ -52,7 +52,7 @@ def suite(python: Path, out: Path, arguments: Sequence[str]) -> list[str]:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of both commands."""
-    parser.add_argument("--by", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"what counts: {','.join(COUNTED)}")
+    parser.add_argument("--by", default=",".join(DEFAULT_KINDS), metavar="KIND,KIND", help=f"what counts: {','.join(COUNTED)}")
     parser.add_argument("--find-links", type=Path, metavar="DIR", help="take wheels from DIR, not from an index")
 
 

@@ -19,12 +19,12 @@ from packaging.utils import canonicalize_name
 from tunegrid.commands import environments
 from tunegrid.commands.environments import Environment, NoRun
 from tunegrid.errors import InputError
-from tunegrid.gate.judgements import SAME_NUMERICS, Judgement, Outcome
+from tunegrid.gate.judgements import SAME_NUMERICS, Judgement, parse_kinds
 from tunegrid.grid.recipes import MICRO, SCORED
 from tunegrid.machine import PACKAGES
 from tunegrid.report.summary import gate_section, summary, write_step_summary
 from tunegrid.report.tables import Section, text
-from tunegrid.report.verdict import parse_kinds, run_verdict
+from tunegrid.report.verdict import Rank, run_verdict
 from tunegrid.runs.files import SavedRun, read_saved
 from tunegrid.terminal import say
 from tunegrid.words import some
@@ -121,13 +121,21 @@ def run_upgrade(options: argparse.Namespace) -> int:
         if error.environment == sides[0]:
             raise
         say(f"{subject}: {error}")
-        return Outcome.WORSE.exit_code
+        return Rank.FAILED.exit_code
     new_differences = [cell for cell in stock if stock[cell] and not stock_before[cell]]
     own_path = "the libraries' own path of"
     troubles = [f"{own_path} {cell} differs from ours now, and did not before: {stock[cell]}" for cell in new_differences]
     files = (str(old.path), str(new.path))
-    names = {"baseline": "the run before", "command": new.command}
-    verdict = run_verdict(new.records, judgements, kinds, before=old.records, troubles=troubles, files=files, **names)
+    verdict = run_verdict(
+        new.records,
+        judgements,
+        kinds,
+        baseline="the run before",
+        before=old.records,
+        other_failures=troubles,
+        command=new.command,
+        files=files,
+    )
     write_step_summary(summary(verdict, judgements))
     say(f"`{shlex.join(['tunegrid', 'page', *reversed(files), '-o', 'upgrade.html'])}` shows both runs")
     tables = [gate_section(judgements, verdict.failing)] if judgements else []

@@ -18,7 +18,9 @@ from tunegrid.gate.quality import Rows
 from tunegrid.gate.thresholds import load_margins, load_tolerances
 from tunegrid.grid.cells import study_place
 from tunegrid.record import Record
+from tunegrid.record.checks import below_bounds
 from tunegrid.runs.files import read_list
+from tunegrid.words import count, phrase
 
 NO_SCORES = "the baseline holds only its first updates"
 
@@ -67,8 +69,11 @@ def read_run(path: Path) -> Run:
 def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
     """Every verdict: missing cells first, then the others, both in the study's order.
 
-    The noise of training is the suite's if None. Raises InputError if the two runs are of two profiles, have no cell in common,
-    or scored different test rows.
+    The noise of training is the suite's if None.
+
+    Raises:
+        InputError: if the runs are of two profiles, have no cell in common or scored different
+            test rows, or if a cell of the baseline that the run has did not pass.
     """
     margins, tolerances, noise = load_margins(), load_tolerances(), load_noise() if noise is None else noise
     if old.records and new.records and old.profile != new.profile:
@@ -77,6 +82,7 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
         raise InputError("no cell of the run finished: there is nothing to judge")
     if not (cells := _rows(old, new)):
         raise InputError(f"the two runs have no cell in common: the baseline has no {next(iter(new.records))}")
+    check_sound(old.select(cells))
     wholes = _rows(*(Run.make((one for one in run.all_records if one.finished), run.path) for run in (old, new)))
 
     arithmetic = {cell: numerics.judge_numerics(rows, tolerances) for cell, rows in cells.items()}
@@ -93,6 +99,29 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
         records = [next(iter(seeds.values())) for cell, seeds in run.records.items() if cell not in other.records]
         judgements += [make_judgement(record, "cell", verdict, detail=detail) for record in records]
     return sorted(judgements, key=lambda judgement: (judgement.cell in new.records, study_place(judgement.cell)))
+
+
+def check_sound(baseline: Run) -> None:
+    """Raises InputError if a cell of a baseline failed an audit or missed a bound."""
+    unsound = [record for record in baseline.all_records if not is_sound(record)]
+    if not unsound:
+        return
+    first = unsound[0]
+    failed = [finding.name for finding in first.audits if not finding.passed]
+    audits = [name for name in failed if name not in first.excused]
+    if audits:
+        reason = f"{first.cell} failed {'audits' if audits[1:] else 'audit'} {phrase(audits)}"
+    else:
+        reason = f"{first.cell} {first.status}: {'; '.join(below_bounds(first.scores, first.bounds))}"
+    cells = {record.cell for record in unsound}
+    others = f", and {count(len(cells) - 1, 'more cell')} did not pass" if cells != {first.cell} else ""
+    name = baseline.path or "the older run"
+    raise InputError(f"{name} cannot be a baseline: {reason}{others}; give a run that passed")
+
+
+def is_sound(record: Record) -> bool:
+    """Whether a record passed, or made its first updates and nothing failed."""
+    return record.unharmed or record.status in ("begun", "reported")
 
 
 def _confirm(drop: Judgement, rows: Rows, confirming: RecordsBySeed, judge: Callable[..., list[Judgement]]) -> Judgement:

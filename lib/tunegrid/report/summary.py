@@ -27,8 +27,12 @@ TENSORS = {"weights": "weights", "grads": "gradients", "optim.": "optimizer", "a
 CELLS = {"cell": "", "score": "", "seeds": "d", "points": ".1f", "sd": ".2f", "lowest": ".1f", "bound": ".1f", "train s": ".1f"}
 CELLS |= {"samples/s": ".0f", "peak GiB": ".2f", "trainable": ".2%"}
 CELLS |= {**dict.fromkeys(("step ms", "tokens/s", "gen/s", *TENSORS), ".0f"), "MFU %": ".1f", "status": ""}  # of footprints
-GATE = {"cell": "", "main score": "", "change": "+.1f", "95 % interval": "", "p": ".3f", "sees": ".1f"}
+GATE = {"cell": "", "main score": "", "change": "+.1f", "95 % interval": "", "p": ".3f", "min drop": ".1f"}
 GATE |= dict.fromkeys(KINDS, "")
+GATE_LEGEND = (
+    "interval, p: of each cell by itself, before a verdict allows for all cells (Holm); "
+    "min drop: the smallest that would be called worse, 4 times in 5"
+)
 QUIET = (Verdict.SAME, Verdict.EQUAL, Verdict.ROUNDING, Verdict.NOT_COMPARABLE)  # not worth a sentence of their own
 
 
@@ -107,10 +111,13 @@ def gate_section(judged: Sequence[Judgement], failing: Sequence[Judgement]) -> S
     rows = []
     for cell, judgements in by_cell(j for j in judged if j.decides).items():
         main = next((j for j in judgements if j.quantity == j.main_score), judgements[0])
-        row = {"cell": cell, "main score": main.main_score, "change": main.effect, "p": main.p, "sees": main.smallest}
+        row = {"cell": cell, "main score": main.main_score, "change": main.effect, "p": main.p, "min drop": main.min_drop}
         row["95 % interval"] = None if main.low is None else f"{main.low:+.1f} to {main.high:+.1f}"
         rows.append(row | {kind: worst(j for j in judgements if j.kind == kind) for kind in KINDS})
-    return table(GATE, rows, [*remarks(judged, failing), count_verdicts(judged)])
+    sentences = [*remarks(judged, failing), count_verdicts(judged)]
+    if any(row["p"] is not None for row in rows):
+        sentences.append(GATE_LEGEND)
+    return table(GATE, rows, sentences)
 
 
 def count_verdicts(judged: Sequence[Judgement]) -> str:
@@ -157,4 +164,4 @@ def write_step_summary(words: str) -> None:
 def annotate(verdict: RunVerdict) -> None:
     """Print the verdict as an annotation if GitHub Actions runs this, whose runner reads it, and the run did not pass."""
     if os.environ.get("GITHUB_ACTIONS") == "true" and verdict.exit_code:
-        say(annotation("error", f"tunegrid: {verdict.state}", "\n".join(verdict.sentences)), runner=True)
+        say(annotation("error", f"tunegrid: {verdict.rank}", "\n".join(verdict.sentences)), runner=True)

@@ -151,7 +151,14 @@ class Failure(NamedTuple):
             cells = some(self.cells) if len(set(sentences)) == 1 else f"as {self.cells[0]}"
             return f"{sentences[0]} ({number}, {cells}; {self.name})"
         others = f"; likewise {some(self.cells[1:])}" if self.cells[1:] else ""
-        return f"{number} {self.name} ({self.cells[0]}: {sentences[0]}{others})"
+        again = self.second_training
+        return f"{number} {self.name} ({self.cells[0]}: {sentences[0]}{again}{others})"
+
+    @property
+    def second_training(self) -> str:
+        """A clause on the second training of the first cell, which went wrong by the same causes; or nothing."""
+        seeds = [r.seeds for r in self.records if r.cell == self.cells[0] and r.seeds.confirms is not None]
+        return f", confirmed by a second training at seed {seeds[0].seed}" if seeds else ""
 
 
 def cause_sentences(record: Record, cause: str) -> list[str]:

@@ -1,6 +1,6 @@
-"""All that is said of five kinds of runs, as a person reads it: terminal, step summary, annotation and page.
+"""All that is said of ten kinds of runs, as a person reads it: terminal, step summary, annotation and page.
 
-`TUNEGRID_SNAPSHOTS=new pytest lib/tunegrid/tests/results/test_summary.py` writes the files anew: read them before a commit.
+`TUNEGRID_SNAPSHOTS=new pytest lib/tunegrid/tests/report/test_summary.py` writes the files anew: read them before a commit.
 """
 
 from xml.etree import ElementTree
@@ -19,12 +19,11 @@ from tunegrid.tests.outputs import is_snapshot
 def test_all_that_is_said_of_a_run(kind, monkeypatch, capsys):
     (_, new, judged, _), verdict = kinds.KINDS[kind](), kinds.kind_verdict(kind)
     lines = [line for line, _ in cell_lines(new, seconds=61.0)]
+    table = [gate_section(judged, verdict.failing)] if judged else []
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     annotate(verdict)
     parts = {
-        "terminal": text(
-            [Section(sentences=lines), gate_section(judged, verdict.failing), Section(sentences=verdict.sentences)]
-        ),
+        "terminal": text([Section(sentences=lines), *table, Section(sentences=verdict.sentences)]),
         "step summary": summary(verdict, judged, [*failure_lines(new)]),
         "JUnit": ElementTree.tostring(add_answer(Element("testsuite", tests="27", failures="0"), verdict), "unicode"),
         "annotation": capsys.readouterr().out.replace("%0A", "\n  "),
