@@ -18,7 +18,6 @@ from tunegrid.gate.quality import Rows
 from tunegrid.gate.thresholds import load_margins, load_tolerances
 from tunegrid.grid.cells import study_place
 from tunegrid.record import Record
-from tunegrid.record.checks import below_bounds
 from tunegrid.runs.files import read_list
 from tunegrid.words import count, phrase
 
@@ -73,7 +72,7 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
 
     Raises:
         InputError: if the runs are of two profiles, have no cell in common or scored different
-            test rows, or if a cell of the baseline that the run has did not pass.
+            test rows, or if a cell of the baseline that the run has failed an audit.
     """
     margins, tolerances, noise = load_margins(), load_tolerances(), load_noise() if noise is None else noise
     if old.records and new.records and old.profile != new.profile:
@@ -102,26 +101,32 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
 
 
 def check_sound(baseline: Run) -> None:
-    """Raises InputError if a cell of a baseline failed an audit or missed a bound."""
-    unsound = [record for record in baseline.all_records if not is_sound(record)]
+    """Raises InputError if a cell of a baseline failed an audit: its figures are not its method's.
+
+    A missed bound is a figure like others: a run that is as low misses it, too.
+    """
+    unsound = {r.cell: r for r in baseline.all_records if not is_sound(r)}
     if not unsound:
         return
-    first = unsound[0]
-    failed = [finding.name for finding in first.audits if not finding.passed]
-    audits = [name for name in failed if name not in first.excused]
-    if audits:
-        reason = f"{first.cell} failed {'audits' if audits[1:] else 'audit'} {phrase(audits)}"
-    else:
-        reason = f"{first.cell} {first.status}: {'; '.join(below_bounds(first.scores, first.bounds))}"
-    cells = {record.cell for record in unsound}
-    others = f", and {count(len(cells) - 1, 'more cell')} did not pass" if cells != {first.cell} else ""
+    first = next(iter(unsound.values()))
+    audits = failed_audits(first)
+    reason = f"{first.cell} failed {'audits' if audits[1:] else 'audit'} {phrase(audits)}"
+    if not audits:
+        reason = f"{first.cell} had wrong figures: {first.missed[0]}"
+    others = f", {count(len(unsound) - 1, 'other cell')} failed, too" if len(unsound) > 1 else ""
     name = baseline.path or "the older run"
     raise InputError(f"{name} cannot be a baseline: {reason}{others}; give a run that passed")
 
 
 def is_sound(record: Record) -> bool:
-    """Whether a record passed, or made its first updates and nothing failed."""
-    return record.unharmed or record.status in ("begun", "reported")
+    """Whether no audit of a record failed, and its first updates had no wrong figures."""
+    return record.status != "failed" and not failed_audits(record)
+
+
+def failed_audits(record: Record) -> list[str]:
+    """The names of the audits that failed and count."""
+    failed = [finding.name for finding in record.audits if not finding.passed]
+    return [name for name in failed if name not in record.excused]
 
 
 def _confirm(drop: Judgement, rows: Rows, confirming: RecordsBySeed, judge: Callable[..., list[Judgement]]) -> Judgement:

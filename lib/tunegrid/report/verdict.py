@@ -22,6 +22,7 @@ from tunegrid.gate.judgements import (
     main_scores,
     tally,
     uncompared_kinds,
+    was_compared,
 )
 from tunegrid.grid.cells import study_place
 from tunegrid.grid.recipes import CONFIRMING
@@ -281,8 +282,7 @@ def _short_cells(run: JudgedRun, cells: set[str]) -> Statement:
     audits = list(dict.fromkeys(name for record in records for name in record.excused))
     reasons = list(dict.fromkeys(text for record in records for text in record.excused.values()))
     clause = f"{count_text(len(cells), run.cell_count, 'cell')} failed {some(audits)}: {reasons[0]}"
-    tested = [score for score in main_scores(run.judged) if score.p is not None]
-    is_judged = len(cells) < run.cell_count or bool(tested)
+    is_judged = len(cells) < run.cell_count or any(map(was_compared, main_scores(run.judged)))
     command = run.steps.run(sorted(cells, key=study_place), whole=True)
     pronoun = "its" if len(cells) == 1 else "their"
     return Statement(

@@ -43,7 +43,7 @@ def upgraded(saved_runs, said):
 
 def test_equal_sides_take_first_updates_and_four_cells_of_the_libraries_own_path(saved_runs, upgraded):
     code, lines = upgraded("--", "--seeds", "0-2", "-n", "0")
-    answer = "Passed: this run was compared with itself: the run before holds its records."
+    answer = "2 cells: 2 equal by their first 2 updates."
     own_path = "The libraries' path equals ours in 4 of 4 cells, before in 4."
     assert (code, lines[-1]) == (0, f"planted 1.0 -> 2.0: {answer} {own_path}")
     first = "-m quick --resume -n auto --first-updates --seeds 0-2 -n 0"  # the user's own come last
