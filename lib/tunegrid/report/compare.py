@@ -1,7 +1,7 @@
 """Compares methods by task and cost: which is best, what it costs, and what cannot be told apart, and why.
 
-Methods are compared on one backbone and task at a time, by the scores of their seeds on the same test rows. Seeds are those of
-the run and, if recipe and scores are the same on as many test rows, the 20 to 30 of the calibrated noise. Needs no torch.
+Methods are compared on one backbone and task at a time, by the scores of the run's seeds on the same test rows. Their noise is
+the calibrated one if it is known, else that of the run's seeds. Needs no torch.
 """
 
 import math
@@ -18,13 +18,12 @@ from scipy import special
 from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.gate.figures import ALIKE
-from tunegrid.gate.noise import SEEDS, Groups, Noise, NoiseKey, task_name
+from tunegrid.gate.noise import SEEDS, Noise, NoiseKey
 from tunegrid.gate.statistics import ALPHA, POWER, holm
-from tunegrid.grid.cells import STUDY, STUDY_IDS, study_place
+from tunegrid.grid.cells import study_place
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.record import Record
 from tunegrid.record.checks import failures, impossible_figures
-from tunegrid.record.record import Limits, recipe_record
 from tunegrid.report.tables import Section
 from tunegrid.runs.files import check_alike, read_list
 from tunegrid.terminal import strip_places
@@ -35,9 +34,9 @@ BYTES_A_PARAMETER = 4  # trained parameters are fp32
 TRAINED, TENSORS, PEAK, SECONDS = COSTS = ("trained MiB", "tensor MiB", "peak GiB", "seconds")  # of which less is better
 PUBLISHED = ROOT / "reports" / "study.json"  # the study's scores
 INSTEAD = {"rougeLsum": "rougeL"}  # which score the study printed if it did not print the main one
-DOUBT = 0.001  # scores that one honest run in 1,000 has are not taken for those of the calibrated seeds
+CALIBRATED, OWN = NOISES = ("calibrated noise", "these seeds")  # by which an interval is made
+TOO_RARE = 0.001  # the calibrated noise is not that of seeds which scatter so much more than calibrated ones
 MOST_PAIRS = 40  # that a table lists: the others need more seeds than anybody has
-WHOLE = Limits(train_rows=None, validation_rows=None, test_rows=None, own_test=False)  # of calibrated seeds
 Error = tuple[float, float]  # a variance in squared points, and the degrees of freedom that it rests on
 
 
@@ -46,11 +45,12 @@ class Entry:
     """A method on one backbone and task."""
 
     first: Record  # of its seeds, which stands for all in what they have in common
-    scores: Sequence[float]  # main scores of its seeds, and of calibrated ones; at least one
+    scores: Sequence[float]  # main scores of its seeds; at least one
     costs: Mapping[str, float | None]  # by `COSTS`; None for what was not measured of the method alone
     facts: Mapping[str, str]  # by `FACTS`
     rows: set[str]  # what tells its test rows
     error: Error | None = None  # of the mean score, by the noise between seeds; None if that is unknown
+    noise: str | None = None  # one of `NOISES`, which gives the error
 
     @property
     def score(self) -> float:
@@ -66,33 +66,16 @@ class Entry:
         return max(0.0, self.score - reach), min(100.0, self.score + reach)
 
 
-def make_entry(records: Sequence[Record], calibrated: Noise) -> Entry:
+def make_entry(records: Sequence[Record]) -> Entry:
     """The entry of a cell's records, which are sound."""
-    scores = [score for record in records if (score := record.scores[record.main_score]) is not None]
+    scores = [record.scores[record.main_score] for record in records]
     return Entry(
         first=records[0],
-        scores=[*scores, *calibrated_scores(records, scores, calibrated)],
+        scores=[score for score in scores if score is not None],
         costs=method_costs(records),
         facts={what: " and ".join(sorted({fact(record) for record in records})) for what, fact in FACTS.items()},
         rows={r.examples.rows_hash if r.examples else r.data.fingerprint if r.data else "" for r in records},
     )
-
-
-def calibrated_scores(records: Sequence[Record], scores: Sequence[float], calibrated: Noise) -> list[float]:
-    """Scores of other seeds, which were calibrated by this recipe on as many test rows, if the cell's scores may be theirs."""
-    first = records[0]
-    groups, spread = calibrated.scores.get(SEEDS, {}), calibrated.find(SEEDS, first, first.main_score)
-    other_scores = [score for group in groups.get((first.cell, first.main_score), ()) for score in group]
-    if not other_scores or spread is None or first.cell not in STUDY_IDS:
-        return []
-    error = spread.sd / calibrated.scale(first.cell, first.main_score).per_point(fmean(other_scores))
-    study_setup = recipe_record(STUDY.cell(first.cell, QUICK_PROFILE)), WHOLE, None
-    is_alike = all((record.recipe, record.limits, record.seeds.perturbation) == study_setup for record in records)
-    errors = [(error**2 / len(group), spread.df) for group in (scores, other_scores)]
-    if not is_alike or p_value(fmean(scores) - fmean(other_scores), errors) < DOUBT:
-        return []
-    seeds = {record.seeds.seed for record in records}
-    return [score for seed, score in enumerate(other_scores, calibrated.first_seed) if seed not in seeds]
 
 
 def method_costs(records: Sequence[Record]) -> dict[str, float | None]:
@@ -145,19 +128,48 @@ def freedom(errors: Sequence[Error]) -> float:
 
 
 def add_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
-    """By the calibrated noise if it is of runs like these, and else what these seeds tell; pooled over cells of a kind."""
-    profile = entries[0].first.profile
-    rows = {entry.first.task: entry.first.data.rows["test"] for entry in entries if entry.first.data}
-    scores: dict[NoiseKey, Groups] = {(e.first.cell, e.first.main_score): [e.scores] for e in entries if e.first.data}
-    if profile == calibrated.profile:
-        tasks = {task for task, number in calibrated.rows.items() if number == rows.get(task)}
-        scores |= {key: group for key, group in calibrated.scores.get(SEEDS, {}).items() if task_name(key[0]) in tasks}
-    noise, results = Noise(profile=profile, rows=rows, scores={SEEDS: scores}), []
+    """The entries with the errors of their means, by the calibrated noise or by that of the run's seeds."""
+    rows: dict[str, int] = {}
+    scores: dict[NoiseKey, list[Sequence[float]]] = {}
     for entry in entries:
-        spread, key = noise.find(SEEDS, entry.first, entry.first.main_score), (entry.first.cell, entry.first.main_score)
-        points = spread.sd / noise.scale(*key).per_point(entry.score) if spread else 0.0
-        results.append(replace(entry, error=(points**2 / len(entry.scores), spread.df) if spread else None))
-    return results
+        first = entry.first
+        if first.data:
+            rows[first.task] = first.data.rows["test"]
+            scores[first.cell, first.main_score] = [entry.scores]
+    own = Noise(profile=entries[0].first.profile, rows=rows, scores={SEEDS: scores})
+    return [add_error(entry, calibrated, own) for entry in entries]
+
+
+def add_error(entry: Entry, calibrated: Noise, own: Noise) -> Entry:
+    """An entry with the error of its mean, if either noise is known of it."""
+    is_calibrated = calibrated_holds(entry, calibrated, own)
+    noise = calibrated if is_calibrated else own
+    first = entry.first
+    spread = noise.find(SEEDS, first, first.main_score)
+    if not spread:
+        return entry
+    points = spread.sd / noise.scale(first.cell, first.main_score).per_point(entry.score)
+    error = points**2 / len(entry.scores), spread.df
+    return replace(entry, error=error, noise=CALIBRATED if is_calibrated else OWN)
+
+
+def calibrated_holds(entry: Entry, calibrated: Noise, own: Noise) -> bool:
+    """Whether the calibrated noise is known of an entry, and its own seeds do not speak against it.
+
+    The calibration's 40 seeds tell a deviation better than the few seeds of a run do, and the gate judges by it, too. It is of
+    built-in methods and recipes. So seeds of a run count instead if the method was not calibrated, or if they scatter more than
+    one run in 1,000 does by this noise (F-test).
+    """
+    first = entry.first
+    spread = calibrated.find(SEEDS, first, first.main_score)
+    if not spread:
+        return False
+    own_spread = own.spreads.get((SEEDS, first.cell, first.main_score))
+    if not own_spread:
+        return True
+    if (first.cell, first.main_score) not in calibrated.scores[SEEDS]:
+        return False
+    return bool(special.fdtrc(own_spread.df, spread.df, (own_spread.sd / spread.sd) ** 2) >= TOO_RARE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +240,7 @@ def compare_methods(records: Iterable[Record], calibrated: Noise) -> list[Compar
         raise InputError("no cell ran to its end and passed its audits, so there is nothing to compare")
     check_alike(record for group in cells.values() for record in group)
     groups: dict[tuple[str, str], dict[str, Entry]] = defaultdict(dict)
-    entries = add_errors([make_entry(group, calibrated) for group in cells.values()], calibrated)
+    entries = add_errors([make_entry(group) for group in cells.values()], calibrated)
     for entry in sorted(entries, key=lambda entry: (study_place(entry.first.cell)[:2], -entry.score)):
         groups[entry.first.task, entry.first.backbone][entry.first.method] = entry
     return [Comparison(task=task, backbone=backbone, entries=group) for (task, backbone), group in groups.items()]
@@ -239,7 +251,8 @@ def compare_methods(records: Iterable[Record], calibrated: Noise) -> list[Compar
 FORMATS = {"points": ".1f", "from": ".1f", "to": ".1f", "seeds": "", "study": ".1f", TRAINED: ".2f", TENSORS: ".1f"}
 FORMATS |= {PEAK: ".2f", SECONDS: ".1f", "points apart": ".2f", "seeds that tell": ".0f"}
 LEGEND = (
-    "points: the main score, a mean over all seeds that are known; from, to: its 95 % interval over seeds, on these test rows.",
+    "points: the main score, a mean over the run's seeds; from, to: its 95 % interval over seeds, on these test rows.",
+    "interval by: calibrated noise, of other seeds of the built-in recipes (benchmarks/thresholds/noise.toml); or these seeds.",
     "best: the best, or not told apart from it (Holm, 5 % a backbone); seeds that tell: seeds per method for a power of 80 %.",
     "trained: what training changes and a checkpoint keeps; tensor: weights, gradients and optimizer state.",
     "peak, seconds: only of processes that ran no other cell before (`--engine=process`), on a machine without other work.",
@@ -276,7 +289,7 @@ def _row(one: Comparison, method: str, study_scores: Mapping[str, float | None])
     return {
         **{"profile": entry.first.profile, "task": one.task, "score": entry.first.main_score},
         **{"backbone": one.backbone, "method": method},
-        **{"points": entry.score, "from": low, "to": high, "seeds": len(entry.scores)},
+        **{"points": entry.score, "from": low, "to": high, "interval by": entry.noise, "seeds": len(entry.scores)},
         **{"study": study_scores.get(entry.first.cell), **entry.costs},
         "best": not one.pairs[(one.pairs.better == next(iter(one.entries))) & (one.pairs.other == method)].apart.any(),
         "front": method in one.front(*one.costs),
