@@ -34,7 +34,10 @@ BYTES_A_PARAMETER = 4  # trained parameters are fp32
 TRAINED, TENSORS, PEAK, SECONDS = COSTS = ("trained MiB", "tensor MiB", "peak GiB", "seconds")  # of which less is better
 PUBLISHED = ROOT / "reports" / "study.json"  # the study's scores
 INSTEAD = {"rougeLsum": "rougeL"}  # which score the study printed if it did not print the main one
-CALIBRATED, OWN = NOISES = ("calibrated noise", "these seeds")  # by which an interval is made
+# By which noise an interval is made
+CALIBRATED = "calibrated noise"
+OWN = "these seeds"
+UNKNOWN = "unknown"
 TOO_RARE = 0.001  # the calibrated noise is not that of seeds which scatter so much more than calibrated ones
 MOST_PAIRS = 40  # that a table lists: the others need more seeds than anybody has
 Error = tuple[float, float]  # a variance in squared points, and the degrees of freedom that it rests on
@@ -50,7 +53,7 @@ class Entry:
     facts: Mapping[str, str]  # by `FACTS`
     rows: set[str]  # what tells its test rows
     error: Error | None = None  # of the mean score, by the noise between seeds; None if that is unknown
-    noise: str | None = None  # one of `NOISES`, which gives the error
+    noise: str = UNKNOWN  # by which the error is known
 
     @property
     def score(self) -> float:
@@ -252,7 +255,7 @@ FORMATS = {"points": ".1f", "from": ".1f", "to": ".1f", "seeds": "", "study": ".
 FORMATS |= {PEAK: ".2f", SECONDS: ".1f", "points apart": ".2f", "seeds that tell": ".0f"}
 LEGEND = (
     "points: the main score, a mean over the run's seeds; from, to: its 95 % interval over seeds, on these test rows.",
-    "interval by: calibrated noise, of other seeds of the built-in recipes (benchmarks/thresholds/noise.toml); or these seeds.",
+    "interval by: calibrated noise, that of other seeds of the built-in recipes; or the noise of these seeds, the run's own.",
     "best: the best, or not told apart from it (Holm, 5 % a backbone); seeds that tell: seeds per method for a power of 80 %.",
     "trained: what training changes and a checkpoint keeps; tensor: weights, gradients and optimizer state.",
     "peak, seconds: only of processes that ran no other cell before (`--engine=process`), on a machine without other work.",
