@@ -110,7 +110,10 @@ def quality(comparisons: Sequence[Comparison]) -> Iterator[Chart]:
     for task in dict.fromkeys(one.task for one in comparisons):
         group = [one for one in comparisons if one.task == task]
         for cost in (TRAINED, PEAK if all(PEAK in one.costs for one in group) else TENSORS, SECONDS):
-            points = [(one, m, float(c)) for one in group for m, e in one.entries.items() if (c := e.costs[cost]) and e.scores]
+            points = []
+            for comparison in group:
+                costs = {method: entry.costs[cost] for method, entry in comparison.entries.items()}
+                points += [(comparison, method, price) for method, price in costs.items() if price > 0]
             if points:
                 yield cost_chart(task, cost, points)
 

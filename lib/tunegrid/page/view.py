@@ -21,7 +21,7 @@ from tunegrid.grid.tasks import score_title
 from tunegrid.page.rows import rows_section
 from tunegrid.record import Record, Status
 from tunegrid.report import compare
-from tunegrid.report.compare import MIB, Comparison, compare_methods
+from tunegrid.report.compare import Comparison, compare_methods
 from tunegrid.report.tables import Section
 from tunegrid.report.verdict import RunVerdict, run_verdict
 from tunegrid.runs.files import SavedRun, read_saved
@@ -32,6 +32,7 @@ from tunegrid.words import count, some
 if TYPE_CHECKING:
     from tunegrid.page.charts import Chart
 
+MIB = 2**20
 UNCHANGED = (Verdict.SAME, Verdict.EQUAL, Verdict.ROUNDING, Verdict.CANNOT_TELL, Verdict.NOT_COMPARABLE, None)
 ROWS_A_CELL, ROWS_A_PAGE = 30, 900  # test rows that are shown
 MOST_COLUMNS = 6  # of methods, in the grid: more stand below each other

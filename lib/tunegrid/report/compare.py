@@ -26,12 +26,22 @@ from tunegrid.record import Record
 from tunegrid.record.checks import failures, impossible_figures
 from tunegrid.report.tables import Section
 from tunegrid.runs.files import check_alike, read_list
+from tunegrid.runs.frame import figure_frame
 from tunegrid.terminal import strip_places
 from tunegrid.words import count_text
 
-MIB = 2**20
-BYTES_A_PARAMETER = 4  # trained parameters are fp32
-TRAINED, TENSORS, PEAK, SECONDS = COSTS = ("trained MiB", "tensor MiB", "peak GiB", "seconds")  # of which less is better
+# Costs, of which less is better
+TRAINED = "trained MiB"
+TENSORS = "tensor MiB"
+PEAK = "peak GiB"
+SECONDS = "seconds"
+FIGURES = {
+    "score": "score",
+    TRAINED: "trained_mib",
+    TENSORS: "tensor_mib",
+    PEAK: "own_peak_gib",
+    SECONDS: "own_seconds",
+}
 PUBLISHED = ROOT / "reports" / "study.json"  # the study's scores
 INSTEAD = {"rougeLsum": "rougeL"}  # which score the study printed if it did not print the main one
 # By which noise an interval is made
@@ -49,7 +59,7 @@ class Entry:
 
     first: Record  # of its seeds, which stands for all in what they have in common
     scores: Sequence[float]  # main scores of its seeds; at least one
-    costs: Mapping[str, float | None]  # by `COSTS`; None for what was not measured of the method alone
+    costs: Mapping[str, float]  # by name; NaN for what was not measured of each seed alone
     facts: Mapping[str, str]  # by `FACTS`
     rows: set[str]  # what tells its test rows
     error: Error | None = None  # of the mean score, by the noise between seeds; None if that is unknown
@@ -71,31 +81,20 @@ class Entry:
 
 def make_entry(records: Sequence[Record]) -> Entry:
     """The entry of a cell's records, which are sound."""
-    scores = [record.scores[record.main_score] for record in records]
+    frame = figure_frame(records, FIGURES)
+    costs = {
+        TRAINED: frame[TRAINED].iloc[0],
+        TENSORS: frame[TENSORS].iloc[0],
+        PEAK: frame[PEAK].max(skipna=False),
+        SECONDS: frame[SECONDS].mean(skipna=False),
+    }
     return Entry(
         first=records[0],
-        scores=[score for score in scores if score is not None],
-        costs=method_costs(records),
+        scores=list(frame.score),
+        costs=costs,
         facts={what: " and ".join(sorted({fact(record) for record in records})) for what, fact in FACTS.items()},
         rows={r.examples.rows_hash if r.examples else r.data.fingerprint if r.data else "" for r in records},
     )
-
-
-def method_costs(records: Sequence[Record]) -> dict[str, float | None]:
-    """Costs of a method; a machine that others used tells no seconds, and a process that ran other cells no peak."""
-    parameters, ledger = records[0].parameters, records[0].memory.ledger if records[0].memory else None
-    trained_bytes, tensor_bytes = (ledger.checkpoint_bytes, ledger.tensor_bytes) if ledger else (None, None)
-    if trained_bytes is None and parameters:
-        trained_bytes = BYTES_A_PARAMETER * parameters.trainable_params
-    peaks = [peak for record in records if (peak := record.own_peak_gib) is not None]
-    is_contended = any(record.device and record.device.contended for record in records)
-    seconds = [record.training.seconds for record in records if record.training and not is_contended]
-    return {
-        TRAINED: None if trained_bytes is None else trained_bytes / MIB,
-        TENSORS: None if tensor_bytes is None else tensor_bytes / MIB,
-        PEAK: max(peaks) if len(peaks) == len(records) else None,
-        SECONDS: fmean(seconds) if seconds else None,
-    }
 
 
 def _check_adapted(record: Record) -> str:
@@ -211,12 +210,12 @@ class Comparison:
     @cached_property
     def costs(self) -> list[str]:
         """The costs that were measured of all; a peak holds the tensors, which count if it is not known."""
-        names = [name for name in COSTS if all(entry.costs[name] is not None for entry in self.entries.values())]
-        return [name for name in names if name != TENSORS or PEAK not in names]
+        costs = pd.DataFrame([entry.costs for entry in self.entries.values()]).dropna(axis=1)
+        return [name for name in costs if name != TENSORS or PEAK not in costs]
 
     def front(self, *costs: str) -> list[str]:
         """The Pareto front: methods that no other one is as good as for as little of these costs, which all have."""
-        figures = {m: (-entry.score, *(float(entry.costs[name] or 0) for name in costs)) for m, entry in self.entries.items()}
+        figures = {m: (-entry.score, *(entry.costs[name] for name in costs)) for m, entry in self.entries.items()}
         return [m for m, one in figures.items() if not any(dominates(other, one) for other in figures.values())]
 
 
@@ -286,17 +285,29 @@ def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> li
     return [*tables, _pairs(comparisons), Section(heading="What to know", sentences=notes)]
 
 
-def _row(one: Comparison, method: str, study_scores: Mapping[str, float | None]) -> dict[str, object]:
+def _row(comparison: Comparison, method: str, study_scores: Mapping[str, float | None]) -> dict[str, object]:
     """A method's line; `best`: or not told from it."""
-    entry, (low, high) = one.entries[method], one.entries[method].interval or (None, None)
-    return {
-        **{"profile": entry.first.profile, "task": one.task, "score": entry.first.main_score},
-        **{"backbone": one.backbone, "method": method},
-        **{"points": entry.score, "from": low, "to": high, "interval by": entry.noise, "seeds": len(entry.scores)},
-        **{"study": study_scores.get(entry.first.cell), **entry.costs},
-        "best": not one.pairs[(one.pairs.better == next(iter(one.entries))) & (one.pairs.other == method)].apart.any(),
-        "front": method in one.front(*one.costs),
+    entry = comparison.entries[method]
+    low, high = entry.interval or (None, None)
+    pairs = comparison.pairs
+    best = next(iter(comparison.entries))
+    row: dict[str, object] = {
+        "profile": entry.first.profile,
+        "task": comparison.task,
+        "score": entry.first.main_score,
+        "backbone": comparison.backbone,
+        "method": method,
+        "points": entry.score,
+        "from": low,
+        "to": high,
+        "interval by": entry.noise,
+        "seeds": len(entry.scores),
+        "study": study_scores.get(entry.first.cell),
     }
+    row |= entry.costs
+    row["best"] = not pairs[(pairs.better == best) & (pairs.other == method)].apart.any()
+    row["front"] = method in comparison.front(*comparison.costs)
+    return row
 
 
 def _differences(comparisons: Sequence[Comparison]) -> Section:
