@@ -23,16 +23,19 @@ if TYPE_CHECKING:
 FORMULA = tuple("=+-@\t\r\n")  # with which a spreadsheet takes a cell of a CSV file for a formula, and runs it
 
 
-def figures(runs: Sequence[SavedRun]) -> "pd.DataFrame":
-    """One row per figure of each cell and seed; raises OverflowError for one that no table can hold."""
+def figure_rows(runs: Sequence[SavedRun]) -> "pd.DataFrame":
+    """One row per figure of each cell and seed; raises OverflowError if a table cannot hold it."""
     import pandas as pd
 
     rows = list[dict[str, Any]]()
     for run, record in [(one, record) for one in runs for record in one.records]:
-        facts = record_key(run.path, record) | {"date": run.when or None, "commit": run.commit or None}
-        facts |= {"device": record.device and record.device.name}
+        facts = record_key(run.path, record)
+        facts["date"] = run.when or None
+        facts["commit"] = run.commit or None
+        facts["device"] = record.device and record.device.name
         facts |= {f"versions.{name}": version for name, version in record.versions.items()}
-        rows += [facts | {"metric": name, "update": None, "value": value} for name, value in measured(record)]
+        for name, value in measured(record):
+            rows.append(facts | {"metric": name, "update": None, "value": value})
         losses = enumerate(record.training.losses if record.training else (), 1)
         line = facts | {"metric": "training.losses"}
         rows += [line | {"update": update, "value": loss} for update, loss in losses if loss is not None]
@@ -100,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("name the runs, and the file to write with -o")
     runs = [read_saved(path) for path in options.runs]
     try:
-        frame, sentences = scored_rows(runs) if options.rows else (figures(runs), [])
+        frame, sentences = scored_rows(runs) if options.rows else (figure_rows(runs), [])
     except OverflowError as error:
         raise InputError(f"a record holds a number too large for a table ({error}); leave its run out") from None
     write_table(frame, options.output)

@@ -165,8 +165,9 @@ def load_noise(path: Path = NOISE) -> Noise:
     with tables(path, "noise", LAB_CALIBRATE) as content:
         rows = {task: int(count) for task, count in check_shape(content["rows"], dict[str, Number]).items()}
         cells = check_shape(content["cells"], dict[str, dict[str, dict[Literal["seeds", "perturbed"], _Entry]]])
-        if unknown_cells := {cell for cell in cells if task_name(cell) not in rows}:
-            raise KeyError(f"rows of {min(unknown_cells)}")
+        for cell in sorted(cells):
+            if task_name(cell) not in rows:
+                raise KeyError(f"rows of {cell}")
         groups = {(cell, metric): kinds for cell, metrics in cells.items() for metric, kinds in metrics.items()}
         scores = {kind: {key: part[kind].scores for key, part in groups.items() if kind in part} for kind in (SEEDS, PERTURBED)}
         return Noise(profile=str(content["evidence"]["profile"]), rows=rows, scores=scores)

@@ -112,8 +112,9 @@ def quality(comparisons: Sequence[Comparison]) -> Iterator[Chart]:
         for cost in (TRAINED, PEAK if all(PEAK in one.costs for one in group) else TENSORS, SECONDS):
             points = []
             for comparison in group:
-                costs = {method: entry.costs[cost] for method, entry in comparison.entries.items()}
-                points += [(comparison, method, price) for method, price in costs.items() if price > 0]
+                for method, entry in comparison.entries.items():
+                    if entry.costs[cost] > 0:  # it is NaN if it was not measured
+                        points.append((comparison, method, entry.costs[cost]))
             if points:
                 yield cost_chart(task, cost, points)
 

@@ -1,7 +1,7 @@
 """Compares methods by task and cost: which is best, what it costs, and what cannot be told apart, and why.
 
-Methods are compared on one backbone and task at a time, by the scores of the run's seeds on the same test rows. Their noise is
-the calibrated one if it is known, else that of the run's seeds. Needs no torch.
+Methods are compared on one backbone and task at a time, by the scores of the run's seeds on the same
+test rows. Their noise is the calibrated one if it is known, else that of these seeds. Needs no torch.
 """
 
 import math
@@ -48,7 +48,7 @@ INSTEAD = {"rougeLsum": "rougeL"}  # which score the study printed if it did not
 CALIBRATED = "calibrated noise"
 OWN = "these seeds"
 UNKNOWN = "unknown"
-TOO_RARE = 0.001  # the calibrated noise is not that of seeds which scatter so much more than calibrated ones
+TOO_RARE = 0.001  # seeds of which so few runs scatter as much have another noise
 MOST_PAIRS = 40  # that a table lists: the others need more seeds than anybody has
 Error = tuple[float, float]  # a variance in squared points, and the degrees of freedom that it rests on
 
@@ -130,7 +130,7 @@ def freedom(errors: Sequence[Error]) -> float:
 
 
 def add_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
-    """The entries with the errors of their means, by the calibrated noise or by that of the run's seeds."""
+    """The entries with the errors of their means, by the calibrated noise or the run's own."""
     rows: dict[str, int] = {}
     scores: dict[NoiseKey, list[Sequence[float]]] = {}
     for entry in entries:
@@ -156,11 +156,12 @@ def add_error(entry: Entry, calibrated: Noise, own: Noise) -> Entry:
 
 
 def calibrated_holds(entry: Entry, calibrated: Noise, own: Noise) -> bool:
-    """Whether the calibrated noise is known of an entry, and its own seeds do not speak against it.
+    """Checks that the calibrated noise is known of an entry, and that its seeds do not contradict it.
 
-    The calibration's 40 seeds tell a deviation better than the few seeds of a run do, and the gate judges by it, too. It is of
-    built-in methods and recipes. So seeds of a run count instead if the method was not calibrated, or if they scatter more than
-    one run in 1,000 does by this noise (F-test).
+    The calibration's many seeds tell a deviation better than the few of a run, and the gate judges
+    by it, too. But it is that of the built-in methods and recipes: several seeds of a run count
+    instead if their method was not calibrated, or if they scatter more than one run in 1,000 does
+    by this noise (F-test).
     """
     first = entry.first
     spread = calibrated.find(SEEDS, first, first.main_score)
@@ -171,7 +172,8 @@ def calibrated_holds(entry: Entry, calibrated: Noise, own: Noise) -> bool:
         return True
     if (first.cell, first.main_score) not in calibrated.scores[SEEDS]:
         return False
-    return bool(special.fdtrc(own_spread.df, spread.df, (own_spread.sd / spread.sd) ** 2) >= TOO_RARE)
+    ratio = (own_spread.sd / spread.sd) ** 2
+    return bool(special.fdtrc(own_spread.df, spread.df, ratio) >= TOO_RARE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,8 +255,8 @@ def compare_methods(records: Iterable[Record], calibrated: Noise) -> list[Compar
 FORMATS = {"points": ".1f", "from": ".1f", "to": ".1f", "seeds": "", "study": ".1f", TRAINED: ".2f", TENSORS: ".1f"}
 FORMATS |= {PEAK: ".2f", SECONDS: ".1f", "points apart": ".2f", "seeds that tell": ".0f"}
 LEGEND = (
-    "points: the main score, a mean over the run's seeds; from, to: its 95 % interval over seeds, on these test rows.",
-    "interval by: calibrated noise, that of other seeds of the built-in recipes; or the noise of these seeds, the run's own.",
+    "points: the run's mean main score; from, to: its 95 % interval over seeds, on these test rows.",
+    "interval by: calibrated noise, of other seeds of the built-in recipes; or the noise of these seeds.",
     "best: the best, or not told apart from it (Holm, 5 % a backbone); seeds that tell: seeds per method for a power of 80 %.",
     "trained: what training changes and a checkpoint keeps; tensor: weights, gradients and optimizer state.",
     "peak, seconds: only of processes that ran no other cell before (`--engine=process`), on a machine without other work.",

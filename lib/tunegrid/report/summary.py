@@ -102,20 +102,23 @@ def _row(seeds: Sequence[Record]) -> dict[str, Any]:
     row: dict[str, Any] = {"cell": first.cell, "status": _status(seeds)}
     if first.flops:
         return row | dict(figure_frame([first], FOOTPRINT).iloc[0])
+    row["score"] = first.main_score
     frame = figure_frame(seeds, SCORED)
     row |= dict(frame.iloc[0])
-    row["score"] = first.main_score
+    if len(seeds) == 1:
+        return row
+    row["seeds"] = len(seeds)
     row["points"] = frame.points.mean()
+    row["sd"] = frame.points.std()
+    row["lowest"] = frame.points.min()
     row["train s"] = frame["train s"].mean()
     row["peak GiB"] = frame["peak GiB"].max()
-    if seeds[1:]:
-        row |= {"seeds": len(seeds), "sd": frame.points.std(), "lowest": frame.points.min()}
-        del row["samples/s"], row["trainable"]
+    row["samples/s"] = row["trainable"] = None  # as many columns fit
     return row
 
 
 def _status(seeds: Sequence[Record]) -> str:
-    """The status of a cell's seeds, or how many passed; of a scored cell that passed also what it was not held to."""
+    """The status of a cell's seeds, or how many passed; or why passing says little."""
     first = seeds[0]
     if any(record.status != first.status for record in seeds):
         passes = sum(record.status == "passed" for record in seeds)

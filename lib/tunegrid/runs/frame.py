@@ -1,4 +1,4 @@
-"""The figures of records by name: fields as `tunegrid export` writes them, and figures that tables make of these. No torch."""
+"""The figures of records by name: what `tunegrid export` writes, and what tables make of it. No torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,11 +10,20 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 BYTES_A_PARAMETER = 4  # trained parameters are fp32
-MEASURED = ("scores", "bounds", "parameters", "training", "evaluation", "memory", "throughput", "flops")
+MEASURED = (
+    "scores",
+    "bounds",
+    "parameters",
+    "training",
+    "evaluation",
+    "memory",
+    "throughput",
+    "flops",
+)
 
 
 def figure_frame(records: Sequence[Record], columns: Mapping[str, str]) -> "pd.DataFrame":
-    """A row for each record, under its cell's name, with these columns of figures; NaN for what was not measured."""
+    """A row for each record, indexed by its cell, with these figures by column; NaN: not measured."""
     import pandas as pd
 
     rows = [figures(record) for record in records]
@@ -24,13 +33,38 @@ def figure_frame(records: Sequence[Record], columns: Mapping[str, str]) -> "pd.D
 
 
 def figures(record: Record) -> dict[str, float | None]:
-    """All that a record measured, and the figures that follow; of bytes also MiB."""
+    """All that a record measured, bytes also in MiB, and what follows from that."""
     values: dict[str, float | None] = {}
     for name, value in measured(record):
         values[name] = value
         if name.endswith("_bytes"):
             values[name.replace("_bytes", "_mib")] = value / MIB
-    return values | _derived(record, values)
+    values["score"] = record.scores.get(record.main_score)
+    values["bound"] = record.bounds.get(record.main_score)
+    values["peak_gib"] = record.peak_gib
+    values["own_peak_gib"] = record.own_peak_gib
+    values["trained_mib"] = values.get("memory.ledger.checkpoint_mib")
+    if not record.device or not record.device.contended:
+        values["own_seconds"] = values.get("training.seconds")
+    if record.parameters:
+        values["trainable_share"] = record.parameters.trainable_percent / 100
+        if values["trained_mib"] is None:
+            values["trained_mib"] = BYTES_A_PARAMETER * record.parameters.trainable_params / MIB
+    if record.throughput and record.throughput.step_seconds_median is not None:
+        values["step_ms"] = 1000 * record.throughput.step_seconds_median
+    losses = record.training.losses if record.training else []
+    losses = [loss for loss in losses if loss is not None]
+    if losses:
+        values |= {"losses": len(losses), "first_loss": losses[0], "last_loss": losses[-1]}
+    if record.memory:
+        tensor_bytes = record.memory.ledger.tensor_bytes
+        values["tensor_mib"] = None if tensor_bytes is None else tensor_bytes / MIB
+        values["gpu_joules"] = record.memory.joules("gpu_energy_joules")
+        values["cpu_joules"] = record.memory.joules("cpu_energy_joules")
+        for name, phase in record.memory.phases.items():
+            peak = phase.reserved_peak_gib
+            values[f"memory.phases.{name}.peak_gib"] = phase.rss_peak_gib if peak is None else peak
+    return values
 
 
 def measured(record: Record) -> Iterator[tuple[str, float]]:
@@ -44,36 +78,3 @@ def _leaves(content: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, 
             yield from _leaves(item, f"{start}{name}.")
         elif isinstance(item, int | float) and not isinstance(item, bool):
             yield f"{start}{name}", float(item)
-
-
-def _derived(record: Record, values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """The figures that follow from those measured; None if one of these was not."""
-    derived = {
-        "score": values.get(f"scores.{record.main_score}"),
-        "bound": values.get(f"bounds.{record.main_score}"),
-        "peak_gib": record.peak_gib,
-        "own_peak_gib": record.own_peak_gib,
-        "trained_mib": values.get("memory.ledger.checkpoint_mib"),
-    }
-    step_seconds = values.get("throughput.step_seconds_median")
-    if step_seconds is not None:
-        derived["step_ms"] = 1000 * step_seconds
-    if not record.device or not record.device.contended:
-        derived["own_seconds"] = values.get("training.seconds")
-    if record.parameters:
-        derived["trainable_share"] = record.parameters.trainable_percent / 100
-        if derived["trained_mib"] is None:
-            derived["trained_mib"] = BYTES_A_PARAMETER * record.parameters.trainable_params / MIB
-    if record.training:
-        losses = [loss for loss in record.training.losses if loss is not None]
-        if losses:
-            derived |= {"losses": len(losses), "first_loss": losses[0], "last_loss": losses[-1]}
-    if record.memory:
-        tensor_bytes = record.memory.ledger.tensor_bytes
-        derived["tensor_mib"] = None if tensor_bytes is None else tensor_bytes / MIB
-        derived["gpu_joules"] = record.memory.joules("gpu_energy_joules")
-        derived["cpu_joules"] = record.memory.joules("cpu_energy_joules")
-        for name, phase in record.memory.phases.items():
-            is_gpu = phase.reserved_peak_gib is not None
-            derived[f"{name}_peak_gib"] = phase.reserved_peak_gib if is_gpu else phase.rss_peak_gib
-    return derived

@@ -111,7 +111,8 @@ def test_a_table_shows_the_scores_of_the_run_alone_and_each_mean_in_its_interval
     for comparison in compare_methods(records, load_noise()):
         means = []
         for entry in comparison.entries.values():
-            scores = [record.scores[record.main_score] for record in records if record.cell == entry.first.cell]
+            seeds_records = [record for record in records if record.cell == entry.first.cell]
+            scores = [record.scores[record.main_score] for record in seeds_records]
             low, high = entry.interval
             assert (entry.scores, entry.noise) == (scores, CALIBRATED)
             assert low <= entry.score <= high
@@ -124,7 +125,7 @@ def test_a_table_shows_the_scores_of_the_run_alone_and_each_mean_in_its_interval
     [
         ("bert_sa_sft", [90.0], CALIBRATED),
         ("bert_sa_sft", [89.0, 90.0, 91.0], CALIBRATED),
-        # at 90 a deviation of 1 is 0.6 points: the variance of these is 25 / 0.36, 69 times as large
+        # at 90 a deviation of 1 is 0.6 points; the variance of these is 25, 69 times as large
         ("bert_sa_sft", [85.0, 90.0, 95.0], OWN),
         ("bert_sa_lora", [90.0], CALIBRATED),  # by its kind of cells
         ("bert_sa_lora", [89.0, 90.0, 91.0], OWN),
@@ -132,7 +133,7 @@ def test_a_table_shows_the_scores_of_the_run_alone_and_each_mean_in_its_interval
         ("gpt2_sa_sft", [90.0], UNKNOWN),
     ],
 )
-def test_an_interval_is_made_by_calibrated_noise_unless_it_is_unknown_or_the_seeds_speak_against_it(cell, scores, noise):
+def test_intervals_are_by_calibrated_noise_unless_unknown_or_contradicted_by_seeds(cell, scores, noise):
     known = {("bert_sa_sft", "accuracy"): draws(1.0, 40, 10_000)}
     calibrated = Noise(profile="quick", rows={"sa": 10_000}, scores={SEEDS: known})
     records = [measured(cell, score, seed) for seed, score in enumerate(scores)]
