@@ -101,7 +101,6 @@ class Noise:
     profile: str = ""  # that was calibrated
     rows: Mapping[str, int] = field(default_factory=dict)  # test rows by task; of other test sets, nothing is known
     scores: Mapping[str, ScoresByKey] = field(default_factory=dict)  # points, by kind of noise
-    first_seed: int = 0  # of those of `SEEDS`, which follow it
 
     @cached_property
     def spreads(self) -> dict[tuple[str, str, str], Deviation]:
@@ -166,12 +165,12 @@ def load_noise(path: Path = NOISE) -> Noise:
     with tables(path, "noise", LAB_CALIBRATE) as content:
         rows = {task: int(count) for task, count in check_shape(content["rows"], dict[str, Number]).items()}
         cells = check_shape(content["cells"], dict[str, dict[str, dict[Literal["seeds", "perturbed"], _Entry]]])
-        if unknown_cells := {cell for cell in cells if task_name(cell) not in rows}:
-            raise KeyError(f"rows of {min(unknown_cells)}")
+        for cell in sorted(cells):
+            if task_name(cell) not in rows:
+                raise KeyError(f"rows of {cell}")
         groups = {(cell, metric): kinds for cell, metrics in cells.items() for metric, kinds in metrics.items()}
         scores = {kind: {key: part[kind].scores for key, part in groups.items() if kind in part} for kind in (SEEDS, PERTURBED)}
-        profile, seeds = str(content["evidence"]["profile"]), check_shape(content["evidence"]["seeds"], list[int])
-        return Noise(profile=profile, rows=rows, scores=scores, first_seed=seeds[0])
+        return Noise(profile=str(content["evidence"]["profile"]), rows=rows, scores=scores)
 
 
 def mean_score(records: Sequence[Record], metric: str) -> float:
