@@ -17,7 +17,7 @@ from tunegrid.grid.cells import STUDY_IDS, add_file, study
 from tunegrid.grid.recipes import CACHE, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.machine import write_whole
 from tunegrid.record import Record
-from tunegrid.record.checks import failures
+from tunegrid.record.checks import failed_audits
 from tunegrid.runs.files import read_list
 from tunegrid.terminal import say
 
@@ -63,7 +63,7 @@ def by_seed(records: Sequence[Record], cells: Collection[str], seeds: Collection
         for cell in cells:
             if (seed, cell) not in by_case:
                 raise InputError(f"{cell} of seed {seed} did not finish: see above, then run the same command again")
-            if failed := failures(by_case[seed, cell].audits, by_case[seed, cell].excused):
+            if failed := failed_audits(by_case[seed, cell].audits, by_case[seed, cell].excused):
                 raise InputError(f"{cell} of seed {seed} gives no bound: {failed[0]}; fix it, then run the same command again")
     return {seed: {cell: by_case[seed, cell] for cell in cells} for seed in seeds}
 

@@ -63,8 +63,8 @@ class Change:
         (more, less, same), (percent, low, high) = FIGURES[figure], (round(100 * (math.exp(log) - 1)) for log in logs)
         if percent < 0:
             percent, low, high, more = -percent, -high, -low, less
-        doubt = ": cannot tell" if self.verdict is Verdict.CANNOT_TELL else ""
-        return f"{figure} {f'{percent} % {more}' if percent else same} ({low} to {high} %){doubt}"
+        note = ": cannot tell" if self.verdict is Verdict.CANNOT_TELL else ""
+        return f"{figure} {f'{percent} % {more}' if percent else same} ({low} to {high} %){note}"
 
 
 def find_changes(ratios: Ratios, tests: int) -> dict[tuple[str, str], Change]:

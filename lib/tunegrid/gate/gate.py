@@ -109,7 +109,7 @@ def check_sound(baseline: Run) -> None:
     if not unsound:
         return
     first = next(iter(unsound.values()))
-    audits = failed_audits(first)
+    audits = failed_audit_names(first)
     reason = f"{first.cell} failed {'audits' if audits[1:] else 'audit'} {phrase(audits)}"
     if not audits:
         reason = f"{first.cell} had wrong figures: {first.missed[0]}"
@@ -120,10 +120,10 @@ def check_sound(baseline: Run) -> None:
 
 def is_sound(record: Record) -> bool:
     """Whether no audit of a record failed, and its first updates had no wrong figures."""
-    return record.status != "failed" and not failed_audits(record)
+    return record.status != "failed" and not failed_audit_names(record)
 
 
-def failed_audits(record: Record) -> list[str]:
+def failed_audit_names(record: Record) -> list[str]:
     """The names of the audits that failed and count."""
     failed = [finding.name for finding in record.audits if not finding.passed]
     return [name for name in failed if name not in record.excused]

@@ -21,7 +21,7 @@ from tunegrid.gate.judgements import DEFAULT_KINDS, find_worse, verdict_text
 from tunegrid.gate.thresholds import Bounds, load_bounds
 from tunegrid.lab.calibrate import RUNS, parse_seeds
 from tunegrid.record import Record
-from tunegrid.record.checks import below_bounds, failures
+from tunegrid.record.checks import below_bounds, failed_audits
 from tunegrid.runs.files import read_list
 
 BOUNDS = ROOT / "benchmarks" / "thresholds" / "quick.toml"
@@ -55,7 +55,10 @@ def alarms(records: Iterable[Record], path: Path, baseline: Run, bounds: Mapping
     for record in run.all_records:
         trainings = [record, *confirmations.get(record.cell, ())]
         gaps = [below_bounds(one.scores, bounds.get(one.cell, {})) for one in trainings]
-        texts = [*(gaps[0] if all(gaps) else ()), *(text for one in trainings for text in failures(one.audits, one.excused))]
+        texts = [
+            *(gaps[0] if all(gaps) else ()),
+            *(text for one in trainings for text in failed_audits(one.audits, one.excused)),
+        ]
         calls += [("missed", record.cell, f"{record.cell} {text}") for text in texts]
     return calls + [("worse", one.cell, verdict_text(one)) for one in find_worse(gate(baseline, run), DEFAULT_KINDS)]
 

@@ -119,24 +119,36 @@ def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
 
 
 def judge_runs(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
-    """The gate's verdicts on the cells that can be compared, and a sentence for what cannot."""
+    """The gate's judgements on the cells that can be compared, and a sentence for what cannot."""
     try:
-        before, after, misfits = Run.make(old.records, old.path), Run.make(new.records, new.path), []
-        for cell in before.records.keys() & after.records.keys():
-            try:
-                for record in old.by_cell[cell]:
-                    check_rows(record, new.by_cell[cell][0])
-            except InputError:
-                misfits.append(cell)
-        text = f"{old.name} scored other test rows in {some(sorted(misfits))}: its figures are shown, but not paired or judged"
-        itself = f"{old.name} and {new.name} hold the same records: there is nothing to compare"
-        remarks = [*([text] if misfits else []), *([itself] if old.records == new.records else [])]
-        before, after = (run.select(run.records.keys() - set(misfits)) for run in (before, after))
-        if not before.records.keys() & after.records.keys():
-            return [], remarks or [f"{old.name} and {new.name} have no finished cell in common, so nothing is compared"]
+        before = Run.make(old.records, old.path)
+        after = Run.make(new.records, new.path)
+        common = before.records.keys() & after.records.keys()
+        unlike = sorted(cell for cell in common if has_other_rows(old.by_cell[cell], new.by_cell[cell][0]))
+        remarks = []
+        if unlike:
+            rows = f"{old.name} scored other test rows in {some(unlike)}"
+            remarks.append(f"{rows}: its figures are shown, but not paired or judged")
+        if old.records == new.records:
+            remarks.append(f"{old.name} and {new.name} hold the same records: there is nothing to compare")
+        if common == set(unlike):
+            nothing = f"{old.name} and {new.name} have no finished cell in common, so nothing is compared"
+            return [], remarks or [nothing]
+        before = before.select(before.records.keys() - set(unlike))
+        after = after.select(after.records.keys() - set(unlike))
         return gate(before, after), remarks
     except InputError as error:
         return [], [f"not compared with {old.name}: {error}"]
+
+
+def has_other_rows(old: Iterable[Record], new: Record) -> bool:
+    """Whether a record was scored on other test rows than one of the older ones."""
+    try:
+        for record in old:
+            check_rows(record, new)
+    except InputError:
+        return True
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from tunegrid.gate.statistics import ALPHA, POWER, holm
 from tunegrid.grid.cells import study_place
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.record import Record
-from tunegrid.record.checks import failures, impossible_figures
+from tunegrid.record.checks import failed_audits, impossible_figures
 from tunegrid.report.tables import Section
 from tunegrid.runs.files import check_alike, read_list
 from tunegrid.runs.frame import figure_frame
@@ -226,17 +226,17 @@ def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
 
 
-def objection(record: Record) -> str:
+def why_left_out(record: Record) -> str:
     """Why a record's figures may not be those of its method; empty if nothing says so."""
     gaps = [f"it has no {record.main_score}"] if record.scores.get(record.main_score) is None else []
     confirms = [f"it only confirms or refutes the miss of seed {seed}"] if (seed := record.seeds.confirms) is not None else []
-    return strip_places(next(iter([*confirms, *gaps, *failures(record.audits), *impossible_figures(record)]), ""))
+    return strip_places(next(iter([*confirms, *gaps, *failed_audits(record.audits), *impossible_figures(record)]), ""))
 
 
 def compare_methods(records: Iterable[Record], calibrated: Noise) -> list[Comparison]:
     """The methods of each task and backbone that nothing objects to; raises InputError if records cannot be compared."""
     cells: dict[str, list[Record]] = defaultdict(list)
-    for record in (one for one in records if one.finished and not objection(one)):
+    for record in (one for one in records if one.finished and not why_left_out(one)):
         cells[record.cell].append(record)
     if len(profiles := sorted({group[0].profile for group in cells.values()})) > 1:
         raise InputError(f"cells of {' and '.join(profiles)}; compare one profile at a time")
@@ -280,8 +280,8 @@ def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> li
     quick = [OF_QUICK] if frame.profile[0] == QUICK_PROFILE.id else []
     caveat = "of other backbones on other rows" if quick else "rows, weights and caps may differ"
     of_study = [f"study: published scores; {caveat}."] if frame.study.notna().any() else []
-    objections = [(record, objection(record)) for record in records if record.finished]
-    omissions = [f"{record.cell}, seed {record.seeds.seed}, is left out: {why}." for record, why in objections if why]
+    reasons = [(record, why_left_out(record)) for record in records if record.finished]
+    omissions = [f"{record.cell}, seed {record.seeds.seed}, is left out: {why}." for record, why in reasons if why]
     notes = [*omissions, *LEGEND, *of_study, *quick]
     tables = [part for part in parts if part.cells]
     return [*tables, _pairs(comparisons), Section(heading="What to know", sentences=notes)]

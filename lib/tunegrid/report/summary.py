@@ -15,7 +15,7 @@ from tunegrid.record import Record
 from tunegrid.report.tables import Section, markdown, text_table
 from tunegrid.report.verdict import RunVerdict
 from tunegrid.runs.frame import figure_frame
-from tunegrid.runs.status import cause_sentences, cell_status, find_failures, too_short, unconfirmed_misses
+from tunegrid.runs.status import cause_sentences, cell_status, find_failed_cells, too_short, unconfirmed_misses
 from tunegrid.terminal import annotation, say
 from tunegrid.words import NAMED, count, some
 
@@ -165,7 +165,7 @@ def footer(records: Sequence[Record], cells: int, seconds: float | None = None) 
 
 def failure_lines(records: Iterable[Record]) -> Iterator[str]:
     """Lines on what failed: cells with their causes, and below them what they say; of more than three what one says."""
-    for failure in find_failures(sorted(records, key=lambda record: study_place(record.cell))):
+    for failure in find_failed_cells(sorted(records, key=lambda record: study_place(record.cell))):
         yield f"{failure.title}: {some(failure.cells, MOST_CELLS)}"
         few, most = (failure.records, None) if len(failure.records) <= NAMED else (failure.records[:1], 1)
         yield from (f"  {text}" for record in few for cause in failure.causes for text in cause_sentences(record, cause)[:most])

@@ -28,7 +28,7 @@ from tunegrid.grid.cells import study_place
 from tunegrid.grid.recipes import CONFIRMING
 from tunegrid.record import Record
 from tunegrid.report.next_steps import UNLIKE, NextSteps
-from tunegrid.runs.status import AUDIT, find_failures, unconfirmed_misses
+from tunegrid.runs.status import AUDIT, find_failed_cells, unconfirmed_misses
 from tunegrid.words import count, count_text, phrase, some
 
 
@@ -236,7 +236,7 @@ def _next_step(statements: Sequence[Statement]) -> str:
 
 def _failed_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Statement]:
     """What cells failed by: the first cause with its sentence, the others by their titles."""
-    failures = find_failures(run.records)
+    failures = find_failed_cells(run.records)
     for failure in failures[:1]:
         first = failure.records[0]
         cause = failure.causes[0]
@@ -264,7 +264,7 @@ def _sound_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Stat
     if all(record.status == "reported" for record in run.records):
         yield Statement(rank=Rank.EMPTY, clause="nothing to show: this run holds no cell that ran")
         return
-    if other_failures or find_failures(run.records):
+    if other_failures or find_failed_cells(run.records):
         return
     excused = {r.cell for r in run.records if r.excused and not r.first_updates}
     if excused:
@@ -520,13 +520,13 @@ def _unknown_scores(run: JudgedRun) -> Iterator[Statement]:
     cells = [score.cell for score in undecided]
     early = [j for j in run.numerics if j.first_updates and not is_same(j)]
     unknown = uncompared_kinds(run.judged, run.kinds)
-    doubt = f"cannot tell whether the run is worse than {run.baseline}"
+    unknown_answer = f"cannot tell whether the run is worse than {run.baseline}"
     if any(judgement.verdict is Verdict.NOT_COMPARABLE for judgement in early):
         early_cells = [judgement.cell for judgement in early]
         verdicts = tally(judgement.verdict for judgement in early)
         yield Statement(
             rank=Rank.CANNOT_TELL,
-            clause=doubt,
+            clause=unknown_answer,
             cause=f"{verdicts} in first updates, without scores ({some(early_cells)})",
             next_step=run.steps.whole_run(early_cells),
         )
@@ -534,14 +534,14 @@ def _unknown_scores(run: JudgedRun) -> Iterator[Statement]:
         first = some([describe(score) for score in undecided], 1)
         yield Statement(
             rank=Rank.CANNOT_TELL,
-            clause=doubt,
+            clause=unknown_answer,
             cause=f"{count(len(cells), 'main score')} cannot be decided ({first})",
             next_step=run.steps.more_seeds(cells),
         )
     elif unknown:
         yield Statement(
             rank=Rank.CANNOT_TELL,
-            clause=doubt,
+            clause=unknown_answer,
             cause=f"no figure of {phrase(unknown)} could be compared{_reasons(run, unknown)}",
             next_step=UNLIKE,
         )
