@@ -1,12 +1,14 @@
 """Environments beside this one, for `upgrade` and `bisect`, and runs of the suite in them.
 
-An environment holds a few packages alone and takes everything else from the one that this process runs in. Its packages are
-resolved first, to a lock with the hash of each archive, and the lock names the folder: a wheel that was built again under the
-same version gets another environment. What a run need not measure again is for `--resume` of pytest to say, whose key holds the
-place of the environment.
+An environment, which uv makes, holds the packages that were named and those that change with them. It takes everything else
+from the environment that this process runs in. A lock pins each package to a commit or to hashes of archives, and names the
+folder: a wheel that was built again under the same version gets another environment. Whatever was made is then compared with
+what was named. `--resume` of pytest decides what a run need not measure again: its key contains the environment's path.
 """
 
 import argparse
+import ast
+import csv
 import hashlib
 import json
 import os
@@ -18,29 +20,36 @@ import sysconfig
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.machinery import PathFinder
-from importlib.metadata import distributions
+from functools import cache
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
+from uv import find_uv_bin
 
 from tunegrid import launcher
 from tunegrid.commands.run import command
 from tunegrid.errors import InputError
 from tunegrid.gate.judgements import COUNTED, FAILED_BY
 from tunegrid.grid.recipes import CACHE
-from tunegrid.machine import PACKAGES
+from tunegrid.machine import PACKAGES, file_hash
 from tunegrid.runs.resume_key import INSTALLED
 from tunegrid.terminal import say
 from tunegrid.words import some
 
 ENVIRONMENTS = CACHE.absolute() / "environments"
-LOCK = "used-by-another-command.lock"  # in the folder of an environment; its name is in the sentence of who finds it locked
-DATES = ("GIT_AUTHOR_DATE=@0 +0000", "GIT_COMMITTER_DATE=@0 +0000")  # a commit of the same files is the same commit
-REASON = re.compile(r"(ERROR|error|fatal| +cause): (?P<reason>.+)")  # of pip and git
+LOCK = "used-by-another-command.lock"  # an error names this file if another command has it
+DATES = ("GIT_AUTHOR_DATE=@0 +0000", "GIT_COMMITTER_DATE=@0 +0000")  # equal files make equal commits
+REASON = re.compile(r"(?:error|fatal| +cause| +Caused by|  ╰─▶):? (?P<reason>.+)")  # of uv and git
+INSTALLED_LINE = re.compile(r"^ \+ (?P<pin>.+)$", re.MULTILINE)  # of `uv pip install --dry-run`
+COMMIT = re.compile(r"@([0-9a-f]{40})\b")  # in the address of a commit
+# Settings of pip that uv does not read, but has as options of the same names; the first section counts.
+PIP_SETTINGS = ("index-url", "extra-index-url", "find-links", "trusted-host", "constraint")
+PIP_SECTIONS = (":env:", "install", "global")
+UV_INDEXES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL")
 USAGE_ERROR = 4  # pytest's exit code
 
 
@@ -60,49 +69,141 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_requirement(spec: str) -> str:
-    """What "peft==0.22" or "peft@../peft", a checkout, asks for, as pip takes it; raises InputError for an option or a path."""
+    """The requirement that "peft==0.22" or "peft@../peft", a checkout, stands for; raises InputError for an option or a path."""
     name, sign, place = (part.strip() for part in spec.partition("@"))
     try:
         Requirement(name if sign else spec)
     except InvalidRequirement:
         raise InputError(f"{spec!r} is no package: expected what pip takes, as in peft==0.22, or peft@../peft") from None
-    return f"{name} @ {pip_address(Path(place).expanduser())}" if sign and "://" not in place else spec
+    return f"{name} @ {git_address(Path(place).expanduser())}" if sign and "://" not in place else spec
 
 
-def pip_address(checkout: Path, commit: str = "") -> str:
-    """Where pip finds a commit of a checkout, or what git tracks as it lies on the disk, as a commit of no branch."""
+def git_address(checkout: Path, commit: str = "") -> str:
+    """The address of a commit of a checkout; by default of what git tracks as it is on the disk, as a commit of no branch."""
     git, failure = ["env", *DATES, "git", "-C", str(checkout)], f"{checkout} cannot be read as a checkout of a library"
     commit = commit or "".join(read_output([*git, "stash", "create"], failure)) or "HEAD"
     [digits] = read_output([*git, "rev-parse", "--verify", f"{commit}^{{commit}}"], failure)
     return f"git+{checkout.resolve().as_uri()}@{digits}"
 
 
-def pip_command(python: Path | str) -> list[str]:
-    """The command of pip for a Python's environment; uv brings it if none is installed here."""
-    # Not importlib.util.find_spec: asked for pip, setuptools' hook takes distutils from setuptools in this process.
-    pip = [sys.executable, "-m", "pip"] if PathFinder.find_spec("pip") else ["uv", "tool", "run", "pip"]
-    return [*pip, "--disable-pip-version-check", "--python", str(python)]
+def index_options(wheels: Path | None) -> list[str]:
+    """Options of uv for where packages come from: a folder of wheels, or else the places that pip or uv is configured for."""
+    if wheels:
+        return ["--no-index", f"--find-links={wheels.resolve()}"]
+    if any(name in os.environ for name in UV_INDEXES):
+        return []
+    return pip_options()
 
 
-def pip_lock(requirements: Sequence[str], places: Sequence[str], *, alone: bool) -> str:
-    """What has to be installed here for requirements of packages to upgrade, each as its very archive or commit; may be empty.
+@cache
+def pip_options() -> list[str]:
+    """Options of uv for the indexes of pip's configuration; none if pip is not installed here."""
+    listing = [sys.executable, "-m", "pip", "config", "list"]
+    answer = subprocess.run(listing, capture_output=True, text=True, check=False, encoding="utf-8")
+    settings = dict(re.findall(r"^(\S+?)=(.+)$", answer.stdout, re.MULTILINE))
+    options: list[str] = []
+    for name in PIP_SETTINGS:
+        values = [settings[f"{section}.{name}"] for section in PIP_SECTIONS if f"{section}.{name}" in settings]
+        if values:
+            options += [f"--{name}={value}" for value in str(ast.literal_eval(values[0])).split()]
+    return [*options, "--index-strategy=unsafe-best-match"]  # as pip takes the newest release of all indexes
 
-    `alone` takes just these packages, whatever they need and whatever is installed here.
+
+def lock_packages(requirements: Sequence[str], options: Sequence[str], *, alone: bool) -> str:
+    """The lock of the packages that are named, and of others that have to change here with them, as `requirements.txt`.
+
+    `alone` locks just those that are named, whatever they need.
     """
-    flags = ("--no-deps", "--ignore-installed") if alone else ("--upgrade",)
-    command = [*pip_command(sys.executable), "install", "--quiet", "--dry-run", "--report", "-", *flags, *places]
-    report = read_output([*command, "--", *requirements], f"{' '.join(requirements)} cannot be installed")
-    return "\n".join(map(pinned, json.loads("\n".join(report))["install"]))
+    failure = f"{' '.join(requirements)} cannot be installed"
+    pins = list(requirements)
+    if not alone:
+        flags = ["--dry-run", "--break-system-packages", *options]
+        for requirement in requirements:
+            name = Requirement(requirement).name
+            flags += [f"--upgrade-package={name}", f"--reinstall-package={name}"]
+        report = run_uv(["pip", "install", *flags, *requirements], failure).stderr
+        pins = INSTALLED_LINE.findall(report)
+    flags = ["--quiet", "--no-deps", "--generate-hashes", "--no-header", "--no-annotate", *options]
+    return run_uv(["pip", "compile", *flags, "-"], failure, text="\n".join(pins)).stdout
 
 
-def pinned(item: Mapping[str, Any]) -> str:
-    """An entry of pip's report as a requirement of this very archive or commit."""
-    info = item["download_info"]
-    commit, archive = info.get("vcs_info"), info.get("archive_info", {})
-    url = f"{commit['vcs']}+{info['url']}@{commit['commit_id']}" if commit else info["url"]
-    parts = [f"subdirectory={info['subdirectory']}"] if "subdirectory" in info else []
-    parts += [f"{name}={digest}" for name, digest in archive.get("hashes", {}).items()]
-    return f"{item['metadata']['name']} @ {url}" + (f"#{'&'.join(parts)}" if parts else "")
+# What is installed
+
+
+def find_packages(folders: Sequence[str]) -> dict[str, Distribution]:
+    """The packages in folders by name; Python imports the first of a name."""
+    packages: dict[str, Distribution] = {}
+    for package in distributions(path=list(folders)):
+        packages.setdefault(canonicalize_name(package.name), package)
+    return packages
+
+
+def direct_url(package: Distribution) -> dict[str, Any]:
+    """The entries of `direct_url.json`: the commit, archive or folder of a package that did not come from an index."""
+    source: dict[str, Any] = json.loads(package.read_text("direct_url.json") or "{}")
+    return source
+
+
+def describe(package: Distribution) -> str:
+    """A package's version, and where it came from if not from an index, as in "0.21.2 at commit a8d99cf0"."""
+    source = direct_url(package)
+    if "vcs_info" in source:
+        return f"{package.version} at commit {source['vcs_info']['commit_id'][:8]}"
+    if source:
+        return f"{package.version} from {source['url']}"
+    return package.version
+
+
+def recorded_hashes(package: Distribution) -> dict[str, str]:
+    """The hash of each file of a package's archive by path; without scripts, which contain the path of a Python."""
+    hashes = {}
+    for path, digest, _ in csv.reader((package.read_text("RECORD") or "").splitlines()):
+        is_metadata = Path(path).parent.name.endswith(".dist-info")
+        if digest.startswith("sha256=") and not is_metadata and not path.startswith(".."):
+            hashes[path] = digest
+    return hashes
+
+
+def changed_file(package: Distribution) -> str:
+    """The first file of a package that is not as in its archive; empty if there is none."""
+    for name, digest in recorded_hashes(package).items():
+        path = Path(str(package.locate_file(name)))
+        if not path.is_file() or file_hash(path) != digest:
+            return name
+    return ""
+
+
+def is_same(package: Distribution, here: Distribution | None) -> bool:
+    """Whether what is installed here is the same package: from the same place, and file by file."""
+    if here is None or describe(package) != describe(here):
+        return False
+    hashes = recorded_hashes(package)
+    return bool(hashes) and hashes == recorded_hashes(here) and not changed_file(here)
+
+
+def differs(requirement: Requirement, package: Distribution) -> bool:
+    """Whether a package has another version than a requirement, or comes from another place."""
+    source = direct_url(package)
+    is_version = requirement.specifier.contains(package.version, prereleases=True)
+    if not is_version or bool(requirement.url) != bool(source):
+        return True
+    commit = COMMIT.search(requirement.url or "")
+    return bool(commit) and commit[1] != source.get("vcs_info", {}).get("commit_id")
+
+
+def check_packages(requirements: Sequence[str], lock: str, packages: Mapping[str, Distribution]) -> None:
+    """Compare what an environment holds with what was named and with its lock; raises InputError if they differ."""
+    lines = [line.removesuffix("\\").strip() for line in lock.splitlines() if not line.startswith(" ")]
+    named = [text for text in requirements if not text.startswith("git+")]  # which the lock has with a name
+    for requirement in map(Requirement, [*named, *lines]):
+        package = packages.get(canonicalize_name(requirement.name))
+        if package is None or differs(requirement, package):
+            contents = f"{requirement.name} {describe(package)}" if package else f"no {requirement.name}"
+            raise InputError(f"asked for {requirement}, but what was installed is {contents}")
+    for name, package in packages.items():
+        if file := changed_file(package):
+            reason = f"{file} is not the file of {name} {package.version}: it was edited, there or in uv's cache"
+            raise InputError(f"{reason}; `uv cache clean {name}` and the same command install it again")
 
 
 # Environments
@@ -114,13 +215,19 @@ class Environment:
 
     python: Path
     folder: Path
-    own: Mapping[str, str] = field(default_factory=dict)  # versions of the packages that are not shared with this environment
+    own: Mapping[str, str] = field(default_factory=dict)  # packages it does not share, as `describe` has them
+    is_copy: bool = False  # whether its own packages are those that are installed here
 
     @property
     def name(self) -> str:
         """For a sentence."""
         names = sorted(self.own, key=lambda name: name not in PACKAGES)
         return some([f"{name} {self.own[name]}" for name in names]) or "the libraries here"
+
+    @property
+    def command(self) -> list[str]:
+        """The words of a command by which a user runs cells in this environment."""
+        return [str(self.python), "-m", "tunegrid", "run"] if self.own else ["tunegrid", "run"]
 
     def run(self, file: str, arguments: Sequence[str]) -> Path:
         """The file of a run of cells; raises NoRun if pytest takes an argument for none, or leaves no file."""
@@ -153,17 +260,17 @@ class NoRun(InputError):
 
 
 def get_environment(requirements: Sequence[str], wheels: Path | None, *, alone: bool = False) -> Environment:
-    """The environment that has what is required, made if it is not there yet; this one if nothing is. `alone` as of `pip_lock`.
+    """The environment that holds what is named, made if it is not there yet; this one if nothing is named.
+
+    `alone` as of `lock_packages`.
 
     Raises:
-        InputError: if it cannot be made, or would be empty.
+        InputError: if it cannot be made, or holds something else.
     """
     if not requirements:
         return Environment(python=Path(sys.executable), folder=ENVIRONMENTS / "here")
-    places = ["--no-index", f"--find-links={wheels.resolve()}"] if wheels else []
-    lock = pip_lock(requirements, places, alone=alone)
-    if not lock:
-        raise InputError(f"nothing to upgrade: {' '.join(requirements)} is installed here already")
+    options = index_options(wheels)
+    lock = lock_packages(requirements, options, alone=alone)
     name = canonicalize_name(re.sub(r"[^\w.-].*", "", requirements[0].rpartition("/")[2]))
     digest = hashlib.sha256("\n".join([lock, sys.prefix, sys.version]).encode()).hexdigest()
     folder = ENVIRONMENTS / f"{name}-{digest[:12]}"
@@ -174,30 +281,51 @@ def get_environment(requirements: Sequence[str], wheels: Path | None, *, alone: 
     with FileLock(folder / LOCK, timeout=0):
         if not link.is_file():  # it is written last
             shutil.rmtree(place, ignore_errors=True)
-            read_output([sys.executable, "-m", "venv", "--without-pip", str(place)], failure)
+            run_uv(["venv", "--quiet", "--no-project", str(place)], failure)
             requirements_txt.write_text(lock, encoding="utf-8")
-            command = [*pip_command(python), "install", "--quiet", "--no-compile", "--no-deps", *places]
-            read_output([*command, "-r", str(requirements_txt)], failure)
-            # Only now, so that pip does not take a version that is already here for the one to install. `addsitedir` reads
-            # editable installations, too; what it adds comes after the environment's own packages.
-            folders = [path for path in sys.path if Path(path).name in INSTALLED]
-            link.write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in folders), encoding="utf-8")
-    say(f"{place} has {' '.join(requirements)}")
-    packages = distributions(path=sorted({paths["purelib"], paths["platlib"]}))
-    return Environment(python=python, folder=folder, own={str(canonicalize_name(one.name)): one.version for one in packages})
+            # Copies, as an edit of a linked file would be one of uv's cache.
+            flags = ["--quiet", "--no-deps", "--link-mode=copy", *options]
+            run_uv(["pip", "install", *flags, f"--requirements={requirements_txt}"], failure, python=python)
+        link.unlink(missing_ok=True)  # what differs is made again by the next command
+        packages = find_packages(sorted({paths["purelib"], paths["platlib"]}))
+        check_packages(requirements, lock, packages)
+        # `addsitedir` reads editable installations, too; what it adds comes after the environment's own packages.
+        folders = [path for path in sys.path if Path(path).name in INSTALLED]
+        link.write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in folders), encoding="utf-8")
+    here = find_packages(sys.path)
+    is_copy = all(is_same(package, here.get(name)) for name, package in packages.items())
+    own = {name: describe(package) for name, package in packages.items()}
+    environment = Environment(python=python, folder=folder, own=own, is_copy=is_copy)
+    say(f"{place} holds {environment.name}")
+    return environment
+
+
+# Commands
+
+
+def run_uv(
+    arguments: Sequence[str], failure: str, *, text: str = "", python: Path | str = sys.executable
+) -> subprocess.CompletedProcess[str]:
+    """Run uv for a Python's environment; raises InputError with its reason if it fails."""
+    return run_command([find_uv_bin(), "--color=never", *arguments, f"--python={python}"], failure, text)
 
 
 def read_output(command: Sequence[str], failure: str) -> list[str]:
-    """The lines that a command prints; raises InputError with its reason if it fails.
+    """The lines that a command prints; raises InputError with its reason if it fails."""
+    return run_command(command, failure).stdout.splitlines()
 
-    The reason is the last error or cause that pip or git names, or else the last line.
+
+def run_command(command: Sequence[str], failure: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command that reads a text; raises InputError if it fails.
+
+    The reason is the last error or cause that uv or git names, or else the last line.
     """
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8")
+        answer = subprocess.run(command, input=text, capture_output=True, text=True, check=False, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{failure}: {command[0]}: {error.strerror}") from None
     if answer.returncode:
         lines = answer.stderr.strip().splitlines()
         reasons = [match["reason"] for line in lines if (match := REASON.fullmatch(line))]
         raise InputError(f"{failure}: {[f'exit code {answer.returncode}', *lines, *reasons][-1].strip()}")
-    return answer.stdout.splitlines()
+    return answer

@@ -9,12 +9,10 @@ worse, or the libraries' own path now differs from ours, 6 if the gate cannot te
 
 import argparse
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import distributions
 from xml.etree import ElementTree
-
-from packaging.utils import canonicalize_name
 
 from tunegrid.commands import environments
 from tunegrid.commands.environments import Environment, NoRun
@@ -44,12 +42,15 @@ def make_environments(options: argparse.Namespace) -> Sides:
     before, after = (environments.get_environment(one, options.find_links) for one in required)
     if after.folder == before.folder:
         raise InputError(f"nothing to upgrade: {' '.join(specs)} is what --from {' '.join(origin)} installs")
+    if not (specs and origin) and (before.is_copy or after.is_copy):
+        raise InputError(f"nothing to upgrade: {' '.join(specs or origin)} is installed here already")
     return before, after
 
 
 def changes(before: Environment, after: Environment) -> str:
     """As "peft 0.21.2 -> 0.22.0", the suite's libraries first; of equal versions the archives differ."""
-    suite_versions = {str(canonicalize_name(one.name)): one.version for one in distributions()}
+    suite_packages = environments.find_packages(sys.path)
+    suite_versions = {name: environments.describe(package) for name, package in suite_packages.items()}
     names = sorted({**before.own, **after.own}, key=lambda name: (name not in PACKAGES, name))
     versions = [(name, *((suite_versions | {**side.own}).get(name, "none") for side in (before, after))) for name in names]
     version_changes = [f"{name} {old} -> {new}" for name, old, new in versions if old != new]
