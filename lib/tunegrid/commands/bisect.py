@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from tunegrid.commands import environments
-from tunegrid.commands.environments import read_output
+from tunegrid.commands.packages import git_address, index_options, read_output, run_uv
 from tunegrid.errors import InputError
 from tunegrid.gate.judgements import Outcome
 from tunegrid.report.summary import count_verdicts, remarks
@@ -87,7 +87,7 @@ def run_version(options: argparse.Namespace, package: str, version: str, name: s
     """A version's run; one of another `name` is measured anew. Raises InputError if it cannot be had."""
     from tunegrid.gate.gate import read_run
 
-    required = environments.git_address(options.repo, version) if options.repo else f"{package}=={version}"
+    required = git_address(options.repo, version) if options.repo else f"{package}=={version}"
     environment = environments.get_environment([required], options.find_links, alone=True)
     resume = ("--resume",) if name == "run" else ()
     path = environment.run(f"{name}.json", ["-m", "quick", "--cells", options.cells, *resume, *options.pytest_options])
@@ -112,7 +112,8 @@ def releases(options: argparse.Namespace) -> tuple[str, list[str]]:
         raise InputError(f"give two releases of one package, {example}") from None
     if first >= last:
         raise InputError(f"{package} {first} is not older than {last}: give the older release as --good")
-    texts = options.versions.split(",") if options.versions else list_releases(package, first, last, options.find_links)
+    texts = options.versions.split(",") if options.versions else []
+    texts = texts or list_releases(package, first, last, options.find_links)
     try:
         spellings = {first: ends[0][2], last: ends[1][2]} | {Version(text): text.strip() for text in texts}
     except InvalidVersion as error:
@@ -121,18 +122,22 @@ def releases(options: argparse.Namespace) -> tuple[str, list[str]]:
 
 
 def list_releases(package: str, first: Version, last: Version, wheels: Path | None) -> list[str]:
-    """The releases that uv can install, from the last one to the first.
+    """The releases that can be installed, from the last one to the first.
 
-    uv lists none, but finds the newest one below another. Raises InputError if it does not find the first.
+    uv has no command that lists them, but finds the newest one below another.
+
+    Raises:
+        InputError: if it does not find the first.
     """
     failure = f"the releases of {package} cannot be listed (give them with --versions A,B,C)"
     flags = ["--quiet", "--no-deps", "--no-header", "--no-annotate"]
-    arguments = ["pip", "compile", *flags, *environments.index_options(wheels), "-"]
+    arguments = ["pip", "compile", *flags, *index_options(wheels), "-"]
     texts = []
     limit = f"<={last}"
     while True:
-        [pin] = environments.run_uv(arguments, failure, text=f"{package}>={first},{limit}").stdout.splitlines()
-        texts.append(pin.partition("==")[2])
+        wanted = f"{package}>={first},{limit}"
+        pin = run_uv(arguments, failure, text=wanted).stdout
+        texts.append(pin.partition("==")[2].strip())
         version = Version(texts[-1]).public
         if Version(version) == first:
             return texts

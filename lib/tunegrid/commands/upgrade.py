@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 
 from tunegrid.commands import environments
 from tunegrid.commands.environments import Environment, NoRun
+from tunegrid.commands.packages import describe, find_packages, parse_requirement
 from tunegrid.errors import InputError
 from tunegrid.gate.judgements import SAME_NUMERICS, Judgement, Outcome
 from tunegrid.grid.recipes import MICRO, SCORED
@@ -38,7 +39,7 @@ def make_environments(options: argparse.Namespace) -> Sides:
     specs, origin = options.specs, options.origin
     if not specs and not origin:
         raise InputError("say what to upgrade to, as in `tunegrid upgrade transformers==5.25`, or from what, with --from")
-    required = [list(map(environments.parse_requirement, one)) for one in (origin, specs)]
+    required = [list(map(parse_requirement, one)) for one in (origin, specs)]
     before, after = (environments.get_environment(one, options.find_links) for one in required)
     if after.folder == before.folder:
         raise InputError(f"nothing to upgrade: {' '.join(specs)} is what --from {' '.join(origin)} installs")
@@ -49,8 +50,7 @@ def make_environments(options: argparse.Namespace) -> Sides:
 
 def changes(before: Environment, after: Environment) -> str:
     """As "peft 0.21.2 -> 0.22.0", the suite's libraries first; of equal versions the archives differ."""
-    suite_packages = environments.find_packages(sys.path)
-    suite_versions = {name: environments.describe(package) for name, package in suite_packages.items()}
+    suite_versions = {name: describe(package) for name, package in find_packages(sys.path).items()}
     names = sorted({**before.own, **after.own}, key=lambda name: (name not in PACKAGES, name))
     versions = [(name, *((suite_versions | {**side.own}).get(name, "none") for side in (before, after))) for name in names]
     version_changes = [f"{name} {old} -> {new}" for name, old, new in versions if old != new]
