@@ -5,18 +5,20 @@ uv finds and installs them. A lock pins each package to a commit or to hashes of
 
 import ast
 import csv
+import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from uv import find_uv_bin
 
 from tunegrid.errors import InputError
@@ -30,6 +32,7 @@ CHANGE = re.compile(r"(?m)^ \+ (.+)$")  # of `uv pip install --dry-run`
 PIP_SETTINGS = ("index-url", "extra-index-url", "find-links", "trusted-host", "constraint")
 PIP_SECTIONS = (":env:", "install", "global")
 UV_INDEXES = {"UV_DEFAULT_INDEX", "UV_INDEX_URL"}
+PIN = re.compile(r"(?m)^(\S.*?)(?: --hash=.+| \\)*$")  # in a lock, without hashes
 COMMIT = re.compile(r"@([0-9a-f]{40})\b")  # in the address of a commit
 
 
@@ -97,7 +100,24 @@ def lock_packages(requirements: Sequence[str], options: Sequence[str], *, alone:
         report = run_uv(["pip", "install", *flags, *requirements], failure).stderr
         pins = CHANGE.findall(report)
     flags = ["--quiet", "--no-deps", "--generate-hashes", "--no-header", "--no-annotate", *options]
-    return run_uv(["pip", "compile", *flags, "-"], failure, text="\n".join(pins)).stdout
+    lock = run_uv(["pip", "compile", *flags, "-"], failure, text="\n".join(pins)).stdout
+    for option in options:
+        name, _, folder = option.partition("=")
+        if name == "--find-links":
+            lock = add_hashes(lock, Path(folder))
+    return lock
+
+
+def add_hashes(lock: str, folder: Path) -> str:
+    """A lock with the hashes of the wheels in a folder, which uv leaves out, but compares."""
+    for path in sorted(folder.glob("*.whl")):
+        with suppress(InvalidWheelFilename):
+            name, version, _, _ = parse_wheel_filename(path.name)
+            pin = re.compile(rf"(?m)^{re.escape(f'{name}=={version}')}(?= |$)")
+            if pin.search(lock):
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                lock = pin.sub(rf"\g<0> --hash=sha256:{digest}", lock)
+    return lock
 
 
 # What was installed
@@ -175,7 +195,7 @@ def check_packages(requirements: Sequence[str], lock: str, packages: Mapping[str
     """
     # The lock has the name of an address that was given without one.
     texts = [text for text in requirements if not text.startswith("git+")]
-    texts += [line.removesuffix("\\") for line in lock.splitlines() if not line.startswith(" ")]
+    texts += PIN.findall(lock)
     for requirement in map(Requirement, texts):
         package = packages.get(canonicalize_name(requirement.name))
         if package is None:
