@@ -1,6 +1,6 @@
 """Can I upgrade? `tunegrid upgrade 'transformers==5.25'` runs the cells before and after, and says what changed.
 
-The packages that pip would change for the upgrade go into a new environment; it takes all others from this one. A package
+What is named, and what must change with it, goes into a new environment; it takes all others from this one. A package
 without a version means its newest; `peft@../peft` is a checkout with its uncommitted changes. "Before" is this environment, or
 one with the packages of --from. Cells make their first updates; those that differ train to their end. Four cells also run on
 the libraries' own path. After a stop, the same command goes on. The exit code is the gate's: 1 if a score or a memory figure is
