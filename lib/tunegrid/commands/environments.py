@@ -25,9 +25,9 @@ from packaging.utils import canonicalize_name
 from tunegrid import launcher
 from tunegrid.commands.packages import (
     check_packages,
-    describe,
     find_packages,
     index_options,
+    installed_version,
     is_same,
     lock_packages,
     run_uv,
@@ -64,7 +64,7 @@ class Environment:
 
     python: Path
     folder: Path
-    own: Mapping[str, str] = field(default_factory=dict)  # described packages that it does not share
+    own: Mapping[str, str] = field(default_factory=dict)  # versions of the packages that it does not share
     is_copy: bool = False  # its own packages are those installed here
 
     @property
@@ -150,7 +150,7 @@ def get_environment(requirements: Sequence[str], wheels: Path | None, *, alone: 
         link.write_text("".join(lines), encoding="utf-8")
     here = find_packages(sys.path)
     is_copy = all(is_same(package, here.get(name)) for name, package in packages.items())
-    own = {name: describe(package) for name, package in packages.items()}
+    own = {name: installed_version(package) for name, package in packages.items()}
     environment = Environment(python=python, folder=folder, own=own, is_copy=is_copy)
     say(f"{place} holds {environment.name}")
     return environment

@@ -33,7 +33,7 @@ PIP_SETTINGS = ("index-url", "extra-index-url", "find-links", "trusted-host", "c
 PIP_SECTIONS = (":env:", "install", "global")
 UV_INDEXES = {"UV_DEFAULT_INDEX", "UV_INDEX_URL"}
 PIN = re.compile(r"(?m)^(\S.*?)(?: --hash=.+| \\)*$")  # in a lock, without hashes
-COMMIT = re.compile(r"@([0-9a-f]{40})\b")  # in the address of a commit
+ADDRESS_COMMIT = re.compile(r"@([0-9a-f]{40})\b")  # in the address of a commit
 
 
 # What is to be installed
@@ -93,12 +93,16 @@ def lock_packages(requirements: Sequence[str], options: Sequence[str], *, alone:
     failure = f"{' '.join(requirements)} cannot be installed"
     pins = list(requirements)
     if not alone:
+        named = {str(canonicalize_name(Requirement(text).name)): text for text in requirements}
         flags = ["--dry-run", "--break-system-packages", *options]
-        for requirement in requirements:
-            name = Requirement(requirement).name
+        for name in named:
             flags += [f"--upgrade-package={name}", f"--reinstall-package={name}"]
         report = run_uv(["pip", "install", *flags, *requirements], failure).stderr
-        pins = CHANGE.findall(report)
+        pins = []
+        for pin in CHANGE.findall(report):
+            name, _, address = pin.partition(" @ ")
+            # The report hides the password of an address.
+            pins.append(named.get(name, pin) if address else pin)
     flags = ["--quiet", "--no-deps", "--generate-hashes", "--no-header", "--no-annotate", *options]
     lock = run_uv(["pip", "compile", *flags, "-"], failure, text="\n".join(pins)).stdout
     for option in options:
@@ -137,7 +141,7 @@ def direct_url(package: Distribution) -> dict[str, Any]:
     return source
 
 
-def describe(package: Distribution) -> str:
+def installed_version(package: Distribution) -> str:
     """A package's version and, if not from an index, its source: "0.21.2 at commit a8d99cf0"."""
     source = direct_url(package)
     if "vcs_info" in source:
@@ -171,7 +175,7 @@ def changed_file(package: Distribution) -> str:
 
 def is_same(package: Distribution, here: Distribution | None) -> bool:
     """Whether a package is installed here, from the same commit or archive and file by file."""
-    if here is None or describe(package) != describe(here):
+    if here is None or installed_version(package) != installed_version(here):
         return False
     hashes = recorded_hashes(package)
     return bool(hashes) and hashes == recorded_hashes(here) and not changed_file(here)
@@ -183,7 +187,7 @@ def differs(requirement: Requirement, package: Distribution) -> bool:
     is_version = requirement.specifier.contains(package.version, prereleases=True)
     if not is_version or bool(requirement.url) != bool(source):
         return True
-    commit = COMMIT.search(requirement.url or "")
+    commit = ADDRESS_COMMIT.search(requirement.url or "")
     return commit is not None and commit[1] != source.get("vcs_info", {}).get("commit_id")
 
 
@@ -201,7 +205,7 @@ def check_packages(requirements: Sequence[str], lock: str, packages: Mapping[str
         if package is None:
             raise InputError(f"asked for {requirement}, which was not installed")
         if differs(requirement, package):
-            contents = f"{package.name} {describe(package)}"
+            contents = f"{package.name} {installed_version(package)}"
             raise InputError(f"asked for {requirement}, but what was installed is {contents}")
     for name, package in packages.items():
         file = changed_file(package)

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 from tunegrid.commands import environments
 from tunegrid.commands.environments import Environment, NoRun
-from tunegrid.commands.packages import describe, find_packages, parse_requirement
+from tunegrid.commands.packages import find_packages, installed_version, parse_requirement
 from tunegrid.errors import InputError
 from tunegrid.gate.judgements import SAME_NUMERICS, Judgement, Outcome
 from tunegrid.grid.recipes import MICRO, SCORED
@@ -50,7 +50,7 @@ def make_environments(options: argparse.Namespace) -> Sides:
 
 def changes(before: Environment, after: Environment) -> str:
     """As "peft 0.21.2 -> 0.22.0", the suite's libraries first; of equal versions the archives differ."""
-    suite_versions = {name: describe(package) for name, package in find_packages(sys.path).items()}
+    suite_versions = {name: installed_version(package) for name, package in find_packages(sys.path).items()}
     names = sorted({**before.own, **after.own}, key=lambda name: (name not in PACKAGES, name))
     versions = [(name, *((suite_versions | {**side.own}).get(name, "none") for side in (before, after))) for name in names]
     version_changes = [f"{name} {old} -> {new}" for name, old, new in versions if old != new]

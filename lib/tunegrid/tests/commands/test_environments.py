@@ -10,7 +10,7 @@ import pytest
 
 from tunegrid.commands import environments, packages
 from tunegrid.commands.environments import get_environment
-from tunegrid.commands.packages import check_packages, find_packages, index_options, parse_requirement
+from tunegrid.commands.packages import check_packages, find_packages, index_options, lock_packages, parse_requirement
 from tunegrid.errors import InputError
 from tunegrid.tests.packages import checkout, pack, wheel
 
@@ -47,6 +47,13 @@ def test_a_wheel_that_is_built_again_is_another_environment(folder, monkeypatch)
     rebuilt = get_environment(["planted==1.0"], folder)
     assert rebuilt.folder != first.folder
     assert [rows(rebuilt, monkeypatch), rows(first, monkeypatch)] == ["2", "1"]
+
+
+def test_an_address_keeps_the_password_that_uv_hides(monkeypatch):
+    report = " - needed==1.0\n + needed==2.0\n + planted @ https://user:****@x/planted.zip\n"
+    monkeypatch.setattr(packages, "run_uv", lambda *_, text="": SimpleNamespace(stderr=report, stdout=text))
+    planted = "planted @ https://user:secret@x/planted.zip"
+    assert lock_packages([planted], [], alone=False) == f"needed==2.0\n{planted}"
 
 
 def test_what_is_needed_comes_along_unless_it_is_here_or_the_package_is_alone(folder):
