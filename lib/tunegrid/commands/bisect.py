@@ -7,7 +7,6 @@ goes on. A release that cannot be installed, or does not finish, is skipped. Exi
 
 import argparse
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from tunegrid.commands import environments
-from tunegrid.commands.environments import read_output
+from tunegrid.commands.packages import git_address, index_options, read_output, run_uv
 from tunegrid.errors import InputError
 from tunegrid.gate.judgements import (
     CANNOT_TELL,
@@ -118,7 +117,7 @@ def run_version(options: argparse.Namespace, package: str, version: str, name: s
     """A version's run; one of another `name` is measured anew. Raises InputError if it cannot be had."""
     from tunegrid.gate.gate import read_run
 
-    required = environments.pip_address(options.repo, version) if options.repo else f"{package}=={version}"
+    required = git_address(options.repo, version) if options.repo else f"{package}=={version}"
     environment = environments.get_environment([required], options.find_links, alone=True)
     resume = ("--resume",) if name == "run" else ()
     path = environment.run(f"{name}.json", ["-m", "quick", "--cells", options.cells, *resume, *options.pytest_options])
@@ -143,19 +142,36 @@ def releases(options: argparse.Namespace) -> tuple[str, list[str]]:
         raise InputError(f"give two releases of one package, {example}") from None
     if first >= last:
         raise InputError(f"{package} {first} is not older than {last}: give the older release as --good")
-    listing = options.versions
-    if not listing:
-        wheels = options.find_links
-        places = ["--no-index", f"--find-links={wheels.resolve()}"] if wheels else []
-        failure = f"the releases of {package} cannot be listed (give them with --versions A,B,C)"
-        lines = read_output([*environments.pip_command(sys.executable), "index", "versions", *places, "--", package], failure)
-        [line] = [line for line in lines if line.startswith("Available versions:")]
-        listing = line.partition(":")[2]
+    texts = options.versions.split(",") if options.versions else []
+    texts = texts or list_releases(package, first, last, options.find_links)
     try:
-        spellings = {first: ends[0][2], last: ends[1][2]} | {Version(text): text.strip() for text in listing.split(",")}
+        spellings = {first: ends[0][2], last: ends[1][2]} | {Version(text): text.strip() for text in texts}
     except InvalidVersion as error:
-        raise InputError(f"{error}; versions are those of `pip index versions {package}`") from None
+        raise InputError(f"{error}; give versions of {package} as --versions A,B,C") from None
     return package, [spellings[version] for version in sorted(spellings) if first <= version <= last]
+
+
+def list_releases(package: str, first: Version, last: Version, wheels: Path | None) -> list[str]:
+    """The releases that can be installed, from the last one to the first.
+
+    uv has no command that lists them, but finds the newest one below another.
+
+    Raises:
+        InputError: if it does not find the first.
+    """
+    failure = f"the releases of {package} cannot be listed (give them with --versions A,B,C)"
+    flags = ["--quiet", "--no-deps", "--no-header", "--no-annotate"]
+    arguments = ["pip", "compile", *flags, *index_options(wheels), "-"]
+    texts = []
+    limit = f"<={last}"
+    while True:
+        wanted = f"{package}>={first},{limit}"
+        pin = run_uv(arguments, failure, text=wanted).stdout
+        texts.append(pin.partition("==")[2].strip())
+        version = Version(texts[-1]).public
+        if Version(version) == first:
+            return texts
+        limit = f"<{version}"
 
 
 def commits(repo: Path, good: str, bad: str) -> list[str]:
@@ -179,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--bad", required=True, metavar="PACKAGE==VERSION", help="a release that is worse; with --repo a commit")
     add("--cells", required=True, metavar="ID,ID", help="cells to run; fewer are faster")
     add("--repo", type=lambda text: Path(text).resolve(), metavar="PATH", help="a checkout whose commits are tried")
-    add("--versions", metavar="A,B,C", help="releases to try (default: all that pip lists)")
+    add("--versions", metavar="A,B,C", help="releases to try (default: all of the index)")
     add("pytest_options", nargs="*", metavar="-- OPTION", help="options of pytest, as in -- --seeds 0-2 --first-updates")
     environments.add_options(parser)
     return run_bisection(parser.parse_args(arguments))

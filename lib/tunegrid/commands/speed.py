@@ -20,7 +20,7 @@ from statistics import fmean, median, median_low, stdev
 from typing import Any
 
 from tunegrid import ROOT
-from tunegrid.commands.environments import read_output
+from tunegrid.commands.packages import read_output
 from tunegrid.commands.paired_timing import MARK
 from tunegrid.errors import InputError
 from tunegrid.gate.judgements import Verdict

@@ -1,6 +1,6 @@
 """Can I upgrade? `tunegrid upgrade 'transformers==5.25'` runs the cells before and after, and says what changed.
 
-The packages that pip would change for the upgrade go into a new environment; it takes all others from this one. A package
+What is named, and what must change with it, goes into a new environment; it takes all others from this one. A package
 without a version means its newest; `peft@../peft` is a checkout with its uncommitted changes. "Before" is this environment, or
 one with the packages of --from. Cells make their first updates; those that differ train to their end. Four cells also run on
 the libraries' own path. After a stop, the same command goes on. The exit code is the gate's: 1 if a score or a memory figure is
@@ -9,15 +9,14 @@ worse, or the libraries' own path now differs from ours, 6 if the gate cannot te
 
 import argparse
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import distributions
 from xml.etree import ElementTree
-
-from packaging.utils import canonicalize_name
 
 from tunegrid.commands import environments
 from tunegrid.commands.environments import Environment, NoRun
+from tunegrid.commands.packages import find_packages, installed_version, parse_requirement
 from tunegrid.errors import InputError
 from tunegrid.gate.judgements import SAME_NUMERICS, Judgement, parse_kinds
 from tunegrid.grid.recipes import MICRO, SCORED
@@ -40,16 +39,18 @@ def make_environments(options: argparse.Namespace) -> Sides:
     specs, origin = options.specs, options.origin
     if not specs and not origin:
         raise InputError("say what to upgrade to, as in `tunegrid upgrade transformers==5.25`, or from what, with --from")
-    required = [list(map(environments.parse_requirement, one)) for one in (origin, specs)]
+    required = [list(map(parse_requirement, one)) for one in (origin, specs)]
     before, after = (environments.get_environment(one, options.find_links) for one in required)
     if after.folder == before.folder:
         raise InputError(f"nothing to upgrade: {' '.join(specs)} is what --from {' '.join(origin)} installs")
+    if not (specs and origin) and (before.is_copy or after.is_copy):
+        raise InputError(f"nothing to upgrade: {' '.join(specs or origin)} is installed here already")
     return before, after
 
 
 def changes(before: Environment, after: Environment) -> str:
     """As "peft 0.21.2 -> 0.22.0", the suite's libraries first; of equal versions the archives differ."""
-    suite_versions = {str(canonicalize_name(one.name)): one.version for one in distributions()}
+    suite_versions = {name: installed_version(package) for name, package in find_packages(sys.path).items()}
     names = sorted({**before.own, **after.own}, key=lambda name: (name not in PACKAGES, name))
     versions = [(name, *((suite_versions | {**side.own}).get(name, "none") for side in (before, after))) for name in names]
     version_changes = [f"{name} {old} -> {new}" for name, old, new in versions if old != new]

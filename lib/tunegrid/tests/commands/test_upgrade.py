@@ -4,7 +4,7 @@ import pytest
 
 from tunegrid.commands import environments, upgrade
 from tunegrid.commands.upgrade import STOCK_CELLS
-from tunegrid.tests.packages import wheel
+from tunegrid.tests.packages import pack, wheel
 from tunegrid.tests.records import FIRST_STEP, MEASURED, begun, complete, get_record, hits, run_file
 
 CELLS = ("bert_sa_lora", "gpt2_sa_lora")
@@ -94,8 +94,8 @@ def test_cells_that_fail_after_the_upgrade_fail_it(saved_runs, upgraded, records
     ("arguments", "sentence"),
     [
         ((), "say what to upgrade to, as in `tunegrid upgrade transformers==5.25`"),
-        (("planted==9",), "planted==9 cannot be installed: "),  # why, is pip's word
-        (("packaging",), "nothing to upgrade: packaging is installed here already"),
+        (("planted==9",), "planted==9 cannot be installed: "),  # why, is uv's word
+        (("iniconfig",), "nothing to upgrade: iniconfig is installed here already"),
         (("planted@nowhere",), "nowhere cannot be read as a checkout of a library: "),
         (("planted==1.0", "--from", "planted==1.0"), "nothing to upgrade: planted==1.0 is what --from planted==1.0 installs"),
         (("planted==1.0", "--by", "beauty"), "unknown kind of figure 'beauty'"),
@@ -104,5 +104,6 @@ def test_cells_that_fail_after_the_upgrade_fail_it(saved_runs, upgraded, records
 def test_what_cannot_be_compared_is_one_sentence(tmp_path, monkeypatch, said, arguments, sentence):
     monkeypatch.setattr(environments, "ENVIRONMENTS", tmp_path / "environments")
     wheel(tmp_path, "1.0", 1)
+    pack(tmp_path, "iniconfig")
     code, lines = said(upgrade.main, [*arguments, "--find-links", str(tmp_path)])
     assert (code, sentence in lines[-1]) == (2, True), lines
