@@ -4,7 +4,7 @@ What is named, and what must change with it, goes into a new environment; it tak
 without a version means its newest; `peft@../peft` is a checkout with its uncommitted changes. "Before" is this environment, or
 one with the packages of --from. Cells make their first updates; those that differ train to their end. Four cells also run on
 the libraries' own path. After a stop, the same command goes on. The exit code is the gate's: 1 if a score or a memory figure is
-worse, or the libraries' own path now differs from ours, 6 if the gate cannot tell, else 0.
+worse, or the libraries' own path now differs from ours, 6 if numerics changed or the gate cannot tell, else 0.
 """
 
 import argparse
@@ -73,6 +73,17 @@ def run_sides(options: argparse.Namespace, sides: Sides, cells: Sequence[str], f
     return old, read_saved(after.run(f"{stage}.json", arguments))
 
 
+def judge(old: SavedRun, new: SavedRun) -> list[Judgement]:
+    """The gate's judgements on the cells that were sound before."""
+    from tunegrid.gate.gate import Run, gate, is_sound  # which brings scipy
+
+    sound = [record for record in old.records if is_sound(record)]
+    before, after = Run.make(sound, old.path), Run.make(new.records, new.path)
+    if not before.records or not after.records:
+        return []
+    return gate(before, after)
+
+
 def judged_runs(
     options: argparse.Namespace, sides: Sides, cells: Sequence[str], first_updates: Sequence[str]
 ) -> tuple[Runs, list[Judgement]]:
@@ -80,12 +91,6 @@ def judged_runs(
 
     With the option for `first_updates`, cells make these; those that are not the same train to their end, on both sides.
     """
-    from tunegrid.gate.gate import Run, gate  # which brings scipy
-
-    def judge(old: SavedRun, new: SavedRun) -> list[Judgement]:
-        after = Run.make(new.records, new.path)
-        return gate(Run.make(old.records, old.path), after) if after.records else []
-
     runs = run_sides(options, sides, cells, first_updates)
     judgements = judge(*runs)
     changed_cells = [j.cell for j in judgements if j.quantity == "numerics" and j.verdict not in SAME_NUMERICS]
@@ -123,9 +128,11 @@ def run_upgrade(options: argparse.Namespace) -> int:
             raise
         say(f"{subject}: {error}")
         return Rank.FAILED.exit_code
+    from tunegrid.gate.gate import is_sound  # which brings scipy
+
     new_differences = [cell for cell in stock if stock[cell] and not stock_before[cell]]
     own_path = "the libraries' own path of"
-    troubles = [f"{own_path} {cell} differs from ours now, and did not before: {stock[cell]}" for cell in new_differences]
+    differences = [f"{own_path} {cell} differs from ours now, and did not before: {stock[cell]}" for cell in new_differences]
     files = (str(old.path), str(new.path))
     verdict = run_verdict(
         new.records,
@@ -133,9 +140,11 @@ def run_upgrade(options: argparse.Namespace) -> int:
         kinds,
         baseline="the run before",
         before=old.records,
-        other_failures=troubles,
+        other_failures=differences,
         command=new.command,
         files=files,
+        runner=sides[1].command,
+        upgrade=upgrade_words(options),
     )
     write_step_summary(summary(verdict, judgements))
     say(f"`{shlex.join(['tunegrid', 'page', *reversed(files), '-o', 'upgrade.html'])}` shows both runs")
@@ -143,8 +152,25 @@ def run_upgrade(options: argparse.Namespace) -> int:
     say(text([*tables, Section(sentences=verdict.sentences)]))
     equal_before, equal = (sum(not text for text in differences.values()) for differences in (stock_before, stock))
     in_cells = f" The libraries' path equals ours in {equal} of {len(stock)} cells, before in {equal_before}." if stock else ""
+    unsound = [record.cell for record in old.records if not is_sound(record)]
+    if unsound:
+        say(f"not compared, since an audit failed before the upgrade: {some(unsound)}")
     say(f"{subject}: {verdict.answer}{in_cells}")
     return verdict.exit_code
+
+
+def upgrade_words(options: argparse.Namespace) -> list[str]:
+    """The words that run both sides again, to which options of pytest can be added."""
+    words = ["tunegrid", "upgrade", *options.specs]
+    for spec in options.origin:
+        words += ["--from", spec]
+    if options.profile != "quick":
+        words += ["-m", options.profile]
+    if options.cells:
+        words += ["--cells", options.cells]
+    if options.find_links:
+        words += ["--find-links", str(options.find_links)]
+    return [*words, "--whole", "--", *options.pytest_options]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,5 +1,7 @@
 """Upgrading, by runs that are saved for each side: what runs, and what is said."""
 
+import sys
+
 import pytest
 
 from tunegrid.commands import environments, upgrade
@@ -88,6 +90,19 @@ def test_cells_that_fail_after_the_upgrade_fail_it(saved_runs, upgraded, records
     saved_runs.files |= {("2.0", "first-updates"): "failed.json"}
     code, lines = upgraded()
     assert (code, lines[-1].startswith(f"planted 1.0 -> 2.0: {answer}")) == (1, True), lines[-1]
+    if records:
+        [step] = [line for line in lines if line.startswith("Next: ")]
+        assert step.startswith(
+            f"Next: `{sys.executable} -m tunegrid run -m quick --cells gpt2_sa_lora -n 0`"
+        )  # that of its side
+
+
+def test_a_cell_that_failed_an_audit_before_the_upgrade_is_not_compared(saved_runs, upgraded):
+    run_file(saved_runs.folder / "failed.json", [begun(CELLS[0]), OBJECTING])
+    saved_runs.files |= {("1.0", "first-updates"): "failed.json"}
+    code, lines = upgraded()
+    assert code == 0
+    assert f"not compared, since an audit failed before the upgrade: {CELLS[1]}" in lines
 
 
 @pytest.mark.parametrize(
