@@ -119,7 +119,7 @@ def check_sound(baseline: Run) -> None:
 
 
 def is_sound(record: Record) -> bool:
-    """Whether no audit of a record failed, and its first updates had no wrong figures."""
+    """Checks that no audit of a record failed, and no figure of its first updates was wrong."""
     return record.status != "failed" and not failed_audit_names(record)
 
 

@@ -155,7 +155,7 @@ def main_scores(judged: Iterable[Judgement], *verdicts: Verdict) -> list[Judgeme
 
 
 def was_compared(judgement: Judgement) -> bool:
-    """Whether anything is known of the figure's change."""
+    """Checks that something is known of the figure's change."""
     if judgement.verdict is Verdict.CANNOT_TELL:
         return judgement.p is not None
     return judgement.verdict not in (Verdict.NOT_COMPARABLE, Verdict.NEW)

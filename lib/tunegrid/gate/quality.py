@@ -52,7 +52,7 @@ class Rows:
 
     @property
     def has_scores(self) -> bool:
-        """Whether any of these records was scored."""
+        """True if any of these records was scored."""
         return any(old.scores or new.scores for old, new in self.records)
 
     @cached_property
@@ -197,11 +197,11 @@ def assess(cells: Sequence[Rows], one_training: Collection[str], margins: Mappin
 
 
 def has_numbers(records: RecordsBySeed, metric: str) -> bool:
-    """Whether every record has a finite number as this score."""
+    """Checks that every record has a finite number as this score."""
     scores = [record.scores.get(metric) for record in records.values()]
     return all(score is not None and math.isfinite(score) for score in scores)
 
 
 def has_other_recipe(before: Record, after: Record) -> bool:
-    """Whether two records were trained by other recipes, or on other numbers of rows."""
+    """True if two records have other recipes or other limits of rows."""
     return before.recipe != after.recipe or before.limits != after.limits

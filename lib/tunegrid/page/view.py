@@ -142,7 +142,7 @@ def judge_runs(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
 
 
 def has_other_rows(old: Iterable[Record], new: Record) -> bool:
-    """Whether a record was scored on other test rows than one of the older ones."""
+    """True if a record was scored on other test rows than one of the older ones."""
     try:
         for record in old:
             check_rows(record, new)

@@ -91,7 +91,7 @@ class NextSteps:
 
     @property
     def trained_one_cell(self) -> bool:
-        """Whether the run trained one cell at one seed, and nothing else: alone, it would do the same."""
+        """True if the run trained one cell at one seed, and nothing else: alone, it would do the same."""
         own = [record for record in self.records if record.seeds.confirms is None]
         return len({(record.cell, record.seeds.seed) for record in own}) == 1
 
@@ -193,7 +193,7 @@ def normal_form(words: Sequence[str]) -> list[str]:
 
 
 def is_later(before: str | None, after: str | None) -> bool:
-    """Whether two versions are releases and the second is later; another build of one release is not."""
+    """Checks that two versions are releases and the second is later; a build of one release is not."""
     try:
         old, new = Version(before or ""), Version(after or "")
     except InvalidVersion:

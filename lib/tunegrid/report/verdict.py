@@ -33,7 +33,7 @@ from tunegrid.words import count, count_text, phrase, some
 
 
 class Rank(StrEnum):
-    """How much a statement counts, the gravest first; the gravest is the run's."""
+    """The weight of a statement, the gravest first; the gravest is the run's."""
 
     FAILED = "failed"
     CHANGED = "changed"
@@ -68,7 +68,7 @@ OPENINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """One thing that is said of a run."""
+    """A thing that is said of a run."""
 
     rank: Rank = Rank.NOTE
     clause: str  # what, by how much, in which cells; with a small letter and without a stop
@@ -235,7 +235,7 @@ def _next_step(statements: Sequence[Statement]) -> str:
 
 
 def _failed_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Statement]:
-    """What cells failed by: the first cause with its sentence, the others by their titles."""
+    """Statements on failed cells: the first cause with its sentence, the others by titles."""
     failures = find_failed_cells(run.records)
     for failure in failures[:1]:
         first = failure.records[0]
@@ -260,7 +260,7 @@ def _failed_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Sta
 
 
 def _sound_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Statement]:
-    """What cells passed, or that some were too short to judge; nothing if a cell failed."""
+    """Statements on cells that passed or were too short to judge; none if a cell failed."""
     if all(record.status == "reported" for record in run.records):
         yield Statement(rank=Rank.EMPTY, clause="nothing to show: this run holds no cell that ran")
         return
@@ -277,7 +277,7 @@ def _sound_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Stat
 
 
 def _short_cells(run: JudgedRun, cells: set[str]) -> Statement:
-    """The cells that failed audits which a run of their length may fail."""
+    """The statement on cells that failed audits which a run of their length may fail."""
     records = [record for record in run.records if record.excused]
     audits = list(dict.fromkeys(name for record in records for name in record.excused))
     reasons = list(dict.fromkeys(text for record in records for text in record.excused.values()))
@@ -321,7 +321,7 @@ def _soundness(records: Sequence[Record], total: int) -> str:
 
 
 def _worse_figures(run: JudgedRun) -> Iterator[Statement]:
-    """What is missing or worse, most of all; changed numerics of these cells are its cause."""
+    """The statement on missing and worse figures; changed numerics of the cells are its cause."""
     figures = [j for j in find_worse(run.judged, run.kinds) if j.kind != "numerics"]
     if not figures:
         return
@@ -342,12 +342,12 @@ def _worse_figures(run: JudgedRun) -> Iterator[Statement]:
 
 
 def size(judgement: Judgement) -> float:
-    """How far a figure moved."""
+    """The size of a figure's change."""
     return abs(judgement.effect or 0.0)
 
 
 def _worse_clause(verdict: Verdict, figures: Sequence[Judgement]) -> str:
-    """As "2 cells worse: most of all bert_sa_lora accuracy -3.91 points"."""
+    """A clause as "2 cells worse: most of all bert_sa_lora accuracy -3.91 points"."""
     cells = list(dict.fromkeys(judgement.cell for judgement in figures))
     if verdict is Verdict.MISSING:
         return f"{count(len(cells), 'cell')} {verdict}: {some(cells)}"
@@ -383,7 +383,7 @@ def _worse_step(run: JudgedRun, gravest: Judgement, figures: Sequence[Judgement]
 
 
 class Change(NamedTuple):
-    """Where numerics changed first."""
+    """The place where numerics changed first."""
 
     cells: Sequence[str] = ()  # the first is the sample; none: nothing changed
     stage: str = ""
@@ -392,9 +392,9 @@ class Change(NamedTuple):
 
 
 def first_change(judged: Iterable[Judgement]) -> Change:
-    """Where numerics of these cells changed first.
+    """The place where numerics of these cells changed first.
 
-    If modules have a class and a library in common, the place is that of the most cells.
+    If modules have a class and a library in common, it is that of the most cells.
     """
     changes = [j for j in judged if j.kind == "numerics" and j.verdict is Verdict.CHANGED]
     if not changes:
@@ -433,7 +433,7 @@ def _commonest_class(judged: Sequence[Judgement]) -> tuple[str, str, int]:
 
 
 def _changed_figures(run: JudgedRun) -> Iterator[Statement]:
-    """Numerics that changed, in how many cells, and what first; tensors that hold fewer bytes."""
+    """Statements on changed numerics, and on tensors that hold fewer bytes."""
     changed = [judgement for judgement in run.numerics if judgement.verdict is Verdict.CHANGED]
     if changed:
         yield _changed_numerics(run, changed)
@@ -472,7 +472,7 @@ def _changed_numerics(run: JudgedRun, changed: Sequence[Judgement]) -> Statement
 
 
 def _score_note(run: JudgedRun) -> str:
-    """What is known of the scores of a run whose numerics changed."""
+    """A clause on the scores of a run whose numerics changed."""
     scores = main_scores(run.judged)
     if not scores:
         return "; scores were not judged"
@@ -496,7 +496,7 @@ def _changed_step(run: JudgedRun, changed: Sequence[Judgement], change: Change, 
 
 
 def _early_numerics(run: JudgedRun) -> Iterator[Statement]:
-    """What first updates showed, if none changed: equal, or apart by rounding."""
+    """The statement on first updates, if none has changed numerics."""
     numerics = run.numerics
     updates = max((judgement.first_updates or 0 for judgement in numerics), default=0)
     if updates and not any(judgement.verdict is Verdict.CHANGED for judgement in numerics):
@@ -510,7 +510,7 @@ def _early_numerics(run: JudgedRun) -> Iterator[Statement]:
 
 
 def _unknown_scores(run: JudgedRun) -> Iterator[Statement]:
-    """What was not compared, or could not be decided; or that nothing is worse."""
+    """Statements on scores that were not compared or decided; or that none is worse."""
     if not run.judged or find_worse(run.judged, run.kinds):
         return
     if main_scores(run.judged, Verdict.NOT_COMPARABLE) and "quality" in run.kinds:
@@ -550,18 +550,18 @@ def _unknown_scores(run: JudgedRun) -> Iterator[Statement]:
 
 
 def is_same(judgement: Judgement) -> bool:
-    """Whether numerics are equal but for rounding."""
+    """Checks that numerics are equal but for rounding."""
     return judgement.verdict in (Verdict.EQUAL, Verdict.ROUNDING)
 
 
 def _reasons(run: JudgedRun, kinds: Sequence[str]) -> str:
-    """Why figures of these kinds were not compared, in brackets; empty if that is unknown."""
+    """The reasons why figures of these kinds were not compared, in brackets, if known."""
     details = [j.detail for j in run.judged if j.kind in kinds and j.detail]
     return f" ({some(list(dict.fromkeys(details)))})" if details else ""
 
 
 def _uncompared_cells(run: JudgedRun) -> Statement:
-    """The cells whose scores are of another recipe than the baseline's."""
+    """The statement on cells whose recipe is not the baseline's."""
     scores = main_scores(run.judged)
     unlike = main_scores(run.judged, Verdict.NOT_COMPARABLE)
     undecided = main_scores(run.judged, Verdict.CANNOT_TELL)
@@ -580,7 +580,7 @@ def _uncompared_cells(run: JudgedRun) -> Statement:
 
 
 def _no_regression(run: JudgedRun, undecided: Sequence[Judgement]) -> Iterator[Statement]:
-    """That nothing is worse, with all that was left open."""
+    """Statements that nothing is worse, with all that was left open."""
     scores = main_scores(run.judged)
     if not scores:
         return
@@ -602,7 +602,7 @@ def _no_regression(run: JudgedRun, undecided: Sequence[Judgement]) -> Iterator[S
 
 
 def _drop_range(undecided: Sequence[Judgement]) -> str:
-    """As "they would show drops of 2 to 6 points": what the test would have found."""
+    """A clause on the drops that the test would have found, as "drops of 2 to 6 points"."""
     drops = [score.min_drop for score in undecided if score.min_drop is not None]
     if not drops:
         return some(list(dict.fromkeys(score.detail for score in undecided)), 1)
@@ -625,7 +625,7 @@ def _uncompared_numerics(run: JudgedRun) -> Iterator[str]:
 
 
 def _notes(run: JudgedRun) -> Iterator[Statement]:
-    """What is of interest and decides nothing."""
+    """Statements that decide nothing."""
     if run.judged and list(run.records) == list(run.before):
         clause = f"this run was compared with itself: {run.baseline} holds its records"
         yield Statement(clause=clause)
@@ -638,7 +638,7 @@ def _notes(run: JudgedRun) -> Iterator[Statement]:
 
 
 def _rounding(run: JudgedRun) -> Iterator[Statement]:
-    """That the numerics of all cells are equal but for rounding."""
+    """The statement that the numerics of all cells are equal but for rounding."""
     rounding = [j for j in run.numerics if j.verdict is Verdict.ROUNDING and not j.first_updates]
     if not rounding or not all(is_same(judgement) for judgement in run.numerics):
         return
