@@ -73,7 +73,7 @@ def run_sides(options: argparse.Namespace, sides: Sides, cells: Sequence[str], f
     return old, read_saved(after.run(f"{stage}.json", arguments))
 
 
-def judge(old: SavedRun, new: SavedRun) -> list[Judgement]:
+def judge_sides(old: SavedRun, new: SavedRun) -> list[Judgement]:
     """The gate's judgements on the cells that were sound before."""
     from tunegrid.gate.gate import Run, gate, is_sound  # which brings scipy
 
@@ -92,7 +92,7 @@ def judged_runs(
     With the option for `first_updates`, cells make these; those that are not the same train to their end, on both sides.
     """
     runs = run_sides(options, sides, cells, first_updates)
-    judgements = judge(*runs)
+    judgements = judge_sides(*runs)
     changed_cells = [j.cell for j in judgements if j.quantity == "numerics" and j.verdict not in SAME_NUMERICS]
     if not first_updates or not changed_cells:
         return runs, judgements
@@ -100,7 +100,7 @@ def judged_runs(
         replace(end, records=[*end.records, *(record for record in start.records if record.cell not in changed_cells)])
         for start, end in zip(runs, run_sides(options, sides, changed_cells), strict=True)
     )
-    return (old, new), judge(old, new)
+    return (old, new), judge_sides(old, new)
 
 
 def stock_differences(side: Environment, cells: Sequence[str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from tunegrid.machine import PACKAGES
 from tunegrid.record import Record
 
 UNLIKE = "compare runs of the same cells, seeds, rows and recipes, on one machine"
-FIRST_UPDATES = "--first-updates"
+FIRST_UPDATES_OPTION = "--first-updates"
 # Options that make the cells of a run what they are.
 CELL_OPTIONS = (
     "--ask",
@@ -25,7 +25,7 @@ CELL_OPTIONS = (
     "--device",
     "--set",
     "--ranks",
-    FIRST_UPDATES,
+    FIRST_UPDATES_OPTION,
 )
 # Settings that make a run shorter than its recipe.
 LENGTHS = ("max_steps", "num_train_epochs", "train_rows", "eval_rows")
@@ -73,7 +73,7 @@ class NextSteps:
             takes_next = not has_value and not value.startswith("-")
             setting = value if takes_next else own_value
             is_length = name == "--set" and setting.partition("=")[0] in LENGTHS
-            if whole and (name == FIRST_UPDATES or is_length):
+            if whole and (name == FIRST_UPDATES_OPTION or is_length):
                 continue
             options.append(f"{word}={value}" if takes_next else word)
         return options

@@ -45,7 +45,7 @@ CELLS = {
     "MFU %": ".1f",
     "status": "",
 }
-SCORED = {
+SCORE_COLUMNS = {
     "points": "score",
     "bound": "bound",
     "train s": "training.seconds",
@@ -53,7 +53,7 @@ SCORED = {
     "samples/s": "throughput.train_samples_per_second",
     "trainable": "trainable_share",
 }
-FOOTPRINT = {
+FOOTPRINT_COLUMNS = {
     "weights": "memory.ledger.weights_mib",
     "grads": "memory.ledger.gradients_mib",
     "optim.": "memory.ledger.optimizer_mib",
@@ -105,9 +105,9 @@ def _row(seeds: Sequence[Record]) -> dict[str, Any]:
     first = seeds[0]
     row: dict[str, Any] = {"cell": first.cell, "status": _status(seeds)}
     if first.flops:
-        return row | dict(figure_frame([first], FOOTPRINT).iloc[0])
+        return row | dict(figure_frame([first], FOOTPRINT_COLUMNS).iloc[0])
     row["score"] = first.main_score
-    frame = figure_frame(seeds, SCORED)
+    frame = figure_frame(seeds, SCORE_COLUMNS)
     row |= dict(frame.iloc[0])
     if len(seeds) == 1:
         return row

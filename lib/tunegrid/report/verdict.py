@@ -240,7 +240,7 @@ def _failed_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Sta
     for failure in failures[:1]:
         first = failure.records[0]
         cause = failure.causes[0]
-        change = first_change(j for j in run.judged if j.cell in failure.cells)
+        change = changed_place(j for j in run.judged if j.cell in failure.cells)
         steps = [run.steps.bisection(change.cells[:1], ["numerics"])]
         if not steps[0]:
             steps.append(run.steps.rerun(first))
@@ -332,7 +332,7 @@ def _worse_figures(run: JudgedRun) -> Iterator[Statement]:
         group = [judgement for judgement in figures if judgement.verdict is verdict]
         clauses.append(_worse_clause(verdict, group))
     worse_cells = {judgement.cell for judgement in figures}
-    change = first_change(j for j in run.judged if j.cell in worse_cells)
+    change = changed_place(j for j in run.judged if j.cell in worse_cells)
     yield Statement(
         rank=Rank.FAILED,
         clause=f"{'; '.join(clauses)}, against {run.baseline}",
@@ -357,7 +357,7 @@ def _worse_clause(verdict: Verdict, figures: Sequence[Judgement]) -> str:
     return f"{count(len(cells), 'cell')} {verdict}: {most_of_all}{most}{confirmed}"
 
 
-def _worse_step(run: JudgedRun, gravest: Judgement, figures: Sequence[Judgement], change: "Change") -> str:
+def _worse_step(run: JudgedRun, gravest: Judgement, figures: Sequence[Judgement], change: "ChangedPlace") -> str:
     if gravest.verdict is Verdict.MISSING:
         missing = [judgement.cell for judgement in figures if judgement.verdict is Verdict.MISSING]
         command = run.steps.run(missing)
@@ -382,7 +382,7 @@ def _worse_step(run: JudgedRun, gravest: Judgement, figures: Sequence[Judgement]
 # Figures that changed
 
 
-class Change(NamedTuple):
+class ChangedPlace(NamedTuple):
     """The place where numerics changed first."""
 
     cells: Sequence[str] = ()  # the first is the sample; none: nothing changed
@@ -391,14 +391,14 @@ class Change(NamedTuple):
     cause: str = ""  # the same as the cause of something else
 
 
-def first_change(judged: Iterable[Judgement]) -> Change:
+def changed_place(judged: Iterable[Judgement]) -> ChangedPlace:
     """The place where numerics of these cells changed first.
 
     If modules have a class and a library in common, it is that of the most cells.
     """
     changes = [j for j in judged if j.kind == "numerics" and j.verdict is Verdict.CHANGED]
     if not changes:
-        return Change()
+        return ChangedPlace()
     from tunegrid.gate.numerics import STAGES  # which brings pandas
 
     stages = {judgement.stage for judgement in changes}
@@ -414,7 +414,7 @@ def first_change(judged: Iterable[Judgement]) -> Change:
             what = what.replace(f"{name} ({its_kind}, {its_library})", common)
         what = what.replace(f"{common} and {common}", common)  # of two siblings
     cause = f"numerics changed, first at the stage {stage}: {what}"
-    return Change([judgement.cell for judgement in firsts], stage, what, cause)
+    return ChangedPlace([judgement.cell for judgement in firsts], stage, what, cause)
 
 
 def module_classes(judgement: Judgement) -> list[tuple[str, str]]:
@@ -450,7 +450,7 @@ def _changed_figures(run: JudgedRun) -> Iterator[Statement]:
 
 
 def _changed_numerics(run: JudgedRun, changed: Sequence[Judgement]) -> Statement:
-    change = first_change(changed)
+    change = changed_place(changed)
     here = f", in {len(change.cells)} of them" if len(change.cells) < len(changed) else ""
     cells = count_text(len(changed), len(run.numerics), "cell")
     place = f"numerics of {cells} changed, first at the stage {change.stage}{here}"
@@ -483,7 +483,7 @@ def _score_note(run: JudgedRun) -> str:
     return f"; no score is worse{undecided}"
 
 
-def _changed_step(run: JudgedRun, changed: Sequence[Judgement], change: Change, other_libraries: bool) -> str:
+def _changed_step(run: JudgedRun, changed: Sequence[Judgement], change: ChangedPlace, other_libraries: bool) -> str:
     bisection = run.steps.bisection(change.cells, ["numerics"])
     if bisection:
         return bisection
@@ -518,7 +518,7 @@ def _unknown_scores(run: JudgedRun) -> Iterator[Statement]:
         return
     undecided = main_scores(run.judged, Verdict.CANNOT_TELL)
     cells = [score.cell for score in undecided]
-    early = [j for j in run.numerics if j.first_updates and not is_same(j)]
+    early = [j for j in run.numerics if j.first_updates and not is_equal_or_rounding(j)]
     unknown = uncompared_kinds(run.judged, run.kinds)
     unknown_answer = f"cannot tell whether the run is worse than {run.baseline}"
     if any(judgement.verdict is Verdict.NOT_COMPARABLE for judgement in early):
@@ -549,7 +549,7 @@ def _unknown_scores(run: JudgedRun) -> Iterator[Statement]:
         yield from _no_regression(run, undecided)
 
 
-def is_same(judgement: Judgement) -> bool:
+def is_equal_or_rounding(judgement: Judgement) -> bool:
     """Checks that numerics are equal but for rounding."""
     return judgement.verdict in (Verdict.EQUAL, Verdict.ROUNDING)
 
@@ -640,7 +640,7 @@ def _notes(run: JudgedRun) -> Iterator[Statement]:
 def _rounding(run: JudgedRun) -> Iterator[Statement]:
     """The statement that the numerics of all cells are equal but for rounding."""
     rounding = [j for j in run.numerics if j.verdict is Verdict.ROUNDING and not j.first_updates]
-    if not rounding or not all(is_same(judgement) for judgement in run.numerics):
+    if not rounding or not all(is_equal_or_rounding(judgement) for judgement in run.numerics):
         return
     others = ", the others not at all" if len(rounding) < len(run.numerics) else ""
     verb = "differs" if len(rounding) == 1 else "differ"

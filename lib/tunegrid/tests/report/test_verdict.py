@@ -10,7 +10,7 @@ from tunegrid.commands import bisect
 from tunegrid.commands import gate as command
 from tunegrid.gate.judgements import DEFAULT_KINDS, Judgement, Verdict, parse_kinds
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.report.verdict import Rank, first_change, run_verdict
+from tunegrid.report.verdict import Rank, changed_place, run_verdict
 from tunegrid.terminal import annotation
 from tunegrid.tests import kinds
 from tunegrid.tests.outputs import obeyed
@@ -137,13 +137,13 @@ def test_modules_with_a_class_in_common_are_one_place_and_the_first_stage_is_nam
         for cell, place in zip(STUDY_IDS, places, strict=False)
     ]
     later = changed(STUDY_IDS[3], "optimizer")
-    change = first_change([later, *cells])
+    change = changed_place([later, *cells])
     assert change[:3] == (list(STUDY_IDS[:2]), "forward", "the output of Conv1D of transformers moves")
-    assert "h.0.c_attn (Conv1D" in first_change([cells[0], later]).what
-    assert not first_change(judged()).cells
+    assert "h.0.c_attn (Conv1D" in changed_place([cells[0], later]).what
+    assert not changed_place(judged()).cells
     two = [("q", "Linear", "peft"), ("k", "Linear", "peft")]
     both = [changed(cell, "forward", *two, detail="q (Linear, peft) and k (Linear, peft) change first") for cell in STUDY_IDS]
-    assert first_change(both).what == "Linear of peft change first"
+    assert changed_place(both).what == "Linear of peft change first"
 
 
 # What to run next

@@ -44,8 +44,8 @@ def test_a_frame_has_a_row_for_each_record_and_nan_for_what_was_not_measured():
 def test_tables_select_only_figures_that_there_are():
     names = figures(complete()) | figures(complete(**FOOTPRINT))
     tables = (
-        summary.SCORED,
-        summary.FOOTPRINT,
+        summary.SCORE_COLUMNS,
+        summary.FOOTPRINT_COLUMNS,
         compare.FIGURES,
         view.TENSOR_SIZES,
         view.COURSE,
