@@ -568,8 +568,16 @@ def make_page(
         answer: the session's, if there was one.
     """
     baseline = older[0] if older else None
-    judgements, remarks = (list(verdicts or ()), []) if verdicts is not None or not baseline else judge_runs(baseline, run)
-    verdicts_by_cell, cells, comparisons = by_cell(judgements), [], list[Comparison]()
+    judgements = list(verdicts or ())
+    remarks: list[str] = []
+    uncompared = ""
+    if baseline and verdicts is None:
+        judgements, remarks = judge_runs(baseline, run)
+        if remarks and not judgements:
+            uncompared, *remarks = remarks
+    verdicts_by_cell = by_cell(judgements)
+    cells = []
+    comparisons: list[Comparison] = []
     for cell, records in run.by_cell.items():
         old = baseline.seed_records(cell, {record.seeds.seed for record in records}) if baseline else []
         cells.append(CellView(records=records, old=old, judged=verdicts_by_cell.get(cell, [])))
@@ -579,7 +587,14 @@ def make_page(
     except InputError as error:
         remarks = [*remarks, f"methods are not compared: {error}"]
     name, before = (baseline.name, baseline.records) if baseline else ("", ())
-    verdict = answer or run_verdict(run.records, judgements, baseline=name, before=before, command=run.command)
+    verdict = answer or run_verdict(
+        run.records,
+        judgements,
+        baseline=name,
+        before=before,
+        uncompared=uncompared,
+        command=run.command,
+    )
     return Page(
         run=run,
         older=older,

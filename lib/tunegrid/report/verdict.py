@@ -154,6 +154,7 @@ def run_verdict(
     baseline: str = "the baseline",
     before: Iterable[Record] = (),
     other_failures: Sequence[str] = (),
+    uncompared: str = "",
     judges_cells: bool = True,
     command: str = "",
     given: str = "",
@@ -170,6 +171,7 @@ def run_verdict(
         baseline: the name of the run that it was compared with.
         before: the records of that run.
         other_failures: clauses on what else fails the run.
+        uncompared: a clause on why it could not be compared with the baseline that was asked for.
         judges_cells: whether what cells are by themselves counts.
         command: the command that started the run.
         given: the command that asks for the verdict, if it is another one.
@@ -204,6 +206,8 @@ def run_verdict(
     statements += _changed_figures(run)
     statements += _early_numerics(run)
     statements += _unknown_scores(run)
+    if uncompared:
+        statements.append(Statement(rank=Rank.CANNOT_TELL, clause=uncompared))
     if judges_cells:
         statements += _sound_cells(run, other_failures)
     statements += _notes(run)
