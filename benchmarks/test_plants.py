@@ -26,14 +26,14 @@ from fixtures.session import get_session
 from tunegrid.data.splits import load_splits
 from tunegrid.errors import InputError
 from tunegrid.gate.gate import Run, gate, read_run
-from tunegrid.gate.judgements import Verdict
+from tunegrid.gate.judgements import DEFAULT_KINDS, Verdict, find_worse
 from tunegrid.gate.modules import Moved, parse_modules
 from tunegrid.gate.numerics import FINE, Change, Pair, first_change
 from tunegrid.gate.thresholds import cell_tolerance, load_tolerances
 from tunegrid.grid.backbones import is_part
 from tunegrid.grid.methods import TOKEN_ROWS
 from tunegrid.record.checks import below_bounds
-from tunegrid.report.verdict import FAILED_BY, find_worse
+from tunegrid.report.verdict import run_verdict
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import before_training
 from tunegrid.runs.files import read_list
@@ -179,25 +179,32 @@ def objections(cell, audit, train, trainer, splits, score, record, benchmark, bo
     row = record(training, evaluation, audits=findings, examples=keep_rows(cell, evaluation))
     misses = below_bounds(row.scores, bounds) if row.evaluation else []
     failed = {finding.name: finding.detail for finding in findings if not finding.passed}
-    benchmark.extra_info.update(plant=plant.id, of=plant.cell, scores=row.scores, bounds=dict(bounds), missed=misses)
     is_judged = planted and not differs_from_grid(plant) and (plant.breaks == "libraries" or not plant.caught_by)
-    gate_objections = against_baseline(row) if is_judged else {}
-    return failed | ({"bound": "; ".join(misses)} if misses else {}) | gate_objections
+    judgements, refusal = against_baseline(row) if is_judged else ([], "")
+    answer = run_verdict([row], judgements, other_failures=[refusal] if refusal else [])
+    facts = {"plant": plant.id, "of": plant.cell, "exit_code": answer.exit_code, "answer": answer.answer}
+    benchmark.extra_info.update(facts, scores=row.scores, bounds=dict(bounds), missed=misses)
+    bound = {"bound": "; ".join(misses)} if misses else {}
+    return failed | bound | ({"gate": refusal} if refusal else gate_objections(judgements))
 
 
 def against_baseline(record):
-    """What the gate and the first stage of numerics say against the committed baseline's first seed."""
+    """The gate's judgements against the committed baseline's first seed, or why there are none."""
     run, baseline = Run.make([record]), read_run(BASELINE)
     if not run.records:
-        return {"gate": f"the run did not finish: {record.status}"}
+        return [], f"the run did not finish: {record.status}"
     if record.cell not in baseline.records:
-        return {}
+        return [], ""
     try:
-        judgements = gate(baseline.select(run.records), run)
+        return gate(baseline.select(run.records), run), ""
     except InputError as error:
-        return {"gate": str(error)}
+        return [], str(error)
+
+
+def gate_objections(judgements):
+    """What the gate and the first stage of numerics say, by "gate" and stage."""
     changes = [j.detail for j in judgements if j.verdict is Verdict.CHANGED and j.quantity == "numerics"]
-    drops = [f"{j.quantity}: {j.detail}" for j in find_worse(judgements, FAILED_BY)]
+    drops = [f"{j.quantity}: {j.detail}" for j in find_worse(judgements, DEFAULT_KINDS)]
     return {detail.partition(":")[0]: detail for detail in changes} | ({"gate": "; ".join(drops)} if drops else {})
 
 

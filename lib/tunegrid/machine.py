@@ -128,7 +128,7 @@ def package_digest(package: str) -> str | None:
     hashes = _wheel_hashes(package, folder)
     if not hashes:
         code = (path for path in folder.rglob("*") if CODE.search(path.name) and path.is_file())
-        hashes = {path.relative_to(folder.parent).as_posix(): _hash(path) for path in code}
+        hashes = {path.relative_to(folder.parent).as_posix(): file_hash(path) for path in code}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -150,11 +150,11 @@ def _wheel_hashes(package: str, folder: Path) -> dict[str, str]:
         if CODE.search(path) and not path.startswith("..") and place.is_file():
             stat = place.stat()
             is_original = file.hash and stat.st_size == file.size and stat.st_mtime <= install_time
-            hashes[path] = f"{file.hash.mode}={file.hash.value}" if file.hash and is_original else _hash(place)
+            hashes[path] = f"{file.hash.mode}={file.hash.value}" if file.hash and is_original else file_hash(place)
     return hashes
 
 
-def _hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
     """A file's hash as RECORD has it."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").digest()

@@ -85,8 +85,11 @@ def adapters_where_declared(evidence: Evidence) -> Answer:
         for name, _ in base_layers(evidence.model)
         if f".{name}".endswith(tuple(f".{target}" for target in targets)) and not is_part(name, cell.head.new_modules)
     }
-    if misfits := sorted(expected ^ set(layers)):
-        return False, f"{len(layers)} adapters, but {len(expected)} layers are targets; the first that differs is {misfits[0]}"
+    if unlike_layers := sorted(expected ^ set(layers)):
+        return (
+            False,
+            f"{len(layers)} adapters, but {len(expected)} layers are targets; the first that differs is {unlike_layers[0]}",
+        )
     layer_facts = {name: method.layer_facts(layer) for name, layer in layers.items()}
     kinds = " and ".join(", ".join(facts) for facts in sorted(set(layer_facts.values())) if facts)
     declared_facts = {name: method.declared_facts(cell, name) for name in layers}

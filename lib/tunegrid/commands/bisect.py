@@ -7,7 +7,6 @@ goes on. A release that cannot be installed, or does not finish, is skipped. Exi
 
 import argparse
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,11 +17,20 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from tunegrid.commands import environments
-from tunegrid.commands.environments import read_output
+from tunegrid.commands.packages import git_address, index_options, read_output, run_uv
 from tunegrid.errors import InputError
-from tunegrid.gate.judgements import Outcome
+from tunegrid.gate.judgements import (
+    CANNOT_TELL,
+    KINDS,
+    Judgement,
+    Verdict,
+    find_worse,
+    main_scores,
+    parse_kinds,
+    uncompared_kinds,
+)
 from tunegrid.report.summary import count_verdicts, remarks
-from tunegrid.report.verdict import answer_lines, find_worse, open_scores, outcome, parse_kinds, run_verdict
+from tunegrid.report.verdict import answer_lines, run_verdict
 from tunegrid.terminal import say
 from tunegrid.words import count
 
@@ -42,7 +50,8 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
     """
     from tunegrid.gate.gate import gate
 
-    good, bad, basis = versions[0], versions[-1], " and ".join(kinds)
+    good, bad = versions[0], versions[-1]
+    basis = " and ".join(kind for kind in kinds if kind in KINDS)
     causes: dict[str, str] = {}
     say(f"runs the good end, {good}, twice")
     baseline = measure(good)
@@ -52,17 +61,26 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
     def is_worse(version: str) -> bool:
         run = measure(version)
         verdicts = gate(baseline, run)
-        answer = outcome(verdicts, kinds)
-        say(f"{version}: {answer}")
-        if answer is Outcome.WORSE:
-            verdict = run_verdict(run.all_records, verdicts, kinds, baseline=good, before=baseline.all_records, troubles=None)
-            causes[version] = verdict.findings[0].sentence
-        elif version == bad:
+        if find_worse(verdicts, kinds):
+            say(f"{version}: worse")
+            verdict = run_verdict(
+                run.all_records,
+                verdicts,
+                kinds,
+                baseline=good,
+                before=baseline.all_records,
+                judges_cells=False,
+            )
+            causes[version] = verdict.statements[0].clause
+            return True
+        if version == bad:
             hint = "more seeds (-- --seeds 0-2) detect smaller drops, --by numerics detects changes before scores"
             raise InputError(f"nothing to find: {bad} is not worse than {good} by {basis} ({count_verdicts(verdicts)}); {hint}")
-        elif answer is Outcome.CANNOT_TELL:
-            raise InputError([*remarks(open_scores(verdicts)), *remarks(verdicts), f"nothing of {basis} could be compared"][0])
-        return answer is Outcome.WORSE
+        reason = why_undecided(verdicts, kinds)
+        if reason:
+            raise InputError(reason)
+        say(f"{version}: no worse")
+        return False
 
     say(f"runs the bad end, {bad}")
     is_worse(bad)
@@ -84,11 +102,22 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
     return last_good, first_bad, causes[versions[first_bad]]
 
 
+def why_undecided(judged: Sequence[Judgement], kinds: Sequence[str]) -> str:
+    """Why it cannot be told whether a version is worse; empty if it is not."""
+    undecided = main_scores(judged, Verdict.CANNOT_TELL)
+    unknown = uncompared_kinds(judged, kinds)
+    if not unknown and not (undecided and CANNOT_TELL in kinds):
+        return ""
+    for remark in (*remarks(undecided), *remarks(judged)):
+        return remark
+    return f"nothing of {' and '.join(unknown)} could be compared"
+
+
 def run_version(options: argparse.Namespace, package: str, version: str, name: str = "run") -> "Run":
     """A version's run; one of another `name` is measured anew. Raises InputError if it cannot be had."""
     from tunegrid.gate.gate import read_run
 
-    required = environments.pip_address(options.repo, version) if options.repo else f"{package}=={version}"
+    required = git_address(options.repo, version) if options.repo else f"{package}=={version}"
     environment = environments.get_environment([required], options.find_links, alone=True)
     resume = ("--resume",) if name == "run" else ()
     path = environment.run(f"{name}.json", ["-m", "quick", "--cells", options.cells, *resume, *options.pytest_options])
@@ -113,19 +142,36 @@ def releases(options: argparse.Namespace) -> tuple[str, list[str]]:
         raise InputError(f"give two releases of one package, {example}") from None
     if first >= last:
         raise InputError(f"{package} {first} is not older than {last}: give the older release as --good")
-    listing = options.versions
-    if not listing:
-        wheels = options.find_links
-        places = ["--no-index", f"--find-links={wheels.resolve()}"] if wheels else []
-        failure = f"the releases of {package} cannot be listed (give them with --versions A,B,C)"
-        lines = read_output([*environments.pip_command(sys.executable), "index", "versions", *places, "--", package], failure)
-        [line] = [line for line in lines if line.startswith("Available versions:")]
-        listing = line.partition(":")[2]
+    texts = options.versions.split(",") if options.versions else []
+    texts = texts or list_releases(package, first, last, options.find_links)
     try:
-        spellings = {first: ends[0][2], last: ends[1][2]} | {Version(text): text.strip() for text in listing.split(",")}
+        spellings = {first: ends[0][2], last: ends[1][2]} | {Version(text): text.strip() for text in texts}
     except InvalidVersion as error:
-        raise InputError(f"{error}; versions are those of `pip index versions {package}`") from None
+        raise InputError(f"{error}; give versions of {package} as --versions A,B,C") from None
     return package, [spellings[version] for version in sorted(spellings) if first <= version <= last]
+
+
+def list_releases(package: str, first: Version, last: Version, wheels: Path | None) -> list[str]:
+    """The releases that can be installed, from the last one to the first.
+
+    uv has no command that lists them, but finds the newest one below another.
+
+    Raises:
+        InputError: if it does not find the first.
+    """
+    failure = f"the releases of {package} cannot be listed (give them with --versions A,B,C)"
+    flags = ["--quiet", "--no-deps", "--no-header", "--no-annotate"]
+    arguments = ["pip", "compile", *flags, *index_options(wheels), "-"]
+    texts = []
+    limit = f"<={last}"
+    while True:
+        wanted = f"{package}>={first},{limit}"
+        pin = run_uv(arguments, failure, text=wanted).stdout
+        texts.append(pin.partition("==")[2].strip())
+        version = Version(texts[-1]).public
+        if Version(version) == first:
+            return texts
+        limit = f"<{version}"
 
 
 def commits(repo: Path, good: str, bad: str) -> list[str]:
@@ -149,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--bad", required=True, metavar="PACKAGE==VERSION", help="a release that is worse; with --repo a commit")
     add("--cells", required=True, metavar="ID,ID", help="cells to run; fewer are faster")
     add("--repo", type=lambda text: Path(text).resolve(), metavar="PATH", help="a checkout whose commits are tried")
-    add("--versions", metavar="A,B,C", help="releases to try (default: all that pip lists)")
+    add("--versions", metavar="A,B,C", help="releases to try (default: all of the index)")
     add("pytest_options", nargs="*", metavar="-- OPTION", help="options of pytest, as in -- --seeds 0-2 --first-updates")
     environments.add_options(parser)
     return run_bisection(parser.parse_args(arguments))

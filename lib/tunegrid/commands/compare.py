@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from tunegrid.report.tables import FORMATS
-from tunegrid.runs.files import read_list
+from tunegrid.runs.files import read_saved
 from tunegrid.terminal import say
 
 
@@ -22,6 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     from tunegrid.gate.noise import load_noise
     from tunegrid.report.compare import compare_methods, sections  # pandas, which --help does without
 
-    records = read_list(options.run)
-    say(FORMATS[options.format](sections(compare_methods(records, load_noise()), records)))
+    run = read_saved(options.run)
+    comparisons = compare_methods(run.records, load_noise(own=run.noise))
+    say(FORMATS[options.format](sections(comparisons, run.records)))
     return 0

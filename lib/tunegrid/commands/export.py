@@ -6,49 +6,42 @@ With --rows a row is a test row: its text, the prediction and its points.
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunegrid.errors import InputError
-from tunegrid.record import Record, schema, to_json
+from tunegrid.record import Record, schema
 from tunegrid.runs.examples import read
 from tunegrid.runs.files import SavedRun, read_saved
+from tunegrid.runs.frame import measured
 from tunegrid.terminal import say
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MEASURED = ("scores", "bounds", "parameters", "training", "evaluation", "memory", "throughput", "flops")
 FORMULA = tuple("=+-@\t\r\n")  # with which a spreadsheet takes a cell of a CSV file for a formula, and runs it
 
 
-def figures(runs: Sequence[SavedRun]) -> "pd.DataFrame":
-    """One row per figure of each cell and seed; raises OverflowError for one that no table can hold."""
+def figure_rows(runs: Sequence[SavedRun]) -> "pd.DataFrame":
+    """One row per figure of each cell and seed; raises OverflowError if a table cannot hold it."""
     import pandas as pd
 
     rows = list[dict[str, Any]]()
     for run, record in [(one, record) for one in runs for record in one.records]:
-        facts = record_key(run.path, record) | {"date": run.when or None, "commit": run.commit or None}
-        facts |= {"device": record.device and record.device.name}
+        facts = record_key(run.path, record)
+        facts["date"] = run.when or None
+        facts["commit"] = run.commit or None
+        facts["device"] = record.device and record.device.name
         facts |= {f"versions.{name}": version for name, version in record.versions.items()}
-        values = leaves({name: part for name, part in to_json(record).items() if name in MEASURED})
-        rows += [facts | {"metric": name, "update": None, "value": value} for name, value in values]
+        for name, value in measured(record):
+            rows.append(facts | {"metric": name, "update": None, "value": value})
         losses = enumerate(record.training.losses if record.training else (), 1)
         line = facts | {"metric": "training.losses"}
         rows += [line | {"update": update, "value": loss} for update, loss in losses if loss is not None]
     if not rows:
         raise InputError("no cell of these runs measured anything: there is nothing to export")
     return pd.DataFrame(rows).astype({"update": "Int64"})
-
-
-def leaves(content: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, float]]:
-    """Every number in nested mappings; no lists, nothing for what was not measured."""
-    for name, item in content.items():
-        if isinstance(item, dict):
-            yield from leaves(item, f"{start}{name}.")
-        elif isinstance(item, int | float) and not isinstance(item, bool):
-            yield f"{start}{name}", float(item)
 
 
 def scored_rows(runs: Sequence[SavedRun]) -> tuple["pd.DataFrame", list[str]]:
@@ -110,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("name the runs, and the file to write with -o")
     runs = [read_saved(path) for path in options.runs]
     try:
-        frame, sentences = scored_rows(runs) if options.rows else (figures(runs), [])
+        frame, sentences = scored_rows(runs) if options.rows else (figure_rows(runs), [])
     except OverflowError as error:
         raise InputError(f"a record holds a number too large for a table ({error}); leave its run out") from None
     write_table(frame, options.output)

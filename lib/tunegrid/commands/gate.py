@@ -1,20 +1,22 @@
 """Is a run worse than another? `tunegrid gate OLD.json NEW.json` says, cell by cell: better, same, worse, cannot tell.
 
 Exit code 1 if a score or a memory figure is worse, a cell is missing, or a cell of the new run did not pass; with --on also for
-changed numerics or for speed. Else 6 if no main score could be tested; with cannot-tell in --on also if the verdict on any is
-"cannot tell". Else 0. In GitHub Actions the answer and the table go to the step summary, too.
+changed numerics or for speed. Else 6 if numerics changed, no main score could be tested, or cells have another recipe; if --on
+names kinds without `changed`, numerics do not count; with `cannot-tell`, 6 also if any main score cannot be decided. Else 0. In
+GitHub Actions the answer and the table go to the step summary, too.
 """
 
 import argparse
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tunegrid.gate.judgements import COUNTED, FAILED_BY
+from tunegrid.gate.judgements import COUNTED, DEFAULT_KINDS, parse_kinds
 from tunegrid.report.summary import annotate, gate_section, summary, table, write_step_summary
 from tunegrid.report.tables import Section, text
-from tunegrid.report.verdict import parse_kinds, run_verdict
+from tunegrid.report.verdict import run_verdict
 from tunegrid.runs.files import SavedRun, read_saved
 from tunegrid.terminal import say
 
@@ -26,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("old", type=Path, metavar="OLD.json", help="the baseline")
     add("new", type=Path, metavar="NEW.json", help="the run to judge")
     add("--format", choices=("text", "markdown", "json"), default="text")
-    add("--on", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"what counts: {','.join(COUNTED)}")
+    add("--on", default=",".join(DEFAULT_KINDS), metavar="KIND,KIND", help=f"what counts: {','.join(COUNTED)}")
     add("--numerics", action="store_true", help="also print the evidence for verdicts on numerics; JSON always has it")
     options = parser.parse_args(arguments)
     return judge(read_saved(options.old), read_saved(options.new), options)
@@ -36,10 +38,22 @@ def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
     """Print the verdicts and the answer; return its exit code."""
     from tunegrid.gate.gate import Run, gate  # which brings scipy
 
-    kinds, files = parse_kinds(options.on), (f"{old.path}", f"{new.path}")
+    kinds = parse_kinds(options.on)
     judgements = gate(*(Run.make(run.records, run.path, run.noise) for run in (old, new)))
-    names = {"baseline": old.path.name, "command": new.command}
-    verdict = run_verdict(new.records, judgements, kinds, before=old.records, files=files, **names)
+    files = f"{old.path}", f"{new.path}"
+    given = ["tunegrid", "gate", *files]
+    if options.numerics:
+        given.append("--numerics")
+    verdict = run_verdict(
+        new.records,
+        judgements,
+        kinds,
+        baseline=old.path.name,
+        before=old.records,
+        command=new.command,
+        given=shlex.join(given),
+        files=files,
+    )
     rows = [{"cell": j.cell, "numerics": j.verdict, "what": j.detail} for j in judgements if j.kind == "numerics"]
     sections = [table(dict.fromkeys(("cell", "numerics", "what"), ""), rows)] if options.numerics else []
     words = summary(verdict, judgements, evidence=sections)

@@ -20,10 +20,10 @@ from statistics import fmean, median, median_low, stdev
 from typing import Any
 
 from tunegrid import ROOT
-from tunegrid.commands.environments import read_output
+from tunegrid.commands.packages import read_output
 from tunegrid.commands.paired_timing import MARK
 from tunegrid.errors import InputError
-from tunegrid.gate.judgements import Outcome, Verdict
+from tunegrid.gate.judgements import Verdict
 from tunegrid.grid.cells import SMOKE, STUDY
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.terminal import say
@@ -63,8 +63,8 @@ class Change:
         (more, less, same), (percent, low, high) = FIGURES[figure], (round(100 * (math.exp(log) - 1)) for log in logs)
         if percent < 0:
             percent, low, high, more = -percent, -high, -low, less
-        doubt = ": cannot tell" if self.verdict is Verdict.CANNOT_TELL else ""
-        return f"{figure} {f'{percent} % {more}' if percent else same} ({low} to {high} %){doubt}"
+        note = ": cannot tell" if self.verdict is Verdict.CANNOT_TELL else ""
+        return f"{figure} {f'{percent} % {more}' if percent else same} ({low} to {high} %){note}"
 
 
 def find_changes(ratios: Ratios, tests: int) -> dict[tuple[str, str], Change]:
@@ -151,15 +151,20 @@ def open_cells(ratios: Ratios, changes: Mapping[tuple[str, str], Change]) -> lis
     return list(dict.fromkeys(cell for cell, _ in keys))
 
 
-def answer(ratios: Ratios, changes: Mapping[tuple[str, str], Change]) -> Outcome:
-    """Say what was found, the answer last: worse if anything is; no worse if every figure of every cell is told."""
+def answer(ratios: Ratios, changes: Mapping[tuple[str, str], Change]) -> int:
+    """Say what was found, the answer last; return the exit code: 1 worse, 6 cannot tell, 0 no worse."""
     words = {key: f"{key[0]} {change.describe(key[1])}" for key, change in changes.items()}
     say("\n".join(words.values()))
     drops = [words[key] for key, change in changes.items() if change.verdict is Verdict.WORSE]
     cells = open_cells(ratios, changes)
-    outcome = Outcome.WORSE if drops else Outcome.CANNOT_TELL if cells else Outcome.NO_WORSE
-    say(f"{outcome.capitalize()}: {some(drops or cells or [*words.values()])}")
-    return outcome
+    if drops:
+        say(f"Worse: {some(drops)}")
+        return 1
+    if cells:
+        say(f"Cannot tell: {some(cells)}")
+        return 6
+    say(f"No worse: {some([*words.values()])}")
+    return 0
 
 
 def compare(places: Sequence[Path], names: Sequence[str], device: str) -> int:
@@ -178,7 +183,7 @@ def compare(places: Sequence[Path], names: Sequence[str], device: str) -> int:
             times = " -> ".join(f"{1000 * median(one['seconds'] for one in turn):.1f}" for turn in turns)
             say(f"round {number} of at most {LOOKS[-1]}  {cell}  {times} ms an update")
         changes = find_changes(ratios, len(FIGURES) * len(cells))
-    return answer(ratios, changes).exit_code
+    return answer(ratios, changes)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

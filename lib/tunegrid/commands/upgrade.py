@@ -1,30 +1,29 @@
 """Can I upgrade? `tunegrid upgrade 'transformers==5.25'` runs the cells before and after, and says what changed.
 
-The packages that pip would change for the upgrade go into a new environment; it takes all others from this one. A package
+What is named, and what must change with it, goes into a new environment; it takes all others from this one. A package
 without a version means its newest; `peft@../peft` is a checkout with its uncommitted changes. "Before" is this environment, or
 one with the packages of --from. Cells make their first updates; those that differ train to their end. Four cells also run on
 the libraries' own path. After a stop, the same command goes on. The exit code is the gate's: 1 if a score or a memory figure is
-worse, or the libraries' own path now differs from ours, 6 if the gate cannot tell, else 0.
+worse, or the libraries' own path now differs from ours, 6 if numerics changed or the gate cannot tell, else 0.
 """
 
 import argparse
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import distributions
 from xml.etree import ElementTree
-
-from packaging.utils import canonicalize_name
 
 from tunegrid.commands import environments
 from tunegrid.commands.environments import Environment, NoRun
+from tunegrid.commands.packages import find_packages, installed_version, parse_requirement
 from tunegrid.errors import InputError
-from tunegrid.gate.judgements import SAME_NUMERICS, Judgement, Outcome
+from tunegrid.gate.judgements import SAME_NUMERICS, Judgement, parse_kinds
 from tunegrid.grid.recipes import MICRO, SCORED
 from tunegrid.machine import PACKAGES
 from tunegrid.report.summary import gate_section, summary, write_step_summary
 from tunegrid.report.tables import Section, text
-from tunegrid.report.verdict import parse_kinds, run_verdict
+from tunegrid.report.verdict import Rank, run_verdict
 from tunegrid.runs.files import SavedRun, read_saved
 from tunegrid.terminal import say
 from tunegrid.words import some
@@ -40,16 +39,18 @@ def make_environments(options: argparse.Namespace) -> Sides:
     specs, origin = options.specs, options.origin
     if not specs and not origin:
         raise InputError("say what to upgrade to, as in `tunegrid upgrade transformers==5.25`, or from what, with --from")
-    required = [list(map(environments.parse_requirement, one)) for one in (origin, specs)]
+    required = [list(map(parse_requirement, one)) for one in (origin, specs)]
     before, after = (environments.get_environment(one, options.find_links) for one in required)
     if after.folder == before.folder:
         raise InputError(f"nothing to upgrade: {' '.join(specs)} is what --from {' '.join(origin)} installs")
+    if not (specs and origin) and (before.is_copy or after.is_copy):
+        raise InputError(f"nothing to upgrade: {' '.join(specs or origin)} is installed here already")
     return before, after
 
 
 def changes(before: Environment, after: Environment) -> str:
     """As "peft 0.21.2 -> 0.22.0", the suite's libraries first; of equal versions the archives differ."""
-    suite_versions = {str(canonicalize_name(one.name)): one.version for one in distributions()}
+    suite_versions = {name: installed_version(package) for name, package in find_packages(sys.path).items()}
     names = sorted({**before.own, **after.own}, key=lambda name: (name not in PACKAGES, name))
     versions = [(name, *((suite_versions | {**side.own}).get(name, "none") for side in (before, after))) for name in names]
     version_changes = [f"{name} {old} -> {new}" for name, old, new in versions if old != new]
@@ -72,6 +73,18 @@ def run_sides(options: argparse.Namespace, sides: Sides, cells: Sequence[str], f
     return old, read_saved(after.run(f"{stage}.json", arguments))
 
 
+def judge_sides(old: SavedRun, new: SavedRun) -> list[Judgement]:
+    """The gate's judgements on the cells that were sound before."""
+    from tunegrid.gate.gate import Run, gate, is_sound  # which brings scipy
+
+    sound = [record for record in old.records if is_sound(record)]
+    before = Run.make(sound, old.path, old.noise)
+    after = Run.make(new.records, new.path, new.noise)
+    if not before.records or not after.records:
+        return []
+    return gate(before, after)
+
+
 def judged_runs(
     options: argparse.Namespace, sides: Sides, cells: Sequence[str], first_updates: Sequence[str]
 ) -> tuple[Runs, list[Judgement]]:
@@ -79,14 +92,8 @@ def judged_runs(
 
     With the option for `first_updates`, cells make these; those that are not the same train to their end, on both sides.
     """
-    from tunegrid.gate.gate import Run, gate  # which brings scipy
-
-    def judge(old: SavedRun, new: SavedRun) -> list[Judgement]:
-        after = Run.make(new.records, new.path, new.noise)
-        return gate(Run.make(old.records, old.path, old.noise), after) if after.records else []
-
     runs = run_sides(options, sides, cells, first_updates)
-    judgements = judge(*runs)
+    judgements = judge_sides(*runs)
     changed_cells = [j.cell for j in judgements if j.quantity == "numerics" and j.verdict not in SAME_NUMERICS]
     if not first_updates or not changed_cells:
         return runs, judgements
@@ -94,7 +101,7 @@ def judged_runs(
         replace(end, records=[*end.records, *(record for record in start.records if record.cell not in changed_cells)])
         for start, end in zip(runs, run_sides(options, sides, changed_cells), strict=True)
     )
-    return (old, new), judge(old, new)
+    return (old, new), judge_sides(old, new)
 
 
 def stock_differences(side: Environment, cells: Sequence[str]) -> dict[str, str]:
@@ -121,21 +128,50 @@ def run_upgrade(options: argparse.Namespace) -> int:
         if error.environment == sides[0]:
             raise
         say(f"{subject}: {error}")
-        return Outcome.WORSE.exit_code
+        return Rank.FAILED.exit_code
+    from tunegrid.gate.gate import is_sound  # which brings scipy
+
     new_differences = [cell for cell in stock if stock[cell] and not stock_before[cell]]
     own_path = "the libraries' own path of"
-    troubles = [f"{own_path} {cell} differs from ours now, and did not before: {stock[cell]}" for cell in new_differences]
+    differences = [f"{own_path} {cell} differs from ours now, and did not before: {stock[cell]}" for cell in new_differences]
     files = (str(old.path), str(new.path))
-    names = {"baseline": "the run before", "command": new.command}
-    verdict = run_verdict(new.records, judgements, kinds, before=old.records, troubles=troubles, files=files, **names)
+    verdict = run_verdict(
+        new.records,
+        judgements,
+        kinds,
+        baseline="the run before",
+        before=old.records,
+        other_failures=differences,
+        command=new.command,
+        files=files,
+        runner=sides[1].command,
+        upgrade=upgrade_words(options),
+    )
     write_step_summary(summary(verdict, judgements))
     say(f"`{shlex.join(['tunegrid', 'page', *reversed(files), '-o', 'upgrade.html'])}` shows both runs")
     tables = [gate_section(judgements, verdict.failing)] if judgements else []
     say(text([*tables, Section(sentences=verdict.sentences)]))
     equal_before, equal = (sum(not text for text in differences.values()) for differences in (stock_before, stock))
     in_cells = f" The libraries' path equals ours in {equal} of {len(stock)} cells, before in {equal_before}." if stock else ""
+    unsound = [record.cell for record in old.records if not is_sound(record)]
+    if unsound:
+        say(f"not compared, since an audit failed before the upgrade: {some(unsound)}")
     say(f"{subject}: {verdict.answer}{in_cells}")
     return verdict.exit_code
+
+
+def upgrade_words(options: argparse.Namespace) -> list[str]:
+    """The words that run both sides again, to which options of pytest can be added."""
+    words = ["tunegrid", "upgrade", *options.specs]
+    for spec in options.origin:
+        words += ["--from", spec]
+    if options.profile != "quick":
+        words += ["-m", options.profile]
+    if options.cells:
+        words += ["--cells", options.cells]
+    if options.find_links:
+        words += ["--find-links", str(options.find_links)]
+    return [*words, "--whole", "--", *options.pytest_options]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from tunegrid.gate.thresholds import load_margins, load_tolerances
 from tunegrid.grid.cells import study_place
 from tunegrid.record import Record
 from tunegrid.runs.files import OwnNoise, read_saved
+from tunegrid.words import count, phrase
 
 NO_SCORES = "the baseline holds only its first updates"
 
@@ -75,8 +76,10 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
     """Every verdict: missing cells first, then the others, both in the study's order.
 
     The noise of training is the suite's, and that of the runs' own cells, if None.
-    Raises InputError if the two runs are of two profiles, have no cell in common,
-    or scored different test rows.
+
+    Raises:
+        InputError: if the runs are of two profiles, have no cell in common or scored different
+            test rows, or if a cell of the baseline that the run has failed an audit.
     """
     margins, tolerances = load_margins(), load_tolerances()
     if noise is None:
@@ -87,6 +90,7 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
         raise InputError("no cell of the run finished: there is nothing to judge")
     if not (cells := _rows(old, new)):
         raise InputError(f"the two runs have no cell in common: the baseline has no {next(iter(new.records))}")
+    check_sound(old.select(cells))
     wholes = _rows(*(Run.make((one for one in run.all_records if one.finished), run.path) for run in (old, new)))
 
     arithmetic = {cell: numerics.judge_numerics(rows, tolerances) for cell, rows in cells.items()}
@@ -103,6 +107,35 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
         records = [next(iter(seeds.values())) for cell, seeds in run.records.items() if cell not in other.records]
         judgements += [make_judgement(record, "cell", verdict, detail=detail) for record in records]
     return sorted(judgements, key=lambda judgement: (judgement.cell in new.records, study_place(judgement.cell)))
+
+
+def check_sound(baseline: Run) -> None:
+    """Raises InputError if a cell of a baseline failed an audit: its figures are not its method's.
+
+    A missed bound is a figure like others: a run that is as low misses it, too.
+    """
+    unsound = {r.cell: r for r in baseline.all_records if not is_sound(r)}
+    if not unsound:
+        return
+    first = next(iter(unsound.values()))
+    audits = failed_audit_names(first)
+    reason = f"{first.cell} failed {'audits' if audits[1:] else 'audit'} {phrase(audits)}"
+    if not audits:
+        reason = f"{first.cell} had wrong figures: {first.missed[0]}"
+    others = f", {count(len(unsound) - 1, 'other cell')} failed, too" if len(unsound) > 1 else ""
+    name = baseline.path or "the older run"
+    raise InputError(f"{name} cannot be a baseline: {reason}{others}; give a run that passed")
+
+
+def is_sound(record: Record) -> bool:
+    """Checks that no audit of a record failed, and no figure of its first updates was wrong."""
+    return record.status != "failed" and not failed_audit_names(record)
+
+
+def failed_audit_names(record: Record) -> list[str]:
+    """The names of the audits that failed and count."""
+    failed = [finding.name for finding in record.audits if not finding.passed]
+    return [name for name in failed if name not in record.excused]
 
 
 def _confirm(drop: Judgement, rows: Rows, confirming: RecordsBySeed, judge: Callable[..., list[Judgement]]) -> Judgement:

@@ -1,18 +1,21 @@
-"""The words of a gate: `Verdict`, what it says; `Judgement`, one verdict with its evidence, and what it counts as."""
+"""A gate's judgements on figures: each is a `Verdict` with its evidence; and which of them count in a run's verdict."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
+from tunegrid.errors import InputError
 from tunegrid.record import Record
 
 KINDS = ("numerics", "quality", "memory", "speed", "instruments")  # of figures
-CANNOT_TELL = "cannot-tell"
-COUNTED = (*KINDS, CANNOT_TELL)  # what may fail a run
-# By default. On a machine with other work, speed would fail at random; a change of numerics may be meant.
-FAILED_BY = ("quality", "memory")
+CHANGED = "changed"  # numerics that changed, or fewer bytes of tensors, ask for a decision
+CANNOT_TELL = "cannot-tell"  # a main score that cannot be decided asks for more seeds
+COUNTED = (*KINDS, CHANGED, CANNOT_TELL)  # what a run's exit code may depend on
+# On a machine with other work, speed would fail at random. A change of numerics may be meant: it is no failure, and no pass.
+DEFAULT_KINDS = ("quality", "memory", CHANGED)
+NEVER_FAILING = ("rss_peak_gib",)  # a process's resident set depends on the cells that it ran before
 LEDGER = ("weights_bytes", "gradients_bytes", "optimizer_bytes", "checkpoint_bytes")
 PEAKS = ("rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib")
 TRACED = ("activations_bytes", "peak_bytes")  # of one update, in footprints
@@ -39,19 +42,6 @@ GRAVEST_FIRST = tuple(Verdict)
 SAME_NUMERICS = (Verdict.EQUAL, Verdict.ROUNDING)  # but for rounding; other verdicts on numerics need scores
 
 
-class Outcome(StrEnum):
-    """What a gate says of a whole run."""
-
-    NO_WORSE = "no worse"
-    WORSE = "worse"
-    CANNOT_TELL = "cannot tell"
-
-    @property
-    def exit_code(self) -> int:
-        """0, 1 or 6: pytest itself takes 2 to 5."""
-        return {Outcome.NO_WORSE: 0, Outcome.WORSE: 1, Outcome.CANNOT_TELL: 6}[self]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
     """One verdict with its evidence."""
@@ -65,8 +55,8 @@ class Judgement:
     effect: float | None = None  # new minus old: in points, in an instrument's units, or as a share; None: nothing was compared
     low: float | None = None  # of its 95 % interval
     high: float | None = None
-    p: float | None = None  # of being worse; of a main score adjusted over cells
-    smallest: float | None = None  # drop that would be called worse four times in five
+    p: float | None = None  # of being worse, of this figure alone, as its interval; None: it was not tested
+    min_drop: float | None = None  # the smallest drop that would be called worse four times in five
     error: float | None = None  # standard, by training noise; None: single rows were compared
     margin: float | None = None  # the smallest change that counts, in points
     seeds: int = 1  # runs of the cell that were judged
@@ -119,10 +109,67 @@ def describe(judgement: Judgement) -> str:
     if effect is not None:
         share = f"{100 * effect:+.{3 if judgement.quantity in LEDGER else 1}f} %"
         change = " " + {"quality": f"{effect:+.2f} points", "instruments": f"{effect:+.3f}"}.get(judgement.kind, share)
-    sees = f"; detects drops from {judgement.smallest:.1f}" if judgement.smallest is not None else ""
-    return f"{judgement.cell} {judgement.quantity}{change} ({judgement.detail}{sees})"
+    detail = judgement.detail
+    if judgement.min_drop is not None:
+        detail += f"; detects drops from {judgement.min_drop:.1f}"
+    return f"{judgement.cell} {judgement.quantity}{change} ({detail})"
 
 
 def verdict_text(judgement: Judgement) -> str:
     """The same with the verdict before it."""
     return f"{judgement.verdict}: {describe(judgement)}"
+
+
+# Which judgements count
+
+
+def parse_kinds(text: str) -> tuple[str, ...]:
+    """The kinds that a run's exit code depends on; raises InputError for a name that is none."""
+    kinds = tuple(text.split(","))
+    for kind in kinds:
+        if kind not in COUNTED:
+            names = ",".join(COUNTED)
+            raise InputError(f"unknown kind of figure {kind!r}: expected some of {names}")
+    return kinds
+
+
+def find_worse(judged: Iterable[Judgement], kinds: Sequence[str]) -> list[Judgement]:
+    """The judgements that fail a run: worse figures and changed numerics of these kinds, and every missing cell."""
+    return [judgement for judgement in judged if _fails(judgement, kinds)]
+
+
+def _fails(judgement: Judgement, kinds: Sequence[str]) -> bool:
+    if judgement.verdict is Verdict.MISSING:
+        return True
+    if judgement.kind not in kinds or judgement.quantity in NEVER_FAILING:
+        return False
+    if judgement.verdict is Verdict.CHANGED:
+        return judgement.kind == "numerics"
+    return judgement.verdict is Verdict.WORSE
+
+
+def main_scores(judged: Iterable[Judgement], *verdicts: Verdict) -> list[Judgement]:
+    """The judgements on main scores; of these verdicts if any is given."""
+    mains = [judgement for judgement in judged if judgement.quantity == judgement.main_score]
+    return [judgement for judgement in mains if not verdicts or judgement.verdict in verdicts]
+
+
+def was_compared(judgement: Judgement) -> bool:
+    """Checks that something is known of the figure's change."""
+    if judgement.verdict is Verdict.CANNOT_TELL:
+        return judgement.p is not None
+    return judgement.verdict not in (Verdict.NOT_COMPARABLE, Verdict.NEW)
+
+
+def uncompared_kinds(judged: Sequence[Judgement], kinds: Sequence[str]) -> list[str]:
+    """The kinds that count and of which no figure could be compared; of quality, no main score."""
+    names = []
+    for kind in KINDS:
+        figures = [judgement for judgement in judged if judgement.kind == kind]
+        if kind == "quality":
+            figures = main_scores(figures)
+        if kind in kinds and figures and not any(map(was_compared, figures)):
+            names.append(kind)
+    compared = [judgement for judgement in judged if judgement.kind in kinds and was_compared(judgement)]
+    counted = [kind for kind in KINDS if kind in kinds]
+    return names if names or compared else counted

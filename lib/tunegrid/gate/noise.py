@@ -109,7 +109,6 @@ class Noise:
     profile: str = ""  # that was calibrated
     rows: Mapping[str, int] = field(default_factory=dict)  # test rows by task; of other test sets, nothing is known
     scores: Mapping[str, ScoresByKey] = field(default_factory=dict)  # points, by kind of noise
-    first_seed: int = 0  # of those of `SEEDS`, which follow it
     own: Sequence[OwnNoise] = ()  # of users' cells; the first that applies counts
 
     @cached_property
@@ -203,12 +202,13 @@ def load_noise(path: Path = NOISE, own: Sequence[OwnNoise] = ()) -> Noise:
     with tables(path, "noise", LAB_CALIBRATE) as content:
         rows = {task: int(count) for task, count in check_shape(content["rows"], dict[str, Number]).items()}
         cells = check_shape(content["cells"], dict[str, dict[str, dict[Literal["seeds", "perturbed"], _Entry]]])
-        if unknown_cells := {cell for cell in cells if task_name(cell) not in rows}:
-            raise KeyError(f"rows of {min(unknown_cells)}")
+        for cell in sorted(cells):
+            if task_name(cell) not in rows:
+                raise KeyError(f"rows of {cell}")
         groups = {(cell, metric): kinds for cell, metrics in cells.items() for metric, kinds in metrics.items()}
         scores = {kind: {key: part[kind].scores for key, part in groups.items() if kind in part} for kind in (SEEDS, PERTURBED)}
-        profile, seeds = str(content["evidence"]["profile"]), check_shape(content["evidence"]["seeds"], list[int])
-        return Noise(profile=profile, rows=rows, scores=scores, first_seed=seeds[0], own=own)
+        profile = str(content["evidence"]["profile"])
+        return Noise(profile=profile, rows=rows, scores=scores, own=own)
 
 
 def load_own_noise(path: Path) -> list[OwnNoise]:

@@ -18,7 +18,7 @@ from scipy import special
 from tunegrid.errors import InputError
 from tunegrid.gate.judgements import GRAVEST_FIRST, Judgement, Verdict, make_judgement
 from tunegrid.gate.modules import Modules, Names, first_modules, read_both
-from tunegrid.gate.quality import Rows
+from tunegrid.gate.quality import OTHER_RECIPE, Rows, has_other_recipe
 from tunegrid.gate.thresholds import BERTSCORE_ROUNDING, CHANCE, FIXED_ANSWERS, SMALL_NORM, Tolerances, cell_tolerance
 from tunegrid.record import Record
 from tunegrid.record.checks import BERTSCORE
@@ -285,7 +285,7 @@ def not_comparable(old: Record, new: Record, tolerances: Tolerances) -> str:
     kinds = arithmetic(old), arithmetic(new)
     reasons = {
         "no run of the same seed": (old.seeds.seed, old.seeds.split_seed) != (new.seeds.seed, new.seeds.split_seed),
-        "other recipes or limits": old.recipe != new.recipe or old.limits != new.limits,
+        OTHER_RECIPE: has_other_recipe(old, new),
         "other ranks": old.processes != new.processes,  # dropout draws others on every rank
         "other rows": old.data and new.data and old.data.fingerprint != new.data.fingerprint,
         "a run without losses": not losses(old) or not losses(new),

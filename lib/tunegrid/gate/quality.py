@@ -9,7 +9,7 @@ A whole run of equal quality is called worse with a chance of at most 5 %: main 
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from tunegrid.words import count
 
 MAIN_ALPHA, OTHER_ALPHA = 0.9 * ALPHA, 0.1 * ALPHA
 Points = Mapping[str, Sequence[float]]  # of each row, by metric; and its texts
+OTHER_RECIPE = "other recipes or limits"
 MORE_SEEDS = "noise was not calibrated, and one seed on each side does not show it: give both runs --seeds 0-4"
 
 
@@ -49,6 +50,11 @@ class Rows:
         pairs = [(self.old.get(seed, others[i % len(others)]), record) for i, (seed, record) in enumerate(self.new.items())]
         return sorted(pairs, key=lambda pair: pair[0].seeds.seed != pair[1].seeds.seed)
 
+    @property
+    def has_scores(self) -> bool:
+        """True if any of these records was scored."""
+        return any(old.scores or new.scores for old, new in self.records)
+
     @cached_property
     def points(self) -> list[tuple[Points, Points]]:
         """The pairs of points by row; empty if any is missing. Raises InputError if two scored different test rows."""
@@ -67,6 +73,8 @@ class Rows:
     def check_equal(self, judgement: Judgement) -> Judgement:
         """The judgement on a score; *same* if it is equal to the last digit in each pair, and no row's points are others."""
         metric = judgement.quantity
+        if judgement.verdict is Verdict.NOT_COMPARABLE:
+            return judgement
         scores = [[record.scores.get(metric) for record in pair] for pair in self.records]
         files = [[one.examples and one.examples.file for one in pair] for pair in self.records]
         if any(before is None or before != after for before, after in scores):
@@ -124,16 +132,20 @@ def weigh(metric: str, rows: Rows, one_training: bool, noise: Noise, margin: flo
 
 def decide(
     effects: Mapping[NoiseKey, Effect], mains: Mapping[str, str], margins: Mapping[str, float]
-) -> dict[NoiseKey, tuple[Verdict, float, float]]:
-    """The verdicts on a run's effects, each with its adjusted p-value of being worse and the smallest drop that is told."""
-    decisions: dict[NoiseKey, tuple[Verdict, float, float]] = {}
+) -> dict[NoiseKey, tuple[Verdict, float]]:
+    """The verdicts on a run's effects, each with the smallest drop that would be called worse.
+
+    Verdicts rest on p-values that are adjusted over the run's cells (Holm 1979).
+    """
+    decisions: dict[NoiseKey, tuple[Verdict, float]] = {}
     for is_main, alpha in ((True, MAIN_ALPHA), (False, OTHER_ALPHA)):
-        family = {key: effect for key, effect in effects.items() if (mains[key[0]] == key[1]) == is_main}
-        worse, better = (holm({key: getattr(effect, p) for key, effect in family.items()}) for p in ("p_worse", "p_better"))
+        family = {key: one for key, one in effects.items() if (mains[key[0]] == key[1]) == is_main}
+        worse = holm({key: effect.p_worse for key, effect in family.items()})
+        better = holm({key: effect.p_better for key, effect in family.items()})
         for key, effect in family.items():
             margin = margins.get(key[1], margins["other"])
             verdict = effect_verdict(effect, worse[key], better[key], margin, alpha)
-            decisions[key] = verdict, worse[key], effect.detectable_drop(alpha / len(family), margin)
+            decisions[key] = verdict, effect.detectable_drop(alpha / len(family), margin)
     return decisions
 
 
@@ -147,28 +159,49 @@ def effect_verdict(effect: Effect, p_worse: float, p_better: float, margin: floa
 
 
 def assess(cells: Sequence[Rows], one_training: Collection[str], margins: Mapping[str, float], noise: Noise) -> list[Judgement]:
-    """A judgement on each bounded score of cells that trained to their ends; those of `one_training` differ by rounding."""
-    by_cell = {rows.cell: rows for rows in cells if any(one.scores for pair in rows.records for one in pair)}
+    """A judgement on each bounded score of cells that trained to their ends.
+
+    Cells of `one_training` differ by rounding. Scores of another recipe are not compared.
+    """
+    by_cell = {rows.cell: rows for rows in cells if rows.has_scores}
     mains = {cell: rows.records[0][0].main_score for cell, rows in by_cell.items()}
     effects: dict[NoiseKey, Effect] = {}
     evidence: dict[NoiseKey, dict[str, Any]] = {}
     judgements = []
     for cell, rows in by_cell.items():
         first = rows.records[0][0]
+        judge = partial(make_judgement, first)
         for metric in first.bounded_scores:
-            scores = ([record.scores.get(metric) for record in seeds.values()] for seeds in (rows.old, rows.new))
-            old, new = (all(score is not None and math.isfinite(score) for score in group) for group in scores)
-            if not old or not new:
-                verdict, side = (Verdict.WORSE, "new") if old else (Verdict.CANNOT_TELL, "old")
-                judgements.append(make_judgement(first, metric, verdict, detail=f"the {side} score is not a number"))
+            if any(has_other_recipe(*pair) for pair in rows.records):
+                judgements.append(judge(metric, Verdict.NOT_COMPARABLE, detail=OTHER_RECIPE))
                 continue
-            margin = margins.get(metric, margins["other"])  # of any other score, as a user's task may hold
+            if not has_numbers(rows.old, metric):
+                detail = "the old score is not a number"
+                judgements.append(judge(metric, Verdict.CANNOT_TELL, detail=detail))
+                continue
+            if not has_numbers(rows.new, metric):
+                detail = "the new score is not a number"
+                judgements.append(judge(metric, Verdict.WORSE, detail=detail))
+                continue
+            margin = margins.get(metric, margins["other"])  # a user's task may hold any score
             facts, effect = weigh(metric, rows, cell in one_training, noise, margin)
-            if effect:
-                effects[cell, metric], evidence[cell, metric] = effect, facts
+            if effect is None:
+                judgements.append(judge(metric, Verdict.CANNOT_TELL, **facts))
             else:
-                judgements.append(make_judgement(first, metric, Verdict.CANNOT_TELL, **facts))
-    for (cell, metric), (verdict, p, smallest) in decide(effects, mains, margins).items():
-        facts = evidence[cell, metric] | {"p": p, "smallest": smallest}
+                effects[cell, metric] = effect
+                evidence[cell, metric] = facts
+    for (cell, metric), (verdict, min_drop) in decide(effects, mains, margins).items():
+        facts = evidence[cell, metric] | {"p": effects[cell, metric].p_worse, "min_drop": min_drop}
         judgements.append(make_judgement(by_cell[cell].records[0][0], metric, verdict, **facts))
-    return [by_cell[j.cell].check_equal(j) for j in judgements]
+    return [by_cell[judgement.cell].check_equal(judgement) for judgement in judgements]
+
+
+def has_numbers(records: RecordsBySeed, metric: str) -> bool:
+    """Checks that every record has a finite number as this score."""
+    scores = [record.scores.get(metric) for record in records.values()]
+    return all(score is not None and math.isfinite(score) for score in scores)
+
+
+def has_other_recipe(before: Record, after: Record) -> bool:
+    """True if two records have other recipes or other limits of rows."""
+    return before.recipe != after.recipe or before.limits != after.limits

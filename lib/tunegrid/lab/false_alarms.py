@@ -17,12 +17,11 @@ from tunegrid.commands.cli import refuse
 from tunegrid.commands.run import command
 from tunegrid.errors import InputError
 from tunegrid.gate.gate import Run, gate, read_run
-from tunegrid.gate.judgements import FAILED_BY, verdict_text
+from tunegrid.gate.judgements import DEFAULT_KINDS, find_worse, verdict_text
 from tunegrid.gate.thresholds import Bounds, load_bounds
 from tunegrid.lab.calibrate import RUNS, parse_seeds
 from tunegrid.record import Record
-from tunegrid.record.checks import below_bounds, failures
-from tunegrid.report.verdict import find_worse
+from tunegrid.record.checks import below_bounds, failed_audits
 from tunegrid.runs.files import read_list
 
 BOUNDS = ROOT / "benchmarks" / "thresholds" / "quick.toml"
@@ -56,9 +55,12 @@ def alarms(records: Iterable[Record], path: Path, baseline: Run, bounds: Mapping
     for record in run.all_records:
         trainings = [record, *confirmations.get(record.cell, ())]
         gaps = [below_bounds(one.scores, bounds.get(one.cell, {})) for one in trainings]
-        texts = [*(gaps[0] if all(gaps) else ()), *(text for one in trainings for text in failures(one.audits, one.excused))]
+        texts = [
+            *(gaps[0] if all(gaps) else ()),
+            *(text for one in trainings for text in failed_audits(one.audits, one.excused)),
+        ]
         calls += [("missed", record.cell, f"{record.cell} {text}") for text in texts]
-    return calls + [("worse", one.cell, verdict_text(one)) for one in find_worse(gate(baseline, run), FAILED_BY)]
+    return calls + [("worse", one.cell, verdict_text(one)) for one in find_worse(gate(baseline, run), DEFAULT_KINDS)]
 
 
 def main(arguments: list[str] | None = None) -> int:

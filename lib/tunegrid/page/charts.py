@@ -110,7 +110,11 @@ def quality(comparisons: Sequence[Comparison]) -> Iterator[Chart]:
     for task in dict.fromkeys(one.task for one in comparisons):
         group = [one for one in comparisons if one.task == task]
         for cost in (TRAINED, PEAK if all(PEAK in one.costs for one in group) else TENSORS, SECONDS):
-            points = [(one, m, float(c)) for one in group for m, e in one.entries.items() if (c := e.costs[cost]) and e.scores]
+            points = []
+            for comparison in group:
+                for method, entry in comparison.entries.items():
+                    if entry.costs[cost] > 0:  # it is NaN if it was not measured
+                        points.append((comparison, method, entry.costs[cost]))
             if points:
                 yield cost_chart(task, cost, points)
 

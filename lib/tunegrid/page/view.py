@@ -21,10 +21,11 @@ from tunegrid.grid.tasks import score_title
 from tunegrid.page.rows import rows_section
 from tunegrid.record import Record, Status
 from tunegrid.report import compare
-from tunegrid.report.compare import MIB, Comparison, compare_methods
+from tunegrid.report.compare import Comparison, compare_methods
 from tunegrid.report.tables import Section
 from tunegrid.report.verdict import RunVerdict, run_verdict
 from tunegrid.runs.files import OwnNoise, SavedRun, read_saved
+from tunegrid.runs.frame import figure_frame
 from tunegrid.runs.status import cell_status, too_short, unconfirmed_misses
 from tunegrid.terminal import strip_places
 from tunegrid.words import count, some
@@ -122,26 +123,36 @@ def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
 
 
 def judge_runs(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
-    """The gate's verdicts on the cells that can be compared, and a sentence for what cannot."""
+    """The gate's judgements on the cells that can be compared, and a sentence for what cannot."""
     try:
         before = Run.make(old.records, old.path, old.noise)
         after = Run.make(new.records, new.path, new.noise)
-        misfits = []
-        for cell in before.records.keys() & after.records.keys():
-            try:
-                for record in old.by_cell[cell]:
-                    check_rows(record, new.by_cell[cell][0])
-            except InputError:
-                misfits.append(cell)
-        text = f"{old.name} scored other test rows in {some(sorted(misfits))}: its figures are shown, but not paired or judged"
-        itself = f"{old.name} and {new.name} hold the same records: there is nothing to compare"
-        remarks = [*([text] if misfits else []), *([itself] if old.records == new.records else [])]
-        before, after = (run.select(run.records.keys() - set(misfits)) for run in (before, after))
-        if not before.records.keys() & after.records.keys():
-            return [], remarks or [f"{old.name} and {new.name} have no finished cell in common, so nothing is compared"]
+        common = before.records.keys() & after.records.keys()
+        unlike = sorted(cell for cell in common if has_other_rows(old.by_cell[cell], new.by_cell[cell][0]))
+        remarks = []
+        if unlike:
+            rows = f"{old.name} scored other test rows in {some(unlike)}"
+            remarks.append(f"{rows}: its figures are shown, but not paired or judged")
+        if old.records == new.records:
+            remarks.append(f"{old.name} and {new.name} hold the same records: there is nothing to compare")
+        if common == set(unlike):
+            nothing = f"{old.name} and {new.name} have no finished cell in common, so nothing is compared"
+            return [], remarks or [nothing]
+        before = before.select(before.records.keys() - set(unlike))
+        after = after.select(after.records.keys() - set(unlike))
         return gate(before, after), remarks
     except InputError as error:
         return [], [f"not compared with {old.name}: {error}"]
+
+
+def has_other_rows(old: Iterable[Record], new: Record) -> bool:
+    """True if a record was scored on other test rows than one of the older ones."""
+    try:
+        for record in old:
+            check_rows(record, new)
+    except InputError:
+        return True
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,24 +356,45 @@ class Page:
     @property
     def costs(self) -> list[Section]:
         """Bytes, peaks, rates and energy of all cells; what was measured of none is left out."""
-        records = self.run.records
+        records = [record for cell in self.cells for record in cell.records]
         is_shared = any(r.memory and r.own_peak_gib is None and r.peak_gib is not None for r in records)
-        is_contended = any(r.device and r.device.contended for r in records)
-        metered_cells = [cell for cell in self.cells if any(joules is not None for joules in energy_row(cell).values())]
-        devices = [record.device for cell in metered_cells for record in cell.records if record.device]
+        alone = [r for r in records if not (r.device and r.device.contended)]
+        joules = figure_frame(records, JOULES).groupby(level=0, sort=False)
+        energy = joules.agg(lambda figures: figures.mean(skipna=False))
+        metered_cells = energy.dropna(how="all").index
+        devices = [r.device for r in records if r.device and r.cell in metered_cells]
         counters = "; ".join(dict.fromkeys(device.energy for device in devices if device.energy))
-        parts = (
-            ("Bytes and peaks of memory", memory_row, "Peaks include what earlier cells of the same process left." * is_shared),
-            ("Speed and losses", speed_row, "Times are left out if other work used the machine." * is_contended),
-            ("Energy", energy_row, f"Idle power included{f' ({counters})' if counters else ''}."),
-        )
-        digits = {"updates": ".0f", "tokens/s": ".0f", "first loss": ".4f", "last loss": ".4f", "step s": ".4f"}
-        tables = []
-        for heading, row_of, note in parts:
-            frame = drop_empty([{"cell": cell.id} | row_of(cell) for cell in self.cells])
-            forms = {name: digits.get(name, ".2f") for name in frame.columns[1:]}
-            tables += [Section(heading=heading, frame=frame, formats=forms, sentences=[note] if note else [])] if forms else []
-        return tables
+        shared = "Peaks include what earlier cells of the same process left." if is_shared else ""
+        contended = ""
+        if alone != records:
+            contended = "Times are left out if other work used the machine."
+        idle = f"Idle power included ({counters})." if counters else "Idle power included."
+        tables = [
+            cost_section("Bytes and peaks of memory", self._memory(), shared),
+            cost_section("Speed and losses", self._speed(alone), contended),
+            cost_section("Energy", energy, idle),
+        ]
+        return [table for table in tables if table.formats]
+
+    def _memory(self) -> pd.DataFrame:
+        """MiB of tensors of each cell's first seed, and the peak of each phase."""
+        records = [cell.first for cell in self.cells]
+        columns = dict(TENSOR_SIZES)
+        for record in records:
+            phases = record.memory.phases if record.memory else {}
+            for phase in phases:
+                columns[f"{phase} GiB"] = f"memory.phases.{phase}.peak_gib"
+        return figure_frame(records, columns)
+
+    def _speed(self, records: Sequence[Record]) -> pd.DataFrame:
+        """Losses of each cell's first seed; mean rates of these records, and of the older run's."""
+        frame = figure_frame([cell.first for cell in self.cells], COURSE)
+        frame = frame.join(figure_frame(records, RATES).groupby(level=0).mean())
+        old_records = [record for cell in self.cells for record in cell.old]
+        before = figure_frame(old_records, {FORMER_RATE: RATES["rows/s"]})
+        frame = frame.join(before.groupby(level=0).mean())
+        frame[FORMER_RATE] = frame[FORMER_RATE].where(frame["rows/s"].notna())
+        return frame
 
     @cached_property
     def runs(self) -> list[PageRun]:
@@ -448,46 +480,42 @@ class Page:
         return [rows_section(cell.first, self.run.path, next(iter(cell.old), None), baseline, limit)]
 
 
-RATES = {
-    "train_samples_per_second": "rows/s",
-    "train_tokens_per_second": "tokens/s",
-    "step_seconds_median": "step s",
-    "step_seconds_p90": "step p90 s",
-    "eval_samples_per_second": "scored rows/s",
-    "generated_tokens_per_second": "generated tokens/s",
+TENSOR_SIZES = {
+    "weights MiB": "memory.ledger.weights_mib",
+    "gradients MiB": "memory.ledger.gradients_mib",
+    "optimizer MiB": "memory.ledger.optimizer_mib",
+    "checkpoint MiB": "memory.ledger.checkpoint_mib",
+    "activations MiB": "memory.ledger.activations_mib",
+    "peak MiB": "memory.ledger.peak_mib",
 }
-Row = dict[str, Any]  # of a table
+COURSE = {"updates": "losses", "first loss": "first_loss", "last loss": "last_loss"}
+RATES = {
+    "train s": "training.seconds",
+    "MFU %": "flops.mfu_percent",
+    "rows/s": "throughput.train_samples_per_second",
+    "tokens/s": "throughput.train_tokens_per_second",
+    "step s": "throughput.step_seconds_median",
+    "step p90 s": "throughput.step_seconds_p90",
+    "scored rows/s": "throughput.eval_samples_per_second",
+    "generated tokens/s": "throughput.generated_tokens_per_second",
+}
+FORMER_RATE = "rows/s before"
+JOULES = {"GPU J": "gpu_joules", "CPU J": "cpu_joules"}
+DIGITS = {
+    "updates": ".0f",
+    "tokens/s": ".0f",
+    "first loss": ".4f",
+    "last loss": ".4f",
+    "step s": ".4f",
+}
 
 
-def memory_row(cell: CellView) -> Row:
-    """MiB of tensors, and the peak of each phase."""
-    memory = cell.first.memory
-    if memory is None:
-        return {}
-    sizes = {name.replace("_bytes", " MiB"): size / MIB for name, size in vars(memory.ledger).items() if size is not None}
-    phases = memory.phases.items()
-    return sizes | {f"{k} GiB": p.rss_peak_gib if p.reserved_peak_gib is None else p.reserved_peak_gib for k, p in phases}
-
-
-def speed_row(cell: CellView) -> Row:
-    """Losses, seconds and rates; these of seeds that had the machine for themselves."""
-    losses = [loss for loss in cell.losses() if loss is not None]
-    row: Row = {"updates": len(losses) or None, "first loss": losses[0], "last loss": losses[-1]} if losses else {}
-    records = [record for record in cell.records if not (record.device and record.device.contended)]
-    row["train s"] = mean(record.training.seconds for record in records if record.training)
-    row["MFU %"] = mean(record.flops.mfu_percent for record in records if record.flops)
-    row |= {column: mean(getattr(r.throughput, name) for r in records if r.throughput) for name, column in RATES.items()}
-    before = mean(record.throughput.train_samples_per_second for record in cell.old if record.throughput)
-    return row | {"rows/s before": before if row["rows/s"] else None}
-
-
-def energy_row(cell: CellView) -> Row:
-    """Joules by counter; none if a seed was not measured."""
-    row: Row = {}
-    for device in ("gpu", "cpu"):
-        joules = [record.memory.joules(f"{device}_energy_joules") if record.memory else None for record in cell.records]
-        row[f"{device.upper()} J"] = None if None in joules else mean(joules)
-    return row
+def cost_section(heading: str, frame: pd.DataFrame, note: str) -> Section:
+    """A table of those figures that any cell has; a row for each cell, which is its index."""
+    frame = frame.dropna(axis=1, how="all")
+    formats = {name: DIGITS.get(name, ".2f") for name in frame}
+    frame = frame.rename_axis("cell").reset_index()
+    return Section(heading=heading, frame=frame, formats=formats, sentences=[note] if note else [])
 
 
 def drop_empty(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -544,8 +572,16 @@ def make_page(
         answer: the session's, if there was one.
     """
     baseline = older[0] if older else None
-    judgements, remarks = (list(verdicts or ()), []) if verdicts is not None or not baseline else judge_runs(baseline, run)
-    verdicts_by_cell, cells, comparisons = by_cell(judgements), [], list[Comparison]()
+    judgements = list(verdicts or ())
+    remarks: list[str] = []
+    uncompared = ""
+    if baseline and verdicts is None:
+        judgements, remarks = judge_runs(baseline, run)
+        if remarks and not judgements:
+            uncompared, *remarks = remarks
+    verdicts_by_cell = by_cell(judgements)
+    cells = []
+    comparisons: list[Comparison] = []
     for cell, records in run.by_cell.items():
         old = baseline.seed_records(cell, {record.seeds.seed for record in records}) if baseline else []
         cells.append(CellView(records=records, old=old, judged=verdicts_by_cell.get(cell, [])))
@@ -555,7 +591,14 @@ def make_page(
     except InputError as error:
         remarks = [*remarks, f"methods are not compared: {error}"]
     name, before = (baseline.name, baseline.records) if baseline else ("", ())
-    verdict = answer or run_verdict(run.records, judgements, baseline=name, before=before, command=run.command)
+    verdict = answer or run_verdict(
+        run.records,
+        judgements,
+        baseline=name,
+        before=before,
+        uncompared=uncompared,
+        command=run.command,
+    )
     return Page(
         run=run,
         older=older,

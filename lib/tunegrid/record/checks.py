@@ -60,7 +60,7 @@ def missed_bounds_alone(record: Record) -> bool:
     return record.finished and all_measured and 0 < len(misses) == len(record.missed)
 
 
-def failures(findings: Iterable[AuditFinding], excused: Collection[str] = ()) -> list[str]:
+def failed_audits(findings: Iterable[AuditFinding], excused: Collection[str] = ()) -> list[str]:
     """What each audit that failed saw, but for those that do not count."""
     counts = (finding for finding in findings if not finding.passed and finding.name not in excused)
     return [f"audit {finding.name}: {finding.detail}" for finding in counts]
@@ -146,7 +146,7 @@ def _status_faults(record: Record) -> Iterator[str]:
         yield f"audits is empty, {clause}"
     if record.status in UNSUCCESSFUL and not record.missed:
         yield f"missed is empty, {clause}"
-    if record.status == "audit" and not failures(record.audits, record.excused):
+    if record.status == "audit" and not failed_audits(record.audits, record.excused):
         yield f"no audit failed, {clause}"
     if record.status == "unconfirmed" and not missed_bounds_alone(record):
         yield f"not only bounds were missed, {clause}"
@@ -181,5 +181,9 @@ def _success_faults(record: Record) -> Iterator[str]:
         limits = [name for name, value in vars(record.limits).items() if name != "own_test" and value]
         yield from (f"limits.{name} is set, but bounds apply to whole runs only" for name in limits)
         yield from (f"excused has {name}, but bounds apply to whole runs, which are long enough" for name in record.excused)
-    flaws = (*failures(record.audits, record.excused), *below_bounds(record.scores, record.bounds), *impossible_figures(record))
+    flaws = (
+        *failed_audits(record.audits, record.excused),
+        *below_bounds(record.scores, record.bounds),
+        *impossible_figures(record),
+    )
     yield from (f"the status is 'passed', but {sentence}" for sentence in flaws)

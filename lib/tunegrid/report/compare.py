@@ -1,7 +1,7 @@
 """Compares methods by task and cost: which is best, what it costs, and what cannot be told apart, and why.
 
-Methods are compared on one backbone and task at a time, by the scores of their seeds on the same test rows. Seeds are those of
-the run and, if recipe and scores are the same on as many test rows, the 20 to 30 of the calibrated noise. Needs no torch.
+Methods are compared on one backbone and task at a time, by the scores of the run's seeds on the same
+test rows. Their noise is the calibrated one if it is known, else that of these seeds. Needs no torch.
 """
 
 import math
@@ -18,26 +18,38 @@ from scipy import special
 from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.gate.figures import ALIKE
-from tunegrid.gate.noise import SEEDS, Groups, Noise, NoiseKey, task_name
+from tunegrid.gate.noise import SEEDS, Noise, NoiseKey
 from tunegrid.gate.statistics import ALPHA, POWER, holm
-from tunegrid.grid.cells import STUDY, STUDY_IDS, study_place
+from tunegrid.grid.cells import study_place
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.record import Record
-from tunegrid.record.checks import failures, impossible_figures
-from tunegrid.record.record import Limits, recipe_record
+from tunegrid.record.checks import failed_audits, impossible_figures
 from tunegrid.report.tables import Section
 from tunegrid.runs.files import check_alike, read_list
+from tunegrid.runs.frame import figure_frame
 from tunegrid.terminal import strip_places
 from tunegrid.words import count_text
 
-MIB = 2**20
-BYTES_A_PARAMETER = 4  # trained parameters are fp32
-TRAINED, TENSORS, PEAK, SECONDS = COSTS = ("trained MiB", "tensor MiB", "peak GiB", "seconds")  # of which less is better
+# Costs, of which less is better
+TRAINED = "trained MiB"
+TENSORS = "tensor MiB"
+PEAK = "peak GiB"
+SECONDS = "seconds"
+FIGURES = {
+    "score": "score",
+    TRAINED: "trained_mib",
+    TENSORS: "tensor_mib",
+    PEAK: "own_peak_gib",
+    SECONDS: "own_seconds",
+}
 PUBLISHED = ROOT / "reports" / "study.json"  # the study's scores
 INSTEAD = {"rougeLsum": "rougeL"}  # which score the study printed if it did not print the main one
-DOUBT = 0.001  # scores that one honest run in 1,000 has are not taken for those of the calibrated seeds
+# By which noise an interval is made
+CALIBRATED = "calibrated noise"
+OWN = "these seeds"
+UNKNOWN = "unknown"
+TOO_RARE = 0.001  # seeds of which so few runs scatter as much have another noise
 MOST_PAIRS = 40  # that a table lists: the others need more seeds than anybody has
-WHOLE = Limits(train_rows=None, validation_rows=None, test_rows=None, own_test=False)  # of calibrated seeds
 Error = tuple[float, float]  # a variance in squared points, and the degrees of freedom that it rests on
 
 
@@ -46,11 +58,12 @@ class Entry:
     """A method on one backbone and task."""
 
     first: Record  # of its seeds, which stands for all in what they have in common
-    scores: Sequence[float]  # main scores of its seeds, and of calibrated ones; at least one
-    costs: Mapping[str, float | None]  # by `COSTS`; None for what was not measured of the method alone
+    scores: Sequence[float]  # main scores of its seeds; at least one
+    costs: Mapping[str, float]  # by name; NaN for what was not measured of each seed alone
     facts: Mapping[str, str]  # by `FACTS`
     rows: set[str]  # what tells its test rows
     error: Error | None = None  # of the mean score, by the noise between seeds; None if that is unknown
+    noise: str = UNKNOWN  # by which the error is known
 
     @property
     def score(self) -> float:
@@ -66,50 +79,22 @@ class Entry:
         return max(0.0, self.score - reach), min(100.0, self.score + reach)
 
 
-def make_entry(records: Sequence[Record], calibrated: Noise) -> Entry:
+def make_entry(records: Sequence[Record]) -> Entry:
     """The entry of a cell's records, which are sound."""
-    scores = [score for record in records if (score := record.scores[record.main_score]) is not None]
+    frame = figure_frame(records, FIGURES)
+    costs = {
+        TRAINED: frame[TRAINED].iloc[0],
+        TENSORS: frame[TENSORS].iloc[0],
+        PEAK: frame[PEAK].max(skipna=False),
+        SECONDS: frame[SECONDS].mean(skipna=False),
+    }
     return Entry(
         first=records[0],
-        scores=[*scores, *calibrated_scores(records, scores, calibrated)],
-        costs=method_costs(records),
+        scores=list(frame.score),
+        costs=costs,
         facts={what: " and ".join(sorted({fact(record) for record in records})) for what, fact in FACTS.items()},
         rows={r.examples.rows_hash if r.examples else r.data.fingerprint if r.data else "" for r in records},
     )
-
-
-def calibrated_scores(records: Sequence[Record], scores: Sequence[float], calibrated: Noise) -> list[float]:
-    """Scores of other seeds, which were calibrated by this recipe on as many test rows, if the cell's scores may be theirs."""
-    first = records[0]
-    groups, spread = calibrated.scores.get(SEEDS, {}), calibrated.find(SEEDS, first, first.main_score)
-    other_scores = [score for group in groups.get((first.cell, first.main_score), ()) for score in group]
-    if not other_scores or spread is None or first.cell not in STUDY_IDS:
-        return []
-    error = spread.sd / calibrated.scale(first.cell, first.main_score).per_point(fmean(other_scores))
-    study_setup = recipe_record(STUDY.cell(first.cell, QUICK_PROFILE)), WHOLE, None
-    is_alike = all((record.recipe, record.limits, record.seeds.perturbation) == study_setup for record in records)
-    errors = [(error**2 / len(group), spread.df) for group in (scores, other_scores)]
-    if not is_alike or p_value(fmean(scores) - fmean(other_scores), errors) < DOUBT:
-        return []
-    seeds = {record.seeds.seed for record in records}
-    return [score for seed, score in enumerate(other_scores, calibrated.first_seed) if seed not in seeds]
-
-
-def method_costs(records: Sequence[Record]) -> dict[str, float | None]:
-    """Costs of a method; a machine that others used tells no seconds, and a process that ran other cells no peak."""
-    parameters, ledger = records[0].parameters, records[0].memory.ledger if records[0].memory else None
-    trained_bytes, tensor_bytes = (ledger.checkpoint_bytes, ledger.tensor_bytes) if ledger else (None, None)
-    if trained_bytes is None and parameters:
-        trained_bytes = BYTES_A_PARAMETER * parameters.trainable_params
-    peaks = [peak for record in records if (peak := record.own_peak_gib) is not None]
-    is_contended = any(record.device and record.device.contended for record in records)
-    seconds = [record.training.seconds for record in records if record.training and not is_contended]
-    return {
-        TRAINED: None if trained_bytes is None else trained_bytes / MIB,
-        TENSORS: None if tensor_bytes is None else tensor_bytes / MIB,
-        PEAK: max(peaks) if len(peaks) == len(records) else None,
-        SECONDS: fmean(seconds) if seconds else None,
-    }
 
 
 def _check_adapted(record: Record) -> str:
@@ -145,19 +130,50 @@ def freedom(errors: Sequence[Error]) -> float:
 
 
 def add_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
-    """By the calibrated noise if it is of runs like these, and else what these seeds tell; pooled over cells of a kind."""
-    profile = entries[0].first.profile
-    rows = {entry.first.task: entry.first.data.rows["test"] for entry in entries if entry.first.data}
-    scores: dict[NoiseKey, Groups] = {(e.first.cell, e.first.main_score): [e.scores] for e in entries if e.first.data}
-    if profile == calibrated.profile:
-        tasks = {task for task, number in calibrated.rows.items() if number == rows.get(task)}
-        scores |= {key: group for key, group in calibrated.scores.get(SEEDS, {}).items() if task_name(key[0]) in tasks}
-    noise, results = Noise(profile=profile, rows=rows, scores={SEEDS: scores}), []
+    """The entries with the errors of their means, by the calibrated noise or the run's own."""
+    rows: dict[str, int] = {}
+    scores: dict[NoiseKey, list[Sequence[float]]] = {}
     for entry in entries:
-        spread, key = noise.find(SEEDS, entry.first, entry.first.main_score), (entry.first.cell, entry.first.main_score)
-        points = spread.sd / noise.scale(*key).per_point(entry.score) if spread else 0.0
-        results.append(replace(entry, error=(points**2 / len(entry.scores), spread.df) if spread else None))
-    return results
+        first = entry.first
+        if first.data:
+            rows[first.task] = first.data.rows["test"]
+            scores[first.cell, first.main_score] = [entry.scores]
+    own = Noise(profile=entries[0].first.profile, rows=rows, scores={SEEDS: scores})
+    return [add_error(entry, calibrated, own) for entry in entries]
+
+
+def add_error(entry: Entry, calibrated: Noise, own: Noise) -> Entry:
+    """An entry with the error of its mean, if either noise is known of it."""
+    is_calibrated = calibrated_holds(entry, calibrated, own)
+    noise = calibrated if is_calibrated else own
+    first = entry.first
+    spread = noise.find(SEEDS, first, first.main_score)
+    if not spread:
+        return entry
+    points = spread.sd / noise.scale(first.cell, first.main_score).per_point(entry.score)
+    error = points**2 / len(entry.scores), spread.df
+    return replace(entry, error=error, noise=CALIBRATED if is_calibrated else OWN)
+
+
+def calibrated_holds(entry: Entry, calibrated: Noise, own: Noise) -> bool:
+    """Checks that the calibrated noise is known of an entry, and that its seeds do not contradict it.
+
+    The calibration's many seeds tell a deviation better than the few of a run, and the gate judges
+    by it, too. But it is that of the built-in methods and recipes: several seeds of a run count
+    instead if their method was not calibrated, or if they scatter more than one run in 1,000 does
+    by this noise (F-test).
+    """
+    first = entry.first
+    spread = calibrated.find(SEEDS, first, first.main_score)
+    if not spread:
+        return False
+    own_spread = own.spreads.get((SEEDS, first.cell, first.main_score))
+    if not own_spread:
+        return True
+    if (first.cell, first.main_score) not in calibrated.scores[SEEDS]:
+        return False
+    ratio = (own_spread.sd / spread.sd) ** 2
+    return bool(special.fdtrc(own_spread.df, spread.df, ratio) >= TOO_RARE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,12 +212,12 @@ class Comparison:
     @cached_property
     def costs(self) -> list[str]:
         """The costs that were measured of all; a peak holds the tensors, which count if it is not known."""
-        names = [name for name in COSTS if all(entry.costs[name] is not None for entry in self.entries.values())]
-        return [name for name in names if name != TENSORS or PEAK not in names]
+        costs = pd.DataFrame([entry.costs for entry in self.entries.values()]).dropna(axis=1)
+        return [name for name in costs if name != TENSORS or PEAK not in costs]
 
     def front(self, *costs: str) -> list[str]:
         """The Pareto front: methods that no other one is as good as for as little of these costs, which all have."""
-        figures = {m: (-entry.score, *(float(entry.costs[name] or 0) for name in costs)) for m, entry in self.entries.items()}
+        figures = {m: (-entry.score, *(entry.costs[name] for name in costs)) for m, entry in self.entries.items()}
         return [m for m, one in figures.items() if not any(dominates(other, one) for other in figures.values())]
 
 
@@ -210,17 +226,17 @@ def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
 
 
-def objection(record: Record) -> str:
+def why_left_out(record: Record) -> str:
     """Why a record's figures may not be those of its method; empty if nothing says so."""
     gaps = [f"it has no {record.main_score}"] if record.scores.get(record.main_score) is None else []
     confirms = [f"it only confirms or refutes the miss of seed {seed}"] if (seed := record.seeds.confirms) is not None else []
-    return strip_places(next(iter([*confirms, *gaps, *failures(record.audits), *impossible_figures(record)]), ""))
+    return strip_places(next(iter([*confirms, *gaps, *failed_audits(record.audits), *impossible_figures(record)]), ""))
 
 
 def compare_methods(records: Iterable[Record], calibrated: Noise) -> list[Comparison]:
     """The methods of each task and backbone that nothing objects to; raises InputError if records cannot be compared."""
     cells: dict[str, list[Record]] = defaultdict(list)
-    for record in (one for one in records if one.finished and not objection(one)):
+    for record in (one for one in records if one.finished and not why_left_out(one)):
         cells[record.cell].append(record)
     if len(profiles := sorted({group[0].profile for group in cells.values()})) > 1:
         raise InputError(f"cells of {' and '.join(profiles)}; compare one profile at a time")
@@ -228,7 +244,7 @@ def compare_methods(records: Iterable[Record], calibrated: Noise) -> list[Compar
         raise InputError("no cell ran to its end and passed its audits, so there is nothing to compare")
     check_alike(record for group in cells.values() for record in group)
     groups: dict[tuple[str, str], dict[str, Entry]] = defaultdict(dict)
-    entries = add_errors([make_entry(group, calibrated) for group in cells.values()], calibrated)
+    entries = add_errors([make_entry(group) for group in cells.values()], calibrated)
     for entry in sorted(entries, key=lambda entry: (study_place(entry.first.cell)[:2], -entry.score)):
         groups[entry.first.task, entry.first.backbone][entry.first.method] = entry
     return [Comparison(task=task, backbone=backbone, entries=group) for (task, backbone), group in groups.items()]
@@ -239,7 +255,8 @@ def compare_methods(records: Iterable[Record], calibrated: Noise) -> list[Compar
 FORMATS = {"points": ".1f", "from": ".1f", "to": ".1f", "seeds": "", "study": ".1f", TRAINED: ".2f", TENSORS: ".1f"}
 FORMATS |= {PEAK: ".2f", SECONDS: ".1f", "points apart": ".2f", "seeds that tell": ".0f"}
 LEGEND = (
-    "points: the main score, a mean over all seeds that are known; from, to: its 95 % interval over seeds, on these test rows.",
+    "points: the run's mean main score; from, to: its 95 % interval over seeds, on these test rows.",
+    "interval by: calibrated noise, of other seeds of the built-in recipes; or the noise of these seeds.",
     "best: the best, or not told apart from it (Holm, 5 % a backbone); seeds that tell: seeds per method for a power of 80 %.",
     "trained: what training changes and a checkpoint keeps; tensor: weights, gradients and optimizer state.",
     "peak, seconds: only of processes that ran no other cell before (`--engine=process`), on a machine without other work.",
@@ -263,24 +280,36 @@ def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> li
     quick = [OF_QUICK] if frame.profile[0] == QUICK_PROFILE.id else []
     caveat = "of other backbones on other rows" if quick else "rows, weights and caps may differ"
     of_study = [f"study: published scores; {caveat}."] if frame.study.notna().any() else []
-    objections = [(record, objection(record)) for record in records if record.finished]
-    omissions = [f"{record.cell}, seed {record.seeds.seed}, is left out: {why}." for record, why in objections if why]
+    reasons = [(record, why_left_out(record)) for record in records if record.finished]
+    omissions = [f"{record.cell}, seed {record.seeds.seed}, is left out: {why}." for record, why in reasons if why]
     notes = [*omissions, *LEGEND, *of_study, *quick]
     tables = [part for part in parts if part.cells]
     return [*tables, _pairs(comparisons), Section(heading="What to know", sentences=notes)]
 
 
-def _row(one: Comparison, method: str, study_scores: Mapping[str, float | None]) -> dict[str, object]:
+def _row(comparison: Comparison, method: str, study_scores: Mapping[str, float | None]) -> dict[str, object]:
     """A method's line; `best`: or not told from it."""
-    entry, (low, high) = one.entries[method], one.entries[method].interval or (None, None)
-    return {
-        **{"profile": entry.first.profile, "task": one.task, "score": entry.first.main_score},
-        **{"backbone": one.backbone, "method": method},
-        **{"points": entry.score, "from": low, "to": high, "seeds": len(entry.scores)},
-        **{"study": study_scores.get(entry.first.cell), **entry.costs},
-        "best": not one.pairs[(one.pairs.better == next(iter(one.entries))) & (one.pairs.other == method)].apart.any(),
-        "front": method in one.front(*one.costs),
+    entry = comparison.entries[method]
+    low, high = entry.interval or (None, None)
+    pairs = comparison.pairs
+    best = next(iter(comparison.entries))
+    row: dict[str, object] = {
+        "profile": entry.first.profile,
+        "task": comparison.task,
+        "score": entry.first.main_score,
+        "backbone": comparison.backbone,
+        "method": method,
+        "points": entry.score,
+        "from": low,
+        "to": high,
+        "interval by": entry.noise,
+        "seeds": len(entry.scores),
+        "study": study_scores.get(entry.first.cell),
     }
+    row |= entry.costs
+    row["best"] = not pairs[(pairs.better == best) & (pairs.other == method)].apart.any()
+    row["front"] = method in comparison.front(*comparison.costs)
+    return row
 
 
 def _differences(comparisons: Sequence[Comparison]) -> Section:

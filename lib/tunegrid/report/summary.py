@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from tunegrid.gate.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, by_cell, describe, tally, verdict_text, worst
@@ -15,20 +14,62 @@ from tunegrid.grid.cells import STUDY_IDS, study_place
 from tunegrid.record import Record
 from tunegrid.report.tables import Section, markdown, text_table
 from tunegrid.report.verdict import RunVerdict
-from tunegrid.runs.status import cause_sentences, cell_status, find_failures, too_short, unconfirmed_misses
+from tunegrid.runs.frame import figure_frame
+from tunegrid.runs.status import cause_sentences, cell_status, find_failed_cells, too_short, unconfirmed_misses
 from tunegrid.terminal import annotation, say
 from tunegrid.words import NAMED, count, some
 
-MIB = 2**20
 COLOURS = {"passed": "green", "unconfirmed": "yellow", "begun": ""}  # by status; of others red
 MOST_CELLS = 30  # that a line of a cause names
-TENSORS = {"weights": "weights", "grads": "gradients", "optim.": "optimizer", "activ.": "activations", "MiB peak": "peak"}
 # Columns of cells and of a gate, with their formats; those that nothing is in are left out.
-CELLS = {"cell": "", "score": "", "seeds": "d", "points": ".1f", "sd": ".2f", "lowest": ".1f", "bound": ".1f", "train s": ".1f"}
-CELLS |= {"samples/s": ".0f", "peak GiB": ".2f", "trainable": ".2%"}
-CELLS |= {**dict.fromkeys(("step ms", "tokens/s", "gen/s", *TENSORS), ".0f"), "MFU %": ".1f", "status": ""}  # of footprints
-GATE = {"cell": "", "main score": "", "change": "+.1f", "95 % interval": "", "p": ".3f", "sees": ".1f"}
+CELLS = {
+    "cell": "",
+    "score": "",
+    "seeds": "d",
+    "points": ".1f",
+    "sd": ".2f",
+    "lowest": ".1f",
+    "bound": ".1f",
+    "train s": ".1f",
+    "samples/s": ".0f",
+    "peak GiB": ".2f",
+    "trainable": ".2%",
+    "step ms": ".0f",
+    "tokens/s": ".0f",
+    "gen/s": ".0f",
+    "weights": ".0f",
+    "grads": ".0f",
+    "optim.": ".0f",
+    "activ.": ".0f",
+    "MiB peak": ".0f",
+    "MFU %": ".1f",
+    "status": "",
+}
+SCORE_COLUMNS = {
+    "points": "score",
+    "bound": "bound",
+    "train s": "training.seconds",
+    "peak GiB": "peak_gib",
+    "samples/s": "throughput.train_samples_per_second",
+    "trainable": "trainable_share",
+}
+FOOTPRINT_COLUMNS = {
+    "weights": "memory.ledger.weights_mib",
+    "grads": "memory.ledger.gradients_mib",
+    "optim.": "memory.ledger.optimizer_mib",
+    "activ.": "memory.ledger.activations_mib",
+    "MiB peak": "memory.ledger.peak_mib",
+    "MFU %": "flops.mfu_percent",
+    "tokens/s": "throughput.train_tokens_per_second",
+    "gen/s": "throughput.generated_tokens_per_second",
+    "step ms": "step_ms",
+}
+GATE = {"cell": "", "main score": "", "change": "+.1f", "95 % interval": "", "p": ".3f", "min drop": ".1f"}
 GATE |= dict.fromkeys(KINDS, "")
+GATE_LEGEND = (
+    "interval, p: of each cell by itself, before a verdict allows for all cells (Holm); "
+    "min drop: the smallest that would be called worse, 4 times in 5"
+)
 QUIET = (Verdict.SAME, Verdict.EQUAL, Verdict.ROUNDING, Verdict.NOT_COMPARABLE)  # not worth a sentence of their own
 
 
@@ -50,7 +91,7 @@ def cell_lines(
     groups = [list(seeds) for _, seeds in groupby(own_seeds, lambda record: (record.profile, record.cell))]
     scored, footprints = ([seeds for seeds in groups if (seeds[0].flops is None) is is_scored] for is_scored in (True, False))
     for part in filter(None, (scored, footprints)):
-        colours = ["", *(COLOURS.get(cell_status(seeds), "red") for seeds in part)]
+        colours = ["", *map(_colour, part)]
         yield from zip(text_table(table(CELLS, map(_row, part))), colours, strict=True)
     if records:
         yield footer(own_seeds, len(groups), seconds), ""
@@ -61,42 +102,70 @@ def cell_lines(
 
 def _row(seeds: Sequence[Record]) -> dict[str, Any]:
     """What tables show of a cell: of its seeds mean, deviation and lowest of the main score, seconds, and the highest peak."""
-    first, speed, ledger = seeds[0], seeds[0].throughput, seeds[0].memory and seeds[0].memory.ledger
-    scores = [score for record in seeds if (score := record.scores.get(first.main_score)) is not None]
-    seconds = [record.training.seconds for record in seeds if record.training]
-    passes = sum(record.status == "passed" for record in seeds)
-    status = first.status if len({record.status for record in seeds}) == 1 else f"{passes} of {len(seeds)} passed"
-    if status == "passed" and not first.flops:
-        status = "too short" if any(record.excused for record in seeds) else "passed" if first.bounds else "no bound yet"
-    row: dict[str, Any] = {"cell": first.cell, "status": status}
+    first = seeds[0]
+    row: dict[str, Any] = {"cell": first.cell, "status": _status(seeds)}
     if first.flops:
-        sizes = {name: getattr(ledger, f"{field}_bytes", None) for name, field in TENSORS.items()}
-        row |= {name: None if size is None else size / MIB for name, size in sizes.items()}
-        row |= {"MFU %": first.flops.mfu_percent, "tokens/s": speed and speed.train_tokens_per_second}
-        row["gen/s"] = speed and speed.generated_tokens_per_second
-        return row | {"step ms": speed and speed.step_seconds_median and 1000 * speed.step_seconds_median}
-    row |= {"score": first.main_score, "points": fmean(scores) if scores else None}
-    row |= {"bound": first.bounds.get(first.main_score), "train s": fmean(seconds) if seconds else None}
-    row["peak GiB"] = max((peak for record in seeds if (peak := record.peak_gib) is not None), default=None)
-    if seeds[1:]:
-        return row | {"seeds": len(seeds), "sd": stdev(scores) if scores[1:] else None, "lowest": min(scores, default=None)}
-    share = first.parameters and first.parameters.trainable_percent / 100
-    return row | {"samples/s": speed and speed.train_samples_per_second, "trainable": share}
+        return row | dict(figure_frame([first], FOOTPRINT_COLUMNS).iloc[0])
+    row["score"] = first.main_score
+    frame = figure_frame(seeds, SCORE_COLUMNS)
+    row |= dict(frame.iloc[0])
+    if len(seeds) == 1:
+        return row
+    row["seeds"] = len(seeds)
+    row["points"] = frame.points.mean()
+    row["sd"] = frame.points.std()
+    row["lowest"] = frame.points.min()
+    row["train s"] = frame["train s"].mean()
+    row["peak GiB"] = frame["peak GiB"].max()
+    row["samples/s"] = row["trainable"] = None  # as many columns fit
+    return row
+
+
+def _colour(seeds: Sequence[Record]) -> str:
+    """The colour of a cell's line."""
+    status = cell_status(seeds)
+    if status == "passed" and any(record.excused for record in seeds):
+        return "yellow"
+    return COLOURS.get(status, "red")
+
+
+def _status(seeds: Sequence[Record]) -> str:
+    """The status of a cell's seeds, or how many passed; or why passing says little."""
+    first = seeds[0]
+    if any(record.status != first.status for record in seeds):
+        passes = sum(record.status == "passed" for record in seeds)
+        return f"{passes} of {len(seeds)} passed"
+    if first.status != "passed" or first.flops:
+        return first.status
+    if any(record.excused for record in seeds):
+        return "too short"
+    return "passed" if first.bounds else "no bound yet"
 
 
 def footer(records: Sequence[Record], cells: int, seconds: float | None = None) -> str:
     """How many passed, how long it took, on what; and whether starts were perturbed."""
-    subject = count(cells, "cell") if cells == len(records) else f"{len(records)} runs of {count(cells, 'cell')}"
-    passes, time = sum(record.status == "passed" for record in records), "" if seconds is None else f" in {seconds:.0f} s"
-    devices = ", ".join(sorted({record.device.name for record in records if record.device})) or "no device"
-    draws = sorted({f"{draw}" for record in records if (draw := record.seeds.perturbation) is not None})
-    note = f"; initial weights perturbed (draw {', '.join(draws)}): this run cannot be a baseline" if draws else ""
-    return f"{passes} of {subject} passed{time} on {devices}{note}"
+    subject = count(cells, "cell")
+    if cells != len(records):
+        subject = f"{len(records)} runs of {subject}"
+    passed = [record for record in records if record.status == "passed"]
+    short = sum(bool(record.excused) for record in passed)
+    text = f"{len(passed) - short} of {subject} passed"
+    if short:
+        text += f", {short} too short to judge"
+    if seconds is not None:
+        text += f" in {seconds:.0f} s"
+    devices = sorted({record.device.name for record in records if record.device})
+    text += f" on {', '.join(devices) or 'no device'}"
+    draws = sorted({f"{r.seeds.perturbation}" for r in records if r.seeds.perturbation is not None})
+    if draws:
+        numbers = ", ".join(draws)
+        text += f"; initial weights perturbed (draw {numbers}): this run cannot be a baseline"
+    return text
 
 
 def failure_lines(records: Iterable[Record]) -> Iterator[str]:
     """Lines on what failed: cells with their causes, and below them what they say; of more than three what one says."""
-    for failure in find_failures(sorted(records, key=lambda record: study_place(record.cell))):
+    for failure in find_failed_cells(sorted(records, key=lambda record: study_place(record.cell))):
         yield f"{failure.title}: {some(failure.cells, MOST_CELLS)}"
         few, most = (failure.records, None) if len(failure.records) <= NAMED else (failure.records[:1], 1)
         yield from (f"  {text}" for record in few for cause in failure.causes for text in cause_sentences(record, cause)[:most])
@@ -107,10 +176,13 @@ def gate_section(judged: Sequence[Judgement], failing: Sequence[Judgement]) -> S
     rows = []
     for cell, judgements in by_cell(j for j in judged if j.decides).items():
         main = next((j for j in judgements if j.quantity == j.main_score), judgements[0])
-        row = {"cell": cell, "main score": main.main_score, "change": main.effect, "p": main.p, "sees": main.smallest}
+        row = {"cell": cell, "main score": main.main_score, "change": main.effect, "p": main.p, "min drop": main.min_drop}
         row["95 % interval"] = None if main.low is None else f"{main.low:+.1f} to {main.high:+.1f}"
         rows.append(row | {kind: worst(j for j in judgements if j.kind == kind) for kind in KINDS})
-    return table(GATE, rows, [*remarks(judged, failing), count_verdicts(judged)])
+    sentences = [*remarks(judged, failing), count_verdicts(judged)]
+    if any(row["p"] is not None for row in rows):
+        sentences.append(GATE_LEGEND)
+    return table(GATE, rows, sentences)
 
 
 def count_verdicts(judged: Sequence[Judgement]) -> str:
@@ -157,4 +229,4 @@ def write_step_summary(words: str) -> None:
 def annotate(verdict: RunVerdict) -> None:
     """Print the verdict as an annotation if GitHub Actions runs this, whose runner reads it, and the run did not pass."""
     if os.environ.get("GITHUB_ACTIONS") == "true" and verdict.exit_code:
-        say(annotation("error", f"tunegrid: {verdict.state}", "\n".join(verdict.sentences)), runner=True)
+        say(annotation("error", f"tunegrid: {verdict.rank}", "\n".join(verdict.sentences)), runner=True)

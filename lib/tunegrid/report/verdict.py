@@ -1,405 +1,652 @@
-"""The verdict on a run, as data: what failed or changed, in which cells, where first, by how much, and what to run next.
+"""The verdict on a run: statements on what failed, changed or is unknown, the gravest first.
 
-`run_verdict` reckons it once. Terminal, step summary, JUnit, annotations and page print it (`tunegrid.report.summary`).
+`run_verdict` makes it once. Terminal, step summary, JUnit, annotations and page print it
+(`tunegrid.report.summary`).
 """
 
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
-from packaging.version import InvalidVersion, Version
-
-from tunegrid import ROOT
-from tunegrid.errors import InputError
-from tunegrid.gate.judgements import CANNOT_TELL, COUNTED, FAILED_BY, KINDS, Judgement, Outcome, Verdict, describe, tally
+from tunegrid.gate.judgements import (
+    CANNOT_TELL,
+    CHANGED,
+    DEFAULT_KINDS,
+    KINDS,
+    Judgement,
+    Verdict,
+    describe,
+    find_worse,
+    main_scores,
+    tally,
+    uncompared_kinds,
+    was_compared,
+)
 from tunegrid.grid.cells import study_place
-from tunegrid.grid.more_tasks import marker_words
 from tunegrid.grid.recipes import CONFIRMING
-from tunegrid.machine import PACKAGES
 from tunegrid.record import Record
-from tunegrid.runs.status import AUDIT, find_failures, unconfirmed_misses
+from tunegrid.report.next_steps import UNLIKE, NextSteps
+from tunegrid.runs.status import AUDIT, find_failed_cells, unconfirmed_misses
 from tunegrid.words import count, count_text, phrase, some
 
-UNLIKE = "compare runs of the same cells, seeds, rows and recipes, on one machine"
-NEVER_FAILING = ("rss_peak_gib",)  # a process's resident set depends on the cells that it ran before
-FIRST_UPDATES = "--first-updates"
-# Options that make the cells of a run what they are.
-CARRIED = ("--ask", "--grid", "--data-root", "--checkpoint-root", "--device", "--set", "--ranks", FIRST_UPDATES)
 
-# Which judgements count
+class Rank(StrEnum):
+    """The weight of a statement, the gravest first; the gravest is the run's."""
 
+    FAILED = "failed"
+    CHANGED = "changed"
+    CANNOT_TELL = "cannot tell"
+    UNJUDGED = "too short to judge"
+    TOO_SHORT = "partly too short to judge"
+    OPEN = "no regression found"
+    BEGUN = "begun"
+    PASSED = "passed"
+    EMPTY = "empty"
+    NOTE = "note"
 
-def parse_kinds(text: str) -> tuple[str, ...]:
-    """What fails a run, divided by commas; raises InputError for a name that is none."""
-    kinds = tuple(text.split(","))
-    if names := [kind for kind in kinds if kind not in COUNTED]:
-        raise InputError(f"unknown kind of figure {names[0]!r}: expected some of {','.join(COUNTED)}")
-    return kinds
-
-
-def find_worse(judged: Iterable[Judgement], kinds: Sequence[str]) -> list[Judgement]:
-    """What of these kinds is worse or of numerics changed, and every missing cell."""
-    kinds_by = {Verdict.MISSING: KINDS, Verdict.WORSE: kinds, Verdict.CHANGED: [kind for kind in kinds if kind == "numerics"]}
-    return [j for j in judged if j.kind in kinds_by.get(j.verdict, ()) and j.quantity not in NEVER_FAILING]
-
-
-def open_scores(judged: Iterable[Judgement]) -> list[Judgement]:
-    """The main scores that cannot be told."""
-    return [j for j in judged if j.quantity == j.main_score and j.verdict is Verdict.CANNOT_TELL]
+    @property
+    def exit_code(self) -> int:
+        """0, 1 or 6: pytest itself takes 2 to 5."""
+        if self is Rank.FAILED:
+            return 1
+        return 6 if self in (Rank.CHANGED, Rank.CANNOT_TELL, Rank.UNJUDGED) else 0
 
 
-def changed_updates(judged: Iterable[Judgement]) -> list[Judgement]:
-    """First updates that are not the baseline's, or could not be compared, of cells that took no score."""
-    doubts = (Verdict.CHANGED, Verdict.NOT_COMPARABLE)
-    return [j for j in judged if j.kind == "numerics" and j.first_updates and j.verdict in doubts]
+RANKS = tuple(Rank)
+# The word that an answer begins with; without one, the clause says it.
+OPENINGS = {
+    Rank.FAILED: "Failed: ",
+    Rank.CHANGED: "Changed: ",
+    Rank.UNJUDGED: "Too short to judge: ",
+    Rank.TOO_SHORT: "Too short to judge: ",
+    Rank.OPEN: "No regression found; ",
+    Rank.PASSED: "Passed: ",
+}
 
 
-def outcome(judged: Sequence[Judgement], kinds: Sequence[str]) -> Outcome:
-    """What the judgements say of the whole run."""
-    if find_worse(judged, kinds):
-        return Outcome.WORSE
-    untested_cells = {j.cell for j in open_scores(judged) if j.p is None}
-    scored_cells = {j.cell for j in judged if j.quantity == j.main_score}
-    silent = (Verdict.NOT_COMPARABLE, Verdict.NEW)
-    doubts = (
-        changed_updates(judged),
-        CANNOT_TELL in kinds and open_scores(judged),
-        "quality" in kinds and scored_cells and scored_cells == untested_cells,  # no main score could be tested
-        any(kind in KINDS for kind in kinds)  # that count, and nothing of them could be compared
-        and all(j.verdict in silent or (j.verdict is Verdict.CANNOT_TELL and j.p is None) for j in judged if j.kind in kinds),
-    )
-    return Outcome.CANNOT_TELL if any(doubts) else Outcome.NO_WORSE
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """A thing that is said of a run."""
+
+    rank: Rank = Rank.NOTE
+    clause: str  # what, by how much, in which cells; with a small letter and without a stop
+    cause: str = ""  # why, as far as it is known
+    next_step: str = ""  # what to run, or what would decide it
+
+    @property
+    def sentence(self) -> str:
+        """The clause with a capital and a stop; a name of a file or a cell stays as it is."""
+        is_word = self.clause.partition(" ")[0].isalpha()
+        first = self.clause[0].upper() if is_word else self.clause[0]
+        return f"{first}{self.clause[1:]}."
 
 
-# Where numerics changed
+@dataclass(frozen=True, kw_only=True)
+class RunVerdict:
+    """The verdict on a run."""
+
+    statements: Sequence[Statement]  # the gravest first: it decides
+    next_step: str = ""  # empty if nothing is to be done
+    failing: Sequence[Judgement] = ()  # the judgements that fail the run
+
+    @property
+    def rank(self) -> Rank:
+        """The rank of the gravest statement."""
+        return self.statements[0].rank
+
+    @property
+    def exit_code(self) -> int:
+        """0, 1 or 6."""
+        return self.rank.exit_code
+
+    @property
+    def answer(self) -> str:
+        """The first sentence."""
+        opening = OPENINGS.get(self.rank)
+        first = self.statements[0]
+        return f"{opening}{first.clause}." if opening else first.sentence
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """The answer, its cause or else the next statement, what to run next, and the rest."""
+        more = [statement.sentence for statement in self.statements[1:]]
+        return answer_lines(self.answer, self.statements[0].cause, self.next_step, more)
 
 
-class Change(NamedTuple):
-    """The first change of numerics."""
-
-    cells: Sequence[str] = ()  # in which; none: nothing changed; the first is the sample
-    stage: str = ""
-    what: str = ""  # changed there, and by how much
-    cause: str = ""  # the same as the cause of something else
-
-
-def first_change(judged: Iterable[Judgement]) -> Change:
-    """Where numerics of these cells changed first; if modules have a class and a library in common, by these: one place."""
-    if not (changes := [j for j in judged if j.kind == "numerics" and j.verdict is Verdict.CHANGED]):
-        return Change()
-    from tunegrid.gate.numerics import STAGES  # which brings pandas
-
-    stage = next((stage for stage in STAGES if any(j.stage == stage for j in changes)), changes[0].stage)
-    firsts = [j for j in changes if j.stage == stage]
-    classes = Counter(place for j in firsts for place in dict.fromkeys(module[1:] for module in j.modules))
-    place, cells = next(iter(classes.most_common(1)), (("", ""), 0))
-    firsts = [j for j in firsts if any(module[1:] == place for module in j.modules)] if cells > 1 else firsts
-    what = firsts[0].detail.removeprefix(f"{stage}: ").partition("; with ")[0]
-    for name, kind, library in firsts[0].modules if cells > 1 else ():
-        common = f"{kind} of {library}"  # of two siblings, too
-        what = what.replace(f"{name} ({kind}, {library})", common).replace(f"{common} and {common}", common)
-    return Change([j.cell for j in firsts], stage, what, f"numerics changed, first at the stage {stage}: {what}")
-
-
-# What to run next
+def answer_lines(answer: str, cause: str, next_step: str, more: Sequence[str] = ()) -> tuple[str, ...]:
+    """An answer in its lines."""
+    second, rest = [*more[:1]], more[1:]
+    if cause:
+        second, rest = [f"Cause: {cause}."], more
+    step = [f"Next: {next_step}."] if next_step else []
+    return (answer, *second, *step, *rest)
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedRun:
-    """The arguments of `run_verdict`; makes commands that a shell takes as they are, with the options of the run."""
+    """A run and the gate's judgements on it, both in the study's order."""
 
     records: Sequence[Record]
     judged: Sequence[Judgement]
     kinds: Sequence[str]
     baseline: str
     before: Sequence[Record]
-    command: str
-    files: tuple[str, str]
+    steps: NextSteps
 
     @property
-    def words(self) -> list[str]:
-        """The command's; none if a shell could not read it: somebody wrote it into a file."""
-        try:
-            return shlex.split(self.command)
-        except ValueError:
-            return []
-
-    def options(self, *, whole: bool = False) -> list[str]:
-        """Those of the command that its cells need to run as they did, or to their ends (`whole`); each is one word."""
-        words = []
-        for word, value in pairwise([*self.words, "-"]):
-            name, has_value, _ = word.partition("=")
-            if name in CARRIED and not (whole and name == FIRST_UPDATES):
-                words.append(word if has_value or value.startswith("-") else f"{word}={value}")
-        return words
-
-    def run(self, cells: Sequence[str], *more: str, whole: bool = False) -> str:
-        """Runs cells as this run did; `whole`: to their ends."""
-        first = next((record for record in (*self.records, *self.before) if record.cell in cells), None)
-        words = ["pytest"] if Path.cwd().is_relative_to(ROOT) else ["tunegrid", "run"]
-        words += ["-m", marker_words(first.cell, first.profile) if first else "quick", "--cells", ",".join(cells)]
-        return f"`{shlex.join([*words, *self.options(whole=whole), *more])}`"
-
-    def rerun(self, record: Record) -> str:
-        """Runs a cell that failed alone, in one process, or what was left out."""
-        if record.status in ("killed", "not run", "unfinished"):
-            retry = shlex.join([*self.words, *([] if "--resume" in self.words else ["--resume"])])
-            command = f"`{retry}`" if self.words[:1] in (["pytest"], ["tunegrid"]) else "the same command with --resume"
-            return f"{command} runs what is left"
-        seed = ["--seeds", f"{record.seeds.seed}"] if record.seeds.seed else []
-        return f"{self.run([record.cell], '-n', '0', *seed)} runs one cell alone"
-
-    def more_seeds(self, cells: Sequence[str]) -> str:
-        """What tells changes from noise."""
-        return f"{self.run(cells, '--seeds', '0-4', whole=True)}, for both runs, would decide"
-
-    def look(self) -> str:
-        """Shows all evidence."""
-        return f"`{shlex.join(['tunegrid', 'gate', *self.files, '--numerics'])}` prints the evidence for each verdict"
-
-    def bisection(self, cells: Sequence[str], kinds: Sequence[str]) -> str:
-        """Finds the release that changed the first of these cells; empty if no library has a later release than before."""
-        old, new = ([record for record in side if record.cell in cells[:1]] for side in (self.before, self.records))
-        before, after = (side[0].versions if side else {} for side in (old, new))
-        packages = [name for name in PACKAGES if is_later(before.get(name), after.get(name))]
-        if not packages:
-            return ""
-        good, bad = (f"{packages[0]}=={versions[packages[0]]}" for versions in (before, after))
-        basis = ",".join(kind for kind in KINDS if kind in kinds)
-        words = ["tunegrid", "bisect", "--good", good, "--bad", bad, "--cells", cells[0], "--by", basis]
-        marker = marker_words(cells[0], new[0].profile)
-        seeds = sorted({one.seeds.seed or 0 for one in new if one.seeds.confirms is None})
-        options = [*(["-m", marker] if marker != "quick" else []), *self.options(whole=True)]
-        options += ["--seeds", ",".join(map(str, seeds))] if seeds != [0] else []
-        also = f" ({', '.join(packages[1:])} changed, too)" if packages[1:] else ""
-        return f"`{shlex.join([*words, *(['--', *options] if options else [])])}` finds the release{also}"
-
-
-def is_later(before: str | None, after: str | None) -> bool:
-    """Whether two versions are releases, and the second one is later: another build of one release is not."""
-    try:
-        old, new = Version(before or ""), Version(after or "")
-    except InvalidVersion:
-        return False
-    return Version(old.public) < Version(new.public) and not (old.is_devrelease or new.is_devrelease)
-
-
-class State(StrEnum):
-    """What a verdict comes to."""
-
-    FAILED = "failed"
-    CANNOT_TELL = "cannot tell"
-    BEGUN = "begun"
-    PASSED = "passed"
-    EMPTY = "empty"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing that a run shows."""
-
-    state: State = State.PASSED  # what it makes of the run
-    sentence: str  # what, by how much, in which cells; with a small letter and without a stop
-    cause: str = ""  # why, as far as it is known
-    next_step: str = ""  # what to run, or what would decide it
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunVerdict:
-    """What is to be said of a run."""
-
-    findings: Sequence[Finding]  # the gravest first: it decides
-    next_step: str = ""  # empty if nothing is to be done
-    failing: Sequence[Judgement] = ()  # what fails the run
+    def cell_count(self) -> int:
+        """The number of cells."""
+        return len({(record.profile, record.cell) for record in self.records})
 
     @property
-    def state(self) -> State:
-        """Of the gravest finding."""
-        return self.findings[0].state
-
-    @property
-    def exit_code(self) -> int:
-        """0, 1 or 6."""
-        return {State.FAILED: 1, State.CANNOT_TELL: 6}.get(self.state, 0)
-
-    @property
-    def answer(self) -> str:
-        """The first sentence."""
-        clause = self.findings[0].sentence
-        return f"{self.state.capitalize()}: {clause}." if self.state in (State.FAILED, State.PASSED) else sentence(clause)
-
-    @property
-    def sentences(self) -> tuple[str, ...]:
-        """The answer, its cause or else the next finding, what to run next, and the other findings."""
-        more = [sentence(one.sentence) for one in self.findings[1:]]
-        return answer_lines(self.answer, self.findings[0].cause, self.next_step, more)
-
-
-def answer_lines(answer: str, cause: str, next_step: str, more: Sequence[str] = ()) -> tuple[str, ...]:
-    """An answer in its lines."""
-    second, rest = ([f"Cause: {cause}."], more) if cause else (more[:1], more[1:])
-    return (answer, *second, *([f"Next: {next_step}."] if next_step else []), *rest)
-
-
-def sentence(clause: str) -> str:
-    """With a capital and a stop; a name of a file or a cell stays as it is."""
-    return f"{clause[0].upper() if clause.partition(' ')[0].isalpha() else clause[0]}{clause[1:]}."
+    def numerics(self) -> list[Judgement]:
+        """The judgements on numerics."""
+        return [judgement for judgement in self.judged if judgement.kind == "numerics"]
 
 
 def run_verdict(
-    records: Iterable[Record],  # finished or not
-    judged: Iterable[Judgement] = (),  # by the gate, if there was one
-    kinds: Sequence[str] = FAILED_BY,  # what fails a run
+    records: Iterable[Record],
+    judged: Iterable[Judgement] = (),
+    kinds: Sequence[str] = DEFAULT_KINDS,
     *,
-    baseline: str = "the baseline",  # the name of the run that it was compared with
-    before: Iterable[Record] = (),  # that run's
-    troubles: Sequence[str] | None = (),  # what else fails it; None leaves out what cells are by themselves
-    command: str = "",  # that started the run
+    baseline: str = "the baseline",
+    before: Iterable[Record] = (),
+    other_failures: Sequence[str] = (),
+    uncompared: str = "",
+    judges_cells: bool = True,
+    command: str = "",
+    given: str = "",
     files: tuple[str, str] = ("OLD.json", "NEW.json"),
+    runner: Sequence[str] = (),
+    upgrade: Sequence[str] = (),
 ) -> RunVerdict:
-    """The verdict on a run: what fails it comes first, then what cannot be told, then the rest."""
-    records, before = (
-        sorted(group, key=lambda r: (study_place(r.cell), r.seeds.confirms is not None)) for group in (records, before)
+    """The verdict on a run.
+
+    Args:
+        records: of the run, finished or not.
+        judged: the gate's judgements, if there was a gate.
+        kinds: what the exit code depends on.
+        baseline: the name of the run that it was compared with.
+        before: the records of that run.
+        other_failures: clauses on what else fails the run.
+        uncompared: a clause on why it could not be compared with the baseline that was asked for.
+        judges_cells: whether what cells are by themselves counts.
+        command: the command that started the run.
+        given: the command that asks for the verdict, if it is another one.
+        files: the files of both runs.
+        runner: the words that run cells where the run ran, if that is another environment.
+        upgrade: the words that run both sides of an upgrade again, if it is one.
+    """
+    records = sorted(records, key=record_place)
+    before = sorted(before, key=record_place)
+    judged = sorted(judged, key=lambda judgement: study_place(judgement.cell))
+    steps = NextSteps(
+        records=records,
+        before=before,
+        command=command,
+        given=given,
+        files=files,
+        runner=runner,
+        upgrade=upgrade,
     )
-    judged = sorted(judged, key=lambda one: study_place(one.cell))
-    run = JudgedRun(records=records, judged=judged, kinds=kinds, baseline=baseline, before=before, command=command, files=files)
-    cells, numerics = [*(() if troubles is None else _cell_findings(run, troubles))], [*_numerics_findings(run)]
-    parts = (cells, numerics) if first_change(judged).cells else (numerics, cells)  # if only rounding differs, it comes first
-    findings = [*parts[0], *parts[1], *(_figure_findings(run) if judged else ())]
-    # What was missed or worse at one seed and not at the one that confirms it: over time, what fails now and then.
-    if texts := [*unconfirmed_misses(records, before), *(describe(j) for j in judged if j.confirmed == "no")]:
-        findings.append(Finding(sentence="; ".join(texts)))
-    order = (State.FAILED, State.CANNOT_TELL)
-    first, *others = sorted(findings, key=lambda one: order.index(one.state) if one.state in order else len(order))
-    has_passed = first.state is State.PASSED
-    if has_passed:  # what is to be done comes after what it is about
-        others.sort(key=lambda one: not one.next_step)
-    next_step = first.next_step or (others[0].next_step if has_passed and others else "")
-    return RunVerdict(findings=[first, *others], next_step=next_step, failing=find_worse(judged, kinds))
+    run = JudgedRun(
+        records=records,
+        judged=judged,
+        kinds=kinds,
+        baseline=baseline,
+        before=before,
+        steps=steps,
+    )
+    statements: list[Statement] = []
+    if judges_cells:
+        statements += _failed_cells(run, other_failures)
+    statements += _worse_figures(run)
+    statements += _changed_figures(run)
+    statements += _early_numerics(run)
+    statements += _unknown_scores(run)
+    if uncompared:
+        statements.append(Statement(rank=Rank.CANNOT_TELL, clause=uncompared))
+    if judges_cells:
+        statements += _sound_cells(run, other_failures)
+    statements += _notes(run)
+    statements.sort(key=lambda statement: RANKS.index(statement.rank))
+    return RunVerdict(
+        statements=statements,
+        next_step=_next_step(statements),
+        failing=find_worse(judged, kinds),
+    )
 
 
-def _cell_findings(run: JudgedRun, troubles: Sequence[str]) -> Iterator[Finding]:
-    """What cells come to by themselves: what failed, by cause, or that nothing did."""
-    failures, total = find_failures(run.records), len({(record.profile, record.cell) for record in run.records})
+def record_place(record: Record) -> tuple[object, bool]:
+    """The place of a record in the study's order, a second training after the first."""
+    return study_place(record.cell), record.seeds.confirms is not None
+
+
+def _next_step(statements: Sequence[Statement]) -> str:
+    """The first step that any statement has; of a run that failed, only of what failed or changed."""
+    failed = statements[0].rank is Rank.FAILED
+    for statement in statements:
+        if failed and statement.rank not in (Rank.FAILED, Rank.CHANGED):
+            break
+        if statement.next_step:
+            return statement.next_step
+    return ""
+
+
+# Cells by themselves
+
+
+def _failed_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Statement]:
+    """Statements on failed cells: the first cause with its sentence, the others by titles."""
+    failures = find_failed_cells(run.records)
     for failure in failures[:1]:
-        first, name = failure.records[0], failure.causes[0]
-        change = first_change(j for j in run.judged if j.cell in failure.cells)
-        audit = f"; reports/evidence/audits.md explains {name.removeprefix(AUDIT)}" if AUDIT in name else ""
-        next_step = run.bisection(change.cells[:1], ["numerics"]) or f"{run.rerun(first)}{audit}"
-        yield Finding(state=State.FAILED, sentence=failure.headline(total), cause=change.cause, next_step=next_step)
-    if others := [*(failure.title for failure in failures[1:]), *troubles]:
-        yield Finding(state=State.FAILED, sentence=f"{'also ' if failures else ''}{'; '.join(others)}")
-    elif all(record.status == "reported" for record in run.records):
-        yield Finding(state=State.EMPTY, sentence="nothing to show: this run holds no cell that ran")
-    elif not failures:
-        has_begun = any(record.first_updates for record in run.records)
-        yield Finding(state=State.BEGUN if has_begun else State.PASSED, sentence=_soundness(run.records, total))
+        first = failure.records[0]
+        cause = failure.causes[0]
+        change = changed_place(j for j in run.judged if j.cell in failure.cells)
+        steps = [run.steps.bisection(change.cells[:1], ["numerics"])]
+        if not steps[0]:
+            steps.append(run.steps.rerun(first))
+            if cause.startswith(AUDIT):
+                steps.append(f"reports/evidence/audits.md explains {cause.removeprefix(AUDIT)}")
+        yield Statement(
+            rank=Rank.FAILED,
+            clause=failure.headline(run.cell_count),
+            cause=change.cause,
+            next_step="; ".join(filter(None, steps)),
+        )
+    others = [failure.title for failure in failures[1:]]
+    others += other_failures
+    if others:
+        also = "also " if failures else ""
+        yield Statement(rank=Rank.FAILED, clause=f"{also}{'; '.join(others)}")
+
+
+def _sound_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Statement]:
+    """Statements on cells that passed or were too short to judge; none if a cell failed."""
+    if all(record.status == "reported" for record in run.records):
+        yield Statement(rank=Rank.EMPTY, clause="nothing to show: this run holds no cell that ran")
+        return
+    if other_failures or find_failed_cells(run.records):
+        return
+    excused = {r.cell for r in run.records if r.excused and not r.first_updates}
+    if excused:
+        yield _short_cells(run, excused)
+    others = [record for record in run.records if record.cell not in excused]
+    if others:
+        has_begun = any(record.first_updates for record in others)
+        rank = Rank.BEGUN if has_begun else Rank.PASSED
+        yield Statement(rank=rank, clause=_soundness(others, run.cell_count))
+
+
+def _short_cells(run: JudgedRun, cells: set[str]) -> Statement:
+    """The statement on cells that failed audits which a run of their length may fail."""
+    records = [record for record in run.records if record.excused]
+    audits = list(dict.fromkeys(name for record in records for name in record.excused))
+    reasons = list(dict.fromkeys(text for record in records for text in record.excused.values()))
+    clause = f"{count_text(len(cells), run.cell_count, 'cell')} failed {some(audits)}: {reasons[0]}"
+    is_judged = len(cells) < run.cell_count or any(map(was_compared, main_scores(run.judged)))
+    command = run.steps.run(sorted(cells, key=study_place), whole=True)
+    pronoun = "its" if len(cells) == 1 else "their"
+    return Statement(
+        rank=Rank.TOO_SHORT if is_judged else Rank.UNJUDGED,
+        clause=clause,
+        next_step=f"{command} makes all {pronoun} planned updates" if command else "",
+    )
 
 
 def _soundness(records: Sequence[Record], total: int) -> str:
-    """That nothing objects to any cell; what no bound or audit vouched for is not called passed."""
-    updates = {record.cell: record.first_updates for record in records if record.first_updates}
-    bounds, cells = [bool(record.bounds) for record in records], count_text(total, total, "cell")
-    end = "reached every bound" if all(bounds) else f"ran to the end, {'not all with' if any(bounds) else 'without'} bounds,"
-    if doubts := sum(record.status == "unconfirmed" for record in records):
-        end += f", {doubts} only in a second training,"
+    """A clause on cells that nothing failed; what no bound or audit judged is not left out."""
+    number = len({(record.profile, record.cell) for record in records})
+    cells = count_text(number, total, "cell")
+    audits = "and passed every audit"
+    if not all(record.audits for record in records):
+        audits = "but not every cell was audited"
+    updates = {r.cell: r.first_updates for r in records if r.first_updates}
     if updates:
-        cells, whose = count_text(len(updates), total, "cell"), "its" if len(updates) == 1 else "their"
-        end = f"made {whose} first {max(updates.values())} updates, without scores,"
-    objecting = dict.fromkeys(finding.name for record in records for finding in record.audits if not finding.passed)
-    audits = "and passed every audit" if all(record.audits for record in records) else "but not every cell was audited"
-    audits = f"but audits that do not count here failed ({some(list(objecting))})" if objecting else audits
+        cells = count_text(len(updates), total, "cell")
+        pronoun = "its" if len(updates) == 1 else "their"
+        most = max(updates.values())
+        return f"{cells} made {pronoun} first {most} updates, without scores, {audits}"
+    bounded = [record for record in records if record.bounds]
+    end = "ran to the end, without bounds,"
+    if len(bounded) == len(records):
+        end = "reached every bound"
+    elif bounded:
+        end = "ran to the end, not all with bounds,"
+    second = sum(record.status == "unconfirmed" for record in records)
+    if second:
+        end += f", {second} only in a second training,"
     return f"{cells} {end} {audits}"
 
 
-def _numerics_findings(run: JudgedRun) -> Iterator[Finding]:
-    """Whether numerics changed, in how many cells, and what first; or that all differences are small."""
-    figures, counts = [j for j in run.judged if j.kind == "numerics"], "numerics" in run.kinds
-    changes, rounding = ([j.cell for j in figures if j.verdict is one] for one in (Verdict.CHANGED, Verdict.ROUNDING))
-    if run.judged and list(run.records) == list(run.before):
-        yield Finding(sentence=f"this run was compared with itself: {run.baseline} holds its records")
-    if changes:
-        change = first_change(figures)
-        here = f", in {len(change.cells)} of them" if len(change.cells) < len(changes) else ""
-        place = f"numerics of {count_text(len(changes), len(figures), 'cell')} changed, first at the stage {change.stage}{here}"
-        libraries = next(j.detail for j in figures if j.cell == change.cells[0]).partition("; with ")[2]
-        note = "" if counts else "; scores have not been judged" if changed_updates(figures) else "; numerics do not count here"
-        hint = "in a checkout of a library, bisect --repo finds the commit" if libraries else "no library is known to differ"
-        yield Finding(
-            state=State.FAILED if counts else State.PASSED,
-            sentence=f"{change.what} ({place}, as in {change.cells[0]}){note}",
-            cause=f"the runs differ in {some(libraries.split('; '))}" if libraries else "",
-            next_step=run.bisection(change.cells, ["numerics"]) or f"{run.look()}; {hint}",
-        )
-    elif early := max((j.first_updates or 0 for j in figures), default=0):
-        span = f"by {'its' if len(figures) == 1 else 'their'} first {early} updates"
-        yield Finding(state=State.BEGUN, sentence=f"{count(len(figures), 'cell')}: {tally(j.verdict for j in figures)} {span}")
-    elif rounding and all(j.verdict is not Verdict.NOT_COMPARABLE for j in figures):
-        others = ", the others not at all" if len(rounding) < len(figures) else ""
-        differ = f"differ{'s' if len(rounding) == 1 else ''} from {run.baseline} by rounding alone{others}"
-        yield Finding(sentence=f"{count_text(len(rounding), len(figures), 'cell')} {differ}")
+# Figures that are worse
 
 
-def _figure_findings(run: JudgedRun) -> Iterator[Finding]:
-    """What is worse or missing; why nothing can be told; or that nothing is worse."""
-    faults, judged, others = find_worse(run.judged, run.kinds), run.judged, [kind for kind in run.kinds if kind in KINDS[1:]]
-    if figures := [j for j in faults if j.kind != "numerics"]:
-        yield _worse_finding(run, figures)
-    elif not faults and outcome(judged, run.kinds) is Outcome.CANNOT_TELL:
-        yield _doubt_finding(run)
-    elif not faults and others and any(j.quantity == j.main_score for j in judged):
-        cells = [j.cell for j in open_scores(judged)]
-        doubt = f", though {count(len(cells), 'main score')} cannot be decided ({some(cells)})" if cells else ""
-        no_worse = f"no worse than {run.baseline} by {phrase(others)}{doubt}"
-        yield Finding(sentence=no_worse, next_step=run.more_seeds(cells) if cells else "")
-    numerics = [j for j in judged if j.kind == "numerics" and "numerics" in run.kinds and not j.first_updates]
-    if gaps := [j for j in numerics if j.verdict is Verdict.NOT_COMPARABLE]:
-        reasons, subject = some(list(dict.fromkeys(j.detail for j in gaps))), count_text(len(gaps), len(numerics), "cell")
-        yield Finding(sentence=f"numerics of {subject} could not be compared ({reasons})", next_step=UNLIKE)
+def _worse_figures(run: JudgedRun) -> Iterator[Statement]:
+    """The statement on missing and worse figures; changed numerics of the cells are its cause."""
+    figures = [j for j in find_worse(run.judged, run.kinds) if j.kind != "numerics"]
+    if not figures:
+        return
+    figures.sort(key=lambda j: (j.verdict is Verdict.WORSE, j.kind != "quality", -size(j)))
+    gravest = figures[0]
+    clauses = []
+    for verdict in dict.fromkeys(judgement.verdict for judgement in figures):
+        group = [judgement for judgement in figures if judgement.verdict is verdict]
+        clauses.append(_worse_clause(verdict, group))
+    worse_cells = {judgement.cell for judgement in figures}
+    change = changed_place(j for j in run.judged if j.cell in worse_cells)
+    yield Statement(
+        rank=Rank.FAILED,
+        clause=f"{'; '.join(clauses)}, against {run.baseline}",
+        cause=change.cause,
+        next_step=_worse_step(run, gravest, figures, change),
+    )
 
 
-def _doubt_finding(run: JudgedRun) -> Finding:
-    """Why it cannot be told whether the run is worse, and what would tell."""
-    doubts, early = open_scores(run.judged), changed_updates(run.judged)
-    cells = [j.cell for j in early or doubts]
-    if early:
-        cause = f"{tally(j.verdict for j in early)} in first updates, without scores ({some(cells)})"
-        next_step = f"{run.run(cells, whole=True)} trains {'it' if len(cells) == 1 else 'them'} to the end"
-    elif doubts and ("quality" in run.kinds or CANNOT_TELL in run.kinds):
-        cause = f"{count(len(doubts), 'main score')} cannot be decided ({some(list(map(describe, doubts)), 1)})"
-        next_step = run.more_seeds(cells)
-    else:
-        cause, next_step = f"no figure of {phrase(run.kinds)} could be compared", UNLIKE
-    answer = f"cannot tell whether the run is worse than {run.baseline}"
-    return Finding(state=State.CANNOT_TELL, sentence=answer, cause=cause, next_step=next_step)
+def size(judgement: Judgement) -> float:
+    """The size of a figure's change."""
+    return abs(judgement.effect or 0.0)
 
 
-def _worse_finding(run: JudgedRun, figures: Sequence[Judgement]) -> Finding:
-    """What is missing or worse, most of all; changed numerics of these cells are its cause."""
-    ranking = sorted(figures, key=lambda j: (j.verdict is Verdict.WORSE, j.kind != "quality", -abs(j.effect or 0.0)))
-    gravest, parts = ranking[0], []
-    for verdict in dict.fromkeys(j.verdict for j in ranking):
-        group = [j for j in ranking if j.verdict is verdict]
-        cells = list(dict.fromkeys(j.cell for j in group))
-        most = f"{'most of all ' if cells[1:] else ''}{describe(group[0]).partition(' (')[0]}"
-        parts.append(f"{count(len(cells), 'cell')} {verdict}: {some(cells) if verdict is Verdict.MISSING else most}")
-    change = first_change(j for j in run.judged if j.cell in {one.cell for one in figures})
-    kinds = ["numerics"] if change.cells else [j.kind for j in figures if j.cell == gravest.cell]
-    next_step = run.bisection([*change.cells, gravest.cell], kinds)
+def _worse_clause(verdict: Verdict, figures: Sequence[Judgement]) -> str:
+    """A clause as "2 cells worse: most of all bert_sa_lora accuracy -3.91 points"."""
+    cells = list(dict.fromkeys(judgement.cell for judgement in figures))
+    if verdict is Verdict.MISSING:
+        return f"{count(len(cells), 'cell')} {verdict}: {some(cells)}"
+    most = describe(figures[0]).partition(" (")[0]
+    confirmed = ", and in a second training" if figures[0].confirmed == "yes" else ""
+    most_of_all = "most of all " if cells[1:] else ""
+    return f"{count(len(cells), 'cell')} {verdict}: {most_of_all}{most}{confirmed}"
+
+
+def _worse_step(run: JudgedRun, gravest: Judgement, figures: Sequence[Judgement], change: "ChangedPlace") -> str:
     if gravest.verdict is Verdict.MISSING:
-        next_step = f"{run.run([j.cell for j in ranking if j.verdict is Verdict.MISSING])} runs the missing cells"
-    elif gravest.kind in ("memory", "speed"):
-        next_step = next_step or "benchmarks/guides/memory-and-speed.md explains these figures"
-    elif gravest.confirmed == "open":
-        seed = next(one.seeds.seed or 0 for one in run.records if one.cell == gravest.cell) + CONFIRMING
-        next_step = f"{run.run([gravest.cell], f'--seeds={seed}')} confirms or refutes it"
-    else:  # rows that both runs hold show what changed
-        page = f"`{shlex.join(['tunegrid', 'page', *reversed(run.files), '-o', 'page.html'])}` shows the test rows that changed"
-        next_step = next_step or (run.look() if "no rows are available" in gravest.detail else page)
-    headline = f"{'; '.join(parts)}, against {run.baseline}"
-    return Finding(state=State.FAILED, sentence=headline, cause=change.cause, next_step=next_step)
+        missing = [judgement.cell for judgement in figures if judgement.verdict is Verdict.MISSING]
+        command = run.steps.run(missing)
+        return f"{command} runs the missing cells" if command else ""
+    kinds = [judgement.kind for judgement in figures if judgement.cell == gravest.cell]
+    if change.cells:
+        kinds = ["numerics"]
+    bisection = run.steps.bisection([*change.cells, gravest.cell], kinds)
+    if gravest.kind in ("memory", "speed"):
+        return bisection or "benchmarks/guides/memory-and-speed.md explains these figures"
+    if gravest.confirmed == "open":
+        first = next(record for record in run.records if record.cell == gravest.cell)
+        command = run.steps.run([gravest.cell], f"--seeds={(first.seeds.seed or 0) + CONFIRMING}")
+        return f"{command} confirms or refutes it" if command else ""
+    if bisection:
+        return bisection
+    if "no rows are available" in gravest.detail:
+        return run.steps.evidence()
+    return run.steps.changed_rows()
+
+
+# Figures that changed
+
+
+class ChangedPlace(NamedTuple):
+    """The place where numerics changed first."""
+
+    cells: Sequence[str] = ()  # the first is the sample; none: nothing changed
+    stage: str = ""
+    what: str = ""  # changed there, and by how much
+    cause: str = ""  # the same as the cause of something else
+
+
+def changed_place(judged: Iterable[Judgement]) -> ChangedPlace:
+    """The place where numerics of these cells changed first.
+
+    If modules have a class and a library in common, it is that of the most cells.
+    """
+    changes = [j for j in judged if j.kind == "numerics" and j.verdict is Verdict.CHANGED]
+    if not changes:
+        return ChangedPlace()
+    from tunegrid.gate.numerics import STAGES  # which brings pandas
+
+    stages = {judgement.stage for judgement in changes}
+    stage = next((stage for stage in STAGES if stage in stages), changes[0].stage)
+    firsts = [judgement for judgement in changes if judgement.stage == stage]
+    kind, library, cells = _commonest_class(firsts)
+    if cells > 1:
+        firsts = [j for j in firsts if (kind, library) in module_classes(j)]
+    what = firsts[0].detail.removeprefix(f"{stage}: ").partition("; with ")[0]
+    if cells > 1:
+        common = f"{kind} of {library}"
+        for name, its_kind, its_library in firsts[0].modules:
+            what = what.replace(f"{name} ({its_kind}, {its_library})", common)
+        what = what.replace(f"{common} and {common}", common)  # of two siblings
+    cause = f"numerics changed, first at the stage {stage}: {what}"
+    return ChangedPlace([judgement.cell for judgement in firsts], stage, what, cause)
+
+
+def module_classes(judgement: Judgement) -> list[tuple[str, str]]:
+    """The class and the library of the modules that changed first, each once."""
+    return list(dict.fromkeys((kind, library) for _, kind, library in judgement.modules))
+
+
+def _commonest_class(judged: Sequence[Judgement]) -> tuple[str, str, int]:
+    """The class and the library of modules that most of these cells name, and how many do."""
+    cells: Counter[tuple[str, str]] = Counter()
+    for judgement in judged:
+        cells.update(module_classes(judgement))
+    for (kind, library), number in cells.most_common(1):
+        return kind, library, number
+    return "", "", 0
+
+
+def _changed_figures(run: JudgedRun) -> Iterator[Statement]:
+    """Statements on changed numerics, and on tensors that hold fewer bytes."""
+    changed = [judgement for judgement in run.numerics if judgement.verdict is Verdict.CHANGED]
+    if changed:
+        yield _changed_numerics(run, changed)
+    fewer = [j for j in run.judged if j.kind == "memory" and j.verdict is Verdict.CHANGED]
+    if fewer:
+        cells = list(dict.fromkeys(judgement.cell for judgement in fewer))
+        most = describe(max(fewer, key=size)).partition(" (")[0]
+        total = len({judgement.cell for judgement in run.judged})
+        yield Statement(
+            rank=Rank.CHANGED if CHANGED in run.kinds else Rank.NOTE,
+            clause=f"tensors of {count_text(len(cells), total, 'cell')} hold fewer bytes: {most}",
+            next_step="benchmarks/guides/memory-and-speed.md explains these figures",
+        )
+
+
+def _changed_numerics(run: JudgedRun, changed: Sequence[Judgement]) -> Statement:
+    change = changed_place(changed)
+    here = f", in {len(change.cells)} of them" if len(change.cells) < len(changed) else ""
+    cells = count_text(len(changed), len(run.numerics), "cell")
+    place = f"numerics of {cells} changed, first at the stage {change.stage}{here}"
+    if "numerics" in run.kinds:
+        rank, note = Rank.FAILED, ""
+    elif CHANGED in run.kinds:
+        rank, note = Rank.CHANGED, _score_note(run)
+    else:
+        rank, note = Rank.NOTE, "; numerics do not count here"
+    sample = next(j for j in changed if j.cell == change.cells[0])
+    libraries = sample.detail.partition("; with ")[2].split("; ")
+    libraries = [*filter(None, libraries)]
+    return Statement(
+        rank=rank,
+        clause=f"{change.what} ({place}, as in {sample.cell}){note}",
+        cause=f"the runs differ in {some(libraries)}" if libraries else "",
+        next_step=_changed_step(run, changed, change, bool(libraries)),
+    )
+
+
+def _score_note(run: JudgedRun) -> str:
+    """A clause on the scores of a run whose numerics changed."""
+    scores = main_scores(run.judged)
+    if not scores:
+        return "; scores were not judged"
+    if any(score.verdict is Verdict.WORSE for score in scores):
+        return ""
+    unknown = [s for s in scores if s.verdict in (Verdict.CANNOT_TELL, Verdict.NOT_COMPARABLE)]
+    undecided = f", {len(unknown)} of {len(scores)} undecided" if unknown else ""
+    return f"; no score is worse{undecided}"
+
+
+def _changed_step(run: JudgedRun, changed: Sequence[Judgement], change: ChangedPlace, other_libraries: bool) -> str:
+    bisection = run.steps.bisection(change.cells, ["numerics"])
+    if bisection:
+        return bisection
+    if "numerics" not in run.kinds and all(judgement.first_updates for judgement in changed):
+        return run.steps.whole_run([judgement.cell for judgement in changed])
+    hint = "no library is known to differ"
+    if other_libraries:
+        hint = "in a checkout of a library, `tunegrid bisect --repo` finds the commit"
+    return "; ".join(filter(None, (run.steps.evidence(), hint)))
+
+
+def _early_numerics(run: JudgedRun) -> Iterator[Statement]:
+    """The statement on first updates, if none has changed numerics."""
+    numerics = run.numerics
+    updates = max((judgement.first_updates or 0 for judgement in numerics), default=0)
+    if updates and not any(judgement.verdict is Verdict.CHANGED for judgement in numerics):
+        pronoun = "its" if len(numerics) == 1 else "their"
+        verdicts = tally(judgement.verdict for judgement in numerics)
+        clause = f"{count(len(numerics), 'cell')}: {verdicts} by {pronoun} first {updates} updates"
+        yield Statement(rank=Rank.BEGUN, clause=clause)
+
+
+# What is unknown
+
+
+def _unknown_scores(run: JudgedRun) -> Iterator[Statement]:
+    """Statements on scores that were not compared or decided; or that none is worse."""
+    if not run.judged or find_worse(run.judged, run.kinds):
+        return
+    if main_scores(run.judged, Verdict.NOT_COMPARABLE) and "quality" in run.kinds:
+        yield _uncompared_cells(run)
+        return
+    undecided = main_scores(run.judged, Verdict.CANNOT_TELL)
+    cells = [score.cell for score in undecided]
+    early = [j for j in run.numerics if j.first_updates and not is_equal_or_rounding(j)]
+    unknown = uncompared_kinds(run.judged, run.kinds)
+    unknown_answer = f"cannot tell whether the run is worse than {run.baseline}"
+    if any(judgement.verdict is Verdict.NOT_COMPARABLE for judgement in early):
+        early_cells = [judgement.cell for judgement in early]
+        verdicts = tally(judgement.verdict for judgement in early)
+        yield Statement(
+            rank=Rank.CANNOT_TELL,
+            clause=unknown_answer,
+            cause=f"{verdicts} in first updates, without scores ({some(early_cells)})",
+            next_step=run.steps.whole_run(early_cells),
+        )
+    elif undecided and ("quality" in unknown or CANNOT_TELL in run.kinds):
+        first = some([describe(score) for score in undecided], 1)
+        yield Statement(
+            rank=Rank.CANNOT_TELL,
+            clause=unknown_answer,
+            cause=f"{count(len(cells), 'main score')} cannot be decided ({first})",
+            next_step=run.steps.more_seeds(cells),
+        )
+    elif unknown:
+        yield Statement(
+            rank=Rank.CANNOT_TELL,
+            clause=unknown_answer,
+            cause=f"no figure of {phrase(unknown)} could be compared{_reasons(run, unknown)}",
+            next_step=UNLIKE,
+        )
+    else:
+        yield from _no_regression(run, undecided)
+
+
+def is_equal_or_rounding(judgement: Judgement) -> bool:
+    """Checks that numerics are equal but for rounding."""
+    return judgement.verdict in (Verdict.EQUAL, Verdict.ROUNDING)
+
+
+def _reasons(run: JudgedRun, kinds: Sequence[str]) -> str:
+    """The reasons why figures of these kinds were not compared, in brackets, if known."""
+    details = [j.detail for j in run.judged if j.kind in kinds and j.detail]
+    return f" ({some(list(dict.fromkeys(details)))})" if details else ""
+
+
+def _uncompared_cells(run: JudgedRun) -> Statement:
+    """The statement on cells whose recipe is not the baseline's."""
+    scores = main_scores(run.judged)
+    unlike = main_scores(run.judged, Verdict.NOT_COMPARABLE)
+    undecided = main_scores(run.judged, Verdict.CANNOT_TELL)
+    cells = count_text(len(unlike), len(scores), "cell")
+    reasons = some(list(dict.fromkeys(score.detail for score in unlike)))
+    names = some([score.cell for score in unlike])
+    others = "" if len(unlike) == len(scores) else "; no regression found in the others"
+    if undecided:
+        others += f", {len(undecided)} of them undecided"
+    verb = "is" if len(unlike) == 1 else "are"
+    return Statement(
+        rank=Rank.CANNOT_TELL,
+        clause=f"{cells} {verb} not comparable with {run.baseline}: {reasons} ({names}){others}",
+        next_step=UNLIKE,
+    )
+
+
+def _no_regression(run: JudgedRun, undecided: Sequence[Judgement]) -> Iterator[Statement]:
+    """Statements that nothing is worse, with all that was left open."""
+    scores = main_scores(run.judged)
+    if not scores:
+        return
+    clauses = []
+    if undecided:
+        share = f"{len(undecided)} of {count(len(scores), 'score')} undecided"
+        clauses.append(f"{share} ({_drop_range(undecided)})")
+    if CHANGED in run.kinds or "numerics" in run.kinds:
+        clauses += _uncompared_numerics(run)
+    new = [judgement.cell for judgement in run.judged if judgement.verdict is Verdict.NEW]
+    if new:
+        clauses.append(f"{count(len(new), 'cell')} not in {run.baseline} ({some(new)})")
+    step = run.steps.more_seeds([score.cell for score in undecided]) if undecided else ""
+    if clauses:
+        yield Statement(rank=Rank.OPEN, clause="; ".join(clauses), next_step=step)
+    compared = [kind for kind in KINDS[1:] if kind in run.kinds]
+    if compared and not undecided:
+        yield Statement(clause=f"no worse than {run.baseline} by {phrase(compared)}")
+
+
+def _drop_range(undecided: Sequence[Judgement]) -> str:
+    """A clause on the drops that the test would have found, as "drops of 2 to 6 points"."""
+    drops = [score.min_drop for score in undecided if score.min_drop is not None]
+    if not drops:
+        return some(list(dict.fromkeys(score.detail for score in undecided)), 1)
+    pronoun = "it" if len(undecided) == 1 else "they"
+    low, high = f"{min(drops):.0f}", f"{max(drops):.0f}"
+    drop_range = f"{high}" if low == high else f"{low} to {high}"
+    return f"{pronoun} would show drops of {drop_range} points"
+
+
+def _uncompared_numerics(run: JudgedRun) -> Iterator[str]:
+    """A clause on cells whose numerics could not be compared, with the reasons."""
+    unlike = [j for j in run.numerics if j.verdict is Verdict.NOT_COMPARABLE]
+    if unlike:
+        cells = count_text(len(unlike), len(run.numerics), "cell")
+        reasons = some(list(dict.fromkeys(judgement.detail for judgement in unlike)))
+        yield f"numerics of {cells} not compared ({reasons})"
+
+
+# What else is to be known
+
+
+def _notes(run: JudgedRun) -> Iterator[Statement]:
+    """Statements that decide nothing."""
+    if run.judged and list(run.records) == list(run.before):
+        clause = f"this run was compared with itself: {run.baseline} holds its records"
+        yield Statement(clause=clause)
+    yield from _rounding(run)
+    # What fails now and then is seen over time.
+    texts = [*unconfirmed_misses(run.records, run.before)]
+    texts += [describe(judgement) for judgement in run.judged if judgement.confirmed == "no"]
+    if texts:
+        yield Statement(clause="; ".join(texts))
+
+
+def _rounding(run: JudgedRun) -> Iterator[Statement]:
+    """The statement that the numerics of all cells are equal but for rounding."""
+    rounding = [j for j in run.numerics if j.verdict is Verdict.ROUNDING and not j.first_updates]
+    if not rounding or not all(is_equal_or_rounding(judgement) for judgement in run.numerics):
+        return
+    others = ", the others not at all" if len(rounding) < len(run.numerics) else ""
+    verb = "differs" if len(rounding) == 1 else "differ"
+    cells = count_text(len(rounding), len(run.numerics), "cell")
+    yield Statement(clause=f"{cells} {verb} from {run.baseline} by rounding alone{others}")

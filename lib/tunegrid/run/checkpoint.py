@@ -34,7 +34,7 @@ class Checkpoints:
     resume: bool = False  # go on from the file if it is there; otherwise start anew
     ranks: Ranks = ALONE
     saved_at: float = field(default_factory=time.monotonic)
-    trouble: str | None = None  # why the last save failed; training goes on
+    save_error: str | None = None  # why the last save failed; training goes on
     started_anew: str | None = None  # why a file that is there was not taken up
 
     def __post_init__(self) -> None:
@@ -45,7 +45,7 @@ class Checkpoints:
     @property
     def remarks(self) -> list[str]:
         """Sentences for the record."""
-        failure = self.trouble and f"no checkpoint could be saved: {self.trouble}"
+        failure = self.save_error and f"no checkpoint could be saved: {self.save_error}"
         return [sentence for sentence in (self.started_anew, failure) if sentence]
 
     def save_if_due(self, source: "Trainer") -> None:
@@ -65,9 +65,9 @@ class Checkpoints:
             text = json.dumps(tree)
             with replace_file(self.path) as part:
                 save_file(tensors, part, {"tree": text})
-            self.trouble = None
+            self.save_error = None
         except (OSError, SafetensorError, TypeError) as error:  # TypeError: an optimizer's value that JSON does not know
-            self.trouble = first_line(error)
+            self.save_error = first_line(error)
 
     def restore(self, target: "Trainer") -> None:
         """Load the file's state into the target; do nothing without `resume`, without a file, or if it cannot be used."""

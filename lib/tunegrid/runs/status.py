@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tunegrid.grid.cells import STUDY_IDS, Cell
 from tunegrid.grid.recipes import CONFIRMING, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.record import AuditFinding, Record, Status
-from tunegrid.record.checks import NEED_LENGTH, below_bounds, failures, missed_bounds_alone
+from tunegrid.record.checks import NEED_LENGTH, below_bounds, failed_audits, missed_bounds_alone
 from tunegrid.words import count, count_text, phrase, some
 
 # After so many updates all that trains has moved. LoRA's A moves one update after B; a warm-up may start at a rate of 0; and
@@ -45,13 +45,13 @@ class Extent:
         return ""
 
 
-def training_objection(cell: Cell, findings: Iterable[AuditFinding]) -> str | None:
+def reason_not_to_train(cell: Cell, findings: Iterable[AuditFinding]) -> str | None:
     """Why a cell must not train, by what audits found before it does; None if it may.
 
     A full cell that is wrong from the start would train for hours. A micro one trains, so that its record shows all that
     objects to it; so does one on random tokens, whose rows no audit looks at.
     """
-    failed = failures(findings)
+    failed = failed_audits(findings)
     is_guarded = not (cell.profile.micro or cell.profile.random_weights)
     return f"not trained, {'; '.join(failed)}" if failed and is_guarded else None
 
@@ -71,7 +71,7 @@ def audit_sentences(record: Record) -> list[str]:
     """A sentence for each audit that counts and failed; a user's cell is told how to train longer."""
     sentences = []
     for finding in record.audits:
-        for sentence in failures([finding], record.excused):
+        for sentence in failed_audits([finding], record.excused):
             advice = more_training(record) if finding.name in LEARNING else ""
             sentences.append(f"{sentence}; {advice}" if advice else sentence)
     return sentences
@@ -95,7 +95,7 @@ def _end_record(record: Record, sentences: list[str]) -> Record:
     """With these sentences, and the status that follows: *missed* tells of bounds first, *audit* of audits alone."""
     status: Status = "passed" if record.first_updates is None else "begun"
     if sentences:
-        by_audits = failures(record.audits, record.excused) and not below_bounds(record.scores, record.bounds)
+        by_audits = failed_audits(record.audits, record.excused) and not below_bounds(record.scores, record.bounds)
         status = "failed" if record.first_updates is not None else "audit" if by_audits else "missed"
     return replace(record, missed=sentences, status=status)
 
@@ -103,7 +103,7 @@ def _end_record(record: Record, sentences: list[str]) -> Record:
 def too_short(record: Record) -> list[str]:
     """Sentences on the audits that failed and do not count, since the run was too short to meet them."""
     failed = [finding for finding in record.audits if not finding.passed and finding.name in record.excused]
-    return [locate(record, f"{failures([finding])[0]}; {record.excused[finding.name]}") for finding in failed]
+    return [locate(record, f"{failed_audits([finding])[0]}; {record.excused[finding.name]}") for finding in failed]
 
 
 def locate(record: Record, sentence: str) -> str:
@@ -145,7 +145,7 @@ ENDS = {"error": "broke off", "killed": "lost its process", "stopped": "stopped 
 ENDS |= {"unfinished": "did not finish"}
 
 
-class Failure(NamedTuple):
+class FailedCells(NamedTuple):
     """Records that went wrong by the same causes."""
 
     causes: list[str]
@@ -178,7 +178,14 @@ class Failure(NamedTuple):
             cells = some(self.cells) if len(set(sentences)) == 1 else f"as {self.cells[0]}"
             return f"{sentences[0]} ({number}, {cells}; {self.name})"
         others = f"; likewise {some(self.cells[1:])}" if self.cells[1:] else ""
-        return f"{number} {self.name} ({self.cells[0]}: {sentences[0]}{others})"
+        again = self.second_training
+        return f"{number} {self.name} ({self.cells[0]}: {sentences[0]}{again}{others})"
+
+    @property
+    def second_training(self) -> str:
+        """A clause on the second training of the first cell, which went wrong by the same causes; or nothing."""
+        seeds = [r.seeds for r in self.records if r.cell == self.cells[0] and r.seeds.confirms is not None]
+        return f", confirmed by a second training at seed {seeds[0].seed}" if seeds else ""
 
 
 def cause_sentences(record: Record, cause: str) -> list[str]:
@@ -199,16 +206,16 @@ def _causes(record: Record) -> list[str]:
     return [*audits, fault] if fault == BOUND or not audits or cause_sentences(record, FIGURES) else audits
 
 
-def find_failures(records: Iterable[Record]) -> list[Failure]:
+def find_failed_cells(records: Iterable[Record]) -> list[FailedCells]:
     """What went wrong, causes of the same records together: audits first, the one that most cells failed before the others."""
     by_cause: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         for cause in _causes(record):
             by_cause[cause].append(record)
     order = {cause: index for index, cause in enumerate([BOUND, FIGURES, *ENDS.values()])}
-    failures_by_ids: dict[tuple[int, ...], Failure] = {}
+    failures_by_ids: dict[tuple[int, ...], FailedCells] = {}
     for cause, runs in sorted(by_cause.items(), key=lambda item: (order.get(item[0], -1), -len({one.cell for one in item[1]}))):
-        failures_by_ids.setdefault(tuple(map(id, runs)), Failure([], runs)).causes.append(cause)
+        failures_by_ids.setdefault(tuple(map(id, runs)), FailedCells([], runs)).causes.append(cause)
     return [*failures_by_ids.values()]
 
 
@@ -259,7 +266,7 @@ def compare_cells(records: Sequence[Record]) -> list[Record]:
     def audited(record: Record) -> Record:
         cell_findings = findings[record.profile, record.seeds.seed][record.cell]
         sentences = [text for text in record.missed if not any(f"audit {name}: " in text for name in TOGETHER)]
-        sentences += [locate(record, sentence) for sentence in failures(cell_findings)]
+        sentences += [locate(record, sentence) for sentence in failed_audits(cell_findings)]
         other_findings = [finding for finding in record.audits if finding.name not in TOGETHER]
         return _end_record(replace(record, audits=[*other_findings, *cell_findings]), sentences)
 

@@ -1,4 +1,4 @@
-"""Five kinds of runs beside an older one, made of the committed baseline, which every machine judges alike.
+"""Ten kinds of runs beside an older one, made of the committed baseline, which every machine judges alike.
 
 Each is the older records, the new ones, the gate's judgements, and the kinds of figures that fail the run.
 """
@@ -11,18 +11,19 @@ from pathlib import Path
 
 from tunegrid import ROOT
 from tunegrid.gate.gate import Run, gate
-from tunegrid.gate.judgements import FAILED_BY, Judgement, Verdict
+from tunegrid.gate.judgements import DEFAULT_KINDS, Judgement, Verdict
+from tunegrid.grid.recipes import CONFIRMING
 from tunegrid.page import render
 from tunegrid.page.view import PageRun, make_page
 from tunegrid.record import AuditFinding
 from tunegrid.report.verdict import run_verdict
 from tunegrid.runs.files import read_saved
-from tunegrid.runs.status import locate
+from tunegrid.runs.status import locate, weigh_misses
 
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 COMMAND = "pytest -m quick -n 2 --grid own.py --device=cpu --gate=old.json"
 SIX = ("bert_qa_lora", "bert_qa_sft", "bert_sa_sft", "t5_qa_lora", "t5_sum_sft", "gpt2_sa_sft")
-NUMERICS = ("numerics", *FAILED_BY)
+NUMERICS = ("numerics", *DEFAULT_KINDS)
 
 
 @cache
@@ -38,14 +39,14 @@ def judged(old, new):
 def passed():
     old = baseline(SIX)
     new = [replace(record, device=replace(record.device, contended=True)) for record in old]
-    return old, new, judged(old, new), FAILED_BY
+    return old, new, judged(old, new), DEFAULT_KINDS
 
 
 def one_cause():
     """LoRA's scale is another in all 18 cells with adapters, of which two miss their bounds, too."""
     old = baseline()
     new = [broken(record) if record.recipe.adapter else record for record in old]
-    return old, new, judged(old, new), FAILED_BY
+    return old, new, judged(old, new), DEFAULT_KINDS
 
 
 def broken(record):
@@ -81,7 +82,7 @@ def other_cpus():
     moved = [record.cell for record in new].index("t5_qa_lora")
     scores = new[moved].scores
     new[moved] = replace(new[moved], scores={**scores, "f1": scores["f1"] - 0.7}, bounds={}, examples=None)
-    return old, new, judged(old, new), FAILED_BY
+    return old, new, judged(old, new), DEFAULT_KINDS
 
 
 def rounded(record):
@@ -93,10 +94,70 @@ def five_seeds():
     old = baseline(SIX, (0, 1, 2, 3, 4))
     fewer = [replace(one, scores={name: points - 3 for name, points in one.scores.items()}, examples=None) for one in old]
     new = [low if one.cell == "bert_qa_sft" else one for one, low in zip(old, fewer, strict=True)]
-    return old, new, judged(old, new), FAILED_BY
+    return old, new, judged(old, new), DEFAULT_KINDS
 
 
-KINDS = {kind.__name__: kind for kind in (passed, one_cause, changed_module, other_cpus, five_seeds)}
+def changed_numerics():
+    """Another gradient in all cells of GPT-2, and nothing else, by the default of what counts."""
+    old = baseline()
+    stage, module = "backward without dropout", ("h.1.mlp.act", "NewGELUActivation", "transformers")
+    words = f"{stage}: the gradient changes inside h.1.mlp.act (NewGELUActivation, transformers), by 79 % of its norm"
+    evidence = {"stage": stage, "modules": (module,)}
+    judgements = [
+        replace(j, verdict=Verdict.CHANGED, detail=words, **evidence) if j.quantity == "numerics" and "gpt2" in j.cell else j
+        for j in judged(old, old)
+    ]
+    new = [replace(record, device=replace(record.device, contended=True)) for record in old]
+    return old, new, judgements, DEFAULT_KINDS
+
+
+def fresh_seed():
+    """The baseline's seed 1 beside its seed 0: nothing is one training, and small drops cannot be seen."""
+    old, new = baseline(), baseline(seeds=(1,))
+    return old, new, judged(old, new), DEFAULT_KINDS
+
+
+def low_score(record):
+    """The record with a score below its bound, as the pipeline would end it."""
+    scores = record.scores | {"f1": record.bounds["f1"] - 1}
+    missed = [locate(record, f"f1 {scores['f1']:.1f} is below {record.bounds['f1']:.1f}")]
+    return replace(record, scores=scores, missed=missed, status="missed", examples=None)
+
+
+def second_training(record):
+    return replace(record, seeds=replace(record.seeds, seed=record.seeds.seed + CONFIRMING, confirms=record.seeds.seed))
+
+
+def confirmed_miss():
+    """A cell that missed its bound at two seeds."""
+    [record] = baseline(("bert_qa_lora",))
+    new = [low_score(record), low_score(second_training(record))]
+    return [], weigh_misses(new), [], DEFAULT_KINDS
+
+
+def unconfirmed_miss():
+    """A cell that missed its bound, and reached it when it trained again."""
+    [record] = baseline(("bert_qa_lora",))
+    return [], weigh_misses([low_score(record), second_training(record)]), [], DEFAULT_KINDS
+
+
+def too_short():
+    """A cell that gives one answer for all rows after 12 of 48 updates."""
+    [record] = baseline(("bert_sa_lora",))
+    name = "predictions_not_collapsed"
+    audits = [finding for finding in record.audits if finding.name != name]
+    audits.append(AuditFinding(name=name, passed=False, detail="one answer for all 400 rows"))
+    excused = {name: "a run of 12 of 48 planned updates may be too short to pass it"}
+    return [], [replace(record, audits=audits, excused=excused, bounds={})], [], DEFAULT_KINDS
+
+
+KINDS = {
+    kind.__name__: kind
+    for kind in (
+        *(passed, one_cause, changed_module, other_cpus, five_seeds),
+        *(changed_numerics, fresh_seed, confirmed_miss, unconfirmed_miss, too_short),
+    )
+}
 
 
 def kind_verdict(kind):
@@ -108,9 +169,9 @@ def kind_verdict(kind):
 def kind_page(kind):
     old, new, judgements, _ = KINDS[kind]()
     place = Path(BASELINE)  # whose examples are beside it
-    before = PageRun(name="old.json", records=old, when="2026-11-24T09:00:00", commit="0123456789", path=place)
+    older = [PageRun(name="old.json", records=old, when="2026-11-24T09:00:00", commit="0123456789", path=place)] if old else []
     run = PageRun(name="new.json", records=new, when="2026-11-25T09:00:00", commit="9876543210", command=COMMAND, path=place)
-    return make_page(run, [before], verdicts=judgements, answer=kind_verdict(kind))
+    return make_page(run, older, verdicts=judgements, answer=kind_verdict(kind))
 
 
 def page_text(page, cells=False):

@@ -1,23 +1,59 @@
-"""A wheel of a small package in the place of a library, and git for checkouts."""
+"""Wheels and checkouts of a small package in the place of a library, and git for checkouts."""
 
+import hashlib
 import subprocess
+from base64 import urlsafe_b64encode
+from importlib.metadata import distribution
 from pathlib import Path
 from zipfile import ZipFile
 
+BUILD = """
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+"""
 
-def wheel(folder, version, rows, name="planted"):
+
+def wheel(folder, version, rows, name="planted", needs=()):
     """A wheel of a package that holds one number, written by hand: building it installs nothing."""
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    metadata += "".join(f"Requires-Dist: {need}\n" for need in needs)
     files = {
         f"{name}/__init__.py": f"ROWS = {rows!r}\n",
-        f"{name}-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{name}-{version}.dist-info/METADATA": metadata,
         f"{name}-{version}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
-    files[f"{name}-{version}.dist-info/RECORD"] = "".join(f"{file},,\n" for file in files)
+    record = ""
+    for file, text in files.items():
+        digest = urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
+        record += f"{file},sha256={digest},{len(text)}\n"
+    files[f"{name}-{version}.dist-info/RECORD"] = f"{record}{name}-{version}.dist-info/RECORD,,\n"
     path = Path(folder) / f"{name}-{version}-py3-none-any.whl"
     with ZipFile(path, "w") as archive:
         for file, text in files.items():
             archive.writestr(file, text)
     return path.name
+
+
+def pack(folder, name):
+    """A wheel of a package that is installed here, of the very files."""
+    package = distribution(name)
+    with ZipFile(Path(folder) / f"{name}-{package.version}-py3-none-any.whl", "w") as archive:
+        for file in package.files:
+            if file.suffix != ".pyc" and file.name not in ("INSTALLER", "REQUESTED"):
+                archive.write(file.locate(), file)
+
+
+def checkout(repo, version, rows, name="planted"):
+    """A git repository of such a package, which builds without a network."""
+    git(repo.parent, "init", "--quiet", repo)
+    build = f"def build_wheel(folder, *_):\n    return wheel(folder, {version!r}, {rows!r}, {name!r})\n"
+    (repo / "backend.py").write_text(f"{Path(__file__).read_text()}\n\n{build}")
+    (repo / "pyproject.toml").write_text(BUILD)
+    git(repo, "add", "--all")
+    git(repo, "commit", "--quiet", "-m", "planted")
+    return git(repo, "rev-parse", "HEAD")
 
 
 def git(repo, *arguments):

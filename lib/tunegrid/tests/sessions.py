@@ -18,6 +18,7 @@ from tunegrid.grid.recipes import FIXTURES
 from tunegrid.launcher import Child
 
 SOURCES = os.pathsep.join(map(str, (ROOT / "lib", ROOT)))  # this checkout's, whichever is installed
+TOO_SHORT = 6  # exit code of a run in which no cell made enough updates to be judged
 SMALL = ("--set", "train_rows=48", "--set", "eval_rows=16")
 # A process that has loaded the libraries, which take seconds, and forks one program after the other. It sees no GPU, which
 # a forked process could not use.

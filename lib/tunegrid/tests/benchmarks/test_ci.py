@@ -7,7 +7,7 @@ from check_jsonschema import main as check
 from ruamel.yaml import YAML
 
 from tunegrid import ROOT
-from tunegrid.gate.judgements import Outcome
+from tunegrid.report.verdict import Rank
 
 RECIPES = ROOT / "benchmarks" / "ci"
 OWN, LOWEST, GITHUB, MATRIX, NEWEST, CELLS, GITLAB = (
@@ -35,7 +35,7 @@ def test_a_workflow_is_sound_trusts_no_text_of_others_and_pins_its_actions(path)
 def test_the_gitlab_recipe_is_sound_and_warns_where_the_gate_cannot_tell():
     arguments = ["--builtin-schema", "vendor.gitlab-ci", "--data-transform", "gitlab-ci", str(GITLAB)]
     check(arguments, standalone_mode=False)
-    assert read(GITLAB)["tunegrid"]["allow_failure"] == {"exit_codes": Outcome.CANNOT_TELL.exit_code}
+    assert read(GITLAB)["tunegrid"]["allow_failure"] == {"exit_codes": Rank.CANNOT_TELL.exit_code}
     assert read(GITLAB)["tunegrid"]["cache"]["paths"] == [".cache/pip", ".cache/huggingface"]  # no rows of other code
 
 

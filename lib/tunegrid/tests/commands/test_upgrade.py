@@ -1,10 +1,12 @@
 """Upgrading, by runs that are saved for each side: what runs, and what is said."""
 
+import sys
+
 import pytest
 
 from tunegrid.commands import environments, upgrade
 from tunegrid.commands.upgrade import STOCK_CELLS
-from tunegrid.tests.packages import wheel
+from tunegrid.tests.packages import pack, wheel
 from tunegrid.tests.records import FIRST_STEP, MEASURED, begun, complete, get_record, hits, run_file
 
 CELLS = ("bert_sa_lora", "gpt2_sa_lora")
@@ -43,7 +45,7 @@ def upgraded(saved_runs, said):
 
 def test_equal_sides_take_first_updates_and_four_cells_of_the_libraries_own_path(saved_runs, upgraded):
     code, lines = upgraded("--", "--seeds", "0-2", "-n", "0")
-    answer = "Passed: this run was compared with itself: the run before holds its records."
+    answer = "2 cells: 2 equal by their first 2 updates."
     own_path = "The libraries' path equals ours in 4 of 4 cells, before in 4."
     assert (code, lines[-1]) == (0, f"planted 1.0 -> 2.0: {answer} {own_path}")
     first = "-m quick --resume -n auto --first-updates --seeds 0-2 -n 0"  # the user's own come last
@@ -88,14 +90,27 @@ def test_cells_that_fail_after_the_upgrade_fail_it(saved_runs, upgraded, records
     saved_runs.files |= {("2.0", "first-updates"): "failed.json"}
     code, lines = upgraded()
     assert (code, lines[-1].startswith(f"planted 1.0 -> 2.0: {answer}")) == (1, True), lines[-1]
+    if records:
+        [step] = [line for line in lines if line.startswith("Next: ")]
+        assert step.startswith(
+            f"Next: `{sys.executable} -m tunegrid run -m quick --cells gpt2_sa_lora -n 0`"
+        )  # that of its side
+
+
+def test_a_cell_that_failed_an_audit_before_the_upgrade_is_not_compared(saved_runs, upgraded):
+    run_file(saved_runs.folder / "failed.json", [begun(CELLS[0]), OBJECTING])
+    saved_runs.files |= {("1.0", "first-updates"): "failed.json"}
+    code, lines = upgraded()
+    assert code == 0
+    assert f"not compared, since an audit failed before the upgrade: {CELLS[1]}" in lines
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         ((), "say what to upgrade to, as in `tunegrid upgrade transformers==5.25`"),
-        (("planted==9",), "planted==9 cannot be installed: "),  # why, is pip's word
-        (("packaging",), "nothing to upgrade: packaging is installed here already"),
+        (("planted==9",), "planted==9 cannot be installed: "),  # why, is uv's word
+        (("iniconfig",), "nothing to upgrade: iniconfig is installed here already"),
         (("planted@nowhere",), "nowhere cannot be read as a checkout of a library: "),
         (("planted==1.0", "--from", "planted==1.0"), "nothing to upgrade: planted==1.0 is what --from planted==1.0 installs"),
         (("planted==1.0", "--by", "beauty"), "unknown kind of figure 'beauty'"),
@@ -104,5 +119,6 @@ def test_cells_that_fail_after_the_upgrade_fail_it(saved_runs, upgraded, records
 def test_what_cannot_be_compared_is_one_sentence(tmp_path, monkeypatch, said, arguments, sentence):
     monkeypatch.setattr(environments, "ENVIRONMENTS", tmp_path / "environments")
     wheel(tmp_path, "1.0", 1)
+    pack(tmp_path, "iniconfig")
     code, lines = said(upgrade.main, [*arguments, "--find-links", str(tmp_path)])
     assert (code, sentence in lines[-1]) == (2, True), lines

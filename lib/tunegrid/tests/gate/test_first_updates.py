@@ -8,7 +8,7 @@ from fixtures.results import Journal
 from fixtures.session import passed_rows
 from tunegrid.errors import InputError
 from tunegrid.gate.gate import Run, gate
-from tunegrid.gate.judgements import LEDGER, Verdict
+from tunegrid.gate.judgements import DEFAULT_KINDS, LEDGER, Verdict
 from tunegrid.gate.noise import Noise
 from tunegrid.gate.numerics import compare_pair
 from tunegrid.gate.thresholds import load_tolerances
@@ -16,7 +16,7 @@ from tunegrid.page.render import html
 from tunegrid.page.view import make_page, read_page_run
 from tunegrid.record import from_json, to_json
 from tunegrid.report import compare
-from tunegrid.report.verdict import FAILED_BY, run_verdict
+from tunegrid.report.verdict import run_verdict
 from tunegrid.runs.status import Extent, add_status
 from tunegrid.tests.records import altered, begun, complete, make_seeds, run_file
 
@@ -66,7 +66,7 @@ def test_movement_is_compared_from_the_third_update_on():
     assert (early.verdict, late.stage) == (Verdict.EQUAL, "optimizer")
 
 
-def answered(old, new, kinds=FAILED_BY):
+def answered(old, new, kinds=DEFAULT_KINDS):
     judged = gate(Run.make(old), Run.make(new))
     return judged, run_verdict(new, judged, kinds, baseline="before.json", before=old)
 
@@ -77,15 +77,16 @@ def answered(old, new, kinds=FAILED_BY):
         (
             [whole(), whole(SFT), whole("gpt2_sa_sft")],
             [begun(), begun(SFT), begun("gpt2_sa_sft", [0.7, 0.5 + 1e-6])],
-            FAILED_BY,
+            DEFAULT_KINDS,
             0,
             "3 cells: 1 rounding, 2 equal by their first 2 updates.",
         ),
-        ([whole()], [begun(SFT, [0.7, 0.6]), begun()], FAILED_BY, 0, "1 cell: 1 equal by its first 2 updates."),
-        ([whole(), whole(SFT)], [begun(), begun(SFT, [0.7, 0.6])], FAILED_BY, 6, f"without scores ({SFT})"),
+        ([whole()], [begun(SFT, [0.7, 0.6]), begun()], DEFAULT_KINDS, 0, "1 cell: 1 equal by its first 2 updates."),
+        ([whole(), whole(SFT)], [begun(), begun(SFT, [0.7, 0.6])], DEFAULT_KINDS, 6, f"as in {SFT}); scores were not judged."),
+        ([whole(), whole(SFT)], [begun(), begun(SFT, [0.7, 0.6])], ("memory",), 0, "numerics do not count here"),
         ([whole(SFT)], [begun(SFT, [0.7, 0.6])], ("numerics",), 1, "Failed: losses differ by 1.0e-01 at update 2"),
-        ([whole()], [begun(seeds=make_seeds(7))], FAILED_BY, 6, "1 not comparable in first updates, without scores"),
-        ([begun()], [whole()], FAILED_BY, 6, "the baseline holds only its first updates"),
+        ([whole()], [begun(seeds=make_seeds(7))], DEFAULT_KINDS, 6, "1 not comparable in first updates, without scores"),
+        ([begun()], [whole()], DEFAULT_KINDS, 6, "the baseline holds only its first updates"),
     ],
 )
 def test_begun_cells_are_judged_by_numerics_and_what_they_come_to(old, new, kinds, code, words):
@@ -97,8 +98,8 @@ def test_begun_cells_are_judged_by_numerics_and_what_they_come_to(old, new, kind
 
 @pytest.mark.parametrize(
     ("points", "weights", "code"),
-    [(91.04, 4000, 0), (91.04, 6000, 1), (40.0, 4000, 6)],
-    ids=["all equal", "more bytes of weights", "other scores without noise that was calibrated"],
+    [(91.04, 4000, 6), (91.04, 6000, 1), (40.0, 4000, 6)],
+    ids=["only losses are others", "more bytes of weights", "other scores without noise that was calibrated"],
 )
 def test_a_cell_that_trained_on_is_judged_as_any_cell(points, weights, code):
     trained = whole(SFT, [0.7, 0.6, 0.4, 0.3], scores={"accuracy": points, "f1_macro": points}, bounds={})

@@ -57,10 +57,10 @@ def test_equal_runs_are_the_same_in_everything():
 )
 def test_a_drop_that_is_no_chance_a_gain_and_a_small_test_set(rows, right, lost, verdict):
     judgement = judged(*(hit(rows, right, n) for n in lost))["accuracy"]
-    assert (judgement.verdict, judgement.smallest > 10) == (verdict, verdict is CANNOT_TELL)
+    assert (judgement.verdict, judgement.min_drop > 10) == (verdict, verdict is CANNOT_TELL)
     assert judgement.effect == pytest.approx(100 * (lost[0] - lost[1]) / rows)
     if verdict is WORSE:
-        assert judgement.p == pytest.approx(2.5e-5, rel=0.1)  # 4.06 errors on the scale; one cell, so Holm adds nothing
+        assert judgement.p == pytest.approx(2.5e-5, rel=0.1)  # 4.06 errors on the scale
         assert judgement.low < judgement.effect < judgement.high < 0
         assert judgement.detail == "20 rows lost, 0 gained of 512; noise of rows alone: error 0.86; margin 1.0"
 
@@ -99,7 +99,7 @@ def test_a_score_without_a_margin_takes_the_one_for_others_and_one_that_is_no_nu
 
 
 def test_points_that_are_no_numbers_and_other_test_rows_are_refused():
-    untold = {"scores": {"accuracy": 1.5, "f1_macro": 1.5}, "status": "missed", "missed": ["why"]}
+    untold = {"scores": {"accuracy": 1.5, "f1_macro": 1.5}, "bounds": {}}
     pair = (get_record(CELL, {"accuracy": [1.0, last]}, ids=["a", "b"], **untold) for last in (2.0, float("nan")))
     with pytest.raises(InputError, match="not every row has text and finite numbers"):
         judged(*pair)
@@ -228,7 +228,8 @@ def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
     for name, options, code in (
         ("same", [], 0),
         ("worse", [], 1),
-        ("few", [], 0),
+        ("few", [], 6),  # predictions are others
+        ("few", ["--on=quality,memory"], 0),
         ("few", ["--on=quality,memory,cannot-tell", "--format", "markdown"], 6),
         ("slow", [], 6),
         ("slow", ["--on", "memory"], 0),

@@ -6,10 +6,9 @@ import pytest
 
 from tunegrid.commands.gate import main
 from tunegrid.gate.gate import Run, gate
-from tunegrid.gate.judgements import Verdict
+from tunegrid.gate.judgements import Verdict, find_worse
 from tunegrid.gate.numerics import BACKWARD, Pair, compare_pair
 from tunegrid.record.record import RanksRecord
-from tunegrid.report.verdict import find_worse
 from tunegrid.runs.examples import write
 from tunegrid.tests.records import altered, complete, get_record, run_file
 
@@ -221,7 +220,7 @@ def test_numerics_fail_a_run_only_if_asked_and_are_listed_and_the_gravest_seed_i
     changed = [seeds[0], altered(seeds[1], "training.order", "f" * 16)]
     equal = record(cell="t5_sa_lora")
     old, new = (str(run_file(tmp_path / name, [equal, *own])) for name, own in (("old.json", seeds), ("new.json", changed)))
-    assert main([old, new, "--numerics"]) == 0
+    assert main([old, new, "--numerics"]) == 6
     titles, *rows = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()[:3]]
     assert titles == ["cell", "numerics", "what"]
     assert rows == [
@@ -229,3 +228,4 @@ def test_numerics_fail_a_run_only_if_asked_and_are_listed_and_the_gravest_seed_i
         ["t5_sa_lora", "equal", "all losses are equal"],
     ]
     assert main([old, new, "--on", "numerics"]) == 1
+    assert main([old, new, "--on", "quality,memory"]) == 0

@@ -6,11 +6,11 @@ import pytest
 
 from tunegrid import ROOT
 from tunegrid.gate.gate import Run, gate, read_run
-from tunegrid.gate.judgements import Outcome, Verdict
+from tunegrid.gate.judgements import Verdict
 from tunegrid.gate.noise import POINTS, Noise
 from tunegrid.gate.quality import MAIN_ALPHA, decide
 from tunegrid.gate.statistics import by_training
-from tunegrid.report.verdict import outcome
+from tunegrid.report.verdict import Rank, run_verdict
 from tunegrid.tests.records import MEASURED, draws, get_record, hits
 
 CELL = "bert_sa_lora"
@@ -136,23 +136,26 @@ def test_main_scores_share_nine_tenths_of_alpha_and_all_others_the_rest(p_values
     assert {key for key, (verdict, *_) in decisions.items() if verdict is Verdict.WORSE} == worse
 
 
-def test_a_run_has_three_outcomes():
+def test_a_run_is_worse_unknown_or_no_worse():
     """What cannot be told counts if no main score could be tested; with `cannot-tell`, if any main score cannot be."""
     tested = accuracy(make_run([0]), make_run([30]), make_noise({"seeds": 8.0}))
     assert tested.verdict is Verdict.CANNOT_TELL
     untested = replace(tested, cell="t5_sa_lora", p=None)
     same, worse = (replace(tested, cell="gpt2_sa_lora", verdict=verdict) for verdict in (Verdict.SAME, Verdict.WORSE))
     other_score = replace(tested, quantity="f1_macro")
+    other_recipe = replace(tested, cell="t5_sa_sft", verdict=Verdict.NOT_COMPARABLE, p=None)
     quality, doubts = ["quality"], ["quality", "cannot-tell"]
-    for judged, kinds, answer in (
-        ([untested], quality, Outcome.CANNOT_TELL),
-        ([untested, tested], quality, Outcome.NO_WORSE),
-        ([untested, same], quality, Outcome.NO_WORSE),
-        ([untested, worse], quality, Outcome.WORSE),
-        ([untested], ["memory"], Outcome.CANNOT_TELL),  # nothing of memory was compared
-        ([same, tested], doubts, Outcome.CANNOT_TELL),
-        ([same, other_score], doubts, Outcome.NO_WORSE),
-        ([worse, tested], doubts, Outcome.WORSE),
+    for judged, kinds, rank in (
+        ([untested], quality, Rank.CANNOT_TELL),
+        ([untested, tested], quality, Rank.OPEN),
+        ([untested, same], quality, Rank.OPEN),
+        ([untested, worse], quality, Rank.FAILED),
+        ([untested], ["memory"], Rank.CANNOT_TELL),  # nothing of memory was compared
+        ([same, tested], doubts, Rank.CANNOT_TELL),
+        ([same, other_score], doubts, Rank.NOTE),
+        ([worse, tested], doubts, Rank.FAILED),
+        ([same, other_recipe], quality, Rank.CANNOT_TELL),
     ):
-        assert outcome(judged, kinds) is answer
-    assert [answer.exit_code for answer in Outcome] == [0, 1, 6]
+        assert run_verdict((), judged, kinds, judges_cells=False).rank is rank
+    exit_codes = {rank: rank.exit_code for rank in Rank if rank.exit_code}
+    assert exit_codes == {Rank.FAILED: 1, Rank.CHANGED: 6, Rank.CANNOT_TELL: 6, Rank.UNJUDGED: 6}

@@ -8,6 +8,7 @@ import sysconfig
 import pytest
 
 from tunegrid import ROOT
+from tunegrid.tests.sessions import TOO_SHORT
 
 CELLS = """
 import neighbour
@@ -79,6 +80,6 @@ def test_a_wheel_holds_what_sessions_read(project):
 
 def test_the_suite_runs_from_the_projects_folder_and_writes_there(project):
     code, output = answer(project, "tunegrid", "run", "-m", "quick", "--cells", "bert_sa_lora", "--set", "max_steps=2", "-q")
-    assert code == 0, output
+    assert code == TOO_SHORT, output
     assert (project / "reports" / "latest.json").is_file()
     assert (project / "reports" / "examples" / "latest.zip").is_file()  # its test rows

@@ -8,7 +8,7 @@ from jsonschema import Draft202012Validator
 
 from tunegrid import ROOT
 from tunegrid.record import schema, to_json
-from tunegrid.record.checks import failures
+from tunegrid.record.checks import failed_audits
 from tunegrid.record.record import SCHEMA_VERSION
 from tunegrid.runs import examples
 from tunegrid.runs.files import read_list
@@ -24,7 +24,7 @@ def test_a_committed_run_is_as_the_schema_says_of_todays_version_and_has_no_find
     assert {data["schema_version"] for data in read_records(path)} == {SCHEMA_VERSION}
     assert len(records) == len(read_records(path))
     if path.name != "study.json":
-        assert [fault for record in records for fault in (*record.missed, *failures(record.audits, record.excused))] == []
+        assert [fault for record in records for fault in (*record.missed, *failed_audits(record.audits, record.excused))] == []
     assert [error.message for record in records for error in SCHEMA.iter_errors(to_json(record))] == []
 
 

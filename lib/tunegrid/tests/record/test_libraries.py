@@ -33,8 +33,8 @@ def test_an_edited_checkout_and_each_wheel_of_one_version_have_digests_of_their_
     inside = site / "planted" / "__init__.py"
     inside.touch()
     assert digest(site) == second
-    inside.write_text("ROWS = 3\n")
-    os.utime(inside, (0, 0))  # as `cp --preserve` leaves it
+    inside.write_text("ROWS = 30\n")
+    os.utime(inside, (0, 0))  # as `cp --preserve` leaves it: the size shows it
     assert digest(site) not in (first, second)
 
 

@@ -7,7 +7,18 @@ import pytest
 
 from tunegrid.commands import compare as command
 from tunegrid.gate.noise import SEEDS, Noise, load_noise
-from tunegrid.report.compare import PEAK, SECONDS, TENSORS, TRAINED, compare_methods, make_entry, p_value, sections
+from tunegrid.report.compare import (
+    CALIBRATED,
+    OWN,
+    PEAK,
+    SECONDS,
+    TENSORS,
+    TRAINED,
+    UNKNOWN,
+    compare_methods,
+    p_value,
+    sections,
+)
 from tunegrid.report.tables import text
 from tunegrid.runs.files import read_list
 from tunegrid.tests.kinds import BASELINE
@@ -94,21 +105,42 @@ def test_calibrated_noise_tells_what_one_seed_of_each_cannot():
         assert pair(unknown, "sft", "lora")["not tested, since"] == "the noise between seeds of sft or lora is unknown"
 
 
-def test_calibrated_seeds_count_if_recipe_and_scores_are_theirs():
-    records, noise = [record for record in read_list(BASELINE) if record.cell == "t5_sa_lora"], load_noise()
-    [known] = noise.scores[SEEDS]["t5_sa_lora", "accuracy"]
-    seeds = {record.seeds.seed for record in records}
-    assert len(make_entry(records, noise).scores) == len(seeds.union(range(noise.first_seed, noise.first_seed + len(known))))
-    first = records[0]
-    for unlike in (
-        replace(first, recipe=replace(first.recipe, learning_rate=1.0)),
-        replace(first, scores={"accuracy": 80.0}),
-        replace(first, data=replace(first.data, rows=first.data.rows | {"test": 7})),
-        replace(first, limits=replace(first.limits, train_rows=7)),
-        replace(first, seeds=replace(first.seeds, perturbation=0)),
-        replace(first, profile="full"),
-    ):
-        assert len(make_entry([unlike], noise).scores) == 1
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2, 3, 4)])
+def test_a_table_shows_the_scores_of_the_run_alone_and_each_mean_in_its_interval(seeds):
+    records = [record for record in read_list(BASELINE) if record.seeds.seed in seeds]
+    for comparison in compare_methods(records, load_noise()):
+        means = []
+        for entry in comparison.entries.values():
+            seeds_records = [record for record in records if record.cell == entry.first.cell]
+            scores = [record.scores[record.main_score] for record in seeds_records]
+            low, high = entry.interval
+            assert (entry.scores, entry.noise) == (scores, CALIBRATED)
+            assert low <= entry.score <= high
+            means.append(entry.score)
+        assert means == sorted(means, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("cell", "scores", "noise"),
+    [
+        ("bert_sa_sft", [90.0], CALIBRATED),
+        ("bert_sa_sft", [89.0, 90.0, 91.0], CALIBRATED),
+        # at 90 a deviation of 1 is 0.6 points; the variance of these is 25, 69 times as large
+        ("bert_sa_sft", [85.0, 90.0, 95.0], OWN),
+        ("bert_sa_lora", [90.0], CALIBRATED),  # by its kind of cells
+        ("bert_sa_lora", [89.0, 90.0, 91.0], OWN),
+        ("gpt2_sa_sft", [89.0, 90.0, 91.0], OWN),
+        ("gpt2_sa_sft", [90.0], UNKNOWN),
+    ],
+)
+def test_intervals_are_by_calibrated_noise_unless_unknown_or_contradicted_by_seeds(cell, scores, noise):
+    known = {("bert_sa_sft", "accuracy"): draws(1.0, 40, 10_000)}
+    calibrated = Noise(profile="quick", rows={"sa": 10_000}, scores={SEEDS: known})
+    records = [measured(cell, score, seed) for seed, score in enumerate(scores)]
+    comparison = alone(records, calibrated)
+    [entry] = comparison.entries.values()
+    assert (entry.scores, entry.noise) == (scores, noise)
+    assert noise in text(sections([comparison], records)).partition("What to know")[0]
 
 
 def test_the_committed_seeds_tell_pairs_apart_in_few_words():

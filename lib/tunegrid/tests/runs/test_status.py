@@ -12,8 +12,8 @@ from tunegrid.runs.status import (
     compare_cells,
     contradicts,
     cross_cell_audits,
+    reason_not_to_train,
     too_short,
-    training_objection,
     unconfirmed_misses,
     weigh_misses,
 )
@@ -102,8 +102,8 @@ def test_an_audit_is_excused_if_the_run_is_shorter_than_it_needs(audit, run, rea
 def test_a_full_cell_that_is_wrong_from_the_start_must_not_train_and_one_that_takes_no_hours_does():
     cells = [STUDY.cell("bert_sa_lora", profile) for profile in (FULL_PROFILE, QUICK_PROFILE, FOOTPRINT_PROFILE)]
     good, broken = AuditFinding(**GOOD), AuditFinding(**BROKEN)
-    assert [training_objection(cell, [good, broken]) for cell in cells] == [f"not trained, {FAILED}", None, None]
-    assert training_objection(cells[0], [good]) is None
+    assert [reason_not_to_train(cell, [good, broken]) for cell in cells] == [f"not trained, {FAILED}", None, None]
+    assert reason_not_to_train(cells[0], [good]) is None
 
 
 # Cells together

@@ -1,0 +1,203 @@
+"""Commands for what to do next: each runs where the failure is, and none repeats the command that was given."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from packaging.version import InvalidVersion, Version
+
+from tunegrid import ROOT
+from tunegrid.gate.judgements import KINDS
+from tunegrid.grid.more_tasks import marker_words
+from tunegrid.machine import PACKAGES
+from tunegrid.record import Record
+
+UNLIKE = "compare runs of the same cells, seeds, rows and recipes, on one machine"
+FIRST_UPDATES_OPTION = "--first-updates"
+# Options that make the cells of a run what they are.
+CELL_OPTIONS = (
+    "--ask",
+    "--grid",
+    "--data-root",
+    "--checkpoint-root",
+    "--device",
+    "--set",
+    "--ranks",
+    FIRST_UPDATES_OPTION,
+)
+# Settings that make a run shorter than its recipe.
+LENGTHS = ("max_steps", "num_train_epochs", "train_rows", "eval_rows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextSteps:
+    """Makes the commands of a run's verdict; an empty text if it could only repeat what was given.
+
+    Attributes:
+        command: what started the run; empty if that is unknown.
+        given: what the user typed, if that was another command.
+        files: the files of the older run and of this one.
+        runner: the words that run cells where the new run ran; those of this folder if empty.
+        upgrade: the words that run both sides of an upgrade again, if it is one.
+    """
+
+    records: Sequence[Record]
+    before: Sequence[Record]
+    command: str = ""
+    given: str = ""
+    files: tuple[str, str] = ("OLD.json", "NEW.json")
+    runner: Sequence[str] = ()
+    upgrade: Sequence[str] = ()
+
+    @property
+    def command_words(self) -> list[str]:
+        """The words of the run's command."""
+        return split_words(self.command)
+
+    def quoted(self, words: Sequence[str]) -> str:
+        """The command in backticks; empty if it is the one that was given."""
+        for given in (self.command, self.given):
+            if given and normal_form(words) == normal_form(split_words(given)):
+                return ""
+        return f"`{shlex.join(words)}`"
+
+    def cell_options(self, *, whole: bool = False) -> list[str]:
+        """The options that the run's cells need, each as one word; `whole` drops what ends them early."""
+        options = []
+        for word, value in pairwise([*self.command_words, "-"]):
+            name, has_value, own_value = word.partition("=")
+            if name not in CELL_OPTIONS:
+                continue
+            takes_next = not has_value and not value.startswith("-")
+            setting = value if takes_next else own_value
+            is_length = name == "--set" and setting.partition("=")[0] in LENGTHS
+            if whole and (name == FIRST_UPDATES_OPTION or is_length):
+                continue
+            options.append(f"{word}={value}" if takes_next else word)
+        return options
+
+    def run(self, cells: Sequence[str], *more: str, whole: bool = False) -> str:
+        """Runs cells as this run did; `whole`: to their ends."""
+        records = [*self.records, *self.before]
+        first = next((record for record in records if record.cell in cells), None)
+        marker = marker_words(first.cell, first.profile) if first else "quick"
+        runner = [*self.runner]
+        if not runner:
+            runner = ["pytest"] if Path.cwd().is_relative_to(ROOT) else ["tunegrid", "run"]
+        selection = ["-m", marker, "--cells", ",".join(cells)]
+        return self.quoted([*runner, *selection, *self.cell_options(whole=whole), *more])
+
+    @property
+    def trained_one_cell(self) -> bool:
+        """True if the run trained one cell at one seed, and nothing else: alone, it would do the same."""
+        own = [record for record in self.records if record.seeds.confirms is None]
+        return len({(record.cell, record.seeds.seed) for record in own}) == 1
+
+    def rerun(self, record: Record) -> str:
+        """Runs what was left out, or a cell that failed in one process, alone."""
+        if record.status in ("killed", "not run", "unfinished"):
+            return self.resume()
+        if self.trained_one_cell and not self.runner:
+            return ""
+        seed = ["--seeds", f"{record.seeds.seed}"] if record.seeds.seed else []
+        command = self.run([record.cell], "-n", "0", *seed)
+        return f"{command} runs one cell alone" if command else ""
+
+    def resume(self) -> str:
+        """Runs what is left of the run."""
+        words = self.command_words
+        if words[:1] not in (["pytest"], ["tunegrid"]):
+            return "the same command with --resume runs what is left"
+        if "--resume" in words:
+            return "the same command again runs what is left"
+        return f"{self.quoted([*words, '--resume'])} runs what is left"
+
+    def whole_run(self, cells: Sequence[str]) -> str:
+        """Trains cells to their ends."""
+        command = self.run(cells, whole=True)
+        return f"{command} trains {'it' if len(cells) == 1 else 'them'} to the end" if command else ""
+
+    def more_seeds(self, cells: Sequence[str]) -> str:
+        """Trains more seeds, which tell a change from noise."""
+        if self.upgrade:
+            return f"{self.quoted([*self.upgrade, '--seeds', '0-4'])} would decide"
+        command = self.run(cells, "--seeds", "0-4", whole=True)
+        return f"{command}, for both runs, would decide" if command else ""
+
+    def evidence(self) -> str:
+        """Prints the evidence for each verdict on numerics."""
+        command = self.quoted(["tunegrid", "gate", *self.files, "--numerics"])
+        return f"{command} prints the evidence for each verdict" if command else ""
+
+    def changed_rows(self) -> str:
+        """Writes the page, which shows the test rows that changed."""
+        old, new = self.files
+        command = self.quoted(["tunegrid", "page", new, old, "-o", "page.html"])
+        return f"{command} shows the test rows that changed" if command else ""
+
+    def bisection(self, cells: Sequence[str], kinds: Sequence[str]) -> str:
+        """Finds the release that changed the first of these cells.
+
+        It is empty if no library has a later release than before.
+        """
+        if not cells:
+            return ""
+        old = [record for record in self.before if record.cell == cells[0]]
+        new = [record for record in self.records if record.cell == cells[0]]
+        if not old or not new:
+            return ""
+        before, after = old[0].versions, new[0].versions
+        packages = [name for name in PACKAGES if is_later(before.get(name), after.get(name))]
+        if not packages:
+            return ""
+        name = packages[0]
+        ends = ["--good", f"{name}=={before[name]}", "--bad", f"{name}=={after[name]}"]
+        basis = ",".join(kind for kind in KINDS if kind in kinds)
+        words = ["tunegrid", "bisect", *ends, "--cells", cells[0], "--by", basis]
+        options = self._session_options(new)
+        if options:
+            words += ["--", *options]
+        others = packages[1:]
+        note = f" ({', '.join(others)} changed, too)" if others else ""
+        return f"{self.quoted(words)} finds the release{note}"
+
+    def _session_options(self, records: Sequence[Record]) -> list[str]:
+        """Options of the session that trained these records of one cell: its profile, options and seeds."""
+        marker = marker_words(records[0].cell, records[0].profile)
+        seeds = sorted({r.seeds.seed or 0 for r in records if r.seeds.confirms is None})
+        options = [] if marker == "quick" else ["-m", marker]
+        options += self.cell_options(whole=True)
+        if seeds != [0]:
+            options += ["--seeds", ",".join(map(str, seeds))]
+        return options
+
+
+def split_words(command: str) -> list[str]:
+    """The words of a command; none if a shell could not read it, as somebody wrote it into a file."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return []
+
+
+def normal_form(words: Sequence[str]) -> list[str]:
+    """The words of a command without regard to their order and to "=" or a space before a value."""
+    parts: list[str] = []
+    for word in words:
+        parts += word.split("=", 1) if word.startswith("--") else [word]
+    if parts[:2] == ["tunegrid", "run"]:
+        parts[:2] = ["pytest"]
+    return sorted(parts)
+
+
+def is_later(before: str | None, after: str | None) -> bool:
+    """Checks that two versions are releases and the second is later; a build of one release is not."""
+    try:
+        old, new = Version(before or ""), Version(after or "")
+    except InvalidVersion:
+        return False
+    if old.is_devrelease or new.is_devrelease:
+        return False
+    return Version(old.public) < Version(new.public)
