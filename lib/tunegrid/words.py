@@ -11,9 +11,13 @@ def count(number: int, noun: str) -> str:
 
 
 def count_text(number: int, total: int, noun: str) -> str:
-    """As in "3 of 27 cells", "all 27 cells" and "the one cell"."""
+    """As in "3 of 27 cells", "all 27 cells", "both cells" and "the one cell"."""
+    if number == total == 1:
+        return f"the one {noun}"
+    if number == total == 2:
+        return f"both {noun}s"
     if number == total:
-        return f"the one {noun}" if total == 1 else f"all {count(total, noun)}"
+        return f"all {count(total, noun)}"
     return f"{number} of {count(total, noun)}"
 
 

@@ -20,7 +20,6 @@ from tunegrid.commands import environments
 from tunegrid.commands.packages import git_address, index_options, read_output, run_uv
 from tunegrid.errors import InputError
 from tunegrid.gate.judgements import (
-    CANNOT_TELL,
     KINDS,
     Judgement,
     Verdict,
@@ -51,7 +50,7 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
     from tunegrid.gate.gate import gate
 
     good, bad = versions[0], versions[-1]
-    basis = " and ".join(kind for kind in kinds if kind in KINDS)
+    basis = " and ".join(kinds)
     causes: dict[str, str] = {}
     say(f"runs the good end, {good}, twice")
     baseline = measure(good)
@@ -106,7 +105,7 @@ def why_undecided(judged: Sequence[Judgement], kinds: Sequence[str]) -> str:
     """Why it cannot be told whether a version is worse; empty if it is not."""
     undecided = main_scores(judged, Verdict.CANNOT_TELL)
     unknown = uncompared_kinds(judged, kinds)
-    if not unknown and not (undecided and CANNOT_TELL in kinds):
+    if not unknown:
         return ""
     for remark in (*remarks(undecided), *remarks(judged)):
         return remark
@@ -197,13 +196,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--repo", type=lambda text: Path(text).resolve(), metavar="PATH", help="a checkout whose commits are tried")
     add("--versions", metavar="A,B,C", help="releases to try (default: all of the index)")
     add("pytest_options", nargs="*", metavar="-- OPTION", help="options of pytest, as in -- --seeds 0-2 --first-updates")
-    environments.add_options(parser)
+    environments.add_options(parser, KINDS)
     return run_bisection(parser.parse_args(arguments))
 
 
 def run_bisection(options: argparse.Namespace) -> int:
     """Search, say what was learned; return the exit code. Raises InputError if an argument cannot be used."""
-    kinds = parse_kinds(options.by)
+    kinds = parse_kinds(options.by, KINDS)
     if options.repo:
         package, versions = options.repo.name, commits(options.repo, options.good, options.bad)
     else:

@@ -52,9 +52,10 @@ def suite(python: Path, out: Path, arguments: Sequence[str]) -> list[str]:
     return command(["-q", *arguments, f"{report}={out}"], python)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of both commands."""
-    parser.add_argument("--by", default=",".join(DEFAULT_KINDS), metavar="KIND,KIND", help=f"what counts: {','.join(COUNTED)}")
+def add_options(parser: argparse.ArgumentParser, counted: Sequence[str] = COUNTED) -> None:
+    """Options of both commands; `counted` are the kinds that may count."""
+    default = ",".join(kind for kind in DEFAULT_KINDS if kind in counted)
+    parser.add_argument("--by", default=default, metavar="KIND,KIND", help=f"what counts: {','.join(counted)}")
     parser.add_argument("--find-links", type=Path, metavar="DIR", help="take wheels from DIR, not from an index")
 
 

@@ -18,7 +18,7 @@ from tunegrid.commands import environments
 from tunegrid.commands.environments import Environment, NoRun
 from tunegrid.commands.packages import find_packages, installed_version, parse_requirement
 from tunegrid.errors import InputError
-from tunegrid.gate.judgements import SAME_NUMERICS, Judgement, parse_kinds
+from tunegrid.gate.judgements import DEFAULT_KINDS, SAME_NUMERICS, Judgement, parse_kinds
 from tunegrid.grid.recipes import MICRO, SCORED
 from tunegrid.machine import PACKAGES
 from tunegrid.report.summary import gate_section, summary, write_step_summary
@@ -26,7 +26,7 @@ from tunegrid.report.tables import Section, text
 from tunegrid.report.verdict import Rank, run_verdict
 from tunegrid.runs.files import SavedRun, read_saved
 from tunegrid.terminal import say
-from tunegrid.words import some
+from tunegrid.words import count_text, some
 
 # Cells of the libraries' own path: windows of long contexts, generated answers, an encoder with a decoder, a classifier.
 STOCK_CELLS = ("bert_qa_lora", "gpt2_sum_lora", "t5_sum_sft", "bert_sa_lora")
@@ -75,14 +75,21 @@ def run_sides(options: argparse.Namespace, sides: Sides, cells: Sequence[str], f
 
 def judge_sides(old: SavedRun, new: SavedRun) -> list[Judgement]:
     """The gate's judgements on the cells that were sound before."""
-    from tunegrid.gate.gate import Run, gate, is_sound  # which brings scipy
+    from tunegrid.gate.gate import Run, gate  # which brings scipy
 
-    sound = [record for record in old.records if is_sound(record)]
-    before = Run.make(sound, old.path, old.noise)
-    after = Run.make(new.records, new.path, new.noise)
+    unsound = unsound_cells(old)
+    before = Run.make((record for record in old.records if record.cell not in unsound), old.path)
+    after = Run.make((record for record in new.records if record.cell not in unsound), new.path)
     if not before.records or not after.records:
         return []
     return gate(before, after)
+
+
+def unsound_cells(run: SavedRun) -> list[str]:
+    """The cells of which an audit failed, at any seed."""
+    from tunegrid.gate.gate import is_sound  # which brings scipy
+
+    return list(dict.fromkeys(record.cell for record in run.records if not is_sound(record)))
 
 
 def judged_runs(
@@ -129,8 +136,11 @@ def run_upgrade(options: argparse.Namespace) -> int:
             raise
         say(f"{subject}: {error}")
         return Rank.FAILED.exit_code
-    from tunegrid.gate.gate import is_sound  # which brings scipy
-
+    unsound = unsound_cells(old)
+    uncompared = ""
+    if unsound:
+        cells = count_text(len(unsound), len({record.cell for record in old.records}), "cell")
+        uncompared = f"{cells} not compared, since an audit failed before the upgrade ({some(unsound)})"
     new_differences = [cell for cell in stock if stock[cell] and not stock_before[cell]]
     own_path = "the libraries' own path of"
     differences = [f"{own_path} {cell} differs from ours now, and did not before: {stock[cell]}" for cell in new_differences]
@@ -142,6 +152,7 @@ def run_upgrade(options: argparse.Namespace) -> int:
         baseline="the run before",
         before=old.records,
         other_failures=differences,
+        uncompared=uncompared,
         command=new.command,
         files=files,
         runner=sides[1].command,
@@ -153,9 +164,6 @@ def run_upgrade(options: argparse.Namespace) -> int:
     say(text([*tables, Section(sentences=verdict.sentences)]))
     equal_before, equal = (sum(not text for text in differences.values()) for differences in (stock_before, stock))
     in_cells = f" The libraries' path equals ours in {equal} of {len(stock)} cells, before in {equal_before}." if stock else ""
-    unsound = [record.cell for record in old.records if not is_sound(record)]
-    if unsound:
-        say(f"not compared, since an audit failed before the upgrade: {some(unsound)}")
     say(f"{subject}: {verdict.answer}{in_cells}")
     return verdict.exit_code
 
@@ -169,6 +177,8 @@ def upgrade_words(options: argparse.Namespace) -> list[str]:
         words += ["-m", options.profile]
     if options.cells:
         words += ["--cells", options.cells]
+    if options.by != ",".join(DEFAULT_KINDS):
+        words += ["--by", options.by]
     if options.find_links:
         words += ["--find-links", str(options.find_links)]
     return [*words, "--whole", "--", *options.pytest_options]

@@ -76,6 +76,8 @@ class Judgement:
     @property
     def decides(self) -> bool:
         """Whether a cell's answer rests on it: scores beside the main one are shown, and count only if they are worse."""
+        if self.quantity in NEVER_FAILING:
+            return False
         return self.kind != "quality" or self.quantity in ("cell", self.main_score) or self.verdict is Verdict.WORSE
 
 
@@ -123,12 +125,12 @@ def verdict_text(judgement: Judgement) -> str:
 # Which judgements count
 
 
-def parse_kinds(text: str) -> tuple[str, ...]:
+def parse_kinds(text: str, known: Sequence[str] = COUNTED) -> tuple[str, ...]:
     """The kinds that a run's exit code depends on; raises InputError for a name that is none."""
     kinds = tuple(text.split(","))
     for kind in kinds:
-        if kind not in COUNTED:
-            names = ",".join(COUNTED)
+        if kind not in known:
+            names = ",".join(known)
             raise InputError(f"unknown kind of figure {kind!r}: expected some of {names}")
     return kinds
 
@@ -168,7 +170,8 @@ def uncompared_kinds(judged: Sequence[Judgement], kinds: Sequence[str]) -> list[
         figures = [judgement for judgement in judged if judgement.kind == kind]
         if kind == "quality":
             figures = main_scores(figures)
-        if kind in kinds and figures and not any(map(was_compared, figures)):
+        is_asked = bool(figures) or kind in ("speed", "instruments")  # which nobody counts by default
+        if kind in kinds and is_asked and not any(map(was_compared, figures)):
             names.append(kind)
     compared = [judgement for judgement in judged if judgement.kind in kinds and was_compared(judgement)]
     counted = [kind for kind in KINDS if kind in kinds]

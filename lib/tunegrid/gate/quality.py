@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ class Rows:
     def has_scores(self) -> bool:
         """True if any of these records was scored."""
         return any(old.scores or new.scores for old, new in self.records)
+
+    @property
+    def has_other_recipe(self) -> bool:
+        """True if a record was trained by another recipe than any of the baseline's."""
+        return any(has_other_recipe(*pair) for pair in product(self.old.values(), self.new.values()))
 
     @cached_property
     def points(self) -> list[tuple[Points, Points]]:
@@ -172,7 +178,7 @@ def assess(cells: Sequence[Rows], one_training: Collection[str], margins: Mappin
         first = rows.records[0][0]
         judge = partial(make_judgement, first)
         for metric in first.bounded_scores:
-            if any(has_other_recipe(*pair) for pair in rows.records):
+            if rows.has_other_recipe:
                 judgements.append(judge(metric, Verdict.NOT_COMPARABLE, detail=OTHER_RECIPE))
                 continue
             if not has_numbers(rows.old, metric):

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import pandas as pd
 
 from tunegrid.errors import InputError
 from tunegrid.gate.gate import Run, gate
-from tunegrid.gate.judgements import GRAVEST_FIRST, Judgement, Verdict, by_cell, worst
+from tunegrid.gate.judgements import GRAVEST_FIRST, Judgement, Verdict, by_cell, make_judgement, worst
 from tunegrid.gate.noise import load_noise
 from tunegrid.gate.quality import check_rows
 from tunegrid.grid.cells import study_place
@@ -135,12 +135,16 @@ def judge_runs(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
             remarks.append(f"{rows}: its figures are shown, but not paired or judged")
         if old.records == new.records:
             remarks.append(f"{old.name} and {new.name} hold the same records: there is nothing to compare")
-        if common == set(unlike):
-            nothing = f"{old.name} and {new.name} have no finished cell in common, so nothing is compared"
-            return [], remarks or [nothing]
-        before = before.select(before.records.keys() - set(unlike))
-        after = after.select(after.records.keys() - set(unlike))
-        return gate(before, after), remarks
+        if not common:
+            return [], [f"{old.name} and {new.name} have no finished cell in common, so nothing is compared"]
+        firsts = [new.by_cell[cell][0] for cell in unlike]
+        judge = partial(make_judgement, verdict=Verdict.NOT_COMPARABLE, detail="other test rows")
+        judgements = [judge(record, record.main_score) for record in firsts]
+        if common > set(unlike):
+            before = before.select(before.records.keys() - set(unlike))
+            after = after.select(after.records.keys() - set(unlike))
+            judgements += gate(before, after)
+        return judgements, remarks
     except InputError as error:
         return [], [f"not compared with {old.name}: {error}"]
 
@@ -177,6 +181,12 @@ class CellView:
     def status(self) -> Status:
         """Passed if every seed passed."""
         return cell_status(self.records)
+
+    @property
+    def status_word(self) -> str:
+        """The status as tables say it: a run too short for its audits did not pass."""
+        is_short = any(record.excused for record in self.records)
+        return "too short" if is_short and self.status == "passed" else self.status
 
     @property
     def main_score(self) -> str:
@@ -591,6 +601,7 @@ def make_page(
     except InputError as error:
         remarks = [*remarks, f"methods are not compared: {error}"]
     name, before = (baseline.name, baseline.records) if baseline else ("", ())
+    files = f"{baseline.path if baseline else 'OLD.json'}", f"{run.path or 'NEW.json'}"
     verdict = answer or run_verdict(
         run.records,
         judgements,
@@ -598,6 +609,8 @@ def make_page(
         before=before,
         uncompared=uncompared,
         command=run.command,
+        given=f"tunegrid page {files[1]} {files[0]} -o page.html",
+        files=files,
     )
     return Page(
         run=run,

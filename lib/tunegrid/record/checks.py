@@ -169,7 +169,8 @@ def _success_faults(record: Record) -> Iterator[str]:
         yield f"missed holds sentences, {clause}"
     if record.evaluation and record.scores.get(record.main_score) is None:
         yield f"scores has no {record.main_score}, {clause}"
-    fewest = record.recipe.min_steps or record.recipe.max_steps
+    recipe = record.recipe
+    fewest = min(recipe.min_steps or recipe.max_steps, recipe.max_steps or recipe.min_steps)  # max_steps limits both
     if updates is not None and updates < max(fewest, 1):
         yield f"training.updates is {updates}, but the recipe's are {fewest or 'epochs'}, {clause}"
     if record.bounds and record.seeds.perturbation is None:  # of a moved start, no audit can say that it is the checkpoint's

@@ -170,7 +170,8 @@ def calibrated_holds(entry: Entry, calibrated: Noise, own: Noise) -> bool:
     own_spread = own.spreads.get((SEEDS, first.cell, first.main_score))
     if not own_spread:
         return True
-    if (first.cell, first.main_score) not in calibrated.scores[SEEDS]:
+    is_own = any(noise.applies_to(first) for noise in calibrated.own)
+    if not is_own and (first.cell, first.main_score) not in calibrated.scores[SEEDS]:
         return False
     ratio = (own_spread.sd / spread.sd) ** 2
     return bool(special.fdtrc(own_spread.df, spread.df, ratio) >= TOO_RARE)
@@ -256,7 +257,7 @@ FORMATS = {"points": ".1f", "from": ".1f", "to": ".1f", "seeds": "", "study": ".
 FORMATS |= {PEAK: ".2f", SECONDS: ".1f", "points apart": ".2f", "seeds that tell": ".0f"}
 LEGEND = (
     "points: the run's mean main score; from, to: its 95 % interval over seeds, on these test rows.",
-    "interval by: calibrated noise, of other seeds of the built-in recipes; or the noise of these seeds.",
+    "interval by: calibrated noise, of seeds that were calibrated by the same recipe; or the noise of these seeds.",
     "best: the best, or not told apart from it (Holm, 5 % a backbone); seeds that tell: seeds per method for a power of 80 %.",
     "trained: what training changes and a checkpoint keeps; tensor: weights, gradients and optimizer state.",
     "peak, seconds: only of processes that ran no other cell before (`--engine=process`), on a machine without other work.",

@@ -1,5 +1,6 @@
 """Commands for what to do next: each runs where the failure is, and none repeats the command that was given."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ CELL_OPTIONS = (
     "--ranks",
     FIRST_UPDATES_OPTION,
 )
+# Seeds that tell more than those before, and how many they are.
+SEED_RANGES = {"0-4": 5, "0-9": 10}
+# Options, with their values, that change neither what trains nor how it is judged.
+SHOWING = re.compile(r"(-n|--gate|--gate-on|--on|--format|--html|--benchmark-json|--benchmark-save|--junitxml)$")
 # Settings that make a run shorter than its recipe.
 LENGTHS = ("max_steps", "num_train_epochs", "train_rows", "eval_rows")
 
@@ -109,9 +114,9 @@ class NextSteps:
         """Runs what is left of the run."""
         words = self.command_words
         if words[:1] not in (["pytest"], ["tunegrid"]):
-            return "the same command with --resume runs what is left"
+            return "the run's own command with --resume runs what is left"
         if "--resume" in words:
-            return "the same command again runs what is left"
+            return f"`{self.command}` runs what is left" if self.given else "the same command again runs what is left"
         return f"{self.quoted([*words, '--resume'])} runs what is left"
 
     def whole_run(self, cells: Sequence[str]) -> str:
@@ -121,10 +126,20 @@ class NextSteps:
 
     def more_seeds(self, cells: Sequence[str]) -> str:
         """Trains more seeds, which tell a change from noise."""
+        held = {record.seeds.seed for record in self.records if record.cell in cells}
+        seeds = next((text for text, number in SEED_RANGES.items() if not held >= set(range(number))), "")
+        if not seeds:
+            return ""
         if self.upgrade:
-            return f"{self.quoted([*self.upgrade, '--seeds', '0-4'])} would decide"
-        command = self.run(cells, "--seeds", "0-4", whole=True)
+            return f"{self.quoted([*self.upgrade, '--seeds', seeds])} would decide"
+        command = self.run(cells, "--seeds", seeds, whole=True)
         return f"{command}, for both runs, would decide" if command else ""
+
+    def confirmation(self, cell: str) -> str:
+        """Trains a cell that is worse once more, as a session with the gate does by itself."""
+        seeds = [r.seeds.seed or 0 for r in self.records if r.cell == cell and r.seeds.confirms is None]
+        command = self.run([cell], f"--seeds={seeds[0]}", f"--gate={self.files[0]}")
+        return f"{command} confirms or refutes it" if command else ""
 
     def evidence(self) -> str:
         """Prints the evidence for each verdict on numerics."""
@@ -183,10 +198,11 @@ def split_words(command: str) -> list[str]:
 
 
 def normal_form(words: Sequence[str]) -> list[str]:
-    """The words of a command without regard to their order and to "=" or a space before a value."""
+    """The words of a command that decide what trains, without regard to order, and to "=" for a space."""
     parts: list[str] = []
     for word in words:
         parts += word.split("=", 1) if word.startswith("--") else [word]
+    parts = [part for last, part in pairwise(["", *parts]) if not SHOWING.match(part) and not SHOWING.match(last)]
     if parts[:2] == ["tunegrid", "run"]:
         parts[:2] = ["pytest"]
     return sorted(parts)

@@ -9,7 +9,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tunegrid.gate.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, by_cell, describe, tally, verdict_text, worst
+from tunegrid.gate.judgements import (
+    GRAVEST_FIRST,
+    KINDS,
+    NEVER_FAILING,
+    Judgement,
+    Verdict,
+    by_cell,
+    describe,
+    tally,
+    verdict_text,
+    worst,
+)
 from tunegrid.grid.cells import STUDY_IDS, study_place
 from tunegrid.record import Record
 from tunegrid.report.tables import Section, markdown, text_table
@@ -147,7 +158,7 @@ def footer(records: Sequence[Record], cells: int, seconds: float | None = None) 
     subject = count(cells, "cell")
     if cells != len(records):
         subject = f"{len(records)} runs of {subject}"
-    passed = [record for record in records if record.status == "passed"]
+    passed = [record for record in records if record.unharmed]
     short = sum(bool(record.excused) for record in passed)
     text = f"{len(passed) - short} of {subject} passed"
     if short:
@@ -205,6 +216,11 @@ def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> l
         degree = "e.g." if most.effect is None else "most of all"
         one = f"{most.verdict}: {most.quantity} of {cells} cells, {degree} {describe(most)}"
         lines += [one] if cells > NAMED else map(verdict_text, group)
+    peaks = [j for j in judged if j.quantity in NEVER_FAILING and j.verdict is Verdict.WORSE]
+    if peaks:
+        most = max(peaks, key=lambda j: abs(j.effect or 0.0))
+        peak_cells = count(len(peaks), "cell")
+        lines.append(f"higher, which fails no run: {most.quantity} of {peak_cells}, most of all {describe(most)}")
     reasons = {j.detail: j.quantity for j in judged if j.verdict is Verdict.NOT_COMPARABLE}
     return lines + [f"{quantity} not compared: {detail}" for detail, quantity in reasons.items()]
 

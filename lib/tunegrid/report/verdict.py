@@ -25,7 +25,6 @@ from tunegrid.gate.judgements import (
     was_compared,
 )
 from tunegrid.grid.cells import study_place
-from tunegrid.grid.recipes import CONFIRMING
 from tunegrid.record import Record
 from tunegrid.report.next_steps import UNLIKE, NextSteps
 from tunegrid.runs.status import AUDIT, find_failed_cells, unconfirmed_misses
@@ -60,7 +59,7 @@ OPENINGS = {
     Rank.FAILED: "Failed: ",
     Rank.CHANGED: "Changed: ",
     Rank.UNJUDGED: "Too short to judge: ",
-    Rank.TOO_SHORT: "Too short to judge: ",
+    Rank.TOO_SHORT: "Partly too short to judge: ",
     Rank.OPEN: "No regression found; ",
     Rank.PASSED: "Passed: ",
 }
@@ -273,26 +272,29 @@ def _sound_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Stat
     excused = {r.cell for r in run.records if r.excused and not r.first_updates}
     if excused:
         yield _short_cells(run, excused)
-    others = [record for record in run.records if record.cell not in excused]
+    begun = [record for record in run.records if record.first_updates]
+    if begun:
+        yield Statement(rank=Rank.BEGUN, clause=_soundness(begun, run.cell_count))
+    others = [r for r in run.records if r.cell not in excused and not r.first_updates]
     if others:
-        has_begun = any(record.first_updates for record in others)
-        rank = Rank.BEGUN if has_begun else Rank.PASSED
-        yield Statement(rank=rank, clause=_soundness(others, run.cell_count))
+        yield Statement(rank=Rank.PASSED, clause=_soundness(others, run.cell_count))
 
 
 def _short_cells(run: JudgedRun, cells: set[str]) -> Statement:
     """The statement on cells that failed audits which a run of their length may fail."""
-    records = [record for record in run.records if record.excused]
-    audits = list(dict.fromkeys(name for record in records for name in record.excused))
-    reasons = list(dict.fromkeys(text for record in records for text in record.excused.values()))
-    clause = f"{count_text(len(cells), run.cell_count, 'cell')} failed {some(audits)}: {reasons[0]}"
+    audits_by_reason: dict[str, dict[str, None]] = {}
+    for record in run.records:
+        for audit, reason in record.excused.items():
+            audits_by_reason.setdefault(reason, {})[audit] = None
+    failed = [f"{phrase(list(audits))} ({reason})" for reason, audits in audits_by_reason.items()]
+    clause = f"{count_text(len(cells), run.cell_count, 'cell')} failed {some(failed)}"
     is_judged = len(cells) < run.cell_count or any(map(was_compared, main_scores(run.judged)))
     command = run.steps.run(sorted(cells, key=study_place), whole=True)
-    pronoun = "its" if len(cells) == 1 else "their"
+    pronoun = "it" if len(cells) == 1 else "them"
     return Statement(
         rank=Rank.TOO_SHORT if is_judged else Rank.UNJUDGED,
         clause=clause,
-        next_step=f"{command} makes all {pronoun} planned updates" if command else "",
+        next_step=f"{command} runs {pronoun} whole" if command else "",
     )
 
 
@@ -315,9 +317,9 @@ def _soundness(records: Sequence[Record], total: int) -> str:
         end = "reached every bound"
     elif bounded:
         end = "ran to the end, not all with bounds,"
-    second = sum(record.status == "unconfirmed" for record in records)
+    second = {record.cell for record in records if record.status == "unconfirmed"}
     if second:
-        end += f", {second} only in a second training,"
+        audits += f"; {some(sorted(second))} only in a second training"
     return f"{cells} {end} {audits}"
 
 
@@ -356,7 +358,11 @@ def _worse_clause(verdict: Verdict, figures: Sequence[Judgement]) -> str:
     if verdict is Verdict.MISSING:
         return f"{count(len(cells), 'cell')} {verdict}: {some(cells)}"
     most = describe(figures[0]).partition(" (")[0]
-    confirmed = ", and in a second training" if figures[0].confirmed == "yes" else ""
+    confirmed = ""
+    if figures[0].confirmed == "yes":
+        confirmed = ", confirmed by a second training"
+    elif figures[0].confirmed == "open":
+        confirmed = ", not confirmed yet"
     most_of_all = "most of all " if cells[1:] else ""
     return f"{count(len(cells), 'cell')} {verdict}: {most_of_all}{most}{confirmed}"
 
@@ -373,9 +379,7 @@ def _worse_step(run: JudgedRun, gravest: Judgement, figures: Sequence[Judgement]
     if gravest.kind in ("memory", "speed"):
         return bisection or "benchmarks/guides/memory-and-speed.md explains these figures"
     if gravest.confirmed == "open":
-        first = next(record for record in run.records if record.cell == gravest.cell)
-        command = run.steps.run([gravest.cell], f"--seeds={(first.seeds.seed or 0) + CONFIRMING}")
-        return f"{command} confirms or refutes it" if command else ""
+        return run.steps.confirmation(gravest.cell)
     if bisection:
         return bisection
     if "no rows are available" in gravest.detail:
@@ -447,7 +451,7 @@ def _changed_figures(run: JudgedRun) -> Iterator[Statement]:
         most = describe(max(fewer, key=size)).partition(" (")[0]
         total = len({judgement.cell for judgement in run.judged})
         yield Statement(
-            rank=Rank.CHANGED if CHANGED in run.kinds else Rank.NOTE,
+            rank=Rank.CHANGED if {CHANGED, "memory"} & set(run.kinds) else Rank.NOTE,
             clause=f"tensors of {count_text(len(cells), total, 'cell')} hold fewer bytes: {most}",
             next_step="benchmarks/guides/memory-and-speed.md explains these figures",
         )
@@ -470,7 +474,7 @@ def _changed_numerics(run: JudgedRun, changed: Sequence[Judgement]) -> Statement
     return Statement(
         rank=rank,
         clause=f"{change.what} ({place}, as in {sample.cell}){note}",
-        cause=f"the runs differ in {some(libraries)}" if libraries else "",
+        cause=f"the runs differ in {some(libraries)}" if libraries else "no library is known to differ",
         next_step=_changed_step(run, changed, change, bool(libraries)),
     )
 
@@ -480,11 +484,16 @@ def _score_note(run: JudgedRun) -> str:
     scores = main_scores(run.judged)
     if not scores:
         return "; scores were not judged"
+    if not any(was_compared(score) for score in scores):
+        return "; scores could not be compared"
     if any(score.verdict is Verdict.WORSE for score in scores):
         return ""
-    unknown = [s for s in scores if s.verdict in (Verdict.CANNOT_TELL, Verdict.NOT_COMPARABLE)]
-    undecided = f", {len(unknown)} of {len(scores)} undecided" if unknown else ""
-    return f"; no score is worse{undecided}"
+    note = "; no score is worse"
+    for verdict, word in ((Verdict.CANNOT_TELL, "undecided"), (Verdict.NOT_COMPARABLE, "not compared")):
+        number = len(main_scores(run.judged, verdict))
+        if number:
+            note += f", {number} of {len(scores)} {word}"
+    return note
 
 
 def _changed_step(run: JudgedRun, changed: Sequence[Judgement], change: ChangedPlace, other_libraries: bool) -> str:
@@ -493,15 +502,13 @@ def _changed_step(run: JudgedRun, changed: Sequence[Judgement], change: ChangedP
         return bisection
     if "numerics" not in run.kinds and all(judgement.first_updates for judgement in changed):
         return run.steps.whole_run([judgement.cell for judgement in changed])
-    hint = "no library is known to differ"
-    if other_libraries:
-        hint = "in a checkout of a library, `tunegrid bisect --repo` finds the commit"
-    return "; ".join(filter(None, (run.steps.evidence(), hint)))
+    hint = "in a checkout of a library, `tunegrid bisect --repo` finds the commit"
+    return "; ".join(filter(None, (run.steps.evidence(), hint if other_libraries else "")))
 
 
 def _early_numerics(run: JudgedRun) -> Iterator[Statement]:
     """The statement on first updates, if none has changed numerics."""
-    numerics = run.numerics
+    numerics = [judgement for judgement in run.numerics if judgement.first_updates]
     updates = max((judgement.first_updates or 0 for judgement in numerics), default=0)
     if updates and not any(judgement.verdict is Verdict.CHANGED for judgement in numerics):
         pronoun = "its" if len(numerics) == 1 else "their"
@@ -514,43 +521,68 @@ def _early_numerics(run: JudgedRun) -> Iterator[Statement]:
 
 
 def _unknown_scores(run: JudgedRun) -> Iterator[Statement]:
-    """Statements on scores that were not compared or decided; or that none is worse."""
-    if not run.judged or find_worse(run.judged, run.kinds):
+    """Statements on what was not compared or decided; or that nothing is worse."""
+    if not run.judged:
         return
-    if main_scores(run.judged, Verdict.NOT_COMPARABLE) and "quality" in run.kinds:
-        yield _uncompared_cells(run)
+    counts_quality = bool({"quality", CANNOT_TELL} & set(run.kinds))
+    unlike = main_scores(run.judged, Verdict.NOT_COMPARABLE) if counts_quality else []
+    undecided = main_scores(run.judged, Verdict.CANNOT_TELL) if counts_quality else []
+    if find_worse(run.judged, run.kinds):
+        clauses = [_unlike_clause(run, unlike)] if unlike else []
+        clauses += _open_clauses(run, undecided)
+        yield from (Statement(clause=clause) for clause in clauses)
         return
-    undecided = main_scores(run.judged, Verdict.CANNOT_TELL)
-    cells = [score.cell for score in undecided]
-    early = [j for j in run.numerics if j.first_updates and not is_equal_or_rounding(j)]
-    unknown = uncompared_kinds(run.judged, run.kinds)
-    unknown_answer = f"cannot tell whether the run is worse than {run.baseline}"
-    if any(judgement.verdict is Verdict.NOT_COMPARABLE for judgement in early):
-        early_cells = [judgement.cell for judgement in early]
-        verdicts = tally(judgement.verdict for judgement in early)
-        yield Statement(
-            rank=Rank.CANNOT_TELL,
-            clause=unknown_answer,
-            cause=f"{verdicts} in first updates, without scores ({some(early_cells)})",
-            next_step=run.steps.whole_run(early_cells),
-        )
-    elif undecided and ("quality" in unknown or CANNOT_TELL in run.kinds):
-        first = some([describe(score) for score in undecided], 1)
-        yield Statement(
-            rank=Rank.CANNOT_TELL,
-            clause=unknown_answer,
-            cause=f"{count(len(cells), 'main score')} cannot be decided ({first})",
-            next_step=run.steps.more_seeds(cells),
-        )
-    elif unknown:
-        yield Statement(
-            rank=Rank.CANNOT_TELL,
-            clause=unknown_answer,
-            cause=f"no figure of {phrase(unknown)} could be compared{_reasons(run, unknown)}",
-            next_step=UNLIKE,
-        )
+    if unlike:
+        clause = "; ".join([_unlike_clause(run, unlike), *_open_clauses(run, undecided)])
+        yield Statement(rank=Rank.CANNOT_TELL, clause=clause, next_step=UNLIKE)
+        return
+    unknown_answer = _unknown_answer(run, undecided)
+    if unknown_answer:
+        yield unknown_answer
     else:
         yield from _no_regression(run, undecided)
+
+
+def _unlike_clause(run: JudgedRun, unlike: Sequence[Judgement]) -> str:
+    """A clause on cells whose recipe or test rows are not the baseline's."""
+    cells = count_text(len(unlike), len(main_scores(run.judged)), "cell")
+    reasons = some(list(dict.fromkeys(score.detail for score in unlike)))
+    names = some([score.cell for score in unlike])
+    verb = "is" if len(unlike) == 1 else "are"
+    return f"{cells} {verb} not comparable with {run.baseline}: {reasons} ({names})"
+
+
+def _unknown_answer(run: JudgedRun, undecided: Sequence[Judgement]) -> Statement | None:
+    """The statement that it cannot be told whether the run is worse; None if it can."""
+    unknown = uncompared_kinds(run.judged, run.kinds)
+    early = [judgement for judgement in run.numerics if judgement.first_updates]
+    early_cells = [judgement.cell for judgement in early]
+    unlike_early = [j for j in early if j.verdict is Verdict.NOT_COMPARABLE]
+    cells = [score.cell for score in undecided]
+    if unlike_early:
+        number = count_text(len(unlike_early), len(early), "cell")
+        names = some([judgement.cell for judgement in unlike_early])
+        cause = f"numerics of {number} could not be compared, and first updates have no scores ({names})"
+        step = run.steps.whole_run(early_cells)
+    elif undecided and ("quality" in unknown or CANNOT_TELL in run.kinds):
+        first = some([describe(score) for score in undecided], 1)
+        cause = f"{count(len(cells), 'main score')} cannot be decided ({first})"
+        step = run.steps.more_seeds(cells)
+    elif unknown:
+        cause = f"no figure of {phrase(unknown)} could be compared{_reasons(run, unknown)}"
+        step = run.steps.whole_run(early_cells) if early else UNLIKE
+        if unknown == ["instruments"]:
+            step = "give both runs the same `--ask`"
+    else:
+        return None
+    clause = f"cannot tell whether the run is worse than {run.baseline}"
+    return Statement(rank=Rank.CANNOT_TELL, clause=clause, cause=cause, next_step=step)
+
+
+def _reasons(run: JudgedRun, kinds: Sequence[str]) -> str:
+    """The reasons why figures of these kinds were not compared, in brackets, if known."""
+    details = [j.detail for j in run.judged if j.kind in kinds and j.detail and not was_compared(j)]
+    return f" ({some(list(dict.fromkeys(details)))})" if details else ""
 
 
 def is_equal_or_rounding(judgement: Judgement) -> bool:
@@ -558,71 +590,70 @@ def is_equal_or_rounding(judgement: Judgement) -> bool:
     return judgement.verdict in (Verdict.EQUAL, Verdict.ROUNDING)
 
 
-def _reasons(run: JudgedRun, kinds: Sequence[str]) -> str:
-    """The reasons why figures of these kinds were not compared, in brackets, if known."""
-    details = [j.detail for j in run.judged if j.kind in kinds and j.detail]
-    return f" ({some(list(dict.fromkeys(details)))})" if details else ""
-
-
-def _uncompared_cells(run: JudgedRun) -> Statement:
-    """The statement on cells whose recipe is not the baseline's."""
-    scores = main_scores(run.judged)
-    unlike = main_scores(run.judged, Verdict.NOT_COMPARABLE)
-    undecided = main_scores(run.judged, Verdict.CANNOT_TELL)
-    cells = count_text(len(unlike), len(scores), "cell")
-    reasons = some(list(dict.fromkeys(score.detail for score in unlike)))
-    names = some([score.cell for score in unlike])
-    others = "" if len(unlike) == len(scores) else "; no regression found in the others"
-    if undecided:
-        others += f", {len(undecided)} of them undecided"
-    verb = "is" if len(unlike) == 1 else "are"
-    return Statement(
-        rank=Rank.CANNOT_TELL,
-        clause=f"{cells} {verb} not comparable with {run.baseline}: {reasons} ({names}){others}",
-        next_step=UNLIKE,
-    )
-
-
 def _no_regression(run: JudgedRun, undecided: Sequence[Judgement]) -> Iterator[Statement]:
     """Statements that nothing is worse, with all that was left open."""
-    scores = main_scores(run.judged)
-    if not scores:
+    compared = []
+    for kind in KINDS[1:]:
+        if kind in run.kinds and any(was_compared(j) for j in run.judged if j.kind == kind):
+            compared.append(kind)
+    if not compared:
         return
-    clauses = []
-    if undecided:
-        share = f"{len(undecided)} of {count(len(scores), 'score')} undecided"
-        clauses.append(f"{share} ({_drop_range(undecided)})")
-    if CHANGED in run.kinds or "numerics" in run.kinds:
-        clauses += _uncompared_numerics(run)
+    clauses = _open_clauses(run, undecided)
     new = [judgement.cell for judgement in run.judged if judgement.verdict is Verdict.NEW]
     if new:
         clauses.append(f"{count(len(new), 'cell')} not in {run.baseline} ({some(new)})")
-    step = run.steps.more_seeds([score.cell for score in undecided]) if undecided else ""
+    no_worse = f"no worse than {run.baseline} by {phrase(compared)}"
+    if "quality" not in compared:
+        yield Statement(clause="; ".join([no_worse, *clauses]))
+        return
     if clauses:
+        step = run.steps.more_seeds([score.cell for score in undecided]) if undecided else ""
         yield Statement(rank=Rank.OPEN, clause="; ".join(clauses), next_step=step)
-    compared = [kind for kind in KINDS[1:] if kind in run.kinds]
-    if compared and not undecided:
-        yield Statement(clause=f"no worse than {run.baseline} by {phrase(compared)}")
+    if not undecided:
+        yield Statement(clause=no_worse)
+
+
+def _open_clauses(run: JudgedRun, undecided: Sequence[Judgement]) -> list[str]:
+    """Clauses on scores that were not decided, and on figures that were not compared."""
+    total = count(len(main_scores(run.judged)), "score")
+    tested = [score for score in undecided if was_compared(score)]
+    untested = [score for score in undecided if not was_compared(score)]
+    refuted = [score for score in tested if score.confirmed == "no"]
+    clauses = []
+    if refuted:
+        drops = some([f"{score.cell} {score.effect:+.1f}" for score in refuted])
+        clauses.append(f"{count(len(refuted), 'drop')} not confirmed by a second training ({drops})")
+    if tested:
+        clauses.append(f"{len(tested)} of {total} undecided ({_drop_range(tested)})")
+    if untested:
+        reason = untested[0].detail
+        clauses.append(f"{len(untested)} of {total} not tested ({reason})")
+    kinds = [kind for kind in ("speed", "instruments") if kind in run.kinds]
+    if CHANGED in run.kinds or "numerics" in run.kinds:
+        kinds.insert(0, "numerics")
+    for kind in kinds:
+        clauses += _uncompared_figures(run, kind)
+    return clauses
 
 
 def _drop_range(undecided: Sequence[Judgement]) -> str:
     """A clause on the drops that the test would have found, as "drops of 2 to 6 points"."""
-    drops = [score.min_drop for score in undecided if score.min_drop is not None]
-    if not drops:
-        return some(list(dict.fromkeys(score.detail for score in undecided)), 1)
+    drops = [score.min_drop or 0.0 for score in undecided]
+    ends = [f"{drop:.1f}" if drop < 2 else f"{drop:.0f}" for drop in (min(drops), max(drops))]
     pronoun = "it" if len(undecided) == 1 else "they"
-    low, high = f"{min(drops):.0f}", f"{max(drops):.0f}"
-    drop_range = f"{high}" if low == high else f"{low} to {high}"
-    return f"{pronoun} would show drops of {drop_range} points"
+    return f"{pronoun} would show drops of {' to '.join(dict.fromkeys(ends))} points"
 
 
-def _uncompared_numerics(run: JudgedRun) -> Iterator[str]:
-    """A clause on cells whose numerics could not be compared, with the reasons."""
-    unlike = [j for j in run.numerics if j.verdict is Verdict.NOT_COMPARABLE]
+def _uncompared_figures(run: JudgedRun, kind: str) -> Iterator[str]:
+    """A clause on cells of which no figure of a kind could be compared, with the reasons."""
+    figures = [judgement for judgement in run.judged if judgement.kind == kind]
+    compared = {judgement.cell for judgement in figures if was_compared(judgement)}
+    unlike = [judgement for judgement in figures if judgement.cell not in compared]
     if unlike:
-        cells = count_text(len(unlike), len(run.numerics), "cell")
+        cells = len({judgement.cell for judgement in unlike})
+        total = count_text(cells, len({judgement.cell for judgement in figures}), "cell")
         reasons = some(list(dict.fromkeys(judgement.detail for judgement in unlike)))
-        yield f"numerics of {cells} not compared ({reasons})"
+        yield f"{kind} of {total} not compared ({reasons})"
 
 
 # What else is to be known
@@ -634,6 +665,11 @@ def _notes(run: JudgedRun) -> Iterator[Statement]:
         clause = f"this run was compared with itself: {run.baseline} holds its records"
         yield Statement(clause=clause)
     yield from _rounding(run)
+    worse = main_scores(run.judged, Verdict.WORSE)
+    if worse and "quality" not in run.kinds:
+        first = some([describe(score).partition(" (")[0] for score in worse])
+        clause = f"{count(len(worse), 'main score')} worse, which does not count here: {first}"
+        yield Statement(clause=clause)
     # What fails now and then is seen over time.
     texts = [*unconfirmed_misses(run.records, run.before)]
     texts += [describe(judgement) for judgement in run.judged if judgement.confirmed == "no"]

@@ -83,11 +83,11 @@ def more_training(record: Record) -> str:
         return ""
     if record.profile == FULL_PROFILE.id:
         epochs = 2 * record.recipe.num_train_epochs
-        return f"it may need more training: add it with num_train_epochs={epochs}"
+        return f"it may need more training: give its recipe num_train_epochs={epochs}"
     if record.profile == QUICK_PROFILE.id:
         made = record.training.updates
         updates = max(ENOUGH_UPDATES, 2 * made)
-        return f'{made} updates may be too few: add it with quick={{"max_steps": {updates}}}'
+        return f'{made} updates may be too few: give its task or recipe quick={{"max_steps": {updates}}}'
     return ""
 
 

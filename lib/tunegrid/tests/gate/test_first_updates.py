@@ -85,7 +85,13 @@ def answered(old, new, kinds=DEFAULT_KINDS):
         ([whole(), whole(SFT)], [begun(), begun(SFT, [0.7, 0.6])], DEFAULT_KINDS, 6, f"as in {SFT}); scores were not judged."),
         ([whole(), whole(SFT)], [begun(), begun(SFT, [0.7, 0.6])], ("memory",), 0, "numerics do not count here"),
         ([whole(SFT)], [begun(SFT, [0.7, 0.6])], ("numerics",), 1, "Failed: losses differ by 1.0e-01 at update 2"),
-        ([whole()], [begun(seeds=make_seeds(7))], DEFAULT_KINDS, 6, "1 not comparable in first updates, without scores"),
+        (
+            [whole()],
+            [begun(seeds=make_seeds(7))],
+            DEFAULT_KINDS,
+            6,
+            "numerics of the one cell could not be compared, and first updates have no scores",
+        ),
         ([begun()], [whole()], DEFAULT_KINDS, 6, "the baseline holds only its first updates"),
     ],
 )

@@ -127,7 +127,7 @@ def test_what_is_missing_or_of_another_profile_is_said_on_the_page(tmp_path):
     assert "points are missing from the run" in page_text(make_page(make_run([gone])), cells=True)
     unlike = make_page(make_run([get_record()]), [make_run([get_record(rows="other")], "old.json", "2026-11-01")])
     assert "old.json scored other test rows in bert_sa_lora: its figures are shown, but not paired" in page_text(unlike)
-    assert unlike.answer.answer.startswith("old.json scored other test rows in bert_sa_lora: ")
+    assert unlike.answer.answer == "The one cell is not comparable with old.json: other test rows (bert_sa_lora)."
     disjoint = make_page(make_run([get_record()]), [make_run([get_record("t5_qa_sft")], "old.json", "2026-11-01")])
     assert disjoint.answer.answer == "old.json and run.json have no finished cell in common, so nothing is compared."
     records = [get_record(), get_record("t5_sa_lora"), from_json(footprint_json())]

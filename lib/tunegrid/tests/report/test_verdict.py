@@ -76,7 +76,7 @@ BOTH = [cell_run(CELL), cell_run(OTHER)]
 @pytest.mark.parametrize(
     ("records", "judgements", "counted", "rank", "words"),
     [
-        (BOTH, [], DEFAULT_KINDS, Rank.PASSED, "Passed: all 2 cells reached every bound and passed every audit."),
+        (BOTH, [], DEFAULT_KINDS, Rank.PASSED, "Passed: both cells reached every bound and passed every audit."),
         ([], [], DEFAULT_KINDS, Rank.EMPTY, "Nothing to show: this run holds no cell that ran."),
         ([begun(), begun(OTHER)], EARLY, NUMERICS, Rank.BEGUN, "2 cells: 2 equal by their first 2 updates."),
         ([begun(), begun(OTHER)], [changed(CELL)], NUMERICS, Rank.FAILED, "Failed: lora_A x 0.9258 (numerics of the one cell"),
@@ -105,14 +105,64 @@ BOTH = [cell_run(CELL), cell_run(OTHER)]
             Rank.CANNOT_TELL,
             "1 of 2 cells is not comparable with old.json: other",
         ),
-        (SHORT[:1], [], DEFAULT_KINDS, Rank.UNJUDGED, "Too short to judge: the one cell failed learned_something: 2 of 48"),
-        ([*SHORT[:1], BOTH[1]], [], DEFAULT_KINDS, Rank.TOO_SHORT, "Too short to judge: 1 of 2 cells failed learned_something"),
+        (SHORT[:1], [], DEFAULT_KINDS, Rank.UNJUDGED, "Too short to judge: the one cell failed learned_something (2 of 48"),
+        (
+            [*SHORT[:1], BOTH[1]],
+            [],
+            DEFAULT_KINDS,
+            Rank.TOO_SHORT,
+            "Partly too short to judge: 1 of 2 cells failed learned_something",
+        ),
     ],
 )
 def test_what_a_run_comes_to(records, judgements, counted, rank, words):
     verdict = run_verdict(records, judgements, counted, baseline="old.json")
     assert verdict.rank is rank
     assert any(words in sentence for sentence in verdict.sentences), verdict.sentences
+
+
+SLOWER = judgement(CELL, "step_seconds", Verdict.NOT_COMPARABLE, detail="name: a and b")
+REFUTED = [replace(j, effect=-5.0, confirmed="no", min_drop=1.5) for j in judged((CELL,), bert_sa_lora=Verdict.CANNOT_TELL)]
+
+
+@pytest.mark.parametrize(
+    ("judgements", "counted", "code", "words"),
+    [
+        ([*UNTESTED, changed(CELL)], DEFAULT_KINDS, 6, "; scores could not be compared."),
+        (judged((CELL, OTHER)), ("quality", "instruments"), 6, "no figure of instruments could be compared."),
+        ([*judged((CELL, OTHER)), SLOWER], ("quality", "speed"), 6, "no figure of speed could be compared (name: a and b)."),
+        (
+            judged((CELL, OTHER), t5_sa_lora=Verdict.WORSE),
+            ("memory", "quality"),
+            1,
+            "Failed: 1 cell worse: t5_sa_lora accuracy",
+        ),
+        ([*UNLIKE[:1], judgement(OTHER, "", Verdict.WORSE)], DEFAULT_KINDS, 1, "Failed: 1 cell worse: t5_sa_lora"),
+        (UNLIKE, ("memory",), 6, "no figure of memory could be compared"),
+        (
+            [*judged((CELL,), bert_sa_lora=Verdict.WORSE), LESS],
+            ("memory",),
+            6,
+            "1 main score worse, which does not count here: ",
+        ),
+        (
+            REFUTED,
+            DEFAULT_KINDS,
+            0,
+            "No regression found; 1 drop not confirmed by a second training (bert_sa_lora -5.0); 1 of 1 score",
+        ),
+        (REFUTED, DEFAULT_KINDS, 0, "(it would show drops of 1.5 points)"),
+        ([UNTESTED[0], *DOUBT[1:]], DEFAULT_KINDS, 0, "1 of 2 scores not tested (no points by row)"),
+    ],
+)
+def test_no_line_says_more_than_was_compared(judgements, counted, code, words):
+    verdict = run_verdict(BOTH, judgements, counted, baseline="old.json")
+    assert (verdict.exit_code, words in " ".join(verdict.sentences)) == (code, True), verdict.sentences
+
+
+def test_what_was_not_compared_is_said_beside_what_is_worse():
+    verdict = run_verdict(BOTH, [UNLIKE[1], judgement(CELL, "", Verdict.WORSE, p=0.0)], baseline="old.json")
+    assert "1 of 2 cells is not comparable with old.json: other recipes or limits (t5_sa_lora)." in verdict.sentences
 
 
 def test_first_updates_that_failed_are_not_among_the_sound_ones():
@@ -232,7 +282,8 @@ def test_outside_the_checkout_tunegrid_runs_cells(monkeypatch, tmp_path):
         ([cell_run(status="killed")], [], f"{RAN} --resume"),
         (BOTH, DOUBT, f"pytest --seeds=0-4 -m quick --cells={OTHER}"),
         (BOTH, [*judged((CELL,)), MISSING], f"tunegrid run -m quick --cells {OTHER}"),
-        (SHORT, [], f"pytest -m quick --cells {CELL}"),
+        (SHORT, [], f"pytest -m quick --cells {CELL} -n 4 --gate=old.json --html page.html"),
+        ([cell_run(OTHER, seed=seed) for seed in range(10)], DOUBT, ""),  # more seeds than would be named
         ([cell_run(status="audit", audits=["base_frozen"])], [], "pytest -m quick -n 2 --grid own.py"),
     ],
 )
@@ -245,6 +296,8 @@ def test_after_an_upgrade_cells_run_in_the_environment_that_failed():
     upgrade = ["tunegrid", "upgrade", "peft", "--"]
     failed = run_verdict([cell_run(status="error")], runner=runner, upgrade=upgrade)
     assert failed.next_step.startswith(f"`/env/bin/python -m tunegrid run -m quick --cells {CELL} -n 0`")
+    five = [cell_run(OTHER, seed=seed) for seed in range(5)]
+    assert "--seeds 0-9" in run_verdict(five, DOUBT).next_step
     assert run_verdict(BOTH, DOUBT, upgrade=upgrade).next_step.startswith("`tunegrid upgrade peft -- --seeds 0-4`")
 
 

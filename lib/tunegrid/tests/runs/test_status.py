@@ -68,8 +68,8 @@ def test_a_cell_passes_if_nothing_is_wrong(audits, changes, status, sentences):
 @pytest.mark.parametrize(
     ("cell", "profile", "advice"),
     [
-        ("bert_faq_lora", "quick", '; 200 updates may be too few: add it with quick={"max_steps": 400}'),
-        ("bert_faq_lora", "full", "; it may need more training: add it with num_train_epochs=2"),
+        ("bert_faq_lora", "quick", '; 200 updates may be too few: give its task or recipe quick={"max_steps": 400}'),
+        ("bert_faq_lora", "full", "; it may need more training: give its recipe num_train_epochs=2"),
         ("bert_sa_lora", "quick", ""),  # of the study
     ],
 )
