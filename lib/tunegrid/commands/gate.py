@@ -2,9 +2,9 @@
 
 Exit code 1 if a score or a memory figure is worse, a cell is missing, or a cell of the new run did not pass; with `numerics` or
 `speed` in --on also for these. Else 6 if numerics changed, tensors hold fewer bytes, cells have another recipe, nothing of a
-kind in --on could be compared, or all cells were too short to judge. --on without `numerics` and `changed` leaves numerics out; with
-`cannot-tell`, 6 also if any main score cannot be decided. Else 0. In GitHub Actions the answer and the table go to the step
-summary, too.
+kind in --on could be compared, or all cells were too short to judge. --on without `numerics` and `changed` leaves numerics
+out; with `cannot-tell`, 6 also if any main score cannot be decided. Else 0. In GitHub Actions the answer and the table go to
+the step summary, too.
 """
 
 import argparse
