@@ -30,7 +30,7 @@ from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.errors import first_line
 from tunegrid.grid.backbones import is_part
 from tunegrid.grid.methods import Answer, Lora
-from tunegrid.run.build import base_type, unpack_weight
+from tunegrid.run.build import base_type, unpack_weight, weight_files
 from tunegrid.run.device import free_memory, resolve_quantization
 from tunegrid.run.meter import GIB, tensor_bytes, weight_tensors
 from tunegrid.run.prepare import make_codec
@@ -225,6 +225,9 @@ def dropout_drops(evidence: Evidence) -> Answer:
     One that is a module must be called, and drop. One that is only a number, such as attention's under SDPA, must change the
     logits when it is the only one that is on. That none is at work in evaluation is `predicting_twice_is_the_same`'s matter.
     """
+    faults = undeclared_rates(evidence)
+    if faults:
+        return False, f"{len(faults)} have another rate than the checkpoint's config: {', '.join(faults[:3])}"
     dropouts = declared_dropouts(evidence.model)
     if not dropouts:
         return None
@@ -263,6 +266,26 @@ def dropout_drops(evidence: Evidence) -> Answer:
     if odd or idle:
         return False, f"{len(odd)} drop at another rate than declared {odd[:2]}, without effect: {', '.join(idle) or 'none'}"
     return True, f"{len(modules)} drop at their declared rate, {sum(map(len, numbers.values()))} have an effect"
+
+
+def undeclared_rates(evidence: Evidence) -> list[str]:
+    """The dropouts of the base whose rate is not that of the checkpoint's own config."""
+    cell = evidence.cell
+    files = weight_files(cell) if not cell.profile.random_weights else []
+    if not files:
+        return []
+    config = json.loads((files[0].parent / CONFIG_NAME).read_text(encoding="utf-8"))
+    faults = []
+    for pattern, field in cell.backbone.dropouts.items():
+        rate = config.get(field)
+        modules = [(n, m) for n, m in evidence.model.named_modules() if re.search(rf"(^|\.){pattern}$", n)]
+        if rate is None or not modules:
+            continue
+        for name, module in modules:
+            own_rate = module.p if isinstance(module, nn.Dropout) else 0.0
+            if own_rate != rate:
+                faults.append(f"{name} {own_rate:g}, not {rate:g}")
+    return faults
 
 
 def declared_dropouts(model: nn.Module) -> list[Dropout]:

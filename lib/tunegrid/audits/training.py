@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from tunegrid.audits.evidence import Evidence, expect_none
 from tunegrid.codecs.base import Feature, move_batch
 from tunegrid.grid.backbones import is_part
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.methods import Answer
+from tunegrid.grid.methods import Answer, Method, adamw_bnb_8bit, adamw_torch
 from tunegrid.run.build import checksums
 from tunegrid.run.first_updates import MOVED, PACKED_TOLERANCE, STEP_TOLERANCE
 from tunegrid.run.probe import allowance, keep_state, relative_gap, smallest_tensors
@@ -40,6 +41,23 @@ def base_frozen(evidence: Evidence) -> Answer:
     frozen = evidence.trainer.parameters.keys() - evidence.trained.keys()
     changed_names = sorted(frozen & evidence.moved)
     return expect_none(strays + changed_names, f"{len(frozen)} frozen tensors", "base tensors train or changed")
+
+
+def trains_as_declared(evidence: Evidence) -> Answer:
+    """What trains are the parameters that method, base and head declare, each in one group of the optimizer.
+
+    `requires_grad` is what is asked, not what answers: a library may freeze an adapter, or free a base.
+    """
+    declared = evidence.cell.method.declared_names(evidence.model, evidence.cell)
+    trained = evidence.trained.keys()
+    faults = [f"{name} does not train" for name in sorted(declared - trained)]
+    faults += [f"{name} trains" for name in sorted(trained - declared)]
+    places = Counter(id(p) for group in evidence.trainer.optimizer.param_groups for p in group["params"])
+    for name, parameter in evidence.trainer.stepped.items():
+        number = places[id(parameter)]
+        if name in declared and number != 1:
+            faults.append(f"{name} is in {number} groups of the optimizer")
+    return expect_none(faults, f"{len(declared)} tensors are declared to train", "differ")
 
 
 def weights_moved(evidence: Evidence) -> Answer:
@@ -168,6 +186,30 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
     gaps = [(label, gap, tolerance) for label, gap, tolerance in parts if gap is not None]
     detail = ", ".join(f"{label} by {gap:.1e} of the movement" for label, gap, _ in gaps)
     return all(gap <= tolerance for _, gap, tolerance in gaps), f"differ from AdamW's definition: {detail}"
+
+
+# What torch and bitsandbytes document as the defaults of AdamW; recipes set none of them.
+BETAS, EPS = (0.9, 0.999), 1e-8
+DOCUMENTED = (adamw_torch, adamw_bnb_8bit)
+
+
+def optimizer_set_as_declared(evidence: Evidence) -> Answer:
+    """Betas and epsilon are AdamW's documented ones; matrices decay as the recipe says, biases and norms do not."""
+    cell, optimizer = evidence.cell, evidence.trainer.optimizer
+    if cell.optimizer not in DOCUMENTED or type(cell.method).make_optimizer is not Method.make_optimizer:
+        return None
+    names = {id(parameter): name for name, parameter in evidence.trainer.stepped.items()}
+    faults = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names.get(id(parameter), "a tensor that is none of the model's")
+            decay = cell.recipe.weight_decay if parameter.ndim > 1 else 0.0
+            settings = {"betas": tuple(group["betas"]), "eps": group["eps"], "weight_decay": group["weight_decay"]}
+            for field, value in {"betas": BETAS, "eps": EPS, "weight_decay": decay}.items():
+                if settings[field] != value:
+                    faults.append(f"{name} has {field} {settings[field]}, not {value}")
+    detail = f"betas {BETAS}, eps {EPS:g}, weight decay {cell.recipe.weight_decay:g}"
+    return expect_none(faults, detail, "differ")
 
 
 def schedule_counts_updates(evidence: Evidence) -> Answer:

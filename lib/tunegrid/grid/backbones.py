@@ -83,6 +83,7 @@ class Backbone:
         overflows_fp16: its activations leave fp16's range, on any device.
         objective: that it was pretrained with, for `--ask=forgetting`; None: not declared, and not asked.
         shape: the checkpoint's config, for models of its true size without its weights.
+        dropouts: by a pattern of modules' names, the field of the checkpoint's config that has their rate.
         special_tokens: the tokenizer's special ids by attribute, as "cls_token_id"; `vocabulary` is how many ids it has.
     """
 
@@ -99,6 +100,7 @@ class Backbone:
     shape: Mapping[str, Any] = field(repr=False)
     special_tokens: Mapping[str, int] = field(repr=False)
     vocabulary: int
+    dropouts: Mapping[str, str] = field(default_factory=dict, repr=False)
     heads: Mapping[Problem, Head]
 
     @property
@@ -122,6 +124,10 @@ BERT = Backbone(
     },
     special_tokens={"pad_token_id": 0, "cls_token_id": 101, "sep_token_id": 102},
     vocabulary=30_522,
+    dropouts={
+        r"attention\.self\.dropout": "attention_probs_dropout_prob",
+        r"(embeddings|output)\.dropout": "hidden_dropout_prob",
+    },
     heads={
         Problem.CLASSIFY: Head(architecture="BertForSequenceClassification", new_modules=("classifier",)),
         Problem.EXTRACT: Head(architecture="BertForQuestionAnswering", new_modules=("qa_outputs",)),
@@ -149,6 +155,11 @@ GPT2 = Backbone(
     },
     special_tokens={"eos_token_id": 50_256},
     vocabulary=50_257,
+    dropouts={
+        r"attn\.attn_dropout": "attn_pdrop",
+        r"(attn\.resid_dropout|mlp\.dropout)": "resid_pdrop",
+        r"transformer\.drop": "embd_pdrop",
+    },
     heads={
         Problem.CLASSIFY: Head(architecture="GPT2ForSequenceClassification", new_modules=("score",)),
         # One Linear(768, 2) is the study's two Linear(768, 1), stacked.
@@ -174,6 +185,7 @@ T5 = Backbone(
     },
     special_tokens={"pad_token_id": 0, "eos_token_id": 1},
     vocabulary=32_100,
+    dropouts={r"(layer\.\d+|DenseReluDense|encoder|decoder)\.dropout": "dropout_rate"},
     heads={
         Problem.CLASSIFY: Head(architecture="T5EncoderClassifier", new_modules=("classifier",)),
         Problem.EXTRACT: Head(architecture="T5EncoderSpan", new_modules=("qa_outputs",)),

@@ -115,6 +115,10 @@ class Method:
         """Names of the parameters that the method added, frozen ones included."""
         return frozenset()
 
+    def declared_names(self, model: "nn.Module", cell: "Cell") -> frozenset[str]:
+        """Names of the parameters that train by the method's definition, whatever requires gradients."""
+        return frozenset(name for name, _ in model.named_parameters())
+
     def group_name(self, name: str) -> str:
         """The group of one of the method's own parameters, as "lora_A". Audits want every group to move."""
         return name
@@ -183,6 +187,12 @@ class Method:
         return None
 
 
+def head_names(model: "nn.Module", cell: "Cell") -> list[str]:
+    """Names of the parameters of the head's new modules, without the originals of PEFT's copies."""
+    names = [name for name, _ in model.named_parameters() if ".original_module." not in name]
+    return [name for name in names if is_part(name, cell.head.new_modules)]
+
+
 def get_adapter(recipe: Recipe) -> Adapter:
     """The adapter of a recipe that `Method.check` accepted for a method that needs one."""
     assert recipe.adapter, "checked by `check`"
@@ -199,6 +209,7 @@ class Adapting(Method):
         layers: ends of the names of the layers that are adapted, by backbone.
         on_targets: the recipe's target modules are adapted instead of such layers.
         trains_token_rows: its config takes `trainable_token_indices`, which a head with a new token needs.
+        frozen_parts: parts of the names of its own parameters that it never trains.
     """
 
     adapts: ClassVar[bool] = True
@@ -208,6 +219,7 @@ class Adapting(Method):
     options: Mapping[str, Any] = field(default_factory=dict)
     options_by_backbone: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    frozen_parts: tuple[str, ...] = ()
 
     def check(self, recipe: Recipe) -> None:
         """Raises InputError if the recipe has no adapter and the method needs one."""
@@ -273,6 +285,14 @@ class Adapting(Method):
                 names.add(name)
         return frozenset(names)
 
+    def declared_names(self, model: "nn.Module", cell: "Cell") -> frozenset[str]:
+        """All that it adds but `frozen_parts`, and the head's new modules: PEFT's copy of one that it wraps."""
+        names = set(head_names(model, cell))
+        for name in self.own_parameters(model):
+            if not any(part in name for part in self.frozen_parts):
+                names.add(name)
+        return frozenset(names)
+
     def group_name(self, name: str) -> str:
         """The part of the name before the adapter's own: lora_A, ia3_l, trainable_tokens_delta, prompt_encoder."""
         return name.partition(".default")[0].split(".")[-1]
@@ -303,7 +323,7 @@ class Lora(Adapting):
         return {"r": adapter.r, "lora_alpha": adapter.lora_alpha, "lora_dropout": adapter.lora_dropout}
 
     def declared_facts(self, cell: "Cell", layer: str) -> tuple[str, ...]:
-        """Rank and scale, of which `rank_pattern` and `alpha_pattern` may give a layer others, each by its own keys."""
+        """Rank, scale and dropout; `rank_pattern` and `alpha_pattern` may give a layer others, each by its own keys."""
 
         def by_pattern(option: str, default: int) -> int:
             """Of the first key, a regular expression, that is the layer's name or whole parts at its end, as PEFT has it."""
@@ -312,7 +332,8 @@ class Lora(Adapting):
 
         adapter = get_adapter(cell.recipe)
         rank = by_pattern("rank_pattern", adapter.r)
-        return f"rank {rank}", f"scale {self._scale(by_pattern('alpha_pattern', adapter.lora_alpha), rank):g}"
+        scale = self._scale(by_pattern("alpha_pattern", adapter.lora_alpha), rank)
+        return f"rank {rank}", f"scale {scale:g}", f"dropout {adapter.lora_dropout:g}"
 
     def _scale(self, alpha: float, rank: int) -> float:
         """Alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023)."""
@@ -331,8 +352,10 @@ class Lora(Adapting):
         return self._scale(adapter.lora_alpha, adapter.r) * product
 
     def layer_facts(self, layer: Any) -> tuple[str, ...]:
-        """Rank and scale."""
-        return f"rank {layer.lora_A['default'].weight.shape[0]}", f"scale {layer.scaling['default']:g}"
+        """Rank, scale and dropout."""
+        rate = getattr(layer.lora_dropout["default"], "p", 0.0)
+        rank = layer.lora_A["default"].weight.shape[0]
+        return f"rank {rank}", f"scale {layer.scaling['default']:g}", f"dropout {rate:g}"
 
     def rewrites(self, cell: "Cell") -> tuple[str, ...]:
         """The recipe's target modules, where PiSSA or its like subtracts the adapter's start from the pretrained weights."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunegrid.grid.backbones import Head, Layout, is_part
 from tunegrid.grid.cells import Cell, Grid, study
-from tunegrid.grid.methods import LORA, NF4, QLORA, SFT, Adapting, Answer, Base, Lora, Method, get_adapter
+from tunegrid.grid.methods import LORA, NF4, QLORA, SFT, Adapting, Answer, Base, Lora, Method, get_adapter, head_names
 from tunegrid.grid.recipes import GREEDY, RECIPES, Adapter, Recipe, quick_changes
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class AdaLora(Adapting):
     config: str = "AdaLoraConfig"
     on_targets: bool = True
     trains_token_rows: bool = True
+    frozen_parts: tuple[str, ...] = ("ranknum",)  # how many ranks are left
     start: ClassVar[float] = 1.5  # ranks at the start, in units of the recipe's rank, which is the mean at the end
     first: ClassVar[float] = 0.1  # share of the updates before ranks are cut
     last: ClassVar[float] = 0.4  # and after it
@@ -93,6 +94,10 @@ class BitFit(Method):
     def own_parameters(self, model: "nn.Module") -> frozenset[str]:
         """The biases."""
         return frozenset(name for name, _ in model.named_parameters() if name.endswith("bias"))
+
+    def declared_names(self, model: "nn.Module", cell: Cell) -> frozenset[str]:
+        """The biases and the head's new modules."""
+        return self.own_parameters(model) | frozenset(head_names(model, cell))
 
     def group_name(self, name: str) -> str:
         """All biases are one group."""
