@@ -524,3 +524,44 @@ def clipped_by_the_local_norm(planting, norm, tensors, *args, **options):
 def packed_product_keeps_its_input(planting, forward, ctx, inputs, *args, **options):
     ctx.kept = inputs.clone()
     return forward(ctx, inputs, *args, **options)
+
+
+# What trains, and by which settings
+
+
+def freeze(planting, model, part):
+    """Freeze the adapter's tensors whose name has this part."""
+    for name, parameter in model.named_parameters():
+        if "lora_" in name and part in name:
+            planting.act()
+            parameter.requires_grad_(False)
+
+
+@around(BaseTuner, "_mark_only_adapters_as_trainable", counted=False)
+def first_adapters_are_frozen(planting, mark, self, model):
+    mark(self, model)
+    freeze(planting, model, ".0.")
+
+
+@around(BaseTuner, "_mark_only_adapters_as_trainable", counted=False)
+def adapters_are_frozen(planting, mark, self, model):
+    mark(self, model)
+    freeze(planting, model, "")
+
+
+@around(torch.optim.AdamW, "__init__")
+def betas_are_swapped(planting, make, self, params, lr=1e-3, betas=(0.9, 0.999), **options):
+    make(self, params, lr, betas[::-1], **options)
+
+
+@around(lora.LoraLayer, "update_layer", counted=False)
+def adapters_have_no_dropout(planting, update, self, adapter_name, *args, **options):
+    update(self, adapter_name, *args, **options)
+    planting.act()
+    self.lora_dropout[adapter_name] = torch.nn.Identity()
+
+
+@around(modeling_bert.BertSelfOutput, "__init__")
+def attention_has_no_dropout(planting, make, self, config):
+    make(self, config)
+    self.dropout.p = 0.0

@@ -55,7 +55,7 @@ def trains_as_declared(evidence: Evidence) -> Answer:
     places = Counter(id(p) for group in evidence.trainer.optimizer.param_groups for p in group["params"])
     for name, parameter in evidence.trainer.stepped.items():
         number = places[id(parameter)]
-        if name in declared and number != 1:
+        if name in trained and number != 1:
             faults.append(f"{name} is in {number} groups of the optimizer")
     return expect_none(faults, f"{len(declared)} tensors are declared to train", "differ")
 

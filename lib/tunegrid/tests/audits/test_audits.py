@@ -193,3 +193,42 @@ def test_a_random_span_is_of_the_answers_length_and_a_lead_the_first_sentence():
     test = [{"context": "a red car", "answers": answer}] * 6
     assert set(scores.random_span(QA, [{"context": "a red car", "answers": answer}], test)) == {"red car", "a red"}
     assert scores.lead_sentence(SUM, [], [{"article": "fire hits dover . police come ."}]) == ["fire hits dover ."]
+
+
+# What trains, and by which settings
+
+
+def failed_names(evidence):
+    return [finding.name for finding in run_audits(evidence, ["of training"]) if not finding.passed]
+
+
+def test_a_frozen_adapter_and_a_base_tensor_that_trains_are_not_as_declared(evidence):
+    names = [name for name in evidence.trainer.parameters if "lora_B" in name or name.endswith("wte.weight")]
+    for name in names[:1] + names[-1:]:
+        parameter = evidence.trainer.parameters[name]
+        parameter.requires_grad_(not parameter.requires_grad)
+        try:
+            assert "trains_as_declared" in failed_names(evidence)
+        finally:
+            parameter.requires_grad_(not parameter.requires_grad)
+    assert failed_names(evidence) == []
+
+
+@pytest.mark.parametrize(("field", "value"), [("betas", (0.9, 0.95)), ("eps", 1e-6), ("weight_decay", 0.5)])
+def test_each_group_of_the_optimizer_has_the_documented_settings_and_the_recipes_decay(evidence, field, value):
+    group = evidence.trainer.optimizer.param_groups[-1]
+    before = group[field]
+    group[field] = value
+    try:
+        assert failed_names(evidence) == ["optimizer_set_as_declared"]
+    finally:
+        group[field] = before
+
+
+def test_a_parameter_in_two_groups_is_told(evidence):
+    groups = evidence.trainer.optimizer.param_groups
+    groups.append(groups[0])
+    try:
+        assert "trains_as_declared" in failed_names(evidence)
+    finally:
+        groups.pop()
