@@ -216,7 +216,7 @@ def test_a_frozen_adapter_and_a_base_tensor_that_trains_are_not_as_declared(evid
 
 @pytest.mark.parametrize(("field", "value"), [("betas", (0.9, 0.95)), ("eps", 1e-6), ("weight_decay", 0.5)])
 def test_each_group_of_the_optimizer_has_the_documented_settings_and_the_recipes_decay(evidence, field, value):
-    group = evidence.trainer.optimizer.param_groups[-1]
+    group = next(group for group in evidence.trainer.optimizer.param_groups if group["params"])
     before = group[field]
     group[field] = value
     try:
