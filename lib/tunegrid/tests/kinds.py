@@ -113,7 +113,8 @@ def changed_numerics():
 
 def fresh_seed():
     """The baseline's seed 1 beside its seed 0: nothing is one training, and small drops cannot be seen."""
-    old, new = baseline(), baseline(seeds=(1,))
+    old = [replace(record, examples=None) for record in baseline()]  # another machine may have other rows at hand
+    new = [replace(record, examples=None) for record in baseline(seeds=(1,))]
     return old, new, judged(old, new), DEFAULT_KINDS
 
 

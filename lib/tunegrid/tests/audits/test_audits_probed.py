@@ -153,10 +153,12 @@ def set_rate(evidence, rate):
 
 
 def test_attentions_dropout_is_seen_by_its_effect():
-    passed, detail = computation.dropout_drops(set_rate(quick_evidence("bert_sa_sft"), 0.1))
+    passed, detail = computation.dropout_drops(set_rate(quick_evidence("bert_sa_sft"), 0.05))  # as the checkpoint's config says
     assert passed
     # the embeddings', two a layer and the classifier's are modules; attention's is handed on as a number
     assert detail == "8 drop at their declared rate, 3 have an effect"
+    passed, detail = computation.dropout_drops(set_rate(quick_evidence("bert_sa_sft"), 0.1))
+    assert (passed, "embeddings.dropout 0.1, not 0.05" in detail) == (False, True)
 
 
 # What an update was
@@ -258,8 +260,9 @@ def test_ranks_and_scales_of_patterns_are_declared_by_layer():
     cell = replace(quick_cell("bert_qa_lora"), method=Lora(id="p", name="p", options=patterns))  # rank 8, alpha 32
     names = ["encoder.layer.0.self.value", "encoder.layer.0.value", "encoder.layer.0.my_value", "encoder.layer.0.key"]
     facts = [cell.method.declared_facts(cell, name) for name in names]
-    assert facts == [("rank 4", "scale 16"), ("rank 4", "scale 8"), ("rank 8", "scale 4"), ("rank 8", "scale 0.125")]
-    assert LORA.declared_facts(cell, names[0]) == ("rank 8", "scale 4")
+    pairs = [("rank 4", "scale 16"), ("rank 4", "scale 8"), ("rank 8", "scale 4"), ("rank 8", "scale 0.125")]
+    assert facts == [(*pair, "dropout 0.1") for pair in pairs]
+    assert LORA.declared_facts(cell, names[0]) == ("rank 8", "scale 4", "dropout 0.1")
 
 
 def test_two_layers_that_traded_places_are_named():

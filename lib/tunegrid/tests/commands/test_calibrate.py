@@ -74,7 +74,7 @@ def test_a_seed_that_learned_nothing_gives_no_bound_and_the_way_to_more_updates(
         return 1
 
     sentence = refusal(capsys, partial(main, run=run), f"--grid={grid_file}", "--cells=bert_sa_mine")
-    assert 'accuracy 51.2; 2 updates may be too few: add it with quick={"max_steps": 300}; change that' in sentence
+    assert 'accuracy 51.2; 2 updates may be too few: give its task or recipe quick={"max_steps": 300}; change that' in sentence
 
 
 def nothing(arguments):
