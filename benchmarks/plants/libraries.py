@@ -200,6 +200,12 @@ LIBRARIES = (
           "adapters_where_declared"),
     Plant("R64b", "BERT's attention output drops nothing", "classic", "bert_sa_sft", patches.attention_has_no_dropout,
           "dropout_drops"),
+    Plant("R44", "`disable_adapter` leaves adapters on", "peft#493, #736", "bert_sa_lora", patches.adapters_stay_on,
+          "adapter_survives_its_switches"),
+    Plant("R12", "autocast is off in a cell that trains in bf16", "accelerate#1693", "gpt2_sa_lora", patches.autocast_is_off,
+          "computes_in_its_precision"),
+    Plant("R106", "from update 11 on nothing is clipped", "accelerate#641", "gpt2_sa_sft", patches.clips_ten_times,
+          "gradients_clipped"),
     Plant("percent", "GPT-2's `c_proj` gives 1 % more, in a cell that trains in bf16", "classic", "gpt2_sa_lora",
           patches.projections_are_larger, "forward", module="transformers.Conv1D"),
     *(Plant("order", "LoRA's product in another order of operations", "classic", cell, product_in_another_order, "")

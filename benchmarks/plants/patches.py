@@ -12,6 +12,7 @@ import tokenizers
 import torch
 import transformers as hf
 from bitsandbytes.optim.optimizer import Optimizer2State
+from peft import PeftModel
 from peft.config import PeftConfigMixin
 from peft.tuners.lora import bnb as lora_bnb
 from peft.tuners.lora import layer as lora
@@ -565,3 +566,26 @@ def adapters_have_no_dropout(planting, update, self, adapter_name, *args, **opti
 def attention_has_no_dropout(planting, make, self, config):
     make(self, config)
     self.dropout.p = 0.0
+
+
+@around(PeftModel, "disable_adapter")
+@contextmanager
+def adapters_stay_on(planting, disable, self):
+    yield
+
+
+@around(accelerate.Accelerator, "autocast")
+@contextmanager
+def autocast_is_off(planting, autocast, self, autocast_handler=None):
+    yield
+
+
+@around(accelerate.Accelerator, "clip_grad_norm_", counted=False)
+def clips_ten_times(planting, clip, self, parameters, max_norm, norm_type=2):
+    parameters = list(parameters)
+    calls = getattr(self, "clips", 0)
+    self.clips = calls + 1
+    if calls < 10:
+        return clip(self, parameters, max_norm, norm_type)
+    planting.act()
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], norm_type)

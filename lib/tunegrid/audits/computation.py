@@ -4,6 +4,7 @@ import json
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -20,6 +21,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, GenerationConfig
+from transformers.pytorch_utils import Conv1D
 from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE
 from transformers.utils import CONFIG_NAME
 
@@ -181,9 +183,10 @@ def adapters_add_as_declared(evidence: Evidence) -> Answer:
 
 
 def adapter_survives_its_switches(evidence: Evidence) -> Answer:
-    """Turned off and on again, scaled and scaled back, the adapter gives a row the logits that it had, bit for bit.
+    """Turned off, it adds nothing: each layer gives what its base gives. On again, scaled and scaled back, all is as before.
 
-    Afterwards the same parameters train, and scales are what they were, whatever PEFT makes of them.
+    Logits are the same then, bit for bit; the same parameters train, and scales are what they were, whatever PEFT makes of
+    them.
     """
     model, rows = evidence.model, evidence.probe.rows[:1]
     if not isinstance(model, PeftModel) or not evidence.probe.alone:
@@ -194,7 +197,7 @@ def adapter_survives_its_switches(evidence: Evidence) -> Answer:
         logits = get_logits(evidence.trainer, rows)[0]
         try:
             with model.disable_adapter():
-                pass
+                busy_layers = layers_that_add(evidence, rows)
             for layer in lora_layers:
                 layer.scale_layer(TWICE)
                 layer.unscale_layer()
@@ -204,9 +207,50 @@ def adapter_survives_its_switches(evidence: Evidence) -> Answer:
                 parameter.requires_grad_(flag)
             for layer, scaling in zip(lora_layers, scales, strict=True):
                 layer.scaling.update(scaling)
+    if busy_layers:
+        return False, f"with the adapter off, {len(busy_layers)} layers do not give what their base gives: {busy_layers[0]}"
     gap = max(distance(one, other) for one, other in zip(logits, later_logits, strict=True))
     detail = "adapter off and on" + (f", {len(lora_layers)} layers scaled and scaled back" if lora_layers else "")
     return not gap, f"{detail}: " + (f"logits differ by {gap:.1e} of the largest" if gap else "bit for bit")
+
+
+def layers_that_add(evidence: Evidence, rows: Sequence[Feature]) -> list[str]:
+    """Names of the adapted layers whose output is not that of the layer that they adapt."""
+    names = {module: name for name, module in evidence.model.named_modules() if is_adapted(module)}
+    busy: dict[str, None] = {}
+
+    def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        base: Any = module.get_base_layer()  # type: ignore[operator] # PEFT's
+        if not torch.equal(output, base(*inputs)):
+            busy[names[module]] = None
+
+    with attach(names, look):
+        get_logits(evidence.trainer, rows)
+    return list(busy)
+
+
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def computes_in_its_precision(evidence: Evidence) -> Answer:
+    """Linear layers of fp32 weights give the type of the precision that trained, in the trainer's own context."""
+    trainer = evidence.trainer
+    declared = TYPES[trainer.log.precision]
+    layers = []
+    for module in evidence.model.modules():
+        if isinstance(module, nn.Linear | Conv1D) and module.weight.dtype is torch.float32:
+            layers.append(module)
+    types: Counter[torch.dtype] = Counter()
+
+    def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        types[output.dtype] += 1
+
+    with torch.no_grad(), keep_state(trainer), trainer.accelerator.autocast(), attach(layers, look):
+        get_logits(trainer, evidence.probe.rows[:1])
+    if not types:
+        return None
+    odd = [f"{number} in {kind}" for kind, number in types.items() if kind is not declared]
+    return expect_none(odd, f"{types[declared]} products in {declared}", "other types")
 
 
 class Dropout(NamedTuple):

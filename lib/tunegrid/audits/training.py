@@ -153,17 +153,22 @@ def variant_applied(evidence: Evidence) -> Answer:
 
 
 def gradients_clipped(evidence: Evidence) -> Answer:
-    """The first update's gradients have, after clipping, the smaller one of their own norm and the recipe's bound."""
+    """Each update's gradients have, after clipping, the smaller one of their own norm and the recipe's bound."""
     bound, log = evidence.cell.recipe.max_grad_norm, evidence.trainer.log
     if bound is None or not log.updates:
         return None
-    norm = log.gradient_norms[0] if log.gradient_norms else None
-    if norm is None or log.clipped_norm is None:
-        return False, f"nothing was clipped; the bound is {bound:g}"
-    if not math.isfinite(norm):  # fp16 lost the update to an overflow
+    if not len(log.gradient_norms) == len(log.clipped_norms) == log.updates:
+        return False, f"not every update was clipped; the bound is {bound:g}"
+    if not any(map(math.isfinite, log.gradient_norms)):
         return None
-    passed = math.isclose(log.clipped_norm, min(norm, bound), rel_tol=CLIPPED)
-    return passed, f"gradient norm {norm:.3g} before clipping, {log.clipped_norm:.3g} after, bound {bound:g}"
+    over = 0
+    for update, (norm, clipped) in enumerate(zip(log.gradient_norms, log.clipped_norms, strict=True), 1):
+        if not math.isfinite(norm):  # fp16 lost the update to an overflow
+            continue
+        over += norm > bound
+        if not math.isclose(clipped, min(norm, bound), rel_tol=CLIPPED):
+            return False, f"gradient norm {norm:.3g} of update {update} is {clipped:.3g} after clipping, bound {bound:g}"
+    return True, f"{over} of {log.updates} updates clipped to {bound:g}"
 
 
 def optimizer_steps_as_defined(evidence: Evidence) -> Answer:

@@ -57,7 +57,7 @@ class TrainingLog:
     learning_rates: list[float] = field(default_factory=list)  # the first parameter group's
     group_rates: list[list[float]] = field(default_factory=list)  # of every parameter group
     gradient_norms: list[float] = field(default_factory=list)  # total norm before clipping; empty if the recipe does not clip
-    clipped_norm: float | None = None  # the same after clipping, in the first update
+    clipped_norms: list[float] = field(default_factory=list)  # the same after clipping
     skipped: list[int] = field(default_factory=list)  # updates that fp16 lost to an overflow: the schedule does not advance
     order: str = ""  # a hash of the rows of each update, in order; equal orders have equal hashes
     reached: frozenset[str] = frozenset()  # names of parameters that got a gradient
@@ -188,7 +188,7 @@ class Trainer:
             losses=[*log.losses],
             final_learning_rate=log.learning_rates[-1] if log.learning_rates else None,
             gradient_norm=jsonable(log.gradient_norms[0]) if log.gradient_norms else None,
-            clipped_norm=jsonable(log.clipped_norm),
+            clipped_norm=jsonable(log.clipped_norms[0]) if log.clipped_norms else None,
             first_step=FirstStep(**log.first_step) if set(log.first_step) == set(FirstStep.__annotations__) else None,
             epoch_scores=[*log.epoch_scores],
             chosen_epoch=log.chosen_epoch,
@@ -283,9 +283,8 @@ class Trainer:
                 with check_memory():
                     if (norm := self.stepper.clip()) is not None:
                         self._on_device["gradient_norms"].append(norm)
-                        if not log.updates:
-                            clipped_norm = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
-                            log.clipped_norm = float(full_tensor(clipped_norm))
+                        clipped_norm = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
+                        self._on_device["clipped_norms"].append(full_tensor(clipped_norm))
                     log.skipped += self.stepper.settle()
                     if not log.updates:
                         log.first_step |= self._first.gradients(self.meter.device)

@@ -180,7 +180,12 @@ def altered(evidence, **notes):
     ],
 )
 def test_gradients_are_clipped_to_the_bound_and_no_further(before, after, passed):
-    evidence = altered(shared("gpt2_sa_lora"), gradient_norms=[before], clipped_norm=after)  # the bound is 0.1
+    norms = {"gradient_norms": [], "clipped_norms": []}
+    if before is not None:
+        norms = {"gradient_norms": [0.05, before], "clipped_norms": [0.05, after]}  # the bound is 0.1
+    if before == math.inf:
+        norms = {name: values[1:] for name, values in norms.items()}
+    evidence = altered(shared("gpt2_sa_lora"), updates=len(norms["gradient_norms"]) or 2, **norms)
     assert (training.gradients_clipped(evidence) or [None])[0] is passed
     unbound = quick_evidence("bert_qa_sft", steps=1, max_grad_norm=None)
     assert (unbound.trainer.log.gradient_norms, training.gradients_clipped(unbound)) == ([], None)
