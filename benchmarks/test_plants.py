@@ -34,8 +34,8 @@ from tunegrid.grid.backbones import is_part
 from tunegrid.grid.methods import TOKEN_ROWS
 from tunegrid.record.checks import below_bounds
 from tunegrid.report.verdict import run_verdict
+from tunegrid.run.before_training import before_training
 from tunegrid.run.metrics import Metrics
-from tunegrid.run.probe import before_training
 from tunegrid.runs.files import read_list
 from tunegrid.runs.status import cross_cell_audits
 from tunegrid.tests.small import cell_trainer, silent

@@ -7,7 +7,7 @@ was built, encoded, trained and predicted. Audits over several cells are in `tun
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 
-from tunegrid.audits import before, computation, scores, training
+from tunegrid.audits import before, computation, saved, scores, training
 from tunegrid.audits.evidence import AbsentError, Evidence
 from tunegrid.errors import first_line
 from tunegrid.grid.methods import Answer
@@ -46,7 +46,7 @@ AUDITS: Mapping[str, Sequence[Audit]] = {
         *(scores.generation_not_truncated, scores.metric_invariants, scores.predictions_not_collapsed),
         scores.learned_something,
     ),
-    "of serving": (computation.saved_is_served,),
+    "of serving": (saved.saved_is_served,),
 }
 LATER = tuple(stage for stage in AUDITS if stage != BEFORE)
 

@@ -14,8 +14,9 @@ from tunegrid.codecs.base import Feature, move_batch
 from tunegrid.grid.backbones import is_part
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Answer, Method, adamw_bnb_8bit, adamw_torch
+from tunegrid.run.adamw import PACKED_TOLERANCE, STEP_TOLERANCE
 from tunegrid.run.build import checksums
-from tunegrid.run.first_updates import MOVED, PACKED_TOLERANCE, STEP_TOLERANCE
+from tunegrid.run.first_updates import MOVED
 from tunegrid.run.probe import allowance, keep_state, relative_gap, smallest_tensors
 from tunegrid.run.train import Trainer, make_schedule
 

@@ -20,8 +20,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunegrid.audits.computation import MOST_CODES, pack_weight
 from tunegrid.audits.evidence import sample
+from tunegrid.audits.saved import MOST_CODES, pack_weight
 from tunegrid.codecs.features import chunks
 from tunegrid.errors import InputError, first_line
 from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy

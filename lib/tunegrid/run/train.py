@@ -27,6 +27,7 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Method
 from tunegrid.grid.recipes import Precision
 from tunegrid.record.record import FirstStep, Ledger, TrainingRecord, jsonable
+from tunegrid.run.adamw import AdamW
 from tunegrid.run.build import checksums
 from tunegrid.run.device import (
     DoesNotFit,
@@ -37,7 +38,7 @@ from tunegrid.run.device import (
     resolve_quantization,
     set_random_states,
 )
-from tunegrid.run.first_updates import MOVED, AdamW, FirstUpdates
+from tunegrid.run.first_updates import MOVED, FirstUpdates
 from tunegrid.run.meter import Meter, Progress, ledger, tensor_bytes
 from tunegrid.run.ranks import ALONE, SEED_STEP, SEEDS, Ranks, full_tensor, local_shard
 

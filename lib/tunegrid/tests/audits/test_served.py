@@ -8,7 +8,7 @@ import peft
 import pytest
 from peft.tuners.lora import LoraLayer
 
-from tunegrid.audits.computation import saved_is_served
+from tunegrid.audits.saved import saved_is_served
 from tunegrid.grid.methods import Adapting, Lora
 from tunegrid.run.serving import Serving
 from tunegrid.tests.small import cell_trainer, get_evidence, quick_cell, train_rows

@@ -6,9 +6,11 @@ import torch
 import transformers as hf
 from torch import nn
 
-from tunegrid.run.first_updates import AdamW, FirstUpdates, gradient_figures, names_by_group
+from tunegrid.run.adamw import AdamW
+from tunegrid.run.before_training import before_training
+from tunegrid.run.first_updates import FirstUpdates, gradient_figures, names_by_group
 from tunegrid.run.metrics import Metrics
-from tunegrid.run.probe import before_training, spread_features
+from tunegrid.run.probe import spread_features
 from tunegrid.tests.small import fine_tuner, quick_cell, read_rows, silent, train_rows
 
 REVIEWS = read_rows("amazon_polarity/train")[:8]

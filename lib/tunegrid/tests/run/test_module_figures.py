@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from tunegrid.run.first_updates import ModuleFigures
+from tunegrid.run.before_training import before_training
 from tunegrid.run.metrics import Metrics
-from tunegrid.run.probe import before_training
+from tunegrid.run.module_figures import ModuleFigures
 from tunegrid.tests.small import fine_tuner, read_rows, silent
 
 REVIEWS = read_rows("amazon_polarity/train")[:8]
