@@ -6,6 +6,7 @@ in a zip file; those of this machine's runs are in `.cache/examples`, too. Read,
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -121,7 +122,11 @@ def point_columns(rows: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def _find_file(name: str, *runs: Path | None) -> tuple[Path, bytes] | None:
-    """The first file of this name: next to a run, alone or in a pack, or in the store."""
+    """The first file of this name: in a run's own pack, next to it alone or in another pack, or in the store."""
+    for run in filter(None, runs):
+        pack = _pack_path(run)
+        if content := _read_own_pack(run).get(name):
+            return pack / name, content
     for folder in (*(run.parent / FOLDER for run in runs if run), STORE):
         if (path := folder / name).is_file():
             return path, path.read_bytes()
@@ -129,6 +134,29 @@ def _find_file(name: str, *runs: Path | None) -> tuple[Path, bytes] | None:
             if content := _read_pack(pack, pack.stat().st_mtime_ns).get(name):
                 return pack / name, content
     return None
+
+
+def _pack_path(run: Path) -> Path:
+    return run.parent / FOLDER / f"{run.stem}.zip"
+
+
+def _read_own_pack(run: Path) -> dict[str, bytes]:
+    """The contents of a run's pack by name; empty without one."""
+    pack = _pack_path(run)
+    return _read_pack(pack, pack.stat().st_mtime_ns) if pack.is_file() else {}
+
+
+def changed_files(records: Iterable[Record], digests: Mapping[str, Any], run: Path) -> list[str]:
+    """The names of a run's files, in its pack or alone next to it, that have other digests than it says."""
+    names = []
+    for name in sorted(set(file_names(records)) & digests.keys()):
+        path = run.parent / FOLDER / name
+        content = _read_own_pack(run).get(name)
+        if content is None and path.is_file():
+            content = path.read_bytes()
+        if content is not None and hashlib.sha256(content).hexdigest() != digests[name]:
+            names.append(name)
+    return names
 
 
 @lru_cache(maxsize=16)  # one command asks for the rows of a cell up to seven times, of two runs and five seeds
@@ -166,9 +194,23 @@ def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
     return frame
 
 
-def contents(records: Iterable[Record], *runs: Path) -> Iterator[tuple[str, bytes]]:
+def file_names(records: Iterable[Record]) -> Iterator[str]:
+    """The names of all files of records."""
+    for record in records:
+        yield from record_files(record).values()
+
+
+def refused_files(record: Any) -> list[str]:
+    """The names of files in the JSON of a record that was refused, whatever it is."""
+    text = json.dumps(record)
+    rows = [f"rows-{digest}.parquet" for digest in re.findall('"rows_hash": "([0-9a-f]{16})"', text)]
+    return re.findall(r'"((?:\w+-)?[0-9a-f]{20}\.parquet)"', text) + rows
+
+
+def contents(names: Iterable[str], *runs: Path) -> Iterator[tuple[str, bytes]]:
     """Name and content of those files that are sound, from beside these runs or from this machine's store."""
-    for name, kind in sorted({(name, kind) for record in records for kind, name in record_files(record).items()}):
+    for name in sorted(set(names)):
+        kind = name.rpartition("-")[0]
         with suppress(InputError):
             if file := _find_file(name, *runs):
                 _frame(*file, kind)
@@ -183,11 +225,11 @@ def keep_contents(files: Iterable[tuple[str, bytes]]) -> None:
                 part.write_bytes(content)
 
 
-def write_pack(records: Iterable[Record], run: Path, *sources: Path) -> None:
-    """Write the sound files of these records into a pack next to a run; raises OSError if the disk has no room."""
-    if files := list(contents(records, *sources)):
-        with replace_file(run.parent / FOLDER / f"{run.stem}.zip") as part, ZipFile(part, "w") as pack:
-            for name, content in files:
+def write_pack(files: Mapping[str, bytes], run: Path) -> None:
+    """Write these files into a pack next to a run; raises OSError if the disk has no room."""
+    if files:
+        with replace_file(_pack_path(run)) as part, ZipFile(part, "w") as pack:
+            for name, content in files.items():
                 file = ZipInfo(name)  # of no date: equal files make an equal pack
                 file.external_attr = 0o644 << 16  # else nobody may read what unzip makes of it
                 pack.writestr(file, content, ZIP_DEFLATED, 9)
