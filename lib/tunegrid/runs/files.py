@@ -22,7 +22,7 @@ from tunegrid.record import Record, from_json, to_json
 from tunegrid.record.io import unique_keys
 from tunegrid.record.record import Hash, Percent, jsonable
 from tunegrid.runs import examples
-from tunegrid.runs.seal import SEAL, Seal, add_seal, check_seal
+from tunegrid.runs.seal import SEAL, Seal, add_seal, check_seal, digest
 from tunegrid.words import some
 
 BenchmarkRow = dict[str, Any]  # of pytest-benchmark: name, fullname, stats, and the record as `extra_info`
@@ -155,12 +155,17 @@ def _find_doubt(saved: SavedRun) -> str:
     digests = run.get(FILES)
     if isinstance(digests, dict):
         changed += examples.changed_files(saved.records, digests, saved.path)
-    seal = check_seal(run)
+    seal = check_seal(_outline(run))
     if seal is Seal.HOLDS and not changed:
         return ""
     if seal is Seal.MISSING and not changed:
         return UNSEALED
     return f"{CHANGED} ({some(changed) or 'what it says of the whole run'})"
+
+
+def _outline(run: RunJson) -> RunJson:
+    """A run with the seals of its rows in their place."""
+    return run | {"benchmarks": [row.get(SEAL) for row in run["benchmarks"]]}
 
 
 def _parse(path: Path, run: RunJson) -> SavedRun:
@@ -265,7 +270,7 @@ def save(
     plain[FILES] = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     plain["benchmarks"] = [add_seal(row) for row in rows] if is_sealed else rows
     if is_sealed:
-        plain = add_seal(plain)
+        plain[SEAL] = digest(_outline(plain))
     lines = {"benchmarks": [json.dumps(row) for row in plain["benchmarks"] if not has_no_time(row)]}
     unfinished = [json.dumps(row) for row in plain["benchmarks"] if has_no_time(row)]
     if unfinished:
