@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.baseline:
         check_baseline(runs, [record for record in records.values() if record.seeds.confirms is None])
     warning = files.missing_runs(runs, {record_case(records[key]) for key in records if not has_no_time(rows[key])})
-    of_one_run = (files.SHARD, files.COMMAND, files.NOISE, files.FILES, SEAL)
+    of_one_run = (files.SHARD, files.COMMAND, files.NOISE, SEAL)
     merged = {name: value for name, value in runs[0].content.items() if name not in of_one_run}
     noise: list[files.OwnNoise] = []
     for run in runs:

@@ -61,13 +61,13 @@ def write(ids: list[str], points: Mapping[str, Sequence[float]], predictions: li
     return ExamplesRecord(file=file, rows_hash=_hash(ids)) if file else None
 
 
-def write_texts(rows_hash: str, inputs: Sequence[str], references: Sequence[str]) -> str | None:
-    """Store what the rows of this hash say: the model's input and what it should answer; return the file's name."""
+def write_texts(inputs: Sequence[str], references: Sequence[str]) -> str | None:
+    """Store what test rows say: the model's input and what it should answer; return the file's name."""
     columns = {"input": inputs, "reference": references}
-    return write_columns("rows", {k: [text[:LONGEST_TEXT] for text in texts] for k, texts in columns.items()}, rows_hash)
+    return write_columns("rows", {name: [text[:LONGEST_TEXT] for text in texts] for name, texts in columns.items()})
 
 
-def write_columns(kind: str, columns: "Mapping[str, Sequence[Any]] | pd.DataFrame", digest: str = "") -> str | None:
+def write_columns(kind: str, columns: "Mapping[str, Sequence[Any]] | pd.DataFrame") -> str | None:
     """Store a file of this kind; return its name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -76,7 +76,7 @@ def write_columns(kind: str, columns: "Mapping[str, Sequence[Any]] | pd.DataFram
     types = {name: pa.string() if name in ALL_TEXTS else numbers for name in columns}
     table = pa.table({name: pa.array(columns[name], type_, from_pandas=True) for name, type_ in types.items()})
     pq.write_table(table, file, compression="zstd")
-    digest = digest or hashlib.sha256(file.getvalue()).hexdigest()[:HASH_DIGITS]
+    digest = hashlib.sha256(file.getvalue()).hexdigest()[:HASH_DIGITS]
     name = "-".join(filter(None, [kind, digest])) + ".parquet"
     try:
         keep_contents([(name, file.getvalue())])
@@ -93,7 +93,7 @@ def record_files(record: Record) -> dict[str, str]:
     rows, step = record.examples, record.training.first_step if record.training else None
     figures = next((one.file for one in record.instruments.values() if one.file), None)  # all instruments share a file
     names = {"modules": step.modules if step else None, "figures": figures}
-    names |= {"": rows.file, "rows": f"rows-{rows.rows_hash}.parquet"} if rows else {}
+    names |= {"": rows.file, "rows": rows.texts or f"rows-{rows.rows_hash}.parquet"} if rows else {}
     return {kind: name for kind, name in names.items() if name}
 
 
@@ -121,12 +121,21 @@ def point_columns(rows: "pd.DataFrame") -> "pd.DataFrame":
     return rows[[name for name in rows.columns if name not in ALL_TEXTS]]
 
 
+def check_files(record: Record, run: Path) -> None:
+    """Raises InputError if a file of a record has other content than its name says."""
+    for name in record_files(record).values():
+        if file := _find_file(name, run):
+            _check_content(*file)
+
+
+def _check_content(path: Path, content: bytes) -> None:
+    digest = path.stem.rpartition("-")[2]
+    if len(digest) == HASH_DIGITS and hashlib.sha256(content).hexdigest()[:HASH_DIGITS] != digest:
+        raise InputError(f"{path} was changed since it was written, or is damaged; remove it")
+
+
 def _find_file(name: str, *runs: Path | None) -> tuple[Path, bytes] | None:
-    """The first file of this name: in a run's own pack, next to it alone or in another pack, or in the store."""
-    for run in filter(None, runs):
-        pack = _pack_path(run)
-        if content := _read_own_pack(run).get(name):
-            return pack / name, content
+    """The first file of this name: next to a run, alone or in a pack, or in the store."""
     for folder in (*(run.parent / FOLDER for run in runs if run), STORE):
         if (path := folder / name).is_file():
             return path, path.read_bytes()
@@ -134,29 +143,6 @@ def _find_file(name: str, *runs: Path | None) -> tuple[Path, bytes] | None:
             if content := _read_pack(pack, pack.stat().st_mtime_ns).get(name):
                 return pack / name, content
     return None
-
-
-def _pack_path(run: Path) -> Path:
-    return run.parent / FOLDER / f"{run.stem}.zip"
-
-
-def _read_own_pack(run: Path) -> dict[str, bytes]:
-    """The contents of a run's pack by name; empty without one."""
-    pack = _pack_path(run)
-    return _read_pack(pack, pack.stat().st_mtime_ns) if pack.is_file() else {}
-
-
-def changed_files(records: Iterable[Record], digests: Mapping[str, Any], run: Path) -> list[str]:
-    """The names of a run's files, in its pack or alone next to it, that have other digests than it says."""
-    names = []
-    for name in sorted(set(file_names(records)) & digests.keys()):
-        path = run.parent / FOLDER / name
-        content = _read_own_pack(run).get(name)
-        if content is None and path.is_file():
-            content = path.read_bytes()
-        if content is not None and hashlib.sha256(content).hexdigest() != digests[name]:
-            names.append(name)
-    return names
 
 
 @lru_cache(maxsize=16)  # one command asks for the rows of a cell up to seven times, of two runs and five seeds
@@ -175,10 +161,8 @@ def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    digest = path.stem.rpartition("-")[2]
+    _check_content(path, content)
     try:
-        if len(digest) == HASH_DIGITS and hashlib.sha256(content).hexdigest()[:HASH_DIGITS] != digest:
-            raise InputError("it was changed or is damaged")
         file = pq.ParquetFile(BytesIO(content))
         if file.metadata.num_rows > MOST_ROWS:
             raise InputError("it is too large when unpacked")
@@ -194,17 +178,12 @@ def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
     return frame
 
 
-def file_names(records: Iterable[Record]) -> Iterator[str]:
-    """The names of all files of records."""
+def file_names(records: Iterable[Record], refused: object = None) -> list[str]:
+    """The names of all files of records, and of those in the JSON of refused ones."""
+    names: list[str] = re.findall(r'"((?:\w+-)?[0-9a-f]{20}\.parquet)"', json.dumps(refused))
     for record in records:
-        yield from record_files(record).values()
-
-
-def refused_files(record: Any) -> list[str]:
-    """The names of files in the JSON of a record that was refused, whatever it is."""
-    text = json.dumps(record)
-    rows = [f"rows-{digest}.parquet" for digest in re.findall('"rows_hash": "([0-9a-f]{16})"', text)]
-    return re.findall(r'"((?:\w+-)?[0-9a-f]{20}\.parquet)"', text) + rows
+        names += record_files(record).values()
+    return names
 
 
 def contents(names: Iterable[str], *runs: Path) -> Iterator[tuple[str, bytes]]:
@@ -228,7 +207,7 @@ def keep_contents(files: Iterable[tuple[str, bytes]]) -> None:
 def write_pack(files: Mapping[str, bytes], run: Path) -> None:
     """Write these files into a pack next to a run; raises OSError if the disk has no room."""
     if files:
-        with replace_file(_pack_path(run)) as part, ZipFile(part, "w") as pack:
+        with replace_file(run.parent / FOLDER / f"{run.stem}.zip") as part, ZipFile(part, "w") as pack:
             for name, content in files.items():
                 file = ZipInfo(name)  # of no date: equal files make an equal pack
                 file.external_attr = 0o644 << 16  # else nobody may read what unzip makes of it

@@ -22,15 +22,15 @@ from tunegrid.record import Record, from_json, to_json
 from tunegrid.record.io import unique_keys
 from tunegrid.record.record import Hash, Percent, jsonable
 from tunegrid.runs import examples
-from tunegrid.runs.seal import SEAL, Seal, add_seal, check_seal, digest
+from tunegrid.runs.seal import SEAL, add_seal, check_seal
 from tunegrid.words import some
 
 BenchmarkRow = dict[str, Any]  # of pytest-benchmark: name, fullname, stats, and the record as `extra_info`
 RunJson = dict[str, Any]  # a run: its rows as `benchmarks`, the machine, the commit, when
 # Beside pytest-benchmark's own in a run's JSON: rows of cells that came to no end (pytest-benchmark reads a time from every
 # benchmark), what started the session, and which shard of a run it is.
-# What `tunegrid calibrate` measured of users' cells stands there, too, and the digests of the files beside it.
-UNFINISHED, COMMAND, SHARD, NOISE, FILES = "unfinished", "command", "shard", "noise", "files"
+# What `tunegrid calibrate` measured of users' cells stands there, too.
+UNFINISHED, COMMAND, SHARD, NOISE = "unfinished", "command", "shard", "noise"
 REFUSED = "refused"  # in a row: the record of a cell as it was measured, if it is not sound
 CHANGED = "was changed since it was written"
 UNSEALED = "is unsealed: tunegrid 0.22 or before wrote it, or another program"
@@ -144,28 +144,12 @@ def load(path: Path) -> RunJson:
 def read_saved(path: Path) -> SavedRun:
     """A saved run; raises InputError if a record is not sound, or does not fit its test rows or another record."""
     run = load(path)
-    saved = _parse(path, run)
-    return replace(saved, doubt=_find_doubt(saved))
-
-
-def _find_doubt(saved: SavedRun) -> str:
-    """Why a run is no baseline, by its seals and those of its rows and files; empty if they hold."""
-    run = saved.content
-    changed = [row_name(row) for row in run["benchmarks"] if check_seal(row) is Seal.BROKEN]
-    digests = run.get(FILES)
-    if isinstance(digests, dict):
-        changed += examples.changed_files(saved.records, digests, saved.path)
-    seal = check_seal(_outline(run))
-    if seal is Seal.HOLDS and not changed:
-        return ""
-    if seal is Seal.MISSING and not changed:
-        return UNSEALED
-    return f"{CHANGED} ({some(changed) or 'what it says of the whole run'})"
-
-
-def _outline(run: RunJson) -> RunJson:
-    """A run with the seals of its rows in their place."""
-    return run | {"benchmarks": [row.get(SEAL) for row in run["benchmarks"]]}
+    seal = check_seal(run)
+    changed = [row_name(row) for row in run["benchmarks"] if check_seal(row) == "changed"]
+    doubt = UNSEALED if seal == "unsealed" else ""
+    if changed or seal == "changed":
+        doubt = f"{CHANGED} ({some(changed) or 'what it says of the whole run'})"
+    return replace(_parse(path, run), doubt=doubt)
 
 
 def _parse(path: Path, run: RunJson) -> SavedRun:
@@ -175,10 +159,9 @@ def _parse(path: Path, run: RunJson) -> SavedRun:
         fields = {name: value for name, value in row.items() if name != SEAL}
         rows.append((fields | {"extra_info": to_json(record)} if record else fields, record))
     records = [record for _, record in rows if record]
-    if sentence := next(_contradictions(records), None):
-        raise InputError(f"{path}, {sentence}")
     for record in records:
         examples.read(record, path)
+        examples.check_files(record, path)
     commit = run.get("commit_info")
     try:
         noise = TypeAdapter(list[OwnNoise]).validate_python(run.get(NOISE, []))
@@ -195,24 +178,6 @@ def _parse(path: Path, run: RunJson) -> SavedRun:
         command=str(run.get(COMMAND) or ""),
         noise=noise,
     )
-
-
-def _contradictions(records: Sequence[Record]) -> Iterator[str]:
-    """A sentence for each case that is there twice, and each miss whose second training is not there."""
-    by_case = dict[Case, Record]()
-    confirmed = set[Case | None]()
-    for record in records:
-        case = record_case(record)
-        if case in by_case:
-            yield f"{case}: it is there twice; remove one of the two rows"
-        by_case[case] = record
-        if record.status == "passed" and record.seeds.confirms is not None:
-            confirmed.add(case._replace(seed=record.seeds.confirms))
-    for case, record in by_case.items():
-        first = by_case.get(case._replace(seed=record.seeds.confirms))
-        is_reached = case in confirmed or (first is not None and first.status == "passed")
-        if record.status == "unconfirmed" and not is_reached:
-            yield f"{case}: it is unconfirmed, but no second training reached its bounds"
 
 
 def noise_json(noise: Iterable[OwnNoise], records: Iterable[Record]) -> RunJson:
@@ -263,27 +228,23 @@ def save(
     """
     plain = json.loads(json.dumps(run, default=str))  # as a reader has it
     rows = sorted(plain["benchmarks"], key=has_no_time)
-    names = list(examples.file_names(records))
-    for row in rows:
-        names += examples.refused_files(row.get(REFUSED))
-    contents = dict(examples.contents(names, *sources))
-    plain[FILES] = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    plain["benchmarks"] = [add_seal(row) for row in rows] if is_sealed else rows
     if is_sealed:
-        plain[SEAL] = digest(_outline(plain))
-    lines = {"benchmarks": [json.dumps(row) for row in plain["benchmarks"] if not has_no_time(row)]}
-    unfinished = [json.dumps(row) for row in plain["benchmarks"] if has_no_time(row)]
-    if unfinished:
-        lines[UNFINISHED] = unfinished
+        rows = [add_seal(row) for row in rows]
+        plain = add_seal(plain | {"benchmarks": rows})
+    plain["benchmarks"] = [row for row in rows if not has_no_time(row)]
+    plain[UNFINISHED] = [row for row in rows if has_no_time(row)]
     fields = {name: json.dumps(value) for name, value in plain.items()}
-    for name, texts in lines.items():
+    for name in ("benchmarks", UNFINISHED):
         # One row a line, so that a diff shows which cells changed.
-        fields[name] = "[\n" + ",\n".join(texts) + "\n]"
+        fields[name] = "[\n" + ",\n".join(map(json.dumps, plain[name])) + "\n]"
+    if not plain[UNFINISHED]:
+        del fields[UNFINISHED]
     try:
         with replace_file(path) as part:
             text = ", ".join(f"{json.dumps(name)}: {value}" for name, value in fields.items())
             part.write_text(f"{{{text}}}\n", encoding="utf-8")
-        examples.write_pack(contents, path)
+        names = examples.file_names(records, [row.get(REFUSED) for row in rows])
+        examples.write_pack(dict(examples.contents(names, *sources)), path)
     except OSError as error:
         raise InputError(f"{path} or its examples cannot be written ({error.strerror or error})") from None
 
@@ -310,7 +271,7 @@ class JournalLine(NamedTuple):
 
     key: str
     row: BenchmarkRow
-    seal: Seal
+    seal: str
 
 
 def journal_line(key: str, row: BenchmarkRow) -> bytes:
@@ -330,20 +291,17 @@ def read_journal(path: Path) -> Iterator[JournalLine]:
 
 
 def journal_run(path: Path | None = None, folder: Path = JOURNAL) -> SavedRun:
-    """A journal, or the newest with a finished cell, as a run of this machine; raises InputError if none has a cell.
-
-    Lines that were changed are left out.
-    """
+    """A journal, or the newest with a finished cell, as a run; without changed lines. Raises InputError if none has a cell."""
     newest = sorted(folder.glob("*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
     for journal in [path] if path else newest:
         lines = list(read_journal(journal))
-        sound_lines = [line for line in lines if line.seal is not Seal.BROKEN]
+        sound_lines = [line for line in lines if line.seal != "changed"]
         rows = {str(line.row.get("fullname") or number): line.row for number, line in enumerate(sound_lines)}
         if any(is_cell(row["extra_info"]) and not has_no_time(row) for row in rows.values()):
             run: RunJson = {"machine_info": {"tunegrid": {"versions": versions(), "cpu": cpu_name(), "gpus": gpus()}}}
             run |= {"commit_info": {"dirty": None}, "version": "journal"}  # whether it is clean, a journal does not know
             run |= {"benchmarks": list(rows.values()), "datetime": datetime.now(UTC).isoformat()}
-            is_sealed = all(line.seal is Seal.HOLDS for line in sound_lines)
+            is_sealed = all(line.seal == "sealed" for line in sound_lines)
             saved = _parse(journal, run)
             return replace(saved, doubt="" if is_sealed else UNSEALED, left_out=len(lines) - len(sound_lines))
     raise InputError(f"{path or f'no journal in {folder}'}: no cell has finished there yet")

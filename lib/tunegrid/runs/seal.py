@@ -1,41 +1,29 @@
-"""The seal of a run, of each of its rows and of each line of a journal: a digest of all that is in it.
+"""The seal of a run, of a row and of a journal's line: a digest of all that is in it, which shows that it was changed since.
 
-It shows that a file was changed since it was written. It is no signature: whoever changes a file
-can also make its seal anew. The canonical form is JSON with sorted keys, without blanks, in ASCII:
-RFC 8785 but for numbers, which are as Python writes them, and for letters outside of ASCII.
+It is no signature: whoever changes a file can make its seal anew. A run's covers its rows by their seals. The canonical form is
+JSON with sorted keys, without blanks, in ASCII: RFC 8785 but for letters outside of ASCII, and numbers as Python writes them.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 SEAL = "seal"
 
 
-class Seal(Enum):
-    """What a seal says of the content that has it."""
-
-    HOLDS = "as it was written"
-    BROKEN = "changed since it was written"
-    MISSING = "unsealed"
-
-
-def digest(content: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical form of all but the seal, in hex digits."""
-    fields = {name: value for name, value in content.items() if name != SEAL}
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def add_seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content with its seal."""
-    return {**content, SEAL: digest(content)}
+    """The content with its seal, SHA-256 in hex digits."""
+    fields = {name: value for name, value in content.items() if name != SEAL}
+    covered = dict(fields)
+    if "benchmarks" in fields:
+        covered["benchmarks"] = [row.get(SEAL) for row in fields["benchmarks"]]
+    text = json.dumps(covered, sort_keys=True, separators=(",", ":"))
+    return fields | {SEAL: hashlib.sha256(text.encode()).hexdigest()}
 
 
-def check_seal(content: Mapping[str, Any]) -> Seal:
-    """What the seal says."""
+def check_seal(content: Mapping[str, Any]) -> Literal["sealed", "changed", "unsealed"]:
+    """What the seal shows of the content."""
     if SEAL not in content:
-        return Seal.MISSING
-    return Seal.HOLDS if content[SEAL] == digest(content) else Seal.BROKEN
+        return "unsealed"
+    return "sealed" if add_seal(content)[SEAL] == content[SEAL] else "changed"
