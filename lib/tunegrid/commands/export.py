@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
     runs = [read_saved(path) for path in options.runs]
     for run in runs:
         if run.doubt:
-            say(run.warning, error=True)
+            say(run.warning)
     try:
         frame, sentences = scored_rows(runs) if options.rows else (figure_rows(runs), [])
     except OverflowError as error:
