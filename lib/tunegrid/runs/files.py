@@ -8,7 +8,7 @@ journal's lines have seals (`tunegrid.runs.seal`): a file that was changed, or h
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,8 +105,8 @@ class SavedRun:
     """A saved run, read once for all who look at it."""
 
     path: Path
-    content: RunJson  # as it is in the file
     records: list[Record]
+    content: RunJson = field(default_factory=dict)  # as it is in the file
     rows: Sequence[tuple[BenchmarkRow, Record | None]] = ()  # every row, with its record if it is a cell's
     when: str = ""  # it was saved, as an ISO date and time in UTC
     commit: str = ""  # of the suite that ran it; ten digits
