@@ -35,6 +35,8 @@ def annotation(level: str, title: str, message: str) -> str:
 def say(text: str, *, error: bool = False, runner: bool = False) -> None:
     """Print lines, which no CI obeys but those of `annotation` (`runner`); what the encoding lacks is written out."""
     stream = sys.stderr if error else sys.stdout
+    if stream is None:  # it is closed, as by `2>&-`
+        return
     encoding = stream.encoding or "utf-8"
     content = (text if runner else defuse_lines(text)).encode(encoding, "backslashreplace")
     print(content.decode(encoding), file=stream, flush=True)

@@ -8,7 +8,7 @@ several, which may hold other methods, or other seeds of the same ones.
 import argparse
 from pathlib import Path
 
-from tunegrid.report.tables import FORMATS
+from tunegrid.report.tables import FORMATS, Section
 from tunegrid.runs.files import read_saved
 from tunegrid.terminal import say
 
@@ -24,5 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     run = read_saved(options.run)
     comparisons = compare_methods(run.records, load_noise(own=run.noise))
-    say(FORMATS[options.format](sections(comparisons, run.records)))
+    tables = sections(comparisons, run.records)
+    if run.doubt:
+        tables.insert(0, Section(sentences=[f"{run.warning}."]))
+    say(FORMATS[options.format](tables))
     return 0

@@ -102,6 +102,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.runs or not options.output:
         parser.error("name the runs, and the file to write with -o")
     runs = [read_saved(path) for path in options.runs]
+    for run in runs:
+        if run.doubt:
+            say(run.warning)
     try:
         frame, sentences = scored_rows(runs) if options.rows else (figure_rows(runs), [])
     except OverflowError as error:

@@ -28,6 +28,7 @@ CHANCE = 3e-4  # that rounding changes as many test rows in a cell, if it change
 FIXED_ANSWERS = 0.01  # points of scores of fixed answers: another BERTScore encoder's last digits
 
 Number = Annotated[float, Field(strict=True, ge=-1e9, le=1e9, allow_inf_nan=False)]
+Minimum = Annotated[Number, Field(ge=0, le=100)]
 Bounds = Mapping[str, float]  # minimum points by metric
 # By arithmetic, and by "cell " and a cell's id where its first updates amplify more; the file's head explains each figure.
 Tolerances = Mapping[str, Mapping[str, float]]
@@ -49,8 +50,16 @@ def load_bounds(path: Path) -> dict[str, Bounds]:
         return {}
     with tables(path, "bounds", LAB_CALIBRATE if path.parent == THRESHOLDS else OWN_CALIBRATE) as content:
         cells = check_shape(content["cells"], dict[str, dict[str, dict[str, Number | list[Number]]]])
-        minima = {cell: {name: check_shape(one["minimum"], Number) for name, one in row.items()} for cell, row in cells.items()}
-        return {cell: {name: one for name, one in row.items() if one > 0} for cell, row in minima.items()}  # 0 bounds nothing
+        if not cells:
+            raise ValueError("cells is empty: no cell has a bound")
+        bounds = dict[str, Bounds]()
+        for cell, scores in cells.items():
+            if not scores:
+                raise ValueError(f"cells.{cell} is empty: no score has a bound")
+            minima = {name: facts["minimum"] for name, facts in scores.items()}
+            check_shape({cell: minima}, dict[str, dict[str, Minimum]])
+            bounds[cell] = {name: minimum for name, minimum in minima.items() if minimum > 0}  # 0 bounds nothing
+        return bounds
 
 
 def load_margins(path: Path = THRESHOLDS / "margins.toml") -> dict[str, dict[str, float]]:

@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
+
 from tunegrid.data.sources import Row
+from tunegrid.errors import InputError, first_line
 from tunegrid.grid.tasks import Problem, Task
-from tunegrid.record.record import Figure
+from tunegrid.record.record import Figure, InstrumentRecord, jsonable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +52,21 @@ class Instrument(ABC):
     def objections(self, figures: "pd.DataFrame") -> Iterable[str]:
         """What fails the cell by itself."""
         return ()
+
+
+def check_instrument(instrument: Instrument) -> None:
+    """Raises InputError if an instrument's question or figures are none, so that no record could hold its answers."""
+    place = f"instrument {instrument.id!r}"
+    try:
+        part = InstrumentRecord(question=instrument.question, figures=dict(instrument.figures), file=None)
+        TypeAdapter(InstrumentRecord).validate_json(to_json(jsonable(part)))
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        field = ".".join(map(str, fault["loc"]))
+        example = 'Figure(better="lower", margin=0.1, shown=".2f")'
+        raise InputError(f"{place}: {field} is {fault['input']!r}: {fault['msg']}; a figure is as {example}") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{place}: its question is a text, its figures are Figures by name ({first_line(error)})") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ Hash = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 Commit = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
 Weights = Annotated[str, Field(pattern="^([0-9a-f]{16}|[0-9a-f]{40})$")]
 FiguresFile = Annotated[str, Field(pattern="^figures-([0-9a-f]{16}|[0-9a-f]{20})[.]parquet$")]
+RowsFile = Annotated[str, Field(pattern="^rows-([0-9a-f]{16}|[0-9a-f]{20})[.]parquet$")]
 ModulesFile = Annotated[str, Field(pattern="^modules-([0-9a-f]{16}|[0-9a-f]{20})[.]parquet$")]
 Rate = Annotated[float, Field(gt=0)]
 Bound = Annotated[float, Field(gt=0, le=100)]
@@ -191,6 +192,7 @@ class ExamplesRecord(Part):
 
     file: Annotated[str, Field(pattern="^([0-9a-f]{16}|[0-9a-f]{20})[.]parquet$")]
     rows_hash: Hash
+    texts: Annotated[RowsFile | None, note("what the rows say; null: 0.22 or before, `rows-` and their hash")] = None
 
 
 class Figure(Part):

@@ -6,6 +6,7 @@ in a zip file; those of this machine's runs are in `.cache/examples`, too. Read,
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -60,13 +61,13 @@ def write(ids: list[str], points: Mapping[str, Sequence[float]], predictions: li
     return ExamplesRecord(file=file, rows_hash=_hash(ids)) if file else None
 
 
-def write_texts(rows_hash: str, inputs: Sequence[str], references: Sequence[str]) -> str | None:
-    """Store what the rows of this hash say: the model's input and what it should answer; return the file's name."""
+def write_texts(inputs: Sequence[str], references: Sequence[str]) -> str | None:
+    """Store what test rows say: the model's input and what it should answer; return the file's name."""
     columns = {"input": inputs, "reference": references}
-    return write_columns("rows", {k: [text[:LONGEST_TEXT] for text in texts] for k, texts in columns.items()}, rows_hash)
+    return write_columns("rows", {name: [text[:LONGEST_TEXT] for text in texts] for name, texts in columns.items()})
 
 
-def write_columns(kind: str, columns: "Mapping[str, Sequence[Any]] | pd.DataFrame", digest: str = "") -> str | None:
+def write_columns(kind: str, columns: "Mapping[str, Sequence[Any]] | pd.DataFrame") -> str | None:
     """Store a file of this kind; return its name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -75,7 +76,7 @@ def write_columns(kind: str, columns: "Mapping[str, Sequence[Any]] | pd.DataFram
     types = {name: pa.string() if name in ALL_TEXTS else numbers for name in columns}
     table = pa.table({name: pa.array(columns[name], type_, from_pandas=True) for name, type_ in types.items()})
     pq.write_table(table, file, compression="zstd")
-    digest = digest or hashlib.sha256(file.getvalue()).hexdigest()[:HASH_DIGITS]
+    digest = hashlib.sha256(file.getvalue()).hexdigest()[:HASH_DIGITS]
     name = "-".join(filter(None, [kind, digest])) + ".parquet"
     try:
         keep_contents([(name, file.getvalue())])
@@ -92,7 +93,7 @@ def record_files(record: Record) -> dict[str, str]:
     rows, step = record.examples, record.training.first_step if record.training else None
     figures = next((one.file for one in record.instruments.values() if one.file), None)  # all instruments share a file
     names = {"modules": step.modules if step else None, "figures": figures}
-    names |= {"": rows.file, "rows": f"rows-{rows.rows_hash}.parquet"} if rows else {}
+    names |= {"": rows.file, "rows": rows.texts or f"rows-{rows.rows_hash}.parquet"} if rows else {}
     return {kind: name for kind, name in names.items() if name}
 
 
@@ -118,6 +119,19 @@ def read(record: Record, run: Path | None, kind: str = "") -> "pd.DataFrame | No
 def point_columns(rows: "pd.DataFrame") -> "pd.DataFrame":
     """The columns of points."""
     return rows[[name for name in rows.columns if name not in ALL_TEXTS]]
+
+
+def check_files(record: Record, run: Path) -> None:
+    """Raises InputError if a file of a record has other content than its name says."""
+    for name in record_files(record).values():
+        if file := _find_file(name, run):
+            _check_content(*file)
+
+
+def _check_content(path: Path, content: bytes) -> None:
+    digest = path.stem.rpartition("-")[2]
+    if len(digest) == HASH_DIGITS and hashlib.sha256(content).hexdigest()[:HASH_DIGITS] != digest:
+        raise InputError(f"{path} was changed since it was written, or is damaged; remove it")
 
 
 def _find_file(name: str, *runs: Path | None) -> tuple[Path, bytes] | None:
@@ -147,10 +161,8 @@ def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    digest = path.stem.rpartition("-")[2]
+    _check_content(path, content)
     try:
-        if len(digest) == HASH_DIGITS and hashlib.sha256(content).hexdigest()[:HASH_DIGITS] != digest:
-            raise InputError("it was changed or is damaged")
         file = pq.ParquetFile(BytesIO(content))
         if file.metadata.num_rows > MOST_ROWS:
             raise InputError("it is too large when unpacked")
@@ -166,9 +178,18 @@ def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
     return frame
 
 
-def contents(records: Iterable[Record], *runs: Path) -> Iterator[tuple[str, bytes]]:
+def file_names(records: Iterable[Record], refused: object = None) -> list[str]:
+    """The names of all files of records, and of those in the JSON of refused ones."""
+    names: list[str] = re.findall(r'"((?:\w+-)?[0-9a-f]{20}\.parquet)"', json.dumps(refused))
+    for record in records:
+        names += record_files(record).values()
+    return names
+
+
+def contents(names: Iterable[str], *runs: Path) -> Iterator[tuple[str, bytes]]:
     """Name and content of those files that are sound, from beside these runs or from this machine's store."""
-    for name, kind in sorted({(name, kind) for record in records for kind, name in record_files(record).items()}):
+    for name in sorted(set(names)):
+        kind = name.rpartition("-")[0]
         with suppress(InputError):
             if file := _find_file(name, *runs):
                 _frame(*file, kind)
@@ -183,11 +204,11 @@ def keep_contents(files: Iterable[tuple[str, bytes]]) -> None:
                 part.write_bytes(content)
 
 
-def write_pack(records: Iterable[Record], run: Path, *sources: Path) -> None:
-    """Write the sound files of these records into a pack next to a run; raises OSError if the disk has no room."""
-    if files := list(contents(records, *sources)):
+def write_pack(files: Mapping[str, bytes], run: Path) -> None:
+    """Write these files into a pack next to a run; raises OSError if the disk has no room."""
+    if files:
         with replace_file(run.parent / FOLDER / f"{run.stem}.zip") as part, ZipFile(part, "w") as pack:
-            for name, content in files:
+            for name, content in files.items():
                 file = ZipInfo(name)  # of no date: equal files make an equal pack
                 file.external_attr = 0o644 << 16  # else nobody may read what unzip makes of it
                 pack.writestr(file, content, ZIP_DEFLATED, 9)

@@ -17,6 +17,7 @@ from tunegrid.runs import examples
 from tunegrid.terminal import defuse, defuse_lines, strip_places
 from tunegrid.tests.outputs import obeyed
 from tunegrid.tests.pages import get_record, make_run
+from tunegrid.tests.records import altered
 
 HUB = "https://huggingface.co/google-t5/t5-small and hub:squad/train"
 NONE = "36/40 rows, samples/s, lib/tunegrid/machine.py, and/or, / , /2"
@@ -47,8 +48,7 @@ def test_a_record_and_a_page_hold_no_absolute_path_but_a_test_rows_own(tmp_path,
     finding = ("served_as_trained", False, f"could not look: OSError: {error.value}")
     record = get_record(status="missed", missed=[str(error.value)], audits=[finding])
     row = "I keep it below /srv/shelf/books"
-    (store / f"rows-{record.examples.rows_hash}.parquet").unlink()
-    examples.write_texts(record.examples.rows_hash, [row] * 40, ["x"] * 40)
+    record = altered(record, "examples.texts", examples.write_texts([row] * 40, ["x"] * 40))
     page = html(make_page(make_run([record])))
     for written in (json.dumps(to_json(record)), page):
         assert "below models" in written

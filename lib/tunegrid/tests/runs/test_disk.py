@@ -11,8 +11,9 @@ from tunegrid.machine import replace_file, write_whole
 from tunegrid.record import from_json
 from tunegrid.runs import examples
 from tunegrid.runs.files import load, save
-from tunegrid.tests.records import complete_json
+from tunegrid.tests.records import complete_json, sealed
 
+NOTHING = {"benchmarks": []}
 SMALL = ["a", "b"], {"accuracy": [100.0, 0.0]}, ["1", "0"]
 
 
@@ -66,9 +67,9 @@ def test_damaged_points_are_told_never_copied_and_written_anew(tmp_path, store, 
     kept = examples.write(*SMALL)
     record, run = make_record(kept), tmp_path / "run.json"
     (store / kept.file).write_bytes(DAMAGES[how]((store / kept.file).read_bytes()))
-    with pytest.raises(InputError, match="it was changed or is damaged"):
+    with pytest.raises(InputError, match="was changed since it was written"):
         examples.read(record, None)
-    examples.write_pack([record], run)
+    save(NOTHING, run, [record])
     assert not (tmp_path / "examples").exists()
     assert examples.write(*SMALL) == kept
     assert examples.read(record, None).to_dict("list") == {"id": ["a", "b"], "accuracy": [100, 0], "prediction": ["1", "0"]}
@@ -77,10 +78,10 @@ def test_damaged_points_are_told_never_copied_and_written_anew(tmp_path, store, 
 def test_a_pack_is_read_as_files_are_and_one_that_is_damaged_is_told(tmp_path, store):
     kept = examples.write(*SMALL)
     record, run, other = make_record(kept), tmp_path / "run.json", tmp_path / "other" / "run.json"
-    examples.write_pack([record], run)
+    save(NOTHING, run, [record])
     content = (tmp_path / "examples" / "run.zip").read_bytes()
     (store / kept.file).unlink()
-    examples.write_pack([record], other, run)
+    save(NOTHING, other, [record], [run])
     assert (other.parent / "examples" / "run.zip").read_bytes() == content
     assert list(examples.read(record, other)["id"]) == ["a", "b"]
     assert examples.read(record, tmp_path / "nowhere" / "run.json") is None
@@ -89,7 +90,7 @@ def test_a_pack_is_read_as_files_are_and_one_that_is_damaged_is_told(tmp_path, s
         examples.read(record, run)
     with ZipFile(other.parent / "examples" / "run.zip", "w") as changed:
         changed.writestr(kept.file, other_rows(None))
-    with pytest.raises(InputError, match="it was changed or is damaged"):
+    with pytest.raises(InputError, match="was changed since it was written"):
         examples.read(record, other)
 
 
@@ -99,4 +100,4 @@ def test_a_run_holds_what_did_not_end_apart_and_is_read_as_one(tmp_path):
     save({"benchmarks": [untimed, timed], "version": "x"}, tmp_path / "run.json")
     saved = json.loads((tmp_path / "run.json").read_text())
     assert ([row["name"] for row in saved["benchmarks"]], [row["name"] for row in saved["unfinished"]]) == (["a"], ["b"])
-    assert load(tmp_path / "run.json") == {"benchmarks": [timed, untimed], "version": "x"}
+    assert load(tmp_path / "run.json") == sealed({"benchmarks": [timed, untimed], "version": "x"})
