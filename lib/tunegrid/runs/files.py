@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.recipes import CACHE, Positive
-from tunegrid.machine import cpu_name, gpus, replace_file, versions
+from tunegrid.machine import cpu_name, gpus, is_special, replace_file, versions
 from tunegrid.record import Record, from_json, to_json
 from tunegrid.record.io import unique_keys
 from tunegrid.record.record import Hash, Percent, jsonable
@@ -218,7 +218,8 @@ def save(run: RunJson, path: Path, records: Iterable[Record] = (), sources: Coll
         with replace_file(path) as part:
             text = ", ".join(f"{json.dumps(name)}: {value}" for name, value in fields.items())
             part.write_text(f"{{{text}}}\n", encoding="utf-8")
-        examples.write_pack(records, path, *sources)
+        if not is_special(path):  # nothing lies beside a device
+            examples.write_pack(records, path, *sources)
     except OSError as error:
         raise InputError(f"{path} or its examples cannot be written ({error.strerror or error})") from None
 
