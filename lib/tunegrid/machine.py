@@ -1,19 +1,23 @@
 """This machine, asked without torch: its processors, threads, memory, GPUs and libraries, and files on its disk."""
 
 import base64
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import re
 import secrets
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 
 from tunegrid.errors import InputError
 
@@ -29,6 +33,7 @@ PACKAGES = (
     *("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "evaluate", "tokenizers"),
     *("numpy", "scipy", "rouge_score", "nltk"),  # scores and quantiles
 )
+LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.part$")  # of a file that is not yet whole
 CODE = re.compile(r"\.(py|so|pyd|dll|dylib)(\.\d+)*$")  # what Python and the loader read
 
 
@@ -163,23 +168,72 @@ def file_hash(path: Path) -> str:
     return f"sha256={base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
 
 
+def is_special(path: Path) -> bool:
+    """Checks that a path is a device, a pipe, a socket or this process's output; raises OSError for a circle of links."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return False
+    if _output_descriptor(status) is not None:
+        return True
+    return not (S_ISREG(status.st_mode) or S_ISDIR(status.st_mode))
+
+
+def _output_descriptor(status: os.stat_result) -> int | None:
+    """The descriptor of this process's output, or of its errors, if it is that file."""
+    for descriptor in (1, 2):
+        with suppress(OSError):  # it may be closed
+            if os.path.samestat(os.fstat(descriptor), status):
+                return descriptor
+    return None
+
+
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` at the end, when the disk has it; without an end nothing changes.
 
-    Its name cannot be known before, so no link can lie there. Raises OSError if it cannot be written.
+    Of a link the target is replaced. A device or a pipe stays: the content is written into it. Raises OSError if that fails.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
-    part.touch(exist_ok=False)
-    try:
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        with suppress(OSError):
-            part.unlink()
+    if is_special(path):
+        with tempfile.TemporaryDirectory(prefix="tunegrid-") as folder:
+            part = Path(folder, path.name)
+            yield part
+            _copy_into(part, path)
+        return
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(target.parent)
+    # Its name cannot be known before, so no link can lie there.
+    part = target.with_name(f"{target.name}.{secrets.token_hex(8)}.part")
+    with part.open("xb") as lock:
+        with suppress(OSError):  # not every network's disk has locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield part
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            part.replace(target)
+        finally:
+            with suppress(OSError):
+                part.unlink()
+
+
+def _copy_into(source: Path, path: Path) -> None:
+    """Write a file's content into a device or a pipe; this process's own output is not opened anew, which would cut it off."""
+    descriptor = _output_descriptor(path.stat())
+    opened = path.open("wb") if descriptor is None else os.fdopen(os.dup(descriptor), "wb")
+    with source.open("rb") as content, opened as file:
+        shutil.copyfileobj(content, file)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers left: a living one holds a lock on its file."""
+    for path in folder.glob("*.part"):
+        if not LEFTOVER.search(path.name) or path.is_symlink() or not path.is_file():
+            continue
+        with suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def write_whole(path: Path, text: str) -> None:

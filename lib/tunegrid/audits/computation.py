@@ -292,7 +292,7 @@ def dropout_drops(evidence: Evidence) -> Answer:
 def undeclared_rates(evidence: Evidence) -> list[str]:
     """The dropouts of the base whose rate is not that of the checkpoint's own config."""
     cell = evidence.cell
-    files = weight_files(cell) if not cell.profile.random_weights else []
+    files = weight_files(cell)
     if not files:
         return []
     config = json.loads((files[0].parent / CONFIG_NAME).read_text(encoding="utf-8"))

@@ -74,7 +74,10 @@ class Evidence:
 
     @cached_property
     def not_from_checkpoint(self) -> frozenset[str]:
-        """Names of the parameters that did not start as a tensor of their name in the checkpoint, or of any name."""
+        """Names of the parameters that did not start as a tensor of their name in the checkpoint, or of any name.
+
+        If weights are random, all of them.
+        """
         files = tuple(weight_files(self.cell))
         pretrained: Mapping[str, Checksum] = checkpoint_checksums(files, base_type(self.cell))
         return frozenset(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunegrid.errors import InputError
+from tunegrid.machine import replace_file
 from tunegrid.record import Record, schema
 from tunegrid.runs.examples import read
 from tunegrid.runs.files import SavedRun, read_saved
@@ -74,11 +75,11 @@ def write_table(frame: "pd.DataFrame", path: Path) -> None:
     if path.suffix not in (".parquet", ".csv"):
         raise InputError(f"{path}: give a name that ends in .parquet or .csv")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".parquet":
-            frame.to_parquet(path, index=False)
-        else:
-            frame.rename(columns=escape_formula).map(escape_formula).to_csv(path, index=False)
+        with replace_file(path) as part:
+            if path.suffix == ".parquet":
+                frame.to_parquet(part, index=False)
+            else:
+                frame.rename(columns=escape_formula).map(escape_formula).to_csv(part, index=False)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
 

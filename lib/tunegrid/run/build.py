@@ -235,7 +235,9 @@ def checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Checksum]:
 
 
 def weight_files(cell: Cell) -> list[Path]:
-    """The safetensors that transformers loads: one file, or else all that the index names."""
+    """The safetensors that transformers loads: one file, or else all that the index names; none if weights are random."""
+    if cell.profile.random_weights:
+        return []
     source, pin = checkpoint_source(cell.backbone, cell.profile)
     optional = {**pin, "_raise_exceptions_for_missing_entries": False}
     if path := hf.utils.cached_file(source, hf.utils.SAFE_WEIGHTS_NAME, **optional):

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tunegrid.errors import InputError
 from tunegrid.grid.recipes import CACHE, Positive
-from tunegrid.machine import cpu_name, gpus, replace_file, versions
+from tunegrid.machine import cpu_name, gpus, is_special, replace_file, versions
 from tunegrid.record import Record, from_json, to_json
 from tunegrid.record.io import unique_keys
 from tunegrid.record.record import Hash, Percent, jsonable
@@ -243,8 +243,9 @@ def save(
         with replace_file(path) as part:
             text = ", ".join(f"{json.dumps(name)}: {value}" for name, value in fields.items())
             part.write_text(f"{{{text}}}\n", encoding="utf-8")
-        names = examples.file_names(records, [row.get(REFUSED) for row in rows])
-        examples.write_pack(dict(examples.contents(names, *sources)), path)
+        if not is_special(path):  # nothing lies beside a device
+            names = examples.file_names(records, [row.get(REFUSED) for row in rows])
+            examples.write_pack(dict(examples.contents(names, *sources)), path)
     except OSError as error:
         raise InputError(f"{path} or its examples cannot be written ({error.strerror or error})") from None
 

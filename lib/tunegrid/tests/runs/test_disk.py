@@ -1,11 +1,16 @@
 """A file is written whole or not at all, and points of rows are what their name says, whatever was killed or damaged."""
 
 import json
+import os
+import stat
+import subprocess
+import sys
 from contextlib import suppress
 from zipfile import ZipFile
 
 import pytest
 
+from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.machine import replace_file, write_whole
 from tunegrid.record import from_json
@@ -36,12 +41,68 @@ def test_a_write_that_breaks_off_leaves_what_was_there_and_nothing_else(tmp_path
     assert len(set(names)) == 2  # nobody knows it before, who could lay a link there
 
 
-def test_no_link_is_followed(tmp_path):
-    path, elsewhere = tmp_path / "file", tmp_path / "elsewhere"
-    elsewhere.write_text("mine")
-    path.symlink_to(elsewhere)
-    write_whole(path, "whole")
-    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"file": "whole", "elsewhere": "mine"}
+def test_of_a_link_the_target_is_replaced(tmp_path):
+    path, target = tmp_path / "link", tmp_path / "folder" / "target"
+    path.symlink_to(target)
+    for text in ("made", "replaced"):
+        write_whole(path, text)
+        assert (path.readlink(), target.read_text()) == (target, text)
+    assert [file.name for file in target.parent.iterdir()] == ["target"]
+
+
+def test_a_pipe_is_written_into_and_stays(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with subprocess.Popen(["cat", path], stdout=subprocess.PIPE, text=True) as reader:
+        write_whole(path, "whole")
+        assert (reader.communicate(timeout=10)[0], path.is_fifo()) == ("whole", True)
+
+
+def test_a_device_is_written_into_and_stays(tmp_path):
+    path = tmp_path / "nul"
+    try:
+        os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("needs the right to make a device")
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    save({"benchmarks": []}, path)
+    write_whole(link, "text")
+    assert (path.is_char_device(), link.is_symlink()) == (True, True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["link", "nul"]
+
+
+def test_a_file_that_takes_this_processs_output_keeps_what_was_said_before_and_after(tmp_path):
+    program = "from pathlib import Path; from tunegrid.machine import write_whole; from tunegrid.terminal import say\n"
+    program += "say('before'); write_whole(Path('/proc/self/fd/1'), 'page\\n'); say('after')"
+    with (tmp_path / "log").open("w") as log:
+        subprocess.run([sys.executable, "-c", program], stdout=log, check=True, cwd=ROOT / "lib")
+    assert (tmp_path / "log").read_text() == "before\npage\nafter\n"
+
+
+WAITS = """
+import sys, time
+from pathlib import Path
+from tunegrid.machine import replace_file
+with replace_file(Path(sys.argv[1])) as part:
+    part.write_text("half")
+    print("writes", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_of_a_living_one(tmp_path):
+    command = [sys.executable, "-c", WAITS, tmp_path / "run.json"]
+    writers = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT / "lib") for _ in range(2)]
+    for writer in writers:
+        assert writer.stdout.readline() == b"writes\n"
+    (tmp_path / "film.part").touch()  # another program's
+    for left, writer in zip((1, 0), writers, strict=True):
+        writer.kill()
+        writer.communicate()
+        write_whole(tmp_path / "page.html", "whole")
+        assert len(list(tmp_path.glob("run.json.*.part"))) == left
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["film.part", "page.html"]
 
 
 def make_record(kept):
