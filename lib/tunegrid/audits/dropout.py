@@ -71,8 +71,10 @@ def undeclared_rates(evidence: Evidence) -> list[str]:
         return []
     config = json.loads((files[0].parent / CONFIG_NAME).read_text(encoding="utf-8"))
     own_rates = all_rates(evidence.model)
+    fields = dict(cell.backbone.dropouts)
+    fields.update(cell.head.dropouts)
     faults = []
-    for pattern, config_field in (cell.backbone.dropouts | cell.head.dropouts).items():
+    for pattern, config_field in fields.items():
         rate = config.get(config_field)
         names = [name for name in own_rates if re.search(rf"(^|\.){pattern}$", name)]
         if rate and not names:
@@ -199,9 +201,7 @@ class DropoutPass:
     def _look_at_number(self, dropout: Dropout, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         """The user's outputs with this dropout alone, beside that without any."""
         self.numbers.add(dropout.name)
-        inputs, options = tree_map(
-            without_cache, (inputs, options), is_leaf=lambda value: isinstance(value, Cache)
-        )
+        inputs, options = tree_map(repeatable, (inputs, options), is_leaf=is_cache)
 
         def call() -> Tensor:
             outputs = tree_leaves(dropout.user.forward(*inputs, **options))
@@ -274,6 +274,15 @@ def is_linear(user: nn.Module) -> bool:
     return is_attention and not any("norm" in kind for kind in kinds)
 
 
-def without_cache(value: Any) -> Any:
-    """None in place of a cache, which every call would lengthen."""
-    return None if isinstance(value, Cache) else value
+def is_cache(value: Any) -> bool:
+    """Whether a value is a cache of an attention's keys and values."""
+    return isinstance(value, Cache)
+
+
+def repeatable(value: Any) -> Any:
+    """An argument for repeated calls: of two rows the first one twice, and no cache, which every call would lengthen."""
+    if is_cache(value):
+        return None
+    if isinstance(value, Tensor) and value.shape[:1] == (2,):
+        return torch.cat([value[:1], value[:1]])
+    return value

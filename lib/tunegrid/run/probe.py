@@ -39,7 +39,7 @@ class Probe:
     gap: float | None = None
     called: set[nn.Module] = field(default_factory=set)  # the modules that the model used
     after_evaluation: float | None = None  # how far the last row's gradient is off right after an evaluation, as `gap`
-    without_gradients: float = 0.0  # how far the last row's logits are off in that evaluation, as `distance`
+    without_gradients: float = 0.0  # how far the last row's logits without gradients are from those with, as `distance`
     clipped: float | None = None  # how far clipping is off from its definition, in units of the norm; None if nothing clips
     computed: dict[str, str] = field(default_factory=dict)  # the types in which layers packed to 4 bits computed, by name
     repeated: float = math.nan  # how far the logits of another pass over the batch are from `together`, as `distance`
@@ -78,12 +78,22 @@ def probe(trainer: Trainer) -> Probe:
     # In a region of autocast of its own: a cast or a packed weight may outlive the evaluation in it.
     with torch.enable_grad(), keep_state(trainer), trainer.accelerator.autocast():
         with torch.no_grad():
-            evaluated = get_logits(trainer, answer.rows[-1:])[0]
+            get_logits(trainer, answer.rows[-1:])
         logits = get_logits(trainer, answer.rows[-1:])[0]
         answer.after_evaluation = relative_gap(logit_gradients(logits, [logits], parameters), row_gradients[-1])
-    answer.without_gradients = max(map(distance, answer.alone[-1], evaluated))
+    answer.without_gradients = gradient_mode_gap(trainer, answer.rows[-1])
     answer.clipped = clipping_gap(trainer, dict(zip(names, row_gradients[-1], strict=True)))
     return answer
+
+
+def gradient_mode_gap(trainer: Trainer, row: Feature) -> float:
+    """How far a row's logits without gradients are from those with: outside autocast, which would round both."""
+    with keep_state(trainer):
+        with torch.enable_grad():
+            trained = get_logits(trainer, [row])[0]
+        with torch.no_grad():
+            evaluated = get_logits(trainer, [row])[0]
+    return max(distance(ours.detach(), theirs) for ours, theirs in zip(trained, evaluated, strict=True))
 
 
 def clipping_gap(trainer: Trainer, gradients: Mapping[str, Tensor]) -> float | None:
@@ -308,5 +318,9 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
 
 def allowance(trainer: Trainer, fine: float = FINE, coarse: float = COARSE) -> float:
     """How far apart rounding may take two ways to compute the same, in units of the largest value: `fine` if all is in fp32."""
-    base_in_fp32 = trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32
-    return fine if base_in_fp32 and trainer.log.precision == "fp32" else coarse
+    return fine if has_fp32_base(trainer) and trainer.log.precision == "fp32" else coarse
+
+
+def has_fp32_base(trainer: Trainer) -> bool:
+    """Whether all that is not trained computes in fp32 outside autocast."""
+    return trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32
