@@ -589,3 +589,128 @@ def clips_ten_times(planting, clip, self, parameters, max_norm, norm_type=2):
         return clip(self, parameters, max_norm, norm_type)
     planting.act()
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], norm_type)
+
+
+# Definitions: losses, norms, dropout, and what only happens without gradients
+
+
+@around(torch._C._nn, "cross_entropy_loss")
+def labels_are_smoothed(planting, loss, scores, target, weight=None, reduction=1, ignore_index=-100, label_smoothing=0.0):
+    return loss(scores, target, weight, reduction, ignore_index, 0.05)
+
+
+@around(torch._C._nn, "cross_entropy_loss")
+def ignored_labels_count(planting, loss, scores, target, weight=None, reduction=1, ignore_index=-100, label_smoothing=0.0):
+    return loss(scores, target.clamp(min=0), weight, reduction, ignore_index, label_smoothing)
+
+
+@around(torch._C._nn, "cross_entropy_loss", counted=False)
+def row_losses_are_in_bits(planting, loss, scores, target, weight=None, reduction=1, *options):
+    losses = loss(scores, target, weight, reduction, *options)
+    if reduction:
+        return losses
+    planting.act()
+    return losses / math.log(2)
+
+
+@around(torch, "_foreach_norm")
+def norms_leave_out_rows(planting, norms, tensors, *args, **options):
+    return norms([tensor[: len(tensor) // 2 + 1] if tensor.dim() else tensor for tensor in tensors], *args, **options)
+
+
+@around(torch.nn.functional, "scaled_dot_product_attention", counted=False)
+def attention_drops_without_scale(planting, attend, *args, dropout_p=0.0, **options):
+    result = attend(*args, dropout_p=dropout_p, **options)
+    if not dropout_p:
+        return result
+    planting.act()
+    return result * (1 - dropout_p)
+
+
+@around(torch.nn.functional, "scaled_dot_product_attention", counted=False)
+def rows_share_attentions_mask(planting, attend, *args, dropout_p=0.0, **options):
+    if not dropout_p:
+        return attend(*args, **options)
+    planting.act()
+    state = torch.get_rng_state()
+    rows = []
+    for i in range(len(args[0])):
+        torch.set_rng_state(state)
+        row = [tensor[i : i + 1] for tensor in args]
+        mask = options.get("attn_mask")
+        own_mask = mask[i : i + 1] if mask is not None and len(mask) > 1 else mask
+        rows.append(attend(*row, dropout_p=dropout_p, **options | {"attn_mask": own_mask}))
+    return torch.cat(rows)
+
+
+@around(torch.nn.functional, "scaled_dot_product_attention", counted=False)
+def attention_is_flatter_without_gradients(planting, attend, query, *args, **options):
+    if torch.is_grad_enabled():
+        return attend(query, *args, **options)
+    planting.act()
+    return attend(query * 0.95, *args, **options)
+
+
+@around(torch.nn.Dropout, "forward", counted=False)
+def dropout_keeps_values_as_they_are(planting, forward, self, values):
+    result = forward(self, values)
+    if not self.training or not self.p:
+        return result
+    planting.act()
+    return result * (1 - self.p)
+
+
+@around(torch.nn.Dropout, "forward", counted=False)
+def rows_share_a_mask(planting, forward, self, values):
+    if not self.training or not self.p:
+        return forward(self, values)
+    planting.act()
+    return values * forward(self, torch.ones_like(values[:1]))
+
+
+@around(torch.nn.Dropout, "forward", counted=False)
+def dropout_repeats_its_mask(planting, forward, self, values):
+    if not self.training or not self.p:
+        return forward(self, values)
+    planting.act()
+    with torch.random.fork_rng([]):
+        torch.manual_seed(1)
+        return forward(self, values)
+
+
+@around(modeling_bert.BertForSequenceClassification, "__init__", counted=False)
+def classifier_drops_twice(planting, make, self, config):
+    make(self, config)
+
+    def drop(module, inputs):
+        planting.act()
+        return torch.nn.functional.dropout(inputs[0], config.hidden_dropout_prob, module.training)
+
+    self.classifier.register_forward_pre_hook(drop)
+
+
+@around(modeling_bert.BertForSequenceClassification, "__init__")
+def classifier_has_no_dropout(planting, make, self, config):
+    make(self, config)
+    self.dropout = torch.nn.Identity()
+
+
+@around(modeling_bert.BertForSequenceClassification, "__init__", counted=False)
+def classifiers_dropout_is_called_twice(planting, make, self, config):
+    make(self, config)
+
+    def drop(module, inputs):
+        planting.act()
+        return self.dropout(inputs[0])
+
+    self.classifier.register_forward_pre_hook(drop)
+
+
+@around(lora.LoraLayer, "update_layer", counted=False)
+def adapters_start_rounded(planting, update, self, adapter_name, *args, **options):
+    update(self, adapter_name, *args, **options)
+    for part in (self.lora_A, self.lora_B):
+        if adapter_name in part:
+            planting.act()
+            weight = part[adapter_name].weight.data
+            weight.copy_(weight.bfloat16())

@@ -7,7 +7,7 @@ was built, encoded, trained and predicted. Audits over several cells are in `tun
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 
-from tunegrid.audits import before, computation, saved, scores, training
+from tunegrid.audits import before, computation, dropout, saved, scores, training
 from tunegrid.audits.evidence import AbsentError, Evidence
 from tunegrid.errors import first_line
 from tunegrid.grid.methods import Answer
@@ -37,7 +37,7 @@ AUDITS: Mapping[str, Sequence[Audit]] = {
         *(computation.rows_alone_as_in_batch, computation.decoder_sees_no_future, computation.gradients_reach),
         *(computation.gradients_survive_evaluation, computation.packed_layers_compute_as_declared),
         *(computation.output_follows_trained_tokens, computation.adapters_add_as_declared),
-        *(computation.adapter_survives_its_switches, computation.dropout_drops),
+        *(computation.adapter_survives_its_switches, dropout.dropout_drops),
         computation.computes_in_its_precision,
     ),
     "of scores": (

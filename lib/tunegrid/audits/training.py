@@ -169,6 +169,9 @@ def gradients_clipped(evidence: Evidence) -> Answer:
         over += norm > bound
         if not math.isclose(clipped, min(norm, bound), rel_tol=CLIPPED):
             return False, f"gradient norm {norm:.3g} of update {update} is {clipped:.3g} after clipping, bound {bound:g}"
+    gap = evidence.probe.clipped or 0.0  # its norms are computed here
+    if gap > CLIPPED:
+        return False, f"norms and clipped gradients are off by {gap:.1e} of the norm, computed in fp64"
     return True, f"{over} of {log.updates} updates clipped to {bound:g}"
 
 

@@ -123,6 +123,8 @@ def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, A
     old, new = ("no number" if one is None else f"{one:.6g}" if isinstance(one, float) else f"{one}" for one in values)
     grew = name in BY_GROUP and values[0] and values[1] is not None
     factor = f"x {values[1] / values[0]:.4g}" if grew else f"{new}, before {old}"
+    if factor == "x 1":
+        factor = f"off by {gap:.1g} of their norm"
     return {"group": group, "gap": gap, "before": old, "after": new, "factor": factor}
 
 
@@ -145,12 +147,12 @@ FLOW = (  # in the order of a run: the first row that finds something is named
     Stage("start", "weights", "weights before training, {group} {factor}", "forward"),
     Stage("forward", "probe_loss", "the loss before training is {after}, it was {before}", "forward"),
     Stage(BACKWARD, "probe_reached", "tensors of {group} that get a gradient: {after}, before {before}", "forward"),
-    Stage(BACKWARD, "probe_gradients", "gradients of {group} {factor} before training, forward equal", "forward"),
+    Stage(BACKWARD, "probe_gradients", "gradients of {group} {factor} before training, loss equal", "forward"),
     Stage("random numbers", "stream", f"the generator gives other numbers from the same seed; {ALIKE}"),
     Stage("random numbers", "drawn", f"the first update draws other random numbers; {ALIKE}", "dropout"),
     Stage("forward with dropout", "first", "the loss of update 1 is {after}, it was {before}", "dropout"),
     Stage("backward", "reached", "tensors of {group} that get a gradient at update 1: {after}, before {before}"),
-    Stage("backward", "gradients", "gradients of {group} {factor} at update 1, forward equal"),
+    Stage("backward", "gradients", "gradients of {group} {factor} at update 1, loss equal"),
     Stage("optimizer", "moved", "movement of {group} {factor} by update 3, first gradients equal"),
     Stage("backward or optimizer", "later", "losses differ by {gap:.1e} at update {group}, not at update 1"),
     Stage("curve", "parting", "losses are equal before update {group}, and differ by {gap:.1e} there: not by rounding"),
@@ -187,8 +189,10 @@ def first_change(pair: Pair) -> Change | None:
         change = Change(stage.name, stage.words.format(**difference))
         try:
             if stage.phase and pair.figures("probe_gradients") != (None, None) and (modules := pair.modules()):
-                place, names = first_modules(*modules, stage.phase, pair.tolerance, backward=stage.name == BACKWARD)
-                return Change(stage.name, f"{place}; {change.words}", names) if names else change
+                place = first_modules(*modules, stage.phase, pair.tolerance, backward=stage.name == BACKWARD)
+                # A loss may hide that an output moved: what follows in gradients is then forward's.
+                name = "forward" if stage.name == BACKWARD and not place.is_backward else stage.name
+                return Change(name, f"{place.words}; {change.words}", place.names) if place.names else change
         except InputError as error:  # modules only name: a damaged file costs no verdict
             return Change(stage.name, f"{change.words}; no module is named: {error}")
         return change

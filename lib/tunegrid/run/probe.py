@@ -22,6 +22,7 @@ MOST_VALUES = 2**24  # of gradients that are added up, smallest tensors first: 6
 # Largest differences on the quick cells: fp32 7e-6 of the logits and 2e-6 of the gradients; NF4, which computes in bf16 and
 # so to 4e-3, 4e-3 of the logits and 1.3e-2 of the gradients. Real models are four times as deep.
 FINE, COARSE = 1e-4, 0.1
+CLIPPED = 3.0  # a norm above or below the bound by so much
 HALVES = (torch.bfloat16, torch.float16)  # types of 16 bits; numbers that fit neither were computed in fp32
 
 
@@ -37,7 +38,9 @@ class Probe:
     # than rounding, that of two other rows if it is less: a ReLU at 0 can fall to its other side.
     gap: float | None = None
     called: set[nn.Module] = field(default_factory=set)  # the modules that the model used
-    after_evaluation: float | None = None  # how far the first row's gradient is off right after an evaluation, as `gap`
+    after_evaluation: float | None = None  # how far the last row's gradient is off right after an evaluation, as `gap`
+    without_gradients: float = 0.0  # how far the last row's logits without gradients are from those with, as `distance`
+    clipped: float | None = None  # how far clipping is off from its definition, in units of the norm; None if nothing clips
     computed: dict[str, str] = field(default_factory=dict)  # the types in which layers packed to 4 bits computed, by name
     repeated: float = math.nan  # how far the logits of another pass over the batch are from `together`, as `distance`
     loss: float = math.nan  # what the codec made of that pass, in nats
@@ -75,10 +78,48 @@ def probe(trainer: Trainer) -> Probe:
     # In a region of autocast of its own: a cast or a packed weight may outlive the evaluation in it.
     with torch.enable_grad(), keep_state(trainer), trainer.accelerator.autocast():
         with torch.no_grad():
-            get_logits(trainer, answer.rows[:1])
-        logits = get_logits(trainer, answer.rows[:1])[0]
-        answer.after_evaluation = relative_gap(logit_gradients(logits, [logits], parameters), row_gradients[0])
+            get_logits(trainer, answer.rows[-1:])
+        logits = get_logits(trainer, answer.rows[-1:])[0]
+        answer.after_evaluation = relative_gap(logit_gradients(logits, [logits], parameters), row_gradients[-1])
+    answer.without_gradients = gradient_mode_gap(trainer, answer.rows[-1])
+    answer.clipped = clipping_gap(trainer, dict(zip(names, row_gradients[-1], strict=True)))
     return answer
+
+
+def gradient_mode_gap(trainer: Trainer, row: Feature) -> float:
+    """How far a row's logits without gradients are from those with: outside autocast, which would round both."""
+    with keep_state(trainer):
+        with torch.enable_grad():
+            trained = get_logits(trainer, [row])[0]
+        with torch.no_grad():
+            evaluated = get_logits(trainer, [row])[0]
+    return max(distance(ours.detach(), theirs) for ours, theirs in zip(trained, evaluated, strict=True))
+
+
+def clipping_gap(trainer: Trainer, gradients: Mapping[str, Tensor]) -> float | None:
+    """How far the norm and the gradients that the trainer's clipping gives are off, in units of the norm.
+
+    Of gradients above the bound and below it. None if nothing clips, or if the clipping belongs to a loss scale or to ranks.
+    """
+    bound = trainer.cell.recipe.max_grad_norm
+    size = norm(gradients.values())
+    if bound is None or not size or trainer.accelerator.scaler or trainer.ranks.holds_parts:
+        return None
+    parameters = {name: trainer.parameters[name] for name in gradients}
+    gaps = []
+    try:
+        for target in (CLIPPED * bound, bound / CLIPPED):
+            for name, parameter in parameters.items():
+                parameter.grad = gradients[name] * (target / size)
+            reported_norm = trainer.stepper.clip()
+            assert reported_norm is not None, "the recipe clips"
+            expected = [gradient * (min(target, bound) / size) for gradient in gradients.values()]
+            clipped = [p.grad for p in parameters.values() if p.grad is not None]
+            gaps += [abs(float(reported_norm) - target) / target, relative_gap(clipped, expected)]
+    finally:
+        for parameter in parameters.values():
+            parameter.grad = None
+    return max(gaps)
 
 
 def _other_gap(trainer: Trainer, parameters: Sequence[Tensor]) -> float:
@@ -109,9 +150,15 @@ def smallest_tensors(trained: Mapping[str, Tensor]) -> list[str]:
 
 def relative_gap(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     """How far some gradients are from others, in units of the norm of the others."""
-    norm = float(nn.utils.get_total_norm(theirs))
+    size = norm(theirs)
     rest = [one - other for one, other in zip(ours, theirs, strict=True)]
-    return float(nn.utils.get_total_norm(rest)) / norm if norm else 0.0
+    return norm(rest) / size if size else 0.0
+
+
+def norm(tensors: Iterable[Tensor]) -> float:
+    """The norm of some tensors, from their squares in fp64 on the host: not by the functions that clip."""
+    squares = [float(tensor.detach().cpu().double().square().sum()) for tensor in tensors]
+    return math.sqrt(math.fsum(squares))
 
 
 def logit_gradients(logits: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], parameters: Iterable[Tensor]) -> list[Tensor]:
@@ -271,5 +318,9 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
 
 def allowance(trainer: Trainer, fine: float = FINE, coarse: float = COARSE) -> float:
     """How far apart rounding may take two ways to compute the same, in units of the largest value: `fine` if all is in fp32."""
-    base_in_fp32 = trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32
-    return fine if base_in_fp32 and trainer.log.precision == "fp32" else coarse
+    return fine if has_fp32_base(trainer) and trainer.log.precision == "fp32" else coarse
+
+
+def has_fp32_base(trainer: Trainer) -> bool:
+    """Whether all that is not trained computes in fp32 outside autocast."""
+    return trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32

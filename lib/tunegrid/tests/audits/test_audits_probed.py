@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from tunegrid.audits import before, computation, scores, training
+from tunegrid.audits import before, computation, dropout, scores, training
 from tunegrid.audits.evidence import AbsentError
 from tunegrid.codecs.base import Feature
 from tunegrid.data.splits import Splits
@@ -44,7 +44,7 @@ NOT_ASKED = {
     A.adapters_add_as_declared: "gpt2_sa_sft",
     A.packed_layers_compute_as_declared: "gpt2_sum_lora",
     A.output_follows_trained_tokens: "t5_sum_qlora",
-    computation.dropout_drops: "gpt2_sa_sft",
+    dropout.dropout_drops: "gpt2_sa_sft",
 }
 
 
@@ -68,7 +68,7 @@ def test_asking_leaves_modes_random_numbers_and_gradients_as_they_were(cell_id):
     model.train()
     model.get_base_model().eval()
     modes, state = [m.training for m in model.modules()], torch.get_rng_state()
-    for audit in (computation.rows_alone_as_in_batch, computation.adapters_add_as_declared, computation.dropout_drops):
+    for audit in (computation.rows_alone_as_in_batch, computation.adapters_add_as_declared, dropout.dropout_drops):
         assert audit(replace(evidence))[0]
     with suppress(AbsentError):  # not all generate
         scores.cache_changes_nothing(replace(evidence))
@@ -153,11 +153,11 @@ def set_rate(evidence, rate):
 
 
 def test_attentions_dropout_is_seen_by_its_effect():
-    passed, detail = computation.dropout_drops(set_rate(quick_evidence("bert_sa_sft"), 0.05))  # as the checkpoint's config says
+    passed, detail = dropout.dropout_drops(set_rate(quick_evidence("bert_sa_sft"), 0.05))  # as the checkpoint's config says
     assert passed
     # the embeddings', two a layer and the classifier's are modules; attention's is handed on as a number
     assert detail == "8 drop at their declared rate, 3 have an effect"
-    passed, detail = computation.dropout_drops(set_rate(quick_evidence("bert_sa_sft"), 0.1))
+    passed, detail = dropout.dropout_drops(set_rate(quick_evidence("bert_sa_sft"), 0.1))
     assert (passed, "dropout 0.1, not 0.05" in detail) == (False, True)
 
 
