@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.trainable_tokens import TrainableTokensLayer
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import CONFIG_NAME
@@ -21,12 +21,10 @@ from transformers.utils import CONFIG_NAME
 from tunegrid.audits.before import is_adapted
 from tunegrid.audits.evidence import Evidence, expect_none
 from tunegrid.codecs.base import IGNORED, Feature, move_batch
-from tunegrid.grid.backbones import is_part
 from tunegrid.grid.methods import Answer, Lora
 from tunegrid.run.build import weight_files
 from tunegrid.run.device import resolve_quantization
 from tunegrid.run.probe import FINE, allowance, attach, distance, get_logits, keep_state, target_logits, target_rows
-from tunegrid.run.ranks import local_shard
 
 ADDED = 1e-3  # of what an adapter adds; on the quick cells it is right to 1e-6, over NF4 too
 TWICE = 2.0  # any factor would do to scale an adapter and scale it back
@@ -84,27 +82,6 @@ def decoder_sees_no_future(evidence: Evidence) -> Answer:
         changed_logits = target_logits(evidence.trainer, changed_rows)
     gap = max(distance(a[: i + 1], b[: i + 1]) for a, b, i in zip(logits, changed_logits, middles, strict=True))
     return gap <= allowance(evidence.trainer), f"earlier logits differ by {gap:.1e} of the largest"
-
-
-def gradients_reach(evidence: Evidence) -> Answer:
-    """Every parameter that trains gets a gradient that is not zero, now or in training; those of unused modules aside."""
-    probe, head, trained, trainer = evidence.full_probe, evidence.cell.head, evidence.trained, evidence.trainer
-
-    def remembered(name: str) -> bool:
-        """Whether the optimizer's state shows a gradient; the maps of packed moments show none."""
-        state: dict[str, Any] = trainer.optimizer.state.get(trainer.stepped.get(name), {})
-        moments = [value for key, value in state.items() if isinstance(value, Tensor) and value.ndim and "qmap" not in key]
-        return any(bool(local_shard(moment).any()) for moment in moments if moment.is_floating_point())
-
-    dead_tensors = [name for name in trained if name not in probe.reached and not remembered(name)]
-    used_modules = {name for name, module in evidence.model.named_modules() if module in probe.called}
-    faults = [
-        name
-        for name in dead_tensors
-        if (name.rpartition(".")[0] in used_modules or name in evidence.own or is_part(name, head.new_modules))
-        and not is_part(name, head.optional_modules)  # BERT2BERT's loss does not use its pooler
-    ]
-    return expect_none(faults, f"{len(trained) - len(dead_tensors)} of {len(trained)} tensors get a gradient", "get none")
 
 
 def gradients_survive_evaluation(evidence: Evidence) -> Answer:

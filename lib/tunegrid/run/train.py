@@ -7,7 +7,7 @@ of an update is the mean over all its targets, however they are cut into micro-b
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from hashlib import sha256
@@ -286,7 +286,8 @@ class Trainer:
             counts = list(map(token_counts, batches))
             update.tokens, update.padded_tokens = sum(real for real, _ in counts), sum(size for _, size in counts)
             is_watched = log.updates in (0, self._end - 1)
-            with watch_update(self.sharded_model) if is_watched else nullcontext({}) as facts:
+            watch: AbstractContextManager[dict[str, Any]] = watch_update(self.sharded_model) if is_watched else nullcontext({})
+            with watch as facts:
                 loss = self._backward(batches, len(micro_batches))
             if is_watched:
                 log.watched.append(facts | {"update": log.updates, "micro_batch": log.micro_batch})
