@@ -105,6 +105,7 @@ class FunctionCalls(TorchFunctionMode):
 def attention_calls(evidence: Evidence) -> Counter[str]:
     """How often a row's pass in training mode computes attention by torch's function, and by hand."""
     trainer, calls = evidence.trainer, FunctionCalls()
+    rows = evidence.probe.rows[:1]
     with torch.no_grad(), keep_state(trainer, training=True), trainer.accelerator.autocast(), calls:
-        get_logits(trainer, evidence.probe.rows[:1])
+        get_logits(trainer, rows)
     return calls.counts

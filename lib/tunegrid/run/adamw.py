@@ -51,8 +51,9 @@ class AdamW:
                 first, second = held_moments(self.optimizer.state[stepped[name]]) if update else [torch.zeros_like(start)] * 2
                 self._start[name], self._groups[name] = start, group_of[stepped[name]]
                 self._state[name] = start, first, second
-        gradients = sample({name: self.parameters[name].grad for name in self._state}, exact=True)
-        for name, gradient in gradients.items():
+        gradients = {name: self.parameters[name].grad for name in self._state}
+        given_gradients = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+        for name, gradient in sample(given_gradients, exact=True).items():
             self._state[name] = adamw_step(self._state[name], gradient, update + 1, self._groups[name])
 
     def after_step(self, update: int) -> None:
