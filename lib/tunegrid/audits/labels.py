@@ -13,7 +13,7 @@ from tunegrid.codecs.features import chunks
 from tunegrid.grid.methods import Answer
 from tunegrid.run.device import keeps_digits
 from tunegrid.run.probe import get_logits, keep_state
-from tunegrid.run.ranks import Ranks
+from tunegrid.run.ranks import Ranks, local_shard
 from tunegrid.run.train import Trainer
 
 TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -32,6 +32,11 @@ def updates_run_as_labelled(evidence: Evidence) -> Answer:
     faults = []
     for facts in trainer.log.watched:
         faults += [f"update {facts['update'] + 1}: {fault}" for fault in update_faults(evidence, facts)]
+    ranks = trainer.ranks
+    held_values = sum(ranks.gather(sum(local_shard(p).numel() for p in trainer.stepped.values())))
+    copies = held_values / sum(p.numel() for p in trainer.parameters.values())
+    if copies != (1 if ranks.holds_parts else ranks.count):
+        faults.append(f"{ranks.count} ranks hold {copies:.2f} times the model{', sharded' if ranks.holds_parts else ''}")
     calls = attention_calls(evidence)
     if calls["softmax"]:
         faults.append(f"attention is computed by a softmax {calls['softmax']} times, not by SDPA")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tunegrid.run.first_updates import MOVED, SAMPLED, sample
 
-# Of a tensor's movement in three updates. On quick cells fp32 is at most 1e-4 off, and 8-bit moments 6e-2; Adam's moments
+# Of a tensor's movement in three updates. On quick cells fp32 is at most 1e-4 off, and 8-bit moments 7e-2; Adam's moments
 # without their correction are 3 off. One update from the moments that the optimizer holds is exact with 8 bits, too.
 STEP_TOLERANCE, PACKED_TOLERANCE = 1e-3, 0.2
 LOST = MOVED * torch.finfo(torch.float32).eps / STEP_TOLERANCE  # of the weights' norm: what so many additions may round off

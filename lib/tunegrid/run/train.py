@@ -293,13 +293,7 @@ class Trainer:
                 log.watched.append(facts | {"update": log.updates, "micro_batch": log.micro_batch})
             try:
                 with check_memory():
-                    norm = self.stepper.clip()
-                    squares = self._gradient_squares()
-                    if norm is not None:
-                        self._on_device["gradient_norms"].append(norm)
-                        self._on_device["clipped_norms"].append(squares.sum().sqrt())
-                    log.skipped += self.stepper.settle()
-                    self._count_idle(squares, loss)
+                    self._clip(loss)
                     if not log.updates:
                         log.first_step |= self._first.gradients(self.meter.device)
                     self.adamw.before_step(log.updates, self._end)
@@ -323,6 +317,24 @@ class Trainer:
             log.first_step |= self._first.movement()
         return loss
 
+    def _clip(self, loss: Tensor) -> None:
+        """Clip the update's gradients, note their norms, and count the tensors without one.
+
+        They count once an update has moved weights: LoRA's A has no gradient while B is zero. What is computed here is gone
+        before the optimizer's step, in which footprints look at what is held.
+        """
+        log = self.log
+        norm = self.stepper.clip()
+        squares = self._gradient_squares()
+        if norm is not None:
+            self._on_device["gradient_norms"].append(norm)
+            self._on_device["clipped_norms"].append(squares.sum().sqrt())
+        log.skipped += self.stepper.settle()
+        last = log.updates - 1
+        if log.moving_updates or (last >= 0 and last not in log.skipped and any(log.group_rates[last])):
+            log.moving_updates += 1
+            self._idle += (squares == 0) & (loss > SURE)
+
     def _gradient_squares(self) -> Tensor:
         """The sum of squares of each trained tensor's gradient, over all shards; 0 if it has none.
 
@@ -337,14 +349,6 @@ class Trainer:
                 squares.append(torch.dot(values, values))
         total = torch.stack(squares)
         return self.ranks.sum_ranks(total) if self.ranks.holds_parts else total
-
-    def _count_idle(self, squares: Tensor, loss: Tensor) -> None:
-        """Count the tensors without a gradient, once an update has moved weights: LoRA's A has none while B is zero."""
-        log = self.log
-        last = log.updates - 1
-        if log.moving_updates or (last >= 0 and last not in log.skipped and any(log.group_rates[last])):
-            log.moving_updates += 1
-            self._idle += (squares == 0) & (loss > SURE)
 
     def _fetch(self) -> None:
         """Bring what updates left on the device to the host."""
