@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.nn.utils import clip_grad
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import activations, masking_utils
+from transformers import activations, masking_utils, modeling_utils
 from transformers.cache_utils import Cache
 from transformers.generation import stopping_criteria
 from transformers.models.bert import modeling_bert
@@ -714,3 +714,69 @@ def adapters_start_rounded(planting, update, self, adapter_name, *args, **option
             planting.act()
             weight = part[adapter_name].weight.data
             weight.copy_(weight.bfloat16())
+
+
+# What trains late, and what ran as labelled
+
+
+def gradients_end_late(planting):
+    """From the 20th training pass on, the first layer's adapter is cut off from the graph; evaluation keeps it."""
+    forward, layers, passes = lora.Linear.forward, [], []
+
+    def cut_off(self, x, *args, **options):
+        output = forward(self, x, *args, **options)
+        layers.append(self)
+        if self is not layers[0] or not self.training:
+            return output
+        passes.append(self)
+        if len(passes) < 20:
+            return output
+        planting.act()
+        base = self.base_layer(x)
+        return base + (output - base).detach()
+
+    planting.setattr(lora.Linear, "forward", cut_off, counted=False)
+
+
+@around(torch, "_fused_adamw_")
+def first_tensor_is_not_stepped(planting, update, *lists, **options):
+    update(*(tensors[1:] for tensors in lists), **options)
+
+
+@around(torch.optim.Optimizer, "add_param_group", counted=False)
+def groups_have_one_rate(planting, add, self, group):
+    if "lr" in group:
+        planting.act()
+    add(self, {name: value for name, value in group.items() if name != "lr"})
+
+
+@around(modeling_utils, "checkpoint")
+def nothing_is_recomputed(planting, checkpoint, function, *args, **options):
+    """Layers are called as they are, and keep all activations."""
+    return function(*args)
+
+
+@around(hf.PreTrainedModel, "_check_and_adjust_attn_implementation")
+def attention_is_eager(planting, check, self, *args, **options):
+    return "eager"
+
+
+@around(Optimizer2State, "get_config")
+def moments_in_32_bits(planting, configure, self, gindex, pindex, group):
+    return {**configure(self, gindex, pindex, group), "optim_bits": 32}
+
+
+@around(accelerate.Accelerator, "autocast", counted=False)
+@contextmanager
+def autocast_is_off_in_training(planting, autocast, self, autocast_handler=None):
+    if torch.is_grad_enabled():
+        planting.act()
+        yield
+    else:
+        with autocast(self, autocast_handler):
+            yield
+
+
+@around(hf, "set_seed")
+def seed_is_another(planting, set_seed, seed, *args, **options):
+    set_seed(seed + 1, *args, **options)

@@ -7,7 +7,7 @@ was built, encoded, trained and predicted. Audits over several cells are in `tun
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 
-from tunegrid.audits import before, computation, dropout, saved, scores, training
+from tunegrid.audits import before, computation, dropout, labels, saved, scores, training
 from tunegrid.audits.evidence import AbsentError, Evidence
 from tunegrid.errors import first_line
 from tunegrid.grid.methods import Answer
@@ -26,15 +26,15 @@ AUDITS: Mapping[str, Sequence[Audit]] = {
         *(before.no_leakage, training.ranks_train_as_one),
     ),
     "of training": (
-        *(training.trains_as_declared, training.base_frozen, training.weights_moved),
+        *(training.trains_as_declared, training.base_frozen, training.gradients_reach, training.weights_moved),
         *(training.variant_applied, training.trains_in_fp32, training.gradients_clipped),
         *(training.optimizer_set_as_declared, training.optimizer_steps_as_defined),
         *(training.schedule_counts_updates, training.loss_is_mean_over_accumulation),
-        training.ranks_end_alike,
+        *(labels.updates_run_as_labelled, training.ranks_end_alike),
     ),
     "of the trained model": (
         *(computation.loss_is_the_tasks, computation.predicting_twice_is_the_same),
-        *(computation.rows_alone_as_in_batch, computation.decoder_sees_no_future, computation.gradients_reach),
+        *(computation.rows_alone_as_in_batch, computation.decoder_sees_no_future),
         *(computation.gradients_survive_evaluation, computation.packed_layers_compute_as_declared),
         *(computation.output_follows_trained_tokens, computation.adapters_add_as_declared),
         *(computation.adapter_survives_its_switches, dropout.dropout_drops),

@@ -8,6 +8,7 @@ from typing import Any
 
 import bitsandbytes as bnb
 import torch
+import transformers as hf
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
@@ -34,6 +35,7 @@ from tunegrid.run.build import (
 )
 from tunegrid.run.probe import keep_state
 
+DRAWS = 8  # random numbers that tell a seed
 BLOCK = 64  # weights that share a scale in NF4 (Dettmers et al. 2023, section 3)
 ROWS = 16 * BLOCK  # of a packed matrix that are compared, whole blocks of them: all of most layers, and a part of huge ones
 LAYER = re.compile(r"(.*?)\.(\d+)\.")
@@ -61,15 +63,22 @@ def heads_trainable(evidence: Evidence) -> Answer:
 
 
 def drawn_from_the_seed(evidence: Evidence) -> Answer:
-    """What trains started as the cell's seed draws it: built once more, it starts so again. On micro backbones only."""
-    if not evidence.cell.profile.micro:  # elsewhere a second model may not fit beside the first
-        return None
-    trained = evidence.trained
+    """The libraries' seed is torch's generator at the cell's seed, and what trains started as that draws it.
+
+    The second part is asked on micro backbones only, built once more: elsewhere a second model may not fit beside the first.
+    """
+    seed, device = evidence.cell.profile.seed, evidence.device
+    numbers = torch.rand(DRAWS, generator=torch.Generator(device).manual_seed(seed), device=device)
     with keep_state(evidence.trainer):
-        second_model = build(evidence.cell, evidence.codec.tokenizer, evidence.device)
+        hf.set_seed(seed)
+        drawn_numbers = torch.rand(DRAWS, device=device)
+        second_model = build(evidence.cell, evidence.codec.tokenizer, device) if evidence.cell.profile.micro else nn.Module()
+    if not torch.equal(drawn_numbers, numbers):
+        return False, f"transformers' `set_seed` gives other random numbers than torch's generator at seed {seed}"
+    trained = evidence.trained if evidence.cell.profile.micro else {}
     seed_checksums = checksums((name, p) for name, p in second_model.named_parameters() if name in trained)
     differing = [name for name in trained if seed_checksums.get(name) != evidence.trainer.before[name]]
-    return expect_none(differing, f"{len(trained)} tensors", "not as the seed initializes them")
+    return expect_none(differing, f"random numbers of seed {seed}, {len(trained)} tensors", "not as the seed initializes them")
 
 
 def adapters_where_declared(evidence: Evidence) -> Answer:

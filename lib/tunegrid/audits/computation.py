@@ -16,7 +16,6 @@ from transformers.pytorch_utils import Conv1D
 from tunegrid.audits.before import is_adapted
 from tunegrid.audits.evidence import Evidence, expect_none
 from tunegrid.codecs.base import IGNORED, Feature
-from tunegrid.grid.backbones import is_part
 from tunegrid.grid.methods import Answer, Lora
 from tunegrid.grid.tasks import Problem
 from tunegrid.run.device import resolve_quantization
@@ -32,7 +31,6 @@ from tunegrid.run.probe import (
     target_logits,
     target_rows,
 )
-from tunegrid.run.ranks import local_shard
 
 ADDED = 1e-3  # of what an adapter adds; on the quick cells it is right to 1e-6, over NF4 too
 # Of the logits of a row with and without gradients, in 16 bits: 0 on the quick cells, but a device may have other kernels.
@@ -137,27 +135,6 @@ def changed_in_the_middle(row: Feature) -> Feature:
     middle = len(row.target) // 2
     replacement = next((token for token in row.target[:-1] if token != row.target[middle]), 0)
     return replace(row, target=[*row.target[:middle], replacement, *row.target[middle + 1 :]])
-
-
-def gradients_reach(evidence: Evidence) -> Answer:
-    """Every parameter that trains gets a gradient that is not zero, now or in training; those of unused modules aside."""
-    probe, head, trained, trainer = evidence.full_probe, evidence.cell.head, evidence.trained, evidence.trainer
-
-    def remembered(name: str) -> bool:
-        """Whether the optimizer's state shows a gradient; the maps of packed moments show none."""
-        state: dict[str, Any] = trainer.optimizer.state.get(trainer.stepped.get(name), {})
-        moments = [value for key, value in state.items() if isinstance(value, Tensor) and value.ndim and "qmap" not in key]
-        return any(bool(local_shard(moment).any()) for moment in moments if moment.is_floating_point())
-
-    dead_tensors = [name for name in trained if name not in probe.reached and not remembered(name)]
-    used_modules = {name for name, module in evidence.model.named_modules() if module in probe.called}
-    faults = [
-        name
-        for name in dead_tensors
-        if (name.rpartition(".")[0] in used_modules or name in evidence.own or is_part(name, head.new_modules))
-        and not is_part(name, head.optional_modules)  # BERT2BERT's loss does not use its pooler
-    ]
-    return expect_none(faults, f"{len(trained) - len(dead_tensors)} of {len(trained)} tensors get a gradient", "get none")
 
 
 def gradients_survive_evaluation(evidence: Evidence) -> Answer:

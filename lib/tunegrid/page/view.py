@@ -455,7 +455,11 @@ class Page:
         for grid in self.grids if self.older else ():
             scores = {(c.first.backbone, c.first.method): self.scores(c) for _, row in grid.rows for c in row if c}
             steps.append(charts.history(grid.task, grid.scores[0], scores, dates))
-        return {"methods": [*charts.quality(self.comparisons), *charts.seeds(self.comparisons)], "losses": curves, "history": steps}
+        return {
+            "methods": [*charts.quality(self.comparisons), *charts.seeds(self.comparisons)],
+            "losses": curves,
+            "history": steps,
+        }
 
     def cell_tables(self, cell: CellView) -> list[Section]:
         """What stands in a cell's own section."""

@@ -261,7 +261,16 @@ def compare_methods(records: Iterable[Record], calibrated: Noise) -> list[Compar
 
 # In words
 
-FORMATS = {"points": ".1f", MEAN_SD: "", "from": ".1f", "to": ".1f", "seeds": "", "study": ".1f", TRAINED: ".2f", TENSORS: ".1f"}
+FORMATS = {
+    "points": ".1f",
+    MEAN_SD: "",
+    "from": ".1f",
+    "to": ".1f",
+    "seeds": "",
+    "study": ".1f",
+    TRAINED: ".2f",
+    TENSORS: ".1f",
+}
 FORMATS |= {PEAK: ".2f", SECONDS: ".1f", "points apart": ".2f", "seeds that tell": ".0f"}
 LEGEND = (
     "points: the run's mean main score; sd: the standard deviation of its seeds; from, to: the 95 % interval over seeds.",
