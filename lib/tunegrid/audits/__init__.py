@@ -23,7 +23,7 @@ AUDITS: Mapping[str, Sequence[Audit]] = {
         *(before.checkpoint_loaded, before.heads_trainable, before.adapters_where_declared),
         *(before.quantized_as_declared, before.packed_from_checkpoint, before.drawn_from_the_seed),
         *(before.labels_are_targets, before.answers_at_annotated_start, before.offsets_show_their_tokens),
-        *(before.no_leakage, training.ranks_train_as_one),
+        *(before.no_leakage, computation.new_adapters_add_nothing, training.ranks_train_as_one),
     ),
     "of training": (
         *(training.trains_as_declared, training.base_frozen, training.weights_moved),

@@ -25,10 +25,22 @@ from tunegrid.grid.backbones import is_part
 from tunegrid.grid.methods import Answer, Lora
 from tunegrid.run.build import weight_files
 from tunegrid.run.device import resolve_quantization
-from tunegrid.run.probe import FINE, allowance, attach, distance, get_logits, keep_state, target_logits, target_rows
+from tunegrid.run.probe import (
+    FINE,
+    FIRST_ROWS,
+    allowance,
+    attach,
+    distance,
+    get_logits,
+    keep_state,
+    spread_features,
+    target_logits,
+    target_rows,
+)
 from tunegrid.run.ranks import local_shard
 
 ADDED = 1e-3  # of what an adapter adds; on the quick cells it is right to 1e-6, over NF4 too
+ROUNDED = 1e-5  # of the largest output: DoRA divides a norm by itself, computed in another order
 TWICE = 2.0  # any factor would do to scale an adapter and scale it back
 MORE_THAN_LUCK = 6.0  # standard errors of a share of dropped values
 HOLDERS = (nn.ModuleDict, nn.ModuleList)  # they are never called themselves
@@ -159,6 +171,17 @@ def adapters_add_as_declared(evidence: Evidence) -> Answer:
     return expect_none([name for name, gap in gaps.items() if gap > 1], f"{len(gaps)} layers", "add other values than declared")
 
 
+def new_adapters_add_nothing(evidence: Evidence) -> Answer:
+    """Before its first update an adapter gives what its base gives, if the method's definition says so."""
+    trainer, cell = evidence.trainer, evidence.cell
+    is_asked = isinstance(evidence.model, PeftModel) and cell.method.starts_at_zero(cell)
+    if not is_asked or trainer.log.updates or cell.profile.perturbation is not None:
+        return None
+    with torch.no_grad(), keep_state(trainer):
+        busy_layers = layers_that_add(evidence, spread_features(trainer.features[:FIRST_ROWS], 2)[:1], ROUNDED)
+    return expect_none(busy_layers, "the untrained adapter", "layers do not give what their base gives")
+
+
 def adapter_survives_its_switches(evidence: Evidence) -> Answer:
     """Turned off, it adds nothing: each layer gives what its base gives. On again, scaled and scaled back, all is as before.
 
@@ -191,14 +214,14 @@ def adapter_survives_its_switches(evidence: Evidence) -> Answer:
     return not gap, f"{detail}: " + (f"logits differ by {gap:.1e} of the largest" if gap else "bit for bit")
 
 
-def layers_that_add(evidence: Evidence, rows: Sequence[Feature]) -> list[str]:
-    """Names of the adapted layers whose output is not that of the layer that they adapt."""
+def layers_that_add(evidence: Evidence, rows: Sequence[Feature], allowed: float = 0.0) -> list[str]:
+    """Names of the adapted layers whose output is not that of the layer that they adapt, but for a share of its largest."""
     names = {module: name for name, module in evidence.model.named_modules() if is_adapted(module)}
     busy: dict[str, None] = {}
 
     def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         base: Any = module.get_base_layer()  # type: ignore[operator] # PEFT's
-        if not torch.equal(output, base(*inputs)):
+        if distance(output, base(*inputs)) > allowed:
             busy[names[module]] = None
 
     with attach(names, look):

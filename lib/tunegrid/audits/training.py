@@ -146,7 +146,8 @@ def variant_applied(evidence: Evidence) -> Answer:
     only_head = all(is_part(name, cell.head.new_modules) for name in movers)  # the head, which trains by any method
     faults += [f"no trained tensor has {' or '.join(method.must_move)} in its name"] if method.must_move and only_head else []
     faults += [f"no weight belongs to {' or '.join(method.rewrites(cell))}"] if ends and not rewritten_names else []
-    answer = method.check_model(evidence.model, cell)
+    is_over = not evidence.trainer.paused or method.shows_early
+    answer = method.check_model(evidence.model, cell) if is_over else None
     if not (movers or ends or rates or faults):
         return answer
     passed, detail = answer or (True, f"{len(movers)} tensors moved, {len(rewritten_names)} were rewritten")
