@@ -30,7 +30,7 @@ AUDITS: Mapping[str, Sequence[Audit]] = {
         *(training.variant_applied, training.trains_in_fp32, training.gradients_clipped),
         *(training.optimizer_set_as_declared, training.optimizer_steps_as_defined),
         *(training.schedule_counts_updates, training.loss_is_mean_over_accumulation),
-        training.ranks_end_alike,
+        *(training.memory_does_not_grow, training.ranks_end_alike),
     ),
     "of the trained model": (
         *(computation.loss_is_the_tasks, computation.predicting_twice_is_the_same),

@@ -17,6 +17,7 @@ from tunegrid.grid.methods import Answer, Method, adamw_bnb_8bit, adamw_torch
 from tunegrid.run.adamw import PACKED_TOLERANCE, STEP_TOLERANCE
 from tunegrid.run.build import checksums
 from tunegrid.run.first_updates import MOVED
+from tunegrid.run.meter import SETTLED
 from tunegrid.run.probe import allowance, keep_state, relative_gap, smallest_tensors
 from tunegrid.run.train import Trainer, make_schedule
 
@@ -26,6 +27,7 @@ TOLERANCE, COARSE_TOLERANCE = 0.02, 0.2
 LEAST = 1e-5  # nats; a model so sure leaves a gradient of which fp32 rounds off a percent
 LARGE, SMALL = 2**13, 2**6  # values of a weight whose moments an optimizer of 8 bits packs, and of one whose moments stay
 same_rate = partial(math.isclose, rel_tol=1e-6, abs_tol=1e-12)
+GROWTH = 0.01  # of the bytes that are held; 0 in healthy cells on a CPU, and a GPU's kernels may ask for another workspace
 CLIPPED = 1e-3  # torch divides by the norm plus 1e-6; bf16 gradients are summed in their own type
 # Between ranks and one process, measured on quick cells: fp32 4e-7 nats and 3e-7 of the gradients' norm, bf16 1e-4 and 2e-3. A
 # mean on each rank: 2e-2 to 3e-1 nats where rows have targets of different lengths.
@@ -193,6 +195,21 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
     gaps = [(label, gap, tolerance) for label, gap, tolerance in parts if gap is not None]
     detail = ", ".join(f"{label} by {gap:.1e} of the movement" for label, gap, _ in gaps)
     return all(gap <= tolerance for _, gap, tolerance in gaps), f"differ from AdamW's definition: {detail}"
+
+
+def memory_does_not_grow(evidence: Evidence) -> Answer:
+    """After the last update there are as many tensors, of as many bytes, as after ten: no update leaves any behind.
+
+    What a process holds beside tensors is no measure: oneDNN keeps kernels for each new shape.
+    """
+    held = evidence.trainer.meter.held
+    updates = held[-1].updates - held[0].updates if held else 0
+    if updates < SETTLED:
+        return None
+    more_tensors = max(0, held[-1].tensors - held[0].tensors)
+    share = max(0.0, held[-1].bytes / held[0].bytes - 1)
+    detail = f"{updates} updates after update {held[0].updates} left {more_tensors} tensors and {share:.1%} more bytes"
+    return more_tensors < updates and share <= GROWTH, detail
 
 
 # What torch and bitsandbytes document as the defaults of AdamW; recipes set none of them.
