@@ -14,12 +14,16 @@ import transformers as hf
 from bitsandbytes.optim.optimizer import Optimizer2State
 from peft import PeftModel
 from peft.config import PeftConfigMixin
+from peft.tuners.adalora import layer as adalora
+from peft.tuners.ia3 import layer as ia3
 from peft.tuners.lora import bnb as lora_bnb
+from peft.tuners.lora import dora
 from peft.tuners.lora import layer as lora
 from peft.tuners.lora.bnb import Linear4bit
 from peft.tuners.oft.layer import OFTRotationModule
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.vera import layer as vera
 from peft.utils import merge_utils, save_and_load
 from peft.utils.integrations import dequantize_module_weight
 from torch.autograd.function import once_differentiable
@@ -780,3 +784,71 @@ def autocast_is_off_in_training(planting, autocast, self, autocast_handler=None)
 @around(hf, "set_seed")
 def seed_is_another(planting, set_seed, seed, *args, **options):
     set_seed(seed + 1, *args, **options)
+
+
+# Adapters beside LoRA
+
+
+@around(dora.DoraLinearLayer, "get_weight_norm")
+def norms_leave_out_the_adapter(planting, norm, self, weight, lora_weight, scaling, adapter_name=None):
+    return norm(self, weight, lora_weight, 0.0, adapter_name=adapter_name)
+
+
+@around(adalora.AdaLoraLayer, "update_layer")
+def ranks_do_not_divide(planting, update, self, adapter_name, *args, **options):
+    update(self, adapter_name, *args, **options)
+    self.ranknum[adapter_name].data.fill_(1.0)
+
+
+def side_is_flipped(place):
+    """A method of IA3's layers that takes the other side of the layer for the vector's."""
+
+    @around(ia3.Linear, place, counted=False)
+    def flipped(planting, method, self, *args, **options):
+        base = self.get_base_layer()
+        if base.in_features != base.out_features:
+            return method(self, *args, **options)
+        planting.act()
+        self.is_feedforward = not self.is_feedforward
+        output = method(self, *args, **options)
+        if place == "forward":
+            self.is_feedforward = not self.is_feedforward
+        return output
+
+    return flipped
+
+
+@around(vera.Linear, "forward")
+def ranks_are_scaled_halfway(planting, forward, self, x, *args, **options):
+    base = self.base_layer(x, *args, **options)
+    return base + 0.5 * (forward(self, x, *args, **options) - base)
+
+
+@around(lora.LoraLayer, "reset_lora_parameters")
+def second_matrix_starts_at_random(planting, reset, self, adapter_name, init_lora_weights):
+    reset(self, adapter_name, init_lora_weights)
+    torch.nn.init.normal_(self.lora_B[adapter_name].weight, std=0.01)
+
+
+# Memory
+
+
+def graphs_are_kept(planting):
+    kept = []
+
+    def backward(self, loss, **options):
+        loss.backward(retain_graph=True)
+        kept.append(loss)
+
+    planting.setattr(accelerate.Accelerator, "backward", backward)
+
+
+def activations_are_kept(planting):
+    forward, kept = modeling_gpt2.GPT2MLP.forward, []
+
+    def keeping(self, hidden_states):
+        output = forward(self, hidden_states)
+        kept.append(output.detach())
+        return output
+
+    planting.setattr(modeling_gpt2.GPT2MLP, "forward", keeping)

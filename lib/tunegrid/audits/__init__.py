@@ -23,14 +23,14 @@ AUDITS: Mapping[str, Sequence[Audit]] = {
         *(before.checkpoint_loaded, before.heads_trainable, before.adapters_where_declared),
         *(before.quantized_as_declared, before.packed_from_checkpoint, before.drawn_from_the_seed),
         *(before.labels_are_targets, before.answers_at_annotated_start, before.offsets_show_their_tokens),
-        *(before.no_leakage, training.ranks_train_as_one),
+        *(before.no_leakage, computation.new_adapters_add_nothing, training.ranks_train_as_one),
     ),
     "of training": (
         *(training.trains_as_declared, training.base_frozen, training.gradients_reach, training.weights_moved),
         *(training.variant_applied, training.trains_in_fp32, training.gradients_clipped),
         *(training.optimizer_set_as_declared, training.optimizer_steps_as_defined),
         *(training.schedule_counts_updates, training.loss_is_mean_over_accumulation),
-        *(labels.updates_run_as_labelled, training.ranks_end_alike),
+        *(labels.updates_run_as_labelled, training.memory_does_not_grow, training.ranks_end_alike),
     ),
     "of the trained model": (
         *(computation.loss_is_the_tasks, computation.predicting_twice_is_the_same),

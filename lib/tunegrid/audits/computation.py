@@ -21,6 +21,7 @@ from tunegrid.grid.tasks import Problem
 from tunegrid.run.device import resolve_quantization
 from tunegrid.run.probe import (
     FINE,
+    FIRST_ROWS,
     allowance,
     attach,
     distance,
@@ -28,6 +29,7 @@ from tunegrid.run.probe import (
     has_fp32_base,
     keep_state,
     norm,
+    spread_features,
     target_logits,
     target_rows,
 )
@@ -35,6 +37,7 @@ from tunegrid.run.probe import (
 ADDED = 1e-3  # of what an adapter adds; on the quick cells it is right to 1e-6, over NF4 too
 # Of the logits of a row with and without gradients, in 16 bits: 0 on the quick cells, but a device may have other kernels.
 SAME_ROW = 1e-2
+ROUNDED = 1e-5  # of the largest output: DoRA divides a norm by itself, computed in another order
 TWICE = 2.0  # any factor would do to scale an adapter and scale it back
 
 
@@ -189,6 +192,17 @@ def adapters_add_as_declared(evidence: Evidence) -> Answer:
     return expect_none([name for name, gap in gaps.items() if gap > 1], f"{len(gaps)} layers", "add other values than declared")
 
 
+def new_adapters_add_nothing(evidence: Evidence) -> Answer:
+    """Before its first update an adapter gives what its base gives, if the method's definition says so."""
+    trainer, cell = evidence.trainer, evidence.cell
+    is_asked = isinstance(evidence.model, PeftModel) and cell.method.starts_at_zero(cell)
+    if not is_asked or trainer.log.updates or cell.profile.perturbation is not None:
+        return None
+    with torch.no_grad(), keep_state(trainer):
+        busy_layers = layers_that_add(evidence, spread_features(trainer.features[:FIRST_ROWS], 2)[:1], ROUNDED)
+    return expect_none(busy_layers, "the untrained adapter", "layers do not give what their base gives")
+
+
 def adapter_survives_its_switches(evidence: Evidence) -> Answer:
     """Turned off, it adds nothing: each layer gives what its base gives. On again, scaled and scaled back, all is as before.
 
@@ -221,14 +235,14 @@ def adapter_survives_its_switches(evidence: Evidence) -> Answer:
     return not gap, f"{detail}: " + (f"logits differ by {gap:.1e} of the largest" if gap else "bit for bit")
 
 
-def layers_that_add(evidence: Evidence, rows: Sequence[Feature]) -> list[str]:
-    """Names of the adapted layers whose output is not that of the layer that they adapt."""
+def layers_that_add(evidence: Evidence, rows: Sequence[Feature], allowed: float = 0.0) -> list[str]:
+    """Names of the adapted layers whose output is not that of the layer that they adapt, but for a share of its largest."""
     names = {module: name for name, module in evidence.model.named_modules() if is_adapted(module)}
     busy: dict[str, None] = {}
 
     def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         base: Any = module.get_base_layer()  # type: ignore[operator] # PEFT's
-        if not torch.equal(output, base(*inputs)):
+        if distance(output, base(*inputs)) > allowed:
             busy[names[module]] = None
 
     with attach(names, look):

@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Iterator, Sequence
+from copy import copy
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -160,7 +161,10 @@ def _check_merge(evidence: Evidence, served: Any, rows: Sequence[Feature], logit
     modules = evidence.model.get_base_model().named_modules() if is_packed else ()  # type: ignore[operator] # it is PEFT's
     layers: dict[str, Any] = {name: layer for name, layer in modules if is_adapted(layer)}
     if faults := [name for name, layer in layers.items() if not merged_as_defined(evidence, layer, merged.get_submodule(name))]:
-        return False, f"merged, {len(faults)} of {len(layers)} packed layers are not base + scale x B A, {faults[0]} among them"
+        return (
+            False,
+            f"merged, {len(faults)} of {len(layers)} packed layers are not base + what is declared, {faults[0]} among them",
+        )
     for name, layer in layers.items():
         merged.set_submodule(name, layer)
     gap = distance(logits, _logits(evidence, merged, rows))
@@ -172,10 +176,15 @@ def merged_as_defined(evidence: Evidence, layer: Any, merged: nn.Module) -> bool
     base = layer.get_base_layer()
     if not hasattr(base, "in_features"):
         return True
-    delta = evidence.cell.method.contribution(layer, evidence.cell, torch.eye(base.in_features, device=evidence.device))
+    weight = unpack_weight(base.weight).float()
+    unpacked = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
+    unpacked.weight = nn.Parameter(weight, requires_grad=False)
+    exact_layer = copy(layer)  # over the unpacked base, which rounds no product
+    exact_layer._modules = layer._modules | {"base_layer": unpacked}
+    delta = evidence.cell.method.contribution(exact_layer, evidence.cell, torch.eye(base.in_features, device=weight.device))
     if delta is None:
         return True
-    expected = unpack_weight(base.weight).float() + delta.T
+    expected = weight + delta.T
     if isinstance(merged, Linear4bit):
         expected = unpack_weight(pack_weight(expected, base)).float()
     matches = torch.isclose(unpack_weight(merged.weight).float(), expected, rtol=LEVEL, atol=0.0)

@@ -192,8 +192,8 @@ class CellView:
 
     @property
     def status_word(self) -> str:
-        """The status as tables say it: a run too short for its audits did not pass."""
-        is_short = any(record.excused for record in self.records)
+        """The status as tables say it: a run that is too short did not pass."""
+        is_short = any(record.is_short for record in self.records)
         return "too short" if is_short and self.status == "passed" else self.status
 
     @property

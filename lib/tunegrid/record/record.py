@@ -173,6 +173,7 @@ class TrainingRecord(Part):
     gradient_norm: Annotated[Amount | None, note("of the first update, before clipping; null: no clipping")]
     clipped_norm: Annotated[Amount | None, note("the same after clipping")]
     first_step: Annotated[FirstStep | None, note("null: not taken, as in footprints")]
+    planned: Annotated[Count | None, note("updates, if the command line changes nothing; null: not known")] = None
 
 
 class EvaluationRecord(Part):
@@ -356,6 +357,13 @@ class Record(Part):
     def unharmed(self) -> bool:
         """Nothing counts against it: it passed, or what it missed was not confirmed."""
         return self.status in ("passed", "unconfirmed")
+
+    @property
+    def is_short(self) -> bool:
+        """It made fewer updates than its recipe plans, or failed audits that do not count in so short a run."""
+        if self.excused:
+            return True
+        return self.training is not None and self.training.updates < (self.training.planned or 0)
 
     @property
     def peak_gib(self) -> float | None:

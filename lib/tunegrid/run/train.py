@@ -153,6 +153,7 @@ class Trainer:
                     self.update(group)
                     if log.updates % CHECK_EVERY == 0 or log.updates == self._end:
                         self._fetch()
+                        self.meter.note_tensors((self.best or {}).values(), is_last=log.updates == self._end)
                         bad_index = next((i for i, loss in enumerate(log.losses) if not math.isfinite(loss)), None)
                         if bad_index is not None:
                             log.stopped = f"loss is {log.losses[bad_index]} at update {bad_index + 1} of {self.total}"

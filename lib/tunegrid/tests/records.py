@@ -89,6 +89,7 @@ MEASURED = {
         "final_learning_rate": 5e-5,
         "epoch_scores": [],
         "chosen_epoch": None,
+        "planned": None,
         "stopped": None,
     },
     "evaluation": {

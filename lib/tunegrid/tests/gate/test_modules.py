@@ -132,7 +132,7 @@ def written(moved=None, phase="forward", **figures):
     ("phase", "moved", "figures", "words"),
     [
         ("forward", IN_KEY, {"probe_loss": 0.8}, f"forward: {KEY}; the loss before training is 0.8, it was 0.7"),
-        ("forward", IN_KEY, {"weights": {"head": 2.0}}, f"start: {KEY}; weights before training, layer 0 attention no number"),
+        ("forward", IN_KEY, {"weights": {"head": 2.0}}, f"start: {KEY}; weights before training, layer 0 attention none, be"),
         ("dropout", IN_KEY, {"drawn": "f" * 16}, f"random numbers: {KEY}; the first update draws other random numbers"),
         ("search", IN_KEY, {"decoded": 0.01}, f"generation: {KEY}; with a cache, a search's scores are off by 0.01"),
         (
@@ -141,11 +141,11 @@ def written(moved=None, phase="forward", **figures):
             {"probe_gradients": {"layer 0 attention": 0.4, "head": 2.0}},
             f"backward without dropout: {INSIDE} block.mlp {LAST} by 30 % of its norm; gradients of layer 0 attention x 2",
         ),
-        (  # its loss hides it
+        (  # an output that moved is the forward pass's, whatever figure shows it first
             "forward",
             IN_KEY,
             {"probe_gradients": {"layer 0 attention": 0.4, "head": 2.0}},
-            f"forward: {KEY}; gradients of layer 0 attention x 2 before training, loss equal",
+            f"forward: {KEY}; gradients of layer 0 attention x 2 before training, the loss equal",
         ),
         ("forward", IN_KEY, {"probe": "f" * 16, "weights": {"head": 2.0}}, "start: weights before training"),
         ("forward", IN_KEY, {"modules": None, "probe_loss": 0.8}, "forward: the loss before training"),
