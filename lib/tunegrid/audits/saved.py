@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import transformers as hf
 from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import PeftModel
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.sources import Row
 from tunegrid.errors import first_line
 from tunegrid.grid.methods import Answer, Lora
-from tunegrid.run.build import base_type, unpack_weight
+from tunegrid.run.build import base_type, checksums, unpack_weight
 from tunegrid.run.device import free_memory
 from tunegrid.run.meter import GIB, tensor_bytes, weight_tensors
 from tunegrid.run.prepare import make_codec
@@ -69,19 +70,27 @@ def _check_saved(evidence: Evidence, folder: Path) -> Answer:
         return None
     settings = saved_files.expected_settings(evidence)
     tokenizer_file = saved_files.tokenizer_json(evidence.codec.tokenizer)
+    bits = checksums(saved_files.named_tensors(model))
     evidence.serving.save(cell, model, evidence.codec.tokenizer, folder)
+    if checksums(saved_files.named_tensors(model)) != bits:
+        return False, "saving changes the tensors of the trained model"
     faults = list(saved_files.other_tensors(evidence, folder))
     if faults:
-        return False, f"{len(faults)} tensors are not saved as they were trained: {faults[0]}"
-    faults = list(saved_files.other_settings(settings, folder))
+        return False, _several("tensors", faults)
+    try:
+        tokenizer = hf.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        faults = list(saved_files.other_settings(settings, tokenizer, folder))
+    except Exception as error:  # whatever transformers and PEFT raise for files that do not fit
+        return False, f"the saved files cannot be read again: {type(error).__name__}: {first_line(error)}"
     faults += saved_files.other_tokenizer(tokenizer_file, folder)
+    faults += saved_files.other_tokens(evidence.codec.tokenizer, tokenizer, _texts(evidence), folder)
     if faults:
-        return False, "; ".join(faults[:3])
+        return False, _several("settings", faults)
     if size > LARGEST_GIB * GIB:
         return True, "saved as trained, by tensors and settings; too large to be loaded beside the trained model"
     try:
-        served, tokenizer = evidence.serving.load(cell, folder, evidence.device)
-    except Exception as error:  # whatever transformers and PEFT raise for files that do not fit
+        served = evidence.serving.load(cell, folder, evidence.device)[0]
+    except Exception as error:
         return False, f"the saved model cannot be loaded again: {type(error).__name__}: {first_line(error)}"
     if modes := [name for name, module in served.named_modules() if module.training]:
         return False, f"the saved model is loaded in training mode: {len(modes)} modules, {modes[0] or 'the model'} among them"
@@ -90,10 +99,12 @@ def _check_saved(evidence: Evidence, folder: Path) -> Answer:
     detail = f"{len(rows)} rows: loaded again, logits differ by {gap:.1e} of the largest"
     if not gap <= limit:
         return False, detail
-    tokens = saved_files.other_tokens(evidence.codec.tokenizer, tokenizer, _texts(evidence), folder)
+    faults = list(saved_files.other_loaded(evidence, served))
+    if faults:
+        return False, _several("tensors", faults)
     pair = other_pair(evidence, served, tokenizer, limit)
     answers = other_answers(evidence, served, tokenizer) if evidence.evaluation and not gap else ()
-    if fault := next(chain(tokens, pair, answers), None):
+    if fault := next(chain(pair, answers), None):
         return False, fault
     if not isinstance(model, PeftModel):
         return True, detail
@@ -101,6 +112,11 @@ def _check_saved(evidence: Evidence, folder: Path) -> Answer:
         return True, f"{detail}; not merged: prompts belong to no layer"
     passed, merge_detail = _check_merge(evidence, served, rows, logits, limit)
     return passed, f"{detail}; {merge_detail}"
+
+
+def _several(kind: str, faults: Sequence[str]) -> str:
+    """The first fault, and how many there are of its kind."""
+    return faults[0] if len(faults) == 1 else f"{len(faults)} {kind} differ: {faults[0]}; {faults[1]}"
 
 
 def _texts(evidence: Evidence) -> list[str]:

@@ -6,7 +6,7 @@ gives one. Each comparison yields a sentence for each difference.
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,8 @@ def adapter_key(name: str) -> str:
 
 def kept_ranks(model: Any, name: str, tensor: Tensor) -> Tensor:
     """The part of a tensor that is saved: of AdaLoRA's the ranks that it kept, of others all."""
-    patterns = getattr(model.active_peft_config, "rank_pattern", None) or {}
+    config = getattr(model, "active_peft_config", None)
+    patterns = getattr(config, "rank_pattern", None) or {}
     layer, _, part = name.removeprefix("base_model.model.").partition(".lora_")
     pattern = patterns.get(f"{layer}.lora_E", patterns.get(f"{layer}.lora_E.default"))
     if not part or not isinstance(pattern, list):
@@ -161,7 +162,7 @@ def kept_ranks(model: Any, name: str, tensor: Tensor) -> Tensor:
 
 
 def other_files(
-    paths: Iterator[Path], tensors: Mapping[str, Tensor], names: Iterator[str]
+    paths: Iterable[Path], tensors: Mapping[str, Tensor], names: Collection[str]
 ) -> Iterator[str]:
     """Compares files with tensors by name: reads each byte once, and holds one tensor at a time.
 
@@ -177,10 +178,31 @@ def other_files(
                 saved.add(storage(tensors[name]))
                 fault = tensor_difference(tensors[name], file.get_tensor(name))
                 if fault:
-                    yield f"{name} {fault}"
-    for name in sorted(names):
-        if storage(tensors[name]) not in saved:
-            yield f"{name} is in no saved file, nor is a tensor that is tied to it"
+                    yield f"{name} was saved {fault}"
+    for name, tensor in tensors.items():
+        if name in names and storage(tensor) not in saved:
+            saved.add(storage(tensor))
+            yield f"{name} is in no file, nor is a tensor that is tied to it"
+
+
+def other_loaded(evidence: Evidence, served: Any) -> Iterator[str]:
+    """A sentence for each parameter that is loaded otherwise than it was trained.
+
+    What a method added without training it may be drawn anew, and so may the copies of a new head that PEFT keeps unused.
+    """
+    model: Any = evidence.model
+    loaded = dict(served.named_parameters())
+    untrained = evidence.own - evidence.cell.method.declared_names(model, evidence.cell)
+    for name, parameter in model.named_parameters():
+        if name in untrained or ".original_module." in name:
+            continue
+        if name not in loaded:
+            yield f"{name} is not loaded again"
+            continue
+        trained = kept_ranks(model, name, parameter.detach())
+        fault = tensor_difference(trained, loaded[name].detach())
+        if fault:
+            yield f"{name} was loaded {fault}"
 
 
 def storage(tensor: Tensor) -> Any:
@@ -188,22 +210,22 @@ def storage(tensor: Tensor) -> Any:
     return (tensor.data_ptr(), tensor.shape) if tensor.numel() else id(tensor)
 
 
-def tensor_difference(trained: Tensor, saved: Tensor) -> str:
-    """The end of a sentence on how two tensors differ; empty if all their bits are the same."""
-    kinds = [f"{dtype_name(one.dtype)} {tuple(one.shape)}" for one in (trained, saved)]
+def tensor_difference(trained: Tensor, other: Tensor) -> str:
+    """The end of a sentence on how a tensor is not the trained one; empty if all its bits are."""
+    kinds = [f"{dtype_name(tensor.dtype)} {tuple(tensor.shape)}" for tensor in (trained, other)]
     if kinds[0] != kinds[1]:
-        return f"was trained as {kinds[0]}, but is saved as {kinds[1]}"
-    integers = INTEGERS.get(saved.element_size(), torch.uint8)
+        return f"as {kinds[1]}, and trained as {kinds[0]}"
+    integers = INTEGERS.get(other.element_size(), torch.uint8)
     trained_bits = trained.reshape(-1).view(integers)
-    saved_bits = saved.to(trained.device).reshape(-1).view(integers)
-    if torch.equal(trained_bits, saved_bits):
+    other_bits = other.to(trained.device).reshape(-1).view(integers)
+    if torch.equal(trained_bits, other_bits):
         return ""
-    places = (trained_bits != saved_bits).nonzero().flatten()
-    place = int(places[0]) * saved.numel() // len(saved_bits)
-    values = [one.reshape(-1)[place].item() for one in (trained, saved)]
-    detail = f"is saved with other bits at {len(places)} of {len(saved_bits)} places: {values[1]} for {values[0]}"
-    digits = type_of_digits(saved) if saved.is_floating_point() else dtype_name(saved.dtype)
-    return detail if digits == dtype_name(saved.dtype) else f"{detail}; it was rounded to {digits}"
+    places = (trained_bits != other_bits).nonzero().flatten()
+    place = int(places[0]) * other.numel() // len(other_bits)
+    values = [tensor.reshape(-1)[place].item() for tensor in (other, trained)]
+    changed = f"with {len(places)} of {len(other_bits)} values changed: {values[0]:.9g} for {values[1]:.9g}"
+    digits = type_of_digits(other)
+    return changed if digits == dtype_name(other.dtype) else f"{changed}, as {digits} rounds"
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -234,7 +256,9 @@ def expected_settings(evidence: Evidence) -> dict[str, Fields]:
     return settings
 
 
-def other_settings(settings: Mapping[str, Fields], folder: Path) -> Iterator[str]:
+def other_settings(
+    settings: Mapping[str, Fields], tokenizer: Any, folder: Path
+) -> Iterator[str]:
     """A sentence for each field that a file has otherwise, or that loading makes another one of."""
     for name, expected in settings.items():
         path = folder / name
@@ -246,7 +270,7 @@ def other_settings(settings: Mapping[str, Fields], folder: Path) -> Iterator[str
         reasons = NOT_COMPARED[path.name]
         expected_fields = flat(expected)
         file = flat(read_fields(path))
-        loaded = flat(loaded_fields(path))
+        loaded = flat(loaded_fields(path, tokenizer))
         for field in sorted(file.keys() | expected_fields.keys()):
             if field.split(".")[0] in reasons or field.split(".")[-1] in reasons:
                 continue
@@ -267,17 +291,18 @@ def field_difference(name: str, expected: Fields, file: Fields, loaded: Fields) 
     value = expected[name]
     if name in file and file[name] != value:
         return f"is saved as {file[name]!r}, but was {value!r}"
-    if name not in file and name not in loaded:
-        return f"is not saved, but was {value!r}"
+    lost = "" if name in file else "not saved, and "
     if name in loaded and loaded[name] != value:
-        return f"is loaded as {loaded[name]!r}, but was {value!r}"
+        return f"is {lost}loaded as {loaded[name]!r}, but was {value!r}"
+    if lost and name not in loaded:
+        return f"is not saved, but was {value!r}"
     return ""
 
 
-def loaded_fields(path: Path) -> Fields:
-    """A file's fields as its library reads them."""
+def loaded_fields(path: Path, tokenizer: Any) -> Fields:
+    """A file's fields as its library reads them; the tokenizer was loaded already."""
     if path.name == TOKENIZER_CONFIG_FILE:
-        return tokenizer_fields(hf.AutoTokenizer.from_pretrained(path.parent, trust_remote_code=False))
+        return tokenizer_fields(tokenizer)
     if path.name == CONFIG_NAME:
         return plain(hf.AutoConfig.from_pretrained(path.parent, trust_remote_code=False))
     if path.name == GENERATION_CONFIG_NAME:
