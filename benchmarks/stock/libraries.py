@@ -4,7 +4,6 @@ The study's heads are partly our own classes. This path trains the library's hea
 holds the untrained base with it, as `save_pretrained` writes it, and both sides start from that.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tunegrid.audits import saved_files
 from tunegrid.audits.before import is_adapted
-from tunegrid.audits.evidence import Evidence, sample
+from tunegrid.audits.evidence import Evidence, differing_parts, sample
 from tunegrid.codecs.base import Feature, move_batch
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.sources import Row
@@ -170,8 +170,8 @@ def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[s
         answers.append([prediction.value for prediction in codec.decode(rows, features, outputs)])
     for expected, answer in zip(*answers, strict=True):
         if expected != answer:
-            difference = saved_files.text_difference(str(expected), str(answer))
-            yield f"loaded from its own files it answers {difference} of the trained model"
+            parts = differing_parts(str(expected), str(answer))
+            yield f"loaded from its own files it answers {parts[1]!r}, but the trained model {parts[0]!r}"
 
 
 def _check_merge(evidence: Evidence, served: Any, rows: Sequence[Feature], logits: Tensor, limit: float) -> tuple[bool, str]:

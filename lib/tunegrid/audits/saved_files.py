@@ -1,7 +1,7 @@
-"""Compares the files of a saved model with the trained one: each tensor bit by bit, each setting field by field.
+"""Compares the files of a saved model with the trained one: tensors bit by bit, settings by field.
 
-Expected values are the trained objects' own, taken before saving, and what cell and checkpoint say: no function that saves
-gives one. Each comparison yields a sentence for each difference.
+Expected values are the trained objects' own, taken before saving, and what cell and checkpoint
+say: no function that saves gives one. Comparisons yield a sentence for each difference.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE, TOKENIZER_CONFIG_FILE
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
-from tunegrid.audits.evidence import Evidence
+from tunegrid.audits.evidence import Evidence, differing_parts, first_difference
 from tunegrid.codecs.architectures import architecture
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.errors import InputError
-from tunegrid.grid.backbones import checkpoint_source
+from tunegrid.grid.backbones import checkpoint_source, is_part
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.tasks import Problem
 from tunegrid.run.build import INTEGERS, base_type, make_base
@@ -32,7 +32,8 @@ from tunegrid.run.probe import type_of_digits
 from tunegrid.run.serving import BASE, saved_search, unwrap_base
 
 Fields = dict[str, Any]
-CONTEXT = 20  # characters on each side of the first one in which two texts differ
+Settings = Mapping[str, Fields]  # by the name of their file
+Tensors = Mapping[str, Tensor]
 
 # PEFT's types whose files hold other tensors than the trained ones: logits alone tell of them.
 OTHER_TENSORS: Mapping[str, str] = {
@@ -49,7 +50,8 @@ OTHER_TENSORS: Mapping[str, str] = {
     "XLORA": "other adapters, in files of their own",
 }
 RENAMED = {  # ends of names that PEFT's files have otherwise
-    "lora_magnitude_vector.weight": "lora_magnitude_vector",  # DoRA's format is older than its module
+    # DoRA's format is older than its module.
+    "lora_magnitude_vector.weight": "lora_magnitude_vector",
     "prompt_encoder.embedding.weight": "prompt_embeddings",
 }
 # Fields that are not compared, by file, each with its reason.
@@ -104,7 +106,7 @@ SEARCH_DEFAULTS = {"length_penalty": 1.0}  # transformers' own, which it does no
 
 
 def other_tensors(evidence: Evidence, folder: Path) -> Iterator[str]:
-    """A sentence for each tensor of the files that is missing, unknown, or not the trained one bit for bit."""
+    """A sentence for each tensor that files lack, or have otherwise than it was trained."""
     model: Any = evidence.model
     if not isinstance(model, PeftModel):
         yield from other_model(model, folder)
@@ -130,7 +132,7 @@ def other_model(model: nn.Module, folder: Path) -> Iterator[str]:
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers, tied ones by each of their names, and the scales of packed weights."""
+    """Parameters and buffers, tied ones by all their names, and the scales of packed weights."""
     yield from model.named_buffers(remove_duplicate=False)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         yield name, parameter.detach()
@@ -161,9 +163,7 @@ def kept_ranks(model: Any, name: str, tensor: Tensor) -> Tensor:
     return tensor[:, mask] if part.startswith("B") else tensor[mask]
 
 
-def other_files(
-    paths: Iterable[Path], tensors: Mapping[str, Tensor], names: Collection[str]
-) -> Iterator[str]:
+def other_files(paths: Iterable[Path], tensors: Tensors, names: Collection[str]) -> Iterator[str]:
     """Compares files with tensors by name: reads each byte once, and holds one tensor at a time.
 
     Each of the names must be in a file, or one of those that are tied to it.
@@ -188,11 +188,12 @@ def other_files(
 def other_loaded(evidence: Evidence, served: Any) -> Iterator[str]:
     """A sentence for each parameter that is loaded otherwise than it was trained.
 
-    What a method added without training it may be drawn anew, and so may the copies of a new head that PEFT keeps unused.
+    What a method added without training it may be drawn anew, and so may the copies of a new
+    head that PEFT keeps unused.
     """
-    model: Any = evidence.model
+    cell, model = evidence.cell, evidence.model
     loaded = dict(served.named_parameters())
-    untrained = evidence.own - evidence.cell.method.declared_names(model, evidence.cell)
+    untrained = evidence.own - cell.method.declared_names(model, cell)
     for name, parameter in model.named_parameters():
         if name in untrained or ".original_module." in name:
             continue
@@ -200,6 +201,8 @@ def other_loaded(evidence: Evidence, served: Any) -> Iterator[str]:
             yield f"{name} is not loaded again"
             continue
         trained = kept_ranks(model, name, parameter.detach())
+        if is_part(name, cell.head.new_modules):  # which take the type of the base that is loaded
+            trained = trained.to(base_type(cell))
         fault = tensor_difference(trained, loaded[name].detach())
         if fault:
             yield f"{name} was loaded {fault}"
@@ -223,7 +226,8 @@ def tensor_difference(trained: Tensor, other: Tensor) -> str:
     places = (trained_bits != other_bits).nonzero().flatten()
     place = int(places[0]) * other.numel() // len(other_bits)
     values = [tensor.reshape(-1)[place].item() for tensor in (other, trained)]
-    changed = f"with {len(places)} of {len(other_bits)} values changed: {values[0]:.9g} for {values[1]:.9g}"
+    counts = f"{len(places)} of {len(other_bits)} values"
+    changed = f"with {counts} changed: {values[0]:.9g} for {values[1]:.9g}"
     digits = type_of_digits(other)
     return changed if digits == dtype_name(other.dtype) else f"{changed}, as {digits} rounds"
 
@@ -256,9 +260,7 @@ def expected_settings(evidence: Evidence) -> dict[str, Fields]:
     return settings
 
 
-def other_settings(
-    settings: Mapping[str, Fields], tokenizer: Any, folder: Path
-) -> Iterator[str]:
+def other_settings(settings: Settings, tokenizer: Any, folder: Path) -> Iterator[str]:
     """A sentence for each field that a file has otherwise, or that loading makes another one of."""
     for name, expected in settings.items():
         path = folder / name
@@ -304,10 +306,11 @@ def loaded_fields(path: Path, tokenizer: Any) -> Fields:
     if path.name == TOKENIZER_CONFIG_FILE:
         return tokenizer_fields(tokenizer)
     if path.name == CONFIG_NAME:
-        return plain(hf.AutoConfig.from_pretrained(path.parent, trust_remote_code=False))
+        config = hf.AutoConfig.from_pretrained(path.parent, trust_remote_code=False)
+        return fields_of(config)
     if path.name == GENERATION_CONFIG_NAME:
         config = hf.GenerationConfig.from_pretrained(path.parent)
-        return SEARCH_DEFAULTS | drop_none(plain(config))
+        return SEARCH_DEFAULTS | drop_none(fields_of(config))
     return peft_fields(peft.PeftConfig.from_pretrained(path.parent))
 
 
@@ -315,8 +318,9 @@ def adapter_fields(evidence: Evidence, model: Any, base: Any) -> Fields:
     """PEFT's configuration as the method declares it, and as it trained if that says more."""
     cell, config = evidence.cell, model.active_peft_config
     fields = peft_fields(config)
+    method: Any = cell.method
     try:
-        declared = cell.method.peft_config(cell, make_base(cell, evidence.codec.tokenizer, base))
+        declared = method.peft_config(cell, make_base(cell, evidence.codec.tokenizer, base))
     except (AttributeError, InputError):  # the method adapts in its own way
         declared = config
     for name, value in drop_none(peft_fields(declared)).items():
@@ -327,8 +331,9 @@ def adapter_fields(evidence: Evidence, model: Any, base: Any) -> Fields:
     fields["auto_mapping"] = None if config.task_type else library
     fields["inference_mode"] = True
     fields["peft_version"] = peft.__version__
-    if config.base_model_name_or_path is not None:
-        fields["base_model_name_or_path"] = checkpoint_source(cell.backbone, cell.profile)[0]
+    source, pin = checkpoint_source(cell.backbone, cell.profile)
+    fields["base_model_name_or_path"] = source
+    fields["revision"] = pin.get("revision")
     if cell.method.rewrites(cell):
         fields["init_lora_weights"] = True
     return fields
@@ -337,9 +342,10 @@ def adapter_fields(evidence: Evidence, model: Any, base: Any) -> Fields:
 def config_fields(evidence: Evidence, model: Any) -> Fields:
     """A model's configuration: as trained, but by cell and checkpoint where they say it."""
     cell = evidence.cell
-    fields = plain(model.config)
+    fields = fields_of(model.config)
     original = checkpoint_fields(cell, CONFIG_NAME)
-    kinds = [value for value in fields.values() if isinstance(value, dict) and "model_type" in value]
+    parts = [value for value in fields.values() if isinstance(value, dict)]
+    kinds = [part for part in parts if "model_type" in part]
     for config in kinds:  # of a pair, two of the checkpoint's kind
         del config["transformers_version"]  # the pair names it
     for config in kinds or [fields]:
@@ -363,8 +369,8 @@ def config_fields(evidence: Evidence, model: Any) -> Fields:
 def tokenizer_fields(tokenizer: Any) -> Fields:
     """A tokenizer's attributes and special tokens."""
     names = [name for name in vars(tokenizer) if not name.startswith("_")]
-    fields = {name: plain(getattr(tokenizer, name)) for name in names}
-    special_tokens = plain(tokenizer.special_tokens_map)
+    fields: Fields = {name: plain(getattr(tokenizer, name)) for name in names}
+    special_tokens: Fields = plain(tokenizer.special_tokens_map)
     fields["special_tokens_map"] = sorted(special_tokens.items())
     fields["extra_special_tokens"] = plain(tokenizer.extra_special_tokens)
     fields["tokenizer_class"] = type(tokenizer).__name__
@@ -374,9 +380,8 @@ def tokenizer_fields(tokenizer: Any) -> Fields:
 def checkpoint_fields(cell: Cell, name: str) -> Fields:
     """A file of settings of the cell's checkpoint; empty if it has none."""
     source, pin = checkpoint_source(cell.backbone, cell.profile)
-    path = hf.utils.cached_file(
-        source, name, **pin, _raise_exceptions_for_missing_entries=False
-    )
+    optional = {**pin, "_raise_exceptions_for_missing_entries": False}
+    path = hf.utils.cached_file(source, name, **optional)
     return read_fields(Path(path)) if path else {}
 
 
@@ -394,7 +399,8 @@ def peft_fields(config: Any) -> Fields:
 
 def ordered(fields: Fields) -> Fields:
     """The fields with lists of names in alphabetical order."""
-    return {name: sorted(value, key=str) if isinstance(value, list) else value for name, value in fields.items()}
+    lists = {name: value for name, value in fields.items() if isinstance(value, list)}
+    return fields | {name: sorted(value, key=str) for name, value in lists.items()}
 
 
 def flat(fields: Fields) -> Fields:
@@ -419,6 +425,12 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=plain_object))
 
 
+def fields_of(config: Any) -> Fields:
+    """The public fields of a configuration."""
+    fields: Fields = plain(config)
+    return fields
+
+
 def plain_object(value: Any) -> Any:
     """One object, which JSON does not know, in simpler ones."""
     if isinstance(value, set | frozenset):
@@ -441,7 +453,8 @@ def plain_object(value: Any) -> Any:
 def tokenizer_json(tokenizer: Any) -> Fields:
     """The content that tokenizer.json must have; empty for a tokenizer without one."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return json.loads(backend.to_str()) if backend else {}
+    content: Fields = json.loads(backend.to_str()) if backend else {}
+    return content
 
 
 def other_tokenizer(expected: Fields, folder: Path) -> Iterator[str]:
@@ -453,7 +466,8 @@ def other_tokenizer(expected: Fields, folder: Path) -> Iterator[str]:
     for part in sorted(expected.keys() | saved.keys()):
         texts = [json.dumps(fields.get(part), ensure_ascii=False) for fields in (expected, saved)]
         if texts[0] != texts[1]:
-            yield f"{path.name}: {part} is saved as {text_difference(*texts)}"
+            expected_part, saved_part = differing_parts(*texts)
+            yield f"{path.name}: {part} is saved as {saved_part!r}, but was {expected_part!r}"
 
 
 def other_tokens(trained: Any, saved: Any, texts: Sequence[str], folder: Path) -> Iterator[str]:
@@ -473,23 +487,7 @@ def tokens_difference(tokenizer: Any, ids: Sequence[int], saved_ids: Sequence[in
     """Where two readings of a text part, with the text before it."""
     place = first_difference(ids, saved_ids)
     context = tokenizer.decode(ids[max(0, place - 5) : place])
-    tokens, saved_tokens = (
-        tokenizer.convert_ids_to_tokens(list(part[place : place + 3])) for part in (ids, saved_ids)
-    )
-    counts = f"{len(saved_ids)} tokens for {len(ids)}"
+    tokens = tokenizer.convert_ids_to_tokens(list(ids[place : place + 3]))
+    saved_tokens = tokenizer.convert_ids_to_tokens(list(saved_ids[place : place + 3]))
+    counts = f"{len(saved_ids)} tokens, and not {len(ids)}"
     return f"a text as {counts}; behind {context!r} come {saved_tokens}, and not {tokens}"
-
-
-def text_difference(text: str, saved: str) -> str:
-    """The parts of two texts around the first place in which they differ."""
-    start = max(0, first_difference(text, saved) - CONTEXT)
-    end = start + 2 * CONTEXT
-    return f"{saved[start:end]!r}, but was {text[start:end]!r}"
-
-
-def first_difference(items: Sequence[Any], others: Sequence[Any]) -> int:
-    """The first place in which two sequences differ, or the end of the shorter one."""
-    for place, (item, other) in enumerate(zip(items, others, strict=False)):
-        if item != other:
-            return place
-    return min(len(items), len(others))
