@@ -12,7 +12,7 @@ import tokenizers
 import torch
 import transformers as hf
 from bitsandbytes.optim.optimizer import Optimizer2State
-from peft import PeftModel
+from peft import PeftModel, peft_model
 from peft.config import PeftConfigMixin
 from peft.tuners.adalora import layer as adalora
 from peft.tuners.ia3 import layer as ia3
@@ -342,6 +342,73 @@ def padding_is_not_saved(planting, save, self, save_directory, **options):
     names, path = save(self, save_directory, **options), Path(save_directory, "tokenizer_config.json")
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"pad_token": None}), encoding="utf-8")
     return names
+
+
+def saved_with(target, name, file, change):
+    """A function that saves, after which `change` is made in the settings of a file."""
+
+    @around(target, name, counted=False)
+    def changed(planting, save, self, save_directory, **options):
+        result = save(self, save_directory, **options)
+        path = Path(save_directory, file)
+        if path.is_file():
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            change(fields)
+            planting.act()
+            path.write_text(json.dumps(fields), encoding="utf-8")
+        return result
+
+    return changed
+
+
+truncation_side_is_left = saved_with(
+    hf.PreTrainedTokenizerFast,
+    "save_pretrained",
+    "tokenizer_config.json",
+    lambda fields: fields.update(truncation_side="left"),
+)
+token_types_are_not_saved = saved_with(
+    hf.PreTrainedTokenizerFast,
+    "save_pretrained",
+    "tokenizer_config.json",
+    lambda fields: fields.update(model_input_names=["input_ids", "attention_mask"]),
+)
+architecture_of_fsdp = saved_with(
+    hf.PreTrainedConfig,
+    "save_pretrained",
+    "config.json",
+    lambda fields: fields.update(architectures=[f"FSDP{fields['architectures'][0]}"]),
+)
+a_search_setting_is_not_saved = saved_with(
+    hf.GenerationConfig,
+    "save_pretrained",
+    "generation_config.json",
+    lambda fields: fields.pop("no_repeat_ngram_size"),
+)
+
+
+@around(peft_model, "safe_save_file")
+def adapters_are_saved_in_fp16(planting, save, tensors, *args, **options):
+    save({name: tensor.half() for name, tensor in tensors.items()}, *args, **options)
+
+
+@around(modeling_utils, "safe_save_file")
+def a_tensor_is_saved_rounded(planting, save, tensors, *args, **options):
+    """The last one goes through bf16 and comes back."""
+    name = max(tensors)
+    save(tensors | {name: tensors[name].bfloat16().to(tensors[name].dtype)}, *args, **options)
+
+
+@around(modeling_utils, "safe_save_file")
+def tied_weights_are_not_saved(planting, save, tensors, *args, **options):
+    """Of the weights that embeddings and output layer share."""
+    rest = {name: tensor for name, tensor in tensors.items() if name != "shared.weight"}
+    save(rest, *args, **options)
+
+
+@around(hf.PreTrainedModel, "save_pretrained")
+def saved_in_shards(planting, save, self, save_directory, **options):
+    save(self, save_directory, **options | {"max_shard_size": "200KB"})
 
 
 # Loading and the update: packing, dropout, backward, optimizer, schedule

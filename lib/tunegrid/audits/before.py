@@ -15,10 +15,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunegrid.audits.evidence import Evidence, copies, expect_none, require, sample
-from tunegrid.codecs.base import alphanumeric
+from tunegrid.audits.evidence import Evidence, copies, differing_parts, expect_none, require, sample
+from tunegrid.codecs.base import IGNORED, Codec, alphanumeric
 from tunegrid.codecs.extract import ExtractCodec
-from tunegrid.data.sources import answer_span, context
+from tunegrid.codecs.generate import GenerateCodec
+from tunegrid.data.sources import Row, answer_span, context
 from tunegrid.data.splits import Splits
 from tunegrid.grid.backbones import is_part
 from tunegrid.grid.cells import Cell
@@ -249,10 +250,33 @@ def nf4(weight: Tensor) -> Tensor:
 def labels_are_targets(evidence: Evidence) -> Answer:
     """What the loss counts, decoded again, is the target of its row, and nothing of the prompt or the padding."""
     rows = require(evidence.splits, Splits).train
-    features, check = sample(evidence.trainer.features), evidence.codec.label_is_target
-    labels = evidence.codec.collate(features)["labels"]
-    wrong_rows = [f.example for f, label in zip(features, labels, strict=True) if not check(rows[f.example], f, label)]
+    codec, features = evidence.codec, sample(evidence.trainer.features)
+    wrong_rows, decoding_faults = list[int](), list[str]()
+    for feature, label in zip(features, codec.collate(features)["labels"], strict=True):
+        row = rows[feature.example]
+        if not codec.label_is_target(row, feature, label):
+            wrong_rows.append(feature.example)
+            decoding_faults += decoding_fault(codec, row, label)
+    if wrong_rows and len(decoding_faults) == len(wrong_rows):
+        detail = f"the tokenizer's decode() does not write what tokens say: {decoding_faults[0]}"
+        return False, f"{len(features)} sampled rows; of {len(wrong_rows)}, {detail}"
     return expect_none(wrong_rows, f"{len(features)} sampled rows", "train on labels that are not their targets")
+
+
+def decoding_fault(codec: Codec, row: Row, label: Tensor) -> list[str]:
+    """A phrase on right labels that the tokenizer decodes otherwise than its backend; none for wrong labels."""
+    tokenizer = codec.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not isinstance(codec, GenerateCodec):
+        return []
+    ids = label[label != IGNORED].tolist()
+    text = backend.decode(ids, skip_special_tokens=True)
+    decoded = tokenizer.decode(ids, skip_special_tokens=True)
+    is_target = alphanumeric(codec.target_text(row)).startswith(alphanumeric(text))
+    if decoded == text or not is_target or tokenizer.clean_up_tokenization_spaces:
+        return []
+    parts = differing_parts(text, decoded)
+    return [f"{parts[1]!r} for {parts[0]!r}"]
 
 
 def answers_at_annotated_start(evidence: Evidence) -> Answer:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunegrid.errors import InputError, first_line
-from tunegrid.grid.backbones import Head, is_part
+from tunegrid.grid.backbones import Head, checkpoint_source, is_part
 from tunegrid.grid.recipes import Adapter, Recipe
 
 if TYPE_CHECKING:
@@ -282,13 +282,15 @@ class Adapting(Method):
         import peft
 
         model.requires_grad_(False)
+        # The base's revision, by which PEFT's Auto classes load it again.
+        pin = {} if cell.profile.random_weights else checkpoint_source(cell.backbone, cell.profile)[1]
         try:
             config = self.peft_config(cell, base)
             if self.rewrites(cell) and any(parameter.is_meta for parameter in model.parameters()):
                 config.init_lora_weights = True  # the meta device has no values that PiSSA or its like could start from
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Unsupported layer type")  # of a norm's width, which is not needed
-                peft_model: nn.Module = peft.get_peft_model(model, config)
+                peft_model: nn.Module = peft.get_peft_model(model, config, **pin)
         except (TypeError, ValueError) as error:  # an option that PEFT does not know, a target that the model does not have
             raise InputError(f"method {self.id!r}: PEFT refuses its config ({first_line(error)})") from None
         return peft_model

@@ -192,8 +192,13 @@ def logits_and_loss(trainer: Trainer, batch: Batch, model: nn.Module | None = No
     outputs: list[Any] = []
     with attach([model], lambda module, inputs, output: outputs.append(output)):
         loss = trainer.codec.loss(model, batch)
-    tensors = [getattr(outputs[-1], name, None) for name in ("logits", "start_logits", "end_logits")]
-    return [logits for logits in tensors if logits is not None], loss
+    return output_logits(outputs[-1]), loss
+
+
+def output_logits(output: Any) -> list[Tensor]:
+    """The logits that a model's output names."""
+    tensors = [getattr(output, name, None) for name in ("logits", "start_logits", "end_logits")]
+    return [logits for logits in tensors if logits is not None]
 
 
 def target_logits(trainer: Trainer, features: Sequence[Feature], encoded: Tensor | None = None) -> list[Tensor]:
