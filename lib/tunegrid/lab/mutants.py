@@ -51,9 +51,9 @@ from tunegrid.report.tables import Section, markdown, text
 
 LIBRARIES = ("transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "datasets", "rouge_score", "torch")
 PRELOADED = (*LIBRARIES, "evaluate", "nltk", "numpy", "pandas", "pyarrow", "scipy", "tokenizers", "tunegrid")
-# CPU seconds of a healthy process, after which a mutant hangs: five times those of a forked one, which imports nothing.
-PATIENCE = 3
-SLEEP = 10  # times those seconds of any clock, after which it sleeps
+# After so many times a healthy process's CPU seconds a mutant hangs: five times those of a forked one, which imports nothing.
+PATIENCE = 2
+PATIENCE_WAITING = 10  # the same in seconds of the clock, for a mutant that waits, beside other processes
 ATTEMPTS = 1000  # draws for each mutant: many lines have no change
 CRASH, OTHER, REPORTED, SILENT = "crash or hang", "other exit code", "exit 0, reported", "exit 0, not reported"
 OUTCOMES = (CRASH, "exit 1", "exit 6", OTHER, REPORTED, SILENT)
@@ -147,7 +147,7 @@ class Job:
         os.dup2(output, 2)
         if self.limit_seconds:
             resource.setrlimit(resource.RLIMIT_CPU, (self.limit_seconds, self.limit_seconds))
-            signal.alarm(SLEEP * self.limit_seconds)
+            signal.alarm(PATIENCE_WAITING * self.limit_seconds)
         os.chdir(ROOT)
         if self.mutant:
             self._change(self.mutant)
@@ -214,10 +214,11 @@ class Job:
     @property
     def answer(self) -> list[str]:
         """The sentences of the session's verdict."""
-        path = self.folder / "junit.xml"
-        if not path.exists():
+        try:
+            tree = ElementTree.parse(self.folder / "junit.xml")
+        except (OSError, ElementTree.ParseError):
             return []
-        return (ElementTree.parse(path).findtext(".//testcase[@classname='tunegrid']/*") or "").splitlines()
+        return (tree.findtext(".//testcase[@classname='tunegrid']/*") or "").splitlines()
 
     @property
     def facts(self) -> Facts:
@@ -281,7 +282,7 @@ def run_trial(trial: Trial, path: Path, workers: int) -> Trial:
     """Run what has not run, and save each result; return the trial."""
     with tempfile.TemporaryDirectory(prefix="tunegrid-mutants-") as name, ThreadPoolExecutor(workers) as pool:
         folder = Path(name)
-        # Nobody may resume a mutant's rows; sets have one order.
+        # No session may resume a mutant's rows; the order of sets may decide which lines run.
         os.environ |= {"TUNEGRID_CACHE": f"{folder / 'cache'}", "PYTHONHASHSEED": "0"}
         announce_threads(1)
         if not trial.mutants:
