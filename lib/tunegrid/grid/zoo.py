@@ -164,7 +164,7 @@ class Oft(Adapting):
         skew = skew - skew.mT
         unit = torch.eye(size, dtype=weights.dtype)
         blocks = (unit + skew) @ torch.linalg.inv(unit - skew)
-        parts = exact(inputs).unflatten(-1, (len(blocks), size)).unsqueeze(-1)
+        parts = exact(inputs).reshape(*inputs.shape[:-1], len(blocks), size, 1)
         rotated = (blocks @ parts).squeeze(-1).flatten(-2)
         base = layer.get_base_layer()
         product = exact(base(rotated.to(inputs))) - exact(base(inputs))
