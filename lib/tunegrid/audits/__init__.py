@@ -4,13 +4,15 @@ Each is a pure function of `Evidence`, named as in the record; it takes the cell
 was built, encoded, trained and predicted. Audits over several cells are in `tunegrid.runs.status`.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 
-from tunegrid.audits import before, computation, dropout, labels, saved, scores, training
+from tunegrid.audits import before, computation, dropout, labels, saved, scores, search, training
 from tunegrid.audits.evidence import AbsentError, Evidence
 from tunegrid.errors import first_line
-from tunegrid.grid.methods import Answer
+from tunegrid.grid.methods import Answer, Measured
 from tunegrid.record import AuditFinding
 
 __all__ = ["AUDITS", "BEFORE", "LATER", "Evidence", "run_audits"]
@@ -42,7 +44,7 @@ AUDITS: Mapping[str, Sequence[Audit]] = {
     ),
     "of scores": (
         *(scores.selection_apart_from_test, scores.prompt_intact_at_inference, scores.windows_map_to_examples),
-        *(scores.scored_alone_as_in_batch, scores.cache_changes_nothing, scores.texts_are_the_models),
+        *(scores.scored_alone_as_in_batch, search.cache_changes_nothing, search.texts_are_the_models),
         *(scores.generation_not_truncated, scores.metric_invariants, scores.predictions_not_collapsed),
         scores.learned_something,
     ),
@@ -64,5 +66,14 @@ def run_audits(evidence: Evidence, stages: Iterable[str] = tuple(AUDITS)) -> lis
         if answer is not None:
             passed, detail, *extras = answer
             baseline: dict[str, float] = dict(*extras)
-            findings.append(AuditFinding(name=audit.__name__, passed=passed, detail=detail, without_model=baseline or None))
+            findings.append(make_finding(audit.__name__, passed, detail, baseline or None))
     return findings
+
+
+def make_finding(name: str, passed: bool | Measured, detail: str, without_model: dict[str, float] | None) -> AuditFinding:
+    """An audit's answer as in the record; a value that is no finite number is left out."""
+    finding = AuditFinding(name=name, passed=bool(passed), detail=detail, without_model=without_model)
+    if not isinstance(passed, Measured):
+        return finding
+    value = passed.value if math.isfinite(passed.value) else None
+    return replace(finding, value=value, limit=passed.limit)

@@ -3,32 +3,29 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from difflib import SequenceMatcher
 from random import Random
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from tunegrid.audits.evidence import SAMPLE, Evidence, copies, expect_none, require, sample
+from tunegrid.audits.search import leeway
 from tunegrid.codecs.base import Feature, alphanumeric, same_alphanumeric
 from tunegrid.codecs.extract import ExtractCodec
-from tunegrid.codecs.features import chunks, get_lengths
+from tunegrid.codecs.features import get_lengths
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.sources import Row, answer_texts, context, stitch
 from tunegrid.data.splits import Splits
-from tunegrid.grid.methods import Answer
-from tunegrid.grid.recipes import Generation
+from tunegrid.grid.methods import Answer, Measured
 from tunegrid.grid.tasks import Problem, Task
 from tunegrid.record.checks import BERTSCORE, POINTS, score_faults
-from tunegrid.run.build import base_type
 from tunegrid.run.device import autocast
 from tunegrid.run.evaluate import EVAL_BATCH, Evaluation
 from tunegrid.run.metrics import METRICS, TELLING, Metrics, rouge_examples, sentence_lines, simplify, squad_examples
-from tunegrid.run.probe import COARSE, FINE, attach, distance, keep_state, run_search, target_logits
+from tunegrid.run.probe import distance, keep_state
 
 ENDED_SHARE = 0.9  # of generated texts that must end by themselves
 ALIKE = 0.9  # of a window's letters
@@ -36,10 +33,6 @@ MORE_THAN_LUCK = 3.0  # standard errors
 RARE = 10  # rows with other targets than the most frequent one, of which a sound model may find none
 LEAST_OTHERS = 0.2
 SHOWN = 60  # characters of a prediction
-CACHED = 12  # tokens of a text that is searched again with a cache
-SEARCHED = 8  # scored texts that are searched anew
-# Asks for the next token's scores (N, V) behind N begun texts of one length, in nats; minus infinity for what is forbidden.
-Search = Generator[Sequence[tuple[int, ...]], Tensor, float]
 
 
 def selection_apart_from_test(evidence: Evidence) -> Answer:
@@ -218,146 +211,4 @@ def scored_alone_as_in_batch(evidence: Evidence) -> Answer:
     if not batch_scores:
         return None
     gap = distance(torch.tensor(batch_scores), torch.tensor(lone_scores))
-    return gap <= _leeway(evidence), f"{len(scored_rows(evaluation))} rows: scores differ by {gap:.1e} of the largest"
-
-
-def cache_changes_nothing(evidence: Evidence) -> Answer:
-    """Searched again as scored texts were, with a cache, all beams' scores are those of whole texts in one pass without it.
-
-    The longest text and the shortest prompt, which is padded, show it in their first tokens. A cache that goes wrong later may
-    show in the text that `texts_are_the_models` computes anew.
-    """
-    codec, evaluation = require(evidence.codec, GenerateCodec), evidence.evaluation  # type: ignore[type-abstract]
-    rows: Sequence[Feature] = evidence.probe.rows
-    if evaluation is not None:
-        longest = max(range(len(evaluation.outputs)), key=lambda i: len(evaluation.outputs[i]))
-        rows = [evaluation.features[i] for i in dict.fromkeys((longest, scored_rows(evaluation)[0]))]
-    texts, gap = run_search(evidence.trainer, rows, max_new_tokens=min(CACHED, codec.generation.max_new_tokens))
-    detail = f"{len(texts)} texts of up to {max(map(len, texts))} tokens"
-    return gap <= _leeway(evidence), f"{detail}: scores differ by {gap:.1e} of the largest logit"
-
-
-def texts_are_the_models(evidence: Evidence) -> Answer:
-    """A scored text is what the recipe's search finds, computed anew: alone, without a cache, beams included.
-
-    Some texts are searched side by side, which costs up to one pass per token, each over as many whole texts as there are
-    beams: on a CPU, minutes for a model of true size, whose texts are left alone; on a GPU, such texts take turns.
-    """
-    codec, evaluation = require(evidence.codec, GenerateCodec), require(evidence.evaluation, Evaluation)  # type: ignore[type-abstract]
-    if evidence.device.type == "cpu" and not evidence.cell.profile.micro:
-        return None
-    spread = range(0, len(evaluation.outputs), math.ceil(len(evaluation.outputs) / SEARCHED))
-    pairs = [(evaluation.features[i], evaluation.outputs[i]) for i in spread if evaluation.outputs[i]]
-    if not pairs:
-        return None
-    batch_size = SEARCHED if evidence.cell.profile.micro else 1  # one text's logits are as many as a vocabulary is large
-    with torch.no_grad(), keep_state(evidence.trainer):
-        gaps = [gap for batch in chunks(pairs, batch_size) for gap in _search_gaps(evidence, codec, batch)]
-    worst_gap = max(gaps, key=lambda gap: (math.isnan(gap), gap))
-    return worst_gap <= _leeway(evidence), f"{len(pairs)} texts: below the best by {worst_gap:.1e} of the largest logit"
-
-
-def _search_gaps(evidence: Evidence, codec: GenerateCodec, pairs: Sequence[tuple[Feature, Sequence[int]]]) -> list[float]:
-    """How far off a search must be to find each of these rows' texts, in units of the text's largest logit."""
-    encoders = [] if codec.start_id is None else [evidence.model.get_encoder()]  # type: ignore[operator]
-    encodings: list[Tensor] = []  # what an encoder made of the rows' sources
-    with attach(encoders, lambda module, inputs, output: encodings.append(output[0])):
-        outputs = target_logits(evidence.trainer, [replace(row, target=[*text]) for row, text in pairs])
-    # Of the next token, by what is begun of each text.
-    cache = [{tuple(text[:i]): one for i, one in enumerate(logits)} for (_, text), logits in zip(pairs, outputs, strict=True)]
-    searches = [shortfall(text, codec.generation, codec.end_id) for _, text in pairs]
-    requests, gaps = {i: next(search) for i, search in enumerate(searches)}, [0.0] * len(pairs)
-    while requests:
-        # Beams often go on as the text does: asked with the rest of it, a pass knows their longer beginnings, too.
-        new_texts = [(i, ids) for i, beginnings in requests.items() for ids in beginnings if ids not in cache[i]]
-        drafts = [(i, (*ids, *(pairs[i][1][len(ids) :] or [codec.end_id]))) for i, ids in new_texts]
-        batch, sources = [replace(pairs[i][0], target=[*draft]) for i, draft in drafts], [i for i, _ in drafts]
-        answers = target_logits(evidence.trainer, batch, encodings[0][sources] if encodings else None) if batch else []
-        for (i, draft), logits in zip(drafts, answers, strict=True):
-            cache[i].update((draft[:length], one) for length, one in enumerate(logits))
-        for i, beginnings in [*requests.items()]:
-            scores = allowed_scores(codec, pairs[i][0], torch.stack([cache[i][ids] for ids in beginnings]), beginnings)
-            try:
-                requests[i] = searches[i].send(scores)
-            except StopIteration as end:
-                gaps[i] = end.value / float(outputs[i].abs().max())
-                del requests[i]
-    return gaps
-
-
-def allowed_scores(codec: GenerateCodec, row: Feature, logits: Tensor, begun: Sequence[Sequence[int]]) -> Tensor:
-    """Log-probabilities (N, V) of the next token behind N begun texts; minus infinity for what the recipe's search forbids.
-
-    Those are tokens that repeat an n-gram, and the end before its least length.
-    """
-    scores, search = logits.log_softmax(-1), codec.generation
-    prompt = row.input_ids if codec.start_id is None else [codec.start_id]
-    for text_scores, ids in zip(scores, begun, strict=True):
-        length = len(ids) + (codec.start_id is not None)  # transformers counts an encoder-decoder's start token
-        tokens, size = [*prompt, *ids], search.no_repeat_ngram_size
-        ends = range(size - 1, len(tokens)) if size else ()  # of an n-gram; for size 0 any may stand twice
-        tail = tokens[len(tokens) - size + 1 :]
-        repeats = [tokens[i] for i in ends if tokens[i - size + 1 : i] == tail]
-        text_scores[[*repeats, *([codec.end_id] if length < search.min_length else [])]] = -torch.inf
-    return scores
-
-
-def _leeway(evidence: Evidence) -> float:
-    """How far rounding may take scores apart: a base in 4 bits or 16 is coarse, and so is evaluation in bf16."""
-    is_fp32 = evidence.cell.quantization is None and base_type(evidence.cell) is torch.float32
-    return FINE if is_fp32 and (evidence.evaluation is None or evidence.evaluation.part.precision == "fp32") else COARSE
-
-
-# The search as it is defined, with none of a library's code: transformers' with `early_stopping=False`
-
-
-class Beam(NamedTuple):
-    """A text, perhaps not at its end yet, and the sum of its tokens' scores."""
-
-    score: float
-    ids: tuple[int, ...]
-
-
-def shortfall(text: Sequence[int], search: Generation, end: int) -> Search:
-    """How many nats a search would have to be off, at most in one of its decisions, to find this text; 0 if it does find it.
-
-    The text has the token `end`, or is as long as the search lets one be. A search without beams knows no penalty.
-    """
-
-    def is_over(beam: Beam) -> bool:
-        return beam.ids[-1] == end or len(beam.ids) == search.max_new_tokens
-
-    penalty, width = search.length_penalty if search.num_beams > 1 else 0.0, search.num_beams
-    beams, scores, gaps, text_score = [Beam(0.0, ())], list[float](), [0.0], None  # finished texts by their score for a length
-    for length in range(1, search.max_new_tokens + 1):
-        prefix, divisor = tuple(text[:length]) if text_score is None else (), math.pow(length, penalty)
-        candidates, text_beam = _extend_beams(beams, (yield [beam.ids for beam in beams]), 2 * width, prefix)
-        ended_beams = [beam for beam in candidates[:width] if is_over(beam)]
-        beams = [beam for beam in candidates if not is_over(beam)][:width]
-        if text_beam:
-            text_score = text_beam.score / divisor if is_over(text_beam) else None
-            rivals, weakest = (beams, beams[-1]) if text_score is None else (ended_beams, candidates[width - 1])
-            if text_beam not in rivals:  # it misses its place by so much, and takes that of the last one
-                gaps.append(weakest.score - text_beam.score)
-                rivals[:] = [*rivals[: width - 1], text_beam]
-        scores = sorted([*scores, *(beam.score / divisor for beam in ended_beams)], reverse=True)[:width]
-        best = beams[0].score / divisor if beams else -math.inf
-        # transformers guesses by the length so far whether a running text may still become better.
-        if len(scores) < width or (width > 1 and best > scores[-1]):
-            continue
-        if text_score is not None:
-            break
-        gaps.append((scores[-1] - best) * divisor)  # the search ends, and the text has not
-    if text_score is None:
-        return math.inf
-    return max(gaps) if width == 1 else max(*gaps, (scores[0] - text_score) * math.pow(len(text), penalty))
-
-
-def _extend_beams(beams: Sequence[Beam], scores: Tensor, count: int, prefix: tuple[int, ...]) -> tuple[list[Beam], Beam | None]:
-    """So many continuations of the running texts, best first, and the one that is `prefix`, however good it is."""
-    totals = scores + torch.tensor([beam.score for beam in beams], device=scores.device).unsqueeze(1)
-    best, indices = totals.flatten().topk(min(count, totals.numel()))
-    pairs = [(score, *divmod(index, totals.shape[1])) for score, index in zip(best.tolist(), indices.tolist(), strict=True)]
-    candidates = [Beam(score, (*beams[beam].ids, token)) for score, beam, token in pairs]
-    parent = next((i for i, beam in enumerate(beams) if prefix and beam.ids == prefix[:-1]), None)
-    return candidates, None if parent is None else Beam(float(totals[parent, prefix[-1]]), prefix)
+    return Measured(gap, leeway(evidence)), f"{len(scored_rows(evaluation))} rows: scores differ by {gap:.1e} of the largest"

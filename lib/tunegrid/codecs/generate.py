@@ -21,6 +21,7 @@ from tunegrid.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, alp
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
+from tunegrid.grid.recipes import Generation
 
 
 class GenerateCodec(Codec):
@@ -110,10 +111,14 @@ class GenerateCodec(Codec):
     @property
     def search(self) -> dict[str, Any]:
         """The recipe's search, as fields of a `GenerationConfig`."""
-        search = asdict(self.generation) | {"do_sample": False, "use_cache": True}
+        return self.search_settings(self.generation)
+
+    def search_settings(self, rules: Generation) -> dict[str, Any]:
+        """A search by these rules, as fields of a `GenerationConfig`."""
+        search = asdict(rules) | {"do_sample": False, "use_cache": True}
         search |= {"pad_token_id": self.pad_id, "eos_token_id": self.end_id, "decoder_start_token_id": self.start_id}
-        if self.start_id is None and (shortest := search.pop("min_length")):  # which counts the prompt of a causal model
-            search["min_new_tokens"] = shortest
+        if self.start_id is None:  # `min_length` counts the prompt of a causal model
+            search["min_new_tokens"] = search.pop("min_length") or None
         return search
 
     def prompt(self, features: Sequence[Feature]) -> Batch:

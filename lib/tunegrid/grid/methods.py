@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from tunegrid.errors import InputError, first_line
 from tunegrid.grid.backbones import Head, checkpoint_source, is_part
@@ -45,7 +45,20 @@ def adamw_bnb_8bit(groups: ParameterGroups, learning_rate: float) -> "torch.opti
 
 OPTIMIZERS: Mapping[str, OptimizerFactory] = {"adamw_torch": adamw_torch, "adamw_bnb_8bit": adamw_bnb_8bit}
 TOKEN_ROWS = "trainable_tokens_delta"  # PEFT's name for the trained rows of an embedding
-Answer = tuple[bool, str] | None  # passed, detail; None if there is nothing to look at
+
+
+class Measured(NamedTuple):
+    """A value that an audit measured, and the largest one that passes; true if it does."""
+
+    value: float
+    limit: float
+
+    def __bool__(self) -> bool:
+        """Whether the value is within the limit."""
+        return self.value <= self.limit
+
+
+Answer = tuple[bool | Measured, str] | None  # passed, detail; None if there is nothing to look at
 
 
 @dataclass(frozen=True, kw_only=True)

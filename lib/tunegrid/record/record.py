@@ -151,6 +151,7 @@ class FirstStep(Part):
     decoded: Annotated[Amount | None, note("how far a cache takes a search's scores, as a share of the largest logit")] = None
     predicted: Annotated[Hash | None, note("hash of what the untrained model predicts for test rows; null: not asked")] = None
     untrained: Annotated[list[Points] | None, note("points of the first test rows before training; null: not asked")] = None
+    test_tokens: Annotated[Hash | None, note("hash of the test rows' token ids; null: not taken")] = None
     tokens_read: Annotated[Count | None, note("by the decoder in the probe's search; without a cache many more")] = None
     modules: Annotated[ModulesFile | None, note("each module's figures in the probe, in `examples`; null: not kept")] = None
 
@@ -292,6 +293,8 @@ class AuditFinding(Part):
     passed: bool
     detail: str
     without_model: Annotated[dict[str, Points] | None, note("points by score that an answer reaches which needs none")] = None
+    value: Annotated[float | None, note("what was measured; null: no number, not finite, or not kept")] = None
+    limit: Annotated[float | None, note("the largest value that passes; null: the audit has none")] = None
 
 
 class RanksRecord(Part):

@@ -30,7 +30,7 @@ from tunegrid.run.probe import attach, compute_types, keep_state, run_search, sp
 from tunegrid.run.train import Trainer
 
 PROBED = 4  # rows whose loss and gradients are taken before training, from the shortest to the longest
-SEARCH = {"num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 2.0, "min_length": 0}
+SEARCH: dict[str, Any] = {"num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 2.0, "min_length": 0}
 # Without a probe's digest, figures of two probes are not compared.
 UNPROBED = dict.fromkeys(("computed", "probe_loss", "probe_reached", "probe", "generated", "decoded", "tokens_read"))
 UNPROBED |= {"probe_gradients": {}}

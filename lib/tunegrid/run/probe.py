@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tunegrid.codecs.base import IGNORED, Batch, Feature, move_batch
 from tunegrid.codecs.features import chunks, get_lengths
 from tunegrid.codecs.generate import GenerateCodec
+from tunegrid.grid.recipes import Generation
 from tunegrid.run.build import base_type
 from tunegrid.run.train import Trainer
 
@@ -223,21 +224,27 @@ def target_rows(logits: Tensor, batch: Batch, features: Sequence[Feature] | None
     return [one[len(one) - length :] for one, length in zip(learned_rows, lengths, strict=True)]
 
 
-def run_search(trainer: Trainer, features: Sequence[Feature], **options: Any) -> tuple[list[list[int]], float]:
+def run_search(
+    trainer: Trainer, features: Sequence[Feature], rules: Generation | None = None, **options: Any
+) -> tuple[list[list[int]], float]:
     """The texts that a search with a cache finds, of all beams, and how far it is off, in units of the largest logit.
 
-    Its scores of each text's tokens are held against those of the whole text in one pass without a cache, the row alone: not
-    against another search, in which a near-tie is no fault. Prompts are one batch; `options` replace the recipe's search.
+    Its scores of each text's tokens are compared with those of the whole text in one pass without a cache, the row alone: not
+    with another search, in which a near-tie is no fault. So is the score of each text, which counts its own tokens alone.
+    Prompts are one batch; `rules` and `options` replace the recipe's search.
     """
     codec = trainer.codec
     assert isinstance(codec, GenerateCodec), "only these search"
-    beams = options.get("num_beams", codec.generation.num_beams)
+    settings = codec.search_settings(rules or codec.generation) | options
+    beams = settings["num_beams"]
+    settings |= {"num_return_sequences": beams, "return_dict_in_generate": True}
+    settings |= {"output_logits": True, "output_scores": True}
     with torch.no_grad(), keep_state(trainer):
-        options |= {"num_return_sequences": beams, "output_logits": True, "return_dict_in_generate": True}
-        output = codec.generate(trainer.model, features, trainer.meter.device, **options)
+        output = codec.generate(trainer.model, features, trainer.meter.device, **settings)
         texts = [codec.cut_at_end(ids) for ids in output.sequences.tolist()]
-        pairs = zip(features, chunks(texts, beams), strict=True)
-        whole = [one for feature, own in pairs for one in target_logits(trainer, [replace(feature, target=ids) for ids in own])]
+        whole: list[Tensor] = []
+        for feature, own_texts in zip(features, chunks(texts, beams), strict=True):
+            whole += target_logits(trainer, [replace(feature, target=ids) for ids in own_texts])
     # Log-probabilities (texts, T) that the search gave to the tokens of its texts, before it changed any.
     steps_of_beams = torch.stack(output.logits).float().log_softmax(-1)  # (T, texts, V)
     tokens = output.sequences[:, : len(steps_of_beams)]
@@ -246,10 +253,15 @@ def run_search(trainer: Trainer, features: Sequence[Feature], **options: Any) ->
         origin = torch.arange(len(tokens), device=tokens.device).unsqueeze(1).expand_as(tokens)
     origin = origin[:, : tokens.shape[1]].clamp(min=0)  # -1 behind the end of a text
     scores = steps_of_beams[torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens), origin, tokens]
-    gaps = [
-        float((steps[: len(ids)] - token_scores(logits.log_softmax(-1), ids)).abs().max() / logits.abs().max())
-        for steps, logits, ids in zip(scores, whole, texts, strict=True)
-    ]
+    totals = getattr(output, "sequences_scores", None)  # of a search with beams
+    gaps = []
+    for i, (logits, ids) in enumerate(zip(whole, texts, strict=True)):
+        own_scores = token_scores(logits.log_softmax(-1), ids)
+        gap = float((scores[i, : len(ids)] - own_scores).abs().max())
+        if totals is not None:
+            total = float(totals[i]) * len(ids) ** settings["length_penalty"]
+            gap = max(gap, abs(total - float(own_scores.sum())) / math.sqrt(len(ids)))  # as errors of tokens add up
+        gaps.append(gap / float(logits.abs().max()))
     return texts, max(gaps)
 
 

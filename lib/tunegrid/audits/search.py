@@ -1,0 +1,367 @@
+"""Audits of generated texts: compared with the search as it is defined, which uses no cache and none of a library's code.
+
+Two searches may part at a tie, and end with other texts. Rounding decides ties, so it is measured where a text differs, by a
+copy of the model in fp64.
+"""
+
+import copy
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import bitsandbytes as bnb
+import torch
+from torch import Tensor, nn
+
+from tunegrid.audits.evidence import Evidence, require
+from tunegrid.codecs.base import Feature
+from tunegrid.codecs.features import chunks, get_lengths
+from tunegrid.codecs.generate import GenerateCodec
+from tunegrid.grid.methods import Answer, Measured
+from tunegrid.grid.recipes import Generation
+from tunegrid.run.build import base_type, train_in_fp32, unpack_weight
+from tunegrid.run.evaluate import Evaluation
+from tunegrid.run.probe import (
+    COARSE,
+    FINE,
+    attach,
+    get_logits,
+    keep_state,
+    run_search,
+    target_logits,
+    target_rows,
+    token_scores,
+)
+from tunegrid.words import contrast
+
+# On a quick cell, 8 texts cost 0.2 s, 64 cost 1.4 s and all 192 cost 4 s. A pass over 64 costs 0.3 s and tells which are open:
+# a broken rule changes a few of 192 texts, and one of these is nearly always among the tenth that is most open.
+OPEN, SPREAD = 8, 4  # scored texts that are searched again
+CANDIDATES = 64  # scored texts, evenly spread, of which the most open ones are chosen
+FEW_OPEN, FEW_SPREAD, FEW_CANDIDATES = 4, 4, 32  # of true-size models, whose passes take long
+BATCH = 16  # texts of micro models that are searched side by side; one text's logits are as many as a vocabulary is large
+# Rules that act in every search: an unsure model meets long texts that win, repeated words, and ends that come too early. With
+# fewer tokens or a weaker penalty, early stopping changes none of 16 rows; with these it changes the beams of 5 to 11.
+PROVOKED = 4  # rows that are searched by them, the shortest ones, each read backwards
+PROVOKING = Generation(num_beams=4, no_repeat_ngram_size=2, length_penalty=6.0, max_new_tokens=28)
+NOISE = (1, 2, 4)  # times the rounding of a text; the library's own pass rounds once more, and often in more steps
+DRAWS = 16  # searches with each noise: of two equal scores, one of them finds each first
+LARGEST = 10**9  # parameters of a model that is copied to fp64: 8 GB
+
+# Asks for the next token's scores (N, V) behind N begun texts of one length, in nats; minus infinity for what is forbidden.
+Search = Generator[Sequence[tuple[int, ...]], Tensor, "list[Beam]"]
+
+
+def cache_changes_nothing(evidence: Evidence) -> Answer:
+    """Searched again as scored texts were, with a cache, all beams' scores are those of whole texts in one pass without it.
+
+    The longest text and the shortest prompt, which is padded, are searched up to the recipe's most tokens.
+    """
+    require(evidence.codec, GenerateCodec)  # type: ignore[type-abstract]
+    evaluation = evidence.evaluation
+    rows: Sequence[Feature] = evidence.probe.rows
+    if evaluation is not None:
+        lengths = get_lengths(evaluation.features)
+        longest = max(range(len(lengths)), key=lambda i: len(evaluation.outputs[i]))
+        shortest = min(range(len(lengths)), key=lambda i: lengths[i])
+        rows = [evaluation.features[i] for i in dict.fromkeys((longest, shortest))]
+    texts, gap = run_search(evidence.trainer, rows)
+    detail = f"{len(texts)} texts of up to {max(map(len, texts))} tokens"
+    return Measured(gap, leeway(evidence)), f"{detail}: scores differ by {gap:.1e} of the largest logit"
+
+
+def texts_are_the_models(evidence: Evidence) -> Answer:
+    """A scored text is what the recipe's search finds, computed anew: alone, without a cache, beams included.
+
+    Some are evenly spread, and some are most open to another text. In fp32, a few more are searched by rules of which each
+    decides, for all beams; beams of coarse numbers tie without end. A model of true size takes minutes on a CPU: none.
+    """
+    codec = require(evidence.codec, GenerateCodec)  # type: ignore[type-abstract]
+    evaluation = require(evidence.evaluation, Evaluation)
+    if evidence.device.type == "cpu" and not evidence.cell.profile.micro:
+        return None
+    with torch.no_grad(), keep_state(evidence.trainer):
+        indices = choose_texts(evidence, evaluation)
+        if not indices:
+            return None
+        texts = [tuple(evaluation.outputs[i]) for i in indices]
+        scored = search_gaps(evidence, [evaluation.features[i] for i in indices], codec.generation, [[text] for text in texts])
+        provoked = provoke(evidence, evaluation) if leeway(evidence) == FINE else []
+    worst = max([*scored, *provoked], key=lambda gap: gap.noise)
+    ties = sum(gap.noise > 0 for gap in (*scored, *provoked))
+    detail = f"{len(scored)} texts, and those of {len(provoked)} rows by stricter rules; {ties} after a tie"
+    if worst.noise > NOISE[-1]:
+        fault = "a scored text" if worst in scored else "of a row read backwards, a text"
+        detail = f"{fault} is not what the search finds, by rounding neither: {show_difference(codec, worst)}"
+    return Measured(worst.noise, NOISE[-1]), detail
+
+
+def leeway(evidence: Evidence) -> float:
+    """How far rounding may take scores apart: a base in 4 bits or 16 is coarse, and so is evaluation in bf16."""
+    is_fp32 = evidence.cell.quantization is None and base_type(evidence.cell) is torch.float32
+    if is_fp32 and (evidence.evaluation is None or evidence.evaluation.part.precision == "fp32"):
+        return FINE
+    return COARSE
+
+
+# The texts that are searched again
+
+
+def choose_texts(evidence: Evidence, evaluation: Evaluation) -> list[int]:
+    """Places of scored texts: some evenly spread, and those that are most open to another text."""
+    micro = evidence.cell.profile.micro
+    places = spread_places(len(evaluation.outputs), CANDIDATES if micro else FEW_CANDIDATES)
+    lengths = get_lengths(evaluation.features)
+    candidates = sorted((i for i in places if evaluation.outputs[i]), key=lambda i: lengths[i])
+    openness: dict[int, float] = {}
+    for batch in chunks(candidates, BATCH if micro else 1):
+        rows = [replace(evaluation.features[i], target=[*evaluation.outputs[i]]) for i in batch]
+        for i, row, logits in zip(batch, rows, target_logits(evidence.trainer, rows), strict=True):
+            openness[i] = get_openness(logits.log_softmax(-1), row.target, evidence.codec.generation)  # type: ignore[attr-defined]
+    ranked = sorted(candidates, key=lambda i: -openness[i])
+    spread = spread_places(len(candidates), SPREAD if micro else FEW_SPREAD)
+    chosen = [*ranked[: OPEN if micro else FEW_OPEN], *(candidates[place] for place in spread)]
+    return list(dict.fromkeys(chosen))
+
+
+def spread_places(count: int, most: int) -> range:
+    """At most so many numbers below `count`, evenly spread."""
+    return range(0, count, max(1, math.ceil(count / most)))
+
+
+def get_openness(scores: Tensor, text: Sequence[int], search: Generation) -> float:
+    """How far above a text's own score another one's may lie that leaves it at some token and is sure of all that follows.
+
+    Scores (T, V) are log-probabilities of each next token. A text below 0 by much has no rival in any search.
+    """
+    own_scores = token_scores(scores, text)
+    rivals = scores.scatter(1, torch.tensor(text, device=scores.device).unsqueeze(1), -torch.inf).amax(1)
+    totals = own_scores.cumsum(0)
+    best = float((totals - own_scores + rivals).max())
+    longest = math.pow(search.max_new_tokens, search.length_penalty)
+    return best / longest - float(totals[-1]) / math.pow(len(text), search.length_penalty)
+
+
+def provoke(evidence: Evidence, evaluation: Evaluation) -> list["Gap"]:
+    """Compares all beams of the library's search with those that are defined, for a few rows and by rules that decide."""
+    codec = evidence.codec
+    assert isinstance(codec, GenerateCodec), "only these search"
+    lengths = get_lengths(evaluation.features)
+    places = sorted(range(len(lengths)), key=lambda i: lengths[i])[:PROVOKED]
+    rows = [read_backwards(codec, evaluation.features[i]) for i in places]
+    cap = min(PROVOKING.max_new_tokens, codec.generation.max_new_tokens)
+    rules = replace(PROVOKING, max_new_tokens=cap, min_length=max(1, cap // 2))
+    texts, _ = run_search(evidence.trainer, rows, rules)
+    pools = [[tuple(ids) for ids in pool] for pool in chunks(texts, rules.num_beams)]
+    return search_gaps(evidence, rows, rules, pools)
+
+
+def read_backwards(codec: GenerateCodec, row: Feature) -> Feature:
+    """A row whose source is read from its end: a model is unsure of it, and its beams go far apart."""
+    before, after = codec.frame()
+    end = len(row.input_ids) - len(after)
+    source = row.input_ids[len(before) : end]
+    return replace(row, input_ids=[*row.input_ids[: len(before)], *source[::-1], *row.input_ids[end:]])
+
+
+# What the search finds, and what rounding changes
+
+
+class Gap(NamedTuple):
+    """A row's texts and those that the search finds; the noise, in units of rounding, with which it finds them as they are."""
+
+    texts: Sequence[tuple[int, ...]]
+    expected: Sequence[tuple[int, ...]]
+    noise: float  # 0: as it is; infinite: never
+
+
+class Beams:
+    """The model's logits behind begun texts of some rows, in passes over whole texts, kept for another search."""
+
+    def __init__(self, evidence: Evidence, rows: Sequence[Feature], texts: Sequence[Sequence[int]]) -> None:
+        """A row's text is likely to be found: a pass over it gives the logits of all its beginnings."""
+        self.evidence, self.rows, self.texts = evidence, rows, texts
+        codec = evidence.codec
+        assert isinstance(codec, GenerateCodec), "only these search"
+        self.codec = codec
+        encoders = [] if codec.start_id is None else [evidence.model.get_encoder()]  # type: ignore[operator]
+        encodings: list[Tensor] = []  # what an encoder made of the rows' sources
+        with attach(encoders, lambda module, inputs, output: encodings.append(output[0])):
+            targets = [replace(row, target=[*text]) for row, text in zip(rows, texts, strict=True)]
+            self.whole = target_logits(evidence.trainer, targets)
+        self.encoded = encodings[0] if encodings else None
+        self.known: list[dict[tuple[int, ...], Tensor]] = []
+        for text, logits in zip(texts, self.whole, strict=True):
+            self.known.append({tuple(text[:length]): one for length, one in enumerate(logits)})
+
+    def ask(self, requests: Mapping[int, Sequence[tuple[int, ...]]]) -> None:
+        """Make the logits behind each row's begun texts known."""
+        drafts = []
+        for i, beginnings in requests.items():
+            for ids in beginnings:
+                if ids not in self.known[i]:
+                    # Beams often go on as the text does: asked with the rest of it, a pass knows their longer beginnings, too.
+                    drafts.append((i, (*ids, *(self.texts[i][len(ids) :] or [self.codec.end_id]))))
+        if not drafts:
+            return
+        batch = [replace(self.rows[i], target=[*draft]) for i, draft in drafts]
+        encoded = None if self.encoded is None else self.encoded[[i for i, _ in drafts]]
+        for (i, draft), logits in zip(drafts, target_logits(self.evidence.trainer, batch, encoded), strict=True):
+            self.known[i].update((draft[:length], one) for length, one in enumerate(logits))
+
+    def search(self, rules: Generation, places: Sequence[int], noise: float = 0.0, draw: int = 0) -> list[list["Beam"]]:
+        """The texts of each of these rows that a search finds, best first; with normal noise on all scores, in nats."""
+        generator = torch.Generator().manual_seed(draw)
+        searches = {i: beam_search(rules, self.codec.end_id) for i in places}
+        requests = {i: next(search) for i, search in searches.items()}
+        pools: dict[int, list[Beam]] = {}
+        while requests:
+            self.ask(requests)
+            for i, beginnings in [*requests.items()]:
+                logits = torch.stack([self.known[i][ids] for ids in beginnings])
+                scores = allowed_scores(self.codec, rules, self.rows[i], logits, beginnings)
+                if noise:
+                    scores = scores + noise * torch.randn(scores.shape, generator=generator).to(scores.device)
+                try:
+                    requests[i] = searches[i].send(scores)
+                except StopIteration as end:
+                    pools[i] = end.value
+                    del requests[i]
+        return [pools[i] for i in places]
+
+
+def search_gaps(
+    evidence: Evidence, rows: Sequence[Feature], rules: Generation, pools: Sequence[Sequence[tuple[int, ...]]]
+) -> list[Gap]:
+    """Compares the best texts of each row, as many as its pool has, with those that the search finds."""
+    gaps: list[Gap] = []
+    batch_size = BATCH if evidence.cell.profile.micro else 1
+    for start in range(0, len(rows), batch_size):
+        batch_pools = pools[start : start + batch_size]
+        beams = Beams(evidence, rows[start : start + batch_size], [pool[0] for pool in batch_pools])
+        found = beams.search(rules, range(len(batch_pools)))
+        for i, (texts, pool) in enumerate(zip(batch_pools, found, strict=True)):
+            expected = [beam.ids for beam in pool[: len(texts)]]
+            # One that rounding does not explain is enough.
+            is_open = expected != [*texts] and all(gap.noise <= NOISE[-1] for gap in gaps)
+            noise = find_noise(beams, rules, i, texts) if is_open else 0.0
+            gaps.append(Gap(texts, expected, noise))
+    return gaps
+
+
+def find_noise(beams: Beams, rules: Generation, place: int, texts: Sequence[tuple[int, ...]]) -> float:
+    """The least noise of `NOISE`, times rounding, with which a search finds these texts of a row; infinite if none does."""
+    rounding = get_rounding(beams, place)
+    for factor in NOISE:
+        for draw in range(DRAWS):
+            [pool] = beams.search(rules, [place], factor * rounding, draw)
+            if [beam.ids for beam in pool[: len(texts)]] == [*texts]:
+                return float(factor)
+    return math.inf
+
+
+def get_rounding(beams: Beams, place: int) -> float:
+    """The largest error of a row's scores, in nats: how far those of its text are from what a model in fp64 gives."""
+    evidence, logits = beams.evidence, beams.whole[place]
+    limit = leeway(evidence) * float(logits.abs().max())
+    if sum(parameter.numel() for parameter in evidence.model.parameters()) > LARGEST:
+        return limit
+    model = copy_in_fp64(evidence.model)
+    row = replace(beams.rows[place], target=[*beams.texts[place]])
+    exact_logits, batch = get_logits(evidence.trainer, [row], model)
+    [exact] = target_rows(exact_logits[0], batch, [row])
+    # A model that computes wrongly does not round: the audits of its logits have this limit, too.
+    return min(limit, float((logits.log_softmax(-1).double() - exact.double().log_softmax(-1)).abs().max()))
+
+
+def copy_in_fp64(model: nn.Module) -> nn.Module:
+    """The model in fp64, its packed layers unpacked: its sums are exact but for a billionth of what fp32 rounds."""
+    double = copy.deepcopy(model)
+    for module in [*double.modules()]:
+        for name, layer in [*module.named_children()]:
+            if isinstance(layer, bnb.nn.Linear4bit):
+                plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device=layer.weight.device)
+                plain.weight = nn.Parameter(unpack_weight(layer.weight), requires_grad=False)
+                plain.bias = layer.bias
+                setattr(module, name, plain)
+        for key, hook in [*module._forward_pre_hooks.items()]:
+            if hook.__qualname__.startswith(train_in_fp32.__qualname__):
+                del module._forward_pre_hooks[key]
+    return double.double().eval()
+
+
+def show_difference(codec: GenerateCodec, gap: Gap) -> str:
+    """The first text of a row that the search does not find, beside the one that it finds."""
+    pairs = [(text, other) for text, other in zip(gap.texts, gap.expected, strict=False) if text != other]
+    if not pairs:
+        return f"{len(gap.texts)} texts for {len(gap.expected)}"
+    text, expected = (codec.tokenizer.decode([*ids]) for ids in pairs[0])
+    return contrast(text, expected) if text != expected else "other tokens of the same text"
+
+
+def allowed_scores(
+    codec: GenerateCodec, rules: Generation, row: Feature, logits: Tensor, begun: Sequence[Sequence[int]]
+) -> Tensor:
+    """Log-probabilities (N, V) of the next token behind N begun texts; minus infinity for what the search forbids.
+
+    Those are tokens that repeat an n-gram, and the end before its least length.
+    """
+    scores = logits.log_softmax(-1)
+    prompt = row.input_ids if codec.start_id is None else [codec.start_id]
+    size = rules.no_repeat_ngram_size
+    for text_scores, ids in zip(scores, begun, strict=True):
+        length = len(ids) + (codec.start_id is not None)  # transformers counts an encoder-decoder's start token
+        tokens = [*prompt, *ids]
+        ends = range(size - 1, len(tokens)) if size else ()  # of an n-gram; for size 0 any may stand twice
+        tail = tokens[len(tokens) - size + 1 :]
+        forbidden = [tokens[i] for i in ends if tokens[i - size + 1 : i] == tail]
+        if length < rules.min_length:
+            forbidden.append(codec.end_id)
+        text_scores[forbidden] = -torch.inf
+    return scores
+
+
+# The search as it is defined: transformers' with `early_stopping=False`
+
+
+class Beam(NamedTuple):
+    """A text, perhaps not at its end yet, and its score: the sum of its tokens', in a pool divided by a power of its length."""
+
+    score: float
+    ids: tuple[int, ...]
+
+
+def beam_search(rules: Generation, end: int) -> Search:
+    """Finds texts that have the token `end` or are as long as one may be, as many as there are beams, best first.
+
+    Without beams it takes the likeliest token each time. A text's score is divided by its length, to the power of the penalty.
+    """
+    width = rules.num_beams
+    beams = [Beam(0.0, ())]
+    pool: list[Beam] = []
+    for length in range(1, rules.max_new_tokens + 1):
+        candidates = extend_beams(beams, (yield [beam.ids for beam in beams]), 2 * width)
+        ended = [beam.ids[-1] == end or length == rules.max_new_tokens for beam in candidates]
+        divisor = math.pow(length, rules.length_penalty)
+        for beam, is_over in zip(candidates[:width], ended, strict=False):
+            if is_over:
+                pool.append(Beam(beam.score / divisor, beam.ids))
+        pool = sorted(pool, key=lambda beam: -beam.score)[:width]
+        beams = [beam for beam, is_over in zip(candidates, ended, strict=True) if not is_over][:width]
+        # transformers guesses by the length so far whether a running text may still become better.
+        is_full = len(pool) == width
+        if is_full and (width == 1 or not beams or beams[0].score / divisor <= pool[-1].score):
+            break
+    return pool
+
+
+def extend_beams(beams: Sequence[Beam], scores: Tensor, count: int) -> list[Beam]:
+    """So many continuations of the running texts, best first."""
+    totals = scores + torch.tensor([beam.score for beam in beams], device=scores.device).unsqueeze(1)
+    best, indices = totals.flatten().topk(min(count, totals.numel()))
+    candidates = []
+    for score, index in zip(best.tolist(), indices.tolist(), strict=True):
+        beam, token = divmod(index, totals.shape[1])
+        candidates.append(Beam(score, (*beams[beam].ids, token)))
+    return candidates
