@@ -107,7 +107,13 @@ CUT = [altered(cell_run(bounds={}), "training.planned", 48)]  # it made two
             "1 of 2 cells is not comparable with old.json: other",
         ),
         (SHORT[:1], [], DEFAULT_KINDS, Rank.UNJUDGED, "Too short to judge: the one cell failed learned_something (2 of 48"),
-        (CUT, [], DEFAULT_KINDS, Rank.UNJUDGED, "short to judge: the one cell made a part of the planned updates (bert_sa_lora 2"),
+        (
+            CUT,
+            [],
+            DEFAULT_KINDS,
+            Rank.UNJUDGED,
+            "short to judge: the one cell made a part of the planned updates (bert_sa_lora 2",
+        ),
         ([*CUT, BOTH[1]], [], DEFAULT_KINDS, Rank.TOO_SHORT, "1 of 2 cells made a part of the planned updates (bert_sa_lora"),
         (
             [*SHORT[:1], BOTH[1]],
