@@ -157,13 +157,14 @@ def _wheel_hashes(package: str, folder: Path) -> dict[str, str]:
         # A path with ".." is a script, which names the environment's Python; a file may be gone (Python 3.12 leaves it out).
         if CODE.search(path) and not path.startswith("..") and place.is_file():
             stat = place.stat()
-            is_original = file.hash and stat.st_size == file.size and _last_change(stat) <= install_time
+            is_unchanged = stat.st_size == file.size and _last_change(stat) <= install_time
+            is_original = file.hash and is_unchanged
             hashes[path] = f"{file.hash.mode}={file.hash.value}" if file.hash and is_original else file_hash(place)
     return hashes
 
 
 def _last_change(stat: os.stat_result) -> float:
-    """The time of a file's last change; of the two that a system keeps, an edit can set back the first alone."""
+    """The time of a file's last change: an edit can set back the first of these two alone."""
     return max(stat.st_mtime, stat.st_ctime)
 
 

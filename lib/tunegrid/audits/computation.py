@@ -37,7 +37,7 @@ from tunegrid.run.probe import (
 ADDED = 1e-3  # of what an adapter adds; on the quick cells it is right to 1e-6, over NF4 too
 # Of the logits of a row with and without gradients, in 16 bits: 0 on the quick cells, but a device may have other kernels.
 SAME_ROW = 1e-2
-ROUNDED = 1e-5  # of the largest output: DoRA divides a norm by itself, computed in another order
+NORM_ROUNDING = 1e-5  # of the largest output: DoRA divides a norm by itself, computed in another order
 TWICE = 2.0  # any factor would do to scale an adapter and scale it back
 
 
@@ -199,7 +199,7 @@ def new_adapters_add_nothing(evidence: Evidence) -> Answer:
     if not is_asked or trainer.log.updates or cell.profile.perturbation is not None:
         return None
     with torch.no_grad(), keep_state(trainer):
-        busy_layers = layers_that_add(evidence, spread_features(trainer.features[:FIRST_ROWS], 2)[:1], ROUNDED)
+        busy_layers = layers_that_add(evidence, spread_features(trainer.features[:FIRST_ROWS], 2)[:1], NORM_ROUNDING)
     return expect_none(busy_layers, "the untrained adapter", "layers do not give what their base gives")
 
 

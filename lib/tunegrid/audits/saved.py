@@ -186,10 +186,8 @@ def _check_merge(evidence: Evidence, served: Any, rows: Sequence[Feature], logit
     modules = evidence.model.get_base_model().named_modules() if is_packed else ()  # type: ignore[operator] # it is PEFT's
     layers: dict[str, Any] = {name: layer for name, layer in modules if is_adapted(layer)}
     if faults := [name for name, layer in layers.items() if not merged_as_defined(evidence, layer, merged.get_submodule(name))]:
-        return (
-            False,
-            f"merged, {len(faults)} of {len(layers)} packed layers are not base + what is declared, {faults[0]} among them",
-        )
+        packed = f"{len(faults)} of {len(layers)} packed layers"
+        return False, f"merged, {packed} are not base + what is declared, {faults[0]} among them"
     for name, layer in layers.items():
         merged.set_submodule(name, layer)
     gap = distance(logits, _logits(evidence, merged, rows))

@@ -387,7 +387,8 @@ class Lora(Adapting):
         linear = "default" in layer.lora_A and isinstance(layer.lora_A["default"], nn.Linear)
         if not linear or set(self.options) - SAME_PRODUCT - {"use_dora"}:
             return None
-        a, b = (exact(part["default"].weight) for part in (layer.lora_A, layer.lora_B))
+        a = exact(layer.lora_A["default"].weight)
+        b = exact(layer.lora_B["default"].weight)
         adapter = get_adapter(cell.recipe)
         scale = self._scale(adapter.lora_alpha, adapter.r)
         product = scale * (exact(inputs) @ a.T @ b.T)

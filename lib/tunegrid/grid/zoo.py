@@ -74,7 +74,8 @@ class AdaLora(Adapting):
 
     def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
         """P Lambda Q x, equation 3 of AdaLoRA, times alpha over the ranks at the start, as in its authors' code."""
-        q, p = exact(layer.lora_A["default"]), exact(layer.lora_B["default"])
+        q = exact(layer.lora_A["default"])
+        p = exact(layer.lora_B["default"])
         singular_values = exact(layer.lora_E["default"]).flatten()
         scale = get_adapter(cell.recipe).lora_alpha / self._ranks(cell.recipe)["init_r"]
         product = (exact(inputs) @ q.T * singular_values) @ p.T
@@ -108,7 +109,8 @@ class Ia3(Adapting):
 
     def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
         """What multiplying changes: (l - 1) W x, or W (l x) - W x (section 3.3 of the paper)."""
-        vector, base = layer.ia3_l["default"], layer.get_base_layer()
+        vector = layer.ia3_l["default"]
+        base = layer.get_base_layer()
         output = exact(base(inputs))
         if vector.shape[0] == 1:
             scaled = exact(inputs) * exact(vector).flatten()
@@ -133,9 +135,11 @@ class Vera(Adapting):
     on_targets: bool = True
 
     def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
-        """B B d A x, equation 2 of VeRA; a layer takes its part of matrices that are as large as the largest layer."""
-        a, b = exact(layer.vera_A["default"]), exact(layer.vera_B["default"])
-        by_rank, by_output = exact(layer.vera_lambda_d["default"]), exact(layer.vera_lambda_b["default"])
+        """Scales of outputs x B x scales of ranks x A x (equation 2 of VeRA), by the layer's part of A and B."""
+        a = exact(layer.vera_A["default"])
+        b = exact(layer.vera_B["default"])
+        by_rank = exact(layer.vera_lambda_d["default"])
+        by_output = exact(layer.vera_lambda_b["default"])
         ranks = exact(inputs) @ a[:, : inputs.shape[-1]].T * by_rank
         product = ranks @ b[: len(by_output)].T * by_output
         return product.float().to(inputs.device)
@@ -153,7 +157,7 @@ class Oft(Adapting):
     on_targets: bool = True
 
     def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
-        """W R x - W x, R of blocks (I + Q) (I - Q)^-1, Q skew with the weights above its diagonal: Cayley's transform."""
+        """W R x - W x; R has Cayley's blocks (I + Q) (I - Q)^-1, Q skew with the weights above its diagonal."""
         import torch
 
         weights = exact(layer.oft_R["default"].weight)  # (blocks, values above the diagonal)
@@ -165,7 +169,7 @@ class Oft(Adapting):
         unit = torch.eye(size, dtype=weights.dtype)
         blocks = (unit + skew) @ torch.linalg.inv(unit - skew)
         parts = exact(inputs).reshape(*inputs.shape[:-1], len(blocks), size, 1)
-        rotated = (blocks @ parts).squeeze(-1).flatten(-2)
+        rotated = (blocks @ parts).reshape(inputs.shape)
         base = layer.get_base_layer()
         product = exact(base(rotated.to(inputs))) - exact(base(inputs))
         return product.float().to(inputs.device)

@@ -174,7 +174,7 @@ class TrainingRecord(Part):
     gradient_norm: Annotated[Amount | None, note("of the first update, before clipping; null: no clipping")]
     clipped_norm: Annotated[Amount | None, note("the same after clipping")]
     first_step: Annotated[FirstStep | None, note("null: not taken, as in footprints")]
-    planned: Annotated[Count | None, note("updates, if the command line changes nothing; null: not known")] = None
+    planned: Annotated[Count | None, note("updates of the whole run; null: not known")] = None
 
 
 class EvaluationRecord(Part):
@@ -363,7 +363,7 @@ class Record(Part):
 
     @property
     def is_short(self) -> bool:
-        """It made fewer updates than its recipe plans, or failed audits that do not count in so short a run."""
+        """It made fewer updates than its recipe plans, or failed audits that need more."""
         if self.excused:
             return True
         return self.training is not None and self.training.updates < (self.training.planned or 0)
