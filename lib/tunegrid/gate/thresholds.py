@@ -51,11 +51,11 @@ def load_bounds(path: Path) -> dict[str, Bounds]:
     with tables(path, "bounds", LAB_CALIBRATE if path.parent == THRESHOLDS else OWN_CALIBRATE) as content:
         cells = check_shape(content["cells"], dict[str, dict[str, dict[str, Number | list[Number]]]])
         if not cells:
-            raise ValueError("cells is empty: no cell has a bound")
+            raise InputError("cells is empty: no cell has a bound")
         bounds = dict[str, Bounds]()
         for cell, scores in cells.items():
             if not scores:
-                raise ValueError(f"cells.{cell} is empty: no score has a bound")
+                raise InputError(f"cells.{cell} is empty: no score has a bound")
             minima = {name: facts["minimum"] for name, facts in scores.items()}
             check_shape({cell: minima}, dict[str, dict[str, Minimum]])
             bounds[cell] = {name: minimum for name, minimum in minima.items() if minimum > 0}  # 0 bounds nothing
@@ -86,7 +86,8 @@ def tables(path: Path, what: str, command: str = "") -> Iterator[Mapping[str, An
     try:
         yield tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        cause = f"{type(error).__name__}: {first_line(error)[:200]}"
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        cause = f"{kind}{first_line(error)[:200]}"
         if isinstance(error, ValidationError):
             fault = error.errors()[0]
             cause = defuse(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}")[:200]

@@ -145,7 +145,7 @@ def read_saved(path: Path) -> SavedRun:
     """A saved run; raises InputError if a record is not sound, or does not fit its test rows or another record."""
     run = load(path)
     seal = check_seal(run)
-    changed = [row_name(row) for row in run["benchmarks"] if check_seal(row) == "changed"]
+    changed = [row_name(row).rpartition("::")[2] for row in run["benchmarks"] if check_seal(row) == "changed"]
     doubt = UNSEALED if seal == "unsealed" else ""
     if changed or seal == "changed":
         doubt = f"{CHANGED} ({some(changed) or 'what it says of the whole run'})"
