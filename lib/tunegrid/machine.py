@@ -11,9 +11,9 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
@@ -241,6 +241,23 @@ def _remove_leftovers(folder: Path) -> None:
         with suppress(OSError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
+
+
+def write_elsewhere(write: Callable[[Path], None]) -> Path | None:
+    """Write what has no room in its own place: to the user's cache, else to a new temporary folder.
+
+    Returns the folder; None if it could be written nowhere.
+    """
+    for make_folder in (_user_cache, partial(tempfile.mkdtemp, prefix="tunegrid-")):
+        with suppress(InputError, OSError, RuntimeError):  # RuntimeError: a user without a home
+            folder = Path(make_folder())
+            write(folder)
+            return folder
+    return None
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "tunegrid")
 
 
 def write_whole(path: Path, text: str) -> None:

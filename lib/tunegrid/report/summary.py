@@ -236,10 +236,16 @@ def summary(
 
 
 def write_step_summary(words: str) -> None:
-    """Append it to GitHub's step summary, if there is one."""
-    if target := os.environ.get("GITHUB_STEP_SUMMARY"):
+    """Append it to GitHub's step summary, if there is one; a place that cannot be written costs the summary only."""
+    target = os.environ.get("GITHUB_STEP_SUMMARY")
+    if not target:
+        return
+    try:
         with Path(target).open("a", encoding="utf-8") as file:
             file.write(words + "\n")
+    except OSError as error:
+        reason = error.strerror or error
+        say(f"no step summary: GITHUB_STEP_SUMMARY={target} cannot be written ({reason})", error=True)
 
 
 def annotate(verdict: RunVerdict) -> None:
