@@ -216,6 +216,8 @@ LIBRARIES = (
           "gradients_clipped"),
     Plant("R20", "SDPA's dropout is not rescaled", "apex#816", "bert_sa_sft", patches.attention_drops_without_scale,
           "dropout_drops"),
+    Plant("half", "SDPA drops at half the rate", "classic", "bert_sum_sft", patches.attention_drops_half_as_much,
+          "dropout_drops"),
     Plant("rows", "SDPA drops the same weights in all rows", "classic", "bert_qa_lora", patches.rows_share_attentions_mask,
           "dropout_drops"),
     *(Plant("R62", "without gradients SDPA's scale is 5 % off", "pytorch#132136, #106630", cell,

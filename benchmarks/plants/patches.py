@@ -628,6 +628,13 @@ def attention_drops_without_scale(planting, attend, *args, dropout_p=0.0, **opti
 
 
 @around(torch.nn.functional, "scaled_dot_product_attention", counted=False)
+def attention_drops_half_as_much(planting, attend, *args, dropout_p=0.0, **options):
+    if dropout_p:
+        planting.act()
+    return attend(*args, dropout_p=dropout_p / 2, **options)
+
+
+@around(torch.nn.functional, "scaled_dot_product_attention", counted=False)
 def rows_share_attentions_mask(planting, attend, *args, dropout_p=0.0, **options):
     if not dropout_p:
         return attend(*args, **options)
