@@ -721,3 +721,13 @@ def adapters_start_rounded(planting, update, self, adapter_name, *args, **option
             planting.act()
             weight = part[adapter_name].weight.data
             weight.copy_(weight.bfloat16())
+
+
+def products_are_in_bf16(planting):
+    linear, product = torch.nn.functional.linear, torch.Tensor.__matmul__
+
+    def rounded(tensor):
+        return tensor.bfloat16().to(tensor.dtype) if tensor.dtype is torch.float32 else tensor
+
+    planting.setattr(torch.nn.functional, "linear", lambda x, weight, bias=None: linear(rounded(x), rounded(weight), bias))
+    planting.setattr(torch.Tensor, "__matmul__", lambda self, other: product(rounded(self), rounded(other)))
