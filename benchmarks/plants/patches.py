@@ -699,6 +699,13 @@ def attention_drops_without_scale(planting, attend, *args, dropout_p=0.0, **opti
 
 
 @around(torch.nn.functional, "scaled_dot_product_attention", counted=False)
+def attention_drops_half_as_much(planting, attend, *args, dropout_p=0.0, **options):
+    if dropout_p:
+        planting.act()
+    return attend(*args, dropout_p=dropout_p / 2, **options)
+
+
+@around(torch.nn.functional, "scaled_dot_product_attention", counted=False)
 def rows_share_attentions_mask(planting, attend, *args, dropout_p=0.0, **options):
     if not dropout_p:
         return attend(*args, **options)
@@ -919,3 +926,13 @@ def activations_are_kept(planting):
         return output
 
     planting.setattr(modeling_gpt2.GPT2MLP, "forward", keeping)
+
+
+def products_are_in_bf16(planting):
+    linear, product = torch.nn.functional.linear, torch.Tensor.__matmul__
+
+    def rounded(tensor):
+        return tensor.bfloat16().to(tensor.dtype) if tensor.dtype is torch.float32 else tensor
+
+    planting.setattr(torch.nn.functional, "linear", lambda x, weight, bias=None: linear(rounded(x), rounded(weight), bias))
+    planting.setattr(torch.Tensor, "__matmul__", lambda self, other: product(rounded(self), rounded(other)))

@@ -22,6 +22,9 @@ from tunegrid.run.probe import get_logits, keep_state
 
 DRAWS = 5  # masks that a module draws on its own
 CALLS = 24  # of an attention whose dropout is a number
+HIGH_RATE = 0.8  # far from all that is declared
+HIGH_CALLS = 16  # at that rate
+SKEWED = 0.2  # of the logarithm of a quotient of two variances, each of few outputs
 MORE_THAN_LUCK = 6.0  # standard errors of a share of dropped values
 MORE_THAN_LUCK_OF_MEANS = 7.0  # more, since the error is estimated from as few as CALLS numbers
 ROUNDED = 1e-3  # of a mean: what 16 bits may round
@@ -213,7 +216,12 @@ class DropoutPass:
                 setattr(each.holder, each.attribute, 0.0)
             plain = call()
             setattr(dropout.holder, dropout.attribute, dropout.rate)
-            fault = number_fault(plain, [call() for _ in range(CALLS)], is_linear(dropout.user))
+            draws = [call() for _ in range(CALLS)]
+            fault = repeated_outputs(plain, draws)
+            if not fault and is_linear(dropout.user):
+                setattr(dropout.holder, dropout.attribute, HIGH_RATE)
+                high_draws = [call() for _ in range(HIGH_CALLS)]
+                fault = wrong_moments(plain, draws, high_draws, dropout.rate)
         finally:
             for each in self.dropouts:
                 setattr(each.holder, each.attribute, each.rate)
@@ -246,8 +254,8 @@ def is_unlikely(pairs: int, rate: float) -> bool:
     return pairs * -math.log(1 - 2 * rate * (1 - rate)) > SURE
 
 
-def number_fault(plain: Tensor, draws: list[Tensor], is_linear_user: bool) -> str:
-    """What is wrong with outputs under dropout beside the one without; empty if nothing is."""
+def repeated_outputs(plain: Tensor, draws: list[Tensor]) -> str:
+    """What repeats itself in outputs under dropout beside the one without; empty if nothing does."""
     if all(torch.equal(draw, plain) for draw in draws):
         return "is without effect"
     if all(torch.equal(draw, draws[0]) for draw in draws):
@@ -255,16 +263,34 @@ def number_fault(plain: Tensor, draws: list[Tensor], is_linear_user: bool) -> st
     has_equal_rows = len(plain) == 2 and torch.equal(plain[0], plain[1])
     if has_equal_rows and all(torch.equal(draw[0], draw[1]) for draw in draws):
         return "drops the same values in each row"
-    if not is_linear_user:
-        return ""
+    return ""
+
+
+def wrong_moments(plain: Tensor, draws: list[Tensor], high_draws: list[Tensor], rate: float) -> str:
+    """What is wrong with mean and variance of outputs that are linear in what is kept; empty if nothing is.
+
+    A value that is kept with probability 1 - p, and then divided by it, has its own mean and a variance of p / (1 - p): so
+    many times is the output's variance at a high rate that at the rate.
+    """
     values = plain.double()
     size = float((values * values).sum())
-    shares = [float((draw.double() * values).sum()) / size for draw in draws] if size else [1.0, 1.0]
-    mean = statistics.mean(shares)
-    error = statistics.stdev(shares) / math.sqrt(len(shares))
+    if not size:
+        return ""
+    shares = [float((draw.double() * values).sum()) / size for draw in draws]
+    mean, error = mean_and_error(shares)
     if abs(mean - 1) > MORE_THAN_LUCK_OF_MEANS * error + ROUNDED:
         return f"gives {mean:.2%} of the output without dropout, in the mean of {len(shares)} calls"
+    low, low_error = mean_and_error([float((draw.double() - values).square().sum()) for draw in draws])
+    high, high_error = mean_and_error([float((draw.double() - values).square().sum()) for draw in high_draws])
+    factor = high / low * rate / (1 - rate) * (1 - HIGH_RATE) / HIGH_RATE
+    if abs(math.log(factor)) > MORE_THAN_LUCK_OF_MEANS * math.hypot(low_error / low, high_error / high) + SKEWED:
+        return f"does not drop {rate:.2%}: its variance grows {factor:.2f} times as fast with the rate as it should"
     return ""
+
+
+def mean_and_error(numbers: list[float]) -> tuple[float, float]:
+    """The mean of some numbers, and its standard error."""
+    return statistics.mean(numbers), statistics.stdev(numbers) / math.sqrt(len(numbers))
 
 
 def is_linear(user: nn.Module) -> bool:

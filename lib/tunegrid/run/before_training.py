@@ -18,7 +18,6 @@ from tunegrid.codecs.features import chunks
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.sources import Row, answer_texts
 from tunegrid.errors import InputError
-from tunegrid.grid.methods import TOKEN_ROWS
 from tunegrid.grid.tasks import Problem, Task
 from tunegrid.run.build import base_type, unpack_weight
 from tunegrid.run.device import DoesNotFit, check_memory, free_memory
@@ -26,7 +25,7 @@ from tunegrid.run.evaluate import evaluate
 from tunegrid.run.first_updates import Figures, digest, figure, gradient_figures, names_by_group, norms
 from tunegrid.run.metrics import METRICS, TELLING, Metrics
 from tunegrid.run.module_figures import Columns, ModuleFigures
-from tunegrid.run.probe import attach, compute_types, keep_state, run_search, spread_features, type_of_digits
+from tunegrid.run.probe import attach, compute_types, has_fp32_base, keep_state, run_search, spread_features, type_of_digits
 from tunegrid.run.train import Trainer
 
 PROBED = 4  # rows whose loss and gradients are taken before training, from the shortest to the longest
@@ -63,11 +62,12 @@ def before_training(
         for name, p in trainer.parameters.items():
             if state := getattr(p, "quant_state", None):
                 types[name] = f"{state.quant_type} in blocks of {state.blocksize}{', scales packed' if state.nested else ''}"
-        for name in trainer.cell.method.own_parameters(trainer.model):
-            tensor = trainer.parameters[name].detach()
-            is_drawn = TOKEN_ROWS not in name and tensor.numel() > 0 and bool((tensor != tensor.flatten()[0]).any())
-            if is_drawn and tensor.dtype is torch.float32 and type_of_digits(tensor) != "float32":
-                types[name] = f"float32 rounded to {type_of_digits(tensor)}"
+        # Over an fp32 base PEFT draws LoRA's A in fp32; over others in the base's type, which it casts.
+        drawn_names = [name for name in types if ".lora_A." in name and has_fp32_base(trainer)]
+        for name in drawn_names:
+            digits = type_of_digits(trainer.parameters[name].detach())
+            if types[name] == "float32" != digits:
+                types[name] = f"float32 rounded to {digits}"
         # One by one: unpacked all at once, the weights of a packed base would take several times its memory.
         sizes = {name: float(unpack_weight(p).norm(dtype=torch.float32)) for name, p in trainer.parameters.items()}
         # What the generator gives from a fixed seed: uniform and normal numbers, and a dropout mask.
