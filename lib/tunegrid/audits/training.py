@@ -69,7 +69,8 @@ def gradients_reach(evidence: Evidence) -> Answer:
     log = evidence.trainer.log
     names = used_names(evidence)
     if log.stale:
-        return False, f"{len(log.stale)} updates began with gradients of the one before, update {log.stale[0] + 1} first"
+        numbers = [update + 1 for update in log.stale]
+        return expect_none(numbers, "gradients are of one update", "updates began with those of the update before")
     if not log.moving_updates:
         return None
     faults = []
