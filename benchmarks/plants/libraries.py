@@ -250,6 +250,8 @@ LIBRARIES = (
           "loading"),
     Plant("late", "an adapter's gradients are lost from the 20th pass on", "peft#2936 in kind", "bert_qa_lora",
           patches.gradients_end_late, "gradients_reach"),
+    Plant("R56", "every fifth `zero_grad` from the 11th on is lost", "classic", "bert_sa_sft", patches.gradients_are_kept,
+          "gradients_reach"),
     Plant("unstepped", "AdamW leaves out the first tensor of each group", "classic", "bert_sa_sft",
           patches.first_tensor_is_not_stepped, "weights_moved"),
     Plant("rates", "groups of an optimizer all have its own rate", "classic", "bert_qa_sft", patches.groups_have_one_rate,

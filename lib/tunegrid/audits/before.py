@@ -36,7 +36,7 @@ from tunegrid.run.build import (
 )
 from tunegrid.run.probe import keep_state
 
-DRAWS = 8  # random numbers that tell a seed
+SEED_DRAWS = 8  # random numbers that tell a seed
 BLOCK = 64  # weights that share a scale in NF4 (Dettmers et al. 2023, section 3)
 ROWS = 16 * BLOCK  # of a packed matrix that are compared, whole blocks of them: all of most layers, and a part of huge ones
 LAYER = re.compile(r"(.*?)\.(\d+)\.")
@@ -69,10 +69,10 @@ def drawn_from_the_seed(evidence: Evidence) -> Answer:
     The second part is asked on micro backbones only, built once more: elsewhere a second model may not fit beside the first.
     """
     seed, device = evidence.cell.profile.seed, evidence.device
-    numbers = torch.rand(DRAWS, generator=torch.Generator(device).manual_seed(seed), device=device)
+    numbers = torch.rand(SEED_DRAWS, generator=torch.Generator(device).manual_seed(seed), device=device)
     with keep_state(evidence.trainer):
         hf.set_seed(seed)
-        drawn_numbers = torch.rand(DRAWS, device=device)
+        drawn_numbers = torch.rand(SEED_DRAWS, device=device)
         second_model = build(evidence.cell, evidence.codec.tokenizer, device) if evidence.cell.profile.micro else nn.Module()
     if not torch.equal(drawn_numbers, numbers):
         return False, f"transformers' `set_seed` gives other random numbers than torch's generator at seed {seed}"

@@ -16,7 +16,7 @@ from tunegrid.run.probe import get_logits, keep_state
 from tunegrid.run.ranks import Ranks, local_shard
 from tunegrid.run.train import Trainer
 
-TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+PRECISION_TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 ATTENTION_CALL = "scaled_dot_product_attention"
 
 
@@ -59,7 +59,7 @@ def update_faults(evidence: Evidence, facts: Mapping[str, Any]) -> Iterator[str]
     if facts["recomputed"] != expected_layers:
         yield f"{len(facts['recomputed'])} layers computed again in the backward pass, not {len(expected_layers)}"
     for kind, number in facts["types"].items():
-        if kind != TYPES[trainer.log.precision]:
+        if kind != PRECISION_TYPES[trainer.log.precision]:
             yield f"{number} products in {kind}, not {trainer.log.precision}"
     for kind in facts["devices"]:
         if kind != evidence.device.type:

@@ -31,7 +31,7 @@ same_rate = partial(math.isclose, rel_tol=1e-6, abs_tol=1e-12)
 GROWTH = 0.01  # of the bytes that are held; 0 in healthy cells on a CPU, and a GPU's kernels may ask for another workspace
 CLIPPED = 1e-3  # torch divides by the norm plus 1e-6; bf16 gradients are summed in their own type
 TIMESCALE, LAST_RATE = 10_000, 1e-7  # transformers' `inverse_sqrt` without a warm-up; the end of its `polynomial`
-SPAN = (2,)  # scores of a position: as a start, and as an end
+SPAN_SHAPE = (2,)  # scores of a position: as a start, and as an end
 # Between ranks and one process, measured on quick cells: fp32 4e-7 nats and 3e-7 of the gradients' norm, bf16 1e-4 and 2e-3. A
 # mean on each rank: 2e-2 to 3e-1 nats where rows have targets of different lengths.
 LOSS, COARSE_LOSS = 1e-4, 3e-3  # nats
@@ -64,12 +64,15 @@ def trains_as_declared(evidence: Evidence) -> Answer:
 
 
 def gradients_reach(evidence: Evidence) -> Answer:
-    """Every tensor that trains has a gradient that is not zero in each update; those of unused modules aside.
+    """Every tensor that trains has a gradient that is not zero in each update, and of it alone; those of unused modules aside.
 
     Updates count once one has moved weights: LoRA's A has no gradient while B is zero.
     """
     log = evidence.trainer.log
     names = used_names(evidence)
+    if log.stale:
+        numbers = [update + 1 for update in log.stale]
+        return expect_none(numbers, "gradients are of one update", "updates began with those of the update before")
     if not log.moving_updates:
         return None
     faults = []
@@ -100,7 +103,7 @@ def used_names(evidence: Evidence) -> list[str]:
     names = []
     for name, parameter in evidence.trained.items():
         is_new = name in evidence.own or is_part(name, cell.head.new_modules)
-        is_shift = cell.task.problem is Problem.EXTRACT and parameter.shape == SPAN
+        is_shift = cell.task.problem is Problem.EXTRACT and parameter.shape == SPAN_SHAPE
         if is_part(name, cell.head.optional_modules) or (is_new and is_shift):
             continue
         if is_new or name.rpartition(".")[0] in called:

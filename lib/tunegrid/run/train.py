@@ -44,7 +44,7 @@ from tunegrid.run.ranks import ALONE, SEED_STEP, SEEDS, Ranks, full_tensor, loca
 from tunegrid.run.watch import watch_update
 
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
-SURE = 1e-5  # nats; a model that is so sure may leave no gradient at all
+LEAST_LOSS = 1e-5  # nats; a model that is so sure may leave no gradient at all
 Validate = Callable[[], tuple[float, Sequence[Row]]]  # a score of the model, higher is better, and the rows it was taken on
 
 
@@ -65,6 +65,7 @@ class TrainingLog:
     order: str = ""  # a hash of the rows of each update, in order; equal orders have equal hashes
     watched: list[dict[str, Any]] = field(default_factory=list)  # how the first and the last update ran, see `watch_update`
     moving_updates: int = 0  # those after the first one that moved weights
+    stale: list[int] = field(default_factory=list)  # updates that began with gradients of the one before
     idle: dict[str, int] = field(default_factory=dict)  # in how many of these a parameter had no gradient; 0 is left out
     ledger: Ledger | None = None  # bytes of weights, gradients and optimizer state; None before the first update
     first_step: dict[str, Any] = field(default_factory=dict)  # fields of `FirstStep`: before the first update, and of it
@@ -286,6 +287,8 @@ class Trainer:
             batches = [self.codec.collate(features) for features in micro_batches if features]
             counts = list(map(token_counts, batches))
             update.tokens, update.padded_tokens = sum(real for real, _ in counts), sum(size for _, size in counts)
+            if any(p.grad is not None and bool(p.grad.any()) for p in self.trained):  # all are None, so no one waits
+                log.stale.append(log.updates)
             is_watched = log.updates in (0, self._end - 1)
             watch: AbstractContextManager[dict[str, Any]] = watch_update(self.sharded_model) if is_watched else nullcontext({})
             with watch as facts:
@@ -334,7 +337,7 @@ class Trainer:
         last = log.updates - 1
         if log.moving_updates or (last >= 0 and last not in log.skipped and any(log.group_rates[last])):
             log.moving_updates += 1
-            self._idle += (squares == 0) & (loss > SURE)
+            self._idle += (squares == 0) & (loss > LEAST_LOSS)
 
     def _gradient_squares(self) -> Tensor:
         """The sum of squares of each trained tensor's gradient, over all shards; 0 if it has none.

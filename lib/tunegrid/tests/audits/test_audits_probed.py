@@ -135,6 +135,14 @@ def test_the_bias_of_a_span_head_may_be_without_a_gradient_and_no_other_tensor()
     assert (passed, detail.endswith(f"; 1 get none: {weight} in 2 of 3 updates")) == (False, True)
 
 
+def test_gradients_that_are_kept_are_named_by_the_updates_that_began_with_them(monkeypatch):
+    trainer = fine_tuner("bert_sa_sft", train_rows("bert_sa_sft")[:64], max_steps=4)
+    clear = trainer.optimizer.zero_grad
+    monkeypatch.setattr(trainer.optimizer, "zero_grad", lambda: trainer.log.updates == 1 or clear())
+    passed, detail = training.gradients_reach(get_evidence(trainer, run=True))
+    assert (passed, detail.endswith("; 1 updates began with those of the update before: 3")) == (False, True)
+
+
 class Detached(ClassifyCodec):
     """A codec whose classifier's gradient is lost in the last two of four updates."""
 
