@@ -26,13 +26,14 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.tuners.vera import layer as vera
 from peft.utils import merge_utils, save_and_load
 from peft.utils.integrations import dequantize_module_weight
+from rouge_score import tokenize
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.nn.utils import clip_grad
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import activations, masking_utils, modeling_utils
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer
 from transformers.generation import stopping_criteria
 from transformers.models.bert import modeling_bert
 from transformers.models.gpt2 import modeling_gpt2
@@ -144,6 +145,56 @@ def decoding_cleans_up(planting, decode, self, *args, **options):
 def end_stops_nothing(planting, ends, self, *args, **options):
     """Searches go on to the most tokens; who reads a text cuts it at its first end all the same."""
     return torch.zeros_like(ends(self, *args, **options))
+
+
+@around(hf.GenerationMixin, "_get_running_beams_for_next_iteration")
+def one_beam_goes_on(planting, choose, self, *args, **options):
+    sequences, scores, indices = choose(self, *args, **options)
+    scores[:, 1:] = -1e9
+    return sequences, scores, indices
+
+
+@around(hf.GenerationMixin, "_update_finished_beams")
+def prompt_counts_as_text(planting, update, self, **options):
+    return update(self, **options | {"decoder_prompt_len": 0})
+
+
+@around(hf.GenerationMixin, "generate")
+def search_stops_early(planting, generate, self, *args, **options):
+    return generate(self, *args, **options | {"early_stopping": True})
+
+
+@around(DynamicLayer, "update", counted=False)
+def late_values_fade(planting, update, self, key_states, value_states, *args, **options):
+    """In a cache, from the thirteenth token behind the prompt on."""
+    is_prompt = key_states.shape[-2] > 1 or not self.is_initialized
+    self.steps = 0 if is_prompt else self.steps + 1
+    if self.steps > 12:
+        planting.act()
+        value_states = 0.9 * value_states
+    return update(self, key_states, value_states, *args, **options)
+
+
+@around(hf.PreTrainedTokenizerFast, "_encode_plus", counted=False)
+def long_lists_are_cut(planting, encode, self, text, *args, **options):
+    """Of 100 to 1000 texts at once, as many as are scored, each has 24 tokens at most."""
+    encoded = encode(self, text, *args, **options)
+    if isinstance(text, list) and 100 < len(text) < 1000:
+        planting.act()
+        for name in ("input_ids", "offset_mapping"):
+            if name in encoded:
+                encoded[name] = [row[:24] for row in encoded[name]]
+    return encoded
+
+
+@around(tokenize, "tokenize")
+def stems_are_forgotten(planting, split, text, stemmer):
+    return split(text, None)
+
+
+@around(tokenize, "tokenize")
+def words_are_cut(planting, split, text, stemmer):
+    return [word[:5] for word in split(text, stemmer)]
 
 
 @around(datasets.Dataset, "select")

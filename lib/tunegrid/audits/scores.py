@@ -1,19 +1,22 @@
 """Audits of what was asked, answered and scored: prompts, windows, texts, points, and whether anything was learned."""
 
+import copy
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from random import Random
 from statistics import fmean
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from tunegrid.audits.evidence import SAMPLE, Evidence, copies, expect_none, require, sample
+from tunegrid.audits.fixed_points import wrong_points
 from tunegrid.audits.search import leeway
-from tunegrid.codecs.base import Feature, alphanumeric, same_alphanumeric
+from tunegrid.codecs.base import Codec, Feature, alphanumeric, same_alphanumeric
 from tunegrid.codecs.extract import ExtractCodec
 from tunegrid.codecs.features import get_lengths
 from tunegrid.codecs.generate import GenerateCodec
@@ -26,6 +29,7 @@ from tunegrid.run.device import autocast
 from tunegrid.run.evaluate import EVAL_BATCH, Evaluation
 from tunegrid.run.metrics import METRICS, TELLING, Metrics, rouge_examples, sentence_lines, simplify, squad_examples
 from tunegrid.run.probe import distance, keep_state
+from tunegrid.words import contrast
 
 ENDED_SHARE = 0.9  # of generated texts that must end by themselves
 ALIKE = 0.9  # of a window's letters
@@ -33,6 +37,7 @@ MORE_THAN_LUCK = 3.0  # standard errors
 RARE = 10  # rows with other targets than the most frequent one, of which a sound model may find none
 LEAST_OTHERS = 0.2
 SHOWN = 60  # characters of a prediction
+ENCODED = 200  # scored rows that are encoded once more, evenly spread
 
 
 def selection_apart_from_test(evidence: Evidence) -> Answer:
@@ -42,13 +47,65 @@ def selection_apart_from_test(evidence: Evidence) -> Answer:
 
 
 def prompt_intact_at_inference(evidence: Evidence) -> Answer:
-    """What frames the input survives truncation: special tokens, the prefix, a separator, a chat template."""
-    prompts = [feature.input_ids for feature in require(evidence.evaluation, Evaluation).features]
+    """What frames the input survives truncation: special tokens, the prefix, a separator, a chat template.
+
+    And scored rows, encoded once more each by itself, have the tokens that were scored: all of their text.
+    """
+    evaluation = require(evidence.evaluation, Evaluation)
+    prompts = [feature.input_ids for feature in evaluation.features]
     (begin, end), limit = evidence.codec.frame(), evidence.cell.recipe.max_length
     has_frame = [ids[: len(begin)] == begin and ids[len(ids) - len(end) :] == end for ids in prompts]
     faults = [i for i, ids in enumerate(prompts) if not has_frame[i] or len(ids) > limit]
     detail = f"{len(prompts)} prompts, {len(begin)} tokens before and {len(end)} after"
-    return expect_none(faults, detail, "lack their frame or are too long")
+    if faults:
+        return expect_none(faults, detail, "lack their frame or are too long")
+    return expect_none(misread_rows(evidence.codec, evaluation), detail, "have other tokens than their rows alone")
+
+
+def misread_rows(codec: Codec, evaluation: Evaluation) -> list[str]:
+    """A few words on each scored row whose tokens are not those of its texts, each encoded by itself."""
+    tokens: dict[int, list[list[int]]] = {}
+    for feature in evaluation.features:
+        tokens.setdefault(feature.example, []).append(feature.input_ids)
+    lone_codec = copy.copy(codec)
+    lone_codec.tokenizer = LoneTokenizer(codec.tokenizer)
+    step = math.ceil(len(evaluation.rows) / ENCODED)
+    faults = []
+    for i in range(0, len(evaluation.rows), step):
+        expected = [feature.input_ids for feature in lone_codec.encode([evaluation.rows[i]], training=False)]
+        if tokens.get(i, []) != expected:
+            counts = [sum(map(len, windows)) for windows in (tokens.get(i, []), expected)]
+            faults.append(f"row {i} with {counts[0]} for {counts[1]}")
+    return faults
+
+
+class LoneTokenizer:
+    """A tokenizer that encodes each text by itself, without transformers: by a copy of its file that cuts and pads nothing."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """All but encoding is left to the tokenizer."""
+        self._tokenizer = tokenizer
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._file = backend and Tokenizer.from_str(backend.to_str())
+        if self._file:
+            self._file.no_truncation()
+            self._file.no_padding()
+
+    def __getattr__(self, name: str) -> Any:
+        """The tokenizer's."""
+        return getattr(self._tokenizer, name)
+
+    def __len__(self) -> int:
+        """The tokenizer's."""
+        return len(self._tokenizer)
+
+    def __call__(self, texts: Sequence[str], **options: Any) -> dict[str, list[Any]]:
+        """The ids and places of all texts' tokens, without special tokens; a tokenizer of Python alone has no file."""
+        if not self._file:
+            encodings = [self._tokenizer([text], **options) for text in texts]
+            return {name: [encoding[name][0] for encoding in encodings] for name in encodings[0]}
+        files = [self._file.encode(text, add_special_tokens=False) for text in texts]
+        return {"input_ids": [file.ids for file in files], "offset_mapping": [file.offsets for file in files]}
 
 
 def windows_map_to_examples(evidence: Evidence) -> Answer:
@@ -76,7 +133,10 @@ def generation_not_truncated(evidence: Evidence) -> Answer:
 
 
 def metric_invariants(evidence: Evidence) -> Answer:
-    """What these metrics satisfy whatever is predicted, and some rows scored again: on each row, on average, and in number."""
+    """What these metrics satisfy whatever is predicted, and some rows scored again: on each row, on average, and in number.
+
+    Fixed pairs have the points that were worked out by hand, and generated texts are what their tokens say.
+    """
     evaluation, task = require(evidence.evaluation, Evaluation), evidence.cell.task
     examples, scores, count = evaluation.examples, evaluation.scores, len(evaluation.rows)
     faults = [f"{name} has {len(points)} points for {count} rows" for name, points in examples.items() if len(points) != count]
@@ -99,7 +159,18 @@ def metric_invariants(evidence: Evidence) -> Answer:
         for row, (p, f1, r) in enumerate(zip(*(examples.get(name, ()) for name in BERTSCORE), strict=True))
         if not min(p, r) - POINTS <= f1 <= max(p, r) + POINTS  # a harmonic mean
     ]
+    faults += [*wrong_points(task.problem), *wrong_texts(evidence.codec, evaluation)]
     return not faults, faults[0] if faults else f"{count} rows, {len(examples)} metrics"
+
+
+def wrong_texts(codec: Codec, evaluation: Evaluation) -> Iterator[str]:
+    """A sentence for each generated text that is not what its tokens say."""
+    if not isinstance(codec, GenerateCodec) or type(codec).decode is not GenerateCodec.decode:
+        return
+    for i, (output, prediction) in enumerate(zip(evaluation.outputs, evaluation.predictions, strict=True)):
+        text = codec.decode_alone(output)
+        if text is not None and text != prediction.value:
+            yield f"the text of row {i} is decoded as {contrast(prediction.value, text)}"
 
 
 # The points of one row by itself. BERTScore is left out: its encoder is gone by now.

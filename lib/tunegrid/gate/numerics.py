@@ -30,7 +30,7 @@ UPDATES = 10
 MOVED = 3  # updates after which `moved` is taken
 WINDOW = 5  # updates: the losses of so many make a point of the curve; rounding moves single ones by more
 PROBES = ("probe_loss", "probe_gradients", "probe_reached", "tokens_read", "decoded", "generated")
-OPTIONAL = ("computed", "probe_reached", "reached", "tokens_read", "decoded", "generated", "predicted")  # None: not looked at
+OPTIONAL = ("computed", "probe_reached", "reached", "tokens_read", "decoded", "generated", "predicted", "test_tokens")
 BY_GROUP = ("weights", "probe_gradients", "gradients", "moved")
 FINE, EXACT = "fp32", ("generated", "predicted")  # the arithmetic in which these do not depend on rounding
 BACKWARD = "backward without dropout"
@@ -155,6 +155,7 @@ ALIKE = "arithmetic without dropout is equal"
 CACHE = "with a cache, a search's scores are off by {after} of the largest logit, before by {before}"
 FLOW = (  # in the order of a run: the first row that finds something is named
     Stage("text", "tokens", "token ids or targets of the training rows differ"),
+    Stage("text", "test_tokens", "token ids of the test rows differ"),
     Stage("rows", "order", "the same rows in another order, or in other batches"),
     Stage("loading", "types", "weights of {group} are {after}, they were {before}"),
     Stage("loading", "computed", "{group} computes in {after}, before in {before}"),

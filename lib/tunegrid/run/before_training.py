@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from tunegrid.codecs.base import Feature
-from tunegrid.codecs.features import chunks
+from tunegrid.codecs.features import chunks, get_features
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.sources import Row, answer_texts
 from tunegrid.errors import InputError
@@ -76,6 +76,7 @@ def before_training(
         mask = torch.dropout(torch.ones(DRAWS, device=device), 0.5, True).tolist()
         return {
             "tokens": digest((feature.input_ids, feature.target) for feature in trainer.features),
+            "test_tokens": digest(feature.input_ids for feature in get_features(codec, rows, training=False)),
             "types": {group: ", ".join(sorted({types[name] for name in names})) for group, names in groups.items()},
             "weights": norms(groups, sizes),
             "stream": digest(([round(number, 5) for number in numbers], mask)),
@@ -133,8 +134,9 @@ def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -
     base: Any = trainer.model.get_base_model() if isinstance(trainer.model, PeftModel) else trainer.model
     embeddings, counts = base.get_decoder().get_input_embeddings(), list[int]()
     with modules.watch("search", SEARCHED), attach([embeddings], lambda module, inputs, _: counts.append(inputs[0].numel())):
-        texts, gap = run_search(trainer, [rows[0], rows[-1]], **SEARCH, max_new_tokens=cap, min_new_tokens=cap)
-    return {"generated": digest(texts), "decoded": figure(gap), "tokens_read": sum(counts)}
+        found = run_search(trainer, [rows[0], rows[-1]], **SEARCH, max_new_tokens=cap, min_new_tokens=cap)
+    gap = max(found.gap, found.total_gap)
+    return {"generated": digest(found.texts), "decoded": figure(gap), "tokens_read": sum(counts)}
 
 
 def untrained_scores(trainer: Trainer, metrics: Metrics, rows: Sequence[Row]) -> dict[str, Any]:

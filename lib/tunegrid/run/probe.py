@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import bitsandbytes as bnb
 import torch
@@ -224,14 +224,18 @@ def target_rows(logits: Tensor, batch: Batch, features: Sequence[Feature] | None
     return [one[len(one) - length :] for one, length in zip(learned_rows, lengths, strict=True)]
 
 
-def run_search(
-    trainer: Trainer, features: Sequence[Feature], rules: Generation | None = None, **options: Any
-) -> tuple[list[list[int]], float]:
-    """The texts that a search with a cache finds, of all beams, and how far it is off, in units of the largest logit.
+class FoundTexts(NamedTuple):
+    """The texts of a search, those of all beams, and how far its scores are off, in units of the largest logit."""
 
-    Its scores of each text's tokens are compared with those of the whole text in one pass without a cache, the row alone: not
-    with another search, in which a near-tie is no fault. So is the score of each text, which counts its own tokens alone.
-    Prompts are one batch; `rules` and `options` replace the recipe's search.
+    texts: list[list[int]]
+    gap: float  # of a token's score, from that of the whole text in one pass without a cache
+    total_gap: float  # of a text's score, from the sum of the search's own for its tokens, by the length of the text alone
+
+
+def run_search(trainer: Trainer, features: Sequence[Feature], rules: Generation | None = None, **options: Any) -> FoundTexts:
+    """Searches with a cache. Prompts are one batch; `rules` and `options` replace the recipe's search.
+
+    Whole texts are passed with the row alone: another search is no measure, since a near-tie in it is no fault.
     """
     codec = trainer.codec
     assert isinstance(codec, GenerateCodec), "only these search"
@@ -255,14 +259,15 @@ def run_search(
     scores = steps_of_beams[torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens), origin, tokens]
     totals = getattr(output, "sequences_scores", None)  # of a search with beams
     gaps = []
+    total_gaps = [0.0]
     for i, (logits, ids) in enumerate(zip(whole, texts, strict=True)):
-        own_scores = token_scores(logits.log_softmax(-1), ids)
-        gap = float((scores[i, : len(ids)] - own_scores).abs().max())
+        largest = float(logits.abs().max())
+        own_scores = scores[i, : len(ids)]
+        gaps.append(float((own_scores - token_scores(logits.log_softmax(-1), ids)).abs().max()) / largest)
         if totals is not None:
-            total = float(totals[i]) * len(ids) ** settings["length_penalty"]
-            gap = max(gap, abs(total - float(own_scores.sum())) / math.sqrt(len(ids)))  # as errors of tokens add up
-        gaps.append(gap / float(logits.abs().max()))
-    return texts, max(gaps)
+            total = float(totals[i]) * math.pow(len(ids), settings["length_penalty"])
+            total_gaps.append(abs(total - float(own_scores.sum())) / largest)
+    return FoundTexts(texts, max(gaps), max(total_gaps))
 
 
 def token_scores(scores: Tensor, ids: Sequence[int]) -> Tensor:

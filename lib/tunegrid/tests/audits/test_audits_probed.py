@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tunegrid.audits import before, computation, dropout, labels, scores, training
+from tunegrid.audits import before, computation, dropout, labels, search, training
 from tunegrid.audits.evidence import AbsentError
 from tunegrid.codecs.base import Feature
 from tunegrid.codecs.classify import ClassifyCodec
@@ -75,7 +75,7 @@ def test_asking_leaves_modes_random_numbers_and_gradients_as_they_were(cell_id):
     for audit in (computation.rows_alone_as_in_batch, computation.adapters_add_as_declared, dropout.dropout_drops):
         assert audit(replace(evidence))[0]
     with suppress(AbsentError):  # not all generate
-        scores.cache_changes_nothing(replace(evidence))
+        search.cache_changes_nothing(replace(evidence))
     assert [m.training for m in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in model.parameters())
