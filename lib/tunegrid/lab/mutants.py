@@ -48,6 +48,7 @@ from tunegrid.lab.false_alarms import BASELINE
 from tunegrid.lab.mutation import MARK, can_replace, find_changes, functions_in, replace_live
 from tunegrid.machine import announce_threads, versions, write_whole
 from tunegrid.report.tables import Section, markdown, text
+from tunegrid.words import count
 
 LIBRARIES = ("transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "datasets", "rouge_score", "torch")
 PRELOADED = (*LIBRARIES, "evaluate", "nltk", "numpy", "pandas", "pyarrow", "scipy", "tokenizers", "tunegrid")
@@ -175,10 +176,9 @@ class Job:
         ]
 
     def _change(self, mutant: Mutant) -> None:
-        def mark(value: Any = None) -> Any:
+        def mark() -> None:
             if not self.was_reached:
                 (self.folder / "reached").touch()
-            return value
 
         setattr(builtins, MARK, mark)
         import_module(mutant.file.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
@@ -459,7 +459,7 @@ def sections(trial: Trial) -> list[Section]:
     heading = f"Seed {trial.seed}: {len(mutants)} of {trial.count} mutants over {len(trial.cells)} cells"
     return [
         Section(heading=heading, frame=table, formats=dict.fromkeys(effects, ""), sentences=sentences),
-        Section(heading=f"Seed {trial.seed}: survivors", frame=pd.DataFrame(rows)),
+        Section(heading=f"Seed {trial.seed}: {count(len(rows), 'survivor')}", frame=pd.DataFrame(rows)),
     ]
 
 

@@ -1,6 +1,6 @@
 """Small changes of Python code, each of one operator, constant, argument, condition or statement; and of live functions.
 
-A changed place calls MARK, which must be in `builtins`: it returns what it gets, and shows that the place was reached.
+A changed place first calls MARK, which must be in `builtins` and return None: so it shows that it was reached.
 Docstrings, logging, assertions, annotations and what is raised have no changes.
 """
 
@@ -159,7 +159,7 @@ def changed(node: ast.AST, **fields: object) -> Any:
 
 
 class Replacing(ast.NodeTransformer):
-    """Makes one change of a tree, within a call of MARK or after one."""
+    """Makes one change of a tree, after a call of MARK."""
 
     def __init__(self, change: Change) -> None:
         """Makes `change`."""
@@ -173,8 +173,7 @@ class Replacing(ast.NodeTransformer):
             return kept
         call = ast.Call(ast.Name(MARK, ast.Load()), [], [])
         if isinstance(new, ast.expr):
-            call.args = [new]
-            return ast.copy_location(call, new)
+            return ast.copy_location(ast.BoolOp(ast.Or(), [call, new]), new)
         return [ast.copy_location(ast.Expr(call), new), new]
 
 
