@@ -58,7 +58,7 @@ def usable_cores() -> int:
     """Cores that this process may use: as many as a scheduler gave it (TUNEGRID_CORES), else as system and container tell."""
     if number := os.environ.get("TUNEGRID_CORES"):
         if not number.isdecimal() or int(number) < 1:
-            raise InputError(f"TUNEGRID_CORES is {number!r}: expected how many cores to use, as 4, or leave it out")
+            raise InputError(f"TUNEGRID_CORES is {number!r}: expected a number of cores, as 4")
         return int(number)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # A container's quota of processor time counts as cores, rounded down: more threads than that would wait for each other.

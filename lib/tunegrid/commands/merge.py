@@ -49,7 +49,7 @@ def merge_rows(runs: Sequence[SavedRun]) -> tuple[dict[RowKey, BenchmarkRow], di
 
 
 def accept_refused(pair: tuple[BenchmarkRow, Record | None]) -> tuple[BenchmarkRow, Record | None]:
-    """The row with the record that was refused when it was written, if this version can read it; else as it is."""
+    """The row with its refused record, if this version can read it; else as it is."""
     row = pair[0]
     if not isinstance(row.get(REFUSED), dict):
         return pair
@@ -62,7 +62,7 @@ def accept_refused(pair: tuple[BenchmarkRow, Record | None]) -> tuple[BenchmarkR
 
 
 def check_seals(runs: Sequence[SavedRun], as_baseline: bool) -> None:
-    """Raises InputError for a file that was changed, and for an unsealed one that is to be a part of a baseline."""
+    """Raises InputError for a file that was changed, and for an unsealed part of a baseline."""
     for run in runs:
         run.check_unchanged()
         if as_baseline and run.doubt:
@@ -71,7 +71,8 @@ def check_seals(runs: Sequence[SavedRun], as_baseline: bool) -> None:
 
 def check_baseline(runs: Sequence[SavedRun], records: Sequence[Record]) -> None:
     """Raises InputError if no gate could rest on these runs, which have these records in all."""
-    profiles, commits = {record.profile for record in records}, {run.path: run.content.get("commit_info") for run in runs}
+    profiles = {record.profile for record in records}
+    commits = {run.path: run.content.get("commit_info") for run in runs}
     dirty_paths = [path for path, commit in commits.items() if not isinstance(commit, dict) or commit.get("dirty") is not False]
     reasons = [f"the commit of {path} had uncommitted changes, or it is not known whether it had" for path in dirty_paths]
     reasons += ["it is not of one profile with scores"] if profiles not in ({"quick"}, {"full"}) else []
@@ -122,13 +123,13 @@ def main(arguments: list[str] | None = None) -> int:
     merged |= files.noise_json(noise, records.values())
     unsealed = [run.warning for run in runs if run.doubt]
     for sentence in unsealed[:1]:
-        say(f"{sentence}, so {options.output} is unsealed, too: it can be shown, but not be a baseline")
+        say(f"{sentence}, so {options.output} is unsealed, too: it can be shown, but is no baseline")
     files.save(merged, options.output, records.values(), options.runs, is_sealed=not unsealed)
     for line, _ in cell_lines(records.values()):
         say(line)
     for run in runs:
         if run.left_out:
-            say(f"left out {count(run.left_out, 'line')} of {run.path} that {files.CHANGED}", error=True)
+            say(f"left out {count(run.left_out, 'line')} of {run.path} that {files.WAS_CHANGED}", error=True)
     for key, row in rows.items():
         if REFUSED in row:
             say(f"{record_case(records[key])}: {NEXT_STEP.format(options.output)}", error=True)

@@ -25,7 +25,7 @@ def check_name(kind: str, name: str) -> None:
     if not NAME.fullmatch(name):
         raise InputError(f"invalid NAME {name!r}: expected lower-case letters and digits; underscores divide a cell's id")
     if len(name) > LONGEST_NAME:
-        raise InputError(f"NAME has {len(name)} letters, of which {LONGEST_NAME} fit a file's name: give a shorter one")
+        raise InputError(f"NAME has {len(name)} letters; give one of at most {LONGEST_NAME}")
     if iskeyword(name) or name in sys.stdlib_module_names:
         raise InputError(f"{name}.py would hide a module of Python's own, or {name} is a keyword: give another NAME")
     if name in getattr(study(), f"{kind}s"):

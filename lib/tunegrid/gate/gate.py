@@ -85,7 +85,7 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
 
     Raises:
         InputError: if the runs are of two profiles, have no cell in common or scored different
-            test rows, or if the baseline's file was changed or a cell of it that the run has failed an audit.
+            test rows, or if the baseline cannot be one (`check_sound`).
     """
     margins, tolerances = load_margins(), load_tolerances()
     if noise is None:
@@ -116,12 +116,13 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
 
 
 def check_sound(baseline: Run) -> None:
-    """Raises InputError if a baseline's file was changed or is unsealed, or a cell of it failed an audit.
+    """Raises InputError if a baseline's file was changed or is unsealed, or a cell failed an audit.
 
-    Then its figures are not its method's. A missed bound is a figure like others: a run that is as low misses it, too.
+    Such figures are not its method's. A missed bound is: a run that is as low misses it, too.
     """
     if baseline.doubt:
-        raise InputError(f"{baseline.path} {baseline.doubt}: it cannot be a baseline; run its cells again to make one")
+        fault = f"{baseline.path} {baseline.doubt}"
+        raise InputError(f"{fault}: it cannot be a baseline; run its cells again to make one")
     unsound = {r.cell: r for r in baseline.all_records if not is_sound(r)}
     if not unsound:
         return

@@ -58,7 +58,8 @@ def load_bounds(path: Path) -> dict[str, Bounds]:
                 raise InputError(f"cells.{cell} is empty: no score has a bound")
             minima = {name: facts["minimum"] for name, facts in scores.items()}
             check_shape({cell: minima}, dict[str, dict[str, Minimum]])
-            bounds[cell] = {name: minimum for name, minimum in minima.items() if minimum > 0}  # 0 bounds nothing
+            # 0 bounds nothing.
+            bounds[cell] = {name: minimum for name, minimum in minima.items() if minimum > 0}
         return bounds
 
 

@@ -55,18 +55,21 @@ class Instrument(ABC):
 
 
 def check_instrument(instrument: Instrument) -> None:
-    """Raises InputError if an instrument's question or figures are none, so that no record could hold its answers."""
+    """Raises InputError if an instrument's question or figures are none that a record can hold."""
     place = f"instrument {instrument.id!r}"
     try:
-        part = InstrumentRecord(question=instrument.question, figures=dict(instrument.figures), file=None)
+        figures = dict(instrument.figures)
+        part = InstrumentRecord(question=instrument.question, figures=figures, file=None)
         TypeAdapter(InstrumentRecord).validate_json(to_json(jsonable(part)))
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         field = ".".join(map(str, fault["loc"]))
         example = 'Figure(better="lower", margin=0.1, shown=".2f")'
-        raise InputError(f"{place}: {field} is {fault['input']!r}: {fault['msg']}; a figure is as {example}") from None
+        cause = f"{field} is {fault['input']!r}: {fault['msg']}"
+        raise InputError(f"{place}: {cause}; a figure is as {example}") from None
     except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{place}: its question is a text, its figures are Figures by name ({first_line(error)})") from None
+        expected = "its question is a text, its figures are Figures by name"
+        raise InputError(f"{place}: {expected} ({first_line(error)})") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -139,7 +139,10 @@ class Questions:
 
 
 def _measure(one: Instrument, cell: TrainedCell, before: Any) -> tuple[pd.DataFrame, list[str]]:
-    """Figures and objections. Raises TypeError for what is no frame of `tidy`, and ValueError for an undeclared figure."""
+    """Figures and objections.
+
+    Raises TypeError for what is no frame of `tidy`, and ValueError for an undeclared figure.
+    """
     frame = one.measure(cell, before)
     columns = tidy("", np.nan).columns
     if not isinstance(frame, pd.DataFrame):

@@ -83,7 +83,7 @@ PART_AUDITS = {
 
 
 def contradictions(record: Record) -> Iterator[str]:
-    """A sentence for each fact of a record that honest code may get wrong; its seal shows whether somebody changed it."""
+    """Sentences on what honest code may get wrong; a seal shows whether somebody changed a record."""
     confirms = record.seeds.confirms
     if confirms is not None and record.seeds.seed != confirms + CONFIRMING:
         yield f"seeds.seed is {record.seeds.seed}, but the seed that confirms seed {confirms} is {confirms + CONFIRMING}"

@@ -194,7 +194,7 @@ class ExamplesRecord(Part):
 
     file: Annotated[str, Field(pattern="^([0-9a-f]{16}|[0-9a-f]{20})[.]parquet$")]
     rows_hash: Hash
-    texts: Annotated[RowsFile | None, note("what the rows say; null: 0.22 or before, `rows-` and their hash")] = None
+    texts: Annotated[RowsFile | None, note("what the rows say; null before 0.22: `rows-` and their hash")] = None
 
 
 class Figure(Part):

@@ -62,9 +62,12 @@ def write(ids: list[str], points: Mapping[str, Sequence[float]], predictions: li
 
 
 def write_texts(inputs: Sequence[str], references: Sequence[str]) -> str | None:
-    """Store what test rows say: the model's input and what it should answer; return the file's name."""
-    columns = {"input": inputs, "reference": references}
-    return write_columns("rows", {name: [text[:LONGEST_TEXT] for text in texts] for name, texts in columns.items()})
+    """Store the model's input and what it should answer, of each test row; return the file's name."""
+    columns = {
+        "input": [text[:LONGEST_TEXT] for text in inputs],
+        "reference": [text[:LONGEST_TEXT] for text in references],
+    }
+    return write_columns("rows", columns)
 
 
 def write_columns(kind: str, columns: "Mapping[str, Sequence[Any]] | pd.DataFrame") -> str | None:

@@ -32,8 +32,8 @@ RunJson = dict[str, Any]  # a run: its rows as `benchmarks`, the machine, the co
 # What `tunegrid calibrate` measured of users' cells stands there, too.
 UNFINISHED, COMMAND, SHARD, NOISE = "unfinished", "command", "shard", "noise"
 REFUSED = "refused"  # in a row: the record of a cell as it was measured, if it is not sound
-CHANGED = "was changed since it was written"
-UNSEALED = "is unsealed: tunegrid 0.22 or before wrote it, or another program"
+WAS_CHANGED = "was changed since it was written"
+UNSEALED = "is unsealed: a version before 0.22 wrote it, or another program"
 NAMED = 30  # missing runs that are named
 JOURNAL = CACHE / "journal"
 
@@ -117,12 +117,12 @@ class SavedRun:
 
     @property
     def warning(self) -> str:
-        """The sentence that comes first in all that is shown of a run whose seals do not hold; else empty."""
+        """The sentence that all that is shown of a doubtful run begins with; else empty."""
         return f"{self.path} {self.doubt}" if self.doubt else ""
 
     def check_unchanged(self) -> None:
         """Raises InputError for a file that was changed."""
-        if self.doubt.startswith(CHANGED):
+        if self.doubt.startswith(WAS_CHANGED):
             raise InputError(f"{self.warning}: give it as it was written, or run its cells again")
 
 
@@ -142,13 +142,14 @@ def load(path: Path) -> RunJson:
 
 
 def read_saved(path: Path) -> SavedRun:
-    """A saved run; raises InputError if a record is not sound, or does not fit its test rows or another record."""
+    """A saved run; raises InputError if a record is not sound, or does not fit its test rows."""
     run = load(path)
     seal = check_seal(run)
-    changed = [row_name(row).rpartition("::")[2] for row in run["benchmarks"] if check_seal(row) == "changed"]
+    changed_rows = [row for row in run["benchmarks"] if check_seal(row) == "changed"]
+    names = [row_name(row).rpartition("::")[2] for row in changed_rows]
     doubt = UNSEALED if seal == "unsealed" else ""
-    if changed or seal == "changed":
-        doubt = f"{CHANGED} ({some(changed) or 'what it says of the whole run'})"
+    if names or seal == "changed":
+        doubt = f"{WAS_CHANGED} ({some(names) or 'what it says of the whole run'})"
     return replace(_parse(path, run), doubt=doubt)
 
 
@@ -276,7 +277,7 @@ class JournalLine(NamedTuple):
 
 
 def journal_line(key: str, row: BenchmarkRow) -> bytes:
-    """A sealed line, with a break before it, too: a kill or a full disk may have left half a line."""
+    """A sealed line, with a break before it: a kill or a full disk may have left half a line."""
     return f"\n{json.dumps(add_seal({'key': key, 'row': row}))}\n".encode()
 
 
@@ -292,17 +293,23 @@ def read_journal(path: Path) -> Iterator[JournalLine]:
 
 
 def journal_run(path: Path | None = None, folder: Path = JOURNAL) -> SavedRun:
-    """A journal, or the newest with a finished cell, as a run; without changed lines. Raises InputError if none has a cell."""
+    """A journal, or the newest with a finished cell, as a run, without lines that were changed.
+
+    Raises InputError if no cell has finished.
+    """
     newest = sorted(folder.glob("*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
     for journal in [path] if path else newest:
         lines = list(read_journal(journal))
         sound_lines = [line for line in lines if line.seal != "changed"]
-        rows = {str(line.row.get("fullname") or number): line.row for number, line in enumerate(sound_lines)}
+        rows = dict[str, BenchmarkRow]()
+        for number, line in enumerate(sound_lines):
+            rows[str(line.row.get("fullname") or number)] = line.row
         if any(is_cell(row["extra_info"]) and not has_no_time(row) for row in rows.values()):
             run: RunJson = {"machine_info": {"tunegrid": {"versions": versions(), "cpu": cpu_name(), "gpus": gpus()}}}
             run |= {"commit_info": {"dirty": None}, "version": "journal"}  # whether it is clean, a journal does not know
             run |= {"benchmarks": list(rows.values()), "datetime": datetime.now(UTC).isoformat()}
             is_sealed = all(line.seal == "sealed" for line in sound_lines)
             saved = _parse(journal, run)
-            return replace(saved, doubt="" if is_sealed else UNSEALED, left_out=len(lines) - len(sound_lines))
+            left_out = len(lines) - len(sound_lines)
+            return replace(saved, doubt="" if is_sealed else UNSEALED, left_out=left_out)
     raise InputError(f"{path or f'no journal in {folder}'}: no cell has finished there yet")

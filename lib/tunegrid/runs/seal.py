@@ -1,7 +1,8 @@
-"""The seal of a run, of a row and of a journal's line: a digest of all that is in it, which shows that it was changed since.
+"""The seal of a run, a row or a journal's line: a digest of its content, which shows a change.
 
-It is no signature: whoever changes a file can make its seal anew. A run's covers its rows by their seals. The canonical form is
-JSON with sorted keys, without blanks, in ASCII: RFC 8785 but for letters outside of ASCII, and numbers as Python writes them.
+It is no signature: whoever changes a file can make its seal anew. A run's seal covers its rows by
+theirs. The canonical form is JSON with sorted keys, without blanks, in ASCII: RFC 8785 but for
+letters outside of ASCII, and numbers as Python writes them.
 """
 
 import hashlib
