@@ -22,6 +22,7 @@ from tunegrid.record import ExamplesRecord, Record
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 Runs = tuple[Path | None, Path | None]  # the files of two records; their examples lie beside them, or in this machine's store
 STORE = CACHE / "examples"
@@ -39,6 +40,10 @@ DIGITS = 4  # of points: enough to tell one token of a hundred
 ROUNDING = 10**-DIGITS  # by which a mean of rounded points may be off
 LONGEST_TEXT = 600  # characters of a test row's text that are kept: to recognise the row, not to train on it
 MOST_ROWS = 2**20  # the full profile has 20,000
+MOST_BYTES = 2**28  # of a file when it is read; that of a full cell has a tenth
+MOST_PACKED = 2**30  # of all files in a pack
+TEXT_TYPES = ("BYTE_ARRAY",)  # as Parquet stores them
+NUMBER_TYPES = ("FLOAT", "DOUBLE", "INT32", "INT64", "BOOLEAN")
 HASH_DIGITS = 20  # of a file's bytes; names of version 0.17 and before have 16, of a hash that is not checked any more
 
 
@@ -152,6 +157,7 @@ def _find_file(name: str, *runs: Path | None) -> tuple[Path, bytes] | None:
 def _read_pack(pack: Path, _modified: int) -> dict[str, bytes]:
     try:
         with ZipFile(pack) as files:
+            _check_size(sum(entry.file_size for entry in files.infolist()), MOST_PACKED)
             return {name: files.read(name) for name in files.namelist()}
     except Exception as error:  # zipfile's are of many kinds
         raise InputError(f"{pack} is not a pack of examples ({type(error).__name__}: {first_line(error)}); remove it") from None
@@ -162,14 +168,10 @@ def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
     """The frame in a file; raises InputError if it is not what the file's name says."""
     import numpy as np
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     _check_content(path, content)
     try:
-        file = pq.ParquetFile(BytesIO(content))
-        if file.metadata.num_rows > MOST_ROWS:
-            raise InputError("it is too large when unpacked")
-        table = file.read(use_threads=False)
+        table = _read_table(content)
         types = {name: pa.string() if name in ALL_TEXTS else pa.float64() for name in table.column_names}
         frame: pd.DataFrame = table.cast(pa.schema(types)).to_pandas().drop(columns=CONFIDENCE, errors="ignore")
         texts, numbers = frame[list(TEXTS[kind])], frame.select_dtypes(float)
@@ -179,6 +181,40 @@ def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"{path} does not match its name ({reason}); remove it") from None
     return frame
+
+
+def _check_size(size: int, most: int) -> None:
+    """Raises InputError for what has more than so many bytes."""
+    if size > most:
+        raise InputError("it is too large when unpacked")
+
+
+def _read_table(content: bytes) -> "pa.Table":
+    """A Parquet file's table; raises InputError, before any memory is taken, if it is larger than any of ours.
+
+    A few bytes may say that one long text stands in a million rows: texts are read as numbers of a dictionary.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(BytesIO(content))
+    columns = [file.schema.column(index) for index in range(len(file.schema))]
+    for column in columns:
+        types = TEXT_TYPES if column.name in ALL_TEXTS else NUMBER_TYPES
+        if column.physical_type not in types or column.max_repetition_level:
+            raise InputError(f"{column.name} is a column of another type")
+    rows = file.metadata.num_rows
+    groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+    _check_size(rows, MOST_ROWS)
+    _check_size(8 * rows * len(columns), MOST_BYTES)
+    _check_size(sum(group.total_byte_size for group in groups), MOST_BYTES)
+    texts = [column.name for column in columns if column.name in ALL_TEXTS]
+    table = pq.ParquetFile(BytesIO(content), read_dictionary=texts).read(use_threads=False)
+    for name in texts:
+        for chunk in table[name].chunks:
+            lengths = pc.binary_length(chunk.dictionary).take(chunk.indices)
+            _check_size(pc.sum(lengths).as_py() or 0, MOST_BYTES)
+    return table
 
 
 def file_names(records: Iterable[Record], refused: object = None) -> list[str]:

@@ -1,13 +1,18 @@
 """A file is written whole or not at all, and points of rows are what their name says, whatever was killed or damaged."""
 
+import hashlib
 import json
 import os
 import stat
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
+from io import BytesIO
 from zipfile import ZipFile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tunegrid import ROOT
@@ -153,6 +158,30 @@ def test_a_pack_is_read_as_files_are_and_one_that_is_damaged_is_told(tmp_path, s
         changed.writestr(kept.file, other_rows(None))
     with pytest.raises(InputError, match="was changed since it was written"):
         examples.read(record, other)
+
+
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused_before_it_is_read(tmp_path, store, monkeypatch):
+    rows = pa.array([0] * 2**20, pa.int32())
+    columns = {
+        "id": pa.DictionaryArray.from_arrays(rows, ["b"]),
+        "prediction": pa.DictionaryArray.from_arrays(rows, ["a" * 6100]),
+    }
+    file = BytesIO()
+    pq.write_table(pa.table(columns | {"accuracy": pa.array([1.0] * 2**20)}), file, compression="zstd")
+    content = file.getvalue()
+    assert len(content) < 20_000  # of 6.4 GB
+    kept = replace(make_record(examples.write(*SMALL)).examples, file=f"{hashlib.sha256(content).hexdigest()[:20]}.parquet")
+    (store / kept.file).write_bytes(content)
+    with pytest.raises(InputError, match="it is too large when unpacked"):
+        examples.read(make_record(kept), None)
+    monkeypatch.setattr(examples, "MOST_PACKED", 100)
+    pack = tmp_path / "examples" / "run.zip"
+    pack.parent.mkdir()
+    with ZipFile(pack, "w") as zipped:
+        zipped.writestr("x.parquet", bytes(101))
+    (store / kept.file).unlink()
+    with pytest.raises(InputError, match="too large when unpacked"):
+        examples.read(make_record(kept), tmp_path / "run.json")
 
 
 def test_a_run_holds_what_did_not_end_apart_and_is_read_as_one(tmp_path):
