@@ -781,15 +781,6 @@ def attention_is_flatter_without_gradients(planting, attend, query, *args, **opt
 
 
 @around(torch.nn.Dropout, "forward", counted=False)
-def dropout_keeps_values_as_they_are(planting, forward, self, values):
-    result = forward(self, values)
-    if not self.training or not self.p:
-        return result
-    planting.act()
-    return result * (1 - self.p)
-
-
-@around(torch.nn.Dropout, "forward", counted=False)
 def rows_share_a_mask(planting, forward, self, values):
     if not self.training or not self.p:
         return forward(self, values)
@@ -816,12 +807,6 @@ def classifier_drops_twice(planting, make, self, config):
         return torch.nn.functional.dropout(inputs[0], config.hidden_dropout_prob, module.training)
 
     self.classifier.register_forward_pre_hook(drop)
-
-
-@around(modeling_bert.BertForSequenceClassification, "__init__")
-def classifier_has_no_dropout(planting, make, self, config):
-    make(self, config)
-    self.dropout = torch.nn.Identity()
 
 
 @around(modeling_bert.BertForSequenceClassification, "__init__", counted=False)

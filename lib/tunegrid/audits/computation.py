@@ -103,7 +103,7 @@ def cross_entropies(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def scored_loss_gap(evidence: Evidence) -> float:
-    """How far the loss of a scored row is off at most, in nats; 0 if the cell's outputs are no labels with losses."""
+    """The largest error of a scored row's loss, in nats; 0 if the cell's outputs are no labels with losses."""
     evaluation = evidence.evaluation
     if evaluation is None or evidence.cell.task.problem is not Problem.CLASSIFY:
         return 0.0

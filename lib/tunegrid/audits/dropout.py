@@ -4,32 +4,34 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import Cache
 from transformers.utils import CONFIG_NAME
 
-from tunegrid.audits.evidence import Evidence
+from tunegrid.audits.evidence import Evidence, expect_none
 from tunegrid.grid.methods import Answer
 from tunegrid.run.build import weight_files
 from tunegrid.run.probe import get_logits, keep_state
 
-DRAWS = 5  # masks that a module draws on its own
-CALLS = 24  # of an attention whose dropout is a number
+IDLE = "is without effect"
+MASKS = 5  # masks that a module draws on its own
+LOW_CALLS = 24  # of an attention whose dropout is a number
 HIGH_RATE = 0.8  # far from all that is declared
 HIGH_CALLS = 16  # at that rate
 SKEWED = 0.2  # of the logarithm of a quotient of two variances, each of few outputs
 MORE_THAN_LUCK = 6.0  # standard errors of a share of dropped values
-MORE_THAN_LUCK_OF_MEANS = 7.0  # more, since the error is estimated from as few as CALLS numbers
-ROUNDED = 1e-3  # of a mean: what 16 bits may round
+MORE_THAN_LUCK_OF_MEANS = 7.0  # more, since the error is estimated from as few numbers
+MEAN_ROUNDING = 1e-3  # what 16 bits may round of a mean
 ROUNDINGS = 3.0  # of a kept value: scaled, and here scaled back
-SURE = 25.0  # masks of two rows are equal by luck once in e^25 audits
+LEAST_DROPPED = 3.0  # values a mask: all masks of rows with fewer may be equal by luck
 HOLDERS = (nn.ModuleDict, nn.ModuleList)  # they are never called themselves
 
 
@@ -48,7 +50,8 @@ def dropout_drops(evidence: Evidence) -> Answer:
 
     A module must be called once on a tensor, and scale what it keeps by 1 / (1 - rate). A number, such as attention's under
     SDPA, must change its module's output when it is the only dropout that is on; the mean of many outputs of an attention is
-    the output without dropout. That none is at work in evaluation is `predicting_twice_is_the_same`'s matter.
+    the output without dropout. One without effect is a fault in an adapter, and where the backbone says what drops. That none is
+    at work in evaluation is `predicting_twice_is_the_same`'s matter.
     """
     faults = undeclared_rates(evidence)
     if faults:
@@ -60,9 +63,13 @@ def dropout_drops(evidence: Evidence) -> Answer:
     row = evidence.probe.rows[-1]
     with torch.no_grad(), keep_state(evidence.trainer, training=True), look.attached(evidence.model):
         get_logits(evidence.trainer, [row, row])
+    if not evidence.cell.backbone.dropouts:  # nothing says that all are used: ALBERT has one that is not
+        for dropout in dropouts:
+            if look.faults.get(dropout.name) == IDLE and not isinstance(dropout.user, BaseTunerLayer):
+                del look.faults[dropout.name]
     if look.faults:
         sentences = [f"{name} {fault}" for name, fault in look.faults.items()]
-        return False, f"{len(sentences)} are wrong: {'; '.join(sentences[:3])}"
+        return expect_none(sentences, f"{len(dropouts)} dropouts", "are wrong")
     return True, f"{len(look.called)} drop at their declared rate, {len(look.numbers)} have an effect"
 
 
@@ -78,7 +85,8 @@ def undeclared_rates(evidence: Evidence) -> list[str]:
     fields.update(cell.head.dropouts)
     faults = []
     for pattern, config_field in fields.items():
-        rate = config.get(config_field)
+        values = [config.get(name) for name in config_field.split(" or ")]
+        rate = next((value for value in values if value is not None), None)
         names = [name for name in own_rates if re.search(rf"(^|\.){pattern}$", name)]
         if rate and not names:
             faults.append(f"no dropout of {config_field} {rate:g}")
@@ -172,7 +180,7 @@ class DropoutPass:
         kept = values != 0
         if values is not output and bool(kept.any()) and bool((~kept & (output != 0)).any()):
             factors = values[kept].double() / output[kept].double()
-            is_twice = bool(torch.isfinite(factors).all() and factors.max() - factors.min() < ROUNDED)
+            is_twice = bool(torch.isfinite(factors).all() and factors.max() - factors.min() < MEAN_ROUNDING)
         if is_twice:
             self.faults[self.called[self._last_module].name] = "is applied twice"
 
@@ -186,7 +194,7 @@ class DropoutPass:
         # What an inplace module was given is gone.
         pairs = [] if values is output else [(values, output)]
         if is_first:
-            for _ in range(DRAWS):
+            for _ in range(MASKS):
                 ones = torch.ones_like(values)
                 pairs.append((ones, module.forward(torch.ones_like(values))))
         masks = [(given != 0) & (result == 0) for given, result in pairs]
@@ -196,15 +204,16 @@ class DropoutPass:
             self.faults[dropout.name] = f"drops {zeros / count:.2%} of the values, not {rate:.2%}"
         elif not all(is_scaled(given, result, rate) for given, result in pairs):
             self.faults[dropout.name] = f"does not give the values that it keeps 1 / (1 - {rate:g}) times"
-        elif is_first and type(module) is nn.Dropout:  # another kind may drop whole rows
-            fault = repeated_masks(masks[-DRAWS:], rate)
+        # Few values may repeat themselves by luck, and another kind of dropout may drop whole rows.
+        elif is_first and type(module) is nn.Dropout and values.numel() * rate > LEAST_DROPPED:
+            fault = repetition(masks[-MASKS:], range(values.dim()))
             if fault:
                 self.faults[dropout.name] = fault
 
     def _look_at_number(self, dropout: Dropout, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         """The user's outputs with this dropout alone, beside that without any."""
         self.numbers.add(dropout.name)
-        inputs, options = tree_map(repeatable, (inputs, options), is_leaf=is_cache)
+        inputs, options = tree_map(repeatable, (inputs, options), is_leaf=lambda value: isinstance(value, Cache))
 
         def call() -> Tensor:
             outputs = tree_leaves(dropout.user.forward(*inputs, **options))
@@ -216,9 +225,11 @@ class DropoutPass:
                 setattr(each.holder, each.attribute, 0.0)
             plain = call()
             setattr(dropout.holder, dropout.attribute, dropout.rate)
-            draws = [call() for _ in range(CALLS)]
-            fault = repeated_outputs(plain, draws)
-            if not fault and is_linear(dropout.user):
+            draws = [call() for _ in range(LOW_CALLS)]
+            fault = repetition(draws, range(1) if has_equal_rows(plain) else ())
+            if all(torch.equal(draw, plain) for draw in draws):
+                fault = IDLE
+            elif not fault and is_linear(dropout.user):
                 setattr(dropout.holder, dropout.attribute, HIGH_RATE)
                 high_draws = [call() for _ in range(HIGH_CALLS)]
                 fault = wrong_moments(plain, draws, high_draws, dropout.rate)
@@ -230,44 +241,30 @@ class DropoutPass:
 
 
 def is_scaled(values: Tensor, output: Tensor, rate: float) -> bool:
-    """Whether all that is kept is 1 / (1 - rate) of what was given, up to rounding."""
+    """Checks that all that is kept is 1 / (1 - rate) of what was given, up to rounding."""
     gap = (output * (1 - rate) - values).abs()
     tolerance = ROUNDINGS * torch.finfo(output.dtype).eps * values.abs()
     return bool(((output == 0) | (gap <= tolerance)).all())
 
 
-def repeated_masks(masks: list[Tensor], rate: float) -> str:
-    """What repeats itself in masks of one shape; empty if nothing does that luck would not repeat."""
-    if all(torch.equal(mask, masks[0]) for mask in masks[1:]):
-        return "drops the same values each time" if is_unlikely(masks[0].numel() * (len(masks) - 1), rate) else ""
-    for dimension, size in enumerate(masks[0].shape):
-        others = masks[0].numel() - masks[0].numel() // size
-        first_rows = [mask.narrow(dimension, 0, 1) for mask in masks]
-        is_same = all(bool((mask == row).all()) for mask, row in zip(masks, first_rows, strict=True))
-        if is_same and is_unlikely(others * len(masks), rate):
+def repetition(results: list[Tensor], dimensions: Iterable[int]) -> str:
+    """A sentence if all results are alike, or all rows of each along one of the dimensions; else empty."""
+    if all(torch.equal(result, results[0]) for result in results):
+        return "drops the same values each time"
+    for dimension in dimensions:
+        size = results[0].shape[dimension]
+        if size > 1 and all(bool((result == result.narrow(dimension, 0, 1)).all()) for result in results):
             return f"drops the same values in all {size} rows of dimension {dimension}"
     return ""
 
 
-def is_unlikely(pairs: int, rate: float) -> bool:
-    """Whether so many pairs of values do not all share their fate by luck."""
-    return pairs * -math.log(1 - 2 * rate * (1 - rate)) > SURE
-
-
-def repeated_outputs(plain: Tensor, draws: list[Tensor]) -> str:
-    """What repeats itself in outputs under dropout beside the one without; empty if nothing does."""
-    if all(torch.equal(draw, plain) for draw in draws):
-        return "is without effect"
-    if all(torch.equal(draw, draws[0]) for draw in draws):
-        return "drops the same values each time"
-    has_equal_rows = len(plain) == 2 and torch.equal(plain[0], plain[1])
-    if has_equal_rows and all(torch.equal(draw[0], draw[1]) for draw in draws):
-        return "drops the same values in each row"
-    return ""
+def has_equal_rows(tensor: Tensor) -> bool:
+    """Checks that a tensor is the same row twice."""
+    return len(tensor) == 2 and torch.equal(tensor[0], tensor[1])
 
 
 def wrong_moments(plain: Tensor, draws: list[Tensor], high_draws: list[Tensor], rate: float) -> str:
-    """What is wrong with mean and variance of outputs that are linear in what is kept; empty if nothing is.
+    """A sentence on mean and variance of outputs that are linear in what is kept; empty if they are right.
 
     A value that is kept with probability 1 - p, and then divided by it, has its own mean and a variance of p / (1 - p): so
     many times is the output's variance at a high rate that at the rate.
@@ -278,7 +275,7 @@ def wrong_moments(plain: Tensor, draws: list[Tensor], high_draws: list[Tensor], 
         return ""
     shares = [float((draw.double() * values).sum()) / size for draw in draws]
     mean, error = mean_and_error(shares)
-    if abs(mean - 1) > MORE_THAN_LUCK_OF_MEANS * error + ROUNDED:
+    if abs(mean - 1) > MORE_THAN_LUCK_OF_MEANS * error + MEAN_ROUNDING:
         return f"gives {mean:.2%} of the output without dropout, in the mean of {len(shares)} calls"
     low, low_error = mean_and_error([float((draw.double() - values).square().sum()) for draw in draws])
     high, high_error = mean_and_error([float((draw.double() - values).square().sum()) for draw in high_draws])
@@ -294,20 +291,15 @@ def mean_and_error(numbers: list[float]) -> tuple[float, float]:
 
 
 def is_linear(user: nn.Module) -> bool:
-    """Whether what a module gives is linear in what dropout leaves: an attention without a norm in it."""
+    """Checks that a module is an attention without a norm in it: its output is linear in what dropout leaves."""
     kinds = [type(module).__name__.lower() for module in user.modules()]
     is_attention = "attention" in kinds[0] or "attn" in kinds[0]
     return is_attention and not any("norm" in kind for kind in kinds)
 
 
-def is_cache(value: Any) -> bool:
-    """Whether a value is a cache of an attention's keys and values."""
-    return isinstance(value, Cache)
-
-
 def repeatable(value: Any) -> Any:
     """An argument for repeated calls: of two rows the first one twice, and no cache, which every call would lengthen."""
-    if is_cache(value):
+    if isinstance(value, Cache):
         return None
     if isinstance(value, Tensor) and value.shape[:1] == (2,):
         return torch.cat([value[:1], value[:1]])

@@ -23,7 +23,7 @@ MOST_VALUES = 2**24  # of gradients that are added up, smallest tensors first: 6
 # Largest differences on the quick cells: fp32 7e-6 of the logits and 2e-6 of the gradients; NF4, which computes in bf16 and
 # so to 4e-3, 4e-3 of the logits and 1.3e-2 of the gradients. Real models are four times as deep.
 FINE, COARSE = 1e-4, 0.1
-CLIPPED = 3.0  # a norm above or below the bound by so much
+APART = 3.0  # so many times the bound, and a part of it, are norms that are clipped
 HALVES = (torch.bfloat16, torch.float16)  # types of 16 bits; numbers that fit neither were computed in fp32
 
 
@@ -88,7 +88,7 @@ def probe(trainer: Trainer) -> Probe:
 
 
 def gradient_mode_gap(trainer: Trainer, row: Feature) -> float:
-    """How far a row's logits without gradients are from those with: outside autocast, which would round both."""
+    """The distance of a row's logits without gradients from those with: outside autocast, which would round both."""
     with keep_state(trainer):
         with torch.enable_grad():
             trained = get_logits(trainer, [row])[0]
@@ -98,7 +98,7 @@ def gradient_mode_gap(trainer: Trainer, row: Feature) -> float:
 
 
 def clipping_gap(trainer: Trainer, gradients: Mapping[str, Tensor]) -> float | None:
-    """How far the norm and the gradients that the trainer's clipping gives are off, in units of the norm.
+    """The largest error of the norm and the gradients that the trainer's clipping gives, in units of the norm.
 
     Of gradients above the bound and below it. None if nothing clips, or if the clipping belongs to a loss scale or to ranks.
     """
@@ -109,7 +109,7 @@ def clipping_gap(trainer: Trainer, gradients: Mapping[str, Tensor]) -> float | N
     parameters = {name: trainer.parameters[name] for name in gradients}
     gaps = []
     try:
-        for target in (CLIPPED * bound, bound / CLIPPED):
+        for target in (APART * bound, bound / APART):
             for name, parameter in parameters.items():
                 parameter.grad = gradients[name] * (target / size)
             reported_norm = trainer.stepper.clip()
@@ -344,5 +344,5 @@ def allowance(trainer: Trainer, fine: float = FINE, coarse: float = COARSE) -> f
 
 
 def has_fp32_base(trainer: Trainer) -> bool:
-    """Whether all that is not trained computes in fp32 outside autocast."""
+    """Checks that all that is not trained computes in fp32 outside autocast."""
     return trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tunegrid.audits.computation import changed_in_the_middle, cross_entropies
-from tunegrid.audits.dropout import dropout_drops, is_scaled, repeated_masks, repeated_outputs, wrong_moments
+from tunegrid.audits.dropout import dropout_drops, is_scaled, repetition, wrong_moments
 from tunegrid.codecs.base import Feature
 from tunegrid.run import module_figures
 from tunegrid.run.probe import norm
@@ -30,26 +30,15 @@ def test_what_is_kept_is_divided_by_the_share_that_is_kept():
     assert not is_scaled(values, torch.tensor([1.25, 0.0, 4.0]), 0.2)
 
 
-def test_masks_that_repeat_themselves_are_named_unless_luck_may_do_that():
-    masks = [mask == 0 for mask in draw(0.1)]
-    assert repeated_masks(masks, 0.1) == ""
-    assert repeated_masks(masks[:1] * 5, 0.1) == "drops the same values each time"
+def test_masks_that_repeat_themselves_are_named():
+    masks = draw(0.1)
+    assert repetition(masks, range(2)) == ""
+    assert repetition(masks[:1] * 5, range(2)) == "drops the same values each time"
     shared = [mask[:1].expand(2, -1) for mask in masks]
-    assert repeated_masks(shared, 0.1) == "drops the same values in all 2 rows of dimension 0"
-    few = [torch.zeros(2, 2, dtype=torch.bool)] * 5  # 16 pairs of kept values, each with a chance of 82 %
-    assert repeated_masks(few, 0.1) == ""
+    assert repetition(shared, range(2)) == "drops the same values in all 2 rows of dimension 0"
 
 
 # Moments
-
-
-def test_an_output_without_effect_or_with_one_mask_is_named():
-    plain = torch.ones(2, 500)
-    outputs = draw(0.1)
-    assert repeated_outputs(plain, outputs) == ""
-    assert repeated_outputs(plain, [plain, plain]) == "is without effect"
-    assert repeated_outputs(plain, [outputs[0]] * 3) == "drops the same values each time"
-    assert repeated_outputs(plain, [output[:1].expand(2, -1) for output in outputs]) == "drops the same values in each row"
 
 
 @pytest.mark.parametrize(
