@@ -336,6 +336,9 @@ def adapter_fields(evidence: Evidence, model: Any, base: Any) -> Fields:
     fields["revision"] = pin.get("revision")
     if cell.method.rewrites(cell):
         fields["init_lora_weights"] = True
+    if fields.get("rank_pattern"):  # AdaLoRA's is by names of tensors
+        patterns = fields["rank_pattern"].items()
+        fields["rank_pattern"] = {adapter_key(name): pattern for name, pattern in patterns}
     return fields
 
 
