@@ -174,15 +174,21 @@ def output_follows_trained_tokens(evidence: Evidence) -> Answer:
 
 def adapters_add_as_declared(evidence: Evidence) -> Answer:
     """An adapted layer adds to its base's output what the method declares, as LoRA scale x B A x."""
+    method = evidence.cell.method
     names = {module: name for name, module in evidence.model.named_modules() if is_adapted(module)}
     gaps: dict[str, float] = {}  # in units of what rounding allows
 
     def look(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        expected = evidence.cell.method.contribution(layer, evidence.cell, inputs[0])
-        if expected is not None:
-            base = layer.get_base_layer()(inputs[0])
-            tolerance = ADDED * norm([expected]) + 4 * torch.finfo(output.dtype).eps * norm([output])
-            gaps[names[layer]] = norm([output.float() - base.float() - expected]) / tolerance
+        expected = method.contribution(layer, evidence.cell, inputs[0])
+        if expected is None:
+            return
+        base_layer = layer.get_base_layer()
+        base = base_layer(inputs[0])
+        rounding = 4 * torch.finfo(output.dtype).eps
+        if method.changes_inputs:  # in 16 bits the last one may fall to the other side
+            rounding += torch.finfo(getattr(base_layer, "compute_dtype", None) or output.dtype).eps
+        tolerance = ADDED * norm([expected]) + rounding * norm([output])
+        gaps[names[layer]] = norm([output.float() - base.float() - expected]) / tolerance
 
     rows = evidence.probe.rows[:1]
     with torch.no_grad(), keep_state(evidence.trainer), attach(names, look):

@@ -103,6 +103,7 @@ class Method:
     rate_factors: Mapping[str, float] = field(default_factory=dict)
     adapts: ClassVar[bool] = False
     shows_early: ClassVar[bool] = True  # `check_model` can tell after the first updates
+    changes_inputs: ClassVar[bool] = False  # an adapter changes what its base reads, which a packed base rounds
 
     def check(self, recipe: Recipe) -> None:
         """Raises InputError if a recipe does not fit the method."""

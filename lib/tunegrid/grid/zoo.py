@@ -97,6 +97,7 @@ class Ia3(Adapting):
     """IA3 (Liu et al. 2022): one learned vector a layer multiplies its output, or what a feed-forward layer reads."""
 
     config: str = "IA3Config"
+    changes_inputs: ClassVar[bool] = True
 
     def declared_facts(self, cell: Cell, layer: str) -> tuple[str, ...]:
         """The side that its vector multiplies."""
@@ -154,6 +155,7 @@ class Oft(Adapting):
     """OFT (Qiu et al. 2023): learned rotations, in blocks whose size divides the width, of what a layer reads."""
 
     config: str = "OFTConfig"
+    changes_inputs: ClassVar[bool] = True
     on_targets: bool = True
 
     def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
