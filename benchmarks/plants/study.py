@@ -6,6 +6,7 @@ The others are the classics: in a line of a model, a collator or a loop, where h
 import json
 import shutil
 from dataclasses import asdict, replace
+from itertools import chain
 from random import Random
 
 import bitsandbytes as bnb
@@ -182,7 +183,7 @@ def joined(trainer, folder):
     """The micro-batches of an update are one."""
     updates = trainer.updates
     trainer.log.micro_batch *= trainer.cell.recipe.gradient_accumulation_steps
-    trainer.updates = lambda epoch: ([[feature for rows in group for feature in rows]] for group in updates(epoch))
+    trainer.updates = lambda epoch: ([[*chain.from_iterable(group)]] for group in updates(epoch))
     return trainer
 
 

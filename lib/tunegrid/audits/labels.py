@@ -21,10 +21,11 @@ ATTENTION_CALL = "scaled_dot_product_attention"
 
 
 def updates_run_as_labelled(evidence: Evidence) -> Answer:
-    """The first and the last update ran as the record says: accumulation, checkpointing, precision, device and attention.
+    """The first and the last update ran as the record says: micro-batches, precision, and so on.
 
-    Each is shown by what the model did: the rows of each forward pass; the layers of which a part was called again in the
-    backward pass; the types of what linear layers gave. Attention is asked afterwards, in training mode.
+    Each is shown by what the model did: the rows of each forward pass; the layers of which a part
+    was called again in the backward pass; the types of what linear layers gave. Attention is asked
+    afterwards, in training mode.
     """
     trainer = evidence.trainer
     if not trainer.log.watched:
@@ -36,16 +37,19 @@ def updates_run_as_labelled(evidence: Evidence) -> Answer:
     held_values = sum(ranks.gather(sum(local_shard(p).numel() for p in trainer.stepped.values())))
     copies = held_values / sum(p.numel() for p in trainer.parameters.values())
     if copies != (1 if ranks.holds_parts else ranks.count):
-        faults.append(f"{ranks.count} ranks hold {copies:.2f} times the model{', sharded' if ranks.holds_parts else ''}")
+        faults.append(f"{ranks.count} ranks hold {copies:.2f} times the model")
     calls = attention_calls(evidence)
     if calls["softmax"]:
         faults.append(f"attention is computed by a softmax {calls['softmax']} times, not by SDPA")
     if not keeps_digits(evidence.device):
         faults.append("products of fp32 matrices lose digits: TF32 or bf16 is on")
     facts = trainer.log.watched[-1]
-    passes = f"passes of {', '.join(map(str, facts['rows']))} rows in {trainer.log.precision}"
-    detail = f"{passes}, {len(facts['recomputed'])} layers computed again, attention by SDPA {calls[ATTENTION_CALL]} times"
-    return expect_none(faults, detail, "differ")
+    details = (
+        f"passes of {', '.join(map(str, facts['rows']))} rows in {trainer.log.precision}",
+        f"{len(facts['recomputed'])} layers computed again",
+        f"attention by SDPA {calls[ATTENTION_CALL]} times",
+    )
+    return expect_none(faults, ", ".join(details), "differ")
 
 
 def update_faults(evidence: Evidence, facts: Mapping[str, Any]) -> Iterator[str]:
@@ -67,32 +71,42 @@ def update_faults(evidence: Evidence, facts: Mapping[str, Any]) -> Iterator[str]
 
 
 def planned_passes(trainer: Trainer, update: int, micro_batch: int) -> list[list[list[int]]]:
-    """The rows of each forward pass, by rank, that an update may have: one batch of an epoch may be smaller."""
+    """The rows of each forward pass, by rank, that an update may have.
+
+    There are several plans, since one batch of an epoch may be smaller.
+    """
     recipe, ranks, count = trainer.cell.recipe, trainer.ranks, len(trainer.features)
     size, steps = recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps
     earlier_batches = steps * (update % recipe.updates_per_epoch(count))
     batches = min(steps, math.ceil(count / size) - earlier_batches)
     plans = []
-    for place in range(batches + 1 if count % size else 1):  # of the smaller batch; 0 if this update has it not
-        rows = [size] * batches
-        if place:
-            rows[place - 1] = count % size
-        if ranks.count == 1:
-            plans.append([[len(piece) for batch in rows for piece in chunks(range(batch), micro_batch)]])
-        else:
-            plans.append([rank_passes(sum(rows), rank, ranks, micro_batch) for rank in range(ranks.count)])
+    sizes = [[size] * batches]
+    for place in range(batches if count % size else 0):
+        sizes.append([count % size if index == place else size for index in range(batches)])
+    for rows in sizes:
+        if ranks.count > 1:
+            total = sum(rows)
+            plans.append([rank_passes(total, rank, ranks, micro_batch) for rank in range(ranks.count)])
+            continue
+        passes: list[int] = []
+        for batch in rows:
+            passes += [len(piece) for piece in chunks(range(batch), micro_batch)]
+        plans.append([passes])
     return plans
 
 
 def rank_passes(rows: int, rank: int, ranks: Ranks, micro_batch: int) -> list[int]:
-    """The rows of each pass of a rank. Rows are dealt out in turn; a rank without one takes part with a row that counts 0."""
+    """The rows of each pass of a rank.
+
+    Rows are dealt out in turn; a rank without one takes part with a row that counts 0.
+    """
     passes = [len(piece) for piece in chunks(range(rank, rows, ranks.count), micro_batch)]
     least = math.ceil(rows / (ranks.count * micro_batch)) if ranks.holds_parts else 1
     return passes + [1] * (least - len(passes))
 
 
 class FunctionCalls(TorchFunctionMode):
-    """Counts calls of torch's attention, and of softmax over scores (B, heads, L, L), which attention by hand takes."""
+    """Counts calls of torch's attention, and of softmax over scores (B, heads, L, L)."""
 
     def __init__(self) -> None:
         """Nothing was called yet."""

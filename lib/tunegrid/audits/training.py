@@ -64,9 +64,10 @@ def trains_as_declared(evidence: Evidence) -> Answer:
 
 
 def gradients_reach(evidence: Evidence) -> Answer:
-    """Every tensor that trains has a gradient that is not zero in each update, and of it alone; those of unused modules aside.
+    """Every tensor that trains has a gradient of its own, not zero, in each update.
 
-    Updates count once one has moved weights: LoRA's A has no gradient while B is zero.
+    Those of unused modules are left out. Updates count once one has moved weights: LoRA's A has no
+    gradient while B is zero.
     """
     log = evidence.trainer.log
     names = used_names(evidence)
@@ -93,10 +94,11 @@ def weights_moved(evidence: Evidence) -> Answer:
 
 
 def used_names(evidence: Evidence) -> list[str]:
-    """Names of the trained tensors that must get a gradient, by what the model calls and by definition.
+    """Names of the trained tensors that must get a gradient.
 
-    A pretrained module that the loss does not use may stay as it is, as BERT2BERT's pooler. So may the bias of a head that
-    finds spans: it shifts the scores of all positions alike, which the softmax over positions takes away again.
+    A pretrained module that the loss does not use may stay as it is, as BERT2BERT's pooler. So may
+    the bias of a head that finds spans: it shifts the scores of all positions alike, which the
+    softmax over positions takes away again.
     """
     cell = evidence.cell
     called = {name for name, module in evidence.model.named_modules() if module in evidence.probe.called}
@@ -278,7 +280,7 @@ def optimizer_set_as_declared(evidence: Evidence) -> Answer:
 
 
 def schedule_counts_updates(evidence: Evidence) -> Answer:
-    """As many updates as the recipe plans, in each of which every tensor's rate is its own peak times the schedule's share."""
+    """As many updates as planned, in each of which every tensor has its own peak rate's share."""
     trainer, recipe = evidence.trainer, evidence.cell.recipe
     log = trainer.log
     total = recipe.planned_updates(len(trainer.features))  # whatever the trainer says
@@ -305,7 +307,7 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
 
 
 def group_peaks(evidence: Evidence) -> list[dict[str, float]]:
-    """Of each group of the optimizer, the peak rate of its tensors by name: the declared ones, whatever the groups say.
+    """The declared peak rates of each group's tensors, by name, whatever the groups say.
 
     Only if a method makes groups of its own, or its optimizer, those of the groups count.
     """
@@ -335,7 +337,7 @@ def declared_peak(cell: Cell, name: str) -> float:
 
 
 def planned_share(recipe: Hyperparameters, step: int, total: int) -> float:
-    """The share of the peak rate in a step of the recipe's schedule, as transformers documents it: here in plain arithmetic."""
+    """The share of the peak rate in a step of the schedule, as transformers documents it."""
     name = recipe.lr_scheduler_type
     if name == "constant":  # without a warm-up
         return 1.0

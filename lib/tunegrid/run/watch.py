@@ -1,4 +1,4 @@
-"""Notes how one update ran: the passes through the model, and which layers computed again in the backward pass."""
+"""Notes how one update ran: the passes through the model, and layers that computed again."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -15,9 +15,10 @@ from transformers.pytorch_utils import Conv1D
 def watch_update(model: nn.Module) -> Iterator[dict[str, Any]]:
     """Fills a mapping of plain values with how the model is used meanwhile.
 
-    `rows` has the rows of each forward pass; `types` how many outputs of linear layers of fp32 weights have which type;
-    `layers` the repeated layers whose output needs a gradient, and `recomputed` those of which a part is called outside of a
-    forward pass; `devices` are those of outputs.
+    `rows` has the rows of each forward pass; `types` how many outputs of linear layers of fp32
+    weights have which type; `layers` the repeated layers whose output needs a gradient, and
+    `recomputed` those of which a part is called outside of a forward pass; `devices` are those of
+    outputs.
     """
     layers = repeated_layers(model)
     layer_of: dict[nn.Module, str] = {}
@@ -68,7 +69,7 @@ def watch_update(model: nn.Module) -> Iterator[dict[str, Any]]:
 
 
 def repeated_layers(model: nn.Module) -> dict[nn.Module, str]:
-    """The members of the model's lists of layers by module, with their names; lists inside of them are left out."""
+    """Names of the members of the model's lists of layers, without lists inside of them."""
     layers: dict[nn.Module, str] = {}
     inner: tuple[str, ...] = ()
     for name, module in model.named_modules():
