@@ -289,7 +289,8 @@ LIBRARIES = (
          patches.side_is_flipped("forward"), "adapters_add_as_declared"),
         ("Z5", "VeRA adds half of what it should", "gpt2_sa_vera", patches.ranks_are_scaled_halfway,
          "adapters_add_as_declared"),
-        ("Z6", "OFT rotates the other way", "bert_sa_oft", patches.rotations_turn_the_other_way, "adapters_add_as_declared"),
+        *(("Z6", "OFT rotates the other way", cell, patches.rotations_turn_the_other_way, "adapters_add_as_declared")
+          for cell in ("bert_sa_oft", "bert_sa_qoft")),
     )),
     Plant("Z7", "LoRA's B starts at random", "classic", "gpt2_sa_lora", patches.second_matrix_starts_at_random,
           "new_adapters_add_nothing"),
