@@ -50,8 +50,8 @@ def dropout_drops(evidence: Evidence) -> Answer:
 
     A module must be called once on a tensor, and scale what it keeps by 1 / (1 - rate). A number, such as attention's under
     SDPA, must change its module's output when it is the only dropout that is on; the mean of many outputs of an attention is
-    the output without dropout. One without effect is a fault in an adapter, and where the backbone says what drops.
-    That none is at work in evaluation is `predicting_twice_is_the_same`'s matter.
+    the output without dropout. One without effect is a fault in an adapter, and if the backbone says what
+    drops. That none is at work in evaluation is `predicting_twice_is_the_same`'s matter.
     """
     faults = undeclared_rates(evidence)
     if faults:

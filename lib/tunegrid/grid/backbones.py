@@ -85,7 +85,7 @@ class Backbone:
         overflows_fp16: its activations leave fp16's range, on any device.
         objective: that it was pretrained with, for `--ask=forgetting`; None: not declared, and not asked.
         shape: the checkpoint's config, for models of its true size without its weights.
-        dropouts: by a pattern of modules' names, the config field that has their rate; "a or b": b if a is null.
+        dropouts: by a pattern of modules' names, the field of the checkpoint's config that has it; "a or b": b if a is null.
         special_tokens: the tokenizer's special ids by attribute, as "cls_token_id"; `vocabulary` is how many ids it has.
     """
 
