@@ -199,7 +199,8 @@ def test_a_random_span_is_of_the_answers_length_and_a_lead_the_first_sentence():
 
 
 def failed_names(evidence):
-    return [finding.name for finding in run_audits(evidence, ["of training"]) if not finding.passed]
+    findings = run_audits(replace(evidence), ["of training"])  # a probe of its own
+    return [finding.name for finding in findings if not finding.passed]
 
 
 def test_a_frozen_adapter_and_a_base_tensor_that_trains_are_not_as_declared(evidence):
