@@ -40,16 +40,16 @@ from tunegrid.words import contrast
 OPEN, SPREAD = 8, 4  # scored texts that are searched again
 CANDIDATES = 64  # scored texts, evenly spread, of which the most open ones are chosen
 FEW_OPEN, FEW_SPREAD, FEW_CANDIDATES = 4, 4, 32  # of true-size models, whose passes take long
-BATCH = 16  # texts of micro models that are searched side by side; one text's logits are as many as a vocabulary is large
+AT_ONCE = 16  # texts of micro models that are searched side by side; one text's logits are as many as a vocabulary is large
 # Rules that act in every search: an unsure model meets long texts that win, repeated words, and ends that come too early. With
 # fewer tokens or a weaker penalty, early stopping changes none of 16 rows; with these it changes the beams of 5 to 11.
 PROVOKED = 4  # rows that are searched by them, the shortest ones, each read backwards
 PROVOKING = Generation(num_beams=4, no_repeat_ngram_size=2, length_penalty=6.0, max_new_tokens=28)
 # Times the rounding of a text. The library's own pass rounds once more, and often in more steps. Most ties are far closer, and
 # a noise that decides only them leaves the rest of the search as it is.
-NOISE = (1 / 64, 1 / 16, 1 / 4, 1, 4)
-DRAWS = 16  # searches with each noise: of two equal scores, each is found first in half of them
-LARGEST = 10**9  # parameters of a model that is copied to fp64: 8 GB
+NOISES = (1 / 64, 1 / 16, 1 / 4, 1, 4)
+NOISY_SEARCHES = 16  # searches with each noise: of two equal scores, each is found first in half of them
+MOST_COPIED = 10**9  # parameters of a model that is copied to fp64: 8 GB
 
 # Asks for the next token's scores (N, V) behind N begun texts of one length, in nats; minus infinity for what is forbidden.
 Search = Generator[Sequence[tuple[int, ...]], Tensor, "list[Beam]"]
@@ -97,10 +97,10 @@ def texts_are_the_models(evidence: Evidence) -> Answer:
     worst = max([*scored, *provoked], key=lambda gap: gap.noise)
     ties = sum(gap.noise > 0 for gap in (*scored, *provoked))
     detail = f"{len(scored)} texts, and those of {len(provoked)} rows by stricter rules; {ties} after a tie"
-    if worst.noise > NOISE[-1]:
+    if worst.noise > NOISES[-1]:
         fault = "a scored text" if worst in scored else "of a row read backwards, a text"
         detail = f"{fault} is not what the search finds, by rounding neither: {show_difference(codec, worst)}"
-    return Measured(worst.noise, NOISE[-1]), detail
+    return Measured(worst.noise, NOISES[-1]), detail
 
 
 def leeway(evidence: Evidence) -> float:
@@ -121,7 +121,7 @@ def choose_texts(evidence: Evidence, evaluation: Evaluation) -> list[int]:
     lengths = get_lengths(evaluation.features)
     candidates = sorted((i for i in places if evaluation.outputs[i]), key=lambda i: lengths[i])
     openness: dict[int, float] = {}
-    for batch in chunks(candidates, BATCH if micro else 1):
+    for batch in chunks(candidates, AT_ONCE if micro else 1):
         rows = [replace(evaluation.features[i], target=[*evaluation.outputs[i]]) for i in batch]
         for i, row, logits in zip(batch, rows, target_logits(evidence.trainer, rows), strict=True):
             openness[i] = get_openness(logits.log_softmax(-1), row.target, evidence.codec.generation)  # type: ignore[attr-defined]
@@ -242,7 +242,7 @@ def search_gaps(
 ) -> list[Gap]:
     """Compares the best texts of each row, as many as its pool has, with those that the search finds."""
     gaps: list[Gap] = []
-    batch_size = BATCH if evidence.cell.profile.micro else 1
+    batch_size = AT_ONCE if evidence.cell.profile.micro else 1
     for start in range(0, len(rows), batch_size):
         batch_pools = pools[start : start + batch_size]
         beams = Beams(evidence, rows[start : start + batch_size], [pool[0] for pool in batch_pools])
@@ -250,17 +250,17 @@ def search_gaps(
         for i, (texts, pool) in enumerate(zip(batch_pools, found, strict=True)):
             expected = [beam.ids for beam in pool[: len(texts)]]
             # One that rounding does not explain is enough.
-            is_open = expected != [*texts] and all(gap.noise <= NOISE[-1] for gap in gaps)
+            is_open = expected != [*texts] and all(gap.noise <= NOISES[-1] for gap in gaps)
             noise = find_noise(beams, rules, i, texts) if is_open else 0.0
             gaps.append(Gap(texts, expected, noise))
     return gaps
 
 
 def find_noise(beams: Beams, rules: Generation, place: int, texts: Sequence[tuple[int, ...]]) -> float:
-    """The least noise of `NOISE`, times rounding, with which a search finds these texts of a row; infinite if none does."""
+    """The least noise of `NOISES`, times rounding, with which a search finds these texts of a row; infinite if none does."""
     rounding = get_rounding(beams, place)
-    for factor in NOISE:
-        for draw in range(DRAWS):
+    for factor in NOISES:
+        for draw in range(NOISY_SEARCHES):
             [pool] = beams.search(rules, [place], factor * rounding, draw)
             if [beam.ids for beam in pool[: len(texts)]] == [*texts]:
                 return float(factor)
@@ -271,7 +271,7 @@ def get_rounding(beams: Beams, place: int) -> float:
     """The largest error of a row's scores, in nats: how far those of its text are from what a model in fp64 gives."""
     evidence, logits = beams.evidence, beams.whole[place]
     limit = leeway(evidence) * float(logits.abs().max())
-    if sum(parameter.numel() for parameter in evidence.model.parameters()) > LARGEST:
+    if sum(parameter.numel() for parameter in evidence.model.parameters()) > MOST_COPIED:
         return limit
     model = copy_in_fp64(evidence.model)
     row = replace(beams.rows[place], target=[*beams.texts[place]])

@@ -15,7 +15,7 @@ from tunegrid.errors import InputError
 from tunegrid.record import AuditFinding, Record
 from tunegrid.runs.files import read_list
 
-NUMBER = re.compile(r"\b\d[.]\d+e[+-]\d\d\b")
+WITH_EXPONENT = re.compile(r"\b\d[.]\d+e[+-]\d\d\b")
 
 
 @dataclass(kw_only=True)
@@ -33,7 +33,7 @@ def measured_value(finding: AuditFinding) -> float | None:
     """What an audit measured: its value, or the largest number with an exponent in its detail; None if there is neither."""
     if finding.value is not None:
         return finding.value
-    numbers = map(float, NUMBER.findall(finding.detail))
+    numbers = map(float, WITH_EXPONENT.findall(finding.detail))
     return max(numbers, default=None)
 
 
