@@ -1,8 +1,8 @@
-"""Points of fixed pairs, worked out by hand from what each metric is defined as: an audit asks the metrics for them.
+"""Points of fixed pairs, worked out by hand: an audit asks the metrics for them.
 
-ROUGE (Lin 2004, as `rouge_score` documents it): in lower case, all but a-z and 0-9 is space, words of more than three letters
-are stemmed by Porter; F is the harmonic mean of the shared n-grams' shares. SQuAD v1.1: lower case, without punctuation and
-the words a, an and the.
+ROUGE (Lin 2004, as `rouge_score` documents it): in lower case, all but a-z and 0-9 is space, words
+of more than three letters are stemmed by Porter; F is the harmonic mean of the shared n-grams'
+shares. SQuAD v1.1: lower case, without punctuation and the words a, an and the.
 """
 
 import math
@@ -53,7 +53,8 @@ SQUAD_PAIRS = (
     FixedPair("apple", "anapple", (0, 0)),
     FixedPair("anna", "", (0, 0)),
 )
-# Found are 2 of 3 of class 0, 1 of 2 of class 1, and the one of class 2; of classes 1 and 2, one of the two found is another's.
+# Found are 2 of 3 of class 0, 1 of 2 of class 1, and the one of class 2; of the two found of class 1,
+# one is another's, and so for class 2.
 CLASSES = ([0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 2, 2])
 CLASS_POINTS = {
     "accuracy": THIRDS,
@@ -80,11 +81,14 @@ def wrong_points(problem: Problem) -> Iterator[str]:
         return
     if problem is Problem.EXTRACT:
         pairs = SQUAD_PAIRS
-        points = squad_examples([[pair.reference] for pair in pairs], [pair.answer for pair in pairs])
+        truths = [[pair.reference] for pair in pairs]
+        points = squad_examples(truths, [pair.answer for pair in pairs])
     else:
         pairs = ROUGE_PAIRS
-        points = rouge_examples([pair.reference for pair in pairs], [sentence_lines(pair.answer) for pair in pairs])
+        references = [pair.reference for pair in pairs]
+        points = rouge_examples(references, [sentence_lines(pair.answer) for pair in pairs])
     for place, name in enumerate(points):
         for value, pair in zip(points[name], pairs, strict=True):
             if not math.isclose(value, pair.points[place], abs_tol=POINTS_APART):
-                yield f"{name} of {pair.answer!r} for {pair.reference!r} is {value:.2f}, not {pair.points[place]:.2f}"
+                answer = f"{name} of {pair.answer!r} for {pair.reference!r}"
+                yield f"{answer} is {value:.2f}, not {pair.points[place]:.2f}"
