@@ -33,7 +33,7 @@ def some(names: Sequence[str], most: int = NAMED) -> str:
 
 
 def contrast(text: str, expected: str) -> str:
-    """Where a text first differs from another one, with what stands around it, as in "'... a cat' in place of '... a car'"."""
+    """Two texts where they first differ, as in "'... a cat' in place of '... a car'"."""
     shared = 0
     while shared < min(len(text), len(expected)) and text[shared] == expected[shared]:
         shared += 1

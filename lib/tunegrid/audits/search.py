@@ -1,7 +1,7 @@
-"""Audits of generated texts: compared with the search as it is defined, which uses no cache and none of a library's code.
+"""Audits of generated texts: compared with the search as it is defined, without a cache.
 
-Two searches may part at a tie, and end with other texts. Rounding decides ties, so it is measured where a text differs, by a
-copy of the model in fp64.
+Two searches may part at a tie, and end with other texts. Rounding decides ties, so it is measured
+where a text differs, by a copy of the model in fp64. None of a library's search is used.
 """
 
 import copy
@@ -35,31 +35,35 @@ from tunegrid.run.probe import (
 )
 from tunegrid.words import contrast
 
-# On a quick cell, 8 texts cost 0.2 s, 64 cost 1.4 s and all 192 cost 4 s. A pass over 64 costs 0.3 s and tells which are open:
-# a broken rule changes a few of 192 texts, and one of these is nearly always among the tenth that is most open.
+# On a quick cell, 8 texts cost 0.2 s, 64 cost 1.4 s and all 192 cost 4 s. A pass over 64 costs 0.3 s
+# and tells which are open: a broken rule changes a few of 192 texts, and one of these is nearly always
+# among the tenth that is most open.
 OPEN, SPREAD = 8, 4  # scored texts that are searched again
 CANDIDATES = 64  # scored texts, evenly spread, of which the most open ones are chosen
 FEW_OPEN, FEW_SPREAD, FEW_CANDIDATES = 4, 4, 32  # of true-size models, whose passes take long
-BATCH = 16  # texts of micro models that are searched side by side; one text's logits are as many as a vocabulary is large
-# Rules that act in every search: an unsure model meets long texts that win, repeated words, and ends that come too early. With
-# fewer tokens or a weaker penalty, early stopping changes none of 16 rows; with these it changes the beams of 5 to 11.
+AT_ONCE = 16  # texts of micro models that are searched side by side; others' logits are large
+# Rules that act in every search: an unsure model meets long texts that win, repeated words, and ends
+# that come too early. With fewer tokens or a weaker penalty, early stopping changes none of 16 rows;
+# with these it changes the beams of 5 to 11.
 PROVOKED = 4  # rows that are searched by them, the shortest ones, each read backwards
 PROVOKING = Generation(num_beams=4, no_repeat_ngram_size=2, length_penalty=6.0, max_new_tokens=28)
-# Times the rounding of a text. The library's own pass rounds once more, and often in more steps. Most ties are far closer, and
-# a noise that decides only them leaves the rest of the search as it is.
-NOISE = (1 / 64, 1 / 16, 1 / 4, 1, 4)
-DRAWS = 16  # searches with each noise: of two equal scores, each is found first in half of them
-LARGEST = 10**9  # parameters of a model that is copied to fp64: 8 GB
+# Times the rounding of a text. The library's own pass rounds once more, and often in more steps. Most
+# ties are far closer, and a noise that decides only them leaves the rest of the search as it is.
+NOISES = (1 / 64, 1 / 16, 1 / 4, 1, 4)
+NOISY_SEARCHES = 16  # with each noise: of two equal scores, each is found first in half of them
+MOST_COPIED = 10**9  # parameters of a model that is copied to fp64: 8 GB
 
-# Asks for the next token's scores (N, V) behind N begun texts of one length, in nats; minus infinity for what is forbidden.
-Search = Generator[Sequence[tuple[int, ...]], Tensor, "list[Beam]"]
+Text = tuple[int, ...]  # its tokens
+# Asks for the next token's scores (N, V) behind N begun texts of one length, in nats.
+Search = Generator[Sequence[Text], Tensor, "list[Beam]"]
 
 
 def cache_changes_nothing(evidence: Evidence) -> Answer:
-    """Searched again as scored texts were, with a cache, all beams' scores are those of whole texts in one pass without it.
+    """Searched again with a cache, all beams' tokens have the scores of a pass without one.
 
-    The longest text and the shortest prompt, which is padded, are searched up to the recipe's most tokens. The score of a text
-    is the sum of its tokens', divided by its own length to the power of the penalty.
+    The longest text and the shortest prompt, which is padded, are searched up to the recipe's most
+    tokens. The score of a text is the sum of its tokens', divided by its own length to the power of
+    the penalty.
     """
     require(evidence.codec, GenerateCodec)  # type: ignore[type-abstract]
     evaluation = evidence.evaluation
@@ -71,17 +75,18 @@ def cache_changes_nothing(evidence: Evidence) -> Answer:
         rows = [evaluation.features[i] for i in dict.fromkeys((longest, shortest))]
     found = run_search(evidence.trainer, rows)
     if found.total_gap > FINE:  # whatever the model computes in
-        detail = f"a text's score is {found.total_gap:.1e} of the largest logit off the sum of its tokens' for its length"
-        return Measured(found.total_gap, FINE), detail
-    detail = f"{len(found.texts)} texts of up to {max(map(len, found.texts))} tokens"
-    return Measured(found.gap, leeway(evidence)), f"{detail}: scores differ by {found.gap:.1e} of the largest logit"
+        detail = "the score of a text is off the sum of its tokens' for its length by"
+        return Measured(found.total_gap, FINE), f"{detail} {found.total_gap:.1e} of the largest logit"
+    detail = f"{len(found.texts)} texts of up to {max(map(len, found.texts))} tokens: scores differ by"
+    return Measured(found.gap, leeway(evidence)), f"{detail} {found.gap:.1e} of the largest logit"
 
 
 def texts_are_the_models(evidence: Evidence) -> Answer:
-    """A scored text is what the recipe's search finds, computed anew: alone, without a cache, beams included.
+    """A scored text is what the recipe's search finds by its definition: alone, without a cache.
 
-    Some are evenly spread, and some are most open to another text. In fp32, a few more are searched by rules of which each
-    decides, for all beams; beams of coarse numbers tie without end. A model of true size takes minutes on a CPU: none.
+    Some are evenly spread, and some are most open to another text. In fp32, a few rows more are
+    searched by rules of which each decides, and all beams compared; beams of coarse numbers tie
+    without end. A model of true size would take minutes on a CPU, and is left out.
     """
     codec = require(evidence.codec, GenerateCodec)  # type: ignore[type-abstract]
     evaluation = require(evidence.evaluation, Evaluation)
@@ -91,20 +96,22 @@ def texts_are_the_models(evidence: Evidence) -> Answer:
         indices = choose_texts(evidence, evaluation)
         if not indices:
             return None
-        texts = [tuple(evaluation.outputs[i]) for i in indices]
-        scored = search_gaps(evidence, [evaluation.features[i] for i in indices], codec.generation, [[text] for text in texts])
+        rows = [evaluation.features[i] for i in indices]
+        pools = [[tuple(evaluation.outputs[i])] for i in indices]
+        scored = search_gaps(evidence, rows, codec.generation, pools)
         provoked = provoke(evidence, evaluation) if leeway(evidence) == FINE else []
     worst = max([*scored, *provoked], key=lambda gap: gap.noise)
     ties = sum(gap.noise > 0 for gap in (*scored, *provoked))
-    detail = f"{len(scored)} texts, and those of {len(provoked)} rows by stricter rules; {ties} after a tie"
-    if worst.noise > NOISE[-1]:
+    detail = f"{len(scored)} texts, {len(provoked)} rows by stricter rules; {ties} after a tie"
+    if worst.noise > NOISES[-1]:
         fault = "a scored text" if worst in scored else "of a row read backwards, a text"
-        detail = f"{fault} is not what the search finds, by rounding neither: {show_difference(codec, worst)}"
-    return Measured(worst.noise, NOISE[-1]), detail
+        difference = show_difference(codec, worst)
+        detail = f"{fault} is not what the search finds, by rounding neither: {difference}"
+    return Measured(worst.noise, NOISES[-1]), detail
 
 
 def leeway(evidence: Evidence) -> float:
-    """How far rounding may take scores apart: a base in 4 bits or 16 is coarse, and so is evaluation in bf16."""
+    """How far rounding may take scores apart: a base in 4 or 16 bits is coarse, as is bf16."""
     is_fp32 = evidence.cell.quantization is None and base_type(evidence.cell) is torch.float32
     if is_fp32 and (evidence.evaluation is None or evidence.evaluation.part.precision == "fp32"):
         return FINE
@@ -121,7 +128,7 @@ def choose_texts(evidence: Evidence, evaluation: Evaluation) -> list[int]:
     lengths = get_lengths(evaluation.features)
     candidates = sorted((i for i in places if evaluation.outputs[i]), key=lambda i: lengths[i])
     openness: dict[int, float] = {}
-    for batch in chunks(candidates, BATCH if micro else 1):
+    for batch in chunks(candidates, AT_ONCE if micro else 1):
         rows = [replace(evaluation.features[i], target=[*evaluation.outputs[i]]) for i in batch]
         for i, row, logits in zip(batch, rows, target_logits(evidence.trainer, rows), strict=True):
             openness[i] = get_openness(logits.log_softmax(-1), row.target, evidence.codec.generation)  # type: ignore[attr-defined]
@@ -137,12 +144,13 @@ def spread_places(count: int, most: int) -> range:
 
 
 def get_openness(scores: Tensor, text: Sequence[int], search: Generation) -> float:
-    """How far above a text's own score another one's may lie that leaves it at some token and is sure of all that follows.
+    """How far above a text's score that of a text may lie which leaves it and is then sure.
 
-    Scores (T, V) are log-probabilities of each next token. A text below 0 by much has no rival in any search.
+    Scores (T, V) are log-probabilities of each next token. A text below 0 by much has no rival.
     """
     own_scores = token_scores(scores, text)
-    rivals = scores.scatter(1, torch.tensor(text, device=scores.device).unsqueeze(1), -torch.inf).amax(1)
+    tokens = torch.tensor(text, device=scores.device).unsqueeze(1)
+    rivals = scores.scatter(1, tokens, -torch.inf).amax(1)
     totals = own_scores.cumsum(0)
     best = float((totals - own_scores + rivals).max())
     longest = math.pow(search.max_new_tokens, search.length_penalty)
@@ -150,7 +158,7 @@ def get_openness(scores: Tensor, text: Sequence[int], search: Generation) -> flo
 
 
 def provoke(evidence: Evidence, evaluation: Evaluation) -> list["Gap"]:
-    """Compares all beams of the library's search with those that are defined, for a few rows and by rules that decide."""
+    """Compares all beams of a library's search with the defined ones, by rules that decide."""
     codec = evidence.codec
     assert isinstance(codec, GenerateCodec), "only these search"
     lengths = get_lengths(evaluation.features)
@@ -164,7 +172,7 @@ def provoke(evidence: Evidence, evaluation: Evaluation) -> list["Gap"]:
 
 
 def read_backwards(codec: GenerateCodec, row: Feature) -> Feature:
-    """A row whose source is read from its end: a model is unsure of it, and its beams go far apart."""
+    """A row whose source is read from its end: the model is unsure, and its beams part."""
     before, after = codec.frame()
     end = len(row.input_ids) - len(after)
     source = row.input_ids[len(before) : end]
@@ -175,18 +183,18 @@ def read_backwards(codec: GenerateCodec, row: Feature) -> Feature:
 
 
 class Gap(NamedTuple):
-    """A row's texts and those that the search finds; the noise, in units of rounding, with which it finds them as they are."""
+    """A row's texts, those that the search finds, and the noise with which it finds the former."""
 
-    texts: Sequence[tuple[int, ...]]
-    expected: Sequence[tuple[int, ...]]
-    noise: float  # 0: as it is; infinite: never
+    texts: Sequence[Text]
+    expected: Sequence[Text]
+    noise: float  # in units of rounding; infinite: with none of `NOISES`
 
 
 class Beams:
-    """The model's logits behind begun texts of some rows, in passes over whole texts, kept for another search."""
+    """The logits behind begun texts of some rows, from passes over whole texts, for searches."""
 
     def __init__(self, evidence: Evidence, rows: Sequence[Feature], texts: Sequence[Sequence[int]]) -> None:
-        """A row's text is likely to be found: a pass over it gives the logits of all its beginnings."""
+        """A row's text is likely to be found: a pass over it tells of all its beginnings."""
         self.evidence, self.rows, self.texts = evidence, rows, texts
         codec = evidence.codec
         assert isinstance(codec, GenerateCodec), "only these search"
@@ -197,17 +205,17 @@ class Beams:
             targets = [replace(row, target=[*text]) for row, text in zip(rows, texts, strict=True)]
             self.whole = target_logits(evidence.trainer, targets)
         self.encoded = encodings[0] if encodings else None
-        self.known: list[dict[tuple[int, ...], Tensor]] = []
+        self.known: list[dict[Text, Tensor]] = []
         for text, logits in zip(texts, self.whole, strict=True):
             self.known.append({tuple(text[:length]): one for length, one in enumerate(logits)})
 
-    def ask(self, requests: Mapping[int, Sequence[tuple[int, ...]]]) -> None:
+    def ask(self, requests: Mapping[int, Sequence[Text]]) -> None:
         """Make the logits behind each row's begun texts known."""
         drafts = []
         for i, beginnings in requests.items():
             for ids in beginnings:
                 if ids not in self.known[i]:
-                    # Beams often go on as the text does: asked with the rest of it, a pass knows their longer beginnings, too.
+                    # Beams often go on as the text does: with its rest, a pass tells of longer ones.
                     drafts.append((i, (*ids, *(self.texts[i][len(ids) :] or [self.codec.end_id]))))
         if not drafts:
             return
@@ -217,7 +225,7 @@ class Beams:
             self.known[i].update((draft[:length], one) for length, one in enumerate(logits))
 
     def search(self, rules: Generation, places: Sequence[int], noise: float = 0.0, draw: int = 0) -> list[list["Beam"]]:
-        """The texts of each of these rows that a search finds, best first; with normal noise on all scores, in nats."""
+        """What a search finds for each of these rows, with normal noise on all scores, in nats."""
         generator = torch.Generator().manual_seed(draw)
         searches = {i: beam_search(rules, self.codec.end_id) for i in places}
         requests = {i: next(search) for i, search in searches.items()}
@@ -237,12 +245,10 @@ class Beams:
         return [pools[i] for i in places]
 
 
-def search_gaps(
-    evidence: Evidence, rows: Sequence[Feature], rules: Generation, pools: Sequence[Sequence[tuple[int, ...]]]
-) -> list[Gap]:
-    """Compares the best texts of each row, as many as its pool has, with those that the search finds."""
+def search_gaps(evidence: Evidence, rows: Sequence[Feature], rules: Generation, pools: Sequence[Sequence[Text]]) -> list[Gap]:
+    """Compares the best texts of each row, as many as are given, with those that are found."""
     gaps: list[Gap] = []
-    batch_size = BATCH if evidence.cell.profile.micro else 1
+    batch_size = AT_ONCE if evidence.cell.profile.micro else 1
     for start in range(0, len(rows), batch_size):
         batch_pools = pools[start : start + batch_size]
         beams = Beams(evidence, rows[start : start + batch_size], [pool[0] for pool in batch_pools])
@@ -250,17 +256,17 @@ def search_gaps(
         for i, (texts, pool) in enumerate(zip(batch_pools, found, strict=True)):
             expected = [beam.ids for beam in pool[: len(texts)]]
             # One that rounding does not explain is enough.
-            is_open = expected != [*texts] and all(gap.noise <= NOISE[-1] for gap in gaps)
+            is_open = expected != [*texts] and all(gap.noise <= NOISES[-1] for gap in gaps)
             noise = find_noise(beams, rules, i, texts) if is_open else 0.0
             gaps.append(Gap(texts, expected, noise))
     return gaps
 
 
-def find_noise(beams: Beams, rules: Generation, place: int, texts: Sequence[tuple[int, ...]]) -> float:
-    """The least noise of `NOISE`, times rounding, with which a search finds these texts of a row; infinite if none does."""
+def find_noise(beams: Beams, rules: Generation, place: int, texts: Sequence[Text]) -> float:
+    """The least of `NOISES` with which a search finds these texts of a row, or infinity."""
     rounding = get_rounding(beams, place)
-    for factor in NOISE:
-        for draw in range(DRAWS):
+    for factor in NOISES:
+        for draw in range(NOISY_SEARCHES):
             [pool] = beams.search(rules, [place], factor * rounding, draw)
             if [beam.ids for beam in pool[: len(texts)]] == [*texts]:
                 return float(factor)
@@ -268,26 +274,26 @@ def find_noise(beams: Beams, rules: Generation, place: int, texts: Sequence[tupl
 
 
 def get_rounding(beams: Beams, place: int) -> float:
-    """The largest error of a row's scores, in nats: how far those of its text are from what a model in fp64 gives."""
+    """The largest error of the scores along a row's text, in nats: from those in fp64."""
     evidence, logits = beams.evidence, beams.whole[place]
     limit = leeway(evidence) * float(logits.abs().max())
-    if sum(parameter.numel() for parameter in evidence.model.parameters()) > LARGEST:
+    if sum(parameter.numel() for parameter in evidence.model.parameters()) > MOST_COPIED:
         return limit
     model = copy_in_fp64(evidence.model)
     row = replace(beams.rows[place], target=[*beams.texts[place]])
     exact_logits, batch = get_logits(evidence.trainer, [row], model)
     [exact] = target_rows(exact_logits[0], batch, [row])
-    # A model that computes wrongly does not round: the audits of its logits have this limit, too.
-    return min(limit, float((logits.log_softmax(-1).double() - exact.double().log_softmax(-1)).abs().max()))
+    errors = logits.log_softmax(-1).double() - exact.double().log_softmax(-1)
+    return min(limit, float(errors.abs().max()))  # what is wrong is not rounded
 
 
 def copy_in_fp64(model: nn.Module) -> nn.Module:
-    """The model in fp64, its packed layers unpacked: its sums are exact but for a billionth of what fp32 rounds."""
+    """The model in fp64, its packed layers unpacked."""
     double = copy.deepcopy(model)
     for module in [*double.modules()]:
         for name, layer in [*module.named_children()]:
             if isinstance(layer, bnb.nn.Linear4bit):
-                plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device=layer.weight.device)
+                plain = nn.Linear(layer.in_features, layer.out_features, bias=False)
                 plain.weight = nn.Parameter(unpack_weight(layer.weight), requires_grad=False)
                 plain.bias = layer.bias
                 setattr(module, name, plain)
@@ -299,27 +305,28 @@ def copy_in_fp64(model: nn.Module) -> nn.Module:
 
 def show_difference(codec: GenerateCodec, gap: Gap) -> str:
     """The first text of a row that the search does not find, beside the one that it finds."""
-    pairs = [(text, other) for text, other in zip(gap.texts, gap.expected, strict=False) if text != other]
-    if not pairs:
-        return f"{len(gap.texts)} texts for {len(gap.expected)}"
-    text, expected = (codec.tokenizer.decode([*ids]) for ids in pairs[0])
-    return contrast(text, expected) if text != expected else "other tokens of the same text"
+    for ids, expected_ids in zip(gap.texts, gap.expected, strict=False):
+        if ids != expected_ids:
+            text, expected = (codec.tokenizer.decode([*tokens]) for tokens in (ids, expected_ids))
+            return contrast(text, expected) if text != expected else "other tokens, the same text"
+    return f"{len(gap.texts)} texts for {len(gap.expected)}"
 
 
 def allowed_scores(
     codec: GenerateCodec, rules: Generation, row: Feature, logits: Tensor, begun: Sequence[Sequence[int]]
 ) -> Tensor:
-    """Log-probabilities (N, V) of the next token behind N begun texts; minus infinity for what the search forbids.
+    """Log-probabilities (N, V) of the next token behind N begun texts.
 
-    Those are tokens that repeat an n-gram, and the end before its least length.
+    Minus infinity is what the search forbids: to repeat an n-gram, and the end before its least
+    length.
     """
     scores = logits.log_softmax(-1)
     prompt = row.input_ids if codec.start_id is None else [codec.start_id]
     size = rules.no_repeat_ngram_size
     for text_scores, ids in zip(scores, begun, strict=True):
-        length = len(ids) + (codec.start_id is not None)  # transformers counts an encoder-decoder's start token
+        length = len(ids) + (codec.start_id is not None)  # transformers counts a decoder's start
         tokens = [*prompt, *ids]
-        ends = range(size - 1, len(tokens)) if size else ()  # of an n-gram; for size 0 any may stand twice
+        ends = range(size - 1, len(tokens)) if size else ()  # of n-grams; of size 0 any may repeat
         tail = tokens[len(tokens) - size + 1 :]
         forbidden = [tokens[i] for i in ends if tokens[i - size + 1 : i] == tail]
         if length < rules.min_length:
@@ -332,16 +339,17 @@ def allowed_scores(
 
 
 class Beam(NamedTuple):
-    """A text, perhaps not at its end yet, and its score: the sum of its tokens', in a pool divided by a power of its length."""
+    """A text, perhaps not at its end yet, and its score."""
 
     score: float
-    ids: tuple[int, ...]
+    ids: Text
 
 
 def beam_search(rules: Generation, end: int) -> Search:
-    """Finds texts that have the token `end` or are as long as one may be, as many as there are beams, best first.
+    """Finds texts that end with the token `end` or at the most tokens, one a beam, best first.
 
-    Without beams it takes the likeliest token each time. A text's score is divided by its length, to the power of the penalty.
+    Without beams it takes the likeliest token each time. A running text's score is the sum of its
+    tokens', that of a found one divided by its length to the power of the penalty.
     """
     width = rules.num_beams
     beams = [Beam(0.0, ())]

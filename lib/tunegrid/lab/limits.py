@@ -1,7 +1,8 @@
-"""How close healthy cells come to the limits of audits: `python -m tunegrid.lab limits RUN.json ...` prints a Markdown table.
+"""How close healthy cells come to the limits of audits, as a Markdown table.
 
-Each row is an audit and one of its limits, which may depend on a cell's arithmetic, with the largest value of all runs. Of an
-audit that keeps no value, the largest number in its details that has an exponent is shown, without a limit.
+Each row is an audit and one of its limits, which may depend on a cell's arithmetic, with the largest
+value of all runs. Of an audit that keeps no value, the largest number in its details that has an
+exponent is shown, without a limit.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from tunegrid.errors import InputError
 from tunegrid.record import AuditFinding, Record
 from tunegrid.runs.files import read_list
 
-NUMBER = re.compile(r"\b\d[.]\d+e[+-]\d\d\b")
+WITH_EXPONENT = re.compile(r"\b\d[.]\d+e[+-]\d\d\b")
 
 
 @dataclass(kw_only=True)
@@ -30,10 +31,10 @@ class Extreme:
 
 
 def measured_value(finding: AuditFinding) -> float | None:
-    """What an audit measured: its value, or the largest number with an exponent in its detail; None if there is neither."""
+    """An audit's value, or the largest number with an exponent in its detail; None: neither."""
     if finding.value is not None:
         return finding.value
-    numbers = map(float, NUMBER.findall(finding.detail))
+    numbers = map(float, WITH_EXPONENT.findall(finding.detail))
     return max(numbers, default=None)
 
 
@@ -59,22 +60,24 @@ def find_extremes(records: Iterable[Record]) -> list[Extreme]:
 
 def limits_table(extremes: Iterable[Extreme]) -> str:
     """The table in Markdown."""
-    lines = ["| audit | limit | largest value | of the limit | in | findings |", "|---|---|---|---|---|---|"]
+    lines = ["| audit | limit | largest value | of the limit | in | findings |"]
+    lines.append("|---|---|---|---|---|---|")
     for extreme in extremes:
         limit = share = ""
         if extreme.limit is not None:
             limit = f"{extreme.limit:.1e}"
         if extreme.limit:
             share = f"{extreme.value / extreme.limit:.2g}"
-        cells = (f"`{extreme.audit}`", limit, f"{extreme.value:.1e}", share, extreme.place, f"{extreme.count}")
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = [f"`{extreme.audit}`", limit, f"{extreme.value:.1e}", share, extreme.place]
+        lines.append(f"| {' | '.join(cells)} | {extreme.count} |")
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the table; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tunegrid.lab limits", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN.json", help="saved runs of healthy cells")
+    add = parser.add_argument
+    add("runs", type=Path, nargs="+", metavar="RUN.json", help="saved runs of healthy cells")
     options = parser.parse_args(arguments)
     records: list[Record] = []
     try:

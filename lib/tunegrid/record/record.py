@@ -293,7 +293,7 @@ class AuditFinding(Part):
     passed: bool
     detail: str
     without_model: Annotated[dict[str, Points] | None, note("points by score that an answer reaches which needs none")] = None
-    value: Annotated[float | None, note("what was measured; null: no number, not finite, or not kept")] = None
+    value: Annotated[float | None, note("what was measured; null: not kept, or not finite")] = None
     limit: Annotated[float | None, note("the largest value that passes; null: the audit has none")] = None
 
 
