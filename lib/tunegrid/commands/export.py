@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
 
 from tunegrid.errors import InputError
 from tunegrid.machine import replace_file
@@ -21,7 +22,7 @@ from tunegrid.terminal import say
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMULA = tuple("=+-@\t\r\n")  # with which a spreadsheet takes a cell of a CSV file for a formula, and runs it
+FORMULA = tuple("=+-@\t\r\n")  # with which a spreadsheet takes a cell of a CSV file for a formula, in full width, too
 
 
 def figure_rows(runs: Sequence[SavedRun]) -> "pd.DataFrame":
@@ -86,7 +87,7 @@ def write_table(frame: "pd.DataFrame", path: Path) -> None:
 
 def escape_formula(value: Any) -> Any:
     """The value, with an apostrophe before text that a spreadsheet would take for a formula."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    return f"'{value}" if isinstance(value, str) and normalize("NFKC", value[:1]).startswith(FORMULA) else value
 
 
 def main(arguments: list[str] | None = None) -> int:
