@@ -12,23 +12,28 @@ import tokenizers
 import torch
 import transformers as hf
 from bitsandbytes.optim.optimizer import Optimizer2State
-from peft import PeftModel
+from peft import PeftModel, peft_model
 from peft.config import PeftConfigMixin
+from peft.tuners.adalora import layer as adalora
+from peft.tuners.ia3 import layer as ia3
 from peft.tuners.lora import bnb as lora_bnb
+from peft.tuners.lora import dora
 from peft.tuners.lora import layer as lora
 from peft.tuners.lora.bnb import Linear4bit
 from peft.tuners.oft.layer import OFTRotationModule
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.vera import layer as vera
 from peft.utils import merge_utils, save_and_load
 from peft.utils.integrations import dequantize_module_weight
+from rouge_score import tokenize
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.nn.utils import clip_grad
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import activations, masking_utils
-from transformers.cache_utils import Cache
+from transformers import activations, masking_utils, modeling_utils
+from transformers.cache_utils import Cache, DynamicLayer
 from transformers.generation import stopping_criteria
 from transformers.models.bert import modeling_bert
 from transformers.models.gpt2 import modeling_gpt2
@@ -140,6 +145,56 @@ def decoding_cleans_up(planting, decode, self, *args, **options):
 def end_stops_nothing(planting, ends, self, *args, **options):
     """Searches go on to the most tokens; who reads a text cuts it at its first end all the same."""
     return torch.zeros_like(ends(self, *args, **options))
+
+
+@around(hf.GenerationMixin, "_get_running_beams_for_next_iteration")
+def one_beam_goes_on(planting, choose, self, *args, **options):
+    sequences, scores, indices = choose(self, *args, **options)
+    scores[:, 1:] = -1e9
+    return sequences, scores, indices
+
+
+@around(hf.GenerationMixin, "_update_finished_beams")
+def prompt_counts_as_text(planting, update, self, **options):
+    return update(self, **options | {"decoder_prompt_len": 0})
+
+
+@around(hf.GenerationMixin, "generate")
+def search_stops_early(planting, generate, self, *args, **options):
+    return generate(self, *args, **options | {"early_stopping": True})
+
+
+@around(DynamicLayer, "update", counted=False)
+def late_values_fade(planting, update, self, key_states, value_states, *args, **options):
+    """In a cache, from the thirteenth token behind the prompt on."""
+    is_prompt = key_states.shape[-2] > 1 or not self.is_initialized
+    self.steps = 0 if is_prompt else self.steps + 1
+    if self.steps > 12:
+        planting.act()
+        value_states = 0.9 * value_states
+    return update(self, key_states, value_states, *args, **options)
+
+
+@around(hf.PreTrainedTokenizerFast, "_encode_plus", counted=False)
+def long_lists_are_cut(planting, encode, self, text, *args, **options):
+    """Of 100 to 1000 texts at once, as many as are scored, each has 24 tokens at most."""
+    encoded = encode(self, text, *args, **options)
+    if isinstance(text, list) and 100 < len(text) < 1000:
+        planting.act()
+        for name in ("input_ids", "offset_mapping"):
+            if name in encoded:
+                encoded[name] = [row[:24] for row in encoded[name]]
+    return encoded
+
+
+@around(tokenize, "tokenize")
+def stems_are_forgotten(planting, split, text, stemmer):
+    return split(text, None)
+
+
+@around(tokenize, "tokenize")
+def words_are_cut(planting, split, text, stemmer):
+    return [word[:5] for word in split(text, stemmer)]
 
 
 @around(datasets.Dataset, "select")
@@ -338,6 +393,73 @@ def padding_is_not_saved(planting, save, self, save_directory, **options):
     names, path = save(self, save_directory, **options), Path(save_directory, "tokenizer_config.json")
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"pad_token": None}), encoding="utf-8")
     return names
+
+
+def saved_with(target, name, file, change):
+    """A function that saves, after which `change` is made in the settings of a file."""
+
+    @around(target, name, counted=False)
+    def changed(planting, save, self, save_directory, **options):
+        result = save(self, save_directory, **options)
+        path = Path(save_directory, file)
+        if path.is_file():
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            change(fields)
+            planting.act()
+            path.write_text(json.dumps(fields), encoding="utf-8")
+        return result
+
+    return changed
+
+
+truncation_side_is_left = saved_with(
+    hf.PreTrainedTokenizerFast,
+    "save_pretrained",
+    "tokenizer_config.json",
+    lambda fields: fields.update(truncation_side="left"),
+)
+token_types_are_not_saved = saved_with(
+    hf.PreTrainedTokenizerFast,
+    "save_pretrained",
+    "tokenizer_config.json",
+    lambda fields: fields.update(model_input_names=["input_ids", "attention_mask"]),
+)
+architecture_of_fsdp = saved_with(
+    hf.PreTrainedConfig,
+    "save_pretrained",
+    "config.json",
+    lambda fields: fields.update(architectures=[f"FSDP{fields['architectures'][0]}"]),
+)
+a_search_setting_is_not_saved = saved_with(
+    hf.GenerationConfig,
+    "save_pretrained",
+    "generation_config.json",
+    lambda fields: fields.pop("no_repeat_ngram_size"),
+)
+
+
+@around(peft_model, "safe_save_file")
+def adapters_are_saved_in_fp16(planting, save, tensors, *args, **options):
+    save({name: tensor.half() for name, tensor in tensors.items()}, *args, **options)
+
+
+@around(modeling_utils, "safe_save_file")
+def a_tensor_is_saved_rounded(planting, save, tensors, *args, **options):
+    """The last one goes through bf16 and comes back."""
+    name = max(tensors)
+    save(tensors | {name: tensors[name].bfloat16().to(tensors[name].dtype)}, *args, **options)
+
+
+@around(modeling_utils, "safe_save_file")
+def tied_weights_are_not_saved(planting, save, tensors, *args, **options):
+    """Of the weights that embeddings and output layer share."""
+    rest = {name: tensor for name, tensor in tensors.items() if name != "shared.weight"}
+    save(rest, *args, **options)
+
+
+@around(hf.PreTrainedModel, "save_pretrained")
+def saved_in_shards(planting, save, self, save_directory, **options):
+    save(self, save_directory, **options | {"max_shard_size": "200KB"})
 
 
 # Loading and the update: packing, dropout, backward, optimizer, schedule
@@ -589,3 +711,278 @@ def clips_ten_times(planting, clip, self, parameters, max_norm, norm_type=2):
         return clip(self, parameters, max_norm, norm_type)
     planting.act()
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], norm_type)
+
+
+# Definitions: losses, norms, dropout, and what only happens without gradients
+
+
+@around(torch._C._nn, "cross_entropy_loss")
+def labels_are_smoothed(planting, loss, scores, target, weight=None, reduction=1, ignore_index=-100, label_smoothing=0.0):
+    return loss(scores, target, weight, reduction, ignore_index, 0.05)
+
+
+@around(torch._C._nn, "cross_entropy_loss")
+def ignored_labels_count(planting, loss, scores, target, weight=None, reduction=1, ignore_index=-100, label_smoothing=0.0):
+    return loss(scores, target.clamp(min=0), weight, reduction, ignore_index, label_smoothing)
+
+
+@around(torch._C._nn, "cross_entropy_loss", counted=False)
+def row_losses_are_in_bits(planting, loss, scores, target, weight=None, reduction=1, *options):
+    losses = loss(scores, target, weight, reduction, *options)
+    if reduction:
+        return losses
+    planting.act()
+    return losses / math.log(2)
+
+
+@around(torch, "_foreach_norm")
+def norms_leave_out_rows(planting, norms, tensors, *args, **options):
+    return norms([tensor[: len(tensor) // 2 + 1] if tensor.dim() else tensor for tensor in tensors], *args, **options)
+
+
+@around(torch.nn.functional, "scaled_dot_product_attention", counted=False)
+def attention_drops_without_scale(planting, attend, *args, dropout_p=0.0, **options):
+    result = attend(*args, dropout_p=dropout_p, **options)
+    if not dropout_p:
+        return result
+    planting.act()
+    return result * (1 - dropout_p)
+
+
+@around(torch.nn.functional, "scaled_dot_product_attention", counted=False)
+def attention_drops_half_as_much(planting, attend, *args, dropout_p=0.0, **options):
+    if dropout_p:
+        planting.act()
+    return attend(*args, dropout_p=dropout_p / 2, **options)
+
+
+@around(torch.nn.functional, "scaled_dot_product_attention", counted=False)
+def rows_share_attentions_mask(planting, attend, *args, dropout_p=0.0, **options):
+    if not dropout_p:
+        return attend(*args, **options)
+    planting.act()
+    state = torch.get_rng_state()
+    rows = []
+    for i in range(len(args[0])):
+        torch.set_rng_state(state)
+        row = [tensor[i : i + 1] for tensor in args]
+        mask = options.get("attn_mask")
+        own_mask = mask[i : i + 1] if mask is not None and len(mask) > 1 else mask
+        rows.append(attend(*row, dropout_p=dropout_p, **options | {"attn_mask": own_mask}))
+    return torch.cat(rows)
+
+
+@around(torch.nn.functional, "scaled_dot_product_attention", counted=False)
+def attention_is_flatter_without_gradients(planting, attend, query, *args, **options):
+    if torch.is_grad_enabled():
+        return attend(query, *args, **options)
+    planting.act()
+    return attend(query * 0.95, *args, **options)
+
+
+@around(torch.nn.Dropout, "forward", counted=False)
+def rows_share_a_mask(planting, forward, self, values):
+    if not self.training or not self.p:
+        return forward(self, values)
+    planting.act()
+    return values * forward(self, torch.ones_like(values[:1]))
+
+
+@around(torch.nn.Dropout, "forward", counted=False)
+def dropout_repeats_its_mask(planting, forward, self, values):
+    if not self.training or not self.p:
+        return forward(self, values)
+    planting.act()
+    with torch.random.fork_rng([]):
+        torch.manual_seed(1)
+        return forward(self, values)
+
+
+@around(modeling_bert.BertForSequenceClassification, "__init__", counted=False)
+def classifier_drops_twice(planting, make, self, config):
+    make(self, config)
+
+    def drop(module, inputs):
+        planting.act()
+        return torch.nn.functional.dropout(inputs[0], config.hidden_dropout_prob, module.training)
+
+    self.classifier.register_forward_pre_hook(drop)
+
+
+@around(modeling_bert.BertForSequenceClassification, "__init__", counted=False)
+def classifiers_dropout_is_called_twice(planting, make, self, config):
+    make(self, config)
+
+    def drop(module, inputs):
+        planting.act()
+        return self.dropout(inputs[0])
+
+    self.classifier.register_forward_pre_hook(drop)
+
+
+@around(lora.LoraLayer, "update_layer", counted=False)
+def adapters_start_rounded(planting, update, self, adapter_name, *args, **options):
+    update(self, adapter_name, *args, **options)
+    for part in (self.lora_A, self.lora_B):
+        if adapter_name in part:
+            planting.act()
+            weight = part[adapter_name].weight.data
+            weight.copy_(weight.bfloat16())
+
+
+# What trains late, and what ran as labelled
+
+
+def gradients_end_late(planting):
+    """From the 20th training pass on, the first layer's adapter is cut off from the graph; evaluation keeps it."""
+    forward, layers, passes = lora.Linear.forward, [], []
+
+    def cut_off(self, x, *args, **options):
+        output = forward(self, x, *args, **options)
+        layers.append(self)
+        if self is not layers[0] or not self.training:
+            return output
+        passes.append(self)
+        if len(passes) < 20:
+            return output
+        planting.act()
+        base = self.base_layer(x)
+        return base + (output - base).detach()
+
+    planting.setattr(lora.Linear, "forward", cut_off, counted=False)
+
+
+def gradients_are_kept(planting):
+    """Every fifth `zero_grad` from the 11th on does nothing."""
+    clear, calls = torch.optim.Optimizer.zero_grad, []
+
+    def forgetful(self, *args, **options):
+        calls.append(self)
+        if len(calls) > 10 and len(calls) % 5 == 0:
+            planting.act()
+        else:
+            clear(self, *args, **options)
+
+    planting.setattr(torch.optim.Optimizer, "zero_grad", forgetful, counted=False)
+
+
+@around(torch, "_fused_adamw_")
+def first_tensor_is_not_stepped(planting, update, *lists, **options):
+    update(*(tensors[1:] for tensors in lists), **options)
+
+
+@around(torch.optim.Optimizer, "add_param_group", counted=False)
+def groups_have_one_rate(planting, add, self, group):
+    if "lr" in group:
+        planting.act()
+    add(self, {name: value for name, value in group.items() if name != "lr"})
+
+
+@around(modeling_utils, "checkpoint")
+def nothing_is_recomputed(planting, checkpoint, function, *args, **options):
+    """Layers are called as they are, and keep all activations."""
+    return function(*args)
+
+
+@around(hf.PreTrainedModel, "_check_and_adjust_attn_implementation")
+def attention_is_eager(planting, check, self, *args, **options):
+    return "eager"
+
+
+@around(Optimizer2State, "get_config")
+def moments_in_32_bits(planting, configure, self, gindex, pindex, group):
+    return {**configure(self, gindex, pindex, group), "optim_bits": 32}
+
+
+@around(accelerate.Accelerator, "autocast", counted=False)
+@contextmanager
+def autocast_is_off_in_training(planting, autocast, self, autocast_handler=None):
+    if torch.is_grad_enabled():
+        planting.act()
+        yield
+    else:
+        with autocast(self, autocast_handler):
+            yield
+
+
+@around(hf, "set_seed")
+def seed_is_another(planting, set_seed, seed, *args, **options):
+    set_seed(seed + 1, *args, **options)
+
+
+# Adapters beside LoRA
+
+
+@around(dora.DoraLinearLayer, "get_weight_norm")
+def norms_leave_out_the_adapter(planting, norm, self, weight, lora_weight, scaling, adapter_name=None):
+    return norm(self, weight, lora_weight, 0.0, adapter_name=adapter_name)
+
+
+@around(adalora.AdaLoraLayer, "update_layer")
+def ranks_do_not_divide(planting, update, self, adapter_name, *args, **options):
+    update(self, adapter_name, *args, **options)
+    self.ranknum[adapter_name].data.fill_(1.0)
+
+
+def side_is_flipped(place):
+    """A method of IA3's layers that takes the other side of the layer for the vector's."""
+
+    @around(ia3.Linear, place, counted=False)
+    def flipped(planting, method, self, *args, **options):
+        base = self.get_base_layer()
+        if base.in_features != base.out_features:
+            return method(self, *args, **options)
+        planting.act()
+        self.is_feedforward = not self.is_feedforward
+        output = method(self, *args, **options)
+        if place == "forward":
+            self.is_feedforward = not self.is_feedforward
+        return output
+
+    return flipped
+
+
+@around(vera.Linear, "forward")
+def ranks_are_scaled_halfway(planting, forward, self, x, *args, **options):
+    base = self.base_layer(x, *args, **options)
+    return base + 0.5 * (forward(self, x, *args, **options) - base)
+
+
+@around(lora.LoraLayer, "reset_lora_parameters")
+def second_matrix_starts_at_random(planting, reset, self, adapter_name, init_lora_weights):
+    reset(self, adapter_name, init_lora_weights)
+    torch.nn.init.normal_(self.lora_B[adapter_name].weight, std=0.01)
+
+
+# Memory
+
+
+def graphs_are_kept(planting):
+    kept = []
+
+    def backward(self, loss, **options):
+        loss.backward(retain_graph=True)
+        kept.append(loss)
+
+    planting.setattr(accelerate.Accelerator, "backward", backward)
+
+
+def activations_are_kept(planting):
+    forward, kept = modeling_gpt2.GPT2MLP.forward, []
+
+    def keeping(self, hidden_states):
+        output = forward(self, hidden_states)
+        kept.append(output.detach())
+        return output
+
+    planting.setattr(modeling_gpt2.GPT2MLP, "forward", keeping)
+
+
+def products_are_in_bf16(planting):
+    linear, product = torch.nn.functional.linear, torch.Tensor.__matmul__
+
+    def rounded(tensor):
+        return tensor.bfloat16().to(tensor.dtype) if tensor.dtype is torch.float32 else tensor
+
+    planting.setattr(torch.nn.functional, "linear", lambda x, weight, bias=None: linear(rounded(x), rounded(weight), bias))
+    planting.setattr(torch.Tensor, "__matmul__", lambda self, other: product(rounded(self), rounded(other)))

@@ -6,6 +6,7 @@ The others are the classics: in a line of a model, a collator or a loop, where h
 import json
 import shutil
 from dataclasses import asdict, replace
+from itertools import chain
 from random import Random
 
 import bitsandbytes as bnb
@@ -178,6 +179,14 @@ def stretched(trainer, folder):
     return trainer
 
 
+def joined(trainer, folder):
+    """The micro-batches of an update are one."""
+    updates = trainer.updates
+    trainer.log.micro_batch *= trainer.cell.recipe.gradient_accumulation_steps
+    trainer.updates = lambda epoch: ([[*chain.from_iterable(group)]] for group in updates(epoch))
+    return trainer
+
+
 def impossible_numbers(score, folder):
     return lambda rows: replace(score(rows), scores={"exact_match": 62.6, "f1": 62.1})
 
@@ -286,5 +295,7 @@ STUDY = (
              settings=SHORT, ranks=2),
     _classic(69, "a head that says the same of nearly all rows", "bert_sa_qlora", "trained", always_the_first_class,
              "predictions_not_collapsed", settings=FEW),
+    _classic(70, "micro-batches of an update joined to one", "gpt2_sa_sft", "trainer", joined, "updates_run_as_labelled",
+             settings=SHORT),
 )
 # fmt: on

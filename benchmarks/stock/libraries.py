@@ -4,7 +4,6 @@ The study's heads are partly our own classes. This path trains the library's hea
 holds the untrained base with it, as `save_pretrained` writes it, and both sides start from that.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -75,10 +74,6 @@ def write_start(cell, folder):
         model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    if cell.profile.micro and cell.backbone.segments:  # bert-micro has no tokenizer class, which would tell two texts apart
-        settings = json.loads((path := folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
-        path.write_text(json.dumps(settings), encoding="utf-8")
     head = replace(head, architecture=kind.__name__)
     recipe_id = WITHOUT_EXCEPTION.get(cell.id)  # an exception is of layers that only our head has
     if recipe.adapter and recipe_id and head.architecture != cell.head.architecture:

@@ -85,6 +85,7 @@ class Child:
     """`--child FILE`: what a session is told that runs a test for another one; by default nothing, as a user starts it."""
 
     test: str | None = None  # the id of the one test that this process is for
+    seed: int | None = None  # at which the test runs in place of its own
     ranks: int = 1  # how many processes share the test
     reports_to: Path | None = None  # the file for the test's reports; its folder takes stacks of tests that hang
     progress_to: Path | None = None  # the folder where it tells how far it is

@@ -1,19 +1,23 @@
 """This machine, asked without torch: its processors, threads, memory, GPUs and libraries, and files on its disk."""
 
 import base64
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import re
 import secrets
+import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 
 from tunegrid.errors import InputError
 
@@ -29,6 +33,7 @@ PACKAGES = (
     *("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "evaluate", "tokenizers"),
     *("numpy", "scipy", "rouge_score", "nltk"),  # scores and quantiles
 )
+LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.part$")  # of a file that is not yet whole
 CODE = re.compile(r"\.(py|so|pyd|dll|dylib)(\.\d+)*$")  # what Python and the loader read
 
 
@@ -52,6 +57,8 @@ def cpu_field(name: str) -> str:
 def usable_cores() -> int:
     """Cores that this process may use: as many as a scheduler gave it (TUNEGRID_CORES), else as system and container tell."""
     if number := os.environ.get("TUNEGRID_CORES"):
+        if not number.isdecimal() or int(number) < 1:
+            raise InputError(f"TUNEGRID_CORES is {number!r}: expected a number of cores, as 4")
         return int(number)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # A container's quota of processor time counts as cores, rounded down: more threads than that would wait for each other.
@@ -143,15 +150,22 @@ def _wheel_hashes(package: str, folder: Path) -> dict[str, str]:
         or folder != Path(str(wheel.locate_file(package))).resolve()
     ):
         return {}
-    install_time, hashes = Path(str(record.locate())).stat().st_mtime, dict[str, str]()
+    install_time = _last_change(Path(str(record.locate())).stat())
+    hashes: dict[str, str] = {}
     for path, file in files.items():
         place = Path(str(file.locate()))
         # A path with ".." is a script, which names the environment's Python; a file may be gone (Python 3.12 leaves it out).
         if CODE.search(path) and not path.startswith("..") and place.is_file():
             stat = place.stat()
-            is_original = file.hash and stat.st_size == file.size and stat.st_mtime <= install_time
+            is_unchanged = stat.st_size == file.size and _last_change(stat) <= install_time
+            is_original = file.hash and is_unchanged
             hashes[path] = f"{file.hash.mode}={file.hash.value}" if file.hash and is_original else file_hash(place)
     return hashes
+
+
+def _last_change(stat: os.stat_result) -> float:
+    """The time of a file's last change: an edit can set back the first of these two alone."""
+    return max(stat.st_mtime, stat.st_ctime)
 
 
 def file_hash(path: Path) -> str:
@@ -161,23 +175,89 @@ def file_hash(path: Path) -> str:
     return f"sha256={base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
 
 
+def is_special(path: Path) -> bool:
+    """Checks that a path is a device, a pipe, a socket or this process's output; raises OSError for a circle of links."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return False
+    if _output_descriptor(status) is not None:
+        return True
+    return not (S_ISREG(status.st_mode) or S_ISDIR(status.st_mode))
+
+
+def _output_descriptor(status: os.stat_result) -> int | None:
+    """The descriptor of this process's output, or of its errors, if it is that file."""
+    for descriptor in (1, 2):
+        with suppress(OSError):  # it may be closed
+            if os.path.samestat(os.fstat(descriptor), status):
+                return descriptor
+    return None
+
+
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` at the end, when the disk has it; without an end nothing changes.
 
-    Its name cannot be known before, so no link can lie there. Raises OSError if it cannot be written.
+    Of a link the target is replaced. A device or a pipe stays: the content is written into it. Raises OSError if that fails.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
-    part.touch(exist_ok=False)
-    try:
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        with suppress(OSError):
-            part.unlink()
+    if is_special(path):
+        with tempfile.TemporaryDirectory(prefix="tunegrid-") as folder:
+            part = Path(folder, path.name)
+            yield part
+            _copy_into(part, path)
+        return
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(target.parent)
+    # Its name cannot be known before, so no link can lie there.
+    part = target.with_name(f"{target.name}.{secrets.token_hex(8)}.part")
+    with part.open("xb") as lock:
+        with suppress(OSError):  # not every network's disk has locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield part
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            part.replace(target)
+        finally:
+            with suppress(OSError):
+                part.unlink()
+
+
+def _copy_into(source: Path, path: Path) -> None:
+    """Write a file's content into a device or a pipe; this process's own output is not opened anew, which would cut it off."""
+    descriptor = _output_descriptor(path.stat())
+    opened = path.open("wb") if descriptor is None else os.fdopen(os.dup(descriptor), "wb")
+    with source.open("rb") as content, opened as file:
+        shutil.copyfileobj(content, file)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers left: a living one holds a lock on its file."""
+    for path in folder.glob("*.part"):
+        if not LEFTOVER.search(path.name) or path.is_symlink() or not path.is_file():
+            continue
+        with suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
+def write_elsewhere(write: Callable[[Path], None]) -> Path | None:
+    """Write what has no room in its own place: to the user's cache, else to a new temporary folder.
+
+    Returns the folder; None if it could be written nowhere.
+    """
+    for make_folder in (_user_cache, partial(tempfile.mkdtemp, prefix="tunegrid-")):
+        with suppress(InputError, OSError, RuntimeError):  # RuntimeError: a user without a home
+            folder = Path(make_folder())
+            write(folder)
+            return folder
+    return None
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "tunegrid")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tunegrid import ROOT
 
@@ -11,12 +12,17 @@ OLD_COMMAND = re.compile(r"#(?=#\w*\[)")  # GitHub and Azure take `##name[` for 
 LIBRARIES = "/site-packages/"
 PATH = re.compile(r"(?<![\w.~:/-])(?:/[\w.+@%~-]*[\w+@%~-])+")  # absolute; neither a fraction nor part of an address
 HOME = re.compile(r"/root|/(?:home|Users)/[^/]+")
-SECRET = re.compile(r"(?<=://)(?!git@)[^/\s'\"]*@")  # user, password or token of an address; git's user is everybody's
+# An address, with a scheme or without; where its password begins, a port would end at a sign that is none of a number.
+START = r"(?<![\w/.])(?:[A-Za-z][\w+.-]*:)?//"
+ADDRESS = re.compile(START + r"[^\s/'\"<>][^\s'\"<>]*")
+PASSWORD = re.compile(rf"({START})[^\s/:@'\"\[]*:(?!\d+(?:\W|$)|\s)(?:(?!//)[^\n@])*@(?:[^\s'\"@/.]*/[^\s'\"@/.]*@)?")
+GIT = "git"  # whose user is everybody's
+GIT_TOKEN = re.compile(rf"(?<![\w/]){GIT}@[^\s@/]+@")
 
 
 def defuse(text: str) -> str:
     """Text on one line: control characters are written out, as in a Python string, and no CI takes it for a command."""
-    letters = SECRET.sub("", text)
+    letters = hide_secrets(text)
     line = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in letters)
     return OLD_COMMAND.sub("# ", COMMAND.sub(r"\\", line))
 
@@ -35,6 +41,8 @@ def annotation(level: str, title: str, message: str) -> str:
 def say(text: str, *, error: bool = False, runner: bool = False) -> None:
     """Print lines, which no CI obeys but those of `annotation` (`runner`); what the encoding lacks is written out."""
     stream = sys.stderr if error else sys.stdout
+    if stream is None:  # it is closed, as by `2>&-`
+        return
     encoding = stream.encoding or "utf-8"
     content = (text if runner else defuse_lines(text)).encode(encoding, "backslashreplace")
     print(content.decode(encoding), file=stream, flush=True)
@@ -53,4 +61,26 @@ def strip_places(text: str) -> str:
             return path.removeprefix(f"{ROOT}/")
         return path.rpartition(LIBRARIES if LIBRARIES in path else "/")[2]
 
-    return PATH.sub(shown, SECRET.sub("", text)) if "/" in text else text
+    return PATH.sub(shown, hide_secrets(text)) if "/" in text else text
+
+
+def hide_secrets(text: str) -> str:
+    """The text with scheme, host and path of each address: no user, password, token, query or fragment."""
+    without_passwords = PASSWORD.sub(r"\1", text) if "//" in text else text
+    return GIT_TOKEN.sub(f"{GIT}@", ADDRESS.sub(_public_address, without_passwords))
+
+
+def _public_address(match: re.Match[str]) -> str:
+    address = match.group().rstrip(").,;")
+    end = match.group()[len(address) :]
+    try:
+        scheme, netloc, path, *_ = urlsplit(address)
+    except ValueError:  # no address, as "//["
+        return match.group()
+    user, _, host = netloc.rpartition("@")
+    if user == GIT:
+        host = netloc
+    name, colon, _ = host.partition(":")
+    if colon and "." not in name and name != "localhost" and "@" in path:  # a password that begins as a port does
+        host, path = path.rpartition("@")[2], ""
+    return f"{scheme}:" * bool(scheme) + f"//{host}{path}{end}"

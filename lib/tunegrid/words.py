@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 NAMED = 3  # names that a sentence shows
+CONTEXT = 20  # characters before and behind a difference
 
 
 def count(number: int, noun: str) -> str:
@@ -29,3 +30,17 @@ def phrase(words: Sequence[str]) -> str:
 def some(names: Sequence[str], most: int = NAMED) -> str:
     """As in "a, b, c and 4 more"."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def contrast(text: str, expected: str) -> str:
+    """Two texts where they first differ, as in "'... a cat' in place of '... a car'"."""
+    shared = 0
+    while shared < min(len(text), len(expected)) and text[shared] == expected[shared]:
+        shared += 1
+    start = max(0, shared - CONTEXT)
+    end = shared + CONTEXT
+    lead = "..." if start else ""
+    excerpts = []
+    for whole in (text, expected):
+        excerpts.append(repr(lead + whole[start:end] + ("..." if len(whole) > end else "")))
+    return f"{excerpts[0]} in place of {excerpts[1]}"

@@ -4,13 +4,15 @@ Each is a pure function of `Evidence`, named as in the record; it takes the cell
 was built, encoded, trained and predicted. Audits over several cells are in `tunegrid.runs.status`.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 
-from tunegrid.audits import before, computation, saved, scores, training
+from tunegrid.audits import before, computation, dropout, labels, saved, scores, search, training
 from tunegrid.audits.evidence import AbsentError, Evidence
 from tunegrid.errors import first_line
-from tunegrid.grid.methods import Answer
+from tunegrid.grid.methods import Answer, Measured
 from tunegrid.record import AuditFinding
 
 __all__ = ["AUDITS", "BEFORE", "LATER", "Evidence", "run_audits"]
@@ -23,26 +25,26 @@ AUDITS: Mapping[str, Sequence[Audit]] = {
         *(before.checkpoint_loaded, before.heads_trainable, before.adapters_where_declared),
         *(before.quantized_as_declared, before.packed_from_checkpoint, before.drawn_from_the_seed),
         *(before.labels_are_targets, before.answers_at_annotated_start, before.offsets_show_their_tokens),
-        *(before.no_leakage, training.ranks_train_as_one),
+        *(before.no_leakage, computation.new_adapters_add_nothing, training.ranks_train_as_one),
     ),
     "of training": (
-        *(training.trains_as_declared, training.base_frozen, training.weights_moved),
+        *(training.trains_as_declared, training.base_frozen, training.gradients_reach, training.weights_moved),
         *(training.variant_applied, training.trains_in_fp32, training.gradients_clipped),
         *(training.optimizer_set_as_declared, training.optimizer_steps_as_defined),
         *(training.schedule_counts_updates, training.loss_is_mean_over_accumulation),
-        training.ranks_end_alike,
+        *(labels.updates_run_as_labelled, training.memory_does_not_grow, training.ranks_end_alike),
     ),
     "of the trained model": (
         *(computation.loss_is_the_tasks, computation.predicting_twice_is_the_same),
-        *(computation.rows_alone_as_in_batch, computation.decoder_sees_no_future, computation.gradients_reach),
+        *(computation.rows_alone_as_in_batch, computation.decoder_sees_no_future),
         *(computation.gradients_survive_evaluation, computation.packed_layers_compute_as_declared),
         *(computation.output_follows_trained_tokens, computation.adapters_add_as_declared),
-        *(computation.adapter_survives_its_switches, computation.dropout_drops),
+        *(computation.adapter_survives_its_switches, dropout.dropout_drops),
         computation.computes_in_its_precision,
     ),
     "of scores": (
         *(scores.selection_apart_from_test, scores.prompt_intact_at_inference, scores.windows_map_to_examples),
-        *(scores.scored_alone_as_in_batch, scores.cache_changes_nothing, scores.texts_are_the_models),
+        *(scores.scored_alone_as_in_batch, search.cache_changes_nothing, search.texts_are_the_models),
         *(scores.generation_not_truncated, scores.metric_invariants, scores.predictions_not_collapsed),
         scores.learned_something,
     ),
@@ -64,5 +66,14 @@ def run_audits(evidence: Evidence, stages: Iterable[str] = tuple(AUDITS)) -> lis
         if answer is not None:
             passed, detail, *extras = answer
             baseline: dict[str, float] = dict(*extras)
-            findings.append(AuditFinding(name=audit.__name__, passed=passed, detail=detail, without_model=baseline or None))
+            findings.append(make_finding(audit.__name__, passed, detail, baseline or None))
     return findings
+
+
+def make_finding(name: str, passed: bool | Measured, detail: str, without_model: dict[str, float] | None) -> AuditFinding:
+    """An audit's answer as in the record; a value that is no finite number is left out."""
+    finding = AuditFinding(name=name, passed=bool(passed), detail=detail, without_model=without_model)
+    if not isinstance(passed, Measured):
+        return finding
+    value = passed.value if math.isfinite(passed.value) else None
+    return replace(finding, value=value, limit=passed.limit)

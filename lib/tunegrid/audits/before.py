@@ -8,16 +8,18 @@ from typing import Any
 
 import bitsandbytes as bnb
 import torch
+import transformers as hf
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunegrid.audits.evidence import Evidence, copies, expect_none, require, sample
-from tunegrid.codecs.base import alphanumeric
+from tunegrid.audits.evidence import Evidence, copies, differing_parts, expect_none, require, sample
+from tunegrid.codecs.base import IGNORED, Codec, alphanumeric
 from tunegrid.codecs.extract import ExtractCodec
-from tunegrid.data.sources import answer_span, context
+from tunegrid.codecs.generate import GenerateCodec
+from tunegrid.data.sources import Row, answer_span, context
 from tunegrid.data.splits import Splits
 from tunegrid.grid.backbones import is_part
 from tunegrid.grid.cells import Cell
@@ -34,6 +36,7 @@ from tunegrid.run.build import (
 )
 from tunegrid.run.probe import keep_state
 
+SEED_DRAWS = 8  # random numbers that tell a seed
 BLOCK = 64  # weights that share a scale in NF4 (Dettmers et al. 2023, section 3)
 ROWS = 16 * BLOCK  # of a packed matrix that are compared, whole blocks of them: all of most layers, and a part of huge ones
 LAYER = re.compile(r"(.*?)\.(\d+)\.")
@@ -61,15 +64,22 @@ def heads_trainable(evidence: Evidence) -> Answer:
 
 
 def drawn_from_the_seed(evidence: Evidence) -> Answer:
-    """What trains started as the cell's seed draws it: built once more, it starts so again. On micro backbones only."""
-    if not evidence.cell.profile.micro:  # elsewhere a second model may not fit beside the first
-        return None
-    trained = evidence.trained
+    """The libraries' seed is torch's generator at the cell's seed, and what trains started as that draws it.
+
+    The second part is asked on micro backbones only, built once more: elsewhere a second model may not fit beside the first.
+    """
+    seed, device = evidence.cell.profile.seed, evidence.device
+    numbers = torch.rand(SEED_DRAWS, generator=torch.Generator(device).manual_seed(seed), device=device)
     with keep_state(evidence.trainer):
-        second_model = build(evidence.cell, evidence.codec.tokenizer, evidence.device)
+        hf.set_seed(seed)
+        drawn_numbers = torch.rand(SEED_DRAWS, device=device)
+        second_model = build(evidence.cell, evidence.codec.tokenizer, device) if evidence.cell.profile.micro else nn.Module()
+    if not torch.equal(drawn_numbers, numbers):
+        return False, f"transformers' `set_seed` gives other random numbers than torch's generator at seed {seed}"
+    trained = evidence.trained if evidence.cell.profile.micro else {}
     seed_checksums = checksums((name, p) for name, p in second_model.named_parameters() if name in trained)
     differing = [name for name in trained if seed_checksums.get(name) != evidence.trainer.before[name]]
-    return expect_none(differing, f"{len(trained)} tensors", "not as the seed initializes them")
+    return expect_none(differing, f"random numbers of seed {seed}, {len(trained)} tensors", "not as the seed initializes them")
 
 
 def adapters_where_declared(evidence: Evidence) -> Answer:
@@ -240,10 +250,33 @@ def nf4(weight: Tensor) -> Tensor:
 def labels_are_targets(evidence: Evidence) -> Answer:
     """What the loss counts, decoded again, is the target of its row, and nothing of the prompt or the padding."""
     rows = require(evidence.splits, Splits).train
-    features, check = sample(evidence.trainer.features), evidence.codec.label_is_target
-    labels = evidence.codec.collate(features)["labels"]
-    wrong_rows = [f.example for f, label in zip(features, labels, strict=True) if not check(rows[f.example], f, label)]
+    codec, features = evidence.codec, sample(evidence.trainer.features)
+    wrong_rows, decoding_faults = list[int](), list[str]()
+    for feature, label in zip(features, codec.collate(features)["labels"], strict=True):
+        row = rows[feature.example]
+        if not codec.label_is_target(row, feature, label):
+            wrong_rows.append(feature.example)
+            decoding_faults += decoding_fault(codec, row, label)
+    if wrong_rows and len(decoding_faults) == len(wrong_rows):
+        detail = f"the tokenizer's decode() does not write what tokens say: {decoding_faults[0]}"
+        return False, f"{len(features)} sampled rows; of {len(wrong_rows)}, {detail}"
     return expect_none(wrong_rows, f"{len(features)} sampled rows", "train on labels that are not their targets")
+
+
+def decoding_fault(codec: Codec, row: Row, label: Tensor) -> list[str]:
+    """A phrase on right labels that the tokenizer decodes otherwise than its backend; none for wrong labels."""
+    tokenizer = codec.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not isinstance(codec, GenerateCodec):
+        return []
+    ids = label[label != IGNORED].tolist()
+    text = backend.decode(ids, skip_special_tokens=True)
+    decoded = tokenizer.decode(ids, skip_special_tokens=True)
+    is_target = alphanumeric(codec.target_text(row)).startswith(alphanumeric(text))
+    if decoded == text or not is_target or tokenizer.clean_up_tokenization_spaces:
+        return []
+    parts = differing_parts(text, decoded)
+    return [f"{parts[1]!r} for {parts[0]!r}"]
 
 
 def answers_at_annotated_start(evidence: Evidence) -> Answer:

@@ -22,6 +22,7 @@ from tunegrid.run.train import Trainer
 
 T = TypeVar("T")
 SAMPLE = 8  # rows that are decoded again
+CONTEXT = 20  # characters on each side of the first one in which two texts differ
 
 
 class AbsentError(Exception):
@@ -74,7 +75,10 @@ class Evidence:
 
     @cached_property
     def not_from_checkpoint(self) -> frozenset[str]:
-        """Names of the parameters that did not start as a tensor of their name in the checkpoint, or of any name."""
+        """Names of the parameters that did not start as a tensor of their name in the checkpoint, or of any name.
+
+        If weights are random, all of them.
+        """
         files = tuple(weight_files(self.cell))
         pretrained: Mapping[str, Checksum] = checkpoint_checksums(files, base_type(self.cell))
         return frozenset(
@@ -110,3 +114,18 @@ def copies(cell: Cell, rows: Sequence[Row], others: Sequence[Row]) -> list[int]:
 def expect_none(odd: Sequence[Any], detail: str, fault: str) -> Answer:
     """Passed if nothing is odd; otherwise how many are, what is wrong with them, and the first ones."""
     return not odd, f"{detail}; {len(odd)} {fault}: {', '.join(map(str, odd[:3]))}" if odd else detail
+
+
+def differing_parts(text: str, other: str) -> tuple[str, str]:
+    """The parts of two texts around the first place in which they differ."""
+    start = max(0, first_difference(text, other) - CONTEXT)
+    end = start + 2 * CONTEXT
+    return text[start:end], other[start:end]
+
+
+def first_difference(items: Sequence[Any], others: Sequence[Any]) -> int:
+    """The first place in which two sequences differ, or the end of the shorter one."""
+    for place, (item, other) in enumerate(zip(items, others, strict=False)):
+        if item != other:
+            return place
+    return min(len(items), len(others))

@@ -1,57 +1,54 @@
-"""Audits of what was saved: its tensors, its settings, its answers once loaded, and merged."""
+"""Audits of what was saved: its files, its answers once loaded, and merged."""
 
-import json
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
+from copy import copy
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import transformers as hf
 from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import PeftModel
-from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, GenerationConfig
-from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE
-from transformers.utils import CONFIG_NAME
 
+from tunegrid.audits import saved_files
 from tunegrid.audits.before import is_adapted
-from tunegrid.audits.evidence import Evidence, sample
+from tunegrid.audits.evidence import Evidence, differing_parts, sample
 from tunegrid.codecs.base import Feature, move_batch
 from tunegrid.codecs.generate import GenerateCodec
+from tunegrid.data.sources import Row
 from tunegrid.errors import first_line
 from tunegrid.grid.methods import Answer, Lora
-from tunegrid.run.build import base_type, unpack_weight
+from tunegrid.run.build import base_type, checksums, unpack_weight
 from tunegrid.run.device import free_memory
 from tunegrid.run.meter import GIB, tensor_bytes, weight_tensors
 from tunegrid.run.prepare import make_codec
-from tunegrid.run.probe import COARSE, FINE, distance, get_logits, keep_state, target_rows
-from tunegrid.run.serving import BASE
+from tunegrid.run.probe import COARSE, FINE, distance, get_logits, keep_state, output_logits, target_rows
 
 SERVED = 4  # test rows that a saved model is asked about, in one batch
-# Fields of configurations that loading or saving sets; PEFT names a classifier's head anew each time, and logits tell of it.
-LOADING = {"inference_mode", "auto_mapping", "base_model_name_or_path", "init_lora_weights", "modules_to_save"}
-LOADING |= {"_name_or_path", "architectures", "transformers_version", "dtype"}
-TOKENIZER_SETTINGS = ("padding_side", "model_max_length", "chat_template", "special_tokens_map")  # what its users set
 BEYOND_ASCII = "Straße, çok güzel, 東京の天気, привет мир, naïve café 😀 €5."
+PAIR = ("Is it a plain text, or another one?", "It isn't: 12.5 % of it is beyond ASCII, as in naïve.")
 LONG = 60  # times: hundreds of tokens, longer than any cut
 LEVEL = 0.01  # two levels of 4 bits are farther apart
 MOST_CODES = 1e-3  # of a packed layer's bytes: where a number lies between two levels, its last digit decides
-# Of weights that are copied, in the room that gradients had; the largest of the study, BERT2BERT at its true size, has 0.95.
+# Of weights that are loaded beside the trained ones; the largest of the study, BERT2BERT at its true size, has 0.95.
 LARGEST_GIB = 4.0
 
 
 def saved_is_served(evidence: Evidence) -> Answer:
-    """What was saved is what was trained: loaded again in the documented way, and merged into its base, too.
+    """Checks that what was saved is what was trained: its files, the model that they load, and that model merged.
 
-    The files say what the trained model says of itself, read texts as its tokenizer does, and lead to its answers by
-    themselves; logits are the same. PEFT packs a merged NF4 layer anew, which rounds away what is less than half a step between
-    two levels: such a layer is held to its definition, and all else that was merged by the logits that the trained layers give.
+    Files have the trained tensors bit for bit, and the trained objects' settings. The libraries' Auto classes load them without
+    options; then texts are read as in training, answers are the same, and so are logits. PEFT packs a merged NF4 layer anew,
+    which rounds away what is less than half a step between two levels: such a layer is compared with its definition, and all
+    else that was merged by the logits that the trained layers give. None if weights are random, or if the
+    disk has no room for a whole model. Of a large model, files alone are compared.
     """
-    is_large = tensor_bytes(weight_tensors(evidence.model)) > LARGEST_GIB * GIB  # a second copy may not fit
-    if evidence.cell.profile.random_weights or is_large:
+    if evidence.cell.profile.random_weights:
         return None
     try:
         with TemporaryDirectory() as folder, torch.no_grad(), keep_state(evidence.trainer), warnings.catch_warnings():
@@ -64,15 +61,37 @@ def saved_is_served(evidence: Evidence) -> Answer:
 
 def _check_saved(evidence: Evidence, folder: Path) -> Answer:
     cell, model = evidence.cell, evidence.model
+    size = tensor_bytes(weight_tensors(model))
+    if not isinstance(model, PeftModel) and shutil.disk_usage(folder).free < 2 * size:
+        return None
     features = evidence.evaluation.features if evidence.evaluation else evidence.trainer.features
     rows = sample(features, min(SERVED, evidence.trainer.log.micro_batch))
     logits = _logits(evidence, model, rows)
     if not len(logits):
         return None
+    settings = saved_files.expected_settings(evidence)
+    tokenizer_file = saved_files.tokenizer_json(evidence.codec.tokenizer)
+    bits = checksums(saved_files.named_tensors(model))
+    evidence.serving.save(cell, model, evidence.codec.tokenizer, folder)
+    if checksums(saved_files.named_tensors(model)) != bits:
+        return False, "saving changes the tensors of the trained model"
+    faults = list(saved_files.other_tensors(evidence, folder))
+    if faults:
+        return False, _several("tensors", faults)
     try:
-        evidence.serving.save(cell, model, evidence.codec.tokenizer, folder)
-        served, tokenizer = evidence.serving.load(cell, folder, evidence.device)
+        tokenizer = hf.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        faults = list(saved_files.other_settings(settings, tokenizer, folder))
     except Exception as error:  # whatever transformers and PEFT raise for files that do not fit
+        return False, f"the saved files cannot be read again: {type(error).__name__}: {first_line(error)}"
+    faults += saved_files.other_tokenizer(tokenizer_file, folder)
+    faults += saved_files.other_tokens(evidence.codec.tokenizer, tokenizer, _texts(evidence))
+    if faults:
+        return False, _several("settings", faults)
+    if size > LARGEST_GIB * GIB:
+        return True, "saved as trained, by tensors and settings; too large to be loaded beside the trained model"
+    try:
+        served = evidence.serving.load(cell, folder, evidence.device)[0]
+    except Exception as error:
         return False, f"the saved model cannot be loaded again: {type(error).__name__}: {first_line(error)}"
     if modes := [name for name, module in served.named_modules() if module.training]:
         return False, f"the saved model is loaded in training mode: {len(modes)} modules, {modes[0] or 'the model'} among them"
@@ -81,8 +100,12 @@ def _check_saved(evidence: Evidence, folder: Path) -> Answer:
     detail = f"{len(rows)} rows: loaded again, logits differ by {gap:.1e} of the largest"
     if not gap <= limit:
         return False, detail
+    faults = list(saved_files.other_loaded(evidence, served))
+    if faults:
+        return False, _several("tensors", faults)
+    pair = other_pair(evidence, served, tokenizer, limit)
     answers = other_answers(evidence, served, tokenizer) if evidence.evaluation and not gap else ()
-    if fault := next(chain(other_settings(evidence, served, folder), other_tokens(evidence, tokenizer, folder), answers), None):
+    if fault := next(chain(pair, answers), None):
         return False, fault
     if not isinstance(model, PeftModel):
         return True, detail
@@ -92,46 +115,52 @@ def _check_saved(evidence: Evidence, folder: Path) -> Answer:
     return passed, f"{detail}; {merge_detail}"
 
 
-def other_settings(evidence: Evidence, served: Any, folder: Path) -> Iterator[str]:
-    """A sentence for each setting of the adapter, the model or its search that is saved otherwise than it was trained."""
-    model: Any = evidence.model
-    pairs = [("adapter", model.active_peft_config, served.active_peft_config)] if isinstance(model, PeftModel) else []
-    root = folder / BASE if (folder / BASE).is_dir() else folder
-    if (root / CONFIG_NAME).is_file():  # beside an adapter alone there is none
-        pairs.append(("model", model.config, AutoConfig.from_pretrained(root, trust_remote_code=False)))
-    if isinstance(evidence.codec, GenerateCodec):
-        pairs.append(("search", GenerationConfig(**evidence.codec.search), GenerationConfig.from_pretrained(folder)))
-    for part, *configs in pairs:
-        settings, saved_settings = (json.loads(json.dumps(one.to_dict(), default=sorted)) for one in configs)  # sets as lists
-        for name in sorted(settings.keys() - LOADING):
-            if settings[name] != saved_settings.get(name):
-                yield f"the {part}'s {name} is saved as {saved_settings.get(name)!r}, but was {settings[name]!r}"
+def _several(kind: str, faults: Sequence[str]) -> str:
+    """The first fault, and how many there are of its kind."""
+    return faults[0] if len(faults) == 1 else f"{len(faults)} {kind} differ: {faults[0]}; {faults[1]}"
 
 
-def other_tokens(evidence: Evidence, tokenizer: Any, folder: Path) -> Iterator[str]:
-    """A sentence for each setting of the saved tokenizer that differs, and each text that it, or its file, reads otherwise."""
-    for name in TOKENIZER_SETTINGS:
-        value, saved_value = (getattr(one, name) for one in (evidence.codec.tokenizer, tokenizer))
-        if saved_value != value:
-            yield f"the tokenizer's {name} is saved as {saved_value!r}, but was {value!r}"
-    path, evaluation = folder / FULL_TOKENIZER_FILE, evidence.evaluation
-    file = Tokenizer.from_file(str(path)) if path.is_file() else None
-    texts = [evidence.codec.text(row) for row in sample(evaluation.rows if evaluation else [], SERVED)]
-    for text in (*texts, evidence.cell.head.new_token or "", " ".join([BEYOND_ASCII] * LONG + texts)):
-        expected, saved_ids = (encode(text, verbose=False)["input_ids"] for encode in (evidence.codec.tokenizer, tokenizer))
-        for reader, ids in (("the saved tokenizer", saved_ids), (path.name, file.encode(text).ids if file else expected)):
-            if ids != expected:
-                yield f"{reader} reads {text[-60:]!r} as {len(ids)} tokens, training as {len(expected)} others"
+def _texts(evidence: Evidence) -> list[str]:
+    """Texts that both tokenizers read: test rows, the new token, and a long one beyond ASCII."""
+    texts = [evidence.codec.text(row) for row in scored_rows(evidence)]
+    return [*texts, evidence.cell.head.new_token or "", " ".join([BEYOND_ASCII] * LONG + texts)]
+
+
+def scored_rows(evidence: Evidence) -> list[Row]:
+    """A few of the rows that were scored."""
+    return sample(evidence.evaluation.rows, SERVED) if evidence.evaluation else []
+
+
+def other_pair(evidence: Evidence, served: Any, tokenizer: Any, limit: float) -> Iterator[str]:
+    """A sentence if a pair of texts, with all keys that the tokenizers give, is read or answered otherwise."""
+    codec, device = evidence.codec, evidence.device
+    inputs = dict(codec.tokenizer(*PAIR))
+    saved_inputs = dict(tokenizer(*PAIR))
+    for key in sorted(inputs.keys() | saved_inputs.keys()):
+        if inputs.get(key) != saved_inputs.get(key):
+            yield f"of a pair of texts the saved tokenizer gives {key} {saved_inputs.get(key)}, and not {inputs.get(key)}"
+            return
+    batch = {key: torch.tensor([ids], device=device) for key, ids in inputs.items()}
+    if isinstance(codec, GenerateCodec) and codec.start_id is not None:
+        batch["decoder_input_ids"] = torch.tensor([[codec.start_id]], device=device)
+    try:
+        answers = [output_logits(model(**batch)) for model in (evidence.model, served)]
+    except TypeError:  # a user's class may not take all keys
+        return
+    gap = max(distance(logits, other) for logits, other in zip(*answers, strict=True))
+    if gap > limit:
+        keys = ", ".join(inputs)
+        yield f"loaded again, logits of a pair of texts ({keys}) differ by {gap:.1e} of the largest"
 
 
 def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[str]:
     """A sentence for each of a few scored rows that what was saved answers otherwise, by its own tokenizer and settings.
 
-    The same batch gives the same bits, so a text that the saved search finds and the saved name of a label must be the same.
+    The same batch gives the same bits, so a text that the saved search finds must be the same.
     """
-    rows, device, cell = sample(evidence.evaluation.rows, SERVED), evidence.device, evidence.cell  # type: ignore[union-attr]
+    rows, device = scored_rows(evidence), evidence.device
     answers: list[list[Any]] = []
-    for codec, model in ((evidence.codec, evidence.model), (make_codec(cell, tokenizer), served)):
+    for codec, model in ((evidence.codec, evidence.model), (make_codec(evidence.cell, tokenizer), served)):
         features = codec.encode(rows, training=False)
         if codec is not evidence.codec and isinstance(codec, GenerateCodec):
             prompt = move_batch(device, codec.prompt(features))
@@ -140,13 +169,10 @@ def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[s
         else:
             outputs = codec.predict(model, features, device)
         answers.append([prediction.value for prediction in codec.decode(rows, features, outputs)])
-    if cell.task.labels:
-        answers = [
-            [names[i] for i in ids] for names, ids in zip((cell.task.labels, served.config.id2label), answers, strict=True)
-        ]
     for expected, answer in zip(*answers, strict=True):
         if expected != answer:
-            yield f"loaded from its own files it answers {answer!r}, but the trained model {expected!r}"
+            parts = differing_parts(str(expected), str(answer))
+            yield f"loaded from its own files it answers {parts[1]!r}, but the trained model {parts[0]!r}"
 
 
 def _check_merge(evidence: Evidence, served: Any, rows: Sequence[Feature], logits: Tensor, limit: float) -> tuple[bool, str]:
@@ -160,7 +186,8 @@ def _check_merge(evidence: Evidence, served: Any, rows: Sequence[Feature], logit
     modules = evidence.model.get_base_model().named_modules() if is_packed else ()  # type: ignore[operator] # it is PEFT's
     layers: dict[str, Any] = {name: layer for name, layer in modules if is_adapted(layer)}
     if faults := [name for name, layer in layers.items() if not merged_as_defined(evidence, layer, merged.get_submodule(name))]:
-        return False, f"merged, {len(faults)} of {len(layers)} packed layers are not base + scale x B A, {faults[0]} among them"
+        packed = f"{len(faults)} of {len(layers)} packed layers"
+        return False, f"merged, {packed} are not base + what is declared, {faults[0]} among them"
     for name, layer in layers.items():
         merged.set_submodule(name, layer)
     gap = distance(logits, _logits(evidence, merged, rows))
@@ -172,10 +199,15 @@ def merged_as_defined(evidence: Evidence, layer: Any, merged: nn.Module) -> bool
     base = layer.get_base_layer()
     if not hasattr(base, "in_features"):
         return True
-    delta = evidence.cell.method.contribution(layer, evidence.cell, torch.eye(base.in_features, device=evidence.device))
+    weight = unpack_weight(base.weight).float()
+    unpacked = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
+    unpacked.weight = nn.Parameter(weight, requires_grad=False)
+    exact_layer = copy(layer)  # over the unpacked base, which rounds no product
+    exact_layer._modules = layer._modules | {"base_layer": unpacked}
+    delta = evidence.cell.method.contribution(exact_layer, evidence.cell, torch.eye(base.in_features, device=weight.device))
     if delta is None:
         return True
-    expected = unpack_weight(base.weight).float() + delta.T
+    expected = weight + delta.T
     if isinstance(merged, Linear4bit):
         expected = unpack_weight(pack_weight(expected, base)).float()
     matches = torch.isclose(unpack_weight(merged.weight).float(), expected, rtol=LEVEL, atol=0.0)

@@ -1,34 +1,35 @@
 """Audits of what was asked, answered and scored: prompts, windows, texts, points, and whether anything was learned."""
 
+import copy
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from random import Random
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
+from tokenizers import Tokenizer
 
 from tunegrid.audits.evidence import SAMPLE, Evidence, copies, expect_none, require, sample
-from tunegrid.codecs.base import Feature, alphanumeric, same_alphanumeric
+from tunegrid.audits.fixed_points import wrong_points
+from tunegrid.audits.search import leeway
+from tunegrid.codecs.base import Codec, Feature, alphanumeric, same_alphanumeric
 from tunegrid.codecs.extract import ExtractCodec
-from tunegrid.codecs.features import chunks, get_lengths
+from tunegrid.codecs.features import get_lengths
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.sources import Row, answer_texts, context, stitch
 from tunegrid.data.splits import Splits
-from tunegrid.grid.methods import Answer
-from tunegrid.grid.recipes import Generation
+from tunegrid.grid.methods import Answer, Measured
 from tunegrid.grid.tasks import Problem, Task
 from tunegrid.record.checks import BERTSCORE, POINTS, score_faults
-from tunegrid.run.build import base_type
 from tunegrid.run.device import autocast
 from tunegrid.run.evaluate import EVAL_BATCH, Evaluation
 from tunegrid.run.metrics import METRICS, TELLING, Metrics, rouge_examples, sentence_lines, simplify, squad_examples
-from tunegrid.run.probe import COARSE, FINE, attach, distance, keep_state, run_search, target_logits
+from tunegrid.run.probe import distance, keep_state
+from tunegrid.words import contrast
 
 ENDED_SHARE = 0.9  # of generated texts that must end by themselves
 ALIKE = 0.9  # of a window's letters
@@ -36,10 +37,7 @@ MORE_THAN_LUCK = 3.0  # standard errors
 RARE = 10  # rows with other targets than the most frequent one, of which a sound model may find none
 LEAST_OTHERS = 0.2
 SHOWN = 60  # characters of a prediction
-CACHED = 12  # tokens of a text that is searched again with a cache
-SEARCHED = 8  # scored texts that are searched anew
-# Asks for the next token's scores (N, V) behind N begun texts of one length, in nats; minus infinity for what is forbidden.
-Search = Generator[Sequence[tuple[int, ...]], Tensor, float]
+ENCODED = 200  # scored rows that are encoded once more, evenly spread
 
 
 def selection_apart_from_test(evidence: Evidence) -> Answer:
@@ -49,13 +47,65 @@ def selection_apart_from_test(evidence: Evidence) -> Answer:
 
 
 def prompt_intact_at_inference(evidence: Evidence) -> Answer:
-    """What frames the input survives truncation: special tokens, the prefix, a separator, a chat template."""
-    prompts = [feature.input_ids for feature in require(evidence.evaluation, Evaluation).features]
+    """What frames the input survives truncation: special tokens, the prefix, a separator, a chat template.
+
+    And scored rows, encoded once more each by itself, have the tokens that were scored: all of their text.
+    """
+    evaluation = require(evidence.evaluation, Evaluation)
+    prompts = [feature.input_ids for feature in evaluation.features]
     (begin, end), limit = evidence.codec.frame(), evidence.cell.recipe.max_length
     has_frame = [ids[: len(begin)] == begin and ids[len(ids) - len(end) :] == end for ids in prompts]
     faults = [i for i, ids in enumerate(prompts) if not has_frame[i] or len(ids) > limit]
     detail = f"{len(prompts)} prompts, {len(begin)} tokens before and {len(end)} after"
-    return expect_none(faults, detail, "lack their frame or are too long")
+    if faults:
+        return expect_none(faults, detail, "lack their frame or are too long")
+    return expect_none(misread_rows(evidence.codec, evaluation), detail, "have other tokens than their rows alone")
+
+
+def misread_rows(codec: Codec, evaluation: Evaluation) -> list[str]:
+    """A few words on each scored row whose tokens are not those of its texts, each encoded by itself."""
+    tokens: dict[int, list[list[int]]] = {}
+    for feature in evaluation.features:
+        tokens.setdefault(feature.example, []).append(feature.input_ids)
+    lone_codec = copy.copy(codec)
+    lone_codec.tokenizer = LoneTokenizer(codec.tokenizer)
+    step = math.ceil(len(evaluation.rows) / ENCODED)
+    faults = []
+    for i in range(0, len(evaluation.rows), step):
+        expected = [feature.input_ids for feature in lone_codec.encode([evaluation.rows[i]], training=False)]
+        if tokens.get(i, []) != expected:
+            counts = [sum(map(len, windows)) for windows in (tokens.get(i, []), expected)]
+            faults.append(f"row {i} with {counts[0]} for {counts[1]}")
+    return faults
+
+
+class LoneTokenizer:
+    """A tokenizer that encodes each text by itself, without transformers: by a copy of its file that cuts and pads nothing."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """All but encoding is left to the tokenizer."""
+        self._tokenizer = tokenizer
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._file = backend and Tokenizer.from_str(backend.to_str())
+        if self._file:
+            self._file.no_truncation()
+            self._file.no_padding()
+
+    def __getattr__(self, name: str) -> Any:
+        """The tokenizer's."""
+        return getattr(self._tokenizer, name)
+
+    def __len__(self) -> int:
+        """The tokenizer's."""
+        return len(self._tokenizer)
+
+    def __call__(self, texts: Sequence[str], **options: Any) -> dict[str, list[Any]]:
+        """The ids and places of all texts' tokens, without special tokens; a tokenizer of Python alone has no file."""
+        if not self._file:
+            encodings = [self._tokenizer([text], **options) for text in texts]
+            return {name: [encoding[name][0] for encoding in encodings] for name in encodings[0]}
+        files = [self._file.encode(text, add_special_tokens=False) for text in texts]
+        return {"input_ids": [file.ids for file in files], "offset_mapping": [file.offsets for file in files]}
 
 
 def windows_map_to_examples(evidence: Evidence) -> Answer:
@@ -83,7 +133,10 @@ def generation_not_truncated(evidence: Evidence) -> Answer:
 
 
 def metric_invariants(evidence: Evidence) -> Answer:
-    """What these metrics satisfy whatever is predicted, and some rows scored again: on each row, on average, and in number."""
+    """What these metrics satisfy whatever is predicted, and some rows scored again: on each row, on average, and in number.
+
+    Fixed pairs have the points that were worked out by hand, and generated texts are what their tokens say.
+    """
     evaluation, task = require(evidence.evaluation, Evaluation), evidence.cell.task
     examples, scores, count = evaluation.examples, evaluation.scores, len(evaluation.rows)
     faults = [f"{name} has {len(points)} points for {count} rows" for name, points in examples.items() if len(points) != count]
@@ -106,7 +159,18 @@ def metric_invariants(evidence: Evidence) -> Answer:
         for row, (p, f1, r) in enumerate(zip(*(examples.get(name, ()) for name in BERTSCORE), strict=True))
         if not min(p, r) - POINTS <= f1 <= max(p, r) + POINTS  # a harmonic mean
     ]
+    faults += [*wrong_points(task.problem), *wrong_texts(evidence.codec, evaluation)]
     return not faults, faults[0] if faults else f"{count} rows, {len(examples)} metrics"
+
+
+def wrong_texts(codec: Codec, evaluation: Evaluation) -> Iterator[str]:
+    """A sentence for each generated text that is not what its tokens say."""
+    if not isinstance(codec, GenerateCodec) or type(codec).decode is not GenerateCodec.decode:
+        return
+    for i, (output, prediction) in enumerate(zip(evaluation.outputs, evaluation.predictions, strict=True)):
+        text = codec.decode_alone(output)
+        if text is not None and text != prediction.value:
+            yield f"the text of row {i} is decoded as {contrast(prediction.value, text)}"
 
 
 # The points of one row by itself. BERTScore is left out: its encoder is gone by now.
@@ -218,146 +282,4 @@ def scored_alone_as_in_batch(evidence: Evidence) -> Answer:
     if not batch_scores:
         return None
     gap = distance(torch.tensor(batch_scores), torch.tensor(lone_scores))
-    return gap <= _leeway(evidence), f"{len(scored_rows(evaluation))} rows: scores differ by {gap:.1e} of the largest"
-
-
-def cache_changes_nothing(evidence: Evidence) -> Answer:
-    """Searched again as scored texts were, with a cache, all beams' scores are those of whole texts in one pass without it.
-
-    The longest text and the shortest prompt, which is padded, show it in their first tokens. A cache that goes wrong later may
-    show in the text that `texts_are_the_models` computes anew.
-    """
-    codec, evaluation = require(evidence.codec, GenerateCodec), evidence.evaluation  # type: ignore[type-abstract]
-    rows: Sequence[Feature] = evidence.probe.rows
-    if evaluation is not None:
-        longest = max(range(len(evaluation.outputs)), key=lambda i: len(evaluation.outputs[i]))
-        rows = [evaluation.features[i] for i in dict.fromkeys((longest, scored_rows(evaluation)[0]))]
-    texts, gap = run_search(evidence.trainer, rows, max_new_tokens=min(CACHED, codec.generation.max_new_tokens))
-    detail = f"{len(texts)} texts of up to {max(map(len, texts))} tokens"
-    return gap <= _leeway(evidence), f"{detail}: scores differ by {gap:.1e} of the largest logit"
-
-
-def texts_are_the_models(evidence: Evidence) -> Answer:
-    """A scored text is what the recipe's search finds, computed anew: alone, without a cache, beams included.
-
-    Some texts are searched side by side, which costs up to one pass per token, each over as many whole texts as there are
-    beams: on a CPU, minutes for a model of true size, whose texts are left alone; on a GPU, such texts take turns.
-    """
-    codec, evaluation = require(evidence.codec, GenerateCodec), require(evidence.evaluation, Evaluation)  # type: ignore[type-abstract]
-    if evidence.device.type == "cpu" and not evidence.cell.profile.micro:
-        return None
-    spread = range(0, len(evaluation.outputs), math.ceil(len(evaluation.outputs) / SEARCHED))
-    pairs = [(evaluation.features[i], evaluation.outputs[i]) for i in spread if evaluation.outputs[i]]
-    if not pairs:
-        return None
-    batch_size = SEARCHED if evidence.cell.profile.micro else 1  # one text's logits are as many as a vocabulary is large
-    with torch.no_grad(), keep_state(evidence.trainer):
-        gaps = [gap for batch in chunks(pairs, batch_size) for gap in _search_gaps(evidence, codec, batch)]
-    worst_gap = max(gaps, key=lambda gap: (math.isnan(gap), gap))
-    return worst_gap <= _leeway(evidence), f"{len(pairs)} texts: below the best by {worst_gap:.1e} of the largest logit"
-
-
-def _search_gaps(evidence: Evidence, codec: GenerateCodec, pairs: Sequence[tuple[Feature, Sequence[int]]]) -> list[float]:
-    """How far off a search must be to find each of these rows' texts, in units of the text's largest logit."""
-    encoders = [] if codec.start_id is None else [evidence.model.get_encoder()]  # type: ignore[operator]
-    encodings: list[Tensor] = []  # what an encoder made of the rows' sources
-    with attach(encoders, lambda module, inputs, output: encodings.append(output[0])):
-        outputs = target_logits(evidence.trainer, [replace(row, target=[*text]) for row, text in pairs])
-    # Of the next token, by what is begun of each text.
-    cache = [{tuple(text[:i]): one for i, one in enumerate(logits)} for (_, text), logits in zip(pairs, outputs, strict=True)]
-    searches = [shortfall(text, codec.generation, codec.end_id) for _, text in pairs]
-    requests, gaps = {i: next(search) for i, search in enumerate(searches)}, [0.0] * len(pairs)
-    while requests:
-        # Beams often go on as the text does: asked with the rest of it, a pass knows their longer beginnings, too.
-        new_texts = [(i, ids) for i, beginnings in requests.items() for ids in beginnings if ids not in cache[i]]
-        drafts = [(i, (*ids, *(pairs[i][1][len(ids) :] or [codec.end_id]))) for i, ids in new_texts]
-        batch, sources = [replace(pairs[i][0], target=[*draft]) for i, draft in drafts], [i for i, _ in drafts]
-        answers = target_logits(evidence.trainer, batch, encodings[0][sources] if encodings else None) if batch else []
-        for (i, draft), logits in zip(drafts, answers, strict=True):
-            cache[i].update((draft[:length], one) for length, one in enumerate(logits))
-        for i, beginnings in [*requests.items()]:
-            scores = allowed_scores(codec, pairs[i][0], torch.stack([cache[i][ids] for ids in beginnings]), beginnings)
-            try:
-                requests[i] = searches[i].send(scores)
-            except StopIteration as end:
-                gaps[i] = end.value / float(outputs[i].abs().max())
-                del requests[i]
-    return gaps
-
-
-def allowed_scores(codec: GenerateCodec, row: Feature, logits: Tensor, begun: Sequence[Sequence[int]]) -> Tensor:
-    """Log-probabilities (N, V) of the next token behind N begun texts; minus infinity for what the recipe's search forbids.
-
-    Those are tokens that repeat an n-gram, and the end before its least length.
-    """
-    scores, search = logits.log_softmax(-1), codec.generation
-    prompt = row.input_ids if codec.start_id is None else [codec.start_id]
-    for text_scores, ids in zip(scores, begun, strict=True):
-        length = len(ids) + (codec.start_id is not None)  # transformers counts an encoder-decoder's start token
-        tokens, size = [*prompt, *ids], search.no_repeat_ngram_size
-        ends = range(size - 1, len(tokens)) if size else ()  # of an n-gram; for size 0 any may stand twice
-        tail = tokens[len(tokens) - size + 1 :]
-        repeats = [tokens[i] for i in ends if tokens[i - size + 1 : i] == tail]
-        text_scores[[*repeats, *([codec.end_id] if length < search.min_length else [])]] = -torch.inf
-    return scores
-
-
-def _leeway(evidence: Evidence) -> float:
-    """How far rounding may take scores apart: a base in 4 bits or 16 is coarse, and so is evaluation in bf16."""
-    is_fp32 = evidence.cell.quantization is None and base_type(evidence.cell) is torch.float32
-    return FINE if is_fp32 and (evidence.evaluation is None or evidence.evaluation.part.precision == "fp32") else COARSE
-
-
-# The search as it is defined, with none of a library's code: transformers' with `early_stopping=False`
-
-
-class Beam(NamedTuple):
-    """A text, perhaps not at its end yet, and the sum of its tokens' scores."""
-
-    score: float
-    ids: tuple[int, ...]
-
-
-def shortfall(text: Sequence[int], search: Generation, end: int) -> Search:
-    """How many nats a search would have to be off, at most in one of its decisions, to find this text; 0 if it does find it.
-
-    The text has the token `end`, or is as long as the search lets one be. A search without beams knows no penalty.
-    """
-
-    def is_over(beam: Beam) -> bool:
-        return beam.ids[-1] == end or len(beam.ids) == search.max_new_tokens
-
-    penalty, width = search.length_penalty if search.num_beams > 1 else 0.0, search.num_beams
-    beams, scores, gaps, text_score = [Beam(0.0, ())], list[float](), [0.0], None  # finished texts by their score for a length
-    for length in range(1, search.max_new_tokens + 1):
-        prefix, divisor = tuple(text[:length]) if text_score is None else (), math.pow(length, penalty)
-        candidates, text_beam = _extend_beams(beams, (yield [beam.ids for beam in beams]), 2 * width, prefix)
-        ended_beams = [beam for beam in candidates[:width] if is_over(beam)]
-        beams = [beam for beam in candidates if not is_over(beam)][:width]
-        if text_beam:
-            text_score = text_beam.score / divisor if is_over(text_beam) else None
-            rivals, weakest = (beams, beams[-1]) if text_score is None else (ended_beams, candidates[width - 1])
-            if text_beam not in rivals:  # it misses its place by so much, and takes that of the last one
-                gaps.append(weakest.score - text_beam.score)
-                rivals[:] = [*rivals[: width - 1], text_beam]
-        scores = sorted([*scores, *(beam.score / divisor for beam in ended_beams)], reverse=True)[:width]
-        best = beams[0].score / divisor if beams else -math.inf
-        # transformers guesses by the length so far whether a running text may still become better.
-        if len(scores) < width or (width > 1 and best > scores[-1]):
-            continue
-        if text_score is not None:
-            break
-        gaps.append((scores[-1] - best) * divisor)  # the search ends, and the text has not
-    if text_score is None:
-        return math.inf
-    return max(gaps) if width == 1 else max(*gaps, (scores[0] - text_score) * math.pow(len(text), penalty))
-
-
-def _extend_beams(beams: Sequence[Beam], scores: Tensor, count: int, prefix: tuple[int, ...]) -> tuple[list[Beam], Beam | None]:
-    """So many continuations of the running texts, best first, and the one that is `prefix`, however good it is."""
-    totals = scores + torch.tensor([beam.score for beam in beams], device=scores.device).unsqueeze(1)
-    best, indices = totals.flatten().topk(min(count, totals.numel()))
-    pairs = [(score, *divmod(index, totals.shape[1])) for score, index in zip(best.tolist(), indices.tolist(), strict=True)]
-    candidates = [Beam(score, (*beams[beam].ids, token)) for score, beam, token in pairs]
-    parent = next((i for i, beam in enumerate(beams) if prefix and beam.ids == prefix[:-1]), None)
-    return candidates, None if parent is None else Beam(float(totals[parent, prefix[-1]]), prefix)
+    return Measured(gap, leeway(evidence)), f"{len(scored_rows(evaluation))} rows: scores differ by {gap:.1e} of the largest"

@@ -1,9 +1,8 @@
 """Audits of what training did: to which weights, by which method, rate and loss. Those of ranks are asked by all together."""
 
 import math
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,11 +13,14 @@ from tunegrid.codecs.base import Feature, move_batch
 from tunegrid.grid.backbones import is_part
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Answer, Method, adamw_bnb_8bit, adamw_torch
+from tunegrid.grid.recipes import Hyperparameters
+from tunegrid.grid.tasks import Problem
 from tunegrid.run.adamw import PACKED_TOLERANCE, STEP_TOLERANCE
 from tunegrid.run.build import checksums
 from tunegrid.run.first_updates import MOVED
+from tunegrid.run.meter import SETTLED
 from tunegrid.run.probe import allowance, keep_state, relative_gap, smallest_tensors
-from tunegrid.run.train import Trainer, make_schedule
+from tunegrid.run.train import Trainer
 
 # Between two ways to compute one gradient, in units of its norm; a fault loses or multiplies a micro-batch, half of the norm.
 # bf16 logits are right to 4e-3, and so is the little that they leave of the gradient where a model is sure.
@@ -26,7 +28,10 @@ TOLERANCE, COARSE_TOLERANCE = 0.02, 0.2
 LEAST = 1e-5  # nats; a model so sure leaves a gradient of which fp32 rounds off a percent
 LARGE, SMALL = 2**13, 2**6  # values of a weight whose moments an optimizer of 8 bits packs, and of one whose moments stay
 same_rate = partial(math.isclose, rel_tol=1e-6, abs_tol=1e-12)
+GROWTH = 0.01  # of the bytes that are held; 0 in healthy cells on a CPU, and a GPU's kernels may ask for another workspace
 CLIPPED = 1e-3  # torch divides by the norm plus 1e-6; bf16 gradients are summed in their own type
+TIMESCALE, LAST_RATE = 10_000, 1e-7  # transformers' `inverse_sqrt` without a warm-up; the end of its `polynomial`
+SPAN_SHAPE = (2,)  # scores of a position: as a start, and as an end
 # Between ranks and one process, measured on quick cells: fp32 4e-7 nats and 3e-7 of the gradients' norm, bf16 1e-4 and 2e-3. A
 # mean on each rank: 2e-2 to 3e-1 nats where rows have targets of different lengths.
 LOSS, COARSE_LOSS = 1e-4, 3e-3  # nats
@@ -34,14 +39,11 @@ GRADIENT, COARSE_GRADIENT = 1e-3, 3e-2  # of their norm
 
 
 def base_frozen(evidence: Evidence) -> Answer:
-    """Frozen weights are bit-identical, and nothing but adapters and new parts trains."""
+    """Frozen weights are bit-identical; that nothing else trains is `trains_as_declared`'s matter."""
     if not evidence.cell.method.adapts:
         return None
-    new_modules = evidence.cell.head.new_modules
-    strays = [name for name in evidence.trained if name not in evidence.own and not is_part(name, new_modules)]
     frozen = evidence.trainer.parameters.keys() - evidence.trained.keys()
-    changed_names = sorted(frozen & evidence.moved)
-    return expect_none(strays + changed_names, f"{len(frozen)} frozen tensors", "base tensors train or changed")
+    return expect_none(sorted(frozen & evidence.moved), f"{len(frozen)} frozen tensors", "changed")
 
 
 def trains_as_declared(evidence: Evidence) -> Answer:
@@ -61,18 +63,54 @@ def trains_as_declared(evidence: Evidence) -> Answer:
     return expect_none(faults, f"{len(declared)} tensors are declared to train", "differ")
 
 
-def weights_moved(evidence: Evidence) -> Answer:
-    """Every group of weights that trains has changed: each of the method's own, each new part, each layer of a full model."""
-    head, names = evidence.cell.head, evidence.trainer.log.reached
-    groups: dict[str, list[bool]] = {}
+def gradients_reach(evidence: Evidence) -> Answer:
+    """Every tensor that trains has a gradient of its own, not zero, in each update.
+
+    Those of unused modules are left out. Updates count once one has moved weights: LoRA's A has no
+    gradient while B is zero.
+    """
+    log = evidence.trainer.log
+    names = used_names(evidence)
+    if log.stale:
+        numbers = [update + 1 for update in log.stale]
+        return expect_none(numbers, "gradients are of one update", "updates began with those of the update before")
+    if not log.moving_updates:
+        return None
+    faults = []
     for name in names:
-        new_module = next((module for module in head.new_modules if is_part(name, [module])), None)
-        layer = re.match(r"[^\d]*\d*", name).group()  # type: ignore[union-attr] # it matches any text
-        group = evidence.cell.method.group_name(name) if name in evidence.own else new_module or layer
-        groups.setdefault(group, []).append(name in evidence.moved)
-    unmoved_groups = sorted(group for group, flags in groups.items() if not any(flags))
-    passed, detail = expect_none(unmoved_groups, f"{len(groups)} groups", "did not change")  # type: ignore[misc]
-    return passed and bool(groups), detail
+        count = log.idle.get(name, 0)
+        if count and ".experts." not in name:  # a batch may send no token to an expert
+            faults.append(f"{name} in {count} of {log.moving_updates} updates")
+    return expect_none(faults, f"{len(names)} tensors get a gradient in each update", "get none")
+
+
+def weights_moved(evidence: Evidence) -> Answer:
+    """Every tensor that trains has changed; those of unused modules aside."""
+    names = used_names(evidence)
+    unmoved_names = [name for name in names if name not in evidence.moved]
+    if not names:
+        return False, "no tensor trains"
+    return expect_none(unmoved_names, f"{len(names)} tensors", "did not change")
+
+
+def used_names(evidence: Evidence) -> list[str]:
+    """Names of the trained tensors that must get a gradient.
+
+    A pretrained module that the loss does not use may stay as it is, as BERT2BERT's pooler. So may
+    the bias of a head that finds spans: it shifts the scores of all positions alike, which the
+    softmax over positions takes away again.
+    """
+    cell = evidence.cell
+    called = {name for name, module in evidence.model.named_modules() if module in evidence.probe.called}
+    names = []
+    for name, parameter in evidence.trained.items():
+        is_new = name in evidence.own or is_part(name, cell.head.new_modules)
+        is_shift = cell.task.problem is Problem.EXTRACT and parameter.shape == SPAN_SHAPE
+        if is_part(name, cell.head.optional_modules) or (is_new and is_shift):
+            continue
+        if is_new or name.rpartition(".")[0] in called:
+            names.append(name)
+    return names
 
 
 def trains_in_fp32(evidence: Evidence) -> Answer:
@@ -125,29 +163,25 @@ def first_step(evidence: Evidence, weight: torch.Tensor, gradient: torch.Tensor)
 def variant_applied(evidence: Evidence) -> Answer:
     """The trained model shows that its method trained it, and no other.
 
-    What the method says must move has moved, weights that it rewrites are no longer the checkpoint's, its rates are the
-    optimizer's, and its own look at the model finds nothing. None if it says nothing of all this.
+    What the method says must move has moved, weights that it rewrites are no longer the checkpoint's, and its own look at the
+    model finds nothing. None if it says nothing of all this. Its rates are `schedule_counts_updates`' matter.
     """
     method, cell, start_checksums = evidence.cell.method, evidence.cell, evidence.trainer.before
     movers = {name for name in evidence.own if any(part in name for part in method.must_move)}
-    idle = movers - evidence.moved - (evidence.trained.keys() - evidence.trainer.log.reached)  # the loss may not use a module
+    idle = movers.intersection(used_names(evidence)) - evidence.moved
     ends = tuple(f".{target}{part}.weight" for target in method.rewrites(cell) for part in ("", ".base_layer"))
     rewritten_names = {name for name in start_checksums if name.endswith(ends)}
-    names_by_id = {id(p): name for name, p in evidence.trainer.stepped.items()}
-    groups = evidence.trainer.optimizer.param_groups
-    peaks = [(names_by_id.get(id(p), ""), group.get("initial_lr")) for group in groups for p in group["params"]]
-    rates = {part: cell.recipe.learning_rate * factor for part, factor in method.rate_factors.items()}
     faults = [f"{name} did not move" for name in sorted(idle)]
     faults += [f"{name} is still the checkpoint's" for name in sorted(rewritten_names - evidence.not_from_checkpoint)]
-    for part, rate in rates.items():
-        part_peaks = {name: peak for name, peak in peaks if part in name}
-        faults += [f"{name} has the rate {peak}, not {rate:g}" for name, peak in part_peaks.items() if peak != rate]
-        faults += [] if part_peaks else [f"no trained tensor has {part!r} in its name, to train at rate {rate:g}"]
+    for part, factor in method.rate_factors.items():
+        if not any(part in name for name in evidence.trained):
+            faults.append(f"no trained tensor has {part!r} in its name, to train at {factor:g} times the rate")
     only_head = all(is_part(name, cell.head.new_modules) for name in movers)  # the head, which trains by any method
     faults += [f"no trained tensor has {' or '.join(method.must_move)} in its name"] if method.must_move and only_head else []
     faults += [f"no weight belongs to {' or '.join(method.rewrites(cell))}"] if ends and not rewritten_names else []
-    answer = method.check_model(evidence.model, cell)
-    if not (movers or ends or rates or faults):
+    is_over = not evidence.trainer.paused or method.shows_early
+    answer = method.check_model(evidence.model, cell) if is_over else None
+    if not (movers or ends or method.rate_factors or faults):
         return answer
     passed, detail = answer or (True, f"{len(movers)} tensors moved, {len(rewritten_names)} were rewritten")
     return passed and not faults, "; ".join([detail, *faults[:3]])
@@ -169,6 +203,9 @@ def gradients_clipped(evidence: Evidence) -> Answer:
         over += norm > bound
         if not math.isclose(clipped, min(norm, bound), rel_tol=CLIPPED):
             return False, f"gradient norm {norm:.3g} of update {update} is {clipped:.3g} after clipping, bound {bound:g}"
+    gap = evidence.probe.clipped or 0.0  # its norms are computed here
+    if gap > CLIPPED:
+        return False, f"norms and clipped gradients are off by {gap:.1e} of the norm, computed in fp64"
     return True, f"{over} of {log.updates} updates clipped to {bound:g}"
 
 
@@ -194,13 +231,32 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
     return all(gap <= tolerance for _, gap, tolerance in gaps), f"differ from AdamW's definition: {detail}"
 
 
+def memory_does_not_grow(evidence: Evidence) -> Answer:
+    """After the last update there are as many tensors, of as many bytes, as after ten: no update leaves any behind.
+
+    What a process holds beside tensors is no measure: oneDNN keeps kernels for each new shape.
+    """
+    held = evidence.trainer.meter.held
+    updates = held[-1].updates - held[0].updates if held else 0
+    if updates < SETTLED:
+        return None
+    more_tensors = max(0, held[-1].tensors - held[0].tensors)
+    share = max(0.0, held[-1].bytes / held[0].bytes - 1)
+    detail = f"{updates} updates after update {held[0].updates} left {more_tensors} tensors and {share:.1%} more bytes"
+    return more_tensors < updates and share <= GROWTH, detail
+
+
 # What torch and bitsandbytes document as the defaults of AdamW; recipes set none of them.
 BETAS, EPS = (0.9, 0.999), 1e-8
+PACKED_SIZE = 4096  # values from which bitsandbytes' 8-bit optimizers pack a tensor's moments
 DOCUMENTED = (adamw_torch, adamw_bnb_8bit)
 
 
 def optimizer_set_as_declared(evidence: Evidence) -> Answer:
-    """Betas and epsilon are AdamW's documented ones; matrices decay as the recipe says, biases and norms do not."""
+    """Betas and epsilon are AdamW's documented ones; matrices decay as the recipe says, biases and norms do not.
+
+    The optimizer that is named for its 8 bits keeps the moments of large tensors so, and torch's none.
+    """
     cell, optimizer = evidence.cell, evidence.trainer.optimizer
     if cell.optimizer not in DOCUMENTED or type(cell.method).make_optimizer is not Method.make_optimizer:
         return None
@@ -214,60 +270,93 @@ def optimizer_set_as_declared(evidence: Evidence) -> Answer:
             for field, value in {"betas": BETAS, "eps": EPS, "weight_decay": decay}.items():
                 if settings[field] != value:
                     faults.append(f"{name} has {field} {settings[field]}, not {value}")
+            is_packed = cell.optimizer is adamw_bnb_8bit and parameter.numel() >= PACKED_SIZE
+            expected_dtype = torch.uint8 if is_packed else torch.float32
+            for field, moment in _moments(optimizer, parameter).items():
+                if moment.dtype is not expected_dtype:
+                    faults.append(f"{name} has {field} in {moment.dtype}, not {expected_dtype}")
     detail = f"betas {BETAS}, eps {EPS:g}, weight decay {cell.recipe.weight_decay:g}"
     return expect_none(faults, detail, "differ")
 
 
 def schedule_counts_updates(evidence: Evidence) -> Answer:
-    """As many updates as the recipe plans, each with its schedule's rate for that update; all groups' rates in proportion."""
-    log, recipe = evidence.trainer.log, evidence.cell.recipe
-    total = recipe.planned_updates(len(evidence.trainer.features))  # whatever the trainer says
-    count = min(log.updates, total) if evidence.trainer.paused else total  # of the whole schedule, what first updates have
+    """As many updates as planned, in each of which every tensor has its own peak rate's share."""
+    trainer, recipe = evidence.trainer, evidence.cell.recipe
+    log = trainer.log
+    total = recipe.planned_updates(len(trainer.features))  # whatever the trainer says
+    count = min(log.updates, total) if trainer.paused else total  # of the whole schedule, what first updates have
     if log.stopped:
         return None
-    rates = log.learning_rates
-    if not log.updates == len(rates) == count:
-        return False, f"{log.updates} updates with {len(rates)} rates, but the recipe plans {count}"
-    plan = planned_rates(evidence.cell, total)
-    targets = [plan[i - sum(skipped < i for skipped in log.skipped)] for i in range(count)]  # one that fp16 lost does not count
-    faults = [i for i in range(count) if not same_rate(rates[i], targets[i])]
-    if faults:
-        return False, f"update {faults[0] + 1} of {total} had rate {rates[faults[0]]:.3g}, not {targets[faults[0]]:.3g}"
-    groups = evidence.trainer.optimizer.param_groups
-    if (head_rate := recipe.head_learning_rate) is not None:
-        peaks = {id(p): group.get("initial_lr", head_rate) for group in groups for p in group["params"]}
-        parameters = evidence.trainer.stepped.items()
-        head = [p for name, p in parameters if p.requires_grad and is_part(name, evidence.cell.head.new_modules)]
-        if wrong_rates := [peak for p in head if not same_rate(peak := float(peaks.get(id(p), 0.0)), head_rate)]:
-            return False, f"the head trains at a peak rate of {wrong_rates[0]:.3g}, not {head_rate:.3g}"
-    starts = [group.get("initial_lr") for group in groups]
-    factors = [start / starts[0] for start in starts] if starts and starts[0] else []  # a rate of 0 has none
-    for i, factor in enumerate(factors):
-        if not all(same_rate(row[i], rate * factor) for row, rate in zip(log.group_rates, rates, strict=True)):
-            return False, f"parameter group {i + 1} does not follow the schedule"
-    return True, f"{count} updates, the last at rate {rates[-1]:.3g}"
+    if not log.updates == len(log.learning_rates) == len(log.group_rates) == count:
+        return False, f"{log.updates} updates with {len(log.learning_rates)} rates, but the recipe plans {count}"
+    peaks = group_peaks(evidence)
+    step = 0  # of the schedule, which an update that fp16 lost does not advance
+    for update in range(count):
+        share = planned_share(recipe, step, total)
+        place = f"update {update + 1} of {total}"
+        target = recipe.learning_rate * share
+        if not same_rate(log.learning_rates[update], target):
+            cause = f"{recipe.lr_scheduler_type} schedule"
+            return False, f"{place} had rate {log.learning_rates[update]:.3g}, not the {cause}'s {target:.3g}"
+        for rate, members in zip(log.group_rates[update], peaks, strict=True):
+            for name, peak in members.items():
+                if not same_rate(rate, peak * share):
+                    return False, f"{place}: {name} had rate {rate:.3g}, not {peak * share:.3g} (its peak: {peak:.3g})"
+        step += update not in log.skipped
+    return True, f"{count} updates, {recipe.lr_scheduler_type}, the last at rate {log.learning_rates[-1]:.3g}"
 
 
-# The share of the peak rate that is left after a share of the updates behind the warm-up.
-DECAYS: Mapping[str, Callable[[float], float]] = {
-    "linear": lambda progress: 1 - progress,
-    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
-    **dict.fromkeys(("constant", "constant_with_warmup"), lambda progress: 1.0),
-}
+def group_peaks(evidence: Evidence) -> list[dict[str, float]]:
+    """The declared peak rates of each group's tensors, by name, whatever the groups say.
+
+    Only if a method makes groups of its own, or its optimizer, those of the groups count.
+    """
+    cell, trainer = evidence.cell, evidence.trainer
+    kind = type(cell.method)
+    is_own = kind.make_optimizer is not Method.make_optimizer or kind.parameter_groups is not Method.parameter_groups
+    names = {id(parameter): name for name, parameter in trainer.stepped.items()}
+    groups = []
+    for group in trainer.optimizer.param_groups:
+        peaks: dict[str, float] = {}
+        for parameter in group["params"]:
+            name = names.get(id(parameter), "a tensor that is none of the model's")
+            peaks[name] = float(group["initial_lr"]) if is_own else declared_peak(cell, name)
+        groups.append(peaks)
+    return groups
 
 
-def planned_rates(cell: Cell, total: int) -> list[float]:
-    """The recipe's rate at each of `total` updates: a linear warm-up, then `DECAYS`; of other schedules transformers' own."""
+def declared_peak(cell: Cell, name: str) -> float:
+    """The peak rate of a parameter: its head's, its method's, or the recipe's."""
     recipe = cell.recipe
-    if decay := DECAYS.get(recipe.lr_scheduler_type):
-        warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * total)
-        warmup = 0 if recipe.lr_scheduler_type == "constant" else warmup  # transformers' has no warm-up
-        warmup_shares = [update / warmup for update in range(min(warmup, total))]
-        shares = warmup_shares + [decay((update - warmup) / max(1, total - warmup)) for update in range(warmup, total)]
-    else:
-        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=recipe.learning_rate)
-        shares = [make_schedule(optimizer, cell, total).lr_lambdas[0](update) for update in range(total)]
-    return [recipe.learning_rate * share for share in shares]
+    if recipe.head_learning_rate is not None and is_part(name, cell.head.new_modules):
+        return recipe.head_learning_rate
+    for part, factor in cell.method.rate_factors.items():
+        if part in name:
+            return recipe.learning_rate * factor
+    return recipe.learning_rate
+
+
+def planned_share(recipe: Hyperparameters, step: int, total: int) -> float:
+    """The share of the peak rate in a step of the schedule, as transformers documents it."""
+    name = recipe.lr_scheduler_type
+    if name == "constant":  # without a warm-up
+        return 1.0
+    warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * total)
+    if step < warmup:
+        return step / warmup
+    if name == "constant_with_warmup":
+        return 1.0
+    if name == "inverse_sqrt":
+        timescale = warmup or TIMESCALE
+        return math.sqrt(timescale / (step - warmup + timescale))
+    progress = (step - warmup) / max(1, total - warmup)
+    if name == "linear":
+        return 1 - progress
+    if name == "polynomial":  # of power 1, down to a rate of its own
+        last_share = LAST_RATE / recipe.learning_rate
+        return last_share + (1 - last_share) * (1 - progress)
+    assert name in ("cosine", "cosine_with_restarts"), f"schedule {name!r} has no definition here"
+    return (1 + math.cos(math.pi * progress)) / 2  # one cycle, so there are no restarts
 
 
 def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:

@@ -104,6 +104,7 @@ class BertToBert(hf.EncoderDecoderModel):
         decoder = kind.from_dict(values | {"is_decoder": True, "add_cross_attention": True})
         config = hf.EncoderDecoderConfig.from_encoder_decoder_configs(source.config, decoder)
         model, loading = super().from_pretrained(None, config=config, state_dict=state, output_loading_info=True, **options)
+        model.name_or_path = source.name_or_path  # which an adapter's file names
         loading["missing_keys"] = {*loading["missing_keys"], *missing_state}
         loading["mismatched_keys"] = {*loading["mismatched_keys"], *report["mismatched_keys"]}
         return model, loading

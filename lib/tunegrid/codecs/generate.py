@@ -21,6 +21,7 @@ from tunegrid.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, alp
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
+from tunegrid.grid.recipes import Generation
 
 
 class GenerateCodec(Codec):
@@ -110,10 +111,14 @@ class GenerateCodec(Codec):
     @property
     def search(self) -> dict[str, Any]:
         """The recipe's search, as fields of a `GenerationConfig`."""
-        search = asdict(self.generation) | {"do_sample": False, "use_cache": True}
+        return self.search_settings(self.generation)
+
+    def search_settings(self, rules: Generation) -> dict[str, Any]:
+        """A search by these rules, as fields of a `GenerationConfig`."""
+        search = asdict(rules) | {"do_sample": False, "use_cache": True}
         search |= {"pad_token_id": self.pad_id, "eos_token_id": self.end_id, "decoder_start_token_id": self.start_id}
-        if self.start_id is None and (shortest := search.pop("min_length")):  # which counts the prompt of a causal model
-            search["min_new_tokens"] = shortest
+        if self.start_id is None:  # `min_length` counts the prompt of a causal model
+            search["min_new_tokens"] = search.pop("min_length") or None
         return search
 
     def prompt(self, features: Sequence[Feature]) -> Batch:
@@ -126,9 +131,21 @@ class GenerateCodec(Codec):
 
     def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
         """Features and rows are one to one."""
-        words = [ids[:-1] if self.has_end(ids) else ids for ids in outputs]
+        words = [self.strip_end(ids) for ids in outputs]
         texts = self.tokenizer.batch_decode(words, skip_special_tokens=True)
         return [Prediction(value=text.strip()) for text in texts]
+
+    def decode_alone(self, output: list[int]) -> str | None:
+        """An output's text as the tokenizer's file writes it, without transformers; None if its spaces are to be cleaned up."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None or self.tokenizer.clean_up_tokenization_spaces:
+            return None
+        text: str = backend.decode(self.strip_end(output), skip_special_tokens=True)
+        return text.strip()
+
+    def strip_end(self, output: list[int]) -> list[int]:
+        """An output without its end token."""
+        return output[:-1] if self.has_end(output) else output
 
     def has_end(self, output: Any) -> bool:
         """Whether the end token was generated."""
@@ -139,11 +156,6 @@ class GenerateCodec(Codec):
         target_ids = label[label != IGNORED].tolist()
         if not self.has_end(target_ids) or len(target_ids) > self.max_target_length:
             return False
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is not None and not self.tokenizer.clean_up_tokenization_spaces:  # spaces are as the backend writes them
-            texts = [decoder.decode(target_ids, skip_special_tokens=True) for decoder in (self.tokenizer, backend)]
-            if texts[0] != texts[1]:
-                return False
         text, target = alphanumeric(self.tokenizer.decode(target_ids[:-1])), alphanumeric(self.target_text(row))
         has_unknown = self.tokenizer.unk_token_id in target_ids[:-1]
         return has_unknown or text == target or (len(target_ids) == self.max_target_length and target.startswith(text))

@@ -28,6 +28,10 @@ def program(name: str, package: str, commands: Mapping[str, str], arguments: Seq
     """
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     code = 0
+    if sys.stdout is None:  # as by `>&-`
+        fault = f"standard output is closed; redirect it to a file, or to {os.devnull}"
+        say(f"{name} {command}: error: {fault}", error=True)
+        return REFUSED
     try:
         if command == "--version":
             say(f"tunegrid {version('tunegrid')}")

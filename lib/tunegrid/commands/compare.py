@@ -8,7 +8,8 @@ several, which may hold other methods, or other seeds of the same ones.
 import argparse
 from pathlib import Path
 
-from tunegrid.report.tables import FORMATS
+from tunegrid.errors import InputError
+from tunegrid.report.tables import FORMATS, Section
 from tunegrid.runs.files import read_saved
 from tunegrid.terminal import say
 
@@ -23,6 +24,12 @@ def main(arguments: list[str] | None = None) -> int:
     from tunegrid.report.compare import compare_methods, sections  # pandas, which --help does without
 
     run = read_saved(options.run)
-    comparisons = compare_methods(run.records, load_noise(own=run.noise))
-    say(FORMATS[options.format](sections(comparisons, run.records)))
+    try:
+        comparisons = compare_methods(run.records, load_noise(own=run.noise))
+    except InputError as error:
+        raise InputError(f"{run.warning}; {error}" if run.doubt else str(error)) from None
+    tables = sections(comparisons, run.records)
+    if run.doubt:
+        tables.insert(0, Section(sentences=[f"{run.warning}."]))
+    say(FORMATS[options.format](tables))
     return 0

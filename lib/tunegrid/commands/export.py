@@ -9,8 +9,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
 
 from tunegrid.errors import InputError
+from tunegrid.machine import replace_file
 from tunegrid.record import Record, schema
 from tunegrid.runs.examples import read
 from tunegrid.runs.files import SavedRun, read_saved
@@ -20,7 +22,7 @@ from tunegrid.terminal import say
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMULA = tuple("=+-@\t\r\n")  # with which a spreadsheet takes a cell of a CSV file for a formula, and runs it
+FORMULA = tuple("=+-@\t\r\n")  # with which a spreadsheet takes a cell of a CSV file for a formula, in full width, too
 
 
 def figure_rows(runs: Sequence[SavedRun]) -> "pd.DataFrame":
@@ -74,18 +76,18 @@ def write_table(frame: "pd.DataFrame", path: Path) -> None:
     if path.suffix not in (".parquet", ".csv"):
         raise InputError(f"{path}: give a name that ends in .parquet or .csv")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".parquet":
-            frame.to_parquet(path, index=False)
-        else:
-            frame.rename(columns=escape_formula).map(escape_formula).to_csv(path, index=False)
+        with replace_file(path) as part:
+            if path.suffix == ".parquet":
+                frame.to_parquet(part, index=False)
+            else:
+                frame.rename(columns=escape_formula).map(escape_formula).to_csv(part, index=False)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
 
 
 def escape_formula(value: Any) -> Any:
     """The value, with an apostrophe before text that a spreadsheet would take for a formula."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    return f"'{value}" if isinstance(value, str) and normalize("NFKC", value[:1]).startswith(FORMULA) else value
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -102,6 +104,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.runs or not options.output:
         parser.error("name the runs, and the file to write with -o")
     runs = [read_saved(path) for path in options.runs]
+    for run in runs:
+        if run.doubt:
+            say(run.warning)
     try:
         frame, sentences = scored_rows(runs) if options.rows else (figure_rows(runs), [])
     except OverflowError as error:

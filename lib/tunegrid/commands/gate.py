@@ -3,8 +3,9 @@
 Exit code 1 if a score or a memory figure is worse, a cell is missing, or a cell of the new run did not pass; with `numerics` or
 `speed` in --on also for these. Else 6 if numerics changed, tensors hold fewer bytes, cells have another recipe, nothing of a
 kind in --on could be compared, or all cells were too short to judge. --on without `numerics` and `changed` leaves numerics
-out; with `cannot-tell`, 6 also if any main score cannot be decided. Else 0. In GitHub Actions the answer and the table go to
-the step summary, too.
+out; with `cannot-tell`, 6 also if any main score cannot be decided; 6 also if NEW.json is unsealed. Else 0. An unsealed
+baseline is refused, and so is each file that was changed since it was written: exit code 2. In GitHub Actions the answer and
+the table go to the step summary, too.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 from tunegrid.gate.judgements import COUNTED, DEFAULT_KINDS, parse_kinds
 from tunegrid.report.summary import annotate, gate_section, summary, table, write_step_summary
 from tunegrid.report.tables import Section, text
-from tunegrid.report.verdict import run_verdict
+from tunegrid.report.verdict import Rank, run_verdict
 from tunegrid.runs.files import SavedRun, read_saved
 from tunegrid.terminal import say
 
@@ -40,7 +41,8 @@ def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
     from tunegrid.gate.gate import Run, gate  # which brings scipy
 
     kinds = parse_kinds(options.on)
-    judgements = gate(*(Run.make(run.records, run.path, run.noise) for run in (old, new)))
+    new.check_unchanged()
+    judgements = gate(Run.of_file(old), Run.of_file(new))
     files = f"{old.path}", f"{new.path}"
     given = ["tunegrid", "gate", *files]
     if options.numerics:
@@ -58,12 +60,25 @@ def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
     rows = [{"cell": j.cell, "numerics": j.verdict, "what": j.detail} for j in judgements if j.kind == "numerics"]
     sections = [table(dict.fromkeys(("cell", "numerics", "what"), ""), rows)] if options.numerics else []
     words = summary(verdict, judgements, evidence=sections)
+    warning = [f"{new.warning}."] if new.doubt else []
+    words = "\n\n".join([*warning, words])
     if options.format == "json":
+        for sentence in warning:
+            say(sentence, error=True)
         say(json.dumps([asdict(judgement) for judgement in judgements], indent=1))
     elif options.format == "markdown":
         say(words)
     else:
-        say(text([*sections, gate_section(judgements, verdict.failing), Section(sentences=verdict.sentences)]))
+        say(
+            text(
+                [
+                    Section(sentences=warning),
+                    *sections,
+                    gate_section(judgements, verdict.failing),
+                    Section(sentences=verdict.sentences),
+                ]
+            )
+        )
         annotate(verdict)
     write_step_summary(words)
-    return verdict.exit_code
+    return verdict.exit_code or (Rank.CANNOT_TELL.exit_code if new.doubt else 0)

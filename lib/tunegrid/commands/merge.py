@@ -4,25 +4,31 @@ A session that was killed left a journal: `tunegrid merge --journal -o C.json` m
 
 Two files with different records of the same cell, profile and seed are a conflict. Files of `--shard` must be parts of one run;
 missing cells are named. The audits that compare cells run again, since a part does not show what the whole does. The exit code
-is 1 if cells are missing or these audits find a fault.
+is 1 if cells are missing or these audits find a fault. A file that was changed since it was written is refused; of unsealed
+ones, those of older versions, an unsealed one is made.
 
 `--baseline` refuses what cannot be a baseline: cells that failed, were changed, are missing for a seed, started from perturbed
-weights or shared their device, and uncommitted changes.
+weights or shared their device, uncommitted changes, and unsealed files.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.record import Record
+from tunegrid.record import Record, from_json
 from tunegrid.runs import files
-from tunegrid.runs.files import BenchmarkRow, RunJson, SavedRun, check_alike, has_no_time, record_case, row_name
+from tunegrid.runs.files import REFUSED, BenchmarkRow, SavedRun, check_alike, has_no_time, record_case, row_name
+from tunegrid.runs.seal import SEAL
 from tunegrid.runs.status import compare_cells, contradicts
 from tunegrid.terminal import say
-from tunegrid.words import some
+from tunegrid.words import count, some
 
+NEXT_STEP = (
+    "its record could not be saved; all that it measured is kept under `refused` in its row of {}. Correct the cause, "
+    "then --resume runs it again; a version that can read the record takes it up when it merges the file"
+)
 RowKey = tuple[str, int | None]  # a row's name without its seed, and the seed
 
 
@@ -30,7 +36,7 @@ def merge_rows(runs: Sequence[SavedRun]) -> tuple[dict[RowKey, BenchmarkRow], di
     """The rows of all runs, and the records of those that are cells; raises InputError if two contradict each other."""
     rows, records, sources = dict[RowKey, BenchmarkRow](), dict[RowKey, Record](), dict[RowKey, Path]()
     for run in runs:
-        for row, record in run.rows:
+        for row, record in map(accept_refused, run.rows):
             name, seed = row_name(row), record.seeds.seed if record else None
             key = (name.replace(f"-seed{seed}]", "]"), seed)  # with --seeds, a test's id says it
             other, place = rows.get(key), f"is in {sources.get(key)} and in {run.path}"
@@ -42,9 +48,31 @@ def merge_rows(runs: Sequence[SavedRun]) -> tuple[dict[RowKey, BenchmarkRow], di
     return rows, records
 
 
-def check_baseline(runs: Mapping[Path, RunJson], records: Sequence[Record]) -> None:
+def accept_refused(pair: tuple[BenchmarkRow, Record | None]) -> tuple[BenchmarkRow, Record | None]:
+    """The row with its refused record, if this version can read it; else as it is."""
+    row = pair[0]
+    if not isinstance(row.get(REFUSED), dict):
+        return pair
+    try:
+        record = from_json(row[REFUSED])
+    except InputError:
+        return pair
+    fields = {name: value for name, value in row.items() if name != REFUSED}
+    return fields | {"extra_info": row[REFUSED]}, record
+
+
+def check_seals(runs: Sequence[SavedRun], as_baseline: bool) -> None:
+    """Raises InputError for a file that was changed, and for an unsealed part of a baseline."""
+    for run in runs:
+        run.check_unchanged()
+        if as_baseline and run.doubt:
+            raise InputError(f"this cannot be a baseline: {run.warning}; run its cells again")
+
+
+def check_baseline(runs: Sequence[SavedRun], records: Sequence[Record]) -> None:
     """Raises InputError if no gate could rest on these runs, which have these records in all."""
-    profiles, commits = {record.profile for record in records}, {path: run.get("commit_info") for path, run in runs.items()}
+    profiles = {record.profile for record in records}
+    commits = {run.path: run.content.get("commit_info") for run in runs}
     dirty_paths = [path for path, commit in commits.items() if not isinstance(commit, dict) or commit.get("dirty") is not False]
     reasons = [f"the commit of {path} had uncommitted changes, or it is not known whether it had" for path in dirty_paths]
     reasons += ["it is not of one profile with scores"] if profiles not in ({"quick"}, {"full"}) else []
@@ -77,27 +105,35 @@ def main(arguments: list[str] | None = None) -> int:
 
     if not options.runs and options.journal is None:
         parser.error("give the runs to merge, or --journal for the cells of a killed session")
-    runs = {path: files.load(path) for path in options.runs}
+    runs = [files.read_saved(path) for path in options.runs]
     if options.journal is not None:
-        runs |= [files.journal_run(Path(options.journal) if options.journal else None)]
-    saved_runs = [files.read_saved(path, run) for path, run in runs.items()]
-    rows, raw_records = merge_rows(saved_runs)
+        runs.append(files.journal_run(Path(options.journal) if options.journal else None))
+    check_seals(runs, options.baseline)
+    rows, raw_records = merge_rows(runs)
     records = dict(zip(raw_records, compare_cells(list(raw_records.values())), strict=True))
     if options.baseline:
         check_baseline(runs, [record for record in records.values() if record.seeds.confirms is None])
     warning = files.missing_runs(runs, {record_case(records[key]) for key in records if not has_no_time(rows[key])})
-    of_one_run = (files.SHARD, files.COMMAND, files.NOISE)
-    first_run = next(iter(runs.values()))
-    first = {name: value for name, value in first_run.items() if name not in of_one_run}
+    of_one_run = (files.SHARD, files.COMMAND, files.NOISE, SEAL)
+    merged = {name: value for name, value in runs[0].content.items() if name not in of_one_run}
     noise: list[files.OwnNoise] = []
-    for run in saved_runs:
+    for run in runs:
         noise += run.noise
-    merged = first | {"benchmarks": files.rows_by_name(rows, records)}
+    merged["benchmarks"] = files.rows_by_name(rows, records)
     merged |= files.noise_json(noise, records.values())
-    files.save(merged, options.output, records.values(), options.runs)
+    unsealed = [run.warning for run in runs if run.doubt]
+    for sentence in unsealed[:1]:
+        say(f"{sentence}, so {options.output} is unsealed, too: it can be shown, but is no baseline")
+    files.save(merged, options.output, records.values(), options.runs, is_sealed=not unsealed)
     for line, _ in cell_lines(records.values()):
         say(line)
-    say(f"wrote {options.output}: {len(rows)} rows of {', '.join(map(str, runs))}")
+    for run in runs:
+        if run.left_out:
+            say(f"left out {count(run.left_out, 'line')} of {run.path} that {files.WAS_CHANGED}", error=True)
+    for key, row in rows.items():
+        if REFUSED in row:
+            say(f"{record_case(records[key])}: {NEXT_STEP.format(options.output)}", error=True)
+    say(f"wrote {options.output}: {len(rows)} rows of {', '.join(str(run.path) for run in runs)}")
     if warning:
         say(warning, error=True)
     return 1 if warning or any(map(contradicts, records.values())) else 0

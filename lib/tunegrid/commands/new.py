@@ -16,6 +16,7 @@ from tunegrid.grid.cells import NAME, study
 from tunegrid.terminal import say
 
 STARTERS = ROOT / "benchmarks" / "starters"
+LONGEST_NAME = 100
 CELLS = {"task": "bert_{}_lora", "method": "bert_sa_{}", "backbone": "{}_sa_lora"}  # a cell to run first
 
 
@@ -23,6 +24,8 @@ def check_name(kind: str, name: str) -> None:
     """Raises InputError if an entry of the grid cannot have this name, or another one has it."""
     if not NAME.fullmatch(name):
         raise InputError(f"invalid NAME {name!r}: expected lower-case letters and digits; underscores divide a cell's id")
+    if len(name) > LONGEST_NAME:
+        raise InputError(f"NAME has {len(name)} letters; give one of at most {LONGEST_NAME}")
     if iskeyword(name) or name in sys.stdlib_module_names:
         raise InputError(f"{name}.py would hide a module of Python's own, or {name} is a keyword: give another NAME")
     if name in getattr(study(), f"{kind}s"):
@@ -30,7 +33,7 @@ def check_name(kind: str, name: str) -> None:
 
 
 def write(kind: str, name: str, folder: Path) -> list[Path]:
-    """The files, which are new; raises InputError if one is there already or is a link."""
+    """The files, which are new; raises InputError if one is there already, is a link or cannot be written."""
     sources = {folder / f"{name}.py": STARTERS / f"{kind}.py"}
     if kind == "task":
         sources |= {folder / name / rows.name: rows for rows in sorted(STARTERS.glob("rows/*.csv"))}
@@ -38,9 +41,12 @@ def write(kind: str, name: str, folder: Path) -> list[Path]:
         if path.is_symlink() or path.exists():
             raise InputError(f"{path} is there already; give another NAME or --to=DIR")
     for path, source in sources.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:  # no link can stand for it
-            file.write(source.read_text(encoding="utf-8").replace("NAME", name))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("x", encoding="utf-8") as file:  # no link can stand for it
+                file.write(source.read_text(encoding="utf-8").replace("NAME", name))
+        except OSError as error:
+            raise InputError(f"{path} cannot be written ({error.strerror or error}); give another place: --to=DIR") from None
     return [*sources]
 
 

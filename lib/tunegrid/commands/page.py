@@ -25,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     from tunegrid.page.view import make_page, read_page_run
 
     run = read_page_run(options.run, options.profile)
+    if run.doubt:
+        say(run.warning)
     page = make_page(run, [read_page_run(path, run.profile) for path in options.older])
     if options.charts:
         say(f"wrote {write_charts(page, options.charts)} charts to {options.charts}, each as SVG and PDF")

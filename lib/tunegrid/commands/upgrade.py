@@ -78,8 +78,10 @@ def judge_sides(old: SavedRun, new: SavedRun) -> list[Judgement]:
     from tunegrid.gate.gate import Run, gate  # which brings scipy
 
     unsound = unsound_cells(old)
-    before = Run.make((record for record in old.records if record.cell not in unsound), old.path)
-    after = Run.make((record for record in new.records if record.cell not in unsound), new.path)
+    before, after = (
+        Run.make((record for record in run.records if record.cell not in unsound), run.path, doubt=run.doubt)
+        for run in (old, new)
+    )
     if not before.records or not after.records:
         return []
     return gate(before, after)

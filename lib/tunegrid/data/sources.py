@@ -9,6 +9,7 @@ import os
 import re
 import socket
 from array import array
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -68,6 +69,7 @@ def checkpoint_commit(checkpoint: str) -> str | None:
 
 Row = dict[str, Any]
 BLOCK = 1000  # rows that are read from a disk at once
+DENSE = 4  # rows of a slice for one that is needed
 FIRST = 1000  # rows that are looked at before anything is loaded
 LONGEST_CAUSE = 200  # characters: some libraries quote a whole schema
 HELD_BYTES = 2**25  # of JSON lines: a larger file stays on a disk
@@ -105,7 +107,8 @@ class Lines:
     def __getitem__(self, index: int) -> Row:
         """A row."""
         self._bytes.seek(self._starts[index])
-        return dict(json.loads(self._bytes.readline()))
+        row: Row = json.loads(self._bytes.readline().decode())
+        return row
 
 
 class Table:
@@ -143,14 +146,27 @@ class Table:
     def read(self, indices: Sequence[int]) -> list[Row]:
         """The same, in memory."""
         with input_errors(self.origin):
-            if self._by_row:
-                rows = [self._rows[index] for index in indices]
-            else:
-                columns = self._rows.select(list(indices))[:]
-                rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            rows = [self._rows[index] for index in indices] if self._by_row else _select(self._rows, indices)
         if not self.convert:
             return rows
         return [self.convert(row, f"{self.origin}, row {i + self.first}") for i, row in zip(indices, rows, strict=True)]
+
+
+def _select(dataset: Any, indices: Sequence[int]) -> list[Row]:
+    """Rows of a `datasets.Dataset`; those that stand close together are read as one slice, which is faster."""
+    if not indices:
+        return []
+    first = min(indices)
+    last = max(indices)
+    offsets: Sequence[int] = range(len(indices))
+    if last - first < DENSE * len(indices):
+        columns = dataset[first : last + 1]
+        offsets = [index - first for index in indices]
+    else:
+        columns = dataset.select(list(indices))[:]
+    names = list(columns)
+    values = [columns[name] for name in names]
+    return [dict(zip(names, [column[offset] for column in values], strict=True)) for offset in offsets]
 
 
 class StoredRows(Sequence[Row]):
@@ -164,6 +180,11 @@ class StoredRows(Sequence[Row]):
     def __len__(self) -> int:
         """How many rows."""
         return len(self._indices)
+
+    def __iter__(self) -> Iterator[Row]:
+        """The rows in their order; none is kept."""
+        for start in range(0, len(self), BLOCK):
+            yield from self._table.read(self._indices[start : start + BLOCK])
 
     def __getitem__(self, index: Any) -> Any:
         """A row; of a slice, a list."""
@@ -294,13 +315,22 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
-                    row = json.loads(line.decode())
+                    row = json.loads(line.decode(), object_pairs_hook=_unique_keys)
                 except (ValueError, RecursionError) as error:
                     raise InputError(f"{path}, line {number}: invalid JSON ({error})") from None
                 if not isinstance(row, dict):
                     raise InputError(f"{path}, line {number}: expected a JSON object with the data set's columns")
                 yield start, row
             start += len(line)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:
+    """An object of JSON; raises ValueError if a key is there twice, of which a dictionary would keep the last."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        name = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        raise ValueError(f"key {name!r} is there twice")
+    return row
 
 
 def _csv(task: Task, path: Path, *, first: bool = False) -> Any:

@@ -180,15 +180,29 @@ def check_classes(task: Task, labels: Collection[int], origin: str) -> None:
 
 def check_row(task: Task, row: Row, index: int, origin: str) -> None:
     """Raises InputError if the task cannot use a row; `index` is its number in its file."""
-    wrong_columns = (name for name, kind in task.columns.items() if not isinstance(row.get(name), kind))
-    fault = next((type_fault(task, name, row.get(name)) for name in wrong_columns), None) or _fault(task, row)
-    try:
-        json.dumps([row.get(name) for name in task.columns], ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError as error:  # JSON can write half a surrogate pair, which no tokenizer and no UTF-8 takes
-        fault = fault or f"a column holds a lone surrogate ({error.object[error.start]!r}), which is not text"
+    fault = None
+    for name, kind in task.columns.items():
+        if not isinstance(row.get(name), kind):
+            fault = type_fault(task, name, row.get(name))
+            break
+    fault = fault or _fault(task, row) or _surrogate_fault(task, row)
     if fault:
         name = f" (id {row['id']})" if "id" in row else ""
         raise InputError(f"{origin}, row {index}{name}: {fault}")
+
+
+def _surrogate_fault(task: Task, row: Row) -> str | None:
+    """Half a surrogate pair, which JSON can write, and no tokenizer and no UTF-8 takes."""
+    for name in task.columns:
+        value = row.get(name)
+        try:
+            if isinstance(value, str):
+                value.encode()
+            elif not isinstance(value, int | float):
+                json.dumps(value, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            return f"a column holds a lone surrogate ({error.object[error.start]!r}), which is not text"
+    return None
 
 
 def type_fault(task: Task, column: str, value: Any) -> str:

@@ -18,7 +18,7 @@ from tunegrid.gate.quality import Rows
 from tunegrid.gate.thresholds import load_margins, load_tolerances
 from tunegrid.grid.cells import study_place
 from tunegrid.record import Record
-from tunegrid.runs.files import OwnNoise, read_saved
+from tunegrid.runs.files import OwnNoise, SavedRun, read_saved
 from tunegrid.words import count, phrase
 
 NO_SCORES = "the baseline holds only its first updates"
@@ -32,6 +32,7 @@ class Run:
     path: Path | None = None
     confirming: Mapping[str, RecordsBySeed] = field(default_factory=dict)  # by the seed that each confirms, or not
     noise: Sequence[OwnNoise] = ()  # of users' cells that were calibrated
+    doubt: str = ""  # of a file that is no baseline, why
 
     @classmethod
     def make(
@@ -39,6 +40,7 @@ class Run:
         records: Iterable[Record],
         path: Path | None = None,
         noise: Sequence[OwnNoise] = (),
+        doubt: str = "",
     ) -> "Run":
         """The records that finished or made their first updates; raises InputError if they are of two profiles."""
         by_cell, confirming = (defaultdict[str, dict[int | None, Record]](dict) for _ in range(2))
@@ -49,7 +51,12 @@ class Run:
         if len(profiles := {record.profile for record in results}) > 1:
             names = " and ".join(sorted(profiles))
             raise InputError(f"{path or 'the run'} holds cells of {names}: judge one profile at a time")
-        return cls(records=dict(by_cell), path=path, confirming=dict(confirming), noise=noise)
+        return cls(records=dict(by_cell), path=path, confirming=dict(confirming), noise=noise, doubt=doubt)
+
+    @classmethod
+    def of_file(cls, saved: SavedRun) -> "Run":
+        """A saved run; raises InputError as `make` does."""
+        return cls.make(saved.records, saved.path, saved.noise, saved.doubt)
 
     @property
     def profile(self) -> str:
@@ -68,8 +75,7 @@ class Run:
 
 def read_run(path: Path) -> Run:
     """A saved run, to judge or to judge by."""
-    saved = read_saved(path)
-    return Run.make(saved.records, path, saved.noise)
+    return Run.of_file(read_saved(path))
 
 
 def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
@@ -79,7 +85,7 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
 
     Raises:
         InputError: if the runs are of two profiles, have no cell in common or scored different
-            test rows, or if a cell of the baseline that the run has failed an audit.
+            test rows, or if the baseline cannot be one (`check_sound`).
     """
     margins, tolerances = load_margins(), load_tolerances()
     if noise is None:
@@ -110,10 +116,13 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
 
 
 def check_sound(baseline: Run) -> None:
-    """Raises InputError if a cell of a baseline failed an audit: its figures are not its method's.
+    """Raises InputError if a baseline's file was changed or is unsealed, or a cell failed an audit.
 
-    A missed bound is a figure like others: a run that is as low misses it, too.
+    Such figures are not its method's. A missed bound is: a run that is as low misses it, too.
     """
+    if baseline.doubt:
+        fault = f"{baseline.path} {baseline.doubt}"
+        raise InputError(f"{fault}: it cannot be a baseline; run its cells again to make one")
     unsound = {r.cell: r for r in baseline.all_records if not is_sound(r)}
     if not unsound:
         return

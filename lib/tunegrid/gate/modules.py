@@ -15,7 +15,7 @@ other gradients counts as well.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,14 @@ NO_NUMBER = "to or from a value that is not finite"
 # own or one inside); -1: none did.
 Modules: TypeAlias = pd.DataFrame
 Names = tuple[tuple[str, str, str], ...]  # of modules: each with its class and library
+
+
+class FirstModules(NamedTuple):
+    """The modules that changed first, in words and by name, and whether it is their gradients that did."""
+
+    words: str = ""
+    names: Names = ()
+    is_backward: bool = False
 
 
 def read_both(old: Record, new: Record, runs: Runs) -> tuple[Modules, Modules] | None:
@@ -119,8 +127,8 @@ class Moved:
 
 def first_modules(
     old: Modules, new: Modules, phase: str, tolerance: Mapping[str, float], *, backward: bool = False
-) -> tuple[str, Names]:
-    """The module that changed first in a phase of the probe, in its gradients if `backward`: in words, and by name, if any."""
+) -> FirstModules:
+    """The module that changed first in a phase of the probe, if any; if `backward`, in gradients where no output did."""
     movement = Moved.measure(old, new, phase)
     calls, shares = movement.forward(tolerance["module_outputs"]), movement.shares.output
     words = "the output of {} changes first, {}; its input is equal"
@@ -128,11 +136,12 @@ def first_modules(
         is_outermost = (movement.calls.depth == 0) & (movement.shares.input > tolerance["module_outputs"])
         calls, shares = [*movement.calls.index[is_outermost][:1]], movement.shares.input
         words = "the input of {} already differs"
-    if not calls and backward:
+    is_backward = backward and not calls
+    if is_backward:
         calls, far = movement.backward(tolerance["module_gradients"])
         shares, words = pd.Series(far, index=calls), "the gradient changes inside {} (last layer first), {}"
     if not calls:
-        return "", ()
+        return FirstModules()
     rows, share = movement.calls.loc[calls], shares[calls[0]]
     first = rows.iloc[0]
     # What is around it, or calls it again, follows from it.
@@ -140,4 +149,4 @@ def first_modules(
     extent = f"by {100 * share:.{'2g' if share < 1 else '0f'}} % of its norm" if np.isfinite(share) else NO_NUMBER
     others_text = f"; {count(len(others), 'more module')} likewise" if others else ""
     sentence = words.format(f"{first.module or 'the model'} ({first.kind}, {first.library})", extent) + others_text
-    return sentence, ((first.module, first.kind, first.library),)
+    return FirstModules(sentence, ((first.module, first.kind, first.library),), is_backward)

@@ -30,7 +30,7 @@ UPDATES = 10
 MOVED = 3  # updates after which `moved` is taken
 WINDOW = 5  # updates: the losses of so many make a point of the curve; rounding moves single ones by more
 PROBES = ("probe_loss", "probe_gradients", "probe_reached", "tokens_read", "decoded", "generated")
-OPTIONAL = ("computed", "probe_reached", "reached", "tokens_read", "decoded", "generated", "predicted")  # None: not looked at
+OPTIONAL = ("computed", "probe_reached", "reached", "tokens_read", "decoded", "generated", "predicted", "test_tokens")
 BY_GROUP = ("weights", "probe_gradients", "gradients", "moved")
 FINE, EXACT = "fp32", ("generated", "predicted")  # the arithmetic in which these do not depend on rounding
 BACKWARD = "backward without dropout"
@@ -118,12 +118,28 @@ def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, A
         gap, group = next((one for one in gaps if one[0] > limit), (0.0, ""))
     if gap <= limit:
         return None
-    default = 0 if name in ("probe_reached", "reached") else None  # a group of which no tensor gets a gradient
-    values = before.get(group, default), after.get(group, default)
-    old, new = ("no number" if one is None else f"{one:.6g}" if isinstance(one, float) else f"{one}" for one in values)
-    grew = name in BY_GROUP and values[0] and values[1] is not None
-    factor = f"x {values[1] / values[0]:.4g}" if grew else f"{new}, before {old}"
+    old = _value_text(name, before, group)
+    new = _value_text(name, after, group)
+    factor = f"{new}, before {old}"
+    if name in BY_GROUP and before.get(group) and after.get(group) is not None:
+        factor = _factor_text(after[group] / before[group])
     return {"group": group, "gap": gap, "before": old, "after": new, "factor": factor}
+
+
+def _value_text(name: str, values: Mapping[str, Any], group: str) -> str:
+    """A group's value in words: gradients that are zeros are others than none."""
+    value = values.get(group)
+    if name in ("probe_reached", "reached") and not value:
+        return "none" if value is None else "0 (all are zeros)"
+    if value is None:
+        return "no number" if group in values else "none"
+    return f"{value:.6g}" if isinstance(value, float) else f"{value}"
+
+
+def _factor_text(factor: float) -> str:
+    """As "x 1.1"; of one that four digits round to 1, the percent between."""
+    text = f"{factor:.4g}"
+    return f"{100 * (factor - 1):+.1g} %" if text == "1" else f"x {text}"
 
 
 class Stage(NamedTuple):
@@ -139,18 +155,19 @@ ALIKE = "arithmetic without dropout is equal"
 CACHE = "with a cache, a search's scores are off by {after} of the largest logit, before by {before}"
 FLOW = (  # in the order of a run: the first row that finds something is named
     Stage("text", "tokens", "token ids or targets of the training rows differ"),
+    Stage("text", "test_tokens", "token ids of the test rows differ"),
     Stage("rows", "order", "the same rows in another order, or in other batches"),
     Stage("loading", "types", "weights of {group} are {after}, they were {before}"),
     Stage("loading", "computed", "{group} computes in {after}, before in {before}"),
     Stage("start", "weights", "weights before training, {group} {factor}", "forward"),
     Stage("forward", "probe_loss", "the loss before training is {after}, it was {before}", "forward"),
     Stage(BACKWARD, "probe_reached", "tensors of {group} that get a gradient: {after}, before {before}", "forward"),
-    Stage(BACKWARD, "probe_gradients", "gradients of {group} {factor} before training, forward equal", "forward"),
+    Stage(BACKWARD, "probe_gradients", "gradients of {group} {factor} before training, the loss equal", "forward"),
     Stage("random numbers", "stream", f"the generator gives other numbers from the same seed; {ALIKE}"),
     Stage("random numbers", "drawn", f"the first update draws other random numbers; {ALIKE}", "dropout"),
     Stage("forward with dropout", "first", "the loss of update 1 is {after}, it was {before}", "dropout"),
     Stage("backward", "reached", "tensors of {group} that get a gradient at update 1: {after}, before {before}"),
-    Stage("backward", "gradients", "gradients of {group} {factor} at update 1, forward equal"),
+    Stage("backward", "gradients", "gradients of {group} {factor} at update 1, the loss equal"),
     Stage("optimizer", "moved", "movement of {group} {factor} by update 3, first gradients equal"),
     Stage("backward or optimizer", "later", "losses differ by {gap:.1e} at update {group}, not at update 1"),
     Stage("curve", "parting", "losses are equal before update {group}, and differ by {gap:.1e} there: not by rounding"),
@@ -187,12 +204,20 @@ def first_change(pair: Pair) -> Change | None:
         change = Change(stage.name, stage.words.format(**difference))
         try:
             if stage.phase and pair.figures("probe_gradients") != (None, None) and (modules := pair.modules()):
-                place, names = first_modules(*modules, stage.phase, pair.tolerance, backward=stage.name == BACKWARD)
-                return Change(stage.name, f"{place}; {change.words}", names) if names else change
+                return _with_modules(change, modules, stage.phase, pair.tolerance)
         except InputError as error:  # modules only name: a damaged file costs no verdict
             return Change(stage.name, f"{change.words}; no module is named: {error}")
         return change
     return None
+
+
+def _with_modules(change: Change, modules: tuple[Modules, Modules], phase: str, tolerance: Mapping[str, float]) -> Change:
+    """The change with its first modules; if an output moved before a gradient did, its stage is the forward pass."""
+    place = first_modules(*modules, phase, tolerance, backward=change.stage == BACKWARD)
+    if not place.names:
+        return change
+    stage = "forward" if change.stage == BACKWARD and not place.is_backward else change.stage
+    return Change(stage, f"{place.words}; {change.words}", place.names)
 
 
 def judge_numerics(rows: Rows, tolerances: Tolerances) -> tuple[Judgement, bool]:

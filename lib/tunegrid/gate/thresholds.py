@@ -28,6 +28,7 @@ CHANCE = 3e-4  # that rounding changes as many test rows in a cell, if it change
 FIXED_ANSWERS = 0.01  # points of scores of fixed answers: another BERTScore encoder's last digits
 
 Number = Annotated[float, Field(strict=True, ge=-1e9, le=1e9, allow_inf_nan=False)]
+Minimum = Annotated[Number, Field(ge=0, le=100)]
 Bounds = Mapping[str, float]  # minimum points by metric
 # By arithmetic, and by "cell " and a cell's id where its first updates amplify more; the file's head explains each figure.
 Tolerances = Mapping[str, Mapping[str, float]]
@@ -49,8 +50,17 @@ def load_bounds(path: Path) -> dict[str, Bounds]:
         return {}
     with tables(path, "bounds", LAB_CALIBRATE if path.parent == THRESHOLDS else OWN_CALIBRATE) as content:
         cells = check_shape(content["cells"], dict[str, dict[str, dict[str, Number | list[Number]]]])
-        minima = {cell: {name: check_shape(one["minimum"], Number) for name, one in row.items()} for cell, row in cells.items()}
-        return {cell: {name: one for name, one in row.items() if one > 0} for cell, row in minima.items()}  # 0 bounds nothing
+        if not cells:
+            raise InputError("cells is empty: no cell has a bound")
+        bounds = dict[str, Bounds]()
+        for cell, scores in cells.items():
+            if not scores:
+                raise InputError(f"cells.{cell} is empty: no score has a bound")
+            minima = {name: facts["minimum"] for name, facts in scores.items()}
+            check_shape({cell: minima}, dict[str, dict[str, Minimum]])
+            # 0 bounds nothing.
+            bounds[cell] = {name: minimum for name, minimum in minima.items() if minimum > 0}
+        return bounds
 
 
 def load_margins(path: Path = THRESHOLDS / "margins.toml") -> dict[str, dict[str, float]]:
@@ -77,7 +87,8 @@ def tables(path: Path, what: str, command: str = "") -> Iterator[Mapping[str, An
     try:
         yield tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        cause = f"{type(error).__name__}: {first_line(error)[:200]}"
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        cause = f"{kind}{first_line(error)[:200]}"
         if isinstance(error, ValidationError):
             fault = error.errors()[0]
             cause = defuse(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}")[:200]

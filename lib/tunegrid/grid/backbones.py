@@ -47,6 +47,7 @@ class Head:
         new_token: a token added to the vocabulary; its embedding row is trained by every method.
         layout: for generation, or for answers that are generated where another head would point at them.
         start_token: the decoder's first token, by its tokenizer attribute without `_id`; None: cls_token, else pad_token.
+        dropouts: as the backbone's, of modules that stand on it.
     """
 
     architecture: str | type[Any]
@@ -57,6 +58,7 @@ class Head:
     new_token: str | None = None
     layout: Layout | None = None
     start_token: str | None = None
+    dropouts: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ class Backbone:
         overflows_fp16: its activations leave fp16's range, on any device.
         objective: that it was pretrained with, for `--ask=forgetting`; None: not declared, and not asked.
         shape: the checkpoint's config, for models of its true size without its weights.
-        dropouts: by a pattern of modules' names, the field of the checkpoint's config that has their rate.
+        dropouts: by a pattern of modules' names, the field of the checkpoint's config that has it; "a or b": b if a is null.
         special_tokens: the tokenizer's special ids by attribute, as "cls_token_id"; `vocabulary` is how many ids it has.
     """
 
@@ -129,7 +131,11 @@ BERT = Backbone(
         r"(embeddings|output)\.dropout": "hidden_dropout_prob",
     },
     heads={
-        Problem.CLASSIFY: Head(architecture="BertForSequenceClassification", new_modules=("classifier",)),
+        Problem.CLASSIFY: Head(
+            architecture="BertForSequenceClassification",
+            new_modules=("classifier",),
+            dropouts={r"^(base_model\.model\.)?dropout": "classifier_dropout or hidden_dropout_prob"},
+        ),
         Problem.EXTRACT: Head(architecture="BertForQuestionAnswering", new_modules=("qa_outputs",)),
         # Cross-attention is new too, but it starts from the decoder's self-attention (`warm_started`), so it is adapted
         # like the rest: the study's 6,537,216 trainable parameters leave no room for training it in full.
@@ -185,7 +191,10 @@ T5 = Backbone(
     },
     special_tokens={"pad_token_id": 0, "eos_token_id": 1},
     vocabulary=32_100,
-    dropouts={r"(layer\.\d+|DenseReluDense|encoder|decoder)\.dropout": "dropout_rate"},
+    dropouts={
+        r"(layer\.\d+|DenseReluDense|encoder|decoder)\.dropout": "dropout_rate",
+        r"(SelfAttention|EncDecAttention)\.dropout": "dropout_rate",
+    },
     heads={
         Problem.CLASSIFY: Head(architecture="T5EncoderClassifier", new_modules=("classifier",)),
         Problem.EXTRACT: Head(architecture="T5EncoderSpan", new_modules=("qa_outputs",)),

@@ -11,10 +11,10 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from tunegrid.errors import InputError, first_line
-from tunegrid.grid.backbones import Head, is_part
+from tunegrid.grid.backbones import Head, checkpoint_source, is_part
 from tunegrid.grid.recipes import Adapter, Recipe
 
 if TYPE_CHECKING:
@@ -45,7 +45,20 @@ def adamw_bnb_8bit(groups: ParameterGroups, learning_rate: float) -> "torch.opti
 
 OPTIMIZERS: Mapping[str, OptimizerFactory] = {"adamw_torch": adamw_torch, "adamw_bnb_8bit": adamw_bnb_8bit}
 TOKEN_ROWS = "trainable_tokens_delta"  # PEFT's name for the trained rows of an embedding
-Answer = tuple[bool, str] | None  # passed, detail; None if there is nothing to look at
+
+
+class Measured(NamedTuple):
+    """A value that an audit measured, and the largest one that passes; true if it does."""
+
+    value: float
+    limit: float
+
+    def __bool__(self) -> bool:
+        """Whether the value is within the limit."""
+        return self.value <= self.limit
+
+
+Answer = tuple[bool | Measured, str] | None  # passed, detail; None if there is nothing to look at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +102,8 @@ class Method:
     must_move: tuple[str, ...] = ()
     rate_factors: Mapping[str, float] = field(default_factory=dict)
     adapts: ClassVar[bool] = False
+    shows_early: ClassVar[bool] = True  # `check_model` can tell after the first updates
+    changes_inputs: ClassVar[bool] = False  # an adapter changes what its base reads, which a packed base rounds
 
     def check(self, recipe: Recipe) -> None:
         """Raises InputError if a recipe does not fit the method."""
@@ -134,6 +149,10 @@ class Method:
     def contribution(self, layer: Any, cell: "Cell", inputs: "torch.Tensor") -> "torch.Tensor | None":
         """What an adapted layer must add to its base's output, without dropout; None if the method does not say."""
         return None
+
+    def starts_at_zero(self, cell: "Cell") -> bool:
+        """Whether an adapter that was never trained adds nothing, by the method's definition."""
+        return False
 
     def rewrites(self, cell: "Cell") -> tuple[str, ...]:
         """Ends of the names of layers whose pretrained weights the method replaces before training, as PiSSA does."""
@@ -191,6 +210,23 @@ def head_names(model: "nn.Module", cell: "Cell") -> list[str]:
     """Names of the parameters of the head's new modules, without the originals of PEFT's copies."""
     names = [name for name, _ in model.named_parameters() if ".original_module." not in name]
     return [name for name in names if is_part(name, cell.head.new_modules)]
+
+
+def exact(tensor: Any) -> "torch.Tensor":
+    """A tensor's numbers in fp64 on the host, where definitions are computed: not where the layer computes."""
+    numbers: torch.Tensor = tensor.detach().double().cpu()
+    return numbers
+
+
+def base_weight(layer: Any) -> "torch.Tensor":
+    """The exact weights (out, in) below an adapted linear layer, unpacked from 4 bits."""
+    base = layer.get_base_layer()
+    weight = base.weight
+    if getattr(weight, "quant_state", None) is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        return exact(dequantize_4bit(weight.data, weight.quant_state))
+    return exact(weight) if hasattr(base, "in_features") else exact(weight).T  # transformers' Conv1D
 
 
 def get_adapter(recipe: Recipe) -> Adapter:
@@ -260,13 +296,15 @@ class Adapting(Method):
         import peft
 
         model.requires_grad_(False)
+        # The base's revision, by which PEFT's Auto classes load it again.
+        pin = {} if cell.profile.random_weights else checkpoint_source(cell.backbone, cell.profile)[1]
         try:
             config = self.peft_config(cell, base)
             if self.rewrites(cell) and any(parameter.is_meta for parameter in model.parameters()):
                 config.init_lora_weights = True  # the meta device has no values that PiSSA or its like could start from
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Unsupported layer type")  # of a norm's width, which is not needed
-                peft_model: nn.Module = peft.get_peft_model(model, config)
+                peft_model: nn.Module = peft.get_peft_model(model, config, **pin)
         except (TypeError, ValueError) as error:  # an option that PEFT does not know, a target that the model does not have
             raise InputError(f"method {self.id!r}: PEFT refuses its config ({first_line(error)})") from None
         return peft_model
@@ -301,6 +339,7 @@ class Adapting(Method):
 # Parameters that a variant adds to every adapted layer; an option that leaves no such trace is held to PEFT's config only.
 TRACES = {"use_dora": "lora_magnitude_vector", "kasa_config": "lora_diag", "monteclora_config": "lora_monteclora_sampler"}
 SAME_PRODUCT = {"use_rslora", "init_lora_weights"}  # options that leave what a layer computes as it is
+KEEP_ZERO = {"use_rslora", "use_dora"}  # options that leave a fresh adapter without effect
 REWRITING = ("pissa", "corda", "olora", "loftq", "lora_ga")  # values of `init_lora_weights`
 
 
@@ -340,16 +379,33 @@ class Lora(Adapting):
         return alpha / (math.sqrt(rank) if self.options.get("use_rslora") else rank)
 
     def contribution(self, layer: Any, cell: "Cell", inputs: "torch.Tensor") -> "torch.Tensor | None":
-        """Scale x B A x of inputs (..., in), equation 3 of LoRA; None for other layers than linear ones, and other variants."""
+        """Scale x B A x of inputs (..., in), equation 3 of LoRA; None for other layers than linear ones, and other variants.
+
+        DoRA, equation 5 of Liu et al. 2024, gives each output of W + scale x B A its learned norm.
+        """
         from torch import nn
 
         linear = "default" in layer.lora_A and isinstance(layer.lora_A["default"], nn.Linear)
-        if not linear or set(self.options) - SAME_PRODUCT:
+        if not linear or set(self.options) - SAME_PRODUCT - {"use_dora"}:
             return None
-        a, b = (part["default"].weight.float() for part in (layer.lora_A, layer.lora_B))
-        product: torch.Tensor = inputs.float() @ a.T @ b.T
+        a = exact(layer.lora_A["default"].weight)
+        b = exact(layer.lora_B["default"].weight)
         adapter = get_adapter(cell.recipe)
-        return self._scale(adapter.lora_alpha, adapter.r) * product
+        scale = self._scale(adapter.lora_alpha, adapter.r)
+        product = scale * (exact(inputs) @ a.T @ b.T)
+        if self.options.get("use_dora"):
+            base = layer.get_base_layer()
+            output = exact(base(inputs))
+            if base.bias is not None:
+                output -= exact(base.bias)
+            norms = (base_weight(layer) + scale * (b @ a)).square().sum(1).sqrt()
+            magnitudes = exact(layer.lora_magnitude_vector["default"].weight)
+            product = magnitudes / norms * (output + product) - output
+        return product.float().to(inputs.device)
+
+    def starts_at_zero(self, cell: "Cell") -> bool:
+        """B starts at zero, and DoRA's norms as those of W; other options may start elsewhere."""
+        return not set(self.options) - KEEP_ZERO
 
     def layer_facts(self, layer: Any) -> tuple[str, ...]:
         """Rank, scale and dropout."""

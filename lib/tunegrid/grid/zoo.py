@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunegrid.grid.backbones import Head, Layout, is_part
 from tunegrid.grid.cells import Cell, Grid, study
-from tunegrid.grid.methods import LORA, NF4, QLORA, SFT, Adapting, Answer, Base, Lora, Method, get_adapter, head_names
+from tunegrid.grid.methods import LORA, NF4, QLORA, SFT, Adapting, Answer, Base, Lora, Method, exact, get_adapter, head_names
 from tunegrid.grid.recipes import GREEDY, RECIPES, Adapter, Recipe, quick_changes
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class AdaLora(Adapting):
     on_targets: bool = True
     trains_token_rows: bool = True
     frozen_parts: tuple[str, ...] = ("ranknum",)  # how many ranks are left
+    shows_early: ClassVar[bool] = False  # ranks are cut later
     start: ClassVar[float] = 1.5  # ranks at the start, in units of the recipe's rank, which is the mean at the end
     first: ClassVar[float] = 0.1  # share of the updates before ranks are cut
     last: ClassVar[float] = 0.4  # and after it
@@ -71,11 +72,113 @@ class AdaLora(Adapting):
         """Take over what was measured."""
         vars(model.base_model.rankallocator).update(state)
 
+    def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
+        """P Lambda Q x, equation 3 of AdaLoRA, times alpha over the ranks at the start, as in its authors' code."""
+        q = exact(layer.lora_A["default"])
+        p = exact(layer.lora_B["default"])
+        singular_values = exact(layer.lora_E["default"]).flatten()
+        scale = get_adapter(cell.recipe).lora_alpha / self._ranks(cell.recipe)["init_r"]
+        product = (exact(inputs) @ q.T * singular_values) @ p.T
+        return (scale * product).float().to(inputs.device)
+
+    def starts_at_zero(self, cell: Cell) -> bool:
+        """All singular values start at zero."""
+        return True
+
     def check_model(self, model: "nn.Module", cell: Cell) -> Answer:
         """Ranks were cut to the target, on average over the layers."""
         ranks = [int(p.count_nonzero()) for name, p in model.named_parameters() if "lora_E" in name]
         room, goal = (rank * len(ranks) for rank in self._ranks(cell.recipe).values())
         return bool(ranks) and sum(ranks) <= goal, f"{sum(ranks)} of {room} ranks are left; the goal is {goal}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ia3(Adapting):
+    """IA3 (Liu et al. 2022): one learned vector a layer multiplies its output, or what a feed-forward layer reads."""
+
+    config: str = "IA3Config"
+    changes_inputs: ClassVar[bool] = True
+
+    def declared_facts(self, cell: Cell, layer: str) -> tuple[str, ...]:
+        """The side that its vector multiplies."""
+        fields = self.config_fields(cell)
+        return (SIDES[is_part(layer, fields["feedforward_modules"])],)
+
+    def layer_facts(self, layer: Any) -> tuple[str, ...]:
+        """The side that its vector multiplies, by the vector's shape."""
+        return (SIDES[layer.ia3_l["default"].shape[0] == 1],)
+
+    def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
+        """What multiplying changes: (l - 1) W x, or W (l x) - W x (section 3.3 of the paper)."""
+        vector = layer.ia3_l["default"]
+        base = layer.get_base_layer()
+        output = exact(base(inputs))
+        if vector.shape[0] == 1:
+            scaled = exact(inputs) * exact(vector).flatten()
+            product = exact(base(scaled.to(inputs))) - output
+        else:
+            product = (exact(vector).flatten() - 1) * output
+        return product.float().to(inputs.device)
+
+    def starts_at_zero(self, cell: Cell) -> bool:
+        """All vectors start at one, which changes nothing."""
+        return True
+
+
+SIDES = {True: "scales its input", False: "scales its output"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vera(Adapting):
+    """VeRA (Kopiczko et al. 2024): all layers share two random matrices, and learn how to scale their ranks and outputs."""
+
+    config: str = "VeraConfig"
+    on_targets: bool = True
+
+    def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
+        """Scales of outputs x B x scales of ranks x A x (equation 2 of VeRA), by the layer's part of A and B."""
+        a = exact(layer.vera_A["default"])
+        b = exact(layer.vera_B["default"])
+        by_rank = exact(layer.vera_lambda_d["default"])
+        by_output = exact(layer.vera_lambda_b["default"])
+        ranks = exact(inputs) @ a[:, : inputs.shape[-1]].T * by_rank
+        product = ranks @ b[: len(by_output)].T * by_output
+        return product.float().to(inputs.device)
+
+    def starts_at_zero(self, cell: Cell) -> bool:
+        """The scales of all outputs start at zero."""
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oft(Adapting):
+    """OFT (Qiu et al. 2023): learned rotations, in blocks whose size divides the width, of what a layer reads."""
+
+    config: str = "OFTConfig"
+    changes_inputs: ClassVar[bool] = True
+    on_targets: bool = True
+
+    def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
+        """W R x - W x; R has Cayley's blocks (I + Q) (I - Q)^-1, Q skew with the weights above its diagonal."""
+        import torch
+
+        weights = exact(layer.oft_R["default"].weight)  # (blocks, values above the diagonal)
+        size: int = self.options["oft_block_size"]
+        above = torch.triu_indices(size, size, 1)
+        skew = torch.zeros(len(weights), size, size, dtype=weights.dtype)
+        skew[:, above[0], above[1]] = weights
+        skew = skew - skew.mT
+        unit = torch.eye(size, dtype=weights.dtype)
+        blocks = (unit + skew) @ torch.linalg.inv(unit - skew)
+        parts = exact(inputs).reshape(*inputs.shape[:-1], len(blocks), size, 1)
+        rotated = (blocks @ parts).reshape(inputs.shape)
+        base = layer.get_base_layer()
+        product = exact(base(rotated.to(inputs))) - exact(base(inputs))
+        return product.float().to(inputs.device)
+
+    def starts_at_zero(self, cell: Cell) -> bool:
+        """All rotations start as none."""
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,16 +211,15 @@ class BitFit(Method):
 # for these architectures does, too.
 FEEDFORWARD = {"bert": "output.dense", "gpt2": "mlp.c_proj", "t5": "wo"}
 IA3: Mapping[str, Any] = {
-    **{"config": "IA3Config", "must_move": ("ia3_l",)},
+    "must_move": ("ia3_l",),
     "layers": {"bert": ("key", "value", "output.dense"), "gpt2": ("c_attn", "mlp.c_proj"), "t5": ("k", "v", "wo")},
     "options_by_backbone": {backbone: {"feedforward_modules": [layer]} for backbone, layer in FEEDFORWARD.items()},
 }
 NORMS = {"bert": ("LayerNorm",), "gpt2": ("ln_1", "ln_2", "ln_f"), "t5": ("layer_norm", "final_layer_norm")}
 DORA: Mapping[str, Any] = {"options": {"use_dora": True}, "must_move": ("lora_magnitude_vector",)}
-# A rotation, in blocks whose size divides the width, of what a layer reads. PEFT's default inverts by a series, which at the
-# rates of small models is not a rotation any more.
+# PEFT's default inverts by a series, which at the rates of small models is not a rotation any more.
 OFT: Mapping[str, Any] = {
-    **{"config": "OFTConfig", "on_targets": True, "must_move": ("oft_R",)},
+    "must_move": ("oft_R",),
     "options": {"oft_block_size": 32, "use_cayley_neumann": False},
 }
 # Learned rows in front of the input embeddings. Of an encoder-decoder the encoder alone reads them, as in the paper.
@@ -136,17 +238,16 @@ METHODS: tuple[Method, ...] = (
     Lora(id="pissa", name="PiSSA", options={"init_lora_weights": "pissa"}),  # Meng et al. 2024: the largest singular directions
     Lora(id="loraplus", name="LoRA+", rate_factors={"lora_B": 16.0}),  # Hayou et al. 2024: B learns 16 times as fast
     AdaLora(id="adalora", name="AdaLoRA"),
-    Adapting(id="ia3", name="IA3", **IA3),
-    # Kopiczko et al. 2024: all layers share two random matrices, and learn how to scale their ranks and outputs
-    Adapting(id="vera", name="VeRA", config="VeraConfig", on_targets=True, options={"r": 64}, must_move=("vera_lambda",)),
-    Adapting(id="oft", name="OFT", **OFT),  # Qiu et al. 2023
+    Ia3(id="ia3", name="IA3", **IA3),
+    Vera(id="vera", name="VeRA", options={"r": 64}, must_move=("vera_lambda",)),
+    Oft(id="oft", name="OFT", **OFT),
     Adapting(id="ln", name="LN tuning", config="LNTuningConfig", layers=NORMS, must_move=("ln_tuning_layers",)),  # Zhao 2023
     BitFit(id="bitfit", name="BitFit"),
     # Lester et al. 2021
     Adapting(id="prompt", name="prompt tuning", **PROMPT),
     Lora(id="qdora", name="QDoRA", quantization=NF4, **DORA),
-    Adapting(id="qoft", name="QOFT", quantization=NF4, **OFT),
-    Adapting(id="qia3", name="IA3 over NF4", quantization=NF4, **IA3),
+    Oft(id="qoft", name="QOFT", quantization=NF4, **OFT),
+    Ia3(id="qia3", name="IA3 over NF4", quantization=NF4, **IA3),
 )
 
 # Of the layers that LoRA's paper adapts: queries and values, which GPT-2 keeps in one layer.

@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
+
 from tunegrid.data.sources import Row
+from tunegrid.errors import InputError, first_line
 from tunegrid.grid.tasks import Problem, Task
-from tunegrid.record.record import Figure
+from tunegrid.record.record import Figure, InstrumentRecord, jsonable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +52,24 @@ class Instrument(ABC):
     def objections(self, figures: "pd.DataFrame") -> Iterable[str]:
         """What fails the cell by itself."""
         return ()
+
+
+def check_instrument(instrument: Instrument) -> None:
+    """Raises InputError if an instrument's question or figures are none that a record can hold."""
+    place = f"instrument {instrument.id!r}"
+    try:
+        figures = dict(instrument.figures)
+        part = InstrumentRecord(question=instrument.question, figures=figures, file=None)
+        TypeAdapter(InstrumentRecord).validate_json(to_json(jsonable(part)))
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        field = ".".join(map(str, fault["loc"]))
+        example = 'Figure(better="lower", margin=0.1, shown=".2f")'
+        cause = f"{field} is {fault['input']!r}: {fault['msg']}"
+        raise InputError(f"{place}: {cause}; a figure is as {example}") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        expected = "its question is a text, its figures are Figures by name"
+        raise InputError(f"{place}: {expected} ({first_line(error)})") from None
 
 
 @dataclass(frozen=True, kw_only=True)

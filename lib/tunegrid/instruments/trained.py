@@ -139,8 +139,18 @@ class Questions:
 
 
 def _measure(one: Instrument, cell: TrainedCell, before: Any) -> tuple[pd.DataFrame, list[str]]:
-    """Figures and objections. Raises ValueError for a figure that is not declared."""
+    """Figures and objections.
+
+    Raises TypeError for what is no frame of `tidy`, and ValueError for an undeclared figure.
+    """
     frame = one.measure(cell, before)
+    columns = tidy("", np.nan).columns
+    if not isinstance(frame, pd.DataFrame):
+        raise TypeError("measure() gave no frame; give lines of tidy()")
+    if missing := set(columns).difference(frame.columns):
+        raise TypeError(f"its frame has no column {min(missing)!r}; make it of lines of tidy()")
+    numbers = ("value", "weight", "low", "high")
+    frame = frame[columns].astype(dict.fromkeys(numbers, float))
     if names := set(frame["figure"]) - set(one.figures):
         raise ValueError(f"it measures {min(names)!r}, which is not among its figures")
     return frame, list(one.objections(frame))

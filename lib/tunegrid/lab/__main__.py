@@ -8,6 +8,9 @@ from tunegrid.commands.cli import program
 COMMANDS = {
     "calibrate": "train a grid with several seeds and write its bounds, its training noise and its tolerances",
     "false_alarms": "count false alarms on healthy runs: judges saved grids",
+    "seal": "seal runs of earlier versions as they are, so that they can be baselines",
+    "mutants": "change random lines of libraries, and count what the suite sees",
+    "limits": "print the largest value that each audit measured in saved runs, beside its limit",
     "power": "simulate how often the gate is wrong",
 }
 

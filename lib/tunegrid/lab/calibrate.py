@@ -70,7 +70,7 @@ def run_grids(options: argparse.Namespace, seeds: range, draw: int | None = None
 def saved(path: Path) -> list[Record]:
     """A run's records, whose files are kept in this machine's store: of two that are compared, each is of another run."""
     records = read_list(path)
-    examples.keep_contents(examples.contents(records, path))
+    examples.keep_contents(examples.contents(examples.file_names(records), path))
     return records
 
 

@@ -27,7 +27,7 @@ from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullLocator
 
 from tunegrid.grid.cells import study_place
 from tunegrid.machine import replace_file
-from tunegrid.report.compare import PEAK, SECONDS, TENSORS, TRAINED, Comparison
+from tunegrid.report.compare import PEAK, SECONDS, TENSORS, TRAINED, Comparison, Entry
 from tunegrid.terminal import defuse
 
 # By their names in page.css, which has others for the dark; the first four also the colour-blind tell apart (Okabe and Ito).
@@ -35,6 +35,7 @@ COLOURS = {"c0": "#0068a6", "c1": "#c65102", "c2": "#007d5b", "c3": "#a8508a"}
 GREYS = {"ink": "#1b2028", "soft": "#566070", "rule": "#d9dde4", "ground": "#fffffe"}
 MARKERS, DASHES = "os^DvP*X", ("-", "--", ":", "-.")
 POINTS = 120  # of a curve: more cannot be told apart at the width of a chart
+SEED_REACH = 0.3  # of the line of a mean, to each side, in columns
 STYLE: dict[Any, Any] = {
     **{"svg.fonttype": "none", "pdf.fonttype": 42, "text.parse_math": False, "figure.figsize": (3.6, 3.1), "font.size": 8},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.linewidth": 0.6},
@@ -117,6 +118,28 @@ def quality(comparisons: Sequence[Comparison]) -> Iterator[Chart]:
                         points.append((comparison, method, entry.costs[cost]))
             if points:
                 yield cost_chart(task, cost, points)
+
+
+def seeds(comparisons: Sequence[Comparison]) -> Iterator[Chart]:
+    """The score of each seed, by task, and the mean of each method as a line; nothing for tasks of one seed."""
+    for task in dict.fromkeys(one.task for one in comparisons):
+        group = [one for one in comparisons if one.task == task]
+        entries = [entry for comparison in group for entry in comparison.entries.values()]
+        if max(len(entry.scores) for entry in entries) > 1:
+            yield seed_chart(task, entries)
+
+
+def seed_chart(task: str, entries: Sequence[Entry]) -> Chart:
+    """One of these charts, a column for each method of each backbone."""
+    styles, legend = looks([(entry.first.backbone, entry.first.method) for entry in entries])
+    score = entries[0].first.main_score
+    figure, axes = blank("", f"{task}: {score}", legend)
+    for column, entry in enumerate(entries):
+        look = styles[entry.first.backbone, entry.first.method] | {"linestyle": ""}
+        axes.plot([column] * len(entry.scores), entry.scores, **look, markerfacecolor=GREYS["ground"])
+        axes.hlines([entry.score], column - SEED_REACH, column + SEED_REACH, color=look["color"])
+    axes.set_xticks([])
+    return Chart(f"{task}-seeds", f"{task}: {score} of each seed; lines are means", figure)
 
 
 def cost_chart(task: str, cost: str, points: Sequence[tuple[Comparison, str, float]]) -> Chart:

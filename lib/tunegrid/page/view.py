@@ -48,6 +48,7 @@ class PageRun:
         when: the ISO date and time at which it was saved, in UTC.
         commit: of the suite that ran it.
         remarks: what the page leaves out of it, as sentences.
+        doubt: why it is no baseline; empty if its seals hold.
     """
 
     name: str
@@ -58,6 +59,12 @@ class PageRun:
     command: str = ""
     noise: Sequence[OwnNoise] = ()
     remarks: tuple[str, ...] = ()
+    doubt: str = ""
+
+    @property
+    def warning(self) -> str:
+        """The sentence that a page begins with if the seals of the file do not hold; else empty."""
+        return f"{self.name} {self.doubt}" if self.doubt else ""
 
     @cached_property
     def by_cell(self) -> Mapping[str, list[Record]]:
@@ -119,13 +126,14 @@ def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
         command=saved.command,
         noise=saved.noise,
         remarks=(advice,) if others else (),
+        doubt=saved.doubt,
     )
 
 
 def judge_runs(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
     """The gate's judgements on the cells that can be compared, and a sentence for what cannot."""
     try:
-        before = Run.make(old.records, old.path, old.noise)
+        before = Run.make(old.records, old.path, old.noise, old.doubt)
         after = Run.make(new.records, new.path, new.noise)
         common = before.records.keys() & after.records.keys()
         unlike = sorted(cell for cell in common if has_other_rows(old.by_cell[cell], new.by_cell[cell][0]))
@@ -184,8 +192,8 @@ class CellView:
 
     @property
     def status_word(self) -> str:
-        """The status as tables say it: a run too short for its audits did not pass."""
-        is_short = any(record.excused for record in self.records)
+        """The status as tables say it: a run that is too short did not pass."""
+        is_short = any(record.is_short for record in self.records)
         return "too short" if is_short and self.status == "passed" else self.status
 
     @property
@@ -447,7 +455,11 @@ class Page:
         for grid in self.grids if self.older else ():
             scores = {(c.first.backbone, c.first.method): self.scores(c) for _, row in grid.rows for c in row if c}
             steps.append(charts.history(grid.task, grid.scores[0], scores, dates))
-        return {"methods": list(charts.quality(self.comparisons)), "losses": curves, "history": steps}
+        return {
+            "methods": [*charts.quality(self.comparisons), *charts.seeds(self.comparisons)],
+            "losses": curves,
+            "history": steps,
+        }
 
     def cell_tables(self, cell: CellView) -> list[Section]:
         """What stands in a cell's own section."""
@@ -589,6 +601,7 @@ def make_page(
         judgements, remarks = judge_runs(baseline, run)
         if remarks and not judgements:
             uncompared, *remarks = remarks
+    remarks += [other.warning for other in older[1:] if other.doubt]
     verdicts_by_cell = by_cell(judgements)
     cells = []
     comparisons: list[Comparison] = []

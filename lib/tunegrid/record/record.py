@@ -32,6 +32,7 @@ Hash = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 Commit = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
 Weights = Annotated[str, Field(pattern="^([0-9a-f]{16}|[0-9a-f]{40})$")]
 FiguresFile = Annotated[str, Field(pattern="^figures-([0-9a-f]{16}|[0-9a-f]{20})[.]parquet$")]
+RowsFile = Annotated[str, Field(pattern="^rows-([0-9a-f]{16}|[0-9a-f]{20})[.]parquet$")]
 ModulesFile = Annotated[str, Field(pattern="^modules-([0-9a-f]{16}|[0-9a-f]{20})[.]parquet$")]
 Rate = Annotated[float, Field(gt=0)]
 Bound = Annotated[float, Field(gt=0, le=100)]
@@ -150,6 +151,7 @@ class FirstStep(Part):
     decoded: Annotated[Amount | None, note("how far a cache takes a search's scores, as a share of the largest logit")] = None
     predicted: Annotated[Hash | None, note("hash of what the untrained model predicts for test rows; null: not asked")] = None
     untrained: Annotated[list[Points] | None, note("points of the first test rows before training; null: not asked")] = None
+    test_tokens: Annotated[Hash | None, note("hash of the test rows' token ids; null: not taken")] = None
     tokens_read: Annotated[Count | None, note("by the decoder in the probe's search; without a cache many more")] = None
     modules: Annotated[ModulesFile | None, note("each module's figures in the probe, in `examples`; null: not kept")] = None
 
@@ -172,6 +174,7 @@ class TrainingRecord(Part):
     gradient_norm: Annotated[Amount | None, note("of the first update, before clipping; null: no clipping")]
     clipped_norm: Annotated[Amount | None, note("the same after clipping")]
     first_step: Annotated[FirstStep | None, note("null: not taken, as in footprints")]
+    planned: Annotated[Count | None, note("updates of the whole run; null: not known")] = None
 
 
 class EvaluationRecord(Part):
@@ -191,6 +194,7 @@ class ExamplesRecord(Part):
 
     file: Annotated[str, Field(pattern="^([0-9a-f]{16}|[0-9a-f]{20})[.]parquet$")]
     rows_hash: Hash
+    texts: Annotated[RowsFile | None, note("what the rows say; null before 0.22: `rows-` and their hash")] = None
 
 
 class Figure(Part):
@@ -289,6 +293,8 @@ class AuditFinding(Part):
     passed: bool
     detail: str
     without_model: Annotated[dict[str, Points] | None, note("points by score that an answer reaches which needs none")] = None
+    value: Annotated[float | None, note("what was measured; null: not kept, or not finite")] = None
+    limit: Annotated[float | None, note("the largest value that passes; null: the audit has none")] = None
 
 
 class RanksRecord(Part):
@@ -354,6 +360,13 @@ class Record(Part):
     def unharmed(self) -> bool:
         """Nothing counts against it: it passed, or what it missed was not confirmed."""
         return self.status in ("passed", "unconfirmed")
+
+    @property
+    def is_short(self) -> bool:
+        """It made fewer updates than its recipe plans, or failed audits that need more."""
+        if self.excused:
+            return True
+        return self.training is not None and self.training.updates < (self.training.planned or 0)
 
     @property
     def peak_gib(self) -> float | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, product
-from statistics import fmean
+from statistics import fmean, stdev
 
 import pandas as pd
 from scipy import special
@@ -42,6 +42,7 @@ FIGURES = {
     PEAK: "own_peak_gib",
     SECONDS: "own_seconds",
 }
+MEAN_SD = "mean ± sd"
 PUBLISHED = ROOT / "reports" / "study.json"  # the study's scores
 INSTEAD = {"rougeLsum": "rougeL"}  # which score the study printed if it did not print the main one
 # By which noise an interval is made
@@ -69,6 +70,13 @@ class Entry:
     def score(self) -> float:
         """The mean main score."""
         return fmean(self.scores)
+
+    @property
+    def mean_and_deviation(self) -> str | None:
+        """The mean and the standard deviation of the seeds' scores, as papers print them; None for one seed."""
+        if len(self.scores) < 2:
+            return None
+        return f"{self.score:.1f} ± {stdev(self.scores):.1f}"
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -253,10 +261,19 @@ def compare_methods(records: Iterable[Record], calibrated: Noise) -> list[Compar
 
 # In words
 
-FORMATS = {"points": ".1f", "from": ".1f", "to": ".1f", "seeds": "", "study": ".1f", TRAINED: ".2f", TENSORS: ".1f"}
+FORMATS = {
+    "points": ".1f",
+    MEAN_SD: "",
+    "from": ".1f",
+    "to": ".1f",
+    "seeds": "",
+    "study": ".1f",
+    TRAINED: ".2f",
+    TENSORS: ".1f",
+}
 FORMATS |= {PEAK: ".2f", SECONDS: ".1f", "points apart": ".2f", "seeds that tell": ".0f"}
 LEGEND = (
-    "points: the run's mean main score; from, to: its 95 % interval over seeds, on these test rows.",
+    "points: the run's mean main score; sd: the standard deviation of its seeds; from, to: the 95 % interval over seeds.",
     "interval by: calibrated noise, of seeds that were calibrated by the same recipe; or the noise of these seeds.",
     "best: the best, or not told apart from it (Holm, 5 % a backbone); seeds that tell: seeds per method for a power of 80 %.",
     "trained: what training changes and a checkpoint keeps; tensor: weights, gradients and optimizer state.",
@@ -301,6 +318,7 @@ def _row(comparison: Comparison, method: str, study_scores: Mapping[str, float |
         "backbone": comparison.backbone,
         "method": method,
         "points": entry.score,
+        MEAN_SD: entry.mean_and_deviation,
         "from": low,
         "to": high,
         "interval by": entry.noise,

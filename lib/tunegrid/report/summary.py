@@ -135,7 +135,7 @@ def _row(seeds: Sequence[Record]) -> dict[str, Any]:
 def _colour(seeds: Sequence[Record]) -> str:
     """The colour of a cell's line."""
     status = cell_status(seeds)
-    if status == "passed" and any(record.excused for record in seeds):
+    if status == "passed" and any(record.is_short for record in seeds):
         return "yellow"
     return COLOURS.get(status, "red")
 
@@ -148,7 +148,7 @@ def _status(seeds: Sequence[Record]) -> str:
         return f"{passes} of {len(seeds)} passed"
     if first.status != "passed" or first.flops:
         return first.status
-    if any(record.excused for record in seeds):
+    if any(record.is_short for record in seeds):
         return "too short"
     return "passed" if first.bounds else "no bound yet"
 
@@ -159,7 +159,7 @@ def footer(records: Sequence[Record], cells: int, seconds: float | None = None) 
     if cells != len(records):
         subject = f"{len(records)} runs of {subject}"
     passed = [record for record in records if record.unharmed]
-    short = sum(bool(record.excused) for record in passed)
+    short = sum(record.is_short for record in passed)
     text = f"{len(passed) - short} of {subject} passed"
     if short:
         text += f", {short} too short to judge"
@@ -236,10 +236,16 @@ def summary(
 
 
 def write_step_summary(words: str) -> None:
-    """Append it to GitHub's step summary, if there is one."""
-    if target := os.environ.get("GITHUB_STEP_SUMMARY"):
+    """Append it to GitHub's step summary, if there is one; a place that cannot be written costs the summary only."""
+    target = os.environ.get("GITHUB_STEP_SUMMARY")
+    if not target:
+        return
+    try:
         with Path(target).open("a", encoding="utf-8") as file:
             file.write(words + "\n")
+    except OSError as error:
+        reason = error.strerror or error
+        say(f"no step summary: GITHUB_STEP_SUMMARY={target} cannot be written ({reason})", error=True)
 
 
 def annotate(verdict: RunVerdict) -> None:

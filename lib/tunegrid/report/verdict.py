@@ -269,25 +269,44 @@ def _sound_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Stat
         return
     if other_failures or find_failed_cells(run.records):
         return
-    excused = {r.cell for r in run.records if r.excused and not r.first_updates}
-    if excused:
-        yield _short_cells(run, excused)
+    whole: list[Record] = []
+    short: list[Record] = []
+    for record in run.records:
+        if record.is_short and not record.first_updates:
+            short.append(record)
+        elif not record.first_updates:
+            whole.append(record)
+    if short:
+        yield _short_cells(run, short)
     begun = [record for record in run.records if record.first_updates]
     if begun:
         yield Statement(rank=Rank.BEGUN, clause=_soundness(begun, run.cell_count))
-    others = [r for r in run.records if r.cell not in excused and not r.first_updates]
-    if others:
-        yield Statement(rank=Rank.PASSED, clause=_soundness(others, run.cell_count))
+    if whole:
+        yield Statement(rank=Rank.PASSED, clause=_soundness(whole, run.cell_count))
 
 
-def _short_cells(run: JudgedRun, cells: set[str]) -> Statement:
-    """The statement on cells that failed audits which a run of their length may fail."""
+def _short_cells(run: JudgedRun, records: Sequence[Record]) -> Statement:
+    """The statement on cells that failed audits which a run of their length may fail, or made a part of their updates."""
     audits_by_reason: dict[str, dict[str, None]] = {}
-    for record in run.records:
+    cells: set[str] = set()
+    excused: set[str] = set()
+    updates: dict[str, str] = {}
+    for record in records:
+        cells.add(record.cell)
         for audit, reason in record.excused.items():
             audits_by_reason.setdefault(reason, {})[audit] = None
-    failed = [f"{phrase(list(audits))} ({reason})" for reason, audits in audits_by_reason.items()]
-    clause = f"{count_text(len(cells), run.cell_count, 'cell')} failed {some(failed)}"
+            excused.add(record.cell)
+        if record.training and not record.excused:
+            part = record.training
+            updates[record.cell] = f"{record.cell} {part.updates} of {part.planned}"
+    clauses = []
+    if excused:
+        failed = [f"{phrase(list(audits))} ({reason})" for reason, audits in audits_by_reason.items()]
+        clauses.append(f"{count_text(len(excused), run.cell_count, 'cell')} failed {some(failed)}")
+    if updates:
+        number = count_text(len(updates), run.cell_count, "cell")
+        clauses.append(f"{number} made a part of the planned updates ({some([*updates.values()])})")
+    clause = "; ".join(clauses)
     is_judged = len(cells) < run.cell_count or any(map(was_compared, main_scores(run.judged)))
     command = run.steps.run(sorted(cells, key=study_place), whole=True)
     pronoun = "it" if len(cells) == 1 else "them"

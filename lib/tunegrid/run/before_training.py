@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from tunegrid.codecs.base import Feature
-from tunegrid.codecs.features import chunks
+from tunegrid.codecs.features import chunks, get_features
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.sources import Row, answer_texts
 from tunegrid.errors import InputError
@@ -25,11 +25,11 @@ from tunegrid.run.evaluate import evaluate
 from tunegrid.run.first_updates import Figures, digest, figure, gradient_figures, names_by_group, norms
 from tunegrid.run.metrics import METRICS, TELLING, Metrics
 from tunegrid.run.module_figures import Columns, ModuleFigures
-from tunegrid.run.probe import attach, compute_types, keep_state, run_search, spread_features
+from tunegrid.run.probe import attach, compute_types, has_fp32_base, keep_state, run_search, spread_features, type_of_digits
 from tunegrid.run.train import Trainer
 
 PROBED = 4  # rows whose loss and gradients are taken before training, from the shortest to the longest
-SEARCH = {"num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 2.0, "min_length": 0}
+SEARCH: dict[str, Any] = {"num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 2.0, "min_length": 0}
 # Without a probe's digest, figures of two probes are not compared.
 UNPROBED = dict.fromkeys(("computed", "probe_loss", "probe_reached", "probe", "generated", "decoded", "tokens_read"))
 UNPROBED |= {"probe_gradients": {}}
@@ -62,6 +62,12 @@ def before_training(
         for name, p in trainer.parameters.items():
             if state := getattr(p, "quant_state", None):
                 types[name] = f"{state.quant_type} in blocks of {state.blocksize}{', scales packed' if state.nested else ''}"
+        # Over an fp32 base PEFT draws LoRA's A in fp32; over others in the base's type, which it casts.
+        drawn_names = [name for name in types if ".lora_A." in name and has_fp32_base(trainer)]
+        for name in drawn_names:
+            digits = type_of_digits(trainer.parameters[name].detach())
+            if types[name] == "float32" != digits:
+                types[name] = f"float32 rounded to {digits}"
         # One by one: unpacked all at once, the weights of a packed base would take several times its memory.
         sizes = {name: float(unpack_weight(p).norm(dtype=torch.float32)) for name, p in trainer.parameters.items()}
         # What the generator gives from a fixed seed: uniform and normal numbers, and a dropout mask.
@@ -70,6 +76,7 @@ def before_training(
         mask = torch.dropout(torch.ones(DRAWS, device=device), 0.5, True).tolist()
         return {
             "tokens": digest((feature.input_ids, feature.target) for feature in trainer.features),
+            "test_tokens": digest(feature.input_ids for feature in get_features(codec, rows, training=False)),
             "types": {group: ", ".join(sorted({types[name] for name in names})) for group, names in groups.items()},
             "weights": norms(groups, sizes),
             "stream": digest(([round(number, 5) for number in numbers], mask)),
@@ -127,8 +134,9 @@ def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -
     base: Any = trainer.model.get_base_model() if isinstance(trainer.model, PeftModel) else trainer.model
     embeddings, counts = base.get_decoder().get_input_embeddings(), list[int]()
     with modules.watch("search", SEARCHED), attach([embeddings], lambda module, inputs, _: counts.append(inputs[0].numel())):
-        texts, gap = run_search(trainer, [rows[0], rows[-1]], **SEARCH, max_new_tokens=cap, min_new_tokens=cap)
-    return {"generated": digest(texts), "decoded": figure(gap), "tokens_read": sum(counts)}
+        found = run_search(trainer, [rows[0], rows[-1]], **SEARCH, max_new_tokens=cap, min_new_tokens=cap)
+    gap = max(found.gap, found.total_gap)
+    return {"generated": digest(found.texts), "decoded": figure(gap), "tokens_read": sum(counts)}
 
 
 def untrained_scores(trainer: Trainer, metrics: Metrics, rows: Sequence[Row]) -> dict[str, Any]:

@@ -144,10 +144,8 @@ def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # reported below, by name
     if cell.quantization or device.type == "meta":
         options["device_map"] = {"": device}
-    if quantization := resolve_quantization(cell, device)[0]:
-        skip_modules = [*head.new_modules, *head.tied_modules] or None  # an output tied to the embeddings is not quantized
-        packing = {"load_in_4bit": True, "llm_int8_skip_modules": skip_modules, **asdict(quantization)}
-        options["quantization_config"] = hf.BitsAndBytesConfig(**packing)
+    if cell.quantization:
+        options["quantization_config"] = packing_config(cell, device)
     model, report = from_hub_or_folder(kind, source, options)
     new_modules = head.new_modules + head.adapted_modules
     missing_keys = sorted(name for name in report["missing_keys"] if not is_part(name, new_modules + head.optional_modules))
@@ -164,6 +162,14 @@ def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
     if head.new_token:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return model
+
+
+def packing_config(cell: Cell, device: torch.device) -> Any:
+    """How transformers packs the base of a quantized cell; an output tied to the embeddings is not packed."""
+    skip_modules = [*cell.head.new_modules, *cell.head.tied_modules] or None
+    quantization = resolve_quantization(cell, device)[0]
+    assert quantization, "the cell has one"
+    return hf.BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=skip_modules, **asdict(quantization))
 
 
 def make_base(cell: Cell, tokenizer: Any, model: Any) -> Base:
@@ -235,7 +241,9 @@ def checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Checksum]:
 
 
 def weight_files(cell: Cell) -> list[Path]:
-    """The safetensors that transformers loads: one file, or else all that the index names."""
+    """The safetensors that transformers loads: one file, or else all that the index names; none if weights are random."""
+    if cell.profile.random_weights:
+        return []
     source, pin = checkpoint_source(cell.backbone, cell.profile)
     optional = {**pin, "_raise_exceptions_for_missing_entries": False}
     if path := hf.utils.cached_file(source, hf.utils.SAFE_WEIGHTS_NAME, **optional):

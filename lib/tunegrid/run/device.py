@@ -22,6 +22,7 @@ GIB = 2**30
 LEFT_GIB = 0.125  # libraries' workspaces stay: cuBLAS keeps 32 MiB on an H100
 BUSY_GIB = 1.0  # a CUDA context of our own takes about half of that
 ATTENTION = "sdpa"  # torch's fused attention
+FULL_TILES = 256  # rows of a matrix whose product a library may compute in fewer bits; it leaves small ones alone
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 COMPUTE_TYPES = {"fp32": "float32", "fp16": "float16"}  # of packed weights, by the precision of training
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
@@ -39,11 +40,18 @@ def device_record(device: torch.device) -> DeviceRecord:
         name=torch.cuda.get_device_name(device) if cuda else cpu_name(),
         threads=None if cuda else torch.get_num_threads(),
         attention=ATTENTION,
-        tf32=False if cuda else None,  # `resolve_device` switches it off
+        tf32=not keeps_digits(device) if cuda else None,  # `resolve_device` switches it off
         used_by_others_gib=others_gib,
         contended=None if others_gib is None else others_gib > BUSY_GIB,
         instructions=None if cuda else torch.backends.cpu.get_cpu_capability(),
     )
+
+
+def keeps_digits(device: torch.device) -> bool:
+    """Whether a product of fp32 matrices keeps the last of 24 bits; TF32 has 11 of them, bf16 8."""
+    matrix = torch.full((FULL_TILES, FULL_TILES), 1 + torch.finfo(torch.float32).eps, device=device)
+    product = matrix @ torch.eye(FULL_TILES, device=device)
+    return bool(torch.equal(product, matrix))
 
 
 def used_by_others_gib(device: torch.device) -> float:

@@ -4,9 +4,10 @@ Training time is that of updates alone; throughput counts real tokens over the u
 """
 
 import ctypes
+import gc
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from tunegrid.run.ranks import Ranks, local_shard
 
 GIB = 2**30
 WARMUP_UPDATES = 3  # left out of throughput: first calls allocate memory and pick kernels
+SETTLED = 10  # updates after which what training holds stays as it is: optimizer states and workspaces are there
 SUMS = ("seconds", "gpu_energy_joules")  # of a phase's parts; of its peaks the highest counts
 # What PEFT keeps twice counts once: a head that trains in full has a frozen copy, a trained token a row in the embedding.
 PEFT_TWINS = (".original_module.", ".trainable_tokens_delta.")
@@ -61,6 +63,15 @@ class Update:
     padded_tokens: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """The tensors that a process holds between two updates."""
+
+    updates: int  # that it made before
+    tensors: int
+    bytes: int  # of the device's allocator; on a CPU of the storages behind these tensors
+
+
 @dataclass(kw_only=True)
 class Meter:
     """Collects one cell's measurements."""
@@ -69,6 +80,7 @@ class Meter:
     counter: Joules | None = None  # of the GPU, see `gpu_counter`
     cells_before: int | None = None  # that its process ran; None if unknown
     updates: list[Update] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)  # after `SETTLED` updates or a few more, and after the last one
     phases: dict[str, Phase] = field(default_factory=dict)
     _open: list[str] = field(default_factory=list, init=False)  # phases, the innermost last
     _began: float = field(default=0.0, init=False)
@@ -89,6 +101,16 @@ class Meter:
         yield update
         update.ended = self.mark()
         self.updates.append(update)
+
+    def note_tensors(self, expected: Collection[Tensor], *, is_last: bool) -> None:
+        """Note what is held but for some `expected` tensors, if it is time: a walk through all objects takes 0.15 s."""
+        if is_last != bool(self.held) or len(self.updates) < SETTLED:
+            return
+        held = held_tensors(self.device, len(self.updates), expected)
+        if self.held and held.tensors > self.held[0].tensors:
+            gc.collect()  # of garbage nothing stays
+            held = held_tensors(self.device, len(self.updates), expected)
+        self.held.append(held)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -194,6 +216,19 @@ def peaks(device: torch.device, seconds: float) -> Phase:
 
 
 # Bytes and counts of what a model holds
+
+
+def held_tensors(device: torch.device, updates: int, expected: Collection[Tensor]) -> Held:
+    """The tensors of this process but for `expected` ones, after so many updates."""
+    expected_ids = set(map(id, expected))
+    tensors = []
+    for value in gc.get_objects():
+        if issubclass(type(value), Tensor) and id(value) not in expected_ids:  # `isinstance` would wake lazy objects
+            tensors.append(value)
+    if device.type == "cuda":
+        return Held(updates=updates, tensors=len(tensors), bytes=torch.cuda.memory_allocated(device))
+    stored = [tensor for tensor in tensors if tensor.device.type == "cpu" and tensor.layout is torch.strided]
+    return Held(updates=updates, tensors=len(tensors), bytes=tensor_bytes(stored))
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:

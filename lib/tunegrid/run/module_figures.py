@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 # hardly all of them.
 LARGE = 1e6  # what masks hold is larger, and would hide all else that goes in
 PROJECTIONS = 3
+MOST_PRODUCTS = 2**20  # of values with random ones that are held at once, for each projection
 NUMBERS = ("norm", *(f"projection_{index}" for index in range(PROJECTIONS)))  # of each tensor
 NAMES, COUNTS = ("phase", "module", "kind", "library"), ("call", "depth", "source", "maker")  # of each call of a module
 TENSORS = ("taken", "given", "gradient", "weights")  # of each call, too
@@ -127,12 +128,22 @@ class ModuleFigures:
 
 
 def tensor_figures(tensor: Tensor) -> Projected:
-    """A tensor's norm, and its projections on random vectors that are the same for every tensor of its shape."""
-    # Each is the product of one along the last dimension and one along all others: none is ever as long as the tensor.
+    """A tensor's norm, and its projections on random vectors that are the same for every tensor of its shape.
+
+    Sums of products, value by value: a matrix product may be what changed.
+    """
+    # Each vector is the product of one along the last dimension and one along all others: none is as long as the tensor.
     matrix = tensor.float().reshape(-1, tensor.shape[-1] if tensor.dim() else 1)
     rows, columns = (random_vectors(length, matrix.device) for length in matrix.shape)
-    with torch.autocast(matrix.device.type, enabled=False):  # which would round what is projected
-        return torch.linalg.vector_norm(matrix), ((rows @ matrix) * columns).sum(1)
+    squares = torch.zeros((), device=matrix.device)
+    projections = torch.zeros(PROJECTIONS, device=matrix.device)
+    step = max(1, MOST_PRODUCTS // matrix.shape[1])
+    for start in range(0, len(matrix), step):
+        piece = matrix[start : start + step]
+        squares += (piece * piece).sum()
+        sums = (piece * columns.unsqueeze(1)).sum(2)  # (PROJECTIONS, rows)
+        projections += (sums * rows[:, start : start + step]).sum(1)
+    return squares.sqrt(), projections
 
 
 @lru_cache(maxsize=256)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import bitsandbytes as bnb
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tunegrid.codecs.base import IGNORED, Batch, Feature, move_batch
 from tunegrid.codecs.features import chunks, get_lengths
 from tunegrid.codecs.generate import GenerateCodec
+from tunegrid.grid.recipes import Generation
 from tunegrid.run.build import base_type
 from tunegrid.run.train import Trainer
 
@@ -22,6 +23,7 @@ MOST_VALUES = 2**24  # of gradients that are added up, smallest tensors first: 6
 # Largest differences on the quick cells: fp32 7e-6 of the logits and 2e-6 of the gradients; NF4, which computes in bf16 and
 # so to 4e-3, 4e-3 of the logits and 1.3e-2 of the gradients. Real models are four times as deep.
 FINE, COARSE = 1e-4, 0.1
+APART = 3.0  # so many times the bound, and a part of it, are norms that are clipped
 HALVES = (torch.bfloat16, torch.float16)  # types of 16 bits; numbers that fit neither were computed in fp32
 
 
@@ -37,7 +39,9 @@ class Probe:
     # than rounding, that of two other rows if it is less: a ReLU at 0 can fall to its other side.
     gap: float | None = None
     called: set[nn.Module] = field(default_factory=set)  # the modules that the model used
-    after_evaluation: float | None = None  # how far the first row's gradient is off right after an evaluation, as `gap`
+    after_evaluation: float | None = None  # how far the last row's gradient is off right after an evaluation, as `gap`
+    without_gradients: float = 0.0  # how far the last row's logits without gradients are from those with, as `distance`
+    clipped: float | None = None  # how far clipping is off from its definition, in units of the norm; None if nothing clips
     computed: dict[str, str] = field(default_factory=dict)  # the types in which layers packed to 4 bits computed, by name
     repeated: float = math.nan  # how far the logits of another pass over the batch are from `together`, as `distance`
     loss: float = math.nan  # what the codec made of that pass, in nats
@@ -75,10 +79,48 @@ def probe(trainer: Trainer) -> Probe:
     # In a region of autocast of its own: a cast or a packed weight may outlive the evaluation in it.
     with torch.enable_grad(), keep_state(trainer), trainer.accelerator.autocast():
         with torch.no_grad():
-            get_logits(trainer, answer.rows[:1])
-        logits = get_logits(trainer, answer.rows[:1])[0]
-        answer.after_evaluation = relative_gap(logit_gradients(logits, [logits], parameters), row_gradients[0])
+            get_logits(trainer, answer.rows[-1:])
+        logits = get_logits(trainer, answer.rows[-1:])[0]
+        answer.after_evaluation = relative_gap(logit_gradients(logits, [logits], parameters), row_gradients[-1])
+    answer.without_gradients = gradient_mode_gap(trainer, answer.rows[-1])
+    answer.clipped = clipping_gap(trainer, dict(zip(names, row_gradients[-1], strict=True)))
     return answer
+
+
+def gradient_mode_gap(trainer: Trainer, row: Feature) -> float:
+    """The distance of a row's logits without gradients from those with: outside autocast, which would round both."""
+    with keep_state(trainer):
+        with torch.enable_grad():
+            trained = get_logits(trainer, [row])[0]
+        with torch.no_grad():
+            evaluated = get_logits(trainer, [row])[0]
+    return max(distance(ours.detach(), theirs) for ours, theirs in zip(trained, evaluated, strict=True))
+
+
+def clipping_gap(trainer: Trainer, gradients: Mapping[str, Tensor]) -> float | None:
+    """The largest error of the norm and the gradients that the trainer's clipping gives, in units of the norm.
+
+    Of gradients above the bound and below it. None if nothing clips, or if the clipping belongs to a loss scale or to ranks.
+    """
+    bound = trainer.cell.recipe.max_grad_norm
+    size = norm(gradients.values())
+    if bound is None or not size or trainer.accelerator.scaler or trainer.ranks.holds_parts:
+        return None
+    parameters = {name: trainer.parameters[name] for name in gradients}
+    gaps = []
+    try:
+        for target in (APART * bound, bound / APART):
+            for name, parameter in parameters.items():
+                parameter.grad = gradients[name] * (target / size)
+            reported_norm = trainer.stepper.clip()
+            assert reported_norm is not None, "the recipe clips"
+            expected = [gradient * (min(target, bound) / size) for gradient in gradients.values()]
+            clipped = [p.grad for p in parameters.values() if p.grad is not None]
+            gaps += [abs(float(reported_norm) - target) / target, relative_gap(clipped, expected)]
+    finally:
+        for parameter in parameters.values():
+            parameter.grad = None
+    return max(gaps)
 
 
 def _other_gap(trainer: Trainer, parameters: Sequence[Tensor]) -> float:
@@ -109,9 +151,15 @@ def smallest_tensors(trained: Mapping[str, Tensor]) -> list[str]:
 
 def relative_gap(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     """How far some gradients are from others, in units of the norm of the others."""
-    norm = float(nn.utils.get_total_norm(theirs))
+    size = norm(theirs)
     rest = [one - other for one, other in zip(ours, theirs, strict=True)]
-    return float(nn.utils.get_total_norm(rest)) / norm if norm else 0.0
+    return norm(rest) / size if size else 0.0
+
+
+def norm(tensors: Iterable[Tensor]) -> float:
+    """The norm of some tensors, from their squares in fp64 on the host: not by the functions that clip."""
+    squares = [float(tensor.detach().cpu().double().square().sum()) for tensor in tensors]
+    return math.sqrt(math.fsum(squares))
 
 
 def logit_gradients(logits: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], parameters: Iterable[Tensor]) -> list[Tensor]:
@@ -145,8 +193,13 @@ def logits_and_loss(trainer: Trainer, batch: Batch, model: nn.Module | None = No
     outputs: list[Any] = []
     with attach([model], lambda module, inputs, output: outputs.append(output)):
         loss = trainer.codec.loss(model, batch)
-    tensors = [getattr(outputs[-1], name, None) for name in ("logits", "start_logits", "end_logits")]
-    return [logits for logits in tensors if logits is not None], loss
+    return output_logits(outputs[-1]), loss
+
+
+def output_logits(output: Any) -> list[Tensor]:
+    """The logits that a model's output names."""
+    tensors = [getattr(output, name, None) for name in ("logits", "start_logits", "end_logits")]
+    return [logits for logits in tensors if logits is not None]
 
 
 def target_logits(trainer: Trainer, features: Sequence[Feature], encoded: Tensor | None = None) -> list[Tensor]:
@@ -171,21 +224,31 @@ def target_rows(logits: Tensor, batch: Batch, features: Sequence[Feature] | None
     return [one[len(one) - length :] for one, length in zip(learned_rows, lengths, strict=True)]
 
 
-def run_search(trainer: Trainer, features: Sequence[Feature], **options: Any) -> tuple[list[list[int]], float]:
-    """The texts that a search with a cache finds, of all beams, and how far it is off, in units of the largest logit.
+class FoundTexts(NamedTuple):
+    """The texts of a search, those of all beams, and how far its scores are off, in units of the largest logit."""
 
-    Its scores of each text's tokens are held against those of the whole text in one pass without a cache, the row alone: not
-    against another search, in which a near-tie is no fault. Prompts are one batch; `options` replace the recipe's search.
+    texts: list[list[int]]
+    gap: float  # of a token's score, from that of the whole text in one pass without a cache
+    total_gap: float  # of a text's score, from the sum of the search's own for its tokens, by the length of the text alone
+
+
+def run_search(trainer: Trainer, features: Sequence[Feature], rules: Generation | None = None, **options: Any) -> FoundTexts:
+    """Searches with a cache. Prompts are one batch; `rules` and `options` replace the recipe's search.
+
+    Whole texts are passed with the row alone: another search is no measure, since a near-tie in it is no fault.
     """
     codec = trainer.codec
     assert isinstance(codec, GenerateCodec), "only these search"
-    beams = options.get("num_beams", codec.generation.num_beams)
+    settings = codec.search_settings(rules or codec.generation) | options
+    beams = settings["num_beams"]
+    settings |= {"num_return_sequences": beams, "return_dict_in_generate": True}
+    settings |= {"output_logits": True, "output_scores": True}
     with torch.no_grad(), keep_state(trainer):
-        options |= {"num_return_sequences": beams, "output_logits": True, "return_dict_in_generate": True}
-        output = codec.generate(trainer.model, features, trainer.meter.device, **options)
+        output = codec.generate(trainer.model, features, trainer.meter.device, **settings)
         texts = [codec.cut_at_end(ids) for ids in output.sequences.tolist()]
-        pairs = zip(features, chunks(texts, beams), strict=True)
-        whole = [one for feature, own in pairs for one in target_logits(trainer, [replace(feature, target=ids) for ids in own])]
+        whole: list[Tensor] = []
+        for feature, own_texts in zip(features, chunks(texts, beams), strict=True):
+            whole += target_logits(trainer, [replace(feature, target=ids) for ids in own_texts])
     # Log-probabilities (texts, T) that the search gave to the tokens of its texts, before it changed any.
     steps_of_beams = torch.stack(output.logits).float().log_softmax(-1)  # (T, texts, V)
     tokens = output.sequences[:, : len(steps_of_beams)]
@@ -194,11 +257,17 @@ def run_search(trainer: Trainer, features: Sequence[Feature], **options: Any) ->
         origin = torch.arange(len(tokens), device=tokens.device).unsqueeze(1).expand_as(tokens)
     origin = origin[:, : tokens.shape[1]].clamp(min=0)  # -1 behind the end of a text
     scores = steps_of_beams[torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens), origin, tokens]
-    gaps = [
-        float((steps[: len(ids)] - token_scores(logits.log_softmax(-1), ids)).abs().max() / logits.abs().max())
-        for steps, logits, ids in zip(scores, whole, texts, strict=True)
-    ]
-    return texts, max(gaps)
+    totals = getattr(output, "sequences_scores", None)  # of a search with beams
+    gaps = []
+    total_gaps = [0.0]
+    for i, (logits, ids) in enumerate(zip(whole, texts, strict=True)):
+        largest = float(logits.abs().max())
+        own_scores = scores[i, : len(ids)]
+        gaps.append(float((own_scores - token_scores(logits.log_softmax(-1), ids)).abs().max()) / largest)
+        if totals is not None:
+            total = float(totals[i]) * math.pow(len(ids), settings["length_penalty"])
+            total_gaps.append(abs(total - float(own_scores.sum())) / largest)
+    return FoundTexts(texts, max(gaps), max(total_gaps))
 
 
 def token_scores(scores: Tensor, ids: Sequence[int]) -> Tensor:
@@ -271,5 +340,9 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
 
 def allowance(trainer: Trainer, fine: float = FINE, coarse: float = COARSE) -> float:
     """How far apart rounding may take two ways to compute the same, in units of the largest value: `fine` if all is in fp32."""
-    base_in_fp32 = trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32
-    return fine if base_in_fp32 and trainer.log.precision == "fp32" else coarse
+    return fine if has_fp32_base(trainer) and trainer.log.precision == "fp32" else coarse
+
+
+def has_fp32_base(trainer: Trainer) -> bool:
+    """Checks that all that is not trained computes in fp32 outside autocast."""
+    return trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32

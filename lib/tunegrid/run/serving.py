@@ -5,7 +5,7 @@ made it, it is saved beside the adapter: PEFT's documentation says so of PiSSA a
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -22,13 +22,13 @@ from torch import nn
 from tunegrid.codecs.architectures import architecture
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.errors import InputError
+from tunegrid.grid.backbones import Layout, checkpoint_source
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.grid.tasks import Problem, score_title
 from tunegrid.machine import replace_file
 from tunegrid.record import Record, to_json
-from tunegrid.run.build import base_type, keep_packed_layers, lacking_modules, load_base
-from tunegrid.run.device import ATTENTION
+from tunegrid.run.build import base_type, keep_packed_layers, lacking_modules, load_base, packing_config
 from tunegrid.run.prepare import make_codec
 from tunegrid.terminal import strip_places
 
@@ -37,6 +37,23 @@ PIPELINES = {  # the hub's names of tasks; summarization has one of its own
     Problem.CLASSIFY: "text-classification",
     Problem.EXTRACT: "question-answering",
     Problem.GENERATE: "text-generation",
+}
+
+
+AUTO: Mapping[tuple[Problem, Layout | None], str] = {
+    (Problem.CLASSIFY, None): "AutoModelForSequenceClassification",
+    (Problem.EXTRACT, None): "AutoModelForQuestionAnswering",
+    (Problem.EXTRACT, Layout.CHAT): "AutoModelForCausalLM",
+    (Problem.GENERATE, Layout.ENCODER_DECODER): "AutoModelForSeq2SeqLM",
+    (Problem.GENERATE, Layout.SEPARATED): "AutoModelForCausalLM",
+    (Problem.GENERATE, Layout.CHAT): "AutoModelForCausalLM",
+}
+AUTO_PEFT: Mapping[str | None, str] = {  # by the adapter's type of task
+    None: "AutoPeftModel",
+    "SEQ_CLS": "AutoPeftModelForSequenceClassification",
+    "QUESTION_ANS": "AutoPeftModelForQuestionAnswering",
+    "CAUSAL_LM": "AutoPeftModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoPeftModelForSeq2SeqLM",
 }
 
 
@@ -49,27 +66,64 @@ class Serving:
         cell.method.save(model, cell, folder)
         codec = make_codec(cell, tokenizer)
         if isinstance(codec, GenerateCodec):
-            penalty = {} if codec.generation.num_beams > 1 else {"length_penalty": 1.0}  # which transformers does not save
-            hf.GenerationConfig(**codec.search | penalty).save_pretrained(folder)
+            hf.GenerationConfig(**saved_search(codec)).save_pretrained(folder)
         parts = cell.method.rewrites(cell) or cell.head.adapted_modules or lacking_modules(cell)  # no checkpoint holds the base
         if isinstance(model, peft.PeftModel) and (parts or cell.profile.perturbation is not None):
             with unwrap_base(model) as base:
                 base.save_pretrained(folder / BASE)
 
     def load(self, cell: Cell, folder: Path, device: torch.device) -> tuple[Any, Any]:
-        """The model and the tokenizer that `save` wrote. Raises InputError if a full model lacks tensors."""
+        """The model and the tokenizer that `save` wrote, by the libraries' Auto classes.
+
+        They get no option but what no file says. Raises InputError if a full model lacks tensors.
+        """
         tokenizer = hf.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         is_adapter = (folder / peft.utils.CONFIG_NAME).is_file()
-        model = load_below(cell, folder, tokenizer, device) if is_adapter else load_whole(cell, folder, device)
+        model = load_tuned(cell, folder, tokenizer, device) if is_adapter else load_whole(cell, folder, device)
+        model.to(device)
+        base = model.get_base_model() if is_adapter else model
         if cell.quantization:
             keep_packed_layers(model)  # which compute as those of the trained model do
+        if base.config.pad_token_id is None:  # as GPT-2's classifier asks for
+            base.config.pad_token_id = make_codec(cell, tokenizer).pad_id
         if (folder / hf.utils.GENERATION_CONFIG_NAME).is_file():
-            model.generation_config = hf.GenerationConfig.from_pretrained(folder)
-        return load_adapter(model, folder, device) if is_adapter else model.to(device), tokenizer
+            base.generation_config = hf.GenerationConfig.from_pretrained(folder)
+        return model, tokenizer
 
     def merge(self, model: Any) -> Any:
         """The base of a loaded adapter with the adapter merged into its weights; the loaded model is used up."""
         return model.merge_and_unload()
+
+
+def saved_search(codec: GenerateCodec) -> dict[str, Any]:
+    """The recipe's search as it is saved: transformers refuses to save beams' settings without beams."""
+    return codec.search | ({} if codec.generation.num_beams > 1 else {"length_penalty": 1.0})
+
+
+def load_tuned(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -> Any:
+    """An adapter over its base: PEFT's Auto class finds one of transformers' classes by the adapter's files."""
+    is_own = not architecture(cell.head.architecture).__module__.startswith("transformers.")
+    if is_own or (folder / BASE).is_dir():
+        return load_adapter(load_below(cell, folder, tokenizer, device), folder, device)
+    config = peft.PeftConfig.from_pretrained(folder)
+    kind = getattr(peft, AUTO_PEFT[config.task_type])
+    return kind.from_pretrained(folder, trust_remote_code=False, **base_options(cell, device))
+
+
+def base_options(cell: Cell, device: torch.device) -> dict[str, Any]:
+    """What an adapter's files do not say of its base, and the checkpoint says otherwise."""
+    source, pin = checkpoint_source(cell.backbone, cell.profile)
+    config = hf.AutoConfig.from_pretrained(source, trust_remote_code=False, **pin)
+    options: dict[str, Any] = {}
+    if config.dtype is not base_type(cell):
+        options["dtype"] = base_type(cell)
+    if cell.task.problem is Problem.CLASSIFY and config.num_labels != len(cell.task.labels):
+        options["num_labels"] = len(cell.task.labels)
+        options["ignore_mismatched_sizes"] = True
+    if cell.quantization:
+        options["quantization_config"] = packing_config(cell, device)
+        options["device_map"] = {"": device}
+    return options
 
 
 def load_below(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -> Any:
@@ -81,8 +135,9 @@ def load_below(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -
 def load_whole(cell: Cell, folder: Path, device: torch.device) -> Any:
     """A model that was saved whole; raises InputError for one that lacks tensors, which would start from random."""
     kind = architecture(cell.head.architecture)
-    options: dict[str, Any] = {"dtype": base_type(cell), "attn_implementation": ATTENTION, "use_safetensors": True}
-    options |= {"device_map": {"": device}} if cell.quantization else {}
+    if kind.__module__.startswith("transformers."):
+        kind = getattr(hf, AUTO[cell.task.problem, cell.head.layout])
+    options = {"device_map": {"": device}} if cell.quantization else {}
     load = getattr(kind, "from_saved", kind.from_pretrained)
     model, report = load(folder, output_loading_info=True, trust_remote_code=False, **options)
     missing_names = sorted({*report["missing_keys"], *(str(name) for name, *_ in report["mismatched_keys"])})

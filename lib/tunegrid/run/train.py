@@ -7,7 +7,7 @@ of an update is the mean over all its targets, however they are cut into micro-b
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from hashlib import sha256
@@ -41,8 +41,10 @@ from tunegrid.run.device import (
 from tunegrid.run.first_updates import MOVED, FirstUpdates
 from tunegrid.run.meter import Meter, Progress, ledger, tensor_bytes
 from tunegrid.run.ranks import ALONE, SEED_STEP, SEEDS, Ranks, full_tensor, local_shard
+from tunegrid.run.watch import watch_update
 
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
+LEAST_LOSS = 1e-5  # nats; a model that is so sure may leave no gradient at all
 Validate = Callable[[], tuple[float, Sequence[Row]]]  # a score of the model, higher is better, and the rows it was taken on
 
 
@@ -61,7 +63,10 @@ class TrainingLog:
     clipped_norms: list[float] = field(default_factory=list)  # the same after clipping
     skipped: list[int] = field(default_factory=list)  # updates that fp16 lost to an overflow: the schedule does not advance
     order: str = ""  # a hash of the rows of each update, in order; equal orders have equal hashes
-    reached: frozenset[str] = frozenset()  # names of parameters that got a gradient
+    watched: list[dict[str, Any]] = field(default_factory=list)  # how the first and the last update ran, see `watch_update`
+    moving_updates: int = 0  # those after the first one that moved weights
+    stale: list[int] = field(default_factory=list)  # updates that began with gradients of the one before
+    idle: dict[str, int] = field(default_factory=dict)  # in how many of these a parameter had no gradient; 0 is left out
     ledger: Ledger | None = None  # bytes of weights, gradients and optimizer state; None before the first update
     first_step: dict[str, Any] = field(default_factory=dict)  # fields of `FirstStep`: before the first update, and of it
     epoch_scores: list[float] = field(default_factory=list)  # validation score after each epoch, if the recipe has several
@@ -111,7 +116,8 @@ class Trainer:
         self.stepped = dict(self.sharded_model.named_parameters())
         self.stepper = Stepper(cell, model, self.sharded_model, self.accelerator, self.total)
         self.optimizer = self.stepper.optimizer
-        self.trained = [p for p in self.stepped.values() if p.requires_grad]  # a method's optimizer may freeze some
+        self.trained_names = [name for name, p in self.stepped.items() if p.requires_grad]
+        self.trained = [self.stepped[name] for name in self.trained_names]  # a method's optimizer may freeze some
         is_alone = not self.accelerator.scaler and not self.stepper.acts_after_step  # else other things move weights, too
         self.adamw = AdamW(self.optimizer.optimizer, self.stepped if is_alone else {})
         needs_no_ddp = ranks.count == 1 or ranks.holds_parts  # a sharded model sums gradients by itself
@@ -124,6 +130,7 @@ class Trainer:
         self._first = FirstUpdates(cell, model, self.stepped)
         self._random_states: dict[str, Tensor] | None = None
         self._on_device = defaultdict[str, list[Tensor]](list)  # values of the log's lists that were not fetched yet
+        self._idle = torch.zeros(len(self.trained), dtype=torch.int64, device=meter.device)  # of each, not fetched yet
 
     def start_from(self, figures: Mapping[str, Any]) -> None:
         """Take over what was measured of the model before its first update."""
@@ -147,6 +154,7 @@ class Trainer:
                     self.update(group)
                     if log.updates % CHECK_EVERY == 0 or log.updates == self._end:
                         self._fetch()
+                        self.meter.note_tensors((self.best or {}).values(), is_last=log.updates == self._end)
                         bad_index = next((i for i, loss in enumerate(log.losses) if not math.isfinite(loss)), None)
                         if bad_index is not None:
                             log.stopped = f"loss is {log.losses[bad_index]} at update {bad_index + 1} of {self.total}"
@@ -202,7 +210,7 @@ class Trainer:
         return {
             "weights": {name: p.detach() for name, p in self.stepped.items() if p.requires_grad},
             "best": self.best or {},
-            "log": asdict(self.log) | {"reached": sorted(self.log.reached)},
+            "log": asdict(self.log),
             "steps": self.stepper.state_dict(),
             "random": random_states(self.meter.device),
         }
@@ -215,8 +223,8 @@ class Trainer:
         self.ranks.copy_weights(self.model, self.sharded_model)
         self.stepper.load_state_dict(state["steps"], self.ranks)
         log = state["log"]
-        fields = {"precision": self.log.precision, "reached": frozenset(log["reached"])}
-        self.log = TrainingLog(**log | fields | {"ledger": Ledger(**log["ledger"]) if log["ledger"] else None})
+        fields = {"precision": self.log.precision, "ledger": Ledger(**log["ledger"]) if log["ledger"] else None}
+        self.log = TrainingLog(**log | fields)
         self.best = state["best"] or None
         self._random_states = state["random"]
         sentence = f"resumed at update {self.log.updates} of {self.total}; seconds and throughput cover only the rest"
@@ -279,14 +287,17 @@ class Trainer:
             batches = [self.codec.collate(features) for features in micro_batches if features]
             counts = list(map(token_counts, batches))
             update.tokens, update.padded_tokens = sum(real for real, _ in counts), sum(size for _, size in counts)
-            loss = self._backward(batches, len(micro_batches))
+            if any(p.grad is not None and bool(p.grad.any()) for p in self.trained):  # all are None, so no one waits
+                log.stale.append(log.updates)
+            is_watched = log.updates in (0, self._end - 1)
+            watch: AbstractContextManager[dict[str, Any]] = watch_update(self.sharded_model) if is_watched else nullcontext({})
+            with watch as facts:
+                loss = self._backward(batches, len(micro_batches))
+            if is_watched:
+                log.watched.append(facts | {"update": log.updates, "micro_batch": log.micro_batch})
             try:
                 with check_memory():
-                    if (norm := self.stepper.clip()) is not None:
-                        self._on_device["gradient_norms"].append(norm)
-                        clipped_norm = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
-                        self._on_device["clipped_norms"].append(full_tensor(clipped_norm))
-                    log.skipped += self.stepper.settle()
+                    self._clip(loss)
                     if not log.updates:
                         log.first_step |= self._first.gradients(self.meter.device)
                     self.adamw.before_step(log.updates, self._end)
@@ -300,7 +311,6 @@ class Trainer:
             if not self.accelerator.scaler or self.stepper.acts_after_step:  # in fp16 the next update settles this one
                 log.skipped += self.stepper.settle()
             if log.ledger is None:  # while gradients and optimizer state are in place; each update has the same bytes
-                log.reached = frozenset(name for name, p in self.stepped.items() if p.grad is not None)
                 gradients = tensor_bytes(p.grad for p in self.trained if p.grad is not None)
                 log.ledger = ledger(self.sharded_model, self.optimizer, gradients)
             self.optimizer.zero_grad()
@@ -311,8 +321,45 @@ class Trainer:
             log.first_step |= self._first.movement()
         return loss
 
+    def _clip(self, loss: Tensor) -> None:
+        """Clip the update's gradients, note their norms, and count the tensors without one.
+
+        They count once an update has moved weights: LoRA's A has no gradient while B is zero. What is computed here is gone
+        before the optimizer's step, in which footprints look at what is held.
+        """
+        log = self.log
+        norm = self.stepper.clip()
+        squares = self._gradient_squares()
+        if norm is not None:
+            self._on_device["gradient_norms"].append(norm)
+            self._on_device["clipped_norms"].append(squares.sum().sqrt())
+        log.skipped += self.stepper.settle()
+        last = log.updates - 1
+        if log.moving_updates or (last >= 0 and last not in log.skipped and any(log.group_rates[last])):
+            log.moving_updates += 1
+            self._idle += (squares == 0) & (loss > LEAST_LOSS)
+
+    def _gradient_squares(self) -> Tensor:
+        """The sum of squares of each trained tensor's gradient, over all shards; 0 if it has none.
+
+        In elementary operations: the library that clips has a norm of its own, which this one is compared with.
+        """
+        squares = []
+        for parameter in self.trained:
+            if parameter.grad is None:
+                squares.append(torch.zeros((), device=self.meter.device))
+            else:
+                values = local_shard(parameter.grad).reshape(-1).float()
+                squares.append(torch.dot(values, values))
+        total = torch.stack(squares)
+        return self.ranks.sum_ranks(total) if self.ranks.holds_parts else total
+
     def _fetch(self) -> None:
         """Bring what updates left on the device to the host."""
+        for name, count in zip(self.trained_names, self._idle.tolist(), strict=True):
+            if count:
+                self.log.idle[name] = self.log.idle.get(name, 0) + count
+        self._idle.zero_()
         self.log.skipped += self.stepper.settle()
         for name, tensors in self._on_device.items():
             getattr(self.log, name).extend(torch.stack(tensors).tolist())

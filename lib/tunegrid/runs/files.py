@@ -1,14 +1,14 @@
 """A saved run, which is a pytest-benchmark JSON: reads and writes its rows and records; and the journal of a session's rows.
 
 A shard's file says its number, of how many, and the cases that the whole run has. A killed session loses no finished cell: each
-is a line of `.cache/journal/*.jsonl` as soon as it ends, with its key (`tunegrid.runs.resume_key`).
+is a line of `.cache/journal/*.jsonl` as soon as it ends, with its key (`tunegrid.runs.resume_key`). Runs, their rows and the
+journal's lines have seals (`tunegrid.runs.seal`): a file that was changed, or has none, is never a baseline.
 """
 
 import hashlib
 import json
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from tunegrid.errors import InputError
-from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.recipes import CACHE, Positive
-from tunegrid.machine import cpu_name, gpus, replace_file, versions
+from tunegrid.machine import cpu_name, gpus, is_special, replace_file, versions
 from tunegrid.record import Record, from_json, to_json
 from tunegrid.record.io import unique_keys
 from tunegrid.record.record import Hash, Percent, jsonable
 from tunegrid.runs import examples
+from tunegrid.runs.seal import SEAL, add_seal, check_seal
 from tunegrid.words import some
 
 BenchmarkRow = dict[str, Any]  # of pytest-benchmark: name, fullname, stats, and the record as `extra_info`
@@ -31,6 +31,9 @@ RunJson = dict[str, Any]  # a run: its rows as `benchmarks`, the machine, the co
 # benchmark), what started the session, and which shard of a run it is.
 # What `tunegrid calibrate` measured of users' cells stands there, too.
 UNFINISHED, COMMAND, SHARD, NOISE = "unfinished", "command", "shard", "noise"
+REFUSED = "refused"  # in a row: the record of a cell as it was measured, if it is not sound
+WAS_CHANGED = "was changed since it was written"
+UNSEALED = "is unsealed: a version before 0.22 wrote it, or another program"
 NAMED = 30  # missing runs that are named
 JOURNAL = CACHE / "journal"
 
@@ -103,11 +106,24 @@ class SavedRun:
 
     path: Path
     records: list[Record]
+    content: RunJson = field(default_factory=dict)  # as it is in the file
     rows: Sequence[tuple[BenchmarkRow, Record | None]] = ()  # every row, with its record if it is a cell's
     when: str = ""  # it was saved, as an ISO date and time in UTC
     commit: str = ""  # of the suite that ran it; ten digits
     command: str = ""  # that ran it; a merged file holds none
     noise: Sequence[OwnNoise] = ()  # of its users' cells that were calibrated
+    doubt: str = ""  # why it is no baseline, as "was changed ..."; empty if its seals hold
+    left_out: int = 0  # lines of a journal that were changed
+
+    @property
+    def warning(self) -> str:
+        """The sentence that all that is shown of a doubtful run begins with; else empty."""
+        return f"{self.path} {self.doubt}" if self.doubt else ""
+
+    def check_unchanged(self) -> None:
+        """Raises InputError for a file that was changed."""
+        if self.doubt.startswith(WAS_CHANGED):
+            raise InputError(f"{self.warning}: give it as it was written, or run its cells again")
 
 
 def load(path: Path) -> RunJson:
@@ -125,20 +141,29 @@ def load(path: Path) -> RunJson:
     return run
 
 
-def read_saved(path: Path, content: RunJson | None = None) -> SavedRun:
-    """A saved run, or this content of it; raises InputError if a record contradicts itself, its test rows, or another one."""
-    run = load(path) if content is None else content
+def read_saved(path: Path) -> SavedRun:
+    """A saved run; raises InputError if a record is not sound, or does not fit its test rows."""
+    run = load(path)
+    seal = check_seal(run)
+    changed_rows = [row for row in run["benchmarks"] if check_seal(row) == "changed"]
+    names = [row_name(row).rpartition("::")[2] for row in changed_rows]
+    doubt = UNSEALED if seal == "unsealed" else ""
+    if names or seal == "changed":
+        doubt = f"{WAS_CHANGED} ({some(names) or 'what it says of the whole run'})"
+    return replace(_parse(path, run), doubt=doubt)
+
+
+def _parse(path: Path, run: RunJson) -> SavedRun:
     rows = list[tuple[BenchmarkRow, Record | None]]()
     for row in run["benchmarks"]:
         record = from_json(row["extra_info"], str(path)) if is_cell(row["extra_info"]) else None
-        rows.append((row | {"extra_info": to_json(record)} if record else row, record))
-    if sentence := next(_contradictions(rows), None):
-        raise InputError(f"{path}, {sentence}")
+        fields = {name: value for name, value in row.items() if name != SEAL}
+        rows.append((fields | {"extra_info": to_json(record)} if record else fields, record))
     records = [record for _, record in rows if record]
     for record in records:
         examples.read(record, path)
-    commit, (when, command) = run.get("commit_info"), (str(run.get(name) or "") for name in ("datetime", COMMAND))
-    commit = str(commit.get("id") or "")[:10] if isinstance(commit, dict) else ""
+        examples.check_files(record, path)
+    commit = run.get("commit_info")
     try:
         noise = TypeAdapter(list[OwnNoise]).validate_python(run.get(NOISE, []))
     except ValidationError as error:
@@ -146,31 +171,14 @@ def read_saved(path: Path, content: RunJson | None = None) -> SavedRun:
         raise InputError(f"{cause}; run its cells again") from None
     return SavedRun(
         path=path,
+        content=run,
         records=records,
         rows=rows,
-        when=when,
-        commit=commit,
-        command=command,
+        when=str(run.get("datetime") or ""),
+        commit=str(commit.get("id") or "")[:10] if isinstance(commit, dict) else "",
+        command=str(run.get(COMMAND) or ""),
         noise=noise,
     )
-
-
-def _contradictions(rows: Iterable[tuple[BenchmarkRow, Record | None]]) -> Iterator[str]:
-    """A sentence for each record that another record or its own row's name contradicts."""
-    cases, trainings = set[Case](), dict[tuple[str, str, tuple[float | None, ...]], Record]()
-    for row, record in rows:
-        if record is None:
-            continue
-        if (case := record_case(record)) in cases:
-            yield f"{case}: it is there twice; remove one of the two rows"
-        cases.add(case)
-        match = re.search(r"\[(?:\w+-)?(\w+?)(?:-seed\d+)?\]$", name := row_name(row))
-        if match and match[1] in STUDY_IDS and match[1] != record.cell:
-            yield f"{case}: the row's name is {name}, which is another cell's"
-        losses = tuple(record.training.losses) if record.training else ()
-        twin = trainings.setdefault((record.profile, record.cell, losses), record)
-        if losses and twin.seeds.seed != case.seed:
-            yield f"{case}: all its losses equal those of seed {twin.seeds.seed}"
 
 
 def noise_json(noise: Iterable[OwnNoise], records: Iterable[Record]) -> RunJson:
@@ -207,26 +215,47 @@ def rows_by_name(rows: Mapping[Any, BenchmarkRow], records: Mapping[Any, Record]
     return sorted(updated, key=row_name)
 
 
-def save(run: RunJson, path: Path, records: Iterable[Record] = (), sources: Collection[Path] = ()) -> None:
-    """Write a run, whole or not at all, and from beside the sources its examples; raises InputError if the disk has no room."""
-    timed_rows, other_rows = ([row for row in run["benchmarks"] if has_no_time(row) is no_time] for no_time in (False, True))
-    fields = {name: json.dumps(value, default=str) for name, value in run.items()}
-    for name, rows in {"benchmarks": timed_rows, **({UNFINISHED: other_rows} if other_rows else {})}.items():
+def save(
+    run: RunJson,
+    path: Path,
+    records: Iterable[Record] = (),
+    sources: Collection[Path] = (),
+    *,
+    is_sealed: bool = True,
+) -> None:
+    """Write a run, whole or not at all, and from beside the sources its examples.
+
+    Seals it, but for one that is made of unsealed ones. Raises InputError if the disk has no room.
+    """
+    plain = json.loads(json.dumps(run, default=str))  # as a reader has it
+    rows = sorted(plain["benchmarks"], key=has_no_time)
+    if is_sealed:
+        rows = [add_seal(row) for row in rows]
+        plain = add_seal(plain | {"benchmarks": rows})
+    plain["benchmarks"] = [row for row in rows if not has_no_time(row)]
+    plain[UNFINISHED] = [row for row in rows if has_no_time(row)]
+    fields = {name: json.dumps(value) for name, value in plain.items()}
+    for name in ("benchmarks", UNFINISHED):
         # One row a line, so that a diff shows which cells changed.
-        fields[name] = "[\n" + ",\n".join(json.dumps(row, default=str) for row in rows) + "\n]"
+        fields[name] = "[\n" + ",\n".join(map(json.dumps, plain[name])) + "\n]"
+    if not plain[UNFINISHED]:
+        del fields[UNFINISHED]
     try:
         with replace_file(path) as part:
             text = ", ".join(f"{json.dumps(name)}: {value}" for name, value in fields.items())
             part.write_text(f"{{{text}}}\n", encoding="utf-8")
-        examples.write_pack(records, path, *sources)
+        if not is_special(path):  # nothing lies beside a device
+            names = examples.file_names(records, [row.get(REFUSED) for row in rows])
+            examples.write_pack(dict(examples.contents(names, *sources)), path)
     except OSError as error:
         raise InputError(f"{path} or its examples cannot be written ({error.strerror or error})") from None
 
 
-def missing_runs(runs: Mapping[Path, RunJson], present: Collection[Case]) -> str:
+def missing_runs(runs: Iterable[SavedRun], present: Collection[Case]) -> str:
     """Which cells shards lack of their run; empty if none is a shard. Raises InputError if they are of different runs."""
+    shards = [run.content[SHARD] for run in runs if SHARD in run.content]
     try:
-        wholes = {frozenset(Case(*case) for case in run[SHARD]["whole"]) for run in runs.values() if SHARD in run}
+        wholes = {frozenset(Case(*case) for case in shard["whole"]) for shard in shards}
     except (KeyError, TypeError) as error:
         raise InputError(f"a file does not say which shard it is ({type(error).__name__}: {error})") from None
     if len(wholes) > 1:
@@ -239,23 +268,48 @@ def missing_runs(runs: Mapping[Path, RunJson], present: Collection[Case]) -> str
 # The journal
 
 
-def read_journal(path: Path) -> Iterator[tuple[str, BenchmarkRow]]:
-    """Keys and rows of a journal; a line that was cut off is left out."""
+class JournalLine(NamedTuple):
+    """A row with the key of its cell's result."""
+
+    key: str
+    row: BenchmarkRow
+    seal: str
+
+
+def journal_line(key: str, row: BenchmarkRow) -> bytes:
+    """A sealed line, with a break before it: a kill or a full disk may have left half a line."""
+    return f"\n{json.dumps(add_seal({'key': key, 'row': row}))}\n".encode()
+
+
+def read_journal(path: Path) -> Iterator[JournalLine]:
+    """The lines of a journal; one that was cut off is left out."""
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             entry = json.loads(line)
-            yield str(entry["key"]), entry["row"] | {"extra_info": entry["row"]["extra_info"] | {}}
+            row = entry["row"] | {"extra_info": entry["row"]["extra_info"] | {}}
+            yield JournalLine(str(entry["key"]), row, check_seal(entry))
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
 
 
-def journal_run(path: Path | None = None, folder: Path = JOURNAL) -> tuple[Path, RunJson]:
-    """A journal, or the newest with a finished cell, and its rows as a run of this machine; raises InputError if none has."""
+def journal_run(path: Path | None = None, folder: Path = JOURNAL) -> SavedRun:
+    """A journal, or the newest with a finished cell, as a run, without lines that were changed.
+
+    Raises InputError if no cell has finished.
+    """
     newest = sorted(folder.glob("*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
     for journal in [path] if path else newest:
-        rows = {str(row.get("fullname") or number): row for number, (_, row) in enumerate(read_journal(journal))}
+        lines = list(read_journal(journal))
+        sound_lines = [line for line in lines if line.seal != "changed"]
+        rows = dict[str, BenchmarkRow]()
+        for number, line in enumerate(sound_lines):
+            rows[str(line.row.get("fullname") or number)] = line.row
         if any(is_cell(row["extra_info"]) and not has_no_time(row) for row in rows.values()):
             run: RunJson = {"machine_info": {"tunegrid": {"versions": versions(), "cpu": cpu_name(), "gpus": gpus()}}}
             run |= {"commit_info": {"dirty": None}, "version": "journal"}  # whether it is clean, a journal does not know
-            return journal, run | {"benchmarks": list(rows.values()), "datetime": datetime.now(UTC).isoformat()}
+            run |= {"benchmarks": list(rows.values()), "datetime": datetime.now(UTC).isoformat()}
+            is_sealed = all(line.seal == "sealed" for line in sound_lines)
+            saved = _parse(journal, run)
+            left_out = len(lines) - len(sound_lines)
+            return replace(saved, doubt="" if is_sealed else UNSEALED, left_out=left_out)
     raise InputError(f"{path or f'no journal in {folder}'}: no cell has finished there yet")

@@ -30,7 +30,7 @@ def get_record(cell="bert_sa_lora", right=36, seed=0, status="passed", audits=(S
     kept = examples.write([f"{task}{rows or ''}{index}" for index in range(len(points))], {metric: points}, texts)
     praise = "it works well, I would buy it again"
     inputs = [HOSTILE if index == 39 else f"review {index}: {praise}" for index in range(len(points))]
-    examples.write_texts(kept.rows_hash, inputs, words)
+    texts = examples.write_texts(inputs, words)
     score = sum(points) / len(points)
     missed = [f"{metric} {score:.1f} is below 88.0 ({cell}, quick, seed {seed})"] if status == "missed" else []
     index = list(STUDY_IDS).index(cell) if cell in STUDY_IDS else 3
@@ -41,7 +41,7 @@ def get_record(cell="bert_sa_lora", right=36, seed=0, status="passed", audits=(S
         "scores": {metric: score},
         "bounds": {metric: 88.0},
         "data": MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": len(points)}},
-        "examples": vars(kept),
+        "examples": vars(kept) | {"texts": texts},
         "seeds": {"seed": seed, "split_seed": 42, "perturbation": None},
         "status": status,
         "missed": missed,

@@ -15,6 +15,7 @@ from tunegrid.record.io import adapter
 from tunegrid.record.record import jsonable
 from tunegrid.runs import examples
 from tunegrid.runs.files import read_list
+from tunegrid.runs.seal import add_seal
 
 CELLS = {cell.id: cell for cell in STUDY.cells(QUICK_PROFILE)}
 PHASE = {
@@ -44,9 +45,11 @@ FIRST_STEP = {
     "decoded": 1e-6,
     "predicted": "0123456789abcdef",
     "untrained": [100.0, 0.0],
+    "test_tokens": "0123456789abcdef",
     "tokens_read": 52,
     "modules": None,
 }
+FINDING = {"passed": True, "detail": "199 tensors", "without_model": None, "value": None, "limit": None}
 MEASURED = {
     "device": {
         "type": "cpu",
@@ -88,6 +91,7 @@ MEASURED = {
         "final_learning_rate": 5e-5,
         "epoch_scores": [],
         "chosen_epoch": None,
+        "planned": None,
         "stopped": None,
     },
     "evaluation": {
@@ -123,7 +127,7 @@ MEASURED = {
         "eval_samples_per_second": 30.0,
         "generated_tokens_per_second": None,
     },
-    "examples": {"file": "0123456789abcdef.parquet", "rows_hash": "0123456789abcdef"},
+    "examples": {"file": "0123456789abcdef.parquet", "rows_hash": "0123456789abcdef", "texts": None},
     "status": "passed",
 }
 SCORED = {
@@ -165,7 +169,7 @@ def complete_json(cell_id="bert_sa_lora", **changes):
     start, seed = to_json(new_record(cell)), (changes.get("seeds") or {}).get("seed") or 0
     parts = {
         "recipe": start["recipe"] | {"max_steps": 1},
-        "audits": [{"name": name, "passed": True, "detail": "199 tensors", "without_model": None} for name in audit_ids(cell)],
+        "audits": [FINDING | {"name": name} for name in audit_ids(cell)],
         "training": MEASURED["training"] | {"losses": [loss + seed / 1024 for loss in MEASURED["training"]["losses"]]},
     }
     return start | MEASURED | parts | SCORED[cell.task.id] | changes
@@ -257,15 +261,20 @@ def make_seeds(seed, draw=None):
 def saved(path, *records):
     """A run's file with these records, or with the rows of another benchmark."""
     table = [{"extra_info": to_json(record) if isinstance(record, Record) else record} for record in records]
-    path.write_text(json.dumps({"benchmarks": table}))
+    path.write_text(json.dumps(sealed({"benchmarks": table})))
     return path
 
 
 def run_file(path, records, dirty=False):
     path.parent.mkdir(parents=True, exist_ok=True)
     table = [{"name": r.cell, "fullname": f"benchmarks::{r.cell}", "extra_info": to_json(r)} for r in records]
-    path.write_text(json.dumps({"benchmarks": table, "commit_info": {"dirty": dirty}}))
+    path.write_text(json.dumps(sealed({"benchmarks": table, "commit_info": {"dirty": dirty}})))
     return path
+
+
+def sealed(run):
+    """A run with the seals that `save` gives it."""
+    return add_seal(run | {"benchmarks": [add_seal(row) for row in run["benchmarks"]]})
 
 
 def read_records(path, profile=None):

@@ -43,7 +43,7 @@ def wordpiece(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.BertProcessing(*((token, vocabulary[token]) for token in ("[SEP]", "[CLS]")))
-    return _wrap(tokenizer, **special)
+    return _wrap(tokenizer, model_input_names=["input_ids", "token_type_ids", "attention_mask"], **special)
 
 
 def byte_level_bpe(texts: Sequence[str]) -> PreTrainedTokenizerFast:

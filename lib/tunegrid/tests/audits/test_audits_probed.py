@@ -6,21 +6,25 @@ import shutil
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import bitsandbytes as bnb
 import pytest
 import torch
 from torch import nn
 
-from tunegrid.audits import before, computation, scores, training
+from tunegrid.audits import before, computation, dropout, labels, search, training
 from tunegrid.audits.evidence import AbsentError
 from tunegrid.codecs.base import Feature
+from tunegrid.codecs.classify import ClassifyCodec
 from tunegrid.data.splits import Splits
 from tunegrid.grid.methods import LORA, Lora
 from tunegrid.grid.recipes import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.run import probe
+from tunegrid.run.build import checksums
 from tunegrid.run.probe import attach, distance, get_logits, keep_state, logit_gradients, spread_features
+from tunegrid.run.ranks import Ranks
 from tunegrid.tests.small import cell_trainer, fine_tuner, get_evidence, quick_cell, read_rows, train_rows
 
 QUESTIONS = Splits(train=read_rows("squad/train")[:24], validation=[], test=[], origins={})
@@ -44,7 +48,7 @@ NOT_ASKED = {
     A.adapters_add_as_declared: "gpt2_sa_sft",
     A.packed_layers_compute_as_declared: "gpt2_sum_lora",
     A.output_follows_trained_tokens: "t5_sum_qlora",
-    computation.dropout_drops: "gpt2_sa_sft",
+    dropout.dropout_drops: "gpt2_sa_sft",
 }
 
 
@@ -68,10 +72,10 @@ def test_asking_leaves_modes_random_numbers_and_gradients_as_they_were(cell_id):
     model.train()
     model.get_base_model().eval()
     modes, state = [m.training for m in model.modules()], torch.get_rng_state()
-    for audit in (computation.rows_alone_as_in_batch, computation.adapters_add_as_declared, computation.dropout_drops):
+    for audit in (computation.rows_alone_as_in_batch, computation.adapters_add_as_declared, dropout.dropout_drops):
         assert audit(replace(evidence))[0]
     with suppress(AbsentError):  # not all generate
-        scores.cache_changes_nothing(replace(evidence))
+        search.cache_changes_nothing(replace(evidence))
     assert [m.training for m in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in model.parameters())
@@ -116,12 +120,57 @@ def test_a_relu_that_rounding_turns_in_one_batch_is_no_gap(monkeypatch):
 
 
 def test_a_parameter_of_a_module_that_nobody_calls_may_be_without_a_gradient():
-    trainer = fine_tuner("gpt2_sa_sft", read_rows("amazon_polarity/train")[:8], max_steps=1)
-    trainer.model.spare = nn.Linear(2, 2)
-    trainer.parameters = dict(trainer.model.named_parameters())
-    passed, detail = computation.gradients_reach(get_evidence(trainer))
-    assert passed
-    assert detail == f"{len(trainer.parameters) - 2} of {len(trainer.parameters)} tensors get a gradient"
+    evidence = quick_evidence("gpt2_sa_sft")
+    evidence.trainer.model.spare = nn.Linear(2, 2)
+    evidence.trainer.parameters = dict(evidence.model.named_parameters())
+    count = len(evidence.trainer.parameters) - 2
+    assert training.gradients_reach(evidence) == (True, f"{count} tensors get a gradient in each update")
+
+
+def test_the_bias_of_a_span_head_may_be_without_a_gradient_and_no_other_tensor():
+    evidence = quick_evidence("bert_qa_sft", warmup_ratio=0.0)
+    bias, weight = "qa_outputs.bias", "qa_outputs.weight"
+    assert training.gradients_reach(altered(evidence, idle={bias: 2}))[0]
+    passed, detail = training.gradients_reach(altered(evidence, idle={weight: 2}))
+    assert (passed, detail.endswith(f"; 1 get none: {weight} in 2 of 3 updates")) == (False, True)
+
+
+def test_gradients_that_are_kept_are_named_by_the_updates_that_began_with_them(monkeypatch):
+    trainer = fine_tuner("bert_sa_sft", train_rows("bert_sa_sft")[:64], max_steps=4)
+    clear = trainer.optimizer.zero_grad
+    monkeypatch.setattr(trainer.optimizer, "zero_grad", lambda: trainer.log.updates == 1 or clear())
+    passed, detail = training.gradients_reach(get_evidence(trainer, run=True))
+    assert (passed, detail.endswith("; 1 updates began with those of the update before: 3")) == (False, True)
+
+
+class Detached(ClassifyCodec):
+    """A codec whose classifier's gradient is lost in the last two of four updates."""
+
+    calls = 0
+
+    def loss(self, model, batch):
+        self.calls += 1
+        model.classifier.bias.requires_grad_(self.calls < 3)
+        loss = super().loss(model, batch)
+        model.classifier.bias.requires_grad_(True)
+        return loss
+
+
+def test_a_gradient_that_is_lost_late_is_counted_once_an_update_has_moved_weights():
+    trainer = fine_tuner("bert_sa_sft", train_rows("bert_sa_sft")[:64], Detached, max_steps=4, warmup_ratio=0.5)
+    log = get_evidence(trainer, run=True).trainer.log
+    # Of a warm-up of two updates the first one has a rate of 0; the second moves weights.
+    assert (log.moving_updates, log.idle) == (2, {"classifier.bias": 2})
+
+
+def test_each_tensor_must_have_moved():
+    evidence = quick_evidence("gpt2_sa_sft")
+    trainer = evidence.trainer
+    assert training.weights_moved(evidence)[0]
+    name = "transformer.ln_f.bias"
+    trainer.before[name] = checksums(trainer.model.named_parameters())[name]
+    passed, detail = training.weights_moved(replace(evidence))
+    assert (passed, detail.endswith(f"; 1 did not change: {name}")) == (False, True)
 
 
 # Adapters
@@ -153,11 +202,11 @@ def set_rate(evidence, rate):
 
 
 def test_attentions_dropout_is_seen_by_its_effect():
-    passed, detail = computation.dropout_drops(set_rate(quick_evidence("bert_sa_sft"), 0.05))  # as the checkpoint's config says
+    passed, detail = dropout.dropout_drops(set_rate(quick_evidence("bert_sa_sft"), 0.05))  # as the checkpoint's config says
     assert passed
     # the embeddings', two a layer and the classifier's are modules; attention's is handed on as a number
     assert detail == "8 drop at their declared rate, 3 have an effect"
-    passed, detail = computation.dropout_drops(set_rate(quick_evidence("bert_sa_sft"), 0.1))
+    passed, detail = dropout.dropout_drops(set_rate(quick_evidence("bert_sa_sft"), 0.1))
     assert (passed, "dropout 0.1, not 0.05" in detail) == (False, True)
 
 
@@ -191,14 +240,78 @@ def test_gradients_are_clipped_to_the_bound_and_no_further(before, after, passed
     assert (unbound.trainer.log.gradient_norms, training.gradients_clipped(unbound)) == ([], None)
 
 
-def test_every_group_follows_the_schedule():
+def test_every_tensor_has_its_own_rate_by_the_schedule():
     evidence = shared("gpt2_sa_sft")
     assert training.schedule_counts_updates(evidence)[0]
-    rates = evidence.trainer.log.group_rates
-    assert len(rates) == 4
-    kept = [[first, rates[1][1]] for first, _ in rates]
-    said = training.schedule_counts_updates(altered(evidence, group_rates=kept))
-    assert said == (False, "parameter group 2 does not follow the schedule")
+    log = evidence.trainer.log
+    assert len(log.group_rates) == 4
+    rates = [list(row) for row in log.group_rates]
+    rates[2][1] *= 2
+    passed, detail = training.schedule_counts_updates(altered(evidence, group_rates=rates))
+    assert (passed, detail.startswith("update 3 of 4: transformer.h.0.ln_1.weight had rate ")) == (False, True)
+    passed, detail = training.schedule_counts_updates(altered(evidence, learning_rates=[*log.learning_rates[:3], 1.0]))
+    assert (passed, detail.startswith("update 4 of 4 had rate 1, not the cosine schedule's ")) == (False, True)
+
+
+def test_a_heads_rate_and_a_methods_rates_are_the_declared_ones():
+    cell = quick_cell("bert_qa_lora", learning_rate=1e-3, head_learning_rate=5e-3)
+    cell = replace(cell, method=Lora(id="p", name="p", rate_factors={"lora_B": 16.0}))
+    names = ("qa_outputs.modules_to_save.default.weight", "query.lora_B.default.weight", "query.lora_A.default.weight")
+    assert [training.declared_peak(cell, name) for name in names] == pytest.approx([5e-3, 16e-3, 1e-3])
+
+
+@pytest.mark.parametrize(
+    ("name", "shares"),  # of 10 updates, 2 of them a warm-up, in updates 0, 1, 2, 6 and 9
+    [
+        ("linear", (0, 0.5, 1, 1 / 2, 1 / 8)),
+        ("cosine", (0, 0.5, 1, 1 / 2, (1 - math.sqrt(2 + math.sqrt(2)) / 2) / 2)),  # the cosine of 7/8 pi
+        ("cosine_with_restarts", (0, 0.5, 1, 1 / 2, (1 - math.sqrt(2 + math.sqrt(2)) / 2) / 2)),
+        ("polynomial", (0, 0.5, 1, 0.55, 0.2125)),  # down to 1e-7, a tenth of the peak
+        ("constant", (1, 1, 1, 1, 1)),
+        ("constant_with_warmup", (0, 0.5, 1, 1, 1)),
+        ("inverse_sqrt", (0, 0.5, 1, math.sqrt(2 / 6), math.sqrt(2 / 9))),
+    ],
+)
+def test_schedules_by_hand(name, shares):
+    recipe = quick_cell("bert_sa_sft", learning_rate=1e-6, lr_scheduler_type=name, warmup_ratio=0.2).recipe
+    assert [training.planned_share(recipe, step, 10) for step in (0, 1, 2, 6, 9)] == pytest.approx(shares)
+
+
+# What ran as labelled
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_a_layer_is_computed_again_only_with_gradient_checkpointing(is_on):
+    evidence = quick_evidence("gpt2_sa_lora", gradient_checkpointing=is_on)
+    passed, detail = labels.updates_run_as_labelled(evidence)
+    assert (passed, f", {3 * is_on} layers computed again, attention by SDPA 3 times" in detail) == (True, True)
+    recipe = replace(evidence.cell.recipe, gradient_checkpointing=not is_on)
+    passed, detail = labels.updates_run_as_labelled(replace(evidence, cell=replace(evidence.cell, recipe=recipe)))
+    assert (passed, f"update 4: {3 * is_on} layers computed again in the backward pass, not " in detail) == (False, True)
+
+
+def test_attention_by_hand_is_told_from_torchs():
+    evidence = quick_evidence("bert_sa_sft")
+    evidence.model.set_attn_implementation("eager")
+    passed, detail = labels.updates_run_as_labelled(evidence)
+    assert (passed, "attention is computed by a softmax 3 times, not by SDPA" in detail) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("update", "ranks", "plans"),
+    [
+        # 11 rows in batches of 4, two to an update: 8 rows, and then 3; or 7, and then 4. Passes have 3 rows at most.
+        (0, Ranks(), [[[3, 1, 3, 1]], [[3, 3, 1]], [[3, 1, 3]]]),
+        (1, Ranks(), [[[3, 1]], [[3]]]),
+        (2, Ranks(), [[[3, 1, 3, 1]], [[3, 3, 1]], [[3, 1, 3]]]),  # of the second epoch
+        (0, Ranks(0, 2), [[[3, 1], [3, 1]], [[3, 1], [3]], [[3, 1], [3]]]),
+        (1, Ranks(0, 5), [[[1], [1], [1], [1], [1]]] * 2),  # the last one or two only take part
+    ],
+)
+def test_the_rows_of_each_pass_follow_from_recipe_and_ranks(update, ranks, plans):
+    recipe = quick_cell("bert_sa_sft", per_device_train_batch_size=4, gradient_accumulation_steps=2).recipe
+    trainer = SimpleNamespace(cell=SimpleNamespace(recipe=recipe), ranks=ranks, features=range(11))
+    assert labels.planned_passes(trainer, update, 3) == plans
 
 
 # Packed weights

@@ -1,16 +1,23 @@
 """What is saved, loaded again and merged computes what was trained. Faults in whole runs: `pytest -m faults`."""
 
+import json
+import math
 import re
 from dataclasses import dataclass, replace
 from functools import cache
 
 import peft
 import pytest
+import torch
+import transformers as hf
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
 
-from tunegrid.audits.saved import saved_is_served
+from tunegrid.audits.evidence import differing_parts, first_difference
+from tunegrid.audits.saved import other_pair, saved_is_served
 from tunegrid.grid.methods import Adapting, Lora
-from tunegrid.run.serving import Serving
+from tunegrid.run.prepare import make_codec
+from tunegrid.run.serving import Serving, saved_search
 from tunegrid.tests.small import cell_trainer, get_evidence, quick_cell, train_rows
 
 EQUAL = "4 rows: loaded again, logits differ by 0.0e+00 of the largest"
@@ -70,12 +77,203 @@ def test_a_start_that_rewrites_the_base_is_served_over_the_base_as_rewritten(sta
     assert evidence.model.peft_config["default"].init_lora_weights == start
 
 
-# What is lost
+# What is saved otherwise
 
 
 def broken(cell_id, **methods):
     """What is said of a cell whose serving has other methods."""
     return saved_is_served(replace(shared(cell_id), serving=type("Broken", (Serving,), methods)()))
+
+
+def saved_otherwise(cell_id, change):
+    """What is said of a cell if `change` is made in the folder behind saving."""
+
+    def save(serving, cell, model, tokenizer, folder):
+        Serving.save(serving, cell, model, tokenizer, folder)
+        change(folder)
+
+    passed, detail = broken(cell_id, save=save)
+    assert not passed
+    return detail
+
+
+def edited(name, **fields):
+    """A change of fields in a file of settings; None takes one away."""
+
+    def change(folder):
+        path = folder / name
+        values = json.loads(path.read_text()) | fields
+        path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+    return change
+
+
+def rewritten(name, change):
+    """A change of the tensors in a file."""
+
+    def rewrite(folder):
+        path = folder / name
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    return rewrite
+
+
+LORA_A = "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"
+NEXT_A = "base_model.model.transformer.h.1.attn.c_attn.lora_A.weight"
+
+
+def one_bit(tensors):
+    tensors[LORA_A].view(torch.int32)[1, 2] ^= 1
+
+
+def swapped(tensors):
+    tensors[LORA_A], tensors[NEXT_A] = tensors[NEXT_A], tensors[LORA_A]
+
+
+def another_name(tensors):
+    tensors["foobar"] = tensors.pop(LORA_A)
+
+
+TENSORS = {
+    "in fp16": (lambda tensors: tensors.update({LORA_A: tensors[LORA_A].half()}), f"{LORA_A} was saved as float16"),
+    "one bit": (one_bit, f"{LORA_A} was saved with 1 of 1024 values changed"),
+    "rounded": (lambda tensors: tensors.update({LORA_A: tensors[LORA_A].bfloat16().float()}), "as bfloat16 rounds"),
+    "swapped": (swapped, f"2 tensors differ: {LORA_A}"),
+    "not at all": (lambda tensors: tensors.pop(LORA_A), f"{LORA_A} is in no file"),
+    "by another name": (another_name, "holds foobar, which the trained model lacks"),
+}
+
+
+@pytest.mark.parametrize("way", TENSORS)
+def test_a_tensor_that_is_saved_otherwise_is_named(way):
+    change, sentence = TENSORS[way]
+    assert sentence in saved_otherwise("gpt2_sum_lora", rewritten("adapter_model.safetensors", change))
+
+
+SETTINGS = [
+    ("gpt2_sum_lora", "adapter_config.json", {"lora_alpha": 8}),
+    ("gpt2_sum_lora", "adapter_config.json", {"base_model_name_or_path": "gpt2"}),
+    ("gpt2_sum_lora", "adapter_config.json", {"revision": "main"}),
+    ("gpt2_sum_lora", "adapter_config.json", {"auto_mapping": {"base_model_class": "GPT2Model"}}),
+    ("gpt2_sum_lora", "generation_config.json", {"num_beams": None}),
+    ("gpt2_sum_lora", "generation_config.json", {"temperature": 0.5}),
+    ("gpt2_sum_lora", "tokenizer_config.json", {"padding_side": "left"}),
+    ("gpt2_sum_lora", "tokenizer_config.json", {"model_max_length": 64}),
+    ("gpt2_sum_lora", "tokenizer_config.json", {"pad_token": "<sum>"}),
+    ("bert_sum_sft", "tokenizer_config.json", {"model_input_names": None}),
+    ("bert_sum_sft", "config.json", {"dtype": "float16"}),
+    ("bert_sum_sft", "config.json", {"attn_implementation": "eager"}),
+    ("bert_sum_sft", "config.json", {"architectures": ["EncoderDecoderModel"]}),
+    ("bert_sum_sft", "config.json", {"pad_token_id": 1}),
+    ("bert_sum_sft", "config.json", {"tie_word_embeddings": False}),
+]
+
+
+@pytest.mark.parametrize(("cell_id", "name", "fields"), SETTINGS)
+def test_a_setting_that_is_saved_otherwise_is_named(cell_id, name, fields):
+    detail = saved_otherwise(cell_id, edited(name, **fields))
+    assert f"{name}: {next(iter(fields))}" in detail
+
+
+def test_a_setting_of_one_half_of_a_pair_is_named():
+    def change(folder):
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        del config["decoder"]["layer_norm_eps"], config["decoder"]["hidden_dropout_prob"]
+        path.write_text(json.dumps(config))
+
+    detail = saved_otherwise("bert_sum_sft", change)
+    assert "decoder.hidden_dropout_prob is not saved, and loaded as 0.1, but was 0.05" in detail
+
+
+def test_a_tokenizer_that_splits_texts_otherwise_is_called_with_the_place():
+    def change(folder):
+        path = folder / "tokenizer.json"
+        content = json.loads(path.read_text())
+        content["normalizer"]["lowercase"] = False
+        path.write_text(json.dumps(content))
+
+    detail = saved_otherwise("bert_sum_sft", change)
+    assert "tokenizer.json: normalizer is saved as" in detail
+    assert '"lowercase": false' in detail
+
+
+def test_saving_that_changes_the_trained_model_is_caught():
+    evidence = quick_evidence("t5_sa_lora")
+
+    def save(serving, cell, model, tokenizer, folder):
+        with torch.no_grad():
+            next(model.parameters()).mul_(1 + 1e-6)
+        Serving.save(serving, cell, model, tokenizer, folder)
+
+    serving = type("Broken", (Serving,), {"save": save})()
+    assert saved_is_served(replace(evidence, serving=serving)) == (
+        False,
+        "saving changes the tensors of the trained model",
+    )
+
+
+def test_a_tensor_that_is_loaded_otherwise_is_named():
+    def load(serving, cell, folder, device):
+        model, tokenizer = Serving.load(serving, cell, folder, device)
+        parameters = dict(model.named_parameters())
+        parameters[LORA_A.replace("weight", "default.weight")].view(torch.int32)[1, 2] ^= 1
+        return model, tokenizer
+
+    passed, detail = broken("gpt2_sum_lora", load=load)
+    assert not passed
+    assert "lora_A.default.weight was loaded with 1 of 1024 values changed" in detail
+
+
+@pytest.mark.parametrize("key", ["input_ids", "attention_mask", "token_type_ids"])
+def test_a_pair_of_texts_that_is_read_otherwise_is_called_by_its_key(key):
+    class Reads:
+        """A tokenizer that gives one key otherwise."""
+
+        def __init__(self, tokenizer):
+            self.tokenizer = tokenizer
+
+        def __call__(self, text, pair=None, **options):
+            encoding = self.tokenizer(text, pair, **options)
+            if pair:
+                encoding[key] = encoding[key][:-1]
+            return encoding
+
+        def __getattr__(self, name):
+            return getattr(self.tokenizer, name)
+
+    evidence = shared("bert_sum_sft")
+    tokenizer = evidence.codec.tokenizer
+    with torch.no_grad():
+        faults = list(other_pair(evidence, evidence.model, Reads(tokenizer), math.inf))
+        same = list(other_pair(evidence, evidence.model, tokenizer, math.inf))
+    assert [f"the saved tokenizer gives {key} [" in fault for fault in faults] == [True]
+    assert not same
+
+
+def test_a_model_in_several_files_is_the_same():
+    def save(serving, cell, model, tokenizer, folder):
+        Serving.save(serving, cell, model, tokenizer, folder)
+        (folder / "model.safetensors").unlink()
+        model.save_pretrained(folder, max_shard_size="200KB")
+        hf.GenerationConfig(**saved_search(make_codec(cell, tokenizer))).save_pretrained(folder)
+        assert len(list(folder.glob("*.safetensors"))) > 1
+
+    passed, detail = broken("bert_sum_sft", save=save)
+    assert passed, detail
+
+
+def test_the_first_place_in_which_texts_differ_is_shown_with_its_surroundings():
+    text = "a" * 50 + "b" + "c" * 50
+    other = "a" * 50 + "d" + "c" * 50
+    parts = ("a" * 20 + "b" + "c" * 19, "a" * 20 + "d" + "c" * 19)
+    assert differing_parts(text, other) == parts
+    assert first_difference([1, 2], [1, 2, 3]) == 2
+
+
+# What is merged otherwise
 
 
 @pytest.mark.parametrize("cell_id", ["gpt2_sa_lora", "bert_sum_lora"])

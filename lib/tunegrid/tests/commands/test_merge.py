@@ -11,8 +11,9 @@ from tunegrid.commands import merge
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.runs import examples
 from tunegrid.runs.files import read_list
+from tunegrid.runs.seal import add_seal
 from tunegrid.tests.outputs import refusal
-from tunegrid.tests.records import get_record, run_file, trained
+from tunegrid.tests.records import get_record, run_file, sealed, trained
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -78,10 +79,10 @@ def test_runs_of_a_matrix_are_merged_with_rows_that_hold_no_record_and_conflicts
     odd = {"name": "control", "fullname": "benchmarks::control", "extra_info": {"control": "random_weights"}}
     records = whole_grid()
     first, second = run_file(tmp_path / "a" / "a.json", records[:15]), run_file(tmp_path / "b.json", records[14:])
-    first.write_text(json.dumps({"benchmarks": [*json.loads(first.read_text())["benchmarks"], odd]}))
+    first.write_text(json.dumps(sealed({"benchmarks": [*json.loads(first.read_text())["benchmarks"], odd]})))
     target = tmp_path / "c" / "c.json"
     assert merge.main([str(first), str(second), str(ROOT / "reports" / "study.json"), "-o", str(target)]) == 0
     rows = json.loads(target.read_text())["benchmarks"]
-    assert (odd in rows, len(rows)) == (True, 1 + 27 + 27)
+    assert (add_seal(odd) in rows, len(rows)) == (True, 1 + 27 + 27)
     other = run_file(tmp_path / "other.json", [replace(records[0], missed=["why"], status="missed")])
     assert f"{records[0].cell} with seed 0 is in" in refusal(capsys, merge.main, first, other, "-o", target)

@@ -38,12 +38,6 @@ def test_a_record_of_first_updates_is_sound_no_bound_counts_and_an_audit_does():
     assert (failed.status, failed.missed[0].split(":")[0]) == ("failed", "audit base_frozen")
 
 
-@pytest.mark.parametrize("change", [{"scores": {"accuracy": 90.0}}, {"first_updates": 3}, {"training": None}])
-def test_a_record_of_first_updates_that_cannot_be_true_is_refused(change):
-    with pytest.raises(InputError, match=r"first.updates|training is null"):
-        from_json(to_json(begun()) | change)
-
-
 @pytest.mark.parametrize(
     ("losses", "verdict", "words"),
     [

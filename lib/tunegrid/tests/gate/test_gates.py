@@ -18,7 +18,18 @@ from tunegrid.gate.thresholds import load_margins
 from tunegrid.grid.recipes import CONFIRMING
 from tunegrid.runs.files import OwnNoise, noise_json, recipe_digest
 from tunegrid.tests.outputs import refusal
-from tunegrid.tests.records import FOOTPRINT, MEASURED, altered, complete, get_record, hits, make_seeds, run_file, scored
+from tunegrid.tests.records import (
+    FOOTPRINT,
+    MEASURED,
+    altered,
+    complete,
+    get_record,
+    hits,
+    make_seeds,
+    run_file,
+    scored,
+    sealed,
+)
 
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 RANK = {"rss_peak_gib": 0.5, "train_samples": 24}
@@ -253,9 +264,9 @@ def test_a_users_cell_is_judged_by_the_noise_that_its_baseline_carries(tmp_path,
     facts = {"cell": "bert_faq_lora", "profile": "quick", "recipe": recipe_digest(old)}
     noise = OwnNoise(**facts, rows=512, scores=scores)
     run = json.loads(files[0].read_text())
-    files[0].write_text(json.dumps(run | noise_json([noise, noise], [old])))
+    files[0].write_text(json.dumps(sealed(run | noise_json([noise, noise], [old]))))
     assert command.main(list(map(str, files))) == 1
-    files[0].write_text(json.dumps(run | noise_json([replace(noise, rows=511)], [old])))
+    files[0].write_text(json.dumps(sealed(run | noise_json([replace(noise, rows=511)], [old]))))
     assert command.main(list(map(str, files))) == 6
     files[0].write_text(json.dumps(run | {"noise": [{"cell": "bert_faq_lora"}]}))
     assert "its noise cannot be read (Field required)" in refusal(capsys, command.main, *map(str, files))
@@ -268,7 +279,7 @@ def test_a_collapse_by_twenty_points_is_worse_in_all_27_cells_and_takes_no_torch
         for record in (row["extra_info"] for row in rows):
             record |= {"scores": {name: score - points for name, score in record["scores"].items()}, "bounds": {}}
         files.append(tmp_path / f"{points}.json")
-        files[-1].write_text(json.dumps({"benchmarks": rows}))
+        files[-1].write_text(json.dumps(sealed({"benchmarks": rows})))
     code = "import sys; from tunegrid.commands.gate import main; sys.exit(main(sys.argv[1:]) + 8 * ('torch' in sys.modules))"
     own = os.environ | {"TUNEGRID_CACHE": str(tmp_path)}  # rows of this checkout's runs belong to other scores
     answer = subprocess.run(

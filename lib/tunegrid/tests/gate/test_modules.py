@@ -43,7 +43,7 @@ def model(moved=None, order=MODEL, phase="forward"):
 def named(old, new, **options):
     """What is said of the module that changed first, and its name."""
     tolerance = {"module_outputs": BOUND, "module_gradients": BOUND}
-    words, names = first_modules(parse_modules(old), parse_modules(new), "forward", tolerance, **options)
+    words, names, _ = first_modules(parse_modules(old), parse_modules(new), "forward", tolerance, **options)
     return words, [name for name, *_ in names]
 
 
@@ -132,7 +132,7 @@ def written(moved=None, phase="forward", **figures):
     ("phase", "moved", "figures", "words"),
     [
         ("forward", IN_KEY, {"probe_loss": 0.8}, f"forward: {KEY}; the loss before training is 0.8, it was 0.7"),
-        ("forward", IN_KEY, {"weights": {"head": 2.0}}, f"start: {KEY}; weights before training, layer 0 attention no number"),
+        ("forward", IN_KEY, {"weights": {"head": 2.0}}, f"start: {KEY}; weights before training, layer 0 attention none, be"),
         ("dropout", IN_KEY, {"drawn": "f" * 16}, f"random numbers: {KEY}; the first update draws other random numbers"),
         ("search", IN_KEY, {"decoded": 0.01}, f"generation: {KEY}; with a cache, a search's scores are off by 0.01"),
         (
@@ -140,6 +140,12 @@ def written(moved=None, phase="forward", **figures):
             behind(["block.norm"], 0.3, ("gradient",)),
             {"probe_gradients": {"layer 0 attention": 0.4, "head": 2.0}},
             f"backward without dropout: {INSIDE} block.mlp {LAST} by 30 % of its norm; gradients of layer 0 attention x 2",
+        ),
+        (  # an output that moved is the forward pass's, whatever figure shows it first
+            "forward",
+            IN_KEY,
+            {"probe_gradients": {"layer 0 attention": 0.4, "head": 2.0}},
+            f"forward: {KEY}; gradients of layer 0 attention x 2 before training, the loss equal",
         ),
         ("forward", IN_KEY, {"probe": "f" * 16, "weights": {"head": 2.0}}, "start: weights before training"),
         ("forward", IN_KEY, {"modules": None, "probe_loss": 0.8}, "forward: the loss before training"),

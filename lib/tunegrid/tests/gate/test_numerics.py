@@ -83,14 +83,15 @@ def test_losses_of_the_first_updates_round_or_name_the_stage_that_changed(old, n
         ({"probe_loss": 0.8}, "forward: the loss before training is 0.8, it was 0.7"),
         (
             {"probe_gradients": {ATTENTION: 0.4, "head": 2.0}},
-            f"{BACKWARD}: gradients of {ATTENTION} x 2 before training, forwa",
+            f"{BACKWARD}: gradients of {ATTENTION} x 2 before training, the loss",
         ),
         ({"probe_reached": {ATTENTION: 3, "head": 2}}, f"{BACKWARD}: tensors of {ATTENTION} that get a gradient: 3, before 4"),
         ({"stream": "f" * 16}, "random numbers: the generator gives other numbers from the same seed"),
         ({"drawn": "f" * 16}, "random numbers: the first update draws other random numbers"),
-        ({"gradients": {ATTENTION: 0.1, "head": 0.5}}, "backward: gradients of head x 0.5 at update 1, forward equal"),
-        ({"gradients": {ATTENTION: 0.1}}, "backward: gradients of head no number, before 1 at update 1"),
-        ({"reached": {ATTENTION: 4}}, "backward: tensors of head that get a gradient at update 1: 0, before 2"),
+        ({"gradients": {ATTENTION: 0.1, "head": 0.5}}, "backward: gradients of head x 0.5 at update 1, the loss equal"),
+        ({"gradients": {ATTENTION: 0.1}}, "backward: gradients of head none, before 1 at update 1"),
+        ({"reached": {ATTENTION: 4}}, "backward: tensors of head that get a gradient at update 1: none, before 2"),
+        ({"reached": {ATTENTION: 4, "head": 0}}, "backward: tensors of head that get a gradient at update 1: 0 (all are"),
         ({"tokens_read": 260}, "generation: a search reads 260 tokens, before 52: a cache is used differently"),
         ({"decoded": 0.01}, "generation: with a cache, a search's scores are off by 0.01 of the largest logit, "),
         ({"moved": {ATTENTION: 0.01, "head": 0.0}}, "optimizer: movement of head x 0 by update 3, first gradients equal"),
@@ -107,6 +108,18 @@ def test_losses_of_the_first_updates_round_or_name_the_stage_that_changed(old, n
 def test_figures_of_the_first_step_name_the_stage(figures, words):
     answer, detail = get_verdict(add_step(generated="0" * 16), add_step(**{"generated": "0" * 16} | figures))
     assert (answer, detail.startswith(words)) == (CHANGED if words else EQUAL, True), detail
+
+
+def test_no_gradient_is_told_from_gradients_of_zero():
+    old, new = (add_step(reached={ATTENTION: 4} | head) for head in ({"head": 0}, {}))
+    assert "get a gradient at update 1: none, before 0 (all are zeros)" in get_verdict(old, new)[1]
+
+
+@pytest.mark.parametrize(("factor", "text"), [(1.00003, "+0.003 %"), (0.99998, "-0.002 %"), (1.5, "x 1.5")])
+def test_a_rounded_norm_is_not_told_as_the_same(factor, text):
+    old, new = (add_step(moved={ATTENTION: 0.01, "head": 0.05 * times}) for times in (1.0, factor))
+    detail = get_verdict(old, new, {"fp32": TOLERANCES["fp32"] | {"moved_alone": 1e-6}})[1]
+    assert detail == f"optimizer: movement of head {text} by update 3, first gradients equal"
 
 
 @pytest.mark.parametrize(("near", "verdict"), [(1e-9, EQUAL), (0.01, CHANGED)])

@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
 
 from tunegrid.audits import Evidence, run_audits
 from tunegrid.grid.methods import LORA, QLORA, SFT
@@ -59,4 +62,73 @@ def test_a_method_passes_the_audits_and_plain_lora_is_not_taken_for_it(method):
     assert failed(evidence) == {}
     assert "variant_applied" in {finding.name for finding in run_audits(evidence)}
     plain = QLORA if GRID.methods[method].quantization else LORA
-    assert "variant_applied" in failed(trained_cell(PLACES[method], built=plain))
+    assert failed(trained_cell(PLACES[method], built=plain))
+
+
+# Definitions, on layers of two inputs and two outputs
+
+
+def weights(*rows):
+    return {"default": torch.tensor(rows)}
+
+
+def matrix(*rows):
+    layer = nn.Linear(len(rows[0]), len(rows), bias=False)
+    layer.weight.data = torch.tensor(rows)
+    return layer
+
+
+BASE = matrix([3.0, 0.0], [0.0, 4.0])
+LAYERS = {  # and what each adds to 3 and 8, for 1 and 2
+    # scale 16 / 8: W + s B A is 4 times the unit matrix, whose norms of 4 become 8 and 4
+    "dora": (
+        {
+            "lora_A": {"default": matrix([1.0, 0.0])},
+            "lora_B": {"default": matrix([0.5], [0.0])},
+            "lora_magnitude_vector": {"default": SimpleNamespace(weight=torch.tensor([8.0, 4.0]))},
+        },
+        [5.0, 0.0],
+    ),
+    # scale 16 / 12: Q x is 3 and 0, the first singular value 2, and P takes it to both outputs
+    "adalora": (
+        {
+            "lora_A": weights([1.0, 1.0], [0.0, 0.0]),
+            "lora_E": weights([2.0], [5.0]),
+            "lora_B": weights([1.0, 0.0], [0.5, 0.0]),
+        },
+        [8.0, 4.0],
+    ),
+    "ia3": ({"ia3_l": weights([2.0], [0.5])}, [3.0, -4.0]),
+    "qia3": ({"ia3_l": weights([0.0, 3.0])}, [-3.0, 16.0]),  # of a feed-forward layer
+    # A x is 5 in the columns that this layer takes, scaled to 10
+    "vera": (
+        {
+            "vera_A": weights([1.0, 2.0, 9.0]),
+            "vera_B": weights([1.0], [3.0], [9.0]),
+            "vera_lambda_d": weights(2.0),
+            "vera_lambda_b": weights(1.0, 0.1),
+        },
+        [10.0, 3.0],
+    ),
+    # a quarter turn, of 1 and 2 to 2 and -1
+    "oft": ({"oft_R": {"default": SimpleNamespace(weight=torch.tensor([[1.0]]))}}, [3.0, -12.0]),
+}
+
+
+@pytest.mark.parametrize("method", LAYERS)
+def test_a_method_adds_what_its_paper_defines(method):
+    tensors, expected = LAYERS[method]
+    layer = SimpleNamespace(get_base_layer=lambda: BASE, **tensors)
+    definition = GRID.methods[method]
+    if method == "oft":
+        definition = replace(definition, options={"oft_block_size": 2})
+    cell = GRID.cell("bert_sa_lora", ZOO_PROFILE)
+    with torch.no_grad():
+        assert definition.contribution(layer, cell, torch.tensor([1.0, 2.0])).tolist() == pytest.approx(expected)
+
+
+def test_the_cut_of_ranks_is_asked_of_whole_trainings_alone():
+    profile = replace(ZOO_PROFILE, changes={"per_device_train_batch_size": 4})
+    trainer = cell_trainer(OPEN.cell("gpt2_sa_adalora", profile), train_rows("gpt2_sa_lora")[:8])
+    trainer.run(lambda *state: None, first_updates=3)
+    assert failed(get_evidence(trainer)) == {}

@@ -7,7 +7,7 @@ import re
 import shutil
 import tomllib
 from collections import Counter
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from random import Random
 from types import SimpleNamespace
 
@@ -26,9 +26,10 @@ from tunegrid.gate.thresholds import THRESHOLDS, load_bounds, load_margins, load
 from tunegrid.grid.recipes import FULL_PROFILE, QUICK_PROFILE, Profile
 from tunegrid.grid.tasks import QA, SA, SUM
 from tunegrid.runs import examples
+from tunegrid.runs.seal import add_seal
 from tunegrid.tests.outputs import obeyed
 from tunegrid.tests.pages import get_record
-from tunegrid.tests.records import complete_json
+from tunegrid.tests.records import complete_json, sealed
 from tunegrid.tests.small import read_rows
 
 VALUES = (
@@ -233,7 +234,7 @@ def folder(tmp_path, monkeypatch):
     record["data"] = record["data"] | {"rows": record["data"]["rows"] | {"test": 2}}
     row = {"name": "test_finetune[full]", "fullname": "benchmarks::test_finetune[full]", "extra_info": record}
     run = {"benchmarks": [row], "machine_info": {"cpu": "a CPU"}, "commit_info": {"dirty": False}}
-    (tmp_path / "SOUND").write_text(json.dumps(run))
+    (tmp_path / "SOUND").write_text(json.dumps(sealed(run)))
     (tmp_path / "gate.py").write_text("ours")
     return tmp_path
 
@@ -244,7 +245,15 @@ def mutated(run, random):
     if random.random() < 0.1:
         cut = random.randint(0, len(text))
         text = text[:cut] + random.choice(["", "]", "[" * 100_000, "\\ud800", "\0"]) + text[cut + 1 :]
+    if random.random() < 0.7:  # by somebody who also made its seals anew
+        with suppress(Exception):
+            return json.dumps(sealed(json.loads(text)))
     return text
+
+
+def unsealed(run):
+    rows = [{name: value for name, value in row.items() if name != "seal"} for row in run["benchmarks"]]
+    return {name: value for name, value in run.items() if name != "seal"} | {"benchmarks": rows}
 
 
 def answered(words):
@@ -265,7 +274,7 @@ def answered(words):
 def make_journal(text):
     """A journal with the rows of a run, or with a text that is none."""
     try:
-        return "\n".join(json.dumps({"key": "k", "row": row}) for row in json.loads(text)["benchmarks"])
+        return "\n".join(json.dumps(add_seal({"key": "k", "row": row})) for row in json.loads(text)["benchmarks"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return text
 
@@ -278,7 +287,7 @@ def untouched(folder):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_mutated_run_is_answered_in_a_sentence_and_nothing_else_is_written(name, folder):
-    before, run = untouched(folder), json.loads((folder / "SOUND").read_text())
+    before, run = untouched(folder), unsealed(json.loads((folder / "SOUND").read_text()))
     command, *words = COMMANDS[name].split()
     words = [str(folder / word) if word.startswith(("IN", "OUT", "SOUND")) else word for word in words]
 

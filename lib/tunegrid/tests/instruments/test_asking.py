@@ -1,15 +1,17 @@
 """Asking, and what becomes of the answers: kept beside a run, reduced, shown, and held to another run's."""
 
+import re
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 
+from tunegrid.errors import InputError
 from tunegrid.gate.figures import load_frame
 from tunegrid.gate.gate import Run, gate
 from tunegrid.gate.judgements import Verdict
-from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
+from tunegrid.instruments import Figure, Instrument, NotAskedError, check_instrument, tidy
 from tunegrid.instruments.trained import Questions
 from tunegrid.record import from_json, to_json
 from tunegrid.record.record import InstrumentRecord
@@ -64,6 +66,12 @@ def failing(error):
         (Question(lambda: make_lines(1.0)), [], ""),
         (failing(NotAskedError("no such base")), [], "no such base"),
         (failing(ZeroDivisionError("by 0")), ["own: ZeroDivisionError: by 0"], "ZeroDivisionError: by 0"),
+        (
+            Question(lambda: make_lines(1.0).drop(columns="note")),
+            ["own: TypeError: its frame has no column 'note'; make it of lines of tidy()"],
+            None,
+        ),
+        (Question(lambda: "?"), ["own: TypeError: measure() gave no frame; give lines of tidy()"], None),
         (Question(lambda: tidy("guess", 1.0)), ["own: ValueError: it measures 'guess', which is not among its figures"], None),
     ],
 )
@@ -81,6 +89,24 @@ def test_whatever_a_question_raises_is_kept_and_nothing_is_disturbed(question, o
     assert answers.objections == objections
     frame = load_frame([replace(complete("bert_sa_sft"), instruments=answers.records)], None)
     assert note is None or frame.note.tolist()[0] == note
+
+
+@pytest.mark.parametrize(
+    ("figures", "fault"),
+    [
+        ({"loss": Figure(shown="%.1f")}, "figures.loss.shown is '%.1f'"),
+        ({"loss": Figure(better="up")}, "figures.loss.better is 'up'"),
+        ({"loss": Figure(margin=-1.0)}, "figures.loss.margin is -1.0"),
+        ({"loss": "lower"}, "figures.loss is 'lower'"),
+        (3, "its question is a text, its figures are Figures by name"),
+    ],
+)
+def test_an_instrument_whose_answers_no_record_could_hold_is_refused(figures, fault):
+    question = Question(None)
+    check_instrument(question)
+    question.figures = figures
+    with pytest.raises(InputError, match=f"instrument 'own': {re.escape(fault)}"):
+        check_instrument(question)
 
 
 def test_means_are_over_rows_by_weight_then_over_seeds_as_worked_out_by_hand():

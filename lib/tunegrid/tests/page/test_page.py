@@ -17,12 +17,12 @@ from tunegrid.page.rows import rows_section
 from tunegrid.page.view import make_page, page_run
 from tunegrid.record import from_json, to_json
 from tunegrid.runs import examples
-from tunegrid.runs.files import SavedRun
+from tunegrid.runs.files import SavedRun, save
 from tunegrid.tests import kinds, pages
 from tunegrid.tests.kinds import page_text
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.pages import HOSTILE, footprint_json, get_record, make_run
-from tunegrid.tests.records import MEASURED, complete, run_file
+from tunegrid.tests.records import MEASURED, altered, complete, run_file
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -68,11 +68,11 @@ def test_flips_come_first_then_the_rows_with_fewest_points():
 def test_what_rows_say_is_kept_once_a_task_under_the_same_names_of_examples(tmp_path):
     record = make_rows([100.0])
     assert examples.read(record, None, "rows") is None
-    examples.write_texts(record.examples.rows_hash, ["x" * 700], ["good"])
+    record = altered(record, "examples.texts", examples.write_texts(["x" * 700], ["good"]))
     texts = examples.read(record, None, "rows")
     assert (len(texts.input[0]), list(texts.reference)) == (600, ["good"])
-    examples.write_pack([record], tmp_path / "kept" / "run.json")
-    names = {record.examples.file, f"rows-{record.examples.rows_hash}.parquet"}
+    save({"benchmarks": []}, tmp_path / "kept" / "run.json", [record])
+    names = {record.examples.file, record.examples.texts}
     assert set(ZipFile(tmp_path / "kept" / "examples" / "run.zip").namelist()) == names
 
 

@@ -17,6 +17,7 @@ from tunegrid.runs import examples
 from tunegrid.terminal import defuse, defuse_lines, strip_places
 from tunegrid.tests.outputs import obeyed
 from tunegrid.tests.pages import get_record, make_run
+from tunegrid.tests.records import altered
 
 HUB = "https://huggingface.co/google-t5/t5-small and hub:squad/train"
 NONE = "36/40 rows, samples/s, lib/tunegrid/machine.py, and/or, / , /2"
@@ -47,8 +48,7 @@ def test_a_record_and_a_page_hold_no_absolute_path_but_a_test_rows_own(tmp_path,
     finding = ("served_as_trained", False, f"could not look: OSError: {error.value}")
     record = get_record(status="missed", missed=[str(error.value)], audits=[finding])
     row = "I keep it below /srv/shelf/books"
-    (store / f"rows-{record.examples.rows_hash}.parquet").unlink()
-    examples.write_texts(record.examples.rows_hash, [row] * 40, ["x"] * 40)
+    record = altered(record, "examples.texts", examples.write_texts([row] * 40, ["x"] * 40))
     page = html(make_page(make_run([record])))
     for written in (json.dumps(to_json(record)), page):
         assert "below models" in written
@@ -61,7 +61,21 @@ def test_a_record_and_a_page_hold_no_absolute_path_but_a_test_rows_own(tmp_path,
     [
         ("pytest --benchmark-storage=elasticsearch+https://me:hush@host:9200/x", "elasticsearch+https://host:9200/x"),
         ("MLFLOW_TRACKING_URI is 'http://token@host'", "'http://host'"),
-        ("git+ssh://git@github.com/huggingface/peft", "git+ssh://git@github.com/huggingface/peft"),
+        ("git+ssh://git@github.com/huggingface/peft@v0.12", "git+ssh://git@github.com/huggingface/peft@v0.12"),
+        ("see https://me:hu/hush@host.org/x@v1.0", "see https://host.org/x@v1.0"),
+        ("'https://me:hu hush@host:80/x'", "'https://host:80/x'"),
+        ("'https://me:hu'\"'\"'hush@host/x'", "'https://host/x'"),
+        ("https://me:12/hush@host/x", "https://host/x"),
+        ("https://me:hu@hush@host.org/x", "https://host.org/x"),
+        ("--html=//me:hush@host/x", "--html=//host/x"),
+        ("https://git@hush@host/x", "https://host/x"),
+        ("git@hush@host:x/y", "git@host:x/y"),
+        ("(https://host/x.whl?token=hush)", "(https://host/x.whl)"),
+        ("peft @ https://host/x.whl#hush, 0.12", "peft @ https://host/x.whl, 0.12"),
+        ("https://localhost:80/a@b, http://[::1]:80/c: me@host", "https://localhost:80/a@b, http://[::1]:80/c: me@host"),
+        ("https://host:443 is silent: ask me@host", "https://host:443 is silent: ask me@host"),
+        ("git+file:///srv/repo@main", "git+file:///srv/repo@main"),
+        ("a // b, c//d:e@f, //", "a // b, c//d:e@f, //"),
         ("mail me@host, see https://host/a@b", "mail me@host, see https://host/a@b"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 from fixtures.reports import add_answer
 from tunegrid.commands import gate
 from tunegrid.page.view import make_page, read_page_run
-from tunegrid.report.summary import annotate, cell_lines, failure_lines, gate_section, summary
+from tunegrid.report.summary import annotate, cell_lines, failure_lines, gate_section, summary, write_step_summary
 from tunegrid.report.tables import Section, text
 from tunegrid.runs.status import locate
 from tunegrid.tests import kinds
@@ -53,3 +53,10 @@ def test_all_that_is_said_of_an_unsound_baseline(tmp_path, capsys):
     }
     words = "\n\n".join(f"## {name}\n\n{part}" for name, part in parts.items()).replace(f"{tmp_path}/", "")
     assert is_snapshot(f"{words}\n", "unsound_baseline.txt")
+
+
+def test_a_step_summary_that_cannot_be_written_costs_a_sentence(monkeypatch, tmp_path, capsys):
+    for place in (tmp_path, tmp_path / "nowhere" / "x"):
+        monkeypatch.setenv("GITHUB_STEP_SUMMARY", f"{place}")
+        write_step_summary("words")
+        assert f"no step summary: GITHUB_STEP_SUMMARY={place} cannot be written" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from tunegrid.report.verdict import Rank, changed_place, run_verdict
 from tunegrid.terminal import annotation
 from tunegrid.tests import kinds
 from tunegrid.tests.outputs import obeyed
-from tunegrid.tests.records import begun, complete, make_seeds
+from tunegrid.tests.records import altered, begun, complete, make_seeds
 
 NUMERICS = ("numerics", "quality", "memory")
 CELL, OTHER = "bert_sa_lora", "t5_sa_lora"
@@ -71,6 +71,7 @@ NEW_CELL = judgement("gpt2_sa_sft", "cell", Verdict.NEW, detail="not in the base
 UNLIKE = [replace(j, detail="other recipes or limits") for j in judged((CELL, OTHER), t5_sa_lora=Verdict.NOT_COMPARABLE)]
 SHORT = [cell_run(audits=["learned_something"], excused={"learned_something": "2 of 48 updates may be too few"}, bounds={})]
 BOTH = [cell_run(CELL), cell_run(OTHER)]
+CUT = [altered(cell_run(bounds={}), "training.planned", 48)]  # it made two
 
 
 @pytest.mark.parametrize(
@@ -106,6 +107,14 @@ BOTH = [cell_run(CELL), cell_run(OTHER)]
             "1 of 2 cells is not comparable with old.json: other",
         ),
         (SHORT[:1], [], DEFAULT_KINDS, Rank.UNJUDGED, "Too short to judge: the one cell failed learned_something (2 of 48"),
+        (
+            CUT,
+            [],
+            DEFAULT_KINDS,
+            Rank.UNJUDGED,
+            "short to judge: the one cell made a part of the planned updates (bert_sa_lora 2",
+        ),
+        ([*CUT, BOTH[1]], [], DEFAULT_KINDS, Rank.TOO_SHORT, "1 of 2 cells made a part of the planned updates (bert_sa_lora"),
         (
             [*SHORT[:1], BOTH[1]],
             [],

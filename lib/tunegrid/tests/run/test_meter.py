@@ -1,4 +1,5 @@
 import ctypes
+import gc
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from tunegrid.audits.training import memory_does_not_grow
 from tunegrid.codecs.base import Feature, token_counts
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY
@@ -45,6 +47,29 @@ def measured(durations, *, between=0.0, samples=1, tokens=10, padded_tokens=10):
             clock.now += seconds
         clock.now += between
     return meter
+
+
+# Tensors that stay
+
+
+@pytest.mark.parametrize(("kept", "size", "passed"), [(0, 1, True), (9, 1, True), (10, 1, False), (1, 10**6, False)])
+def test_tensors_that_updates_leave_are_counted_from_the_tenth_on(kept, size, passed):
+    gc.collect()  # of other tests
+    meter = measured([1.0] * 9)
+    base, best, left = torch.zeros(10**6), [], []
+    meter.note_tensors(best, is_last=False)
+    assert meter.held == []
+    for _ in range(11):
+        with meter.update(samples=1):
+            pass
+        meter.note_tensors(best, is_last=False)  # which counts once
+    left += [torch.zeros(size) for _ in range(kept)]
+    best.append(torch.zeros(10**7))  # the weights of the best epoch
+    meter.note_tensors(best, is_last=True)
+    first, last = meter.held
+    assert (last.updates - first.updates, last.tensors - first.tensors, len(base)) == (10, kept, 10**6)
+    passes, detail = memory_does_not_grow(SimpleNamespace(trainer=SimpleNamespace(meter=meter)))
+    assert passes is passed, detail
 
 
 # Time

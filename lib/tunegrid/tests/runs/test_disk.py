@@ -1,18 +1,29 @@
 """A file is written whole or not at all, and points of rows are what their name says, whatever was killed or damaged."""
 
+import hashlib
 import json
+import os
+import stat
+import subprocess
+import sys
 from contextlib import suppress
+from dataclasses import replace
+from io import BytesIO
 from zipfile import ZipFile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.machine import replace_file, write_whole
 from tunegrid.record import from_json
 from tunegrid.runs import examples
 from tunegrid.runs.files import load, save
-from tunegrid.tests.records import complete_json
+from tunegrid.tests.records import complete_json, sealed
 
+NOTHING = {"benchmarks": []}
 SMALL = ["a", "b"], {"accuracy": [100.0, 0.0]}, ["1", "0"]
 
 
@@ -35,12 +46,68 @@ def test_a_write_that_breaks_off_leaves_what_was_there_and_nothing_else(tmp_path
     assert len(set(names)) == 2  # nobody knows it before, who could lay a link there
 
 
-def test_no_link_is_followed(tmp_path):
-    path, elsewhere = tmp_path / "file", tmp_path / "elsewhere"
-    elsewhere.write_text("mine")
-    path.symlink_to(elsewhere)
-    write_whole(path, "whole")
-    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"file": "whole", "elsewhere": "mine"}
+def test_of_a_link_the_target_is_replaced(tmp_path):
+    path, target = tmp_path / "link", tmp_path / "folder" / "target"
+    path.symlink_to(target)
+    for text in ("made", "replaced"):
+        write_whole(path, text)
+        assert (path.readlink(), target.read_text()) == (target, text)
+    assert [file.name for file in target.parent.iterdir()] == ["target"]
+
+
+def test_a_pipe_is_written_into_and_stays(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with subprocess.Popen(["cat", path], stdout=subprocess.PIPE, text=True) as reader:
+        write_whole(path, "whole")
+        assert (reader.communicate(timeout=10)[0], path.is_fifo()) == ("whole", True)
+
+
+def test_a_device_is_written_into_and_stays(tmp_path):
+    path = tmp_path / "nul"
+    try:
+        os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("needs the right to make a device")
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    save({"benchmarks": []}, path)
+    write_whole(link, "text")
+    assert (path.is_char_device(), link.is_symlink()) == (True, True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["link", "nul"]
+
+
+def test_a_file_that_takes_this_processs_output_keeps_what_was_said_before_and_after(tmp_path):
+    program = "from pathlib import Path; from tunegrid.machine import write_whole; from tunegrid.terminal import say\n"
+    program += "say('before'); write_whole(Path('/proc/self/fd/1'), 'page\\n'); say('after')"
+    with (tmp_path / "log").open("w") as log:
+        subprocess.run([sys.executable, "-c", program], stdout=log, check=True, cwd=ROOT / "lib")
+    assert (tmp_path / "log").read_text() == "before\npage\nafter\n"
+
+
+WAITS = """
+import sys, time
+from pathlib import Path
+from tunegrid.machine import replace_file
+with replace_file(Path(sys.argv[1])) as part:
+    part.write_text("half")
+    print("writes", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_of_a_living_one(tmp_path):
+    command = [sys.executable, "-c", WAITS, tmp_path / "run.json"]
+    writers = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT / "lib") for _ in range(2)]
+    for writer in writers:
+        assert writer.stdout.readline() == b"writes\n"
+    (tmp_path / "film.part").touch()  # another program's
+    for left, writer in zip((1, 0), writers, strict=True):
+        writer.kill()
+        writer.communicate()
+        write_whole(tmp_path / "page.html", "whole")
+        assert len(list(tmp_path.glob("run.json.*.part"))) == left
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["film.part", "page.html"]
 
 
 def make_record(kept):
@@ -66,9 +133,9 @@ def test_damaged_points_are_told_never_copied_and_written_anew(tmp_path, store, 
     kept = examples.write(*SMALL)
     record, run = make_record(kept), tmp_path / "run.json"
     (store / kept.file).write_bytes(DAMAGES[how]((store / kept.file).read_bytes()))
-    with pytest.raises(InputError, match="it was changed or is damaged"):
+    with pytest.raises(InputError, match="was changed since it was written"):
         examples.read(record, None)
-    examples.write_pack([record], run)
+    save(NOTHING, run, [record])
     assert not (tmp_path / "examples").exists()
     assert examples.write(*SMALL) == kept
     assert examples.read(record, None).to_dict("list") == {"id": ["a", "b"], "accuracy": [100, 0], "prediction": ["1", "0"]}
@@ -77,10 +144,10 @@ def test_damaged_points_are_told_never_copied_and_written_anew(tmp_path, store, 
 def test_a_pack_is_read_as_files_are_and_one_that_is_damaged_is_told(tmp_path, store):
     kept = examples.write(*SMALL)
     record, run, other = make_record(kept), tmp_path / "run.json", tmp_path / "other" / "run.json"
-    examples.write_pack([record], run)
+    save(NOTHING, run, [record])
     content = (tmp_path / "examples" / "run.zip").read_bytes()
     (store / kept.file).unlink()
-    examples.write_pack([record], other, run)
+    save(NOTHING, other, [record], [run])
     assert (other.parent / "examples" / "run.zip").read_bytes() == content
     assert list(examples.read(record, other)["id"]) == ["a", "b"]
     assert examples.read(record, tmp_path / "nowhere" / "run.json") is None
@@ -89,8 +156,32 @@ def test_a_pack_is_read_as_files_are_and_one_that_is_damaged_is_told(tmp_path, s
         examples.read(record, run)
     with ZipFile(other.parent / "examples" / "run.zip", "w") as changed:
         changed.writestr(kept.file, other_rows(None))
-    with pytest.raises(InputError, match="it was changed or is damaged"):
+    with pytest.raises(InputError, match="was changed since it was written"):
         examples.read(record, other)
+
+
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused_before_it_is_read(tmp_path, store, monkeypatch):
+    rows = pa.array([0] * 2**20, pa.int32())
+    columns = {
+        "id": pa.DictionaryArray.from_arrays(rows, ["b"]),
+        "prediction": pa.DictionaryArray.from_arrays(rows, ["a" * 6100]),
+    }
+    file = BytesIO()
+    pq.write_table(pa.table(columns | {"accuracy": pa.array([1.0] * 2**20)}), file, compression="zstd")
+    content = file.getvalue()
+    assert len(content) < 20_000  # of 6.4 GB
+    kept = replace(make_record(examples.write(*SMALL)).examples, file=f"{hashlib.sha256(content).hexdigest()[:20]}.parquet")
+    (store / kept.file).write_bytes(content)
+    with pytest.raises(InputError, match="it is too large when unpacked"):
+        examples.read(make_record(kept), None)
+    monkeypatch.setattr(examples, "MOST_PACKED", 100)
+    pack = tmp_path / "examples" / "run.zip"
+    pack.parent.mkdir()
+    with ZipFile(pack, "w") as zipped:
+        zipped.writestr("x.parquet", bytes(101))
+    (store / kept.file).unlink()
+    with pytest.raises(InputError, match="too large when unpacked"):
+        examples.read(make_record(kept), tmp_path / "run.json")
 
 
 def test_a_run_holds_what_did_not_end_apart_and_is_read_as_one(tmp_path):
@@ -99,4 +190,4 @@ def test_a_run_holds_what_did_not_end_apart_and_is_read_as_one(tmp_path):
     save({"benchmarks": [untimed, timed], "version": "x"}, tmp_path / "run.json")
     saved = json.loads((tmp_path / "run.json").read_text())
     assert ([row["name"] for row in saved["benchmarks"]], [row["name"] for row in saved["unfinished"]]) == (["a"], ["b"])
-    assert load(tmp_path / "run.json") == {"benchmarks": [timed, untimed], "version": "x"}
+    assert load(tmp_path / "run.json") == sealed({"benchmarks": [timed, untimed], "version": "x"})

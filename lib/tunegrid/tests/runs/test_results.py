@@ -7,6 +7,7 @@ from zipfile import ZipFile
 import pytest
 
 from fixtures.pipeline import run_extent
+from tunegrid.errors import InputError
 from tunegrid.gate.thresholds import load_bounds
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import FULL_PROFILE
@@ -37,6 +38,23 @@ def test_bounds_are_read_without_their_evidence(tmp_path):
     path.write_text("[cells.t5_qa_sft]\nf1 = {minimum = 70.5, mean = 72.0}\nexact_match = {minimum = 60.0, mean = 61.5}\n")
     assert load_bounds(path) == {"t5_qa_sft": {"f1": 70.5, "exact_match": 60.0}}
     assert load_bounds(tmp_path / "full.toml") == {}  # nobody has measured them yet
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        ("[cells.t5_qa_sft]\nf1 = { minimum = 929.0 }", r"t5_qa_sft.f1: Input should be less than or equal to 100"),
+        ("[cells.t5_qa_sft]\nf1 = { minimum = -5 }", r"t5_qa_sft.f1: Input should be greater than or equal to 0"),
+        ("[cells.t5_qa_sft]\nf1 = { minimum = nan }", "Input should be a finite number"),
+        ("[cells.t5_qa_sft]", "cells.t5_qa_sft is empty"),
+        ("[cells]", "cells is empty"),
+    ],
+)
+def test_bounds_that_bind_nothing_are_refused(tmp_path, content, cause):
+    path = tmp_path / "quick.toml"
+    path.write_text(content)
+    with pytest.raises(InputError, match=cause):
+        load_bounds(path)
 
 
 @pytest.mark.parametrize(

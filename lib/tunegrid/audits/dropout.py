@@ -1,0 +1,306 @@
+"""The audit of dropout: its rate, its masks, and the mean that it must keep."""
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+from transformers import Cache
+from transformers.utils import CONFIG_NAME
+
+from tunegrid.audits.evidence import Evidence, expect_none
+from tunegrid.grid.methods import Answer
+from tunegrid.run.build import weight_files
+from tunegrid.run.probe import get_logits, keep_state
+
+IDLE = "is without effect"
+MASKS = 5  # masks that a module draws on its own
+LOW_CALLS = 24  # of an attention whose dropout is a number
+HIGH_RATE = 0.8  # far from all that is declared
+HIGH_CALLS = 16  # at that rate
+SKEWED = 0.2  # of the logarithm of a quotient of two variances, each of few outputs
+MORE_THAN_LUCK = 6.0  # standard errors of a share of dropped values
+MORE_THAN_LUCK_OF_MEANS = 7.0  # more, since the error is estimated from as few numbers
+MEAN_ROUNDING = 1e-3  # what 16 bits may round of a mean
+ROUNDINGS = 3.0  # of a kept value: scaled, and here scaled back
+LEAST_DROPPED = 3.0  # values a mask: all masks of rows with fewer may be equal by luck
+HOLDERS = (nn.ModuleDict, nn.ModuleList)  # they are never called themselves
+
+
+class Dropout(NamedTuple):
+    """A rate of dropout that a layer declares: `attribute` of `holder`; `user` is the module that should apply it."""
+
+    name: str
+    holder: nn.Module
+    attribute: str
+    user: nn.Module
+    rate: float
+
+
+def dropout_drops(evidence: Evidence) -> Answer:
+    """Every dropout has its declared rate in training mode, draws a mask for each value, and keeps the mean.
+
+    A module must be called once on a tensor, and scale what it keeps by 1 / (1 - rate). A number, such as attention's under
+    SDPA, must change its module's output when it is the only dropout that is on; the mean of many outputs of an attention is
+    the output without dropout. One without effect is a fault in an adapter, and if the backbone says what
+    drops. That none is at work in evaluation is `predicting_twice_is_the_same`'s matter.
+    """
+    faults = undeclared_rates(evidence)
+    if faults:
+        return False, f"{len(faults)} have another rate than the checkpoint's config: {', '.join(faults[:3])}"
+    dropouts = declared_dropouts(evidence.model)
+    if not dropouts:
+        return None
+    look = DropoutPass(dropouts)
+    row = evidence.probe.rows[-1]
+    with torch.no_grad(), keep_state(evidence.trainer, training=True), look.attached(evidence.model):
+        get_logits(evidence.trainer, [row, row])
+    if not evidence.cell.backbone.dropouts:  # nothing says that all are used: ALBERT has one that is not
+        for dropout in dropouts:
+            if look.faults.get(dropout.name) == IDLE and not isinstance(dropout.user, BaseTunerLayer):
+                del look.faults[dropout.name]
+    if look.faults:
+        sentences = [f"{name} {fault}" for name, fault in look.faults.items()]
+        return expect_none(sentences, f"{len(dropouts)} dropouts", "are wrong")
+    return True, f"{len(look.called)} drop at their declared rate, {len(look.numbers)} have an effect"
+
+
+def undeclared_rates(evidence: Evidence) -> list[str]:
+    """The dropouts of base and head that do not have the rate of the checkpoint's own config, or are not there."""
+    cell = evidence.cell
+    files = weight_files(cell) if not cell.profile.random_weights else []
+    if not files:
+        return []
+    config = json.loads((files[0].parent / CONFIG_NAME).read_text(encoding="utf-8"))
+    own_rates = all_rates(evidence.model)
+    fields = dict(cell.backbone.dropouts)
+    fields.update(cell.head.dropouts)
+    faults = []
+    for pattern, config_field in fields.items():
+        values = [config.get(name) for name in config_field.split(" or ")]
+        rate = next((value for value in values if value is not None), None)
+        names = [name for name in own_rates if re.search(rf"(^|\.){pattern}$", name)]
+        if rate and not names:
+            faults.append(f"no dropout of {config_field} {rate:g}")
+        if rate is None:
+            continue
+        for name in names:
+            if own_rates[name] != rate:
+                faults.append(f"{name} {own_rates[name]:g}, not {rate:g}")
+    return faults
+
+
+def all_rates(model: nn.Module) -> dict[str, float]:
+    """The rates of all modules, 0 if one is no dropout, and of all numbers whose name says dropout."""
+    rates = {}
+    for name, module in model.named_modules():
+        rates[name] = module.p if isinstance(module, nn.Dropout) else 0.0
+        for key, rate in number_rates(module).items():
+            rates[f"{name}.{key}"] = rate
+    return rates
+
+
+def number_rates(module: nn.Module) -> dict[str, float]:
+    """A module's numbers whose name says dropout."""
+    return {key: rate for key, rate in vars(module).items() if "dropout" in key and isinstance(rate, float)}
+
+
+def declared_dropouts(model: nn.Module) -> list[Dropout]:
+    """Every `nn.Dropout`, and every number between 0 and 1 whose name says dropout."""
+    modules = dict(model.named_modules())
+    dropouts = []
+    for name, module in modules.items():
+        if isinstance(module, nn.Dropout):
+            user = name.rpartition(".")[0]
+            while user and isinstance(modules[user], HOLDERS):
+                user = user.rpartition(".")[0]
+            dropouts.append(Dropout(name, module, "p", modules[user], module.p))
+        for key, rate in number_rates(module).items():
+            dropouts.append(Dropout(f"{name}.{key}", module, key, module, rate))
+    return [dropout for dropout in dropouts if 0 < dropout.rate < 1]
+
+
+@dataclass
+class DropoutPass:
+    """Looks at dropouts while the model computes the same row twice in a batch, in training mode.
+
+    A module's masks are also drawn from ones, and an attention is called again with what it was given: both cost less than
+    more passes of the model.
+    """
+
+    dropouts: list[Dropout]
+    faults: dict[str, str] = field(default_factory=dict)  # what is wrong, by name
+    called: dict[nn.Module, Dropout] = field(default_factory=dict)  # the dropouts that are modules and were called
+    numbers: set[str] = field(default_factory=set)  # names of the others whose user was called
+    _last_module: nn.Module | None = None
+    _last_output: Tensor | None = None
+    _is_busy: bool = False  # with calls of its own, which are not to be looked at
+
+    @contextmanager
+    def attached(self, model: nn.Module) -> Iterator[None]:
+        """Look at each call of a module, meanwhile."""
+        modules = {dropout.holder: dropout for dropout in self.dropouts if dropout.attribute == "p"}
+        users: dict[nn.Module, list[Dropout]] = {}
+        for dropout in self.dropouts:
+            users.setdefault(dropout.user, []).append(dropout)
+
+        def look(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+            if self._is_busy:
+                return
+            tensors = [leaf for leaf in tree_leaves([*inputs, *options.values()]) if isinstance(leaf, Tensor)]
+            if tensors and not any(module.children()):
+                self._look_for_second_mask(module, tensors[0])
+            if module in modules:
+                self._look_at_module(modules[module], tensors[0], output)
+            self._is_busy = True
+            for dropout in users.get(module, []):
+                if dropout.holder not in self.called and dropout.name not in self.numbers:
+                    self._look_at_number(dropout, inputs, options)
+            self._is_busy = False
+
+        with ExitStack() as hooks:
+            for module in model.modules():
+                hooks.enter_context(module.register_forward_hook(look, with_kwargs=True))
+            yield
+
+    def _look_for_second_mask(self, module: nn.Module, values: Tensor) -> None:
+        """A leaf of the model must not be given the last dropout's output with more of it dropped."""
+        output = self._last_output
+        if output is None or values.shape != output.shape or self._last_module is None:
+            return
+        is_twice = values is output and module is self._last_module
+        kept = values != 0
+        if values is not output and bool(kept.any()) and bool((~kept & (output != 0)).any()):
+            factors = values[kept].double() / output[kept].double()
+            is_twice = bool(torch.isfinite(factors).all() and factors.max() - factors.min() < MEAN_ROUNDING)
+        if is_twice:
+            self.faults[self.called[self._last_module].name] = "is applied twice"
+
+    def _look_at_module(self, dropout: Dropout, values: Tensor, output: Tensor) -> None:
+        """The module's output on what the model gave it, at its first call on ones, too."""
+        module, rate = dropout.holder, dropout.rate
+        self._last_module = module
+        self._last_output = output
+        is_first = module not in self.called
+        self.called[module] = dropout
+        # What an inplace module was given is gone.
+        pairs = [] if values is output else [(values, output)]
+        if is_first:
+            for _ in range(MASKS):
+                ones = torch.ones_like(values)
+                pairs.append((ones, module.forward(torch.ones_like(values))))
+        masks = [(given != 0) & (result == 0) for given, result in pairs]
+        count = sum(int((given != 0).sum()) for given, _ in pairs)
+        zeros = sum(int(mask.sum()) for mask in masks)
+        if abs(zeros - rate * count) > MORE_THAN_LUCK * math.sqrt(rate * (1 - rate) * count):
+            self.faults[dropout.name] = f"drops {zeros / count:.2%} of the values, not {rate:.2%}"
+        elif not all(is_scaled(given, result, rate) for given, result in pairs):
+            self.faults[dropout.name] = f"does not give the values that it keeps 1 / (1 - {rate:g}) times"
+        # Few values may repeat themselves by luck, and another kind of dropout may drop whole rows.
+        elif is_first and type(module) is nn.Dropout and values.numel() * rate > LEAST_DROPPED:
+            fault = repetition(masks[-MASKS:], range(values.dim()))
+            if fault:
+                self.faults[dropout.name] = fault
+
+    def _look_at_number(self, dropout: Dropout, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """The user's outputs with this dropout alone, beside that without any."""
+        self.numbers.add(dropout.name)
+        inputs, options = tree_map(repeatable, (inputs, options), is_leaf=lambda value: isinstance(value, Cache))
+
+        def call() -> Tensor:
+            outputs = tree_leaves(dropout.user.forward(*inputs, **options))
+            tensor: Tensor = next(leaf for leaf in outputs if isinstance(leaf, Tensor) and leaf.is_floating_point())
+            return tensor.detach()
+
+        try:
+            for each in self.dropouts:
+                setattr(each.holder, each.attribute, 0.0)
+            plain = call()
+            setattr(dropout.holder, dropout.attribute, dropout.rate)
+            draws = [call() for _ in range(LOW_CALLS)]
+            fault = repetition(draws, range(1) if has_equal_rows(plain) else ())
+            if all(torch.equal(draw, plain) for draw in draws):
+                fault = IDLE
+            elif not fault and is_linear(dropout.user):
+                setattr(dropout.holder, dropout.attribute, HIGH_RATE)
+                high_draws = [call() for _ in range(HIGH_CALLS)]
+                fault = wrong_moments(plain, draws, high_draws, dropout.rate)
+        finally:
+            for each in self.dropouts:
+                setattr(each.holder, each.attribute, each.rate)
+        if fault:
+            self.faults[dropout.name] = fault
+
+
+def is_scaled(values: Tensor, output: Tensor, rate: float) -> bool:
+    """Checks that all that is kept is 1 / (1 - rate) of what was given, up to rounding."""
+    gap = (output * (1 - rate) - values).abs()
+    tolerance = ROUNDINGS * torch.finfo(output.dtype).eps * values.abs()
+    return bool(((output == 0) | (gap <= tolerance)).all())
+
+
+def repetition(results: list[Tensor], dimensions: Iterable[int]) -> str:
+    """A sentence if all results are alike, or all rows of each along one of the dimensions; else empty."""
+    if all(torch.equal(result, results[0]) for result in results):
+        return "drops the same values each time"
+    for dimension in dimensions:
+        size = results[0].shape[dimension]
+        if size > 1 and all(bool((result == result.narrow(dimension, 0, 1)).all()) for result in results):
+            return f"drops the same values in all {size} rows of dimension {dimension}"
+    return ""
+
+
+def has_equal_rows(tensor: Tensor) -> bool:
+    """Checks that a tensor is the same row twice."""
+    return len(tensor) == 2 and torch.equal(tensor[0], tensor[1])
+
+
+def wrong_moments(plain: Tensor, draws: list[Tensor], high_draws: list[Tensor], rate: float) -> str:
+    """A sentence on mean and variance of outputs that are linear in what is kept; empty if they are right.
+
+    A value that is kept with probability 1 - p, and then divided by it, has its own mean and a variance of p / (1 - p): so
+    many times is the output's variance at a high rate that at the rate.
+    """
+    values = plain.double()
+    size = float((values * values).sum())
+    if not size:
+        return ""
+    shares = [float((draw.double() * values).sum()) / size for draw in draws]
+    mean, error = mean_and_error(shares)
+    if abs(mean - 1) > MORE_THAN_LUCK_OF_MEANS * error + MEAN_ROUNDING:
+        return f"gives {mean:.2%} of the output without dropout, in the mean of {len(shares)} calls"
+    low, low_error = mean_and_error([float((draw.double() - values).square().sum()) for draw in draws])
+    high, high_error = mean_and_error([float((draw.double() - values).square().sum()) for draw in high_draws])
+    factor = high / low * rate / (1 - rate) * (1 - HIGH_RATE) / HIGH_RATE
+    if abs(math.log(factor)) > MORE_THAN_LUCK_OF_MEANS * math.hypot(low_error / low, high_error / high) + SKEWED:
+        return f"does not drop {rate:.2%}: its variance grows {factor:.2f} times as fast with the rate as it should"
+    return ""
+
+
+def mean_and_error(numbers: list[float]) -> tuple[float, float]:
+    """The mean of some numbers, and its standard error."""
+    return statistics.mean(numbers), statistics.stdev(numbers) / math.sqrt(len(numbers))
+
+
+def is_linear(user: nn.Module) -> bool:
+    """Checks that a module is an attention without a norm in it: its output is linear in what dropout leaves."""
+    kinds = [type(module).__name__.lower() for module in user.modules()]
+    is_attention = "attention" in kinds[0] or "attn" in kinds[0]
+    return is_attention and not any("norm" in kind for kind in kinds)
+
+
+def repeatable(value: Any) -> Any:
+    """An argument for repeated calls: of two rows the first one twice, and no cache, which every call would lengthen."""
+    if isinstance(value, Cache):
+        return None
+    if isinstance(value, Tensor) and value.shape[:1] == (2,):
+        return torch.cat([value[:1], value[:1]])
+    return value

@@ -1,0 +1,94 @@
+"""Points of fixed pairs, worked out by hand: an audit asks the metrics for them.
+
+ROUGE (Lin 2004, as `rouge_score` documents it): in lower case, all but a-z and 0-9 is space, words
+of more than three letters are stemmed by Porter; F is the harmonic mean of the shared n-grams'
+shares. SQuAD v1.1: lower case, without punctuation and the words a, an and the.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tunegrid.grid.tasks import Problem
+from tunegrid.run.metrics import classification_scores, rouge_examples, sentence_lines, squad_examples
+
+POINTS_APART = 1e-3  # points
+
+
+class FixedPair(NamedTuple):
+    """A reference, an answer, and its points: ROUGE-1, -2, -L and -Lsum, or exact match and F1."""
+
+    reference: str
+    answer: str
+    points: tuple[float, ...]
+
+
+THIRDS = 200 / 3
+ROUGE_PAIRS = (
+    # the connect dog were jump, the connect dog was jump: 4 of 5 words, 2 of 4 pairs
+    FixedPair("The connected dogs were jumping", "the connection dog was jumped", (80, 50, 80, 80)),
+    # intern trade report, interest trade report: stems that begin alike are other words
+    FixedPair("internal trade report", "interest trading reports", (THIRDS, 50, THIRDS, THIRDS)),
+    # he see bus, he see buse: three letters are no stem
+    FixedPair("he sees bus", "he see buses", (THIRDS, 50, THIRDS, THIRDS)),
+    # u s gdp grew 3 5 in 2023, us gdp grew 3 5 percent in 2024: 5 of 8 words, 3 of 7 pairs
+    FixedPair("U.S. GDP grew 3.5% in 2023", "us gdp grew 3.5 percent in 2024", (62.5, 300 / 7, 62.5, 62.5)),
+    # caf m ller, cafe muller: letters beyond ASCII are spaces, not letters without accents
+    FixedPair("Café Müller", "Cafe Muller", (0, 0, 0, 0)),
+    FixedPair("東京 2020", "大阪 2020", (100, 0, 100, 100)),  # one word, no pair
+    # The same sentences the other way round: 4 of 5 pairs, a longest common part of 3 of 6, line by line all.
+    FixedPair("Fire hits bridge.\nNobody was hurt.", "Nobody was hurt. Fire hits bridge.", (100, 80, 50, 100)),
+    # A word counts as often as both have it: 2 of 4 and 2 of 3; of pairs 1 of 3 and 1 of 2
+    FixedPair("the the cat", "the cat cat cat", (400 / 7, 40, 400 / 7, 400 / 7)),
+    FixedPair("anna reed", "", (0, 0, 0, 0)),
+)
+SQUAD_PAIRS = (
+    FixedPair("the Old Bridge!", "An old  bridge", (100, 100)),
+    FixedPair("a theatre in the north", "theatre north", (0, 80)),  # 2 words of 3 and of 2
+    FixedPair("1,000 men", "1000", (0, THIRDS)),  # 1 word of 2 and of 1
+    FixedPair("red red car", "red car car", (0, THIRDS)),  # a word counts as often as both have it: 2 of 3 and of 3
+    FixedPair("well-known", "well known", (0, 0)),
+    FixedPair("Étienne", "etienne", (0, 0)),  # accents count
+    FixedPair("“yes”", "yes", (0, 0)),  # quotes beyond ASCII are letters
+    FixedPair("apple", "anapple", (0, 0)),
+    FixedPair("anna", "", (0, 0)),
+)
+# Found are 2 of 3 of class 0, 1 of 2 of class 1, and the one of class 2; of the two found of class 1,
+# one is another's, and so for class 2.
+CLASSES = ([0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 2, 2])
+CLASS_POINTS = {
+    "accuracy": THIRDS,
+    "precision_0": 100.0,
+    "recall_0": THIRDS,
+    "f1_0": 80.0,
+    "precision_1": 50.0,
+    "recall_1": 50.0,
+    "f1_1": 50.0,
+    "precision_2": 50.0,
+    "recall_2": 100.0,
+    "f1_2": THIRDS,
+    "f1_macro": (80 + 50 + THIRDS) / 3,
+}
+
+
+def wrong_points(problem: Problem) -> Iterator[str]:
+    """A sentence for each score of a fixed pair that is not the one worked out by hand."""
+    if problem is Problem.CLASSIFY:
+        scores = classification_scores(*CLASSES, 3)
+        for name, expected in CLASS_POINTS.items():
+            if not math.isclose(scores[name], expected, abs_tol=POINTS_APART):
+                yield f"{name} of fixed predictions is {scores[name]:.2f}, not {expected:.2f}"
+        return
+    if problem is Problem.EXTRACT:
+        pairs = SQUAD_PAIRS
+        truths = [[pair.reference] for pair in pairs]
+        points = squad_examples(truths, [pair.answer for pair in pairs])
+    else:
+        pairs = ROUGE_PAIRS
+        references = [pair.reference for pair in pairs]
+        points = rouge_examples(references, [sentence_lines(pair.answer) for pair in pairs])
+    for place, name in enumerate(points):
+        for value, pair in zip(points[name], pairs, strict=True):
+            if not math.isclose(value, pair.points[place], abs_tol=POINTS_APART):
+                answer = f"{name} of {pair.answer!r} for {pair.reference!r}"
+                yield f"{answer} is {value:.2f}, not {pair.points[place]:.2f}"

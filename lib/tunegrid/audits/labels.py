@@ -1,0 +1,130 @@
+"""Audits of labels: what a record says of how a cell ran is shown by what its updates did."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from tunegrid.audits.evidence import Evidence, expect_none
+from tunegrid.codecs.features import chunks
+from tunegrid.grid.methods import Answer
+from tunegrid.run.device import keeps_digits
+from tunegrid.run.probe import get_logits, keep_state
+from tunegrid.run.ranks import Ranks, local_shard
+from tunegrid.run.train import Trainer
+
+PRECISION_TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+ATTENTION_CALL = "scaled_dot_product_attention"
+
+
+def updates_run_as_labelled(evidence: Evidence) -> Answer:
+    """The first and the last update ran as the record says: micro-batches, precision, and so on.
+
+    Each is shown by what the model did: the rows of each forward pass; the layers of which a part
+    was called again in the backward pass; the types of what linear layers gave. Attention is asked
+    afterwards, in training mode.
+    """
+    trainer = evidence.trainer
+    if not trainer.log.watched:
+        return None
+    faults = []
+    for facts in trainer.log.watched:
+        faults += [f"update {facts['update'] + 1}: {fault}" for fault in update_faults(evidence, facts)]
+    ranks = trainer.ranks
+    held_values = sum(ranks.gather(sum(local_shard(p).numel() for p in trainer.stepped.values())))
+    copies = held_values / sum(p.numel() for p in trainer.parameters.values())
+    if copies != (1 if ranks.holds_parts else ranks.count):
+        faults.append(f"{ranks.count} ranks hold {copies:.2f} times the model")
+    calls = attention_calls(evidence)
+    if calls["softmax"]:
+        faults.append(f"attention is computed by a softmax {calls['softmax']} times, not by SDPA")
+    if not keeps_digits(evidence.device):
+        faults.append("products of fp32 matrices lose digits: TF32 or bf16 is on")
+    facts = trainer.log.watched[-1]
+    details = (
+        f"passes of {', '.join(map(str, facts['rows']))} rows in {trainer.log.precision}",
+        f"{len(facts['recomputed'])} layers computed again",
+        f"attention by SDPA {calls[ATTENTION_CALL]} times",
+    )
+    return expect_none(faults, ", ".join(details), "differ")
+
+
+def update_faults(evidence: Evidence, facts: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences for what an update did otherwise than the record says; all ranks must ask."""
+    trainer = evidence.trainer
+    rows = trainer.ranks.gather(facts["rows"])
+    plans = planned_passes(trainer, facts["update"], facts["micro_batch"])
+    if rows not in plans:
+        yield f"passes of {rows} rows, by rank, not {plans[0]}"
+    expected_layers = facts["layers"] if evidence.cell.recipe.gradient_checkpointing else []
+    if facts["recomputed"] != expected_layers:
+        yield f"{len(facts['recomputed'])} layers computed again in the backward pass, not {len(expected_layers)}"
+    for kind, number in facts["types"].items():
+        if kind != PRECISION_TYPES[trainer.log.precision]:
+            yield f"{number} products in {kind}, not {trainer.log.precision}"
+    for kind in facts["devices"]:
+        if kind != evidence.device.type:
+            yield f"products on {kind}, not {evidence.device.type}"
+
+
+def planned_passes(trainer: Trainer, update: int, micro_batch: int) -> list[list[list[int]]]:
+    """The rows of each forward pass, by rank, that an update may have.
+
+    There are several plans, since one batch of an epoch may be smaller.
+    """
+    recipe, ranks, count = trainer.cell.recipe, trainer.ranks, len(trainer.features)
+    size, steps = recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps
+    earlier_batches = steps * (update % recipe.updates_per_epoch(count))
+    batches = min(steps, math.ceil(count / size) - earlier_batches)
+    plans = []
+    sizes = [[size] * batches]
+    for place in range(batches if count % size else 0):
+        sizes.append([count % size if index == place else size for index in range(batches)])
+    for rows in sizes:
+        if ranks.count > 1:
+            total = sum(rows)
+            plans.append([rank_passes(total, rank, ranks, micro_batch) for rank in range(ranks.count)])
+            continue
+        passes: list[int] = []
+        for batch in rows:
+            passes += [len(piece) for piece in chunks(range(batch), micro_batch)]
+        plans.append([passes])
+    return plans
+
+
+def rank_passes(rows: int, rank: int, ranks: Ranks, micro_batch: int) -> list[int]:
+    """The rows of each pass of a rank.
+
+    Rows are dealt out in turn; a rank without one takes part with a row that counts 0.
+    """
+    passes = [len(piece) for piece in chunks(range(rank, rows, ranks.count), micro_batch)]
+    least = math.ceil(rows / (ranks.count * micro_batch)) if ranks.holds_parts else 1
+    return passes + [1] * (least - len(passes))
+
+
+class FunctionCalls(TorchFunctionMode):
+    """Counts calls of torch's attention, and of softmax over scores (B, heads, L, L)."""
+
+    def __init__(self) -> None:
+        """Nothing was called yet."""
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count a call, and make it."""
+        name = getattr(func, "__name__", "")
+        if name == ATTENTION_CALL or (name == "softmax" and args[0].ndim == 4):
+            self.counts[name] += 1
+        return func(*args, **kwargs or {})
+
+
+def attention_calls(evidence: Evidence) -> Counter[str]:
+    """How often a row's pass in training mode computes attention by torch's function, and by hand."""
+    trainer, calls = evidence.trainer, FunctionCalls()
+    rows = evidence.probe.rows[:1]
+    with torch.no_grad(), keep_state(trainer, training=True), trainer.accelerator.autocast(), calls:
+        get_logits(trainer, rows)
+    return calls.counts

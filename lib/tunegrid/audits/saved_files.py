@@ -1,0 +1,493 @@
+"""Compares the files of a saved model with the trained one: tensors bit by bit, settings by field.
+
+Expected values are the trained objects' own, taken before saving, and what cell and checkpoint
+say: no function that saves gives one. Comparisons yield a sentence for each difference.
+"""
+
+import dataclasses
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers as hf
+from peft import PeftModel
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE, TOKENIZER_CONFIG_FILE
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
+
+from tunegrid.audits.evidence import Evidence, differing_parts, first_difference
+from tunegrid.codecs.architectures import architecture
+from tunegrid.codecs.generate import GenerateCodec
+from tunegrid.errors import InputError
+from tunegrid.grid.backbones import checkpoint_source, is_part
+from tunegrid.grid.cells import Cell
+from tunegrid.grid.tasks import Problem
+from tunegrid.run.build import INTEGERS, base_type, make_base
+from tunegrid.run.probe import type_of_digits
+from tunegrid.run.serving import BASE, saved_search, unwrap_base
+
+Fields = dict[str, Any]
+Settings = Mapping[str, Fields]  # by the name of their file
+Tensors = Mapping[str, Tensor]
+
+# PEFT's types whose files hold other tensors than the trained ones: logits alone tell of them.
+OTHER_TENSORS: Mapping[str, str] = {
+    "ADAPTION_PROMPT": "named by another rule",
+    "CARTRIDGE": "what a prompt encoder computes",
+    "CPT": "what a prompt encoder computes",
+    "MULTITASK_PROMPT_TUNING": "what a prompt encoder computes",
+    "P_TUNING": "what a prompt encoder computes",
+    "PEANUT": "named by another rule",
+    "PREFIX_TUNING": "what a prompt encoder computes",
+    "SHADOW": "a second model",
+    "SHIRA": "places of values, which no module has as a tensor",
+    "VBLORA": "perhaps the largest weights alone",
+    "XLORA": "other adapters, in files of their own",
+}
+RENAMED = {  # ends of names that PEFT's files have otherwise
+    # DoRA's format is older than its module.
+    "lora_magnitude_vector.weight": "lora_magnitude_vector",
+    "prompt_encoder.embedding.weight": "prompt_embeddings",
+}
+# Fields that are not compared, by file, each with its reason.
+NOT_COMPARED: Mapping[str, Mapping[str, str]] = {
+    peft.utils.CONFIG_NAME: {"runtime_config": "of the process that trains; never saved"},
+    CONFIG_NAME: {"_name_or_path": "the place that the halves of a pair were loaded from"},
+    GENERATION_CONFIG_NAME: {},
+    TOKENIZER_CONFIG_FILE: {
+        "added_tokens_decoder": "in tokenizer.json, which is compared",
+        "deprecation_warnings": "which warnings were given",
+        "files_loaded": "the files that it was loaded from",
+        "init_inputs": "arguments of loading",
+        "init_kwargs": "arguments of loading; each is a field",
+        "is_local": "loaded from a folder or not",
+        "local_files_only": "an option of loading",
+        "name_or_path": "the place that it was loaded from",
+        "verbose": "how many warnings are given",
+    },
+}
+# Fields of a checkpoint's config.json that a cell decides, each with the reason.
+DECIDED: Mapping[str, str] = {
+    "_name_or_path": "the place that it was loaded from",
+    "add_cross_attention": "of a pair of encoders, the second one has it",
+    "architectures": "the head's class",
+    "dtype": "the type in which the base is loaded",
+    "id2label": "the task's labels",
+    "is_decoder": "of a pair of encoders, the second one is",
+    "is_encoder_decoder": "T5's encoder alone is none",
+    "label2id": "the task's labels",
+    "pad_token_id": "the codec's padding",
+    "quantization_config": "the method's packing",
+    "transformers_version": "the release that saves",
+    "use_cache": "T5's encoder alone has none",
+    "vocab_size": "a head's new token",
+}
+# Fields of PEFT's configurations that are not as the method declared them, each with the reason.
+CHANGED: Mapping[str, str] = {
+    "inference_mode": "what is saved is to answer",
+    "init_lora_weights": "a base that was rewritten must not be rewritten again",
+    "modules_to_save": "PEFT adds the head of a task that it knows",
+    "runtime_config": "of the process that trains",
+    "deltaT": "AdaLoRA's plan counts updates",
+    "tfinal": "AdaLoRA's plan counts updates",
+    "tinit": "AdaLoRA's plan counts updates",
+    "total_step": "AdaLoRA's plan counts updates",
+}
+# Settings of a tokenizer that the checkpoint's file, if it names them, decides.
+FROM_CHECKPOINT = ("model_input_names", "model_max_length", "padding_side", "truncation_side")
+SEARCH_DEFAULTS = {"length_penalty": 1.0}  # transformers' own, which it does not save
+
+# Tensors
+
+
+def other_tensors(evidence: Evidence, folder: Path) -> Iterator[str]:
+    """A sentence for each tensor that files lack, or have otherwise than it was trained."""
+    model: Any = evidence.model
+    if not isinstance(model, PeftModel):
+        yield from other_model(model, folder)
+        return
+    if model.active_peft_config.peft_type not in OTHER_TENSORS:
+        tensors = {}
+        for name, tensor in named_tensors(model):
+            tensors[adapter_key(name)] = kept_ranks(model, name, tensor)
+        names = evidence.cell.method.declared_names(model, evidence.cell)
+        keys = {adapter_key(name) for name in names}
+        yield from other_files(folder.glob("adapter_model*.safetensors"), tensors, keys)
+    if (folder / BASE).is_dir():
+        with unwrap_base(model) as base:
+            yield from other_model(base, folder / BASE)
+
+
+def other_model(model: nn.Module, folder: Path) -> Iterator[str]:
+    """A sentence for each tensor that differs in the files of a whole model."""
+    tensors = dict(named_tensors(model))
+    buffers = {name for name, _ in model.named_buffers()}
+    temporary = buffers - model.state_dict().keys()
+    yield from other_files(folder.glob("*.safetensors"), tensors, tensors.keys() - temporary)
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers, tied ones by all their names, and the scales of packed weights."""
+    yield from model.named_buffers(remove_duplicate=False)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        yield name, parameter.detach()
+        state: Any = getattr(parameter, "quant_state", None)
+        if state is not None:
+            for part, tensor in state.as_dict(packed=True).items():
+                yield f"{name}.{part}", tensor
+
+
+def adapter_key(name: str) -> str:
+    """The name of a tensor in an adapter's file: PEFT leaves out the adapter's name."""
+    key = name.replace(".modules_to_save.default.", ".").replace(".default", "")
+    for end, saved_end in RENAMED.items():
+        if key.endswith(end):
+            return key.removesuffix(end) + saved_end
+    return key
+
+
+def kept_ranks(model: Any, name: str, tensor: Tensor) -> Tensor:
+    """The part of a tensor that is saved: of AdaLoRA's the ranks that it kept, of others all."""
+    config = getattr(model, "active_peft_config", None)
+    patterns = getattr(config, "rank_pattern", None) or {}
+    layer, _, part = name.removeprefix("base_model.model.").partition(".lora_")
+    pattern = patterns.get(f"{layer}.lora_E", patterns.get(f"{layer}.lora_E.default"))
+    if not part or not isinstance(pattern, list):
+        return tensor
+    mask = torch.tensor(pattern, device=tensor.device)
+    return tensor[:, mask] if part.startswith("B") else tensor[mask]
+
+
+def other_files(paths: Iterable[Path], tensors: Tensors, names: Collection[str]) -> Iterator[str]:
+    """Compares files with tensors by name: reads each byte once, and holds one tensor at a time.
+
+    Each of the names must be in a file, or one of those that are tied to it.
+    """
+    saved = set[Any]()
+    for path in paths:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 # it is no mapping
+                if name not in tensors:
+                    yield f"{path.name} holds {name}, which the trained model lacks"
+                    continue
+                saved.add(storage(tensors[name]))
+                fault = tensor_difference(tensors[name], file.get_tensor(name))
+                if fault:
+                    yield f"{name} was saved {fault}"
+    for name, tensor in tensors.items():
+        if name in names and storage(tensor) not in saved:
+            saved.add(storage(tensor))
+            yield f"{name} is in no file, nor is a tensor that is tied to it"
+
+
+def other_loaded(evidence: Evidence, served: Any) -> Iterator[str]:
+    """A sentence for each parameter that is loaded otherwise than it was trained.
+
+    What a method added without training it may be drawn anew, and so may the copies of a new
+    head that PEFT keeps unused.
+    """
+    cell, model = evidence.cell, evidence.model
+    loaded = dict(served.named_parameters())
+    untrained = evidence.own - cell.method.declared_names(model, cell)
+    for name, parameter in model.named_parameters():
+        if name in untrained or ".original_module." in name:
+            continue
+        if name not in loaded:
+            yield f"{name} is not loaded again"
+            continue
+        trained = kept_ranks(model, name, parameter.detach())
+        if is_part(name, cell.head.new_modules):  # which take the type of the base that is loaded
+            trained = trained.to(base_type(cell))
+        fault = tensor_difference(trained, loaded[name].detach())
+        if fault:
+            yield f"{name} was loaded {fault}"
+
+
+def storage(tensor: Tensor) -> Any:
+    """The memory of a tensor, which tied tensors share; an empty one has none, and is itself."""
+    return (tensor.data_ptr(), tensor.shape) if tensor.numel() else id(tensor)
+
+
+def tensor_difference(trained: Tensor, other: Tensor) -> str:
+    """The end of a sentence on how a tensor is not the trained one; empty if all its bits are."""
+    kinds = [f"{dtype_name(tensor.dtype)} {tuple(tensor.shape)}" for tensor in (trained, other)]
+    if kinds[0] != kinds[1]:
+        return f"as {kinds[1]}, and trained as {kinds[0]}"
+    integers = INTEGERS.get(other.element_size(), torch.uint8)
+    trained_bits = trained.reshape(-1).view(integers)
+    other_bits = other.to(trained.device).reshape(-1).view(integers)
+    if torch.equal(trained_bits, other_bits):
+        return ""
+    places = (trained_bits != other_bits).nonzero().flatten()
+    place = int(places[0]) * other.numel() // len(other_bits)
+    values = [tensor.reshape(-1)[place].item() for tensor in (other, trained)]
+    counts = f"{len(places)} of {len(other_bits)} values"
+    changed = f"with {counts} changed: {values[0]:.9g} for {values[1]:.9g}"
+    digits = type_of_digits(other)
+    if not other.is_floating_point() or digits == dtype_name(other.dtype):
+        return changed
+    return f"{changed}, as {digits} rounds"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A type as files name it: float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+# Settings
+
+
+def expected_settings(evidence: Evidence) -> dict[str, Fields]:
+    """The fields of each file of settings, by the trained objects, the cell and its checkpoint."""
+    model, tokenizer = evidence.model, evidence.codec.tokenizer
+    fields = plain(tokenizer.init_kwargs) | tokenizer_fields(tokenizer)
+    original = checkpoint_fields(evidence.cell, TOKENIZER_CONFIG_FILE)
+    for name in original.keys() & set(FROM_CHECKPOINT):
+        fields[name] = original[name]
+    settings = {TOKENIZER_CONFIG_FILE: fields}
+    if isinstance(model, PeftModel):
+        base = model.get_base_model()
+        settings[peft.utils.CONFIG_NAME] = adapter_fields(evidence, model, base)
+        settings[f"{BASE}/{CONFIG_NAME}"] = config_fields(evidence, base)
+    else:
+        settings[CONFIG_NAME] = config_fields(evidence, model)
+    if isinstance(evidence.codec, GenerateCodec):
+        search = saved_search(evidence.codec) | {"transformers_version": hf.__version__}
+        settings[GENERATION_CONFIG_NAME] = {k: v for k, v in search.items() if v is not None}
+    return settings
+
+
+def other_settings(settings: Settings, tokenizer: Any, folder: Path) -> Iterator[str]:
+    """A sentence for each field that a file has otherwise, or that loading makes another one of."""
+    for name, expected in settings.items():
+        path = folder / name
+        if not path.parent.is_dir():  # no base was saved
+            continue
+        if not path.is_file():
+            yield f"{name} is not saved"
+            continue
+        reasons = NOT_COMPARED[path.name]
+        expected_fields = flat(expected)
+        file = flat(read_fields(path))
+        loaded = flat(loaded_fields(path, tokenizer))
+        for field in sorted(file.keys() | expected_fields.keys()):
+            if field.split(".")[0] in reasons or field.split(".")[-1] in reasons:
+                continue
+            if path.name == TOKENIZER_CONFIG_FILE and field not in file.keys() | loaded.keys():
+                continue  # an argument of loading, as the place of a vocabulary
+            fault = field_difference(field, expected_fields, file, loaded)
+            if fault:
+                yield f"{name}: {field} {fault}"
+
+
+def field_difference(name: str, expected: Fields, file: Fields, loaded: Fields) -> str:
+    """The end of a sentence on a field that is not as expected in its file, or once loaded.
+
+    It is empty if the field is as expected. A file may leave it out if loading comes to its value.
+    """
+    if name not in expected:
+        return f"is saved as {file[name]!r}, but the trained model has no such field"
+    value = expected[name]
+    if name in file and file[name] != value:
+        return f"is saved as {file[name]!r}, but was {value!r}"
+    lost = "" if name in file else "not saved, and "
+    if name in loaded and loaded[name] != value:
+        return f"is {lost}loaded as {loaded[name]!r}, but was {value!r}"
+    if lost and name not in loaded:
+        return f"is not saved, but was {value!r}"
+    return ""
+
+
+def loaded_fields(path: Path, tokenizer: Any) -> Fields:
+    """A file's fields as its library reads them; the tokenizer was loaded already."""
+    if path.name == TOKENIZER_CONFIG_FILE:
+        return tokenizer_fields(tokenizer)
+    if path.name == CONFIG_NAME:
+        config = hf.AutoConfig.from_pretrained(path.parent, trust_remote_code=False)
+        return fields_of(config)
+    if path.name == GENERATION_CONFIG_NAME:
+        config = hf.GenerationConfig.from_pretrained(path.parent)
+        return SEARCH_DEFAULTS | drop_none(fields_of(config))
+    return peft_fields(peft.PeftConfig.from_pretrained(path.parent))
+
+
+def adapter_fields(evidence: Evidence, model: Any, base: Any) -> Fields:
+    """PEFT's configuration as the method declares it, and as it trained if that says more."""
+    cell, config = evidence.cell, model.active_peft_config
+    fields = peft_fields(config)
+    method: Any = cell.method
+    try:
+        declared = method.peft_config(cell, make_base(cell, evidence.codec.tokenizer, base))
+    except (AttributeError, InputError):  # the method adapts in its own way
+        declared = config
+    for name, value in drop_none(peft_fields(declared)).items():
+        if name not in CHANGED:
+            fields[name] = value
+    kind = type(base)
+    library = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
+    fields["auto_mapping"] = None if config.task_type else library
+    fields["inference_mode"] = True
+    fields["peft_version"] = peft.__version__
+    source, pin = checkpoint_source(cell.backbone, cell.profile)
+    fields["base_model_name_or_path"] = source
+    fields["revision"] = pin.get("revision")
+    if cell.method.rewrites(cell):
+        fields["init_lora_weights"] = True
+    if fields.get("rank_pattern"):  # AdaLoRA's is by names of tensors
+        patterns = fields["rank_pattern"].items()
+        fields["rank_pattern"] = {adapter_key(name): pattern for name, pattern in patterns}
+    return fields
+
+
+def config_fields(evidence: Evidence, model: Any) -> Fields:
+    """A model's configuration: as trained, but by cell and checkpoint where they say it."""
+    cell = evidence.cell
+    fields = fields_of(model.config)
+    original = checkpoint_fields(cell, CONFIG_NAME)
+    parts = [value for value in fields.values() if isinstance(value, dict)]
+    kinds = [part for part in parts if "model_type" in part]
+    for config in kinds:  # of a pair, two of the checkpoint's kind
+        config.pop("transformers_version", None)  # the pair names it
+    for config in kinds or [fields]:
+        for name in config.keys() & original.keys() - DECIDED.keys():
+            config[name] = original[name]
+    kind = architecture(cell.head.architecture)
+    known = isinstance(model, kind)  # an Auto class chooses another one
+    fields["architectures"] = [kind.__name__ if known else type(model).__name__]
+    fields["transformers_version"] = hf.__version__
+    fields["dtype"] = dtype_name(base_type(cell))
+    fields["pad_token_id"] = evidence.codec.pad_id
+    if cell.head.new_token:
+        fields["vocab_size"] = len(evidence.codec.tokenizer)
+    if cell.task.problem is Problem.CLASSIFY:
+        labels = enumerate(cell.task.labels)
+        fields["id2label"] = {str(index): label for index, label in labels}
+        fields["label2id"] = {label: int(index) for index, label in fields["id2label"].items()}
+    return fields
+
+
+def tokenizer_fields(tokenizer: Any) -> Fields:
+    """A tokenizer's attributes and special tokens."""
+    names = [name for name in vars(tokenizer) if not name.startswith("_")]
+    fields: Fields = {name: plain(getattr(tokenizer, name)) for name in names}
+    special_tokens: Fields = plain(tokenizer.special_tokens_map)
+    fields["special_tokens_map"] = sorted(special_tokens.items())
+    fields["extra_special_tokens"] = plain(tokenizer.extra_special_tokens)
+    fields["tokenizer_class"] = type(tokenizer).__name__
+    return fields | special_tokens
+
+
+def checkpoint_fields(cell: Cell, name: str) -> Fields:
+    """A file of settings of the cell's checkpoint; empty if it has none."""
+    source, pin = checkpoint_source(cell.backbone, cell.profile)
+    optional = {**pin, "_raise_exceptions_for_missing_entries": False}
+    path = hf.utils.cached_file(source, name, **optional)
+    return read_fields(Path(path)) if path else {}
+
+
+def read_fields(path: Path) -> Fields:
+    """The fields of a JSON file."""
+    fields: Fields = json.loads(path.read_text(encoding="utf-8"))
+    return ordered(fields) if path.name == peft.utils.CONFIG_NAME else fields
+
+
+def peft_fields(config: Any) -> Fields:
+    """The fields of PEFT's configuration; none of its lists has an order that means anything."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return ordered(plain(fields))
+
+
+def ordered(fields: Fields) -> Fields:
+    """The fields with lists of names in alphabetical order."""
+    lists = {name: value for name, value in fields.items() if isinstance(value, list)}
+    return fields | {name: sorted(value, key=str) for name, value in lists.items()}
+
+
+def flat(fields: Fields) -> Fields:
+    """The fields, those of a field in it by names with a dot, as decoder.hidden_size."""
+    flat_fields: Fields = {}
+    for name, value in fields.items():
+        if not isinstance(value, dict) or not value:
+            flat_fields[name] = value
+            continue
+        for inner_name, inner_value in flat(value).items():
+            flat_fields[f"{name}.{inner_name}"] = inner_value
+    return flat_fields
+
+
+def drop_none(fields: Fields) -> Fields:
+    """The fields that are not None."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: public fields of objects, names of types, texts of tokens."""
+    return json.loads(json.dumps(value, default=plain_object))
+
+
+def fields_of(config: Any) -> Fields:
+    """The public fields of a configuration."""
+    fields: Fields = plain(config)
+    return fields
+
+
+def plain_object(value: Any) -> Any:
+    """One object, which JSON does not know, in simpler ones."""
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, torch.dtype):
+        return dtype_name(value)
+    if isinstance(value, hf.BitsAndBytesConfig):
+        return value.to_dict()  # which has private fields, too
+    if not hasattr(value, "__dict__"):  # a token, a path
+        return str(value)
+    fields = {name: field for name, field in vars(value).items() if not name.startswith("_")}
+    if isinstance(value, hf.PreTrainedConfig):
+        fields["model_type"] = value.model_type
+    return fields
+
+
+# Texts
+
+
+def tokenizer_json(tokenizer: Any) -> Fields:
+    """The content that tokenizer.json must have; empty for a tokenizer without one."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content: Fields = json.loads(backend.to_str()) if backend else {}
+    return content
+
+
+def other_tokenizer(expected: Fields, folder: Path) -> Iterator[str]:
+    """A sentence for each part of tokenizer.json that is not the trained tokenizer's."""
+    path = folder / FULL_TOKENIZER_FILE
+    if not expected or not path.is_file():
+        return
+    saved = read_fields(path)
+    for part in sorted(expected.keys() | saved.keys()):
+        texts = [json.dumps(fields.get(part), ensure_ascii=False) for fields in (expected, saved)]
+        if texts[0] != texts[1]:
+            expected_part, saved_part = differing_parts(*texts)
+            yield f"{path.name}: {part} is saved as {saved_part!r}, but was {expected_part!r}"
+
+
+def other_tokens(trained: Any, saved: Any, texts: Iterable[str]) -> Iterator[str]:
+    """A sentence for each text that a saved tokenizer reads otherwise than the trained one."""
+    for text in texts:
+        ids = trained(text, verbose=False)["input_ids"]
+        saved_ids = saved(text, verbose=False)["input_ids"]
+        if saved_ids != ids:
+            yield f"the saved tokenizer reads {tokens_difference(trained, ids, saved_ids)}"
+
+
+def tokens_difference(tokenizer: Any, ids: Sequence[int], saved_ids: Sequence[int]) -> str:
+    """Where two readings of a text part, with the text before it."""
+    place = first_difference(ids, saved_ids)
+    context = tokenizer.decode(ids[max(0, place - 5) : place])
+    tokens = tokenizer.convert_ids_to_tokens(list(ids[place : place + 3]))
+    saved_tokens = tokenizer.convert_ids_to_tokens(list(saved_ids[place : place + 3]))
+    counts = f"{len(saved_ids)} tokens, and not {len(ids)}"
+    return f"a text as {counts}; behind {context!r} come {saved_tokens}, and not {tokens}"

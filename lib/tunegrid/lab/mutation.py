@@ -1,0 +1,215 @@
+"""Small changes of Python code, each of one operator, constant, argument, condition or statement; and of live functions.
+
+A changed place first calls MARK, which must be in `builtins` and return None: so it shows that it was reached.
+Docstrings, logging, assertions, annotations and what is raised have no changes.
+"""
+
+import ast
+import gc
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any, NamedTuple
+
+MARK = "__tunegrid_mutant__"
+LOGGING = ("logger", "logging", "warnings", "warn", "print")
+SKIPPED = (ast.Assert, ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom, ast.pattern)
+SKIPPED_FIELDS = ("annotation", "returns", "decorator_list")
+REMOVABLE = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Delete)
+REMOVED = "statement removed"
+OPERATORS: Mapping[type[ast.AST], type[ast.AST]] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Mult,
+    ast.Pow: ast.Mult,
+    ast.MatMult: ast.Mult,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+    ast.BitXor: ast.BitAnd,
+    ast.LShift: ast.RShift,
+    ast.RShift: ast.LShift,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Break: ast.Continue,
+    ast.Continue: ast.Break,
+}
+
+
+class Change(NamedTuple):
+    """One change of a tree."""
+
+    kind: str
+    node: ast.expr | ast.stmt
+    replacement: ast.AST
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """The source of the node, and of what takes its place."""
+        after = "pass" if self.kind == REMOVED else ast.unparse(self.replacement)
+        return ast.unparse(self.node), after
+
+
+def find_changes(tree: ast.AST) -> Iterator[Change]:
+    """All changes of a tree, an outer node's first."""
+    for node in changeable_nodes(tree):
+        if isinstance(node, ast.expr | ast.stmt):
+            for kind, replacement in [*expression_changes(node), *statement_changes(node)]:
+                ast.copy_location(replacement, node)
+                yield Change(kind, node, ast.fix_missing_locations(replacement))
+        for test in conditions(node):
+            negation = ast.fix_missing_locations(ast.copy_location(ast.UnaryOp(ast.Not(), test), test))
+            yield Change("condition", test, negation)
+            for value in (True, False):
+                # A loop on a condition that always holds only hangs.
+                if not (value and isinstance(node, ast.While)):
+                    yield Change("condition", test, ast.copy_location(ast.Constant(value), test))
+
+
+def changeable_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """A node and all within it that may change."""
+    yield node
+    for name, value in ast.iter_fields(node):
+        for child in value if isinstance(value, list) else [value]:
+            if not isinstance(child, ast.AST) or isinstance(child, SKIPPED) or is_logging(child):
+                continue
+            if name not in SKIPPED_FIELDS:
+                yield from changeable_nodes(child)
+
+
+def is_logging(node: ast.AST) -> bool:
+    """Checks that a statement calls a logger, a function of `warnings` or `print`."""
+    if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Call):
+        return False
+    name = node.value.func
+    while isinstance(name, ast.Attribute):
+        name = name.value
+    return isinstance(name, ast.Name) and name.id in LOGGING
+
+
+def conditions(node: ast.AST) -> list[ast.expr]:
+    """The conditions of a node, without constants."""
+    tests: list[ast.expr] = []
+    if isinstance(node, ast.If | ast.IfExp | ast.While):
+        tests = [node.test]
+    elif isinstance(node, ast.comprehension):
+        tests = node.ifs
+    return [test for test in tests if not isinstance(test, ast.Constant)]
+
+
+def expression_changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    """Kinds and replacements of an expression."""
+    match node:
+        case ast.BinOp() | ast.BoolOp():
+            yield "operator", changed(node, op=OPERATORS[type(node.op)]())
+        case ast.UnaryOp(op=ast.USub() | ast.Not() | ast.Invert()):
+            yield "operator", changed(node.operand)
+        case ast.Compare():
+            for number, operator in enumerate(node.ops):
+                operators: list[ast.AST] = [*node.ops]
+                operators[number] = OPERATORS[type(operator)]()
+                yield "comparison", changed(node, ops=operators)
+        case ast.Constant(value=bool(value)):
+            yield "constant", ast.Constant(not value)
+        case ast.Constant(value=int(value) | float(value)):
+            yield "constant", ast.Constant(value + 1)
+        case ast.Call():
+            for name, arguments in (("args", node.args), ("keywords", node.keywords)):
+                for number in range(len(arguments)):
+                    fewer = [*arguments[:number], *arguments[number + 1 :]]
+                    yield "argument dropped", changed(node, **{name: fewer})
+            for number in range(1, len(node.args)):
+                swapped = [*node.args]
+                swapped[number - 1 : number + 1] = [node.args[number], node.args[number - 1]]
+                yield "arguments swapped", changed(node, args=swapped)
+
+
+def statement_changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    """Kinds and replacements of a statement."""
+    if isinstance(node, REMOVABLE) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)):
+        # What it binds stays local, and what it reads of an outer function stays bound.
+        yield REMOVED, ast.If(ast.Constant(False), [changed(node)], [])
+    match node:
+        case ast.AugAssign():
+            yield "operator", changed(node, op=OPERATORS[type(node.op)]())
+        case ast.Break() | ast.Continue():
+            yield "loop", OPERATORS[type(node)]()
+        case ast.For():
+            yield "loop", changed(node, iter=ast.Tuple([], ast.Load()))
+        case ast.Return(value=ast.expr()) if ast.unparse(node) != "return None":
+            yield "return value", ast.Return(ast.Constant(None))
+
+
+def changed(node: ast.AST, **fields: object) -> Any:
+    """A copy of a node with other fields."""
+    return type(node)(**(vars(node) | fields))
+
+
+class Replacing(ast.NodeTransformer):
+    """Makes one change of a tree, after a call of MARK."""
+
+    def __init__(self, change: Change) -> None:
+        """Makes `change`."""
+        self._change = change
+
+    def visit(self, node: ast.AST) -> ast.AST | list[ast.AST]:
+        """Replace the node of the change, and keep all others."""
+        _, changing_node, new = self._change
+        if node is not changing_node:
+            kept: ast.AST = self.generic_visit(node)
+            return kept
+        call = ast.Call(ast.Name(MARK, ast.Load()), [], [])
+        if isinstance(new, ast.expr):
+            return ast.copy_location(ast.BoolOp(ast.Or(), [call, new]), new)
+        return [ast.copy_location(ast.Expr(call), new), new]
+
+
+Functions = dict[tuple[str, int], CodeType]  # by qualified name and first line
+
+
+def functions_in(path: Path, number: int | None = None) -> Functions:
+    """The code of a module's functions, with its change of this number if one is given; without lambdas that share a line."""
+    tree = ast.parse(path.read_bytes())
+    if number is not None:
+        Replacing([*find_changes(tree)][number]).visit(tree)
+    codes = [*nested(compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True))]
+    counts = Counter((code.co_qualname, code.co_firstlineno) for code in codes)
+    functions = {(code.co_qualname, code.co_firstlineno): code for code in codes}
+    return {key: code for key, code in functions.items() if counts[key] == 1}
+
+
+def nested(code: CodeType) -> Iterator[CodeType]:
+    """All code within other code."""
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield constant
+            yield from nested(constant)
+
+
+def can_replace(before: Functions, after: Functions) -> bool:
+    """Checks that code is changed, and that live functions can take it: it reads the same names of outer functions."""
+    if before == after or before.keys() != after.keys():
+        return False
+    return all(code.co_freevars == after[key].co_freevars for key, code in before.items())
+
+
+def replace_live(functions: Functions) -> None:
+    """Give code to the live functions that it is of."""
+    files = {code.co_filename for code in functions.values()}
+    for function in gc.get_objects():
+        if type(function) is FunctionType and function.__code__.co_filename in files:
+            key = (function.__code__.co_qualname, function.__code__.co_firstlineno)
+            function.__code__ = functions.get(key, function.__code__)

@@ -1,0 +1,19 @@
+"""Seals committed runs of earlier versions as they are: `python -m tunegrid.lab seal RUN.json`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from tunegrid.runs.files import load, read_saved, save
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write each file again with its seals; return the exit code. Raises InputError for a bad one."""
+    parser = argparse.ArgumentParser(prog="python -m tunegrid.lab seal", description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN.json")
+    for path in parser.parse_args(arguments).runs:
+        saved = read_saved(path)
+        saved.check_unchanged()
+        save(load(path), path, saved.records, [path])
+        print(f"sealed {path}")
+    return 0

@@ -1,0 +1,26 @@
+"""The largest values of audits beside their limits."""
+
+from dataclasses import replace
+
+from tunegrid.lab.limits import find_extremes, limits_table
+from tunegrid.record import AuditFinding
+from tunegrid.tests.records import get_record
+
+
+def with_findings(seed, *findings):
+    record = get_record("bert_sum_lora", seed=seed)
+    return replace(record, audits=[AuditFinding(passed=True, **finding) for finding in findings])
+
+
+def test_the_largest_value_of_each_audit_and_limit():
+    kept = {"name": "cache_changes_nothing", "detail": "", "limit": 1e-4}
+    records = [
+        with_findings(1, {**kept, "value": 2e-6}, {"name": "loss", "detail": "differ by 3.0e-05, gradients by 1.0e-07"}),
+        with_findings(2, {**kept, "value": 5e-5}, {**kept, "value": 0.01, "limit": 0.1}, {"name": "no_leakage", "detail": "8"}),
+    ]
+    cell = records[0].cell
+    assert limits_table(find_extremes(records)).splitlines()[2:] == [
+        f"| `cache_changes_nothing` | 1.0e-04 | 5.0e-05 | 0.5 | {cell}, seed 2 | 2 |",
+        f"| `cache_changes_nothing` | 1.0e-01 | 1.0e-02 | 0.1 | {cell}, seed 2 | 1 |",
+        f"| `loss` |  | 3.0e-05 |  | {cell}, seed 1 | 1 |",
+    ]
