@@ -168,7 +168,8 @@ def variant_applied(evidence: Evidence) -> Answer:
     """
     method, cell, start_checksums = evidence.cell.method, evidence.cell, evidence.trainer.before
     movers = {name for name in evidence.own if any(part in name for part in method.must_move)}
-    idle = movers.intersection(used_names(evidence)) - evidence.moved
+    unused_names = evidence.trained.keys() - set(used_names(evidence))
+    idle = movers - evidence.moved - unused_names
     ends = tuple(f".{target}{part}.weight" for target in method.rewrites(cell) for part in ("", ".base_layer"))
     rewritten_names = {name for name in start_checksums if name.endswith(ends)}
     faults = [f"{name} did not move" for name in sorted(idle)]

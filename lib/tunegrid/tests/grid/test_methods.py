@@ -62,7 +62,8 @@ def test_a_method_passes_the_audits_and_plain_lora_is_not_taken_for_it(method):
     assert failed(evidence) == {}
     assert "variant_applied" in {finding.name for finding in run_audits(evidence)}
     plain = QLORA if GRID.methods[method].quantization else LORA
-    assert failed(trained_cell(PLACES[method], built=plain))
+    faults = failed(trained_cell(PLACES[method], built=plain))
+    assert ("schedule_counts_updates" if method == "loraplus" else "variant_applied") in faults
 
 
 # Definitions, on layers of two inputs and two outputs
