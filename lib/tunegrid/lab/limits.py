@@ -1,8 +1,8 @@
 """How close healthy cells come to the limits of audits, as a Markdown table.
 
 Each row is an audit and one of its limits, which may depend on a cell's arithmetic, with the largest
-value of all runs. Of an audit that keeps no value, the largest number in its details that has an
-exponent is shown, without a limit.
+value of all runs. Of an audit that keeps no value, the largest distance that its details name is
+shown, without a limit.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from tunegrid.errors import InputError
 from tunegrid.record import AuditFinding, Record
 from tunegrid.runs.files import read_list
 
-WITH_EXPONENT = re.compile(r"\b\d[.]\d+e[+-]\d\d\b")
+DISTANCE = re.compile(r"\bby (\d[.]\d+e[+-]\d\d)\b")
 
 
 @dataclass(kw_only=True)
@@ -31,10 +31,10 @@ class Extreme:
 
 
 def measured_value(finding: AuditFinding) -> float | None:
-    """An audit's value, or the largest number with an exponent in its detail; None: neither."""
+    """An audit's value, or the largest distance in its detail, as "by 1.0e-06"; None: neither."""
     if finding.value is not None:
         return finding.value
-    numbers = map(float, WITH_EXPONENT.findall(finding.detail))
+    numbers = map(float, DISTANCE.findall(finding.detail))
     return max(numbers, default=None)
 
 

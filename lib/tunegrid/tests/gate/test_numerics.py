@@ -77,6 +77,8 @@ def test_losses_of_the_first_updates_round_or_name_the_stage_that_changed(old, n
     ("figures", "words"),
     [
         ({"tokens": "f" * 16}, "text: token ids or targets of the training rows differ"),
+        ({"test_tokens": "f" * 16}, "text: token ids of the test rows differ"),
+        ({"test_tokens": None}, ""),  # an older record's are not known
         ({"types": {ATTENTION: "bfloat16", "head": "float32"}}, f"loading: weights of {ATTENTION} are bfloat16, they were"),
         ({"computed": {ATTENTION: "float32"}}, f"loading: {ATTENTION} computes in float32, before in bfloat16"),
         ({"weights": {ATTENTION: 10.01, "head": 1.0}}, f"start: weights before training, {ATTENTION} x 1.001"),
