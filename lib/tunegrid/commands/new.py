@@ -6,7 +6,9 @@ place. Files that are already there are not replaced.
 
 import argparse
 import sys
+import sysconfig
 from collections.abc import Sequence
+from importlib.machinery import PathFinder
 from keyword import iskeyword
 from pathlib import Path
 
@@ -28,6 +30,9 @@ def check_name(kind: str, name: str) -> None:
         raise InputError(f"NAME has {len(name)} letters; give one of at most {LONGEST_NAME}")
     if iskeyword(name) or name in sys.stdlib_module_names:
         raise InputError(f"{name}.py would hide a module of Python's own, or {name} is a keyword: give another NAME")
+    installed = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(ROOT), str(ROOT / "lib")]
+    if PathFinder.find_spec(name, installed):
+        raise InputError(f"{name}.py would hide the installed package {name}: give another NAME")
     if name in getattr(study(), f"{kind}s"):
         raise InputError(f"{kind} {name!r} is in the grid already; give yours another NAME")
 

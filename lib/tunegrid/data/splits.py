@@ -21,6 +21,7 @@ from tunegrid.grid.recipes import Profile
 from tunegrid.grid.tasks import Carve, Problem, Task
 
 SPLIT_SEED = 42  # the study's
+MOST_CONTRADICTIONS = 0.05  # of a split's texts may have several labels: people disagree on some
 JSON_NAMES: dict[type, str] = {int: "a whole number", str: "a text", dict: "an object", list: "a list", float: "a number"}
 TARGET_TYPES: dict[Problem, type] = {Problem.CLASSIFY: int, Problem.EXTRACT: dict, Problem.GENERATE: str}
 
@@ -72,12 +73,17 @@ def load_splits(task: Task, profile: Profile) -> Splits:
     slices, columns = _slices(task, profile), task.identity or (*task.text, *task.context_columns)
     rows, dropped_counts, scored_hashes = dict[str, Sequence[Row]](), dict[str, int](), set[int]()
     for name in ("test", "validation", "train"):
-        part, hashes, labels = slices[name], array("Q"), set[int]()  # the texts themselves are not kept
+        part, hashes = slices[name], array("Q")  # the texts themselves are not kept
+        texts, all_labels, labels = array("Q"), array("q"), set[int]()
         for index, row in zip(part.indices, part.table.take(part.indices), strict=True):
             check_row(task, row, index + part.table.first, part.table.origin)
             hashes.append(identity(row, columns))
-            if task.labels and hashes[-1] not in scored_hashes:
-                labels.add(row[task.target])
+            if task.labels:
+                texts.append(identity(row, task.text + task.text_pair) if task.identity else hashes[-1])
+                all_labels.append(row[task.target])
+                if hashes[-1] not in scored_hashes:
+                    labels.add(row[task.target])
+        check_labels_agree(texts, all_labels, part.origin)
         indices = array("q", (index for index, text in zip(part.indices, hashes, strict=True) if text not in scored_hashes))
         if not indices:
             raise InputError(f"{part.origin}: no rows to use: each is in a scored split, too; give other files")
@@ -176,6 +182,22 @@ def check_classes(task: Task, labels: Collection[int], origin: str) -> None:
     """Raises InputError if the labels of training rows are one alone: there is nothing to tell apart."""
     if len(labels) == 1:
         raise InputError(f"{origin}: all training rows are {task.labels[min(labels)]!r}; give rows of another class, too")
+
+
+def check_labels_agree(texts: Sequence[int], labels: Sequence[int], origin: str) -> None:
+    """Raises InputError if many texts of a split stand there with several labels: no model can learn that, or score well."""
+    import numpy as np
+
+    if not labels:
+        return
+    order = np.lexsort((labels, texts))
+    hashes = np.asarray(texts)[order]
+    classes = np.asarray(labels)[order]
+    contradicts = (hashes[1:] == hashes[:-1]) & (classes[1:] != classes[:-1])
+    count = len(np.unique(hashes[1:][contradicts]))
+    total = len(np.unique(hashes))
+    if count > MOST_CONTRADICTIONS * total:
+        raise InputError(f"{origin}: {count} of {total} texts are there with several labels; keep one row of each")
 
 
 def check_row(task: Task, row: Row, index: int, origin: str) -> None:

@@ -65,11 +65,11 @@ def test_a_record_without_its_rows_is_named_and_a_run_of_such_or_another_format_
 
 
 def test_text_that_a_spreadsheet_would_run_is_quoted_in_a_csv_and_stays_as_it_is_in_parquet(tmp_path):
-    said = ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(1)", "\tx", "a=b", "", None]
+    said = ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(1)", "\tx", "a=b", "\uff1d1+1", None]
     columns = pd.DataFrame({"prediction": said, "=points": [-1.5, *[0.0] * 7]})
     for name in ("rows.csv", "rows.parquet"):
         export.write_table(columns, tmp_path / name)
     frame = pd.read_csv(tmp_path / "rows.csv", keep_default_na=False)
-    assert list(frame["prediction"]) == ["'=cmd|' /C calc'!A0", "'+1", "'-1", "'@SUM(1)", "'\tx", "a=b", "", ""]
+    assert list(frame["prediction"]) == ["'=cmd|' /C calc'!A0", "'+1", "'-1", "'@SUM(1)", "'\tx", "a=b", "'\uff1d1+1", ""]
     assert frame["'=points"][0] == -1.5
     assert duckdb.sql(f"select prediction from '{tmp_path}/rows.parquet'").fetchall() == [(text,) for text in said]

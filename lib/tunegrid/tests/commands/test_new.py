@@ -52,3 +52,9 @@ def test_nothing_that_is_there_is_replaced_and_nothing_is_written_through_a_link
         (tmp_path / place).write_text("")
     assert f"{place} is there already; give another NAME" in refusal(capsys, new.main, "task", "mine", f"--to={tmp_path}")
     assert [path.name for path in tmp_path.rglob("*")] == [place]
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch", "tunegrid"])
+def test_a_name_that_would_hide_an_installed_package_is_refused(name, tmp_path, capsys):
+    assert f"{name}.py would hide the installed package" in refusal(capsys, new.main, "task", name, f"--to={tmp_path}")
+    assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import pytest
 
 from tunegrid.data import sources
 from tunegrid.data.sources import StoredRows, tables
-from tunegrid.data.splits import check_first_rows, check_row, load_splits
+from tunegrid.data.splits import check_first_rows, check_labels_agree, check_row, load_splits
 from tunegrid.errors import InputError
 from tunegrid.grid import more_tasks
 from tunegrid.grid.backbones import BERT, checkpoint_source
@@ -161,6 +161,7 @@ NO_CONTENT = [{"label": 1, "title": "t", "text": "c"}]
         (SA, {"train": NO_CONTENT}, "train.jsonl: column 'content' is missing"),
         (SA, {"train": NO_CONTENT}, "split 'train' has label, title, text"),
         (SA, {"train": json.dumps(REVIEW) + '\n\n{"label": 1,'}, "train.jsonl, line 3: invalid JSON"),
+        (SA, {"train": '{"label": 0, "label": 1}'}, "train.jsonl, line 1: invalid JSON (key 'label' is there twice)"),
         (SA, {"train": reviews(1, 1)}, "15% of"),
         (QA, {"train": questions(10), "validation": ""}, "no rows to use; split 'validation' of squad is empty"),
         (QA, {"train": "", "validation": OTHERS}, "no rows to use"),  # and none was carved out of it
@@ -375,3 +376,12 @@ def test_a_faulty_row_is_named_by_its_place_and_described(task, row, words):
         check_row(task, row, 7, "rows")
     assert str(caught.value).startswith("rows, row 7")
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(("contradicting", "refused"), [(1, False), (2, True)])
+def test_a_split_in_which_more_than_one_text_of_20_has_several_labels_is_refused(contradicting, refused):
+    hashes = [*range(20), *range(20), *range(contradicting)]
+    labels = [0] * 40 + [1] * contradicting
+    sentence = "train.csv: 2 of 20 texts are there with several labels"
+    with pytest.raises(InputError, match=sentence) if refused else nullcontext():
+        check_labels_agree(hashes, labels, "train.csv")
