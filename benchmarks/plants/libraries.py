@@ -231,7 +231,7 @@ LIBRARIES = (
     Plant("R44", "`disable_adapter` leaves adapters on", "peft#493, #736", "bert_sa_lora", patches.adapters_stay_on,
           "adapter_survives_its_switches"),
     Plant("R12", "autocast is off in a cell that trains in bf16", "accelerate#1693", "gpt2_sa_lora", patches.autocast_is_off,
-          "computes_in_its_precision"),
+          "updates_run_as_labelled"),
     Plant("R106", "from update 11 on nothing is clipped", "accelerate#641", "gpt2_sa_sft", patches.clips_ten_times,
           "gradients_clipped"),
     Plant("R42", "`cross_entropy` smooths labels by 0.05", "classic", "bert_sa_sft", patches.labels_are_smoothed,

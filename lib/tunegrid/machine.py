@@ -33,7 +33,7 @@ PACKAGES = (
     *("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "evaluate", "tokenizers"),
     *("numpy", "scipy", "rouge_score", "nltk"),  # scores and quantiles
 )
-LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.part$")  # of a file that is not yet whole
+LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.part$")  # a folder with a file that is not yet whole
 CODE = re.compile(r"\.(py|so|pyd|dll|dylib)(\.\d+)*$")  # what Python and the loader read
 
 
@@ -210,19 +210,45 @@ def replace_file(path: Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(target.parent)
-    # Its name cannot be known before, so no link can lie there.
-    part = target.with_name(f"{target.name}.{secrets.token_hex(8)}.part")
-    with part.open("xb") as lock:
-        with suppress(OSError):  # not every network's disk has locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield part
-            with part.open("rb+") as file:
-                os.fsync(file.fileno())
-            part.replace(target)
-        finally:
-            with suppress(OSError):
-                part.unlink()
+    with _locked_folder(target) as folder:
+        part = folder / target.name
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(target)
+
+
+@contextmanager
+def _locked_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside `target`, locked while this process lives and removed at the end.
+
+    The folder holds the lock, since a library may put a file of its own in the place of the one that it is given.
+    """
+    lock = None
+    while lock is None:
+        # Its name cannot be known before, so no link can lie there.
+        folder = target.with_name(f"{target.name}.{secrets.token_hex(8)}.part")
+        folder.mkdir()
+        lock = _lock_folder(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _lock_folder(folder: Path) -> int | None:
+    """The descriptor that holds a new folder's lock; None if another writer took it for a leftover before it was locked."""
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    with suppress(OSError):  # not every network's disk has locks
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    if folder.exists():
+        return lock
+    os.close(lock)
+    return None
 
 
 def _copy_into(source: Path, path: Path) -> None:
@@ -234,13 +260,20 @@ def _copy_into(source: Path, path: Path) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed writers left: a living one holds a lock on its file."""
+    """Remove what killed writers left, files of earlier versions too: a living one holds a lock on its folder."""
     for path in folder.glob("*.part"):
-        if not LEFTOVER.search(path.name) or path.is_symlink() or not path.is_file():
+        if not LEFTOVER.search(path.name) or path.is_symlink():
             continue
-        with suppress(OSError), path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+        with suppress(OSError):
+            lock = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.is_file():
+                    path.unlink()
+            finally:
+                os.close(lock)
 
 
 def write_elsewhere(write: Callable[[Path], None]) -> Path | None:

@@ -40,7 +40,6 @@ AUDITS: Mapping[str, Sequence[Audit]] = {
         *(computation.gradients_survive_evaluation, computation.packed_layers_compute_as_declared),
         *(computation.output_follows_trained_tokens, computation.adapters_add_as_declared),
         *(computation.adapter_survives_its_switches, dropout.dropout_drops),
-        computation.computes_in_its_precision,
     ),
     "of scores": (
         *(scores.selection_apart_from_test, scores.prompt_intact_at_inference, scores.windows_map_to_examples),

@@ -1,6 +1,5 @@
 """Audits of the trained model: what it computes, alone and in a batch, with its adapter and without."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -11,7 +10,6 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from tunegrid.audits.before import is_adapted
 from tunegrid.audits.evidence import Evidence, expect_none
@@ -254,27 +252,3 @@ def layers_that_add(evidence: Evidence, rows: Sequence[Feature], allowed: float 
     with attach(names, look):
         get_logits(evidence.trainer, rows)
     return list(busy)
-
-
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def computes_in_its_precision(evidence: Evidence) -> Answer:
-    """Linear layers of fp32 weights give the type of the precision that trained, in the trainer's own context."""
-    trainer = evidence.trainer
-    declared = TYPES[trainer.log.precision]
-    layers = []
-    for module in evidence.model.modules():
-        if isinstance(module, nn.Linear | Conv1D) and module.weight.dtype is torch.float32:
-            layers.append(module)
-    types: Counter[torch.dtype] = Counter()
-
-    def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        types[output.dtype] += 1
-
-    with torch.no_grad(), keep_state(trainer), trainer.accelerator.autocast(), attach(layers, look):
-        get_logits(trainer, evidence.probe.rows[:1])
-    if not types:
-        return None
-    odd = [f"{number} in {kind}" for kind, number in types.items() if kind is not declared]
-    return expect_none(odd, f"{types[declared]} products in {declared}", "other types")

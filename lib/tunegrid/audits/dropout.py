@@ -1,6 +1,5 @@
 """The audit of dropout: its rate, its masks, and the mean that it must keep."""
 
-import json
 import math
 import re
 import statistics
@@ -17,8 +16,8 @@ from transformers import Cache
 from transformers.utils import CONFIG_NAME
 
 from tunegrid.audits.evidence import Evidence, expect_none
+from tunegrid.audits.saved_files import checkpoint_fields
 from tunegrid.grid.methods import Answer
-from tunegrid.run.build import weight_files
 from tunegrid.run.probe import get_logits, keep_state
 
 IDLE = "is without effect"
@@ -76,10 +75,9 @@ def dropout_drops(evidence: Evidence) -> Answer:
 def undeclared_rates(evidence: Evidence) -> list[str]:
     """The dropouts of base and head that do not have the rate of the checkpoint's own config, or are not there."""
     cell = evidence.cell
-    files = weight_files(cell) if not cell.profile.random_weights else []
-    if not files:
+    config = {} if cell.profile.random_weights else checkpoint_fields(cell, CONFIG_NAME)
+    if not config:
         return []
-    config = json.loads((files[0].parent / CONFIG_NAME).read_text(encoding="utf-8"))
     own_rates = all_rates(evidence.model)
     fields = dict(cell.backbone.dropouts)
     fields.update(cell.head.dropouts)

@@ -26,7 +26,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.backbones import checkpoint_source, is_part
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.tasks import Problem
-from tunegrid.run.build import INTEGERS, base_type, make_base
+from tunegrid.run.build import INTEGERS, base_type, dtype_name, make_base
 from tunegrid.run.probe import type_of_digits
 from tunegrid.run.serving import BASE, saved_search, unwrap_base
 
@@ -231,11 +231,6 @@ def tensor_difference(trained: Tensor, other: Tensor) -> str:
     if not other.is_floating_point() or digits == dtype_name(other.dtype):
         return changed
     return f"{changed}, as {digits} rounds"
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """A type as files name it: float32."""
-    return str(dtype).removeprefix("torch.")
 
 
 # Settings

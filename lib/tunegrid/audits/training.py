@@ -16,16 +16,15 @@ from tunegrid.grid.methods import Answer, Method, adamw_bnb_8bit, adamw_torch
 from tunegrid.grid.recipes import Hyperparameters
 from tunegrid.grid.tasks import Problem
 from tunegrid.run.adamw import PACKED_TOLERANCE, STEP_TOLERANCE
-from tunegrid.run.build import checksums
+from tunegrid.run.build import checksums, dtype_name
 from tunegrid.run.first_updates import MOVED
 from tunegrid.run.meter import SETTLED
 from tunegrid.run.probe import allowance, keep_state, relative_gap, smallest_tensors
-from tunegrid.run.train import Trainer
+from tunegrid.run.train import LEAST_LOSS, Trainer
 
 # Between two ways to compute one gradient, in units of its norm; a fault loses or multiplies a micro-batch, half of the norm.
 # bf16 logits are right to 4e-3, and so is the little that they leave of the gradient where a model is sure.
 TOLERANCE, COARSE_TOLERANCE = 0.02, 0.2
-LEAST = 1e-5  # nats; a model so sure leaves a gradient of which fp32 rounds off a percent
 LARGE, SMALL = 2**13, 2**6  # values of a weight whose moments an optimizer of 8 bits packs, and of one whose moments stay
 same_rate = partial(math.isclose, rel_tol=1e-6, abs_tol=1e-12)
 GROWTH = 0.01  # of the bytes that are held; 0 in healthy cells on a CPU, and a GPU's kernels may ask for another workspace
@@ -131,7 +130,7 @@ def trains_in_fp32(evidence: Evidence) -> Answer:
     moment_dtypes = {f"{key} of {name}": m.dtype for (name, key), m in moments.items() if m.dtype is not torch.float32}
     moment_dtypes = {} if not moment_dtypes or {*moment_dtypes.values()} <= moment_types(evidence) else moment_dtypes
     dtypes = {name: p.dtype for name, p in trained.items() if p.dtype is not torch.float32} | moment_dtypes
-    faults = [f"{name} is {str(dtype).removeprefix('torch.')}" for name, dtype in dtypes.items()]
+    faults = [f"{name} is {dtype_name(dtype)}" for name, dtype in dtypes.items()]
     return expect_none(faults, f"{len(trained)} tensors and their moments", "are not fp32")
 
 
@@ -372,7 +371,7 @@ def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
     with torch.enable_grad(), keep_state(trainer):
         _, gradients = trainer.accumulate(micro_batches, names)
         loss, expected = batch_gradients(trainer, [*micro_batches[0], *micro_batches[1]], names)
-    if loss < LEAST:
+    if loss < LEAST_LOSS:
         return None
     gap = relative_gap(gradients, expected)
     passed = gap <= allowance(trainer, TOLERANCE, COARSE_TOLERANCE)

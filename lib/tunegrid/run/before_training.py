@@ -19,7 +19,7 @@ from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.sources import Row, answer_texts
 from tunegrid.errors import InputError
 from tunegrid.grid.tasks import Problem, Task
-from tunegrid.run.build import base_type, unpack_weight
+from tunegrid.run.build import base_type, dtype_name, unpack_weight
 from tunegrid.run.device import DoesNotFit, check_memory, free_memory
 from tunegrid.run.evaluate import evaluate
 from tunegrid.run.first_updates import Figures, digest, figure, gradient_figures, names_by_group, norms
@@ -58,7 +58,7 @@ def before_training(
             if not fits:
                 free_memory(device)  # out here, where the error no longer keeps the failed pass alive
         groups = names_by_group(trainer.cell, trainer.model, trainer.parameters)
-        types = {name: str(p.dtype).removeprefix("torch.") for name, p in trainer.parameters.items()}
+        types = {name: dtype_name(p.dtype) for name, p in trainer.parameters.items()}
         for name, p in trainer.parameters.items():
             if state := getattr(p, "quant_state", None):
                 types[name] = f"{state.quant_type} in blocks of {state.blocksize}{', scales packed' if state.nested else ''}"

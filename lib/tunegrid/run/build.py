@@ -240,6 +240,11 @@ def checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Checksum]:
     return dict(zip(vectors, pairs, strict=True))
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """A type as files name it: float32."""
+    return str(dtype).removeprefix("torch.")
+
+
 def weight_files(cell: Cell) -> list[Path]:
     """The safetensors that transformers loads: one file, or else all that the index names; none if weights are random."""
     if cell.profile.random_weights:

@@ -15,7 +15,7 @@ from tunegrid.codecs.base import IGNORED, Batch, Feature, move_batch
 from tunegrid.codecs.features import chunks, get_lengths
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.grid.recipes import Generation
-from tunegrid.run.build import base_type
+from tunegrid.run.build import base_type, dtype_name
 from tunegrid.run.train import Trainer
 
 FIRST_ROWS = 32  # of training, of which the shortest and the longest are asked about
@@ -34,7 +34,6 @@ class Probe:
     rows: list[Feature]  # a short and a long one; side by side they have padding
     alone: list[list[Tensor]] = field(default_factory=list)  # logits of each row, (1, ...); none if the output names none
     together: list[Tensor] = field(default_factory=list)  # logits of their batch, each (B, ...)
-    reached: set[str] = field(default_factory=set)  # names of the parameters that get a gradient other than zero from a row
     # How far the batch's gradient is from the sum of the rows', in units of its norm; None if it may not fit. If it is more
     # than rounding, that of two other rows if it is less: a ReLU at 0 can fall to its other side.
     gap: float | None = None
@@ -60,9 +59,7 @@ def probe(trainer: Trainer) -> Probe:
             if not logits:
                 return answer
             answer.alone.append([one.detach() for one in logits])
-            gradients = dict(zip(trained, logit_gradients(logits, [logits], trained.values()), strict=True))
-            answer.reached |= {name for name, gradient in gradients.items() if gradient.any()}
-            row_gradients.append([gradients[name] for name in names])
+            row_gradients.append(logit_gradients(logits, [logits], parameters))
         fits = trainer.log.micro_batch >= len(answer.rows)
         with torch.set_grad_enabled(fits):
             logits = get_logits(trainer, answer.rows)[0]
@@ -300,7 +297,7 @@ def compute_types(model: nn.Module) -> Iterator[dict[str, str]]:
 def type_of_digits(numbers: Tensor) -> str:
     """The type of 16 bits that holds these numbers as they are, or else the tensor's own."""
     types = (half for half in HALVES if numbers.dtype is half or torch.equal(numbers.to(half).to(numbers.dtype), numbers))
-    return str(next(types, numbers.dtype)).removeprefix("torch.")
+    return dtype_name(next(types, numbers.dtype))
 
 
 # Without a trace, and how far rounding goes

@@ -44,7 +44,7 @@ from tunegrid.run.ranks import ALONE, SEED_STEP, SEEDS, Ranks, full_tensor, loca
 from tunegrid.run.watch import watch_update
 
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
-LEAST_LOSS = 1e-5  # nats; a model that is so sure may leave no gradient at all
+LEAST_LOSS = 1e-5  # nats; a model so sure leaves no gradient, or one of which fp32 rounds off a percent
 Validate = Callable[[], tuple[float, Sequence[Row]]]  # a score of the model, higher is better, and the rows it was taken on
 
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers.pytorch_utils import Conv1D
 
+from tunegrid.run.build import dtype_name
+
 
 @contextmanager
 def watch_update(model: nn.Module) -> Iterator[dict[str, Any]]:
@@ -49,7 +51,7 @@ def watch_update(model: nn.Module) -> Iterator[dict[str, Any]]:
             differentiated.add(layers[module])
 
     def note_type(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        types[str(output.dtype).removeprefix("torch.")] += 1
+        types[dtype_name(output.dtype)] += 1
         devices.add(output.device.type)
 
     facts: dict[str, Any] = {}

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
@@ -40,7 +41,7 @@ def test_a_write_that_breaks_off_leaves_what_was_there_and_nothing_else(tmp_path
     for _ in range(2):
         with suppress(ZeroDivisionError), replace_file(path) as part:
             part.write_text("half")
-            names.append(part.name)
+            names.append(part.parent.name)
             raise ZeroDivisionError
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"file": "before"}
     assert len(set(names)) == 2  # nobody knows it before, who could lay a link there
@@ -90,6 +91,8 @@ import sys, time
 from pathlib import Path
 from tunegrid.machine import replace_file
 with replace_file(Path(sys.argv[1])) as part:
+    part.write_text("a library puts another file in its place")
+    part.unlink()
     part.write_text("half")
     print("writes", flush=True)
     time.sleep(60)
@@ -102,12 +105,23 @@ def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_of_a_living_
     for writer in writers:
         assert writer.stdout.readline() == b"writes\n"
     (tmp_path / "film.part").touch()  # another program's
+    (tmp_path / f"old.json.{16 * '0'}.part").touch()  # an earlier version's
     for left, writer in zip((1, 0), writers, strict=True):
         writer.kill()
         writer.communicate()
         write_whole(tmp_path / "page.html", "whole")
         assert len(list(tmp_path.glob("run.json.*.part"))) == left
     assert sorted(file.name for file in tmp_path.iterdir()) == ["film.part", "page.html"]
+
+
+def test_writers_in_one_folder_never_remove_what_another_one_writes(tmp_path):
+    def write(number):
+        for text in map(str, range(200)):
+            write_whole(tmp_path / f"{number}.txt", text)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {f"{number}.txt": "199" for number in range(4)}
 
 
 def make_record(kept):
