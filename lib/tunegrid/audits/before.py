@@ -23,7 +23,7 @@ from tunegrid.data.sources import Row, answer_span, context
 from tunegrid.data.splits import Splits
 from tunegrid.grid.backbones import is_part
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.methods import TOKEN_ROWS, Answer
+from tunegrid.grid.methods import TOKEN_ROWS, Answer, Measured
 from tunegrid.run.build import (
     base_type,
     build,
@@ -212,8 +212,12 @@ def packed_from_checkpoint(evidence: Evidence) -> Answer:
     gaps = {name: _rounding_gap(layer.weight, name, cell) for name, layer in aligned_layers.items()}
     if not gaps:
         return None
-    faults = [f"{name} ({gap:.1%})" for name, gap in gaps.items() if gap > ROUNDED]
-    return expect_none(faults, f"{len(gaps)} of {len(layers)} layers", "differ from the checkpoint's weights of the same name")
+    largest_gap = Measured(max(gaps.values()), ROUNDED)
+    detail = f"{len(gaps)} of {len(layers)} layers"
+    if largest_gap:
+        return largest_gap, f"{detail}, rounded as here but for {largest_gap.value:.1%}"
+    faults = [f"{name} ({gap:.1%})" for name, gap in gaps.items() if not gap <= ROUNDED]
+    return expect_none(faults, detail, "differ from the checkpoint's weights of the same name")
 
 
 def _rounding_gap(weight: Any, name: str, cell: Cell) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tunegrid.audits.before import is_adapted
 from tunegrid.audits.evidence import Evidence, expect_none
 from tunegrid.codecs.base import IGNORED, Feature
-from tunegrid.grid.methods import Answer, Lora
+from tunegrid.grid.methods import Answer, Lora, Measured, closest_to_limit
 from tunegrid.grid.tasks import Problem
 from tunegrid.run.device import resolve_quantization
 from tunegrid.run.probe import (
@@ -47,8 +47,8 @@ def predicting_twice_is_the_same(evidence: Evidence) -> Answer:
     gap = probe.without_gradients
     limit = FINE if has_fp32_base(evidence.trainer) else SAME_ROW
     if not gap:
-        return True, "bit for bit"
-    return gap <= limit, f"bit for bit; without gradients, logits differ by {gap:.1e} of the largest"
+        return Measured(0.0, limit), "bit for bit"
+    return Measured(gap, limit), f"bit for bit; without gradients, logits differ by {gap:.1e} of the largest"
 
 
 def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
@@ -59,8 +59,8 @@ def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
         for i, row in enumerate(probe.alone)
         for batch, logits in zip(probe.together, row, strict=True)
     )
-    passed = max(logit_gap, probe.gap or 0.0) <= allowance(evidence.trainer)
-    return passed, f"logits differ by {logit_gap:.1e} of the largest, gradients by {probe.gap or 0:.1e} of their norm"
+    gap = Measured(max(logit_gap, probe.gap or 0.0), allowance(evidence.trainer))
+    return gap, f"logits differ by {logit_gap:.1e} of the largest, gradients by {probe.gap or 0:.1e} of their norm"
 
 
 def loss_is_the_tasks(evidence: Evidence) -> Answer:
@@ -86,10 +86,11 @@ def loss_is_the_tasks(evidence: Evidence) -> Answer:
     detail = f"loss {probe.loss:.6f} for {len(probe.rows)} rows, cross-entropy of their targets {loss:.6f}"
     if trainer.codec.targets(batch) != target_count:
         return False, f"{detail}; {target_count} targets count as {trainer.codec.targets(batch)}"
-    if abs(probe.loss - loss) > allowance(trainer) * max(abs(loss), 1.0):
-        return False, detail
-    gap = scored_loss_gap(evidence)
-    return gap <= FINE, f"{detail}; of scored rows by {gap:.1e}" if gap else detail
+    loss_gap = Measured(abs(probe.loss - loss) / max(abs(loss), 1.0), allowance(trainer))
+    scored_gap = Measured(scored_loss_gap(evidence), FINE)
+    if scored_gap.value:
+        detail += f"; losses of scored rows differ by {scored_gap.value:.1e} nats"
+    return closest_to_limit([loss_gap, scored_gap]), detail
 
 
 def cross_entropies(scores: Tensor, labels: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ def decoder_sees_no_future(evidence: Evidence) -> Answer:
             for row, logits, changed in zip(batch, target_logits(trainer, batch), changed_logits, strict=True):
                 end = len(row.target) // 2 + 1
                 gaps.append(distance(logits[:end], changed[:end]))
-    return max(gaps) <= allowance(trainer), f"earlier logits differ by {max(gaps):.1e} of the largest"
+    return Measured(max(gaps), allowance(trainer)), f"earlier logits differ by {max(gaps):.1e} of the largest"
 
 
 def changed_in_the_middle(row: Feature) -> Feature:
@@ -141,7 +142,9 @@ def changed_in_the_middle(row: Feature) -> Feature:
 def gradients_survive_evaluation(evidence: Evidence) -> Answer:
     """A row's gradients are the same right after an evaluation, in one region of autocast: no cast of a weight outlives it."""
     gap = evidence.probe.after_evaluation
-    return None if gap is None else (gap <= allowance(evidence.trainer), f"gradients differ by {gap:.1e} of their norm")
+    if gap is None:
+        return None
+    return Measured(gap, allowance(evidence.trainer)), f"gradients differ by {gap:.1e} of their norm"
 
 
 def packed_layers_compute_as_declared(evidence: Evidence) -> Answer:
@@ -167,7 +170,7 @@ def output_follows_trained_tokens(evidence: Evidence) -> Answer:
         rows = layers[0](tokens).float()  # (tokens, H)
         output_rows = output(torch.eye(rows.shape[1], device=evidence.device))[:, tokens].T.float()
     gap = distance(rows, output_rows)
-    return gap <= FINE, f"{len(tokens)} rows of the output layer differ by {gap:.1e} of their largest value"
+    return Measured(gap, FINE), f"{len(tokens)} rows of the output layer differ by {gap:.1e} of their largest value"
 
 
 def adapters_add_as_declared(evidence: Evidence) -> Answer:
@@ -193,7 +196,11 @@ def adapters_add_as_declared(evidence: Evidence) -> Answer:
         get_logits(evidence.trainer, rows)
     if not gaps:
         return None
-    return expect_none([name for name, gap in gaps.items() if gap > 1], f"{len(gaps)} layers", "add other values than declared")
+    largest_gap = Measured(max(gaps.values()), 1.0)
+    if largest_gap:
+        return largest_gap, f"{len(gaps)} layers, the error at most {largest_gap.value:.1e} of what is allowed"
+    faults = [name for name, gap in gaps.items() if not gap <= 1]
+    return expect_none(faults, f"{len(gaps)} layers", "add other values than declared")
 
 
 def new_adapters_add_nothing(evidence: Evidence) -> Answer:

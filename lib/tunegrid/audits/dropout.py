@@ -17,7 +17,7 @@ from transformers.utils import CONFIG_NAME
 
 from tunegrid.audits.evidence import Evidence, expect_none
 from tunegrid.audits.saved_files import checkpoint_fields
-from tunegrid.grid.methods import Answer
+from tunegrid.grid.methods import Answer, Measured, closest_to_limit
 from tunegrid.run.probe import get_logits, keep_state
 
 IDLE = "is without effect"
@@ -30,6 +30,7 @@ MORE_THAN_LUCK = 6.0  # standard errors of a share of dropped values
 MORE_THAN_LUCK_OF_MEANS = 7.0  # more, since the error is estimated from as few numbers
 MEAN_ROUNDING = 1e-3  # what 16 bits may round of a mean
 ROUNDINGS = 3.0  # of a kept value: scaled, and here scaled back
+NO_DEVIATION = Measured(0.0, MORE_THAN_LUCK)
 LEAST_DROPPED = 3.0  # values a mask: all masks of rows with fewer may be equal by luck
 HOLDERS = (nn.ModuleDict, nn.ModuleList)  # they are never called themselves
 
@@ -69,7 +70,7 @@ def dropout_drops(evidence: Evidence) -> Answer:
     if look.faults:
         sentences = [f"{name} {fault}" for name, fault in look.faults.items()]
         return expect_none(sentences, f"{len(dropouts)} dropouts", "are wrong")
-    return True, f"{len(look.called)} drop at their declared rate, {len(look.numbers)} have an effect"
+    return look.closest, f"{len(look.called)} drop at their declared rate, {len(look.numbers)} have an effect"
 
 
 def undeclared_rates(evidence: Evidence) -> list[str]:
@@ -138,6 +139,7 @@ class DropoutPass:
     faults: dict[str, str] = field(default_factory=dict)  # what is wrong, by name
     called: dict[nn.Module, Dropout] = field(default_factory=dict)  # the dropouts that are modules and were called
     numbers: set[str] = field(default_factory=set)  # names of the others whose user was called
+    closest: Measured = NO_DEVIATION  # of what chance decides, what came closest to its limit
     _last_module: nn.Module | None = None
     _last_output: Tensor | None = None
     _is_busy: bool = False  # with calls of its own, which are not to be looked at
@@ -198,7 +200,10 @@ class DropoutPass:
         masks = [(given != 0) & (result == 0) for given, result in pairs]
         count = sum(int((given != 0).sum()) for given, _ in pairs)
         zeros = sum(int(mask.sum()) for mask in masks)
-        if abs(zeros - rate * count) > MORE_THAN_LUCK * math.sqrt(rate * (1 - rate) * count):
+        error = math.sqrt(rate * (1 - rate) * count)
+        luck = Measured(in_errors(abs(zeros - rate * count), error), MORE_THAN_LUCK)
+        self.closest = closest_to_limit([self.closest, luck])
+        if not luck:
             self.faults[dropout.name] = f"drops {zeros / count:.2%} of the values, not {rate:.2%}"
         elif not all(is_scaled(given, result, rate) for given, result in pairs):
             self.faults[dropout.name] = f"does not give the values that it keeps 1 / (1 - {rate:g}) times"
@@ -230,7 +235,9 @@ class DropoutPass:
             elif not fault and is_linear(dropout.user):
                 setattr(dropout.holder, dropout.attribute, HIGH_RATE)
                 high_draws = [call() for _ in range(HIGH_CALLS)]
-                fault = wrong_moments(plain, draws, high_draws, dropout.rate)
+                for luck, sentence in moments(plain, draws, high_draws, dropout.rate):
+                    self.closest = closest_to_limit([self.closest, luck])
+                    fault = fault or ("" if luck else sentence)
         finally:
             for each in self.dropouts:
                 setattr(each.holder, each.attribute, each.rate)
@@ -261,8 +268,8 @@ def has_equal_rows(tensor: Tensor) -> bool:
     return len(tensor) == 2 and torch.equal(tensor[0], tensor[1])
 
 
-def wrong_moments(plain: Tensor, draws: list[Tensor], high_draws: list[Tensor], rate: float) -> str:
-    """A sentence on mean and variance of outputs that are linear in what is kept; empty if they are right.
+def moments(plain: Tensor, draws: list[Tensor], high_draws: list[Tensor], rate: float) -> Iterator[tuple[Measured, str]]:
+    """How far mean and variance of outputs, linear in what is kept, are off in standard errors, and what that means.
 
     A value that is kept with probability 1 - p, and then divided by it, has its own mean and a variance of p / (1 - p): so
     many times is the output's variance at a high rate that at the rate.
@@ -270,22 +277,29 @@ def wrong_moments(plain: Tensor, draws: list[Tensor], high_draws: list[Tensor], 
     values = plain.double()
     size = float((values * values).sum())
     if not size:
-        return ""
+        return
     shares = [float((draw.double() * values).sum()) / size for draw in draws]
     mean, error = mean_and_error(shares)
-    if abs(mean - 1) > MORE_THAN_LUCK_OF_MEANS * error + MEAN_ROUNDING:
-        return f"gives {mean:.2%} of the output without dropout, in the mean of {len(shares)} calls"
+    luck = Measured(in_errors(abs(mean - 1) - MEAN_ROUNDING, error), MORE_THAN_LUCK_OF_MEANS)
+    yield luck, f"gives {mean:.2%} of the output without dropout, in the mean of {len(shares)} calls"
     low, low_error = mean_and_error([float((draw.double() - values).square().sum()) for draw in draws])
     high, high_error = mean_and_error([float((draw.double() - values).square().sum()) for draw in high_draws])
     factor = high / low * rate / (1 - rate) * (1 - HIGH_RATE) / HIGH_RATE
-    if abs(math.log(factor)) > MORE_THAN_LUCK_OF_MEANS * math.hypot(low_error / low, high_error / high) + SKEWED:
-        return f"does not drop {rate:.2%}: its variance grows {factor:.2f} times as fast with the rate as it should"
-    return ""
+    error = math.hypot(low_error / low, high_error / high)
+    luck = Measured(in_errors(abs(math.log(factor)) - SKEWED, error), MORE_THAN_LUCK_OF_MEANS)
+    yield luck, f"does not drop {rate:.2%}: its variance grows {factor:.2f} times as fast with the rate as it should"
 
 
 def mean_and_error(numbers: list[float]) -> tuple[float, float]:
     """The mean of some numbers, and its standard error."""
     return statistics.mean(numbers), statistics.stdev(numbers) / math.sqrt(len(numbers))
+
+
+def in_errors(deviation: float, error: float) -> float:
+    """A deviation in units of its standard error; 0 if there is none."""
+    if deviation <= 0:
+        return 0.0
+    return deviation / error if error else math.inf
 
 
 def is_linear(user: nn.Module) -> bool:

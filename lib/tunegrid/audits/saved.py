@@ -22,7 +22,7 @@ from tunegrid.codecs.base import Feature, move_batch
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.sources import Row
 from tunegrid.errors import first_line
-from tunegrid.grid.methods import Answer, Lora
+from tunegrid.grid.methods import Answer, Lora, Measured, closest_to_limit
 from tunegrid.run.build import base_type, checksums, unpack_weight
 from tunegrid.run.device import free_memory
 from tunegrid.run.meter import GIB, tensor_bytes, weight_tensors
@@ -96,23 +96,27 @@ def _check_saved(evidence: Evidence, folder: Path) -> Answer:
     if modes := [name for name, module in served.named_modules() if module.training]:
         return False, f"the saved model is loaded in training mode: {len(modes)} modules, {modes[0] or 'the model'} among them"
     # On the quick cells 0 when loaded, 1e-6 when merged; a bf16 base rounds head and merger.
-    gap, limit = distance(logits, _logits(evidence, served, rows)), FINE if base_type(cell) is torch.float32 else COARSE
-    detail = f"{len(rows)} rows: loaded again, logits differ by {gap:.1e} of the largest"
-    if not gap <= limit:
-        return False, detail
+    limit = FINE if base_type(cell) is torch.float32 else COARSE
+    gap = Measured(distance(logits, _logits(evidence, served, rows)), limit)
+    detail = f"{len(rows)} rows: loaded again, logits differ by {gap.value:.1e} of the largest"
+    if not gap:
+        return gap, detail
     faults = list(saved_files.other_loaded(evidence, served))
     if faults:
         return False, _several("tensors", faults)
     pair = other_pair(evidence, served, tokenizer, limit)
-    answers = other_answers(evidence, served, tokenizer) if evidence.evaluation and not gap else ()
+    answers = other_answers(evidence, served, tokenizer) if evidence.evaluation and not gap.value else ()
     if fault := next(chain(pair, answers), None):
         return False, fault
     if not isinstance(model, PeftModel):
-        return True, detail
+        return gap, detail
     if model.active_peft_config.is_prompt_learning:
-        return True, f"{detail}; not merged: prompts belong to no layer"
-    passed, merge_detail = _check_merge(evidence, served, rows, logits, limit)
-    return passed, f"{detail}; {merge_detail}"
+        return gap, f"{detail}; not merged: prompts belong to no layer"
+    merged, merge_detail = _check_merge(evidence, served, rows, logits, limit)
+    detail = f"{detail}; {merge_detail}"
+    if isinstance(merged, Measured):
+        return closest_to_limit([gap, merged]), detail
+    return merged and gap, detail
 
 
 def _several(kind: str, faults: Sequence[str]) -> str:
@@ -175,7 +179,9 @@ def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[s
             yield f"loaded from its own files it answers {parts[1]!r}, but the trained model {parts[0]!r}"
 
 
-def _check_merge(evidence: Evidence, served: Any, rows: Sequence[Feature], logits: Tensor, limit: float) -> tuple[bool, str]:
+def _check_merge(
+    evidence: Evidence, served: Any, rows: Sequence[Feature], logits: Tensor, limit: float
+) -> tuple[bool | Measured, str]:
     """Whether the loaded adapter, merged into its base, still gives our logits; with the trained layers over a packed base."""
     is_packed = evidence.cell.quantization is not None
     try:
@@ -185,20 +191,29 @@ def _check_merge(evidence: Evidence, served: Any, rows: Sequence[Feature], logit
         return is_excused, f"not merged: PEFT cannot merge {evidence.cell.method.id!r} ({first_line(error)})"
     modules = evidence.model.get_base_model().named_modules() if is_packed else ()  # type: ignore[operator] # it is PEFT's
     layers: dict[str, Any] = {name: layer for name, layer in modules if is_adapted(layer)}
-    if faults := [name for name, layer in layers.items() if not merged_as_defined(evidence, layer, merged.get_submodule(name))]:
+    shares = {name: wrong_share(evidence, layer, merged.get_submodule(name)) for name, layer in layers.items()}
+    faults = [name for name, share in shares.items() if not share <= MOST_CODES]
+    if faults:
         packed = f"{len(faults)} of {len(layers)} packed layers"
         return False, f"merged, {packed} are not base + what is declared, {faults[0]} among them"
+    codes = Measured(max(shares.values(), default=0.0), MOST_CODES)
     for name, layer in layers.items():
         merged.set_submodule(name, layer)
     gap = distance(logits, _logits(evidence, merged, rows))
-    return gap <= limit, f"merged, by {gap:.1e}{f' apart from {len(layers)} packed layers' if is_packed else ''}"
+    detail = f"merged, by {gap:.1e}"
+    if is_packed:
+        detail += f" apart from {len(layers)} packed layers"
+    return closest_to_limit([Measured(gap, limit), codes]), detail
 
 
-def merged_as_defined(evidence: Evidence, layer: Any, merged: nn.Module) -> bool:
-    """Whether a merged layer has the unpacked base's numbers and what the method says is added; True if it does not say."""
+def wrong_share(evidence: Evidence, layer: Any, merged: nn.Module) -> float:
+    """The share of a merged layer's weights that are not the unpacked base's and what the method says is added.
+
+    0 if the method does not say what that is.
+    """
     base = layer.get_base_layer()
     if not hasattr(base, "in_features"):
-        return True
+        return 0.0
     weight = unpack_weight(base.weight).float()
     unpacked = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
     unpacked.weight = nn.Parameter(weight, requires_grad=False)
@@ -206,12 +221,12 @@ def merged_as_defined(evidence: Evidence, layer: Any, merged: nn.Module) -> bool
     exact_layer._modules = layer._modules | {"base_layer": unpacked}
     delta = evidence.cell.method.contribution(exact_layer, evidence.cell, torch.eye(base.in_features, device=weight.device))
     if delta is None:
-        return True
+        return 0.0
     expected = weight + delta.T
     if isinstance(merged, Linear4bit):
         expected = unpack_weight(pack_weight(expected, base)).float()
     matches = torch.isclose(unpack_weight(merged.weight).float(), expected, rtol=LEVEL, atol=0.0)
-    return float(matches.float().mean()) >= 1 - MOST_CODES
+    return float((~matches).float().mean())
 
 
 def pack_weight(weight: Tensor, like: Any) -> Any:

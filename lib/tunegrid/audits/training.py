@@ -12,7 +12,7 @@ from tunegrid.audits.evidence import Evidence, expect_none
 from tunegrid.codecs.base import Feature, move_batch
 from tunegrid.grid.backbones import is_part
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.methods import Answer, Method, adamw_bnb_8bit, adamw_torch
+from tunegrid.grid.methods import Answer, Measured, Method, adamw_bnb_8bit, adamw_torch, closest_to_limit
 from tunegrid.grid.recipes import Hyperparameters
 from tunegrid.grid.tasks import Problem
 from tunegrid.run.adamw import PACKED_TOLERANCE, STEP_TOLERANCE
@@ -196,17 +196,20 @@ def gradients_clipped(evidence: Evidence) -> Answer:
         return False, f"not every update was clipped; the bound is {bound:g}"
     if not any(map(math.isfinite, log.gradient_norms)):
         return None
-    over = 0
+    over, largest_gap = 0, 0.0
     for update, (norm, clipped) in enumerate(zip(log.gradient_norms, log.clipped_norms, strict=True), 1):
         if not math.isfinite(norm):  # fp16 lost the update to an overflow
             continue
         over += norm > bound
-        if not math.isclose(clipped, min(norm, bound), rel_tol=CLIPPED):
+        expected = min(norm, bound)
+        gap = abs(clipped - expected) / expected if expected else clipped
+        largest_gap = max(largest_gap, gap)
+        if not gap <= CLIPPED:
             return False, f"gradient norm {norm:.3g} of update {update} is {clipped:.3g} after clipping, bound {bound:g}"
     gap = evidence.probe.clipped or 0.0  # its norms are computed here
-    if gap > CLIPPED:
-        return False, f"norms and clipped gradients are off by {gap:.1e} of the norm, computed in fp64"
-    return True, f"{over} of {log.updates} updates clipped to {bound:g}"
+    if not gap <= CLIPPED:
+        return Measured(gap, CLIPPED), f"norms and clipped gradients are off by {gap:.1e} of the norm, computed in fp64"
+    return Measured(max(largest_gap, gap), CLIPPED), f"{over} of {log.updates} updates clipped to {bound:g}"
 
 
 def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
@@ -224,11 +227,14 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
         if optimizer is not None and not torch.allclose(weight, expected, rtol=1e-6, atol=0):
             return False, f"a weight of {size} values without a gradient does not decay by {decay:g} of itself"
     # A short run has no late update, one that went on from a checkpoint no first ones.
-    first_part = f"first {MOVED} updates", adamw.gap, PACKED_TOLERANCE if adamw.packed else STEP_TOLERANCE
-    parts = first_part, ("a late one", adamw.late_gap, STEP_TOLERANCE)
-    gaps = [(label, gap, tolerance) for label, gap, tolerance in parts if gap is not None]
-    detail = ", ".join(f"{label} by {gap:.1e} of the movement" for label, gap, _ in gaps)
-    return all(gap <= tolerance for _, gap, tolerance in gaps), f"differ from AdamW's definition: {detail}"
+    gaps: dict[str, Measured] = {}
+    if adamw.gap is not None:
+        tolerance = PACKED_TOLERANCE if adamw.packed else STEP_TOLERANCE
+        gaps[f"first {MOVED} updates"] = Measured(adamw.gap, tolerance)
+    if adamw.late_gap is not None:
+        gaps["a late one"] = Measured(adamw.late_gap, STEP_TOLERANCE)
+    detail = ", ".join(f"{updates} by {gap.value:.1e} of the movement" for updates, gap in gaps.items())
+    return closest_to_limit(gaps.values()), f"differ from AdamW's definition: {detail}"
 
 
 def memory_does_not_grow(evidence: Evidence) -> Answer:
@@ -243,7 +249,7 @@ def memory_does_not_grow(evidence: Evidence) -> Answer:
     more_tensors = max(0, held[-1].tensors - held[0].tensors)
     share = max(0.0, held[-1].bytes / held[0].bytes - 1)
     detail = f"{updates} updates after update {held[0].updates} left {more_tensors} tensors and {share:.1%} more bytes"
-    return more_tensors < updates and share <= GROWTH, detail
+    return more_tensors < updates and Measured(share, GROWTH), detail
 
 
 # What torch and bitsandbytes document as the defaults of AdamW; recipes set none of them.
@@ -374,8 +380,9 @@ def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
     if loss < LEAST_LOSS:
         return None
     gap = relative_gap(gradients, expected)
-    passed = gap <= allowance(trainer, TOLERANCE, COARSE_TOLERANCE)
-    return passed, f"2 micro-batches: gradients differ from one batch's by {gap:.1e} of their norm; the loss is {loss:.6f}"
+    limit = allowance(trainer, TOLERANCE, COARSE_TOLERANCE)
+    detail = f"2 micro-batches: gradients differ from one batch's by {gap:.1e} of their norm; the loss is {loss:.6f}"
+    return Measured(gap, limit), detail
 
 
 def batch_gradients(trainer: Trainer, features: Sequence[Feature], names: Sequence[str]) -> tuple[float, list[torch.Tensor]]:
@@ -409,10 +416,11 @@ def ranks_train_as_one(evidence: Evidence) -> Answer:
     with torch.enable_grad(), keep_state(trainer):
         loss, gradients = trainer.accumulate(group, names)
         expected_loss, expected = batch_gradients(trainer, rows, names)
-    nats, gap = abs(float(loss) - expected_loss), relative_gap(gradients, expected)
-    limit = allowance(trainer, LOSS, COARSE_LOSS), allowance(trainer, GRADIENT, COARSE_GRADIENT)
+    nats = Measured(abs(float(loss) - expected_loss), allowance(trainer, LOSS, COARSE_LOSS))
+    gap = Measured(relative_gap(gradients, expected), allowance(trainer, GRADIENT, COARSE_GRADIENT))
     detail = f"{trainer.ranks.count} ranks, {len(rows)} rows"
-    return nats <= limit[0] and gap <= limit[1], f"{detail}: loss off by {nats:.1e} nats, gradients by {gap:.1e} of their norm"
+    detail = f"{detail}: loss off by {nats.value:.1e} nats, gradients by {gap.value:.1e} of their norm"
+    return closest_to_limit([nats, gap]), detail
 
 
 def ranks_end_alike(evidence: Evidence) -> Answer:

@@ -8,7 +8,7 @@ import inspect
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -56,6 +56,18 @@ class Measured(NamedTuple):
     def __bool__(self) -> bool:
         """Whether the value is within the limit."""
         return self.value <= self.limit
+
+    @property
+    def share(self) -> float:
+        """The value in units of the limit; infinite beyond a limit of 0."""
+        if self.limit:
+            return self.value / self.limit
+        return math.inf if self.value else 0.0
+
+
+def closest_to_limit(values: Iterable[Measured]) -> Measured:
+    """The value with the largest share of its limit; one that does not pass, such as NaN, comes first."""
+    return max(values, key=lambda measured: (not measured, measured.share))
 
 
 Answer = tuple[bool | Measured, str] | None  # passed, detail; None if there is nothing to look at

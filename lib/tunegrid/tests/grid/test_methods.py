@@ -1,5 +1,6 @@
 """Methods beyond the study's three: each is a few lines, trains in the same trainer and is held to the same audits."""
 
+import math
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from tunegrid.audits import Evidence, run_audits
-from tunegrid.grid.methods import LORA, QLORA, SFT
+from tunegrid.grid.methods import LORA, QLORA, SFT, Measured, closest_to_limit
 from tunegrid.grid.recipes import ZOO_PROFILE
 from tunegrid.grid.zoo import METHODS, zoo
 from tunegrid.record.checks import NEED_LENGTH
@@ -133,3 +134,12 @@ def test_the_cut_of_ranks_is_asked_of_whole_trainings_alone():
     trainer = cell_trainer(OPEN.cell("gpt2_sa_adalora", profile), train_rows("gpt2_sa_lora")[:8])
     trainer.run(lambda *state: None, first_updates=3)
     assert failed(get_evidence(trainer)) == {}
+
+
+def test_of_measured_values_the_one_with_the_largest_share_of_its_limit_counts():
+    fine, close, beyond = Measured(0.1, 10.0), Measured(0.9, 1.0), Measured(0.2, 0.1)
+    assert closest_to_limit([fine, close]) is close
+    assert closest_to_limit([close, beyond, fine]) is beyond
+    assert not closest_to_limit([close, Measured(math.nan, 1.0)])
+    assert closest_to_limit([Measured(0.0, 0.0), fine]) is fine
+    assert not closest_to_limit([Measured(1e-9, 0.0), close])
