@@ -235,7 +235,7 @@ def _classic(number, what, cell, breaks, broken_by, caught_by, **more):
 # fmt: off
 STUDY = (
     _study(1, "the new head stays frozen at its random start", "gpt2_sa, gpt2_qa (lora, qlora), bert_qa_lora",
-           "gpt2_sa_lora", "built_cell", frozen_head, "heads_trainable"),
+           "gpt2_sa_lora", "built_cell", frozen_head, "trains_as_declared"),
     _study(2, "QLoRA on a base that was never quantized", "bert_sum_qlora",
            "bert_sum_qlora", "built_cell", with_other("method", quantization=None), "quantized_as_declared", settings=FEW),
     _study(3, "FP4, the library's default, in place of NF4", "gpt2_sum_qlora, t5_sa_qlora",

@@ -22,13 +22,13 @@ Audit = Callable[[Evidence], Answer | tuple[bool, str, Mapping[str, float]]]
 BEFORE = "before training"  # so that a cell which is wrong from the start is known in seconds
 AUDITS: Mapping[str, Sequence[Audit]] = {
     BEFORE: (
-        *(before.checkpoint_loaded, before.heads_trainable, before.adapters_where_declared),
+        *(before.checkpoint_loaded, training.trains_as_declared, before.adapters_where_declared),
         *(before.quantized_as_declared, before.packed_from_checkpoint, before.drawn_from_the_seed),
         *(before.labels_are_targets, before.answers_at_annotated_start, before.offsets_show_their_tokens),
         *(before.no_leakage, computation.new_adapters_add_nothing, training.ranks_train_as_one),
     ),
     "of training": (
-        *(training.trains_as_declared, training.base_frozen, training.gradients_reach, training.weights_moved),
+        *(training.base_frozen, training.gradients_reach, training.weights_moved),
         *(training.variant_applied, training.trains_in_fp32, training.gradients_clipped),
         *(training.optimizer_set_as_declared, training.optimizer_steps_as_defined),
         *(training.schedule_counts_updates, training.loss_is_mean_over_accumulation),

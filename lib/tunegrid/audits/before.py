@@ -23,7 +23,7 @@ from tunegrid.data.sources import Row, answer_span, context
 from tunegrid.data.splits import Splits
 from tunegrid.grid.backbones import is_part
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.methods import TOKEN_ROWS, Answer, Measured
+from tunegrid.grid.methods import Answer, Measured
 from tunegrid.run.build import (
     base_type,
     build,
@@ -49,18 +49,6 @@ NF4_LEVELS = (
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-
-
-def heads_trainable(evidence: Evidence) -> Answer:
-    """Every module that pretraining never saw trains: in full, or by an adapter where the head says so."""
-    head, adapts, trained = evidence.cell.head, evidence.cell.method.adapts, set(evidence.trained)
-    adapter_names = trained & evidence.own if adapts else trained
-    frozen_parts = [module for module in head.new_modules if not any(is_part(name, [module]) for name in trained)]
-    frozen_parts += [module for module in head.adapted_modules if not any(is_part(name, [module]) for name in adapter_names)]
-    if head.new_token and adapts and not any(TOKEN_ROWS in name for name in trained):
-        frozen_parts.append(head.new_token)
-    new_parts = ", ".join(filter(None, [*head.new_modules, *head.adapted_modules, head.new_token])) or "none new"
-    return expect_none(frozen_parts, new_parts, "frozen at random initial weights")
 
 
 def drawn_from_the_seed(evidence: Evidence) -> Answer:

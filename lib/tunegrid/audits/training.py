@@ -12,7 +12,7 @@ from tunegrid.audits.evidence import Evidence, expect_none
 from tunegrid.codecs.base import Feature, move_batch
 from tunegrid.grid.backbones import is_part
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.methods import Answer, Measured, Method, adamw_bnb_8bit, adamw_torch, closest_to_limit
+from tunegrid.grid.methods import TOKEN_ROWS, Answer, Measured, Method, adamw_bnb_8bit, adamw_torch, closest_to_limit
 from tunegrid.grid.recipes import Hyperparameters
 from tunegrid.grid.tasks import Problem
 from tunegrid.run.adamw import PACKED_TOLERANCE, STEP_TOLERANCE
@@ -38,15 +38,16 @@ GRADIENT, COARSE_GRADIENT = 1e-3, 3e-2  # of their norm
 
 
 def base_frozen(evidence: Evidence) -> Answer:
-    """Frozen weights are bit-identical; that nothing else trains is `trains_as_declared`'s matter."""
+    """All that is not declared to train is bit-identical after training."""
     if not evidence.cell.method.adapts:
         return None
-    frozen = evidence.trainer.parameters.keys() - evidence.trained.keys()
+    declared = evidence.cell.method.declared_names(evidence.model, evidence.cell)
+    frozen = evidence.trainer.parameters.keys() - declared
     return expect_none(sorted(frozen & evidence.moved), f"{len(frozen)} frozen tensors", "changed")
 
 
 def trains_as_declared(evidence: Evidence) -> Answer:
-    """What trains are the parameters that method, base and head declare, each in one group of the optimizer.
+    """What trains are the parameters that method, base and head declare, new heads too; each in one group of the optimizer.
 
     `requires_grad` is what is asked, not what answers: a library may freeze an adapter, or free a base.
     """
@@ -54,12 +55,25 @@ def trains_as_declared(evidence: Evidence) -> Answer:
     trained = evidence.trained.keys()
     faults = [f"{name} does not train" for name in sorted(declared - trained)]
     faults += [f"{name} trains" for name in sorted(trained - declared)]
+    faults += [f"no tensor of {part} trains" for part in idle_parts(evidence)]
     places = Counter(id(p) for group in evidence.trainer.optimizer.param_groups for p in group["params"])
     for name, parameter in evidence.trainer.stepped.items():
         number = places[id(parameter)]
         if name in trained and number != 1:
             faults.append(f"{name} is in {number} groups of the optimizer")
     return expect_none(faults, f"{len(declared)} tensors are declared to train", "differ")
+
+
+def idle_parts(evidence: Evidence) -> list[str]:
+    """Parts of the head that pretraining never saw, of which nothing trains: in full, or by an adapter if the head says so."""
+    head, adapts = evidence.cell.head, evidence.cell.method.adapts
+    trained = set(evidence.trained)
+    adapter_names = trained & evidence.own if adapts else trained
+    parts = [module for module in head.new_modules if not any(is_part(name, [module]) for name in trained)]
+    parts += [module for module in head.adapted_modules if not any(is_part(name, [module]) for name in adapter_names)]
+    if head.new_token and adapts and not any(TOKEN_ROWS in name for name in trained):
+        parts.append(head.new_token)
+    return parts
 
 
 def gradients_reach(evidence: Evidence) -> Answer:
