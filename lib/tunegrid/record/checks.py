@@ -67,7 +67,7 @@ def failed_audits(findings: Iterable[AuditFinding], excused: Collection[str] = (
 NEED_LENGTH = ("weights_moved", "generation_not_truncated", "predictions_not_collapsed", "learned_something")
 # Audits that every scored cell of the study has, and those of its task, its adapter and its quantization; some have more.
 EVERY_CELL = (
-    *("checkpoint_loaded", "trains_as_declared", "adapters_where_declared", "quantized_as_declared", "drawn_from_the_seed"),
+    *("checkpoint_loaded", "adapters_where_declared", "quantized_as_declared", "drawn_from_the_seed"),
     *("labels_are_targets", "no_leakage", "weights_moved", "trains_in_fp32", "optimizer_steps_as_defined"),
     *("schedule_counts_updates", "loss_is_the_tasks", "predicting_twice_is_the_same", "rows_alone_as_in_batch"),
     *("gradients_reach", "gradients_survive_evaluation", "prompt_intact_at_inference", "metric_invariants"),
