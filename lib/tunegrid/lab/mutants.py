@@ -1,8 +1,8 @@
 """How many random faults of libraries does the suite see? `python -m tunegrid.lab mutants --count 300 --seed 1` tries them.
 
-A mutant is one small change of a random line of a library that a healthy cell executes. A process with this change in memory
-runs the cell with the gate; no file of a library changes. What the cell saved and answered is compared with the healthy run, so
-that mutants that change nothing count apart. Saved trials are shown without a run.
+A mutant is one small change of a random statement of a library that a healthy cell executes. A process with this change in
+memory runs the cell with the gate; no file of a library changes. What the cell saved and answered is compared with the healthy
+run, so that mutants that change nothing count apart. Saved trials are shown without a run.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -327,13 +327,14 @@ def prepare_trial(trial: Trial, folder: Path, pool: ThreadPoolExecutor) -> Trial
 
 
 def draw(lines: Mapping[str, Sequence[tuple[str, int]]], count: int, seed: int) -> list[Mutant]:
-    """Draw mutants: of the cells in turn a line, and one of its changes. Raises InputError if there are too few."""
+    """Draw mutants: of the cells in turn a statement, and one of its changes. Raises InputError if there are too few."""
     rng = random.Random(seed)
     cells = [*lines]
+    statements = {cell: executed_statements(places) for cell, places in lines.items()}
     mutants = dict[tuple[str, str, int], Mutant]()
     for _ in range(ATTEMPTS * count):
         cell = cells[len(mutants) % len(cells)]
-        file, line = rng.choice(lines[cell])
+        file, line = rng.choice(statements[cell])
         numbers = change_numbers(file).get(line)
         if not numbers:
             continue
@@ -345,7 +346,7 @@ def draw(lines: Mapping[str, Sequence[tuple[str, int]]], count: int, seed: int) 
         mutants[cell, file, number] = Mutant(
             cell=cell,
             file=file,
-            line=line,
+            line=change.node.lineno,
             number=number,
             kind=change.kind,
             before=before,
@@ -356,12 +357,28 @@ def draw(lines: Mapping[str, Sequence[tuple[str, int]]], count: int, seed: int) 
     raise InputError(f"these cells have only {len(mutants)} mutants: lower --count, or name more --cells")
 
 
+def executed_statements(places: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """The file and the first line of each statement of which a line was executed: one of a hundred lines counts once."""
+    return sorted({(file, statement_starts(file).get(line, line)) for file, line in places})
+
+
+@cache
+def statement_starts(file: str) -> Mapping[int, int]:
+    """For each line of a file, where the innermost statement begins that it is of."""
+    starts: dict[int, int] = {}
+    for node in ast.walk(ast.parse(library_path(file).read_bytes())):  # outer statements first
+        if isinstance(node, ast.stmt):
+            starts.update(dict.fromkeys(range(node.lineno, (node.end_lineno or node.lineno) + 1), node.lineno))
+    return starts
+
+
 @cache
 def change_numbers(file: str) -> Mapping[int, Sequence[int]]:
-    """The numbers of a file's changes, by line."""
+    """The numbers of a file's changes, by the first line of their statement."""
+    starts = statement_starts(file)
     numbers = defaultdict[int, list[int]](list)
     for number, change in enumerate(find_changes(ast.parse(library_path(file).read_bytes()))):
-        numbers[change.node.lineno].append(number)
+        numbers[starts[change.node.lineno]].append(number)
     return numbers
 
 
@@ -480,8 +497,8 @@ def page(paths: Sequence[Path], trials: Sequence[Trial]) -> str:
     lines = [
         "# Mutants: random faults of libraries",
         f"Written by `python -m tunegrid.lab mutants {names} --report PAGE.md`, with {packages}.",
-        "A mutant is one small change of a random line of a library that a quick cell executes. It runs in its own process,",
-        "judged by the committed baseline, and is compared with the healthy run bit for bit.",
+        "A mutant is one small change of a random statement of a library that a quick cell executes. It runs in its own",
+        "process, judged by the committed baseline, and is compared with the healthy run bit for bit.",
     ]
     return "\n\n".join([lines[0], "\n".join(lines[1:]), markdown(tables)]) + "\n"
 

@@ -107,6 +107,14 @@ def test_a_seed_draws_the_same_mutants_each_time_of_cells_in_turn(tiny):
     assert texts == {("result = number + number", "pass"), ("number + number", "number - number")}
 
 
+def test_a_statement_of_many_executed_lines_counts_once(tiny, monkeypatch, tmp_path):
+    path = tmp_path / "long.py"
+    path.write_text("def f(a):\n    if a:\n        b = [\n            a,\n            2,\n        ]\n        return b\n")
+    monkeypatch.setattr(command, "library_path", lambda file: path)
+    places = [("long.py", line) for line in (2, 3, 4, 5, 7)]
+    assert command.executed_statements(places) == [("long.py", 2), ("long.py", 3), ("long.py", 7)]
+
+
 def test_too_few_mutants_are_an_error(tiny):
     with pytest.raises(InputError, match="only 5 mutants: lower --count"):
         command.draw(LINES, 6, seed=1)
