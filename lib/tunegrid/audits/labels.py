@@ -11,7 +11,8 @@ from torch.overrides import TorchFunctionMode
 from tunegrid.audits.evidence import Evidence, expect_none
 from tunegrid.codecs.features import chunks
 from tunegrid.grid.methods import Answer
-from tunegrid.run.device import keeps_digits
+from tunegrid.run.build import attention
+from tunegrid.run.device import FUSED, keeps_digits
 from tunegrid.run.probe import get_logits, keep_state
 from tunegrid.run.ranks import Ranks, local_shard
 from tunegrid.run.train import Trainer
@@ -39,15 +40,18 @@ def updates_run_as_labelled(evidence: Evidence) -> Answer:
     if copies != (1 if ranks.holds_parts else ranks.count):
         faults.append(f"{ranks.count} ranks hold {copies:.2f} times the model")
     calls = attention_calls(evidence)
-    if calls["softmax"]:
+    is_fused = attention(evidence.cell) == FUSED
+    if is_fused and calls["softmax"]:
         faults.append(f"attention is computed by a softmax {calls['softmax']} times, not by SDPA")
+    if not is_fused and calls[ATTENTION_CALL]:
+        faults.append(f"attention is computed by SDPA {calls[ATTENTION_CALL]} times, not by a softmax")
     if not keeps_digits(evidence.device):
         faults.append("products of fp32 matrices lose digits: TF32 or bf16 is on")
     facts = trainer.log.watched[-1]
     details = (
         f"passes of {', '.join(map(str, facts['rows']))} rows in {trainer.log.precision}",
         f"{len(facts['recomputed'])} layers computed again",
-        f"attention by SDPA {calls[ATTENTION_CALL]} times",
+        f"attention by SDPA {calls[ATTENTION_CALL]} times" if is_fused else f"by a softmax {calls['softmax']} times",
     )
     return expect_none(faults, ", ".join(details), "differ")
 

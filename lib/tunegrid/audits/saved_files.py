@@ -56,7 +56,10 @@ RENAMED = {  # ends of names that PEFT's files have otherwise
 # Fields that are not compared, by file, each with its reason.
 NOT_COMPARED: Mapping[str, Mapping[str, str]] = {
     peft.utils.CONFIG_NAME: {"runtime_config": "of the process that trains; never saved"},
-    CONFIG_NAME: {"_name_or_path": "the place that the halves of a pair were loaded from"},
+    CONFIG_NAME: {
+        "_name_or_path": "the place that the halves of a pair were loaded from",
+        "output_attentions": "the halves of a pair are saved with it, and without it are the same (transformers to 5.14)",
+    },
     GENERATION_CONFIG_NAME: {},
     TOKENIZER_CONFIG_FILE: {
         "added_tokens_decoder": "in tokenizer.json, which is compared",
@@ -326,7 +329,8 @@ def adapter_fields(evidence: Evidence, model: Any, base: Any) -> Fields:
     library = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
     fields["auto_mapping"] = None if config.task_type else library
     fields["inference_mode"] = True
-    fields["peft_version"] = peft.__version__
+    if "peft_version" in fields:  # from 0.18 on
+        fields["peft_version"] = peft.__version__
     source, pin = checkpoint_source(cell.backbone, cell.profile)
     fields["base_model_name_or_path"] = source
     fields["revision"] = pin.get("revision")

@@ -23,8 +23,8 @@ from tunegrid.grid.backbones import Objective, checkpoint_source
 from tunegrid.grid.tasks import Task
 from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
 from tunegrid.instruments.trained import TrainedCell
-from tunegrid.run.build import base_type, from_hub_or_folder
-from tunegrid.run.device import ATTENTION, autocast
+from tunegrid.run.build import attention, base_type, from_hub_or_folder
+from tunegrid.run.device import autocast
 from tunegrid.run.evaluate import eval_precision
 from tunegrid.runs.examples import row_id
 
@@ -138,7 +138,7 @@ def pretraining_model(cell: TrainedCell) -> Any:
     if isinstance(model, peft.PeftModel) and model.active_peft_config.is_prompt_learning:
         raise NotAskedError("learned tokens come before the text, and the backbone does not change")
     source, options = checkpoint_source(backbone, cell.cell.profile)
-    options |= {"dtype": base_type(cell.cell), "attn_implementation": ATTENTION, "use_safetensors": True}
+    options |= {"dtype": base_type(cell.cell), "attn_implementation": attention(cell.cell), "use_safetensors": True}
     full_model, report = from_hub_or_folder(LOADERS[backbone.objective], source, options | {"output_loading_info": True})
     tuned: Any = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     if type(full_model) is type(tuned):

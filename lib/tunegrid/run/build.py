@@ -16,6 +16,7 @@ from typing import Any
 import bitsandbytes as bnb
 import torch
 import transformers as hf
+from packaging.version import Version
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from tunegrid.grid.methods import Base
 from tunegrid.grid.recipes import Profile
 from tunegrid.grid.tasks import Problem
 from tunegrid.record.record import ModelRecord
-from tunegrid.run.device import ATTENTION, out_of_memory, resolve_precision, resolve_quantization
+from tunegrid.run.device import BY_HAND, FUSED, out_of_memory, resolve_precision, resolve_quantization
 from tunegrid.run.metrics import BertScorer
 
 PERTURBATION = 1e-6  # relative: a few last bits of fp32
@@ -140,7 +141,7 @@ def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
     else:
         source, pin = checkpoint_source(cell.backbone, cell.profile)
         options |= pin
-    options |= {"dtype": base_type(cell), "attn_implementation": ATTENTION, "use_safetensors": True}
+    options |= {"dtype": base_type(cell), "attn_implementation": attention(cell), "use_safetensors": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # reported below, by name
     if cell.quantization or device.type == "meta":
         options["device_map"] = {"": device}
@@ -162,6 +163,12 @@ def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
     if head.new_token:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return model
+
+
+def attention(cell: Cell) -> str:
+    """How the cell's model computes attention: by a function of torch, or by hand as transformers to 5.14 has it for T5."""
+    kind = architecture(cell.head.architecture)
+    return FUSED if getattr(kind, "_supports_sdpa", True) else BY_HAND
 
 
 def packing_config(cell: Cell, device: torch.device) -> Any:
@@ -202,14 +209,18 @@ def train_in_fp32(model: nn.Module) -> None:
             module.register_forward_pre_hook(inputs_in_fp32)
 
 
+ROUNDS_BIASES = Version(bnb.__version__) >= Version("0.50")
+
+
 def keep_packed_layers(model: nn.Module) -> None:
-    """Keep bitsandbytes (0.50) from changing 4-bit layers in mid-training."""
+    """Keep bitsandbytes from changing 4-bit layers in mid-training."""
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             # At the first evaluation on a CPU with bf16 units it would repack weights, over which training then fails or has
             # wrong gradients. Without, every CPU evaluates alike, too.
             module.support_avx512bf16_for_cpu = False
-            if module.bias is not None:  # which it would round at the first forward pass: frozen ones stay bit-identical
+            # Which 0.50 rounds at the first forward pass, and earlier ones do not: frozen ones stay bit-identical.
+            if module.bias is not None and ROUNDS_BIASES:
                 module.bias.data = module.bias.data.to(module.compute_dtype)
 
 

@@ -9,19 +9,21 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 from tunegrid.errors import InputError, first_line
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.methods import Quantization
+from tunegrid.grid.methods import Quantization, adamw_bnb_8bit
 from tunegrid.grid.recipes import Precision
-from tunegrid.machine import cpu_name
+from tunegrid.machine import cpu_name, versions
 from tunegrid.record.record import DeviceRecord
 
 GIB = 2**30
 LEFT_GIB = 0.125  # libraries' workspaces stay: cuBLAS keeps 32 MiB on an H100
+CPU_STEPS = Version("0.50")  # of bitsandbytes
 BUSY_GIB = 1.0  # a CUDA context of our own takes about half of that
-ATTENTION = "sdpa"  # torch's fused attention
+FUSED, BY_HAND = "sdpa", "eager"  # attention by torch's function, and by products and a softmax
 FULL_TILES = 256  # rows of a matrix whose product a library may compute in fewer bits; it leaves small ones alone
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 COMPUTE_TYPES = {"fp32": "float32", "fp16": "float16"}  # of packed weights, by the precision of training
@@ -31,20 +33,28 @@ LIBC = ctypes.CDLL(None) if os.name == "posix" else None
 NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
-def device_record(device: torch.device) -> DeviceRecord:
-    """The device's name, the threads of a CPU run, and what affects speed and memory on a GPU."""
+def device_record(device: torch.device, attention: str) -> DeviceRecord:
+    """The device's name, the threads of a CPU run, the cell's attention, and what affects speed and memory on a GPU."""
     cuda = device.type == "cuda"
     others_gib = used_by_others_gib(device) if cuda else None
     return DeviceRecord(
         type="cuda" if cuda else "cpu",
         name=torch.cuda.get_device_name(device) if cuda else cpu_name(),
         threads=None if cuda else torch.get_num_threads(),
-        attention=ATTENTION,
+        attention=attention,
         tf32=not keeps_digits(device) if cuda else None,  # `resolve_device` switches it off
         used_by_others_gib=others_gib,
         contended=None if others_gib is None else others_gib > BUSY_GIB,
         instructions=None if cuda else torch.backends.cpu.get_cpu_capability(),
     )
+
+
+def library_lack(cell: Cell, device: torch.device) -> str:
+    """What an installed library cannot do for the cell on this device, as a sentence; empty if there is nothing."""
+    installed = versions()["bitsandbytes"]
+    if device.type == "cpu" and cell.optimizer is adamw_bnb_8bit and installed and Version(installed) < CPU_STEPS:
+        return f"bitsandbytes {installed} has 8-bit optimizers for GPUs alone; {CPU_STEPS} has them for CPUs, too"
+    return ""
 
 
 def keeps_digits(device: torch.device) -> bool:
