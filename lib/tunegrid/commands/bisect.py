@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from tunegrid.commands import environments
-from tunegrid.commands.packages import git_address, index_options, read_output, run_uv
+from tunegrid.commands.packages import git_address, list_releases, read_output
 from tunegrid.errors import InputError
 from tunegrid.gate.judgements import (
     KINDS,
@@ -148,29 +148,6 @@ def releases(options: argparse.Namespace) -> tuple[str, list[str]]:
     except InvalidVersion as error:
         raise InputError(f"{error}; give versions of {package} as --versions A,B,C") from None
     return package, [spellings[version] for version in sorted(spellings) if first <= version <= last]
-
-
-def list_releases(package: str, first: Version, last: Version, wheels: Path | None) -> list[str]:
-    """The releases that can be installed, from the last one to the first.
-
-    uv has no command that lists them, but finds the newest one below another.
-
-    Raises:
-        InputError: if it does not find the first.
-    """
-    failure = f"the releases of {package} cannot be listed (give them with --versions A,B,C)"
-    flags = ["--quiet", "--no-deps", "--no-header", "--no-annotate"]
-    arguments = ["pip", "compile", *flags, *index_options(wheels), "-"]
-    texts = []
-    limit = f"<={last}"
-    while True:
-        wanted = f"{package}>={first},{limit}"
-        pin = run_uv(arguments, failure, text=wanted).stdout
-        texts.append(pin.partition("==")[2].strip())
-        version = Version(texts[-1]).public
-        if Version(version) == first:
-            return texts
-        limit = f"<{version}"
 
 
 def commits(repo: Path, good: str, bad: str) -> list[str]:

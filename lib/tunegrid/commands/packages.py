@@ -19,6 +19,7 @@ from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.version import Version
 from uv import find_uv_bin
 
 from tunegrid.errors import InputError
@@ -110,6 +111,29 @@ def lock_packages(requirements: Sequence[str], options: Sequence[str], *, alone:
         if name == "--find-links":
             lock = add_hashes(lock, Path(folder))
     return lock
+
+
+def list_releases(package: str, first: Version, last: Version | None, wheels: Path | None) -> list[str]:
+    """The releases that can be installed, from the last one (None: the newest) to the first.
+
+    uv has no command that lists them, but finds the newest one below another.
+
+    Raises:
+        InputError: if it does not find the first.
+    """
+    failure = f"the releases of {package} cannot be listed (give them with --versions A,B,C)"
+    flags = ["--quiet", "--no-deps", "--no-header", "--no-annotate"]
+    arguments = ["pip", "compile", *flags, *index_options(wheels), "-"]
+    texts = []
+    limit = f"<={last}" if last else ""
+    while True:
+        wanted = f"{package}>={first},{limit}".rstrip(",")
+        pin = run_uv(arguments, failure, text=wanted).stdout
+        texts.append(pin.partition("==")[2].strip())
+        version = Version(texts[-1]).public
+        if Version(version) == first:
+            return texts
+        limit = f"<{version}"
 
 
 def add_hashes(lock: str, folder: Path) -> str:

@@ -57,20 +57,27 @@ def changes(before: Environment, after: Environment) -> str:
     return some(version_changes or [f"{name} {old} -> {new} (another archive)" for name, old, new in versions])
 
 
-def run_sides(options: argparse.Namespace, sides: Sides, cells: Sequence[str], first_updates: Sequence[str] = ()) -> Runs:
-    """A run of cells (none for all) on both sides; raises InputError if a cell does not finish before the upgrade."""
+def run_side(
+    options: argparse.Namespace, side: Environment, cells: Sequence[str], first_updates: Sequence[str] = ()
+) -> SavedRun:
+    """A run of cells (none for all) in an environment; what it has measured already is not measured again."""
     stage = "first-updates" if first_updates else "whole"
     selection = ["-m", options.profile, *(["--cells", ",".join(cells)] if cells else [])]
     workers = ("-n", "auto") if options.profile in MICRO else ()
     # Of two equal options pytest takes the last, the user's.
     arguments = [*selection, "--resume", *workers, *first_updates, *options.pytest_options]
+    return read_saved(side.run(f"{stage}.json", arguments))
+
+
+def run_sides(options: argparse.Namespace, sides: Sides, cells: Sequence[str], first_updates: Sequence[str] = ()) -> Runs:
+    """A run of cells (none for all) on both sides; raises InputError if a cell does not finish before the upgrade."""
     before, after = sides
-    old = read_saved(before.run(f"{stage}.json", arguments))
+    old = run_side(options, before, cells, first_updates)
     for record in old.records:
         if not record.finished and not record.first_updates:
             reason = next(iter(record.missed), record.status)
             raise InputError(f"{record.cell} does not finish with {before.name} ({old.path}): {reason}")
-    return old, read_saved(after.run(f"{stage}.json", arguments))
+    return old, run_side(options, after, cells, first_updates)
 
 
 def judge_sides(old: SavedRun, new: SavedRun) -> list[Judgement]:
@@ -103,7 +110,7 @@ def judged_runs(
     """
     runs = run_sides(options, sides, cells, first_updates)
     judgements = judge_sides(*runs)
-    changed_cells = [j.cell for j in judgements if j.quantity == "numerics" and j.verdict not in SAME_NUMERICS]
+    changed_cells = cells_with_changes(judgements)
     if not first_updates or not changed_cells:
         return runs, judgements
     old, new = (
@@ -111,6 +118,11 @@ def judged_runs(
         for start, end in zip(runs, run_sides(options, sides, changed_cells), strict=True)
     )
     return (old, new), judge_sides(old, new)
+
+
+def cells_with_changes(judgements: Sequence[Judgement]) -> list[str]:
+    """The cells whose numerics are not the same."""
+    return [j.cell for j in judgements if j.quantity == "numerics" and j.verdict not in SAME_NUMERICS]
 
 
 def stock_differences(side: Environment, cells: Sequence[str]) -> dict[str, str]:
