@@ -1,11 +1,12 @@
 """Is a run worse than another? `tunegrid gate OLD.json NEW.json` says, cell by cell: better, same, worse, cannot tell.
 
-Exit code 1 if a score or a memory figure is worse, a cell is missing, or a cell of the new run did not pass; with `numerics` or
-`speed` in --gate-on also for these. Else 6 if numerics changed, tensors hold fewer bytes, cells have another recipe, nothing of
-a kind in --gate-on could be compared, or all cells were too short to judge. --gate-on without `numerics` and `changed` leaves
-numerics out; with `cannot-tell`, 6 also if any main score cannot be decided; 6 also if NEW.json is unsealed. Else 0. An unsealed
-baseline is refused, and so is each file that was changed since it was written: exit code 2. In GitHub Actions the answer and
-the table go to the step summary, too.
+Exit code 1 if a score or a memory figure is worse, a cell is missing, or a cell of the new run did
+not pass; with `numerics` or `speed` in --gate-on also for these. Else 6 if numerics changed,
+tensors hold fewer bytes, cells have another recipe, nothing of a kind in --gate-on could be
+compared, or all cells were too short to judge. --gate-on without `numerics` and `changed` leaves
+numerics out; with `cannot-tell`, 6 also if any main score cannot be decided; 6 also if NEW.json is
+unsealed. Else 0. An unsealed baseline is refused, and so is each file that was changed since it was
+written: exit code 2. In GitHub Actions the answer and the table go to the step summary, too.
 """
 
 import argparse
