@@ -84,9 +84,9 @@ def cell_settings(cell: Cell) -> dict[str, Any]:
     """The recipe and the seed, as numbers and text."""
     fields = to_json(new_record(cell))
     settings = flatten_dict({"cell": cell.id, "profile": cell.profile.id, "seed": cell.profile.seed, **fields["recipe"]})
-    return {name: plain(value) for name, value in settings.items()}
+    return {name: setting_value(value) for name, value in settings.items()}
 
 
-def plain(value: Any) -> int | float | str:
+def setting_value(value: Any) -> int | float | str:
     """A value that each tracker takes."""
     return value if isinstance(value, int | float) else str(value)
