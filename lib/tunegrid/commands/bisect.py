@@ -73,7 +73,7 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
             causes[version] = verdict.statements[0].clause
             return True
         if version == bad:
-            hint = "more seeds (-- --seeds 0-2) detect smaller drops, --by numerics detects changes before scores"
+            hint = "more seeds (-- --seeds 0-2) detect smaller drops, --gate-on numerics detects changes before scores"
             raise InputError(f"nothing to find: {bad} is not worse than {good} by {basis} ({count_verdicts(verdicts)}); {hint}")
         reason = why_undecided(verdicts, kinds)
         if reason:
@@ -179,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_bisection(options: argparse.Namespace) -> int:
     """Search, say what was learned; return the exit code. Raises InputError if an argument cannot be used."""
-    kinds = parse_kinds(options.by, KINDS)
+    kinds = parse_kinds(options.gate_on, KINDS)
     if options.repo:
         package, versions = options.repo.name, commits(options.repo, options.good, options.bad)
     else:

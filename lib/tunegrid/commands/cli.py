@@ -2,18 +2,35 @@
 
 import os
 import sys
-from argparse import ArgumentParser
+from argparse import SUPPRESS, Action, ArgumentParser
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.terminal import say
 
 REFUSED, BROKEN_PIPE, INTERRUPTED = 2, 141, 130  # exit codes, as a shell gives them
+
+
+class FormerName(Action):
+    """An option under the name of an earlier release, which sets the one that took its place and says so."""
+
+    def __call__(self, parser: ArgumentParser, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Set what `dest` names."""
+        setattr(namespace, self.dest, values)
+        name = self.dest.replace("_", "-")
+        say(f"{parser.prog}: {option_string} is now called --{name}", error=True)
+
+
+def add_gate_on(parser: ArgumentParser, known: Sequence[str], default: Sequence[str], former_name: str) -> None:
+    """Add `--gate-on`, which other commands called otherwise."""
+    text = f"what counts: {','.join(known)} (default {','.join(default)})"
+    parser.add_argument("--gate-on", default=",".join(default), metavar="KIND,KIND", help=text)
+    parser.add_argument(former_name, dest="gate_on", action=FormerName, default=SUPPRESS, help=SUPPRESS)
 
 
 def refuse(parser: ArgumentParser, error: object) -> NoReturn:

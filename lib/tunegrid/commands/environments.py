@@ -23,6 +23,7 @@ from filelock import FileLock
 from packaging.utils import canonicalize_name
 
 from tunegrid import launcher
+from tunegrid.commands.cli import add_gate_on
 from tunegrid.commands.packages import (
     check_packages,
     find_packages,
@@ -54,8 +55,8 @@ def suite(python: Path, out: Path, arguments: Sequence[str]) -> list[str]:
 
 def add_options(parser: argparse.ArgumentParser, counted: Sequence[str] = COUNTED) -> None:
     """Options of both commands; `counted` are the kinds that may count."""
-    default = ",".join(kind for kind in DEFAULT_KINDS if kind in counted)
-    parser.add_argument("--by", default=default, metavar="KIND,KIND", help=f"what counts: {','.join(counted)}")
+    default = [kind for kind in DEFAULT_KINDS if kind in counted]
+    add_gate_on(parser, counted, default, former_name="--by")
     parser.add_argument("--find-links", type=Path, metavar="DIR", help="take wheels from DIR, not from an index")
 
 

@@ -1,11 +1,12 @@
 """Is a run worse than another? `tunegrid gate OLD.json NEW.json` says, cell by cell: better, same, worse, cannot tell.
 
-Exit code 1 if a score or a memory figure is worse, a cell is missing, or a cell of the new run did not pass; with `numerics` or
-`speed` in --on also for these. Else 6 if numerics changed, tensors hold fewer bytes, cells have another recipe, nothing of a
-kind in --on could be compared, or all cells were too short to judge. --on without `numerics` and `changed` leaves numerics
-out; with `cannot-tell`, 6 also if any main score cannot be decided; 6 also if NEW.json is unsealed. Else 0. An unsealed
-baseline is refused, and so is each file that was changed since it was written: exit code 2. In GitHub Actions the answer and
-the table go to the step summary, too.
+Exit code 1 if a score or a memory figure is worse, a cell is missing, or a cell of the new run did
+not pass; with `numerics` or `speed` in --gate-on also for these. Else 6 if numerics changed,
+tensors hold fewer bytes, cells have another recipe, nothing of a kind in --gate-on could be
+compared, or all cells were too short to judge. --gate-on without `numerics` and `changed` leaves
+numerics out; with `cannot-tell`, 6 also if any main score cannot be decided; 6 also if NEW.json is
+unsealed. Else 0. An unsealed baseline is refused, and so is each file that was changed since it was
+written: exit code 2. In GitHub Actions the answer and the table go to the step summary, too.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from tunegrid.commands.cli import add_gate_on
 from tunegrid.gate.judgements import COUNTED, DEFAULT_KINDS, parse_kinds
 from tunegrid.report.summary import annotate, gate_section, summary, table, write_step_summary
 from tunegrid.report.tables import Section, text
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("old", type=Path, metavar="OLD.json", help="the baseline")
     add("new", type=Path, metavar="NEW.json", help="the run to judge")
     add("--format", choices=("text", "markdown", "json"), default="text")
-    add("--on", default=",".join(DEFAULT_KINDS), metavar="KIND,KIND", help=f"what counts: {','.join(COUNTED)}")
+    add_gate_on(parser, COUNTED, DEFAULT_KINDS, former_name="--on")
     add("--numerics", action="store_true", help="also print the evidence for verdicts on numerics; JSON always has it")
     options = parser.parse_args(arguments)
     return judge(read_saved(options.old), read_saved(options.new), options)
@@ -40,7 +42,7 @@ def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
     """Print the verdicts and the answer; return its exit code."""
     from tunegrid.gate.gate import Run, gate  # which brings scipy
 
-    kinds = parse_kinds(options.on)
+    kinds = parse_kinds(options.gate_on)
     new.check_unchanged()
     judgements = gate(Run.of_file(old), Run.of_file(new))
     files = f"{old.path}", f"{new.path}"

@@ -1,6 +1,6 @@
 """Run the suite from any folder: `tunegrid run -m quick -n auto --gate=before.json`. All arguments are pytest's.
 
-Paths are relative to the current folder, and `reports/` is written there. `tunegrid run --help` shows pytest's options.
+Paths are relative to the current folder, and `reports/` is written there. `tunegrid run --help` shows the options that matter.
 """
 
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 from tunegrid import ROOT
 from tunegrid.grid.recipes import CACHE
 
+HELP_OPTION = "--tunegrid-help"
 # The settings and the cases of this suite, whatever project the folder is of.
 SUITE = ("-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", f"-ocache_dir={CACHE / 'pytest'}", str(ROOT / "benchmarks"))
 
@@ -30,5 +31,8 @@ def user_arguments(arguments: Sequence[object]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Become pytest; its exit code is this command's."""
-    words = command(sys.argv[1:] if arguments is None else arguments)
+    options = sys.argv[1:] if arguments is None else arguments
+    if "-h" in options or "--help" in options:
+        options = [HELP_OPTION]
+    words = command(options)
     os.execv(words[0], words)

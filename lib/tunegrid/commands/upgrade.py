@@ -137,7 +137,7 @@ def stock_differences(side: Environment, cells: Sequence[str]) -> dict[str, str]
 
 def run_upgrade(options: argparse.Namespace) -> int:
     """Make both sides, run, print the verdicts and what changed; return the exit code. Raises InputError, as `run_sides`."""
-    kinds, cells = parse_kinds(options.by), options.cells.split(",") if options.cells else []
+    kinds, cells = parse_kinds(options.gate_on), options.cells.split(",") if options.cells else []
     stock_cells = [cell for cell in STOCK_CELLS if cell in (cells or STOCK_CELLS)] if options.profile == "quick" else []
     first_updates = ("--first-updates",) if options.profile in SCORED and not options.whole else ()
     sides = make_environments(options)
@@ -191,8 +191,8 @@ def upgrade_words(options: argparse.Namespace) -> list[str]:
         words += ["-m", options.profile]
     if options.cells:
         words += ["--cells", options.cells]
-    if options.by != ",".join(DEFAULT_KINDS):
-        words += ["--by", options.by]
+    if options.gate_on != ",".join(DEFAULT_KINDS):
+        words += ["--gate-on", options.gate_on]
     if options.find_links:
         words += ["--find-links", str(options.find_links)]
     return [*words, "--whole", "--", *options.pytest_options]

@@ -31,7 +31,7 @@ CELL_OPTIONS = (
 # Seeds that tell more than those before, and how many they are.
 SEED_RANGES = {"0-4": 5, "0-9": 10}
 # Options, with their values, that change neither what trains nor how it is judged.
-SHOWING = re.compile(r"(-n|--gate|--gate-on|--on|--format|--html|--benchmark-json|--benchmark-save|--junitxml)$")
+SHOWING = re.compile(r"(-n|--gate|--gate-on|--on|--report-to|--format|--html|--benchmark-json|--benchmark-save|--junitxml)$")
 # Settings that make a run shorter than its recipe.
 LENGTHS = ("max_steps", "num_train_epochs", "train_rows", "eval_rows")
 
@@ -170,7 +170,7 @@ class NextSteps:
         name = packages[0]
         ends = ["--good", f"{name}=={before[name]}", "--bad", f"{name}=={after[name]}"]
         basis = ",".join(kind for kind in KINDS if kind in kinds)
-        words = ["tunegrid", "bisect", *ends, "--cells", cells[0], "--by", basis]
+        words = ["tunegrid", "bisect", *ends, "--cells", cells[0], "--gate-on", basis]
         options = self._session_options(new)
         if options:
             words += ["--", *options]

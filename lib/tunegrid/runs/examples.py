@@ -243,10 +243,15 @@ def keep_contents(files: Iterable[tuple[str, bytes]]) -> None:
                 part.write_bytes(content)
 
 
+def pack_path(run: Path) -> Path:
+    """Where the examples of a run's file lie."""
+    return run.parent / FOLDER / f"{run.stem}.zip"
+
+
 def write_pack(files: Mapping[str, bytes], run: Path) -> None:
     """Write these files into a pack next to a run; raises OSError if the disk has no room."""
     if files:
-        with replace_file(run.parent / FOLDER / f"{run.stem}.zip") as part, ZipFile(part, "w") as pack:
+        with replace_file(pack_path(run)) as part, ZipFile(part, "w") as pack:
             for name, content in files.items():
                 file = ZipInfo(name)  # of no date: equal files make an equal pack
                 file.external_attr = 0o644 << 16  # else nobody may read what unzip makes of it

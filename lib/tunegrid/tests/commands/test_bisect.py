@@ -60,7 +60,7 @@ def test_versions_between_the_ends_are_halved(saved_runs, bisected, first_worse,
 @pytest.mark.parametrize(
     ("options", "others", "sentence"),
     [
-        (["--by", "memory"], {}, "nothing to find: 1.7 is not worse than 1.0 by memory (1 cell, numerics: "),
+        (["--gate-on", "memory"], {}, "nothing to find: 1.7 is not worse than 1.0 by memory (1 cell, numerics: "),
         ([], {"1.7": "good"}, "nothing to find: 1.7 is not worse than 1.0 by quality and memory"),
         ([], {"1.0": "none"}, "no cell runs with planted 1.0"),
         ([], {("1.0", "again"): "worse"}, "1.0 is called worse than itself, so there is nothing to bisect: worse: bert"),

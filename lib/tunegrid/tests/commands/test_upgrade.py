@@ -113,7 +113,8 @@ def test_a_cell_that_failed_an_audit_before_the_upgrade_is_not_compared(saved_ru
         (("iniconfig",), "nothing to upgrade: iniconfig is installed here already"),
         (("planted@nowhere",), "nowhere cannot be read as a checkout of a library: "),
         (("planted==1.0", "--from", "planted==1.0"), "nothing to upgrade: planted==1.0 is what --from planted==1.0 installs"),
-        (("planted==1.0", "--by", "beauty"), "unknown kind of figure 'beauty'"),
+        (("planted==1.0", "--gate-on", "beauty"), "unknown kind of figure 'beauty'"),
+        (("planted==1.0", "--by", "beauty"), "unknown kind of figure 'beauty'"),  # its name until 0.22
     ],
 )
 def test_what_cannot_be_compared_is_one_sentence(tmp_path, monkeypatch, said, arguments, sentence):

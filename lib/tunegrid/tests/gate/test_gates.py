@@ -240,16 +240,19 @@ def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
         ("same", [], 0),
         ("worse", [], 1),
         ("few", [], 6),  # predictions are others
-        ("few", ["--on=quality,memory"], 0),
-        ("few", ["--on=quality,memory,cannot-tell", "--format", "markdown"], 6),
+        ("few", ["--gate-on=quality,memory"], 0),
+        ("few", ["--gate-on=quality,memory,cannot-tell", "--format", "markdown"], 6),
         ("slow", [], 6),
-        ("slow", ["--on", "memory"], 0),
-        ("slow", ["--on", "quality,speed"], 1),
+        ("slow", ["--gate-on", "memory"], 0),
+        ("slow", ["--gate-on", "quality,speed"], 1),
+        ("slow", ["--on", "quality,speed"], 1),  # its name until 0.22
     ):
         files = [str(run_file(tmp_path / name / f"{index}.json", [record])) for index, record in enumerate(pairs[name])]
         assert command.main([*files, *options]) == code
+        printed = capsys.readouterr()
+        assert ("--on is now called --gate-on" in printed.err) == ("--on" in options)
         if "markdown" in options:
-            assert "**Cannot tell whether the run is worse than 0.json.**" in capsys.readouterr().out
+            assert "**Cannot tell whether the run is worse than 0.json.**" in printed.out
     assert "**Failed: " in (tmp_path / "summary.md").read_text()
 
 

@@ -242,5 +242,5 @@ def test_numerics_fail_a_run_only_if_asked_and_are_listed_and_the_gravest_seed_i
         ["bert_sa_sft", "changed", "rows: the same rows in another order, or in other batches"],
         ["t5_sa_lora", "equal", "all losses are equal"],
     ]
-    assert main([old, new, "--on", "numerics"]) == 1
-    assert main([old, new, "--on", "quality,memory"]) == 0
+    assert main([old, new, "--gate-on", "numerics"]) == 1
+    assert main([old, new, "--gate-on", "quality,memory"]) == 0

@@ -239,7 +239,8 @@ NEXT = [  # records, judgements, older records, command, what it begins with
         WORSE,
         of_versions("0.21.0", profile="full", seed=2),
         RAN,
-        f"tunegrid bisect --good peft==0.21.0 --bad peft==0.21.2 --cells {CELL} --by numerics -- -m full '--grid=my own.py'",
+        "tunegrid bisect --good peft==0.21.0 --bad peft==0.21.2 "
+        f"--cells {CELL} --gate-on numerics -- -m full '--grid=my own.py'",
     ),
     # other code, an older release and another build are no later release, and no release brings a checkout's code
     *(

@@ -1,0 +1,92 @@
+"""Reports a cell to experiment trackers while it trains: losses, rates and norms as they come in, scores at the end.
+
+The trackers are accelerate's. They see numbers that the training log has on the host anyway, so results are the same bits.
+"""
+
+import warnings
+from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from filelock import FileLock
+from transformers.utils import flatten_dict
+
+from tunegrid.errors import first_line
+from tunegrid.grid.cells import Cell
+from tunegrid.record import Record, new_record, to_json
+from tunegrid.run.device import random_states, set_random_states
+from tunegrid.run.train import Trainer, TrainingLog
+
+
+class Trackers:
+    """Trackers of one cell, which start with its first losses. One that fails is dropped with a warning, not the cell."""
+
+    def __init__(self, cell: Cell, options: Mapping[str, Mapping[str, Any]], lock: Path) -> None:
+        """`options` are of each tracker, by name; processes start theirs in turns, by this lock."""
+        self._cell = cell
+        self._options = options
+        self._lock = lock
+        self._trackers: dict[str, Any] = {}
+        self._is_started = False
+        self._sent = 0  # updates
+
+    def after_update(self, trainer: Trainer) -> None:
+        """Send the updates whose losses came to the host since the last call."""
+        if len(trainer.log.losses) == self._sent:
+            return
+        if not self._is_started:
+            states = random_states(trainer.meter.device)
+            self._start()
+            set_random_states(trainer.meter.device, states)
+        for update in range(self._sent, len(trainer.log.losses)):
+            figures = update_figures(trainer.log, update)
+            self._call("log", figures, step=update + 1)
+        self._sent = len(trainer.log.losses)
+
+    def finish(self, record: Record | None) -> None:
+        """Send what the record says of the whole cell, if it has one."""
+        if record and self._is_started:
+            figures = {f"eval/{name}": points for name, points in record.scores.items() if points is not None}
+            self._call("log", figures, step=self._sent)
+        self._call("finish")
+
+    def _start(self) -> None:
+        self._is_started = True
+        with FileLock(self._lock):
+            for name, options in self._options.items():
+                self._trackers[name] = LOGGER_TYPE_TO_CLASS[name](**options)
+            self._call("start")
+        self._call("store_init_configuration", cell_settings(self._cell))
+
+    def _call(self, method: str, *arguments: Any, **options: Any) -> None:
+        """Call a method of each tracker."""
+        for name, tracker in [*self._trackers.items()]:
+            try:
+                with warnings.catch_warnings(action="ignore"), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+                    getattr(tracker, method)(*arguments, **options)
+            except Exception as error:  # whatever a tracker raises, of a full disk or a lost network
+                del self._trackers[name]
+                warnings.warn(f"--report-to={name}: {first_line(error)}; {self._cell.name} is not reported", stacklevel=2)
+
+
+def update_figures(log: TrainingLog, update: int) -> dict[str, float]:
+    """What is logged of an update, counted from 0."""
+    figures = {"train/loss": log.losses[update], "train/learning_rate": log.learning_rates[update]}
+    if log.gradient_norms:
+        figures["train/gradient_norm"] = log.gradient_norms[update]
+    return figures
+
+
+def cell_settings(cell: Cell) -> dict[str, Any]:
+    """The recipe and the seed, as numbers and text."""
+    fields = to_json(new_record(cell))
+    settings = flatten_dict({"cell": cell.id, "profile": cell.profile.id, "seed": cell.profile.seed, **fields["recipe"]})
+    return {name: setting_value(value) for name, value in settings.items()}
+
+
+def setting_value(value: Any) -> int | float | str:
+    """A value that each tracker takes."""
+    return value if isinstance(value, int | float) else str(value)
