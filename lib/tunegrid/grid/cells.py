@@ -93,6 +93,8 @@ class Grid:
         shifts: changes of rows that `--ask=robustness` scores on, beside the suite's own.
         instruments: more questions to a trained cell for `--ask`, beside the suite's own.
         refused: reasons against cells that their libraries cannot train, by cell id.
+        remarks: doubts about cells that can be trained, by cell id; `--list-cells` prints them.
+        folder: of the `--grid` file that is adding to it, where relative files of tasks are.
     """
 
     backbones: dict[str, Backbone] = field(default_factory=dict)
@@ -105,6 +107,8 @@ class Grid:
     shifts: dict[str, Any] = field(default_factory=dict)
     instruments: dict[str, Any] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
+    folder: Path | None = None
 
     def add_backbone(self, backbone: Backbone, **copies: Any) -> None:
         """A backbone; `like=` another one, it gets copies of that one's recipes, whose fields keyword arguments change.
@@ -119,7 +123,7 @@ class Grid:
         They have a quick form if the task has files of its own: the micro rows are those of the study's tasks.
         It makes the updates of `plan_updates`, unless `quick` gives `max_steps`.
         """
-        self._add_like(1, task, **copies)
+        self._add_like(1, task.with_files_in(self.folder) if self.folder else task, **copies)
 
     def add_method(self, method: Method, **copies: Any) -> None:
         """A method, as `add_backbone` adds a backbone."""
@@ -198,19 +202,24 @@ class Grid:
             self.heads[new] = head
         resets = {"trainable_params": None, "total_params": None} | ({} if task is task_before else {"text": ()})
         recipe = _change(new, recipe, {**resets, **changes})
-        if micro is None or not backbone.micro:
-            return self._set(new, recipe, None)
-        if task is task_before:
-            return self._set(new, recipe, {**micro, **quick})
-        if not task.has_own_rows:
-            return self._set(new, recipe, None)
-        plan = {"min_steps": 0} if "max_steps" in quick else plan_updates(task, micro)
-        return self._set(new, recipe, {**micro, **plan, **quick})
+        if not backbone.micro or (task is not task_before and not task.has_own_rows):
+            micro = None
+        elif micro is not None and task is not task_before:
+            plan = {"min_steps": 0} if "max_steps" in quick else plan_updates(task, micro)
+            micro = dict(micro) | plan
+        self._set(new, recipe, None if micro is None else dict(micro) | dict(quick))
+        if task.problem is not task_before.problem:
+            like = next(known.id for known in TASKS if known.problem is task.problem)
+            self.remarks[new] = (
+                f"task {task.id!r} is to {task.problem}, but its recipes are those of {task_before.id!r}, "
+                f'to {task_before.problem}: write like="{like}"'
+            )
 
     def _set(self, cell_id: str, recipe: Recipe, quick: Fields | None) -> None:
         """A recipe and its quick form, in place of those that stood there."""
         self.recipes[cell_id] = recipe
         self.quick.pop(cell_id, None)
+        self.remarks.pop(cell_id, None)
         if quick is not None:
             _change(cell_id, recipe, quick)
             self.quick[cell_id] = quick
@@ -359,6 +368,7 @@ def add_file(path: Path, grid: Grid) -> None:
     try:
         spec.loader.exec_module(module)
         if hook := getattr(module, "pytest_tunegrid_grid", None):
+            grid.folder = path.resolve().parent
             hook(grid)
     except InputError as error:
         raise InputError(f"--grid {path}: {error}") from None
@@ -370,6 +380,7 @@ def add_file(path: Path, grid: Grid) -> None:
         location = f"{path}, line {line}" if line else str(path)
         raise InputError(f"--grid {location}: {type(error).__name__}: {first_line(error)}") from None
     finally:
+        grid.folder = None
         for key in [key for key in sys.modules if key.partition(".")[0] in OWN_FOLDERS]:
             del sys.modules[key]
         sys.modules.update(modules)
