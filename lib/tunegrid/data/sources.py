@@ -300,7 +300,7 @@ def _read(task: Task, paths: Sequence[Path], *, first: bool = False) -> Table:
     origin = str(path)
     kind = file_kind(path)
     with input_errors(origin):
-        is_large = sum(os.path.getsize(path) for path in paths) > HELD_BYTES
+        is_large = sum(shard.stat().st_size for shard in paths) > HELD_BYTES
         if kind in (".json", ".jsonl"):
             if is_large and not first and _is_json_lines(path):
                 return Table(Lines(path), origin)

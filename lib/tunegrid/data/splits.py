@@ -156,8 +156,6 @@ def check_files(task: Task, profile: Profile) -> Splits | None:
     the first rows are read.
     """
     by_name = tables(task, profile.data_root, first=True)  # empty if they are the hub's
-    if by_name and all(table.is_whole for table in by_name.values()):
-        return load_splits(task, profile, by_name)
     test = task.own_test if profile.own_test and task.own_test else task.test
     for split in (task.train, task.validation, test):
         if not by_name or not isinstance(split, str):
@@ -169,6 +167,8 @@ def check_files(task: Task, profile: Profile) -> Splits | None:
             check_row(task, row, number, table.origin)
         if task.labels and split == task.train and table.is_whole:  # a longer file may be sorted
             check_classes(task, {row[task.target] for row in rows}, table.origin)
+    if by_name and all(table.is_whole for table in by_name.values()):
+        return load_splits(task, profile, by_name)
     return None
 
 

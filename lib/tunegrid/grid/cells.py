@@ -18,7 +18,7 @@ from typing import Any
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError, first_line
-from tunegrid.grid.backbones import BACKBONES, HEAD_EXCEPTIONS, LAYOUTS, Backbone, Head
+from tunegrid.grid.backbones import BACKBONES, HEAD_EXCEPTIONS, LAYOUTS, Backbone, Head, complete_head
 from tunegrid.grid.methods import METHODS, OPTIMIZERS, Method, OptimizerFactory, Quantization
 from tunegrid.grid.recipes import QUICK, RECIPES, WITHOUT_EXCEPTION, Fields, Profile, Recipe, quick_changes
 from tunegrid.grid.tasks import TASKS, Problem, Task
@@ -76,6 +76,12 @@ class Cell:
     def uses_hub(self) -> bool:
         """Whether the hub is asked for the rows."""
         return not (self.profile.data_root or self.profile.random_weights or self.task.has_own_rows)
+
+    @property
+    def new_parts(self) -> str:
+        """A sentence on pretrained modules that its checkpoint lacks; empty if it has all."""
+        modules = " and ".join(self.head.renewed_modules)
+        return modules and f"the checkpoint has no {modules}: it starts from random and trains in full"
 
     @property
     def text(self) -> tuple[str, ...]:
@@ -206,7 +212,7 @@ class Grid:
             micro = None
         elif micro is not None and task is not task_before:
             plan = {"min_steps": 0} if "max_steps" in quick else plan_updates(task, micro)
-            micro = dict(micro) | plan
+            micro = dict(micro) | dict(plan)
         self._set(new, recipe, None if micro is None else dict(micro) | dict(quick))
         if task.problem is not task_before.problem:
             like = next(known.id for known in TASKS if known.problem is task.problem)
@@ -271,7 +277,7 @@ class Grid:
             method.check(recipe)
         except InputError as error:
             raise InputError(f"{cell_id}: {error}") from None
-        head = self.heads.get(cell_id) or backbone.heads[task.problem]
+        head = complete_head(self.heads.get(cell_id) or backbone.heads[task.problem], backbone, profile)
         return Cell(
             backbone=backbone, task=task, method=method, recipe=recipe, head=head, optimizers=self.optimizers, profile=profile
         )

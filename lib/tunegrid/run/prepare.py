@@ -66,20 +66,22 @@ def prepare(
 
 def length_doubts(cell: Cell, rows: Sequence[Row]) -> Iterator[str]:
     """Sentences on rows that are longer than what the cell reads, or than its backbone has positions for."""
-    limit, name = cell.recipe.max_length, cell.backbone.id
+    limit = cell.recipe.max_length
+    name = cell.backbone.id
+    lengths = row_lengths(cell, rows, limit)
     if cell.recipe.doc_stride is None:  # else the rest of a row is read in other windows
-        whole_lengths = row_lengths(cell, rows, UNCUT)
-        lengths = row_lengths(cell, rows, limit)
-        cut = sum(whole > length for whole, length in zip(whole_lengths, lengths, strict=True))
+        pairs = zip(row_lengths(cell, rows, UNCUT), lengths, strict=True)
+        cut = sum(whole > length for whole, length in pairs)
         if cut:
-            yield f"{name} cells read {limit} tokens of a row: {cut} of {len(rows)} rows are longer, and are cut; max_length=N sets more"
+            cure = "max_length=N in its recipe reads more"
+            yield f"{name} reads {limit} tokens of a row: {cut} of {len(rows)} rows are longer and are cut; {cure}"
     source, pin = checkpoint_source(cell.backbone, cell.profile)
     config = from_hub_or_folder(hf.AutoConfig, source, pin)
     positions = getattr(config, "max_position_embeddings", None)  # T5 has none
-    if positions is None or limit <= positions:
-        return
-    beyond = sum(length > positions for length in row_lengths(cell, rows, limit))
-    yield f"max_length {limit} is beyond the {positions} positions of {name}, and so are {beyond} of {len(rows)} rows: set at most {positions}"
+    if positions is not None and limit > positions:
+        beyond = sum(length > positions for length in lengths)
+        fault = f"max_length {limit} is beyond the {positions} positions of {name}"
+        yield f"{fault}, and so are {beyond} of {len(rows)} rows; give at most {positions}"
 
 
 def row_lengths(cell: Cell, rows: Sequence[Row], limit: int) -> list[int]:
