@@ -12,14 +12,14 @@ TASK = Task(
     id="NAME",  # the middle part of a cell's id: lower-case letters and digits
     name="NAME",
     problem=Problem.CLASSIFY,  # EXTRACT finds answers in a passage, GENERATE writes texts
-    dataset="NAME",  # an id on the hub, or a folder's name below --data-root, where no files are named
+    dataset="NAME",  # without `files`: an id on the hub, or a folder below --data-root
     files={"train": "NAME/train.csv", "test": "NAME/test.csv"},  # beside this file; or .tsv, .json, .parquet, .csv.gz
     columns={"text": str, "label": str},  # names of labels; or int for their numbers
     text=("text",),  # what is read; text_pair names the columns of a second text
     target="label",  # what is learned
-    labels=("negative", "positive"),  # in the order of their numbers
-    validation=Carve(share=0.1, stratify="label"),  # set aside from train; or the name of a split, as "validation"
-    test="test",
+    labels=("negative", "positive"),  # all of them; numbers in rows count from 0 in this order
+    validation=Carve(share=0.1, stratify="label"),  # a tenth of train; or the name of a split
+    test="test",  # or Carve(...), too, if you have one file
     main_score="accuracy",
     bounded_scores=("accuracy", "f1_macro"),
 )

@@ -94,7 +94,7 @@ def cache_key(codec: Codec, rows: Sequence[Row], *, training: bool) -> str:
     for path in CODE:
         digest.update(path.read_bytes())
     for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, default=str).encode())  # CSV and Parquet hold dates
+        digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 

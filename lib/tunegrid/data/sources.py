@@ -70,6 +70,7 @@ def checkpoint_commit(checkpoint: str) -> str | None:
 
 
 Row = dict[str, Any]
+JSON_TYPES = (str, int, float, list, dict, type(None))
 BLOCK = 1000  # rows that are read from a disk at once
 DENSE = 4  # rows of a slice for one that is needed
 FIRST = 1000  # rows of a large file that are looked at before anything is loaded
@@ -171,7 +172,7 @@ def _select(dataset: Any, indices: Sequence[int]) -> list[Row]:
         columns = dataset.select(list(indices))[:]
     names = list(columns)
     values = [columns[name] for name in names]
-    return [dict(zip(names, [column[offset] for column in values], strict=True)) for offset in offsets]
+    return [_json_row(dict(zip(names, [column[offset] for column in values], strict=True))) for offset in offsets]
 
 
 class StoredRows(Sequence[Row]):
@@ -306,7 +307,7 @@ def _read(task: Task, paths: Sequence[Path], *, first: bool = False) -> Table:
                 return Table(Lines(path), origin)
             return _first_rows(_json_rows(path), origin, is_large=is_large and first)
         if kind in SEPARATORS and not is_large:
-            return Table(_csv(task, path).to_pylist(), origin)
+            return Table(list(_batch_rows([_csv(task, path)])), origin)
         if kind in SEPARATORS and first:
             return _first_rows(_batch_rows(_csv(task, path, batches=True)), origin, is_large=True)
         if first:
@@ -332,9 +333,17 @@ def _first_rows(rows: Iterator[Row], origin: str, *, is_large: bool) -> Table:
 
 
 def _batch_rows(batches: Iterable[Any]) -> Iterator[Row]:
-    """The rows of pyarrow's batches."""
+    """The rows of pyarrow's batches or tables."""
     for batch in batches:
-        yield from batch.to_pylist()
+        yield from map(_json_row, batch.to_pylist())
+
+
+def _json_row(row: Row) -> Row:
+    """The row with text for what JSON does not know, as dates: runs keep a hash of each row."""
+    for name, value in row.items():
+        if not isinstance(value, JSON_TYPES):
+            row[name] = str(value)
+    return row
 
 
 def _open(path: Path) -> Any:

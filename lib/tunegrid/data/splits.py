@@ -46,7 +46,7 @@ class Splits:
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hex digits over all rows in order: equal rows, equal fingerprint."""
-        digest, encode = hashlib.sha256(), json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str).encode
+        digest, encode = hashlib.sha256(), json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
         for rows in (self.train, self.validation, self.test):
             digest.update(b"[")
             for index, row in enumerate(rows):
@@ -232,7 +232,7 @@ def _surrogate_fault(task: Task, row: Row) -> str | None:
             if isinstance(value, str):
                 value.encode()
             elif not isinstance(value, int | float):
-                json.dumps(value, ensure_ascii=False, default=str).encode()
+                json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             return f"a column holds a lone surrogate ({error.object[error.start]!r}), which is not text"
     return None

@@ -73,8 +73,8 @@ def length_doubts(cell: Cell, rows: Sequence[Row]) -> Iterator[str]:
         pairs = zip(row_lengths(cell, rows, UNCUT), lengths, strict=True)
         cut = sum(whole > length for whole, length in pairs)
         if cut:
-            cure = "max_length=N in its recipe reads more"
-            yield f"{name} reads {limit} tokens of a row: {cut} of {len(rows)} rows are longer and are cut; {cure}"
+            cure = 'quick={"max_length": N}' if cell.profile.micro else "max_length=N"
+            yield f"{name} reads {limit} tokens of a row: {cut} of {len(rows)} rows are longer and are cut; {cure} reads more"
     source, pin = checkpoint_source(cell.backbone, cell.profile)
     config = from_hub_or_folder(hf.AutoConfig, source, pin)
     positions = getattr(config, "max_position_embeddings", None)  # T5 has none
