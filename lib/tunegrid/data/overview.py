@@ -9,24 +9,24 @@ from tunegrid.data.splits import Splits
 from tunegrid.grid.tasks import Problem, Task
 from tunegrid.words import count, some
 
-NAMES = ("train", "validation", "test")
-MARGIN = 12  # columns of the name of a split
+SPLITS = ("train", "validation", "test")
+NAME_WIDTH = 12  # columns of the name of a split
 
 
 def overview_lines(task: Task, splits: Splits, width: int) -> list[str]:
     """Lines of this width at most: of each split its rows and labels, and the first training row."""
     lines = [f"rows of {task.id}:"]
-    for name in NAMES:
+    for name in SPLITS:
         rows: Sequence[Row] = getattr(splits, name)
         text = f"{len(rows):>7,}"
         if task.labels:
             numbers = label_counts(task, rows)
             text += "  " + ", ".join(f"{label} {number:,}" for label, number in numbers.items())
-        indent = " " * (MARGIN + 11)
-        lines += wrap(f"  {name:{MARGIN}}{text}", width, subsequent_indent=indent)
+        indent = " " * (NAME_WIDTH + 11)
+        lines += wrap(f"  {name:{NAME_WIDTH}}{text}", width, subsequent_indent=indent)
     texts, target = example(task, splits.train[0])
     learned = f" -> {shorten(target, width // 3)}"
-    lines.append(f"  {'example':{MARGIN}}{shorten(texts, width - MARGIN - 2 - len(learned))}{learned}")
+    lines.append(f"  {'example':{NAME_WIDTH}}{shorten(texts, width - NAME_WIDTH - 2 - len(learned))}{learned}")
     return lines
 
 
@@ -55,16 +55,16 @@ def shorten(line: str, width: int) -> str:
 def doubts(task: Task, splits: Splits) -> Iterator[str]:
     """A sentence for each fact that makes scores say less: missing classes, splits of one class, empty texts."""
     if task.labels:
-        numbers_by_split = {name: label_counts(task, getattr(splits, name)) for name in NAMES}
+        numbers_by_split = {name: label_counts(task, getattr(splits, name)) for name in SPLITS}
         missing = [label for label, number in numbers_by_split["train"].items() if not number]
         if missing:
             names = some([*map(repr, missing)])
             yield f"train has no row of {names}: no model can learn that"
-        for name in NAMES[1:]:
+        for name in SPLITS[1:]:
             labels = [label for label, number in numbers_by_split[name].items() if number]
             if len(labels) == 1:
                 yield f"all rows of {name} are {labels[0]!r}: its scores cannot tell a model from a constant answer"
-    for name in NAMES:
+    for name in SPLITS:
         columns = (*task.text, *task.text_pair)
         rows: Sequence[Row] = getattr(splits, name)
         empty = sum(not stitch(row, columns).strip() for row in rows)

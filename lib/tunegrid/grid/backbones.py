@@ -220,7 +220,11 @@ BACKBONES = (BERT, GPT2, T5)
 HEAD_EXCEPTIONS: Mapping[str, Head] = {
     # The study adapts nothing but this two-layer head (recipe: targets fc1 and fc2) and leaves the encoder, and the
     # head's own base weights, frozen as they start: there is no new module to train in full.
-    "bert_sa_lora": Head(architecture="BertMLPClassifier", adapted_modules=("fc1", "fc2"), renewable_modules=("pooler.dense",)),
+    "bert_sa_lora": Head(
+        architecture="BertMLPClassifier",
+        adapted_modules=("fc1", "fc2"),
+        renewable_modules=("pooler.dense",),
+    ),
 }
 
 
@@ -240,12 +244,16 @@ def complete_head(head: Head, backbone: Backbone, profile: Profile) -> Head:
     from safetensors import SafetensorError, safe_open
 
     keys: list[str] = []
-    for path in checkpoint_folder(backbone, profile.checkpoint_root, micro=profile.micro).glob("model*.safetensors"):
+    folder = checkpoint_folder(backbone, profile.checkpoint_root, micro=profile.micro)
+    for path in folder.glob("model*.safetensors"):
         with suppress(OSError, SafetensorError):  # loading says it
             file: Any = safe_open(path, "np")
             keys += file.keys()
-    missing = [module for module in head.renewable_modules if not any(is_part(key, [module]) for key in keys)]
-    return replace(head, new_modules=(*missing, *head.new_modules)) if keys and missing else head
+    if not keys:
+        return head
+    names = ".".join(keys)
+    missing = [module for module in head.renewable_modules if not is_part(names, [module])]
+    return replace(head, new_modules=(*missing, *head.new_modules))
 
 
 def checkpoint_folder(backbone: Backbone, root: Path, *, micro: bool) -> Path:

@@ -30,6 +30,7 @@ LISTS = "`tunegrid run -m full --list-cells` lists them; -m 'full and larger' an
 # for each label leave room.
 LABEL_UPDATES = 100  # at least, for each label
 MOST_UPDATES = 600  # half a minute on one core
+STUDY_TASKS = {Problem.CLASSIFY: "sa", Problem.EXTRACT: "qa", Problem.GENERATE: "sum"}
 # Heaviest problems first, so that parallel workers do not end on a long cell.
 ORDER = (Problem.GENERATE, Problem.EXTRACT, Problem.CLASSIFY)
 
@@ -129,7 +130,7 @@ class Grid:
         They have a quick form if the task has files of its own: the micro rows are those of the study's tasks.
         It makes the updates of `plan_updates`, unless `quick` gives `max_steps`.
         """
-        self._add_like(1, task.with_files_in(self.folder) if self.folder else task, **copies)
+        self._add_like(1, task.with_files_in(self.folder), **copies)
 
     def add_method(self, method: Method, **copies: Any) -> None:
         """A method, as `add_backbone` adds a backbone."""
@@ -208,17 +209,18 @@ class Grid:
             self.heads[new] = head
         resets = {"trainable_params": None, "total_params": None} | ({} if task is task_before else {"text": ()})
         recipe = _change(new, recipe, {**resets, **changes})
-        if not backbone.micro or (task is not task_before and not task.has_own_rows):
-            micro = None
-        elif micro is not None and task is not task_before:
-            plan = {"min_steps": 0} if "max_steps" in quick else plan_updates(task, micro)
-            micro = dict(micro) | dict(plan)
-        self._set(new, recipe, None if micro is None else dict(micro) | dict(quick))
+        form: Fields | None = None
+        if micro is not None and backbone.micro:
+            if task is task_before:
+                form = dict(micro) | dict(quick)
+            elif task.has_own_rows:
+                plan = {"min_steps": 0} if "max_steps" in quick else plan_updates(task, micro)
+                form = dict(micro) | dict(plan) | dict(quick)
+        self._set(new, recipe, form)
         if task.problem is not task_before.problem:
-            like = next(known.id for known in TASKS if known.problem is task.problem)
             self.remarks[new] = (
                 f"task {task.id!r} is to {task.problem}, but its recipes are those of {task_before.id!r}, "
-                f'to {task_before.problem}: write like="{like}"'
+                f'to {task_before.problem}: write like="{STUDY_TASKS[task.problem]}"'
             )
 
     def _set(self, cell_id: str, recipe: Recipe, quick: Fields | None) -> None:

@@ -73,9 +73,9 @@ class Task:
 
     Attributes:
         dataset: id on the hub; `folder` is its name below a `--data-root`.
-        files: by split, the file with its rows (`FILE_KINDS`), from the `--grid` file's folder or that folder on, or absolute;
-            empty: the folder has a file of each split's name. If all are absolute, or beside the `--grid` file, no hub
-            and no `--data-root` is asked, in the quick profile neither.
+        files: by split, the file with its rows (`FILE_KINDS`), from the `--grid` file's folder or
+            that folder on, or absolute; empty: the folder has a file of each split's name. If all are
+            absolute, or beside the `--grid` file, no hub and no `--data-root` is asked.
         columns: the hub's column names, with the JSON type of each; `str` for labels that are there by name.
         text: columns that are read, joined by a line break; `Recipe.text` may choose others.
         text_pair: columns of the second text: a hypothesis, the passage behind a question.
@@ -154,11 +154,14 @@ class Task:
         """Whether it names all its files, so that neither hub nor `--data-root` is asked for rows."""
         return bool(self.files) and all(Path(path).is_absolute() for path in self.files.values())
 
-    def with_files_in(self, folder: Path) -> "Task":
+    def with_files_in(self, folder: Path | None) -> "Task":
         """The task with its relative files in a folder, if that has one of them; else the task itself."""
-        if not any((folder / path).is_file() for path in self.files.values()):
+        if folder is None:
             return self
-        return replace(self, files={split: folder / path for split, path in self.files.items()})
+        files = {split: folder / path for split, path in self.files.items()}
+        if not any(map(Path.is_file, files.values())):
+            return self
+        return replace(self, files=files)
 
     @property
     def hub_columns(self) -> Mapping[str, type]:
