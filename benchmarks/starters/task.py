@@ -1,28 +1,25 @@
 """A data set of your own. Its rows stand in the folder beside this file: they are made up, so put yours there.
 
+tunegrid run -m quick --grid=NAME.py -k NAME --list-cells      # looks at the rows, trains nothing
 tunegrid run -m quick --grid=NAME.py --cells=bert_NAME_lora    # runs at once, on a micro backbone
 tunegrid calibrate --grid=NAME.py                              # writes NAME.quick.toml: what a healthy run reaches
 tunegrid run -m full --grid=NAME.py --cells=bert_NAME_lora     # the true checkpoint
 """
 
-from pathlib import Path
-
 from tunegrid.grid.tasks import Carve, Problem, Task
-
-ROWS = Path(__file__).parent / "NAME"
 
 TASK = Task(
     id="NAME",  # the middle part of a cell's id: lower-case letters and digits
     name="NAME",
     problem=Problem.CLASSIFY,  # EXTRACT finds answers in a passage, GENERATE writes texts
-    dataset="NAME",  # an id on the hub, or a folder's name below --data-root, where no files are named
-    files={"train": ROWS / "train.csv", "test": ROWS / "test.csv"},  # or .jsonl, .parquet
-    columns={"text": str, "label": int},  # rows may hold the names of labels, too
+    dataset="NAME",  # without `files`: an id on the hub, or a folder below --data-root
+    files={"train": "NAME/train.csv", "test": "NAME/test.csv"},  # beside this file; or .tsv, .json, .parquet, .csv.gz
+    columns={"text": str, "label": str},  # names of labels; or int for their numbers
     text=("text",),  # what is read; text_pair names the columns of a second text
     target="label",  # what is learned
-    labels=("negative", "positive"),  # in the order of their numbers
-    validation=Carve(share=0.1, stratify="label"),  # set aside from train; or the name of a split, as "validation"
-    test="test",
+    labels=("negative", "positive"),  # all of them; numbers in rows count from 0 in this order
+    validation=Carve(share=0.1, stratify="label"),  # a tenth of train; or the name of a split
+    test="test",  # or Carve(...), too, if you have one file
     main_score="accuracy",
     bounded_scores=("accuracy", "f1_macro"),
 )

@@ -1,16 +1,18 @@
 """Reads a task's rows from a local folder or from the hub, as one `Table` per split, and the texts and answers of a row.
 
-A folder may hold JSON lines, CSV, Parquet or what `datasets.save_to_disk` writes; columns are named as on the hub. A label's
-name is read as its number. `datasets` reads all but JSON lines, of whose texts it would make dates.
+A folder may hold JSON, CSV, Parquet or what `datasets.save_to_disk` writes; columns are named as on the hub. A label's name is
+read as its number. pyarrow and `datasets` read all but JSON, of whose texts they would make dates.
 """
 
+import csv
+import gzip
 import json
 import os
 import re
 import socket
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from hashlib import blake2b
@@ -21,7 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tunegrid.errors import InputError, first_line
-from tunegrid.grid.tasks import FILE_KINDS, Task
+from tunegrid.grid.tasks import FILE_KINDS, GZIP, Task, file_kind
 
 
 @cache
@@ -68,11 +70,13 @@ def checkpoint_commit(checkpoint: str) -> str | None:
 
 
 Row = dict[str, Any]
+JSON_TYPES = (str, int, float, list, dict, type(None))
 BLOCK = 1000  # rows that are read from a disk at once
 DENSE = 4  # rows of a slice for one that is needed
-FIRST = 1000  # rows that are looked at before anything is loaded
+FIRST = 1000  # rows of a large file that are looked at before anything is loaded
 LONGEST_CAUSE = 200  # characters: some libraries quote a whole schema
-HELD_BYTES = 2**25  # of JSON lines: a larger file stays on a disk
+HELD_BYTES = 2**25  # of a file that is held in memory: a larger one stays on a disk, unless it is packed
+SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}  # of columns, by kind of file; the first where a header has none
 ROOTS_HINT = "without the hub, name local folders with --data-root=DIR and --checkpoint-root=DIR"
 COMMIT = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
 SHARD = re.compile(r"-\d+-of-\d+$")  # the hub's shards: train-00000-of-00004.parquet
@@ -116,14 +120,16 @@ class Table:
 
     Attributes:
         origin: where it came from; `revision` is the hub's commit, None for a local folder.
+        is_whole: no row of its file is left out.
         names: the columns as they are stored.
         convert: makes a row of a stored one and of its place in words.
     """
 
-    def __init__(self, rows: Any, origin: str, revision: str | None = None) -> None:
+    def __init__(self, rows: Any, origin: str, revision: str | None = None, *, is_whole: bool = True) -> None:
         """Rows and where they came from."""
         self._rows, self.origin, self.revision = rows, origin, revision
-        self.first = 2 if origin.endswith(".csv") else 1  # the number of the first row in its file: CSV has the names before
+        self.is_whole = is_whole
+        self.first = 2 if file_kind(origin) in SEPARATORS else 1  # row of its file: CSV has the names before
         self._by_row = isinstance(rows, list | Lines)
         self.names = tuple(rows[0] if len(rows) else ()) if self._by_row else tuple(rows.column_names)
         self.convert: Callable[[Row, str], Row] | None = None
@@ -166,7 +172,7 @@ def _select(dataset: Any, indices: Sequence[int]) -> list[Row]:
         columns = dataset.select(list(indices))[:]
     names = list(columns)
     values = [columns[name] for name in names]
-    return [dict(zip(names, [column[offset] for column in values], strict=True)) for offset in offsets]
+    return [_json_row(dict(zip(names, [column[offset] for column in values], strict=True))) for offset in offsets]
 
 
 class StoredRows(Sequence[Row]):
@@ -200,9 +206,9 @@ class StoredRows(Sequence[Row]):
 def tables(task: Task, root: Path | None, *, first: bool = False) -> Mapping[str, Table]:
     """Every split by name; raises InputError if a folder, file or column is missing, or the hub cannot be reached.
 
-    `first` reads only the first rows of files, at once, and asks no hub.
+    `first` reads of large files only the first rows, at once, and asks no hub.
     """
-    if root or task.has_own_rows:
+    if root or task.files:
         by_name = {split: _read(task, paths, first=first) for split, paths in split_files(task, root).items()}
     else:
         by_name = {} if first else _hub_tables(task)
@@ -266,6 +272,9 @@ def split_files(task: Task, root: Path | None) -> dict[str, list[Path]]:
     folder, by_name = (root or Path()) / task.folder, dict[str, list[Path]]()
     if task.files:
         for split, path in task.files.items():
+            if not root and not Path(path).is_absolute():
+                hint = "correct its name, or give the folder that it is in with --data-root=DIR"
+                raise InputError(f"task {task.id!r}: {path}, which its files name, is not beside the --grid file; {hint}")
             if not (folder / path).is_file():
                 raise InputError(f"task {task.id!r}: {folder / path}, which its files name, is not there")
             by_name[split] = [folder / path]
@@ -275,8 +284,11 @@ def split_files(task: Task, root: Path | None) -> dict[str, list[Path]]:
         reason = "which does not exist" if folders is None else f"it holds {', '.join(folders[:6]) or 'no folders'}"
         raise InputError(f"no folder {task.folder!r} below --data-root {root} ({reason}); rows of {task.dataset} go there")
     for path in sorted(folder.iterdir()):
-        if path.suffix in FILE_KINDS or (path / "state.json").is_file():
-            files = by_name.setdefault(SHARD.sub("", path.stem), [])
+        split = SHARD.sub("", Path(path.name.removesuffix(GZIP)).stem)
+        if file_kind(path) == ".json" and split not in (*task.splits, task.own_test):
+            continue  # libraries keep facts of a data set there
+        if file_kind(path) or (path / "state.json").is_file():
+            files = by_name.setdefault(split, [])
             files += [path] if not files or files[0].suffix == path.suffix == ".parquet" else []
     if not by_name:
         raise InputError(f"{folder} has no {', '.join(FILE_KINDS)} or saved split; give one file per split, as in train.jsonl")
@@ -284,34 +296,92 @@ def split_files(task: Task, root: Path | None) -> dict[str, list[Path]]:
 
 
 def _read(task: Task, paths: Sequence[Path], *, first: bool = False) -> Table:
-    """The rows of a split's files, or the first of them without `datasets`; then none of what `save_to_disk` wrote."""
-    path, origin = paths[0], str(paths[0])
+    """The rows of a split's files; with `first` without `datasets`, and so none of what `save_to_disk` wrote."""
+    path = paths[0]
+    origin = str(path)
+    kind = file_kind(path)
     with input_errors(origin):
-        if path.suffix == ".jsonl":
-            is_large = not first and path.stat().st_size > HELD_BYTES
-            lines = islice(_json_lines(path), FIRST if first else None)
-            return Table(Lines(path) if is_large else [row for _, row in lines], origin)
+        is_large = sum(shard.stat().st_size for shard in paths) > HELD_BYTES
+        if kind in (".json", ".jsonl"):
+            if is_large and not first and _is_json_lines(path):
+                return Table(Lines(path), origin)
+            return _first_rows(_json_rows(path), origin, is_large=is_large and first)
+        if kind in SEPARATORS and not is_large:
+            return Table(list(_batch_rows([_csv(task, path)])), origin)
+        if kind in SEPARATORS and first:
+            return _first_rows(_batch_rows(_csv(task, path, batches=True)), origin, is_large=True)
         if first:
             from pyarrow.parquet import ParquetFile
 
-            batches = _csv(task, path, first=True) if path.suffix == ".csv" else ()
-            batches = ParquetFile(path).iter_batches(FIRST) if path.suffix == ".parquet" else batches
-            return Table(list(islice((row for batch in batches for row in batch.to_pylist()), FIRST)), origin)
+            files = paths if kind else ()
+            batches = (batch for file in files for batch in ParquetFile(file).iter_batches(FIRST))
+            return _first_rows(_batch_rows(batches), origin, is_large=is_large or not kind)
         import datasets
 
-        if path.suffix == ".parquet":
+        if kind == ".parquet":
             return Table(datasets.Dataset.from_parquet([str(shard) for shard in paths]), origin)
-        if path.suffix == ".csv":
+        if kind:
             return Table(datasets.Dataset(_csv(task, path)), origin)
         dataset = datasets.load_from_disk(origin)
         dataset.data.validate(full=True)  # an Arrow file's wrong offset would read past its end, which no exception tells
         return Table(dataset, origin)
 
 
+def _first_rows(rows: Iterator[Row], origin: str, *, is_large: bool) -> Table:
+    """All rows in memory; of a large file the first ones."""
+    return Table(list(islice(rows, FIRST if is_large else None)), origin, is_whole=not is_large)
+
+
+def _batch_rows(batches: Iterable[Any]) -> Iterator[Row]:
+    """The rows of pyarrow's batches or tables."""
+    for batch in batches:
+        yield from map(_json_row, batch.to_pylist())
+
+
+def _json_row(row: Row) -> Row:
+    """The row with text for what JSON does not know, as dates: runs keep a hash of each row."""
+    for name, value in row.items():
+        if not isinstance(value, JSON_TYPES):
+            row[name] = str(value)
+    return row
+
+
+def _open(path: Path) -> Any:
+    """The bytes of a file, unpacked if it is packed."""
+    return gzip.open(path) if path.name.lower().endswith(GZIP) else path.open("rb")
+
+
+def _is_json_lines(path: Path) -> bool:
+    """Whether a file can be read line by line where it lies: it is neither packed nor one JSON array."""
+    return not path.name.lower().endswith(GZIP) and not _is_array(path)
+
+
+def _is_array(path: Path) -> bool:
+    with _open(path) as file:
+        return next((line for line in file if line.strip()), b"").lstrip().startswith(b"[")
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    """The rows of a JSON array, or of JSON lines."""
+    if not _is_array(path):
+        for _, row in _json_lines(path):
+            yield row
+        return
+    try:
+        with _open(path) as file:
+            rows = json.loads(file.read().decode(), object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: invalid JSON ({error})") from None
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, row {number}: expected a JSON object with the data set's columns")
+        yield row
+
+
 def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
     """Each row and where its line starts; a blank line is none."""
     start = 0
-    with path.open("rb") as file:
+    with _open(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
@@ -333,22 +403,38 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
-def _csv(task: Task, path: Path, *, first: bool = False) -> Any:
+def _csv(task: Task, path: Path, *, batches: bool = False) -> Any:
     """A file with the columns' names in its first line, whole or by batches; texts stay texts, also if digits or nothing.
 
     pandas, by which `datasets` reads CSV, fills up a row that is too short; pyarrow refuses it.
     """
     import pyarrow as pa
-    from pyarrow import csv
+    from pyarrow import csv as arrow_csv
 
     kinds: dict[type, Any] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
     types = {name: kinds[kind] for name, kind in task.columns.items() if kind in kinds}
     types |= {task.target: pa.string()} if task.labels else {}
-    return (csv.open_csv if first else csv.read_csv)(
-        path,
-        parse_options=csv.ParseOptions(newlines_in_values=True),
-        convert_options=csv.ConvertOptions(column_types=types),
+    read = arrow_csv.open_csv if batches else arrow_csv.read_csv
+    return read(
+        path,  # which pyarrow unpacks if its name says so
+        parse_options=arrow_csv.ParseOptions(delimiter=_separator(task, path), newlines_in_values=True),
+        convert_options=arrow_csv.ConvertOptions(column_types=types),
     )
+
+
+def _separator(task: Task, path: Path) -> str:
+    """What stands between columns: of those that may, the one by which the header has most of the task's columns."""
+    with _open(path) as file:
+        header = file.readline().decode("utf-8-sig", "replace")
+    best = (-1, -1)
+    separator = ""
+    for candidate in SEPARATORS[file_kind(path)]:
+        names = next(csv.reader([header], delimiter=candidate), [])
+        score = (len(set(names).intersection(task.columns)), len(names))
+        if score > best:
+            best = score
+            separator = candidate
+    return separator
 
 
 def _hub_tables(task: Task) -> dict[str, Table]:

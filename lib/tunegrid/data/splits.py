@@ -15,7 +15,7 @@ from functools import cached_property
 from random import Random
 from typing import Any, NamedTuple
 
-from tunegrid.data.sources import FIRST, Row, Table, check_split, context, identity, tables
+from tunegrid.data.sources import Row, Table, check_split, context, identity, tables
 from tunegrid.errors import InputError
 from tunegrid.grid.recipes import Profile
 from tunegrid.grid.tasks import Carve, Problem, Task
@@ -63,14 +63,16 @@ class TableSlice(NamedTuple):
     origin: str
 
 
-def load_splits(task: Task, profile: Profile) -> Splits:
+def load_splits(task: Task, profile: Profile, by_name: Mapping[str, Table] | None = None) -> Splits:
     """Rows of all three splits, capped, checked and without copies; raises InputError for anything that cannot be used.
+
+    They are those of `by_name`, or else are read.
 
     A text that stands in test is dropped from train and validation, one that stands in validation from train.
     With `profile.own_test`, a task that has an `own_test` split is scored on it; any other task keeps its own rule.
     """
     check_task(task)
-    slices, columns = _slices(task, profile), task.identity or (*task.text, *task.context_columns)
+    slices, columns = _slices(task, profile, by_name), task.identity or (*task.text, *task.context_columns)
     rows, dropped_counts, scored_hashes = dict[str, Sequence[Row]](), dict[str, int](), set[int]()
     for name in ("test", "validation", "train"):
         part, hashes = slices[name], array("Q")  # the texts themselves are not kept
@@ -98,9 +100,9 @@ def load_splits(task: Task, profile: Profile) -> Splits:
     )
 
 
-def _slices(task: Task, profile: Profile) -> dict[str, TableSlice]:
+def _slices(task: Task, profile: Profile, by_name: Mapping[str, Table] | None) -> dict[str, TableSlice]:
     """Where the rows of each split stand, as many as the profile takes."""
-    by_name = tables(task, profile.data_root)
+    by_name = by_name or tables(task, profile.data_root)
     test = task.own_test if profile.own_test and task.own_test else task.test
     for split in (task.train, task.validation, test):
         if not isinstance(split, Carve):
@@ -147,18 +149,27 @@ def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequenc
     return array("q", sorted(i for indices in samples for i in indices))
 
 
-def check_first_rows(task: Task, profile: Profile) -> None:
-    """Raises InputError for a file that is not there, or whose first rows the task cannot use, or are of one class in train."""
+def check_files(task: Task, profile: Profile) -> Splits | None:
+    """The rows of all splits, read without `datasets`; None if they are the hub's, or in large files, checked in part.
+
+    Raises InputError for a file that is not there, or whose rows the task cannot use; of large files
+    the first rows are read.
+    """
     by_name = tables(task, profile.data_root, first=True)  # empty if they are the hub's
-    splits = (task.train, task.validation, task.own_test if profile.own_test and task.own_test else task.test)
-    for split in (rule for rule in splits if by_name and isinstance(rule, str)):
+    test = task.own_test if profile.own_test and task.own_test else task.test
+    for split in (task.train, task.validation, test):
+        if not by_name or not isinstance(split, str):
+            continue
         check_split(by_name, split, task)
         table = by_name[split]
         rows = table.read(range(len(table)))
         for number, row in enumerate(rows, table.first):
             check_row(task, row, number, table.origin)
-        if task.labels and split == task.train and len(rows) < FIRST:  # a longer file may be sorted
+        if task.labels and split == task.train and table.is_whole:  # a longer file may be sorted
             check_classes(task, {row[task.target] for row in rows}, table.origin)
+    if by_name and all(table.is_whole for table in by_name.values()):
+        return load_splits(task, profile, by_name)
+    return None
 
 
 def check_task(task: Task) -> None:
@@ -221,7 +232,7 @@ def _surrogate_fault(task: Task, row: Row) -> str | None:
             if isinstance(value, str):
                 value.encode()
             elif not isinstance(value, int | float):
-                json.dumps(value, ensure_ascii=False, default=str).encode()
+                json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             return f"a column holds a lone surrogate ({error.object[error.start]!r}), which is not text"
     return None

@@ -1,12 +1,14 @@
 """Declares the study's three `Backbone`s, how each solves each kind of problem, and where its checkpoint is."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from tunegrid.errors import InputError
-from tunegrid.grid.recipes import Profile
+from tunegrid.grid.recipes import QUICK_PROFILE, Profile
 from tunegrid.grid.tasks import Problem
 
 
@@ -43,6 +45,7 @@ class Head:
         new_modules: modules that pretraining never saw. Every method trains them in full; QLoRA leaves them unquantized.
         adapted_modules: modules that pretraining never saw, too, but which an adapter trains, over their random start.
         optional_modules: pretrained modules that encoder-only exports lack; such a module starts from random.
+        renewable_modules: pretrained layers that are new if a local checkpoint lacks them, as BERT's pooler.
         tied_modules: pretrained output modules that share weights with the embeddings; QLoRA leaves them unquantized.
         new_token: a token added to the vocabulary; its embedding row is trained by every method.
         layout: for generation, or for answers that are generated where another head would point at them.
@@ -55,10 +58,16 @@ class Head:
     adapted_modules: tuple[str, ...] = ()
     tied_modules: tuple[str, ...] = ()
     optional_modules: tuple[str, ...] = ()
+    renewable_modules: tuple[str, ...] = ()
     new_token: str | None = None
     layout: Layout | None = None
     start_token: str | None = None
     dropouts: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def renewed_modules(self) -> list[str]:
+        """The pretrained modules that its checkpoint lacks, so that they are new."""
+        return [module for module in self.renewable_modules if module in self.new_modules]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +143,7 @@ BERT = Backbone(
         Problem.CLASSIFY: Head(
             architecture="BertForSequenceClassification",
             new_modules=("classifier",),
+            renewable_modules=("pooler.dense",),  # a BertForMaskedLM has none
             dropouts={r"^(base_model\.model\.)?dropout": "classifier_dropout or hidden_dropout_prob"},
         ),
         Problem.EXTRACT: Head(architecture="BertForQuestionAnswering", new_modules=("qa_outputs",)),
@@ -210,13 +220,45 @@ BACKBONES = (BERT, GPT2, T5)
 HEAD_EXCEPTIONS: Mapping[str, Head] = {
     # The study adapts nothing but this two-layer head (recipe: targets fc1 and fc2) and leaves the encoder, and the
     # head's own base weights, frozen as they start: there is no new module to train in full.
-    "bert_sa_lora": Head(architecture="BertMLPClassifier", adapted_modules=("fc1", "fc2")),
+    "bert_sa_lora": Head(
+        architecture="BertMLPClassifier",
+        adapted_modules=("fc1", "fc2"),
+        renewable_modules=("pooler.dense",),
+    ),
 }
 
 
 def is_part(name: str, modules: Iterable[str]) -> bool:
     """Whether a parameter or layer belongs to one of these modules: "score.weight" is within "score", "my_score" is not."""
     return any(f".{module}." in f".{name}." for module in modules)
+
+
+def complete_head(head: Head, backbone: Backbone, profile: Profile) -> Head:
+    """The head over a local checkpoint: of its renewable modules, those that the checkpoint lacks are new.
+
+    The suite's own micro checkpoints lack none.
+    """
+    is_own = profile.checkpoint_root == QUICK_PROFILE.checkpoint_root
+    if not head.renewable_modules or profile.checkpoint_root is None or profile.random_weights or is_own:
+        return head
+    from safetensors import SafetensorError, safe_open
+
+    keys: list[str] = []
+    folder = checkpoint_folder(backbone, profile.checkpoint_root, micro=profile.micro)
+    for path in folder.glob("model*.safetensors"):
+        with suppress(OSError, SafetensorError):  # loading says it
+            file: Any = safe_open(path, "np")
+            keys += file.keys()
+    if not keys:
+        return head
+    names = ".".join(keys)
+    missing = [module for module in head.renewable_modules if not is_part(names, [module])]
+    return replace(head, new_modules=(*missing, *head.new_modules))
+
+
+def checkpoint_folder(backbone: Backbone, root: Path, *, micro: bool) -> Path:
+    """Where a backbone's checkpoint is below a folder of checkpoints."""
+    return root / ((micro and backbone.micro) or backbone.folder)
 
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
@@ -229,7 +271,7 @@ def checkpoint_source(backbone: Backbone, profile: Profile) -> tuple[str, dict[s
     """
     if profile.checkpoint_root is None:
         return backbone.checkpoint, {"revision": backbone.revision} if backbone.revision else {}
-    folder = profile.checkpoint_root / ((profile.micro and backbone.micro) or backbone.folder)
+    folder = checkpoint_folder(backbone, profile.checkpoint_root, micro=profile.micro)
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt") for path in folder.glob(pattern))
     if not folder.is_dir():
         raise InputError(f"no checkpoint folder {folder.name!r} below {folder.parent}; name it as the hub's model")

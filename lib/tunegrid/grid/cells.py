@@ -18,7 +18,7 @@ from typing import Any
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError, first_line
-from tunegrid.grid.backbones import BACKBONES, HEAD_EXCEPTIONS, LAYOUTS, Backbone, Head
+from tunegrid.grid.backbones import BACKBONES, HEAD_EXCEPTIONS, LAYOUTS, Backbone, Head, complete_head
 from tunegrid.grid.methods import METHODS, OPTIMIZERS, Method, OptimizerFactory, Quantization
 from tunegrid.grid.recipes import QUICK, RECIPES, WITHOUT_EXCEPTION, Fields, Profile, Recipe, quick_changes
 from tunegrid.grid.tasks import TASKS, Problem, Task
@@ -30,6 +30,7 @@ LISTS = "`tunegrid run -m full --list-cells` lists them; -m 'full and larger' an
 # for each label leave room.
 LABEL_UPDATES = 100  # at least, for each label
 MOST_UPDATES = 600  # half a minute on one core
+STUDY_TASKS = {Problem.CLASSIFY: "sa", Problem.EXTRACT: "qa", Problem.GENERATE: "sum"}
 # Heaviest problems first, so that parallel workers do not end on a long cell.
 ORDER = (Problem.GENERATE, Problem.EXTRACT, Problem.CLASSIFY)
 
@@ -78,6 +79,12 @@ class Cell:
         return not (self.profile.data_root or self.profile.random_weights or self.task.has_own_rows)
 
     @property
+    def new_parts(self) -> str:
+        """A sentence on pretrained modules that its checkpoint lacks; empty if it has all."""
+        modules = " and ".join(self.head.renewed_modules)
+        return modules and f"the checkpoint has no {modules}: it starts from random and trains in full"
+
+    @property
     def text(self) -> tuple[str, ...]:
         """The columns that are read as the first text."""
         return self.recipe.text or self.task.text
@@ -93,6 +100,8 @@ class Grid:
         shifts: changes of rows that `--ask=robustness` scores on, beside the suite's own.
         instruments: more questions to a trained cell for `--ask`, beside the suite's own.
         refused: reasons against cells that their libraries cannot train, by cell id.
+        remarks: doubts about cells that can be trained, by cell id; `--list-cells` prints them.
+        folder: of the `--grid` file that is adding to it, where relative files of tasks are.
     """
 
     backbones: dict[str, Backbone] = field(default_factory=dict)
@@ -105,6 +114,8 @@ class Grid:
     shifts: dict[str, Any] = field(default_factory=dict)
     instruments: dict[str, Any] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
+    folder: Path | None = None
 
     def add_backbone(self, backbone: Backbone, **copies: Any) -> None:
         """A backbone; `like=` another one, it gets copies of that one's recipes, whose fields keyword arguments change.
@@ -119,7 +130,7 @@ class Grid:
         They have a quick form if the task has files of its own: the micro rows are those of the study's tasks.
         It makes the updates of `plan_updates`, unless `quick` gives `max_steps`.
         """
-        self._add_like(1, task, **copies)
+        self._add_like(1, task.with_files_in(self.folder), **copies)
 
     def add_method(self, method: Method, **copies: Any) -> None:
         """A method, as `add_backbone` adds a backbone."""
@@ -198,19 +209,25 @@ class Grid:
             self.heads[new] = head
         resets = {"trainable_params": None, "total_params": None} | ({} if task is task_before else {"text": ()})
         recipe = _change(new, recipe, {**resets, **changes})
-        if micro is None or not backbone.micro:
-            return self._set(new, recipe, None)
-        if task is task_before:
-            return self._set(new, recipe, {**micro, **quick})
-        if not task.has_own_rows:
-            return self._set(new, recipe, None)
-        plan = {"min_steps": 0} if "max_steps" in quick else plan_updates(task, micro)
-        return self._set(new, recipe, {**micro, **plan, **quick})
+        form: Fields | None = None
+        if micro is not None and backbone.micro:
+            if task is task_before:
+                form = dict(micro) | dict(quick)
+            elif task.has_own_rows:
+                plan = {"min_steps": 0} if "max_steps" in quick else plan_updates(task, micro)
+                form = dict(micro) | dict(plan) | dict(quick)
+        self._set(new, recipe, form)
+        if task.problem is not task_before.problem:
+            self.remarks[new] = (
+                f"task {task.id!r} is to {task.problem}, but its recipes are those of {task_before.id!r}, "
+                f'to {task_before.problem}: write like="{STUDY_TASKS[task.problem]}"'
+            )
 
     def _set(self, cell_id: str, recipe: Recipe, quick: Fields | None) -> None:
         """A recipe and its quick form, in place of those that stood there."""
         self.recipes[cell_id] = recipe
         self.quick.pop(cell_id, None)
+        self.remarks.pop(cell_id, None)
         if quick is not None:
             _change(cell_id, recipe, quick)
             self.quick[cell_id] = quick
@@ -262,7 +279,7 @@ class Grid:
             method.check(recipe)
         except InputError as error:
             raise InputError(f"{cell_id}: {error}") from None
-        head = self.heads.get(cell_id) or backbone.heads[task.problem]
+        head = complete_head(self.heads.get(cell_id) or backbone.heads[task.problem], backbone, profile)
         return Cell(
             backbone=backbone, task=task, method=method, recipe=recipe, head=head, optimizers=self.optimizers, profile=profile
         )
@@ -359,6 +376,7 @@ def add_file(path: Path, grid: Grid) -> None:
     try:
         spec.loader.exec_module(module)
         if hook := getattr(module, "pytest_tunegrid_grid", None):
+            grid.folder = path.resolve().parent
             hook(grid)
     except InputError as error:
         raise InputError(f"--grid {path}: {error}") from None
@@ -370,6 +388,7 @@ def add_file(path: Path, grid: Grid) -> None:
         location = f"{path}, line {line}" if line else str(path)
         raise InputError(f"--grid {location}: {type(error).__name__}: {first_line(error)}") from None
     finally:
+        grid.folder = None
         for key in [key for key in sys.modules if key.partition(".")[0] in OWN_FOLDERS]:
             del sys.modules[key]
         sys.modules.update(modules)

@@ -1,7 +1,7 @@
 """Declares the study's three `Task`s (a data set, its splits, the kind of problem that it poses)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -16,7 +16,17 @@ class Problem(StrEnum):
     GENERATE = "generate"
 
 
-FILE_KINDS = (".jsonl", ".parquet", ".csv")  # what a split's file may be
+FILE_KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # what a split's file may be
+GZIP = ".gz"  # may follow, but for .parquet, which has a compression of its own
+
+
+def file_kind(path: str | Path) -> str:
+    """The one of `FILE_KINDS` that a file's name ends in; empty for any other file."""
+    name = str(path).lower()
+    kind = Path(name.removesuffix(GZIP)).suffix
+    if kind not in FILE_KINDS or (kind == ".parquet" and name.endswith(GZIP)):
+        return ""
+    return kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +73,10 @@ class Task:
 
     Attributes:
         dataset: id on the hub; `folder` is its name below a `--data-root`.
-        files: by split, the file with its rows (`FILE_KINDS`), from that folder on or absolute; empty: the folder has a file of
-            each split's name. Where all are absolute, no hub and no `--data-root` is asked, in the quick profile neither.
-        columns: the hub's column names, with the JSON type of each.
+        files: by split, the file with its rows (`FILE_KINDS`), from the `--grid` file's folder or
+            that folder on, or absolute; empty: the folder has a file of each split's name. If all are
+            absolute, or beside the `--grid` file, no hub and no `--data-root` is asked.
+        columns: the hub's column names, with the JSON type of each; `str` for labels that are there by name.
         text: columns that are read, joined by a line break; `Recipe.text` may choose others.
         text_pair: columns of the second text: a hypothesis, the passage behind a question.
         identity: columns that tell whether two rows are one; empty: all that is read. A row that stands in a split which
@@ -105,6 +116,8 @@ class Task:
         """Raises InputError if the entry contradicts itself, with what to write."""
         if fault := next(self._faults(), None):
             raise InputError(f"task {self.id!r}: {fault}")
+        if self.labels and self.columns[self.target] is str:  # names of labels are read as their numbers
+            object.__setattr__(self, "columns", dict(self.columns) | {self.target: int})
 
     def _faults(self) -> Iterator[str]:
         for name in ("text", "text_pair", "identity", "labels", "bounded_scores"):
@@ -116,7 +129,7 @@ class Task:
             if column not in self.columns:
                 yield f"it reads {column!r}, which is not among its columns ({', '.join(self.columns)}): add it there"
         for split, path in self.files.items():
-            if Path(path).suffix not in FILE_KINDS:
+            if not file_kind(path):
                 yield f"{path} of split {split!r} is not one of {', '.join(FILE_KINDS)}"
         if missing_splits := [split for split in self.splits if self.files and split not in self.files]:
             yield f"it has no file of split {missing_splits[0]!r}; add it to files, or give the split the name of one"
@@ -140,6 +153,15 @@ class Task:
     def has_own_rows(self) -> bool:
         """Whether it names all its files, so that neither hub nor `--data-root` is asked for rows."""
         return bool(self.files) and all(Path(path).is_absolute() for path in self.files.values())
+
+    def with_files_in(self, folder: Path | None) -> "Task":
+        """The task with its relative files in a folder, if that has one of them; else the task itself."""
+        if folder is None:
+            return self
+        files = {split: folder / path for split, path in self.files.items()}
+        if not any(map(Path.is_file, files.values())):
+            return self
+        return replace(self, files=files)
 
     @property
     def hub_columns(self) -> Mapping[str, type]:

@@ -5,7 +5,7 @@ Nothing here decides: `tunegrid.report.verdict` did. pandas is imported when a t
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -175,11 +175,15 @@ def footer(records: Sequence[Record], cells: int, seconds: float | None = None) 
 
 
 def failure_lines(records: Iterable[Record]) -> Iterator[str]:
-    """Lines on what failed: cells with their causes, and below them what they say; of more than three what one says."""
+    """Lines on what failed: cells with their causes, and below them what they say, once; of more than three what one says."""
     for failure in find_failed_cells(sorted(records, key=lambda record: study_place(record.cell))):
         yield f"{failure.title}: {some(failure.cells, MOST_CELLS)}"
         few, most = (failure.records, None) if len(failure.records) <= NAMED else (failure.records[:1], 1)
-        yield from (f"  {text}" for record in few for cause in failure.causes for text in cause_sentences(record, cause)[:most])
+        by_sentence: dict[str, str] = {}  # whichever of the cells says it
+        for record, cause in product(few, failure.causes):
+            for text in cause_sentences(record, cause)[:most]:
+                by_sentence.setdefault(text.replace(record.cell, ""), text)
+        yield from (f"  {text}" for text in by_sentence.values())
 
 
 def gate_section(judged: Sequence[Judgement], failing: Sequence[Judgement]) -> Section:

@@ -1,11 +1,12 @@
 """Prepares a cell's training: whatever trains a cell gets its trainer here, with model, codec and features in it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
 
 import torch
+import transformers as hf
 from torch import nn
 
 from tunegrid.codecs.base import Codec, Feature
@@ -16,14 +17,15 @@ from tunegrid.codecs.features import get_features
 from tunegrid.codecs.generate import EncoderDecoderCodec, SeparatedCodec
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
-from tunegrid.grid.backbones import Layout
+from tunegrid.grid.backbones import Layout, checkpoint_source
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.tasks import Problem
-from tunegrid.run.build import build, load_tokenizer
+from tunegrid.run.build import build, from_hub_or_folder, load_tokenizer
 from tunegrid.run.meter import Meter
 from tunegrid.run.ranks import ALONE, Ranks
 from tunegrid.run.train import Trainer
 
+UNCUT = 10**9  # tokens: longer than any row
 CODECS: dict[tuple[Problem, Layout | None], type[Codec]] = {
     (Problem.CLASSIFY, None): ClassifyCodec,
     (Problem.EXTRACT, None): ExtractCodec,
@@ -60,6 +62,33 @@ def prepare(
     features = synthetic_features(cell, codec) if rows is None else get_features(codec, rows, training=True)
     model = build(cell, codec.tokenizer, device) if model is None else model
     return Trainer(cell, model, codec, features, meter or Meter(device=device), ranks, after_update)
+
+
+def length_doubts(cell: Cell, rows: Sequence[Row]) -> Iterator[str]:
+    """Sentences on rows that are longer than what the cell reads, or than its backbone has positions for."""
+    limit = cell.recipe.max_length
+    name = cell.backbone.id
+    lengths = row_lengths(cell, rows, limit)
+    if cell.recipe.doc_stride is None:  # else the rest of a row is read in other windows
+        pairs = zip(row_lengths(cell, rows, UNCUT), lengths, strict=True)
+        cut = sum(whole > length for whole, length in pairs)
+        if cut:
+            cure = 'quick={"max_length": N}' if cell.profile.micro else "max_length=N"
+            yield f"{name} reads {limit} tokens of a row: {cut} of {len(rows)} rows are longer and are cut; {cure} reads more"
+    source, pin = checkpoint_source(cell.backbone, cell.profile)
+    config = from_hub_or_folder(hf.AutoConfig, source, pin)
+    positions = getattr(config, "max_position_embeddings", None)  # T5 has none
+    if positions is not None and limit > positions:
+        beyond = sum(length > positions for length in lengths)
+        fault = f"max_length {limit} is beyond the {positions} positions of {name}"
+        yield f"{fault}, and so are {beyond} of {len(rows)} rows; give at most {positions}"
+
+
+def row_lengths(cell: Cell, rows: Sequence[Row], limit: int) -> list[int]:
+    """The tokens of each row's input, cut to this limit."""
+    recipe = replace(cell.recipe, max_length=limit, doc_stride=None)
+    codec = make_codec(replace(cell, recipe=recipe), load_tokenizer(cell))
+    return [len(feature.input_ids) for feature in codec.encode(rows, training=False)]
 
 
 def synthetic_features(cell: Cell, codec: Codec) -> Sequence[Feature]:

@@ -105,7 +105,8 @@ class Trainer:
         self.total = cell.recipe.planned_updates(len(features))
         cell.method.plan(model, self.total)
         precision, change = resolve_precision(cell, meter.device)
-        fallbacks = [sentence for sentence in (change, resolve_quantization(cell, meter.device)[1]) if sentence]
+        changes = (change, resolve_quantization(cell, meter.device)[1], cell.new_parts)
+        fallbacks = [sentence for sentence in changes if sentence]
         micro_batch = cell.recipe.per_device_train_batch_size
         self.log = TrainingLog(precision=precision, micro_batch=micro_batch, fallbacks=fallbacks)
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # a session trains many cells

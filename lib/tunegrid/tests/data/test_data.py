@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from tunegrid.data import sources
+from tunegrid.data.overview import doubts, overview_lines
 from tunegrid.data.sources import StoredRows, tables
-from tunegrid.data.splits import check_first_rows, check_labels_agree, check_row, load_splits
+from tunegrid.data.splits import check_files, check_labels_agree, check_row, load_splits
 from tunegrid.errors import InputError
 from tunegrid.grid import more_tasks
 from tunegrid.grid.backbones import BERT, checkpoint_source
@@ -137,6 +138,62 @@ def test_a_csv_file_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, task,
     assert words in refusal(task, Profile(id="full", data_root=tmp_path))
 
 
+FRAME = pd.DataFrame([{"label": i % 2, "title": f"t; {i}", "content": f'a, "b" {i}\nc'} for i in range(20)])
+WRITERS = {
+    "train.csv": lambda path: FRAME.to_csv(path, index=False, sep=";", encoding="utf-8-sig"),
+    "train.CSV": lambda path: FRAME.to_csv(path, index=False, sep="|"),
+    "train.tsv": lambda path: FRAME.to_csv(path, index=False, sep="\t"),
+    "train.csv.gz": lambda path: FRAME.to_csv(path, index=False),
+    "train.tsv.gz": lambda path: FRAME.to_csv(path, index=False, sep="\t"),
+    "train.json": lambda path: FRAME.to_json(path, orient="records", indent=1),
+    "train.json.gz": lambda path: FRAME.to_json(path, orient="records"),
+    "train.jsonl": lambda path: FRAME.to_json(path, orient="records"),
+    "train.jsonl.gz": lambda path: FRAME.to_json(path, orient="records", lines=True),
+}
+
+
+@pytest.mark.parametrize("held", [0, 2**20])
+@pytest.mark.parametrize("name", WRITERS)
+def test_files_are_read_as_pandas_writes_them(tmp_path, monkeypatch, name, held):
+    monkeypatch.setattr(sources, "HELD_BYTES", held)
+    folder = put(tmp_path, SA).data_root / SA.folder
+    WRITERS[name](folder / name)
+    (folder / "dataset_info.json").write_text('{"splits": {}}')  # no split
+    for first in (False, True):
+        [(split, table)] = tables(SA, tmp_path, first=first).items()
+        assert (split, list(table.take(range(20)))) == ("train", FRAME.to_dict("records"))
+
+
+@pytest.mark.parametrize("held", [0, 2**20])
+def test_dates_of_other_columns_are_texts(tmp_path, monkeypatch, held):
+    monkeypatch.setattr(sources, "HELD_BYTES", held)
+    lines = [f"{i % 2},t,c {i},2020-01-{i % 28 + 1:02} 10:00:00" for i in range(40)]
+    path = put(tmp_path, SA).data_root / SA.folder / "train.csv"
+    path.write_text("\n".join(["label,title,content,created", *lines]))
+    [table] = tables(SA, tmp_path).values()
+    assert [row["created"] for row in table.take([0, 1])] == ["2020-01-01 10:00:00", "2020-01-02 10:00:00"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[{"label": 1}, 5]', "train.json, row 2: expected a JSON object"),
+        ('[{"label": 1}', "train.json: invalid JSON"),
+        ('[{"label": 1, "label": 0}]', "key 'label' is there twice"),
+    ],
+)
+def test_a_json_array_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, text, words):
+    (put(tmp_path, SA).data_root / SA.folder / "train.json").write_text(text)
+    assert words in refusal(SA, Profile(id="full", data_root=tmp_path))
+
+
+def test_columns_may_say_that_labels_are_names(tmp_path):
+    rows = [row | {"label": SA.labels[row["label"]]} for row in reviews(20, 20)]
+    task = replace(SA, columns={"label": str, "title": str, "content": str})
+    named = load_splits(task, put(tmp_path / "names", SA, train=rows))
+    assert named.fingerprint == load_splits(SA, put(tmp_path / "numbers", SA, train=reviews(20, 20))).fingerprint
+
+
 def test_a_task_names_its_splits_and_files(tmp_path):
     put(tmp_path, SA, learn=reviews(20, 20), check=reviews(3, 3))
     files = {split: tmp_path / SA.folder / f"{split}.jsonl" for split in ("learn", "check")}
@@ -145,6 +202,9 @@ def test_a_task_names_its_splits_and_files(tmp_path):
     assert list(tables(task, None)["check"].take(range(6))) == reviews(3, 3)
     below = replace(task, files={split: path.name for split, path in files.items()})
     assert not below.has_own_rows
+    assert "learn.jsonl, which its files name, is not beside the --grid file" in refusal(below, Profile(id="full"))
+    assert below.with_files_in(tmp_path / SA.folder).has_own_rows
+    assert below.with_files_in(tmp_path) is below  # which has none of them
     assert len(tables(below, tmp_path)["learn"]) == 40
     gone = replace(task, files=files | {"check": tmp_path / "gone.csv"})
     assert f"task 'sa': {tmp_path / 'gone.csv'}, which its files name, is not there" in refusal(gone, Profile(id="full"))
@@ -187,13 +247,27 @@ def test_files_that_cannot_be_used_are_refused_in_a_sentence(tmp_path, task, spl
         (NO_CONTENT, "train.jsonl: column 'content' is missing"),
         ([REVIEW, REVIEW | {"label": "good"}], "row 2: invalid label 'good' in column 'label'"),
         (reviews(0, 9), "train.jsonl: all training rows are 'positive'; give rows of another class, too"),
-        ([*reviews(0, sources.FIRST), REVIEW | {"label": "good"}], ""),  # a long file may be sorted, and its end is read later
+        ([*reviews(600, 600), REVIEW | {"label": "good"}], "row 1201: invalid label 'good'"),
     ],
 )
-def test_first_rows_are_looked_at_before_anything_is_loaded(tmp_path, rows, words):
+def test_rows_of_small_files_are_checked_before_anything_is_loaded(tmp_path, rows, words):
     profile = put(tmp_path, SA, train=rows)
-    with pytest.raises(InputError, match=re.escape(words)) if words else nullcontext():
-        check_first_rows(SA, profile)
+    with pytest.raises(InputError, match=re.escape(words)):
+        check_files(SA, profile)
+
+
+def test_of_large_files_the_first_rows_are_checked(tmp_path, monkeypatch):
+    sorted_rows = reviews(0, sources.FIRST)
+    profile = put(tmp_path, SA, train=[*sorted_rows, REVIEW | {"label": "good"}])
+    monkeypatch.setattr(sources, "HELD_BYTES", 0)
+    assert check_files(SA, profile) is None
+    with pytest.raises(InputError, match="row 1: invalid label"):
+        check_files(SA, put(tmp_path, SA, train=[REVIEW | {"label": "good"}, *sorted_rows]))
+
+
+def test_checked_rows_are_those_that_are_trained_on(tmp_path):
+    profile = put(tmp_path, SA, train=reviews(40, 20))
+    assert check_files(SA, profile).fingerprint == load_splits(SA, profile).fingerprint
 
 
 def test_first_rows_are_those_of_every_kind_of_file(tmp_path):
@@ -329,13 +403,45 @@ def test_a_task_is_read_and_split_by_its_own_columns(tmp_path):
     [
         (replace(QA, text_pair=()), "task 'qa': text_pair must name one column, the text that holds the answers"),
         (replace(SUM, text_pair=("id",)), "task 'sum': generation reads one text; name all its columns in `text`"),
-        (replace(NLI, target="premise", text=("hypothesis",)), "task 'nli': for classify, column 'premise' must hold a whole"),
+        (
+            replace(NLI, target="premise", text=("hypothesis",), columns=NLI.columns | {"premise": dict}),
+            "task 'nli': for classify, column 'premise' must hold a whole",
+        ),
         (replace(NLI, text=("label",), target="premise"), "task 'nli': for classify, column 'label' must hold a text"),
         (replace(NLI, test=Carve(share=0.1, group="genre")), "task 'nli' is split by column 'genre', which is not among"),
     ],
 )
 def test_a_task_that_its_problem_cannot_use_is_refused(tmp_path, task, sentence):
     assert refusal(task, Profile(id="full", data_root=tmp_path)).startswith(sentence)
+
+
+# What a reader should know of them
+
+
+def test_an_overview_counts_rows_and_labels_and_shows_one_row(tmp_path):
+    task = replace(SA, validation="validation", test="test", labels=("negative", "positive", "mixed"))
+    empty = {"label": 1, "title": "", "content": " "}
+    rows = {
+        "train": reviews(3, 1),
+        "validation": [empty],
+        "test": [REVIEW | {"content": "x"}, empty | {"label": 2, "content": "y"}],
+    }
+    splits = load_splits(task, put(tmp_path, task, **rows))
+    assert overview_lines(task, splits, 46) == [
+        "rows of sa:",
+        "  train             4  negative 3, positive 1,",
+        "                       mixed 0",
+        "  validation        1  negative 0, positive 1,",
+        "                       mixed 0",
+        "  test              2  negative 0, positive 1,",
+        "                       mixed 1",
+        "  example     'title 0' | 're... -> 'negative'",
+    ]
+    assert [sentence.split(":")[0] for sentence in doubts(task, splits)] == [
+        "train has no row of 'mixed'",
+        "all rows of validation are 'positive'",
+        "1 row of validation has no text",
+    ]
 
 
 # Hygiene

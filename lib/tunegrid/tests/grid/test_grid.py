@@ -7,7 +7,7 @@ import pytest
 
 from tunegrid.errors import InputError
 from tunegrid.grid.backbones import BERT, HEAD_EXCEPTIONS
-from tunegrid.grid.cells import STUDY, STUDY_IDS, study
+from tunegrid.grid.cells import STUDY, STUDY_IDS, add_file, study
 from tunegrid.grid.methods import LORA, Lora, Method
 from tunegrid.grid.recipes import (
     FOOTPRINT_PROFILE,
@@ -99,6 +99,32 @@ def test_a_task_has_quick_cells_if_it_names_its_files_and_a_backbone_if_it_has_a
         grid.cell("bertlarge_sa_sft", QUICK_PROFILE)
 
 
+def test_relative_files_of_a_task_are_those_beside_the_grid_file(grid, tmp_path):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.csv").touch()
+    entry = "grid.add_task(replace(SA, id='{}', files={{'train': '{}'}}), like='sa')"
+    lines = [entry.format("here", "rows/a.csv"), entry.format("below", "other.csv")]
+    path = tmp_path / "own.py"
+    text = "from dataclasses import replace\nfrom tunegrid.grid.tasks import SA\n\ndef pytest_tunegrid_grid(grid):\n    "
+    path.write_text(text + "\n    ".join(lines))
+    add_file(path, grid)
+    assert grid.tasks["here"].files == {"train": tmp_path / "rows" / "a.csv"}
+    assert grid.tasks["below"].files == {"train": "other.csv"}  # from a folder below --data-root
+    assert "bert_here_lora" in grid.ids(QUICK_PROFILE)
+
+
+def test_copies_of_recipes_for_another_kind_of_problem_are_remarked_until_they_are_replaced(grid):
+    grid.add_task(replace(SA, id="fits"), like="sa")
+    grid.add_task(replace(SA, id="odd"), like="sum")
+    assert len(grid.remarks) == 9
+    assert grid.remarks["bert_odd_lora"].endswith('write like="sa"')
+    grid.add_recipe("bert_odd_lora", like="bert_sa_lora")
+    grid.add_recipe("t5_odd_lora", RECIPES["t5_sa_lora"])
+    grid.add_recipe("gpt2_odd_lora", like="gpt2_qa_lora")
+    assert {"bert_odd_lora", "t5_odd_lora"}.isdisjoint(grid.remarks)
+    assert "'qa'" in grid.remarks["gpt2_odd_lora"]
+
+
 def test_a_quick_copy_for_another_tasks_rows_makes_updates_by_its_rows_and_labels(grid, tmp_path):
     task = replace(SA, id="tickets", files={"train": tmp_path / "a.csv"}, labels=("a", "b", "c", "d"))
     grid.add_task(task, like="sa")
@@ -139,7 +165,7 @@ RECIPE = RECIPES["bert_sa_lora"]
         (lambda grid: replace(SA, text=("body",)), "'body', which is not among its columns"),
         (lambda grid: replace(SA, columns=("title", "content")), "columns must say the type of each"),
         (lambda grid: replace(SA, text="title"), 'write text=("title",)'),
-        (lambda grid: replace(SA, files={"train": "a.txt"}), "is not one of .jsonl, .parquet, .csv"),
+        (lambda grid: replace(SA, files={"train": "a.txt"}), "is not one of .jsonl, .json, .csv, .tsv, .parquet"),
         (lambda grid: replace(SA, main_score="acuracy", bounded_scores=("acuracy",)), "unknown score 'acuracy'"),
     ],
 )

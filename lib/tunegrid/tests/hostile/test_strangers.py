@@ -1,6 +1,7 @@
 """Files that anybody may have written are used, or refused in one sentence; seeds decide how they are damaged."""
 
 import csv
+import gzip
 import io
 import json
 import re
@@ -126,8 +127,14 @@ def attacked(answer, seeds: int) -> Counter:
 
 # Data folders that anybody may have written are used, or refused in one sentence.
 
-KINDS = ("csv", "jsonl", "parquet", "saved")  # of files; a CSV holds no answers with their places
+CSV_KINDS = ("csv", "csv.gz")  # of files, which hold no answers with their places
+OTHER_KINDS = ("jsonl", "json", "parquet", "saved")
 TASKS = ((SA, ("train",)), (QA, ("train", "validation")), (SUM, ("train", "validation", "test")))
+
+
+def data_kinds(task):
+    """The kinds of files that can hold a task's rows."""
+    return (*CSV_KINDS, *OTHER_KINDS) if task is SA else OTHER_KINDS
 
 
 @pytest.fixture(scope="module")
@@ -138,14 +145,17 @@ def sound_data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     for task, splits in TASKS:
         rows = {split: read_rows(f"{task.folder}/{split}")[:60] for split in splits}
-        for kind in KINDS if task is SA else KINDS[1:]:
+        for kind in data_kinds(task):
             folder = root / kind / task.folder
             folder.mkdir(parents=True)
             for split, own in rows.items():
                 if kind == "jsonl":
                     (folder / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in own))
-                if kind == "csv":
-                    with (folder / f"{split}.csv").open("w", newline="") as file:
+                if kind == "json":
+                    (folder / f"{split}.json").write_text(json.dumps(own))
+                if kind in CSV_KINDS:
+                    opened = gzip.open if kind == "csv.gz" else open
+                    with opened(folder / f"{split}.{kind}", "wt", newline="") as file:
                         lines = csv.DictWriter(file, own[0])
                         lines.writeheader()
                         lines.writerows(own)
@@ -177,7 +187,7 @@ def test_data_folders(sound_data, tmp_path, monkeypatch):
 
     def answer(random):
         task, _ = random.choice(TASKS)
-        kind = random.choice(KINDS if task is SA else KINDS[1:])
+        kind = random.choice(data_kinds(task))
         shutil.rmtree(tmp_path / "root", ignore_errors=True)
         shutil.copytree(sound_data / kind / task.folder, tmp_path / "root" / task.folder)
         other_data(tmp_path / "root" / task.folder, random)

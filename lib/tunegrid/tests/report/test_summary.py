@@ -17,7 +17,7 @@ from tunegrid.report.tables import Section, text
 from tunegrid.runs.status import locate
 from tunegrid.tests import kinds
 from tunegrid.tests.outputs import is_snapshot, refusal
-from tunegrid.tests.records import run_file
+from tunegrid.tests.records import complete, run_file
 
 CELL, FAILED = "bert_qa_lora", ("base_frozen", "adapters_add_as_declared")
 
@@ -53,6 +53,14 @@ def test_all_that_is_said_of_an_unsound_baseline(tmp_path, capsys):
     }
     words = "\n\n".join(f"## {name}\n\n{part}" for name, part in parts.items()).replace(f"{tmp_path}/", "")
     assert is_snapshot(f"{words}\n", "unsound_baseline.txt")
+
+
+def test_a_sentence_that_several_cells_share_is_there_once():
+    cells = ("bert_sa_lora", "bert_sa_sft")
+    records = [complete(cell, status="error", missed=[f"a.csv, row 7: bad ({cell}, quick, seed 0)"]) for cell in cells]
+    title, *sentences = failure_lines(records)
+    assert title.endswith("bert_sa_lora, bert_sa_sft")
+    assert [sentence.strip() for sentence in sentences] == ["a.csv, row 7: bad (bert_sa_lora, quick, seed 0)"]
 
 
 def test_a_step_summary_that_cannot_be_written_costs_a_sentence(monkeypatch, tmp_path, capsys):

@@ -4,14 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from tunegrid.audits import run_audits
+from tunegrid.audits.before import checkpoint_loaded
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.run.build import build, load_tokenizer, model_record, weight_files
-from tunegrid.tests.small import CPU, cell_trainer, get_evidence, quick_cell, quick_model, read_rows
+from tunegrid.run.serving import Serving
+from tunegrid.tests.small import CPU, cell_trainer, get_evidence, quick_cell, quick_model, read_rows, train_rows
 
 # Checkpoints that cannot be used
 
@@ -132,6 +135,54 @@ def test_weights_in_several_files_are_all_loaded_and_all_fingerprinted(copied):
     second = load_file(folder / names[1])
     save_file({name: tensor + 1 for name, tensor in second.items()}, folder / names[1], {"format": "pt"})
     assert len({whole, before, model_record(cell).fingerprint}) == 3
+
+
+# Checkpoints in the variants in which people pretrain
+
+
+def pretrained(folder, kind, *, micro):
+    """A small checkpoint of this class below a folder, and a grid's profile that reads it."""
+    source = QUICK_PROFILE.checkpoint_root / micro
+    kind.from_pretrained(source).save_pretrained(folder / micro)
+    hf.AutoTokenizer.from_pretrained(source).save_pretrained(folder / micro)
+    return replace(QUICK_PROFILE, checkpoint_root=folder)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "sft"])
+def test_the_pooler_that_a_masked_language_model_lacks_is_new_and_trains(tmp_path, method):
+    profile = pretrained(tmp_path, hf.BertForMaskedLM, micro="bert-micro")
+    cell = STUDY.cell(f"bert_sa_{method}", profile)
+    assert cell.head.renewed_modules == ["pooler.dense"]
+    cell = replace(cell, recipe=replace(cell.recipe, max_steps=2, warmup_ratio=0.0))
+    evidence = get_evidence(cell_trainer(cell, read_rows("amazon_polarity/train")[:32]), run=True, serving=Serving())
+    assert [finding for finding in run_audits(evidence) if not finding.passed] == []
+    trained = {name for name, parameter in evidence.trainer.parameters.items() if parameter.requires_grad}
+    assert any("pooler" in name for name in trained)
+    [change] = [text for text in evidence.trainer.part().fallbacks if "pooler" in text]
+    assert "starts from random and trains" in change
+
+
+def test_a_checkpoint_with_a_pooler_keeps_it(tmp_path):
+    profile = pretrained(tmp_path, hf.BertModel, micro="bert-micro")
+    for cell_id in ("bert_sa_lora", "bert_sa_sft"):
+        assert STUDY.cell(cell_id, profile).head == STUDY.cell(cell_id, QUICK_PROFILE).head
+
+
+@pytest.mark.parametrize(
+    ("kind", "micro", "cell_ids"),
+    [
+        (hf.BertForMaskedLM, "bert-micro", ["bert_qa_lora", "bert_sum_lora"]),
+        (hf.GPT2LMHeadModel, "gpt2-micro", ["gpt2_sa_lora", "gpt2_sum_lora"]),
+        (hf.GPT2Model, "gpt2-micro", ["gpt2_sa_lora", "gpt2_sum_lora"]),
+        (hf.T5ForConditionalGeneration, "t5-micro", ["t5_sa_lora", "t5_sum_lora"]),
+        (hf.T5Model, "t5-micro", ["t5_sa_lora", "t5_sum_lora"]),
+    ],
+)
+def test_what_was_pretrained_otherwise_is_loaded_bit_for_bit(tmp_path, kind, micro, cell_ids):
+    profile = pretrained(tmp_path, kind, micro=micro)
+    for cell_id in cell_ids:
+        evidence = get_evidence(cell_trainer(STUDY.cell(cell_id, profile), train_rows(cell_id)[:16]))
+        assert checkpoint_loaded(evidence)[0], cell_id
 
 
 # Labels

@@ -1,0 +1,72 @@
+"""Words what a task's rows are: rows and labels of each split, an example, and doubts that a reader should know of."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from textwrap import wrap
+
+from tunegrid.data.sources import Row, answer_texts, stitch
+from tunegrid.data.splits import Splits
+from tunegrid.grid.tasks import Problem, Task
+from tunegrid.words import count, some
+
+SPLITS = ("train", "validation", "test")
+NAME_WIDTH = 12  # columns of the name of a split
+
+
+def overview_lines(task: Task, splits: Splits, width: int) -> list[str]:
+    """Lines of this width at most: of each split its rows and labels, and the first training row."""
+    lines = [f"rows of {task.id}:"]
+    for name in SPLITS:
+        rows: Sequence[Row] = getattr(splits, name)
+        text = f"{len(rows):>7,}"
+        if task.labels:
+            numbers = label_counts(task, rows)
+            text += "  " + ", ".join(f"{label} {number:,}" for label, number in numbers.items())
+        indent = " " * (NAME_WIDTH + 11)
+        lines += wrap(f"  {name:{NAME_WIDTH}}{text}", width, subsequent_indent=indent)
+    texts, target = example(task, splits.train[0])
+    learned = f" -> {shorten(target, width // 3)}"
+    lines.append(f"  {'example':{NAME_WIDTH}}{shorten(texts, width - NAME_WIDTH - 2 - len(learned))}{learned}")
+    return lines
+
+
+def label_counts(task: Task, rows: Sequence[Row]) -> Mapping[str, int]:
+    """By label, how many of these rows have it."""
+    numbers = Counter(row[task.target] for row in rows)
+    return {label: numbers[number] for number, label in enumerate(task.labels)}
+
+
+def example(task: Task, row: Row) -> tuple[str, str]:
+    """The texts of a row, and what is to be learned from them, each on one line."""
+    target = row[task.target]
+    if task.problem is Problem.CLASSIFY:
+        target = task.labels[target]
+    if task.problem is Problem.EXTRACT:
+        target = answer_texts(task, row)[0]
+    texts = [row[column] for column in (*task.text, *task.text_pair)]
+    return " | ".join(map(repr, texts)), repr(target)
+
+
+def shorten(line: str, width: int) -> str:
+    """A line cut to this width; three points stand for the rest."""
+    return line if len(line) <= width else f"{line[: max(0, width - 3)]}..."
+
+
+def doubts(task: Task, splits: Splits) -> Iterator[str]:
+    """A sentence for each fact that makes scores say less: missing classes, splits of one class, empty texts."""
+    if task.labels:
+        numbers_by_split = {name: label_counts(task, getattr(splits, name)) for name in SPLITS}
+        missing = [label for label, number in numbers_by_split["train"].items() if not number]
+        if missing:
+            names = some([*map(repr, missing)])
+            yield f"train has no row of {names}: no model can learn that"
+        for name in SPLITS[1:]:
+            labels = [label for label, number in numbers_by_split[name].items() if number]
+            if len(labels) == 1:
+                yield f"all rows of {name} are {labels[0]!r}: its scores cannot tell a model from a constant answer"
+    for name in SPLITS:
+        columns = (*task.text, *task.text_pair)
+        rows: Sequence[Row] = getattr(splits, name)
+        empty = sum(not stitch(row, columns).strip() for row in rows)
+        if empty:
+            yield f"{count(empty, 'row')} of {name} {'has' if empty == 1 else 'have'} no text: remove them"
