@@ -8,11 +8,12 @@ is 1 if cells are missing or these audits find a fault. A file that was changed 
 ones, those of older versions, an unsealed one is made.
 
 `--baseline` refuses what cannot be a baseline: cells that failed, were changed, are missing for a seed, started from perturbed
-weights or shared their device, uncommitted changes, and unsealed files.
+weights or shared their device, uncommitted changes, and unsealed files. It must hold all 27 quick cells of the study if it holds
+one of them, and with every seed the same cells. `--cells` names other ones, and leaves out the rest.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tunegrid.errors import InputError
@@ -23,12 +24,13 @@ from tunegrid.runs.files import REFUSED, BenchmarkRow, SavedRun, check_alike, ha
 from tunegrid.runs.seal import SEAL
 from tunegrid.runs.status import compare_cells, contradicts
 from tunegrid.terminal import say
-from tunegrid.words import count, some
+from tunegrid.words import count, phrase, some
 
 NEXT_STEP = (
     "its record could not be saved; all that it measured is kept under `refused` in its row of {}. Correct the cause, "
     "then --resume runs it again; a version that can read the record takes it up when it merges the file"
 )
+SCORED = {"quick", "zoo", "tasks", "full"}  # profiles
 RowKey = tuple[str, int | None]  # a row's name without its seed, and the seed
 
 
@@ -69,16 +71,38 @@ def check_seals(runs: Sequence[SavedRun], as_baseline: bool) -> None:
             raise InputError(f"this cannot be a baseline: {run.warning}; run its cells again")
 
 
-def check_baseline(runs: Sequence[SavedRun], records: Sequence[Record]) -> None:
-    """Raises InputError if no gate could rest on these runs, which have these records in all."""
+def expected_cells(records: Sequence[Record], is_selection: bool) -> list[str]:
+    """The cells that a baseline must hold with each seed: those that it holds, and if one is the study's, all of the study."""
+    cells = dict.fromkeys(record.cell for record in records)
+    if not is_selection and any(record.profile == "quick" and record.cell in STUDY_IDS for record in records):
+        cells |= dict.fromkeys(STUDY_IDS)
+    return list(cells)
+
+
+def select_cells(records: Mapping[RowKey, Record], names: str) -> set[str]:
+    """The cells that --cells names; raises InputError if no run holds one."""
+    cells = {name.strip() for name in names.split(",")}
+    held = {record.cell for record in records.values()}
+    unknown = sorted(cells - held)
+    if unknown:
+        raise InputError(f"--cells: no run holds {unknown[0]!r}, but {some(sorted(held))}")
+    return cells
+
+
+def check_baseline(runs: Sequence[SavedRun], records: Sequence[Record], cells: Sequence[str]) -> None:
+    """Raises InputError if no gate could rest on these runs, which have these records in all, and should have these cells."""
     profiles = {record.profile for record in records}
     commits = {run.path: run.content.get("commit_info") for run in runs}
     dirty_paths = [path for path, commit in commits.items() if not isinstance(commit, dict) or commit.get("dirty") is not False]
     reasons = [f"the commit of {path} had uncommitted changes, or it is not known whether it had" for path in dirty_paths]
-    reasons += ["it is not of one profile with scores"] if profiles not in ({"quick"}, {"full"}) else []
-    for seed in {record.seeds.seed for record in records} if profiles == {"quick"} else ():
-        missing_cells = set(STUDY_IDS).difference(record.cell for record in records if record.seeds.seed == seed)
-        reasons += [f"cells of the study are missing with seed {seed}: {some(sorted(missing_cells))}"] if missing_cells else []
+    if len(profiles) != 1 or not profiles <= SCORED:
+        reasons.append("it is not of one profile with scores")
+    for seed in dict.fromkeys(record.seeds.seed for record in records):
+        held = {record.cell for record in records if record.seeds.seed == seed}
+        missing_cells = [cell for cell in cells if cell not in held]
+        if missing_cells:
+            hint = f"run them, or name the cells that it is for: --cells={','.join(sorted(held))}"
+            reasons.append(f"cells are missing with seed {seed}: {some(missing_cells)}; {hint}")
     for record in records:
         is_changed = record.profile == "quick" and record.cell in STUDY_IDS and not record.bounds
         faults = {
@@ -99,6 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN.json")
     parser.add_argument("--journal", nargs="?", const="", metavar="FILE", help="also a journal's cells (default: the newest)")
     parser.add_argument("--baseline", action="store_true", help="refuse runs that are not complete, clean and passed")
+    parser.add_argument("--cells", metavar="ID,ID", help="only these cells")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.json")
     options = parser.parse_args(arguments)
     from tunegrid.report.summary import cell_lines  # here, since it imports pandas, which --help can do without
@@ -110,9 +135,14 @@ def main(arguments: list[str] | None = None) -> int:
         runs.append(files.journal_run(Path(options.journal) if options.journal else None))
     check_seals(runs, options.baseline)
     rows, raw_records = merge_rows(runs)
+    if options.cells is not None:
+        cells = select_cells(raw_records, options.cells)
+        raw_records = {key: record for key, record in raw_records.items() if record.cell in cells}
+        rows = {key: rows[key] for key in raw_records}
     records = dict(zip(raw_records, compare_cells(list(raw_records.values())), strict=True))
+    first_records = [record for record in records.values() if record.seeds.confirms is None]
     if options.baseline:
-        check_baseline(runs, [record for record in records.values() if record.seeds.confirms is None])
+        check_baseline(runs, first_records, expected_cells(first_records, options.cells is not None))
     warning = files.missing_runs(runs, {record_case(records[key]) for key in records if not has_no_time(rows[key])})
     of_one_run = (files.SHARD, files.COMMAND, files.NOISE, SEAL)
     merged = {name: value for name, value in runs[0].content.items() if name not in of_one_run}
@@ -134,6 +164,11 @@ def main(arguments: list[str] | None = None) -> int:
         if REFUSED in row:
             say(f"{record_case(records[key])}: {NEXT_STEP.format(options.output)}", error=True)
     say(f"wrote {options.output}: {len(rows)} rows of {', '.join(str(run.path) for run in runs)}")
+    if options.baseline:
+        names = list(dict.fromkeys(record.cell for record in first_records))
+        seeds = dict.fromkeys(f"seed {record.seeds.seed}" for record in first_records)
+        scope = "all cells of the study" if set(STUDY_IDS) <= set(names) else some(names)
+        say(f"it is a baseline of {count(len(names), 'cell')} ({scope}) with {phrase(list(seeds))}")
     if warning:
         say(warning, error=True)
     return 1 if warning or any(map(contradicts, records.values())) else 0

@@ -61,6 +61,8 @@ class Pair:
         if not old or not new or (name in PROBES and old.probe != new.probe) or (name == "moved" and len(self.gaps) < MOVED):
             return None, None
         before, after = getattr(old, name), getattr(new, name)
+        if name == "metrics":  # a score that one of them lacks is no change of a score
+            return shared_items(before, after), shared_items(after, before)
         return (None, None) if name in OPTIONAL and None in (before, after) else (before, after)
 
     @property
@@ -106,6 +108,11 @@ def _gap(before: Any, after: Any) -> float:
     if before is None or after is None or isinstance(before, str):
         return 0.0 if before == after else math.inf
     return float(abs(before - after))
+
+
+def shared_items(figures: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures that others have, too."""
+    return {name: value for name, value in figures.items() if name in others}
 
 
 def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, Any] | None:
@@ -284,8 +291,10 @@ def _evaluate(old: Record, new: Record, updates: int | None, runs: Runs) -> tupl
         early = f" of the first {count(updates, 'update')}" if updates else ""
         return Verdict.EQUAL, f"all losses{early} are equal"
     before, after = (read(record, run) for record, run in zip((old, new), runs, strict=True))
-    if before is not None and after is not None and before.equals(after):  # files of other versions have other names
-        return Verdict.EQUAL, "all losses, predictions and points are equal"
+    if before is not None and after is not None:  # files of other versions or scores have other names
+        columns = before.columns.intersection(after.columns)
+        if before[columns].equals(after[columns]):
+            return Verdict.EQUAL, "all losses, predictions and points are equal"
     # With other texts, other scores differ, too.
     gaps = {name: points for name in old.scores if (points := _gap(old.scores[name], new.scores.get(name)))}
     if gaps and gaps.keys() <= set(BERTSCORE) and max(gaps.values()) <= BERTSCORE_ROUNDING:
