@@ -8,8 +8,8 @@ is 1 if cells are missing or these audits find a fault. A file that was changed 
 ones, those of older versions, an unsealed one is made.
 
 `--baseline` refuses what cannot be a baseline: cells that failed, were changed, are missing for a seed, started from perturbed
-weights or shared their device, uncommitted changes, and unsealed files. It must hold all 27 quick cells of the study if it holds
-one of them, and with every seed the same cells. `--cells` names other ones, and leaves out the rest.
+weights or shared their device, uncommitted changes, and unsealed files. With every seed it must hold the same cells, and all 27
+quick cells of the study if it holds one of them. `--cells` selects others, and leaves out the rest.
 """
 
 import argparse

@@ -1,19 +1,26 @@
 """Run the suite from any folder: `tunegrid run -m quick -n auto --gate=before.json`. All arguments are pytest's.
 
 Paths are relative to the current folder, and `reports/` is written there. `tunegrid run --help` shows pytest's options.
+In Python, `tunegrid.run(cells=...)` returns the records.
 """
 
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tunegrid import ROOT
 from tunegrid.grid.recipes import CACHE
 
+if TYPE_CHECKING:
+    from tunegrid.record import Record
+
 # The settings and the cases of this suite, whatever project the folder is of.
 SUITE = ("-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", f"-ocache_dir={CACHE / 'pytest'}", str(ROOT / "benchmarks"))
+NOTHING_SELECTED = 5  # pytest's exit code
 
 
 def command(arguments: Sequence[str], python: Path | str = sys.executable) -> list[str]:
@@ -21,11 +28,82 @@ def command(arguments: Sequence[str], python: Path | str = sys.executable) -> li
     return [str(python), "-P", "-m", "pytest", *SUITE, *arguments]
 
 
+def latest_run() -> Path:
+    """The file of a run that names no other: in the checkout, or in any other folder that this process is in."""
+    folder = ROOT if Path.cwd().is_relative_to(ROOT) else Path.cwd()
+    return folder / "reports" / "latest.json"
+
+
 def user_arguments(arguments: Sequence[object]) -> str:
     """What a user typed, of whom pytest got these arguments."""
     words = [*map(str, arguments)]
     is_suite = tuple(words[: len(SUITE)]) == SUITE
     return shlex.join(["tunegrid", "run", *words[len(SUITE) :]] if is_suite else ["pytest", *words])
+
+
+def run(
+    cells: str | Iterable[str] | None = None,
+    *,
+    seeds: int | str | Iterable[int] = 0,
+    grid: Path | str | Iterable[Path | str] = (),
+    set: Mapping[str, object] | None = None,
+    profile: str = "quick",
+    to: Path | str | None = None,
+    options: Sequence[str] = (),
+) -> "list[Record]":
+    """Run cells as `tunegrid run` does, in a process of its own; return a record for each cell and seed, also if it failed.
+
+    Args:
+        cells: their ids; None runs all cells of the profile.
+        seeds: one, several, or a text as "0-4".
+        grid: files that add to the grid.
+        set: values of fields of every recipe, as {"learning_rate": 1e-3}.
+        profile: the word of `-m`.
+        to: the file of the run; None writes reports/latest.json.
+        options: others of `tunegrid run`, as ("-n", "2").
+
+    Raises:
+        InputError: with the run's own sentence, if it wrote no file.
+    """
+    from tunegrid import launcher
+    from tunegrid.errors import InputError
+    from tunegrid.runs.files import read_list
+
+    path = Path(to or latest_run()).absolute()
+    words = ["-m", profile, f"--seeds={_join(seeds)}", f"--benchmark-json={path}"]
+    if cells is not None:
+        words.append(f"--cells={_join(cells)}")
+    words += [f"--grid={file}" for file in ([grid] if isinstance(grid, Path | str) else grid)]
+    words += [f"--set={field}={_join(value)}" for field, value in (set or {}).items()]
+    before = _version(path)
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        code = launcher.run(command([*words, *options]), errors=errors)
+        errors.seek(0)
+        text = errors.read().strip()
+    if _version(path) != before:
+        sys.stderr.write(text and f"{text}\n")
+        return read_list(path)
+    if code == NOTHING_SELECTED:
+        raise InputError(f"no cell is selected by {shlex.join([*words, *options])}")
+    sentence = (text.splitlines() or [f"the run wrote no {path} (exit code {code}); its output says why"])[-1]
+    raise InputError(sentence.removeprefix("ERROR: "))
+
+
+def _join(values: object) -> str:
+    """One value, or several, as the command line takes them."""
+    if values is None:
+        return "none"
+    if isinstance(values, Iterable) and not isinstance(values, str):
+        return ",".join(map(str, values))
+    return str(values)
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """What changes if a file is written; None without one."""
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
