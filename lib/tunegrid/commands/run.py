@@ -44,7 +44,7 @@ def user_arguments(arguments: Sequence[object]) -> str:
 def run(
     cells: str | Iterable[str] | None = None,
     *,
-    seeds: int | str | Iterable[int] = 0,
+    seeds: int | str | Iterable[int] | None = None,
     grid: Path | str | Iterable[Path | str] = (),
     set: Mapping[str, object] | None = None,
     profile: str = "quick",
@@ -55,7 +55,7 @@ def run(
 
     Args:
         cells: their ids; None runs all cells of the profile.
-        seeds: one, several, or a text as "0-4".
+        seeds: one, several, or a text as "0-4"; None is seed 0.
         grid: files that add to the grid.
         set: values of fields of every recipe, as {"learning_rate": 1e-3}.
         profile: the word of `-m`.
@@ -70,9 +70,10 @@ def run(
     from tunegrid.runs.files import read_list
 
     path = Path(to or latest_run()).absolute()
-    words = ["-m", profile, f"--seeds={_join(seeds)}", f"--benchmark-json={path}"]
-    if cells is not None:
-        words.append(f"--cells={_join(cells)}")
+    words = ["-m", profile, f"--benchmark-json={path}"]
+    for option, values in (("cells", cells), ("seeds", seeds)):
+        if values is not None:
+            words.append(f"--{option}={_join(values)}")
     words += [f"--grid={file}" for file in ([grid] if isinstance(grid, Path | str) else grid)]
     words += [f"--set={field}={_join(value)}" for field, value in (set or {}).items()]
     before = _version(path)
