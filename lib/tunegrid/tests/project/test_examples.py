@@ -7,8 +7,10 @@ from random import Random
 
 import datasets
 
+import tunegrid
 from tunegrid import ROOT
 from tunegrid.commands import calibrate
+from tunegrid.commands.run import SUITE
 from tunegrid.gate.thresholds import load_bounds
 from tunegrid.runs.files import read_saved
 from tunegrid.tests.sessions import ForkedProcess, SessionProcess, benchmark_rows, full_options
@@ -37,14 +39,17 @@ def test_a_sweep_in_python_prints_the_mean_of_each_learning_rate(tmp_path):
 def test_a_metric_of_the_guide_has_a_bound_and_is_judged(tmp_path):
     (tmp_path / "recall.py").write_text(EXAMPLES["recall.py"])
     (tmp_path / "recall.quick.toml").write_text("[cells.bert_sa_lora]\nrecall = { minimum = 80.0 }\n")
-    options = ("-m", "quick", f"--grid={tmp_path / 'recall.py'}", "--cells=bert_sa_lora", "-n0")
-    runs = [tmp_path / "one.json", tmp_path / "two.json"]
-    answers = [SessionProcess(*options, f"--benchmark-json={path}", folder=tmp_path).ended() for path in runs[:1]]
-    answers.append(SessionProcess(*options, f"--benchmark-json={runs[1]}", f"--gate={runs[0]}", folder=tmp_path).ended())
-    assert [answer.returncode for answer in answers] == [0, 0], answers[-1].stdout
-    [record] = read_saved(runs[1]).records
+    options = (*SUITE, "-m", "quick", f"--grid={tmp_path / 'recall.py'}", "--cells=bert_sa_lora", "-n0")
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    for more in ([f"--benchmark-json={first}"], [f"--benchmark-json={second}", f"--gate={first}"]):
+        answer = SessionProcess(*options, *more, folder=tmp_path).ended()
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+    [record] = read_saved(second).records
     assert (record.main_score, record.bounds["recall"], record.status) == ("recall", 80, "passed")
-    assert "recall" in answers[-1].stdout
+    judged = tunegrid.gate(first, second).cells["bert_sa_lora"]
+    assert [text for text in judged if " recall " in text] == [
+        "same: bert_sa_lora recall +0.00 points (equal to the last digit, and no row lost or gained points)"
+    ]
 
 
 def test_three_commands_lead_from_rows_to_a_gated_cell(tmp_path, monkeypatch):
