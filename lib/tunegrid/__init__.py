@@ -24,7 +24,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 class CallablePackage(ModuleType):
-    """A package that has the name of a command, and is called as its function: `tunegrid.run(cells="bert_sa_lora")`."""
+    """A package with the name of a command: called, it does what the command does."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """The function of `tunegrid.commands` with the package's name."""

@@ -46,8 +46,8 @@ def run(
 ) -> int:
     """Run a command that starts pytest; return its exit code. If this process is interrupted, the command ends first.
 
-    `output` takes all that it says, in place of this process's streams; `errors` takes what it says on standard error. After
-    `limit_seconds` it is ended, with OVERDUE.
+    `output` takes all that it says, in place of this process's streams, or `errors` its standard error.
+    After `limit_seconds` it is ended, with OVERDUE.
     """
     with tempfile.NamedTemporaryFile(prefix="tunegrid-lock-") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 def compare(run: Path | str | Iterable[Record]) -> "pd.DataFrame":
-    """The table of `tunegrid compare`: a line for each cell of a file, or of the records of runs that can be compared.
+    """The table of `tunegrid compare` for a file or for records, with a line for each cell.
 
-    Raises InputError if a run cannot be read, or cells cannot be compared.
+    Raises InputError if the run cannot be read, or its cells cannot be compared.
     """
     from tunegrid.report.compare import method_frame
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tunegrid.gate.judgements import COUNTED, DEFAULT_KINDS, Judgement, by_cell, parse_kinds, verdict_text
+from tunegrid.gate.judgements import COUNTED, DEFAULT_KINDS, Judgement, parse_kinds, verdict_text
 from tunegrid.record import Record
 from tunegrid.report.summary import annotate, gate_section, summary, table, write_step_summary
 from tunegrid.report.tables import Section, text
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.numerics:
         given.append("--numerics")
     answer = judge(read_saved(options.old), read_saved(options.new), parse_kinds(options.on), given)
-    show(answer, options)
+    print_answer(answer, options)
     return answer.exit_code
 
 
@@ -63,7 +63,10 @@ class GateAnswer:
     @property
     def cells(self) -> dict[str, list[str]]:
         """The statements on each cell, as "same: bert_sa_lora accuracy +0.20 points (...)"."""
-        return {cell: list(map(verdict_text, judgements)) for cell, judgements in by_cell(self.judgements).items()}
+        statements: dict[str, list[str]] = {}
+        for judgement in self.judgements:
+            statements.setdefault(judgement.cell, []).append(verdict_text(judgement))
+        return statements
 
     def __str__(self) -> str:
         """The sentences of the command."""
@@ -76,15 +79,21 @@ def gate(
     *,
     on: str | Iterable[str] = DEFAULT_KINDS,
 ) -> GateAnswer:
-    """The answer of `tunegrid gate`: is a run worse than another one? Each is a file, or the records of a run.
+    """The answer of `tunegrid gate`: is a run worse than another one?
 
-    A file also has the noise of your own calibrated cells. Raises InputError if a run cannot be read or judged.
+    Each is a file, or the records of a run; a file also has the noise of your own calibrated cells.
+    Raises InputError if a run cannot be read or judged.
     """
     kinds = parse_kinds(on if isinstance(on, str) else ",".join(on))
     return judge(get_saved(old, "the old run"), get_saved(new, "the new run"), kinds)
 
 
-def judge(old: SavedRun, new: SavedRun, kinds: Sequence[str], given: Sequence[str] = ()) -> GateAnswer:
+def judge(
+    old: SavedRun,
+    new: SavedRun,
+    kinds: Sequence[str],
+    given: Sequence[str] = (),
+) -> GateAnswer:
     """The answer on two runs; `given` is the command that asks."""
     from tunegrid.gate.gate import Run, gate  # which brings scipy
 
@@ -100,10 +109,11 @@ def judge(old: SavedRun, new: SavedRun, kinds: Sequence[str], given: Sequence[st
         given=shlex.join(given),
         files=(str(old.path), str(new.path)),
     )
-    return GateAnswer(verdict=verdict, judgements=judgements, warning=f"{new.warning}." if new.doubt else "")
+    warning = f"{new.warning}." if new.doubt else ""
+    return GateAnswer(verdict=verdict, judgements=judgements, warning=warning)
 
 
-def show(answer: GateAnswer, options: argparse.Namespace) -> None:
+def print_answer(answer: GateAnswer, options: argparse.Namespace) -> None:
     """Print the verdicts and the answer."""
     verdict, judgements = answer.verdict, answer.judgements
     rows = [{"cell": j.cell, "numerics": j.verdict, "what": j.detail} for j in judgements if j.kind == "numerics"]

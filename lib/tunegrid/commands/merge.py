@@ -8,8 +8,9 @@ is 1 if cells are missing or these audits find a fault. A file that was changed 
 ones, those of older versions, an unsealed one is made.
 
 `--baseline` refuses what cannot be a baseline: cells that failed, were changed, are missing for a seed, started from perturbed
-weights or shared their device, uncommitted changes, and unsealed files. With every seed it must hold the same cells, and all 27
-quick cells of the study if it holds one of them. `--cells` selects others, and leaves out the rest.
+weights or shared their device, uncommitted changes, and unsealed files. With every seed it must hold
+the same cells, and all 27 quick cells of the study if it holds one of them. `--cells` selects others,
+and leaves out the rest.
 """
 
 import argparse
@@ -30,7 +31,7 @@ NEXT_STEP = (
     "its record could not be saved; all that it measured is kept under `refused` in its row of {}. Correct the cause, "
     "then --resume runs it again; a version that can read the record takes it up when it merges the file"
 )
-SCORED = {"quick", "zoo", "tasks", "full"}  # profiles
+SCORED_PROFILES = {"quick", "zoo", "tasks", "full"}  # profiles
 RowKey = tuple[str, int | None]  # a row's name without its seed, and the seed
 
 
@@ -72,36 +73,51 @@ def check_seals(runs: Sequence[SavedRun], as_baseline: bool) -> None:
 
 
 def expected_cells(records: Sequence[Record], is_selection: bool) -> list[str]:
-    """The cells that a baseline must hold with each seed: those that it holds, and if one is the study's, all of the study."""
-    cells = dict.fromkeys(record.cell for record in records)
-    if not is_selection and any(record.profile == "quick" and record.cell in STUDY_IDS for record in records):
-        cells |= dict.fromkeys(STUDY_IDS)
+    """The cells that a baseline must hold with each seed.
+
+    They are those that it holds, and all of the study if one of these is, unless --cells selects.
+    """
+    cells = dict[str, None]()
+    for record in records:
+        cells[record.cell] = None
+        if not is_selection and record.profile == "quick" and record.cell in STUDY_IDS:
+            cells |= dict.fromkeys(STUDY_IDS)
     return list(cells)
 
 
-def select_cells(records: Mapping[RowKey, Record], names: str) -> set[str]:
-    """The cells that --cells names; raises InputError if no run holds one."""
-    cells = {name.strip() for name in names.split(",")}
-    held = {record.cell for record in records.values()}
-    unknown = sorted(cells - held)
-    if unknown:
-        raise InputError(f"--cells: no run holds {unknown[0]!r}, but {some(sorted(held))}")
-    return cells
+def keep_cells(records: Mapping[RowKey, Record], names: str) -> dict[RowKey, Record]:
+    """The records of the cells that --cells names; raises InputError if no run holds one."""
+    cells = dict.fromkeys(name.strip() for name in names.split(","))
+    kept = {key: record for key, record in records.items() if record.cell in cells}
+    held = {record.cell for record in kept.values()}
+    for cell in cells:
+        if cell not in held:
+            raise InputError(f"--cells: no run holds {cell!r}")
+    return kept
 
 
-def check_baseline(runs: Sequence[SavedRun], records: Sequence[Record], cells: Sequence[str]) -> None:
-    """Raises InputError if no gate could rest on these runs, which have these records in all, and should have these cells."""
+def check_baseline(
+    runs: Sequence[SavedRun],
+    records: Sequence[Record],
+    cells: Sequence[str],
+) -> str:
+    """A sentence on the baseline that these runs make, with these cells for each seed.
+
+    Raises InputError if no gate could rest on them.
+    """
     profiles = {record.profile for record in records}
     commits = {run.path: run.content.get("commit_info") for run in runs}
     dirty_paths = [path for path, commit in commits.items() if not isinstance(commit, dict) or commit.get("dirty") is not False]
     reasons = [f"the commit of {path} had uncommitted changes, or it is not known whether it had" for path in dirty_paths]
-    if len(profiles) != 1 or not profiles <= SCORED:
+    if len(profiles) != 1 or not profiles <= SCORED_PROFILES:
         reasons.append("it is not of one profile with scores")
-    for seed in dict.fromkeys(record.seeds.seed for record in records):
-        held = {record.cell for record in records if record.seeds.seed == seed}
+    cells_by_seed: dict[int | None, list[str]] = {}
+    for record in records:
+        cells_by_seed.setdefault(record.seeds.seed, []).append(record.cell)
+    for seed, held in cells_by_seed.items():
         missing_cells = [cell for cell in cells if cell not in held]
         if missing_cells:
-            hint = f"run them, or name the cells that it is for: --cells={','.join(sorted(held))}"
+            hint = f"run them, or name the cells that it is for: --cells={','.join(held)}"
             reasons.append(f"cells are missing with seed {seed}: {some(missing_cells)}; {hint}")
     for record in records:
         is_changed = record.profile == "quick" and record.cell in STUDY_IDS and not record.bounds
@@ -115,6 +131,9 @@ def check_baseline(runs: Sequence[SavedRun], records: Sequence[Record], cells: S
     if reasons:
         raise InputError(f"this cannot be a baseline: {reasons[0]}")
     check_alike(records)
+    scope = "all of the study" if set(STUDY_IDS) <= set(cells) else some(cells)
+    seeds = phrase([f"seed {seed}" for seed in cells_by_seed])
+    return f"it is a baseline of {count(len(cells), 'cell')} ({scope}) with {seeds}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -136,13 +155,14 @@ def main(arguments: list[str] | None = None) -> int:
     check_seals(runs, options.baseline)
     rows, raw_records = merge_rows(runs)
     if options.cells is not None:
-        cells = select_cells(raw_records, options.cells)
-        raw_records = {key: record for key, record in raw_records.items() if record.cell in cells}
+        raw_records = keep_cells(raw_records, options.cells)
         rows = {key: rows[key] for key in raw_records}
     records = dict(zip(raw_records, compare_cells(list(raw_records.values())), strict=True))
-    first_records = [record for record in records.values() if record.seeds.confirms is None]
+    baseline = ""
     if options.baseline:
-        check_baseline(runs, first_records, expected_cells(first_records, options.cells is not None))
+        first_records = [record for record in records.values() if record.seeds.confirms is None]
+        cells = expected_cells(first_records, options.cells is not None)
+        baseline = check_baseline(runs, first_records, cells)
     warning = files.missing_runs(runs, {record_case(records[key]) for key in records if not has_no_time(rows[key])})
     of_one_run = (files.SHARD, files.COMMAND, files.NOISE, SEAL)
     merged = {name: value for name, value in runs[0].content.items() if name not in of_one_run}
@@ -164,11 +184,8 @@ def main(arguments: list[str] | None = None) -> int:
         if REFUSED in row:
             say(f"{record_case(records[key])}: {NEXT_STEP.format(options.output)}", error=True)
     say(f"wrote {options.output}: {len(rows)} rows of {', '.join(str(run.path) for run in runs)}")
-    if options.baseline:
-        names = list(dict.fromkeys(record.cell for record in first_records))
-        seeds = dict.fromkeys(f"seed {record.seeds.seed}" for record in first_records)
-        scope = "all cells of the study" if set(STUDY_IDS) <= set(names) else some(names)
-        say(f"it is a baseline of {count(len(names), 'cell')} ({scope}) with {phrase(list(seeds))}")
+    if baseline:
+        say(baseline)
     if warning:
         say(warning, error=True)
     return 1 if warning or any(map(contradicts, records.values())) else 0

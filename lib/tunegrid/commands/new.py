@@ -15,7 +15,7 @@ from pathlib import Path
 from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import NAME, study
-from tunegrid.grid.metrics import RESERVED
+from tunegrid.grid.metrics import OTHER_COLUMNS
 from tunegrid.grid.tasks import score_names
 from tunegrid.instruments import LISTED
 from tunegrid.terminal import say
@@ -44,7 +44,7 @@ def check_name(kind: str, name: str) -> None:
         raise InputError(f"{name}.py would hide the installed package {name}: give another NAME")
     grid = study()
     names = {
-        "metric": [*score_names(grid.tasks["sa"].problem, 2), *RESERVED],
+        "metric": [*score_names(grid.tasks["sa"].problem, 2), *OTHER_COLUMNS],
         "instrument": LISTED,
     }
     if name in (names.get(kind) or getattr(grid, f"{kind}s")):

@@ -1,7 +1,7 @@
 """Run the suite from any folder: `tunegrid run -m quick -n auto --gate=before.json`. All arguments are pytest's.
 
 Paths are relative to the current folder, and `reports/` is written there. `tunegrid run --help` shows pytest's options.
-In Python, `tunegrid.run(cells=...)` returns the records.
+In Python it is `tunegrid.run`, which returns the records.
 """
 
 import os
@@ -29,7 +29,7 @@ def command(arguments: Sequence[str], python: Path | str = sys.executable) -> li
 
 
 def latest_run() -> Path:
-    """The file of a run that names no other: in the checkout, or in any other folder that this process is in."""
+    """The default file of a run: in the checkout, or below the folder that this process is in."""
     folder = ROOT if Path.cwd().is_relative_to(ROOT) else Path.cwd()
     return folder / "reports" / "latest.json"
 
@@ -51,7 +51,7 @@ def run(
     to: Path | str | None = None,
     options: Sequence[str] = (),
 ) -> "list[Record]":
-    """Run cells as `tunegrid run` does, in a process of its own; return a record for each cell and seed, also if it failed.
+    """Run cells as `tunegrid run` does; return a record for each cell and seed, also if it failed.
 
     Args:
         cells: their ids; None runs all cells of the profile.
@@ -74,8 +74,11 @@ def run(
     for option, values in (("cells", cells), ("seeds", seeds)):
         if values is not None:
             words.append(f"--{option}={_join(values)}")
-    words += [f"--grid={file}" for file in ([grid] if isinstance(grid, Path | str) else grid)]
-    words += [f"--set={field}={_join(value)}" for field, value in (set or {}).items()]
+    files = [grid] if isinstance(grid, Path | str) else grid
+    for file in files:
+        words.append(f"--grid={file}")
+    for field, value in (set or {}).items():
+        words.append(f"--set={field}={_join(value)}")
     before = _version(path)
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         code = launcher.run(command([*words, *options]), errors=errors)
@@ -86,8 +89,9 @@ def run(
         return read_list(path)
     if code == NOTHING_SELECTED:
         raise InputError(f"no cell is selected by {shlex.join([*words, *options])}")
-    sentence = (text.splitlines() or [f"the run wrote no {path} (exit code {code}); its output says why"])[-1]
-    raise InputError(sentence.removeprefix("ERROR: "))
+    if not text:
+        raise InputError(f"the run wrote no {path} (exit code {code}); its output says why")
+    raise InputError(text.splitlines()[-1].removeprefix("ERROR: "))
 
 
 def _join(values: object) -> str:

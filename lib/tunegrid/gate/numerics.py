@@ -62,7 +62,8 @@ class Pair:
             return None, None
         before, after = getattr(old, name), getattr(new, name)
         if name == "metrics":  # a score that one of them lacks is no change of a score
-            return shared_items(before, after), shared_items(after, before)
+            shared = before.keys() & after.keys()
+            return {key: before[key] for key in shared}, {key: after[key] for key in shared}
         return (None, None) if name in OPTIONAL and None in (before, after) else (before, after)
 
     @property
@@ -108,11 +109,6 @@ def _gap(before: Any, after: Any) -> float:
     if before is None or after is None or isinstance(before, str):
         return 0.0 if before == after else math.inf
     return float(abs(before - after))
-
-
-def shared_items(figures: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures that others have, too."""
-    return {name: value for name, value in figures.items() if name in others}
 
 
 def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, Any] | None:

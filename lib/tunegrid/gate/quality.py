@@ -135,7 +135,7 @@ def weigh(metric: str, rows: Rows, one_training: bool, noise: Noise, margin: flo
     changes = f"{count(losses, 'row')} lost, {wins} gained of {total}"
     if not gains:
         changes = "from scores alone: "
-        changes += "this metric gives rows no points" if rows.points else "no rows are available"
+        changes += "this metric scores no single rows" if rows.points else "no rows are available"
     margin_text = f"{margin:.1f}" if round(margin, 1) == margin else f"{margin:g}"
     detail = f"{changes}; noise {words}: error {effect.error:.2f}; margin {margin_text}"
     numbers = {"low": effect.low, "high": effect.high, "error": effect.error, "margin": margin, "seeds": len(new)}

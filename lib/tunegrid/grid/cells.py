@@ -151,14 +151,17 @@ class Grid:
         by_row: bool = False,
         main: bool = False,
     ) -> None:
-        """A score of your own for a task of the grid, with bounds and a gate as any other; `main`: the main score.
+        """A score of your own for a task of the grid; `main` makes it the main score.
 
-        `tunegrid.grid.metrics.Metric` describes the others. Raises InputError for an unknown task or a known name.
+        `tunegrid.grid.metrics.Metric` describes the other arguments. Raises InputError for an unknown
+        task or a known name.
         """
         metric = Metric(name=name, function=function, worst=worst, best=best, by_row=by_row)
         scored = self.tasks.get(task)
         if scored is None:
-            raise InputError(f"metric {name!r}: the grid has no task {task!r}, but {', '.join(self.tasks)}; add the task first")
+            names = ", ".join(self.tasks)
+            reason = f"the grid has no task {task!r}, but {names}; add the task first"
+            raise InputError(f"{metric.place}: {reason}")
         self.tasks[task] = replace(
             scored,
             metrics=(*scored.metrics, metric),

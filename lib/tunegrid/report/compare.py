@@ -306,7 +306,10 @@ def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> li
 def method_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """A line for each method, by task and backbone, the best first."""
     study = read_list(PUBLISHED) if PUBLISHED.is_file() else []
-    published = {one.cell: one.scores.get(one.main_score, one.scores.get(INSTEAD.get(one.main_score, ""))) for one in study}
+    published: dict[str, float | None] = {}
+    for record in study:
+        printed = record.scores.get(INSTEAD.get(record.main_score, ""))
+        published[record.cell] = record.scores.get(record.main_score, printed)
     rows: list[dict[str, object]] = []
     for comparison in comparisons:
         rows += [_row(comparison, method, published) for method in comparison.entries]

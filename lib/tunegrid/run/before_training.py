@@ -22,7 +22,7 @@ from tunegrid.run.build import base_type, dtype_name, unpack_weight
 from tunegrid.run.device import DoesNotFit, check_memory, free_memory
 from tunegrid.run.evaluate import evaluate
 from tunegrid.run.first_updates import Figures, digest, figure, gradient_figures, names_by_group, norms
-from tunegrid.run.metrics import TELLING, Metrics, score
+from tunegrid.run.metrics import TELLING, Metrics, score_rows
 from tunegrid.run.module_figures import Columns, ModuleFigures
 from tunegrid.run.probe import attach, compute_types, has_fp32_base, keep_state, run_search, spread_features, type_of_digits
 from tunegrid.run.train import Trainer
@@ -155,5 +155,5 @@ def fixed_answers(task: Task, metrics: Metrics, rows: Sequence[Row]) -> Figures:
     for index, row in enumerate(() if task.labels else rows):
         reference = answer_texts(task, row)[0] if task.problem is Problem.EXTRACT else row[task.target]
         answers.append(" ".join(["the", *(word for i, word in enumerate(reference.split()) if (i + index) % 3)]))
-    scores = score(metrics, task, rows, answers).scores
+    scores = score_rows(metrics, task, rows, answers).scores
     return {name: figure(points) for name, points in scores.items()}

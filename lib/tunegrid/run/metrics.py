@@ -132,15 +132,23 @@ METRICS: dict[Problem, Callable[[Metrics, Task, Sequence[Row], Sequence[Any]], S
 }
 
 
-def score(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Sequence[Any]) -> Scored:
+def score_rows(
+    metrics: Metrics,
+    task: Task,
+    rows: Sequence[Row],
+    predicted: Sequence[Any],
+) -> Scored:
     """The scores of a task's problem, and those of a user's own metrics."""
     scored = METRICS[task.problem](metrics, task, rows, predicted)
-    references = [answer_texts(task, row) if task.problem is Problem.EXTRACT else row[task.target] for row in rows]
+    references = [row[task.target] for row in rows]
+    if task.problem is Problem.EXTRACT:
+        references = [answer_texts(task, row) for row in rows]
     for metric in metrics.own:
         if metric.by_row:
             pairs = zip(predicted, references, strict=True)
-            scored.examples[metric.name] = [metric.points([guess], [truth]) for guess, truth in pairs]
-            scored.scores[metric.name] = fmean(scored.examples[metric.name])
+            points = [metric.points([guess], [truth]) for guess, truth in pairs]
+            scored.examples[metric.name] = points
+            scored.scores[metric.name] = fmean(points)
         else:
             scored.scores[metric.name] = metric.points(predicted, references)
         scored.sources[metric.name] = "own"

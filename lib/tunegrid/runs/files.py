@@ -154,7 +154,10 @@ def read_saved(path: Path) -> SavedRun:
 
 
 def get_saved(run: Path | str | Iterable[Record], name: str = "the run") -> SavedRun:
-    """A saved run by its file, or one of records, which messages call by this name; raises InputError as `read_saved` does."""
+    """A run by its file, or by its records, which messages call by this name.
+
+    Raises InputError as `read_saved` does.
+    """
     if isinstance(run, Path | str):
         return read_saved(Path(run))
     return SavedRun(path=Path(name), records=list(run))

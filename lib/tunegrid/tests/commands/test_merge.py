@@ -99,7 +99,7 @@ def test_some_cells_of_the_study_are_a_baseline_if_they_are_named(tmp_path, caps
     assert merge.main([str(run), "--baseline", f"--cells={names}", "-o", str(tmp_path / "to.json")]) == 0
     assert "a baseline of 2 cells" in capsys.readouterr().out
     words = [run, "--cells=t5_sa_lorra", "-o", tmp_path / "no.json"]
-    assert "no run holds 't5_sa_lorra'" in refusal(capsys, merge.main, *words)
+    assert "no run holds" in refusal(capsys, merge.main, *words)
 
 
 def test_a_dirty_commit_is_refused_and_a_users_own_full_cells_are_not(tmp_path, capsys):

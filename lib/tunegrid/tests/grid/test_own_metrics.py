@@ -6,9 +6,9 @@ from datasets import Features, Value
 
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import study
-from tunegrid.grid.metrics import RESERVED, Metric
+from tunegrid.grid.metrics import OTHER_COLUMNS, Metric
 from tunegrid.grid.recipes import QUICK_PROFILE
-from tunegrid.run.metrics import Metrics, score
+from tunegrid.run.metrics import Metrics, score_rows
 from tunegrid.runs.examples import ALL_TEXTS, CONFIDENCE
 
 ROWS = [{"label": label} for label in (0, 1, 1, 1)]
@@ -64,7 +64,7 @@ def scored(function, **how):
     grid = study()
     grid.add_metric("hits", function, task="sa", main=True, **how)
     task = grid.cell("bert_sa_lora", QUICK_PROFILE).task
-    return task, score(Metrics(own=task.metrics), task, ROWS, GUESSES)
+    return task, score_rows(Metrics(own=task.metrics), task, ROWS, GUESSES)
 
 
 def test_a_metric_that_evaluate_loads_scores_as_a_function_does():
@@ -98,4 +98,4 @@ def test_what_is_no_metric_is_refused(name, function, how, words):
 
 
 def test_no_score_has_the_name_of_another_column():
-    assert set(RESERVED) == {*ALL_TEXTS, CONFIDENCE}
+    assert set(OTHER_COLUMNS) == {*ALL_TEXTS, CONFIDENCE}
