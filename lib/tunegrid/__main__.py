@@ -9,7 +9,7 @@ COMMANDS = {
     "run": "run the suite from any folder: `tunegrid run -m quick`; all options are pytest's",
     "gate": "is a run worse than another? a verdict for every cell",
     "compare": "which method is best, on which task, at what cost; the Pareto front; undecided pairs",
-    "new": "write a starter file for your own task, method or backbone; it runs at once",
+    "new": "write a starter file: your own task, method, backbone, metric or instrument; it runs at once",
     "calibrate": "measure bounds for your own cells: train them with a few seeds",
     "page": "write a run as one HTML file, next to older runs",
     "export": "write runs as one table, for pandas or DuckDB",

@@ -41,15 +41,18 @@ def run(
     cwd: Path | None = None,
     environment: Mapping[str, str] | None = None,
     output: IO[str] | None = None,
+    errors: IO[str] | None = None,
     limit_seconds: float | None = None,
 ) -> int:
     """Run a command that starts pytest; return its exit code. If this process is interrupted, the command ends first.
 
-    `output` takes all that it says, in place of this process's streams. After `limit_seconds` it is ended, with OVERDUE.
+    `output` takes all that it says, in place of this process's streams, or `errors` its standard error.
+    After `limit_seconds` it is ended, with OVERDUE.
     """
     with tempfile.NamedTemporaryFile(prefix="tunegrid-lock-") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        env, stderr = {**(os.environ if environment is None else environment), LOCK: lock.name}, output and subprocess.STDOUT
+        env = {**(os.environ if environment is None else environment), LOCK: lock.name}
+        stderr = errors or (output and subprocess.STDOUT)
         process = subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=stderr)
         try:
             return process.wait(limit_seconds)

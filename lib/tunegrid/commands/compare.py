@@ -6,12 +6,42 @@ several, which may hold other methods, or other seeds of the same ones.
 """
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tunegrid.errors import InputError
+from tunegrid.record import Record
 from tunegrid.report.tables import FORMATS, Section
-from tunegrid.runs.files import read_saved
+from tunegrid.runs.files import SavedRun, get_saved, read_saved
 from tunegrid.terminal import say
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tunegrid.report.compare import Comparison
+
+
+def compare(run: Path | str | Iterable[Record]) -> "pd.DataFrame":
+    """The table of `tunegrid compare` for a file or for records, with a line for each cell.
+
+    Raises InputError if the run cannot be read, or its cells cannot be compared.
+    """
+    from tunegrid.report.compare import method_frame
+
+    saved = get_saved(run)
+    return method_frame(get_comparisons(saved))
+
+
+def get_comparisons(run: SavedRun) -> "list[Comparison]":
+    """The methods of a run, compared; raises InputError if they cannot be."""
+    from tunegrid.gate.noise import load_noise
+    from tunegrid.report.compare import compare_methods
+
+    try:
+        return compare_methods(run.records, load_noise(own=run.noise))
+    except InputError as error:
+        raise InputError(f"{run.warning}; {error}" if run.doubt else str(error)) from None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,15 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, metavar="RUN.json")
     parser.add_argument("--format", choices=FORMATS, default="text")
     options = parser.parse_args(arguments)
-    from tunegrid.gate.noise import load_noise
-    from tunegrid.report.compare import compare_methods, sections  # pandas, which --help does without
+    from tunegrid.report.compare import sections  # pandas, which --help does without
 
     run = read_saved(options.run)
-    try:
-        comparisons = compare_methods(run.records, load_noise(own=run.noise))
-    except InputError as error:
-        raise InputError(f"{run.warning}; {error}" if run.doubt else str(error)) from None
-    tables = sections(comparisons, run.records)
+    tables = sections(get_comparisons(run), run.records)
     if run.doubt:
         tables.insert(0, Section(sentences=[f"{run.warning}."]))
     say(FORMATS[options.format](tables))

@@ -12,16 +12,17 @@ written: exit code 2. In GitHub Actions the answer and the table go to the step 
 import argparse
 import json
 import shlex
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tunegrid.commands.cli import add_gate_on
-from tunegrid.gate.judgements import COUNTED, DEFAULT_KINDS, parse_kinds
+from tunegrid.gate.judgements import COUNTED, DEFAULT_KINDS, Judgement, parse_kinds, verdict_text
+from tunegrid.record import Record
 from tunegrid.report.summary import annotate, gate_section, summary, table, write_step_summary
 from tunegrid.report.tables import Section, text
-from tunegrid.report.verdict import Rank, run_verdict
-from tunegrid.runs.files import SavedRun, read_saved
+from tunegrid.report.verdict import Rank, RunVerdict, run_verdict
+from tunegrid.runs.files import SavedRun, get_saved, read_saved
 from tunegrid.terminal import say
 
 
@@ -35,20 +36,71 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_gate_on(parser, COUNTED, DEFAULT_KINDS, former_name="--on")
     add("--numerics", action="store_true", help="also print the evidence for verdicts on numerics; JSON always has it")
     options = parser.parse_args(arguments)
-    return judge(read_saved(options.old), read_saved(options.new), options)
-
-
-def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
-    """Print the verdicts and the answer; return its exit code."""
-    from tunegrid.gate.gate import Run, gate  # which brings scipy
-
-    kinds = parse_kinds(options.gate_on)
-    new.check_unchanged()
-    judgements = gate(Run.of_file(old), Run.of_file(new))
-    files = f"{old.path}", f"{new.path}"
-    given = ["tunegrid", "gate", *files]
+    given = ["tunegrid", "gate", str(options.old), str(options.new)]
     if options.numerics:
         given.append("--numerics")
+    answer = judge(read_saved(options.old), read_saved(options.new), parse_kinds(options.gate_on), given)
+    print_answer(answer, options)
+    return answer.exit_code
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateAnswer:
+    """What a gate says of a run; as text, all sentences."""
+
+    verdict: RunVerdict
+    judgements: Sequence[Judgement]  # on each figure of each cell
+    warning: str = ""  # of an unsealed run; else empty
+
+    @property
+    def answer(self) -> str:
+        """The first sentence."""
+        return self.verdict.answer
+
+    @property
+    def exit_code(self) -> int:
+        """0 if nothing is worse, 1 if something is, 6 if something changed or cannot be told."""
+        return self.verdict.exit_code or (Rank.CANNOT_TELL.exit_code if self.warning else 0)
+
+    @property
+    def cells(self) -> dict[str, list[str]]:
+        """The statements on each cell, as "same: bert_sa_lora accuracy +0.20 points (...)"."""
+        statements: dict[str, list[str]] = {}
+        for judgement in self.judgements:
+            statements.setdefault(judgement.cell, []).append(verdict_text(judgement))
+        return statements
+
+    def __str__(self) -> str:
+        """The sentences of the command."""
+        return "\n".join(self.verdict.sentences)
+
+
+def gate(
+    old: Path | str | Iterable[Record],
+    new: Path | str | Iterable[Record],
+    *,
+    gate_on: str | Iterable[str] = DEFAULT_KINDS,
+) -> GateAnswer:
+    """The answer of `tunegrid gate`: is a run worse than another one?
+
+    Each is a file, or the records of a run; a file also has the noise of your own calibrated cells.
+    Raises InputError if a run cannot be read or judged.
+    """
+    kinds = parse_kinds(gate_on if isinstance(gate_on, str) else ",".join(gate_on))
+    return judge(get_saved(old, "the old run"), get_saved(new, "the new run"), kinds)
+
+
+def judge(
+    old: SavedRun,
+    new: SavedRun,
+    kinds: Sequence[str],
+    given: Sequence[str] = (),
+) -> GateAnswer:
+    """The answer on two runs; `given` is the command that asks."""
+    from tunegrid.gate.gate import Run, gate  # which brings scipy
+
+    new.check_unchanged()
+    judgements = gate(Run.of_file(old), Run.of_file(new))
     verdict = run_verdict(
         new.records,
         judgements,
@@ -57,13 +109,19 @@ def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
         before=old.records,
         command=new.command,
         given=shlex.join(given),
-        files=files,
+        files=(str(old.path), str(new.path)),
     )
+    warning = f"{new.warning}." if new.doubt else ""
+    return GateAnswer(verdict=verdict, judgements=judgements, warning=warning)
+
+
+def print_answer(answer: GateAnswer, options: argparse.Namespace) -> None:
+    """Print the verdicts and the answer."""
+    verdict, judgements = answer.verdict, answer.judgements
     rows = [{"cell": j.cell, "numerics": j.verdict, "what": j.detail} for j in judgements if j.kind == "numerics"]
     sections = [table(dict.fromkeys(("cell", "numerics", "what"), ""), rows)] if options.numerics else []
-    words = summary(verdict, judgements, evidence=sections)
-    warning = [f"{new.warning}."] if new.doubt else []
-    words = "\n\n".join([*warning, words])
+    warning = [answer.warning] if answer.warning else []
+    words = "\n\n".join([*warning, summary(verdict, judgements, evidence=sections)])
     if options.format == "json":
         for sentence in warning:
             say(sentence, error=True)
@@ -83,4 +141,3 @@ def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
         )
         annotate(verdict)
     write_step_summary(words)
-    return verdict.exit_code or (Rank.CANNOT_TELL.exit_code if new.doubt else 0)

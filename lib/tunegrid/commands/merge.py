@@ -8,11 +8,13 @@ is 1 if cells are missing or these audits find a fault. A file that was changed 
 ones, those of older versions, an unsealed one is made.
 
 `--baseline` refuses what cannot be a baseline: cells that failed, were changed, are missing for a seed, started from perturbed
-weights or shared their device, uncommitted changes, and unsealed files.
+weights or shared their device, uncommitted changes, and unsealed files. With every seed it must hold
+the same cells, and all 27 quick cells of the study if it holds one of them. `--cells` selects others,
+and leaves out the rest.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tunegrid.errors import InputError
@@ -23,12 +25,13 @@ from tunegrid.runs.files import REFUSED, BenchmarkRow, SavedRun, check_alike, ha
 from tunegrid.runs.seal import SEAL
 from tunegrid.runs.status import compare_cells, contradicts
 from tunegrid.terminal import say
-from tunegrid.words import count, some
+from tunegrid.words import count, phrase, some
 
 NEXT_STEP = (
     "its record could not be saved; all that it measured is kept under `refused` in its row of {}. Correct the cause, "
     "then --resume runs it again; a version that can read the record takes it up when it merges the file"
 )
+SCORED_PROFILES = {"quick", "zoo", "tasks", "full"}  # profiles
 RowKey = tuple[str, int | None]  # a row's name without its seed, and the seed
 
 
@@ -69,16 +72,53 @@ def check_seals(runs: Sequence[SavedRun], as_baseline: bool) -> None:
             raise InputError(f"this cannot be a baseline: {run.warning}; run its cells again")
 
 
-def check_baseline(runs: Sequence[SavedRun], records: Sequence[Record]) -> None:
-    """Raises InputError if no gate could rest on these runs, which have these records in all."""
+def expected_cells(records: Sequence[Record], is_selection: bool) -> list[str]:
+    """The cells that a baseline must hold with each seed.
+
+    They are those that it holds, and all of the study if one of these is, unless --cells selects.
+    """
+    cells = dict[str, None]()
+    for record in records:
+        cells[record.cell] = None
+        if not is_selection and record.profile == "quick" and record.cell in STUDY_IDS:
+            cells |= dict.fromkeys(STUDY_IDS)
+    return list(cells)
+
+
+def keep_cells(records: Mapping[RowKey, Record], names: str) -> dict[RowKey, Record]:
+    """The records of the cells that --cells names; raises InputError if no run holds one."""
+    cells = dict.fromkeys(name.strip() for name in names.split(","))
+    kept = {key: record for key, record in records.items() if record.cell in cells}
+    held = {record.cell for record in kept.values()}
+    for cell in cells:
+        if cell not in held:
+            raise InputError(f"--cells: no run holds {cell!r}")
+    return kept
+
+
+def check_baseline(
+    runs: Sequence[SavedRun],
+    records: Sequence[Record],
+    cells: Sequence[str],
+) -> str:
+    """A sentence on the baseline that these runs make, with these cells for each seed.
+
+    Raises InputError if no gate could rest on them.
+    """
     profiles = {record.profile for record in records}
     commits = {run.path: run.content.get("commit_info") for run in runs}
     dirty_paths = [path for path, commit in commits.items() if not isinstance(commit, dict) or commit.get("dirty") is not False]
     reasons = [f"the commit of {path} had uncommitted changes, or it is not known whether it had" for path in dirty_paths]
-    reasons += ["it is not of one profile with scores"] if profiles not in ({"quick"}, {"full"}) else []
-    for seed in {record.seeds.seed for record in records} if profiles == {"quick"} else ():
-        missing_cells = set(STUDY_IDS).difference(record.cell for record in records if record.seeds.seed == seed)
-        reasons += [f"cells of the study are missing with seed {seed}: {some(sorted(missing_cells))}"] if missing_cells else []
+    if len(profiles) != 1 or not profiles <= SCORED_PROFILES:
+        reasons.append("it is not of one profile with scores")
+    cells_by_seed: dict[int | None, list[str]] = {}
+    for record in records:
+        cells_by_seed.setdefault(record.seeds.seed, []).append(record.cell)
+    for seed, held in cells_by_seed.items():
+        missing_cells = [cell for cell in cells if cell not in held]
+        if missing_cells:
+            hint = f"run them, or name the cells that it is for: --cells={','.join(held)}"
+            reasons.append(f"cells are missing with seed {seed}: {some(missing_cells)}; {hint}")
     for record in records:
         is_changed = record.profile == "quick" and record.cell in STUDY_IDS and not record.bounds
         faults = {
@@ -91,6 +131,9 @@ def check_baseline(runs: Sequence[SavedRun], records: Sequence[Record]) -> None:
     if reasons:
         raise InputError(f"this cannot be a baseline: {reasons[0]}")
     check_alike(records)
+    scope = "all of the study" if set(STUDY_IDS) <= set(cells) else some(cells)
+    seeds = phrase([f"seed {seed}" for seed in cells_by_seed])
+    return f"it is a baseline of {count(len(cells), 'cell')} ({scope}) with {seeds}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -99,6 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN.json")
     parser.add_argument("--journal", nargs="?", const="", metavar="FILE", help="also a journal's cells (default: the newest)")
     parser.add_argument("--baseline", action="store_true", help="refuse runs that are not complete, clean and passed")
+    parser.add_argument("--cells", metavar="ID,ID", help="only these cells")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.json")
     options = parser.parse_args(arguments)
     from tunegrid.report.summary import cell_lines  # here, since it imports pandas, which --help can do without
@@ -110,9 +154,15 @@ def main(arguments: list[str] | None = None) -> int:
         runs.append(files.journal_run(Path(options.journal) if options.journal else None))
     check_seals(runs, options.baseline)
     rows, raw_records = merge_rows(runs)
+    if options.cells is not None:
+        raw_records = keep_cells(raw_records, options.cells)
+        rows = {key: rows[key] for key in raw_records}
     records = dict(zip(raw_records, compare_cells(list(raw_records.values())), strict=True))
+    baseline = ""
     if options.baseline:
-        check_baseline(runs, [record for record in records.values() if record.seeds.confirms is None])
+        first_records = [record for record in records.values() if record.seeds.confirms is None]
+        cells = expected_cells(first_records, options.cells is not None)
+        baseline = check_baseline(runs, first_records, cells)
     warning = files.missing_runs(runs, {record_case(records[key]) for key in records if not has_no_time(rows[key])})
     of_one_run = (files.SHARD, files.COMMAND, files.NOISE, SEAL)
     merged = {name: value for name, value in runs[0].content.items() if name not in of_one_run}
@@ -134,6 +184,8 @@ def main(arguments: list[str] | None = None) -> int:
         if REFUSED in row:
             say(f"{record_case(records[key])}: {NEXT_STEP.format(options.output)}", error=True)
     say(f"wrote {options.output}: {len(rows)} rows of {', '.join(str(run.path) for run in runs)}")
+    if baseline:
+        say(baseline)
     if warning:
         say(warning, error=True)
     return 1 if warning or any(map(contradicts, records.values())) else 0

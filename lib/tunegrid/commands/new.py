@@ -15,11 +15,20 @@ from pathlib import Path
 from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import NAME, study
+from tunegrid.grid.metrics import OTHER_COLUMNS
+from tunegrid.grid.tasks import score_names
+from tunegrid.instruments import LISTED
 from tunegrid.terminal import say
 
 STARTERS = ROOT / "benchmarks" / "starters"
 LONGEST_NAME = 100
-CELLS = {"task": "bert_{}_lora", "method": "bert_sa_{}", "backbone": "{}_sa_lora"}  # a cell to run first
+FIRST_RUNS = {  # options that run it for the first time
+    "task": "--cells=bert_{}_lora",
+    "method": "--cells=bert_sa_{}",
+    "backbone": "--cells={}_sa_lora",
+    "metric": "--cells=bert_sa_lora",
+    "instrument": "--cells=bert_sa_lora --ask={}",
+}
 
 
 def check_name(kind: str, name: str) -> None:
@@ -33,7 +42,12 @@ def check_name(kind: str, name: str) -> None:
     installed = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(ROOT), str(ROOT / "lib")]
     if PathFinder.find_spec(name, installed):
         raise InputError(f"{name}.py would hide the installed package {name}: give another NAME")
-    if name in getattr(study(), f"{kind}s"):
+    grid = study()
+    names = {
+        "metric": [*score_names(grid.tasks["sa"].problem, 2), *OTHER_COLUMNS],
+        "instrument": LISTED,
+    }
+    if name in (names.get(kind) or getattr(grid, f"{kind}s")):
         raise InputError(f"{kind} {name!r} is in the grid already; give yours another NAME")
 
 
@@ -58,11 +72,12 @@ def write(kind: str, name: str, folder: Path) -> list[Path]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the file, say how to run it; return the exit code. Raises InputError if a name or a place is taken."""
     parser = argparse.ArgumentParser(prog="tunegrid new", description=__doc__)
-    parser.add_argument("kind", choices=CELLS)
+    parser.add_argument("kind", choices=FIRST_RUNS)
     parser.add_argument("name", metavar="NAME", help="its id in the grid: lower-case letters and digits")
     parser.add_argument("--to", type=Path, default=Path(), metavar="DIR", help="folder to write to (default: here)")
     options = parser.parse_args(arguments)
     check_name(options.kind, options.name)
-    files, cell = write(options.kind, options.name, options.to), CELLS[options.kind].format(options.name)
-    say(f"wrote {', '.join(map(str, files))}\ntunegrid run -m quick --grid={files[0]} --cells={cell}")
+    files = write(options.kind, options.name, options.to)
+    first_run = FIRST_RUNS[options.kind].format(options.name)
+    say(f"wrote {', '.join(map(str, files))}\ntunegrid run -m quick --grid={files[0]} {first_run}")
     return 0

@@ -1,20 +1,27 @@
 """Run the suite from any folder: `tunegrid run -m quick -n auto --gate=before.json`. All arguments are pytest's.
 
 Paths are relative to the current folder, and `reports/` is written there. `tunegrid run --help` shows the options that matter.
+In Python it is `tunegrid.run`, which returns the records.
 """
 
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tunegrid import ROOT
 from tunegrid.grid.recipes import CACHE
 
+if TYPE_CHECKING:
+    from tunegrid.record import Record
+
 HELP_OPTION = "--tunegrid-help"
 # The settings and the cases of this suite, whatever project the folder is of.
 SUITE = ("-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", f"-ocache_dir={CACHE / 'pytest'}", str(ROOT / "benchmarks"))
+NOTHING_SELECTED = 5  # pytest's exit code
 
 
 def command(arguments: Sequence[str], python: Path | str = sys.executable) -> list[str]:
@@ -22,11 +29,87 @@ def command(arguments: Sequence[str], python: Path | str = sys.executable) -> li
     return [str(python), "-P", "-m", "pytest", *SUITE, *arguments]
 
 
+def latest_run() -> Path:
+    """The default file of a run: in the checkout, or below the folder that this process is in."""
+    folder = ROOT if Path.cwd().is_relative_to(ROOT) else Path.cwd()
+    return folder / "reports" / "latest.json"
+
+
 def user_arguments(arguments: Sequence[object]) -> str:
     """What a user typed, of whom pytest got these arguments."""
     words = [*map(str, arguments)]
     is_suite = tuple(words[: len(SUITE)]) == SUITE
     return shlex.join(["tunegrid", "run", *words[len(SUITE) :]] if is_suite else ["pytest", *words])
+
+
+def run(
+    cells: str | Iterable[str] | None = None,
+    *,
+    seeds: int | str | Iterable[int] | None = None,
+    grid: Path | str | Iterable[Path | str] = (),
+    set: Mapping[str, object] | None = None,
+    profile: str = "quick",
+    to: Path | str | None = None,
+    options: Sequence[str] = (),
+) -> "list[Record]":
+    """Run cells as `tunegrid run` does; return a record for each cell and seed, also if it failed.
+
+    Args:
+        cells: their ids; None runs all cells of the profile.
+        seeds: one, several, or a text as "0-4"; None is seed 0.
+        grid: files that add to the grid.
+        set: values of fields of every recipe, as {"learning_rate": 1e-3}.
+        profile: the word of `-m`.
+        to: the file of the run; None writes reports/latest.json.
+        options: others of `tunegrid run`, as ("-n", "2").
+
+    Raises:
+        InputError: with the run's own sentence, if it wrote no file.
+    """
+    from tunegrid import launcher
+    from tunegrid.errors import InputError
+    from tunegrid.runs.files import read_list
+
+    path = Path(to or latest_run()).absolute()
+    words = ["-m", profile, f"--benchmark-json={path}"]
+    for option, values in (("cells", cells), ("seeds", seeds)):
+        if values is not None:
+            words.append(f"--{option}={_join(values)}")
+    files = [grid] if isinstance(grid, Path | str) else grid
+    for file in files:
+        words.append(f"--grid={file}")
+    for field, value in (set or {}).items():
+        words.append(f"--set={field}={_join(value)}")
+    before = _version(path)
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        code = launcher.run(command([*words, *options]), errors=errors)
+        errors.seek(0)
+        text = errors.read().strip()
+    if _version(path) != before:
+        sys.stderr.write(text and f"{text}\n")
+        return read_list(path)
+    if code == NOTHING_SELECTED:
+        raise InputError(f"no cell is selected by {shlex.join([*words, *options])}")
+    if not text:
+        raise InputError(f"the run wrote no {path} (exit code {code}); its output says why")
+    raise InputError(text.splitlines()[-1].removeprefix("ERROR: "))
+
+
+def _join(values: object) -> str:
+    """One value, or several, as the command line takes them."""
+    if values is None:
+        return "none"
+    if isinstance(values, Iterable) and not isinstance(values, str):
+        return ",".join(map(str, values))
+    return str(values)
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """What changes if a file is written; None without one."""
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

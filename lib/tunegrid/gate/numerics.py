@@ -61,6 +61,9 @@ class Pair:
         if not old or not new or (name in PROBES and old.probe != new.probe) or (name == "moved" and len(self.gaps) < MOVED):
             return None, None
         before, after = getattr(old, name), getattr(new, name)
+        if name == "metrics":  # a score that one of them lacks is no change of a score
+            shared = before.keys() & after.keys()
+            return {key: before[key] for key in shared}, {key: after[key] for key in shared}
         return (None, None) if name in OPTIONAL and None in (before, after) else (before, after)
 
     @property
@@ -284,8 +287,10 @@ def _evaluate(old: Record, new: Record, updates: int | None, runs: Runs) -> tupl
         early = f" of the first {count(updates, 'update')}" if updates else ""
         return Verdict.EQUAL, f"all losses{early} are equal"
     before, after = (read(record, run) for record, run in zip((old, new), runs, strict=True))
-    if before is not None and after is not None and before.equals(after):  # files of other versions have other names
-        return Verdict.EQUAL, "all losses, predictions and points are equal"
+    if before is not None and after is not None:  # files of other versions or scores have other names
+        columns = before.columns.intersection(after.columns)
+        if before[columns].equals(after[columns]):
+            return Verdict.EQUAL, "all losses, predictions and points are equal"
     # With other texts, other scores differ, too.
     gaps = {name: points for name in old.scores if (points := _gap(old.scores[name], new.scores.get(name)))}
     if gaps and gaps.keys() <= set(BERTSCORE) and max(gaps.values()) <= BERTSCORE_ROUNDING:

@@ -132,7 +132,10 @@ def weigh(metric: str, rows: Rows, one_training: bool, noise: Noise, margin: flo
     effect = by_training(before, after, sd * math.sqrt(1 / len(old) + 1 / len(new)), spread.df, scale)
     total = f"{len(new)} x {test_rows}" if len(new) > 1 else test_rows
     losses, wins = (sum(int((sign * gain > 0).sum()) for gain in gains) for sign in (-1, 1))
-    changes = f"{count(losses, 'row')} lost, {wins} gained of {total}" if gains else "from scores alone: no rows are available"
+    changes = f"{count(losses, 'row')} lost, {wins} gained of {total}"
+    if not gains:
+        changes = "from scores alone: "
+        changes += "this metric scores no single rows" if rows.points else "no rows are available"
     margin_text = f"{margin:.1f}" if round(margin, 1) == margin else f"{margin:g}"
     detail = f"{changes}; noise {words}: error {effect.error:.2f}; margin {margin_text}"
     numbers = {"low": effect.low, "high": effect.high, "error": effect.error, "margin": margin, "seeds": len(new)}

@@ -20,6 +20,7 @@ from tunegrid import ROOT
 from tunegrid.errors import InputError, first_line
 from tunegrid.grid.backbones import BACKBONES, HEAD_EXCEPTIONS, LAYOUTS, Backbone, Head, complete_head
 from tunegrid.grid.methods import METHODS, OPTIMIZERS, Method, OptimizerFactory, Quantization
+from tunegrid.grid.metrics import Metric
 from tunegrid.grid.recipes import QUICK, RECIPES, WITHOUT_EXCEPTION, Fields, Profile, Recipe, quick_changes
 from tunegrid.grid.tasks import TASKS, Problem, Task
 
@@ -149,6 +150,35 @@ class Grid:
     def add_instrument(self, instrument: Any) -> None:
         """A `tunegrid.instruments.Instrument` for `--ask`, which refuses names of ours. Raises InputError for a known name."""
         _add(self.instruments, "instrument", instrument)
+
+    def add_metric(
+        self,
+        name: str,
+        function: Any,
+        *,
+        task: str,
+        worst: float = 0.0,
+        best: float = 1.0,
+        by_row: bool = False,
+        main: bool = False,
+    ) -> None:
+        """A score of your own for a task of the grid; `main` makes it the main score.
+
+        `tunegrid.grid.metrics.Metric` describes the other arguments. Raises InputError for an unknown
+        task or a known name.
+        """
+        metric = Metric(name=name, function=function, worst=worst, best=best, by_row=by_row)
+        scored = self.tasks.get(task)
+        if scored is None:
+            names = ", ".join(self.tasks)
+            reason = f"the grid has no task {task!r}, but {names}; add the task first"
+            raise InputError(f"{metric.place}: {reason}")
+        self.tasks[task] = replace(
+            scored,
+            metrics=(*scored.metrics, metric),
+            main_score=name if main else scored.main_score,
+            bounded_scores=(*scored.bounded_scores, name),
+        )
 
     def add_recipe(
         self,

@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from tunegrid.errors import InputError
+from tunegrid.grid.metrics import Metric
 
 
 class Problem(StrEnum):
@@ -89,6 +90,7 @@ class Task:
         validation: a split's name, or what is carved out of train; the same for `test`.
         own_test: a split that `--set own_test=true` scores on, where `test` is carved out of train.
         main_score: the score that the run table shows; `bounded_scores` are those that thresholds and gates hold.
+        metrics: scores of a user's own; `Grid.add_metric` adds them.
     """
 
     id: str
@@ -111,6 +113,7 @@ class Task:
     own_test: str | None = None
     main_score: str
     bounded_scores: tuple[str, ...]
+    metrics: tuple[Metric, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises InputError if the entry contradicts itself, with what to write."""
@@ -140,6 +143,10 @@ class Task:
         if self.main_score not in self.bounded_scores:
             yield f"main_score {self.main_score!r} is not among its bounded_scores"
         scores = score_names(self.problem, len(self.labels))
+        for metric in self.metrics:
+            if metric.name in scores:
+                yield f"it has a score {metric.name!r} already; give the metric another name"
+            scores += (metric.name,)
         for name in self.bounded_scores:
             if name not in scores:
                 yield f"unknown score {name!r}; a task to {self.problem} has {', '.join(scores)}"

@@ -40,14 +40,13 @@ class Distillation(Instrument):
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
         """SFT is trained, and then the cell once more, by what SFT says of its rows."""
         assert cell.evaluation, "it was scored"
-        name, codec = cell.cell.task.main_score, make_codec(cell.cell, load_tokenizer(cell.cell))
+        points = {"alone": cell.row_points(cell.evaluation)}
+        codec = make_codec(cell.cell, load_tokenizer(cell.cell))
         teacher = cell.train_other(cell.sft)
         learn_from(teacher, codec)
         student = cell.train_other(cell.cell, codec)
-        points = {"alone": cell.evaluation.examples[name]}
-        points |= {
-            part: cell.score(cell.test_rows, one).examples[name] for part, one in (("taught", student), ("teacher", teacher))
-        }
+        points["taught"] = cell.row_points(cell.score(cell.test_rows, student))
+        points["teacher"] = cell.row_points(cell.score(cell.test_rows, teacher))
         gain = [taught - alone for alone, taught in zip(points["alone"], points["taught"], strict=True)]
         lines = [tidy("points", values, part=part, row=cell.row_names) for part, values in points.items()]
         return pd.concat([*lines, tidy("gain", gain, part="taught", row=cell.row_names)])

@@ -52,11 +52,11 @@ class Interpolation(Instrument):
         first, second = copy_state(model), copy_state(cell.train_other(cell.sft))
         check_same_tensors(first, second)
         assert cell.splits, "training had rows"
-        name, validation = cell.cell.task.main_score, cell.splits.validation
+        validation = cell.splits.validation
 
         def points_at(share: float, rows: Sequence[Row]) -> list[float]:
             load_state(model, interpolate(first, second, share))
-            return cell.score(rows, model).examples[name]
+            return cell.row_points(cell.score(rows, model))
 
         on_validation = {share: points_at(share, validation) for share in SHARES}
         means = {share: fmean(points) for share, points in on_validation.items()}

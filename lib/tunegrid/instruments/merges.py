@@ -150,7 +150,7 @@ class _Merging:
         return load_adapter(base_model.dequantize() if base == "unpacked" else base_model, folder, device)
 
     def _points(self, evaluation: Evaluation) -> list[float]:
-        return evaluation.examples[self.cell.cell.task.main_score]
+        return self.cell.row_points(evaluation)
 
     def _logits(self, model: nn.Module) -> list[Tensor]:
         """Of the sampled rows; of a text only what predicts its target."""

@@ -44,6 +44,13 @@ class TrainedCell(Evidence):
         """Predictions and points of rows, by the cell's model or by another; without BERTScore, which takes long."""
         return self.evaluate(model or self.model, rows=rows)
 
+    def row_points(self, evaluation: Evaluation) -> list[float]:
+        """The main score's points of each row. Raises NotAskedError if it scores all rows at once."""
+        name = self.cell.task.main_score
+        if name not in evaluation.examples:
+            raise NotAskedError(f"its main score {name} gives single rows no points")
+        return evaluation.examples[name]
+
     @property
     def sft(self) -> Cell:
         """Full fine-tuning of the same backbone and task. Raises NotAskedError if this is it, or if the grid has none."""

@@ -288,9 +288,7 @@ OF_QUICK = (
 
 def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> list[Section]:
     """What is not like for like, a table for each task, what cannot be told apart, and which of the records are left out."""
-    study = read_list(PUBLISHED) if PUBLISHED.is_file() else []
-    published = {one.cell: one.scores.get(one.main_score, one.scores.get(INSTEAD.get(one.main_score, ""))) for one in study}
-    frame = pd.DataFrame([_row(one, method, published) for one in comparisons for method in one.entries])
+    frame = method_frame(comparisons)
     parts = [_differences(comparisons)]
     for (task, score), rows in frame.groupby(["task", "score"], sort=False):
         view = rows.drop(columns=["profile", "task", "score"]).dropna(axis=1, how="all")
@@ -303,6 +301,19 @@ def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> li
     notes = [*omissions, *LEGEND, *of_study, *quick]
     tables = [part for part in parts if part.cells]
     return [*tables, _pairs(comparisons), Section(heading="What to know", sentences=notes)]
+
+
+def method_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+    """A line for each method, by task and backbone, the best first."""
+    study = read_list(PUBLISHED) if PUBLISHED.is_file() else []
+    published: dict[str, float | None] = {}
+    for record in study:
+        printed = record.scores.get(INSTEAD.get(record.main_score, ""))
+        published[record.cell] = record.scores.get(record.main_score, printed)
+    rows: list[dict[str, object]] = []
+    for comparison in comparisons:
+        rows += [_row(comparison, method, published) for method in comparison.entries]
+    return pd.DataFrame(rows)
 
 
 def _row(comparison: Comparison, method: str, study_scores: Mapping[str, float | None]) -> dict[str, object]:

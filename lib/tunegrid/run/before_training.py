@@ -6,7 +6,6 @@ They fill the record's `FirstStep`: the same seed, rows and arithmetic give the 
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from tunegrid.run.build import base_type, dtype_name, unpack_weight
 from tunegrid.run.device import DoesNotFit, check_memory, free_memory
 from tunegrid.run.evaluate import evaluate
 from tunegrid.run.first_updates import Figures, digest, figure, gradient_figures, names_by_group, norms
-from tunegrid.run.metrics import METRICS, TELLING, Metrics
+from tunegrid.run.metrics import TELLING, Metrics, score_rows
 from tunegrid.run.module_figures import Columns, ModuleFigures
 from tunegrid.run.probe import attach, compute_types, has_fp32_base, keep_state, run_search, spread_features, type_of_digits
 from tunegrid.run.train import Trainer
@@ -141,7 +140,7 @@ def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -
 
 def untrained_scores(trainer: Trainer, metrics: Metrics, rows: Sequence[Row]) -> dict[str, Any]:
     """The points of each row before training, and a digest of the first predictions; null if memory runs out."""
-    codec, facts, cheap = trainer.codec, dict[str, Any].fromkeys(("predicted", "untrained")), replace(metrics, bert_scorer=None)
+    codec, facts, cheap = trainer.codec, dict[str, Any].fromkeys(("predicted", "untrained")), Metrics()
     with suppress(InputError):
         evaluation = evaluate(trainer.model, codec, rows, cheap, trainer.meter.device, progress=lambda *state: None)
         facts["untrained"] = evaluation.examples[TELLING[codec.task.problem]]
@@ -156,5 +155,5 @@ def fixed_answers(task: Task, metrics: Metrics, rows: Sequence[Row]) -> Figures:
     for index, row in enumerate(() if task.labels else rows):
         reference = answer_texts(task, row)[0] if task.problem is Problem.EXTRACT else row[task.target]
         answers.append(" ".join(["the", *(word for i, word in enumerate(reference.split()) if (i + index) % 3)]))
-    scores = METRICS[task.problem](metrics, task, rows, answers).scores
-    return {name: figure(score) for name, score in scores.items()}
+    scores = score_rows(metrics, task, rows, answers).scores
+    return {name: figure(points) for name, points in scores.items()}

@@ -19,7 +19,7 @@ from tunegrid.grid.recipes import Precision
 from tunegrid.record.record import EvaluationRecord
 from tunegrid.run.device import DoesNotFit, autocast, check_memory, free_memory, resolve_precision
 from tunegrid.run.meter import Progress
-from tunegrid.run.metrics import METRICS, Metrics
+from tunegrid.run.metrics import Metrics, score_rows
 from tunegrid.run.ranks import ALONE, Ranks
 
 EVAL_BATCH = 64  # features; large, since no gradients are kept and sorting leaves little padding
@@ -56,7 +56,7 @@ def evaluate(
     outputs, batch = predict(model, codec, features, device, progress, ranks)
     seconds = time.perf_counter() - start
     predictions = codec.decode(rows, features, outputs)
-    result = ranks.first(lambda: METRICS[task.problem](metrics, task, rows, [one.value for one in predictions]))
+    result = ranks.first(lambda: score_rows(metrics, task, rows, [one.value for one in predictions]))
     losses = [prediction.loss for prediction in predictions if prediction.loss is not None]
     lengths = [len(output) for output in outputs] if codec.generates else []  # the end token included
     length_figures = {"mean": fmean(lengths), "median": float(median(lengths)), "longest": max(lengths)} if lengths else None

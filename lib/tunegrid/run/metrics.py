@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tunegrid.data.sources import Row, answer_texts
+from tunegrid.grid.metrics import Metric
 from tunegrid.grid.tasks import Problem, Task
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
@@ -31,6 +32,7 @@ class Metrics:
     """What metrics are computed with; `bert_scorer` computes BERTScore for the tasks that need it, None leaves it out."""
 
     bert_scorer: "BertScorer | None" = None
+    own: Sequence[Metric] = ()  # a user's
 
 
 def needs_bertscore(task: Task) -> bool:
@@ -128,6 +130,29 @@ METRICS: dict[Problem, Callable[[Metrics, Task, Sequence[Row], Sequence[Any]], S
     Problem.EXTRACT: extraction,
     Problem.GENERATE: generation,
 }
+
+
+def score_rows(
+    metrics: Metrics,
+    task: Task,
+    rows: Sequence[Row],
+    predicted: Sequence[Any],
+) -> Scored:
+    """The scores of a task's problem, and those of a user's own metrics."""
+    scored = METRICS[task.problem](metrics, task, rows, predicted)
+    references = [row[task.target] for row in rows]
+    if task.problem is Problem.EXTRACT:
+        references = [answer_texts(task, row) for row in rows]
+    for metric in metrics.own:
+        if metric.by_row:
+            pairs = zip(predicted, references, strict=True)
+            points = [metric.points([guess], [truth]) for guess, truth in pairs]
+            scored.examples[metric.name] = points
+            scored.scores[metric.name] = fmean(points)
+        else:
+            scored.scores[metric.name] = metric.points(predicted, references)
+        scored.sources[metric.name] = "own"
+    return scored
 
 
 # BERTScore (Zhang et al. 2020) with any BERT encoder. No idf weights and no rescaling, as `bert_score`'s defaults; on one

@@ -153,6 +153,16 @@ def read_saved(path: Path) -> SavedRun:
     return replace(_parse(path, run), doubt=doubt)
 
 
+def get_saved(run: Path | str | Iterable[Record], name: str = "the run") -> SavedRun:
+    """A run by its file, or by its records, which messages call by this name.
+
+    Raises InputError as `read_saved` does.
+    """
+    if isinstance(run, Path | str):
+        return read_saved(Path(run))
+    return SavedRun(path=Path(name), records=list(run))
+
+
 def _parse(path: Path, run: RunJson) -> SavedRun:
     rows = list[tuple[BenchmarkRow, Record | None]]()
     for row in run["benchmarks"]:

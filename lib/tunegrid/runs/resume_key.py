@@ -53,8 +53,10 @@ def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequen
 
 
 def source_files(cell: Cell) -> list[Path]:
-    """The files that define the cell's method, optimizer and architecture, if they are a user's."""
-    parts = (*type(cell.method).__mro__, getattr(cell.optimizer, "func", cell.optimizer), cell.head.architecture)
+    """The files that define the cell's method, optimizer, architecture and metrics, if they are a user's."""
+    parts = [*type(cell.method).__mro__, getattr(cell.optimizer, "func", cell.optimizer), cell.head.architecture]
+    for metric in cell.task.metrics:
+        parts.append(metric.function)
     modules = {sys.modules.get(getattr(part, "__module__", None) or "") for part in parts}
     files = {Path(file) for module in modules if (file := getattr(module, "__file__", None))}
     return sorted(file for file in files if file.is_file() and not file.is_relative_to(ROOT / "lib"))

@@ -50,7 +50,7 @@ def test_a_baseline_is_made_of_clean_complete_passed_runs_one_a_seed(tmp_path):
 
 
 REFUSED = {
-    "cells of the study are missing with seed 0: bert_sum_lora": lambda first, others: others,
+    "cells are missing with seed 0: bert_sum_lora; run them, or name": lambda first, others: others,
     "did not pass: missed": lambda first, others: [replace(first, status="missed", missed=["why"]), *others],
     "was changed or limited": lambda first, others: [replace(first, bounds={}), *others],
     "it is not of one profile": lambda first, others: [replace(r, profile="other") for r in (first, *others)],
@@ -66,6 +66,40 @@ def test_what_is_no_baseline_is_refused(tmp_path, capsys, reason):
     run = run_file(tmp_path / "run.json", REFUSED[reason](first, others))
     assert reason in refusal(capsys, merge.main, run, "--baseline", "-o", tmp_path / "to.json")
     assert not (tmp_path / "to.json").exists()
+
+
+OWN = ("bert_mine_lora", "bert_mine_sft")
+
+
+def own_grid(seed, cells=OWN):
+    first, second, *_ = whole_grid(seed)
+    named = zip((first, second), cells, strict=False)
+    return [replace(record, cell=cell, task="mine", method=cell.rpartition("_")[2], bounds={}) for record, cell in named]
+
+
+def test_cells_of_a_users_own_are_a_baseline_and_the_answer_names_them(tmp_path, capsys):
+    runs = [str(run_file(tmp_path / f"{seed}.json", own_grid(seed))) for seed in (0, 1)]
+    target = tmp_path / "own.json"
+    assert merge.main([*runs, "--baseline", "-o", str(target)]) == 0
+    assert "a baseline of 2 cells (bert_mine_lora, bert_mine_sft) with seed 0 and seed 1" in capsys.readouterr().out
+    assert sorted(record.cell for record in read_list(target)) == sorted(2 * OWN)
+
+
+def test_a_cell_that_one_seed_lacks_is_named_and_the_others_can_be_chosen(tmp_path, capsys):
+    runs = [run_file(tmp_path / "0.json", own_grid(0)), run_file(tmp_path / "1.json", own_grid(1, OWN[:1]))]
+    words = [*runs, "--baseline", "-o", tmp_path / "to.json"]
+    assert "missing with seed 1: bert_mine_sft; run them, or name" in refusal(capsys, merge.main, *words)
+    assert merge.main([*map(str, words), f"--cells={OWN[0]}"]) == 0
+    assert [record.cell for record in read_list(tmp_path / "to.json")] == [OWN[0]] * 2
+
+
+def test_some_cells_of_the_study_are_a_baseline_if_they_are_named(tmp_path, capsys):
+    run = run_file(tmp_path / "run.json", whole_grid()[:3])
+    names = ",".join(STUDY_IDS[:2])
+    assert merge.main([str(run), "--baseline", f"--cells={names}", "-o", str(tmp_path / "to.json")]) == 0
+    assert "a baseline of 2 cells" in capsys.readouterr().out
+    words = [run, "--cells=t5_sa_lorra", "-o", tmp_path / "no.json"]
+    assert "no run holds" in refusal(capsys, merge.main, *words)
 
 
 def test_a_dirty_commit_is_refused_and_a_users_own_full_cells_are_not(tmp_path, capsys):

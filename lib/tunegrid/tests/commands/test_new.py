@@ -36,11 +36,30 @@ def test_a_starter_adds_nine_quick_cells(written, kind, first):
         assert (len(own), {row["label"] for row in own}) == (rows, {"positive", "negative"})
 
 
+def run_starter(path, folder, *options):
+    code, output, rows = run(folder, "-m", "quick", f"--grid={path}", "--set", "max_steps=3", *options, timeout=300)
+    assert (code, [row["status"] for row in rows]) == (TOO_SHORT, ["passed"]), output
+    return rows[0]
+
+
 @pytest.mark.parametrize(("kind", "cell"), [("task", "gpt2_mine_lora"), ("method", "t5_sa_mine"), ("backbone", "mine_sa_lora")])
 def test_a_starter_runs_as_it_is_written(written, tmp_path, kind, cell):
-    how = ("-m", "quick", f"--grid={written(kind)}", f"--cells={cell}", "--set", "max_steps=3")
-    code, output, rows = run(tmp_path, *how, timeout=300)
-    assert (code, [row["status"] for row in rows]) == (TOO_SHORT, ["passed"]), output
+    run_starter(written(kind), tmp_path, f"--cells={cell}")
+
+
+def test_a_metric_and_an_instrument_run_as_they_are_written(tmp_path):
+    for kind, name in (("metric", "mine"), ("instrument", "asked")):
+        assert new.main([kind, name, f"--to={tmp_path}"]) == 0
+    row = run_starter(tmp_path / "mine.py", tmp_path, f"--grid={tmp_path / 'asked.py'}", "--cells=bert_sa_lora", "--ask=asked")
+    assert row["main_score"] == "mine"
+    assert 0 <= row["scores"]["mine"] <= 100
+    assert row["evaluation"]["metric_sources"]["mine"] == "own"
+    assert list(row["instruments"]) == ["asked"]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("metric", "accuracy"), ("metric", "note"), ("instrument", "calibration")])
+def test_a_metric_or_an_instrument_gets_no_name_of_the_suite(kind, name, tmp_path, capsys):
+    assert f"{kind} '{name}' is in the grid already" in refusal(capsys, new.main, kind, name, f"--to={tmp_path}")
 
 
 @pytest.mark.parametrize("place", ["mine.py", "mine"])

@@ -7,11 +7,13 @@ from random import Random
 
 import datasets
 
+import tunegrid
 from tunegrid import ROOT
 from tunegrid.commands import calibrate
+from tunegrid.commands.run import SUITE
 from tunegrid.gate.thresholds import load_bounds
 from tunegrid.runs.files import read_saved
-from tunegrid.tests.sessions import SessionProcess, benchmark_rows, full_options
+from tunegrid.tests.sessions import ForkedProcess, SessionProcess, benchmark_rows, full_options
 
 GUIDES = "\n".join(guide.read_text() for guide in sorted((ROOT / "benchmarks" / "guides").glob("*.md")))
 BLOCK = re.compile(r"<!-- example: (?P<name>\w+\.py) -->\n```python\n(?P<code>.*?)```", re.DOTALL)
@@ -24,6 +26,30 @@ def reviews(count):
     parts = product(PARTS, PARTS, (("poor", 0), ("great", 1), ("bad", 0), ("good", 1), ("weak", 0), ("solid", 1)))
     rows = [{"sentence": f"the {one} is {word} and so is the {two} .", "label": label} for one, two, (word, label) in parts]
     return [{"idx": number, **row} for number, row in enumerate(rows[:count])]
+
+
+def test_a_sweep_in_python_prints_the_mean_of_each_learning_rate(tmp_path):
+    (tmp_path / "sweep.py").write_text(EXAMPLES["sweep.py"])
+    answer = ForkedProcess(tmp_path / "sweep.py", folder=tmp_path).ended()
+    assert answer.returncode == 0, answer.stderr
+    assert re.search(r"^0\.005 +9\d\.\d.*\n0\.010 +9\d\.\d", answer.stdout, re.MULTILINE), answer.stdout
+    assert len(read_saved(tmp_path / "reports" / "latest.json").records) == 2
+
+
+def test_a_metric_of_the_guide_has_a_bound_and_is_judged(tmp_path):
+    (tmp_path / "recall.py").write_text(EXAMPLES["recall.py"])
+    (tmp_path / "recall.quick.toml").write_text("[cells.bert_sa_lora]\nrecall = { minimum = 80.0 }\n")
+    options = (*SUITE, "-m", "quick", f"--grid={tmp_path / 'recall.py'}", "--cells=bert_sa_lora", "-n0")
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    for more in ([f"--benchmark-json={first}"], [f"--benchmark-json={second}", f"--gate={first}"]):
+        answer = SessionProcess(*options, *more, folder=tmp_path).ended()
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+    [record] = read_saved(second).records
+    assert (record.main_score, record.bounds["recall"], record.status) == ("recall", 80, "passed")
+    judged = tunegrid.gate(first, second).cells["bert_sa_lora"]
+    assert [text for text in judged if " recall " in text] == [
+        "same: bert_sa_lora recall +0.00 points (equal to the last digit, and no row lost or gained points)"
+    ]
 
 
 def test_three_commands_lead_from_rows_to_a_gated_cell(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import re
 import shlex
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -266,8 +267,8 @@ def parse(config, words):
             bisect.main(words[2:])
     elif words[:2] == ["tunegrid", "gate"]:
         with pytest.MonkeyPatch.context() as patched:
-            for name in ("read_saved", "judge"):
-                patched.setattr(command, name, lambda *_: 0)
+            for name in ("read_saved", "judge", "print_answer"):
+                patched.setattr(command, name, lambda *_: SimpleNamespace(exit_code=0))
             assert command.main(words[2:]) == 0
     else:
         unknown = config._parser.parse_known_and_unknown_args(words[words.index("-m") :] if "-m" in words else words[1:])[1]

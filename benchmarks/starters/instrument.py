@@ -1,0 +1,38 @@
+"""One more question to a trained cell.
+
+tunegrid run -m quick --grid=NAME.py --cells=bert_sa_lora --ask=NAME  # runs at once
+"""
+
+from typing import ClassVar
+
+from tunegrid.instruments import Figure, Instrument, tidy
+
+ROWS = 40
+
+
+class Longest(Instrument):
+    """Asks for the points of the longest rows."""
+
+    id = "NAME"  # as --ask names it
+    question = f"how right is it on its {ROWS} longest test rows? Points"  # the heading of its table
+    # A gate with --gate-on=instruments judges it if `better` is "higher" or "lower"; a change of
+    # less than `margin` does not count. Without `better` the figure is only shown.
+    figures: ClassVar = {"points": Figure(better="higher", margin=3.0, shown=".1f")}
+
+    def measure(self, cell, before):
+        """Their points, one line for each row, so that two runs are compared row by row."""
+        # `cell.evaluation` has what the cell answered; `cell.score(rows)` scores other rows, and
+        # `cell.score(rows, model)` another model. If a method `before(cell)` measures before
+        # training, `before` is what it returned. A single number is tidy("points", 93.0).
+        points = cell.row_points(cell.evaluation)
+        by_length = []
+        for row, name, score in zip(cell.test_rows, cell.row_names, points, strict=True):
+            length = sum(len(row[column]) for column in cell.cell.text)
+            by_length.append((length, name, score))
+        by_length.sort()
+        _, names, scores = zip(*by_length[-ROWS:], strict=True)
+        return tidy("points", scores, row=names)
+
+
+def pytest_tunegrid_grid(grid):
+    grid.add_instrument(Longest())
