@@ -16,6 +16,7 @@ COMMANDS = {
     "merge": "make one run of several, or of a killed session's journal; --baseline for a baseline",
     "upgrade": "can I upgrade a library? runs the cells before and after, and says what changed",
     "bisect": "find the release of a library, or the commit, that made cells worse",
+    "history": "what did each release of a library change? runs the cells with all of them, and tabulates it",
     "speed": "did training become slower, or take more memory? compares two environments in turns",
 }
 
