@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import requires, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from packaging.requirements import Requirement
@@ -100,25 +100,32 @@ class History:
         return [Section(heading=f"{self.library}, release by release", sentences=[self.answer]), Section(frame=frame)]
 
 
-def compare(options: argparse.Namespace, old: SavedRun, new: SavedRun, sides: tuple[Environment, Environment]) -> Release:
-    """What changed from a run to that of the next release."""
-    judgements = judge_sides(old, new)
-    verdict = run_verdict(new.records, judgements, parse_kinds(options.gate_on), before=old.records)
-    changed_cells = cells_with_changes(judgements)
+class MeasuredRelease(NamedTuple):
+    """A release that ran."""
+
+    version: str
+    side: Environment
+    run: SavedRun
+
+
+def compare(old: MeasuredRelease, new: MeasuredRelease, kinds: Sequence[str]) -> Release:
+    """What changed from a release to the next one."""
+    judgements = judge_sides(old.run, new.run)
+    verdict = run_verdict(new.run.records, judgements, kinds, before=old.run.records)
     places = dict.fromkeys(judgement.detail for judgement in judgements if is_change(judgement))
     figures = [f"{j.cell} {j.quantity} {j.verdict}: {j.detail}" for j in judgements if is_other_figure(j)]
     audits = {}
-    for record in new.records:
+    for record in new.run.records:
         sentences = failed_audits(record.audits, record.excused)
         if sentences:
             audits[record.cell] = sentences
     numerics = tally(j.verdict for j in judgements if j.quantity == "numerics")
     return Release(
-        version=options.release,
-        before=options.before,
-        installed=changes(*sides),
+        version=new.version,
+        before=old.version,
+        installed=changes(old.side, new.side),
         answer=verdict.answer,
-        changed_cells=changed_cells,
+        changed_cells=cells_with_changes(judgements),
         places=[*places],
         figures=figures,
         audits=audits,
@@ -138,15 +145,16 @@ def is_other_figure(judgement: Judgement) -> bool:
 
 def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
     """Measure each release once, and compare it with the last before it that ran."""
+    kinds = parse_kinds(options.gate_on)
     cells = options.cells.split(",") if options.cells else []
     first_updates = ("--first-updates",) if options.profile in SCORED else ()
     releases: list[Release] = []
-    last: tuple[str, Environment, SavedRun] | None = None
+    last: MeasuredRelease | None = None
     for number in reversed(numbers):
         say(f"{options.library} {number}, {len(releases) + 1} of {len(numbers)}")
         try:
             side = environments.get_environment([f"{options.library}=={number}"], options.find_links)
-            run = run_side(options, side, cells, first_updates)
+            new = MeasuredRelease(number, side, run_side(options, side, cells, first_updates))
         except InputError as error:
             releases.append(Release(version=number, fault=str(error)))
             say(f"{options.library} {number} does not run: {error}")
@@ -154,15 +162,13 @@ def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
         if last is None:
             release = Release(version=number, answer="the first")
         else:
-            before, old_side, old = last
-            options.release, options.before = number, before
-            release = compare(options, old, run, (old_side, side))
+            release = compare(last, new, kinds)
             if options.whole and release.changed_cells:
-                whole = [run_side(options, each, release.changed_cells) for each in (old_side, side)]
-                release = compare(options, whole[0], whole[1], (old_side, side))
+                whole = [one._replace(run=run_side(options, one.side, release.changed_cells)) for one in (last, new)]
+                release = compare(*whole, kinds)
         say(f"{options.library} {number}: {release.answer}")
         releases.append(release)
-        last = number, side, run
+        last = new
     return releases
 
 
@@ -208,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path in options.output:
         if path.suffix not in PAGES:
             raise InputError(f"{path}: expected a name that ends in {some([*PAGES])}")
-    parse_kinds(options.gate_on)
+    parse_kinds(options.gate_on)  # before anything runs
     causes = read_causes(options.causes)
     try:
         first = Version(options.origin) if options.origin else supported_from(options.library)
