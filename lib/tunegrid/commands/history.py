@@ -164,8 +164,9 @@ def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
         else:
             release = compare(last, new, kinds)
             if options.whole and release.changed_cells:
-                whole = [one._replace(run=run_side(options, one.side, release.changed_cells)) for one in (last, new)]
-                release = compare(*whole, kinds)
+                changed = release.changed_cells
+                old_whole, new_whole = (each._replace(run=run_side(options, each.side, changed)) for each in (last, new))
+                release = compare(old_whole, new_whole, kinds)
         say(f"{options.library} {number}: {release.answer}")
         releases.append(release)
         last = new
