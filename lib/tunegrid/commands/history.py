@@ -16,7 +16,6 @@ from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
@@ -96,6 +95,8 @@ class History:
     @property
     def sections(self) -> list[Section]:
         """The answer and the table."""
+        import pandas as pd  # which --help does without
+
         frame = pd.DataFrame([release.row for release in self.releases])
         return [Section(heading=f"{self.library}, release by release", sentences=[self.answer]), Section(frame=frame)]
 

@@ -59,7 +59,7 @@ def test_cells_of_the_project_import_its_modules_and_a_list_of_them_writes_nothi
     (project / "cells.py").write_text(CELLS)
     before = {path.name for path in project.iterdir()} | {"__pycache__"}
     # A blank before a path inside the project, whose conftest.py pytest would load for one to collect.
-    words = ("-m", "quick", "--checkpoint-root", project / "lib", "--grid", "cells.py", "--cells=bert_sa_mine", "--list-cells")
+    words = ("-m", "quick", "--grid", "cells.py", "--cells=bert_sa_mine", "--list-cells")
     code, output = answer(project, "tunegrid", "run", *words)
     assert (code, "the project the project\n" in output, "1 cell\n" in output) == (0, True, True), output
     assert {path.name for path in project.iterdir()} <= before

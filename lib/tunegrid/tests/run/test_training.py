@@ -171,7 +171,7 @@ def test_generated_texts_are_counted_in_tokens_up_to_their_end(monkeypatch):
     codec, rows = get_codec("t5_sum_sft"), read_rows("cnn_dailymail/train")[:2]
     monkeypatch.setattr(codec, "generate", lambda *_: torch.tensor([[5, 6, codec.end_id, 0], [5, codec.end_id, 0, 0]]))
     nothing = Scored(scores={}, examples={}, sources={})
-    monkeypatch.setattr("tunegrid.run.evaluate.METRICS", {codec.task.problem: lambda *_: nothing})
+    monkeypatch.setattr("tunegrid.run.metrics.METRICS", {codec.task.problem: lambda *_: nothing})
     evaluation = evaluate(torch.nn.Module(), codec, rows, Metrics(), CPU, silent())
     assert evaluation.part.generated_tokens == {"mean": 2.5, "median": 2.5, "longest": 3}
     assert evaluation.generated_tokens_per_second == pytest.approx(5 / evaluation.part.seconds)
