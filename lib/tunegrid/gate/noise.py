@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from tunegrid.errors import InputError
 from tunegrid.gate.thresholds import (
     LAB_CALIBRATE,
     OWN_CALIBRATE,
@@ -217,11 +218,13 @@ def load_own_noise(path: Path) -> list[OwnNoise]:
         return []
     with tables(path, "noise", OWN_CALIBRATE) as content:
         cells = check_shape(content.get("noise", {}), dict[str, dict[str, Any]])
-        profile = content["evidence"]["profile"]
+        if cells and "profile" not in content.get("evidence", {}):
+            raise InputError("a line `profile` under [evidence] is missing")
         entries = []
         for cell, facts in cells.items():
             bounds = content["cells"][cell]
             scores = {name: bound["scores"] for name, bound in bounds.items() if "scores" in bound}
+            profile = content["evidence"]["profile"]
             entry = facts | {"cell": cell, "profile": profile, "scores": scores}
             entries.append(check_shape(entry, OwnNoise))
         return entries

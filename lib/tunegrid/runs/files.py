@@ -33,7 +33,8 @@ RunJson = dict[str, Any]  # a run: its rows as `benchmarks`, the machine, the co
 UNFINISHED, COMMAND, SHARD, NOISE = "unfinished", "command", "shard", "noise"
 REFUSED = "refused"  # in a row: the record of a cell as it was measured, if it is not sound
 WAS_CHANGED = "was changed since it was written"
-UNSEALED = "is unsealed: a version before 0.22 wrote it, or another program"
+UNSEALED = "has no seal: a version before 0.22 wrote it, or another program"
+NEW_RUN = "make a new one with `tunegrid run -m PROFILE --benchmark-json=FILE`"
 NAMED = 30  # missing runs that are named
 JOURNAL = CACHE / "journal"
 
@@ -123,7 +124,7 @@ class SavedRun:
     def check_unchanged(self) -> None:
         """Raises InputError for a file that was changed."""
         if self.doubt.startswith(WAS_CHANGED):
-            raise InputError(f"{self.warning}: give it as it was written, or run its cells again")
+            raise InputError(f"{self.warning}: give it as it was written, or {NEW_RUN}")
 
 
 def load(path: Path) -> RunJson:
@@ -150,13 +151,21 @@ def read_saved(path: Path) -> SavedRun:
     doubt = UNSEALED if seal == "unsealed" else ""
     if names or seal == "changed":
         doubt = f"{WAS_CHANGED} ({some(names) or 'what it says of the whole run'})"
-    return replace(_parse(path, run), doubt=doubt)
+    try:
+        return replace(_parse(path, run), doubt=doubt)
+    except InputError as error:
+        if not doubt:
+            raise
+        cause = str(error).removeprefix(f"{path}, ")
+        raise InputError(f"{path} {doubt}, and cannot be read ({cause}): {NEW_RUN}") from None
 
 
 def _parse(path: Path, run: RunJson) -> SavedRun:
     rows = list[tuple[BenchmarkRow, Record | None]]()
     for row in run["benchmarks"]:
-        record = from_json(row["extra_info"], str(path)) if is_cell(row["extra_info"]) else None
+        record = None
+        if is_cell(row["extra_info"]):
+            record = from_json(row["extra_info"], str(path), is_old=SEAL not in run)
         fields = {name: value for name, value in row.items() if name != SEAL}
         rows.append((fields | {"extra_info": to_json(record)} if record else fields, record))
     records = [record for _, record in rows if record]
