@@ -283,6 +283,7 @@ class JournalLine(NamedTuple):
     key: str
     row: BenchmarkRow
     seal: str
+    number: int  # of the line in its file, from 1
 
 
 def journal_line(key: str, row: BenchmarkRow) -> bytes:
@@ -292,11 +293,12 @@ def journal_line(key: str, row: BenchmarkRow) -> bytes:
 
 def read_journal(path: Path) -> Iterator[JournalLine]:
     """The lines of a journal; one that was cut off is left out."""
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
             row = entry["row"] | {"extra_info": entry["row"]["extra_info"] | {}}
-            yield JournalLine(str(entry["key"]), row, check_seal(entry))
+            yield JournalLine(str(entry["key"]), row, check_seal(entry), number)
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
 
