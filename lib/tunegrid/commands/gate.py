@@ -41,6 +41,7 @@ def judge(old: SavedRun, new: SavedRun, options: argparse.Namespace) -> int:
     from tunegrid.gate.gate import Run, gate  # which brings scipy
 
     kinds = parse_kinds(options.on)
+    old.check_unchanged()
     new.check_unchanged()
     judgements = gate(Run.of_file(old), Run.of_file(new))
     files = f"{old.path}", f"{new.path}"

@@ -148,8 +148,9 @@ def read_saved(path: Path) -> SavedRun:
     seal = check_seal(run)
     changed_rows = [row for row in run["benchmarks"] if check_seal(row) == "changed"]
     names = [row_name(row).rpartition("::")[2] for row in changed_rows]
+    has_sealed_rows = any(SEAL in row for row in run["benchmarks"])
     doubt = UNSEALED if seal == "unsealed" else ""
-    if names or seal == "changed":
+    if names or seal == "changed" or (seal == "unsealed" and has_sealed_rows):
         doubt = f"{WAS_CHANGED} ({some(names) or 'what it says of the whole run'})"
     try:
         return replace(_parse(path, run), doubt=doubt)

@@ -95,6 +95,8 @@ LIES = {
     "commit": lambda run: run["commit_info"].update(id="b" * 40),
     "time": lambda run: run["benchmarks"][0]["stats"].update(data=[0.5]),
     "a row less": lambda run: run["benchmarks"].pop(),
+    "its own seal": lambda run: run.pop("seal"),
+    "another profile": in_record(profile="quick"),
 }
 
 
@@ -124,9 +126,10 @@ def words(folder, command):
     return [str(folder / word) if word[0].isupper() else word for word in command.split()]
 
 
+@pytest.mark.parametrize("name", ["speed", "another profile"])
 @pytest.mark.parametrize("command", REFUSING)
-def test_a_changed_run_is_neither_judged_nor_merged(folder, capsys, command):
-    lie(folder, "speed")
+def test_a_changed_run_is_neither_judged_nor_merged(folder, capsys, command, name):
+    lie(folder, name)
     assert "LIE.json was changed since it was written (test_finetune[full-bert_sa_lora-seed1])" in refusal(
         capsys, main, *words(folder, command)
     )
