@@ -44,7 +44,9 @@ def from_json(data: Mapping[str, Any], source: str = "", *, is_old: bool = False
     try:
         # As JSON again: from it pydantic reads a tuple, say, and from a list it does not.
         record = adapter().validate_json(pydantic_core.to_json(fields))
-        faults = [] if is_old else list(contradictions(record))
+        faults = list[str]()
+        if not is_old:
+            faults.extend(contradictions(record))
     except ValidationError as error:
         messages = [(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors(include_url=False)]
         faults = [f"{field[:80] or 'the record'}: {message}" for field, message in messages]
