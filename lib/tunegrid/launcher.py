@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +21,7 @@ from typing import IO, Any
 
 from pydantic import TypeAdapter
 
-from tunegrid.machine import share_threads
+from tunegrid.machine import share_threads, temporary_folder
 
 LOCK = "TUNEGRID_LAUNCHER_LOCK"  # names the file that a session's launcher has locked
 END_SECONDS = 5.0  # for a process that is asked to end
@@ -49,7 +48,7 @@ def run(
     `output` takes all that it says, in place of this process's streams, or `errors` its standard error.
     After `limit_seconds` it is ended, with OVERDUE.
     """
-    with tempfile.NamedTemporaryFile(prefix="tunegrid-lock-") as lock:
+    with temporary_folder() as folder, (folder / "lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         env = {**(os.environ if environment is None else environment), LOCK: lock.name}
         stderr = errors or (output and subprocess.STDOUT)
@@ -153,9 +152,9 @@ def run_test(
     # torchrun gives each rank one thread
     variables = share_threads(environment or os.environ) if torchrun else environment
     limit = limit_seconds and limit_seconds + MARGIN_SECONDS
-    with tempfile.TemporaryDirectory(prefix="tunegrid-test-") as name:
-        reports, output = Path(name, "reports.json"), Path(name, "output.txt")
-        option = replace(child, reports_to=reports).option(Path(name, "child.json"))
+    with temporary_folder() as folder:
+        reports, output = folder / "reports.json", folder / "output.txt"
+        option = replace(child, reports_to=reports).option(folder / "child.json")
         command = [sys.executable, *torchrun, "-m", "pytest", *arguments, option]
         with output.open("w", encoding="utf-8") as file:
             returncode = run(command, cwd=cwd, environment=variables, output=file, limit_seconds=limit)
@@ -165,7 +164,7 @@ def run_test(
             returncode=returncode,
             output=text,
             reports=decisive_reports([json.loads(path.read_bytes()) if path.exists() else () for path in paths], text),
-            hung_in="an unknown place" if returncode == OVERDUE else main_stack(Path(name)),
+            hung_in="an unknown place" if returncode == OVERDUE else main_stack(folder),
         )
 
 

@@ -202,8 +202,8 @@ def replace_file(path: Path) -> Iterator[Path]:
     Of a link the target is replaced. A device or a pipe stays: the content is written into it. Raises OSError if that fails.
     """
     if is_special(path):
-        with tempfile.TemporaryDirectory(prefix="tunegrid-") as folder:
-            part = Path(folder, path.name)
+        with temporary_folder() as folder:
+            part = folder / path.name
             yield part
             _copy_into(part, path)
         return
@@ -219,6 +219,15 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for this user alone until the end; what killed processes left of theirs is removed."""
+    place = Path(tempfile.gettempdir())
+    _remove_leftovers(place, "tunegrid")
+    with _locked_folder(place / "tunegrid") as folder:
+        yield folder
+
+
+@contextmanager
 def _locked_folder(target: Path) -> Iterator[Path]:
     """A new folder beside `target`, locked while this process lives and removed at the end.
 
@@ -228,7 +237,7 @@ def _locked_folder(target: Path) -> Iterator[Path]:
     while lock is None:
         # Its name cannot be known before, so no link can lie there.
         folder = target.with_name(f"{target.name}.{secrets.token_hex(8)}.part")
-        folder.mkdir()
+        folder.mkdir(mode=0o700)
         lock = _lock_folder(folder)
     try:
         yield folder
@@ -259,9 +268,9 @@ def _copy_into(source: Path, path: Path) -> None:
         shutil.copyfileobj(content, file)
 
 
-def _remove_leftovers(folder: Path) -> None:
+def _remove_leftovers(folder: Path, name: str = "*") -> None:
     """Remove what killed writers left, files of earlier versions too: a living one holds a lock on its folder."""
-    for path in folder.glob("*.part"):
+    for path in folder.glob(f"{name}.*.part"):
         if not LEFTOVER.search(path.name) or path.is_symlink():
             continue
         with suppress(OSError):

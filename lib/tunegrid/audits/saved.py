@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.sources import Row
 from tunegrid.errors import first_line
 from tunegrid.grid.methods import Answer, Lora, Measured, closest_to_limit
+from tunegrid.machine import temporary_folder
 from tunegrid.run.build import base_type, checksums, unpack_weight
 from tunegrid.run.device import free_memory
 from tunegrid.run.meter import GIB, tensor_bytes, weight_tensors
@@ -51,9 +51,9 @@ def saved_is_served(evidence: Evidence) -> Answer:
     if evidence.cell.profile.random_weights:
         return None
     try:
-        with TemporaryDirectory() as folder, torch.no_grad(), keep_state(evidence.trainer), warnings.catch_warnings():
+        with temporary_folder() as folder, torch.no_grad(), keep_state(evidence.trainer), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT's on resized embeddings, and on rounding where it merges
-            return _check_saved(evidence, Path(folder))
+            return _check_saved(evidence, folder)
     finally:
         if evidence.device.type == "cuda":
             free_memory(evidence.device)

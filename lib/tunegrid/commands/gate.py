@@ -99,6 +99,7 @@ def judge(
     """The answer on two runs; `given` is the command that asks."""
     from tunegrid.gate.gate import Run, gate  # which brings scipy
 
+    old.check_unchanged()
     new.check_unchanged()
     judgements = gate(Run.of_file(old), Run.of_file(new))
     verdict = run_verdict(

@@ -21,7 +21,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import Record, from_json
 from tunegrid.runs import files
-from tunegrid.runs.files import REFUSED, BenchmarkRow, SavedRun, check_alike, has_no_time, record_case, row_name
+from tunegrid.runs.files import NEW_RUN, REFUSED, BenchmarkRow, SavedRun, check_alike, has_no_time, record_case, row_name
 from tunegrid.runs.seal import SEAL
 from tunegrid.runs.status import compare_cells, contradicts
 from tunegrid.terminal import say
@@ -69,7 +69,7 @@ def check_seals(runs: Sequence[SavedRun], as_baseline: bool) -> None:
     for run in runs:
         run.check_unchanged()
         if as_baseline and run.doubt:
-            raise InputError(f"this cannot be a baseline: {run.warning}; run its cells again")
+            raise InputError(f"{run.warning}, so it cannot be a baseline: {NEW_RUN}")
 
 
 def expected_cells(records: Sequence[Record], is_selection: bool) -> list[str]:
@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     merged |= files.noise_json(noise, records.values())
     unsealed = [run.warning for run in runs if run.doubt]
     for sentence in unsealed[:1]:
-        say(f"{sentence}, so {options.output} is unsealed, too: it can be shown, but is no baseline")
+        say(f"{sentence}, so {options.output} has none either: it can be shown, but is no baseline")
     files.save(merged, options.output, records.values(), options.runs, is_sealed=not unsealed)
     for line, _ in cell_lines(records.values()):
         say(line)

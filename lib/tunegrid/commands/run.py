@@ -38,8 +38,14 @@ def latest_run() -> Path:
 def user_arguments(arguments: Sequence[object]) -> str:
     """What a user typed, of whom pytest got these arguments."""
     words = [*map(str, arguments)]
-    is_suite = tuple(words[: len(SUITE)]) == SUITE
-    return shlex.join(["tunegrid", "run", *words[len(SUITE) :]] if is_suite else ["pytest", *words])
+    own = own_words(words)
+    program = ["pytest"] if own == words else ["tunegrid", "run"]
+    return shlex.join([*program, *own])
+
+
+def own_words(words: list[str]) -> list[str]:
+    """The words without those that this command puts before a user's."""
+    return words[len(SUITE) :] if tuple(words[: len(SUITE)]) == SUITE else words
 
 
 def run(

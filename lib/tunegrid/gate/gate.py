@@ -18,7 +18,7 @@ from tunegrid.gate.quality import Rows
 from tunegrid.gate.thresholds import load_margins, load_tolerances
 from tunegrid.grid.cells import study_place
 from tunegrid.record import Record
-from tunegrid.runs.files import OwnNoise, SavedRun, read_saved
+from tunegrid.runs.files import NEW_RUN, OwnNoise, SavedRun, read_saved
 from tunegrid.words import count, phrase
 
 NO_SCORES = "the baseline holds only its first updates"
@@ -122,7 +122,7 @@ def check_sound(baseline: Run) -> None:
     """
     if baseline.doubt:
         fault = f"{baseline.path} {baseline.doubt}"
-        raise InputError(f"{fault}: it cannot be a baseline; run its cells again to make one")
+        raise InputError(f"{fault}, so it cannot be a baseline: {NEW_RUN}")
     unsound = {r.cell: r for r in baseline.all_records if not is_sound(r)}
     if not unsound:
         return

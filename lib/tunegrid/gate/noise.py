@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from tunegrid.errors import InputError
 from tunegrid.gate.thresholds import (
     LAB_CALIBRATE,
     OWN_CALIBRATE,
@@ -219,11 +220,14 @@ def load_own_noise(path: Path) -> list[OwnNoise]:
         cells = check_shape(content.get("noise", {}), dict[str, dict[str, Any]])
         if not cells:  # bounds that were written by hand
             return []
+        if "profile" not in content.get("evidence", {}):
+            raise InputError("a line `profile` under [evidence] is missing")
         profile = content["evidence"]["profile"]
         entries = []
         for cell, facts in cells.items():
             bounds = content["cells"][cell]
             scores = {name: bound["scores"] for name, bound in bounds.items() if "scores" in bound}
+            profile = content["evidence"]["profile"]
             entry = facts | {"cell": cell, "profile": profile, "scores": scores}
             entries.append(check_shape(entry, OwnNoise))
         return entries

@@ -7,9 +7,7 @@ et al. 2020, "Linear Mode Connectivity and the Lottery Ticket Hypothesis").
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -21,6 +19,7 @@ from tunegrid.data.sources import Row
 from tunegrid.errors import first_line
 from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
 from tunegrid.instruments.trained import TrainedCell
+from tunegrid.machine import temporary_folder
 from tunegrid.run.serving import load_adapter, load_below
 
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of SFT
@@ -79,8 +78,8 @@ class Interpolation(Instrument):
 
 def merged_model(cell: TrainedCell) -> Any:
     """The trained model, saved and loaded again, its adapter merged. Raises NotAskedError for one that cannot be merged."""
-    with TemporaryDirectory() as name:
-        folder, tokenizer = Path(name), cell.codec.tokenizer
+    with temporary_folder() as folder:
+        tokenizer = cell.codec.tokenizer
         cell.serving.save(cell.cell, cell.model, tokenizer, folder)
         if not cell.cell.method.adapts:
             return cell.serving.load(cell.cell, folder, cell.device)[0]

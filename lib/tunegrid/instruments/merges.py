@@ -9,7 +9,6 @@ merge forgot shows, and which base it was is told by its weights.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import pandas as pd
@@ -26,6 +25,7 @@ from tunegrid.codecs.features import chunks
 from tunegrid.errors import InputError, first_line
 from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
 from tunegrid.instruments.trained import TrainedCell
+from tunegrid.machine import temporary_folder
 from tunegrid.run.build import base_type, unpack_weight
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.probe import COARSE, FINE, attach, distance, get_logits, target_rows
@@ -69,8 +69,8 @@ class Merges(Instrument):
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
         """The adapter served over its packed base, and merged in three ways."""
-        with TemporaryDirectory() as folder:
-            merging = _Merging(cell, Path(folder))
+        with temporary_folder() as folder:
+            merging = _Merging(cell, folder)
             return pd.concat([*merging.served_lines(), *(line for base in MEANING for line in merging.lines(base))])
 
     def objections(self, figures: pd.DataFrame) -> Iterator[str]:

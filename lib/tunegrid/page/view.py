@@ -27,7 +27,7 @@ from tunegrid.report.verdict import RunVerdict, run_verdict
 from tunegrid.runs.files import OwnNoise, SavedRun, read_saved
 from tunegrid.runs.frame import figure_frame
 from tunegrid.runs.status import cell_status, too_short, unconfirmed_misses
-from tunegrid.terminal import strip_places
+from tunegrid.terminal import defuse, strip_places
 from tunegrid.words import count, some
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
     others = ", ".join(f"{profiles.count(name)} of {name}" for name in names if name != profile_name)
     advice = f"{saved.path.name} also holds records of another profile ({others}): `--profile` shows those"
     return PageRun(
-        name=saved.path.name,
+        name=defuse(saved.path.name),  # it may be no UTF-8
         records=[record for record in saved.records if record.profile == profile_name],
         path=saved.path,
         when=saved.when,

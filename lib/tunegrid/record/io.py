@@ -28,8 +28,11 @@ def to_json(record: Record) -> dict[str, Any]:
     return dict(jsonable(record))
 
 
-def from_json(data: Mapping[str, Any], source: str = "") -> Record:
-    """The record in a row's `extra_info`, of a file `source`; raises InputError that names file, cell, field and fault."""
+def from_json(data: Mapping[str, Any], source: str = "", *, is_old: bool = False) -> Record:
+    """The record in a row's `extra_info`, of a file `source`; raises InputError that names file, cell, field and fault.
+
+    One of an earlier version may lack audits.
+    """
     cell = str(data.get("cell", "a record without a cell"))[:60]
     place = f"{source}, {cell}" if source else cell
     if (version := data.get("schema_version")) != SCHEMA_VERSION:
@@ -41,7 +44,9 @@ def from_json(data: Mapping[str, Any], source: str = "") -> Record:
     try:
         # As JSON again: from it pydantic reads a tuple, say, and from a list it does not.
         record = adapter().validate_json(pydantic_core.to_json(fields))
-        faults = list(contradictions(record))
+        faults = list[str]()
+        if not is_old:
+            faults.extend(contradictions(record))
     except ValidationError as error:
         messages = [(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors(include_url=False)]
         faults = [f"{field[:80] or 'the record'}: {message}" for field, message in messages]

@@ -33,7 +33,8 @@ RunJson = dict[str, Any]  # a run: its rows as `benchmarks`, the machine, the co
 UNFINISHED, COMMAND, SHARD, NOISE = "unfinished", "command", "shard", "noise"
 REFUSED = "refused"  # in a row: the record of a cell as it was measured, if it is not sound
 WAS_CHANGED = "was changed since it was written"
-UNSEALED = "is unsealed: a version before 0.22 wrote it, or another program"
+UNSEALED = "has no seal: a version before 0.22 wrote it, or another program"
+NEW_RUN = "make a new one with `tunegrid run -m PROFILE --benchmark-json=FILE`"
 NAMED = 30  # missing runs that are named
 JOURNAL = CACHE / "journal"
 
@@ -123,7 +124,7 @@ class SavedRun:
     def check_unchanged(self) -> None:
         """Raises InputError for a file that was changed."""
         if self.doubt.startswith(WAS_CHANGED):
-            raise InputError(f"{self.warning}: give it as it was written, or run its cells again")
+            raise InputError(f"{self.warning}: give it as it was written, or {NEW_RUN}")
 
 
 def load(path: Path) -> RunJson:
@@ -147,10 +148,17 @@ def read_saved(path: Path) -> SavedRun:
     seal = check_seal(run)
     changed_rows = [row for row in run["benchmarks"] if check_seal(row) == "changed"]
     names = [row_name(row).rpartition("::")[2] for row in changed_rows]
+    has_sealed_rows = any(SEAL in row for row in run["benchmarks"])
     doubt = UNSEALED if seal == "unsealed" else ""
-    if names or seal == "changed":
+    if names or seal == "changed" or (seal == "unsealed" and has_sealed_rows):
         doubt = f"{WAS_CHANGED} ({some(names) or 'what it says of the whole run'})"
-    return replace(_parse(path, run), doubt=doubt)
+    try:
+        return replace(_parse(path, run), doubt=doubt)
+    except InputError as error:
+        if not doubt:
+            raise
+        cause = str(error).removeprefix(f"{path}, ")
+        raise InputError(f"{path} {doubt}, and cannot be read ({cause}): {NEW_RUN}") from None
 
 
 def get_saved(run: Path | str | Iterable[Record], name: str = "the run") -> SavedRun:
@@ -166,7 +174,9 @@ def get_saved(run: Path | str | Iterable[Record], name: str = "the run") -> Save
 def _parse(path: Path, run: RunJson) -> SavedRun:
     rows = list[tuple[BenchmarkRow, Record | None]]()
     for row in run["benchmarks"]:
-        record = from_json(row["extra_info"], str(path)) if is_cell(row["extra_info"]) else None
+        record = None
+        if is_cell(row["extra_info"]):
+            record = from_json(row["extra_info"], str(path), is_old=SEAL not in run)
         fields = {name: value for name, value in row.items() if name != SEAL}
         rows.append((fields | {"extra_info": to_json(record)} if record else fields, record))
     records = [record for _, record in rows if record]
@@ -284,6 +294,7 @@ class JournalLine(NamedTuple):
     key: str
     row: BenchmarkRow
     seal: str
+    number: int  # of the line in its file, from 1
 
 
 def journal_line(key: str, row: BenchmarkRow) -> bytes:
@@ -293,11 +304,12 @@ def journal_line(key: str, row: BenchmarkRow) -> bytes:
 
 def read_journal(path: Path) -> Iterator[JournalLine]:
     """The lines of a journal; one that was cut off is left out."""
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
             row = entry["row"] | {"extra_info": entry["row"]["extra_info"] | {}}
-            yield JournalLine(str(entry["key"]), row, check_seal(entry))
+            yield JournalLine(str(entry["key"]), row, check_seal(entry), number)
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
 

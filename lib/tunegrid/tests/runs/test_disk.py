@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -18,7 +19,7 @@ import pytest
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError
-from tunegrid.machine import replace_file, write_whole
+from tunegrid.machine import replace_file, temporary_folder, write_whole
 from tunegrid.record import from_json
 from tunegrid.runs import examples
 from tunegrid.runs.files import load, save
@@ -89,8 +90,8 @@ def test_a_file_that_takes_this_processs_output_keeps_what_was_said_before_and_a
 WAITS = """
 import sys, time
 from pathlib import Path
-from tunegrid.machine import replace_file
-with replace_file(Path(sys.argv[1])) as part:
+from tunegrid.machine import replace_file, temporary_folder
+with temporary_folder(), replace_file(Path(sys.argv[1])) as part:
     part.write_text("a library puts another file in its place")
     part.unlink()
     part.write_text("half")
@@ -99,7 +100,11 @@ with replace_file(Path(sys.argv[1])) as part:
 """
 
 
-def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_of_a_living_one(tmp_path):
+def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_of_a_living_one(tmp_path, monkeypatch):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", f"{temporary}")
+    monkeypatch.setattr(tempfile, "tempdir", f"{temporary}")
     command = [sys.executable, "-c", WAITS, tmp_path / "run.json"]
     writers = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT / "lib") for _ in range(2)]
     for writer in writers:
@@ -111,7 +116,10 @@ def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_of_a_living_
         writer.communicate()
         write_whole(tmp_path / "page.html", "whole")
         assert len(list(tmp_path.glob("run.json.*.part"))) == left
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["film.part", "page.html"]
+        with temporary_folder():
+            assert len(list(temporary.iterdir())) == left + 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["film.part", "page.html", "tmp"]
+    assert list(temporary.iterdir()) == []
 
 
 def test_writers_in_one_folder_never_remove_what_another_one_writes(tmp_path):

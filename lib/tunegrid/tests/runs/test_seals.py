@@ -95,12 +95,14 @@ LIES = {
     "commit": lambda run: run["commit_info"].update(id="b" * 40),
     "time": lambda run: run["benchmarks"][0]["stats"].update(data=[0.5]),
     "a row less": lambda run: run["benchmarks"].pop(),
+    "its own seal": lambda run: run.pop("seal"),
+    "another profile": in_record(profile="quick"),
 }
 
 
 def lie(folder, name):
     run = json.loads((folder / "RUN.json").read_text())
-    LIES[name](run)
+    {**LIES, "score": in_part("scores.accuracy", "high")}[name](run)
     (folder / "LIE.json").write_text(json.dumps(run))
     return read_saved(folder / "LIE.json").doubt
 
@@ -124,13 +126,19 @@ def words(folder, command):
     return [str(folder / word) if word[0].isupper() else word for word in command.split()]
 
 
+@pytest.mark.parametrize("name", ["speed", "another profile"])
 @pytest.mark.parametrize("command", REFUSING)
-def test_a_changed_run_is_neither_judged_nor_merged(folder, capsys, command):
-    lie(folder, "speed")
+def test_a_changed_run_is_neither_judged_nor_merged(folder, capsys, command, name):
+    lie(folder, name)
     assert "LIE.json was changed since it was written (test_finetune[full-bert_sa_lora-seed1])" in refusal(
         capsys, main, *words(folder, command)
     )
     assert not list(folder.glob("OUT*"))
+
+
+def test_a_changed_run_that_cannot_be_read_is_said_to_be_changed(folder):
+    with pytest.raises(InputError, match=r"LIE.json was changed since .*, and cannot be read \(bert_sa_lora: "):
+        lie(folder, "score")
 
 
 @pytest.mark.parametrize("command", SHOWING)
@@ -144,20 +152,31 @@ def test_a_changed_run_is_shown_with_that_in_the_first_line(folder, capsys, comm
     assert "LIE.json was changed since it was written" in text.splitlines()[0]
 
 
-def test_files_of_older_versions_are_shown_are_no_baseline_and_make_no_sealed_run(folder, capsys):
+def unsealed(folder):
     run = json.loads((folder / "RUN.json").read_text())
-    del run["seal"]
-    for row in run["benchmarks"]:
-        del row["seal"]
+    for content in (run, *run["benchmarks"]):
+        del content["seal"]
+    return run
+
+
+def test_a_run_of_an_earlier_version_is_shown_without_audits_that_it_had_not(folder, capsys):
+    run = unsealed(folder)
+    del run["benchmarks"][-1]["extra_info"]["audits"][0]
+    (folder / "OLD.json").write_text(json.dumps(run))
+    assert main(words(folder, "compare OLD.json")) == 0
+    assert capsys.readouterr().out.startswith(f"{folder / 'OLD.json'} {UNSEALED}.\n")
+
+
+def test_files_of_older_versions_are_shown_are_no_baseline_and_make_no_sealed_run(folder, capsys):
     old = folder / "OLD.json"
-    old.write_text(json.dumps(run))
+    old.write_text(json.dumps(unsealed(folder)))
     assert read_saved(old).doubt == UNSEALED
     for command in ("gate OLD.json RUN.json", "merge OLD.json --baseline -o OUT.json"):
-        assert "OLD.json is unsealed" in refusal(capsys, main, *words(folder, command))
+        assert "OLD.json has no seal" in refusal(capsys, main, *words(folder, command))
     assert main(words(folder, "gate RUN.json OLD.json")) == 6
     assert capsys.readouterr().out.splitlines()[0] == f"{old} {UNSEALED}."
     assert merge.main(words(folder, "OLD.json RUN.json -o OUT.json")) == 0
-    assert capsys.readouterr().out.splitlines()[0].startswith(f"{old} is unsealed")
+    assert capsys.readouterr().out.splitlines()[0].startswith(f"{old} {UNSEALED}")
     assert read_saved(folder / "OUT.json").doubt == UNSEALED
     assert lab_seal.main([str(old)]) == 0
     assert read_saved(old).doubt == ""
