@@ -29,7 +29,7 @@ from tunegrid.run.evaluate import eval_precision
 from tunegrid.runs.examples import row_id
 
 SEED = 0  # of the texts and of what is hidden in them: the same for every cell and every seed of training
-TEXTS = 128  # of each task
+MOST_TEXTS = 128  # of each task
 LENGTH = 128  # tokens of a text
 HIDDEN = 0.15  # of the tokens: BERT's share, and T5's
 SPAN = 3  # tokens: T5's mean length of a hidden span
@@ -120,7 +120,7 @@ def task_texts(task: Task, rows: Sequence[Row], tokenizer: Any) -> list[str]:
     """
     columns = task.text_pair or task.text
     texts = list(dict.fromkeys(text for row in rows if (text := stitch(row, columns))))
-    sample = Random(SEED).sample(texts, min(2 * TEXTS, len(texts)))
+    sample = Random(SEED).sample(texts, min(2 * MOST_TEXTS, len(texts)))
     split = {text: len(ids) / len(text) for text, ids in zip(sample, _ids(tokenizer, sample), strict=True)}
     return sorted(sample, key=split.__getitem__)[: -(-len(sample) // 2)]
 

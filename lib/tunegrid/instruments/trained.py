@@ -28,7 +28,7 @@ from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.meter import Progress
 from tunegrid.run.prepare import make_codec, prepare
 from tunegrid.run.probe import keep_state
-from tunegrid.runs.examples import TEXTS, row_id, write_columns
+from tunegrid.runs.examples import TEXT_COLUMNS, row_id, write_columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ class Questions:
                 frame, faults = answer
             frames.append(frame.assign(instrument=one.id))
             objections += [f"{one.id}: {sentence}" for sentence in faults]
-        frame = pd.concat(frames).replace([np.inf, -np.inf], np.nan).astype(dict.fromkeys(TEXTS["figures"], str))
+        frame = pd.concat(frames).replace([np.inf, -np.inf], np.nan).astype(dict.fromkeys(TEXT_COLUMNS["figures"], str))
         file = write_columns("figures", frame)
         records = {
             one.id: InstrumentRecord(question=one.question, figures=dict(one.figures), file=file) for one in self._instruments
