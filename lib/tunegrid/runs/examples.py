@@ -35,7 +35,7 @@ TEXT_COLUMNS = {
     "modules": ("phase", "module", "kind", "library"),
     "figures": ("instrument", "figure", "part", "row", "note"),
 }
-ALL_TEXTS: frozenset[str] = frozenset().union(*TEXT_COLUMNS.values())  # every other column holds numbers
+ALL_TEXTS: frozenset[str] = frozenset().union(*TEXT_COLUMNS.values())  # others: numbers
 CONFIDENCE = "confidence"  # an unused column of older points: the prediction's probability
 POINT_DIGITS = 4  # enough to tell one token of a hundred
 MEAN_ERROR = 10**-POINT_DIGITS  # of rounded points, at most
