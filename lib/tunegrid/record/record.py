@@ -59,7 +59,7 @@ def note(text: str) -> Any:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Part:
-    """A part of a record: each subclass is a frozen dataclass with named arguments, which pydantic reads strictly."""
+    """A part of a record; subclasses are frozen dataclasses, which pydantic reads strictly."""
 
     __pydantic_config__: ClassVar[ConfigDict] = {
         "strict": True,
