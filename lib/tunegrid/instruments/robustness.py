@@ -254,7 +254,8 @@ def typos(task: Task, row: RowMapping, rng: Random) -> Row:
         edits = list[Edit]()
         free_from = 0
         for start in range(len(text) - 1):
-            left, right = text[start : start + 2]
+            left = text[start]
+            right = text[start + 1]
             can_swap = left.isalpha() and right.isalpha() and left != right
             if start >= free_from and can_swap and rng.random() < 0.05:
                 edits.append((start, start + 2, right + left))

@@ -286,9 +286,9 @@ def history(
     styles, legend = looks(list(cells))
     figure, axes = blank("saved" if times else "run", f"{task}: {score}", legend)
     for cell, scores in cells.items():
-        runs = times or range(1, len(scores) + 1)
+        runs: Sequence[Any] = times or range(1, len(scores) + 1)
         points = [math.nan if score is None else score for score in scores]
-        axes.plot(list(runs), points, **styles[cell])
+        axes.plot([*runs], points, **styles[cell])
     locator: Any = MaxNLocator(6, integer=True)
     if times:
         dates: Any = AutoDateLocator  # matplotlib has no types for it

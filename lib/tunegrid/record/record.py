@@ -387,9 +387,7 @@ class Memory(Part):
     def joules(self, figure: str) -> float | None:
         """The sum over the cell's own phases; None if one is unknown. `figure`: a `Phase` field."""
         figures = self._phase_figures(figure)
-        if not figures or None in figures:
-            return None
-        return sum(figures)
+        return None if not figures or None in figures else sum(figures)
 
     def _phase_figures(self, figure: str) -> list[Any]:
         own_phases = [phase for name, phase in self.phases.items() if name not in OWN_PHASES]

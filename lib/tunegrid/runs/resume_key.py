@@ -109,7 +109,7 @@ def module_files(file: Path) -> list[Path]:
     own_names = CODE if file.parent == ROOT else ()
     files = [file]
     for path in files:  # which grows
-        names = set()
+        names = set[str]()
         # The file is parsed, not run, so that every process gives the same answer.
         for node in ast.walk(ast.parse(path.read_bytes())):
             if isinstance(node, ast.Import):
