@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not (options.output or options.charts):
         parser.error("give -o PAGE.html for the page, or --charts DIR for its charts")
-    from tunegrid.page.render import write, write_charts  # pandas, which --help does without
+    from tunegrid.page.render import write_charts, write_page  # pandas, which --help does without
     from tunegrid.page.view import make_page, read_page_run
 
     run = read_page_run(options.run, options.profile)
@@ -31,6 +31,6 @@ def main(arguments: list[str] | None = None) -> int:
     if options.charts:
         say(f"wrote {write_charts(page, options.charts)} charts to {options.charts}, each as SVG and PDF")
     if options.output:
-        count = write(page, options.output)
+        count = write_page(page, options.output)
         say(f"wrote {options.output}: {len(run.by_cell)} cells, {count / 1e6:.2f} MB")
     return 0

@@ -1,8 +1,9 @@
-"""An instrument asks a trained cell one more question: `--ask=ID,ID`, on any cell's test, leaves the same row with more in it.
+"""Instruments measure more of a trained cell: `--ask=ID,ID` adds their figures to its record.
 
-An instrument is one file here, and its name in `LISTED`; a user's comes in a `--grid` file by `grid.add_instrument`. What it
-measures are lines of `tidy`: a figure, of a part of the cell or of each row of that part. Rows are whatever two runs pair:
-test rows, texts, layers. This module is imported if `--ask` is given, the others where a cell answers.
+An instrument is one file here, and its name in `LISTED`; a user's comes in a `--grid` file by
+`grid.add_instrument`. It returns lines of `tidy`: a figure of a part of the cell, or of each row of
+that part. Rows are whatever two runs pair: test rows, texts, layers. This module is imported if
+`--ask` is given, the others when a cell is measured.
 """
 
 from abc import ABC, abstractmethod
@@ -24,25 +25,33 @@ if TYPE_CHECKING:
 
     from tunegrid.instruments.trained import TrainedCell
 
-__all__ = ("Figure", "Instrument", "NotAskedError", "Shift", "tidy")  # what a user's file takes
+__all__ = ("Figure", "Instrument", "NotAskedError", "Shift", "tidy")  # for users' files
 LISTED = ("robustness", "forgetting", "calibration", "merges", "interpolation", "distillation")
-RESERVED = ("plain", "typos5", "contracted", "distracted2", "negated", "renumbered", "named")  # shifts, and none
-Change = Callable[[Task, Mapping[str, Any], Random], Row]
+RESERVED = (  # names of shifts, and of none
+    "plain",
+    "typos5",
+    "contracted",
+    "distracted2",
+    "negated",
+    "renumbered",
+    "named",
+)
+RowChange = Callable[[Task, Mapping[str, Any], Random], Row]
 
 
 class NotAskedError(Exception):
-    """This cell cannot be asked; the message says why, and stands below the table. It fails nothing."""
+    """Raised if an instrument does not apply to a cell; the reason is printed below its table."""
 
 
 class Instrument(ABC):
-    """One more question to a trained cell."""
+    """A measurement of a trained cell."""
 
     id: str  # as `--ask` names it
     question: str  # the heading of its table
     figures: Mapping[str, Figure]  # what it measures, in the order of the table
 
     def before(self, cell: "TrainedCell") -> Any:
-        """What has to be asked of the model before it trains; `measure` gets it. Raises NotAskedError."""
+        """Figures of the untrained model, for `measure`. Raises NotAskedError."""
         return None
 
     @abstractmethod
@@ -50,43 +59,43 @@ class Instrument(ABC):
         """Lines of `tidy`. Raises NotAskedError."""
 
     def objections(self, figures: "pd.DataFrame") -> Iterable[str]:
-        """What fails the cell by itself."""
+        """Sentences on figures that fail the cell."""
         return ()
 
 
 def check_instrument(instrument: Instrument) -> None:
-    """Raises InputError if an instrument's question or figures are none that a record can hold."""
-    place = f"instrument {instrument.id!r}"
+    """Raises InputError if a record cannot hold an instrument's question or figures."""
+    name = f"instrument {instrument.id!r}"
     try:
         figures = dict(instrument.figures)
-        part = InstrumentRecord(question=instrument.question, figures=figures, file=None)
-        TypeAdapter(InstrumentRecord).validate_json(to_json(jsonable(part)))
+        record = InstrumentRecord(question=instrument.question, figures=figures, file=None)
+        TypeAdapter(InstrumentRecord).validate_json(to_json(jsonable(record)))
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         field = ".".join(map(str, fault["loc"]))
         example = 'Figure(better="lower", margin=0.1, shown=".2f")'
         cause = f"{field} is {fault['input']!r}: {fault['msg']}"
-        raise InputError(f"{place}: {cause}; a figure is as {example}") from None
+        raise InputError(f"{name}: {cause}; a figure is as {example}") from None
     except (AttributeError, TypeError, ValueError) as error:
         expected = "its question is a text, its figures are Figures by name"
-        raise InputError(f"{place}: {expected} ({first_line(error)})") from None
+        raise InputError(f"{name}: {expected} ({first_line(error)})") from None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shift:
-    """A change of rows that a trained model is scored on, beside the rows as they are.
+    """A change of test rows; a trained model is scored on rows with and without it.
 
     Attributes:
-        meaning: what it changes, in a few words.
-        change: makes the changed row of a task's row, with a generator of its own for each row. It returns an equal row where
-            there is nothing to change. An answer's start must stay right.
+        meaning: the change in a few words.
+        change: changes a task's row, with a generator of its own for each row. It returns an equal
+            row if there is nothing to change. An answer's start must stay right.
         problems: the kinds of problem that it is for.
-        turns: the changed row has another target, which an answer must follow. Any other shift keeps what is right.
+        turns: changes the target, and answers must follow. Any other shift keeps the target.
     """
 
     id: str
     meaning: str
-    change: Change
+    change: RowChange
     problems: tuple[Problem, ...] = tuple(Problem)
     turns: bool = False
 
@@ -95,16 +104,17 @@ def tidy(
     figure: str,  # its name
     value: float | Sequence[float],  # a number, or one for each row
     *,
-    part: str = "",  # of what, as a shift or a base
+    part: str = "",  # of the cell, as a shift or a base
     row: str | Sequence[str] = "",  # names of the rows, the same in every run
     weight: float | Sequence[float] = 1.0,  # of each row in the mean
-    low: float | None = None,  # of the 95 % interval, if the figure is no mean over rows
+    low: float | None = None,  # of the 95 % interval, if the figure is not a mean over rows
     high: float | None = None,
-    note: str = "",  # what is no number, as why there is none
+    note: str = "",  # text, such as the reason for a missing number
 ) -> "pd.DataFrame":
     """A figure of a part: one value, or one for each row."""
     import pandas as pd
 
     columns = {"figure": figure, "part": part, "row": row, "note": note}
     numbers = {"value": value, "weight": weight, "low": low, "high": high}
-    return pd.DataFrame(columns | numbers, index=range(len(value) if hasattr(value, "__len__") else 1))
+    length = len(value) if hasattr(value, "__len__") else 1
+    return pd.DataFrame(columns | numbers, index=range(length))

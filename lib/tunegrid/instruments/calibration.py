@@ -1,8 +1,9 @@
-"""Does a model know when it is right? Confidences and hits of rows, and one temperature fitted on validation rows.
+"""Does a model know when it is right? Measures confidences and hits, and fits a temperature.
 
-A hit is a prediction that is right; its confidence is the probability that the model gives it. ECE is the mean distance of
-confidence and share of hits over bins (Guo et al. 2017, "On Calibration of Modern Neural Networks"). It is never 0 on few rows,
-so the one that chance alone would give stands beside it, and two runs are held to each other by NLL, which has no bins.
+A hit is a prediction that is right; its confidence is its probability by the model. ECE is the
+mean distance of confidence and share of hits over bins (Guo et al. 2017, "On Calibration of
+Modern Neural Networks"). On few rows it is never 0, so the ECE by chance is measured as well. Two
+runs are compared by NLL, which has no bins. The temperature is fitted on validation rows.
 """
 
 import math
@@ -24,20 +25,22 @@ from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
 from tunegrid.instruments.trained import TrainedCell
 from tunegrid.run.evaluate import Evaluation
 
-HITS = ("accuracy", "exact_match")  # scores of which a row has 100 points or 0: whether its prediction is right
-FITTED = 384  # validation rows that a temperature is fitted on: it is one number, and they are predicted for it alone
+HITS = ("accuracy", "exact_match")  # scores that are 100 for rows with a right prediction, else 0
+FITTED = 384  # validation rows to fit the temperature: it is one number, and costs their prediction
 BINS = 15
-AT_ONCE = 128  # windows whose spans are summed up together
-SURE = 1e-12  # a probability is kept so far from 0 and 1: a sure miss costs 27.6 nats, not infinity
-HOTTEST = 16.0  # the largest temperature that is tried, and 1 over the smallest
-CLOSE = 1e-4  # how closely its logarithm is found
-RESAMPLES, CHUNKS, SEED = 10_000, 20, 0  # drawn in so many parts, to bound memory
+WINDOWS_AT_ONCE = 128  # windows whose spans are summed together
+SURE = 1e-12  # the least probability: a sure miss costs 27.6 nats, not infinity
+HOTTEST = 16.0  # the largest temperature to try, and 1 over the smallest
+CLOSE = 1e-4  # the tolerance of its logarithm
+RESAMPLES = 10_000
+CHUNKS = 20  # of resamples, to bound memory
+RESAMPLING_SEED = 0
 SIMULATED = 1000  # runs of a calibrated model, whose mean ECE is the one by chance
 Forecasts = tuple[Array, Array]  # confidences and hits of rows, 0 to 1
 
 
-class Calibration(Instrument):
-    """Figures of the model as it is, and at the temperature."""
+class ModelCalibration(Instrument):
+    """Figures of the model as it is, and at the fitted temperature."""
 
     id = "calibration"
     question = "does it know when it is right? Confidence, hits and ECE in percent, NLL in nats"
@@ -46,40 +49,49 @@ class Calibration(Instrument):
         "hits": Figure(shown=".1f"),
         "ECE": Figure(shown=".1f"),
         "by chance": Figure(shown=".1f"),
-        # A likelihood of 98 %. Starts that differ in their last digits move it by 1e-6 at most (bert_qa_lora, gpt2_sa_lora).
+        # A likelihood of 98 %. Starts that differ in their last digits move it by 1e-6 at most
+        # (bert_qa_lora, gpt2_sa_lora).
         "NLL": Figure(better="lower", margin=0.02, shown=".3f"),
         "temperature": Figure(shown=".2f"),
         "validation NLL": Figure(shown=".3f"),
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Refuse cells whose answers are neither hits nor misses."""
+        """Reject cells whose answers are neither hits nor misses."""
         if cell.cell.recipe.generation:
             raise NotAskedError("generated texts are neither hits nor misses")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """Of test rows, and of the validation rows that the temperature is fitted on."""
+        """The lines of test rows, and of the validation rows that fit the temperature."""
         assert cell.splits, "the cell was scored"
         assert cell.evaluation, "the same"
-        test, rows = forecasts(cell, cell.evaluation), cell.splits.validation
-        validation = forecasts(cell, cell.score(rows[:: math.ceil(len(rows) / FITTED)])) if rows else None
-        temperature = fit_temperature(validation) if validation else None
-        lines = [*_lines("", test(1.0), cell.row_names)]
+        test = forecasts(cell, cell.evaluation)
+        rows = cell.splits.validation
+        validation = None
+        temperature = None
+        if rows:
+            validation = forecasts(cell, cell.score(rows[:: math.ceil(len(rows) / FITTED)]))
+            temperature = fit_temperature(validation)
+        lines = list(_lines("", test(1.0), cell.row_names))
         if validation and temperature:
             fitted_part = "at the temperature"
-            lines += [tidy("temperature", temperature), *_lines(fitted_part, test(temperature), cell.row_names)]
-            for part, divisor in (("", 1.0), (fitted_part, temperature)):
-                lines.append(tidy("validation NLL", float(nll(*validation(divisor)).mean()), part=part))
+            lines.append(tidy("temperature", temperature))
+            lines += _lines(fitted_part, test(temperature), cell.row_names)
+            for name, divisor in {"": 1.0, fitted_part: temperature}.items():
+                loss = float(nll(*validation(divisor)).mean())
+                lines.append(tidy("validation NLL", loss, part=name))
         return pd.concat(lines)
 
 
 def forecasts(cell: TrainedCell, evaluation: Evaluation) -> Callable[[float], Forecasts]:
-    """The rows as forecasts at a temperature. Raises NotAskedError if nothing says how sure the model is."""
+    """The forecasts of rows, by temperature. Raises NotAskedError without probabilities."""
     examples = [feature.example for feature in evaluation.features]
     hits = next((evaluation.examples[name] for name in HITS if name in evaluation.examples), None)
 
     def at(temperature: float) -> Forecasts:
-        chances = confidences(cell.codec, examples, evaluation.outputs, temperature) if hits and evaluation.outputs else None
+        chances = None
+        if hits and evaluation.outputs:
+            chances = confidences(cell.codec, examples, evaluation.outputs, temperature)
         if not chances or not all(map(math.isfinite, chances)):
             raise NotAskedError("the model gives its predictions no probability")
         return np.asarray(chances, float), (np.asarray(hits) == 100).astype(float)
@@ -87,27 +99,36 @@ def forecasts(cell: TrainedCell, evaluation: Evaluation) -> Callable[[float], Fo
     return at
 
 
-def confidences(codec: Codec, examples: Sequence[int], outputs: Sequence[Any], temperature: float = 1.0) -> list[float] | None:
-    """The probability of each row's prediction, all scores divided by the temperature first; None: outputs are texts.
+def confidences(
+    codec: Codec,
+    examples: Sequence[int],
+    outputs: Sequence[Any],
+    temperature: float = 1.0,
+) -> list[float] | None:
+    """The probability of each row's prediction at a temperature; None if outputs are texts.
 
-    A label's is its softmax over all labels. A span's is its softmax over all spans that the row allows, in all of its windows;
-    its score is that of its first token plus that of its last, and other spans that say the same words are not counted.
-    `examples` are the rows' numbers by output.
+    A label's is its softmax over all labels. A span's is its softmax over all spans that the row
+    allows, in all of its windows; its score is that of its first token plus that of its last, and
+    other spans of the same words are not counted. `examples` are the rows' numbers by output.
     """
     if codec.generates:
         return None
     if not isinstance(codec, ExtractCodec):
         labels = torch.tensor([label for label, *_ in outputs], dtype=torch.long)
-        logits = torch.tensor([logits for *_, logits in outputs], dtype=torch.float64).reshape(len(labels), -1)
-        softmax: list[float] = (logits / temperature).softmax(-1).gather(1, labels.unsqueeze(1)).flatten().tolist()
-        return softmax
-    best, sums = dict[int, float](), defaultdict[int, list[Tensor]](list)
-    for start in range(0, len(outputs), AT_ONCE):
-        part = slice(start, start + AT_ONCE)
-        padded = [scores.double().T for *_, scores in outputs[part]]
-        starts, ends = (pad_sequence(padded, batch_first=True, padding_value=-math.inf) / temperature).unbind(-1)
+        scores = torch.tensor([logits for *_, logits in outputs], dtype=torch.float64)
+        softmax = (scores.reshape(len(labels), -1) / temperature).softmax(-1)
+        chances: list[float] = softmax.gather(1, labels.unsqueeze(1)).flatten().tolist()
+        return chances
+    best = dict[int, float]()
+    sums = defaultdict[int, list[Tensor]](list)
+    for start in range(0, len(outputs), WINDOWS_AT_ONCE):
+        batch = slice(start, start + WINDOWS_AT_ONCE)
+        windows = [scores.double().T for *_, scores in outputs[batch]]
+        padded = pad_sequence(windows, batch_first=True, padding_value=-math.inf)
+        starts, ends = (padded / temperature).unbind(-1)
         log_sums = (starts + legal_ends(ends, -math.inf).logsumexp(-1)).logsumexp(-1)
-        for example, (score, *_), log_sum in zip(examples[part], outputs[part], log_sums, strict=True):
+        for example, output, log_sum in zip(examples[batch], outputs[batch], log_sums, strict=True):
+            score = output[0]
             best[example] = max(score, best.get(example, score))
             sums[example].append(log_sum)
     totals = torch.stack([torch.stack(sums[row]).logsumexp(0) for row in range(len(best))])
@@ -118,7 +139,12 @@ def confidences(codec: Codec, examples: Sequence[int], outputs: Sequence[Any], t
 
 def _lines(part: str, rows: Forecasts, names: Sequence[str]) -> Iterator[pd.DataFrame]:
     confidences, hits = rows
-    for name, values in (("confidence", 100 * confidences), ("hits", 100 * hits), ("NLL", nll(confidences, hits))):
+    figures = {
+        "confidence": 100 * confidences,
+        "hits": 100 * hits,
+        "NLL": nll(confidences, hits),
+    }
+    for name, values in figures.items():
         yield tidy(name, values.tolist(), part=part, row=names)
     value, low, high = ece(confidences, hits)
     yield tidy("ECE", value, low=low, high=high, part=part)
@@ -126,7 +152,7 @@ def _lines(part: str, rows: Forecasts, names: Sequence[str]) -> Iterator[pd.Data
 
 
 def nll(confidences: Array, hits: Array) -> Array:
-    """Nats of each row: minus the log of what was said of its outcome."""
+    """Nats of each row: minus the log of its outcome's probability."""
     chances = np.where(hits == 1, confidences, 1 - confidences)
     return -np.log(np.maximum(chances, SURE))
 
@@ -134,24 +160,29 @@ def nll(confidences: Array, hits: Array) -> Array:
 def ece(confidences: Array, hits: Array) -> tuple[float, float, float]:
     """ECE in points over bins of equal width, with its interval.
 
-    Resampling adds the distance that chance adds once more, so the interval is reflected at the figure: the basic bootstrap
-    (Davison and Hinkley 1997, chapter 5), widened to hold the figure itself.
+    Resampling adds the distance by chance again, so the interval is reflected at the figure: the
+    basic bootstrap (Davison and Hinkley 1997, chapter 5), widened to contain the figure.
     """
     by_bin = (confidences - hits)[:, None] * np.eye(BINS)[_bins(confidences)]
     value = float(_distances(by_bin.sum(0), len(hits)))
     distances = _distances(_resampled_sums(by_bin), len(hits))
-    low, high = np.percentile(distances, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
-    return value, max(0.0, min(value, 2 * value - float(high))), max(value, 2 * value - float(low))
+    least, most = np.percentile(distances, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
+    low = min(value, 2 * value - float(most))
+    high = max(value, 2 * value - float(least))
+    return value, max(0.0, low), high
 
 
 def _resampled_sums(by_bin: Array) -> Array:
-    """The sums of all resamples of rows, a column each."""
-    rows, size, rng = len(by_bin), RESAMPLES // CHUNKS, np.random.default_rng(SEED)
-    shifts, sums = np.arange(size)[:, None] * rows, []
+    """The sums (resamples, bins) of resampled rows."""
+    rows = len(by_bin)
+    size = RESAMPLES // CHUNKS
+    rng = np.random.default_rng(RESAMPLING_SEED)
+    shifts = np.arange(size)[:, None] * rows
+    sums = []
     for _ in range(CHUNKS):
         draws = rng.integers(0, rows, (size, rows)) + shifts
-        times = np.bincount(draws.ravel(), minlength=size * rows).reshape(size, rows)  # that each draws each row
-        sums.append(times.astype(float) @ by_bin)
+        counts = np.bincount(draws.ravel(), minlength=size * rows)  # of each row in each resample
+        sums.append(counts.reshape(size, rows).astype(float) @ by_bin)
     return np.concatenate(sums)
 
 
@@ -165,25 +196,33 @@ def _distances(sums: Array, rows: int) -> Any:
 
 
 def ece_by_chance(confidences: Array) -> float:
-    """The mean ECE of rows that are hits with just their confidence: what few rows show by chance."""
-    rng, rows = np.random.default_rng(SEED), len(confidences)
+    """The mean ECE in points by chance: of rows that are hits with their confidence."""
+    rows = len(confidences)
+    rng = np.random.default_rng(RESAMPLING_SEED)
     bins = np.eye(BINS)[_bins(confidences)]
-    draws = ((confidences - (rng.random((SIMULATED // CHUNKS, rows)) < confidences)) @ bins for _ in range(CHUNKS))
-    return float(np.mean([_distances(sums, rows).mean() for sums in draws]))
+    means = []
+    for _ in range(CHUNKS):
+        hits = rng.random((SIMULATED // CHUNKS, rows)) < confidences
+        means.append(_distances((confidences - hits) @ bins, rows).mean())
+    return float(np.mean(means))
 
 
 def fit_temperature(forecast: Callable[[float], Forecasts]) -> float | None:
-    """The temperature at which rows have the least NLL; None if all are hits, or all misses: then none is the best one.
+    """The temperature of the least NLL; None if all rows are hits, or all misses: none is best.
 
-    The search is Brent's, on the logarithm. Where it finds nothing better than 1, it is 1.
+    The search is Brent's, on the logarithm. If it finds nothing better than 1, it is 1.
     """
     confidences, hits = forecast(1.0)
     if len(set(hits)) < 2:
         return None
     edge = float(np.log(HOTTEST))
-    options = {"bounds": (-edge, edge), "method": "bounded", "options": {"xatol": CLOSE}}
-    best = optimize.minimize_scalar(lambda log: nll(*forecast(float(np.exp(log)))).mean(), **options)
+
+    def loss(log: float) -> Any:
+        return nll(*forecast(float(np.exp(log)))).mean()
+
+    options = {"xatol": CLOSE}
+    best = optimize.minimize_scalar(loss, bounds=(-edge, edge), method="bounded", options=options)
     return float(np.exp(best.x)) if best.fun < nll(confidences, hits).mean() else 1.0
 
 
-INSTRUMENT = Calibration()
+INSTRUMENT = ModelCalibration()

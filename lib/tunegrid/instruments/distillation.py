@@ -1,8 +1,9 @@
-"""Does SFT help as a teacher? The cell trains anew, from its own start on its own rows, but for the loss.
+"""Does SFT help as a teacher? Trains the cell again, from its own start on its own rows, with SFT.
 
-The loss is (1 - ALPHA) x task loss + ALPHA x T^2 x KL(teacher || student), both softmaxes at temperature T (Hinton, Vinyals and
-Dean 2015, "Distilling the Knowledge in a Neural Network"; T^2 makes up for gradients that shrink with it, section 2 there). It
-is taken on what the task's loss is taken on: a row's label, a span's first and last token, each target token.
+The loss is (1 - ALPHA) x task loss + ALPHA x T^2 x KL(teacher || student), both softmaxes at
+temperature T (Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network"; T^2
+makes up for gradients that shrink with it, section 2 there). It is taken where the task's loss is:
+on a row's label, on a span's first and last token, on each target token.
 """
 
 from typing import Any
@@ -18,11 +19,13 @@ from tunegrid.instruments.trained import TrainedCell
 from tunegrid.run.build import load_tokenizer
 from tunegrid.run.prepare import make_codec
 
-ALPHA, TEMPERATURE = 0.5, 2.0  # as in transformers' own example, run_squad_w_distillation.py
+# Of transformers' own example, run_squad_w_distillation.py
+ALPHA = 0.5
+TEMPERATURE = 2.0
 
 
 class Distillation(Instrument):
-    """Points of test rows: of the cell as it is, of the same cell taught, and of its teacher."""
+    """Points of test rows by the cell, by the same cell taught, and by its teacher."""
 
     id = "distillation"
     question = "does SFT help as a teacher? Points of the cell alone, of the cell taught by SFT, and of SFT"
@@ -32,13 +35,14 @@ class Distillation(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Refuse cells that SFT answers in another form."""
-        head, other = cell.cell.head, cell.sft.head
-        if (head.layout, head.new_token) != (other.layout, other.new_token):
+        """Reject cells whose answers have another format than SFT's."""
+        head = cell.cell.head
+        sft_head = cell.sft.head
+        if (head.layout, head.new_token) != (sft_head.layout, sft_head.new_token):
             raise NotAskedError("SFT's answers have another format")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """SFT is trained, and then the cell once more, by what SFT says of its rows."""
+        """Train SFT, and then the cell again with SFT's predictions; return the lines."""
         assert cell.evaluation, "it was scored"
         points = {"alone": cell.row_points(cell.evaluation)}
         codec = make_codec(cell.cell, load_tokenizer(cell.cell))
@@ -47,21 +51,27 @@ class Distillation(Instrument):
         student = cell.train_other(cell.cell, codec)
         points["taught"] = cell.row_points(cell.score(cell.test_rows, student))
         points["teacher"] = cell.row_points(cell.score(cell.test_rows, teacher))
-        gain = [taught - alone for alone, taught in zip(points["alone"], points["taught"], strict=True)]
-        lines = [tidy("points", values, part=part, row=cell.row_names) for part, values in points.items()]
-        return pd.concat([*lines, tidy("gain", gain, part="taught", row=cell.row_names)])
+        lines = []
+        for model, values in points.items():
+            lines.append(tidy("points", values, part=model, row=cell.row_names))
+        pairs = zip(points["alone"], points["taught"], strict=True)
+        gain = [taught - alone for alone, taught in pairs]
+        lines.append(tidy("gain", gain, part="taught", row=cell.row_names))
+        return pd.concat(lines)
 
 
 def learn_from(teacher: nn.Module, codec: Codec) -> None:
-    """Make a codec's loss that of a student. Without a teacher's share (ALPHA 0) it is the task's own, to the last bit."""
-    task_loss, teacher_logits = codec.loss, list[Tensor]()
+    """Give a codec the loss of a student. If ALPHA is 0, it is the task's own, bit for bit."""
+    task_loss = codec.loss
+    teacher_logits = list[Tensor]()
 
     def listen(logits: Tensor, labels: Tensor) -> Tensor:
         teacher_logits.append(logits[labels != IGNORED])
         return logits.new_zeros(())
 
     def student_loss(logits: Tensor, labels: Tensor) -> Tensor:
-        student, target = ((one / TEMPERATURE).log_softmax(-1) for one in (logits[labels != IGNORED], teacher_logits.pop(0)))
+        student = (logits[labels != IGNORED] / TEMPERATURE).log_softmax(-1)
+        target = (teacher_logits.pop(0) / TEMPERATURE).log_softmax(-1)
         gap = TEMPERATURE**2 * kl_div(student, target, reduction="sum", log_target=True)
         return (1 - ALPHA) * summed_cross_entropy(logits, labels) + ALPHA * gap
 

@@ -1,9 +1,10 @@
-"""What lies between a trained cell and SFT? Points of the model whose weights are (1 - a) x the cell's + a x SFT's.
+"""What lies between a trained cell and SFT? Scores models of (1 - a) x the cell + a x SFT.
 
-Both train from one checkpoint at one seed; an adapter is merged first, onto its packed base's own numbers if that is packed.
-Validation rows choose the best share between the ends, and only it and the ends are scored on test rows. The gain is that place
-minus the better end. The barrier is how far validation points fall below the straight line between the ends, at most (Frankle
-et al. 2020, "Linear Mode Connectivity and the Lottery Ticket Hypothesis").
+Both train from one checkpoint at one seed; an adapter is merged first, onto its packed base's own
+numbers if that is packed. Validation rows choose the best share between the ends, and only it and
+the ends are scored on test rows. The gain is its points minus the better end's. The barrier is
+the largest drop of validation points below the straight line between the ends (Frankle et al. 2020,
+"Linear Mode Connectivity and the Lottery Ticket Hypothesis").
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of SFT
 
 
 class Interpolation(Instrument):
-    """Points of validation rows by share; of test rows at both ends and at the share that validation rows choose."""
+    """Points of validation rows by share, and of test rows at the ends and at the best share."""
 
     id = "interpolation"
     question = (
@@ -40,15 +41,17 @@ class Interpolation(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Refuse cells whose head is not SFT's: no line leads from one to the other."""
-        head, other = cell.cell.head, cell.sft.head
-        if head != other:
-            raise NotAskedError(f"its head is {head.architecture}, and that of SFT is {other.architecture}")
+        """Reject cells whose head is not SFT's: there is no line between them."""
+        head = cell.cell.head.architecture
+        sft_head = cell.sft.head.architecture
+        if cell.cell.head != cell.sft.head:
+            raise NotAskedError(f"its head is {head}, and that of SFT is {sft_head}")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """SFT is trained, too; then points along the line."""
+        """Train SFT; return points along the line."""
         model = merged_model(cell)
-        first, second = copy_state(model), copy_state(cell.train_other(cell.sft))
+        first = copy_state(model)
+        second = copy_state(cell.train_other(cell.sft))
         check_same_tensors(first, second)
         assert cell.splits, "training had rows"
         validation = cell.splits.validation
@@ -64,62 +67,84 @@ class Interpolation(Instrument):
         on_test = {share: points_at(share, cell.test_rows) for share in (0.0, best, 1.0)}
         better_end = on_test[0.0 if means[0.0] >= means[1.0] else 1.0]
         gain = [new - old for old, new in zip(better_end, on_test[best], strict=True)]
-        barrier = max((1 - share) * means[0.0] + share * means[1.0] - means[share] for share in inner)
+        gaps = []
+        for share in inner:
+            gaps.append((1 - share) * means[0.0] + share * means[1.0] - means[share])
         numbers = [f"validation {i}" for i in range(len(validation))]
-        return pd.concat(
-            [
-                *(tidy("validation points", points, part=f"{a:.1f}", row=numbers) for a, points in on_validation.items()),
-                *(tidy("points", points, part=f"{a:.1f}", row=cell.row_names) for a, points in on_test.items()),
-                tidy("gain", gain, part="best place", row=cell.row_names, note=f"{best:.1f} of SFT"),
-                tidy("barrier", barrier),
-            ]
-        )
+        note = f"{best:.1f} of SFT"
+        lines = []
+        for share, points in on_validation.items():
+            lines.append(tidy("validation points", points, part=f"{share:.1f}", row=numbers))
+        for share, points in on_test.items():
+            lines.append(tidy("points", points, part=f"{share:.1f}", row=cell.row_names))
+        lines.append(tidy("gain", gain, part="best place", row=cell.row_names, note=note))
+        lines.append(tidy("barrier", max(gaps)))
+        return pd.concat(lines)
 
 
 def merged_model(cell: TrainedCell) -> Any:
-    """The trained model, saved and loaded again, its adapter merged. Raises NotAskedError for one that cannot be merged."""
+    """The trained model, saved and loaded, with its adapter merged.
+
+    Raises NotAskedError if that fails.
+    """
+    tokenizer = cell.codec.tokenizer
     with temporary_folder() as folder:
-        tokenizer = cell.codec.tokenizer
         cell.serving.save(cell.cell, cell.model, tokenizer, folder)
         if not cell.cell.method.adapts:
             return cell.serving.load(cell.cell, folder, cell.device)[0]
         try:
             base = load_below(cell.cell, folder, tokenizer, cell.device)
-            base = base.dequantize() if cell.cell.quantization else base
+            if cell.cell.quantization:
+                base = base.dequantize()
             return cell.serving.merge(load_adapter(base, folder, cell.device))
         except Exception as error:  # whatever PEFT raises for what it cannot merge
             raise NotAskedError(f"its adapter cannot be merged: {first_line(error)}") from error
 
 
 def copy_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of a model's tensors, numbers in fp32 and weights of linear layers (out, in), as GPT-2's own layers have not."""
-    state = {name: tensor.detach().clone() for name, tensor in _transposed(model, model.state_dict()).items()}
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    """A copy of a model's tensors: numbers in fp32, weights of linear layers (out, in)."""
+    state = {}
+    for name, tensor in _transposed(model, model.state_dict()).items():
+        copy = tensor.detach().clone()
+        state[name] = copy.float() if copy.is_floating_point() else copy
+    return state
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a model such tensors."""
+    """Load tensors of `copy_state` into a model."""
     model.load_state_dict(_transposed(model, state))
 
 
 def _transposed(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    names = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
-    return {name: tensor.T if name in names else tensor for name, tensor in state.items()}
+    """The tensors with weights of GPT-2's layers (Conv1D) transposed."""
+    tensors = dict(state)
+    for name, module in model.named_modules():
+        if isinstance(module, Conv1D):
+            tensors[f"{name}.weight"] = tensors[f"{name}.weight"].T
+    return tensors
 
 
 def check_same_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
-    """Raises NotAskedError if two models have other tensors."""
-    shapes = [{(name, tensor.shape) for name, tensor in state.items()} for state in (first, second)]
-    if names := sorted(name for name, _ in shapes[0] ^ shapes[1]):
-        raise NotAskedError(f"it and SFT have {len(set(names))} tensors that do not match, {names[0]} among them")
+    """Raises NotAskedError if two models differ in names or shapes of tensors."""
+    first_shapes = {name: tensor.shape for name, tensor in first.items()}
+    second_shapes = {name: tensor.shape for name, tensor in second.items()}
+    names = {name for name, _ in first_shapes.items() ^ second_shapes.items()}
+    if names:
+        tensors = f"{len(names)} tensors that do not match, {min(names)} among them"
+        raise NotAskedError(f"it and SFT have {tensors}")
 
 
-def interpolate(first: Mapping[str, Tensor], second: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+def interpolate(
+    first: Mapping[str, Tensor],
+    second: Mapping[str, Tensor],
+    share: float,
+) -> dict[str, Tensor]:
     """The tensors at a share of the way; at 0 and 1 they are those of the ends, bit for bit."""
-    return {
-        name: torch.lerp(tensor, second[name].to(tensor), share) if tensor.is_floating_point() else tensor
-        for name, tensor in first.items()
-    }
+    tensors = dict(first)
+    for name, tensor in first.items():
+        if tensor.is_floating_point():
+            tensors[name] = torch.lerp(tensor, second[name].to(tensor), share)
+    return tensors
 
 
 INSTRUMENT = Interpolation()

@@ -1,9 +1,9 @@
-"""Which merge serves an adapter that was trained over a packed base? Merges it in three ways and holds each to the adapter.
+"""Which merge matches an adapter that was trained over a packed base? Compares three with it.
 
-The trained adapter is saved and loaded again over its packed base: that is what it was trained to be. Merged into that base,
-its layers are packed again; merged onto that base's numbers, nothing is packed; merged onto the checkpoint, each layer is off
-by what packing had rounded away. Layer by layer each merge is held to the adapter over the same base, so that a layer that the
-merge forgot shows, and which base it was is told by its weights.
+The trained adapter is saved and loaded over its packed base, the reference. Merged into that base,
+its layers are packed again; merged onto that base's numbers, nothing is packed; merged onto the
+checkpoint, each layer is off by what packing had rounded. Each layer of a merge is compared with
+the adapter's over the same base, so forgotten layers show. Weights identify the base.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -27,18 +27,18 @@ from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
 from tunegrid.instruments.trained import TrainedCell
 from tunegrid.machine import temporary_folder
 from tunegrid.run.build import base_type, unpack_weight
-from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.probe import COARSE, FINE, attach, distance, get_logits, target_rows
 from tunegrid.run.serving import BASE, load_adapter, load_below, wrappers
 
-SAMPLED = 16  # test features whose logits are compared
-# A layer that was packed to 4 bits has three sets of numbers: the packed ones; these unpacked, each on one of sixteen levels;
-# and the checkpoint's own, which packed give the same 4 bits.
-BaseKind = Literal["packed", "unpacked", "original"]  # packed to 4 bits; these 4 bits as numbers; the checkpoint's own numbers
+SAMPLED_ROWS = 16  # test features whose logits are compared
+# A layer that was packed to 4 bits has three sets of numbers: the packed ones; these unpacked, each
+# on one of sixteen levels; and the checkpoint's own, which give the same 4 bits when packed.
+BaseKind = Literal["packed", "unpacked", "original"]
 ANY: frozenset[BaseKind] = frozenset(("packed", "unpacked", "original"))
-EITHER: frozenset[BaseKind] = frozenset(("unpacked", "original"))  # a checkpoint may have numbers on the levels, too
-Call = tuple[Tensor, Tensor]  # what a layer was given, and what it made of it
-# Packed comes second: its layers are held to those that merged rightly onto the unpacked numbers.
+# A checkpoint may have numbers on the levels as well.
+EITHER: frozenset[BaseKind] = frozenset(("unpacked", "original"))
+Call = tuple[Tensor, Tensor]  # a layer's input and output
+# Packed comes second: its layers are compared with those that merged onto the unpacked numbers.
 MEANING: Mapping[BaseKind, str] = {
     "unpacked": "merged onto the packed base's numbers, unpacked",
     "packed": "merged into the packed base, whose layers PEFT packs again",
@@ -47,7 +47,7 @@ MEANING: Mapping[BaseKind, str] = {
 
 
 class Merges(Instrument):
-    """Points, flips and logits of each merge, and whether each layer computes what the adapter computes."""
+    """Points, flips and logits of each merge, and a comparison of each layer with the adapter's."""
 
     id = "merges"
     question = "which merge matches the adapter over its packed base? Flips in percent of rows, differences of logits"
@@ -63,7 +63,7 @@ class Merges(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Refuse cells whose base is not packed: of theirs all merges are one."""
+        """Reject cells whose base is not packed: their merges are all equal."""
         if cell.cell.quantization is None:
             raise NotAskedError("its base is not packed")
 
@@ -71,117 +71,148 @@ class Merges(Instrument):
         """The adapter served over its packed base, and merged in three ways."""
         with temporary_folder() as folder:
             merging = _Merging(cell, folder)
-            return pd.concat([*merging.served_lines(), *(line for base in MEANING for line in merging.lines(base))])
+            lines = list(merging.served_lines())
+            for base in MEANING:
+                lines += merging.lines(base)
+            return pd.concat(lines)
 
     def objections(self, figures: pd.DataFrame) -> Iterator[str]:
-        """A sentence for each merge that is not what it is called, or that left layers without the adapter."""
+        """A sentence on each merge with another base than it should have, or with wrong layers."""
         for base, meaning in MEANING.items():
             lines = figures[figures.part == base]
-            for other in lines[(lines.figure == "own base") & (lines.value == 0)].note:
-                yield f"what should be {meaning}, lies on {f'the {other} base' if other else 'none of the three bases'}"
+            for base_note in lines[(lines.figure == "own base") & (lines.value == 0)].note:
+                base_text = f"the {base_note} base" if base_note else "none of the three bases"
+                yield f"what should be {meaning}, lies on {base_text}"
             layers = lines[lines.figure == "alike"]
             faults = layers[layers.value == 0].row.tolist()
             if faults:
                 yield (
-                    f"{meaning}, {len(faults)} of {len(layers)} layers do not compute what the adapter computes over it, "
-                    f"{faults[0]} among them"
+                    f"{meaning}, {len(faults)} of {len(layers)} layers do not compute "
+                    f"what the adapter computes over it, {faults[0]} among them"
                 )
 
 
 class _Merging:
-    """The comparison of one cell, while the saved adapter lies in a folder."""
+    """The merges of one cell, while its saved adapter is in a folder."""
 
     def __init__(self, cell: TrainedCell, folder: Path) -> None:
-        """Save the adapter and ask it."""
-        self.cell, self.folder = cell, folder
+        """Save the adapter and score it."""
+        self.cell = cell
+        self.folder = folder
         cell.serving.save(cell.cell, cell.model, cell.codec.tokenizer, folder)
         served = self._load("packed")
         self.served = cell.score(cell.test_rows, served)
-        self.rows = sample(self.served.features, SAMPLED)
+        self.rows = sample(self.served.features, SAMPLED_ROWS)
         self.logits = self._logits(served)
-        self._packed_again: dict[str, Tensor] = {}  # bytes of the layers that merge rightly onto the base's numbers
+        self._packed_again: dict[str, Tensor] = {}  # bytes of layers whose unpacked merge is right
 
     def served_lines(self) -> Iterator[pd.DataFrame]:
-        """Of the adapter that everything is held to."""
-        yield tidy("points", self._points(self.served), part="served", row=self.cell.row_names)
-        yield tidy("largest logit", max(float(logits.abs().max()) for logits in self.logits), part="served")
+        """The lines of the unmerged adapter, the reference."""
+        points = self.cell.row_points(self.served)
+        yield tidy("points", points, part="served", row=self.cell.row_names)
+        largest_logit = max(float(logits.abs().max()) for logits in self.logits)
+        yield tidy("largest logit", largest_logit, part="served")
 
     def lines(self, base: BaseKind) -> Iterator[pd.DataFrame]:
-        """Of one merge."""
+        """The lines of one merge."""
         cell = self.cell
         try:
             adapter = self._load(base)
-            bases, calls = bases_below(cell.model, adapter), self._calls(adapter)
+            bases = bases_below(cell.model, adapter)
+            calls = self._calls(adapter)
             merged = cell.serving.merge(adapter)
-        except Exception as error:  # whatever PEFT and transformers raise where they cannot load or merge
+        except Exception as error:  # of any kind, if PEFT or transformers cannot merge
             yield tidy("points", float("nan"), part=base, note=f"not merged: {first_line(error)}")
             return
         layer_checks = self._check_layers(merged, calls)
-        lies_on = single_base(bases & bases_below(cell.model, merged))
-        if base == lies_on == "unpacked":
-            self._packed_again = {name: one for name, one in self._bytes(merged).items() if layer_checks.get(name)}
+        own_base = single_base(bases & bases_below(cell.model, merged))
+        if base == own_base == "unpacked":
+            for name, layer in self._bytes(merged).items():
+                if layer_checks.get(name):
+                    self._packed_again[name] = layer
         answers = cell.score(cell.test_rows, merged)
-        points, before = self._points(answers), self._points(self.served)
-        pairs = zip(self.served.predictions, answers.predictions, strict=True)
-        by_row = {
-            "points": points,
-            "change": [new - old for old, new in zip(before, points, strict=True)],
-            "flips": [100.0 * (ours.value != theirs.value) for ours, theirs in pairs],
-        }
-        for name, values in by_row.items():
+        points = cell.row_points(answers)
+        changes = []
+        for before, after in zip(cell.row_points(self.served), points, strict=True):
+            changes.append(after - before)
+        flips = []
+        for served, answer in zip(self.served.predictions, answers.predictions, strict=True):
+            flips.append(100.0 * (served.value != answer.value))
+        for name, values in {"points": points, "change": changes, "flips": flips}.items():
             yield tidy(name, values, part=base, row=cell.row_names)
-        logits = zip(self.logits, self._logits(merged), strict=True)
-        differences = torch.cat([(ours.float() - theirs.float()).abs().flatten() for ours, theirs in logits])
-        yield tidy("mean difference", float(differences.mean()), part=base)
-        yield tidy("largest difference", float(differences.max()), part=base)
-        yield tidy("own base", float(lies_on == base), part=base, note=lies_on or "")
-        yield tidy("alike", [float(check) for check in layer_checks.values()], part=base, row=list(layer_checks))
+        differences = []
+        for served_logits, logits in zip(self.logits, self._logits(merged), strict=True):
+            differences.append((served_logits.float() - logits.float()).abs().flatten())
+        gaps = torch.cat(differences)
+        yield tidy("mean difference", float(gaps.mean()), part=base)
+        yield tidy("largest difference", float(gaps.max()), part=base)
+        yield tidy("own base", float(own_base == base), part=base, note=own_base or "")
+        alike = [float(check) for check in layer_checks.values()]
+        yield tidy("alike", alike, part=base, row=list(layer_checks))
 
     def _load(self, base: BaseKind) -> Any:
         """The saved adapter over one of the bases. Raises InputError if no checkpoint holds it."""
-        cell, folder, device = self.cell.cell, self.folder, self.cell.device
+        cell = self.cell.cell
+        folder = self.folder
+        device = self.cell.device
         if base == "packed":
             return self.cell.serving.load(cell, folder, device)[0]
         if base == "original":
             if (folder / BASE).is_dir():
-                raise InputError("no checkpoint holds the base: it was saved packed, beside the adapter")
+                cause = "it was saved packed, beside the adapter"
+                raise InputError(f"no checkpoint holds the base: {cause}")
             cell = replace(cell, method=replace(cell.method, quantization=None))
         base_model = load_below(cell, folder, self.cell.codec.tokenizer, device)
-        return load_adapter(base_model.dequantize() if base == "unpacked" else base_model, folder, device)
-
-    def _points(self, evaluation: Evaluation) -> list[float]:
-        return self.cell.row_points(evaluation)
+        if base == "unpacked":
+            base_model = base_model.dequantize()
+        return load_adapter(base_model, folder, device)
 
     def _logits(self, model: nn.Module) -> list[Tensor]:
-        """Of the sampled rows; of a text only what predicts its target."""
+        """The logits of the sampled rows; of texts, only those that predict targets."""
         logits: list[Tensor] = []
         for rows in chunks(self.rows, self.cell.trainer.log.micro_batch):
             outputs, batch = get_logits(self.cell.trainer, rows, model)
-            logits += target_rows(outputs[0], batch) if self.cell.codec.generates else outputs
+            if self.cell.codec.generates:
+                outputs = target_rows(outputs[0], batch)
+            logits += outputs
         return logits
 
     def _calls(self, adapter: Any) -> dict[str, Call]:
-        """What each layer that PEFT changed was given at first, and what it made of it."""
+        """The first input and output of each layer that PEFT changed."""
         return first_calls(adapter, lambda: get_logits(self.cell.trainer, self.rows[:1], adapter))
 
     def _check_layers(self, merged: Any, calls: Mapping[str, Call]) -> dict[str, bool]:
-        """Whether each layer computes after the merge what the adapter computed; one packed again is held to its bytes."""
+        """Checks by layer whether the merge computes what the adapter computed.
+
+        Of layers that are packed again, bytes are compared.
+        """
         layers = {name: merged.get_submodule(name) for name in calls}
-        packs = self._bytes(merged) if any(isinstance(layer, Linear4bit) for layer in layers.values()) else {}
-        checks = {name: same_bytes(one, self._packed_again[name]) for name, one in packs.items() if name in self._packed_again}
+        packs = {}
+        if any(isinstance(layer, Linear4bit) for layer in layers.values()):
+            packs = self._bytes(merged)
+        checks = {}
+        for name, numbers in packs.items():
+            if name in self._packed_again:
+                checks[name] = same_bytes(numbers, self._packed_again[name])
         limit = FINE if base_type(self.cell.cell) is torch.float32 else COARSE
-        unpacked = {name: layer for name, layer in layers.items() if name not in packs}
-        return checks | {name: distance(calls[name][1], layer(calls[name][0])) <= limit for name, layer in unpacked.items()}
+        for name, layer in layers.items():
+            if name not in packs:
+                inputs, output = calls[name]
+                checks[name] = distance(output, layer(inputs)) <= limit
+        return checks
 
     def _bytes(self, merged: Any) -> dict[str, Tensor]:
-        """The bytes of every merged layer of the packed base: its own, or those that its weight packs to."""
+        """The bytes of merged layers of the packed base: their own, or their weights packed."""
         adapted = wrappers(self.cell.model)
-        layers = {name: layer for name, layer in packed_layers(self.cell.model).items() if name in adapted}
-        return {name: layer_bytes(merged.get_submodule(name), layer) for name, layer in layers.items()}
+        numbers = {}
+        for name, layer in packed_layers(self.cell.model).items():
+            if name in adapted:
+                numbers[name] = layer_bytes(merged.get_submodule(name), layer)
+        return numbers
 
 
 def first_calls(model: Any, run: Callable[[], Any]) -> dict[str, Call]:
-    """The first input and output of each module that PEFT wraps, while `run` runs; by its name in the base."""
+    """The first input and output, by name in the base, of modules that PEFT wraps, in `run`."""
     names = {module: name for name, module in wrappers(model).items()}
     calls: dict[str, Call] = {}
 
@@ -196,56 +227,74 @@ def first_calls(model: Any, run: Callable[[], Any]) -> dict[str, Call]:
 
 def layer_bytes(layer: nn.Module, like: Any) -> Tensor:
     """The 4-bit numbers of a layer; one that is not packed is packed as `like` is."""
-    numbers: Tensor = layer.weight.data if isinstance(layer, Linear4bit) else pack_weight(layer_weight(layer), like).data
+    weight: Any = layer.weight
+    if not isinstance(layer, Linear4bit):
+        weight = pack_weight(layer_weight(layer), like)
+    numbers: Tensor = weight.data
     return numbers
 
 
-def same_bytes(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether two layers are packed alike, but for numbers between two levels."""
-    return ours.shape == theirs.shape and float((ours != theirs).float().mean()) <= MOST_CODES
+def same_bytes(first: Tensor, second: Tensor) -> bool:
+    """Checks whether two layers are packed equally, except for numbers between two levels."""
+    if first.shape != second.shape:
+        return False
+    return float((first != second).float().mean()) <= MOST_CODES
 
 
 # The base below an adapter
 
 
 def bases_below(trained: Any, model: Any) -> frozenset[BaseKind]:
-    """What the base below another model's adapter may be; if that is merged, its layers without an adapter tell.
+    """The kinds that the base below a model's adapter may have.
+
+    If the adapter is merged, the base's layers without an adapter decide.
 
     Args:
         trained: an adapter over a packed base.
         model: the same adapter over some base, or that base with the adapter merged.
     """
-    kinds, base = ANY, model.get_base_model() if isinstance(model, PeftModel) else model
-    adapted = {name for name, layer in trained.get_base_model().named_modules() if isinstance(layer, BaseTunerLayer)}
+    kinds = ANY
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    adapted = set()
+    for name, layer in trained.get_base_model().named_modules():
+        if isinstance(layer, BaseTunerLayer):
+            adapted.add(name)
     for name, layer in packed_layers(trained).items():
-        other = base.get_submodule(name)
-        if isinstance(other, BaseTunerLayer):
-            kinds &= _kinds(layer, other.get_base_layer())
+        base_layer = base.get_submodule(name)
+        if isinstance(base_layer, BaseTunerLayer):
+            kinds &= _kinds(layer, base_layer.get_base_layer())
         elif name not in adapted:
-            kinds &= _kinds(layer, other)
+            kinds &= _kinds(layer, base_layer)
     return kinds
 
 
-def _kinds(layer: Any, other: Any) -> frozenset[BaseKind]:
-    """What the second layer may be of the first one."""
-    levels = unpack_weight(layer.weight)
-    if isinstance(other, Linear4bit):
-        return frozenset(("packed",)) if torch.equal(levels, unpack_weight(other.weight)) else frozenset()
-    weight = layer_weight(other).to(levels)
+def _kinds(packed_layer: Any, layer: Any) -> frozenset[BaseKind]:
+    """The kinds of base that have this layer in place of the packed one."""
+    levels = unpack_weight(packed_layer.weight)
+    if isinstance(layer, Linear4bit):
+        is_packed = torch.equal(levels, unpack_weight(layer.weight))
+        return frozenset(("packed",)) if is_packed else frozenset()
+    weight = layer_weight(layer).to(levels)
     if torch.equal(levels, weight):
         return EITHER
-    return frozenset(("original",)) if torch.equal(levels, unpack_weight(pack_weight(weight, layer))) else frozenset()
+    is_original = torch.equal(levels, unpack_weight(pack_weight(weight, packed_layer)))
+    return frozenset(("original",)) if is_original else frozenset()
 
 
 def single_base(bases: frozenset[BaseKind]) -> BaseKind | None:
-    """The one base that it is; None if it is another one, or nothing tells."""
-    return "unpacked" if bases == EITHER else next(iter(bases)) if len(bases) == 1 else None
+    """The only kind of base left; None if there is none, or several."""
+    if bases == EITHER:
+        return "unpacked"
+    return next(iter(bases)) if len(bases) == 1 else None
 
 
 def packed_layers(model: Any) -> dict[str, Any]:
-    """The 4-bit layers below an adapter, by the names that they have without it."""
-    layers = model.get_base_model().named_modules()
-    return {name.removesuffix(".base_layer"): layer for name, layer in layers if isinstance(layer, Linear4bit)}
+    """The 4-bit layers below an adapter, by their names without it."""
+    layers = {}
+    for name, layer in model.get_base_model().named_modules():
+        if isinstance(layer, Linear4bit):
+            layers[name.removesuffix(".base_layer")] = layer
+    return layers
 
 
 def layer_weight(layer: nn.Module) -> Tensor:

@@ -1,9 +1,12 @@
-"""What an instrument asks, `TrainedCell`, and how: in evaluation mode, without gradients, and whatever it raises is kept."""
+"""The `TrainedCell` that instruments measure, and `Questions`, which runs them.
+
+They run in evaluation mode, without gradients; errors are kept.
+"""
 
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -28,24 +31,24 @@ from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.meter import Progress
 from tunegrid.run.prepare import make_codec, prepare
 from tunegrid.run.probe import keep_state
-from tunegrid.runs.examples import TEXTS, row_id, write_columns
+from tunegrid.runs.examples import TEXT_COLUMNS, row_id, write_columns
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedCell(Evidence):
     """A cell and its model; before training it has no evaluation yet."""
 
-    evaluate: Callable[..., Evaluation]  # a model on rows, with whatever else the cell's own evaluation has
-    grid: Grid  # that the cell is of; a user's shifts are in it
-    read_splits: Callable[[Task], Splits]  # the rows of any task at the cell's profile
-    progress: Progress  # where it is shown how far the cell is
+    evaluate: Callable[..., Evaluation]  # evaluates a model on rows, as the cell's own evaluation
+    grid: Grid  # the cell's, with users' shifts
+    read_splits: Callable[[Task], Splits]  # reads the rows of a task at the cell's profile
+    progress: Progress
 
     def score(self, rows: Sequence[Row], model: nn.Module | None = None) -> Evaluation:
-        """Predictions and points of rows, by the cell's model or by another; without BERTScore, which takes long."""
+        """Predictions and points of rows, by the cell's model or by another; without BERTScore."""
         return self.evaluate(model or self.model, rows=rows)
 
     def row_points(self, evaluation: Evaluation) -> list[float]:
-        """The main score's points of each row. Raises NotAskedError if it scores all rows at once."""
+        """The main score's points of each row. Raises NotAskedError if single rows have none."""
         name = self.cell.task.main_score
         if name not in evaluation.examples:
             raise NotAskedError(f"its main score {name} gives single rows no points")
@@ -53,21 +56,28 @@ class TrainedCell(Evidence):
 
     @property
     def sft(self) -> Cell:
-        """Full fine-tuning of the same backbone and task. Raises NotAskedError if this is it, or if the grid has none."""
-        cell, cell_id = self.cell, f"{self.cell.backbone.id}_{self.cell.task.id}_{SFT.id}"
-        if cell.id == cell_id or cell_id not in self.grid.ids(cell.profile):
-            other = "and this is SFT" if cell.id == cell_id else f"but the grid has no {cell_id}"
-            raise NotAskedError(f"it compares a cell with SFT, {other}")
+        """Full fine-tuning of the backbone and task. Raises NotAskedError without such a cell."""
+        cell = self.cell
+        cell_id = f"{cell.backbone.id}_{cell.task.id}_{SFT.id}"
+        reason = ""
+        if cell.id == cell_id:
+            reason = "and this is SFT"
+        elif cell_id not in self.grid.ids(cell.profile):
+            reason = f"but the grid has no {cell_id}"
+        if reason:
+            raise NotAskedError(f"it compares a cell with SFT, {reason}")
         return self.grid.cell(cell_id, cell.profile)
 
     def train_other(self, cell: Cell, codec: Codec | None = None) -> nn.Module:
-        """Another cell of the task, or this one again with a codec of its own, trained as the suite trains it: its model.
+        """The trained model of another cell of the task, or of this one with another codec.
 
         Raises NotAskedError if it cannot be trained, or if ranks share this one's training.
         """
-        if self.trainer.ranks.count > 1 or not self.splits:
-            raise NotAskedError("it trains another cell, which ranks and random tokens do not allow")
-        splits, codec = self.splits, codec or make_codec(cell, load_tokenizer(cell))
+        splits = self.splits
+        if self.trainer.ranks.count > 1 or not splits:
+            cause = "which ranks and random tokens do not allow"
+            raise NotAskedError(f"it trains another cell, {cause}")
+        codec = codec or make_codec(cell, load_tokenizer(cell))
         trainer = prepare(cell, splits.train, self.device, codec=codec)
 
         def validate() -> tuple[float, Sequence[Row]]:
@@ -82,8 +92,8 @@ class TrainedCell(Evidence):
 
     @property
     def tasks(self) -> dict[str, Task]:
-        """Of the cell and those beside it, by id."""
-        return {other.task.id: other.task for other in self.grid.cells(self.cell.profile)}
+        """The tasks of all cells of the grid, by id."""
+        return {cell.task.id: cell.task for cell in self.grid.cells(self.cell.profile)}
 
     @cached_property
     def test_rows(self) -> Sequence[Row]:
@@ -97,76 +107,104 @@ class TrainedCell(Evidence):
         names = [row_id(row) for row in self.test_rows]
         for index, name in enumerate(names):
             counts[name] += 1
-            names[index] += f" {counts[name]}" if counts[name] > 1 else ""
+            if counts[name] > 1:
+                names[index] += f" {counts[name]}"
         return names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What a cell's instruments say: parts of its record by id, and what fails it."""
+    """The instruments' parts of a cell's record, by id, and sentences that fail the cell."""
 
     records: dict[str, InstrumentRecord]
     objections: list[str]
 
 
 class Questions:
-    """What instruments ask one cell, `before` it trains and `after`."""
+    """Runs instruments on one cell, before and after it trains."""
 
     def __init__(self, instruments: Sequence[Instrument], cell: TrainedCell) -> None:
-        """Nothing is asked yet."""
-        self._instruments, self._cell = instruments, cell
-        self._known: Mapping[str, Any] = {}
+        """Keep the instruments and the untrained cell."""
+        self._instruments = instruments
+        self._cell = cell
+        self._known: dict[str, Any] = {}  # results of `before`, by instrument
 
     def before(self) -> None:
-        """What has to be asked of the model that has not trained, by instrument."""
-        self._known = {one.id: _attempt(self._cell, partial(one.before, self._cell)) for one in self._instruments}
+        """Measure the untrained model."""
+        for instrument in self._instruments:
+            measure = partial(instrument.before, self._cell)
+            self._known[instrument.id] = _attempt(self._cell, measure)
 
     def after(self, evaluation: Evaluation | None) -> Answers | None:
-        """All questions to the trained cell, whose figures are kept in one file; None if its training stopped."""
+        """Measure the trained model and keep all figures in a file; None if training stopped."""
         if not evaluation:
             return None
-        cell, frames, objections = replace(self._cell, evaluation=evaluation), [], list[str]()
-        for one in self._instruments:
-            baseline = self._known[one.id]
-            answer = baseline if isinstance(baseline, Exception) else _attempt(cell, partial(_measure, one, cell, baseline))
+        cell = replace(self._cell, evaluation=evaluation)
+        frames = []
+        objections = list[str]()
+        for instrument in self._instruments:
+            answer = self._known[instrument.id]
+            if not isinstance(answer, Exception):
+                answer = _attempt(cell, partial(_measure, instrument, cell, answer))
             if isinstance(answer, Exception):
                 reason = first_line(answer)
-                reason = reason if isinstance(answer, NotAskedError | InputError) else f"{type(answer).__name__}: {reason}"
-                frame, faults = tidy("", np.nan, note=reason), [] if isinstance(answer, NotAskedError) else [reason]
+                if not isinstance(answer, NotAskedError | InputError):
+                    reason = f"{type(answer).__name__}: {reason}"
+                frame = tidy("", np.nan, note=reason)
+                faults = [] if isinstance(answer, NotAskedError) else [reason]
             else:
                 frame, faults = answer
-            frames.append(frame.assign(instrument=one.id))
-            objections += [f"{one.id}: {sentence}" for sentence in faults]
-        frame = pd.concat(frames).replace([np.inf, -np.inf], np.nan).astype(dict.fromkeys(TEXTS["figures"], str))
-        file = write_columns("figures", frame)
-        records = {
-            one.id: InstrumentRecord(question=one.question, figures=dict(one.figures), file=file) for one in self._instruments
-        }
+            frames.append(frame.assign(instrument=instrument.id))
+            objections += [f"{instrument.id}: {sentence}" for sentence in faults]
+        figures = pd.concat(frames).replace([np.inf, -np.inf], np.nan)
+        texts = dict.fromkeys(TEXT_COLUMNS["figures"], str)
+        file = write_columns("figures", figures.astype(texts))
+        records = {}
+        for instrument in self._instruments:
+            records[instrument.id] = InstrumentRecord(
+                question=instrument.question,
+                figures=dict(instrument.figures),
+                file=file,
+            )
         return Answers(records=records, objections=objections)
 
 
-def _measure(one: Instrument, cell: TrainedCell, before: Any) -> tuple[pd.DataFrame, list[str]]:
+def _measure(
+    instrument: Instrument,
+    cell: TrainedCell,
+    before: Any,
+) -> tuple[pd.DataFrame, list[str]]:
     """Figures and objections.
 
     Raises TypeError for what is no frame of `tidy`, and ValueError for an undeclared figure.
     """
-    frame = one.measure(cell, before)
+    frame = instrument.measure(cell, before)
     columns = tidy("", np.nan).columns
     if not isinstance(frame, pd.DataFrame):
         raise TypeError("measure() gave no frame; give lines of tidy()")
-    if missing := set(columns).difference(frame.columns):
+    missing = set(columns).difference(frame.columns)
+    if missing:
         raise TypeError(f"its frame has no column {min(missing)!r}; make it of lines of tidy()")
     numbers = ("value", "weight", "low", "high")
     frame = frame[columns].astype(dict.fromkeys(numbers, float))
-    if names := set(frame["figure"]) - set(one.figures):
-        raise ValueError(f"it measures {min(names)!r}, which is not among its figures")
-    return frame, list(one.objections(frame))
+    undeclared = set(frame["figure"]) - set(instrument.figures)
+    if undeclared:
+        raise ValueError(f"it measures {min(undeclared)!r}, which is not among its figures")
+    return frame, list(instrument.objections(frame))
 
 
 def _attempt(cell: TrainedCell, call: Callable[[], Any]) -> Any:
-    """What a call returns or raises: a question must not cost the training. Random numbers stay as they were."""
-    with cell.trainer.meter.phase("audit"), keep_state(cell.trainer), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT's, on rounding where it merges and on layers of GPT-2
+    """The result of a call, or its exception; random numbers stay as they were.
+
+    An instrument that fails must not cost the training.
+    """
+    with (
+        cell.trainer.meter.phase("audit"),
+        keep_state(cell.trainer),
+        torch.no_grad(),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # PEFT's, on rounding in merges and on layers of GPT-2
         try:
             return call()
         except Exception as error:

@@ -1,6 +1,7 @@
-"""Draws the charts of a run by matplotlib, for its page and for papers: scores against cost, losses, and history.
+"""Draws the charts of a run with matplotlib: scores against cost, losses, and history.
 
-Equal runs draw equal files: no chart has a date or a random name. Imported late, since matplotlib takes half a second.
+They are for its page and for papers. Equal runs draw equal files: no chart has a date or a random
+name. Import this module late, since matplotlib takes half a second.
 """
 
 import html
@@ -27,53 +28,80 @@ from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullLocator
 
 from tunegrid.grid.cells import study_place
 from tunegrid.machine import replace_file
+from tunegrid.record import Record
 from tunegrid.report.compare import PEAK, SECONDS, TENSORS, TRAINED, Comparison, Entry
 from tunegrid.terminal import defuse
 
-# By their names in page.css, which has others for the dark; the first four also the colour-blind tell apart (Okabe and Ito).
-COLOURS = {"c0": "#0068a6", "c1": "#c65102", "c2": "#007d5b", "c3": "#a8508a"}
+# By their names in page.css, which has others for dark screens. The first four can be told apart by
+# the colour-blind (Okabe and Ito).
+PALETTE = {"c0": "#0068a6", "c1": "#c65102", "c2": "#007d5b", "c3": "#a8508a"}
 GREYS = {"ink": "#1b2028", "soft": "#566070", "rule": "#d9dde4", "ground": "#fffffe"}
-MARKERS, DASHES = "os^DvP*X", ("-", "--", ":", "-.")
-POINTS = 120  # of a curve: more cannot be told apart at the width of a chart
+MARKERS = "os^DvP*X"
+DASHES = ("-", "--", ":", "-.")
+MOST_POINTS = 120  # of a curve: more cannot be told apart at the width of a chart
 SEED_REACH = 0.3  # of the line of a mean, to each side, in columns
 STYLE: dict[Any, Any] = {
-    **{"svg.fonttype": "none", "pdf.fonttype": 42, "text.parse_math": False, "figure.figsize": (3.6, 3.1), "font.size": 8},
-    **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.linewidth": 0.6},
-    **{"axes.edgecolor": GREYS["rule"], "grid.color": GREYS["rule"], "text.color": GREYS["ink"], "lines.linewidth": 1.1},
-    **{"axes.labelcolor": GREYS["soft"], "xtick.color": GREYS["soft"], "ytick.color": GREYS["soft"], "lines.markersize": 5},
-    **{"figure.subplot.left": 0.15, "figure.subplot.right": 0.97, "figure.subplot.top": 0.97, "legend.frameon": False},
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
+    "text.parse_math": False,
+    "text.color": GREYS["ink"],
+    "font.size": 8,
+    "figure.figsize": (3.6, 3.1),
+    "figure.subplot.left": 0.15,
+    "figure.subplot.right": 0.97,
+    "figure.subplot.top": 0.97,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.edgecolor": GREYS["rule"],
+    "axes.labelcolor": GREYS["soft"],
+    "grid.color": GREYS["rule"],
+    "grid.linewidth": 0.6,
+    "xtick.color": GREYS["soft"],
+    "ytick.color": GREYS["soft"],
+    "lines.linewidth": 1.1,
+    "lines.markersize": 5,
+    "legend.frameon": False,
 }
+
+Pair = tuple[str, str]  # a cell's backbone and method
+Losses = Mapping[str, Sequence[float | None]]  # of each method, by update
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with the name of its files, and what it shows in words."""
+    """A chart, the name of its files, and a title that says what it shows."""
 
     name: str
     title: str
     figure: Figure
 
     def svg(self) -> str:
-        """For a page, whose colours it takes: an element whose parts have no names that another chart's have."""
+        """An element for a page, in its colours; without ids, which charts could share."""
         drawing = StringIO()
         with rc_context({"svg.hashsalt": self.name}):
             self.figure.savefig(drawing, format="svg", transparent=True)
-        text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", drawing.getvalue(), flags=re.DOTALL)
+        unused = r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->"
+        text = re.sub(unused, "", drawing.getvalue(), flags=re.DOTALL)
         text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
-        for name, colour in (COLOURS | GREYS).items():
+        for name, colour in (PALETTE | GREYS).items():
             text = text.replace(colour, f"var(--{name})")
-        box, parts = re.search('viewBox="[^"]*"', text), text.partition(">")[2]
-        return f'<svg class="chart" {box and box[0]} role="img" aria-label="{html.escape(defuse(self.title))}">{parts}'
+        box = re.search('viewBox="[^"]*"', text)
+        content = text.partition(">")[2]
+        title = html.escape(defuse(self.title))
+        return f'<svg class="chart" {box and box[0]} role="img" aria-label="{title}">{content}'
 
     def save(self, folder: Path) -> None:
         """Write it as SVG and PDF; raises OSError if that cannot be done."""
         for kind, date in (("svg", "Date"), ("pdf", "CreationDate")):
-            with rc_context({"svg.hashsalt": self.name}), replace_file(folder / f"{self.name}.{kind}") as part:
-                self.figure.savefig(part, format=kind, metadata={date: None})
+            path = folder / f"{self.name}.{kind}"
+            with rc_context({"svg.hashsalt": self.name}), replace_file(path) as file:
+                self.figure.savefig(file, format=kind, metadata={date: None})
 
 
 def style() -> AbstractContextManager[None]:
-    """In which all charts are drawn and saved, whatever the user's own settings of matplotlib are."""
+    """Settings for drawing and saving charts, whatever the user's matplotlib settings are."""
     return context(["default", STYLE])
 
 
@@ -82,104 +110,157 @@ def blank(xlabel: str, ylabel: str, entries: Sequence[Line2D]) -> tuple[Figure, 
     figure = Figure()
     axes = figure.subplots()
     axes.set(xlabel=xlabel, ylabel=defuse(ylabel))  # a score may have any name
-    figure.legend(handles=entries, loc="lower center", ncols=4, fontsize=7, handlelength=1.4, columnspacing=1.0)
+    figure.legend(
+        handles=entries,
+        loc="lower center",
+        ncols=4,
+        fontsize=7,
+        handlelength=1.4,
+        columnspacing=1.0,
+    )
     figure.subplots_adjust(bottom=0.15 + 0.05 * math.ceil(len(entries) / 4))
     return figure, axes
 
 
-def looks(cells: Sequence[tuple[str, str]]) -> tuple[dict[tuple[str, str], dict[str, Any]], list[Line2D]]:
-    """A look for each backbone and method, and a legend: shape and dashes say the method, and colour the backbone.
+def cell_pair(record: Record) -> Pair:
+    """The backbone and method of a record."""
+    return record.backbone, record.method
 
-    Of more backbones than there are colours, colour says the method, too.
+
+def looks(cells: Sequence[Pair]) -> tuple[dict[Pair, dict[str, Any]], list[Line2D]]:
+    """A look for each backbone and method, and a legend.
+
+    Markers and dashes show the method, colours the backbone. With more backbones than colours,
+    colours show the method as well.
     """
     pairs = sorted(cells, key=lambda cell: study_place(f"{cell[0]}__{cell[1]}"))
-    backbones, methods = (list(dict.fromkeys(names)) for names in zip(*pairs, strict=True))
-    several, shades = len(backbones) <= len(COLOURS), list(COLOURS.values())
-    colours = (
-        dict(zip(backbones, shades, strict=False)) if several else {m: shades[(i + i // 8) % 4] for i, m in enumerate(methods)}
-    )
-    shapes: dict[str, dict[str, Any]] = {
-        m: {"marker": MARKERS[i % 8], "linestyle": DASHES[i % 4]} for i, m in enumerate(methods)
-    }
-    legend = [Line2D([], [], label=m, color=GREYS["soft"] if several else colours[m], **shapes[m]) for m in methods]
-    legend += [Line2D([], [], label=b, color=colours[b], linewidth=4) for b in backbones if several]
-    return {(b, m): shapes[m] | {"color": colours[b if several else m]} for b, m in cells}, legend
+    backbones = list(dict.fromkeys(backbone for backbone, _ in pairs))
+    methods = list(dict.fromkeys(method for _, method in pairs))
+    shades = list(PALETTE.values())
+    by_backbone = len(backbones) <= len(shades)
+    colours = dict(zip(backbones, shades, strict=False))
+    shapes: dict[str, dict[str, Any]] = {}
+    legend: list[Line2D] = []
+    for i, method in enumerate(methods):
+        shapes[method] = {"marker": MARKERS[i % 8], "linestyle": DASHES[i % 4]}
+        colour = GREYS["soft"]
+        if not by_backbone:
+            colour = shades[(i + i // 8) % 4]
+            shapes[method]["color"] = colour
+        legend.append(Line2D([], [], **{"color": colour} | shapes[method], label=method))
+    if not by_backbone:
+        return {pair: shapes[pair[1]] for pair in cells}, legend
+    for name, colour in colours.items():
+        legend.append(Line2D([], [], label=name, color=colour, linewidth=4))
+    return {(b, m): shapes[m] | {"color": colours[b]} for b, m in cells}, legend
+
+
+def by_task(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
+    """The comparisons of each task."""
+    groups: dict[str, list[Comparison]] = defaultdict(list)
+    for comparison in comparisons:
+        groups[comparison.task].append(comparison)
+    return groups
 
 
 def quality(comparisons: Sequence[Comparison]) -> Iterator[Chart]:
-    """Scores of each task against each cost: filled marks are on their backbone's Pareto front, which is a line of stairs."""
-    for task in dict.fromkeys(one.task for one in comparisons):
-        group = [one for one in comparisons if one.task == task]
-        for cost in (TRAINED, PEAK if all(PEAK in one.costs for one in group) else TENSORS, SECONDS):
+    """Scores of each task against each cost.
+
+    Filled marks are on the Pareto front of their backbone, which is a line of stairs.
+    """
+    for task, group in by_task(comparisons).items():
+        peak = PEAK if all(PEAK in comparison.costs for comparison in group) else TENSORS
+        for cost in (TRAINED, peak, SECONDS):
             points = []
             for comparison in group:
-                for method, entry in comparison.entries.items():
+                for entry in comparison.entries.values():
                     if entry.costs[cost] > 0:  # it is NaN if it was not measured
-                        points.append((comparison, method, entry.costs[cost]))
+                        points.append((comparison, entry))
             if points:
                 yield cost_chart(task, cost, points)
 
 
 def seeds(comparisons: Sequence[Comparison]) -> Iterator[Chart]:
-    """The score of each seed, by task, and the mean of each method as a line; nothing for tasks of one seed."""
-    for task in dict.fromkeys(one.task for one in comparisons):
-        group = [one for one in comparisons if one.task == task]
-        entries = [entry for comparison in group for entry in comparison.entries.values()]
+    """The score of each seed by task, with the means of methods; nothing for tasks of one seed."""
+    for task, group in by_task(comparisons).items():
+        entries: list[Entry] = []
+        for comparison in group:
+            entries += comparison.entries.values()
         if max(len(entry.scores) for entry in entries) > 1:
             yield seed_chart(task, entries)
 
 
 def seed_chart(task: str, entries: Sequence[Entry]) -> Chart:
-    """One of these charts, a column for each method of each backbone."""
-    styles, legend = looks([(entry.first.backbone, entry.first.method) for entry in entries])
+    """The scores of a task's seeds, with a column for each method of each backbone."""
+    pairs = [cell_pair(entry.first) for entry in entries]
+    styles, legend = looks(pairs)
     score = entries[0].first.main_score
     figure, axes = blank("", f"{task}: {score}", legend)
-    for column, entry in enumerate(entries):
-        look = styles[entry.first.backbone, entry.first.method] | {"linestyle": ""}
-        axes.plot([column] * len(entry.scores), entry.scores, **look, markerfacecolor=GREYS["ground"])
-        axes.hlines([entry.score], column - SEED_REACH, column + SEED_REACH, color=look["color"])
+    for column, (pair, entry) in enumerate(zip(pairs, entries, strict=True)):
+        look = styles[pair] | {"linestyle": ""}
+        columns = [column] * len(entry.scores)
+        axes.plot(columns, entry.scores, **look, markerfacecolor=GREYS["ground"])
+        left = column - SEED_REACH
+        axes.hlines([entry.score], left, column + SEED_REACH, color=look["color"])
     axes.set_xticks([])
     return Chart(f"{task}-seeds", f"{task}: {score} of each seed; lines are means", figure)
 
 
-def cost_chart(task: str, cost: str, points: Sequence[tuple[Comparison, str, float]]) -> Chart:
-    """One of these charts; each method of each comparison with its cost."""
-    styles, legend = looks([(one.backbone, method) for one, method, _ in points])
-    score = points[0][0].entries[points[0][1]].first.main_score
+def cost_chart(task: str, cost: str, points: Sequence[tuple[Comparison, Entry]]) -> Chart:
+    """The scores of a task's methods against one cost."""
+    styles, legend = looks([cell_pair(entry.first) for _, entry in points])
+    score = points[0][1].first.main_score
     figure, axes = blank(cost, f"{task}: {score}", legend)
+    prices = []
     fronts: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for one, method, price in points:
-        look, mean = styles[one.backbone, method] | {"linestyle": ""}, one.entries[method].score
+    for comparison, entry in points:
+        look = styles[cell_pair(entry.first)] | {"linestyle": ""}
+        mean = entry.score
+        price = entry.costs[cost]
+        prices.append(price)
         fill = GREYS["ground"]
-        if cost in one.costs and method in one.front(cost):
+        if cost in comparison.costs and entry.first.method in comparison.front(cost):
             fill = look["color"]
-            fronts[one.backbone].append((price, mean))
-        axes.vlines([price], *(one.entries[method].interval or (mean, mean)), color=look["color"], linewidth=0.9)
+            fronts[comparison.backbone].append((price, mean))
+        low, high = entry.interval or (mean, mean)
+        axes.vlines([price], low, high, color=look["color"], linewidth=0.9)
         axes.plot([price], [mean], **look, markerfacecolor=fill, zorder=3)
-    for stairs in fronts.values():
-        axes.step(*zip(*sorted(stairs), strict=True), where="post", color=GREYS["soft"], linewidth=0.7, linestyle=":")
-    logarithmic(axes, [price for _, _, price in points])
-    return Chart(f"{task}-{cost.replace(' ', '-')}", f"{task}: {score} against {cost}; the figures are in the tables", figure)
+    stairs: dict[str, Any] = {"where": "post", "color": GREYS["soft"], "linestyle": ":"}
+    for front in fronts.values():
+        x, y = zip(*sorted(front), strict=True)
+        axes.step(x, y, linewidth=0.7, **stairs)
+    logarithmic(axes, prices)
+    title = f"{task}: {score} against {cost}; the figures are in the tables"
+    return Chart(f"{task}-{cost.replace(' ', '-')}", title, figure)
 
 
 def logarithmic(axes: Axes, figures: Sequence[float]) -> None:
-    """A logarithmic axis of costs with a few round ticks."""
-    low, high = min(figures), max(figures)
+    """Give a chart a logarithmic axis of costs with a few round ticks."""
+    low = min(figures)
+    high = max(figures)
     axes.set_xscale("log")
     axes.set_xlim(low / 1.3, high * 1.3)
-    ticks: Locator = LogLocator(subs=(1, 3) if high > 30 * low else (1, 2, 5)) if high > 8 * low else MaxNLocator(4)
+    ticks: Locator = MaxNLocator(4)
+    if high > 30 * low:
+        ticks = LogLocator(subs=(1, 3))
+    elif high > 8 * low:
+        ticks = LogLocator(subs=(1, 2, 5))
     axes.xaxis.set_major_locator(ticks)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
-def losses(name: str, new: Mapping[str, Sequence[float | None]], old: Mapping[str, Sequence[float | None]]) -> Chart:
-    """Losses by update of the methods of one backbone and task, those of an older run grey behind them."""
-    styles = dict(zip(new, cycle(product(DASHES, COLOURS.values())), strict=False))
+def loss_chart(name: str, new: Losses, old: Losses) -> Chart:
+    """Losses by update of a backbone and task's methods; an older run's are grey, behind them."""
     grey: dict[str, Any] = {"color": GREYS["soft"], "linewidth": 0.7}
-    lines: dict[str, dict[str, Any]] = {m: {"linestyle": dashes, "color": colour} for m, (dashes, colour) in styles.items()}
-    legend = [Line2D([], [], label=method, **line) for method, line in lines.items()]
-    legend += [Line2D([], [], label="before", **grey)] if any(old.values()) else []
+    lines: dict[str, dict[str, Any]] = {}
+    legend = []
+    styles = cycle(product(DASHES, PALETTE.values()))
+    for method, (dashes, colour) in zip(new, styles, strict=False):
+        lines[method] = {"linestyle": dashes, "color": colour}
+        legend.append(Line2D([], [], label=method, **lines[method]))
+    if any(old.values()):
+        legend.append(Line2D([], [], label="before", **grey))
     figure, axes = blank("update", f"{name}: loss", legend)
     for method, line in lines.items():
         axes.plot(*thin(old.get(method, ())), **grey)
@@ -188,24 +269,32 @@ def losses(name: str, new: Mapping[str, Sequence[float | None]], old: Mapping[st
 
 
 def thin(values: Sequence[float | None]) -> tuple[list[float], list[float]]:
-    """Updates and losses; of many, means over equal stretches of them."""
-    stretch = len(values) // POINTS + 1
+    """Updates and losses; if there are many, means over equal stretches."""
+    stretch = len(values) // MOST_POINTS + 1
     series = pd.Series(values, index=range(1, len(values) + 1), dtype=float).dropna()
     means = series.groupby((series.index - 1) // stretch).mean()
     return [stretch * index + (stretch + 1) / 2 for index in means.index], list(means)
 
 
 def history(
-    task: str, score: str, cells: Mapping[tuple[str, str], Sequence[float | None]], times: Sequence[datetime] | None
+    task: str,
+    score: str,
+    cells: Mapping[Pair, Sequence[float | None]],
+    times: Sequence[datetime] | None,
 ) -> Chart:
-    """Main scores of a task's cells over runs: by time, or else one after the other."""
+    """Main scores of a task's cells over runs, by time if it is known."""
     styles, legend = looks(list(cells))
     figure, axes = blank("saved" if times else "run", f"{task}: {score}", legend)
     for cell, scores in cells.items():
-        axes.plot([*(times or range(1, len(scores) + 1))], [math.nan if s is None else s for s in scores], **styles[cell])
-    dates: Any = AutoDateLocator  # matplotlib has no types for it
-    locator = dates(maxticks=4) if times else MaxNLocator(6, integer=True)
-    axes.xaxis.set_major_locator(locator)
+        runs: Sequence[Any] = times or range(1, len(scores) + 1)
+        points = [math.nan if score is None else score for score in scores]
+        axes.plot([*runs], points, **styles[cell])
+    locator: Any = MaxNLocator(6, integer=True)
     if times:
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
-    return Chart(f"{task}-history", f"{task}: main scores over runs; the figures are in the table", figure)
+        dates: Any = AutoDateLocator  # matplotlib has no types for it
+        locator = dates(maxticks=4)
+        formatter = ConciseDateFormatter(locator)  # type: ignore[no-untyped-call]
+        axes.xaxis.set_major_formatter(formatter)
+    axes.xaxis.set_major_locator(locator)
+    title = f"{task}: main scores over runs; the figures are in the table"
+    return Chart(f"{task}-history", title, figure)

@@ -1,4 +1,4 @@
-"""Prints a `Page` as one HTML file with its styles, charts and script; and writes its charts alone."""
+"""Prints a `Page` as one HTML file with styles, charts and script; writes its charts as files."""
 
 import re
 import warnings
@@ -19,26 +19,41 @@ from tunegrid.terminal import defuse, strip_places
 if TYPE_CHECKING:
     from tunegrid.page.charts import Chart
 
-T = TypeVar("T")
-FOLDER = Path(__file__).parent
+Drawn = TypeVar("Drawn")
+PACKAGE = Path(__file__).parent
 MARKS = {
-    **{"passed": "✓", "unconfirmed": "~"},
-    **dict.fromkeys(("missed", "failed", "audit"), "✗"),
-    **dict.fromkeys(("error", "killed"), "!"),
-    **dict.fromkeys(("unfinished", "begun"), "…"),
-    **{"stopped": "■", "not run": "–", "better": "▲", "worse": "▼", "same": "=", "cannot tell": "?"},
-    **{"missing": "✕", "new": "+", "not comparable": "–", "equal": "=", "rounding": "≈", "changed": "≠"},
+    "passed": "✓",
+    "unconfirmed": "~",
+    "missed": "✗",
+    "failed": "✗",
+    "audit": "✗",
+    "error": "!",
+    "killed": "!",
+    "unfinished": "…",
+    "begun": "…",
+    "stopped": "■",
+    "not run": "–",
+    "better": "▲",
+    "worse": "▼",
+    "same": "=",
+    "cannot tell": "?",
+    "missing": "✕",
+    "new": "+",
+    "not comparable": "–",
+    "equal": "=",
+    "rounding": "≈",
+    "changed": "≠",
 }
 CELL = re.compile(r"<td>([a-z0-9]+_[a-z0-9]+_[a-z0-9]+)</td>")
 
 
 def escape_html(text: str) -> Markup:
-    """Text without absolute paths, as HTML that shows it; control and bidi characters are written out, as in a terminal."""
+    """Text as HTML, without absolute paths; control and bidi characters are written out."""
     return escape(defuse(strip_places(text)))
 
 
 def sentence(text: str) -> Markup:
-    """A sentence of ours: the same, but commands in backticks are code."""
+    """A sentence as HTML, as `escape_html`, with commands in backticks as code."""
     return Markup(mark_code(defuse(strip_places(text)), escape_html, Markup("<code>{}</code>")))
 
 
@@ -46,55 +61,79 @@ def sentence(text: str) -> Markup:
 def environment() -> Environment:
     """The templates; whatever they print is escaped, without absolute paths."""
     env = Environment(
-        loader=FileSystemLoader(FOLDER / "templates"),
+        loader=FileSystemLoader(PACKAGE / "templates"),
         autoescape=True,
         finalize=lambda value: escape_html(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {"shown": show, "sentence": sentence, "verbatim": lambda text: escape(defuse(text))}  # of test rows, too
-    files = {kind: Markup((FOLDER / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js")}
-    env.globals |= {"MARKS": MARKS, **files}
+    env.filters["shown"] = show
+    env.filters["sentence"] = sentence
+    env.filters["verbatim"] = lambda text: escape(defuse(text))  # test rows keep their paths
+    env.globals["MARKS"] = MARKS
+    for kind in ("css", "js"):
+        env.globals[kind] = Markup((PACKAGE / f"page.{kind}").read_text(encoding="utf-8"))
     return env
 
 
 def html(page: Page) -> str:
-    """The whole page; the name of a cell of its own in a table leads to it. Raises InputError for what cannot be drawn."""
-    tables = [page.changes, page.methods, page.figures, page.costs, page.history]
-    names = dict(zip(("changes", "methods", "figures", "costs", "history"), tables, strict=True))
-    images = {name: [Markup(chart) for chart in group] for name, group in drawings(page, lambda chart: chart.svg()).items()}
-    text = environment().get_template("page.html.j2").render(page=page, sections=names, charts=images)
-    body = CELL.sub(lambda m: f'<td><a href="#{m[1]}">{m[1]}</a></td>' if m[1] in page.run.by_cell else m[0], text)
-    return "\n".join(line for line in map(str.strip, body.splitlines()) if line) + "\n"
+    """The whole page; names of cells in tables link to the cells' sections.
+
+    Raises InputError for a figure that cannot be drawn.
+    """
+    sections = {
+        "changes": page.changes,
+        "methods": page.methods,
+        "figures": page.figures,
+        "costs": page.costs,
+        "history": page.history,
+    }
+    charts = drawings(page, lambda chart: Markup(chart.svg()))
+    template = environment().get_template("page.html.j2")
+    text = template.render(page=page, sections=sections, charts=charts)
+
+    def link(match: re.Match[str]) -> str:
+        cell = match[1]
+        return f'<td><a href="#{cell}">{cell}</a></td>' if cell in page.run.by_cell else match[0]
+
+    lines = [line.strip() for line in CELL.sub(link, text).splitlines()]
+    return "\n".join(filter(None, lines)) + "\n"
 
 
-def drawings(page: Page, draw: "Callable[[Chart], T]") -> dict[str, list[T]]:
-    """What `draw` makes of each chart, by section; raises InputError for a figure that cannot be drawn."""
+def drawings(page: Page, draw: "Callable[[Chart], Drawn]") -> dict[str, list[Drawn]]:
+    """The results of `draw` on the charts by section; raises InputError if one cannot be drawn."""
     from tunegrid.page.charts import style
 
     with style(), warnings.catch_warnings(action="ignore"):  # of figures that no axis can hold
         try:
             return {name: list(map(draw, charts)) for name, charts in page.charts.items()}
         except (ArithmeticError, ValueError) as error:
-            raise InputError(f"{page.run.name} holds a figure that is too large to draw ({first_line(error)})") from None
+            cause = f"a figure that is too large to draw ({first_line(error)})"
+            raise InputError(f"{page.run.name} holds {cause}") from None
 
 
-def write(page: Page, path: Path) -> int:
-    """Write the page; return its bytes. Raises InputError if the place cannot be written."""
+def write_page(page: Page, path: Path) -> int:
+    """Write the page; return its bytes. Raises InputError if the file cannot be written."""
     content = html(page).encode(errors="replace")  # a file's date or name may hold half a character
     try:
-        with replace_file(path) as part:
-            part.write_bytes(content)
+        with replace_file(path) as file:
+            file.write_bytes(content)
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error}); give another place for the page") from None
+        cause = f"{path} cannot be written ({error.strerror or error})"
+        raise InputError(f"{cause}; give another place for the page") from None
     return len(content)
 
 
 def write_charts(page: Page, folder: Path) -> int:
-    """Write the charts as SVG and PDF; return how many. Raises InputError if the folder cannot be written."""
+    """Write the charts as SVG and PDF; return their number.
+
+    Raises InputError if the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return sum(map(len, drawings(page, lambda chart: chart.save(folder)).values()))
+        charts = drawings(page, lambda chart: chart.save(folder))
+        return sum(len(group) for group in charts.values())
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror or error}); give another folder for charts") from None
+        cause = f"{folder} cannot be written ({error.strerror or error})"
+        raise InputError(f"{cause}; give another folder for charts") from None

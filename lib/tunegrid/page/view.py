@@ -1,4 +1,4 @@
-"""Makes the `Page`, which templates print, of a run, older runs and the gate's judgements: fields of the grid, and tables."""
+"""Makes the `Page` that templates print: the grid's fields and tables, from runs and judgements."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,14 @@ import pandas as pd
 
 from tunegrid.errors import InputError
 from tunegrid.gate.gate import Run, gate
-from tunegrid.gate.judgements import GRAVEST_FIRST, Judgement, Verdict, by_cell, make_judgement, worst
+from tunegrid.gate.judgements import (
+    GRAVEST_FIRST,
+    Judgement,
+    Verdict,
+    by_cell,
+    make_judgement,
+    worst,
+)
 from tunegrid.gate.noise import load_noise
 from tunegrid.gate.quality import check_rows
 from tunegrid.grid.cells import study_place
@@ -26,23 +33,31 @@ from tunegrid.report.tables import Section
 from tunegrid.report.verdict import RunVerdict, run_verdict
 from tunegrid.runs.files import OwnNoise, SavedRun, read_saved
 from tunegrid.runs.frame import figure_frame
-from tunegrid.runs.status import cell_status, too_short, unconfirmed_misses
+from tunegrid.runs.status import cell_status, locate, too_short, unconfirmed_misses
 from tunegrid.terminal import defuse, strip_places
 from tunegrid.words import count, some
 
 if TYPE_CHECKING:
     from tunegrid.page.charts import Chart
 
-UNCHANGED = (Verdict.SAME, Verdict.EQUAL, Verdict.ROUNDING, Verdict.CANNOT_TELL, Verdict.NOT_COMPARABLE, None)
-ROWS_A_CELL, ROWS_A_PAGE = 30, 900  # test rows that are shown
-MOST_COLUMNS = 6  # of methods, in the grid: more stand below each other
+UNCHANGED = (
+    Verdict.SAME,
+    Verdict.EQUAL,
+    Verdict.ROUNDING,
+    Verdict.CANNOT_TELL,
+    Verdict.NOT_COMPARABLE,
+    None,
+)
+ROWS_A_CELL = 30  # test rows that are shown
+ROWS_A_PAGE = 900
+MOST_COLUMNS = 6  # of methods in the grid; if there are more, each has a row
 MOST_OPEN = 3  # cells that failed
 MOST_CHARTS = 12  # of losses
 
 
 @dataclass(frozen=True, kw_only=True)
 class PageRun:
-    """A run of one profile, as its file has it.
+    """A saved run of one profile.
 
     Attributes:
         when: the ISO date and time at which it was saved, in UTC.
@@ -58,7 +73,7 @@ class PageRun:
     commit: str = ""
     command: str = ""
     noise: Sequence[OwnNoise] = ()
-    remarks: tuple[str, ...] = ()
+    remarks: Sequence[str] = ()
     doubt: str = ""
 
     @property
@@ -68,10 +83,11 @@ class PageRun:
 
     @cached_property
     def by_cell(self) -> Mapping[str, list[Record]]:
-        """The records of each cell, in the study's order: one per seed of the run, the lowest seed first."""
+        """The records of each cell in the study's order, without confirmations; by seed."""
         cells: dict[str, list[Record]] = defaultdict(list)
-        records = (record for record in self.records if record.seeds.confirms is None)
-        for record in sorted(records, key=lambda record: (study_place(record.cell), record.seeds.seed or 0)):
+        records = [record for record in self.records if record.seeds.confirms is None]
+        records.sort(key=lambda record: (study_place(record.cell), record.seeds.seed or 0))
+        for record in records:
             cells[record.cell].append(record)
         return cells
 
@@ -82,7 +98,7 @@ class PageRun:
 
     @cached_property
     def time(self) -> datetime | None:
-        """When it was saved, in UTC if its file names no zone; None if that is no date."""
+        """The time of saving, in UTC if its file names no zone; None if that is no date."""
         try:
             time = datetime.fromisoformat(self.when)
         except ValueError:
@@ -107,16 +123,24 @@ def read_page_run(path: Path, profile: str | None = None) -> PageRun:
 
 
 def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
-    """The records of this profile in a saved run; by default of the one with most. Raises InputError if it has none."""
+    """The records of this profile in a saved run; by default, of the profile with most records.
+
+    Raises InputError if it has none.
+    """
     profiles = [record.profile for record in saved.records]
     names = sorted(set(profiles), key=lambda name: (-profiles.count(name), name))
     if profile is not None and profile not in names:
-        raise InputError(f"{saved.path.name} holds no cells of {profile}, but of {' and '.join(names) or 'nothing'}")
+        held = " and ".join(names) or "nothing"
+        raise InputError(f"{saved.path.name} holds no cells of {profile}, but of {held}")
     if profiles and all(record.status == "reported" for record in saved.records):
-        raise InputError(f"{saved.path.name} holds only published results, which `tunegrid compare` shows with a run")
+        advice = "holds only published results, which `tunegrid compare` shows with a run"
+        raise InputError(f"{saved.path.name} {advice}")
     profile_name = profile or next(iter(names), "")
-    others = ", ".join(f"{profiles.count(name)} of {name}" for name in names if name != profile_name)
-    advice = f"{saved.path.name} also holds records of another profile ({others}): `--profile` shows those"
+    counts = [f"{profiles.count(name)} of {name}" for name in names if name != profile_name]
+    remarks = []
+    if counts:
+        source = f"{saved.path.name} also holds records of another profile"
+        remarks.append(f"{source} ({', '.join(counts)}): `--profile` shows those")
     return PageRun(
         name=defuse(saved.path.name),  # it may be no UTF-8
         records=[record for record in saved.records if record.profile == profile_name],
@@ -125,26 +149,30 @@ def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
         commit=saved.commit,
         command=saved.command,
         noise=saved.noise,
-        remarks=(advice,) if others else (),
+        remarks=remarks,
         doubt=saved.doubt,
     )
 
 
 def judge_runs(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
-    """The gate's judgements on the cells that can be compared, and a sentence for what cannot."""
+    """The gate's judgements on comparable cells, and sentences on what cannot be compared."""
     try:
         before = Run.make(old.records, old.path, old.noise, old.doubt)
         after = Run.make(new.records, new.path, new.noise)
         common = before.records.keys() & after.records.keys()
-        unlike = sorted(cell for cell in common if has_other_rows(old.by_cell[cell], new.by_cell[cell][0]))
+        unlike = []
+        for cell in sorted(common):
+            if has_other_rows(old.by_cell[cell], new.by_cell[cell][0]):
+                unlike.append(cell)
         remarks = []
         if unlike:
             rows = f"{old.name} scored other test rows in {some(unlike)}"
             remarks.append(f"{rows}: its figures are shown, but not paired or judged")
+        runs = f"{old.name} and {new.name}"
         if old.records == new.records:
-            remarks.append(f"{old.name} and {new.name} hold the same records: there is nothing to compare")
+            remarks.append(f"{runs} hold the same records: there is nothing to compare")
         if not common:
-            return [], [f"{old.name} and {new.name} have no finished cell in common, so nothing is compared"]
+            return [], [f"{runs} have no finished cell in common, so nothing is compared"]
         firsts = [new.by_cell[cell][0] for cell in unlike]
         judge = partial(make_judgement, verdict=Verdict.NOT_COMPARABLE, detail="other test rows")
         judgements = [judge(record, record.main_score) for record in firsts]
@@ -158,7 +186,7 @@ def judge_runs(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
 
 
 def has_other_rows(old: Iterable[Record], new: Record) -> bool:
-    """True if a record was scored on other test rows than one of the older ones."""
+    """Checks whether a record was scored on other test rows than one of the older ones."""
     try:
         for record in old:
             check_rows(record, new)
@@ -169,7 +197,7 @@ def has_other_rows(old: Iterable[Record], new: Record) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class CellView:
-    """A cell with all its seeds, the older run's records of the same seeds, and the gate's judgements on it."""
+    """A cell with all its seeds, the older run's records of these, and the judgements on it."""
 
     records: Sequence[Record]
     old: Sequence[Record]
@@ -177,7 +205,7 @@ class CellView:
 
     @property
     def first(self) -> Record:
-        """The record of the lowest seed, for all that is no mean."""
+        """The record of the lowest seed, for whatever is not a mean."""
         return self.records[0]
 
     @property
@@ -197,13 +225,19 @@ class CellView:
         return "too short" if is_short and self.status == "passed" else self.status
 
     @property
+    def pair(self) -> tuple[str, str]:
+        """Its backbone and method."""
+        return self.first.backbone, self.first.method
+
+    @property
     def main_score(self) -> str:
         """The name of the main score."""
         return self.first.main_score
 
     def get_score(self, name: str, old: bool = False) -> float | None:
         """A score's mean over seeds."""
-        return mean(record.scores.get(name) for record in (self.old if old else self.records))
+        records = self.old if old else self.records
+        return mean(record.scores.get(name) for record in records)
 
     @property
     def score(self) -> float | None:
@@ -212,8 +246,8 @@ class CellView:
 
     @property
     def headroom(self) -> float | None:
-        """How far the main score is above its bound."""
-        bound = self.first.bounds.get(self.first.main_score)
+        """Points of the main score above its bound."""
+        bound = self.first.bounds.get(self.main_score)
         return None if self.score is None or bound is None else self.score - bound
 
     @property
@@ -221,18 +255,26 @@ class CellView:
         """The heat map's step: b4 far below the bound, a4 far above, none without a bound."""
         if self.headroom is None:
             return "none"
-        return f"{'a' if self.headroom >= 0 else 'b'}{1 + sum(abs(self.headroom) >= edge for edge in (1, 3, 8))}"
+        step = 1 + sum(abs(self.headroom) >= edge for edge in (1, 3, 8))
+        return f"a{step}" if self.headroom >= 0 else f"b{step}"
 
     @property
     def change(self) -> float | None:
-        """Points by which the main score differs from the older run's, as the gate pairs them; None if it does not."""
-        return next((j.effect for j in self.judged if j.quantity == self.first.main_score), None)
+        """Points that the main score gained over the older run, if the gate pairs them."""
+        return self.main_judgement.effect if self.main_judgement else None
+
+    @property
+    def main_judgement(self) -> Judgement | None:
+        """The gate's judgement on the main score."""
+        return next((j for j in self.judged if j.quantity == self.main_score), None)
 
     @property
     def place(self) -> tuple[str, str]:
         """The stage at which numerics changed first, and the module; empty if none did."""
-        stages = ((j.stage, next((name for name, *_ in j.modules), "")) for j in self.judged if j.stage)
-        return next(stages, ("", ""))
+        for judgement in self.judged:
+            if judgement.stage:
+                return judgement.stage, judgement.modules[0][0] if judgement.modules else ""
+        return "", ""
 
     @property
     def ranked_judgements(self) -> list[Judgement]:
@@ -242,38 +284,41 @@ class CellView:
     @property
     def verdict(self) -> Verdict | None:
         """The gravest verdict on numerics, quality and memory."""
-        return worst([j for j in self.judged if j.decides and j.kind not in ("instruments", "speed")])
+        deciding = [judgement for judgement in self.judged if judgement.decides]
+        return worst([j for j in deciding if j.kind not in ("instruments", "speed")])
 
     @property
     def failed(self) -> bool:
-        """Whether it did not pass."""
+        """Checks whether it did not pass."""
         return self.status not in ("passed", "unconfirmed", "begun")
 
     @property
     def changed(self) -> bool:
-        """Whether the gate says that it is other than before, or it ended otherwise."""
+        """Checks whether the gate found a change, or it ended otherwise."""
         has_new_status = bool(self.old) and self.status not in ("begun", cell_status(self.old))
         return has_new_status or self.verdict not in UNCHANGED
 
     @property
     def complaints(self) -> list[str]:
-        """What it missed, without the cell's name."""
-        several, texts = len(self.records) > 1, []
+        """Sentences on what it missed, without the cell's name."""
+        texts = []
         for record in self.records:
-            suffix = f" ({self.id}, {record.profile}, seed {record.seeds.seed})"
-            seed = f" (seed {record.seeds.seed})" if several else ""
-            texts += [strip_places(text.replace(suffix, "")) + seed for text in (*record.missed, *too_short(record))]
+            suffix = locate(record, "")
+            seed = f" (seed {record.seeds.seed})" if len(self.records) > 1 else ""
+            for text in (*record.missed, *too_short(record)):
+                texts.append(strip_places(text.replace(suffix, "")) + seed)
         return texts
 
     def losses(self, *, old: bool = False) -> Sequence[float | None]:
         """Losses of the first seed."""
-        record = next(iter(self.old if old else self.records), None)
+        records = self.old if old else self.records
+        record = records[0] if records else None
         return record.training.losses if record and record.training else ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
-    """The cells of one task: a row for each backbone and a column for each method, or the other way round."""
+class TaskGrid:
+    """The cells of one task: rows are backbones and columns methods, or the other way round."""
 
     task: str
     scores: Sequence[str]
@@ -281,15 +326,20 @@ class Grid:
     rows: Sequence[tuple[str, Sequence[CellView | None]]]
 
 
-def task_grid(task: str, cells: Sequence[CellView]) -> Grid:
-    """The grid of a task; many methods stand below each other."""
-    backbones, methods = (list(dict.fromkeys(getattr(cell.first, name) for cell in cells)) for name in ("backbone", "method"))
-    places = {(cell.first.backbone, cell.first.method): cell for cell in cells}
-    rows = [(one, [places.get((one, method)) for method in methods]) for one in backbones]
-    if methods_below := len(methods) > max(len(backbones), MOST_COLUMNS):
-        rows = [(one, [places.get((backbone, one)) for backbone in backbones]) for one in methods]
+def task_grid(task: str, cells: Sequence[CellView]) -> TaskGrid:
+    """The grid of a task; with many methods, each has a row."""
+    views = {cell.pair: cell for cell in cells}
+    backbones = list(dict.fromkeys(backbone for backbone, _ in views))
+    methods = list(dict.fromkeys(method for _, method in views))
     scores = list(dict.fromkeys(cell.main_score for cell in cells))
-    return Grid(task=task, scores=scores, columns=backbones if methods_below else methods, rows=rows)
+    rows: list[tuple[str, Sequence[CellView | None]]] = []
+    if len(methods) > max(len(backbones), MOST_COLUMNS):
+        for method in methods:
+            rows.append((method, [views.get((backbone, method)) for backbone in backbones]))
+        return TaskGrid(task=task, scores=scores, columns=backbones, rows=rows)
+    for backbone in backbones:
+        rows.append((backbone, [views.get((backbone, method)) for method in methods]))
+    return TaskGrid(task=task, scores=scores, columns=methods, rows=rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,9 +348,9 @@ class Page:
 
     Attributes:
         older: the runs to compare with, the one that judges first.
-        answer: what is to be said of the run.
-        comparisons: what `tunegrid compare` says of it; empty if its seeds are not of one experiment.
-        remarks: what is missing or left out, as sentences.
+        answer: the verdict on the run.
+        comparisons: those of `tunegrid compare`; empty if its seeds are not of one experiment.
+        remarks: sentences on what is missing or left out.
     """
 
     run: PageRun
@@ -312,59 +362,94 @@ class Page:
     comparisons: Sequence[Comparison]
 
     @cached_property
-    def grids(self) -> list[Grid]:
+    def grids(self) -> list[TaskGrid]:
         """The cells by task; none of a footprint, which has no scores."""
-        tasks = dict.fromkeys(cell.first.task for cell in self.cells if self.run.profile != "footprint")
-        return [task_grid(task, [cell for cell in self.cells if cell.first.task == task]) for task in tasks]
+        if self.run.profile == "footprint":
+            return []
+        by_task: dict[str, list[CellView]] = defaultdict(list)
+        for cell in self.cells:
+            by_task[cell.first.task].append(cell)
+        return [task_grid(task, cells) for task, cells in by_task.items()]
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        """What the run's cells ran in, with what differs in the run that judges."""
+        """Devices, versions, commit and command, with what differs in the run that judges."""
         baseline = self.older[0] if self.older else None
-        devices = [record.device for record in self.run.records if record.device]
-        threads = [f", {count(device.threads, 'thread')}" if device.threads else "" for device in devices]
-        words = dict.fromkeys(
-            f"{d.name}{suffix}, {d.instructions or ''}".rstrip(", ") for d, suffix in zip(devices, threads, strict=True)
-        )
-        now, before = (library_versions(run.records if run else ()) for run in (self.run, baseline))
-        differs = {name: f" ({old} before)" for name, old in before.items() if now.get(name, old) != old}
+        devices: dict[str, None] = {}
+        for record in self.run.records:
+            device = record.device
+            if device:
+                threads = f", {count(device.threads, 'thread')}" if device.threads else ""
+                text = f"{device.name}{threads}, {device.instructions or ''}"
+                devices[text.rstrip(", ")] = None
+        before = library_versions(baseline.records if baseline else ())
+        versions = []
+        for name, version in library_versions(self.run.records).items():
+            old = before.get(name, version)
+            versions.append(f"{name} {version}" + (f" ({old} before)" if old != version else ""))
         commit = self.run.commit
         if baseline and baseline.commit not in ("", commit):
             commit += f" ({baseline.commit} in {baseline.name})"
-        versions = ", ".join(f"{name} {version}{differs.get(name, '')}" for name, version in now.items())
-        facts = {"command": self.run.command, "device": "; ".join(words), "commit": commit, "versions": versions}
+        facts = {
+            "command": self.run.command,
+            "device": "; ".join(devices),
+            "commit": commit,
+            "versions": ", ".join(versions),
+        }
         return {name: text for name, text in facts.items() if text}
 
     def opens(self, cell: CellView) -> bool:
-        """Whether a cell is shown without being asked for: one that failed, if few did, or the only one."""
-        return len(self.cells) == 1 or (cell.failed and sum(one.failed for one in self.cells) <= MOST_OPEN)
+        """Checks whether a cell is open at first: the only one, or one of few that failed."""
+        if len(self.cells) == 1:
+            return True
+        return cell.failed and sum(view.failed for view in self.cells) <= MOST_OPEN
 
     @property
     def changes(self) -> list[Section]:
-        """The cells that failed, or are other than before, the largest change first."""
+        """The cells that failed or changed, the largest change first."""
         cells = [cell for cell in self.cells if cell.failed or cell.changed]
-        cells.sort(key=lambda cell: (not cell.failed, cell.score is not None, -abs(cell.change or 0.0)))
+        cells.sort(key=lambda cell: -abs(cell.change or 0))
+        cells.sort(key=lambda cell: (not cell.failed, cell.score is not None))
         rows = []
         for cell in cells:
-            main = next((j for j in cell.judged if j.quantity == cell.first.main_score), None)
-            gravest = next((j for j in cell.ranked_judgements if j.decides and j.verdict not in UNCHANGED), None)
-            row: dict[str, Any] = {"cell": cell.id, "status": cell.status, "verdict": cell.verdict, "points": cell.score}
-            row |= {name: getattr(main, name, None) for name in ("effect", "low", "high")}
-            row |= dict(zip(("stage", "module"), (place or None for place in cell.place), strict=True))
-            rows.append(row | {"says": "; ".join(cell.complaints) or (strip_places(gravest.detail) if gravest else None)})
-        missing = [j.cell for j in self.judged if j.verdict is Verdict.MISSING and j.cell not in self.run.by_cell]
-        sentences = [f"Missing: {', '.join(missing)} finished in {self.older[0].name}, but not in this run."] if missing else []
+            main = cell.main_judgement
+            stage, module = cell.place
+            row = {
+                "cell": cell.id,
+                "status": cell.status,
+                "verdict": cell.verdict,
+                "points": cell.score,
+                "effect": cell.change,
+                "low": main and main.low,
+                "high": main and main.high,
+                "stage": stage or None,
+                "module": module or None,
+                "says": "; ".join(cell.complaints) or None,
+            }
+            changes = [j for j in cell.ranked_judgements if j.decides]
+            changes = [j for j in changes if j.verdict not in UNCHANGED]
+            if changes and not cell.complaints:
+                row["says"] = strip_places(changes[0].detail)
+            rows.append(row)
+        sentences = []
+        missing = [j.cell for j in self.judged if j.verdict is Verdict.MISSING]
+        missing = [cell for cell in missing if cell not in self.run.by_cell]
+        if missing:
+            finished = f"finished in {self.older[0].name}, but not in this run."
+            sentences.append(f"Missing: {', '.join(missing)} {finished}")
+        if not rows and not sentences:
+            return []
         forms = {"points": ".1f", "effect": "+.1f", "low": "+.1f", "high": "+.1f"}
-        return [Section(frame=drop_empty(rows), formats=forms, sentences=sentences)] if rows or sentences else []
+        return [Section(frame=drop_empty(rows), formats=forms, sentences=sentences)]
 
     @property
     def methods(self) -> list[Section]:
-        """What `tunegrid compare` says."""
+        """The tables of `tunegrid compare`."""
         return compare.sections(self.comparisons, self.run.records) if self.comparisons else []
 
     @cached_property
     def figures(self) -> list[Section]:
-        """What cells were asked beside their scores, a table an instrument."""
+        """The figures of instruments, one table for each."""
         if not any(record.instruments for record in self.run.records):
             return []
         from tunegrid.report.instruments import instrument_sections
@@ -373,16 +458,20 @@ class Page:
 
     @property
     def costs(self) -> list[Section]:
-        """Bytes, peaks, rates and energy of all cells; what was measured of none is left out."""
-        records = [record for cell in self.cells for record in cell.records]
-        is_shared = any(r.memory and r.own_peak_gib is None and r.peak_gib is not None for r in records)
+        """Bytes, peaks, rates and energy of all cells, without empty columns."""
+        records: list[Record] = []
+        for cell in self.cells:
+            records += cell.records
+        is_shared = any(r.own_peak_gib is None and r.peak_gib is not None for r in records)
         alone = [r for r in records if not (r.device and r.device.contended)]
         joules = figure_frame(records, JOULES).groupby(level=0, sort=False)
         energy = joules.agg(lambda figures: figures.mean(skipna=False))
         metered_cells = energy.dropna(how="all").index
         devices = [r.device for r in records if r.device and r.cell in metered_cells]
         counters = "; ".join(dict.fromkeys(device.energy for device in devices if device.energy))
-        shared = "Peaks include what earlier cells of the same process left." if is_shared else ""
+        shared = ""
+        if is_shared:
+            shared = "Peaks include what earlier cells of the same process left."
         contended = ""
         if alone != records:
             contended = "Times are left out if other work used the machine."
@@ -395,7 +484,7 @@ class Page:
         return [table for table in tables if table.formats]
 
     def _memory(self) -> pd.DataFrame:
-        """MiB of tensors of each cell's first seed, and the peak of each phase."""
+        """MiB of tensors of each cell's first seed, and the peak in GiB of each phase."""
         records = [cell.first for cell in self.cells]
         columns = dict(TENSOR_SIZES)
         for record in records:
@@ -408,7 +497,9 @@ class Page:
         """Losses of each cell's first seed; mean rates of these records, and of the older run's."""
         frame = figure_frame([cell.first for cell in self.cells], COURSE)
         frame = frame.join(figure_frame(records, RATES).groupby(level=0).mean())
-        old_records = [record for cell in self.cells for record in cell.old]
+        old_records: list[Record] = []
+        for cell in self.cells:
+            old_records += cell.old
         before = figure_frame(old_records, {FORMER_RATE: RATES["rows/s"]})
         frame = frame.join(before.groupby(level=0).mean())
         frame[FORMER_RATE] = frame[FORMER_RATE].where(frame["rows/s"].notna())
@@ -417,13 +508,16 @@ class Page:
     @cached_property
     def runs(self) -> list[PageRun]:
         """All runs, the oldest first."""
-        return [*sorted(self.older, key=lambda one: one.when), self.run]
+        return [*sorted(self.older, key=lambda run: run.when), self.run]
 
     def scores(self, cell: CellView) -> list[float | None]:
-        """A cell's main score in each run, of the same seeds, so that they compare as the grid does."""
+        """A cell's main score in each run, with the same seeds, as the grid compares them."""
         seeds = {record.seeds.seed for record in cell.records}
-        name = cell.first.main_score
-        return [mean(record.scores.get(name) for record in run.seed_records(cell.id, seeds)) for run in self.runs]
+        scores = []
+        for run in self.runs:
+            records = run.seed_records(cell.id, seeds)
+            scores.append(mean(record.scores.get(cell.main_score) for record in records))
+        return scores
 
     @property
     def history(self) -> list[Section]:
@@ -431,75 +525,102 @@ class Page:
         if not self.older or not self.grids:
             return []
         names = [f"{run.name} {run.when[:10]} {run.commit[:7]}".strip() for run in self.runs]
-        names = [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names, 1)]
-        frame = pd.DataFrame([[cell.id, *self.scores(cell)] for cell in self.cells], columns=["cell", *names])
-        sentences = [*unconfirmed_misses(*([one for run in runs for one in run.records] for runs in ([self.run], self.older)))]
-        return [Section(frame=frame, formats=dict.fromkeys(names, ".1f"), sentences=sentences)]
+        titles = []
+        for index, name in enumerate(names, 1):
+            titles.append(f"{name} ({index})" if names.count(name) > 1 else name)
+        rows = [[cell.id, *self.scores(cell)] for cell in self.cells]
+        frame = pd.DataFrame(rows, columns=["cell", *titles])
+        older_records: list[Record] = []
+        for run in self.older:
+            older_records += run.records
+        sentences = list(unconfirmed_misses(self.run.records, older_records))
+        return [Section(frame=frame, formats=dict.fromkeys(titles, ".1f"), sentences=sentences)]
 
     @cached_property
     def charts(self) -> dict[str, "list[Chart]"]:
-        """By section of the page."""
+        """The charts of each section."""
         from tunegrid.page import charts
 
         groups: dict[str, list[CellView]] = defaultdict(list)
         for cell in self.cells:
             if len(cell.losses()) > 1:
                 groups[f"{cell.first.backbone} {cell.first.task}"].append(cell)
-        curves = [
-            charts.losses(name, *({cell.first.method: cell.losses(old=old) for cell in cells} for old in (False, True)))
-            for name, cells in [*groups.items()][:MOST_CHARTS]
-        ]
-        times = [time for run in self.runs if (time := run.time)]
+        loss_charts = []
+        for name, cells in list(groups.items())[:MOST_CHARTS]:
+            new = {cell.first.method: cell.losses() for cell in cells}
+            old = {cell.first.method: cell.losses(old=True) for cell in cells}
+            loss_charts.append(charts.loss_chart(name, new, old))
+        times = [run.time for run in self.runs if run.time]
         dates = times if len(times) == len(self.runs) and times[0] < times[-1] else None
-        steps = []
-        for grid in self.grids if self.older else ():
-            scores = {(c.first.backbone, c.first.method): self.scores(c) for _, row in grid.rows for c in row if c}
-            steps.append(charts.history(grid.task, grid.scores[0], scores, dates))
+        histories = []
+        for grid in self.grids:
+            scores = {}
+            for _, row in grid.rows:
+                for view in row:
+                    if view and self.older:
+                        scores[view.pair] = self.scores(view)
+            if scores:
+                histories.append(charts.history(grid.task, grid.scores[0], scores, dates))
         return {
             "methods": [*charts.quality(self.comparisons), *charts.seeds(self.comparisons)],
-            "losses": curves,
-            "history": steps,
+            "losses": loss_charts,
+            "history": histories,
         }
 
     def cell_tables(self, cell: CellView) -> list[Section]:
-        """What stands in a cell's own section."""
-        titles = {name: score_title(name, cell.first.labels) for name in cell.first.scores}
-        scores = [
-            {"score": title, "points": cell.get_score(name), "bound": cell.first.bounds.get(name)}
-            | {"before": cell.get_score(name, old=True)}
-            for name, title in titles.items()
-        ]
-        gate_rows = [
-            {"figure": titles.get(j.quantity, j.quantity), "verdict": j.verdict, "before": j.before, "after": j.after}
-            | {"change": effect_text(j), "p": j.p, "why": strip_places(j.detail)}
-            for j in cell.ranked_judgements
-        ]
-        failed = [finding for record in cell.records for finding in record.audits if not finding.passed]
-        audits = [
-            {"audit": finding.name, "answer": "passed" if finding.passed else "failed"}
-            | {"finding": strip_places(finding.detail)}
-            for finding in sorted(cell.first.audits, key=lambda finding: finding.passed)
-        ]
+        """The tables of a cell's own section."""
+        record = cell.first
+        titles = {name: score_title(name, record.labels) for name in record.scores}
+        score_rows = []
+        for name, title in titles.items():
+            row = {
+                "score": title,
+                "points": cell.get_score(name),
+                "bound": record.bounds.get(name),
+                "before": cell.get_score(name, old=True),
+            }
+            score_rows.append(row)
+        gate_rows = []
+        for judgement in cell.ranked_judgements:
+            gate_row = {
+                "figure": titles.get(judgement.quantity, judgement.quantity),
+                "verdict": judgement.verdict,
+                "before": judgement.before,
+                "after": judgement.after,
+                "change": effect_text(judgement),
+                "p": judgement.p,
+                "why": strip_places(judgement.detail),
+            }
+            gate_rows.append(gate_row)
+        audit_rows = []
+        for finding in sorted(record.audits, key=lambda finding: finding.passed):
+            answer = "passed" if finding.passed else "failed"
+            detail = strip_places(finding.detail)
+            audit_rows.append({"audit": finding.name, "answer": answer, "finding": detail})
+        failed = 0
+        for seed_record in cell.records:
+            failed += sum(not finding.passed for finding in seed_record.audits)
+        audit_heading = f"Audits: {failed} failed"
+        if not failed:
+            audit_heading = f"Audits: all {len(audit_rows)} passed"
         forms = {"points": ".2f", "bound": ".1f", "before": ".2f", "after": ".2f", "p": ".3f"}
-        gate_heading = f"Gate: {cell.verdict}" if cell.verdict else "Gate"
-        heading = f"Audits: {len(failed)} failed" if failed else f"Audits: all {len(audits)} passed"
-        settings = settings_frame(cell.first, " and " in self.environment.get("versions", ""))
-        parts = [
-            Section(frame=drop_empty(scores), formats=forms),
-            Section(heading=gate_heading, frame=drop_empty(gate_rows), formats=forms, folded=True),
-            *self._rows(cell),
-            Section(heading=heading, frame=drop_empty(audits), folded=True),
-            Section(heading="Recipe and data", frame=settings, folded=True),
-        ]
-        return [part for part in parts if part.cells or part.sentences]
+        scores = Section(frame=drop_empty(score_rows), formats=forms)
+        heading = f"Gate: {cell.verdict}" if cell.verdict else "Gate"
+        gate = Section(heading=heading, frame=drop_empty(gate_rows), formats=forms, folded=True)
+        audits = Section(heading=audit_heading, frame=drop_empty(audit_rows), folded=True)
+        settings = settings_frame(record, " and " in self.environment.get("versions", ""))
+        recipe = Section(heading="Recipe and data", frame=settings, folded=True)
+        sections = [scores, gate, *self._rows(cell), audits, recipe]
+        return [section for section in sections if section.cells or section.sentences]
 
     def _rows(self, cell: CellView) -> list[Section]:
-        """Test rows of the first seed: lost and gained ones first, or else those with fewest points."""
+        """Test rows of the first seed: lost and gained ones first, else those of fewest points."""
         if not cell.first.evaluation:
             return []
         limit = max(4, min(ROWS_A_CELL, ROWS_A_PAGE // len(self.cells)))
         baseline = self.older[0].path if self.older else None
-        return [rows_section(cell.first, self.run.path, next(iter(cell.old), None), baseline, limit)]
+        old = cell.old[0] if cell.old else None
+        return [rows_section(cell.first, self.run.path, old, baseline, limit)]
 
 
 TENSOR_SIZES = {
@@ -523,7 +644,7 @@ RATES = {
 }
 FORMER_RATE = "rows/s before"
 JOULES = {"GPU J": "gpu_joules", "CPU J": "cpu_joules"}
-DIGITS = {
+COST_FORMATS = {
     "updates": ".0f",
     "tokens/s": ".0f",
     "first loss": ".4f",
@@ -533,20 +654,20 @@ DIGITS = {
 
 
 def cost_section(heading: str, frame: pd.DataFrame, note: str) -> Section:
-    """A table of those figures that any cell has; a row for each cell, which is its index."""
+    """A table of the figures that any cell has, from a frame with a row for each cell."""
     frame = frame.dropna(axis=1, how="all")
-    formats = {name: DIGITS.get(name, ".2f") for name in frame}
+    formats = {name: COST_FORMATS.get(name, ".2f") for name in frame}
     frame = frame.rename_axis("cell").reset_index()
     return Section(heading=heading, frame=frame, formats=formats, sentences=[note] if note else [])
 
 
 def drop_empty(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """A frame without the columns that nothing is in."""
+    """A frame without empty columns."""
     return pd.DataFrame(rows).dropna(axis=1, how="all")
 
 
 def effect_text(judgement: Judgement) -> str | None:
-    """By how much a figure changed, with its unit and 95 % interval."""
+    """The change of a figure, with its unit and 95 % interval."""
     if judgement.effect is None:
         return None
     forms = {"quality": (1, "+.2f", " points"), "instruments": (1, "+.3f", "")}
@@ -558,23 +679,33 @@ def effect_text(judgement: Judgement) -> str | None:
 
 
 def library_versions(records: Sequence[Record]) -> dict[str, str]:
-    """Of each library, all that any cell ran with."""
+    """The versions of each library that cells ran with, joined by "and"."""
     numbers_by_name: dict[str, dict[str, None]] = defaultdict(dict)
-    for name, version in (pair for record in records for pair in record.versions.items() if pair[1]):
-        numbers_by_name[name][str(version)] = None
+    for record in records:
+        for name, version in record.versions.items():
+            if version:
+                numbers_by_name[name][version] = None
     return {name: " and ".join(versions) for name, versions in numbers_by_name.items()}
 
 
 def settings_frame(record: Record, with_versions: bool) -> pd.DataFrame:
-    """The recipe, rows, model and device of a cell, and versions if cells differ in them; what does not apply is left out."""
-    parts = (record.recipe, record.seeds, record.limits, record.data, record.model, record.device)
-    details = {name: value for part in parts if part for name, value in vars(part).items()}
-    details |= {"fallbacks": record.training.fallbacks, "trained in": record.training.precision} if record.training else {}
-    details |= {"metrics from": record.evaluation.metric_sources} if record.evaluation else {}
-    details |= {"versions": record.versions} if with_versions else {}
-    rows = [
-        (name.replace("_", " "), strip_places(str(value))) for name, value in details.items() if value not in (None, "", [], {})
-    ]
+    """The recipe, rows, model and device of a cell, and versions if cells differ in them."""
+    details: dict[str, Any] = {}
+    for name in ("recipe", "seeds", "limits", "data", "model", "device"):
+        settings = getattr(record, name)
+        if settings:
+            details |= vars(settings)
+    if record.training:
+        details["fallbacks"] = record.training.fallbacks
+        details["trained in"] = record.training.precision
+    if record.evaluation:
+        details["metrics from"] = record.evaluation.metric_sources
+    if with_versions:
+        details["versions"] = record.versions
+    rows = []
+    for name, value in details.items():
+        if value not in (None, "", [], {}):
+            rows.append((name.replace("_", " "), strip_places(str(value))))
     return pd.DataFrame(rows, columns=["setting", "value"])
 
 
@@ -585,13 +716,13 @@ def make_page(
     verdicts: Sequence[Judgement] | None = None,
     answer: RunVerdict | None = None,
 ) -> Page:
-    """The page of a run, of one profile or empty.
+    """The page of a run.
 
     Args:
-        run: to show.
+        run: the run to show.
         older: runs to compare with; the first one judges.
-        verdicts: the gate's, if a session has judged already.
-        answer: the session's, if there was one.
+        verdicts: the gate's judgements, if a session has made them already.
+        answer: the session's verdict, if there was a session.
     """
     baseline = older[0] if older else None
     judgements = list(verdicts or ())
@@ -601,29 +732,33 @@ def make_page(
         judgements, remarks = judge_runs(baseline, run)
         if remarks and not judgements:
             uncompared, *remarks = remarks
-    remarks += [other.warning for other in older[1:] if other.doubt]
+    remarks += [old_run.warning for old_run in older[1:] if old_run.doubt]
     verdicts_by_cell = by_cell(judgements)
     cells = []
     comparisons: list[Comparison] = []
     for cell, records in run.by_cell.items():
-        old = baseline.seed_records(cell, {record.seeds.seed for record in records}) if baseline else []
+        old: list[Record] = []
+        if baseline:
+            old = baseline.seed_records(cell, {record.seeds.seed for record in records})
         cells.append(CellView(records=records, old=old, judged=verdicts_by_cell.get(cell, [])))
     try:
-        is_scored = any(record.finished and record.scores for record in run.records)
-        comparisons = compare_methods(run.records, load_noise(own=run.noise)) if is_scored else []
+        if any(record.finished and record.scores for record in run.records):
+            comparisons = compare_methods(run.records, load_noise(own=run.noise))
     except InputError as error:
-        remarks = [*remarks, f"methods are not compared: {error}"]
-    name, before = (baseline.name, baseline.records) if baseline else ("", ())
-    files = f"{baseline.path if baseline else 'OLD.json'}", f"{run.path or 'NEW.json'}"
+        remarks.append(f"methods are not compared: {error}")
+    for shown_run in (run, *older):
+        remarks += shown_run.remarks
+    old_file = str(baseline.path) if baseline else "OLD.json"
+    new_file = str(run.path or "NEW.json")
     verdict = answer or run_verdict(
         run.records,
         judgements,
-        baseline=name,
-        before=before,
+        baseline=baseline.name if baseline else "",
+        before=baseline.records if baseline else (),
         uncompared=uncompared,
         command=run.command,
-        given=f"tunegrid page {files[1]} {files[0]} -o page.html",
-        files=files,
+        given=f"tunegrid page {new_file} {old_file} -o page.html",
+        files=(old_file, new_file),
     )
     return Page(
         run=run,
@@ -631,6 +766,6 @@ def make_page(
         answer=verdict,
         cells=cells,
         judged=judgements,
-        remarks=[*remarks, *run.remarks, *(remark for one in older for remark in one.remarks)],
+        remarks=remarks,
         comparisons=comparisons,
     )

@@ -1,4 +1,4 @@
-"""Writes a `Record` as JSON, reads JSON as a `Record` that it has checked, and generates the schema of that JSON."""
+"""Writes a `Record` as JSON, reads and checks it, and generates the schema of that JSON."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -12,53 +12,74 @@ from tunegrid.errors import InputError
 from tunegrid.record.checks import contradictions
 from tunegrid.record.record import SCHEMA_VERSION, Record, jsonable
 
-# Of versions 0.16 and 0.17: what they said, this version does not do.
-FORMER_FIELDS = frozenset({"distilled", "replaced", "warnings", "merges", "calibration", "shifted", "forgetting", "stock"})
-FORMER_RECIPE_FIELDS = frozenset({"from_notebook", "ours"})  # of version 0.17, which named what the study leaves open
+# Fields of versions 0.16 and 0.17 that this version ignores.
+FORMER_FIELDS = frozenset(
+    {
+        "distilled",
+        "replaced",
+        "warnings",
+        "merges",
+        "calibration",
+        "shifted",
+        "forgetting",
+        "stock",
+    }
+)
+FORMER_RECIPE_FIELDS = frozenset({"from_notebook", "ours"})
 
 
 @cache
 def adapter() -> TypeAdapter[Record]:
-    """Pydantic's view of a record; built where the first one is read."""
+    """Pydantic's adapter of records, built when the first one is read."""
     return TypeAdapter(Record)
 
 
 def to_json(record: Record) -> dict[str, Any]:
-    """The record as plain JSON, as `extra_info` of a row holds it."""
+    """The record as plain JSON, for a row's `extra_info`."""
     return dict(jsonable(record))
 
 
 def from_json(data: Mapping[str, Any], source: str = "", *, is_old: bool = False) -> Record:
-    """The record in a row's `extra_info`, of a file `source`; raises InputError that names file, cell, field and fault.
+    """The record in a row's `extra_info`, from a file `source`; one of an earlier version may lack audits.
 
-    One of an earlier version may lack audits.
+    Raises InputError that names file, cell, field and fault.
     """
     cell = str(data.get("cell", "a record without a cell"))[:60]
-    place = f"{source}, {cell}" if source else cell
-    if (version := data.get("schema_version")) != SCHEMA_VERSION:
-        hint = "update tunegrid" if isinstance(version, int) and version > SCHEMA_VERSION else "run its cells again"
-        raise InputError(f"{place}: this tunegrid reads schema version {SCHEMA_VERSION}, not {version!r}; {hint}")
-    fields = {name: value for name, value in data.items() if name not in FORMER_FIELDS}
-    if isinstance(recipe := fields.get("recipe"), dict):
-        fields["recipe"] = {name: value for name, value in recipe.items() if name not in FORMER_RECIPE_FIELDS}
+    name = f"{source}, {cell}" if source else cell
+    version = data.get("schema_version")
+    if version != SCHEMA_VERSION:
+        is_newer = isinstance(version, int) and version > SCHEMA_VERSION
+        hint = "update tunegrid" if is_newer else "run its cells again"
+        cause = f"this tunegrid reads schema version {SCHEMA_VERSION}, not {version!r}"
+        raise InputError(f"{name}: {cause}; {hint}")
+    fields = _without(data, FORMER_FIELDS)
+    if isinstance(fields.get("recipe"), dict):
+        fields["recipe"] = _without(fields["recipe"], FORMER_RECIPE_FIELDS)
     try:
-        # As JSON again: from it pydantic reads a tuple, say, and from a list it does not.
+        # As JSON again, since pydantic reads a tuple, for one, from JSON but not from a list.
         record = adapter().validate_json(pydantic_core.to_json(fields))
         faults = list[str]()
         if not is_old:
             faults.extend(contradictions(record))
     except ValidationError as error:
-        messages = [(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors(include_url=False)]
-        faults = [f"{field[:80] or 'the record'}: {message}" for field, message in messages]
-    except pydantic_core.PydanticSerializationError as error:  # half of a surrogate pair, which is not UTF-8
+        faults = []
+        for fault in error.errors(include_url=False):
+            field = ".".join(map(str, fault["loc"]))[:80]
+            faults.append(f"{field or 'the record'}: {fault['msg']}")
+    except pydantic_core.PydanticSerializationError as error:  # half of a surrogate pair: no UTF-8
         faults = [f"the record cannot be read: {error}"]
     if faults:
-        raise InputError(f"{place}: {faults[0]}{f' (and {len(faults) - 1} more)' if faults[1:] else ''}")
+        more = f" (and {len(faults) - 1} more)" if faults[1:] else ""
+        raise InputError(f"{name}: {faults[0]}{more}")
     return record
 
 
+def _without(values: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
+
+
 def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """As `json`'s `object_pairs_hook`: raises ValueError for a key that stands twice, of which json would take the last one."""
+    """An object of JSON, as `object_pairs_hook`; raises ValueError for a key that occurs twice."""
     values = dict[str, Any]()
     for key, value in pairs:
         if key in values:

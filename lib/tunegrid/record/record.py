@@ -1,7 +1,8 @@
-"""The typed `Record` of one cell's run, its parts, and what is known before the cell runs.
+"""The typed `Record` of one cell's run, its parts, and the record of a cell that is yet to run.
 
-In files it is the `extra_info` of a pytest-benchmark row. Descriptions and bounds of fields reach `tunegrid export --schema`.
-Scores are points, 0 to 100; units are part of names; None, null in JSON, means not measured.
+In files it is the `extra_info` of a pytest-benchmark row. `tunegrid export --schema` prints the
+descriptions and bounds of fields, and docstrings of parts. Scores are points, 0 to 100; units are
+part of names; None, null in JSON, means not measured.
 """
 
 import math
@@ -22,9 +23,20 @@ from tunegrid.machine import library_digests, versions
 from tunegrid.terminal import defuse, strip_places
 
 SCHEMA_VERSION: Final = 4
-Finished = Literal["passed", "unconfirmed", "missed", "audit"]  # unconfirmed: missed, and a second training reached the bounds
-Status = Literal[Finished, "unfinished", "begun", "failed", "stopped", "error", "killed", "not run", "reported"]
-# What the suite does for itself: it does not count as the cell's cost. `calibrate` is of version 0.17 and before.
+# Unconfirmed: it missed bounds that a second training reached.
+Finished = Literal["passed", "unconfirmed", "missed", "audit"]
+Status = Literal[
+    Finished,
+    "unfinished",
+    "begun",
+    "failed",
+    "stopped",
+    "error",
+    "killed",
+    "not run",
+    "reported",
+]
+# The suite's own work, which is no cost of the cell. Versions to 0.17 had the phase `calibrate`.
 OWN_PHASES = ("audit", "calibrate", "trace")
 
 Id = Annotated[str, Field(pattern="^[a-z0-9]+$")]
@@ -37,19 +49,23 @@ ModulesFile = Annotated[str, Field(pattern="^modules-([0-9a-f]{16}|[0-9a-f]{20})
 Rate = Annotated[float, Field(gt=0)]
 Bound = Annotated[float, Field(gt=0, le=100)]
 Percent = Annotated[float, Field(ge=0, le=100)]
-Points = Annotated[float, Field(ge=0, le=100.000001)]  # a mean of 100s may be off by rounding
+Score = Annotated[float, Field(ge=0, le=100.000001)]  # a mean of 100s may be off by rounding
 
 
 def note(text: str) -> Any:
-    """What a field's name does not say, for the schema."""
+    """The description of a field in the schema."""
     return Field(description=text)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Part:
-    """A part of a record: each subclass is a frozen dataclass with named arguments, which pydantic reads strictly."""
+    """A part of a record; subclasses are frozen dataclasses, which pydantic reads strictly."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
+    __pydantic_config__: ClassVar[ConfigDict] = {
+        "strict": True,
+        "extra": "forbid",
+        "allow_inf_nan": False,
+    }
 
     def __init_subclass__(cls) -> None:
         """Make a dataclass of it."""
@@ -59,7 +75,10 @@ class Part:
 class RecipeRecord(Hyperparameters, Part):
     """The recipe that was asked for, options applied; `training.precision` says what the device could do."""
 
-    adapter: Annotated[dict[str, Any] | None, note("the method's settings, as LoRA's rank; null: no adapter")]
+    adapter: Annotated[
+        dict[str, Any] | None,
+        note("the method's settings, as LoRA's rank; null: no adapter"),
+    ]
     quantization: Quantization | None
 
 
@@ -70,7 +89,10 @@ class Limits(Part):
     validation_rows: Positive | None
     test_rows: Positive | None
     own_test: Annotated[bool, note("scored on the data set's own test split")]
-    label_noise: Annotated[Share, note("of training rows with a wrong target, in 0.20 and before")] = 0.0
+    label_noise: Annotated[
+        Share,
+        note("of training rows with a wrong target, in 0.20 and before"),
+    ] = 0.0
 
 
 class Seeds(Part):
@@ -78,8 +100,14 @@ class Seeds(Part):
 
     seed: Annotated[int | None, note("of weights, dropout and the order of rows; null: not known")]
     split_seed: int
-    perturbation: Annotated[Count | None, note("draw of the noise that moved the start in its last digits; null: none did")]
-    confirms: Annotated[int | None, note("the seed whose miss this training confirms or not; null: a seed of the run")] = None
+    perturbation: Annotated[
+        Count | None,
+        note("draw of the noise that moved the start in its last digits; null: none did"),
+    ]
+    confirms: Annotated[
+        int | None,
+        note("the seed whose miss this training confirms or not; null: a seed of the run"),
+    ] = None
 
 
 class DeviceRecord(Part):
@@ -90,10 +118,22 @@ class DeviceRecord(Part):
     threads: Annotated[Positive | None, note("torch's on a CPU; null on a GPU")]
     attention: str
     tf32: bool | None
-    used_by_others_gib: Annotated[float | None, note("on the GPU, beyond what this process reserved; a CUDA context is 0.5")]
-    contended: Annotated[bool | None, note("others used the device at the same time; null on a CPU")]
-    instructions: Annotated[str | None, note("that torch's own kernels use, as AVX512; null: on a GPU, or not known")] = None
-    energy: Annotated[str | None, note("the counter behind the joules, or why there is none; null: an older run")] = None
+    used_by_others_gib: Annotated[
+        float | None,
+        note("on the GPU, beyond what this process reserved; a CUDA context is 0.5"),
+    ]
+    contended: Annotated[
+        bool | None,
+        note("others used the device at the same time; null on a CPU"),
+    ]
+    instructions: Annotated[
+        str | None,
+        note("that torch's own kernels use, as AVX512; null: on a GPU, or not known"),
+    ] = None
+    energy: Annotated[
+        str | None,
+        note("the counter behind the joules, or why there is none; null: an older run"),
+    ] = None
 
 
 Split = Annotated[str, Field(pattern="^(train|validation|test)$")]
@@ -106,16 +146,25 @@ class DataRecord(Part):
     origins: Annotated[dict[Split, str], Field(min_length=3)]
     fingerprint: Annotated[Hash, note("hash of all rows")]
     revision: Annotated[Commit | None, note("the hub's commit; null for a local folder")]
-    dropped: Annotated[dict[Split, Count] | None, note("rows that copied rows that score; null: not looked for")] = None
+    dropped: Annotated[
+        dict[Split, Count] | None,
+        note("rows that copied rows that score; null: not looked for"),
+    ] = None
 
 
 class ModelRecord(Part):
     """What was fine-tuned."""
 
     checkpoint: str
-    fingerprint: Annotated[Weights | None, note("16 digits of a local folder's weights, or the hub's commit")]
+    fingerprint: Annotated[
+        Weights | None,
+        note("16 digits of a local folder's weights, or the hub's commit"),
+    ]
     architecture: str
-    adapted_modules: Annotated[list[str], note("modules without pretrained weights that an adapter trains")]
+    adapted_modules: Annotated[
+        list[str],
+        note("modules without pretrained weights that an adapter trains"),
+    ]
 
 
 class Parameters(Part):
@@ -126,8 +175,14 @@ class Parameters(Part):
     trainable_percent: Percent
 
 
-Figures = Annotated[dict[str, float | None], note("by group of parameters; null: no finite number")]
-Reached = Annotated[dict[str, Count], note("by group of parameters: those whose gradient is not zero")]
+GroupFigures = Annotated[
+    dict[str, float | None],
+    note("by group of parameters; null: no finite number"),
+]
+Reached = Annotated[
+    dict[str, Count],
+    note("by group of parameters: those whose gradient is not zero"),
+]
 
 
 class FirstStep(Part):
@@ -135,25 +190,58 @@ class FirstStep(Part):
 
     tokens: Annotated[Hash, note("hash of the training features' token ids and targets")]
     types: Annotated[dict[str, str], note("how each group's weights are stored")]
-    weights: Annotated[Figures, note("norms before training")]
+    weights: Annotated[GroupFigures, note("norms before training")]
     stream: Annotated[Hash, note("hash of numbers and of a dropout mask drawn from a fixed seed")]
     drawn: Annotated[Hash, note("hash of the generator's state after the first update")]
     probe_loss: Annotated[float | None, note("nats a target, of a few rows without dropout")]
-    probe_gradients: Annotated[Figures, note("norms of the gradients of that loss")]
-    gradients: Annotated[Figures, note("norms of the first update's gradients, after clipping")]
-    moved: Annotated[Figures, note("norms of what the first three updates changed, over sampled values")]
+    probe_gradients: Annotated[GroupFigures, note("norms of the gradients of that loss")]
+    gradients: Annotated[
+        GroupFigures,
+        note("norms of the first update's gradients, after clipping"),
+    ]
+    moved: Annotated[
+        GroupFigures,
+        note("norms of what the first three updates changed, over sampled values"),
+    ]
     generated: Annotated[Hash | None, note("hash of token ids that the untrained model generates")]
-    metrics: Annotated[dict[str, Points | None], note("scores of fixed answers")]
-    probe: Annotated[Hash | None, note("hash of rows and search: figures of two probes are not compared")] = None
-    computed: Annotated[dict[str, str] | None, note("types in which layers packed to 4 bits compute; null: not known")] = None
-    probe_reached: Annotated[Reached | None, note("tensors with a gradient of the probe's loss")] = None
+    metrics: Annotated[dict[str, Score | None], note("scores of fixed answers")]
+    probe: Annotated[
+        Hash | None,
+        note("hash of rows and search: figures of two probes are not compared"),
+    ] = None
+    computed: Annotated[
+        dict[str, str] | None,
+        note("types in which layers packed to 4 bits compute; null: not known"),
+    ] = None
+    probe_reached: Annotated[
+        Reached | None,
+        note("tensors with a gradient of the probe's loss"),
+    ] = None
     reached: Annotated[Reached | None, note("tensors with a gradient in the first update")] = None
-    decoded: Annotated[Amount | None, note("how far a cache takes a search's scores, as a share of the largest logit")] = None
-    predicted: Annotated[Hash | None, note("hash of what the untrained model predicts for test rows; null: not asked")] = None
-    untrained: Annotated[list[Points] | None, note("points of the first test rows before training; null: not asked")] = None
-    test_tokens: Annotated[Hash | None, note("hash of the test rows' token ids; null: not taken")] = None
-    tokens_read: Annotated[Count | None, note("by the decoder in the probe's search; without a cache many more")] = None
-    modules: Annotated[ModulesFile | None, note("each module's figures in the probe, in `examples`; null: not kept")] = None
+    decoded: Annotated[
+        Amount | None,
+        note("how far a cache takes a search's scores, as a share of the largest logit"),
+    ] = None
+    predicted: Annotated[
+        Hash | None,
+        note("hash of what the untrained model predicts for test rows; null: not asked"),
+    ] = None
+    untrained: Annotated[
+        list[Score] | None,
+        note("points of the first test rows before training; null: not asked"),
+    ] = None
+    test_tokens: Annotated[
+        Hash | None,
+        note("hash of the test rows' token ids; null: not taken"),
+    ] = None
+    tokens_read: Annotated[
+        Count | None,
+        note("by the decoder in the probe's search; without a cache many more"),
+    ] = None
+    modules: Annotated[
+        ModulesFile | None,
+        note("each module's figures in the probe, in `examples`; null: not kept"),
+    ] = None
 
 
 class TrainingRecord(Part):
@@ -164,14 +252,20 @@ class TrainingRecord(Part):
     precision: Annotated[Precision, note("what the device could do")]
     losses: Annotated[list[Amount | None], note("nats a target, one an update; null: not a number")]
     final_learning_rate: Amount | None
-    epoch_scores: Annotated[list[Points | None], note("validation score after each epoch")]
+    epoch_scores: Annotated[list[Score | None], note("validation score after each epoch")]
     chosen_epoch: Positive | None
     stopped: Annotated[str | None, note("why training ended early")]
     micro_batch: Annotated[Positive, note("rows; fewer than the recipe's if memory ran out")]
     fallbacks: Annotated[list[str], note("how training differed from the recipe, and why")]
-    order: Annotated[str, Field(pattern="^([0-9a-f]{16})?$", description="hash of the rows in the order trained on")]
+    order: Annotated[
+        str,
+        Field(pattern="^([0-9a-f]{16})?$", description="hash of the rows in the order trained on"),
+    ]
     tokens: Annotated[Count, note("real tokens, over all updates")]
-    gradient_norm: Annotated[Amount | None, note("of the first update, before clipping; null: no clipping")]
+    gradient_norm: Annotated[
+        Amount | None,
+        note("of the first update, before clipping; null: no clipping"),
+    ]
     clipped_norm: Annotated[Amount | None, note("the same after clipping")]
     first_step: Annotated[FirstStep | None, note("null: not taken, as in footprints")]
     planned: Annotated[Count | None, note("updates of the whole run; null: not known")] = None
@@ -186,7 +280,10 @@ class EvaluationRecord(Part):
     metric_sources: Annotated[dict[str, str], note("which implementation computed the scores")]
     # Where it is fp32, a packed or bf16 base computes in its own type.
     precision: Annotated[Precision | None, note("of prediction; null: not known")] = None
-    generated_tokens: Annotated[dict[str, Amount] | None, note("mean, median and longest text; null: none, or unknown")] = None
+    generated_tokens: Annotated[
+        dict[str, Amount] | None,
+        note("mean, median and longest text; null: none, or unknown"),
+    ] = None
 
 
 class ExamplesRecord(Part):
@@ -194,15 +291,27 @@ class ExamplesRecord(Part):
 
     file: Annotated[str, Field(pattern="^([0-9a-f]{16}|[0-9a-f]{20})[.]parquet$")]
     rows_hash: Hash
-    texts: Annotated[RowsFile | None, note("what the rows say; null before 0.22: `rows-` and their hash")] = None
+    texts: Annotated[
+        RowsFile | None,
+        note("what the rows say; null before 0.22: `rows-` and their hash"),
+    ] = None
 
 
 class Figure(Part):
     """How one figure of an instrument is judged and shown."""
 
-    better: Annotated[Literal["higher", "lower", ""], note("in every part of the figure; empty: it is never judged")] = ""
-    margin: Annotated[Amount, note("the smallest change, for the worse or better, that counts")] = 0.0
-    shown: Annotated[str, Field(pattern="^([+]?[.][0-9]f)?$", description="its format; empty: not in the table")] = ""
+    better: Annotated[
+        Literal["higher", "lower", ""],
+        note("in every part of the figure; empty: it is never judged"),
+    ] = ""
+    margin: Annotated[
+        Amount,
+        note("the smallest change, for the worse or better, that counts"),
+    ] = 0.0
+    shown: Annotated[
+        str,
+        Field(pattern="^([+]?[.][0-9]f)?$", description="its format; empty: not in the table"),
+    ] = ""
 
 
 class InstrumentRecord(Part):
@@ -210,7 +319,10 @@ class InstrumentRecord(Part):
 
     question: str
     figures: Annotated[dict[str, Figure], note("in the order of the table")]
-    file: Annotated[FiguresFile | None, note("their values, in `examples` beside the run; null: could not be kept")]
+    file: Annotated[
+        FiguresFile | None,
+        note("their values, in `examples` beside the run; null: could not be kept"),
+    ]
 
 
 class Phase(Part):
@@ -220,8 +332,14 @@ class Phase(Part):
     rss_peak_gib: Amount | None
     allocated_peak_gib: Amount | None
     reserved_peak_gib: Amount | None
-    gpu_energy_joules: Annotated[Amount | None, note("by NVML's counter of the card, idle power included")] = None
-    cpu_energy_joules: Annotated[Amount | None, note("by RAPL's counters, in runs of 0.17 and before; null since")] = None
+    gpu_energy_joules: Annotated[
+        Amount | None,
+        note("by NVML's counter of the card, idle power included"),
+    ] = None
+    cpu_energy_joules: Annotated[
+        Amount | None,
+        note("by RAPL's counters, in runs of 0.17 and before; null since"),
+    ] = None
 
 
 class Ledger(Part):
@@ -230,15 +348,25 @@ class Ledger(Part):
     weights_bytes: Positive | None
     gradients_bytes: Count | None
     optimizer_bytes: Count | None
-    checkpoint_bytes: Annotated[Count | None, note("of what trains: an adapter, or the whole model")]
-    activations_bytes: Annotated[int | None, note("peak minus weights, gradients and optimizer state; footprints only")]
-    peak_bytes: Annotated[Count | None, note("most bytes of tensors held during one update; footprints only")]
+    checkpoint_bytes: Annotated[
+        Count | None,
+        note("of what trains: an adapter, or the whole model"),
+    ]
+    activations_bytes: Annotated[
+        int | None,
+        note("peak minus weights, gradients and optimizer state; footprints only"),
+    ]
+    peak_bytes: Annotated[
+        Count | None,
+        note("most bytes of tensors held during one update; footprints only"),
+    ]
 
     @property
     def tensor_bytes(self) -> int | None:
-        """Bytes of weights, gradients and optimizer state, which training holds all the time; None if one is not known."""
-        parts = (self.weights_bytes, self.gradients_bytes, self.optimizer_bytes)
-        return sum(part for part in parts if part is not None) if None not in parts else None
+        """Bytes of weights, gradients and optimizer state, which stay; None if one is unknown."""
+        sizes = (self.weights_bytes, self.gradients_bytes, self.optimizer_bytes)
+        known_sizes = [size for size in sizes if size is not None]
+        return sum(known_sizes) if len(known_sizes) == len(sizes) else None
 
 
 class Memory(Part):
@@ -246,19 +374,24 @@ class Memory(Part):
 
     phases: dict[str, Phase]
     ledger: Ledger
-    cells_before: Annotated[Count | None, note("that its process ran before: their rest counts in `rss_peak_gib`")] = None
+    cells_before: Annotated[
+        Count | None,
+        note("that its process ran before: their rest counts in `rss_peak_gib`"),
+    ] = None
 
     def peak(self, figure: str) -> float | None:
         """The highest of the cell's own phases, in GiB; `figure` is a field of `Phase`."""
-        return max((peak for peak in self._phase_figures(figure) if peak is not None), default=None)
+        peaks = [peak for peak in self._phase_figures(figure) if peak is not None]
+        return max(peaks, default=None)
 
     def joules(self, figure: str) -> float | None:
-        """Of all of the cell's own phases; None if one was not measured. `figure` is a field of `Phase`."""
+        """The sum over the cell's own phases; None if one is unknown. `figure`: a `Phase` field."""
         figures = self._phase_figures(figure)
         return None if not figures or None in figures else sum(figures)
 
     def _phase_figures(self, figure: str) -> list[Any]:
-        return [getattr(phase, figure) for name, phase in self.phases.items() if name not in OWN_PHASES]
+        own_phases = [phase for name, phase in self.phases.items() if name not in OWN_PHASES]
+        return [getattr(phase, figure) for phase in own_phases]
 
 
 class Throughput(Part):
@@ -282,7 +415,10 @@ class Flops(Part):
 
     flops_per_step: Annotated[Count, note("of one update, by torch's FlopCounterMode")]
     achieved_flops_per_second: Amount | None
-    matmul_flops_per_second: Annotated[Amount, note("of large square matrices in the same precision, in the same process")]
+    matmul_flops_per_second: Annotated[
+        Amount,
+        note("of large square matrices in the same precision, in the same process"),
+    ]
     mfu_percent: Amount | None
 
 
@@ -292,9 +428,15 @@ class AuditFinding(Part):
     name: str
     passed: bool
     detail: str
-    without_model: Annotated[dict[str, Points] | None, note("points by score that an answer reaches which needs none")] = None
+    without_model: Annotated[
+        dict[str, Score] | None,
+        note("points by score that an answer reaches which needs none"),
+    ] = None
     value: Annotated[float | None, note("what was measured; null: not kept, or not finite")] = None
-    limit: Annotated[float | None, note("the largest value that passes; null: the audit has none")] = None
+    limit: Annotated[
+        float | None,
+        note("the largest value that passes; null: the audit has none"),
+    ] = None
 
 
 class RanksRecord(Part):
@@ -302,21 +444,33 @@ class RanksRecord(Part):
 
     count: Annotated[int, Field(ge=2)]
     backend: Annotated[Literal["gloo", "nccl"], note("what they talk over")]
-    fsdp: Annotated[bool, note("each held a part of all weights; bytes are the first one's")] = False
-    each: Annotated[list[dict[str, Amount | None]], note("in the order of ranks: own peaks, rows, rates after warm-up")]
+    fsdp: Annotated[
+        bool,
+        note("each held a part of all weights; bytes are the first one's"),
+    ] = False
+    each: Annotated[
+        list[dict[str, Amount | None]],
+        note("in the order of ranks: own peaks, rows, rates after warm-up"),
+    ]
 
 
 class CrashRecord(Part):
     """The end of a cell's traceback, and the last lines that it printed."""
 
-    traceback: Annotated[list[str], note("empty: a sentence says all, or the process left no exception")]
+    traceback: Annotated[
+        list[str],
+        note("empty: a sentence says all, or the process left no exception"),
+    ]
     printed: Annotated[list[str], note("on standard output, standard error and the log")]
 
 
 class Record(Part):
     """One cell's record."""
 
-    schema_version: Annotated[Literal[4], note("`SCHEMA_VERSION` of the code that wrote it")] = SCHEMA_VERSION
+    schema_version: Annotated[
+        Literal[4],
+        note("`SCHEMA_VERSION` of the code that wrote it"),
+    ] = SCHEMA_VERSION
     cell: Annotated[str, Field(pattern="^[a-z0-9]+_[a-z0-9]+_[a-z0-9]+$")]
     profile: Id
     backbone: Id
@@ -328,49 +482,79 @@ class Record(Part):
     recipe: RecipeRecord
     limits: Limits
     seeds: Seeds
-    versions: Annotated[dict[str, str | None], note("of Python and the libraries; null: not installed")]
+    versions: Annotated[
+        dict[str, str | None],
+        note("of Python and the libraries; null: not installed"),
+    ]
     device: DeviceRecord | None = None
     data: DataRecord | None = None
     model: ModelRecord | None = None
     parameters: Parameters | None = None
     training: TrainingRecord | None = None
     evaluation: EvaluationRecord | None = None
-    scores: Annotated[dict[str, Points | None], note("points; null: not a number")] = field(default_factory=dict)
+    scores: Annotated[
+        dict[str, Score | None],
+        note("points; null: not a number"),
+    ] = field(default_factory=dict)
     examples: ExamplesRecord | None = None
     memory: Memory | None = None
     throughput: Throughput | None = None
     flops: Flops | None = None
     audits: list[AuditFinding] = field(default_factory=list)
-    bounds: Annotated[dict[str, Bound], note("minimum points by metric; empty: none apply")] = field(default_factory=dict)
-    missed: Annotated[list[str], note("bounds and audits, or why it did not finish")] = field(default_factory=list)
-    status: Annotated[Status, note("`begun`, `failed`: for its first updates alone; `reported`: published")] = "unfinished"
+    bounds: Annotated[
+        dict[str, Bound],
+        note("minimum points by metric; empty: none apply"),
+    ] = field(default_factory=dict)
+    missed: Annotated[
+        list[str],
+        note("bounds and audits, or why it did not finish"),
+    ] = field(default_factory=list)
+    status: Annotated[
+        Status,
+        note("`begun`, `failed`: for its first updates alone; `reported`: published"),
+    ] = "unfinished"
     ranks: Annotated[RanksRecord | None, note("null: one process ran the cell")] = None
-    excused: Annotated[dict[str, str], note("failed audits that do not count, and why")] = field(default_factory=dict)
-    libraries: Annotated[dict[str, Hash], note("hash of each library's code; empty: not known")] = field(default_factory=dict)
-    instruments: Annotated[dict[str, InstrumentRecord], note("by id; empty: none")] = field(default_factory=dict)
-    first_updates: Annotated[Positive | None, note("it made as many, as asked; null: it was to end")] = None
-    crash: Annotated[CrashRecord | None, note("how it broke off; null: it did not, or nothing was kept")] = None
+    excused: Annotated[
+        dict[str, str],
+        note("failed audits that do not count, and why"),
+    ] = field(default_factory=dict)
+    libraries: Annotated[
+        dict[str, Hash],
+        note("hash of each library's code; empty: not known"),
+    ] = field(default_factory=dict)
+    instruments: Annotated[
+        dict[str, InstrumentRecord],
+        note("by id; empty: none"),
+    ] = field(default_factory=dict)
+    first_updates: Annotated[
+        Positive | None,
+        note("it made as many, as asked; null: it was to end"),
+    ] = None
+    crash: Annotated[
+        CrashRecord | None,
+        note("how it broke off; null: it did not, or nothing was kept"),
+    ] = None
 
     @property
     def finished(self) -> bool:
-        """It ran to its end, so its figures can be compared."""
+        """Checks whether it ran to its end, so that its figures can be compared."""
         return self.status in get_args(Finished)
 
     @property
     def unharmed(self) -> bool:
-        """Nothing counts against it: it passed, or what it missed was not confirmed."""
+        """Checks whether it passed, or missed only what was not confirmed."""
         return self.status in ("passed", "unconfirmed")
 
     @property
     def is_short(self) -> bool:
-        """It made fewer updates than its recipe plans, or failed audits that need more."""
+        """Checks whether it made fewer updates than planned, or failed audits that need more."""
         if self.excused:
             return True
         return self.training is not None and self.training.updates < (self.training.planned or 0)
 
     @property
     def peak_gib(self) -> float | None:
-        """The highest memory peak of the cell's phases: of the GPU if there is one, else of the process."""
+        """The highest memory peak of the cell's phases, of the GPU or else of the process."""
         if self.memory is None:
             return None
         peak = self.memory.peak("reserved_peak_gib")
@@ -378,21 +562,39 @@ class Record(Part):
 
     @property
     def own_peak_gib(self) -> float | None:
-        """The same where it is the cell's own: of a GPU's memory, or of a process that ran no cell before."""
-        memory = self.memory
-        is_own = memory is not None and (memory.cells_before == 0 or memory.peak("reserved_peak_gib") is not None)
-        return self.peak_gib if is_own else None
+        """The peak, if it is of a GPU's memory or of a process that ran no cell before."""
+        if self.memory is None:
+            return None
+        peak = self.memory.peak("reserved_peak_gib")
+        return self.peak_gib if peak is not None or self.memory.cells_before == 0 else None
 
     @property
     def processes(self) -> str:
-        """How many shared the cell, as "1", "4" or "4 (FSDP)"."""
-        return f"{self.ranks.count}{' (FSDP)' if self.ranks.fsdp else ''}" if self.ranks else "1"
+        """The number of processes that shared the cell, as "1", "4" or "4 (FSDP)"."""
+        if self.ranks is None:
+            return "1"
+        return f"{self.ranks.count} (FSDP)" if self.ranks.fsdp else str(self.ranks.count)
 
 
 def new_record(cell: Cell) -> Record:
-    """What is known of a cell before it runs; raises InputError if the method's settings cannot be written as JSON."""
-    profile, task = cell.profile, cell.task
-    caps: dict[str, Any] = {f"{split}_rows": profile.cap(task.id, split) for split in ("train", "validation", "test")}
+    """The record of a cell that is yet to run.
+
+    Raises InputError if the method's settings cannot be written as JSON.
+    """
+    profile = cell.profile
+    task = cell.task
+    limits = Limits(
+        train_rows=profile.cap(task.id, "train"),
+        validation_rows=profile.cap(task.id, "validation"),
+        test_rows=profile.cap(task.id, "test"),
+        own_test=profile.own_test and task.own_test is not None,
+    )
+    seeds = Seeds(
+        seed=profile.seed,
+        split_seed=SPLIT_SEED,
+        perturbation=profile.perturbation,
+        confirms=profile.confirms,
+    )
     return Record(
         cell=cell.id,
         profile=profile.id,
@@ -403,8 +605,8 @@ def new_record(cell: Cell) -> Record:
         bounded_scores=list(task.bounded_scores),
         labels=list(task.labels),
         recipe=recipe_record(cell),
-        limits=Limits(**caps, own_test=profile.own_test and task.own_test is not None),
-        seeds=Seeds(seed=profile.seed, split_seed=SPLIT_SEED, perturbation=profile.perturbation, confirms=profile.confirms),
+        limits=limits,
+        seeds=seeds,
         versions=versions(),
         libraries=library_digests(),
     )
@@ -415,41 +617,61 @@ def recipe_record(cell: Cell) -> RecipeRecord:
     try:
         adapter = jsonable(cell.method.settings(cell.recipe))
     except TypeError as error:
-        raise InputError(f"{cell.id}: the settings of method {cell.method.id!r} must be plain values: {error}") from None
+        settings = f"the settings of method {cell.method.id!r}"
+        raise InputError(f"{cell.id}: {settings} must be plain values: {error}") from None
     return RecipeRecord(**vars(cell.recipe) | {"adapter": adapter}, quantization=cell.quantization)
 
 
 def data_record(cell: Cell, splits: Splits) -> DataRecord:
-    """How many rows came from where, the revision of the data set, and the hash of all rows."""
-    folder = f"{cell.profile.data_root}/"  # left out of origins, so that the records of two machines are alike
+    """The numbers, origins, revision and hash of a cell's rows."""
+    rows = {
+        "train": len(splits.train),
+        "validation": len(splits.validation),
+        "test": len(splits.test),
+    }
+    folder = f"{cell.profile.data_root}/"  # omitted, so that the records of two machines are equal
+    origins = {split: origin.replace(folder, "") for split, origin in splits.origins.items()}
     return DataRecord(
-        rows={"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
-        origins={split: origin.replace(folder, "") for split, origin in splits.origins.items()},
+        rows=rows,
+        origins=origins,
         revision=splits.revision,
         fingerprint=splits.fingerprint,
         dropped=dict(splits.dropped) or None,
     )
 
 
-CALLS, TRACEBACK_LINES, PRINTED_LINES, LONGEST_LINE = 20, 80, 30, 400  # calls: the innermost ones of each exception's stack
-COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+CALLS = 20  # the innermost ones of each exception's stack
+TRACEBACK_LINES = 80
+PRINTED_LINES = 30
+LONGEST_LINE = 400
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def crash_record(error: BaseException | None, printed: Iterable[str]) -> CrashRecord | None:
-    """The last lines of an exception, and of all texts that the cell printed; None if there is neither."""
-    tails = []
-    traceback_lines = traceback.format_exception(error, limit=-CALLS) if error else []
-    for text, count in (("".join(traceback_lines), TRACEBACK_LINES), ("\n".join(printed), PRINTED_LINES)):
-        # Of a line that was written over, its last state.
-        lines = [line.rstrip("\r").rpartition("\r")[2].expandtabs(4) for line in COLOURS.sub("", text).split("\n")]
-        tails.append([defuse(line)[:LONGEST_LINE] for line in lines if line.strip()][-count:])
-    return CrashRecord(traceback=tails[0], printed=tails[1]) if any(tails) else None
+    """The last lines of an exception and of all that the cell printed; None without either."""
+    frames = traceback.format_exception(error, limit=-CALLS) if error else []
+    traceback_lines = _last_lines("".join(frames), TRACEBACK_LINES)
+    printed_lines = _last_lines("\n".join(printed), PRINTED_LINES)
+    if not traceback_lines and not printed_lines:
+        return None
+    return CrashRecord(traceback=traceback_lines, printed=printed_lines)
+
+
+def _last_lines(text: str, number: int) -> list[str]:
+    """The last lines of a text that are not blank; of an overwritten line, its last state."""
+    lines = []
+    for line in ESCAPES.sub("", text).split("\n"):
+        line = line.rstrip("\r").rpartition("\r")[2].expandtabs(4)
+        if line.strip():
+            lines.append(defuse(line)[:LONGEST_LINE])
+    return lines[-number:]
 
 
 def jsonable(value: Any) -> Any:
-    """The value as JSON has it: scalars of NumPy and torch are numbers, NaN is null, no text keeps an absolute path.
+    """The value in JSON's types, NaN as None, without absolute paths in texts.
 
-    Raises TypeError for a value without such a form, which pytest-benchmark would write as "UNSERIALIZABLE[...]".
+    Scalars of NumPy and torch become numbers. Raises TypeError for a value without such a form:
+    pytest-benchmark would write "UNSERIALIZABLE[...]".
     """
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
@@ -460,7 +682,8 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [jsonable(item) for item in value]
     if isinstance(value, dict) or is_dataclass(value):
-        return {str(key): jsonable(item) for key, item in (value if isinstance(value, dict) else vars(value)).items()}
+        fields = value if isinstance(value, dict) else vars(value)
+        return {str(key): jsonable(item) for key, item in fields.items()}
     if hasattr(value, "item"):  # a scalar
         return jsonable(value.item())
     raise TypeError(f"a record cannot hold {value!r} of {type(value).__name__}")

@@ -1,7 +1,8 @@
-"""What is too long for a run's JSON: points and texts of test rows, figures of modules and of instruments, in Parquet files.
+"""Writes and reads Parquet files of data that is too long for a run's JSON. Needs no torch.
 
-Each is named by a hash of its bytes, which its record holds, and lies in a folder `examples` next to the run's JSON, alone or
-in a zip file; those of this machine's runs are in `.cache/examples`, too. Read, each is a frame. Needs no torch.
+They hold points and texts of test rows, and figures of modules and instruments. Each is named by a
+hash of its bytes, which its record holds, and is in a folder `examples` next to the run's JSON,
+alone or in a zip file; those of this machine's runs are in `.cache/examples` as well.
 """
 
 import hashlib
@@ -24,27 +25,27 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-Runs = tuple[Path | None, Path | None]  # the files of two records; their examples lie beside them, or in this machine's store
+Runs = tuple[Path | None, Path | None]  # the files of two records
 STORE = CACHE / "examples"
 FOLDER = "examples"
-# By how a file's name begins, which for points of rows is the hash: columns of text that it must have.
-TEXTS = {
+# Text columns by the kind of file, which its name begins with. Files of points have no kind.
+TEXT_COLUMNS = {
     "": ("id", "prediction"),
     "rows": ("input", "reference"),
     "modules": ("phase", "module", "kind", "library"),
     "figures": ("instrument", "figure", "part", "row", "note"),
 }
-ALL_TEXTS = frozenset(name for names in TEXTS.values() for name in names)  # every other column holds numbers
-CONFIDENCE = "confidence"  # a column of older points: the prediction's probability, which nobody reads now
-DIGITS = 4  # of points: enough to tell one token of a hundred
-ROUNDING = 10**-DIGITS  # by which a mean of rounded points may be off
-LONGEST_TEXT = 600  # characters of a test row's text that are kept: to recognise the row, not to train on it
+ALL_TEXTS: frozenset[str] = frozenset().union(*TEXT_COLUMNS.values())  # others: numbers
+CONFIDENCE = "confidence"  # an unused column of older points: the prediction's probability
+POINT_DIGITS = 4  # enough to tell one token of a hundred
+MEAN_ERROR = 10**-POINT_DIGITS  # of rounded points, at most
+LONGEST_TEXT = 600  # characters kept of a test row: to recognise it, not to train on it
 MOST_ROWS = 2**20  # the full profile has 20,000
 MOST_BYTES = 2**28  # of a file when it is read; that of a full cell has a tenth
 MOST_PACKED = 2**30  # of all files in a pack
 TEXT_TYPES = ("BYTE_ARRAY",)  # as Parquet stores them
 NUMBER_TYPES = ("FLOAT", "DOUBLE", "INT32", "INT64", "BOOLEAN")
-HASH_DIGITS = 20  # of a file's bytes; names of version 0.17 and before have 16, of a hash that is not checked any more
+HASH_DIGITS = 20  # of a file's bytes; older names have 16, of a hash that is no longer checked
 
 
 def row_id(row: Mapping[str, Any]) -> str:
@@ -56,18 +57,25 @@ def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-# Writing: None if the disk takes nothing, which costs the figures, not the cell
+# Writing: None if it fails, which costs the figures, not the cell
 
 
-def write(ids: list[str], points: Mapping[str, Sequence[float]], predictions: list[str]) -> ExamplesRecord | None:
-    """Store what one cell's test rows scored, 0 to 100 by metric, in their order; return what the record says of them."""
-    rounded = {name: [round(float(value), DIGITS) for value in values] for name, values in points.items()}
-    file = write_columns("", {"id": ids, **rounded, "prediction": predictions})
+def write(
+    ids: list[str],
+    points: Mapping[str, Sequence[float]],
+    predictions: list[str],
+) -> ExamplesRecord | None:
+    """Store points (0 to 100, by metric) and predictions of test rows; return the record's part."""
+    columns: dict[str, Sequence[Any]] = {"id": ids}
+    for name, values in points.items():
+        columns[name] = [round(float(value), POINT_DIGITS) for value in values]
+    columns["prediction"] = predictions
+    file = write_columns("", columns)
     return ExamplesRecord(file=file, rows_hash=_hash(ids)) if file else None
 
 
 def write_texts(inputs: Sequence[str], references: Sequence[str]) -> str | None:
-    """Store the model's input and what it should answer, of each test row; return the file's name."""
+    """Store the model's inputs and targets of test rows; return the file's name."""
     columns = {
         "input": [text[:LONGEST_TEXT] for text in inputs],
         "reference": [text[:LONGEST_TEXT] for text in references],
@@ -75,19 +83,26 @@ def write_texts(inputs: Sequence[str], references: Sequence[str]) -> str | None:
     return write_columns("rows", columns)
 
 
-def write_columns(kind: str, columns: "Mapping[str, Sequence[Any]] | pd.DataFrame") -> str | None:
+def write_columns(
+    kind: str,
+    columns: "Mapping[str, Sequence[Any]] | pd.DataFrame",
+) -> str | None:
     """Store a file of this kind; return its name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    numbers, file = pa.float64() if kind == "figures" else pa.float32(), BytesIO()
-    types = {name: pa.string() if name in ALL_TEXTS else numbers for name in columns}
-    table = pa.table({name: pa.array(columns[name], type_, from_pandas=True) for name, type_ in types.items()})
-    pq.write_table(table, file, compression="zstd")
-    digest = hashlib.sha256(file.getvalue()).hexdigest()[:HASH_DIGITS]
-    name = "-".join(filter(None, [kind, digest])) + ".parquet"
+    number_type = pa.float64() if kind == "figures" else pa.float32()
+    arrays = {}
+    for name in columns:
+        type_ = pa.string() if name in ALL_TEXTS else number_type
+        arrays[name] = pa.array(columns[name], type_, from_pandas=True)
+    file = BytesIO()
+    pq.write_table(pa.table(arrays), file, compression="zstd")
+    content = file.getvalue()
+    digest = hashlib.sha256(content).hexdigest()[:HASH_DIGITS]
+    name = f"{kind}-{digest}.parquet" if kind else f"{digest}.parquet"
     try:
-        keep_contents([(name, file.getvalue())])
+        keep_contents([(name, content)])
     except OSError:
         return None
     return name
@@ -98,29 +113,44 @@ def write_columns(kind: str, columns: "Mapping[str, Sequence[Any]] | pd.DataFram
 
 def record_files(record: Record) -> dict[str, str]:
     """The names of a record's files, by kind."""
-    rows, step = record.examples, record.training.first_step if record.training else None
-    figures = next((one.file for one in record.instruments.values() if one.file), None)  # all instruments share a file
-    names = {"modules": step.modules if step else None, "figures": figures}
-    names |= {"": rows.file, "rows": rows.texts or f"rows-{rows.rows_hash}.parquet"} if rows else {}
+    names: dict[str, str | None] = {}
+    if record.training and record.training.first_step:
+        names["modules"] = record.training.first_step.modules
+    for instrument in record.instruments.values():
+        names["figures"] = names.get("figures") or instrument.file  # all instruments share a file
+    rows = record.examples
+    if rows:
+        names[""] = rows.file
+        names["rows"] = rows.texts or f"rows-{rows.rows_hash}.parquet"
     return {kind: name for kind, name in names.items() if name}
 
 
 def read(record: Record, run: Path | None, kind: str = "") -> "pd.DataFrame | None":
-    """A record's file of this kind, as a frame that readers share; None if it is nowhere. Raises InputError if unsound."""
-    if not (name := record_files(record).get(kind)) or not (file := _find_file(name, run)):
+    """A record's file of this kind, as a frame that readers share; None if it is missing.
+
+    Raises InputError if it is not sound.
+    """
+    name = record_files(record).get(kind)
+    file = _find_file(name, run) if name else None
+    if not file:
         return None
-    path, frame = f"{file[0]}, of {record.cell}", _frame(*file, kind)
+    frame = _frame(*file, kind)
     if kind not in ("", "rows"):
         return frame
+    source = f"{file[0]}, of {record.cell}"
     rows = record.data.rows["test"] if record.data else len(frame)
     if len(frame) != rows:
-        raise InputError(f"{path}: it holds {len(frame)} rows, but the record names {rows}")
+        raise InputError(f"{source}: it holds {len(frame)} rows, but the record names {rows}")
     if not kind and record.examples and _hash(frame["id"].tolist()) != record.examples.rows_hash:
-        raise InputError(f"{path}: its rows do not match rows_hash")
-    for metric in frame.columns.intersection(list(record.scores)) if record.status == "passed" else ():
-        score, mean = record.scores[metric], frame[metric].mean()
-        if score is not None and not abs(score - mean) <= ROUNDING:
-            raise InputError(f"{path}: its rows have a mean {metric} of {mean:.2f}, but scores.{metric} is {score:.2f}")
+        raise InputError(f"{source}: its rows do not match rows_hash")
+    if record.status != "passed":
+        return frame
+    for metric in frame.columns.intersection(list(record.scores)):
+        score = record.scores[metric]
+        mean = frame[metric].mean()
+        if score is not None and not abs(score - mean) <= MEAN_ERROR:
+            scores = f"a mean {metric} of {mean:.2f}, but scores.{metric} is {score:.2f}"
+            raise InputError(f"{source}: its rows have {scores}")
     return frame
 
 
@@ -129,10 +159,11 @@ def point_columns(rows: "pd.DataFrame") -> "pd.DataFrame":
     return rows[[name for name in rows.columns if name not in ALL_TEXTS]]
 
 
-def check_files(record: Record, run: Path) -> None:
-    """Raises InputError if a file of a record has other content than its name says."""
+def check_digests(record: Record, run: Path) -> None:
+    """Raises InputError if the content of a record's file does not match its name."""
     for name in record_files(record).values():
-        if file := _find_file(name, run):
+        file = _find_file(name, run)
+        if file:
             _check_content(*file)
 
 
@@ -144,38 +175,47 @@ def _check_content(path: Path, content: bytes) -> None:
 
 def _find_file(name: str, *runs: Path | None) -> tuple[Path, bytes] | None:
     """The first file of this name: next to a run, alone or in a pack, or in the store."""
-    for folder in (*(run.parent / FOLDER for run in runs if run), STORE):
-        if (path := folder / name).is_file():
+    folders = [run.parent / FOLDER for run in runs if run]
+    for folder in (*folders, STORE):
+        path = folder / name
+        if path.is_file():
             return path, path.read_bytes()
         for pack in sorted(folder.glob("*.zip")):
-            if content := _read_pack(pack, pack.stat().st_mtime_ns).get(name):
+            content = _read_pack(pack, pack.stat().st_mtime_ns).get(name)
+            if content:
                 return pack / name, content
     return None
 
 
-@lru_cache(maxsize=16)  # one command asks for the rows of a cell up to seven times, of two runs and five seeds
+@lru_cache(maxsize=16)  # a command reads a cell's rows up to 7 times, in 2 runs of 5 seeds
 def _read_pack(pack: Path, _modified: int) -> dict[str, bytes]:
     try:
         with ZipFile(pack) as files:
             _check_size(sum(entry.file_size for entry in files.infolist()), MOST_PACKED)
             return {name: files.read(name) for name in files.namelist()}
     except Exception as error:  # zipfile's are of many kinds
-        raise InputError(f"{pack} is not a pack of examples ({type(error).__name__}: {first_line(error)}); remove it") from None
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{pack} is not a pack of examples ({reason}); remove it") from None
 
 
 @lru_cache(maxsize=512)
 def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
-    """The frame in a file; raises InputError if it is not what the file's name says."""
+    """The frame in a file; raises InputError if it does not match the file's name."""
     import numpy as np
     import pyarrow as pa
 
     _check_content(path, content)
     try:
         table = _read_table(content)
-        types = {name: pa.string() if name in ALL_TEXTS else pa.float64() for name in table.column_names}
-        frame: pd.DataFrame = table.cast(pa.schema(types)).to_pandas().drop(columns=CONFIDENCE, errors="ignore")
-        texts, numbers = frame[list(TEXTS[kind])], frame.select_dtypes(float)
-        if texts.isna().to_numpy().any() or np.isinf(numbers).any(axis=None) or (not kind and numbers.isna().any(axis=None)):
+        types = {}
+        for name in table.column_names:
+            types[name] = pa.string() if name in ALL_TEXTS else pa.float64()
+        frame: pd.DataFrame = table.cast(pa.schema(types)).to_pandas()
+        frame = frame.drop(columns=CONFIDENCE, errors="ignore")
+        texts = frame[list(TEXT_COLUMNS[kind])]
+        numbers = frame.select_dtypes(float)
+        lacks_points = not kind and numbers.isna().any(axis=None)
+        if lacks_points or texts.isna().any(axis=None) or np.isinf(numbers).any(axis=None):
             raise InputError("not every row has text and finite numbers")
     except Exception as error:  # a damaged file fails wherever it is damaged
         reason = f"{type(error).__name__}: {first_line(error)}"
@@ -184,15 +224,15 @@ def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
 
 
 def _check_size(size: int, most: int) -> None:
-    """Raises InputError for what has more than so many bytes."""
+    """Raises InputError for a size above the largest that is read."""
     if size > most:
         raise InputError("it is too large when unpacked")
 
 
 def _read_table(content: bytes) -> "pa.Table":
-    """A Parquet file's table; raises InputError, before any memory is taken, if it is larger than any of ours.
+    """A Parquet file's table; raises InputError before it takes memory if it is too large.
 
-    A few bytes may say that one long text stands in a million rows: texts are read as numbers of a dictionary.
+    A few bytes may declare a million rows of one long text, so texts are read as a dictionary.
     """
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -226,33 +266,35 @@ def file_names(records: Iterable[Record], refused: object = None) -> list[str]:
 
 
 def contents(names: Iterable[str], *runs: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of those files that are sound, from beside these runs or from this machine's store."""
+    """The names and contents of sound files, from beside these runs or this machine's store."""
     for name in sorted(set(names)):
         kind = name.rpartition("-")[0]
         with suppress(InputError):
-            if file := _find_file(name, *runs):
+            file = _find_file(name, *runs)
+            if file:
                 _frame(*file, kind)
                 yield name, file[1]
 
 
 def keep_contents(files: Iterable[tuple[str, bytes]]) -> None:
-    """Write what is not there to this machine's store; raises OSError if the disk has no room."""
+    """Add files to this machine's store; raises OSError if the disk has no room."""
     for name, content in files:
-        if not (path := STORE / name).is_file() or path.read_bytes() != content:
-            with replace_file(path) as part:
-                part.write_bytes(content)
+        path = STORE / name
+        if not path.is_file() or path.read_bytes() != content:
+            with replace_file(path) as file:
+                file.write_bytes(content)
 
 
 def pack_path(run: Path) -> Path:
-    """Where the examples of a run's file lie."""
+    """The path of the examples of a run's file."""
     return run.parent / FOLDER / f"{run.stem}.zip"
 
 
 def write_pack(files: Mapping[str, bytes], run: Path) -> None:
     """Write these files into a pack next to a run; raises OSError if the disk has no room."""
     if files:
-        with replace_file(pack_path(run)) as part, ZipFile(part, "w") as pack:
+        with replace_file(pack_path(run)) as new_pack, ZipFile(new_pack, "w") as pack:
             for name, content in files.items():
-                file = ZipInfo(name)  # of no date: equal files make an equal pack
-                file.external_attr = 0o644 << 16  # else nobody may read what unzip makes of it
+                file = ZipInfo(name)  # without a date: equal files make an equal pack
+                file.external_attr = 0o644 << 16  # else nobody could read the unzipped file
                 pack.writestr(file, content, ZIP_DEFLATED, 9)

@@ -1,8 +1,9 @@
-"""A saved run, which is a pytest-benchmark JSON: reads and writes its rows and records; and the journal of a session's rows.
+"""Reads and writes saved runs, which are pytest-benchmark JSON, and the journal of a session.
 
-A shard's file says its number, of how many, and the cases that the whole run has. A killed session loses no finished cell: each
-is a line of `.cache/journal/*.jsonl` as soon as it ends, with its key (`tunegrid.runs.resume_key`). Runs, their rows and the
-journal's lines have seals (`tunegrid.runs.seal`): a file that was changed, or has none, is never a baseline.
+A shard's file holds its number, the number of shards, and the cases of the whole run. A killed
+session loses no finished cell: each is a line of `.cache/journal/*.jsonl` as soon as it ends, with
+its key (`tunegrid.runs.resume_key`). Runs, their rows and the journal's lines have seals
+(`tunegrid.runs.seal`): a file that was changed, or has none, is never a baseline.
 """
 
 import hashlib
@@ -25,17 +26,18 @@ from tunegrid.runs import examples
 from tunegrid.runs.seal import SEAL, add_seal, check_seal
 from tunegrid.words import some
 
-BenchmarkRow = dict[str, Any]  # of pytest-benchmark: name, fullname, stats, and the record as `extra_info`
+BenchmarkRow = dict[str, Any]  # pytest-benchmark's: name, fullname, stats; a record as `extra_info`
 RunJson = dict[str, Any]  # a run: its rows as `benchmarks`, the machine, the commit, when
-# Beside pytest-benchmark's own in a run's JSON: rows of cells that came to no end (pytest-benchmark reads a time from every
-# benchmark), what started the session, and which shard of a run it is.
-# What `tunegrid calibrate` measured of users' cells stands there, too.
-UNFINISHED, COMMAND, SHARD, NOISE = "unfinished", "command", "shard", "noise"
+# Fields of a run's JSON in addition to pytest-benchmark's
+UNFINISHED = "unfinished"  # rows of cells without an end: pytest-benchmark reads a time from others
+COMMAND = "command"  # that started the session
+SHARD = "shard"  # its number and the whole run, if it is one
+NOISE = "noise"  # of users' cells, as `tunegrid calibrate` measured it
 REFUSED = "refused"  # in a row: the record of a cell as it was measured, if it is not sound
 WAS_CHANGED = "was changed since it was written"
 UNSEALED = "has no seal: a version before 0.22 wrote it, or another program"
 NEW_RUN = "make a new one with `tunegrid run -m PROFILE --benchmark-json=FILE`"
-NAMED = 30  # missing runs that are named
+MOST_NAMED = 30  # missing runs that are named
 JOURNAL = CACHE / "journal"
 
 
@@ -47,7 +49,7 @@ class Case(NamedTuple):
     seed: int | None
 
     def __str__(self) -> str:
-        """As a sentence names it."""
+        """The run's name in sentences."""
         return f"{self.cell} ({self.profile}, seed {self.seed})"
 
 
@@ -65,7 +67,7 @@ class OwnNoise:
     scores: dict[str, list[Percent]]  # by name of the score
 
     def applies_to(self, record: Record) -> bool:
-        """Whether a record is of this cell, profile, recipe and number of test rows."""
+        """Checks whether a record is of this cell, profile, recipe and number of test rows."""
         rows = record.data.rows["test"] if record.data else None
         if (record.cell, record.profile, rows) != (self.cell, self.profile, self.rows):
             return False
@@ -79,22 +81,22 @@ def recipe_digest(record: Record) -> str:
 
 
 def record_case(record: Record) -> Case:
-    """Which run a record is of."""
+    """The run of a record."""
     return Case(record.profile, record.cell, record.seeds.seed)
 
 
 def is_cell(extra_info: Mapping[str, Any]) -> bool:
-    """Whether a row's `extra_info` is a cell's record; other benchmarks have rows, too."""
+    """Checks whether a row's `extra_info` is a cell's record; other benchmarks have rows, too."""
     return "cell" in extra_info
 
 
 def has_no_time(row: BenchmarkRow) -> bool:
-    """Whether a row is of a cell that did not come to its end, and so is no benchmark."""
+    """Checks whether a row is of a cell that did not end, and so is no benchmark."""
     return "stats" not in row and row["extra_info"].get("status") in ("error", "killed", "not run")
 
 
 def row_name(row: BenchmarkRow) -> str:
-    """Of a row's test."""
+    """The name of a row's test."""
     return str(row.get("fullname") or row.get("name"))
 
 
@@ -103,13 +105,13 @@ def row_name(row: BenchmarkRow) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedRun:
-    """A saved run, read once for all who look at it."""
+    """A saved run, as read from its file."""
 
     path: Path
     records: list[Record]
     content: RunJson = field(default_factory=dict)  # as it is in the file
-    rows: Sequence[tuple[BenchmarkRow, Record | None]] = ()  # every row, with its record if it is a cell's
-    when: str = ""  # it was saved, as an ISO date and time in UTC
+    rows: Sequence[tuple[BenchmarkRow, Record | None]] = ()  # all rows, those of cells with records
+    when: str = ""  # the time of saving: an ISO date and time in UTC
     commit: str = ""  # of the suite that ran it; ten digits
     command: str = ""  # that ran it; a merged file holds none
     noise: Sequence[OwnNoise] = ()  # of its users' cells that were calibrated
@@ -118,7 +120,7 @@ class SavedRun:
 
     @property
     def warning(self) -> str:
-        """The sentence that all that is shown of a doubtful run begins with; else empty."""
+        """The sentence to show before anything of a run in doubt; else empty."""
         return f"{self.path} {self.doubt}" if self.doubt else ""
 
     def check_unchanged(self) -> None:
@@ -134,9 +136,11 @@ def load(path: Path) -> RunJson:
         run["benchmarks"] = [*run["benchmarks"], *run.pop(UNFINISHED, [])]
         cells = sum(is_cell(row["extra_info"] | {}) for row in run["benchmarks"])
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; `tunegrid run -m quick --benchmark-json={path}` writes it") from None
+        command = f"tunegrid run -m quick --benchmark-json={path}"
+        raise InputError(f"{path} does not exist; `{command}` writes it") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} is not a complete pytest-benchmark JSON ({type(error).__name__}: {error})") from None
+        cause = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path} is not a complete pytest-benchmark JSON ({cause})") from None
     if not cells:
         raise InputError(f"{path} holds no cells; was it saved by `tunegrid run -m quick`?")
     return run
@@ -162,7 +166,7 @@ def read_saved(path: Path) -> SavedRun:
 
 
 def get_saved(run: Path | str | Iterable[Record], name: str = "the run") -> SavedRun:
-    """A run by its file, or by its records, which messages call by this name.
+    """A run from its file, or from its records, which messages call by this name.
 
     Raises InputError as `read_saved` does.
     """
@@ -174,15 +178,16 @@ def get_saved(run: Path | str | Iterable[Record], name: str = "the run") -> Save
 def _parse(path: Path, run: RunJson) -> SavedRun:
     rows = list[tuple[BenchmarkRow, Record | None]]()
     for row in run["benchmarks"]:
-        record = None
-        if is_cell(row["extra_info"]):
-            record = from_json(row["extra_info"], str(path), is_old=SEAL not in run)
         fields = {name: value for name, value in row.items() if name != SEAL}
-        rows.append((fields | {"extra_info": to_json(record)} if record else fields, record))
+        record = None
+        if is_cell(fields["extra_info"]):
+            record = from_json(fields["extra_info"], str(path), is_old=SEAL not in run)
+            fields["extra_info"] = to_json(record)
+        rows.append((fields, record))
     records = [record for _, record in rows if record]
     for record in records:
         examples.read(record, path)
-        examples.check_files(record, path)
+        examples.check_digests(record, path)
     commit = run.get("commit_info")
     try:
         noise = TypeAdapter(list[OwnNoise]).validate_python(run.get(NOISE, []))
@@ -202,7 +207,7 @@ def _parse(path: Path, run: RunJson) -> SavedRun:
 
 
 def noise_json(noise: Iterable[OwnNoise], records: Iterable[Record]) -> RunJson:
-    """The noise of the records' cells as a run's JSON holds it, each entry once; empty without any."""
+    """The noise of the records' cells as fields of a run's JSON, without duplicates."""
     cells = {record.cell for record in records}
     entries: list[dict[str, Any]] = []
     for own in noise:
@@ -223,15 +228,22 @@ def check_alike(records: Iterable[Record]) -> None:
     for record in records:
         facts = (record.recipe, record.limits, record.examples and record.examples.rows_hash)
         if facts_by_cell.setdefault(record.cell, facts) != facts:
-            raise InputError(f"the runs trained or scored {record.cell} differently, so they are not seeds of one experiment")
+            fault = f"the runs trained or scored {record.cell} differently"
+            raise InputError(f"{fault}, so they are not seeds of one experiment")
 
 
 # Writing
 
 
-def rows_by_name(rows: Mapping[Any, BenchmarkRow], records: Mapping[Any, Record]) -> list[BenchmarkRow]:
-    """The rows in the order of their tests' names, those of cells with the records of the same keys."""
-    updated = [row | {"extra_info": to_json(records[key])} if key in records else row for key, row in rows.items()]
+def rows_by_name(
+    rows: Mapping[Any, BenchmarkRow],
+    records: Mapping[Any, Record],
+) -> list[BenchmarkRow]:
+    """The rows by their tests' names, those of cells with the records of the same keys."""
+    updated = []
+    for key, row in rows.items():
+        record = records.get(key)
+        updated.append(row | {"extra_info": to_json(record)} if record else row)
     return sorted(updated, key=row_name)
 
 
@@ -243,9 +255,9 @@ def save(
     *,
     is_sealed: bool = True,
 ) -> None:
-    """Write a run, whole or not at all, and from beside the sources its examples.
+    """Write a run, whole or not at all, and its examples, which are read from beside the sources.
 
-    Seals it, but for one that is made of unsealed ones. Raises InputError if the disk has no room.
+    A run made of unsealed ones is not sealed. Raises InputError if the disk has no room.
     """
     plain = json.loads(json.dumps(run, default=str))  # as a reader has it
     rows = sorted(plain["benchmarks"], key=has_no_time)
@@ -261,28 +273,36 @@ def save(
     if not plain[UNFINISHED]:
         del fields[UNFINISHED]
     try:
-        with replace_file(path) as part:
+        with replace_file(path) as file:
             text = ", ".join(f"{json.dumps(name)}: {value}" for name, value in fields.items())
-            part.write_text(f"{{{text}}}\n", encoding="utf-8")
+            file.write_text(f"{{{text}}}\n", encoding="utf-8")
         if not is_special(path):  # nothing lies beside a device
             names = examples.file_names(records, [row.get(REFUSED) for row in rows])
             examples.write_pack(dict(examples.contents(names, *sources)), path)
     except OSError as error:
-        raise InputError(f"{path} or its examples cannot be written ({error.strerror or error})") from None
+        cause = error.strerror or error
+        raise InputError(f"{path} or its examples cannot be written ({cause})") from None
 
 
 def missing_runs(runs: Iterable[SavedRun], present: Collection[Case]) -> str:
-    """Which cells shards lack of their run; empty if none is a shard. Raises InputError if they are of different runs."""
+    """A sentence on the cells that shards lack of their run; empty if none is a shard.
+
+    Raises InputError if they are of different runs.
+    """
     shards = [run.content[SHARD] for run in runs if SHARD in run.content]
     try:
         wholes = {frozenset(Case(*case) for case in shard["whole"]) for shard in shards}
     except (KeyError, TypeError) as error:
-        raise InputError(f"a file does not say which shard it is ({type(error).__name__}: {error})") from None
+        cause = f"{type(error).__name__}: {error}"
+        raise InputError(f"a file does not say which shard it is ({cause})") from None
     if len(wholes) > 1:
-        raise InputError("these are shards of different runs: give all the same N of --shard=I/N, -m, --cells and --seeds")
+        advice = "give all the same N of --shard=I/N, -m, --cells and --seeds"
+        raise InputError(f"these are shards of different runs: {advice}")
     cases = next(iter(wholes), frozenset[Case]())
     gaps = sorted(cases.difference(present))
-    return f"{len(gaps)} of {len(cases)} runs are missing: {some(list(map(str, gaps)), NAMED)}" if gaps else ""
+    if not gaps:
+        return ""
+    return f"{len(gaps)} of {len(cases)} runs are missing: {some(list(map(str, gaps)), MOST_NAMED)}"
 
 
 # The journal
@@ -298,12 +318,12 @@ class JournalLine(NamedTuple):
 
 
 def journal_line(key: str, row: BenchmarkRow) -> bytes:
-    """A sealed line, with a break before it: a kill or a full disk may have left half a line."""
+    """A sealed line after a line break, since a kill or a full disk may have left half a line."""
     return f"\n{json.dumps(add_seal({'key': key, 'row': row}))}\n".encode()
 
 
 def read_journal(path: Path) -> Iterator[JournalLine]:
-    """The lines of a journal; one that was cut off is left out."""
+    """The lines of a journal, without those that were cut off."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, 1):
         try:
@@ -319,19 +339,25 @@ def journal_run(path: Path | None = None, folder: Path = JOURNAL) -> SavedRun:
 
     Raises InputError if no cell has finished.
     """
-    newest = sorted(folder.glob("*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
-    for journal in [path] if path else newest:
+    newest = sorted(folder.glob("*.jsonl"), key=lambda file: (file.stat().st_mtime_ns, file.name))
+    journals = [path] if path else newest[::-1]
+    for journal in journals:
         lines = list(read_journal(journal))
         sound_lines = [line for line in lines if line.seal != "changed"]
         rows = dict[str, BenchmarkRow]()
         for number, line in enumerate(sound_lines):
             rows[str(line.row.get("fullname") or number)] = line.row
         if any(is_cell(row["extra_info"]) and not has_no_time(row) for row in rows.values()):
-            run: RunJson = {"machine_info": {"tunegrid": {"versions": versions(), "cpu": cpu_name(), "gpus": gpus()}}}
-            run |= {"commit_info": {"dirty": None}, "version": "journal"}  # whether it is clean, a journal does not know
-            run |= {"benchmarks": list(rows.values()), "datetime": datetime.now(UTC).isoformat()}
+            machine = {"versions": versions(), "cpu": cpu_name(), "gpus": gpus()}
+            run: RunJson = {
+                "machine_info": {"tunegrid": machine},
+                "commit_info": {"dirty": None},  # a journal does not know whether it is clean
+                "version": "journal",
+                "benchmarks": list(rows.values()),
+                "datetime": datetime.now(UTC).isoformat(),
+            }
             is_sealed = all(line.seal == "sealed" for line in sound_lines)
-            saved = _parse(journal, run)
             left_out = len(lines) - len(sound_lines)
-            return replace(saved, doubt="" if is_sealed else UNSEALED, left_out=left_out)
+            doubt = "" if is_sealed else UNSEALED
+            return replace(_parse(journal, run), doubt=doubt, left_out=left_out)
     raise InputError(f"{path or f'no journal in {folder}'}: no cell has finished there yet")

@@ -1,4 +1,4 @@
-"""The figures of records by name: what `tunegrid export` writes, and what tables make of it. No torch."""
+"""The figures of records by name, for `tunegrid export` and tables. No torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ MEASURED = (
 
 
 def figure_frame(records: Sequence[Record], columns: Mapping[str, str]) -> "pd.DataFrame":
-    """A row for each record, indexed by its cell, with these figures by column; NaN: not measured."""
+    """A row for each record, indexed by its cell, with these figures; NaN: not measured."""
     import pandas as pd
 
     rows = [figures(record) for record in records]
@@ -33,7 +33,7 @@ def figure_frame(records: Sequence[Record], columns: Mapping[str, str]) -> "pd.D
 
 
 def figures(record: Record) -> dict[str, float | None]:
-    """All that a record measured, bytes also in MiB, and what follows from that."""
+    """All that a record measured, bytes in MiB as well, and figures computed from that."""
     values: dict[str, float | None] = {}
     for name, value in measured(record):
         values[name] = value
@@ -52,8 +52,9 @@ def figures(record: Record) -> dict[str, float | None]:
             values["trained_mib"] = BYTES_A_PARAMETER * record.parameters.trainable_params / MIB
     if record.throughput and record.throughput.step_seconds_median is not None:
         values["step_ms"] = 1000 * record.throughput.step_seconds_median
-    losses = record.training.losses if record.training else []
-    losses = [loss for loss in losses if loss is not None]
+    losses = []
+    if record.training:
+        losses = [loss for loss in record.training.losses if loss is not None]
     if losses:
         values |= {"losses": len(losses), "first_loss": losses[0], "last_loss": losses[-1]}
     if record.memory:
@@ -68,8 +69,8 @@ def figures(record: Record) -> dict[str, float | None]:
 
 
 def measured(record: Record) -> Iterator[tuple[str, float]]:
-    """Every number that a record measured, by its place as in "training.seconds"; no lists."""
-    return _leaves({name: part for name, part in to_json(record).items() if name in MEASURED})
+    """Every number that a record measured, by a name as "training.seconds"; no lists."""
+    return _leaves({name: item for name, item in to_json(record).items() if name in MEASURED})
 
 
 def _leaves(content: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, float]]:

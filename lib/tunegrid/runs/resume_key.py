@@ -1,4 +1,7 @@
-"""The key of a cell's result: a digest of all that decides it, by which `--resume` knows whether an older row still holds."""
+"""Makes the key of a cell's result: a digest of all that decides it.
+
+`--resume` takes an older row if its key is the same.
+"""
 
 import ast
 import hashlib
@@ -18,77 +21,138 @@ from tunegrid.grid.tasks import Problem
 from tunegrid.machine import identity, library_digests, versions
 
 CODE = ("lib", "fixtures", "benchmarks")
-INSTALLED = {"site-packages", "dist-packages"}  # folders of packages, which have digests of their own
-LARGE = 64 * 2**20  # bytes; larger folders are compared by sizes and times, not by content
-ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in memory, which the text of a function shows
+INSTALLED = {"site-packages", "dist-packages"}  # folders of packages, which have own digests
+LARGE_FOLDER = 64 * 2**20  # bytes; larger ones are compared by sizes and times, not by content
+MEMORY_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the text of a function
 
 
-def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequence[Path] = ()) -> str:
-    """Sixteen hex digits over all that decides a cell's result; a session adds circumstances (the device) and users' files."""
-    profile, backbone, task = cell.profile, cell.backbone, cell.task
-    # Where files lie and what runs the cell is no part of its result: their content and the circumstances are.
-    placeless = replace(profile, data_root=None, checkpoint_root=None, feature_cache=None, device=None, threads=None)
+def content_key(
+    cell: Cell,
+    circumstances: Mapping[str, Any],
+    grid_files: Sequence[Path] = (),
+) -> str:
+    """Sixteen hex digits of all that decides a cell's result.
+
+    Args:
+        cell: whose result it is.
+        circumstances: what else decides it, as the device.
+        grid_files: users' files.
+    """
+    profile = cell.profile
+    backbone = cell.backbone
+    task = cell.task
+    # Contents of files and circumstances decide the result; paths and what runs the cell do not.
+    placeless = replace(
+        profile,
+        data_root=None,
+        checkpoint_root=None,
+        feature_cache=None,
+        device=None,
+        threads=None,
+    )
     design = (cell.recipe, cell.head, cell.method, task, backbone, cell.optimizer, placeless)
-    own_rows = map(Path, task.files.values()) if task.has_own_rows else ()
-    rows = [profile.data_root / task.folder] if profile.data_root and not task.has_own_rows else own_rows
-    modules = (path for file in grid_files for path in module_files(file))
+    rows: list[Path] = []
+    if task.has_own_rows:
+        rows += map(Path, task.files.values())
+    elif profile.data_root:
+        rows.append(profile.data_root / task.folder)
+    user_files = []
+    for file in grid_files:
+        user_files += module_files(file)
+    user_files += source_files(cell)
 
     def weights_digest(backbone: Backbone) -> str:
         name = backbone.micro if profile.micro else backbone.folder
-        return content_digest(profile.checkpoint_root / name) if profile.checkpoint_root and name else ""
+        if not profile.checkpoint_root or not name:
+            return ""
+        return content_digest(profile.checkpoint_root / name)
 
-    parts = {
-        "cell": [cell.id, *(ADDRESS.sub("", repr(part)) for part in design)],
-        "backbone": [dict(backbone.shape), dict(backbone.special_tokens)],  # no part of its text
+    facts = {
+        "cell": [cell.id, *(MEMORY_ADDRESS.sub("", repr(value)) for value in design)],
+        "backbone": [dict(backbone.shape), dict(backbone.special_tokens)],  # not in its text
         "circumstances": circumstances,
-        "libraries": [sys.prefix, versions(), library_digests()],  # `tunegrid upgrade` names an environment by what is in it
+        # `tunegrid upgrade` names an environment by its content.
+        "libraries": [sys.prefix, versions(), library_digests()],
         "machine": identity(),
         "code": code_digest(),
-        "users": [hashlib.sha256(path.read_bytes()).hexdigest() for path in (*modules, *source_files(cell))],
+        "users": [hashlib.sha256(file.read_bytes()).hexdigest() for file in user_files],
         "data": content_digest(*rows),
         "weights": weights_digest(backbone) or backbone.revision,
-        "scorer": weights_digest(BERT) if task.problem is Problem.GENERATE else "",  # of BERTScore
+        # BERTScore's
+        "scorer": weights_digest(BERT) if task.problem is Problem.GENERATE else "",
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def source_files(cell: Cell) -> list[Path]:
-    """The files that define the cell's method, optimizer, architecture and metrics, if they are a user's."""
-    parts = [*type(cell.method).__mro__, getattr(cell.optimizer, "func", cell.optimizer), cell.head.architecture]
+    """Users' files that define the cell's method, optimizer, architecture or metrics."""
+    optimizer = getattr(cell.optimizer, "func", cell.optimizer)
+    definitions = [*type(cell.method).__mro__, optimizer, cell.head.architecture]
     for metric in cell.task.metrics:
-        parts.append(metric.function)
-    modules = {sys.modules.get(getattr(part, "__module__", None) or "") for part in parts}
-    files = {Path(file) for module in modules if (file := getattr(module, "__file__", None))}
-    return sorted(file for file in files if file.is_file() and not file.is_relative_to(ROOT / "lib"))
+        definitions.append(metric.function)
+    files = set()
+    for definition in definitions:
+        module = sys.modules.get(getattr(definition, "__module__", None) or "")
+        file = Path(getattr(module, "__file__", None) or "")
+        if file.is_file() and not file.is_relative_to(ROOT / "lib"):
+            files.add(file)
+    return sorted(files)
 
 
 @cache
 def module_files(file: Path) -> list[Path]:
-    """A user's file and the modules of its own folder that it imports, in turn; of a package every module."""
+    """A user's file and the modules of its folder that it imports, directly or not.
+
+    Of a package, these are all modules.
+    """
+    own_names = CODE if file.parent == ROOT else ()
     files = [file]
     for path in files:  # which grows
-        nodes = list(ast.walk(ast.parse(path.read_bytes())))  # read, not run, so that every process gives the same answer
-        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-        names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
-        for name in sorted({name.partition(".")[0] for name in names}.difference(CODE if file.parent == ROOT else ())):
-            candidates = (file.parent / f"{name}.py", *sorted((file.parent / name).rglob("*.py")))
-            files += [module for module in candidates if module.is_file() and module not in files]
+        names = set[str]()
+        # The file is parsed, not run, so that every process gives the same answer.
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                names.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module)
+        for name in sorted({name.partition(".")[0] for name in names}.difference(own_names)):
+            package = sorted((file.parent / name).rglob("*.py"))
+            for module in (file.parent / f"{name}.py", *package):
+                if module.is_file() and module not in files:
+                    files.append(module)
     return files
 
 
 @cache
 def code_digest() -> str:
-    """Over every module of the suite except its tests, and over its thresholds."""
-    files = sorted(path for name in CODE for path in (ROOT / name).rglob("*.*") if path.suffix in (".py", ".toml"))
-    return content_digest(*(path for path in files if "tests" not in path.relative_to(ROOT).parts))
+    """The digest of the suite's modules and thresholds, without tests."""
+    files = []
+    for folder in CODE:
+        for path in (ROOT / folder).rglob("*.*"):
+            if path.suffix in (".py", ".toml") and "tests" not in path.relative_to(ROOT).parts:
+                files.append(path)
+    return content_digest(*sorted(files))
 
 
 @cache
-def content_digest(*places: Path) -> str:
-    """Over these files and all files in these folders: their content, or sizes and times of much; empty for none."""
-    files = [(file, place) for place in places for file in sorted([place, *place.rglob("*")]) if file.is_file()]
-    digest, small = hashlib.sha256(), sum(file.stat().st_size for file, _ in files) < LARGE
-    for file, place in files:
-        digest.update(str(file.relative_to(place)).encode())
-        digest.update(file.read_bytes() if small else f"{file.stat().st_size} {file.stat().st_mtime_ns}".encode())
+def content_digest(*paths: Path) -> str:
+    """The digest of files and of all files in folders; empty if there are none.
+
+    It covers their content, or their sizes and times if they are large.
+    """
+    files = []
+    size = 0
+    for path in paths:
+        for file in sorted([path, *path.rglob("*")]):
+            if file.is_file():
+                files.append((file, path))
+                size += file.stat().st_size
+    digest = hashlib.sha256()
+    for file, path in files:
+        content = f"{file.stat().st_size} {file.stat().st_mtime_ns}".encode()
+        if size < LARGE_FOLDER:
+            content = file.read_bytes()
+        digest.update(str(file.relative_to(path)).encode())
+        digest.update(content)
     return digest.hexdigest() if files else ""

@@ -1,7 +1,7 @@
 """The seal of a run, a row or a journal's line: a digest of its content, which shows a change.
 
-It is no signature: whoever changes a file can make its seal anew. A run's seal covers its rows by
-theirs. The canonical form is JSON with sorted keys, without blanks, in ASCII: RFC 8785 but for
+It is no signature: whoever changes a file can renew its seal. A run's seal covers its rows by their
+seals. The canonical form is JSON with sorted keys, without blanks, in ASCII: RFC 8785 but for
 letters outside of ASCII, and numbers as Python writes them.
 """
 
@@ -24,7 +24,7 @@ def add_seal(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_seal(content: Mapping[str, Any]) -> Literal["sealed", "changed", "unsealed"]:
-    """What the seal shows of the content."""
+    """Checks whether the content is as it was sealed."""
     if SEAL not in content:
         return "unsealed"
     return "sealed" if add_seal(content)[SEAL] == content[SEAL] else "changed"

@@ -14,7 +14,7 @@ from torch import nn
 from tunegrid.codecs.base import IGNORED
 from tunegrid.instruments import NotAskedError, distillation, interpolation
 from tunegrid.instruments.calibration import BINS, confidences, ece, fit_temperature, nll
-from tunegrid.instruments.forgetting import HIDE, INSTRUMENT, LOADERS, losses, task_texts
+from tunegrid.instruments.forgetting import HIDE, INSTRUMENT, LOADERS, task_texts, text_losses
 from tunegrid.tests.instruments.asking import asked_cell, values
 from tunegrid.tests.small import CPU, get_codec, get_tokenizer, quick_cell, silent
 
@@ -82,11 +82,11 @@ def test_the_loss_of_a_student_by_hand():
 @pytest.mark.parametrize("cell_id", ["bert_sa_sft", "gpt2_qa_lora", "t5_sum_sft"])
 def test_before_training_the_loss_is_that_of_the_checkpoint_as_transformers_computes_it(cell_id, monkeypatch):
     """One text after the other, without padding; a mean over its tokens."""
-    monkeypatch.setattr("tunegrid.instruments.forgetting.TEXTS", 4)
+    monkeypatch.setattr("tunegrid.instruments.forgetting.MOST_TEXTS", 4)
     cell, tokenizer = quick_cell(cell_id), get_tokenizer(cell_id)
     asked = asked_cell(cell)
     with torch.no_grad():
-        own = losses(asked)
+        own = text_losses(asked)
     model = LOADERS[cell.backbone.objective].from_pretrained(cell.profile.checkpoint_root / cell.backbone.micro).eval()
     rng, expected = Random(0), []
     others = [task for name, task in asked.tasks.items() if name != cell.task.id]
@@ -104,7 +104,7 @@ def test_before_training_the_loss_is_that_of_the_checkpoint_as_transformers_comp
 @pytest.mark.parametrize(("cell_id", "forgets"), [("bert_sa_lora", False), ("gpt2_qa_sft", True)])
 def test_training_a_head_alone_forgets_exactly_nothing_and_sft_at_a_high_rate_does(cell_id, forgets, monkeypatch):
     """bert_sa_lora adapts two layers behind the backbone."""
-    monkeypatch.setattr("tunegrid.instruments.forgetting.TEXTS", 4)
+    monkeypatch.setattr("tunegrid.instruments.forgetting.MOST_TEXTS", 4)
     recipe = {"max_steps": 6, "warmup_ratio": 0.0, "per_device_train_batch_size": 8, "learning_rate": 3e-2}
     asked = asked_cell(quick_cell(cell_id, **recipe, head_learning_rate=None))
     with torch.no_grad():

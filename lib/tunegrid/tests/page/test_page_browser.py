@@ -39,7 +39,7 @@ def files(tmp_path_factory):
         patch.setattr(examples, "STORE", folder / "store")
         drawn = {name: page() for name, page in PAGES.items()} | {kind: kind_page(kind) for kind in KINDS}
         for name, page in drawn.items():
-            render.write(page, folder / f"{name}.html")
+            render.write_page(page, folder / f"{name}.html")
     return {name: folder / f"{name}.html" for name in drawn}
 
 
