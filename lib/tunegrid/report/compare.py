@@ -17,7 +17,7 @@ from scipy import special
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError
-from tunegrid.gate.figures import ALIKE
+from tunegrid.gate.figures import SPEED_PACKAGES
 from tunegrid.gate.noise import SEEDS, Noise, NoiseKey
 from tunegrid.gate.statistics import ALPHA, POWER, holm
 from tunegrid.grid.cells import study_place
@@ -120,7 +120,7 @@ FACTS: Mapping[str, Callable[[Record], str]] = {  # that methods have in common 
     "search": lambda record: str(record.recipe.generation),
     "device": lambda record: f"{record.device.name}, {record.device.threads or 'no'} threads" if record.device else "unknown",
     "ranks": lambda record: record.processes,
-    "libraries": lambda record: ", ".join(f"{name} {record.versions.get(name)}" for name in ALIKE),
+    "libraries": lambda record: ", ".join(f"{name} {record.versions.get(name)}" for name in SPEED_PACKAGES),
 }
 
 
