@@ -1,4 +1,4 @@
-"""Judges what a run measured beside losses and scores: memory, speed, and the figures of instruments.
+"""Judges what a run measured beside losses and scores: memory, speed, instruments.
 
 The ledger of tensors is exact. Peaks and speed have relative margins, and are compared between like
 machines only. The bytes of a traced update are counted on a CPU, so any two CPUs are alike. A run's
@@ -43,7 +43,7 @@ def judge_figures(
     one_training: Collection[str],
     margins: Mapping[str, Mapping[str, float]],
 ) -> Iterator[Judgement]:
-    """The judgements on memory and speed, and on the gravest figure of each of the old run's instruments."""
+    """The judgements on memory and speed, and on the gravest figure of each old instrument."""
     cost_margins = {**margins["memory"], **margins["speed"]}
     for cell, rows in cells.items():
         is_finished = all(record.finished for record in rows.records[0])
@@ -69,7 +69,8 @@ def _costs(rows: Rows, margins: Mapping[str, float], is_finished: bool) -> Itera
                 yield judge(Verdict.NOT_COMPARABLE, detail=reason)
             continue
         margin = margins["ledger" if name in LEDGER else name]
-        # Worse: over the baseline's largest figure by more than the margin. Better: as far below its smallest.
+        # Worse: over the baseline's largest figure by more than the margin. Better: as far below
+        # its smallest.
         share = new / max(old) - 1
         verdict = Verdict.SAME
         if share > margin:
@@ -171,7 +172,12 @@ def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:
     yield from gravest.values()
 
 
-def _judge_figure(judge: Callable[..., Judgement], figure: Figure, part: str, lines: pd.DataFrame) -> Judgement:
+def _judge_figure(
+    judge: Callable[..., Judgement],
+    figure: Figure,
+    part: str,
+    lines: pd.DataFrame,
+) -> Judgement:
     """The judgement on a figure by its paired rows: rounding alone moves these."""
     weights = lines.weight / lines.weight.mean()
     sign = 1 if figure.better == "higher" else -1

@@ -1,15 +1,16 @@
-"""Names the module of a model that changed between two records of one cell, by the probe before training.
+"""Names the module that changed between two records of one cell, by the probe before training.
 
 Each call of a module has four figures: its input, its output, the gradient at its output, and the
-gradients of its own weights. A figure is a norm and some projections. It moved if one of them differs
-by more than a share of the norm: a bound, measured as the other tolerances of numerics. Rounding at
-one module is rounded again at each later one, so the bound is that of the deepest module. A figure is
-equal if it moved by less than that, and by less than a tenth of the module's other side.
+gradients of its own weights. A figure is a norm and some projections. It moved if one of them
+differs by more than a share of the norm: a bound, measured as the other tolerances of numerics.
+Rounding at one module is rounded again at each later one, so the bound is that of the deepest
+module. A figure is equal if it moved by less than that, and by less than a tenth of the module's
+other side.
 
 Forward: the innermost modules whose output moved, while all their input is equal, in the order in
-which they ended. Backward, from the end: the first tensor whose gradient moved; the modules that took
-it in, while the gradient at their own output is equal; if no module took it in, the smallest such
-module around it. A module that gives its own weights other gradients counts as well.
+which they ended. Backward, from the end: the first tensor whose gradient moved; the modules that
+took it in, while the gradient at their own output is equal; if no module took it in, the smallest
+such module around it. A module that gives its own weights other gradients counts as well.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,9 +41,10 @@ COLUMNS = ("phase", "module", "kind", "library", *PLACE_COLUMNS, *NUMBER_COLUMNS
 CALL = ["module", "call"]  # the columns that identify a call in its phase
 INFINITE = "to or from a value that is not finite"
 
-# One row per call, in the order in which they ended, numbered through all phases. `call`: its number
-# among the calls of this module. `depth`: the number of modules at work around it. `source`, `maker`:
-# the numbers of the calls that made its input, and its output (its own or one inside); -1: none did.
+# One row per call, in the order in which they ended, numbered through all phases. `call`: its
+# number among the calls of this module. `depth`: the number of modules at work around it. `source`,
+# `maker`: the numbers of the calls that made its input, and its output (its own or one inside); -1:
+# none did.
 Modules: TypeAlias = pd.DataFrame
 Names = tuple[tuple[str, str, str], ...]  # of modules: each with its class and library
 
@@ -88,7 +90,8 @@ class Moved:
     """The movement of the figures of all calls of one phase."""
 
     calls: Modules  # of the newer record
-    # A row per call, a column per figure, in units of its norm; NaN: the older record has no such call.
+    # A row per call, a column per figure, in units of its norm; NaN: the older record has no such
+    # call.
     shares: pd.DataFrame
 
     @classmethod
@@ -150,7 +153,7 @@ class Moved:
         return inner_calls, share
 
     def parent_calls(self, call: int) -> Iterator[int]:
-        """The calls that a call is part of, the smallest first: they end later, and are less deep."""
+        """The calls around a call, the smallest first: they end later, and are less deep."""
         depth = self.calls.depth[call]
         for later_call, later_depth in self.calls.depth.loc[call + 1 :].items():
             if later_depth < depth:
@@ -158,7 +161,7 @@ class Moved:
                 yield later_call
 
     def _innermost(self, calls: Sequence[int]) -> list[int]:
-        """The calls that no other of these is part of: the parts of a call end right before it, and are deeper."""
+        """The calls inside no other of these: parts of a call end right before it, and are deeper."""
         depth = self.calls.depth
         innermost = [*calls[:1]]
         for last, call in pairwise(calls):
@@ -168,7 +171,12 @@ class Moved:
 
 
 def first_modules(
-    old: Modules, new: Modules, phase: str, tolerance: Mapping[str, float], *, backward: bool = False
+    old: Modules,
+    new: Modules,
+    phase: str,
+    tolerance: Mapping[str, float],
+    *,
+    backward: bool = False,
 ) -> FirstModules:
     """The module that changed first in a phase of the probe, if any.
 
@@ -200,7 +208,8 @@ def first_modules(
         extent = f"by {100 * share:.{form}} % of its norm"
     sentence = words.format(f"{first.module or 'the model'} ({first.kind}, {first.library})", extent)
     # A change of the modules around it, or of its later calls, follows from its own.
-    others = {name for name in rows.module if name and not f"{first.module}.".startswith(f"{name}.")}
-    if others:
-        sentence += f"; {count(len(others), 'more module')} likewise"
+    path = f"{first.module}."
+    more_modules = {name for name in rows.module if name and not path.startswith(f"{name}.")}
+    if more_modules:
+        sentence += f"; {count(len(more_modules), 'more module')} likewise"
     return FirstModules(sentence, ((first.module, first.kind, first.library),), is_backward)

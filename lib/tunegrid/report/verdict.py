@@ -508,7 +508,10 @@ def _score_note(run: JudgedRun) -> str:
     if any(score.verdict is Verdict.WORSE for score in scores):
         return ""
     note = "; no score is worse"
-    for verdict, word in ((Verdict.CANNOT_TELL, "undecided"), (Verdict.NOT_COMPARABLE, "not compared")):
+    for verdict, word in (
+        (Verdict.CANNOT_TELL, "undecided"),
+        (Verdict.NOT_COMPARABLE, "not compared"),
+    ):
         number = len(main_scores(run.judged, verdict))
         if number:
             note += f", {number} of {len(scores)} {word}"
