@@ -261,13 +261,13 @@ def gate_section(judged: Sequence[Judgement], failing: Sequence[Judgement]) -> S
 def count_verdicts(judged: Sequence[Judgement]) -> str:
     """The number of cells with each verdict on numerics and on quality."""
     cells = by_cell(j for j in judged if j.decides).values()
-    parts = []
+    tallies = []
     for kind in KINDS[:2]:
         verdicts = []
         for judgements in cells:
             verdicts.append(worst(j for j in judgements if j.kind == kind))
-        parts.append(f"{kind}: {tally(verdicts) or 'none'}")
-    return f"{count(len(cells), 'cell')}, {'; '.join(parts)}"
+        tallies.append(f"{kind}: {tally(verdicts) or 'none'}")
+    return f"{count(len(cells), 'cell')}, {'; '.join(tallies)}"
 
 
 def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> list[str]:

@@ -88,23 +88,23 @@ def text_table(section: Section) -> list[str]:
 
 def markdown(sections: Iterable[Section]) -> str:
     """The report for a pull request or a step summary."""
-    parts = []
+    blocks = []
     for section in sections:
         if section.folded:
             summary = html.escape(_one_line(section.heading))
-            parts.append(f"<details><summary>{summary}</summary>")
+            blocks.append(f"<details><summary>{summary}</summary>")
         elif section.heading:
-            parts.append(f"**{_markdown(section.heading)}**")
+            blocks.append(f"**{_markdown(section.heading)}**")
         if section.cells:
             head, *rows = [list(map(_markdown, row)) for row in (section.columns, *section.cells)]
             rule = ["---:" if name in section.formats else "---" for name in section.columns]
-            parts.append("\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows)))
+            blocks.append("\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows)))
         sentences = [mark_code(sentence, _markdown, "`{}`") for sentence in section.sentences]
         if sentences:
-            parts.append("\n".join(f"* {sentence}" for sentence in sentences))
+            blocks.append("\n".join(f"* {sentence}" for sentence in sentences))
         if section.folded:
-            parts.append("</details>")
-    return "\n\n".join(parts)
+            blocks.append("</details>")
+    return "\n\n".join(blocks)
 
 
 def _markdown(words: str) -> str:
@@ -128,11 +128,11 @@ def mark_code(sentence: str, escaped: Callable[[str], str], code: str) -> str:
 
 def latex(sections: Iterable[Section]) -> str:
     """The report for a paper: a float for each table, with the rules of booktabs."""
-    parts = [r"% needs \usepackage{booktabs}"]
+    blocks = [r"% needs \usepackage{booktabs}"]
     for section in sections:
         heading, *notes = map(_latex, (section.heading, *section.sentences))
         if not section.cells:
-            parts.append("\n".join([rf"\paragraph{{{heading}}}", *notes]))
+            blocks.append("\n".join([rf"\paragraph{{{heading}}}", *notes]))
             continue
         rows = [" & ".join(map(_latex, row)) + r" \\" for row in (section.columns, *section.cells)]
         sides = ["r" if name in section.formats else "l" for name in section.columns]
@@ -149,8 +149,8 @@ def latex(sections: Iterable[Section]) -> str:
             *notes,
             r"\end{table}",
         ]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
 
 
 def _latex(words: str) -> str:
@@ -159,17 +159,17 @@ def _latex(words: str) -> str:
 
 def render_html(sections: Iterable[Section]) -> str:
     """Headings, tables and paragraphs for a page of your own."""
-    parts = []
+    blocks = []
     for section in sections:
         if section.heading:
-            parts.append(f"<h3>{_html(section.heading)}</h3>")
+            blocks.append(f"<h3>{_html(section.heading)}</h3>")
         if section.cells:
             head = _html_row("th", section.columns)
             body = "".join(_html_row("td", row) for row in section.cells)
-            parts.append(f"<table><thead>{head}</thead><tbody>{body}</tbody></table>")
+            blocks.append(f"<table><thead>{head}</thead><tbody>{body}</tbody></table>")
         for sentence in section.sentences:
-            parts.append(f"<p>{mark_code(sentence, _html, Markup('<code>{}</code>'))}</p>")
-    return "\n".join(parts)
+            blocks.append(f"<p>{mark_code(sentence, _html, Markup('<code>{}</code>'))}</p>")
+    return "\n".join(blocks)
 
 
 def _html_row(tag: str, values: Sequence[str]) -> str:
@@ -183,14 +183,14 @@ def _html(words: str) -> str:
 
 def render_json(sections: Iterable[Section]) -> str:
     """Each section with the values of its table, not rounded; null if nothing was measured."""
-    parts = []
+    objects = []
     for section in sections:
         frame = section.frame
         rows = []
         if frame is not None:
             rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
-        parts.append({"heading": section.heading, "rows": rows, "sentences": [*section.sentences]})
-    return json.dumps(parts, indent=1)
+        objects.append({"heading": section.heading, "rows": rows, "sentences": [*section.sentences]})
+    return json.dumps(objects, indent=1)
 
 
 FORMATS = {
