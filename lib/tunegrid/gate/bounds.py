@@ -1,4 +1,4 @@
-"""Makes bounds, a TOML file, and noise of runs of the suite's grid or a user's (`tunegrid calibrate`), in points, 0-100."""
+"""Makes bounds, a TOML file, and noise from runs of one grid (`tunegrid calibrate`), in points, 0-100."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,28 +14,37 @@ from tunegrid.record import Record
 from tunegrid.runs.files import recipe_digest
 
 HEALTHY_MISSES = 0.02  # the chance that a healthy run of the whole grid misses any bound
-CONTROL_SHARE = 2 / 3  # of the way from the mean to what a control reaches: a bound below it is blunt
+CONTROL_SHARE = 2 / 3  # of the way from the mean to a control's score: a bound below it is blunt
 LEAST_ROOM = 1.0  # points; another CPU rounds differently
 RecordsByCell = Mapping[str, Record]  # a run of the grid
 
 
 def get_bound(
-    scores: Sequence[float], noise: Deviation, scale: Scale, *, bounds: int, tail: float = 0.0, control: float | None = None
+    scores: Sequence[float],
+    noise: Deviation,
+    scale: Scale,
+    *,
+    bounds: int,
+    tail: float = 0.0,
+    control: float | None = None,
 ) -> float:
     """The least score of a healthy run, in points, rounded down to a tenth.
 
-    A new observation deviates from the mean of n by noise * sqrt(1 + 1 / n): all `bounds` of a run share `HEALTHY_MISSES`
-    (Bonferroni), and a seed of its kind that lay farther out, by `tail` deviations, shows that chance goes so far. If few seeds
-    leave it wide, it lies `CONTROL_SHARE` of the way from the mean to what a `control` scores.
+    A new observation deviates from the mean of n by noise * sqrt(1 + 1 / n). All `bounds` of a run
+    share `HEALTHY_MISSES` (Bonferroni). A seed of its kind that was farther out, by `tail`
+    deviations, widens the bound. If few seeds leave it wide, it is `CONTROL_SHARE` of the way from
+    the mean to the score of a `control`.
     """
     from tunegrid.gate.statistics import critical_value  # which brings scipy
 
     mean = fmean(scores)
     errors = max(critical_value(HEALTHY_MISSES / bounds, noise.df), tail)
-    minimum = min(scale.shift(mean, -errors * noise.sd * math.sqrt(1 + 1 / len(scores))), mean - LEAST_ROOM)
+    reach = errors * noise.sd * math.sqrt(1 + 1 / len(scores))
+    minimum = min(scale.shift(mean, -reach), mean - LEAST_ROOM)
     if control is not None:
         minimum = max(minimum, mean - CONTROL_SHARE * (mean - control))
-    return max(0.0, math.floor(round(10 * minimum, 6)) / 10)  # the inner rounding keeps 2.3 from becoming 2.2
+    tenths = math.floor(round(10 * minimum, 6))  # the inner rounding keeps 2.3 from becoming 2.2
+    return max(0.0, tenths / 10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,75 +52,114 @@ class Calibration:
     """Runs of one grid."""
 
     seeds: Sequence[RecordsByCell]
-    perturbed: Mapping[int, Sequence[RecordsByCell]] = field(default_factory=dict)  # by seed: its run, and from moved starts
-    controls: Mapping[NoiseKey, float] = field(default_factory=dict)  # the best score of any control, by cell and score
+    # By seed: its run, and those from moved starts
+    perturbed: Mapping[int, Sequence[RecordsByCell]] = field(default_factory=dict)
+    # The best score of any control, by cell and score
+    controls: Mapping[NoiseKey, float] = field(default_factory=dict)
 
     def bound_keys(self) -> list[NoiseKey]:
         """Every cell and bounded score."""
-        return [(cell, metric) for cell, record in self.seeds[0].items() for metric in record.bounded_scores]
+        keys = []
+        for cell, record in self.seeds[0].items():
+            keys += [(cell, metric) for metric in record.bounded_scores]
+        return keys
 
     @cached_property
     def noise(self) -> Noise:
         """Both kinds of training noise."""
-        rows = {record.task: record.data.rows["test"] for record in self.seeds[0].values() if record.data}
-        scores = {
-            SEEDS: {key: [cell_scores(self.seeds, *key)] for key in self.bound_keys()},
-            PERTURBED: {key: [cell_scores(grids, *key) for grids in self.perturbed.values()] for key in self.bound_keys()},
-        }
-        return Noise(profile=next(iter(self.seeds[0].values())).profile, rows=rows, scores=scores)
+        records = list(self.seeds[0].values())
+        rows = {record.task: record.data.rows["test"] for record in records if record.data}
+        scores: dict[str, dict[NoiseKey, list[list[float]]]] = {SEEDS: {}, PERTURBED: {}}
+        for key in self.bound_keys():
+            scores[SEEDS][key] = [cell_scores(self.seeds, *key)]
+            scores[PERTURBED][key] = [cell_scores(grids, *key) for grids in self.perturbed.values()]
+        return Noise(profile=records[0].profile, rows=rows, scores=scores)
 
     def bounds(self) -> dict[NoiseKey, float]:
-        """Every bound, from noise between seeds; raises InputError for one that an answer reaches which needs no model."""
+        """Every bound, from noise between seeds.
+
+        Raises InputError for one that an answer without a model reaches.
+        """
         bounds = get_bounds(self.noise, self.controls)
-        for record in (one for grids in (self.seeds, *self.perturbed.values()) for grid in grids for one in grid.values()):
-            for metric, score in (item for finding in record.audits for item in (finding.without_model or {}).items()):
-                if (minimum := bounds.get((record.cell, metric), math.inf)) <= score:
-                    blunt = f"{record.cell}: an answer without a model has a {metric} of {score:.1f}"
-                    raise InputError(f"{blunt}, and the bound would be {minimum:.1f}; train longer, or give more seeds")
+        for grids in (self.seeds, *self.perturbed.values()):
+            for grid in grids:
+                for record in grid.values():
+                    _check_sharp(record, bounds)
         return bounds
+
+
+def _check_sharp(record: Record, bounds: Mapping[NoiseKey, float]) -> None:
+    """Raises InputError if an answer without a model reaches a bound."""
+    for finding in record.audits:
+        for metric, score in (finding.without_model or {}).items():
+            minimum = bounds.get((record.cell, metric), math.inf)
+            if minimum <= score:
+                blunt = f"{record.cell}: an answer without a model has a {metric} of {score:.1f}"
+                cause = f"{blunt}, and the bound would be {minimum:.1f}"
+                raise InputError(f"{cause}; train longer, or give more seeds")
 
 
 def get_bounds(noise: Noise, controls: Mapping[NoiseKey, float]) -> dict[NoiseKey, float]:
     """The bound of every cell and score whose seeds were measured."""
     bounds = {}
-    for (cell, metric), [scores] in noise.scores[SEEDS].items():
-        if sigma := noise.estimate(SEEDS, cell, metric, fmean(scores)):
-            count, tail, control = len(noise.scores[SEEDS]), noise.tail(cell, metric), controls.get((cell, metric))
-            bounds[cell, metric] = get_bound(scores, sigma, noise.scale(cell, metric), bounds=count, tail=tail, control=control)
+    calibrated = noise.scores[SEEDS]
+    for (cell, metric), [scores] in calibrated.items():
+        spread = noise.estimate(SEEDS, cell, metric, fmean(scores))
+        if spread:
+            bounds[cell, metric] = get_bound(
+                scores,
+                spread,
+                noise.scale(cell, metric),
+                bounds=len(calibrated),
+                tail=noise.tail(cell, metric),
+                control=controls.get((cell, metric)),
+            )
     return bounds
 
 
 def cell_scores(grids: Sequence[RecordsByCell], cell: str, metric: str) -> list[float]:
     """One score of a cell in each of these runs; raises InputError if one has none."""
-    scores = [grid[cell].scores.get(metric) if cell in grid else None for grid in grids]
-    if None in scores:
-        raise InputError(f"{cell} left no {metric} in one of the runs; calibrate from complete runs only")
-    return [score for score in scores if score is not None]
+    scores = []
+    for grid in grids:
+        score = grid[cell].scores.get(metric) if cell in grid else None
+        if score is None:
+            lack = f"{cell} left no {metric} in one of the runs"
+            raise InputError(f"{lack}; calibrate from complete runs only")
+        scores.append(score)
+    return scores
 
 
 def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> str:
-    """The file of bounds, which says by which command it was written."""
-    share = f"{CONTROL_SHARE:.0%} of the way to `control`, the best score of a control."
+    """The file of bounds, with the command that wrote it."""
     lines = [
         f"# Written by `{command}`. Scores are points, 0-100. A healthy run of the whole grid misses any",
         "# with a chance of 2 %: the mean minus a t quantile of a new observation, by the noise between seeds; of up to 30",
         "# seeds, the larger of the cell's own and that of its kind.",
-        *([f"# But no bound lies farther from the mean than {share}"] if calibration.controls else []),
-        *evidence(calibration),
     ]
+    if calibration.controls:
+        share = f"{CONTROL_SHARE:.0%} of the way to `control`, the best score of a control."
+        lines.append(f"# But no bound lies farther from the mean than {share}")
+    lines += evidence(calibration)
     for (cell, metric), minimum in calibration.bounds().items():
-        lines += ["", f"[cells.{cell}]"] if f"[cells.{cell}]" not in lines else []
-        scores, control = cell_scores(calibration.seeds, cell, metric), calibration.controls.get((cell, metric))
+        header = f"[cells.{cell}]"
+        if header not in lines:
+            lines += ["", header]
+        scores = cell_scores(calibration.seeds, cell, metric)
         numbers = ", ".join(f"{score:.2f}" for score in scores)
         facts = f"mean = {fmean(scores):.2f}, sd = {stdev(scores):.2f}, scores = [{numbers}]"
-        facts += "" if control is None else f", control = {control:.2f}"
+        control = calibration.controls.get((cell, metric))
+        if control is not None:
+            facts += f", control = {control:.2f}"
         lines.append(f"{metric} = {{ minimum = {minimum:.1f}, {facts} }}")
     return "\n".join(lines) + "\n"
 
 
 def own_noise_toml(calibration: Calibration) -> str:
-    """The tables of a user's file of bounds on the recipe and test rows that its scores are of."""
-    lines = ["", "# Gates read the noise from `scores` above, for this recipe and number of test rows."]
+    """The tables of a user's file of bounds on the recipe and test rows of its scores."""
+    lines = [
+        "",
+        "# Gates read the noise from `scores` above, for this recipe and number of test rows.",
+    ]
     for cell, record in calibration.seeds[0].items():
         if record.data:
             lines.append(f"[noise.{cell}]")
@@ -121,7 +169,7 @@ def own_noise_toml(calibration: Calibration) -> str:
 
 
 def evidence(calibration: Calibration) -> list[str]:
-    """Where the figures come from: device, date, versions and seeds."""
+    """The origin of the figures: device, date, versions and seeds."""
     firsts = [next(iter(grid.values())) for grid in calibration.seeds]
     return ["[evidence]", *origin(firsts[0]), f"seeds = {[record.seeds.seed for record in firsts]}"]
 
@@ -129,5 +177,10 @@ def evidence(calibration: Calibration) -> list[str]:
 def origin(first: Record) -> list[str]:
     """Profile, date, device and versions of a record."""
     device = f"{first.device.name}, {first.device.threads} thread per process" if first.device else ""
-    packages = ", ".join(f'{name} = "{version}"' for name, version in first.versions.items() if version)
-    return [f'profile = "{first.profile}"', f'date = "{date.today()}"', f'device = "{device}"', f"versions = {{ {packages} }}"]
+    versions = [f'{name} = "{version}"' for name, version in first.versions.items() if version]
+    return [
+        f'profile = "{first.profile}"',
+        f'date = "{date.today()}"',
+        f'device = "{device}"',
+        f"versions = {{ {', '.join(versions)} }}",
+    ]

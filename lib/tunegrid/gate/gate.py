@@ -1,7 +1,8 @@
 """Judges a run by a baseline: one verdict per cell and quantity.
 
-A record is judged three times: its losses by `tunegrid.gate.numerics`, its scores by `tunegrid.gate.quality`, all else
-that was measured by `tunegrid.gate.figures`. What the verdicts come to is for others to say. Needs no torch.
+`tunegrid.gate.numerics` judges a record's losses, `tunegrid.gate.quality` its scores, and
+`tunegrid.gate.figures` its other measurements. `tunegrid.report.verdict` sums these up. Needs no
+torch.
 """
 
 from collections import defaultdict
@@ -22,17 +23,19 @@ from tunegrid.runs.files import NEW_RUN, OwnNoise, SavedRun, read_saved
 from tunegrid.words import count, phrase
 
 NO_SCORES = "the baseline holds only its first updates"
+ONE_PROFILE = "judge one profile at a time"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A saved run: records by cell and seed, and the file's path; examples are stored next to it."""
+    """A saved run: records by cell and seed, and the file's path, with examples next to it."""
 
     records: Mapping[str, RecordsBySeed]
     path: Path | None = None
-    confirming: Mapping[str, RecordsBySeed] = field(default_factory=dict)  # by the seed that each confirms, or not
+    # By the seed that each confirms or refutes
+    confirming: Mapping[str, RecordsBySeed] = field(default_factory=dict)
     noise: Sequence[OwnNoise] = ()  # of users' cells that were calibrated
-    doubt: str = ""  # of a file that is no baseline, why
+    doubt: str = ""  # the reason why the file is no baseline
 
     @classmethod
     def make(
@@ -42,16 +45,32 @@ class Run:
         noise: Sequence[OwnNoise] = (),
         doubt: str = "",
     ) -> "Run":
-        """The records that finished or made their first updates; raises InputError if they are of two profiles."""
-        by_cell, confirming = (defaultdict[str, dict[int | None, Record]](dict) for _ in range(2))
-        results = [record for record in records if record.finished or record.first_updates]
-        for record in results:
-            cells, seed = (by_cell, record.seeds.seed) if record.seeds.confirms is None else (confirming, record.seeds.confirms)
-            cells[record.cell][seed] = record
-        if len(profiles := {record.profile for record in results}) > 1:
+        """The records that finished or made their first updates.
+
+        Raises InputError if they are of two profiles.
+        """
+        own: dict[str, dict[int | None, Record]] = defaultdict(dict)
+        confirming: dict[str, dict[int | None, Record]] = defaultdict(dict)
+        profiles = set()
+        for record in records:
+            if not record.finished and not record.first_updates:
+                continue
+            profiles.add(record.profile)
+            seeds = record.seeds
+            if seeds.confirms is None:
+                own[record.cell][seeds.seed] = record
+            else:
+                confirming[record.cell][seeds.confirms] = record
+        if len(profiles) > 1:
             names = " and ".join(sorted(profiles))
-            raise InputError(f"{path or 'the run'} holds cells of {names}: judge one profile at a time")
-        return cls(records=dict(by_cell), path=path, confirming=dict(confirming), noise=noise, doubt=doubt)
+            raise InputError(f"{path or 'the run'} holds cells of {names}: {ONE_PROFILE}")
+        return cls(
+            records=dict(own),
+            path=path,
+            confirming=dict(confirming),
+            noise=noise,
+            doubt=doubt,
+        )
 
     @classmethod
     def of_file(cls, saved: SavedRun) -> "Run":
@@ -61,16 +80,21 @@ class Run:
     @property
     def profile(self) -> str:
         """The profile of its records; empty without any."""
-        return next((record.profile for record in self.all_records), "")
+        records = self.all_records
+        return records[0].profile if records else ""
 
     @property
     def all_records(self) -> list[Record]:
         """Its records, one after the other."""
-        return [record for seeds in self.records.values() for record in seeds.values()]
+        records: list[Record] = []
+        for seeds in self.records.values():
+            records += seeds.values()
+        return records
 
     def select(self, cells: Container[str]) -> "Run":
         """The same run with these cells alone."""
-        return replace(self, records={cell: seeds for cell, seeds in self.records.items() if cell in cells})
+        records = {cell: seeds for cell, seeds in self.records.items() if cell in cells}
+        return replace(self, records=records)
 
 
 def read_run(path: Path) -> Run:
@@ -87,32 +111,61 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
         InputError: if the runs are of two profiles, have no cell in common or scored different
             test rows, or if the baseline cannot be one (`check_sound`).
     """
-    margins, tolerances = load_margins(), load_tolerances()
+    margins = load_margins()
+    tolerances = load_tolerances()
     if noise is None:
         noise = load_noise(own=[*new.noise, *old.noise])
     if old.records and new.records and old.profile != new.profile:
-        raise InputError(f"the baseline holds {old.profile} cells, the run {new.profile} cells: judge one profile at a time")
+        profiles = f"the baseline holds {old.profile} cells, the run {new.profile} cells"
+        raise InputError(f"{profiles}: {ONE_PROFILE}")
     if not new.records:
         raise InputError("no cell of the run finished: there is nothing to judge")
-    if not (cells := _rows(old, new)):
-        raise InputError(f"the two runs have no cell in common: the baseline has no {next(iter(new.records))}")
+    cells = _rows(old, new)
+    if not cells:
+        first = next(iter(new.records))
+        raise InputError(f"the two runs have no cell in common: the baseline has no {first}")
     check_sound(old.select(cells))
-    wholes = _rows(*(Run.make((one for one in run.all_records if one.finished), run.path) for run in (old, new)))
+    finished = _rows(_finished(old), _finished(new))
 
-    arithmetic = {cell: numerics.judge_numerics(rows, tolerances) for cell, rows in cells.items()}
-    one_training = {cell for cell, (_, same) in arithmetic.items() if same}
-    judgements = [judgement for judgement, _ in arithmetic.values()]
-    judge = partial(quality.assess, one_training=one_training, margins=margins["points"], noise=noise)
-    judgements += [_confirm(j, wholes[j.cell], new.confirming.get(j.cell, {}), judge) for j in judge(list(wholes.values()))]
-    judgements += figures.judge_figures(cells | wholes, one_training, margins)
+    judgements = []
+    one_training = set()
+    for cell, rows in cells.items():
+        judgement, is_one_training = numerics.judge_numerics(rows, tolerances)
+        judgements.append(judgement)
+        if is_one_training:
+            one_training.add(cell)
+    judge = partial(
+        quality.assess,
+        one_training=one_training,
+        margins=margins["points"],
+        noise=noise,
+    )
+    for judgement in judge(list(finished.values())):
+        confirming = new.confirming.get(judgement.cell, {})
+        judgements.append(_confirm(judgement, finished[judgement.cell], confirming, judge))
+    judgements += figures.judge_figures(cells | finished, one_training, margins)
+    for cell, rows in cells.items():
+        record = rows.records[0][1]
+        if cell not in finished and record.finished:
+            verdict = Verdict.CANNOT_TELL
+            judgements.append(make_judgement(record, record.main_score, verdict, detail=NO_SCORES))
+    for record in _extra_cells(old, new):
+        detail = "in the baseline, not in this run"
+        judgements.append(make_judgement(record, "cell", Verdict.MISSING, detail=detail))
+    for record in _extra_cells(new, old):
+        judgements.append(make_judgement(record, "cell", Verdict.NEW, detail="not in the baseline"))
+    return sorted(judgements, key=lambda j: (j.cell in new.records, study_place(j.cell)))
 
-    starts = [cells[cell].records[0][1] for cell in cells if cell not in wholes]
-    judgements += [make_judgement(r, r.main_score, Verdict.CANNOT_TELL, detail=NO_SCORES) for r in starts if r.finished]
-    missing_text, new_text = "in the baseline, not in this run", "not in the baseline"
-    for run, other, verdict, detail in ((old, new, Verdict.MISSING, missing_text), (new, old, Verdict.NEW, new_text)):
-        records = [next(iter(seeds.values())) for cell, seeds in run.records.items() if cell not in other.records]
-        judgements += [make_judgement(record, "cell", verdict, detail=detail) for record in records]
-    return sorted(judgements, key=lambda judgement: (judgement.cell in new.records, study_place(judgement.cell)))
+
+def _finished(run: Run) -> Run:
+    """The run's records that finished."""
+    return Run.make([record for record in run.all_records if record.finished], run.path)
+
+
+def _extra_cells(run: Run, reference: Run) -> list[Record]:
+    """A record of each cell that the reference lacks."""
+    extra = run.records.keys() - reference.records.keys()
+    return [next(iter(seeds.values())) for cell, seeds in run.records.items() if cell in extra]
 
 
 def check_sound(baseline: Run) -> None:
@@ -123,7 +176,7 @@ def check_sound(baseline: Run) -> None:
     if baseline.doubt:
         fault = f"{baseline.path} {baseline.doubt}"
         raise InputError(f"{fault}, so it cannot be a baseline: {NEW_RUN}")
-    unsound = {r.cell: r for r in baseline.all_records if not is_sound(r)}
+    unsound = {record.cell: record for record in baseline.all_records if not is_sound(record)}
     if not unsound:
         return
     first = next(iter(unsound.values()))
@@ -147,30 +200,58 @@ def failed_audit_names(record: Record) -> list[str]:
     return [name for name in failed if name not in record.excused]
 
 
-def _confirm(drop: Judgement, rows: Rows, confirming: RecordsBySeed, judge: Callable[..., list[Judgement]]) -> Judgement:
-    """A drop at one seed that is none of the baseline's is worse only if the training that confirms it is worse by itself."""
+def _confirm(
+    drop: Judgement,
+    rows: Rows,
+    confirming: RecordsBySeed,
+    judge: Callable[..., list[Judgement]],
+) -> Judgement:
+    """The judgement on a drop: at one seed that the baseline lacks, a second training confirms it."""
     # At equal seeds a change is what differs, and the mean of several seeds is certain enough.
-    if drop.verdict is not Verdict.WORSE or drop.effect is None or len(rows.new) > 1 or rows.new.keys() & rows.old.keys():
+    if drop.verdict is not Verdict.WORSE or drop.effect is None:
+        return drop
+    if len(rows.new) > 1 or rows.new.keys() & rows.old.keys():
         return drop
     (first,) = rows.new
-    if not (repeat := confirming.get(first)):
+    repeat = confirming.get(first)
+    if not repeat:
         return replace(drop, confirmed="open")
     seed = repeat.seeds.seed
-    second = next(j for j in judge([replace(rows, new={seed: repeat})]) if j.quantity == drop.quantity)
-    is_worse, change = second.verdict is Verdict.WORSE, second.detail if second.effect is None else f"{second.effect:+.2f}"
-    detail = f"{drop.detail}; at seed {first} {drop.effect:+.2f}, at {seed} {change}: {'' if is_worse else 'not '}confirmed"
-    verdict = drop.verdict if is_worse else Verdict.CANNOT_TELL
-    return replace(drop, verdict=verdict, confirmed="yes" if is_worse else "no", detail=detail)
+    repeated = judge([replace(rows, new={seed: repeat})])
+    second = next(j for j in repeated if j.quantity == drop.quantity)
+    change = second.detail if second.effect is None else f"{second.effect:+.2f}"
+    detail = f"{drop.detail}; at seed {first} {drop.effect:+.2f}, at {seed} {change}"
+    if second.verdict is Verdict.WORSE:
+        return replace(drop, confirmed="yes", detail=f"{detail}: confirmed")
+    return replace(
+        drop,
+        verdict=Verdict.CANNOT_TELL,
+        confirmed="no",
+        detail=f"{detail}: not confirmed",
+    )
 
 
 def is_suspect(old: Run, record: Record) -> bool:
-    """Whether a record alone is worse at a seed that is none of the baseline's: more often than by a gate of all cells."""
+    """Checks that a record alone is worse at a seed that the baseline lacks.
+
+    This is so more often than by a gate of all cells.
+    """
     try:
-        return any(j.confirmed == "open" for j in gate(old.select([record.cell]), Run.make([record])))
-    except InputError:  # which a gate says
+        judgements = gate(old.select([record.cell]), Run.make([record]))
+    except InputError:  # the gate itself reports it
         return False
+    return any(judgement.confirmed == "open" for judgement in judgements)
 
 
 def _rows(old: Run, new: Run) -> dict[str, Rows]:
-    paths = {"old_path": old.path, "new_path": new.path}
-    return {cell: Rows(old=seeds, new=new.records[cell], **paths) for cell, seeds in old.records.items() if cell in new.records}
+    """The paired runs of each cell that both have."""
+    rows = {}
+    for cell, seeds in old.records.items():
+        if cell in new.records:
+            rows[cell] = Rows(
+                old=seeds,
+                new=new.records[cell],
+                old_path=old.path,
+                new_path=new.path,
+            )
+    return rows

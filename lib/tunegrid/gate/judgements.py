@@ -1,4 +1,4 @@
-"""A gate's judgements on figures: each is a `Verdict` with its evidence; and which of them count in a run's verdict."""
+"""A gate's judgements on figures, each with its evidence; and those that count for a run."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,18 +13,23 @@ KINDS = ("numerics", "quality", "memory", "speed", "instruments")  # of figures
 CHANGED = "changed"  # numerics that changed, or fewer bytes of tensors, ask for a decision
 CANNOT_TELL = "cannot-tell"  # a main score that cannot be decided asks for more seeds
 COUNTED = (*KINDS, CHANGED, CANNOT_TELL)  # what a run's exit code may depend on
-# On a machine with other work, speed would fail at random. A change of numerics may be meant: it is no failure, and no pass.
+# On a machine with other work, speed would fail at random. A change of numerics may be meant: it is
+# no failure, and no pass.
 DEFAULT_KINDS = ("quality", "memory", CHANGED)
 NEVER_FAILING = ("rss_peak_gib",)  # a process's resident set depends on the cells that it ran before
 LEDGER = ("weights_bytes", "gradients_bytes", "optimizer_bytes", "checkpoint_bytes")
 PEAKS = ("rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib")
 TRACED = ("activations_bytes", "peak_bytes")  # of one update, in footprints
-SPEEDS = ("step_seconds", "row_seconds", "token_seconds")  # of a median step; to score a row, or generate a token of all rows
+SPEEDS = (
+    "step_seconds",
+    "row_seconds",
+    "token_seconds",
+)  # of a median step; to score a row, or generate a token of all rows
 RecordsBySeed = Mapping[int | None, Record]  # of one cell
 
 
 class Verdict(StrEnum):
-    """What a gate says, the gravest first: a group of judgements is as grave as its gravest."""
+    """The words of a gate, the gravest first: a group of judgements is as grave as its gravest."""
 
     MISSING = "missing"
     WORSE = "worse"
@@ -39,7 +44,10 @@ class Verdict(StrEnum):
 
 
 GRAVEST_FIRST = tuple(Verdict)
-SAME_NUMERICS = (Verdict.EQUAL, Verdict.ROUNDING)  # but for rounding; other verdicts on numerics need scores
+SAME_NUMERICS = (
+    Verdict.EQUAL,
+    Verdict.ROUNDING,
+)  # but for rounding; other verdicts on numerics need scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,19 +71,25 @@ class Judgement:
     first_updates: int | None = None  # of numerics: those that the verdict rests on; None: on a whole run
     stage: str = ""  # of changed numerics: the first that changed, of `tunegrid.gate.numerics.STAGES`
     modules: tuple[tuple[str, str, str], ...] = ()  # the first that changed there, each with its class and library
-    # Of a score's drop at one other seed than the baseline's: whether the training that confirms it is worse, too.
+    # Of a score's drop at one other seed than the baseline's: whether the training that confirms it
+    # is worse, too.
     confirmed: Literal["", "open", "yes", "no"] = ""
     detail: str = ""  # what else a reader needs, as why there is no interval
 
     @property
     def kind(self) -> str:
         """One of `KINDS`; a cell that is missing or new counts as quality."""
-        kinds = dict.fromkeys((*LEDGER, *PEAKS, *TRACED), "memory") | dict.fromkeys(SPEEDS, "speed") | {"numerics": "numerics"}
-        return "instruments" if "/" in self.quantity else kinds.get(self.quantity, "quality")
+        if "/" in self.quantity:
+            return "instruments"
+        if self.quantity == "numerics":
+            return "numerics"
+        if self.quantity in (*LEDGER, *PEAKS, *TRACED):
+            return "memory"
+        return "speed" if self.quantity in SPEEDS else "quality"
 
     @property
     def decides(self) -> bool:
-        """Whether a cell's answer rests on it: scores beside the main one are shown, and count only if they are worse."""
+        """True if a cell's answer rests on it: other scores than the main one only if worse."""
         if self.quantity in NEVER_FAILING:
             return False
         return self.kind != "quality" or self.quantity in ("cell", self.main_score) or self.verdict is Verdict.WORSE
@@ -83,7 +97,13 @@ class Judgement:
 
 def make_judgement(record: Record, quantity: str, verdict: Verdict, **evidence: Any) -> Judgement:
     """A verdict on one figure of a cell's record."""
-    return Judgement(cell=record.cell, main_score=record.main_score, quantity=quantity, verdict=verdict, **evidence)
+    return Judgement(
+        cell=record.cell,
+        main_score=record.main_score,
+        quantity=quantity,
+        verdict=verdict,
+        **evidence,
+    )
 
 
 def worst(judged: Iterable[Judgement]) -> Verdict | None:
@@ -92,7 +112,7 @@ def worst(judged: Iterable[Judgement]) -> Verdict | None:
 
 
 def tally(verdicts: Iterable[Verdict | None]) -> str:
-    """As "25 equal, 1 rounding"."""
+    """Counts verdicts, as "25 equal, 1 rounding"."""
     counts = Counter(verdicts)
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in GRAVEST_FIRST if counts[verdict])
 
@@ -106,11 +126,17 @@ def by_cell(judged: Iterable[Judgement]) -> dict[str, list[Judgement]]:
 
 
 def describe(judgement: Judgement) -> str:
-    """As "bert_sa_lora accuracy -3.91 points (20 rows lost ...)"."""
-    effect, change = judgement.effect, ""
-    if effect is not None:
-        share = f"{100 * effect:+.{3 if judgement.quantity in LEDGER else 1}f} %"
-        change = " " + {"quality": f"{effect:+.2f} points", "instruments": f"{effect:+.3f}"}.get(judgement.kind, share)
+    """Describes a change, as "bert_sa_lora accuracy -3.91 points (20 rows lost ...)"."""
+    effect = judgement.effect
+    if effect is None:
+        change = ""
+    elif judgement.kind == "quality":
+        change = f" {effect:+.2f} points"
+    elif judgement.kind == "instruments":
+        change = f" {effect:+.3f}"
+    else:
+        digits = 3 if judgement.quantity in LEDGER else 1
+        change = f" {100 * effect:+.{digits}f} %"
     detail = judgement.detail
     if judgement.min_drop is not None:
         detail += f"; detects drops from {judgement.min_drop:.1f}"
@@ -118,7 +144,7 @@ def describe(judgement: Judgement) -> str:
 
 
 def verdict_text(judgement: Judgement) -> str:
-    """The same with the verdict before it."""
+    """The description after its verdict, as "worse: bert_sa_lora accuracy -3.91 points (...)"."""
     return f"{judgement.verdict}: {describe(judgement)}"
 
 
@@ -136,7 +162,7 @@ def parse_kinds(text: str, known: Sequence[str] = COUNTED) -> tuple[str, ...]:
 
 
 def find_worse(judged: Iterable[Judgement], kinds: Sequence[str]) -> list[Judgement]:
-    """The judgements that fail a run: worse figures and changed numerics of these kinds, and every missing cell."""
+    """The judgements that fail a run: missing cells, and worse or changed figures of these kinds."""
     return [judgement for judgement in judged if _fails(judgement, kinds)]
 
 
@@ -170,7 +196,10 @@ def uncompared_kinds(judged: Sequence[Judgement], kinds: Sequence[str]) -> list[
         figures = [judgement for judgement in judged if judgement.kind == kind]
         if kind == "quality":
             figures = main_scores(figures)
-        is_asked = bool(figures) or kind in ("speed", "instruments")  # which nobody counts by default
+        is_asked = bool(figures) or kind in (
+            "speed",
+            "instruments",
+        )  # which nobody counts by default
         if kind in kinds and is_asked and not any(map(was_compared, figures)):
             names.append(kind)
     compared = [judgement for judgement in judged if judgement.kind in kinds and was_compared(judgement)]

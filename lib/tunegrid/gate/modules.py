@@ -1,15 +1,16 @@
-"""Names the module of a model that changed between two records of one cell, by what the probe before training noted of each.
+"""Names the module that changed between two records of one cell, by the probe before training.
 
-Of each call of a module there are four figures: its input, its output, the gradient at its output, and the gradients of its own
-weights. A figure is a norm and some projections, and has moved if one of them differs by more than a share of the norm: a
-bound, measured as the other tolerances of numerics. What rounds at one place is rounded again at every one behind it, so that
-the bound is that of the deepest module. A figure is equal if it moved by less than that, and by less than a tenth of what the
-other side of the module did.
+Each call of a module has four figures: its input, its output, the gradient at its output, and the
+gradients of its own weights. A figure is a norm and some projections. It moved if one of them
+differs by more than a share of the norm: a bound, measured as the other tolerances of numerics.
+Rounding at one module is rounded again at each later one, so the bound is that of the deepest
+module. A figure is equal if it moved by less than that, and by less than a tenth of the module's
+other side.
 
-Forward: the innermost modules whose output moved, while all their input is equal, in the order in which they ended.
-Backward, from the end: the first tensor whose gradient moved; the modules that took it in, while the gradient at their own
-output is equal; or, if no module took it in, the smallest around it of which that holds. A module that gives its own weights
-other gradients counts as well.
+Forward: the innermost modules whose output moved, while all their input is equal, in the order in
+which they ended. Backward, from the end: the first tensor whose gradient moved; the modules that
+took it in, while the gradient at their own output is equal; if no module took it in, the smallest
+such module around it. A module that gives its own weights other gradients counts as well.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,127 +27,189 @@ from tunegrid.record import Record
 from tunegrid.runs.examples import Runs, read
 from tunegrid.words import count
 
-FIGURES = {"input": "taken", "output": "given", "gradient": "gradient", "weight_gradients": "weights"}  # as columns begin
-TEXTS = ("module", "kind", "library")
-PLACES = ("call", "depth", "source", "maker")
-NUMBERS = ("norm", "projection_0", "projection_1", "projection_2")
-COLUMNS = ("phase", *TEXTS, *PLACES, *(f"{name}_{number}" for name in FIGURES.values() for number in NUMBERS))
-NO_NUMBER = "to or from a value that is not finite"
+# Figures, and how the names of their columns begin
+COLUMN_PREFIXES = {
+    "input": "taken",
+    "output": "given",
+    "gradient": "gradient",
+    "weight_gradients": "weights",
+}
+FIGURE_PARTS = ("norm", "projection_0", "projection_1", "projection_2")
+NUMBER_COLUMNS = tuple(f"{p}_{part}" for p in COLUMN_PREFIXES.values() for part in FIGURE_PARTS)
+PLACE_COLUMNS = ("call", "depth", "source", "maker")
+COLUMNS = ("phase", "module", "kind", "library", *PLACE_COLUMNS, *NUMBER_COLUMNS)
+CALL = ["module", "call"]  # the columns that identify a call in its phase
+INFINITE = "to or from a value that is not finite"
 
-# A call a row, in the order in which they ended, numbered through all phases. `call`: the how-manieth of this module. `depth`:
-# how many modules were at work around it. `source`, `maker`: the numbers of the calls that made its input, and its output (its
-# own or one inside); -1: none did.
+# One row per call, in the order in which they ended, numbered through all phases. `call`: its
+# number among the calls of this module. `depth`: the number of modules at work around it. `source`,
+# `maker`: the numbers of the calls that made its input, and its output (its own or one inside); -1:
+# none did.
 Modules: TypeAlias = pd.DataFrame
 Names = tuple[tuple[str, str, str], ...]  # of modules: each with its class and library
 
 
 class FirstModules(NamedTuple):
-    """The modules that changed first, in words and by name, and whether it is their gradients that did."""
+    """The modules that changed first."""
 
     words: str = ""
     names: Names = ()
-    is_backward: bool = False
+    is_backward: bool = False  # their gradients changed, no output
 
 
 def read_both(old: Record, new: Record, runs: Runs) -> tuple[Modules, Modules] | None:
-    """The figures of two records; None if one has none or its file is gone. Raises InputError for a file that is not sound."""
-    before, after = (read(record, run, "modules") for record, run in zip((old, new), runs, strict=True))
-    return (parse_modules(before), parse_modules(after)) if before is not None and after is not None else None
+    """The figures of two records; None if one has none or its file is gone.
+
+    Raises InputError for a file that is not sound.
+    """
+    before = read(old, runs[0], "modules")
+    after = read(new, runs[1], "modules")
+    if before is None or after is None:
+        return None
+    return parse_modules(before), parse_modules(after)
 
 
 def parse_modules(columns: Mapping[str, Sequence[Any]] | pd.DataFrame) -> Modules:
     """The calls in a file's columns; raises InputError if they are no calls."""
     try:
-        return pd.DataFrame({name: columns[name] for name in COLUMNS}).astype(dict.fromkeys(PLACES, "int32"))
+        calls = pd.DataFrame({name: columns[name] for name in COLUMNS})
+        return calls.astype(dict.fromkeys(PLACE_COLUMNS, "int32"))
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"the figures of modules do not match their calls ({first_line(error)}); remove their file") from None
+        cause = f"the figures of modules do not match their calls ({first_line(error)})"
+        raise InputError(f"{cause}; remove their file") from None
 
 
 def _numbers(calls: Modules) -> Any:
-    """By call, figure and number; NaN for no finite number."""
-    return calls[[*COLUMNS[-len(FIGURES) * len(NUMBERS) :]]].to_numpy(float).reshape(-1, len(FIGURES), len(NUMBERS))
+    """The numbers by call, figure and part; NaN for one that is not finite."""
+    numbers = calls[[*NUMBER_COLUMNS]].to_numpy(float)
+    return numbers.reshape(-1, len(COLUMN_PREFIXES), len(FIGURE_PARTS))
 
 
 @dataclass(frozen=True)
 class Moved:
-    """How far the figures of the calls of one phase moved."""
+    """The movement of the figures of all calls of one phase."""
 
     calls: Modules  # of the newer record
-    shares: pd.DataFrame  # a row a call, a column a figure, in units of its norm; NaN: the older record has no such call
+    # A row per call, a column per figure, in units of its norm; NaN: the older record has no such
+    # call.
+    shares: pd.DataFrame
 
     @classmethod
     def measure(cls, old: Modules, new: Modules, phase: str) -> "Moved":
-        """Of two records; to or from no finite number a figure moved infinitely far."""
-        before, calls = (one[one.phase == phase] for one in (old, new))
-        old_calls = before.drop_duplicates(["module", "call"], keep="last").set_index(["module", "call"])
-        old_calls = old_calls.reindex(pd.MultiIndex.from_frame(calls[["module", "call"]]))
-        old_numbers, numbers = _numbers(old_calls), _numbers(calls)
-        largest = np.fmax.reduce(np.concatenate([_numbers(before), numbers])[:, :, 0], 0, initial=0.0)
-        floor = SMALL_NORM * largest * [name in ("gradient", "weight_gradients") for name in FIGURES]
-        far, scale = np.abs(numbers - old_numbers).max(2), np.maximum(np.maximum(old_numbers, numbers)[:, :, 0], floor)
-        equal = ((old_numbers == numbers) | (np.isnan(old_numbers) & np.isnan(numbers))).all(2)
-        share = np.where(np.isnan(far), np.inf, np.divide(far, scale, out=np.zeros_like(far), where=scale > 0))
-        shares = pd.DataFrame(np.where(equal, 0.0, share), calls.index, list(FIGURES))
-        shares.loc[np.isnan(far[:, -1]), "weight_gradients"] = 0.0  # another module may hold these weights now
+        """The movement between two records; infinite to or from a number that is not finite."""
+        before = old[old.phase == phase]
+        calls = new[new.phase == phase]
+        old_calls = before.drop_duplicates(CALL, keep="last").set_index(CALL)
+        old_calls = old_calls.reindex(pd.MultiIndex.from_frame(calls[CALL]))
+        old_numbers = _numbers(old_calls)
+        numbers = _numbers(calls)
+        norms = np.concatenate([_numbers(before), numbers])[:, :, 0]
+        largest_norms = np.fmax.reduce(norms, 0, initial=0.0)
+        is_gradient = [name in ("gradient", "weight_gradients") for name in COLUMN_PREFIXES]
+        floor = SMALL_NORM * largest_norms * is_gradient
+        scale = np.maximum(np.maximum(old_numbers, numbers)[:, :, 0], floor)
+        gaps = np.abs(numbers - old_numbers).max(2)
+        share = np.divide(gaps, scale, out=np.zeros_like(gaps), where=scale > 0)
+        share[np.isnan(gaps)] = np.inf
+        is_equal = (old_numbers == numbers) | (np.isnan(old_numbers) & np.isnan(numbers))
+        share[is_equal.all(2)] = 0.0
+        shares = pd.DataFrame(share, calls.index, list(COLUMN_PREFIXES))
+        # Another module may hold these weights now.
+        shares.loc[np.isnan(gaps[:, -1]), "weight_gradients"] = 0.0
         shares.loc[old_calls.depth.isna().to_numpy()] = np.nan
         return cls(calls, shares)
 
     def forward(self, bound: float) -> list[int]:
         """The innermost calls whose output moved while their input is equal, in their order."""
-        far = self.shares
-        return self._innermost(far.index[(far.output > bound) & (far.input <= np.minimum(bound, TENTH * far.output))])
+        shares = self.shares
+        has_equal_input = shares.input <= np.minimum(bound, TENTH * shares.output)
+        return self._innermost(shares.index[(shares.output > bound) & has_equal_input])
 
     def backward(self, bound: float) -> tuple[list[int], float]:
-        """The innermost calls, from the end, that hand on another gradient first and get an equal one; and how far it moved."""
-        calls, gradient, weights = self.calls, self.shares.gradient, self.shares.weight_gradients
-        tensors, inner_calls, far = calls.index[(calls.maker == calls.index) & (gradient > bound)], list[int](), 0.0
-        if len(tensors):
-            tensor, far = tensors[-1], gradient[tensors[-1]]
-            finite = calls.filter(like="gradient_").notna().all(axis=1)
-            equal = calls.index[finite & (gradient <= min(bound, TENTH * far))]
-            takers = self._innermost([call for call in equal if calls.source[call] == tensor != calls.maker[call]])
-            inner_calls = takers or [call for call in self.parent_calls(tensor) if call in equal][:1]
-        weight_calls = calls.index[(weights > bound) & ~calls.module.isin(calls.module[gradient > bound])]
+        """The innermost calls, from the end, that first turn an equal gradient into another.
+
+        Returns them with the share by which that gradient moved.
+        """
+        calls = self.calls
+        gradient = self.shares.gradient
+        weights = self.shares.weight_gradients
+        moved_tensors = calls.index[(calls.maker == calls.index) & (gradient > bound)]
+        inner_calls: list[int] = []
+        share = 0.0
+        if len(moved_tensors):
+            tensor = moved_tensors[-1]
+            share = gradient[tensor]
+            is_finite = calls.filter(like="gradient_").notna().all(axis=1)
+            equal = calls.index[is_finite & (gradient <= min(bound, TENTH * share))]
+            takers = [call for call in equal if calls.source[call] == tensor != calls.maker[call]]
+            inner_calls = self._innermost(takers)
+            if not inner_calls:
+                inner_calls = [call for call in self.parent_calls(tensor) if call in equal][:1]
+        has_moved_gradient = calls.module.isin(calls.module[gradient > bound])
+        weight_calls = calls.index[(weights > bound) & ~has_moved_gradient]
         if max(weight_calls, default=-1) > max(inner_calls, default=-1):
-            return [weight_calls[-1]], weights[weight_calls[-1]]
-        return inner_calls, far
+            last = weight_calls[-1]
+            return [last], weights[last]
+        return inner_calls, share
 
     def parent_calls(self, call: int) -> Iterator[int]:
-        """The calls that a call is part of, from the smallest: those that end later, and lie less deep."""
+        """The calls around a call, the smallest first: they end later, and are less deep."""
         depth = self.calls.depth[call]
-        for other, level in self.calls.depth.loc[call + 1 :].items():
-            if level < depth:
-                depth = level
-                yield other
+        for later_call, later_depth in self.calls.depth.loc[call + 1 :].items():
+            if later_depth < depth:
+                depth = later_depth
+                yield later_call
 
     def _innermost(self, calls: Sequence[int]) -> list[int]:
-        """Those that none of the others is part of: what a call is made of ends right before it, and lies deeper."""
+        """The calls inside no other of these: parts of a call end right before it, and are deeper."""
         depth = self.calls.depth
-        return [*calls[:1], *(call for last, call in pairwise(calls) if depth.loc[last : call - 1].min() <= depth[call])]
+        innermost = [*calls[:1]]
+        for last, call in pairwise(calls):
+            if depth.loc[last : call - 1].min() <= depth[call]:
+                innermost.append(call)
+        return innermost
 
 
 def first_modules(
-    old: Modules, new: Modules, phase: str, tolerance: Mapping[str, float], *, backward: bool = False
+    old: Modules,
+    new: Modules,
+    phase: str,
+    tolerance: Mapping[str, float],
+    *,
+    backward: bool = False,
 ) -> FirstModules:
-    """The module that changed first in a phase of the probe, if any; if `backward`, in gradients where no output did."""
+    """The module that changed first in a phase of the probe, if any.
+
+    If `backward`, and no output changed, it is sought by gradients.
+    """
     movement = Moved.measure(old, new, phase)
-    calls, shares = movement.forward(tolerance["module_outputs"]), movement.shares.output
+    bound = tolerance["module_outputs"]
+    shares = movement.shares.output
+    calls = movement.forward(bound)
     words = "the output of {} changes first, {}; its input is equal"
     if not calls:
-        is_outermost = (movement.calls.depth == 0) & (movement.shares.input > tolerance["module_outputs"])
-        calls, shares = [*movement.calls.index[is_outermost][:1]], movement.shares.input
+        shares = movement.shares.input
+        is_outermost = (movement.calls.depth == 0) & (shares > bound)
+        calls = [*movement.calls.index[is_outermost][:1]]
         words = "the input of {} already differs"
     is_backward = backward and not calls
     if is_backward:
-        calls, far = movement.backward(tolerance["module_gradients"])
-        shares, words = pd.Series(far, index=calls), "the gradient changes inside {} (last layer first), {}"
+        calls, share = movement.backward(tolerance["module_gradients"])
+        words = "the gradient changes inside {} (last layer first), {}"
     if not calls:
         return FirstModules()
-    rows, share = movement.calls.loc[calls], shares[calls[0]]
+    if not is_backward:
+        share = shares[calls[0]]
+    rows = movement.calls.loc[calls]
     first = rows.iloc[0]
-    # What is around it, or calls it again, follows from it.
-    others = {name for name in rows.module if name and not f"{first.module}.".startswith(f"{name}.")}
-    extent = f"by {100 * share:.{'2g' if share < 1 else '0f'}} % of its norm" if np.isfinite(share) else NO_NUMBER
-    others_text = f"; {count(len(others), 'more module')} likewise" if others else ""
-    sentence = words.format(f"{first.module or 'the model'} ({first.kind}, {first.library})", extent) + others_text
+    extent = INFINITE
+    if np.isfinite(share):
+        form = "2g" if share < 1 else "0f"
+        extent = f"by {100 * share:.{form}} % of its norm"
+    sentence = words.format(f"{first.module or 'the model'} ({first.kind}, {first.library})", extent)
+    # A change of the modules around it, or of its later calls, follows from its own.
+    path = f"{first.module}."
+    more_modules = {name for name in rows.module if name and not path.startswith(f"{name}.")}
+    if more_modules:
+        sentence += f"; {count(len(more_modules), 'more module')} likewise"
     return FirstModules(sentence, ((first.module, first.kind, first.library),), is_backward)

@@ -1,7 +1,8 @@
-"""Gives the training noise of a score: the deviations that `calibrate` measured, and the scale on which they are alike.
+"""Gives the training noise of a score: its deviations, and their scale.
 
-There are two kinds. *seeds*: trainings that differ in their seed. *perturbed*: trainings of one seed whose starts differ in the
-last digits. Which of them separates two runs is decided by evidence in their records (`tunegrid.gate.numerics`).
+There are two kinds. *seeds*: trainings that differ in their seed. *perturbed*: trainings of one
+seed whose starts differ in the last digits. The evidence in two runs' records
+(`tunegrid.gate.numerics`) decides which of them applies.
 """
 
 import math
@@ -22,16 +23,18 @@ from tunegrid.gate.thresholds import (
     THRESHOLDS,
     Number,
     check_shape,
-    tables,
+    read_toml,
 )
 from tunegrid.record import Record
 from tunegrid.runs.files import OwnNoise
 
 NOISE = THRESHOLDS / "noise.toml"
-SEEDS, PERTURBED = "seeds", "perturbed"
+SEEDS = "seeds"
+PERTURBED = "perturbed"
 ENOUGH = 30  # degrees of freedom, by which a standard deviation is known to an eighth
-# Points by which a row moves that changes, if no row moves by 100: no text is far from any other by BERTScore. The mean of
-# squares over the mean, of the rows that two seeds of 0.19's baseline answer otherwise, is 15.6; of today's, 17.4.
+# Points by which a changed row moves, if not by 100: by BERTScore, no text is far from any other.
+# The mean of squares over the mean, of the rows that two seeds of 0.19's baseline answer otherwise,
+# is 15.6; of today's, 17.4.
 STEPS = {"bertscore_f1": 15.6}
 NoiseKey = tuple[str, str]  # cell, and score
 Groups = Sequence[Sequence[float]]  # scores that differ by chance alone within each group
@@ -40,41 +43,46 @@ ScoresByKey = Mapping[NoiseKey, Groups]
 
 @dataclass(frozen=True)
 class Scale:
-    """The scale on which scores are tested: the arcsine of their root, in units of a point at 50; at 98.5 a point is 4 of them.
+    """The scale on which scores are tested: the arcsine of their root, in units of a point at 50.
 
-    Near 100 few rows are wrong, and seeds move their number less. This scale makes the variance of a share alike wherever it
-    lies; log(100 - score) would blow up what moves between 99 and 100.
+    Near 100 few rows are wrong, and seeds move their number less: at 98.5 a point is 4 units. This
+    scale makes the variance of a share alike everywhere; log(100 - score) would blow up changes
+    between 99 and 100.
     """
 
-    half: float  # of the points by which a row moves that changes; infinite: the scale is that of points
+    half: float  # of the points by which a changed row moves; infinite: the scale is that of points
 
     def position(self, score: float) -> float:
-        """A score's place; of less than 0 points, or more than 100, that of the end."""
+        """The score on the scale; below 0 points or above 100, the scale's end."""
         if self.half == math.inf:
             return score
-        return 100 * math.asin(math.sqrt((min(max(score, 0.0), 100.0) + self.half) / (100 + 2 * self.half)))
+        points = min(max(score, 0.0), 100.0)
+        return 100 * math.asin(math.sqrt((points + self.half) / (100 + 2 * self.half)))
 
     def shift(self, score: float, distance: float) -> float:
-        """The score, in points, that lies so far above this one on the scale; 0 or 100 if none does."""
+        """The score, in points, at this distance above another on the scale; from 0 to 100."""
         if self.half == math.inf:
             return score + distance
         angle = min(max((self.position(score) + distance) / 100, 0.0), math.pi / 2)
-        return min(max(math.sin(angle) ** 2 * (100 + 2 * self.half) - self.half, 0.0), 100.0)
+        points = math.sin(angle) ** 2 * (100 + 2 * self.half) - self.half
+        return min(max(points, 0.0), 100.0)
 
     def per_point(self, score: float) -> float:
-        """How much a point is at this score."""
-        return 1.0 if self.half == math.inf else 50 / math.sqrt((score + self.half) * (100 - score + self.half))
+        """The units of a point at this score."""
+        if self.half == math.inf:
+            return 1.0
+        return 50 / math.sqrt((score + self.half) * (100 - score + self.half))
 
     def resolution(self, score: float) -> float:
-        """The least deviation that counts: half a row's. A few draws without a flip do not prove that there is none."""
+        """The least deviation that counts, half a row's: few draws without a flip do not prove none."""
         return self.half * self.per_point(score)
 
 
-POINTS = Scale(math.inf)
+POINT_SCALE = Scale(math.inf)
 
 
 def make_scale(rows: int, metric: str) -> Scale:
-    """Of scores of so many test rows."""
+    """The scale of scores of this number of test rows."""
     return Scale(STEPS.get(metric, 100.0) / rows / 2)
 
 
@@ -87,25 +95,35 @@ class Deviation:
 
 
 def deviation(groups: Groups) -> Deviation | None:
-    """The deviation within groups of numbers, each group weighted by its degrees of freedom; None if no group has two."""
-    df = sum(len(group) - 1 for group in groups if group)
-    squares = math.fsum((one - mean) ** 2 for group in groups if group for mean in [fmean(group)] for one in group)
-    return Deviation(sd=math.sqrt(squares / df), df=df) if df else None
+    """The deviation within groups of numbers, by their degrees of freedom.
+
+    None if no group has two.
+    """
+    df = 0
+    squares: list[float] = []
+    for group in groups:
+        if group:
+            df += len(group) - 1
+            mean = fmean(group)
+            squares += [(number - mean) ** 2 for number in group]
+    if not df:
+        return None
+    return Deviation(sd=math.sqrt(math.fsum(squares) / df), df=df)
 
 
 def task_name(cell: str) -> str:
-    """As "qa" of "bert_qa_lora"."""
+    """The task in a cell's id, as "qa" of "bert_qa_lora"."""
     return cell.split("_")[1]
 
 
 def cell_kind(cell: str) -> str:
-    """Cells of one backbone and task are of a kind, as in "bert_qa": methods differ less in their noise."""
+    """The backbone and task of a cell, as "bert_qa": methods differ less in their noise."""
     return cell.rpartition("_")[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """What training noise does to the scores of one profile."""
+    """The training noise of the scores of one profile."""
 
     profile: str = ""  # that was calibrated
     rows: Mapping[str, int] = field(default_factory=dict)  # test rows by task; of other test sets, nothing is known
@@ -114,45 +132,63 @@ class Noise:
 
     @cached_property
     def spreads(self) -> dict[tuple[str, str, str], Deviation]:
-        """Deviations on the scale by kind of noise, cell, and score; and by kinds of cells in place of a cell."""
+        """Deviations on the scale by kind of noise, cell or kind of cells, and score."""
         groups = defaultdict[tuple[str, str, str], list[Sequence[float]]](list)
-        for kind, (cell, metric) in ((kind, key) for kind, keys in self.scores.items() for key in keys):
-            for name in (cell, cell_kind(cell)):
-                groups[kind, name, metric] += self.places(kind, cell, metric)
-        return {key: spread for key, group in groups.items() if (spread := deviation(group))}
+        for kind, keys in self.scores.items():
+            for cell, metric in keys:
+                positions = self.positions(kind, cell, metric)
+                groups[kind, cell, metric] += positions
+                groups[kind, cell_kind(cell), metric] += positions
+        spreads = {}
+        for key, group in groups.items():
+            spread = deviation(group)
+            if spread:
+                spreads[key] = spread
+        return spreads
 
     def scale(self, cell: str, metric: str) -> Scale:
-        """Of a cell's calibrated scores."""
+        """The scale of a cell's calibrated scores."""
         own_rows = {own.cell: own.rows for own in self.own}
         return make_scale(self.rows.get(task_name(cell)) or own_rows[cell], metric)
 
-    def places(self, kind: str, cell: str, metric: str) -> Groups:
-        """Scores of a cell as places on their scale."""
+    def positions(self, kind: str, cell: str, metric: str) -> Groups:
+        """The scores of a cell on their scale."""
         scale = self.scale(cell, metric)
-        return [[scale.position(score) for score in group] for group in self.scores[kind][cell, metric]]
+        return [list(map(scale.position, group)) for group in self.scores[kind][cell, metric]]
 
     def residuals(self, kind: str, cell: str, metric: str) -> list[float]:
-        """Of each score, with a variance of 1: a mean of n takes 1 / n of it, which is given back. Empty if nothing differs."""
-        unit, groups = self.spreads.get((kind, cell, metric)), [group for group in self.places(kind, cell, metric) if group[1:]]
+        """The residuals of a cell's scores, with a variance of 1; empty if no scores differ."""
+        unit = self.spreads.get((kind, cell, metric))
         if not unit or not unit.sd:
             return []
-        return [(one - fmean(group)) / unit.sd / math.sqrt(1 - 1 / len(group)) for group in groups for one in group]
+        residuals = []
+        for group in self.positions(kind, cell, metric):
+            if len(group) > 1:
+                mean = fmean(group)
+                shrinkage = math.sqrt(1 - 1 / len(group))  # the mean took 1 / n of the variance
+                residuals += [(score - mean) / unit.sd / shrinkage for score in group]
+        return residuals
 
     def tail(self, cell: str, metric: str) -> float:
-        """How many deviations below its mean the worst seed of any cell of this kind lies."""
-        keys = [key for key in self.scores[SEEDS] if (cell_kind(key[0]), key[1]) == (cell_kind(cell), metric)]
-        return -min(residual for key in keys for residual in (0.0, *self.residuals(SEEDS, *key)))
+        """The deviations below its mean of the worst seed of any cell of this kind."""
+        lowest = 0.0
+        for calibrated, score in self.scores[SEEDS]:
+            if cell_kind(calibrated) == cell_kind(cell) and score == metric:
+                lowest = min([lowest, *self.residuals(SEEDS, calibrated, score)])
+        return -lowest
 
     def find(self, kind: str, record: Record, metric: str) -> Deviation | None:
-        """The deviation of a record's score; None if nothing is known of its profile, test rows, or kind of cells.
+        """The deviation of a record's score; None if its profile, test rows, or kind of cells is unknown.
 
         That of a user's cell is known if its very recipe was calibrated.
         """
-        rows, score = record.data.rows["test"] if record.data else None, record.scores.get(metric)
+        score = record.scores.get(metric)
         if score is None:
             return None
-        is_alike = record.profile == self.profile and rows == self.rows.get(record.task)
-        spread = self.estimate(kind, record.cell, metric, score) if is_alike else None
+        rows = record.data.rows["test"] if record.data else None
+        spread = None
+        if record.profile == self.profile and rows == self.rows.get(record.task):
+            spread = self.estimate(kind, record.cell, metric, score)
         own = next((own for own in self.own if own.applies_to(record)), None)
         if kind != SEEDS or own is None:
             return spread
@@ -165,16 +201,20 @@ class Noise:
         return replace(own_spread, sd=max(own_spread.sd, spread.sd))
 
     def estimate(self, kind: str, cell: str, metric: str, score: float) -> Deviation | None:
-        """A cell's own deviation if it rests on `ENOUGH` draws, else the larger of it and that of its kind of cells.
+        """A cell's own deviation; of fewer than `ENOUGH` draws, no less than that of its kind.
 
-        A few draws may agree by chance; of a new method, only its kind is known. The degrees of freedom are the cell's own:
-        cells of a kind, which share theirs, may be compared. No deviation counts as less than test rows resolve at `score`.
+        A few draws may agree by chance; of a new method, only its kind is known. The degrees of
+        freedom are the cell's own: cells of a kind, which share theirs, may be compared. No
+        deviation counts as less than test rows resolve at `score`.
         """
-        if not (common := self.spreads.get((kind, cell_kind(cell), metric))):
+        common = self.spreads.get((kind, cell_kind(cell), metric))
+        if not common:
             return None
         spread = self.spreads.get((kind, cell, metric), common)
-        sd = spread.sd if spread.df >= ENOUGH else max(spread.sd, common.sd)
-        return Deviation(sd=max(sd, self.scale(cell, metric).resolution(score)), df=spread.df)
+        sd = max(spread.sd, self.scale(cell, metric).resolution(score))
+        if spread.df < ENOUGH:
+            sd = max(sd, common.sd)
+        return Deviation(sd=sd, df=spread.df)
 
 
 def own_deviation(own: OwnNoise, metric: str, score: float) -> Deviation | None:
@@ -191,7 +231,7 @@ def own_deviation(own: OwnNoise, metric: str, score: float) -> Deviation | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry(Deviation):
-    """What a file holds of one kind of noise of a cell's score: the deviation in points, for readers, and the scores."""
+    """One kind of noise of a score in a file: its deviation in points, for readers; the scores."""
 
     scores: list[list[Annotated[Number, Field(ge=0, le=100)]]]
 
@@ -200,14 +240,19 @@ def load_noise(path: Path = NOISE, own: Sequence[OwnNoise] = ()) -> Noise:
     """The calibrated noise, with that of users' cells. Raises InputError if a file is not sound."""
     if not path.is_file():
         return Noise(own=own)
-    with tables(path, "noise", LAB_CALIBRATE) as content:
-        rows = {task: int(count) for task, count in check_shape(content["rows"], dict[str, Number]).items()}
-        cells = check_shape(content["cells"], dict[str, dict[str, dict[Literal["seeds", "perturbed"], _Entry]]])
+    with read_toml(path, "noise", LAB_CALIBRATE) as content:
+        test_rows = check_shape(content["rows"], dict[str, Number])
+        rows = {task: int(number) for task, number in test_rows.items()}
+        kinds = dict[Literal["seeds", "perturbed"], _Entry]
+        cells = check_shape(content["cells"], dict[str, dict[str, kinds]])
         for cell in sorted(cells):
             if task_name(cell) not in rows:
                 raise KeyError(f"rows of {cell}")
-        groups = {(cell, metric): kinds for cell, metrics in cells.items() for metric, kinds in metrics.items()}
-        scores = {kind: {key: part[kind].scores for key, part in groups.items() if kind in part} for kind in (SEEDS, PERTURBED)}
+        scores: dict[str, dict[NoiseKey, Groups]] = {SEEDS: {}, PERTURBED: {}}
+        for cell, metrics in cells.items():
+            for metric, entries in metrics.items():
+                for kind, entry in entries.items():
+                    scores[kind][cell, metric] = entry.scores
         profile = str(content["evidence"]["profile"])
         return Noise(profile=profile, rows=rows, scores=scores, own=own)
 
@@ -216,7 +261,7 @@ def load_own_noise(path: Path) -> list[OwnNoise]:
     """The noise in a user's file of bounds; empty without one. Raises InputError for a bad file."""
     if not path.is_file():
         return []
-    with tables(path, "noise", OWN_CALIBRATE) as content:
+    with read_toml(path, "noise", OWN_CALIBRATE) as content:
         cells = check_shape(content.get("noise", {}), dict[str, dict[str, Any]])
         if not cells:  # bounds that were written by hand
             return []
@@ -234,5 +279,6 @@ def load_own_noise(path: Path) -> list[OwnNoise]:
 
 
 def mean_score(records: Sequence[Record], metric: str) -> float:
-    """The mean of a score that all records have."""
-    return fmean(score for record in records if (score := record.scores.get(metric)) is not None)
+    """The mean of a score over the records that have it."""
+    scores = [record.scores.get(metric) for record in records]
+    return fmean(score for score in scores if score is not None)

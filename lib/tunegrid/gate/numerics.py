@@ -1,9 +1,10 @@
-"""Judges whether the arithmetic of training changed between two records of one cell and seed, and at which stage.
+"""Judges whether the arithmetic of training changed between two records of one cell and seed.
 
-The first updates show a change before any score does, without statistics: later ones amplify rounding, the first ten hardly.
-What comes later shows in the curve of losses, smoothed, and in how many test rows have other predictions than rounding changes.
-Tolerances are measured. Figures of modules (`tunegrid.gate.modules`) name the module that changed, and never decide: they
-hold what the model computes of padding, which may change without harm.
+The first updates show a change before any score does, without statistics: they hardly amplify
+rounding, later ones do. A later change shows in the smoothed curve of losses, and in the number of
+test rows with other predictions, which rounding changes less often. Tolerances are measured.
+Figures of modules (`tunegrid.gate.modules`) name the module that changed, and never decide: they
+include what the model computes of padding, which may change without harm.
 """
 
 import math
@@ -19,7 +20,14 @@ from tunegrid.errors import InputError
 from tunegrid.gate.judgements import GRAVEST_FIRST, Judgement, Verdict, make_judgement
 from tunegrid.gate.modules import Modules, Names, first_modules, read_both
 from tunegrid.gate.quality import OTHER_RECIPE, Rows, has_other_recipe
-from tunegrid.gate.thresholds import BERTSCORE_ROUNDING, CHANCE, FIXED_ANSWERS, SMALL_NORM, Tolerances, cell_tolerance
+from tunegrid.gate.thresholds import (
+    BERTSCORE_ROUNDING,
+    CHANCE,
+    FIXED_ANSWERS,
+    SMALL_NORM,
+    Tolerances,
+    cell_tolerance,
+)
 from tunegrid.record import Record
 from tunegrid.record.checks import BERTSCORE
 from tunegrid.record.record import TrainingRecord
@@ -27,13 +35,31 @@ from tunegrid.runs.examples import Runs, read
 from tunegrid.words import count
 
 UPDATES = 10
-MOVED = 3  # updates after which `moved` is taken
-WINDOW = 5  # updates: the losses of so many make a point of the curve; rounding moves single ones by more
-PROBES = ("probe_loss", "probe_gradients", "probe_reached", "tokens_read", "decoded", "generated")
-OPTIONAL = ("computed", "probe_reached", "reached", "tokens_read", "decoded", "generated", "predicted", "test_tokens")
+MOVED_AFTER = 3  # updates after which `moved` is taken
+WINDOW = 5  # updates that a point of the curve averages: rounding moves single losses by more
+PROBES = (
+    "probe_loss",
+    "probe_gradients",
+    "probe_reached",
+    "tokens_read",
+    "decoded",
+    "generated",
+)
+OPTIONAL = (
+    "computed",
+    "probe_reached",
+    "reached",
+    "tokens_read",
+    "decoded",
+    "generated",
+    "predicted",
+    "test_tokens",
+)
 BY_GROUP = ("weights", "probe_gradients", "gradients", "moved")
-FINE, EXACT = "fp32", ("generated", "predicted")  # the arithmetic in which these do not depend on rounding
+FINE = "fp32"  # the arithmetic in which `EXACT` does not depend on rounding
+EXACT = ("generated", "predicted")
 BACKWARD = "backward without dropout"
+UNKNOWN = (None, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +70,10 @@ class Pair:
     new: TrainingRecord
     tolerance: Mapping[str, float]  # of their arithmetic and cell
     fine: bool  # whether the arithmetic is exact enough for generated ids to be compared
-    modules: Callable[[], tuple[Modules, Modules] | None] = lambda: None  # reads the figures of modules of both
+    modules: Callable[[], tuple[Modules, Modules] | None] = lambda: None  # reads their figures
 
     def figures(self, name: str) -> tuple[Any, Any]:
-        """A figure of both; twice None unless both have it, of the same probe if it is one's."""
+        """A figure of both; `UNKNOWN` unless both have it, and of one probe if it is a probe's."""
         if name == "order":
             return self.old.order, self.new.order
         if name == "first":
@@ -55,82 +81,113 @@ class Pair:
         if name == "later":  # by update
             later = dict(enumerate(self.gaps[1:UPDATES], 2))
             return dict.fromkeys(later, 0.0), later
-        if name in ("parting", "curve"):
-            return {self.split_update: 0.0}, {self.split_update: self.curve if name == "curve" else self.jump}
-        old, new = self.old.first_step, self.new.first_step
-        if not old or not new or (name in PROBES and old.probe != new.probe) or (name == "moved" and len(self.gaps) < MOVED):
-            return None, None
-        before, after = getattr(old, name), getattr(new, name)
+        if name == "parting":
+            return {self.split_update: 0.0}, {self.split_update: self.jump}
+        if name == "curve":
+            return {self.split_update: 0.0}, {self.split_update: self.curve}
+        old = self.old.first_step
+        new = self.new.first_step
+        if not old or not new:
+            return UNKNOWN
+        if name in PROBES and old.probe != new.probe:
+            return UNKNOWN
+        if name == "moved" and len(self.gaps) < MOVED_AFTER:
+            return UNKNOWN
+        before = getattr(old, name)
+        after = getattr(new, name)
         if name == "metrics":  # a score that one of them lacks is no change of a score
             shared = before.keys() & after.keys()
             return {key: before[key] for key in shared}, {key: after[key] for key in shared}
-        return (None, None) if name in OPTIONAL and None in (before, after) else (before, after)
+        if name in OPTIONAL and None in (before, after):
+            return UNKNOWN
+        return before, after
 
     @property
     def curve(self) -> float:
-        """How far the smoothed curves of losses lie apart at most, as a share of the old mean loss."""
-        before, after = (np.array(one.losses, float) for one in (self.old, self.new))
+        """The largest gap between the smoothed losses, as a share of the old mean loss."""
+        before = np.array(self.old.losses, float)
+        after = np.array(self.new.losses, float)
         if len(before) != len(after):
             return math.inf
         window = min(WINDOW, len(before))
         gap = np.abs(np.convolve(before - after, np.full(window, 1 / window), "valid")).max()
-        return float(gap / before.mean()) if before.any() else math.inf if gap else 0.0
+        if before.any():
+            return float(gap / before.mean())
+        return math.inf if gap else 0.0
 
     @property
     def split_update(self) -> int:
-        """The first update with another loss; if rounding already differs before, with one beyond what is rounding."""
-        before, after = self.old.losses, self.new.losses
-        rounds = before[:UPDATES] != after[:UPDATES]
-        limit = self.tolerance["curve"] * float(np.array(before, float).mean()) if rounds else 0.0
-        return next((update for update, gap in enumerate(self.gaps, 1) if gap > limit), len(self.gaps) + 1)
+        """The first update with another loss; if early ones differ, the first beyond rounding."""
+        before = self.old.losses
+        limit = 0.0
+        if before[:UPDATES] != self.new.losses[:UPDATES]:
+            limit = self.tolerance["curve"] * float(np.array(before, float).mean())
+        for update, gap in enumerate(self.gaps, 1):
+            if gap > limit:
+                return update
+        return len(self.gaps) + 1
 
     @property
     def jump(self) -> float:
-        """How far the first two losses lie apart that differ, if all of the first updates are equal: rounding grows slowly."""
-        first = next((update for update, gap in enumerate(self.gaps) if gap), 0)
-        return self.gaps[first] if first >= UPDATES else 0.0
+        """The first gap between losses, if the first updates are equal: rounding grows slowly."""
+        for index, gap in enumerate(self.gaps):
+            if gap:
+                return gap if index >= UPDATES else 0.0
+        return 0.0
 
     @cached_property
     def gaps(self) -> list[float]:
-        """How far the losses of each update lie apart, of those that both made."""
-        return [_gap(*pair) for pair in zip(self.old.losses, self.new.losses, strict=False)]
+        """The gaps between the losses of each update that both made."""
+        return list(map(_gap, self.old.losses, self.new.losses))
 
 
 def furthest(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> tuple[float, str]:
-    """How far the norms of groups lie apart at most, as a share of them or of `SMALL_NORM`, and of which group."""
-    norms = {group: [(side or {}).get(group) for side in (old, new)] for group in {**(old or {}), **(new or {})}}
-    floor = SMALL_NORM * max((norm or 0.0 for pair in norms.values() for norm in pair), default=0.0)
-    gaps = [(_gap(*pair) / (max(floor, *(norm or 0.0 for norm in pair)) or 1.0), group) for group, pair in norms.items()]
-    return max(gaps, key=lambda gap: gap[0], default=(0.0, ""))
+    """The largest gap between a group's norms, as a share of them or of `SMALL_NORM`; the group."""
+    old = old or {}
+    new = new or {}
+    norms = {group: max(old.get(group) or 0.0, new.get(group) or 0.0) for group in {**old, **new}}
+    floor = SMALL_NORM * max(norms.values(), default=0.0)
+    shares = []
+    for group, norm in norms.items():
+        gap = _gap(old.get(group), new.get(group))
+        shares.append((gap / (max(floor, norm) or 1.0), group))
+    return max(shares, key=lambda share: share[0], default=(0.0, ""))
 
 
 def _gap(before: Any, after: Any) -> float:
-    """How far two figures lie apart; infinitely far if one of two others is no number."""
+    """The gap between two figures; infinite if they differ and one is no number."""
     if before is None or after is None or isinstance(before, str):
         return 0.0 if before == after else math.inf
     return float(abs(before - after))
 
 
 def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, Any] | None:
-    """What a stage's words are made of if its figure is another; of groups, the first, and of norms the one farthest apart."""
-    before, after = (one if isinstance(one, dict) else {"": one} for one in (before, after))
-    if name in BY_GROUP:
-        gap, group = furthest(before, after)
-    else:
-        gaps = ((_gap(before.get(one), after.get(one)), one) for one in before | after)
-        gap, group = next((one for one in gaps if one[0] > limit), (0.0, ""))
+    """The words of a stage whose figure differs: of the first group, or of the largest gap."""
+    before = before if isinstance(before, dict) else {"": before}
+    after = after if isinstance(after, dict) else {"": after}
+    is_norm = name in BY_GROUP
+    gap, group = furthest(before, after) if is_norm else _first_gap(before, after, limit)
     if gap <= limit:
         return None
     old = _value_text(name, before, group)
     new = _value_text(name, after, group)
     factor = f"{new}, before {old}"
-    if name in BY_GROUP and before.get(group) and after.get(group) is not None:
+    if is_norm and before.get(group) and after.get(group) is not None:
         factor = _factor_text(after[group] / before[group])
     return {"group": group, "gap": gap, "before": old, "after": new, "factor": factor}
 
 
+def _first_gap(before: dict[Any, Any], after: dict[Any, Any], limit: float) -> tuple[float, Any]:
+    """The first gap beyond the limit, and its group."""
+    for group in before | after:
+        gap = _gap(before.get(group), after.get(group))
+        if gap > limit:
+            return gap, group
+    return 0.0, ""
+
+
 def _value_text(name: str, values: Mapping[str, Any], group: str) -> str:
-    """A group's value in words: gradients that are zeros are others than none."""
+    """A group's value in words: no gradients are not the same as zeros."""
     value = values.get(group)
     if name in ("probe_reached", "reached") and not value:
         return "none" if value is None else "0 (all are zeros)"
@@ -140,52 +197,101 @@ def _value_text(name: str, values: Mapping[str, Any], group: str) -> str:
 
 
 def _factor_text(factor: float) -> str:
-    """As "x 1.1"; of one that four digits round to 1, the percent between."""
+    """The factor as "x 1.1"; one that four digits round to 1, as a percentage."""
     text = f"{factor:.4g}"
     return f"{100 * (factor - 1):+.1g} %" if text == "1" else f"x {text}"
 
 
-class Stage(NamedTuple):
-    """A stage of a run, a figure that changes there first, and in which phase of the probe modules tell where, if in any."""
+class FlowRow(NamedTuple):
+    """A figure that changes first at a stage of a run."""
 
-    name: str
+    stage: str
     figure: str
     words: str
-    phase: str = ""
+    phase: str = ""  # of the probe, in which modules tell where; empty if in none
 
 
-ALIKE = "arithmetic without dropout is equal"
-CACHE = "with a cache, a search's scores are off by {after} of the largest logit, before by {before}"
+EQUAL_BEFORE = "arithmetic without dropout is equal"
 FLOW = (  # in the order of a run: the first row that finds something is named
-    Stage("text", "tokens", "token ids or targets of the training rows differ"),
-    Stage("text", "test_tokens", "token ids of the test rows differ"),
-    Stage("rows", "order", "the same rows in another order, or in other batches"),
-    Stage("loading", "types", "weights of {group} are {after}, they were {before}"),
-    Stage("loading", "computed", "{group} computes in {after}, before in {before}"),
-    Stage("start", "weights", "weights before training, {group} {factor}", "forward"),
-    Stage("forward", "probe_loss", "the loss before training is {after}, it was {before}", "forward"),
-    Stage(BACKWARD, "probe_reached", "tensors of {group} that get a gradient: {after}, before {before}", "forward"),
-    Stage(BACKWARD, "probe_gradients", "gradients of {group} {factor} before training, the loss equal", "forward"),
-    Stage("random numbers", "stream", f"the generator gives other numbers from the same seed; {ALIKE}"),
-    Stage("random numbers", "drawn", f"the first update draws other random numbers; {ALIKE}", "dropout"),
-    Stage("forward with dropout", "first", "the loss of update 1 is {after}, it was {before}", "dropout"),
-    Stage("backward", "reached", "tensors of {group} that get a gradient at update 1: {after}, before {before}"),
-    Stage("backward", "gradients", "gradients of {group} {factor} at update 1, the loss equal"),
-    Stage("optimizer", "moved", "movement of {group} {factor} by update 3, first gradients equal"),
-    Stage("backward or optimizer", "later", "losses differ by {gap:.1e} at update {group}, not at update 1"),
-    Stage("curve", "parting", "losses are equal before update {group}, and differ by {gap:.1e} there: not by rounding"),
-    Stage("curve", "curve", "losses diverge from update {group}: curves differ by {gap:.2g} of the mean loss, not by rounding"),
-    Stage("generation", "tokens_read", "a search reads {after} tokens, before {before}: a cache is used differently", "search"),
-    Stage("generation", "decoded", CACHE, "search"),
-    Stage("generation", "generated", "the untrained model generates another text", "search"),
-    Stage("prediction", "predicted", "the untrained model's predictions for the same rows differ"),
-    Stage("scoring", "metrics", "{group} of fixed answers is {after}, it was {before}"),
+    FlowRow("text", "tokens", "token ids or targets of the training rows differ"),
+    FlowRow("text", "test_tokens", "token ids of the test rows differ"),
+    FlowRow("rows", "order", "the same rows in another order, or in other batches"),
+    FlowRow("loading", "types", "weights of {group} are {after}, they were {before}"),
+    FlowRow("loading", "computed", "{group} computes in {after}, before in {before}"),
+    FlowRow("start", "weights", "weights before training, {group} {factor}", "forward"),
+    FlowRow("forward", "probe_loss", "the loss before training is {after}, it was {before}", "forward"),
+    FlowRow(
+        BACKWARD,
+        "probe_reached",
+        "tensors of {group} that get a gradient: {after}, before {before}",
+        "forward",
+    ),
+    FlowRow(
+        BACKWARD,
+        "probe_gradients",
+        "gradients of {group} {factor} before training, the loss equal",
+        "forward",
+    ),
+    FlowRow(
+        "random numbers",
+        "stream",
+        f"the generator gives other numbers from the same seed; {EQUAL_BEFORE}",
+    ),
+    FlowRow(
+        "random numbers",
+        "drawn",
+        f"the first update draws other random numbers; {EQUAL_BEFORE}",
+        "dropout",
+    ),
+    FlowRow(
+        "forward with dropout",
+        "first",
+        "the loss of update 1 is {after}, it was {before}",
+        "dropout",
+    ),
+    FlowRow(
+        "backward",
+        "reached",
+        "tensors of {group} that get a gradient at update 1: {after}, before {before}",
+    ),
+    FlowRow("backward", "gradients", "gradients of {group} {factor} at update 1, the loss equal"),
+    FlowRow("optimizer", "moved", "movement of {group} {factor} by update 3, first gradients equal"),
+    FlowRow(
+        "backward or optimizer",
+        "later",
+        "losses differ by {gap:.1e} at update {group}, not at update 1",
+    ),
+    FlowRow(
+        "curve",
+        "parting",
+        "losses are equal before update {group}, and differ by {gap:.1e} there: not by rounding",
+    ),
+    FlowRow(
+        "curve",
+        "curve",
+        "losses diverge from update {group}: curves differ by {gap:.2g} of the mean loss, not by rounding",
+    ),
+    FlowRow(
+        "generation",
+        "tokens_read",
+        "a search reads {after} tokens, before {before}: a cache is used differently",
+        "search",
+    ),
+    FlowRow(
+        "generation",
+        "decoded",
+        "with a cache, a search's scores are off by {after} of the largest logit, before by {before}",
+        "search",
+    ),
+    FlowRow("generation", "generated", "the untrained model generates another text", "search"),
+    FlowRow("prediction", "predicted", "the untrained model's predictions for the same rows differ"),
+    FlowRow("scoring", "metrics", "{group} of fixed answers is {after}, it was {before}"),
 )
-STAGES = tuple(dict.fromkeys([*(stage.name for stage in FLOW), "evaluation"]))
+STAGES = tuple(dict.fromkeys([*(row.stage for row in FLOW), "evaluation"]))
 
 
 class Change(NamedTuple):
-    """The first stage that changed, what changed there, and the modules that changed first, each with class and library."""
+    """The first stage that changed, what changed there, and the modules that changed first."""
 
     stage: str
     words: str
@@ -194,141 +300,206 @@ class Change(NamedTuple):
 
 def first_change(pair: Pair) -> Change | None:
     """The first stage that changed; None if all that differs is rounding."""
-    # If nothing was rounded otherwise before the optimizer's first step, only the optimizer itself can round.
-    norms = [furthest(*pair.figures(name))[0] for name in ("weights", "probe_gradients", "gradients")]
-    starts_equal = pair.old.losses[:1] == pair.new.losses[:1] and not any(norms)
-    limits = {"probe_loss": pair.tolerance["first"], **pair.tolerance, "metrics": FIXED_ANSWERS}
-    limits |= {"parting": pair.tolerance["later"]}
-    limits |= {"moved": pair.tolerance["moved_alone"]} if starts_equal else {}
-    for stage in FLOW:
-        difference = _difference(stage.figure, *pair.figures(stage.figure), limits.get(stage.figure, 0.0))
-        if difference is None or (stage.figure in EXACT and not pair.fine):
+    # With equal losses and norms before the optimizer's first step, only the optimizer itself can
+    # round.
+    early_figures = ("weights", "probe_gradients", "gradients")
+    norms = [furthest(*pair.figures(name))[0] for name in early_figures]
+    limits = {"probe_loss": pair.tolerance["first"], **pair.tolerance}
+    limits["metrics"] = FIXED_ANSWERS
+    limits["parting"] = pair.tolerance["later"]
+    if pair.old.losses[:1] == pair.new.losses[:1] and not any(norms):
+        limits["moved"] = pair.tolerance["moved_alone"]
+    for row in FLOW:
+        if row.figure in EXACT and not pair.fine:
             continue
-        change = Change(stage.name, stage.words.format(**difference))
-        try:
-            if stage.phase and pair.figures("probe_gradients") != (None, None) and (modules := pair.modules()):
-                return _with_modules(change, modules, stage.phase, pair.tolerance)
-        except InputError as error:  # modules only name: a damaged file costs no verdict
-            return Change(stage.name, f"{change.words}; no module is named: {error}")
-        return change
+        before, after = pair.figures(row.figure)
+        difference = _difference(row.figure, before, after, limits.get(row.figure, 0.0))
+        if difference:
+            change = Change(row.stage, row.words.format(**difference))
+            return _with_modules(change, pair, row.phase)
     return None
 
 
-def _with_modules(change: Change, modules: tuple[Modules, Modules], phase: str, tolerance: Mapping[str, float]) -> Change:
-    """The change with its first modules; if an output moved before a gradient did, its stage is the forward pass."""
-    place = first_modules(*modules, phase, tolerance, backward=change.stage == BACKWARD)
-    if not place.names:
+def _with_modules(change: Change, pair: Pair, phase: str) -> Change:
+    """The change with its first modules, if known.
+
+    If an output moved before a gradient did, its stage is the forward pass.
+    """
+    if not phase or pair.figures("probe_gradients") == UNKNOWN:
         return change
-    stage = "forward" if change.stage == BACKWARD and not place.is_backward else change.stage
-    return Change(stage, f"{place.words}; {change.words}", place.names)
+    is_backward = change.stage == BACKWARD
+    try:
+        modules = pair.modules()
+        if not modules:
+            return change
+        first = first_modules(*modules, phase, pair.tolerance, backward=is_backward)
+    except InputError as error:  # modules only name: a damaged file costs no verdict
+        return change._replace(words=f"{change.words}; no module is named: {error}")
+    if not first.names:
+        return change
+    stage = "forward" if is_backward and not first.is_backward else change.stage
+    return Change(stage, f"{first.words}; {change.words}", first.names)
 
 
 def judge_numerics(rows: Rows, tolerances: Tolerances) -> tuple[Judgement, bool]:
     """The gravest verdict on a cell's runs; and whether all that finished are of one training."""
-    judgements, same_trainings = [], []
+    judgements = []
+    same_trainings = []
+    runs = rows.old_path, rows.new_path
     for before, after in rows.records:
-        judgement, one_training = compare_pair(before, after, tolerances, (rows.old_path, rows.new_path))
+        judgement, one_training = compare_pair(before, after, tolerances, runs)
         judgements.append(judgement)
         same_trainings.append((one_training and before.finished) or not after.finished)
-    return min(judgements, key=lambda one: GRAVEST_FIRST.index(one.verdict)), all(same_trainings)
+    gravest = min(judgements, key=lambda judgement: GRAVEST_FIRST.index(judgement.verdict))
+    return gravest, all(same_trainings)
 
 
-def compare_pair(old: Record, new: Record, tolerances: Tolerances, runs: Runs = (None, None)) -> tuple[Judgement, bool]:
+def compare_pair(
+    old: Record,
+    new: Record,
+    tolerances: Tolerances,
+    runs: Runs = (None, None),
+) -> tuple[Judgement, bool]:
     """The judgement on two records of a cell, and whether they are of one training but for rounding.
 
-    Of one training are records of one seed, recipe, order and data if all losses are equal, or no stage changed but the
-    evaluation. If one made its first updates alone, the other is held to it by as many. `runs` are the files of both.
+    Records of one seed, recipe, order and data are of one training if all losses are equal, or if
+    no stage changed but the evaluation. If one made its first updates alone, only as many of the
+    other are compared with them. `runs` are the files of both.
     """
-    reason, kind, updates = not_comparable(old, new, tolerances), arithmetic(old), None
+    reason = not_comparable(old, new, tolerances)
+    updates = None
     if old.first_updates or new.first_updates:
         updates = min(record.training.updates if record.training else 0 for record in (old, new))
     judge = partial(make_judgement, old, "numerics", first_updates=updates)
     if reason or not old.training or not new.training:
         return judge(Verdict.NOT_COMPARABLE, detail=reason), False
-    before, after = (replace(training, losses=training.losses[:updates]) for training in (old.training, new.training))
-    tolerance, modules = cell_tolerance(old.cell, kind, tolerances), partial(read_both, old, new, runs)
-    pair = Pair(old=before, new=after, tolerance=tolerance, fine=kind == FINE, modules=modules)
-    change, equal = first_change(pair), before.losses == after.losses
-    verdict, words = (
-        (Verdict.CHANGED, "") if change else _evaluate(old, new, updates, runs) if equal else _rounding(pair, old, new, runs)
+    before = replace(old.training, losses=old.training.losses[:updates])
+    after = replace(new.training, losses=new.training.losses[:updates])
+    kind = arithmetic(old)
+    pair = Pair(
+        old=before,
+        new=after,
+        tolerance=cell_tolerance(old.cell, kind, tolerances),
+        fine=kind == FINE,
+        modules=partial(read_both, old, new, runs),
     )
-    if verdict is Verdict.CHANGED:
-        first = change or Change("evaluation", words)
-        judge, words = partial(judge, stage=first.stage, modules=first.modules), f"{first.stage}: {first.words}"
-    judgement = judge(verdict, detail="; with ".join(filter(None, (words, unlike_libraries(old, new)))))
-    is_comparable = old.seeds.seed is not None and old.data and new.data and before.order and before.order == after.order
-    return judgement, bool(is_comparable and (equal or not change))
+    first = first_change(pair)
+    has_equal_losses = before.losses == after.losses
+    has_order = old.seeds.seed is not None and old.data and new.data and before.order
+    is_alike = has_equal_losses or first is None
+    one_training = bool(has_order and before.order == after.order and is_alike)
+    verdict = Verdict.CHANGED
+    if first is None:
+        if has_equal_losses:
+            verdict, words = _evaluate(old, new, updates, runs)
+        else:
+            verdict, words = _rounding(pair, old, new, runs)
+        if verdict is Verdict.CHANGED:
+            first = Change("evaluation", words)
+    if first:
+        judge = partial(judge, stage=first.stage, modules=first.modules)
+        words = f"{first.stage}: {first.words}"
+    libraries = unlike_libraries(old, new)
+    return judge(verdict, detail=f"{words}; with {libraries}" if libraries else words), one_training
 
 
 def _rounding(pair: Pair, old: Record, new: Record, runs: Runs) -> tuple[Verdict, str]:
-    """How far the first losses lie apart; changed, if more test rows have other predictions than rounding changes."""
+    """The verdict on losses that differ by rounding; changed if too many predictions differ."""
     gaps = pair.gaps[:UPDATES]
-    far = f"losses of the first {count(len(gaps), 'update')} differ by at most {max(gaps):.1e}"
-    words = far if any(gaps) else f"losses are equal up to update {len(gaps)}, then differ"
-    share, rows = pair.tolerance.get("rows"), changed_rows(old, new, runs)
-    if share is not None and rows and rows[0] and special.pdtrc(rows[0] - 1, share * rows[1]) < CHANCE:
-        others = f"{rows[0]} of {rows[1]} test rows have other predictions, rounding explains {share * rows[1]:.2g}"
-        return Verdict.CHANGED, f"{others}; {words}"
+    words = f"losses are equal up to update {len(gaps)}, then differ"
+    if any(gaps):
+        words = f"losses of the first {count(len(gaps), 'update')} differ by at most {max(gaps):.1e}"
+    share = pair.tolerance.get("rows")
+    rows = changed_rows(old, new, runs)
+    if share is None or rows is None:
+        return Verdict.ROUNDING, words
+    changed, total = rows
+    expected = share * total
+    if changed and special.pdtrc(changed - 1, expected) < CHANCE:
+        predictions = f"{changed} of {total} test rows have other predictions"
+        return Verdict.CHANGED, f"{predictions}, rounding explains {expected:.2g}; {words}"
     return Verdict.ROUNDING, words
 
 
 def changed_rows(old: Record, new: Record, runs: Runs) -> tuple[int, int] | None:
-    """How many test rows have other predictions, and of how many; None if they are not at hand, or other rows."""
-    before, after = (read(record, run) for record, run in zip((old, new), runs, strict=True))
+    """The number of test rows with other predictions, and of all.
+
+    None if unknown, or the rows differ.
+    """
+    before = read(old, runs[0])
+    after = read(new, runs[1])
     if before is None or after is None or not before.id.equals(after.id):
         return None
     return int((before.prediction != after.prediction).sum()), len(before)
 
 
 def _evaluate(old: Record, new: Record, updates: int | None, runs: Runs) -> tuple[Verdict, str]:
-    """Equal losses mean equal weights: other predictions are the evaluation's doing, but BERTScore's own model may round."""
+    """The verdict on equal losses: predictions are equal, but BERTScore's own model may round."""
     files = [record.examples and record.examples.file for record in (old, new)]
     if updates or None in files or files[0] == files[1]:
         early = f" of the first {count(updates, 'update')}" if updates else ""
         return Verdict.EQUAL, f"all losses{early} are equal"
-    before, after = (read(record, run) for record, run in zip((old, new), runs, strict=True))
+    before = read(old, runs[0])
+    after = read(new, runs[1])
     if before is not None and after is not None:  # files of other versions or scores have other names
         columns = before.columns.intersection(after.columns)
         if before[columns].equals(after[columns]):
             return Verdict.EQUAL, "all losses, predictions and points are equal"
+    gaps = {name: _gap(score, new.scores.get(name)) for name, score in old.scores.items()}
+    changed_scores = {name for name, gap in gaps.items() if gap}
+    largest = max(gaps.values(), default=0.0)
     # With other texts, other scores differ, too.
-    gaps = {name: points for name in old.scores if (points := _gap(old.scores[name], new.scores.get(name)))}
-    if gaps and gaps.keys() <= set(BERTSCORE) and max(gaps.values()) <= BERTSCORE_ROUNDING:
-        return Verdict.ROUNDING, f"all losses are equal, BERTScore differs by at most {max(gaps.values()):.1e} points"
+    if changed_scores and changed_scores <= set(BERTSCORE) and largest <= BERTSCORE_ROUNDING:
+        words = f"all losses are equal, BERTScore differs by at most {largest:.1e} points"
+        return Verdict.ROUNDING, words
     return Verdict.CHANGED, "all losses are equal, predictions or their points are not"
 
 
-def losses(record: Record) -> list[float]:
+def finite_losses(record: Record) -> list[float]:
     """The losses of all updates; empty if one is not a number."""
     values = record.training.losses if record.training else []
-    return [] if None in values else [value for value in values if value is not None]
+    losses = [value for value in values if value is not None]
+    return losses if len(losses) == len(values) else []
 
 
 def arithmetic(record: Record) -> str:
-    """What rounding depends on: "nf4" over a quantized base, else the precision of training."""
+    """The arithmetic that rounding depends on: "nf4" over a quantized base, and the precision."""
     precision = record.training.precision if record.training else "none"
     return f"nf4 {precision}" if record.recipe.quantization else precision
 
 
 def not_comparable(old: Record, new: Record, tolerances: Tolerances) -> str:
-    """Why the figures of two records cannot be held to each other; empty if they can."""
-    kinds = arithmetic(old), arithmetic(new)
-    reasons = {
-        "no run of the same seed": (old.seeds.seed, old.seeds.split_seed) != (new.seeds.seed, new.seeds.split_seed),
-        OTHER_RECIPE: has_other_recipe(old, new),
-        "other ranks": old.processes != new.processes,  # dropout draws others on every rank
-        "other rows": old.data and new.data and old.data.fingerprint != new.data.fingerprint,
-        "a run without losses": not losses(old) or not losses(new),
-        f"no tolerance was measured from {kinds[0]} to {kinds[1]}": kinds[0] != kinds[1] or kinds[0] not in tolerances,
-    }
-    return next((reason for reason, holds in reasons.items() if holds), "")
+    """The reason why the figures of two records cannot be compared; empty if they can."""
+    seeds = old.seeds
+    if (seeds.seed, seeds.split_seed) != (new.seeds.seed, new.seeds.split_seed):
+        return "no run of the same seed"
+    if has_other_recipe(old, new):
+        return OTHER_RECIPE
+    if old.processes != new.processes:  # each rank draws its own dropout
+        return "other ranks"
+    if old.data and new.data and old.data.fingerprint != new.data.fingerprint:
+        return "other rows"
+    if not finite_losses(old) or not finite_losses(new):
+        return "a run without losses"
+    before = arithmetic(old)
+    after = arithmetic(new)
+    if before != after or before not in tolerances:
+        return f"no tolerance was measured from {before} to {after}"
+    return ""
 
 
 def unlike_libraries(before: Record, after: Record) -> str:
-    """Which libraries two records do not have in common, by version or by code; empty if none is known to differ."""
-    olds, news = before.versions, after.versions
-    other = [f"{name} {new}, it was {olds.get(name)}" for name, new in news.items() if olds.get(name) != new]
+    """The libraries that differ between two records, by version or by code.
+
+    Empty if none is known to.
+    """
+    olds = before.versions
+    news = after.versions
+    changes = []
+    for name, new in news.items():
+        if olds.get(name) != new:
+            changes.append(f"{name} {new}, it was {olds.get(name)}")
     for name, digest in after.libraries.items():
         if before.libraries.get(name, digest) != digest and olds.get(name) == news.get(name):
-            other.append(f"{name} {news.get(name)} with other code")
-    return "; ".join(other)
+            changes.append(f"{name} {news.get(name)} with other code")
+    return "; ".join(changes)

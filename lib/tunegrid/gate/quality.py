@@ -1,9 +1,11 @@
 """Judges whether scores got worse: one judgement per bounded score of two runs.
 
-The difference of mean scores is held to the training noise that applies (`tunegrid.gate.noise`), by a t-test on the scale of
-that noise, with or without points by row. If no noise was calibrated, the seeds of the two runs tell their own. With one seed
-on each side, single rows tell the noise if both runs are one training but for rounding; if they are not, nothing can be told.
-A whole run of equal quality is called worse with a chance of at most 5 %: main scores get most of it, all others the rest.
+The difference of mean scores is compared with the training noise that applies
+(`tunegrid.gate.noise`), by a t-test on the scale of that noise, with or without points by row. If
+no noise was calibrated, it is estimated from the seeds of the two runs. With one seed on each side,
+it is estimated from single rows, if both runs are one training but for rounding; if they are not,
+nothing can be told. A whole run of equal quality is called worse with a chance of at most 5 %: main
+scores get most of it, all others the rest.
 """
 
 import math
@@ -12,27 +14,39 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tunegrid.errors import InputError
 from tunegrid.gate.judgements import Judgement, RecordsBySeed, Verdict, make_judgement
-from tunegrid.gate.noise import PERTURBED, SEEDS, Deviation, Noise, NoiseKey, deviation, make_scale, mean_score
+from tunegrid.gate.noise import (
+    PERTURBED,
+    SEEDS,
+    Deviation,
+    Noise,
+    NoiseKey,
+    Scale,
+    deviation,
+    make_scale,
+    mean_score,
+)
 from tunegrid.gate.statistics import ALPHA, Array, Effect, by_training, holm, row_deviation
 from tunegrid.record import Record
 from tunegrid.runs.examples import read
 from tunegrid.words import count
 
-MAIN_ALPHA, OTHER_ALPHA = 0.9 * ALPHA, 0.1 * ALPHA
-Points = Mapping[str, Sequence[float]]  # of each row, by metric; and its texts
+MAIN_ALPHA = 0.9 * ALPHA
+OTHER_ALPHA = 0.1 * ALPHA
+RowPoints = Mapping[str, Sequence[float]]  # of each row, by metric; and its texts
 OTHER_RECIPE = "other recipes or limits"
+NO_NUMBER = "score is not a number"
 MORE_SEEDS = "noise was not calibrated, and one seed on each side does not show it: give both runs --seeds 0-4"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """A cell's runs and their points by row, paired: a run to judge with the baseline's of its seed, else with any of it."""
+    """A cell's runs and points by row, each new run paired with the old one of its seed, or any."""
 
     old: RecordsBySeed
     new: RecordsBySeed
@@ -41,14 +55,16 @@ class Rows:
 
     @property
     def cell(self) -> str:
-        """Whose runs they are."""
+        """The cell's id."""
         return self.records[0][0].cell
 
     @cached_property
     def records(self) -> list[tuple[Record, Record]]:
         """The pairs of records, those of one seed first."""
-        others = list(self.old.values())
-        pairs = [(self.old.get(seed, others[i % len(others)]), record) for i, (seed, record) in enumerate(self.new.items())]
+        baseline = list(self.old.values())
+        pairs = []
+        for index, (seed, record) in enumerate(self.new.items()):
+            pairs.append((self.old.get(seed, baseline[index % len(baseline)]), record))
         return sorted(pairs, key=lambda pair: pair[0].seeds.seed != pair[1].seeds.seed)
 
     @property
@@ -62,36 +78,61 @@ class Rows:
         return any(has_other_recipe(*pair) for pair in product(self.old.values(), self.new.values()))
 
     @cached_property
-    def points(self) -> list[tuple[Points, Points]]:
-        """The pairs of points by row; empty if any is missing. Raises InputError if two scored different test rows."""
+    def points(self) -> list[tuple[RowPoints, RowPoints]]:
+        """The pairs of points by row; empty if any is missing.
+
+        Raises InputError if two scored different test rows.
+        """
         for before, after in self.records:
             check_rows(before, after)
-        examples = [(read(before, self.old_path), read(after, self.new_path)) for before, after in self.records]
-        pairs = [(old, new) for old, new in examples if old is not None and new is not None]
-        return pairs if len(pairs) == len(examples) else []
+        pairs = []
+        for before, after in self.records:
+            old = read(before, self.old_path)
+            new = read(after, self.new_path)
+            if old is not None and new is not None:
+                pairs.append((old, new))
+        return pairs if len(pairs) == len(self.records) else []
 
     def gains(self, metric: str) -> list[Array]:
-        """New minus old points of each row, by pair; of macro F1, the hits' points. Empty if there are no points by row."""
+        """New minus old points of each row, by pair; empty if there are no points by row.
+
+        The rows of macro F1 have points of accuracy.
+        """
         name = "accuracy" if metric == "f1_macro" else metric
-        has_points = all(name in points for pair in self.points for points in pair)
-        return [np.asarray(new[name], float) - np.asarray(old[name], float) for old, new in self.points] if has_points else []
+        gains = []
+        for old, new in self.points:
+            if name not in old or name not in new:
+                return []
+            gains.append(np.asarray(new[name], float) - np.asarray(old[name], float))
+        return gains
 
     def check_equal(self, judgement: Judgement) -> Judgement:
-        """The judgement on a score; *same* if it is equal to the last digit in each pair, and no row's points are others."""
+        """The judgement on a score; *same* if it and all rows are equal in each pair."""
         metric = judgement.quantity
         if judgement.verdict is Verdict.NOT_COMPARABLE:
             return judgement
-        scores = [[record.scores.get(metric) for record in pair] for pair in self.records]
-        files = [[one.examples and one.examples.file for one in pair] for pair in self.records]
-        if any(before is None or before != after for before, after in scores):
+        has_same_files = True
+        for before, after in self.records:
+            score = before.scores.get(metric)
+            if score is None or score != after.scores.get(metric):
+                return judgement
+            old = before.examples and before.examples.file
+            new = after.examples and after.examples.file
+            has_same_files = has_same_files and bool(old) and old == new
+        gains = self.gains(metric)
+        if not has_same_files and (not gains or any(map(np.any, gains))):
             return judgement
-        gains, same_files = self.gains(metric), all(before and before == after for before, after in files)
-        if not same_files and (not gains or any(map(np.any, gains))):
-            return judgement
-        score = mean_score([record for record, _ in self.records], metric)
-        equal: dict[str, Any] = {"before": score, "after": score, "effect": 0.0, "low": 0.0, "high": 0.0}
-        detail = "equal to the last digit, and no row lost or gained points"
-        return replace(judgement, verdict=Verdict.SAME, **equal, detail=detail)
+        score = mean_score([before for before, _ in self.records], metric)
+        return replace(
+            judgement,
+            verdict=Verdict.SAME,
+            before=score,
+            after=score,
+            effect=0.0,
+            low=0.0,
+            high=0.0,
+            detail="equal to the last digit, and no row lost or gained points",
+        )
 
 
 def check_rows(before: Record, after: Record) -> None:
@@ -104,65 +145,116 @@ def check_rows(before: Record, after: Record) -> None:
         raise InputError(f"{before.cell}: the two runs scored different test rows ({hashes}) and cannot be paired")
 
 
-def weigh(metric: str, rows: Rows, one_training: bool, noise: Noise, margin: float) -> tuple[dict[str, Any], Effect | None]:
-    """The evidence on a score's change, and its effect by the narrowest noise that is known; no effect if none is."""
-    gains, new, every = rows.gains(metric), list(rows.new.values()), list(rows.old.values())
-    data = every[0].data
-    test_rows = len(gains[0]) if gains else data.rows["test"] if data else 1
-    scale = make_scale(test_rows, metric)
-    peers = [rows.old[seed] for seed in rows.new] if one_training else every
-    words, old, spread = "of one seed, perturbed", peers, noise.find(PERTURBED, peers[0], metric) if one_training else None
-    if not spread:
-        words, old, spread = "between seeds", every, noise.find(SEEDS, every[0], metric)
-    if not spread:
-        scores = [[scale.position(record.scores[metric] or 0) for record in records] for records in (every, new)]
-        words, spread = "between these seeds", deviation(scores)
-    if not spread:
-        words, old = "of rows alone", peers
-    before, after = mean_score(old, metric), mean_score(new, metric)
-    if not spread and one_training and gains:
+class Reference(NamedTuple):
+    """The noise that a change is compared with, and the old records that belong to it."""
+
+    words: str
+    old: Sequence[Record]
+    spread: Deviation | None
+
+
+def find_reference(
+    metric: str, rows: Rows, one_training: bool, noise: Noise, scale: Scale, gains: Sequence[Array]
+) -> Reference:
+    """The narrowest noise that is known of a score."""
+    baseline = list(rows.old.values())
+    peers = baseline
+    if one_training:
+        peers = [rows.old[seed] for seed in rows.new]
+        spread = noise.find(PERTURBED, peers[0], metric)
+        if spread:
+            return Reference("of one seed, perturbed", peers, spread)
+    spread = noise.find(SEEDS, baseline[0], metric)
+    if spread:
+        return Reference("between seeds", baseline, spread)
+    groups = []
+    for records in (baseline, rows.new.values()):
+        groups.append([scale.position(record.scores[metric] or 0) for record in records])
+    spread = deviation(groups)
+    if spread:
+        return Reference("between these seeds", baseline, spread)
+    if one_training and gains:
         sd = float(gains[0].std() / (2 * len(gains[0])) ** 0.5)
-        spread = Deviation(sd=sd * scale.per_point(before), df=math.inf)
-    means = {"before": before, "after": after, "effect": after - before}
+        spread = Deviation(sd=sd * scale.per_point(mean_score(peers, metric)), df=math.inf)
+    return Reference("of rows alone", peers, spread)
+
+
+def weigh(
+    metric: str,
+    rows: Rows,
+    one_training: bool,
+    noise: Noise,
+    margin: float,
+) -> tuple[dict[str, Any], Effect | None]:
+    """The evidence on a score's change, and its effect; no effect if no noise is known."""
+    gains = rows.gains(metric)
+    data = next(iter(rows.old.values())).data
+    test_rows = data.rows["test"] if data else 1
+    if gains:
+        test_rows = len(gains[0])
+    scale = make_scale(test_rows, metric)
+    words, old, spread = find_reference(metric, rows, one_training, noise, scale, gains)
+    new = list(rows.new.values())
+    before = mean_score(old, metric)
+    after = mean_score(new, metric)
+    evidence: dict[str, Any] = {"before": before, "after": after, "effect": after - before}
     if not spread:
-        return means | {"detail": f"{'no points per row to test; ' * one_training}{MORE_SEEDS}"}, None
-    # Points by row, if they are at hand, widen a noise that is too small.
-    by_row = row_deviation(gains) * scale.per_point(before) if gains else 0.0
-    sd = max(spread.sd, scale.resolution(before), by_row)
-    effect = by_training(before, after, sd * math.sqrt(1 / len(old) + 1 / len(new)), spread.df, scale)
-    total = f"{len(new)} x {test_rows}" if len(new) > 1 else test_rows
-    losses, wins = (sum(int((sign * gain > 0).sum()) for gain in gains) for sign in (-1, 1))
-    changes = f"{count(losses, 'row')} lost, {wins} gained of {total}"
-    if not gains:
-        changes = "from scores alone: "
-        changes += "this metric scores no single rows" if rows.points else "no rows are available"
+        lack = "no points per row to test; " if one_training else ""
+        return evidence | {"detail": f"{lack}{MORE_SEEDS}"}, None
+    sd = max(spread.sd, scale.resolution(before))
+    changes = "from scores alone: no rows are available"
+    if gains:
+        # Points by row widen a noise that is too small.
+        sd = max(sd, row_deviation(gains) * scale.per_point(before))
+        losses = sum(int((gain < 0).sum()) for gain in gains)
+        wins = sum(int((gain > 0).sum()) for gain in gains)
+        total = f"{len(new)} x {test_rows}" if len(new) > 1 else test_rows
+        changes = f"{count(losses, 'row')} lost, {wins} gained of {total}"
+    elif rows.points:
+        changes = "from scores alone: this metric scores no single rows"
+    error = sd * math.sqrt(1 / len(old) + 1 / len(new))
+    effect = by_training(before, after, error, spread.df, scale)
     margin_text = f"{margin:.1f}" if round(margin, 1) == margin else f"{margin:g}"
     detail = f"{changes}; noise {words}: error {effect.error:.2f}; margin {margin_text}"
-    numbers = {"low": effect.low, "high": effect.high, "error": effect.error, "margin": margin, "seeds": len(new)}
-    return means | numbers | {"detail": detail}, effect
+    evidence |= {"low": effect.low, "high": effect.high, "error": effect.error}
+    return evidence | {"margin": margin, "seeds": len(new), "detail": detail}, effect
+
+
+class Decision(NamedTuple):
+    """A verdict, and the smallest drop that would be called worse."""
+
+    verdict: Verdict
+    min_drop: float
 
 
 def decide(
     effects: Mapping[NoiseKey, Effect], mains: Mapping[str, str], margins: Mapping[str, float]
-) -> dict[NoiseKey, tuple[Verdict, float]]:
-    """The verdicts on a run's effects, each with the smallest drop that would be called worse.
-
-    Verdicts rest on p-values that are adjusted over the run's cells (Holm 1979).
-    """
-    decisions: dict[NoiseKey, tuple[Verdict, float]] = {}
+) -> dict[NoiseKey, Decision]:
+    """The decisions on a run's effects, by p-values adjusted over the run's cells (Holm 1979)."""
+    decisions: dict[NoiseKey, Decision] = {}
     for is_main, alpha in ((True, MAIN_ALPHA), (False, OTHER_ALPHA)):
-        family = {key: one for key, one in effects.items() if (mains[key[0]] == key[1]) == is_main}
+        family = {}
+        for (cell, metric), effect in effects.items():
+            if (mains[cell] == metric) == is_main:
+                family[cell, metric] = effect
         worse = holm({key: effect.p_worse for key, effect in family.items()})
         better = holm({key: effect.p_better for key, effect in family.items()})
         for key, effect in family.items():
             margin = margins.get(key[1], margins["other"])
             verdict = effect_verdict(effect, worse[key], better[key], margin, alpha)
-            decisions[key] = verdict, effect.detectable_drop(alpha / len(family), margin)
+            min_drop = effect.detectable_drop(alpha / len(family), margin)
+            decisions[key] = Decision(verdict, min_drop)
     return decisions
 
 
-def effect_verdict(effect: Effect, p_worse: float, p_better: float, margin: float, alpha: float = MAIN_ALPHA) -> Verdict:
-    """The verdict by p-values that are adjusted. A change counts if it is significant, of at least the margin, and no 0.000."""
+def effect_verdict(
+    effect: Effect,
+    p_worse: float,
+    p_better: float,
+    margin: float,
+    alpha: float,
+) -> Verdict:
+    """The verdict by adjusted p-values: a change counts if significant, of the margin, and no 0.000."""
     if p_worse < alpha and effect.points <= -margin:
         return Verdict.WORSE
     if p_better < alpha and effect.points >= margin and round(effect.points, 3):
@@ -170,7 +262,12 @@ def effect_verdict(effect: Effect, p_worse: float, p_better: float, margin: floa
     return Verdict.SAME if effect.low > -margin else Verdict.CANNOT_TELL
 
 
-def assess(cells: Sequence[Rows], one_training: Collection[str], margins: Mapping[str, float], noise: Noise) -> list[Judgement]:
+def assess(
+    cells: Sequence[Rows],
+    one_training: Collection[str],
+    margins: Mapping[str, float],
+    noise: Noise,
+) -> list[Judgement]:
     """A judgement on each bounded score of cells that trained to their ends.
 
     Cells of `one_training` differ by rounding. Scores of another recipe are not compared.
@@ -188,12 +285,10 @@ def assess(cells: Sequence[Rows], one_training: Collection[str], margins: Mappin
                 judgements.append(judge(metric, Verdict.NOT_COMPARABLE, detail=OTHER_RECIPE))
                 continue
             if not has_numbers(rows.old, metric):
-                detail = "the old score is not a number"
-                judgements.append(judge(metric, Verdict.CANNOT_TELL, detail=detail))
+                judgements.append(judge(metric, Verdict.CANNOT_TELL, detail=f"the old {NO_NUMBER}"))
                 continue
             if not has_numbers(rows.new, metric):
-                detail = "the new score is not a number"
-                judgements.append(judge(metric, Verdict.WORSE, detail=detail))
+                judgements.append(judge(metric, Verdict.WORSE, detail=f"the new {NO_NUMBER}"))
                 continue
             margin = margins.get(metric, margins["other"])  # a user's task may hold any score
             facts, effect = weigh(metric, rows, cell in one_training, noise, margin)

@@ -21,7 +21,7 @@ import pandas as pd
 from tunegrid.errors import InputError
 from tunegrid.gate.bounds import RecordsByCell, origin
 from tunegrid.gate.modules import Modules, Moved, read_both
-from tunegrid.gate.numerics import BY_GROUP, UPDATES, Pair, arithmetic, changed_rows, furthest, losses
+from tunegrid.gate.numerics import BY_GROUP, UPDATES, Pair, arithmetic, changed_rows, finite_losses, furthest
 from tunegrid.gate.thresholds import TOLERANCES
 from tunegrid.record import Record
 
@@ -67,7 +67,7 @@ class Apart:
 
 def diffs(old: Record, new: Record) -> Apart:
     """How far a training lies apart from one of the same seed; raises InputError if one of them lacks what the other has."""
-    if not losses(old) or not losses(new) or not old.training or not new.training:
+    if not finite_losses(old) or not finite_losses(new) or not old.training or not new.training:
         raise InputError(f"{old.cell} of seed {old.seeds.seed} has a loss that is not finite; tolerances rest on healthy runs")
     modules = read_both(old, new, (None, None))  # this machine's store has what the lab's own sessions kept
     figures = pair_figures(Pair(old=old.training, new=new.training, tolerance={}, fine=False))

@@ -1,23 +1,26 @@
-"""Compares methods by task and cost: which is best, what it costs, and what cannot be told apart, and why.
+"""Compares methods by task and cost: the best, its cost, and pairs that cannot be told apart.
 
-Methods are compared on one backbone and task at a time, by the scores of the run's seeds on the same
-test rows. Their noise is the calibrated one if it is known, else that of these seeds. Needs no torch.
+Methods are compared on one backbone and task at a time, by the scores of the run's seeds on the
+same test rows. Their noise is the calibrated one if it is known, else that of these seeds. Needs no
+torch.
 """
 
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations, product
+from itertools import chain, combinations, product
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 import pandas as pd
 from scipy import special
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError
-from tunegrid.gate.figures import ALIKE
+from tunegrid.gate.figures import SPEED_PACKAGES
 from tunegrid.gate.noise import SEEDS, Noise, NoiseKey
 from tunegrid.gate.statistics import ALPHA, POWER, holm
 from tunegrid.grid.cells import study_place
@@ -35,7 +38,7 @@ TRAINED = "trained MiB"
 TENSORS = "tensor MiB"
 PEAK = "peak GiB"
 SECONDS = "seconds"
-FIGURES = {
+ENTRY_COLUMNS = {
     "score": "score",
     TRAINED: "trained_mib",
     TENSORS: "tensor_mib",
@@ -44,14 +47,20 @@ FIGURES = {
 }
 MEAN_SD = "mean ± sd"
 PUBLISHED = ROOT / "reports" / "study.json"  # the study's scores
-INSTEAD = {"rougeLsum": "rougeL"}  # which score the study printed if it did not print the main one
-# By which noise an interval is made
+INSTEAD = {"rougeLsum": "rougeL"}  # scores that the study printed, by the main scores that it did not
+# The noise of an interval
 CALIBRATED = "calibrated noise"
 OWN = "these seeds"
 UNKNOWN = "unknown"
-TOO_RARE = 0.001  # seeds of which so few runs scatter as much have another noise
+TOO_RARE = 0.001  # a share of runs: seeds that scatter as rarely have another noise
 MOST_PAIRS = 40  # that a table lists: the others need more seeds than anybody has
-Error = tuple[float, float]  # a variance in squared points, and the degrees of freedom that it rests on
+
+
+class Error(NamedTuple):
+    """A squared standard error."""
+
+    variance: float  # in squared points
+    df: float  # degrees of freedom that it rests on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +71,9 @@ class Entry:
     scores: Sequence[float]  # main scores of its seeds; at least one
     costs: Mapping[str, float]  # by name; NaN for what was not measured of each seed alone
     facts: Mapping[str, str]  # by `FACTS`
-    rows: set[str]  # what tells its test rows
+    rows: set[str]  # hashes of its test rows
     error: Error | None = None  # of the mean score, by the noise between seeds; None if that is unknown
-    noise: str = UNKNOWN  # by which the error is known
+    noise: str = UNKNOWN  # that the error is from
 
     @property
     def score(self) -> float:
@@ -83,50 +92,82 @@ class Entry:
         """The 95 % interval of the score over seeds; None if their noise is unknown."""
         if self.error is None:
             return None
-        reach = float(special.stdtrit(self.error[1], 1 - ALPHA / 2)) * self.error[0] ** 0.5
+        reach = float(special.stdtrit(self.error.df, 1 - ALPHA / 2)) * self.error.variance**0.5
         return max(0.0, self.score - reach), min(100.0, self.score + reach)
 
 
 def make_entry(records: Sequence[Record]) -> Entry:
     """The entry of a cell's records, which are sound."""
-    frame = figure_frame(records, FIGURES)
+    frame = figure_frame(records, ENTRY_COLUMNS)
     costs = {
         TRAINED: frame[TRAINED].iloc[0],
         TENSORS: frame[TENSORS].iloc[0],
         PEAK: frame[PEAK].max(skipna=False),
         SECONDS: frame[SECONDS].mean(skipna=False),
     }
+    facts = {}
+    for name, fact in FACTS.items():
+        values = {fact(record) for record in records}
+        facts[name] = " and ".join(sorted(values))
     return Entry(
         first=records[0],
         scores=list(frame.score),
         costs=costs,
-        facts={what: " and ".join(sorted({fact(record) for record in records})) for what, fact in FACTS.items()},
-        rows={r.examples.rows_hash if r.examples else r.data.fingerprint if r.data else "" for r in records},
+        facts=facts,
+        rows={_row_hash(record) for record in records},
     )
 
 
+def _row_hash(record: Record) -> str:
+    """The hash of a record's test rows; empty if unknown."""
+    if record.examples:
+        return record.examples.rows_hash
+    return record.data.fingerprint if record.data else ""
+
+
+def _count_updates(record: Record) -> str:
+    """The number of updates and rows per update."""
+    updates = record.training.updates if record.training else "no"
+    return f"{updates}x{record.recipe.rows_per_update}"
+
+
 def _check_adapted(record: Record) -> str:
-    """Whether every layer that carries an adapter is one that pretraining never saw."""
+    """The adapted part: a new head alone if pretraining saw no adapted layer."""
     targets = (record.recipe.adapter or {}).get("target_modules")  # a method's own settings: of any type
-    adapted = set(record.model.adapted_modules) if record.model else set()
-    return "the new head alone" if isinstance(targets, list) and set() < set(map(str, targets)) <= adapted else "the backbone"
+    if not isinstance(targets, list) or not targets or not record.model:
+        return "the backbone"
+    is_head = set(map(str, targets)) <= set(record.model.adapted_modules)
+    return "the new head alone" if is_head else "the backbone"
 
 
-FACTS: Mapping[str, Callable[[Record], str]] = {  # that methods have in common if they are like for like; the budget first
-    "updates": lambda record: f"{record.training.updates if record.training else 'no'}x{record.recipe.rows_per_update}",
+def _device(record: Record) -> str:
+    """The device, and its number of threads."""
+    if not record.device:
+        return "unknown"
+    return f"{record.device.name}, {record.device.threads or 'no'} threads"
+
+
+def _versions(record: Record) -> str:
+    """The versions of libraries that affect speed."""
+    return ", ".join(f"{name} {record.versions.get(name)}" for name in SPEED_PACKAGES)
+
+
+# Facts that like methods have in common, the budget first
+FACTS: Mapping[str, Callable[[Record], str]] = {
+    "updates": _count_updates,
     "precision": lambda record: record.training.precision if record.training else "unknown",
     "data": lambda record: record.data.fingerprint if record.data else "unknown",
     "adapted": _check_adapted,
     "search": lambda record: str(record.recipe.generation),
-    "device": lambda record: f"{record.device.name}, {record.device.threads or 'no'} threads" if record.device else "unknown",
+    "device": _device,
     "ranks": lambda record: record.processes,
-    "libraries": lambda record: ", ".join(f"{name} {record.versions.get(name)}" for name in ALIKE),
+    "libraries": _versions,
 }
 
 
 def p_value(difference: float, errors: Sequence[Error]) -> float:
-    """The two-sided p-value of no true difference between two means; without any error there is one or there is not."""
-    total = sum(variance for variance, _ in errors)
+    """The two-sided p-value of no true difference between two means; 0 or 1 without any error."""
+    total = sum(error.variance for error in errors)
     if not total:
         return float(difference == 0)
     return float(2 * special.stdtr(freedom(errors), -abs(difference) / total**0.5))
@@ -134,7 +175,8 @@ def p_value(difference: float, errors: Sequence[Error]) -> float:
 
 def freedom(errors: Sequence[Error]) -> float:
     """The degrees of freedom of a sum of variances, not all zero, by Satterthwaite (1946) and Welch (1947)."""
-    return sum(variance for variance, _ in errors) ** 2 / sum(variance**2 / df for variance, df in errors)
+    total = sum(error.variance for error in errors)
+    return total**2 / sum(error.variance**2 / error.df for error in errors)
 
 
 def add_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
@@ -159,17 +201,17 @@ def add_error(entry: Entry, calibrated: Noise, own: Noise) -> Entry:
     if not spread:
         return entry
     points = spread.sd / noise.scale(first.cell, first.main_score).per_point(entry.score)
-    error = points**2 / len(entry.scores), spread.df
+    error = Error(points**2 / len(entry.scores), spread.df)
     return replace(entry, error=error, noise=CALIBRATED if is_calibrated else OWN)
 
 
 def calibrated_holds(entry: Entry, calibrated: Noise, own: Noise) -> bool:
     """Checks that the calibrated noise is known of an entry, and that its seeds do not contradict it.
 
-    The calibration's many seeds tell a deviation better than the few of a run, and the gate judges
-    by it, too. But it is that of the built-in methods and recipes: several seeds of a run count
-    instead if their method was not calibrated, or if they scatter more than one run in 1,000 does
-    by this noise (F-test).
+    The calibration's many seeds estimate a deviation better than the few of a run, and the gate
+    judges by it, too. But it is that of the built-in methods and recipes: several seeds of a run
+    count instead if their method was not calibrated, or if they scatter more than one run in 1,000
+    does by this noise (F-test).
     """
     first = entry.first
     spread = calibrated.find(SEEDS, first, first.main_score)
@@ -195,73 +237,121 @@ class Comparison:
 
     @cached_property
     def pairs(self) -> pd.DataFrame:
-        """Every two methods, the better one first. The chance that any two are told apart by mistake is 5 % at most (Holm)."""
+        """Every two methods, the better one first.
+
+        The chance that any two are told apart by mistake is 5 % at most (Holm).
+        """
         rows = []
-        for one, other in combinations(self.entries.values(), 2):
-            gap, methods = one.score - other.score, [entry.first.method for entry in (one, other) if not entry.error]
-            reason = f"the noise between seeds of {' or '.join(methods)} is unknown" if methods else None
-            reason = "their test rows differ" if len(one.rows | other.rows) > 1 else reason
-            p = p_value(gap, [one.error, other.error]) if one.error and other.error and not reason else math.nan
-            rows.append((one.first.method, other.first.method, gap, reason, p))
+        for better, worse in combinations(self.entries.values(), 2):
+            gap = better.score - worse.score
+            reason = _untested_reason(better, worse)
+            p = math.nan
+            if better.error and worse.error and not reason:
+                p = p_value(gap, [better.error, worse.error])
+            rows.append((better.first.method, worse.first.method, gap, reason, p))
         frame = pd.DataFrame(rows, columns=["better", "other", "points apart", "not tested, since", "p"])
         p_values = holm(frame.p.dropna().to_dict())
-        frame["apart"] = [p_values.get(index, 1.0) < ALPHA for index in frame.index]
-        seed_counts = {index: self.seeds_needed(frame.better[index], frame.other[index], len(p_values)) for index in p_values}
-        frame["seeds that tell"] = [seed_counts.get(index, math.nan) for index in frame.index]
+        is_apart = []
+        seeds = []
+        for index in frame.index:
+            is_apart.append(p_values.get(index, 1.0) < ALPHA)
+            needed = math.nan
+            if index in p_values:
+                needed = self.seeds_needed(frame.better[index], frame.other[index], len(p_values))
+            seeds.append(needed)
+        frame["apart"] = is_apart
+        frame["seeds that tell"] = seeds
         return frame
 
-    def seeds_needed(self, better: str, other: str, tests: int) -> float:
-        """So many seeds of each would tell two methods apart four times in five, of noise known as well as now; NaN if none."""
-        entries = [self.entries[method] for method in (better, other)]
-        errors = [(entry.error[0] * len(entry.scores), entry.error[1]) for entry in entries if entry.error]
-        df, noise, gap = freedom(errors), sum(variance for variance, _ in errors), entries[0].score - entries[1].score
+    def seeds_needed(self, better: str, worse: str, tests: int) -> float:
+        """The seeds of each that would tell two methods apart four times in five; NaN if none would.
+
+        Assumes that their noise stays known as well as now.
+        """
+        entries = [self.entries[better], self.entries[worse]]
+        gap = entries[0].score - entries[1].score
+        if not gap:
+            return math.nan
+        errors = []  # of one seed
+        for entry in entries:
+            if entry.error:
+                variance = entry.error.variance * len(entry.scores)
+                errors.append(Error(variance, entry.error.df))
+        df = freedom(errors)
+        noise = sum(error.variance for error in errors)
         quantiles = special.stdtrit(df, 1 - ALPHA / 2 / tests) + special.stdtrit(df, POWER)
-        return math.ceil(noise * float(quantiles / gap) ** 2) if gap else math.nan
+        return math.ceil(noise * float(quantiles / gap) ** 2)
 
     @cached_property
     def costs(self) -> list[str]:
-        """The costs that were measured of all; a peak holds the tensors, which count if it is not known."""
+        """The costs that were measured of all; tensors only if the peak, which has them, is unknown."""
         costs = pd.DataFrame([entry.costs for entry in self.entries.values()]).dropna(axis=1)
         return [name for name in costs if name != TENSORS or PEAK not in costs]
 
     def front(self, *costs: str) -> list[str]:
-        """The Pareto front: methods that no other one is as good as for as little of these costs, which all have."""
-        figures = {m: (-entry.score, *(entry.costs[name] for name in costs)) for m, entry in self.entries.items()}
-        return [m for m, one in figures.items() if not any(dominates(other, one) for other in figures.values())]
+        """The Pareto front: methods that no other one matches at no more of these costs."""
+        figures = {}
+        for method, entry in self.entries.items():
+            figures[method] = -entry.score, *(entry.costs[name] for name in costs)
+        front = []
+        for method, own_figures in figures.items():
+            if not any(dominates(rival, own_figures) for rival in figures.values()):
+                front.append(method)
+        return front
 
 
-def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether one is as little in every figure and less in some."""
-    return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
+def _untested_reason(better: Entry, worse: Entry) -> str | None:
+    """The reason why two methods cannot be tested, if any."""
+    if len(better.rows | worse.rows) > 1:
+        return "their test rows differ"
+    methods = [entry.first.method for entry in (better, worse) if not entry.error]
+    return f"the noise between seeds of {' or '.join(methods)} is unknown" if methods else None
+
+
+def dominates(rival: Sequence[float], figures: Sequence[float]) -> bool:
+    """Checks that the rival is as little in every figure and less in some."""
+    return rival != figures and all(map(operator.le, rival, figures))
 
 
 def why_left_out(record: Record) -> str:
-    """Why a record's figures may not be those of its method; empty if nothing says so."""
-    gaps = [f"it has no {record.main_score}"] if record.scores.get(record.main_score) is None else []
-    confirms = [f"it only confirms or refutes the miss of seed {seed}"] if (seed := record.seeds.confirms) is not None else []
-    return strip_places(next(iter([*confirms, *gaps, *failed_audits(record.audits), *impossible_figures(record)]), ""))
+    """The reason why a record's figures may not be its method's; empty if there is none."""
+    if record.seeds.confirms is not None:
+        return f"it only confirms or refutes the miss of seed {record.seeds.confirms}"
+    if record.scores.get(record.main_score) is None:
+        return strip_places(f"it has no {record.main_score}")
+    faults = [*failed_audits(record.audits), *impossible_figures(record)]
+    return strip_places(faults[0]) if faults else ""
 
 
 def compare_methods(records: Iterable[Record], calibrated: Noise) -> list[Comparison]:
-    """The methods of each task and backbone that nothing objects to; raises InputError if records cannot be compared."""
+    """The methods of each task and backbone that nothing objects to.
+
+    Raises InputError if records cannot be compared.
+    """
     cells: dict[str, list[Record]] = defaultdict(list)
-    for record in (one for one in records if one.finished and not why_left_out(one)):
-        cells[record.cell].append(record)
-    if len(profiles := sorted({group[0].profile for group in cells.values()})) > 1:
+    for record in records:
+        if record.finished and not why_left_out(record):
+            cells[record.cell].append(record)
+    profiles = sorted({seeds[0].profile for seeds in cells.values()})
+    if len(profiles) > 1:
         raise InputError(f"cells of {' and '.join(profiles)}; compare one profile at a time")
     if not profiles:
         raise InputError("no cell ran to its end and passed its audits, so there is nothing to compare")
-    check_alike(record for group in cells.values() for record in group)
+    check_alike(chain.from_iterable(cells.values()))
     groups: dict[tuple[str, str], dict[str, Entry]] = defaultdict(dict)
-    entries = add_errors([make_entry(group) for group in cells.values()], calibrated)
+    entries = add_errors([make_entry(seeds) for seeds in cells.values()], calibrated)
     for entry in sorted(entries, key=lambda entry: (study_place(entry.first.cell)[:2], -entry.score)):
-        groups[entry.first.task, entry.first.backbone][entry.first.method] = entry
-    return [Comparison(task=task, backbone=backbone, entries=group) for (task, backbone), group in groups.items()]
+        first = entry.first
+        groups[first.task, first.backbone][first.method] = entry
+    comparisons = []
+    for (task, backbone), group in groups.items():
+        comparisons.append(Comparison(task=task, backbone=backbone, entries=group))
+    return comparisons
 
 
 # In words
 
-FORMATS = {
+COLUMN_FORMATS = {
     "points": ".1f",
     MEAN_SD: "",
     "from": ".1f",
@@ -270,8 +360,11 @@ FORMATS = {
     "study": ".1f",
     TRAINED: ".2f",
     TENSORS: ".1f",
+    PEAK: ".2f",
+    SECONDS: ".1f",
+    "points apart": ".2f",
+    "seeds that tell": ".0f",
 }
-FORMATS |= {PEAK: ".2f", SECONDS: ".1f", "points apart": ".2f", "seeds that tell": ".0f"}
 LEGEND = (
     "points: the run's mean main score; sd: the standard deviation of its seeds; from, to: the 95 % interval over seeds.",
     "interval by: calibrated noise, of seeds that were calibrated by the same recipe; or the noise of these seeds.",
@@ -287,20 +380,29 @@ OF_QUICK = (
 
 
 def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> list[Section]:
-    """What is not like for like, a table for each task, what cannot be told apart, and which of the records are left out."""
+    """Unlike settings, a table for each task, undecided pairs, and records left out."""
     frame = method_frame(comparisons)
-    parts = [_differences(comparisons)]
+    tables = [_differences(comparisons)]
     for (task, score), rows in frame.groupby(["task", "score"], sort=False):
         view = rows.drop(columns=["profile", "task", "score"]).dropna(axis=1, how="all")
-        parts.append(Section(heading=f"{task}: {score}", frame=view, formats=FORMATS))
-    quick = [OF_QUICK] if frame.profile[0] == QUICK_PROFILE.id else []
-    caveat = "of other backbones on other rows" if quick else "rows, weights and caps may differ"
-    of_study = [f"study: published scores; {caveat}."] if frame.study.notna().any() else []
-    reasons = [(record, why_left_out(record)) for record in records if record.finished]
-    omissions = [f"{record.cell}, seed {record.seeds.seed}, is left out: {why}." for record, why in reasons if why]
-    notes = [*omissions, *LEGEND, *of_study, *quick]
-    tables = [part for part in parts if part.cells]
-    return [*tables, _pairs(comparisons), Section(heading="What to know", sentences=notes)]
+        tables.append(Section(heading=f"{task}: {score}", frame=view, formats=COLUMN_FORMATS))
+    notes = []
+    for record in records:
+        reason = why_left_out(record) if record.finished else ""
+        if reason:
+            notes.append(f"{record.cell}, seed {record.seeds.seed}, is left out: {reason}.")
+    notes += LEGEND
+    is_quick = frame.profile[0] == QUICK_PROFILE.id
+    if frame.study.notna().any():
+        caveat = "of other backbones on other rows" if is_quick else "rows, weights and caps may differ"
+        notes.append(f"study: published scores; {caveat}.")
+    if is_quick:
+        notes.append(OF_QUICK)
+    return [
+        *(table for table in tables if table.cells),
+        _pairs(comparisons),
+        Section(heading="What to know", sentences=notes),
+    ]
 
 
 def method_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
@@ -316,8 +418,12 @@ def method_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _row(comparison: Comparison, method: str, study_scores: Mapping[str, float | None]) -> dict[str, object]:
-    """A method's line; `best`: or not told from it."""
+def _row(
+    comparison: Comparison,
+    method: str,
+    study_scores: Mapping[str, float | None],
+) -> dict[str, object]:
+    """A method's line; also `best` is one that cannot be told from the best."""
     entry = comparison.entries[method]
     low, high = entry.interval or (None, None)
     pairs = comparison.pairs
@@ -343,28 +449,48 @@ def _row(comparison: Comparison, method: str, study_scores: Mapping[str, float |
 
 
 def _differences(comparisons: Sequence[Comparison]) -> Section:
-    """What the methods of a backbone and task do not have in common, the budget first."""
+    """The facts in which methods of a backbone and task differ, the budget first."""
     rows = []
-    for fact, one in product(FACTS, comparisons):
+    for fact, comparison in product(FACTS, comparisons):
         methods = defaultdict[str, list[str]](list)
-        for method, entry in one.entries.items():
+        for method, entry in comparison.entries.items():
             methods[entry.facts[fact]].append(method)
         if len(methods) > 1:
-            text = ", ".join(f"{value} ({', '.join(names)})" for value, names in methods.items())
-            rows.append({"task": one.task, "backbone": one.backbone, "in": fact, "methods": text})
-    budget = any(row["in"] == "updates" for row in rows)
-    sentences = ["updates: number x rows per update."] if budget else []
-    return Section(heading=f"Not like for like{' in budget' * budget}", frame=pd.DataFrame(rows), sentences=sentences)
+            values = [f"{value} ({', '.join(names)})" for value, names in methods.items()]
+            rows.append(
+                {
+                    "task": comparison.task,
+                    "backbone": comparison.backbone,
+                    "in": fact,
+                    "methods": ", ".join(values),
+                }
+            )
+    heading = "Not like for like"
+    sentences = []
+    if any(row["in"] == "updates" for row in rows):
+        heading += " in budget"
+        sentences.append("updates: number x rows per update.")
+    return Section(heading=heading, frame=pd.DataFrame(rows), sentences=sentences)
 
 
 def _pairs(comparisons: Sequence[Comparison]) -> Section:
-    """The pairs that cannot be told apart and why, those that need the fewest seeds first."""
-    frame = pd.concat([one.pairs.assign(task=one.task, backbone=one.backbone) for one in comparisons])
+    """The pairs that cannot be told apart, with reasons, those that need the fewest seeds first."""
+    frames = [c.pairs.assign(task=c.task, backbone=c.backbone) for c in comparisons]
+    frame = pd.concat(frames)
     if frame.empty:
         return Section(heading="One method of each backbone: no pair to tell apart")
     frame["methods"] = frame.better + ", " + frame.other
-    columns = ["task", "backbone", "methods", "points apart", "seeds that tell", "not tested, since"]
-    others = frame[~frame.apart.astype(bool)].sort_values("seeds that tell", kind="stable")[columns].dropna(axis=1, how="all")
+    columns = [
+        "task",
+        "backbone",
+        "methods",
+        "points apart",
+        "seeds that tell",
+        "not tested, since",
+    ]
+    alike = frame[~frame.apart.astype(bool)].sort_values("seeds that tell", kind="stable")
+    alike = alike[columns].dropna(axis=1, how="all")
     heading = f"Told apart: {count_text(int(frame.apart.sum()), len(frame), 'pair')} of methods"
-    heading += "; the other pairs, those that need the fewest seeds first:" if len(others) else ""
-    return Section(heading=heading, frame=others.head(MOST_PAIRS), formats=FORMATS)
+    if len(alike):
+        heading += "; the other pairs, those that need the fewest seeds first:"
+    return Section(heading=heading, frame=alike.head(MOST_PAIRS), formats=COLUMN_FORMATS)

@@ -1,4 +1,4 @@
-"""The tables of instruments: what each measured, by cell and part, over the seeds of a run."""
+"""The tables of instruments: their figures by cell and part, over the seeds of a run."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -11,37 +11,63 @@ import pandas as pd
 from tunegrid.gate.figures import load_frame
 from tunegrid.gate.statistics import ALPHA, critical_value, ratio
 from tunegrid.record import Record
+from tunegrid.record.record import InstrumentRecord
 from tunegrid.report.tables import Section
 
 
 def instrument_sections(records: Sequence[Record], run: Path | None) -> Iterator[Section]:
-    """One for each instrument that was asked: a row for each cell and part; sentences say what was not measured, and why."""
+    """A section for each instrument of the run: a row for each cell and part; sentences on what was not measured."""
     frame = load_frame(records, run)
-    for name, part in {name: part for record in records for name, part in record.instruments.items()}.items():
-        lines, unmeasured = defaultdict[Any, dict[str, str]](dict), defaultdict[str, list[str]](list)
-        for (cell, place, figure), group in frame[frame.instrument == name].groupby(["cell", "part", "figure"], sort=False):
-            value, low, high = interval(group)
-            note, form = next(filter(None, group.note), ""), part.figures[figure].shown if figure in part.figures else ""
-            if np.isnan(value) and note:
-                unmeasured[note].append(f"{cell} {place}".strip())
-            if form:
-                ends = "" if np.isnan(low) else f" ({low:{form}} {high:{form}})"
-                lines[cell, place][figure] = "-" if np.isnan(value) else f"{value:{form}}{ends}"
-        columns = [figure for figure in part.figures if any(figure in line for line in lines.values())]
-        rows = [{"cell": cell, "part": place, **dict.fromkeys(columns, "-"), **line} for (cell, place), line in lines.items()]
-        sentences = [f"no figure for {', '.join(cells)}: {note}" for note, cells in unmeasured.items()]
-        formats = dict.fromkeys(columns, "")
-        yield Section(heading=f"{name}: {part.question}", frame=pd.DataFrame(rows), formats=formats, sentences=sentences)
+    instruments: dict[str, InstrumentRecord] = {}
+    for record in records:
+        instruments |= record.instruments
+    for name, instrument in instruments.items():
+        yield _section(name, instrument, frame[frame.instrument == name])
+
+
+def _section(name: str, instrument: InstrumentRecord, frame: pd.DataFrame) -> Section:
+    """The table of an instrument, and its reasons for figures without a number."""
+    lines = defaultdict[Any, dict[str, str]](dict)
+    unmeasured = defaultdict[str, list[str]](list)
+    for (cell, part, figure), rows in frame.groupby(["cell", "part", "figure"], sort=False):
+        value, low, high = interval(rows)
+        note = next(filter(None, rows.note), "")
+        if np.isnan(value) and note:
+            unmeasured[note].append(f"{cell} {part}".strip())
+        form = instrument.figures[figure].shown if figure in instrument.figures else ""
+        if form:
+            ends = "" if np.isnan(low) else f" ({low:{form}} {high:{form}})"
+            lines[cell, part][figure] = "-" if np.isnan(value) else f"{value:{form}}{ends}"
+    shown = set[str]().union(*lines.values())
+    columns = [figure for figure in instrument.figures if figure in shown]
+    table = []
+    for (cell, part), line in lines.items():
+        table.append({"cell": cell, "part": part, **dict.fromkeys(columns, "-"), **line})
+    return Section(
+        heading=f"{name}: {instrument.question}",
+        frame=pd.DataFrame(table),
+        formats=dict.fromkeys(columns, ""),
+        sentences=[f"no figure for {', '.join(cells)}: {note}" for note, cells in unmeasured.items()],
+    )
 
 
 def interval(rows: pd.DataFrame) -> tuple[float, float, float]:
-    """The mean over seeds of a figure, and its 95 % interval: of its rows, or that which it brought, or else of the seeds."""
-    seeds = []
+    """The mean over seeds of a figure, and its 95 % interval.
+
+    The interval is that of the figure's rows, or the one that it brought, or else that of the
+    seeds.
+    """
+    intervals = []
     for _, group in rows.groupby("seed", dropna=False):
-        has_rows = (group.row != "").any()
-        seeds.append(ratio(group.value * group.weight, group.weight) if has_rows else group[["value", "low", "high"]].mean())
-    value, low, high = np.array(seeds, float).mean(0)
-    if seeds[1:] and np.isnan(low):
-        reach = critical_value(ALPHA / 2, len(seeds) - 1) * np.std(seeds, 0, ddof=1)[0] / len(seeds) ** 0.5
-        low, high = value - reach, value + reach
+        if (group.row != "").any():
+            intervals.append(ratio(group.value * group.weight, group.weight))
+        else:
+            intervals.append(group[["value", "low", "high"]].mean())
+    number = len(intervals)
+    seeds = np.array(intervals, float)
+    value, low, high = seeds.mean(0)
+    if number > 1 and np.isnan(low):
+        sd = np.std(seeds, 0, ddof=1)[0]
+        reach = critical_value(ALPHA / 2, number - 1) * sd / number**0.5
+        return value, value - reach, value + reach
     return value, low, high

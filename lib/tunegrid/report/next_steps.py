@@ -163,7 +163,8 @@ class NextSteps:
         new = [record for record in self.records if record.cell == cells[0]]
         if not old or not new:
             return ""
-        before, after = old[0].versions, new[0].versions
+        before = old[0].versions
+        after = new[0].versions
         packages = [name for name in PACKAGES if is_later(before.get(name), after.get(name))]
         if not packages:
             return ""
@@ -199,19 +200,26 @@ def split_words(command: str) -> list[str]:
 
 def normal_form(words: Sequence[str]) -> list[str]:
     """The words of a command that decide what trains, without regard to order, and to "=" for a space."""
-    parts: list[str] = []
+    split: list[str] = []
     for word in words:
-        parts += word.split("=", 1) if word.startswith("--") else [word]
-    parts = [part for last, part in pairwise(["", *parts]) if not SHOWING.match(part) and not SHOWING.match(last)]
-    if parts[:2] == ["tunegrid", "run"]:
-        parts[:2] = ["pytest"]
-    return sorted(parts)
+        if word.startswith("--"):
+            split += word.split("=", 1)
+        else:
+            split.append(word)
+    deciding = []
+    for last, word in pairwise(["", *split]):
+        if not SHOWING.match(word) and not SHOWING.match(last):
+            deciding.append(word)
+    if deciding[:2] == ["tunegrid", "run"]:
+        deciding[:2] = ["pytest"]
+    return sorted(deciding)
 
 
 def is_later(before: str | None, after: str | None) -> bool:
     """Checks that two versions are releases and the second is later; a build of one release is not."""
     try:
-        old, new = Version(before or ""), Version(after or "")
+        old = Version(before or "")
+        new = Version(after or "")
     except InvalidVersion:
         return False
     if old.is_devrelease or new.is_devrelease:

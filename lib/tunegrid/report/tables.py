@@ -1,6 +1,6 @@
 """A report: sections of a heading, a table and sentences; prints it as text, Markdown, LaTeX, HTML or JSON.
 
-Whoever has something to show makes sections. What a file, a model or a library wrote has no effect as markup in any format.
+The text of files, models and libraries has no effect as markup in any format.
 """
 
 import html
@@ -20,70 +20,91 @@ if TYPE_CHECKING:
 MISSING = "-"
 MARKUP = re.compile(r"[\\`$*|<>\[\]~&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # of Markdown
 
-BACKSLASH, TILDE, CARET = r"\textbackslash{}", r"\textasciitilde{}", r"\textasciicircum{}"
-LATEX = str.maketrans({"\\": BACKSLASH, "~": TILDE, "^": CARET} | {letter: f"\\{letter}" for letter in "&%$#_{}"})
+ESCAPES = {letter: f"\\{letter}" for letter in "&%$#_{}"}
+ESCAPES |= {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+LATEX = str.maketrans(ESCAPES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One table with what is said of it."""
+    """A heading, a table and sentences on it."""
 
     heading: str = ""
     frame: "pd.DataFrame | None" = None
-    formats: Mapping[str, str] = field(default_factory=dict)  # of columns of numbers, as ".1f": they are aligned to the right
-    sentences: Sequence[str] = ()  # commands stand in backticks
-    folded: bool = False  # whether formats that can do so show it on a click alone
+    # Of columns of numbers, as ".1f": they are aligned to the right
+    formats: Mapping[str, str] = field(default_factory=dict)
+    sentences: Sequence[str] = ()  # with commands in backticks
+    folded: bool = False  # True: shown on a click, in formats that can do so
 
     @property
     def columns(self) -> list[str]:
         """The table's head; empty without one."""
-        return [] if self.frame is None or self.frame.empty else list(map(str, self.frame.columns))
+        if self.frame is None or self.frame.empty:
+            return []
+        return list(map(str, self.frame.columns))
 
     @property
     def cells(self) -> list[list[str]]:
         """The table's lines as text; a dash if nothing was measured."""
         forms = [self.formats.get(name, "") for name in self.columns]
-        rows = self.frame.itertuples(index=False) if self.frame is not None and forms else ()
-        return [[show(one, form) for one, form in zip(row, forms, strict=True)] for row in rows]
+        if self.frame is None or not forms:
+            return []
+        return [list(map(show, row, forms)) for row in self.frame.itertuples(index=False)]
 
 
 def show(value: Any, form: str = "") -> str:
     """A figure or a text; yes or no for a boolean, a dash for None and NaN."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return MISSING if value is None or value != value else format(value, form) if form else str(value)
+    if value is None or value != value:
+        return MISSING
+    return format(value, form) if form else str(value)
 
 
 def text(sections: Iterable[Section]) -> str:
-    """For a terminal, which obeys nothing in it."""
-    parts = [[section.heading, *text_table(section), *section.sentences] for section in sections]
-    return "\n\n".join(filter(None, ("\n".join(map(defuse, filter(None, lines))) for lines in parts)))
+    """The report for a terminal, which obeys nothing in it."""
+    paragraphs = []
+    for section in sections:
+        lines = filter(None, [section.heading, *text_table(section), *section.sentences])
+        paragraphs.append("\n".join(map(defuse, lines)))
+    return "\n\n".join(filter(None, paragraphs))
 
 
 def text_table(section: Section) -> list[str]:
     """The head, then one line per row; numbers are aligned to the right."""
-    table = [list(map(defuse, row)) for row in (section.columns, *section.cells)] if section.cells else []
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    sides = [">" if name in section.formats else "<" for name in section.columns]
-    forms = [f"{side}{width}" for side, width in zip(sides, widths, strict=True)]
+    if not section.cells:
+        return []
+    table = [list(map(defuse, row)) for row in (section.columns, *section.cells)]
+    forms = []
+    for name, *column in zip(section.columns, *table, strict=True):
+        side = ">" if name in section.formats else "<"
+        forms.append(f"{side}{max(map(len, column))}")
     return ["  ".join(map(format, row, forms)).rstrip() for row in table]
 
 
 def markdown(sections: Iterable[Section]) -> str:
-    """For a pull request or a step summary."""
-    parts = []
+    """The report for a pull request or a step summary."""
+    blocks = []
     for section in sections:
         if section.folded:
-            parts.append(f"<details><summary>{html.escape(_one_line(section.heading))}</summary>")
+            summary = html.escape(_one_line(section.heading))
+            blocks.append(f"<details><summary>{summary}</summary>")
         elif section.heading:
-            parts.append(f"**{_markdown(section.heading)}**")
+            blocks.append(f"**{_markdown(section.heading)}**")
         if section.cells:
-            rule = ["---:" if name in section.formats else "---" for name in section.columns]
             head, *rows = [list(map(_markdown, row)) for row in (section.columns, *section.cells)]
-            parts.append("\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows)))
-        parts += ["\n".join(f"* {mark_code(one, _markdown, '`{}`')}" for one in section.sentences)] if section.sentences else []
-        parts += ["</details>"] if section.folded else []
-    return "\n\n".join(parts)
+            rule = ["---:" if name in section.formats else "---" for name in section.columns]
+            blocks.append("\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows)))
+        sentences = [mark_code(sentence, _markdown, "`{}`") for sentence in section.sentences]
+        if sentences:
+            blocks.append("\n".join(f"* {sentence}" for sentence in sentences))
+        if section.folded:
+            blocks.append("</details>")
+    return "\n\n".join(blocks)
 
 
 def _markdown(words: str) -> str:
@@ -96,26 +117,40 @@ def _one_line(words: str) -> str:
 
 
 def mark_code(sentence: str, escaped: Callable[[str], str], code: str) -> str:
-    """A sentence of ours, escaped, but for commands in backticks, which are made `code`; one that is not closed is text."""
+    """An escaped sentence of ours, with its commands in backticks as `code`; a backtick that is not closed is text."""
     parts = _one_line(sentence).split("`")
-    if len(parts) % 2 == 0 or not all(part.strip() for part in parts[1::2]):
+    if len(parts) % 2 == 0 or not all(map(str.strip, parts[1::2])):
         return escaped(sentence)
-    return "".join(code.format(part) if index % 2 else escaped(part) for index, part in enumerate(parts))
+    for index, words in enumerate(parts):
+        parts[index] = code.format(words) if index % 2 else escaped(words)
+    return "".join(parts)
 
 
 def latex(sections: Iterable[Section]) -> str:
-    """For a paper: a float for each table, with the rules of booktabs."""
-    parts = [r"% needs \usepackage{booktabs}"]
+    """The report for a paper: a float for each table, with the rules of booktabs."""
+    blocks = [r"% needs \usepackage{booktabs}"]
     for section in sections:
         heading, *notes = map(_latex, (section.heading, *section.sentences))
-        if section.cells:
-            head, *rows = [" & ".join(map(_latex, row)) + r" \\" for row in (section.columns, *section.cells)]
-            sides = "".join("r" if name in section.formats else "l" for name in section.columns)
-            table = [rf"\begin{{tabular}}{{{sides}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
-            parts.append("\n".join([r"\begin{table}", rf"\caption{{{heading}}}", *table, *notes, r"\end{table}"]))
-        else:
-            parts.append("\n".join([rf"\paragraph{{{heading}}}", *notes]))
-    return "\n\n".join(parts)
+        if not section.cells:
+            blocks.append("\n".join([rf"\paragraph{{{heading}}}", *notes]))
+            continue
+        rows = [" & ".join(map(_latex, row)) + r" \\" for row in (section.columns, *section.cells)]
+        sides = ["r" if name in section.formats else "l" for name in section.columns]
+        lines = [
+            r"\begin{table}",
+            rf"\caption{{{heading}}}",
+            rf"\begin{{tabular}}{{{''.join(sides)}}}",
+            r"\toprule",
+            rows[0],
+            r"\midrule",
+            *rows[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            *notes,
+            r"\end{table}",
+        ]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
 
 
 def _latex(words: str) -> str:
@@ -124,15 +159,22 @@ def _latex(words: str) -> str:
 
 def render_html(sections: Iterable[Section]) -> str:
     """Headings, tables and paragraphs for a page of your own."""
-    parts = []
+    blocks = []
     for section in sections:
-        parts += [f"<h3>{_html(section.heading)}</h3>"] if section.heading else []
+        if section.heading:
+            blocks.append(f"<h3>{_html(section.heading)}</h3>")
         if section.cells:
-            rows = (f"<tr>{''.join(f'<td>{_html(one)}</td>' for one in row)}</tr>" for row in section.cells)
-            head = "".join(f"<th>{_html(name)}</th>" for name in section.columns)
-            parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
-        parts += [f"<p>{mark_code(sentence, _html, Markup('<code>{}</code>'))}</p>" for sentence in section.sentences]
-    return "\n".join(parts)
+            head = _html_row("th", section.columns)
+            body = "".join(_html_row("td", row) for row in section.cells)
+            blocks.append(f"<table><thead>{head}</thead><tbody>{body}</tbody></table>")
+        for sentence in section.sentences:
+            blocks.append(f"<p>{mark_code(sentence, _html, Markup('<code>{}</code>'))}</p>")
+    return "\n".join(blocks)
+
+
+def _html_row(tag: str, values: Sequence[str]) -> str:
+    """A row of a table."""
+    return f"<tr>{''.join(f'<{tag}>{_html(value)}</{tag}>' for value in values)}</tr>"
 
 
 def _html(words: str) -> str:
@@ -141,12 +183,20 @@ def _html(words: str) -> str:
 
 def render_json(sections: Iterable[Section]) -> str:
     """Each section with the values of its table, not rounded; null if nothing was measured."""
-    parts = []
+    objects = []
     for section in sections:
         frame = section.frame
-        rows = [] if frame is None else frame.astype(object).where(frame.notna(), None).to_dict("records")
-        parts.append({"heading": section.heading, "rows": rows, "sentences": list(section.sentences)})
-    return json.dumps(parts, indent=1)
+        rows = []
+        if frame is not None:
+            rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+        objects.append({"heading": section.heading, "rows": rows, "sentences": [*section.sentences]})
+    return json.dumps(objects, indent=1)
 
 
-FORMATS = {"text": text, "markdown": markdown, "latex": latex, "html": render_html, "json": render_json}
+FORMATS = {
+    "text": text,
+    "markdown": markdown,
+    "latex": latex,
+    "html": render_html,
+    "json": render_json,
+}

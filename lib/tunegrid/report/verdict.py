@@ -116,11 +116,15 @@ class RunVerdict:
 
 def answer_lines(answer: str, cause: str, next_step: str, more: Sequence[str] = ()) -> tuple[str, ...]:
     """An answer in its lines."""
-    second, rest = [*more[:1]], more[1:]
+    details = list(more)
+    lines = [answer]
     if cause:
-        second, rest = [f"Cause: {cause}."], more
-    step = [f"Next: {next_step}."] if next_step else []
-    return (answer, *second, *step, *rest)
+        lines.append(f"Cause: {cause}.")
+    elif details:
+        lines.append(details.pop(0))
+    if next_step:
+        lines.append(f"Next: {next_step}.")
+    return (*lines, *details)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,9 +300,9 @@ def _short_cells(run: JudgedRun, records: Sequence[Record]) -> Statement:
         for audit, reason in record.excused.items():
             audits_by_reason.setdefault(reason, {})[audit] = None
             excused.add(record.cell)
-        if record.training and not record.excused:
-            part = record.training
-            updates[record.cell] = f"{record.cell} {part.updates} of {part.planned}"
+        training = record.training
+        if training and not record.excused:
+            updates[record.cell] = f"{record.cell} {training.updates} of {training.planned}"
     clauses = []
     if excused:
         failed = [f"{phrase(list(audits))} ({reason})" for reason, audits in audits_by_reason.items()]
@@ -508,7 +512,10 @@ def _score_note(run: JudgedRun) -> str:
     if any(score.verdict is Verdict.WORSE for score in scores):
         return ""
     note = "; no score is worse"
-    for verdict, word in ((Verdict.CANNOT_TELL, "undecided"), (Verdict.NOT_COMPARABLE, "not compared")):
+    for verdict, word in (
+        (Verdict.CANNOT_TELL, "undecided"),
+        (Verdict.NOT_COMPARABLE, "not compared"),
+    ):
         number = len(main_scores(run.judged, verdict))
         if number:
             note += f", {number} of {len(scores)} {word}"

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tunegrid.errors import InputError
-from tunegrid.gate.modules import COLUMNS, FIGURES, NUMBERS, Moved, first_modules, parse_modules
+from tunegrid.gate.modules import COLUMN_PREFIXES, COLUMNS, FIGURE_PARTS, Moved, first_modules, parse_modules
 from tunegrid.gate.numerics import compare_pair
 from tunegrid.gate.thresholds import load_tolerances
 from tunegrid.runs import examples
@@ -34,8 +34,8 @@ def model(moved=None, order=MODEL, phase="forward"):
     rows = []
     for name, depth, source, maker in order:
         texts = {"phase": phase, "module": name, "kind": (name or "Model").rpartition(".")[2].title(), "library": "toy"}
-        known = {f: (moved or {}).get((name, f), EQUAL) for f in FIGURES.values()}
-        figures = {f"{f}_{n}": x for f in known for n, x in zip(NUMBERS, known[f], strict=True)}
+        known = {f: (moved or {}).get((name, f), EQUAL) for f in COLUMN_PREFIXES.values()}
+        figures = {f"{f}_{n}": x for f in known for n, x in zip(FIGURE_PARTS, known[f], strict=True)}
         rows.append(texts | {"call": 1.0, "depth": float(depth), "source": float(source), "maker": float(maker)} | figures)
     return {column: [row[column] for row in rows] for column in COLUMNS}
 

@@ -7,7 +7,7 @@ import pytest
 from tunegrid import ROOT
 from tunegrid.gate.gate import Run, gate, read_run
 from tunegrid.gate.judgements import Verdict
-from tunegrid.gate.noise import POINTS, Noise
+from tunegrid.gate.noise import POINT_SCALE, Noise
 from tunegrid.gate.quality import MAIN_ALPHA, decide
 from tunegrid.gate.statistics import by_training
 from tunegrid.report.verdict import Rank, run_verdict
@@ -130,7 +130,7 @@ def test_a_summary_that_changed_a_little_is_the_same_by_bertscore():
 )
 def test_main_scores_share_nine_tenths_of_alpha_and_all_others_the_rest(p_values, points, worse):
     assert pytest.approx(0.045) == MAIN_ALPHA
-    effect = by_training(50.0, 50.0 + points, 1.0, 1e6, POINTS)
+    effect = by_training(50.0, 50.0 + points, 1.0, 1e6, POINT_SCALE)
     effects = {key: replace(effect, p_worse=p, p_better=1 - p) for key, p in p_values.items()}
     decisions = decide(effects, {"a": "f1", "b": "f1"}, {"other": 1.0})
     assert {key for key, (verdict, *_) in decisions.items() if verdict is Verdict.WORSE} == worse

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from tunegrid.gate.noise import POINTS, make_scale
+from tunegrid.gate.noise import POINT_SCALE, make_scale
 from tunegrid.gate.statistics import by_rows, by_training, holm, ratio, row_deviation
 
 
 def test_a_change_is_held_to_training_noise_by_students_t():
     # with 4 degrees of freedom, t of -2.776 has 2.5 % below it, and 2.776 bounds the 95 % interval
-    effect = by_training(0.0, -2.776, 1.0, 4, POINTS)
+    effect = by_training(0.0, -2.776, 1.0, 4, POINT_SCALE)
     assert (effect.p_worse, effect.p_better) == pytest.approx((0.025, 0.975), abs=1e-4)
     assert (effect.low, effect.high) == pytest.approx((-5.552, 0.0), abs=1e-3)
     # 2.776 errors must be seen, and noise takes 0.842 of them from a true drop one time in five

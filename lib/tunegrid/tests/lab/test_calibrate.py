@@ -8,7 +8,7 @@ import pytest
 
 from tunegrid.errors import InputError
 from tunegrid.gate.bounds import Calibration, get_bound
-from tunegrid.gate.noise import POINTS, Deviation, load_noise
+from tunegrid.gate.noise import POINT_SCALE, Deviation, load_noise
 from tunegrid.gate.thresholds import TOLERANCES, load_bounds, load_tolerances
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.tasks import TASKS
@@ -38,7 +38,7 @@ MANY = 1e6  # degrees of freedom: Student's t is normal
     ],
 )
 def test_a_bound_is_a_quantile_of_a_new_observation_below_the_mean(scores, deviation, narrowed, minimum):
-    assert get_bound(scores, Deviation(**deviation), POINTS, bounds=2, **narrowed) == minimum
+    assert get_bound(scores, Deviation(**deviation), POINT_SCALE, bounds=2, **narrowed) == minimum
 
 
 # Whole calibrations

@@ -15,6 +15,7 @@ from tunegrid.report.compare import (
     TENSORS,
     TRAINED,
     UNKNOWN,
+    Error,
     compare_methods,
     p_value,
     sections,
@@ -93,7 +94,7 @@ def test_three_methods_on_two_seeds_by_hand():
     # deviations of sqrt 2; for two degrees quantiles of 0.05 / 6 and 0.2 are 7.649 and 1.061: 4 x (8.710 / 7) ** 2 is 6.19
     assert pair(comparison, "sft", "lora")["seeds that tell"] == 7
     # variances 3 and 1 of 3 and 1 degrees: error 2, and 16 / (9 / 3 + 1 / 1) degrees, of which t is 2.776
-    assert p_value(2 * 2.776445, [(3.0, 3.0), (1.0, 1.0)]) == pytest.approx(0.05, abs=1e-6)
+    assert p_value(2 * 2.776445, [Error(3.0, 3.0), Error(1.0, 1.0)]) == pytest.approx(0.05, abs=1e-6)
     assert (p_value(0.0, []), p_value(1.0, [])) == (1.0, 0.0)
 
 

@@ -46,7 +46,7 @@ def test_tables_select_only_figures_that_there_are():
     tables = (
         summary.SCORE_COLUMNS,
         summary.FOOTPRINT_COLUMNS,
-        compare.FIGURES,
+        compare.ENTRY_COLUMNS,
         view.TENSOR_SIZES,
         view.COURSE,
         view.RATES,
