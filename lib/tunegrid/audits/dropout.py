@@ -4,7 +4,7 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -240,16 +240,27 @@ class DropoutPass:
             if all(torch.equal(draw, plain) for draw in draws):
                 fault = IDLE
             elif not fault and is_fully_asked and is_linear(dropout.user):
-                setattr(dropout.holder, dropout.attribute, HIGH_RATE)
-                high_draws = [call() for _ in range(HIGH_CALLS)]
-                for luck, sentence in moments(plain, draws, high_draws, dropout.rate):
-                    self.closest = closest_to_limit([self.closest, luck])
-                    fault = fault or ("" if luck else sentence)
+                luck, fault = wrong_moments(dropout, plain, draws, call)
+                if fault:  # luck does not come twice
+                    setattr(dropout.holder, dropout.attribute, dropout.rate)
+                    luck, fault = wrong_moments(dropout, plain, [call() for _ in range(LOW_CALLS)], call)
+                self.closest = closest_to_limit([self.closest, luck])
         finally:
             for each in self.dropouts:
                 setattr(each.holder, each.attribute, each.rate)
         if fault:
             self.faults[dropout.name] = fault
+
+
+def wrong_moments(dropout: Dropout, plain: Tensor, draws: list[Tensor], call: Callable[[], Tensor]) -> tuple[Measured, str]:
+    """The deviation closest to its limit of outputs at the rate and of new ones at a high rate; a sentence if it is a fault."""
+    setattr(dropout.holder, dropout.attribute, HIGH_RATE)
+    high_draws = [call() for _ in range(HIGH_CALLS)]
+    closest, fault = NO_DEVIATION, ""
+    for luck, sentence in moments(plain, draws, high_draws, dropout.rate):
+        closest = closest_to_limit([closest, luck])
+        fault = fault or ("" if luck else sentence)
+    return closest, fault
 
 
 def is_scaled(values: Tensor, output: Tensor, rate: float) -> bool:

@@ -3,18 +3,18 @@
 Each release of the index gets an environment of its own, with what must change beside it, in which cells make their first
 updates; with --whole, those whose numerics changed train to their end. A release that cannot be installed, or in which no cell
 runs, is a row of the table, and the next one is compared with the last that ran. After a stop, the same command goes on. With
---causes, a TOML file says why a release changed what it changed, as in `["0.19.0"]`, `cause = "..."`. Exit code 0, whatever
-changed; 2 if nothing could be compared.
+--causes, a TOML file says why a release changed what it changed, as in `"0.19.0" = "..."`. Exit code 0, whatever changed; 2 if
+nothing could be compared.
 """
 
 import argparse
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import requires, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -52,8 +52,14 @@ class Release:
     places: Sequence[str] = ()  # the first that changed in each of them, without repetitions
     figures: Sequence[str] = ()  # scores and memory that are worse or better
     audits: Mapping[str, Sequence[str]] = field(default_factory=dict)  # what those that failed saw, by cell
+    other_audits: Sequence[str] = ()  # cells in which others failed before
     numerics: str = ""  # as "25 equal, 2 changed"
     cause: str = ""  # in the library's source or changelog, by a person
+
+    @property
+    def is_change(self) -> bool:
+        """Whether anything is other than before."""
+        return bool(self.changed_cells or self.figures or self.other_audits)
 
     @property
     def row(self) -> dict[str, str]:
@@ -85,9 +91,11 @@ class History:
     def answer(self) -> str:
         """A sentence: how many releases ran, and which of them changed something."""
         ran = [release for release in self.releases if not release.fault]
-        changed = [release.version for release in ran if release.changed_cells or release.audits or release.figures]
+        changed = [release.version for release in ran if release.is_change]
         total = count(len(self.releases), "release")
         sentence = f"{len(ran)} of {total} of {self.library} ran"
+        if len(ran) < 2:
+            return f"{sentence}: nothing could be compared."
         if changed:
             return f"{sentence}; {len(changed)} changed something: {some(changed, 8)}."
         return f"{sentence}; none changed anything."
@@ -115,11 +123,8 @@ def compare(old: MeasuredRelease, new: MeasuredRelease, kinds: Sequence[str]) ->
     verdict = run_verdict(new.run.records, judgements, kinds, before=old.run.records)
     places = dict.fromkeys(judgement.detail for judgement in judgements if is_change(judgement))
     figures = [f"{j.cell} {j.quantity} {j.verdict}: {j.detail}" for j in judgements if is_other_figure(j)]
-    audits = {}
-    for record in new.run.records:
-        sentences = failed_audits(record.audits, record.excused)
-        if sentences:
-            audits[record.cell] = sentences
+    audits = audit_failures(new.run)
+    audits_before = audit_failures(old.run)
     numerics = tally(j.verdict for j in judgements if j.quantity == "numerics")
     return Release(
         version=new.version,
@@ -130,8 +135,28 @@ def compare(old: MeasuredRelease, new: MeasuredRelease, kinds: Sequence[str]) ->
         places=[*places],
         figures=figures,
         audits=audits,
+        other_audits=[
+            cell
+            for cell in dict.fromkeys([*audits_before, *audits])
+            if audit_names(audits.get(cell, ())) != audit_names(audits_before.get(cell, ()))
+        ],
         numerics=numerics,
     )
+
+
+def audit_failures(run: SavedRun) -> dict[str, list[str]]:
+    """What each audit that failed saw, by cell."""
+    failures = {}
+    for record in run.records:
+        sentences = failed_audits(record.audits, record.excused)
+        if sentences:
+            failures[record.cell] = sentences
+    return failures
+
+
+def audit_names(sentences: Sequence[str]) -> set[str]:
+    """The audits of sentences as "audit base_frozen: 2 changed"."""
+    return {sentence.partition(":")[0] for sentence in sentences}
 
 
 def is_change(judgement: Judgement) -> bool:
@@ -161,7 +186,7 @@ def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
             say(f"{options.library} {number} does not run: {error}")
             continue
         if last is None:
-            release = Release(version=number, answer="the first")
+            release = Release(version=number, answer="the first", audits=audit_failures(new.run))
         else:
             release = compare(last, new, kinds)
             if options.whole and release.changed_cells:
@@ -174,14 +199,18 @@ def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
     return releases
 
 
-def read_causes(path: Path | None) -> Mapping[str, Any]:
+def read_causes(path: Path | None) -> Mapping[str, str]:
     """Causes by release, as a person wrote them down; raises InputError if the file is none."""
     if path is None:
         return {}
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        causes = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # ValueError: no TOML, or no UTF-8
         raise InputError(f"{path} is no file of causes: {error}") from None
+    for release, cause in causes.items():
+        if not isinstance(cause, str):
+            raise InputError(f'{path} is no file of causes: expected a text for {release}, as "0.19.0" = "..."')
+    return causes
 
 
 def supported_from(library: str) -> Version:
@@ -224,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InvalidVersion as error:
         raise InputError(f"{error}; give releases as --from 0.18 --to 0.20") from None
     releases = walk(options, list_releases(options.library, first, last, options.find_links))
-    releases = [with_cause(release, causes) for release in releases]
+    releases = [replace(release, cause=causes.get(release.version, "")) for release in releases]
     history = History(
         library=options.library,
         profile=options.profile,
@@ -242,10 +271,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(FORMATS["text"](history.sections))
     compared = [release for release in releases if release.before]
     return 0 if compared else 2
-
-
-def with_cause(release: Release, causes: Mapping[str, Any]) -> Release:
-    """The release with the cause that a person wrote down."""
-    entry = causes.get(release.version, {})
-    fields = asdict(release) | {"cause": entry.get("cause", "")}
-    return Release(**fields)

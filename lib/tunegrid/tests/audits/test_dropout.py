@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tunegrid.audits import dropout
 from tunegrid.audits.computation import changed_in_the_middle, cross_entropies
 from tunegrid.audits.dropout import dropout_drops, is_scaled, moments, repetition
 from tunegrid.codecs.base import Feature
+from tunegrid.grid.methods import Measured
 from tunegrid.run import module_figures
 from tunegrid.run.probe import norm
 from tunegrid.tests.small import fine_tuner, get_evidence, read_rows
@@ -54,6 +56,21 @@ def test_mean_and_variance_show_scale_and_rate(rate, scale, high_rate, words):
     high_outputs = [mask / (1 - high_rate) for mask in draw(high_rate, count=16, seed=1)]
     faults = [sentence for luck, sentence in moments(torch.ones(2, 500), outputs, high_outputs, 0.1) if not luck]
     assert [fault[: len(words)] for fault in faults[:1]] == [words] * bool(words), faults
+
+
+def test_a_deviation_that_does_not_come_again_is_luck_and_one_that_does_is_a_fault(monkeypatch):
+    evidence = get_evidence(fine_tuner("bert_sa_sft", read_rows("amazon_polarity/train")[:8], max_steps=1))
+    unlucky = (Measured(9.0, 7.0), "is off")
+    answers = []
+
+    def off_once(*arguments):
+        answers.append(arguments)
+        yield from [unlucky] if len(answers) == 1 else moments(*arguments)
+
+    monkeypatch.setattr(dropout, "moments", off_once)
+    assert dropout_drops(evidence)[0]
+    monkeypatch.setattr(dropout, "moments", lambda *arguments: [unlucky])
+    assert "is off" in dropout_drops(evidence)[1]
 
 
 # The checkpoint's config

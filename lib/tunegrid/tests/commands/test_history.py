@@ -54,7 +54,7 @@ def test_an_audit_that_fails_is_in_the_row_and_a_persons_cause_too(saved_runs, w
     run_file(saved_runs.folder / "failed.json", [begun(CELLS[0]), OBJECTING])
     saved_runs.files |= {("4.0", "first-updates"): "failed.json"}
     causes = tmp_path / "causes.toml"
-    causes.write_text('["4.0"]\ncause = "pull request 7: a base that trains"\n')
+    causes.write_text('"4.0" = "pull request 7: a base that trains"\n')
     _, lines, releases = walked("--causes", str(causes))
     assert releases["4.0"]["audits"] == {CELLS[1]: ["audit base_frozen: one changed"]}
     assert (releases["4.0"]["cause"], releases["3.0"]["cause"]) == ("pull request 7: a base that trains", "")
@@ -64,7 +64,15 @@ def test_an_audit_that_fails_is_in_the_row_and_a_persons_cause_too(saved_runs, w
 def test_without_two_releases_that_ran_the_exit_code_is_2(saved_runs, walked):
     saved_runs.files |= {(version, "first-updates"): "absent.json" for version in ("1.0", "3.0", "4.0")}
     code, lines, _ = walked()
-    assert (code, "0 of 4 releases of planted ran; none changed anything." in lines) == (2, True)
+    assert (code, "0 of 4 releases of planted ran: nothing could be compared." in lines) == (2, True)
+
+
+def test_an_audit_that_failed_before_is_no_change(saved_runs, walked):
+    run_file(saved_runs.folder / "failed.json", [begun(CELLS[0]), OBJECTING])
+    saved_runs.files |= {(version, "first-updates"): "failed.json" for version in ("1.0", "3.0", "4.0")}
+    code, lines, releases = walked()
+    assert (code, [*releases["1.0"]["audits"]], releases["4.0"]["other_audits"]) == (0, [CELLS[1]], [])
+    assert "3 of 4 releases of planted ran; none changed anything." in lines
 
 
 @pytest.mark.parametrize(
