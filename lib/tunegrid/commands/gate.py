@@ -54,8 +54,8 @@ class GateAnswer:
 
     @property
     def answer(self) -> str:
-        """The first sentence."""
-        return self.verdict.answer
+        """The first sentence; before it, that the run is unsealed."""
+        return " ".join(filter(None, (self.warning, self.verdict.answer)))
 
     @property
     def exit_code(self) -> int:
@@ -72,7 +72,7 @@ class GateAnswer:
 
     def __str__(self) -> str:
         """The sentences of the command."""
-        return "\n".join(self.verdict.sentences)
+        return "\n".join(filter(None, (self.warning, *self.verdict.sentences)))
 
 
 def gate(

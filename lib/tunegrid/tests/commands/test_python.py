@@ -1,5 +1,6 @@
 """The commands as calls: they answer as the commands do, and refuse with the same sentence."""
 
+import json
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from tunegrid.commands import compare as compare_command
 from tunegrid.commands import gate as gate_command
 from tunegrid.errors import InputError
 from tunegrid.runs.files import read_list
+from tunegrid.runs.seal import SEAL
 from tunegrid.tests.records import run_file, trained
 from tunegrid.tests.sessions import SMALL
 
@@ -36,6 +38,18 @@ def test_a_gate_answers_as_the_command_does_for_files_and_for_records(files, cap
     assert list(answer.cells) == [CELL]
     of_records = tunegrid.gate(read_list(old), read_list(new))
     assert (of_records.exit_code, of_records.cells) == (code, answer.cells)
+
+
+def test_the_answer_on_an_unsealed_run_begins_with_that(files):
+    old, new = files
+    run = json.loads(old.read_bytes())
+    del run[SEAL]
+    for row in run["benchmarks"]:
+        del row[SEAL]
+    new.write_text(json.dumps(run))
+    answer = tunegrid.gate(old, new)
+    assert (answer.exit_code, str(answer).startswith(answer.warning)) == (6, True)
+    assert answer.answer.startswith(f"{new} has no seal")
 
 
 def test_what_counts_can_be_chosen(files):
