@@ -230,7 +230,9 @@ class Job:
         models = self.folder / "models" / f"{self.cell}-seed0"
         for path in sorted(models.rglob("*.*")):
             if path.is_file() and path.name not in WITH_TIMES:
-                digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+                # transformers saves the path of a nested checkpoint, which another clone has elsewhere.
+                content = path.read_bytes().replace(os.fsencode(ROOT), b"")
+                digest = hashlib.sha256(content).hexdigest()[:16]
                 digests[path.suffix == ".safetensors"][f"{path.relative_to(models)}"] = digest
         return {
             "weights": digests[True],

@@ -1,5 +1,6 @@
 """Mutants: changes of small sources by hand, one in a live function, how they are drawn and sorted. Nothing trains."""
 
+import json
 import ast
 import sys
 from importlib import import_module
@@ -129,6 +130,21 @@ def test_a_process_runs_with_a_change_that_it_reaches(tiny, tmp_path, monkeypatc
     assert job.was_reached == bool(number)
     assert job.process_facts["lines"] == [["tinylibrary/__init__.py", 3], ["tinylibrary/__init__.py", 4]]
     assert tiny.double(3) == 6
+
+
+def test_saved_files_of_two_clones_are_equal_wherever_these_stand(tmp_path, monkeypatch):
+    digests = []
+    for clone in ("one", "another"):
+        job = Job(cell="cell", folder=tmp_path / clone)
+        checkpoint = job.folder / "models" / "cell-seed0"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "config.json").write_text(f'{{"_name_or_path": "{tmp_path / clone}/bert"}}')
+        record = {"seeds": {"confirms": None}, "examples": {"file": ""}, "memory": {"ledger": {}}}
+        (job.folder / "run.json").write_text(json.dumps({"benchmarks": [{"extra_info": record}]}))
+        monkeypatch.setattr(command, "ROOT", job.folder)
+        digests.append(job.facts["files"])
+    assert digests[0] == digests[1]
+    assert [*digests[0]] == ["config.json"]
 
 
 def test_a_process_that_hangs_is_ended(tiny, tmp_path, monkeypatch):
