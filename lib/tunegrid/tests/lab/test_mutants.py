@@ -1,7 +1,7 @@
 """Mutants: changes of small sources by hand, one in a live function, how they are drawn and sorted. Nothing trains."""
 
-import json
 import ast
+import json
 import sys
 from importlib import import_module
 
