@@ -1,4 +1,4 @@
-"""Environments beside this one, for `upgrade` and `bisect`, and runs of the suite in them.
+"""Environments beside this one, for `upgrade`, `history` and `bisect`, and runs of the suite in them.
 
 An environment holds the packages that were named and those that change with them. It takes everything
 else from the environment that this process runs in. A lock names its folder: a wheel that was built
@@ -7,7 +7,6 @@ again under the same version gets another environment.
 `--resume` of pytest decides what a run need not measure again: its key has the environment's path.
 """
 
-import argparse
 import hashlib
 import os
 import re
@@ -23,7 +22,6 @@ from filelock import FileLock
 from packaging.utils import canonicalize_name
 
 from tunegrid import launcher
-from tunegrid.commands.cli import add_gate_on
 from tunegrid.commands.packages import (
     check_packages,
     find_packages,
@@ -35,7 +33,6 @@ from tunegrid.commands.packages import (
 )
 from tunegrid.commands.run import command
 from tunegrid.errors import InputError
-from tunegrid.gate.judgements import COUNTED, DEFAULT_KINDS
 from tunegrid.grid.recipes import CACHE
 from tunegrid.machine import PACKAGES
 from tunegrid.runs.resume_key import INSTALLED
@@ -51,13 +48,6 @@ def suite(python: Path, out: Path, arguments: Sequence[str]) -> list[str]:
     """The command that runs cells with an environment's Python; `out` is the run's file, or JUnit's if it is XML."""
     report = "--junitxml" if out.suffix == ".xml" else "--benchmark-json"
     return command(["-q", *arguments, f"{report}={out}"], python)
-
-
-def add_options(parser: argparse.ArgumentParser, counted: Sequence[str] = COUNTED) -> None:
-    """Options of both commands; `counted` are the kinds that may count."""
-    default = [kind for kind in DEFAULT_KINDS if kind in counted]
-    add_gate_on(parser, counted, default, former_name="--by")
-    parser.add_argument("--find-links", type=Path, metavar="DIR", help="take wheels from DIR, not from an index")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import requires, version
 from pathlib import Path
-from typing import NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -23,10 +22,15 @@ from packaging.version import InvalidVersion, Version
 from tunegrid.commands import environments
 from tunegrid.commands.environments import Environment
 from tunegrid.commands.packages import list_releases
-from tunegrid.commands.upgrade import cells_with_changes, changes, judge_sides, run_side
+from tunegrid.commands.sides import (
+    Comparison,
+    Runner,
+    cells_with_changes,
+    parse_options,
+    version_changes,
+)
 from tunegrid.errors import InputError
-from tunegrid.gate.judgements import Judgement, Verdict, parse_kinds, tally
-from tunegrid.grid.recipes import SCORED
+from tunegrid.gate.judgements import Judgement, Verdict, tally
 from tunegrid.machine import cpu_name, versions, write_whole
 from tunegrid.record.checks import failed_audits
 from tunegrid.report.tables import FORMATS, Section
@@ -37,21 +41,22 @@ from tunegrid.words import count, some
 
 SUITE = "tunegrid"
 PAGES = {".json": "json", ".html": "html", ".md": "markdown"}
+NEITHER_EQUAL = (Verdict.WORSE, Verdict.BETTER, Verdict.MISSING)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """What a release changed, beside the last one before it that ran."""
+    """A release, and what it changed beside the last one before it that ran."""
 
     version: str
     before: str = ""  # empty: nothing ran before it, or it did not run
-    installed: str = ""  # what changed with it, as "peft 0.18.1 -> 0.19.0"
-    fault: str = ""  # why it did not run
+    installed: str = ""  # with it, as "peft 0.18.1 -> 0.19.0"
+    fault: str = ""  # the reason why it did not run
     answer: str = ""  # the gate's
     changed_cells: Sequence[str] = ()  # by their numerics
     places: Sequence[str] = ()  # the first that changed in each of them, without repetitions
     figures: Sequence[str] = ()  # scores and memory that are worse or better
-    audits: Mapping[str, Sequence[str]] = field(default_factory=dict)  # what those that failed saw, by cell
+    audits: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of failures, by cell
     other_audits: Sequence[str] = ()  # cells in which others failed before
     numerics: str = ""  # as "25 equal, 2 changed"
     cause: str = ""  # in the library's source or changelog, by a person
@@ -64,13 +69,13 @@ class Release:
     @property
     def row(self) -> dict[str, str]:
         """A line of the table."""
-        said = self.fault or self.answer
-        failed_cells = [f"{cell}: {sentences[0]}" for cell, sentences in self.audits.items()]
+        failed = [f"{cell}: {sentences[0]}" for cell, sentences in self.audits.items()]
+        changes = "; ".join([*self.places, *self.figures])
         return {
             "release": self.version,
             "numerics": self.numerics or "-",
-            "what changed": "; ".join([*self.places, *self.figures]) or said,
-            "audits": "; ".join(failed_cells) or "-",
+            "what changed": changes or self.fault or self.answer,
+            "audits": "; ".join(failed) or "-",
             "cause": self.cause or "-",
         }
 
@@ -106,46 +111,51 @@ class History:
         import pandas as pd  # which --help does without
 
         frame = pd.DataFrame([release.row for release in self.releases])
-        return [Section(heading=f"{self.library}, release by release", sentences=[self.answer]), Section(frame=frame)]
+        heading = f"{self.library}, release by release"
+        return [Section(heading=heading, sentences=[self.answer]), Section(frame=frame)]
 
 
-class MeasuredRelease(NamedTuple):
-    """A release that ran."""
-
-    version: str
-    side: Environment
-    run: SavedRun
-
-
-def compare(old: MeasuredRelease, new: MeasuredRelease, kinds: Sequence[str]) -> Release:
-    """What changed from a release to the next one."""
-    judgements = judge_sides(old.run, new.run)
-    verdict = run_verdict(new.run.records, judgements, kinds, before=old.run.records)
-    places = dict.fromkeys(judgement.detail for judgement in judgements if is_change(judgement))
-    figures = [f"{j.cell} {j.quantity} {j.verdict}: {j.detail}" for j in judgements if is_other_figure(j)]
-    audits = audit_failures(new.run)
-    audits_before = audit_failures(old.run)
-    numerics = tally(j.verdict for j in judgements if j.quantity == "numerics")
+def describe(number: str, before: str, compared: Comparison, kinds: Sequence[str]) -> Release:
+    """A release, by its runs and those of the one before it."""
+    old, new, judgements = compared
+    verdict = run_verdict(new.records, judgements, kinds, before=old.records)
+    places = []
+    figures = []
+    numerics = []
+    for judgement in judgements:
+        if judgement.quantity == "numerics":
+            numerics.append(judgement.verdict)
+            if judgement.verdict is Verdict.CHANGED:
+                places.append(judgement.detail)
+        if is_other_figure(judgement):
+            quantity = f"{judgement.cell} {judgement.quantity}"
+            figures.append(f"{quantity} {judgement.verdict}: {judgement.detail}")
+    failures = audit_failures(new)
+    failures_before = audit_failures(old)
+    other_audits = []
+    for cell in dict.fromkeys([*failures_before, *failures]):
+        if audit_names(failures.get(cell, ())) != audit_names(failures_before.get(cell, ())):
+            other_audits.append(cell)
     return Release(
-        version=new.version,
-        before=old.version,
-        installed=changes(old.side, new.side),
+        version=number,
+        before=before,
         answer=verdict.answer,
         changed_cells=cells_with_changes(judgements),
-        places=[*places],
+        places=list(dict.fromkeys(places)),
         figures=figures,
-        audits=audits,
-        other_audits=[
-            cell
-            for cell in dict.fromkeys([*audits_before, *audits])
-            if audit_names(audits.get(cell, ())) != audit_names(audits_before.get(cell, ()))
-        ],
-        numerics=numerics,
+        audits=failures,
+        other_audits=other_audits,
+        numerics=tally(numerics),
     )
 
 
+def is_other_figure(judgement: Judgement) -> bool:
+    """Whether a score or memory is not as before; speed is not asked: releases run at other times."""
+    return judgement.kind in ("quality", "memory") and judgement.verdict in NEITHER_EQUAL
+
+
 def audit_failures(run: SavedRun) -> dict[str, list[str]]:
-    """What each audit that failed saw, by cell."""
+    """The sentences of the audits that failed, by cell."""
     failures = {}
     for record in run.records:
         sentences = failed_audits(record.audits, record.excused)
@@ -159,43 +169,34 @@ def audit_names(sentences: Sequence[str]) -> set[str]:
     return {sentence.partition(":")[0] for sentence in sentences}
 
 
-def is_change(judgement: Judgement) -> bool:
-    """Whether numerics changed."""
-    return judgement.quantity == "numerics" and judgement.verdict is Verdict.CHANGED
-
-
-def is_other_figure(judgement: Judgement) -> bool:
-    """Whether another figure became worse or better, speed aside: releases run at other times."""
-    return judgement.kind in ("quality", "memory") and judgement.verdict in (Verdict.WORSE, Verdict.BETTER, Verdict.MISSING)
-
-
 def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
     """Measure each release once, and compare it with the last before it that ran."""
-    kinds = parse_kinds(options.gate_on)
-    cells = options.cells.split(",") if options.cells else []
-    first_updates = ("--first-updates",) if options.profile in SCORED else ()
+    runner = Runner(options)
+    first_updates = runner.can_begin
     releases: list[Release] = []
-    last: MeasuredRelease | None = None
+    last: Environment | None = None
+    before = ""
     for number in reversed(numbers):
-        say(f"{options.library} {number}, {len(releases) + 1} of {len(numbers)}")
+        name = f"{options.library} {number}"
+        say(f"{name}, {len(releases) + 1} of {len(numbers)}")
+        requirement = f"{options.library}=={number}"
         try:
-            side = environments.get_environment([f"{options.library}=={number}"], options.find_links)
-            new = MeasuredRelease(number, side, run_side(options, side, cells, first_updates))
+            side = environments.get_environment([requirement], options.find_links)
+            run = runner.run(side, options.cells, first_updates=first_updates)
         except InputError as error:
             releases.append(Release(version=number, fault=str(error)))
-            say(f"{options.library} {number} does not run: {error}")
+            say(f"{name} does not run: {error}")
             continue
         if last is None:
-            release = Release(version=number, answer="the first", audits=audit_failures(new.run))
+            release = Release(version=number, answer="the first", audits=audit_failures(run))
         else:
-            release = compare(last, new, kinds)
-            if options.whole and release.changed_cells:
-                changed = release.changed_cells
-                old_whole, new_whole = (each._replace(run=run_side(options, each.side, changed)) for each in (last, new))
-                release = compare(old_whole, new_whole, kinds)
-        say(f"{options.library} {number}: {release.answer}")
+            compared = runner.compare(last, side, first_updates=first_updates, finishes=options.whole)
+            release = describe(number, before, compared, options.kinds)
+            release = replace(release, installed=version_changes(last, side))
+        say(f"{name}: {release.answer}")
         releases.append(release)
-        last = new
+        last = side
+        before = number
     return releases
 
 
@@ -225,39 +226,42 @@ def supported_from(library: str) -> Version:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Walk, write what was found, say it; return the exit code. Raises InputError if there are no two releases."""
+    """Walk, write what was found, say it; return the exit code.
+
+    Raises:
+        InputError: if an argument cannot be used.
+    """
     usage = "tunegrid history LIBRARY [OPTION ...] [-- OPTION OF PYTEST ...]"
     parser = argparse.ArgumentParser(prog="tunegrid history", usage=usage, description=__doc__)
     add = parser.add_argument
-    add("library", type=lambda text: str(canonicalize_name(text)), metavar="LIBRARY", help="its name on the index, as peft")
-    add("--from", dest="origin", metavar="VERSION", help="the first release (default: the oldest that tunegrid takes)")
+    library = "its name on the index, as peft"
+    add("library", type=lambda text: str(canonicalize_name(text)), metavar="LIBRARY", help=library)
+    origin = "the first release (default: the oldest that tunegrid takes)"
+    add("--from", dest="origin", metavar="VERSION", help=origin)
     add("--to", metavar="VERSION", help="the last release (default: the newest)")
-    add("-m", "--profile", default="quick", metavar="NAME", help="of the cells: quick, zoo, full, ... (default quick)")
-    add("--cells", metavar="ID,ID", help="cells to run (default: all of the profile)")
     add("--whole", action="store_true", help="train cells whose numerics changed to their end")
-    add("--causes", type=Path, metavar="FILE.toml", help="why releases changed what they changed")
-    add("-o", "--output", type=Path, action="append", default=[], metavar="FILE", help=f"write {', '.join(PAGES)}; repeatable")
-    environments.add_options(parser)
-    words = list(arguments or ())
-    end = words.index("--") if "--" in words else len(words)
-    options = parser.parse_args(words[:end])
-    options.pytest_options = words[end + 1 :]
+    causes = "why releases changed what they changed"
+    add("--causes", type=Path, metavar="FILE.toml", help=causes)
+    output = f"write {', '.join(PAGES)}; repeatable"
+    add("-o", "--output", type=Path, action="append", default=[], metavar="FILE", help=output)
+    options = parse_options(parser, arguments)
     for path in options.output:
         if path.suffix not in PAGES:
             raise InputError(f"{path}: expected a name that ends in {some([*PAGES])}")
-    parse_kinds(options.gate_on)  # before anything runs
-    causes = read_causes(options.causes)
+    causes_by_release = read_causes(options.causes)
     try:
         first = Version(options.origin) if options.origin else supported_from(options.library)
         last = Version(options.to) if options.to else None
     except InvalidVersion as error:
         raise InputError(f"{error}; give releases as --from 0.18 --to 0.20") from None
-    releases = walk(options, list_releases(options.library, first, last, options.find_links))
-    releases = [replace(release, cause=causes.get(release.version, "")) for release in releases]
+    releases = []
+    for release in walk(options, list_releases(options.library, first, last, options.find_links)):
+        cause = causes_by_release.get(release.version, "")
+        releases.append(replace(release, cause=cause))
     history = History(
         library=options.library,
         profile=options.profile,
-        cells=options.cells.split(",") if options.cells else [],
+        cells=options.cells,
         cpu=cpu_name(),
         suite=version(SUITE),
         versions=versions(),
@@ -265,9 +269,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     for path in options.output:
         form = PAGES[path.suffix]
-        page = json.dumps(asdict(history), indent=1) if form == "json" else FORMATS[form](history.sections)
+        page = FORMATS[form](history.sections)
+        if form == "json":
+            page = json.dumps(asdict(history), indent=1)
         write_whole(path, page)
         say(f"wrote {path}")
     say(FORMATS["text"](history.sections))
-    compared = [release for release in releases if release.before]
-    return 0 if compared else 2
+    could_compare = any(release.before for release in releases)
+    return 0 if could_compare else 2

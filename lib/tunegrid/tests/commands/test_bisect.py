@@ -51,9 +51,10 @@ def test_versions_between_the_ends_are_halved(saved_runs, bisected, first_worse,
     assert lines[0] == "planted: 8 versions, at most 3 steps after the two ends"
     assert next(line for line in lines if line.startswith("tries")) == "tries 1.4; at most 3 steps left"
     assert len([line for line in lines if line.startswith("skips")]) == len(others)
-    tried = [("1.0", "run"), ("1.0", "again"), ("1.7", "run"), *((f"1.{step}", "run") for step in steps)]
+    tried = [("1.0", "whole"), ("1.0", "again"), ("1.7", "whole")]
+    tried += [(f"1.{step}", "whole") for step in steps]
     assert saved_runs.stages == tried
-    arguments = "-m quick --cells bert_sa_lora {}--seeds 0-2"
+    arguments = "-m quick --cells bert_sa_lora {}-n auto --seeds 0-2"
     assert [asked[2] for asked in saved_runs.asked[:2]] == [arguments.format("--resume "), arguments.format("")]
 
 
