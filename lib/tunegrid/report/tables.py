@@ -25,6 +25,7 @@ ESCAPES |= {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
 }
 LATEX = str.maketrans(ESCAPES)
 
