@@ -92,7 +92,10 @@ def by_seed(
 
 
 def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
-    """Parse the options, then write the bounds; return the exit code. `run` starts the session."""
+    """Train, write the bounds and print them; return 0. `run` starts the session.
+
+    Raises InputError if a cell does not exist or finish, or bounds would be lost.
+    """
     parser = argparse.ArgumentParser(prog="tunegrid calibrate", description=__doc__)
     add = parser.add_argument
     add(
@@ -126,15 +129,7 @@ def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
     options = parser.parse_args(arguments)
     if options.seeds < 2:
         parser.error("--seeds: one training has no standard deviation; give at least 2")
-    return write_bounds(options, run)
-
-
-def write_bounds(options: argparse.Namespace, run: Session) -> int:
-    """Train, write the bounds and print them; return 0.
-
-    Raises InputError if a cell does not exist or finish, or bounds would be lost.
-    """
-    # These bring scipy.
+    # These bring scipy, which --help does without.
     from tunegrid.gate.bounds import Calibration, own_noise_toml, thresholds_toml
 
     grid = options.grid[-1]

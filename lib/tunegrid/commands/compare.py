@@ -41,8 +41,7 @@ def get_comparisons(run: SavedRun) -> "list[Comparison]":
     try:
         return compare_methods(run.records, load_noise(own=run.noise))
     except InputError as error:
-        fault = f"{run.warning}; {error}" if run.doubt else str(error)
-        raise InputError(fault) from None
+        raise InputError(f"{run.warning}; {error}" if run.doubt else str(error)) from None
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FORMULA = tuple("=+-@\t\r\n")
 
 
-def figure_frame(runs: Sequence[SavedRun]) -> "pd.DataFrame":
+def record_frame(runs: Sequence[SavedRun]) -> "pd.DataFrame":
     """One row per figure of each cell and seed; raises OverflowError if a table cannot hold it."""
     import pandas as pd
 
@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.rows:
             frame, sentences = row_frame(runs)
         else:
-            frame = figure_frame(runs)
+            frame = record_frame(runs)
     except OverflowError as error:
         fault = f"a record holds a number too large for a table ({error})"
         raise InputError(f"{fault}; leave its run out") from None

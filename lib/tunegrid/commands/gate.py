@@ -46,9 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = ["tunegrid", "gate", str(options.old), str(options.new)]
     if options.numerics:
         given.append("--numerics")
-    old = read_saved(options.old)
-    new = read_saved(options.new)
-    answer = judge(old, new, parse_kinds(options.gate_on), given)
+    runs = read_saved(options.old), read_saved(options.new)
+    answer = judge(*runs, parse_kinds(options.gate_on), given)
     print_answer(answer, options)
     return answer.exit_code
 

@@ -41,8 +41,12 @@ def check_name(kind: str, name: str) -> None:
     if iskeyword(name) or name in sys.stdlib_module_names:
         fault = f"{name}.py would hide a module of Python's own, or {name} is a keyword"
         raise InputError(f"{fault}: give another NAME")
-    folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    folders += [str(ROOT), str(ROOT / "lib")]
+    folders = [
+        sysconfig.get_path("purelib"),
+        sysconfig.get_path("platlib"),
+        str(ROOT),
+        str(ROOT / "lib"),
+    ]
     if PathFinder.find_spec(name, folders):
         fault = f"{name}.py would hide the installed package {name}"
         raise InputError(f"{fault}: give another NAME")

@@ -234,28 +234,8 @@ def report(ratios: Ratios, shifts: Mapping[Key, FigureShift]) -> int:
     return 0
 
 
-def compare_environments(paths: Sequence[Path], names: Sequence[str], device: str) -> int:
-    """Run rounds until every cell is decided or had all of them; return the exit code."""
-    cells = [STUDY.cell(name, QUICK_PROFILE).id for name in names]
-    pythons = [find_python(path) for path in paths]
-    ratios: dict[Key, list[float]] = {(cell, "training"): [] for cell in cells}
-    shifts: dict[Key, FigureShift] = {}
-    say(differences(pythons))
-    for number in range(1, LOOKS[-1] + 1):
-        for cell in open_cells(ratios, shifts):
-            side = ["-m", "tunegrid.commands.paired_timing", cell, device]
-            turns = paired_updates([[str(python), *side] for python in pythons], number)
-            for figure, ratio in log_ratios(*turns).items():
-                ratios.setdefault((cell, figure), []).append(ratio)
-            seconds = [median(update["seconds"] for update in turn) for turn in turns]
-            times = " -> ".join(f"{1000 * value:.1f}" for value in seconds)
-            say(f"round {number} of at most {LOOKS[-1]}  {cell}  {times} ms an update")
-        shifts = find_shifts(ratios, len(RESULT_WORDS) * len(cells))
-    return report(ratios, shifts)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare and report; return the exit code.
+    """Run rounds until every cell is decided or had all of them, and report; return the exit code.
 
     Raises InputError if an environment cannot run a cell.
     """
@@ -276,5 +256,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="cpu, cuda or cuda:N (default cpu)",
     )
     options = parser.parse_args(arguments)
-    paths = (options.before, options.after)
-    return compare_environments(paths, options.cells.split(","), options.device)
+    cells = [STUDY.cell(name, QUICK_PROFILE).id for name in options.cells.split(",")]
+    pythons = [find_python(path) for path in (options.before, options.after)]
+    ratios: dict[Key, list[float]] = {(cell, "training"): [] for cell in cells}
+    shifts: dict[Key, FigureShift] = {}
+    say(differences(pythons))
+    for number in range(1, LOOKS[-1] + 1):
+        for cell in open_cells(ratios, shifts):
+            words = ["-m", "tunegrid.commands.paired_timing", cell, options.device]
+            turns = paired_updates([[str(python), *words] for python in pythons], number)
+            for figure, ratio in log_ratios(*turns).items():
+                ratios.setdefault((cell, figure), []).append(ratio)
+            seconds = [median(update["seconds"] for update in turn) for turn in turns]
+            times = " -> ".join(f"{1000 * value:.1f}" for value in seconds)
+            say(f"round {number} of at most {LOOKS[-1]}  {cell}  {times} ms an update")
+        shifts = find_shifts(ratios, len(RESULT_WORDS) * len(cells))
+    return report(ratios, shifts)

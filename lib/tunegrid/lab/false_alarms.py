@@ -69,7 +69,7 @@ def alarms(
     failed in any training in which it ran.
     """
     run = Run.make(records, path)
-    found = []
+    reasons = []
     for record in run.all_records:
         cell = record.cell
         trainings = [record, *run.confirming.get(cell, {}).values()]
@@ -77,10 +77,10 @@ def alarms(
         texts = list(gaps[0]) if all(gaps) else []
         for training in trainings:
             texts += failed_audits(training.audits, training.excused)
-        found += [Alarm("missed", cell, f"{cell} {text}") for text in texts]
+        reasons += [Alarm("missed", cell, f"{cell} {text}") for text in texts]
     for judgement in find_worse(gate(baseline, run), DEFAULT_KINDS):
-        found.append(Alarm("worse", judgement.cell, verdict_text(judgement)))
-    return found
+        reasons.append(Alarm("worse", judgement.cell, verdict_text(judgement)))
+    return reasons
 
 
 def grids_by_seed(path: Path) -> Mapping[int | None, list[Record]]:
@@ -142,8 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{title}: {alarm.sentence}")
             for alarm in dropped:
                 print(f"{title}: not confirmed: {alarm.sentence}")
-            counts = f"{len(missed)} missed, {len(worse)} worse"
-            counts += f", {len(dropped_cells)} not confirmed"
+            counts = f"{len(missed)} missed, {len(worse)} worse, {len(dropped_cells)} not confirmed"
             print(f"{title}: {code}{counts}", flush=True)
             total += 1
             first_count += bool(first_alarms)

@@ -193,7 +193,18 @@ class Job:
         if self.is_traced:
             sys.settrace(partial(trace_lines, lines))
             sys.gettrace = lambda: None  # else pytest-benchmark stops it while a cell trains
-        sys.argv = command(self._options())[3:]
+        options = [
+            "-m",
+            "quick",
+            f"--cells={self.cell}",
+            f"--gate={BASELINE}",
+            "-n0",
+            f"--benchmark-json={self.folder / 'run.json'}",
+            f"--junitxml={self.folder / 'junit.xml'}",
+            f"--save-models={self.folder / 'models'}",
+            "-Wignore::pytest.PytestAssertRewriteWarning",  # of plugins that are loaded already
+        ]
+        sys.argv = command(options)[3:]
         try:
             runpy.run_module("pytest", run_name="__main__", alter_sys=True)
         finally:
@@ -212,19 +223,6 @@ class Job:
             }
             path = self.folder / "process.json"
             path.write_text(json.dumps(facts), encoding="utf-8")
-
-    def _options(self) -> list[str]:
-        return [
-            "-m",
-            "quick",
-            f"--cells={self.cell}",
-            f"--gate={BASELINE}",
-            "-n0",
-            f"--benchmark-json={self.folder / 'run.json'}",
-            f"--junitxml={self.folder / 'junit.xml'}",
-            f"--save-models={self.folder / 'models'}",
-            "-Wignore::pytest.PytestAssertRewriteWarning",  # of plugins that are loaded already
-        ]
 
     def _change(self, mutant: Mutant) -> None:
         def mark() -> None:
@@ -382,8 +380,7 @@ def prepare_trial(trial: Trial, folder: Path, pool: ThreadPoolExecutor) -> Trial
         print(f"{job.cell}: a healthy run takes {seconds:.1f} CPU seconds", flush=True)
     traced_jobs = []
     for job in jobs:
-        traced_folder = folder / f"{job.cell}-traced"
-        traced_jobs.append(replace(job, folder=traced_folder, is_traced=True))
+        traced_jobs.append(replace(job, folder=folder / f"{job.cell}-traced", is_traced=True))
     start = partial(Job.start, method="forkserver", modules=[*modules])
     codes = pool.map(start, traced_jobs)
     healthy = {}
@@ -533,8 +530,8 @@ def share(mutants: Sequence[Mutant]) -> str:
         return "none"
     seen = sum(mutant.exit_code != 0 for mutant in mutants)
     interval = binomtest(seen, len(mutants)).proportion_ci(method="wilson")
-    range_text = f"{interval.low:.1%} to {interval.high:.1%}"
-    return f"{seen} of {len(mutants)}, {seen / len(mutants):.1%} ({range_text})"
+    shares = f"{seen / len(mutants):.1%} ({interval.low:.1%} to {interval.high:.1%})"
+    return f"{seen} of {len(mutants)}, {shares}"
 
 
 def trial_sections(trial: Trial) -> list[Section]:

@@ -167,10 +167,9 @@ class Replacing(ast.NodeTransformer):
 
     def visit(self, node: ast.AST) -> ast.AST | list[ast.AST]:
         """Replace the node of the change, and keep all others."""
-        _, changing_node, new = self._change
-        if node is not changing_node:
-            kept: ast.AST = self.generic_visit(node)
-            return kept
+        _, old, new = self._change
+        if node is not old:
+            return self.generic_visit(node)
         call = ast.Call(ast.Name(CALL_NAME, ast.Load()), [], [])
         if isinstance(new, ast.expr):
             return ast.copy_location(ast.BoolOp(ast.Or(), [call, new]), new)

@@ -2,13 +2,14 @@
 
 A tolerance is twice the largest deviation of all cells of one arithmetic, rounded up to two digits,
 and no less than its floor. A cell that deviates by more than ten times the median of these cells
-does not widen it, but has a tolerance of its own. How far curves part, and in how many rows
-predictions differ, depends on a cell's rate and updates more than on arithmetic, so that each cell
-has its own; an arithmetic has the largest, for cells that were never measured. Curves have three
-times their largest deviation: they are chaotic, and nine pairs of runs seldom show the farthest.
+does not widen it, but has a tolerance of its own. The distance of curves, and the share of rows
+with other predictions, depend on a cell's rate and updates more than on arithmetic: each cell has
+its own tolerance, and an arithmetic has the largest, for cells that were never measured. Curves
+have three times their largest deviation: they are chaotic, and nine pairs of runs seldom show the
+largest.
 
-What another implementation of AdamW rounds (`moved_alone`) was measured with version 0.16.0. Those
-figures, and the head that explains all of them, are taken from the file as it is.
+The rounding of another implementation of AdamW (`moved_alone`) was measured with version 0.16.0.
+Those figures, and the head that explains all of them, are taken from the file as it is.
 """
 
 import tomllib
@@ -184,7 +185,8 @@ def make_tolerances(maxima: Tables) -> Tables:
     for name, deviations in maxima.items():
         is_cell = name.startswith("cell ")
         tables[name] = {}
-        for figure in deviations if is_cell else FLOORS:
+        figures = deviations if is_cell else FLOORS
+        for figure in figures:
             floor = get_floor(name, figure)
             if is_cell and figure not in BY_CELL:
                 floor = 0.0  # the deviation is beyond its arithmetic's

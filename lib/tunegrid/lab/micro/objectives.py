@@ -4,9 +4,9 @@ BERT: masked LM and next-sentence prediction (Devlin et al. 2018). GPT-2: next t
 corruption (Raffel et al. 2020). The words that need understanding (`Document.focus`, `echo`) are
 hidden more often than others, as in salient span masking (Guu et al. 2020).
 
-Encoders also name what they have read, where it stands: a review's verdict at its full stops, and
-T5's which values of a passage answer a question. Two of T5's three tasks have no decoder, so its
-encoder must know by itself what it has read.
+Encoders have labels at tokens, too: a review's verdict at its full stops, and in T5 the values of a
+passage that answer a question or do not. Two of T5's three tasks have no decoder, so that its
+encoder must understand a text alone.
 """
 
 from collections import Counter
@@ -302,7 +302,8 @@ def grade(document: Document, rng: Random) -> Document:
         if is_mark_last:
             text += " "
         marks.append((len(text), len(text) + 1))
-        text += "*" if span == answer else "-"
+        mark = "*" if span == answer else "-"
+        text += mark
         if not is_mark_last:
             text += " "
         cursor = cut
