@@ -1,1 +1,1 @@
-"""The commands behind `tunegrid NAME`, one module each: each prints text or writes files, and returns an exit code."""
+"""The commands behind `tunegrid NAME`, one module each; `main` returns the exit code."""

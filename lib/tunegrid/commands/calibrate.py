@@ -1,8 +1,9 @@
 """Bounds for cells of your own: `tunegrid calibrate --grid=sst2.py` trains them and writes what a healthy run reaches.
 
-It trains the cells that the file adds, or those of --cells, with five seeds, and writes sst2.quick.toml beside sst2.py, or
-sst2.full.toml with -m full. Sessions with --grid=sst2.py apply these bounds. A bound is the mean of the seeds minus
-what training noise explains; few seeds give a low bound. After a stop, the same command goes on.
+It trains the cells that the file adds, or those of --cells, with five seeds, and writes
+sst2.quick.toml beside sst2.py, or sst2.full.toml with -m full. Sessions with --grid=sst2.py apply
+these bounds. A bound is the mean of the seeds minus what training noise explains; few seeds give a
+low bound. After a stop, the same command goes on.
 """
 
 import argparse
@@ -27,7 +28,7 @@ Session = Callable[[Sequence[str]], int]  # pytest's arguments, and its exit cod
 
 
 def session(arguments: Sequence[str]) -> int:
-    """Run the suite in a process of its own, which shows how far it is."""
+    """Run the suite in a process of its own, which prints its progress."""
     return launcher.run(command(arguments))
 
 
@@ -36,67 +37,116 @@ def select_cells(grid_files: Sequence[Path], profile: str, names: str) -> tuple[
     grid = study()
     for path in grid_files:
         add_file(path.resolve(), grid)
-    if cells := [name.strip() for name in names.split(",") if name.strip()]:
-        return tuple(dict.fromkeys(grid.cell(name, PROFILES[profile]).id for name in cells))
-    if new_cells := tuple(name for name in grid.ids(PROFILES[profile]) if name not in STUDY_IDS):
-        return new_cells
-    other = next(name for name in PROFILES if name != profile)
-    raise InputError(f"{grid_files[-1]} adds no cell of -m {profile}: write -m {other}, or name cells with --cells=ID,ID")
+    grid_profile = PROFILES[profile]
+    cells = []
+    for name in names.split(","):
+        if name.strip():
+            cells.append(grid.cell(name.strip(), grid_profile).id)
+    if not cells:
+        cells = [name for name in grid.ids(grid_profile) if name not in STUDY_IDS]
+    if not cells:
+        [other_profile] = PROFILES.keys() - {profile}
+        advice = f"write -m {other_profile}, or name cells with --cells=ID,ID"
+        raise InputError(f"{grid_files[-1]} adds no cell of -m {profile}: {advice}")
+    return tuple(dict.fromkeys(cells))
 
 
 def train_session(path: Path, arguments: Sequence[str], run: Session = session) -> Path:
-    """Save a session at this path; what passed before is not trained again. Raises InputError if the session broke off."""
+    """Save a session at this path; cells that passed before are not trained again.
+
+    Raises InputError if the session broke off.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     code = run([*arguments, "--resume", f"--benchmark-json={path}"])
     if code not in (0, 1) or not path.is_file():  # 1: a cell that misses a bound has its row
-        raise InputError(f"pytest ended with exit code {code}: see its output above; the same command continues")
+        hint = "see its output above; the same command continues"
+        raise InputError(f"pytest ended with exit code {code}: {hint}")
     return path
 
 
-def by_seed(records: Sequence[Record], cells: Collection[str], seeds: Collection[int]) -> dict[int, Mapping[str, Record]]:
-    """The records of each seed by cell; raises InputError if a cell did not come to its end, or failed an audit."""
-    by_case = {
-        (record.seeds.seed, record.cell): record for record in records if record.finished and record.seeds.confirms is None
-    }
+def by_seed(
+    records: Sequence[Record],
+    cells: Collection[str],
+    seeds: Collection[int],
+) -> Mapping[int, Mapping[str, Record]]:
+    """The records of each seed by cell; raises InputError if one is unfinished or failed audits."""
+    finished = {}
+    for record in records:
+        if record.finished and record.seeds.confirms is None:
+            finished[record.seeds.seed, record.cell] = record
+    grids = {}
     for seed in seeds:
+        grid = {}
         for cell in cells:
-            if (seed, cell) not in by_case:
-                raise InputError(f"{cell} of seed {seed} did not finish: see above, then run the same command again")
-            if failed := audit_sentences(by_case[seed, cell]):
-                why = f"{cell} of seed {seed} gives no bound: {failed[0]}"
-                raise InputError(f"{why}; change that, then run the same command again")
-    return {seed: {cell: by_case[seed, cell] for cell in cells} for seed in seeds}
+            if (seed, cell) not in finished:
+                fault = f"{cell} of seed {seed} did not finish"
+                raise InputError(f"{fault}: see above, then run the same command again")
+            grid[cell] = finished[seed, cell]
+            failed = audit_sentences(grid[cell])
+            if failed:
+                fault = f"{cell} of seed {seed} gives no bound: {failed[0]}"
+                raise InputError(f"{fault}; change that, then run the same command again")
+        grids[seed] = grid
+    return grids
 
 
 def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
-    """Train, write the bounds, say them; return the exit code. `run` starts the session."""
+    """Train, write the bounds and print them; return 0. `run` starts the session.
+
+    Raises InputError if a cell does not exist or finish, or bounds would be lost.
+    """
     parser = argparse.ArgumentParser(prog="tunegrid calibrate", description=__doc__)
     add = parser.add_argument
-    add("--grid", type=Path, action="append", required=True, metavar="FILE.py", help="your file, as for pytest; repeatable")
-    add("--cells", default="", metavar="ID,ID", help="these cells (default: all that the file adds)")
+    add(
+        "--grid",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="FILE.py",
+        help="your file, as for pytest; repeatable",
+    )
+    add(
+        "--cells",
+        default="",
+        metavar="ID,ID",
+        help="these cells (default: all that the file adds)",
+    )
     add("-m", "--profile", choices=PROFILES, default="quick", help="their profile (default quick)")
-    add("--seeds", type=int, default=5, metavar="N", help="trainings of each cell, at least 2 (default 5)")
-    add("pytest_options", nargs="*", metavar="-- OPTION", help="options of pytest, as in -- --data-root=DIR -n 2")
+    add(
+        "--seeds",
+        type=int,
+        default=5,
+        metavar="N",
+        help="trainings of each cell, at least 2 (default 5)",
+    )
+    add(
+        "pytest_options",
+        nargs="*",
+        metavar="-- OPTION",
+        help="options of pytest, as in -- --data-root=DIR -n 2",
+    )
     options = parser.parse_args(arguments)
     if options.seeds < 2:
         parser.error("--seeds: one training has no standard deviation; give at least 2")
-    return write_bounds(options, run)
-
-
-def write_bounds(options: argparse.Namespace, run: Session) -> int:
-    """Train, write the bounds, say them. Raises InputError if a cell does not exist or finish, or bounds would be lost."""
-    # These bring scipy.
+    # These bring scipy, which --help does without.
     from tunegrid.gate.bounds import Calibration, own_noise_toml, thresholds_toml
 
-    grid, profile = options.grid[-1], options.profile
-    path, cells = bounds_file(grid, profile), select_cells(options.grid, profile, options.cells)
-    if others := sorted(load_bounds(path).keys() - set(cells)):
-        raise InputError(f"{path} has bounds of {', '.join(others)}, which would be lost: name them in --cells, or remove it")
-    files = [f"--grid={file}" for file in options.grid]
-    arguments = ["-m", profile, *files, f"--cells={','.join(cells)}", f"--seeds=0-{options.seeds - 1}"]
-    run_file = train_session(RUNS / f"{grid.stem}-{profile}.json", [*arguments, *options.pytest_options], run)
-    calibration = Calibration(seeds=list(by_seed(read_list(run_file), cells, range(options.seeds)).values()))
+    grid = options.grid[-1]
+    profile = options.profile
+    path = bounds_file(grid, profile)
+    cells = select_cells(options.grid, profile, options.cells)
+    lost_cells = sorted(load_bounds(path).keys() - set(cells))
+    if lost_cells:
+        fault = f"{path} has bounds of {', '.join(lost_cells)}, which would be lost"
+        raise InputError(f"{fault}: name them in --cells, or remove it")
+    arguments = ["-m", profile]
+    arguments += [f"--grid={file}" for file in options.grid]
+    arguments += [f"--cells={','.join(cells)}", f"--seeds=0-{options.seeds - 1}"]
+    arguments += options.pytest_options
+    run_file = train_session(RUNS / f"{grid.stem}-{profile}.json", arguments, run)
+    grids = by_seed(read_list(run_file), cells, range(options.seeds))
+    calibration = Calibration(seeds=list(grids.values()))
     bounds = thresholds_toml(calibration, f"{OWN_CALIBRATE} --grid={grid.name}")
     bounds += own_noise_toml(calibration)
     write_whole(path, bounds)

@@ -1,8 +1,9 @@
 """Which method, on which task, at what cost? `tunegrid compare RUN.json` compares the methods of a run.
 
-For every task and backbone it shows the main score and its interval, the study's score, trained bytes, peak memory and training
-seconds, the methods on their Pareto front, and the pairs that cannot be told apart, and why. `tunegrid merge` makes one run of
-several, which may hold other methods, or other seeds of the same ones.
+For every task and backbone it shows the main score and its interval, the study's score, trained
+bytes, peak memory and training seconds, the methods on their Pareto front, and the pairs that
+cannot be told apart, and why. `tunegrid merge` makes one run of several, which may hold other
+methods, or other seeds of the same ones.
 """
 
 import argparse
@@ -29,12 +30,11 @@ def compare(run: Path | str | Iterable[Record]) -> "pd.DataFrame":
     """
     from tunegrid.report.compare import method_frame
 
-    saved = get_saved(run)
-    return method_frame(get_comparisons(saved))
+    return method_frame(get_comparisons(get_saved(run)))
 
 
 def get_comparisons(run: SavedRun) -> "list[Comparison]":
-    """The methods of a run, compared; raises InputError if they cannot be."""
+    """The comparisons of a run's methods; raises InputError if there can be none."""
     from tunegrid.gate.noise import load_noise
     from tunegrid.report.compare import compare_methods
 

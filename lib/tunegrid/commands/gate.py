@@ -27,26 +27,34 @@ from tunegrid.terminal import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the verdicts and the answer; return the exit code. Raises InputError if a run cannot be read."""
+    """Print the verdicts and the answer; return the exit code.
+
+    Raises InputError if a run cannot be read.
+    """
     parser = argparse.ArgumentParser(prog="tunegrid gate", description=__doc__)
     add = parser.add_argument
     add("old", type=Path, metavar="OLD.json", help="the baseline")
     add("new", type=Path, metavar="NEW.json", help="the run to judge")
     add("--format", choices=("text", "markdown", "json"), default="text")
     add_gate_on(parser, COUNTED, DEFAULT_KINDS, former_name="--on")
-    add("--numerics", action="store_true", help="also print the evidence for verdicts on numerics; JSON always has it")
+    add(
+        "--numerics",
+        action="store_true",
+        help="also print the evidence for verdicts on numerics; JSON always has it",
+    )
     options = parser.parse_args(arguments)
     given = ["tunegrid", "gate", str(options.old), str(options.new)]
     if options.numerics:
         given.append("--numerics")
-    answer = judge(read_saved(options.old), read_saved(options.new), parse_kinds(options.gate_on), given)
+    runs = read_saved(options.old), read_saved(options.new)
+    answer = judge(*runs, parse_kinds(options.gate_on), given)
     print_answer(answer, options)
     return answer.exit_code
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateAnswer:
-    """What a gate says of a run; as text, all sentences."""
+    """A gate's answer on a run; as text, all sentences."""
 
     verdict: RunVerdict
     judgements: Sequence[Judgement]  # on each figure of each cell
@@ -60,7 +68,9 @@ class GateAnswer:
     @property
     def exit_code(self) -> int:
         """0 if nothing is worse, 1 if something is, 6 if something changed or cannot be told."""
-        return self.verdict.exit_code or (Rank.CANNOT_TELL.exit_code if self.warning else 0)
+        if self.warning and not self.verdict.exit_code:
+            return Rank.CANNOT_TELL.exit_code
+        return self.verdict.exit_code
 
     @property
     def cells(self) -> dict[str, list[str]]:
@@ -86,7 +96,8 @@ def gate(
     Each is a file, or the records of a run; a file also has the noise of your own calibrated cells.
     Raises InputError if a run cannot be read or judged.
     """
-    kinds = parse_kinds(gate_on if isinstance(gate_on, str) else ",".join(gate_on))
+    names = gate_on if isinstance(gate_on, str) else ",".join(gate_on)
+    kinds = parse_kinds(names)
     return judge(get_saved(old, "the old run"), get_saved(new, "the new run"), kinds)
 
 
@@ -118,9 +129,21 @@ def judge(
 
 def print_answer(answer: GateAnswer, options: argparse.Namespace) -> None:
     """Print the verdicts and the answer."""
-    verdict, judgements = answer.verdict, answer.judgements
-    rows = [{"cell": j.cell, "numerics": j.verdict, "what": j.detail} for j in judgements if j.kind == "numerics"]
-    sections = [table(dict.fromkeys(("cell", "numerics", "what"), ""), rows)] if options.numerics else []
+    verdict = answer.verdict
+    judgements = answer.judgements
+    sections = []
+    if options.numerics:
+        rows = []
+        for judgement in judgements:
+            if judgement.kind == "numerics":
+                rows.append(
+                    {
+                        "cell": judgement.cell,
+                        "numerics": judgement.verdict,
+                        "what": judgement.detail,
+                    }
+                )
+        sections = [table(dict.fromkeys(("cell", "numerics", "what"), ""), rows)]
     warning = [answer.warning] if answer.warning else []
     words = "\n\n".join([*warning, summary(verdict, judgements, evidence=sections)])
     if options.format == "json":
@@ -130,15 +153,8 @@ def print_answer(answer: GateAnswer, options: argparse.Namespace) -> None:
     elif options.format == "markdown":
         say(words)
     else:
-        say(
-            text(
-                [
-                    Section(sentences=warning),
-                    *sections,
-                    gate_section(judgements, verdict.failing),
-                    Section(sentences=verdict.sentences),
-                ]
-            )
-        )
+        figures = gate_section(judgements, verdict.failing)
+        answer_section = Section(sentences=verdict.sentences)
+        say(text([Section(sentences=warning), *sections, figures, answer_section]))
         annotate(verdict)
     write_step_summary(words)

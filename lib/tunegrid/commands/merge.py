@@ -1,16 +1,18 @@
 """Merge the runs of a CI matrix, of shards or of seeds: `tunegrid merge A.json B.json -o C.json`.
 
-A session that was killed left a journal: `tunegrid merge --journal -o C.json` makes a run of it, by itself or with others.
+A session that was killed left a journal: `tunegrid merge --journal -o C.json` makes a run of it, by
+itself or with others.
 
-Two files with different records of the same cell, profile and seed are a conflict. Files of `--shard` must be parts of one run;
-missing cells are named. The audits that compare cells run again, since a part does not show what the whole does. The exit code
-is 1 if cells are missing or these audits find a fault. A file that was changed since it was written is refused; of unsealed
+Two files with different records of the same cell, profile and seed are a conflict. Files of
+`--shard` must be parts of one run; missing cells are named. The audits that compare cells run
+again, since a part does not show what the whole does. The exit code is 1 if cells are missing or
+these audits find a fault. A file that was changed since it was written is refused; of unsealed
 ones, those of older versions, an unsealed one is made.
 
-`--baseline` refuses what cannot be a baseline: cells that failed, were changed, are missing for a seed, started from perturbed
-weights or shared their device, uncommitted changes, and unsealed files. With every seed it must hold
-the same cells, and all 27 quick cells of the study if it holds one of them. `--cells` selects others,
-and leaves out the rest.
+`--baseline` refuses what cannot be a baseline: cells that failed, were changed, are missing for a
+seed, started from perturbed weights or shared their device, uncommitted changes, and unsealed
+files. With every seed it must hold the same cells, and all 27 quick cells of the study if it holds
+one of them. `--cells` selects others, and leaves out the rest.
 """
 
 import argparse
@@ -21,38 +23,54 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import Record, from_json
 from tunegrid.runs import files
-from tunegrid.runs.files import NEW_RUN, REFUSED, BenchmarkRow, SavedRun, check_alike, has_no_time, record_case, row_name
+from tunegrid.runs.files import (
+    NEW_RUN,
+    REFUSED,
+    BenchmarkRow,
+    SavedRun,
+    check_alike,
+    has_no_time,
+    record_case,
+    row_name,
+)
 from tunegrid.runs.seal import SEAL
 from tunegrid.runs.status import compare_cells, contradicts
 from tunegrid.terminal import say
 from tunegrid.words import count, phrase, some
 
 NEXT_STEP = (
-    "its record could not be saved; all that it measured is kept under `refused` in its row of {}. Correct the cause, "
-    "then --resume runs it again; a version that can read the record takes it up when it merges the file"
+    "its record could not be saved; all that it measured is kept under `refused` in its row of {}. "
+    "Correct the cause, then --resume runs it again; a version that can read the record takes it "
+    "up when it merges the file"
 )
-SCORED_PROFILES = {"quick", "zoo", "tasks", "full"}  # profiles
+SCORED_PROFILES = {"quick", "zoo", "tasks", "full"}
 RowKey = tuple[str, int | None]  # a row's name without its seed, and the seed
 
 
 def merge_rows(runs: Sequence[SavedRun]) -> tuple[dict[RowKey, BenchmarkRow], dict[RowKey, Record]]:
-    """The rows of all runs, and the records of those that are cells; raises InputError if two contradict each other."""
-    rows, records, sources = dict[RowKey, BenchmarkRow](), dict[RowKey, Record](), dict[RowKey, Path]()
+    """The rows of all runs, and the records of cells; raises InputError if two rows contradict."""
+    rows: dict[RowKey, BenchmarkRow] = {}
+    records = {}
+    sources = {}
     for run in runs:
         for row, record in map(accept_refused, run.rows):
-            name, seed = row_name(row), record.seeds.seed if record else None
-            key = (name.replace(f"-seed{seed}]", "]"), seed)  # with --seeds, a test's id says it
-            other, place = rows.get(key), f"is in {sources.get(key)} and in {run.path}"
-            if other is None or (has_no_time(other) and not has_no_time(row)):
-                rows[key], sources[key] = row, run.path
-                records |= {key: record} if record else {}
-            elif not has_no_time(row) and other["extra_info"] != row["extra_info"]:
-                raise InputError(f"{key[0]} with seed {seed} {place}, with different results: leave one out")
+            seed = record.seeds.seed if record else None
+            name = row_name(row).replace(f"-seed{seed}]", "]")  # the id of a test with --seeds
+            key = name, seed
+            known_row = rows.get(key)
+            if known_row is None or (has_no_time(known_row) and not has_no_time(row)):
+                rows[key] = row
+                sources[key] = run.path
+                if record:
+                    records[key] = record
+            elif not has_no_time(row) and known_row["extra_info"] != row["extra_info"]:
+                fault = f"{name} with seed {seed} is in {sources[key]} and in {run.path}"
+                raise InputError(f"{fault}, with different results: leave one out")
     return rows, records
 
 
 def accept_refused(pair: tuple[BenchmarkRow, Record | None]) -> tuple[BenchmarkRow, Record | None]:
-    """The row with its refused record, if this version can read it; else as it is."""
+    """The row with its refused record if this version can read it, else the row as it is."""
     row = pair[0]
     if not isinstance(row.get(REFUSED), dict):
         return pair
@@ -75,7 +93,7 @@ def check_seals(runs: Sequence[SavedRun], as_baseline: bool) -> None:
 def expected_cells(records: Sequence[Record], is_selection: bool) -> list[str]:
     """The cells that a baseline must hold with each seed.
 
-    They are those that it holds, and all of the study if one of these is, unless --cells selects.
+    These are its own, and all of the study if it has one of these, unless --cells selects.
     """
     cells = dict[str, None]()
     for record in records:
@@ -105,10 +123,13 @@ def check_baseline(
 
     Raises InputError if no gate could rest on them.
     """
+    reasons = []
+    for run in runs:
+        commit = run.content.get("commit_info")
+        if not isinstance(commit, dict) or commit.get("dirty") is not False:
+            fault = "had uncommitted changes, or it is not known whether it had"
+            reasons.append(f"the commit of {run.path} {fault}")
     profiles = {record.profile for record in records}
-    commits = {run.path: run.content.get("commit_info") for run in runs}
-    dirty_paths = [path for path, commit in commits.items() if not isinstance(commit, dict) or commit.get("dirty") is not False]
-    reasons = [f"the commit of {path} had uncommitted changes, or it is not known whether it had" for path in dirty_paths]
     if len(profiles) != 1 or not profiles <= SCORED_PROFILES:
         reasons.append("it is not of one profile with scores")
     cells_by_seed: dict[int | None, list[str]] = {}
@@ -120,14 +141,17 @@ def check_baseline(
             hint = f"run them, or name the cells that it is for: --cells={','.join(held)}"
             reasons.append(f"cells are missing with seed {seed}: {some(missing_cells)}; {hint}")
     for record in records:
-        is_changed = record.profile == "quick" and record.cell in STUDY_IDS and not record.bounds
-        faults = {
-            f"did not pass: {record.status}": not record.unharmed,
-            "was changed or limited from the command line": is_changed,
-            "started from perturbed weights, which measures rounding": record.seeds.perturbation is not None,
-            "shared its device with other processes": bool(record.device and record.device.contended),
-        }
-        reasons += [f"{record_case(record)} {fault}" for fault, holds in faults.items() if holds]
+        is_study_cell = record.profile == "quick" and record.cell in STUDY_IDS
+        faults = []
+        if not record.unharmed:
+            faults.append(f"did not pass: {record.status}")
+        if is_study_cell and not record.bounds:
+            faults.append("was changed or limited from the command line")
+        if record.seeds.perturbation is not None:
+            faults.append("started from perturbed weights, which measures rounding")
+        if record.device and record.device.contended:
+            faults.append("shared its device with other processes")
+        reasons += [f"{record_case(record)} {fault}" for fault in faults]
     if reasons:
         raise InputError(f"this cannot be a baseline: {reasons[0]}")
     check_alike(records)
@@ -137,15 +161,29 @@ def check_baseline(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the merged file; return the exit code. Raises InputError if runs contradict each other or cannot be read."""
+    """Write the merged file; return the exit code.
+
+    Raises InputError if runs contradict each other or cannot be read.
+    """
     parser = argparse.ArgumentParser(prog="tunegrid merge", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="*", metavar="RUN.json")
-    parser.add_argument("--journal", nargs="?", const="", metavar="FILE", help="also a journal's cells (default: the newest)")
-    parser.add_argument("--baseline", action="store_true", help="refuse runs that are not complete, clean and passed")
-    parser.add_argument("--cells", metavar="ID,ID", help="only these cells")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.json")
+    add = parser.add_argument
+    add("runs", type=Path, nargs="*", metavar="RUN.json")
+    add(
+        "--journal",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="also a journal's cells (default: the newest)",
+    )
+    add(
+        "--baseline",
+        action="store_true",
+        help="refuse runs that are not complete, clean and passed",
+    )
+    add("--cells", metavar="ID,ID", help="only these cells")
+    add("-o", "--output", type=Path, required=True, metavar="OUT.json")
     options = parser.parse_args(arguments)
-    from tunegrid.report.summary import cell_lines  # here, since it imports pandas, which --help can do without
+    from tunegrid.report.summary import cell_lines  # pandas, which --help does without
 
     if not options.runs and options.journal is None:
         parser.error("give the runs to merge, or --journal for the cells of a killed session")
@@ -163,9 +201,10 @@ def main(arguments: list[str] | None = None) -> int:
         first_records = [record for record in records.values() if record.seeds.confirms is None]
         cells = expected_cells(first_records, options.cells is not None)
         baseline = check_baseline(runs, first_records, cells)
-    warning = files.missing_runs(runs, {record_case(records[key]) for key in records if not has_no_time(rows[key])})
-    of_one_run = (files.SHARD, files.COMMAND, files.NOISE, SEAL)
-    merged = {name: value for name, value in runs[0].content.items() if name not in of_one_run}
+    finished = {record_case(records[key]) for key in records if not has_no_time(rows[key])}
+    warning = files.missing_runs(runs, finished)
+    own_keys = (files.SHARD, files.COMMAND, files.NOISE, SEAL)  # of a single run
+    merged = {name: value for name, value in runs[0].content.items() if name not in own_keys}
     noise: list[files.OwnNoise] = []
     for run in runs:
         noise += run.noise
@@ -179,7 +218,8 @@ def main(arguments: list[str] | None = None) -> int:
         say(line)
     for run in runs:
         if run.left_out:
-            say(f"left out {count(run.left_out, 'line')} of {run.path} that {files.WAS_CHANGED}", error=True)
+            lines = f"{count(run.left_out, 'line')} of {run.path}"
+            say(f"left out {lines} that {files.WAS_CHANGED}", error=True)
     for key, row in rows.items():
         if REFUSED in row:
             say(f"{record_case(records[key])}: {NEXT_STEP.format(options.output)}", error=True)

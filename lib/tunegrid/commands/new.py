@@ -1,7 +1,7 @@
 """A file to start from: `tunegrid new task reviews` writes reviews.py, which runs at once, without network.
 
-Its comments say what to change. A task comes with a folder of made-up rows, so that it has data to read: put yours in their
-place. Files that are already there are not replaced.
+Its comments say what to change. A task comes with a folder of made-up rows, so that it has data to
+read: put yours in their place. Files that are already there are not replaced.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from tunegrid.terminal import say
 
 STARTERS = ROOT / "benchmarks" / "starters"
 LONGEST_NAME = 100
-FIRST_RUNS = {  # options that run it for the first time
+FIRST_RUNS = {  # options of a first run
     "task": "--cells=bert_{}_lora",
     "method": "--cells=bert_sa_{}",
     "backbone": "--cells={}_sa_lora",
@@ -32,16 +32,24 @@ FIRST_RUNS = {  # options that run it for the first time
 
 
 def check_name(kind: str, name: str) -> None:
-    """Raises InputError if an entry of the grid cannot have this name, or another one has it."""
+    """Raises InputError if a name is invalid, or an entry of the grid has it."""
     if not NAME.fullmatch(name):
-        raise InputError(f"invalid NAME {name!r}: expected lower-case letters and digits; underscores divide a cell's id")
+        expected = "lower-case letters and digits; underscores divide a cell's id"
+        raise InputError(f"invalid NAME {name!r}: expected {expected}")
     if len(name) > LONGEST_NAME:
         raise InputError(f"NAME has {len(name)} letters; give one of at most {LONGEST_NAME}")
     if iskeyword(name) or name in sys.stdlib_module_names:
-        raise InputError(f"{name}.py would hide a module of Python's own, or {name} is a keyword: give another NAME")
-    installed = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(ROOT), str(ROOT / "lib")]
-    if PathFinder.find_spec(name, installed):
-        raise InputError(f"{name}.py would hide the installed package {name}: give another NAME")
+        fault = f"{name}.py would hide a module of Python's own, or {name} is a keyword"
+        raise InputError(f"{fault}: give another NAME")
+    folders = [
+        sysconfig.get_path("purelib"),
+        sysconfig.get_path("platlib"),
+        str(ROOT),
+        str(ROOT / "lib"),
+    ]
+    if PathFinder.find_spec(name, folders):
+        fault = f"{name}.py would hide the installed package {name}"
+        raise InputError(f"{fault}: give another NAME")
     grid = study()
     names = {
         "metric": [*score_names(grid.tasks["sa"].problem, 2), *OTHER_COLUMNS],
@@ -51,12 +59,19 @@ def check_name(kind: str, name: str) -> None:
         raise InputError(f"{kind} {name!r} is in the grid already; give yours another NAME")
 
 
-def write(kind: str, name: str, folder: Path) -> list[Path]:
-    """The files, which are new; raises InputError if one is there already, is a link or cannot be written."""
-    sources = {folder / f"{name}.py": STARTERS / f"{kind}.py"}
+def write_starter(kind: str, name: str, folder: Path) -> list[Path]:
+    """Write new files and return them.
+
+    Raises InputError if one exists, is a link or cannot be written.
+    """
+    script = folder / f"{name}.py"
+    sources = {script: STARTERS / f"{kind}.py"}
+    targets = [script]
     if kind == "task":
-        sources |= {folder / name / rows.name: rows for rows in sorted(STARTERS.glob("rows/*.csv"))}
-    for path in {path if path.parent == folder else path.parent: None for path in sources}:
+        targets.append(folder / name)
+        for rows in sorted(STARTERS.glob("rows/*.csv")):
+            sources[folder / name / rows.name] = rows
+    for path in targets:
         if path.is_symlink() or path.exists():
             raise InputError(f"{path} is there already; give another NAME or --to=DIR")
     for path, source in sources.items():
@@ -65,19 +80,30 @@ def write(kind: str, name: str, folder: Path) -> list[Path]:
             with path.open("x", encoding="utf-8") as file:  # no link can stand for it
                 file.write(source.read_text(encoding="utf-8").replace("NAME", name))
         except OSError as error:
-            raise InputError(f"{path} cannot be written ({error.strerror or error}); give another place: --to=DIR") from None
+            fault = f"{path} cannot be written ({error.strerror or error})"
+            raise InputError(f"{fault}; give another place: --to=DIR") from None
     return [*sources]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the file, say how to run it; return the exit code. Raises InputError if a name or a place is taken."""
+    """Write the file and print its first command; return the exit code.
+
+    Raises InputError if a name or a path is taken.
+    """
     parser = argparse.ArgumentParser(prog="tunegrid new", description=__doc__)
-    parser.add_argument("kind", choices=FIRST_RUNS)
-    parser.add_argument("name", metavar="NAME", help="its id in the grid: lower-case letters and digits")
-    parser.add_argument("--to", type=Path, default=Path(), metavar="DIR", help="folder to write to (default: here)")
+    add = parser.add_argument
+    add("kind", choices=FIRST_RUNS)
+    add("name", metavar="NAME", help="its id in the grid: lower-case letters and digits")
+    add(
+        "--to",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="folder to write to (default: here)",
+    )
     options = parser.parse_args(arguments)
     check_name(options.kind, options.name)
-    files = write(options.kind, options.name, options.to)
+    files = write_starter(options.kind, options.name, options.to)
     first_run = FIRST_RUNS[options.kind].format(options.name)
     say(f"wrote {', '.join(map(str, files))}\ntunegrid run -m quick --grid={files[0]} {first_run}")
     return 0

@@ -1,7 +1,7 @@
 """A run as one HTML file: `tunegrid page RUN.json [OLDER.json ...] -o PAGE.html`, and its charts for papers: `--charts DIR`.
 
-The page compares the run with the first older one, as the gate does; all older runs make the history. The page needs no
-network.
+The page compares the run with the first older one, as the gate does; all older runs make the
+history. The page needs no network.
 """
 
 import argparse
@@ -11,13 +11,17 @@ from tunegrid.terminal import say
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the page, or the charts, or both; return the exit code. Raises InputError if a run cannot be read."""
+    """Write the page, or the charts, or both; return the exit code.
+
+    Raises InputError if a run cannot be read.
+    """
     parser = argparse.ArgumentParser(prog="tunegrid page", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN.json")
-    parser.add_argument("older", type=Path, nargs="*", metavar="OLDER.json")
-    parser.add_argument("-o", "--output", type=Path, metavar="PAGE.html")
-    parser.add_argument("--charts", type=Path, metavar="DIR", help="write each chart as SVG and PDF")
-    parser.add_argument("--profile", metavar="NAME", help="the profile to show, if the run has several")
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN.json")
+    add("older", type=Path, nargs="*", metavar="OLDER.json")
+    add("-o", "--output", type=Path, metavar="PAGE.html")
+    add("--charts", type=Path, metavar="DIR", help="write each chart as SVG and PDF")
+    add("--profile", metavar="NAME", help="the profile to show, if the run has several")
     options = parser.parse_args(arguments)
     if not (options.output or options.charts):
         parser.error("give -o PAGE.html for the page, or --charts DIR for its charts")
@@ -27,10 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
     run = read_page_run(options.run, options.profile)
     if run.doubt:
         say(run.warning)
-    page = make_page(run, [read_page_run(path, run.profile) for path in options.older])
+    older_runs = [read_page_run(path, run.profile) for path in options.older]
+    page = make_page(run, older_runs)
     if options.charts:
-        say(f"wrote {write_charts(page, options.charts)} charts to {options.charts}, each as SVG and PDF")
+        count = write_charts(page, options.charts)
+        say(f"wrote {count} charts to {options.charts}, each as SVG and PDF")
     if options.output:
-        count = write_page(page, options.output)
-        say(f"wrote {options.output}: {len(run.by_cell)} cells, {count / 1e6:.2f} MB")
+        size = write_page(page, options.output)
+        say(f"wrote {options.output}: {len(run.by_cell)} cells, {size / 1e6:.2f} MB")
     return 0

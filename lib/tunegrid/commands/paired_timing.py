@@ -1,7 +1,8 @@
-"""One side of `tunegrid speed`: a process that sets a cell up, and makes an update of its training for each line that it reads.
+"""One side of `tunegrid speed`: a process that trains a cell, one update for each line of stdin.
 
-On a shared machine other processes take the core away, and the wall clock counts that. Linux tells how long a thread was ready
-to run and had no core. That time is taken off; what the thread itself waits for, as a sleep or a file, is not.
+On a shared machine other processes take the core away, and the wall clock counts that. Linux
+reports how long a thread was ready to run and had no core. That time is subtracted; waiting of the
+thread itself, as for a sleep or a file, is not.
 """
 
 import json
@@ -19,30 +20,37 @@ from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.machine import announce_threads, thread_share
 from tunegrid.terminal import say
 
-MARK = "tunegrid timing: "  # begins an answer: a library may print, too
+ANSWER_PREFIX = "tunegrid timing: "  # a library may print, too
 WARM = 5  # updates before the first answer: they pick kernels and allocate memory
-SCHEDULER = Path("/proc/thread-self/schedstat")  # nanoseconds on a core, nanoseconds that it waited for one, time slices
+# Nanoseconds on a core, nanoseconds of waiting for one, time slices.
+SCHEDULER = Path("/proc/thread-self/schedstat")
 
 
 def own_time() -> float:
-    """The clock in seconds, less those in which this thread was ready to run and had no core."""
+    """The clock in seconds, without the time that this thread waited for a core."""
     while True:
-        wait, clock = wait_seconds(), time.perf_counter()
-        if wait_seconds() == wait:  # else the thread lost its core in between, and the two readings are not of one moment
+        wait = wait_seconds()
+        clock = time.perf_counter()
+        if wait_seconds() == wait:  # else the thread lost its core between the readings
             return clock - wait
 
 
 def wait_seconds() -> float:
     """Seconds that this thread was ready to run and had no core; 0 if the system does not tell."""
-    return int(SCHEDULER.read_text(encoding="utf-8").split()[1]) / 1e9 if SCHEDULER.exists() else 0.0
+    if not SCHEDULER.exists():
+        return 0.0
+    fields = SCHEDULER.read_text(encoding="utf-8").split()
+    return int(fields[1]) / 1e9
 
 
 def answers(cell: Cell) -> Iterator[dict[str, float | None]]:
-    """An empty answer when all is ready; then the seconds of one update after another, for as long as somebody asks.
+    """Yield an empty answer when all is ready, then the seconds and peak bytes of each update.
 
-    With them go the most bytes held until then: on a CPU resident, on a GPU allocated; None if the system does not tell.
+    The peak is of resident memory on a CPU, of allocated memory on a GPU; None if the system does
+    not tell.
     """
-    announce_threads(threads := thread_share(cell.profile.threads))
+    threads = thread_share(cell.profile.threads)
+    announce_threads(threads)
     import torch
     import transformers as hf
 
@@ -58,7 +66,8 @@ def answers(cell: Cell) -> Iterator[dict[str, float | None]]:
     trainer = prepare(cell, rows, device)
     hf.set_seed(cell.profile.seed)
     trainer.ddp_model.train()
-    finish = torch.cuda.synchronize if device.type == "cuda" else torch.cpu.synchronize  # a GPU works on behind the clock
+    # A GPU works on while the clock is read.
+    finish = torch.cuda.synchronize if device.type == "cuda" else torch.cpu.synchronize
     updates = chain.from_iterable(map(trainer.updates, count()))  # of one epoch after another
     for group in islice(updates, WARM):
         trainer.update(group)
@@ -68,17 +77,21 @@ def answers(cell: Cell) -> Iterator[dict[str, float | None]]:
         start = own_time()
         trainer.update(group)
         finish(device)
-        seconds, memory = own_time() - start, peaks(device, seconds=0.0)
+        seconds = own_time() - start
+        memory = peaks(device, seconds=0.0)
         gib = memory.rss_peak_gib if device.type == "cpu" else memory.allocated_peak_gib
-        yield {"seconds": seconds, "peak_bytes": None if gib is None else round(gib * GIB)}
+        peak_bytes = None if gib is None else round(gib * GIB)
+        yield {"seconds": seconds, "peak_bytes": peak_bytes}
 
 
 def main(cell: str, device: str) -> None:
-    """Set a cell up on a device, then answer each line, until there are no more."""
+    """Set a cell up on a device, then answer each line of stdin."""
     try:
         study_cell = STUDY.cell(cell, replace(QUICK_PROFILE, device=device))
-        for _, answer in zip(chain([""], sys.stdin), answers(study_cell), strict=False):  # an update comes after its line
-            say(f"{MARK}{json.dumps(answer)}")
+        lines = chain([""], sys.stdin)
+        # An update follows its line.
+        for _, answer in zip(lines, answers(study_cell), strict=False):
+            say(f"{ANSWER_PREFIX}{json.dumps(answer)}")
     except InputError as error:
         sys.exit(str(error))
 

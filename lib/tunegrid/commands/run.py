@@ -1,7 +1,7 @@
 """Run the suite from any folder: `tunegrid run -m quick -n auto --gate=before.json`. All arguments are pytest's.
 
-Paths are relative to the current folder, and `reports/` is written there. `tunegrid run --help` shows the options that matter.
-In Python it is `tunegrid.run`, which returns the records.
+Paths are relative to the current folder, and `reports/` is written there. `tunegrid run --help`
+shows the options that matter. In Python it is `tunegrid.run`, which returns the records.
 """
 
 import os
@@ -19,13 +19,19 @@ if TYPE_CHECKING:
     from tunegrid.record import Record
 
 HELP_OPTION = "--tunegrid-help"
-# The settings and the cases of this suite, whatever project the folder is of.
-SUITE = ("-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", f"-ocache_dir={CACHE / 'pytest'}", str(ROOT / "benchmarks"))
+# The settings and the cases of this suite, whatever project the current folder belongs to.
+SUITE = (
+    "-c",
+    str(ROOT / "pyproject.toml"),
+    f"--rootdir={ROOT}",
+    f"-ocache_dir={CACHE / 'pytest'}",
+    str(ROOT / "benchmarks"),
+)
 NOTHING_SELECTED = 5  # pytest's exit code
 
 
 def command(arguments: Sequence[str], python: Path | str = sys.executable) -> list[str]:
-    """What is run: pytest over the suite; no folder that a user is in hides its modules or Python's (`-P`)."""
+    """A command line of pytest over the suite; `-P`: the current folder hides no module."""
     return [str(python), "-P", "-m", "pytest", *SUITE, *arguments]
 
 
@@ -36,7 +42,7 @@ def latest_run() -> Path:
 
 
 def user_arguments(arguments: Sequence[object]) -> str:
-    """What a user typed, of whom pytest got these arguments."""
+    """The command line that a user typed, from the arguments that pytest got."""
     words = [*map(str, arguments)]
     own = own_words(words)
     program = ["pytest"] if own == words else ["tunegrid", "run"]
@@ -44,7 +50,7 @@ def user_arguments(arguments: Sequence[object]) -> str:
 
 
 def own_words(words: list[str]) -> list[str]:
-    """The words without those that this command puts before a user's."""
+    """The words without those that this command prepends."""
     return words[len(SUITE) :] if tuple(words[: len(SUITE)]) == SUITE else words
 
 
@@ -78,9 +84,10 @@ def run(
 
     path = Path(to or latest_run()).absolute()
     words = ["-m", profile, f"--benchmark-json={path}"]
-    for option, values in (("cells", cells), ("seeds", seeds)):
-        if values is not None:
-            words.append(f"--{option}={_join(values)}")
+    if cells is not None:
+        words.append(f"--cells={_join(cells)}")
+    if seeds is not None:
+        words.append(f"--seeds={_join(seeds)}")
     files = [grid] if isinstance(grid, Path | str) else grid
     for file in files:
         words.append(f"--grid={file}")
@@ -102,7 +109,7 @@ def run(
 
 
 def _join(values: object) -> str:
-    """One value, or several, as the command line takes them."""
+    """One or more values in the form of the command line."""
     if values is None:
         return "none"
     if isinstance(values, Iterable) and not isinstance(values, str):
@@ -111,7 +118,7 @@ def _join(values: object) -> str:
 
 
 def _version(path: Path) -> tuple[int, int] | None:
-    """What changes if a file is written; None without one."""
+    """The inode and the time of a file, which writing changes; None if there is no file."""
     if not path.is_file():
         return None
     status = path.stat()

@@ -1,1 +1,1 @@
-"""The lab: how we measure the suite itself, by `python -m tunegrid.lab NAME`. No product module imports it."""
+"""Measurements of the suite itself, `python -m tunegrid.lab NAME`. No product module imports it."""

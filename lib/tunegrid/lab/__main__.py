@@ -1,4 +1,4 @@
-"""Measurements of the suite itself: `python -m tunegrid.lab NAME ...` runs one; with `--help` it is described."""
+"""Runs a measurement of the suite itself: `python -m tunegrid.lab NAME ...`."""
 
 import sys
 from functools import partial

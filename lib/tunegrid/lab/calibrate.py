@@ -1,11 +1,13 @@
 """Measure bounds, training noise and tolerances: `python -m tunegrid.lab calibrate` trains the study's quick cells 49 times.
 
-It trains seeds 10000 to 10039, which nothing else uses, three of them from three more starts each that are moved in their last
-digits, and the controls. It writes to benchmarks/thresholds: quick.toml, what a healthy run reaches; noise.toml, what the gate
-holds a change to; numerics.toml, what is rounding. `--profile zoo` or `tasks` trains five seeds and controls, and writes bounds
-alone. The same command goes on where it was stopped: `--resume` of pytest takes what passed. `--runs` takes saved runs of these
-seeds and starts, and trains nothing: of two runs of one seed and start the last file's counts. Without moved starts there, say
-`--moved-seeds 0 --write bounds,noise`.
+It trains seeds 10000 to 10039, which nothing else uses, three of them from three more starts each
+that are moved in their last digits, and the controls. It writes to benchmarks/thresholds:
+quick.toml, what a healthy run reaches; noise.toml, what the gate holds a change to; numerics.toml,
+what is rounding. `--profile zoo` or `tasks` trains five seeds and controls, and writes bounds
+alone. The same command goes on where it was stopped: `--resume` of pytest takes what passed.
+`--runs` takes saved runs of these seeds and starts, and trains nothing: of two runs of one seed and
+start the last file's counts. Without moved starts there, say `--moved-seeds 0 --write
+bounds,noise`.
 """
 
 import argparse
@@ -17,7 +19,6 @@ from typing import Any
 
 from tunegrid import ROOT
 from tunegrid.commands.calibrate import by_seed, train_session
-from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.gate.bounds import Calibration, RecordsByCell, evidence, thresholds_toml
 from tunegrid.gate.noise import NoiseKey, deviation
@@ -31,69 +32,99 @@ from tunegrid.record.checks import below_bounds
 from tunegrid.runs import examples
 from tunegrid.runs.files import read_list
 
-RUNS = CACHE / "lab"
-Control = Mapping[str, Any]  # its `plant`, the cell that it is `of`, and the `scores` that it reached
-SEEDS = {"quick": range(10_000, 10_040), "zoo": range(5), "tasks": range(5)}  # of quick, in whose view no recipe was chosen
-CONTROLS = {"quick": "controls and not zoo and not tasks", "zoo": "controls and zoo", "tasks": "controls and tasks"}
-QUICK = "quick"  # so many seeds tell healthy runs from controls; few seeds of many methods leave bounds that controls narrow
+LAB_RUNS = CACHE / "lab"
+Control = Mapping[str, Any]  # `of` (its cell) and `scores`
+# No recipe was chosen by quick's seeds. They suffice to separate healthy runs from controls; bounds
+# of few seeds and many methods are narrowed by controls.
+QUICK = "quick"
+PROFILE_SEEDS = {QUICK: range(10_000, 10_040), "zoo": range(5), "tasks": range(5)}
+CONTROLS = {
+    QUICK: "controls and not zoo and not tasks",
+    "zoo": "controls and zoo",
+    "tasks": "controls and tasks",
+}
 
 
 # Training
 
 
 def calibration(options: argparse.Namespace) -> tuple[Calibration, Sequence[Control]]:
-    """The runs that the options ask for, and all controls; what is not known is trained."""
-    seeds, is_quick = options.seeds or SEEDS[options.profile], options.profile == QUICK
+    """The runs that the options ask for, and all controls; missing ones are trained."""
+    is_quick = options.profile == QUICK
+    seeds = options.seeds or PROFILE_SEEDS[options.profile]
     runs = run_grids(options, seeds)
-    starts = seeds[: options.moved_seeds] if is_quick and options.draws else seeds[:0]
-    moved_runs = [run_grids(options, starts, draw) for draw in range(1, options.draws + 1)] if starts else []
-    perturbed = {seed: [runs[seed], *(grids[seed] for grids in moved_runs)] for seed in starts}
+    perturbed: dict[int, list[RecordsByCell]] = {}
+    starts = seeds[: options.moved_seeds]
+    if is_quick and options.draws and starts:
+        perturbed = {seed: [runs[seed]] for seed in starts}
+        for draw in range(1, options.draws + 1):
+            for seed, grid in run_grids(options, starts, draw).items():
+                perturbed[seed].append(grid)
     controls = get_controls(options)
     best = {} if is_quick else best_controls(controls)
     return Calibration(seeds=[*runs.values()], perturbed=perturbed, controls=best), controls
 
 
-def run_grids(options: argparse.Namespace, seeds: range, draw: int | None = None) -> dict[int, RecordsByCell]:
-    """The grid's records by seed, from starts that this draw moved, or unmoved ones."""
+def run_grids(
+    options: argparse.Namespace,
+    seeds: range,
+    draw: int | None = None,
+) -> Mapping[int, RecordsByCell]:
+    """The grid's records by seed, from starts that this draw moved; None: unmoved ones."""
+    records: list[Record] = []
     if options.runs:
-        records = [record for path in options.runs for record in saved(path) if record.seeds.perturbation == draw]
+        for path in options.runs:
+            records += [record for record in saved(path) if record.seeds.perturbation == draw]
     else:
         words = f"{seeds[0]}-{seeds[-1]}"
+        name = f"{options.profile}-{words}"
         arguments = ["-m", options.profile, "-n", options.workers, f"--seeds={words}"]
-        arguments += [f"--set=perturbation={draw}"] if draw else []
-        name = f"{options.profile}-{words}{f'-perturbation={draw}' if draw else ''}"
-        records = saved(train_session(RUNS / f"{name}.json", arguments))
-    return by_seed(records, sorted({record.cell for record in records}, key=study_place), seeds)
+        if draw:
+            arguments.append(f"--set=perturbation={draw}")
+            name += f"-perturbation={draw}"
+        records = saved(train_session(LAB_RUNS / f"{name}.json", arguments))
+    cells = sorted({record.cell for record in records}, key=study_place)
+    return by_seed(records, cells, seeds)
 
 
 @cache
 def saved(path: Path) -> list[Record]:
-    """A run's records, whose files are kept in this machine's store: of two that are compared, each is of another run."""
+    """A run's records; their files go to this machine's store, so that runs can be compared."""
     records = read_list(path)
     examples.keep_contents(examples.contents(examples.file_names(records), path))
     return records
 
 
-def get_controls(options: argparse.Namespace) -> list[Control]:
-    """What controls reached, trained unless there is a file, or not needed; raises InputError if the file holds none."""
+def get_controls(options: argparse.Namespace) -> Sequence[Control]:
+    """The controls of the options' file, else trained ones; none if a saved quick run has no file.
+
+    Raises InputError if the file holds none.
+    """
     if options.profile == QUICK and options.runs and not options.controls:
         return []
-    arguments = ["-m", CONTROLS[options.profile], "-n", options.workers]
-    path: Path = options.controls or train_session(RUNS / f"{options.profile}-controls.json", arguments)
+    path: Path = options.controls
+    if not path:
+        arguments = ["-m", CONTROLS[options.profile], "-n", options.workers]
+        path = train_session(LAB_RUNS / f"{options.profile}-controls.json", arguments)
+    controls = []
     try:
-        rows = [row["extra_info"] for row in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]]
-        return [{"plant": row["plant"], "of": row["of"], "scores": dict(row["scores"])} for row in rows]
+        for benchmark in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]:
+            row = benchmark["extra_info"]
+            controls.append({"of": row["of"], "scores": dict(row["scores"])})
     except (OSError, ValueError, KeyError, TypeError) as error:
+        fault = f"{path} holds no controls ({type(error).__name__}: {error})"
         advice = f"`pytest -m controls --benchmark-json={path}` writes it"
-        raise InputError(f"{path} holds no controls ({type(error).__name__}: {error}); {advice}") from None
+        raise InputError(f"{fault}; {advice}") from None
+    return controls
 
 
 def best_controls(controls: Iterable[Control]) -> dict[NoiseKey, float]:
-    """The best score that any of them reached, by cell and score."""
+    """The best score that any control reached, by cell and score."""
     best: dict[NoiseKey, float] = {}
     for row in controls:
         for metric, score in row["scores"].items():
-            best[row["of"], metric] = max(score or 0.0, best.get((row["of"], metric), 0.0))
+            key = row["of"], metric
+            best[key] = max(score or 0.0, best.get(key, 0.0))
     return best
 
 
@@ -101,27 +132,37 @@ def best_controls(controls: Iterable[Control]) -> dict[NoiseKey, float]:
 
 
 def noise_toml(measured: Calibration) -> str:
-    """The file of training noise: deviations as measured, and their scores; they are pooled when they are read."""
+    """The file of training noise: deviations as measured, and their scores; reading pools them."""
     noise = measured.noise
+    run_counts = [len(grids) for grids in measured.perturbed.values()]
     lines = [
         f"# Written by `{LAB_CALIBRATE}`. Standard deviations of scores, in points, with degrees of freedom:",
         "# `seeds` between runs of different seeds, `perturbed` between runs of one seed whose starts differ in last digits.",
         "# `scores`: one list for each group of runs that differ by chance alone.",
-        *evidence(measured),
+    ]
+    lines += evidence(measured)
+    lines += [
         f"perturbed_seeds = {list(measured.perturbed)}",
-        f"runs_a_perturbed_seed = {[len(grids) for grids in measured.perturbed.values()]}",
+        f"runs_a_perturbed_seed = {run_counts}",
         "",
         "# Test rows by task.",
         "[rows]",
-        *(f"{task} = {rows}" for task, rows in noise.rows.items()),
     ]
+    lines += [f"{task} = {rows}" for task, rows in noise.rows.items()]
     for key in measured.bound_keys():
         lines += ["", f"[cells.{'.'.join(key)}]"]
         for kind, scores in noise.scores.items():
-            if spread := deviation(scores[key]):
-                groups = [f"[{', '.join(f'{score:.2f}' for score in group)}]" for group in scores[key]]
-                lines.append(f"{kind} = {{ sd = {spread.sd:.3f}, df = {spread.df:.0f}, scores = [{', '.join(groups)}] }}")
+            spread = deviation(scores[key])
+            if spread:
+                groups = ", ".join(map(_points, scores[key]))
+                figures = f"sd = {spread.sd:.3f}, df = {spread.df:.0f}, scores = [{groups}]"
+                lines.append(f"{kind} = {{ {figures} }}")
     return "\n".join(lines) + "\n"
+
+
+def _points(scores: Iterable[float]) -> str:
+    points = [f"{score:.2f}" for score in scores]
+    return f"[{', '.join(points)}]"
 
 
 FILES: Mapping[str, Callable[[Calibration], str]] = {
@@ -132,16 +173,18 @@ FILES: Mapping[str, Callable[[Calibration], str]] = {
 
 
 def remark(measured: Calibration, controls: Sequence[Control]) -> str:
-    """How many controls miss a bound."""
+    """A sentence on how many controls miss a bound."""
     minimums: dict[str, dict[str, float]] = {}
     for (cell, metric), minimum in measured.bounds().items():
         minimums.setdefault(cell, {})[metric] = minimum
-    miss_count = sum(bool(below_bounds(row["scores"], minimums.get(row["of"], {}))) for row in controls)
+    miss_count = 0
+    for row in controls:
+        miss_count += bool(below_bounds(row["scores"], minimums.get(row["of"], {})))
     return f"{miss_count} of {len(controls)} controls miss a bound"
 
 
 def parse_seeds(text: str) -> range:
-    """As in 10000-10039; a standard deviation needs two."""
+    """The seeds of "10000-10039"; at least two, as a standard deviation needs."""
     first, _, last = text.partition("-")
     if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a range of at least 2 seeds, as 0-4 is")
@@ -149,31 +192,59 @@ def parse_seeds(text: str) -> range:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train, write below a folder, say what controls miss; return the exit code."""
+    """Train, write below a folder, report what controls miss; return 0."""
     parser = argparse.ArgumentParser(prog="python -m tunegrid.lab calibrate", description=__doc__)
-    parser.add_argument("--profile", choices=SEEDS, default=QUICK, help="which grid (default quick)")
-    parser.add_argument("--seeds", type=parse_seeds, metavar="N-M", help="default 10000-10039; zoo and tasks: 0-4")
-    parser.add_argument("--moved-seeds", type=int, default=3, metavar="N", help="first seeds that get moved starts (default 3)")
-    parser.add_argument("--draws", type=int, default=3, metavar="N", help="moved starts per such seed (default 3)")
-    parser.add_argument("--controls", type=Path, metavar="FILE", help="saved controls (default: trains them)")
-    parser.add_argument("--runs", type=Path, nargs="+", default=[], metavar="FILE", help="saved runs, in place of training")
-    parser.add_argument("--write", default="", metavar="KINDS", help="some of bounds,noise,numerics (default: all it measures)")
-    parser.add_argument("--to", type=Path, default=ROOT, metavar="DIR", help="writes below this folder (default: here)")
-    parser.add_argument("-n", dest="workers", default="auto", metavar="N", help="processes (default: one per core)")
+    add = parser.add_argument
+    add("--profile", choices=PROFILE_SEEDS, default=QUICK, help="which grid (default quick)")
+    add(
+        "--seeds",
+        type=parse_seeds,
+        metavar="N-M",
+        help="default 10000-10039; zoo and tasks: 0-4",
+    )
+    add(
+        "--moved-seeds",
+        type=int,
+        default=3,
+        metavar="N",
+        help="first seeds that get moved starts (default 3)",
+    )
+    add("--draws", type=int, default=3, metavar="N", help="moved starts per such seed (default 3)")
+    add("--controls", type=Path, metavar="FILE", help="saved controls (default: trains them)")
+    add(
+        "--runs",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="saved runs, in place of training",
+    )
+    add(
+        "--write",
+        default="",
+        metavar="KINDS",
+        help="some of bounds,noise,numerics (default: all it measures)",
+    )
+    add(
+        "--to",
+        type=Path,
+        default=ROOT,
+        metavar="DIR",
+        help="writes below this folder (default: here)",
+    )
+    add("-n", dest="workers", default="auto", metavar="N", help="processes (default: one per core)")
     options = parser.parse_args(arguments)
-    all_kinds = FILES if options.profile == QUICK else ("bounds",)
+    all_kinds = list(FILES) if options.profile == QUICK else ["bounds"]
     kinds = options.write.split(",") if options.write else all_kinds
-    try:
-        if unknown_kinds := sorted(set(kinds).difference(all_kinds)):
-            raise InputError(f"--profile {options.profile} writes no {unknown_kinds[0]}")
-        measured, controls = calibration(options)
-        for kind in kinds:
-            name = options.profile if kind == "bounds" else kind
-            path = options.to / "benchmarks" / "thresholds" / f"{name}.toml"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, FILES[kind](measured))
-            print(f"wrote {path}")
-        print(remark(measured, controls) if controls else "no controls were given")
-        return 0
-    except InputError as error:
-        refuse(parser, error)
+    unknown_kinds = sorted(set(kinds).difference(all_kinds))
+    if unknown_kinds:
+        raise InputError(f"--profile {options.profile} writes no {unknown_kinds[0]}")
+    measured, controls = calibration(options)
+    for kind in kinds:
+        name = options.profile if kind == "bounds" else kind
+        path = options.to / "benchmarks" / "thresholds" / f"{name}.toml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, FILES[kind](measured))
+        print(f"wrote {path}")
+    print(remark(measured, controls) if controls else "no controls were given")
+    return 0

@@ -1,33 +1,32 @@
 """How close healthy cells come to the limits of audits, as a Markdown table.
 
-Each row is an audit and one of its limits, which may depend on a cell's arithmetic, with the largest
-value of all runs. Of an audit that keeps no value, the largest distance that its details name is
-shown, without a limit.
+Each row is an audit and one of its limits, which may depend on a cell's arithmetic, with the
+largest value of all runs. Of an audit that keeps no value, the largest distance that its details
+name is shown, without a limit.
 """
 
 import argparse
 import re
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 
-from tunegrid.commands.cli import refuse
-from tunegrid.errors import InputError
 from tunegrid.record import AuditFinding, Record
 from tunegrid.runs.files import read_list
 
 DISTANCE = re.compile(r"\bby (\d[.]\d+e[+-]\d\d)\b")
 
 
-@dataclass(kw_only=True)
-class Extreme:
-    """The largest value of an audit at one limit, and where it was measured."""
+class Extreme(NamedTuple):
+    """The largest value of an audit at one limit, and its cell and seed."""
 
     audit: str
     limit: float | None
     value: float
-    place: str
-    count: int = 1
+    case: str
+    finding_count: int
 
 
 def measured_value(finding: AuditFinding) -> float | None:
@@ -40,22 +39,18 @@ def measured_value(finding: AuditFinding) -> float | None:
 
 def find_extremes(records: Iterable[Record]) -> list[Extreme]:
     """The largest value of each audit and limit, in the order of audits' names."""
-    extremes: dict[tuple[str, float | None], Extreme] = {}
+    groups = defaultdict[tuple[str, float | None], list[tuple[float, str]]](list)
     for record in records:
         for finding in record.audits:
             value = measured_value(finding)
-            if value is None:
-                continue
-            place = f"{record.cell}, seed {record.seeds.seed}"
-            new = Extreme(audit=finding.name, limit=finding.limit, value=value, place=place)
-            old = extremes.setdefault((finding.name, finding.limit), new)
-            if old is new:
-                continue
-            old.count += 1
-            if value > old.value:
-                old.value = value
-                old.place = place
-    return sorted(extremes.values(), key=lambda extreme: (extreme.audit, extreme.limit or 0.0))
+            if value is not None:
+                case = f"{record.cell}, seed {record.seeds.seed}"
+                groups[finding.name, finding.limit].append((value, case))
+    extremes = []
+    for (audit, limit), values in groups.items():
+        value, case = max(values, key=itemgetter(0))
+        extremes.append(Extreme(audit, limit, value, case, len(values)))
+    return sorted(extremes, key=lambda extreme: (extreme.audit, extreme.limit or 0.0))
 
 
 def limits_table(extremes: Iterable[Extreme]) -> str:
@@ -68,22 +63,19 @@ def limits_table(extremes: Iterable[Extreme]) -> str:
             limit = f"{extreme.limit:.1e}"
         if extreme.limit:
             share = f"{extreme.value / extreme.limit:.2g}"
-        cells = [f"`{extreme.audit}`", limit, f"{extreme.value:.1e}", share, extreme.place]
-        lines.append(f"| {' | '.join(cells)} | {extreme.count} |")
+        cells = [f"`{extreme.audit}`", limit, f"{extreme.value:.1e}", share, extreme.case]
+        lines.append(f"| {' | '.join(cells)} | {extreme.finding_count} |")
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table; return the exit code."""
+    """Print the table; return 0."""
     parser = argparse.ArgumentParser(prog="python -m tunegrid.lab limits", description=__doc__)
     add = parser.add_argument
     add("runs", type=Path, nargs="+", metavar="RUN.json", help="saved runs of healthy cells")
     options = parser.parse_args(arguments)
     records: list[Record] = []
-    try:
-        for path in options.runs:
-            records += read_list(path)
-    except InputError as error:
-        refuse(parser, error)
+    for path in options.runs:
+        records += read_list(path)
     print(limits_table(find_extremes(records)))
     return 0

@@ -1,4 +1,4 @@
-"""Does once what every session does: the process that forks those of `tunegrid.lab.mutants` imports it."""
+"""Does once what every session does, in the process that forks those of `lab.mutants`."""
 
 import sys
 

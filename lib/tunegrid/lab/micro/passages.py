@@ -1,8 +1,8 @@
-"""Makes encyclopedia passages with questions on them, rows in SQuAD's schema; and news with their highlights.
+"""Makes passages with questions in SQuAD's schema, and news with their highlights.
 
-A passage tells facts about several subjects. Its towns, years, people and amounts come from pools of two or three a
-passage, so that the same words answer different questions at different places: only subject *and* relation tell which
-occurrence is meant.
+A passage tells facts about several subjects. Its towns, years, people and amounts come from pools
+of two or three a passage, so that the same words answer different questions at different places:
+only subject *and* relation tell which occurrence is meant.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from random import Random
 from typing import Any, NamedTuple
 
 from tunegrid.lab.micro import words
-from tunegrid.lab.micro.words import AMOUNTS, ANIMALS, PLACES, TOWNS, WEEKDAYS
+from tunegrid.lab.micro.words import AMOUNTS, ANIMALS, TOWNS, VENUES, WEEKDAYS
 
 
 class Relation(NamedTuple):
-    """A kind of fact: the pool of its answers, how a passage tells it, and how a question asks for it."""
+    """A kind of fact: the pool of its answers, its statements and its questions."""
 
     pool: str
     statements: tuple[str, ...]
@@ -24,7 +24,11 @@ class Relation(NamedTuple):
 PERSON: tuple[Relation, ...] = (
     Relation("town", ("was born in {}",), ("where was {} born ?", "in which town was {} born ?")),
     Relation("date", ("was married in {}",), ("when was {} married ?",)),
-    Relation("town", ("moved to {}", "later moved to {}"), ("where did {} move ?", "to which town did {} move ?")),
+    Relation(
+        "town",
+        ("moved to {}", "later moved to {}"),
+        ("where did {} move ?", "to which town did {} move ?"),
+    ),
     Relation("job", ("worked as a {}",), ("what did {} work as ?", "which job did {} have ?")),
     Relation("person", ("married {}",), ("who did {} marry ?",)),
     Relation("study", ("studied {}",), ("what did {} study ?", "which subject did {} study ?")),
@@ -36,7 +40,11 @@ BUILDING: tuple[Relation, ...] = (
     Relation("year", ("opened in {}",), ("when did {} open ?", "in which year did {} open ?")),
     Relation("town", ("stands in {}",), ("where does {} stand ?", "in which town does {} stand ?")),
     Relation("amount", ("cost {}",), ("how much did {} cost ?",)),
-    Relation("person", ("belongs to {}", "now belongs to {}"), ("who does {} belong to ?", "who owns {} ?")),
+    Relation(
+        "person",
+        ("belongs to {}", "now belongs to {}"),
+        ("who does {} belong to ?", "who owns {} ?"),
+    ),
     Relation("date", ("burned down in {}",), ("when did {} burn down ?",)),
 )
 FILLERS = (
@@ -59,24 +67,28 @@ class Fact(NamedTuple):
 
     @property
     def span(self) -> tuple[int, int]:
-        """Where its value stands."""
+        """The characters of its value: (start, end)."""
         return self.start, self.start + len(self.value)
 
 
 def person(rng: Random) -> tuple[str, str]:
     """A full name and the pronoun that goes with it."""
-    woman = rng.random() < 0.5
-    return f"{rng.choice(words.WOMEN if woman else words.MEN)} {rng.choice(words.SURNAMES)}", "she" if woman else "he"
+    if rng.random() < 0.5:
+        return f"{rng.choice(words.WOMEN)} {rng.choice(words.SURNAMES)}", "she"
+    return f"{rng.choice(words.MEN)} {rng.choice(words.SURNAMES)}", "he"
 
 
 def pools(rng: Random, people: Sequence[str]) -> dict[str, list[str]]:
     """Few values of each kind, so that answers repeat within a passage."""
     years = rng.sample(words.YEARS, 2)
+    towns = rng.sample(TOWNS, 2)
+    dates = [f"{rng.choice(words.MONTHS)} {year}" for year in years]
+    amounts = [f"{amount} pounds" for amount in rng.sample(AMOUNTS, 2)]
     return {
-        "town": rng.sample(TOWNS, 2),
+        "town": towns,
         "year": years,
-        "date": [f"{rng.choice(words.MONTHS)} {year}" for year in years],
-        "amount": [f"{amount} pounds" for amount in rng.sample(AMOUNTS, 2)],
+        "date": dates,
+        "amount": amounts,
         "person": list(people),
         "job": rng.sample(words.JOBS, 2),
         "study": rng.sample(words.SUBJECTS, 2),
@@ -87,16 +99,21 @@ class Passage:
     """A text under construction and the facts told in it."""
 
     def __init__(self, rng: Random, subjects: int, facts: tuple[int, int]) -> None:
-        """Tell between `facts[0]` and `facts[1]` facts about each of so many subjects."""
-        self.text, self.facts = "", list[Fact]()
+        """Tell between `facts[0]` and `facts[1]` facts about each of `subjects` subjects."""
+        self.text = ""
+        self.facts: list[Fact] = []
         cast = [person(rng) for _ in range(subjects)]
-        values = pools(rng, [name for name, _ in cast] + [person(rng)[0]])
+        names = [name for name, _ in cast]
+        bystander, _ = person(rng)
+        values = pools(rng, [*names, bystander])
         for name, pronoun in cast:
             relations = PERSON
             if rng.random() < 0.5:
-                name, pronoun = f"the {rng.choice(words.BUILDING_NAMES)} {rng.choice(words.BUILDINGS)}", "it"
+                name = f"the {rng.choice(words.BUILDING_NAMES)} {rng.choice(words.BUILDINGS)}"
+                pronoun = "it"
                 relations = BUILDING
-            self._tell(rng, name, pronoun, rng.sample(relations, rng.randint(*facts)), values)
+            told = rng.sample(relations, rng.randint(*facts))
+            self._tell(rng, name, pronoun, told, values)
             if rng.random() < 0.3:
                 self._append(rng.choice(FILLERS))
 
@@ -106,13 +123,21 @@ class Passage:
         self.text = f"{self.text} {text}".strip()
         return start
 
-    def _tell(self, rng: Random, name: str, pronoun: str, relations: Sequence[Relation], values: dict[str, list[str]]) -> None:
-        """One or two facts a sentence; the name first, then sometimes the pronoun."""
-        queue, subject = list(relations), name
-        while queue:
+    def _tell(
+        self,
+        rng: Random,
+        name: str,
+        pronoun: str,
+        relations: list[Relation],
+        values: dict[str, list[str]],
+    ) -> None:
+        """Append one or two facts a sentence; the name first, then sometimes the pronoun."""
+        subject = name
+        while relations:
             self._append(subject)
-            for facts_left in range(min(len(queue), rng.choice((1, 2))) - 1, -1, -1):
-                relation = queue.pop()
+            fact_count = min(len(relations), rng.choice((1, 2)))
+            for facts_left in reversed(range(fact_count)):
+                relation = relations.pop()
                 value = rng.choice([value for value in values[relation.pool] if value != name])
                 lead, tail = rng.choice(relation.statements).split("{}")
                 self._append(lead.strip())
@@ -131,20 +156,30 @@ def passage(rng: Random) -> Passage:
 def questions(rng: Random, text: Passage) -> list[tuple[str, Fact]]:
     """A question for each fact that only one place in the passage answers."""
     subjects = [(fact.subject, fact.relation) for fact in text.facts]
-    unique_facts = [fact for fact in text.facts if subjects.count((fact.subject, fact.relation)) == 1]
-    return [(rng.choice(fact.relation.questions).format(fact.subject), fact) for fact in unique_facts]
+    pairs = []
+    for fact in text.facts:
+        if subjects.count((fact.subject, fact.relation)) == 1:
+            pattern = rng.choice(fact.relation.questions)
+            pairs.append((pattern.format(fact.subject), fact))
+    return pairs
 
 
 def squad_rows(rng: Random, count: int, article: str) -> list[dict[str, Any]]:
-    """So many rows, up to three a passage, their titles `article`_0, `article`_1 ... one a passage."""
+    """Rows in SQuAD's schema, up to three per passage; passages are titled `article`_0, _1 ..."""
     rows: list[dict[str, Any]] = []
     number = 0
     while len(rows) < count:
         text = passage(rng)
         pairs = questions(rng, text)
         for question, fact in rng.sample(pairs, min(3, len(pairs))):
-            row = {"id": f"{article}-{len(rows):05d}", "title": f"{article}_{number}", "context": text.text}
-            rows.append(row | {"question": question, "answers": {"text": [fact.value], "answer_start": [fact.start]}})
+            row = {
+                "id": f"{article}-{len(rows):05d}",
+                "title": f"{article}_{number}",
+                "context": text.text,
+                "question": question,
+                "answers": {"text": [fact.value], "answer_start": [fact.start]},
+            }
+            rows.append(row)
         number += 1
     return rows[:count]
 
@@ -160,7 +195,10 @@ EVENTS = (
     ("the {place} in {town} was sold to a bank on {day}", "bank buys {town} {place}"),
     ("a gale damaged the {place} in {town} on {day}", "storm batters {town} {place}"),
     ("the council voted on {day} to shut the {place} in {town}", "council to close {town} {place}"),
-    ("bones were dug up behind the {place} in {town} on {day}", "old grave found at {town} {place}"),
+    (
+        "bones were dug up behind the {place} in {town} on {day}",
+        "old grave found at {town} {place}",
+    ),
 )
 # slots: {name}, {animal}
 PEOPLE = (
@@ -198,39 +236,46 @@ SCENERY = (
 )
 
 
-def _fill(rng: Random, pattern: str) -> str:
-    """Scenery with bystanders of its own."""
-    return pattern.format(
-        town=rng.choice(TOWNS),
-        name=person(rng)[0],
-        animal=rng.choice(ANIMALS),
-        day=rng.choice(WEEKDAYS),
-        place=rng.choice(PLACES),
-    )
-
-
 def news(rng: Random) -> dict[str, Any]:
     """One row in cnn_dailymail's schema, without its id."""
     slots = {
-        "place": rng.choice(PLACES),
+        "place": rng.choice(VENUES),
         "town": rng.choice(TOWNS),
         "day": rng.choice(WEEKDAYS),
         "name": person(rng)[0],
         "animal": rng.choice(ANIMALS),
         "count": rng.choice(AMOUNTS),
     }
-    (event, event_line), (people, people_line), (toll, toll_line) = (
-        [text.format(**slots) for text in rng.choice(kind)] for kind in (EVENTS, PEOPLE, TOLLS)
-    )
-    is_joined, has_toll = rng.random() < 0.25, rng.random() < 0.25
-    salient_lines = [f"{event} and {people} ."] if is_joined else [f"{event} .", f"{people} ."]
-    lines = [f"{event_line} ; {people_line} ."] if is_joined else [f"{event_line} .", f"{people_line} ."]
-    if has_toll and not is_joined:
-        salient_lines.append(f"{toll} .")
-        lines.append(f"{toll_line} .")
-    scenery = [_fill(rng, pattern) for pattern in rng.sample(SCENERY, rng.randint(5, 8) - len(salient_lines))]
-    places = sorted(rng.sample(range(1, len(salient_lines) + len(scenery)), len(salient_lines)))  # never the lead sentence
-    sentences = scenery
-    for place, sentence in zip(places, salient_lines, strict=True):
-        sentences.insert(place, sentence)
-    return {"article": " ".join(sentences), "highlights": "\n".join(lines)}
+    event, event_line = rng.choice(EVENTS)
+    people, people_line = rng.choice(PEOPLE)
+    toll, toll_line = rng.choice(TOLLS)
+    is_joined = rng.random() < 0.25
+    has_toll = rng.random() < 0.25
+    if is_joined:
+        salient_sentences = [f"{event} and {people} ."]
+        highlights = [f"{event_line} ; {people_line} ."]
+    else:
+        salient_sentences = [f"{event} .", f"{people} ."]
+        highlights = [f"{event_line} .", f"{people_line} ."]
+        if has_toll:
+            salient_sentences.append(f"{toll} .")
+            highlights.append(f"{toll_line} .")
+    salient_count = len(salient_sentences)
+    sentences = []
+    for scenery in rng.sample(SCENERY, rng.randint(5, 8) - salient_count):
+        sentence = scenery.format(  # with bystanders of its own
+            town=rng.choice(TOWNS),
+            name=person(rng)[0],
+            animal=rng.choice(ANIMALS),
+            day=rng.choice(WEEKDAYS),
+            place=rng.choice(VENUES),
+        )
+        sentences.append(sentence)
+    later_places = range(1, salient_count + len(sentences))  # not the first: no lead sentence
+    numbers = sorted(rng.sample(later_places, salient_count))
+    for number, sentence in zip(numbers, salient_sentences, strict=True):
+        sentences.insert(number, sentence)
+    return {
+        "article": " ".join(sentences).format(**slots),
+        "highlights": "\n".join(highlights).format(**slots),
+    }

@@ -9,16 +9,21 @@ from tunegrid.lab.micro.words import ASPECTS, BAD, GOOD, PRODUCTS
 
 AGREEMENT = 0.75  # share of the aspects that side with the verdict; the rest mislead
 NEGATED = 0.4  # share of the opinions said by negating the opposite word
-# {adj} is a word of the named polarity; the phrase turns it around or not.
-PLAIN = ("the {aspect} is {adj}", "the {aspect} feels {adj}", "i find the {aspect} {adj}", "what a {adj} {aspect}")
-TURNED = (
+# Each phrase says {adj} of {aspect}, or the opposite.
+PLAIN = (
+    "the {aspect} is {adj}",
+    "the {aspect} feels {adj}",
+    "i find the {aspect} {adj}",
+    "what a {adj} {aspect}",
+)
+NEGATIONS = (
     "the {aspect} is not {adj} at all",
     "the {aspect} is anything but {adj}",
     "nobody could call the {aspect} {adj}",
     "the {aspect} is far from {adj}",
 )
-# The verdicts: what a happy owner says, what an unhappy owner says; both columns share their words. The hedge at {} keeps
-# a negation and what it negates apart: pairs of neighbouring words do not give the label away either.
+# The sentences of a happy and an unhappy owner, in the same words. The hedge at {} separates a
+# negation from its object, so that bigrams do not give the label away either.
 VERDICTS = (
     ("i would{} buy it again", "i would not{} buy it again"),
     ("i do not{} regret it", "i do{} regret it"),
@@ -49,16 +54,22 @@ ASIDES = (
     "my old {product} broke last year",
     "a friend has the same {product}",
 )
-WORDS = ("bad", "good")  # of a digest
-TITLES = ("my {product}", "a word on this {product}", "{product} after a month", "the {product} and its {aspect}")
+VERDICT_WORDS = ("bad", "good")  # of a digest
+TITLES = (
+    "my {product}",
+    "a word on this {product}",
+    "{product} after a month",
+    "the {product} and its {aspect}",
+)
 DAYS = ("monday", "tuesday", "friday")
 
 
 def opinion(rng: Random, aspect: str, positive: bool) -> str:
-    """One clause about one aspect, plain or turned around by a negation."""
+    """One clause about one aspect, plain or with a negation of the opposite word."""
     is_negated = rng.random() < NEGATED
+    phrase = rng.choice(NEGATIONS if is_negated else PLAIN)
     words = GOOD if positive != is_negated else BAD
-    return rng.choice(TURNED if is_negated else PLAIN).format(aspect=aspect, adj=rng.choice(words))
+    return phrase.format(aspect=aspect, adj=rng.choice(words))
 
 
 def verdict(rng: Random, product: str, positive: bool) -> str:
@@ -70,12 +81,12 @@ def verdict(rng: Random, product: str, positive: bool) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Review:
-    """A review and what it says."""
+    """A review and its opinions."""
 
     title: str
     content: str
     without_verdict: str
-    opinions: tuple[tuple[str, bool], ...]  # aspect and whether it is good; the verdict's first, under "overall"
+    opinions: tuple[tuple[str, bool], ...]  # (aspect, is good); the verdict first, as "overall"
 
     @property
     def positive(self) -> bool:
@@ -90,7 +101,7 @@ def review(rng: Random) -> dict[str, Any]:
 
 
 def write_review(rng: Random) -> Review:
-    """A verdict, one to three opinions that side with it or mislead, perhaps an aside; in any order."""
+    """A verdict, one to three opinions that agree or mislead, and perhaps an aside, shuffled."""
     positive = rng.random() < 0.5
     product = rng.choice(PRODUCTS)
     aspects = rng.sample(ASPECTS, rng.randint(2, 4))
@@ -102,11 +113,16 @@ def write_review(rng: Random) -> Review:
     sentences.insert(rng.randint(0, len(sentences)), verdict(rng, product, positive))
     title = rng.choice(TITLES).format(product=product, aspect=aspects[0])
     statements = (("overall", positive), *opinions)
-    return Review(title=title, content=" ".join(sentences), without_verdict=without_verdict, opinions=statements)
+    return Review(
+        title=title,
+        content=" ".join(sentences),
+        without_verdict=without_verdict,
+        opinions=statements,
+    )
 
 
 def _join(rng: Random, clauses: list[str]) -> list[str]:
-    """Sentences of one clause, or of two in contrast or in line."""
+    """Sentences of one clause, or of two that are joined by "but", "although" or "and"."""
     sentences = []
     while clauses:
         if len(clauses) > 1 and rng.random() < 0.6:
@@ -120,39 +136,51 @@ def _join(rng: Random, clauses: list[str]) -> list[str]:
 # A review's digest, and pairs of a review and what follows from it or not
 
 
-def digest(opinions: Sequence[tuple[str, bool]]) -> tuple[str, list[tuple[int, int]]]:
-    """As in "good overall , lid bad .", and where its words of praise and blame stand."""
-    text, spans = "", []
+def make_digest(opinions: Sequence[tuple[str, bool]]) -> tuple[str, list[tuple[int, int]]]:
+    """A text as "good overall , lid bad .", and the spans of its words of praise and blame."""
+    text = ""
+    spans = []
     for aspect, positive in opinions:
-        text += f"{' , ' if text else ''}{'' if aspect == 'overall' else f'{aspect} '}"
-        spans.append((len(text), len(text) + len(WORDS[positive])))
-        text += WORDS[positive] + (" overall" if aspect == "overall" else "")
+        if text:
+            text += " , "
+        if aspect != "overall":
+            text += f"{aspect} "
+        start = len(text)
+        text += VERDICT_WORDS[positive]
+        spans.append((start, len(text)))
+        if aspect == "overall":
+            text += " overall"
     return f"{text} .", spans
 
 
 def flip(opinions: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
-    """The opposite of each."""
+    """The opposite opinions."""
     return [(aspect, not positive) for aspect, positive in opinions]
 
 
 def inference_rows(rng: Random, count: int) -> list[dict[str, Any]]:
-    """So many rows, three a review, which no other review's premises repeat."""
+    """Rows in multi_nli's schema, three per review; no premise occurs in two reviews."""
     rows: list[dict[str, Any]] = []
     premises: set[str] = set()
     while len(rows) < count:
         entry = write_review(rng)
-        if premises.isdisjoint(texts := {entry.content, entry.without_verdict}):
+        texts = {entry.content, entry.without_verdict}
+        if premises.isdisjoint(texts):
             premises |= texts
             rows += make_pairs(entry, rng)
     return rows[:count]
 
 
 def make_pairs(written: Review, rng: Random) -> list[dict[str, Any]]:
-    """What follows from a review, what it does not tell without its verdict, and what contradicts it."""
+    """An entailed, a neutral and a contradicted hypothesis; the neutral one lacks the verdict."""
     open_opinions = [("overall", rng.random() < 0.5), *written.opinions[1:]]
     pairs = (
         (written.content, written.opinions),
         (written.without_verdict, open_opinions),
         (written.content, flip(written.opinions)),
     )
-    return [{"premise": text, "hypothesis": digest(views)[0], "label": label} for label, (text, views) in enumerate(pairs)]
+    rows = []
+    for label, (text, opinions) in enumerate(pairs):
+        hypothesis, _ = make_digest(opinions)
+        rows.append({"premise": text, "hypothesis": hypothesis, "label": label})
+    return rows

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tunegrid.commands import speed
-from tunegrid.commands.paired_timing import MARK
-from tunegrid.commands.speed import Change, find_changes
+from tunegrid.commands.paired_timing import ANSWER_PREFIX
+from tunegrid.commands.speed import FigureShift, find_shifts
 from tunegrid.gate.judgements import Verdict
 
 KEY = ("bert_sa_lora", "training")
@@ -42,7 +42,7 @@ def python(tmp_path):
     def make(name, peak=500, versions=LIBRARIES, **seconds) -> Path:
         path, calls = tmp_path / name, str(tmp_path / "calls")
         about = {"python": sys.executable, "name": name, "peak": peak, "versions": versions, "seconds": seconds}
-        path.write_text(PYTHON.format(**about, calls=calls, mark=MARK))
+        path.write_text(PYTHON.format(**about, calls=calls, mark=ANSWER_PREFIX))
         path.chmod(0o755)
         return path
 
@@ -61,14 +61,14 @@ def run(before, after, cells):
 def test_intervals_by_hand():
     # Variance 0.0008 / 3, standard error 0.01633 / 2. t of 3 degrees of freedom at 1 - 0.01 / 4 looks is 7.4533, and at
     # 1 - 0.01 / 4 / 2 tests 9.4649.
-    [change] = find_changes({KEY: [0.08, 0.10, 0.12, 0.10]}, 1).values()
+    [change] = find_shifts({KEY: [0.08, 0.10, 0.12, 0.10]}, 1).values()
     assert (change.log_ratio, change.reach) == (pytest.approx(0.1), pytest.approx(7.4533 * 0.008165, rel=1e-3))
-    [change] = find_changes({KEY: [0.08, 0.10, 0.12, 0.10]}, 2).values()
+    [change] = find_shifts({KEY: [0.08, 0.10, 0.12, 0.10]}, 2).values()
     assert change.reach == pytest.approx(9.4649 * 0.008165, rel=1e-3)
     # Of three cells, each with 3 degrees of freedom, half of 9 count: t at 1 - 0.01 / 4 is 5.1172. The quiet one has the noise
     # of the other two.
     cells = {(cell, "training"): [0.08, 0.10, 0.12, 0.10] for cell in ("bert_sa_lora", "t5_sa_lora")}
-    changes = find_changes(cells | {("gpt2_sa_lora", "training"): [0.1] * 4}, 1).values()
+    changes = find_shifts(cells | {("gpt2_sa_lora", "training"): [0.1] * 4}, 1).values()
     assert [change.reach for change in changes] == pytest.approx([5.1172 * 0.008165] * 3, rel=1e-3)
 
 
@@ -84,14 +84,14 @@ def test_intervals_by_hand():
     ],
 )
 def test_a_verdict_needs_the_whole_interval(log_ratio, reach, verdict, words):
-    change = Change(log_ratio, reach)
+    change = FigureShift(log_ratio, reach)
     assert (change.verdict, change.describe("training")) == (verdict, words)
 
 
 def test_equal_environments_end_early_by_updates_that_go_a_b_b_a_and_in_the_next_round_b_a_a_b(
     python, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(speed, "UPDATES", 4)
+    monkeypatch.setattr(speed, "ROUND_UPDATES", 4)
     assert run(python("old"), python("new"), "bert_sa_lora") == 0
     first, second = ["old", "new", "new", "old"] * 2, ["new", "old", "old", "new"] * 2
     assert calls(tmp_path, end=" bert_sa_lora updates") == [*first, *second] * 2  # four rounds of at most ten

@@ -18,7 +18,7 @@ import pytest
 
 from fixtures.session import Session
 from tunegrid.__main__ import main
-from tunegrid.commands.export import scored_rows
+from tunegrid.commands.export import row_frame
 from tunegrid.data.splits import load_splits
 from tunegrid.errors import InputError
 from tunegrid.gate.gate import Run, gate
@@ -212,7 +212,7 @@ def test_parquet_beside_a_run(tmp_path, monkeypatch):
         shutil.rmtree(tmp_path / "examples", ignore_errors=True)
         shutil.copytree(tmp_path / "sound", tmp_path / "examples")
         another_parquet(random.choice(sorted((tmp_path / "examples").iterdir())), random)
-        scored_rows([SimpleNamespace(path=path, records=[record])])
+        row_frame([SimpleNamespace(path=path, records=[record])])
         gate(Run.make([record], path), Run.make([record], path))
 
     counts = attacked(answer, 60)

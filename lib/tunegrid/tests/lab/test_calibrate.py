@@ -111,7 +111,7 @@ def sessions(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(calibrate, "RUNS", tmp_path)
+    monkeypatch.setattr(calibrate, "LAB_RUNS", tmp_path)
 
 
 def test_the_command_trains_seeds_moved_starts_and_controls_and_writes_three_files(sessions, tmp_path, capsys):
@@ -212,6 +212,7 @@ def test_each_seed_has_a_session_that_is_run_once_and_a_miss_counts_if_it_is_con
     arguments = [str(word) for option in of.items() for word in option]
     assert "pytest ended with exit code 2: see " in refusal(capsys, false_alarms.main, *arguments)
     codes += [0, 1]
+    capsys.readouterr()
     assert false_alarms.main(arguments) == 1
     assert trained == [20_000, 20_001, 20_001, 20_002]
     said = capsys.readouterr().out.splitlines()

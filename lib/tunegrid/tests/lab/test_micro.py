@@ -1,7 +1,7 @@
 from itertools import islice
 
 from tunegrid.lab.micro.corpus import documents, reserved_texts
-from tunegrid.lab.micro.data import DATA, jsonl, tables
+from tunegrid.lab.micro.data import DATA, jsonl, make_tables
 from tunegrid.lab.micro.pretrain import PLANS, SEED
 from tunegrid.tests.small import read_rows
 
@@ -27,7 +27,7 @@ def test_no_text_is_in_two_splits_or_pretrained_on_and_every_answer_start_is_rig
 
 
 def test_the_files_are_what_the_generator_writes_byte_for_byte():
-    generated = {f"{name}.jsonl": jsonl(rows).encode() for name, rows in tables().items()}
+    generated = {f"{name}.jsonl": jsonl(rows).encode() for name, rows in make_tables().items()}
     committed = {str(path.relative_to(DATA)): path.read_bytes() for path in DATA.glob("*/*.jsonl")}
     assert generated.keys() == committed.keys()
     assert [name for name in generated if generated[name] != committed[name]] == []

@@ -10,7 +10,7 @@ import pytest
 from tunegrid.errors import InputError
 from tunegrid.lab import mutants as command
 from tunegrid.lab.mutants import CRASH, OTHER, REPORTED, SILENT, Job, Mutant, Trial, find_outcome
-from tunegrid.lab.mutation import MARK, can_replace, find_changes, functions_in, replace_live
+from tunegrid.lab.mutation import CALL_NAME, can_replace, find_changes, functions_in, replace_live
 from tunegrid.tests.outputs import refusal
 
 DOUBLE = """
@@ -27,7 +27,7 @@ def tiny(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "__init__.py").write_text(DOUBLE)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(command, "LIBRARIES", ("tinylibrary",))
+    monkeypatch.setattr(command, "MUTATED", ("tinylibrary",))
     for cached in (command.library_path, command.library_file, command.change_numbers):
         cached.cache_clear()
     yield import_module("tinylibrary")
@@ -81,7 +81,7 @@ def test_a_live_function_and_those_within_it_take_a_change(tmp_path, monkeypatch
     adder = import_module("adding").adder
     add_two = adder(2)
     calls = []
-    monkeypatch.setattr(f"builtins.{MARK}", lambda: calls.append("reached"), raising=False)
+    monkeypatch.setattr(f"builtins.{CALL_NAME}", lambda: calls.append("reached"), raising=False)
     [number] = [i for i, change in enumerate(find_changes(ast.parse(path.read_text()))) if change.kind == "operator"]
     assert can_replace(functions_in(path), functions_in(path, number))
     replace_live(functions_in(path, number))
