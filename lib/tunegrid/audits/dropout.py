@@ -256,7 +256,10 @@ class DropoutPass:
 
 
 def wrong_moments(
-    dropout: Dropout, plain: Tensor, draws: list[Tensor], call: Callable[[], Tensor]
+    dropout: Dropout,
+    plain: Tensor,
+    draws: list[Tensor],
+    call: Callable[[], Tensor],
 ) -> tuple[Measured, str]:
     """The deviation closest to its limit, of outputs at the rate and at a high one; a sentence if it is a fault."""
     setattr(dropout.holder, dropout.attribute, HIGH_RATE)

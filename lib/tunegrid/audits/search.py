@@ -236,7 +236,11 @@ class Beams:
             self.known[i][text[:length]] = next_logits
 
     def search(
-        self, rules: Generation, indices: Sequence[int], noise: float = 0.0, draw: int = 0
+        self,
+        rules: Generation,
+        indices: Sequence[int],
+        noise: float = 0.0,
+        draw: int = 0,
     ) -> list[list["Beam"]]:
         """The beams of a search for each of these rows, with normal noise on all scores, in nats."""
         generator = torch.Generator().manual_seed(draw)
@@ -259,7 +263,10 @@ class Beams:
 
 
 def search_gaps(
-    evidence: Evidence, rows: Sequence[Feature], rules: Generation, pools: Sequence[Sequence[Text]]
+    evidence: Evidence,
+    rows: Sequence[Feature],
+    rules: Generation,
+    pools: Sequence[Sequence[Text]],
 ) -> list[Gap]:
     """Compares each row's texts, its best ones, with as many that the search finds."""
     gaps: list[Gap] = []

@@ -463,7 +463,9 @@ def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
 
 
 def batch_gradients(
-    trainer: Trainer, features: Sequence[Feature], names: Sequence[str]
+    trainer: Trainer,
+    features: Sequence[Feature],
+    names: Sequence[str],
 ) -> tuple[float, list[torch.Tensor]]:
     """The mean loss of some rows, and its gradients; in several batches only if training never held so many rows."""
     size = trainer.log.micro_batch
