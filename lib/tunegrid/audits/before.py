@@ -131,7 +131,7 @@ def base_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def quantized_as_declared(evidence: Evidence) -> Answer:
-    """Of a quantized base exactly the linear layers that may be are packed, as declared; no other model has any."""
+    """Exactly the linear layers of a quantized base that may be packed are, as declared; no other model has packed layers."""
     modules = list(evidence.model.modules())
     packed_layers = [module for module in modules if isinstance(module, bnb.nn.Linear4bit)]
     int8_count = sum(isinstance(module, bnb.nn.Linear8bitLt) for module in modules)

@@ -41,7 +41,7 @@ TWICE = 2.0  # any factor would do to scale an adapter and scale it back
 
 
 def predicting_twice_is_the_same(evidence: Evidence) -> Answer:
-    """In evaluation mode nothing is random: another pass gives the same bits, one without gradients the same logits."""
+    """Nothing is random in evaluation mode: another pass gives the same bits, one without gradients the same logits."""
     probe = evidence.full_probe
     if probe.repeated:
         return False, f"logits differ by {probe.repeated:.1e} of the largest"
@@ -103,7 +103,7 @@ def loss_is_the_tasks(evidence: Evidence) -> Answer:
 
 
 def cross_entropies(scores: Tensor, labels: Tensor) -> Tensor:
-    """In nats, by definition and in fp64: the log of the sum of exponentials of scores (N, options), less the label's score."""
+    """The log of the sum of exponentials of scores (N, options), less the label's score: in nats and in fp64."""
     scores = scores.double()
     largest = scores.max(1).values
     exponentials = (scores - largest.unsqueeze(1)).exp()

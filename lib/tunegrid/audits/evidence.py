@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tunegrid.codecs.base import Codec
+from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.sources import Row, identity
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import Cell
@@ -65,8 +66,13 @@ class Evidence:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self.trainer.meter.device
+
+    @property
+    def text_codec(self) -> GenerateCodec:
+        """The codec of a cell that generates text; raises AbsentError for another cell."""
+        return require(self.codec, GenerateCodec)  # type: ignore[type-abstract]
 
     @property
     def train_rows(self) -> Sequence[Row]:
@@ -164,7 +170,7 @@ def differing_parts(text: str, other: str) -> tuple[str, str]:
 
 def first_difference(items: Sequence[Any], others: Sequence[Any]) -> int:
     """The first index at which two sequences differ, or the length of the shorter one."""
-    for i, (item, other) in enumerate(zip(items, others, strict=False)):
-        if item != other:
+    for i in range(min(len(items), len(others))):
+        if items[i] != others[i]:
             return i
     return min(len(items), len(others))

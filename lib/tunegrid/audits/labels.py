@@ -90,7 +90,8 @@ def planned_passes(trainer: Trainer, update: int, micro_batch: int) -> list[list
     sizes = [[size] * batches]
     if count % size:
         for i in range(batches):
-            sizes.append([*[size] * i, count % size, *[size] * (batches - i - 1)])
+            sizes.append([size] * batches)
+            sizes[-1][i] = count % size
     for rows in sizes:
         if ranks.count > 1:
             total = sum(rows)

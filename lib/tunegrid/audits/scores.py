@@ -145,7 +145,7 @@ def windows_map_to_examples(evidence: Evidence) -> Answer:
 
 def generation_not_truncated(evidence: Evidence) -> Answer:
     """Nearly all generated texts end by themselves, not at the limit of tokens."""
-    codec = require(evidence.codec, GenerateCodec)  # type: ignore[type-abstract]
+    codec = evidence.text_codec
     outputs = evidence.scored.outputs
     lengths = [len(ids) for ids in outputs]
     share = fmean(map(codec.has_end, outputs))
@@ -299,7 +299,7 @@ def most_frequent(task: Task, evaluation: Evaluation) -> list[tuple[Any, int]]:
 
 
 def random_span(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[str]:
-    """As many words as answers have on average, from a random place of the context."""
+    """Spans from random places of the contexts, of as many words as answers have on average."""
     rng = Random(0)
     length = max(1, round(fmean(len(answer_texts(task, row)[0].split()) for row in train)))
     spans = []

@@ -14,7 +14,7 @@ import bitsandbytes as bnb
 import torch
 from torch import Tensor, nn
 
-from tunegrid.audits.evidence import Evidence, require
+from tunegrid.audits.evidence import Evidence
 from tunegrid.codecs.base import Feature
 from tunegrid.codecs.features import chunks, get_lengths
 from tunegrid.codecs.generate import GenerateCodec
@@ -65,7 +65,8 @@ def cache_changes_nothing(evidence: Evidence) -> Answer:
     tokens. The score of a text is the sum of its tokens', divided by its own length to the power of
     the penalty.
     """
-    require(evidence.codec, GenerateCodec)  # type: ignore[type-abstract]
+    if not isinstance(evidence.codec, GenerateCodec):
+        return None
     evaluation = evidence.evaluation
     rows: Sequence[Feature] = evidence.probe.rows
     if evaluation is not None:
@@ -88,7 +89,7 @@ def texts_are_the_models(evidence: Evidence) -> Answer:
     searched by rules of which each decides, and all beams compared; beams of coarse numbers tie
     without end. A model of true size would take minutes on a CPU, and is left out.
     """
-    codec = require(evidence.codec, GenerateCodec)  # type: ignore[type-abstract]
+    codec = evidence.text_codec
     evaluation = evidence.scored
     if evidence.device.type == "cpu" and not evidence.cell.profile.micro:
         return None
@@ -131,8 +132,8 @@ def choose_texts(evidence: Evidence, evaluation: Evaluation) -> list[int]:
     for batch in chunks(candidates, AT_ONCE if micro else 1):
         rows = [replace(evaluation.features[i], target=[*evaluation.outputs[i]]) for i in batch]
         for i, row, logits in zip(batch, rows, target_logits(evidence.trainer, rows), strict=True):
-            rules = evidence.codec.generation  # type: ignore[attr-defined]
-            openness[i] = get_openness(logits.log_softmax(-1), row.target, rules)
+            scores = logits.log_softmax(-1)
+            openness[i] = get_openness(scores, row.target, evidence.text_codec.generation)
     ranked = sorted(candidates, key=lambda i: -openness[i])
     spread = spread_indices(len(candidates), SPREAD)
     chosen = ranked[: OPEN if micro else FEW_OPEN] + [candidates[i] for i in spread]
@@ -161,8 +162,7 @@ def get_openness(scores: Tensor, text: Sequence[int], search: Generation) -> flo
 
 def provoke(evidence: Evidence, evaluation: Evaluation) -> list["Gap"]:
     """Compares all beams of a library's search with the defined ones, by rules that decide."""
-    codec = evidence.codec
-    assert isinstance(codec, GenerateCodec), "only these search"
+    codec = evidence.text_codec
     lengths = get_lengths(evaluation.features)
     shortest = sorted(range(len(lengths)), key=lambda i: lengths[i])[:PROVOKED]
     rows = [read_backwards(codec, evaluation.features[i]) for i in shortest]
@@ -176,9 +176,10 @@ def provoke(evidence: Evidence, evaluation: Evaluation) -> list["Gap"]:
 def read_backwards(codec: GenerateCodec, row: Feature) -> Feature:
     """A row whose source is read from its end: the model is unsure, and its beams part."""
     before, after = codec.frame()
-    end = len(row.input_ids) - len(after)
-    source = row.input_ids[len(before) : end]
-    return replace(row, input_ids=[*row.input_ids[: len(before)], *source[::-1], *row.input_ids[end:]])
+    ids = list(row.input_ids)
+    source = slice(len(before), len(ids) - len(after))
+    ids[source] = ids[source][::-1]
+    return replace(row, input_ids=ids)
 
 
 # What the search finds, and what rounding changes
@@ -200,10 +201,10 @@ class Beams:
         self.evidence = evidence
         self.rows = rows
         self.texts = texts
-        codec = evidence.codec
-        assert isinstance(codec, GenerateCodec), "only these search"
-        self.codec = codec
-        encoders = [] if codec.start_id is None else [evidence.model.get_encoder()]  # type: ignore[operator]
+        self.codec = evidence.text_codec
+        encoders = []
+        if self.codec.start_id is not None:
+            encoders = [evidence.model.get_encoder()]  # type: ignore[operator]
         encodings: list[Tensor] = []  # an encoder's output for the rows' sources
         with attach(encoders, lambda module, inputs, output: encodings.append(output[0])):
             targets = [replace(row, target=[*text]) for row, text in zip(rows, texts, strict=True)]

@@ -235,15 +235,16 @@ def variant_applied(evidence: Evidence) -> Answer:
     rewrites = method.rewrites(cell)
     movers = {name for name in evidence.own if any(part in name for part in method.must_move)}
     unused_names = evidence.trained.keys() - set(used_names(evidence))
-    ends = (*(f".{target}.weight" for target in rewrites), *(f".{target}.base_layer.weight" for target in rewrites))
-    rewritten_names = {name for name in evidence.trainer.before if name.endswith(ends)}
+    ends = [f".{target}.weight" for target in rewrites]
+    ends += [f".{target}.base_layer.weight" for target in rewrites]
+    rewritten_names = {name for name in evidence.trainer.before if name.endswith(tuple(ends))}
     faults = [f"{name} did not move" for name in sorted(movers - evidence.moved - unused_names)]
     untouched_names = sorted(rewritten_names - evidence.not_from_checkpoint)
     faults += [f"{name} is still the checkpoint's" for name in untouched_names]
-    for part, factor in method.rate_factors.items():
-        if not any(part in name for name in evidence.trained):
+    for key, factor in method.rate_factors.items():
+        if not any(key in name for name in evidence.trained):
             rate = f"to train at {factor:g} times the rate"
-            faults.append(f"no trained tensor has {part!r} in its name, {rate}")
+            faults.append(f"no trained tensor has {key!r} in its name, {rate}")
     # The head trains by any method.
     if method.must_move and all(is_part(name, cell.head.new_modules) for name in movers):
         faults.append(f"no trained tensor has {' or '.join(method.must_move)} in its name")
