@@ -134,8 +134,8 @@ def windows_map_to_examples(evidence: Evidence) -> Answer:
         if window is None or same_alphanumeric(*window, codec.tokenizer.unk_token):
             continue
         # A tokenizer may lose letters beyond ASCII; contexts of two rows have hardly a line in common.
-        matcher = SequenceMatcher(None, *map(alphanumeric, window), autojunk=False)
-        if matcher.ratio() <= ALIKE:
+        text, context_text = map(alphanumeric, window)
+        if SequenceMatcher(None, text, context_text, autojunk=False).ratio() <= ALIKE:
             faults.append(f"window of row {feature.example}")
     missing_rows = set(range(len(rows))).difference(feature.example for feature in features)
     faults += [f"none of row {row}" for row in sorted(missing_rows)]

@@ -206,7 +206,7 @@ def moment_types(evidence: Evidence) -> set[torch.dtype]:
     if lone_optimizer is not None:
         moments = _moments(lone_optimizer, weight).values()
         return {torch.float32, *(moment.dtype for moment in moments)}
-    types = set()
+    types: set[torch.dtype] = set()
     for parameter in evidence.trainer.trained:
         moments = _moments(evidence.trainer.optimizer, parameter).values()
         types.update(moment.dtype for moment in moments)
