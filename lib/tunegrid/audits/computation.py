@@ -12,7 +12,7 @@ from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import Tensor
 
 from tunegrid.audits.before import adapted_layers
-from tunegrid.audits.evidence import Evidence, expect_none, largest
+from tunegrid.audits.evidence import Evidence, expect_none, worst_gap
 from tunegrid.codecs.base import IGNORED, Feature
 from tunegrid.grid.methods import Answer, Lora, Measured, closest_to_limit
 from tunegrid.grid.tasks import Problem
@@ -60,9 +60,9 @@ def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
         for batch, logits in zip(probe.together, row, strict=True):
             window = tuple(map(slice, logits[0].shape))
             gaps.append(distance(batch[i][window], logits[0]))
-    logit_gap = largest(gaps)
+    logit_gap = worst_gap(gaps)
     gradient_gap = probe.gap or 0.0
-    gap = Measured(largest([logit_gap, gradient_gap]), allowance(evidence.trainer))
+    gap = Measured(worst_gap([logit_gap, gradient_gap]), allowance(evidence.trainer))
     logits_differ = f"logits differ by {logit_gap:.1e} of the largest"
     return gap, f"{logits_differ}, gradients by {gradient_gap:.1e} of their norm"
 
@@ -138,7 +138,7 @@ def decoder_sees_no_future(evidence: Evidence) -> Answer:
             for row, logits, changed in zip(batch, target_logits(trainer, batch), changed_logits, strict=True):
                 end = len(row.target) // 2 + 1
                 gaps.append(distance(logits[:end], changed[:end]))
-    gap = largest(gaps)
+    gap = worst_gap(gaps)
     return Measured(gap, allowance(trainer)), f"earlier logits differ by {gap:.1e} of the largest"
 
 
@@ -211,7 +211,7 @@ def adapters_add_as_declared(evidence: Evidence) -> Answer:
         get_logits(evidence.trainer, evidence.probe.rows[:1])
     if not gaps:
         return None
-    gap = Measured(largest(gaps.values()), 1.0)
+    gap = Measured(worst_gap(gaps.values()), 1.0)
     if gap:
         return gap, f"{len(gaps)} layers, the error at most {gap.value:.1e} of what is allowed"
     faults = [name for name, gap in gaps.items() if not gap <= 1]
@@ -264,7 +264,7 @@ def adapter_survives_its_switches(evidence: Evidence) -> Answer:
     detail = "adapter off and on"
     if lora_layers:
         detail += f", {len(lora_layers)} layers scaled and scaled back"
-    gap = largest(map(distance, logits, later_logits))
+    gap = worst_gap(map(distance, logits, later_logits))
     if gap:
         return False, f"{detail}: logits differ by {gap:.1e} of the largest"
     return True, f"{detail}: bit for bit"

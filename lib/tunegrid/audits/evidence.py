@@ -156,7 +156,7 @@ def expect_none(faults: Sequence[Any], detail: str, predicate: str) -> tuple[boo
     return False, f"{detail}; {len(faults)} {predicate}: {', '.join(map(str, faults[:3]))}"
 
 
-def largest(gaps: Iterable[float]) -> float:
+def worst_gap(gaps: Iterable[float]) -> float:
     """The largest gap; one that is no number, which `max` may pass over, comes before all others."""
     return max(gaps, key=lambda gap: (math.isnan(gap), gap))
 

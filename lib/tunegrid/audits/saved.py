@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tunegrid.audits import saved_files
 from tunegrid.audits.before import adapted_layers
-from tunegrid.audits.evidence import Evidence, differing_parts, largest, sample
+from tunegrid.audits.evidence import Evidence, differing_parts, sample, worst_gap
 from tunegrid.codecs.base import Feature, move_batch
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.sources import Row
@@ -160,7 +160,7 @@ def other_pair(evidence: Evidence, served: Any, tokenizer: Any, limit: float) ->
         answers = [output_logits(model(**batch)) for model in (evidence.model, served)]
     except TypeError:  # a user's class may not take all keys
         return
-    gap = largest(map(distance, *answers))
+    gap = worst_gap(map(distance, *answers))
     if not gap <= limit:
         keys = ", ".join(inputs)
         yield f"loaded again, logits of a pair of texts ({keys}) differ by {gap:.1e} of the largest"

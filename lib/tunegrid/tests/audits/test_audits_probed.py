@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tunegrid.audits import before, computation, dropout, labels, search, training
-from tunegrid.audits.evidence import AbsentError, largest
+from tunegrid.audits.evidence import AbsentError, worst_gap
 from tunegrid.codecs.base import Feature
 from tunegrid.codecs.classify import ClassifyCodec
 from tunegrid.data.splits import Splits
@@ -117,8 +117,8 @@ def test_a_relu_that_rounding_turns_in_one_batch_is_no_gap(monkeypatch):
 
 
 def test_a_gap_that_is_no_number_fails_wherever_it_is(monkeypatch):
-    assert largest([0.0, 2.0, 1.0]) == 2.0
-    assert math.isnan(largest([0.0, math.nan, 3.0]))
+    assert worst_gap([0.0, 2.0, 1.0]) == 2.0
+    assert math.isnan(worst_gap([0.0, math.nan, 3.0]))
     evidence = shared("bert_sa_lora")
     gaps = chain([0.0, math.nan], repeat(0.0))
     monkeypatch.setattr(computation, "distance", lambda *tensors: next(gaps))
