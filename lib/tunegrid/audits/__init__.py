@@ -1,7 +1,8 @@
 """Audits: did the cell run as labelled? Each that applies gives a finding.
 
-Each is a pure function of `Evidence`, named as in the record; it takes the cell's description as the truth and looks at what
-was built, encoded, trained and predicted. Audits over several cells are in `tunegrid.runs.status`.
+Each is a pure function of `Evidence`, named as in the record. It takes the cell's description as the
+truth, and checks the model, the rows, the training and the predictions. Audits over several cells
+are in `tunegrid.runs.status`.
 """
 
 import math
@@ -17,34 +18,61 @@ from tunegrid.record import AuditFinding
 
 __all__ = ["AUDITS", "BEFORE", "LATER", "Evidence", "run_audits"]
 
-# Beside its answer, what an audit compared scores with.
+# An answer, perhaps with the scores that it was compared with.
 Audit = Callable[[Evidence], Answer | tuple[bool, str, Mapping[str, float]]]
 BEFORE = "before training"  # so that a cell which is wrong from the start is known in seconds
 AUDITS: Mapping[str, Sequence[Audit]] = {
     BEFORE: (
-        *(before.checkpoint_loaded, training.trains_as_declared, before.adapters_where_declared),
-        *(before.quantized_as_declared, before.packed_from_checkpoint, before.drawn_from_the_seed),
-        *(before.labels_are_targets, before.answers_at_annotated_start, before.offsets_show_their_tokens),
-        *(before.no_leakage, computation.new_adapters_add_nothing, training.ranks_train_as_one),
+        before.checkpoint_loaded,
+        training.trains_as_declared,
+        before.adapters_where_declared,
+        before.quantized_as_declared,
+        before.packed_from_checkpoint,
+        before.drawn_from_the_seed,
+        before.labels_are_targets,
+        before.answers_at_annotated_start,
+        before.offsets_show_their_tokens,
+        before.no_leakage,
+        computation.new_adapters_add_nothing,
+        training.ranks_train_as_one,
     ),
     "of training": (
-        *(training.base_frozen, training.gradients_reach, training.weights_moved),
-        *(training.variant_applied, training.trains_in_fp32, training.gradients_clipped),
-        *(training.optimizer_set_as_declared, training.optimizer_steps_as_defined),
-        *(training.schedule_counts_updates, training.loss_is_mean_over_accumulation),
-        *(labels.updates_run_as_labelled, training.memory_does_not_grow, training.ranks_end_alike),
+        training.base_frozen,
+        training.gradients_reach,
+        training.weights_moved,
+        training.variant_applied,
+        training.trains_in_fp32,
+        training.gradients_clipped,
+        training.optimizer_set_as_declared,
+        training.optimizer_steps_as_defined,
+        training.schedule_counts_updates,
+        training.loss_is_mean_over_accumulation,
+        labels.updates_run_as_labelled,
+        training.memory_does_not_grow,
+        training.ranks_end_alike,
     ),
     "of the trained model": (
-        *(computation.loss_is_the_tasks, computation.predicting_twice_is_the_same),
-        *(computation.rows_alone_as_in_batch, computation.decoder_sees_no_future),
-        *(computation.gradients_survive_evaluation, computation.packed_layers_compute_as_declared),
-        *(computation.output_follows_trained_tokens, computation.adapters_add_as_declared),
-        *(computation.adapter_survives_its_switches, dropout.dropout_drops),
+        computation.loss_is_the_tasks,
+        computation.predicting_twice_is_the_same,
+        computation.rows_alone_as_in_batch,
+        computation.decoder_sees_no_future,
+        computation.gradients_survive_evaluation,
+        computation.packed_layers_compute_as_declared,
+        computation.output_follows_trained_tokens,
+        computation.adapters_add_as_declared,
+        computation.adapter_survives_its_switches,
+        dropout.dropout_drops,
     ),
     "of scores": (
-        *(scores.selection_apart_from_test, scores.prompt_intact_at_inference, scores.windows_map_to_examples),
-        *(scores.scored_alone_as_in_batch, search.cache_changes_nothing, search.texts_are_the_models),
-        *(scores.generation_not_truncated, scores.metric_invariants, scores.predictions_not_collapsed),
+        scores.selection_apart_from_test,
+        scores.prompt_intact_at_inference,
+        scores.windows_map_to_examples,
+        scores.scored_alone_as_in_batch,
+        search.cache_changes_nothing,
+        search.texts_are_the_models,
+        scores.generation_not_truncated,
+        scores.metric_invariants,
+        scores.predictions_not_collapsed,
         scores.learned_something,
     ),
     "of serving": (saved.saved_is_served,),
@@ -53,7 +81,7 @@ LATER = tuple(stage for stage in AUDITS if stage != BEFORE)
 
 
 def run_audits(evidence: Evidence, stages: Iterable[str] = tuple(AUDITS)) -> list[AuditFinding]:
-    """A finding for every audit of these stages that has something to look at; one that cannot look is one that failed."""
+    """The findings of all audits of these stages that apply; an audit that raises an error has failed."""
     findings = []
     for audit in chain.from_iterable(AUDITS[stage] for stage in stages):
         try:
@@ -62,17 +90,18 @@ def run_audits(evidence: Evidence, stages: Iterable[str] = tuple(AUDITS)) -> lis
             continue
         except Exception as error:  # a broken run must not keep its own record from being written
             answer = False, f"could not look: {type(error).__name__}: {first_line(error)}"
-        if answer is not None:
-            passed, detail, *extras = answer
-            baseline: dict[str, float] = dict(*extras)
-            findings.append(make_finding(audit.__name__, passed, detail, baseline or None))
+        if answer is None:
+            continue
+        passed, detail, *extras = answer
+        baseline: dict[str, float] = dict(*extras)
+        finding = AuditFinding(
+            name=audit.__name__,
+            passed=bool(passed),
+            detail=detail,
+            without_model=baseline or None,
+        )
+        if isinstance(passed, Measured):
+            value = passed.value if math.isfinite(passed.value) else None
+            finding = replace(finding, value=value, limit=passed.limit)
+        findings.append(finding)
     return findings
-
-
-def make_finding(name: str, passed: bool | Measured, detail: str, without_model: dict[str, float] | None) -> AuditFinding:
-    """An audit's answer as in the record; a value that is no finite number is left out."""
-    finding = AuditFinding(name=name, passed=bool(passed), detail=detail, without_model=without_model)
-    if not isinstance(passed, Measured):
-        return finding
-    value = passed.value if math.isfinite(passed.value) else None
-    return replace(finding, value=value, limit=passed.limit)

@@ -1,8 +1,8 @@
-"""Audits before training: of what was built, of the checkpoint that it came from, and of the rows that train."""
+"""Audits before training: the model as it was built, its checkpoint, and the rows that train."""
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -32,16 +32,17 @@ from tunegrid.run.build import (
     files_by_key,
     lacking_modules,
     matching_keys,
-    weight_files,
 )
 from tunegrid.run.probe import keep_state
 
-SEED_DRAWS = 8  # random numbers that tell a seed
+SEED_DRAWS = 8  # random numbers that identify a seed
 BLOCK = 64  # weights that share a scale in NF4 (Dettmers et al. 2023, section 3)
-ROWS = 16 * BLOCK  # of a packed matrix that are compared, whole blocks of them: all of most layers, and a part of huge ones
+# Rows of a packed matrix that are compared, in whole blocks: all of most layers, a part of huge ones.
+ROWS = 16 * BLOCK
 LAYER = re.compile(r"(.*?)\.(\d+)\.")
-# Between packed weights and the checkpoint's rounded here: what double quantization rounds in the scales, at most 0.6 % on the
-# micro backbones. Blocks of 128 are at least 8 % off, FP4 14 %, another layer's weights 100 %.
+# Between packed weights and the checkpoint's rounded here: double quantization rounds the scales, by
+# at most 0.6 % on the micro backbones. Blocks of 128 are at least 8 % off, FP4 14 %, another layer's
+# weights 100 %.
 ROUNDED = 0.03
 # Appendix E of Dettmers et al. 2023.
 NF4_LEVELS = (
@@ -52,56 +53,75 @@ NF4_LEVELS = (
 
 
 def drawn_from_the_seed(evidence: Evidence) -> Answer:
-    """The libraries' seed is torch's generator at the cell's seed, and what trains started as that draws it.
+    """The libraries' seed is torch's generator at the cell's seed, and trained tensors start as it draws them.
 
-    The second part is asked on micro backbones only, built once more: elsewhere a second model may not fit beside the first.
+    The tensors are compared on micro backbones only, which are built once more: of others, a second
+    model may not fit beside the first.
     """
-    seed, device = evidence.cell.profile.seed, evidence.device
-    numbers = torch.rand(SEED_DRAWS, generator=torch.Generator(device).manual_seed(seed), device=device)
+    profile, device = evidence.cell.profile, evidence.device
+    generator = torch.Generator(device).manual_seed(profile.seed)
+    numbers = torch.rand(SEED_DRAWS, generator=generator, device=device)
+    trained = evidence.trained if profile.micro else {}
+    rebuilt: Mapping[str, Any] = {}
     with keep_state(evidence.trainer):
-        hf.set_seed(seed)
+        hf.set_seed(profile.seed)
         drawn_numbers = torch.rand(SEED_DRAWS, device=device)
-        second_model = build(evidence.cell, evidence.codec.tokenizer, device) if evidence.cell.profile.micro else nn.Module()
+        if profile.micro:
+            second_model = build(evidence.cell, evidence.codec.tokenizer, device)
+            rebuilt = checksums((name, p) for name, p in second_model.named_parameters() if name in trained)
     if not torch.equal(drawn_numbers, numbers):
-        return False, f"transformers' `set_seed` gives other random numbers than torch's generator at seed {seed}"
-    trained = evidence.trained if evidence.cell.profile.micro else {}
-    seed_checksums = checksums((name, p) for name, p in second_model.named_parameters() if name in trained)
-    differing = [name for name in trained if seed_checksums.get(name) != evidence.trainer.before[name]]
-    return expect_none(differing, f"random numbers of seed {seed}, {len(trained)} tensors", "not as the seed initializes them")
+        generator_name = f"torch's generator at seed {profile.seed}"
+        return False, f"transformers' `set_seed` gives other random numbers than {generator_name}"
+    differing = [name for name in trained if rebuilt.get(name) != evidence.trainer.before[name]]
+    detail = f"random numbers of seed {profile.seed}, {len(trained)} tensors"
+    return expect_none(differing, detail, "not as the seed initializes them")
 
 
 def adapters_where_declared(evidence: Evidence) -> Answer:
     """Adapters are on all of the method's target layers and nowhere else, and have the declared facts."""
     method, cell = evidence.cell.method, evidence.cell
-    layers = {name: module for name, module in evidence.model.named_modules() if is_adapted(module)}
+    layers = adapted_layers(evidence.model)
     targets = method.targets(cell)
     if not targets:
         kind = "has no target layers" if method.adapts else "trains in full"
         return not layers, f"{len(layers)} adapters in a model that {kind}"
-    expected = {  # by PEFT's rule for names; it never adapts what it trains in full
-        name
-        for name, _ in base_layers(evidence.model)
-        if f".{name}".endswith(tuple(f".{target}" for target in targets)) and not is_part(name, cell.head.new_modules)
-    }
-    if unlike_layers := sorted(expected ^ set(layers)):
-        return (
-            False,
-            f"{len(layers)} adapters, but {len(expected)} layers are targets; the first that differs is {unlike_layers[0]}",
-        )
-    layer_facts = {name: method.layer_facts(layer) for name, layer in layers.items()}
-    kinds = " and ".join(", ".join(facts) for facts in sorted(set(layer_facts.values())) if facts)
-    declared_facts = {name: method.declared_facts(cell, name) for name in layers}
-    faults = [f"{name} should have {', '.join(facts)}" for name, facts in declared_facts.items() if facts != layer_facts[name]]
-    return expect_none(faults, f"{len(layers)} adapters{f': {kinds}' if kinds else ''}", "differ from their declaration")
+    ends = tuple(f".{target}" for target in targets)
+    expected = set()
+    for name, _ in base_layers(evidence.model):
+        # PEFT's rule for names; it never adapts what it trains in full.
+        if f".{name}".endswith(ends) and not is_part(name, cell.head.new_modules):
+            expected.add(name)
+    unlike_layers = sorted(expected.symmetric_difference(layers.values()))
+    if unlike_layers:
+        counts = f"{len(layers)} adapters, but {len(expected)} layers are targets"
+        return False, f"{counts}; the first that differs is {unlike_layers[0]}"
+    faults = []
+    kinds = set()
+    for layer, name in layers.items():
+        facts = method.layer_facts(layer)
+        declared = method.declared_facts(cell, name)
+        kinds.add(facts)
+        if facts != declared:
+            faults.append(f"{name} should have {', '.join(declared)}")
+    detail = f"{len(layers)} adapters"
+    described = " and ".join(", ".join(facts) for facts in sorted(kinds) if facts)
+    if described:
+        detail = f"{detail}: {described}"
+    return expect_none(faults, detail, "differ from their declaration")
 
 
 def is_adapted(module: nn.Module) -> bool:
-    """Whether PEFT's tuner wraps this layer. The trained rows of an embedding do not count as an adapter."""
+    """Checks that PEFT's tuner wraps this layer. Trained rows of an embedding are no adapter."""
     return isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer)
 
 
+def adapted_layers(model: nn.Module) -> dict[nn.Module, str]:
+    """The names of the layers that PEFT's tuner wraps."""
+    return {module: name for name, module in model.named_modules() if is_adapted(module)}
+
+
 def base_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The base's modules by name, taken out of the adapters around them; what an adapter adds is left out."""
+    """The base's modules by name, taken out of the adapters around them; the adapters' own are left out."""
     adapter: str | None = None
     for name, module in model.named_modules():
         if adapter is not None and name.startswith(adapter):
@@ -111,119 +131,176 @@ def base_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def quantized_as_declared(evidence: Evidence) -> Answer:
-    """A quantized base is packed as the method declares, exactly the linear layers that may be; no other model has any."""
-    packed_layers = [m for m in evidence.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
-    int8_count = sum(isinstance(m, bnb.nn.Linear8bitLt) for m in evidence.model.modules())
+    """Exactly the linear layers of a quantized base that may be packed are, as declared; no other model has packed layers."""
+    modules = list(evidence.model.modules())
+    packed_layers = [module for module in modules if isinstance(module, bnb.nn.Linear4bit)]
+    int8_count = sum(isinstance(module, bnb.nn.Linear8bitLt) for module in modules)
     config = evidence.cell.quantization
+    head = evidence.cell.head
     if config is None:
-        return not packed_layers and not int8_count, f"{len(packed_layers) + int8_count} quantized layers"
-    fp32_modules = [getattr(module, "_keep_in_fp32_modules", None) or () for module in evidence.model.modules()]  # as T5's wo
-    exempt_modules = {*evidence.cell.head.new_modules, *evidence.cell.head.tied_modules, *chain.from_iterable(fp32_modules)}
-    linear = [(name, layer) for name, layer in base_layers(evidence.model) if isinstance(layer, nn.Linear | Conv1D)]
-    wrong_layers = [name for name, layer in linear if is_part(name, exempt_modules) == isinstance(layer, bnb.nn.Linear4bit)]
-    states = [(layer.weight.numel(), layer.weight.quant_state) for layer in packed_layers]
-    kinds = {(q.quant_type, bool(q.nested), size / math.prod(q.shape), q.blocksize) if q else None for size, q in states}
-    if int8_count or wrong_layers or kinds != {(config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant, 0.5, BLOCK)}:
+        count = len(packed_layers) + int8_count
+        return not count, f"{count} quantized layers"
+    exempt_modules = {*head.new_modules, *head.tied_modules}
+    for module in modules:
+        exempt_modules.update(getattr(module, "_keep_in_fp32_modules", None) or ())  # as T5's wo
+    wrong_layers = []
+    for name, layer in base_layers(evidence.model):
+        is_packed = isinstance(layer, bnb.nn.Linear4bit)
+        if isinstance(layer, nn.Linear | Conv1D) and is_part(name, exempt_modules) == is_packed:
+            wrong_layers.append(name)
+    declared = (config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant, 0.5, BLOCK)
+    kinds = {packing(layer) for layer in packed_layers}
+    if int8_count or wrong_layers or kinds != {declared}:
         layers = f"{len(packed_layers)} layers packed to 4 bits as {kinds}, {int8_count} to 8 bits"
-        return False, f"{layers}, {len(wrong_layers)} wrongly packed or not packed {wrong_layers[:2]}"
-    kind = f"{config.bnb_4bit_quant_type.upper()}{' with double quantization' if config.bnb_4bit_use_double_quant else ''}"
+        wrong = f"{len(wrong_layers)} wrongly packed or not packed {wrong_layers[:2]}"
+        return False, f"{layers}, {wrong}"
+    kind = config.bnb_4bit_quant_type.upper()
+    if config.bnb_4bit_use_double_quant:
+        kind += " with double quantization"
     return True, f"{len(packed_layers)} layers, {kind}, half a byte a weight, blocks of {BLOCK}"
 
 
-# Where weights come from
+def packing(layer: Any) -> tuple[str, bool, float, int] | None:
+    """The type of a packed layer's numbers, double quantization, bytes a weight, weights a block."""
+    state = layer.weight.quant_state
+    if not state:
+        return None
+    size = layer.weight.numel() / math.prod(state.shape)
+    return state.quant_type, bool(state.nested), size, state.blocksize
+
+
+# The checkpoint
 
 
 def checkpoint_loaded(evidence: Evidence) -> Answer:
-    """Every pretrained tensor that is neither packed nor rewritten started as the checkpoint has it, bit for bit.
+    """Every pretrained tensor that is neither packed nor rewritten starts as the checkpoint's, bit for bit.
 
-    And the model has every layer that the checkpoint has: if a config says fewer, loading leaves the others out. An embedding
-    that grew by a token has the checkpoint's rows before it.
+    The model has all layers of the checkpoint: if a config says fewer, loading leaves the others
+    out. An embedding that grew by a token begins with the checkpoint's rows.
     """
     cell, trainer = evidence.cell, evidence.trainer
     if cell.profile.random_weights or cell.profile.perturbation is not None:
         return None
     extras = lacking_modules(cell)
-    exceptions = (*cell.head.new_modules, *cell.head.adapted_modules, *cell.method.rewrites(cell), *extras)
-    rows = (len(evidence.codec.tokenizer),) if cell.head.new_token else None
-    grown_names = [name for name, p in trainer.parameters.items() if p.shape[:1] == rows]
-    pretrained = [
-        name
-        for name, p in trainer.parameters.items()
-        if p.dtype is base_type(cell) and name not in evidence.own and name not in grown_names and not is_part(name, exceptions)
-    ]
+    exceptions = (*rewritten_modules(cell), *extras)
+    grown_shape = (len(evidence.codec.tokenizer),) if cell.head.new_token else None
+    grown_names = [name for name, p in trainer.parameters.items() if p.shape[:1] == grown_shape]
+    pretrained = []
+    for name, parameter in trainer.parameters.items():
+        is_new = name in evidence.own or name in grown_names or is_part(name, exceptions)
+        if parameter.dtype is base_type(cell) and not is_new:
+            pretrained.append(name)
     differing = sorted(evidence.not_from_checkpoint.intersection(pretrained))
     if differing or not pretrained:
         counts = f"{len(differing)} of {len(pretrained)} pretrained tensors"
-        return False, f"{counts} differ from the checkpoint's tensors of the same name: {', '.join(differing[:3])}"
-    if layer_names := missing_layers(evidence):
-        return False, f"the checkpoint has {', '.join(layer_names)}, which the model lacks: check its config"
-    # Once training has begun, nobody can tell any more.
-    if changed_rows := [] if trainer.log.updates else overwritten_rows(evidence, grown_names):
+        names = ", ".join(differing[:3])
+        return False, f"{counts} differ from the checkpoint's tensors of the same name: {names}"
+    layer_names = missing_layers(evidence)
+    if layer_names:
+        names = ", ".join(layer_names)
+        return False, f"the checkpoint has {names}, which the model lacks: check its config"
+    changed_rows = overwritten_rows(evidence, grown_names)
+    if changed_rows:
         detail = f"{len(changed_rows)} rows of the embedding, which grew by a token"
         return False, f"{detail}, differ from the checkpoint's: row {changed_rows[0]} first"
-    return True, f"{len(pretrained)} tensors equal the checkpoint's" + (f"; it lacks {', '.join(extras)}" if extras else "")
+    detail = f"{len(pretrained)} tensors equal the checkpoint's"
+    if extras:
+        detail += f"; it lacks {', '.join(extras)}"
+    return True, detail
+
+
+def rewritten_modules(cell: Cell) -> tuple[str, ...]:
+    """The modules whose weights are not the checkpoint's, or may not be, before training."""
+    return (*cell.head.new_modules, *cell.head.adapted_modules, *cell.method.rewrites(cell))
 
 
 def missing_layers(evidence: Evidence) -> list[str]:
-    """Layers of the checkpoint that are nowhere in the model, though others of their stack are; a decoder may be left out."""
-    files = tuple(weight_files(evidence.cell))
-    used_keys = {key for name in evidence.trainer.before for key in matching_keys(name, files)}
-    # The stack and the number of a tensor's layer, as in encoder.layer and 2.
-    layers, used_layers = (
-        {(match[1], int(match[2])) for key in keys if (match := LAYER.match(key))} for keys in (files_by_key(files), used_keys)
-    )
+    """Layers of the checkpoint that the model lacks, though it has others of their stack.
+
+    A whole stack, such as a decoder, may be left out.
+    """
+    files = evidence.checkpoint_files
+    used_keys = chain.from_iterable(matching_keys(name, files) for name in evidence.trainer.before)
+    used_layers = numbered_layers(used_keys)
     stacks = {stack for stack, _ in used_layers}
-    return [f"{stack}.{number}" for stack, number in sorted(layers - used_layers) if stack in stacks]
+    missing = sorted(numbered_layers(files_by_key(files)) - used_layers)
+    return [f"{stack}.{number}" for stack, number in missing if stack in stacks]
 
 
-def overwritten_rows(evidence: Evidence, grown: Sequence[str]) -> list[int]:
-    """Rows of the input embedding, one of the parameters that grew by a token, that are not the checkpoint's."""
-    embedding, rows = embedding_name(evidence.model), list[int]()
-    weights = [evidence.trainer.parameters[name] for name in grown if embedding in name.split(".")]
-    for key in files_by_key(tuple(weight_files(evidence.cell))) if weights else ():
-        if key.split(".")[-2:] == [embedding, "weight"]:
-            source = _stored_tensor(evidence.cell, key)
-            count = min(evidence.codec.tokenizer.convert_tokens_to_ids(evidence.cell.head.new_token), len(source))
-            for weight in weights:
-                rows += (weight.detach().cpu()[:count] != source[:count].to(weight.dtype)).any(1).nonzero().flatten().tolist()
+def numbered_layers(keys: Iterable[str]) -> set[tuple[str, int]]:
+    """The stack and the number of each tensor's layer, as in encoder.layer and 2."""
+    return {(match[1], int(match[2])) for match in map(LAYER.match, keys) if match}
+
+
+def overwritten_rows(evidence: Evidence, grown_names: Sequence[str]) -> list[int]:
+    """Rows of the grown input embedding that are not the checkpoint's; none once training has begun."""
+    if evidence.trainer.log.updates:
+        return []
+    embedding = embedding_name(evidence.model)
+    rows: list[int] = []
+    for name in grown_names:
+        if embedding not in name.split("."):
+            continue
+        weight = evidence.trainer.parameters[name].detach().cpu()
+        for key in files_by_key(evidence.checkpoint_files):
+            if key.split(".")[-2:] != [embedding, "weight"]:
+                continue
+            source = stored_tensor(evidence, key)
+            token = evidence.codec.tokenizer.convert_tokens_to_ids(evidence.cell.head.new_token)
+            count = min(token, len(source))
+            differs = weight[:count] != source[:count].to(weight.dtype)
+            rows += differs.any(1).nonzero().flatten().tolist()
     return rows
 
 
 def packed_from_checkpoint(evidence: Evidence) -> Answer:
     """All packed weights, unpacked again, are the tensors of their keys in the checkpoint as rounded to NF4."""
     cell = evidence.cell
-    if cell.profile.random_weights or cell.quantization is None or cell.quantization.bnb_4bit_quant_type != "nf4":
+    config = cell.quantization
+    if cell.profile.random_weights or config is None or config.bnb_4bit_quant_type != "nf4":
         return None
-    new = (*cell.head.new_modules, *cell.head.adapted_modules, *cell.method.rewrites(cell))
-    layers = {name: m for name, m in base_layers(evidence.model) if isinstance(m, bnb.nn.Linear4bit) and not is_part(name, new)}
-    aligned_layers = {name: layer for name, layer in layers.items() if layer.in_features % BLOCK == 0}  # rows of whole blocks
-    gaps = {name: _rounding_gap(layer.weight, name, cell) for name, layer in aligned_layers.items()}
+    count = 0
+    gaps: dict[str, float] = {}
+    for name, layer in base_layers(evidence.model):
+        if not isinstance(layer, bnb.nn.Linear4bit) or is_part(name, rewritten_modules(cell)):
+            continue
+        count += 1
+        if layer.in_features % BLOCK == 0:  # rows of whole blocks
+            gaps[name] = rounding_gap(evidence, name, layer.weight)
     if not gaps:
         return None
     largest_gap = Measured(max(gaps.values()), ROUNDED)
-    detail = f"{len(gaps)} of {len(layers)} layers"
+    detail = f"{len(gaps)} of {count} layers"
     if largest_gap:
         return largest_gap, f"{detail}, rounded as here but for {largest_gap.value:.1%}"
     faults = [f"{name} ({gap:.1%})" for name, gap in gaps.items() if not gap <= ROUNDED]
     return expect_none(faults, detail, "differ from the checkpoint's weights of the same name")
 
 
-def _rounding_gap(weight: Any, name: str, cell: Cell) -> float:
-    """How far a packed weight (out, in) is from its checkpoint's tensor, rounded here, in units of the tensor's norm."""
-    weights = bnb.functional.dequantize_4bit(weight.data, weight.quant_state).float().cpu()
-    tensors = [_stored_tensor(cell, key) for key in matching_keys(f"{name}.weight", tuple(weight_files(cell)))]
+def rounding_gap(evidence: Evidence, name: str, weight: Any) -> float:
+    """The distance of a packed weight (out, in) from its checkpoint's tensor, rounded here.
+
+    Returns it in units of the tensor's norm; the least one if several tensors may be meant.
+    """
+    unpacked = bnb.functional.dequantize_4bit(weight.data, weight.quant_state).float().cpu()
     gap = math.inf
-    for matrix in (one for tensor in tensors if tensor.ndim == 2 for one in (tensor, tensor.T) if one.shape == weights.shape):
-        part = matrix[:ROWS].to(base_type(cell)).float()
-        gap = min(gap, float((weights[:ROWS] - nf4(part)).norm() / part.norm()))
-        if gap <= ROUNDED:
-            break  # the other way round it is another matrix
+    for key in matching_keys(f"{name}.weight", evidence.checkpoint_files):
+        tensor = stored_tensor(evidence, key)
+        if tensor.ndim != 2:
+            continue
+        for matrix in (tensor, tensor.T):  # a Conv1D holds its weight the other way round
+            if matrix.shape != unpacked.shape:
+                continue
+            expected = matrix[:ROWS].to(base_type(evidence.cell)).float()
+            gap = min(gap, float((unpacked[:ROWS] - nf4(expected)).norm() / expected.norm()))
+            if gap <= ROUNDED:
+                return gap
     return gap
 
 
-def _stored_tensor(cell: Cell, key: str) -> Tensor:
+def stored_tensor(evidence: Evidence, key: str) -> Tensor:
     """A tensor of the cell's checkpoint."""
-    with safe_open(files_by_key(tuple(weight_files(cell)))[key], "pt") as file:
+    with safe_open(files_by_key(evidence.checkpoint_files)[key], "pt") as file:
         tensor: Tensor = file.get_tensor(key)
         return tensor
 
@@ -233,26 +310,30 @@ def nf4(weight: Tensor) -> Tensor:
     blocks = weight.reshape(-1, BLOCK)  # row by row
     largest = blocks.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     levels = torch.tensor(NF4_LEVELS)
-    return (levels[torch.bucketize(blocks / largest, (levels[1:] + levels[:-1]) / 2)] * largest).reshape(weight.shape)
+    borders = (levels[1:] + levels[:-1]) / 2
+    return (levels[torch.bucketize(blocks / largest, borders)] * largest).reshape(weight.shape)
 
 
 # Rows and labels
 
 
 def labels_are_targets(evidence: Evidence) -> Answer:
-    """What the loss counts, decoded again, is the target of its row, and nothing of the prompt or the padding."""
-    rows = require(evidence.splits, Splits).train
-    codec, features = evidence.codec, sample(evidence.trainer.features)
-    wrong_rows, decoding_faults = list[int](), list[str]()
+    """The labels that the loss counts, decoded, are their row's target: nothing of the prompt or the padding."""
+    rows = evidence.train_rows
+    codec = evidence.codec
+    features = sample(evidence.trainer.features)
+    wrong_rows = []
+    decoding_faults: list[str] = []
     for feature, label in zip(features, codec.collate(features)["labels"], strict=True):
         row = rows[feature.example]
         if not codec.label_is_target(row, feature, label):
             wrong_rows.append(feature.example)
             decoding_faults += decoding_fault(codec, row, label)
+    detail = f"{len(features)} sampled rows"
     if wrong_rows and len(decoding_faults) == len(wrong_rows):
-        detail = f"the tokenizer's decode() does not write what tokens say: {decoding_faults[0]}"
-        return False, f"{len(features)} sampled rows; of {len(wrong_rows)}, {detail}"
-    return expect_none(wrong_rows, f"{len(features)} sampled rows", "train on labels that are not their targets")
+        fault = f"the tokenizer's decode() does not write what tokens say: {decoding_faults[0]}"
+        return False, f"{detail}; of {len(wrong_rows)}, {fault}"
+    return expect_none(wrong_rows, detail, "train on labels that are not their targets")
 
 
 def decoding_fault(codec: Codec, row: Row, label: Tensor) -> list[str]:
@@ -267,43 +348,53 @@ def decoding_fault(codec: Codec, row: Row, label: Tensor) -> list[str]:
     is_target = alphanumeric(codec.target_text(row)).startswith(alphanumeric(text))
     if decoded == text or not is_target or tokenizer.clean_up_tokenization_spaces:
         return []
-    parts = differing_parts(text, decoded)
-    return [f"{parts[1]!r} for {parts[0]!r}"]
+    expected_part, decoded_part = differing_parts(text, decoded)
+    return [f"{decoded_part!r} for {expected_part!r}"]
 
 
 def answers_at_annotated_start(evidence: Evidence) -> Answer:
-    """Labelled spans begin and end where the annotation does, and every window that holds its answer has one."""
-    codec, rows = require(evidence.codec, ExtractCodec), require(evidence.splits, Splits).train
-    span_count, wrong_rows = 0, list[int]()
+    """Labelled spans are the annotated answers, and every window that holds its answer has one."""
+    codec, rows = require(evidence.codec, ExtractCodec), evidence.train_rows
+    span_count = 0
+    wrong_rows = []
     for feature in evidence.trainer.features:
-        row, tokens = rows[feature.example], codec.labelled_tokens(feature)
+        row = rows[feature.example]
+        tokens = codec.labelled_tokens(feature)
         if tokens:
-            (first, last), (begin, end) = tokens, answer_span(codec.task, row)
+            span_count += 1
+            first, last = tokens
+            begin, end = answer_span(codec.task, row)
             matches = first[0] <= begin < first[1] and last[0] < end <= last[1]
         else:
             matches = not codec.holds_answer(row, feature)
-        span_count += tokens is not None
-        wrong_rows += [] if matches else [feature.example]
-    passed, detail = expect_none(wrong_rows, f"{span_count} labelled spans", "windows have a wrong label or none, in rows")  # type: ignore[misc]
+        if not matches:
+            wrong_rows.append(feature.example)
+    detail = f"{span_count} labelled spans"
+    passed, detail = expect_none(wrong_rows, detail, "windows have a wrong label or none, in rows")
     return passed and span_count > 0, detail
 
 
 def offsets_show_their_tokens(evidence: Evidence) -> Answer:
-    """The characters from which a token is said to come are its own."""
-    codec, rows = require(evidence.codec, ExtractCodec), require(evidence.splits, Splits).train
-    mismatches = count = 0
+    """The characters at a token's offsets are the token's own."""
+    codec, rows = require(evidence.codec, ExtractCodec), evidence.train_rows
+    matches = count = 0
     for feature in sample(evidence.trainer.features):
-        text, extra = context(codec.task, rows[feature.example]), feature.extra
+        text = context(codec.task, rows[feature.example])
+        extra = feature.extra
         tokens = feature.input_ids[extra.shift : extra.shift + len(extra.offsets)]
         for token, (start, end) in zip(tokens, extra.offsets, strict=True):
-            letters = alphanumeric(codec.tokenizer.decode([token]))  # nothing: a space before an unknown token
-            if letters and token != codec.tokenizer.unk_token_id and text[start:end].isascii():  # it may be a part of a letter
-                mismatches += letters != alphanumeric(text[start:end])
+            # An unknown token is decoded to a space before it, and so to nothing.
+            letters = alphanumeric(codec.tokenizer.decode([token]))
+            if not letters or token == codec.tokenizer.unk_token_id:
+                continue
+            if text[start:end].isascii():  # a token may be a part of another letter
+                matches += letters == alphanumeric(text[start:end])
                 count += 1
-    return not mismatches, f"{count - mismatches} of {count} tokens match their text"
+    return matches == count, f"{matches} of {count} tokens match their text"
 
 
 def no_leakage(evidence: Evidence) -> Answer:
     """No test row's text is among the training rows."""
     splits = require(evidence.splits, Splits)
-    return expect_none(copies(evidence.cell, splits.test, splits.train), f"{len(splits.test)} test rows", "also train")
+    leaked_rows = copies(evidence.cell, splits.test, splits.train)
+    return expect_none(leaked_rows, f"{len(splits.test)} test rows", "also train")

@@ -1,4 +1,4 @@
-"""Audits of the trained model: what it computes, alone and in a batch, with its adapter and without."""
+"""Audits of the trained model's outputs: alone and in a batch, with its adapter and without."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,10 +9,10 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.trainable_tokens import TrainableTokensLayer
-from torch import Tensor, nn
+from torch import Tensor
 
-from tunegrid.audits.before import is_adapted
-from tunegrid.audits.evidence import Evidence, expect_none
+from tunegrid.audits.before import adapted_layers
+from tunegrid.audits.evidence import Evidence, expect_none, worst_gap
 from tunegrid.codecs.base import IGNORED, Feature
 from tunegrid.grid.methods import Answer, Lora, Measured, closest_to_limit
 from tunegrid.grid.tasks import Problem
@@ -32,15 +32,16 @@ from tunegrid.run.probe import (
     target_rows,
 )
 
-ADDED = 1e-3  # of what an adapter adds; on the quick cells it is right to 1e-6, over NF4 too
-# Of the logits of a row with and without gradients, in 16 bits: 0 on the quick cells, but a device may have other kernels.
+ADDED = 1e-3  # of an adapter's contribution; on the quick cells it is right to 1e-6, over NF4 too
+# Of the logits of a row with and without gradients, in 16 bits: 0 on the quick cells, but a device
+# may have other kernels.
 SAME_ROW = 1e-2
 NORM_ROUNDING = 1e-5  # of the largest output: DoRA divides a norm by itself, computed in another order
 TWICE = 2.0  # any factor would do to scale an adapter and scale it back
 
 
 def predicting_twice_is_the_same(evidence: Evidence) -> Answer:
-    """In evaluation mode nothing is random: another pass gives the same bits, one without gradients the same logits."""
+    """Nothing is random in evaluation mode: another pass gives the same bits, one without gradients the same logits."""
     probe = evidence.full_probe
     if probe.repeated:
         return False, f"logits differ by {probe.repeated:.1e} of the largest"
@@ -52,19 +53,22 @@ def predicting_twice_is_the_same(evidence: Evidence) -> Answer:
 
 
 def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
-    """Padding and neighbours do not matter: a row alone has the logits that it has in a batch, and gradients add up."""
+    """A row alone has the logits that it has in a batch, whatever padding and neighbours, and gradients add up."""
     probe = evidence.full_probe
-    logit_gap = max(
-        distance(batch[i][tuple(map(slice, logits[0].shape))], logits[0])
-        for i, row in enumerate(probe.alone)
-        for batch, logits in zip(probe.together, row, strict=True)
-    )
-    gap = Measured(max(logit_gap, probe.gap or 0.0), allowance(evidence.trainer))
-    return gap, f"logits differ by {logit_gap:.1e} of the largest, gradients by {probe.gap or 0:.1e} of their norm"
+    gaps = []
+    for i, row in enumerate(probe.alone):
+        for batch, logits in zip(probe.together, row, strict=True):
+            window = tuple(map(slice, logits[0].shape))
+            gaps.append(distance(batch[i][window], logits[0]))
+    logit_gap = worst_gap(gaps)
+    gradient_gap = probe.gap or 0.0
+    gap = Measured(worst_gap([logit_gap, gradient_gap]), allowance(evidence.trainer))
+    logits_differ = f"logits differ by {logit_gap:.1e} of the largest"
+    return gap, f"{logits_differ}, gradients by {gradient_gap:.1e} of their norm"
 
 
 def loss_is_the_tasks(evidence: Evidence) -> Answer:
-    """What trains is the cross-entropy of the targets in nats, computed here from logits; no penalty is part of it.
+    """The training loss is the cross-entropy of the targets in nats, computed here from logits, without a penalty.
 
     So is the loss of each scored row, if the cell has labels.
     """
@@ -75,17 +79,22 @@ def loss_is_the_tasks(evidence: Evidence) -> Answer:
     target_count = len(labels)
     if len(logits) == 2:  # padding can be neither start nor end
         is_padding = batch["attention_mask"] == 0
-        sums = [cross_entropies(logits[i].masked_fill(is_padding, -torch.inf), labels[:, i]).sum() for i in range(2)]
-        loss = float(sums[0] + sums[1]) / 2
+        loss = 0.0
+        for scores, positions in zip(logits, labels.T, strict=True):
+            scores = scores.masked_fill(is_padding, -torch.inf)
+            loss += float(cross_entropies(scores, positions).sum()) / 2
     elif labels.ndim == 1:
         loss = float(cross_entropies(logits[0], labels).sum())
     else:
-        targets = [row[row != IGNORED] for row in (labels if "decoder_input_ids" in batch else labels[:, 1:])]
-        target_count = sum(map(len, targets))
-        loss = float(cross_entropies(torch.cat(target_rows(logits[0], batch)), torch.cat(targets)).sum())
+        shifted_labels = labels if "decoder_input_ids" in batch else labels[:, 1:]
+        targets = shifted_labels[shifted_labels != IGNORED]
+        target_count = len(targets)
+        scores = torch.cat(target_rows(logits[0], batch))
+        loss = float(cross_entropies(scores, targets).sum())
     detail = f"loss {probe.loss:.6f} for {len(probe.rows)} rows, cross-entropy of their targets {loss:.6f}"
-    if trainer.codec.targets(batch) != target_count:
-        return False, f"{detail}; {target_count} targets count as {trainer.codec.targets(batch)}"
+    counted = trainer.codec.targets(batch)
+    if counted != target_count:
+        return False, f"{detail}; {target_count} targets count as {counted}"
     loss_gap = Measured(abs(probe.loss - loss) / max(abs(loss), 1.0), allowance(trainer))
     scored_gap = Measured(scored_loss_gap(evidence), FINE)
     if scored_gap.value:
@@ -94,7 +103,7 @@ def loss_is_the_tasks(evidence: Evidence) -> Answer:
 
 
 def cross_entropies(scores: Tensor, labels: Tensor) -> Tensor:
-    """In nats, by definition and in fp64: the log of the sum of exponentials of scores (N, options), less the label's score."""
+    """The log of the sum of exponentials of scores (N, options), less the label's score: in nats and in fp64."""
     scores = scores.double()
     largest = scores.max(1).values
     exponentials = (scores - largest.unsqueeze(1)).exp()
@@ -103,20 +112,19 @@ def cross_entropies(scores: Tensor, labels: Tensor) -> Tensor:
 
 def scored_loss_gap(evidence: Evidence) -> float:
     """The largest error of a scored row's loss, in nats; 0 if the cell's outputs are no labels with losses."""
-    evaluation = evidence.evaluation
-    if evaluation is None or evidence.cell.task.problem is not Problem.CLASSIFY:
+    evaluation, task = evidence.evaluation, evidence.cell.task
+    if evaluation is None or task.problem is not Problem.CLASSIFY:
         return 0.0
-    target = evidence.cell.task.target
-    labels = torch.tensor([row[target] for row in evaluation.rows])
+    labels = torch.tensor([row[task.target] for row in evaluation.rows])
+    scores = torch.tensor([output[2] for output in evaluation.outputs])
     losses = torch.tensor([output[1] for output in evaluation.outputs], dtype=torch.float64)
-    expected = cross_entropies(torch.tensor([output[2] for output in evaluation.outputs]), labels)
-    return float((losses - expected).abs().max())
+    return float((losses - cross_entropies(scores, labels)).abs().max())
 
 
 def decoder_sees_no_future(evidence: Evidence) -> Answer:
     """Another token in the middle of a target leaves that token's own logits and all earlier ones as they were.
 
-    The rows are asked in one batch and one of them alone, which may take another mask; each time twice in the same way.
+    Rows are compared in one batch and one of them alone, which may take another mask.
     """
     trainer = evidence.trainer
     rows = evidence.probe.rows if evidence.codec.generates else []
@@ -125,22 +133,25 @@ def decoder_sees_no_future(evidence: Evidence) -> Answer:
     gaps = []
     with torch.no_grad(), keep_state(trainer), trainer.accelerator.autocast():
         for batch in (rows, rows[-1:]):
-            changed_logits = target_logits(trainer, [changed_in_the_middle(row) for row in batch])
+            changed_batch = [changed_in_the_middle(row) for row in batch]
+            changed_logits = target_logits(trainer, changed_batch)
             for row, logits, changed in zip(batch, target_logits(trainer, batch), changed_logits, strict=True):
                 end = len(row.target) // 2 + 1
                 gaps.append(distance(logits[:end], changed[:end]))
-    return Measured(max(gaps), allowance(trainer)), f"earlier logits differ by {max(gaps):.1e} of the largest"
+    gap = worst_gap(gaps)
+    return Measured(gap, allowance(trainer)), f"earlier logits differ by {gap:.1e} of the largest"
 
 
 def changed_in_the_middle(row: Feature) -> Feature:
     """The row with another token of its own in the middle of its target."""
-    middle = len(row.target) // 2
-    replacement = next((token for token in row.target[:-1] if token != row.target[middle]), 0)
-    return replace(row, target=[*row.target[:middle], replacement, *row.target[middle + 1 :]])
+    target = list(row.target)
+    middle = len(target) // 2
+    target[middle] = next((token for token in target[:-1] if token != target[middle]), 0)
+    return replace(row, target=target)
 
 
 def gradients_survive_evaluation(evidence: Evidence) -> Answer:
-    """A row's gradients are the same right after an evaluation, in one region of autocast: no cast of a weight outlives it."""
+    """A row's gradients are the same right after an evaluation under the same autocast, which keeps casts of weights."""
     gap = evidence.probe.after_evaluation
     if gap is None:
         return None
@@ -153,31 +164,36 @@ def packed_layers_compute_as_declared(evidence: Evidence) -> Answer:
     types = evidence.probe.computed
     if config is None or not types:
         return None
-    faults = [f"{name} in {kind}" for name, kind in types.items() if kind != config.bnb_4bit_compute_dtype]
-    return expect_none(faults, f"{len(types)} layers, declared {config.bnb_4bit_compute_dtype}", "compute in another type")
+    declared = config.bnb_4bit_compute_dtype
+    faults = [f"{name} in {kind}" for name, kind in types.items() if kind != declared]
+    return expect_none(faults, f"{len(types)} layers, declared {declared}", "compute in another type")
 
 
 def output_follows_trained_tokens(evidence: Evidence) -> Answer:
-    """The output layer's row of a token that an adapter trains is the embedding's, where both are one pretrained tensor."""
-    is_tied = getattr(getattr(evidence.model, "config", None), "tie_word_embeddings", False)
-    layers = [m for m in evidence.model.modules() if is_tied and isinstance(m, TrainableTokensLayer) and not m.tied_adapter]
-    output = evidence.model.get_output_embeddings() if layers else None  # type: ignore[operator]
+    """The output layer's rows of trained tokens are the embedding's, if both are one pretrained tensor."""
+    model: Any = evidence.model
+    if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+        return None
+    layers = [m for m in model.modules() if isinstance(m, TrainableTokensLayer) and not m.tied_adapter]
+    output = model.get_output_embeddings() if layers else None
     if output is None:
         return None
     indices: Any = layers[0].token_indices
     tokens = torch.tensor(sorted(set(chain.from_iterable(indices.values()))), device=evidence.device)
     with torch.no_grad(), keep_state(evidence.trainer):
         rows = layers[0](tokens).float()  # (tokens, H)
-        output_rows = output(torch.eye(rows.shape[1], device=evidence.device))[:, tokens].T.float()
+        units = torch.eye(rows.shape[1], device=evidence.device)
+        output_rows = output(units)[:, tokens].T.float()
     gap = distance(rows, output_rows)
-    return Measured(gap, FINE), f"{len(tokens)} rows of the output layer differ by {gap:.1e} of their largest value"
+    rows_differ = f"{len(tokens)} rows of the output layer differ"
+    return Measured(gap, FINE), f"{rows_differ} by {gap:.1e} of their largest value"
 
 
 def adapters_add_as_declared(evidence: Evidence) -> Answer:
     """An adapted layer adds to its base's output what the method declares, as LoRA scale x B A x."""
     method = evidence.cell.method
-    names = {module: name for name, module in evidence.model.named_modules() if is_adapted(module)}
-    gaps: dict[str, float] = {}  # in units of what rounding allows
+    names = adapted_layers(evidence.model)
+    gaps: dict[str, float] = {}  # in units of the tolerance
 
     def look(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
         expected = method.contribution(layer, evidence.cell, inputs[0])
@@ -186,19 +202,18 @@ def adapters_add_as_declared(evidence: Evidence) -> Answer:
         base_layer = layer.get_base_layer()
         base = base_layer(inputs[0])
         rounding = 4 * torch.finfo(output.dtype).eps
-        if method.changes_inputs:  # in 16 bits the last one may fall to the other side
+        if method.changes_inputs:  # in 16 bits the last digit may be rounded the other way
             rounding += torch.finfo(getattr(base_layer, "compute_dtype", None) or output.dtype).eps
         tolerance = ADDED * norm([expected]) + rounding * norm([output])
         gaps[names[layer]] = norm([output.float() - base.float() - expected]) / tolerance
 
-    rows = evidence.probe.rows[:1]
     with torch.no_grad(), keep_state(evidence.trainer), attach(names, look):
-        get_logits(evidence.trainer, rows)
+        get_logits(evidence.trainer, evidence.probe.rows[:1])
     if not gaps:
         return None
-    largest_gap = Measured(max(gaps.values()), 1.0)
-    if largest_gap:
-        return largest_gap, f"{len(gaps)} layers, the error at most {largest_gap.value:.1e} of what is allowed"
+    gap = Measured(worst_gap(gaps.values()), 1.0)
+    if gap:
+        return gap, f"{len(gaps)} layers, the error at most {gap.value:.1e} of what is allowed"
     faults = [name for name, gap in gaps.items() if not gap <= 1]
     return expect_none(faults, f"{len(gaps)} layers", "add other values than declared")
 
@@ -206,25 +221,29 @@ def adapters_add_as_declared(evidence: Evidence) -> Answer:
 def new_adapters_add_nothing(evidence: Evidence) -> Answer:
     """Before its first update an adapter gives what its base gives, if the method's definition says so."""
     trainer, cell = evidence.trainer, evidence.cell
-    is_asked = isinstance(evidence.model, PeftModel) and cell.method.starts_at_zero(cell)
-    if not is_asked or trainer.log.updates or cell.profile.perturbation is not None:
+    if not isinstance(evidence.model, PeftModel) or not cell.method.starts_at_zero(cell):
         return None
+    if trainer.log.updates or cell.profile.perturbation is not None:
+        return None
+    rows = spread_features(trainer.features[:FIRST_ROWS], 2)[:1]
     with torch.no_grad(), keep_state(trainer):
-        busy_layers = layers_that_add(evidence, spread_features(trainer.features[:FIRST_ROWS], 2)[:1], NORM_ROUNDING)
+        busy_layers = layers_that_add(evidence, rows, NORM_ROUNDING)
     return expect_none(busy_layers, "the untrained adapter", "layers do not give what their base gives")
 
 
 def adapter_survives_its_switches(evidence: Evidence) -> Answer:
-    """Turned off, it adds nothing: each layer gives what its base gives. On again, scaled and scaled back, all is as before.
+    """Turned off, an adapter adds nothing; on again, scaled and scaled back, it gives the same logits, bit for bit.
 
-    Logits are the same then, bit for bit; the same parameters train, and scales are what they were, whatever PEFT makes of
-    them.
+    PEFT may change which parameters train, and the scales: the audit restores both.
     """
     model, rows = evidence.model, evidence.probe.rows[:1]
     if not isinstance(model, PeftModel) or not evidence.probe.alone:
         return None
-    lora_layers = [m for m in model.modules() if isinstance(m, LoraLayer)] if isinstance(evidence.cell.method, Lora) else []
-    flags, scales = {p: p.requires_grad for p in model.parameters()}, [dict(layer.scaling) for layer in lora_layers]
+    lora_layers = []
+    if isinstance(evidence.cell.method, Lora):
+        lora_layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    scales = [dict(layer.scaling) for layer in lora_layers]
     with torch.no_grad(), keep_state(evidence.trainer):
         logits = get_logits(evidence.trainer, rows)[0]
         try:
@@ -240,21 +259,25 @@ def adapter_survives_its_switches(evidence: Evidence) -> Answer:
             for layer, scaling in zip(lora_layers, scales, strict=True):
                 layer.scaling.update(scaling)
     if busy_layers:
-        return False, f"with the adapter off, {len(busy_layers)} layers do not give what their base gives: {busy_layers[0]}"
-    gap = max(distance(one, other) for one, other in zip(logits, later_logits, strict=True))
-    detail = "adapter off and on" + (f", {len(lora_layers)} layers scaled and scaled back" if lora_layers else "")
-    return not gap, f"{detail}: " + (f"logits differ by {gap:.1e} of the largest" if gap else "bit for bit")
+        counts = f"{len(busy_layers)} layers do not give what their base gives"
+        return False, f"with the adapter off, {counts}: {busy_layers[0]}"
+    detail = "adapter off and on"
+    if lora_layers:
+        detail += f", {len(lora_layers)} layers scaled and scaled back"
+    gap = worst_gap(map(distance, logits, later_logits))
+    if gap:
+        return False, f"{detail}: logits differ by {gap:.1e} of the largest"
+    return True, f"{detail}: bit for bit"
 
 
 def layers_that_add(evidence: Evidence, rows: Sequence[Feature], allowed: float = 0.0) -> list[str]:
-    """Names of the adapted layers whose output is not that of the layer that they adapt, but for a share of its largest."""
-    names = {module: name for name, module in evidence.model.named_modules() if is_adapted(module)}
+    """Names of the adapted layers whose output is not their base's, but for a share of its largest value."""
+    names = adapted_layers(evidence.model)
     busy: dict[str, None] = {}
 
-    def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        base: Any = module.get_base_layer()  # type: ignore[operator] # PEFT's
-        if distance(output, base(*inputs)) > allowed:
-            busy[names[module]] = None
+    def look(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        if not distance(output, layer.get_base_layer()(*inputs)) <= allowed:
+            busy[names[layer]] = None
 
     with attach(names, look):
         get_logits(evidence.trainer, rows)

@@ -1,4 +1,4 @@
-"""The audit of dropout: its rate, its masks, and the mean that it must keep."""
+"""The audit of dropout: rates, masks, and the mean that dropout must keep."""
 
 import math
 import re
@@ -26,7 +26,8 @@ MASKS = 5  # masks that a module draws on its own
 LOW_CALLS = 24  # of an attention whose dropout is a number
 HIGH_RATE = 0.8  # far from all that is declared
 HIGH_CALLS = 16  # at that rate
-FULLY_ASKED = 3  # attentions of a class, which share its code; of each further one FEW_CALLS show that it drops
+# Attentions of a class, which share its code, that are called often; few calls show that others drop.
+FULLY_ASKED = 3
 FEW_CALLS = 2
 SKEWED = 0.2  # of the logarithm of a quotient of two variances, each of few outputs
 MORE_THAN_LUCK = 6.0  # standard errors of a share of dropped values
@@ -51,14 +52,16 @@ class Dropout(NamedTuple):
 def dropout_drops(evidence: Evidence) -> Answer:
     """Every dropout has its declared rate in training mode, draws a mask for each value, and keeps the mean.
 
-    A module must be called once on a tensor, and scale what it keeps by 1 / (1 - rate). A number, such as attention's under
-    SDPA, must change its module's output when it is the only dropout that is on; the mean of many outputs of an attention is
-    the output without dropout. One without effect is a fault in an adapter, and if the backbone says what
-    drops. That none is at work in evaluation is `predicting_twice_is_the_same`'s matter.
+    A module must be called once on a tensor, and scale what it keeps by 1 / (1 - rate). A number,
+    such as attention's under SDPA, must change its module's output when it is the only dropout that
+    is on; the mean of many outputs of an attention is the output without dropout. One without effect
+    is a fault in an adapter, or if the backbone declares its dropouts. That none drops in evaluation
+    is checked by `predicting_twice_is_the_same`.
     """
     faults = undeclared_rates(evidence)
     if faults:
-        return False, f"{len(faults)} have another rate than the checkpoint's config: {', '.join(faults[:3])}"
+        count = f"{len(faults)} have another rate than the checkpoint's config"
+        return False, f"{count}: {', '.join(faults[:3])}"
     dropouts = declared_dropouts(evidence.model)
     if not dropouts:
         return None
@@ -66,7 +69,7 @@ def dropout_drops(evidence: Evidence) -> Answer:
     row = evidence.probe.rows[-1]
     with torch.no_grad(), keep_state(evidence.trainer, training=True), look.attached(evidence.model):
         get_logits(evidence.trainer, [row, row])
-    if not evidence.cell.backbone.dropouts:  # nothing says that all are used: ALBERT has one that is not
+    if not evidence.cell.backbone.dropouts:  # some may be unused, as one of ALBERT's
         for dropout in dropouts:
             if look.faults.get(dropout.name) == IDLE and not isinstance(dropout.user, BaseTunerLayer):
                 del look.faults[dropout.name]
@@ -83,8 +86,7 @@ def undeclared_rates(evidence: Evidence) -> list[str]:
     if not config:
         return []
     own_rates = all_rates(evidence.model)
-    fields = dict(cell.backbone.dropouts)
-    fields.update(cell.head.dropouts)
+    fields = {**cell.backbone.dropouts, **cell.head.dropouts}
     faults = []
     for pattern, config_field in fields.items():
         values = [config.get(name) for name in config_field.split(" or ")]
@@ -92,16 +94,14 @@ def undeclared_rates(evidence: Evidence) -> list[str]:
         names = [name for name in own_rates if re.search(rf"(^|\.){pattern}$", name)]
         if rate and not names:
             faults.append(f"no dropout of {config_field} {rate:g}")
-        if rate is None:
-            continue
         for name in names:
-            if own_rates[name] != rate:
+            if rate is not None and own_rates[name] != rate:
                 faults.append(f"{name} {own_rates[name]:g}, not {rate:g}")
     return faults
 
 
 def all_rates(model: nn.Module) -> dict[str, float]:
-    """The rates of all modules, 0 if one is no dropout, and of all numbers whose name says dropout."""
+    """The rates of all modules, 0 if one is no dropout, and of all numbers that are named as dropout."""
     rates = {}
     for name, module in model.named_modules():
         rates[name] = module.p if isinstance(module, nn.Dropout) else 0.0
@@ -111,12 +111,13 @@ def all_rates(model: nn.Module) -> dict[str, float]:
 
 
 def number_rates(module: nn.Module) -> dict[str, float]:
-    """A module's numbers whose name says dropout."""
-    return {key: rate for key, rate in vars(module).items() if "dropout" in key and isinstance(rate, float)}
+    """A module's numbers that are named as dropout."""
+    numbers = {key: value for key, value in vars(module).items() if isinstance(value, float)}
+    return {key: rate for key, rate in numbers.items() if "dropout" in key}
 
 
 def declared_dropouts(model: nn.Module) -> list[Dropout]:
-    """Every `nn.Dropout`, and every number between 0 and 1 whose name says dropout."""
+    """Every `nn.Dropout`, and every number between 0 and 1 that is named as dropout."""
     modules = dict(model.named_modules())
     dropouts = []
     for name, module in modules.items():
@@ -132,25 +133,26 @@ def declared_dropouts(model: nn.Module) -> list[Dropout]:
 
 @dataclass
 class DropoutPass:
-    """Looks at dropouts while the model computes the same row twice in a batch, in training mode.
+    """Checks dropouts while the model computes the same row twice in a batch, in training mode.
 
-    A module's masks are also drawn from ones, and an attention is called again with what it was given: both cost less than
-    more passes of the model.
+    A module's masks are also drawn from ones, and an attention is called again with its inputs: both
+    cost less than more passes of the model.
     """
 
     dropouts: list[Dropout]
-    faults: dict[str, str] = field(default_factory=dict)  # what is wrong, by name
-    called: dict[nn.Module, Dropout] = field(default_factory=dict)  # the dropouts that are modules and were called
+    faults: dict[str, str] = field(default_factory=dict)  # ends of sentences, by name
+    # The dropouts that are modules and were called.
+    called: dict[nn.Module, Dropout] = field(default_factory=dict)
     numbers: set[str] = field(default_factory=set)  # names of the others whose user was called
     kinds: Counter[type] = field(default_factory=Counter)  # of those users
-    closest: Measured = NO_DEVIATION  # of what chance decides, what came closest to its limit
+    closest: Measured = NO_DEVIATION  # the random deviation that came closest to its limit
     _last_module: nn.Module | None = None
     _last_output: Tensor | None = None
-    _is_busy: bool = False  # with calls of its own, which are not to be looked at
+    _is_busy: bool = False  # with calls of its own, which are not checked
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
-        """Look at each call of a module, meanwhile."""
+        """Check each call of a module, meanwhile."""
         modules = {dropout.holder: dropout for dropout in self.dropouts if dropout.attribute == "p"}
         users: dict[nn.Module, list[Dropout]] = {}
         for dropout in self.dropouts:
@@ -159,7 +161,8 @@ class DropoutPass:
         def look(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
             if self._is_busy:
                 return
-            tensors = [leaf for leaf in tree_leaves([*inputs, *options.values()]) if isinstance(leaf, Tensor)]
+            leaves = tree_leaves([*inputs, *options.values()])
+            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
             if tensors and not any(module.children()):
                 self._look_for_second_mask(module, tensors[0])
             if module in modules:
@@ -176,7 +179,7 @@ class DropoutPass:
             yield
 
     def _look_for_second_mask(self, module: nn.Module, values: Tensor) -> None:
-        """A leaf of the model must not be given the last dropout's output with more of it dropped."""
+        """Notes a fault if a leaf of the model gets the last dropout's output with more of it dropped."""
         output = self._last_output
         if output is None or values.shape != output.shape or self._last_module is None:
             return
@@ -189,18 +192,17 @@ class DropoutPass:
             self.faults[self.called[self._last_module].name] = "is applied twice"
 
     def _look_at_module(self, dropout: Dropout, values: Tensor, output: Tensor) -> None:
-        """The module's output on what the model gave it, at its first call on ones, too."""
+        """Checks a module's output on the model's values, and at its first call on ones, too."""
         module, rate = dropout.holder, dropout.rate
         self._last_module = module
         self._last_output = output
         is_first = module not in self.called
         self.called[module] = dropout
-        # What an inplace module was given is gone.
+        # An inplace module overwrites its input.
         pairs = [] if values is output else [(values, output)]
         if is_first:
-            for _ in range(MASKS):
-                ones = torch.ones_like(values)
-                pairs.append((ones, module.forward(torch.ones_like(values))))
+            ones = torch.ones_like(values)
+            pairs += [(ones, module.forward(ones.clone())) for _ in range(MASKS)]
         masks = [(given != 0) & (result == 0) for given, result in pairs]
         count = sum(int((given != 0).sum()) for given, _ in pairs)
         zeros = sum(int(mask.sum()) for mask in masks)
@@ -218,14 +220,15 @@ class DropoutPass:
                 self.faults[dropout.name] = fault
 
     def _look_at_number(self, dropout: Dropout, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-        """The user's outputs with this dropout alone, beside that without any."""
+        """Compares the user's outputs with this dropout alone with its output without any."""
         self.numbers.add(dropout.name)
-        inputs, options = tree_map(repeatable, (inputs, options), is_leaf=lambda value: isinstance(value, Cache))
+        arguments = (inputs, options)
+        inputs, options = tree_map(repeatable, arguments, is_leaf=lambda value: isinstance(value, Cache))
 
         def call() -> Tensor:
             outputs = tree_leaves(dropout.user.forward(*inputs, **options))
-            tensor: Tensor = next(leaf for leaf in outputs if isinstance(leaf, Tensor) and leaf.is_floating_point())
-            return tensor.detach()
+            tensors = [leaf for leaf in outputs if isinstance(leaf, Tensor)]
+            return next(tensor for tensor in tensors if tensor.is_floating_point()).detach()
 
         try:
             for each in self.dropouts:
@@ -252,26 +255,32 @@ class DropoutPass:
             self.faults[dropout.name] = fault
 
 
-def wrong_moments(dropout: Dropout, plain: Tensor, draws: list[Tensor], call: Callable[[], Tensor]) -> tuple[Measured, str]:
-    """The deviation closest to its limit of outputs at the rate and of new ones at a high rate; a sentence if it is a fault."""
+def wrong_moments(
+    dropout: Dropout,
+    plain: Tensor,
+    draws: list[Tensor],
+    call: Callable[[], Tensor],
+) -> tuple[Measured, str]:
+    """The deviation closest to its limit, of outputs at the rate and at a high one; a sentence if it is a fault."""
     setattr(dropout.holder, dropout.attribute, HIGH_RATE)
     high_draws = [call() for _ in range(HIGH_CALLS)]
     closest, fault = NO_DEVIATION, ""
     for luck, sentence in moments(plain, draws, high_draws, dropout.rate):
         closest = closest_to_limit([closest, luck])
-        fault = fault or ("" if luck else sentence)
+        if not luck and not fault:
+            fault = sentence
     return closest, fault
 
 
 def is_scaled(values: Tensor, output: Tensor, rate: float) -> bool:
-    """Checks that all that is kept is 1 / (1 - rate) of what was given, up to rounding."""
+    """Checks that kept values are 1 / (1 - rate) times the input, up to rounding."""
     gap = (output * (1 - rate) - values).abs()
     tolerance = ROUNDINGS * torch.finfo(output.dtype).eps * values.abs()
     return bool(((output == 0) | (gap <= tolerance)).all())
 
 
 def repetition(results: list[Tensor], dimensions: Iterable[int]) -> str:
-    """A sentence if all results are alike, or all rows of each along one of the dimensions; else empty."""
+    """A sentence if all results are equal, or all rows of each along one of the dimensions; else empty."""
     if all(torch.equal(result, results[0]) for result in results):
         return "drops the same values each time"
     for dimension in dimensions:
@@ -287,10 +296,10 @@ def has_equal_rows(tensor: Tensor) -> bool:
 
 
 def moments(plain: Tensor, draws: list[Tensor], high_draws: list[Tensor], rate: float) -> Iterator[tuple[Measured, str]]:
-    """How far mean and variance of outputs, linear in what is kept, are off in standard errors, and what that means.
+    """The errors of mean and variance of outputs, linear in the kept values, each with a sentence on it.
 
-    A value that is kept with probability 1 - p, and then divided by it, has its own mean and a variance of p / (1 - p): so
-    many times is the output's variance at a high rate that at the rate.
+    A value that is kept with probability 1 - p, and then divided by it, keeps its mean and has a
+    variance of p / (1 - p) times its square, which gives the factor between two rates.
     """
     values = plain.double()
     size = float((values * values).sum())
@@ -300,12 +309,18 @@ def moments(plain: Tensor, draws: list[Tensor], high_draws: list[Tensor], rate: 
     mean, error = mean_and_error(shares)
     luck = Measured(in_errors(abs(mean - 1) - MEAN_ROUNDING, error), MORE_THAN_LUCK_OF_MEANS)
     yield luck, f"gives {mean:.2%} of the output without dropout, in the mean of {len(shares)} calls"
-    low, low_error = mean_and_error([float((draw.double() - values).square().sum()) for draw in draws])
-    high, high_error = mean_and_error([float((draw.double() - values).square().sum()) for draw in high_draws])
+    low, low_error = mean_and_error(squares(draws, values))
+    high, high_error = mean_and_error(squares(high_draws, values))
     factor = high / low * rate / (1 - rate) * (1 - HIGH_RATE) / HIGH_RATE
     error = math.hypot(low_error / low, high_error / high)
     luck = Measured(in_errors(abs(math.log(factor)) - SKEWED, error), MORE_THAN_LUCK_OF_MEANS)
-    yield luck, f"does not drop {rate:.2%}: its variance grows {factor:.2f} times as fast with the rate as it should"
+    growth = f"{factor:.2f} times as fast with the rate as it should"
+    yield luck, f"does not drop {rate:.2%}: its variance grows {growth}"
+
+
+def squares(draws: list[Tensor], values: Tensor) -> list[float]:
+    """The square of each output's distance from the output without dropout."""
+    return [float((draw.double() - values).square().sum()) for draw in draws]
 
 
 def mean_and_error(numbers: list[float]) -> tuple[float, float]:
@@ -321,14 +336,14 @@ def in_errors(deviation: float, error: float) -> float:
 
 
 def is_linear(user: nn.Module) -> bool:
-    """Checks that a module is an attention without a norm in it: its output is linear in what dropout leaves."""
+    """Checks that a module is an attention without a norm in it: its output is linear in the kept values."""
     kinds = [type(module).__name__.lower() for module in user.modules()]
     is_attention = "attention" in kinds[0] or "attn" in kinds[0]
     return is_attention and not any("norm" in kind for kind in kinds)
 
 
 def repeatable(value: Any) -> Any:
-    """An argument for repeated calls: of two rows the first one twice, and no cache, which every call would lengthen."""
+    """An argument for repeated calls: the first of two rows twice, and no cache, which every call would lengthen."""
     if isinstance(value, Cache):
         return None
     if isinstance(value, Tensor) and value.shape[:1] == (2,):

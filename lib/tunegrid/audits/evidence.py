@@ -1,8 +1,10 @@
 """What audits look at: all that a cell's stages leave behind."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
@@ -10,11 +12,18 @@ import torch
 from torch import nn
 
 from tunegrid.codecs.base import Codec
+from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.sources import Row, identity
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.methods import Answer
-from tunegrid.run.build import Checksum, base_type, checkpoint_checksums, checksums, matching_keys, weight_files
+from tunegrid.run.build import (
+    Checksum,
+    base_type,
+    checkpoint_checksums,
+    checksums,
+    matching_keys,
+    weight_files,
+)
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.probe import Probe, probe
 from tunegrid.run.serving import Serving
@@ -26,19 +35,22 @@ CONTEXT = 20  # characters on each side of the first one in which two texts diff
 
 
 class AbsentError(Exception):
-    """What an audit looks at is not there: it says nothing."""
+    """Raised if the run left nothing behind that an audit could look at: the audit is skipped."""
 
 
-def require(part: object, kind: type[T]) -> T:
-    """A part of the evidence; raises AbsentError if there is none, or one of another kind."""
-    if not isinstance(part, kind):
+def require(value: object, kind: type[T]) -> T:
+    """Narrows a value of the evidence to this type; raises AbsentError if it is of another one."""
+    if not isinstance(value, kind):
         raise AbsentError
-    return part
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a cell's run leaves behind; splits and evaluation are None if there was no text, or training stopped."""
+    """The objects that a cell's run leaves behind.
+
+    Splits and evaluation are None if there was no text, or if training stopped.
+    """
 
     cell: Cell
     codec: Codec
@@ -54,8 +66,23 @@ class Evidence:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self.trainer.meter.device
+
+    @property
+    def text_codec(self) -> GenerateCodec:
+        """The codec of a cell that generates text; raises AbsentError for another cell."""
+        return require(self.codec, GenerateCodec)  # type: ignore[type-abstract]
+
+    @property
+    def train_rows(self) -> Sequence[Row]:
+        """The rows that train; raises AbsentError if there was no text."""
+        return require(self.splits, Splits).train
+
+    @property
+    def scored(self) -> Evaluation:
+        """The evaluation; raises AbsentError if nothing was scored."""
+        return require(self.evaluation, Evaluation)
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -70,62 +97,80 @@ class Evidence:
     @cached_property
     def moved(self) -> frozenset[str]:
         """Names of the parameters that training changed."""
-        end_checksums = checksums(self.model.named_parameters())
-        return frozenset(name for name, checksum in end_checksums.items() if checksum != self.trainer.before[name])
+        end = checksums(self.model.named_parameters())
+        start = self.trainer.before
+        return frozenset(name for name, checksum in end.items() if checksum != start[name])
+
+    @cached_property
+    def checkpoint_files(self) -> tuple[Path, ...]:
+        """The files of the checkpoint's weights; none if weights are random."""
+        return tuple(weight_files(self.cell))
 
     @cached_property
     def not_from_checkpoint(self) -> frozenset[str]:
-        """Names of the parameters that did not start as a tensor of their name in the checkpoint, or of any name.
+        """Names of the parameters that started unlike all tensors of their name in the checkpoint.
 
-        If weights are random, all of them.
+        A parameter whose name is not there is compared with all tensors. If weights are random,
+        no parameter is the checkpoint's.
         """
-        files = tuple(weight_files(self.cell))
+        files = self.checkpoint_files
         pretrained: Mapping[str, Checksum] = checkpoint_checksums(files, base_type(self.cell))
-        return frozenset(
-            name
-            for name, checksum in self.trainer.before.items()
-            if checksum not in {pretrained[key] for key in matching_keys(name, files) or pretrained}
-        )
+        names = set()
+        for name, checksum in self.trainer.before.items():
+            keys = matching_keys(name, files) or pretrained
+            if checksum not in {pretrained[key] for key in keys}:
+                names.add(name)
+        return frozenset(names)
 
     @cached_property
     def probe(self) -> Probe:
-        """What the trained model answers to a few training rows."""
+        """The trained model's answers to a few training rows."""
         return probe(self.trainer)
 
     @property
     def full_probe(self) -> Probe:
-        """The same; raises AbsentError if the model's output names no logits."""
-        return require(self.probe if self.probe.together else None, Probe)
+        """The probe; raises AbsentError if the model's output names no logits."""
+        if not self.probe.together:
+            raise AbsentError
+        return self.probe
 
 
 def sample(items: Sequence[T], count: int = SAMPLE) -> list[T]:
-    """The same few each time."""
-    return [items[i] for i in Random(0).sample(range(len(items)), count)] if len(items) > count else list(items)
+    """At most `count` of the items: the same ones each time."""
+    if len(items) <= count:
+        return list(items)
+    return [items[i] for i in Random(0).sample(range(len(items)), count)]
 
 
 def copies(cell: Cell, rows: Sequence[Row], others: Sequence[Row]) -> list[int]:
-    """Places of the rows whose text, by all columns that the cell reads, is among others' texts."""
+    """Indices of the rows whose text, by all columns that the cell reads, is among others' texts."""
     columns = (*cell.text, *cell.task.context_columns)
-    texts = [identity(row, columns) for row in rows]
-    shared_texts = set(texts).intersection(identity(row, columns) for row in others)
-    return [i for i, text in enumerate(texts) if text in shared_texts]
+    known_texts = {identity(row, columns) for row in others}
+    return [i for i, row in enumerate(rows) if identity(row, columns) in known_texts]
 
 
-def expect_none(odd: Sequence[Any], detail: str, fault: str) -> Answer:
-    """Passed if nothing is odd; otherwise how many are, what is wrong with them, and the first ones."""
-    return not odd, f"{detail}; {len(odd)} {fault}: {', '.join(map(str, odd[:3]))}" if odd else detail
+def expect_none(faults: Sequence[Any], detail: str, predicate: str) -> tuple[bool, str]:
+    """An answer that passes without faults; otherwise it says how many there are, and shows three."""
+    if not faults:
+        return True, detail
+    return False, f"{detail}; {len(faults)} {predicate}: {', '.join(map(str, faults[:3]))}"
+
+
+def worst_gap(gaps: Iterable[float]) -> float:
+    """The largest gap; one that is no number, which `max` may pass over, comes before all others."""
+    return max(gaps, key=lambda gap: (math.isnan(gap), gap))
 
 
 def differing_parts(text: str, other: str) -> tuple[str, str]:
-    """The parts of two texts around the first place in which they differ."""
+    """The parts of two texts around the first character in which they differ."""
     start = max(0, first_difference(text, other) - CONTEXT)
     end = start + 2 * CONTEXT
     return text[start:end], other[start:end]
 
 
 def first_difference(items: Sequence[Any], others: Sequence[Any]) -> int:
-    """The first place in which two sequences differ, or the end of the shorter one."""
-    for place, (item, other) in enumerate(zip(items, others, strict=False)):
-        if item != other:
-            return place
+    """The first index at which two sequences differ, or the length of the shorter one."""
+    for i in range(min(len(items), len(others))):
+        if items[i] != others[i]:
+            return i
     return min(len(items), len(others))

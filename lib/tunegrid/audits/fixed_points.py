@@ -87,8 +87,8 @@ def wrong_points(problem: Problem) -> Iterator[str]:
         pairs = ROUGE_PAIRS
         references = [pair.reference for pair in pairs]
         points = rouge_examples(references, [sentence_lines(pair.answer) for pair in pairs])
-    for place, name in enumerate(points):
+    for i, name in enumerate(points):
         for value, pair in zip(points[name], pairs, strict=True):
-            if not math.isclose(value, pair.points[place], abs_tol=POINTS_APART):
+            if not math.isclose(value, pair.points[i], abs_tol=POINTS_APART):
                 answer = f"{name} of {pair.answer!r} for {pair.reference!r}"
-                yield f"{answer} is {value:.2f}, not {pair.points[place]:.2f}"
+                yield f"{answer} is {value:.2f}, not {pair.points[i]:.2f}"

@@ -1,4 +1,4 @@
-"""Audits of labels: what a record says of how a cell ran is shown by what its updates did."""
+"""The audit of a record's labels: its updates must have run as it says."""
 
 import math
 from collections import Counter
@@ -24,40 +24,42 @@ ATTENTION_CALL = "scaled_dot_product_attention"
 def updates_run_as_labelled(evidence: Evidence) -> Answer:
     """The first and the last update ran as the record says: micro-batches, precision, and so on.
 
-    Each is shown by what the model did: the rows of each forward pass; the layers of which a part
-    was called again in the backward pass; the types of what linear layers gave. Attention is asked
-    afterwards, in training mode.
+    The model shows it: by the rows of each forward pass, the layers of which a part was called again
+    in the backward pass, and the types of linear layers' outputs. Attention is checked afterwards, in
+    training mode.
     """
     trainer = evidence.trainer
-    if not trainer.log.watched:
+    watched = trainer.log.watched
+    if not watched:
         return None
     faults = []
-    for facts in trainer.log.watched:
-        faults += [f"update {facts['update'] + 1}: {fault}" for fault in update_faults(evidence, facts)]
+    for facts in watched:
+        for fault in update_faults(evidence, facts):
+            faults.append(f"update {facts['update'] + 1}: {fault}")
     ranks = trainer.ranks
     held_values = sum(ranks.gather(sum(local_shard(p).numel() for p in trainer.stepped.values())))
     copies = held_values / sum(p.numel() for p in trainer.parameters.values())
     if copies != (1 if ranks.holds_parts else ranks.count):
         faults.append(f"{ranks.count} ranks hold {copies:.2f} times the model")
     calls = attention_calls(evidence)
-    is_fused = attention(evidence.cell) == FUSED
-    if is_fused and calls["softmax"]:
-        faults.append(f"attention is computed by a softmax {calls['softmax']} times, not by SDPA")
-    if not is_fused and calls[ATTENTION_CALL]:
-        faults.append(f"attention is computed by SDPA {calls[ATTENTION_CALL]} times, not by a softmax")
+    sdpa_calls, softmax_calls = calls[ATTENTION_CALL], calls["softmax"]
+    described = f"by a softmax {softmax_calls} times"
+    if attention(evidence.cell) == FUSED:
+        described = f"attention by SDPA {sdpa_calls} times"
+        if softmax_calls:
+            faults.append(f"attention is computed by a softmax {softmax_calls} times, not by SDPA")
+    elif sdpa_calls:
+        faults.append(f"attention is computed by SDPA {sdpa_calls} times, not by a softmax")
     if not keeps_digits(evidence.device):
         faults.append("products of fp32 matrices lose digits: TF32 or bf16 is on")
-    facts = trainer.log.watched[-1]
-    details = (
-        f"passes of {', '.join(map(str, facts['rows']))} rows in {trainer.log.precision}",
-        f"{len(facts['recomputed'])} layers computed again",
-        f"attention by SDPA {calls[ATTENTION_CALL]} times" if is_fused else f"by a softmax {calls['softmax']} times",
-    )
-    return expect_none(faults, ", ".join(details), "differ")
+    last = watched[-1]
+    passes = f"passes of {', '.join(map(str, last['rows']))} rows in {trainer.log.precision}"
+    recomputed = f"{len(last['recomputed'])} layers computed again"
+    return expect_none(faults, f"{passes}, {recomputed}, {described}", "differ")
 
 
 def update_faults(evidence: Evidence, facts: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences for what an update did otherwise than the record says; all ranks must ask."""
+    """Sentences for each difference between an update and the record; all ranks must call this."""
     trainer = evidence.trainer
     rows = trainer.ranks.gather(facts["rows"])
     plans = planned_passes(trainer, facts["update"], facts["micro_batch"])
@@ -65,7 +67,8 @@ def update_faults(evidence: Evidence, facts: Mapping[str, Any]) -> Iterator[str]
         yield f"passes of {rows} rows, by rank, not {plans[0]}"
     expected_layers = facts["layers"] if evidence.cell.recipe.gradient_checkpointing else []
     if facts["recomputed"] != expected_layers:
-        yield f"{len(facts['recomputed'])} layers computed again in the backward pass, not {len(expected_layers)}"
+        counts = f"{len(facts['recomputed'])} layers computed again in the backward pass"
+        yield f"{counts}, not {len(expected_layers)}"
     for kind, number in facts["types"].items():
         if kind != PRECISION_TYPES[trainer.log.precision]:
             yield f"{number} products in {kind}, not {trainer.log.precision}"
@@ -85,8 +88,10 @@ def planned_passes(trainer: Trainer, update: int, micro_batch: int) -> list[list
     batches = min(steps, math.ceil(count / size) - earlier_batches)
     plans = []
     sizes = [[size] * batches]
-    for place in range(batches if count % size else 0):
-        sizes.append([count % size if index == place else size for index in range(batches)])
+    if count % size:
+        for i in range(batches):
+            sizes.append([size] * batches)
+            sizes[-1][i] = count % size
     for rows in sizes:
         if ranks.count > 1:
             total = sum(rows)
@@ -113,7 +118,7 @@ class FunctionCalls(TorchFunctionMode):
     """Counts calls of torch's attention, and of softmax over scores (B, heads, L, L)."""
 
     def __init__(self) -> None:
-        """Nothing was called yet."""
+        """Starts without any call."""
         super().__init__()
         self.counts: Counter[str] = Counter()
 
@@ -126,8 +131,9 @@ class FunctionCalls(TorchFunctionMode):
 
 
 def attention_calls(evidence: Evidence) -> Counter[str]:
-    """How often a row's pass in training mode computes attention by torch's function, and by hand."""
-    trainer, calls = evidence.trainer, FunctionCalls()
+    """The numbers of calls of torch's attention and of softmax in a row's pass in training mode."""
+    trainer = evidence.trainer
+    calls = FunctionCalls()
     rows = evidence.probe.rows[:1]
     with torch.no_grad(), keep_state(trainer, training=True), trainer.accelerator.autocast(), calls:
         get_logits(trainer, rows)

@@ -1,10 +1,9 @@
-"""Audits of what was saved: its files, its answers once loaded, and merged."""
+"""The audit of the saved model: its files, and its answers once it is loaded, and merged."""
 
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from copy import copy
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from tunegrid.audits import saved_files
-from tunegrid.audits.before import is_adapted
-from tunegrid.audits.evidence import Evidence, differing_parts, sample
+from tunegrid.audits.before import adapted_layers
+from tunegrid.audits.evidence import Evidence, differing_parts, sample, worst_gap
 from tunegrid.codecs.base import Feature, move_batch
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.sources import Row
@@ -29,29 +28,32 @@ from tunegrid.run.meter import GIB, tensor_bytes, weight_tensors
 from tunegrid.run.prepare import make_codec
 from tunegrid.run.probe import COARSE, FINE, distance, get_logits, keep_state, output_logits, target_rows
 
-SERVED = 4  # test rows that a saved model is asked about, in one batch
+SERVED = 4  # test rows that a saved model predicts, in one batch
 BEYOND_ASCII = "Straße, çok güzel, 東京の天気, привет мир, naïve café 😀 €5."
 PAIR = ("Is it a plain text, or another one?", "It isn't: 12.5 % of it is beyond ASCII, as in naïve.")
-LONG = 60  # times: hundreds of tokens, longer than any cut
+LONG = 60  # repetitions: hundreds of tokens, longer than any cut
 LEVEL = 0.01  # two levels of 4 bits are farther apart
-MOST_CODES = 1e-3  # of a packed layer's bytes: where a number lies between two levels, its last digit decides
+# Of a packed layer's bytes: if a number lies between two levels, its last digit decides.
+MOST_CODES = 1e-3
 # Of weights that are loaded beside the trained ones; the largest of the study, BERT2BERT at its true size, has 0.95.
 LARGEST_GIB = 4.0
 
 
 def saved_is_served(evidence: Evidence) -> Answer:
-    """Checks that what was saved is what was trained: its files, the model that they load, and that model merged.
+    """Checks that the saved model is the trained one: its files, the model that they load, and that model merged.
 
-    Files have the trained tensors bit for bit, and the trained objects' settings. The libraries' Auto classes load them without
-    options; then texts are read as in training, answers are the same, and so are logits. PEFT packs a merged NF4 layer anew,
-    which rounds away what is less than half a step between two levels: such a layer is compared with its definition, and all
-    else that was merged by the logits that the trained layers give. None if weights are random, or if the
-    disk has no room for a whole model. Of a large model, files alone are compared.
+    Files have the trained tensors bit for bit, and the trained objects' settings. The libraries' Auto
+    classes load them without options; then tokens, answers and logits are the same. PEFT packs a
+    merged NF4 layer anew, which rounds away less than half a step between two levels: such a layer is
+    compared with its definition, and the rest of the merged model by its logits with the trained
+    layers. None if weights are random, or if the disk has no room for a whole model. Of a large
+    model, files alone are compared.
     """
     if evidence.cell.profile.random_weights:
         return None
     try:
-        with temporary_folder() as folder, torch.no_grad(), keep_state(evidence.trainer), warnings.catch_warnings():
+        quiet = warnings.catch_warnings()
+        with temporary_folder() as folder, torch.no_grad(), keep_state(evidence.trainer), quiet:
             warnings.simplefilter("ignore")  # PEFT's on resized embeddings, and on rounding where it merges
             return _check_saved(evidence, folder)
     finally:
@@ -93,9 +95,11 @@ def _check_saved(evidence: Evidence, folder: Path) -> Answer:
         served = evidence.serving.load(cell, folder, evidence.device)[0]
     except Exception as error:
         return False, f"the saved model cannot be loaded again: {type(error).__name__}: {first_line(error)}"
-    if modes := [name for name, module in served.named_modules() if module.training]:
-        return False, f"the saved model is loaded in training mode: {len(modes)} modules, {modes[0] or 'the model'} among them"
-    # On the quick cells 0 when loaded, 1e-6 when merged; a bf16 base rounds head and merger.
+    modes = [name or "the model" for name, module in served.named_modules() if module.training]
+    if modes:
+        counts = f"{len(modes)} modules, {modes[0]} among them"
+        return False, f"the saved model is loaded in training mode: {counts}"
+    # On the quick cells 0 once loaded, 1e-6 once merged; a bf16 base rounds the head, and in merging.
     limit = FINE if base_type(cell) is torch.float32 else COARSE
     gap = Measured(distance(logits, _logits(evidence, served, rows)), limit)
     detail = f"{len(rows)} rows: loaded again, logits differ by {gap.value:.1e} of the largest"
@@ -104,10 +108,11 @@ def _check_saved(evidence: Evidence, folder: Path) -> Answer:
     faults = list(saved_files.other_loaded(evidence, served))
     if faults:
         return False, _several("tensors", faults)
-    pair = other_pair(evidence, served, tokenizer, limit)
-    answers = other_answers(evidence, served, tokenizer) if evidence.evaluation and not gap.value else ()
-    if fault := next(chain(pair, answers), None):
-        return False, fault
+    faults = list(other_pair(evidence, served, tokenizer, limit))
+    if evidence.evaluation and not gap.value and not faults:
+        faults += other_answers(evidence, served, tokenizer)
+    if faults:
+        return False, faults[0]
     if not isinstance(model, PeftModel):
         return gap, detail
     if model.active_peft_config.is_prompt_learning:
@@ -120,18 +125,21 @@ def _check_saved(evidence: Evidence, folder: Path) -> Answer:
 
 
 def _several(kind: str, faults: Sequence[str]) -> str:
-    """The first fault, and how many there are of its kind."""
-    return faults[0] if len(faults) == 1 else f"{len(faults)} {kind} differ: {faults[0]}; {faults[1]}"
+    """The number of faults of this kind, and the first two."""
+    if len(faults) == 1:
+        return faults[0]
+    return f"{len(faults)} {kind} differ: {faults[0]}; {faults[1]}"
 
 
 def _texts(evidence: Evidence) -> list[str]:
-    """Texts that both tokenizers read: test rows, the new token, and a long one beyond ASCII."""
-    texts = [evidence.codec.text(row) for row in scored_rows(evidence)]
-    return [*texts, evidence.cell.head.new_token or "", " ".join([BEYOND_ASCII] * LONG + texts)]
+    """Texts for both tokenizers: test rows, the new token, and a long one beyond ASCII."""
+    texts = [evidence.codec.text(row) for row in served_rows(evidence)]
+    long_text = " ".join([BEYOND_ASCII] * LONG + texts)
+    return [*texts, evidence.cell.head.new_token or "", long_text]
 
 
-def scored_rows(evidence: Evidence) -> list[Row]:
-    """A few of the rows that were scored."""
+def served_rows(evidence: Evidence) -> list[Row]:
+    """A few of the scored rows."""
     return sample(evidence.evaluation.rows, SERVED) if evidence.evaluation else []
 
 
@@ -141,8 +149,9 @@ def other_pair(evidence: Evidence, served: Any, tokenizer: Any, limit: float) ->
     inputs = dict(codec.tokenizer(*PAIR))
     saved_inputs = dict(tokenizer(*PAIR))
     for key in sorted(inputs.keys() | saved_inputs.keys()):
-        if inputs.get(key) != saved_inputs.get(key):
-            yield f"of a pair of texts the saved tokenizer gives {key} {saved_inputs.get(key)}, and not {inputs.get(key)}"
+        ids, saved_ids = inputs.get(key), saved_inputs.get(key)
+        if ids != saved_ids:
+            yield f"of a pair of texts the saved tokenizer gives {key} {saved_ids}, and not {ids}"
             return
     batch = {key: torch.tensor([ids], device=device) for key, ids in inputs.items()}
     if isinstance(codec, GenerateCodec) and codec.start_id is not None:
@@ -151,53 +160,59 @@ def other_pair(evidence: Evidence, served: Any, tokenizer: Any, limit: float) ->
         answers = [output_logits(model(**batch)) for model in (evidence.model, served)]
     except TypeError:  # a user's class may not take all keys
         return
-    gap = max(distance(logits, other) for logits, other in zip(*answers, strict=True))
-    if gap > limit:
+    gap = worst_gap(map(distance, *answers))
+    if not gap <= limit:
         keys = ", ".join(inputs)
         yield f"loaded again, logits of a pair of texts ({keys}) differ by {gap:.1e} of the largest"
 
 
 def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[str]:
-    """A sentence for each of a few scored rows that what was saved answers otherwise, by its own tokenizer and settings.
+    """A sentence for each scored row of a few that the saved model, with its own tokenizer and settings, answers otherwise.
 
-    The same batch gives the same bits, so a text that the saved search finds must be the same.
+    The same batch gives the same bits, so the saved search must find the same texts.
     """
-    rows, device = scored_rows(evidence), evidence.device
+    rows, device = served_rows(evidence), evidence.device
     answers: list[list[Any]] = []
-    for codec, model in ((evidence.codec, evidence.model), (make_codec(evidence.cell, tokenizer), served)):
+    saved_codec = make_codec(evidence.cell, tokenizer)
+    for codec, model in ((evidence.codec, evidence.model), (saved_codec, served)):
         features = codec.encode(rows, training=False)
-        if codec is not evidence.codec and isinstance(codec, GenerateCodec):
+        if codec is saved_codec and isinstance(codec, GenerateCodec):
             prompt = move_batch(device, codec.prompt(features))
             start = prompt["input_ids"].shape[1] if codec.start_id is None else 1
-            outputs = [codec.cut_at_end(ids) for ids in served.generate(**prompt)[:, start:].tolist()]
+            texts = served.generate(**prompt)[:, start:].tolist()
+            outputs = [codec.cut_at_end(ids) for ids in texts]
         else:
             outputs = codec.predict(model, features, device)
         answers.append([prediction.value for prediction in codec.decode(rows, features, outputs)])
     for expected, answer in zip(*answers, strict=True):
         if expected != answer:
-            parts = differing_parts(str(expected), str(answer))
-            yield f"loaded from its own files it answers {parts[1]!r}, but the trained model {parts[0]!r}"
+            trained_part, saved_part = differing_parts(str(expected), str(answer))
+            answers_differ = f"it answers {saved_part!r}, but the trained model {trained_part!r}"
+            yield f"loaded from its own files {answers_differ}"
 
 
 def _check_merge(
     evidence: Evidence, served: Any, rows: Sequence[Feature], logits: Tensor, limit: float
 ) -> tuple[bool | Measured, str]:
-    """Whether the loaded adapter, merged into its base, still gives our logits; with the trained layers over a packed base."""
+    """Compares the logits of the loaded adapter, merged into its base; over a packed base, with the trained layers."""
     is_packed = evidence.cell.quantization is not None
     try:
         merged = evidence.serving.merge(served)
-    except Exception as error:  # whatever PEFT raises if it cannot merge: for some methods, over packed layers it does
-        is_excused = is_packed and not isinstance(evidence.cell.method, Lora)
-        return is_excused, f"not merged: PEFT cannot merge {evidence.cell.method.id!r} ({first_line(error)})"
-    modules = evidence.model.get_base_model().named_modules() if is_packed else ()  # type: ignore[operator] # it is PEFT's
-    layers: dict[str, Any] = {name: layer for name, layer in modules if is_adapted(layer)}
-    shares = {name: wrong_share(evidence, layer, merged.get_submodule(name)) for name, layer in layers.items()}
+    except Exception as error:  # whatever PEFT raises: it cannot merge some methods over packed layers
+        method = evidence.cell.method
+        is_excused = is_packed and not isinstance(method, Lora)
+        return is_excused, f"not merged: PEFT cannot merge {method.id!r} ({first_line(error)})"
+    model: Any = evidence.model
+    layers = adapted_layers(model.get_base_model()) if is_packed else {}
+    shares = {}
+    for layer, name in layers.items():
+        shares[name] = wrong_share(evidence, layer, merged.get_submodule(name))
     faults = [name for name, share in shares.items() if not share <= MOST_CODES]
     if faults:
-        packed = f"{len(faults)} of {len(layers)} packed layers"
-        return False, f"merged, {packed} are not base + what is declared, {faults[0]} among them"
+        counts = f"{len(faults)} of {len(layers)} packed layers"
+        return False, f"merged, {counts} are not base + what is declared, {faults[0]} among them"
     codes = Measured(max(shares.values(), default=0.0), MOST_CODES)
-    for name, layer in layers.items():
+    for layer, name in layers.items():
         merged.set_submodule(name, layer)
     gap = distance(logits, _logits(evidence, merged, rows))
     detail = f"merged, by {gap:.1e}"
@@ -207,9 +222,9 @@ def _check_merge(
 
 
 def wrong_share(evidence: Evidence, layer: Any, merged: nn.Module) -> float:
-    """The share of a merged layer's weights that are not the unpacked base's and what the method says is added.
+    """The share of a merged layer's weights that are not the unpacked base's plus the method's contribution.
 
-    0 if the method does not say what that is.
+    It is 0 if the method does not define its contribution.
     """
     base = layer.get_base_layer()
     if not hasattr(base, "in_features"):
@@ -219,13 +234,15 @@ def wrong_share(evidence: Evidence, layer: Any, merged: nn.Module) -> float:
     unpacked.weight = nn.Parameter(weight, requires_grad=False)
     exact_layer = copy(layer)  # over the unpacked base, which rounds no product
     exact_layer._modules = layer._modules | {"base_layer": unpacked}
-    delta = evidence.cell.method.contribution(exact_layer, evidence.cell, torch.eye(base.in_features, device=weight.device))
+    units = torch.eye(base.in_features, device=weight.device)
+    delta = evidence.cell.method.contribution(exact_layer, evidence.cell, units)
     if delta is None:
         return 0.0
     expected = weight + delta.T
     if isinstance(merged, Linear4bit):
         expected = unpack_weight(pack_weight(expected, base)).float()
-    matches = torch.isclose(unpack_weight(merged.weight).float(), expected, rtol=LEVEL, atol=0.0)
+    merged_weight = unpack_weight(merged.weight).float()
+    matches = torch.isclose(merged_weight, expected, rtol=LEVEL, atol=0.0)
     return float((~matches).float().mean())
 
 
@@ -237,7 +254,10 @@ def pack_weight(weight: Tensor, like: Any) -> Any:
 
 
 def _logits(evidence: Evidence, model: nn.Module, rows: Sequence[Feature]) -> Tensor:
-    """What a model answers to some rows, in one row: without autocast, as in evaluation; of a text what predicts its target."""
+    """A model's logits for some rows, flattened, without autocast as in evaluation; of texts, those of their targets."""
     logits, batch = get_logits(evidence.trainer, rows, model)
-    parts = target_rows(logits[0], batch) if evidence.codec.generates and logits else logits
-    return torch.cat([one.float().flatten() for one in parts]) if parts else torch.zeros(0)
+    if evidence.codec.generates and logits:
+        logits = target_rows(logits[0], batch)
+    if not logits:
+        return torch.zeros(0)
+    return torch.cat([row_logits.float().flatten() for row_logits in logits])

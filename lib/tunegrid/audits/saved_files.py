@@ -1,7 +1,7 @@
 """Compares the files of a saved model with the trained one: tensors bit by bit, settings by field.
 
-Expected values are the trained objects' own, taken before saving, and what cell and checkpoint
-say: no function that saves gives one. Comparisons yield a sentence for each difference.
+Expected values come from the trained objects, before they are saved, from the cell and from its
+checkpoint: never from a function that saves. Comparisons yield a sentence for each difference.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ Fields = dict[str, Any]
 Settings = Mapping[str, Fields]  # by the name of their file
 Tensors = Mapping[str, Tensor]
 
-# PEFT's types whose files hold other tensors than the trained ones: logits alone tell of them.
+# PEFT's types whose files hold other tensors than the trained ones: logits alone are compared.
 OTHER_TENSORS: Mapping[str, str] = {
     "ADAPTION_PROMPT": "named by another rule",
     "CARTRIDGE": "what a prompt encoder computes",
@@ -108,7 +108,7 @@ SEARCH_DEFAULTS = {"length_penalty": 1.0}  # transformers' own, which it does no
 
 
 def other_tensors(evidence: Evidence, folder: Path) -> Iterator[str]:
-    """A sentence for each tensor that files lack, or have otherwise than it was trained."""
+    """A sentence for each trained tensor that is not in the files, or is there with other bits."""
     model: Any = evidence.model
     if not isinstance(model, PeftModel):
         yield from other_model(model, folder)
@@ -117,8 +117,7 @@ def other_tensors(evidence: Evidence, folder: Path) -> Iterator[str]:
         tensors = {}
         for name, tensor in named_tensors(model):
             tensors[adapter_key(name)] = kept_ranks(model, name, tensor)
-        names = evidence.cell.method.declared_names(model, evidence.cell)
-        keys = {adapter_key(name) for name in names}
+        keys = set(map(adapter_key, evidence.cell.method.declared_names(model, evidence.cell)))
         yield from other_files(folder.glob("adapter_model*.safetensors"), tensors, keys)
     if (folder / BASE).is_dir():
         with unwrap_base(model) as base:
@@ -140,8 +139,8 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield name, parameter.detach()
         state: Any = getattr(parameter, "quant_state", None)
         if state is not None:
-            for part, tensor in state.as_dict(packed=True).items():
-                yield f"{name}.{part}", tensor
+            for key, tensor in state.as_dict(packed=True).items():
+                yield f"{name}.{key}", tensor
 
 
 def adapter_key(name: str) -> str:
@@ -157,12 +156,12 @@ def kept_ranks(model: Any, name: str, tensor: Tensor) -> Tensor:
     """The part of a tensor that is saved: of AdaLoRA's the ranks that it kept, of others all."""
     config = getattr(model, "active_peft_config", None)
     patterns = getattr(config, "rank_pattern", None) or {}
-    layer, _, part = name.removeprefix("base_model.model.").partition(".lora_")
+    layer, _, matrix = name.removeprefix("base_model.model.").partition(".lora_")
     pattern = patterns.get(f"{layer}.lora_E", patterns.get(f"{layer}.lora_E.default"))
-    if not part or not isinstance(pattern, list):
+    if not matrix or not isinstance(pattern, list):
         return tensor
     mask = torch.tensor(pattern, device=tensor.device)
-    return tensor[:, mask] if part.startswith("B") else tensor[mask]
+    return tensor[:, mask] if matrix.startswith("B") else tensor[mask]
 
 
 def other_files(paths: Iterable[Path], tensors: Tensors, names: Collection[str]) -> Iterator[str]:
@@ -188,10 +187,10 @@ def other_files(paths: Iterable[Path], tensors: Tensors, names: Collection[str])
 
 
 def other_loaded(evidence: Evidence, served: Any) -> Iterator[str]:
-    """A sentence for each parameter that is loaded otherwise than it was trained.
+    """A sentence for each parameter that is not loaded again as it was trained.
 
-    What a method added without training it may be drawn anew, and so may the copies of a new
-    head that PEFT keeps unused.
+    Parameters that a method added without training them may be drawn anew, as may the copies of a
+    new head that PEFT keeps unused.
     """
     cell, model = evidence.cell, evidence.model
     loaded = dict(served.named_parameters())
@@ -216,20 +215,20 @@ def storage(tensor: Tensor) -> Any:
 
 
 def tensor_difference(trained: Tensor, other: Tensor) -> str:
-    """The end of a sentence on how a tensor is not the trained one; empty if all its bits are."""
-    kinds = [f"{dtype_name(tensor.dtype)} {tuple(tensor.shape)}" for tensor in (trained, other)]
-    if kinds[0] != kinds[1]:
-        return f"as {kinds[1]}, and trained as {kinds[0]}"
+    """The end of a sentence on a tensor that is not the trained one; empty if its bits are equal."""
+    kind, other_kind = (f"{dtype_name(tensor.dtype)} {tuple(tensor.shape)}" for tensor in (trained, other))
+    if kind != other_kind:
+        return f"as {other_kind}, and trained as {kind}"
     integers = INTEGERS.get(other.element_size(), torch.uint8)
     trained_bits = trained.reshape(-1).view(integers)
     other_bits = other.to(trained.device).reshape(-1).view(integers)
     if torch.equal(trained_bits, other_bits):
         return ""
-    places = (trained_bits != other_bits).nonzero().flatten()
-    place = int(places[0]) * other.numel() // len(other_bits)
-    values = [tensor.reshape(-1)[place].item() for tensor in (other, trained)]
-    counts = f"{len(places)} of {len(other_bits)} values"
-    changed = f"with {counts} changed: {values[0]:.9g} for {values[1]:.9g}"
+    indices = (trained_bits != other_bits).nonzero().flatten()
+    first = int(indices[0]) * other.numel() // len(other_bits)
+    counts = f"{len(indices)} of {len(other_bits)} values"
+    value, trained_value = other.reshape(-1)[first].item(), trained.reshape(-1)[first].item()
+    changed = f"with {counts} changed: {value:.9g} for {trained_value:.9g}"
     digits = type_of_digits(other)
     if not other.is_floating_point() or digits == dtype_name(other.dtype):
         return changed
@@ -240,7 +239,7 @@ def tensor_difference(trained: Tensor, other: Tensor) -> str:
 
 
 def expected_settings(evidence: Evidence) -> dict[str, Fields]:
-    """The fields of each file of settings, by the trained objects, the cell and its checkpoint."""
+    """The fields of each file of settings, from the trained objects, the cell and its checkpoint."""
     model, tokenizer = evidence.model, evidence.codec.tokenizer
     fields = plain(tokenizer.init_kwargs) | tokenizer_fields(tokenizer)
     original = checkpoint_fields(evidence.cell, TOKENIZER_CONFIG_FILE)
@@ -255,12 +254,12 @@ def expected_settings(evidence: Evidence) -> dict[str, Fields]:
         settings[CONFIG_NAME] = config_fields(evidence, model)
     if isinstance(evidence.codec, GenerateCodec):
         search = saved_search(evidence.codec) | {"transformers_version": hf.__version__}
-        settings[GENERATION_CONFIG_NAME] = {k: v for k, v in search.items() if v is not None}
+        settings[GENERATION_CONFIG_NAME] = drop_none(search)
     return settings
 
 
 def other_settings(settings: Settings, tokenizer: Any, folder: Path) -> Iterator[str]:
-    """A sentence for each field that a file has otherwise, or that loading makes another one of."""
+    """A sentence for each field that has another value in its file, or once it is loaded."""
     for name, expected in settings.items():
         path = folder / name
         if not path.parent.is_dir():  # no base was saved
@@ -305,16 +304,15 @@ def loaded_fields(path: Path, tokenizer: Any) -> Fields:
     if path.name == TOKENIZER_CONFIG_FILE:
         return tokenizer_fields(tokenizer)
     if path.name == CONFIG_NAME:
-        config = hf.AutoConfig.from_pretrained(path.parent, trust_remote_code=False)
-        return fields_of(config)
+        return plain(hf.AutoConfig.from_pretrained(path.parent, trust_remote_code=False))
     if path.name == GENERATION_CONFIG_NAME:
         config = hf.GenerationConfig.from_pretrained(path.parent)
-        return SEARCH_DEFAULTS | drop_none(fields_of(config))
+        return SEARCH_DEFAULTS | drop_none(plain(config))
     return peft_fields(peft.PeftConfig.from_pretrained(path.parent))
 
 
 def adapter_fields(evidence: Evidence, model: Any, base: Any) -> Fields:
-    """PEFT's configuration as the method declares it, and as it trained if that says more."""
+    """PEFT's configuration: the method's declared fields, and else as it trained."""
     cell, config = evidence.cell, model.active_peft_config
     fields = peft_fields(config)
     method: Any = cell.method
@@ -343,15 +341,15 @@ def adapter_fields(evidence: Evidence, model: Any, base: Any) -> Fields:
 
 
 def config_fields(evidence: Evidence, model: Any) -> Fields:
-    """A model's configuration: as trained, but by cell and checkpoint where they say it."""
+    """A model's configuration: the cell's and the checkpoint's fields, and else as it trained."""
     cell = evidence.cell
-    fields = fields_of(model.config)
+    fields = plain(model.config)
     original = checkpoint_fields(cell, CONFIG_NAME)
-    parts = [value for value in fields.values() if isinstance(value, dict)]
-    kinds = [part for part in parts if "model_type" in part]
-    for config in kinds:  # of a pair, two of the checkpoint's kind
+    values = [value for value in fields.values() if isinstance(value, dict)]
+    halves = [value for value in values if "model_type" in value]  # of a pair
+    for config in halves:
         config.pop("transformers_version", None)  # the pair names it
-    for config in kinds or [fields]:
+    for config in halves or [fields]:
         for name in config.keys() & original.keys() - DECIDED.keys():
             config[name] = original[name]
     kind = architecture(cell.head.architecture)
@@ -371,9 +369,8 @@ def config_fields(evidence: Evidence, model: Any) -> Fields:
 
 def tokenizer_fields(tokenizer: Any) -> Fields:
     """A tokenizer's attributes and special tokens."""
-    names = [name for name in vars(tokenizer) if not name.startswith("_")]
-    fields: Fields = {name: plain(getattr(tokenizer, name)) for name in names}
-    special_tokens: Fields = plain(tokenizer.special_tokens_map)
+    fields = plain(public(tokenizer))
+    special_tokens = plain(tokenizer.special_tokens_map)
     fields["special_tokens_map"] = sorted(special_tokens.items())
     fields["extra_special_tokens"] = plain(tokenizer.extra_special_tokens)
     fields["tokenizer_class"] = type(tokenizer).__name__
@@ -395,19 +392,21 @@ def read_fields(path: Path) -> Fields:
 
 
 def peft_fields(config: Any) -> Fields:
-    """The fields of PEFT's configuration; none of its lists has an order that means anything."""
+    """The fields of PEFT's configuration; the order of its lists means nothing."""
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return ordered(plain(fields))
 
 
 def ordered(fields: Fields) -> Fields:
     """The fields with lists of names in alphabetical order."""
-    lists = {name: value for name, value in fields.items() if isinstance(value, list)}
-    return fields | {name: sorted(value, key=str) for name, value in lists.items()}
+    for name, value in fields.items():
+        if isinstance(value, list):
+            fields[name] = sorted(value, key=str)
+    return fields
 
 
 def flat(fields: Fields) -> Fields:
-    """The fields, those of a field in it by names with a dot, as decoder.hidden_size."""
+    """The fields, with nested ones under dotted names, as decoder.hidden_size."""
     flat_fields: Fields = {}
     for name, value in fields.items():
         if not isinstance(value, dict) or not value:
@@ -423,19 +422,19 @@ def drop_none(fields: Fields) -> Fields:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON has it: public fields of objects, names of types, texts of tokens."""
-    return json.loads(json.dumps(value, default=plain_object))
-
-
-def fields_of(config: Any) -> Fields:
-    """The public fields of a configuration."""
-    fields: Fields = plain(config)
+def plain(value: Any) -> Fields:
+    """Fields as JSON has them: public fields of objects, names of types, texts of tokens."""
+    fields: Fields = json.loads(json.dumps(value, default=plain_object))
     return fields
 
 
+def public(value: Any) -> Fields:
+    """The public attributes of an object."""
+    return {name: field for name, field in vars(value).items() if not name.startswith("_")}
+
+
 def plain_object(value: Any) -> Any:
-    """One object, which JSON does not know, in simpler ones."""
+    """Simpler objects for one that JSON does not know."""
     if isinstance(value, set | frozenset):
         return sorted(value)
     if isinstance(value, torch.dtype):
@@ -444,7 +443,7 @@ def plain_object(value: Any) -> Any:
         return value.to_dict()  # which has private fields, too
     if not hasattr(value, "__dict__"):  # a token, a path
         return str(value)
-    fields = {name: field for name, field in vars(value).items() if not name.startswith("_")}
+    fields = public(value)
     if isinstance(value, hf.PreTrainedConfig):
         fields["model_type"] = value.model_type
     return fields
@@ -461,20 +460,21 @@ def tokenizer_json(tokenizer: Any) -> Fields:
 
 
 def other_tokenizer(expected: Fields, folder: Path) -> Iterator[str]:
-    """A sentence for each part of tokenizer.json that is not the trained tokenizer's."""
+    """A sentence for each field of tokenizer.json that is not the trained tokenizer's."""
     path = folder / FULL_TOKENIZER_FILE
     if not expected or not path.is_file():
         return
     saved = read_fields(path)
-    for part in sorted(expected.keys() | saved.keys()):
-        texts = [json.dumps(fields.get(part), ensure_ascii=False) for fields in (expected, saved)]
-        if texts[0] != texts[1]:
-            expected_part, saved_part = differing_parts(*texts)
-            yield f"{path.name}: {part} is saved as {saved_part!r}, but was {expected_part!r}"
+    for name in sorted(expected.keys() | saved.keys()):
+        text = json.dumps(expected.get(name), ensure_ascii=False)
+        saved_text = json.dumps(saved.get(name), ensure_ascii=False)
+        if text != saved_text:
+            expected_part, saved_part = differing_parts(text, saved_text)
+            yield f"{path.name}: {name} is saved as {saved_part!r}, but was {expected_part!r}"
 
 
 def other_tokens(trained: Any, saved: Any, texts: Iterable[str]) -> Iterator[str]:
-    """A sentence for each text that a saved tokenizer reads otherwise than the trained one."""
+    """A sentence for each text that the saved tokenizer splits into other tokens than the trained one."""
     for text in texts:
         ids = trained(text, verbose=False)["input_ids"]
         saved_ids = saved(text, verbose=False)["input_ids"]
@@ -483,10 +483,10 @@ def other_tokens(trained: Any, saved: Any, texts: Iterable[str]) -> Iterator[str
 
 
 def tokens_difference(tokenizer: Any, ids: Sequence[int], saved_ids: Sequence[int]) -> str:
-    """Where two readings of a text part, with the text before it."""
-    place = first_difference(ids, saved_ids)
-    context = tokenizer.decode(ids[max(0, place - 5) : place])
-    tokens = tokenizer.convert_ids_to_tokens(list(ids[place : place + 3]))
-    saved_tokens = tokenizer.convert_ids_to_tokens(list(saved_ids[place : place + 3]))
+    """The first tokens in which two readings of a text differ, with the text before them."""
+    start = first_difference(ids, saved_ids)
+    context = tokenizer.decode(ids[max(0, start - 5) : start])
+    tokens = tokenizer.convert_ids_to_tokens(list(ids[start : start + 3]))
+    saved_tokens = tokenizer.convert_ids_to_tokens(list(saved_ids[start : start + 3]))
     counts = f"{len(saved_ids)} tokens, and not {len(ids)}"
     return f"a text as {counts}; behind {context!r} come {saved_tokens}, and not {tokens}"

@@ -1,10 +1,10 @@
-"""Audits of what was asked, answered and scored: prompts, windows, texts, points, and whether anything was learned."""
+"""Audits of the scored rows: prompts, windows, texts and points, and a test that anything was learned."""
 
 import copy
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from random import Random
 from statistics import fmean
@@ -16,18 +16,25 @@ from tokenizers import Tokenizer
 from tunegrid.audits.evidence import SAMPLE, Evidence, copies, expect_none, require, sample
 from tunegrid.audits.fixed_points import wrong_points
 from tunegrid.audits.search import leeway
-from tunegrid.codecs.base import Codec, Feature, alphanumeric, same_alphanumeric
+from tunegrid.codecs.base import Codec, alphanumeric, same_alphanumeric
 from tunegrid.codecs.extract import ExtractCodec
 from tunegrid.codecs.features import get_lengths
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.sources import Row, answer_texts, context, stitch
-from tunegrid.data.splits import Splits
 from tunegrid.grid.methods import Answer, Measured
 from tunegrid.grid.tasks import Problem, Task
 from tunegrid.record.checks import BERTSCORE, POINTS, score_faults
 from tunegrid.run.device import autocast
 from tunegrid.run.evaluate import EVAL_BATCH, Evaluation
-from tunegrid.run.metrics import METRICS, TELLING, Metrics, rouge_examples, sentence_lines, simplify, squad_examples
+from tunegrid.run.metrics import (
+    METRICS,
+    TELLING,
+    Metrics,
+    rouge_examples,
+    sentence_lines,
+    simplify,
+    squad_examples,
+)
 from tunegrid.run.probe import distance, keep_state
 from tunegrid.words import contrast
 
@@ -42,28 +49,38 @@ ENCODED = 200  # scored rows that are encoded once more, evenly spread
 
 def selection_apart_from_test(evidence: Evidence) -> Answer:
     """No row that chose among epochs is scored."""
-    rows, test_rows = evidence.trainer.chosen_on, require(evidence.evaluation, Evaluation).rows
-    return expect_none(copies(evidence.cell, rows, test_rows), f"{len(rows)} rows chose the epoch", "scored") if rows else None
+    rows, test_rows = evidence.trainer.chosen_on, evidence.scored.rows
+    if not rows:
+        return None
+    scored_indices = copies(evidence.cell, rows, test_rows)
+    return expect_none(scored_indices, f"{len(rows)} rows chose the epoch", "scored")
 
 
 def prompt_intact_at_inference(evidence: Evidence) -> Answer:
-    """What frames the input survives truncation: special tokens, the prefix, a separator, a chat template.
+    """The frame of a prompt survives truncation: special tokens, the prefix, a separator, a chat template.
 
-    And scored rows, encoded once more each by itself, have the tokens that were scored: all of their text.
+    Scored rows, each encoded once more by itself, have the tokens that were scored: all of their text.
     """
-    evaluation = require(evidence.evaluation, Evaluation)
-    prompts = [feature.input_ids for feature in evaluation.features]
-    (begin, end), limit = evidence.codec.frame(), evidence.cell.recipe.max_length
-    has_frame = [ids[: len(begin)] == begin and ids[len(ids) - len(end) :] == end for ids in prompts]
-    faults = [i for i, ids in enumerate(prompts) if not has_frame[i] or len(ids) > limit]
-    detail = f"{len(prompts)} prompts, {len(begin)} tokens before and {len(end)} after"
+    evaluation = evidence.scored
+    begin, end = evidence.codec.frame()
+    limit = evidence.cell.recipe.max_length
+    faults = []
+    for i, feature in enumerate(evaluation.features):
+        ids = feature.input_ids
+        has_frame = ids[: len(begin)] == begin and ids[len(ids) - len(end) :] == end
+        if not has_frame or len(ids) > limit:
+            faults.append(i)
+    detail = f"{len(evaluation.features)} prompts, {len(begin)} tokens before and {len(end)} after"
     if faults:
         return expect_none(faults, detail, "lack their frame or are too long")
-    return expect_none(misread_rows(evidence.codec, evaluation), detail, "have other tokens than their rows alone")
+    misread = misread_rows(evidence.codec, evaluation)
+    return expect_none(misread, detail, "have other tokens than their rows alone")
 
 
 def misread_rows(codec: Codec, evaluation: Evaluation) -> list[str]:
-    """A few words on each scored row whose tokens are not those of its texts, each encoded by itself."""
+    """A phrase for each scored row whose tokens are not those of its texts, each encoded by itself."""
+    if getattr(codec.tokenizer, "backend_tokenizer", None) is None:  # Python's encode one text at a time
+        return []
     tokens: dict[int, list[list[int]]] = {}
     for feature in evaluation.features:
         tokens.setdefault(feature.example, []).append(feature.input_ids)
@@ -72,108 +89,136 @@ def misread_rows(codec: Codec, evaluation: Evaluation) -> list[str]:
     step = math.ceil(len(evaluation.rows) / ENCODED)
     faults = []
     for i in range(0, len(evaluation.rows), step):
-        expected = [feature.input_ids for feature in lone_codec.encode([evaluation.rows[i]], training=False)]
-        if tokens.get(i, []) != expected:
-            counts = [sum(map(len, windows)) for windows in (tokens.get(i, []), expected)]
-            faults.append(f"row {i} with {counts[0]} for {counts[1]}")
+        features = lone_codec.encode([evaluation.rows[i]], training=False)
+        expected = [feature.input_ids for feature in features]
+        windows = tokens.get(i, [])
+        if windows != expected:
+            faults.append(f"row {i} with {sum(map(len, windows))} for {sum(map(len, expected))}")
     return faults
 
 
 class LoneTokenizer:
-    """A tokenizer that encodes each text by itself, without transformers: by a copy of its file that cuts and pads nothing."""
+    """A tokenizer that encodes each text alone, without transformers: by a copy of its file, without cuts and padding."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """All but encoding is left to the tokenizer."""
+        """Copies the file of a tokenizer, to which all but encoding is left."""
         self._tokenizer = tokenizer
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        self._file = backend and Tokenizer.from_str(backend.to_str())
-        if self._file:
-            self._file.no_truncation()
-            self._file.no_padding()
+        self._file = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._file.no_truncation()
+        self._file.no_padding()
 
     def __getattr__(self, name: str) -> Any:
-        """The tokenizer's."""
+        """The tokenizer's attribute."""
         return getattr(self._tokenizer, name)
 
     def __len__(self) -> int:
-        """The tokenizer's."""
+        """The size of the tokenizer's vocabulary."""
         return len(self._tokenizer)
 
     def __call__(self, texts: Sequence[str], **options: Any) -> dict[str, list[Any]]:
-        """The ids and places of all texts' tokens, without special tokens; a tokenizer of Python alone has no file."""
-        if not self._file:
-            encodings = [self._tokenizer([text], **options) for text in texts]
-            return {name: [encoding[name][0] for encoding in encodings] for name in encodings[0]}
-        files = [self._file.encode(text, add_special_tokens=False) for text in texts]
-        return {"input_ids": [file.ids for file in files], "offset_mapping": [file.offsets for file in files]}
+        """The ids and offsets of all texts' tokens, without special tokens."""
+        encoded = [self._file.encode(text, add_special_tokens=False) for text in texts]
+        return {
+            "input_ids": [tokens.ids for tokens in encoded],
+            "offset_mapping": [tokens.offsets for tokens in encoded],
+        }
 
 
 def windows_map_to_examples(evidence: Evidence) -> Answer:
     """Every row has windows, and a window's tokens are its row's context."""
-    codec, evaluation = require(evidence.codec, ExtractCodec), require(evidence.evaluation, Evaluation)
+    codec, evaluation = require(evidence.codec, ExtractCodec), evidence.scored
     rows, features = evaluation.rows, evaluation.features
-
-    def shows_its_row(feature: Feature) -> bool:
+    faults = []
+    for feature in sample(features, 2 * SAMPLE):
         window = codec.window(rows[feature.example], feature)
         if window is None or same_alphanumeric(*window, codec.tokenizer.unk_token):
-            return True
+            continue
         # A tokenizer may lose letters beyond ASCII; contexts of two rows have hardly a line in common.
-        return SequenceMatcher(None, alphanumeric(window[0]), alphanumeric(window[1]), autojunk=False).ratio() > ALIKE
-
-    texts = [f"window of row {feature.example}" for feature in sample(features, 2 * SAMPLE) if not shows_its_row(feature)]
-    texts += [f"none of row {row}" for row in sorted(set(range(len(rows))).difference(feature.example for feature in features))]
-    return expect_none(texts, f"{len(features)} windows of {len(rows)} rows", "show another row's context or are missing")
+        text, context_text = map(alphanumeric, window)
+        if SequenceMatcher(None, text, context_text, autojunk=False).ratio() <= ALIKE:
+            faults.append(f"window of row {feature.example}")
+    missing_rows = set(range(len(rows))).difference(feature.example for feature in features)
+    faults += [f"none of row {row}" for row in sorted(missing_rows)]
+    detail = f"{len(features)} windows of {len(rows)} rows"
+    return expect_none(faults, detail, "show another row's context or are missing")
 
 
 def generation_not_truncated(evidence: Evidence) -> Answer:
-    """Generated texts end by themselves, nearly all of them, not at the limit of tokens."""
-    codec, outputs = require(evidence.codec, GenerateCodec), require(evidence.evaluation, Evaluation).outputs  # type: ignore[type-abstract]
-    lengths, share = [len(ids) for ids in outputs], fmean(map(codec.has_end, outputs))
-    return share >= ENDED_SHARE, f"{share:.0%} ended, {min(lengths)} to {max(lengths)} tokens, {fmean(lengths):.1f} on average"
+    """Nearly all generated texts end by themselves, not at the limit of tokens."""
+    codec = evidence.text_codec
+    outputs = evidence.scored.outputs
+    lengths = [len(ids) for ids in outputs]
+    share = fmean(map(codec.has_end, outputs))
+    tokens = f"{min(lengths)} to {max(lengths)} tokens, {fmean(lengths):.1f} on average"
+    return share >= ENDED_SHARE, f"{share:.0%} ended, {tokens}"
 
 
 def metric_invariants(evidence: Evidence) -> Answer:
-    """What these metrics satisfy whatever is predicted, and some rows scored again: on each row, on average, and in number.
+    """Scores are possible ones, the means of their rows, and some rows have the same points alone.
 
-    Fixed pairs have the points that were worked out by hand, and generated texts are what their tokens say.
+    Fixed pairs have the points that were worked out by hand, and generated texts are their tokens'.
     """
-    evaluation, task = require(evidence.evaluation, Evaluation), evidence.cell.task
+    evaluation, task = evidence.scored, evidence.cell.task
+    count = len(evaluation.rows)
+    faults = [*impossible_scores(task, evaluation)]
+    if not faults:
+        faults += other_points(task, evaluation)
+    bertscores = zip(*(evaluation.examples.get(name, ()) for name in BERTSCORE), strict=True)
+    for i, (precision, f1, recall) in enumerate(bertscores):
+        # F1 is a harmonic mean.
+        if not min(precision, recall) - POINTS <= f1 <= max(precision, recall) + POINTS:
+            faults.append(f"bertscore_f1 is outside precision and recall on row {i}")
+    faults += wrong_points(task.problem)
+    faults += wrong_texts(evidence.codec, evaluation)
+    if faults:
+        return False, faults[0]
+    return True, f"{count} rows, {len(evaluation.examples)} metrics"
+
+
+def impossible_scores(task: Task, evaluation: Evaluation) -> Iterator[str]:
+    """A sentence for each score that no predictions can have, or that is not the mean of its rows."""
     examples, scores, count = evaluation.examples, evaluation.scores, len(evaluation.rows)
-    faults = [f"{name} has {len(points)} points for {count} rows" for name, points in examples.items() if len(points) != count]
-    pairs = zip(evaluation.predictions, evaluation.rows, strict=True) if "exact_match" in examples else ()
-    # By SQuAD v1.1's rules an answer and a truth that both normalize to nothing, as "a" and "the", have EM 100 and F1 0.
-    blank = [not simplify(str(p.value)) and not all(map(simplify, answer_texts(task, row))) for p, row in pairs]
-    faults += score_faults(scores, empty_answers=100 * sum(blank) / count)
-    faults += [
-        f"{name} {scores[name]:.2f} is not the mean {fmean(points):.2f} of its rows"
-        for name, points in examples.items()
-        if not math.isclose(scores[name], fmean(points), abs_tol=0.01)
-    ]
-    values = [] if faults else [prediction.value for prediction in evaluation.predictions]
-    for i in sorted(sample(range(len(values)), 2 * SAMPLE if task.problem is Problem.GENERATE else len(values))):
-        for name, [points] in ALONE[task.problem](task, evaluation.rows[i], values[i]).items():
-            if not math.isclose(examples[name][i], points, abs_tol=0.01):
-                faults.append(f"{name} of row {i} is {examples[name][i]:.2f}, but its prediction scores {points:.2f}")
-    faults += [
-        f"bertscore_f1 is outside precision and recall on row {row}"
-        for row, (p, f1, r) in enumerate(zip(*(examples.get(name, ()) for name in BERTSCORE), strict=True))
-        if not min(p, r) - POINTS <= f1 <= max(p, r) + POINTS  # a harmonic mean
-    ]
-    faults += [*wrong_points(task.problem), *wrong_texts(evidence.codec, evaluation)]
-    return not faults, faults[0] if faults else f"{count} rows, {len(examples)} metrics"
+    for name, points in examples.items():
+        if len(points) != count:
+            yield f"{name} has {len(points)} points for {count} rows"
+    blank = 0
+    if "exact_match" in examples:
+        # By SQuAD v1.1's rules an answer and a truth that are articles alone, as "a" and "the", have
+        # an exact match of 100 and an F1 of 0.
+        for prediction, row in zip(evaluation.predictions, evaluation.rows, strict=True):
+            is_blank = not simplify(str(prediction.value))
+            blank += is_blank and not all(map(simplify, answer_texts(task, row)))
+    yield from score_faults(scores, empty_answers=100 * blank / count)
+    for name, points in examples.items():
+        if not math.isclose(scores[name], fmean(points), abs_tol=0.01):
+            yield f"{name} {scores[name]:.2f} is not the mean {fmean(points):.2f} of its rows"
+
+
+def other_points(task: Task, evaluation: Evaluation) -> Iterator[str]:
+    """A sentence for each row that has other points when it is scored alone; of texts, a few rows."""
+    indices: Iterable[int] = range(len(evaluation.rows))
+    if task.problem is Problem.GENERATE:
+        indices = sorted(sample(range(len(evaluation.rows)), 2 * SAMPLE))
+    for i in indices:
+        row = evaluation.rows[i]
+        lone_points = ALONE[task.problem](task, row, evaluation.predictions[i].value)
+        for name, [points] in lone_points.items():
+            scored = evaluation.examples[name][i]
+            if not math.isclose(scored, points, abs_tol=0.01):
+                yield f"{name} of row {i} is {scored:.2f}, but its prediction scores {points:.2f}"
 
 
 def wrong_texts(codec: Codec, evaluation: Evaluation) -> Iterator[str]:
-    """A sentence for each generated text that is not what its tokens say."""
+    """A sentence for each generated text that is not its tokens'."""
     if not isinstance(codec, GenerateCodec) or type(codec).decode is not GenerateCodec.decode:
         return
-    for i, (output, prediction) in enumerate(zip(evaluation.outputs, evaluation.predictions, strict=True)):
-        text = codec.decode_alone(output)
+    for i, prediction in enumerate(evaluation.predictions):
+        text = codec.decode_alone(evaluation.outputs[i])
         if text is not None and text != prediction.value:
             yield f"the text of row {i} is decoded as {contrast(prediction.value, text)}"
 
 
-# The points of one row by itself. BERTScore is left out: its encoder is gone by now.
+# The points of one row alone. BERTScore is left out: its encoder is no longer in memory.
 ALONE: dict[Problem, Callable[[Task, Row, Any], dict[str, list[float]]]] = {
     Problem.CLASSIFY: lambda task, row, value: {"accuracy": [100.0 * (value == row[task.target])]},
     Problem.EXTRACT: lambda task, row, value: squad_examples([answer_texts(task, row)], [value]),
@@ -184,73 +229,94 @@ ALONE: dict[Problem, Callable[[Task, Row, Any], dict[str, list[float]]]] = {
 def predictions_not_collapsed(evidence: Evidence) -> Answer:
     """Predictions are not one class, answer or text for nearly all rows, if targets are many.
 
-    Rows with another prediction than the most frequent one are at least a fifth of those with another target than the most
-    frequent one. A model that finds a rare class in every second row is far from that, one that always says the same at 0.
+    Rows with another prediction than the most frequent one are at least a fifth of those with
+    another target than the most frequent one. A model that finds a rare class in every second row
+    is far from that, one that always says the same is at 0.
     """
-    task, evaluation = evidence.cell.task, require(evidence.evaluation, Evaluation)
-    rows, ((_, target_count), (prediction, prediction_count)) = len(evaluation.rows), most_frequent(task, evaluation)
+    task, evaluation = evidence.cell.task, evidence.scored
+    rows = len(evaluation.rows)
+    (_, target_count), (prediction, prediction_count) = most_frequent(task, evaluation)
     if rows - target_count < RARE:
         return None
     text = task.labels[prediction] if task.labels else prediction[:SHOWN]
-    detail = f"{prediction_count} of {rows} predictions are {text!r}; the most frequent target occurs in {target_count} rows"
-    return rows - prediction_count >= LEAST_OTHERS * (rows - target_count), detail
+    predicted = f"{prediction_count} of {rows} predictions are {text!r}"
+    is_sound = rows - prediction_count >= LEAST_OTHERS * (rows - target_count)
+    return is_sound, f"{predicted}; the most frequent target occurs in {target_count} rows"
 
 
 def learned_something(evidence: Evidence) -> tuple[bool, str, Mapping[str, float]]:
-    """Better than any answer that needs no model, and no worse than the untrained model, by three standard errors.
+    """Scores are better than any answer without a model, and no worse than before training, by three standard errors.
 
     A checkpoint may know the task before training, as T5's knows SQuAD: then a healthy run need not gain anything.
     """
-    evaluation, splits, task = require(evidence.evaluation, Evaluation), require(evidence.splits, Splits), evidence.cell.task
-    rows, name, reader = evaluation.rows, TELLING[task.problem], READ_OFF.get(task.problem)
-    answers = [[constant] * len(rows) for constant in {answer for answer, _ in most_frequent(task, evaluation)}]
-    answers += [reader(task, splits.train, rows)] if reader else []
+    task, evaluation = evidence.cell.task, evidence.scored
+    train_rows = evidence.train_rows
+    rows, name = evaluation.rows, TELLING[task.problem]
+    constants = {answer for answer, _ in most_frequent(task, evaluation)}
+    answers = [[constant] * len(rows) for constant in constants]
+    if task.problem in READ_OFF:
+        answers.append(READ_OFF[task.problem](task, train_rows, rows))
     baselines = [METRICS[task.problem](Metrics(), task, rows, guesses) for guesses in answers]
-    points, baseline_points = evaluation.examples[name], max((baseline.examples[name] for baseline in baselines), key=fmean)
+    points = evaluation.examples[name]
+    baseline_points = max((baseline.examples[name] for baseline in baselines), key=fmean)
     gain, error = mean_difference(points, baseline_points)
-    passed, detail = gain > MORE_THAN_LUCK * error, f"{name} {fmean(points):.1f}, without a model {fmean(baseline_points):.1f}"
+    passed = gain > MORE_THAN_LUCK * error
+    detail = f"{name} {fmean(points):.1f}, without a model {fmean(baseline_points):.1f}"
     detail += f", standard error {error:.1f}"
-    if start := evidence.trainer.log.first_step.get("untrained"):
+    start = evidence.trainer.log.first_step.get("untrained")
+    if start:
         final = points[: len(start)]
         gain, error = mean_difference(final, start)
         passed = passed and gain > -MORE_THAN_LUCK * error
-        detail += f"; on {len(start)} rows {fmean(final):.1f}, before training {fmean(start):.1f}, standard error {error:.1f}"
-    best = {metric: max(baseline.scores[metric] for baseline in baselines) for metric in baselines[0].scores}
+        detail += f"; on {len(start)} rows {fmean(final):.1f}, before training {fmean(start):.1f}"
+        detail += f", standard error {error:.1f}"
+    best = {}
+    for metric in baselines[0].scores:
+        best[metric] = max(baseline.scores[metric] for baseline in baselines)
     return passed, detail, best
 
 
-def mean_difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
-    """By how many points the same rows score better, and the standard error of it.
+def mean_difference(points: Sequence[float], other_points: Sequence[float]) -> tuple[float, float]:
+    """The mean gain of rows over other points of the same rows, and its standard error.
 
-    Half a row is added that gains all points, half a row that loses them, and one that does neither (Agresti and Min 2005): the
-    error is not 0, though nearly all rows agree.
+    Half a row is added that gains all points, half a row that loses them, and one that does neither
+    (Agresti and Min 2005): the error is not 0, though nearly all rows agree.
     """
-    gains = [one - other for one, other in zip(ours, theirs, strict=True)]
-    mean = sum(gains) / (len(gains) + 2)
-    return mean, math.sqrt(((sum(gain**2 for gain in gains) + 100**2) / (len(gains) + 2) - mean**2) / (len(gains) + 2))
+    gains = [after - before for after, before in zip(points, other_points, strict=True)]
+    count = len(gains) + 2
+    mean = sum(gains) / count
+    mean_square = (sum(gain**2 for gain in gains) + 100**2) / count
+    return mean, math.sqrt((mean_square - mean**2) / count)
 
 
 def most_frequent(task: Task, evaluation: Evaluation) -> list[tuple[Any, int]]:
     """The most frequent target and the most frequent prediction, each with its number of rows."""
-    targets = [answer_texts(task, row)[0] if task.problem is Problem.EXTRACT else row[task.target] for row in evaluation.rows]
-    return [Counter(values).most_common(1)[0] for values in (targets, [one.value for one in evaluation.predictions])]
+    targets = [row[task.target] for row in evaluation.rows]
+    if task.problem is Problem.EXTRACT:
+        targets = [target["text"][0] for target in targets]
+    predictions = [prediction.value for prediction in evaluation.predictions]
+    return [Counter(values).most_common(1)[0] for values in (targets, predictions)]
 
 
 def random_span(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[str]:
-    """As many words as answers have on average, from a random place of the context."""
+    """Spans from random places of the contexts, of as many words as answers have on average."""
     rng = Random(0)
     length = max(1, round(fmean(len(answer_texts(task, row)[0].split()) for row in train)))
-    contexts = [context(task, row).split() for row in test]
-    starts = [rng.randrange(max(1, len(words) - length + 1)) for words in contexts]
-    return [" ".join(words[start : start + length]) for words, start in zip(contexts, starts, strict=True)]
+    spans = []
+    for row in test:
+        words = context(task, row).split()
+        start = rng.randrange(max(1, len(words) - length + 1))
+        spans.append(" ".join(words[start : start + length]))
+    return spans
 
 
 def lead_sentence(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[str]:
     """The first sentence of the text."""
-    return [re.split(r"(?<=[.!?])\s+|\n", stitch(row, task.text).strip(), maxsplit=1)[0] for row in test]
+    texts = [stitch(row, task.text).strip() for row in test]
+    return [re.split(r"(?<=[.!?])\s+|\n", text, maxsplit=1)[0] for text in texts]
 
 
-# An answer read off the text. By problem, not by codec: an answer is held against the same baseline, be it a span or generated.
+# Answers read off the text, by problem: spans and generated answers have the same baseline.
 READ_OFF: dict[Problem, Callable[[Task, Sequence[Row], Sequence[Row]], list[str]]] = {
     Problem.EXTRACT: random_span,
     Problem.GENERATE: lead_sentence,
@@ -269,17 +335,20 @@ def scored_rows(evaluation: Evaluation) -> list[int]:
 
 
 def scored_alone_as_in_batch(evidence: Evidence) -> Answer:
-    """A scored row, answered again alone, has the scores that it was answered by in its batch."""
-    evaluation, codec, device = require(evidence.evaluation, Evaluation), evidence.codec, evidence.device
+    """A scored row, predicted again alone, has the scores that it had in its batch."""
+    evaluation, codec, device = evidence.scored, evidence.codec, evidence.device
     if codec.generates:
         return None
     batch_scores: list[float] = []
     lone_scores: list[float] = []
-    with torch.no_grad(), keep_state(evidence.trainer), autocast(evaluation.part.precision or "fp32", device):
+    precision = evaluation.part.precision or "fp32"
+    with torch.no_grad(), keep_state(evidence.trainer), autocast(precision, device):
         for i in scored_rows(evaluation):
             batch_scores += codec.scores(evaluation.outputs[i])
-            lone_scores += codec.scores(codec.predict(evidence.model, [evaluation.features[i]], device)[0])
+            [output] = codec.predict(evidence.model, [evaluation.features[i]], device)
+            lone_scores += codec.scores(output)
     if not batch_scores:
         return None
     gap = distance(torch.tensor(batch_scores), torch.tensor(lone_scores))
-    return Measured(gap, leeway(evidence)), f"{len(scored_rows(evaluation))} rows: scores differ by {gap:.1e} of the largest"
+    rows = f"{len(scored_rows(evaluation))} rows"
+    return Measured(gap, leeway(evidence)), f"{rows}: scores differ by {gap:.1e} of the largest"

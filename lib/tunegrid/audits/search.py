@@ -14,7 +14,7 @@ import bitsandbytes as bnb
 import torch
 from torch import Tensor, nn
 
-from tunegrid.audits.evidence import Evidence, require
+from tunegrid.audits.evidence import Evidence
 from tunegrid.codecs.base import Feature
 from tunegrid.codecs.features import chunks, get_lengths
 from tunegrid.codecs.generate import GenerateCodec
@@ -40,7 +40,7 @@ from tunegrid.words import contrast
 # among the tenth that is most open.
 OPEN, SPREAD = 8, 4  # scored texts that are searched again
 CANDIDATES = 64  # scored texts, evenly spread, of which the most open ones are chosen
-FEW_OPEN, FEW_SPREAD, FEW_CANDIDATES = 4, 4, 32  # of true-size models, whose passes take long
+FEW_OPEN, FEW_CANDIDATES = 4, 32  # of true-size models, whose passes take long
 AT_ONCE = 16  # texts of micro models that are searched side by side; others' logits are large
 # Rules that act in every search: an unsure model meets long texts that win, repeated words, and ends
 # that come too early. With fewer tokens or a weaker penalty, early stopping changes none of 16 rows;
@@ -65,7 +65,8 @@ def cache_changes_nothing(evidence: Evidence) -> Answer:
     tokens. The score of a text is the sum of its tokens', divided by its own length to the power of
     the penalty.
     """
-    require(evidence.codec, GenerateCodec)  # type: ignore[type-abstract]
+    if not isinstance(evidence.codec, GenerateCodec):
+        return None
     evaluation = evidence.evaluation
     rows: Sequence[Feature] = evidence.probe.rows
     if evaluation is not None:
@@ -74,7 +75,7 @@ def cache_changes_nothing(evidence: Evidence) -> Answer:
         shortest = min(range(len(lengths)), key=lambda i: lengths[i])
         rows = [evaluation.features[i] for i in dict.fromkeys((longest, shortest))]
     found = run_search(evidence.trainer, rows)
-    if found.total_gap > FINE:  # whatever the model computes in
+    if not found.total_gap <= FINE:  # whatever the model computes in
         detail = "the score of a text is off the sum of its tokens' for its length by"
         return Measured(found.total_gap, FINE), f"{detail} {found.total_gap:.1e} of the largest logit"
     detail = f"{len(found.texts)} texts of up to {max(map(len, found.texts))} tokens: scores differ by"
@@ -88,8 +89,8 @@ def texts_are_the_models(evidence: Evidence) -> Answer:
     searched by rules of which each decides, and all beams compared; beams of coarse numbers tie
     without end. A model of true size would take minutes on a CPU, and is left out.
     """
-    codec = require(evidence.codec, GenerateCodec)  # type: ignore[type-abstract]
-    evaluation = require(evidence.evaluation, Evaluation)
+    codec = evidence.text_codec
+    evaluation = evidence.scored
     if evidence.device.type == "cpu" and not evidence.cell.profile.micro:
         return None
     with torch.no_grad(), keep_state(evidence.trainer):
@@ -111,7 +112,7 @@ def texts_are_the_models(evidence: Evidence) -> Answer:
 
 
 def leeway(evidence: Evidence) -> float:
-    """How far rounding may take scores apart: a base in 4 or 16 bits is coarse, as is bf16."""
+    """The distance of scores that rounding may explain: a base in 4 or 16 bits is coarse, as is bf16."""
     is_fp32 = evidence.cell.quantization is None and base_type(evidence.cell) is torch.float32
     if is_fp32 and (evidence.evaluation is None or evidence.evaluation.part.precision == "fp32"):
         return FINE
@@ -122,31 +123,33 @@ def leeway(evidence: Evidence) -> float:
 
 
 def choose_texts(evidence: Evidence, evaluation: Evaluation) -> list[int]:
-    """Places of scored texts: some evenly spread, and those that are most open to another text."""
+    """Indices of scored texts: some evenly spread, and those that are most open to another text."""
     micro = evidence.cell.profile.micro
-    places = spread_places(len(evaluation.outputs), CANDIDATES if micro else FEW_CANDIDATES)
+    indices = spread_indices(len(evaluation.outputs), CANDIDATES if micro else FEW_CANDIDATES)
     lengths = get_lengths(evaluation.features)
-    candidates = sorted((i for i in places if evaluation.outputs[i]), key=lambda i: lengths[i])
+    candidates = sorted((i for i in indices if evaluation.outputs[i]), key=lambda i: lengths[i])
     openness: dict[int, float] = {}
     for batch in chunks(candidates, AT_ONCE if micro else 1):
         rows = [replace(evaluation.features[i], target=[*evaluation.outputs[i]]) for i in batch]
         for i, row, logits in zip(batch, rows, target_logits(evidence.trainer, rows), strict=True):
-            openness[i] = get_openness(logits.log_softmax(-1), row.target, evidence.codec.generation)  # type: ignore[attr-defined]
+            scores = logits.log_softmax(-1)
+            openness[i] = get_openness(scores, row.target, evidence.text_codec.generation)
     ranked = sorted(candidates, key=lambda i: -openness[i])
-    spread = spread_places(len(candidates), SPREAD if micro else FEW_SPREAD)
-    chosen = [*ranked[: OPEN if micro else FEW_OPEN], *(candidates[place] for place in spread)]
+    spread = spread_indices(len(candidates), SPREAD)
+    chosen = ranked[: OPEN if micro else FEW_OPEN] + [candidates[i] for i in spread]
     return list(dict.fromkeys(chosen))
 
 
-def spread_places(count: int, most: int) -> range:
-    """At most so many numbers below `count`, evenly spread."""
+def spread_indices(count: int, most: int) -> range:
+    """At most `most` numbers below `count`, evenly spread."""
     return range(0, count, max(1, math.ceil(count / most)))
 
 
 def get_openness(scores: Tensor, text: Sequence[int], search: Generation) -> float:
-    """How far above a text's score that of a text may lie which leaves it and is then sure.
+    """The lead over a text that another one may have, if it leaves the text and is then sure.
 
-    Scores (T, V) are log-probabilities of each next token. A text below 0 by much has no rival.
+    Scores (T, V) are log-probabilities of each next token. A text whose value is far below 0 has no
+    rival.
     """
     own_scores = token_scores(scores, text)
     tokens = torch.tensor(text, device=scores.device).unsqueeze(1)
@@ -159,11 +162,10 @@ def get_openness(scores: Tensor, text: Sequence[int], search: Generation) -> flo
 
 def provoke(evidence: Evidence, evaluation: Evaluation) -> list["Gap"]:
     """Compares all beams of a library's search with the defined ones, by rules that decide."""
-    codec = evidence.codec
-    assert isinstance(codec, GenerateCodec), "only these search"
+    codec = evidence.text_codec
     lengths = get_lengths(evaluation.features)
-    places = sorted(range(len(lengths)), key=lambda i: lengths[i])[:PROVOKED]
-    rows = [read_backwards(codec, evaluation.features[i]) for i in places]
+    shortest = sorted(range(len(lengths)), key=lambda i: lengths[i])[:PROVOKED]
+    rows = [read_backwards(codec, evaluation.features[i]) for i in shortest]
     cap = min(PROVOKING.max_new_tokens, codec.generation.max_new_tokens)
     rules = replace(PROVOKING, max_new_tokens=cap, min_length=max(1, cap // 2))
     found = run_search(evidence.trainer, rows, rules)
@@ -174,9 +176,10 @@ def provoke(evidence: Evidence, evaluation: Evaluation) -> list["Gap"]:
 def read_backwards(codec: GenerateCodec, row: Feature) -> Feature:
     """A row whose source is read from its end: the model is unsure, and its beams part."""
     before, after = codec.frame()
-    end = len(row.input_ids) - len(after)
-    source = row.input_ids[len(before) : end]
-    return replace(row, input_ids=[*row.input_ids[: len(before)], *source[::-1], *row.input_ids[end:]])
+    ids = list(row.input_ids)
+    source = slice(len(before), len(ids) - len(after))
+    ids[source] = ids[source][::-1]
+    return replace(row, input_ids=ids)
 
 
 # What the search finds, and what rounding changes
@@ -194,20 +197,22 @@ class Beams:
     """The logits behind begun texts of some rows, from passes over whole texts, for searches."""
 
     def __init__(self, evidence: Evidence, rows: Sequence[Feature], texts: Sequence[Sequence[int]]) -> None:
-        """A row's text is likely to be found: a pass over it tells of all its beginnings."""
-        self.evidence, self.rows, self.texts = evidence, rows, texts
-        codec = evidence.codec
-        assert isinstance(codec, GenerateCodec), "only these search"
-        self.codec = codec
-        encoders = [] if codec.start_id is None else [evidence.model.get_encoder()]  # type: ignore[operator]
-        encodings: list[Tensor] = []  # what an encoder made of the rows' sources
+        """A row's text is likely to be found: a pass over it gives the logits behind all its beginnings."""
+        self.evidence = evidence
+        self.rows = rows
+        self.texts = texts
+        self.codec = evidence.text_codec
+        encoders = []
+        if self.codec.start_id is not None:
+            encoders = [evidence.model.get_encoder()]  # type: ignore[operator]
+        encodings: list[Tensor] = []  # an encoder's output for the rows' sources
         with attach(encoders, lambda module, inputs, output: encodings.append(output[0])):
             targets = [replace(row, target=[*text]) for row, text in zip(rows, texts, strict=True)]
             self.whole = target_logits(evidence.trainer, targets)
         self.encoded = encodings[0] if encodings else None
-        self.known: list[dict[Text, Tensor]] = []
-        for text, logits in zip(texts, self.whole, strict=True):
-            self.known.append({tuple(text[:length]): one for length, one in enumerate(logits)})
+        self.known: list[dict[Text, Tensor]] = [{} for _ in rows]
+        for i, text in enumerate(texts):
+            self.learn(i, tuple(text), self.whole[i])
 
     def ask(self, requests: Mapping[int, Sequence[Text]]) -> None:
         """Make the logits behind each row's begun texts known."""
@@ -215,19 +220,32 @@ class Beams:
         for i, beginnings in requests.items():
             for ids in beginnings:
                 if ids not in self.known[i]:
-                    # Beams often go on as the text does: with its rest, a pass tells of longer ones.
-                    drafts.append((i, (*ids, *(self.texts[i][len(ids) :] or [self.codec.end_id]))))
+                    # Beams often go on as the text does: with its rest, a pass covers longer ones.
+                    rest = self.texts[i][len(ids) :] or [self.codec.end_id]
+                    drafts.append((i, (*ids, *rest)))
         if not drafts:
             return
         batch = [replace(self.rows[i], target=[*draft]) for i, draft in drafts]
         encoded = None if self.encoded is None else self.encoded[[i for i, _ in drafts]]
-        for (i, draft), logits in zip(drafts, target_logits(self.evidence.trainer, batch, encoded), strict=True):
-            self.known[i].update((draft[:length], one) for length, one in enumerate(logits))
+        rows = target_logits(self.evidence.trainer, batch, encoded)
+        for (i, draft), logits in zip(drafts, rows, strict=True):
+            self.learn(i, draft, logits)
 
-    def search(self, rules: Generation, places: Sequence[int], noise: float = 0.0, draw: int = 0) -> list[list["Beam"]]:
-        """What a search finds for each of these rows, with normal noise on all scores, in nats."""
+    def learn(self, i: int, text: Text, logits: Tensor) -> None:
+        """Keep the logits (T, V) behind each beginning of a row's text."""
+        for length, next_logits in enumerate(logits):
+            self.known[i][text[:length]] = next_logits
+
+    def search(
+        self,
+        rules: Generation,
+        indices: Sequence[int],
+        noise: float = 0.0,
+        draw: int = 0,
+    ) -> list[list["Beam"]]:
+        """The beams of a search for each of these rows, with normal noise on all scores, in nats."""
         generator = torch.Generator().manual_seed(draw)
-        searches = {i: beam_search(rules, self.codec.end_id) for i in places}
+        searches = {i: beam_search(rules, self.codec.end_id) for i in indices}
         requests = {i: next(search) for i, search in searches.items()}
         pools: dict[int, list[Beam]] = {}
         while requests:
@@ -242,11 +260,16 @@ class Beams:
                 except StopIteration as end:
                     pools[i] = end.value
                     del requests[i]
-        return [pools[i] for i in places]
+        return [pools[i] for i in indices]
 
 
-def search_gaps(evidence: Evidence, rows: Sequence[Feature], rules: Generation, pools: Sequence[Sequence[Text]]) -> list[Gap]:
-    """Compares the best texts of each row, as many as are given, with those that are found."""
+def search_gaps(
+    evidence: Evidence,
+    rows: Sequence[Feature],
+    rules: Generation,
+    pools: Sequence[Sequence[Text]],
+) -> list[Gap]:
+    """Compares each row's texts, its best ones, with as many that the search finds."""
     gaps: list[Gap] = []
     batch_size = AT_ONCE if evidence.cell.profile.micro else 1
     for start in range(0, len(rows), batch_size):
@@ -275,7 +298,8 @@ def find_noise(beams: Beams, rules: Generation, place: int, texts: Sequence[Text
 
 def get_rounding(beams: Beams, place: int) -> float:
     """The largest error of the scores along a row's text, in nats: from those in fp64."""
-    evidence, logits = beams.evidence, beams.whole[place]
+    evidence = beams.evidence
+    logits = beams.whole[place]
     limit = leeway(evidence) * float(logits.abs().max())
     if sum(parameter.numel() for parameter in evidence.model.parameters()) > MOST_COPIED:
         return limit
@@ -284,7 +308,7 @@ def get_rounding(beams: Beams, place: int) -> float:
     exact_logits, batch = get_logits(evidence.trainer, [row], model)
     [exact] = target_rows(exact_logits[0], batch, [row])
     errors = logits.log_softmax(-1).double() - exact.double().log_softmax(-1)
-    return min(limit, float(errors.abs().max()))  # what is wrong is not rounded
+    return min(limit, float(errors.abs().max()))  # a fault is larger than rounding
 
 
 def copy_in_fp64(model: nn.Module) -> nn.Module:
@@ -304,10 +328,11 @@ def copy_in_fp64(model: nn.Module) -> nn.Module:
 
 
 def show_difference(codec: GenerateCodec, gap: Gap) -> str:
-    """The first text of a row that the search does not find, beside the one that it finds."""
+    """The first text of a row that the search does not find, and the one that it finds."""
     for ids, expected_ids in zip(gap.texts, gap.expected, strict=False):
         if ids != expected_ids:
-            text, expected = (codec.tokenizer.decode([*tokens]) for tokens in (ids, expected_ids))
+            text = codec.tokenizer.decode([*ids])
+            expected = codec.tokenizer.decode([*expected_ids])
             return contrast(text, expected) if text != expected else "other tokens, the same text"
     return f"{len(gap.texts)} texts for {len(gap.expected)}"
 
@@ -317,8 +342,8 @@ def allowed_scores(
 ) -> Tensor:
     """Log-probabilities (N, V) of the next token behind N begun texts.
 
-    Minus infinity is what the search forbids: to repeat an n-gram, and the end before its least
-    length.
+    Minus infinity marks tokens that the search forbids: one that repeats an n-gram, and the end
+    before the least length.
     """
     scores = logits.log_softmax(-1)
     prompt = row.input_ids if codec.start_id is None else [codec.start_id]
@@ -371,7 +396,7 @@ def beam_search(rules: Generation, end: int) -> Search:
 
 
 def extend_beams(beams: Sequence[Beam], scores: Tensor, count: int) -> list[Beam]:
-    """So many continuations of the running texts, best first."""
+    """At most `count` continuations of the running texts, best first."""
     totals = scores + torch.tensor([beam.score for beam in beams], device=scores.device).unsqueeze(1)
     best, indices = totals.flatten().topk(min(count, totals.numel()))
     candidates = []

@@ -1,4 +1,4 @@
-"""Words what a task's rows are: rows and labels of each split, an example, and doubts that a reader should know of."""
+"""Describes a task's rows: numbers and labels of each split, an example, and doubts."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ NAME_WIDTH = 12  # columns of the name of a split
 
 
 def overview_lines(task: Task, splits: Splits, width: int) -> list[str]:
-    """Lines of this width at most: of each split its rows and labels, and the first training row."""
+    """Rows and labels of each split, and the first training row, in lines of at most this width."""
     lines = [f"rows of {task.id}:"]
     for name in SPLITS:
         rows: Sequence[Row] = getattr(splits, name)
@@ -31,13 +31,13 @@ def overview_lines(task: Task, splits: Splits, width: int) -> list[str]:
 
 
 def label_counts(task: Task, rows: Sequence[Row]) -> Mapping[str, int]:
-    """By label, how many of these rows have it."""
+    """The number of rows with each label."""
     numbers = Counter(row[task.target] for row in rows)
     return {label: numbers[number] for number, label in enumerate(task.labels)}
 
 
 def example(task: Task, row: Row) -> tuple[str, str]:
-    """The texts of a row, and what is to be learned from them, each on one line."""
+    """The texts of a row, and its target, each on one line."""
     target = row[task.target]
     if task.problem is Problem.CLASSIFY:
         target = task.labels[target]
@@ -48,18 +48,17 @@ def example(task: Task, row: Row) -> tuple[str, str]:
 
 
 def shorten(line: str, width: int) -> str:
-    """A line cut to this width; three points stand for the rest."""
+    """A line cut to this width, with three points for the rest."""
     return line if len(line) <= width else f"{line[: max(0, width - 3)]}..."
 
 
 def doubts(task: Task, splits: Splits) -> Iterator[str]:
-    """A sentence for each fact that makes scores say less: missing classes, splits of one class, empty texts."""
+    """A sentence for each fact that makes scores less reliable: missing classes, splits of one class, empty texts."""
     if task.labels:
         numbers_by_split = {name: label_counts(task, getattr(splits, name)) for name in SPLITS}
         missing = [label for label, number in numbers_by_split["train"].items() if not number]
         if missing:
-            names = some([*map(repr, missing)])
-            yield f"train has no row of {names}: no model can learn that"
+            yield f"train has no row of {some([*map(repr, missing)])}: no model can learn that"
         for name in SPLITS[1:]:
             labels = [label for label, number in numbers_by_split[name].items() if number]
             if len(labels) == 1:
@@ -69,4 +68,5 @@ def doubts(task: Task, splits: Splits) -> Iterator[str]:
         rows: Sequence[Row] = getattr(splits, name)
         empty = sum(not stitch(row, columns).strip() for row in rows)
         if empty:
-            yield f"{count(empty, 'row')} of {name} {'has' if empty == 1 else 'have'} no text: remove them"
+            verb = "has" if empty == 1 else "have"
+            yield f"{count(empty, 'row')} of {name} {verb} no text: remove them"

@@ -1,7 +1,8 @@
-"""Reads a task's rows from a local folder or from the hub, as one `Table` per split, and the texts and answers of a row.
+"""Reads a task's rows from a local folder or from the hub, as one `Table` per split; texts and answers of a row.
 
-A folder may hold JSON, CSV, Parquet or what `datasets.save_to_disk` writes; columns are named as on the hub. A label's name is
-read as its number. pyarrow and `datasets` read all but JSON, of whose texts they would make dates.
+A folder may hold JSON, CSV, Parquet or a saved `datasets.Dataset`; columns are named as on the hub. A
+label's name is read as its number. pyarrow and `datasets` read all but JSON, whose texts they would
+read as dates.
 """
 
 import csv
@@ -11,12 +12,11 @@ import os
 import re
 import socket
 from array import array
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from hashlib import blake2b
-from itertools import islice
+from itertools import chain, islice
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from tunegrid.grid.tasks import FILE_KINDS, GZIP, Task, file_kind
 
 @cache
 def prefer_cache_if_unreachable() -> bool:
-    """Whether the hub can be reached. If not, set HF_HUB_OFFLINE for this process: cached files load, others fail at once.
+    """Checks that the hub can be reached, unless a proxy is set; if not, sets HF_HUB_OFFLINE for this process.
 
-    Call it before huggingface_hub is imported, which reads the variable once. Behind a proxy, it is not checked.
+    Cached files then load, and others fail at once. Call it before huggingface_hub is imported, which
+    reads the variable once.
     """
     if os.environ.get("HF_HUB_OFFLINE") or any(name.lower() == "https_proxy" for name in os.environ):
         return True
@@ -45,7 +46,7 @@ def prefer_cache_if_unreachable() -> bool:
 
 @cache
 def dataset_commit(dataset: str, config: str | None) -> str | None:
-    """The commit at which the hub's data set would be read now, from its cache if the hub cannot be reached; None: nowhere."""
+    """The commit of the hub's data set, or of the cache's if the hub cannot be reached; None if neither has it."""
     prefer_cache_if_unreachable()
     import datasets
 
@@ -58,7 +59,7 @@ def dataset_commit(dataset: str, config: str | None) -> str | None:
 
 @cache
 def checkpoint_commit(checkpoint: str) -> str | None:
-    """The commit at which the hub's checkpoint would be loaded now if nothing pins it, as for a data set; None: nowhere."""
+    """The latest commit of the hub's checkpoint, or of the cache's; None if neither has it."""
     prefer_cache_if_unreachable()
     import huggingface_hub
 
@@ -84,7 +85,7 @@ SHARD = re.compile(r"-\d+-of-\d+$")  # the hub's shards: train-00000-of-00004.pa
 
 @contextmanager
 def input_errors(origin: str) -> Iterator[None]:
-    """Whatever a library raises meanwhile, of whichever part of a damaged file, is an InputError of one sentence."""
+    """Turn any error of a library on a damaged file into an InputError of one sentence."""
     try:
         yield
     except InputError:
@@ -105,11 +106,11 @@ class Lines:
             self._bytes = mmap(file.fileno(), 0, access=ACCESS_READ)
 
     def __len__(self) -> int:
-        """How many rows."""
+        """The number of rows."""
         return len(self._starts)
 
     def __getitem__(self, index: int) -> Row:
-        """A row."""
+        """Reads a row."""
         self._bytes.seek(self._starts[index])
         row: Row = json.loads(self._bytes.readline().decode())
         return row
@@ -127,41 +128,44 @@ class Table:
 
     def __init__(self, rows: Any, origin: str, revision: str | None = None, *, is_whole: bool = True) -> None:
         """Rows and where they came from."""
-        self._rows, self.origin, self.revision = rows, origin, revision
+        self._rows = rows
+        self.origin = origin
+        self.revision = revision
         self.is_whole = is_whole
-        self.first = 2 if file_kind(origin) in SEPARATORS else 1  # row of its file: CSV has the names before
+        self.first = 2 if file_kind(origin) in SEPARATORS else 1  # CSV has the names in row 1
         self._by_row = isinstance(rows, list | Lines)
         self.names = tuple(rows[0] if len(rows) else ()) if self._by_row else tuple(rows.column_names)
         self.convert: Callable[[Row, str], Row] | None = None
 
     def __len__(self) -> int:
-        """How many rows."""
+        """The number of rows."""
         return len(self._rows)
 
     def column(self, name: str) -> Sequence[Any]:
-        """One column's values."""
+        """The values of a column."""
         if self.convert or self._by_row:
             return [row.get(name) for row in self.take(range(len(self)))]
         with input_errors(self.origin):
             return list(self._rows[name])
 
     def take(self, indices: Sequence[int]) -> Sequence[Row]:
-        """The rows at these indices; those on a disk are read when they are asked for."""
+        """The rows at these indices, read lazily if they are on a disk."""
         return self.read(indices) if isinstance(self._rows, list) else StoredRows(self, indices)
 
     def read(self, indices: Sequence[int]) -> list[Row]:
-        """The same, in memory."""
+        """The rows at these indices, in memory."""
         with input_errors(self.origin):
-            rows = [self._rows[index] for index in indices] if self._by_row else _select(self._rows, indices)
-        if not self.convert:
-            return rows
-        return [self.convert(row, f"{self.origin}, row {i + self.first}") for i, row in zip(indices, rows, strict=True)]
+            rows = _select(self._rows, indices)
+        if self.convert:
+            for i, index in enumerate(indices):
+                rows[i] = self.convert(rows[i], f"{self.origin}, row {index + self.first}")
+        return rows
 
 
 def _select(dataset: Any, indices: Sequence[int]) -> list[Row]:
-    """Rows of a `datasets.Dataset`; those that stand close together are read as one slice, which is faster."""
-    if not indices:
-        return []
+    """Some rows; those of a `datasets.Dataset` that are close together are read as one slice, which is faster."""
+    if isinstance(dataset, list | Lines) or not indices:
+        return [dataset[index] for index in indices]
     first = min(indices)
     last = max(indices)
     offsets: Sequence[int] = range(len(indices))
@@ -170,30 +174,34 @@ def _select(dataset: Any, indices: Sequence[int]) -> list[Row]:
         offsets = [index - first for index in indices]
     else:
         columns = dataset.select(list(indices))[:]
-    names = list(columns)
-    values = [columns[name] for name in names]
-    return [_json_row(dict(zip(names, [column[offset] for column in values], strict=True))) for offset in offsets]
+    columns = {name: columns[name] for name in columns}  # each is decoded once
+    rows = []
+    for offset in offsets:
+        rows.append(_json_row({name: values[offset] for name, values in columns.items()}))
+    return rows
 
 
 class StoredRows(Sequence[Row]):
-    """Some rows of a table that are read a block at a time, when one of them is asked for."""
+    """Rows of a table that are read lazily, a block at a time."""
 
     def __init__(self, table: Table, indices: Sequence[int]) -> None:
-        """The table, and which of its rows."""
-        self._table, self._indices = table, indices
-        self._block, self._number = list[Row](), -1  # what was read last: rows are mostly asked for in their order
+        """Takes a table and the indices of its rows."""
+        self._table = table
+        self._indices = indices
+        self._block: list[Row] = []  # the last one read: rows are mostly taken in their order
+        self._number = -1
 
     def __len__(self) -> int:
-        """How many rows."""
+        """The number of rows."""
         return len(self._indices)
 
     def __iter__(self) -> Iterator[Row]:
-        """The rows in their order; none is kept."""
+        """Reads the rows in their order, and keeps none."""
         for start in range(0, len(self), BLOCK):
             yield from self._table.read(self._indices[start : start + BLOCK])
 
     def __getitem__(self, index: Any) -> Any:
-        """A row; of a slice, a list."""
+        """Reads a row, or a list of rows for a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         number, i = divmod(range(len(self))[index], BLOCK)
@@ -208,33 +216,40 @@ def tables(task: Task, root: Path | None, *, first: bool = False) -> Mapping[str
 
     `first` reads of large files only the first rows, at once, and asks no hub.
     """
+    messages = task.messages
+    by_name: dict[str, Table] = {}
     if root or task.files:
-        by_name = {split: _read(task, paths, first=first) for split, paths in split_files(task, root).items()}
-    else:
-        by_name = {} if first else _hub_tables(task)
+        for split, paths in split_files(task, root).items():
+            by_name[split] = _read(task, paths, first=first)
+    elif not first:
+        by_name = _hub_tables(task)
     for split, table in by_name.items():
         missing_columns = [name for name in task.hub_columns if name not in table.names]
         if len(table) and missing_columns:
+            needs = f"{task.folder} needs {', '.join(task.hub_columns)}"
+            names = f"split {split!r} has {', '.join(table.names)}"
             raise InputError(
-                f"{table.origin}: column {missing_columns[0]!r} is missing; {task.folder} needs {', '.join(task.hub_columns)} "
-                f"and split {split!r} has {', '.join(table.names)}: rename the file's columns or the task's, so that they agree"
+                f"{table.origin}: column {missing_columns[0]!r} is missing; {needs} and {names}: "
+                "rename the file's columns or the task's, so that they agree"
             )
         if task.labels and len(table) and isinstance(table.read([0])[0].get(task.target), str):
             table.convert = labeller(task)
-        elif column := task.messages:
-            table.convert = lambda row, place, column=column: last_exchange(row[column], place)
+        elif messages:
+            table.convert = lambda row, place: last_exchange(row[messages], place)
     return by_name
 
 
 def labeller(task: Task) -> Callable[[Row, str], Row]:
-    """Reads labels' names as their numbers, and digits as a number, as CSV has them, unless a label is named by digits."""
+    """Reads labels' names as their numbers, and digits, which CSV has, too, unless a label is named by digits."""
     numbers: dict[Any, int] = {name: number for number, name in enumerate(task.labels)}
     if not any(name.isdecimal() for name in task.labels):
         numbers |= {str(number): number for number in range(len(task.labels))}
 
     def convert(row: Row, place: str) -> Row:
         value = row.get(task.target)
-        return row | {task.target: numbers.get(value, value) if isinstance(value, str) else value}
+        if isinstance(value, str):
+            value = numbers.get(value, value)
+        return row | {task.target: value}
 
     return convert
 
@@ -245,15 +260,18 @@ def last_exchange(turns: Any, place: str) -> Row:
     `reply` is the assistant's last turn, `prompt` the user's before it, `history` all before; what follows is left out.
     """
     try:
-        roles, contents = [turn["role"] for turn in turns], [turn["content"] for turn in turns]
+        roles = [turn["role"] for turn in turns]
+        contents = [turn["content"] for turn in turns]
     except (TypeError, KeyError):
         raise InputError(f"{place}: a conversation is a list of turns, each with a role and a content") from None
     first = int(roles[:1] == ["system"])
-    last = first + (len(roles) - first) // 2 * 2 - 1  # the assistant's
-    if last < first or roles[first:] != (["user", "assistant"] * len(roles))[: len(roles) - first]:
+    count = len(roles) - first
+    last = first + count // 2 * 2 - 1  # the assistant's
+    if last < first or roles[first:] != (["user", "assistant"] * count)[:count]:
         order = ", ".join(map(str, roles[:6]))
-        raise InputError(f"{place}: user and assistant must alternate, after at most one system turn; found {order}")
-    history = [{"role": role, "content": content} for role, content in zip(roles[: last - 1], contents, strict=False)]
+        expected = "user and assistant must alternate, after at most one system turn"
+        raise InputError(f"{place}: {expected}; found {order}")
+    history = [{"role": roles[i], "content": contents[i]} for i in range(last - 1)]
     return {"history": history, "prompt": contents[last - 1], "reply": contents[last]}
 
 
@@ -265,38 +283,45 @@ def check_split(by_name: Collection[str], split: str, task: Task) -> None:
 
 
 def split_files(task: Task, root: Path | None) -> dict[str, list[Path]]:
-    """The files of each split: those that the task names, or those of its folder, by name.
+    """The files of each split, by name: the task's own, or those of its folder.
 
     A split is one file, the shards that the hub makes, or a folder of `save_to_disk`. Raises InputError if there are none.
     """
-    folder, by_name = (root or Path()) / task.folder, dict[str, list[Path]]()
+    folder = (root or Path()) / task.folder
+    by_name: dict[str, list[Path]] = {}
     if task.files:
         for split, path in task.files.items():
             if not root and not Path(path).is_absolute():
+                place = "is not beside the --grid file"
                 hint = "correct its name, or give the folder that it is in with --data-root=DIR"
-                raise InputError(f"task {task.id!r}: {path}, which its files name, is not beside the --grid file; {hint}")
+                raise InputError(f"task {task.id!r}: {path}, which its files name, {place}; {hint}")
             if not (folder / path).is_file():
                 raise InputError(f"task {task.id!r}: {folder / path}, which its files name, is not there")
             by_name[split] = [folder / path]
         return by_name
     if not folder.is_dir():
-        folders = sorted(path.name for path in folder.parent.iterdir() if path.is_dir()) if folder.parent.is_dir() else None
-        reason = "which does not exist" if folders is None else f"it holds {', '.join(folders[:6]) or 'no folders'}"
-        raise InputError(f"no folder {task.folder!r} below --data-root {root} ({reason}); rows of {task.dataset} go there")
+        reason = "which does not exist"
+        if folder.parent.is_dir():
+            folders = sorted(path.name for path in folder.parent.iterdir() if path.is_dir())
+            reason = f"it holds {', '.join(folders[:6]) or 'no folders'}"
+        hint = f"rows of {task.dataset} go there"
+        raise InputError(f"no folder {task.folder!r} below --data-root {root} ({reason}); {hint}")
     for path in sorted(folder.iterdir()):
         split = SHARD.sub("", Path(path.name.removesuffix(GZIP)).stem)
         if file_kind(path) == ".json" and split not in (*task.splits, task.own_test):
             continue  # libraries keep facts of a data set there
         if file_kind(path) or (path / "state.json").is_file():
             files = by_name.setdefault(split, [])
-            files += [path] if not files or files[0].suffix == path.suffix == ".parquet" else []
+            if not files or files[0].suffix == path.suffix == ".parquet":
+                files.append(path)
     if not by_name:
-        raise InputError(f"{folder} has no {', '.join(FILE_KINDS)} or saved split; give one file per split, as in train.jsonl")
+        hint = "give one file per split, as in train.jsonl"
+        raise InputError(f"{folder} has no {', '.join(FILE_KINDS)} or saved split; {hint}")
     return by_name
 
 
 def _read(task: Task, paths: Sequence[Path], *, first: bool = False) -> Table:
-    """The rows of a split's files; with `first` without `datasets`, and so none of what `save_to_disk` wrote."""
+    """The rows of a split's files; `first` reads without `datasets`, and no row of a saved `Dataset`."""
     path = paths[0]
     origin = str(path)
     kind = file_kind(path)
@@ -314,7 +339,7 @@ def _read(task: Task, paths: Sequence[Path], *, first: bool = False) -> Table:
             from pyarrow.parquet import ParquetFile
 
             files = paths if kind else ()
-            batches = (batch for file in files for batch in ParquetFile(file).iter_batches(FIRST))
+            batches = chain.from_iterable(ParquetFile(file).iter_batches(FIRST) for file in files)
             return _first_rows(_batch_rows(batches), origin, is_large=is_large or not kind)
         import datasets
 
@@ -323,7 +348,7 @@ def _read(task: Task, paths: Sequence[Path], *, first: bool = False) -> Table:
         if kind:
             return Table(datasets.Dataset(_csv(task, path)), origin)
         dataset = datasets.load_from_disk(origin)
-        dataset.data.validate(full=True)  # an Arrow file's wrong offset would read past its end, which no exception tells
+        dataset.data.validate(full=True)  # a wrong offset in an Arrow file would read past its end without an error
         return Table(dataset, origin)
 
 
@@ -339,7 +364,7 @@ def _batch_rows(batches: Iterable[Any]) -> Iterator[Row]:
 
 
 def _json_row(row: Row) -> Row:
-    """The row with text for what JSON does not know, as dates: runs keep a hash of each row."""
+    """The row with text for values that JSON does not know, as dates: runs keep a hash of each row."""
     for name, value in row.items():
         if not isinstance(value, JSON_TYPES):
             row[name] = str(value)
@@ -352,7 +377,7 @@ def _open(path: Path) -> Any:
 
 
 def _is_json_lines(path: Path) -> bool:
-    """Whether a file can be read line by line where it lies: it is neither packed nor one JSON array."""
+    """Checks that a file can be read line by line in place: it is neither packed nor one JSON array."""
     return not path.name.lower().endswith(GZIP) and not _is_array(path)
 
 
@@ -395,25 +420,27 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:
-    """An object of JSON; raises ValueError if a key is there twice, of which a dictionary would keep the last."""
+    """An object of JSON; raises ValueError for a repeated key, of which a dictionary would keep the last value."""
     row = dict(pairs)
     if len(row) < len(pairs):
-        name = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        names = [name for name, _ in pairs]
+        name = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"key {name!r} is there twice")
     return row
 
 
 def _csv(task: Task, path: Path, *, batches: bool = False) -> Any:
-    """A file with the columns' names in its first line, whole or by batches; texts stay texts, also if digits or nothing.
+    """A file with the columns' names in its first line, whole or by batches; digits and empty texts stay texts.
 
-    pandas, by which `datasets` reads CSV, fills up a row that is too short; pyarrow refuses it.
+    pandas, by which `datasets` reads CSV, fills up a row that is too short; pyarrow rejects it.
     """
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
     kinds: dict[type, Any] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
     types = {name: kinds[kind] for name, kind in task.columns.items() if kind in kinds}
-    types |= {task.target: pa.string()} if task.labels else {}
+    if task.labels:
+        types[task.target] = pa.string()
     read = arrow_csv.open_csv if batches else arrow_csv.read_csv
     return read(
         path,  # which pyarrow unpacks if its name says so
@@ -423,7 +450,7 @@ def _csv(task: Task, path: Path, *, batches: bool = False) -> Any:
 
 
 def _separator(task: Task, path: Path) -> str:
-    """What stands between columns: of those that may, the one by which the header has most of the task's columns."""
+    """The separator of columns by which the header has most of the task's columns."""
     with _open(path) as file:
         header = file.readline().decode("utf-8-sig", "replace")
     best = (-1, -1)
@@ -442,13 +469,16 @@ def _hub_tables(task: Task) -> dict[str, Table]:
 
     try:
         splits = datasets.load_dataset(task.dataset, task.config, trust_remote_code=False)
-    except Exception as error:  # the libraries below raise whatever their HTTP client of the year does
+    except Exception as error:  # whatever their HTTP client raises
         cause = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"cannot load {task.dataset} from the hub ({cause}); {ROOTS_HINT}") from None
     by_name = {}
-    for name, split in splits.items():  # `datasets` has the hub's commit in the addresses of the sources or of its cache
-        addresses = [*(split.info.download_checksums or {}), *(file["filename"] for file in split.cache_files)]
-        revision = next((commit.group() for address in addresses if (commit := COMMIT.search(address))), None)
+    for name, split in splits.items():
+        # `datasets` has the hub's commit in the addresses of the sources or of its cache.
+        addresses = list(split.info.download_checksums or {})
+        addresses += [file["filename"] for file in split.cache_files]
+        commit = next(filter(None, map(COMMIT.search, addresses)), None)
+        revision = commit.group() if commit else None
         by_name[name] = Table(split, f"hub:{task.dataset}/{name}", revision)
     return by_name
 
@@ -459,11 +489,12 @@ def stitch(row: Row, columns: Sequence[str]) -> str:
 
 
 def identity(row: Row, columns: Sequence[str]) -> int:
-    """A hash of what a row says in some columns, whatever its case and white space: two rows of one identity are one text.
+    """A hash of a row's text in some columns, without case and white space: rows of one hash are one text.
 
-    Of eight bytes: any two of three million texts share one with a chance of 2.4e-7.
+    It has eight bytes: any two of three million texts share one with a chance of 2.4e-7.
     """
-    text = " ".join(" ".join(str(row[column]) for column in columns).lower().split())
+    text = " ".join(str(row[column]) for column in columns)
+    text = " ".join(text.lower().split())
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
@@ -478,7 +509,7 @@ def answer_texts(task: Task, row: Row) -> list[str]:
 
 
 def answer_span(task: Task, row: Row) -> tuple[int, int]:
-    """Where the first annotated answer begins and ends in the context, in characters; the end is exclusive.
+    """Start and exclusive end of the first annotated answer in the context, in characters.
 
     Answers repeat in the context: the annotated start counts, not the first occurrence (SQuAD v1.1).
     """

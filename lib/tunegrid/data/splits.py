@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import compress
 from random import Random
 from typing import Any, NamedTuple
 
@@ -46,7 +47,8 @@ class Splits:
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hex digits over all rows in order: equal rows, equal fingerprint."""
-        digest, encode = hashlib.sha256(), json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
+        digest = hashlib.sha256()
+        encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
         for rows in (self.train, self.validation, self.test):
             digest.update(b"[")
             for index, row in enumerate(rows):
@@ -66,77 +68,94 @@ class TableSlice(NamedTuple):
 def load_splits(task: Task, profile: Profile, by_name: Mapping[str, Table] | None = None) -> Splits:
     """Rows of all three splits, capped, checked and without copies; raises InputError for anything that cannot be used.
 
-    They are those of `by_name`, or else are read.
-
-    A text that stands in test is dropped from train and validation, one that stands in validation from train.
+    They are those of `by_name`, or else are read. A text that is in test is dropped from train and
+    validation, one that is in validation from train.
     With `profile.own_test`, a task that has an `own_test` split is scored on it; any other task keeps its own rule.
     """
     check_task(task)
-    slices, columns = _slices(task, profile, by_name), task.identity or (*task.text, *task.context_columns)
-    rows, dropped_counts, scored_hashes = dict[str, Sequence[Row]](), dict[str, int](), set[int]()
-    for name in ("test", "validation", "train"):
-        part, hashes = slices[name], array("Q")  # the texts themselves are not kept
-        texts, all_labels, labels = array("Q"), array("q"), set[int]()
+    slices = _slices(task, profile, by_name or tables(task, profile.data_root))
+    columns = task.identity or (*task.text, *task.context_columns)
+    rows: dict[str, Sequence[Row]] = {}
+    dropped: dict[str, int] = {}
+    scored_texts: set[int] = set()
+    for name in ("test", "validation", "train"):  # a text stays in the first split that has it
+        part = slices[name]
+        texts = array("Q")  # hashes: the texts themselves are not kept
+        inputs = array("Q")  # the same, by the columns that a model reads
+        labels = array("q")
         for index, row in zip(part.indices, part.table.take(part.indices), strict=True):
             check_row(task, row, index + part.table.first, part.table.origin)
-            hashes.append(identity(row, columns))
+            texts.append(identity(row, columns))
             if task.labels:
-                texts.append(identity(row, task.text + task.text_pair) if task.identity else hashes[-1])
-                all_labels.append(row[task.target])
-                if hashes[-1] not in scored_hashes:
-                    labels.add(row[task.target])
-        check_labels_agree(texts, all_labels, part.origin)
-        indices = array("q", (index for index, text in zip(part.indices, hashes, strict=True) if text not in scored_hashes))
+                inputs.append(identity(row, task.text + task.text_pair) if task.identity else texts[-1])
+                labels.append(row[task.target])
+        check_labels_agree(inputs, labels, part.origin)
+        is_new = [text not in scored_texts for text in texts]
+        indices = array("q", compress(part.indices, is_new))
         if not indices:
             raise InputError(f"{part.origin}: no rows to use: each is in a scored split, too; give other files")
-        rows[name], dropped_counts[name] = part.table.take(indices), len(part.indices) - len(indices)
-        scored_hashes.update(hashes)
-    check_classes(task, labels, slices["train"].origin)
+        if name == "train":
+            check_classes(task, set(compress(labels, is_new)), part.origin)
+        rows[name] = part.table.take(indices)
+        dropped[name] = len(part.indices) - len(indices)
+        scored_texts.update(texts)
     return Splits(
         **rows,
         origins={name: slices[name].origin for name in ("validation", "test", "train")},
         revision=slices["train"].table.revision,
-        dropped={name: dropped_counts[name] for name in ("validation", "train")},
+        dropped={name: dropped[name] for name in ("validation", "train")},
     )
 
 
-def _slices(task: Task, profile: Profile, by_name: Mapping[str, Table] | None) -> dict[str, TableSlice]:
-    """Where the rows of each split stand, as many as the profile takes."""
-    by_name = by_name or tables(task, profile.data_root)
-    test = task.own_test if profile.own_test and task.own_test else task.test
-    for split in (task.train, task.validation, test):
+def scoring_rule(task: Task, profile: Profile) -> str | Carve:
+    """The split that scores, or the rule that carves it out of train."""
+    return task.own_test if profile.own_test and task.own_test else task.test
+
+
+def _slices(task: Task, profile: Profile, by_name: Mapping[str, Table]) -> dict[str, TableSlice]:
+    """The indices of each split's rows, as many as the profile takes."""
+    rules = {"validation": task.validation, "test": scoring_rule(task, profile)}
+    for split in (task.train, *rules.values()):
         if not isinstance(split, Carve):
             check_split(by_name, split, task)
             if not len(by_name[split]):
                 raise InputError(f"{by_name[split].origin}: no rows to use; split {split!r} of {task.folder} is empty")
-    train, slices = by_name[task.train], dict[str, TableSlice]()
+    train = by_name[task.train]
+    slices: dict[str, TableSlice] = {}
     pool: Sequence[int] = range(len(train))
-    for name, rule in (("validation", task.validation), ("test", test)):
+    for name, rule in rules.items():
         if isinstance(rule, Carve):
             indices = carve(task, train, pool, rule)
             carved_indices = frozenset(indices)
             pool = array("q", (index for index in pool if index not in carved_indices))
-            slices[name] = TableSlice(table=train, indices=indices, origin=f"{rule.share:.0%} of {train.origin}")
+            slices[name] = TableSlice(train, indices, f"{rule.share:.0%} of {train.origin}")
         else:
-            slices[name] = TableSlice(table=by_name[rule], indices=range(len(by_name[rule])), origin=by_name[rule].origin)
-    slices["train"] = TableSlice(table=train, indices=pool, origin=train.origin)
+            table = by_name[rule]
+            slices[name] = TableSlice(table, range(len(table)), table.origin)
+    slices["train"] = TableSlice(train, pool, train.origin)
     for name, part in slices.items():
         cap = profile.cap(task.id, name)
-        cap = task.train_rows if name == "train" and cap is None and profile.train_rows is None else cap
+        if name == "train" and cap is None and profile.train_rows is None:
+            cap = task.train_rows
         if not part.indices:
-            raise InputError(f"{part.origin}: no rows to use; each split of {task.folder} needs some, this one is too small")
+            needs = f"each split of {task.folder} needs some, this one is too small"
+            raise InputError(f"{part.origin}: no rows to use; {needs}")
         if cap is not None and cap < len(part.indices):
-            slices[name] = part._replace(indices=array("q", sorted(Random(SPLIT_SEED).sample(part.indices, cap))))
+            chosen = sorted(Random(SPLIT_SEED).sample(part.indices, cap))
+            slices[name] = part._replace(indices=array("q", chosen))
     return slices
 
 
 def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequence[int]:
-    """Places of the pool's rows to set aside: about `rule.share` of the whole table, drawn with `SPLIT_SEED`."""
-    rng, column = Random(SPLIT_SEED), rule.stratify or rule.group
-    values: Sequence[Any] = table.column(column) if column else [None] * len(table)
-    for index, value in enumerate(values):
-        if column and not isinstance(value, task.columns[column]):
-            raise InputError(f"{table.origin}, row {index + table.first}: {type_fault(task, column, value)}")
+    """Indices of the pool's rows to set aside: about `rule.share` of the whole table, drawn with `SPLIT_SEED`."""
+    rng = Random(SPLIT_SEED)
+    column = rule.stratify or rule.group
+    values: Sequence[Any] = [None] * len(table)
+    if column:
+        values = table.column(column)
+        for number, value in enumerate(values, table.first):
+            if not isinstance(value, task.columns[column]):
+                raise InputError(f"{table.origin}, row {number}: {type_fault(task, column, value)}")
     if rule.group:
         groups = sorted({values[i] for i in pool})
         chosen_groups = set(rng.sample(groups, max(1, round(rule.share * len(groups)))))
@@ -145,20 +164,23 @@ def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequenc
     for i in pool:
         strata[values[i]].append(i)
     sizes = Counter(values)
-    samples = (rng.sample(indices, round(rule.share * sizes[value])) for value, indices in sorted(strata.items()))
-    return array("q", sorted(i for indices in samples for i in indices))
+    chosen: list[int] = []
+    for value, indices in sorted(strata.items()):
+        chosen += rng.sample(indices, round(rule.share * sizes[value]))
+    return array("q", sorted(chosen))
 
 
 def check_files(task: Task, profile: Profile) -> Splits | None:
     """The rows of all splits, read without `datasets`; None if they are the hub's, or in large files, checked in part.
 
-    Raises InputError for a file that is not there, or whose rows the task cannot use; of large files
-    the first rows are read.
+    Raises InputError for a file that does not exist, or whose rows the task cannot use; of large
+    files the first rows are read.
     """
-    by_name = tables(task, profile.data_root, first=True)  # empty if they are the hub's
-    test = task.own_test if profile.own_test and task.own_test else task.test
-    for split in (task.train, task.validation, test):
-        if not by_name or not isinstance(split, str):
+    by_name = tables(task, profile.data_root, first=True)
+    if not by_name:  # the hub's
+        return None
+    for split in (task.train, task.validation, scoring_rule(task, profile)):
+        if isinstance(split, Carve):
             continue
         check_split(by_name, split, task)
         table = by_name[split]
@@ -167,13 +189,13 @@ def check_files(task: Task, profile: Profile) -> Splits | None:
             check_row(task, row, number, table.origin)
         if task.labels and split == task.train and table.is_whole:  # a longer file may be sorted
             check_classes(task, {row[task.target] for row in rows}, table.origin)
-    if by_name and all(table.is_whole for table in by_name.values()):
+    if all(table.is_whole for table in by_name.values()):
         return load_splits(task, profile, by_name)
     return None
 
 
 def check_task(task: Task) -> None:
-    """Raises InputError if the columns of a task cannot serve its kind of problem, or it splits by one it does not have."""
+    """Raises InputError if the columns of a task do not fit its problem, or it is split by one that it lacks."""
     if task.problem is Problem.EXTRACT and len(task.text_pair) != 1:
         raise InputError(f"task {task.id!r}: text_pair must name one column, the text that holds the answers")
     if task.problem is Problem.GENERATE and task.text_pair:
@@ -182,21 +204,24 @@ def check_task(task: Task) -> None:
     for column, kind in kinds.items():
         if task.columns[column] is not kind:
             hint = "; rows may hold names of labels there" if kind is int else ""
-            raise InputError(f"task {task.id!r}: for {task.problem}, column {column!r} must hold {JSON_NAMES[kind]}{hint}")
+            needs = f"for {task.problem}, column {column!r} must hold {JSON_NAMES[kind]}{hint}"
+            raise InputError(f"task {task.id!r}: {needs}")
     for rule in (task.validation, task.test):
-        key = (rule.stratify or rule.group) if isinstance(rule, Carve) else None
+        if not isinstance(rule, Carve):
+            continue
+        key = rule.stratify or rule.group
         if key and key not in task.columns:
             raise InputError(f"task {task.id!r} is split by column {key!r}, which is not among its columns")
 
 
 def check_classes(task: Task, labels: Collection[int], origin: str) -> None:
-    """Raises InputError if the labels of training rows are one alone: there is nothing to tell apart."""
+    """Raises InputError if all training rows have one label: a model could learn nothing."""
     if len(labels) == 1:
         raise InputError(f"{origin}: all training rows are {task.labels[min(labels)]!r}; give rows of another class, too")
 
 
 def check_labels_agree(texts: Sequence[int], labels: Sequence[int], origin: str) -> None:
-    """Raises InputError if many texts of a split stand there with several labels: no model can learn that, or score well."""
+    """Raises InputError if many texts of a split have several labels: no model can learn them, or score well."""
     import numpy as np
 
     if not labels:
@@ -213,66 +238,74 @@ def check_labels_agree(texts: Sequence[int], labels: Sequence[int], origin: str)
 
 def check_row(task: Task, row: Row, index: int, origin: str) -> None:
     """Raises InputError if the task cannot use a row; `index` is its number in its file."""
-    fault = None
-    for name, kind in task.columns.items():
-        if not isinstance(row.get(name), kind):
-            fault = type_fault(task, name, row.get(name))
-            break
-    fault = fault or _fault(task, row) or _surrogate_fault(task, row)
+    fault = _fault(task, row)
     if fault:
         name = f" (id {row['id']})" if "id" in row else ""
         raise InputError(f"{origin}, row {index}{name}: {fault}")
 
 
+def _fault(task: Task, row: Row) -> str | None:
+    """The fault of a row that the task cannot use."""
+    for name, kind in task.columns.items():
+        if not isinstance(row.get(name), kind):
+            return type_fault(task, name, row.get(name))
+    return _content_fault(task, row) or _surrogate_fault(task, row)
+
+
 def _surrogate_fault(task: Task, row: Row) -> str | None:
-    """Half a surrogate pair, which JSON can write, and no tokenizer and no UTF-8 takes."""
-    for name in task.columns:
-        value = row.get(name)
-        try:
-            if isinstance(value, str):
-                value.encode()
-            elif not isinstance(value, int | float):
-                json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            return f"a column holds a lone surrogate ({error.object[error.start]!r}), which is not text"
+    """The fault of half a surrogate pair, which JSON can hold, and neither UTF-8 nor a tokenizer."""
+    values = [row.get(name) for name in task.columns]
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        surrogate = error.object[error.start]
+        return f"a column holds a lone surrogate ({surrogate!r}), which is not text"
     return None
 
 
 def type_fault(task: Task, column: str, value: Any) -> str:
-    """What is wrong with a value that is not of its column's type."""
+    """The fault of a value that is not of its column's type."""
     if task.labels and column == task.target and isinstance(value, str):
         return _label_fault(task, {column: value}) or ""
     kind = task.columns[column]
     return f"column {column!r} holds {value!r}, not {JSON_NAMES.get(kind, kind.__name__)}"
 
 
-def _fault(task: Task, row: Row) -> str | None:
-    """What is wrong with a row whose values are of their columns' types."""
+def _content_fault(task: Task, row: Row) -> str | None:
+    """The fault of a row whose values are of their columns' types."""
     if task.problem is Problem.CLASSIFY:
         return _label_fault(task, row)
     if task.problem is Problem.EXTRACT:
         return _answer_fault(task, row)
     if not any(row[column].strip() for column in task.text):
-        return f"{' and '.join(map(repr, task.text))} {'is' if len(task.text) == 1 else 'are'} empty"
+        verb = "is" if len(task.text) == 1 else "are"
+        return f"{' and '.join(map(repr, task.text))} {verb} empty"
     return None if row[task.target].strip() else f"{task.target!r} is empty"
 
 
 def _label_fault(task: Task, row: Row) -> str | None:
-    label, count = row[task.target], len(task.labels)
+    label = row[task.target]
+    count = len(task.labels)
     if label in range(count):
         return None
     choices = ", ".join(f"{name!r} or {number}" for number, name in enumerate(task.labels[:6]))
-    rest = f", ... {task.labels[-1]!r} or {count - 1}" if count > 6 else ""
-    return f"invalid label {label!r} in column {task.target!r}: expected {choices}{rest}"
+    if count > 6:
+        choices += f", ... {task.labels[-1]!r} or {count - 1}"
+    return f"invalid label {label!r} in column {task.target!r}: expected {choices}"
 
 
 def _answer_fault(task: Task, row: Row) -> str | None:
-    texts, starts, passage = row[task.target].get("text"), row[task.target].get("answer_start"), context(task, row)
-    if not (isinstance(texts, list) and isinstance(starts, list) and 0 < len(texts) == len(starts)):
-        return f"{task.target} need two lists of one length, 'text' and 'answer_start', with at least one entry"
+    texts, starts = row[task.target].get("text"), row[task.target].get("answer_start")
+    passage = context(task, row)
+    if not isinstance(texts, list) or not isinstance(starts, list) or not 0 < len(texts) == len(starts):
+        lists = "two lists of one length, 'text' and 'answer_start', with at least one entry"
+        return f"{task.target} need {lists}"
     for text, start in zip(texts, starts, strict=True):
+        answer = f"answer {text!r}"
         if not isinstance(text, str) or not text or not isinstance(start, int) or start < 0:
-            return f"answer {text!r} at answer_start {start!r}: expected a text that is not empty and a start of at least 0"
-        if (actual := passage[start : start + len(text)]) != text:
-            return f"answer {text!r} is not at answer_start {start}: the context has {actual!r} there"
+            expected = "a text that is not empty and a start of at least 0"
+            return f"{answer} at answer_start {start!r}: expected {expected}"
+        actual = passage[start : start + len(text)]
+        if actual != text:
+            return f"{answer} is not at answer_start {start}: the context has {actual!r} there"
     return None

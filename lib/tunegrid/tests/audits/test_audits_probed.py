@@ -6,6 +6,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from itertools import chain, repeat
 from types import SimpleNamespace
 
 import bitsandbytes as bnb
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from tunegrid.audits import before, computation, dropout, labels, search, training
-from tunegrid.audits.evidence import AbsentError
+from tunegrid.audits.evidence import AbsentError, worst_gap
 from tunegrid.codecs.base import Feature
 from tunegrid.codecs.classify import ClassifyCodec
 from tunegrid.data.splits import Splits
@@ -43,16 +44,15 @@ def shared(cell_id):
 
 # What is sound, and what does not apply
 
-A = computation
-NOT_ASKED = {
-    A.adapters_add_as_declared: "gpt2_sa_sft",
-    A.packed_layers_compute_as_declared: "gpt2_sum_lora",
-    A.output_follows_trained_tokens: "t5_sum_qlora",
+NOT_APPLICABLE = {
+    computation.adapters_add_as_declared: "gpt2_sa_sft",
+    computation.packed_layers_compute_as_declared: "gpt2_sum_lora",
+    computation.output_follows_trained_tokens: "t5_sum_qlora",
     dropout.dropout_drops: "gpt2_sa_sft",
 }
 
 
-@pytest.mark.parametrize(("audit", "cell_id"), NOT_ASKED.items())
+@pytest.mark.parametrize(("audit", "cell_id"), NOT_APPLICABLE.items())
 def test_an_audit_says_nothing_where_it_does_not_apply(audit, cell_id):
     assert audit(shared(cell_id)) is None
 
@@ -114,6 +114,15 @@ def test_a_relu_that_rounding_turns_in_one_batch_is_no_gap(monkeypatch):
     assert passed, detail
     monkeypatch.setattr(probe, "_other_gap", lambda *_: math.inf)
     assert not computation.rows_alone_as_in_batch(replace(evidence))[0]
+
+
+def test_a_gap_that_is_no_number_fails_wherever_it_is(monkeypatch):
+    assert worst_gap([0.0, 2.0, 1.0]) == 2.0
+    assert math.isnan(worst_gap([0.0, math.nan, 3.0]))
+    evidence = shared("bert_sa_lora")
+    gaps = chain([0.0, math.nan], repeat(0.0))
+    monkeypatch.setattr(computation, "distance", lambda *tensors: next(gaps))
+    assert not computation.rows_alone_as_in_batch(evidence)[0]
 
 
 # Gradients

@@ -2,8 +2,10 @@
 
 import json
 import re
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import chain
 
 import pandas as pd
 import pytest
@@ -21,16 +23,27 @@ from tunegrid.grid.tasks import QA, SA, SUM, Carve
 
 def reviews(negative, positive):
     labels = [0] * negative + [1] * positive
-    return [{"label": label, "title": f"title {i}", "content": f"review {i}"} for i, label in enumerate(labels)]
+    rows = []
+    for i, label in enumerate(labels):
+        rows.append({"label": label, "title": f"title {i}", "content": f"review {i}"})
+    return rows
 
 
-def questions(titles, each=3, first=0):
-    answers = {"text": ["red car"], "answer_start": [2]}
-    return [
-        {"id": f"{t}-{i}", "title": f"title {t}", "context": "a red car", "question": f"what {t}-{i}?", "answers": answers}
-        for t in range(first, first + titles)
-        for i in range(each)
-    ]
+def questions(titles, first=0):
+    """Three questions on each article."""
+    rows = []
+    for number in range(3 * first, 3 * (first + titles)):
+        title, i = divmod(number, 3)
+        rows.append(
+            {
+                "id": f"{title}-{i}",
+                "title": f"title {title}",
+                "context": "a red car",
+                "question": f"what {title}-{i}?",
+                "answers": {"text": ["red car"], "answer_start": [2]},
+            }
+        )
+    return rows
 
 
 REVIEW, QUESTION = reviews(0, 1)[0], questions(1)[0]
@@ -90,7 +103,7 @@ def test_every_kind_of_file_gives_the_same_rows(stored, kind):
     by_name = tables(QA, stored[kind])
     assert list(by_name["train"].take(range(12))) == questions(4)
     assert list(by_name["validation"].take([2, 0])) == questions(1, first=50)[2::-2]
-    assert list(by_name["train"].column("title")) == ["title 0"] * 3 + ["title 1"] * 3 + ["title 2"] * 3 + ["title 3"] * 3
+    assert list(by_name["train"].column("title")) == [row["title"] for row in questions(4)]
 
 
 def test_a_missing_folder_is_named_with_what_is_there_instead(tmp_path):
@@ -105,16 +118,17 @@ CSV = 'label,title,content\n1,t,"a, b\nc"\n0,07,\n'
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_labels_may_be_names_or_numbers(tmp_path, suffix):
-    folder, named = put(tmp_path, SA).data_root / SA.folder, reviews(20, 20)
-    rows = [row | {"label": SA.labels[row["label"]]} for row in named]
-    lines = [json.dumps(row) for row in rows] if suffix == "jsonl" else ["label,title,content"]
-    lines += [",".join(row.values()) for row in rows] if suffix == "csv" else []
-    (folder / f"train.{suffix}").write_text("\n".join(lines))
-    assert list(tables(SA, tmp_path)["train"].take(range(40))) == named
-    assert (
-        load_splits(SA, Profile(id="full", data_root=tmp_path)).fingerprint
-        == load_splits(SA, put(tmp_path / "numbers", SA, train=named)).fingerprint
-    )
+    profile = put(tmp_path, SA)
+    numbered = reviews(20, 20)
+    frame = pd.DataFrame(row | {"label": SA.labels[row["label"]]} for row in numbered)
+    path = tmp_path / SA.folder / f"train.{suffix}"
+    if suffix == "csv":
+        frame.to_csv(path, index=False)
+    else:
+        frame.to_json(path, orient="records", lines=True)
+    assert list(tables(SA, tmp_path)["train"].take(range(40))) == numbered
+    fingerprint = load_splits(SA, put(tmp_path / "numbers", SA, train=numbered)).fingerprint
+    assert load_splits(SA, profile).fingerprint == fingerprint
 
 
 def test_csv_has_line_breaks_in_quotes_and_texts_of_digits_or_of_nothing(tmp_path):
@@ -122,20 +136,22 @@ def test_csv_has_line_breaks_in_quotes_and_texts_of_digits_or_of_nothing(tmp_pat
     first, second = tables(SA, tmp_path)["train"].take([0, 1])
     assert first == {"label": 1, "title": "t", "content": "a, b\nc"}
     assert second == {"label": 0, "title": "07", "content": ""}
-    numbers = [sources.labeller(replace(SA, labels=labels))({"label": "1"}, "")["label"] for labels in (SA.labels, ("1", "2"))]
-    assert numbers == [1, 0]  # digits are names where a label is named so
+    digits = {"label": "1"}
+    assert sources.labeller(SA)(digits, "") == {"label": 1}
+    assert sources.labeller(replace(SA, labels=("1", "2")))(digits, "") == {"label": 0}  # a label's name
 
 
 @pytest.mark.parametrize(
-    ("task", "text", "words"),
+    ("line", "words"),
     [
-        (SA, CSV + "meh,t,c\n", "row 4: invalid label 'meh' in column 'label': expected 'negative' or 0, 'positive' or 1"),
-        (SA, CSV + "1,t\n", "train.csv cannot be read (ArrowInvalid: CSV parse error: Expected 3 columns, got 2"),
+        ("meh,t,c\n", "row 4: invalid label 'meh' in column 'label': expected 'negative' or 0, 'positive' or 1"),
+        ("1,t\n", "train.csv cannot be read (ArrowInvalid: CSV parse error: Expected 3 columns, got 2"),
     ],
 )
-def test_a_csv_file_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, task, text, words):
-    (put(tmp_path, task).data_root / task.folder / "train.csv").write_text(text)
-    assert words in refusal(task, Profile(id="full", data_root=tmp_path))
+def test_a_csv_file_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, line, words):
+    profile = put(tmp_path, SA)
+    (tmp_path / SA.folder / "train.csv").write_text(CSV + line)
+    assert words in refusal(SA, profile)
 
 
 FRAME = pd.DataFrame([{"label": i % 2, "title": f"t; {i}", "content": f'a, "b" {i}\nc'} for i in range(20)])
@@ -330,9 +346,8 @@ def test_rows_that_stay_on_disk_are_the_same_rows_in_the_same_splits(tmp_path, m
 def test_sentiment_is_split_70_15_15_within_each_label_and_no_review_is_lost(tmp_path):
     train = str(tmp_path / "amazon_polarity" / "train.jsonl")
     splits = load_splits(SA, put(tmp_path, SA, train=reviews(40, 20)))
-    counts = [[sum(row["label"] == label for row in rows) for label in (0, 1)] for rows in parts(splits)]
-    assert counts == [[28, 14], [6, 3], [6, 3]]
-    contents = [row["content"] for rows in parts(splits) for row in rows]
+    assert label_counts(splits) == [{0: 28, 1: 14}, {0: 6, 1: 3}, {0: 6, 1: 3}]
+    contents = [row["content"] for row in chain(*parts(splits))]
     assert sorted(contents) == sorted(row["content"] for row in reviews(40, 20))
     assert splits.origins == {"train": train, "validation": f"15% of {train}", "test": f"15% of {train}"}
 
@@ -341,10 +356,25 @@ def parts(splits):
     return splits.train, splits.validation, splits.test
 
 
+def label_counts(splits):
+    """The number of rows with each label, in train, validation and test."""
+    return [Counter(row["label"] for row in rows) for rows in parts(splits)]
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_a_split_that_scores_may_have_one_class_alone(tmp_path, name):
+    rows = {split: reviews(0, 2) if split == name else reviews(2, 2) for split in ("validation", "test")}
+    for split in rows:
+        rows[split] = [row | {"content": f"{split} {row['content']}"} for row in rows[split]]
+    task = replace(SA, validation="validation", test="test")
+    assert len(load_splits(task, put(tmp_path, task, train=reviews(2, 2), **rows)).train) == 4
+
+
 def test_questions_about_one_article_stay_on_one_side(tmp_path):
     splits = load_splits(QA, put(tmp_path, QA, train=questions(20), validation=questions(2, first=50)))
-    learned, held = ({row["title"] for row in rows} for rows in (splits.train, splits.validation))
-    assert (len(learned), len(held), learned & held) == (18, 2, set())
+    titles = [{row["title"] for row in rows} for rows in parts(splits)]
+    assert list(map(len, titles)) == [18, 2, 2]
+    assert titles[0].isdisjoint(titles[1])
     assert splits.test == questions(2, first=50)
 
 
@@ -394,8 +424,7 @@ def pairs(each):
 def test_a_task_is_read_and_split_by_its_own_columns(tmp_path):
     matched = [row | {"premise": f"other {row['premise']}"} for row in pairs(1)]
     splits = load_splits(NLI, put(tmp_path, NLI, train=pairs(10), matched=matched))
-    counts = [[sum(row["label"] == label for row in rows) for label in range(3)] for rows in parts(splits)]
-    assert counts == [[8, 8, 8], [2, 2, 2], [1, 1, 1]]
+    assert label_counts(splits) == [dict.fromkeys(range(3), number) for number in (8, 2, 1)]
 
 
 @pytest.mark.parametrize(
