@@ -19,7 +19,7 @@ import transformers as hf
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from benchmarks.stock.known import cell_kind, extracts, is_paired, is_separated
+from benchmarks.proof.stock.known import cell_kind, extracts, is_paired, is_separated
 from tunegrid.codecs.architectures import architecture
 from tunegrid.codecs.extract import MAX_ANSWER_TOKENS
 from tunegrid.data.sources import stitch

@@ -1,6 +1,6 @@
 """Our side: the cell's own codec and model, which reckon with known differences.
 
-Each id of `benchmarks/stock/known.py` that concerns arithmetic stands here or in `stages` once, where ours then does as the
+Each id of `known.py` that concerns arithmetic stands here or in `stages` once, where ours then does as the
 library does. So what comes after a known difference is held as tightly as what comes before it.
 """
 
@@ -8,7 +8,7 @@ import bitsandbytes as bnb
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from benchmarks.stock.libraries import END_BIAS
+from benchmarks.proof.stock.libraries import END_BIAS
 from tunegrid.codecs.base import IGNORED
 from tunegrid.codecs.classify import ClassifyCodec
 from tunegrid.codecs.extract import ExtractCodec

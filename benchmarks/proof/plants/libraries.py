@@ -12,9 +12,9 @@ from peft.tuners.lora import layer as lora
 from peft.tuners.lora.bnb import Linear4bit
 from torch.nn.functional import linear
 
-from benchmarks.plants import invariants, patches
-from benchmarks.plants.plant import Plant
-from benchmarks.plants.study import with_other
+from benchmarks.proof.plants import invariants, patches
+from benchmarks.proof.plants.plant import Plant
+from benchmarks.proof.plants.study import with_other
 from tunegrid.data.sources import tables
 
 # The cells

@@ -1,6 +1,6 @@
 """Known differences between the libraries' path and ours, as data; a test fails when one is mended.
 
-`benchmarks/stock/ours.py` and `stages.py` reckon with each, so that nothing else may differ, at its stage or behind it, and no
+`ours.py` and `stages.py` reckon with each, so that nothing else may differ, at its stage or behind it, and no
 tolerance is wide for its sake. Measured with transformers 5.24.0, tokenizers 0.23.3, peft 0.21.2, bitsandbytes 0.50.2.
 """
 

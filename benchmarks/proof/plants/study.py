@@ -14,8 +14,8 @@ import peft
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.plants import patches
-from benchmarks.plants.plant import Plant
+from benchmarks.proof.plants import patches
+from benchmarks.proof.plants.plant import Plant
 from tunegrid.codecs.base import IGNORED
 from tunegrid.data.splits import load_splits
 from tunegrid.grid.methods import Quantization

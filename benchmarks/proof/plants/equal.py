@@ -1,4 +1,4 @@
-"""Plants that break what must be equal: rows of `benchmarks/test_equivalent.py`. Bugs of libraries break the others."""
+"""Plants that break what must be equal: rows of `test_equivalent.py`. Bugs of libraries break the others."""
 
 from contextlib import nullcontext
 
@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import BertModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 
-from benchmarks.plants.plant import Plant, around
+from benchmarks.proof.plants.plant import Plant, around
 from tunegrid.run import train
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.stock.known import KNOWN
-from benchmarks.stock.stages import Pair, first_difference
+from benchmarks.proof.stock.known import KNOWN
+from benchmarks.proof.stock.stages import Pair, first_difference
 from fixtures.session import get_session
 from tunegrid.data.splits import load_splits
 from tunegrid.grid.recipes import CELLS

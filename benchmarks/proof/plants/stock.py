@@ -6,7 +6,7 @@ import peft
 import torch
 import transformers as hf
 
-from benchmarks.plants.plant import Plant, around
+from benchmarks.proof.plants.plant import Plant, around
 
 
 @around(hf.PreTrainedTokenizerFast, "_convert_encoding")

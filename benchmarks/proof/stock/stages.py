@@ -12,9 +12,9 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from benchmarks.stock import libraries, ours
-from benchmarks.stock.known import KNOWN, cell_kind, is_separated
-from benchmarks.test_equivalent import leaves
+from benchmarks.proof.stock import libraries, ours
+from benchmarks.proof.stock.known import KNOWN, cell_kind, is_separated
+from benchmarks.proof.test_equivalent import leaves
 from tunegrid.codecs.base import IGNORED, move_batch
 from tunegrid.codecs.features import chunks
 from tunegrid.run.build import build, load_tokenizer

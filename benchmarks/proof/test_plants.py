@@ -6,23 +6,23 @@ The pipeline is the one that users run: the fixtures below replace the one that 
 
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.plants.controls import CONTROLS
-from benchmarks.plants.equal import EQUAL
-from benchmarks.plants.invariants import INVARIANTS
-from benchmarks.plants.libraries import LIBRARIES
-from benchmarks.plants.plant import Planting, unchanged
-from benchmarks.plants.stock import STOCK
-from benchmarks.plants.study import STUDY
-from benchmarks.stock.stages import Pair as Sides
-from benchmarks.stock.stages import first_difference
-from benchmarks.test_equivalent import ROWS, bench, unequal  # noqa: F401 # a fixture among them
+from benchmarks.proof.plants.controls import CONTROLS
+from benchmarks.proof.plants.equal import EQUAL
+from benchmarks.proof.plants.invariants import INVARIANTS
+from benchmarks.proof.plants.libraries import LIBRARIES
+from benchmarks.proof.plants.plant import Planting, unchanged
+from benchmarks.proof.plants.stock import STOCK
+from benchmarks.proof.plants.study import STUDY
+from benchmarks.proof.stock.stages import Pair as Sides
+from benchmarks.proof.stock.stages import first_difference
+from benchmarks.proof.test_equivalent import ROWS, bench, unequal  # noqa: F401 # a fixture among them
 from fixtures.pipeline import keep_rows
 from fixtures.session import get_session
+from tunegrid import ROOT
 from tunegrid.data.splits import load_splits
 from tunegrid.errors import InputError
 from tunegrid.gate.gate import Run, gate, read_run
@@ -45,7 +45,7 @@ MARKERS = {plant: [marker] for marker, table in TABLES.items() for plant in tabl
 MARKERS |= {plant: ["controls", plant.profile] for plant in CONTROLS if plant.profile != "quick"}
 PLANTS = [*MARKERS]
 EQUAL_ROWS = {row.id: row for row in ROWS}
-BASELINE = Path(__file__).parents[1] / "reports" / "baselines" / "quick-cpu.json"
+BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 TEST_ROWS = 96  # for a cell with settings of its own
 FIRST_ROWS = 256  # of training, to name a module
 

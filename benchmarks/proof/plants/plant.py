@@ -1,7 +1,7 @@
 """A plant: something broken on purpose, and the check that must object to it.
 
-`benchmarks/test_plants.py` runs the tables of them: `study` (faults), `libraries` (bugs of libraries), `controls`, `equal`
-(settings that must be equal), and `stock` (the libraries' own path). `patches` break libraries: what each does, its row says.
+`test_plants.py` runs the tables of them: `study` (faults), `libraries` (bugs of libraries), `controls`, `equal` (settings that
+must be equal), and `stock` (the libraries' own path). `patches` break libraries: what each does, its row says.
 """
 
 import functools

@@ -20,7 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from benchmarks.stock.libraries import trainer_settings
+from benchmarks.proof.stock.libraries import trainer_settings
 from fixtures.session import get_session
 from tunegrid.codecs.features import chunks
 from tunegrid.run.build import build

@@ -27,7 +27,7 @@ from peft.tuners.oft.layer import OFTRotationModule
 from peft.utils import merge_utils
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
-from benchmarks.plants.plant import around
+from benchmarks.proof.plants.plant import around
 from tunegrid.grid.recipes import FIXTURES
 
 DRAWS = 4096  # of a coin, whose share of heads is then within 0.05 of the truth by six standard errors

@@ -41,7 +41,7 @@ from transformers.models.t5 import modeling_t5
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 from transformers.pytorch_utils import Conv1D
 
-from benchmarks.plants.plant import around
+from benchmarks.proof.plants.plant import around
 
 # Attention, caches, search, offsets, decoding
 
