@@ -5,8 +5,8 @@ So must a run whose adapter is taken away after training while its head stays (`
 
 from dataclasses import replace
 
-from benchmarks.proof.plants.plant import Plant
-from benchmarks.proof.plants.study import targets_dealt_out, with_other
+from benchmarks.proof.plants.plant import Plant, with_other
+from benchmarks.proof.plants.study import targets_dealt_out
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.more_tasks import belongs_to, more_tasks
 from tunegrid.grid.recipes import QUICK_PROFILE, TASKS_PROFILE, ZOO_PROFILE

@@ -1,51 +1,78 @@
-"""Bugs put back into the libraries: of models and texts, adapters, loading and updates. Their rows say what each does."""
+"""Bugs that users reported to libraries, put back into the installed ones, each with the check that names it.
+
+A patch changes the library and nothing of ours, as strongly as the bug did. What no quick cell can meet breaks an invariant.
+"""
 
 import json
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import accelerate
 import bitsandbytes as bnb
 import datasets
+import datasets.iterable_dataset as iterable
 import tokenizers
 import torch
 import transformers as hf
+from accelerate.data_loader import DataLoaderShard
 from bitsandbytes.optim.optimizer import Optimizer2State
-from peft import PeftModel, peft_model
-from peft.config import PeftConfigMixin
-from peft.tuners.adalora import layer as adalora
-from peft.tuners.ia3 import layer as ia3
+from datasets import distributed
+from datasets.packaged_modules.json import json as json_module
 from peft.tuners.lora import bnb as lora_bnb
-from peft.tuners.lora import dora
 from peft.tuners.lora import layer as lora
 from peft.tuners.lora.bnb import Linear4bit
 from peft.tuners.oft.layer import OFTRotationModule
-from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTuner
-from peft.tuners.vera import layer as vera
 from peft.utils import merge_utils, save_and_load
 from peft.utils.integrations import dequantize_module_weight
-from rouge_score import tokenize
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.nn.utils import clip_grad
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import activations, masking_utils, modeling_utils
-from transformers.cache_utils import Cache, DynamicLayer
-from transformers.generation import stopping_criteria
+from transformers import activations, masking_utils
+from transformers.cache_utils import Cache
 from transformers.models.bert import modeling_bert
 from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.t5 import modeling_t5
 from transformers.models.t5.modeling_t5 import T5LayerNorm
-from transformers.pytorch_utils import Conv1D
 
-from benchmarks.proof.plants.plant import around
+from benchmarks.proof.plants.invariants import IGNORED
+from benchmarks.proof.plants.plant import FEW, Table, around, with_other
+from tunegrid.data.sources import tables
 
-# Attention, caches, search, offsets, decoding
+LIBRARIES = Table()  # `more_patches` and `libraries` go on with it
+plant = LIBRARIES.plant
+
+# The cells
 
 
+def rows_in_parquet(cell, folder):
+    """The same rows in Parquet files, which `datasets` reads; the rows that ship are JSON lines, which we read ourselves."""
+    target = folder / "data" / cell.task.folder
+    target.mkdir(parents=True)
+    for split, table in tables(cell.task, cell.profile.data_root).items():
+        datasets.Dataset.from_list(table.take(range(len(table)))).to_parquet(target / f"{split}.parquet")
+    return replace(cell, profile=replace(cell.profile, data_root=folder / "data"))
+
+
+LORA_WITH_BIASES = with_other("method", id="loralb", name="LoRA with biases", options={"lora_bias": True})
+SHARED_OUT = with_other("profile", fsdp=True)  # the ranks share weights, gradients and moments out (FSDP2)
+
+# The bugs
+
+
+@plant(
+    "B02",
+    "the decoder's cross-attention ignores the padding of the source",
+    "transformers#41890, #15479",
+    "t5_sum_sft",
+    "rows_alone_as_in_batch, forward",
+    module="transformers.T5Stack",
+)
 def cross_attention_without_mask(planting):
     for module in (modeling_bert, modeling_t5):
         create = module.create_bidirectional_mask
@@ -56,17 +83,41 @@ def cross_attention_without_mask(planting):
         planting.setattr(module, "create_bidirectional_mask", lost)
 
 
+@plant(
+    "B04",
+    "GPT-2's classifier reads the batch's last column, not the row's last real token",
+    "transformers#35911, #24265, #16372",
+    "gpt2_sa_sft",
+    "scored_alone_as_in_batch",
+    module="transformers.GPT2ForSequenceClassification",
+)
 @around(modeling_gpt2.GPT2ForSequenceClassification, "forward")
 def last_column_is_classified(planting, forward, self, input_ids, **inputs):
     embedded = self.transformer.wte(input_ids)  # from embeddings it cannot tell padding, and falls back to column -1
     return forward(self, inputs_embeds=embedded, **inputs)
 
 
+@plant(
+    "B06",
+    "T5's relative bias forgets the cache's length in cached decoding",
+    "candle#899, transformers#44602",
+    "t5_sum_qlora",
+    "texts_are_the_models, generation",
+    module="transformers.T5Attention",
+)
 @around(modeling_t5.T5Attention, "compute_bias")
 def bias_forgets_the_cache(planting, compute, self, query_length, key_length, device=None, past_seen_tokens=0):
     return compute(self, query_length, key_length, device=device, past_seen_tokens=0)
 
 
+@plant(
+    "B08",
+    "BERT as decoder is not causal: training sees the answer",
+    "transformers#48745, #48760",
+    "bert_sum_sft",
+    "decoder_sees_no_future",
+    module="transformers.BertModel",
+)
 def decoder_sees_the_answer(planting):
     def both_ways(*, cache=None, **options):
         return modeling_bert.create_bidirectional_mask(**options)
@@ -85,142 +136,79 @@ def scaled_by_sdpa(layer):
     return unscaled
 
 
-t5_is_scaled = scaled_by_sdpa(modeling_t5.T5Attention)  # whose weights were trained without a scale
-gpt2_options_are_ignored = scaled_by_sdpa(modeling_gpt2.GPT2Attention)  # as `scale_attn_by_inverse_layer_idx`
+plant(
+    "B10",
+    "T5 under SDPA is scaled by 1/sqrt(d), where T5 scales nothing",
+    "transformers#46946, #47014",
+    "t5_qa_sft",
+    "bound, gate",
+    module="transformers.T5Attention",
+)(scaled_by_sdpa(modeling_t5.T5Attention))  # whose weights were trained without a scale
 
 
+@plant(
+    "B12",
+    "a buffer is left uninitialised: BERT's position ids are all 0",
+    "transformers#48892",
+    "bert_qa_lora",
+    "bound, forward",
+    module="transformers.BertEmbeddings",
+)
+@around(modeling_bert.BertPreTrainedModel, "_init_weights")
+def positions_are_zero(planting, initialize, self, module):
+    """A buffer that no checkpoint holds is left as memory was: zeros. Every token stands at position 0."""
+    initialize(self, module)
+    if isinstance(module, modeling_bert.BertEmbeddings):
+        module.position_ids.zero_()
+
+
+@plant(
+    "B14",
+    '"gelu" resolves to the tanh approximation',
+    "transformers#2807, PaddlePaddle/PaddleFleet#363",
+    "bert_sum_lora",
+    "forward",
+    module="transformers.BertIntermediate",
+)
+def gelu_is_approximated(planting):
+    planting.setitem(activations.ACT2FN, "gelu", activations.NewGELUActivation)
+
+
+@plant(
+    "B16",
+    "the attention bias gets no gradient through SDPA: T5's relative bias never trains",
+    "torch#148476, #188302",
+    "t5_qa_sft",
+    "gradients_reach",
+    module="transformers.T5Attention",
+)
 @around(functional, "scaled_dot_product_attention")
 def bias_without_gradient(planting, attend, query, key, value, attn_mask=None, **options):
     return attend(query, key, value, attn_mask=None if attn_mask is None else attn_mask.detach(), **options)
 
 
-@around(functional, "scaled_dot_product_attention", counted=False)
-def masked_rows_are_no_numbers(planting, attend, query, key, value, attn_mask=None, **options):
-    """As padding on the left has them."""
-    output = attend(query, key, value, attn_mask=attn_mask, **options)
-    if attn_mask is None or attn_mask.dtype is not torch.bool:
-        return output
-    empty = ~attn_mask.any(-1, keepdim=True)
-    if empty.any():
-        planting.act()
-    return output.masked_fill(empty, torch.nan)
-
-
-@around(masking_utils, "find_packed_sequence_indices", counted=False)
-def packed_rows_see_each_other(planting, find, position_ids):
-    if find(position_ids) is not None:
-        planting.act()
-
-
-def beams_keep_their_cache(planting):
-    """The beams are sorted anew after each token, their caches are not: a beam goes on with another one's past."""
-    planting.setattr(Cache, "reorder_cache", lambda self, beam_idx: None)
-
-
-@around(hf.GenerationMixin, "prepare_inputs_for_generation", counted=False)
-def source_without_mask(planting, prepare, self, *args, **options):
-    inputs = prepare(self, *args, **options)
-    if self.config.is_encoder_decoder and inputs.get("attention_mask") is not None:
-        planting.act()
-        inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
-    return inputs
-
-
-@around(hf.PreTrainedTokenizerFast, "_convert_encoding")
-def first_offset_is_late(planting, convert, self, *args, **options):
-    """The first token's offset starts at its second character: a space is trimmed that is not there."""
-    encoded, encodings = convert(self, *args, **options)
-    for offsets in encoded.get("offset_mapping", []):
-        offsets[:1] = [(start + 1, end) for start, end in offsets[:1]]
-    return encoded, encodings
-
-
-@around(hf.PreTrainedTokenizerFast, "_decode")
-def decoding_cleans_up(planting, decode, self, *args, **options):
-    """`decode` takes away the spaces before punctuation and short forms, though the tokenizer says that it must not."""
-    return hf.PreTrainedTokenizerBase.clean_up_tokenization(self, decode(self, *args, **options))
-
-
-@around(stopping_criteria.EosTokenCriteria, "__call__")
-def end_stops_nothing(planting, ends, self, *args, **options):
-    """Searches go on to the most tokens; who reads a text cuts it at its first end all the same."""
-    return torch.zeros_like(ends(self, *args, **options))
-
-
-@around(hf.GenerationMixin, "_get_running_beams_for_next_iteration")
-def one_beam_goes_on(planting, choose, self, *args, **options):
-    sequences, scores, indices = choose(self, *args, **options)
-    scores[:, 1:] = -1e9
-    return sequences, scores, indices
-
-
-@around(hf.GenerationMixin, "_update_finished_beams")
-def prompt_counts_as_text(planting, update, self, **options):
-    return update(self, **options | {"decoder_prompt_len": 0})
-
-
-@around(hf.GenerationMixin, "generate")
-def search_stops_early(planting, generate, self, *args, **options):
-    return generate(self, *args, **options | {"early_stopping": True})
-
-
-@around(DynamicLayer, "update", counted=False)
-def late_values_fade(planting, update, self, key_states, value_states, *args, **options):
-    """In a cache, from the thirteenth token behind the prompt on."""
-    is_prompt = key_states.shape[-2] > 1 or not self.is_initialized
-    self.steps = 0 if is_prompt else self.steps + 1
-    if self.steps > 12:
-        planting.act()
-        value_states = 0.9 * value_states
-    return update(self, key_states, value_states, *args, **options)
-
-
-@around(hf.PreTrainedTokenizerFast, "_encode_plus", counted=False)
-def long_lists_are_cut(planting, encode, self, text, *args, **options):
-    """Of 100 to 1000 texts at once, as many as are scored, each has 24 tokens at most."""
-    encoded = encode(self, text, *args, **options)
-    if isinstance(text, list) and 100 < len(text) < 1000:
-        planting.act()
-        for name in ("input_ids", "offset_mapping"):
-            if name in encoded:
-                encoded[name] = [row[:24] for row in encoded[name]]
-    return encoded
-
-
-@around(tokenize, "tokenize")
-def stems_are_forgotten(planting, split, text, stemmer):
-    return split(text, None)
-
-
-@around(tokenize, "tokenize")
-def words_are_cut(planting, split, text, stemmer):
-    return [word[:5] for word in split(text, stemmer)]
-
-
-@around(datasets.Dataset, "select")
-def rows_before_the_mapping(planting, select, self, indices, **options):
-    return select(self, range(len(indices)), **options)
-
-
-@around(hf.GenerationMixin, "generate")
-def generates_without_a_cache(planting, generate, self, *args, **options):
-    return generate(self, *args, **options | {"use_cache": False})
-
-
-@around(Conv1D, "forward")
-def projections_are_larger(planting, forward, self, states):
-    return forward(self, states) * (1.01 if self.weight.shape[0] >= self.weight.shape[1] else 1)  # `c_attn`, `c_fc` give more
-
-
-# Adapters: scale, dropout, type, rows of tokens, merging, saving
-
-
+@plant(
+    "B18",
+    "LoRA is scaled by alpha/sqrt(r), though rsLoRA is off",
+    "peft#2733, sgl-project/sglang#40835",
+    "gpt2_qa_lora",
+    "adapters_where_declared",
+    module="peft.Linear",
+)
 @around(lora.LoraLayer, "update_layer")
 def scale_of_rslora(planting, update, self, adapter_name, r, lora_alpha, **options):
     update(self, adapter_name, r, lora_alpha, **options)
     self.scaling[adapter_name] = lora_alpha / math.sqrt(r)
 
 
+@plant(
+    "B20",
+    "4-bit LoRA layers skip lora_dropout",
+    "peft#1806",
+    "bert_qa_qlora",
+    "dropout_drops, random numbers",
+    module="peft.Linear4bit",
+)
 @around(Linear4bit, "forward")
 def dropout_is_skipped(planting, forward, self, *args, **options):
     self.lora_dropout.eval()
@@ -230,6 +218,13 @@ def dropout_is_skipped(planting, forward, self, *args, **options):
         self.lora_dropout.train(self.training)
 
 
+@plant(
+    "B22",
+    "adapters of a quantized base are kept and trained in bf16, not fp32",
+    "peft#1706, #1090",
+    "gpt2_sa_qlora",
+    "trains_in_fp32, loading",
+)
 @around(BaseTuner, "_cast_adapter_dtype")
 def adapters_in_bf16(planting, cast, self, *args, **options):
     cast(self, *args, **options)
@@ -240,6 +235,14 @@ def adapters_in_bf16(planting, cast, self, *args, **options):
             layer.lora_B.to(torch.bfloat16)
 
 
+@plant(
+    "B24",
+    "lora_dropout stays active at evaluation",
+    "peft#3753, #3766, transformers#34469",
+    "bert_qa_lora",
+    "predicting_twice_is_the_same",
+    module="peft.Linear",
+)
 def dropout_stays_active(planting):
     for kind in (lora.Linear, Linear4bit):
         switch = kind.train
@@ -252,26 +255,172 @@ def dropout_stays_active(planting):
         planting.setattr(kind, "train", train, raising=False)
 
 
-@around(TrainableTokensLayer, "get_merged_weights")
-def output_forgets_its_token(planting, merge, self, active_adapters):
-    return self.base_layer.weight if self.tied_adapter else merge(self, active_adapters)
+@plant(
+    "B28",
+    "weights are quantized in blocks of 128, not of 64",
+    "bitsandbytes#1873, #1856",
+    "bert_sa_qlora",
+    "quantized_as_declared",
+)
+@around(bnb.functional, "quantize_4bit")
+def blocks_of_128(planting, quantize, tensor, *args, blocksize=None, **options):
+    return quantize(tensor, *args, blocksize=128, **options)  # ROCm's, where a wavefront has 64 lanes
 
 
+@plant(
+    "B30",
+    "8-bit Adam keeps second moments in the map for signed numbers",
+    "bitsandbytes#227, #121, #152",
+    "bert_qa_qlora",
+    "trains_in_fp32",
+)
+@around(bnb.functional, "create_dynamic_map")
+def signed_second_moments(planting, create, signed=True, **options):
+    """They are never negative: half of the map's levels are lost."""
+    return create(signed=True, **options)
+
+
+@plant(
+    "B32",
+    "T5's wo is no longer kept out of quantization",
+    "transformers#20287, #43374",
+    "t5_sum_qlora",
+    "loading",
+)
+def wo_is_quantized(planting):
+    """T5's `wo` is no longer kept out of quantization, though its activations need more than 4 bits."""
+    assert modeling_t5.T5PreTrainedModel._keep_in_fp32_modules, "else nothing changes"
+    planting.setattr(modeling_t5.T5PreTrainedModel, "_keep_in_fp32_modules", [])
+    planting.act()
+
+
+@plant(
+    "B34",
+    "the schedule is stepped twice an update",
+    "accelerate#2142, #2926, #1398",
+    "bert_sa_lora",
+    "schedule_counts_updates, optimizer",
+)
+@around(LRScheduler, "step")
+def schedule_stepped_twice(planting, step, self, *args):
+    """One call steps the schedule once for each of two processes. Accelerate's scheduler does so; ours is torch's own."""
+    step(self, *args)
+    if self._step_count > 1:  # the first step is the one that makes the schedule
+        step(self)
+
+
+@plant(
+    "B36",
+    "clip_grad_norm_ does not clip",
+    "accelerate#641",
+    "gpt2_qa_lora",
+    "gradients_clipped, backward",
+)
+def norm_without_clipping(planting):
+    def measured(self, parameters, max_norm, norm_type=2):
+        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], norm_type)
+
+    planting.setattr(accelerate.Accelerator, "clip_grad_norm_", measured)
+
+
+@plant(
+    "B38",
+    "Adam's moments are not bias-corrected",
+    "torch: Oneflow-Inc/oneflow#5960",
+    "gpt2_sum_sft",
+    "optimizer_steps_as_defined",
+)
+@around(torch, "_fused_adamw_")
+def moments_without_correction(planting, update, *lists, **options):
+    """Adam's moments start at 0 and are not corrected for it. That of step t divides by 1 - beta^t, which is 1 late."""
+    *states, steps = lists
+    update(*states, [torch.full_like(step, 1e9) for step in steps], **options)
+
+
+@plant(
+    "B40",
+    "the first token's offset starts one character late",
+    "tokenizers#1300, transformers#16321",
+    "t5_qa_lora",
+    "offsets_show_their_tokens",
+)
+@around(hf.PreTrainedTokenizerFast, "_convert_encoding")
+def first_offset_is_late(planting, convert, self, *args, **options):
+    """The first token's offset starts at its second character: a space is trimmed that is not there."""
+    encoded, encodings = convert(self, *args, **options)
+    for offsets in encoded.get("offset_mapping", []):
+        offsets[:1] = [(start + 1, end) for start, end in offsets[:1]]
+    return encoded, encodings
+
+
+@plant(
+    "B42",
+    "decode() cleans up spaces where it should not",
+    "transformers#42898, #31938",
+    "t5_sum_sft",
+    "metric_invariants",
+)
+@around(hf.PreTrainedTokenizerFast, "_decode")
+def decoding_cleans_up(planting, decode, self, *args, **options):
+    """`decode` takes away the spaces before punctuation and short forms, though the tokenizer says that it must not."""
+    return hf.PreTrainedTokenizerBase.clean_up_tokenization(self, decode(self, *args, **options))
+
+
+plant(
+    "B44",
+    "GPT-2's scaling options are ignored under SDPA",
+    "transformers#44380, #44397",
+    "gpt2_sum_lora",
+    "forward",
+    module="transformers.GPT2Attention",
+)(scaled_by_sdpa(modeling_gpt2.GPT2Attention))  # as `scale_attn_by_inverse_layer_idx`
+
+
+@plant(
+    "B48",
+    "beam search does not reorder the cache",
+    "transformers#46612, #46639",
+    "t5_sum_sft",
+    "cache_changes_nothing",
+)
+def beams_keep_their_cache(planting):
+    """The beams are sorted anew after each token, their caches are not: a beam goes on with another one's past."""
+    planting.setattr(Cache, "reorder_cache", lambda self, beam_idx: None)
+
+
+@plant(
+    "B52",
+    "select returns other rows than asked for",
+    "datasets#3459, #7127",
+    "bert_sa_sft",
+    "refused",
+    cell_as=rows_in_parquet,
+)
+@around(datasets.Dataset, "select")
+def rows_before_the_mapping(planting, select, self, indices, **options):
+    return select(self, range(len(indices)), **options)
+
+
+@plant(
+    "A04",
+    "4-bit LoRA rounds the sum to the type it computes in, not only the adapter's part",
+    "peft#2238",
+    "gpt2_sum_qlora",
+    "adapters_add_as_declared",
+)
 @around(Linear4bit, "forward")
 def sum_in_the_compute_type(planting, forward, self, *args, **options):
     result = forward(self, *args, **options)
     return result.to(self.base_layer.compute_dtype).to(result.dtype)
 
 
-def scale_is_reset_without_rslora(planting):
-    def unscaled(self, scale=None):
-        for name in self.active_adapters:
-            if name in self.lora_A:
-                self.scaling[name] = self.lora_alpha[name] / self.r[name] if scale is None else self.scaling[name] / scale
-
-    planting.setattr(lora.LoraLayer, "unscale_layer", unscaled)
-
-
+@plant(
+    "A06",
+    "QLoRA is merged onto the 16-bit original, not onto the unpacked base that it trained over",
+    "unsloth-zoo#810, axolotl-ai-cloud/axolotl#3771, peft#2105, #2321",
+    "bert_sa_qlora",
+    "saved_is_served",
+)
 def merged_onto_the_original(planting):
     pack, unpack = bnb.nn.Params4bit._quantize, lora_bnb.dequantize_bnb_weight
 
@@ -292,91 +441,56 @@ def merged_onto_the_original(planting):
     planting.setattr(lora_bnb, "dequantize_bnb_weight", original_weight, counted=False)
 
 
-@around(lora.Linear, "merge", counted=False)
-def bias_without_scale(planting, merge, self, *args, **options):
-    before = len(self.merged_adapters)
-    merge(self, *args, **options)
-    for name in self.merged_adapters[before:]:
-        if self.lora_bias[name] and self.scaling[name] != 1:
-            planting.act()
-            self.get_base_layer().bias.data += self.lora_B[name].bias * (1 - self.scaling[name])
+@plant(
+    "A08",
+    "`backward` divides by the accumulation steps again",
+    "accelerate#3533, transformers#40709",
+    "gpt2_sa_lora",
+    "loss_is_mean_over_accumulation",
+)
+@around(accelerate.Accelerator, "backward")
+def divided_by_accumulation_again(planting, backward, self, loss, **options):
+    backward(self, loss / 2, **options)  # micro-batches an update, of its cell
 
 
-def half_of_the_layers_merge_nothing(planting):
-    delta, layers = lora.Linear.get_delta_weight, []
-
-    def scaled(self, adapter):
-        if self not in layers:
-            layers.append(self)
-        if layers.index(self) % 2 == 0:
-            return delta(self, adapter)
+@plant(
+    "A10",
+    "`min_8bit_size` is ignored: norms, biases and small adapters get 8-bit moments",
+    "bitsandbytes#1286",
+    "bert_qa_qlora",
+    "trains_in_fp32",
+)
+@around(Optimizer2State, "get_config", counted=False)
+def everything_in_8_bits(planting, configure, self, gindex, pindex, group):
+    config = configure(self, gindex, pindex, group)
+    if self.state and group["params"][pindex].numel() < config["min_8bit_size"]:
         planting.act()
-        return torch.zeros_like(delta(self, adapter))
-
-    planting.setattr(lora.Linear, "get_delta_weight", scaled, counted=False)
+    return {**config, "min_8bit_size": 0}
 
 
-@around(merge_utils, "random_pruning", counted=False)
-def dropped_deltas_are_not_rescaled(planting, prune, tensor, density, rescale):
-    if rescale and density < 1:
+@plant(
+    "A14",
+    "`generate` of encoder-decoders drops the source's mask, which training had",
+    "transformers#36293",
+    "t5_sum_lora",
+    "cache_changes_nothing, generation",
+)
+@around(hf.GenerationMixin, "prepare_inputs_for_generation", counted=False)
+def source_without_mask(planting, prepare, self, *args, **options):
+    inputs = prepare(self, *args, **options)
+    if self.config.is_encoder_decoder and inputs.get("attention_mask") is not None:
         planting.act()
-    return prune(tensor, density, rescale=False)
+        inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+    return inputs
 
 
-def likely_named_adapters_are_saved_along(planting):
-    """A file is not cleaned of the others: of "default_2" beside "default"."""
-    planting.setattr(save_and_load, "_filter_state_dict_for_adapter_name", lambda states, adapter: states)
-
-
-@around(OFTRotationModule, "_pytorch_skew_symmetric")
-def rotations_turn_the_other_way(planting, skew, self, vec, block_size):
-    """The inverse."""
-    return -skew(self, vec, block_size)
-
-
-def norms_of_merged_weights(planting):
-    merge, weights = lora.Linear.merge, {}
-
-    def noted(self, *args, **options):
-        if self.merged_adapters:
-            planting.act()
-        weights[id(self)] = dequantize_module_weight(self.get_base_layer()).detach().clone()
-        merge(self, *args, **options)
-
-    @contextmanager
-    def as_found(self, safe_merge=False):
-        yield weights[id(self)]
-
-    planting.setattr(lora.Linear, "merge", noted, counted=False)
-    planting.setattr(lora.LoraLayer, "_unmerged_base_weight", as_found, counted=False)
-
-
-@around(save_and_load, "match_target_against_key", counted=False)
-def patterns_name_no_embedding(planting, match, target_pattern, key):
-    if match(target_pattern, key):
-        planting.act()
-
-
-@around(PeftConfigMixin, "save_pretrained")
-def dropout_is_not_saved(planting, save, self, save_directory, **options):
-    save(self, save_directory, **options)
-    path = Path(save_directory, "adapter_config.json")
-    config = json.loads(path.read_text(encoding="utf-8"))
-    del config["lora_dropout"]
-    path.write_text(json.dumps(config), encoding="utf-8")
-
-
-@around(hf.PreTrainedConfig, "to_json_string", counted=False)
-def labels_change_names(planting, write, self, *args, **options):
-    """Logits are right; the file calls the first class what the last one is called."""
-    config = json.loads(write(self, *args, **options))
-    if names := config.get("id2label"):
-        planting.act()
-        config["id2label"] = dict(zip(names, reversed(names.values()), strict=True))
-        config["label2id"] = {name: int(index) for index, name in config["id2label"].items()}
-    return json.dumps(config)
-
-
+@plant(
+    "A16",
+    "truncation that was on once is saved in tokenizer.json: who reads it cuts texts",
+    "transformers: llm-compressor#2917, #1418",
+    "bert_sa_lora",
+    "saved_is_served",
+)
 @around(hf.PreTrainedTokenizerFast, "_save_pretrained")
 def saved_tokenizer_cuts(planting, save, self, save_directory, *args, **options):
     """Only the file does: the tokenizer in memory reads whole texts."""
@@ -388,107 +502,13 @@ def saved_tokenizer_cuts(planting, save, self, save_directory, *args, **options)
     return names
 
 
-@around(hf.PreTrainedTokenizerFast, "save_pretrained")
-def padding_is_not_saved(planting, save, self, save_directory, **options):
-    names, path = save(self, save_directory, **options), Path(save_directory, "tokenizer_config.json")
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"pad_token": None}), encoding="utf-8")
-    return names
-
-
-def saved_with(target, name, file, change):
-    """A function that saves, after which `change` is made in the settings of a file."""
-
-    @around(target, name, counted=False)
-    def changed(planting, save, self, save_directory, **options):
-        result = save(self, save_directory, **options)
-        path = Path(save_directory, file)
-        if path.is_file():
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            change(fields)
-            planting.act()
-            path.write_text(json.dumps(fields), encoding="utf-8")
-        return result
-
-    return changed
-
-
-truncation_side_is_left = saved_with(
-    hf.PreTrainedTokenizerFast,
-    "save_pretrained",
-    "tokenizer_config.json",
-    lambda fields: fields.update(truncation_side="left"),
+@plant(
+    "A18",
+    "growing the vocabulary overwrites rows that were trained",
+    "unsloth-zoo#923",
+    "gpt2_sum_lora",
+    "checkpoint_loaded, start",
 )
-token_types_are_not_saved = saved_with(
-    hf.PreTrainedTokenizerFast,
-    "save_pretrained",
-    "tokenizer_config.json",
-    lambda fields: fields.update(model_input_names=["input_ids", "attention_mask"]),
-)
-architecture_of_fsdp = saved_with(
-    hf.PreTrainedConfig,
-    "save_pretrained",
-    "config.json",
-    lambda fields: fields.update(architectures=[f"FSDP{fields['architectures'][0]}"]),
-)
-a_search_setting_is_not_saved = saved_with(
-    hf.GenerationConfig,
-    "save_pretrained",
-    "generation_config.json",
-    lambda fields: fields.pop("no_repeat_ngram_size"),
-)
-
-
-@around(peft_model, "safe_save_file")
-def adapters_are_saved_in_fp16(planting, save, tensors, *args, **options):
-    save({name: tensor.half() for name, tensor in tensors.items()}, *args, **options)
-
-
-@around(modeling_utils, "safe_save_file")
-def a_tensor_is_saved_rounded(planting, save, tensors, *args, **options):
-    """The last one goes through bf16 and comes back."""
-    name = max(tensors)
-    save(tensors | {name: tensors[name].bfloat16().to(tensors[name].dtype)}, *args, **options)
-
-
-@around(modeling_utils, "safe_save_file")
-def tied_weights_are_not_saved(planting, save, tensors, *args, **options):
-    """Of the weights that embeddings and output layer share."""
-    rest = {name: tensor for name, tensor in tensors.items() if name != "shared.weight"}
-    save(rest, *args, **options)
-
-
-@around(hf.PreTrainedModel, "save_pretrained")
-def saved_in_shards(planting, save, self, save_directory, **options):
-    save(self, save_directory, **options | {"max_shard_size": "200KB"})
-
-
-# Loading and the update: packing, dropout, backward, optimizer, schedule
-
-
-@around(modeling_bert.BertPreTrainedModel, "_init_weights")
-def positions_are_zero(planting, initialize, self, module):
-    """A buffer that no checkpoint holds is left as memory was: zeros. Every token stands at position 0."""
-    initialize(self, module)
-    if isinstance(module, modeling_bert.BertEmbeddings):
-        module.position_ids.zero_()
-
-
-def gelu_is_approximated(planting):
-    planting.setitem(activations.ACT2FN, "gelu", activations.NewGELUActivation)
-
-
-def wo_is_quantized(planting):
-    """T5's `wo` is no longer kept out of quantization, though its activations need more than 4 bits."""
-    assert modeling_t5.T5PreTrainedModel._keep_in_fp32_modules, "else nothing changes"
-    planting.setattr(modeling_t5.T5PreTrainedModel, "_keep_in_fp32_modules", [])
-    planting.act()
-
-
-@around(bnb.functional, "quantize_4bit")
-def blocks_of_128(planting, quantize, tensor, *args, blocksize=None, **options):
-    return quantize(tensor, *args, blocksize=128, **options)  # ROCm's, where a wavefront has 64 lanes
-
-
 @around(hf.PreTrainedModel, "resize_token_embeddings", counted=False)
 def growing_overwrites_rows(planting, resize, self, new_num_tokens=None, *args, **options):
     trained = self.get_input_embeddings().num_embeddings
@@ -498,76 +518,6 @@ def growing_overwrites_rows(planting, resize, self, new_num_tokens=None, *args, 
         with torch.no_grad():
             embeddings.weight[trained - 8 : trained] = embeddings.weight[:trained].mean(0)
     return embeddings
-
-
-@around(bnb.functional, "quantize_4bit")
-def bits_of_the_byte_before(planting, quantize, tensor, *args, **options):
-    packed, state = quantize(tensor, *args, **options)
-    pairs = packed.view(-1)[: packed.numel() // 2 * 2].view(-1, 2)
-    pairs[:, 1] |= pairs[:, 0]
-    return packed, state
-
-
-@around(bnb.functional, "create_dynamic_map")
-def signed_second_moments(planting, create, signed=True, **options):
-    """They are never negative: half of the map's levels are lost."""
-    return create(signed=True, **options)
-
-
-@around(LRScheduler, "step")
-def schedule_stepped_twice(planting, step, self, *args):
-    """One call steps the schedule once for each of two processes. Accelerate's scheduler does so; ours is torch's own."""
-    step(self, *args)
-    if self._step_count > 1:  # the first step is the one that makes the schedule
-        step(self)
-
-
-def norm_without_clipping(planting):
-    def measured(self, parameters, max_norm, norm_type=2):
-        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], norm_type)
-
-    planting.setattr(accelerate.Accelerator, "clip_grad_norm_", measured)
-
-
-@around(torch, "_fused_adamw_")
-def moments_without_correction(planting, update, *lists, **options):
-    """Adam's moments start at 0 and are not corrected for it. That of step t divides by 1 - beta^t, which is 1 late."""
-    *states, steps = lists
-    update(*states, [torch.full_like(step, 1e9) for step in steps], **options)
-
-
-@around(torch, "_fused_adamw_")
-def steps_saturate(planting, update, *lists, **options):
-    """At 16, as a counter of few bits does: the moments' correction goes wrong late."""
-    *states, steps = lists
-    update(*states, [step.clamp(max=16) for step in steps], **options)
-
-
-@around(Optimizer2State, "update_step", counted=False)
-def packed_steps_saturate(planting, update, self, group, p, gindex, pindex):
-    if self.state[p]["step"] > 15:
-        planting.act()
-        self.state[p]["step"] = 15
-    update(self, group, p, gindex, pindex)
-
-
-@around(bnb.functional, "optimizer_update_8bit_blockwise")
-def packed_moments_without_decay(planting, update, *args, **options):
-    *before, _decay = args
-    update(*before, 0.0, **options)
-
-
-@around(accelerate.Accelerator, "backward")
-def divided_by_accumulation_again(planting, backward, self, loss, **options):
-    backward(self, loss / 2, **options)  # micro-batches an update, of its cell
-
-
-@around(Optimizer2State, "get_config", counted=False)
-def everything_in_8_bits(planting, configure, self, gindex, pindex, group):
-    config = configure(self, gindex, pindex, group)
-    if self.state and group["params"][pindex].numel() < config["min_8bit_size"]:
-        planting.act()
-    return {**config, "min_8bit_size": 0}
 
 
 class _Bf16Sum(torch.autograd.Function):
@@ -589,6 +539,14 @@ class _Bf16Sum(torch.autograd.Function):
         return total.to(weight.dtype), gradient * weight
 
 
+@plant(
+    "A20",
+    "the gradient of a norm's weight is summed in bf16",
+    "Liger-Kernel#950, torch#190828",
+    "t5_sum_sft",
+    "rows_alone_as_in_batch, backward without dropout",
+    module="transformers.T5LayerNorm",
+)
 def norms_are_summed_in_bf16(planting):
     def forward(self, hidden_states):
         variance = hidden_states.float().pow(2).mean(-1, keepdim=True)
@@ -601,6 +559,13 @@ def norms_are_summed_in_bf16(planting):
     planting.setattr(T5LayerNorm, "forward", forward, counted=False)
 
 
+@plant(
+    "A22",
+    "autocast keeps a cast that was made under no_grad: the weight gets no gradient",
+    "torch#158232, #165068",
+    "gpt2_sa_lora",
+    "gradients_survive_evaluation",
+)
 def casts_outlive_no_grad(planting):
     linear, clear = torch.nn.functional.linear, torch.clear_autocast_cache
     casts = {}
@@ -627,6 +592,222 @@ def casts_outlive_no_grad(planting):
     planting.setattr(torch, "clear_autocast_cache", cleared, counted=False)
 
 
+@plant(
+    "A26",
+    "rsLoRA's alpha/sqrt(r) becomes alpha/r once a scale is set and unset",
+    "peft#2775",
+    "bert_sa_rslora",
+    "adapter_survives_its_switches",
+    profile="zoo",
+)
+def scale_is_reset_without_rslora(planting):
+    def unscaled(self, scale=None):
+        for name in self.active_adapters:
+            if name in self.lora_A:
+                self.scaling[name] = self.lora_alpha[name] / self.r[name] if scale is None else self.scaling[name] / scale
+
+    planting.setattr(lora.LoraLayer, "unscale_layer", unscaled)
+
+
+@plant(
+    "A28",
+    "`lora_bias=True`: merging adds the adapter's bias without its scale",
+    "peft#2489",
+    "bert_qa_lora",
+    "saved_is_served",
+    cell_as=LORA_WITH_BIASES,
+)
+@around(lora.Linear, "merge", counted=False)
+def bias_without_scale(planting, merge, self, *args, **options):
+    before = len(self.merged_adapters)
+    merge(self, *args, **options)
+    for name in self.merged_adapters[before:]:
+        if self.lora_bias[name] and self.scaling[name] != 1:
+            planting.act()
+            self.get_base_layer().bias.data += self.lora_B[name].bias * (1 - self.scaling[name])
+
+
+@plant(
+    "A30",
+    "DARE never divides by the density",
+    "peft#3152",
+    "",
+    "dropped_deltas_keep_their_mean",
+)
+@around(merge_utils, "random_pruning", counted=False)
+def dropped_deltas_are_not_rescaled(planting, prune, tensor, density, rescale):
+    if rescale and density < 1:
+        planting.act()
+    return prune(tensor, density, rescale=False)
+
+
+@plant(
+    "A34",
+    'saving adapter "foo" also writes the tensors of "foobar"',
+    "peft#3282",
+    "gpt2_sa_lora",
+    "two-adapters",
+)
+def likely_named_adapters_are_saved_along(planting):
+    """A file is not cleaned of the others: of "default_2" beside "default"."""
+    planting.setattr(save_and_load, "_filter_state_dict_for_adapter_name", lambda states, adapter: states)
+
+
+@plant(
+    "A36",
+    "an embedding that a pattern targets is adapted, and its base not saved",
+    "peft#2649, #2638",
+    "",
+    "embeddings_are_saved",
+)
+@around(save_and_load, "match_target_against_key", counted=False)
+def patterns_name_no_embedding(planting, match, target_pattern, key):
+    if match(target_pattern, key):
+        planting.act()
+
+
+@plant(
+    "A38",
+    "OFT's parameters mean another rotation than in the release that saved them",
+    "peft#2805",
+    "",
+    "rotations_are_cayleys",
+)
+@around(OFTRotationModule, "_pytorch_skew_symmetric")
+def rotations_turn_the_other_way(planting, skew, self, vec, block_size):
+    """The inverse."""
+    return -skew(self, vec, block_size)
+
+
+@plant(
+    "A40",
+    "adapters merged one after another give other weights than as one list",
+    "peft#3482",
+    "gpt2_sa_dora",
+    "merged-in-turn",
+    profile="zoo",
+)
+def norms_of_merged_weights(planting):
+    merge, weights = lora.Linear.merge, {}
+
+    def noted(self, *args, **options):
+        if self.merged_adapters:
+            planting.act()
+        weights[id(self)] = dequantize_module_weight(self.get_base_layer()).detach().clone()
+        merge(self, *args, **options)
+
+    @contextmanager
+    def as_found(self, safe_merge=False):
+        yield weights[id(self)]
+
+    planting.setattr(lora.Linear, "merge", noted, counted=False)
+    planting.setattr(lora.LoraLayer, "_unmerged_base_weight", as_found, counted=False)
+
+
+@plant(
+    "A42",
+    "a part of the layers is merged with a scale of 0",
+    "unsloth-zoo#806, unsloth#2966",
+    "bert_qa_lora",
+    "saved_is_served",
+)
+def half_of_the_layers_merge_nothing(planting):
+    delta, layers = lora.Linear.get_delta_weight, []
+
+    def scaled(self, adapter):
+        if self not in layers:
+            layers.append(self)
+        if layers.index(self) % 2 == 0:
+            return delta(self, adapter)
+        planting.act()
+        return torch.zeros_like(delta(self, adapter))
+
+    planting.setattr(lora.Linear, "get_delta_weight", scaled, counted=False)
+
+
+@plant(
+    "A44",
+    "the end token is masked out of the loss because it is the padding token, too",
+    "trl#3200, #6357, #5988",
+    "",
+    "ends_are_learned",
+)
+@around(hf.DataCollatorForLanguageModeling, "torch_call", counted=False)
+def end_is_ignored(planting, collate, self, examples):
+    batch = collate(self, examples)
+    ends = (batch["input_ids"] == self.tokenizer.eos_token_id) & (batch["labels"] != IGNORED)
+    if ends.any():
+        planting.act()
+    return {**batch, "labels": batch["labels"].masked_fill(ends, IGNORED)}
+
+
+@plant(
+    "A46",
+    "packed texts attend to each other",
+    "transformers#46634, #39121, axolotl-ai-cloud/axolotl#3796, pytorch/torchtitan#4075",
+    "gpt2_sum_sft",
+    "packed",
+)
+@around(masking_utils, "find_packed_sequence_indices", counted=False)
+def packed_rows_see_each_other(planting, find, position_ids):
+    if find(position_ids) is not None:
+        planting.act()
+
+
+@plant(
+    "A48",
+    "`set_epoch` misses a sampler in a sharded batch sampler: every epoch has one order",
+    "accelerate#3556",
+    "",
+    "epochs_reach_samplers",
+)
+@around(DataLoaderShard, "set_epoch", counted=False)
+def sharded_sampler_keeps_its_epoch(planting, set_epoch, self, epoch):
+    sharded = getattr(self.batch_sampler, "batch_sampler", None)
+    sampler = getattr(sharded, "sampler", None)
+    before = getattr(sampler, "epoch", None)
+    set_epoch(self, epoch)
+    if before is not None and before != epoch:
+        planting.act()
+        sampler.set_epoch(before)
+
+
+@plant(
+    "A50",
+    "the iteration's number is lost on resume",
+    "accelerate#4071",
+    "",
+    "skipping_keeps_the_iteration",
+)
+@around(DataLoaderShard, "__init__", counted=False)
+def iteration_is_lost(planting, init, self, *args, iteration=0, **options):
+    if iteration:
+        planting.act()
+    init(self, *args, **options)
+
+
+@plant(
+    "A52",
+    "a packed byte carries the bits of the byte before it",
+    "bitsandbytes#1721",
+    "bert_sa_qlora",
+    "packed_from_checkpoint, bound, gate",
+)
+@around(bnb.functional, "quantize_4bit")
+def bits_of_the_byte_before(planting, quantize, tensor, *args, **options):
+    packed, state = quantize(tensor, *args, **options)
+    pairs = packed.view(-1)[: packed.numel() // 2 * 2].view(-1, 2)
+    pairs[:, 1] |= pairs[:, 0]
+    return packed, state
+
+
+@plant(
+    "A54",
+    "8-bit optimizers read gradients that are not contiguous in the order of memory",
+    "bitsandbytes#1187",
+    "",
+    "layouts_step_alike",
+)
 @around(Optimizer2State, "update_step", counted=False)
 def gradients_by_memory(planting, update, self, group, p, gindex, pindex):
     if not p.grad.is_contiguous():
@@ -635,6 +816,108 @@ def gradients_by_memory(planting, update, self, group, p, gindex, pindex):
     update(self, group, p, gindex, pindex)
 
 
+@plant(
+    "A58",
+    "SDPA on a CPU gives NaN, not 0, for a query that is fully masked",
+    "torch#141128",
+    "gpt2_sum_lora",
+    "texts_are_the_models",
+    module="transformers.GPT2Attention",
+)
+@around(functional, "scaled_dot_product_attention", counted=False)
+def masked_rows_are_no_numbers(planting, attend, query, key, value, attn_mask=None, **options):
+    """As padding on the left has them."""
+    output = attend(query, key, value, attn_mask=attn_mask, **options)
+    if attn_mask is None or attn_mask.dtype is not torch.bool:
+        return output
+    empty = ~attn_mask.any(-1, keepdim=True)
+    if empty.any():
+        planting.act()
+    return output.masked_fill(empty, torch.nan)
+
+
+@plant(
+    "A60",
+    "a `padding_side` that a user set is the default's again after loading",
+    "TransformerLensOrg/TransformerLens#1283",
+    "bert_sa_sft",
+    "saved",
+)
+def side_of_padding_is_forgotten(planting):
+    load = hf.PreTrainedTokenizerBase._from_pretrained.__func__
+
+    def forgetful(kind, *args, **options):
+        planting.act()
+        tokenizer = load(kind, *args, **options)
+        tokenizer.padding_side = "right"
+        return tokenizer
+
+    planting.setattr(hf.PreTrainedTokenizerBase, "_from_pretrained", classmethod(forgetful), counted=False)
+
+
+@plant(
+    "A62",
+    "a formatted stream without features is yielded twice",
+    "datasets#8063",
+    "",
+    "formatted_rows_come_once",
+)
+@around(iterable.FormattedExamplesIterable, "_iter_arrow", counted=False)
+def yielded_twice(planting, rows, self):
+    yield from rows(self)
+    if not self.features:
+        planting.act()
+        self._init_state_dict()
+        yield from rows(self)
+
+
+@plant(
+    "A64",
+    "JSON lines: a key that the first block lacks is missing from all",
+    "datasets#8069",
+    "",
+    "late_columns_are_read",
+)
+def columns_of_the_first_block(planting):
+    reader = json_module.paj
+
+    def read(file, read_options):
+        content = file.getvalue()
+        first_columns = {key for line in content[: read_options.block_size].splitlines()[:-1] for key in json.loads(line)}
+        table = reader.read_json(file, read_options=read_options)
+        late = [name for name in table.column_names if first_columns and name not in first_columns]
+        if late:
+            planting.act()
+        return table.drop_columns(late)
+
+    planting.setattr(json_module, "paj", SimpleNamespace(read_json=read, ReadOptions=reader.ReadOptions), counted=False)
+
+
+@plant(
+    "A66",
+    "workers share one shuffle generator: several passes differ",
+    "datasets#7823",
+    "",
+    "workers_shuffle_by_themselves",
+)
+@around(iterable, "shift_ex_examples_rngs", counted=False)
+def workers_share_a_generator(planting, shift, *args, **options):
+    if "value" not in options:  # an epoch is told by position, a worker by name
+        return shift(*args, **options)
+    planting.act()
+    return options["ex_iterable"]
+
+
+@plant(
+    "A70",
+    "`clip_grad_norm_` takes a rank's own norm under FSDP2",
+    "torch#170862",
+    "gpt2_sum_sft",
+    "gradients_clipped",
+    cell_as=SHARED_OUT,
+    settings=FEW,
+    ranks=2,
+)
 @around(clip_grad, "_get_total_norm", counted=False)
 def clipped_by_the_local_norm(planting, norm, tensors, *args, **options):
     parts = [one.to_local() if isinstance(one, DTensor) else one for one in tensors]
@@ -643,346 +926,43 @@ def clipped_by_the_local_norm(planting, norm, tensors, *args, **options):
     return norm(parts, *args, **options)
 
 
-@around(bnb.autograd._functions.MatMul4Bit, "forward")
-def packed_product_keeps_its_input(planting, forward, ctx, inputs, *args, **options):
-    ctx.kept = inputs.clone()
-    return forward(ctx, inputs, *args, **options)
+@plant(
+    "A76",
+    "`split_between_processes` gives the last sample to every idle rank",
+    "accelerate#4052",
+    "",
+    "ranks_share_samples",
+)
+def idle_ranks_get_the_last_sample(planting):
+    split = accelerate.PartialState.split_between_processes
+
+    @contextmanager
+    def padded(self, inputs, apply_padding=False):
+        with split(self, inputs, apply_padding) as share:
+            if not len(share):
+                planting.act()
+            yield share if len(share) else inputs[-1:]
+
+    planting.setattr(accelerate.PartialState, "split_between_processes", padded, counted=False)
 
 
-# What trains, and by which settings
+@plant(
+    "A80",
+    "a stream that is split by node twice gives a rank another one's rows",
+    "datasets#6994",
+    "",
+    "nodes_share_all_rows",
+)
+def rank_of_the_other_split(planting):
+    """A stream that was split before is split again with the two ranks in each other's place."""
+    split = iterable._split_by_node_iterable_dataset
 
-
-def freeze(planting, model, part):
-    """Freeze the adapter's tensors whose name has this part."""
-    for name, parameter in model.named_parameters():
-        if "lora_" in name and part in name:
-            planting.act()
-            parameter.requires_grad_(False)
-
-
-@around(BaseTuner, "_mark_only_adapters_as_trainable", counted=False)
-def first_adapters_are_frozen(planting, mark, self, model):
-    mark(self, model)
-    freeze(planting, model, ".0.")
-
-
-@around(BaseTuner, "_mark_only_adapters_as_trainable", counted=False)
-def adapters_are_frozen(planting, mark, self, model):
-    mark(self, model)
-    freeze(planting, model, "")
-
-
-@around(torch.optim.AdamW, "__init__")
-def betas_are_swapped(planting, make, self, params, lr=1e-3, betas=(0.9, 0.999), **options):
-    make(self, params, lr, betas[::-1], **options)
-
-
-@around(lora.LoraLayer, "update_layer", counted=False)
-def adapters_have_no_dropout(planting, update, self, adapter_name, *args, **options):
-    update(self, adapter_name, *args, **options)
-    planting.act()
-    self.lora_dropout[adapter_name] = torch.nn.Identity()
-
-
-@around(modeling_bert.BertSelfOutput, "__init__")
-def attention_has_no_dropout(planting, make, self, config):
-    make(self, config)
-    self.dropout.p = 0.0
-
-
-@around(PeftModel, "disable_adapter")
-@contextmanager
-def adapters_stay_on(planting, disable, self):
-    yield
-
-
-@around(accelerate.Accelerator, "autocast")
-@contextmanager
-def autocast_is_off(planting, autocast, self, autocast_handler=None):
-    yield
-
-
-@around(accelerate.Accelerator, "clip_grad_norm_", counted=False)
-def clips_ten_times(planting, clip, self, parameters, max_norm, norm_type=2):
-    parameters = list(parameters)
-    calls = getattr(self, "clips", 0)
-    self.clips = calls + 1
-    if calls < 10:
-        return clip(self, parameters, max_norm, norm_type)
-    planting.act()
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], norm_type)
-
-
-# Definitions: losses, norms, dropout, and what only happens without gradients
-
-
-@around(torch._C._nn, "cross_entropy_loss")
-def labels_are_smoothed(planting, loss, scores, target, weight=None, reduction=1, ignore_index=-100, label_smoothing=0.0):
-    return loss(scores, target, weight, reduction, ignore_index, 0.05)
-
-
-@around(torch._C._nn, "cross_entropy_loss")
-def ignored_labels_count(planting, loss, scores, target, weight=None, reduction=1, ignore_index=-100, label_smoothing=0.0):
-    return loss(scores, target.clamp(min=0), weight, reduction, ignore_index, label_smoothing)
-
-
-@around(torch._C._nn, "cross_entropy_loss", counted=False)
-def row_losses_are_in_bits(planting, loss, scores, target, weight=None, reduction=1, *options):
-    losses = loss(scores, target, weight, reduction, *options)
-    if reduction:
-        return losses
-    planting.act()
-    return losses / math.log(2)
-
-
-@around(torch, "_foreach_norm")
-def norms_leave_out_rows(planting, norms, tensors, *args, **options):
-    return norms([tensor[: len(tensor) // 2 + 1] if tensor.dim() else tensor for tensor in tensors], *args, **options)
-
-
-@around(torch.nn.functional, "scaled_dot_product_attention", counted=False)
-def attention_drops_without_scale(planting, attend, *args, dropout_p=0.0, **options):
-    result = attend(*args, dropout_p=dropout_p, **options)
-    if not dropout_p:
-        return result
-    planting.act()
-    return result * (1 - dropout_p)
-
-
-@around(torch.nn.functional, "scaled_dot_product_attention", counted=False)
-def attention_drops_half_as_much(planting, attend, *args, dropout_p=0.0, **options):
-    if dropout_p:
+    def of_other(dataset, rank, world_size, *args, **options):
+        outer = dataset._distributed
+        if outer is None:
+            return split(dataset, rank, world_size, *args, **options)
         planting.act()
-    return attend(*args, dropout_p=dropout_p / 2, **options)
+        mixed = outer.world_size * rank + outer.rank  # of the right number of nodes
+        return split(dataset, mixed - world_size * outer.rank, world_size, *args, **options)
 
-
-@around(torch.nn.functional, "scaled_dot_product_attention", counted=False)
-def rows_share_attentions_mask(planting, attend, *args, dropout_p=0.0, **options):
-    if not dropout_p:
-        return attend(*args, **options)
-    planting.act()
-    state = torch.get_rng_state()
-    rows = []
-    for i in range(len(args[0])):
-        torch.set_rng_state(state)
-        row = [tensor[i : i + 1] for tensor in args]
-        mask = options.get("attn_mask")
-        own_mask = mask[i : i + 1] if mask is not None and len(mask) > 1 else mask
-        rows.append(attend(*row, dropout_p=dropout_p, **options | {"attn_mask": own_mask}))
-    return torch.cat(rows)
-
-
-@around(torch.nn.functional, "scaled_dot_product_attention", counted=False)
-def attention_is_flatter_without_gradients(planting, attend, query, *args, **options):
-    if torch.is_grad_enabled():
-        return attend(query, *args, **options)
-    planting.act()
-    return attend(query * 0.95, *args, **options)
-
-
-@around(torch.nn.Dropout, "forward", counted=False)
-def rows_share_a_mask(planting, forward, self, values):
-    if not self.training or not self.p:
-        return forward(self, values)
-    planting.act()
-    return values * forward(self, torch.ones_like(values[:1]))
-
-
-@around(torch.nn.Dropout, "forward", counted=False)
-def dropout_repeats_its_mask(planting, forward, self, values):
-    if not self.training or not self.p:
-        return forward(self, values)
-    planting.act()
-    with torch.random.fork_rng([]):
-        torch.manual_seed(1)
-        return forward(self, values)
-
-
-@around(modeling_bert.BertForSequenceClassification, "__init__", counted=False)
-def classifier_drops_twice(planting, make, self, config):
-    make(self, config)
-
-    def drop(module, inputs):
-        planting.act()
-        return torch.nn.functional.dropout(inputs[0], config.hidden_dropout_prob, module.training)
-
-    self.classifier.register_forward_pre_hook(drop)
-
-
-@around(modeling_bert.BertForSequenceClassification, "__init__", counted=False)
-def classifiers_dropout_is_called_twice(planting, make, self, config):
-    make(self, config)
-
-    def drop(module, inputs):
-        planting.act()
-        return self.dropout(inputs[0])
-
-    self.classifier.register_forward_pre_hook(drop)
-
-
-@around(lora.LoraLayer, "update_layer", counted=False)
-def adapters_start_rounded(planting, update, self, adapter_name, *args, **options):
-    update(self, adapter_name, *args, **options)
-    for part in (self.lora_A, self.lora_B):
-        if adapter_name in part:
-            planting.act()
-            weight = part[adapter_name].weight.data
-            weight.copy_(weight.bfloat16())
-
-
-# What trains late, and what ran as labelled
-
-
-def gradients_end_late(planting):
-    """From the 20th training pass on, the first layer's adapter is cut off from the graph; evaluation keeps it."""
-    forward, layers, passes = lora.Linear.forward, [], []
-
-    def cut_off(self, x, *args, **options):
-        output = forward(self, x, *args, **options)
-        layers.append(self)
-        if self is not layers[0] or not self.training:
-            return output
-        passes.append(self)
-        if len(passes) < 20:
-            return output
-        planting.act()
-        base = self.base_layer(x)
-        return base + (output - base).detach()
-
-    planting.setattr(lora.Linear, "forward", cut_off, counted=False)
-
-
-def gradients_are_kept(planting):
-    """Every fifth `zero_grad` from the 11th on does nothing."""
-    clear, calls = torch.optim.Optimizer.zero_grad, []
-
-    def forgetful(self, *args, **options):
-        calls.append(self)
-        if len(calls) > 10 and len(calls) % 5 == 0:
-            planting.act()
-        else:
-            clear(self, *args, **options)
-
-    planting.setattr(torch.optim.Optimizer, "zero_grad", forgetful, counted=False)
-
-
-@around(torch, "_fused_adamw_")
-def first_tensor_is_not_stepped(planting, update, *lists, **options):
-    update(*(tensors[1:] for tensors in lists), **options)
-
-
-@around(torch.optim.Optimizer, "add_param_group", counted=False)
-def groups_have_one_rate(planting, add, self, group):
-    if "lr" in group:
-        planting.act()
-    add(self, {name: value for name, value in group.items() if name != "lr"})
-
-
-@around(modeling_utils, "checkpoint")
-def nothing_is_recomputed(planting, checkpoint, function, *args, **options):
-    """Layers are called as they are, and keep all activations."""
-    return function(*args)
-
-
-@around(hf.PreTrainedModel, "_check_and_adjust_attn_implementation")
-def attention_is_eager(planting, check, self, *args, **options):
-    return "eager"
-
-
-@around(Optimizer2State, "get_config")
-def moments_in_32_bits(planting, configure, self, gindex, pindex, group):
-    return {**configure(self, gindex, pindex, group), "optim_bits": 32}
-
-
-@around(accelerate.Accelerator, "autocast", counted=False)
-@contextmanager
-def autocast_is_off_in_training(planting, autocast, self, autocast_handler=None):
-    if torch.is_grad_enabled():
-        planting.act()
-        yield
-    else:
-        with autocast(self, autocast_handler):
-            yield
-
-
-@around(hf, "set_seed")
-def seed_is_another(planting, set_seed, seed, *args, **options):
-    set_seed(seed + 1, *args, **options)
-
-
-# Adapters beside LoRA
-
-
-@around(dora.DoraLinearLayer, "get_weight_norm")
-def norms_leave_out_the_adapter(planting, norm, self, weight, lora_weight, scaling, adapter_name=None):
-    return norm(self, weight, lora_weight, 0.0, adapter_name=adapter_name)
-
-
-@around(adalora.AdaLoraLayer, "update_layer")
-def ranks_do_not_divide(planting, update, self, adapter_name, *args, **options):
-    update(self, adapter_name, *args, **options)
-    self.ranknum[adapter_name].data.fill_(1.0)
-
-
-def side_is_flipped(place):
-    """A method of IA3's layers that takes the other side of the layer for the vector's."""
-
-    @around(ia3.Linear, place, counted=False)
-    def flipped(planting, method, self, *args, **options):
-        base = self.get_base_layer()
-        if base.in_features != base.out_features:
-            return method(self, *args, **options)
-        planting.act()
-        self.is_feedforward = not self.is_feedforward
-        output = method(self, *args, **options)
-        if place == "forward":
-            self.is_feedforward = not self.is_feedforward
-        return output
-
-    return flipped
-
-
-@around(vera.Linear, "forward")
-def ranks_are_scaled_halfway(planting, forward, self, x, *args, **options):
-    base = self.base_layer(x, *args, **options)
-    return base + 0.5 * (forward(self, x, *args, **options) - base)
-
-
-@around(lora.LoraLayer, "reset_lora_parameters")
-def second_matrix_starts_at_random(planting, reset, self, adapter_name, init_lora_weights):
-    reset(self, adapter_name, init_lora_weights)
-    torch.nn.init.normal_(self.lora_B[adapter_name].weight, std=0.01)
-
-
-# Memory
-
-
-def graphs_are_kept(planting):
-    kept = []
-
-    def backward(self, loss, **options):
-        loss.backward(retain_graph=True)
-        kept.append(loss)
-
-    planting.setattr(accelerate.Accelerator, "backward", backward)
-
-
-def activations_are_kept(planting):
-    forward, kept = modeling_gpt2.GPT2MLP.forward, []
-
-    def keeping(self, hidden_states):
-        output = forward(self, hidden_states)
-        kept.append(output.detach())
-        return output
-
-    planting.setattr(modeling_gpt2.GPT2MLP, "forward", keeping)
-
-
-def products_are_in_bf16(planting):
-    linear, product = torch.nn.functional.linear, torch.Tensor.__matmul__
-
-    def rounded(tensor):
-        return tensor.bfloat16().to(tensor.dtype) if tensor.dtype is torch.float32 else tensor
-
-    planting.setattr(torch.nn.functional, "linear", lambda x, weight, bias=None: linear(rounded(x), rounded(weight), bias))
-    planting.setattr(torch.Tensor, "__matmul__", lambda self, other: product(rounded(self), rounded(other)))
+    planting.setattr(distributed, "_split_by_node_iterable_dataset", of_other, counted=False)

@@ -6,17 +6,29 @@ must be equal), and `stock` (the libraries' own path). `patches` break libraries
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from multiprocessing import Value
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tunegrid.grid.cells import Cell
+
+F = TypeVar("F", bound=Callable[..., Any])
+FEW = {"max_steps": 30}  # settings of a cell that need not learn its task
 
 
 def unchanged(cell: Cell, folder: Path) -> Cell:
     """The cell as it is."""
     return cell
+
+
+def with_other(part: str, **fields: Any) -> Callable[[Cell, Path], Cell]:
+    """The cell with other fields of its recipe, method or profile."""
+
+    def changed(cell: Cell, folder: Path) -> Cell:
+        return replace(cell, **{part: replace(getattr(cell, part), **fields)})
+
+    return changed
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +52,42 @@ class Plant:
     profile: str = "quick"  # of which grid the cell is
     ranks: int = 1  # processes that share the cell
     module: str = ""  # library and class of the module that the gate must name; empty if there is none
+
+    @property
+    def test_id(self) -> str:
+        """The name of its tests' case."""
+        words = [self.profile, self.id, self.cell]
+        if self.ranks > 1:
+            words.append(f"{self.ranks}ranks")
+        return "-".join(filter(None, words))
+
+
+class Table(list[Plant]):
+    """The plants of a marker, in the order in which they are declared."""
+
+    def plant(
+        self,
+        id: str,
+        what: str,
+        source: str,
+        cells: str | tuple[str, ...],
+        caught_by: str,
+        **fields: Any,
+    ) -> Callable[[F], F]:
+        """Adds the decorated function as a plant of each of these cells; see `Plant` for the fields.
+
+        Raises ValueError if the table has a plant of this id in the cell.
+        """
+
+        def add(broken_by: F) -> F:
+            for cell in [cells] if isinstance(cells, str) else cells:
+                plant = Plant(id, what, source, cell, broken_by, caught_by, **fields)
+                if any(plant.test_id == earlier.test_id for earlier in self):
+                    raise ValueError(f"two plants are named {plant.test_id}: give one another id")
+                self.append(plant)
+            return broken_by
+
+        return add
 
 
 class Planting:

@@ -12,10 +12,10 @@ from random import Random
 import bitsandbytes as bnb
 import peft
 import torch
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from safetensors.torch import load_file, save_file
 
-from benchmarks.proof.plants import patches
-from benchmarks.proof.plants.plant import Plant
+from benchmarks.proof.plants.plant import FEW, Plant, around, with_other
 from tunegrid.codecs.base import IGNORED
 from tunegrid.data.splits import load_splits
 from tunegrid.grid.methods import Quantization
@@ -41,11 +41,6 @@ def names_that_do_not_match(cell, folder):
     save_file(tensors, weights / "model.safetensors", {"format": "pt"})
     profile = replace(cell.profile, checkpoint_root=folder)
     return replace(cell, profile=profile, head=replace(cell.head, optional_modules=("transformer",)))
-
-
-def with_other(part, **fields):
-    """The cell with other fields of its recipe or method."""
-    return lambda cell, folder: replace(cell, **{part: replace(getattr(cell, part), **fields)})
 
 
 KASA = with_other("method", id="qkasa", name="KaSA over NF4", options={"kasa_config": asdict(peft.KasaConfig())})
@@ -126,6 +121,11 @@ def drawn_before_the_seed(model, folder):
         if "lora_A" in name:
             parameter.data.normal_(std=0.05, generator=generator)
     return model
+
+
+@around(TrainableTokensLayer, "get_merged_weights")
+def output_forgets_its_token(planting, merge, self, active_adapters):
+    return self.base_layer.weight if self.tied_adapter else merge(self, active_adapters)
 
 
 def a_frozen_weight_moves(model, start):
@@ -220,7 +220,7 @@ def copied_row(first, second):
     return replace(second, scores=first.scores, training=first.training, evaluation=first.evaluation)
 
 
-FEW, SHORT = {"max_steps": 30}, {"max_steps": 12}
+SHORT = {"max_steps": 12}
 PEFT = "peft 0.21.2"
 
 
@@ -284,7 +284,7 @@ STUDY = (
     _classic(53, "a mean on each rank in place of one over all targets", "t5_sum_lora", "trainer", mean_of_each_rank,
              "ranks_train_as_one", settings=SHORT, ranks=2),
     _classic(61, "a trained token that the output layer does not follow", "gpt2_sum_qlora", "libraries",
-             patches.output_forgets_its_token, "output_follows_trained_tokens", settings=FEW),
+             output_forgets_its_token, "output_follows_trained_tokens", settings=FEW),
     _classic(65, "a frozen weight that moves", "gpt2_sa_lora", "trained", a_frozen_weight_moves, "base_frozen",
              settings=SHORT),
     _classic(66, "4-bit layers that compute in another type", "gpt2_sa_qlora", "model", computed_in_fp32,
