@@ -14,7 +14,8 @@ from benchmarks.proof.plants.patches import LIBRARIES as LIBRARIES
 from benchmarks.proof.plants.patches import plant, rows_in_parquet
 from benchmarks.proof.plants.plant import around, with_other
 
-ACROSS = ("gpt2_sa_lora", "t5_sum_qlora", "gpt2_qa_sft")  # every task and every method, in short cells
+# Every task and every method, in short cells.
+ACROSS = ("gpt2_sa_lora", "t5_sum_qlora", "gpt2_qa_sft")
 
 
 @plant(
@@ -25,13 +26,16 @@ ACROSS = ("gpt2_sa_lora", "t5_sum_qlora", "gpt2_qa_sft")  # every task and every
     "",
 )
 def product_in_another_order(planting):
-    """An adapter multiplies its two matrices, and then the input: x (s B A) in place of s ((x A) B)."""
+    """An adapter multiplies its two matrices first: x (s B A) in place of s ((x A) B)."""
 
     def reordered(self, x, *args, **options):
         result = self.base_layer(x, *args, **options).clone()
-        for name in [] if self.disable_adapters or self.merged else self.active_adapters:
+        if self.disable_adapters or self.merged:
+            return result
+        for name in self.active_adapters:
             matrix = self.scaling[name] * self.lora_B[name].weight @ self.lora_A[name].weight
-            result = result + linear(self.lora_dropout[name](x.to(matrix.dtype)), matrix).to(result.dtype)
+            inputs = self.lora_dropout[name](x.to(matrix.dtype))
+            result = result + linear(inputs, matrix).to(result.dtype)
         return result
 
     for kind in (lora.Linear, Linear4bit):
@@ -47,7 +51,11 @@ def product_in_another_order(planting):
 )
 def operation_without_effect(planting):
     forward = torch.nn.Linear.forward
-    planting.setattr(torch.nn.Linear, "forward", lambda self, inputs: (forward(self, inputs) + 0).clone())
+
+    def added(self, inputs):
+        return (forward(self, inputs) + 0).clone()
+
+    planting.setattr(torch.nn.Linear, "forward", added)
 
 
 plant(
@@ -76,4 +84,11 @@ def saved_in_shards(planting, save, self, save_directory, **options):
     save(self, save_directory, **options | {"max_shard_size": "200KB"})
 
 
-plant("parquet", "the same rows from Parquet", "classic", "bert_sa_sft", "", breaks="cell")(rows_in_parquet)
+plant(
+    "parquet",
+    "the same rows from Parquet",
+    "classic",
+    "bert_sa_sft",
+    "",
+    breaks="cell",
+)(rows_in_parquet)

@@ -55,7 +55,7 @@ def packed_moments_without_decay(planting, update, *args, **options):
 )
 @around(stopping_criteria.EosTokenCriteria, "__call__")
 def end_stops_nothing(planting, ends, self, *args, **options):
-    """Searches go on to the most tokens; who reads a text cuts it at its first end all the same."""
+    """A search goes on to the maximal length; the decoder still cuts texts at their first end."""
     return torch.zeros_like(ends(self, *args, **options))
 
 
@@ -106,7 +106,7 @@ def search_stops_early(planting, generate, self, *args, **options):
 )
 @around(DynamicLayer, "update", counted=False)
 def late_values_fade(planting, update, self, key_states, value_states, *args, **options):
-    """In a cache, from the thirteenth token behind the prompt on."""
+    """Values fade from the thirteenth token after the prompt on."""
     is_prompt = key_states.shape[-2] > 1 or not self.is_initialized
     self.steps = 0 if is_prompt else self.steps + 1
     if self.steps > 12:
@@ -124,7 +124,7 @@ def late_values_fade(planting, update, self, key_states, value_states, *args, **
 )
 @around(hf.PreTrainedTokenizerFast, "_encode_plus", counted=False)
 def long_lists_are_cut(planting, encode, self, text, *args, **options):
-    """Of 100 to 1000 texts at once, as many as are scored, each has 24 tokens at most."""
+    """Each of 100 to 1000 texts at once, as many as are scored, has 24 tokens at most."""
     encoded = encode(self, text, *args, **options)
     if isinstance(text, list) and 100 < len(text) < 1000:
         planting.act()
@@ -177,7 +177,7 @@ def dropout_is_not_saved(planting, save, self, save_directory, **options):
 )
 @around(torch, "_fused_adamw_")
 def steps_saturate(planting, update, *lists, **options):
-    """At 16, as a counter of few bits does: the moments' correction goes wrong late."""
+    """The counter stops at 16: the moments' correction goes wrong late."""
     *states, steps = lists
     update(*states, [step.clamp(max=16) for step in steps], **options)
 
@@ -206,9 +206,10 @@ def packed_steps_saturate(planting, update, self, group, p, gindex, pindex):
 )
 @around(hf.PreTrainedConfig, "to_json_string", counted=False)
 def labels_change_names(planting, write, self, *args, **options):
-    """Logits are right; the file calls the first class what the last one is called."""
+    """Logits are right; the file gives the first class the name of the last."""
     config = json.loads(write(self, *args, **options))
-    if names := config.get("id2label"):
+    names = config.get("id2label")
+    if names:
         planting.act()
         config["id2label"] = dict(zip(names, reversed(names.values()), strict=True))
         config["label2id"] = {name: int(index) for index, name in config["id2label"].items()}
@@ -224,13 +225,15 @@ def labels_change_names(planting, write, self, *args, **options):
 )
 @around(hf.PreTrainedTokenizerFast, "save_pretrained")
 def padding_is_not_saved(planting, save, self, save_directory, **options):
-    names, path = save(self, save_directory, **options), Path(save_directory, "tokenizer_config.json")
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"pad_token": None}), encoding="utf-8")
+    names = save(self, save_directory, **options)
+    path = Path(save_directory, "tokenizer_config.json")
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(fields | {"pad_token": None}), encoding="utf-8")
     return names
 
 
 def after_saving(target, file):
-    """Makes a plant of a function that changes the settings in a file after `save_pretrained` wrote it."""
+    """Makes a plant of a function that changes the settings in a file of `save_pretrained`."""
 
     def make_plant(change):
         @around(target, "save_pretrained", counted=False)
@@ -312,9 +315,10 @@ def adapters_are_saved_in_fp16(planting, save, tensors, *args, **options):
 )
 @around(modeling_utils, "safe_save_file")
 def a_tensor_is_saved_rounded(planting, save, tensors, *args, **options):
-    """The last one goes through bf16 and comes back."""
+    """The last tensor goes through bf16 and comes back."""
     name = max(tensors)
-    save(tensors | {name: tensors[name].bfloat16().to(tensors[name].dtype)}, *args, **options)
+    rounded = tensors[name].bfloat16().to(tensors[name].dtype)
+    save(tensors | {name: rounded}, *args, **options)
 
 
 @plant(
@@ -326,7 +330,7 @@ def a_tensor_is_saved_rounded(planting, save, tensors, *args, **options):
 )
 @around(modeling_utils, "safe_save_file")
 def tied_weights_are_not_saved(planting, save, tensors, *args, **options):
-    """Of the weights that embeddings and output layer share."""
+    """The file lacks the weights that embeddings and output layer share."""
     rest = {name: tensor for name, tensor in tensors.items() if name != "shared.weight"}
     save(rest, *args, **options)
 
@@ -357,7 +361,7 @@ def packed_product_keeps_its_input(planting, forward, ctx, inputs, *args, **opti
 
 
 def freeze(planting, model, part):
-    """Freeze the adapter's tensors whose name has this part."""
+    """Freezes the adapter's tensors whose name has this part."""
     for name, parameter in model.named_parameters():
         if "lora_" in name and part in name:
             planting.act()
@@ -446,7 +450,8 @@ def clips_ten_times(planting, clip, self, parameters, max_norm, norm_type=2):
     if calls < 10:
         return clip(self, parameters, max_norm, norm_type)
     planting.act()
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], norm_type)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients, norm_type)
 
 
 @plant(
@@ -458,7 +463,16 @@ def clips_ten_times(planting, clip, self, parameters, max_norm, norm_type=2):
     settings=FEW,
 )
 @around(torch._C._nn, "cross_entropy_loss")
-def labels_are_smoothed(planting, loss, scores, target, weight=None, reduction=1, ignore_index=-100, label_smoothing=0.0):
+def labels_are_smoothed(
+    planting,
+    loss,
+    scores,
+    target,
+    weight=None,
+    reduction=1,
+    ignore_index=-100,
+    label_smoothing=0.0,
+):
     return loss(scores, target, weight, reduction, ignore_index, 0.05)
 
 
@@ -471,8 +485,8 @@ def labels_are_smoothed(planting, loss, scores, target, weight=None, reduction=1
     settings=FEW,
 )
 @around(torch._C._nn, "cross_entropy_loss")
-def ignored_labels_count(planting, loss, scores, target, weight=None, reduction=1, ignore_index=-100, label_smoothing=0.0):
-    return loss(scores, target.clamp(min=0), weight, reduction, ignore_index, label_smoothing)
+def ignored_labels_count(planting, loss, scores, target, *args, **options):
+    return loss(scores, target.clamp(min=0), *args, **options)
 
 
 @plant(
@@ -502,7 +516,8 @@ def row_losses_are_in_bits(planting, loss, scores, target, weight=None, reductio
 )
 @around(torch, "_foreach_norm")
 def norms_leave_out_rows(planting, norms, tensors, *args, **options):
-    return norms([tensor[: len(tensor) // 2 + 1] if tensor.dim() else tensor for tensor in tensors], *args, **options)
+    halves = [tensor[: len(tensor) // 2 + 1] if tensor.dim() else tensor for tensor in tensors]
+    return norms(halves, *args, **options)
 
 
 @plant(
@@ -567,11 +582,11 @@ def rows_share_attentions_mask(planting, attend, *args, dropout_p=0.0, **options
         return attend(*args, **options)
     planting.act()
     state = torch.get_rng_state()
+    mask = options.get("attn_mask")
     rows = []
     for i in range(len(args[0])):
         torch.set_rng_state(state)
         row = [tensor[i : i + 1] for tensor in args]
-        mask = options.get("attn_mask")
         own_mask = mask[i : i + 1] if mask is not None and len(mask) > 1 else mask
         rows.append(attend(*row, dropout_p=dropout_p, **options | {"attn_mask": own_mask}))
     return torch.cat(rows)
@@ -658,13 +673,20 @@ def classifier_drops_twice(planting, make, self, config):
     module="torch.Linear",
 )
 def products_are_in_bf16(planting):
-    linear, product = torch.nn.functional.linear, torch.Tensor.__matmul__
+    linear = torch.nn.functional.linear
+    product = torch.Tensor.__matmul__
 
     def rounded(tensor):
         return tensor.bfloat16().to(tensor.dtype) if tensor.dtype is torch.float32 else tensor
 
-    planting.setattr(torch.nn.functional, "linear", lambda x, weight, bias=None: linear(rounded(x), rounded(weight), bias))
-    planting.setattr(torch.Tensor, "__matmul__", lambda self, other: product(rounded(self), rounded(other)))
+    def rounded_linear(inputs, weight, bias=None):
+        return linear(rounded(inputs), rounded(weight), bias)
+
+    def rounded_product(self, other):
+        return product(rounded(self), rounded(other))
+
+    planting.setattr(torch.nn.functional, "linear", rounded_linear)
+    planting.setattr(torch.Tensor, "__matmul__", rounded_product)
 
 
 @plant(
@@ -677,10 +699,10 @@ def products_are_in_bf16(planting):
 @around(lora.LoraLayer, "update_layer", counted=False)
 def adapters_start_rounded(planting, update, self, adapter_name, *args, **options):
     update(self, adapter_name, *args, **options)
-    for part in (self.lora_A, self.lora_B):
-        if adapter_name in part:
+    for matrices in (self.lora_A, self.lora_B):
+        if adapter_name in matrices:
             planting.act()
-            weight = part[adapter_name].weight.data
+            weight = matrices[adapter_name].weight.data
             weight.copy_(weight.bfloat16())
 
 
@@ -692,8 +714,10 @@ def adapters_start_rounded(planting, update, self, adapter_name, *args, **option
     "gradients_reach",
 )
 def gradients_end_late(planting):
-    """From the 20th training pass on, the first layer's adapter is cut off from the graph; evaluation keeps it."""
-    forward, layers, passes = lora.Linear.forward, [], []
+    """The first layer's adapter leaves the graph of later training passes; evaluation keeps it."""
+    forward = lora.Linear.forward
+    layers = []
+    passes = []
 
     def cut_off(self, x, *args, **options):
         output = forward(self, x, *args, **options)
@@ -718,8 +742,8 @@ def gradients_end_late(planting):
     "gradients_reach",
 )
 def gradients_are_kept(planting):
-    """Every fifth `zero_grad` from the 11th on does nothing."""
-    clear, calls = torch.optim.Optimizer.zero_grad, []
+    clear = torch.optim.Optimizer.zero_grad
+    calls = []
 
     def forgetful(self, *args, **options):
         calls.append(self)
@@ -766,7 +790,6 @@ def groups_have_one_rate(planting, add, self, group):
 )
 @around(modeling_utils, "checkpoint")
 def nothing_is_recomputed(planting, checkpoint, function, *args, **options):
-    """Layers are called as they are, and keep all activations."""
     return function(*args)
 
 
@@ -828,7 +851,9 @@ def seed_is_another(planting, set_seed, seed, *args, **options):
 )
 @around(Conv1D, "forward")
 def projections_are_larger(planting, forward, self, states):
-    return forward(self, states) * (1.01 if self.weight.shape[0] >= self.weight.shape[1] else 1)  # `c_attn`, `c_fc` give more
+    inputs, outputs = self.weight.shape
+    is_projection = inputs >= outputs  # `c_attn` and `c_fc` have more outputs
+    return forward(self, states) * (1.01 if is_projection else 1)
 
 
 @plant(
@@ -840,7 +865,15 @@ def projections_are_larger(planting, forward, self, states):
     profile="zoo",
 )
 @around(dora.DoraLinearLayer, "get_weight_norm")
-def norms_leave_out_the_adapter(planting, norm, self, weight, lora_weight, scaling, adapter_name=None):
+def norms_leave_out_the_adapter(
+    planting,
+    norm,
+    self,
+    weight,
+    lora_weight,
+    scaling,
+    adapter_name=None,
+):
     return norm(self, weight, lora_weight, 0.0, adapter_name=adapter_name)
 
 
@@ -858,10 +891,10 @@ def ranks_do_not_divide(planting, update, self, adapter_name, *args, **options):
     self.ranknum[adapter_name].data.fill_(1.0)
 
 
-def side_is_flipped(place):
-    """A method of IA3's layers that takes the other side of the layer for the vector's."""
+def side_is_flipped(name):
+    """Makes a method of IA3's layers take the other side of the layer for the vector's."""
 
-    @around(ia3.Linear, place, counted=False)
+    @around(ia3.Linear, name, counted=False)
     def flipped(planting, method, self, *args, **options):
         base = self.get_base_layer()
         if base.in_features != base.out_features:
@@ -869,7 +902,7 @@ def side_is_flipped(place):
         planting.act()
         self.is_feedforward = not self.is_feedforward
         output = method(self, *args, **options)
-        if place == "forward":
+        if name == "forward":
             self.is_feedforward = not self.is_feedforward
         return output
 
@@ -954,7 +987,8 @@ def graphs_are_kept(planting):
     settings=FEW,
 )
 def activations_are_kept(planting):
-    forward, kept = modeling_gpt2.GPT2MLP.forward, []
+    forward = modeling_gpt2.GPT2MLP.forward
+    kept = []
 
     def keeping(self, hidden_states):
         output = forward(self, hidden_states)

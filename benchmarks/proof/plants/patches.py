@@ -1,6 +1,7 @@
-"""Bugs that users reported to libraries, put back into the installed ones, each with the check that names it.
+"""Bugs that users reported to libraries, put back into the installed ones, each with its check.
 
-A patch changes the library and nothing of ours, as strongly as the bug did. What no quick cell can meet breaks an invariant.
+A patch changes the library and nothing of tunegrid's, as strongly as the bug did. A bug that no
+quick cell can meet breaks an invariant.
 """
 
 import json
@@ -51,16 +52,22 @@ plant = LIBRARIES.plant
 
 
 def rows_in_parquet(cell, folder):
-    """The same rows in Parquet files, which `datasets` reads; the rows that ship are JSON lines, which we read ourselves."""
+    """The same rows in Parquet files, which `datasets` reads; tunegrid reads JSON lines itself."""
     target = folder / "data" / cell.task.folder
     target.mkdir(parents=True)
     for split, table in tables(cell.task, cell.profile.data_root).items():
-        datasets.Dataset.from_list(table.take(range(len(table)))).to_parquet(target / f"{split}.parquet")
+        rows = table.take(range(len(table)))
+        datasets.Dataset.from_list(rows).to_parquet(target / f"{split}.parquet")
     return replace(cell, profile=replace(cell.profile, data_root=folder / "data"))
 
 
-LORA_WITH_BIASES = with_other("method", id="loralb", name="LoRA with biases", options={"lora_bias": True})
-SHARED_OUT = with_other("profile", fsdp=True)  # the ranks share weights, gradients and moments out (FSDP2)
+LORA_WITH_BIASES = with_other(
+    "method",
+    id="loralb",
+    name="LoRA with biases",
+    options={"lora_bias": True},
+)
+SHARED_OUT = with_other("profile", fsdp=True)  # ranks shard weights, gradients and moments (FSDP2)
 
 # The bugs
 
@@ -78,7 +85,9 @@ def cross_attention_without_mask(planting):
         create = module.create_bidirectional_mask
 
         def lost(*args, encoder_hidden_states=None, create=create, **options):
-            return create(*args, **options) if encoder_hidden_states is None else None
+            if encoder_hidden_states is not None:
+                return None
+            return create(*args, **options)
 
         planting.setattr(module, "create_bidirectional_mask", lost)
 
@@ -93,7 +102,8 @@ def cross_attention_without_mask(planting):
 )
 @around(modeling_gpt2.GPT2ForSequenceClassification, "forward")
 def last_column_is_classified(planting, forward, self, input_ids, **inputs):
-    embedded = self.transformer.wte(input_ids)  # from embeddings it cannot tell padding, and falls back to column -1
+    # It finds no padding in embeddings, and falls back to column -1.
+    embedded = self.transformer.wte(input_ids)
     return forward(self, inputs_embeds=embedded, **inputs)
 
 
@@ -106,7 +116,15 @@ def last_column_is_classified(planting, forward, self, input_ids, **inputs):
     module="transformers.T5Attention",
 )
 @around(modeling_t5.T5Attention, "compute_bias")
-def bias_forgets_the_cache(planting, compute, self, query_length, key_length, device=None, past_seen_tokens=0):
+def bias_forgets_the_cache(
+    planting,
+    compute,
+    self,
+    query_length,
+    key_length,
+    device=None,
+    past_seen_tokens=0,
+):
     return compute(self, query_length, key_length, device=device, past_seen_tokens=0)
 
 
@@ -126,7 +144,7 @@ def decoder_sees_the_answer(planting):
 
 
 def scaled_by_sdpa(layer):
-    """A layer that leaves its scale to SDPA, whose default is 1/sqrt(d)."""
+    """Makes a layer leave its scale to SDPA, whose default is 1/sqrt(d)."""
 
     @around(layer, "__init__")
     def unscaled(planting, init, self, *args, **options):
@@ -156,7 +174,7 @@ plant(
 )
 @around(modeling_bert.BertPreTrainedModel, "_init_weights")
 def positions_are_zero(planting, initialize, self, module):
-    """A buffer that no checkpoint holds is left as memory was: zeros. Every token stands at position 0."""
+    """A buffer that no checkpoint holds is left as memory was, at zeros."""
     initialize(self, module)
     if isinstance(module, modeling_bert.BertEmbeddings):
         module.position_ids.zero_()
@@ -184,7 +202,9 @@ def gelu_is_approximated(planting):
 )
 @around(functional, "scaled_dot_product_attention")
 def bias_without_gradient(planting, attend, query, key, value, attn_mask=None, **options):
-    return attend(query, key, value, attn_mask=None if attn_mask is None else attn_mask.detach(), **options)
+    if attn_mask is not None:
+        attn_mask = attn_mask.detach()
+    return attend(query, key, value, attn_mask=attn_mask, **options)
 
 
 @plant(
@@ -228,9 +248,8 @@ def dropout_is_skipped(planting, forward, self, *args, **options):
 @around(BaseTuner, "_cast_adapter_dtype")
 def adapters_in_bf16(planting, cast, self, *args, **options):
     cast(self, *args, **options)
-    layers = [m for m in self.model.modules() if isinstance(m, lora.LoraLayer)]
-    for layer in layers:
-        if isinstance(layer.base_layer, bnb.nn.Linear4bit):
+    for layer in self.model.modules():
+        if isinstance(layer, lora.LoraLayer) and isinstance(layer.base_layer, bnb.nn.Linear4bit):
             layer.lora_A.to(torch.bfloat16)
             layer.lora_B.to(torch.bfloat16)
 
@@ -264,7 +283,8 @@ def dropout_stays_active(planting):
 )
 @around(bnb.functional, "quantize_4bit")
 def blocks_of_128(planting, quantize, tensor, *args, blocksize=None, **options):
-    return quantize(tensor, *args, blocksize=128, **options)  # ROCm's, where a wavefront has 64 lanes
+    # ROCm has this size, where a wavefront has 64 lanes.
+    return quantize(tensor, *args, blocksize=128, **options)
 
 
 @plant(
@@ -276,7 +296,7 @@ def blocks_of_128(planting, quantize, tensor, *args, blocksize=None, **options):
 )
 @around(bnb.functional, "create_dynamic_map")
 def signed_second_moments(planting, create, signed=True, **options):
-    """They are never negative: half of the map's levels are lost."""
+    """Second moments are never negative: half of the map's levels are lost."""
     return create(signed=True, **options)
 
 
@@ -288,7 +308,7 @@ def signed_second_moments(planting, create, signed=True, **options):
     "loading",
 )
 def wo_is_quantized(planting):
-    """T5's `wo` is no longer kept out of quantization, though its activations need more than 4 bits."""
+    """T5's `wo` has activations that need more than 4 bits."""
     assert modeling_t5.T5PreTrainedModel._keep_in_fp32_modules, "else nothing changes"
     planting.setattr(modeling_t5.T5PreTrainedModel, "_keep_in_fp32_modules", [])
     planting.act()
@@ -303,7 +323,7 @@ def wo_is_quantized(planting):
 )
 @around(LRScheduler, "step")
 def schedule_stepped_twice(planting, step, self, *args):
-    """One call steps the schedule once for each of two processes. Accelerate's scheduler does so; ours is torch's own."""
+    """Accelerate's scheduler steps once for each of two processes; the suite uses torch's own."""
     step(self, *args)
     if self._step_count > 1:  # the first step is the one that makes the schedule
         step(self)
@@ -318,7 +338,8 @@ def schedule_stepped_twice(planting, step, self, *args):
 )
 def norm_without_clipping(planting):
     def measured(self, parameters, max_norm, norm_type=2):
-        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], norm_type)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients, norm_type)
 
     planting.setattr(accelerate.Accelerator, "clip_grad_norm_", measured)
 
@@ -332,7 +353,7 @@ def norm_without_clipping(planting):
 )
 @around(torch, "_fused_adamw_")
 def moments_without_correction(planting, update, *lists, **options):
-    """Adam's moments start at 0 and are not corrected for it. That of step t divides by 1 - beta^t, which is 1 late."""
+    """The correction of step t divides by 1 - beta^t, which is 1 for a late step."""
     *states, steps = lists
     update(*states, [torch.full_like(step, 1e9) for step in steps], **options)
 
@@ -346,7 +367,7 @@ def moments_without_correction(planting, update, *lists, **options):
 )
 @around(hf.PreTrainedTokenizerFast, "_convert_encoding")
 def first_offset_is_late(planting, convert, self, *args, **options):
-    """The first token's offset starts at its second character: a space is trimmed that is not there."""
+    """A space is trimmed from the first token that it does not have."""
     encoded, encodings = convert(self, *args, **options)
     for offsets in encoded.get("offset_mapping", []):
         offsets[:1] = [(start + 1, end) for start, end in offsets[:1]]
@@ -362,8 +383,9 @@ def first_offset_is_late(planting, convert, self, *args, **options):
 )
 @around(hf.PreTrainedTokenizerFast, "_decode")
 def decoding_cleans_up(planting, decode, self, *args, **options):
-    """`decode` takes away the spaces before punctuation and short forms, though the tokenizer says that it must not."""
-    return hf.PreTrainedTokenizerBase.clean_up_tokenization(self, decode(self, *args, **options))
+    """Spaces before punctuation and short forms go, though the tokenizer's settings keep them."""
+    text = decode(self, *args, **options)
+    return hf.PreTrainedTokenizerBase.clean_up_tokenization(self, text)
 
 
 plant(
@@ -384,7 +406,7 @@ plant(
     "cache_changes_nothing",
 )
 def beams_keep_their_cache(planting):
-    """The beams are sorted anew after each token, their caches are not: a beam goes on with another one's past."""
+    """Beams are sorted after each token, their caches are not: a beam gets another's past."""
     planting.setattr(Cache, "reorder_cache", lambda self, beam_idx: None)
 
 
@@ -422,12 +444,13 @@ def sum_in_the_compute_type(planting, forward, self, *args, **options):
     "saved_is_served",
 )
 def merged_onto_the_original(planting):
-    pack, unpack = bnb.nn.Params4bit._quantize, lora_bnb.dequantize_bnb_weight
+    pack = bnb.nn.Params4bit._quantize
+    unpack = lora_bnb.dequantize_bnb_weight
 
     def remembered(self, device):
         original = self.data.detach().clone()
         packed = pack(self, device)
-        packed._original = original  # PEFT hands attributes on that begin otherwise
+        packed._original = original  # PEFT copies attributes whose names begin without _
         return packed
 
     def original_weight(weight, *args, **options):
@@ -450,7 +473,7 @@ def merged_onto_the_original(planting):
 )
 @around(accelerate.Accelerator, "backward")
 def divided_by_accumulation_again(planting, backward, self, loss, **options):
-    backward(self, loss / 2, **options)  # micro-batches an update, of its cell
+    backward(self, loss / 2, **options)  # an update of its cell has two micro-batches
 
 
 @plant(
@@ -493,7 +516,7 @@ def source_without_mask(planting, prepare, self, *args, **options):
 )
 @around(hf.PreTrainedTokenizerFast, "_save_pretrained")
 def saved_tokenizer_cuts(planting, save, self, save_directory, *args, **options):
-    """Only the file does: the tokenizer in memory reads whole texts."""
+    """The tokenizer in memory reads whole texts; the one in the file cuts them."""
     names = save(self, save_directory, *args, **options)
     path = str(Path(save_directory, "tokenizer.json"))
     file = tokenizers.Tokenizer.from_file(path)
@@ -521,7 +544,7 @@ def growing_overwrites_rows(planting, resize, self, new_num_tokens=None, *args, 
 
 
 class _Bf16Sum(torch.autograd.Function):
-    """weight * states, whose gradient for the weight is summed up in bf16."""
+    """The product weight * states, whose gradient for the weight is summed in bf16."""
 
     @staticmethod
     def forward(ctx, weight, states):
@@ -534,8 +557,8 @@ class _Bf16Sum(torch.autograd.Function):
         weight, states = ctx.saved_tensors
         products = (gradient * states).reshape(-1, weight.numel())
         total = torch.zeros_like(weight, dtype=torch.bfloat16)
-        for part in products.tensor_split(16):  # each summed by a program of a GPU's kernel
-            total += part.sum(0).to(torch.bfloat16)
+        for block in products.tensor_split(16):  # each summed by a program of a GPU's kernel
+            total += block.sum(0).to(torch.bfloat16)
         return total.to(weight.dtype), gradient * weight
 
 
@@ -567,21 +590,24 @@ def norms_are_summed_in_bf16(planting):
     "gradients_survive_evaluation",
 )
 def casts_outlive_no_grad(planting):
-    linear, clear = torch.nn.functional.linear, torch.clear_autocast_cache
+    linear = torch.nn.functional.linear
+    clear = torch.clear_autocast_cache
     casts = {}
 
     def cast(weight, dtype):
         rounded_weight = casts.get(id(weight))
         if rounded_weight is None:
-            rounded_weight = casts[id(weight)] = weight.to(dtype)
+            rounded_weight = weight.to(dtype)
+            casts[id(weight)] = rounded_weight
         elif torch.is_grad_enabled() and not rounded_weight.requires_grad:
             planting.act()
         return rounded_weight
 
     def cached(inputs, weight, bias=None):
-        kind = inputs.device.type
-        if torch.is_autocast_enabled(kind) and torch.is_autocast_cache_enabled() and weight.requires_grad and weight.is_leaf:
-            weight = cast(weight, torch.get_autocast_dtype(kind))
+        device = inputs.device.type
+        is_caching = torch.is_autocast_enabled(device) and torch.is_autocast_cache_enabled()
+        if is_caching and weight.requires_grad and weight.is_leaf:
+            weight = cast(weight, torch.get_autocast_dtype(device))
         return linear(inputs, weight, bias)
 
     def cleared():
@@ -603,8 +629,12 @@ def casts_outlive_no_grad(planting):
 def scale_is_reset_without_rslora(planting):
     def unscaled(self, scale=None):
         for name in self.active_adapters:
-            if name in self.lora_A:
-                self.scaling[name] = self.lora_alpha[name] / self.r[name] if scale is None else self.scaling[name] / scale
+            if name not in self.lora_A:
+                continue
+            if scale is None:
+                self.scaling[name] = self.lora_alpha[name] / self.r[name]
+            else:
+                self.scaling[name] = self.scaling[name] / scale
 
     planting.setattr(lora.LoraLayer, "unscale_layer", unscaled)
 
@@ -649,8 +679,12 @@ def dropped_deltas_are_not_rescaled(planting, prune, tensor, density, rescale):
     "two-adapters",
 )
 def likely_named_adapters_are_saved_along(planting):
-    """A file is not cleaned of the others: of "default_2" beside "default"."""
-    planting.setattr(save_and_load, "_filter_state_dict_for_adapter_name", lambda states, adapter: states)
+    """The file of "default" keeps the tensors of "default_2"."""
+    planting.setattr(
+        save_and_load,
+        "_filter_state_dict_for_adapter_name",
+        lambda states, adapter: states,
+    )
 
 
 @plant(
@@ -675,7 +709,7 @@ def patterns_name_no_embedding(planting, match, target_pattern, key):
 )
 @around(OFTRotationModule, "_pytorch_skew_symmetric")
 def rotations_turn_the_other_way(planting, skew, self, vec, block_size):
-    """The inverse."""
+    """A rotation becomes its inverse."""
     return -skew(self, vec, block_size)
 
 
@@ -688,7 +722,8 @@ def rotations_turn_the_other_way(planting, skew, self, vec, block_size):
     profile="zoo",
 )
 def norms_of_merged_weights(planting):
-    merge, weights = lora.Linear.merge, {}
+    merge = lora.Linear.merge
+    weights = {}
 
     def noted(self, *args, **options):
         if self.merged_adapters:
@@ -712,7 +747,8 @@ def norms_of_merged_weights(planting):
     "saved_is_served",
 )
 def half_of_the_layers_merge_nothing(planting):
-    delta, layers = lora.Linear.get_delta_weight, []
+    delta = lora.Linear.get_delta_weight
+    layers = []
 
     def scaled(self, adapter):
         if self not in layers:
@@ -735,10 +771,11 @@ def half_of_the_layers_merge_nothing(planting):
 @around(hf.DataCollatorForLanguageModeling, "torch_call", counted=False)
 def end_is_ignored(planting, collate, self, examples):
     batch = collate(self, examples)
-    ends = (batch["input_ids"] == self.tokenizer.eos_token_id) & (batch["labels"] != IGNORED)
+    labels = batch["labels"]
+    ends = (batch["input_ids"] == self.tokenizer.eos_token_id) & (labels != IGNORED)
     if ends.any():
         planting.act()
-    return {**batch, "labels": batch["labels"].masked_fill(ends, IGNORED)}
+    return {**batch, "labels": labels.masked_fill(ends, IGNORED)}
 
 
 @plant(
@@ -812,7 +849,8 @@ def bits_of_the_byte_before(planting, quantize, tensor, *args, **options):
 def gradients_by_memory(planting, update, self, group, p, gindex, pindex):
     if not p.grad.is_contiguous():
         planting.act()
-        p.grad = torch.as_strided(p.grad, p.grad.shape, torch.empty(p.grad.shape, device="meta").stride())
+        contiguous_stride = torch.empty(p.grad.shape, device="meta").stride()
+        p.grad = torch.as_strided(p.grad, p.grad.shape, contiguous_stride)
     update(self, group, p, gindex, pindex)
 
 
@@ -826,7 +864,7 @@ def gradients_by_memory(planting, update, self, group, p, gindex, pindex):
 )
 @around(functional, "scaled_dot_product_attention", counted=False)
 def masked_rows_are_no_numbers(planting, attend, query, key, value, attn_mask=None, **options):
-    """As padding on the left has them."""
+    """Padding on the left has such rows."""
     output = attend(query, key, value, attn_mask=attn_mask, **options)
     if attn_mask is None or attn_mask.dtype is not torch.bool:
         return output
@@ -852,7 +890,12 @@ def side_of_padding_is_forgotten(planting):
         tokenizer.padding_side = "right"
         return tokenizer
 
-    planting.setattr(hf.PreTrainedTokenizerBase, "_from_pretrained", classmethod(forgetful), counted=False)
+    planting.setattr(
+        hf.PreTrainedTokenizerBase,
+        "_from_pretrained",
+        classmethod(forgetful),
+        counted=False,
+    )
 
 
 @plant(
@@ -882,15 +925,20 @@ def columns_of_the_first_block(planting):
     reader = json_module.paj
 
     def read(file, read_options):
-        content = file.getvalue()
-        first_columns = {key for line in content[: read_options.block_size].splitlines()[:-1] for key in json.loads(line)}
+        first_block = file.getvalue()[: read_options.block_size]
+        first_columns = set()
+        for line in first_block.splitlines()[:-1]:
+            first_columns.update(json.loads(line))
         table = reader.read_json(file, read_options=read_options)
-        late = [name for name in table.column_names if first_columns and name not in first_columns]
-        if late:
+        if not first_columns:
+            return table
+        late_columns = [name for name in table.column_names if name not in first_columns]
+        if late_columns:
             planting.act()
-        return table.drop_columns(late)
+        return table.drop_columns(late_columns)
 
-    planting.setattr(json_module, "paj", SimpleNamespace(read_json=read, ReadOptions=reader.ReadOptions), counted=False)
+    changed_reader = SimpleNamespace(read_json=read, ReadOptions=reader.ReadOptions)
+    planting.setattr(json_module, "paj", changed_reader, counted=False)
 
 
 @plant(
@@ -920,10 +968,13 @@ def workers_share_a_generator(planting, shift, *args, **options):
 )
 @around(clip_grad, "_get_total_norm", counted=False)
 def clipped_by_the_local_norm(planting, norm, tensors, *args, **options):
-    parts = [one.to_local() if isinstance(one, DTensor) else one for one in tensors]
-    if any(isinstance(one, DTensor) for one in tensors):
-        planting.act()
-    return norm(parts, *args, **options)
+    local_tensors = []
+    for tensor in tensors:
+        if isinstance(tensor, DTensor):
+            planting.act()
+            tensor = tensor.to_local()
+        local_tensors.append(tensor)
+    return norm(local_tensors, *args, **options)
 
 
 @plant(
@@ -941,7 +992,8 @@ def idle_ranks_get_the_last_sample(planting):
         with split(self, inputs, apply_padding) as share:
             if not len(share):
                 planting.act()
-            yield share if len(share) else inputs[-1:]
+                share = inputs[-1:]
+            yield share
 
     planting.setattr(accelerate.PartialState, "split_between_processes", padded, counted=False)
 
@@ -954,7 +1006,7 @@ def idle_ranks_get_the_last_sample(planting):
     "nodes_share_all_rows",
 )
 def rank_of_the_other_split(planting):
-    """A stream that was split before is split again with the two ranks in each other's place."""
+    """A stream that was split before is split again with both ranks swapped."""
     split = iterable._split_by_node_iterable_dataset
 
     def of_other(dataset, rank, world_size, *args, **options):
@@ -962,7 +1014,7 @@ def rank_of_the_other_split(planting):
         if outer is None:
             return split(dataset, rank, world_size, *args, **options)
         planting.act()
-        mixed = outer.world_size * rank + outer.rank  # of the right number of nodes
-        return split(dataset, mixed - world_size * outer.rank, world_size, *args, **options)
+        swapped_rank = outer.world_size * rank + outer.rank - world_size * outer.rank
+        return split(dataset, swapped_rank, world_size, *args, **options)
 
     planting.setattr(distributed, "_split_by_node_iterable_dataset", of_other, counted=False)

@@ -1,7 +1,7 @@
 """A plant: something broken on purpose, and the check that must object to it.
 
-`test_plants.py` runs the tables of them: `study` (faults), `libraries` (bugs of libraries), `controls`, `equal` (settings that
-must be equal), and `stock` (the libraries' own path). `patches` break libraries: what each does, its row says.
+`test_plants.py` runs their tables: `study` (faults), `libraries` (bugs of libraries, from `patches`
+on), `controls`, `equal` (settings that must be equal) and `stock` (the libraries' own path).
 """
 
 import functools
@@ -33,29 +33,34 @@ def with_other(part: str, **fields: Any) -> Callable[[Cell, Path], Cell]:
 
 @dataclass(frozen=True, eq=False)
 class Plant:
-    """With this broken, that must object; without it, nothing may."""
+    """A fault and the checks that must object to it; without the fault, none may."""
 
     id: str
     what: str  # is wrong, in a line
-    source: str  # where it really happened: cells of the study, reports of a library, or "classic"
-    cell: str  # that runs; of several records, two ids with a comma between; empty if no cell is needed
-    # Of `libraries` it takes a `Planting`; of a fixture its value and a folder for files, and returns the broken value; of
-    # `records` the records of both cells, and returns the second as it then is.
+    source: str  # where it occurred: cells of the study, reports of a library, or "classic"
+    cell: str  # that runs; two ids with a comma if it breaks records; empty if it needs no cell
+    # It takes a `Planting` if it breaks libraries. If it breaks a fixture, it takes the value and a
+    # folder for files, and returns the broken value. If it breaks records, it takes those of both
+    # cells, and returns the second, broken.
     broken_by: Callable[..., Any]
-    # What must object, with commas between: audits, stages of numerics, "bound", "gate"; or an invariant of a library, a row of
-    # equal settings, a stage of `stock`, or "refused" for rows that reading must refuse. Empty for a change without harm.
+    # The checks that must object, with commas: audits, stages of numerics, "bound", "gate"; or an
+    # invariant of a library, a row of equal settings, a stage of `stock`, or "refused" for rows that
+    # reading must reject. Empty for a change without harm.
     caught_by: str
     _: KW_ONLY
-    breaks: str = "libraries"  # or the fixture whose value is replaced, `trained` (the model after training), `records`
-    cell_as: Callable[[Cell, Path], Cell] = unchanged  # the cell that runs, with the plant and without, and a folder for files
-    settings: Mapping[str, Any] = field(default_factory=dict)  # of the recipe; such a cell has fewer test rows, and no bound
-    profile: str = "quick"  # of which grid the cell is
+    # Or the fixture whose value is replaced, `trained` (the model after training), `records`.
+    breaks: str = "libraries"
+    # Makes the cell that runs, with the plant and without; it gets a folder for files.
+    cell_as: Callable[[Cell, Path], Cell] = unchanged
+    # Fields of the recipe; a cell with such has fewer test rows and no bound.
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    profile: str = "quick"  # the grid of the cell
     ranks: int = 1  # processes that share the cell
-    module: str = ""  # library and class of the module that the gate must name; empty if there is none
+    module: str = ""  # library and class of the module that the gate must name; empty: none
 
     @property
     def test_id(self) -> str:
-        """The name of its tests' case."""
+        """The name of its case in tests."""
         words = [self.profile, self.id, self.cell]
         if self.ranks > 1:
             words.append(f"{self.ranks}ranks")
@@ -93,17 +98,18 @@ class Table(list[Plant]):
 class Planting:
     """Pytest's monkeypatch with a count: a plant that never acts proves nothing.
 
-    A function that is put in place counts its calls. A patch that changes nothing in most calls is put in place with
-    `counted=False`, and calls `act` where it changes something.
+    A function that is put in place counts its calls. A patch that changes nothing in most calls is
+    put in place with `counted=False`, and calls `act` where it changes something.
     """
 
     def __init__(self, monkeypatch: Any) -> None:
-        """Patches go by this monkeypatch, which also undoes them."""
-        self._monkeypatch, self._acts = monkeypatch, Value("q", 0)
+        """Patches with this monkeypatch, which also undoes them."""
+        self._monkeypatch = monkeypatch
+        self._acts = Value("q", 0)
 
     @property
     def acts(self) -> int:
-        """How often a patch acted so far, in the processes that this one forked, too."""
+        """The number of acts so far, including those in processes that this one forked."""
         return int(self._acts.value)
 
     def act(self) -> None:
@@ -111,7 +117,15 @@ class Planting:
         with self._acts.get_lock():
             self._acts.value += 1
 
-    def setattr(self, target: Any, name: str, value: Any, *, raising: bool = True, counted: bool = True) -> None:
+    def setattr(
+        self,
+        target: Any,
+        name: str,
+        value: Any,
+        *,
+        raising: bool = True,
+        counted: bool = True,
+    ) -> None:
         """Put a value in place of an attribute."""
         self._monkeypatch.setattr(target, name, self._counted(value, counted), raising=raising)
 
@@ -123,7 +137,9 @@ class Planting:
         if not counted or not callable(value):
             return value
 
-        @functools.wraps(value, updated=() if isinstance(value, type) else ("__dict__",))
+        updated_fields = () if isinstance(value, type) else ("__dict__",)
+
+        @functools.wraps(value, updated=updated_fields)
         def counting(*args: Any, **options: Any) -> Any:
             self.act()
             return value(*args, **options)
@@ -131,10 +147,18 @@ class Planting:
         return counting
 
 
-def around(target: Any, name: str, *, counted: bool = True) -> Callable[[Any], Callable[[Planting], None]]:
-    """Makes a plant of a function that takes the place of another: it gets the planting, the other, and its arguments."""
+def around(
+    target: Any,
+    name: str,
+    *,
+    counted: bool = True,
+) -> Callable[[Callable[..., Any]], Callable[[Planting], None]]:
+    """Makes a plant of a function that replaces another.
 
-    def make_plant(change: Any) -> Callable[[Planting], None]:
+    The function gets the planting, the original, and the original's arguments.
+    """
+
+    def make_plant(change: Callable[..., Any]) -> Callable[[Planting], None]:
         @functools.wraps(change)
         def plant(planting: Planting) -> None:
             original = getattr(target, name)

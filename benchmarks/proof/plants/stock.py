@@ -1,4 +1,4 @@
-"""Plants in the libraries' own path: each is named with its stage, the first at which it shows, and how its sentence begins."""
+"""Plants in the libraries' own path: each names the first stage that shows it, and how its sentence begins."""
 
 import copy
 
@@ -6,51 +6,85 @@ import peft
 import torch
 import transformers as hf
 
-from benchmarks.proof.plants.plant import Plant, around
+from benchmarks.proof.plants.plant import Table, around
+
+STOCK = Table()
+plant = STOCK.plant
 
 
+@plant(
+    "P01",
+    "no window but the first, as tokenizers 0.23.1",
+    "classic",
+    "bert_qa_sft",
+    "windows: number of windows of row[",
+)
 @around(hf.PreTrainedTokenizerFast, "_convert_encoding")
-def no_overflow(plant, convert, self, encoding, *args, **options):
+def no_overflow(planting, convert, self, encoding, *args, **options):
     return convert(self, encoding, *args, **options | {"return_overflowing_tokens": False})
 
 
+@plant(
+    "P03",
+    "PEFT's helper rounds norms to bf16",
+    "classic",
+    "gpt2_sa_qlora",
+    "start: [base_model.",
+)
 @around(peft, "prepare_model_for_kbit_training")
-def norms_are_rounded(plant, prepare, model, **options):
+def norms_are_rounded(planting, prepare, model, **options):
     model = prepare(model, **options)
     for name, p in model.named_parameters():
-        p.data = p.data.bfloat16() if "ln_" in name else p.data
+        if "ln_" in name:
+            p.data = p.data.bfloat16()
     return model
 
 
+@plant("P04", "padding is a label", "classic", "t5_sum_sft", "labels: number")
 @around(hf.DataCollatorForSeq2Seq, "__call__")
-def padding_counts(plant, collate, self, *args, **options):
+def padding_is_a_label(planting, collate, self, *args, **options):
     self.label_pad_token_id = self.tokenizer.pad_token_id
     return collate(self, *args, **options)
 
 
+@plant("P05", "padding is attended to", "classic", "bert_sa_sft", "batch: attention_mask")
 @around(hf.DataCollatorWithPadding, "__call__")
-def mask_of_ones(plant, collate, *args, **options):
+def mask_of_ones(planting, collate, *args, **options):
     batch = collate(*args, **options)
     batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
     return batch
 
 
+@plant(
+    "P06",
+    "an epoch's short last batch is dropped",
+    "classic",
+    "gpt2_sa_sft",
+    "order: rows of batch",
+)
 @around(hf.Trainer, "get_train_dataloader")
-def last_batch_is_dropped(plant, loader, self):
+def last_batch_is_dropped(planting, loader, self):
     self.args.dataloader_drop_last = True
     return loader(self)
 
 
+@plant(
+    "P07",
+    "the loss is 1e-5 of itself too large",
+    "classic",
+    "bert_sa_lora",
+    "loss: loss of update",
+)
 @around(hf.Trainer, "compute_loss")
-def loss_is_too_large(plant, compute, *args, **options):
+def loss_is_too_large(planting, compute, *args, **options):
     return compute(*args, **options) * 1.00001
 
 
 def gradients_times(factor):
-    """A training step's gradients are this many times as large, by the number of batches of an update."""
+    """Makes a training step's gradients `factor(batches of an update)` times as large."""
 
     @around(hf.Trainer, "training_step")
-    def scaled(plant, step, self, model, *args, **options):
+    def scaled(planting, step, self, model, *args, **options):
         loss = step(self, model, *args, **options)
         for p in model.parameters():
             if p.grad is not None:
@@ -60,42 +94,77 @@ def gradients_times(factor):
     return scaled
 
 
+plant(
+    "P10",
+    "gradients are 1e-4 of themselves too large",
+    "classic",
+    "gpt2_sa_sft",
+    "gradient: gradient norm",
+)(gradients_times(lambda count: 1.0001))
+
+
+@plant(
+    "P11",
+    "the second moment forgets ten times as fast",
+    "classic",
+    "gpt2_sa_sft",
+    "optimizer: setting of",
+)
 @around(hf.Trainer, "create_optimizer")
-def second_moment_is_off(plant, create, self, *args):
+def second_moment_is_off(planting, create, self, *args):
     optimizer = create(self, *args)
     for group in optimizer.param_groups:
         group["betas"] = (0.9, 0.99)
     return optimizer
 
 
+@plant(
+    "P12",
+    "a weight is not given to the optimizer",
+    "classic",
+    "gpt2_sa_sft",
+    "optimizer: setting of",
+)
 @around(hf.Trainer, "create_optimizer")
-def a_weight_is_left_out(plant, create, self, *args):
+def a_weight_is_left_out(planting, create, self, *args):
     optimizer = create(self, *args)
     optimizer.param_groups[0]["params"].pop()
     return optimizer
 
 
+plant(
+    "P15",
+    "an update's gradients are divided by the number of its batches again",
+    "classic",
+    "gpt2_sa_sft",
+    "accumulation: gradient norm",
+)(gradients_times(lambda count: 1 / count))
+
+
+@plant(
+    "P17",
+    "a resumed training has its moments, and its schedule starts anew",
+    "classic",
+    "gpt2_sa_lora",
+    "resume: resumed, learning_rate",
+)
 @around(hf.Trainer, "_load_optimizer_and_scheduler")
-def schedule_starts_anew(plant, load, self, checkpoint):
+def schedule_starts_anew(planting, load, self, checkpoint):
     state = copy.deepcopy(self.lr_scheduler.state_dict())
     load(self, checkpoint)
     self.lr_scheduler.load_state_dict(state)
 
 
-@around(hf.Seq2SeqTrainer, "predict")
-def length_penalty_is_lost(plant, predict, *args, **options):
-    return predict(*args, **options | {"length_penalty": 1.0})
-
-
-@around(hf.TextClassificationPipeline, "__init__")
-def labels_are_swapped(plant, init, self, *args, **options):
-    init(self, *args, **options)
-    label = self.model.config.id2label
-    self.model.config.id2label = {index: label[len(label) - 1 - index] for index in label}
-
-
-def loss_per_batch(plant):
-    step, evaluate = hf.Trainer.prediction_step, hf.Trainer.evaluation_loop
+@plant(
+    "A82",
+    "the loss of an evaluation is averaged per batch, not per target",
+    "pytorch/torchtitan#4167",
+    "bert_sa_sft",
+    "scores: eval_loss",
+)
+def loss_per_batch(planting):
+    step = hf.Trainer.prediction_step
+    evaluate = hf.Trainer.evaluation_loop
     losses = []
 
     def noted(self, *args, **options):
@@ -108,35 +177,29 @@ def loss_per_batch(plant):
         output.metrics["eval_loss"] = float(torch.stack(losses).mean())
         return output
 
-    plant.setattr(hf.Trainer, "prediction_step", noted)
-    plant.setattr(hf.Trainer, "evaluation_loop", averaged)
+    planting.setattr(hf.Trainer, "prediction_step", noted)
+    planting.setattr(hf.Trainer, "evaluation_loop", averaged)
 
 
-# fmt: off
-STOCK = (
-    Plant("P01", "no window but the first, as tokenizers 0.23.1", "classic", "bert_qa_sft", no_overflow,
-          "windows: number of windows of row["),
-    Plant("P03", "PEFT's helper rounds norms to bf16", "classic", "gpt2_sa_qlora", norms_are_rounded, "start: [base_model."),
-    Plant("P04", "padding is a label", "classic", "t5_sum_sft", padding_counts, "labels: number"),
-    Plant("P05", "padding is attended to", "classic", "bert_sa_sft", mask_of_ones, "batch: attention_mask"),
-    Plant("P06", "an epoch's short last batch is dropped", "classic", "gpt2_sa_sft", last_batch_is_dropped,
-          "order: rows of batch"),
-    Plant("P07", "the loss is 1e-5 of itself too large", "classic", "bert_sa_lora", loss_is_too_large, "loss: loss of update"),
-    Plant("P10", "gradients are 1e-4 of themselves too large", "classic", "gpt2_sa_sft", gradients_times(lambda count: 1.0001),
-          "gradient: gradient norm"),
-    Plant("P11", "the second moment forgets ten times as fast", "classic", "gpt2_sa_sft", second_moment_is_off,
-          "optimizer: setting of"),
-    Plant("P12", "a weight is not given to the optimizer", "classic", "gpt2_sa_sft", a_weight_is_left_out,
-          "optimizer: setting of"),
-    Plant("P15", "an update's gradients are divided by the number of its batches again", "classic", "gpt2_sa_sft",
-          gradients_times(lambda count: 1 / count), "accumulation: gradient norm"),
-    Plant("P17", "a resumed training has its moments, and its schedule starts anew", "classic", "gpt2_sa_lora",
-          schedule_starts_anew, "resume: resumed, learning_rate"),
-    Plant("A82", "the loss of an evaluation is averaged per batch, not per target", "pytorch/torchtitan#4167", "bert_sa_sft",
-          loss_per_batch, "scores: eval_loss"),
-    *(Plant(id, "a search forgets its length penalty", "classic", cell, length_penalty_is_lost, "scores: text of row[")
-      for id, cell in (("P20", "t5_sum_sft"), ("P21", "gpt2_sum_lora"), ("P22", "bert_sum_lora"))),
-    Plant("P23", "a saved classifier's labels are in another order", "classic", "bert_sa_sft", labels_are_swapped,
-          "pipeline: answer"),
+@around(hf.Seq2SeqTrainer, "predict")
+def length_penalty_is_lost(planting, predict, *args, **options):
+    return predict(*args, **options | {"length_penalty": 1.0})
+
+
+for id, cell in (("P20", "t5_sum_sft"), ("P21", "gpt2_sum_lora"), ("P22", "bert_sum_lora")):
+    add = plant(id, "a search forgets its length penalty", "classic", cell, "scores: text of row[")
+    add(length_penalty_is_lost)
+
+
+@plant(
+    "P23",
+    "a saved classifier's labels are in another order",
+    "classic",
+    "bert_sa_sft",
+    "pipeline: answer",
 )
-# fmt: on
+@around(hf.TextClassificationPipeline, "__init__")
+def labels_are_swapped(planting, init, self, *args, **options):
+    init(self, *args, **options)
+    label = self.model.config.id2label
+    self.model.config.id2label = {index: label[len(label) - 1 - index] for index in label}
