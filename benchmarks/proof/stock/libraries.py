@@ -1,14 +1,15 @@
-"""The libraries' own path of a cell, as their guides show it: AutoModel, PEFT's helpers, collators, `Trainer`, pipelines.
+"""The libraries' own path of a cell, as in their guides: AutoModel, PEFT, `Trainer`, pipelines.
 
-The study's heads are partly our own classes. This path trains the library's head, and ours trains the same one here: a folder
-holds the untrained base with it, as `save_pretrained` writes it, and both sides start from that.
+Some heads of the study are tunegrid's own classes. Here both sides train the library's head: they
+start from a folder with the untrained base and this head, as `save_pretrained` writes it.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
-from operator import itemgetter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
@@ -17,68 +18,106 @@ import peft
 import torch
 import transformers as hf
 from tokenizers.processors import TemplateProcessing
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks.proof.stock.known import cell_kind, extracts, is_paired, is_separated
+from benchmarks.proof.stock.known import cell_kind, is_paired, is_separated
 from tunegrid.codecs.architectures import architecture
 from tunegrid.codecs.extract import MAX_ANSWER_TOKENS
-from tunegrid.data.sources import stitch
+from tunegrid.data.sources import Row, stitch
 from tunegrid.grid.backbones import Head, Layout, checkpoint_source
+from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import SFT, Adapting
 from tunegrid.grid.recipes import RECIPES, WITHOUT_EXCEPTION
 from tunegrid.grid.tasks import Problem
 from tunegrid.run.build import BASE_TYPES, load_base, load_tokenizer, make_base
 from tunegrid.run.device import random_states, resolve_precision
 
-SAME = ("per_device_train_batch_size", "learning_rate", "weight_decay", "lr_scheduler_type", "gradient_checkpointing")
-OPTIMIZERS = {"adamw_torch": "adamw_torch_fused"}  # ours is torch's fused one, and so is TrainingArguments' default
+Columns = Mapping[str, Any]  # a block of rows, column by column
+Weights = dict[str, Tensor]
+# Fields that TrainingArguments have under the recipe's names.
+SAME = (
+    "per_device_train_batch_size",
+    "learning_rate",
+    "weight_decay",
+    "lr_scheduler_type",
+    "gradient_checkpointing",
+)
+# The suite's is torch's fused one, and so is TrainingArguments' default.
+OPTIMIZERS = {"adamw_torch": "adamw_torch_fused"}
 SPAN = ("start_positions", "end_positions")
 N_BEST = 20  # the default of run_qa.py
 TEST_BATCH = 4  # so that the last of three is smaller
-# A search's `length_penalty` decides between texts of several lengths, and after six updates a micro model ends few texts, so
-# that ten rows would not show 1.2 beside 1. On both sides ends are likelier by a bias of their logit, and short texts win.
-END_BIAS, SEARCH = 6.0, {"num_beams": 4, "length_penalty": -3.0}
+# A search's `length_penalty` decides between texts of several lengths, and after six updates a
+# micro model ends few texts, so that ten rows would not tell 1.2 from 1. On both sides a bias of
+# their logit makes ends likelier, and short texts win.
+END_BIAS = 6.0
+SEARCH = {"num_beams": 4, "length_penalty": -3.0}
 
 
-def start_tokenizer(cell):
-    """The cell's, with the tokens that guides set; t5-micro's puts no end token behind a text, as t5-small's does."""
+def start_tokenizer(cell: Cell) -> Any:
+    """The cell's tokenizer, with the tokens that guides set.
+
+    t5-micro's puts no end token behind a text, as t5-small's does: it is added.
+    """
     tokenizer = load_tokenizer(cell)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # as every guide for GPT-2 says
-    if is_paired(cell):
-        tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token  # as the guide to pairs of encoders says
+    # Every guide for GPT-2 says so.
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    if is_paired(cell):  # the guide to pairs of encoders says so
+        tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
     end = cell.backbone.wrap.after and getattr(tokenizer, cell.backbone.wrap.after)
-    if cell.profile.micro and end and tokenizer(["a"]).input_ids[0][-1] != (end_id := tokenizer.convert_tokens_to_ids(end)):
-        template = {"single": f"$A {end}", "pair": f"$A {end} $B {end}"}
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(**template, special_tokens=[(end, end_id)])
+    if not (cell.profile.micro and end):
+        return tokenizer
+    end_id = tokenizer.convert_tokens_to_ids(end)
+    if tokenizer(["a"]).input_ids[0][-1] != end_id:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"$A {end}",
+            pair=f"$A {end} $B {end}",
+            special_tokens=[(end, end_id)],
+        )
     return tokenizer
 
 
-def write_start(cell, folder):
-    """Save the cell's untrained base with the library's head, and its tokenizer; return the cell over this folder."""
+def write_start(cell: Cell, folder: Path) -> Cell:
+    """Saves the cell's untrained base with the library's head; returns the cell over it."""
     source, pin = checkpoint_source(cell.backbone, cell.profile)
     config = hf.AutoConfig.from_pretrained(source, **pin, trust_remote_code=False)
-    kind = KITS[cell_kind(cell)].auto._model_mapping.get(type(config), hf.EncoderDecoderModel)  # a pair of an encoder alone
+    auto_classes = KITS[cell_kind(cell)].auto._model_mapping
+    kind = auto_classes.get(type(config), hf.EncoderDecoderModel)  # an encoder alone makes a pair
     tokenizer = start_tokenizer(cell)
-    head, recipe = cell.head, replace(cell.recipe, head_learning_rate=None)  # TrainingArguments has one rate for all weights
+    head = cell.head
+    # TrainingArguments has one rate for all weights.
+    recipe = replace(cell.recipe, head_learning_rate=None)
     if recipe.generation:
         recipe = replace(recipe, generation=replace(recipe.generation, **SEARCH))
     if not issubclass(architecture(head.architecture), kind):
-        _, report = kind.from_pretrained(source, output_loading_info=True, **pin, trust_remote_code=False)
-        new_modules = tuple(sorted({name.split(".")[0] for name in report["missing_keys"]}))
-        head = Head(architecture=kind.__name__, new_modules=new_modules)
+        _, report = kind.from_pretrained(
+            source,
+            output_loading_info=True,
+            **pin,
+            trust_remote_code=False,
+        )
+        new_modules = {name.split(".")[0] for name in report["missing_keys"]}
+        head = Head(architecture=kind.__name__, new_modules=tuple(sorted(new_modules)))
     hf.set_seed(cell.profile.seed)
     base = replace(cell, head=head, method=SFT, recipe=replace(cell.recipe, adapter=None))
     model = load_base(base, tokenizer, torch.device("cpu"))
     if is_paired(cell) and model.config.decoder_start_token_id is None:
-        model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = tokenizer.cls_token_id
-        model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
+        for settings in (model.config, model.generation_config):
+            settings.decoder_start_token_id = tokenizer.cls_token_id
+            settings.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     head = replace(head, architecture=kind.__name__)
-    recipe_id = WITHOUT_EXCEPTION.get(cell.id)  # an exception is of layers that only our head has
+    recipe_id = WITHOUT_EXCEPTION.get(cell.id)  # an exception names layers of tunegrid's head
     if recipe.adapter and recipe_id and head.architecture != cell.head.architecture:
-        recipe = replace(recipe, adapter=replace(recipe.adapter, target_modules=RECIPES[recipe_id].adapter.target_modules))
-    backbone = replace(cell.backbone, checkpoint=folder.name, revision=None, micro=folder.name)
+        targets = RECIPES[recipe_id].adapter.target_modules
+        recipe = replace(recipe, adapter=replace(recipe.adapter, target_modules=targets))
+    backbone = replace(
+        cell.backbone,
+        checkpoint=folder.name,
+        revision=None,
+        micro=folder.name,
+    )
     profile = replace(cell.profile, checkpoint_root=folder.parent)
     return replace(cell, backbone=backbone, head=head, profile=profile, recipe=recipe)
 
@@ -86,8 +125,14 @@ def write_start(cell, folder):
 # Rows in tokens
 
 
-def encoded(cell, tokenizer, rows, *, training=True):
-    """The rows in tokens, with the labels of training; `example` is the number of the row."""
+def encoded(
+    cell: Cell,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    *,
+    training: bool = True,
+) -> datasets.Dataset:
+    """The rows in tokens, with labels if for `training`; `example` is the number of the row."""
     columns = {
         "example": [*range(len(rows))],
         "first": [cell.recipe.prefix + stitch(row, cell.text) for row in rows],
@@ -95,204 +140,389 @@ def encoded(cell, tokenizer, rows, *, training=True):
         "target": [row[cell.task.target] for row in rows],
     }
     encode = partial(KITS[cell_kind(cell)].encode, cell, tokenizer, training=training)
-    return datasets.Dataset.from_dict(columns).map(encode, batched=True, remove_columns=[*columns], load_from_cache_file=False)
+    return datasets.Dataset.from_dict(columns).map(
+        encode,
+        batched=True,
+        remove_columns=[*columns],
+        load_from_cache_file=False,
+    )
 
 
-def encode_labelled(cell, tokenizer, block, training):
-    texts = (block["first"], block["second"]) if cell.task.text_pair else (block["first"],)
-    encoding, labels = tokenizer(*texts, truncation=True, max_length=cell.recipe.max_length), block["target"]
+def encode_labelled(cell: Cell, tokenizer: Any, block: Columns, training: bool) -> Columns:
+    """Texts or pairs of texts, and their labels or target texts."""
+    texts = [block["first"]]
+    if cell.task.text_pair:
+        texts.append(block["second"])
+    encoding = tokenizer(*texts, truncation=True, max_length=cell.recipe.max_length)
+    labels = block["target"]
     if is_paired(cell):
-        labels = tokenizer(text_target=labels, truncation=True, max_length=cell.recipe.max_target_length)["input_ids"]
+        labels = tokenizer(
+            text_target=labels,
+            truncation=True,
+            max_length=cell.recipe.max_target_length,
+        )["input_ids"]
     return {**encoding, "labels": labels, "example": block["example"]}
 
 
-def encode_windows(cell, tokenizer, block, training):
-    """As transformers' guide and run_qa.py: windows by `stride`, a window without the answer points at its first token."""
+def encode_windows(cell: Cell, tokenizer: Any, block: Columns, training: bool) -> Columns:
+    """Windows by `stride`, as in transformers' guide and run_qa.py.
+
+    A window without the answer points at its first token.
+    """
     stride = cell.recipe.doc_stride
-    windows = {"stride": stride or 0, "return_overflowing_tokens": stride is not None, "return_offsets_mapping": True}
-    limits = {"truncation": "only_second", "max_length": cell.recipe.max_length}
-    encoding = tokenizer(block["first"], block["second"], **limits, **windows)
-    sources, spans = encoding.pop("overflow_to_sample_mapping", range(len(block["first"]))), []
+    encoding = tokenizer(
+        block["first"],
+        block["second"],
+        truncation="only_second",
+        max_length=cell.recipe.max_length,
+        stride=stride or 0,
+        return_overflowing_tokens=stride is not None,
+        return_offsets_mapping=True,
+    )
+    one_window_each = range(len(block["first"]))
+    sources = encoding.pop("overflow_to_sample_mapping", one_window_each)
+    starts = []
+    ends = []
     for index, source in enumerate(sources):
-        answer, offsets = block["target"][source], encoding["offset_mapping"][index]
-        begin = answer["answer_start"][0]
-        end = begin + len(answer["text"][0])
-        context = [i for i, sequence in enumerate(encoding.sequence_ids(index)) if sequence == 1]
-        encoding["offset_mapping"][index] = [offset if i in context else (-1, -1) for i, offset in enumerate(offsets)]
-        if not context or offsets[context[0]][0] > begin or offsets[context[-1]][1] < end:
-            spans.append((0, 0))
-            continue
-        first = next(i for i in reversed(context) if offsets[i][0] <= begin)
-        spans.append((first, next(i for i in context if offsets[i][1] >= end)))
-    columns = {name: [span[end] for span in spans] for end, name in enumerate(SPAN)}
-    return {**encoding, **columns, "example": [block["example"][source] for source in sources]}
+        offsets = encoding["offset_mapping"][index]
+        sequence_ids = encoding.sequence_ids(index)
+        context = [i for i, sequence in enumerate(sequence_ids) if sequence == 1]
+        context_offsets = [(-1, -1)] * len(offsets)
+        for i in context:
+            context_offsets[i] = offsets[i]
+        encoding["offset_mapping"][index] = context_offsets
+        start, end = find_span(block["target"][source], context, offsets)
+        starts.append(start)
+        ends.append(end)
+    return {
+        **encoding,
+        "start_positions": starts,
+        "end_positions": ends,
+        "example": [block["example"][source] for source in sources],
+    }
 
 
-def encode_continued(cell, tokenizer, block, training):
-    """Source, separator and target as one text; the source is cut so that the longest target fits behind it."""
+def find_span(
+    answer: Mapping[str, Any],
+    context: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+) -> tuple[int, int]:
+    """The answer's first and last token; (0, 0) if it is not whole in the window."""
+    begin = answer["answer_start"][0]
+    end = begin + len(answer["text"][0])
+    if not context or offsets[context[0]][0] > begin or offsets[context[-1]][1] < end:
+        return 0, 0
+    first = next(i for i in reversed(context) if offsets[i][0] <= begin)
+    last = next(i for i in context if offsets[i][1] >= end)
+    return first, last
+
+
+def encode_continued(cell: Cell, tokenizer: Any, block: Columns, training: bool) -> Columns:
+    """Source, separator and target as one text.
+
+    The source is cut so that the longest target fits behind it.
+    """
     longest = cell.recipe.max_target_length or 0
     separator = tokenizer.convert_tokens_to_ids(cell.head.new_token or tokenizer.eos_token)
-    sources = tokenizer(block["first"], truncation=True, max_length=cell.recipe.max_length - longest - 1)["input_ids"]
-    ids = [[*source, separator] for source in sources]
+    longest_source = cell.recipe.max_length - longest - 1
+    sources = tokenizer(block["first"], truncation=True, max_length=longest_source)["input_ids"]
+    rows = [[*source, separator] for source in sources]
     if training:
-        targets = tokenizer([" " + text for text in block["target"]], truncation=True, max_length=longest - 1)["input_ids"]
-        ids = [[*prompt, *target, tokenizer.eos_token_id] for prompt, target in zip(ids, targets, strict=True)]
-    return {"input_ids": ids, "attention_mask": [[1] * len(one) for one in ids], "example": block["example"]}
+        texts = [" " + text for text in block["target"]]
+        targets = tokenizer(texts, truncation=True, max_length=longest - 1)["input_ids"]
+        for row, target in zip(rows, targets, strict=True):
+            row += [*target, tokenizer.eos_token_id]
+    return {
+        "input_ids": rows,
+        "attention_mask": [[1] * len(row) for row in rows],
+        "example": block["example"],
+    }
 
 
 class Kit(NamedTuple):
-    """What the guides to a kind of problem use."""
+    """The classes and functions that the guides to a kind of problem use."""
 
-    auto: type
+    auto: Any
     task_type: peft.TaskType
     pipeline: str
     encode: Callable[..., Any]
     collator: Callable[..., Any]
 
 
-# fmt: off
-KITS = {
-    Problem.CLASSIFY: Kit(hf.AutoModelForSequenceClassification, peft.TaskType.SEQ_CLS, "text-classification",
-                          encode_labelled, hf.DataCollatorWithPadding),
-    Problem.EXTRACT: Kit(hf.AutoModelForQuestionAnswering, peft.TaskType.QUESTION_ANS, "question-answering",
-                         encode_windows, hf.DataCollatorWithPadding),
-    Layout.ENCODER_DECODER: Kit(hf.AutoModelForSeq2SeqLM, peft.TaskType.SEQ_2_SEQ_LM, "text2text-generation",
-                                encode_labelled, hf.DataCollatorForSeq2Seq),
-    Layout.SEPARATED: Kit(hf.AutoModelForCausalLM, peft.TaskType.CAUSAL_LM, "text-generation",
-                          encode_continued, partial(hf.DataCollatorForLanguageModeling, mlm=False)),
+KITS: Mapping[Problem | Layout | None, Kit] = {
+    Problem.CLASSIFY: Kit(
+        hf.AutoModelForSequenceClassification,
+        peft.TaskType.SEQ_CLS,
+        "text-classification",
+        encode_labelled,
+        hf.DataCollatorWithPadding,
+    ),
+    Problem.EXTRACT: Kit(
+        hf.AutoModelForQuestionAnswering,
+        peft.TaskType.QUESTION_ANS,
+        "question-answering",
+        encode_windows,
+        hf.DataCollatorWithPadding,
+    ),
+    Layout.ENCODER_DECODER: Kit(
+        hf.AutoModelForSeq2SeqLM,
+        peft.TaskType.SEQ_2_SEQ_LM,
+        "text2text-generation",
+        encode_labelled,
+        hf.DataCollatorForSeq2Seq,
+    ),
+    Layout.SEPARATED: Kit(
+        hf.AutoModelForCausalLM,
+        peft.TaskType.CAUSAL_LM,
+        "text-generation",
+        encode_continued,
+        partial(hf.DataCollatorForLanguageModeling, mlm=False),
+    ),
 }
-# fmt: on
 
 
 # Model and training
 
 
-def quant_option(cell):
+def quant_option(cell: Cell) -> dict[str, Any]:
     """The option that `from_pretrained` and pipelines take; none if the base is not packed."""
     if cell.quantization is None:
         return {}
-    modules = [*cell.head.new_modules, *cell.head.tied_modules] or None
-    settings = asdict(cell.quantization)
-    return {"quantization_config": hf.BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=modules, **settings)}
+    config = hf.BitsAndBytesConfig(
+        load_in_4bit=True,
+        llm_int8_skip_modules=[*cell.head.new_modules, *cell.head.tied_modules] or None,
+        **asdict(cell.quantization),
+    )
+    return {"quantization_config": config}
 
 
-def make_model(cell, tokenizer, device):
-    """The model that Trainer is given, over the folder of `write_start`; for an adapter PEFT's over the base."""
-    placement = {"device_map": {"": device}} if cell.quantization else {}  # a packed base goes to its device at once
+def make_model(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
+    """Trainer's model, over the folder of `write_start`; PEFT's over the base for an adapter."""
+    options = quant_option(cell)
+    if cell.quantization:
+        options["device_map"] = {"": device}  # a packed base goes to its device at once
     dtype = BASE_TYPES[cell.backbone.dtype] if cell.method.adapts else torch.float32
     source, _ = checkpoint_source(cell.backbone, cell.profile)
     kit = KITS[cell_kind(cell)]
-    model = kit.auto.from_pretrained(source, dtype=dtype, **quant_option(cell), **placement, trust_remote_code=False)
+    model = kit.auto.from_pretrained(source, dtype=dtype, **options, trust_remote_code=False)
     if not isinstance(cell.method, Adapting):
         return model
     if cell.quantization:
-        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=cell.recipe.gradient_checkpointing)
+        model = peft.prepare_model_for_kbit_training(
+            model,
+            use_gradient_checkpointing=cell.recipe.gradient_checkpointing,
+        )
     config = cell.method.peft_config(cell, make_base(cell, tokenizer, model))
     config.task_type = kit.task_type
     return peft.get_peft_model(model, config)
 
 
-def make_collator(cell, tokenizer, model):
-    return KITS[cell_kind(cell)].collator(tokenizer, **({"model": model} if is_paired(cell) else {}))
+def make_collator(cell: Cell, tokenizer: Any, model: Any) -> Any:
+    """The collator of the guides; a pair's makes the decoder's inputs with the model."""
+    collator = KITS[cell_kind(cell)].collator
+    if is_paired(cell):
+        return collator(tokenizer, model=model)
+    return collator(tokenizer)
 
 
-def trainer_settings(cell, folder, device):
-    recipe, precision = cell.recipe, resolve_precision(cell, device)[0]
-    return {
-        **{name: getattr(recipe, name) for name in SAME},
-        **{"output_dir": str(folder), "seed": cell.profile.seed, "train_sampling_strategy": "group_by_length"},
+def trainer_settings(cell: Cell, folder: Path, device: torch.device) -> dict[str, Any]:
+    """The recipe as fields of TrainingArguments."""
+    recipe = cell.recipe
+    precision = resolve_precision(cell, device)[0]
+    settings = {name: getattr(recipe, name) for name in SAME}
+    settings |= {
+        "output_dir": str(folder),
+        "seed": cell.profile.seed,
+        "train_sampling_strategy": "group_by_length",
         "per_device_eval_batch_size": TEST_BATCH,
         "warmup_steps": recipe.warmup_steps or recipe.warmup_ratio,  # below 1 it is a share
         "max_grad_norm": recipe.max_grad_norm or 0.0,
         "optim": OPTIMIZERS.get(recipe.optim, recipe.optim),
-        **{"bf16": precision == "bf16", "fp16": precision == "fp16"},
-        **{"use_cpu": device.type == "cpu", "dataloader_pin_memory": device.type != "cpu"},
-        **{"logging_steps": 1, "save_strategy": "no", "report_to": [], "disable_tqdm": True},
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
+        "use_cpu": device.type == "cpu",
+        "dataloader_pin_memory": device.type != "cpu",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
     }
+    return settings
 
 
-def get_trainer(cell, model, tokenizer, table, folder, device, **changes):
-    """The library's trainer of a model on rows in tokens; `changes` are fields of TrainingArguments."""
-    kind, arguments = hf.Trainer, hf.TrainingArguments
+def get_trainer(
+    cell: Cell,
+    model: Any,
+    tokenizer: Any,
+    table: datasets.Dataset,
+    folder: Path,
+    device: torch.device,
+    **changes: Any,
+) -> Any:
+    """The library's trainer of rows in tokens; `changes` are fields of TrainingArguments."""
+    kind = hf.Trainer
+    arguments = hf.TrainingArguments
     if cell.task.problem is Problem.GENERATE:
-        kind, arguments = hf.Seq2SeqTrainer, hf.Seq2SeqTrainingArguments
-    parts = {"train_dataset": table, "data_collator": make_collator(cell, tokenizer, model), "processing_class": tokenizer}
-    trainer = kind(model, arguments(**trainer_settings(cell, folder, device) | changes), **parts)
+        kind = hf.Seq2SeqTrainer
+        arguments = hf.Seq2SeqTrainingArguments
+    trainer = kind(
+        model,
+        arguments(**trainer_settings(cell, folder, device) | changes),
+        train_dataset=table,
+        data_collator=make_collator(cell, tokenizer, model),
+        processing_class=tokenizer,
+    )
     trainer.remove_callback(hf.PrinterCallback)
     return trainer
 
 
-def train(trainer, resume_from=None):
-    """Train, and keep the course. A hook looks on, and nothing of ours is in the way.
+class Pass(NamedTuple):
+    """A forward pass of a training: its inputs, the weights, and the random generators' states."""
 
-    Returns the batch, weights and random generators' states of each forward pass; each update's loss, grad_norm and
-    learning_rate, as Trainer logs them; the weights at the end.
-    """
-    passes, model = [], trainer.model
+    batch: Weights
+    weights: Weights
+    states: Any
 
-    def look(module, inputs, keywords):
+
+class Course(NamedTuple):
+    """A training's passes, the figures that Trainer logs of each update, the last weights."""
+
+    passes: list[Pass]
+    loss: list[float]
+    grad_norm: list[float]
+    learning_rate: list[float]
+    weights: Weights
+
+
+def train(trainer: Any, resume_from: str | None = None) -> Course:
+    """Trains, with a hook that only looks on."""
+    passes: list[Pass] = []
+    model = trainer.model
+
+    def look(module: nn.Module, inputs: Any, keywords: Mapping[str, Any]) -> None:
         if module.training:
-            passes.append((make_batch(keywords), trained(model), random_states(trainer.args.device)))
+            states = random_states(trainer.args.device)
+            passes.append(Pass(make_batch(keywords), trained(model), states))
 
     with model.register_forward_pre_hook(look, with_kwargs=True):
         trainer.train(resume_from_checkpoint=resume_from)
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    figures = {name: [float(entry.get(name, 0.0)) for entry in logs] for name in ("loss", "grad_norm", "learning_rate")}
-    return {"passes": passes, **figures, "weights": trained(model)}
+
+    def logged(name: str) -> list[float]:
+        return [float(entry.get(name, 0.0)) for entry in logs]
+
+    return Course(
+        passes,
+        logged("loss"),
+        logged("grad_norm"),
+        logged("learning_rate"),
+        trained(model),
+    )
 
 
-def make_batch(named):
-    batch = {name: value.clone() for name, value in named.items() if isinstance(value, Tensor) and value.ndim}
-    return batch | ({"labels": torch.stack([batch.pop(name) for name in SPAN], 1)} if SPAN[0] in batch else {})
+def make_batch(inputs: Mapping[str, Any]) -> Weights:
+    """The tensors among a model's inputs; `labels` are both ends of a span."""
+    batch = {}
+    for name, value in inputs.items():
+        if isinstance(value, Tensor) and value.ndim:
+            batch[name] = value.clone()
+    if SPAN[0] in batch:
+        batch["labels"] = torch.stack([batch.pop(name) for name in SPAN], 1)
+    return batch
 
 
-def trained(model):
+def trained(model: nn.Module) -> Weights:
+    """Copies of the weights that train."""
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 # Answers
 
 
-def predictions(cell, trainer, rows, table):
-    """A label, or the text of a span, a row: `Trainer.predict`, and transformers' guide (`postprocess_qa_predictions`)."""
+def predicted_labels(trainer: Any, table: datasets.Dataset) -> list[int]:
+    """The label of each row by `Trainer.predict`."""
     outputs = trainer.predict(table).predictions
-    if not extracts(cell):
-        return [int(label) for label in (outputs[0] if isinstance(outputs, tuple) else outputs).argmax(-1)]
-    answers = [[] for _ in rows]
-    for example, offsets, starts, ends in zip(table["example"], table["offset_mapping"], *outputs[:2], strict=True):
-        for first, last in product(*(np.argsort(scores)[: -N_BEST - 1 : -1].tolist() for scores in (starts, ends))):
-            is_inside = max(first, last) < len(offsets) and offsets[first][0] >= 0 and offsets[last][0] >= 0
-            if is_inside and first <= last < first + MAX_ANSWER_TOKENS:
-                text = rows[example][cell.task.text_pair[0]][offsets[first][0] : offsets[last][1]]
-                answers[example].append((float(starts[first] + ends[last]), text.strip()))
-    return [max(spans, key=itemgetter(0), default=(0.0, ""))[1] for spans in answers]
+    logits = outputs[0] if isinstance(outputs, tuple) else outputs
+    return [int(label) for label in logits.argmax(-1)]
 
 
-def search_options(cell, tokenizer):
-    """The recipe's search as arguments of `generate`; a causal model counts its prompt in `min_length`."""
-    search = {name: value for name, value in asdict(cell.recipe.generation).items() if value is not None}
+def predicted_spans(
+    cell: Cell,
+    trainer: Any,
+    rows: Sequence[Row],
+    table: datasets.Dataset,
+) -> list[str]:
+    """The best span of each row as text, as `postprocess_qa_predictions` of transformers' guide."""
+    start_logits, end_logits = trainer.predict(table).predictions[:2]
+    best_scores = [-math.inf] * len(rows)
+    answers = [""] * len(rows)
+    windows = zip(table["example"], table["offset_mapping"], start_logits, end_logits, strict=True)
+    for example, offsets, starts, ends in windows:
+        passage = rows[example][cell.task.text_pair[0]]
+        for first, last in product(best_tokens(starts), best_tokens(ends)):
+            if not first <= last < min(first + MAX_ANSWER_TOKENS, len(offsets)):
+                continue
+            if offsets[first][0] < 0 or offsets[last][0] < 0:
+                continue
+            score = float(starts[first] + ends[last])
+            if score > best_scores[example]:
+                best_scores[example] = score
+                answers[example] = passage[offsets[first][0] : offsets[last][1]].strip()
+    return answers
+
+
+def best_tokens(scores: np.ndarray[Any, Any]) -> list[int]:
+    """The `N_BEST` tokens of the highest scores, the best first."""
+    best: list[int] = np.argsort(scores)[: -N_BEST - 1 : -1].tolist()
+    return best
+
+
+def search_options(cell: Cell, tokenizer: Any) -> dict[str, Any]:
+    """The recipe's search as arguments of `generate`.
+
+    A causal model counts its prompt in `min_length`.
+    """
+    fields = asdict(cell.recipe.generation)
+    search = {name: value for name, value in fields.items() if value is not None}
     if is_separated(cell):
         search["min_new_tokens"] = search.pop("min_length") or None
     return search | {"sequence_bias": {(tokenizer.eos_token_id,): END_BIAS}}
 
 
-def texts(cell, trainer, table):
-    """A text a row by `predict_with_generate`, of all rows in one batch."""
+def predicted_texts(cell: Cell, trainer: Any, table: datasets.Dataset) -> list[str]:
+    """The text of each row by `predict_with_generate`, of all rows in one batch."""
     tokenizer = trainer.processing_class
-    tokenizer.padding_side = "left" if is_separated(cell) else "right"  # as guides to causal models say
+    # Guides to causal models say so.
+    tokenizer.padding_side = "left" if is_separated(cell) else "right"
     ids = trainer.predict(table, **search_options(cell, tokenizer)).predictions
     if is_separated(cell):  # prompts are padded to the longest
         ids = ids[:, max(map(len, table["input_ids"])) :]
-    return [text.strip() for text in tokenizer.batch_decode(np.where(ids < 0, tokenizer.pad_token_id, ids), True)]
+    padded_ids = np.where(ids < 0, tokenizer.pad_token_id, ids)
+    return [text.strip() for text in tokenizer.batch_decode(padded_ids, True)]
 
 
-def piped(cell, tokenizer, saved, rows, device, **search):
-    """Answers of the pipeline over what `save_model` wrote; prompts go in as text, and are put into tokens again."""
-    options = {"tokenizer": hf.AutoTokenizer.from_pretrained(saved, trust_remote_code=False), "device": device}
-    pipeline = hf.pipeline(KITS[cell_kind(cell)].pipeline, str(saved), model_kwargs=quant_option(cell) or None, **options)
+def piped(
+    cell: Cell,
+    tokenizer: Any,
+    saved: Path,
+    rows: Sequence[Row],
+    device: torch.device,
+    **search: Any,
+) -> list[Any]:
+    """The pipeline's answers over the folder of `save_model`; prompts go in as text."""
+    pipeline = hf.pipeline(
+        KITS[cell_kind(cell)].pipeline,
+        str(saved),
+        model_kwargs=quant_option(cell) or None,
+        tokenizer=hf.AutoTokenizer.from_pretrained(saved, trust_remote_code=False),
+        device=device,
+    )
     if is_separated(cell):
-        prompts = map(tokenizer.decode, encoded(cell, tokenizer, rows, training=False)["input_ids"])
-        answers = pipeline(list(prompts), return_full_text=False, **search_options(cell, tokenizer), **search)
+        table = encoded(cell, tokenizer, rows, training=False)
+        prompts = [tokenizer.decode(ids) for ids in table["input_ids"]]
+        options = search_options(cell, tokenizer)
+        answers = pipeline(prompts, return_full_text=False, **options, **search)
         return [answer[0]["generated_text"].strip() for answer in answers]
-    answers = pipeline([stitch(row, cell.text) for row in rows], truncation=True, max_length=cell.recipe.max_length)
+    texts = [stitch(row, cell.text) for row in rows]
+    answers = pipeline(texts, truncation=True, max_length=cell.recipe.max_length)
     return [pipeline.model.config.label2id[answer["label"]] for answer in answers]
