@@ -219,7 +219,7 @@ def objections(
     plant,
     planted,
 ) -> dict[str, str]:
-    """Runs the cell; returns the objecting sentences by audit, stage of numerics, "bound" and "gate"."""
+    """Runs the cell; returns what objects by audit, stage of numerics, "bound" and "gate"."""
     benchmark.group = f"plants {plant.id}"
     findings = audit()
     training = benchmark.pedantic(train, args=(findings,), rounds=1)
@@ -280,8 +280,8 @@ def gate_objections(judgements: Sequence[Judgement]) -> dict[str, str]:
 @pytest.mark.parametrize("plant", cases(p for p in PLANTS if is_in_a_cell(p) and p.caught_by))
 def test_a_plant_is_caught(plant, objections):
     silent_audits = set(plant.caught_by.split(", ")).difference(objections)
-    names = ", ".join(silent_audits)
-    assert not silent_audits, f"{names} let it through: {plant.what}; objections: {objections or 'none'}"
+    passed = f"{', '.join(silent_audits)} let it through: {plant.what}"
+    assert not silent_audits, f"{passed}; objections: {objections or 'none'}"
 
 
 @pytest.mark.parametrize("plant", cases(p for p in PLANTS if not p.caught_by))
@@ -325,7 +325,13 @@ def test_a_plant_names_its_module(plant, request, planting, monkeypatch, tmp_pat
     new, after = first_updates(cell)
     kind = f"nf4 {old.precision}" if cell.quantization else old.precision
     tolerance = cell_tolerance(cell.id, kind, load_tolerances())
-    pair = Pair(old=old, new=new, tolerance=tolerance, fine=kind == FINE, modules=lambda: (before, after))
+    pair = Pair(
+        old=old,
+        new=new,
+        tolerance=tolerance,
+        fine=kind == FINE,
+        modules=lambda: (before, after),
+    )
     change = first_change(pair) or Change("", "nothing changed")
     assert plant.module in named_modules(change, after), change.words
 

@@ -1,4 +1,4 @@
-"""Plants that break equal settings: rows of `test_equivalent.py`. Bugs of libraries break the others."""
+"""Plants that break equal settings, rows of `test_equivalent.py`; library bugs break the others."""
 
 from contextlib import nullcontext
 
@@ -171,7 +171,13 @@ def scaled_losses_are_averaged(planting, step, self, *args, **options):
     return step(self, *args, **options)
 
 
-@plant("P14", "the warm-up is an update too short", "classic", "bert_qa_sft", "trainer-with-options")
+@plant(
+    "P14",
+    "the warm-up is an update too short",
+    "classic",
+    "bert_qa_sft",
+    "trainer-with-options",
+)
 @around(hf.TrainingArguments, "get_warmup_steps")
 def warmup_is_shorter(planting, steps, self, *args):
     return steps(self, *args) - 1

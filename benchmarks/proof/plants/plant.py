@@ -44,8 +44,8 @@ class Plant:
     # cells, and returns the second, broken.
     broken_by: Callable[..., Any]
     # The checks that must object, with commas: audits, stages of numerics, "bound", "gate"; or an
-    # invariant of a library, a row of equal settings, a stage of `stock`, or "refused" for rows that
-    # reading must reject. Empty for a change without harm.
+    # invariant of a library, a row of equal settings, a stage of `stock`, or "refused" for rows
+    # that reading must reject. Empty for a change without harm.
     caught_by: str
     _: KW_ONLY
     # Or the fixture whose value is replaced, `trained` (the model after training), `records`.
@@ -79,7 +79,7 @@ class Table(list[Plant]):
         caught_by: str,
         **fields: Any,
     ) -> Callable[[F], F]:
-        """Adds the decorated function as a plant of each of these cells; see `Plant` for the fields.
+        """Adds the decorated function as a plant of each of these cells.
 
         Raises ValueError if the table has a plant of this id in the cell.
         """

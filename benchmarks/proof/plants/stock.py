@@ -1,4 +1,4 @@
-"""Plants in the libraries' own path: each names the first stage that shows it, and how its sentence begins."""
+"""Plants in the libraries' own path, with the first stage that shows each and its sentence."""
 
 import copy
 

@@ -1,13 +1,17 @@
-"""Faults of fine-tuning, each with the audit that must object. F1 to F19 stood in the study's own notebooks or reports.
+"""Faults of fine-tuning, each with the audit that must object.
 
-The others are the classics: in a line of a model, a collator or a loop, where hardly a score tells them.
+F1 to F19 are from the study's own notebooks or reports. The others are classics: one line of a
+model, a collator or a loop, which scores hardly show.
 """
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
+from pathlib import Path
 from random import Random
+from typing import Any
 
 import bitsandbytes as bnb
 import peft
@@ -16,46 +20,63 @@ from peft.tuners.trainable_tokens import TrainableTokensLayer
 from safetensors.torch import load_file, save_file
 
 from benchmarks.proof.plants.plant import FEW, Plant, around, with_other
-from tunegrid.codecs.base import IGNORED
-from tunegrid.data.splits import load_splits
+from tunegrid.codecs.base import IGNORED, Codec
+from tunegrid.data.sources import Row
+from tunegrid.data.splits import Splits, load_splits
+from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Quantization
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.grid.tasks import SA
 from tunegrid.grid.zoo import AdaLora
-from tunegrid.run.train import make_schedule
+from tunegrid.record.record import Record
+from tunegrid.run.train import Trainer, make_schedule
 
 # What is built
 
 
-def frozen_head(cell, folder):
-    return replace(cell, head=replace(cell.head, new_modules=(), optional_modules=cell.head.new_modules))
+def frozen_head(cell: Cell, folder: Path) -> Cell:
+    head = replace(cell.head, new_modules=(), optional_modules=cell.head.new_modules)
+    return replace(cell, head=head)
 
 
-FP4 = Quantization(bnb_4bit_quant_type="fp4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")
+FP4 = Quantization(
+    bnb_4bit_quant_type="fp4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype="bfloat16",
+)
 
 
-def names_that_do_not_match(cell, folder):
-    """A checkpoint whose tensors have other names, and a loader that lets them start from random."""
-    weights = shutil.copytree(QUICK_PROFILE.checkpoint_root / cell.backbone.micro, folder / cell.backbone.micro)
-    tensors = {f"module.{name}": tensor for name, tensor in load_file(weights / "model.safetensors").items()}
-    save_file(tensors, weights / "model.safetensors", {"format": "pt"})
+def names_that_do_not_match(cell: Cell, folder: Path) -> Cell:
+    """The checkpoint's tensors have other names, and the loader lets them start at random."""
+    name = cell.backbone.micro
+    weights = shutil.copytree(QUICK_PROFILE.checkpoint_root / name, folder / name)
+    file = weights / "model.safetensors"
+    tensors = {f"module.{name}": tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
     profile = replace(cell.profile, checkpoint_root=folder)
-    return replace(cell, profile=profile, head=replace(cell.head, optional_modules=("transformer",)))
+    head = replace(cell.head, optional_modules=("transformer",))
+    return replace(cell, profile=profile, head=head)
 
 
-KASA = with_other("method", id="qkasa", name="KaSA over NF4", options={"kasa_config": asdict(peft.KasaConfig())})
+KASA = with_other(
+    "method",
+    id="qkasa",
+    name="KaSA over NF4",
+    options={"kasa_config": asdict(peft.KasaConfig())},
+)
 
 # Text and tensors
 
 
-def codec_whose(method, change):
-    """A codec of which one method's result goes through `change(codec, result, *arguments of the method)`."""
+def codec_whose(method: str, change: Callable[..., Any]) -> Callable[[Codec, Path], Codec]:
+    """Passes one method's result through `change(codec, result, *arguments of the method)`."""
 
-    def broken(codec, folder):
+    def broken(codec: Codec, folder: Path) -> Codec:
         kind = type(codec)
 
-        def call(self, *args, **options):
-            return change(self, getattr(kind, method)(self, *args, **options), *args, **options)
+        def call(self: Codec, *args: Any, **options: Any) -> Any:
+            result = getattr(kind, method)(self, *args, **options)
+            return change(self, result, *args, **options)
 
         return type("Broken", (kind,), {method: call})(codec.cell, codec.tokenizer)
 
@@ -64,42 +85,52 @@ def codec_whose(method, change):
 
 def labels_are_the_input(codec, batch, features):
     """A collator for language models writes its own labels: every token, the article's too."""
-    return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)}
+    is_padding = batch["attention_mask"] == 0
+    return {**batch, "labels": batch["input_ids"].masked_fill(is_padding, IGNORED)}
 
 
 def padding_counts(codec, batch, features):
     """Labels are padded with the padding token, which the loss then counts."""
-    return {**batch, "labels": batch["labels"].masked_fill(batch["labels"] == IGNORED, codec.pad_id)}
+    labels = batch["labels"]
+    return {**batch, "labels": labels.masked_fill(labels == IGNORED, codec.pad_id)}
 
 
 def separator_cut_off(codec, features, rows, *, training):
-    """At inference the prompt is cut behind the article, and <sum> with it."""
-    return features if training else [replace(f, input_ids=f.input_ids[:-1]) for f in features]
+    """At inference the prompt loses its last token, <sum>."""
+    if training:
+        return features
+    return [replace(feature, input_ids=feature.input_ids[:-1]) for feature in features]
 
 
 def windows_taken_for_rows(codec, features, rows, *, training):
     """Window i answers row i, though some rows have several windows."""
-    return features if training else [replace(f, example=min(i, len(rows) - 1)) for i, f in enumerate(features)]
+    if training:
+        return features
+    last = len(rows) - 1
+    return [replace(feature, example=min(i, last)) for i, feature in enumerate(features)]
 
 
 def penalty_in_the_loss(codec, loss, model, batch):
-    """AdaLoRA's penalty is added to the loss that is reported, as PEFT's own forward pass does when it is given labels."""
+    """The reported loss includes AdaLoRA's penalty, as in PEFT's own forward pass with labels."""
     return loss + AdaLora.penalty(codec.cell.method, model) * codec.targets(batch)
 
 
-def first_occurrence(codec, folder):
+def first_occurrence(codec: Codec, folder: Path) -> Codec:
     class First(type(codec)):
         def encode(self, rows, *, training):
-            return super().encode([moved(row) for row in rows] if training else rows, training=training)
+            if training:
+                rows = [moved(row) for row in rows]
+            return super().encode(rows, training=training)
 
-    def moved(row):
+    def moved(row: Row) -> Row:
         texts = row["answers"]["text"]
-        return row | {"answers": {"text": texts, "answer_start": [row["context"].find(text) for text in texts]}}
+        starts = [row["context"].find(text) for text in texts]
+        return row | {"answers": {"text": texts, "answer_start": starts}}
 
     return First(codec.cell, codec.tokenizer)
 
 
-def cut_summaries(codec, folder):
+def cut_summaries(codec: Codec, folder: Path) -> Codec:
     codec.generation = replace(codec.generation, max_new_tokens=7)
     return codec
 
@@ -129,32 +160,43 @@ def output_forgets_its_token(planting, merge, self, active_adapters):
 
 
 def a_frozen_weight_moves(model, start):
-    next(p for p in model.parameters() if not p.requires_grad and p.is_floating_point()).data.add_(1e-3)
+    for p in model.parameters():
+        if not p.requires_grad and p.is_floating_point():
+            p.data.add_(1e-3)
+            return
 
 
 def always_the_first_class(model, start):
-    next(p for name, p in model.named_parameters() if p.requires_grad and name.endswith("bias")).data[0] += 30
+    for name, p in model.named_parameters():
+        if p.requires_grad and name.endswith("bias"):
+            p.data[0] += 30
+            return
 
 
 def one_rank_strays(model, start):
     if torch.distributed.get_rank() == 1:
-        next(p for p in model.parameters() if p.requires_grad).data.add_(1e-3)
+        first_trained = next(p for p in model.parameters() if p.requires_grad)
+        first_trained.data.add_(1e-3)
 
 
 # Rows
 
 
-def targets_dealt_out(splits, folder):
-    """Training rows have other rows' targets; of a passage, another word than the answer."""
-    rng, rows = Random(0), splits.train
+def targets_dealt_out(splits: Splits, folder: Path) -> Splits:
+    """Training rows get other rows' targets; rows with a passage get any word of it as answer."""
+    rng = Random(0)
+    rows = splits.train
     if "answers" in rows[0]:
-        return replace(splits, train=[row | {"answers": any_word(row["context"].split(), rng)} for row in rows])
+        train = [row | {"answers": any_word(row["context"].split(), rng)} for row in rows]
+        return replace(splits, train=train)
     column = "label" if "label" in rows[0] else "highlights"
     values = rng.sample([row[column] for row in rows], len(rows))
-    return replace(splits, train=[row | {column: value} for row, value in zip(rows, values, strict=True)])
+    train = [row | {column: value} for row, value in zip(rows, values, strict=True)]
+    return replace(splits, train=train)
 
 
-def any_word(words, rng):
+def any_word(words: list[str], rng: Random) -> Row:
+    """One of the words as an answer in the text that they make."""
     index = rng.randrange(len(words))
     return {"text": [words[index]], "answer_start": [len(" ".join(words[:index])) + bool(index)]}
 
@@ -162,24 +204,29 @@ def any_word(words, rng):
 # Training and scoring
 
 
-def summed(trainer, folder):
+def summed(trainer: Trainer, folder: Path) -> Trainer:
     trainer.divisors = lambda batches: [trainer.codec.targets(batch) for batch in batches]
     return trainer
 
 
-def mean_of_each_rank(trainer, folder):
-    """Each rank divides by its own targets, and the update is the mean of the ranks, as by DDP itself."""
-    trainer.divisors = lambda batches: [trainer.ranks.count * sum(map(trainer.codec.targets, batches))] * len(batches)
+def mean_of_each_rank(trainer: Trainer, folder: Path) -> Trainer:
+    """Each rank divides by its own targets; the update is the mean of the ranks, as in DDP."""
+
+    def divisors(batches: Sequence[Any]) -> list[int]:
+        own_targets = sum(map(trainer.codec.targets, batches))
+        return [trainer.ranks.count * own_targets] * len(batches)
+
+    trainer.divisors = divisors
     return trainer
 
 
-def stretched(trainer, folder):
+def stretched(trainer: Trainer, folder: Path) -> Trainer:
     steps = trainer.total * trainer.cell.recipe.gradient_accumulation_steps
     trainer.stepper.schedule = make_schedule(trainer.optimizer.optimizer, trainer.cell, steps)
     return trainer
 
 
-def joined(trainer, folder):
+def joined(trainer: Trainer, folder: Path) -> Trainer:
     """The micro-batches of an update are one."""
     updates = trainer.updates
     trainer.log.micro_batch *= trainer.cell.recipe.gradient_accumulation_steps
@@ -191,33 +238,41 @@ def impossible_numbers(score, folder):
     return lambda rows: replace(score(rows), scores={"exact_match": 62.6, "f1": 62.1})
 
 
-def not_saved(parts, **fields):
-    """Tensors with these parts in their names are left out of the saved adapter, whose config has other fields."""
+def head_is_not_saved(serving, folder):
+    """The saved adapter lacks the new head, and so does its configuration."""
 
-    def broken(serving, folder):
-        class Lossy(type(serving)):
-            def save(self, cell, model, tokenizer, folder):
-                super().save(cell, model, tokenizer, folder)
-                weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
-                lost_parts = set(parts(cell))
-                save_file({name: t for name, t in load_file(weights).items() if not lost_parts & set(name.split("."))}, weights)
-                config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | fields), encoding="utf-8")
+    class Lossy(type(serving)):
+        def save(self, cell, model, tokenizer, folder):
+            super().save(cell, model, tokenizer, folder)
+            weights = folder / "adapter_model.safetensors"
+            rest = {}
+            for name, tensor in load_file(weights).items():
+                if not set(cell.head.new_modules) & set(name.split(".")):
+                    rest[name] = tensor
+            save_file(rest, weights)
+            config = folder / "adapter_config.json"
+            fields = json.loads(config.read_text(encoding="utf-8"))
+            config.write_text(json.dumps(fields | {"modules_to_save": None}), encoding="utf-8")
 
-        return Lossy()
-
-    return broken
+    return Lossy()
 
 
 # Saved records
 
 
-def fewer_rows(first, second):
+def fewer_rows(first: Record, second: Record) -> Record:
     splits = load_splits(SA, QUICK_PROFILE)
-    return replace(second, data=replace(second.data, fingerprint=replace(splits, train=splits.train[:500]).fingerprint))
+    fingerprint = replace(splits, train=splits.train[:500]).fingerprint
+    return replace(second, data=replace(second.data, fingerprint=fingerprint))
 
 
-def copied_row(first, second):
-    return replace(second, scores=first.scores, training=first.training, evaluation=first.evaluation)
+def copied_row(first: Record, second: Record) -> Record:
+    return replace(
+        second,
+        scores=first.scores,
+        training=first.training,
+        evaluation=first.evaluation,
+    )
 
 
 SHORT = {"max_steps": 12}
@@ -413,7 +468,7 @@ STUDY = (
         "a new head that is not saved with its adapter",
         "gpt2_sa_lora",
         "serving",
-        not_saved(lambda cell: cell.head.new_modules, modules_to_save=None),
+        head_is_not_saved,
         "saved_is_served",
     ),
     _study(
