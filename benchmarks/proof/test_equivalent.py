@@ -703,6 +703,6 @@ def bench(cell, codec, splits, device, ranks, tmp_path) -> Bench:
 
 @pytest.mark.equivalent
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")  # on what a row does to adapters on purpose
-@pytest.mark.parametrize(("row", "cell_id"), cases())
+@pytest.mark.parametrize(("row", "cell_id"), list(cases()))
 def test_equal(row: Row, bench: Bench) -> None:
     assert unequal(row, bench) == [], row.why
