@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicLayer
 
-from benchmarks.proof.plants.patches import (
+from benchmarks.proof.plants.more_patches import (
     late_values_fade,
     long_lists_are_cut,
     one_beam_goes_on,
