@@ -1,6 +1,6 @@
-"""Every cell of the grid as a test: audit, train, score, audit again, leave a row, then hold it to its bounds.
+"""Every cell of the grid as a test: audit, train, score, audit again, record, compare with bounds.
 
-`--ask` asks the model more, before and after it trains: the same row with more in it.
+`--ask` adds instruments, which measure before and after training, to the same row.
 """
 
 import pytest
@@ -10,7 +10,19 @@ from tunegrid.terminal import defuse
 
 
 @pytest.mark.cells("quick", "zoo", "tasks", "full")
-def test_finetune(cell, audit, train, trainer, splits, score, record, save_model, meter, benchmark, instruments):
+def test_finetune(
+    cell,
+    audit,
+    train,
+    trainer,
+    splits,
+    score,
+    record,
+    save_model,
+    meter,
+    benchmark,
+    instruments,
+):
     if instruments:
         instruments.before()
     findings = audit()
@@ -21,6 +33,12 @@ def test_finetune(cell, audit, train, trainer, splits, score, record, save_model
     if not training.stopped:
         findings = audit(findings, evaluation)
     answers = instruments.after(evaluation) if instruments else None
-    row = record(training, evaluation, audits=findings, examples=keep_rows(cell, evaluation), answers=answers)
+    row = record(
+        training,
+        evaluation,
+        audits=findings,
+        examples=keep_rows(cell, evaluation),
+        answers=answers,
+    )
     save_model(row)
     assert not row.missed, defuse("; ".join(row.missed))

@@ -1,11 +1,11 @@
-"""Every cell at its true size: what it takes in memory and time, from random weights and random tokens, without a hub."""
+"""Memory and time of every cell at its true size, from random weights and tokens, without a hub."""
 
 import pytest
 
 
 @pytest.fixture
 def held_bytes(device):
-    """What the device holds before the model is on it."""
+    """The bytes that the device holds before the model is on it."""
     from tunegrid.run.footprint import baseline_bytes
 
     return baseline_bytes(device)

@@ -1,7 +1,7 @@
-"""`pytest -m gpu`: in a few minutes, whether this GPU's figures can be trusted. From random weights, without a hub.
+"""`pytest -m gpu` checks in a few minutes that a GPU's figures can be trusted.
 
-Each test measures one thing twice, in two ways that must agree, and only a GPU can tell whether they do. The figures go to
-`--junitxml`. No GPU has run this yet.
+Each test measures one thing in two ways that must agree on a GPU, from random weights, without a
+hub. The figures go to `--junitxml`. No GPU has run this yet.
 """
 
 import math
@@ -22,13 +22,15 @@ pytestmark = pytest.mark.gpu
 
 SPARE = 0.6  # of an update's activations: what the ladder is left with
 CLOCKS = 0.05  # the share by which CUDA events and the wall clock may differ over a run of updates
-SAME_LOSS = 1e-2  # relative: micro-batches of other sizes round otherwise, in bf16 by up to a percent
+# Relative: micro-batches of other sizes round differently, in bf16 by up to a percent.
+SAME_LOSS = 1e-2
 
 
 @pytest.fixture
 def device():
     if not torch.cuda.is_available():
-        pytest.skip("whether a GPU's figures can be trusted is checked on a GPU, and torch sees none here")
+        reason = "whether a GPU's figures can be trusted is checked on a GPU"
+        pytest.skip(f"{reason}, and torch sees none here")
     yield resolve_device("cuda")
     torch.cuda.set_sync_debug_mode("default")
     free_memory(torch.device("cuda"))
@@ -58,13 +60,15 @@ def train(trainer, updates):
 
 def test_a_cell_leaves_nothing_behind(get_trainer, device, record_property):
     before = baseline_bytes(device)
-    train(get_trainer("bert_sa_lora", precision="fp16"), 3)  # accelerate ties fp16's optimizer into a cycle
+    # accelerate ties fp16's optimizer into a cycle.
+    train(get_trainer("bert_sa_lora", precision="fp16"), 3)
     held_bytes = torch.cuda.memory_allocated(device)
     free_memory(device)
     after = torch.cuda.memory_allocated(device)
     record_property("bytes", {"before": before, "held": held_bytes, "after": after})
     left_gib = (after - before) / GIB
-    assert left_gib <= LEFT_GIB, f"a cell left {left_gib:.2f} GiB on the device"  # more than libraries' workspaces
+    # Libraries' workspaces are less.
+    assert left_gib <= LEFT_GIB, f"a cell left {left_gib:.2f} GiB on the device"
 
 
 @pytest.mark.parametrize("cell_id", ["gpt2_sa_qlora", "gpt2_sa_lora", "gpt2_sa_sft"])
@@ -104,26 +108,36 @@ def test_the_ladder_holds_where_memory_really_runs_out(get_trainer, device, reco
     whole_loss = float(trainer.accumulate(second, [])[0])
     free_memory(device)
     limit = held_bytes + SPARE * activations
-    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(device).total_memory, device)
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(limit / total, device)
     try:
         pieces_loss = float(trainer.update(second))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
-    log, size = trainer.log, trainer.cell.recipe.per_device_train_batch_size
-    record_property("ladder", {"micro_batch": log.micro_batch, "limit_bytes": int(limit), "losses": [whole_loss, pieces_loss]})
-    assert log.micro_batch < size
+    log = trainer.log
+    figures = {
+        "micro_batch": log.micro_batch,
+        "limit_bytes": int(limit),
+        "losses": [whole_loss, pieces_loss],
+    }
+    record_property("ladder", figures)
+    assert log.micro_batch < trainer.cell.recipe.per_device_train_batch_size
     assert any(sentence.startswith("out of memory at update") for sentence in log.fallbacks)
     assert math.isclose(whole_loss, pieces_loss, rel_tol=SAME_LOSS)  # the same update
 
 
 def test_lost_updates_are_counted(get_trainer, record_property):
-    updates, high = 60, 2.0**40
+    updates = 60
+    high = 2.0**40
     trainer = get_trainer("bert_sa_lora", updates=updates, precision="fp16")
-    trainer.accelerator.scaler._init_scale = high  # far too high: the first updates overflow until it has come down
+    # Far too high: the first updates overflow until it has come down.
+    trainer.accelerator.scaler._init_scale = high
     train(trainer, updates)
     halvings = math.log2(high / trainer.accelerator.scaler.get_scale())
-    skipped_updates, scheduled = trainer.log.skipped, trainer.stepper.schedule.last_epoch
-    record_property("updates", {"skipped": skipped_updates, "halvings": halvings, "scheduled": scheduled})
+    skipped_updates = trainer.log.skipped
+    scheduled = trainer.stepper.schedule.last_epoch
+    figures = {"skipped": skipped_updates, "halvings": halvings, "scheduled": scheduled}
+    record_property("updates", figures)
     assert skipped_updates, "no update was lost, so nothing was checked"
     assert len(skipped_updates) == halvings  # each halved the scale once
     assert scheduled == updates - len(skipped_updates)  # and did not advance the schedule

@@ -267,8 +267,8 @@ QUICK_SHARED: Mapping[str, Fields] = {
 # * learning_rate, batch: a moderate rate or a larger batch, where rounding or another seed moved the score by points.
 # * warmup_ratio: long where a tenth of the updates reached the bound otherwise.
 # * head_learning_rate: where a micro backbone holds the answer ready, a head that learns as fast as an adapter does the work
-#   alone, and the cell does not see its adapter (`adapter_off` in benchmarks/plants/controls.py). All weights of BERT, trained
-#   at a new head's rate, forget how to look an answer up in one seed of forty. `like` copies no head's rate.
+#   alone, and the cell does not see its adapter (`adapter_off` in benchmarks/proof/plants/controls.py). All weights of BERT,
+#   trained at a new head's rate, forget how to look an answer up in one seed of forty. `like` copies no head's rate.
 # * bf16, gradient_checkpointing: libraries break them, and no other quick cell has them; nor 8-bit AdamW but bert_qa_qlora.
 QUICK_HALVES: Fields = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
 QUICK: Mapping[str, Fields] = {

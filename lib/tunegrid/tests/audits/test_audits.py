@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.plants.patches import decoding_cleans_up
-from benchmarks.plants.plant import Planting
+from benchmarks.proof.plants.patches import decoding_cleans_up
+from benchmarks.proof.plants.plant import Planting
 from tunegrid.audits import BEFORE, Evidence, run_audits, scores
 from tunegrid.codecs.base import Prediction, alphanumeric, same_alphanumeric
 from tunegrid.data.splits import Splits

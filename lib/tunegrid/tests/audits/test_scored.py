@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicLayer
 
-from benchmarks.plants.patches import (
+from benchmarks.proof.plants.more_patches import (
     late_values_fade,
     long_lists_are_cut,
     one_beam_goes_on,
@@ -17,7 +17,7 @@ from benchmarks.plants.patches import (
     stems_are_forgotten,
     words_are_cut,
 )
-from benchmarks.plants.plant import Planting
+from benchmarks.proof.plants.plant import Planting
 from tunegrid.audits import run_audits, scores, search
 from tunegrid.data.splits import load_splits
 from tunegrid.run.evaluate import evaluate

@@ -1,0 +1,528 @@
+"""The libraries' own path of a cell, as in their guides: AutoModel, PEFT, `Trainer`, pipelines.
+
+Some heads of the study are tunegrid's own classes. Here both sides train the library's head: they
+start from a folder with the untrained base and this head, as `save_pretrained` writes it.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import peft
+import torch
+import transformers as hf
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor, nn
+
+from benchmarks.proof.stock.known import cell_kind, is_paired, is_separated
+from tunegrid.codecs.architectures import architecture
+from tunegrid.codecs.extract import MAX_ANSWER_TOKENS
+from tunegrid.data.sources import Row, stitch
+from tunegrid.grid.backbones import Head, Layout, checkpoint_source
+from tunegrid.grid.cells import Cell
+from tunegrid.grid.methods import SFT, Adapting
+from tunegrid.grid.recipes import RECIPES, WITHOUT_EXCEPTION
+from tunegrid.grid.tasks import Problem
+from tunegrid.run.build import BASE_TYPES, load_base, load_tokenizer, make_base
+from tunegrid.run.device import random_states, resolve_precision
+
+Columns = Mapping[str, Any]  # a block of rows, column by column
+Weights = dict[str, Tensor]
+# Fields that TrainingArguments have under the recipe's names.
+SAME = (
+    "per_device_train_batch_size",
+    "learning_rate",
+    "weight_decay",
+    "lr_scheduler_type",
+    "gradient_checkpointing",
+)
+# The suite's is torch's fused one, and so is TrainingArguments' default.
+OPTIMIZERS = {"adamw_torch": "adamw_torch_fused"}
+SPAN = ("start_positions", "end_positions")
+N_BEST = 20  # the default of run_qa.py
+TEST_BATCH = 4  # so that the last of three is smaller
+# A search's `length_penalty` decides between texts of several lengths, and after six updates a
+# micro model ends few texts, so that ten rows would not tell 1.2 from 1. On both sides a bias of
+# their logit makes ends likelier, and short texts win.
+END_BIAS = 6.0
+SEARCH = {"num_beams": 4, "length_penalty": -3.0}
+
+
+def start_tokenizer(cell: Cell) -> Any:
+    """The cell's tokenizer, with the tokens that guides set.
+
+    t5-micro's puts no end token behind a text, as t5-small's does: it is added.
+    """
+    tokenizer = load_tokenizer(cell)
+    # Every guide for GPT-2 says so.
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    if is_paired(cell):  # the guide to pairs of encoders says so
+        tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
+    end = cell.backbone.wrap.after and getattr(tokenizer, cell.backbone.wrap.after)
+    if not (cell.profile.micro and end):
+        return tokenizer
+    end_id = tokenizer.convert_tokens_to_ids(end)
+    if tokenizer(["a"]).input_ids[0][-1] != end_id:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"$A {end}",
+            pair=f"$A {end} $B {end}",
+            special_tokens=[(end, end_id)],
+        )
+    return tokenizer
+
+
+def write_start(cell: Cell, folder: Path) -> Cell:
+    """Saves the cell's untrained base with the library's head; returns the cell over it."""
+    source, pin = checkpoint_source(cell.backbone, cell.profile)
+    config = hf.AutoConfig.from_pretrained(source, **pin, trust_remote_code=False)
+    auto_classes = KITS[cell_kind(cell)].auto._model_mapping
+    kind = auto_classes.get(type(config), hf.EncoderDecoderModel)  # an encoder alone makes a pair
+    tokenizer = start_tokenizer(cell)
+    head = cell.head
+    # TrainingArguments has one rate for all weights.
+    recipe = replace(cell.recipe, head_learning_rate=None)
+    if recipe.generation:
+        recipe = replace(recipe, generation=replace(recipe.generation, **SEARCH))
+    if not issubclass(architecture(head.architecture), kind):
+        _, report = kind.from_pretrained(
+            source,
+            output_loading_info=True,
+            **pin,
+            trust_remote_code=False,
+        )
+        new_modules = {name.split(".")[0] for name in report["missing_keys"]}
+        head = Head(architecture=kind.__name__, new_modules=tuple(sorted(new_modules)))
+    hf.set_seed(cell.profile.seed)
+    base = replace(cell, head=head, method=SFT, recipe=replace(cell.recipe, adapter=None))
+    model = load_base(base, tokenizer, torch.device("cpu"))
+    if is_paired(cell) and model.config.decoder_start_token_id is None:
+        for settings in (model.config, model.generation_config):
+            settings.decoder_start_token_id = tokenizer.cls_token_id
+            settings.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    head = replace(head, architecture=kind.__name__)
+    recipe_id = WITHOUT_EXCEPTION.get(cell.id)  # an exception names layers of tunegrid's head
+    if recipe.adapter and recipe_id and head.architecture != cell.head.architecture:
+        targets = RECIPES[recipe_id].adapter.target_modules
+        recipe = replace(recipe, adapter=replace(recipe.adapter, target_modules=targets))
+    backbone = replace(
+        cell.backbone,
+        checkpoint=folder.name,
+        revision=None,
+        micro=folder.name,
+    )
+    profile = replace(cell.profile, checkpoint_root=folder.parent)
+    return replace(cell, backbone=backbone, head=head, profile=profile, recipe=recipe)
+
+
+# Rows in tokens
+
+
+def encoded(
+    cell: Cell,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    *,
+    training: bool = True,
+) -> datasets.Dataset:
+    """The rows in tokens, with labels if for `training`; `example` is the number of the row."""
+    columns = {
+        "example": [*range(len(rows))],
+        "first": [cell.recipe.prefix + stitch(row, cell.text) for row in rows],
+        "second": [stitch(row, cell.task.text_pair) for row in rows],
+        "target": [row[cell.task.target] for row in rows],
+    }
+    encode = partial(KITS[cell_kind(cell)].encode, cell, tokenizer, training=training)
+    return datasets.Dataset.from_dict(columns).map(
+        encode,
+        batched=True,
+        remove_columns=[*columns],
+        load_from_cache_file=False,
+    )
+
+
+def encode_labelled(cell: Cell, tokenizer: Any, block: Columns, training: bool) -> Columns:
+    """Texts or pairs of texts, and their labels or target texts."""
+    texts = [block["first"]]
+    if cell.task.text_pair:
+        texts.append(block["second"])
+    encoding = tokenizer(*texts, truncation=True, max_length=cell.recipe.max_length)
+    labels = block["target"]
+    if is_paired(cell):
+        labels = tokenizer(
+            text_target=labels,
+            truncation=True,
+            max_length=cell.recipe.max_target_length,
+        )["input_ids"]
+    return {**encoding, "labels": labels, "example": block["example"]}
+
+
+def encode_windows(cell: Cell, tokenizer: Any, block: Columns, training: bool) -> Columns:
+    """Windows by `stride`, as in transformers' guide and run_qa.py.
+
+    A window without the answer points at its first token.
+    """
+    stride = cell.recipe.doc_stride
+    encoding = tokenizer(
+        block["first"],
+        block["second"],
+        truncation="only_second",
+        max_length=cell.recipe.max_length,
+        stride=stride or 0,
+        return_overflowing_tokens=stride is not None,
+        return_offsets_mapping=True,
+    )
+    one_window_each = range(len(block["first"]))
+    sources = encoding.pop("overflow_to_sample_mapping", one_window_each)
+    starts = []
+    ends = []
+    for index, source in enumerate(sources):
+        offsets = encoding["offset_mapping"][index]
+        sequence_ids = encoding.sequence_ids(index)
+        context = [i for i, sequence in enumerate(sequence_ids) if sequence == 1]
+        context_offsets = [(-1, -1)] * len(offsets)
+        for i in context:
+            context_offsets[i] = offsets[i]
+        encoding["offset_mapping"][index] = context_offsets
+        start, end = find_span(block["target"][source], context, offsets)
+        starts.append(start)
+        ends.append(end)
+    return {
+        **encoding,
+        "start_positions": starts,
+        "end_positions": ends,
+        "example": [block["example"][source] for source in sources],
+    }
+
+
+def find_span(
+    answer: Mapping[str, Any],
+    context: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+) -> tuple[int, int]:
+    """The answer's first and last token; (0, 0) if it is not whole in the window."""
+    begin = answer["answer_start"][0]
+    end = begin + len(answer["text"][0])
+    if not context or offsets[context[0]][0] > begin or offsets[context[-1]][1] < end:
+        return 0, 0
+    first = next(i for i in reversed(context) if offsets[i][0] <= begin)
+    last = next(i for i in context if offsets[i][1] >= end)
+    return first, last
+
+
+def encode_continued(cell: Cell, tokenizer: Any, block: Columns, training: bool) -> Columns:
+    """Source, separator and target as one text.
+
+    The source is cut so that the longest target fits behind it.
+    """
+    longest = cell.recipe.max_target_length or 0
+    separator = tokenizer.convert_tokens_to_ids(cell.head.new_token or tokenizer.eos_token)
+    longest_source = cell.recipe.max_length - longest - 1
+    sources = tokenizer(block["first"], truncation=True, max_length=longest_source)["input_ids"]
+    rows = [[*source, separator] for source in sources]
+    if training:
+        texts = [" " + text for text in block["target"]]
+        targets = tokenizer(texts, truncation=True, max_length=longest - 1)["input_ids"]
+        for row, target in zip(rows, targets, strict=True):
+            row += [*target, tokenizer.eos_token_id]
+    return {
+        "input_ids": rows,
+        "attention_mask": [[1] * len(row) for row in rows],
+        "example": block["example"],
+    }
+
+
+class Kit(NamedTuple):
+    """The classes and functions that the guides to a kind of problem use."""
+
+    auto: Any
+    task_type: peft.TaskType
+    pipeline: str
+    encode: Callable[..., Any]
+    collator: Callable[..., Any]
+
+
+KITS: Mapping[Problem | Layout | None, Kit] = {
+    Problem.CLASSIFY: Kit(
+        hf.AutoModelForSequenceClassification,
+        peft.TaskType.SEQ_CLS,
+        "text-classification",
+        encode_labelled,
+        hf.DataCollatorWithPadding,
+    ),
+    Problem.EXTRACT: Kit(
+        hf.AutoModelForQuestionAnswering,
+        peft.TaskType.QUESTION_ANS,
+        "question-answering",
+        encode_windows,
+        hf.DataCollatorWithPadding,
+    ),
+    Layout.ENCODER_DECODER: Kit(
+        hf.AutoModelForSeq2SeqLM,
+        peft.TaskType.SEQ_2_SEQ_LM,
+        "text2text-generation",
+        encode_labelled,
+        hf.DataCollatorForSeq2Seq,
+    ),
+    Layout.SEPARATED: Kit(
+        hf.AutoModelForCausalLM,
+        peft.TaskType.CAUSAL_LM,
+        "text-generation",
+        encode_continued,
+        partial(hf.DataCollatorForLanguageModeling, mlm=False),
+    ),
+}
+
+
+# Model and training
+
+
+def quant_option(cell: Cell) -> dict[str, Any]:
+    """The option that `from_pretrained` and pipelines take; none if the base is not packed."""
+    if cell.quantization is None:
+        return {}
+    config = hf.BitsAndBytesConfig(
+        load_in_4bit=True,
+        llm_int8_skip_modules=[*cell.head.new_modules, *cell.head.tied_modules] or None,
+        **asdict(cell.quantization),
+    )
+    return {"quantization_config": config}
+
+
+def make_model(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
+    """Trainer's model, over the folder of `write_start`; PEFT's over the base for an adapter."""
+    options = quant_option(cell)
+    if cell.quantization:
+        options["device_map"] = {"": device}  # a packed base goes to its device at once
+    dtype = BASE_TYPES[cell.backbone.dtype] if cell.method.adapts else torch.float32
+    source, _ = checkpoint_source(cell.backbone, cell.profile)
+    kit = KITS[cell_kind(cell)]
+    model = kit.auto.from_pretrained(source, dtype=dtype, **options, trust_remote_code=False)
+    if not isinstance(cell.method, Adapting):
+        return model
+    if cell.quantization:
+        model = peft.prepare_model_for_kbit_training(
+            model,
+            use_gradient_checkpointing=cell.recipe.gradient_checkpointing,
+        )
+    config = cell.method.peft_config(cell, make_base(cell, tokenizer, model))
+    config.task_type = kit.task_type
+    return peft.get_peft_model(model, config)
+
+
+def make_collator(cell: Cell, tokenizer: Any, model: Any) -> Any:
+    """The collator of the guides; a pair's makes the decoder's inputs with the model."""
+    collator = KITS[cell_kind(cell)].collator
+    if is_paired(cell):
+        return collator(tokenizer, model=model)
+    return collator(tokenizer)
+
+
+def trainer_settings(cell: Cell, folder: Path, device: torch.device) -> dict[str, Any]:
+    """The recipe as fields of TrainingArguments."""
+    recipe = cell.recipe
+    precision = resolve_precision(cell, device)[0]
+    settings = {name: getattr(recipe, name) for name in SAME}
+    settings |= {
+        "output_dir": str(folder),
+        "seed": cell.profile.seed,
+        "train_sampling_strategy": "group_by_length",
+        "per_device_eval_batch_size": TEST_BATCH,
+        "warmup_steps": recipe.warmup_steps or recipe.warmup_ratio,  # below 1 it is a share
+        "max_grad_norm": recipe.max_grad_norm or 0.0,
+        "optim": OPTIMIZERS.get(recipe.optim, recipe.optim),
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
+        "use_cpu": device.type == "cpu",
+        "dataloader_pin_memory": device.type != "cpu",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+    return settings
+
+
+def get_trainer(
+    cell: Cell,
+    model: Any,
+    tokenizer: Any,
+    table: datasets.Dataset,
+    folder: Path,
+    device: torch.device,
+    **changes: Any,
+) -> Any:
+    """The library's trainer of rows in tokens; `changes` are fields of TrainingArguments."""
+    kind = hf.Trainer
+    arguments = hf.TrainingArguments
+    if cell.task.problem is Problem.GENERATE:
+        kind = hf.Seq2SeqTrainer
+        arguments = hf.Seq2SeqTrainingArguments
+    trainer = kind(
+        model,
+        arguments(**trainer_settings(cell, folder, device) | changes),
+        train_dataset=table,
+        data_collator=make_collator(cell, tokenizer, model),
+        processing_class=tokenizer,
+    )
+    trainer.remove_callback(hf.PrinterCallback)
+    return trainer
+
+
+class Pass(NamedTuple):
+    """A forward pass of a training: its inputs, the weights, and the random generators' states."""
+
+    batch: Weights
+    weights: Weights
+    states: Any
+
+
+class Course(NamedTuple):
+    """A training's passes, the figures that Trainer logs of each update, the last weights."""
+
+    passes: list[Pass]
+    loss: list[float]
+    grad_norm: list[float]
+    learning_rate: list[float]
+    weights: Weights
+
+
+def train(trainer: Any, resume_from: str | None = None) -> Course:
+    """Trains, with a hook that only looks on."""
+    passes: list[Pass] = []
+    model = trainer.model
+
+    def look(module: nn.Module, inputs: Any, keywords: Mapping[str, Any]) -> None:
+        if module.training:
+            states = random_states(trainer.args.device)
+            passes.append(Pass(make_batch(keywords), trained(model), states))
+
+    with model.register_forward_pre_hook(look, with_kwargs=True):
+        trainer.train(resume_from_checkpoint=resume_from)
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+
+    def logged(name: str) -> list[float]:
+        return [float(entry.get(name, 0.0)) for entry in logs]
+
+    return Course(
+        passes,
+        logged("loss"),
+        logged("grad_norm"),
+        logged("learning_rate"),
+        trained(model),
+    )
+
+
+def make_batch(inputs: Mapping[str, Any]) -> Weights:
+    """The tensors among a model's inputs; `labels` are both ends of a span."""
+    batch = {}
+    for name, value in inputs.items():
+        if isinstance(value, Tensor) and value.ndim:
+            batch[name] = value.clone()
+    if SPAN[0] in batch:
+        batch["labels"] = torch.stack([batch.pop(name) for name in SPAN], 1)
+    return batch
+
+
+def trained(model: nn.Module) -> Weights:
+    """Copies of the weights that train."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+# Answers
+
+
+def predicted_labels(trainer: Any, table: datasets.Dataset) -> list[int]:
+    """The label of each row by `Trainer.predict`."""
+    outputs = trainer.predict(table).predictions
+    logits = outputs[0] if isinstance(outputs, tuple) else outputs
+    return [int(label) for label in logits.argmax(-1)]
+
+
+def predicted_spans(
+    cell: Cell,
+    trainer: Any,
+    rows: Sequence[Row],
+    table: datasets.Dataset,
+) -> list[str]:
+    """The best span of each row as text, as `postprocess_qa_predictions` of transformers' guide."""
+    start_logits, end_logits = trainer.predict(table).predictions[:2]
+    best_scores = [-math.inf] * len(rows)
+    answers = [""] * len(rows)
+    windows = zip(table["example"], table["offset_mapping"], start_logits, end_logits, strict=True)
+    for example, offsets, starts, ends in windows:
+        passage = rows[example][cell.task.text_pair[0]]
+        for first, last in product(best_tokens(starts), best_tokens(ends)):
+            if not first <= last < min(first + MAX_ANSWER_TOKENS, len(offsets)):
+                continue
+            if offsets[first][0] < 0 or offsets[last][0] < 0:
+                continue
+            score = float(starts[first] + ends[last])
+            if score > best_scores[example]:
+                best_scores[example] = score
+                answers[example] = passage[offsets[first][0] : offsets[last][1]].strip()
+    return answers
+
+
+def best_tokens(scores: np.ndarray[Any, Any]) -> list[int]:
+    """The `N_BEST` tokens of the highest scores, the best first."""
+    best: list[int] = np.argsort(scores)[: -N_BEST - 1 : -1].tolist()
+    return best
+
+
+def search_options(cell: Cell, tokenizer: Any) -> dict[str, Any]:
+    """The recipe's search as arguments of `generate`.
+
+    A causal model counts its prompt in `min_length`.
+    """
+    fields = asdict(cell.recipe.generation)
+    search = {name: value for name, value in fields.items() if value is not None}
+    if is_separated(cell):
+        search["min_new_tokens"] = search.pop("min_length") or None
+    return search | {"sequence_bias": {(tokenizer.eos_token_id,): END_BIAS}}
+
+
+def predicted_texts(cell: Cell, trainer: Any, table: datasets.Dataset) -> list[str]:
+    """The text of each row by `predict_with_generate`, of all rows in one batch."""
+    tokenizer = trainer.processing_class
+    # Guides to causal models say so.
+    tokenizer.padding_side = "left" if is_separated(cell) else "right"
+    ids = trainer.predict(table, **search_options(cell, tokenizer)).predictions
+    if is_separated(cell):  # prompts are padded to the longest
+        ids = ids[:, max(map(len, table["input_ids"])) :]
+    padded_ids = np.where(ids < 0, tokenizer.pad_token_id, ids)
+    return [text.strip() for text in tokenizer.batch_decode(padded_ids, True)]
+
+
+def piped(
+    cell: Cell,
+    tokenizer: Any,
+    saved: Path,
+    rows: Sequence[Row],
+    device: torch.device,
+    **search: Any,
+) -> list[Any]:
+    """The pipeline's answers over the folder of `save_model`; prompts go in as text."""
+    pipeline = hf.pipeline(
+        KITS[cell_kind(cell)].pipeline,
+        str(saved),
+        model_kwargs=quant_option(cell) or None,
+        tokenizer=hf.AutoTokenizer.from_pretrained(saved, trust_remote_code=False),
+        device=device,
+    )
+    if is_separated(cell):
+        table = encoded(cell, tokenizer, rows, training=False)
+        prompts = [tokenizer.decode(ids) for ids in table["input_ids"]]
+        options = search_options(cell, tokenizer)
+        answers = pipeline(prompts, return_full_text=False, **options, **search)
+        return [answer[0]["generated_text"].strip() for answer in answers]
+    texts = [stitch(row, cell.text) for row in rows]
+    answers = pipeline(texts, truncation=True, max_length=cell.recipe.max_length)
+    return [pipeline.model.config.label2id[answer["label"]] for answer in answers]

@@ -1,0 +1,140 @@
+"""Our side: the cell's own codec and model, which account for known differences.
+
+Each id of `known.py` that concerns arithmetic is here or in `stages` once, where ours then does as
+the library does. So a stage after a known difference is compared as tightly as one before it.
+"""
+
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+
+from benchmarks.proof.stock.libraries import END_BIAS
+from tunegrid.codecs.base import IGNORED, Feature
+from tunegrid.codecs.classify import ClassifyCodec
+from tunegrid.codecs.extract import ExtractCodec
+from tunegrid.codecs.generate import EncoderDecoderCodec, SeparatedCodec
+from tunegrid.data.sources import Row
+from tunegrid.grid.cells import Cell
+from tunegrid.run.prepare import make_codec
+
+
+class Extract(ExtractCodec):
+    """Spans."""
+
+    known: Set[str]
+
+    def __init__(self, cell: Cell, tokenizer: Any) -> None:
+        """`no_separator`: GPT-2's tokenizer puts nothing between two texts."""
+        super().__init__(cell, tokenizer)
+        if "no_separator" in self.known:
+            self.between = []
+
+    def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
+        """`answerless_rows`: rows whose answer is in no window train, too."""
+        if "answerless_rows" in self.known:
+            training = False
+        return super().encode(rows, training=training)
+
+    def _window_starts(self, length: int, room: int) -> list[int]:
+        """`short_last_window`: the last window begins a step later, and may be short."""
+        starts = super()._window_starts(length, room)
+        if "short_last_window" not in self.known or len(starts) == 1:
+            return starts
+        step = max(1, room - (self.recipe.doc_stride or 0))
+        if len(starts) > 2:
+            step = starts[1] - starts[0]
+        last = length - room + step
+        return [start for start in range(0, length, step) if start == 0 or start < last]
+
+    def _logits(self, model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """`padding_answers`: padding may be an answer; `segments_lost`: two texts look like one."""
+        inputs = dict(batch)
+        if "segments_lost" in self.known:
+            inputs.pop("token_type_ids", None)
+        if "padding_answers" not in self.known:
+            return super()._logits(model, inputs)
+        inputs.pop("labels", None)
+        output = model(**inputs)
+        return output.start_logits.float(), output.end_logits.float()
+
+
+class Ending:
+    """Texts whose end is likelier."""
+
+    def generate(self, *args: Any) -> Any:
+        """Generates with the libraries' bias."""
+        return super().generate(*args, sequence_bias={(self.end_id,): END_BIAS})
+
+
+class Pairs(Ending, EncoderDecoderCodec):
+    """Source and target in two sequences."""
+
+    known: Set[str]
+
+    def answers(self, rows: Sequence[Row]) -> list[list[int]]:
+        """`labels_begin_with_cls`: BERT's tokenizer frames a target as it does a source."""
+        if "labels_begin_with_cls" not in self.known:
+            return super().answers(rows)
+        room = self.max_target_length - 2
+        targets = self.to_ids([self.target_text(row) for row in rows])
+        return [[self.start_id, *tokens[:room], self.end_id] for tokens in targets]
+
+
+class Separated(Ending, SeparatedCodec):
+    """Source and target in one sequence."""
+
+    known: Set[str]
+
+    def collate(self, features: Sequence[Feature]) -> dict[str, Tensor]:
+        """`prompt_counts`: every token is a label; `end_is_padding`: but padding tokens."""
+        batch = super().collate(features)
+        if "prompt_counts" in self.known:
+            batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+        if "end_is_padding" in self.known:
+            is_end = batch["input_ids"] == self.pad_id
+            batch["labels"] = batch["labels"].masked_fill(is_end, IGNORED)
+        return batch
+
+    def targets(self, batch: Mapping[str, Tensor]) -> int:
+        """`first_label_counts`: the first token counts, which is not predicted."""
+        first = 0 if "first_label_counts" in self.known else 1
+        return int((batch["labels"][:, first:] != IGNORED).sum())
+
+
+KINDS: Mapping[type, Any] = {
+    ExtractCodec: Extract,
+    EncoderDecoderCodec: Pairs,
+    SeparatedCodec: Separated,
+    ClassifyCodec: ClassifyCodec,
+}
+
+
+def knowing_codec(cell: Cell, tokenizer: Any, known: Set[str]) -> Any:
+    """Our codec of the cell, which accounts for known differences."""
+    kind = KINDS[type(make_codec(cell, tokenizer))]
+    return type(kind.__name__, (kind,), {"known": known})(cell, tokenizer)
+
+
+def put(model: Any, weights: Mapping[str, Tensor]) -> Any:
+    """Gives a model those of the weights that it has in the same shape."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name in weights and p.shape == weights[name].shape:
+                p.copy_(weights[name])
+    return model
+
+
+def round_adapters(model: Any) -> None:
+    """`adapter_rounded_when_loaded`: rounds PEFT's weights of packed layers to bf16."""
+    for module in model.modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        if not isinstance(module.get_base_layer(), bnb.nn.Linear4bit):
+            continue
+        for name, parameter in module.named_parameters():
+            if not name.startswith("base_layer."):
+                parameter.data = parameter.data.to(torch.bfloat16)

@@ -1,0 +1,506 @@
+"""Both sides of a cell, and the stages at which they are compared, in the order of the flow.
+
+A stage takes a `Pair` and yields comparisons; the first that differs ends all.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import bitsandbytes as bnb
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+from benchmarks.proof.stock import libraries, ours
+from benchmarks.proof.stock.known import KNOWN, cell_kind, extracts, is_separated
+from benchmarks.proof.stock.libraries import Course, Pass, Weights
+from benchmarks.proof.test_equivalent import leaves
+from tunegrid.codecs.base import IGNORED, Codec, move_batch
+from tunegrid.codecs.features import chunks
+from tunegrid.data.sources import Row
+from tunegrid.grid.cells import Cell
+from tunegrid.run.build import build, load_tokenizer
+from tunegrid.run.device import autocast, resolve_precision, set_random_states
+
+UPDATES = 6  # an epoch of five batches, the last of which is half as large, and one more
+# An epoch is an update of three batches and one of two. The run is saved after the first update, in
+# the middle of an epoch.
+ACCUMULATED = {
+    "max_steps": 3,
+    "gradient_accumulation_steps": 3,
+    "save_strategy": "steps",
+    "save_steps": 1,
+}
+TEST_ROWS = 10
+# Both sides run the same kernels on the same weights, rows and random numbers. By definition they
+# differ in a mean and a sum that is divided. That rounds each of up to a thousand losses by 2^-24,
+# independently: 32 x 2^-24 on any CPU; 3e-7 at most with AVX-512, with AVX2 and without either.
+# Gradients are sums that largely cancel: ten times as much (1e-7).
+LOSS = 32 * 2**-24
+# In bf16 or fp16, a last digit of fp32 may round a gradient to another number, 4e-3 apart; a norm
+# takes the mean of thousands.
+NORM = {"fp32": 10 * LOSS, "bf16": 5e-4, "fp16": 5e-4}
+OWN_MEANS = {"batches_add_up", "batches_weigh_alike"}
+
+
+class Comparison(NamedTuple):
+    """Two values of a stage, and how far numbers may be apart."""
+
+    what: str
+    theirs: Any
+    ours: Any
+    tolerance: float = 0.0
+
+
+class Pair:
+    """Both sides of a cell, over the library's head and the folder that both start from."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        train: Sequence[Row],
+        test: Sequence[Row],
+        folder: Path,
+        device: torch.device,
+        without: str = "",
+    ) -> None:
+        """Takes a few rows of each split; `without` is a known difference that ours keeps."""
+        hf.logging.set_verbosity_error()
+        hf.logging.disable_progress_bar()
+        libraries.datasets.disable_progress_bars()
+        self.folder = folder
+        self.device = device
+        self.test = test[:TEST_ROWS]
+        self.cell = libraries.write_start(cell, folder / "start")
+        self.kit = libraries.KITS[cell_kind(self.cell)]
+        self.precision = resolve_precision(self.cell, device)[0]
+        self.known = {known.id for known in KNOWN if known.concerns(self.cell)} - {without}
+        self.ungrouped = {}
+        if "grouped_predictions" in self.known:
+            self.ungrouped["train_sampling_strategy"] = "random"
+        self.tokenizer = hf.AutoTokenizer.from_pretrained(folder / "start", trust_remote_code=False)
+        self.codec = ours.knowing_codec(self.cell, load_tokenizer(self.cell), self.known)
+        self.size = self.cell.recipe.per_device_train_batch_size
+        self.rows = train[: self._count_rows(train)]
+        self.features = self.codec.encode(self.rows, training=True)
+        self.table = libraries.encoded(self.cell, self.tokenizer, self.rows)
+        self.start_weights = libraries.trained(self.our_model())
+
+    def _count_rows(self, rows: Sequence[Row]) -> int:
+        """The number of rows that leaves the last batch short; rows may have several windows."""
+        count = math.ceil(4.5 * self.size)
+        while count > 1 and self.size > 1:
+            if len(self.codec.encode(rows[:count], training=True)) % self.size:
+                break
+            count -= 1
+        return count
+
+    def our_model(self) -> Any:
+        """Our untrained model."""
+        return build(self.cell, load_tokenizer(self.cell), self.device)
+
+    def model(self) -> Any:
+        """The libraries' untrained model, with the weights of ours."""
+        hf.set_seed(self.cell.profile.seed)
+        model = libraries.make_model(self.cell, self.tokenizer, self.device)
+        return ours.put(model, self.start_weights)
+
+    def trainer(self, name: str, model: Any = None, **changes: Any) -> Any:
+        """The libraries' trainer, of a model of its own if none is given."""
+        return libraries.get_trainer(
+            self.cell,
+            model or self.model(),
+            self.tokenizer,
+            self.table,
+            self.folder / name,
+            self.device,
+            **changes,
+        )
+
+    @cached_property
+    def batches(self) -> list[tuple[Weights, Weights]]:
+        """The rows in order, in batches of the libraries and of ours, under our names."""
+        extra = {"example", "offset_mapping"}.intersection(self.table.column_names)
+        table = self.table.remove_columns(sorted(extra))
+        collate = libraries.make_collator(self.cell, self.tokenizer, self.model())
+        batches = []
+        places = chunks(range(len(table)), self.size)
+        for rows, features in zip(places, chunks(self.features, self.size), strict=True):
+            their_batch = libraries.make_batch(collate([table[i] for i in rows]))
+            batches.append((their_batch, self.codec.collate(features)))
+        return batches
+
+    @cached_property
+    def trained(self) -> tuple[Any, Course]:
+        """The libraries' trainer after a training without accumulation, and its course."""
+        trainer = self.trainer("trained", max_steps=UPDATES)
+        return trainer, libraries.train(trainer)
+
+    @cached_property
+    def whole(self) -> Course:
+        """The course of a training with accumulation."""
+        return libraries.train(self.trainer("accumulated", **ACCUMULATED))
+
+    def updates(self, course: Course, accumulation: int = 1) -> Iterator[Comparison]:
+        """Losses and unclipped gradient norms of updates, from the libraries' weights."""
+        model = self.our_model().train()
+        losses = []
+        norms = []
+        for epoch in chunks(course.passes, len(self.batches)):
+            for passes in chunks(epoch, accumulation):
+                ours.put(model, passes[0].weights).zero_grad()
+                losses.append(self._accumulate(model, passes))
+                gradients = [p.grad.float() for p in model.parameters() if p.grad is not None]
+                norms.append(float(nn.utils.get_total_norm(gradients)))
+        yield Comparison("loss of update", course.loss, losses, LOSS)
+        # Quotients compare small norms as tightly as large ones.
+        quotients = [theirs / norm for theirs, norm in zip(course.grad_norm, norms, strict=True)]
+        yield Comparison(
+            "gradient norm over ours of update",
+            quotients,
+            [1.0] * len(norms),
+            NORM[self.precision],
+        )
+
+    def _accumulate(self, model: Any, passes: Sequence[Pass]) -> float:
+        """Sums our gradients over the batches of an update; returns the loss.
+
+        `batches_add_up`, `batches_weigh_alike`: the sum or mean of the batches' own means.
+        """
+        counts = [self.codec.targets(each.batch) for each in passes]
+        loss = 0.0
+        for each, count in zip(passes, counts, strict=True):
+            divisor = count if self.known & OWN_MEANS else sum(counts)
+            if "batches_weigh_alike" in self.known:
+                divisor *= len(passes)
+            set_random_states(self.device, each.states)
+            with autocast(self.precision, self.device):
+                batch = self.codec.to_device(each.batch, self.device)
+                batch_loss = self.codec.loss(model, batch) / divisor
+            batch_loss.backward()
+            loss += float(batch_loss.detach())
+        return loss
+
+    @cached_property
+    def trained_updates(self) -> list[Comparison]:
+        """Losses and norms of the training without accumulation."""
+        return [*self.updates(self.trained[1])]
+
+    def answers(self, model: Any) -> list[Any]:
+        """The libraries' answers: labels, or texts of spans, or generated texts."""
+        training = not is_separated(self.cell)
+        test = libraries.encoded(self.cell, self.tokenizer, self.test, training=training)
+        settings: dict[str, Any] = {**self.ungrouped}
+        if self.codec.generates:
+            settings |= {"predict_with_generate": True, "per_device_eval_batch_size": TEST_ROWS}
+        trainer = self.trainer("scored", model, **settings)
+        if self.codec.generates:
+            return libraries.predicted_texts(self.cell, trainer, test)
+        if extracts(self.cell):
+            return libraries.predicted_spans(self.cell, trainer, self.test, test)
+        return libraries.predicted_labels(trainer, test)
+
+    def our_trained(self) -> Any:
+        """Our model with the last weights of the libraries' training."""
+        model = ours.put(self.our_model(), self.trained[1].weights)
+        if "repacked_for_evaluation" in self.known:
+            for module in model.modules():
+                if isinstance(module, bnb.nn.Linear4bit):
+                    # The default, which `keep_packed_layers` switches off.
+                    module.support_avx512bf16_for_cpu = True
+        return model.eval()
+
+    @torch.inference_mode()
+    def our_answers(
+        self,
+        model: Any,
+        codec: Codec | None = None,
+        size: int | None = None,
+    ) -> list[Any]:
+        """Our model's answers, in the libraries' batches unless a size is given."""
+        codec = codec or self.codec
+        size = size or (TEST_ROWS if codec.generates else libraries.TEST_BATCH)
+        features = codec.encode(self.test, training=False)
+        outputs = []
+        with autocast("fp32" if codec.generates else self.precision, self.device):
+            for chunk in chunks(features, size):
+                outputs += codec.predict(model, chunk, self.device)
+        return [prediction.value for prediction in codec.decode(self.test, features, outputs)]
+
+
+def first_difference(pair: Pair, last: str = "pipeline") -> str:
+    """A sentence on the first comparison that differs, up to a last stage; empty if none does."""
+    for name, stage in STAGES.items():
+        for comparison in stage(pair):
+            sentence = unequal(comparison)
+            if sentence:
+                return f"{name}: {sentence}"
+        if name == last:
+            break
+    return ""
+
+
+def unequal(comparison: Comparison) -> str:
+    """A sentence on the first place where two values differ; empty if none does.
+
+    Numbers may differ by the tolerance, in units of themselves if above 1.
+    """
+    their_values = leaves(comparison.theirs)
+    our_values = leaves(comparison.ours)
+    for path in {**our_values, **their_values}:
+        theirs = their_values.get(path, "missing")
+        own = our_values.get(path, "missing")
+        if not is_equal(theirs, own, comparison.tolerance):
+            return f"{comparison.what}{path} is {shown(theirs)}, ours is {shown(own)}"
+    return ""
+
+
+def is_equal(theirs: Any, own: Any, tolerance: float) -> bool:
+    """Checks numbers by the tolerance, and everything else exactly, with its type."""
+    if isinstance(theirs, float) and isinstance(own, float):
+        return math.isclose(theirs, own, rel_tol=tolerance, abs_tol=tolerance)
+    if isinstance(theirs, Tensor) and isinstance(own, Tensor):
+        return theirs.dtype == own.dtype and torch.equal(theirs, own)
+    return type(theirs) is type(own) and bool(theirs == own)
+
+
+def shown(value: Any) -> str:
+    """The value in a sentence; a tensor by type, shape and norm."""
+    if isinstance(value, Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"{dtype} {tuple(value.shape)} of norm {float(value.double().norm()):.7g}"
+    if isinstance(value, float):
+        return f"{value:.7g}"
+    return repr(value)
+
+
+def windows(pair: Pair) -> Iterator[Comparison]:
+    """Token ids of each row, and the windows of a long one."""
+    count = len(pair.rows)
+    their_ids = zip(pair.table["example"], pair.table["input_ids"], strict=True)
+    their_windows = group_by_row(count, their_ids)
+    our_ids = []
+    for feature in pair.features:
+        target = feature.target if is_separated(pair.cell) else []
+        our_ids.append((feature.example, [*feature.input_ids, *target]))
+    our_windows = group_by_row(count, our_ids)
+    their_counts = {row: len(ids) for row, ids in their_windows.items()}
+    our_counts = {row: len(ids) for row, ids in our_windows.items()}
+    yield Comparison("number of windows of row", their_counts, our_counts)
+    yield Comparison("token of row", their_windows, our_windows)
+
+
+def group_by_row(count: int, numbered_ids: Iterable[tuple[int, list[int]]]) -> Mapping[int, Any]:
+    """The token ids of each row's windows."""
+    rows: dict[int, list[list[int]]] = {row: [] for row in range(count)}
+    for row, ids in numbered_ids:
+        rows[row].append(ids)
+    return rows
+
+
+def start(pair: Pair) -> Iterator[Comparison]:
+    """Which weights train, and what they start from."""
+    their_weights = dict(pair.model().named_parameters())
+    our_weights = dict(pair.our_model().named_parameters())
+    their_training = {name: p.requires_grad for name, p in their_weights.items()}
+    our_training = {name: p.requires_grad for name, p in our_weights.items()}
+    yield Comparison("training of", their_training, our_training)
+    if "biases_rounded_late" in pair.known:
+        for name, p in their_weights.items():
+            if name.endswith("bias"):
+                their_weights[name] = p.to(our_weights[name].dtype)
+    yield Comparison("", their_weights, our_weights)
+
+
+def labels(pair: Pair) -> Iterator[Comparison]:
+    """The labels that the collator gives."""
+    no_labels = torch.empty(0)
+    their_labels = [their_batch.get("labels", no_labels) for their_batch, _ in pair.batches]
+    our_labels = [our_batch.get("labels", no_labels) for _, our_batch in pair.batches]
+    yield Comparison(
+        "number of labels of batch",
+        [int((batch != IGNORED).sum()) for batch in their_labels],
+        [int((batch != IGNORED).sum()) for batch in our_labels],
+    )
+    yield Comparison(
+        "label of batch",
+        [batch.tolist() for batch in their_labels],
+        [batch.tolist() for batch in our_labels],
+    )
+
+
+def batch(pair: Pair) -> Iterator[Comparison]:
+    """The collator's other tensors: ids, masks, kinds of token, the decoder's inputs."""
+    for number, (their_batch, our_batch) in enumerate(pair.batches):
+        for name in sorted({*their_batch, *our_batch} - {"labels"}):
+            if name == "decoder_attention_mask" and name not in their_batch:
+                continue  # a decoder may read anything behind the end of a target
+            missing = torch.zeros_like(their_batch.get(name, our_batch.get(name)))
+            theirs = their_batch.get(name, missing)
+            own = our_batch.get(name, missing)
+            if name == "decoder_input_ids":
+                is_padding = our_batch["labels"] == IGNORED
+                theirs = theirs.masked_fill(is_padding, 0)
+                own = own.masked_fill(is_padding, 0)
+            yield Comparison(f"{name} of batch [{number}]", theirs.tolist(), own.tolist())
+
+
+def order(pair: Pair) -> Iterator[Comparison]:
+    """Trainer's loader gives every row once an epoch, in full batches but for the last."""
+    their_batches = [each.batch for each in pair.trained[1].passes[: len(pair.batches)]]
+    our_batches = [our_batch for _, our_batch in pair.batches]
+    yield Comparison(
+        "rows of batch",
+        [len(batch["input_ids"]) for batch in their_batches],
+        [len(batch["input_ids"]) for batch in our_batches],
+    )
+    yield Comparison("token of sorted row", sort_rows(their_batches), sort_rows(our_batches))
+
+
+def sort_rows(batches: Iterable[Weights]) -> list[list[int]]:
+    """The real tokens of each row, sorted."""
+    rows = []
+    for batch in batches:
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+            rows.append(ids[mask == 1].tolist())
+    return sorted(rows)
+
+
+def loss(pair: Pair) -> Iterator[Comparison]:
+    """The loss of each update."""
+    yield pair.trained_updates[0]
+
+
+def gradient(pair: Pair) -> Iterator[Comparison]:
+    """The gradient norm of each update."""
+    yield pair.trained_updates[1]
+
+
+def optimizer(pair: Pair) -> Iterator[Comparison]:
+    """The class, and each weight's decay, betas, epsilon; equal settings compare rates."""
+    trainer = pair.trained[0]
+    their_optimizer = trainer.optimizer.optimizer
+    model = pair.our_model()
+    our_optimizer = pair.cell.method.make_optimizer(model, pair.cell)
+    yield Comparison("class", optimizer_class(their_optimizer), optimizer_class(our_optimizer))
+    their_settings = weight_settings(their_optimizer, trainer.model)
+    our_settings = weight_settings(our_optimizer, model)
+    shared_fields = {*their_optimizer.param_groups[0]} & {*our_optimizer.param_groups[0]}
+    for settings in (*their_settings.values(), *our_settings.values()):
+        for field in settings.keys() - shared_fields:
+            del settings[field]
+    if "biases_by_name" in pair.known:
+        for name, settings in our_settings.items():
+            if "bias" in name:
+                settings["weight_decay"] = 0.0
+    yield Comparison("setting of", their_settings, our_settings)
+
+
+def optimizer_class(optimizer: Any) -> list[Any]:
+    """The class and the bits of moments.
+
+    bitsandbytes has moments of 8 bits as an argument of AdamW, or as a class of its own.
+    """
+    bits = getattr(getattr(optimizer, "args", None), "optim_bits", 32)
+    return [type(optimizer).__name__.removesuffix("8bit"), bits]
+
+
+def weight_settings(optimizer: Any, model: nn.Module) -> dict[str, dict[str, Any]]:
+    """The optimizer's settings for each weight by its name, without rates."""
+    names = {p: name for name, p in model.named_parameters()}
+    settings = {}
+    for group in optimizer.param_groups:
+        fields = sorted(group.keys() - {"params", "lr", "initial_lr"})
+        for p in group["params"]:
+            settings[names[p]] = {field: group[field] for field in fields}
+    return settings
+
+
+def accumulation(pair: Pair) -> Iterator[Comparison]:
+    """Losses and gradient norms with accumulation."""
+    yield from pair.updates(pair.whole, ACCUMULATED["gradient_accumulation_steps"])
+
+
+def resume(pair: Pair) -> Iterator[Comparison]:
+    """A training resumed in its middle is the whole one, which takes the place of ours."""
+    whole = pair.whole  # it saves in its middle
+    checkpoint = pair.folder / "accumulated" / "checkpoint-1"
+    rest = libraries.train(pair.trainer("resumed", **ACCUMULATED), str(checkpoint))
+    for field in ("learning_rate", "loss", "grad_norm", "weights"):
+        yield Comparison(f"resumed, {field}", getattr(rest, field), getattr(whole, field))
+
+
+def scores(pair: Pair) -> Iterator[Comparison]:
+    """`evaluate()`, and the answers of `predict()`, on the same weights.
+
+    `batches_evaluated_alike`: a mean of the batches' means.
+    """
+    model = pair.trained[0].model
+    our_model = pair.our_trained()
+    losses = []
+    counts = []
+    for chunk in chunks(pair.codec.encode(pair.test, training=True), libraries.TEST_BATCH):
+        batch = move_batch(pair.device, pair.codec.collate(chunk))
+        with autocast(pair.precision, pair.device), torch.no_grad():
+            losses.append(float(pair.codec.loss(our_model, batch)))
+            counts.append(pair.codec.targets(batch))
+    our_loss = sum(losses) / sum(counts)
+    if "batches_evaluated_alike" in pair.known:
+        our_loss = fmean(loss / count for loss, count in zip(losses, counts, strict=True))
+    test = libraries.encoded(pair.cell, pair.tokenizer, pair.test)
+    their_loss = pair.trainer("scored", model, **pair.ungrouped).evaluate(test)["eval_loss"]
+    yield Comparison("eval_loss", their_loss, our_loss, LOSS)
+    what = "text of row" if pair.codec.generates else "answer to row"
+    yield Comparison(what, pair.answers(model), pair.our_answers(our_model))
+
+
+def pipeline(pair: Pair) -> Iterator[Comparison]:
+    """Answers over the folder of `save_model`, by the pipeline or else by AutoModel."""
+    folder = pair.folder / "saved"
+    known_ids = set(pair.known)
+    has_pipeline = "no_pipeline" not in known_ids
+    tasks = hf.pipelines.PIPELINE_REGISTRY.supported_tasks
+    yield Comparison(f"pipeline {pair.kit.pipeline!r}", pair.kit.pipeline in tasks, has_pipeline)
+    pair.trained[0].save_model(str(folder))
+    if has_pipeline:
+        search = {"do_sample": False} if "pipeline_samples" in known_ids else {}
+        their_answers = libraries.piped(
+            pair.cell,
+            pair.tokenizer,
+            folder,
+            pair.test,
+            pair.device,
+            **search,
+        )
+    else:
+        options = libraries.quant_option(pair.cell)
+        model = pair.kit.auto.from_pretrained(folder, **options, trust_remote_code=False)
+        their_answers = pair.answers(model.to(pair.device))
+    our_model = pair.our_trained()
+    if "adapter_rounded_when_loaded" in known_ids:
+        ours.round_adapters(our_model)
+    if "segments_served" in known_ids:
+        known_ids.discard("segments_lost")
+    codec = ours.knowing_codec(pair.cell, pair.codec.tokenizer, known_ids)
+    size = 1 if has_pipeline else None
+    yield Comparison("answer to row", their_answers, pair.our_answers(our_model, codec, size))
+
+
+STAGES: Mapping[str, Callable[[Pair], Iterator[Comparison]]] = {
+    "windows": windows,
+    "start": start,
+    "labels": labels,
+    "batch": batch,
+    "order": order,
+    "loss": loss,
+    "gradient": gradient,
+    "optimizer": optimizer,
+    "accumulation": accumulation,
+    "resume": resume,
+    "scores": scores,
+    "pipeline": pipeline,
+}
