@@ -210,6 +210,8 @@ class Beams:
             targets = [replace(row, target=[*text]) for row, text in zip(rows, texts, strict=True)]
             self.whole = target_logits(evidence.trainer, targets)
         self.encoded = encodings[0] if encodings else None
+        # Of an encoder's input, before the sources: a prompt that is tuned.
+        self.learned = encodings[0].shape[1] - longest_source(rows) if encodings else 0
         self.known: list[dict[Text, Tensor]] = [{} for _ in rows]
         for i, text in enumerate(texts):
             self.learn(i, tuple(text), self.whole[i])
@@ -226,7 +228,9 @@ class Beams:
         if not drafts:
             return
         batch = [replace(self.rows[i], target=[*draft]) for i, draft in drafts]
-        encoded = None if self.encoded is None else self.encoded[[i for i, _ in drafts]]
+        encoded = None
+        if self.encoded is not None:
+            encoded = self.encoded[[i for i, _ in drafts], : self.learned + longest_source(batch)]
         rows = target_logits(self.evidence.trainer, batch, encoded)
         for (i, draft), logits in zip(drafts, rows, strict=True):
             self.learn(i, draft, logits)
@@ -261,6 +265,11 @@ class Beams:
                     pools[i] = end.value
                     del requests[i]
         return [pools[i] for i in indices]
+
+
+def longest_source(rows: Sequence[Feature]) -> int:
+    """The tokens that the sources of rows in one batch are padded to."""
+    return max(len(row.input_ids) for row in rows)
 
 
 def search_gaps(

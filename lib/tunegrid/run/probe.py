@@ -202,8 +202,8 @@ def output_logits(output: Any) -> list[Tensor]:
 def target_logits(trainer: Trainer, features: Sequence[Feature], encoded: Tensor | None = None) -> list[Tensor]:
     """The logits (T, V) that each row's target tokens are predicted from, of a codec that generates."""
     batch: dict[str, Any] = trainer.codec.to_device(trainer.codec.collate(features), trainer.meter.device)
-    if encoded is not None:  # what the encoder made of the rows' sources, perhaps beside longer ones
-        batch = {**batch, "encoder_outputs": (encoded[:, : batch["input_ids"].shape[1]],)}
+    if encoded is not None:  # what the encoder made of the rows' sources
+        batch = {**batch, "encoder_outputs": (encoded,)}
     [logits], _ = logits_and_loss(trainer, batch)
     return target_rows(logits, batch, features)
 

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from tunegrid.audits import search
 from tunegrid.audits.search import allowed_scores, beam_search, get_openness
+from tunegrid.codecs.base import Feature
 from tunegrid.grid.recipes import Generation
 
 A, B, END = range(3)
@@ -111,3 +113,28 @@ def test_a_text_that_rounding_may_choose_is_told_from_one_that_it_cannot(monkeyp
     rules = Generation(num_beams=1, max_new_tokens=3)
     assert search.find_noise(beams, rules, 0, [(A, END)]) <= noise
     assert math.isinf(search.find_noise(beams, rules, 0, [(A, END)])) == math.isinf(noise)
+
+
+# A text's logits
+
+
+def test_tuned_tokens_stay_before_what_the_encoder_made_of_a_shorter_source(monkeypatch):
+    """Two tuned tokens and sources of 3 and 1 are five places; of the shorter one alone, three count."""
+    encoder = nn.Identity()
+    shapes = []
+
+    def target_logits(trainer, rows, encoded=None):
+        if encoded is None:
+            encoder((torch.zeros(2, 2 + 3, 1),))
+        else:
+            shapes.append(tuple(encoded.shape))
+        return [torch.zeros(len(row.target), 3) for row in rows]
+
+    monkeypatch.setattr(search, "target_logits", target_logits)
+    codec = SimpleNamespace(start_id=0, end_id=END)
+    model = SimpleNamespace(get_encoder=lambda: encoder)
+    evidence = SimpleNamespace(text_codec=codec, model=model, trainer=None)
+    rows = [Feature(example=i, input_ids=[A] * length, target=[]) for i, length in enumerate((3, 1))]
+    beams = search.Beams(evidence, rows, [(A, END), (A, END)])
+    beams.ask({1: [(B,)]})
+    assert shapes == [(1, 2 + 1, 1)]
