@@ -24,8 +24,8 @@ from tunegrid.codecs.architectures import architecture
 from tunegrid.codecs.extract import MAX_ANSWER_TOKENS
 from tunegrid.data.sources import stitch
 from tunegrid.grid.backbones import Head, Layout, checkpoint_source
+from tunegrid.grid.cells import plain_targets
 from tunegrid.grid.methods import SFT, Adapting
-from tunegrid.grid.recipes import RECIPES, WITHOUT_EXCEPTION
 from tunegrid.grid.tasks import Problem
 from tunegrid.run.build import BASE_TYPES, load_base, load_tokenizer, make_base
 from tunegrid.run.device import random_states, resolve_precision
@@ -75,9 +75,9 @@ def write_start(cell, folder):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     head = replace(head, architecture=kind.__name__)
-    recipe_id = WITHOUT_EXCEPTION.get(cell.id)  # an exception is of layers that only our head has
-    if recipe.adapter and recipe_id and head.architecture != cell.head.architecture:
-        recipe = replace(recipe, adapter=replace(recipe.adapter, target_modules=RECIPES[recipe_id].adapter.target_modules))
+    if recipe.adapter and cell.head.copied_as and head.architecture != cell.head.architecture:
+        adapter = replace(recipe.adapter, target_modules=plain_targets(cell.head))
+        recipe = replace(recipe, adapter=adapter)
     backbone = replace(cell.backbone, checkpoint=folder.name, revision=None, micro=folder.name)
     profile = replace(cell.profile, checkpoint_root=folder.parent)
     return replace(cell, backbone=backbone, head=head, profile=profile, recipe=recipe)
