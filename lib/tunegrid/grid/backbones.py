@@ -13,7 +13,7 @@ from tunegrid.grid.tasks import Problem
 
 
 class Layout(StrEnum):
-    """How a generating model sees source and target; `tunegrid.codecs.generate` has the code for each."""
+    """Layouts of source and target for a generating model, each in `tunegrid.codecs.generate`."""
 
     ENCODER_DECODER = "encoder_decoder"
     SEPARATED = "separated"  # source + separator + target in one causal sequence
@@ -21,7 +21,7 @@ class Layout(StrEnum):
 
 
 class Objective(StrEnum):
-    """What a backbone was pretrained to predict."""
+    """A backbone's pretraining objective."""
 
     MASKED = "masked"  # hidden tokens of a text (BERT)
     CAUSAL = "causal"  # each next token (GPT-2)

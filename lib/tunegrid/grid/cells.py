@@ -383,7 +383,7 @@ class Grid:
             raise InputError(f"unknown cell {cell_id!r};{hint} {lists}; {others}") from None
 
     def checked_ids(self, cell_ids: Iterable[str]) -> tuple[str, ...]:
-        """The same ids; raises InputError for one that has no recipe or cannot be built."""
+        """Checks ids; raises InputError for one that has no recipe or cannot be built."""
         cell_ids = tuple(cell_ids)
         for cell_id in cell_ids:
             reason = self.build_fault(cell_id)

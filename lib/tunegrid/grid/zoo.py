@@ -221,7 +221,7 @@ class BitFit(Method):
     must_move: tuple[str, ...] = ("bias",)
 
     def adapt(self, model: "nn.Module", cell: Cell, base: Base) -> "nn.Module":
-        """The same model; the biases and the head's new modules require gradients."""
+        """Lets the biases and the head's new modules train."""
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(is_part(name, cell.head.new_modules) or name.endswith("bias"))
         return model
