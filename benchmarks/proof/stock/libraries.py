@@ -25,9 +25,8 @@ from tunegrid.codecs.architectures import architecture
 from tunegrid.codecs.extract import MAX_ANSWER_TOKENS
 from tunegrid.data.sources import Row, stitch
 from tunegrid.grid.backbones import Head, Layout, checkpoint_source
-from tunegrid.grid.cells import Cell
+from tunegrid.grid.cells import Cell, plain_targets
 from tunegrid.grid.methods import SFT, Adapting
-from tunegrid.grid.recipes import RECIPES, WITHOUT_EXCEPTION
 from tunegrid.grid.tasks import Problem
 from tunegrid.run.build import BASE_TYPES, load_base, load_tokenizer, make_base
 from tunegrid.run.device import random_states, resolve_precision
@@ -108,10 +107,9 @@ def write_start(cell: Cell, folder: Path) -> Cell:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     head = replace(head, architecture=kind.__name__)
-    recipe_id = WITHOUT_EXCEPTION.get(cell.id)  # an exception names layers of tunegrid's head
-    if recipe.adapter and recipe_id and head.architecture != cell.head.architecture:
-        targets = RECIPES[recipe_id].adapter.target_modules
-        recipe = replace(recipe, adapter=replace(recipe.adapter, target_modules=targets))
+    if recipe.adapter and cell.head.copied_as and head.architecture != cell.head.architecture:
+        adapter = replace(recipe.adapter, target_modules=plain_targets(cell.head))
+        recipe = replace(recipe, adapter=adapter)
     backbone = replace(
         cell.backbone,
         checkpoint=folder.name,

@@ -13,7 +13,7 @@ from tunegrid.grid.tasks import Problem
 
 
 class Layout(StrEnum):
-    """How a generating model sees source and target; `tunegrid.codecs.generate` has the code for each."""
+    """Layouts of source and target for a generating model, each in `tunegrid.codecs.generate`."""
 
     ENCODER_DECODER = "encoder_decoder"
     SEPARATED = "separated"  # source + separator + target in one causal sequence
@@ -21,7 +21,7 @@ class Layout(StrEnum):
 
 
 class Objective(StrEnum):
-    """What a backbone was pretrained to predict."""
+    """A backbone's pretraining objective."""
 
     MASKED = "masked"  # hidden tokens of a text (BERT)
     CAUSAL = "causal"  # each next token (GPT-2)
@@ -38,19 +38,26 @@ LAYOUTS: Mapping[Problem, tuple[Layout | None, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What stands on a backbone for one problem.
+    """The output layers on a backbone for one problem.
 
     Attributes:
-        architecture: the name of a class of `tunegrid.codecs.base` or of transformers, or a class of your own.
-        new_modules: modules that pretraining never saw. Every method trains them in full; QLoRA leaves them unquantized.
-        adapted_modules: modules that pretraining never saw, too, but which an adapter trains, over their random start.
-        optional_modules: pretrained modules that encoder-only exports lack; such a module starts from random.
-        renewable_modules: pretrained layers that are new if a local checkpoint lacks them, as BERT's pooler.
-        tied_modules: pretrained output modules that share weights with the embeddings; QLoRA leaves them unquantized.
-        new_token: a token added to the vocabulary; its embedding row is trained by every method.
-        layout: for generation, or for answers that are generated where another head would point at them.
-        start_token: the decoder's first token, by its tokenizer attribute without `_id`; None: cls_token, else pad_token.
-        dropouts: as the backbone's, of modules that stand on it.
+        architecture: a class, or the name of one of `tunegrid.codecs.base` or transformers.
+        new_modules: modules that pretraining never saw. Every method trains them in full; QLoRA
+            leaves them unquantized.
+        adapted_modules: new modules that an adapter trains, over their random start.
+        optional_modules: pretrained modules that encoder-only exports lack; such a module starts
+            from random.
+        renewable_modules: pretrained layers that are new if a local checkpoint lacks them, as
+            BERT's pooler.
+        tied_modules: pretrained output modules that share weights with the embeddings; QLoRA
+            leaves them unquantized.
+        new_token: a token added to the vocabulary; every method trains its embedding row.
+        layout: for generation, or for answers that are generated instead of pointed at.
+        start_token: the decoder's first token, by its tokenizer attribute without `_id`; None:
+            cls_token, else pad_token.
+        dropouts: as the backbone's, for the head's own modules.
+        copied_as: a cell of the study. Copies of the cell with this head have the backbone's head,
+            with the layers and the quick rate of that cell.
     """
 
     architecture: str | type[Any]
@@ -63,6 +70,7 @@ class Head:
     layout: Layout | None = None
     start_token: str | None = None
     dropouts: Mapping[str, str] = field(default_factory=dict, repr=False)
+    copied_as: str | None = None
 
     @property
     def renewed_modules(self) -> list[str]:
@@ -87,15 +95,18 @@ class Backbone:
     """A pretrained model family.
 
     Attributes:
-        checkpoint: id on the hub, pinned to `revision` (None: the newest); `folder` is its name below a `--checkpoint-root`.
-        micro: the folder below `fixtures/backbones` that stands in for it in the quick profile; None if none does.
-        segments: the model tells the two texts apart by token type ids.
-        dtype: in which a frozen base is loaded; what trains is fp32 whatever the base is.
+        checkpoint: id on the hub, pinned to `revision` (None: the newest); `folder` is its name
+            below a `--checkpoint-root`.
+        micro: its replacement in the quick profile, a folder in `fixtures/backbones`, if any.
+        segments: the model separates the two texts by token type ids.
+        dtype: of a frozen base; trainable weights are fp32 in any case.
         overflows_fp16: its activations leave fp16's range, on any device.
-        objective: that it was pretrained with, for `--ask=forgetting`; None: not declared, and not asked.
+        objective: of pretraining, for `--ask=forgetting`; None: undeclared, so not measured.
         shape: the checkpoint's config, for models of its true size without its weights.
-        dropouts: by a pattern of modules' names, the field of the checkpoint's config that has it; "a or b": b if a is null.
-        special_tokens: the tokenizer's special ids by attribute, as "cls_token_id"; `vocabulary` is how many ids it has.
+        dropouts: fields of the checkpoint's config, by a pattern of modules' names; "a or b": b if
+            a is null.
+        special_tokens: the tokenizer's special ids by attribute, as "cls_token_id".
+        vocabulary: the number of the tokenizer's ids.
     """
 
     id: str
@@ -130,8 +141,15 @@ BERT = Backbone(
     segments=True,
     objective=Objective.MASKED,
     shape={
-        **{"model_type": "bert", "vocab_size": 30_522, "max_position_embeddings": 512, "type_vocab_size": 2, "pad_token_id": 0},
-        **{"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
+        "model_type": "bert",
+        "vocab_size": 30_522,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+        "pad_token_id": 0,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
     },
     special_tokens={"pad_token_id": 0, "cls_token_id": 101, "sep_token_id": 102},
     vocabulary=30_522,
@@ -147,8 +165,9 @@ BERT = Backbone(
             dropouts={r"^(base_model\.model\.)?dropout": "classifier_dropout or hidden_dropout_prob"},
         ),
         Problem.EXTRACT: Head(architecture="BertForQuestionAnswering", new_modules=("qa_outputs",)),
-        # Cross-attention is new too, but it starts from the decoder's self-attention (`warm_started`), so it is adapted
-        # like the rest: the study's 6,537,216 trainable parameters leave no room for training it in full.
+        # Cross-attention is new too, but it starts from the decoder's self-attention
+        # (`warm_started`), so it is adapted like the rest: the study's 6,537,216 trainable
+        # parameters leave no room for training it in full.
         Problem.GENERATE: Head(
             architecture="BertToBert",
             tied_modules=("predictions.decoder",),
@@ -166,8 +185,14 @@ GPT2 = Backbone(
     wrap=Wrap(before=None, between="eos_token", after=None),
     objective=Objective.CAUSAL,
     shape={
-        **{"model_type": "gpt2", "vocab_size": 50_257, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024},
-        **{"bos_token_id": 50_256, "eos_token_id": 50_256},
+        "model_type": "gpt2",
+        "vocab_size": 50_257,
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_positions": 1024,
+        "bos_token_id": 50_256,
+        "eos_token_id": 50_256,
     },
     special_tokens={"eos_token_id": 50_256},
     vocabulary=50_257,
@@ -195,9 +220,20 @@ T5 = Backbone(
     overflows_fp16=True,
     objective=Objective.SPANS,
     shape={
-        **{"model_type": "t5", "vocab_size": 32_128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "feed_forward_proj": "relu"},
-        **{"num_layers": 6, "num_decoder_layers": 6, "num_heads": 8, "relative_attention_num_buckets": 32},
-        **{"relative_attention_max_distance": 128, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1},
+        "model_type": "t5",
+        "vocab_size": 32_128,
+        "d_model": 512,
+        "d_kv": 64,
+        "d_ff": 2048,
+        "feed_forward_proj": "relu",
+        "num_layers": 6,
+        "num_decoder_layers": 6,
+        "num_heads": 8,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
     },
     special_tokens={"pad_token_id": 0, "eos_token_id": 1},
     vocabulary=32_100,
@@ -216,37 +252,37 @@ T5 = Backbone(
 
 BACKBONES = (BERT, GPT2, T5)
 
-# A head that belongs to one cell only, by the cell's id. No cell that is `like` it has it.
-HEAD_EXCEPTIONS: Mapping[str, Head] = {
-    # The study adapts nothing but this two-layer head (recipe: targets fc1 and fc2) and leaves the encoder, and the
-    # head's own base weights, frozen as they start: there is no new module to train in full.
-    "bert_sa_lora": Head(
-        architecture="BertMLPClassifier",
-        adapted_modules=("fc1", "fc2"),
-        renewable_modules=("pooler.dense",),
-    ),
-}
+# The study's bert_sa_lora adapts nothing but this two-layer head (recipe: targets fc1 and fc2). The
+# encoder, and the head's own base weights, stay frozen as they start: no module trains in full.
+BERT_MLP = Head(
+    architecture="BertMLPClassifier",
+    adapted_modules=("fc1", "fc2"),
+    renewable_modules=("pooler.dense",),
+    copied_as="bert_sa_qlora",
+)
 
 
 def is_part(name: str, modules: Iterable[str]) -> bool:
-    """Whether a parameter or layer belongs to one of these modules: "score.weight" is within "score", "my_score" is not."""
+    """Checks that a parameter or layer is in a module: "score.weight" is in "score", "my_score" not."""
     return any(f".{module}." in f".{name}." for module in modules)
 
 
 def complete_head(head: Head, backbone: Backbone, profile: Profile) -> Head:
-    """The head over a local checkpoint: of its renewable modules, those that the checkpoint lacks are new.
+    """The head over a local checkpoint: renewable modules that the checkpoint lacks are new.
 
     The suite's own micro checkpoints lack none.
     """
-    is_own = profile.checkpoint_root == QUICK_PROFILE.checkpoint_root
-    if not head.renewable_modules or profile.checkpoint_root is None or profile.random_weights or is_own:
+    root = profile.checkpoint_root
+    if root is None or root == QUICK_PROFILE.checkpoint_root:
+        return head
+    if not head.renewable_modules or profile.random_weights:
         return head
     from safetensors import SafetensorError, safe_open
 
     keys: list[str] = []
-    folder = checkpoint_folder(backbone, profile.checkpoint_root, micro=profile.micro)
+    folder = checkpoint_folder(backbone, root, micro=profile.micro)
     for path in folder.glob("model*.safetensors"):
-        with suppress(OSError, SafetensorError):  # loading says it
+        with suppress(OSError, SafetensorError):  # loading reports it
             file: Any = safe_open(path, "np")
             keys += file.keys()
     if not keys:
@@ -257,7 +293,7 @@ def complete_head(head: Head, backbone: Backbone, profile: Profile) -> Head:
 
 
 def checkpoint_folder(backbone: Backbone, root: Path, *, micro: bool) -> Path:
-    """Where a backbone's checkpoint is below a folder of checkpoints."""
+    """A backbone's folder in a folder of checkpoints."""
     return root / ((micro and backbone.micro) or backbone.folder)
 
 
@@ -265,21 +301,26 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", 
 
 
 def checkpoint_source(backbone: Backbone, profile: Profile) -> tuple[str, dict[str, Any]]:
-    """What `from_pretrained` is given: a local folder, or the hub's id with the pinned revision if there is one.
+    """Arguments of `from_pretrained`: a local folder, or the hub's id with its pinned revision.
 
     Raises InputError if a local folder is missing or lacks a config, a tokenizer or safetensors weights.
     """
     if profile.checkpoint_root is None:
         return backbone.checkpoint, {"revision": backbone.revision} if backbone.revision else {}
     folder = checkpoint_folder(backbone, profile.checkpoint_root, micro=profile.micro)
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt") for path in folder.glob(pattern))
+    pickles = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt")])
     if not folder.is_dir():
-        raise InputError(f"no checkpoint folder {folder.name!r} below {folder.parent}; name it as the hub's model")
+        place = f"below {folder.parent}; name it as the hub's model"
+        raise InputError(f"no checkpoint folder {folder.name!r} {place}")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} has no config.json; save it there with save_pretrained")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise InputError(f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}); save it there with save_pretrained")
+        names = ", ".join(TOKENIZER_FILES)
+        raise InputError(f"{folder} has no tokenizer ({names}); save it there with save_pretrained")
     if not any(folder.glob("*.safetensors")):
-        reason = f"only {pickles[0]}, a pickle, which can run code when it is read" if pickles else "no weights"
-        raise InputError(f"{folder} has {reason}; save model.safetensors there (save_pretrained writes it)")
+        reason = "no weights"
+        if pickles:
+            reason = f"only {pickles[0]}, a pickle, which can run code when it is read"
+        hint = "save model.safetensors there (save_pretrained writes it)"
+        raise InputError(f"{folder} has {reason}; {hint}")
     return str(folder), {}

@@ -1,7 +1,7 @@
 """Makes `Cell`s at a `Profile` of backbones, tasks, methods and recipes.
 
-The grid is sparse: a cell exists where there is a recipe for its backbone, task and method. The study's 27 are one declared
-set (`study`); users add to it with `pytest_tunegrid_grid`.
+The grid is sparse: a cell exists if there is a recipe for its backbone, task and method. The
+study's 27 are one declared set (`study`); users add to it with `pytest_tunegrid_grid`.
 """
 
 import hashlib
@@ -18,22 +18,22 @@ from typing import Any
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError, first_line
-from tunegrid.grid.backbones import BACKBONES, HEAD_EXCEPTIONS, LAYOUTS, Backbone, Head, complete_head
+from tunegrid.grid.backbones import BACKBONES, BERT_MLP, LAYOUTS, Backbone, Head, complete_head
 from tunegrid.grid.methods import METHODS, OPTIMIZERS, Method, OptimizerFactory, Quantization
 from tunegrid.grid.metrics import Metric
-from tunegrid.grid.recipes import QUICK, RECIPES, WITHOUT_EXCEPTION, Fields, Profile, Recipe, quick_changes
+from tunegrid.grid.recipes import QUICK, RECIPES, Fields, Profile, Recipe, quick_changes
 from tunegrid.grid.tasks import TASKS, Problem, Task
 
 OWN_FOLDERS = ("lib", "fixtures", "benchmarks")
 NAME = re.compile(r"[a-z0-9]+")  # an id is a part of a cell's id, which underscores divide
-LISTS = "`tunegrid run -m full --list-cells` lists them; -m 'full and larger' and 'full and tasks' list others"
-# Updates of a quick cell on a user's rows. Nine cells on 2,200 tickets of four labels learned in 150 updates at two seeds; 100
-# for each label leave room.
+# Updates of a quick cell on a user's rows. Nine cells on 2,200 tickets of four labels learned in
+# 150 updates at two seeds; 100 for each label leave room.
 LABEL_UPDATES = 100  # at least, for each label
 MOST_UPDATES = 600  # half a minute on one core
 STUDY_TASKS = {Problem.CLASSIFY: "sa", Problem.EXTRACT: "qa", Problem.GENERATE: "sum"}
 # Heaviest problems first, so that parallel workers do not end on a long cell.
 ORDER = (Problem.GENERATE, Problem.EXTRACT, Problem.CLASSIFY)
+HEADS: Mapping[str, Head] = {"bert_sa_lora": BERT_MLP}  # of the study's cells, if not the backbone's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Cell:
 
     Attributes:
         recipe: how it trains here, the profile's changes included.
-        head: what stands on the backbone.
+        head: the backbone's output layers.
         optimizers: those that recipes may name.
     """
 
@@ -61,48 +61,51 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Its id and its seed."""
+        """The cell's id and seed."""
         return f"{self.id}-seed{self.profile.seed}"
 
     @property
     def optimizer(self) -> OptimizerFactory:
-        """Makes the recipe's optimizer."""
+        """The recipe's optimizer, as a function that makes it."""
         return self.optimizers[self.recipe.optim]
 
     @property
     def quantization(self) -> Quantization | None:
-        """How the base is stored."""
+        """The storage of the base; None if it is not quantized."""
         return self.method.quantization
 
     @property
     def uses_hub(self) -> bool:
-        """Whether the hub is asked for the rows."""
+        """True if its rows come from the hub."""
         return not (self.profile.data_root or self.profile.random_weights or self.task.has_own_rows)
 
     @property
     def new_parts(self) -> str:
-        """A sentence on pretrained modules that its checkpoint lacks; empty if it has all."""
+        """A sentence on pretrained modules that the checkpoint lacks; empty if it has all."""
         modules = " and ".join(self.head.renewed_modules)
-        return modules and f"the checkpoint has no {modules}: it starts from random and trains in full"
+        if not modules:
+            return ""
+        return f"the checkpoint has no {modules}: it starts from random and trains in full"
 
     @property
     def text(self) -> tuple[str, ...]:
-        """The columns that are read as the first text."""
+        """Columns of the first text."""
         return self.recipe.text or self.task.text
 
 
 @dataclass(kw_only=True)
 class Grid:
-    """What may be combined, and the recipes that say which combinations exist.
+    """Backbones, tasks and methods, and the recipes that decide which combinations exist.
 
     Attributes:
-        recipes: by cell id; `quick` are the fields that make them quick ones, for cells that have a micro backbone.
+        recipes: by cell id.
+        quick: fields that make them quick recipes, for cells with a micro backbone.
         heads: of cells whose head is not the backbone's own.
-        shifts: changes of rows that `--ask=robustness` scores on, beside the suite's own.
-        instruments: more questions to a trained cell for `--ask`, beside the suite's own.
-        refused: reasons against cells that their libraries cannot train, by cell id.
+        shifts: changes of rows for `--ask=robustness`, in addition to the suite's own.
+        instruments: measurements for `--ask`, in addition to the suite's own.
+        refused: reasons why libraries cannot train a cell, by cell id.
         remarks: doubts about cells that can be trained, by cell id; `--list-cells` prints them.
-        folder: of the `--grid` file that is adding to it, where relative files of tasks are.
+        folder: of the `--grid` file that is adding to it; relative files of tasks are there.
     """
 
     backbones: dict[str, Backbone] = field(default_factory=dict)
@@ -119,36 +122,40 @@ class Grid:
     folder: Path | None = None
 
     def add_backbone(self, backbone: Backbone, **copies: Any) -> None:
-        """A backbone; `like=` another one, it gets copies of that one's recipes, whose fields keyword arguments change.
+        """Adds a backbone; `like=` another one, with copies of its recipes.
 
-        `quick={...}` changes their quick form. Raises InputError for a known name, and for a field that no recipe has.
+        Keyword arguments change fields of the copies, `quick={...}` fields of their quick form.
+        Raises InputError for a known name, and for a field that no recipe has.
         """
         self._add_like(0, backbone, **copies)
 
     def add_task(self, task: Task, **copies: Any) -> None:
-        """A task, as `add_backbone` adds a backbone. Copies read the new task's `text`.
+        """Adds a task, as `add_backbone` adds a backbone. Copied recipes read the new task's `text`.
 
-        They have a quick form if the task has files of its own: the micro rows are those of the study's tasks.
-        It makes the updates of `plan_updates`, unless `quick` gives `max_steps`.
+        They have a quick form if the task has its own files, since micro rows are of the study's
+        tasks. It makes the updates of `plan_updates`, unless `quick` gives `max_steps`.
         """
         self._add_like(1, task.with_files_in(self.folder), **copies)
 
     def add_method(self, method: Method, **copies: Any) -> None:
-        """A method, as `add_backbone` adds a backbone."""
+        """Adds a method, as `add_backbone` adds a backbone."""
         self._add_like(2, method, **copies)
 
     def add_optimizer(self, name: str, make: OptimizerFactory) -> None:
-        """An optimizer under the name that `Recipe.optim` and `--set optim=NAME` take. Raises InputError for a known name."""
+        """Adds an optimizer under the name that `Recipe.optim` and `--set optim=NAME` take.
+
+        Raises InputError for a known name.
+        """
         if name in self.optimizers:
             raise InputError(f"optimizer {name!r} is in the grid already; give yours another name")
         self.optimizers[name] = make
 
     def add_shift(self, shift: Any) -> None:
-        """A `tunegrid.instruments.Shift` for robustness; `--ask` refuses names of ours. Raises InputError for a known name."""
+        """Adds a `tunegrid.instruments.Shift` for robustness; raises InputError for a known name."""
         _add(self.shifts, "shift", shift)
 
     def add_instrument(self, instrument: Any) -> None:
-        """A `tunegrid.instruments.Instrument` for `--ask`, which refuses names of ours. Raises InputError for a known name."""
+        """Adds a `tunegrid.instruments.Instrument`; raises InputError for a known name."""
         _add(self.instruments, "instrument", instrument)
 
     def add_metric(
@@ -162,7 +169,7 @@ class Grid:
         by_row: bool = False,
         main: bool = False,
     ) -> None:
-        """A score of your own for a task of the grid; `main` makes it the main score.
+        """Adds a score of your own to a task of the grid; `main` makes it the main score.
 
         `tunegrid.grid.metrics.Metric` describes the other arguments. Raises InputError for an unknown
         task or a known name.
@@ -190,71 +197,103 @@ class Grid:
         head: Head | None = None,
         **changes: Any,
     ) -> None:
-        """A cell's recipe, in place of one that stood there; with `quick` it runs with -m quick, too.
+        """Adds or replaces a cell's recipe; with `quick` it runs with -m quick, too.
 
-        `like` another cell, it is a copy of that cell's recipe, quick form and head, which `changes` and `quick` change.
-        Raises InputError if the id names no backbone, task or method of the grid, and for a field that no recipe has.
+        `like` another cell, it copies that cell's recipe, quick form and head; `changes` and
+        `quick` change the copies. Raises InputError if the id names no backbone, task or method of
+        the grid, and for a field that no recipe has.
         """
         self._parts(cell_id)
         if like is not None and recipe is None:
             self.checked_ids([like])
             self._copy(like, cell_id, changes, quick or {})
         elif like is None and isinstance(recipe, Recipe):
-            self._set(cell_id, _change(cell_id, recipe, changes), self.quick.get(cell_id) if quick is None else quick)
+            form = self.quick.get(cell_id) if quick is None else quick
+            self._set(cell_id, _change(cell_id, recipe, changes), form)
         else:
-            raise InputError(f"{cell_id}: give either a Recipe or like=CELL, whose recipe is copied")
+            choices = "give either a Recipe or like=CELL, whose recipe is copied"
+            raise InputError(f"{cell_id}: {choices}")
         if head is not None:
             self.heads[cell_id] = head
 
-    def _add_like(self, place: int, entry: Any, like: str | None = None, quick: Fields | None = None, **changes: Any) -> None:
-        """An entry for one place of a cell's id, with copies of the recipes of `like`."""
-        name, entries = entry.id, (self.backbones, self.tasks, self.methods)[place]
-        _add(entries, ("backbone", "task", "method")[place], entry)
+    def _add_like(
+        self,
+        position: int,
+        entry: Any,
+        like: str | None = None,
+        quick: Fields | None = None,
+        **changes: Any,
+    ) -> None:
+        """Adds an entry for one position of a cell's id, with copies of the recipes of `like`."""
+        entries = (self.backbones, self.tasks, self.methods)[position]
+        _add(entries, ("backbone", "task", "method")[position], entry)
+        quick = quick or {}
         if like is None:
-            if fields := [*changes, *(quick or {})]:
-                raise InputError(f"{name!r}: {', '.join(fields)} would change copied recipes; name their cell with like=")
+            fields = ", ".join([*changes, *quick])
+            if fields:
+                reason = f"{fields} would change copied recipes"
+                raise InputError(f"{entry.id!r}: {reason}; name their cell with like=")
             return
-        sources = [parts for parts in (cell_id.split("_") for cell_id in self.recipes) if parts[place] == like]
+        sources = [cell_id for cell_id in self.recipes if cell_id.split("_")[position] == like]
         if not sources:
             reason = f"{repr(like)[:40]}, which has no recipes to copy"
-            raise InputError(f"{name!r} cannot be like {reason}: the grid has {', '.join(entries)}")
-        for parts in sources:
-            self._copy("_".join(parts), "_".join([*parts[:place], name, *parts[place + 1 :]]), changes, quick or {})
+            names = ", ".join(entries)
+            raise InputError(f"{entry.id!r} cannot be like {reason}: the grid has {names}")
+        for source in sources:
+            parts = source.split("_")
+            parts[position] = entry.id
+            self._copy(source, "_".join(parts), changes, quick)
 
-    def _copy(self, old: str, new: str, changes: Fields, quick: Fields) -> None:
-        """A cell's recipe, quick form and head for another cell, without the study's parameter counts.
+    def _copy(self, source: str, cell_id: str, changes: Fields, quick: Fields) -> None:
+        """Copies a cell's recipe, quick form and head to another cell.
 
-        The study's exceptional heads, its heads' rates in the quick profile and columns of another task are not copied.
+        Parameter counts, columns of another task and a head that is `copied_as` another cell's are
+        not copied.
         """
-        recipe, head, micro = self.recipes[old], self.heads.get(old), self.quick.get(old)
-        plain_id = WITHOUT_EXCEPTION.get(old, old)
-        if micro and old in QUICK and micro == quick_changes(old):  # its head's rate was found for that cell's micro backbone
-            micro = {**micro, "learning_rate": QUICK[plain_id]["learning_rate"], "head_learning_rate": None}
-        (_, task_before, _), (backbone, task, _) = self._parts(old), self._parts(new)
-        self.heads.pop(new, None)  # of a cell that was there already
-        if head is not None and head == HEAD_EXCEPTIONS.get(old):
-            adapter, source = recipe.adapter, RECIPES[plain_id].adapter
-            recipe = replace(recipe, adapter=adapter and source and replace(adapter, target_modules=source.target_modules))
-        elif head is not None:
-            self.heads[new] = head
-        resets = {"trainable_params": None, "total_params": None} | ({} if task is task_before else {"text": ()})
-        recipe = _change(new, recipe, {**resets, **changes})
-        form: Fields | None = None
-        if micro is not None and backbone.micro:
-            if task is task_before:
-                form = dict(micro) | dict(quick)
-            elif task.has_own_rows:
-                plan = {"min_steps": 0} if "max_steps" in quick else plan_updates(task, micro)
-                form = dict(micro) | dict(plan) | dict(quick)
-        self._set(new, recipe, form)
-        if task.problem is not task_before.problem:
-            self.remarks[new] = (
-                f"task {task.id!r} is to {task.problem}, but its recipes are those of {task_before.id!r}, "
-                f'to {task_before.problem}: write like="{STUDY_TASKS[task.problem]}"'
+        recipe = self.recipes[source]
+        head = self.heads.get(source)
+        source_task = self._parts(source)[1]
+        task = self._parts(cell_id)[1]
+        form = self._copied_quick(source, cell_id, quick)
+        self.heads.pop(cell_id, None)  # of a cell that was there already
+        if head is not None and head.copied_as is None:
+            self.heads[cell_id] = head
+        elif head is not None and recipe.adapter:
+            adapter = replace(recipe.adapter, target_modules=plain_targets(head))
+            recipe = replace(recipe, adapter=adapter)
+        recipe = replace(recipe, trainable_params=None, total_params=None)
+        if task is not source_task:
+            recipe = replace(recipe, text=())
+        self._set(cell_id, _change(cell_id, recipe, changes), form)
+        if task.problem is not source_task.problem:
+            self.remarks[cell_id] = (
+                f"task {task.id!r} is to {task.problem}, "
+                f"but its recipes are those of {source_task.id!r}, to {source_task.problem}: "
+                f'write like="{STUDY_TASKS[task.problem]}"'
             )
 
+    def _copied_quick(self, source: str, cell_id: str, changes: Fields) -> Fields | None:
+        """A cell's quick form for another cell; None if that has no micro backbone or rows."""
+        form = self.quick.get(source)
+        backbone, task, _ = self._parts(cell_id)
+        if form is None or not backbone.micro:
+            return None
+        form = dict(form)
+        if source in QUICK and form == quick_changes(source):
+            # A head's rate was found for that cell's micro backbone, and the rate of a cell with a
+            # head of its own for that head.
+            head = HEADS.get(source)
+            plain_id = (head and head.copied_as) or source
+            form["learning_rate"] = QUICK[plain_id]["learning_rate"]
+            form["head_learning_rate"] = None
+        if task is not self._parts(source)[1]:
+            if not task.has_own_rows:
+                return None
+            form |= {"min_steps": 0} if "max_steps" in changes else plan_updates(task, form)
+        return form | dict(changes)
+
     def _set(self, cell_id: str, recipe: Recipe, quick: Fields | None) -> None:
-        """A recipe and its quick form, in place of those that stood there."""
+        """Sets a recipe and its quick form, in place of earlier ones."""
         self.recipes[cell_id] = recipe
         self.quick.pop(cell_id, None)
         self.remarks.pop(cell_id, None)
@@ -263,32 +302,40 @@ class Grid:
             self.quick[cell_id] = quick
 
     def ids(self, profile: Profile) -> tuple[str, ...]:
-        """The cells that exist at a profile, heaviest problems first."""
-        return tuple(cell_id for cell_id, reason in self._reasons(profile).items() if reason is None)
+        """Ids of the cells that exist at a profile, heaviest problems first."""
+        reasons = self._reasons(profile)
+        return tuple(cell_id for cell_id, reason in reasons.items() if reason is None)
 
     def unsupported(self, profile: Profile) -> dict[str, str]:
-        """The cells that have a recipe but cannot be built, with the reason of each."""
-        return {cell_id: reason for cell_id, reason in self._reasons(profile).items() if reason is not None}
+        """Reasons why cells with a recipe cannot be built, by cell id."""
+        reasons = self._reasons(profile)
+        return {cell_id: reason for cell_id, reason in reasons.items() if reason is not None}
 
     def _reasons(self, profile: Profile) -> dict[str, str | None]:
-        """`build_fault` each cell that has a recipe at a profile: by task, then backbone, then method."""
+        """`build_fault` of each cell with a recipe: by task, then backbone, then method."""
         existing = self.quick if profile.micro else self.recipes
+        reasons = {}
         tasks = sorted(reversed(self.tasks.values()), key=lambda task: ORDER.index(task.problem))
-        parts = product(tasks, self.backbones.values(), self.methods.values())
-        ids = (f"{backbone.id}_{task.id}_{method.id}" for task, backbone, method in parts)
-        return {cell_id: self.build_fault(cell_id) for cell_id in ids if cell_id in existing}
+        for task, backbone, method in product(tasks, self.backbones, self.methods):
+            cell_id = f"{backbone}_{task.id}_{method}"
+            if cell_id in existing:
+                reasons[cell_id] = self.build_fault(cell_id)
+        return reasons
 
     def build_fault(self, cell_id: str) -> str | None:
-        """Why a cell cannot be built, whatever its recipe; None if it can."""
+        """The reason why a cell cannot be built, with any recipe; None if it can."""
         backbone, task, method = self._parts(cell_id)
         if cell_id in self.refused:
             return self.refused[cell_id]
         head = self.heads.get(cell_id) or backbone.heads.get(task.problem)
         if head is None:
-            return f"backbone {backbone.id!r} declares no head for {task.problem}, which task {task.id!r} needs"
-        if head.layout not in LAYOUTS[task.problem]:
-            layouts = ", ".join(f"Layout.{layout.name}" if layout else "none" for layout in LAYOUTS[task.problem])
-            return f"a head of layout {head.layout or 'none'} cannot {task.problem}; its layout must be one of {layouts}"
+            lack = f"backbone {backbone.id!r} declares no head for {task.problem}"
+            return f"{lack}, which task {task.id!r} needs"
+        layouts = LAYOUTS[task.problem]
+        if head.layout not in layouts:
+            fault = f"a head of layout {head.layout or 'none'} cannot {task.problem}"
+            names = [f"Layout.{layout.name}" if layout else "none" for layout in layouts]
+            return f"{fault}; its layout must be one of {', '.join(names)}"
         return method.unsupported(head)
 
     def cells(self, profile: Profile) -> tuple[Cell, ...]:
@@ -296,22 +343,32 @@ class Grid:
         return tuple(self.cell(cell_id, profile) for cell_id in self.ids(profile))
 
     def cell(self, cell_id: str, profile: Profile) -> Cell:
-        """One cell; raises InputError if it does not exist, or its recipe cannot be followed, with the reason."""
+        """One cell; raises InputError if it does not exist or its recipe cannot be followed."""
         self.checked_ids([cell_id])
         backbone, task, method = self._parts(cell_id)
         recipe = profile.adjust_recipe(cell_id, self.recipes[cell_id], self.quick.get(cell_id))
         try:
-            if unknown_columns := [column for column in recipe.text if column not in task.columns]:
-                hint = f"{', '.join(task.columns)}; write text=() for what the task reads ({', '.join(task.text)})"
-                raise InputError(f"the recipe reads column {unknown_columns[0]!r}, but task {task.id!r} has {hint}")
+            for column in recipe.text:
+                if column not in task.columns:
+                    columns = ", ".join(task.columns)
+                    hint = f"write text=() for what the task reads ({', '.join(task.text)})"
+                    fault = f"the recipe reads column {column!r}"
+                    raise InputError(f"{fault}, but task {task.id!r} has {columns}; {hint}")
             if recipe.optim not in self.optimizers:
-                raise InputError(f"unknown optimizer {recipe.optim!r}; choose from {', '.join(sorted(self.optimizers))}")
+                names = ", ".join(sorted(self.optimizers))
+                raise InputError(f"unknown optimizer {recipe.optim!r}; choose from {names}")
             method.check(recipe)
         except InputError as error:
             raise InputError(f"{cell_id}: {error}") from None
-        head = complete_head(self.heads.get(cell_id) or backbone.heads[task.problem], backbone, profile)
+        head = self.heads.get(cell_id) or backbone.heads[task.problem]
         return Cell(
-            backbone=backbone, task=task, method=method, recipe=recipe, head=head, optimizers=self.optimizers, profile=profile
+            backbone=backbone,
+            task=task,
+            method=method,
+            recipe=recipe,
+            head=complete_head(head, backbone, profile),
+            optimizers=self.optimizers,
+            profile=profile,
         )
 
     def _parts(self, cell_id: str) -> tuple[Backbone, Task, Method]:
@@ -319,23 +376,34 @@ class Grid:
             backbone, task, method = cell_id.split("_")
             return self.backbones[backbone], self.tasks[task], self.methods[method]
         except (KeyError, ValueError):
-            matches = get_close_matches(cell_id, [*self.recipes], n=1)
-            raise InputError(f"unknown cell {cell_id!r}{f'; did you mean {matches[0]}?' if matches else ';'} {LISTS}") from None
+            matches = get_close_matches(cell_id, self.recipes, n=1)
+            hint = f" did you mean {matches[0]}?" if matches else ""
+            lists = "`tunegrid run -m full --list-cells` lists them"
+            others = "-m 'full and larger' and 'full and tasks' list others"
+            raise InputError(f"unknown cell {cell_id!r};{hint} {lists}; {others}") from None
 
     def checked_ids(self, cell_ids: Iterable[str]) -> tuple[str, ...]:
-        """The same ids; raises InputError for one that has no recipe or cannot be built, with the reason."""
+        """Checks ids; raises InputError for one that has no recipe or cannot be built."""
         cell_ids = tuple(cell_ids)
         for cell_id in cell_ids:
             reason = self.build_fault(cell_id)
             if cell_id not in self.recipes:
-                raise InputError(f"{cell_id} has no recipe, so it does not exist; a --grid file adds one with grid.add_recipe")
+                hint = "a --grid file adds one with grid.add_recipe"
+                raise InputError(f"{cell_id} has no recipe, so it does not exist; {hint}")
             if reason:
                 raise InputError(f"{cell_id}: {reason}")
         return cell_ids
 
 
+def plain_targets(head: Head) -> tuple[str, ...]:
+    """Layers that an adapter has in copies of a cell whose head is `copied_as` another cell's."""
+    adapter = RECIPES[head.copied_as].adapter if head.copied_as else None
+    assert adapter, "`copied_as` names a cell with an adapter"
+    return adapter.target_modules
+
+
 def _add(entries: dict[str, Any], kind: str, entry: Any) -> None:
-    """Raises InputError for a name that a cell's id cannot hold, and for a known one."""
+    """Adds an entry; raises InputError for a name that a cell's id cannot hold, and a known one."""
     if not NAME.fullmatch(entry.id):
         expected = "expected lower-case letters and digits, since underscores divide a cell's id"
         raise InputError(f"invalid id of {kind} {entry.id!r}: {expected}")
@@ -345,9 +413,9 @@ def _add(entries: dict[str, Any], kind: str, entry: Any) -> None:
 
 
 def plan_updates(task: Task, copied: Fields) -> Fields:
-    """The updates of a quick recipe copied for another task: one pass over its rows, within limits.
+    """The updates of a quick recipe copied to another task: one pass over its rows, within limits.
 
-    The copied recipe's are too few: its micro backbone was pretrained on rows like its own.
+    The copied recipe makes too few: its micro backbone was pretrained on rows like its own.
     """
     copied_updates = copied.get("min_steps") or copied.get("max_steps", 0)
     fewest = max(copied_updates, LABEL_UPDATES * len(task.labels))
@@ -371,7 +439,7 @@ def study() -> Grid:
         optimizers=dict(OPTIMIZERS),
         recipes=dict(RECIPES),
         quick={cell_id: quick_changes(cell_id) for cell_id in QUICK},
-        heads=dict(HEAD_EXCEPTIONS),
+        heads=dict(HEADS),
     )
 
 
@@ -379,30 +447,50 @@ STUDY = study()
 STUDY_IDS = STUDY.ids(Profile(id="full"))
 # A third of the study's cells, in which every two of backbone, task and method meet once.
 SMOKE = (
-    *("bert_sa_lora", "bert_qa_qlora", "bert_sum_sft", "gpt2_sa_qlora", "gpt2_qa_sft", "gpt2_sum_lora"),
-    *("t5_sa_sft", "t5_qa_lora", "t5_sum_qlora"),
+    "bert_sa_lora",
+    "bert_qa_qlora",
+    "bert_sum_sft",
+    "gpt2_sa_qlora",
+    "gpt2_qa_sft",
+    "gpt2_sum_lora",
+    "t5_sa_sft",
+    "t5_qa_lora",
+    "t5_sum_qlora",
 )
-PLACES = [list(dict.fromkeys(parts)) for parts in zip(*(cell_id.split("_") for cell_id in STUDY_IDS), strict=True)]
 
 
 def study_place(cell_id: str) -> tuple[tuple[int, str], ...]:
-    """Sorts cells as the study has them: by task, backbone and method; what it does not have comes last, by name."""
-    parts = [*cell_id.split("_", 2), "", ""][:3]  # a file may call a cell anything
-    places = [(names.index(part) if part in names else len(names), part) for names, part in zip(PLACES, parts, strict=True)]
-    return places[1], places[0], places[2]
+    """A key that sorts cells by task, backbone and method as the study does, and others last."""
+    backbone, task, method = [*cell_id.split("_", 2), "", ""][:3]  # a file may call a cell anything
+    order = ((task, reversed(STUDY.tasks)), (backbone, STUDY.backbones), (method, STUDY.methods))
+    ranks = []
+    for part, known_parts in order:
+        names = list(known_parts)
+        ranks.append((names.index(part) if part in names else len(names), part))
+    return tuple(ranks)
+
+
+def _pop_own_modules() -> dict[str, Any]:
+    """Removes the suite's modules from `sys.modules`, and returns them."""
+    names = [name for name in sys.modules if name.partition(".")[0] in OWN_FOLDERS]
+    return {name: sys.modules.pop(name) for name in names}
 
 
 def add_file(path: Path, grid: Grid) -> None:
-    """Let a user's file add its entries; raises InputError, with its name and line, where it cannot be read or run."""
+    """Runs a user's file, which adds its entries.
+
+    Raises InputError, with the file's name and line, if it cannot be read or run.
+    """
     name = f"tunegrid_grid_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise InputError(f"--grid {path} is not a Python file")
     module: Any = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up by name
-    # Its own neighbours are what it imports, also those that have the name of a folder of the suite.
-    modules, places = {key: sys.modules.pop(key) for key in [*sys.modules] if key.partition(".")[0] in OWN_FOLDERS}, sys.path[:]
-    sys.path[:] = [str(path.parent), *(place for place in places if place != str(ROOT))]
+    # It imports its own neighbours, also those that have the name of a folder of the suite.
+    modules = _pop_own_modules()
+    folders = sys.path[:]
+    sys.path[:] = [str(path.parent), *(folder for folder in folders if folder != str(ROOT))]
     try:
         spec.loader.exec_module(module)
         if hook := getattr(module, "pytest_tunegrid_grid", None):
@@ -413,15 +501,20 @@ def add_file(path: Path, grid: Grid) -> None:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a file may also end the program, or skip as a test does
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
+        line = getattr(error, "lineno", None)
+        if not line:
+            for frame in traceback.extract_tb(error.__traceback__):
+                if frame.filename == str(path):
+                    line = frame.lineno
         location = f"{path}, line {line}" if line else str(path)
-        raise InputError(f"--grid {location}: {type(error).__name__}: {first_line(error)}") from None
+        cause = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"--grid {location}: {cause}") from None
     finally:
         grid.folder = None
-        for key in [key for key in sys.modules if key.partition(".")[0] in OWN_FOLDERS]:
-            del sys.modules[key]
+        _pop_own_modules()
         sys.modules.update(modules)
-        sys.path[:] = [*places, *(place for place in sys.path if place not in places)]  # for what it imports later
+        # What it imports later is found, too.
+        sys.path[:] = [*folders, *(folder for folder in sys.path if folder not in folders)]
     if hook is None:
-        raise InputError(f"--grid {path} has no function pytest_tunegrid_grid(grid), which adds to the grid")
+        lack = "has no function pytest_tunegrid_grid(grid), which adds to the grid"
+        raise InputError(f"--grid {path} {lack}")

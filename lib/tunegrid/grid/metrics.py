@@ -52,7 +52,7 @@ class Metric:
 
     @property
     def place(self) -> str:
-        """How messages name it."""
+        """The metric's name in messages."""
         return f"metric {self.name!r}"
 
     @property

@@ -1,9 +1,10 @@
-"""More tasks than the study's, natural language inference and conversations, and larger backbones; comments have the sources.
+"""More tasks, natural language inference and conversations, and larger backbones, with sources.
 
-`-m tasks` runs micro cells of inference. At full size (`-m 'full and tasks'`), nine have the study's recipes for sentiment but
-for lengths and rates, and three of SmolLM2 learn to follow instructions over several turns. `-m larger` has 36 cells of the
-study's tasks. None of these 48 was trained to its end here. `SOURCED` names the rates that were published for this size; for
-the others, *a rate does not change with size*, as in T5's paper (Raffel et al. 2020, section 3.1.2), BERT's (Devlin et al.
+`-m tasks` runs micro cells of inference. At full size (`-m 'full and tasks'`), nine have the study's
+recipes for sentiment except for lengths and rates, and three of SmolLM2 learn to follow instructions
+over several turns. `-m larger` has 36 cells of the study's tasks. None of these 48 was trained to
+its end here. `SOURCED` has the rates that were published for this size; for the others, *a rate does
+not change with size*, as in T5's paper (Raffel et al. 2020, section 3.1.2), BERT's (Devlin et al.
 2019, appendix A.3) and LoRA's (Hu et al. 2021, table 11).
 """
 
@@ -18,12 +19,20 @@ from tunegrid.grid.tasks import Carve, Problem, Task
 
 
 def resize(like: Backbone, checkpoint: str, name: str, **shape: Any) -> tuple[Backbone, Backbone]:
-    """A backbone of the study, and one of its family, whose shape is of its `config.json`. A record names its revision."""
-    fields: dict[str, Any] = {"name": name, "checkpoint": checkpoint, "revision": None, "micro": None}
-    return like, replace(like, id=name.lower().replace("-", ""), shape={**like.shape, **shape}, **fields)
+    """A backbone of the study, and one of its family with the shape of its `config.json`."""
+    backbone = replace(
+        like,
+        id=name.lower().replace("-", ""),
+        name=name,
+        checkpoint=checkpoint,
+        revision=None,  # a record names it
+        micro=None,
+        shape={**like.shape, **shape},
+    )
+    return like, backbone
 
 
-# Each behind the backbone of the study whose recipes it has.
+# Each after the backbone of the study whose recipes it has.
 LARGER = (
     resize(BERT, "google-bert/bert-large-uncased", "BERT-large",
            hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
@@ -32,12 +41,12 @@ LARGER = (
     resize(T5, "google-t5/t5-large", "T5-large", d_model=1024, d_ff=4096, num_layers=24, num_decoder_layers=24, num_heads=16),
 )  # fmt: skip
 
-# What LoRA's scripts adapt in models of BERT's shapes, on GLUE.
+# The adapter of LoRA's scripts for GLUE, in models of BERT's shapes.
 QUERY_VALUE = Adapter(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=("query", "value"))
-# Rates that were published for this size, with where they stand. All but the first are the study's own rates, too.
+# Rates that were published for this size, with sources. All but the first are the study's, too.
 SOURCED: Mapping[str, Fields] = {
-    # LoRA's script roberta_large_sst2.sh, of a model of the same shape. The study's bert_sa_lora adapts a head alone, which
-    # other cells do not inherit (`HEAD_EXCEPTIONS`), so there is no rate to take over.
+    # LoRA's script roberta_large_sst2.sh, of a model of the same shape. The study's bert_sa_lora
+    # adapts a head alone, which copies do not have (`BERT_MLP`), so it has no rate for them.
     "bertlarge_sa_lora": {"learning_rate": 4e-4, "adapter": QUERY_VALUE},
     # The README of google-research/bert: SQuAD with BERT-Large, there for 2 epochs of batches of 24
     "bertlarge_qa_sft": {"learning_rate": 3e-5},
@@ -76,8 +85,9 @@ NLI = Task(
     main_score="accuracy",
     bounded_scores=("accuracy", "f1_macro"),
 )
-# Several turns, of which the assistant's are learned. ROUGE says how much of the last reply's wording is a person's: a good
-# reply in other words scores low, so compare scores of methods and of runs only.
+# Several turns, of which the assistant's are learned. ROUGE measures how much of the last reply's
+# wording is a person's. A good reply in other words scores low, so scores are only for comparing
+# methods and runs.
 CHAT = Task(
     id="chat",
     name="multi-turn instruction following",
@@ -101,21 +111,35 @@ SMOLLM2 = Backbone(
     wrap=Wrap(before=None, between="eos_token", after=None),
     objective=Objective.CAUSAL,
     shape={
-        **{"model_type": "llama", "vocab_size": 49_152, "max_position_embeddings": 8192, "tie_word_embeddings": True},
-        **{"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "pad_token_id": 2},
-        **{"num_attention_heads": 9, "num_key_value_heads": 3},
+        "model_type": "llama",
+        "vocab_size": 49_152,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "pad_token_id": 2,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
     },
     special_tokens={"eos_token_id": 2, "pad_token_id": 2},
     vocabulary=49_152,
-    heads={Problem.GENERATE: Head(architecture="LlamaForCausalLM", tied_modules=("lm_head",), layout=Layout.CHAT)},
+    heads={
+        Problem.GENERATE: Head(
+            architecture="LlamaForCausalLM",
+            tied_modules=("lm_head",),
+            layout=Layout.CHAT,
+        ),
+    },
 )
 
-NLI_LENGTH = 128  # transformers' run_glue reads so many tokens of a pair
+NLI_LENGTH = 128  # the tokens that transformers' run_glue reads of a pair
 
-# LoRA's script roberta_base_mnli.sh, for a model of BERT's shape. QLoRA adapts the same layers at the same rate.
+# LoRA's script roberta_base_mnli.sh, for a model of BERT's shape. QLoRA adapts the same layers at the
+# same rate.
 BERT_NLI: Fields = {"adapter": QUERY_VALUE, "learning_rate": 5e-4, "trainable_params": 297_219}
-# A cell's own row. BERT's SFT has the rate of transformers' run_glue on MNLI, GPT-2's are the study's; transformers' page on
-# T5 recommends 1e-4 to 3e-4 with AdamW.
+# A cell's own row. BERT's SFT has the rate of transformers' run_glue on MNLI, GPT-2's are the study's;
+# transformers' page on T5 recommends 1e-4 to 3e-4 with AdamW.
 NLI_CELLS: Mapping[str, Fields] = {
     "bert_nli_lora": BERT_NLI,
     "bert_nli_qlora": BERT_NLI,
@@ -128,8 +152,9 @@ NLI_CELLS: Mapping[str, Fields] = {
     "t5_nli_sft": {"learning_rate": 1e-4, "trainable_params": 35_332_355},
 }
 
-# Schedule, epochs and batch are those that SmolLM2 was instructed with (recipes/smollm2/sft/config_smol.yaml of the alignment
-# handbook). Lengths, search and rates are ours, LoRA's rate ten times SFT's (Schulman et al. 2025, "LoRA Without Regret").
+# Schedule, epochs and batch are those of SmolLM2's own instruction tuning
+# (recipes/smollm2/sft/config_smol.yaml of the alignment handbook). Lengths, search and rates are
+# ours, LoRA's rate ten times SFT's (Schulman et al. 2025, "LoRA Without Regret").
 SMOLLM2_CHAT = Recipe(
     learning_rate=5e-5,
     lr_scheduler_type="cosine",
@@ -144,17 +169,36 @@ SMOLLM2_CHAT = Recipe(
     generation=Generation(num_beams=1, max_new_tokens=512),
     trainable_params=134_515_008,
 )
-QKVO = Adapter(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=("q_proj", "k_proj", "v_proj", "o_proj"))
-SMOLLM2_LORA = replace(SMOLLM2_CHAT, learning_rate=5e-4, adapter=QKVO, trainable_params=1_843_200)
-CHAT_CELLS = {"smollm2_chat_lora": SMOLLM2_LORA, "smollm2_chat_qlora": SMOLLM2_LORA, "smollm2_chat_sft": SMOLLM2_CHAT}
+QKVO = Adapter(
+    r=16,
+    lora_alpha=32,
+    lora_dropout=0.05,
+    target_modules=("q_proj", "k_proj", "v_proj", "o_proj"),
+)
+SMOLLM2_LORA = replace(
+    SMOLLM2_CHAT,
+    learning_rate=5e-4,
+    adapter=QKVO,
+    trainable_params=1_843_200,
+)
+CHAT_CELLS = {
+    "smollm2_chat_lora": SMOLLM2_LORA,
+    "smollm2_chat_qlora": SMOLLM2_LORA,
+    "smollm2_chat_sft": SMOLLM2_CHAT,
+}
 
-# Of micro cells. Found on rows of seeds 5 to 7 that are neither learned nor tested: 97 to 99 points each.
-QUICK_SHARED: Fields = {**ALWAYS, "max_length": 64, "per_device_train_batch_size": 16, "max_steps": 60}
-QUICK: Mapping[str, float] = {"bert_nli_lora": 5e-3, "bert_nli_qlora": 4e-3, "bert_nli_sft": 5e-4}
+# Micro cells. Found on rows of seeds 5 to 7 that are neither learned nor tested: 97 to 99 points.
+QUICK_NLI: Fields = {
+    **ALWAYS,
+    "max_length": 64,
+    "per_device_train_batch_size": 16,
+    "max_steps": 60,
+}
+NLI_RATES = {"bert_nli_lora": 5e-3, "bert_nli_qlora": 4e-3, "bert_nli_sft": 5e-4}
 
 
 def more_tasks() -> Grid:
-    """The study's grid and the cells of these tasks, which `-m tasks` runs in place of the study's."""
+    """The study's grid and the cells of these tasks, which `-m tasks` runs instead of the study's."""
     grid = study()
     grid.add_task(NLI, like="sa", max_length=NLI_LENGTH)
     for cell_id, fields in NLI_CELLS.items():
@@ -162,22 +206,25 @@ def more_tasks() -> Grid:
     grid.add_task(CHAT)
     grid.add_backbone(SMOLLM2)
     grid.recipes |= CHAT_CELLS
-    grid.quick |= {cell_id: {**QUICK_SHARED, "learning_rate": rate} for cell_id, rate in QUICK.items()}
+    for cell_id, rate in NLI_RATES.items():
+        grid.quick[cell_id] = {**QUICK_NLI, "learning_rate": rate}
     return grid
 
 
-# By the word of `-m` beside a profile of true size: the grid that takes the study's place and has its cells, too; and the
-# backbones or tasks whose cells are its own.
+# By the word of `-m` with a profile of true size: the grid that replaces the study's and has its
+# cells, too; and the backbones or tasks of its own cells.
 EXTRA_GRIDS: Mapping[str, Callable[[], Grid]] = {"larger": larger_grid, "tasks": more_tasks}
 OWN_PARTS = {"larger": {backbone.id for _, backbone in LARGER}, "tasks": {NLI.id, CHAT.id}}
 
 
 def belongs_to(word: str, cell_id: str) -> bool:
-    """Whether a cell is one of those that run in place of the study's; a file may call a cell anything."""
+    """Checks that a cell, of any name, runs in place of the study's."""
     return not OWN_PARTS[word].isdisjoint(cell_id.split("_"))
 
 
 def marker_words(cell_id: str, profile: str) -> str:
-    """What `-m` names for a cell of a profile, as in "full and larger"."""
-    words = [word for word in EXTRA_GRIDS if profile in AT_TRUE_SIZE and belongs_to(word, cell_id)]
-    return " and ".join([profile, *words])
+    """The words of `-m` for a cell of a profile, as in "full and larger"."""
+    words = [profile]
+    if profile in AT_TRUE_SIZE:
+        words += [word for word in EXTRA_GRIDS if belongs_to(word, cell_id)]
+    return " and ".join(words)

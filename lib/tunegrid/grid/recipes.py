@@ -1,7 +1,8 @@
-"""Recipes: the study's 27, one row per cell, to hold against it, and their quick forms; profiles: at what size they run.
+"""The study's 27 recipes, one row per cell, and their quick forms; profiles: the sizes they run at.
 
-Names are transformers' and PEFT's. The profile `full` is the study, `quick` the same on micro backbones.
-Values are those of the study's text. What it leaves open is read off its notebooks or chosen here: comments in CELLS say which.
+Names are transformers' and PEFT's. The profile `full` is the study, `quick` the same on micro
+backbones. Values are those of the study's text. If that leaves one open, it is from the study's
+notebooks or chosen here: comments in CELLS say which.
 """
 
 import math
@@ -18,8 +19,16 @@ from tunegrid.errors import InputError
 
 # Types with bounds, which `--set` and reading a record check.
 Precision = Literal["fp32", "fp16", "bf16"]
-# Of transformers' schedules those that need no setting but the number of updates and of warm-up steps.
-Schedule = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"]
+# Transformers' schedules that need no setting but the number of updates and of warm-up steps.
+Schedule = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Amount = Annotated[float, Field(ge=0)]
@@ -38,7 +47,7 @@ class Adapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """How texts are generated: `GenerationConfig` fields; lengths are in tokens of the text."""
+    """Settings of text generation: `GenerationConfig` fields; lengths are in tokens."""
 
     num_beams: Positive
     max_new_tokens: Positive
@@ -49,19 +58,20 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
-    """How one cell trains: a `Recipe` has the adapter that is asked for, a record's recipe the method's settings in its place.
+    """Settings of one cell's training, shared by `Recipe` and a record's recipe.
 
     Attributes:
-        adapter: of the method; each of the two has a type of its own.
+        adapter: `Recipe` has an `Adapter`, a record's recipe the method's settings.
         text: columns read as the input, joined by a line break.
         doc_stride: tokens that neighbouring windows share; None reads one window and cuts the rest.
-        max_length: of the input, in tokens, special tokens included; `max_target_length` of the summary.
-        warmup_steps: updates; stands in for `warmup_ratio` where it is not 0.
+        max_length: of the input, in tokens, special tokens included.
+        max_target_length: of the summary, in tokens.
+        warmup_steps: updates; replaces `warmup_ratio` if it is not 0.
         head_learning_rate: None trains the head's new modules at `learning_rate`, as the study does.
         max_steps: updates; 0 trains `num_train_epochs` epochs.
-        min_steps: if not 0, the epochs decide, from so many updates up to `max_steps`.
-        precision: where the device can.
-        gradient_checkpointing: activations are computed again in the backward pass, which saves memory and costs time.
+        min_steps: if not 0, the epochs decide, from this many updates up to `max_steps`.
+        precision: if the device supports it.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         trainable_params, total_params: expected at full size; None if the study gives no figure.
     """
 
@@ -69,7 +79,8 @@ class Hyperparameters:
     optim: str = "adamw_torch"
     learning_rate: Annotated[float, Field(gt=0)]
     head_learning_rate: Annotated[
-        float | None, Field(gt=0, description="peak rate of the head's new modules; null: that of the rest")
+        float | None,
+        Field(gt=0, description="peak rate of the head's new modules; null: that of the rest"),
     ] = None
     weight_decay: Amount = 0.01
     lr_scheduler_type: Schedule = "linear"
@@ -77,7 +88,10 @@ class Hyperparameters:
     warmup_steps: Count = 0
     num_train_epochs: Positive
     max_steps: Annotated[int, Field(ge=0, description="0: the epochs decide")] = 0
-    min_steps: Annotated[Count, Field(description="not 0: the epochs decide, up to max_steps")] = 0
+    min_steps: Annotated[
+        Count,
+        Field(description="not 0: the epochs decide, up to max_steps"),
+    ] = 0
     per_device_train_batch_size: Positive
     gradient_accumulation_steps: Positive = 1
     max_grad_norm: Annotated[Amount | None, Field(description="null: no clipping")] = 1.0
@@ -86,7 +100,10 @@ class Hyperparameters:
     max_length: Positive
     doc_stride: Positive | None = None
     max_target_length: Positive | None = None
-    text: Annotated[tuple[str, ...], Field(description="columns read in place of the task's; empty: the task's")] = ()
+    text: Annotated[
+        tuple[str, ...],
+        Field(description="columns read in place of the task's; empty: the task's"),
+    ] = ()
     prefix: str = ""
     generation: Generation | None = None
     trainable_params: Positive | None = None
@@ -94,15 +111,16 @@ class Hyperparameters:
 
     @property
     def rows_per_update(self) -> int:
-        """Rows that one update sees."""
+        """Rows of one update."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
     def updates_per_epoch(self, features: int) -> int:
-        """Updates that one pass over the features takes; the last one may have fewer micro-batches."""
-        return math.ceil(math.ceil(features / self.per_device_train_batch_size) / self.gradient_accumulation_steps)
+        """Updates in one pass over the features; the last one may have fewer micro-batches."""
+        micro_batches = math.ceil(features / self.per_device_train_batch_size)
+        return math.ceil(micro_batches / self.gradient_accumulation_steps)
 
     def planned_updates(self, features: int) -> int:
-        """Updates in all: `max_steps`; with `min_steps` or without either, the epochs' worth."""
+        """Updates of the training: `max_steps`; those of the epochs with `min_steps` or neither."""
         if self.max_steps and not self.min_steps:
             return self.max_steps
         updates = max(self.min_steps, self.num_train_epochs * self.updates_per_epoch(features))
@@ -111,7 +129,7 @@ class Hyperparameters:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Hyperparameters):
-    """How one cell is to train, with its adapter: None trains what its method trains without one."""
+    """Settings of one cell's training; without an adapter its method trains all that it trains."""
 
     adapter: Adapter | None = None
 
@@ -122,8 +140,18 @@ T5_BEAMS = Generation(num_beams=4, max_new_tokens=128, no_repeat_ngram_size=3)
 
 BERT_HEAD = Adapter(r=8, lora_alpha=32, lora_dropout=0.1, target_modules=("fc1", "fc2"))
 BERT_QV = Adapter(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=("query", "value"))
-BERT_QV_DENSE = Adapter(r=8, lora_alpha=32, lora_dropout=0.1, target_modules=("query", "value", "dense"))
-BERT_QKV_DENSE = Adapter(r=16, lora_alpha=32, lora_dropout=0.1, target_modules=("query", "key", "value", "dense"))
+BERT_QV_DENSE = Adapter(
+    r=8,
+    lora_alpha=32,
+    lora_dropout=0.1,
+    target_modules=("query", "value", "dense"),
+)
+BERT_QKV_DENSE = Adapter(
+    r=16,
+    lora_alpha=32,
+    lora_dropout=0.1,
+    target_modules=("query", "key", "value", "dense"),
+)
 GPT2_C_ATTN = Adapter(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=("c_attn",))
 T5_QKVO = Adapter(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=("q", "k", "v", "o"))
 T5_QKVO_SUM = Adapter(r=8, lora_alpha=32, lora_dropout=0.1, target_modules=("q", "k", "v", "o"))
@@ -131,8 +159,9 @@ T5_QV = Adapter(r=8, lora_alpha=32, lora_dropout=0.1, target_modules=("q", "v"))
 
 Fields = Mapping[str, Any]  # of a recipe, by name
 
-# What the cells of a task, a method, a backbone, or a backbone's task have in common. A later line overrides an earlier one, a
-# cell's own row in CELLS overrides them all, and what nobody names is the default of `Recipe`.
+# Fields that the cells of a task, a method, a backbone, or a backbone's task have in common. A
+# later line overrides an earlier one, a cell's row in CELLS overrides them all, and any other field
+# has the default of `Recipe`.
 SHARED: Mapping[str, Fields] = {
     "sa": {"max_length": 256, "text": ("title", "content")},
     "qa": {"max_length": 512},
@@ -141,10 +170,20 @@ SHARED: Mapping[str, Fields] = {
     "qlora": {"precision": "bf16"},
     "sft": {"precision": "fp32"},
     "bert": {"warmup_ratio": 0.1, "num_train_epochs": 3},
-    "gpt2": {"lr_scheduler_type": "cosine", "num_train_epochs": 3, "gradient_accumulation_steps": 4, "precision": "fp16"},
+    "gpt2": {
+        "lr_scheduler_type": "cosine",
+        "num_train_epochs": 3,
+        "gradient_accumulation_steps": 4,
+        "precision": "fp16",
+    },
     "t5": {"num_train_epochs": 5, "precision": "bf16"},
     "bert_sa": {"per_device_train_batch_size": 16, "text": ("content",)},
-    "bert_qa": {"per_device_train_batch_size": 8, "max_grad_norm": None, "max_length": 384, "doc_stride": 128},
+    "bert_qa": {
+        "per_device_train_batch_size": 8,
+        "max_grad_norm": None,
+        "max_length": 384,
+        "doc_stride": 128,
+    },
     "bert_sum": {"per_device_train_batch_size": 8, "generation": BERT_BEAMS},
     "gpt2_sa": {"per_device_train_batch_size": 8, "warmup_ratio": 0.1},
     "gpt2_qa": {"per_device_train_batch_size": 2, "warmup_steps": 500},
@@ -152,15 +191,26 @@ SHARED: Mapping[str, Fields] = {
     "t5_sa": {"per_device_train_batch_size": 32},
     "t5_qa": {"per_device_train_batch_size": 16, "warmup_ratio": 0.1},
     "t5_sum": {
-        **{"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "weight_decay": 0.0, "num_train_epochs": 1},
-        **{"prefix": "summarize: ", "generation": T5_BEAMS},
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "weight_decay": 0.0,
+        "num_train_epochs": 1,
+        "prefix": "summarize: ",
+        "generation": T5_BEAMS,
     },
 }
 
-GPT2_LORA: Fields = {"adapter": GPT2_C_ATTN, "learning_rate": 2e-4, "weight_decay": 0.0, "max_grad_norm": 0.1}
-# One row per cell: its adapter, its rate, and where it deviates from what its cells share. Comments: what is not the text's.
+GPT2_LORA: Fields = {
+    "adapter": GPT2_C_ATTN,
+    "learning_rate": 2e-4,
+    "weight_decay": 0.0,
+    "max_grad_norm": 0.1,
+}
+# One row per cell: its adapter, its rate, and its deviations from SHARED. Comments name values that
+# are not from the study's text.
 CELLS: Mapping[str, Fields] = {
-    "bert_sa_lora": {"adapter": BERT_HEAD, "learning_rate": 1e-4},  # notebook: epochs, clip, decay; head width, dropout 0.2
+    # notebook: epochs, clip, decay; head width, dropout 0.2
+    "bert_sa_lora": {"adapter": BERT_HEAD, "learning_rate": 1e-4},
     "bert_sa_qlora": {"adapter": BERT_QV, "learning_rate": 2e-5},  # notebook: epochs, clip
     "bert_sa_sft": {"learning_rate": 2e-5},  # notebook: epochs, precision, decay
     "bert_qa_lora": {"adapter": BERT_QV_DENSE, "learning_rate": 2e-5},
@@ -173,33 +223,55 @@ CELLS: Mapping[str, Fields] = {
     "gpt2_sa_lora": GPT2_LORA,  # notebook: decay
     "gpt2_sa_qlora": GPT2_LORA,  # notebook: epochs, decay
     # notebook: epochs, clip, decay; ours: accumulation, warm-up
-    "gpt2_sa_sft": {"learning_rate": 2e-5, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 2},
+    "gpt2_sa_sft": {
+        "learning_rate": 2e-5,
+        "per_device_train_batch_size": 16,
+        "gradient_accumulation_steps": 2,
+    },
     "gpt2_qa_lora": GPT2_LORA,  # notebook: warm-up
     "gpt2_qa_qlora": GPT2_LORA,
     # notebook: schedule, warm-up, epochs, decay, clip
-    "gpt2_qa_sft": {"learning_rate": 2e-5, "per_device_train_batch_size": 8, "lr_scheduler_type": "linear"},
+    "gpt2_qa_sft": {
+        "learning_rate": 2e-5,
+        "per_device_train_batch_size": 8,
+        "lr_scheduler_type": "linear",
+    },
     "gpt2_sum_lora": {"adapter": GPT2_C_ATTN, "learning_rate": 5e-5},
     "gpt2_sum_qlora": {"adapter": GPT2_C_ATTN, "learning_rate": 5e-5},
     # notebook: rate, epochs, decay; ours: accumulation
     "gpt2_sum_sft": {"learning_rate": 5e-5, "per_device_train_batch_size": 8},
     "t5_sa_lora": {  # notebook: epochs
-        **{"adapter": T5_QKVO, "learning_rate": 3e-5, "lr_scheduler_type": "cosine", "warmup_steps": 500},
-        **{"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, "precision": "fp16"},
+        "adapter": T5_QKVO,
+        "learning_rate": 3e-5,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 500,
+        "per_device_train_batch_size": 16,
+        "gradient_accumulation_steps": 2,
+        "precision": "fp16",
     },
-    "t5_sa_qlora": {"adapter": T5_QKVO, "learning_rate": 2e-5, "warmup_steps": 1000},  # notebook: epochs
+    # notebook: epochs
+    "t5_sa_qlora": {"adapter": T5_QKVO, "learning_rate": 2e-5, "warmup_steps": 1000},
     "t5_sa_sft": {
-        **{"learning_rate": 2e-5, "warmup_steps": 2000, "num_train_epochs": 3},
-        **{"gradient_accumulation_steps": 2, "max_length": 512},
+        "learning_rate": 2e-5,
+        "warmup_steps": 2000,
+        "num_train_epochs": 3,
+        "gradient_accumulation_steps": 2,
+        "max_length": 512,
     },
     "t5_qa_lora": {"adapter": T5_QV, "learning_rate": 1e-4},  # notebook: schedule, warm-up, epochs
     "t5_qa_qlora": {"adapter": T5_QV, "learning_rate": 1e-4},  # notebook: schedule, warm-up, epochs
     "t5_qa_sft": {"learning_rate": 2e-5},  # notebook: schedule, warm-up, epochs
-    "t5_sum_lora": {"adapter": replace(T5_QKVO_SUM, r=4), "learning_rate": 3e-4},  # notebook: rate, alpha, accumulation, epochs
-    "t5_sum_qlora": {"adapter": T5_QKVO_SUM, "learning_rate": 1e-3, "per_device_train_batch_size": 32},
+    # notebook: rate, alpha, accumulation, epochs
+    "t5_sum_lora": {"adapter": replace(T5_QKVO_SUM, r=4), "learning_rate": 3e-4},
+    "t5_sum_qlora": {
+        "adapter": T5_QKVO_SUM,
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 32,
+    },
     "t5_sum_sft": {"learning_rate": 3e-4},  # notebook: epochs
 }
 
-# Parameters that train by LoRA, QLoRA and SFT, as the study counts them; in all, where it says so.
+# The study's counts of trainable parameters with LoRA, QLoRA and SFT, and of all, if it has them.
 TRAINABLE_PARAMS: Mapping[str, tuple[int | None, ...]] = {
     "bert_sa": (14_352, 296_450, 109_483_778),
     "bert_qa": (1_181_186, 2_655_746, 108_893_186),
@@ -215,37 +287,56 @@ TOTAL_PARAMS = {"bert_sum_lora": 253_900_602, "gpt2_sum_lora": 124_735_488, "t5_
 
 
 def merge(cell_id: str, shared: Mapping[str, Fields], cells: Mapping[str, Fields]) -> dict[str, Any]:
-    """A cell's fields: what its task, its method, its backbone and its backbone's task share, and its own row over them."""
+    """A cell's fields: shared by its task, method, backbone and backbone's task, then its own."""
     backbone, task, method = cell_id.split("_")
-    levels = [shared.get(part, {}) for part in (task, method, backbone, f"{backbone}_{task}")]
-    return {name: value for fields in [*levels, cells[cell_id]] for name, value in fields.items()}
+    fields: dict[str, Any] = {}
+    for level in (task, method, backbone, f"{backbone}_{task}"):
+        fields |= shared.get(level, {})
+    return fields | dict(cells[cell_id])
 
 
-RECIPES: Mapping[str, Recipe] = {
-    f"{pair}_{method}": Recipe(
-        **merge(f"{pair}_{method}", SHARED, CELLS), trainable_params=count, total_params=TOTAL_PARAMS.get(f"{pair}_{method}")
-    )
-    for pair, counts in TRAINABLE_PARAMS.items()
-    for method, count in zip(("lora", "qlora", "sft"), counts, strict=True)
-}
+def _study_recipes() -> dict[str, Recipe]:
+    recipes = {}
+    for pair, counts in TRAINABLE_PARAMS.items():
+        for method, count in zip(("lora", "qlora", "sft"), counts, strict=True):
+            cell_id = f"{pair}_{method}"
+            recipes[cell_id] = Recipe(
+                **merge(cell_id, SHARED, CELLS),
+                trainable_params=count,
+                total_params=TOTAL_PARAMS.get(cell_id),
+            )
+    return recipes
 
-# Whose layers and quick rate a cell has that is `like` one with an exceptional head (`HEAD_EXCEPTIONS`), but has it not.
-WITHOUT_EXCEPTION: Mapping[str, str] = {"bert_sa_lora": "bert_sa_qlora"}
 
-# Quick recipes: fields found by hand, with test scores of seeds 0 to 46 and 900 to 907 in view. So those seeds prove
-# nothing: bounds and noise (benchmarks/thresholds) are of seeds that were written down before and trained afterwards.
-# Summaries are searched with beams, as the study does it; the zoo's greedily.
-BEAMS = Generation(num_beams=2, max_new_tokens=28, min_length=6, no_repeat_ngram_size=3, length_penalty=1.2)
+RECIPES: Mapping[str, Recipe] = _study_recipes()
+
+# Quick recipes: fields found by hand, with test scores of seeds 0 to 46 and 900 to 907 in view. So
+# those seeds prove nothing: bounds and noise (benchmarks/thresholds) are of seeds that were written
+# down before and trained afterwards. Summaries are searched with beams, as in the study; the zoo's
+# greedily.
+BEAMS = Generation(
+    num_beams=2,
+    max_new_tokens=28,
+    min_length=6,
+    no_repeat_ngram_size=3,
+    length_penalty=1.2,
+)
 GREEDY = Generation(num_beams=1, max_new_tokens=28)
 
-# Of every cell. One pass over shuffled rows, so there is no checkpoint to choose. fp32, since bf16 depends on the CPU's units.
+# Fields of every cell. One pass over shuffled rows leaves no checkpoint to choose. fp32, since bf16
+# depends on the CPU's units.
 ALWAYS: Fields = {
-    **{"num_train_epochs": 1, "gradient_accumulation_steps": 1, "precision": "fp32"},
-    **{"warmup_steps": 0, "warmup_ratio": 0.1, "weight_decay": 0.01, "head_learning_rate": None},
+    "num_train_epochs": 1,
+    "gradient_accumulation_steps": 1,
+    "precision": "fp32",
+    "warmup_steps": 0,
+    "warmup_ratio": 0.1,
+    "weight_decay": 0.01,
+    "head_learning_rate": None,
 }
 
-# Lengths fit the micro-world (tokens, special tokens included): reviews reach 60, passages 150, reports 90. BERT's window is
-# narrow on purpose, so that some passages need two.
+# Lengths fit the micro-world (tokens, special tokens included): reviews reach 60, passages 150,
+# reports 90. BERT's window is narrow on purpose, so that some passages need two.
 QUICK_SHARED: Mapping[str, Fields] = {
     "sa": {"max_length": 64},
     "qa": {"max_length": 192},
@@ -261,19 +352,31 @@ QUICK_SHARED: Mapping[str, Fields] = {
     "t5_sum": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2},
 }
 
-# A cell's own row overrides what its cells share. Why the numbers are what they are:
-# * max_steps: no more updates than the score needs, since a cell's time is spent on them. Half as many let, at one seed of
-#   forty, GPT-2 not learn to summarize, and BERT and T5 not to find answers.
-# * learning_rate, batch: a moderate rate or a larger batch, where rounding or another seed moved the score by points.
-# * warmup_ratio: long where a tenth of the updates reached the bound otherwise.
-# * head_learning_rate: where a micro backbone holds the answer ready, a head that learns as fast as an adapter does the work
-#   alone, and the cell does not see its adapter (`adapter_off` in benchmarks/proof/plants/controls.py). All weights of BERT,
-#   trained at a new head's rate, forget how to look an answer up in one seed of forty. `like` copies no head's rate.
-# * bf16, gradient_checkpointing: libraries break them, and no other quick cell has them; nor 8-bit AdamW but bert_qa_qlora.
-QUICK_HALVES: Fields = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+# A cell's own row overrides the shared fields. Reasons for the numbers:
+# * max_steps: no more updates than the score needs, since they take a cell's time. With half as
+#   many, at one seed of forty, GPT-2 did not learn to summarize, nor BERT and T5 to find answers.
+# * learning_rate, batch: a moderate rate or a larger batch, if rounding or another seed moved the
+#   score by points.
+# * warmup_ratio: long if the score reached the bound after a tenth of the updates.
+# * head_learning_rate: if a micro backbone holds the answer ready, a head that learns as fast as an
+#   adapter does the work alone, and the cell does not see its adapter (`adapter_off` in
+#   benchmarks/proof/plants/controls.py). All weights of BERT, trained at a new head's rate, forget how to
+#   look an answer up in one seed of forty. `like` copies no head's rate.
+# * bf16, gradient_checkpointing: libraries break them, and no other quick cell has them; 8-bit AdamW
+#   is in bert_qa_qlora alone.
+T5_QA_ADAPTER: Fields = {
+    "max_steps": 150,
+    "learning_rate": 3e-3,
+    "head_learning_rate": 4e-4,
+    "warmup_ratio": 0.4,
+}
 QUICK: Mapping[str, Fields] = {
     "bert_sa_lora": {"max_steps": 48, "learning_rate": 6e-4, "warmup_ratio": 0.4},
-    "bert_sa_qlora": {"max_steps": 56, "learning_rate": 2e-3, "per_device_train_batch_size": 12},
+    "bert_sa_qlora": {
+        "max_steps": 56,
+        "learning_rate": 2e-3,
+        "per_device_train_batch_size": 12,
+    },
     "bert_sa_sft": {"max_steps": 72, "learning_rate": 1.5e-4, "warmup_ratio": 0.4},
     "bert_qa_lora": {"max_steps": 40, "learning_rate": 2e-3},
     "bert_qa_qlora": {"max_steps": 36, "learning_rate": 2e-3},
@@ -284,7 +387,12 @@ QUICK: Mapping[str, Fields] = {
     "gpt2_sa_lora": {"max_steps": 56, "learning_rate": 3e-3, "precision": "bf16"},
     "gpt2_sa_qlora": {"max_steps": 56, "learning_rate": 3e-3},
     "gpt2_sa_sft": {"max_steps": 84, "learning_rate": 3e-4},
-    "gpt2_qa_lora": {"max_steps": 90, "learning_rate": 6e-3, **QUICK_HALVES},
+    "gpt2_qa_lora": {
+        "max_steps": 90,
+        "learning_rate": 6e-3,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+    },
     "gpt2_qa_qlora": {"max_steps": 84, "learning_rate": 6e-3},
     "gpt2_qa_sft": {"max_steps": 100, "learning_rate": 1.2e-3},
     "gpt2_sum_lora": {"max_steps": 84, "learning_rate": 6e-3},
@@ -293,9 +401,14 @@ QUICK: Mapping[str, Fields] = {
     "t5_sa_lora": {"max_steps": 50, "learning_rate": 4e-3, "head_learning_rate": 4e-4},
     "t5_sa_qlora": {"max_steps": 50, "learning_rate": 4e-3, "head_learning_rate": 4e-4},
     "t5_sa_sft": {"max_steps": 60, "learning_rate": 5e-4, "head_learning_rate": 5e-3},
-    "t5_qa_lora": {"max_steps": 150, "learning_rate": 3e-3, "head_learning_rate": 4e-4, "warmup_ratio": 0.4},
-    "t5_qa_qlora": {"max_steps": 150, "learning_rate": 3e-3, "head_learning_rate": 4e-4, "warmup_ratio": 0.4},
-    "t5_qa_sft": {"max_steps": 26, "learning_rate": 1.5e-3, "per_device_train_batch_size": 16, "warmup_ratio": 0.4},
+    "t5_qa_lora": T5_QA_ADAPTER,
+    "t5_qa_qlora": T5_QA_ADAPTER,
+    "t5_qa_sft": {
+        "max_steps": 26,
+        "learning_rate": 1.5e-3,
+        "per_device_train_batch_size": 16,
+        "warmup_ratio": 0.4,
+    },
     "t5_sum_lora": {"max_steps": 30, "learning_rate": 3e-3, "gradient_checkpointing": True},
     "t5_sum_qlora": {"max_steps": 30, "learning_rate": 3e-3},
     "t5_sum_sft": {"max_steps": 28, "learning_rate": 8e-4},
@@ -308,40 +421,43 @@ def quick_changes(cell_id: str) -> Fields:
 
 
 FIXTURES = ROOT / "fixtures"
-# Tokenised rows, journals, checkpoints, per-example scores: all of this machine, all can be deleted.
+# Tokenised rows, journals, checkpoints, per-example scores: for this machine, and safe to delete.
 CACHE = Path(os.environ.get("TUNEGRID_CACHE") or DEFAULT_CACHE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caps:
-    """At most so many rows of each split; None takes all."""
+    """The most rows of each split; None takes all."""
 
     train: int | None = None
     validation: int | None = None
     test: int | None = None
 
 
-CONFIRMING = 10_000  # the training that confirms a miss has the seed of the one that missed, plus this
+CONFIRMING = 10_000  # added to the seed that missed a bound, for the training that confirms it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Where text and checkpoints come from, and what replaces the study's values.
+    """Sources of text and checkpoints, and replacements of the study's values.
 
     Attributes:
-        data_root, checkpoint_root: folders in place of the hub; None goes to the hub.
+        data_root, checkpoint_root: folders in place of the hub; None uses the hub.
         micro: load `Backbone.micro` in place of the true checkpoint.
-        random_weights: build the true checkpoint's shape without its weights, and take token ids without text.
-        caps: rows by task id; `train_rows` and `eval_rows` (validation and test each) go before, and 0 there takes all.
+        random_weights: the true checkpoint's shape with random weights, and random token ids.
+        caps: rows by task id.
+        train_rows, eval_rows: override `caps`, for train and for validation and test; 0 takes all.
         max_steps: updates of every cell, in place of the recipe's epochs; None leaves the recipe's.
-        one_row: one row per update and short texts, where an update of the recipe's own size would take minutes.
-        changes: recipe fields that the command line sets, for every cell; `adapter.r` is of a recipe that has an adapter.
-        threads: torch threads a process; None shares the cores among the workers, and their ranks.
+        one_row: one row per update and short texts, if an update of the recipe would take minutes.
+        changes: recipe fields that the command line sets, for every cell; `adapter.r` is for
+            recipes with an adapter.
+        threads: torch threads a process; None shares the cores among workers and their ranks.
         ranks: processes that share one cell.
-        fsdp: each of them holds a part of all weights while the cell trains.
-        seed: of initialisation, dropout and the order of rows; the splits have a seed of their own.
-        perturbation: the draw of noise that moves the start in its last digits, to measure what rounding does; None: none.
-        confirms: the seed whose miss this training confirms or not; None: it is one of the run's own.
+        fsdp: shards all weights over the ranks while the cell trains.
+        seed: of initialisation, dropout and the order of rows; the splits have another seed.
+        perturbation: seed of noise in the last digits of the initial weights, which measures the
+            effect of rounding; None adds none.
+        confirms: set for a confirmation run: the seed that missed.
         feature_cache: folder for tokenised rows; None tokenises every time.
     """
 
@@ -367,46 +483,54 @@ class Profile:
     feature_cache: Path | None = None
 
     def cap(self, task_id: str, split: str) -> int | None:
-        """At most so many rows of a split; None takes all."""
-        limit: int | None = self.train_rows if split == "train" else self.eval_rows
-        return getattr(self.caps.get(task_id, Caps()), split) if limit is None else limit or None
+        """The most rows of a split; None takes all."""
+        limit = self.train_rows if split == "train" else self.eval_rows
+        if limit is not None:
+            return limit or None
+        cap: int | None = getattr(self.caps.get(task_id, Caps()), split)
+        return cap
 
     def adjust_recipe(self, cell_id: str, recipe: Recipe, quick: Fields | None) -> Recipe:
         """A cell's recipe at this profile; `quick` are the fields that make it a quick one.
 
-        With another adapter, other parameters train than the study counted. Another rate changes a head's own in proportion.
-        Raises InputError if the profile is of micro backbones and the cell has no quick recipe.
+        Another adapter trains other parameters than the study counted, so their numbers are
+        dropped. Another rate changes the head's in proportion. Raises InputError if the profile is
+        of micro backbones and the cell has no quick recipe.
         """
         if self.micro:
             if quick is None:
-                raise InputError(f"{cell_id} has no quick recipe, so it runs with -m full and -m footprint only")
+                fault = f"{cell_id} has no quick recipe"
+                raise InputError(f"{fault}, so it runs with -m full and -m footprint only")
             recipe = replace(recipe, **quick)
         if self.max_steps is not None:
             recipe = replace(recipe, max_steps=self.max_steps, min_steps=0, num_train_epochs=1)
         if self.one_row:
-            generation = recipe.generation and replace(recipe.generation, max_new_tokens=16, min_length=0)
-            recipe = replace(recipe, per_device_train_batch_size=1, gradient_accumulation_steps=1, generation=generation)
+            recipe = replace(recipe, per_device_train_batch_size=1, gradient_accumulation_steps=1)
+            if recipe.generation:
+                generation = replace(recipe.generation, max_new_tokens=16, min_length=0)
+                recipe = replace(recipe, generation=generation)
         values: dict[str, Any] = {}
         for name, value in self.changes.items():
-            part, _, key = name.partition(".")
-            settings = values.get(part, getattr(recipe, part))
+            field_name, _, key = name.partition(".")
+            settings = values.get(field_name, getattr(recipe, field_name))
             if not key:
                 values[name] = value
             elif settings is not None:  # of an adapter or a search, if the recipe has one
-                values[part] = replace(settings, **{key: value})
+                values[field_name] = replace(settings, **{key: value})
         if "adapter" in values:
             values |= {"trainable_params": None, "total_params": None}
         if "max_steps" in values:
-            values = {"min_steps": 0, **values}
+            values.setdefault("min_steps", 0)
         if "learning_rate" in values and recipe.head_learning_rate is not None:
             rate = recipe.head_learning_rate * values["learning_rate"] / recipe.learning_rate
-            values = {"head_learning_rate": rate, **values}
+            values.setdefault("head_learning_rate", rate)
         return replace(recipe, **values)
 
 
-# What `-m full` reads of each data set, so that the 27 cells take about a day on one H100; `--set train_rows=0` reads all.
-# Reckoned, not measured: some 30 ms a micro-batch (80 ms for BERT2BERT), and a token of a batch of 64 that is generated. A
-# standard error is then 0.15 points for sa, 0.25 of ROUGE-1 for sum. Validation chooses among epochs only: a few rows do.
+# Rows that `-m full` reads of each data set, so that the 27 cells take about a day on one H100;
+# `--set train_rows=0` reads all. Estimated, not measured: some 30 ms a micro-batch (80 ms for
+# BERT2BERT), and a generated token of a batch of 64. A standard error is then 0.15 points for sa,
+# 0.25 of ROUGE-1 for sum. Validation only chooses among epochs, so a few rows suffice.
 FULL_CAPS: Mapping[str, Caps] = {
     "sa": Caps(train=100_000, validation=5_000, test=20_000),
     "qa": Caps(validation=2_000),
@@ -427,13 +551,15 @@ QUICK_PROFILE = Profile(
     device="cpu",  # the same scores on a machine with a GPU
 )
 ZOO_PROFILE = replace(QUICK_PROFILE, id="zoo")  # cells of `tunegrid.grid.zoo`
-TASKS_PROFILE = replace(QUICK_PROFILE, id="tasks")  # cells of more tasks than the study's: `tunegrid.grid.more_tasks`
+TASKS_PROFILE = replace(QUICK_PROFILE, id="tasks")  # cells of `tunegrid.grid.more_tasks`
 # Profiles whose cells share a machine's cores, and those whose cells train on text and are scored.
-MICRO = tuple(profile.id for profile in (QUICK_PROFILE, ZOO_PROFILE, TASKS_PROFILE))
+MICRO = (QUICK_PROFILE.id, ZOO_PROFILE.id, TASKS_PROFILE.id)
 SCORED = (*MICRO, FULL_PROFILE.id)
 AT_TRUE_SIZE = frozenset({FULL_PROFILE.id, FOOTPRINT_PROFILE.id})
-# The libraries' own path takes a few updates on a few rows, of whatever size the backbone is.
+# The libraries' own path takes a few updates on a few rows, at any size of the backbone.
 STOCK_PROFILE = replace(QUICK_PROFILE, id="stock")
-STOCK_FULL_PROFILE = Profile(
-    id="stock", caps=dict.fromkeys(FULL_CAPS, Caps(train=400, validation=10, test=10)), feature_cache=CACHE / "features"
+STOCK_FULL_PROFILE = replace(
+    FULL_PROFILE,
+    id="stock",
+    caps=dict.fromkeys(FULL_CAPS, Caps(train=400, validation=10, test=10)),
 )

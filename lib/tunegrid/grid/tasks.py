@@ -1,4 +1,4 @@
-"""Declares the study's three `Task`s (a data set, its splits, the kind of problem that it poses)."""
+"""Declares the study's three `Task`s: a data set, its splits and the kind of problem."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,11 +18,11 @@ class Problem(StrEnum):
 
 
 FILE_KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # what a split's file may be
-GZIP = ".gz"  # may follow, but for .parquet, which has a compression of its own
+GZIP = ".gz"  # may follow, except after .parquet, which has its own compression
 
 
 def file_kind(path: str | Path) -> str:
-    """The one of `FILE_KINDS` that a file's name ends in; empty for any other file."""
+    """The one of `FILE_KINDS` at the end of a file's name; empty for any other file."""
     name = str(path).lower()
     kind = Path(name.removesuffix(GZIP)).suffix
     if kind not in FILE_KINDS or (kind == ".parquet" and name.endswith(GZIP)):
@@ -37,7 +37,7 @@ class Carve:
     Attributes:
         share: of the whole train split, between 0 and 1.
         stratify: column whose values keep their proportions.
-        group: column whose values stay together on one side, so that no article is both learned and scored.
+        group: column whose values stay on one side: no article is both learned and scored.
     """
 
     share: float
@@ -50,15 +50,15 @@ BY_LABEL = ("precision", "recall", "f1")  # the scores that a classification has
 
 def score_names(problem: Problem, labels: int) -> tuple[str, ...]:
     """The scores that a kind of problem has; a classification has some for each label."""
-    label_scores = (f"{name}_{label}" for label in range(labels) for name in BY_LABEL)
-    return {
-        Problem.CLASSIFY: ("accuracy", "f1_macro", *label_scores),
-        Problem.EXTRACT: ("exact_match", "f1"),
-        Problem.GENERATE: (
-            *("rouge1", "rouge2", "rougeL", "rougeLsum"),
-            *("bertscore_precision", "bertscore_recall", "bertscore_f1"),
-        ),
-    }[problem]
+    if problem is Problem.EXTRACT:
+        return ("exact_match", "f1")
+    if problem is Problem.GENERATE:
+        rouge = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+        return (*rouge, "bertscore_precision", "bertscore_recall", "bertscore_f1")
+    names = ["accuracy", "f1_macro"]
+    for label in range(labels):
+        names += [f"{name}_{label}" for name in BY_LABEL]
+    return tuple(names)
 
 
 def score_title(name: str, labels: Sequence[str]) -> str:
@@ -74,22 +74,24 @@ class Task:
 
     Attributes:
         dataset: id on the hub; `folder` is its name below a `--data-root`.
-        files: by split, the file with its rows (`FILE_KINDS`), from the `--grid` file's folder or
-            that folder on, or absolute; empty: the folder has a file of each split's name. If all are
-            absolute, or beside the `--grid` file, no hub and no `--data-root` is asked.
-        columns: the hub's column names, with the JSON type of each; `str` for labels that are there by name.
+        files: by split, the file with its rows (`FILE_KINDS`): absolute, or relative to the
+            `--grid` file's folder or to `folder`; empty: `folder` has a file of each split's name.
+            If all are absolute, or beside the `--grid` file, rows come from them alone.
+        columns: the hub's column names, with the JSON type of each; `str` for labels by name.
         text: columns that are read, joined by a line break; `Recipe.text` may choose others.
         text_pair: columns of the second text: a hypothesis, the passage behind a question.
-        identity: columns that tell whether two rows are one; empty: all that is read. A row that stands in a split which
-            scores is dropped from train.
-        messages: the hub's column of a conversation in its chat schema, of which rows {history, prompt, reply} are made.
+        identity: columns that make two rows the same; empty: all that is read. A row that is in a
+            scored split, too, is dropped from train.
+        messages: the hub's column of a conversation in its chat schema, which is read as rows
+            {history, prompt, reply}.
         target: the column that is learned.
-        labels: names of the classes, in the order of their numbers; for classification only. Rows may hold either.
+        labels: names of the classes by number, for classification only. Rows may hold either.
         train: the split that is learned.
-        train_rows: at most so many are learned, as with `--set train_rows=N`, which goes before; None takes all.
-        validation: a split's name, or what is carved out of train; the same for `test`.
-        own_test: a split that `--set own_test=true` scores on, where `test` is carved out of train.
-        main_score: the score that the run table shows; `bounded_scores` are those that thresholds and gates hold.
+        train_rows: the most rows that are learned, unless `--set train_rows=N`; None takes all.
+        validation, test: a split's name, or a share of train.
+        own_test: a split that `--set own_test=true` scores on, if `test` is a share of train.
+        main_score: the score that the run table shows.
+        bounded_scores: scores that bounds and gates compare.
         metrics: scores of a user's own; `Grid.add_metric` adds them.
     """
 
@@ -116,26 +118,30 @@ class Task:
     metrics: tuple[Metric, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises InputError if the entry contradicts itself, with what to write."""
+        """Raises InputError if the entry contradicts itself, with a way to fix it."""
         if fault := next(self._faults(), None):
             raise InputError(f"task {self.id!r}: {fault}")
-        if self.labels and self.columns[self.target] is str:  # names of labels are read as their numbers
+        if self.labels and self.columns[self.target] is str:  # label names are read as numbers
             object.__setattr__(self, "columns", dict(self.columns) | {self.target: int})
 
     def _faults(self) -> Iterator[str]:
         for name in ("text", "text_pair", "identity", "labels", "bounded_scores"):
-            if isinstance(value := getattr(self, name), str):
+            value = getattr(self, name)
+            if isinstance(value, str):
                 yield f'{name} is a text, not several; write {name}=("{value}",)'
         if not isinstance(self.columns, Mapping):
             yield "columns must say the type of each; write columns={NAME: str}, or int, dict or list"
         for column in (*self.text, *self.text_pair, *self.identity, self.target):
             if column not in self.columns:
-                yield f"it reads {column!r}, which is not among its columns ({', '.join(self.columns)}): add it there"
+                names = ", ".join(self.columns)
+                yield f"it reads {column!r}, which is not among its columns ({names}): add it there"
         for split, path in self.files.items():
             if not file_kind(path):
                 yield f"{path} of split {split!r} is not one of {', '.join(FILE_KINDS)}"
-        if missing_splits := [split for split in self.splits if self.files and split not in self.files]:
-            yield f"it has no file of split {missing_splits[0]!r}; add it to files, or give the split the name of one"
+        for split in self.splits:
+            if self.files and split not in self.files:
+                hint = "add it to files, or give the split the name of one"
+                yield f"it has no file of split {split!r}; {hint}"
         if (self.problem is Problem.CLASSIFY) != (len(self.labels) > 1):
             yield "only a classification names labels, and at least two"
         if self.messages and self.problem is not Problem.GENERATE:
@@ -153,12 +159,13 @@ class Task:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that it reads, as they are named where its rows stand; what is carved out of train has no name there."""
-        return tuple(dict.fromkeys(name for name in (self.train, self.validation, self.test) if isinstance(name, str)))
+        """Names of the data set's splits that are read; a share of train has no name there."""
+        splits = (self.train, self.validation, self.test)
+        return tuple(dict.fromkeys(split for split in splits if isinstance(split, str)))
 
     @property
     def has_own_rows(self) -> bool:
-        """Whether it names all its files, so that neither hub nor `--data-root` is asked for rows."""
+        """True if rows come from its files alone, not from the hub or `--data-root`."""
         return bool(self.files) and all(Path(path).is_absolute() for path in self.files.values())
 
     def with_files_in(self, folder: Path | None) -> "Task":
@@ -172,12 +179,12 @@ class Task:
 
     @property
     def hub_columns(self) -> Mapping[str, type]:
-        """The columns that a data set must have: those of the rows, or that of conversations which they are made of."""
+        """Columns that the data set must have: those of the rows, or the one of conversations."""
         return {self.messages: list} if self.messages else self.columns
 
     @property
     def context_columns(self) -> tuple[str, ...]:
-        """What is read beside `text`: a second text, or what was said before a prompt."""
+        """Columns that are read in addition to `text`: a second text, or earlier turns."""
         return ("history",) if self.messages else self.text_pair
 
     @property

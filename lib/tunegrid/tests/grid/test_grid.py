@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from tunegrid.errors import InputError
-from tunegrid.grid.backbones import BERT, HEAD_EXCEPTIONS
-from tunegrid.grid.cells import STUDY, STUDY_IDS, add_file, study
+from tunegrid.grid.backbones import BERT
+from tunegrid.grid.cells import HEADS, STUDY, STUDY_IDS, add_file, study
 from tunegrid.grid.methods import LORA, Lora, Method
 from tunegrid.grid.recipes import (
     FOOTPRINT_PROFILE,
@@ -16,7 +16,6 @@ from tunegrid.grid.recipes import (
     QUICK,
     QUICK_PROFILE,
     RECIPES,
-    WITHOUT_EXCEPTION,
     merge,
     quick_changes,
 )
@@ -36,7 +35,7 @@ def test_the_grid_is_the_studys_in_each_profile_the_heaviest_task_first():
         assert tuple(cell.id for cell in STUDY.cells(profile)) == STUDY_IDS
     assert [name.split("_")[1] for name in STUDY_IDS] == ["sum"] * 9 + ["qa"] * 9 + ["sa"] * 9
     assert {cell.method.id for cell in STUDY.cells(FULL_PROFILE) if cell.quantization} == {"qlora"}
-    assert HEAD_EXCEPTIONS.keys() == WITHOUT_EXCEPTION.keys() == {"bert_sa_lora"}
+    assert HEADS.keys() == {"bert_sa_lora"}
     assert STUDY.cell("bert_sa_lora", FULL_PROFILE).head.architecture == "BertMLPClassifier"
 
 
