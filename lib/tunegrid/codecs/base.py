@@ -222,6 +222,11 @@ def move_batch(device: torch.device, batch: Batch) -> Batch:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
+def without_labels(batch: Batch) -> Batch:
+    """The batch's inputs of the model."""
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
 def token_counts(batch: Batch) -> tuple[int, int]:
     """Tokens without and with padding, of inputs and of a decoder's inputs."""
     tokens = 0

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, move_batch
+from tunegrid.codecs.base import (
+    Batch,
+    Codec,
+    Feature,
+    Prediction,
+    integers,
+    move_batch,
+    without_labels,
+)
 from tunegrid.data.sources import Row, stitch
 
 
@@ -24,7 +32,7 @@ class ClassifyCodec(Codec):
         seconds: Sequence[list[int] | None] = [None] * len(rows)
         if self.task.text_pair:
             seconds = self.to_ids([stitch(row, self.task.text_pair) for row in rows])
-        features = []
+        features: list[Feature] = []
         for first, second, row in zip(firsts, seconds, rows, strict=True):
             features.append(self._feature(len(features), first, second, row[self.task.target]))
         return features
@@ -102,8 +110,7 @@ class ClassifyCodec(Codec):
     @staticmethod
     def _logits(model: nn.Module, batch: Batch) -> Tensor:
         """Logits (B, labels)."""
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        logits: Tensor = model(**inputs).logits
+        logits: Tensor = model(**without_labels(batch)).logits
         return logits.float()
 
 

@@ -20,6 +20,7 @@ from tunegrid.codecs.base import (
     integers,
     move_batch,
     same_alphanumeric,
+    without_labels,
 )
 from tunegrid.data.sources import Row, answer_span, answer_texts, context
 from tunegrid.errors import InputError
@@ -172,8 +173,7 @@ class ExtractCodec(Codec):
     @staticmethod
     def _logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Start and end scores (B, L); padding can be neither."""
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        output = model(**inputs)
+        output = model(**without_labels(batch))
         padding = batch["attention_mask"] == 0
         starts = output.start_logits.float().masked_fill(padding, -1e9)
         ends = output.end_logits.float().masked_fill(padding, -1e9)

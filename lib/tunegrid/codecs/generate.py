@@ -27,6 +27,7 @@ from tunegrid.codecs.base import (
     alphanumeric,
     move_batch,
     pad,
+    without_labels,
 )
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
@@ -94,7 +95,7 @@ class GenerateCodec(Codec):
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
         """One feature per row. `input_ids`: the truncated source; `target`: the target's tokens."""
         sources = self.to_ids([self.text(row) for row in rows])
-        features = []
+        features: list[Feature] = []
         for source, target in zip(sources, self.answers(rows), strict=True):
             ids = self.fit(source)
             features.append(Feature(example=len(features), input_ids=ids, target=target))
@@ -229,8 +230,7 @@ class EncoderDecoderCodec(GenerateCodec):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of the target tokens, summed."""
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        logits = model(**inputs, use_cache=False).logits
+        logits = model(**without_labels(batch), use_cache=False).logits
         return self.criterion(logits.float().flatten(0, 1), batch["labels"].flatten())
 
 

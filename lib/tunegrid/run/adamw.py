@@ -73,7 +73,7 @@ class AdamW:
                 return
         elif kind.__module__ != "bitsandbytes.optim.adamw":  # theirs have no such options
             return
-        group_of = {}
+        group_of: dict[Tensor, Any] = {}
         for group in groups:
             group_of |= dict.fromkeys(group["params"], group)
         stepped = {}

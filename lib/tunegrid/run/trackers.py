@@ -94,7 +94,7 @@ def cell_settings(cell: Cell) -> dict[str, Any]:
     """The recipe and the seed, as numbers and text."""
     recipe = to_json(new_record(cell))["recipe"]
     names = {"cell": cell.id, "profile": cell.profile.id, "seed": cell.profile.seed}
-    settings = flatten_dict(names | recipe)
+    settings: dict[str, Any] = flatten_dict(names | recipe)
     for name, value in settings.items():
         if not isinstance(value, int | float):  # all that each tracker takes
             settings[name] = str(value)
