@@ -99,8 +99,8 @@ class ChatCodec(CausalCodec):
         """The template's tokens around the user's text; random for a `SyntheticTokenizer`."""
         if isinstance(self.tokenizer, SyntheticTokenizer):
             rng = Random(0)
-            before = self.tokenizer.draw(rng, SYNTHETIC_BEFORE)
-            return before, self.tokenizer.draw(rng, SYNTHETIC_AFTER)
+            start = self.tokenizer.draw(rng, SYNTHETIC_BEFORE)
+            return start, self.tokenizer.draw(rng, SYNTHETIC_AFTER)
         before, after = self._frames(("user",))
         return before.ids, after.ids
 
