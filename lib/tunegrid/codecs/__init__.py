@@ -1,1 +1,1 @@
-"""Turns rows into batches for a model, and a model's outputs into predictions: text or labels. A codec has no weights."""
+"""Turns rows into batches for a model, and its outputs into predictions: text or labels."""

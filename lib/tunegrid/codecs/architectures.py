@@ -1,6 +1,7 @@
-"""Model classes by the names that `Head.architecture` uses: transformers' own, and four that it does not have.
+"""Model classes by the names in `Head.architecture`: transformers', and four of our own.
 
-All load with `from_pretrained`, so that quantization and the report on missing weights are transformers' own.
+All load with `from_pretrained`, so that quantization and the report on missing weights are
+transformers'.
 """
 
 from difflib import get_close_matches
@@ -29,25 +30,30 @@ class BertMLPClassifier(hf.BertPreTrainedModel):
         self.dropout = nn.Dropout(0.2)
         self.post_init()
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **rest: Any) -> SequenceClassifierOutput:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        **rest: Any,
+    ) -> SequenceClassifierOutput:
         """Logits (B, labels) of ids (B, L)."""
         pooled = self.bert(input_ids, attention_mask=attention_mask, **rest).pooler_output
         return SequenceClassifierOutput(logits=self.fc2(self.dropout(torch.relu(self.fc1(pooled)))))
 
 
 class T5EncoderHead(hf.T5EncoderModel):
-    """T5's encoder with one new linear layer on top, which starts with small weights, as BERT's and GPT-2's do."""
+    """T5's encoder and one new linear layer, of small first weights, as BERT's and GPT-2's."""
 
     def _init_weights(self, module: nn.Module) -> None:
-        """T5 has no rule for added layers; with its large states, torch's default would start far from chance."""
+        """Initializes new layers: by torch's default, T5's large states start far from chance."""
         super()._init_weights(module)
-        if isinstance(module, nn.Linear) and module.bias is not None:  # T5's own layers have none
+        if isinstance(module, nn.Linear) and module.bias is not None:  # T5's own have none
             nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
             nn.init.zeros_(module.bias)
 
 
 class T5EncoderClassifier(T5EncoderHead):
-    """T5's encoder, mean over real tokens, linear classifier: T5 has no trained [CLS]-like token."""
+    """T5's encoder, mean over real tokens, linear classifier, since T5 has no trained [CLS]."""
 
     def __init__(self, config: Any) -> None:
         """Layers by config; the classifier is new."""
@@ -55,11 +61,18 @@ class T5EncoderClassifier(T5EncoderHead):
         self.classifier = nn.Linear(config.d_model, config.num_labels)
         self.post_init()
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **rest: Any) -> SequenceClassifierOutput:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        **rest: Any,
+    ) -> SequenceClassifierOutput:
         """Logits (B, labels) of ids (B, L)."""
-        states = super().forward(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        output = super().forward(input_ids=input_ids, attention_mask=attention_mask)
+        states = output.last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(states.dtype)
-        return SequenceClassifierOutput(logits=self.classifier((states * mask).sum(1) / mask.sum(1)))
+        means = (states * mask).sum(1) / mask.sum(1)
+        return SequenceClassifierOutput(logits=self.classifier(means))
 
 
 class T5EncoderSpan(T5EncoderHead):
@@ -71,39 +84,55 @@ class T5EncoderSpan(T5EncoderHead):
         self.qa_outputs = nn.Linear(config.d_model, 2)
         self.post_init()
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **rest: Any) -> QuestionAnsweringModelOutput:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        **rest: Any,
+    ) -> QuestionAnsweringModelOutput:
         """Start and end logits (B, L) of ids (B, L)."""
-        states = super().forward(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        starts, ends = self.qa_outputs(states).unbind(-1)
+        output = super().forward(input_ids=input_ids, attention_mask=attention_mask)
+        starts, ends = self.qa_outputs(output.last_hidden_state).unbind(-1)
         return QuestionAnsweringModelOutput(start_logits=starts, end_logits=ends)
 
 
 class BertToBert(hf.EncoderDecoderModel):
-    """BERT2BERT: two copies of one BERT checkpoint, weights not tied between the halves (Rothe et al. 2020)."""
+    """BERT2BERT: two copies of one BERT checkpoint, not tied (Rothe et al. 2020)."""
 
     checkpoint_class = hf.BertForPreTraining
 
     @classmethod
     def from_pretrained(cls, checkpoint: Any, **options: Any) -> Any:
-        """Compose both halves from one BERT checkpoint; return the model and the report on what the checkpoint lacks.
+        """Composes both halves from one BERT checkpoint; returns the model and a loading report.
 
         Cross-attention has no pretrained weights: it starts from the self-attention of its layer.
         """
         options.pop("output_loading_info", None)
-        # Both halves are copied on the CPU in full precision; quantizing comes last, when the model is loaded from them.
+        # Both halves are copied on the CPU in full precision; quantizing comes last.
         names = ("revision", "config", "state_dict", "trust_remote_code")
         source_options = {name: options.pop(name) for name in names if name in options}
         if "meta" in str(options.get("device_map")):
             source_options["device_map"] = options["device_map"]
         source, report = cls.checkpoint_class.from_pretrained(
-            checkpoint, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True, **source_options
+            checkpoint,
+            output_loading_info=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            **source_options,
         )
-        state = paired_state(source.state_dict())
-        missing_state = paired_state({name: source.state_dict()[name] for name in report["missing_keys"]})
-        kind, values = type(source.config), source.config.to_dict()
-        decoder = kind.from_dict(values | {"is_decoder": True, "add_cross_attention": True})
+        weights = source.state_dict()
+        missing_weights = {name: weights[name] for name in report["missing_keys"]}
+        missing_state = paired_state(missing_weights)
+        values = source.config.to_dict() | {"is_decoder": True, "add_cross_attention": True}
+        decoder = type(source.config).from_dict(values)
         config = hf.EncoderDecoderConfig.from_encoder_decoder_configs(source.config, decoder)
-        model, loading = super().from_pretrained(None, config=config, state_dict=state, output_loading_info=True, **options)
+        model, loading = super().from_pretrained(
+            None,
+            config=config,
+            state_dict=paired_state(weights),
+            output_loading_info=True,
+            **options,
+        )
         model.name_or_path = source.name_or_path  # which an adapter's file names
         loading["missing_keys"] = {*loading["missing_keys"], *missing_state}
         loading["mismatched_keys"] = {*loading["mismatched_keys"], *report["mismatched_keys"]}
@@ -111,7 +140,7 @@ class BertToBert(hf.EncoderDecoderModel):
 
     @classmethod
     def from_saved(cls, folder: Any, **options: Any) -> Any:
-        """What `save_pretrained` wrote: both halves, each as it was."""
+        """Loads both halves that `save_pretrained` wrote."""
         return super().from_pretrained(folder, **options)
 
 
@@ -121,7 +150,8 @@ def paired_state(bert: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in bert.items():
         if name.startswith("bert."):
             state[f"encoder.{name.removeprefix('bert.')}"] = tensor
-        if name.startswith("cls.predictions") or (name.startswith("bert.") and "pooler" not in name):
+        is_decoder = name.startswith("bert.") and "pooler" not in name
+        if is_decoder or name.startswith("cls.predictions"):
             state[f"decoder.{name}"] = tensor
             if ".attention." in name:
                 state[f"decoder.{name.replace('.attention.', '.crossattention.')}"] = tensor
@@ -129,17 +159,22 @@ def paired_state(bert: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 OWN: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (BertMLPClassifier, T5EncoderClassifier, T5EncoderSpan, BertToBert)
+    "BertMLPClassifier": BertMLPClassifier,
+    "T5EncoderClassifier": T5EncoderClassifier,
+    "T5EncoderSpan": T5EncoderSpan,
+    "BertToBert": BertToBert,
 }
 
 
 def architecture(name: str | type[Any]) -> Any:
-    """The class of this name, ours or transformers'; a class stands for itself. Raises InputError for an unknown name."""
+    """The class of this name, ours or transformers', or a class given; raises InputError."""
     if isinstance(name, type):
         return name
     kind = OWN.get(name) or getattr(hf, name, None)
     if not isinstance(kind, type):
         matches = get_close_matches(name, [*OWN, *dir(hf)], n=1)
-        hint = f"did you mean {matches[0]}?" if matches else "give a class of transformers by name, or a class of your own"
+        hint = "give a class of transformers by name, or a class of your own"
+        if matches:
+            hint = f"did you mean {matches[0]}?"
         raise InputError(f"unknown architecture {name!r}; {hint}")
     return kind

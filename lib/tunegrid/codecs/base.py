@@ -1,4 +1,4 @@
-"""What every codec offers, and what codecs share: from rows to `Feature`s, batches and predictions.
+"""The base of codecs: from rows to `Feature`s, batches and predictions.
 
 Shapes: B rows in a batch, L tokens in its longest row.
 """
@@ -30,15 +30,15 @@ Batch = dict[str, Tensor]
 class Feature:
     """One model input."""
 
-    example: int  # number of the row it was made from; a long passage gives several features
+    example: int  # number of its row; a long passage gives several features
     input_ids: list[int]  # special tokens included
-    target: Any  # what the loss is taken on: a label, a span, or tokens
-    extra: Any = field(default=None, repr=False)  # what else the codec needs to collate and decode
+    target: Any  # of the loss: a label, a span, or tokens
+    extra: Any = field(default=None, repr=False)  # the codec's, to collate and decode
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One row's output: `value` is a label or a text; `loss` in nats, None if the codec computes none."""
+    """One row's output: `value` is a label or a text; `loss` is in nats, None if not computed."""
 
     value: Any
     loss: float | None = None
@@ -49,35 +49,36 @@ class Codec(ABC):
 
     Attributes:
         generates: outputs are generated token ids.
-        before, after: tokens that stand around every input, however much of the text is cut.
+        before, after: tokens around every input, however much of the text is cut.
         between: tokens between two texts.
     """
 
     generates: ClassVar[bool] = False
 
     def __init__(self, cell: Cell, tokenizer: Any) -> None:
-        """A codec for `cell` over `tokenizer`; raises InputError if the two, or the recipe's lengths, do not fit."""
+        """Raises InputError if the cell, its recipe's lengths and the tokenizer do not fit."""
         self.cell = cell
         self.task = cell.task
         self.recipe = cell.recipe
         self.tokenizer = tokenizer
-        self.criterion = summed_cross_entropy  # of what the loss is taken on; a teacher puts another in its place
+        self.criterion = summed_cross_entropy  # a teacher replaces it
         self.between = self.special(cell.backbone.wrap.between)
         self.before, self.after = self.affixes()
-        # GPT-2 has no padding token; padding is masked out, so any token will do.
-        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.pad_id = tokenizer.pad_token_id
+        if self.pad_id is None:  # as for GPT-2; padding is masked out, so any token will do
+            self.pad_id = tokenizer.eos_token_id
         if self.room < 1:
-            raise InputError(
-                f"{self.cell.id}: max_length {self.recipe.max_length} leaves no room for the text; give the recipe a larger one"
-            )
+            fault = f"max_length {self.recipe.max_length} leaves no room for the text"
+            raise InputError(f"{self.cell.id}: {fault}; give the recipe a larger one")
 
     def special(self, name: str | None) -> list[int]:
-        """The special token of this name, as "sep_token"; none for None. Raises InputError if the tokenizer lacks it."""
+        """The special token named as "sep_token"; raises InputError if the tokenizer lacks it."""
         if name is None:
             return []
         token = getattr(self.tokenizer, f"{name}_id", None)
         if token is None:
-            raise InputError(f"backbone {self.cell.backbone.id!r} puts {name} around its texts, but its tokenizer has none")
+            fault = f"backbone {self.cell.backbone.id!r} puts {name} around its texts"
+            raise InputError(f"{fault}, but its tokenizer has none")
         return [token]
 
     def affixes(self) -> tuple[list[int], list[int]]:
@@ -87,21 +88,22 @@ class Codec(ABC):
 
     @property
     def room(self) -> int:
-        """How many tokens of text fit into `max_length`."""
+        """Tokens of text that fit into `max_length`."""
         return self.recipe.max_length - len(self.before) - len(self.after)
 
     def text(self, row: Row) -> str:
-        """What a row is read by: the recipe's prefix and the cell's columns."""
+        """A row's input text: the recipe's prefix and the cell's columns."""
         return self.recipe.prefix + stitch(row, self.cell.text)
 
     def fit(self, tokens: Sequence[int]) -> list[int]:
-        """An input: the tokens, cut on the right to the room there is, between `before` and `after`."""
+        """An input: the tokens, truncated on the right to fit, between `before` and `after`."""
         return [*self.before, *tokens[: self.room], *self.after]
 
     def frame(self) -> tuple[list[int], list[int]]:
         """Tokens that every input begins and ends with, the recipe's prefix included."""
         prefix = self.recipe.prefix.strip()
-        return [*self.before, *(self.ids(prefix) if prefix else [])], self.after
+        prefix_ids = self.ids(prefix) if prefix else []
+        return self.before + prefix_ids, self.after
 
     @abstractmethod
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
@@ -112,18 +114,18 @@ class Codec(ABC):
 
     @abstractmethod
     def draw_feature(self, rng: Random) -> Feature:
-        """A feature of random ids, as long as the recipe lets one be; needs a `SyntheticTokenizer`."""
+        """A feature of random ids, of the longest length; needs a `SyntheticTokenizer`."""
 
     @abstractmethod
     def collate(self, features: Sequence[Feature]) -> Batch:
         """One padded training batch, with "labels"."""
 
     def to_device(self, batch: Batch, device: torch.device) -> Batch:
-        """The batch on a device, with what may help `loss` there; `loss` is the same without."""
+        """The batch on a device, perhaps with help for `loss` there, which is the same without."""
         return move_batch(device, batch)
 
     def targets(self, batch: Batch) -> int:
-        """How many items the batch's loss is summed over: one a row, or a window."""
+        """Items that the batch's loss is summed over: one per row, or window."""
         return len(batch["labels"])
 
     @abstractmethod
@@ -131,23 +133,33 @@ class Codec(ABC):
         """Cross-entropy in nats, summed over the batch's targets."""
 
     @abstractmethod
-    def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
+    def predict(
+        self,
+        model: nn.Module,
+        features: Sequence[Feature],
+        device: torch.device,
+    ) -> list[Any]:
         """The model's output for each feature, as `decode` takes it."""
 
     @abstractmethod
-    def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
+    def decode(
+        self,
+        rows: Sequence[Row],
+        features: Sequence[Feature],
+        outputs: Sequence[Any],
+    ) -> list[Prediction]:
         """One prediction a row."""
 
     @abstractmethod
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """Whether a collated label is the row's target: nothing of the prompt, nothing of the padding, no other row's."""
+        """Checks that a collated label is the row's target, without prompt and padding."""
 
     def scores(self, output: Any) -> list[float]:
-        """The model's scores that an output was chosen by; none if the output does not keep them."""
+        """The model's scores that chose an output; empty if the output does not keep them."""
         return []
 
     def restore_feature(self, values: dict[str, Any]) -> Feature:
-        """A feature of its fields as JSON has them, which knows neither tuples nor classes."""
+        """A feature from its fields in JSON, which has neither tuples nor classes."""
         return Feature(**values)
 
     def ids(self, text: str) -> list[int]:
@@ -159,34 +171,50 @@ class Codec(ABC):
         return self.encode_texts(texts)["input_ids"]
 
     def encode_texts(self, texts: Sequence[str], **options: bool) -> Mapping[str, list[Any]]:
-        """The tokenizer's encoding of all texts at once, which takes a fraction of the time, without special tokens."""
-        if not texts:  # tokenizers refuse an empty list
+        """The tokenizer's encoding of all texts at once, for speed, without special tokens."""
+        if not texts:  # tokenizers reject an empty list
             return {"input_ids": [], "offset_mapping": []}
         return dict(self.tokenizer(list(texts), add_special_tokens=False, verbose=False, **options))
 
-    def inputs(self, rows: Sequence[Sequence[int]], segments: Sequence[int] | None = None, *, left: bool = False) -> Batch:
-        """Padded ids (B, L) with their mask; `segments` are the lengths of the first texts, for models that tell two apart."""
-        ids, mask = pad(rows, self.pad_id, left=left), pad([[1] * len(row) for row in rows], 0, left=left)
+    def inputs(
+        self,
+        rows: Sequence[Sequence[int]],
+        segments: Sequence[int] | None = None,
+        *,
+        left: bool = False,
+    ) -> Batch:
+        """Padded ids (B, L) with their mask.
+
+        `segments` are the lengths of the first texts, for models that distinguish two.
+        """
+        ids = pad(rows, self.pad_id, left=left)
+        mask = pad([[1] * len(row) for row in rows], 0, left=left)
         batch = {"input_ids": ids, "attention_mask": mask}
         if segments is not None and self.cell.backbone.segments:
-            batch["token_type_ids"] = (torch.arange(ids.shape[1]) >= integers(segments).unsqueeze(1)).long() * mask
+            is_second = torch.arange(ids.shape[1]) >= integers(segments).unsqueeze(1)
+            batch["token_type_ids"] = is_second.long() * mask
         return batch
 
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """In nats, of fp32 scores (N, options) and the right ones (N), or IGNORED."""
+    """The sum in nats, of fp32 scores (N, options) and labels (N), which may be IGNORED."""
     return cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
 
 
 def integers(values: Sequence[Any]) -> Tensor:
-    """Whole numbers, or lists of equally many of them, as a tensor; `torch.tensor` takes them one by one."""
+    """Whole numbers, or lists of one length, as a tensor, faster than by `torch.tensor`."""
     return torch.from_numpy(np.array(values, dtype=np.int64))
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> Tensor:
     """Rows of whole numbers (B, L), filled up with `value` on the right, or on the left."""
     tensors = [integers(row) for row in rows]
-    return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side="left" if left else "right")
+    return pad_sequence(
+        tensors,
+        batch_first=True,
+        padding_value=value,
+        padding_side="left" if left else "right",
+    )
 
 
 def move_batch(device: torch.device, batch: Batch) -> Batch:
@@ -194,24 +222,36 @@ def move_batch(device: torch.device, batch: Batch) -> Batch:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
+def without_labels(batch: Batch) -> Batch:
+    """The batch's inputs of the model."""
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
 def token_counts(batch: Batch) -> tuple[int, int]:
-    """Tokens without and with padding: of inputs, and of targets where they are a sequence of their own."""
-    masks = [batch[name] for name in ("attention_mask", "decoder_attention_mask") if name in batch]
-    return sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
+    """Tokens without and with padding, of inputs and of a decoder's inputs."""
+    tokens = 0
+    padded_tokens = 0
+    for name in ("attention_mask", "decoder_attention_mask"):
+        if name in batch:
+            tokens += int(batch[name].sum())
+            padded_tokens += batch[name].numel()
+    return tokens, padded_tokens
 
 
 def alphanumeric(text: str) -> str:
-    """A text's ASCII letters and digits, lower case and without accents: what every tokenizer keeps."""
+    """A text's ASCII letters and digits, in lower case without accents, which tokenizers keep."""
     return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKD", text.lower()))
 
 
 def same_alphanumeric(tokens: str, text: str, unknown: str | None) -> bool:
-    """Whether decoded tokens hold a text. They may reach beyond it, and an `unknown` token may stand for any part of it."""
-    return alphanumeric(text) in alphanumeric(tokens) or bool(unknown and unknown in tokens)
+    """Checks that decoded tokens contain a text, any part of which may be an `unknown` token."""
+    if unknown and unknown in tokens:
+        return True
+    return alphanumeric(text) in alphanumeric(tokens)
 
 
 class SyntheticTokenizer:
-    """The ids of a backbone's true tokenizer, special ones by name, but no words: `Codec.draw_feature` needs none."""
+    """The ids of a backbone's true tokenizer, special ones by name, without words."""
 
     pad_token_id = eos_token_id = cls_token_id = sep_token_id = None
 
@@ -223,11 +263,11 @@ class SyntheticTokenizer:
         self._added: list[str] = []
 
     def __len__(self) -> int:
-        """How many ids there are, added ones included."""
+        """The number of ids, added ones included."""
         return self._size + len(self._added)
 
     def add_tokens(self, tokens: list[str], special_tokens: bool = False) -> None:
-        """Give each the next free id."""
+        """Gives each the next free id."""
         self._added += [token for token in tokens if token not in self._added]
 
     def convert_tokens_to_ids(self, token: str) -> int:
@@ -235,7 +275,7 @@ class SyntheticTokenizer:
         return self._size + self._added.index(token)
 
     def draw(self, rng: Random, count: int) -> list[int]:
-        """So many random ids, special ones left out."""
+        """Random ids, without special ones."""
         ids = list[int]()
         while len(ids) < count:
             token = rng.randrange(self._size)

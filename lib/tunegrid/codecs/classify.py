@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, move_batch
+from tunegrid.codecs.base import (
+    Batch,
+    Codec,
+    Feature,
+    Prediction,
+    integers,
+    move_batch,
+    without_labels,
+)
 from tunegrid.data.sources import Row, stitch
 
 
@@ -21,22 +29,36 @@ class ClassifyCodec(Codec):
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
         """One feature a row, cut to `max_length`; of two texts the longer one is cut first."""
         firsts = self.to_ids([self.text(row) for row in rows])
-        seconds = self.to_ids([stitch(row, self.task.text_pair) for row in rows]) if self.task.text_pair else [None] * len(rows)
-        triples = zip(firsts, seconds, rows, strict=True)
-        return [self._feature(i, first, second, row[self.task.target]) for i, (first, second, row) in enumerate(triples)]
+        seconds: Sequence[list[int] | None] = [None] * len(rows)
+        if self.task.text_pair:
+            seconds = self.to_ids([stitch(row, self.task.text_pair) for row in rows])
+        features: list[Feature] = []
+        for first, second, row in zip(firsts, seconds, rows, strict=True):
+            features.append(self._feature(len(features), first, second, row[self.task.target]))
+        return features
 
-    def _feature(self, example: int, first: Sequence[int], second: Sequence[int] | None, label: int) -> Feature:
-        """Of two texts, `extra` is where the second begins."""
+    def _feature(
+        self,
+        example: int,
+        first: Sequence[int],
+        second: Sequence[int] | None,
+        label: int,
+    ) -> Feature:
+        """A feature; of two texts, `extra` is the second one's position."""
         if second is None:
             return Feature(example=example, input_ids=self.fit(first), target=label)
         first_count, second_count = longest_first(len(first), len(second), self.room)
         start = [*self.before, *first[:first_count], *self.between]
-        return Feature(example=example, input_ids=[*start, *second[:second_count], *self.after], target=label, extra=len(start))
+        ids = [*start, *second[:second_count], *self.after]
+        return Feature(example=example, input_ids=ids, target=label, extra=len(start))
 
     @property
     def room(self) -> int:
-        """Tokens of text that fit; two texts have a separator between them."""
-        return super().room - (len(self.between) if self.task.text_pair else 0)
+        """Tokens of text that fit, beside a separator of two texts."""
+        room = super().room
+        if self.task.text_pair:
+            room -= len(self.between)
+        return room
 
     def draw_feature(self, rng: Random) -> Feature:
         """`max_length` tokens with any label; of two texts, both are equally long."""
@@ -56,14 +78,24 @@ class ClassifyCodec(Codec):
         """Cross-entropy of the labels, summed over rows."""
         return self.criterion(self._logits(model, batch), batch["labels"])
 
-    def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
-        """Label, loss and logits a feature."""
+    def predict(
+        self,
+        model: nn.Module,
+        features: Sequence[Feature],
+        device: torch.device,
+    ) -> list[Any]:
+        """Label, loss and logits per feature."""
         batch = move_batch(device, self.collate(features))
         logits = self._logits(model, batch)
         losses = cross_entropy(logits, batch["labels"], reduction="none")
         return list(zip(logits.argmax(-1).tolist(), losses.tolist(), logits.tolist(), strict=True))
 
-    def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
+    def decode(
+        self,
+        rows: Sequence[Row],
+        features: Sequence[Feature],
+        outputs: Sequence[Any],
+    ) -> list[Prediction]:
         """Features and rows are one to one."""
         return [Prediction(value=label, loss=loss) for label, loss, _ in outputs]
 
@@ -78,17 +110,18 @@ class ClassifyCodec(Codec):
     @staticmethod
     def _logits(model: nn.Module, batch: Batch) -> Tensor:
         """Logits (B, labels)."""
-        logits: Tensor = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+        logits: Tensor = model(**without_labels(batch)).logits
         return logits.float()
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many tokens of two texts are kept, as `truncation="longest_first"` of tokenizers keeps them.
+    """Lengths of two texts after `truncation="longest_first"` of tokenizers.
 
-    The longer text is cut down to the shorter one's length, then both are cut alike; of an odd room, the longer text, or
-    else the second one, has the larger half.
+    The longer text is cut down to the shorter one's length, then both are cut alike; of an odd
+    room, the longer text, or else the second one, has the larger half.
     """
     short, long = sorted((first, second))
     if short + long > room:
-        short, long = (short, room - short) if room - short >= short else (room // 2, room - room // 2)
+        short = min(short, room // 2)
+        long = room - short
     return (short, long) if first <= second else (long, short)

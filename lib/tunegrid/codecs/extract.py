@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, move_batch, same_alphanumeric
+from tunegrid.codecs.base import (
+    Batch,
+    Codec,
+    Feature,
+    Prediction,
+    integers,
+    move_batch,
+    same_alphanumeric,
+    without_labels,
+)
 from tunegrid.data.sources import Row, answer_span, answer_texts, context
 from tunegrid.errors import InputError
 
@@ -23,40 +32,45 @@ SYNTHETIC_QUESTION_TOKENS = 14  # about what SQuAD's questions have
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Which piece of the context a feature holds."""
+    """The piece of the context in a feature."""
 
-    shift: int  # the place of the context's first token in the feature
-    offsets: list[tuple[int, int]]  # each token's first and last character in the context; the last one is exclusive
+    shift: int  # position of the context's first token in the feature
+    offsets: list[tuple[int, int]]  # each token's characters in the context, [start, end)
 
 
 class ExtractCodec(Codec):
-    """Windows over long contexts; the annotated answer start decides where the answer is."""
+    """Windows over long contexts; the annotated start locates the answer."""
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
-        """One feature a window. In training, a row whose answer is in no window teaches nothing and is left out."""
+        """One feature per window; training leaves out rows whose answer is in no window."""
         questions = self.to_ids([self.text(row) for row in rows])
-        contexts = self.encode_texts([context(self.task, row) for row in rows], return_offsets_mapping=True)
+        texts = [context(self.task, row) for row in rows]
+        contexts = self.encode_texts(texts, return_offsets_mapping=True)
         features = []
         for example, row in enumerate(rows):
             question = [*self.before, *questions[example][:MAX_QUESTION_TOKENS], *self.between]
             room = self.recipe.max_length - len(question) - len(self.after)
             if room < 1:
                 raise InputError(
-                    f"{self.cell.id}: a question of {len(question)} tokens leaves no room for its context in max_length "
-                    f"{self.recipe.max_length}; give the recipe a larger one"
+                    f"{self.cell.id}: a question of {len(question)} tokens leaves no room "
+                    f"for its context in max_length {self.recipe.max_length}; "
+                    "give the recipe a larger one"
                 )
-            tokens, offsets, windows = contexts["input_ids"][example], contexts["offset_mapping"][example], []
+            tokens = contexts["input_ids"][example]
+            offsets = contexts["offset_mapping"][example]
+            windows = []
             for start in self._window_starts(len(tokens), room):
                 window = Window(shift=len(question), offsets=offsets[start : start + room])
                 ids = [*question, *tokens[start : start + room], *self.after]
                 target = token_span(answer_span(self.task, row), window)
-                windows.append(Feature(example=example, input_ids=ids, target=target, extra=window))
+                feature = Feature(example=example, input_ids=ids, target=target, extra=window)
+                windows.append(feature)
             if not training or any(feature.target != (0, 0) for feature in windows):
                 features += windows
         return features
 
     def _window_starts(self, length: int, room: int) -> list[int]:
-        """Where windows begin: neighbours share `doc_stride` tokens, and the last window reaches the end."""
+        """Starts of windows: neighbours share `doc_stride` tokens, and the last reaches the end."""
         if self.recipe.doc_stride is None or length <= room:
             return [0]
         step = max(1, room - self.recipe.doc_stride)
@@ -64,43 +78,61 @@ class ExtractCodec(Codec):
 
     def draw_feature(self, rng: Random) -> Feature:
         """A question and a window that fill `max_length`; one token of the window is the answer."""
-        question = [*self.before, *self.tokenizer.draw(rng, SYNTHETIC_QUESTION_TOKENS), *self.between]
+        question = self.tokenizer.draw(rng, SYNTHETIC_QUESTION_TOKENS)
+        question = [*self.before, *question, *self.between]
         words = self.tokenizer.draw(rng, self.recipe.max_length - len(question) - len(self.after))
         window = Window(shift=len(question), offsets=[(i, i + 1) for i in range(len(words))])
         answer = window.shift + rng.randrange(len(words))
-        return Feature(example=0, input_ids=[*question, *words, *self.after], target=(answer, answer), extra=window)
+        ids = [*question, *words, *self.after]
+        return Feature(example=0, input_ids=ids, target=(answer, answer), extra=window)
 
     def restore_feature(self, values: dict[str, Any]) -> Feature:
-        """A window of its fields as JSON has them."""
+        """A window from its fields in JSON."""
         offsets = [(start, end) for start, end in values["extra"]["offsets"]]
         window = Window(shift=values["extra"]["shift"], offsets=offsets)
         return Feature(**values | {"target": tuple(values["target"]), "extra": window})
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Inputs (B, L) and labels (B, 2): the answer's first and last token."""
-        batch = self.inputs([f.input_ids for f in features], segments=[f.extra.shift for f in features])
+        shifts = [feature.extra.shift for feature in features]
+        batch = self.inputs([feature.input_ids for feature in features], segments=shifts)
         return {**batch, "labels": integers([feature.target for feature in features])}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean of the cross-entropies of the answers' first and last tokens, each summed over windows."""
+        """The mean of the first and last tokens' cross-entropies, each summed over windows."""
         pairs = zip(self._logits(model, batch), batch["labels"].unbind(1), strict=True)
         return torch.stack([self.criterion(logits, labels) for logits, labels in pairs]).mean()
 
-    def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
-        """(score, first token, last token) of each window's best span, and the context's start and end scores (2, tokens)."""
+    def predict(
+        self,
+        model: nn.Module,
+        features: Sequence[Feature],
+        device: torch.device,
+    ) -> list[Any]:
+        """Score, first and last token of each window's best span, and all scores (2, tokens)."""
         starts, ends = self._logits(model, move_batch(device, self.collate(features)))
-        spans = [best_span(start, end, feature.extra) for start, end, feature in zip(starts, ends, features, strict=True)]
-        scores = zip(torch.stack((starts, ends), 1).cpu(), features, strict=True)
-        return [(*span, crop(pair, feature.extra).clone()) for span, (pair, feature) in zip(spans, scores, strict=True)]
+        pairs = torch.stack((starts, ends), 1).cpu()
+        outputs = []
+        for start, end, pair, feature in zip(starts, ends, pairs, features, strict=True):
+            span = best_span(start, end, feature.extra)
+            outputs.append((*span, crop(pair, feature.extra).clone()))
+        return outputs
 
-    def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
+    def decode(
+        self,
+        rows: Sequence[Row],
+        features: Sequence[Feature],
+        outputs: Sequence[Any],
+    ) -> list[Prediction]:
         """The text of the best span over all of a row's own windows."""
         best: dict[int, tuple[float, str]] = {}
         for feature, (score, first, last, *_) in zip(features, outputs, strict=True):
             if feature.example not in best or score > best[feature.example][0]:
-                begin, end = (feature.extra.offsets[token - feature.extra.shift] for token in (first, last))
-                text = context(self.task, rows[feature.example])[begin[0] : end[1]].strip()
-                best[feature.example] = score, text  # the window itself is large
+                window = feature.extra
+                begin, _ = window.offsets[first - window.shift]
+                _, end = window.offsets[last - window.shift]
+                text = context(self.task, rows[feature.example])[begin:end].strip()
+                best[feature.example] = score, text  # not the window, which is large
         return [Prediction(value=best[example][1]) for example in range(len(rows))]
 
     def scores(self, output: Any) -> list[float]:
@@ -108,7 +140,7 @@ class ExtractCodec(Codec):
         return [output[0]]
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """The labelled tokens say the row's first answer; (0, 0) labels a window without it, and no other."""
+        """Checks that labels mark the first answer, and (0, 0) just the windows without it."""
         first, last = label.tolist()
         if (first, last) == (0, 0):
             return not self.holds_answer(row, feature)
@@ -116,13 +148,15 @@ class ExtractCodec(Codec):
         return same_alphanumeric(tokens, answer_texts(self.task, row)[0], self.tokenizer.unk_token)
 
     def holds_answer(self, row: Row, feature: Feature) -> bool:
-        """Whether a window holds all characters of its row's answer, by the annotation."""
-        offsets, (begin, end) = feature.extra.offsets, answer_span(self.task, row)
+        """Checks that a window contains its row's whole answer, by the annotation."""
+        offsets = feature.extra.offsets
+        begin, end = answer_span(self.task, row)
         return bool(offsets) and offsets[0][0] <= begin and end <= offsets[-1][1]
 
     def window(self, row: Row, feature: Feature) -> tuple[str, str] | None:
-        """The context's tokens in this feature, decoded, and the characters they came from; None for an empty context."""
-        shift, offsets = feature.extra.shift, feature.extra.offsets
+        """The window's tokens, decoded, and its characters in the context; None if it is empty."""
+        shift = feature.extra.shift
+        offsets = feature.extra.offsets
         if not offsets:
             return None
         tokens = self.tokenizer.decode(feature.input_ids[shift : shift + len(offsets)])
@@ -132,43 +166,49 @@ class ExtractCodec(Codec):
         """Characters of the answer's first and last token; None for a window without the answer."""
         if feature.target == (0, 0):
             return None
-        first, last = (feature.extra.offsets[position - feature.extra.shift] for position in feature.target)
-        return first, last
+        first, last = feature.target
+        window = feature.extra
+        return window.offsets[first - window.shift], window.offsets[last - window.shift]
 
     @staticmethod
     def _logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Start and end scores (B, L); padding can be neither."""
-        output = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+        output = model(**without_labels(batch))
         padding = batch["attention_mask"] == 0
-        starts, ends = (scores.float().masked_fill(padding, -1e9) for scores in (output.start_logits, output.end_logits))
+        starts = output.start_logits.float().masked_fill(padding, -1e9)
+        ends = output.end_logits.float().masked_fill(padding, -1e9)
         return starts, ends
 
 
 def token_span(characters: tuple[int, int], window: Window) -> tuple[int, int]:
-    """Places of the first and last token of these characters, or (0, 0) where the window does not hold all of them."""
+    """Positions of the first and last token of these characters; (0, 0) if the window lacks any."""
     begin, end = characters
-    tokens = [i for i, (start, stop) in enumerate(window.offsets) if start < end and stop > begin]
-    if not tokens or window.offsets[tokens[0]][0] > begin or window.offsets[tokens[-1]][1] < end:
+    offsets = window.offsets
+    tokens = [i for i, (start, stop) in enumerate(offsets) if start < end and stop > begin]
+    if not tokens or offsets[tokens[0]][0] > begin or offsets[tokens[-1]][1] < end:
         return 0, 0
     return window.shift + tokens[0], window.shift + tokens[-1]
 
 
 def best_span(starts: Tensor, ends: Tensor, window: Window) -> tuple[float, int, int]:
-    """The highest sum of scores (L) of a first and a last token, and their places in the feature.
+    """The highest sum of scores (L) of a first and a last token, and their positions.
 
-    The last is not before the first and within the length limit; both lie in the context: the question holds no answer.
+    The last is not before the first and within the length limit; both are in the context, since the
+    question contains no answer.
     """
-    fill = torch.finfo(ends.dtype).min  # which makes no NaN of a score of infinity
-    score, position = (crop(starts, window).unsqueeze(1) + legal_ends(crop(ends, window), fill)).flatten().max(0)
+    fill = torch.finfo(ends.dtype).min  # makes no NaN of a score of infinity
+    sums = crop(starts, window).unsqueeze(1) + legal_ends(crop(ends, window), fill)
+    score, position = sums.flatten().max(0)
     first, offset = divmod(int(position), MAX_ANSWER_TOKENS)
     return float(score), window.shift + first, window.shift + first + offset
 
 
 def crop(scores: Tensor, window: Window) -> Tensor:
-    """Of scores (..., L), those of the context's tokens."""
+    """The scores of the context's tokens, from scores (..., L)."""
     return scores[..., window.shift : window.shift + len(window.offsets)]
 
 
 def legal_ends(ends: Tensor, behind: float) -> Tensor:
-    """Of scores (..., L) those (..., L, 30) of the last tokens that each first token allows; `behind` if none is left."""
-    return pad(ends, (0, MAX_ANSWER_TOKENS - 1), value=behind).unfold(-1, MAX_ANSWER_TOKENS, 1)
+    """Scores (..., L, 30) of last tokens for each first one, from scores (..., L) and `behind`."""
+    padded = pad(ends, (0, MAX_ANSWER_TOKENS - 1), value=behind)
+    return padded.unfold(-1, MAX_ANSWER_TOKENS, 1)

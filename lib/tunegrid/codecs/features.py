@@ -1,9 +1,10 @@
-"""Rows are tokenised once: `get_features` gives a codec's features of rows, from memory or from disk if they are there.
+"""Tokenises rows once: `get_features` caches a codec's features of rows in memory or on disk.
 
-A profile with a folder has them there, for other runs and processes: `datasets` maps the rows into an Arrow file, which it maps
-into memory. Any other profile has them in memory, for the next cells of its process. A key is a hash of all that decides the
-features: the rows, the tokenizer, the task's columns, the recipe's lengths and texts, the tokens around a text, the code that
-encodes, and the code of the libraries that tokenise.
+A profile with a folder has them there, for other runs and processes: `datasets` maps the rows into
+an Arrow file, which it maps into memory. Any other profile has them in memory, for the next cells
+of its process. A key is a hash of all that decides the features: the rows, the tokenizer, the
+task's columns, the recipe's lengths and texts, the tokens around a text, the code that encodes, and
+the code of the libraries that tokenise.
 """
 
 import hashlib
@@ -21,9 +22,9 @@ from tunegrid.machine import package_digest
 
 RECIPE_FIELDS = ("max_length", "doc_stride", "max_target_length", "text", "prefix")
 TASK_FIELDS = ("text", "text_pair", "target", "labels", "messages")
-TOKEN_NAMES = ("before", "between", "after", "lead", "end_id")  # of a codec, where it has them
+TOKEN_NAMES = ("before", "between", "after", "lead", "end_id")  # of a codec, if it has them
 BLOCK = 1000  # rows that are encoded at once
-LIBRARIES = ("transformers", "tokenizers")  # a run with another release or commit must not read what the old one made
+LIBRARIES = ("transformers", "tokenizers")  # of which another release or commit has another key
 SHARED = 18  # lists in memory: rows to train on and to test, of three tasks in three tokenizers
 LARGEST = 10_000  # features of a list in memory: a user's own rows may be many
 CODE = [*sorted(Path(__file__).parent.glob("*.py")), Path(sources.__file__)]
@@ -40,33 +41,38 @@ class StoredFeatures(Sequence[Feature]):
         self.lengths: list[int] = table["length"][:]
 
     def __len__(self) -> int:
-        """How many features."""
+        """The number of features."""
         return len(self.lengths)
 
     def __getitem__(self, index: Any) -> Any:
-        """A feature, made anew; of a slice, a list."""
+        """A feature, made anew; a list for a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
-        return self._codec.restore_feature(json.loads(self._table[range(len(self))[index]]["feature"]))
+        row = self._table[range(len(self))[index]]
+        return self._codec.restore_feature(json.loads(row["feature"]))
 
 
 def get_lengths(features: Sequence[Feature]) -> Sequence[int]:
-    """Tokens of each feature; stored ones are not made for it."""
-    return features.lengths if isinstance(features, StoredFeatures) else [len(feature.input_ids) for feature in features]
+    """Tokens of each feature, without making stored ones."""
+    if isinstance(features, StoredFeatures):
+        return features.lengths
+    return [len(feature.input_ids) for feature in features]
 
 
 def get_features(codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequence[Feature]:
-    """`codec.encode(rows)`, from disk if the profile has a folder for it that can be used, else from memory."""
-    folder, key = codec.cell.profile.feature_cache, cache_key(codec, rows, training=training)
+    """`codec.encode(rows)`, from disk if the profile has a usable folder, else from memory."""
+    folder = codec.cell.profile.feature_cache
+    key = cache_key(codec, rows, training=training)
     if folder and len(rows):  # a table of no rows has no columns
         try:
-            return StoredFeatures(_load_table(folder / f"{key}.arrow", codec, rows, training=training), codec)
+            table = _load_table(folder / f"{key}.arrow", codec, rows, training=training)
+            return StoredFeatures(table, codec)
         except Exception as error:
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, OSError):
                 cause = cause.__context__
             if cause is None:
-                raise  # no full disk, and no folder that cannot be made
+                raise  # neither a full disk nor a folder that cannot be made
     name = (type(codec), key)  # the class itself: two that are made by one function share a name
     if name in _by_codec:
         return _by_codec[name]
@@ -99,49 +105,53 @@ def cache_key(codec: Codec, rows: Sequence[Row], *, training: bool) -> str:
 
 
 def _load_table(path: Path, codec: Codec, rows: Sequence[Row], *, training: bool) -> Any:
-    """The file's table; `datasets` writes it, a block of rows at a time, if there is none or it is damaged."""
+    """The file's table; if it lacks or is damaged, `datasets` writes it, block by block."""
     import datasets
     import pyarrow
 
-    def encoded(block: dict[str, list[int]]) -> dict[str, list[Any]]:
-        start, end = block["row"][0], block["row"][-1] + 1
-        features = codec.encode(rows[start:end], training=training)
-        values = [vars(replace(feature, example=start + feature.example)) for feature in features]
-        return {"length": [*get_lengths(features)], "feature": [json.dumps(feature, default=vars) for feature in values]}
+    def encode_block(block: dict[str, list[int]]) -> dict[str, list[Any]]:
+        start = block["row"][0]
+        features = codec.encode(rows[start : block["row"][-1] + 1], training=training)
+        texts = []
+        for feature in features:
+            values = vars(replace(feature, example=start + feature.example))
+            texts.append(json.dumps(values, default=vars))
+        return {"length": [*get_lengths(features)], "feature": texts}
 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         return datasets.Dataset.from_file(str(path))
     except (OSError, pyarrow.ArrowInvalid):
         path.unlink(missing_ok=True)
+    columns = {"length": datasets.Value("uint32"), "feature": datasets.Value("large_string")}
     return datasets.Dataset.from_dict({"row": range(len(rows))}).map(
-        encoded,
+        encode_block,
         batched=True,
         batch_size=BLOCK,
         writer_batch_size=BLOCK,
         remove_columns=["row"],
-        features=datasets.Features({"length": datasets.Value("uint32"), "feature": datasets.Value("large_string")}),
+        features=datasets.Features(columns),
         cache_file_name=str(path),  # it appears whole or not at all
         new_fingerprint=path.stem,
     )
 
 
 T = TypeVar("T")
-BUCKET = 20  # batches sorted by length together: wide enough to save padding, narrow enough to keep the order random
+BUCKET = 20  # batches sorted by length together: saves padding, and keeps the order random
 
 
 def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
-    """One epoch's features, by index, in batches of like length: shuffle, sort within buckets, shuffle the batches.
+    """One epoch's features, by index, in batches of like length.
 
-    The order depends on the run's seed and the epoch (from 0 on) only: all methods of a triple see the same.
+    Shuffles, sorts within buckets, shuffles the batches. The order depends only on the run's seed
+    and the epoch (from 0 on): all methods of a triple see the same.
     """
     rng = Random(f"{seed}-{epoch}")
     order = rng.sample(range(len(lengths)), len(lengths))
-    batches = [
-        list(batch)
-        for start in range(0, len(order), size * BUCKET)
-        for batch in chunks(sorted(order[start : start + size * BUCKET], key=lengths.__getitem__), size)
-    ]
+    batches = []
+    for bucket in chunks(order, size * BUCKET):
+        by_length = sorted(bucket, key=lengths.__getitem__)
+        batches += [list(batch) for batch in chunks(by_length, size)]
     rng.shuffle(batches)
     return batches
 

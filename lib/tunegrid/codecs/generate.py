@@ -1,8 +1,9 @@
 """The codecs of generated text: each row with a source and a target gives one text.
 
-Two layouts. Encoder-decoder (BERT2BERT, T5): source and target apart. Causal: source and target in one sequence, the loss
-on the target only; `SeparatedCodec` (GPT-2) puts a new token between the two, `tunegrid.codecs.chat` a chat template around
-them. Shapes: B rows, S source tokens, T target tokens.
+Two layouts. Encoder-decoder (BERT2BERT, T5): source and target apart. Causal: source and target in
+one sequence, the loss on the target only; `SeparatedCodec` (GPT-2) puts a new token between the
+two, `tunegrid.codecs.chat` a chat template around them.
+Shapes: B rows, S source tokens, T target tokens.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,17 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from tunegrid.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, alphanumeric, move_batch, pad
+from tunegrid.codecs.base import (
+    IGNORED,
+    Batch,
+    Codec,
+    Feature,
+    Prediction,
+    alphanumeric,
+    move_batch,
+    pad,
+    without_labels,
+)
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
@@ -25,12 +36,12 @@ from tunegrid.grid.recipes import Generation
 
 
 class GenerateCodec(Codec):
-    """What all layouts share: loss on target tokens, generation under the recipe's cap, decoding to text.
+    """The base of all layouts: loss on target tokens, generation by the recipe, decoding to text.
 
     Attributes:
         generation: the recipe's search.
         max_target_length: tokens of a target, its end token included.
-        lead: what goes before the target's first word.
+        lead: text before the target's first word.
         start_id: the decoder's first token; None if generation continues the prompt.
     """
 
@@ -39,31 +50,36 @@ class GenerateCodec(Codec):
     start_id: int | None = None
 
     def __init__(self, cell: Cell, tokenizer: Any) -> None:
-        """A codec for `cell` over `tokenizer`; raises InputError if the recipe does not say how to generate.
+        """Raises InputError if the recipe does not say how to generate.
 
-        Nor may a text that continues its prompt run past `max_length`, and so past the model's positions.
+        Also if a text that continues its prompt could run past `max_length`, and so past the
+        model's positions.
         """
         recipe = cell.recipe
         if not (recipe.generation and recipe.max_target_length):
             field = "max_target_length" if recipe.generation else "generation"
             raise InputError(f"{cell.id} generates text, so its recipe needs {field}")
-        self.generation, self.max_target_length = recipe.generation, recipe.max_target_length
+        self.generation = recipe.generation
+        self.max_target_length = recipe.max_target_length
         super().__init__(cell, tokenizer)
         longest = self.generation.max_new_tokens
         if self.start_id is None and longest > self.max_target_length:
+            room = self.max_target_length
             raise InputError(
-                f"{cell.id} leaves room for {self.max_target_length} tokens behind a source, but generates up to {longest}; "
-                f"give its recipe max_target_length {longest}, or a generation with fewer max_new_tokens"
+                f"{cell.id} leaves room for {room} tokens behind a source, "
+                f"but generates up to {longest}; give its recipe max_target_length {longest}, "
+                "or a generation with fewer max_new_tokens"
             )
 
     @property
     def end_id(self) -> int:
-        """The token that ends a target: EOS, or [SEP] for a model without one. Raises InputError if there is neither."""
+        """The token that ends a target: EOS, or [SEP] without one, or else raises InputError."""
         token: int | None = self.tokenizer.eos_token_id
         if token is None:
             token = self.tokenizer.sep_token_id
         if token is None:
-            raise InputError(f"{self.cell.id} generates text, but its tokenizer has neither an eos_token nor a sep_token")
+            fault = "its tokenizer has neither an eos_token nor a sep_token"
+            raise InputError(f"{self.cell.id} generates text, but {fault}")
         return token
 
     def target_text(self, row: Row) -> str:
@@ -73,12 +89,17 @@ class GenerateCodec(Codec):
     def answers(self, rows: Sequence[Row]) -> list[list[int]]:
         """Target tokens per row, cut so that the end token survives `max_target_length`."""
         texts = [self.lead + self.target_text(row) for row in rows]
-        return [[*tokens[: self.max_target_length - 1], self.end_id] for tokens in self.to_ids(texts)]
+        room = self.max_target_length - 1
+        return [[*tokens[:room], self.end_id] for tokens in self.to_ids(texts)]
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
-        """One feature a row: its input_ids are the source, cut to its room, its target the target's tokens."""
-        pairs = zip(self.to_ids([self.text(row) for row in rows]), self.answers(rows), strict=True)
-        return [Feature(example=i, input_ids=self.fit(source), target=target) for i, (source, target) in enumerate(pairs)]
+        """One feature per row. `input_ids`: the truncated source; `target`: the target's tokens."""
+        sources = self.to_ids([self.text(row) for row in rows])
+        features: list[Feature] = []
+        for source, target in zip(sources, self.answers(rows), strict=True):
+            ids = self.fit(source)
+            features.append(Feature(example=len(features), input_ids=ids, target=target))
+        return features
 
     def draw_feature(self, rng: Random) -> Feature:
         """A source and a target, both at their full length."""
@@ -90,19 +111,30 @@ class GenerateCodec(Codec):
         """One a target token."""
         return int((batch["labels"] != IGNORED).sum())
 
-    def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
+    def predict(
+        self,
+        model: nn.Module,
+        features: Sequence[Feature],
+        device: torch.device,
+    ) -> list[Any]:
         """Generated ids a feature, ended by the end token or by `max_new_tokens`."""
         return [self.cut_at_end(ids) for ids in self.generate(model, features, device).tolist()]
 
-    def generate(self, model: nn.Module, features: Sequence[Feature], device: torch.device, **options: Any) -> Any:
-        """What `generate` returns by the recipe's search, the prompt's tokens cut off; `options` replace settings of it.
+    def generate(
+        self,
+        model: nn.Module,
+        features: Sequence[Feature],
+        device: torch.device,
+        **options: Any,
+    ) -> Any:
+        """The output of `generate` without the prompt, by the recipe's search changed by `options`.
 
-        A checkpoint may bring settings in its generation_config, but the recipe alone says how to generate.
+        Settings in a checkpoint's generation_config do not count.
         """
         prompt = move_batch(device, self.prompt(features))
         with patch.dict(vars(model.generation_config), vars(hf.GenerationConfig()), clear=True):
             output = model.generate(**prompt, **self.search | options)  # type: ignore[operator]
-        start = prompt["input_ids"].shape[1] if self.start_id is None else 1  # of what is generated
+        start = prompt["input_ids"].shape[1] if self.start_id is None else 1
         if isinstance(output, Tensor):
             return output[:, start:]
         output.sequences = output.sequences[:, start:]
@@ -115,28 +147,37 @@ class GenerateCodec(Codec):
 
     def search_settings(self, rules: Generation) -> dict[str, Any]:
         """A search by these rules, as fields of a `GenerationConfig`."""
-        search = asdict(rules) | {"do_sample": False, "use_cache": True}
-        search |= {"pad_token_id": self.pad_id, "eos_token_id": self.end_id, "decoder_start_token_id": self.start_id}
+        search = asdict(rules)
+        search["do_sample"] = False
+        search["use_cache"] = True
+        search["pad_token_id"] = self.pad_id
+        search["eos_token_id"] = self.end_id
+        search["decoder_start_token_id"] = self.start_id
         if self.start_id is None:  # `min_length` counts the prompt of a causal model
             search["min_new_tokens"] = search.pop("min_length") or None
         return search
 
     def prompt(self, features: Sequence[Feature]) -> Batch:
-        """What the model sees before it generates; where generation goes on from its last token, padding is on the left."""
+        """The model's input to generate from, padded on the left if generation continues it."""
         return self.inputs([feature.input_ids for feature in features], left=self.start_id is None)
 
     def cut_at_end(self, ids: list[int]) -> list[int]:
         """The ids up to the first end token, which they keep."""
         return ids[: ids.index(self.end_id) + 1] if self.end_id in ids else ids
 
-    def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
+    def decode(
+        self,
+        rows: Sequence[Row],
+        features: Sequence[Feature],
+        outputs: Sequence[Any],
+    ) -> list[Prediction]:
         """Features and rows are one to one."""
         words = [self.strip_end(ids) for ids in outputs]
         texts = self.tokenizer.batch_decode(words, skip_special_tokens=True)
         return [Prediction(value=text.strip()) for text in texts]
 
     def decode_alone(self, output: list[int]) -> str | None:
-        """An output's text as the tokenizer's file writes it, without transformers; None if its spaces are to be cleaned up."""
+        """An output's text by the tokenizer's file alone; None if transformers cleans up spaces."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None or self.tokenizer.clean_up_tokenization_spaces:
             return None
@@ -148,32 +189,38 @@ class GenerateCodec(Codec):
         return output[:-1] if self.has_end(output) else output
 
     def has_end(self, output: Any) -> bool:
-        """Whether the end token was generated."""
+        """Checks that an output ends with the end token."""
         return bool(output) and output[-1] == self.end_id
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """The counted labels are the row's target and the end token; only a target that was too long may be cut."""
+        """Checks for the row's target and the end token; only a target too long may be cut."""
         target_ids = label[label != IGNORED].tolist()
         if not self.has_end(target_ids) or len(target_ids) > self.max_target_length:
             return False
-        text, target = alphanumeric(self.tokenizer.decode(target_ids[:-1])), alphanumeric(self.target_text(row))
-        has_unknown = self.tokenizer.unk_token_id in target_ids[:-1]
-        return has_unknown or text == target or (len(target_ids) == self.max_target_length and target.startswith(text))
+        if self.tokenizer.unk_token_id in target_ids[:-1]:
+            return True
+        text = alphanumeric(self.tokenizer.decode(target_ids[:-1]))
+        target = alphanumeric(self.target_text(row))
+        if len(target_ids) == self.max_target_length:
+            return target.startswith(text)
+        return text == target
 
 
 class EncoderDecoderCodec(GenerateCodec):
-    """prefix + source + end -> target + end; the decoder starts from the model's own start token."""
+    """Prefix + source + end -> target + end; the decoder starts from the model's start token."""
 
     @cached_property
     def start_id(self) -> int:  # type: ignore[override]
-        """The decoder's first token: the head's, else [CLS] as in BERT2BERT, else the padding token, as T5's."""
+        """The decoder's first token: the head's, else [CLS] (BERT2BERT), else padding (T5)."""
         if self.cell.head.start_token:
             return self.special(self.cell.head.start_token)[0]
-        return int(self.pad_id if self.tokenizer.cls_token_id is None else self.tokenizer.cls_token_id)
+        cls_id = self.tokenizer.cls_token_id
+        return int(self.pad_id if cls_id is None else cls_id)
 
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """Source (B, S), decoder inputs and labels (B, T): inputs are the labels shifted right, behind the start token."""
-        decoder_inputs = self.inputs([[self.start_id, *feature.target[:-1]] for feature in features])
+        """Source (B, S), and decoder inputs and labels (B, T): labels shifted right are inputs."""
+        shifted = [[self.start_id, *feature.target[:-1]] for feature in features]
+        decoder_inputs = self.inputs(shifted)
         return {
             **self.prompt(features),
             "decoder_input_ids": decoder_inputs["input_ids"],
@@ -183,56 +230,61 @@ class EncoderDecoderCodec(GenerateCodec):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of the target tokens, summed."""
-        logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}, use_cache=False).logits
+        logits = model(**without_labels(batch), use_cache=False).logits
         return self.criterion(logits.float().flatten(0, 1), batch["labels"].flatten())
 
 
 class CausalCodec(GenerateCodec):
-    """Source and target in one sequence, which fits `max_length` as a whole, and so does a generated text."""
+    """Source and target in one sequence, which fits `max_length`, as does a generated text."""
 
     @property
     def room(self) -> int:
-        """How many tokens of the source fit beside the longest target."""
+        """Tokens of the source that fit beside the longest target."""
         return super().room - self.max_target_length
 
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """Whole sequences (B, S + T), padded on the right; labels only where the target and its end token stand."""
+        """Whole sequences (B, S + T), padded on the right; labels of target and end token only."""
         batch = self.inputs([[*feature.input_ids, *feature.target] for feature in features])
         labels = [[*[IGNORED] * len(feature.input_ids), *feature.target] for feature in features]
         return {**batch, "labels": pad(labels, IGNORED)}
 
     def to_device(self, batch: Batch, device: torch.device) -> Batch:
-        """The batch on a device, with `kept`: the places whose next token some row is to learn, counted from the end.
+        """The batch on a device, with `kept`: positions whose next token is learned, from the end.
 
-        Found on the host, where looking does not make a device wait.
+        Found on the host, so that no device waits.
         """
         positions = (batch["labels"][:, 1:] != IGNORED).any(0).nonzero().flatten()
         return move_batch(device, {**batch, "kept": positions - batch["labels"].shape[1]})
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy of the target tokens, summed; each is the next one of the token before.
+        """Cross-entropy of the target tokens, summed; each token predicts the next.
 
-        Of a batch that `to_device` made, the model computes logits only where they count: vocabularies are large, sources long.
+        For a batch from `to_device`, the model computes logits only where they count: vocabularies
+        are large, sources long.
         """
-        inputs, labels = {name: batch[name] for name in ("input_ids", "attention_mask")}, batch["labels"]
-        owner: Any = getattr(model, "module", model)  # ranks and PEFT wrap what may be asked for some places only
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        labels = batch["labels"]
+        owner: Any = getattr(model, "module", model)  # ranks and PEFT wrap the model
         owner = owner.get_base_model() if hasattr(owner, "get_base_model") else owner
         if "kept" in batch and "logits_to_keep" in signature(owner.forward).parameters:
             logits = model(**inputs, use_cache=False, logits_to_keep=batch["kept"]).logits
             labels = labels[:, batch["kept"] + 1]
         else:
             logits = model(**inputs, use_cache=False).logits
-            logits, labels = logits[:, -labels.shape[1] : -1], labels[:, 1:]  # learned tokens in front have logits, too
+            logits = logits[:, -labels.shape[1] : -1]  # PEFT's learned tokens have logits, too
+            labels = labels[:, 1:]
         return self.criterion(logits.float().flatten(0, 1), labels.flatten())
 
 
 class SeparatedCodec(CausalCodec):
-    """source + the head's new token, or EOS where it has none + target + EOS in one sequence."""
+    """Source + the head's new token, or EOS without one + target + EOS in one sequence."""
 
-    lead = " "  # inside a text, GPT-2's tokens carry the space before a word, and so does the target's first word
+    lead = " "  # inside a text, GPT-2's tokens contain the space before a word
 
     def affixes(self) -> tuple[list[int], list[int]]:
-        """The separator stands behind the source."""
+        """Tokens before the source, and the separator after it."""
         before, _ = super().affixes()
         token = self.cell.head.new_token
-        return before, [self.end_id if token is None else self.tokenizer.convert_tokens_to_ids(token)]
+        if token is None:
+            return before, [self.end_id]
+        return before, [self.tokenizer.convert_tokens_to_ids(token)]

@@ -1,96 +1,146 @@
-"""AdamW by its definition, held against the steps that an optimizer makes."""
+"""AdamW by its definition, compared with the steps of an optimizer."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tunegrid.run.first_updates import MOVED, SAMPLED, sample
+from tunegrid.run.meter import state_tensors
 
-# Of a tensor's movement in three updates. On quick cells fp32 is at most 1e-4 off, and 8-bit moments 7e-2; Adam's moments
-# without their correction are 3 off. One update from the moments that the optimizer holds is exact with 8 bits, too.
-STEP_TOLERANCE, PACKED_TOLERANCE = 1e-3, 0.2
-LOST = MOVED * torch.finfo(torch.float32).eps / STEP_TOLERANCE  # of the weights' norm: what so many additions may round off
-LATE = 0.75  # of the updates come before the late one; behind it rates are so small that rounding hides much
-PACKED_BLOCK = 256  # neighbouring values whose packed moments share a scale, as bitsandbytes has it
+# Of a tensor's movement in three updates. On quick cells fp32 is at most 1e-4 off, and 8-bit
+# moments 7e-2; Adam's moments without their correction are 3 off. One update from the optimizer's
+# own moments is exact with 8 bits, too.
+STEP_TOLERANCE = 1e-3
+PACKED_TOLERANCE = 0.2
+# Of the weights' norm: rounding of three additions.
+LOST = MOVED * torch.finfo(torch.float32).eps / STEP_TOLERANCE
+LATE = 0.75  # share of updates before the late one; later, rates are too small for rounding
+PACKED_BLOCK = 256  # neighbouring values whose packed moments share a scale, in bitsandbytes
+
+
+class AdamState(NamedTuple):
+    """Weights and both moments of a tensor."""
+
+    weights: Tensor
+    first: Tensor
+    second: Tensor
 
 
 @dataclass
 class AdamW:
-    """AdamW by its definition (Loshchilov and Hutter 2019, algorithm 2), beside the first steps of an optimizer that is one.
+    """AdamW by definition (Loshchilov and Hutter 2019, algorithm 2), beside an optimizer's steps.
 
-    It is given the same gradients and rates, on some values of each tensor, and computes in fp64 on the host, since what
-    tensors hold during an update is measured. `gap` stays None if the optimizer is no AdamW, made fewer steps, or was taken up
-    in the middle. One late step starts from the optimizer's own weights and moments: its `late_gap` shows a count that is lost.
+    It gets the same gradients and rates, for some values of each tensor, and computes in fp64 on
+    the host, since the device's memory during an update is measured. `gap` stays None if the
+    optimizer is no AdamW, made fewer steps, or was resumed. One late step starts from the
+    optimizer's own weights and moments: its `late_gap` shows a lost count of steps.
     """
 
     optimizer: Any
     parameters: Mapping[str, Tensor]  # by name
-    gap: float | None = None  # how far a tensor moved otherwise than by definition, as a share of its movement: the largest
+    gap: float | None = None  # the largest error of a tensor's movement, as a share of it
     late_gap: float | None = None  # the same of one update near the end
-    packed: bool = False  # whether the optimizer keeps moments in 8 bits
-    _last: int = field(default=0, init=False)  # the update that ends what is followed
+    packed: bool = False  # the optimizer keeps moments in 8 bits
+    _last: int = field(default=0, init=False)  # the last update to follow
     _start: dict[str, Tensor] = field(default_factory=dict, init=False)
     _groups: dict[str, Any] = field(default_factory=dict, init=False)
-    _state: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, init=False)  # weights and both moments
+    _state: dict[str, AdamState] = field(default_factory=dict, init=False)
 
     def before_step(self, update: int, total: int) -> None:
-        """Take the step by definition, of an update that counts from 0, of so many."""
+        """Takes the step by definition, of an update that counts from 0, of `total` ones."""
         if update in (0, max(MOVED, int(LATE * total))):
-            self._last = update or MOVED - 1
-            kind, groups = type(self.optimizer), self.optimizer.param_groups
-            is_torch = kind is torch.optim.AdamW and not any(group["amsgrad"] or group["maximize"] for group in groups)
-            is_followed = is_torch or kind.__module__ == "bitsandbytes.optim.adamw"  # theirs have no such options
-            group_of = {p: group for group in groups for p in group["params"]} if is_followed else {}
-            stepped = {name: p for name, p in self.parameters.items() if p.grad is not None and p in group_of}
-            stepped = {name: p for name, p in stepped.items() if not update or p in self.optimizer.state}
-            for name, start in sample(stepped, exact=True).items():
-                first, second = held_moments(self.optimizer.state[stepped[name]]) if update else [torch.zeros_like(start)] * 2
-                self._start[name], self._groups[name] = start, group_of[stepped[name]]
-                self._state[name] = start, first, second
-        gradients = {name: self.parameters[name].grad for name in self._state}
-        given_gradients = {name: gradient for name, gradient in gradients.items() if gradient is not None}
-        for name, gradient in sample(given_gradients, exact=True).items():
-            self._state[name] = adamw_step(self._state[name], gradient, update + 1, self._groups[name])
+            self._follow(update)
+        gradients = {}
+        for name in self._state:
+            gradient = self.parameters[name].grad
+            if gradient is not None:
+                gradients[name] = gradient
+        for name, gradient in sample(gradients, exact=True).items():
+            state = self._state[name]
+            self._state[name] = adamw_step(state, gradient, update + 1, self._groups[name])
+
+    def _follow(self, update: int) -> None:
+        """Follows the optimizer from this update on, if it is an AdamW."""
+        self._last = update or MOVED - 1
+        kind = type(self.optimizer)
+        groups = self.optimizer.param_groups
+        if kind is torch.optim.AdamW:
+            if any(group["amsgrad"] or group["maximize"] for group in groups):
+                return
+        elif kind.__module__ != "bitsandbytes.optim.adamw":  # theirs have no such options
+            return
+        group_of: dict[Tensor, Any] = {}
+        for group in groups:
+            group_of |= dict.fromkeys(group["params"], group)
+        stepped = {}
+        for name, p in self.parameters.items():
+            has_state = not update or p in self.optimizer.state
+            if p.grad is not None and p in group_of and has_state:
+                stepped[name] = p
+        for name, start in sample(stepped, exact=True).items():
+            p = stepped[name]
+            self._start[name] = start
+            self._groups[name] = group_of[p]
+            moments: Sequence[Tensor] = [torch.zeros_like(start)] * 2
+            if update:
+                moments = held_moments(self.optimizer.state[p])
+            self._state[name] = AdamState(start, *moments)
 
     def after_step(self, update: int) -> None:
-        """Behind the last step that is followed, see how far apart the two are."""
+        """After the last step to follow, measures the gap."""
         if not self._state or update < self._last:
             return
         gap = 0.0
-        for name, end in sample({name: self.parameters[name] for name in self._start}, exact=True).items():
-            start, expected = self._start[name], self._state[name][0]
+        followed = {name: self.parameters[name] for name in self._start}
+        for name, end in sample(followed, exact=True).items():
+            start = self._start[name]
+            expected = self._state[name].weights
             movement = float((expected - start).norm() + LOST * start.norm())
             distance = float((end - expected).norm())
             if distance:
                 gap = max(gap, distance / movement if movement else math.inf)
-        self.gap, self.late_gap = (gap, None) if update < MOVED else (self.gap, gap)
-        states = (value for state in self.optimizer.state.values() for value in state.values())
-        self.packed = any(isinstance(value, Tensor) and value.dtype is torch.uint8 for value in states)
-        self._start, self._state = {}, {}
+        if update < MOVED:
+            self.gap = gap
+            self.late_gap = None
+        else:
+            self.late_gap = gap
+        self.packed = any(tensor.dtype is torch.uint8 for tensor in state_tensors(self.optimizer))
+        self._start = {}
+        self._state = {}
 
 
 def held_moments(state: Mapping[str, Any]) -> Sequence[Tensor]:
-    """Both moments, of the sampled values, that torch's or bitsandbytes' AdamW holds of a tensor."""
+    """Both moments of a tensor's sampled values in torch's or bitsandbytes' AdamW."""
     names = ("exp_avg", "exp_avg_sq") if "exp_avg" in state else ("state1", "state2")
     moments = [*sample({name: state[name] for name in names}, exact=True).values()]
     if state[names[0]].dtype is not torch.uint8:
         return moments
     size = state["state1"].numel()
     blocks = torch.arange(0, size, max(1, size // SAMPLED)) // PACKED_BLOCK
-    pairs = [(state[f"qmap{i}"].double().cpu(), state[f"absmax{i}"].double().cpu()) for i in (1, 2)]
-    return [levels[codes.long()] * scales[blocks] for codes, (levels, scales) in zip(moments, pairs, strict=True)]
+    unpacked = []
+    for number, codes in enumerate(moments, 1):
+        levels = state[f"qmap{number}"].double().cpu()
+        scales = state[f"absmax{number}"].double().cpu()
+        unpacked.append(levels[codes.long()] * scales[blocks])
+    return unpacked
 
 
 def adamw_step(
-    state: tuple[Tensor, Tensor, Tensor], gradient: Tensor, number: int, settings: Mapping[str, Any]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights and both moments after a step, the first one of which is number 1; `settings` are an optimizer's group."""
+    state: AdamState,
+    gradient: Tensor,
+    number: int,
+    settings: Mapping[str, Any],
+) -> AdamState:
+    """The state after step `number`, from 1 on; `settings` are an optimizer's group."""
     weights, first, second = state
-    (beta1, beta2), rate, decay = settings["betas"], float(settings["lr"]), settings["weight_decay"]
-    first, second = beta1 * first + (1 - beta1) * gradient, beta2 * second + (1 - beta2) * gradient**2
+    beta1, beta2 = settings["betas"]
+    rate = float(settings["lr"])
+    first = beta1 * first + (1 - beta1) * gradient
+    second = beta2 * second + (1 - beta2) * gradient**2
     step = first / (1 - beta1**number) / ((second / (1 - beta2**number)).sqrt() + settings["eps"])
-    return (1 - rate * decay) * weights - rate * step, first, second
+    weights = (1 - rate * settings["weight_decay"]) * weights - rate * step
+    return AdamState(weights, first, second)

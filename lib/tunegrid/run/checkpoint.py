@@ -1,6 +1,7 @@
-"""Saves the state of a long training now and then, as one safetensors file: tensors, and all else as JSON beside them.
+"""Saves the state of a long training now and then, as one safetensors file with JSON in it.
 
-Sessions that train the same cell, at the same settings, write the same file: each takes the place of the one before, whole.
+Sessions that train the same cell, at the same settings, write the same file: each replaces the one
+before, whole.
 """
 
 import json
@@ -22,7 +23,7 @@ from tunegrid.run.ranks import ALONE, Ranks, local_shard
 if TYPE_CHECKING:
     from tunegrid.run.train import Trainer
 
-TENSOR = "<tensor>"  # the only key of what stands in JSON for a tensor; its value is the tensor's name
+TENSOR = "<tensor>"  # the only key of an object that replaces a tensor in JSON, with its name
 
 
 @dataclass(kw_only=True)
@@ -35,21 +36,25 @@ class Checkpoints:
     ranks: Ranks = ALONE
     saved_at: float = field(default_factory=time.monotonic)
     save_error: str | None = None  # why the last save failed; training goes on
-    started_anew: str | None = None  # why a file that is there was not taken up
+    started_anew: str | None = None  # why an existing file was not used
 
     def __post_init__(self) -> None:
-        """Each rank's own file, as it has random numbers of its own; all save, or go on, at the same update."""
+        """Names each rank's own file; all save, or resume, at the same update."""
         if self.ranks.rank:
             self.path = self.path.with_suffix(f".rank{self.ranks.rank}{self.path.suffix}")
 
     @property
     def remarks(self) -> list[str]:
         """Sentences for the record."""
-        failure = self.save_error and f"no checkpoint could be saved: {self.save_error}"
-        return [sentence for sentence in (self.started_anew, failure) if sentence]
+        sentences = []
+        if self.started_anew:
+            sentences.append(self.started_anew)
+        if self.save_error:
+            sentences.append(f"no checkpoint could be saved: {self.save_error}")
+        return sentences
 
     def save_if_due(self, source: "Trainer") -> None:
-        """Write the file if it is time: whole, or not at all."""
+        """Writes the file if it is due: whole, or not at all."""
         if not self.ranks.first(lambda: time.monotonic() - self.saved_at >= self.every_seconds):
             return
         tensors: dict[str, Tensor] = {}
@@ -63,21 +68,22 @@ class Checkpoints:
         self.saved_at = time.monotonic()
         try:
             text = json.dumps(tree)
-            with replace_file(self.path) as part:
-                save_file(tensors, part, {"tree": text})
+            with replace_file(self.path) as path:
+                save_file(tensors, path, {"tree": text})
             self.save_error = None
-        except (OSError, SafetensorError, TypeError) as error:  # TypeError: an optimizer's value that JSON does not know
+        # TypeError: an optimizer's value that JSON does not know.
+        except (OSError, SafetensorError, TypeError) as error:
             self.save_error = first_line(error)
 
     def restore(self, target: "Trainer") -> None:
-        """Load the file's state into the target; do nothing without `resume`, without a file, or if it cannot be used."""
+        """Loads the file's state into the target, if it is to resume and the file can be used."""
         state = self._read_state() if self.resume and self.path.is_file() else None
         updates = self.ranks.gather(state and state["log"]["updates"])
-        if state and len(set(updates)) == 1:  # a kill may leave some ranks with another update's file than others
+        if state and len(set(updates)) == 1:  # a kill may leave ranks with files of other updates
             target.load_state_dict(state)
 
     def _read_state(self) -> dict[str, Any] | None:
-        """What the file holds; None if it cannot be read, as one that was cut off: then it is set aside."""
+        """The file's state; if it cannot be read, as one that was cut off, renames it: None."""
         try:
             with safe_open(self.path, "pt") as file:
 
@@ -90,10 +96,11 @@ class Checkpoints:
             backup = self.path.with_name(f"{self.path.name}.broken")
             with suppress(OSError):
                 self.path.replace(backup)
-            self.started_anew = f"started over: the checkpoint cannot be read ({first_line(error)}); renamed to {backup.name}"
+            fault = f"the checkpoint cannot be read ({first_line(error)})"
+            self.started_anew = f"started over: {fault}; renamed to {backup.name}"
             return None
 
     def clear(self) -> None:
-        """Remove the file: the cell is recorded."""
-        with suppress(OSError):  # a folder that cannot be written keeps it: nothing takes it up, since the cell has its row
+        """Removes the file: the cell is recorded."""
+        with suppress(OSError):  # a file that stays is not used, since the cell has its row
             self.path.unlink(missing_ok=True)

@@ -23,22 +23,24 @@ from tunegrid.run.metrics import Metrics, score_rows
 from tunegrid.run.ranks import ALONE, Ranks
 
 EVAL_BATCH = 64  # features; large, since no gradients are kept and sorting leaves little padding
-ROOM = 2048  # tokens with padding at once on a CPU, which gains nothing by more, while the longest rows differ much in length
+# Tokens with padding at once on a CPU, which gains nothing by more, while the longest rows differ
+# much in length.
+ROOM = 2048
 
 
 @dataclass(kw_only=True)
 class Evaluation:
-    """What a model scores on some rows: for the record, and as evidence for audits."""
+    """Scores of a model on some rows, for the record, with evidence for audits."""
 
     part: EvaluationRecord  # the record's: how the rows were predicted and scored
     scores: dict[str, float]  # points, 0 to 100, by metric
-    examples: dict[str, list[float]]  # the points of each row
+    examples: dict[str, list[float]]  # points of each row, by metric
     rows: Sequence[Row]
-    features: Sequence[Feature]  # what the model read of the rows
-    outputs: Sequence[Any]  # what it answered,
-    predictions: list[Prediction]  # and that decoded
+    features: Sequence[Feature]  # of the rows, as the model read them
+    outputs: Sequence[Any]  # of the model, by feature
+    predictions: list[Prediction]  # decoded from the outputs
     samples_per_second: float | None = None  # rows predicted
-    generated_tokens_per_second: float | None = None  # of all rows together; None if nothing was generated
+    generated_tokens_per_second: float | None = None  # None if nothing was generated
 
 
 def evaluate(
@@ -50,23 +52,32 @@ def evaluate(
     progress: Progress,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Predict every row, and score the predictions against the rows: of several ranks the first one scores, for all."""
-    task, features = codec.task, get_features(codec, rows, training=False)
+    """Predicts and scores every row; of several ranks the first one scores, for all."""
+    features = get_features(codec, rows, training=False)
     start = time.perf_counter()
     outputs, batch = predict(model, codec, features, device, progress, ranks)
     seconds = time.perf_counter() - start
     predictions = codec.decode(rows, features, outputs)
-    result = ranks.first(lambda: score_rows(metrics, task, rows, [one.value for one in predictions]))
+    values = [prediction.value for prediction in predictions]
+    result = ranks.first(lambda: score_rows(metrics, codec.task, rows, values))
     losses = [prediction.loss for prediction in predictions if prediction.loss is not None]
-    lengths = [len(output) for output in outputs] if codec.generates else []  # the end token included
-    length_figures = {"mean": fmean(lengths), "median": float(median(lengths)), "longest": max(lengths)} if lengths else None
+    generated_tokens = None
+    tokens_per_second = None
+    if codec.generates and outputs:
+        lengths = [len(output) for output in outputs]  # the end token included
+        generated_tokens = {
+            "mean": fmean(lengths),
+            "median": float(median(lengths)),
+            "longest": max(lengths),
+        }
+        tokens_per_second = sum(lengths) / seconds if seconds else None
     part = EvaluationRecord(
         seconds=seconds,
         loss=sum(losses) / len(losses) if losses else None,
         batch=batch,
         metric_sources=result.sources,
         precision=eval_precision(codec.cell, device),
-        generated_tokens=length_figures,
+        generated_tokens=generated_tokens,
     )
     return Evaluation(
         part=part,
@@ -77,25 +88,40 @@ def evaluate(
         outputs=outputs,
         predictions=predictions,
         samples_per_second=len(rows) / seconds if seconds else None,
-        generated_tokens_per_second=sum(map(len, outputs)) / seconds if length_figures and seconds else None,
+        generated_tokens_per_second=tokens_per_second,
     )
 
 
 def eval_precision(cell: Cell, device: torch.device) -> Precision:
-    """What a cell is scored in: as by transformers' `Trainer`, and so the study's notebooks, the precision of training."""
-    # Text in fp32, where one token that rounding turns makes another text; micro backbones, too.
-    return "fp32" if cell.profile.micro or cell.recipe.generation else resolve_precision(cell, device)[0]
+    """The precision of scoring: that of training, as in transformers' `Trainer` and the study.
+
+    Text is generated in fp32, since one token changed by rounding changes the rest; micro backbones
+    are scored in fp32, too.
+    """
+    if cell.profile.micro or cell.recipe.generation:
+        return "fp32"
+    return resolve_precision(cell, device)[0]
 
 
 def predict(
-    model: nn.Module, codec: Codec, features: Sequence[Feature], device: torch.device, progress: Progress, ranks: Ranks = ALONE
+    model: nn.Module,
+    codec: Codec,
+    features: Sequence[Feature],
+    device: torch.device,
+    progress: Progress,
+    ranks: Ranks = ALONE,
 ) -> tuple[list[Any], int]:
-    """An output a feature, and how many were predicted at once at the end: each time memory runs out, the batch is halved."""
-    # Several ranks predict every feature once, in turn, and all have all outputs.
-    lengths, outputs = get_lengths(features), dict[int, Any]()
+    """An output per feature, and the last batch size, which is halved each time memory runs out.
+
+    Several ranks share the features; all get all outputs.
+    """
+    lengths = get_lengths(features)
+    outputs: dict[int, Any] = {}
     order = sorted(range(len(features)), key=lambda i: -lengths[i])[ranks.rank :: ranks.count]
+    room = sys.maxsize
     # Texts are generated in whole batches: each step reads all weights again.
-    room = ROOM if device.type == "cpu" and not codec.generates and not codec.cell.profile.micro else sys.maxsize
+    if device.type == "cpu" and not codec.generates and not codec.cell.profile.micro:
+        room = ROOM
     model.eval()
     size = EVAL_BATCH
     with torch.inference_mode(), autocast(eval_precision(codec.cell, device), device):
@@ -111,10 +137,13 @@ def predict(
                 outputs.update(zip(chunk, answers, strict=True))
                 progress("evaluate", len(outputs), len(order), "")
             elif size == 1:
-                raise InputError(f"{codec.cell.id} does not fit: memory runs out when it predicts one row at a time")
+                cause = "memory runs out when it predicts one row at a time"
+                raise InputError(f"{codec.cell.id} does not fit: {cause}")
             else:  # out here, where the error no longer keeps the failed pass alive
                 free_memory(device)
                 size //= 2
-    shares = ranks.gather((outputs, size))
-    outputs_by_feature = {i: output for share, _ in shares for i, output in share.items()}
-    return [outputs_by_feature[i] for i in range(len(features))], min(size for _, size in shares)
+    all_outputs: dict[int, Any] = {}
+    for rank_outputs, rank_size in ranks.gather((outputs, size)):
+        all_outputs |= rank_outputs
+        size = min(size, rank_size)
+    return [all_outputs[i] for i in range(len(features))], size

@@ -1,6 +1,6 @@
-"""Figures that tell a change without statistics: of groups ("layer 1 attention"), single modules, and the first updates.
+"""Figures that show a change without statistics, by group ("layer 1 attention").
 
-They stand below the training loop, which takes those of its first updates, and `tunegrid.run.before_training`.
+The training loop takes those of its first updates; `tunegrid.run.before_training` others.
 """
 
 import math
@@ -19,12 +19,13 @@ from tunegrid.grid.cells import Cell
 from tunegrid.run.ranks import full_tensor
 
 MOVED = 3  # updates that movement is measured over: a warm-up's first one has a rate of 0
-SAMPLED = 4096  # values of a tensor that tell how far it moved
-# Of the largest gradient of a group. Some gradients are zero by definition, as that of the bias of a span's head, and come out
-# as what is rounded off, or as zero: below 1e-7 in the quick cells, where the smallest of all others is 1e-3.
+SAMPLED = 4096  # values of a tensor in which movement is measured
+# Of the largest gradient of a group. Some gradients are zero by definition, as that of the bias of
+# a span's head, and are computed as rounding errors or zero: below 1e-7 in the quick cells, where
+# the smallest of all others is 1e-3.
 ROUNDING = 1e-6
 DIGITS = 9  # of a figure: more than fp32 has
-KINDS = (  # a part of a parameter's name, and the kind of layer that it tells; the first that fits
+KINDS = (  # patterns of a parameter's name, with the kind of layer; the first match counts
     ("norm|\\.ln_", "norms"),
     ("relative_attention_bias", "biases of position"),
     ("crossattention|encdecattention", "cross-attention"),
@@ -37,13 +38,15 @@ Figures = dict[str, float | None]  # by group; None for what is not finite
 
 
 def names_by_group(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
-    """Names by group, in the order of the model: the head's, those that the method added, and those of each layer and kind."""
+    """Names by group: the head's, the method's, and those of each layer and kind."""
     method_names = cell.method.own_parameters(model)
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        lower_name, layer = f".{name.lower()}", re.search(r"\.(\d+)\.", name)
+        lower_name = f".{name.lower()}"
+        layer = re.search(r"\.(\d+)\.", name)
         kind = next((kind for pattern, kind in KINDS if re.search(pattern, lower_name)), None)
-        stack = next((stack for stack in ("decoder", "encoder") if f".{stack}." in lower_name), "layer")
+        stacks = (stack for stack in ("decoder", "encoder") if f".{stack}." in lower_name)
+        stack = next(stacks, "layer")
         if is_part(name, cell.head.new_modules):
             group = "head"
         elif name in method_names:
@@ -57,31 +60,49 @@ def names_by_group(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[s
 
 
 def norms(groups: Mapping[str, Sequence[str]], sizes: Mapping[str, float]) -> Figures:
-    """The norm of each group, from those of its tensors; groups without one are left out."""
-    sizes_by_group = {group: [sizes[name] for name in names if name in sizes] for group, names in groups.items()}
-    return {group: figure(math.hypot(*tensor_norms)) for group, tensor_norms in sizes_by_group.items() if tensor_norms}
+    """The norm of each group, from its tensors' norms; leaves out groups without any."""
+    norms_by_group = {}
+    for group, names in groups.items():
+        tensor_norms = [sizes[name] for name in names if name in sizes]
+        if tensor_norms:
+            norms_by_group[group] = figure(math.hypot(*tensor_norms))
+    return norms_by_group
 
 
 def gradient_figures(
-    groups: Mapping[str, Sequence[str]], gradients: Mapping[str, Tensor]
+    groups: Mapping[str, Sequence[str]],
+    gradients: Mapping[str, Tensor],
 ) -> tuple[Figures, dict[str, int], set[str]]:
-    """Norms by group, how many of a group's tensors have more than rounding, and the names of those that have only that."""
-    # Counted, since one tensor of many without a gradient hardly moves a norm. If all of a group are zero, none is rounding.
-    sizes = {name: float(gradient.norm(dtype=torch.float32)) for name, gradient in gradients.items()}
-    largest = {name: max(sizes.get(other, 0.0) for other in names) for names in groups.values() for name in names}
-    rounding = {name for name, size in sizes.items() if largest.get(name, 0.0) > 0 and size <= ROUNDING * largest[name]}
-    reached_names = {name for name, gradient in gradients.items() if gradient.any()} - rounding
-    return norms(groups, sizes), {group: len(reached_names & set(names)) for group, names in groups.items()}, rounding
+    """Norms and counts of real gradients by group, and names whose gradients are mere rounding.
+
+    One tensor of many without a gradient hardly changes a norm, but a count.
+    """
+    sizes: dict[str, float] = {}
+    for name, gradient in gradients.items():
+        sizes[name] = float(gradient.norm(dtype=torch.float32))
+    rounding: set[str] = set()
+    counts: dict[str, int] = {}
+    for group, names in groups.items():
+        largest = max((sizes.get(name, 0.0) for name in names), default=0.0)
+        counts[group] = 0
+        for name in names:
+            if name not in sizes:
+                continue
+            if largest > 0 and sizes[name] <= ROUNDING * largest:
+                rounding.add(name)
+            elif gradients[name].any():
+                counts[group] += 1
+    return norms(groups, sizes), counts, rounding
 
 
 def figure(value: Any) -> float | None:
-    """A number for the record; None for one that is infinite or none."""
+    """A number for the record; None for infinity and NaN."""
     number = float(value)
     return float(f"{number:.{DIGITS}g}") if math.isfinite(number) else None
 
 
 def digest(value: Any) -> str:
-    """Sixteen hex digits of a value; of an iterator, those of the list of its values, which is never made."""
+    """Sixteen hex digits of a value; an iterator counts as a list, which is never made."""
     if not isinstance(value, Iterator):
         return sha256(repr(value).encode()).hexdigest()[:16]
     hasher = sha256(b"[")
@@ -92,38 +113,46 @@ def digest(value: Any) -> str:
 
 
 def sample(tensors: Mapping[str, Any], *, exact: bool = False) -> dict[str, Tensor]:
-    """Some values of each tensor, evenly spread: a copy of all would double what is kept. If exact, in fp64 on the host."""
-    steps = {name: max(1, tensor.numel() // SAMPLED) for name, tensor in tensors.items()}
-    values = {name: full_tensor(p.detach()).reshape(-1)[:: steps[name]].float().clone() for name, p in tensors.items()}
-    return {name: some.double().cpu() for name, some in values.items()} if exact else values
+    """Copies of evenly spread values of each tensor; if exact, in fp64 on the host."""
+    samples = {}
+    for name, tensor in tensors.items():
+        step = max(1, tensor.numel() // SAMPLED)
+        values = full_tensor(tensor.detach()).reshape(-1)[::step].float().clone()
+        samples[name] = values.double().cpu() if exact else values
+    return samples
 
 
 @dataclass
 class FirstUpdates:
-    """Looks at a cell's parameters, by name, in the first update, and after the third, or the last of fewer."""
+    """Figures of a cell's parameters in the first update, and after the third, or last, one."""
 
     cell: Cell
     model: nn.Module
     parameters: Mapping[str, Tensor]
     _start: dict[str, Tensor] = field(default_factory=dict, init=False)
-    _rounding: set[str] = field(default_factory=set, init=False)  # names of the tensors whose gradients are no more than that
+    # Names of the tensors whose gradients are mere rounding.
+    _rounding: set[str] = field(default_factory=set, init=False)
 
     def gradients(self, device: torch.device) -> dict[str, Any]:
-        """Norms by group of the gradients that the optimizer is about to use, and what was drawn so far."""
+        """Gradients that the optimizer is about to use, by group; a digest of the RNG's state."""
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         self._start = sample({name: self.parameters[name] for name in gradients})
         groups = names_by_group(self.cell, self.model, gradients)
         full_gradients = {name: full_tensor(gradient) for name, gradient in gradients.items()}
         sizes, counts, self._rounding = gradient_figures(groups, full_gradients)
-        state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()  # dropout draws from it
+        state = torch.get_rng_state()  # dropout draws from it
+        if device.type == "cuda":
+            state = torch.cuda.get_rng_state(device)
         return {"gradients": sizes, "reached": counts, "drawn": digest(state.tolist())}
 
     def movement(self) -> dict[str, Any]:
-        """How far each group moved since: norms over sampled values. Empty if no one recorded the first update."""
+        """Norms by group of the movement since, of sampled values; empty without a first update."""
         if not self._start:
             return {}
-        end = sample({name: self.parameters[name] for name in self._start})
-        # An AdamW moves a weight by its whole rate also if its gradient is rounding: such tensors are left out.
-        change = {name: end[name] - start for name, start in self._start.items() if name not in self._rounding}
-        sizes = {name: float(one.norm(dtype=torch.float32)) for name, one in change.items()}
-        return {"moved": norms(names_by_group(self.cell, self.model, change), sizes)}
+        ends = sample({name: self.parameters[name] for name in self._start})
+        sizes = {}
+        for name, start in self._start.items():
+            # AdamW moves a weight by its whole rate also if its gradient is rounding.
+            if name not in self._rounding:
+                sizes[name] = float((ends[name] - start).norm(dtype=torch.float32))
+        return {"moved": norms(names_by_group(self.cell, self.model, sizes), sizes)}

@@ -1,6 +1,7 @@
 """Measures what a cell costs at its true size: FLOPs and bytes. No checkpoint is needed.
 
-Two updates precede the timed ones and warm up the device: the first counts FLOPs, the second traces bytes.
+Two updates precede the timed ones and warm up the device: the first counts FLOPs, the second traces
+bytes.
 """
 
 import math
@@ -22,15 +23,17 @@ from tunegrid.grid.methods import TOKEN_ROWS
 from tunegrid.record.record import Flops, Ledger
 from tunegrid.run.build import base_type
 from tunegrid.run.device import AUTOCAST, free_memory
-from tunegrid.run.meter import parameter_counts, tensor_bytes, weight_tensors
+from tunegrid.run.meter import parameter_counts, state_tensors, tensor_bytes, weight_tensors
 from tunegrid.run.train import Trainer
 
 FP32_BYTES = 4
-MATRIX = {"cpu": 2048, "cuda": 8192}  # sides of the square matrices whose product is the device's peak
-MATRIX_SECONDS = 1.0  # so long they are multiplied, or once if that takes longer
+# Sides of the square matrices whose product is the device's peak.
+MATRIX = {"cpu": 2048, "cuda": 8192}
+MATRIX_SECONDS = 1.0  # of products, or one product if that takes longer
 CUDA_ROOM = 0.02  # the share that an allocator's rounding may add
 ADAPTER_SHARE = 0.05  # of full fine-tuning's gradients and moments
-WEIGHTS_SHARE = 0.75  # NF4 of T5's encoder, whose embeddings and wo stay in fp32, still saves a third
+# NF4 of T5's encoder, whose embeddings and wo stay in fp32, still saves a third.
+WEIGHTS_SHARE = 0.75
 
 
 @dataclass(kw_only=True)
@@ -38,27 +41,32 @@ class Footprint:
     """Measurements of the traced updates."""
 
     flops_per_step: int  # of one update, forward and backward, matrix products and attention
-    matmul_flops_per_second: float  # the device's best on large square matrices in the cell's precision
-    live_bytes: int  # held right after the optimizer's step, by the allocator's count (CUDA) or the tensors' (CPU)
+    matmul_flops_per_second: float  # the device's best on large matrices in the cell's precision
+    live_bytes: int  # right after the optimizer's step, by the allocator (CUDA) or tensors (CPU)
     peak_bytes: int  # the most held during that update
 
 
 def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
-    """Two updates of the trainer: one counts FLOPs, one traces bytes beyond `baseline_bytes`, held before the model was."""
-    device, live_sizes = trainer.meter.device, list[int]()
+    """Makes two updates: one counts FLOPs, one traces bytes beyond `baseline_bytes`."""
+    device = trainer.meter.device
+    live_sizes: list[int] = []
     with FlopCounterMode(display=False, custom_mapping=extra_flops()) as flops:
         trainer.update(next(trainer.updates(0)))
     group = next(trainer.updates(0))
-    cuda = device.type == "cuda"
-    states = [value for state in trainer.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    counter = None if cuda else TensorBytes([*weight_tensors(trainer.model), *states])
-    if cuda:
+    counter = None
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    else:
+        tensors = weight_tensors(trainer.model) + state_tensors(trainer.optimizer)
+        counter = TensorBytes(tensors)
 
-    def live_bytes(*_: Any) -> None:
-        live_sizes.append(counter.live if counter else torch.cuda.memory_allocated(device) - baseline_bytes)
+    def note_live_bytes(*_: Any) -> None:
+        if counter:
+            live_sizes.append(counter.live)
+        else:
+            live_sizes.append(torch.cuda.memory_allocated(device) - baseline_bytes)
 
-    hook = trainer.optimizer.optimizer.register_step_post_hook(live_bytes)
+    hook = trainer.optimizer.optimizer.register_step_post_hook(note_live_bytes)
     with counter or nullcontext():
         trainer.update(group)
     hook.remove()
@@ -71,46 +79,67 @@ def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
 
 
 def extra_flops() -> dict[Any, Any]:
-    """FLOPs of operators that torch's counter leaves out, or counts otherwise on another device; attention stays fused."""
+    """FLOPs of operators that torch's counter leaves out on some device; attention stays fused."""
 
-    def attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    def attention(
+        query: Sequence[int],
+        key: Sequence[int],
+        value: Sequence[int],
+        *_: Any,
+        **__: Any,
+    ) -> int:
         return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
     def attention_backward(gradient: Any, *operands: Any, **__: Any) -> int:
         return 2 * attention(*operands)  # both products have two gradients
 
-    def packed_product(a: Sequence[int], packed: Any, shape: Sequence[int], *_: Any, **__: Any) -> int:
-        return 2 * math.prod(a) * shape[0]  # rows of `a` (..., K) times a 4-bit matrix of `shape` (N, K)
+    def packed_product(
+        inputs: Sequence[int],  # (..., K)
+        packed: Any,
+        shape: Sequence[int],  # (N, K), of the 4-bit matrix
+        *_: Any,
+        **__: Any,
+    ) -> int:
+        return 2 * math.prod(inputs) * shape[0]
 
     mapping: dict[Any, Any] = {torch.ops.bitsandbytes.gemm_4bit: packed_product}
-    for kernel in ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu"):
-        mapping[getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}")] = attention
-        mapping[getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_backward")] = attention_backward
+    for kernel in (
+        "flash_attention",
+        "efficient_attention",
+        "cudnn_attention",
+        "flash_attention_for_cpu",
+    ):
+        name = f"_scaled_dot_product_{kernel}"
+        mapping[getattr(torch.ops.aten, name)] = attention
+        mapping[getattr(torch.ops.aten, f"{name}_backward")] = attention_backward
     return mapping
 
 
 class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of tensors on a CPU, whose allocator cannot be asked; token ids and scalars, of the batch, are left out."""
+    """Counts bytes of tensors on a CPU, whose allocator keeps no count, without ids and scalars."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        """`tensors` are held already; all floating ones that operators make are added."""
+        """Starts from `tensors`; all floating ones that operators make are added."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._known = {t.untyped_storage().data_ptr() for t in tensors}
         self.live = self.peak = tensor_bytes(tensors)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count what the operator made, until it is gone."""
+        """Counts the operator's outputs until they are freed."""
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            # In fp64 AdamW's definition is computed, on the host whatever the device is: no part of training.
-            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim and leaf.dtype is not torch.float64:
-                storage = leaf.untyped_storage()
-                pointer, size = storage.data_ptr(), storage.nbytes()
-                if size and pointer not in self._known:
-                    self._known.add(pointer)
-                    self.live += size
-                    self.peak = max(self.peak, self.live)
-                    weakref.finalize(storage, self._release, pointer, size).atexit = False
+            if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or not leaf.ndim:
+                continue
+            if leaf.dtype is torch.float64:  # AdamW by its definition, which is no part of training
+                continue
+            storage = leaf.untyped_storage()
+            pointer = storage.data_ptr()
+            size = storage.nbytes()
+            if size and pointer not in self._known:
+                self._known.add(pointer)
+                self.live += size
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._release, pointer, size).atexit = False
         return result
 
     def _release(self, pointer: int, size: int) -> None:
@@ -131,27 +160,38 @@ def baseline_bytes(device: torch.device) -> int:
 @cache
 def matmul_peak(device: torch.device, precision: str) -> float:
     """FLOP/s of the fastest of several products of two large square matrices, 2 n^3 FLOPs each."""
-    from torch.utils.benchmark import Timer  # 60 ms, which cells that are no footprints do not need
+    from torch.utils.benchmark import Timer  # 60 ms, which only footprints need
 
     side = MATRIX[device.type]
-    generator = torch.Generator(device).manual_seed(0)  # the trainer's own random numbers stay as they are
-    # A GPU multiplies ones at a higher clock than it holds in training.
-    matrix = torch.randn(side, side, generator=generator, device=device, dtype=AUTOCAST.get(precision))
-    timer = Timer("torch.mm(matrix, matrix)", globals={"torch": torch, "matrix": matrix}, num_threads=torch.get_num_threads())
-    seconds = min(timer.blocked_autorange(min_run_time=MATRIX_SECONDS).times)  # it warms up, and waits for a GPU
+    generator = torch.Generator(device).manual_seed(0)  # leaves the trainer's random state alone
+    # Random, since a GPU multiplies ones at a higher clock than it holds in training.
+    matrix = torch.randn(
+        side,
+        side,
+        generator=generator,
+        device=device,
+        dtype=AUTOCAST.get(precision),
+    )
+    timer = Timer(
+        "torch.mm(matrix, matrix)",
+        globals={"torch": torch, "matrix": matrix},
+        num_threads=torch.get_num_threads(),
+    )
+    # The timer warms up, and waits for a GPU.
+    seconds = min(timer.blocked_autorange(min_run_time=MATRIX_SECONDS).times)
     del matrix, timer
     free_memory(device)  # or it would stay reserved, in the first cell's peaks alone
     return float(2 * side**3 / seconds)
 
 
 def complete(ledger: Ledger, footprint: Footprint) -> Ledger:
-    """The ledger with the peak; activations are the peak minus what stays between two updates."""
+    """The ledger with the peak; activations are the peak minus the bytes held between updates."""
     activations = footprint.peak_bytes - (ledger.tensor_bytes or 0)
     return replace(ledger, peak_bytes=footprint.peak_bytes, activations_bytes=activations)
 
 
 def compute_flops(footprint: Footprint, step_seconds: float | None) -> Flops:
-    """FLOPs of an update, and how fast they were done beside the device's best."""
+    """FLOPs of an update, and their rate beside the device's best."""
     rate = footprint.flops_per_step / step_seconds if step_seconds else None
     peak = footprint.matmul_flops_per_second
     return Flops(
@@ -162,38 +202,52 @@ def compute_flops(footprint: Footprint, step_seconds: float | None) -> Flops:
     )
 
 
-# What must hold on any machine: a sentence for each expectation that does not
+# Expectations on any machine: each function returns a sentence for each that is not met
 
 
 def footprint_faults(trainer: Trainer, footprint: Footprint) -> list[str]:
-    """Of the number of parameters that train, of the bytes held, and of what the method saves."""
-    cell, ledger = trainer.cell, trainer.log.ledger
+    """Checks the counts of parameters that train, the bytes held, and the bytes saved."""
+    ledger = trainer.log.ledger
     assert ledger, "a traced trainer has made two updates"
-    count_faults, byte_faults = wrong_counts(cell, trainer.model), wrong_bytes(ledger, footprint, trainer.meter.device)
-    return [*count_faults, *byte_faults, *wrong_savings(cell, ledger, parameter_counts(trainer.model).total_params)]
+    total_params = parameter_counts(trainer.model).total_params
+    return [
+        *wrong_counts(trainer.cell, trainer.model),
+        *wrong_bytes(ledger, footprint, trainer.meter.device),
+        *wrong_savings(trainer.cell, ledger, total_params),
+    ]
 
 
 def wrong_counts(cell: Cell, model: nn.Module) -> list[str]:
-    """The recipe may say how many parameters train; it does not count the row of a new token."""
+    """Compares the trained parameters, without a new token's row, with the recipe's count."""
     expected = cell.recipe.trainable_params
-    count = sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and TOKEN_ROWS not in name)
-    return [] if expected in (None, count) else [f"{count:,} parameters train, the recipe says {expected:,}"]
+    count = 0
+    for name, p in model.named_parameters():
+        if p.requires_grad and TOKEN_ROWS not in name:
+            count += p.numel()
+    if expected in (None, count):
+        return []
+    return [f"{count:,} parameters train, the recipe says {expected:,}"]
 
 
 def wrong_bytes(ledger: Ledger, footprint: Footprint, device: torch.device) -> list[str]:
-    """The device holds the tensors that the ledger books."""
-    ledger_bytes, device_bytes = ledger.tensor_bytes or 0, footprint.live_bytes
-    is_right = abs(device_bytes - ledger_bytes) <= (CUDA_ROOM * ledger_bytes if device.type == "cuda" else 0)
-    return [] if is_right else [f"the ledger holds {ledger_bytes:,} bytes, the device {device_bytes:,}"]
+    """Checks that the device holds the bytes of the ledger."""
+    expected = ledger.tensor_bytes or 0
+    allowed_error = CUDA_ROOM * expected if device.type == "cuda" else 0
+    if abs(footprint.live_bytes - expected) <= allowed_error:
+        return []
+    return [f"the ledger holds {expected:,} bytes, the device {footprint.live_bytes:,}"]
 
 
 def wrong_savings(cell: Cell, ledger: Ledger, total_params: int) -> list[str]:
-    """Quantized weights, and an adapter's gradients and moments, are much smaller than without it."""
-    weights, training = ledger.weights_bytes or 0, (ledger.gradients_bytes or 0) + (ledger.optimizer_bytes or 0)
-    unpacked, full = base_type(cell).itemsize * total_params, 3 * FP32_BYTES * total_params  # a gradient and two moments
+    """Checks that quantized weights, and an adapter's gradients and moments, are much smaller."""
+    weights = ledger.weights_bytes or 0
+    unpacked = base_type(cell).itemsize * total_params
+    training = (ledger.gradients_bytes or 0) + (ledger.optimizer_bytes or 0)
+    full = 3 * FP32_BYTES * total_params  # a gradient and two moments
     sentences = []
     if cell.quantization and weights >= WEIGHTS_SHARE * unpacked:
         sentences.append(f"quantized weights take {weights:,} bytes, unquantized ones {unpacked:,}")
     if cell.method.adapts and training >= ADAPTER_SHARE * full:
-        sentences.append(f"gradients and optimizer take {training:,} bytes, those of full fine-tuning {full:,}")
+        fault = f"gradients and optimizer take {training:,} bytes"
+        sentences.append(f"{fault}, those of full fine-tuning {full:,}")
     return sentences

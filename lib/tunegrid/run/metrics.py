@@ -22,50 +22,67 @@ from tunegrid.grid.tasks import Problem, Task
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 Scores = dict[str, float]
 PointsByMetric = dict[str, list[float]]  # points of each row, by metric
-# By problem, the score of each row that tells whether anything was learned.
+# By problem, the score of each row that shows learning.
 TELLING = {Problem.CLASSIFY: "accuracy", Problem.EXTRACT: "f1", Problem.GENERATE: "rougeL"}
 BATCH = 64  # texts that are embedded at once
 
 
 @dataclass(kw_only=True)
 class Metrics:
-    """What metrics are computed with; `bert_scorer` computes BERTScore for the tasks that need it, None leaves it out."""
+    """Settings of metrics; without `bert_scorer`, tasks get no BERTScore."""
 
     bert_scorer: "BertScorer | None" = None
     own: Sequence[Metric] = ()  # a user's
 
 
 def needs_bertscore(task: Task) -> bool:
-    """Whether a BERTScore is among the scores that thresholds and gates hold: only then is its encoder loaded."""
+    """Checks that a bounded score is a BERTScore: only then is its encoder loaded."""
     return any(name.startswith("bertscore_") for name in task.bounded_scores)
 
 
 @dataclass(kw_only=True)
 class Scored:
-    """Points over all rows, by metric; and of each row, in order, for metrics that are a mean over rows."""
+    """Points over all rows, and of each row for metrics that are a mean over rows."""
 
     scores: Scores
     examples: PointsByMetric
     sources: dict[str, str]  # implementation by metric family
 
 
-def classification(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Sequence[int]) -> Scored:
+def classification(
+    metrics: Metrics,
+    task: Task,
+    rows: Sequence[Row],
+    predicted: Sequence[int],
+) -> Scored:
     """Accuracy, macro F1, and precision, recall and F1 of each class."""
     references = [row[task.target] for row in rows]
     hits = [100.0 * (truth == guess) for truth, guess in zip(references, predicted, strict=True)]
     scores = classification_scores(references, predicted, len(task.labels))
-    return Scored(scores=scores, examples={"accuracy": hits}, sources={"accuracy": "built-in", "f1": "built-in"})
+    sources = {"accuracy": "built-in", "f1": "built-in"}
+    return Scored(scores=scores, examples={"accuracy": hits}, sources=sources)
 
 
-def classification_scores(references: Sequence[int], predicted: Sequence[int], count: int) -> Scores:
-    """Scores over `count` classes, numbered from 0. As in scikit-learn, a class that was never predicted has precision 0."""
-    pairs, classes = Counter(zip(references, predicted, strict=True)), range(count)
+def classification_scores(
+    references: Sequence[int],
+    predicted: Sequence[int],
+    count: int,
+) -> Scores:
+    """Scores over classes, from 0 on; as in scikit-learn, no prediction means precision 0."""
+
+    def percent(hits: int, total: int) -> float:
+        return 100 * hits / total if total else 0.0
+
+    pairs = Counter(zip(references, predicted, strict=True))
+    classes = range(count)
     scores = {"accuracy": 100 * sum(pairs[label, label] for label in classes) / len(references)}
     for label in classes:
-        hits, truths = pairs[label, label], sum(pairs[label, other] for other in classes)
-        guesses = sum(pairs[other, label] for other in classes)
-        for name, part, total in (("precision", hits, guesses), ("recall", hits, truths), ("f1", 2 * hits, truths + guesses)):
-            scores[f"{name}_{label}"] = 100 * part / total if total else 0.0
+        hits = pairs[label, label]
+        truths = sum(pairs[label, guess] for guess in classes)
+        guesses = sum(pairs[truth, label] for truth in classes)
+        scores[f"precision_{label}"] = percent(hits, guesses)
+        scores[f"recall_{label}"] = percent(hits, truths)
+        scores[f"f1_{label}"] = percent(2 * hits, truths + guesses)
     scores["f1_macro"] = sum(scores[f"f1_{label}"] for label in classes) / count
     return scores
 
@@ -80,7 +97,7 @@ def simplify(answer: str) -> str:
 
 
 def token_f1(answer: str, truth: str) -> float:
-    """Harmonic mean of precision and recall over the words that two normalized texts share; 0 if they share none."""
+    """Harmonic mean of precision and recall over the words that two normalized texts share."""
     words, truth_words = answer.split(), truth.split()
     shared = sum((Counter(words) & Counter(truth_words)).values())
     return 2 * shared / (len(words) + len(truth_words)) if shared else 0.0
@@ -88,22 +105,38 @@ def token_f1(answer: str, truth: str) -> float:
 
 def squad_examples(truths: Sequence[Sequence[str]], answers: Sequence[str]) -> PointsByMetric:
     """Each question's best score against any of its answers."""
-    pairs = [([simplify(truth) for truth in some], simplify(answer)) for some, answer in zip(truths, answers, strict=True)]
-    exact = [100.0 * (answer in some) for some, answer in pairs]
-    return {"exact_match": exact, "f1": [100 * max(token_f1(answer, truth) for truth in some) for some, answer in pairs]}
+    exact = []
+    f1 = []
+    for row_truths, answer in zip(truths, answers, strict=True):
+        guess = simplify(answer)
+        simple_truths = [simplify(truth) for truth in row_truths]
+        exact.append(100.0 * (guess in simple_truths))
+        f1.append(100 * max(token_f1(guess, truth) for truth in simple_truths))
+    return {"exact_match": exact, "f1": f1}
 
 
-def extraction(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Sequence[str]) -> Scored:
+def extraction(
+    metrics: Metrics,
+    task: Task,
+    rows: Sequence[Row],
+    predicted: Sequence[str],
+) -> Scored:
     """exact_match and f1, of spans and of generated answers alike."""
     examples = squad_examples([answer_texts(task, row) for row in rows], predicted)
     scores = {name: fmean(points) for name, points in examples.items()}
     return Scored(scores=scores, examples=examples, sources={"squad": "built-in"})
 
 
-def generation(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Sequence[str]) -> Scored:
-    """rouge1, rouge2, rougeL, rougeLsum (F-measures, stemmed), and BERTScore if the task needs it and there is a scorer."""
+def generation(
+    metrics: Metrics,
+    task: Task,
+    rows: Sequence[Row],
+    predicted: Sequence[str],
+) -> Scored:
+    """ROUGE (F-measures, stemmed), and BERTScore if the task needs it and there is a scorer."""
     references = [row[task.target] for row in rows]
-    examples, sources = rouge_examples(references, [sentence_lines(text) for text in predicted]), {"rouge": "rouge_score"}
+    examples = rouge_examples(references, [sentence_lines(text) for text in predicted])
+    sources = {"rouge": "rouge_score"}
     if metrics.bert_scorer and needs_bertscore(task):
         examples |= metrics.bert_scorer.examples(references, predicted)
         sources["bertscore"] = f"built-in, {metrics.bert_scorer.name}"
@@ -112,17 +145,21 @@ def generation(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Seq
 
 
 def sentence_lines(text: str) -> str:
-    """One sentence per line: rougeLsum compares line by line, and generated text has no line breaks."""
+    """One sentence per line, as rougeLsum compares: generated text has no line breaks."""
     return re.sub(r"(?<=[.!?])\s+", "\n", text.strip())
 
 
-def rouge_examples(references: Sequence[str], predicted: Sequence[str], types: Sequence[str] = ROUGE_TYPES) -> PointsByMetric:
+def rouge_examples(references: Sequence[str], predicted: Sequence[str]) -> PointsByMetric:
     """F-measures of each example, with Porter stemming."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(list(types), use_stemmer=True)
-    pairs = [scorer.score(reference, text) for reference, text in zip(references, predicted, strict=True)]
-    return {name: [100 * pair[name].fmeasure for pair in pairs] for name in types}
+    scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
+    points: PointsByMetric = {name: [] for name in ROUGE_TYPES}
+    for reference, text in zip(references, predicted, strict=True):
+        scores = scorer.score(reference, text)
+        for name in ROUGE_TYPES:
+            points[name].append(100 * scores[name].fmeasure)
+    return points
 
 
 METRICS: dict[Problem, Callable[[Metrics, Task, Sequence[Row], Sequence[Any]], Scored]] = {
@@ -155,15 +192,16 @@ def score_rows(
     return scored
 
 
-# BERTScore (Zhang et al. 2020) with any BERT encoder. No idf weights and no rescaling, as `bert_score`'s defaults; on one
-# encoder the two agree within 1e-4. The encoder is not that package's default: compare only runs that name the same one.
+# BERTScore (Zhang et al. 2020) with any BERT encoder. No idf weights and no rescaling, as
+# `bert_score`'s defaults; on one encoder the two agree within 1e-4. The encoder is not that
+# package's default: compare only runs that name the same one.
 
 
 class Embedded(NamedTuple):
-    """A text's tokens, all of which may be partners."""
+    """A text's tokens, any of which may match one of another text."""
 
     vectors: Tensor  # of unit length (tokens, width)
-    counted: Tensor  # (tokens,): those that count in a mean, [CLS] and [SEP] aside, which stand in every text
+    counted: Tensor  # (tokens,): in a mean all count but [CLS] and [SEP], which all texts have
 
 
 class BertScorer:
@@ -171,36 +209,53 @@ class BertScorer:
 
     def __init__(self, name: str, tokenizer: Any, encoder: Any) -> None:
         """An encoder with its tokenizer; `name` goes into the record."""
-        self.name, self._tokenizer, self._encoder = name, tokenizer, encoder.eval()
-        # bert_score takes layer 9 of bert-base's 12, which correlates best with human judgement: three quarters up.
+        self.name = name
+        self._tokenizer = tokenizer
+        self._encoder = encoder.eval()
+        # bert_score takes layer 9 of bert-base's 12, which correlates best with human judgement.
         self._layer = round(0.75 * encoder.config.num_hidden_layers)
         self._window = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
 
-    def examples(self, references: Sequence[str], candidates: Sequence[str]) -> dict[str, list[float]]:
+    def examples(self, references: Sequence[str], candidates: Sequence[str]) -> PointsByMetric:
         """Points of each example; an empty text scores 0."""
-        matches = map(greedy_match, self._embed(candidates), self._embed(references))
-        points = zip(*([100 * one for one in match] for match in matches), strict=True)
-        return dict(zip(("bertscore_precision", "bertscore_recall", "bertscore_f1"), map(list, points), strict=True))
+        points: PointsByMetric = {
+            "bertscore_precision": [],
+            "bertscore_recall": [],
+            "bertscore_f1": [],
+        }
+        for match in map(greedy_match, self._embed(candidates), self._embed(references)):
+            for values, value in zip(points.values(), match, strict=True):
+                values.append(100 * value)
+        return points
 
     def _embed(self, texts: Sequence[str]) -> list[Embedded]:
-        """The tokens of each text, as far as the encoder's window reaches."""
+        """The tokens of each text that fit the encoder's window."""
         frame = torch.tensor([self._tokenizer.cls_token_id, self._tokenizer.sep_token_id])
         embeddings: list[Embedded] = []
         for start in range(0, len(texts), BATCH):
             batch = self._tokenizer(
-                list(texts[start : start + BATCH]), padding=True, truncation=True, max_length=self._window, return_tensors="pt"
+                list(texts[start : start + BATCH]),
+                padding=True,
+                truncation=True,
+                max_length=self._window,
+                return_tensors="pt",
             )
             mask = batch["attention_mask"]
             with torch.inference_mode():
-                output = self._encoder(batch["input_ids"], attention_mask=mask, output_hidden_states=True)
+                output = self._encoder(
+                    batch["input_ids"],
+                    attention_mask=mask,
+                    output_hidden_states=True,
+                )
             states = normalize(output.hidden_states[self._layer].float(), dim=-1)
             for row, ids, is_token in zip(states, batch["input_ids"], mask.bool(), strict=True):
-                embeddings.append(Embedded(vectors=row[is_token], counted=~torch.isin(ids[is_token], frame)))
+                counted = ~torch.isin(ids[is_token], frame)
+                embeddings.append(Embedded(vectors=row[is_token], counted=counted))
         return embeddings
 
 
 def greedy_match(candidate: Embedded, reference: Embedded) -> tuple[float, float, float]:
-    """Precision, recall and F1, from 0 to 1: means over one text's counted tokens of their best cosine with the other's."""
+    """Precision, recall and F1, 0 to 1, by each counted token's best cosine in the other text."""
     if not candidate.counted.any() or not reference.counted.any():
         return 0.0, 0.0, 0.0
     cosines = candidate.vectors @ reference.vectors.T

@@ -3,7 +3,7 @@
 import math
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,15 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-# Of what goes into a module, of what comes out, and of the gradient there: a norm, and projections on fixed random vectors. A
-# tensor whose values change places keeps its norm, and one of two tensors may have a projection of the other's by chance:
+# Of a module's inputs, its output, and the gradient there: a norm, and projections on fixed random
+# vectors. Permuted values keep their norm, and two tensors may share a projection by chance, but
 # hardly all of them.
-LARGE = 1e6  # what masks hold is larger, and would hide all else that goes in
+LARGE = 1e6  # masks have larger values, which would hide all other inputs
 PROJECTIONS = 3
 MOST_PRODUCTS = 2**20  # of values with random ones that are held at once, for each projection
 NUMBERS = ("norm", *(f"projection_{index}" for index in range(PROJECTIONS)))  # of each tensor
-NAMES, COUNTS = ("phase", "module", "kind", "library"), ("call", "depth", "source", "maker")  # of each call of a module
-TENSORS = ("taken", "given", "gradient", "weights")  # of each call, too
+# Columns of each call of a module.
+NAMES = ("phase", "module", "kind", "library")
+COUNTS = ("call", "depth", "source", "maker")
+TENSORS = ("taken", "given", "gradient", "weights")
 Columns = dict[str, list[Any]]
 Projected = tuple[Tensor, Tensor]  # a norm, and projections
 
@@ -31,43 +33,63 @@ Projected = tuple[Tensor, Tensor]  # a norm, and projections
 class ModuleFigures:
     """The figures of a model's modules, call by call, in the order in which calls end.
 
-    `tunegrid.gate.modules` compares those of two runs. Hooks look at modules, and at the tensors between them, while the
-    model computes; no tensor is kept, and nothing waits for a GPU before the end. A call is a row. Its `source` and `maker` are
-    the calls that made what goes in and what comes out, -1 if no module did; the maker is another call if a module hands on
-    what it was given as it is.
+    `tunegrid.gate.modules` compares those of two runs. Hooks look at modules, and at the tensors
+    between them, while the model computes; no tensor is kept, and nothing waits for a GPU before
+    the end. A call is a row. Its `source` and `maker` are the calls that made its input and its
+    output, -1 if no module did; the maker is another call if a module returns its input unchanged.
     """
 
     model: nn.Module
     _calls: list[dict[str, Any]] = field(default_factory=list, init=False)
     # By a tensor's id: the tensor, its version, its figures, and the call that made it.
-    _seen: dict[int, tuple[weakref.ref[Tensor], int, Projected, int]] = field(default_factory=dict, init=False)
+    _seen: dict[int, tuple[weakref.ref[Tensor], int, Projected, int]] = field(
+        default_factory=dict,
+        init=False,
+    )
 
     @contextmanager
     def watch(self, phase: str, passes: int | None = None) -> Iterator[None]:
-        """Note what the model computes meanwhile: all of it, or its first passes. Of a pass that fails nothing is kept."""
+        """Notes the model's calls meanwhile, or those of its first passes; none if one fails."""
         names = {module: name for name, module in self.model.named_modules()}
-        call_count, open_calls, times = len(self._calls), list[dict[str, Any]](), Counter[str]()
-        countdown = count(-1, -1) if passes is None else count(passes, -1)  # of passes to come; of all of them there is no end
+        call_count = len(self._calls)
+        open_calls: list[dict[str, Any]] = []
+        times: Counter[str] = Counter()
+        passes_left = count(-1 if passes is None else passes, -1)  # from -1 on, it never reaches 0
 
         def enter(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-            if not open_calls and next(countdown) == 0:
+            if not open_calls and next(passes_left) == 0:
                 hooks.close()
                 return
-            name, kind = names[module], type(module)
+            name = names[module]
+            kind = type(module)
             times[name] += 1
-            call = {"phase": phase, "module": name, "kind": kind.__name__, "library": kind.__module__.partition(".")[0]}
-            tensors = (leaf for leaf in tree_leaves([*inputs, *options.values()]) if isinstance(leaf, Tensor))
-            figures, makers = self._look(tensors)
-            source = next((maker for maker in makers if maker >= 0), -1)
-            open_calls.append(call | {"call": times[name], "depth": len(open_calls), "source": source, "taken": figures})
+            leaves = tree_leaves([*inputs, *options.values()])
+            figures, makers = self._look([leaf for leaf in leaves if isinstance(leaf, Tensor)])
+            call = {
+                "phase": phase,
+                "module": name,
+                "kind": kind.__name__,
+                "library": kind.__module__.partition(".")[0],
+                "call": times[name],
+                "depth": len(open_calls),
+                "source": next((maker for maker in makers if maker >= 0), -1),
+                "taken": figures,
+            }
+            open_calls.append(call)
 
         def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            call, place = open_calls.pop(), len(self._calls)
-            outputs = [leaf for leaf in tree_leaves([output]) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-            call["given"], makers = self._look(outputs, place)
-            call["maker"] = next(iter(makers), -1)
-            if outputs and outputs[0].requires_grad and call["maker"] == place:
-                outputs[0].register_hook(lambda gradient: call.update(gradient=tensor_figures(gradient.detach())))  # type: ignore[no-untyped-call] # torch's own
+            call = open_calls.pop()
+            number = len(self._calls)
+            tensors = [leaf for leaf in tree_leaves([output]) if isinstance(leaf, Tensor)]
+            outputs = [tensor for tensor in tensors if tensor.is_floating_point()]
+            call["given"], makers = self._look(outputs, number)
+            call["maker"] = makers[0] if makers else -1
+
+            def note_gradient(gradient: Tensor) -> None:
+                call["gradient"] = tensor_figures(gradient.detach())
+
+            if outputs and outputs[0].requires_grad and call["maker"] == number:
+                outputs[0].register_hook(note_gradient)  # type: ignore[no-untyped-call]
             self._calls.append(call)
 
         with ExitStack() as hooks:
@@ -82,57 +104,73 @@ class ModuleFigures:
             finally:
                 self._seen = {}
 
-    def _look(self, tensors: Iterable[Tensor], maker: int = -1) -> tuple[Projected | None, list[int]]:
-        """Figures of tensors, and the call that made each: the one before, if a tensor has passed through this as it is."""
-        pairs: list[tuple[Projected, int]] = []
+    def _look(
+        self,
+        tensors: Sequence[Tensor],
+        maker: int = -1,
+    ) -> tuple[Projected | None, list[int]]:
+        """Figures of tensors, and the call that made each: an earlier one if it is unchanged."""
+        all_figures: list[Projected] = []
+        makers: list[int] = []
         for tensor in tensors:
             version = 0 if tensor.is_inference() else tensor._version
             entry = self._seen.get(id(tensor))
             if entry is None or entry[0]() is not tensor or entry[1] != version:
                 values = tensor.detach()
-                if maker < 0:  # so that nothing hides the rest: whole numbers by their sine, what masks hold by its sign
-                    is_large = values.abs() > LARGE if values.is_floating_point() else None
-                    values = torch.sin(values.float()) if is_large is None else torch.where(is_large, values.sign(), values)
+                # Of inputs, whole numbers count by their sine and values of masks by their sign, so
+                # that neither hides the rest.
+                if maker < 0 and values.is_floating_point():
+                    values = torch.where(values.abs() > LARGE, values.sign(), values)
+                elif maker < 0:
+                    values = torch.sin(values.float())
                 figures = tensor_figures(values)
                 entry = self._seen[id(tensor)] = (weakref.ref(tensor), version, figures, maker)
-            pairs.append(entry[2:])
-        return _sum([figures for figures, _ in pairs]), [maker for _, maker in pairs]
+            all_figures.append(entry[2])
+            makers.append(entry[3])
+        return _sum(all_figures), makers
 
     def note_weights(self, phase: str, gradients: Mapping[str, Tensor]) -> None:
-        """Note the gradients of parameters, by name, with the first call of the module that holds them."""
-        first_calls = {call["module"]: call for call in reversed(self._calls) if call["phase"] == phase}
+        """Notes gradients of parameters, by name, at the first call of the module with them."""
+        calls = [call for call in self._calls if call["phase"] == phase]
+        first_calls = {call["module"]: call for call in reversed(calls)}
         figures: dict[str, list[Projected]] = defaultdict(list)
         for name, gradient in gradients.items():
             module = name.rpartition(".")[0]
-            while module and module not in first_calls:  # it only holds them, as a list of parameters does
+            while module and module not in first_calls:  # never called, as a list of parameters
                 module = module.rpartition(".")[0]
             figures[module].append(tensor_figures(gradient))
         for module in figures.keys() & first_calls.keys():
             first_calls[module]["weights"] = _sum(figures[module])
 
     def columns(self) -> Columns:
-        """One row per call, by column; None for what was not there, or is no finite number."""
+        """One row per call, by column; None for figures that lack or are not finite."""
         for call in self._calls:
-            call["gradient"] = self._calls[call["maker"]].get("gradient") if call["maker"] >= 0 else None
+            maker = call["maker"]
+            call["gradient"] = self._calls[maker].get("gradient") if maker >= 0 else None
         columns: Columns = {name: [call[name] for call in self._calls] for name in NAMES}
         columns |= {name: [float(call[name]) for call in self._calls] for name in COUNTS}
         for name in TENSORS:
             entries = [call.get(name) for call in self._calls]
-            vectors = [torch.cat([norm.unsqueeze(0), projections]) for norm, projections in filter(None, entries)]
-            rows = iter(torch.stack(vectors).tolist() if vectors else ())  # brought to the host at once
-            table = [next(rows) if one else [math.nan] * len(NUMBERS) for one in entries]
+            vectors = []
+            for norm, projections in filter(None, entries):
+                vectors.append(torch.cat([norm.unsqueeze(0), projections]))
+            # Brought to the host at once.
+            rows = iter(torch.stack(vectors).tolist() if vectors else ())
+            table = [next(rows) if entry else [math.nan] * len(NUMBERS) for entry in entries]
             for i, number in enumerate(NUMBERS):
-                columns[f"{name}_{number}"] = [row[i] if math.isfinite(row[i]) else None for row in table]
-        random_vectors.cache_clear()  # on a GPU they would stand in the peaks of training
+                values = [row[i] for row in table]
+                columns[f"{name}_{number}"] = [v if math.isfinite(v) else None for v in values]
+        random_vectors.cache_clear()  # on a GPU they would count in the peaks of training
         return columns
 
 
 def tensor_figures(tensor: Tensor) -> Projected:
-    """A tensor's norm, and its projections on random vectors that are the same for every tensor of its shape.
+    """A tensor's norm, and its projections on random vectors, the same for all of its shape.
 
-    Sums of products, value by value: a matrix product may be what changed.
+    Sums of products, value by value: a matrix product may be the change to find.
     """
-    # Each vector is the product of one along the last dimension and one along all others: none is as long as the tensor.
+    # Each vector is the product of one along the last dimension and one along all others: none is
+    # as long as the tensor.
     matrix = tensor.float().reshape(-1, tensor.shape[-1] if tensor.dim() else 1)
     rows, columns = (random_vectors(length, matrix.device) for length in matrix.shape)
     squares = torch.zeros((), device=matrix.device)
@@ -148,14 +186,15 @@ def tensor_figures(tensor: Tensor) -> Projected:
 
 @lru_cache(maxsize=256)
 def random_vectors(length: int, device: torch.device) -> Tensor:
-    """Normal numbers (PROJECTIONS, length), the same for every tensor of this length: a projection is as large as a norm."""
+    """Normal numbers (PROJECTIONS, length), scaled so that a projection is as large as a norm."""
     numbers = torch.randn(PROJECTIONS, length, generator=torch.Generator().manual_seed(length))
     return (numbers / numbers.square().mean(1, keepdim=True).sqrt()).to(device)
 
 
 def _sum(figures: Sequence[Projected]) -> Projected | None:
-    """Of several tensors: the norm of all, and the sum of their projections, in an order that counts."""
+    """The norm of several tensors, and the sum of their projections, weighted by their order."""
     if len(figures) < 2:
         return figures[0] if figures else None
-    norms, projections = zip(*figures, strict=True)
-    return torch.stack(norms).norm(), torch.stack([one * (index + 1) for index, one in enumerate(projections)]).sum(0)
+    norms = torch.stack([norm for norm, _ in figures])
+    weighted = [projections * number for number, (_, projections) in enumerate(figures, 1)]
+    return norms.norm(), torch.stack(weighted).sum(0)

@@ -1,4 +1,4 @@
-"""Prepares a cell's training: whatever trains a cell gets its trainer here, with model, codec and features in it."""
+"""Prepares a cell's training: makes its trainer, with model, codec and features."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -37,13 +37,21 @@ CODECS: dict[tuple[Problem, Layout | None], type[Codec]] = {
 
 
 def make_codec(cell: Cell, tokenizer: Any) -> Codec:
-    """The cell's codec over a tokenizer; raises InputError if there is none for its problem and its head's layout."""
-    problem = cell.task.problem  # nothing but a chat's codec tells the turns of a conversation apart
-    layouts = [Layout.CHAT] if cell.task.messages else [layout for kind, layout in CODECS if kind is problem]
+    """The cell's codec over a tokenizer; raises InputError if its layout has none."""
+    problem = cell.task.problem
+    layouts = [layout for kind, layout in CODECS if kind is problem]
+    if cell.task.messages:  # only a chat's codec reads the turns of a conversation
+        layouts = [Layout.CHAT]
     if cell.head.layout not in layouts:
-        name, *names = (f"Layout.{layout.name}" if layout else "no layout" for layout in (cell.head.layout, *layouts))
-        raise InputError(f"{cell.id}: its head has {name}; for {problem}, a head needs {' or '.join(names)}")
+        name = layout_name(cell.head.layout)
+        names = " or ".join(map(layout_name, layouts))
+        raise InputError(f"{cell.id}: its head has {name}; for {problem}, a head needs {names}")
     return CODECS[problem, cell.head.layout](cell, tokenizer)
+
+
+def layout_name(layout: Layout | None) -> str:
+    """The name of a head's layout in messages."""
+    return f"Layout.{layout.name}" if layout else "no layout"
 
 
 def prepare(
@@ -57,15 +65,16 @@ def prepare(
     ranks: Ranks = ALONE,
     after_update: Callable[[Trainer], None] = lambda trainer: None,
 ) -> Trainer:
-    """A trainer with all that a training of the cell needs; without rows on random tokens of full length, as for footprints."""
+    """A trainer of the cell; without rows, on random tokens of full length, as for footprints."""
     codec = codec or make_codec(cell, load_tokenizer(cell))
     features = synthetic_features(cell, codec) if rows is None else get_features(codec, rows, training=True)
-    model = build(cell, codec.tokenizer, device) if model is None else model
+    if model is None:
+        model = build(cell, codec.tokenizer, device)
     return Trainer(cell, model, codec, features, meter or Meter(device=device), ranks, after_update)
 
 
 def length_doubts(cell: Cell, rows: Sequence[Row]) -> Iterator[str]:
-    """Sentences on rows that are longer than what the cell reads, or than its backbone has positions for."""
+    """Sentences on rows longer than `max_length`, or than the backbone's positions."""
     limit = cell.recipe.max_length
     name = cell.backbone.id
     lengths = row_lengths(cell, rows, limit)
@@ -74,7 +83,8 @@ def length_doubts(cell: Cell, rows: Sequence[Row]) -> Iterator[str]:
         cut = sum(whole > length for whole, length in pairs)
         if cut:
             cure = 'quick={"max_length": N}' if cell.profile.micro else "max_length=N"
-            yield f"{name} reads {limit} tokens of a row: {cut} of {len(rows)} rows are longer and are cut; {cure} reads more"
+            fault = f"{name} reads {limit} tokens of a row: {cut} of {len(rows)} rows are longer"
+            yield f"{fault} and are cut; {cure} reads more"
     source, pin = checkpoint_source(cell.backbone, cell.profile)
     config = from_hub_or_folder(hf.AutoConfig, source, pin)
     positions = getattr(config, "max_position_embeddings", None)  # T5 has none
@@ -93,6 +103,8 @@ def row_lengths(cell: Cell, rows: Sequence[Row], limit: int) -> list[int]:
 
 def synthetic_features(cell: Cell, codec: Codec) -> Sequence[Feature]:
     """Features of full length for every update of the profile."""
-    rng, recipe = Random(cell.profile.seed), cell.recipe
-    count = recipe.max_steps * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+    rng = Random(cell.profile.seed)
+    recipe = cell.recipe
+    update_size = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+    count = recipe.max_steps * update_size
     return [replace(codec.draw_feature(rng), example=i) for i in range(count)]

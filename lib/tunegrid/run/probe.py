@@ -18,90 +18,115 @@ from tunegrid.grid.recipes import Generation
 from tunegrid.run.build import base_type, dtype_name
 from tunegrid.run.train import Trainer
 
-FIRST_ROWS = 32  # of training, of which the shortest and the longest are asked about
+FIRST_ROWS = 32  # training rows, of which the shortest and the longest are probed
 MOST_VALUES = 2**24  # of gradients that are added up, smallest tensors first: 64 MiB of fp32
-# Largest differences on the quick cells: fp32 7e-6 of the logits and 2e-6 of the gradients; NF4, which computes in bf16 and
-# so to 4e-3, 4e-3 of the logits and 1.3e-2 of the gradients. Real models are four times as deep.
-FINE, COARSE = 1e-4, 0.1
-APART = 3.0  # so many times the bound, and a part of it, are norms that are clipped
-HALVES = (torch.bfloat16, torch.float16)  # types of 16 bits; numbers that fit neither were computed in fp32
+# Largest differences on the quick cells: fp32 7e-6 of the logits and 2e-6 of the gradients; NF4,
+# which computes in bf16 and so to 4e-3, 4e-3 of the logits and 1.3e-2 of the gradients. Real models
+# are four times as deep.
+FINE = 1e-4
+COARSE = 0.1
+APART = 3.0  # the clipped norms are the bound times this, and divided by it
+# Types of 16 bits; numbers that fit neither were computed in fp32.
+HALVES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(kw_only=True)
 class Probe:
-    """What a trained model answers in evaluation mode, in the precision of training."""
+    """A trained model's answers in evaluation mode, in the precision of training."""
 
-    rows: list[Feature]  # a short and a long one; side by side they have padding
-    alone: list[list[Tensor]] = field(default_factory=list)  # logits of each row, (1, ...); none if the output names none
+    rows: list[Feature]  # a short and a long one, so that their batch has padding
+    # Logits of each row, (1, ...); empty if the output names none.
+    alone: list[list[Tensor]] = field(default_factory=list)
     together: list[Tensor] = field(default_factory=list)  # logits of their batch, each (B, ...)
-    # How far the batch's gradient is from the sum of the rows', in units of its norm; None if it may not fit. If it is more
-    # than rounding, that of two other rows if it is less: a ReLU at 0 can fall to its other side.
+    # Distance of the batch's gradient from the sum of the rows', in units of its norm; None if it
+    # may not fit. If it is more than rounding, the smaller one of this and that of two other rows:
+    # a ReLU at 0 can fall to its other side.
     gap: float | None = None
     called: set[nn.Module] = field(default_factory=set)  # the modules that the model used
-    after_evaluation: float | None = None  # how far the last row's gradient is off right after an evaluation, as `gap`
-    without_gradients: float = 0.0  # how far the last row's logits without gradients are from those with, as `distance`
-    clipped: float | None = None  # how far clipping is off from its definition, in units of the norm; None if nothing clips
-    computed: dict[str, str] = field(default_factory=dict)  # the types in which layers packed to 4 bits computed, by name
-    repeated: float = math.nan  # how far the logits of another pass over the batch are from `together`, as `distance`
-    loss: float = math.nan  # what the codec made of that pass, in nats
+    # Error of the last row's gradient right after an evaluation, as `gap`.
+    after_evaluation: float | None = None
+    # `distance` of the last row's logits without gradients from those with.
+    without_gradients: float = 0.0
+    # Error of clipping, in units of the norm; None if nothing clips.
+    clipped: float | None = None
+    # The types in which layers packed to 4 bits computed, by name.
+    computed: dict[str, str] = field(default_factory=dict)
+    # `distance` of the logits of another pass over the batch from `together`.
+    repeated: float = math.nan
+    loss: float = math.nan  # the codec's, of that pass, in nats
 
 
 def probe(trainer: Trainer) -> Probe:
-    """Ask about a few rows; their batch is differentiated if training held as many rows at once."""
+    """Probes a few rows; differentiates their batch if training held as many rows at once."""
     answer = Probe(rows=spread_features(trainer.features[:FIRST_ROWS], 2))
     trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
-    names, row_gradients = smallest_tensors(trained), list[list[Tensor]]()  # gradients of the smallest tensors, row by row
+    names = smallest_tensors(trained)
     parameters = [trained[name] for name in names]
+    row_gradients: list[list[Tensor]] = []
     with torch.enable_grad(), keep_state(trainer), trainer.accelerator.autocast():
         for row in answer.rows:
             with attach(trainer.model.modules(), lambda module, *_: answer.called.add(module)):
                 logits = get_logits(trainer, [row])[0]
             if not logits:
                 return answer
-            answer.alone.append([one.detach() for one in logits])
+            answer.alone.append([tensor.detach() for tensor in logits])
             row_gradients.append(logit_gradients(logits, [logits], parameters))
         fits = trainer.log.micro_batch >= len(answer.rows)
         with torch.set_grad_enabled(fits):
             logits = get_logits(trainer, answer.rows)[0]
-            answer.together = [one.detach() for one in logits]
+            answer.together = [tensor.detach() for tensor in logits]
             if fits:
-                sums = [torch.stack(tensors).sum(0) for tensors in zip(*row_gradients, strict=True)]
-                answer.gap = relative_gap(logit_gradients(logits, answer.alone, parameters), sums)
+                gradients = logit_gradients(logits, answer.alone, parameters)
+                answer.gap = relative_gap(gradients, sum_rows(row_gradients))
                 if answer.gap > allowance(trainer):
                     answer.gap = min(answer.gap, _other_gap(trainer, parameters))
             with compute_types(trainer.model) as answer.computed:
-                repeat, loss = logits_and_loss(trainer, move_batch(trainer.meter.device, trainer.codec.collate(answer.rows)))
-            answer.repeated = max(distance(one, other.detach()) for one, other in zip(answer.together, repeat, strict=True))
+                batch = move_batch(trainer.meter.device, trainer.codec.collate(answer.rows))
+                repeated_logits, loss = logits_and_loss(trainer, batch)
+            answer.repeated = largest_distance(answer.together, repeated_logits)
             answer.loss = float(loss.detach())
-    # In a region of autocast of its own: a cast or a packed weight may outlive the evaluation in it.
+    # In another autocast region: a cast or a packed weight may outlive the evaluation in it.
     with torch.enable_grad(), keep_state(trainer), trainer.accelerator.autocast():
         with torch.no_grad():
             get_logits(trainer, answer.rows[-1:])
         logits = get_logits(trainer, answer.rows[-1:])[0]
-        answer.after_evaluation = relative_gap(logit_gradients(logits, [logits], parameters), row_gradients[-1])
+        gradients = logit_gradients(logits, [logits], parameters)
+        answer.after_evaluation = relative_gap(gradients, row_gradients[-1])
     answer.without_gradients = gradient_mode_gap(trainer, answer.rows[-1])
     answer.clipped = clipping_gap(trainer, dict(zip(names, row_gradients[-1], strict=True)))
     return answer
 
 
 def gradient_mode_gap(trainer: Trainer, row: Feature) -> float:
-    """The distance of a row's logits without gradients from those with: outside autocast, which would round both."""
+    """The distance of a row's logits without gradients from those with.
+
+    Computed outside autocast, which would round both.
+    """
     with keep_state(trainer):
         with torch.enable_grad():
             trained = get_logits(trainer, [row])[0]
         with torch.no_grad():
             evaluated = get_logits(trainer, [row])[0]
-    return max(distance(ours.detach(), theirs) for ours, theirs in zip(trained, evaluated, strict=True))
+    return largest_distance(trained, evaluated)
+
+
+def largest_distance(logits: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest `distance` of two outputs' tensors, pair by pair."""
+    pairs = zip(logits, expected, strict=True)
+    return max(distance(tensor.detach(), wanted.detach()) for tensor, wanted in pairs)
 
 
 def clipping_gap(trainer: Trainer, gradients: Mapping[str, Tensor]) -> float | None:
-    """The largest error of the norm and the gradients that the trainer's clipping gives, in units of the norm.
+    """The largest error of norms and gradients in the trainer's clipping, in units of the norm.
 
-    Of gradients above the bound and below it. None if nothing clips, or if the clipping belongs to a loss scale or to ranks.
+    Tried with gradients above the bound and below it. None if nothing clips, or if the clipping
+    belongs to a loss scale or to ranks.
     """
     bound = trainer.cell.recipe.max_grad_norm
     size = norm(gradients.values())
-    if bound is None or not size or trainer.accelerator.scaler or trainer.ranks.holds_parts:
+    if bound is None or not size:
+        return None
+    if trainer.accelerator.scaler or trainer.ranks.holds_parts:
         return None
     parameters = {name: trainer.parameters[name] for name in gradients}
     gaps = []
@@ -113,7 +138,8 @@ def clipping_gap(trainer: Trainer, gradients: Mapping[str, Tensor]) -> float | N
             assert reported_norm is not None, "the recipe clips"
             expected = [gradient * (min(target, bound) / size) for gradient in gradients.values()]
             clipped = [p.grad for p in parameters.values() if p.grad is not None]
-            gaps += [abs(float(reported_norm) - target) / target, relative_gap(clipped, expected)]
+            gaps.append(abs(float(reported_norm) - target) / target)
+            gaps.append(relative_gap(clipped, expected))
     finally:
         for parameter in parameters.values():
             parameter.grad = None
@@ -127,12 +153,17 @@ def _other_gap(trainer: Trainer, parameters: Sequence[Tensor]) -> float:
         return math.inf
     row_logits = [get_logits(trainer, [row])[0] for row in rows]
     row_gradients = [logit_gradients(logits, [logits], parameters) for logits in row_logits]
-    sums = [torch.stack(tensors).sum(0) for tensors in zip(*row_gradients, strict=True)]
-    return relative_gap(logit_gradients(get_logits(trainer, rows)[0], row_logits, parameters), sums)
+    gradients = logit_gradients(get_logits(trainer, rows)[0], row_logits, parameters)
+    return relative_gap(gradients, sum_rows(row_gradients))
+
+
+def sum_rows(row_gradients: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Each parameter's gradients, summed over the rows."""
+    return [torch.stack(tensors).sum(0) for tensors in zip(*row_gradients, strict=True)]
 
 
 def spread_features(features: Sequence[Feature], count: int) -> list[Feature]:
-    """So many features, evenly spread by length: the shortest, the longest, and some between, none of them twice."""
+    """Up to `count` distinct features, evenly spread by length from the shortest to the longest."""
     lengths = get_lengths(features)
     ordered = sorted(range(len(features)), key=lambda index: lengths[index])
     indices = [round((len(ordered) - 1) * step / (count - 1)) for step in range(count)]
@@ -140,52 +171,67 @@ def spread_features(features: Sequence[Feature], count: int) -> list[Feature]:
 
 
 def smallest_tensors(trained: Mapping[str, Tensor]) -> list[str]:
-    """The names of the smallest tensors, as many as fit into `MOST_VALUES`."""
+    """Names of the smallest tensors, as many as fit into `MOST_VALUES`."""
     names = sorted(trained, key=lambda name: trained[name].numel())
     sizes = accumulate(trained[name].numel() for name in names)
     return [name for name, size in zip(names, sizes, strict=True) if size <= MOST_VALUES]
 
 
-def relative_gap(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """How far some gradients are from others, in units of the norm of the others."""
-    size = norm(theirs)
-    rest = [one - other for one, other in zip(ours, theirs, strict=True)]
-    return norm(rest) / size if size else 0.0
+def relative_gap(gradients: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The distance of gradients from expected ones, in units of the latter's norm."""
+    size = norm(expected)
+    errors = [gradient - wanted for gradient, wanted in zip(gradients, expected, strict=True)]
+    return norm(errors) / size if size else 0.0
 
 
 def norm(tensors: Iterable[Tensor]) -> float:
-    """The norm of some tensors, from their squares in fp64 on the host: not by the functions that clip."""
+    """The norm of tensors, by fp64 on the host: not by the functions that clip."""
     squares = [float(tensor.detach().cpu().double().square().sum()) for tensor in tensors]
     return math.sqrt(math.fsum(squares))
 
 
-def logit_gradients(logits: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], parameters: Iterable[Tensor]) -> list[Tensor]:
-    """Gradients of a fixed sum of logits (B, ...), without the padding that row i has none of in `alone[i]`; zeros if none."""
-    # Unlike those of a loss, they do not vanish if a model is sure.
-    pairs = [(batch[i], one.shape[1:]) for i, row in enumerate(alone) for batch, one in zip(logits, row, strict=True)]
+def logit_gradients(
+    logits: Sequence[Tensor],
+    alone: Sequence[Sequence[Tensor]],
+    parameters: Sequence[Tensor],
+) -> list[Tensor]:
+    """Gradients of a fixed sum of logits (B, ...); zeros if they depend on no parameter.
+
+    The sum leaves out padding: row i has the shape of `alone[i]`. Unlike gradients of a loss, these
+    do not vanish if a model is sure.
+    """
     sums = []
-    for padded, shape in pairs:  # each value times a weight that depends on its position alone
-        row = padded[tuple(map(slice, shape))]
-        positions = torch.arange(row.numel(), device=row.device, dtype=torch.float32)
-        sums.append((row.float() * torch.cos(positions).reshape(row.shape)).sum())
+    for i, row_logits in enumerate(alone):
+        for batch, unpadded in zip(logits, row_logits, strict=True):
+            row = batch[i][tuple(map(slice, unpadded.shape[1:]))]
+            # Each value is weighted by its position alone.
+            positions = torch.arange(row.numel(), device=row.device, dtype=torch.float32)
+            sums.append((row.float() * torch.cos(positions).reshape(row.shape)).sum())
     total = torch.stack(sums).sum()
-    parameters = list(parameters)
     if not total.requires_grad:
-        return list(map(torch.zeros_like, parameters))
+        return [torch.zeros_like(parameter) for parameter in parameters]
     return list(torch.autograd.grad(total, parameters, materialize_grads=True))
 
 
 # Logits, losses and texts
 
 
-def get_logits(trainer: Trainer, features: Sequence[Feature], model: nn.Module | None = None) -> tuple[list[Tensor], Batch]:
-    """What the model, or another one, answers to a training batch, each (B, ...), if its output names it; and the batch."""
+def get_logits(
+    trainer: Trainer,
+    features: Sequence[Feature],
+    model: nn.Module | None = None,
+) -> tuple[list[Tensor], Batch]:
+    """The logits, each (B, ...), of the trainer's or another model on a batch; and the batch."""
     batch = move_batch(trainer.meter.device, trainer.codec.collate(features))
     return logits_and_loss(trainer, batch, model)[0], batch
 
 
-def logits_and_loss(trainer: Trainer, batch: Batch, model: nn.Module | None = None) -> tuple[list[Tensor], Tensor]:
-    """The logits of a batch, each (B, ...), and the loss that the codec makes of them."""
+def logits_and_loss(
+    trainer: Trainer,
+    batch: Batch,
+    model: nn.Module | None = None,
+) -> tuple[list[Tensor], Tensor]:
+    """The logits of a batch, each (B, ...), and the codec's loss of them."""
     model = trainer.model if model is None else model
     outputs: list[Any] = []
     with attach([model], lambda module, inputs, output: outputs.append(output)):
@@ -199,40 +245,64 @@ def output_logits(output: Any) -> list[Tensor]:
     return [logits for logits in tensors if logits is not None]
 
 
-def target_logits(trainer: Trainer, features: Sequence[Feature], encoded: Tensor | None = None) -> list[Tensor]:
-    """The logits (T, V) that each row's target tokens are predicted from, of a codec that generates."""
-    batch: dict[str, Any] = trainer.codec.to_device(trainer.codec.collate(features), trainer.meter.device)
-    if encoded is not None:  # what the encoder made of the rows' sources
+def target_logits(
+    trainer: Trainer,
+    features: Sequence[Feature],
+    encoded: Tensor | None = None,
+) -> list[Tensor]:
+    """The logits (T, V) that predict each row's target tokens, of a codec that generates.
+
+    `encoded` is the encoder's output for the rows' sources.
+    """
+    codec = trainer.codec
+    batch: dict[str, Any] = codec.to_device(codec.collate(features), trainer.meter.device)
+    if encoded is not None:
         batch = {**batch, "encoder_outputs": (encoded,)}
     [logits], _ = logits_and_loss(trainer, batch)
     return target_rows(logits, batch, features)
 
 
-def target_rows(logits: Tensor, batch: Batch, features: Sequence[Feature] | None = None) -> list[Tensor]:
-    """Of a batch's logits (B, L, V) those (T, V) that each row's target tokens are predicted from."""
+def target_rows(
+    logits: Tensor,
+    batch: Batch,
+    features: Sequence[Feature] | None = None,
+) -> list[Tensor]:
+    """The logits (T, V), of a batch's (B, L, V), that predict each row's target tokens.
+
+    With `features`, the rows leave out earlier turns of a conversation that are learned, too.
+    """
     labels = batch["labels"]
-    if "kept" in batch and logits.shape[1] == len(batch["kept"]):  # logits of the positions that count alone
+    if "kept" in batch and logits.shape[1] == len(batch["kept"]):  # logits of kept positions alone
         labels = labels[:, batch["kept"] + 1]
-    elif "decoder_input_ids" not in batch:  # one sequence, perhaps behind learned tokens: each token predicts the next
-        logits, labels = logits[:, -labels.shape[1] : -1], labels[:, 1:]
-    learned_rows = [row[mask].float() for row, mask in zip(logits, labels.to(logits.device) != IGNORED, strict=True)]
-    # With `features`, without what is learned before the target: a conversation's earlier turns of the assistant.
-    lengths = [len(row.target) for row in features] if features else map(len, learned_rows)
-    return [one[len(one) - length :] for one, length in zip(learned_rows, lengths, strict=True)]
+    elif "decoder_input_ids" not in batch:  # causal, perhaps behind learned tokens
+        logits = logits[:, -labels.shape[1] : -1]
+        labels = labels[:, 1:]
+    masks = labels.to(logits.device) != IGNORED
+    rows = [row[mask].float() for row, mask in zip(logits, masks, strict=True)]
+    if not features:
+        return rows
+    pairs = zip(rows, features, strict=True)
+    return [row[len(row) - len(feature.target) :] for row, feature in pairs]
 
 
 class FoundTexts(NamedTuple):
-    """The texts of a search, those of all beams, and how far its scores are off, in units of the largest logit."""
+    """The texts of a search, of all beams, and its errors in units of the largest logit."""
 
     texts: list[list[int]]
     gap: float  # of a token's score, from that of the whole text in one pass without a cache
-    total_gap: float  # of a text's score, from the sum of the search's own for its tokens, by the length of the text alone
+    total_gap: float  # of a text's score, from the sum of its tokens' by the text's length alone
 
 
-def run_search(trainer: Trainer, features: Sequence[Feature], rules: Generation | None = None, **options: Any) -> FoundTexts:
-    """Searches with a cache. Prompts are one batch; `rules` and `options` replace the recipe's search.
+def run_search(
+    trainer: Trainer,
+    features: Sequence[Feature],
+    rules: Generation | None = None,
+    **options: Any,
+) -> FoundTexts:
+    """Searches with a cache. Prompts are one batch; `rules` and `options` replace the recipe's.
 
-    Whole texts are passed with the row alone: another search is no measure, since a near-tie in it is no fault.
+    Scores are compared with those of whole texts, each row passed alone. Another search is no
+    measure, since a near-tie in it is no fault.
     """
     codec = trainer.codec
     assert isinstance(codec, GenerateCodec), "only these search"
@@ -245,22 +315,26 @@ def run_search(trainer: Trainer, features: Sequence[Feature], rules: Generation 
         texts = [codec.cut_at_end(ids) for ids in output.sequences.tolist()]
         whole: list[Tensor] = []
         for feature, own_texts in zip(features, chunks(texts, beams), strict=True):
-            whole += target_logits(trainer, [replace(feature, target=ids) for ids in own_texts])
-    # Log-probabilities (texts, T) that the search gave to the tokens of its texts, before it changed any.
-    steps_of_beams = torch.stack(output.logits).float().log_softmax(-1)  # (T, texts, V)
-    tokens = output.sequences[:, : len(steps_of_beams)]
-    origin = getattr(output, "beam_indices", None)
-    if origin is None:
-        origin = torch.arange(len(tokens), device=tokens.device).unsqueeze(1).expand_as(tokens)
-    origin = origin[:, : tokens.shape[1]].clamp(min=0)  # -1 behind the end of a text
-    scores = steps_of_beams[torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens), origin, tokens]
+            drafts = [replace(feature, target=ids) for ids in own_texts]
+            whole += target_logits(trainer, drafts)
+    # Log-probabilities (texts, T) of the texts' tokens in the search, before it changed any.
+    beam_scores = torch.stack(output.logits).float().log_softmax(-1)  # (T, texts, V)
+    tokens = output.sequences[:, : len(beam_scores)]
+    beams_of_texts = getattr(output, "beam_indices", None)
+    if beams_of_texts is None:
+        text_numbers = torch.arange(len(tokens), device=tokens.device)
+        beams_of_texts = text_numbers.unsqueeze(1).expand_as(tokens)
+    beams_of_texts = beams_of_texts[:, : tokens.shape[1]].clamp(min=0)  # -1 after the text's end
+    steps = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    scores = beam_scores[steps, beams_of_texts, tokens]
     totals = getattr(output, "sequences_scores", None)  # of a search with beams
     gaps = []
     total_gaps = [0.0]
     for i, (logits, ids) in enumerate(zip(whole, texts, strict=True)):
         largest = float(logits.abs().max())
         own_scores = scores[i, : len(ids)]
-        gaps.append(float((own_scores - token_scores(logits.log_softmax(-1), ids)).abs().max()) / largest)
+        errors = own_scores - token_scores(logits.log_softmax(-1), ids)
+        gaps.append(float(errors.abs().max()) / largest)
         if totals is not None:
             total = float(totals[i]) * math.pow(len(ids), settings["length_penalty"])
             total_gaps.append(abs(total - float(own_scores.sum())) / largest)
@@ -268,23 +342,28 @@ def run_search(trainer: Trainer, features: Sequence[Feature], rules: Generation 
 
 
 def token_scores(scores: Tensor, ids: Sequence[int]) -> Tensor:
-    """Scores (T) of a text's tokens, of those (T, V) of all tokens."""
+    """Scores (T) of a text's tokens, picked from those (T, V) of all tokens."""
     return scores.gather(1, torch.tensor(ids, device=scores.device).unsqueeze(1)).squeeze(1)
 
 
 @contextmanager
 def compute_types(model: nn.Module) -> Iterator[dict[str, str]]:
-    """Meanwhile note, by name, in which type each layer computes whose weights are packed to 4 bits.
+    """Notes meanwhile, by name, the type in which each layer packed to 4 bits computes.
 
-    Such a layer turns its inputs into the type that it computes in, and its output back: only the output's digits tell.
-    Each is asked with fp32 inputs outside autocast. Under autocast, bitsandbytes multiplies by `linear` in autocast's type, but
-    few tokens on a GPU by a kernel of its own in the layer's: the type would depend on the batch, and not on the layer alone.
+    Such a layer casts its inputs to the type that it computes in, and its output back: only the
+    output's digits show it. Each is called again with fp32 inputs outside autocast. Under autocast,
+    bitsandbytes multiplies by `linear` in autocast's type, but few tokens on a GPU by its own
+    kernel in the layer's: the type would depend on the batch, too.
     """
-    names: dict[nn.Module, str] = {m: name for name, m in model.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
+    names: dict[nn.Module, str] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            names[module] = name
     types: dict[str, str] = {}
 
     def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        values = inputs[0].detach().float().requires_grad_(inputs[0].requires_grad)  # on a CPU, layers are packed anew without
+        # Without `requires_grad`, layers on a CPU are packed anew.
+        values = inputs[0].detach().float().requires_grad_(inputs[0].requires_grad)
         with torch.autocast(values.device.type, enabled=False):
             result = module.forward(values).detach()  # not by a call, which would come here again
         if result.any():  # zeros fit every type
@@ -295,19 +374,24 @@ def compute_types(model: nn.Module) -> Iterator[dict[str, str]]:
 
 
 def type_of_digits(numbers: Tensor) -> str:
-    """The type of 16 bits that holds these numbers as they are, or else the tensor's own."""
-    types = (half for half in HALVES if numbers.dtype is half or torch.equal(numbers.to(half).to(numbers.dtype), numbers))
-    return dtype_name(next(types, numbers.dtype))
+    """The type of 16 bits that holds these numbers exactly, or else the tensor's own."""
+    for half in HALVES:
+        if numbers.dtype is half or torch.equal(numbers.to(half).to(numbers.dtype), numbers):
+            return dtype_name(half)
+    return dtype_name(numbers.dtype)
 
 
-# Without a trace, and how far rounding goes
+# State is restored; limits of rounding
 
 
 @contextmanager
 def keep_state(trainer: Trainer, *, training: bool = False) -> Iterator[None]:
-    """The model in evaluation mode, or in training mode; afterwards modes and random numbers are as they were."""
-    device, models = trainer.meter.device, {trainer.model, trainer.ddp_model}
-    modes = {module: module.training for model in models for module in model.modules()}
+    """Sets evaluation or training mode; afterwards restores modes and random states."""
+    device = trainer.meter.device
+    models = {trainer.model, trainer.ddp_model}
+    modes: dict[nn.Module, bool] = {}
+    for model in models:
+        modes |= {module: module.training for module in model.modules()}
     for model in models:
         model.train(training)
     try:
@@ -319,27 +403,30 @@ def keep_state(trainer: Trainer, *, training: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def attach(modules: Iterable[nn.Module], look: Callable[[nn.Module, tuple[Any, ...], Any], None]) -> Iterator[None]:
-    """Call `look` with each of these modules, its inputs and its output, whenever the model uses it."""
+def attach(
+    modules: Iterable[nn.Module],
+    look: Callable[[nn.Module, tuple[Any, ...], Any], None],
+) -> Iterator[None]:
+    """Calls `look` with each module, its inputs and its output, whenever the model uses it."""
     with ExitStack() as hooks:
         for module in modules:
             hooks.enter_context(module.register_forward_hook(look))
         yield
 
 
-def distance(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference of two tensors, in units of the largest value; infinite if their shapes differ."""
-    if ours.shape != theirs.shape:
+def distance(values: Tensor, expected: Tensor) -> float:
+    """The largest difference, in units of the largest value; infinite if the shapes differ."""
+    if values.shape != expected.shape:
         return math.inf
-    scale = max(float(ours.abs().max()), float(theirs.abs().max()))
-    return float((ours.float() - theirs.float()).abs().max()) / scale if scale else 0.0
+    scale = max(float(values.abs().max()), float(expected.abs().max()))
+    return float((values.float() - expected.float()).abs().max()) / scale if scale else 0.0
 
 
 def allowance(trainer: Trainer, fine: float = FINE, coarse: float = COARSE) -> float:
-    """How far apart rounding may take two ways to compute the same, in units of the largest value: `fine` if all is in fp32."""
+    """The largest `distance` that rounding explains: `fine` if all is in fp32, else `coarse`."""
     return fine if has_fp32_base(trainer) and trainer.log.precision == "fp32" else coarse
 
 
 def has_fp32_base(trainer: Trainer) -> bool:
-    """Checks that all that is not trained computes in fp32 outside autocast."""
+    """Checks that the frozen base computes in fp32 outside autocast."""
     return trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32

@@ -1,9 +1,9 @@
-"""One cell on several processes, its ranks: each takes a share of an update's rows, and their gradients are summed.
+"""One cell on several processes, its ranks: they share an update's rows, and sum gradients.
 
-The update is that of one process: each rank divides its summed loss by the targets of all; a mean would be right only if every
-rank had as many. Every rank holds the model whole (DDP). With FSDP2, for a model that does not fit beside its optimizer on one
-GPU, a sharded copy trains, of which every rank holds parts; the model itself waits in the host's memory, and takes over what
-the copy has learned.
+The update is that of one process: each rank divides its summed loss by the targets of all; a mean
+would be right only if every rank had as many. Every rank holds the model whole (DDP). With FSDP2,
+for a model that does not fit beside its optimizer on one GPU, a copy sharded over the ranks trains;
+the model itself waits in the host's memory and then gets the copy's weights.
 """
 
 import copy
@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -27,31 +28,35 @@ from tunegrid.grid.methods import Method
 from tunegrid.run.device import out_of_memory
 
 T = TypeVar("T")
-# How long a rank waits for another, which may be scoring alone. A rank that dies is torchrun's to notice, at once.
+# The longest wait for another rank, which may be scoring alone. torchrun notices dead ones at once.
 PATIENCE = timedelta(minutes=30)
 LET_GO_SECONDS = 0.1
 SEEDS = 2**32  # NumPy takes smaller ones
 SEED_STEP = 1_000_003  # between the seeds of two ranks: a prime beyond the seeds that people give
-HOOKS = ("after_step", "penalty", "plan")  # with which a method reaches into a model between updates
+HOOKS = ("after_step", "penalty", "plan")  # by which a method changes a model between updates
 
 
 class Ranks:
-    """The processes that train one cell, as one of them sees them: number `rank` of `count`, of which 0 keeps the record."""
+    """The processes that train one cell, seen from number `rank` of `count`; 0 keeps the record."""
 
     def __init__(self, rank: int = 0, count: int = 1, *, fsdp: bool = False) -> None:
-        """Several have met already, see `join_ranks`; under FSDP2, whose imports take half a second, each holds parts."""
-        self.rank, self.count, self.holds_parts = rank, count, fsdp and count > 1
+        """Several have met already, see `join_ranks`; with FSDP2, each holds shards of weights."""
+        self.rank = rank
+        self.count = count
+        self.holds_parts = fsdp and count > 1
 
     def share(self, group: Sequence[Sequence[Feature]], size: int) -> Sequence[Sequence[Feature]]:
-        """This rank's micro-batches of an update, each of at most `size` rows; none if there are fewer rows than ranks."""
+        """This rank's micro-batches of an update, of at most `size` rows; perhaps none."""
         if self.count == 1:
             return group
-        rows = [feature for features in group for feature in features]
-        # Dealt out in turn: those of a micro-batch are sorted by length, so that all ranks have long and short ones. With FSDP
-        # each rank has as many micro-batches, some of them empty: every pass gathers weights of all ranks.
+        rows = list(chain.from_iterable(group))
+        # Dealt out in turn: a micro-batch is sorted by length, and ranks need long and short rows.
         batches = list(chunks(rows[self.rank :: self.count], size))
-        batch_count = -(-len(rows) // (self.count * size))
-        return [*batches, *[[]] * (batch_count - len(batches))] if self.holds_parts else batches
+        if self.holds_parts:
+            # As many on each rank, some empty: every pass gathers weights of all ranks.
+            batch_count = -(-len(rows) // (self.count * size))
+            batches += [[]] * (batch_count - len(batches))
+        return batches
 
     def sum_ranks(self, tensor: Tensor) -> Tensor:
         """A tensor summed over the ranks, in place."""
@@ -60,7 +65,7 @@ class Ranks:
         return tensor
 
     def first(self, make: Callable[[], T]) -> T:
-        """What the first rank makes, on every rank."""
+        """The first rank's value of `make()`, on every rank."""
         if self.count == 1:
             return make()
         box = [make() if self.rank == 0 else None]
@@ -76,11 +81,12 @@ class Ranks:
         return values
 
     def sharded_model(self, model: nn.Module, cell: Cell, precision: str) -> nn.Module:
-        """With FSDP: the copy that trains, its layers shared out. Raises InputError if FSDP cannot share the weights out."""
+        """With FSDP, a sharded copy, which trains. Raises InputError if FSDP cannot shard it."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
-        if sentence := fsdp_refusal(cell, model, precision):
+        sentence = fsdp_refusal(cell, model, precision)
+        if sentence:
             raise InputError(f"{cell.id} cannot be sharded: {sentence}")
         device = next(model.parameters()).device
         mesh = init_device_mesh(device.type, (self.count,))
@@ -90,27 +96,37 @@ class Ranks:
             fully_shard(block, mesh=mesh)
         for module in sharded_model.modules():
             if isinstance(module, FSDPModule):
-                module.set_gradient_divide_factor(1.0)  # a mean would be of unequal numbers of targets
+                # A mean would be of unequal numbers of targets.
+                module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
         model.to(device)
         return sharded_model
 
     def ddp_model(self, model: nn.Module) -> nn.Module:
-        """The model to call in training if each rank holds a whole one: its backward pass sums gradients over the ranks."""
-        # What trains is not always used, as BERT2BERT's pooler. Buffers are the same everywhere, and nothing writes to them;
-        # torch 2.13 has another name for leaving them alone, which torch 2.6 does not know.
+        """A wrapper to train a whole model, whose backward pass sums gradients over the ranks."""
+        # Some trained weights are unused, as BERT2BERT's pooler. Buffers are the same everywhere,
+        # and nothing writes to them; torch 2.13 renamed `broadcast_buffers`, unlike 2.6.
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
-            ddp_model = DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False)
+            ddp_model = DistributedDataParallel(
+                model,
+                find_unused_parameters=True,
+                broadcast_buffers=False,
+            )
         ddp_model.register_comm_hook(None, _sum_bucket)
         return ddp_model
 
     def no_sync(self, ddp_model: nn.Module) -> AbstractContextManager[None]:
-        """Inside, gradients stay with this rank; under FSDP they do not: whole ones would take the room of weights."""
-        return ddp_model.no_sync() if isinstance(ddp_model, DistributedDataParallel) else nullcontext()
+        """Keeps gradients on this rank; not with FSDP: whole ones would be as large as weights."""
+        if isinstance(ddp_model, DistributedDataParallel):
+            return ddp_model.no_sync()
+        return nullcontext()
 
     @contextmanager
     def train_parts(self, model: nn.Module, sharded_model: nn.Module) -> Iterator[None]:
-        """With FSDP: inside, the sharded model trains, and the model makes room for it; afterwards it has its weights."""
+        """With FSDP, makes room for the sharded model, which trains; then copies its weights."""
+        if not self.holds_parts:
+            yield
+            return
         device = next(model.parameters()).device
         model.to("cpu")
         yield
@@ -118,18 +134,26 @@ class Ranks:
             model.to(device)
         except RuntimeError as error:
             if out_of_memory(error):
-                sentence = f"the whole model does not fit on rank {self.rank}, which needs it to score and audit"
-                raise InputError(f"{sentence} ({first_line(error)}); take more ranks") from None
+                fault = f"the whole model does not fit on rank {self.rank}"
+                cause = f"which needs it to score and audit ({first_line(error)})"
+                raise InputError(f"{fault}, {cause}; take more ranks") from None
             raise
         self.copy_weights(model, sharded_model)
 
-    def copy_weights(self, model: nn.Module, sharded_model: nn.Module, *, back: bool = False) -> None:
-        """Give the model the weights of the sharded one, a tensor at a time; or `back`, if they are two."""
+    def copy_weights(
+        self,
+        model: nn.Module,
+        sharded_model: nn.Module,
+        *,
+        back: bool = False,
+    ) -> None:
+        """Copies weights from the sharded model, if there is one, tensor by tensor, or `back`."""
         if not self.holds_parts:
             return
-        for parameter, part in zip(model.parameters(), sharded_model.parameters(), strict=True):
+        pairs = zip(model.parameters(), sharded_model.parameters(), strict=True)
+        for parameter, sharded_parameter in pairs:
             weight: Tensor = parameter.detach()
-            shard: Any = part.detach()  # a DTensor
+            shard: Any = sharded_parameter.detach()  # a DTensor
             if parameter.requires_grad and back:
                 from torch.distributed.tensor import distribute_tensor
 
@@ -138,50 +162,66 @@ class Ranks:
                 weight.copy_(full_tensor(shard))
 
     def moments(self, saved: Mapping[str, Any], parameter: Any) -> dict[str, Any]:
-        """An optimizer's saved state of a parameter; with FSDP, what has its shape is a part, as the parameter is."""
+        """An optimizer's saved state of a parameter; with FSDP, tensors of its shape are shards."""
         if not self.holds_parts:
             return dict(saved)
         from torch.distributed.tensor import DTensor
 
-        place, shape = (parameter.device_mesh, parameter.placements), parameter.to_local().shape
-        layout = {"shape": parameter.shape, "stride": parameter.stride()}
-        parts = {name: one for name, one in saved.items() if isinstance(one, Tensor) and one.shape == shape}
-        return {**saved, **{name: DTensor.from_local(one, *place, **layout) for name, one in parts.items()}}
+        state = dict(saved)
+        for name, value in saved.items():
+            if isinstance(value, Tensor) and value.shape == parameter.to_local().shape:
+                state[name] = DTensor.from_local(
+                    value,
+                    parameter.device_mesh,
+                    parameter.placements,
+                    shape=parameter.shape,
+                    stride=parameter.stride(),
+                )
+        return state
 
 
 ALONE = Ranks()
 
 
 def fsdp_refusal(cell: Cell, model: nn.Module, precision: str) -> str | None:
-    """Why FSDP cannot share a cell's weights out, in a sentence; None if it can."""
+    """A sentence on why FSDP cannot shard a cell's weights; None if it can."""
     from torch.distributed.fsdp import FSDPModule
 
     method = cell.method
     if method.quantization is not None:
-        return "FSDP takes weights of one dtype, and NF4 is stored as uint8; leave out :fsdp: ranks then hold the base whole"
+        cause = "FSDP takes weights of one dtype, and NF4 is stored as uint8"
+        return f"{cause}; leave out :fsdp: ranks then hold the base whole"
     if any(getattr(type(method), hook) is not getattr(Method, hook) for hook in HOOKS):
         return f"{method.name} changes whole weights between updates; leave out :fsdp"
     optimizer = type(method.make_optimizer(model, cell))
     if not optimizer.__module__.startswith("torch."):
-        return f"{optimizer.__name__} cannot step parts of weights; leave out :fsdp, or take an optimizer of torch's"
+        cause = f"{optimizer.__name__} cannot step parts of weights"
+        return f"{cause}; leave out :fsdp, or take an optimizer of torch's"
     if precision == "fp16":
-        return "a rank finds overflows of fp16 in its own parts only; leave out :fsdp, or give the recipe precision bf16"
+        cause = "a rank finds overflows of fp16 in its own parts only"
+        return f"{cause}; leave out :fsdp, or give the recipe precision bf16"
     if not blocks(model):
-        return "its model names no layers to gather one at a time (`_no_split_modules`); leave out :fsdp"
+        cause = "its model names no layers to gather one at a time (`_no_split_modules`)"
+        return f"{cause}; leave out :fsdp"
     if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
         return f"torch {torch.__version__} cannot sum gradients under FSDP; take 2.8 or later"
     return None
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The layers that are gathered one at a time: those of a list that transformers itself never splits over devices."""
-    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return [layer for layers in lists for layer in layers if type(layer).__name__ in names]
+    """The layers to gather one at a time: those in lists that transformers never splits."""
+    names: set[str] = set()
+    for module in model.modules():
+        names.update(getattr(module, "_no_split_modules", None) or ())
+    layers: list[nn.Module] = []
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList):
+            layers += [layer for layer in module if type(layer).__name__ in names]
+    return layers
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor; gathered from all ranks if each holds a shard of it, so all of them must call this."""
+    """A tensor, gathered if each rank holds a shard: then all ranks must call this."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
@@ -191,7 +231,7 @@ def local_shard(tensor: Tensor) -> Tensor:
 
 
 def _sum_bucket(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    """Sum a bucket of gradients over the ranks, of which DDP by itself takes the mean; DDP waits for the answer."""
+    """Sums a bucket of gradients over the ranks, in place of DDP's mean; DDP waits for it."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     future: torch.futures.Future[Tensor] = work.get_future().then(lambda answer: answer.value()[0])
     return future
@@ -199,16 +239,17 @@ def _sum_bucket(state: object, bucket: dist.GradBucket) -> torch.futures.Future[
 
 @contextmanager
 def join_ranks(count: int, device: torch.device, *, fsdp: bool = False) -> Iterator[Ranks]:
-    """Meet the other ranks, which torchrun started with this one, and part from them at the end; one process meets nobody."""
+    """Meets the other ranks, which torchrun started, and parts from them at the end."""
     if count == 1:
         yield ALONE
         return
     # Scores and findings are Python objects: they go over gloo on a GPU, too.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), fsdp=fsdp)
     finally:
-        # A thread of gloo's needs the interpreter's lock to let go of the last tensor that it sent. What ends gloo waits for
-        # that thread with the lock held, as torch 2.13 has it, and neither would ever go on.
+        # A thread of gloo's needs the interpreter's lock to free the last tensor that it sent. In
+        # torch 2.13, ending gloo waits for that thread with the lock held: a deadlock.
         time.sleep(LET_GO_SECONDS)
         dist.destroy_process_group()

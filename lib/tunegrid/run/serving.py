@@ -1,7 +1,8 @@
-"""Saves, reloads and merges a trained model, as transformers and PEFT document it, and writes its card.
+"""Saves, reloads and merges a trained model, as transformers and PEFT document; writes its card.
 
-An adapter is loaded over a fresh base. If no checkpoint holds that base, since the method, a random start or a perturbation
-made it, it is saved beside the adapter: PEFT's documentation says so of PiSSA and OLoRA.
+An adapter is loaded over a fresh base. If no checkpoint holds that base, since the method, a random
+start or a perturbation made it, it is saved beside the adapter, as PEFT documents for PiSSA and
+OLoRA.
 """
 
 import json
@@ -28,7 +29,13 @@ from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.grid.tasks import Problem, score_title
 from tunegrid.machine import replace_file
 from tunegrid.record import Record, to_json
-from tunegrid.run.build import base_type, keep_packed_layers, lacking_modules, load_base, packing_config
+from tunegrid.run.build import (
+    base_type,
+    keep_packed_layers,
+    lacking_modules,
+    load_base,
+    packing_config,
+)
 from tunegrid.run.prepare import make_codec
 from tunegrid.terminal import strip_places
 
@@ -58,50 +65,57 @@ AUTO_PEFT: Mapping[str | None, str] = {  # by the adapter's type of task
 
 
 class Serving:
-    """How a cell's result is saved and served. The fault table puts others in its place."""
+    """Saves and serves a cell's result. Injected faults replace it."""
 
     def save(self, cell: Cell, model: Any, tokenizer: Any, folder: Path) -> None:
-        """Write tokenizer and model, or adapter, to `folder`, with the recipe's search; the model stays as it is."""
+        """Writes tokenizer, model or adapter, and the recipe's search to `folder`."""
         tokenizer.save_pretrained(folder)
         cell.method.save(model, cell, folder)
         codec = make_codec(cell, tokenizer)
         if isinstance(codec, GenerateCodec):
             hf.GenerationConfig(**saved_search(codec)).save_pretrained(folder)
-        parts = cell.method.rewrites(cell) or cell.head.adapted_modules or lacking_modules(cell)  # no checkpoint holds the base
-        if isinstance(model, peft.PeftModel) and (parts or cell.profile.perturbation is not None):
+        if not isinstance(model, peft.PeftModel):
+            return
+        new_parts = cell.method.rewrites(cell) or cell.head.adapted_modules or lacking_modules(cell)
+        if new_parts or cell.profile.perturbation is not None:  # no checkpoint holds the base
             with unwrap_base(model) as base:
                 base.save_pretrained(folder / BASE)
 
     def load(self, cell: Cell, folder: Path, device: torch.device) -> tuple[Any, Any]:
-        """The model and the tokenizer that `save` wrote, by the libraries' Auto classes.
+        """Loads the model and the tokenizer that `save` wrote, by the libraries' Auto classes.
 
-        They get no option but what no file says. Raises InputError if a full model lacks tensors.
+        Options only say what no file does. Raises InputError if a full model lacks tensors.
         """
         tokenizer = hf.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        is_adapter = (folder / peft.utils.CONFIG_NAME).is_file()
-        model = load_tuned(cell, folder, tokenizer, device) if is_adapter else load_whole(cell, folder, device)
+        if (folder / peft.utils.CONFIG_NAME).is_file():
+            model = load_tuned(cell, folder, tokenizer, device)
+            base = model.get_base_model()
+        else:
+            model = base = load_whole(cell, folder, device)
         model.to(device)
-        base = model.get_base_model() if is_adapter else model
         if cell.quantization:
-            keep_packed_layers(model)  # which compute as those of the trained model do
-        if base.config.pad_token_id is None:  # as GPT-2's classifier asks for
+            keep_packed_layers(model)  # as in the trained model
+        if base.config.pad_token_id is None:  # GPT-2's classifier needs one
             base.config.pad_token_id = make_codec(cell, tokenizer).pad_id
         if (folder / hf.utils.GENERATION_CONFIG_NAME).is_file():
             base.generation_config = hf.GenerationConfig.from_pretrained(folder)
         return model, tokenizer
 
     def merge(self, model: Any) -> Any:
-        """The base of a loaded adapter with the adapter merged into its weights; the loaded model is used up."""
+        """Merges a loaded adapter into its base, which is returned; uses the loaded model up."""
         return model.merge_and_unload()
 
 
 def saved_search(codec: GenerateCodec) -> dict[str, Any]:
-    """The recipe's search as it is saved: transformers refuses to save beams' settings without beams."""
-    return codec.search | ({} if codec.generation.num_beams > 1 else {"length_penalty": 1.0})
+    """The recipe's search as saved: transformers rejects beams' settings without beams."""
+    search = codec.search
+    if codec.generation.num_beams <= 1:
+        search["length_penalty"] = 1.0
+    return search
 
 
 def load_tuned(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -> Any:
-    """An adapter over its base: PEFT's Auto class finds one of transformers' classes by the adapter's files."""
+    """An adapter over its base, whose class PEFT's Auto class finds by the adapter's files."""
     is_own = not architecture(cell.head.architecture).__module__.startswith("transformers.")
     if is_own or (folder / BASE).is_dir():
         return load_adapter(load_below(cell, folder, tokenizer, device), folder, device)
@@ -111,7 +125,7 @@ def load_tuned(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -
 
 
 def base_options(cell: Cell, device: torch.device) -> dict[str, Any]:
-    """What an adapter's files do not say of its base, and the checkpoint says otherwise."""
+    """Options of the base that the adapter's files leave out and the checkpoint contradicts."""
     source, pin = checkpoint_source(cell.backbone, cell.profile)
     config = hf.AutoConfig.from_pretrained(source, trust_remote_code=False, **pin)
     options: dict[str, Any] = {}
@@ -127,22 +141,25 @@ def base_options(cell: Cell, device: torch.device) -> dict[str, Any]:
 
 
 def load_below(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -> Any:
-    """What an adapter was trained over: it was saved beside the adapter if no checkpoint holds it."""
+    """The base of an adapter, from beside it if no checkpoint holds it."""
     base_folder = folder / BASE
-    return load_whole(cell, base_folder, device) if base_folder.is_dir() else load_base(cell, tokenizer, device)
+    if base_folder.is_dir():
+        return load_whole(cell, base_folder, device)
+    return load_base(cell, tokenizer, device)
 
 
 def load_whole(cell: Cell, folder: Path, device: torch.device) -> Any:
-    """A model that was saved whole; raises InputError for one that lacks tensors, which would start from random."""
+    """A model that was saved whole; raises InputError if tensors lack, which would be random."""
     kind = architecture(cell.head.architecture)
     if kind.__module__.startswith("transformers."):
         kind = getattr(hf, AUTO[cell.task.problem, cell.head.layout])
     options = {"device_map": {"": device}} if cell.quantization else {}
     load = getattr(kind, "from_saved", kind.from_pretrained)
     model, report = load(folder, output_loading_info=True, trust_remote_code=False, **options)
-    missing_names = sorted({*report["missing_keys"], *(str(name) for name, *_ in report["mismatched_keys"])})
-    if missing_names:
-        raise InputError(f"the saved model lacks {len(missing_names)} tensors, {missing_names[0]} among them")
+    misshapen_names = [str(name) for name, *_ in report["mismatched_keys"]]
+    names = sorted({*report["missing_keys"], *misshapen_names})
+    if names:
+        raise InputError(f"the saved model lacks {len(names)} tensors, {names[0]} among them")
     return model
 
 
@@ -153,8 +170,9 @@ def load_adapter(base: Any, folder: Path, device: torch.device) -> Any:
 
 @contextmanager
 def unwrap_base(model: Any) -> Iterator[Any]:
-    """The base below an adapter, its layers taken out of PEFT's; afterwards all is as it was."""
-    base, modules = model.get_base_model(), wrappers(model)
+    """Takes the layers of an adapter's base out of PEFT's; puts them back afterwards."""
+    base = model.get_base_model()
+    modules = wrappers(model)
     try:
         for name, module in modules.items():
             base.set_submodule(name, _base_module(module))
@@ -165,25 +183,37 @@ def unwrap_base(model: Any) -> Iterator[Any]:
 
 
 def wrappers(model: Any) -> dict[str, nn.Module]:
-    """What PEFT put around modules of the base, by their names in it; of one inside another, the outer one."""
-    modules = {name: module for name, module in model.get_base_model().named_modules() if _base_module(module) is not None}
-    return {name: module for name, module in modules.items() if not any(name.startswith(f"{other}.") for other in modules)}
+    """PEFT's outermost wrappers of the base's modules, by name in the base."""
+    modules: dict[str, nn.Module] = {}
+    for name, module in model.get_base_model().named_modules():  # outer ones first
+        if _base_module(module) is None:
+            continue
+        if not any(name.startswith(f"{outer_name}.") for outer_name in modules):
+            modules[name] = module
+    return modules
 
 
 def _base_module(module: nn.Module) -> Any:
-    """The module that PEFT put another one around; None for any other module."""
+    """The module inside a wrapper of PEFT's; None for any other module."""
     if isinstance(module, BaseTunerLayer):
         return module.get_base_layer()
     return module.original_module if isinstance(module, AuxiliaryTrainingWrapper) else None
 
 
-# What `--save-models` keeps
+# Files of `--save-models`
 
 
-def save(cell: Cell, model: Any, tokenizer: Any, record: Record, root: Path, serving: Serving) -> Path:
-    """Keep a trained model, its record and its card below `root`, without a folder of this machine; return the folder.
+def save(
+    cell: Cell,
+    model: Any,
+    tokenizer: Any,
+    record: Record,
+    root: Path,
+    serving: Serving,
+) -> Path:
+    """Saves a trained model, its record and its card below `root`; returns the folder.
 
-    Raises InputError if it cannot be written.
+    No file names a folder of this machine. Raises InputError if it cannot be written.
     """
     folder = root / cell.name
     adapter = folder / peft.utils.CONFIG_NAME
@@ -191,35 +221,47 @@ def save(cell: Cell, model: Any, tokenizer: Any, record: Record, root: Path, ser
         folder.mkdir(parents=True, exist_ok=True)
         serving.save(cell, model, tokenizer, folder)
         if adapter.is_file():
-            config = json.loads(adapter.read_text(encoding="utf-8")) | {"base_model_name_or_path": base_name(cell)}
+            config = json.loads(adapter.read_text(encoding="utf-8"))
+            config["base_model_name_or_path"] = base_name(cell)
             adapter.write_text(json.dumps(config, indent=2), encoding="utf-8")
         make_card(cell, record).save(folder / "README.md")
-        with replace_file(folder / "record.json") as part:
-            part.write_text(json.dumps(to_json(record)), encoding="utf-8")
+        with replace_file(folder / "record.json") as path:
+            path.write_text(json.dumps(to_json(record)), encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror or error}); give --save-models another place") from None
+        fault = f"{folder} cannot be written ({error.strerror or error})"
+        raise InputError(f"{fault}; give --save-models another place") from None
     return folder
 
 
 def base_name(cell: Cell) -> str:
-    """What the backbone is called elsewhere."""
+    """The backbone's public name."""
     return (cell.profile.micro and cell.backbone.micro) or cell.backbone.checkpoint
 
 
 def make_card(cell: Cell, record: Record) -> hub.ModelCard:
-    """The card of a cell's model: its scores, the main one first, and what a reader must know before them."""
-    task, base, is_synthetic = cell.task, base_name(cell), cell.profile.data_root == QUICK_PROFILE.data_root
-    micro = base != cell.backbone.checkpoint
+    """The card of a cell's model: caveats, and scores, the main one first."""
+    task = cell.task
+    base = base_name(cell)
+    is_micro = base != cell.backbone.checkpoint
+    is_synthetic = cell.profile.data_root == QUICK_PROFILE.data_root
     pipeline = "summarization" if task.name == "summarization" else PIPELINES[task.problem]
-    names = dict.fromkeys([record.main_score, *record.bounded_scores, *sorted(record.scores)])
-    scores = {name: score for name in names if (score := record.scores.get(name)) is not None}
-    caveats = [
-        micro and f"A micro model, for tests alone: {base} stands in for {cell.backbone.checkpoint}.",
-        is_synthetic and f"Synthetic data: tunegrid made up every row, so the scores say nothing about {task.dataset}.",
-        record.status != "passed" and strip_places(" ".join([f"Its run did not pass ({record.status}).", *record.missed])),
-    ]
+    scores = []
+    for name in dict.fromkeys([record.main_score, *record.bounded_scores, *sorted(record.scores)]):
+        score = record.scores.get(name)
+        if score is not None:
+            scores.append(f"- {score_title(name, task.labels)} (points, 0 to 100): {score}")
+    caveats = []
+    if is_micro:
+        replaced = cell.backbone.checkpoint
+        caveats.append(f"- A micro model, for tests alone: {base} stands in for {replaced}.")
+    if is_synthetic:
+        cause = "- Synthetic data: tunegrid made up every row"
+        caveats.append(f"{cause}, so the scores say nothing about {task.dataset}.")
+    if record.status != "passed":
+        sentences = [f"Its run did not pass ({record.status}).", *record.missed]
+        caveats.append(f"- {strip_places(' '.join(sentences))}")
     data = hub.ModelCardData(
-        base_model=None if micro else base,  # the hub has no micro model
+        base_model=None if is_micro else base,  # the hub has no micro model
         datasets=None if is_synthetic else [task.dataset],
         library_name="peft" if cell.method.adapts else "transformers",
         model_name=cell.id,
@@ -229,10 +271,13 @@ def make_card(cell: Cell, record: Record) -> hub.ModelCard:
     card: hub.ModelCard = hub.ModelCard.from_template(
         data,
         model_id=f"{cell.id}, seed {record.seeds.seed}",
-        model_description=f"{cell.backbone.name}, fine-tuned for {task.name} by `{cell.method.id}` with tunegrid "
-        f"{version('tunegrid')}. The recipe, the bounds and all figures are in `record.json` beside this card.",
+        model_description=(
+            f"{cell.backbone.name}, fine-tuned for {task.name} by `{cell.method.id}` "
+            f"with tunegrid {version('tunegrid')}. "
+            "The recipe, the bounds and all figures are in `record.json` beside this card."
+        ),
         base_model=base,
-        bias_risks_limitations="\n".join(f"- {sentence}" for sentence in caveats if sentence),
-        results="\n".join(f"- {score_title(name, task.labels)} (points, 0 to 100): {score}" for name, score in scores.items()),
+        bias_risks_limitations="\n".join(caveats),
+        results="\n".join(scores),
     )
     return card

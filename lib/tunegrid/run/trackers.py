@@ -1,6 +1,7 @@
-"""Reports a cell to experiment trackers while it trains: losses, rates and norms as they come in, scores at the end.
+"""Reports a cell to experiment trackers: losses, rates and norms in training, scores at the end.
 
-The trackers are accelerate's. They see numbers that the training log has on the host anyway, so results are the same bits.
+The trackers are accelerate's. They get numbers that the training log has on the host anyway, so
+results keep their bits.
 """
 
 import warnings
@@ -22,10 +23,10 @@ from tunegrid.run.train import Trainer, TrainingLog
 
 
 class Trackers:
-    """Trackers of one cell, which start with its first losses. One that fails is dropped with a warning, not the cell."""
+    """Trackers of one cell, started with its first losses; drops failing ones with a warning."""
 
     def __init__(self, cell: Cell, options: Mapping[str, Mapping[str, Any]], lock: Path) -> None:
-        """`options` are of each tracker, by name; processes start theirs in turns, by this lock."""
+        """Takes each tracker's `options`, by name; processes start theirs in turns, by the lock."""
         self._cell = cell
         self._options = options
         self._lock = lock
@@ -34,7 +35,7 @@ class Trackers:
         self._sent = 0  # updates
 
     def after_update(self, trainer: Trainer) -> None:
-        """Send the updates whose losses came to the host since the last call."""
+        """Sends the updates whose losses came to the host since the last call."""
         if len(trainer.log.losses) == self._sent:
             return
         if not self._is_started:
@@ -47,9 +48,10 @@ class Trackers:
         self._sent = len(trainer.log.losses)
 
     def finish(self, record: Record | None) -> None:
-        """Send what the record says of the whole cell, if it has one."""
+        """Sends the scores of the record, if the cell has one."""
         if record and self._is_started:
-            figures = {f"eval/{name}": points for name, points in record.scores.items() if points is not None}
+            scores = record.scores.items()
+            figures = {f"eval/{name}": points for name, points in scores if points is not None}
             self._call("log", figures, step=self._sent)
         self._call("finish")
 
@@ -62,19 +64,27 @@ class Trackers:
         self._call("store_init_configuration", cell_settings(self._cell))
 
     def _call(self, method: str, *arguments: Any, **options: Any) -> None:
-        """Call a method of each tracker."""
+        """Calls a method of each tracker."""
         for name, tracker in [*self._trackers.items()]:
             try:
-                with warnings.catch_warnings(action="ignore"), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+                with (
+                    warnings.catch_warnings(action="ignore"),
+                    redirect_stdout(StringIO()),
+                    redirect_stderr(StringIO()),
+                ):
                     getattr(tracker, method)(*arguments, **options)
-            except Exception as error:  # whatever a tracker raises, of a full disk or a lost network
+            except Exception as error:  # of any kind: a full disk, a lost network
                 del self._trackers[name]
-                warnings.warn(f"--report-to={name}: {first_line(error)}; {self._cell.name} is not reported", stacklevel=2)
+                fault = f"--report-to={name}: {first_line(error)}"
+                warnings.warn(f"{fault}; {self._cell.name} is not reported", stacklevel=2)
 
 
 def update_figures(log: TrainingLog, update: int) -> dict[str, float]:
-    """What is logged of an update, counted from 0."""
-    figures = {"train/loss": log.losses[update], "train/learning_rate": log.learning_rates[update]}
+    """The figures that are sent of an update, counted from 0."""
+    figures = {
+        "train/loss": log.losses[update],
+        "train/learning_rate": log.learning_rates[update],
+    }
     if log.gradient_norms:
         figures["train/gradient_norm"] = log.gradient_norms[update]
     return figures
@@ -82,11 +92,10 @@ def update_figures(log: TrainingLog, update: int) -> dict[str, float]:
 
 def cell_settings(cell: Cell) -> dict[str, Any]:
     """The recipe and the seed, as numbers and text."""
-    fields = to_json(new_record(cell))
-    settings = flatten_dict({"cell": cell.id, "profile": cell.profile.id, "seed": cell.profile.seed, **fields["recipe"]})
-    return {name: setting_value(value) for name, value in settings.items()}
-
-
-def setting_value(value: Any) -> int | float | str:
-    """A value that each tracker takes."""
-    return value if isinstance(value, int | float) else str(value)
+    recipe = to_json(new_record(cell))["recipe"]
+    names = {"cell": cell.id, "profile": cell.profile.id, "seed": cell.profile.seed}
+    settings: dict[str, Any] = flatten_dict(names | recipe)
+    for name, value in settings.items():
+        if not isinstance(value, int | float):  # all that each tracker takes
+            settings[name] = str(value)
+    return settings

@@ -1,13 +1,14 @@
 """The training loop: trains a model on a codec's features by a recipe, and keeps a log of it.
 
-One loop for every cell. Its unit is the update: one or more micro-batches, one optimizer step, one schedule step. The loss
-of an update is the mean over all its targets, however they are cut into micro-batches.
+One loop for every cell. Its unit is the update: one or more micro-batches, one optimizer step, one
+schedule step. The loss of an update is the mean over all its targets, however they are cut into
+micro-batches.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from hashlib import sha256
@@ -44,33 +45,44 @@ from tunegrid.run.ranks import ALONE, SEED_STEP, SEEDS, Ranks, full_tensor, loca
 from tunegrid.run.watch import watch_update
 
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
-LEAST_LOSS = 1e-5  # nats; a model so sure leaves no gradient, or one of which fp32 rounds off a percent
-Validate = Callable[[], tuple[float, Sequence[Row]]]  # a score of the model, higher is better, and the rows it was taken on
+# Nats. A model so sure has no gradient, or one of which fp32 rounds off a percent.
+LEAST_LOSS = 1e-5
+# Returns a score of the model, higher is better, and the scored rows.
+Validate = Callable[[], tuple[float, Sequence[Row]]]
 
 
 @dataclass(kw_only=True)
 class TrainingLog:
-    """What happened in one training so far, all of which a checkpoint keeps; lists have an entry for each update."""
+    """The log of one training so far, saved in checkpoints; lists have an entry per update."""
 
-    precision: Precision  # what the device could do
+    precision: Precision  # resolved for the device
     micro_batch: int  # rows of a forward pass now; smaller than the recipe's if memory ran out
     fallbacks: list[str]  # a sentence for every deviation from the recipe
     updates: int = 0
-    losses: list[float] = field(default_factory=list)  # mean of an update, nats per target; those on the device are missing
+    # Mean of an update, nats per target; those still on the device are missing.
+    losses: list[float] = field(default_factory=list)
     learning_rates: list[float] = field(default_factory=list)  # the first parameter group's
     group_rates: list[list[float]] = field(default_factory=list)  # of every parameter group
-    gradient_norms: list[float] = field(default_factory=list)  # total norm before clipping; empty if the recipe does not clip
+    # Total norm before clipping; empty if the recipe does not clip.
+    gradient_norms: list[float] = field(default_factory=list)
     clipped_norms: list[float] = field(default_factory=list)  # the same after clipping
-    skipped: list[int] = field(default_factory=list)  # updates that fp16 lost to an overflow: the schedule does not advance
-    order: str = ""  # a hash of the rows of each update, in order; equal orders have equal hashes
-    watched: list[dict[str, Any]] = field(default_factory=list)  # how the first and the last update ran, see `watch_update`
+    # Updates that fp16 lost to an overflow: the schedule does not advance.
+    skipped: list[int] = field(default_factory=list)
+    order: str = ""  # a hash of the rows of each update, in order
+    # How the first and the last update ran, see `watch_update`.
+    watched: list[dict[str, Any]] = field(default_factory=list)
     moving_updates: int = 0  # those after the first one that moved weights
-    stale: list[int] = field(default_factory=list)  # updates that began with gradients of the one before
-    idle: dict[str, int] = field(default_factory=dict)  # in how many of these a parameter had no gradient; 0 is left out
-    ledger: Ledger | None = None  # bytes of weights, gradients and optimizer state; None before the first update
-    first_step: dict[str, Any] = field(default_factory=dict)  # fields of `FirstStep`: before the first update, and of it
-    epoch_scores: list[float] = field(default_factory=list)  # validation score after each epoch, if the recipe has several
-    chosen_epoch: int | None = None  # whose weights were kept; None if there was nothing to choose
+    # Updates that began with gradients of the one before.
+    stale: list[int] = field(default_factory=list)
+    # By parameter, the moving updates in which it had no gradient; 0 is left out.
+    idle: dict[str, int] = field(default_factory=dict)
+    # Bytes of weights, gradients and optimizer state; None before the first update.
+    ledger: Ledger | None = None
+    # Fields of `FirstStep`: before the first update, and of it.
+    first_step: dict[str, Any] = field(default_factory=dict)
+    # Validation score after each epoch, if the recipe has several.
+    epoch_scores: list[float] = field(default_factory=list)
+    chosen_epoch: int | None = None  # the epoch of the kept weights; None without a choice
     stopped: str | None = None  # why training ended early
 
 
@@ -79,12 +91,15 @@ class Trainer:
 
     Attributes:
         parameters: the model's, by name; `before` holds their checksums before training.
-        stepped: what the optimizer steps, by name: these parameters, or this rank's parts of them; `trained`: those it changes.
+        stepped: the optimizer's tensors, by name: these parameters, or this rank's shards of them.
+        trained: those of `stepped` that the optimizer changes.
         adamw: AdamW beside the optimizer's first steps.
-        log: what happened so far; `run` does not repeat updates that were made before it. `total` is the updates in all.
-        sharded_model: the model, or its copy that ranks share out; `ddp_model` is what forward passes of training go through.
-        last_group: the micro-batches of the last update, of all ranks; `paused`: whether it stopped after its first updates.
-        best: weights of the best epoch so far, in the host's memory; None if no epoch was scored yet.
+        log: the log so far; `run` does not repeat its updates. `total` is the updates in all.
+        sharded_model: the model, or its copy that FSDP shards over the ranks.
+        ddp_model: the module that training calls.
+        last_group: the micro-batches of the last update, of all ranks.
+        paused: training stopped after its first updates.
+        best: weights of the best epoch so far, on the host; None if no epoch was scored yet.
         chosen_on: the rows whose score chose it.
     """
 
@@ -98,50 +113,76 @@ class Trainer:
         ranks: Ranks = ALONE,
         after_update: Callable[["Trainer"], None] = lambda trainer: None,
     ) -> None:
-        """Training of `model` on `features`; `after_update` is called after each update. Raises InputError without features."""
+        """Prepares training. Raises InputError if there are no features."""
         if not features:
-            raise InputError(f"no training row fits {cell.id}: max_length {cell.recipe.max_length} cuts every answer off")
-        self.cell, self.model, self.codec, self.features, self.meter, self.ranks = cell, model, codec, features, meter, ranks
+            limit = cell.recipe.max_length
+            cause = f"max_length {limit} cuts every answer off"
+            raise InputError(f"no training row fits {cell.id}: {cause}")
+        self.cell = cell
+        self.model = model
+        self.codec = codec
+        self.features = features
+        self.meter = meter
+        self.ranks = ranks
         self.total = cell.recipe.planned_updates(len(features))
         cell.method.plan(model, self.total)
         precision, change = resolve_precision(cell, meter.device)
         changes = (change, resolve_quantization(cell, meter.device)[1], cell.new_parts)
-        fallbacks = [sentence for sentence in changes if sentence]
-        micro_batch = cell.recipe.per_device_train_batch_size
-        self.log = TrainingLog(precision=precision, micro_batch=micro_batch, fallbacks=fallbacks)
-        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # a session trains many cells
-        mixed_precision = "no" if precision == "fp32" else precision
-        self.accelerator = accelerate.Accelerator(mixed_precision=mixed_precision, cpu=meter.device.type == "cpu")
-        self.parameters, self.before = dict(model.named_parameters()), checksums(model.named_parameters())
-        self.sharded_model = ranks.sharded_model(model, cell, precision) if ranks.holds_parts else model
+        self.log = TrainingLog(
+            precision=precision,
+            micro_batch=cell.recipe.per_device_train_batch_size,
+            fallbacks=[sentence for sentence in changes if sentence],
+        )
+        # A session trains many cells.
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+        self.accelerator = accelerate.Accelerator(
+            mixed_precision="no" if precision == "fp32" else precision,
+            cpu=meter.device.type == "cpu",
+        )
+        self.parameters = dict(model.named_parameters())
+        self.before = checksums(model.named_parameters())
+        self.sharded_model = model
+        if ranks.holds_parts:
+            self.sharded_model = ranks.sharded_model(model, cell, precision)
         self.stepped = dict(self.sharded_model.named_parameters())
         self.stepper = Stepper(cell, model, self.sharded_model, self.accelerator, self.total)
         self.optimizer = self.stepper.optimizer
         self.trained_names = [name for name, p in self.stepped.items() if p.requires_grad]
-        self.trained = [self.stepped[name] for name in self.trained_names]  # a method's optimizer may freeze some
-        is_alone = not self.accelerator.scaler and not self.stepper.acts_after_step  # else other things move weights, too
+        # Read after `Stepper`, since a method's optimizer may freeze some.
+        self.trained = [self.stepped[name] for name in self.trained_names]
+        # If not, a loss scale or the method moves weights, too.
+        is_alone = not self.accelerator.scaler and not self.stepper.acts_after_step
         self.adamw = AdamW(self.optimizer.optimizer, self.stepped if is_alone else {})
-        needs_no_ddp = ranks.count == 1 or ranks.holds_parts  # a sharded model sums gradients by itself
-        self.ddp_model = self.sharded_model if needs_no_ddp else ranks.ddp_model(self.sharded_model)
+        self.ddp_model = self.sharded_model
+        if ranks.count > 1 and not ranks.holds_parts:  # a sharded model sums gradients by itself
+            self.ddp_model = ranks.ddp_model(self.sharded_model)
         self.last_group: Sequence[Sequence[Feature]] = ()
-        self.paused, self._end = False, self.total
+        self.paused = False
+        self._end = self.total
         self.best: dict[str, Tensor] | None = None
         self.chosen_on: Sequence[Row] = ()
         self._after_update = after_update
         self._first = FirstUpdates(cell, model, self.stepped)
         self._random_states: dict[str, Tensor] | None = None
-        self._on_device = defaultdict[str, list[Tensor]](list)  # values of the log's lists that were not fetched yet
-        self._idle = torch.zeros(len(self.trained), dtype=torch.int64, device=meter.device)  # of each, not fetched yet
+        # Values of the log's lists, and counts of its `idle`, that were not fetched yet.
+        self._on_device = defaultdict[str, list[Tensor]](list)
+        self._idle = torch.zeros(len(self.trained), dtype=torch.int64, device=meter.device)
 
     def start_from(self, figures: Mapping[str, Any]) -> None:
-        """Take over what was measured of the model before its first update."""
+        """Takes over figures of the model before its first update."""
         self.log.first_step |= figures
 
-    def run(self, progress: Progress, validate: Validate | None = None, *, first_updates: int | None = None) -> TrainingRecord:
-        """Train to the end, or to the first loss that is not a number. Of several epochs, keep the best one's weights."""
+    def run(
+        self,
+        progress: Progress,
+        validate: Validate | None = None,
+        *,
+        first_updates: int | None = None,
+    ) -> TrainingRecord:
+        """Trains to the end, or to the first loss that is not a number; keeps the best epoch."""
         log = self.log
         self._end = min(first_updates or self.total, self.total)
-        # Dropout: the same whatever happened while the model was built; each rank drops others.
+        # Dropout is the same whatever happened while the model was built; each rank has its own.
         hf.set_seed((self.cell.profile.seed + self.ranks.rank * SEED_STEP) % SEEDS)
         if self._random_states:
             set_random_states(self.meter.device, self._random_states)
@@ -149,30 +190,24 @@ class Trainer:
         epochs = range(math.ceil(self.total / epoch_updates))
         for epoch in epochs[max(0, log.updates - 1) // epoch_updates :]:
             start = epoch * epoch_updates
-            with self.ranks.train_parts(self.model, self.sharded_model) if self.ranks.holds_parts else nullcontext():
+            with self.ranks.train_parts(self.model, self.sharded_model):
                 self.ddp_model.train()
                 for group in islice(self.updates(epoch), log.updates - start, self._end - start):
                     self.update(group)
                     if log.updates % CHECK_EVERY == 0 or log.updates == self._end:
-                        self._fetch()
-                        self.meter.note_tensors((self.best or {}).values(), is_last=log.updates == self._end)
-                        bad_index = next((i for i, loss in enumerate(log.losses) if not math.isfinite(loss)), None)
-                        if bad_index is not None:
-                            log.stopped = f"loss is {log.losses[bad_index]} at update {bad_index + 1} of {self.total}"
-                        recent_updates = self.meter.updates[-CHECK_EVERY:]
-                        samples = self.ranks.count * sum(update.samples for update in recent_updates)
-                        rate = samples / (sum(self.meter.durations(recent_updates)) or math.inf)
-                        progress("train", log.updates, self.total, f"loss {log.losses[-1]:.3f}  {rate:.0f} samples/s")
+                        self._check_losses(progress)
                     if log.stopped:
                         break
                     self._after_update(self)
             if log.stopped:
                 return self.part()
             if first_updates and log.updates == self._end:
-                self.paused = True  # just so many of the same course, and the order of the rows of all of it
-                rest = islice(chain.from_iterable(map(self.updates, epochs)), log.updates, self.total)
-                return replace(self.part(), order=reduce(order_after, rest, log.order))
-            if validate and self.cell.recipe.num_train_epochs > 1 and len(log.epoch_scores) == epoch:
+                self.paused = True  # the record's order is that of the whole training
+                all_groups = chain.from_iterable(map(self.updates, epochs))
+                order = reduce(order_after, islice(all_groups, log.updates, self.total), log.order)
+                return replace(self.part(), order=order)
+            has_choice = self.cell.recipe.num_train_epochs > 1
+            if validate and has_choice and len(log.epoch_scores) == epoch:
                 with self.meter.phase("validate"):
                     score, rows = validate()
                 with self.meter.phase("keep_best"):
@@ -183,13 +218,32 @@ class Trainer:
                 self.ranks.copy_weights(self.model, self.sharded_model, back=True)
         return self.part()
 
+    def _check_losses(self, progress: Progress) -> None:
+        """Fetches losses and shows the last one; stops training if one is not a finite number."""
+        log = self.log
+        self._fetch()
+        self.meter.note_tensors((self.best or {}).values(), is_last=log.updates == self._end)
+        for number, loss in enumerate(log.losses, 1):
+            if not math.isfinite(loss):
+                log.stopped = f"loss is {loss} at update {number} of {self.total}"
+                break
+        updates = self.meter.updates[-CHECK_EVERY:]
+        samples = self.ranks.count * sum(update.samples for update in updates)
+        rate = samples / (sum(self.meter.durations(updates)) or math.inf)
+        text = f"loss {log.losses[-1]:.3f}  {rate:.0f} samples/s"
+        progress("train", log.updates, self.total, text)
+
     def part(self) -> TrainingRecord:
-        """The record's part of what was trained so far; tokens are those of all ranks, which must ask together."""
+        """The record's part of the training so far, with all ranks' tokens: all must ask."""
         self._fetch()
         log = self.log
+        tokens = sum(update.tokens for update in self.meter.updates)
+        first_step = None
+        if set(log.first_step) == set(FirstStep.__annotations__):
+            first_step = FirstStep(**log.first_step)
         return TrainingRecord(
             seconds=sum(self.meter.durations(self.meter.updates)),
-            tokens=sum(self.ranks.gather(sum(update.tokens for update in self.meter.updates))),
+            tokens=sum(self.ranks.gather(tokens)),
             updates=log.updates,
             precision=log.precision,
             micro_batch=log.micro_batch,
@@ -199,14 +253,14 @@ class Trainer:
             final_learning_rate=log.learning_rates[-1] if log.learning_rates else None,
             gradient_norm=jsonable(log.gradient_norms[0]) if log.gradient_norms else None,
             clipped_norm=jsonable(log.clipped_norms[0]) if log.clipped_norms else None,
-            first_step=FirstStep(**log.first_step) if set(log.first_step) == set(FirstStep.__annotations__) else None,
+            first_step=first_step,
             epoch_scores=[*log.epoch_scores],
             chosen_epoch=log.chosen_epoch,
             stopped=log.stopped,
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next update depends on, and the log so far, as nested mappings of tensors and plain values."""
+        """The log and all that the next update depends on: nested tensors and plain values."""
         self._fetch()
         return {
             "weights": {name: p.detach() for name, p in self.stepped.items() if p.requires_grad},
@@ -217,31 +271,43 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a `state_dict`; `run` goes on from there, to the same weights, bit for bit on a CPU."""
+        """Takes over a `state_dict`; `run` then gives the same weights, bit for bit on a CPU."""
         with torch.no_grad():
             for name, tensor in state["weights"].items():
                 local_shard(self.stepped[name]).copy_(tensor)
         self.ranks.copy_weights(self.model, self.sharded_model)
         self.stepper.load_state_dict(state["steps"], self.ranks)
-        log = state["log"]
-        fields = {"precision": self.log.precision, "ledger": Ledger(**log["ledger"]) if log["ledger"] else None}
-        self.log = TrainingLog(**log | fields)
+        log = state["log"] | {"precision": self.log.precision}
+        if log["ledger"]:
+            log["ledger"] = Ledger(**log["ledger"])
+        self.log = TrainingLog(**log)
         self.best = state["best"] or None
         self._random_states = state["random"]
-        sentence = f"resumed at update {self.log.updates} of {self.total}; seconds and throughput cover only the rest"
-        self.log.fallbacks.append(sentence)
+        change = f"resumed at update {self.log.updates} of {self.total}"
+        self.log.fallbacks.append(f"{change}; seconds and throughput cover only the rest")
 
     def updates(self, epoch: int) -> Iterator[Sequence[list[Feature]]]:
         """The epoch's updates, each a list of micro-batches."""
         recipe = self.cell.recipe
-        batches = epoch_batches(get_lengths(self.features), recipe.per_device_train_batch_size, self.cell.profile.seed, epoch)
+        batches = epoch_batches(
+            get_lengths(self.features),
+            recipe.per_device_train_batch_size,
+            self.cell.profile.seed,
+            epoch,
+        )
         for group in chunks(batches, recipe.gradient_accumulation_steps):
             yield [[self.features[index] for index in batch] for batch in group]
 
     def update(self, group: Sequence[Sequence[Feature]]) -> Tensor:
-        """One optimizer update on several micro-batches, cut in half as often as memory runs out; the mean loss of targets."""
+        """Makes one optimizer update on micro-batches, which are halved each time memory runs out.
+
+        Returns the mean loss of its targets.
+        """
         while True:
-            self.last_group = [piece for features in group for piece in chunks(features, self.log.micro_batch)]
+            pieces: list[Sequence[Feature]] = []
+            for features in group:
+                pieces += chunks(features, self.log.micro_batch)
+            self.last_group = pieces
             try:
                 return self._step()
             except DoesNotFit as error:
@@ -249,53 +315,72 @@ class Trainer:
             self._halve(cause)  # out here, where the error no longer keeps the failed pass alive
 
     def divisors(self, batches: Sequence[Batch]) -> Sequence[int | float | Tensor]:
-        """The divisor of each micro-batch's summed loss: the targets of the whole update, over all ranks."""
+        """The divisor of each micro-batch's summed loss: the update's targets, over all ranks."""
         count = sum(self.codec.targets(batch) for batch in batches)
         if self.ranks.count == 1:
             return [count] * len(batches)
-        return [self.ranks.sum_ranks(torch.full((), count, device=self.meter.device))] * len(batches)  # the host does not wait
+        total = self.ranks.sum_ranks(torch.full((), count, device=self.meter.device))
+        return [total] * len(batches)  # a tensor: the host does not wait
 
-    def accumulate(self, group: Sequence[Sequence[Feature]], names: Iterable[str]) -> tuple[Tensor, list[Tensor]]:
-        """The loss that an update on these micro-batches would have, and some parameters' gradients; all ranks must ask."""
+    def accumulate(
+        self,
+        group: Sequence[Sequence[Feature]],
+        names: Iterable[str],
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The loss of an update on micro-batches and some of its gradients; all ranks must ask."""
         self.optimizer.zero_grad()
         micro_batches = self.ranks.share(group, self.log.micro_batch)
-        loss = self._backward([self.codec.collate(features) for features in micro_batches if features], len(micro_batches))
+        batches = [self.codec.collate(features) for features in micro_batches if features]
+        loss = self._backward(batches, len(micro_batches))
         scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler else 1.0
-        parameters = [self.stepped[name] for name in names]
-        gradients = [full_tensor(torch.zeros_like(p) if p.grad is None else p.grad / scale) for p in parameters]
+        gradients = []
+        for name in names:
+            p = self.stepped[name]
+            gradient = torch.zeros_like(p) if p.grad is None else p.grad / scale
+            gradients.append(full_tensor(gradient))
         self.optimizer.zero_grad()
         return loss, gradients
 
     def _halve(self, cause: str) -> None:
-        """Make micro-batches half as large. Raises InputError if they have one row, or if ranks share them."""
-        size, place = self.log.micro_batch // 2, f"update {self.log.updates + 1} of {self.total}"
+        """Halves micro-batches. Raises InputError if they have one row, or if ranks share them."""
+        size = self.log.micro_batch // 2
+        update = f"update {self.log.updates + 1} of {self.total}"
+        fault = f"{self.cell.id} does not fit: memory runs out at {update}"
         if self.ranks.count > 1:  # which may have summed some of their gradients already
+            remedy = "take more ranks"
+            if not self.ranks.holds_parts:
+                remedy += ", or shard its weights with --ranks N:fsdp"
             rank = f"rank {self.ranks.rank} of {self.ranks.count}"
-            remedy = "take more ranks" + ("" if self.ranks.holds_parts else ", or shard its weights with --ranks N:fsdp")
-            raise InputError(f"{self.cell.id} does not fit: memory runs out at {place} on {rank} ({cause}); {remedy}")
+            raise InputError(f"{fault} on {rank} ({cause}); {remedy}")
         if not size:
-            raise InputError(f"{self.cell.id} does not fit: memory runs out at {place} with one row at a time ({cause})")
-        change = f"micro-batches of {size} in place of {self.log.micro_batch}, accumulated to the same update"
-        self.log.fallbacks.append(f"out of memory at {place}: {change}")
+            raise InputError(f"{fault} with one row at a time ({cause})")
+        self.log.fallbacks.append(
+            f"out of memory at {update}: micro-batches of {size} in place of "
+            f"{self.log.micro_batch}, accumulated to the same update"
+        )
         self.log.micro_batch = size
         self.optimizer.zero_grad()
         free_memory(self.meter.device)
 
     def _step(self) -> Tensor:
-        """The update on `last_group`. Raises DoesNotFit if memory runs out before the optimizer's step."""
-        log, micro_batches = self.log, self.ranks.share(self.last_group, self.log.micro_batch)
+        """Updates on `last_group`. Raises DoesNotFit if memory runs out before the step."""
+        log = self.log
+        micro_batches = self.ranks.share(self.last_group, log.micro_batch)
         with self.meter.update(samples=sum(map(len, micro_batches))) as update:
             batches = [self.codec.collate(features) for features in micro_batches if features]
-            counts = list(map(token_counts, batches))
-            update.tokens, update.padded_tokens = sum(real for real, _ in counts), sum(size for _, size in counts)
-            if any(p.grad is not None and bool(p.grad.any()) for p in self.trained):  # all are None, so no one waits
+            for batch in batches:
+                tokens, padded_tokens = token_counts(batch)
+                update.tokens += tokens
+                update.padded_tokens += padded_tokens
+            # In a sound run all are None, and the host does not wait.
+            if any(p.grad is not None and bool(p.grad.any()) for p in self.trained):
                 log.stale.append(log.updates)
-            is_watched = log.updates in (0, self._end - 1)
-            watch: AbstractContextManager[dict[str, Any]] = watch_update(self.sharded_model) if is_watched else nullcontext({})
-            with watch as facts:
-                loss = self._backward(batches, len(micro_batches))
-            if is_watched:
+            if log.updates in (0, self._end - 1):
+                with watch_update(self.sharded_model) as facts:
+                    loss = self._backward(batches, len(micro_batches))
                 log.watched.append(facts | {"update": log.updates, "micro_batch": log.micro_batch})
+            else:
+                loss = self._backward(batches, len(micro_batches))
             try:
                 with check_memory():
                     self._clip(loss)
@@ -304,14 +389,17 @@ class Trainer:
                     self.adamw.before_step(log.updates, self._end)
                     rates, schedule_rate = self.stepper.step(log.updates)
                     self.adamw.after_step(log.updates)
-            except DoesNotFit as error:  # activations are gone by now: fewer rows at once would not help
-                cause = f"in the optimizer's step of update {log.updates + 1} ({error})"
-                raise InputError(f"{self.cell.id} does not fit: memory runs out {cause}") from None
+            except DoesNotFit as error:  # activations are gone by now: fewer rows would not help
+                raise InputError(
+                    f"{self.cell.id} does not fit: memory runs out in the optimizer's step of "
+                    f"update {log.updates + 1} ({error})"
+                ) from None
             log.learning_rates.append(schedule_rate)
             log.group_rates.append(rates)
-            if not self.accelerator.scaler or self.stepper.acts_after_step:  # in fp16 the next update settles this one
+            # In fp16 the next update settles this one.
+            if not self.accelerator.scaler or self.stepper.acts_after_step:
                 log.skipped += self.stepper.settle()
-            if log.ledger is None:  # while gradients and optimizer state are in place; each update has the same bytes
+            if log.ledger is None:  # gradients and optimizer state are in place
                 gradients = tensor_bytes(p.grad for p in self.trained if p.grad is not None)
                 log.ledger = ledger(self.sharded_model, self.optimizer, gradients)
             self.optimizer.zero_grad()
@@ -323,10 +411,10 @@ class Trainer:
         return loss
 
     def _clip(self, loss: Tensor) -> None:
-        """Clip the update's gradients, note their norms, and count the tensors without one.
+        """Clips the update's gradients, notes their norms, and counts the tensors without one.
 
-        They count once an update has moved weights: LoRA's A has no gradient while B is zero. What is computed here is gone
-        before the optimizer's step, in which footprints look at what is held.
+        They count once an update has moved weights: LoRA's A has no gradient while B is zero.
+        Tensors made here are freed before the optimizer's step, in which footprints count bytes.
         """
         log = self.log
         norm = self.stepper.clip()
@@ -336,14 +424,15 @@ class Trainer:
             self._on_device["clipped_norms"].append(squares.sum().sqrt())
         log.skipped += self.stepper.settle()
         last = log.updates - 1
-        if log.moving_updates or (last >= 0 and last not in log.skipped and any(log.group_rates[last])):
+        has_moved = last >= 0 and last not in log.skipped and any(log.group_rates[last])
+        if log.moving_updates or has_moved:
             log.moving_updates += 1
             self._idle += (squares == 0) & (loss > LEAST_LOSS)
 
     def _gradient_squares(self) -> Tensor:
         """The sum of squares of each trained tensor's gradient, over all shards; 0 if it has none.
 
-        In elementary operations: the library that clips has a norm of its own, which this one is compared with.
+        In elementary operations, since the norm of the library that clips is compared with it.
         """
         squares = []
         for parameter in self.trained:
@@ -356,7 +445,7 @@ class Trainer:
         return self.ranks.sum_ranks(total) if self.ranks.holds_parts else total
 
     def _fetch(self) -> None:
-        """Bring what updates left on the device to the host."""
+        """Brings figures that updates left on the device to the host."""
         for name, count in zip(self.trained_names, self._idle.tolist(), strict=True):
             if count:
                 self.log.idle[name] = self.log.idle.get(name, 0) + count
@@ -367,19 +456,25 @@ class Trainer:
         self._on_device.clear()
 
     def _backward(self, batches: Sequence[Batch], passes: int) -> Tensor:
-        """Add the gradients of the update's mean loss, of all ranks' batches; return that loss."""
+        """Adds gradients of the update's mean loss, over all ranks; returns that loss."""
         total = torch.zeros((), device=self.meter.device)
         divisors = self.divisors(batches)
-        if idle := max(passes, 1) - len(batches):  # others have rows, and wait for this rank's gradients: zeros
+        idle = max(passes, 1) - len(batches)
+        if idle:  # other ranks have rows, and wait for this one's gradients: zeros
             batches = [*batches, *[self.codec.collate(self.features[:1])] * idle]
             divisors = [*divisors, *[math.inf] * idle]
         with check_memory():
             if self.ranks.count > 1:  # summed over the ranks with the last micro-batch
                 self._penalize()
             for number, (batch, count) in enumerate(zip(batches, divisors, strict=True), 1):
-                with self.ranks.no_sync(self.ddp_model) if number < len(batches) else nullcontext():
+                is_last = number == len(batches)
+                with nullcontext() if is_last else self.ranks.no_sync(self.ddp_model):
                     with self.accelerator.autocast():
-                        loss = self.codec.loss(self.ddp_model, self.codec.to_device(batch, self.meter.device)) / count
+                        loss = self.codec.loss(
+                            self.ddp_model,
+                            self.codec.to_device(batch, self.meter.device),
+                        )
+                        loss = loss / count
                     self.accelerator.backward(loss)
                 total += loss.detach()
                 del loss  # and its graph, whose room the next batch may need
@@ -388,20 +483,22 @@ class Trainer:
         return self.ranks.sum_ranks(total)
 
     def _penalize(self) -> None:
-        """Add the gradients of the method's penalty, once over all ranks."""
+        """Adds the gradients of the method's penalty, once over all ranks."""
         penalty = self.cell.method.penalty(self.model)
         if penalty is not None:
             self.accelerator.backward(penalty / self.ranks.count)
 
     def _keep_better(self, score: float, rows: Sequence[Row]) -> None:
-        """Keep the epoch's weights if they score higher than those of every epoch before."""
-        best = self.best is None or score > max(self.log.epoch_scores)
+        """Keeps the epoch's weights if they score higher than those of every epoch before."""
+        is_best = self.best is None or score > max(self.log.epoch_scores)
         self.log.epoch_scores.append(score)
         self.chosen_on = rows
-        if best:
-            self.log.chosen_epoch = len(self.log.epoch_scores)
-            # On the host: on the device it would stand in the peaks of all that follows.
-            self.best = {n: p.detach().to("cpu", copy=True) for n, p in self.model.named_parameters() if p.requires_grad}
+        if not is_best:
+            return
+        self.log.chosen_epoch = len(self.log.epoch_scores)
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        # On the host: on the device it would count in all later peaks.
+        self.best = {name: p.detach().to("cpu", copy=True) for name, p in trained.items()}
 
 
 def order_after(order: str, group: Sequence[Sequence[Feature]]) -> str:
@@ -413,44 +510,63 @@ def order_after(order: str, group: Sequence[Sequence[Feature]]) -> str:
 class Stepper:
     """Moves weights by gradients: clipping, the optimizer, fp16's loss scale, the schedule.
 
-    Whether fp16 lost a step only the device knows, and the host, then the GPU, would wait if it was asked (`get_scale`). So the
-    answer travels by itself, and is read when the next step is due: the GPU has a whole pass queued behind it by then.
+    Only the device knows whether fp16 lost a step; asking (`get_scale`) would stall the host, then
+    the GPU. So the answer is copied asynchronously and read when the next step is due: by then the
+    GPU has a whole pass queued behind it.
     """
 
-    def __init__(self, cell: Cell, model: nn.Module, stepped: nn.Module, accelerator: Any, updates: int) -> None:
-        """Steps of `stepped`, which is a cell's model, or the copy of it that ranks share out; so many updates are planned."""
-        self.cell, self._model, self._accelerator = cell, model, accelerator  # its method acts after a step
+    def __init__(
+        self,
+        cell: Cell,
+        model: nn.Module,
+        stepped: nn.Module,
+        accelerator: Any,
+        updates: int,
+    ) -> None:
+        """Plans `updates` steps of `stepped`: a cell's model, or the copy that FSDP shards."""
+        self.cell = cell
+        self._model = model  # a method's `after_step` changes it
+        self._accelerator = accelerator
         optimizer = cell.method.make_optimizer(stepped, cell)  # a method's own may freeze weights
         self._trained = [p for p in stepped.parameters() if p.requires_grad]
-        # What the method does after a step needs the gradients of that step, so it cannot wait.
+        # A method's `after_step` needs the gradients of that step, so it cannot wait.
         self.acts_after_step = type(cell.method).after_step is not Method.after_step
-        self.schedule = make_schedule(optimizer, cell, updates)  # before accelerate wraps its step, to be wrapped with it
+        # Made before accelerate wraps the optimizer's step, to be wrapped with it.
+        self.schedule = make_schedule(optimizer, cell, updates)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
-        self._unsettled: list[int] = []  # the update of which is not known yet whether fp16 lost it
+        self._unsettled: list[int] = []  # the update that fp16 may have lost
         self._lost: Tensor | None = None
         self._arrived: Any = None
 
     def clip(self) -> Tensor | None:
-        """Clip the gradients; return their norm before, which stays on the device. None if the recipe does not clip."""
+        """Clips the gradients; returns their norm before, on the device. None if nothing clips."""
         bound = self.cell.recipe.max_grad_norm
-        return None if bound is None else full_tensor(self._accelerator.clip_grad_norm_(self._trained, bound))
+        if bound is None:
+            return None
+        return full_tensor(self._accelerator.clip_grad_norm_(self._trained, bound))
 
     def step(self, update: int) -> tuple[list[float], float]:
-        """Step the optimizer in an update, counted from 0; return each group's rate in it, and the schedule's."""
-        if scaler := self._accelerator.scaler:
+        """Steps the optimizer in update 0, 1, ...; returns each group's and the schedule's rate."""
+        scaler = self._accelerator.scaler
+        if scaler:
             scale = scaler._get_scale_async().clone()  # `get_scale` without waiting
             self.optimizer.step()
             is_lost = scaler._get_scale_async() < scale
             self._lost = is_lost.to("cpu", non_blocking=True)  # from a GPU into pinned memory
-            self._arrived = torch.cuda.current_stream().record_event() if is_lost.is_cuda else None
+            self._arrived = None
+            if is_lost.is_cuda:
+                self._arrived = torch.cuda.current_stream().record_event()
         else:
-            self.optimizer.optimizer.step()  # accelerate's looks for another package on the disk each time
+            # Not accelerate's, which looks for another package on the disk each time.
+            self.optimizer.optimizer.step()
         self._unsettled = [update]
-        return [float(group["lr"]) for group in self.optimizer.param_groups], self.schedule.get_last_lr()[0]
+        rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        return rates, self.schedule.get_last_lr()[0]
 
     def settle(self) -> list[int]:
-        """Advance the schedule past the last update; if fp16 lost that, return it instead. Waits until the device knows."""
-        updates, self._unsettled = self._unsettled, []
+        """Advances the schedule, or returns the update if fp16 lost it; waits for the device."""
+        updates = self._unsettled
+        self._unsettled = []
         if self._arrived is not None:
             self._arrived.synchronize()
         if self._lost is not None and self._lost:
@@ -461,23 +577,34 @@ class Stepper:
         return []
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step depends on, beside weights."""
-        scaler, groups = self._accelerator.scaler, self.optimizer.param_groups
+        """State that the next step depends on, beside weights."""
+        scaler = self._accelerator.scaler
+        groups = [dict(group) for group in self.optimizer.param_groups]
+        for group in groups:
+            del group["params"]
+        schedule = self.schedule.state_dict()
+        schedule.pop("lr_lambdas", None)  # functions
         return {
             "optimizer": self.optimizer.optimizer.state_dict()["state"],
-            "groups": [{k: v for k, v in group.items() if k != "params"} for group in groups],
-            "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},  # functions
+            "groups": groups,
+            "schedule": schedule,
             "scaler": scaler.state_dict() if scaler else {},
             "method": self.cell.method.state_dict(self._model),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], ranks: Ranks) -> None:
-        """Take over a `state_dict`, of this rank."""
+        """Takes over a `state_dict`, of this rank."""
         optimizer = self.optimizer.optimizer
-        groups = [group | fields for group, fields in zip(optimizer.state_dict()["param_groups"], state["groups"], strict=True)]
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        # An optimizer knows a parameter by its number, which a file has as text.
-        moments = {int(key): ranks.moments(entry, parameters[int(key)]) for key, entry in state["optimizer"].items()}
+        groups = optimizer.state_dict()["param_groups"]
+        for group, fields in zip(groups, state["groups"], strict=True):
+            group.update(fields)
+        parameters: list[Tensor] = []
+        for group in optimizer.param_groups:
+            parameters += group["params"]
+        moments = {}
+        for key, entry in state["optimizer"].items():
+            index = int(key)  # of the parameter; a file has it as text
+            moments[index] = ranks.moments(entry, parameters[index])
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.schedule.load_state_dict(self.schedule.state_dict() | state["schedule"])
         if self._accelerator.scaler and state["scaler"]:
@@ -489,4 +616,9 @@ def make_schedule(optimizer: Any, cell: Cell, updates: int) -> Any:
     """The recipe's schedule, counted in updates."""
     recipe = cell.recipe
     warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * updates)
-    return hf.get_scheduler(recipe.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=updates)
+    return hf.get_scheduler(
+        recipe.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=warmup,
+        num_training_steps=updates,
+    )

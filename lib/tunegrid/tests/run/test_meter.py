@@ -43,7 +43,8 @@ def measured(durations, *, between=0.0, samples=1, tokens=10, padded_tokens=10):
     meter, clock = Meter(device=CPU), HandClock()
     meter.mark = clock.mark
     for seconds in durations:
-        with meter.update(samples=samples, tokens=tokens, padded_tokens=padded_tokens):
+        with meter.update(samples=samples) as update:
+            update.tokens, update.padded_tokens = tokens, padded_tokens
             clock.now += seconds
         clock.now += between
     return meter
