@@ -23,8 +23,9 @@ from tunegrid.machine import package_digest
 RECIPE_FIELDS = ("max_length", "doc_stride", "max_target_length", "text", "prefix")
 TASK_FIELDS = ("text", "text_pair", "target", "labels", "messages")
 TOKEN_NAMES = ("before", "between", "after", "lead", "end_id")  # of a codec, if it has them
-BLOCK = 1000  # rows that are encoded at once
-LIBRARIES = ("transformers", "tokenizers")  # of which another release or commit has another key
+ROW_BLOCK = 1000  # rows that are encoded at once
+# Another release or commit has another key.
+TOKENIZER_LIBRARIES = ("transformers", "tokenizers")
 SHARED = 18  # lists in memory: rows to train on and to test, of three tasks in three tokenizers
 LARGEST = 10_000  # features of a list in memory: a user's own rows may be many
 CODE = [*sorted(Path(__file__).parent.glob("*.py")), Path(sources.__file__)]
@@ -93,7 +94,7 @@ def cache_key(codec: Codec, rows: Sequence[Row], *, training: bool) -> str:
         [getattr(codec.task, name) for name in TASK_FIELDS],
         [getattr(codec, name, None) for name in TOKEN_NAMES],
         codec.tokenizer.chat_template,
-        [package_digest(name) for name in LIBRARIES],
+        [package_digest(name) for name in TOKENIZER_LIBRARIES],
     ]
     digest = hashlib.sha256(json.dumps(decisive, default=repr).encode())
     digest.update(codec.tokenizer.backend_tokenizer.to_str().encode())
@@ -127,8 +128,8 @@ def _load_table(path: Path, codec: Codec, rows: Sequence[Row], *, training: bool
     return datasets.Dataset.from_dict({"row": range(len(rows))}).map(
         encode_block,
         batched=True,
-        batch_size=BLOCK,
-        writer_batch_size=BLOCK,
+        batch_size=ROW_BLOCK,
+        writer_batch_size=ROW_BLOCK,
         remove_columns=["row"],
         features=datasets.Features(columns),
         cache_file_name=str(path),  # it appears whole or not at all

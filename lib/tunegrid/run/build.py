@@ -47,7 +47,7 @@ Checksum = tuple[int, int]
 INTEGERS = {4: torch.int32, 2: torch.int16}
 # Old BERT checkpoints say gamma and beta, and BERT2BERT's cross-attention starts from the
 # self-attention of its layer.
-RENAMED = {"gamma": "weight", "beta": "bias", "crossattention": "attention"}
+RENAMED_WORDS = {"gamma": "weight", "beta": "bias", "crossattention": "attention"}
 # A file in the hub's cache.
 HUB = re.compile(r"(?:kernels|models)--(.+)--(.+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]")
 
@@ -410,4 +410,4 @@ def matching_keys(name: str, files: tuple[Path, ...]) -> list[str]:
 def reversed_words(name: str) -> list[str]:
     """The words between the dots of a tensor's name, last first, as the model names them."""
     words = reversed(name.split("."))
-    return [RENAMED.get(word, word) for word in words if word != "base_layer"]
+    return [RENAMED_WORDS.get(word, word) for word in words if word != "base_layer"]

@@ -25,7 +25,7 @@ SAMPLED = 4096  # values of a tensor in which movement is measured
 # the smallest of all others is 1e-3.
 ROUNDING = 1e-6
 DIGITS = 9  # of a figure: more than fp32 has
-KINDS = (  # patterns of a parameter's name, with the kind of layer; the first match counts
+LAYER_KINDS = (  # patterns of a parameter's name, with the kind of layer; the first match counts
     ("norm|\\.ln_", "norms"),
     ("relative_attention_bias", "biases of position"),
     ("crossattention|encdecattention", "cross-attention"),
@@ -44,7 +44,7 @@ def names_by_group(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[s
     for name in names:
         lower_name = f".{name.lower()}"
         layer = re.search(r"\.(\d+)\.", name)
-        kind = next((kind for pattern, kind in KINDS if re.search(pattern, lower_name)), None)
+        kind = next((kind for pattern, kind in LAYER_KINDS if re.search(pattern, lower_name)), None)
         stacks = (stack for stack in ("decoder", "encoder") if f".{stack}." in lower_name)
         stack = next(stacks, "layer")
         if is_part(name, cell.head.new_modules):

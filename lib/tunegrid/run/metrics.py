@@ -24,7 +24,7 @@ Scores = dict[str, float]
 PointsByMetric = dict[str, list[float]]  # points of each row, by metric
 # By problem, the score of each row that shows learning.
 TELLING = {Problem.CLASSIFY: "accuracy", Problem.EXTRACT: "f1", Problem.GENERATE: "rougeL"}
-BATCH = 64  # texts that are embedded at once
+TEXT_BATCH = 64  # texts that are embedded at once
 
 
 @dataclass(kw_only=True)
@@ -232,9 +232,9 @@ class BertScorer:
         """The tokens of each text that fit the encoder's window."""
         frame = torch.tensor([self._tokenizer.cls_token_id, self._tokenizer.sep_token_id])
         embeddings: list[Embedded] = []
-        for start in range(0, len(texts), BATCH):
+        for start in range(0, len(texts), TEXT_BATCH):
             batch = self._tokenizer(
-                list(texts[start : start + BATCH]),
+                list(texts[start : start + TEXT_BATCH]),
                 padding=True,
                 truncation=True,
                 max_length=self._window,

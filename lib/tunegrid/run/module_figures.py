@@ -22,9 +22,9 @@ PROJECTIONS = 3
 MOST_PRODUCTS = 2**20  # of values with random ones that are held at once, for each projection
 NUMBERS = ("norm", *(f"projection_{index}" for index in range(PROJECTIONS)))  # of each tensor
 # Columns of each call of a module.
-NAMES = ("phase", "module", "kind", "library")
-COUNTS = ("call", "depth", "source", "maker")
-TENSORS = ("taken", "given", "gradient", "weights")
+NAME_COLUMNS = ("phase", "module", "kind", "library")
+COUNT_COLUMNS = ("call", "depth", "source", "maker")
+TENSOR_COLUMNS = ("taken", "given", "gradient", "weights")
 Columns = dict[str, list[Any]]
 Projected = tuple[Tensor, Tensor]  # a norm, and projections
 
@@ -147,9 +147,9 @@ class ModuleFigures:
         for call in self._calls:
             maker = call["maker"]
             call["gradient"] = self._calls[maker].get("gradient") if maker >= 0 else None
-        columns: Columns = {name: [call[name] for call in self._calls] for name in NAMES}
-        columns |= {name: [float(call[name]) for call in self._calls] for name in COUNTS}
-        for name in TENSORS:
+        columns: Columns = {name: [call[name] for call in self._calls] for name in NAME_COLUMNS}
+        columns |= {name: [float(call[name]) for call in self._calls] for name in COUNT_COLUMNS}
+        for name in TENSOR_COLUMNS:
             entries = [call.get(name) for call in self._calls]
             vectors = []
             for norm, projections in filter(None, entries):

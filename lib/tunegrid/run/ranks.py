@@ -29,7 +29,7 @@ from tunegrid.run.device import out_of_memory
 
 T = TypeVar("T")
 # The longest wait for another rank, which may be scoring alone. torchrun notices dead ones at once.
-PATIENCE = timedelta(minutes=30)
+RANK_PATIENCE = timedelta(minutes=30)
 LET_GO_SECONDS = 0.1
 SEEDS = 2**32  # NumPy takes smaller ones
 SEED_STEP = 1_000_003  # between the seeds of two ranks: a prime beyond the seeds that people give
@@ -245,7 +245,7 @@ def join_ranks(count: int, device: torch.device, *, fsdp: bool = False) -> Itera
         return
     # Scores and findings are Python objects: they go over gloo on a GPU, too.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    dist.init_process_group(backend, timeout=RANK_PATIENCE)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), fsdp=fsdp)
     finally:
