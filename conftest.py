@@ -1,3 +1,5 @@
-"""Brings the suite's plugins if pytest was given another project's settings; pyproject.toml loads them earlier, by `-p`."""
+"""Brings the suite's plugins if pytest was given another project's settings; pyproject.toml loads
+them earlier, by `-p`.
+"""
 
 pytest_plugins = ["fixtures.plugins"]

@@ -14,7 +14,8 @@ class Longest(Instrument):
     """Asks for the points of the longest rows."""
 
     id = "NAME"  # as --ask names it
-    question = f"how right is it on its {ROWS} longest test rows? Points"  # the heading of its table
+    # The heading of its table
+    question = f"how right is it on its {ROWS} longest test rows? Points"
     # A gate with --gate-on=instruments judges it if `better` is "higher" or "lower"; a change of
     # less than `margin` does not count. Without `better` the figure is only shown.
     figures: ClassVar = {"points": Figure(better="higher", margin=3.0, shown=".1f")}

@@ -20,8 +20,8 @@ def pytest_tunegrid_grid(grid):
     # Scores are points from 0 to 100: `worst` is the number that is 0 points, `best` the one that
     # is 100. If less is better, as of an error rate, give worst=1, best=0.
     #
-    # In place of the function, evaluate.load("/path/to/file.py") does, too; evaluate.load("accuracy")
-    # needs the hub.
+    # In place of the function, evaluate.load("/path/to/file.py") does, too;
+    # evaluate.load("accuracy") needs the hub.
     #
     # by_row=True asks for each row alone: the score is their mean, and a gate can compare rows. A
     # correlation is no such mean.

@@ -12,11 +12,17 @@ if TYPE_CHECKING:
     from tunegrid.commands.gate import gate as gate
     from tunegrid.commands.run import run as run
 
-ROOT = Path(__file__).parents[2]  # the checkout, or what a wheel installs in the same form, fixtures and benchmarks included
+# The checkout, or what a wheel installs in the same form, fixtures and benchmarks included
+ROOT = Path(__file__).parents[2]
 WHEEL = ROOT.name == "tunegrid_suite"  # pyproject.toml names a wheel's folder
-DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "tunegrid") if WHEEL else ROOT / ".cache"
+DEFAULT_CACHE = (
+    Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "tunegrid")
+    if WHEEL
+    else ROOT / ".cache"
+)
 
-# Libraries' load reports and progress bars say nothing that the record does not. Set before any process of ours imports them.
+# Libraries' load reports and progress bars say nothing that the record does not. Set before any
+# process of ours imports them.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

@@ -1,4 +1,7 @@
-"""The one exception a user is meant to read. Every room may raise it; the pytest plugins print it without a traceback."""
+"""The one exception a user is meant to read.
+
+Every room may raise it; the pytest plugins print it without a traceback.
+"""
 
 from contextlib import suppress
 
@@ -14,7 +17,9 @@ class InputError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without its traceback; what it quotes of a file has no effect on a terminal."""
+    """What an error says, without its traceback; what it quotes of a file has no effect on a
+    terminal.
+    """
     with suppress(Exception):  # a user's own may not even have a text
         return defuse(next(filter(None, str(error).splitlines())))
     return type(error).__name__

@@ -1,4 +1,6 @@
-"""Text of files, models and libraries as others see it: no terminal or CI obeys it, no path tells whose machine it was."""
+"""Text of files, models and libraries as others see it: no terminal or CI obeys it, no path tells
+whose machine it was.
+"""
 
 import re
 import sys
@@ -7,23 +9,34 @@ from urllib.parse import urlsplit
 
 from tunegrid import ROOT
 
-COMMAND = re.compile(r"^(?=\s*::)")  # at the start of a line GitHub Actions takes `::name` for a command, blanks or not
-OLD_COMMAND = re.compile(r"#(?=#\w*\[)")  # GitHub and Azure take `##name[` for one anywhere in a line
+# At the start of a line GitHub Actions takes `::name` for a command, blanks or not
+COMMAND = re.compile(r"^(?=\s*::)")
+# GitHub and Azure take `##name[` for one anywhere in a line
+OLD_COMMAND = re.compile(r"#(?=#\w*\[)")
 LIBRARIES = "/site-packages/"
-PATH = re.compile(r"(?<![\w.~:/-])(?:/[\w.+@%~-]*[\w+@%~-])+")  # absolute; neither a fraction nor part of an address
+# absolute; neither a fraction nor part of an address
+PATH = re.compile(r"(?<![\w.~:/-])(?:/[\w.+@%~-]*[\w+@%~-])+")
 HOME = re.compile(r"/root|/(?:home|Users)/[^/]+")
-# An address, with a scheme or without; where its password begins, a port would end at a sign that is none of a number.
+# An address, with a scheme or without; where its password begins, a port would end at a sign that
+# is none of a number.
 START = r"(?<![\w/.])(?:[A-Za-z][\w+.-]*:)?//"
 ADDRESS = re.compile(START + r"[^\s/'\"<>][^\s'\"<>]*")
-PASSWORD = re.compile(rf"({START})[^\s/:@'\"\[]*:(?!\d+(?:\W|$)|\s)(?:(?!//)[^\n@])*@(?:[^\s'\"@/.]*/[^\s'\"@/.]*@)?")
+PASSWORD = re.compile(
+    rf"({START})[^\s/:@'\"\[]*:(?!\d+(?:\W|$)|\s)(?:(?!//)[^\n@])*@(?:[^\s'\"@/.]*/[^\s'\"@/.]*@)?"
+)
 GIT = "git"  # whose user is everybody's
 GIT_TOKEN = re.compile(rf"(?<![\w/]){GIT}@[^\s@/]+@")
 
 
 def defuse(text: str) -> str:
-    """Text on one line: control characters are written out, as in a Python string, and no CI takes it for a command."""
+    """Text on one line: control characters are written out, as in a Python string, and no CI takes
+    it for a command.
+    """
     letters = hide_secrets(text)
-    line = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in letters)
+    line = "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in letters
+    )
     return OLD_COMMAND.sub("# ", COMMAND.sub(r"\\", line))
 
 
@@ -39,7 +52,9 @@ def annotation(level: str, title: str, message: str) -> str:
 
 
 def say(text: str, *, error: bool = False, runner: bool = False) -> None:
-    """Print lines, which no CI obeys but those of `annotation` (`runner`); what the encoding lacks is written out."""
+    """Print lines, which no CI obeys but those of `annotation` (`runner`); what the encoding lacks
+    is written out.
+    """
     stream = sys.stderr if error else sys.stdout
     if stream is None:  # it is closed, as by `2>&-`
         return
@@ -49,7 +64,9 @@ def say(text: str, *, error: bool = False, runner: bool = False) -> None:
 
 
 def strip_places(text: str) -> str:
-    """The text as it is recorded: of an absolute path what is in the checkout or a library, else its last part; no secrets."""
+    """The text as it is recorded: of an absolute path what is in the checkout or a library, else
+    its last part; no secrets.
+    """
 
     def shown(match: re.Match[str]) -> str:
         path = match.group()
@@ -65,7 +82,9 @@ def strip_places(text: str) -> str:
 
 
 def hide_secrets(text: str) -> str:
-    """The text with scheme, host and path of each address: no user, password, token, query or fragment."""
+    """The text with scheme, host and path of each address: no user, password, token, query or
+    fragment.
+    """
     without_passwords = PASSWORD.sub(r"\1", text) if "//" in text else text
     return GIT_TOKEN.sub(f"{GIT}@", ADDRESS.sub(_public_address, without_passwords))
 
@@ -81,6 +100,7 @@ def _public_address(match: re.Match[str]) -> str:
     if user == GIT:
         host = netloc
     name, colon, _ = host.partition(":")
-    if colon and "." not in name and name != "localhost" and "@" in path:  # a password that begins as a port does
+    # A password that begins as a port does
+    if colon and "." not in name and name != "localhost" and "@" in path:
         host, path = path.rpartition("@")[2], ""
     return f"{scheme}:" * bool(scheme) + f"//{host}{path}{end}"

@@ -1,6 +1,8 @@
-"""bitsandbytes: the first forward pass of a 4-bit layer rounds its fp32 bias in place, to the type it computes in.
+"""bitsandbytes: the first forward pass of a 4-bit layer rounds its fp32 bias in place, to the type
+it computes in.
 
-Prints the bias's type before and after, and how far it moved. Exit code 1 shows the fault, 0 a version without it.
+Prints the bias's type before and after, and how far it moved. Exit code 1 shows the fault, 0 a
+version without it.
 """
 
 import sys

@@ -1,8 +1,10 @@
-"""bitsandbytes on a CPU with AVX512-bf16: after one evaluation, whoever unpacks a 4-bit layer gets other numbers.
+"""bitsandbytes on a CPU with AVX512-bf16: after one evaluation, whoever unpacks a 4-bit layer gets
+other numbers.
 
-PEFT's merge, its DoRA and the `dequantize` of transformers unpack `weight.data` with `weight.quant_state`. An evaluation
-repacks both for another product. Compares the unpacked weight, and a LoRA's merge, before and after an evaluation. Exit code 1
-shows the fault, 0 a version without it, 2 a CPU without AVX512-bf16.
+PEFT's merge, its DoRA and the `dequantize` of transformers unpack `weight.data` with
+`weight.quant_state`. An evaluation repacks both for another product. Compares the unpacked weight,
+and a LoRA's merge, before and after an evaluation. Exit code 1 shows the fault, 0 a version without
+it, 2 a CPU without AVX512-bf16.
 """
 
 import sys
@@ -23,7 +25,9 @@ class Net(torch.nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.is_loaded_in_4bit = True
-        self.layer = bnb.nn.Linear4bit(128, 128, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4").to("cpu")
+        self.layer = bnb.nn.Linear4bit(
+            128, 128, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
+        ).to("cpu")
 
     def forward(self, row: torch.Tensor) -> torch.Tensor:
         """The layer's output."""
@@ -32,7 +36,11 @@ class Net(torch.nn.Module):
 
 def unpacked(layer: torch.nn.Module) -> torch.Tensor:
     """As PEFT and transformers do it."""
-    return bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float().reshape(128, 128)
+    return (
+        bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        .float()
+        .reshape(128, 128)
+    )
 
 
 def distance(before: torch.Tensor, after: torch.Tensor) -> float:
@@ -44,12 +52,16 @@ print(f"bitsandbytes {bnb.__version__}, peft {peft.__version__}, torch {torch.__
 if not bnb.functional.has_avx512bf16():
     print("this CPU has no AVX512-bf16: the fault cannot show")
     sys.exit(2)
-model = peft.get_peft_model(Net(), peft.LoraConfig(target_modules=["layer"], init_lora_weights=False)).eval()
+model = peft.get_peft_model(
+    Net(), peft.LoraConfig(target_modules=["layer"], init_lora_weights=False)
+).eval()
 base = model.base_model.model.layer.base_layer
 before = unpacked(base)
 with torch.no_grad():
     served = model(torch.eye(128)).float()
     weights = distance(before, unpacked(base))
     merged = distance(served, model.merge_and_unload()(torch.eye(128)).float())
-print(f"after one evaluation, the unpacked weight differs by {weights:.1%}, and the merged layer by {merged:.1%}")
+print(
+    f"after one evaluation, the unpacked weight differs by {weights:.1%}, and the merged layer by {merged:.1%}"
+)
 sys.exit(int(weights > 1e-3))

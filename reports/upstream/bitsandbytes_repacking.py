@@ -1,7 +1,8 @@
-"""bitsandbytes on a CPU with AVX512-bf16: one evaluation repacks a 4-bit layer, and training after it goes wrong.
+"""bitsandbytes on a CPU with AVX512-bf16: one evaluation repacks a 4-bit layer, and training after
+it goes wrong.
 
-Compares the gradient of the layer's input before and after an evaluation; both should be the same. Exit code 1 shows the fault,
-0 a version without it, 2 a CPU without AVX512-bf16.
+Compares the gradient of the layer's input before and after an evaluation; both should be the same.
+Exit code 1 shows the fault, 0 a version without it, 2 a CPU without AVX512-bf16.
 """
 
 import sys
@@ -23,7 +24,9 @@ print(f"bitsandbytes {bnb.__version__}, torch {torch.__version__}")
 if not bnb.functional.has_avx512bf16():
     print("this CPU has no AVX512-bf16: the fault cannot show")
     sys.exit(2)
-layer = bnb.nn.Linear4bit(128, 128, bias=False, compute_dtype=torch.float32, quant_type="nf4").to("cpu")
+layer = bnb.nn.Linear4bit(128, 128, bias=False, compute_dtype=torch.float32, quant_type="nf4").to(
+    "cpu"
+)
 row = torch.randn(4, 128)
 before = gradient(layer, row)
 layer.eval()

@@ -1,4 +1,6 @@
-"""bitsandbytes unpacks 4-bit weights to fp32 on a CPU and rounds them to bf16, for each backward pass."""
+"""bitsandbytes unpacks 4-bit weights to fp32 on a CPU and rounds them to bf16, for each backward
+pass.
+"""
 
 import sys
 from collections.abc import Callable
@@ -14,19 +16,33 @@ QUICK = "--quick" in sys.argv
 
 
 def race(label: str, library: Callable[[], object], proposed: Callable[[], object]) -> None:
-    """Time both ways in turn; print the median of each, and of how many times as fast the proposed one is."""
-    rounds = [[1e3 * timeit(way, number=1) for way in (library, proposed)] for _ in range(2 if QUICK else 10)]
-    old, new = (median(times) for times in zip(*rounds[1:], strict=True))  # the first round warms up
+    """Time both ways in turn; print the median of each, and of how many times as fast the proposed
+    one is.
+    """
+    rounds = [
+        [1e3 * timeit(way, number=1) for way in (library, proposed)]
+        for _ in range(2 if QUICK else 10)
+    ]
+    # The first round warms up
+    old, new = (median(times) for times in zip(*rounds[1:], strict=True))
     gains = sorted(before / after for before, after in rounds[1:])
-    says = f"{median(gains):.2f} x ({gains[0]:.2f} to {gains[-1]:.2f})" if median(gains) > 1.05 else "no gain here"
+    says = (
+        f"{median(gains):.2f} x ({gains[0]:.2f} to {gains[-1]:.2f})"
+        if median(gains) > 1.05
+        else "no gain here"
+    )
     print(f"{label:34} {old:8.2f} ms, proposed {new:8.2f} ms: {says}")
 
 
-print(f"bitsandbytes {bnb.__version__}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)")
+print(
+    f"bitsandbytes {bnb.__version__}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)"
+)
 torch.manual_seed(0)
 for tokens in (32,) if QUICK else (128, 1024):
     given = torch.randn(tokens, 768, dtype=torch.bfloat16, requires_grad=True)
-    packed, state = bnb.functional.quantize_4bit(torch.randn(3072, 768), quant_type="nf4", compress_statistics=True)
+    packed, state = bnb.functional.quantize_4bit(
+        torch.randn(3072, 768), quant_type="nf4", compress_statistics=True
+    )
     outputs = [bnb.matmul_4bit(given, packed.t(), quant_state=state) for _ in range(2)]
     if not hasattr(outputs[1].grad_fn, "state"):
         print("this release keeps no state of the weights for the backward pass")

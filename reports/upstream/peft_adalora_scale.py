@@ -1,6 +1,7 @@
 """PEFT: an AdaLoRA layer that is scaled and set back has another scale than before.
 
-Prints the scale at the start, and after `scale_layer` and `unscale_layer`. Exit code 1 shows the fault, 0 a version without it.
+Prints the scale at the start, and after `scale_layer` and `unscale_layer`. Exit code 1 shows the
+fault, 0 a version without it.
 """
 
 import sys

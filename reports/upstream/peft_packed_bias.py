@@ -1,7 +1,8 @@
-"""PEFT: where an adapter has biases (`lora_bias=True`), merging into a 4-bit layer adds them without the adapter's scale.
+"""PEFT: where an adapter has biases (`lora_bias=True`), merging into a 4-bit layer adds them
+without the adapter's scale.
 
-Prints what the layer's bias gains by merging, and what the adapter's forward pass adds. Exit code 1 shows the fault, 0 a
-version without it.
+Prints what the layer's bias gains by merging, and what the adapter's forward pass adds. Exit code 1
+shows the fault, 0 a version without it.
 """
 
 import sys

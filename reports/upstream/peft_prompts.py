@@ -1,4 +1,7 @@
-"""PEFT's prompts come again, and its prefixes are lost, when a model generates. Exit code 1 shows it, 0 a mended version."""
+"""PEFT's prompts come again, and its prefixes are lost, when a model generates.
+
+Exit code 1 shows it, 0 a mended version.
+"""
 
 import sys
 import warnings
@@ -7,7 +10,15 @@ import peft
 import torch
 import transformers as hf
 
-SMALL = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "eos_token_id": 0, "pad_token_id": 0}
+SMALL = {
+    "vocab_size": 64,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_positions": 64,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
 TOKENS = 8
 IDS = torch.tensor([[5, 6, 7, 8]])
 
@@ -41,7 +52,12 @@ for kind in (peft.PromptTuningConfig, peft.PrefixTuningConfig):
         print(f"{kind.__name__}: generate fails ({generated})")
         faulty = True
         continue
-    gaps = [float((one - other).abs().max() / one.abs().max()) for one, other in zip(forward, generated, strict=True)]
-    print(f"{kind.__name__}: logits of generate differ from a forward pass by {gaps[0]:.1e} and {gaps[1]:.1e} of the largest")
+    gaps = [
+        float((one - other).abs().max() / one.abs().max())
+        for one, other in zip(forward, generated, strict=True)
+    ]
+    print(
+        f"{kind.__name__}: logits of generate differ from a forward pass by {gaps[0]:.1e} and {gaps[1]:.1e} of the largest"
+    )
     faulty |= max(gaps) > 1e-4
 sys.exit(int(faulty))

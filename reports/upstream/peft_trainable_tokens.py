@@ -1,4 +1,6 @@
-"""PEFT writes trainable token rows into a copy of the whole embedding in each forward pass, and again in the tied head."""
+"""PEFT writes trainable token rows into a copy of the whole embedding in each forward pass, and
+again in the tied head.
+"""
 
 import sys
 from collections.abc import Callable
@@ -16,23 +18,37 @@ TOKENS = [5, 17]
 
 
 def race(label: str, library: Callable[[], object], proposed: Callable[[], object]) -> None:
-    """Time both ways in turn; print the median of each, and of how many times as fast the proposed one is."""
-    rounds = [[1e3 * timeit(way, number=1) for way in (library, proposed)] for _ in range(2 if QUICK else 10)]
-    old, new = (median(times) for times in zip(*rounds[1:], strict=True))  # the first round warms up
+    """Time both ways in turn; print the median of each, and of how many times as fast the proposed
+    one is.
+    """
+    rounds = [
+        [1e3 * timeit(way, number=1) for way in (library, proposed)]
+        for _ in range(2 if QUICK else 10)
+    ]
+    # The first round warms up
+    old, new = (median(times) for times in zip(*rounds[1:], strict=True))
     gains = sorted(before / after for before, after in rounds[1:])
-    says = f"{median(gains):.2f} x ({gains[0]:.2f} to {gains[-1]:.2f})" if median(gains) > 1.05 else "no gain here"
+    says = (
+        f"{median(gains):.2f} x ({gains[0]:.2f} to {gains[-1]:.2f})"
+        if median(gains) > 1.05
+        else "no gain here"
+    )
     print(f"{label:34} {old:8.2f} ms, proposed {new:8.2f} ms: {says}")
 
 
 def embed(layer: TrainableTokensLayer, ids: torch.Tensor) -> torch.Tensor:
     """The frozen embedding, with the trained rows where their tokens stand."""
     hits = ids[..., None] == torch.tensor(TOKENS)
-    return torch.where(hits.any(-1, keepdim=True), rows_of(layer)[hits.int().argmax(-1)], layer.base_layer(ids))
+    return torch.where(
+        hits.any(-1, keepdim=True), rows_of(layer)[hits.int().argmax(-1)], layer.base_layer(ids)
+    )
 
 
 def logits(layer: TrainableTokensLayer, hidden: torch.Tensor) -> torch.Tensor:
     """The frozen head, with the trained rows' logits in place of their tokens'."""
-    return layer.base_layer(hidden).index_copy_(-1, torch.tensor(TOKENS), linear(hidden, rows_of(layer)))
+    return layer.base_layer(hidden).index_copy_(
+        -1, torch.tensor(TOKENS), linear(hidden, rows_of(layer))
+    )
 
 
 def rows_of(layer: TrainableTokensLayer) -> torch.Tensor:
@@ -40,7 +56,9 @@ def rows_of(layer: TrainableTokensLayer) -> torch.Tensor:
     return layer.trainable_tokens_delta["default"]
 
 
-def train(embed: Callable[..., torch.Tensor], logits: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+def train(
+    embed: Callable[..., torch.Tensor], logits: Callable[..., torch.Tensor]
+) -> list[torch.Tensor]:
     """Logits of a batch, and the gradient of the trained rows."""
     rows_of(embedding).grad = None
     scores = logits(head, embed(embedding, batch))
@@ -49,14 +67,23 @@ def train(embed: Callable[..., torch.Tensor], logits: Callable[..., torch.Tensor
 
 
 @torch.no_grad()
-def decode(embed: Callable[..., torch.Tensor], logits: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+def decode(
+    embed: Callable[..., torch.Tensor], logits: Callable[..., torch.Tensor]
+) -> list[torch.Tensor]:
     """The logits of one more token of each row."""
     return [logits(head, embed(embedding, batch[:, :1]))]
 
 
 torch.manual_seed(0)
-print(f"peft {peft.__version__}, transformers {hf.__version__}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)")
-size = {"vocab_size": 1000, "n_embd": 64, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0} if QUICK else {}  # else GPT-2's
+print(
+    f"peft {peft.__version__}, transformers {hf.__version__}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)"
+)
+# Else GPT-2's
+size = (
+    {"vocab_size": 1000, "n_embd": 64, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0}
+    if QUICK
+    else {}
+)
 config = peft.TrainableTokensConfig(token_indices=TOKENS, target_modules=["wte"])
 model = peft.get_peft_model(hf.GPT2LMHeadModel(hf.GPT2Config(n_layer=1, **size)), config)
 embedding, head = (layer for layer in model.modules() if isinstance(layer, TrainableTokensLayer))
@@ -64,7 +91,10 @@ torch.nn.init.normal_(rows_of(embedding), std=0.1)
 batch = torch.randint(model.config.vocab_size, (8, 64))
 batch[:, ::5] = TOKENS[1]
 library = TrainableTokensLayer.forward, TrainableTokensLayer.forward
-for name, passes in {"one token of 8 rows": decode, "a training pass, 8 x 64 tokens": train}.items():
+for name, passes in {
+    "one token of 8 rows": decode,
+    "a training pass, 8 x 64 tokens": train,
+}.items():
     gaps = [
         float((one - other).abs().max() / one.abs().max())
         for one, other in zip(passes(*library), passes(embed, logits), strict=True)

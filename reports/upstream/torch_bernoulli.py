@@ -1,4 +1,6 @@
-"""torch draws a dropout mask on a CPU element by element, on one core; eight elements can share one random number."""
+"""torch draws a dropout mask on a CPU element by element, on one core; eight elements can share one
+random number.
+"""
 
 import math
 import sys
@@ -14,19 +16,30 @@ LEVELS = 256  # of a byte
 
 
 def race(label: str, library: Callable[[], object], proposed: Callable[[], object]) -> None:
-    """Time both ways in turn; print the median of each, and of how many times as fast the proposed one is."""
-    rounds = [[1e3 * timeit(way, number=1) for way in (library, proposed)] for _ in range(2 if QUICK else 10)]
-    old, new = (median(times) for times in zip(*rounds[1:], strict=True))  # the first round warms up
+    """Time both ways in turn; print the median of each, and of how many times as fast the proposed
+    one is.
+    """
+    rounds = [
+        [1e3 * timeit(way, number=1) for way in (library, proposed)]
+        for _ in range(2 if QUICK else 10)
+    ]
+    # The first round warms up
+    old, new = (median(times) for times in zip(*rounds[1:], strict=True))
     gains = sorted(before / after for before, after in rounds[1:])
-    says = f"{median(gains):.2f} x ({gains[0]:.2f} to {gains[-1]:.2f})" if median(gains) > 1.05 else "no gain here"
+    says = (
+        f"{median(gains):.2f} x ({gains[0]:.2f} to {gains[-1]:.2f})"
+        if median(gains) > 1.05
+        else "no gain here"
+    )
     print(f"{label:34} {old:8.2f} ms, proposed {new:8.2f} ms: {says}")
 
 
 def bernoulli_(mask: torch.Tensor, p: float) -> torch.Tensor:
-    """Ones with a probability of exactly `p`, 0 < p < 1: one random byte for each element, and a few zeros more by chance.
+    """Ones with a probability of exactly `p`, 0 < p < 1: one random byte for each element, and a
+    few zeros more by chance.
 
-    The lowest of the 256 levels are zeros, as many as 1 - p allows. A Poisson number of hits, at random places, makes the other
-    zeros: a place has no hit with a probability of exp(-mean).
+    The lowest of the 256 levels are zeros, as many as 1 - p allows. A Poisson number of hits, at
+    random places, makes the other zeros: a place has no hit with a probability of exp(-mean).
     """
     source = np.random.SFC64(int(torch.randint(2**63 - 1, ())))  # torch's seed still says all
     count, zeros = mask.numel(), int((1 - p) * LEVELS)
@@ -44,8 +57,17 @@ mask = torch.empty(2 if QUICK else 8, 12, 256, 256)
 for p in (0.1, 0.5, 0.9, 0.999):
     drawn = bernoulli_(mask, p).double()
     pairs = drawn[..., ::2] * drawn[..., 1::2]
-    gaps = [(float(ones.mean()) - q) / math.sqrt(q * (1 - q) / ones.numel()) for ones, q in ((drawn, p), (pairs, p * p))]
-    print(f"p = {p}: ones are {gaps[0]:+.1f} standard deviations from p, neighbours of ones {gaps[1]:+.1f} from p squared")
+    gaps = [
+        (float(ones.mean()) - q) / math.sqrt(q * (1 - q) / ones.numel())
+        for ones, q in ((drawn, p), (pairs, p * p))
+    ]
+    print(
+        f"p = {p}: ones are {gaps[0]:+.1f} standard deviations from p, neighbours of ones {gaps[1]:+.1f} from p squared"
+    )
     if max(map(abs, gaps)) > 5:
         sys.exit("the share of ones is not p")
-race(f"mask of {tuple(mask.shape)}, p = 0.9", lambda: mask.bernoulli_(0.9), lambda: bernoulli_(mask, 0.9))
+race(
+    f"mask of {tuple(mask.shape)}, p = 0.9",
+    lambda: mask.bernoulli_(0.9),
+    lambda: bernoulli_(mask, 0.9),
+)

@@ -1,7 +1,8 @@
-"""transformers: Trainer sums the losses of accumulated batches for models that take **kwargs but divide by their own rows.
+"""transformers: Trainer sums the losses of accumulated batches for models that take **kwargs but
+divide by their own rows.
 
-Prints the norm of one update's gradient, of 8 rows in one batch and of the same rows in 4 accumulated batches; both should be
-the same. Exit code 1 shows the fault, 0 a version without it.
+Prints the norm of one update's gradient, of 8 rows in one batch and of the same rows in 4
+accumulated batches; both should be the same. Exit code 1 shows the fault, 0 a version without it.
 """
 
 import sys
@@ -20,7 +21,11 @@ class Peer(hf.Trainer):
     def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
         """As Trainer's own; the last call before an update leaves the norm of its gradient."""
         loss = super().training_step(*args, **options)
-        self.norm = float(torch.stack([p.grad.norm() for p in self.model.parameters() if p.grad is not None]).norm())
+        self.norm = float(
+            torch.stack(
+                [p.grad.norm() for p in self.model.parameters() if p.grad is not None]
+            ).norm()
+        )
         return loss
 
 
@@ -28,7 +33,13 @@ def norm_of_an_update(kind: type, row: dict[str, Any], batch: int, accumulation:
     """The gradient's norm over 8 equal rows."""
     torch.manual_seed(0)
     none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes = {
+        "vocab_size": 50,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     config = hf.BertConfig(**sizes, **none)
     with tempfile.TemporaryDirectory() as folder:
         options = hf.TrainingArguments(
@@ -57,6 +68,8 @@ cases = {
 faulty = False
 for kind, row in cases.items():
     whole, parts = norm_of_an_update(kind, row, 8, 1), norm_of_an_update(kind, row, 2, 4)
-    print(f"{kind.__name__}: gradient {whole:.4f} of one batch, {parts:.4f} of four accumulated: {parts / whole:.2f} times")
+    print(
+        f"{kind.__name__}: gradient {whole:.4f} of one batch, {parts:.4f} of four accumulated: {parts / whole:.2f} times"
+    )
     faulty |= abs(parts / whole - 1) > 0.01
 sys.exit(int(faulty))

@@ -1,4 +1,6 @@
-"""All beams of a row read one prompt; transformers computes, keeps and copies it once for each beam."""
+"""All beams of a row read one prompt; transformers computes, keeps and copies it once for each
+beam.
+"""
 
 import sys
 from collections.abc import Callable
@@ -16,11 +18,21 @@ BLOCK = 128
 
 
 def race(label: str, library: Callable[[], object], proposed: Callable[[], object]) -> None:
-    """Time both ways in turn; print the median of each, and of how many times as fast the proposed one is."""
-    rounds = [[1e3 * timeit(way, number=1) for way in (library, proposed)] for _ in range(2 if QUICK else 10)]
-    old, new = (median(times) for times in zip(*rounds[1:], strict=True))  # the first round warms up
+    """Time both ways in turn; print the median of each, and of how many times as fast the proposed
+    one is.
+    """
+    rounds = [
+        [1e3 * timeit(way, number=1) for way in (library, proposed)]
+        for _ in range(2 if QUICK else 10)
+    ]
+    # The first round warms up
+    old, new = (median(times) for times in zip(*rounds[1:], strict=True))
     gains = sorted(before / after for before, after in rounds[1:])
-    says = f"{median(gains):.2f} x ({gains[0]:.2f} to {gains[-1]:.2f})" if median(gains) > 1.05 else "no gain here"
+    says = (
+        f"{median(gains):.2f} x ({gains[0]:.2f} to {gains[-1]:.2f})"
+        if median(gains) > 1.05
+        else "no gain here"
+    )
     print(f"{label:34} {old:8.2f} ms, proposed {new:8.2f} ms: {says}")
 
 
@@ -43,7 +55,9 @@ def prefill(each_beam: bool) -> torch.Tensor:
 
 
 def search_as_it_is() -> torch.Tensor:
-    """One layer's attention over a search: tokens are appended by a copy, and beams gathered with their prompts."""
+    """One layer's attention over a search: tokens are appended by a copy, and beams gathered with
+    their prompts.
+    """
     cache = hf.DynamicCache()
     cache.update(*(kept.repeat_interleave(BEAMS, 0) for kept in prompt), 0)
     for query, key, value, order in steps:
@@ -53,7 +67,9 @@ def search_as_it_is() -> torch.Tensor:
 
 
 def search_sharing() -> torch.Tensor:
-    """The same with one prompt a row, which its beams read together; a beam's own tokens are written in place."""
+    """The same with one prompt a row, which its beams read together; a beam's own tokens are
+    written in place.
+    """
     keys, values = prompt
     own = torch.empty(2, ROWS * BEAMS, HEADS, STEPS, SIZE)
     for step, (query, key, value, order) in enumerate(steps, 1):
@@ -63,7 +79,10 @@ def search_sharing() -> torch.Tensor:
         of_prompt = (together @ keys.mT).transpose(1, 2).reshape(-1, HEADS, 1, PROMPT)
         shares = torch.cat([of_prompt, query @ own[0, :, :, :step].mT], -1).softmax(-1)
         of_row = shares[..., :PROMPT].reshape(ROWS, BEAMS, HEADS, PROMPT).transpose(1, 2) @ values
-        read = of_row.transpose(1, 2).reshape(-1, HEADS, 1, SIZE) + shares[..., PROMPT:] @ own[1, :, :, :step]
+        read = (
+            of_row.transpose(1, 2).reshape(-1, HEADS, 1, SIZE)
+            + shares[..., PROMPT:] @ own[1, :, :, :step]
+        )
         own[:, :, :, :step] = own[:, order, :, :step]
     return read
 
@@ -77,21 +96,31 @@ def largest(scores: torch.Tensor, k: int) -> torch.Tensor:
     return places.gather(-1, scores.gather(-1, places).topk(k).indices)
 
 
-print(f"transformers {hf.__version__}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)")
+print(
+    f"transformers {hf.__version__}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)"
+)
 print(f"{ROWS} rows, {BEAMS} beams, prompts of {PROMPT} tokens, {STEPS} new ones")
 torch.manual_seed(0)
 ids = torch.randint(VOCABULARY, (ROWS, PROMPT))
-model = hf.GPT2LMHeadModel(hf.GPT2Config(n_layer=2, vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0)).eval()
+model = hf.GPT2LMHeadModel(
+    hf.GPT2Config(n_layer=2, vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0)
+).eval()
 states = ROWS * BEAMS, HEADS, 1, SIZE
 prompt = torch.randn(2, ROWS, HEADS, PROMPT, SIZE)
 starts = torch.arange(ROWS).repeat_interleave(BEAMS) * BEAMS
-steps = [(*torch.randn(3, *states), starts + torch.randint(BEAMS, (ROWS * BEAMS,))) for _ in range(STEPS)]
+steps = [
+    (*torch.randn(3, *states), starts + torch.randint(BEAMS, (ROWS * BEAMS,))) for _ in range(STEPS)
+]
 scores = torch.randn(ROWS, BEAMS * VOCABULARY).log_softmax(-1)
 with torch.no_grad():
     for label, library, proposed in [
         ("prompts, two layers", lambda: prefill(True), lambda: prefill(False)),
         ("attention and cache, one layer", search_as_it_is, search_sharing),
-        ("best continuations, one step", lambda: scores.topk(2 * BEAMS).indices, lambda: largest(scores, 2 * BEAMS)),
+        (
+            "best continuations, one step",
+            lambda: scores.topk(2 * BEAMS).indices,
+            lambda: largest(scores, 2 * BEAMS),
+        ),
     ]:
         same(label, library(), proposed())
         race(label, library, proposed)

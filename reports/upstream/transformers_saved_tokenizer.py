@@ -1,7 +1,8 @@
-"""transformers: a saved tokenizer forgets the side that it was set to pad on, and keeps the truncation of its last call.
+"""transformers: a saved tokenizer forgets the side that it was set to pad on, and keeps the
+truncation of its last call.
 
-Prints both. The second shows where the file is read by `tokenizers`, as servers do. Exit code 1 shows a fault, 0 a version
-without one.
+Prints both. The second shows where the file is read by `tokenizers`, as servers do. Exit code 1
+shows a fault, 0 a version without one.
 """
 
 import sys

@@ -135,7 +135,9 @@ KNOWN = (
     Difference(
         "biases_by_name",
         "optimizer",
-        lambda cell: cell.backbone.id == "t5" and not cell.method.adapts and cell.recipe.weight_decay > 0,
+        lambda cell: (
+            cell.backbone.id == "t5" and not cell.method.adapts and cell.recipe.weight_decay > 0
+        ),
         "t5_sum_sft",
         "Trainer: what has `bias` in its name does not decay, T5's biases of position among it; ours lets all matrices decay",
     ),

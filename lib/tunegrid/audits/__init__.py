@@ -1,8 +1,8 @@
 """Audits: did the cell run as labelled? Each that applies gives a finding.
 
-Each is a pure function of `Evidence`, named as in the record. It takes the cell's description as the
-truth, and checks the model, the rows, the training and the predictions. Audits over several cells
-are in `tunegrid.runs.status`.
+Each is a pure function of `Evidence`, named as in the record. It takes the cell's description as
+the truth, and checks the model, the rows, the training and the predictions. Audits over several
+cells are in `tunegrid.runs.status`.
 """
 
 import math
@@ -81,7 +81,9 @@ LATER = tuple(stage for stage in AUDITS if stage != BEFORE)
 
 
 def run_audits(evidence: Evidence, stages: Iterable[str] = tuple(AUDITS)) -> list[AuditFinding]:
-    """The findings of all audits of these stages that apply; an audit that raises an error has failed."""
+    """The findings of all audits of these stages that apply; an audit that raises an error has
+    failed.
+    """
     findings = []
     for audit in chain.from_iterable(AUDITS[stage] for stage in stages):
         try:

@@ -37,12 +37,13 @@ from tunegrid.run.probe import keep_state
 
 SEED_DRAWS = 8  # random numbers that identify a seed
 BLOCK = 64  # weights that share a scale in NF4 (Dettmers et al. 2023, section 3)
-# Rows of a packed matrix that are compared, in whole blocks: all of most layers, a part of huge ones.
+# Rows of a packed matrix that are compared, in whole blocks: all of most layers, a part of huge
+# ones.
 ROWS = 16 * BLOCK
 LAYER = re.compile(r"(.*?)\.(\d+)\.")
-# Between packed weights and the checkpoint's rounded here: double quantization rounds the scales, by
-# at most 0.6 % on the micro backbones. Blocks of 128 are at least 8 % off, FP4 14 %, another layer's
-# weights 100 %.
+# Between packed weights and the checkpoint's rounded here: double quantization rounds the scales,
+# by at most 0.6 % on the micro backbones. Blocks of 128 are at least 8 % off, FP4 14 %, another
+# layer's weights 100 %.
 ROUNDED = 0.03
 # Appendix E of Dettmers et al. 2023.
 NF4_LEVELS = (
@@ -53,7 +54,8 @@ NF4_LEVELS = (
 
 
 def drawn_from_the_seed(evidence: Evidence) -> Answer:
-    """The libraries' seed is torch's generator at the cell's seed, and trained tensors start as it draws them.
+    """The libraries' seed is torch's generator at the cell's seed, and trained tensors start as it
+    draws them.
 
     The tensors are compared on micro backbones only, which are built once more: of others, a second
     model may not fit beside the first.
@@ -68,7 +70,9 @@ def drawn_from_the_seed(evidence: Evidence) -> Answer:
         drawn_numbers = torch.rand(SEED_DRAWS, device=device)
         if profile.micro:
             second_model = build(evidence.cell, evidence.codec.tokenizer, device)
-            rebuilt = checksums((name, p) for name, p in second_model.named_parameters() if name in trained)
+            rebuilt = checksums(
+                (name, p) for name, p in second_model.named_parameters() if name in trained
+            )
     if not torch.equal(drawn_numbers, numbers):
         generator_name = f"torch's generator at seed {profile.seed}"
         return False, f"transformers' `set_seed` gives other random numbers than {generator_name}"
@@ -78,7 +82,9 @@ def drawn_from_the_seed(evidence: Evidence) -> Answer:
 
 
 def adapters_where_declared(evidence: Evidence) -> Answer:
-    """Adapters are on all of the method's target layers and nowhere else, and have the declared facts."""
+    """Adapters are on all of the method's target layers and nowhere else, and have the declared
+    facts.
+    """
     method, cell = evidence.cell.method, evidence.cell
     layers = adapted_layers(evidence.model)
     targets = method.targets(cell)
@@ -121,7 +127,9 @@ def adapted_layers(model: nn.Module) -> dict[nn.Module, str]:
 
 
 def base_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The base's modules by name, taken out of the adapters around them; the adapters' own are left out."""
+    """The base's modules by name, taken out of the adapters around them; the adapters' own are left
+    out.
+    """
     adapter: str | None = None
     for name, module in model.named_modules():
         if adapter is not None and name.startswith(adapter):
@@ -131,7 +139,9 @@ def base_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def quantized_as_declared(evidence: Evidence) -> Answer:
-    """Exactly the linear layers of a quantized base that may be packed are, as declared; no other model has packed layers."""
+    """Exactly the linear layers of a quantized base that may be packed are, as declared; no other
+    model has packed layers.
+    """
     modules = list(evidence.model.modules())
     packed_layers = [module for module in modules if isinstance(module, bnb.nn.Linear4bit)]
     int8_count = sum(isinstance(module, bnb.nn.Linear8bitLt) for module in modules)
@@ -161,7 +171,9 @@ def quantized_as_declared(evidence: Evidence) -> Answer:
 
 
 def packing(layer: Any) -> tuple[str, bool, float, int] | None:
-    """The type of a packed layer's numbers, double quantization, bytes a weight, weights a block."""
+    """The type of a packed layer's numbers, double quantization, bytes a weight, weights a
+    block.
+    """
     state = layer.weight.quant_state
     if not state:
         return None
@@ -173,7 +185,8 @@ def packing(layer: Any) -> tuple[str, bool, float, int] | None:
 
 
 def checkpoint_loaded(evidence: Evidence) -> Answer:
-    """Every pretrained tensor that is neither packed nor rewritten starts as the checkpoint's, bit for bit.
+    """Every pretrained tensor that is neither packed nor rewritten starts as the checkpoint's, bit
+    for bit.
 
     The model has all layers of the checkpoint: if a config says fewer, loading leaves the others
     out. An embedding that grew by a token begins with the checkpoint's rows.
@@ -233,7 +246,9 @@ def numbered_layers(keys: Iterable[str]) -> set[tuple[str, int]]:
 
 
 def overwritten_rows(evidence: Evidence, grown_names: Sequence[str]) -> list[int]:
-    """Rows of the grown input embedding that are not the checkpoint's; none once training has begun."""
+    """Rows of the grown input embedding that are not the checkpoint's; none once training has
+    begun.
+    """
     if evidence.trainer.log.updates:
         return []
     embedding = embedding_name(evidence.model)
@@ -254,7 +269,9 @@ def overwritten_rows(evidence: Evidence, grown_names: Sequence[str]) -> list[int
 
 
 def packed_from_checkpoint(evidence: Evidence) -> Answer:
-    """All packed weights, unpacked again, are the tensors of their keys in the checkpoint as rounded to NF4."""
+    """All packed weights, unpacked again, are the tensors of their keys in the checkpoint as
+    rounded to NF4.
+    """
     cell = evidence.cell
     config = cell.quantization
     if cell.profile.random_weights or config is None or config.bnb_4bit_quant_type != "nf4":
@@ -306,7 +323,9 @@ def stored_tensor(evidence: Evidence, key: str) -> Tensor:
 
 
 def nf4(weight: Tensor) -> Tensor:
-    """A weight rounded to NF4: in blocks, to the nearest of 16 levels times the block's largest absolute value."""
+    """A weight rounded to NF4: in blocks, to the nearest of 16 levels times the block's largest
+    absolute value.
+    """
     blocks = weight.reshape(-1, BLOCK)  # row by row
     largest = blocks.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     levels = torch.tensor(NF4_LEVELS)
@@ -318,7 +337,9 @@ def nf4(weight: Tensor) -> Tensor:
 
 
 def labels_are_targets(evidence: Evidence) -> Answer:
-    """The labels that the loss counts, decoded, are their row's target: nothing of the prompt or the padding."""
+    """The labels that the loss counts, decoded, are their row's target: nothing of the prompt or
+    the padding.
+    """
     rows = evidence.train_rows
     codec = evidence.codec
     features = sample(evidence.trainer.features)
@@ -337,7 +358,9 @@ def labels_are_targets(evidence: Evidence) -> Answer:
 
 
 def decoding_fault(codec: Codec, row: Row, label: Tensor) -> list[str]:
-    """A phrase on right labels that the tokenizer decodes otherwise than its backend; none for wrong labels."""
+    """A phrase on right labels that the tokenizer decodes otherwise than its backend; none for
+    wrong labels.
+    """
     tokenizer = codec.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not isinstance(codec, GenerateCodec):

@@ -36,12 +36,15 @@ ADDED = 1e-3  # of an adapter's contribution; on the quick cells it is right to 
 # Of the logits of a row with and without gradients, in 16 bits: 0 on the quick cells, but a device
 # may have other kernels.
 SAME_ROW = 1e-2
-NORM_ROUNDING = 1e-5  # of the largest output: DoRA divides a norm by itself, computed in another order
+# Of the largest output: DoRA divides a norm by itself, computed in another order
+NORM_ROUNDING = 1e-5
 TWICE = 2.0  # any factor would do to scale an adapter and scale it back
 
 
 def predicting_twice_is_the_same(evidence: Evidence) -> Answer:
-    """Nothing is random in evaluation mode: another pass gives the same bits, one without gradients the same logits."""
+    """Nothing is random in evaluation mode: another pass gives the same bits, one without gradients
+    the same logits.
+    """
     probe = evidence.full_probe
     if probe.repeated:
         return False, f"logits differ by {probe.repeated:.1e} of the largest"
@@ -49,11 +52,15 @@ def predicting_twice_is_the_same(evidence: Evidence) -> Answer:
     limit = FINE if has_fp32_base(evidence.trainer) else SAME_ROW
     if not gap:
         return Measured(0.0, limit), "bit for bit"
-    return Measured(gap, limit), f"bit for bit; without gradients, logits differ by {gap:.1e} of the largest"
+    return Measured(
+        gap, limit
+    ), f"bit for bit; without gradients, logits differ by {gap:.1e} of the largest"
 
 
 def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
-    """A row alone has the logits that it has in a batch, whatever padding and neighbours, and gradients add up."""
+    """A row alone has the logits that it has in a batch, whatever padding and neighbours, and
+    gradients add up.
+    """
     probe = evidence.full_probe
     gaps = []
     for i, row in enumerate(probe.alone):
@@ -68,7 +75,8 @@ def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
 
 
 def loss_is_the_tasks(evidence: Evidence) -> Answer:
-    """The training loss is the cross-entropy of the targets in nats, computed here from logits, without a penalty.
+    """The training loss is the cross-entropy of the targets in nats, computed here from logits,
+    without a penalty.
 
     So is the loss of each scored row, if the cell has labels.
     """
@@ -103,7 +111,9 @@ def loss_is_the_tasks(evidence: Evidence) -> Answer:
 
 
 def cross_entropies(scores: Tensor, labels: Tensor) -> Tensor:
-    """The log of the sum of exponentials of scores (N, options), less the label's score: in nats and in fp64."""
+    """The log of the sum of exponentials of scores (N, options), less the label's score: in nats
+    and in fp64.
+    """
     scores = scores.double()
     largest = scores.max(1).values
     exponentials = (scores - largest.unsqueeze(1)).exp()
@@ -111,7 +121,9 @@ def cross_entropies(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def scored_loss_gap(evidence: Evidence) -> float:
-    """The largest error of a scored row's loss, in nats; 0 if the cell's outputs are no labels with losses."""
+    """The largest error of a scored row's loss, in nats; 0 if the cell's outputs are no labels with
+    losses.
+    """
     evaluation, task = evidence.evaluation, evidence.cell.task
     if evaluation is None or task.problem is not Problem.CLASSIFY:
         return 0.0
@@ -122,7 +134,8 @@ def scored_loss_gap(evidence: Evidence) -> float:
 
 
 def decoder_sees_no_future(evidence: Evidence) -> Answer:
-    """Another token in the middle of a target leaves that token's own logits and all earlier ones as they were.
+    """Another token in the middle of a target leaves that token's own logits and all earlier ones
+    as they were.
 
     Rows are compared in one batch and one of them alone, which may take another mask.
     """
@@ -135,7 +148,9 @@ def decoder_sees_no_future(evidence: Evidence) -> Answer:
         for batch in (rows, rows[-1:]):
             changed_batch = [changed_in_the_middle(row) for row in batch]
             changed_logits = target_logits(trainer, changed_batch)
-            for row, logits, changed in zip(batch, target_logits(trainer, batch), changed_logits, strict=True):
+            for row, logits, changed in zip(
+                batch, target_logits(trainer, batch), changed_logits, strict=True
+            ):
                 end = len(row.target) // 2 + 1
                 gaps.append(distance(logits[:end], changed[:end]))
     gap = worst_gap(gaps)
@@ -151,35 +166,49 @@ def changed_in_the_middle(row: Feature) -> Feature:
 
 
 def gradients_survive_evaluation(evidence: Evidence) -> Answer:
-    """A row's gradients are the same right after an evaluation under the same autocast, which keeps casts of weights."""
+    """A row's gradients are the same right after an evaluation under the same autocast, which keeps
+    casts of weights.
+    """
     gap = evidence.probe.after_evaluation
     if gap is None:
         return None
-    return Measured(gap, allowance(evidence.trainer)), f"gradients differ by {gap:.1e} of their norm"
+    return Measured(
+        gap, allowance(evidence.trainer)
+    ), f"gradients differ by {gap:.1e} of their norm"
 
 
 def packed_layers_compute_as_declared(evidence: Evidence) -> Answer:
-    """Each layer packed to 4 bits computes in the declared type, outside autocast; its output's digits show it."""
+    """Each layer packed to 4 bits computes in the declared type, outside autocast; its output's
+    digits show it.
+    """
     config, _ = resolve_quantization(evidence.cell, evidence.device)
     types = evidence.probe.computed
     if config is None or not types:
         return None
     declared = config.bnb_4bit_compute_dtype
     faults = [f"{name} in {kind}" for name, kind in types.items() if kind != declared]
-    return expect_none(faults, f"{len(types)} layers, declared {declared}", "compute in another type")
+    return expect_none(
+        faults, f"{len(types)} layers, declared {declared}", "compute in another type"
+    )
 
 
 def output_follows_trained_tokens(evidence: Evidence) -> Answer:
-    """The output layer's rows of trained tokens are the embedding's, if both are one pretrained tensor."""
+    """The output layer's rows of trained tokens are the embedding's, if both are one pretrained
+    tensor.
+    """
     model: Any = evidence.model
     if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
         return None
-    layers = [m for m in model.modules() if isinstance(m, TrainableTokensLayer) and not m.tied_adapter]
+    layers = [
+        m for m in model.modules() if isinstance(m, TrainableTokensLayer) and not m.tied_adapter
+    ]
     output = model.get_output_embeddings() if layers else None
     if output is None:
         return None
     indices: Any = layers[0].token_indices
-    tokens = torch.tensor(sorted(set(chain.from_iterable(indices.values()))), device=evidence.device)
+    tokens = torch.tensor(
+        sorted(set(chain.from_iterable(indices.values()))), device=evidence.device
+    )
     with torch.no_grad(), keep_state(evidence.trainer):
         rows = layers[0](tokens).float()  # (tokens, H)
         units = torch.eye(rows.shape[1], device=evidence.device)
@@ -190,7 +219,9 @@ def output_follows_trained_tokens(evidence: Evidence) -> Answer:
 
 
 def adapters_add_as_declared(evidence: Evidence) -> Answer:
-    """An adapted layer adds to its base's output what the method declares, as LoRA scale x B A x."""
+    """An adapted layer adds to its base's output what the method declares, as LoRA scale x B A
+    x.
+    """
     method = evidence.cell.method
     names = adapted_layers(evidence.model)
     gaps: dict[str, float] = {}  # in units of the tolerance
@@ -219,7 +250,9 @@ def adapters_add_as_declared(evidence: Evidence) -> Answer:
 
 
 def new_adapters_add_nothing(evidence: Evidence) -> Answer:
-    """Before its first update an adapter gives what its base gives, if the method's definition says so."""
+    """Before its first update an adapter gives what its base gives, if the method's definition says
+    so.
+    """
     trainer, cell = evidence.trainer, evidence.cell
     if not isinstance(evidence.model, PeftModel) or not cell.method.starts_at_zero(cell):
         return None
@@ -228,11 +261,14 @@ def new_adapters_add_nothing(evidence: Evidence) -> Answer:
     rows = spread_features(trainer.features[:FIRST_ROWS], 2)[:1]
     with torch.no_grad(), keep_state(trainer):
         busy_layers = layers_that_add(evidence, rows, NORM_ROUNDING)
-    return expect_none(busy_layers, "the untrained adapter", "layers do not give what their base gives")
+    return expect_none(
+        busy_layers, "the untrained adapter", "layers do not give what their base gives"
+    )
 
 
 def adapter_survives_its_switches(evidence: Evidence) -> Answer:
-    """Turned off, an adapter adds nothing; on again, scaled and scaled back, it gives the same logits, bit for bit.
+    """Turned off, an adapter adds nothing; on again, scaled and scaled back, it gives the same
+    logits, bit for bit.
 
     PEFT may change which parameters train, and the scales: the audit restores both.
     """
@@ -271,7 +307,9 @@ def adapter_survives_its_switches(evidence: Evidence) -> Answer:
 
 
 def layers_that_add(evidence: Evidence, rows: Sequence[Feature], allowed: float = 0.0) -> list[str]:
-    """Names of the adapted layers whose output is not their base's, but for a share of its largest value."""
+    """Names of the adapted layers whose output is not their base's, but for a share of its largest
+    value.
+    """
     names = adapted_layers(evidence.model)
     busy: dict[str, None] = {}
 

@@ -26,7 +26,8 @@ MASKS = 5  # masks that a module draws on its own
 LOW_CALLS = 24  # of an attention whose dropout is a number
 HIGH_RATE = 0.8  # far from all that is declared
 HIGH_CALLS = 16  # at that rate
-# Attentions of a class, which share its code, that are called often; few calls show that others drop.
+# Attentions of a class, which share its code, that are called often; few calls show that others
+# drop.
 FULLY_ASKED = 3
 FEW_CALLS = 2
 SKEWED = 0.2  # of the logarithm of a quotient of two variances, each of few outputs
@@ -40,7 +41,9 @@ HOLDERS = (nn.ModuleDict, nn.ModuleList)  # they are never called themselves
 
 
 class Dropout(NamedTuple):
-    """A rate of dropout that a layer declares: `attribute` of `holder`; `user` is the module that should apply it."""
+    """A rate of dropout that a layer declares: `attribute` of `holder`; `user` is the module that
+    should apply it.
+    """
 
     name: str
     holder: nn.Module
@@ -50,13 +53,14 @@ class Dropout(NamedTuple):
 
 
 def dropout_drops(evidence: Evidence) -> Answer:
-    """Every dropout has its declared rate in training mode, draws a mask for each value, and keeps the mean.
+    """Every dropout has its declared rate in training mode, draws a mask for each value, and keeps
+    the mean.
 
     A module must be called once on a tensor, and scale what it keeps by 1 / (1 - rate). A number,
     such as attention's under SDPA, must change its module's output when it is the only dropout that
-    is on; the mean of many outputs of an attention is the output without dropout. One without effect
-    is a fault in an adapter, or if the backbone declares its dropouts. That none drops in evaluation
-    is checked by `predicting_twice_is_the_same`.
+    is on; the mean of many outputs of an attention is the output without dropout. One without
+    effect is a fault in an adapter, or if the backbone declares its dropouts. That none drops in
+    evaluation is checked by `predicting_twice_is_the_same`.
     """
     faults = undeclared_rates(evidence)
     if faults:
@@ -67,20 +71,31 @@ def dropout_drops(evidence: Evidence) -> Answer:
         return None
     look = DropoutPass(dropouts)
     row = evidence.probe.rows[-1]
-    with torch.no_grad(), keep_state(evidence.trainer, training=True), look.attached(evidence.model):
+    with (
+        torch.no_grad(),
+        keep_state(evidence.trainer, training=True),
+        look.attached(evidence.model),
+    ):
         get_logits(evidence.trainer, [row, row])
     if not evidence.cell.backbone.dropouts:  # some may be unused, as one of ALBERT's
         for dropout in dropouts:
-            if look.faults.get(dropout.name) == IDLE and not isinstance(dropout.user, BaseTunerLayer):
+            if look.faults.get(dropout.name) == IDLE and not isinstance(
+                dropout.user, BaseTunerLayer
+            ):
                 del look.faults[dropout.name]
     if look.faults:
         sentences = [f"{name} {fault}" for name, fault in look.faults.items()]
         return expect_none(sentences, f"{len(dropouts)} dropouts", "are wrong")
-    return look.closest, f"{len(look.called)} drop at their declared rate, {len(look.numbers)} have an effect"
+    return (
+        look.closest,
+        f"{len(look.called)} drop at their declared rate, {len(look.numbers)} have an effect",
+    )
 
 
 def undeclared_rates(evidence: Evidence) -> list[str]:
-    """The dropouts of base and head that do not have the rate of the checkpoint's own config, or are not there."""
+    """The dropouts of base and head that do not have the rate of the checkpoint's own config, or
+    are not there.
+    """
     cell = evidence.cell
     config = {} if cell.profile.random_weights else checkpoint_fields(cell, CONFIG_NAME)
     if not config:
@@ -101,7 +116,9 @@ def undeclared_rates(evidence: Evidence) -> list[str]:
 
 
 def all_rates(model: nn.Module) -> dict[str, float]:
-    """The rates of all modules, 0 if one is no dropout, and of all numbers that are named as dropout."""
+    """The rates of all modules, 0 if one is no dropout, and of all numbers that are named as
+    dropout.
+    """
     rates = {}
     for name, module in model.named_modules():
         rates[name] = module.p if isinstance(module, nn.Dropout) else 0.0
@@ -135,8 +152,8 @@ def declared_dropouts(model: nn.Module) -> list[Dropout]:
 class DropoutPass:
     """Checks dropouts while the model computes the same row twice in a batch, in training mode.
 
-    A module's masks are also drawn from ones, and an attention is called again with its inputs: both
-    cost less than more passes of the model.
+    A module's masks are also drawn from ones, and an attention is called again with its inputs:
+    both cost less than more passes of the model.
     """
 
     dropouts: list[Dropout]
@@ -158,7 +175,9 @@ class DropoutPass:
         for dropout in self.dropouts:
             users.setdefault(dropout.user, []).append(dropout)
 
-        def look(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+        def look(
+            module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any
+        ) -> None:
             if self._is_busy:
                 return
             leaves = tree_leaves([*inputs, *options.values()])
@@ -179,7 +198,9 @@ class DropoutPass:
             yield
 
     def _look_for_second_mask(self, module: nn.Module, values: Tensor) -> None:
-        """Notes a fault if a leaf of the model gets the last dropout's output with more of it dropped."""
+        """Notes a fault if a leaf of the model gets the last dropout's output with more of it
+        dropped.
+        """
         output = self._last_output
         if output is None or values.shape != output.shape or self._last_module is None:
             return
@@ -187,7 +208,9 @@ class DropoutPass:
         kept = values != 0
         if values is not output and bool(kept.any()) and bool((~kept & (output != 0)).any()):
             factors = values[kept].double() / output[kept].double()
-            is_twice = bool(torch.isfinite(factors).all() and factors.max() - factors.min() < MEAN_ROUNDING)
+            is_twice = bool(
+                torch.isfinite(factors).all() and factors.max() - factors.min() < MEAN_ROUNDING
+            )
         if is_twice:
             self.faults[self.called[self._last_module].name] = "is applied twice"
 
@@ -212,18 +235,24 @@ class DropoutPass:
         if not luck:
             self.faults[dropout.name] = f"drops {zeros / count:.2%} of the values, not {rate:.2%}"
         elif not all(is_scaled(given, result, rate) for given, result in pairs):
-            self.faults[dropout.name] = f"does not give the values that it keeps 1 / (1 - {rate:g}) times"
+            self.faults[dropout.name] = (
+                f"does not give the values that it keeps 1 / (1 - {rate:g}) times"
+            )
         # Few values may repeat themselves by luck, and another kind of dropout may drop whole rows.
         elif is_first and type(module) is nn.Dropout and values.numel() * rate > LEAST_DROPPED:
             fault = repetition(masks[-MASKS:], range(values.dim()))
             if fault:
                 self.faults[dropout.name] = fault
 
-    def _look_at_number(self, dropout: Dropout, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def _look_at_number(
+        self, dropout: Dropout, inputs: tuple[Any, ...], options: dict[str, Any]
+    ) -> None:
         """Compares the user's outputs with this dropout alone with its output without any."""
         self.numbers.add(dropout.name)
         arguments = (inputs, options)
-        inputs, options = tree_map(repeatable, arguments, is_leaf=lambda value: isinstance(value, Cache))
+        inputs, options = tree_map(
+            repeatable, arguments, is_leaf=lambda value: isinstance(value, Cache)
+        )
 
         def call() -> Tensor:
             outputs = tree_leaves(dropout.user.forward(*inputs, **options))
@@ -246,7 +275,9 @@ class DropoutPass:
                 luck, fault = wrong_moments(dropout, plain, draws, call)
                 if fault:  # luck does not come twice
                     setattr(dropout.holder, dropout.attribute, dropout.rate)
-                    luck, fault = wrong_moments(dropout, plain, [call() for _ in range(LOW_CALLS)], call)
+                    luck, fault = wrong_moments(
+                        dropout, plain, [call() for _ in range(LOW_CALLS)], call
+                    )
                 self.closest = closest_to_limit([self.closest, luck])
         finally:
             for each in self.dropouts:
@@ -261,7 +292,9 @@ def wrong_moments(
     draws: list[Tensor],
     call: Callable[[], Tensor],
 ) -> tuple[Measured, str]:
-    """The deviation closest to its limit, of outputs at the rate and at a high one; a sentence if it is a fault."""
+    """The deviation closest to its limit, of outputs at the rate and at a high one; a sentence if
+    it is a fault.
+    """
     setattr(dropout.holder, dropout.attribute, HIGH_RATE)
     high_draws = [call() for _ in range(HIGH_CALLS)]
     closest, fault = NO_DEVIATION, ""
@@ -280,12 +313,16 @@ def is_scaled(values: Tensor, output: Tensor, rate: float) -> bool:
 
 
 def repetition(results: list[Tensor], dimensions: Iterable[int]) -> str:
-    """A sentence if all results are equal, or all rows of each along one of the dimensions; else empty."""
+    """A sentence if all results are equal, or all rows of each along one of the dimensions; else
+    empty.
+    """
     if all(torch.equal(result, results[0]) for result in results):
         return "drops the same values each time"
     for dimension in dimensions:
         size = results[0].shape[dimension]
-        if size > 1 and all(bool((result == result.narrow(dimension, 0, 1)).all()) for result in results):
+        if size > 1 and all(
+            bool((result == result.narrow(dimension, 0, 1)).all()) for result in results
+        ):
             return f"drops the same values in all {size} rows of dimension {dimension}"
     return ""
 
@@ -295,8 +332,11 @@ def has_equal_rows(tensor: Tensor) -> bool:
     return len(tensor) == 2 and torch.equal(tensor[0], tensor[1])
 
 
-def moments(plain: Tensor, draws: list[Tensor], high_draws: list[Tensor], rate: float) -> Iterator[tuple[Measured, str]]:
-    """The errors of mean and variance of outputs, linear in the kept values, each with a sentence on it.
+def moments(
+    plain: Tensor, draws: list[Tensor], high_draws: list[Tensor], rate: float
+) -> Iterator[tuple[Measured, str]]:
+    """The errors of mean and variance of outputs, linear in the kept values, each with a sentence
+    on it.
 
     A value that is kept with probability 1 - p, and then divided by it, keeps its mean and has a
     variance of p / (1 - p) times its square, which gives the factor between two rates.
@@ -308,7 +348,10 @@ def moments(plain: Tensor, draws: list[Tensor], high_draws: list[Tensor], rate: 
     shares = [float((draw.double() * values).sum()) / size for draw in draws]
     mean, error = mean_and_error(shares)
     luck = Measured(in_errors(abs(mean - 1) - MEAN_ROUNDING, error), MORE_THAN_LUCK_OF_MEANS)
-    yield luck, f"gives {mean:.2%} of the output without dropout, in the mean of {len(shares)} calls"
+    yield (
+        luck,
+        f"gives {mean:.2%} of the output without dropout, in the mean of {len(shares)} calls",
+    )
     low, low_error = mean_and_error(squares(draws, values))
     high, high_error = mean_and_error(squares(high_draws, values))
     factor = high / low * rate / (1 - rate) * (1 - HIGH_RATE) / HIGH_RATE
@@ -336,14 +379,18 @@ def in_errors(deviation: float, error: float) -> float:
 
 
 def is_linear(user: nn.Module) -> bool:
-    """Checks that a module is an attention without a norm in it: its output is linear in the kept values."""
+    """Checks that a module is an attention without a norm in it: its output is linear in the kept
+    values.
+    """
     kinds = [type(module).__name__.lower() for module in user.modules()]
     is_attention = "attention" in kinds[0] or "attn" in kinds[0]
     return is_attention and not any("norm" in kind for kind in kinds)
 
 
 def repeatable(value: Any) -> Any:
-    """An argument for repeated calls: the first of two rows twice, and no cache, which every call would lengthen."""
+    """An argument for repeated calls: the first of two rows twice, and no cache, which every call
+    would lengthen.
+    """
     if isinstance(value, Cache):
         return None
     if isinstance(value, Tensor) and value.shape[:1] == (2,):

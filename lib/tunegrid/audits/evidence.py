@@ -143,21 +143,27 @@ def sample(items: Sequence[T], count: int = SAMPLE) -> list[T]:
 
 
 def copies(cell: Cell, rows: Sequence[Row], others: Sequence[Row]) -> list[int]:
-    """Indices of the rows whose text, by all columns that the cell reads, is among others' texts."""
+    """Indices of the rows whose text, by all columns that the cell reads, is among others'
+    texts.
+    """
     columns = (*cell.text, *cell.task.context_columns)
     known_texts = {identity(row, columns) for row in others}
     return [i for i, row in enumerate(rows) if identity(row, columns) in known_texts]
 
 
 def expect_none(faults: Sequence[Any], detail: str, predicate: str) -> tuple[bool, str]:
-    """An answer that passes without faults; otherwise it says how many there are, and shows three."""
+    """An answer that passes without faults; otherwise it says how many there are, and shows
+    three.
+    """
     if not faults:
         return True, detail
     return False, f"{detail}; {len(faults)} {predicate}: {', '.join(map(str, faults[:3]))}"
 
 
 def worst_gap(gaps: Iterable[float]) -> float:
-    """The largest gap; one that is no number, which `max` may pass over, comes before all others."""
+    """The largest gap; one that is no number, which `max` may pass over, comes before all
+    others.
+    """
     return max(gaps, key=lambda gap: (math.isnan(gap), gap))
 
 

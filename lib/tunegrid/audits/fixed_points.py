@@ -10,7 +10,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from tunegrid.grid.tasks import Problem
-from tunegrid.run.metrics import classification_scores, rouge_examples, sentence_lines, squad_examples
+from tunegrid.run.metrics import (
+    classification_scores,
+    rouge_examples,
+    sentence_lines,
+    squad_examples,
+)
 
 POINTS_APART = 1e-3  # points
 
@@ -32,12 +37,19 @@ ROUGE_PAIRS = (
     # he see bus, he see buse: three letters are no stem
     FixedPair("he sees bus", "he see buses", (THIRDS, 50, THIRDS, THIRDS)),
     # u s gdp grew 3 5 in 2023, us gdp grew 3 5 percent in 2024: 5 of 8 words, 3 of 7 pairs
-    FixedPair("U.S. GDP grew 3.5% in 2023", "us gdp grew 3.5 percent in 2024", (62.5, 300 / 7, 62.5, 62.5)),
+    FixedPair(
+        "U.S. GDP grew 3.5% in 2023", "us gdp grew 3.5 percent in 2024", (62.5, 300 / 7, 62.5, 62.5)
+    ),
     # caf m ller, cafe muller: letters beyond ASCII are spaces, not letters without accents
     FixedPair("Café Müller", "Cafe Muller", (0, 0, 0, 0)),
     FixedPair("東京 2020", "大阪 2020", (100, 0, 100, 100)),  # one word, no pair
-    # The same sentences the other way round: 4 of 5 pairs, a longest common part of 3 of 6, line by line all.
-    FixedPair("Fire hits bridge.\nNobody was hurt.", "Nobody was hurt. Fire hits bridge.", (100, 80, 50, 100)),
+    # The same sentences the other way round: 4 of 5 pairs, a longest common part of 3 of 6, line by
+    # line all.
+    FixedPair(
+        "Fire hits bridge.\nNobody was hurt.",
+        "Nobody was hurt. Fire hits bridge.",
+        (100, 80, 50, 100),
+    ),
     # A word counts as often as both have it: 2 of 4 and 2 of 3; of pairs 1 of 3 and 1 of 2
     FixedPair("the the cat", "the cat cat cat", (400 / 7, 40, 400 / 7, 400 / 7)),
     FixedPair("anna reed", "", (0, 0, 0, 0)),
@@ -46,15 +58,16 @@ SQUAD_PAIRS = (
     FixedPair("the Old Bridge!", "An old  bridge", (100, 100)),
     FixedPair("a theatre in the north", "theatre north", (0, 80)),  # 2 words of 3 and of 2
     FixedPair("1,000 men", "1000", (0, THIRDS)),  # 1 word of 2 and of 1
-    FixedPair("red red car", "red car car", (0, THIRDS)),  # a word counts as often as both have it: 2 of 3 and of 3
+    # A word counts as often as both have it: 2 of 3 and of 3
+    FixedPair("red red car", "red car car", (0, THIRDS)),
     FixedPair("well-known", "well known", (0, 0)),
     FixedPair("Étienne", "etienne", (0, 0)),  # accents count
     FixedPair("“yes”", "yes", (0, 0)),  # quotes beyond ASCII are letters
     FixedPair("apple", "anapple", (0, 0)),
     FixedPair("anna", "", (0, 0)),
 )
-# Found are 2 of 3 of class 0, 1 of 2 of class 1, and the one of class 2; of the two found of class 1,
-# one is another's, and so for class 2.
+# Found are 2 of 3 of class 0, 1 of 2 of class 1, and the one of class 2; of the two found of class
+# 1, one is another's, and so for class 2.
 CLASSES = ([0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 2, 2])
 CLASS_POINTS = {
     "accuracy": THIRDS,

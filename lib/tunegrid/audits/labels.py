@@ -24,9 +24,9 @@ ATTENTION_CALL = "scaled_dot_product_attention"
 def updates_run_as_labelled(evidence: Evidence) -> Answer:
     """The first and the last update ran as the record says: micro-batches, precision, and so on.
 
-    The model shows it: by the rows of each forward pass, the layers of which a part was called again
-    in the backward pass, and the types of linear layers' outputs. Attention is checked afterwards, in
-    training mode.
+    The model shows it: by the rows of each forward pass, the layers of which a part was called
+    again in the backward pass, and the types of linear layers' outputs. Attention is checked
+    afterwards, in training mode.
     """
     trainer = evidence.trainer
     watched = trainer.log.watched
@@ -95,7 +95,9 @@ def planned_passes(trainer: Trainer, update: int, micro_batch: int) -> list[list
     for rows in sizes:
         if ranks.count > 1:
             total = sum(rows)
-            plans.append([rank_passes(total, rank, ranks, micro_batch) for rank in range(ranks.count)])
+            plans.append(
+                [rank_passes(total, rank, ranks, micro_batch) for rank in range(ranks.count)]
+            )
             continue
         passes: list[int] = []
         for batch in rows:

@@ -26,35 +26,49 @@ from tunegrid.run.build import base_type, checksums, unpack_weight
 from tunegrid.run.device import free_memory
 from tunegrid.run.meter import GIB, tensor_bytes, weight_tensors
 from tunegrid.run.prepare import make_codec
-from tunegrid.run.probe import COARSE, FINE, distance, get_logits, keep_state, output_logits, target_rows
+from tunegrid.run.probe import (
+    COARSE,
+    FINE,
+    distance,
+    get_logits,
+    keep_state,
+    output_logits,
+    target_rows,
+)
 
 SERVED = 4  # test rows that a saved model predicts, in one batch
 BEYOND_ASCII = "Straße, çok güzel, 東京の天気, привет мир, naïve café 😀 €5."
-PAIR = ("Is it a plain text, or another one?", "It isn't: 12.5 % of it is beyond ASCII, as in naïve.")
+PAIR = (
+    "Is it a plain text, or another one?",
+    "It isn't: 12.5 % of it is beyond ASCII, as in naïve.",
+)
 LONG = 60  # repetitions: hundreds of tokens, longer than any cut
 LEVEL = 0.01  # two levels of 4 bits are farther apart
 # Of a packed layer's bytes: if a number lies between two levels, its last digit decides.
 MOST_CODES = 1e-3
-# Of weights that are loaded beside the trained ones; the largest of the study, BERT2BERT at its true size, has 0.95.
+# Of weights that are loaded beside the trained ones; the largest of the study, BERT2BERT at its
+# true size, has 0.95.
 LARGEST_GIB = 4.0
 
 
 def saved_is_served(evidence: Evidence) -> Answer:
-    """Checks that the saved model is the trained one: its files, the model that they load, and that model merged.
+    """Checks that the saved model is the trained one: its files, the model that they load, and that
+    model merged.
 
-    Files have the trained tensors bit for bit, and the trained objects' settings. The libraries' Auto
-    classes load them without options; then tokens, answers and logits are the same. PEFT packs a
-    merged NF4 layer anew, which rounds away less than half a step between two levels: such a layer is
-    compared with its definition, and the rest of the merged model by its logits with the trained
-    layers. None if weights are random, or if the disk has no room for a whole model. Of a large
-    model, files alone are compared.
+    Files have the trained tensors bit for bit, and the trained objects' settings. The libraries'
+    Auto classes load them without options; then tokens, answers and logits are the same. PEFT packs
+    a merged NF4 layer anew, which rounds away less than half a step between two levels: such a
+    layer is compared with its definition, and the rest of the merged model by its logits with the
+    trained layers. None if weights are random, or if the disk has no room for a whole model. Of a
+    large model, files alone are compared.
     """
     if evidence.cell.profile.random_weights:
         return None
     try:
         quiet = warnings.catch_warnings()
         with temporary_folder() as folder, torch.no_grad(), keep_state(evidence.trainer), quiet:
-            warnings.simplefilter("ignore")  # PEFT's on resized embeddings, and on rounding where it merges
+            # PEFT's on resized embeddings, and on rounding where it merges
+            warnings.simplefilter("ignore")
             return _check_saved(evidence, folder)
     finally:
         if evidence.device.type == "cuda":
@@ -84,22 +98,32 @@ def _check_saved(evidence: Evidence, folder: Path) -> Answer:
         tokenizer = hf.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         faults = list(saved_files.other_settings(settings, tokenizer, folder))
     except Exception as error:  # whatever transformers and PEFT raise for files that do not fit
-        return False, f"the saved files cannot be read again: {type(error).__name__}: {first_line(error)}"
+        return (
+            False,
+            f"the saved files cannot be read again: {type(error).__name__}: {first_line(error)}",
+        )
     faults += saved_files.other_tokenizer(tokenizer_file, folder)
     faults += saved_files.other_tokens(evidence.codec.tokenizer, tokenizer, _texts(evidence))
     if faults:
         return False, _several("settings", faults)
     if size > LARGEST_GIB * GIB:
-        return True, "saved as trained, by tensors and settings; too large to be loaded beside the trained model"
+        return (
+            True,
+            "saved as trained, by tensors and settings; too large to be loaded beside the trained model",
+        )
     try:
         served = evidence.serving.load(cell, folder, evidence.device)[0]
     except Exception as error:
-        return False, f"the saved model cannot be loaded again: {type(error).__name__}: {first_line(error)}"
+        return (
+            False,
+            f"the saved model cannot be loaded again: {type(error).__name__}: {first_line(error)}",
+        )
     modes = [name or "the model" for name, module in served.named_modules() if module.training]
     if modes:
         counts = f"{len(modes)} modules, {modes[0]} among them"
         return False, f"the saved model is loaded in training mode: {counts}"
-    # On the quick cells 0 once loaded, 1e-6 once merged; a bf16 base rounds the head, and in merging.
+    # On the quick cells 0 once loaded, 1e-6 once merged; a bf16 base rounds the head, and in
+    # merging.
     limit = FINE if base_type(cell) is torch.float32 else COARSE
     gap = Measured(distance(logits, _logits(evidence, served, rows)), limit)
     detail = f"{len(rows)} rows: loaded again, logits differ by {gap.value:.1e} of the largest"
@@ -144,7 +168,9 @@ def served_rows(evidence: Evidence) -> list[Row]:
 
 
 def other_pair(evidence: Evidence, served: Any, tokenizer: Any, limit: float) -> Iterator[str]:
-    """A sentence if a pair of texts, with all keys that the tokenizers give, is read or answered otherwise."""
+    """A sentence if a pair of texts, with all keys that the tokenizers give, is read or answered
+    otherwise.
+    """
     codec, device = evidence.codec, evidence.device
     inputs = dict(codec.tokenizer(*PAIR))
     saved_inputs = dict(tokenizer(*PAIR))
@@ -167,7 +193,8 @@ def other_pair(evidence: Evidence, served: Any, tokenizer: Any, limit: float) ->
 
 
 def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[str]:
-    """A sentence for each scored row of a few that the saved model, with its own tokenizer and settings, answers otherwise.
+    """A sentence for each scored row of a few that the saved model, with its own tokenizer and
+    settings, answers otherwise.
 
     The same batch gives the same bits, so the saved search must find the same texts.
     """
@@ -194,11 +221,15 @@ def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[s
 def _check_merge(
     evidence: Evidence, served: Any, rows: Sequence[Feature], logits: Tensor, limit: float
 ) -> tuple[bool | Measured, str]:
-    """Compares the logits of the loaded adapter, merged into its base; over a packed base, with the trained layers."""
+    """Compares the logits of the loaded adapter, merged into its base; over a packed base, with the
+    trained layers.
+    """
     is_packed = evidence.cell.quantization is not None
     try:
         merged = evidence.serving.merge(served)
-    except Exception as error:  # whatever PEFT raises: it cannot merge some methods over packed layers
+    except (
+        Exception
+    ) as error:  # whatever PEFT raises: it cannot merge some methods over packed layers
         method = evidence.cell.method
         is_excused = is_packed and not isinstance(method, Lora)
         return is_excused, f"not merged: PEFT cannot merge {method.id!r} ({first_line(error)})"
@@ -222,7 +253,8 @@ def _check_merge(
 
 
 def wrong_share(evidence: Evidence, layer: Any, merged: nn.Module) -> float:
-    """The share of a merged layer's weights that are not the unpacked base's plus the method's contribution.
+    """The share of a merged layer's weights that are not the unpacked base's plus the method's
+    contribution.
 
     It is 0 if the method does not define its contribution.
     """
@@ -247,14 +279,18 @@ def wrong_share(evidence: Evidence, layer: Any, merged: nn.Module) -> float:
 
 
 def pack_weight(weight: Tensor, like: Any) -> Any:
-    """A weight (out, in), packed with the settings of a 4-bit layer: the parameter that such a layer holds."""
+    """A weight (out, in), packed with the settings of a 4-bit layer: the parameter that such a
+    layer holds.
+    """
     names = ("blocksize", "compress_statistics", "quant_type", "quant_storage")
     settings = {name: getattr(like.weight, name) for name in names}
     return Params4bit(weight.contiguous(), requires_grad=False, **settings).to(weight.device)
 
 
 def _logits(evidence: Evidence, model: nn.Module, rows: Sequence[Feature]) -> Tensor:
-    """A model's logits for some rows, flattened, without autocast as in evaluation; of texts, those of their targets."""
+    """A model's logits for some rows, flattened, without autocast as in evaluation; of texts, those
+    of their targets.
+    """
     logits, batch = get_logits(evidence.trainer, rows, model)
     if evidence.codec.generates and logits:
         logits = target_rows(logits[0], batch)

@@ -215,8 +215,12 @@ def storage(tensor: Tensor) -> Any:
 
 
 def tensor_difference(trained: Tensor, other: Tensor) -> str:
-    """The end of a sentence on a tensor that is not the trained one; empty if its bits are equal."""
-    kind, other_kind = (f"{dtype_name(tensor.dtype)} {tuple(tensor.shape)}" for tensor in (trained, other))
+    """The end of a sentence on a tensor that is not the trained one; empty if its bits are
+    equal.
+    """
+    kind, other_kind = (
+        f"{dtype_name(tensor.dtype)} {tuple(tensor.shape)}" for tensor in (trained, other)
+    )
     if kind != other_kind:
         return f"as {other_kind}, and trained as {kind}"
     integers = INTEGERS.get(other.element_size(), torch.uint8)
@@ -239,7 +243,9 @@ def tensor_difference(trained: Tensor, other: Tensor) -> str:
 
 
 def expected_settings(evidence: Evidence) -> dict[str, Fields]:
-    """The fields of each file of settings, from the trained objects, the cell and its checkpoint."""
+    """The fields of each file of settings, from the trained objects, the cell and its
+    checkpoint.
+    """
     model, tokenizer = evidence.model, evidence.codec.tokenizer
     fields = plain(tokenizer.init_kwargs) | tokenizer_fields(tokenizer)
     original = checkpoint_fields(evidence.cell, TOKENIZER_CONFIG_FILE)
@@ -474,7 +480,9 @@ def other_tokenizer(expected: Fields, folder: Path) -> Iterator[str]:
 
 
 def other_tokens(trained: Any, saved: Any, texts: Iterable[str]) -> Iterator[str]:
-    """A sentence for each text that the saved tokenizer splits into other tokens than the trained one."""
+    """A sentence for each text that the saved tokenizer splits into other tokens than the trained
+    one.
+    """
     for text in texts:
         ids = trained(text, verbose=False)["input_ids"]
         saved_ids = saved(text, verbose=False)["input_ids"]

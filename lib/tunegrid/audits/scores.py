@@ -1,4 +1,6 @@
-"""Audits of the scored rows: prompts, windows, texts and points, and a test that anything was learned."""
+"""Audits of the scored rows: prompts, windows, texts and points, and a test that anything was
+learned.
+"""
 
 import copy
 import math
@@ -41,7 +43,8 @@ from tunegrid.words import contrast
 ENDED_SHARE = 0.9  # of generated texts that must end by themselves
 ALIKE = 0.9  # of a window's letters
 MORE_THAN_LUCK = 3.0  # standard errors
-RARE = 10  # rows with other targets than the most frequent one, of which a sound model may find none
+# Rows with other targets than the most frequent one, of which a sound model may find none
+RARE = 10
 LEAST_OTHERS = 0.2
 SHOWN = 60  # characters of a prediction
 ENCODED = 200  # scored rows that are encoded once more, evenly spread
@@ -57,9 +60,11 @@ def selection_apart_from_test(evidence: Evidence) -> Answer:
 
 
 def prompt_intact_at_inference(evidence: Evidence) -> Answer:
-    """The frame of a prompt survives truncation: special tokens, the prefix, a separator, a chat template.
+    """The frame of a prompt survives truncation: special tokens, the prefix, a separator, a chat
+    template.
 
-    Scored rows, each encoded once more by itself, have the tokens that were scored: all of their text.
+    Scored rows, each encoded once more by itself, have the tokens that were scored: all of their
+    text.
     """
     evaluation = evidence.scored
     begin, end = evidence.codec.frame()
@@ -78,8 +83,11 @@ def prompt_intact_at_inference(evidence: Evidence) -> Answer:
 
 
 def misread_rows(codec: Codec, evaluation: Evaluation) -> list[str]:
-    """A phrase for each scored row whose tokens are not those of its texts, each encoded by itself."""
-    if getattr(codec.tokenizer, "backend_tokenizer", None) is None:  # Python's encode one text at a time
+    """A phrase for each scored row whose tokens are not those of its texts, each encoded by
+    itself.
+    """
+    # Python's encode one text at a time
+    if getattr(codec.tokenizer, "backend_tokenizer", None) is None:
         return []
     tokens: dict[int, list[list[int]]] = {}
     for feature in evaluation.features:
@@ -98,7 +106,9 @@ def misread_rows(codec: Codec, evaluation: Evaluation) -> list[str]:
 
 
 class LoneTokenizer:
-    """A tokenizer that encodes each text alone, without transformers: by a copy of its file, without cuts and padding."""
+    """A tokenizer that encodes each text alone, without transformers: by a copy of its file,
+    without cuts and padding.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         """Copies the file of a tokenizer, to which all but encoding is left."""
@@ -133,7 +143,8 @@ def windows_map_to_examples(evidence: Evidence) -> Answer:
         window = codec.window(rows[feature.example], feature)
         if window is None or same_alphanumeric(*window, codec.tokenizer.unk_token):
             continue
-        # A tokenizer may lose letters beyond ASCII; contexts of two rows have hardly a line in common.
+        # A tokenizer may lose letters beyond ASCII; contexts of two rows have hardly a line in
+        # common.
         text, context_text = map(alphanumeric, window)
         if SequenceMatcher(None, text, context_text, autojunk=False).ratio() <= ALIKE:
             faults.append(f"window of row {feature.example}")
@@ -176,15 +187,17 @@ def metric_invariants(evidence: Evidence) -> Answer:
 
 
 def impossible_scores(task: Task, evaluation: Evaluation) -> Iterator[str]:
-    """A sentence for each score that no predictions can have, or that is not the mean of its rows."""
+    """A sentence for each score that no predictions can have, or that is not the mean of its
+    rows.
+    """
     examples, scores, count = evaluation.examples, evaluation.scores, len(evaluation.rows)
     for name, points in examples.items():
         if len(points) != count:
             yield f"{name} has {len(points)} points for {count} rows"
     blank = 0
     if "exact_match" in examples:
-        # By SQuAD v1.1's rules an answer and a truth that are articles alone, as "a" and "the", have
-        # an exact match of 100 and an F1 of 0.
+        # By SQuAD v1.1's rules an answer and a truth that are articles alone, as "a" and "the",
+        # have an exact match of 100 and an F1 of 0.
         for prediction, row in zip(evaluation.predictions, evaluation.rows, strict=True):
             is_blank = not simplify(str(prediction.value))
             blank += is_blank and not all(map(simplify, answer_texts(task, row)))
@@ -195,7 +208,9 @@ def impossible_scores(task: Task, evaluation: Evaluation) -> Iterator[str]:
 
 
 def other_points(task: Task, evaluation: Evaluation) -> Iterator[str]:
-    """A sentence for each row that has other points when it is scored alone; of texts, a few rows."""
+    """A sentence for each row that has other points when it is scored alone; of texts, a few
+    rows.
+    """
     indices: Iterable[int] = range(len(evaluation.rows))
     if task.problem is Problem.GENERATE:
         indices = sorted(sample(range(len(evaluation.rows)), 2 * SAMPLE))
@@ -222,7 +237,9 @@ def wrong_texts(codec: Codec, evaluation: Evaluation) -> Iterator[str]:
 ALONE: dict[Problem, Callable[[Task, Row, Any], dict[str, list[float]]]] = {
     Problem.CLASSIFY: lambda task, row, value: {"accuracy": [100.0 * (value == row[task.target])]},
     Problem.EXTRACT: lambda task, row, value: squad_examples([answer_texts(task, row)], [value]),
-    Problem.GENERATE: lambda task, row, value: rouge_examples([row[task.target]], [sentence_lines(value)]),
+    Problem.GENERATE: lambda task, row, value: rouge_examples(
+        [row[task.target]], [sentence_lines(value)]
+    ),
 }
 
 
@@ -245,9 +262,11 @@ def predictions_not_collapsed(evidence: Evidence) -> Answer:
 
 
 def learned_something(evidence: Evidence) -> tuple[bool, str, Mapping[str, float]]:
-    """Scores are better than any answer without a model, and no worse than before training, by three standard errors.
+    """Scores are better than any answer without a model, and no worse than before training, by
+    three standard errors.
 
-    A checkpoint may know the task before training, as T5's knows SQuAD: then a healthy run need not gain anything.
+    A checkpoint may know the task before training, as T5's knows SQuAD: then a healthy run need not
+    gain anything.
     """
     task, evaluation = evidence.cell.task, evidence.scored
     train_rows = evidence.train_rows

@@ -35,20 +35,21 @@ from tunegrid.run.probe import (
 )
 from tunegrid.words import contrast
 
-# On a quick cell, 8 texts cost 0.2 s, 64 cost 1.4 s and all 192 cost 4 s. A pass over 64 costs 0.3 s
-# and tells which are open: a broken rule changes a few of 192 texts, and one of these is nearly always
-# among the tenth that is most open.
+# On a quick cell, 8 texts cost 0.2 s, 64 cost 1.4 s and all 192 cost 4 s. A pass over 64 costs 0.3
+# s and tells which are open: a broken rule changes a few of 192 texts, and one of these is nearly
+# always among the tenth that is most open.
 OPEN, SPREAD = 8, 4  # scored texts that are searched again
 CANDIDATES = 64  # scored texts, evenly spread, of which the most open ones are chosen
 FEW_OPEN, FEW_CANDIDATES = 4, 32  # of true-size models, whose passes take long
 AT_ONCE = 16  # texts of micro models that are searched side by side; others' logits are large
-# Rules that act in every search: an unsure model meets long texts that win, repeated words, and ends
-# that come too early. With fewer tokens or a weaker penalty, early stopping changes none of 16 rows;
-# with these it changes the beams of 5 to 11.
+# Rules that act in every search: an unsure model meets long texts that win, repeated words, and
+# ends that come too early. With fewer tokens or a weaker penalty, early stopping changes none of 16
+# rows; with these it changes the beams of 5 to 11.
 PROVOKED = 4  # rows that are searched by them, the shortest ones, each read backwards
 PROVOKING = Generation(num_beams=4, no_repeat_ngram_size=2, length_penalty=6.0, max_new_tokens=28)
-# Times the rounding of a text. The library's own pass rounds once more, and often in more steps. Most
-# ties are far closer, and a noise that decides only them leaves the rest of the search as it is.
+# Times the rounding of a text. The library's own pass rounds once more, and often in more steps.
+# Most ties are far closer, and a noise that decides only them leaves the rest of the search as it
+# is.
 NOISES = (1 / 64, 1 / 16, 1 / 4, 1, 4)
 NOISY_SEARCHES = 16  # with each noise: of two equal scores, each is found first in half of them
 MOST_COPIED = 10**9  # parameters of a model that is copied to fp64: 8 GB
@@ -77,8 +78,12 @@ def cache_changes_nothing(evidence: Evidence) -> Answer:
     found = run_search(evidence.trainer, rows)
     if not found.total_gap <= FINE:  # whatever the model computes in
         detail = "the score of a text is off the sum of its tokens' for its length by"
-        return Measured(found.total_gap, FINE), f"{detail} {found.total_gap:.1e} of the largest logit"
-    detail = f"{len(found.texts)} texts of up to {max(map(len, found.texts))} tokens: scores differ by"
+        return Measured(
+            found.total_gap, FINE
+        ), f"{detail} {found.total_gap:.1e} of the largest logit"
+    detail = (
+        f"{len(found.texts)} texts of up to {max(map(len, found.texts))} tokens: scores differ by"
+    )
     return Measured(found.gap, leeway(evidence)), f"{detail} {found.gap:.1e} of the largest logit"
 
 
@@ -112,7 +117,9 @@ def texts_are_the_models(evidence: Evidence) -> Answer:
 
 
 def leeway(evidence: Evidence) -> float:
-    """The distance of scores that rounding may explain: a base in 4 or 16 bits is coarse, as is bf16."""
+    """The distance of scores that rounding may explain: a base in 4 or 16 bits is coarse, as is
+    bf16.
+    """
     is_fp32 = evidence.cell.quantization is None and base_type(evidence.cell) is torch.float32
     if is_fp32 and (evidence.evaluation is None or evidence.evaluation.part.precision == "fp32"):
         return FINE
@@ -196,8 +203,12 @@ class Gap(NamedTuple):
 class Beams:
     """The logits behind begun texts of some rows, from passes over whole texts, for searches."""
 
-    def __init__(self, evidence: Evidence, rows: Sequence[Feature], texts: Sequence[Sequence[int]]) -> None:
-        """A row's text is likely to be found: a pass over it gives the logits behind all its beginnings."""
+    def __init__(
+        self, evidence: Evidence, rows: Sequence[Feature], texts: Sequence[Sequence[int]]
+    ) -> None:
+        """A row's text is likely to be found: a pass over it gives the logits behind all its
+        beginnings.
+        """
         self.evidence = evidence
         self.rows = rows
         self.texts = texts
@@ -247,7 +258,9 @@ class Beams:
         noise: float = 0.0,
         draw: int = 0,
     ) -> list[list["Beam"]]:
-        """The beams of a search for each of these rows, with normal noise on all scores, in nats."""
+        """The beams of a search for each of these rows, with normal noise on all scores, in
+        nats.
+        """
         generator = torch.Generator().manual_seed(draw)
         searches = {i: beam_search(rules, self.codec.end_id) for i in indices}
         requests = {i: next(search) for i, search in searches.items()}
@@ -258,7 +271,9 @@ class Beams:
                 logits = torch.stack([self.known[i][ids] for ids in beginnings])
                 scores = allowed_scores(self.codec, rules, self.rows[i], logits, beginnings)
                 if noise:
-                    scores = scores + noise * torch.randn(scores.shape, generator=generator).to(scores.device)
+                    scores = scores + noise * torch.randn(scores.shape, generator=generator).to(
+                        scores.device
+                    )
                 try:
                     requests[i] = searches[i].send(scores)
                 except StopIteration as end:
@@ -347,7 +362,11 @@ def show_difference(codec: GenerateCodec, gap: Gap) -> str:
 
 
 def allowed_scores(
-    codec: GenerateCodec, rules: Generation, row: Feature, logits: Tensor, begun: Sequence[Sequence[int]]
+    codec: GenerateCodec,
+    rules: Generation,
+    row: Feature,
+    logits: Tensor,
+    begun: Sequence[Sequence[int]],
 ) -> Tensor:
     """Log-probabilities (N, V) of the next token behind N begun texts.
 
@@ -396,7 +415,9 @@ def beam_search(rules: Generation, end: int) -> Search:
             if is_over:
                 pool.append(Beam(beam.score / divisor, beam.ids))
         pool = sorted(pool, key=lambda beam: -beam.score)[:width]
-        beams = [beam for beam, is_over in zip(candidates, ended, strict=True) if not is_over][:width]
+        beams = [beam for beam, is_over in zip(candidates, ended, strict=True) if not is_over][
+            :width
+        ]
         # transformers guesses by the length so far whether a running text may still become better.
         is_full = len(pool) == width
         if is_full and (width == 1 or not beams or beams[0].score / divisor <= pool[-1].score):
@@ -406,7 +427,9 @@ def beam_search(rules: Generation, end: int) -> Search:
 
 def extend_beams(beams: Sequence[Beam], scores: Tensor, count: int) -> list[Beam]:
     """At most `count` continuations of the running texts, best first."""
-    totals = scores + torch.tensor([beam.score for beam in beams], device=scores.device).unsqueeze(1)
+    totals = scores + torch.tensor([beam.score for beam in beams], device=scores.device).unsqueeze(
+        1
+    )
     best, indices = totals.flatten().topk(min(count, totals.numel()))
     candidates = []
     for score, index in zip(best.tolist(), indices.tolist(), strict=True):

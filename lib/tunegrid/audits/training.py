@@ -39,14 +39,16 @@ TOLERANCE, COARSE_TOLERANCE = 0.02, 0.2
 # Values of a weight whose moments an 8-bit optimizer packs, and of one whose moments stay in fp32.
 LARGE, SMALL = 2**13, 2**6
 same_rate = partial(math.isclose, rel_tol=1e-6, abs_tol=1e-12)
-# Of the bytes of all tensors; 0 in healthy cells on a CPU, but a GPU's kernels may need another workspace.
+# Of the bytes of all tensors; 0 in healthy cells on a CPU, but a GPU's kernels may need another
+# workspace.
 GROWTH = 0.01
 CLIPPED = 1e-3  # torch divides by the norm plus 1e-6; bf16 gradients are summed in their own type
 # transformers' `inverse_sqrt` without a warm-up, and the end of its `polynomial`.
 TIMESCALE, LAST_RATE = 10_000, 1e-7
 SPAN_SHAPE = (2,)  # scores of a position: as a start, and as an end
 # Between ranks and one process, measured on quick cells: fp32 4e-7 nats and 3e-7 of the gradients'
-# norm, bf16 1e-4 and 2e-3. A mean on each rank is 2e-2 to 3e-1 nats off if targets differ in length.
+# norm, bf16 1e-4 and 2e-3. A mean on each rank is 2e-2 to 3e-1 nats off if targets differ in
+# length.
 LOSS, COARSE_LOSS = 1e-4, 3e-3  # nats
 GRADIENT, COARSE_GRADIENT = 1e-3, 3e-2  # of their norm
 
@@ -61,7 +63,8 @@ def base_frozen(evidence: Evidence) -> Answer:
 
 
 def trains_as_declared(evidence: Evidence) -> Answer:
-    """Exactly the parameters train that method, base and head declare, each in one group of the optimizer.
+    """Exactly the parameters train that method, base and head declare, each in one group of the
+    optimizer.
 
     `requires_grad` is compared, not trusted: a library may freeze an adapter, or free a base.
     """
@@ -88,7 +91,9 @@ def named_groups(trainer: Trainer) -> list[list[tuple[str, torch.Tensor]]]:
 
 
 def idle_parts(evidence: Evidence) -> list[str]:
-    """Parts of the head without pretrained weights that do not train: in full, or by an adapter if the head says so."""
+    """Parts of the head without pretrained weights that do not train: in full, or by an adapter if
+    the head says so.
+    """
     head, adapts = evidence.cell.head, evidence.cell.method.adapts
     trained = set(evidence.trained)
     adapter_names = trained & evidence.own if adapts else trained
@@ -103,7 +108,8 @@ def idle_parts(evidence: Evidence) -> list[str]:
 
 
 def gradients_reach(evidence: Evidence) -> Answer:
-    """Every tensor that trains, unused modules aside, has a gradient of its own, not zero, in each update.
+    """Every tensor that trains, unused modules aside, has a gradient of its own, not zero, in each
+    update.
 
     Updates count once one has moved weights: LoRA's A has no
     gradient while B is zero.
@@ -112,7 +118,9 @@ def gradients_reach(evidence: Evidence) -> Answer:
     names = used_names(evidence)
     if log.stale:
         numbers = [update + 1 for update in log.stale]
-        return expect_none(numbers, "gradients are of one update", "updates began with those of the update before")
+        return expect_none(
+            numbers, "gradients are of one update", "updates began with those of the update before"
+        )
     if not log.moving_updates:
         return None
     faults = []
@@ -140,7 +148,9 @@ def used_names(evidence: Evidence) -> list[str]:
     softmax over positions takes away again.
     """
     cell = evidence.cell
-    called = {name for name, module in evidence.model.named_modules() if module in evidence.probe.called}
+    called = {
+        name for name, module in evidence.model.named_modules() if module in evidence.probe.called
+    }
     names = []
     for name, parameter in evidence.trained.items():
         is_new = name in evidence.own or is_part(name, cell.head.new_modules)
@@ -153,7 +163,8 @@ def used_names(evidence: Evidence) -> list[str]:
 
 
 def trains_in_fp32(evidence: Evidence) -> Answer:
-    """Weights that train are fp32, and so are their moments, but for an optimizer that packs them by design.
+    """Weights that train are fp32, and so are their moments, but for an optimizer that packs them
+    by design.
 
     Bitsandbytes leaves moments of small tensors in fp32: those of norms, biases and small adapters
     are few and matter most. Packed second moments are never negative: a map with negative levels
@@ -172,7 +183,11 @@ def trains_in_fp32(evidence: Evidence) -> Answer:
         if parameter.dtype is not torch.float32:
             faults.append(f"{name} is {dtype_name(parameter.dtype)}")
         for key, moment in _moments(optimizer, parameter).items():
-            if moment.dtype is torch.uint8 and parameter.numel() < min_size and name not in small_names:
+            if (
+                moment.dtype is torch.uint8
+                and parameter.numel() < min_size
+                and name not in small_names
+            ):
                 small_names.append(name)
             if moment.dtype is not torch.float32:
                 dtypes.add(moment.dtype)
@@ -181,9 +196,13 @@ def trains_in_fp32(evidence: Evidence) -> Answer:
         if levels is not None and bool((levels < 0).any()):
             signed_names.append(name)
     if small_names:
-        return expect_none(small_names, "the optimizer leaves small moments in fp32", "packed to 8 bits")
+        return expect_none(
+            small_names, "the optimizer leaves small moments in fp32", "packed to 8 bits"
+        )
     if signed_names:
-        return expect_none(signed_names, "second moments are positive", "packed with negative levels")
+        return expect_none(
+            signed_names, "second moments are positive", "packed with negative levels"
+        )
     if dtypes and not dtypes <= moment_types(evidence):
         faults += moment_faults
     return expect_none(faults, f"{len(trained)} tensors and their moments", "are not fp32")
@@ -214,7 +233,9 @@ def moment_types(evidence: Evidence) -> set[torch.dtype]:
 
 
 def first_step(evidence: Evidence, weight: torch.Tensor, gradient: torch.Tensor) -> Any:
-    """The recipe's optimizer after its first step, of this weight alone at a rate of 1; None if the method made its own."""
+    """The recipe's optimizer after its first step, of this weight alone at a rate of 1; None if the
+    method made its own.
+    """
     weight.requires_grad_().grad = gradient
     group = {"params": [weight], "weight_decay": evidence.cell.recipe.weight_decay}
     optimizer = evidence.cell.optimizer([group], 1.0)
@@ -255,12 +276,17 @@ def variant_applied(evidence: Evidence) -> Answer:
         answer = method.check_model(evidence.model, cell)
     if not (movers or rewrites or method.rate_factors or faults):
         return answer
-    passed, detail = answer or (True, f"{len(movers)} tensors moved, {len(rewritten_names)} were rewritten")
+    passed, detail = answer or (
+        True,
+        f"{len(movers)} tensors moved, {len(rewritten_names)} were rewritten",
+    )
     return passed and not faults, "; ".join([detail, *faults[:3]])
 
 
 def gradients_clipped(evidence: Evidence) -> Answer:
-    """After clipping, each update's gradients have their own norm or the recipe's bound, whichever is smaller."""
+    """After clipping, each update's gradients have their own norm or the recipe's bound, whichever
+    is smaller.
+    """
     bound, log = evidence.cell.recipe.max_grad_norm, evidence.trainer.log
     if bound is None or not log.updates:
         return None
@@ -270,7 +296,9 @@ def gradients_clipped(evidence: Evidence) -> Answer:
         return None
     clipped_updates = 0
     gaps = []
-    for update, (norm, clipped) in enumerate(zip(log.gradient_norms, log.clipped_norms, strict=True), 1):
+    for update, (norm, clipped) in enumerate(
+        zip(log.gradient_norms, log.clipped_norms, strict=True), 1
+    ):
         if not math.isfinite(norm):  # fp16 lost the update to an overflow
             continue
         clipped_updates += norm > bound
@@ -288,9 +316,11 @@ def gradients_clipped(evidence: Evidence) -> Answer:
 
 
 def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
-    """The first steps of an AdamW and a late one moved weights by its definition, from the same gradients and rates.
+    """The first steps of an AdamW and a late one moved weights by its definition, from the same
+    gradients and rates.
 
-    A separate weight without a gradient must decay: the errors of packed moments would hide a lost decay.
+    A separate weight without a gradient must decay: the errors of packed moments would hide a lost
+    decay.
     """
     adamw, decay = evidence.trainer.adamw, evidence.cell.recipe.weight_decay
     if adamw.gap is adamw.late_gap is None:
@@ -300,7 +330,10 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
         expected = weight * (1 - decay)
         optimizer = first_step(evidence, weight, torch.zeros_like(weight))
         if optimizer is not None and not torch.allclose(weight, expected, rtol=1e-6, atol=0):
-            return False, f"a weight of {size} values without a gradient does not decay by {decay:g} of itself"
+            return (
+                False,
+                f"a weight of {size} values without a gradient does not decay by {decay:g} of itself",
+            )
     # A short run has no late update, one that went on from a checkpoint no first ones.
     gaps: dict[str, Measured] = {}
     if adamw.gap is not None:
@@ -308,12 +341,15 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
         gaps[f"first {MOVED} updates"] = Measured(adamw.gap, tolerance)
     if adamw.late_gap is not None:
         gaps["a late one"] = Measured(adamw.late_gap, STEP_TOLERANCE)
-    detail = ", ".join(f"{updates} by {gap.value:.1e} of the movement" for updates, gap in gaps.items())
+    detail = ", ".join(
+        f"{updates} by {gap.value:.1e} of the movement" for updates, gap in gaps.items()
+    )
     return closest_to_limit(gaps.values()), f"differ from AdamW's definition: {detail}"
 
 
 def memory_does_not_grow(evidence: Evidence) -> Answer:
-    """After the last update there are as many tensors, of as many bytes, as after ten: no update leaves any behind.
+    """After the last update there are as many tensors, of as many bytes, as after ten: no update
+    leaves any behind.
 
     Other memory of the process is no measure: oneDNN keeps kernels for each new shape.
     """
@@ -335,9 +371,11 @@ DOCUMENTED = (adamw_torch, adamw_bnb_8bit)
 
 
 def optimizer_set_as_declared(evidence: Evidence) -> Answer:
-    """Betas and epsilon are AdamW's documented ones; matrices decay as the recipe says, biases and norms do not.
+    """Betas and epsilon are AdamW's documented ones; matrices decay as the recipe says, biases and
+    norms do not.
 
-    The optimizer that is named for its 8 bits keeps the moments of large tensors so, and torch's none.
+    The optimizer that is named for its 8 bits keeps the moments of large tensors so, and torch's
+    none.
     """
     cell, trainer = evidence.cell, evidence.trainer
     is_own = type(cell.method).make_optimizer is not Method.make_optimizer
@@ -361,7 +399,9 @@ def optimizer_set_as_declared(evidence: Evidence) -> Answer:
 
 
 def schedule_counts_updates(evidence: Evidence) -> Answer:
-    """Training has the planned updates, and in each of them every tensor has the schedule's share of its peak rate."""
+    """Training has the planned updates, and in each of them every tensor has the schedule's share
+    of its peak rate.
+    """
     trainer, recipe = evidence.trainer, evidence.cell.recipe
     log = trainer.log
     total = recipe.planned_updates(len(trainer.features))  # whatever the trainer says
@@ -369,7 +409,10 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
     if log.stopped:
         return None
     if not log.updates == len(log.learning_rates) == len(log.group_rates) == count:
-        return False, f"{log.updates} updates with {len(log.learning_rates)} rates, but the recipe plans {count}"
+        return (
+            False,
+            f"{log.updates} updates with {len(log.learning_rates)} rates, but the recipe plans {count}",
+        )
     peaks = group_peaks(evidence)
     step = 0  # of the schedule, which an update that fp16 lost does not advance
     for update in range(count):
@@ -442,14 +485,17 @@ def planned_share(recipe: Hyperparameters, step: int, total: int) -> float:
 
 
 def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
-    """Gradients accumulated over two micro-batches of an update are those of the mean loss of their rows in one batch."""
+    """Gradients accumulated over two micro-batches of an update are those of the mean loss of their
+    rows in one batch.
+    """
     trainer = evidence.trainer
     group = trainer.last_group
     if len(group) < 2 and evidence.cell.recipe.gradient_accumulation_steps > 1:
         group = next(iter(trainer.updates(0)))  # an epoch may end with a part of an update
     if len(group) < 2:
         return None
-    # Few rows show it, and fit in memory; of unequal number, so that a mean of means is another mean.
+    # Few rows show it, and fit in memory; of unequal number, so that a mean of means is another
+    # mean.
     micro_batches = [group[0][:3], group[1][:1]]
     names = smallest_tensors(evidence.trained)
     with torch.enable_grad(), keep_state(trainer):
@@ -468,7 +514,9 @@ def batch_gradients(
     features: Sequence[Feature],
     names: Sequence[str],
 ) -> tuple[float, list[torch.Tensor]]:
-    """The mean loss of some rows, and its gradients; in several batches only if training never held so many rows."""
+    """The mean loss of some rows, and its gradients; in several batches only if training never held
+    so many rows.
+    """
     size = trainer.log.micro_batch
     parameters = [trainer.parameters[name] for name in names]
     gradients = [torch.zeros_like(parameter) for parameter in parameters]
@@ -483,7 +531,9 @@ def batch_gradients(
     total = 0.0
     for batch in batches:
         with trainer.accelerator.autocast():
-            loss = trainer.codec.loss(trainer.model, move_batch(trainer.meter.device, batch)) / count
+            loss = (
+                trainer.codec.loss(trainer.model, move_batch(trainer.meter.device, batch)) / count
+            )
         add(loss)
         total += float(loss.detach())
     penalty = trainer.cell.method.penalty(trainer.model)
@@ -493,7 +543,9 @@ def batch_gradients(
 
 
 def ranks_train_as_one(evidence: Evidence) -> Answer:
-    """Without dropout, the first update's loss and gradients are those of one process that has all its rows."""
+    """Without dropout, the first update's loss and gradients are those of one process that has all
+    its rows.
+    """
     trainer = evidence.trainer
     if trainer.ranks.count == 1:
         return None

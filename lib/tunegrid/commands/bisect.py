@@ -1,8 +1,11 @@
-"""Which release made it worse? `tunegrid bisect --good transformers==5.20 --bad transformers==5.24 --cells t5_qa_lora`.
+"""Which release made it worse?
 
-Finds the first release with which the gate calls the cells worse than with the good one; with --repo, the first such commit of
-a checkout. Each release is installed, without its dependencies, in an environment of its own. After a stop, the same command
-goes on. A release that cannot be installed, or does not finish, is skipped. Exit code 1 if several remain because of skips.
+`tunegrid bisect --good transformers==5.20 --bad transformers==5.24 --cells t5_qa_lora`.
+
+Finds the first release with which the gate calls the cells worse than with the good one; with
+--repo, the first such commit of a checkout. Each release is installed, without its dependencies, in
+an environment of its own. After a stop, the same command goes on. A release that cannot be
+installed, or does not finish, is skipped. Exit code 1 if several remain because of skips.
 """
 
 import argparse
@@ -53,7 +56,9 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
     drops = find_worse(judge(baseline, measure(good, again=True)), kinds)
     if drops:
         reason = remarks(drops)[0]
-        raise InputError(f"{good} is called worse than itself, so there is nothing to bisect: {reason}")
+        raise InputError(
+            f"{good} is called worse than itself, so there is nothing to bisect: {reason}"
+        )
 
     def is_worse(version: str) -> bool:
         run = measure(version)
@@ -118,10 +123,12 @@ def why_undecided(judged: Sequence[Judgement], kinds: Sequence[str]) -> str:
 
 
 def releases(options: argparse.Namespace) -> tuple[str, list[str]]:
-    """A package, and its releases from the good one to the bad one, the older first; 5.20 is the index's 5.20.0.
+    """A package, and its releases from the good one to the bad one, the older first; 5.20 is the
+    index's 5.20.0.
 
     Raises:
-        InputError: if the ends are no two releases of one package, or nobody can list those between.
+        InputError: if the ends are no two releases of one package, or nobody can list those
+            between.
     """
     good, _, good_text = options.good.partition("==")
     bad, _, bad_text = options.bad.partition("==")
@@ -133,7 +140,9 @@ def releases(options: argparse.Namespace) -> tuple[str, list[str]]:
         example = "as in --good peft==0.20 --bad peft==0.21, or a checkout as --repo"
         raise InputError(f"give two releases of one package, {example}") from None
     if first >= last:
-        raise InputError(f"{package} {first} is not older than {last}: give the older release as --good")
+        raise InputError(
+            f"{package} {first} is not older than {last}: give the older release as --good"
+        )
     texts = options.versions.split(",") if options.versions else []
     texts = texts or list_releases(package, first, last, options.find_links)
     try:
@@ -141,7 +150,9 @@ def releases(options: argparse.Namespace) -> tuple[str, list[str]]:
         spellings |= {Version(text): text.strip() for text in texts}
     except InvalidVersion as error:
         raise InputError(f"{error}; give versions of {package} as --versions A,B,C") from None
-    return package, [spellings[version] for version in sorted(spellings) if first <= version <= last]
+    return package, [
+        spellings[version] for version in sorted(spellings) if first <= version <= last
+    ]
 
 
 def commits(repo: Path, good: str, bad: str) -> list[str]:
@@ -154,7 +165,9 @@ def commits(repo: Path, good: str, bad: str) -> list[str]:
     [last] = git("rev-parse", "--short", "--verify", f"{bad}^{{commit}}")
     later = git("rev-list", "--reverse", "--first-parent", "--abbrev-commit", f"{first}..{last}")
     if not later or git("merge-base", first, last) != git("rev-parse", first):
-        raise InputError(f"{good} is not an ancestor of {bad} in {repo}: give the older commit as --good")
+        raise InputError(
+            f"{good} is not an ancestor of {bad} in {repo}: give the older commit as --good"
+        )
     return [first, *later]
 
 
@@ -195,11 +208,15 @@ def run_bisection(options: argparse.Namespace) -> int:
             required = git_address(options.repo, version)
         side = environments.get_environment([required], options.find_links, alone=True)
         run = runner.run(side, options.cells, again=again)
-        finished = {record.cell for record in run.records if record.finished or record.first_updates}
+        finished = {
+            record.cell for record in run.records if record.finished or record.first_updates
+        }
         for cell in options.cells:
             if cell not in finished:
                 log = run.path.with_suffix(".txt")
-                raise InputError(f"{cell} does not finish with {package} {version} ({log} says why)")
+                raise InputError(
+                    f"{cell} does not finish with {package} {version} ({log} says why)"
+                )
         return run
 
     last_good, first_bad, cause = search(measure, versions, options.kinds)

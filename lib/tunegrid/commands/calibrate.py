@@ -1,4 +1,5 @@
-"""Bounds for cells of your own: `tunegrid calibrate --grid=sst2.py` trains them and writes what a healthy run reaches.
+"""Bounds for cells of your own: `tunegrid calibrate --grid=sst2.py` trains them and writes what a
+healthy run reaches.
 
 It trains the cells that the file adds, or those of --cells, with five seeds, and writes
 sst2.quick.toml beside sst2.py, or sst2.full.toml with -m full. Sessions with --grid=sst2.py apply

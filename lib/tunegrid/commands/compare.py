@@ -1,4 +1,6 @@
-"""Which method, on which task, at what cost? `tunegrid compare RUN.json` compares the methods of a run.
+"""Which method, on which task, at what cost?
+
+`tunegrid compare RUN.json` compares the methods of a run.
 
 For every task and backbone it shows the main score and its interval, the study's score, trained
 bytes, peak memory and training seconds, the methods on their Pareto front, and the pairs that

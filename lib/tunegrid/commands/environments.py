@@ -1,8 +1,9 @@
-"""Environments beside this one, for `upgrade`, `history` and `bisect`, and runs of the suite in them.
+"""Environments beside this one, for `upgrade`, `history` and `bisect`, and runs of the suite in
+them.
 
-An environment holds the packages that were named and those that change with them. It takes everything
-else from the environment that this process runs in. A lock names its folder: a wheel that was built
-again under the same version gets another environment.
+An environment holds the packages that were named and those that change with them. It takes
+everything else from the environment that this process runs in. A lock names its folder: a wheel
+that was built again under the same version gets another environment.
 
 `--resume` of pytest decides what a run need not measure again: its key has the environment's path.
 """
@@ -45,7 +46,9 @@ USAGE_ERROR = 4  # pytest's exit code
 
 
 def suite(python: Path, out: Path, arguments: Sequence[str]) -> list[str]:
-    """The command that runs cells with an environment's Python; `out` is the run's file, or JUnit's if it is XML."""
+    """The command that runs cells with an environment's Python; `out` is the run's file, or JUnit's
+    if it is XML.
+    """
     report = "--junitxml" if out.suffix == ".xml" else "--benchmark-json"
     return command(["-q", *arguments, f"{report}={out}"], python)
 
@@ -56,7 +59,8 @@ class Environment:
 
     python: Path
     folder: Path
-    own: Mapping[str, str] = field(default_factory=dict)  # versions of the packages that it does not share
+    # Versions of the packages that it does not share
+    own: Mapping[str, str] = field(default_factory=dict)
     is_copy: bool = False  # its own packages are those installed here
 
     @property
@@ -73,20 +77,32 @@ class Environment:
         return [str(self.python), "-m", "tunegrid", "run"]
 
     def run(self, file: str, arguments: Sequence[str]) -> Path:
-        """The file of a run of cells; raises NoRun if pytest takes an argument for none, or leaves no file."""
+        """The file of a run of cells; raises NoRun if pytest takes an argument for none, or leaves
+        no file.
+        """
         path = self.folder / file
         log, start = path.with_suffix(".txt"), time.monotonic()
         say(f"{self.name}: {path.stem}; progress is in {log}")
-        # PYTHONPATH would come before the packages to try; PYTEST_* are those of a session around this one; the command that
-        # asks writes the step's summary.
+        # PYTHONPATH would come before the packages to try; PYTEST_* are those of a session around
+        # this one; the command that asks writes the step's summary.
         unset = ("PYTHONPATH", "GITHUB_STEP_SUMMARY")
-        variables = {name: text for name, text in os.environ.items() if name not in unset and not name.startswith("PYTEST_")}
+        variables = {
+            name: text
+            for name, text in os.environ.items()
+            if name not in unset and not name.startswith("PYTEST_")
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / LOCK, timeout=0), log.open("w", encoding="utf-8") as output:
             path.unlink(missing_ok=True)
-            code = launcher.run(suite(self.python, path, arguments), environment=variables, output=output)
+            code = launcher.run(
+                suite(self.python, path, arguments), environment=variables, output=output
+            )
         if code == USAGE_ERROR or not path.is_file():
-            lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+            lines = [
+                line
+                for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+                if line.strip()
+            ]
             message = (lines or ["it said nothing"])[-1].removeprefix("ERROR: ")
             raise NoRun(f"no cell runs with {self.name}: {message} ({log})", self)
         say(f"{self.name}: {path.stem} took {time.monotonic() - start:.0f} s")
@@ -102,7 +118,9 @@ class NoRun(InputError):
         self.environment = environment
 
 
-def get_environment(requirements: Sequence[str], wheels: Path | None, *, alone: bool = False) -> Environment:
+def get_environment(
+    requirements: Sequence[str], wheels: Path | None, *, alone: bool = False
+) -> Environment:
     """The environment that holds what is named, made if it is not there; this one if nothing is.
 
     `alone` leaves out what the named packages need.

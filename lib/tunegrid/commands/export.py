@@ -1,4 +1,5 @@
-"""Runs as one table: `tunegrid export RUN.json ... -o runs.parquet` (or .csv), for pandas, DuckDB or a spreadsheet.
+"""Runs as one table: `tunegrid export RUN.json ... -o runs.parquet` (or .csv), for pandas, DuckDB
+or a spreadsheet.
 
 A row is a figure of a cell and seed, named as in the record, with its device, versions, date and
 commit; a loss has its update. With --rows a row is a test row: its text, the prediction and its

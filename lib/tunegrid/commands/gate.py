@@ -1,4 +1,6 @@
-"""Is a run worse than another? `tunegrid gate OLD.json NEW.json` says, cell by cell: better, same, worse, cannot tell.
+"""Is a run worse than another?
+
+`tunegrid gate OLD.json NEW.json` says, cell by cell: better, same, worse, cannot tell.
 
 Exit code 1 if a score or a memory figure is worse, a cell is missing, or a cell of the new run did
 not pass; with `numerics` or `speed` in --gate-on also for these. Else 6 if numerics changed,

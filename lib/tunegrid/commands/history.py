@@ -1,9 +1,15 @@
-"""What did each release change? `tunegrid history peft --from 0.18` compares every release with the one before it.
+"""What did each release change?
 
-Each release of the index gets an environment of its own, with what must change beside it, in which cells make their first
-updates; with --whole, those whose numerics changed train to their end. A release that cannot be installed, or in which no cell
-runs, is a row of the table, and the next one is compared with the last that ran. After a stop, the same command goes on. With
---causes, a TOML file says why a release changed what it changed, as in `"0.19.0" = "..."`. Exit code 0, whatever changed; 2 if
+`tunegrid history peft --from 0.18` compares every release with the one before it.
+
+Each release of the index gets an environment of its own, with what must change beside it, in which
+cells make their first
+updates; with --whole, those whose numerics changed train to their end. A release that cannot be
+installed, or in which no cell
+runs, is a row of the table, and the next one is compared with the last that ran. After a stop, the
+same command goes on. With
+--causes, a TOML file says why a release changed what it changed, as in `"0.19.0" = "..."`. Exit
+code 0, whatever changed; 2 if
 nothing could be compared.
 """
 
@@ -150,7 +156,9 @@ def describe(number: str, before: str, compared: Comparison, kinds: Sequence[str
 
 
 def is_other_figure(judgement: Judgement) -> bool:
-    """Whether a score or memory is not as before; speed is not asked: releases run at other times."""
+    """Whether a score or memory is not as before; speed is not asked: releases run at other
+    times.
+    """
     return judgement.kind in ("quality", "memory") and judgement.verdict in NEITHER_EQUAL
 
 
@@ -190,7 +198,9 @@ def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
         if last is None:
             release = Release(version=number, answer="the first", audits=audit_failures(run))
         else:
-            compared = runner.compare(last, side, first_updates=first_updates, finishes=options.whole)
+            compared = runner.compare(
+                last, side, first_updates=first_updates, finishes=options.whole
+            )
             release = describe(number, before, compared, options.kinds)
             release = replace(release, installed=version_changes(last, side))
         say(f"{name}: {release.answer}")
@@ -210,19 +220,27 @@ def read_causes(path: Path | None) -> Mapping[str, str]:
         raise InputError(f"{path} is no file of causes: {error}") from None
     for release, cause in causes.items():
         if not isinstance(cause, str):
-            raise InputError(f'{path} is no file of causes: expected a text for {release}, as "0.19.0" = "..."')
+            raise InputError(
+                f'{path} is no file of causes: expected a text for {release}, as "0.19.0" = "..."'
+            )
     return causes
 
 
 def supported_from(library: str) -> Version:
-    """The oldest release that tunegrid asks for; raises InputError for a package that it does not need."""
+    """The oldest release that tunegrid asks for; raises InputError for a package that it does not
+    need.
+    """
     for text in requires(SUITE) or ():
         requirement = Requirement(text)
         if canonicalize_name(requirement.name) == library:
-            bounds = [Version(bound.version) for bound in requirement.specifier if bound.operator == ">="]
+            bounds = [
+                Version(bound.version) for bound in requirement.specifier if bound.operator == ">="
+            ]
             if bounds:
                 return bounds[0]
-    raise InputError(f"tunegrid asks for no version of {library}: say from which release, with --from")
+    raise InputError(
+        f"tunegrid asks for no version of {library}: say from which release, with --from"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

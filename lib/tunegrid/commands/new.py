@@ -1,4 +1,5 @@
-"""A file to start from: `tunegrid new task reviews` writes reviews.py, which runs at once, without network.
+"""A file to start from: `tunegrid new task reviews` writes reviews.py, which runs at once, without
+network.
 
 Its comments say what to change. A task comes with a folder of made-up rows, so that it has data to
 read: put yours in their place. Files that are already there are not replaced.

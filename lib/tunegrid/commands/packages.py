@@ -25,7 +25,8 @@ from uv import find_uv_bin
 from tunegrid.errors import InputError
 from tunegrid.machine import file_hash
 
-DATES = ("GIT_AUTHOR_DATE=@0 +0000", "GIT_COMMITTER_DATE=@0 +0000")  # equal files make equal commits
+# Equal files make equal commits
+DATES = ("GIT_AUTHOR_DATE=@0 +0000", "GIT_COMMITTER_DATE=@0 +0000")
 # Of uv, git and, in a build that uv runs, Python.
 REASON = re.compile(r"(?m)^ *(?:(?:error|fatal|cause|Caused by):|╰─▶|(?=\w+Error:)) ?(.+)$")
 CHANGE = re.compile(r"(?m)^ \+ (.+)$")  # of `uv pip install --dry-run`
@@ -50,8 +51,12 @@ def parse_requirement(spec: str) -> str:
     try:
         Requirement(name if sign else spec)
     except InvalidRequirement:
-        raise InputError(f"{spec!r} is no package: expected what pip takes, as in peft==0.22, or peft@../peft") from None
-    return f"{name} @ {git_address(Path(place).expanduser())}" if sign and "://" not in place else spec
+        raise InputError(
+            f"{spec!r} is no package: expected what pip takes, as in peft==0.22, or peft@../peft"
+        ) from None
+    return (
+        f"{name} @ {git_address(Path(place).expanduser())}" if sign and "://" not in place else spec
+    )
 
 
 def git_address(checkout: Path, commit: str = "") -> str:
@@ -67,7 +72,8 @@ def git_address(checkout: Path, commit: str = "") -> str:
 
 
 def index_options(wheels: Path | None) -> list[str]:
-    """Options of uv for where packages come from: a folder of wheels, or what pip is configured for.
+    """Options of uv for where packages come from: a folder of wheels, or what pip is configured
+    for.
 
     An index that uv is configured for by a variable counts instead.
     """
@@ -113,7 +119,9 @@ def lock_packages(requirements: Sequence[str], options: Sequence[str], *, alone:
     return lock
 
 
-def list_releases(package: str, first: Version, last: Version | None, wheels: Path | None) -> list[str]:
+def list_releases(
+    package: str, first: Version, last: Version | None, wheels: Path | None
+) -> list[str]:
     """The releases that can be installed, from the last one (None: the newest) to the first.
 
     uv has no command that lists them, but finds the newest one below another.
@@ -215,7 +223,9 @@ def differs(requirement: Requirement, package: Distribution) -> bool:
     return commit is not None and commit[1] != source.get("vcs_info", {}).get("commit_id")
 
 
-def check_packages(requirements: Sequence[str], lock: str, packages: Mapping[str, Distribution]) -> None:
+def check_packages(
+    requirements: Sequence[str], lock: str, packages: Mapping[str, Distribution]
+) -> None:
     """Compare what was installed with what was named and with its lock.
 
     Raises:
@@ -255,13 +265,17 @@ def read_output(command: Sequence[str], failure: str) -> list[str]:
     return run_command(command, failure).stdout.splitlines()
 
 
-def run_command(command: Sequence[str], failure: str, text: str = "") -> subprocess.CompletedProcess[str]:
+def run_command(
+    command: Sequence[str], failure: str, text: str = ""
+) -> subprocess.CompletedProcess[str]:
     """Run a command that reads a text; raises InputError if it fails.
 
     The reason is the last error or cause that uv or git names, or else the last line.
     """
     try:
-        answer = subprocess.run(command, input=text, capture_output=True, check=False, encoding="utf-8")
+        answer = subprocess.run(
+            command, input=text, capture_output=True, check=False, encoding="utf-8"
+        )
     except OSError as error:
         raise InputError(f"{failure}: {command[0]}: {error.strerror}") from None
     if answer.returncode:

@@ -1,4 +1,5 @@
-"""A run as one HTML file: `tunegrid page RUN.json [OLDER.json ...] -o PAGE.html`, and its charts for papers: `--charts DIR`.
+"""A run as one HTML file: `tunegrid page RUN.json [OLDER.json ...] -o PAGE.html`, and its charts
+for papers: `--charts DIR`.
 
 The page compares the run with the first older one, as the gate does; all older runs make the
 history. The page needs no network.

@@ -1,4 +1,6 @@
-"""Run the suite from any folder: `tunegrid run -m quick -n auto --gate=before.json`. All arguments are pytest's.
+"""Run the suite from any folder: `tunegrid run -m quick -n auto --gate=before.json`.
+
+All arguments are pytest's.
 
 Paths are relative to the current folder, and `reports/` is written there. `tunegrid run --help`
 shows the options that matter. In Python it is `tunegrid.run`, which returns the records.

@@ -1,4 +1,6 @@
-"""Runs cells in environments and compares these: the engine of `upgrade`, `history` and `bisect`."""
+"""Runs cells in environments and compares these: the engine of `upgrade`, `history` and
+`bisect`.
+"""
 
 import argparse
 import sys
@@ -118,7 +120,9 @@ def check_finished(run: SavedRun, side: Environment) -> None:
     for record in run.records:
         if not record.finished and not record.first_updates:
             reason = next(iter(record.missed), record.status)
-            raise InputError(f"{record.cell} does not finish with {side.name} ({run.path}): {reason}")
+            raise InputError(
+                f"{record.cell} does not finish with {side.name} ({run.path}): {reason}"
+            )
 
 
 def with_ends(start: SavedRun, end: SavedRun) -> SavedRun:

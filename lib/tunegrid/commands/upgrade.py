@@ -1,10 +1,14 @@
-"""Can I upgrade? `tunegrid upgrade 'transformers==5.25'` runs the cells before and after, and says what changed.
+"""Can I upgrade?
 
-What is named, and what must change with it, goes into a new environment; it takes all others from this one. A package
-without a version means its newest; `peft@../peft` is a checkout with its uncommitted changes. "Before" is this environment, or
-one with the packages of --from. Cells make their first updates; those that differ train to their end. Four cells also run on
-the libraries' own path. After a stop, the same command goes on. The exit code is the gate's: 1 if a score or a memory figure is
-worse, or the libraries' own path now differs from ours, 6 if numerics changed or the gate cannot tell, else 0.
+`tunegrid upgrade 'transformers==5.25'` runs the cells before and after, and says what changed.
+
+What is named, and what must change with it, goes into a new environment; it takes all others from
+this one. A package without a version means its newest; `peft@../peft` is a checkout with its
+uncommitted changes. "Before" is this environment, or one with the packages of --from. Cells make
+their first updates; those that differ train to their end. Four cells also run on the libraries' own
+path. After a stop, the same command goes on. The exit code is the gate's: 1 if a score or a memory
+figure is worse, or the libraries' own path now differs from ours, 6 if numerics changed or the gate
+cannot tell, else 0.
 """
 
 import argparse
@@ -46,12 +50,16 @@ def make_environments(options: argparse.Namespace) -> tuple[Environment, Environ
         raise InputError(f"nothing to upgrade: {installed}")
     names_one_side = not specs or not origin
     if names_one_side and (before.is_copy or after.is_copy):
-        raise InputError(f"nothing to upgrade: {' '.join(specs or origin)} is installed here already")
+        raise InputError(
+            f"nothing to upgrade: {' '.join(specs or origin)} is installed here already"
+        )
     return before, after
 
 
 def stock_differences(side: Environment, cells: Sequence[str]) -> dict[str, str]:
-    """The difference of the libraries' own path from ours, by cell; an empty text if there is none."""
+    """The difference of the libraries' own path from ours, by cell; an empty text if there is
+    none.
+    """
     if not cells:
         return {}
     differences = dict.fromkeys(cells, "its test did not run")
@@ -159,7 +167,10 @@ def upgrade_words(options: argparse.Namespace) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run both sides, say what changed; return the exit code. Raises InputError, as `run_upgrade`."""
+    """Run both sides, say what changed; return the exit code.
+
+    Raises InputError, as `run_upgrade`.
+    """
     usage = "tunegrid upgrade SPEC ... [OPTION ...] [-- OPTION OF PYTEST ...]"
     parser = argparse.ArgumentParser(prog="tunegrid upgrade", usage=usage, description=__doc__)
     add = parser.add_argument

@@ -26,7 +26,9 @@ def overview_lines(task: Task, splits: Splits, width: int) -> list[str]:
         lines += wrap(f"  {name:{NAME_WIDTH}}{text}", width, subsequent_indent=indent)
     texts, target = example(task, splits.train[0])
     learned = f" -> {shorten(target, width // 3)}"
-    lines.append(f"  {'example':{NAME_WIDTH}}{shorten(texts, width - NAME_WIDTH - 2 - len(learned))}{learned}")
+    lines.append(
+        f"  {'example':{NAME_WIDTH}}{shorten(texts, width - NAME_WIDTH - 2 - len(learned))}{learned}"
+    )
     return lines
 
 
@@ -53,7 +55,9 @@ def shorten(line: str, width: int) -> str:
 
 
 def doubts(task: Task, splits: Splits) -> Iterator[str]:
-    """A sentence for each fact that makes scores less reliable: missing classes, splits of one class, empty texts."""
+    """A sentence for each fact that makes scores less reliable: missing classes, splits of one
+    class, empty texts.
+    """
     if task.labels:
         numbers_by_split = {name: label_counts(task, getattr(splits, name)) for name in SPLITS}
         missing = [label for label, number in numbers_by_split["train"].items() if not number]

@@ -1,8 +1,9 @@
-"""Reads a task's rows from a local folder or from the hub, as one `Table` per split; texts and answers of a row.
+"""Reads a task's rows from a local folder or from the hub, as one `Table` per split; texts and
+answers of a row.
 
-A folder may hold JSON, CSV, Parquet or a saved `datasets.Dataset`; columns are named as on the hub. A
-label's name is read as its number. pyarrow and `datasets` read all but JSON, whose texts they would
-read as dates.
+A folder may hold JSON, CSV, Parquet or a saved `datasets.Dataset`; columns are named as on the hub.
+A label's name is read as its number. pyarrow and `datasets` read all but JSON, whose texts they
+would read as dates.
 """
 
 import csv
@@ -28,12 +29,15 @@ from tunegrid.grid.tasks import FILE_KINDS, GZIP, Task, file_kind
 
 @cache
 def prefer_cache_if_unreachable() -> bool:
-    """Checks that the hub can be reached, unless a proxy is set; if not, sets HF_HUB_OFFLINE for this process.
+    """Checks that the hub can be reached, unless a proxy is set; if not, sets HF_HUB_OFFLINE for
+    this process.
 
-    Cached files then load, and others fail at once. Call it before huggingface_hub is imported, which
-    reads the variable once.
+    Cached files then load, and others fail at once. Call it before huggingface_hub is imported,
+    which reads the variable once.
     """
-    if os.environ.get("HF_HUB_OFFLINE") or any(name.lower() == "https_proxy" for name in os.environ):
+    if os.environ.get("HF_HUB_OFFLINE") or any(
+        name.lower() == "https_proxy" for name in os.environ
+    ):
         return True
     host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     try:
@@ -46,12 +50,16 @@ def prefer_cache_if_unreachable() -> bool:
 
 @cache
 def dataset_commit(dataset: str, config: str | None) -> str | None:
-    """The commit of the hub's data set, or of the cache's if the hub cannot be reached; None if neither has it."""
+    """The commit of the hub's data set, or of the cache's if the hub cannot be reached; None if
+    neither has it.
+    """
     prefer_cache_if_unreachable()
     import datasets
 
     try:
-        commit: str | None = datasets.load_dataset_builder(dataset, config, trust_remote_code=False).hash
+        commit: str | None = datasets.load_dataset_builder(
+            dataset, config, trust_remote_code=False
+        ).hash
     except Exception:  # whatever their HTTP client raises: reading the rows will say it
         return None
     return commit
@@ -76,8 +84,10 @@ BLOCK = 1000  # rows that are read from a disk at once
 DENSE = 4  # rows of a slice for one that is needed
 FIRST = 1000  # rows of a large file that are looked at before anything is loaded
 LONGEST_CAUSE = 200  # characters: some libraries quote a whole schema
-HELD_BYTES = 2**25  # of a file that is held in memory: a larger one stays on a disk, unless it is packed
-SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}  # of columns, by kind of file; the first where a header has none
+# Of a file that is held in memory: a larger one stays on a disk, unless it is packed
+HELD_BYTES = 2**25
+# Of columns, by kind of file; the first where a header has none
+SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}
 ROOTS_HINT = "without the hub, name local folders with --data-root=DIR and --checkpoint-root=DIR"
 COMMIT = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
 SHARD = re.compile(r"-\d+-of-\d+$")  # the hub's shards: train-00000-of-00004.parquet
@@ -93,7 +103,9 @@ def input_errors(origin: str) -> Iterator[None]:
     except Exception as error:
         cause = error.__cause__ or error  # `datasets` itself says only that it failed
         text = f"{type(cause).__name__}: {first_line(cause)[:LONGEST_CAUSE]}"
-        raise InputError(f"{origin} cannot be read ({text}); save the data set there again") from None
+        raise InputError(
+            f"{origin} cannot be read ({text}); save the data set there again"
+        ) from None
 
 
 class Lines:
@@ -117,7 +129,8 @@ class Lines:
 
 
 class Table:
-    """One split, read by column or by row: a list of rows, or `Lines` or a `datasets.Dataset`, which stay on their disk.
+    """One split, read by column or by row: a list of rows, or `Lines` or a `datasets.Dataset`,
+    which stay on their disk.
 
     Attributes:
         origin: where it came from; `revision` is the hub's commit, None for a local folder.
@@ -126,7 +139,9 @@ class Table:
         convert: makes a row of a stored one and of its place in words.
     """
 
-    def __init__(self, rows: Any, origin: str, revision: str | None = None, *, is_whole: bool = True) -> None:
+    def __init__(
+        self, rows: Any, origin: str, revision: str | None = None, *, is_whole: bool = True
+    ) -> None:
         """Rows and where they came from."""
         self._rows = rows
         self.origin = origin
@@ -134,7 +149,9 @@ class Table:
         self.is_whole = is_whole
         self.first = 2 if file_kind(origin) in SEPARATORS else 1  # CSV has the names in row 1
         self._by_row = isinstance(rows, list | Lines)
-        self.names = tuple(rows[0] if len(rows) else ()) if self._by_row else tuple(rows.column_names)
+        self.names = (
+            tuple(rows[0] if len(rows) else ()) if self._by_row else tuple(rows.column_names)
+        )
         self.convert: Callable[[Row, str], Row] | None = None
 
     def __len__(self) -> int:
@@ -163,7 +180,9 @@ class Table:
 
 
 def _select(dataset: Any, indices: Sequence[int]) -> list[Row]:
-    """Some rows; those of a `datasets.Dataset` that are close together are read as one slice, which is faster."""
+    """Some rows; those of a `datasets.Dataset` that are close together are read as one slice, which
+    is faster.
+    """
     if isinstance(dataset, list | Lines) or not indices:
         return [dataset[index] for index in indices]
     first = min(indices)
@@ -212,7 +231,8 @@ class StoredRows(Sequence[Row]):
 
 
 def tables(task: Task, root: Path | None, *, first: bool = False) -> Mapping[str, Table]:
-    """Every split by name; raises InputError if a folder, file or column is missing, or the hub cannot be reached.
+    """Every split by name; raises InputError if a folder, file or column is missing, or the hub
+    cannot be reached.
 
     `first` reads of large files only the first rows, at once, and asks no hub.
     """
@@ -240,7 +260,9 @@ def tables(task: Task, root: Path | None, *, first: bool = False) -> Mapping[str
 
 
 def labeller(task: Task) -> Callable[[Row, str], Row]:
-    """Reads labels' names as their numbers, and digits, which CSV has, too, unless a label is named by digits."""
+    """Reads labels' names as their numbers, and digits, which CSV has, too, unless a label is named
+    by digits.
+    """
     numbers: dict[Any, int] = {name: number for number, name in enumerate(task.labels)}
     if not any(name.isdecimal() for name in task.labels):
         numbers |= {str(number): number for number in range(len(task.labels))}
@@ -255,15 +277,19 @@ def labeller(task: Task) -> Callable[[Row, str], Row]:
 
 
 def last_exchange(turns: Any, place: str) -> Row:
-    """A conversation as a row; raises InputError if users and assistants do not take turns, or nobody answers.
+    """A conversation as a row; raises InputError if users and assistants do not take turns, or
+    nobody answers.
 
-    `reply` is the assistant's last turn, `prompt` the user's before it, `history` all before; what follows is left out.
+    `reply` is the assistant's last turn, `prompt` the user's before it, `history` all before; what
+    follows is left out.
     """
     try:
         roles = [turn["role"] for turn in turns]
         contents = [turn["content"] for turn in turns]
     except (TypeError, KeyError):
-        raise InputError(f"{place}: a conversation is a list of turns, each with a role and a content") from None
+        raise InputError(
+            f"{place}: a conversation is a list of turns, each with a role and a content"
+        ) from None
     first = int(roles[:1] == ["system"])
     count = len(roles) - first
     last = first + count // 2 * 2 - 1  # the assistant's
@@ -279,13 +305,16 @@ def check_split(by_name: Collection[str], split: str, task: Task) -> None:
     """Raises InputError if a data set lacks a split."""
     if split not in by_name:
         names = ", ".join(sorted(by_name))
-        raise InputError(f"{task.folder} has no split {split!r}, only {names}; give one file or folder per split")
+        raise InputError(
+            f"{task.folder} has no split {split!r}, only {names}; give one file or folder per split"
+        )
 
 
 def split_files(task: Task, root: Path | None) -> dict[str, list[Path]]:
     """The files of each split, by name: the task's own, or those of its folder.
 
-    A split is one file, the shards that the hub makes, or a folder of `save_to_disk`. Raises InputError if there are none.
+    A split is one file, the shards that the hub makes, or a folder of `save_to_disk`. Raises
+    InputError if there are none.
     """
     folder = (root or Path()) / task.folder
     by_name: dict[str, list[Path]] = {}
@@ -296,7 +325,9 @@ def split_files(task: Task, root: Path | None) -> dict[str, list[Path]]:
                 hint = "correct its name, or give the folder that it is in with --data-root=DIR"
                 raise InputError(f"task {task.id!r}: {path}, which its files name, {place}; {hint}")
             if not (folder / path).is_file():
-                raise InputError(f"task {task.id!r}: {folder / path}, which its files name, is not there")
+                raise InputError(
+                    f"task {task.id!r}: {folder / path}, which its files name, is not there"
+                )
             by_name[split] = [folder / path]
         return by_name
     if not folder.is_dir():
@@ -321,7 +352,9 @@ def split_files(task: Task, root: Path | None) -> dict[str, list[Path]]:
 
 
 def _read(task: Task, paths: Sequence[Path], *, first: bool = False) -> Table:
-    """The rows of a split's files; `first` reads without `datasets`, and no row of a saved `Dataset`."""
+    """The rows of a split's files; `first` reads without `datasets`, and no row of a saved
+    `Dataset`.
+    """
     path = paths[0]
     origin = str(path)
     kind = file_kind(path)
@@ -348,7 +381,8 @@ def _read(task: Task, paths: Sequence[Path], *, first: bool = False) -> Table:
         if kind:
             return Table(datasets.Dataset(_csv(task, path)), origin)
         dataset = datasets.load_from_disk(origin)
-        dataset.data.validate(full=True)  # a wrong offset in an Arrow file would read past its end without an error
+        # A wrong offset in an Arrow file would read past its end without an error
+        dataset.data.validate(full=True)
         return Table(dataset, origin)
 
 
@@ -364,7 +398,9 @@ def _batch_rows(batches: Iterable[Any]) -> Iterator[Row]:
 
 
 def _json_row(row: Row) -> Row:
-    """The row with text for values that JSON does not know, as dates: runs keep a hash of each row."""
+    """The row with text for values that JSON does not know, as dates: runs keep a hash of each
+    row.
+    """
     for name, value in row.items():
         if not isinstance(value, JSON_TYPES):
             row[name] = str(value)
@@ -377,7 +413,9 @@ def _open(path: Path) -> Any:
 
 
 def _is_json_lines(path: Path) -> bool:
-    """Checks that a file can be read line by line in place: it is neither packed nor one JSON array."""
+    """Checks that a file can be read line by line in place: it is neither packed nor one JSON
+    array.
+    """
     return not path.name.lower().endswith(GZIP) and not _is_array(path)
 
 
@@ -399,7 +437,9 @@ def _json_rows(path: Path) -> Iterator[Row]:
         raise InputError(f"{path}: invalid JSON ({error})") from None
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            raise InputError(f"{path}, row {number}: expected a JSON object with the data set's columns")
+            raise InputError(
+                f"{path}, row {number}: expected a JSON object with the data set's columns"
+            )
         yield row
 
 
@@ -414,13 +454,17 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
                 except (ValueError, RecursionError) as error:
                     raise InputError(f"{path}, line {number}: invalid JSON ({error})") from None
                 if not isinstance(row, dict):
-                    raise InputError(f"{path}, line {number}: expected a JSON object with the data set's columns")
+                    raise InputError(
+                        f"{path}, line {number}: expected a JSON object with the data set's columns"
+                    )
                 yield start, row
             start += len(line)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:
-    """An object of JSON; raises ValueError for a repeated key, of which a dictionary would keep the last value."""
+    """An object of JSON; raises ValueError for a repeated key, of which a dictionary would keep the
+    last value.
+    """
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
@@ -430,7 +474,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:
 
 
 def _csv(task: Task, path: Path, *, batches: bool = False) -> Any:
-    """A file with the columns' names in its first line, whole or by batches; digits and empty texts stay texts.
+    """A file with the columns' names in its first line, whole or by batches; digits and empty texts
+    stay texts.
 
     pandas, by which `datasets` reads CSV, fills up a row that is too short; pyarrow rejects it.
     """
@@ -444,7 +489,9 @@ def _csv(task: Task, path: Path, *, batches: bool = False) -> Any:
     read = arrow_csv.open_csv if batches else arrow_csv.read_csv
     return read(
         path,  # which pyarrow unpacks if its name says so
-        parse_options=arrow_csv.ParseOptions(delimiter=_separator(task, path), newlines_in_values=True),
+        parse_options=arrow_csv.ParseOptions(
+            delimiter=_separator(task, path), newlines_in_values=True
+        ),
         convert_options=arrow_csv.ConvertOptions(column_types=types),
     )
 
@@ -471,7 +518,9 @@ def _hub_tables(task: Task) -> dict[str, Table]:
         splits = datasets.load_dataset(task.dataset, task.config, trust_remote_code=False)
     except Exception as error:  # whatever their HTTP client raises
         cause = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"cannot load {task.dataset} from the hub ({cause}); {ROOTS_HINT}") from None
+        raise InputError(
+            f"cannot load {task.dataset} from the hub ({cause}); {ROOTS_HINT}"
+        ) from None
     by_name = {}
     for name, split in splits.items():
         # `datasets` has the hub's commit in the addresses of the sources or of its cache.
@@ -489,7 +538,8 @@ def stitch(row: Row, columns: Sequence[str]) -> str:
 
 
 def identity(row: Row, columns: Sequence[str]) -> int:
-    """A hash of a row's text in some columns, without case and white space: rows of one hash are one text.
+    """A hash of a row's text in some columns, without case and white space: rows of one hash are
+    one text.
 
     It has eight bytes: any two of three million texts share one with a chance of 2.4e-7.
     """
@@ -511,7 +561,8 @@ def answer_texts(task: Task, row: Row) -> list[str]:
 def answer_span(task: Task, row: Row) -> tuple[int, int]:
     """Start and exclusive end of the first annotated answer in the context, in characters.
 
-    Answers repeat in the context: the annotated start counts, not the first occurrence (SQuAD v1.1).
+    Answers repeat in the context: the annotated start counts, not the first occurrence (SQuAD
+    v1.1).
     """
     start: int = row[task.target]["answer_start"][0]
     return start, start + len(answer_texts(task, row)[0])

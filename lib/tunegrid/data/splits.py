@@ -1,8 +1,10 @@
-"""Makes train, validation and test rows of a `Task` at a `Profile`: `Splits`, the same for every method and backbone.
+"""Makes train, validation and test rows of a `Task` at a `Profile`: `Splits`, the same for every
+method and backbone.
 
 Each row is checked before anything trains on it.
 
-A split's rows depend on the data and on `SPLIT_SEED` only, so that a triple's scores can be paired example by example.
+A split's rows depend on the data and on `SPLIT_SEED` only, so that a triple's scores can be paired
+example by example.
 """
 
 import hashlib
@@ -23,8 +25,18 @@ from tunegrid.grid.tasks import Carve, Problem, Task
 
 SPLIT_SEED = 42  # the study's
 MOST_CONTRADICTIONS = 0.05  # of a split's texts may have several labels: people disagree on some
-JSON_NAMES: dict[type, str] = {int: "a whole number", str: "a text", dict: "an object", list: "a list", float: "a number"}
-TARGET_TYPES: dict[Problem, type] = {Problem.CLASSIFY: int, Problem.EXTRACT: dict, Problem.GENERATE: str}
+JSON_NAMES: dict[type, str] = {
+    int: "a whole number",
+    str: "a text",
+    dict: "an object",
+    list: "a list",
+    float: "a number",
+}
+TARGET_TYPES: dict[Problem, type] = {
+    Problem.CLASSIFY: int,
+    Problem.EXTRACT: dict,
+    Problem.GENERATE: str,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +46,8 @@ class Splits:
     Attributes:
         origins: where each split came from.
         revision: the hub's commit that the rows were read at; None for a local folder.
-        dropped: how many rows were left out of a split because the same text stands in one that scores it.
+        dropped: how many rows were left out of a split because the same text stands in one that
+            scores it.
     """
 
     train: Sequence[Row]
@@ -66,11 +79,12 @@ class TableSlice(NamedTuple):
 
 
 def load_splits(task: Task, profile: Profile, by_name: Mapping[str, Table] | None = None) -> Splits:
-    """Rows of all three splits, capped, checked and without copies; raises InputError for anything that cannot be used.
+    """Rows of all three splits, capped, checked and without copies; raises InputError for anything
+    that cannot be used.
 
     They are those of `by_name`, or else are read. A text that is in test is dropped from train and
-    validation, one that is in validation from train.
-    With `profile.own_test`, a task that has an `own_test` split is scored on it; any other task keeps its own rule.
+    validation, one that is in validation from train. With `profile.own_test`, a task that has an
+    `own_test` split is scored on it; any other task keeps its own rule.
     """
     check_task(task)
     slices = _slices(task, profile, by_name or tables(task, profile.data_root))
@@ -87,13 +101,17 @@ def load_splits(task: Task, profile: Profile, by_name: Mapping[str, Table] | Non
             check_row(task, row, index + part.table.first, part.table.origin)
             texts.append(identity(row, columns))
             if task.labels:
-                inputs.append(identity(row, task.text + task.text_pair) if task.identity else texts[-1])
+                inputs.append(
+                    identity(row, task.text + task.text_pair) if task.identity else texts[-1]
+                )
                 labels.append(row[task.target])
         check_labels_agree(inputs, labels, part.origin)
         is_new = [text not in scored_texts for text in texts]
         indices = array("q", compress(part.indices, is_new))
         if not indices:
-            raise InputError(f"{part.origin}: no rows to use: each is in a scored split, too; give other files")
+            raise InputError(
+                f"{part.origin}: no rows to use: each is in a scored split, too; give other files"
+            )
         if name == "train":
             check_classes(task, set(compress(labels, is_new)), part.origin)
         rows[name] = part.table.take(indices)
@@ -119,7 +137,9 @@ def _slices(task: Task, profile: Profile, by_name: Mapping[str, Table]) -> dict[
         if not isinstance(split, Carve):
             check_split(by_name, split, task)
             if not len(by_name[split]):
-                raise InputError(f"{by_name[split].origin}: no rows to use; split {split!r} of {task.folder} is empty")
+                raise InputError(
+                    f"{by_name[split].origin}: no rows to use; split {split!r} of {task.folder} is empty"
+                )
     train = by_name[task.train]
     slices: dict[str, TableSlice] = {}
     pool: Sequence[int] = range(len(train))
@@ -147,7 +167,9 @@ def _slices(task: Task, profile: Profile, by_name: Mapping[str, Table]) -> dict[
 
 
 def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequence[int]:
-    """Indices of the pool's rows to set aside: about `rule.share` of the whole table, drawn with `SPLIT_SEED`."""
+    """Indices of the pool's rows to set aside: about `rule.share` of the whole table, drawn with
+    `SPLIT_SEED`.
+    """
     rng = Random(SPLIT_SEED)
     column = rule.stratify or rule.group
     values: Sequence[Any] = [None] * len(table)
@@ -171,7 +193,8 @@ def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequenc
 
 
 def check_files(task: Task, profile: Profile) -> Splits | None:
-    """The rows of all splits, read without `datasets`; None if they are the hub's, or in large files, checked in part.
+    """The rows of all splits, read without `datasets`; None if they are the hub's, or in large
+    files, checked in part.
 
     Raises InputError for a file that does not exist, or whose rows the task cannot use; of large
     files the first rows are read.
@@ -195,12 +218,20 @@ def check_files(task: Task, profile: Profile) -> Splits | None:
 
 
 def check_task(task: Task) -> None:
-    """Raises InputError if the columns of a task do not fit its problem, or it is split by one that it lacks."""
+    """Raises InputError if the columns of a task do not fit its problem, or it is split by one that
+    it lacks.
+    """
     if task.problem is Problem.EXTRACT and len(task.text_pair) != 1:
-        raise InputError(f"task {task.id!r}: text_pair must name one column, the text that holds the answers")
+        raise InputError(
+            f"task {task.id!r}: text_pair must name one column, the text that holds the answers"
+        )
     if task.problem is Problem.GENERATE and task.text_pair:
-        raise InputError(f"task {task.id!r}: generation reads one text; name all its columns in `text`, none in text_pair")
-    kinds = dict.fromkeys((*task.text, *task.text_pair), str) | {task.target: TARGET_TYPES[task.problem]}
+        raise InputError(
+            f"task {task.id!r}: generation reads one text; name all its columns in `text`, none in text_pair"
+        )
+    kinds = dict.fromkeys((*task.text, *task.text_pair), str) | {
+        task.target: TARGET_TYPES[task.problem]
+    }
     for column, kind in kinds.items():
         if task.columns[column] is not kind:
             hint = "; rows may hold names of labels there" if kind is int else ""
@@ -211,17 +242,23 @@ def check_task(task: Task) -> None:
             continue
         key = rule.stratify or rule.group
         if key and key not in task.columns:
-            raise InputError(f"task {task.id!r} is split by column {key!r}, which is not among its columns")
+            raise InputError(
+                f"task {task.id!r} is split by column {key!r}, which is not among its columns"
+            )
 
 
 def check_classes(task: Task, labels: Collection[int], origin: str) -> None:
     """Raises InputError if all training rows have one label: a model could learn nothing."""
     if len(labels) == 1:
-        raise InputError(f"{origin}: all training rows are {task.labels[min(labels)]!r}; give rows of another class, too")
+        raise InputError(
+            f"{origin}: all training rows are {task.labels[min(labels)]!r}; give rows of another class, too"
+        )
 
 
 def check_labels_agree(texts: Sequence[int], labels: Sequence[int], origin: str) -> None:
-    """Raises InputError if many texts of a split have several labels: no model can learn them, or score well."""
+    """Raises InputError if many texts of a split have several labels: no model can learn them, or
+    score well.
+    """
     import numpy as np
 
     if not labels:
@@ -233,7 +270,9 @@ def check_labels_agree(texts: Sequence[int], labels: Sequence[int], origin: str)
     count = len(np.unique(hashes[1:][contradicts]))
     total = len(np.unique(hashes))
     if count > MOST_CONTRADICTIONS * total:
-        raise InputError(f"{origin}: {count} of {total} texts are there with several labels; keep one row of each")
+        raise InputError(
+            f"{origin}: {count} of {total} texts are there with several labels; keep one row of each"
+        )
 
 
 def check_row(task: Task, row: Row, index: int, origin: str) -> None:
@@ -253,7 +292,9 @@ def _fault(task: Task, row: Row) -> str | None:
 
 
 def _surrogate_fault(task: Task, row: Row) -> str | None:
-    """The fault of half a surrogate pair, which JSON can hold, and neither UTF-8 nor a tokenizer."""
+    """The fault of half a surrogate pair, which JSON can hold, and neither UTF-8 nor a
+    tokenizer.
+    """
     values = [row.get(name) for name in task.columns]
     try:
         json.dumps(values, ensure_ascii=False).encode()
@@ -297,7 +338,11 @@ def _label_fault(task: Task, row: Row) -> str | None:
 def _answer_fault(task: Task, row: Row) -> str | None:
     texts, starts = row[task.target].get("text"), row[task.target].get("answer_start")
     passage = context(task, row)
-    if not isinstance(texts, list) or not isinstance(starts, list) or not 0 < len(texts) == len(starts):
+    if (
+        not isinstance(texts, list)
+        or not isinstance(starts, list)
+        or not 0 < len(texts) == len(starts)
+    ):
         lists = "two lists of one length, 'text' and 'answer_start', with at least one entry"
         return f"{task.target} need {lists}"
     for text, start in zip(texts, starts, strict=True):

@@ -1,4 +1,6 @@
-"""Makes bounds, a TOML file, and noise from runs of one grid (`tunegrid calibrate`), in points, 0-100."""
+"""Makes bounds, a TOML file, and noise from runs of one grid (`tunegrid calibrate`), in points,
+0-100.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -176,7 +178,9 @@ def evidence(calibration: Calibration) -> list[str]:
 
 def origin(first: Record) -> list[str]:
     """Profile, date, device and versions of a record."""
-    device = f"{first.device.name}, {first.device.threads} thread per process" if first.device else ""
+    device = (
+        f"{first.device.name}, {first.device.threads} thread per process" if first.device else ""
+    )
     versions = [f'{name} = "{version}"' for name, version in first.versions.items() if version]
     return [
         f'profile = "{first.profile}"',

@@ -223,5 +223,7 @@ def load_frame(records: Iterable[Record], run: Path | None) -> pd.DataFrame:
     if frames:
         frame = pd.concat(frames, ignore_index=True)
     else:
-        frame = pd.DataFrame(columns=[*FIGURE_COLUMNS, "cell", *ROW_COLUMNS, "note", *NUMBER_COLUMNS])
+        frame = pd.DataFrame(
+            columns=[*FIGURE_COLUMNS, "cell", *ROW_COLUMNS, "note", *NUMBER_COLUMNS]
+        )
     return frame.astype(dict.fromkeys(NUMBER_COLUMNS, float))

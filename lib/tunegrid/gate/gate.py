@@ -206,7 +206,9 @@ def _confirm(
     confirming: RecordsBySeed,
     judge: Callable[..., list[Judgement]],
 ) -> Judgement:
-    """The judgement on a drop: at one seed that the baseline lacks, a second training confirms it."""
+    """The judgement on a drop: at one seed that the baseline lacks, a second training confirms
+    it.
+    """
     # At equal seeds a change is what differs, and the mean of several seeds is certain enough.
     if drop.verdict is not Verdict.WORSE or drop.effect is None:
         return drop

@@ -16,7 +16,8 @@ COUNTED = (*KINDS, CHANGED, CANNOT_TELL)  # what a run's exit code may depend on
 # On a machine with other work, speed would fail at random. A change of numerics may be meant: it is
 # no failure, and no pass.
 DEFAULT_KINDS = ("quality", "memory", CHANGED)
-NEVER_FAILING = ("rss_peak_gib",)  # a process's resident set depends on the cells that it ran before
+# A process's resident set depends on the cells that it ran before
+NEVER_FAILING = ("rss_peak_gib",)
 LEDGER = ("weights_bytes", "gradients_bytes", "optimizer_bytes", "checkpoint_bytes")
 PEAKS = ("rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib")
 TRACED = ("activations_bytes", "peak_bytes")  # of one update, in footprints
@@ -56,21 +57,27 @@ class Judgement:
 
     cell: str
     main_score: str  # the name of the cell's
-    quantity: str  # a score, memory figure, one of `SPEEDS`, numerics, an instrument's as calibration/NLL, or cell
+    # A score, memory figure, one of `SPEEDS`, numerics, an instrument's as calibration/NLL, or cell
+    quantity: str
     verdict: Verdict
     before: float | None = None  # of a score: the mean over the runs that were paired
     after: float | None = None
-    effect: float | None = None  # new minus old: in points, in an instrument's units, or as a share; None: nothing was compared
+    # New minus old: in points, in an instrument's units, or as a share; None: nothing was compared
+    effect: float | None = None
     low: float | None = None  # of its 95 % interval
     high: float | None = None
-    p: float | None = None  # of being worse, of this figure alone, as its interval; None: it was not tested
+    # Of being worse, of this figure alone, as its interval; None: it was not tested
+    p: float | None = None
     min_drop: float | None = None  # the smallest drop that would be called worse four times in five
     error: float | None = None  # standard, by training noise; None: single rows were compared
     margin: float | None = None  # the smallest change that counts, in points
     seeds: int = 1  # runs of the cell that were judged
-    first_updates: int | None = None  # of numerics: those that the verdict rests on; None: on a whole run
-    stage: str = ""  # of changed numerics: the first that changed, of `tunegrid.gate.numerics.STAGES`
-    modules: tuple[tuple[str, str, str], ...] = ()  # the first that changed there, each with its class and library
+    # Of numerics: those that the verdict rests on; None: on a whole run
+    first_updates: int | None = None
+    # Of changed numerics: the first that changed, of `tunegrid.gate.numerics.STAGES`
+    stage: str = ""
+    # The first that changed there, each with its class and library
+    modules: tuple[tuple[str, str, str], ...] = ()
     # Of a score's drop at one other seed than the baseline's: whether the training that confirms it
     # is worse, too.
     confirmed: Literal["", "open", "yes", "no"] = ""
@@ -92,7 +99,11 @@ class Judgement:
         """True if a cell's answer rests on it: other scores than the main one only if worse."""
         if self.quantity in NEVER_FAILING:
             return False
-        return self.kind != "quality" or self.quantity in ("cell", self.main_score) or self.verdict is Verdict.WORSE
+        return (
+            self.kind != "quality"
+            or self.quantity in ("cell", self.main_score)
+            or self.verdict is Verdict.WORSE
+        )
 
 
 def make_judgement(record: Record, quantity: str, verdict: Verdict, **evidence: Any) -> Judgement:
@@ -162,7 +173,9 @@ def parse_kinds(text: str, known: Sequence[str] = COUNTED) -> tuple[str, ...]:
 
 
 def find_worse(judged: Iterable[Judgement], kinds: Sequence[str]) -> list[Judgement]:
-    """The judgements that fail a run: missing cells, and worse or changed figures of these kinds."""
+    """The judgements that fail a run: missing cells, and worse or changed figures of these
+    kinds.
+    """
     return [judgement for judgement in judged if _fails(judgement, kinds)]
 
 
@@ -202,6 +215,8 @@ def uncompared_kinds(judged: Sequence[Judgement], kinds: Sequence[str]) -> list[
         )  # which nobody counts by default
         if kind in kinds and is_asked and not any(map(was_compared, figures)):
             names.append(kind)
-    compared = [judgement for judgement in judged if judgement.kind in kinds and was_compared(judgement)]
+    compared = [
+        judgement for judgement in judged if judgement.kind in kinds and was_compared(judgement)
+    ]
     counted = [kind for kind in KINDS if kind in kinds]
     return names if names or compared else counted

@@ -161,7 +161,9 @@ class Moved:
                 yield later_call
 
     def _innermost(self, calls: Sequence[int]) -> list[int]:
-        """The calls inside no other of these: parts of a call end right before it, and are deeper."""
+        """The calls inside no other of these: parts of a call end right before it, and are
+        deeper.
+        """
         depth = self.calls.depth
         innermost = [*calls[:1]]
         for last, call in pairwise(calls):
@@ -206,7 +208,9 @@ def first_modules(
     if np.isfinite(share):
         form = "2g" if share < 1 else "0f"
         extent = f"by {100 * share:.{form}} % of its norm"
-    sentence = words.format(f"{first.module or 'the model'} ({first.kind}, {first.library})", extent)
+    sentence = words.format(
+        f"{first.module or 'the model'} ({first.kind}, {first.library})", extent
+    )
     # A change of the modules around it, or of its later calls, follows from its own.
     path = f"{first.module}."
     more_modules = {name for name in rows.module if name and not path.startswith(f"{name}.")}

@@ -74,7 +74,9 @@ class Scale:
         return 50 / math.sqrt((score + self.half) * (100 - score + self.half))
 
     def resolution(self, score: float) -> float:
-        """The least deviation that counts, half a row's: few draws without a flip do not prove none."""
+        """The least deviation that counts, half a row's: few draws without a flip do not prove
+        none.
+        """
         return self.half * self.per_point(score)
 
 
@@ -126,7 +128,8 @@ class Noise:
     """The training noise of the scores of one profile."""
 
     profile: str = ""  # that was calibrated
-    rows: Mapping[str, int] = field(default_factory=dict)  # test rows by task; of other test sets, nothing is known
+    # Test rows by task; of other test sets, nothing is known
+    rows: Mapping[str, int] = field(default_factory=dict)
     scores: Mapping[str, ScoresByKey] = field(default_factory=dict)  # points, by kind of noise
     own: Sequence[OwnNoise] = ()  # of users' cells; the first that applies counts
 
@@ -178,7 +181,8 @@ class Noise:
         return -lowest
 
     def find(self, kind: str, record: Record, metric: str) -> Deviation | None:
-        """The deviation of a record's score; None if its profile, test rows, or kind of cells is unknown.
+        """The deviation of a record's score; None if its profile, test rows, or kind of cells is
+        unknown.
 
         That of a user's cell is known if its very recipe was calibrated.
         """

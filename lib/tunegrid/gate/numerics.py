@@ -219,7 +219,9 @@ FLOW = (  # in the order of a run: the first row that finds something is named
     FlowRow("loading", "types", "weights of {group} are {after}, they were {before}"),
     FlowRow("loading", "computed", "{group} computes in {after}, before in {before}"),
     FlowRow("start", "weights", "weights before training, {group} {factor}", "forward"),
-    FlowRow("forward", "probe_loss", "the loss before training is {after}, it was {before}", "forward"),
+    FlowRow(
+        "forward", "probe_loss", "the loss before training is {after}, it was {before}", "forward"
+    ),
     FlowRow(
         BACKWARD,
         "probe_reached",
@@ -255,7 +257,9 @@ FLOW = (  # in the order of a run: the first row that finds something is named
         "tensors of {group} that get a gradient at update 1: {after}, before {before}",
     ),
     FlowRow("backward", "gradients", "gradients of {group} {factor} at update 1, the loss equal"),
-    FlowRow("optimizer", "moved", "movement of {group} {factor} by update 3, first gradients equal"),
+    FlowRow(
+        "optimizer", "moved", "movement of {group} {factor} by update 3, first gradients equal"
+    ),
     FlowRow(
         "backward or optimizer",
         "later",
@@ -284,7 +288,9 @@ FLOW = (  # in the order of a run: the first row that finds something is named
         "search",
     ),
     FlowRow("generation", "generated", "the untrained model generates another text", "search"),
-    FlowRow("prediction", "predicted", "the untrained model's predictions for the same rows differ"),
+    FlowRow(
+        "prediction", "predicted", "the untrained model's predictions for the same rows differ"
+    ),
     FlowRow("scoring", "metrics", "{group} of fixed answers is {after}, it was {before}"),
 )
 STAGES = tuple(dict.fromkeys([*(row.stage for row in FLOW), "evaluation"]))
@@ -360,7 +366,8 @@ def compare_pair(
     tolerances: Tolerances,
     runs: Runs = (None, None),
 ) -> tuple[Judgement, bool]:
-    """The judgement on two records of a cell, and whether they are of one training but for rounding.
+    """The judgement on two records of a cell, and whether they are of one training but for
+    rounding.
 
     Records of one seed, recipe, order and data are of one training if all losses are equal, or if
     no stage changed but the evaluation. If one made its first updates alone, only as many of the
@@ -408,7 +415,9 @@ def _rounding(pair: Pair, old: Record, new: Record, runs: Runs) -> tuple[Verdict
     gaps = pair.gaps[:UPDATES]
     words = f"losses are equal up to update {len(gaps)}, then differ"
     if any(gaps):
-        words = f"losses of the first {count(len(gaps), 'update')} differ by at most {max(gaps):.1e}"
+        words = (
+            f"losses of the first {count(len(gaps), 'update')} differ by at most {max(gaps):.1e}"
+        )
     share = pair.tolerance.get("rows")
     rows = changed_rows(old, new, runs)
     if share is None or rows is None:
@@ -441,7 +450,8 @@ def _evaluate(old: Record, new: Record, updates: int | None, runs: Runs) -> tupl
         return Verdict.EQUAL, f"all losses{early} are equal"
     before = read(old, runs[0])
     after = read(new, runs[1])
-    if before is not None and after is not None:  # files of other versions or scores have other names
+    # Files of other versions or scores have other names
+    if before is not None and after is not None:
         columns = before.columns.intersection(after.columns)
         if before[columns].equals(after[columns]):
             return Verdict.EQUAL, "all losses, predictions and points are equal"

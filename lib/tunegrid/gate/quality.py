@@ -75,7 +75,9 @@ class Rows:
     @property
     def has_other_recipe(self) -> bool:
         """True if a record was trained by another recipe than any of the baseline's."""
-        return any(has_other_recipe(*pair) for pair in product(self.old.values(), self.new.values()))
+        return any(
+            has_other_recipe(*pair) for pair in product(self.old.values(), self.new.values())
+        )
 
     @cached_property
     def points(self) -> list[tuple[RowPoints, RowPoints]]:
@@ -142,7 +144,9 @@ def check_rows(before: Record, after: Record) -> None:
             raise InputError(f"{record.cell}: a run scored it on 0 test rows; leave that run out")
     if before.examples and after.examples and before.examples.rows_hash != after.examples.rows_hash:
         hashes = f"{before.examples.rows_hash} and {after.examples.rows_hash}"
-        raise InputError(f"{before.cell}: the two runs scored different test rows ({hashes}) and cannot be paired")
+        raise InputError(
+            f"{before.cell}: the two runs scored different test rows ({hashes}) and cannot be paired"
+        )
 
 
 class Reference(NamedTuple):
@@ -254,7 +258,9 @@ def effect_verdict(
     margin: float,
     alpha: float,
 ) -> Verdict:
-    """The verdict by adjusted p-values: a change counts if significant, of the margin, and no 0.000."""
+    """The verdict by adjusted p-values: a change counts if significant, of the margin, and no
+    0.000.
+    """
     if p_worse < alpha and effect.points <= -margin:
         return Verdict.WORSE
     if p_better < alpha and effect.points >= margin and round(effect.points, 3):

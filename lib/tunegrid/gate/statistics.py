@@ -31,11 +31,14 @@ class Effect:
     p_better: float
     error: float  # standard, of `points`
     before: float = 0.0  # the old mean
-    df: float = np.inf  # degrees of freedom of training noise; infinitely many if single rows were compared
+    # Degrees of freedom of training noise; infinitely many if single rows were compared
+    df: float = np.inf
     scale: Scale = POINT_SCALE
 
     def detectable_drop(self, alpha: float, margin: float) -> float:
-        """The smallest drop that is called worse four times in five: significant at `alpha`, and of the margin."""
+        """The smallest drop that is called worse four times in five: significant at `alpha`, and of
+        the margin.
+        """
         error = self.error * self.scale.per_point(self.before)
         limit = self.scale.shift(self.before, -critical_value(alpha, self.df) * error)
         limit = min(limit, self.before - margin)
@@ -44,7 +47,9 @@ class Effect:
 
 
 def critical_value(alpha: float, df: float) -> float:
-    """The standard errors by which a healthy score is too low with a chance of `alpha`, by gate and bound."""
+    """The standard errors by which a healthy score is too low with a chance of `alpha`, by gate and
+    bound.
+    """
     return -float(special.stdtrit(df, alpha))
 
 
@@ -97,7 +102,9 @@ def ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float,
 
 
 def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
-    """Adjusted p-values by key (Holm 1979): they bound the chance of any false alarm among all tests."""
+    """Adjusted p-values by key (Holm 1979): they bound the chance of any false alarm among all
+    tests.
+    """
     keys = sorted(p_values, key=lambda key: p_values[key])
     steps = [min(1.0, (len(keys) - index) * p_values[key]) for index, key in enumerate(keys)]
     return dict(zip(keys, accumulate(steps, max), strict=True))

@@ -1,4 +1,6 @@
-"""Declares the study's three `Backbone`s, how each solves each kind of problem, and where its checkpoint is."""
+"""Declares the study's three `Backbone`s, how each solves each kind of problem, and where its
+checkpoint is.
+"""
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -17,7 +19,8 @@ class Layout(StrEnum):
 
     ENCODER_DECODER = "encoder_decoder"
     SEPARATED = "separated"  # source + separator + target in one causal sequence
-    CHAT = "chat"  # the tokenizer's chat template: the source is the user's turn, the target the assistant's
+    # The tokenizer's chat template: the source is the user's turn, the target the assistant's
+    CHAT = "chat"
 
 
 class Objective(StrEnum):
@@ -28,7 +31,8 @@ class Objective(StrEnum):
     SPANS = "spans"  # hidden spans, spelled out by the decoder (T5)
 
 
-# The layouts that a head may have for a kind of problem; None points or classifies, and generates nothing.
+# The layouts that a head may have for a kind of problem; None points or classifies, and generates
+# nothing.
 LAYOUTS: Mapping[Problem, tuple[Layout | None, ...]] = {
     Problem.CLASSIFY: (None,),
     Problem.EXTRACT: (None, Layout.CHAT),
@@ -80,7 +84,8 @@ class Head:
 
 @dataclass(frozen=True, kw_only=True)
 class Wrap:
-    """Special tokens around one text, or two: `before` text `after`, or `before` text `between` text `after`.
+    """Special tokens around one text, or two: `before` text `after`, or `before` text `between`
+    text `after`.
 
     Each is the name of a tokenizer attribute without its `_id`, or None.
     """
@@ -162,7 +167,9 @@ BERT = Backbone(
             architecture="BertForSequenceClassification",
             new_modules=("classifier",),
             renewable_modules=("pooler.dense",),  # a BertForMaskedLM has none
-            dropouts={r"^(base_model\.model\.)?dropout": "classifier_dropout or hidden_dropout_prob"},
+            dropouts={
+                r"^(base_model\.model\.)?dropout": "classifier_dropout or hidden_dropout_prob"
+            },
         ),
         Problem.EXTRACT: Head(architecture="BertForQuestionAnswering", new_modules=("qa_outputs",)),
         # Cross-attention is new too, but it starts from the decoder's self-attention
@@ -202,11 +209,16 @@ GPT2 = Backbone(
         r"transformer\.drop": "embd_pdrop",
     },
     heads={
-        Problem.CLASSIFY: Head(architecture="GPT2ForSequenceClassification", new_modules=("score",)),
+        Problem.CLASSIFY: Head(
+            architecture="GPT2ForSequenceClassification", new_modules=("score",)
+        ),
         # One Linear(768, 2) is the study's two Linear(768, 1), stacked.
         Problem.EXTRACT: Head(architecture="GPT2ForQuestionAnswering", new_modules=("qa_outputs",)),
         Problem.GENERATE: Head(
-            architecture="GPT2LMHeadModel", tied_modules=("lm_head",), new_token="<sum>", layout=Layout.SEPARATED
+            architecture="GPT2LMHeadModel",
+            tied_modules=("lm_head",),
+            new_token="<sum>",
+            layout=Layout.SEPARATED,
         ),
     },
 )
@@ -245,7 +257,9 @@ T5 = Backbone(
         Problem.CLASSIFY: Head(architecture="T5EncoderClassifier", new_modules=("classifier",)),
         Problem.EXTRACT: Head(architecture="T5EncoderSpan", new_modules=("qa_outputs",)),
         Problem.GENERATE: Head(
-            architecture="T5ForConditionalGeneration", tied_modules=("lm_head",), layout=Layout.ENCODER_DECODER
+            architecture="T5ForConditionalGeneration",
+            tied_modules=("lm_head",),
+            layout=Layout.ENCODER_DECODER,
         ),
     },
 )
@@ -263,7 +277,9 @@ BERT_MLP = Head(
 
 
 def is_part(name: str, modules: Iterable[str]) -> bool:
-    """Checks that a parameter or layer is in a module: "score.weight" is in "score", "my_score" not."""
+    """Checks that a parameter or layer is in a module: "score.weight" is in "score", "my_score"
+    not.
+    """
     return any(f".{module}." in f".{name}." for module in modules)
 
 
@@ -303,7 +319,8 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", 
 def checkpoint_source(backbone: Backbone, profile: Profile) -> tuple[str, dict[str, Any]]:
     """Arguments of `from_pretrained`: a local folder, or the hub's id with its pinned revision.
 
-    Raises InputError if a local folder is missing or lacks a config, a tokenizer or safetensors weights.
+    Raises InputError if a local folder is missing or lacks a config, a tokenizer or safetensors
+    weights.
     """
     if profile.checkpoint_root is None:
         return backbone.checkpoint, {"revision": backbone.revision} if backbone.revision else {}

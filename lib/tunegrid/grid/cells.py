@@ -33,7 +33,8 @@ MOST_UPDATES = 600  # half a minute on one core
 STUDY_TASKS = {Problem.CLASSIFY: "sa", Problem.EXTRACT: "qa", Problem.GENERATE: "sum"}
 # Heaviest problems first, so that parallel workers do not end on a long cell.
 ORDER = (Problem.GENERATE, Problem.EXTRACT, Problem.CLASSIFY)
-HEADS: Mapping[str, Head] = {"bert_sa_lora": BERT_MLP}  # of the study's cells, if not the backbone's
+# Of the study's cells, if not the backbone's
+HEADS: Mapping[str, Head] = {"bert_sa_lora": BERT_MLP}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,9 @@ class Grid:
         self._add_like(0, backbone, **copies)
 
     def add_task(self, task: Task, **copies: Any) -> None:
-        """Adds a task, as `add_backbone` adds a backbone. Copied recipes read the new task's `text`.
+        """Adds a task, as `add_backbone` adds a backbone.
+
+        Copied recipes read the new task's `text`.
 
         They have a quick form if the task has its own files, since micro rows are of the study's
         tasks. It makes the updates of `plan_updates`, unless `quick` gives `max_steps`.
@@ -151,7 +154,9 @@ class Grid:
         self.optimizers[name] = make
 
     def add_shift(self, shift: Any) -> None:
-        """Adds a `tunegrid.instruments.Shift` for robustness; raises InputError for a known name."""
+        """Adds a `tunegrid.instruments.Shift` for robustness; raises InputError for a known
+        name.
+        """
         _add(self.shifts, "shift", shift)
 
     def add_instrument(self, instrument: Any) -> None:
@@ -171,8 +176,8 @@ class Grid:
     ) -> None:
         """Adds a score of your own to a task of the grid; `main` makes it the main score.
 
-        `tunegrid.grid.metrics.Metric` describes the other arguments. Raises InputError for an unknown
-        task or a known name.
+        `tunegrid.grid.metrics.Metric` describes the other arguments. Raises InputError for an
+        unknown task or a known name.
         """
         metric = Metric(name=name, function=function, worst=worst, best=best, by_row=by_row)
         scored = self.tasks.get(task)

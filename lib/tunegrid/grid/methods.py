@@ -44,7 +44,10 @@ def adamw_bnb_8bit(groups: ParameterGroups, learning_rate: float) -> "torch.opti
     return optimizer
 
 
-OPTIMIZERS: Mapping[str, OptimizerFactory] = {"adamw_torch": adamw_torch, "adamw_bnb_8bit": adamw_bnb_8bit}
+OPTIMIZERS: Mapping[str, OptimizerFactory] = {
+    "adamw_torch": adamw_torch,
+    "adamw_bnb_8bit": adamw_bnb_8bit,
+}
 TOKEN_ROWS = "trainable_tokens_delta"  # PEFT's name for the trained rows of an embedding
 
 
@@ -67,7 +70,9 @@ class Measured(NamedTuple):
 
 
 def closest_to_limit(values: Iterable[Measured]) -> Measured:
-    """The value with the largest share of its limit; one that does not pass, such as NaN, comes first."""
+    """The value with the largest share of its limit; one that does not pass, such as NaN, comes
+    first.
+    """
     return max(values, key=lambda measured: (not measured, measured.share))
 
 
@@ -173,7 +178,10 @@ class Method(UpdateHooks):
         return frozenset(name for name, _ in model.named_parameters())
 
     def group_name(self, name: str) -> str:
-        """The group of one of its own parameters, as "lora_A". Audits require every group to move."""
+        """The group of one of its own parameters, as "lora_A".
+
+        Audits require every group to move.
+        """
         return name
 
     def declared_facts(self, cell: "Cell", layer: str) -> tuple[str, ...]:
@@ -221,7 +229,10 @@ class Method(UpdateHooks):
             matrices = [parameter for parameter in parameters if parameter.ndim > 1]
             vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
             decayed = {"params": matrices, "weight_decay": recipe.weight_decay}
-            parameter_groups += [decayed | own_rate, {"params": vectors, "weight_decay": 0.0} | own_rate]
+            parameter_groups += [
+                decayed | own_rate,
+                {"params": vectors, "weight_decay": 0.0} | own_rate,
+            ]
         return parameter_groups
 
     def make_optimizer(self, model: "nn.Module", cell: "Cell") -> "torch.optim.Optimizer":
@@ -257,7 +268,8 @@ def base_weight(layer: Any) -> "torch.Tensor":
         from bitsandbytes.functional import dequantize_4bit
 
         return exact(dequantize_4bit(weight.data, weight.quant_state))
-    return exact(weight) if hasattr(base, "in_features") else exact(weight).T  # transformers' Conv1D
+    # transformers' Conv1D
+    return exact(weight) if hasattr(base, "in_features") else exact(weight).T
 
 
 def get_adapter(recipe: Recipe) -> Adapter:
@@ -320,7 +332,10 @@ class Adapting(Method):
         return dict(self.options_by_backbone.get(cell.backbone.id, {}))
 
     def peft_config(self, cell: "Cell", base: Base) -> Any:
-        """PEFT's config for this cell. Raises InputError if neither a field nor a subclass has one."""
+        """PEFT's config for this cell.
+
+        Raises InputError if neither a field nor a subclass has one.
+        """
         import peft
 
         if not hasattr(peft, self.config):
@@ -353,7 +368,9 @@ class Adapting(Method):
         return peft_model
 
     def own_parameters(self, model: "nn.Module") -> frozenset[str]:
-        """Parameters of PEFT's layers and models, with rows of new tokens, without wrapped modules."""
+        """Parameters of PEFT's layers and models, with rows of new tokens, without wrapped
+        modules.
+        """
         from peft import PeftModel
         from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 
@@ -371,7 +388,9 @@ class Adapting(Method):
         return frozenset(names)
 
     def declared_names(self, model: "nn.Module", cell: "Cell") -> frozenset[str]:
-        """Its own parameters without `frozen_parts`, and the head's, as PEFT's copies if wrapped."""
+        """Its own parameters without `frozen_parts`, and the head's, as PEFT's copies if
+        wrapped.
+        """
         names = set(head_names(model, cell))
         for name in self.own_parameters(model):
             if not any(part in name for part in self.frozen_parts):
@@ -413,7 +432,11 @@ class Lora(Adapting):
     def config_fields(self, cell: "Cell") -> dict[str, Any]:
         """The recipe's rank, scale and dropout."""
         adapter = get_adapter(cell.recipe)
-        return {"r": adapter.r, "lora_alpha": adapter.lora_alpha, "lora_dropout": adapter.lora_dropout}
+        return {
+            "r": adapter.r,
+            "lora_alpha": adapter.lora_alpha,
+            "lora_dropout": adapter.lora_dropout,
+        }
 
     def declared_facts(self, cell: "Cell", layer: str) -> tuple[str, ...]:
         """Rank, scale and dropout, with `rank_pattern` and `alpha_pattern` of the options."""
@@ -476,7 +499,9 @@ class Lora(Adapting):
         return f"rank {rank}", f"scale {layer.scaling['default']:g}", f"dropout {rate:g}"
 
     def rewrites(self, cell: "Cell") -> tuple[str, ...]:
-        """The target modules, if PiSSA or its like subtracts the adapter's start from their weights."""
+        """The target modules, if PiSSA or its like subtracts the adapter's start from their
+        weights.
+        """
         start = str(self.options.get("init_lora_weights"))
         return self.targets(cell) if start.startswith(REWRITING) else ()
 

@@ -1,4 +1,6 @@
-"""A score of a user's own: a function of predictions and references, or what `evaluate.load` returns."""
+"""A score of a user's own: a function of predictions and references, or what `evaluate.load`
+returns.
+"""
 
 import math
 import re
@@ -24,8 +26,10 @@ class Metric:
     """A score of a task.
 
     Attributes:
-        function: takes `predictions=` and `references=`, lists of one entry a row: numbers of labels,
-            or texts; references of a question are lists of answers. It returns a number, or numbers by
+        function: takes `predictions=` and `references=`, lists of one entry a row: numbers of
+            labels,
+            or texts; references of a question are lists of answers. It returns a number, or numbers
+            by
             name. It may have a method `compute` instead, as what `evaluate.load` returns.
         worst: the number that is 0 points. If less is better, it is above `best`.
         best: the number that is 100 points.

@@ -1,11 +1,11 @@
 """More tasks, natural language inference and conversations, and larger backbones, with sources.
 
-`-m tasks` runs micro cells of inference. At full size (`-m 'full and tasks'`), nine have the study's
-recipes for sentiment except for lengths and rates, and three of SmolLM2 learn to follow instructions
-over several turns. `-m larger` has 36 cells of the study's tasks. None of these 48 was trained to
-its end here. `SOURCED` has the rates that were published for this size; for the others, *a rate does
-not change with size*, as in T5's paper (Raffel et al. 2020, section 3.1.2), BERT's (Devlin et al.
-2019, appendix A.3) and LoRA's (Hu et al. 2021, table 11).
+`-m tasks` runs micro cells of inference. At full size (`-m 'full and tasks'`), nine have the
+study's recipes for sentiment except for lengths and rates, and three of SmolLM2 learn to follow
+instructions over several turns. `-m larger` has 36 cells of the study's tasks. None of these 48 was
+trained to its end here. `SOURCED` has the rates that were published for this size; for the others,
+*a rate does not change with size*, as in T5's paper (Raffel et al. 2020, section 3.1.2), BERT's
+(Devlin et al. 2019, appendix A.3) and LoRA's (Hu et al. 2021, table 11).
 """
 
 from collections.abc import Callable, Mapping
@@ -53,7 +53,8 @@ SOURCED: Mapping[str, Fields] = {
     # LoRA's paper, table 11: GPT-2-medium
     "gpt2medium_sa_lora": {"learning_rate": 2e-4},
     "gpt2medium_qa_lora": {"learning_rate": 2e-4},
-    # Full fine-tuning of GPT-2-medium beside prefix tuning (Li and Liang 2021; gpt2/train_e2e.py in their code)
+    # Full fine-tuning of GPT-2-medium beside prefix tuning (Li and Liang 2021; gpt2/train_e2e.py in
+    # their code)
     "gpt2medium_sum_sft": {"learning_rate": 5e-5},
 }
 
@@ -135,11 +136,11 @@ SMOLLM2 = Backbone(
 
 NLI_LENGTH = 128  # the tokens that transformers' run_glue reads of a pair
 
-# LoRA's script roberta_base_mnli.sh, for a model of BERT's shape. QLoRA adapts the same layers at the
-# same rate.
+# LoRA's script roberta_base_mnli.sh, for a model of BERT's shape. QLoRA adapts the same layers at
+# the same rate.
 BERT_NLI: Fields = {"adapter": QUERY_VALUE, "learning_rate": 5e-4, "trainable_params": 297_219}
-# A cell's own row. BERT's SFT has the rate of transformers' run_glue on MNLI, GPT-2's are the study's;
-# transformers' page on T5 recommends 1e-4 to 3e-4 with AdamW.
+# A cell's own row. BERT's SFT has the rate of transformers' run_glue on MNLI, GPT-2's are the
+# study's; transformers' page on T5 recommends 1e-4 to 3e-4 with AdamW.
 NLI_CELLS: Mapping[str, Fields] = {
     "bert_nli_lora": BERT_NLI,
     "bert_nli_qlora": BERT_NLI,
@@ -198,7 +199,9 @@ NLI_RATES = {"bert_nli_lora": 5e-3, "bert_nli_qlora": 4e-3, "bert_nli_sft": 5e-4
 
 
 def more_tasks() -> Grid:
-    """The study's grid and the cells of these tasks, which `-m tasks` runs instead of the study's."""
+    """The study's grid and the cells of these tasks, which `-m tasks` runs instead of the
+    study's.
+    """
     grid = study()
     grid.add_task(NLI, like="sa", max_length=NLI_LENGTH)
     for cell_id, fields in NLI_CELLS.items():

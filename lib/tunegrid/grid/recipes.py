@@ -67,7 +67,8 @@ class Hyperparameters:
         max_length: of the input, in tokens, special tokens included.
         max_target_length: of the summary, in tokens.
         warmup_steps: updates; replaces `warmup_ratio` if it is not 0.
-        head_learning_rate: None trains the head's new modules at `learning_rate`, as the study does.
+        head_learning_rate: None trains the head's new modules at `learning_rate`, as the study
+            does.
         max_steps: updates; 0 trains `num_train_epochs` epochs.
         min_steps: if not 0, the epochs decide, from this many updates up to `max_steps`.
         precision: if the device supports it.
@@ -219,7 +220,8 @@ CELLS: Mapping[str, Fields] = {
     # notebook: epochs, decay, precision
     "bert_sum_lora": {"adapter": BERT_QKV_DENSE, "learning_rate": 5e-4, "precision": "fp32"},
     "bert_sum_qlora": {"adapter": BERT_QKV_DENSE, "learning_rate": 5e-5},
-    "bert_sum_sft": {"learning_rate": 2e-5, "per_device_train_batch_size": 4},  # notebook: precision
+    # notebook: precision
+    "bert_sum_sft": {"learning_rate": 2e-5, "per_device_train_batch_size": 4},
     "gpt2_sa_lora": GPT2_LORA,  # notebook: decay
     "gpt2_sa_qlora": GPT2_LORA,  # notebook: epochs, decay
     # notebook: epochs, clip, decay; ours: accumulation, warm-up
@@ -283,10 +285,16 @@ TRAINABLE_PARAMS: Mapping[str, tuple[int | None, ...]] = {
     "t5_qa": (None, None, 35_331_842),
     "t5_sum": (294_912, 589_824, 60_506_624),
 }
-TOTAL_PARAMS = {"bert_sum_lora": 253_900_602, "gpt2_sum_lora": 124_735_488, "t5_sum_lora": 60_801_536}
+TOTAL_PARAMS = {
+    "bert_sum_lora": 253_900_602,
+    "gpt2_sum_lora": 124_735_488,
+    "t5_sum_lora": 60_801_536,
+}
 
 
-def merge(cell_id: str, shared: Mapping[str, Fields], cells: Mapping[str, Fields]) -> dict[str, Any]:
+def merge(
+    cell_id: str, shared: Mapping[str, Fields], cells: Mapping[str, Fields]
+) -> dict[str, Any]:
     """A cell's fields: shared by its task, method, backbone and backbone's task, then its own."""
     backbone, task, method = cell_id.split("_")
     fields: dict[str, Any] = {}
@@ -360,10 +368,10 @@ QUICK_SHARED: Mapping[str, Fields] = {
 # * warmup_ratio: long if the score reached the bound after a tenth of the updates.
 # * head_learning_rate: if a micro backbone holds the answer ready, a head that learns as fast as an
 #   adapter does the work alone, and the cell does not see its adapter (`adapter_off` in
-#   benchmarks/proof/plants/controls.py). All weights of BERT, trained at a new head's rate, forget how to
-#   look an answer up in one seed of forty. `like` copies no head's rate.
-# * bf16, gradient_checkpointing: libraries break them, and no other quick cell has them; 8-bit AdamW
-#   is in bert_qa_qlora alone.
+#   benchmarks/proof/plants/controls.py). All weights of BERT, trained at a new head's rate, forget
+#   how to look an answer up in one seed of forty. `like` copies no head's rate.
+# * bf16, gradient_checkpointing: libraries break them, and no other quick cell has them; 8-bit
+#   AdamW is in bert_qa_qlora alone.
 T5_QA_ADAPTER: Fields = {
     "max_steps": 150,
     "learning_rate": 3e-3,

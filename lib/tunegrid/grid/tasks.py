@@ -62,7 +62,9 @@ def score_names(problem: Problem, labels: int) -> tuple[str, ...]:
 
 
 def score_title(name: str, labels: Sequence[str]) -> str:
-    """A score's name for readers, as "precision, negative" for `precision_0` of a task with these labels."""
+    """A score's name for readers, as "precision, negative" for `precision_0` of a task with these
+    labels.
+    """
     score, _, label = name.rpartition("_")
     is_labelled = score in BY_LABEL and label.isdecimal() and int(label) < len(labels)
     return f"{score}, {labels[int(label)]}" if is_labelled else name
@@ -169,7 +171,9 @@ class Task:
         return bool(self.files) and all(Path(path).is_absolute() for path in self.files.values())
 
     def with_files_in(self, folder: Path | None) -> "Task":
-        """The task with its relative files in a folder, if that has one of them; else the task itself."""
+        """The task with its relative files in a folder, if that has one of them; else the task
+        itself.
+        """
         if folder is None:
             return self
         files = {split: folder / path for split, path in self.files.items()}

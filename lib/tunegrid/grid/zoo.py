@@ -1,4 +1,5 @@
-"""The zoo: LoRA, QLoRA, SFT and more of PEFT's methods, on every micro backbone and task (`-m zoo`).
+"""The zoo: LoRA, QLoRA, SFT and more of PEFT's methods, on every micro backbone and task (`-m
+zoo`).
 
 Cells of a backbone and task differ by rate and the method's own settings alone. `REFUSED` has the
 cells that a library cannot train.
@@ -98,7 +99,9 @@ class AdaLora(Adapting):
         vars(model.base_model.rankallocator).update(state)
 
     def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
-        """P Lambda Q x, equation 3 of AdaLoRA, times alpha / initial ranks, as in its authors' code."""
+        """P Lambda Q x, equation 3 of AdaLoRA, times alpha / initial ranks, as in its authors'
+        code.
+        """
         q = exact(layer.lora_A["default"])
         p = exact(layer.lora_B["default"])
         singular_values = exact(layer.lora_E["default"]).flatten()
@@ -126,7 +129,9 @@ class AdaLora(Adapting):
 
 @dataclass(frozen=True, kw_only=True)
 class Ia3(Adapting):
-    """IA3 (Liu et al. 2022): a learned vector multiplies a layer's output, or a feed-forward's input."""
+    """IA3 (Liu et al. 2022): a learned vector multiplies a layer's output, or a feed-forward's
+    input.
+    """
 
     config: str = "IA3Config"
     changes_inputs: ClassVar[bool] = True
@@ -168,7 +173,9 @@ class Vera(Adapting):
     on_targets: bool = True
 
     def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
-        """Scales of outputs x B x scales of ranks x A x, equation 2, by the layer's slice of A and B."""
+        """Scales of outputs x B x scales of ranks x A x, equation 2, by the layer's slice of A and
+        B.
+        """
         a = exact(layer.vera_A["default"])
         b = exact(layer.vera_B["default"])
         by_rank = exact(layer.vera_lambda_d["default"])
@@ -184,7 +191,9 @@ class Vera(Adapting):
 
 @dataclass(frozen=True, kw_only=True)
 class Oft(Adapting):
-    """OFT (Qiu et al. 2023): learned rotations of a layer's input, in blocks that divide its width."""
+    """OFT (Qiu et al. 2023): learned rotations of a layer's input, in blocks that divide its
+    width.
+    """
 
     config: str = "OFTConfig"
     changes_inputs: ClassVar[bool] = True
@@ -268,8 +277,8 @@ OFT: Mapping[str, Any] = {
     "must_move": ("oft_R",),
     "options": {"oft_block_size": 32, "use_cayley_neumann": False},
 }
-# Learned rows before the input embeddings. Of an encoder-decoder the encoder alone reads them, as in
-# the paper.
+# Learned rows before the input embeddings. Of an encoder-decoder the encoder alone reads them, as
+# in the paper.
 SEQ2SEQ = {"task_type": "SEQ_2_SEQ_LM"}
 PROMPT: Mapping[str, Any] = {
     "config": "PromptTuningConfig",
@@ -315,7 +324,8 @@ RANK = 8  # PEFT's default
 ALPHA = 16  # a scale of 2, which is LoRA's in the study's GPT-2 and T5 recipes
 
 # A method's rate, in units of LoRA's. Papers tune other models for thousands of updates: if they
-# name rates, these are theirs in proportion; "here" is what a few updates of micro backbones needed.
+# name rates, these are theirs in proportion; "here" is what a few updates of micro backbones
+# needed.
 RATES: Mapping[str, float] = {
     "sft": 0.25,  # BERT's paper: 2e-5 to 5e-5 for all weights
     "rslora": 0.5,  # here: its scale is 2.8 times LoRA's at rank 8
@@ -356,7 +366,8 @@ QUICK: Mapping[tuple[str, str], QuickPlan] = {
     ("t5", "sum"): QuickPlan(30, 5e-3, None),
 }
 
-# GPT-2 summarizes behind its end token, which is pretrained: few methods can train the row of a new one.
+# GPT-2 summarizes behind its end token, which is pretrained: few methods can train the row of a new
+# one.
 GPT2_SUM = Head(architecture="GPT2LMHeadModel", tied_modules=("lm_head",), layout=Layout.SEPARATED)
 
 # By method and backbone (and task, if only one is meant). A test tries to train each of them, and
@@ -364,14 +375,18 @@ GPT2_SUM = Head(architecture="GPT2LMHeadModel", tied_modules=("lm_head",), layou
 CONV1D = "PEFT rotates layers of torch only, and GPT-2's are transformers' Conv1D"
 GENERATORS_ONLY = "virtual tokens are for models that generate"
 READ_AS_TEXT = f"{GENERATORS_ONLY}: a classifier or a span head would read them as text"
-NO_PROMPTS = "PEFT reads the layers from the model's config, and BERT2BERT's config describes two models"
+NO_PROMPTS = (
+    "PEFT reads the layers from the model's config, and BERT2BERT's config describes two models"
+)
 # PEFT 0.21.2 passes the cache under the name that transformers 5.24 has renamed:
 # reports/upstream/peft_prompts.py.
 NO_CACHE = "since it does not find transformers' cache"
 REPEATED = f"PEFT puts its prompt in front of every generated token again, {NO_CACHE}"
 # Libraries train these, but so few weights do not learn: rougeLsum after the cell's updates was 25
 # (IA3), 17 (LN), 5 (BitFit).
-NEW_PARTS = "it changes too little to train BERT2BERT's new cross-attention within a quick cell's updates"
+NEW_PARTS = (
+    "it changes too little to train BERT2BERT's new cross-attention within a quick cell's updates"
+)
 REFUSED: Mapping[tuple[str, ...], str] = {
     ("oft", "gpt2"): CONV1D,
     ("bitfit", "t5"): "T5 has no biases",

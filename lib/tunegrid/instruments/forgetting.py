@@ -57,7 +57,9 @@ class Forgetting(Instrument):
     """The loss before training, after it, and the change, text by text."""
 
     id = "forgetting"
-    question = "what is forgotten? The backbone's own loss on texts of the other tasks, in nats a token"
+    question = (
+        "what is forgotten? The backbone's own loss on texts of the other tasks, in nats a token"
+    )
     figures = {  # noqa: RUF012
         "before": Figure(shown=".3f"),
         "after": Figure(shown=".3f"),

@@ -31,7 +31,8 @@ class Interpolation(Instrument):
 
     id = "interpolation"
     question = (
-        "what lies between it and SFT? Points of validation rows by SFT's share, of test rows at the ends and the best place"
+        "what lies between it and SFT? Points of validation rows by SFT's share, "
+        "of test rows at the ends and the best place"
     )
     figures = {  # noqa: RUF012
         "validation points": Figure(shown=".1f"),

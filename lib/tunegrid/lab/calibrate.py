@@ -1,4 +1,5 @@
-"""Measure bounds, training noise and tolerances: `python -m tunegrid.lab calibrate` trains the study's quick cells 49 times.
+"""Measure bounds, training noise and tolerances: `python -m tunegrid.lab calibrate` trains the
+study's quick cells 49 times.
 
 It trains seeds 10000 to 10039, which nothing else uses, three of them from three more starts each
 that are moved in their last digits, and the controls. It writes to benchmarks/thresholds:

@@ -1,4 +1,6 @@
-"""Does the suite cry wolf? `python -m tunegrid.lab false_alarms --train 20000-20039` judges healthy grids, and counts the red.
+"""Does the suite cry wolf?
+
+`python -m tunegrid.lab false_alarms --train 20000-20039` judges healthy grids, and counts the red.
 
 Each of these seeds has a session of its own, `pytest -m quick --seeds=SEED --gate=BASELINE`; its
 run, output and exit code are kept in --to, and the same command goes on where it was stopped. Saved

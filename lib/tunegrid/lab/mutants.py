@@ -1,4 +1,6 @@
-"""How many random faults of libraries does the suite see? `python -m tunegrid.lab mutants --count 300 --seed 1` tries them.
+"""How many random faults of libraries does the suite see?
+
+`python -m tunegrid.lab mutants --count 300 --seed 1` tries them.
 
 A mutant is one small change of a random statement of a library that a healthy cell executes. A
 process with this change in memory runs the cell with the gate; no file of a library changes. What

@@ -1,4 +1,6 @@
-"""How often is a session wrong, and what does it see? `python -m tunegrid.lab power` simulates runs, and confirms their misses.
+"""How often is a session wrong, and what does it see?
+
+`python -m tunegrid.lab power` simulates runs, and confirms their misses.
 
 Each run has a calibration of its own. A cell is told if its gate calls it worse or it misses a
 bound; at other seeds than the baseline's it is trained once more, and counts if that training,

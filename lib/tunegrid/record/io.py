@@ -40,7 +40,8 @@ def to_json(record: Record) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any], source: str = "", *, is_old: bool = False) -> Record:
-    """The record in a row's `extra_info`, from a file `source`; one of an earlier version may lack audits.
+    """The record in a row's `extra_info`, from a file `source`; one of an earlier version may lack
+    audits.
 
     Raises InputError that names file, cell, field and fault.
     """

@@ -73,7 +73,9 @@ class Part:
 
 
 class RecipeRecord(Hyperparameters, Part):
-    """The recipe that was asked for, options applied; `training.precision` says what the device could do."""
+    """The recipe that was asked for, options applied; `training.precision` says what the device
+    could do.
+    """
 
     adapter: Annotated[
         dict[str, Any] | None,
@@ -287,7 +289,9 @@ class EvaluationRecord(Part):
 
 
 class ExamplesRecord(Part):
-    """Points and prediction of each test row: a Parquet file in `examples` beside the run, and the hash of the rows."""
+    """Points and prediction of each test row: a Parquet file in `examples` beside the run, and the
+    hash of the rows.
+    """
 
     file: Annotated[str, Field(pattern="^([0-9a-f]{16}|[0-9a-f]{20})[.]parquet$")]
     rows_hash: Hash
@@ -315,7 +319,9 @@ class Figure(Part):
 
 
 class InstrumentRecord(Part):
-    """What the cell was asked beside its scores: the figures are declared here, so that readers need no instrument."""
+    """What the cell was asked beside its scores: the figures are declared here, so that readers
+    need no instrument.
+    """
 
     question: str
     figures: Annotated[dict[str, Figure], note("in the order of the table")]
@@ -440,7 +446,9 @@ class AuditFinding(Part):
 
 
 class RanksRecord(Part):
-    """The processes that shared a cell; all other figures of time and memory are the first one's, rates are of all together."""
+    """The processes that shared a cell; all other figures of time and memory are the first one's,
+    rates are of all together.
+    """
 
     count: Annotated[int, Field(ge=2)]
     backend: Annotated[Literal["gloo", "nccl"], note("what they talk over")]

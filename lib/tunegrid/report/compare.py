@@ -47,7 +47,8 @@ ENTRY_COLUMNS = {
 }
 MEAN_SD = "mean ± sd"
 PUBLISHED = ROOT / "reports" / "study.json"  # the study's scores
-INSTEAD = {"rougeLsum": "rougeL"}  # scores that the study printed, by the main scores that it did not
+# Scores that the study printed, by the main scores that it did not
+INSTEAD = {"rougeLsum": "rougeL"}
 # The noise of an interval
 CALIBRATED = "calibrated noise"
 OWN = "these seeds"
@@ -72,7 +73,8 @@ class Entry:
     costs: Mapping[str, float]  # by name; NaN for what was not measured of each seed alone
     facts: Mapping[str, str]  # by `FACTS`
     rows: set[str]  # hashes of its test rows
-    error: Error | None = None  # of the mean score, by the noise between seeds; None if that is unknown
+    # Of the mean score, by the noise between seeds; None if that is unknown
+    error: Error | None = None
     noise: str = UNKNOWN  # that the error is from
 
     @property
@@ -82,7 +84,9 @@ class Entry:
 
     @property
     def mean_and_deviation(self) -> str | None:
-        """The mean and the standard deviation of the seeds' scores, as papers print them; None for one seed."""
+        """The mean and the standard deviation of the seeds' scores, as papers print them; None for
+        one seed.
+        """
         if len(self.scores) < 2:
             return None
         return f"{self.score:.1f} ± {stdev(self.scores):.1f}"
@@ -133,7 +137,8 @@ def _count_updates(record: Record) -> str:
 
 def _check_adapted(record: Record) -> str:
     """The adapted part: a new head alone if pretraining saw no adapted layer."""
-    targets = (record.recipe.adapter or {}).get("target_modules")  # a method's own settings: of any type
+    # A method's own settings: of any type
+    targets = (record.recipe.adapter or {}).get("target_modules")
     if not isinstance(targets, list) or not targets or not record.model:
         return "the backbone"
     is_head = set(map(str, targets)) <= set(record.model.adapted_modules)
@@ -174,7 +179,9 @@ def p_value(difference: float, errors: Sequence[Error]) -> float:
 
 
 def freedom(errors: Sequence[Error]) -> float:
-    """The degrees of freedom of a sum of variances, not all zero, by Satterthwaite (1946) and Welch (1947)."""
+    """The degrees of freedom of a sum of variances, not all zero, by Satterthwaite (1946) and Welch
+    (1947).
+    """
     total = sum(error.variance for error in errors)
     return total**2 / sum(error.variance**2 / error.df for error in errors)
 
@@ -206,7 +213,8 @@ def add_error(entry: Entry, calibrated: Noise, own: Noise) -> Entry:
 
 
 def calibrated_holds(entry: Entry, calibrated: Noise, own: Noise) -> bool:
-    """Checks that the calibrated noise is known of an entry, and that its seeds do not contradict it.
+    """Checks that the calibrated noise is known of an entry, and that its seeds do not contradict
+    it.
 
     The calibration's many seeds estimate a deviation better than the few of a run, and the gate
     judges by it, too. But it is that of the built-in methods and recipes: several seeds of a run
@@ -249,7 +257,9 @@ class Comparison:
             if better.error and worse.error and not reason:
                 p = p_value(gap, [better.error, worse.error])
             rows.append((better.first.method, worse.first.method, gap, reason, p))
-        frame = pd.DataFrame(rows, columns=["better", "other", "points apart", "not tested, since", "p"])
+        frame = pd.DataFrame(
+            rows, columns=["better", "other", "points apart", "not tested, since", "p"]
+        )
         p_values = holm(frame.p.dropna().to_dict())
         is_apart = []
         seeds = []
@@ -264,7 +274,8 @@ class Comparison:
         return frame
 
     def seeds_needed(self, better: str, worse: str, tests: int) -> float:
-        """The seeds of each that would tell two methods apart four times in five; NaN if none would.
+        """The seeds of each that would tell two methods apart four times in five; NaN if none
+        would.
 
         Assumes that their noise stays known as well as now.
         """
@@ -284,7 +295,9 @@ class Comparison:
 
     @cached_property
     def costs(self) -> list[str]:
-        """The costs that were measured of all; tensors only if the peak, which has them, is unknown."""
+        """The costs that were measured of all; tensors only if the peak, which has them, is
+        unknown.
+        """
         costs = pd.DataFrame([entry.costs for entry in self.entries.values()]).dropna(axis=1)
         return [name for name in costs if name != TENSORS or PEAK not in costs]
 
@@ -336,11 +349,15 @@ def compare_methods(records: Iterable[Record], calibrated: Noise) -> list[Compar
     if len(profiles) > 1:
         raise InputError(f"cells of {' and '.join(profiles)}; compare one profile at a time")
     if not profiles:
-        raise InputError("no cell ran to its end and passed its audits, so there is nothing to compare")
+        raise InputError(
+            "no cell ran to its end and passed its audits, so there is nothing to compare"
+        )
     check_alike(chain.from_iterable(cells.values()))
     groups: dict[tuple[str, str], dict[str, Entry]] = defaultdict(dict)
     entries = add_errors([make_entry(seeds) for seeds in cells.values()], calibrated)
-    for entry in sorted(entries, key=lambda entry: (study_place(entry.first.cell)[:2], -entry.score)):
+    for entry in sorted(
+        entries, key=lambda entry: (study_place(entry.first.cell)[:2], -entry.score)
+    ):
         first = entry.first
         groups[first.task, first.backbone][first.method] = entry
     comparisons = []
@@ -394,7 +411,9 @@ def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> li
     notes += LEGEND
     is_quick = frame.profile[0] == QUICK_PROFILE.id
     if frame.study.notna().any():
-        caveat = "of other backbones on other rows" if is_quick else "rows, weights and caps may differ"
+        caveat = (
+            "of other backbones on other rows" if is_quick else "rows, weights and caps may differ"
+        )
         notes.append(f"study: published scores; {caveat}.")
     if is_quick:
         notes.append(OF_QUICK)

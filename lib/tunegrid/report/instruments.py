@@ -16,7 +16,9 @@ from tunegrid.report.tables import Section
 
 
 def instrument_sections(records: Sequence[Record], run: Path | None) -> Iterator[Section]:
-    """A section for each instrument of the run: a row for each cell and part; sentences on what was not measured."""
+    """A section for each instrument of the run: a row for each cell and part; sentences on what was
+    not measured.
+    """
     frame = load_frame(records, run)
     instruments: dict[str, InstrumentRecord] = {}
     for record in records:
@@ -47,7 +49,9 @@ def _section(name: str, instrument: InstrumentRecord, frame: pd.DataFrame) -> Se
         heading=f"{name}: {instrument.question}",
         frame=pd.DataFrame(table),
         formats=dict.fromkeys(columns, ""),
-        sentences=[f"no figure for {', '.join(cells)}: {note}" for note, cells in unmeasured.items()],
+        sentences=[
+            f"no figure for {', '.join(cells)}: {note}" for note, cells in unmeasured.items()
+        ],
     )
 
 

@@ -1,4 +1,6 @@
-"""Commands for what to do next: each runs where the failure is, and none repeats the command that was given."""
+"""Commands for what to do next: each runs where the failure is, and none repeats the command that
+was given.
+"""
 
 import re
 import shlex
@@ -31,7 +33,9 @@ CELL_OPTIONS = (
 # Seeds that tell more than those before, and how many they are.
 SEED_RANGES = {"0-4": 5, "0-9": 10}
 # Options, with their values, that change neither what trains nor how it is judged.
-SHOWING = re.compile(r"(-n|--gate|--gate-on|--on|--report-to|--format|--html|--benchmark-json|--benchmark-save|--junitxml)$")
+SHOWING = re.compile(
+    r"(-n|--gate|--gate-on|--on|--report-to|--format|--html|--benchmark-json|--benchmark-save|--junitxml)$"
+)
 # Settings that make a run shorter than its recipe.
 LENGTHS = ("max_steps", "num_train_epochs", "train_rows", "eval_rows")
 
@@ -69,7 +73,9 @@ class NextSteps:
         return f"`{shlex.join(words)}`"
 
     def cell_options(self, *, whole: bool = False) -> list[str]:
-        """The options that the run's cells need, each as one word; `whole` drops what ends them early."""
+        """The options that the run's cells need, each as one word; `whole` drops what ends them
+        early.
+        """
         options = []
         for word, value in pairwise([*self.command_words, "-"]):
             name, has_value, own_value = word.partition("=")
@@ -96,7 +102,9 @@ class NextSteps:
 
     @property
     def trained_one_cell(self) -> bool:
-        """True if the run trained one cell at one seed, and nothing else: alone, it would do the same."""
+        """True if the run trained one cell at one seed, and nothing else: alone, it would do the
+        same.
+        """
         own = [record for record in self.records if record.seeds.confirms is None]
         return len({(record.cell, record.seeds.seed) for record in own}) == 1
 
@@ -116,18 +124,26 @@ class NextSteps:
         if words[:1] not in (["pytest"], ["tunegrid"]):
             return "the run's own command with --resume runs what is left"
         if "--resume" in words:
-            return f"`{self.command}` runs what is left" if self.given else "the same command again runs what is left"
+            return (
+                f"`{self.command}` runs what is left"
+                if self.given
+                else "the same command again runs what is left"
+            )
         return f"{self.quoted([*words, '--resume'])} runs what is left"
 
     def whole_run(self, cells: Sequence[str]) -> str:
         """Trains cells to their ends."""
         command = self.run(cells, whole=True)
-        return f"{command} trains {'it' if len(cells) == 1 else 'them'} to the end" if command else ""
+        return (
+            f"{command} trains {'it' if len(cells) == 1 else 'them'} to the end" if command else ""
+        )
 
     def more_seeds(self, cells: Sequence[str]) -> str:
         """Trains more seeds, which tell a change from noise."""
         held = {record.seeds.seed for record in self.records if record.cell in cells}
-        seeds = next((text for text, number in SEED_RANGES.items() if not held >= set(range(number))), "")
+        seeds = next(
+            (text for text, number in SEED_RANGES.items() if not held >= set(range(number))), ""
+        )
         if not seeds:
             return ""
         if self.upgrade:
@@ -137,7 +153,9 @@ class NextSteps:
 
     def confirmation(self, cell: str) -> str:
         """Trains a cell that is worse once more, as a session with the gate does by itself."""
-        seeds = [r.seeds.seed or 0 for r in self.records if r.cell == cell and r.seeds.confirms is None]
+        seeds = [
+            r.seeds.seed or 0 for r in self.records if r.cell == cell and r.seeds.confirms is None
+        ]
         command = self.run([cell], f"--seeds={seeds[0]}", f"--gate={self.files[0]}")
         return f"{command} confirms or refutes it" if command else ""
 
@@ -180,7 +198,9 @@ class NextSteps:
         return f"{self.quoted(words)} finds the release{note}"
 
     def _session_options(self, records: Sequence[Record]) -> list[str]:
-        """Options of the session that trained these records of one cell: its profile, options and seeds."""
+        """Options of the session that trained these records of one cell: its profile, options and
+        seeds.
+        """
         marker = marker_words(records[0].cell, records[0].profile)
         seeds = sorted({r.seeds.seed or 0 for r in records if r.seeds.confirms is None})
         options = [] if marker == "quick" else ["-m", marker]
@@ -191,7 +211,9 @@ class NextSteps:
 
 
 def split_words(command: str) -> list[str]:
-    """The words of a command; none if a shell could not read it, as somebody wrote it into a file."""
+    """The words of a command; none if a shell could not read it, as somebody wrote it into a
+    file.
+    """
     try:
         return shlex.split(command)
     except ValueError:
@@ -199,7 +221,9 @@ def split_words(command: str) -> list[str]:
 
 
 def normal_form(words: Sequence[str]) -> list[str]:
-    """The words of a command that decide what trains, without regard to order, and to "=" for a space."""
+    """The words of a command that decide what trains, without regard to order, and to "=" for a
+    space.
+    """
     split: list[str] = []
     for word in words:
         if word.startswith("--"):
@@ -216,7 +240,9 @@ def normal_form(words: Sequence[str]) -> list[str]:
 
 
 def is_later(before: str | None, after: str | None) -> bool:
-    """Checks that two versions are releases and the second is later; a build of one release is not."""
+    """Checks that two versions are releases and the second is later; a build of one release is
+    not.
+    """
     try:
         old = Version(before or "")
         new = Version(after or "")

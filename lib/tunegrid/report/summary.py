@@ -1,4 +1,5 @@
-"""Words a run and its verdict: the tables of cells and of a gate, remarks, annotations, the step summary.
+"""Words a run and its verdict: the tables of cells and of a gate, remarks, annotations, the step
+summary.
 
 `tunegrid.report.verdict` decides. pandas is imported when a table is made.
 """
@@ -276,7 +277,9 @@ def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> l
     Of more than three cells, the largest change is named.
     """
     decisions = [j for j in judged if j.decides and j.verdict not in QUIET]
-    decisions.sort(key=lambda j: (j not in failing, j.kind == "speed", GRAVEST_FIRST.index(j.verdict)))
+    decisions.sort(
+        key=lambda j: (j not in failing, j.kind == "speed", GRAVEST_FIRST.index(j.verdict))
+    )
     groups: dict[tuple[bool, Verdict, str, str], list[Judgement]] = {}
     for j in decisions:
         if (j.kind, j.verdict) != ("instruments", Verdict.CANNOT_TELL):
@@ -294,7 +297,9 @@ def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> l
     if peaks:
         most = max(peaks, key=size)
         number = count(len(peaks), "cell")
-        lines.append(f"higher, which fails no run: {most.quantity} of {number}, most of all {describe(most)}")
+        lines.append(
+            f"higher, which fails no run: {most.quantity} of {number}, most of all {describe(most)}"
+        )
     reasons = {j.detail: j.quantity for j in judged if j.verdict is Verdict.NOT_COMPARABLE}
     lines += [f"{quantity} not compared: {detail}" for detail, quantity in reasons.items()]
     return lines
@@ -334,7 +339,9 @@ def write_step_summary(words: str) -> None:
 
 
 def annotate(verdict: RunVerdict) -> None:
-    """Print the verdict of a run that did not pass as an annotation, if GitHub Actions runs this."""
+    """Print the verdict of a run that did not pass as an annotation, if GitHub Actions runs
+    this.
+    """
     if os.environ.get("GITHUB_ACTIONS") == "true" and verdict.exit_code:
         say(
             annotation("error", f"tunegrid: {verdict.rank}", "\n".join(verdict.sentences)),

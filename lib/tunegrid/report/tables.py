@@ -1,4 +1,5 @@
-"""A report: sections of a heading, a table and sentences; prints it as text, Markdown, LaTeX, HTML or JSON.
+"""A report: sections of a heading, a table and sentences; prints it as text, Markdown, LaTeX, HTML
+or JSON.
 
 The text of files, models and libraries has no effect as markup in any format.
 """
@@ -118,7 +119,9 @@ def _one_line(words: str) -> str:
 
 
 def mark_code(sentence: str, escaped: Callable[[str], str], code: str) -> str:
-    """An escaped sentence of ours, with its commands in backticks as `code`; a backtick that is not closed is text."""
+    """An escaped sentence of ours, with its commands in backticks as `code`; a backtick that is not
+    closed is text.
+    """
     parts = _one_line(sentence).split("`")
     if len(parts) % 2 == 0 or not all(map(str.strip, parts[1::2])):
         return escaped(sentence)
@@ -190,7 +193,9 @@ def render_json(sections: Iterable[Section]) -> str:
         rows = []
         if frame is not None:
             rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
-        objects.append({"heading": section.heading, "rows": rows, "sentences": [*section.sentences]})
+        objects.append(
+            {"heading": section.heading, "rows": rows, "sentences": [*section.sentences]}
+        )
     return json.dumps(objects, indent=1)
 
 

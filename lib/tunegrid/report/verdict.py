@@ -114,7 +114,9 @@ class RunVerdict:
         return answer_lines(self.answer, self.statements[0].cause, self.next_step, more)
 
 
-def answer_lines(answer: str, cause: str, next_step: str, more: Sequence[str] = ()) -> tuple[str, ...]:
+def answer_lines(
+    answer: str, cause: str, next_step: str, more: Sequence[str] = ()
+) -> tuple[str, ...]:
     """An answer in its lines."""
     details = list(more)
     lines = [answer]
@@ -228,7 +230,9 @@ def record_place(record: Record) -> tuple[object, bool]:
 
 
 def _next_step(statements: Sequence[Statement]) -> str:
-    """The first step that any statement has; of a run that failed, only of what failed or changed."""
+    """The first step that any statement has; of a run that failed, only of what failed or
+    changed.
+    """
     failed = statements[0].rank is Rank.FAILED
     for statement in statements:
         if failed and statement.rank not in (Rank.FAILED, Rank.CHANGED):
@@ -290,7 +294,9 @@ def _sound_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Stat
 
 
 def _short_cells(run: JudgedRun, records: Sequence[Record]) -> Statement:
-    """The statement on cells that failed audits which a run of their length may fail, or made a part of their updates."""
+    """The statement on cells that failed audits which a run of their length may fail, or made a
+    part of their updates.
+    """
     audits_by_reason: dict[str, dict[str, None]] = {}
     cells: set[str] = set()
     excused: set[str] = set()
@@ -305,7 +311,9 @@ def _short_cells(run: JudgedRun, records: Sequence[Record]) -> Statement:
             updates[record.cell] = f"{record.cell} {training.updates} of {training.planned}"
     clauses = []
     if excused:
-        failed = [f"{phrase(list(audits))} ({reason})" for reason, audits in audits_by_reason.items()]
+        failed = [
+            f"{phrase(list(audits))} ({reason})" for reason, audits in audits_by_reason.items()
+        ]
         clauses.append(f"{count_text(len(excused), run.cell_count, 'cell')} failed {some(failed)}")
     if updates:
         number = count_text(len(updates), run.cell_count, "cell")
@@ -390,7 +398,9 @@ def _worse_clause(verdict: Verdict, figures: Sequence[Judgement]) -> str:
     return f"{count(len(cells), 'cell')} {verdict}: {most_of_all}{most}{confirmed}"
 
 
-def _worse_step(run: JudgedRun, gravest: Judgement, figures: Sequence[Judgement], change: "ChangedPlace") -> str:
+def _worse_step(
+    run: JudgedRun, gravest: Judgement, figures: Sequence[Judgement], change: "ChangedPlace"
+) -> str:
     if gravest.verdict is Verdict.MISSING:
         missing = [judgement.cell for judgement in figures if judgement.verdict is Verdict.MISSING]
         command = run.steps.run(missing)
@@ -497,7 +507,9 @@ def _changed_numerics(run: JudgedRun, changed: Sequence[Judgement]) -> Statement
     return Statement(
         rank=rank,
         clause=f"{change.what} ({place}, as in {sample.cell}){note}",
-        cause=f"the runs differ in {some(libraries)}" if libraries else "no library is known to differ",
+        cause=f"the runs differ in {some(libraries)}"
+        if libraries
+        else "no library is known to differ",
         next_step=_changed_step(run, changed, change, bool(libraries)),
     )
 
@@ -522,7 +534,9 @@ def _score_note(run: JudgedRun) -> str:
     return note
 
 
-def _changed_step(run: JudgedRun, changed: Sequence[Judgement], change: ChangedPlace, other_libraries: bool) -> str:
+def _changed_step(
+    run: JudgedRun, changed: Sequence[Judgement], change: ChangedPlace, other_libraries: bool
+) -> str:
     bisection = run.steps.bisection(change.cells, ["numerics"])
     if bisection:
         return bisection
@@ -648,7 +662,9 @@ def _open_clauses(run: JudgedRun, undecided: Sequence[Judgement]) -> list[str]:
     clauses = []
     if refuted:
         drops = some([f"{score.cell} {score.effect:+.1f}" for score in refuted])
-        clauses.append(f"{count(len(refuted), 'drop')} not confirmed by a second training ({drops})")
+        clauses.append(
+            f"{count(len(refuted), 'drop')} not confirmed by a second training ({drops})"
+        )
     if tested:
         clauses.append(f"{len(tested)} of {total} undecided ({_drop_range(tested)})")
     if untested:

@@ -74,7 +74,9 @@ def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
         flops_per_step=flops.get_total_flops(),
         matmul_flops_per_second=matmul_peak(device, trainer.log.precision),
         live_bytes=live_sizes[0],
-        peak_bytes=counter.peak if counter else torch.cuda.max_memory_allocated(device) - baseline_bytes,
+        peak_bytes=counter.peak
+        if counter
+        else torch.cuda.max_memory_allocated(device) - baseline_bytes,
     )
 
 

@@ -67,7 +67,11 @@ def prepare(
 ) -> Trainer:
     """A trainer of the cell; without rows, on random tokens of full length, as for footprints."""
     codec = codec or make_codec(cell, load_tokenizer(cell))
-    features = synthetic_features(cell, codec) if rows is None else get_features(codec, rows, training=True)
+    features = (
+        synthetic_features(cell, codec)
+        if rows is None
+        else get_features(codec, rows, training=True)
+    )
     if model is None:
         model = build(cell, codec.tokenizer, device)
     return Trainer(cell, model, codec, features, meter or Meter(device=device), ranks, after_update)

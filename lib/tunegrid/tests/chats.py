@@ -18,22 +18,37 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-DATED = "{% set day = strftime_now('%d %B %Y') %}{% if date_string is defined %}{{ date_string }}{% endif %}{{ day }}" + CHATML
+DATED = (
+    "{% set day = strftime_now('%d %B %Y') %}{% if date_string is defined %}{{ date_string }}{% endif %}{{ day }}"
+    + CHATML
+)
 # No special tokens and spaces around the turns; the model's turn ends with a token that is not EOS.
 PLAIN = (
     "{% for message in messages %}{{ 'Human: ' if message['role'] == 'user' else 'Robot: ' }}{{ message['content'] | trim }}"
     "{{ '\n' if message['role'] == 'user' else '<end>' }}{% endfor %}{% if add_generation_prompt %}Robot: {% endif %}"
 )
 TEMPLATES = {"chatml": CHATML, "dated": DATED, "plain": PLAIN}
-FIRE = {"article": "shops in dover opened late . the bridge in dover came down .", "highlights": "dover bridge falls ."}
-TEA = {"article": "tea was served in the hall .", "highlights": "anna has tea and cake in the hall ."}
+FIRE = {
+    "article": "shops in dover opened late . the bridge in dover came down .",
+    "highlights": "dover bridge falls .",
+}
+TEA = {
+    "article": "tea was served in the hall .",
+    "highlights": "anna has tea and cake in the hall .",
+}
 BORN = {
     "question": "where was clara born ?",
     "context": "anna was born in dover . clara was born in upton .",
     "answers": {"text": ["upton"], "answer_start": [43]},
 }
 WORDS = tuple(text for row in (FIRE, TEA, BORN) for text in row.values() if isinstance(text, str))
-SIZE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+SIZE = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 LLAMA = Backbone(
     id="llama",
     name="Llama",
@@ -43,7 +58,9 @@ LLAMA = Backbone(
     special_tokens={"eos_token_id": 0, "pad_token_id": 1},
     vocabulary=400,
     heads={
-        Problem.CLASSIFY: Head(architecture="LlamaForSequenceClassification", new_modules=("score",)),
+        Problem.CLASSIFY: Head(
+            architecture="LlamaForSequenceClassification", new_modules=("score",)
+        ),
         Problem.EXTRACT: Head(architecture="LlamaForCausalLM", layout=Layout.CHAT),
         Problem.GENERATE: Head(architecture="LlamaForCausalLM", layout=Layout.CHAT),
     },
@@ -58,9 +75,15 @@ def chat_tokenizer(template: str | None, texts: tuple[str, ...] = WORDS):
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|im_end|>", "<pad>", "<|im_start|>", "<end>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(["Human: Robot: " + text for text in texts * 5], trainer)
-    tokens = {"eos_token": "<|im_end|>", "pad_token": "<pad>", "additional_special_tokens": special[2:]}
+    tokens = {
+        "eos_token": "<|im_end|>",
+        "pad_token": "<pad>",
+        "additional_special_tokens": special[2:],
+    }
     return hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, **tokens)
 
 
@@ -90,8 +113,15 @@ def chat_codec(template, task=SUM, **changes):
 
 
 def tiny_llama(folder, text):
-    """A Llama of two layers with random weights, and a tokenizer with a chat template, saved as users save them."""
+    """A Llama of two layers with random weights, and a tokenizer with a chat template, saved as
+    users save them.
+    """
     fast = chat_tokenizer(CHATML, tuple(text.read_text().splitlines()[:300]))
     fast.save_pretrained(folder)
-    ids = {"bos_token_id": 0, "eos_token_id": fast.eos_token_id, "pad_token_id": fast.pad_token_id, "tie_word_embeddings": True}
+    ids = {
+        "bos_token_id": 0,
+        "eos_token_id": fast.eos_token_id,
+        "pad_token_id": fast.pad_token_id,
+        "tie_word_embeddings": True,
+    }
     hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=len(fast), **SIZE, **ids)).save_pretrained(folder)

@@ -1,6 +1,8 @@
-"""Ten kinds of runs beside an older one, made of the committed baseline, which every machine judges alike.
+"""Ten kinds of runs beside an older one, made of the committed baseline, which every machine judges
+alike.
 
-Each is the older records, the new ones, the gate's judgements, and the kinds of figures that fail the run.
+Each is the older records, the new ones, the gate's judgements, and the kinds of figures that fail
+the run.
 """
 
 import re
@@ -29,7 +31,11 @@ NUMERICS = ("numerics", *DEFAULT_KINDS)
 @cache
 def baseline(cells=(), seeds=(0,)):
     known = read_saved(BASELINE).records
-    return [record for record in known if record.seeds.seed in seeds and (record.cell in cells or not cells)]
+    return [
+        record
+        for record in known
+        if record.seeds.seed in seeds and (record.cell in cells or not cells)
+    ]
 
 
 def judged(old, new):
@@ -43,14 +49,20 @@ def passed():
 
 
 def one_cause():
-    """LoRA's scale is another in all 18 cells with adapters, of which two miss their bounds, too."""
+    """LoRA's scale is another in all 18 cells with adapters, of which two miss their bounds,
+    too.
+    """
     old = baseline()
     new = [broken(record) if record.recipe.adapter else record for record in old]
     return old, new, judged(old, new), DEFAULT_KINDS
 
 
 def broken(record):
-    finding = AuditFinding(name="adapters_add_as_declared", passed=False, detail="LoRA's scale is 8/9 of what is declared")
+    finding = AuditFinding(
+        name="adapters_add_as_declared",
+        passed=False,
+        detail="LoRA's scale is 8/9 of what is declared",
+    )
     missed, status = [locate(record, f"audit {finding.name}: {finding.detail}")], "audit"
     scores = dict(record.scores)
     if record.cell in ("t5_qa_lora", "t5_qa_qlora"):
@@ -58,41 +70,68 @@ def broken(record):
         missed.append(locate(record, f"f1 {scores['f1']:.1f} is below {record.bounds['f1']:.1f}"))
         status = "missed"
     audits = [finding if one.name == finding.name else one for one in record.audits]
-    return replace(record, audits=audits, missed=missed, status=status, scores=scores, examples=None)
+    return replace(
+        record, audits=audits, missed=missed, status=status, scores=scores, examples=None
+    )
 
 
 def changed_module():
     """Another layer in each of five cells, all of one class; a sixth names another."""
     old = baseline()
-    new = [replace(record, versions={**record.versions, "transformers": "5.25.0"}) for record in old]
-    kinds = {f"h.{layer}.attn.c_attn": ("Conv1D", "transformers") for layer in range(5)} | {"lm_head": ("Linear", "torch")}
+    new = [
+        replace(record, versions={**record.versions, "transformers": "5.25.0"}) for record in old
+    ]
+    kinds = {f"h.{layer}.attn.c_attn": ("Conv1D", "transformers") for layer in range(5)} | {
+        "lm_head": ("Linear", "torch")
+    }
     cells = [record.cell for record in old if record.backbone == "gpt2"]
     changes = {}
     for cell, (name, (kind, library)) in zip(cells, kinds.items(), strict=False):
         detail = f"forward: the output of {name} ({kind}, {library}) moves, by 2.3e-01; with transformers 5.25.0, it was 5.24.0"
         evidence = {"stage": "forward", "modules": ((name, kind, library),), "detail": detail}
-        changes[cell] = Judgement(cell=cell, main_score="f1", quantity="numerics", verdict=Verdict.CHANGED, **evidence)
-    return old, new, [changes.get(j.cell, j) if j.quantity == "numerics" else j for j in judged(old, new)], NUMERICS
+        changes[cell] = Judgement(
+            cell=cell, main_score="f1", quantity="numerics", verdict=Verdict.CHANGED, **evidence
+        )
+    return (
+        old,
+        new,
+        [changes.get(j.cell, j) if j.quantity == "numerics" else j for j in judged(old, new)],
+        NUMERICS,
+    )
 
 
 def other_cpus():
     """Rounding moves all losses, and a score of few rows with them."""
     old = baseline(SIX)
-    new = [replace(rounded(record), device=replace(record.device, name="AMD EPYC")) for record in old]
+    new = [
+        replace(rounded(record), device=replace(record.device, name="AMD EPYC")) for record in old
+    ]
     moved = [record.cell for record in new].index("t5_qa_lora")
     scores = new[moved].scores
-    new[moved] = replace(new[moved], scores={**scores, "f1": scores["f1"] - 0.7}, bounds={}, examples=None)
+    new[moved] = replace(
+        new[moved], scores={**scores, "f1": scores["f1"] - 0.7}, bounds={}, examples=None
+    )
     return old, new, judged(old, new), DEFAULT_KINDS
 
 
 def rounded(record):
-    return replace(record, training=replace(record.training, losses=[loss * (1 + 1e-7) for loss in record.training.losses]))
+    return replace(
+        record,
+        training=replace(
+            record.training, losses=[loss * (1 + 1e-7) for loss in record.training.losses]
+        ),
+    )
 
 
 def five_seeds():
     """Three points less of every seed of one cell."""
     old = baseline(SIX, (0, 1, 2, 3, 4))
-    fewer = [replace(one, scores={name: points - 3 for name, points in one.scores.items()}, examples=None) for one in old]
+    fewer = [
+        replace(
+            one, scores={name: points - 3 for name, points in one.scores.items()}, examples=None
+        )
+        for one in old
+    ]
     new = [low if one.cell == "bert_qa_sft" else one for one, low in zip(old, fewer, strict=True)]
     return old, new, judged(old, new), DEFAULT_KINDS
 
@@ -104,7 +143,9 @@ def changed_numerics():
     words = f"{stage}: the gradient changes inside h.1.mlp.act (NewGELUActivation, transformers), by 79 % of its norm"
     evidence = {"stage": stage, "modules": (module,)}
     judgements = [
-        replace(j, verdict=Verdict.CHANGED, detail=words, **evidence) if j.quantity == "numerics" and "gpt2" in j.cell else j
+        replace(j, verdict=Verdict.CHANGED, detail=words, **evidence)
+        if j.quantity == "numerics" and "gpt2" in j.cell
+        else j
         for j in judged(old, old)
     ]
     new = [replace(record, device=replace(record.device, contended=True)) for record in old]
@@ -112,8 +153,11 @@ def changed_numerics():
 
 
 def fresh_seed():
-    """The baseline's seed 1 beside its seed 0: nothing is one training, and small drops cannot be seen."""
-    old = [replace(record, examples=None) for record in baseline()]  # another machine may have other rows at hand
+    """The baseline's seed 1 beside its seed 0: nothing is one training, and small drops cannot be
+    seen.
+    """
+    # Another machine may have other rows at hand
+    old = [replace(record, examples=None) for record in baseline()]
     new = [replace(record, examples=None) for record in baseline(seeds=(1,))]
     return old, new, judged(old, new), DEFAULT_KINDS
 
@@ -126,7 +170,12 @@ def low_score(record):
 
 
 def second_training(record):
-    return replace(record, seeds=replace(record.seeds, seed=record.seeds.seed + CONFIRMING, confirms=record.seeds.seed))
+    return replace(
+        record,
+        seeds=replace(
+            record.seeds, seed=record.seeds.seed + CONFIRMING, confirms=record.seeds.seed
+        ),
+    )
 
 
 def confirmed_miss():
@@ -170,15 +219,40 @@ def kind_verdict(kind):
 def kind_page(kind):
     old, new, judgements, _ = KINDS[kind]()
     place = Path(BASELINE)  # whose examples are beside it
-    older = [PageRun(name="old.json", records=old, when="2026-11-24T09:00:00", commit="0123456789", path=place)] if old else []
-    run = PageRun(name="new.json", records=new, when="2026-11-25T09:00:00", commit="9876543210", command=COMMAND, path=place)
+    older = (
+        [
+            PageRun(
+                name="old.json",
+                records=old,
+                when="2026-11-24T09:00:00",
+                commit="0123456789",
+                path=place,
+            )
+        ]
+        if old
+        else []
+    )
+    run = PageRun(
+        name="new.json",
+        records=new,
+        when="2026-11-25T09:00:00",
+        commit="9876543210",
+        command=COMMAND,
+        path=place,
+    )
     return make_page(run, older, verdicts=judgements, answer=kind_verdict(kind))
 
 
 def page_text(page, cells=False):
-    """What a reader sees of a page, a line for each row of a table; what single cells say only if asked."""
+    """What a reader sees of a page, a line for each row of a table; what single cells say only if
+    asked.
+    """
     html = re.sub(r"<(style|script|svg|title)[ >].*?</\1>", "", render.html(page), flags=re.S)
     html = html if cells else re.sub(r"<article.*?</article>", "", html, flags=re.S)
-    html = re.sub(r"<(?=(?:tr|p|h\d|summary|li|caption|div|figure)[ >])", r"\n<", re.sub(r"\s+", " ", html))
-    lines = (re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", line)).strip() for line in html.splitlines())
+    html = re.sub(
+        r"<(?=(?:tr|p|h\d|summary|li|caption|div|figure)[ >])", r"\n<", re.sub(r"\s+", " ", html)
+    )
+    lines = (
+        re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", line)).strip() for line in html.splitlines()
+    )
     return unescape("\n".join(filter(None, lines)))

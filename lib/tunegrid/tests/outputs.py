@@ -1,4 +1,6 @@
-"""What a terminal, or a CI that reads a log, would obey in an output; and the sentence of a command that refuses."""
+"""What a terminal, or a CI that reads a log, would obey in an output; and the sentence of a command
+that refuses.
+"""
 
 import os
 import re
@@ -15,7 +17,9 @@ def obeyed(output):
 
 
 def refusal(capsys, main, *arguments):
-    """What a command that refuses these arguments says on one line, or wrapped; its exit code is 2."""
+    """What a command that refuses these arguments says on one line, or wrapped; its exit code is
+    2.
+    """
     code = 2
     try:
         code = main([*map(str, arguments)])
@@ -31,7 +35,9 @@ SNAPSHOTS = Path(__file__).parent / "report" / "snapshots"
 
 
 def is_snapshot(text, name):
-    """Whether an output is what a person has read: `TUNEGRID_SNAPSHOTS=new pytest ...` writes the files anew, to be read."""
+    """Whether an output is what a person has read: `TUNEGRID_SNAPSHOTS=new pytest ...` writes the
+    files anew, to be read.
+    """
     file = SNAPSHOTS / name
     if os.environ.get("TUNEGRID_SNAPSHOTS") == "new":
         file.parent.mkdir(exist_ok=True)

@@ -48,7 +48,9 @@ def pack(folder, name):
 def checkout(repo, version, rows, name="planted"):
     """A git repository of such a package, which builds without a network."""
     git(repo.parent, "init", "--quiet", repo)
-    build = f"def build_wheel(folder, *_):\n    return wheel(folder, {version!r}, {rows!r}, {name!r})\n"
+    build = (
+        f"def build_wheel(folder, *_):\n    return wheel(folder, {version!r}, {rows!r}, {name!r})\n"
+    )
     (repo / "backend.py").write_text(f"{Path(__file__).read_text()}\n\n{build}")
     (repo / "pyproject.toml").write_text(BUILD)
     git(repo, "add", "--all")
@@ -58,5 +60,7 @@ def checkout(repo, version, rows, name="planted"):
 
 def git(repo, *arguments):
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    answer = subprocess.run(["git", "-C", repo, *identity, *arguments], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        ["git", "-C", repo, *identity, *arguments], capture_output=True, text=True, check=True
+    )
     return answer.stdout.strip()

@@ -1,4 +1,6 @@
-"""Processes of a server that has loaded the libraries, so that they start at once; and what /proc says of any."""
+"""Processes of a server that has loaded the libraries, so that they start at once; and what /proc
+says of any.
+"""
 
 import multiprocessing
 from pathlib import Path

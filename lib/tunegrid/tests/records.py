@@ -1,4 +1,6 @@
-"""Records made up for tests: those of a finished cell, with changes; with points for each row; and files of them."""
+"""Records made up for tests: those of a finished cell, with changes; with points for each row; and
+files of them.
+"""
 
 import json
 from dataclasses import replace
@@ -49,7 +51,13 @@ FIRST_STEP = {
     "tokens_read": 52,
     "modules": None,
 }
-FINDING = {"passed": True, "detail": "199 tensors", "without_model": None, "value": None, "limit": None}
+FINDING = {
+    "passed": True,
+    "detail": "199 tensors",
+    "without_model": None,
+    "value": None,
+    "limit": None,
+}
 MEASURED = {
     "device": {
         "type": "cpu",
@@ -64,7 +72,11 @@ MEASURED = {
     },
     "data": {
         "rows": {"train": 70, "validation": 15, "test": 15},
-        "origins": {"train": "train.jsonl", "validation": "15% of train.jsonl", "test": "15% of train.jsonl"},
+        "origins": {
+            "train": "train.jsonl",
+            "validation": "15% of train.jsonl",
+            "test": "15% of train.jsonl",
+        },
         "revision": None,
         "fingerprint": "0123456789abcdef",
         "dropped": {"train": 3, "validation": 1},
@@ -127,14 +139,24 @@ MEASURED = {
         "eval_samples_per_second": 30.0,
         "generated_tokens_per_second": None,
     },
-    "examples": {"file": "0123456789abcdef.parquet", "rows_hash": "0123456789abcdef", "texts": None},
+    "examples": {
+        "file": "0123456789abcdef.parquet",
+        "rows_hash": "0123456789abcdef",
+        "texts": None,
+    },
     "status": "passed",
 }
 SCORED = {
     "sa": {"scores": {"accuracy": 91.04, "f1_macro": 91.0}, "bounds": {"accuracy": 88.0}},
     "qa": {"scores": {"exact_match": 85.0, "f1": 91.04}, "bounds": {"f1": 88.0}},
     "sum": {
-        "scores": {"rouge1": 93.0, "rouge2": 86.0, "rougeL": 91.0, "rougeLsum": 91.04, "bertscore_f1": 95.0},
+        "scores": {
+            "rouge1": 93.0,
+            "rouge2": 86.0,
+            "rougeL": 91.0,
+            "rougeLsum": 91.04,
+            "bertscore_f1": 95.0,
+        },
         "bounds": {"rougeLsum": 88.0},
     },
 }
@@ -145,7 +167,12 @@ FOOTPRINT = {
     "evaluation": None,
     "scores": {},
     "bounds": {},
-    "flops": {"flops_per_step": 10**9, "achieved_flops_per_second": 2e10, "matmul_flops_per_second": 8e10, "mfu_percent": 25.0},
+    "flops": {
+        "flops_per_step": 10**9,
+        "achieved_flops_per_second": 2e10,
+        "matmul_flops_per_second": 8e10,
+        "mfu_percent": 25.0,
+    },
     "memory": {
         "cells_before": None,
         "phases": {"train": PHASE},
@@ -164,21 +191,30 @@ ROWS = {"sa": 512, "qa": 384, "sum": 400}
 
 
 def complete_json(cell_id="bert_sa_lora", **changes):
-    """A finished cell's record as JSON, with changes to its fields; each seed has losses of its own."""
+    """A finished cell's record as JSON, with changes to its fields; each seed has losses of its
+    own.
+    """
     cell = CELLS[cell_id]
     start, seed = to_json(new_record(cell)), (changes.get("seeds") or {}).get("seed") or 0
     parts = {
         "recipe": start["recipe"] | {"max_steps": 1},
         "audits": [FINDING | {"name": name} for name in audit_ids(cell)],
-        "training": MEASURED["training"] | {"losses": [loss + seed / 1024 for loss in MEASURED["training"]["losses"]]},
+        "training": MEASURED["training"]
+        | {"losses": [loss + seed / 1024 for loss in MEASURED["training"]["losses"]]},
     }
     return start | MEASURED | parts | SCORED[cell.task.id] | changes
 
 
 def audit_ids(cell):
     """Those that every whole run of it has."""
-    parts = {"adapter": cell.method.adapts, "quantization": cell.method.quantization, cell.task.id: True}
-    return *EVERY_CELL, *(name for part, names in PART_AUDITS.items() if parts.get(part) for name in names)
+    parts = {
+        "adapter": cell.method.adapts,
+        "quantization": cell.method.quantization,
+        cell.task.id: True,
+    }
+    return *EVERY_CELL, *(
+        name for part, names in PART_AUDITS.items() if parts.get(part) for name in names
+    )
 
 
 def complete(cell_id="bert_sa_lora", **changes) -> Record:
@@ -192,11 +228,18 @@ def altered(record, place, value):
     return replace(record, **{name: altered(getattr(record, name), rest, value) if rest else value})
 
 
-def begun(cell="bert_sa_lora", losses=(0.7, 0.5), training=MEASURED["training"], **changes) -> Record:
+def begun(
+    cell="bert_sa_lora", losses=(0.7, 0.5), training=MEASURED["training"], **changes
+) -> Record:
     """A record of a cell that made its first updates alone."""
     nothing = {"scores": {}, "bounds": {}, "evaluation": None, "examples": None}
     trained = training | {"losses": list(losses), "updates": len(losses)}
-    return complete(cell, **nothing | {"status": "begun", "first_updates": len(losses), "training": trained} | changes)
+    return complete(
+        cell,
+        **nothing
+        | {"status": "begun", "first_updates": len(losses), "training": trained}
+        | changes,
+    )
 
 
 def hits(count, right, lost=0):
@@ -209,7 +252,11 @@ def get_record(cell, points=None, seed=0, ids=None, **changes):
     scores = {}
     if points is not None:
         count = len(next(iter(points.values())))
-        reference = vars(examples.write(ids or [f"r{n}" for n in range(count)], points, [str(n % 2) for n in range(count)]))
+        reference = vars(
+            examples.write(
+                ids or [f"r{n}" for n in range(count)], points, [str(n % 2) for n in range(count)]
+            )
+        )
         scores = {metric: jsonable(float(np.mean(values))) for metric, values in points.items()}
     task = next(task for task in TASKS if task.id == cell.split("_")[1])
     scores = {metric: 90.0 for metric in task.bounded_scores} | scores
@@ -225,7 +272,9 @@ def get_record(cell, points=None, seed=0, ids=None, **changes):
 
 
 def trained(cell, *scores, **changes):
-    """A record for each of these main scores, of seeds 0, 1 ...; on so many rows that they resolve small deviations."""
+    """A record for each of these main scores, of seeds 0, 1 ...; on so many rows that they resolve
+    small deviations.
+    """
     task = next(task for task in TASKS if task.id == cell.split("_")[1])
     data = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 10_000}}
     for seed, score in enumerate(scores):
@@ -235,20 +284,30 @@ def trained(cell, *scores, **changes):
 
 
 def scored(cell, score, seed=0, **seeds):
-    """A whole record of this main score on many rows, of at least 50 as its bound says; below 0 an audit fails, too."""
+    """A whole record of this main score on many rows, of at least 50 as its bound says; below 0 an
+    audit fails, too.
+    """
     audits = [
         {"name": name, "passed": name != "no_leakage" or score > 0, "detail": "3 rows of both"}
         for name in audit_ids(CELLS[cell])
     ]
     data = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 10_000}}
     evaluation = MEASURED["evaluation"] | {"loss": [*CELLS].index(cell) + seed / 1e5}  # of its own
-    parts = {"audits": audits, "data": data, "evaluation": evaluation, "examples": None, "bounds": {"accuracy": 50.0}}
+    parts = {
+        "audits": audits,
+        "data": data,
+        "evaluation": evaluation,
+        "examples": None,
+        "bounds": {"accuracy": 50.0},
+    }
     points = {"accuracy": abs(score), "f1_macro": abs(score)}
     return complete(cell, scores=points, seeds=make_seeds(seed) | seeds, **parts)
 
 
 def draws(sd, df, rows, metric="accuracy"):
-    """Pairs of scores around 50 that have this deviation, on their scale, with so many degrees of freedom."""
+    """Pairs of scores around 50 that have this deviation, on their scale, with so many degrees of
+    freedom.
+    """
     scale = make_scale(rows, metric)
     return [[scale.shift(50.0, side * sd / 2**0.5) for side in (-1, 1)]] * df
 
@@ -260,14 +319,20 @@ def make_seeds(seed, draw=None):
 
 def saved(path, *records):
     """A run's file with these records, or with the rows of another benchmark."""
-    table = [{"extra_info": to_json(record) if isinstance(record, Record) else record} for record in records]
+    table = [
+        {"extra_info": to_json(record) if isinstance(record, Record) else record}
+        for record in records
+    ]
     path.write_text(json.dumps(sealed({"benchmarks": table})))
     return path
 
 
 def run_file(path, records, dirty=False):
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = [{"name": r.cell, "fullname": f"benchmarks::{r.cell}", "extra_info": to_json(r)} for r in records]
+    table = [
+        {"name": r.cell, "fullname": f"benchmarks::{r.cell}", "extra_info": to_json(r)}
+        for r in records
+    ]
     path.write_text(json.dumps(sealed({"benchmarks": table, "commit_info": {"dirty": dirty}})))
     return path
 

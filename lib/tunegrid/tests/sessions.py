@@ -1,4 +1,6 @@
-"""Sessions of the suite in processes of their own, as a user starts them: run, or only collected."""
+"""Sessions of the suite in processes of their own, as a user starts them: run, or only
+collected.
+"""
 
 import json
 import os
@@ -20,8 +22,8 @@ from tunegrid.launcher import Child
 SOURCES = os.pathsep.join(map(str, (ROOT / "lib", ROOT)))  # this checkout's, whichever is installed
 TOO_SHORT = 6  # exit code of a run in which no cell made enough updates to be judged
 SMALL = ("--set", "train_rows=48", "--set", "eval_rows=16")
-# A process that has loaded the libraries, which take seconds, and forks one program after the other. It sees no GPU, which
-# a forked process could not use.
+# A process that has loaded the libraries, which take seconds, and forks one program after the
+# other. It sees no GPU, which a forked process could not use.
 SERVER = """
 import gc, json, os, runpy, signal, sys
 import accelerate, bitsandbytes, datasets, peft, pyarrow, pytest, rouge_score.rouge_scorer, scipy.stats, torch
@@ -67,24 +69,37 @@ def _server():
 
 def environment(**variables):
     """Without the outer session's variables: a session in it is not one of its workers."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | variables
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
+    } | variables
 
 
 class ForkedProcess:
-    """Python that runs a module, or a file, in a folder. Libraries are loaded already: they have not seen `variables`."""
+    """Python that runs a module, or a file, in a folder.
+
+    Libraries are loaded already: they have not seen `variables`.
+    """
 
     def __init__(self, program, *arguments, folder=ROOT, timeout=300, **variables):
         own = environment(**variables)
-        own["PYTEST_ADDOPTS"] = "-W ignore::pytest.PytestAssertRewriteWarning"  # of a plugin that libraries load
+        # Of a plugin that libraries load
+        own["PYTEST_ADDOPTS"] = "-W ignore::pytest.PytestAssertRewriteWarning"
         self.streams = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
         self.server = _server()
-        given = {"program": str(program), "arguments": list(map(str, arguments)), "folder": str(folder), "timeout": timeout}
+        given = {
+            "program": str(program),
+            "arguments": list(map(str, arguments)),
+            "folder": str(folder),
+            "timeout": timeout,
+        }
         given |= {"environment": own, "streams": [stream.name for stream in self.streams]}
         self.server.stdin.write(json.dumps(given).encode() + b"\n")
         self.pid = self._told(b"pid")
 
     def _told(self, name):
-        """What the server says next under this name, whatever it still had to say of a process that nobody waited for."""
+        """What the server says next under this name, whatever it still had to say of a process that
+        nobody waited for.
+        """
         lines = iter(self.server.stdout.readline, b"")
         return int(next(line for line in lines if line.startswith(name)).split()[1])
 
@@ -114,19 +129,35 @@ def run(tmp_path, *options, **how):
     path = tmp_path / "run.json"
     path.unlink(missing_ok=True)
     answer = SessionProcess(f"--benchmark-json={path}", *SMALL, *options, **how).ended()
-    return answer.returncode, answer.stdout + answer.stderr, benchmark_rows(path) if path.exists() else []
+    return (
+        answer.returncode,
+        answer.stdout + answer.stderr,
+        benchmark_rows(path) if path.exists() else [],
+    )
 
 
 def run_folder(folder, plugins, *options, **variables):
-    """Exit code and output of a session over a folder's own tests, with some of the suite's plugins."""
-    command = [sys.executable, "-m", "pytest", *(f"-pfixtures.{plugin}" for plugin in plugins), *options]
+    """Exit code and output of a session over a folder's own tests, with some of the suite's
+    plugins.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *(f"-pfixtures.{plugin}" for plugin in plugins),
+        *options,
+    ]
     own = environment(**{"PYTHONPATH": f"{SOURCES}{os.pathsep}{folder}", **variables})
-    answer = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, check=False, timeout=300)
+    answer = subprocess.run(
+        command, cwd=folder, env=own, capture_output=True, text=True, check=False, timeout=300
+    )
     return answer.returncode, answer.stdout + answer.stderr
 
 
 def full_options(folder, **named):
-    """Options of a full run on checkpoints and data in a folder; in it, micro backbones under these names, and data sets."""
+    """Options of a full run on checkpoints and data in a folder; in it, micro backbones under these
+    names, and data sets.
+    """
     for name, micro in named.items():
         source = FIXTURES / ("data" if micro == "data" else "backbones")
         shutil.copytree(source / (name if micro == "data" else f"{micro}-micro"), folder / name)
@@ -134,16 +165,28 @@ def full_options(folder, **named):
 
 
 def run_lines(command_lines, **variables):
-    """Exit code, standard output and errors of pytest for each of these command lines, which all come in one process."""
-    answer = ForkedProcess("tunegrid.tests.together", json.dumps(list(command_lines)), timeout=600, **variables).ended()
+    """Exit code, standard output and errors of pytest for each of these command lines, which all
+    come in one process.
+    """
+    answer = ForkedProcess(
+        "tunegrid.tests.together", json.dumps(list(command_lines)), timeout=600, **variables
+    ).ended()
     assert answer.returncode == 0, answer.stderr
-    return [SimpleNamespace(code=code, out=out, err=err) for code, out, err in json.loads(answer.stdout.splitlines()[-1])]
+    return [
+        SimpleNamespace(code=code, out=out, err=err)
+        for code, out, err in json.loads(answer.stdout.splitlines()[-1])
+    ]
 
 
 def new_session(settings=None, **options):
     """A session of a command line with these options; `settings` are those of `--set`."""
     named = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
-    values = {"--set": tuple((settings or {}).items()), "--child": Child(), "--ranks": Ranks(), **named}
+    values = {
+        "--set": tuple((settings or {}).items()),
+        "--child": Child(),
+        "--ranks": Ranks(),
+        **named,
+    }
     return Session(SimpleNamespace(getoption=values.get))
 
 

@@ -1,4 +1,6 @@
-"""Small real objects for the tests of heads and runs: quick cells with other settings, rows, tokenizers, untrained models."""
+"""Small real objects for the tests of heads and runs: quick cells with other settings, rows,
+tokenizers, untrained models.
+"""
 
 import json
 from dataclasses import replace
@@ -42,7 +44,9 @@ def quick_model(cell_id: str):
 @cache
 def read_rows(name: str) -> list[dict]:
     """Every row of a file below fixtures/data, as in "squad/train"."""
-    return [json.loads(line) for line in (FIXTURES / "data" / f"{name}.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (FIXTURES / "data" / f"{name}.jsonl").read_text().splitlines()
+    ]
 
 
 def train_rows(cell_id: str) -> list[dict]:
@@ -55,12 +59,18 @@ def silent() -> Progress:
     return lambda *state: None
 
 
-def fine_tuner(cell_id: str, rows, codec=None, ranks=ALONE, after_update=lambda trainer: None, **changes) -> Trainer:
-    """A trainer of a quick cell on these rows; `codec` is a class to use in place of the cell's own."""
+def fine_tuner(
+    cell_id: str, rows, codec=None, ranks=ALONE, after_update=lambda trainer: None, **changes
+) -> Trainer:
+    """A trainer of a quick cell on these rows; `codec` is a class to use in place of the cell's
+    own.
+    """
     return cell_trainer(quick_cell(cell_id, **changes), rows, codec, ranks, after_update)
 
 
-def cell_trainer(cell: Cell, rows, codec=None, ranks=ALONE, after_update=lambda trainer: None) -> Trainer:
+def cell_trainer(
+    cell: Cell, rows, codec=None, ranks=ALONE, after_update=lambda trainer: None
+) -> Trainer:
     """The same for a cell of any grid."""
     torch.set_num_threads(1)
     own = codec and codec(cell, load_tokenizer(cell))

@@ -1,6 +1,8 @@
-"""Answers of several command lines of pytest in one process: `python -m tunegrid.tests.together JSON` prints a list of them.
+"""Answers of several command lines of pytest in one process: `python -m tunegrid.tests.together
+JSON` prints a list of them.
 
-For what ends before a test runs, a refusal or a list: each takes a fraction of a second, where a process takes seconds.
+For what ends before a test runs, a refusal or a list: each takes a fraction of a second, where a
+process takes seconds.
 """
 
 import contextlib

@@ -17,7 +17,8 @@ NAMES = frozenset((*WOMEN, *MEN, *SURNAMES, *TOWNS))
 ODD_NAMES = ("José", "Zoë", "Łukasz", "Søren", "Nguyễn", "O'Neill", "李娜", "山田", "Иван", "ÅSE")
 EXCLAMATIONS = ("👍", "😀😀 !!!", "Très bien .", "naïve , déjà vu .", "五つ星 ⭐⭐⭐ .", "WOW 🎉 .")
 RAMBLE = (
-    "we looked at many shops , asked all our friends , read every page that we could get , and then we came back to this one ."
+    "we looked at many shops , asked all our friends , read every page that we could get , "
+    "and then we came back to this one ."
 )
 
 

@@ -1,4 +1,7 @@
-"""Audits that probe the trained model, or look at what an update was. Faults in whole runs: `pytest -m faults`."""
+"""Audits that probe the trained model, or look at what an update was.
+
+Faults in whole runs: `pytest -m faults`.
+"""
 
 import json
 import math
@@ -24,16 +27,32 @@ from tunegrid.grid.recipes import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.run import probe
 from tunegrid.run.build import checksums
-from tunegrid.run.probe import attach, distance, get_logits, keep_state, logit_gradients, spread_features
+from tunegrid.run.probe import (
+    attach,
+    distance,
+    get_logits,
+    keep_state,
+    logit_gradients,
+    spread_features,
+)
 from tunegrid.run.ranks import Ranks
-from tunegrid.tests.small import cell_trainer, fine_tuner, get_evidence, quick_cell, read_rows, train_rows
+from tunegrid.tests.small import (
+    cell_trainer,
+    fine_tuner,
+    get_evidence,
+    quick_cell,
+    read_rows,
+    train_rows,
+)
 
 QUESTIONS = Splits(train=read_rows("squad/train")[:24], validation=[], test=[], origins={})
 
 
 def quick_evidence(cell_id, steps=4, **changes):
     """A quick cell after some updates on a few rows."""
-    return get_evidence(fine_tuner(cell_id, train_rows(cell_id)[:24], max_steps=steps, **changes), run=steps > 0)
+    return get_evidence(
+        fine_tuner(cell_id, train_rows(cell_id)[:24], max_steps=steps, **changes), run=steps > 0
+    )
 
 
 @cache
@@ -58,7 +77,9 @@ def test_an_audit_says_nothing_where_it_does_not_apply(audit, cell_id):
 
 
 def test_the_steps_of_a_method_that_moves_weights_besides_are_not_followed():
-    trainer = cell_trainer(zoo().cell("bert_sa_adalora", ZOO_PROFILE), train_rows("bert_sa_lora")[:24])
+    trainer = cell_trainer(
+        zoo().cell("bert_sa_adalora", ZOO_PROFILE), train_rows("bert_sa_lora")[:24]
+    )
     assert training.optimizer_steps_as_defined(get_evidence(trainer)) is None
 
 
@@ -72,7 +93,11 @@ def test_asking_leaves_modes_random_numbers_and_gradients_as_they_were(cell_id):
     model.train()
     model.get_base_model().eval()
     modes, state = [m.training for m in model.modules()], torch.get_rng_state()
-    for audit in (computation.rows_alone_as_in_batch, computation.adapters_add_as_declared, dropout.dropout_drops):
+    for audit in (
+        computation.rows_alone_as_in_batch,
+        computation.adapters_add_as_declared,
+        dropout.dropout_drops,
+    ):
         assert audit(replace(evidence))[0]
     with suppress(AbsentError):  # not all generate
         search.cache_changes_nothing(replace(evidence))
@@ -83,8 +108,12 @@ def test_asking_leaves_modes_random_numbers_and_gradients_as_they_were(cell_id):
 
 
 def test_rows_spread_from_the_shortest_to_the_longest_and_distances_are_shares_of_the_largest_value():
-    rows = [Feature(example=i, input_ids=[0] * length, target=0) for i, length in enumerate([5, 2, 9, 7, 2, 8])]
-    assert [len(row.input_ids) for row in spread_features(rows, 4)] == [2, 5, 7, 9]  # indices 0, 2, 3 and 5 of 2 2 5 7 8 9
+    rows = [
+        Feature(example=i, input_ids=[0] * length, target=0)
+        for i, length in enumerate([5, 2, 9, 7, 2, 8])
+    ]
+    # Indices 0, 2, 3 and 5 of 2 2 5 7 8 9
+    assert [len(row.input_ids) for row in spread_features(rows, 4)] == [2, 5, 7, 9]
     assert [row.example for row in spread_features(rows[:1], 2)] == [0]
     assert distance(torch.tensor([4.0, 1.0]), torch.tensor([4.0, 3.0])) == 0.5
     assert distance(torch.zeros(2), torch.zeros(2)) == 0.0
@@ -93,7 +122,8 @@ def test_rows_spread_from_the_shortest_to_the_longest_and_distances_are_shares_o
 
 def test_gradients_of_a_padded_batch_leave_out_the_padding():
     weight = torch.tensor(2.0, requires_grad=True)
-    logits = weight * torch.tensor([[1.0, 9.0]])  # the second value is padding; the first one's weight is cos(0) = 1
+    # The second value is padding; the first one's weight is cos(0) = 1
+    logits = weight * torch.tensor([[1.0, 9.0]])
     assert logit_gradients([logits], [[torch.zeros(1, 1)]], [weight]) == [torch.tensor(1.0)]
 
 
@@ -102,14 +132,18 @@ def test_gradients_of_a_padded_batch_leave_out_the_padding():
 
 def test_a_relu_that_rounding_turns_in_one_batch_is_no_gap(monkeypatch):
     evidence = quick_evidence("t5_sa_lora")
-    wide, token = evidence.model.get_submodule("base_model.model.encoder.block.2.layer.1.DenseReluDense.wi"), []
+    wide, token = (
+        evidence.model.get_submodule("base_model.model.encoder.block.2.layer.1.DenseReluDense.wi"),
+        [],
+    )
     with (
         keep_state(evidence.trainer),
         attach([wide], lambda _, inputs, output: token.append(inputs[0][0, -1])),
         torch.no_grad(),
     ):
         get_logits(evidence.trainer, evidence.probe.rows[:1])
-        wide.weight -= torch.outer(wide.weight @ token[0], token[0]) / token[0].square().sum()  # all units are at 0 there
+        # All units are at 0 there
+        wide.weight -= torch.outer(wide.weight @ token[0], token[0]) / token[0].square().sum()
     passed, detail = computation.rows_alone_as_in_batch(replace(evidence))
     assert passed, detail
     monkeypatch.setattr(probe, "_other_gap", lambda *_: math.inf)
@@ -133,7 +167,10 @@ def test_a_parameter_of_a_module_that_nobody_calls_may_be_without_a_gradient():
     evidence.trainer.model.spare = nn.Linear(2, 2)
     evidence.trainer.parameters = dict(evidence.model.named_parameters())
     count = len(evidence.trainer.parameters) - 2
-    assert training.gradients_reach(evidence) == (True, f"{count} tensors get a gradient in each update")
+    assert training.gradients_reach(evidence) == (
+        True,
+        f"{count} tensors get a gradient in each update",
+    )
 
 
 def test_the_bias_of_a_span_head_may_be_without_a_gradient_and_no_other_tensor():
@@ -149,7 +186,10 @@ def test_gradients_that_are_kept_are_named_by_the_updates_that_began_with_them(m
     clear = trainer.optimizer.zero_grad
     monkeypatch.setattr(trainer.optimizer, "zero_grad", lambda: trainer.log.updates == 1 or clear())
     passed, detail = training.gradients_reach(get_evidence(trainer, run=True))
-    assert (passed, detail.endswith("; 1 updates began with those of the update before: 3")) == (False, True)
+    assert (passed, detail.endswith("; 1 updates began with those of the update before: 3")) == (
+        False,
+        True,
+    )
 
 
 class Detached(ClassifyCodec):
@@ -166,7 +206,9 @@ class Detached(ClassifyCodec):
 
 
 def test_a_gradient_that_is_lost_late_is_counted_once_an_update_has_moved_weights():
-    trainer = fine_tuner("bert_sa_sft", train_rows("bert_sa_sft")[:64], Detached, max_steps=4, warmup_ratio=0.5)
+    trainer = fine_tuner(
+        "bert_sa_sft", train_rows("bert_sa_sft")[:64], Detached, max_steps=4, warmup_ratio=0.5
+    )
     log = get_evidence(trainer, run=True).trainer.log
     # Of a warm-up of two updates the first one has a rate of 0; the second moves weights.
     assert (log.moving_updates, log.idle) == (2, {"classifier.bias": 2})
@@ -186,7 +228,9 @@ def test_each_tensor_must_have_moved():
 
 
 @pytest.mark.parametrize("training", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_packed_base_computes_as_declared_or_is_named_whatever_autocast_training_is_under(training):
+def test_a_packed_base_computes_as_declared_or_is_named_whatever_autocast_training_is_under(
+    training,
+):
     evidence = quick_evidence("t5_sa_qlora", steps=0)
     packed = [m for m in evidence.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
     with torch.autocast("cpu", training, enabled=training is not torch.float32):
@@ -196,7 +240,9 @@ def test_a_packed_base_computes_as_declared_or_is_named_whatever_autocast_traini
             layer.compute_dtype = torch.float32
         passed, detail = computation.packed_layers_compute_as_declared(replace(evidence))
     assert not passed
-    assert detail.startswith(f"{len(packed)} layers, declared bfloat16; {len(packed)} compute in another type: ")
+    assert detail.startswith(
+        f"{len(packed)} layers, declared bfloat16; {len(packed)} compute in another type: "
+    )
 
 
 # Dropout
@@ -211,9 +257,11 @@ def set_rate(evidence, rate):
 
 
 def test_attentions_dropout_is_seen_by_its_effect():
-    passed, detail = dropout.dropout_drops(set_rate(quick_evidence("bert_sa_sft"), 0.05))  # as the checkpoint's config says
+    # As the checkpoint's config says
+    passed, detail = dropout.dropout_drops(set_rate(quick_evidence("bert_sa_sft"), 0.05))
     assert passed
-    # the embeddings', two a layer and the classifier's are modules; attention's is handed on as a number
+    # the embeddings', two a layer and the classifier's are modules; attention's is handed on as a
+    # number
     assert detail == "8 drop at their declared rate, 3 have an effect"
     passed, detail = dropout.dropout_drops(set_rate(quick_evidence("bert_sa_sft"), 0.1))
     assert (passed, "dropout 0.1, not 0.05" in detail) == (False, True)
@@ -233,14 +281,22 @@ def altered(evidence, **notes):
 @pytest.mark.parametrize(
     ("before", "after", "passed"),
     [
-        *((3.0, 0.1, True), (3.0, 3.0, False), (0.05, 0.05, True), (0.05, 0.1, False), (3.0, 0.05, False), (None, None, False)),
+        *(
+            (3.0, 0.1, True),
+            (3.0, 3.0, False),
+            (0.05, 0.05, True),
+            (0.05, 0.1, False),
+            (3.0, 0.05, False),
+            (None, None, False),
+        ),
         (math.inf, math.nan, None),  # an update that fp16 lost has no norm to clip
     ],
 )
 def test_gradients_are_clipped_to_the_bound_and_no_further(before, after, passed):
     norms = {"gradient_norms": [], "clipped_norms": []}
     if before is not None:
-        norms = {"gradient_norms": [0.05, before], "clipped_norms": [0.05, after]}  # the bound is 0.1
+        # The bound is 0.1
+        norms = {"gradient_norms": [0.05, before], "clipped_norms": [0.05, after]}
     if before == math.inf:
         norms = {name: values[1:] for name, values in norms.items()}
     evidence = altered(shared("gpt2_sa_lora"), updates=len(norms["gradient_norms"]) or 2, **norms)
@@ -258,23 +314,38 @@ def test_every_tensor_has_its_own_rate_by_the_schedule():
     rates = [list(row) for row in log.group_rates]
     rates[2][1] *= 2
     passed, detail = training.schedule_counts_updates(altered(evidence, group_rates=rates))
-    assert (passed, detail.startswith("update 3 of 4: transformer.h.0.ln_1.weight had rate ")) == (False, True)
-    passed, detail = training.schedule_counts_updates(altered(evidence, learning_rates=[*log.learning_rates[:3], 1.0]))
-    assert (passed, detail.startswith("update 4 of 4 had rate 1, not the cosine schedule's ")) == (False, True)
+    assert (passed, detail.startswith("update 3 of 4: transformer.h.0.ln_1.weight had rate ")) == (
+        False,
+        True,
+    )
+    passed, detail = training.schedule_counts_updates(
+        altered(evidence, learning_rates=[*log.learning_rates[:3], 1.0])
+    )
+    assert (passed, detail.startswith("update 4 of 4 had rate 1, not the cosine schedule's ")) == (
+        False,
+        True,
+    )
 
 
 def test_a_heads_rate_and_a_methods_rates_are_the_declared_ones():
     cell = quick_cell("bert_qa_lora", learning_rate=1e-3, head_learning_rate=5e-3)
     cell = replace(cell, method=Lora(id="p", name="p", rate_factors={"lora_B": 16.0}))
-    names = ("qa_outputs.modules_to_save.default.weight", "query.lora_B.default.weight", "query.lora_A.default.weight")
-    assert [training.declared_peak(cell, name) for name in names] == pytest.approx([5e-3, 16e-3, 1e-3])
+    names = (
+        "qa_outputs.modules_to_save.default.weight",
+        "query.lora_B.default.weight",
+        "query.lora_A.default.weight",
+    )
+    assert [training.declared_peak(cell, name) for name in names] == pytest.approx(
+        [5e-3, 16e-3, 1e-3]
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "shares"),  # of 10 updates, 2 of them a warm-up, in updates 0, 1, 2, 6 and 9
     [
         ("linear", (0, 0.5, 1, 1 / 2, 1 / 8)),
-        ("cosine", (0, 0.5, 1, 1 / 2, (1 - math.sqrt(2 + math.sqrt(2)) / 2) / 2)),  # the cosine of 7/8 pi
+        # The cosine of 7/8 pi
+        ("cosine", (0, 0.5, 1, 1 / 2, (1 - math.sqrt(2 + math.sqrt(2)) / 2) / 2)),
         ("cosine_with_restarts", (0, 0.5, 1, 1 / 2, (1 - math.sqrt(2 + math.sqrt(2)) / 2) / 2)),
         ("polynomial", (0, 0.5, 1, 0.55, 0.2125)),  # down to 1e-7, a tenth of the peak
         ("constant", (1, 1, 1, 1, 1)),
@@ -283,8 +354,12 @@ def test_a_heads_rate_and_a_methods_rates_are_the_declared_ones():
     ],
 )
 def test_schedules_by_hand(name, shares):
-    recipe = quick_cell("bert_sa_sft", learning_rate=1e-6, lr_scheduler_type=name, warmup_ratio=0.2).recipe
-    assert [training.planned_share(recipe, step, 10) for step in (0, 1, 2, 6, 9)] == pytest.approx(shares)
+    recipe = quick_cell(
+        "bert_sa_sft", learning_rate=1e-6, lr_scheduler_type=name, warmup_ratio=0.2
+    ).recipe
+    assert [training.planned_share(recipe, step, 10) for step in (0, 1, 2, 6, 9)] == pytest.approx(
+        shares
+    )
 
 
 # What ran as labelled
@@ -294,23 +369,35 @@ def test_schedules_by_hand(name, shares):
 def test_a_layer_is_computed_again_only_with_gradient_checkpointing(is_on):
     evidence = quick_evidence("gpt2_sa_lora", gradient_checkpointing=is_on)
     passed, detail = labels.updates_run_as_labelled(evidence)
-    assert (passed, f", {3 * is_on} layers computed again, attention by SDPA 3 times" in detail) == (True, True)
+    assert (
+        passed,
+        f", {3 * is_on} layers computed again, attention by SDPA 3 times" in detail,
+    ) == (True, True)
     recipe = replace(evidence.cell.recipe, gradient_checkpointing=not is_on)
-    passed, detail = labels.updates_run_as_labelled(replace(evidence, cell=replace(evidence.cell, recipe=recipe)))
-    assert (passed, f"update 4: {3 * is_on} layers computed again in the backward pass, not " in detail) == (False, True)
+    passed, detail = labels.updates_run_as_labelled(
+        replace(evidence, cell=replace(evidence.cell, recipe=recipe))
+    )
+    assert (
+        passed,
+        f"update 4: {3 * is_on} layers computed again in the backward pass, not " in detail,
+    ) == (False, True)
 
 
 def test_attention_by_hand_is_told_from_torchs():
     evidence = quick_evidence("bert_sa_sft")
     evidence.model.set_attn_implementation("eager")
     passed, detail = labels.updates_run_as_labelled(evidence)
-    assert (passed, "attention is computed by a softmax 3 times, not by SDPA" in detail) == (False, True)
+    assert (passed, "attention is computed by a softmax 3 times, not by SDPA" in detail) == (
+        False,
+        True,
+    )
 
 
 @pytest.mark.parametrize(
     ("update", "ranks", "plans"),
     [
-        # 11 rows in batches of 4, two to an update: 8 rows, and then 3; or 7, and then 4. Passes have 3 rows at most.
+        # 11 rows in batches of 4, two to an update: 8 rows, and then 3; or 7, and then 4. Passes
+        # have 3 rows at most.
         (0, Ranks(), [[[3, 1, 3, 1]], [[3, 3, 1]], [[3, 1, 3]]]),
         (1, Ranks(), [[[3, 1]], [[3]]]),
         (2, Ranks(), [[[3, 1, 3, 1]], [[3, 3, 1]], [[3, 1, 3]]]),  # of the second epoch
@@ -319,7 +406,9 @@ def test_attention_by_hand_is_told_from_torchs():
     ],
 )
 def test_the_rows_of_each_pass_follow_from_recipe_and_ranks(update, ranks, plans):
-    recipe = quick_cell("bert_sa_sft", per_device_train_batch_size=4, gradient_accumulation_steps=2).recipe
+    recipe = quick_cell(
+        "bert_sa_sft", per_device_train_batch_size=4, gradient_accumulation_steps=2
+    ).recipe
     trainer = SimpleNamespace(cell=SimpleNamespace(recipe=recipe), ranks=ranks, features=range(11))
     assert labels.planned_passes(trainer, update, 3) == plans
 
@@ -329,10 +418,12 @@ def test_the_rows_of_each_pass_follow_from_recipe_and_ranks(update, ranks, plans
 
 def test_nf4_by_hand():
     weight = torch.zeros(2, 64)
-    weight[0, :3] = torch.tensor([2.0, 1.0, -1.2])  # 1.0 / 2 lies below 0.5017, the middle of 0.4407 and 0.5626
+    # 1.0 / 2 lies below 0.5017, the middle of 0.4407 and 0.5626
+    weight[0, :3] = torch.tensor([2.0, 1.0, -1.2])
     weight[1, 0] = -1.0
     rounded = before.nf4(weight)
-    assert rounded[0, :3].tolist() == pytest.approx([2.0, 2 * 0.44070983, -2 * 0.52507305])  # -0.6: nearer to -0.525
+    # -0.6: nearer to -0.525
+    assert rounded[0, :3].tolist() == pytest.approx([2.0, 2 * 0.44070983, -2 * 0.52507305])
     assert rounded[1, 0] == -1.0
     assert not rounded[0, 3:].any()
     assert not rounded[1, 1:].any()
@@ -346,13 +437,17 @@ def test_nf4_by_hand():
         ("t5_qa_sft", "num_layers", "encoder.block.1, encoder.block.2"),
     ],
 )
-def test_layers_of_the_checkpoint_that_its_config_leaves_out_are_named(tmp_path, cell_id, field, missing):
+def test_layers_of_the_checkpoint_that_its_config_leaves_out_are_named(
+    tmp_path, cell_id, field, missing
+):
     cell = quick_cell(cell_id)
     shutil.copytree(cell.profile.checkpoint_root, tmp_path, dirs_exist_ok=True)
     config = tmp_path / cell.backbone.micro / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {field: 1}))
     cell = replace(cell, profile=replace(cell.profile, checkpoint_root=tmp_path))
-    passed, detail = before.checkpoint_loaded(get_evidence(cell_trainer(cell, train_rows(cell_id)[:2])))
+    passed, detail = before.checkpoint_loaded(
+        get_evidence(cell_trainer(cell, train_rows(cell_id)[:2]))
+    )
     assert not passed
     assert detail.startswith(f"the checkpoint has {missing}, which the model lacks")
 
@@ -376,7 +471,9 @@ def test_a_row_with_letters_beyond_ascii_is_no_fault():
     }
     for cell_id in ("bert_qa_sft", "gpt2_qa_sft", "t5_qa_sft"):
         splits = Splits(train=[row], validation=[], test=[], origins={})
-        passed, detail = before.offsets_show_their_tokens(get_evidence(fine_tuner(cell_id, [row], max_steps=1), splits=splits))
+        passed, detail = before.offsets_show_their_tokens(
+            get_evidence(fine_tuner(cell_id, [row], max_steps=1), splits=splits)
+        )
         assert passed, (cell_id, detail)
 
 
@@ -385,17 +482,32 @@ def test_a_row_with_letters_beyond_ascii_is_no_fault():
 
 def test_ranks_and_scales_of_patterns_are_declared_by_layer():
     patterns = {"rank_pattern": {"value": 4}, "alpha_pattern": {"self.value": 64, "key": 1}}
-    cell = replace(quick_cell("bert_qa_lora"), method=Lora(id="p", name="p", options=patterns))  # rank 8, alpha 32
-    names = ["encoder.layer.0.self.value", "encoder.layer.0.value", "encoder.layer.0.my_value", "encoder.layer.0.key"]
+    # Rank 8, alpha 32
+    cell = replace(quick_cell("bert_qa_lora"), method=Lora(id="p", name="p", options=patterns))
+    names = [
+        "encoder.layer.0.self.value",
+        "encoder.layer.0.value",
+        "encoder.layer.0.my_value",
+        "encoder.layer.0.key",
+    ]
     facts = [cell.method.declared_facts(cell, name) for name in names]
-    pairs = [("rank 4", "scale 16"), ("rank 4", "scale 8"), ("rank 8", "scale 4"), ("rank 8", "scale 0.125")]
+    pairs = [
+        ("rank 4", "scale 16"),
+        ("rank 4", "scale 8"),
+        ("rank 8", "scale 4"),
+        ("rank 8", "scale 0.125"),
+    ]
     assert facts == [(*pair, "dropout 0.1") for pair in pairs]
     assert LORA.declared_facts(cell, names[0]) == ("rank 8", "scale 4", "dropout 0.1")
 
 
 def test_two_layers_that_traded_places_are_named():
     evidence = quick_evidence("t5_sum_qlora")
-    layers = {name: m for name, m in evidence.model.named_modules() if name.endswith(("SelfAttention.q.base_layer",))}
+    layers = {
+        name: m
+        for name, m in evidence.model.named_modules()
+        if name.endswith(("SelfAttention.q.base_layer",))
+    }
     first, second = list(layers.values())[:2]
     first.weight, second.weight = second.weight, first.weight
     passed, detail = before.packed_from_checkpoint(evidence)

@@ -48,18 +48,25 @@ def test_masks_that_repeat_themselves_are_named():
     [
         (0.1, 1 / 0.9, 0.8, ""),
         (0.1, 1.0, 0.8, "gives 9"),  # the mean is 90 % without the scale
-        (0.05, 1 / 0.95, 0.4, "does not drop 10.00%"),  # half as much as is asked for, at both rates
+        # Half as much as is asked for, at both rates
+        (0.05, 1 / 0.95, 0.4, "does not drop 10.00%"),
     ],
 )
 def test_mean_and_variance_show_scale_and_rate(rate, scale, high_rate, words):
     outputs = [scale * mask for mask in draw(rate)]
     high_outputs = [mask / (1 - high_rate) for mask in draw(high_rate, count=16, seed=1)]
-    faults = [sentence for luck, sentence in moments(torch.ones(2, 500), outputs, high_outputs, 0.1) if not luck]
+    faults = [
+        sentence
+        for luck, sentence in moments(torch.ones(2, 500), outputs, high_outputs, 0.1)
+        if not luck
+    ]
     assert [fault[: len(words)] for fault in faults[:1]] == [words] * bool(words), faults
 
 
 def test_a_deviation_that_does_not_come_again_is_luck_and_one_that_does_is_a_fault(monkeypatch):
-    evidence = get_evidence(fine_tuner("bert_sa_sft", read_rows("amazon_polarity/train")[:8], max_steps=1))
+    evidence = get_evidence(
+        fine_tuner("bert_sa_sft", read_rows("amazon_polarity/train")[:8], max_steps=1)
+    )
     unlucky = (Measured(9.0, 7.0), "is off")
     answers = []
 
@@ -109,7 +116,9 @@ def test_norms_and_projections_are_sums_of_products(monkeypatch):
         expected = sum(rows[i, j] * columns[i, k] * (2 * j + k) for j in range(6) for k in range(2))
         assert projections[i].item() == pytest.approx(float(expected), abs=1e-4)
     monkeypatch.setattr(module_figures, "MOST_PRODUCTS", 4)  # two rows at a time
-    assert module_figures.tensor_figures(tensor)[1].tolist() == pytest.approx(projections.tolist(), abs=1e-4)
+    assert module_figures.tensor_figures(tensor)[1].tolist() == pytest.approx(
+        projections.tolist(), abs=1e-4
+    )
 
 
 def test_another_token_of_its_own_stands_in_the_middle_of_a_target_but_not_its_end():

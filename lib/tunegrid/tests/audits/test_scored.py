@@ -1,4 +1,6 @@
-"""Audits of the very answers that were scored, on cells that were trained and scored with a fault in the libraries."""
+"""Audits of the very answers that were scored, on cells that were trained and scored with a fault
+in the libraries.
+"""
 
 from dataclasses import replace
 from functools import cache
@@ -22,7 +24,16 @@ from tunegrid.audits import run_audits, scores, search
 from tunegrid.data.splits import load_splits
 from tunegrid.run.evaluate import evaluate
 from tunegrid.run.metrics import Metrics
-from tunegrid.tests.small import CPU, cell_trainer, fine_tuner, get_evidence, quick_cell, read_rows, silent, train_rows
+from tunegrid.tests.small import (
+    CPU,
+    cell_trainer,
+    fine_tuner,
+    get_evidence,
+    quick_cell,
+    read_rows,
+    silent,
+    train_rows,
+)
 
 TEST = {"sa": "amazon_polarity/train", "qa": "squad/validation", "sum": "cnn_dailymail/test"}
 
@@ -76,7 +87,9 @@ def test_a_cache_that_goes_wrong_late_is_seen(summaries, monkeypatch):
 
 
 def test_a_text_behind_a_tie_is_no_fault():
-    """At this seed, row 96's best text lost its beam to a tie: what was found instead is 2 nats worse."""
+    """At this seed, row 96's best text lost its beam to a tie: what was found instead is 2 nats
+    worse.
+    """
     cell = quick_cell("bert_sum_qlora")
     cell = replace(cell, profile=replace(cell.profile, seed=20025))
     splits = load_splits(cell.task, cell.profile)
@@ -86,7 +99,10 @@ def test_a_text_behind_a_tie_is_no_fault():
     evidence = get_evidence(trainer, evaluation=evaluation)
     with torch.no_grad():
         [gap] = search.search_gaps(
-            evidence, [evaluation.features[96]], cell.recipe.generation, [[tuple(evaluation.outputs[96])]]
+            evidence,
+            [evaluation.features[96]],
+            cell.recipe.generation,
+            [[tuple(evaluation.outputs[96])]],
         )
     assert gap.texts != gap.expected
     assert 0 < gap.noise <= 4
@@ -111,7 +127,9 @@ def test_test_rows_that_a_tokenizer_cuts_are_seen(monkeypatch):
 
 
 @pytest.mark.parametrize("plant", [stems_are_forgotten, words_are_cut])
-def test_rouge_that_compares_other_words_is_seen_though_no_row_changes(summaries, monkeypatch, plant):
+def test_rouge_that_compares_other_words_is_seen_though_no_row_changes(
+    summaries, monkeypatch, plant
+):
     assert scores.metric_invariants(summaries)[0]
     plant(Planting(monkeypatch))
     passed, detail = scores.metric_invariants(summaries)
@@ -124,7 +142,8 @@ def test_beams_that_keep_each_others_cache_are_seen_in_what_was_scored(monkeypat
         patched.setattr(DynamicLayer, "reorder_cache", lambda layer, beams: None)
         broken = score_cell("gpt2_sum_sft")
         assert not search.cache_changes_nothing(broken)[0]
-    assert not search.texts_are_the_models(broken)[0]  # by now the library is sound again: the scored texts show it
+    # By now the library is sound again: the scored texts show it
+    assert not search.texts_are_the_models(broken)[0]
 
 
 def test_rows_are_the_shortest_a_padded_one_and_the_longest():
@@ -132,8 +151,11 @@ def test_rows_are_the_shortest_a_padded_one_and_the_longest():
     lengths = [len(feature.input_ids) for feature in evidence.evaluation.features]
     shortest, padded, longest = scores.scored_rows(evidence.evaluation)
     assert (lengths[longest], lengths[shortest]) == (max(lengths), min(lengths))
-    assert lengths[padded] == sorted(lengths)[-64] < max(lengths)  # the last of the first batch of 64
-    names = {finding.name for finding in run_audits(replace(evidence, evaluation=None), ["of scores"])}
+    # The last of the first batch of 64
+    assert lengths[padded] == sorted(lengths)[-64] < max(lengths)
+    names = {
+        finding.name for finding in run_audits(replace(evidence, evaluation=None), ["of scores"])
+    }
     assert names == set()  # nothing was scored
 
 
@@ -141,7 +163,9 @@ def test_padding_that_is_read_is_seen_in_what_was_scored(monkeypatch):
     assert scores.scored_alone_as_in_batch(score_cell("bert_sa_lora"))[0]
     attend = nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
-        nn.functional, "scaled_dot_product_attention", lambda *states, attn_mask=None, **options: attend(*states, **options)
+        nn.functional,
+        "scaled_dot_product_attention",
+        lambda *states, attn_mask=None, **options: attend(*states, **options),
     )
     passed, detail = scores.scored_alone_as_in_batch(score_cell("bert_sa_lora"))
     assert not passed, detail

@@ -1,4 +1,7 @@
-"""What is saved, loaded again and merged computes what was trained. Faults in whole runs: `pytest -m faults`."""
+"""What is saved, loaded again and merged computes what was trained.
+
+Faults in whole runs: `pytest -m faults`.
+"""
 
 import json
 import math
@@ -28,12 +31,19 @@ class Prompts(Adapting):
     """Prompt tuning (Lester et al. 2021)."""
 
     def peft_config(self, cell, base):
-        return peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4, modules_to_save=base.modules_to_save)
+        return peft.PromptTuningConfig(
+            task_type="SEQ_CLS", num_virtual_tokens=4, modules_to_save=base.modules_to_save
+        )
 
 
 def quick_evidence(cell_id, method=None, perturbation=None):
     """A quick cell after four updates at a high rate."""
-    settings = {"max_steps": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0, "per_device_train_batch_size": 4}
+    settings = {
+        "max_steps": 4,
+        "learning_rate": 1e-2,
+        "warmup_ratio": 0.0,
+        "per_device_train_batch_size": 4,
+    }
     cell = quick_cell(cell_id, **settings)
     profile = replace(cell.profile, perturbation=perturbation)
     cell = replace(cell, method=method or cell.method, profile=profile)
@@ -70,7 +80,9 @@ def test_a_base_that_was_moved_is_saved_with_the_adapter(cell_id):
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 def test_a_start_that_rewrites_the_base_is_served_over_the_base_as_rewritten(start):
-    evidence = quick_evidence("t5_sa_lora", Lora(id=start, name=start, options={"init_lora_weights": start}))
+    evidence = quick_evidence(
+        "t5_sa_lora", Lora(id=start, name=start, options={"init_lora_weights": start})
+    )
     passed, detail = saved_is_served(evidence)
     assert passed, detail
     assert detail.startswith(EQUAL)
@@ -103,7 +115,9 @@ def edited(name, **fields):
     def change(folder):
         path = folder / name
         values = json.loads(path.read_text()) | fields
-        path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+        path.write_text(
+            json.dumps({key: value for key, value in values.items() if value is not None})
+        )
 
     return change
 
@@ -137,9 +151,15 @@ def another_name(tensors):
 
 
 TENSORS = {
-    "in fp16": (lambda tensors: tensors.update({LORA_A: tensors[LORA_A].half()}), f"{LORA_A} was saved as float16"),
+    "in fp16": (
+        lambda tensors: tensors.update({LORA_A: tensors[LORA_A].half()}),
+        f"{LORA_A} was saved as float16",
+    ),
     "one bit": (one_bit, f"{LORA_A} was saved with 1 of 1024 values changed"),
-    "rounded": (lambda tensors: tensors.update({LORA_A: tensors[LORA_A].bfloat16().float()}), "as bfloat16 rounds"),
+    "rounded": (
+        lambda tensors: tensors.update({LORA_A: tensors[LORA_A].bfloat16().float()}),
+        "as bfloat16 rounds",
+    ),
     "swapped": (swapped, f"2 tensors differ: {LORA_A}"),
     "not at all": (lambda tensors: tensors.pop(LORA_A), f"{LORA_A} is in no file"),
     "by another name": (another_name, "holds foobar, which the trained model lacks"),
@@ -149,7 +169,9 @@ TENSORS = {
 @pytest.mark.parametrize("way", TENSORS)
 def test_a_tensor_that_is_saved_otherwise_is_named(way):
     change, sentence = TENSORS[way]
-    assert sentence in saved_otherwise("gpt2_sum_lora", rewritten("adapter_model.safetensors", change))
+    assert sentence in saved_otherwise(
+        "gpt2_sum_lora", rewritten("adapter_model.safetensors", change)
+    )
 
 
 SETTINGS = [
@@ -306,7 +328,9 @@ def test_lora_that_cannot_be_merged_fails(cell_id):
 
     passed, detail = broken(cell_id, merge=merge)
     assert not passed
-    assert detail.endswith(f"not merged: PEFT cannot merge {cell_id.split('_')[2]!r} (Cannot merge)")
+    assert detail.endswith(
+        f"not merged: PEFT cannot merge {cell_id.split('_')[2]!r} (Cannot merge)"
+    )
 
 
 def test_a_packed_base_that_merging_spoils_is_caught():

@@ -13,7 +13,11 @@ CELLS = ["bert_sa_lora", "bert_qa_sft", "gpt2_qa_lora", "gpt2_sum_sft", "t5_sum_
 
 def disk_codec(folder, cell_id, task=None, **changes):
     cell = quick_cell(cell_id, **changes)
-    cell = replace(cell, profile=replace(cell.profile, feature_cache=folder), task=replace(cell.task, **task or {}))
+    cell = replace(
+        cell,
+        profile=replace(cell.profile, feature_cache=folder),
+        task=replace(cell.task, **task or {}),
+    )
     return make_codec(cell, get_tokenizer(cell_id))
 
 
@@ -23,9 +27,14 @@ def first_rows(cell_id):
 
 @pytest.mark.parametrize("cell_id", CELLS)
 @pytest.mark.parametrize("training", [True, False])
-def test_features_from_the_cache_are_the_encoded_ones_and_nothing_is_tokenised_again(tmp_path, monkeypatch, cell_id, training):
+def test_features_from_the_cache_are_the_encoded_ones_and_nothing_is_tokenised_again(
+    tmp_path, monkeypatch, cell_id, training
+):
     codec, rows = disk_codec(tmp_path, cell_id), first_rows(cell_id)
-    encoded, fresh = codec.encode(rows, training=training), get_features(codec, rows, training=training)
+    encoded, fresh = (
+        codec.encode(rows, training=training),
+        get_features(codec, rows, training=training),
+    )
     monkeypatch.setattr(type(codec), "encode", lambda *_, **__: pytest.fail("tokenised again"))
     assert list(fresh) == list(get_features(codec, rows, training=training)) == encoded
     assert len(list(tmp_path.glob("*.arrow"))) == 1

@@ -1,4 +1,6 @@
-"""Chat models: the template survives, the loss is on what the assistant says, and the oldest turns go first."""
+"""Chat models: the template survives, the loss is on what the assistant says, and the oldest turns
+go first.
+"""
 
 import pytest
 import torch
@@ -16,13 +18,23 @@ from tunegrid.tests.chats import FIRE, TEA, TEMPLATES, chat_cell, chat_codec, ch
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("row", [FIRE, TEA])
-def test_prompt_and_target_are_the_tokenizers_own_conversation_and_labels_the_assistants_turn(template, row):
+def test_prompt_and_target_are_the_tokenizers_own_conversation_and_labels_the_assistants_turn(
+    template, row
+):
     codec = chat_codec(template)
     [feature] = codec.encode([row], training=True)
-    turns = [{"role": "user", "content": row["article"]}, {"role": "assistant", "content": row["highlights"]}]
+    turns = [
+        {"role": "user", "content": row["article"]},
+        {"role": "assistant", "content": row["highlights"]},
+    ]
     own = codec.tokenizer.chat_template.replace("strftime_now('%d %B %Y')", "'01 January 2025'")
-    text = codec.tokenizer.apply_chat_template(turns, tokenize=False, chat_template=own, date_string="01 Jan 2025")
-    assert feature.input_ids + feature.target == codec.tokenizer(text.removesuffix("\n"), add_special_tokens=False)["input_ids"]
+    text = codec.tokenizer.apply_chat_template(
+        turns, tokenize=False, chat_template=own, date_string="01 Jan 2025"
+    )
+    assert (
+        feature.input_ids + feature.target
+        == codec.tokenizer(text.removesuffix("\n"), add_special_tokens=False)["input_ids"]
+    )
     batch = codec.collate([feature])
     counted = batch["labels"] != IGNORED
     assert torch.equal(batch["labels"][counted], batch["input_ids"][counted])
@@ -46,7 +58,11 @@ TWICE = "{% for message in messages %}{{ message['content'] * 2 }}{% endfor %}"
 @pytest.mark.parametrize(
     ("template", "changes", "words"),
     [
-        (None, {}, "llama_sum_sft needs a chat template: that of somebody/tiny-instruct cannot render"),
+        (
+            None,
+            {},
+            "llama_sum_sft needs a chat template: that of somebody/tiny-instruct cannot render",
+        ),
         (TWICE, {}, "shows a turn 2 times"),
         (TEMPLATES["chatml"], {"max_length": 30}, "max_length 30 leaves no room for the text"),
     ],
@@ -78,7 +94,13 @@ def encode_chat(codec, *said):
 
 @pytest.mark.parametrize(
     ("template", "said"),
-    [("chatml", SAID), ("chatml", (SYSTEM, *SAID)), ("chatml", SAID[:2]), ("plain", SAID), ("plain", SAID[:2])],
+    [
+        ("chatml", SAID),
+        ("chatml", (SYSTEM, *SAID)),
+        ("chatml", SAID[:2]),
+        ("plain", SAID),
+        ("plain", SAID[:2]),
+    ],
 )
 def test_tokens_of_a_conversation_are_those_of_the_template(template, said):
     codec = chat_codec(template, CHAT)
@@ -99,25 +121,46 @@ def test_a_long_conversation_loses_its_oldest_turns():
     codec = chat_codec("chatml", CHAT)
     full = encode_chat(codec, SYSTEM, *SAID)
     room = len(full.input_ids) + codec.max_target_length
-    fits, cut = (encode_chat(chat_codec("chatml", CHAT, max_length=n), SYSTEM, *SAID).input_ids for n in (room, room - 1))
+    fits, cut = (
+        encode_chat(chat_codec("chatml", CHAT, max_length=n), SYSTEM, *SAID).input_ids
+        for n in (room, room - 1)
+    )
     assert fits == full.input_ids
     text = codec.tokenizer.decode(cut)
-    assert [words in text for words in ("clara", "tea was served", "and anna ?")] == [False, True, True]
+    assert [words in text for words in ("clara", "tea was served", "and anna ?")] == [
+        False,
+        True,
+        True,
+    ]
 
 
 def test_a_row_is_the_last_exchange_and_after_other_turns_it_is_another_text():
     row = last_exchange(turns(SYSTEM, *SAID, ("user", "thanks")), "here")
     assert (row["prompt"], row["reply"]) == ("and anna ?", "anna was born in dover .")
     assert row["history"] == turns(SYSTEM, *SAID[:2])
-    rows = [last_exchange(turns(*before, *SAID[2:]), "here") for before in (SAID[:2], (SYSTEM,), SAID[:2])]
+    rows = [
+        last_exchange(turns(*before, *SAID[2:]), "here")
+        for before in (SAID[:2], (SYSTEM,), SAID[:2])
+    ]
     first, other, again = (identity(row, (*CHAT.text, *CHAT.context_columns)) for row in rows)
     assert first == again != other
 
 
 @pytest.mark.parametrize(
     "conversation",
-    [[], turns(SAID[0]), turns(SAID[1], SAID[0]), turns(SAID[0], SAID[2], SAID[1]), "text", [{"role": "user"}], None],
+    [
+        [],
+        turns(SAID[0]),
+        turns(SAID[1], SAID[0]),
+        turns(SAID[0], SAID[2], SAID[1]),
+        "text",
+        [{"role": "user"}],
+        None,
+    ],
 )
 def test_what_is_no_conversation_is_one_sentence(conversation):
-    with pytest.raises(InputError, match=r"here: (user and assistant must alternate|a conversation is a list of turns)"):
+    with pytest.raises(
+        InputError,
+        match=r"here: (user and assistant must alternate|a conversation is a list of turns)",
+    ):
         last_exchange(conversation, "here")

@@ -1,4 +1,6 @@
-"""Classes and windows: rows become tokens and targets, and outputs become answers, by hand; and cells without a codec."""
+"""Classes and windows: rows become tokens and targets, and outputs become answers, by hand; and
+cells without a codec.
+"""
 
 from dataclasses import replace
 
@@ -17,7 +19,11 @@ from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.prepare import make_codec
 from tunegrid.tests.small import CPU, get_codec, quick_cell, quick_model
 
-PAIR = {"premise": "the bridge in dover came down .", "hypothesis": "dover has a bridge .", "label": 2}
+PAIR = {
+    "premise": "the bridge in dover came down .",
+    "hypothesis": "dover has a bridge .",
+    "label": 2,
+}
 
 
 def nli(backbone, **changes):
@@ -39,23 +45,51 @@ def with_head(cell_id, **changes):
 
 def with_wrap(cell_id, **changes):
     cell = quick_cell(cell_id)
-    return replace(cell, backbone=replace(cell.backbone, wrap=replace(cell.backbone.wrap, **changes)))
+    return replace(
+        cell, backbone=replace(cell.backbone, wrap=replace(cell.backbone.wrap, **changes))
+    )
 
 
-NEEDED = [(cell_id, name) for cell_id in ("bert_sum_sft", "gpt2_sum_sft") for name in ("generation", "max_target_length")]
+NEEDED = [
+    (cell_id, name)
+    for cell_id in ("bert_sum_sft", "gpt2_sum_sft")
+    for name in ("generation", "max_target_length")
+]
 
 
 @pytest.mark.parametrize(
     ("cell", "sentence"),
     [
-        (with_head("gpt2_sum_sft", layout=None), "no layout; for generate, a head needs Layout.ENCODER_DECODER or"),
-        (with_head("gpt2_qa_sft", layout=Layout.SEPARATED), "SEPARATED; for extract, a head needs no layout or Layout.CHAT"),
-        (with_head("bert_sa_sft", layout=Layout.CHAT), "Layout.CHAT; for classify, a head needs no layout"),
-        (with_wrap("gpt2_sa_sft", after="cls_token"), "puts cls_token around its texts, but its tokenizer has none"),
-        *((quick_cell(cell, **{name: None}), f"{cell} generates text, so its recipe needs {name}") for cell, name in NEEDED),
-        (quick_cell("gpt2_sum_sft", max_length=256, max_target_length=27), "room for 27 tokens .*, but generates up to 28"),
-        (quick_cell("gpt2_sum_sft", max_length=29, max_target_length=28), "gpt2_sum_sft: max_length 29 leaves no room for the"),
-        (nli("bert", max_length=3), "bert_nli_sft: max_length 3 leaves no room for the text"),  # [CLS] and two [SEP]
+        (
+            with_head("gpt2_sum_sft", layout=None),
+            "no layout; for generate, a head needs Layout.ENCODER_DECODER or",
+        ),
+        (
+            with_head("gpt2_qa_sft", layout=Layout.SEPARATED),
+            "SEPARATED; for extract, a head needs no layout or Layout.CHAT",
+        ),
+        (
+            with_head("bert_sa_sft", layout=Layout.CHAT),
+            "Layout.CHAT; for classify, a head needs no layout",
+        ),
+        (
+            with_wrap("gpt2_sa_sft", after="cls_token"),
+            "puts cls_token around its texts, but its tokenizer has none",
+        ),
+        *(
+            (quick_cell(cell, **{name: None}), f"{cell} generates text, so its recipe needs {name}")
+            for cell, name in NEEDED
+        ),
+        (
+            quick_cell("gpt2_sum_sft", max_length=256, max_target_length=27),
+            "room for 27 tokens .*, but generates up to 28",
+        ),
+        (
+            quick_cell("gpt2_sum_sft", max_length=29, max_target_length=28),
+            "gpt2_sum_sft: max_length 29 leaves no room for the",
+        ),
+        # [CLS] and two [SEP]
+        (nli("bert", max_length=3), "bert_nli_sft: max_length 3 leaves no room for the text"),
     ],
 )
 def test_a_cell_without_a_codec_is_refused_in_a_sentence(cell, sentence):
@@ -64,8 +98,13 @@ def test_a_cell_without_a_codec_is_refused_in_a_sentence(cell, sentence):
 
 
 def test_an_unknown_architecture_is_refused_with_the_nearest():
-    for name, words in (("LlamaForCausal", "did you mean LlamaForCausalLM"), ("zzz", "give a class"), ("pipeline", "")):
-        with pytest.raises(InputError, match=f"unknown architecture '{name}'.*{words}"):  # a pipeline is no class
+    for name, words in (
+        ("LlamaForCausal", "did you mean LlamaForCausalLM"),
+        ("zzz", "give a class"),
+        ("pipeline", ""),
+    ):
+        # A pipeline is no class
+        with pytest.raises(InputError, match=f"unknown architecture '{name}'.*{words}"):
             architecture(name)
 
 
@@ -79,7 +118,10 @@ def test_bert_reads_and_cuts_two_texts_as_its_tokenizer_does(swapped):
     for length in range(5, 17):
         own = codec(nli("bert", max_length=length))
         [feature] = own.encode([row], training=True)
-        assert feature.input_ids == own.tokenizer(*texts, truncation="longest_first", max_length=length)["input_ids"]
+        assert (
+            feature.input_ids
+            == own.tokenizer(*texts, truncation="longest_first", max_length=length)["input_ids"]
+        )
     batch = own.collate([feature])  # [CLS] + 7 + [SEP], then 5 + [SEP]
     first = 6 if swapped else 8
     assert batch["token_type_ids"].tolist() == [[0] * (first + 1) + [1] * (14 - first)]
@@ -93,14 +135,19 @@ TWICE = {
     "question": "where was clara born ?",
     "answers": {"text": ["dover"], "answer_start": [64]},  # the second of two
 }
-SHORT = {"max_length": 15, "doc_stride": 4}  # the question takes 4 tokens ([CLS] when ? [SEP]), the end 1, the context 10
+# The question takes 4 tokens ([CLS] when ? [SEP]), the end 1, the context 10
+SHORT = {"max_length": 15, "doc_stride": 4}
 
 
 def counting(tokens, answer):
     """A context of years, each one word; the answer is the year at place `answer`."""
     years = [str(1921 + i) for i in range(tokens)]
     start = len(" ".join(years[:answer])) + (answer > 0)
-    return {"context": " ".join(years), "question": "when ?", "answers": {"text": [years[answer]], "answer_start": [start]}}
+    return {
+        "context": " ".join(years),
+        "question": "when ?",
+        "answers": {"text": [years[answer]], "answer_start": [start]},
+    }
 
 
 @pytest.mark.parametrize(
@@ -114,22 +161,34 @@ def counting(tokens, answer):
 )
 def test_neighbouring_windows_share_the_stride_and_the_last_reaches_the_end(tokens, ends):
     row = counting(tokens, 0)
-    windows = [feature.extra.offsets for feature in get_codec("bert_qa_sft", **SHORT).encode([row], training=False)]
+    windows = [
+        feature.extra.offsets
+        for feature in get_codec("bert_qa_sft", **SHORT).encode([row], training=False)
+    ]
     parts = [row["context"][window[0][0] : window[-1][1]].split() for window in windows]
-    assert [(int(part[0]), int(part[-1]), len(part)) for part in parts] == [(*end, 10) for end in ends]
+    assert [(int(part[0]), int(part[-1]), len(part)) for part in parts] == [
+        (*end, 10) for end in ends
+    ]
 
 
 def test_rows_whose_answer_no_window_holds_are_scored_but_not_trained_on():
     own = get_codec("t5_qa_sft", max_length=14)  # when ? EOS + 10 years + EOS, the rest is cut
     rows = [counting(12, 11), counting(12, 9)]
-    assert [[f.example for f in own.encode(rows, training=training)] for training in (True, False)] == [[1], [0, 1]]
-    with pytest.raises(InputError, match="bert_qa_sft: a question of 7 tokens leaves no room for its context in max_length 8"):
-        get_codec("bert_qa_sft", max_length=8).encode([TWICE], training=True)  # [CLS] + 5 + [SEP], and [SEP] behind
+    assert [
+        [f.example for f in own.encode(rows, training=training)] for training in (True, False)
+    ] == [[1], [0, 1]]
+    with pytest.raises(
+        InputError,
+        match="bert_qa_sft: a question of 7 tokens leaves no room for its context in max_length 8",
+    ):
+        # [CLS] + 5 + [SEP], and [SEP] behind
+        get_codec("bert_qa_sft", max_length=8).encode([TWICE], training=True)
 
 
 def test_a_row_takes_the_best_of_its_own_windows_however_they_are_interleaved():
     own, rows = get_codec("bert_qa_sft", **SHORT), [counting(16, 0), counting(16, 15)]
-    a0, a1, b0, b1 = own.encode(rows, training=False)  # each row: years 0-9 and 6-15, context from place 4 on
+    # Each row: years 0-9 and 6-15, context from place 4 on
+    a0, a1, b0, b1 = own.encode(rows, training=False)
     outputs = [(1.0, 4, 4), (2.0, 13, 13), (3.0, 5, 6), (9.0, 4, 5)]
     predictions = own.decode(rows, [b0, a0, a1, b1], outputs)
     assert [prediction.value for prediction in predictions] == ["1928 1929", "1927 1928"]
@@ -138,8 +197,14 @@ def test_a_row_takes_the_best_of_its_own_windows_however_they_are_interleaved():
 def test_best_span_is_what_trying_every_pair_finds():
     """Over contexts shorter and longer than an answer may be; of equal pairs the first one."""
     for size in (1, 2, 29, 30, 31, 70):
-        starts, ends = torch.randint(9, (2, size + 5), generator=torch.Generator().manual_seed(size)).float()
-        pairs = [(i, j) for i in range(3, 3 + size) for j in range(i, min(i + MAX_ANSWER_TOKENS, 3 + size))]
+        starts, ends = torch.randint(
+            9, (2, size + 5), generator=torch.Generator().manual_seed(size)
+        ).float()
+        pairs = [
+            (i, j)
+            for i in range(3, 3 + size)
+            for j in range(i, min(i + MAX_ANSWER_TOKENS, 3 + size))
+        ]
         first, last = max(pairs, key=lambda pair: starts[pair[0]] + ends[pair[1]])
         window = Window(shift=3, offsets=[(0, 1)] * size)
         assert best_span(starts, ends, window) == (starts[first] + ends[last], first, last)
@@ -148,9 +213,18 @@ def test_best_span_is_what_trying_every_pair_finds():
 # Texts that are generated
 
 
-FIRE = {"article": "shops in dover opened late . the bridge in dover came down .", "highlights": "dover bridge collapses ."}
-GIFT = {"article": "tea was served in the hall .", "highlights": "fire hits dover bridge .\npolice arrest anna reed ."}
-LONG = {"article": "tea was served in the hall . " * 100, "highlights": "dover bridge collapses . " * 20}
+FIRE = {
+    "article": "shops in dover opened late . the bridge in dover came down .",
+    "highlights": "dover bridge collapses .",
+}
+GIFT = {
+    "article": "tea was served in the hall .",
+    "highlights": "fire hits dover bridge .\npolice arrest anna reed .",
+}
+LONG = {
+    "article": "tea was served in the hall . " * 100,
+    "highlights": "dover bridge collapses . " * 20,
+}
 
 
 def tokens(codec, ids):
@@ -160,8 +234,14 @@ def tokens(codec, ids):
 @pytest.mark.parametrize(
     ("backbone", "changes", "row", "source"),
     [
-        ("gpt2", {"prefix": "dover . "}, GIFT, "dover Ġ. Ġtea Ġwas Ġserved Ġin Ġthe Ġhall Ġ. <sum>"),
-        ("gpt2", {"max_length": 33, "max_target_length": 28}, LONG, "tea Ġwas Ġserved Ġin <sum>"),  # with room for the summary
+        (
+            "gpt2",
+            {"prefix": "dover . "},
+            GIFT,
+            "dover Ġ. Ġtea Ġwas Ġserved Ġin Ġthe Ġhall Ġ. <sum>",
+        ),
+        # With room for the summary
+        ("gpt2", {"max_length": 33, "max_target_length": 28}, LONG, "tea Ġwas Ġserved Ġin <sum>"),
         ("bert", {"max_length": 8}, LONG, "[CLS] tea was served in the hall [SEP]"),
         ("t5", {"max_length": 7}, LONG, "▁summarize: ▁tea ▁was ▁served ▁in ▁the </s>"),
     ],
@@ -177,14 +257,23 @@ def test_gpt2_computes_logits_only_where_some_row_has_something_to_learn(prompts
     codec = get_codec("gpt2_sum_sft")
     model = build(codec.cell, codec.tokenizer, CPU)
     if prompts:
-        model = peft.get_peft_model(model, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=prompts))
+        model = peft.get_peft_model(
+            model, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=prompts)
+        )
     model.eval()
-    batch = codec.collate(codec.encode([FIRE, {"article": LONG["article"], "highlights": "a bridge ."}], training=True))
+    batch = codec.collate(
+        codec.encode(
+            [FIRE, {"article": LONG["article"], "highlights": "a bridge ."}], training=True
+        )
+    )
     shapes = []
-    handle = model.register_forward_hook(lambda module, inputs, output: shapes.append(output.logits.shape[1]))
+    handle = model.register_forward_hook(
+        lambda module, inputs, output: shapes.append(output.logits.shape[1])
+    )
     losses = [codec.loss(model, rows) for rows in (batch, codec.to_device(batch, CPU))]
     handle.remove()
-    assert shapes == [batch["labels"].shape[1] + prompts, (batch["labels"] != IGNORED).any(0).sum()]  # of both rows together
+    # Of both rows together
+    assert shapes == [batch["labels"].shape[1] + prompts, (batch["labels"] != IGNORED).any(0).sum()]
     trained = [p for p in model.parameters() if p.requires_grad]
     whole, some = (torch.autograd.grad(loss, trained) for loss in losses)
     assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-5)
@@ -203,9 +292,16 @@ def only(model, token):
 
 @pytest.mark.parametrize(("beams", "cap", "word"), [(1, 6, None), (3, 6, None), (1, 25, "dover")])
 @pytest.mark.parametrize("backbone", ["bert", "gpt2", "t5"])
-def test_generation_stops_at_the_end_token_or_at_max_new_tokens_and_rows_do_not_bear_on_each_other(backbone, beams, cap, word):
-    codec = get_codec(f"{backbone}_sum_sft", generation=Generation(num_beams=beams, max_new_tokens=cap))
-    model, features = quick_model(f"{backbone}_sum_sft").eval(), codec.encode([FIRE, GIFT], training=False)
+def test_generation_stops_at_the_end_token_or_at_max_new_tokens_and_rows_do_not_bear_on_each_other(
+    backbone, beams, cap, word
+):
+    codec = get_codec(
+        f"{backbone}_sum_sft", generation=Generation(num_beams=beams, max_new_tokens=cap)
+    )
+    model, features = (
+        quick_model(f"{backbone}_sum_sft").eval(),
+        codec.encode([FIRE, GIFT], training=False),
+    )
     assert codec.predict(model, features, CPU)[1] == codec.predict(model, features[1:], CPU)[0]
     [token] = codec.ids(word) if word else [codec.end_id]
     assert codec.predict(only(model, token), features, CPU) == [[token] * (cap if word else 1)] * 2

@@ -12,7 +12,9 @@ from tunegrid.runs import examples
 
 
 class SavedRuns:
-    """`files` has a saved run by version of the package `planted` and by stage; `asked` keeps what was run, in order."""
+    """`files` has a saved run by version of the package `planted` and by stage; `asked` keeps what
+    was run, in order.
+    """
 
     def __init__(self, folder):
         self.folder, self.files, self.asked = folder, {}, []
@@ -20,7 +22,11 @@ class SavedRuns:
     def suite(self, python, out, arguments):
         key = (out.parent.name, out.stem)
         self.asked.append((*key, " ".join(arguments)))
-        return ["cp", str(self.folder / self.files.get(key, self.files.get(key[0], "none"))), str(out)]
+        return [
+            "cp",
+            str(self.folder / self.files.get(key, self.files.get(key[0], "none"))),
+            str(out),
+        ]
 
     @property
     def stages(self):
@@ -34,7 +40,11 @@ def saved_runs(tmp_path, monkeypatch):
     def get_environment(requirements, wheels, alone=False):
         name, _, version = requirements[0].partition("==")
         version = version or requirements[0].rpartition("@")[2][:7]  # of a commit
-        return Environment(python=Path(sys.executable), folder=tmp_path / "environments" / version, own={name: version})
+        return Environment(
+            python=Path(sys.executable),
+            folder=tmp_path / "environments" / version,
+            own={name: version},
+        )
 
     monkeypatch.setattr(environments, "ENVIRONMENTS", tmp_path / "environments")
     monkeypatch.setattr(environments, "get_environment", get_environment)

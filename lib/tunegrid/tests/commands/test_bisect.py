@@ -9,22 +9,28 @@ from tunegrid.tests.packages import git, wheel
 from tunegrid.tests.records import MEASURED, get_record, hits, run_file
 
 EIGHT = [f"1.{minor}" for minor in range(8)]
-RIGHT = {"good": 480, "worse": 416, "doubtful": 471}  # rows of 512; 12.5 points between the first two
-# The losses of one are others, so it is another training: no noise was calibrated, and one seed a side tells nothing.
+# Rows of 512; 12.5 points between the first two
+RIGHT = {"good": 480, "worse": 416, "doubtful": 471}
+# The losses of one are others, so it is another training: no noise was calibrated, and one seed a
+# side tells nothing.
 OTHER = MEASURED["training"] | {"losses": [0.9, 0.8]}
 ENDS = ["--good", "planted==1.0", "--bad", "planted==1.7", "--cells", "bert_sa_lora"]
 
 
 @pytest.fixture
 def bisected(saved_runs, said):
-    """Exit code and lines of a bisection of versions 1.0 to 1.7, which are worse from one on, but for the `others`."""
+    """Exit code and lines of a bisection of versions 1.0 to 1.7, which are worse from one on, but
+    for the `others`.
+    """
     for name, right in RIGHT.items():
         training = OTHER if name == "doubtful" else MEASURED["training"]
         record = get_record("bert_sa_lora", {"accuracy": hits(512, right)}, training=training)
         run_file(saved_runs.folder / f"{name}.json", [record])
 
     def call(first_worse, others, *options):
-        saved_runs.files |= {version: "worse.json" if version >= first_worse else "good.json" for version in EIGHT}
+        saved_runs.files |= {
+            version: "worse.json" if version >= first_worse else "good.json" for version in EIGHT
+        }
         saved_runs.files |= {version: f"{name}.json" for version, name in others.items()}
         return said(bisect.main, [*ENDS, "--versions", ",".join(EIGHT), *options])
 
@@ -37,7 +43,8 @@ def bisected(saved_runs, said):
         ("1.1", {}, "421", "planted 1.1 is the first that is worse; 1.0 is not."),
         ("1.5", {}, "465", "planted 1.5 is the first that is worse; 1.4 is not."),
         ("1.7", {}, "46", "planted 1.7 is the first that is worse; 1.6 is not."),
-        # what cannot be told or does not finish is skipped: away from the change that costs a step more
+        # what cannot be told or does not finish is skipped: away from the change that costs a step
+        # more
         ("1.6", {"1.4": "none"}, "4365", "planted 1.6 is the first that is worse; 1.5 is not."),
         (
             *("1.4", {"1.4": "none", "1.3": "doubtful"}, "4352"),
@@ -45,26 +52,42 @@ def bisected(saved_runs, said):
         ),
     ],
 )
-def test_versions_between_the_ends_are_halved(saved_runs, bisected, first_worse, others, steps, answer):
+def test_versions_between_the_ends_are_halved(
+    saved_runs, bisected, first_worse, others, steps, answer
+):
     code, lines = bisected(first_worse, others, "--", "--seeds", "0-2")
     assert (code, lines[-3]) == ("skipped" in answer, answer)
     assert lines[0] == "planted: 8 versions, at most 3 steps after the two ends"
-    assert next(line for line in lines if line.startswith("tries")) == "tries 1.4; at most 3 steps left"
+    assert (
+        next(line for line in lines if line.startswith("tries"))
+        == "tries 1.4; at most 3 steps left"
+    )
     assert len([line for line in lines if line.startswith("skips")]) == len(others)
     tried = [("1.0", "whole"), ("1.0", "again"), ("1.7", "whole")]
     tried += [(f"1.{step}", "whole") for step in steps]
     assert saved_runs.stages == tried
     arguments = "-m quick --cells bert_sa_lora {}-n auto --seeds 0-2"
-    assert [asked[2] for asked in saved_runs.asked[:2]] == [arguments.format("--resume "), arguments.format("")]
+    assert [asked[2] for asked in saved_runs.asked[:2]] == [
+        arguments.format("--resume "),
+        arguments.format(""),
+    ]
 
 
 @pytest.mark.parametrize(
     ("options", "others", "sentence"),
     [
-        (["--gate-on", "memory"], {}, "nothing to find: 1.7 is not worse than 1.0 by memory (1 cell, numerics: "),
+        (
+            ["--gate-on", "memory"],
+            {},
+            "nothing to find: 1.7 is not worse than 1.0 by memory (1 cell, numerics: ",
+        ),
         ([], {"1.7": "good"}, "nothing to find: 1.7 is not worse than 1.0 by quality and memory"),
         ([], {"1.0": "none"}, "no cell runs with planted 1.0"),
-        ([], {("1.0", "again"): "worse"}, "1.0 is called worse than itself, so there is nothing to bisect: worse: bert"),
+        (
+            [],
+            {("1.0", "again"): "worse"},
+            "1.0 is called worse than itself, so there is nothing to bisect: worse: bert",
+        ),
         (["--versions", "new"], {}, "Invalid version: 'new'; give versions of planted as"),
         (["--good", "planted==1.8"], {}, "planted 1.8 is not older than 1.7"),
         (["--cells", "bert_sa_lora,t5_sa_lora"], {}, "t5_sa_lora does not finish with planted 1.0"),
@@ -78,10 +101,19 @@ def test_ends_that_cannot_be_bisected_are_one_sentence(bisected, options, others
 def test_releases_are_those_between_the_ends_in_the_order_of_versions(tmp_path, said):
     for version in ("1.11", "1.10.0", "1.9", "1.8", "1.7"):
         wheel(tmp_path, version, 1)
-    options = SimpleNamespace(good="Planted==1.8.0", bad="planted==1.10", find_links=tmp_path, versions=None)
+    options = SimpleNamespace(
+        good="Planted==1.8.0", bad="planted==1.10", find_links=tmp_path, versions=None
+    )
     assert bisect.releases(options) == ("planted", ["1.8", "1.9", "1.10.0"])
-    code, lines = said(bisect.main, ["--good=p==1", "--bad=p==2", "--cells=bert_sa_lora", f"--find-links={tmp_path}"])
-    assert (code, "the releases of p cannot be listed (give them with --versions A,B,C): Because p " in lines[-1]) == (2, True)
+    code, lines = said(
+        bisect.main,
+        ["--good=p==1", "--bad=p==2", "--cells=bert_sa_lora", f"--find-links={tmp_path}"],
+    )
+    assert (
+        code,
+        "the releases of p cannot be listed (give them with --versions A,B,C): Because p "
+        in lines[-1],
+    ) == (2, True)
 
 
 @pytest.mark.usefixtures("bisected")
@@ -94,10 +126,16 @@ def test_the_commit_of_a_checkout_is_named(tmp_path, saved_runs, said):
         saved_runs.files[commits[-1]] = f"{name}.json"
 
     def run_bisect(good, bad):
-        return said(bisect.main, ["--repo", str(repo), "--good", good, "--bad", bad, "--cells", "bert_sa_lora"])
+        return said(
+            bisect.main,
+            ["--repo", str(repo), "--good", good, "--bad", bad, "--cells", "bert_sa_lora"],
+        )
 
     code, lines = run_bisect("HEAD~2", "HEAD")
-    assert (code, lines[-3]) == (0, f"library {commits[1]} is the first that is worse; {commits[0]} is not.")
+    assert (code, lines[-3]) == (
+        0,
+        f"library {commits[1]} is the first that is worse; {commits[0]} is not.",
+    )
     assert lines[-1] == f"Next: `git -C {repo} show {commits[1]}` is the change."
     code, lines = run_bisect("HEAD", "HEAD~1")
     assert (code, "HEAD is not an ancestor of HEAD~1" in lines[-1]) == (2, True)

@@ -27,7 +27,9 @@ for program, name in [*((main, name) for name in sys.argv[1:]), *((lab, name) fo
 
 
 def test_every_command_describes_itself_at_once_without_a_slow_import():
-    done = subprocess.run([sys.executable, "-c", HELP, *OF_PRODUCT], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, *OF_PRODUCT], capture_output=True, text=True, check=True
+    )
     texts = [text.partition(" [-h]")[0] for text in done.stdout.split("--\n")]
     usages = [
         *(f"usage: tunegrid {name}" for name in OF_PRODUCT),
@@ -39,7 +41,10 @@ def test_every_command_describes_itself_at_once_without_a_slow_import():
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("bisect --cells=bert_sa_lora --good=../../../x==1 --bad=../../../x==2", "give two releases of one package"),
+        (
+            "bisect --cells=bert_sa_lora --good=../../../x==1 --bad=../../../x==2",
+            "give two releases of one package",
+        ),
         ("bisect --cells=bert_sa_lora --good=p==1 --bad=q==2", "give two releases of one package"),
         ("upgrade ../../x==1", "is no package: expected what pip takes"),
         ("upgrade --from=--target=x==1", "is no package: expected what pip takes"),
@@ -49,7 +54,9 @@ def test_every_command_describes_itself_at_once_without_a_slow_import():
         ("new task json", "json.py would hide a module of Python's own"),
     ],
 )
-def test_names_are_checked_before_anything_is_made_of_them(tmp_path, monkeypatch, capsys, words, sentence):
+def test_names_are_checked_before_anything_is_made_of_them(
+    tmp_path, monkeypatch, capsys, words, sentence
+):
     monkeypatch.setattr(environments, "ENVIRONMENTS", tmp_path / "environments")
     monkeypatch.chdir(tmp_path)
     assert sentence in refusal(capsys, command.main, *words.split())

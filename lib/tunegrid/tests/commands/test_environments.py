@@ -1,4 +1,6 @@
-"""Environments of packages that are made here: what names them, and whether they hold what was named."""
+"""Environments of packages that are made here: what names them, and whether they hold what was
+named.
+"""
 
 import os
 import subprocess
@@ -10,12 +12,19 @@ import pytest
 
 from tunegrid.commands import environments, packages
 from tunegrid.commands.environments import get_environment
-from tunegrid.commands.packages import check_packages, find_packages, index_options, lock_packages, parse_requirement
+from tunegrid.commands.packages import (
+    check_packages,
+    find_packages,
+    index_options,
+    lock_packages,
+    parse_requirement,
+)
 from tunegrid.errors import InputError
 from tunegrid.tests.packages import checkout, pack, wheel
 
 HERE = "iniconfig"  # a small package that is installed here
-WRITES = "import sys, packaging, {}; open(sys.argv[1], 'w').write(str({}.ROWS))"  # packaging is shared
+# Packaging is shared
+WRITES = "import sys, packaging, {}; open(sys.argv[1], 'w').write(str({}.ROWS))"
 
 
 @pytest.fixture
@@ -28,14 +37,18 @@ def folder(tmp_path, monkeypatch):
 def rows(environment, monkeypatch, name="planted"):
     """The number that a package holds in an environment."""
     code = WRITES.format(name, name)
-    monkeypatch.setattr(environments, "suite", lambda python, out, _: [str(python), "-c", code, str(out)])
+    monkeypatch.setattr(
+        environments, "suite", lambda python, out, _: [str(python), "-c", code, str(out)]
+    )
     return environment.run("rows.txt", ()).read_text()
 
 
 def test_what_a_user_names_stays_and_a_folder_without_git_is_one_sentence(tmp_path):
     for spec in ("Rouge_Score>=0.1", "peft @ https://x/peft.zip", "peft @ git+https://x/peft@v1"):
         assert parse_requirement(spec) == spec
-    with pytest.raises(InputError, match="cannot be read as a checkout of a library: not a git repository"):
+    with pytest.raises(
+        InputError, match="cannot be read as a checkout of a library: not a git repository"
+    ):
         parse_requirement(f"peft@{tmp_path}")
 
 
@@ -51,7 +64,9 @@ def test_a_wheel_that_is_built_again_is_another_environment(folder, monkeypatch)
 
 def test_an_address_keeps_the_password_that_uv_hides(monkeypatch):
     report = " - needed==1.0\n + needed==2.0\n + planted @ https://user:****@x/planted.zip\n"
-    monkeypatch.setattr(packages, "run_uv", lambda *_, text="": SimpleNamespace(stderr=report, stdout=text))
+    monkeypatch.setattr(
+        packages, "run_uv", lambda *_, text="": SimpleNamespace(stderr=report, stdout=text)
+    )
     planted = "planted @ https://user:secret@x/planted.zip"
     assert lock_packages([planted], [], alone=False) == f"needed==2.0\n{planted}"
 
@@ -73,7 +88,10 @@ def test_a_checkout_of_the_version_that_is_installed_here_is_installed(folder, m
     backend = repo / "backend.py"
     backend.write_text(f"{backend.read_text()}\n# not committed\n")
     assert get_environment([parse_requirement(f"{HERE}@{repo}")], folder).own != environment.own
-    assert get_environment([packages.git_address(repo, commit)], folder, alone=True).own == environment.own
+    assert (
+        get_environment([packages.git_address(repo, commit)], folder, alone=True).own
+        == environment.own
+    )
 
 
 def test_the_very_release_that_is_installed_here_is_a_copy_and_a_rebuilt_one_is_none(folder):
@@ -88,7 +106,9 @@ def test_another_release_than_was_named_is_one_sentence(folder, monkeypatch):
         wheel(folder, release, 1)
     (folder / "overrides.txt").write_text("planted==2.0")
     monkeypatch.setenv("UV_OVERRIDE", str(folder / "overrides.txt"))
-    with pytest.raises(InputError, match=r"asked for planted==1\.0, but what was installed is planted 2.0"):
+    with pytest.raises(
+        InputError, match=r"asked for planted==1\.0, but what was installed is planted 2.0"
+    ):
         get_environment(["planted==1.0"], folder)
 
 
@@ -103,12 +123,16 @@ def test_another_commit_and_none_at_all_differ_from_what_was_named(folder):
             check_packages([], f"{asked}\n", held)
 
 
-def test_a_file_that_was_edited_in_an_environment_is_one_sentence_and_installed_again(folder, monkeypatch):
+def test_a_file_that_was_edited_in_an_environment_is_one_sentence_and_installed_again(
+    folder, monkeypatch
+):
     wheel(folder, "1.0", 1)
     environment = get_environment(["planted==1.0"], folder)
     [module] = environment.folder.glob("environment/lib/*/site-packages/planted/__init__.py")
     module.write_text("ROWS = 7")
-    with pytest.raises(InputError, match=r"planted/__init__.py is not as planted 1.0 has it: it was edited"):
+    with pytest.raises(
+        InputError, match=r"planted/__init__.py is not as planted 1.0 has it: it was edited"
+    ):
         get_environment(["planted==1.0"], folder)
     assert rows(get_environment(["planted==1.0"], folder), monkeypatch) == "1"
 
@@ -116,16 +140,29 @@ def test_a_file_that_was_edited_in_an_environment_is_one_sentence_and_installed_
 def test_the_command_of_an_environment_runs_its_packages_from_any_folder(folder):
     wheel(folder, "1.0", 1)
     words = [*get_environment(["planted"], folder).command, "--markers", "-p"]
-    names = {name: subprocess.run([*words, name], cwd=folder, check=False).returncode for name in ("planted", "other")}
+    names = {
+        name: subprocess.run([*words, name], cwd=folder, check=False).returncode
+        for name in ("planted", "other")
+    }
     assert names == {"planted": 0, "other": 4}
     assert get_environment([], folder).command == ["tunegrid", "run"]
 
 
 def test_indexes_of_pip_are_used_unless_uv_has_its_own(monkeypatch, tmp_path):
-    listing = ["global.index-url='https://old/simple'", "install.timeout='9'", ":env:.index-url='https://x/simple'"]
+    listing = [
+        "global.index-url='https://old/simple'",
+        "install.timeout='9'",
+        ":env:.index-url='https://x/simple'",
+    ]
     listing += ["global.extra-index-url='\\nhttps://a/simple\\nhttps://b/simple'"]
-    monkeypatch.setattr(packages.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout="\n".join(listing)))
-    expected = ["--index-url=https://x/simple", "--extra-index-url=https://a/simple", "--extra-index-url=https://b/simple"]
+    monkeypatch.setattr(
+        packages.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout="\n".join(listing))
+    )
+    expected = [
+        "--index-url=https://x/simple",
+        "--extra-index-url=https://a/simple",
+        "--extra-index-url=https://b/simple",
+    ]
     assert index_options(None)[1:] == expected
     assert index_options(tmp_path) == ["--no-index", f"--find-links={tmp_path}"]
     monkeypatch.setenv("UV_DEFAULT_INDEX", "https://uv/simple")

@@ -1,4 +1,6 @@
-"""A library's history, by runs that are saved for each release: what is compared, and what the table says."""
+"""A library's history, by runs that are saved for each release: what is compared, and what the
+table says.
+"""
 
 import json
 
@@ -11,7 +13,9 @@ from tunegrid.tests.records import begun, get_record, hits, run_file
 
 @pytest.fixture
 def walked(saved_runs, said, monkeypatch, tmp_path):
-    """Exit code, lines and releases by version of a walk over four releases, of which 3.0 changes a cell's gradients."""
+    """Exit code, lines and releases by version of a walk over four releases, of which 3.0 changes a
+    cell's gradients.
+    """
     folder = saved_runs.folder
     run_file(folder / "first.json", [begun(cell) for cell in CELLS])
     run_file(folder / "other.json", [begun(CELLS[0]), begun(CELLS[1], training=OTHER)])
@@ -57,31 +61,57 @@ def test_an_audit_that_fails_is_in_the_row_and_a_persons_cause_too(saved_runs, w
     causes.write_text('"4.0" = "pull request 7: a base that trains"\n')
     _, lines, releases = walked("--causes", str(causes))
     assert releases["4.0"]["audits"] == {CELLS[1]: ["audit base_frozen: one changed"]}
-    assert (releases["4.0"]["cause"], releases["3.0"]["cause"]) == ("pull request 7: a base that trains", "")
+    assert (releases["4.0"]["cause"], releases["3.0"]["cause"]) == (
+        "pull request 7: a base that trains",
+        "",
+    )
     assert any("pull request 7" in line for line in lines)
 
 
 def test_without_two_releases_that_ran_the_exit_code_is_2(saved_runs, walked):
-    saved_runs.files |= {(version, "first-updates"): "absent.json" for version in ("1.0", "3.0", "4.0")}
+    saved_runs.files |= {
+        (version, "first-updates"): "absent.json" for version in ("1.0", "3.0", "4.0")
+    }
     code, lines, _ = walked()
-    assert (code, "0 of 4 releases of planted ran: nothing could be compared." in lines) == (2, True)
+    assert (code, "0 of 4 releases of planted ran: nothing could be compared." in lines) == (
+        2,
+        True,
+    )
 
 
 def test_an_audit_that_failed_before_is_no_change(saved_runs, walked):
     run_file(saved_runs.folder / "failed.json", [begun(CELLS[0]), OBJECTING])
-    saved_runs.files |= {(version, "first-updates"): "failed.json" for version in ("1.0", "3.0", "4.0")}
+    saved_runs.files |= {
+        (version, "first-updates"): "failed.json" for version in ("1.0", "3.0", "4.0")
+    }
     code, lines, releases = walked()
-    assert (code, [*releases["1.0"]["audits"]], releases["4.0"]["other_audits"]) == (0, [CELLS[1]], [])
+    assert (code, [*releases["1.0"]["audits"]], releases["4.0"]["other_audits"]) == (
+        0,
+        [CELLS[1]],
+        [],
+    )
     assert "3 of 4 releases of planted ran; none changed anything." in lines
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["planted"], "tunegrid asks for no version of planted: say from which release, with --from"),
-        (["planted", "--from", "new"], "Invalid version: 'new'; give releases as --from 0.18 --to 0.20"),
-        (["planted", "--from", "1", "-o", "page.pdf"], "page.pdf: expected a name that ends in .json, .html, .md"),
-        (["planted", "--from", "1", "--causes", "nowhere.toml"], "nowhere.toml is no file of causes: "),
+        (
+            ["planted"],
+            "tunegrid asks for no version of planted: say from which release, with --from",
+        ),
+        (
+            ["planted", "--from", "new"],
+            "Invalid version: 'new'; give releases as --from 0.18 --to 0.20",
+        ),
+        (
+            ["planted", "--from", "1", "-o", "page.pdf"],
+            "page.pdf: expected a name that ends in .json, .html, .md",
+        ),
+        (
+            ["planted", "--from", "1", "--causes", "nowhere.toml"],
+            "nowhere.toml is no file of causes: ",
+        ),
     ],
 )
 def test_what_cannot_be_walked_is_one_sentence(said, arguments, sentence):

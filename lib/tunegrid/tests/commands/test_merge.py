@@ -23,21 +23,37 @@ def whole_grid(seed=0, **changes):
     records = []
     for index, cell in enumerate(STUDY_IDS):
         [record] = [
-            replace(one, scores=dict.fromkeys(one.bounded_scores, 50.0 + index), bounds={one.main_score: 1.0})
-            for one in trained(cell, 50.0 + index, seeds={"seed": seed, "split_seed": 42, "perturbation": None}, **changes)
+            replace(
+                one,
+                scores=dict.fromkeys(one.bounded_scores, 50.0 + index),
+                bounds={one.main_score: 1.0},
+            )
+            for one in trained(
+                cell,
+                50.0 + index,
+                seeds={"seed": seed, "split_seed": 42, "perturbation": None},
+                **changes,
+            )
         ]
         losses = [float(index), seed / 8]
         evaluation = replace(record.evaluation, loss=1.0 + index)
-        records.append(replace(record, training=replace(record.training, losses=losses), evaluation=evaluation))
+        records.append(
+            replace(record, training=replace(record.training, losses=losses), evaluation=evaluation)
+        )
     return records
 
 
 def test_a_baseline_is_made_of_clean_complete_passed_runs_one_a_seed(tmp_path):
     points = examples.write(["a", "b"], {"accuracy": [100.0, 100.0 / 3]}, ["1", "0"])
     rows = {"train": 70, "validation": 15, "test": 2}
-    grids = [[replace(one, data=replace(one.data, rows=rows)) for one in whole_grid(seed)] for seed in (0, 1)]
+    grids = [
+        [replace(one, data=replace(one.data, rows=rows)) for one in whole_grid(seed)]
+        for seed in (0, 1)
+    ]
     for grid in grids:
-        grid[-1] = replace(grid[-1], examples=points, scores={"accuracy": 200 / 3, "f1_macro": 60.0})
+        grid[-1] = replace(
+            grid[-1], examples=points, scores={"accuracy": 200 / 3, "f1_macro": 60.0}
+        )
     runs = [str(run_file(tmp_path / f"{seed}.json", grid)) for seed, grid in enumerate(grids)]
     target = tmp_path / "baselines" / "quick.json"
     assert merge.main([*runs, "--baseline", "-o", str(target)]) == 0
@@ -51,12 +67,27 @@ def test_a_baseline_is_made_of_clean_complete_passed_runs_one_a_seed(tmp_path):
 
 REFUSED = {
     "cells are missing with seed 0: bert_sum_lora; run them, or name": lambda first, others: others,
-    "did not pass: missed": lambda first, others: [replace(first, status="missed", missed=["why"]), *others],
+    "did not pass: missed": lambda first, others: [
+        replace(first, status="missed", missed=["why"]),
+        *others,
+    ],
     "was changed or limited": lambda first, others: [replace(first, bounds={}), *others],
-    "it is not of one profile": lambda first, others: [replace(r, profile="other") for r in (first, *others)],
-    "shared its device": lambda first, others: [replace(first, device=replace(first.device, contended=True)), *others],
-    "started from perturbed": lambda first, others: [replace(first, seeds=replace(first.seeds, perturbation=1)), *others],
-    "differently": lambda first, others: [replace(first, recipe=replace(first.recipe, max_length=9)), *others, *whole_grid(1)],
+    "it is not of one profile": lambda first, others: [
+        replace(r, profile="other") for r in (first, *others)
+    ],
+    "shared its device": lambda first, others: [
+        replace(first, device=replace(first.device, contended=True)),
+        *others,
+    ],
+    "started from perturbed": lambda first, others: [
+        replace(first, seeds=replace(first.seeds, perturbation=1)),
+        *others,
+    ],
+    "differently": lambda first, others: [
+        replace(first, recipe=replace(first.recipe, max_length=9)),
+        *others,
+        *whole_grid(1),
+    ],
 }
 
 
@@ -74,21 +105,32 @@ OWN = ("bert_mine_lora", "bert_mine_sft")
 def own_grid(seed, cells=OWN):
     first, second, *_ = whole_grid(seed)
     named = zip((first, second), cells, strict=False)
-    return [replace(record, cell=cell, task="mine", method=cell.rpartition("_")[2], bounds={}) for record, cell in named]
+    return [
+        replace(record, cell=cell, task="mine", method=cell.rpartition("_")[2], bounds={})
+        for record, cell in named
+    ]
 
 
 def test_cells_of_a_users_own_are_a_baseline_and_the_answer_names_them(tmp_path, capsys):
     runs = [str(run_file(tmp_path / f"{seed}.json", own_grid(seed))) for seed in (0, 1)]
     target = tmp_path / "own.json"
     assert merge.main([*runs, "--baseline", "-o", str(target)]) == 0
-    assert "a baseline of 2 cells (bert_mine_lora, bert_mine_sft) with seed 0 and seed 1" in capsys.readouterr().out
+    assert (
+        "a baseline of 2 cells (bert_mine_lora, bert_mine_sft) with seed 0 and seed 1"
+        in capsys.readouterr().out
+    )
     assert sorted(record.cell for record in read_list(target)) == sorted(2 * OWN)
 
 
 def test_a_cell_that_one_seed_lacks_is_named_and_the_others_can_be_chosen(tmp_path, capsys):
-    runs = [run_file(tmp_path / "0.json", own_grid(0)), run_file(tmp_path / "1.json", own_grid(1, OWN[:1]))]
+    runs = [
+        run_file(tmp_path / "0.json", own_grid(0)),
+        run_file(tmp_path / "1.json", own_grid(1, OWN[:1])),
+    ]
     words = [*runs, "--baseline", "-o", tmp_path / "to.json"]
-    assert "missing with seed 1: bert_mine_sft; run them, or name" in refusal(capsys, merge.main, *words)
+    assert "missing with seed 1: bert_mine_sft; run them, or name" in refusal(
+        capsys, merge.main, *words
+    )
     assert merge.main([*map(str, words), f"--cells={OWN[0]}"]) == 0
     assert [record.cell for record in read_list(tmp_path / "to.json")] == [OWN[0]] * 2
 
@@ -96,7 +138,10 @@ def test_a_cell_that_one_seed_lacks_is_named_and_the_others_can_be_chosen(tmp_pa
 def test_some_cells_of_the_study_are_a_baseline_if_they_are_named(tmp_path, capsys):
     run = run_file(tmp_path / "run.json", whole_grid()[:3])
     names = ",".join(STUDY_IDS[:2])
-    assert merge.main([str(run), "--baseline", f"--cells={names}", "-o", str(tmp_path / "to.json")]) == 0
+    assert (
+        merge.main([str(run), "--baseline", f"--cells={names}", "-o", str(tmp_path / "to.json")])
+        == 0
+    )
     assert "a baseline of 2 cells" in capsys.readouterr().out
     words = [run, "--cells=t5_sa_lorra", "-o", tmp_path / "no.json"]
     assert "no run holds" in refusal(capsys, merge.main, *words)
@@ -104,19 +149,41 @@ def test_some_cells_of_the_study_are_a_baseline_if_they_are_named(tmp_path, caps
 
 def test_a_dirty_commit_is_refused_and_a_users_own_full_cells_are_not(tmp_path, capsys):
     dirty = run_file(tmp_path / "dirty.json", whole_grid(), dirty=True)
-    assert "uncommitted changes" in refusal(capsys, merge.main, dirty, "--baseline", "-o", tmp_path / "to.json")
+    assert "uncommitted changes" in refusal(
+        capsys, merge.main, dirty, "--baseline", "-o", tmp_path / "to.json"
+    )
     run = run_file(tmp_path / "run.json", [get_record("bert_sa_lora", profile="full")])
     assert merge.main([str(run), "--baseline", "-o", str(tmp_path / "to.json")]) == 0
 
 
-def test_runs_of_a_matrix_are_merged_with_rows_that_hold_no_record_and_conflicts_refused(tmp_path, capsys):
-    odd = {"name": "control", "fullname": "benchmarks::control", "extra_info": {"control": "random_weights"}}
+def test_runs_of_a_matrix_are_merged_with_rows_that_hold_no_record_and_conflicts_refused(
+    tmp_path, capsys
+):
+    odd = {
+        "name": "control",
+        "fullname": "benchmarks::control",
+        "extra_info": {"control": "random_weights"},
+    }
     records = whole_grid()
-    first, second = run_file(tmp_path / "a" / "a.json", records[:15]), run_file(tmp_path / "b.json", records[14:])
-    first.write_text(json.dumps(sealed({"benchmarks": [*json.loads(first.read_text())["benchmarks"], odd]})))
+    first, second = (
+        run_file(tmp_path / "a" / "a.json", records[:15]),
+        run_file(tmp_path / "b.json", records[14:]),
+    )
+    first.write_text(
+        json.dumps(sealed({"benchmarks": [*json.loads(first.read_text())["benchmarks"], odd]}))
+    )
     target = tmp_path / "c" / "c.json"
-    assert merge.main([str(first), str(second), str(ROOT / "reports" / "study.json"), "-o", str(target)]) == 0
+    assert (
+        merge.main(
+            [str(first), str(second), str(ROOT / "reports" / "study.json"), "-o", str(target)]
+        )
+        == 0
+    )
     rows = json.loads(target.read_text())["benchmarks"]
     assert (add_seal(odd) in rows, len(rows)) == (True, 1 + 27 + 27)
-    other = run_file(tmp_path / "other.json", [replace(records[0], missed=["why"], status="missed")])
-    assert f"{records[0].cell} with seed 0 is in" in refusal(capsys, merge.main, first, other, "-o", target)
+    other = run_file(
+        tmp_path / "other.json", [replace(records[0], missed=["why"], status="missed")]
+    )
+    assert f"{records[0].cell} with seed 0 is in" in refusal(
+        capsys, merge.main, first, other, "-o", target
+    )

@@ -24,7 +24,10 @@ pytestmark = pytest.mark.usefixtures("store")
 @pytest.fixture
 def files(tmp_path):
     """A run, and one that lost ten points."""
-    return [run_file(tmp_path / f"{name}.json", trained(CELL, points)) for name, points in (("old", 90.0), ("new", 80.0))]
+    return [
+        run_file(tmp_path / f"{name}.json", trained(CELL, points))
+        for name, points in (("old", 90.0), ("new", 80.0))
+    ]
 
 
 def test_a_gate_answers_as_the_command_does_for_files_and_for_records(files, capsys):
@@ -67,8 +70,16 @@ def test_a_comparison_is_the_table_of_the_command(files, capsys):
 
 def test_a_run_returns_the_records_of_the_file_that_it_writes(tmp_path):
     path = tmp_path / "deep" / "run.json"
-    records = tunegrid.run([CELL], seeds=(3,), set=SETTINGS | {"max_steps": 2}, to=path, options=["-p", "no:cacheprovider"])
-    assert [(record.cell, record.seeds.seed, record.training.updates) for record in records] == [(CELL, 3, 2)]
+    records = tunegrid.run(
+        [CELL],
+        seeds=(3,),
+        set=SETTINGS | {"max_steps": 2},
+        to=path,
+        options=["-p", "no:cacheprovider"],
+    )
+    assert [(record.cell, record.seeds.seed, record.training.updates) for record in records] == [
+        (CELL, 3, 2)
+    ]
     assert read_list(path) == records
 
 
@@ -80,7 +91,9 @@ def test_a_run_returns_the_records_of_the_file_that_it_writes(tmp_path):
         ({"cells": CELL, "options": ["-k", "none"]}, "^no cell is selected by -m quick"),
     ],
 )
-def test_a_run_that_cannot_be_raises_its_own_sentence_and_no_earlier_file_is_read(arguments, words, tmp_path):
+def test_a_run_that_cannot_be_raises_its_own_sentence_and_no_earlier_file_is_read(
+    arguments, words, tmp_path
+):
     path = run_file(tmp_path / "run.json", trained(CELL, 90.0))
     with pytest.raises(InputError, match=words):
         tunegrid.run(**arguments, to=path)
@@ -88,7 +101,12 @@ def test_a_run_that_cannot_be_raises_its_own_sentence_and_no_earlier_file_is_rea
 
 def test_importing_tunegrid_imports_nothing_else_of_it():
     code = "import sys, tunegrid; print([name for name in sys.modules if name.startswith(('tunegrid.', 'pydantic', 'numpy'))])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_a_package_stays_a_package_when_it_is_called():

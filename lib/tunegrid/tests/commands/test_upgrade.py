@@ -10,12 +10,17 @@ from tunegrid.tests.packages import pack, wheel
 from tunegrid.tests.records import FIRST_STEP, MEASURED, begun, complete, get_record, hits, run_file
 
 CELLS = ("bert_sa_lora", "gpt2_sa_lora")
-# Other gradients with equal losses: numerics changed, and the rows alone tell whether the score is worse.
-OTHER = MEASURED["training"] | {"first_step": FIRST_STEP | {"gradients": {"layer 0 attention": 0.2, "head": 1.0}}}
+# Other gradients with equal losses: numerics changed, and the rows alone tell whether the score is
+# worse.
+OTHER = MEASURED["training"] | {
+    "first_step": FIRST_STEP | {"gradients": {"layer 0 attention": 0.2, "head": 1.0}}
+}
 PASSED = [f'<testcase name="test_it[{cell}-0]"/>' for cell in STOCK_CELLS]
 DIFFERS = '<testcase name="test_it[bert_qa_lora-0]"><failure message="Failed: windows: 3 rows, ours are 5&#10;x"/></testcase>'
 OBJECTION = [{"name": "base_frozen", "passed": False, "detail": "one changed"}]
-OBJECTING = begun(CELLS[1], status="failed", audits=OBJECTION, missed=["audit base_frozen: one changed"])
+OBJECTING = begun(
+    CELLS[1], status="failed", audits=OBJECTION, missed=["audit base_frozen: one changed"]
+)
 
 
 def whole(right, training=MEASURED["training"], cell=CELLS[1]):
@@ -24,7 +29,9 @@ def whole(right, training=MEASURED["training"], cell=CELLS[1]):
 
 
 def broken(cell):
-    return complete(cell, status="error", missed=["OSError: no room"], scores={}, bounds={}, examples=None)
+    return complete(
+        cell, status="error", missed=["OSError: no room"], scores={}, bounds={}, examples=None
+    )
 
 
 @pytest.fixture
@@ -43,34 +50,57 @@ def upgraded(saved_runs, said):
     return lambda *options: said(upgrade.main, ["planted==2.0", "--from", "planted==1.0", *options])
 
 
-def test_equal_sides_take_first_updates_and_four_cells_of_the_libraries_own_path(saved_runs, upgraded):
+def test_equal_sides_take_first_updates_and_four_cells_of_the_libraries_own_path(
+    saved_runs, upgraded
+):
     code, lines = upgraded("--", "--seeds", "0-2", "-n", "0")
     answer = "2 cells: 2 equal by their first 2 updates."
     own_path = "The libraries' path equals ours in 4 of 4 cells, before in 4."
     assert (code, lines[-1]) == (0, f"planted 1.0 -> 2.0: {answer} {own_path}")
     first = "-m quick --resume -n auto --first-updates --seeds 0-2 -n 0"  # the user's own come last
     stock = f"-m stock --cells {','.join(STOCK_CELLS)} -n auto"
-    asked = [(stage, arguments) for stage, arguments in (("first-updates", first), ("stock", stock)) for _ in (0, 1)]
-    assert saved_runs.asked == [(version, *rest) for version, rest in zip(("1.0", "2.0") * 2, asked, strict=True)]
+    asked = [
+        (stage, arguments)
+        for stage, arguments in (("first-updates", first), ("stock", stock))
+        for _ in (0, 1)
+    ]
+    assert saved_runs.asked == [
+        (version, *rest) for version, rest in zip(("1.0", "2.0") * 2, asked, strict=True)
+    ]
 
 
 def test_only_cells_that_changed_train_to_their_end(saved_runs, upgraded):
-    saved_runs.files |= {("2.0", "first-updates"): "other-first.json", ("2.0", "whole"): "worse.json"}
+    saved_runs.files |= {
+        ("2.0", "first-updates"): "other-first.json",
+        ("2.0", "whole"): "worse.json",
+    }
     code, lines = upgraded()
     assert code == 1
-    assert lines[-1].startswith("planted 1.0 -> 2.0: Failed: 1 cell worse: gpt2_sa_lora accuracy -12.50 points, ")
+    assert lines[-1].startswith(
+        "planted 1.0 -> 2.0: Failed: 1 cell worse: gpt2_sa_lora accuracy -12.50 points, "
+    )
     assert any(line.startswith("bert_sa_lora ") and " equal " in line for line in lines)
     assert ("2.0", "whole", "-m quick --cells gpt2_sa_lora --resume -n auto") in saved_runs.asked
     saved_runs.asked.clear()
     assert upgraded("--whole", "-m", "zoo")[0] == 1
-    assert saved_runs.asked == [(version, "whole", "-m zoo --resume -n auto") for version in ("1.0", "2.0")]
+    assert saved_runs.asked == [
+        (version, "whole", "-m zoo --resume -n auto") for version in ("1.0", "2.0")
+    ]
 
 
-def test_a_difference_of_the_libraries_own_path_that_was_not_there_before_fails(saved_runs, upgraded):
+def test_a_difference_of_the_libraries_own_path_that_was_not_there_before_fails(
+    saved_runs, upgraded
+):
     saved_runs.files |= {("2.0", "stock"): "differs.xml"}
     code, lines = upgraded()
-    assert (code, lines[-1].endswith(" path equals ours in 3 of 4 cells, before in 4.")) == (1, True)
-    assert "own path of bert_qa_lora differs from ours now, and did not before: windows: 3 rows, ours are 5" in "".join(lines)
+    assert (code, lines[-1].endswith(" path equals ours in 3 of 4 cells, before in 4.")) == (
+        1,
+        True,
+    )
+    assert (
+        "own path of bert_qa_lora differs from ours now, and did not before: windows: 3 rows, ours are 5"
+        in "".join(lines)
+    )
     saved_runs.files |= {("1.0", "stock"): "differs.xml"}
     assert upgraded()[0] == 0
 
@@ -112,9 +142,13 @@ def test_a_cell_that_failed_an_audit_before_the_upgrade_is_not_compared(saved_ru
         (("planted==9",), "planted==9 cannot be installed: "),  # why, is uv's word
         (("iniconfig",), "nothing to upgrade: iniconfig is installed here already"),
         (("planted@nowhere",), "nowhere cannot be read as a checkout of a library: "),
-        (("planted==1.0", "--from", "planted==1.0"), "nothing to upgrade: planted==1.0 is what --from planted==1.0 installs"),
+        (
+            ("planted==1.0", "--from", "planted==1.0"),
+            "nothing to upgrade: planted==1.0 is what --from planted==1.0 installs",
+        ),
         (("planted==1.0", "--gate-on", "beauty"), "unknown kind of figure 'beauty'"),
-        (("planted==1.0", "--by", "beauty"), "unknown kind of figure 'beauty'"),  # its name until 0.22
+        # Its name until 0.22
+        (("planted==1.0", "--by", "beauty"), "unknown kind of figure 'beauty'"),
     ],
 )
 def test_what_cannot_be_compared_is_one_sentence(tmp_path, monkeypatch, said, arguments, sentence):

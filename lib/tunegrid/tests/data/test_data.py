@@ -1,4 +1,6 @@
-"""Rows are read alike from every kind of file, split without leaks, and refused in one sentence that names them."""
+"""Rows are read alike from every kind of file, split without leaks, and refused in one sentence
+that names them.
+"""
 
 import json
 import re
@@ -75,7 +77,9 @@ def refusal(task, profile):
 
 @pytest.fixture
 def own_cache(tmp_path_factory, monkeypatch):
-    """`datasets` copies the Parquet files that it reads; here they go to a folder of the test's own."""
+    """`datasets` copies the Parquet files that it reads; here they go to a folder of the test's
+    own.
+    """
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
@@ -91,9 +95,13 @@ def stored(tmp_path_factory):
     names = ("train-00000-of-00002", "train-00001-of-00002", "validation")
     for name, rows in zip(names, (questions(4)[:7], questions(4)[7:], OTHERS), strict=True):
         datasets.Dataset.from_list(rows).to_parquet(parquet / f"{name}.parquet")
-    splits = {name: datasets.Dataset.from_list(rows) for name, rows in (("train", questions(4)), ("validation", OTHERS))}
+    splits = {
+        name: datasets.Dataset.from_list(rows)
+        for name, rows in (("train", questions(4)), ("validation", OTHERS))
+    }
     datasets.DatasetDict(splits).save_to_disk(roots["saved"] / QA.folder)
-    datasets.Dataset.from_list(questions(9)).to_parquet(parquet / "train_old.parquet")  # no part of the split whose name it has
+    # No part of the split whose name it has
+    datasets.Dataset.from_list(questions(9)).to_parquet(parquet / "train_old.parquet")
     return roots
 
 
@@ -109,7 +117,9 @@ def test_every_kind_of_file_gives_the_same_rows(stored, kind):
 def test_a_missing_folder_is_named_with_what_is_there_instead(tmp_path):
     (tmp_path / "polarity").mkdir()
     sentence = refusal(SA, Profile(id="full", data_root=tmp_path))
-    assert f"no folder 'amazon_polarity' below --data-root {tmp_path} (it holds polarity)" in sentence
+    assert (
+        f"no folder 'amazon_polarity' below --data-root {tmp_path} (it holds polarity)" in sentence
+    )
     assert "which does not exist" in refusal(SA, Profile(id="full", data_root=tmp_path / "none"))
 
 
@@ -138,14 +148,21 @@ def test_csv_has_line_breaks_in_quotes_and_texts_of_digits_or_of_nothing(tmp_pat
     assert second == {"label": 0, "title": "07", "content": ""}
     digits = {"label": "1"}
     assert sources.labeller(SA)(digits, "") == {"label": 1}
-    assert sources.labeller(replace(SA, labels=("1", "2")))(digits, "") == {"label": 0}  # a label's name
+    # A label's name
+    assert sources.labeller(replace(SA, labels=("1", "2")))(digits, "") == {"label": 0}
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("meh,t,c\n", "row 4: invalid label 'meh' in column 'label': expected 'negative' or 0, 'positive' or 1"),
-        ("1,t\n", "train.csv cannot be read (ArrowInvalid: CSV parse error: Expected 3 columns, got 2"),
+        (
+            "meh,t,c\n",
+            "row 4: invalid label 'meh' in column 'label': expected 'negative' or 0, 'positive' or 1",
+        ),
+        (
+            "1,t\n",
+            "train.csv cannot be read (ArrowInvalid: CSV parse error: Expected 3 columns, got 2",
+        ),
     ],
 )
 def test_a_csv_file_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, line, words):
@@ -154,7 +171,9 @@ def test_a_csv_file_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, line,
     assert words in refusal(SA, profile)
 
 
-FRAME = pd.DataFrame([{"label": i % 2, "title": f"t; {i}", "content": f'a, "b" {i}\nc'} for i in range(20)])
+FRAME = pd.DataFrame(
+    [{"label": i % 2, "title": f"t; {i}", "content": f'a, "b" {i}\nc'} for i in range(20)]
+)
 WRITERS = {
     "train.csv": lambda path: FRAME.to_csv(path, index=False, sep=";", encoding="utf-8-sig"),
     "train.CSV": lambda path: FRAME.to_csv(path, index=False, sep="|"),
@@ -187,7 +206,10 @@ def test_dates_of_other_columns_are_texts(tmp_path, monkeypatch, held):
     path = put(tmp_path, SA).data_root / SA.folder / "train.csv"
     path.write_text("\n".join(["label,title,content,created", *lines]))
     [table] = tables(SA, tmp_path).values()
-    assert [row["created"] for row in table.take([0, 1])] == ["2020-01-01 10:00:00", "2020-01-02 10:00:00"]
+    assert [row["created"] for row in table.take([0, 1])] == [
+        "2020-01-01 10:00:00",
+        "2020-01-02 10:00:00",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +229,10 @@ def test_columns_may_say_that_labels_are_names(tmp_path):
     rows = [row | {"label": SA.labels[row["label"]]} for row in reviews(20, 20)]
     task = replace(SA, columns={"label": str, "title": str, "content": str})
     named = load_splits(task, put(tmp_path / "names", SA, train=rows))
-    assert named.fingerprint == load_splits(SA, put(tmp_path / "numbers", SA, train=reviews(20, 20))).fingerprint
+    assert (
+        named.fingerprint
+        == load_splits(SA, put(tmp_path / "numbers", SA, train=reviews(20, 20))).fingerprint
+    )
 
 
 def test_a_task_names_its_splits_and_files(tmp_path):
@@ -218,12 +243,16 @@ def test_a_task_names_its_splits_and_files(tmp_path):
     assert list(tables(task, None)["check"].take(range(6))) == reviews(3, 3)
     below = replace(task, files={split: path.name for split, path in files.items()})
     assert not below.has_own_rows
-    assert "learn.jsonl, which its files name, is not beside the --grid file" in refusal(below, Profile(id="full"))
+    assert "learn.jsonl, which its files name, is not beside the --grid file" in refusal(
+        below, Profile(id="full")
+    )
     assert below.with_files_in(tmp_path / SA.folder).has_own_rows
     assert below.with_files_in(tmp_path) is below  # which has none of them
     assert len(tables(below, tmp_path)["learn"]) == 40
     gone = replace(task, files=files | {"check": tmp_path / "gone.csv"})
-    assert f"task 'sa': {tmp_path / 'gone.csv'}, which its files name, is not there" in refusal(gone, Profile(id="full"))
+    assert f"task 'sa': {tmp_path / 'gone.csv'}, which its files name, is not there" in refusal(
+        gone, Profile(id="full")
+    )
 
 
 MOVED = questions(1)[1] | {"answers": {"text": ["red car"], "answer_start": [3]}}
@@ -236,15 +265,44 @@ NO_CONTENT = [{"label": 1, "title": "t", "text": "c"}]
         (SA, {}, "one file per split, as in train.jsonl"),
         (SA, {"train": NO_CONTENT}, "train.jsonl: column 'content' is missing"),
         (SA, {"train": NO_CONTENT}, "split 'train' has label, title, text"),
-        (SA, {"train": json.dumps(REVIEW) + '\n\n{"label": 1,'}, "train.jsonl, line 3: invalid JSON"),
-        (SA, {"train": '{"label": 0, "label": 1}'}, "train.jsonl, line 1: invalid JSON (key 'label' is there twice)"),
+        (
+            SA,
+            {"train": json.dumps(REVIEW) + '\n\n{"label": 1,'},
+            "train.jsonl, line 3: invalid JSON",
+        ),
+        (
+            SA,
+            {"train": '{"label": 0, "label": 1}'},
+            "train.jsonl, line 1: invalid JSON (key 'label' is there twice)",
+        ),
         (SA, {"train": reviews(1, 1)}, "15% of"),
-        (QA, {"train": questions(10), "validation": ""}, "no rows to use; split 'validation' of squad is empty"),
-        (QA, {"train": "", "validation": OTHERS}, "no rows to use"),  # and none was carved out of it
-        (QA, {"train": questions(10)}, "squad has no split 'validation', only train; give one file or folder per split"),
-        (QA, {"train": [*questions(10), QUESTION | {"title": None}], "validation": OTHERS}, "train.jsonl"),
-        (QA, {"train": questions(10), "validation": [QUESTION, MOVED]}, "jsonl, row 2 (id 0-1): answer 'red car'"),
-        (SUM, {"train": [ARTICLE], "validation": [OTHER], "test": [ARTICLE]}, "each is in a scored split, too"),
+        (
+            QA,
+            {"train": questions(10), "validation": ""},
+            "no rows to use; split 'validation' of squad is empty",
+        ),
+        # And none was carved out of it
+        (QA, {"train": "", "validation": OTHERS}, "no rows to use"),
+        (
+            QA,
+            {"train": questions(10)},
+            "squad has no split 'validation', only train; give one file or folder per split",
+        ),
+        (
+            QA,
+            {"train": [*questions(10), QUESTION | {"title": None}], "validation": OTHERS},
+            "train.jsonl",
+        ),
+        (
+            QA,
+            {"train": questions(10), "validation": [QUESTION, MOVED]},
+            "jsonl, row 2 (id 0-1): answer 'red car'",
+        ),
+        (
+            SUM,
+            {"train": [ARTICLE], "validation": [OTHER], "test": [ARTICLE]},
+            "each is in a scored split, too",
+        ),
         (
             SA,
             {"train": reviews(0, 9), "test": reviews(1, 1)},
@@ -262,7 +320,10 @@ def test_files_that_cannot_be_used_are_refused_in_a_sentence(tmp_path, task, spl
         ([REVIEW, *NO_CONTENT], "train.jsonl, row 2: column 'content' holds None"),
         (NO_CONTENT, "train.jsonl: column 'content' is missing"),
         ([REVIEW, REVIEW | {"label": "good"}], "row 2: invalid label 'good' in column 'label'"),
-        (reviews(0, 9), "train.jsonl: all training rows are 'positive'; give rows of another class, too"),
+        (
+            reviews(0, 9),
+            "train.jsonl: all training rows are 'positive'; give rows of another class, too",
+        ),
         ([*reviews(600, 600), REVIEW | {"label": "good"}], "row 1201: invalid label 'good'"),
     ],
 )
@@ -292,11 +353,17 @@ def test_first_rows_are_those_of_every_kind_of_file(tmp_path):
     for name, write in {"a.csv": frame.to_csv, "b.parquet": frame.to_parquet}.items():
         write(folder / name, index=False)
     (folder / "c.jsonl").write_text(frame.to_json(orient="records", lines=True))
-    assert [list(table.take(range(602))) for table in tables(SA, tmp_path, first=True).values()] == [rows] * 3
+    assert [
+        list(table.take(range(602))) for table in tables(SA, tmp_path, first=True).values()
+    ] == [rows] * 3
 
 
-@pytest.mark.parametrize(("of_task", "asked", "learned"), [(None, None, 68), (20, None, 20), (20, 30, 30), (20, 0, 68)])
-def test_a_task_says_how_many_rows_are_learned_as_set_does_which_goes_before(tmp_path, of_task, asked, learned):
+@pytest.mark.parametrize(
+    ("of_task", "asked", "learned"), [(None, None, 68), (20, None, 20), (20, 30, 30), (20, 0, 68)]
+)
+def test_a_task_says_how_many_rows_are_learned_as_set_does_which_goes_before(
+    tmp_path, of_task, asked, learned
+):
     profile = replace(put(tmp_path, SA, train=reviews(50, 50)), train_rows=asked, caps={})
     assert len(load_splits(replace(SA, train_rows=of_task), profile).train) == learned
 
@@ -309,14 +376,19 @@ def test_rows_of_the_hub_bring_its_commit_and_weights_are_asked_for_at_the_pinne
     monkeypatch.setattr("datasets.load_dataset", lambda *names, trust_remote_code: {"train": split})
     [table] = tables(SA, None).values()
     assert (table.revision, table.origin) == ("a" * 40, f"hub:{SA.dataset}/train")
-    assert checkpoint_source(BERT, Profile(id="full")) == (BERT.checkpoint, {"revision": BERT.revision})
+    assert checkpoint_source(BERT, Profile(id="full")) == (
+        BERT.checkpoint,
+        {"revision": BERT.revision},
+    )
 
 
 def test_an_unreachable_hub_is_one_sentence_with_the_way_round_it(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     task = replace(SA, dataset="nobody/nothing_at_all")
-    assert refusal(task, Profile(id="full")).endswith("local folders with --data-root=DIR and --checkpoint-root=DIR")
+    assert refusal(task, Profile(id="full")).endswith(
+        "local folders with --data-root=DIR and --checkpoint-root=DIR"
+    )
 
 
 # Large files
@@ -325,7 +397,9 @@ def test_an_unreachable_hub_is_one_sentence_with_the_way_round_it(monkeypatch):
 @pytest.mark.usefixtures("own_cache")
 def test_rows_that_stay_on_disk_are_the_same_rows_in_the_same_splits(tmp_path, monkeypatch):
     more = {"title": "ä\u2028", "date": "2020-01-01"}  # which stays a text
-    text = "\n\r\n" + "\n".join(json.dumps(row | more, ensure_ascii=False) for row in reviews(40, 20))
+    text = "\n\r\n" + "\n".join(
+        json.dumps(row | more, ensure_ascii=False) for row in reviews(40, 20)
+    )
     profile = put(tmp_path, SA, train=text)
     held = load_splits(SA, profile)
     monkeypatch.setattr(sources, "HELD_BYTES", 0)
@@ -334,10 +408,19 @@ def test_rows_that_stay_on_disk_are_the_same_rows_in_the_same_splits(tmp_path, m
     assert isinstance(stored.train, StoredRows)
     assert [list(rows) for rows in parts(stored)] == list(parts(held))
     rows = list(stored.train)
-    assert (len(stored.train), stored.train[-1], stored.train[2:7], stored.train[::-3]) == (42, rows[-1], rows[2:7], rows[::-3])
+    assert (len(stored.train), stored.train[-1], stored.train[2:7], stored.train[::-3]) == (
+        42,
+        rows[-1],
+        rows[2:7],
+        rows[::-3],
+    )
     with pytest.raises(IndexError):
         stored.train[42]
-    assert (stored.fingerprint, stored.dropped, stored.origins) == (held.fingerprint, held.dropped, held.origins)
+    assert (stored.fingerprint, stored.dropped, stored.origins) == (
+        held.fingerprint,
+        held.dropped,
+        held.origins,
+    )
 
 
 # Splits
@@ -349,7 +432,11 @@ def test_sentiment_is_split_70_15_15_within_each_label_and_no_review_is_lost(tmp
     assert label_counts(splits) == [{0: 28, 1: 14}, {0: 6, 1: 3}, {0: 6, 1: 3}]
     contents = [row["content"] for row in chain(*parts(splits))]
     assert sorted(contents) == sorted(row["content"] for row in reviews(40, 20))
-    assert splits.origins == {"train": train, "validation": f"15% of {train}", "test": f"15% of {train}"}
+    assert splits.origins == {
+        "train": train,
+        "validation": f"15% of {train}",
+        "test": f"15% of {train}",
+    }
 
 
 def parts(splits):
@@ -363,7 +450,9 @@ def label_counts(splits):
 
 @pytest.mark.parametrize("name", ["validation", "test"])
 def test_a_split_that_scores_may_have_one_class_alone(tmp_path, name):
-    rows = {split: reviews(0, 2) if split == name else reviews(2, 2) for split in ("validation", "test")}
+    rows = {
+        split: reviews(0, 2) if split == name else reviews(2, 2) for split in ("validation", "test")
+    }
     for split in rows:
         rows[split] = [row | {"content": f"{split} {row['content']}"} for row in rows[split]]
     task = replace(SA, validation="validation", test="test")
@@ -371,7 +460,9 @@ def test_a_split_that_scores_may_have_one_class_alone(tmp_path, name):
 
 
 def test_questions_about_one_article_stay_on_one_side(tmp_path):
-    splits = load_splits(QA, put(tmp_path, QA, train=questions(20), validation=questions(2, first=50)))
+    splits = load_splits(
+        QA, put(tmp_path, QA, train=questions(20), validation=questions(2, first=50))
+    )
     titles = [{row["title"] for row in rows} for rows in parts(splits)]
     assert list(map(len, titles)) == [18, 2, 2]
     assert titles[0].isdisjoint(titles[1])
@@ -383,33 +474,59 @@ def test_copies_of_rows_that_score_are_left_out_and_counted(tmp_path):
         return [ARTICLE | {"article": text} for text in texts]
 
     splits = load_splits(
-        SUM, put(tmp_path, SUM, train=articles("a", "B  b", "c", "c"), validation=articles("b b", "d"), test=articles("d", "a"))
+        SUM,
+        put(
+            tmp_path,
+            SUM,
+            train=articles("a", "B  b", "c", "c"),
+            validation=articles("b b", "d"),
+            test=articles("d", "a"),
+        ),
     )
-    assert [[row["article"] for row in rows] for rows in parts(splits)] == [["c", "c"], ["b b"], ["d", "a"]]
+    assert [[row["article"] for row in rows] for rows in parts(splits)] == [
+        ["c", "c"],
+        ["b b"],
+        ["d", "a"],
+    ]
     assert splits.dropped == {"train": 2, "validation": 1}
 
 
 def test_own_test_scores_on_the_data_sets_own_rows_and_leaves_them_out_of_train(tmp_path):
     own = [row | {"content": f"own {row['content']}"} for row in reviews(2, 2)]
-    splits = load_splits(SA, replace(put(tmp_path, SA, train=reviews(40, 20), test=own), own_test=True))
+    splits = load_splits(
+        SA, replace(put(tmp_path, SA, train=reviews(40, 20), test=own), own_test=True)
+    )
     assert ([len(rows) for rows in parts(splits)], splits.test) == ([51, 9, 4], own)
     copies = [row | {"title": "again"} for row in reviews(2, 2)]  # under another title
-    splits = load_splits(SA, replace(put(tmp_path, SA, train=reviews(40, 20), test=copies), own_test=True))
-    assert not {row["content"] for row in copies} & {row["content"] for row in [*splits.train, *splits.validation]}
+    splits = load_splits(
+        SA, replace(put(tmp_path, SA, train=reviews(40, 20), test=copies), own_test=True)
+    )
+    assert not {row["content"] for row in copies} & {
+        row["content"] for row in [*splits.train, *splits.validation]
+    }
     assert sum(splits.dropped.values()) == 4
-    profile = put(tmp_path, QA, train=questions(20), validation=questions(2, first=50))  # a task without the choice
-    assert load_splits(QA, replace(profile, own_test=True)).fingerprint == load_splits(QA, profile).fingerprint
+    # A task without the choice
+    profile = put(tmp_path, QA, train=questions(20), validation=questions(2, first=50))
+    assert (
+        load_splits(QA, replace(profile, own_test=True)).fingerprint
+        == load_splits(QA, profile).fingerprint
+    )
     profile = replace(put(tmp_path / "none", SA, train=reviews(40, 20)), own_test=True)
     assert "has no split 'test', only train" in refusal(SA, profile)
 
 
 def test_caps_take_the_same_rows_each_time_in_their_order(tmp_path):
     profile = put(tmp_path, SA, train=reviews(40, 20))
-    whole, once, again = (load_splits(SA, replace(profile, train_rows=n, eval_rows=4)) for n in (None, 5, 5))
+    whole, once, again = (
+        load_splits(SA, replace(profile, train_rows=n, eval_rows=4)) for n in (None, 5, 5)
+    )
     assert [len(rows) for rows in parts(once)] == [5, 4, 4]
     assert parts(once) == parts(again)
     assert [row for row in whole.train if row in once.train] == once.train
-    assert load_splits(SA, replace(profile, train_rows=10_000)).fingerprint == load_splits(SA, profile).fingerprint
+    assert (
+        load_splits(SA, replace(profile, train_rows=10_000)).fingerprint
+        == load_splits(SA, profile).fingerprint
+    )
 
 
 # Any task: its own columns, labels and splits
@@ -430,14 +547,28 @@ def test_a_task_is_read_and_split_by_its_own_columns(tmp_path):
 @pytest.mark.parametrize(
     ("task", "sentence"),
     [
-        (replace(QA, text_pair=()), "task 'qa': text_pair must name one column, the text that holds the answers"),
-        (replace(SUM, text_pair=("id",)), "task 'sum': generation reads one text; name all its columns in `text`"),
         (
-            replace(NLI, target="premise", text=("hypothesis",), columns=NLI.columns | {"premise": dict}),
+            replace(QA, text_pair=()),
+            "task 'qa': text_pair must name one column, the text that holds the answers",
+        ),
+        (
+            replace(SUM, text_pair=("id",)),
+            "task 'sum': generation reads one text; name all its columns in `text`",
+        ),
+        (
+            replace(
+                NLI, target="premise", text=("hypothesis",), columns=NLI.columns | {"premise": dict}
+            ),
             "task 'nli': for classify, column 'premise' must hold a whole",
         ),
-        (replace(NLI, text=("label",), target="premise"), "task 'nli': for classify, column 'label' must hold a text"),
-        (replace(NLI, test=Carve(share=0.1, group="genre")), "task 'nli' is split by column 'genre', which is not among"),
+        (
+            replace(NLI, text=("label",), target="premise"),
+            "task 'nli': for classify, column 'label' must hold a text",
+        ),
+        (
+            replace(NLI, test=Carve(share=0.1, group="genre")),
+            "task 'nli' is split by column 'genre', which is not among",
+        ),
     ],
 )
 def test_a_task_that_its_problem_cannot_use_is_refused(tmp_path, task, sentence):
@@ -448,7 +579,9 @@ def test_a_task_that_its_problem_cannot_use_is_refused(tmp_path, task, sentence)
 
 
 def test_an_overview_counts_rows_and_labels_and_shows_one_row(tmp_path):
-    task = replace(SA, validation="validation", test="test", labels=("negative", "positive", "mixed"))
+    task = replace(
+        SA, validation="validation", test="test", labels=("negative", "positive", "mixed")
+    )
     empty = {"label": 1, "title": "", "content": " "}
     rows = {
         "train": reviews(3, 1),
@@ -488,11 +621,20 @@ def answered(text, start):
     [
         (SA, REVIEW | {"label": -1}, f"invalid label -1 in column 'label': {LABELS}"),
         (SA, REVIEW | {"label": "1"}, f"invalid label '1' in column 'label': {LABELS}"),
-        (NLI, pairs(1)[0] | {"label": -1}, "expected 'entailment' or 0, 'neutral' or 1, 'contradiction' or 2"),
-        (MANY, pairs(1)[0] | {"label": 8}, "'f' or 5, ... 'h' or 7"),  # of many labels the first and the last are named
+        (
+            NLI,
+            pairs(1)[0] | {"label": -1},
+            "expected 'entailment' or 0, 'neutral' or 1, 'contradiction' or 2",
+        ),
+        # Of many labels the first and the last are named
+        (MANY, pairs(1)[0] | {"label": 8}, "'f' or 5, ... 'h' or 7"),
         (SA, REVIEW | {"content": None}, "column 'content' holds None, not a text"),
         (SA, {"label": 1, "title": "t"}, "column 'content' holds None, not a text"),
-        (QA, QUESTION | {"answers": ["red car"]}, "column 'answers' holds ['red car'], not an object"),
+        (
+            QA,
+            QUESTION | {"answers": ["red car"]},
+            "column 'answers' holds ['red car'], not an object",
+        ),
         (QA, answered([], []), "at least one"),
         (QA, answered(["red", "car"], [2]), "two lists of one length"),
         (QA, answered(["Red"], [2]), "the context has 'red'"),
@@ -514,7 +656,9 @@ def test_a_faulty_row_is_named_by_its_place_and_described(task, row, words):
 
 
 @pytest.mark.parametrize(("contradicting", "refused"), [(1, False), (2, True)])
-def test_a_split_in_which_more_than_one_text_of_20_has_several_labels_is_refused(contradicting, refused):
+def test_a_split_in_which_more_than_one_text_of_20_has_several_labels_is_refused(
+    contradicting, refused
+):
     hashes = [*range(20), *range(20), *range(contradicting)]
     labels = [0] * 40 + [1] * contradicting
     sentence = "train.csv: 2 of 20 texts are there with several labels"

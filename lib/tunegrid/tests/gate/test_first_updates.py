@@ -1,4 +1,6 @@
-"""Cells that made only their first updates: what their records may say, and what every reader makes of them."""
+"""Cells that made only their first updates: what their records may say, and what every reader makes
+of them.
+"""
 
 from dataclasses import replace
 
@@ -34,7 +36,10 @@ def test_a_record_of_first_updates_is_sound_no_bound_counts_and_an_audit_does():
     extent = Extent(updates=2, planned=40, one_pass=40)
     sound = add_status(begun(status="unfinished"), extent)
     assert (sound.status, sound.missed) == ("begun", [])
-    failed = add_status(replace(begun(), audits=[replace(sound.audits[0], name="base_frozen", passed=False)]), extent)
+    failed = add_status(
+        replace(begun(), audits=[replace(sound.audits[0], name="base_frozen", passed=False)]),
+        extent,
+    )
     assert (failed.status, failed.missed[0].split(":")[0]) == ("failed", "audit base_frozen")
 
 
@@ -42,8 +47,16 @@ def test_a_record_of_first_updates_is_sound_no_bound_counts_and_an_audit_does():
     ("losses", "verdict", "words"),
     [
         (LOSSES[:2], Verdict.EQUAL, "all losses of the first 2 updates are equal"),
-        ([0.7, 0.5 + 1e-6], Verdict.ROUNDING, "losses of the first 2 updates differ by at most 1.0e-06"),
-        ([0.7, 0.6], Verdict.CHANGED, "backward or optimizer: losses differ by 1.0e-01 at update 2, not at update 1"),
+        (
+            [0.7, 0.5 + 1e-6],
+            Verdict.ROUNDING,
+            "losses of the first 2 updates differ by at most 1.0e-06",
+        ),
+        (
+            [0.7, 0.6],
+            Verdict.CHANGED,
+            "backward or optimizer: losses differ by 1.0e-01 at update 2, not at update 1",
+        ),
     ],
 )
 def test_first_updates_are_held_to_as_many_of_a_whole_run(losses, verdict, words):
@@ -55,7 +68,9 @@ def test_first_updates_are_held_to_as_many_of_a_whole_run(losses, verdict, words
 
 def test_movement_is_compared_from_the_third_update_on():
     step = replace(whole().training.first_step, moved={"head": 5.0})
-    pair = (altered(begun(losses=LOSSES[:updates]), "training.first_step", step) for updates in (2, 3))
+    pair = (
+        altered(begun(losses=LOSSES[:updates]), "training.first_step", step) for updates in (2, 3)
+    )
     early, late = (compare_pair(whole(), one, load_tolerances())[0] for one in pair)
     assert (early.verdict, late.stage) == (Verdict.EQUAL, "optimizer")
 
@@ -75,10 +90,34 @@ def answered(old, new, kinds=DEFAULT_KINDS):
             0,
             "3 cells: 1 rounding, 2 equal by their first 2 updates.",
         ),
-        ([whole()], [begun(SFT, [0.7, 0.6]), begun()], DEFAULT_KINDS, 0, "1 cell: 1 equal by its first 2 updates."),
-        ([whole(), whole(SFT)], [begun(), begun(SFT, [0.7, 0.6])], DEFAULT_KINDS, 6, f"as in {SFT}); scores were not judged."),
-        ([whole(), whole(SFT)], [begun(), begun(SFT, [0.7, 0.6])], ("memory",), 0, "numerics do not count here"),
-        ([whole(SFT)], [begun(SFT, [0.7, 0.6])], ("numerics",), 1, "Failed: losses differ by 1.0e-01 at update 2"),
+        (
+            [whole()],
+            [begun(SFT, [0.7, 0.6]), begun()],
+            DEFAULT_KINDS,
+            0,
+            "1 cell: 1 equal by its first 2 updates.",
+        ),
+        (
+            [whole(), whole(SFT)],
+            [begun(), begun(SFT, [0.7, 0.6])],
+            DEFAULT_KINDS,
+            6,
+            f"as in {SFT}); scores were not judged.",
+        ),
+        (
+            [whole(), whole(SFT)],
+            [begun(), begun(SFT, [0.7, 0.6])],
+            ("memory",),
+            0,
+            "numerics do not count here",
+        ),
+        (
+            [whole(SFT)],
+            [begun(SFT, [0.7, 0.6])],
+            ("numerics",),
+            1,
+            "Failed: losses differ by 1.0e-01 at update 2",
+        ),
         (
             [whole()],
             [begun(seeds=make_seeds(7))],
@@ -91,7 +130,9 @@ def answered(old, new, kinds=DEFAULT_KINDS):
 )
 def test_begun_cells_are_judged_by_numerics_and_what_they_come_to(old, new, kinds, code, words):
     judged, verdict = answered(old, new, kinds)
-    assert (verdict.exit_code, words in " ".join(verdict.sentences)) == (code, True), verdict.sentences
+    assert (verdict.exit_code, words in " ".join(verdict.sentences)) == (code, True), (
+        verdict.sentences
+    )
     begun_cells = {record.cell for record in new if record.first_updates}
     assert {j.quantity for j in judged if j.cell in begun_cells} <= {"numerics", "cell", *LEDGER}
 
@@ -99,10 +140,16 @@ def test_begun_cells_are_judged_by_numerics_and_what_they_come_to(old, new, kind
 @pytest.mark.parametrize(
     ("points", "weights", "code"),
     [(91.04, 4000, 6), (91.04, 6000, 1), (40.0, 4000, 6)],
-    ids=["only losses are others", "more bytes of weights", "other scores without noise that was calibrated"],
+    ids=[
+        "only losses are others",
+        "more bytes of weights",
+        "other scores without noise that was calibrated",
+    ],
 )
 def test_a_cell_that_trained_on_is_judged_as_any_cell(points, weights, code):
-    trained = whole(SFT, [0.7, 0.6, 0.4, 0.3], scores={"accuracy": points, "f1_macro": points}, bounds={})
+    trained = whole(
+        SFT, [0.7, 0.6, 0.4, 0.3], scores={"accuracy": points, "f1_macro": points}, bounds={}
+    )
     trained = altered(trained, "memory.ledger.weights_bytes", weights)
     judged, verdict = answered([whole(), whole(SFT)], [begun(), trained])
     assert verdict.exit_code == code

@@ -54,7 +54,14 @@ def test_equal_runs_are_the_same_in_everything():
     assert judgements.pop("numerics").verdict is Verdict.EQUAL
     assert {j.verdict for j in judgements.values()} == {SAME}
     assert judgements["accuracy"].effect == 0.0
-    assert set(judgements) == {"accuracy", "f1_macro", "rss_peak_gib", "step_seconds", "row_seconds", *LEDGER}
+    assert set(judgements) == {
+        "accuracy",
+        "f1_macro",
+        "rss_peak_gib",
+        "step_seconds",
+        "row_seconds",
+        *LEDGER,
+    }
 
 
 @pytest.mark.parametrize(
@@ -73,7 +80,10 @@ def test_a_drop_that_is_no_chance_a_gain_and_a_small_test_set(rows, right, lost,
     if verdict is WORSE:
         assert judgement.p == pytest.approx(2.5e-5, rel=0.1)  # 4.06 errors on the scale
         assert judgement.low < judgement.effect < judgement.high < 0
-        assert judgement.detail == "20 rows lost, 0 gained of 512; noise of rows alone: error 0.86; margin 1.0"
+        assert (
+            judgement.detail
+            == "20 rows lost, 0 gained of 512; noise of rows alone: error 0.86; margin 1.0"
+        )
 
 
 @pytest.mark.parametrize(
@@ -87,34 +97,53 @@ def test_a_drop_that_is_no_chance_a_gain_and_a_small_test_set(rows, right, lost,
         ((1,), 1, 99.0, WORSE, ""),  # of the baseline's seeds: what differs is a change
     ],
 )
-def test_a_drop_at_one_other_seed_counts_if_a_second_training_confirms_it(seeds, confirmed_seed, again, verdict, confirmed):
+def test_a_drop_at_one_other_seed_counts_if_a_second_training_confirms_it(
+    seeds, confirmed_seed, again, verdict, confirmed
+):
     new = [scored(CELL, 60.0, seed) for seed in seeds]
     if confirmed_seed is not None:
         new.append(scored(CELL, again, confirmed_seed + CONFIRMING, confirms=confirmed_seed))
     judgements = gate(Run.make(scored(CELL, 99.0, seed) for seed in (1, 2, 3)), Run.make(new))
     judgement = next(j for j in judgements if j.quantity == "accuracy")
-    assert (judgement.verdict, judgement.confirmed, judgement.effect) == (verdict, confirmed, pytest.approx(-39.0))
-    words = {"no": "at seed 0 -39.00, at 10000 +0.00: not confirmed", "yes": "at seed 0 -39.00, at 10000 -38.00: confirmed"}
+    assert (judgement.verdict, judgement.confirmed, judgement.effect) == (
+        verdict,
+        confirmed,
+        pytest.approx(-39.0),
+    )
+    words = {
+        "no": "at seed 0 -39.00, at 10000 +0.00: not confirmed",
+        "yes": "at seed 0 -39.00, at 10000 -38.00: confirmed",
+    }
     assert words.get(confirmed, "") in judgement.detail
 
 
 def test_a_score_without_a_margin_takes_the_one_for_others_and_one_that_is_no_number_is_worse():
     bounded = ["accuracy", "recall_1"]
     points = ({"accuracy": hits(512, 480), "recall_1": hits(512, right)} for right in (480, 479))
-    judgement = judged(*(get_record(CELL, own, bounded_scores=bounded) for own in points))["recall_1"]
+    judgement = judged(*(get_record(CELL, own, bounded_scores=bounded) for own in points))[
+        "recall_1"
+    ]
     assert (judgement.verdict, judgement.margin) == (SAME, load_margins()["points"]["other"])
     old = get_record("t5_qa_sft")
     for score in (None, float("nan")):
         new = replace(old, scores={"exact_match": 60.0, "f1": score})
-        assert (judged(old, new)["f1"].verdict, judged(new, old)["f1"].verdict) == (WORSE, CANNOT_TELL)
+        assert (judged(old, new)["f1"].verdict, judged(new, old)["f1"].verdict) == (
+            WORSE,
+            CANNOT_TELL,
+        )
 
 
 def test_points_that_are_no_numbers_and_other_test_rows_are_refused():
     untold = {"scores": {"accuracy": 1.5, "f1_macro": 1.5}, "bounds": {}}
-    pair = (get_record(CELL, {"accuracy": [1.0, last]}, ids=["a", "b"], **untold) for last in (2.0, float("nan")))
+    pair = (
+        get_record(CELL, {"accuracy": [1.0, last]}, ids=["a", "b"], **untold)
+        for last in (2.0, float("nan"))
+    )
     with pytest.raises(InputError, match="not every row has text and finite numbers"):
         judged(*pair)
-    pair = [get_record(CELL, {"accuracy": [100.0, 0.0]}, ids=ids) for ids in (["a", "b"], ["a", "c"])]
+    pair = [
+        get_record(CELL, {"accuracy": [100.0, 0.0]}, ids=ids) for ids in (["a", "b"], ["a", "c"])
+    ]
     with pytest.raises(InputError, match="scored different test rows"):
         judged(*pair)
 
@@ -129,7 +158,9 @@ def test_a_cell_that_is_not_there_or_did_not_finish_is_missing_and_a_new_one_is_
 
 def test_two_profiles_and_runs_without_a_common_cell_are_refused(tmp_path, capsys):
     one = get_record(CELL)
-    with pytest.raises(InputError, match="holds cells of full and quick: judge one profile at a time"):
+    with pytest.raises(
+        InputError, match="holds cells of full and quick: judge one profile at a time"
+    ):
         Run.make([one, get_record(CELL, profile="full")])
     with pytest.raises(InputError, match="no cell in common"):
         gate(Run.make([one]), Run.make([get_record("t5_qa_sft")]))
@@ -137,7 +168,9 @@ def test_two_profiles_and_runs_without_a_common_cell_are_refused(tmp_path, capsy
         gate(Run.make([one]), Run.make([]))
     quick = run_file(tmp_path / "quick.json", [one])
     footprint = run_file(tmp_path / "footprint.json", [complete(CELL, **FOOTPRINT)])
-    assert "the baseline holds quick cells, the run footprint cells: " in refusal(capsys, command.main, quick, footprint)
+    assert "the baseline holds quick cells, the run footprint cells: " in refusal(
+        capsys, command.main, quick, footprint
+    )
 
 
 def traced(share, **changes):
@@ -157,21 +190,39 @@ def add_peak(peak, **changes):
 @pytest.mark.parametrize(
     ("old", "new", "quantity", "verdict"),
     [
-        (complete(), altered(complete(), "memory.ledger.weights_bytes", 4001), "weights_bytes", WORSE),
+        (
+            complete(),
+            altered(complete(), "memory.ledger.weights_bytes", 4001),
+            "weights_bytes",
+            WORSE,
+        ),
         # no gain: something is no longer there, or no longer in fp32
-        (complete(), altered(complete(), "memory.ledger.weights_bytes", 3999), "weights_bytes", Verdict.CHANGED),
+        (
+            complete(),
+            altered(complete(), "memory.ledger.weights_bytes", 3999),
+            "weights_bytes",
+            Verdict.CHANGED,
+        ),
         (add_peak(1.0), add_peak(1.49), "rss_peak_gib", SAME),
         (add_peak(1.0), add_peak(1.51), "rss_peak_gib", WORSE),
         (add_peak(1.0), add_peak(0.49), "rss_peak_gib", Verdict.BETTER),
         (add_peak(1.0), add_peak(9.0, **OTHER_CPU), "rss_peak_gib", None),
         (traced(1), traced(1.04), "activations_bytes", SAME),
-        (traced(1), traced(1.2, **OTHER_CPU), "activations_bytes", WORSE),  # tensors are counted on any CPU
+        # Tensors are counted on any CPU
+        (traced(1), traced(1.2, **OTHER_CPU), "activations_bytes", WORSE),
         (traced(1), traced(0.8), "activations_bytes", Verdict.BETTER),
-        (traced(1), traced(1.2, device=OTHER_CPU["device"] | {"type": "cuda"}), "activations_bytes", None),
+        (
+            traced(1),
+            traced(1.2, device=OTHER_CPU["device"] | {"type": "cuda"}),
+            "activations_bytes",
+            None,
+        ),
         (add_peak(1.0), add_peak(9.0, ranks=RANKS), "rss_peak_gib", None),
     ],
 )
-def test_bytes_of_tensors_are_exact_and_peaks_of_like_machines_have_a_margin(old, new, quantity, verdict):
+def test_bytes_of_tensors_are_exact_and_peaks_of_like_machines_have_a_margin(
+    old, new, quantity, verdict
+):
     judgements = judged(old, new)
     assert (judgements[quantity].verdict if quantity in judgements else None) is verdict
     assert set(LEDGER) <= set(judgements)
@@ -180,7 +231,10 @@ def test_bytes_of_tensors_are_exact_and_peaks_of_like_machines_have_a_margin(old
 
 def add_steps(seconds, **changes):
     steps = [seconds * (1 + 0.01 * (n % 7)) for n in range(60)]
-    speed = MEASURED["throughput"] | {"step_seconds": steps, "step_seconds_median": float(np.median(steps))}
+    speed = MEASURED["throughput"] | {
+        "step_seconds": steps,
+        "step_seconds_median": float(np.median(steps)),
+    }
     return get_record(CELL, throughput=speed, **changes)
 
 
@@ -190,10 +244,25 @@ def add_steps(seconds, **changes):
         (0.13, {}, WORSE, "margin 15%"),
         (0.105, {}, SAME, "margin 15%"),
         (0.05, {}, Verdict.BETTER, "margin 15%"),
-        (0.2, {"device": MEASURED["device"] | {"name": "another CPU"}}, None, "name: a CPU and another CPU"),
+        (
+            0.2,
+            {"device": MEASURED["device"] | {"name": "another CPU"}},
+            None,
+            "name: a CPU and another CPU",
+        ),
         (0.2, {"device": MEASURED["device"] | {"threads": 2}}, None, "threads: 1 and 2"),
-        (0.2, {"device": MEASURED["device"] | {"contended": True}}, None, "measured on a device that others used"),
-        (0.2, {"versions": complete().versions | {"torch": "9"}}, None, f"torch: {complete().versions['torch']} and 9"),
+        (
+            0.2,
+            {"device": MEASURED["device"] | {"contended": True}},
+            None,
+            "measured on a device that others used",
+        ),
+        (
+            0.2,
+            {"versions": complete().versions | {"torch": "9"}},
+            None,
+            f"torch: {complete().versions['torch']} and 9",
+        ),
         (0.2, {"ranks": RANKS}, None, "ranks: 1 and 2"),
     ],
 )
@@ -218,14 +287,20 @@ def test_evaluation_is_timed_by_rows_or_if_it_generates_by_tokens(rows, tokens, 
         rates = {"eval_samples_per_second": rows, "generated_tokens_per_second": tokens}
         return get_record(CELL, throughput=MEASURED["throughput"] | rates)
 
-    timed = [j for j in judged(rated(30.0, tokens and 3000.0), rated(rows, tokens)).values() if j.kind == "speed"]
+    timed = [
+        j
+        for j in judged(rated(30.0, tokens and 3000.0), rated(rows, tokens)).values()
+        if j.kind == "speed"
+    ]
     assert [(j.quantity, j.verdict) for j in timed] == [("step_seconds", SAME), (quantity, verdict)]
 
 
 def test_seeds_of_the_baseline_on_another_card_do_not_count():
     other = add_steps(0.01, device=MEASURED["device"] | {"name": "H100"}, seeds=make_seeds(1))
     judgements = gate(Run.make([add_steps(0.1), other]), Run.make([add_steps(0.1)]))
-    assert [(j.verdict, j.effect) for j in judgements if j.quantity == "step_seconds"] == [(SAME, pytest.approx(0.0))]
+    assert [(j.verdict, j.effect) for j in judgements if j.quantity == "step_seconds"] == [
+        (SAME, pytest.approx(0.0))
+    ]
 
 
 def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
@@ -247,7 +322,10 @@ def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
         ("slow", ["--gate-on", "quality,speed"], 1),
         ("slow", ["--on", "quality,speed"], 1),  # its name until 0.22
     ):
-        files = [str(run_file(tmp_path / name / f"{index}.json", [record])) for index, record in enumerate(pairs[name])]
+        files = [
+            str(run_file(tmp_path / name / f"{index}.json", [record]))
+            for index, record in enumerate(pairs[name])
+        ]
         assert command.main([*files, *options]) == code
         printed = capsys.readouterr()
         assert ("--on is now called --gate-on" in printed.err) == ("--on" in options)
@@ -272,7 +350,9 @@ def test_a_users_cell_is_judged_by_the_noise_that_its_baseline_carries(tmp_path,
     files[0].write_text(json.dumps(sealed(run | noise_json([replace(noise, rows=511)], [old]))))
     assert command.main(list(map(str, files))) == 6
     files[0].write_text(json.dumps(run | {"noise": [{"cell": "bert_faq_lora"}]}))
-    assert "its noise cannot be read (Field required)" in refusal(capsys, command.main, *map(str, files))
+    assert "its noise cannot be read (Field required)" in refusal(
+        capsys, command.main, *map(str, files)
+    )
 
 
 def test_a_collapse_by_twenty_points_is_worse_in_all_27_cells_and_takes_no_torch(tmp_path):
@@ -280,12 +360,21 @@ def test_a_collapse_by_twenty_points_is_worse_in_all_27_cells_and_takes_no_torch
     for points in (0.0, 20.0):
         rows = json.loads(BASELINE.read_text())["benchmarks"]
         for record in (row["extra_info"] for row in rows):
-            record |= {"scores": {name: score - points for name, score in record["scores"].items()}, "bounds": {}}
+            record |= {
+                "scores": {name: score - points for name, score in record["scores"].items()},
+                "bounds": {},
+            }
         files.append(tmp_path / f"{points}.json")
         files[-1].write_text(json.dumps(sealed({"benchmarks": rows})))
     code = "import sys; from tunegrid.commands.gate import main; sys.exit(main(sys.argv[1:]) + 8 * ('torch' in sys.modules))"
-    own = os.environ | {"TUNEGRID_CACHE": str(tmp_path)}  # rows of this checkout's runs belong to other scores
+    # Rows of this checkout's runs belong to other scores
+    own = os.environ | {"TUNEGRID_CACHE": str(tmp_path)}
     answer = subprocess.run(
-        [sys.executable, "-c", code, *files], cwd=ROOT, env=own, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *files],
+        cwd=ROOT,
+        env=own,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (answer.returncode, "quality: 27 worse" in answer.stdout) == (1, True), answer.stderr

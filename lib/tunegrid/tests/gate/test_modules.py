@@ -1,11 +1,20 @@
-"""The module that changed is named by figures of each module: two tiny models, and plants in one of them, all made by hand."""
+"""The module that changed is named by figures of each module: two tiny models, and plants in one of
+them, all made by hand.
+"""
 
 from dataclasses import replace
 
 import pytest
 
 from tunegrid.errors import InputError
-from tunegrid.gate.modules import COLUMN_PREFIXES, COLUMNS, FIGURE_PARTS, Moved, first_modules, parse_modules
+from tunegrid.gate.modules import (
+    COLUMN_PREFIXES,
+    COLUMNS,
+    FIGURE_PARTS,
+    Moved,
+    first_modules,
+    parse_modules,
+)
 from tunegrid.gate.numerics import compare_pair
 from tunegrid.gate.thresholds import load_tolerances
 from tunegrid.runs import examples
@@ -16,7 +25,8 @@ EQUAL = (10.0, 1.0, 2.0, 3.0)  # a norm and three projections
 SHUFFLED = (10.0, 2.0, 3.0, 1.0)
 NONE = (None,) * 4
 
-# Calls in the order in which they end: what goes in, what comes out, the gradient there. Index, name, depth, source, maker:
+# Calls in the order in which they end: what goes in, what comes out, the gradient there. Index,
+# name, depth, source, maker:
 MODEL = (
     ("embed", 1, -1, 0),
     ("block.attention.query", 3, 0, 1),
@@ -33,23 +43,38 @@ def model(moved=None, order=MODEL, phase="forward"):
     """The columns of a model: each figure is `EQUAL`, or what `moved` says by (name, figure)."""
     rows = []
     for name, depth, source, maker in order:
-        texts = {"phase": phase, "module": name, "kind": (name or "Model").rpartition(".")[2].title(), "library": "toy"}
+        texts = {
+            "phase": phase,
+            "module": name,
+            "kind": (name or "Model").rpartition(".")[2].title(),
+            "library": "toy",
+        }
         known = {f: (moved or {}).get((name, f), EQUAL) for f in COLUMN_PREFIXES.values()}
-        figures = {f"{f}_{n}": x for f in known for n, x in zip(FIGURE_PARTS, known[f], strict=True)}
-        rows.append(texts | {"call": 1.0, "depth": float(depth), "source": float(source), "maker": float(maker)} | figures)
+        figures = {
+            f"{f}_{n}": x for f in known for n, x in zip(FIGURE_PARTS, known[f], strict=True)
+        }
+        rows.append(
+            texts
+            | {"call": 1.0, "depth": float(depth), "source": float(source), "maker": float(maker)}
+            | figures
+        )
     return {column: [row[column] for row in rows] for column in COLUMNS}
 
 
 def named(old, new, **options):
     """What is said of the module that changed first, and its name."""
     tolerance = {"module_outputs": BOUND, "module_gradients": BOUND}
-    words, names, _ = first_modules(parse_modules(old), parse_modules(new), "forward", tolerance, **options)
+    words, names, _ = first_modules(
+        parse_modules(old), parse_modules(new), "forward", tolerance, **options
+    )
     return words, [name for name, *_ in names]
 
 
 def behind(names, far, figures=("given",)):
     """Figures that lie so far from `EQUAL`, as a share of the norm."""
-    return {(name, figure): (10.0, 1.0 + 10 * far, 2.0, 3.0) for name in names for figure in figures}
+    return {
+        (name, figure): (10.0, 1.0 + 10 * far, 2.0, 3.0) for name in names for figure in figures
+    }
 
 
 IN_KEY = behind(["block.attention.key", "block.attention", "block", ""], 0.02) | behind(
@@ -57,7 +82,11 @@ IN_KEY = behind(["block.attention.key", "block.attention", "block", ""], 0.02) |
 )
 BETWEEN = {name: figure for name, figure in IN_KEY.items() if name[0] != "block.attention.key"}
 SIBLINGS = IN_KEY | behind(["block.attention.query"], 0.03)
-SLOWLY = behind(["block.attention.key"], 2e-5) | behind(["block.norm"], 6e-5, ("taken",)) | behind(["block.norm"], 1.2e-4)
+SLOWLY = (
+    behind(["block.attention.key"], 2e-5)
+    | behind(["block.norm"], 6e-5, ("taken",))
+    | behind(["block.norm"], 1.2e-4)
+)
 KEY = "the output of block.attention.key (Key, toy) changes first, by 2 % of its norm; its input is equal"
 
 
@@ -65,18 +94,38 @@ KEY = "the output of block.attention.key (Key, toy) changes first, by 2 % of its
     ("moved", "words"),
     [
         (IN_KEY, KEY),  # and none of those behind it
-        (BETWEEN, "the output of block.attention (Attention, toy) changes first, by 2 % of its norm; its input is equal"),
+        (
+            BETWEEN,
+            "the output of block.attention (Attention, toy) changes first, by 2 % of its norm; its input is equal",
+        ),
         (  # the norm gets another input already: the module around it is named
-            behind(["block.norm", "block.mlp"], 0.5, ("taken", "given")) | behind(["block", ""], 0.5),
+            behind(["block.norm", "block.mlp"], 0.5, ("taken", "given"))
+            | behind(["block", ""], 0.5),
             "the output of block (Block, toy) changes first, by 50 % of its norm; its input is equal",
         ),
-        (SIBLINGS, KEY.replace("key", "query").replace("Key", "Query").replace("2", "3") + "; 1 more module likewise"),
-        (behind(["block.attention.key", "block.attention", "block", ""], 0.9e-4), ""),  # within the bound
+        (
+            SIBLINGS,
+            KEY.replace("key", "query").replace("Key", "Query").replace("2", "3")
+            + "; 1 more module likewise",
+        ),
+        # Within the bound
+        (behind(["block.attention.key", "block.attention", "block", ""], 0.9e-4), ""),
         ({}, ""),
-        (SLOWLY, ""),  # each module amplifies rounding twice: what went into the one that crosses the bound moved by half of it
-        ({(name, f): SHUFFLED for name, *_ in MODEL for f in ("taken", "given")}, "the input of the model (Model, toy) al"),
-        ({("embed", "given"): NONE}, "the output of embed (Embed, toy) changes first, to or from a value that is not finite"),
-        ({("embed", "given"): SHUFFLED}, "the output of embed (Embed, toy) changes first, by 20 % of"),
+        # Each module amplifies rounding twice: what went into the one that crosses the bound moved
+        # by half of it
+        (SLOWLY, ""),
+        (
+            {(name, f): SHUFFLED for name, *_ in MODEL for f in ("taken", "given")},
+            "the input of the model (Model, toy) al",
+        ),
+        (
+            {("embed", "given"): NONE},
+            "the output of embed (Embed, toy) changes first, to or from a value that is not finite",
+        ),
+        (
+            {("embed", "given"): SHUFFLED},
+            "the output of embed (Embed, toy) changes first, by 20 % of",
+        ),
     ],
 )
 def test_the_first_module_whose_output_moved_is_named(moved, words):
@@ -100,13 +149,19 @@ WEIGHTS = behind(["block.mlp"], 0.1, ("weights",)) | EMBED
             f"{INSIDE} block.mlp {LAST} by 30 % of its n",
         ),
         # what the key gave went into a product of the attention
-        (behind(["block.attention.key"], 0.3, ("gradient",)) | EMBED, (), f"{INSIDE} block.attention (Attention, toy)"),
+        (
+            behind(["block.attention.key"], 0.3, ("gradient",)) | EMBED,
+            (),
+            f"{INSIDE} block.attention (Attention, toy)",
+        ),
         (EMBED, ("block.attention", "block"), f"{INSIDE} block.attention.query (Query, toy)"),
         (WEIGHTS, (), f"{INSIDE} block.mlp {LAST} by 10 %"),
         ({(name, "gradient"): SHUFFLED for name, *_ in MODEL}, (), ""),  # the loss's doing
     ],
 )
-def test_the_first_module_from_the_end_that_hands_on_another_gradient_is_named(moved, without, words):
+def test_the_first_module_from_the_end_that_hands_on_another_gradient_is_named(
+    moved, without, words
+):
     order = [one for one in MODEL if one[0] not in without]
     said, names = named(model(order=order), model(moved, order), backward=True)
     assert (said.startswith(words), bool(said)) == (True, bool(names))
@@ -125,16 +180,40 @@ def written(moved=None, phase="forward", **figures):
     """A record with figures of modules, and with these figures of its first step."""
     file = examples.write_columns("modules", model(moved, phase=phase))
     record = complete("bert_sa_sft")
-    return altered(record, "training.first_step", replace(record.training.first_step, **{"modules": file} | figures))
+    return altered(
+        record,
+        "training.first_step",
+        replace(record.training.first_step, **{"modules": file} | figures),
+    )
 
 
 @pytest.mark.parametrize(
     ("phase", "moved", "figures", "words"),
     [
-        ("forward", IN_KEY, {"probe_loss": 0.8}, f"forward: {KEY}; the loss before training is 0.8, it was 0.7"),
-        ("forward", IN_KEY, {"weights": {"head": 2.0}}, f"start: {KEY}; weights before training, layer 0 attention none, be"),
-        ("dropout", IN_KEY, {"drawn": "f" * 16}, f"random numbers: {KEY}; the first update draws other random numbers"),
-        ("search", IN_KEY, {"decoded": 0.01}, f"generation: {KEY}; with a cache, a search's scores are off by 0.01"),
+        (
+            "forward",
+            IN_KEY,
+            {"probe_loss": 0.8},
+            f"forward: {KEY}; the loss before training is 0.8, it was 0.7",
+        ),
+        (
+            "forward",
+            IN_KEY,
+            {"weights": {"head": 2.0}},
+            f"start: {KEY}; weights before training, layer 0 attention none, be",
+        ),
+        (
+            "dropout",
+            IN_KEY,
+            {"drawn": "f" * 16},
+            f"random numbers: {KEY}; the first update draws other random numbers",
+        ),
+        (
+            "search",
+            IN_KEY,
+            {"decoded": 0.01},
+            f"generation: {KEY}; with a cache, a search's scores are off by 0.01",
+        ),
         (
             "forward",
             behind(["block.norm"], 0.3, ("gradient",)),
@@ -147,23 +226,45 @@ def written(moved=None, phase="forward", **figures):
             {"probe_gradients": {"layer 0 attention": 0.4, "head": 2.0}},
             f"forward: {KEY}; gradients of layer 0 attention x 2 before training, the loss equal",
         ),
-        ("forward", IN_KEY, {"probe": "f" * 16, "weights": {"head": 2.0}}, "start: weights before training"),
-        ("forward", IN_KEY, {"modules": None, "probe_loss": 0.8}, "forward: the loss before training"),
-        ("forward", IN_KEY, {"modules": f"modules-{'0' * 16}.parquet", "probe_loss": 0.8}, "forward: the loss before training"),
-        ("forward", IN_KEY, {}, "all losses are equal"),  # a module that moved alone may be what is computed of padding
+        (
+            "forward",
+            IN_KEY,
+            {"probe": "f" * 16, "weights": {"head": 2.0}},
+            "start: weights before training",
+        ),
+        (
+            "forward",
+            IN_KEY,
+            {"modules": None, "probe_loss": 0.8},
+            "forward: the loss before training",
+        ),
+        (
+            "forward",
+            IN_KEY,
+            {"modules": f"modules-{'0' * 16}.parquet", "probe_loss": 0.8},
+            "forward: the loss before training",
+        ),
+        # A module that moved alone may be what is computed of padding
+        ("forward", IN_KEY, {}, "all losses are equal"),
     ],
 )
 def test_the_stage_names_the_module_if_one_is_known(store, phase, moved, figures, words):
-    judgement, _ = compare_pair(written(phase=phase), written(moved, phase, **figures), load_tolerances())
+    judgement, _ = compare_pair(
+        written(phase=phase), written(moved, phase, **figures), load_tolerances()
+    )
     assert judgement.detail.startswith(words)
     assert ("toy" in words) is bool(judgement.modules)
 
 
 def test_a_damaged_file_costs_no_verdict_and_columns_that_are_no_calls_are_refused(store):
     old, new = written(), written(IN_KEY, probe_loss=0.8)
-    (store / new.training.first_step.modules).write_bytes((store / old.training.first_step.modules).read_bytes())
+    (store / new.training.first_step.modules).write_bytes(
+        (store / old.training.first_step.modules).read_bytes()
+    )
     judgement, _ = compare_pair(old, new, load_tolerances())
-    assert judgement.detail.startswith("forward: the loss before training is 0.8, it was 0.7; no module is named: ")
+    assert judgement.detail.startswith(
+        "forward: the loss before training is 0.8, it was 0.7; no module is named: "
+    )
     for change in ({"depth": [None] * 8}, {"given_norm": []}):
         with pytest.raises(InputError, match="do not match their calls"):
             parse_modules(model() | change)

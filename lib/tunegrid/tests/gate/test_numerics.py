@@ -12,7 +12,14 @@ from tunegrid.record.record import RanksRecord
 from tunegrid.runs.examples import write
 from tunegrid.tests.records import altered, complete, get_record, run_file
 
-BY_GROUP = {"curve": 1e-3, "weights": 1e-4, "probe_gradients": 1e-3, "gradients": 1e-3, "moved": 1e-2, "moved_alone": 1e-3}
+BY_GROUP = {
+    "curve": 1e-3,
+    "weights": 1e-4,
+    "probe_gradients": 1e-3,
+    "gradients": 1e-3,
+    "moved": 1e-2,
+    "moved_alone": 1e-3,
+}
 TOLERANCES = {
     "fp32": {"first": 1e-6, "later": 1e-5, "decoded": 1e-4} | BY_GROUP,
     "nf4 fp32": {"first": 1e-3, "later": 1e-2, "decoded": 5e-2} | BY_GROUP,
@@ -20,7 +27,8 @@ TOLERANCES = {
 LOSSES = [0.7, 0.5, 0.4, 0.3]
 HALF = [0.5] * 20
 ROUNDED = [0.5000001] * 10
-DRAWN = [0.5] * 10 + [0.4] * 10  # one more random number before each update from the eleventh on: other masks of dropout
+# One more random number before each update from the eleventh on: other masks of dropout
+DRAWN = [0.5] * 10 + [0.4] * 10
 ATTENTION = "layer 0 attention"  # as in `complete`
 EQUAL, ROUNDING, CHANGED = Verdict.EQUAL, Verdict.ROUNDING, Verdict.CHANGED
 RECIPE = complete("bert_sa_sft").recipe
@@ -29,7 +37,12 @@ RECIPE = complete("bert_sa_sft").recipe
 def record(losses=LOSSES, cell="bert_sa_sft", **changes):
     """A finished record with these losses; `changes` are fields of its training."""
     made = complete(cell)
-    return replace(made, training=replace(made.training, **{"losses": list(losses), "updates": len(losses)} | changes))
+    return replace(
+        made,
+        training=replace(
+            made.training, **{"losses": list(losses), "updates": len(losses)} | changes
+        ),
+    )
 
 
 def add_step(cell="bert_sa_sft", **figures):
@@ -52,11 +65,36 @@ def moved(index, gap):
     [
         (LOSSES, LOSSES, EQUAL, "all losses are equal"),
         (LOSSES, moved(0, 9e-7), ROUNDING, "differ by at most 9.0e-07"),
-        (LOSSES, moved(0, 1.1e-6), CHANGED, "forward with dropout: the loss of update 1 is 0.700001, it was 0.7"),
-        (LOSSES, moved(2, 9e-6), ROUNDING, "losses of the first 4 updates differ by at most 9.0e-06"),
-        (LOSSES, moved(2, 1.1e-5), CHANGED, "backward or optimizer: losses differ by 1.1e-05 at update 3, not at update 1"),
-        ([0.1] * 11, [0.1] * 10 + [0.100009], ROUNDING, "losses are equal up to update 10, then differ"),
-        ([0.1] * 11, [0.1] * 10 + [0.1004], CHANGED, "curve: losses are equal before update 11, and differ by 4.0e-04 there"),
+        (
+            LOSSES,
+            moved(0, 1.1e-6),
+            CHANGED,
+            "forward with dropout: the loss of update 1 is 0.700001, it was 0.7",
+        ),
+        (
+            LOSSES,
+            moved(2, 9e-6),
+            ROUNDING,
+            "losses of the first 4 updates differ by at most 9.0e-06",
+        ),
+        (
+            LOSSES,
+            moved(2, 1.1e-5),
+            CHANGED,
+            "backward or optimizer: losses differ by 1.1e-05 at update 3, not at update 1",
+        ),
+        (
+            [0.1] * 11,
+            [0.1] * 10 + [0.100009],
+            ROUNDING,
+            "losses are equal up to update 10, then differ",
+        ),
+        (
+            [0.1] * 11,
+            [0.1] * 10 + [0.1004],
+            CHANGED,
+            "curve: losses are equal before update 11, and differ by 4.0e-04 there",
+        ),
         ([0.1] * 11, [0.1] * 9 + [0.9, 0.1], CHANGED, "at update 10"),
         # five updates after the eleventh on average 0.4 in place of 0.5
         (
@@ -65,7 +103,13 @@ def moved(index, gap):
             CHANGED,
             "losses diverge from update 11: curves differ by 0.2 of the mean loss, not by",
         ),
-        (HALF, [*ROUNDED, *[0.5003] * 3, *[0.4] * 7], CHANGED, "curve: losses diverge from update 14"),  # more than 5e-4 nats
+        # More than 5e-4 nats
+        (
+            HALF,
+            [*ROUNDED, *[0.5003] * 3, *[0.4] * 7],
+            CHANGED,
+            "curve: losses diverge from update 14",
+        ),
     ],
 )
 def test_losses_of_the_first_updates_round_or_name_the_stage_that_changed(old, new, verdict, words):
@@ -79,36 +123,96 @@ def test_losses_of_the_first_updates_round_or_name_the_stage_that_changed(old, n
         ({"tokens": "f" * 16}, "text: token ids or targets of the training rows differ"),
         ({"test_tokens": "f" * 16}, "text: token ids of the test rows differ"),
         ({"test_tokens": None}, ""),  # an older record's are not known
-        ({"types": {ATTENTION: "bfloat16", "head": "float32"}}, f"loading: weights of {ATTENTION} are bfloat16, they were"),
-        ({"computed": {ATTENTION: "float32"}}, f"loading: {ATTENTION} computes in float32, before in bfloat16"),
-        ({"weights": {ATTENTION: 10.01, "head": 1.0}}, f"start: weights before training, {ATTENTION} x 1.001"),
+        (
+            {"types": {ATTENTION: "bfloat16", "head": "float32"}},
+            f"loading: weights of {ATTENTION} are bfloat16, they were",
+        ),
+        (
+            {"computed": {ATTENTION: "float32"}},
+            f"loading: {ATTENTION} computes in float32, before in bfloat16",
+        ),
+        (
+            {"weights": {ATTENTION: 10.01, "head": 1.0}},
+            f"start: weights before training, {ATTENTION} x 1.001",
+        ),
         ({"probe_loss": 0.8}, "forward: the loss before training is 0.8, it was 0.7"),
         (
             {"probe_gradients": {ATTENTION: 0.4, "head": 2.0}},
             f"{BACKWARD}: gradients of {ATTENTION} x 2 before training, the loss",
         ),
-        ({"probe_reached": {ATTENTION: 3, "head": 2}}, f"{BACKWARD}: tensors of {ATTENTION} that get a gradient: 3, before 4"),
-        ({"stream": "f" * 16}, "random numbers: the generator gives other numbers from the same seed"),
+        (
+            {"probe_reached": {ATTENTION: 3, "head": 2}},
+            f"{BACKWARD}: tensors of {ATTENTION} that get a gradient: 3, before 4",
+        ),
+        (
+            {"stream": "f" * 16},
+            "random numbers: the generator gives other numbers from the same seed",
+        ),
         ({"drawn": "f" * 16}, "random numbers: the first update draws other random numbers"),
-        ({"gradients": {ATTENTION: 0.1, "head": 0.5}}, "backward: gradients of head x 0.5 at update 1, the loss equal"),
+        (
+            {"gradients": {ATTENTION: 0.1, "head": 0.5}},
+            "backward: gradients of head x 0.5 at update 1, the loss equal",
+        ),
         ({"gradients": {ATTENTION: 0.1}}, "backward: gradients of head none, before 1 at update 1"),
-        ({"reached": {ATTENTION: 4}}, "backward: tensors of head that get a gradient at update 1: none, before 2"),
-        ({"reached": {ATTENTION: 4, "head": 0}}, "backward: tensors of head that get a gradient at update 1: 0 (all are"),
-        ({"tokens_read": 260}, "generation: a search reads 260 tokens, before 52: a cache is used differently"),
-        ({"decoded": 0.01}, "generation: with a cache, a search's scores are off by 0.01 of the largest logit, "),
-        ({"moved": {ATTENTION: 0.01, "head": 0.0}}, "optimizer: movement of head x 0 by update 3, first gradients equal"),
+        (
+            {"reached": {ATTENTION: 4}},
+            "backward: tensors of head that get a gradient at update 1: none, before 2",
+        ),
+        (
+            {"reached": {ATTENTION: 4, "head": 0}},
+            "backward: tensors of head that get a gradient at update 1: 0 (all are",
+        ),
+        (
+            {"tokens_read": 260},
+            "generation: a search reads 260 tokens, before 52: a cache is used differently",
+        ),
+        (
+            {"decoded": 0.01},
+            "generation: with a cache, a search's scores are off by 0.01 of the largest logit, ",
+        ),
+        (
+            {"moved": {ATTENTION: 0.01, "head": 0.0}},
+            "optimizer: movement of head x 0 by update 3, first gradients equal",
+        ),
         ({"generated": "f" * 16}, "generation: the untrained model generates another text"),
-        ({"metrics": {"accuracy": 56.25, "f1_macro": 50.0}}, "scoring: accuracy of fixed answers is 56.25, it was 50"),
-        ({"moved": {ATTENTION: 1.0, "head": 1.0}, "probe_loss": 0.8, "metrics": {}}, "forward: "),  # the first of several
-        ({"probe": "f" * 16, "probe_loss": 0.8, "generated": "f" * 16}, ""),  # another probe's are not compared
-        ({"computed": None, "reached": None, "decoded": None, "generated": None, "tokens_read": None}, ""),  # not looked at
+        (
+            {"metrics": {"accuracy": 56.25, "f1_macro": 50.0}},
+            "scoring: accuracy of fixed answers is 56.25, it was 50",
+        ),
+        # The first of several
+        ({"moved": {ATTENTION: 1.0, "head": 1.0}, "probe_loss": 0.8, "metrics": {}}, "forward: "),
+        # Another probe's are not compared
+        ({"probe": "f" * 16, "probe_loss": 0.8, "generated": "f" * 16}, ""),
+        # Not looked at
+        (
+            {
+                "computed": None,
+                "reached": None,
+                "decoded": None,
+                "generated": None,
+                "tokens_read": None,
+            },
+            "",
+        ),
         ({"weights": {ATTENTION: 10.0005, "head": 1.0}}, ""),
-        ({"moved": {ATTENTION: 0.01002, "head": 0.05}}, f"optimizer: movement of {ATTENTION} x 1.002"),  # all before is equal
-        ({"moved": {ATTENTION: 0.01002, "head": 0.05}, "weights": {ATTENTION: 10.0005, "head": 1.0}}, ""),
+        # All before is equal
+        (
+            {"moved": {ATTENTION: 0.01002, "head": 0.05}},
+            f"optimizer: movement of {ATTENTION} x 1.002",
+        ),
+        (
+            {
+                "moved": {ATTENTION: 0.01002, "head": 0.05},
+                "weights": {ATTENTION: 10.0005, "head": 1.0},
+            },
+            "",
+        ),
     ],
 )
 def test_figures_of_the_first_step_name_the_stage(figures, words):
-    answer, detail = get_verdict(add_step(generated="0" * 16), add_step(**{"generated": "0" * 16} | figures))
+    answer, detail = get_verdict(
+        add_step(generated="0" * 16), add_step(**{"generated": "0" * 16} | figures)
+    )
     assert (answer, detail.startswith(words)) == (CHANGED if words else EQUAL, True), detail
 
 
@@ -117,7 +221,9 @@ def test_no_gradient_is_told_from_gradients_of_zero():
     assert "get a gradient at update 1: none, before 0 (all are zeros)" in get_verdict(old, new)[1]
 
 
-@pytest.mark.parametrize(("factor", "text"), [(1.00003, "+0.003 %"), (0.99998, "-0.002 %"), (1.5, "x 1.5")])
+@pytest.mark.parametrize(
+    ("factor", "text"), [(1.00003, "+0.003 %"), (0.99998, "-0.002 %"), (1.5, "x 1.5")]
+)
 def test_a_rounded_norm_is_not_told_as_the_same(factor, text):
     old, new = (add_step(moved={ATTENTION: 0.01, "head": 0.05 * times}) for times in (1.0, factor))
     detail = get_verdict(old, new, {"fp32": TOLERANCES["fp32"] | {"moved_alone": 1e-6}})[1]
@@ -130,10 +236,17 @@ def test_a_norm_of_zero_but_for_rounding_is_held_to_the_largest(near, verdict):
     assert get_verdict(old, new)[0] is verdict
 
 
-@pytest.mark.parametrize(("figure", "value", "verdict"), [("generated", "f" * 16, EQUAL), ("decoded", 0.1, CHANGED)])
-def test_a_text_of_a_quantized_base_may_round_and_its_scores_have_a_tolerance(figure, value, verdict):
+@pytest.mark.parametrize(
+    ("figure", "value", "verdict"), [("generated", "f" * 16, EQUAL), ("decoded", 0.1, CHANGED)]
+)
+def test_a_text_of_a_quantized_base_may_round_and_its_scores_have_a_tolerance(
+    figure, value, verdict
+):
     old = add_step("bert_sa_qlora", generated="0" * 16)
-    assert get_verdict(old, add_step("bert_sa_qlora", **{"generated": "0" * 16, figure: value}))[0] is verdict
+    assert (
+        get_verdict(old, add_step("bert_sa_qlora", **{"generated": "0" * 16, figure: value}))[0]
+        is verdict
+    )
 
 
 def test_records_without_figures_are_held_to_losses_and_order_and_libraries_are_named():
@@ -142,7 +255,9 @@ def test_records_without_figures_are_held_to_losses_and_order_and_libraries_are_
     assert get_verdict(record(), record(order="f" * 16))[1].startswith("rows: ")
     known = {"peft": "0" * 16, "torch": "1" * 16}
     new = replace(old, libraries=old.libraries | known, versions=old.versions | {"torch": "9"})
-    libraries = f"with torch 9, it was {old.versions['torch']}; peft {old.versions['peft']} with other code"
+    libraries = (
+        f"with torch 9, it was {old.versions['torch']}; peft {old.versions['peft']} with other code"
+    )
     assert get_verdict(old, new) == (EQUAL, f"all losses are equal; {libraries}")
 
 
@@ -150,7 +265,8 @@ def test_records_without_figures_are_held_to_losses_and_order_and_libraries_are_
     ("scores", "verdict"),
     [
         ({"bertscore_f1": 90.0 + 4e-7}, ROUNDING),  # another CPU
-        ({"bertscore_f1": 90.0 + 5e-4}, CHANGED),  # one text of 200 lost its full stop, which ROUGE does not see
+        # One text of 200 lost its full stop, which ROUGE does not see
+        ({"bertscore_f1": 90.0 + 5e-4}, CHANGED),
         ({"bertscore_f1": 90.0 + 4e-7, "rougeLsum": 80.0 + 4e-7}, CHANGED),  # texts differ
         ({}, CHANGED),  # points of rows differ, and their means do not
     ],
@@ -166,7 +282,8 @@ def test_equal_losses_with_other_predictions_are_the_evaluations_doing(scores, v
 @pytest.mark.parametrize(
     ("share", "others", "losses", "verdict"),
     [
-        # of 400 rows rounding changes 0.2: three or more would be a chance of 1.1e-3, four or more of 5.7e-5
+        # of 400 rows rounding changes 0.2: three or more would be a chance of 1.1e-3, four or more
+        # of 5.7e-5
         (5e-4, 3, [*HALF[:-1], 0.500009], ROUNDING),
         (5e-4, 4, [*HALF[:-1], 0.500009], CHANGED),
         (5e-4, 1, HALF, CHANGED),  # of equal weights none may be others
@@ -174,13 +291,25 @@ def test_equal_losses_with_other_predictions_are_the_evaluations_doing(scores, v
         (None, 400, [*HALF[:-1], 0.500009], ROUNDING),  # never measured
     ],
 )
-def test_test_rows_with_other_predictions_are_held_to_how_many_rounding_changes(share, others, losses, verdict):
-    points, known = {"accuracy": [100.0] * 400}, {"fp32": TOLERANCES["fp32"] | ({} if share is None else {"rows": share})}
-    old, new = (replace(get_record("bert_sa_sft", points), training=record(some).training) for some in (HALF, losses))
+def test_test_rows_with_other_predictions_are_held_to_how_many_rounding_changes(
+    share, others, losses, verdict
+):
+    points, known = (
+        {"accuracy": [100.0] * 400},
+        {"fp32": TOLERANCES["fp32"] | ({} if share is None else {"rows": share})},
+    )
+    old, new = (
+        replace(get_record("bert_sa_sft", points), training=record(some).training)
+        for some in (HALF, losses)
+    )
     answers = ["2" if row < others else str(row % 2) for row in range(400)]
     new = replace(new, examples=write([f"r{row}" for row in range(400)], points, answers))
     judgement, one_training = compare_pair(old, new, known)
-    assert (judgement.verdict, judgement.stage, one_training) == (verdict, "evaluation" * (verdict is CHANGED), True)
+    assert (judgement.verdict, judgement.stage, one_training) == (
+        verdict,
+        "evaluation" * (verdict is CHANGED),
+        True,
+    )
 
 
 # Which runs can be compared, and are of one training
@@ -191,7 +320,8 @@ def test_test_rows_with_other_predictions_are_held_to_how_many_rounding_changes(
     [
         ("training.losses", HALF, True, ""),
         ("training.losses", [*HALF[:-1], 0.500009], True, ""),  # rounding
-        ("examples.file", "f" * 16 + ".parquet", True, ""),  # all losses are equal, so are the weights
+        # All losses are equal, so are the weights
+        ("examples.file", "f" * 16 + ".parquet", True, ""),
         ("training.losses", [0.50001, *HALF[1:]], False, ""),
         ("training.losses", DRAWN, False, ""),
         ("training.losses", HALF[:-1], False, ""),
@@ -199,17 +329,25 @@ def test_test_rows_with_other_predictions_are_held_to_how_many_rounding_changes(
         ("data", None, False, ""),
         ("seeds.seed", 7, False, "no run of the same seed"),
         ("recipe", replace(RECIPE, learning_rate=0.5), False, "other recipes or limits"),
-        ("ranks", RanksRecord(count=2, backend="gloo", each=[{}, {}]), False, "other ranks"),  # dropout draws others
+        # Dropout draws others
+        ("ranks", RanksRecord(count=2, backend="gloo", each=[{}, {}]), False, "other ranks"),
         ("data.fingerprint", "f" * 16, False, "other rows"),
         ("training.losses", [0.1, None], False, "a run without losses"),
         ("training", None, False, "a run without losses"),
         ("training.precision", "bf16", False, "no tolerance was measured from fp32 to bf16"),
     ],
 )
-def test_runs_are_of_one_training_if_everything_but_rounding_is_equal_to_the_last_update(place, value, same, reason):
-    judgement, one_training = compare_pair(record(HALF), altered(record(HALF), place, value), TOLERANCES)
+def test_runs_are_of_one_training_if_everything_but_rounding_is_equal_to_the_last_update(
+    place, value, same, reason
+):
+    judgement, one_training = compare_pair(
+        record(HALF), altered(record(HALF), place, value), TOLERANCES
+    )
     assert one_training is same
-    assert (judgement.verdict is Verdict.NOT_COMPARABLE, judgement.detail if reason else "") == (bool(reason), reason)
+    assert (judgement.verdict is Verdict.NOT_COMPARABLE, judgement.detail if reason else "") == (
+        bool(reason),
+        reason,
+    )
 
 
 def test_without_a_seed_or_an_order_no_runs_are_of_one_training_and_some_cells_have_tolerances_of_their_own():
@@ -228,13 +366,27 @@ def test_curves_are_smoothed_over_five_updates_and_held_to_the_mean_loss():
 # In the gate
 
 
-def test_numerics_fail_a_run_only_if_asked_and_are_listed_and_the_gravest_seed_is_told(capsys, tmp_path):
-    [numerics] = [one for one in gate(Run.make([record()]), Run.make([record(moved(0, 0.1))])) if one.kind == "numerics"]
-    assert (find_worse([numerics], ("quality", "memory")), find_worse([numerics], ("numerics",))) == ([], [numerics])
-    seeds = [altered(record([loss + seed for loss in LOSSES]), "seeds.seed", seed) for seed in (0, 1)]
+def test_numerics_fail_a_run_only_if_asked_and_are_listed_and_the_gravest_seed_is_told(
+    capsys, tmp_path
+):
+    [numerics] = [
+        one
+        for one in gate(Run.make([record()]), Run.make([record(moved(0, 0.1))]))
+        if one.kind == "numerics"
+    ]
+    assert (
+        find_worse([numerics], ("quality", "memory")),
+        find_worse([numerics], ("numerics",)),
+    ) == ([], [numerics])
+    seeds = [
+        altered(record([loss + seed for loss in LOSSES]), "seeds.seed", seed) for seed in (0, 1)
+    ]
     changed = [seeds[0], altered(seeds[1], "training.order", "f" * 16)]
     equal = record(cell="t5_sa_lora")
-    old, new = (str(run_file(tmp_path / name, [equal, *own])) for name, own in (("old.json", seeds), ("new.json", changed)))
+    old, new = (
+        str(run_file(tmp_path / name, [equal, *own]))
+        for name, own in (("old.json", seeds), ("new.json", changed))
+    )
     assert main([old, new, "--numerics"]) == 6
     titles, *rows = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()[:3]]
     assert titles == ["cell", "numerics", "what"]

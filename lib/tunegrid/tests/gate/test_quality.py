@@ -15,7 +15,10 @@ from tunegrid.tests.records import MEASURED, draws, get_record, hits
 
 CELL = "bert_sa_lora"
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
-SUMS = {"bounded_scores": ["bertscore_f1"], "data": MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 192}}}
+SUMS = {
+    "bounded_scores": ["bertscore_f1"],
+    "data": MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 192}},
+}
 BOTH = {"perturbed": 4.0, "seeds": 8.0}  # deviations
 OTHER = {"first_loss": 1.1}  # another training
 ROOT_2 = 2**0.5
@@ -30,23 +33,33 @@ def make_noise(deviations, df=20):
 
 
 def make_run(lost_by_seed, first_loss=1.0):
-    """A run of one cell, with a seed for each number of rows lost of the half that is right, where a point is a point."""
+    """A run of one cell, with a seed for each number of rows lost of the half that is right, where
+    a point is a point.
+    """
     training = MEASURED["training"] | {"losses": [first_loss, 0.5], "order": "a" * 16}
     changes = {"training": training, "bounded_scores": ["accuracy"]}
     points = [{"accuracy": hits(512, 256, lost)} for lost in lost_by_seed]
-    return Run.make(get_record(CELL, by_row, seed=seed, **changes) for seed, by_row in enumerate(points))
+    return Run.make(
+        get_record(CELL, by_row, seed=seed, **changes) for seed, by_row in enumerate(points)
+    )
 
 
 def scores_alone(run):
     """The run without its points by row, as a CI that keeps only the JSON has it."""
-    records = [replace(record, examples=None) for seeds in run.records.values() for record in seeds.values()]
+    records = [
+        replace(record, examples=None)
+        for seeds in run.records.values()
+        for record in seeds.values()
+    ]
     for record in records:
         record.data.rows["test"] = 512
     return Run.make(records)
 
 
 def accuracy(old, new, noise):
-    return next(judgement for judgement in gate(old, new, noise=noise) if judgement.quantity == "accuracy")
+    return next(
+        judgement for judgement in gate(old, new, noise=noise) if judgement.quantity == "accuracy"
+    )
 
 
 @pytest.mark.parametrize("stored", [lambda run: run, scores_alone], ids=["rows", "scores alone"])
@@ -56,9 +69,19 @@ def accuracy(old, new, noise):
         ([0], [100], {}, BOTH, 4 * ROOT_2, Verdict.WORSE, "of one seed, perturbed"),
         ([0], [100], OTHER, BOTH, 8 * ROOT_2, Verdict.CANNOT_TELL, "between seeds"),
         ([0], [100], {}, {"seeds": 8.0}, 8 * ROOT_2, Verdict.CANNOT_TELL, "between seeds"),
-        ([0] * 5, [40] * 4, {}, BOTH, 4 * (2 / 4) ** 0.5, Verdict.WORSE, "of one seed, perturbed"),  # pairs of one seed
-        ([0] * 5, [40] * 4, OTHER, BOTH, 8 * (1 / 4 + 1 / 5) ** 0.5, Verdict.CANNOT_TELL, "between seeds"),
-        # variances of 10-row steps: 100 and 500 / 3 rows squared, with 2 and 3 degrees: (200 + 500) / 5 = 140
+        # Pairs of one seed
+        ([0] * 5, [40] * 4, {}, BOTH, 4 * (2 / 4) ** 0.5, Verdict.WORSE, "of one seed, perturbed"),
+        (
+            [0] * 5,
+            [40] * 4,
+            OTHER,
+            BOTH,
+            8 * (1 / 4 + 1 / 5) ** 0.5,
+            Verdict.CANNOT_TELL,
+            "between seeds",
+        ),
+        # variances of 10-row steps: 100 and 500 / 3 rows squared, with 2 and 3 degrees: (200 + 500)
+        # / 5 = 140
         (
             [0, 10, 20],
             [0, 10, 20, 30],
@@ -71,8 +94,12 @@ def accuracy(old, new, noise):
         ([0], [100], OTHER, {}, None, Verdict.CANNOT_TELL, "give both runs --seeds 0-4"),
     ],
 )
-def test_the_narrowest_noise_that_is_known_applies(stored, old, new, other, deviations, error, verdict, words):
-    judgement = accuracy(stored(make_run(old)), stored(make_run(new, **other)), make_noise(deviations))
+def test_the_narrowest_noise_that_is_known_applies(
+    stored, old, new, other, deviations, error, verdict, words
+):
+    judgement = accuracy(
+        stored(make_run(old)), stored(make_run(new, **other)), make_noise(deviations)
+    )
     assert judgement.error == (error and pytest.approx(error, rel=0.01))
     assert words in judgement.detail
     mean_lost = sum(new) / len(new) - sum(old) / len(old)
@@ -86,13 +113,21 @@ def test_rows_alone_tell_noise_between_runs_of_one_training():
     assert (judgement.verdict, judgement.error) == (Verdict.WORSE, pytest.approx(1.753, abs=1e-3))
     assert "100 rows lost, 0 gained of 512; noise of rows alone" in judgement.detail
     assert accuracy(make_run([0]), make_run([4]), Noise()).verdict is Verdict.CANNOT_TELL
-    assert "no points per row to test" in accuracy(*map(scores_alone, (make_run([0]), make_run([4]))), Noise()).detail
+    assert (
+        "no points per row to test"
+        in accuracy(*map(scores_alone, (make_run([0]), make_run([4]))), Noise()).detail
+    )
 
 
 def test_before_and_after_are_of_the_runs_that_were_paired():
-    """Seeds 0 and 1 of the baseline lost 0 and 256 rows of 512: the run of seed 0 is held to seed 0 alone."""
+    """Seeds 0 and 1 of the baseline lost 0 and 256 rows of 512: the run of seed 0 is held to seed 0
+    alone.
+    """
     old, new = make_run([0, 256]), make_run([64])
-    same, other = accuracy(old, new, make_noise(BOTH)), accuracy(old, make_run([64], **OTHER), make_noise(BOTH))
+    same, other = (
+        accuracy(old, new, make_noise(BOTH)),
+        accuracy(old, make_run([64], **OTHER), make_noise(BOTH)),
+    )
     assert (same.before, same.after) == (50.0, 37.5)  # 256 and 192 of 512
     assert (other.before, other.after) == (25.0, 37.5)  # 256 and 0 of 512
 
@@ -101,7 +136,9 @@ def test_what_is_equal_to_the_last_digit_is_the_same_if_its_rows_are_at_hand():
     for noise in (make_noise({"seeds": 40.0}), Noise()):
         judgement = accuracy(make_run([0]), make_run([0], **OTHER), noise)
         assert (judgement.verdict, judgement.low, judgement.high) == (Verdict.SAME, 0.0, 0.0)
-    untold = accuracy(scores_alone(make_run([0])), scores_alone(make_run([0])), make_noise({"seeds": 40.0}))
+    untold = accuracy(
+        scores_alone(make_run([0])), scores_alone(make_run([0])), make_noise({"seeds": 40.0})
+    )
     assert untold.verdict is Verdict.CANNOT_TELL
     run = read_run(BASELINE)
     run = Run(records={cell: {0: own[0]} for cell, own in run.records.items()}, path=BASELINE)
@@ -110,8 +147,13 @@ def test_what_is_equal_to_the_last_digit_is_the_same_if_its_rows_are_at_hand():
 
 
 def test_a_summary_that_changed_a_little_is_the_same_by_bertscore():
-    """A row of 192 moved by two points: its noise is half of what a changed row moves by, not half of a hit."""
-    old, new = (Run.make([get_record("t5_sum_sft", {"bertscore_f1": [80.0] * 191 + [last]}, **SUMS)]) for last in (80.0, 78.0))
+    """A row of 192 moved by two points: its noise is half of what a changed row moves by, not half
+    of a hit.
+    """
+    old, new = (
+        Run.make([get_record("t5_sum_sft", {"bertscore_f1": [80.0] * 191 + [last]}, **SUMS)])
+        for last in (80.0, 78.0)
+    )
     scores = {"perturbed": {("t5_sum_sft", "bertscore_f1"): [[80.0, 80.0]] * 9}}
     judged = gate(old, new, noise=Noise(profile="quick", rows={"sum": 192}, scores=scores))
     judgement = next(judgement for judgement in judged if judgement.quantity == "bertscore_f1")
@@ -137,11 +179,16 @@ def test_main_scores_share_nine_tenths_of_alpha_and_all_others_the_rest(p_values
 
 
 def test_a_run_is_worse_unknown_or_no_worse():
-    """What cannot be told counts if no main score could be tested; with `cannot-tell`, if any main score cannot be."""
+    """What cannot be told counts if no main score could be tested; with `cannot-tell`, if any main
+    score cannot be.
+    """
     tested = accuracy(make_run([0]), make_run([30]), make_noise({"seeds": 8.0}))
     assert tested.verdict is Verdict.CANNOT_TELL
     untested = replace(tested, cell="t5_sa_lora", p=None)
-    same, worse = (replace(tested, cell="gpt2_sa_lora", verdict=verdict) for verdict in (Verdict.SAME, Verdict.WORSE))
+    same, worse = (
+        replace(tested, cell="gpt2_sa_lora", verdict=verdict)
+        for verdict in (Verdict.SAME, Verdict.WORSE)
+    )
     other_score = replace(tested, quantity="f1_macro")
     other_recipe = replace(tested, cell="t5_sa_sft", verdict=Verdict.NOT_COMPARABLE, p=None)
     quality, doubts = ["quality"], ["quality", "cannot-tell"]

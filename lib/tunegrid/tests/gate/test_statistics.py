@@ -14,7 +14,9 @@ def test_a_change_is_held_to_training_noise_by_students_t():
     assert (effect.p_worse, effect.p_better) == pytest.approx((0.025, 0.975), abs=1e-4)
     assert (effect.low, effect.high) == pytest.approx((-5.552, 0.0), abs=1e-3)
     # 2.776 errors must be seen, and noise takes 0.842 of them from a true drop one time in five
-    assert [effect.detectable_drop(0.025, margin) for margin in (1.0, 10.0)] == pytest.approx([3.618, 10.842], abs=1e-3)
+    assert [effect.detectable_drop(0.025, margin) for margin in (1.0, 10.0)] == pytest.approx(
+        [3.618, 10.842], abs=1e-3
+    )
 
 
 def test_near_0_and_100_an_effect_is_held_to_the_scale_and_shown_in_points():
@@ -32,9 +34,13 @@ def test_near_0_and_100_an_effect_is_held_to_the_scale_and_shown_in_points():
 def test_rows_tell_the_interval_of_their_mean_as_resamples_do():
     gains = np.random.default_rng(7).normal(1.0, 20.0, 200)
     effect = by_rows(gains)
-    resamples = bootstrap((gains,), np.mean, n_resamples=10_000, method="percentile", random_state=1).confidence_interval
+    resamples = bootstrap(
+        (gains,), np.mean, n_resamples=10_000, method="percentile", random_state=1
+    ).confidence_interval
     assert (effect.low, effect.high) == pytest.approx((resamples.low, resamples.high), abs=0.2)
-    assert ratio(gains.tolist(), [1.0] * 200) == pytest.approx((gains.mean(), effect.low, effect.high))
+    assert ratio(gains.tolist(), [1.0] * 200) == pytest.approx(
+        (gains.mean(), effect.low, effect.high)
+    )
     assert ratio([1.0, float("nan")], [1.0, 1.0]) == pytest.approx((float("nan"),) * 3, nan_ok=True)
     unmoved = by_rows(np.zeros(5))
     assert (unmoved.low, unmoved.high, unmoved.error) == (0.0, 0.0, 0.0)
@@ -42,12 +48,16 @@ def test_rows_tell_the_interval_of_their_mean_as_resamples_do():
 
 def test_rows_that_go_both_ways_are_noise():
     # twenty rows of 384 gained, thirty lost: (20 * 100 ** 2 / 384 ** 2) ** 0.5
-    assert row_deviation([np.array([-100.0] * 30 + [100.0] * 20 + [0.0] * 334)]) == pytest.approx(20**0.5 * 100 / 384)
+    assert row_deviation([np.array([-100.0] * 30 + [100.0] * 20 + [0.0] * 334)]) == pytest.approx(
+        20**0.5 * 100 / 384
+    )
     assert row_deviation([np.array([-100.0] * 30 + [0.0] * 354)]) == 0.0
 
 
 def test_holm_by_hand():
     # ordered 0.01, 0.02, 0.04: times 3, 2, 1; never below the one before
-    assert holm({"a": 0.04, "b": 0.01, "c": 0.02}) == pytest.approx({"b": 0.03, "c": 0.04, "a": 0.04})
+    assert holm({"a": 0.04, "b": 0.01, "c": 0.02}) == pytest.approx(
+        {"b": 0.03, "c": 0.04, "a": 0.04}
+    )
     assert holm({"a": 0.6, "b": 0.5}) == {"b": 1.0, "a": 1.0}
     assert holm({}) == {}

@@ -47,29 +47,49 @@ def test_a_narrower_line_overrides_a_wider_one_and_a_cells_row_overrides_them_al
         "t5_sa": {"max_length": 4, "text": 4},
     }
     row = {"t5_sa_lora": {"max_length": 5}}
-    assert merge("t5_sa_lora", shared, row) == {"max_length": 5, "text": 4, "prefix": 3, "optim": 2, "precision": 1}
+    assert merge("t5_sa_lora", shared, row) == {
+        "max_length": 5,
+        "text": 4,
+        "prefix": 3,
+        "optim": 2,
+        "precision": 1,
+    }
 
 
 # What users add
 
 
 LIKE = {
-    "bert_sst2_lora": lambda grid, **changes: grid.add_task(replace(SA, id="sst2"), like="sa", **changes),
-    "bert_sa_dora": lambda grid, **changes: grid.add_method(replace(LORA, id="dora"), like="lora", **changes),
-    "bertlarge_sa_lora": lambda grid, **changes: grid.add_backbone(replace(BERT, id="bertlarge"), like="bert", **changes),
+    "bert_sst2_lora": lambda grid, **changes: grid.add_task(
+        replace(SA, id="sst2"), like="sa", **changes
+    ),
+    "bert_sa_dora": lambda grid, **changes: grid.add_method(
+        replace(LORA, id="dora"), like="lora", **changes
+    ),
+    "bertlarge_sa_lora": lambda grid, **changes: grid.add_backbone(
+        replace(BERT, id="bertlarge"), like="bert", **changes
+    ),
 }
 
 
 @pytest.mark.parametrize("cell_id", LIKE)
-def test_an_entry_like_another_gets_its_recipes_but_not_the_studys_exceptional_head_and_counts(grid, cell_id):
+def test_an_entry_like_another_gets_its_recipes_but_not_the_studys_exceptional_head_and_counts(
+    grid, cell_id
+):
     LIKE[cell_id](grid, weight_decay=0.5)
     assert len(grid.ids(FULL_PROFILE)) == 36
     cell, like = grid.cell(cell_id, FULL_PROFILE), STUDY.cell("bert_sa_lora", FULL_PROFILE)
     assert cell.head == PLAIN
     adapter = replace(like.recipe.adapter, target_modules=("query", "value"))
-    text = () if cell_id == "bert_sst2_lora" else like.recipe.text  # another task's columns are its own
+    # Another task's columns are its own
+    text = () if cell_id == "bert_sst2_lora" else like.recipe.text
     assert cell.recipe == replace(
-        like.recipe, adapter=adapter, text=text, weight_decay=0.5, trainable_params=None, total_params=None
+        like.recipe,
+        adapter=adapter,
+        text=text,
+        weight_decay=0.5,
+        trainable_params=None,
+        total_params=None,
     )
     assert grid.cell("bert_sa_lora", FULL_PROFILE) == like
     assert len(STUDY.ids(FULL_PROFILE)) == 27
@@ -77,7 +97,10 @@ def test_an_entry_like_another_gets_its_recipes_but_not_the_studys_exceptional_h
 
 def test_a_recipe_like_another_cells_has_its_quick_form_and_head(grid):
     grid.add_recipe("bert_sa_lora", like="bert_sa_qlora", weight_decay=0.5, quick={"max_steps": 7})
-    cell, quick = grid.cell("bert_sa_lora", FULL_PROFILE), grid.cell("bert_sa_lora", QUICK_PROFILE).recipe
+    cell, quick = (
+        grid.cell("bert_sa_lora", FULL_PROFILE),
+        grid.cell("bert_sa_lora", QUICK_PROFILE).recipe,
+    )
     assert cell.recipe == replace(RECIPES["bert_sa_qlora"], weight_decay=0.5, trainable_params=None)
     assert cell.head == PLAIN
     assert (quick.max_steps, quick.learning_rate) == (7, QUICK["bert_sa_qlora"]["learning_rate"])
@@ -87,13 +110,21 @@ def test_a_recipe_like_another_cells_has_its_quick_form_and_head(grid):
     assert grid.cell("bert_sst2_lora", FULL_PROFILE).head == own
 
 
-def test_a_task_has_quick_cells_if_it_names_its_files_and_a_backbone_if_it_has_a_micro_one(grid, tmp_path):
+def test_a_task_has_quick_cells_if_it_names_its_files_and_a_backbone_if_it_has_a_micro_one(
+    grid, tmp_path
+):
     grid.add_task(replace(SA, id="sst2", files={"train": tmp_path / "a.csv"}), like="sa")
     grid.add_task(replace(SA, id="other", files={"train": "a.csv"}), like="sa")
     grid.add_backbone(replace(BERT, id="bertlarge", micro=None), like="bert")
     more = set(grid.ids(QUICK_PROFILE)) - set(STUDY_IDS)
-    assert more == {f"{backbone}_sst2_{method}" for backbone in ("bert", "gpt2", "t5") for method in ("lora", "qlora", "sft")}
-    assert {"bert_other_lora", "bertlarge_sst2_lora"} < set(grid.ids(FULL_PROFILE)) & set(grid.ids(FOOTPRINT_PROFILE))
+    assert more == {
+        f"{backbone}_sst2_{method}"
+        for backbone in ("bert", "gpt2", "t5")
+        for method in ("lora", "qlora", "sft")
+    }
+    assert {"bert_other_lora", "bertlarge_sst2_lora"} < set(grid.ids(FULL_PROFILE)) & set(
+        grid.ids(FOOTPRINT_PROFILE)
+    )
     with pytest.raises(InputError, match="bertlarge_sa_sft has no quick recipe"):
         grid.cell("bertlarge_sa_sft", QUICK_PROFILE)
 
@@ -125,12 +156,18 @@ def test_copies_of_recipes_for_another_kind_of_problem_are_remarked_until_they_a
 
 
 def test_a_quick_copy_for_another_tasks_rows_makes_updates_by_its_rows_and_labels(grid, tmp_path):
-    task = replace(SA, id="tickets", files={"train": tmp_path / "a.csv"}, labels=("a", "b", "c", "d"))
+    task = replace(
+        SA, id="tickets", files={"train": tmp_path / "a.csv"}, labels=("a", "b", "c", "d")
+    )
     grid.add_task(task, like="sa")
     recipe = grid.cell("bert_tickets_lora", QUICK_PROFILE).recipe  # rows in batches of 16
     # 100 for each of four labels; 500 batches are one pass over 7,990 rows; no more than 600
     assert [recipe.planned_updates(rows) for rows in (1, 7_990, 100_000)] == [400, 500, 600]
-    grid.add_task(replace(task, id="more", labels=("a", "b")), like="sa", quick={"max_steps": 50, "learning_rate": 1e-3})
+    grid.add_task(
+        replace(task, id="more", labels=("a", "b")),
+        like="sa",
+        quick={"max_steps": 50, "learning_rate": 1e-3},
+    )
     given = grid.cell("bert_more_lora", QUICK_PROFILE).recipe
     assert (given.planned_updates(7_990), given.learning_rate) == (50, 1e-3)
     grid.add_task(replace(task, id="many", labels=tuple("abcdefgh")), like="sa")
@@ -142,7 +179,11 @@ def test_a_quick_copy_for_another_tasks_rows_makes_updates_by_its_rows_and_label
 def test_the_studys_quick_recipes_make_the_updates_of_their_rows(grid):
     for cell in grid.cells(QUICK_PROFILE):
         assert cell.recipe == replace(RECIPES[cell.id], **quick_changes(cell.id))
-        assert cell.recipe.planned_updates(1) == cell.recipe.planned_updates(10**6) == QUICK[cell.id]["max_steps"]
+        assert (
+            cell.recipe.planned_updates(1)
+            == cell.recipe.planned_updates(10**6)
+            == QUICK[cell.id]["max_steps"]
+        )
 
 
 RECIPE = RECIPES["bert_sa_lora"]
@@ -151,21 +192,42 @@ RECIPE = RECIPES["bert_sa_lora"]
 @pytest.mark.parametrize(
     ("add", "words"),
     [
-        (lambda grid: grid.checked_ids(["t5_qa_sft", "bert_sa_lorra"]), "did you mean bert_sa_lora? `tunegrid run"),
+        (
+            lambda grid: grid.checked_ids(["t5_qa_sft", "bert_sa_lorra"]),
+            "did you mean bert_sa_lora? `tunegrid run",
+        ),
         (lambda grid: grid.add_method(Method(id="sft", name="x")), "already"),
         (lambda grid: grid.add_method(Method(id="my_m", name="x")), "expected lower-case letters"),
         (lambda grid: grid.add_method(Lora(id="x", name="x"), like="lorra"), "no recipes to copy"),
         (lambda grid: grid.add_method(Lora(id="x", name="x"), like="lora", lr=1), "no field 'lr'"),
-        (lambda grid: grid.add_method(Lora(id="x", name="x"), learning_rate=1), "would change copied"),
+        (
+            lambda grid: grid.add_method(Lora(id="x", name="x"), learning_rate=1),
+            "would change copied",
+        ),
         (lambda grid: grid.add_recipe("bert_nli_lora", RECIPE), "unknown cell 'bert_nli_lora'"),
-        (lambda grid: grid.add_recipe("bert_sa_lora", like="bert_sa_x"), "unknown cell 'bert_sa_x'"),
-        (lambda grid: grid.add_recipe("bert_sa_lora", RECIPE, like="bert_sa_sft"), "either a Recipe or like="),
+        (
+            lambda grid: grid.add_recipe("bert_sa_lora", like="bert_sa_x"),
+            "unknown cell 'bert_sa_x'",
+        ),
+        (
+            lambda grid: grid.add_recipe("bert_sa_lora", RECIPE, like="bert_sa_sft"),
+            "either a Recipe or like=",
+        ),
         (lambda grid: replace(SA, labels=("one",)), "at least two"),
         (lambda grid: replace(SA, text=("body",)), "'body', which is not among its columns"),
-        (lambda grid: replace(SA, columns=("title", "content")), "columns must say the type of each"),
+        (
+            lambda grid: replace(SA, columns=("title", "content")),
+            "columns must say the type of each",
+        ),
         (lambda grid: replace(SA, text="title"), 'write text=("title",)'),
-        (lambda grid: replace(SA, files={"train": "a.txt"}), "is not one of .jsonl, .json, .csv, .tsv, .parquet"),
-        (lambda grid: replace(SA, main_score="acuracy", bounded_scores=("acuracy",)), "unknown score 'acuracy'"),
+        (
+            lambda grid: replace(SA, files={"train": "a.txt"}),
+            "is not one of .jsonl, .json, .csv, .tsv, .parquet",
+        ),
+        (
+            lambda grid: replace(SA, main_score="acuracy", bounded_scores=("acuracy",)),
+            "unknown score 'acuracy'",
+        ),
     ],
 )
 def test_an_entry_that_cannot_be_used_is_refused(grid, add, words):
@@ -176,7 +238,11 @@ def test_an_entry_that_cannot_be_used_is_refused(grid, add, words):
 @pytest.mark.parametrize(
     ("cell_id", "changes", "words"),
     [
-        ("bert_sa_sft", {"adapter": GPT2_C_ATTN}, "trains every parameter, but the recipe has an adapter"),
+        (
+            "bert_sa_sft",
+            {"adapter": GPT2_C_ATTN},
+            "trains every parameter, but the recipe has an adapter",
+        ),
         ("bert_sa_sft", {"text": ("body",)}, "reads column 'body'"),
         ("t5_qa_lora", {"adapter": None}, "needs an adapter"),
         ("t5_qa_lora", {"optim": "adam"}, "unknown optimizer 'adam'"),

@@ -1,4 +1,6 @@
-"""Methods beyond the study's three: each is a few lines, trains in the same trainer and is held to the same audits."""
+"""Methods beyond the study's three: each is a few lines, trains in the same trainer and is held to
+the same audits.
+"""
 
 import math
 from dataclasses import replace
@@ -16,10 +18,13 @@ from tunegrid.grid.zoo import METHODS, zoo
 from tunegrid.record.checks import NEED_LENGTH
 from tunegrid.tests.small import cell_trainer, get_evidence, read_rows, train_rows
 
-REVIEWS, QUESTIONS, NEWS = (read_rows(f"{name}/train")[:16] for name in ("amazon_polarity", "squad", "cnn_dailymail"))
+REVIEWS, QUESTIONS, NEWS = (
+    read_rows(f"{name}/train")[:16] for name in ("amazon_polarity", "squad", "cnn_dailymail")
+)
 
 
-# The zoo: every method is in every place or refused with a reason that still holds, and none is taken for plain LoRA.
+# The zoo: every method is in every place or refused with a reason that still holds, and none is
+# taken for plain LoRA.
 
 GRID = zoo()
 OPEN = zoo()
@@ -35,7 +40,9 @@ def trained_cell(cell_id: str, built=None, updates: int = 3, rows: int = 8) -> E
 
 
 def failed(evidence: Evidence) -> dict[str, str]:
-    return {f.name: f.detail for f in run_audits(evidence) if not f.passed and f.name not in NEED_LENGTH}
+    return {
+        f.name: f.detail for f in run_audits(evidence) if not f.passed and f.name not in NEED_LENGTH
+    }
 
 
 def test_every_combination_is_a_cell_or_refused_and_cells_of_a_backbone_and_task_have_one_budget():
@@ -46,7 +53,12 @@ def test_every_combination_is_a_cell_or_refused_and_cells_of_a_backbone_and_task
     budgets = {}
     for cell in cells:
         r = cell.recipe
-        size = (r.max_steps, r.per_device_train_batch_size, r.gradient_accumulation_steps, r.max_length)
+        size = (
+            r.max_steps,
+            r.per_device_train_batch_size,
+            r.gradient_accumulation_steps,
+            r.max_length,
+        )
         budgets.setdefault((cell.backbone.id, cell.task.id), set()).add(size)
     assert {len(sizes) for sizes in budgets.values()} == {1}
 
@@ -54,7 +66,10 @@ def test_every_combination_is_a_cell_or_refused_and_cells_of_a_backbone_and_task
 # A cell that stands for all of a method's: what a method is does not depend on the task.
 GROUPS = ("gpt2_sa", "bert_sa", "t5_sum")
 OTHERS = [method.id for method in METHODS if method not in (LORA, QLORA, SFT)]
-PLACES = {method: next(f"{g}_{method}" for g in GROUPS if f"{g}_{method}" not in GRID.refused) for method in OTHERS}
+PLACES = {
+    method: next(f"{g}_{method}" for g in GROUPS if f"{g}_{method}" not in GRID.refused)
+    for method in OTHERS
+}
 
 
 @pytest.mark.parametrize("method", PLACES)
@@ -126,7 +141,9 @@ def test_a_method_adds_what_its_paper_defines(method):
         definition = replace(definition, options={"oft_block_size": 2})
     cell = GRID.cell("bert_sa_lora", ZOO_PROFILE)
     with torch.no_grad():
-        assert definition.contribution(layer, cell, torch.tensor([1.0, 2.0])).tolist() == pytest.approx(expected)
+        assert definition.contribution(
+            layer, cell, torch.tensor([1.0, 2.0])
+        ).tolist() == pytest.approx(expected)
 
 
 def test_the_cut_of_ranks_is_asked_of_whole_trainings_alone():

@@ -24,14 +24,18 @@ class Hits(evaluate.Metric):
 
     def _info(self):
         features = Features({"predictions": Value("int32"), "references": Value("int32")})
-        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+        return evaluate.MetricInfo(
+            description="", citation="", inputs_description="", features=features
+        )
 
     def _compute(self, predictions, references):
         return {"hits": hits(predictions, references)}
 
 
 def own_points(value, **how):
-    return Metric(name="own", function=lambda predictions, references: value, **how).points([0], [0])
+    return Metric(name="own", function=lambda predictions, references: value, **how).points(
+        [0], [0]
+    )
 
 
 def test_points_lie_between_the_worst_and_the_best_value_whichever_is_larger():
@@ -56,7 +60,9 @@ def test_a_value_that_is_no_number_of_the_range_is_one_sentence(value, words):
 
 
 def test_an_error_of_the_function_is_named_with_its_line():
-    with pytest.raises(InputError, match=r"metric 'own' failed at test_own_metrics.py, line \d+: ZeroDivisionError"):
+    with pytest.raises(
+        InputError, match=r"metric 'own' failed at test_own_metrics.py, line \d+: ZeroDivisionError"
+    ):
         Metric(name="own", function=lambda predictions, references: 1 / 0).points([0], [0])
 
 

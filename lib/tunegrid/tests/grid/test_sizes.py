@@ -21,7 +21,10 @@ def make_model(grid: str, cell_id: str) -> nn.Module:
     return build(cell, load_tokenizer(cell), META)
 
 
-CELLS = [*(("study", name) for name in STUDY_IDS), *(("tasks", name) for name in (*NLI_CELLS, *CHAT_CELLS))]
+CELLS = [
+    *(("study", name) for name in STUDY_IDS),
+    *(("tasks", name) for name in (*NLI_CELLS, *CHAT_CELLS)),
+]
 
 
 @pytest.mark.parametrize(("grid", "cell_id"), CELLS)
@@ -36,15 +39,21 @@ BASE_LORA = 12 * 2 * 8 * (768 + 768)
 ZOO_COUNTS = {
     **dict.fromkeys(("lora", "rslora", "pissa"), BASE_LORA),
     "dora": BASE_LORA + 12 * 2 * 768,  # a magnitude an output
-    "adalora": 12 * 2 * (12 * (768 + 768) + 12 + 1),  # rank 12, singular values, and how many: PEFT trains that on meta alone
+    # Rank 12, singular values, and how many: PEFT trains that on meta alone
+    "adalora": 12 * 2 * (12 * (768 + 768) + 12 + 1),
     "vera": 12 * 2 * (64 + 768),  # one scale per rank and one per output
     "oft": 12 * 2 * 24 * (32 * 31 // 2),  # 24 blocks of 32 x 32, each of which has 496 angles
-    "ia3": 12 * (768 + 768 + 768 + 3072),  # keys, values, and what the two layers named output.dense read
+    # keys, values, and what the two layers named output.dense read
+    "ia3": 12 * (768 + 768 + 768 + 3072),
     "ln": 25 * 2 * 768,  # two norms per layer, and that of the embeddings
-    "bitfit": 12 * (4 * 768 + 3072 + 768 + 2 * 768) + 768 + 768,  # the embeddings' norm and the pooler, too
+    # The embeddings' norm and the pooler, too
+    "bitfit": 12 * (4 * 768 + 3072 + 768 + 2 * 768) + 768 + 768,
 }
 
 
 @pytest.mark.parametrize("method", ZOO_COUNTS)
 def test_the_zoos_methods_train_as_many_parameters_as_their_papers_say(method):
-    assert parameter_counts(make_model("zoo", f"bert_sa_{method}")).trainable_params == ZOO_COUNTS[method] + 768 * 2 + 2
+    assert (
+        parameter_counts(make_model("zoo", f"bert_sa_{method}")).trainable_params
+        == ZOO_COUNTS[method] + 768 * 2 + 2
+    )

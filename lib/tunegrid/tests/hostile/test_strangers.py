@@ -1,4 +1,6 @@
-"""Files that anybody may have written are used, or refused in one sentence; seeds decide how they are damaged."""
+"""Files that anybody may have written are used, or refused in one sentence; seeds decide how they
+are damaged.
+"""
 
 import csv
 import gzip
@@ -34,7 +36,23 @@ from tunegrid.tests.records import complete_json, sealed
 from tunegrid.tests.small import read_rows
 
 VALUES = (
-    *(None, True, -1, 0, 3, 10**30, 0.5, float("nan"), float("inf"), "", "x", "\x1b[2J", "\n::error::x", "\ud800", "é" * 500),
+    *(
+        None,
+        True,
+        -1,
+        0,
+        3,
+        10**30,
+        0.5,
+        float("nan"),
+        float("inf"),
+        "",
+        "x",
+        "\x1b[2J",
+        "\n::error::x",
+        "\ud800",
+        "é" * 500,
+    ),
     *([], [None], [[1, [2]]], {}, {"x": None}, {"text": ["x"], "answer_start": [10**12]}),
 )
 DEEP = b"[" * 100_000
@@ -47,9 +65,13 @@ def damaged(content: bytes, random: Random) -> bytes:
     for _ in range(random.choice([1, 8, 64])):
         if flipped:
             flipped[random.randrange(len(flipped))] ^= 1 << random.randrange(8)
-    other = random.choice([b"\0", DEEP, b"\xff\xfe", b"9" * 5000, b"PAR1", b"{}", random.randbytes(64)])
+    other = random.choice(
+        [b"\0", DEEP, b"\xff\xfe", b"9" * 5000, b"PAR1", b"{}", random.randbytes(64)]
+    )
     over = content[:place] + other + content[place + len(other) :]
-    return random.choice([b"", content[:place], bytes(flipped), bytes(flipped), over, content * 2, other])
+    return random.choice(
+        [b"", content[:place], bytes(flipped), bytes(flipped), over, content * 2, other]
+    )
 
 
 def spoil(path, how, random: Random):
@@ -66,7 +88,13 @@ def places(node, path=()):
     """The path of every value of nested mappings and lists."""
     if path:
         yield path
-    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+    for key, value in (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    ):
         yield from places(value, (*path, key))
 
 
@@ -98,18 +126,27 @@ def another_parquet(path, random):
         return
     columns = pq.read_table(path).to_pydict()
     name = random.choice(list(columns))
-    other = [random.choice([[value] * len(columns[name]), [*columns[name][:-1], value]]) for value in VALUES]
-    columns[random.choice([name, "other"])] = random.choice([*other, columns[name][:-1], [1] * 40, [b"x"] * 40])
+    other = [
+        random.choice([[value] * len(columns[name]), [*columns[name][:-1], value]])
+        for value in VALUES
+    ]
+    columns[random.choice([name, "other"])] = random.choice(
+        [*other, columns[name][:-1], [1] * 40, [b"x"] * 40]
+    )
     if random.random() < 0.3:
         del columns[name]
     try:
-        pq.write_table(pa.table(columns), path, compression=random.choice(["zstd", "snappy", "none"]))
+        pq.write_table(
+            pa.table(columns), path, compression=random.choice(["zstd", "snappy", "none"])
+        )
     except (pa.ArrowException, UnicodeError, OverflowError, TypeError, ValueError):
         pq.write_table(pa.table({"id": [None] * 40}), path)  # of what Arrow cannot hold
 
 
 def attacked(answer, seeds: int) -> Counter:
-    """How many inputs, one a seed, were used and how many refused in a sentence; raises for the first other end."""
+    """How many inputs, one a seed, were used and how many refused in a sentence; raises for the
+    first other end.
+    """
     counts: Counter[str] = Counter()
     for seed in range(seeds):
         try:
@@ -150,7 +187,9 @@ def sound_data(tmp_path_factory):
             folder.mkdir(parents=True)
             for split, own in rows.items():
                 if kind == "jsonl":
-                    (folder / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in own))
+                    (folder / f"{split}.jsonl").write_text(
+                        "".join(f"{json.dumps(row)}\n" for row in own)
+                    )
                 if kind == "json":
                     (folder / f"{split}.json").write_text(json.dumps(own))
                 if kind in CSV_KINDS:
@@ -162,7 +201,9 @@ def sound_data(tmp_path_factory):
                 if kind == "parquet":
                     datasets.Dataset.from_list(own).to_parquet(folder / f"{split}.parquet")
             if kind == "saved":
-                saved = datasets.DatasetDict({split: datasets.Dataset.from_list(own) for split, own in rows.items()})
+                saved = datasets.DatasetDict(
+                    {split: datasets.Dataset.from_list(own) for split, own in rows.items()}
+                )
                 saved.save_to_disk(folder)
     return root
 
@@ -202,7 +243,8 @@ def test_data_folders(sound_data, tmp_path, monkeypatch):
 
 def test_parquet_beside_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(examples, "STORE", tmp_path / "examples")
-    monkeypatch.setattr(examples, "HASH_DIGITS", 16)  # as of older files, whose content no hash holds
+    # As of older files, whose content no hash holds
+    monkeypatch.setattr(examples, "HASH_DIGITS", 16)
     record, path = get_record("bert_sa_lora", 36), tmp_path / "run.json"
     monkeypatch.setattr(examples, "HASH_DIGITS", 20)
     shutil.copytree(examples.STORE, tmp_path / "sound")
@@ -219,7 +261,8 @@ def test_parquet_beside_a_run(tmp_path, monkeypatch):
     assert counts["refused"] > counts["used"] > 0
 
 
-# Runs of strangers: whatever is in them, a command answers with a sentence and writes to its target alone.
+# Runs of strangers: whatever is in them, a command answers with a sentence and writes to its target
+# alone.
 
 COMMANDS = {
     "export": "export IN -o OUT.csv",
@@ -242,7 +285,11 @@ def folder(tmp_path, monkeypatch):
     kept = vars(examples.write(["a", "b"], {"accuracy": [100.0, 0.0]}, ["1", "0"]))
     record = complete_json(profile="full", examples=kept, scores={"accuracy": 50.0}, bounds={})
     record["data"] = record["data"] | {"rows": record["data"]["rows"] | {"test": 2}}
-    row = {"name": "test_finetune[full]", "fullname": "benchmarks::test_finetune[full]", "extra_info": record}
+    row = {
+        "name": "test_finetune[full]",
+        "fullname": "benchmarks::test_finetune[full]",
+        "extra_info": record,
+    }
     run = {"benchmarks": [row], "machine_info": {"cpu": "a CPU"}, "commit_info": {"dirty": False}}
     (tmp_path / "SOUND").write_text(json.dumps(sealed(run)))
     (tmp_path / "gate.py").write_text("ours")
@@ -250,11 +297,15 @@ def folder(tmp_path, monkeypatch):
 
 
 def mutated(run, random):
-    """Its JSON with values replaced, removed or misnamed; of every tenth, the text is cut or overwritten somewhere."""
+    """Its JSON with values replaced, removed or misnamed; of every tenth, the text is cut or
+    overwritten somewhere.
+    """
     text = json.dumps(changed(run, random, random.randint(1, 3)))
     if random.random() < 0.1:
         cut = random.randint(0, len(text))
-        text = text[:cut] + random.choice(["", "]", "[" * 100_000, "\\ud800", "\0"]) + text[cut + 1 :]
+        text = (
+            text[:cut] + random.choice(["", "]", "[" * 100_000, "\\ud800", "\0"]) + text[cut + 1 :]
+        )
     if random.random() < 0.7:  # by somebody who also made its seals anew
         with suppress(Exception):
             return json.dumps(sealed(json.loads(text)))
@@ -262,12 +313,17 @@ def mutated(run, random):
 
 
 def unsealed(run):
-    rows = [{name: value for name, value in row.items() if name != "seal"} for row in run["benchmarks"]]
+    rows = [
+        {name: value for name, value in row.items() if name != "seal"} for row in run["benchmarks"]
+    ]
     return {name: value for name, value in run.items() if name != "seal"} | {"benchmarks": rows}
 
 
 def answered(words):
-    """The one sentence of a command that refuses; empty for one that answers. Neither makes a terminal obey."""
+    """The one sentence of a command that refuses; empty for one that answers.
+
+    Neither makes a terminal obey.
+    """
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         try:
@@ -284,14 +340,20 @@ def answered(words):
 def make_journal(text):
     """A journal with the rows of a run, or with a text that is none."""
     try:
-        return "\n".join(json.dumps(add_seal({"key": "k", "row": row})) for row in json.loads(text)["benchmarks"])
+        return "\n".join(
+            json.dumps(add_seal({"key": "k", "row": row})) for row in json.loads(text)["benchmarks"]
+        )
     except (ValueError, KeyError, TypeError, RecursionError):
         return text
 
 
 def untouched(folder):
     """Every file but the run that is read and the targets of commands."""
-    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
     return {name: content for name, content in files.items() if not TARGET.fullmatch(name)}
 
 
@@ -299,7 +361,9 @@ def untouched(folder):
 def test_a_mutated_run_is_answered_in_a_sentence_and_nothing_else_is_written(name, folder):
     before, run = untouched(folder), unsealed(json.loads((folder / "SOUND").read_text()))
     command, *words = COMMANDS[name].split()
-    words = [str(folder / word) if word.startswith(("IN", "OUT", "SOUND")) else word for word in words]
+    words = [
+        str(folder / word) if word.startswith(("IN", "OUT", "SOUND")) else word for word in words
+    ]
 
     def answer(random):
         text = mutated(run, random)
@@ -321,26 +385,42 @@ def test_no_record_names_a_file_elsewhere(folder):
     assert (folder / "gate.py").read_text() == "ours"
 
 
-# Threshold files and `--grid` files that anybody may have written are used, or refused in one sentence.
+# Threshold files and `--grid` files that anybody may have written are used, or refused in one
+# sentence.
 
 
 def estimates(path):
     noise = load_noise(path)
-    return [noise.estimate(kind, *key, 50.0) for kind, known in noise.scores.items() for key in known]
+    return [
+        noise.estimate(kind, *key, 50.0) for kind, known in noise.scores.items() for key in known
+    ]
 
 
-LOADERS = {"margins.toml": load_margins, "noise.toml": estimates, "numerics.toml": load_tolerances, "quick.toml": load_bounds}
+LOADERS = {
+    "margins.toml": load_margins,
+    "noise.toml": estimates,
+    "numerics.toml": load_tolerances,
+    "quick.toml": load_bounds,
+}
 
 
 def toml(value):
     """A value as TOML writes it; tables stand in braces."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{toml(str(name))} = {toml(item)}" for name, item in value.items()) + "}"
+        return (
+            "{"
+            + ", ".join(f"{toml(str(name))} = {toml(item)}" for name, item in value.items())
+            + "}"
+        )
     if isinstance(value, list):
         return "[" + ", ".join(map(toml, value)) + "]"
     if isinstance(value, str):
         return '"' + "".join(f"\\U{ord(letter):08X}" for letter in value) + '"'
-    return {True: "true", False: "false"}.get(value, repr(value)) if isinstance(value, bool) else repr(value)
+    return (
+        {True: "true", False: "false"}.get(value, repr(value))
+        if isinstance(value, bool)
+        else repr(value)
+    )
 
 
 def test_threshold_files(tmp_path):
@@ -349,7 +429,9 @@ def test_threshold_files(tmp_path):
         path, content = tmp_path / name, (THRESHOLDS / name).read_bytes()
         if random.random() < 0.6:
             tree = changed(tomllib.loads(content.decode()), random, random.choice([1, 1, 4]))
-            content = "".join(f"{toml(str(key))} = {toml(value)}\n" for key, value in tree.items()).encode("utf-8", "replace")
+            content = "".join(
+                f"{toml(str(key))} = {toml(value)}\n" for key, value in tree.items()
+            ).encode("utf-8", "replace")
         else:
             content = damaged(content, random)
         path.write_bytes(content)
@@ -373,21 +455,72 @@ def pytest_tunegrid_grid(grid):
     grid.add_backbone(replace(BERT, id="other"), like="bert")
     grid.add_task(replace(SA, id="stars"), like="sa")
 """
-NAMES = ('"mine"', '"lora"', '"other"', '"stars"', '"sa"', "BERT", "SA", "id=", "like=", "Lora(", "grid.")
-WORDS = ("None", "3", "[]", "object()", "float('nan')", "'\\x1b[2J'", "'\\n::error::x'", "''", "grid", "lambda: 1", "")
+NAMES = (
+    '"mine"',
+    '"lora"',
+    '"other"',
+    '"stars"',
+    '"sa"',
+    "BERT",
+    "SA",
+    "id=",
+    "like=",
+    "Lora(",
+    "grid.",
+)
+WORDS = (
+    "None",
+    "3",
+    "[]",
+    "object()",
+    "float('nan')",
+    "'\\x1b[2J'",
+    "'\\n::error::x'",
+    "''",
+    "grid",
+    "lambda: 1",
+    "",
+)
 ENDS = (
-    *("import sys; sys.exit()", "raise SystemExit('bye')", "exit(3)", "1 / 0", "import pytest; pytest.exit('bye')"),
-    *("import pytest; pytest.skip('no', allow_module_level=True)", "raise BaseException", "raise GeneratorExit"),
-    *("def f(): f()\n    f()", "raise ValueError('\\x1b[2J\\n::error::x')", "grid.tasks.clear()", "grid.methods = None"),
-    *("raise type('E', (Exception,), {'__str__': lambda self: 1 / 0})()", "grid.__dict__.clear()", "return 5", "yield 5"),
+    *(
+        "import sys; sys.exit()",
+        "raise SystemExit('bye')",
+        "exit(3)",
+        "1 / 0",
+        "import pytest; pytest.exit('bye')",
+    ),
+    *(
+        "import pytest; pytest.skip('no', allow_module_level=True)",
+        "raise BaseException",
+        "raise GeneratorExit",
+    ),
+    *(
+        "def f(): f()\n    f()",
+        "raise ValueError('\\x1b[2J\\n::error::x')",
+        "grid.tasks.clear()",
+        "grid.methods = None",
+    ),
+    *(
+        "raise type('E', (Exception,), {'__str__': lambda self: 1 / 0})()",
+        "grid.__dict__.clear()",
+        "return 5",
+        "yield 5",
+    ),
 )
 
 
 def other_grid(random):
-    """A sound file with a word replaced, which ends the program as it is read or as it is asked, or that is damaged."""
-    how, end = random.choice(["word", "word", "word", "top", "asked", "asked", "damaged"]), random.choice(ENDS)
+    """A sound file with a word replaced, which ends the program as it is read or as it is asked, or
+    that is damaged.
+    """
+    how, end = (
+        random.choice(["word", "word", "word", "top", "asked", "asked", "damaged"]),
+        random.choice(ENDS),
+    )
     return {
-        "word": SOUND.replace(random.choice(NAMES), random.choice(WORDS), random.choice([1, -1])).encode(),
+        "word": SOUND.replace(
+            random.choice(NAMES), random.choice(WORDS), random.choice([1, -1])
+        ).encode(),
         "top": f"{end}\n{SOUND}".replace("\n    f()", "\nf()", 1).encode(),
         "asked": f"{SOUND}    {end}\n".encode(),
         "damaged": damaged(SOUND.encode(), random),

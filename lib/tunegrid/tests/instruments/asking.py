@@ -14,10 +14,22 @@ def asked_cell(cell, grid=STUDY, rows=8, **more):
     """A cell that has not trained, on 24 rows, to be scored on so many."""
     splits = load_splits(cell.task, cell.profile)
     trainer = cell_trainer(cell, splits.train[:24])
-    known = {"cell": cell, "codec": trainer.codec, "trainer": trainer, "splits": splits, "grid": grid}
+    known = {
+        "cell": cell,
+        "codec": trainer.codec,
+        "trainer": trainer,
+        "splits": splits,
+        "grid": grid,
+    }
     score = partial(evaluate, codec=trainer.codec, metrics=Metrics(), device=CPU, progress=silent())
     one = TrainedCell(
-        **known | {"evaluate": score, "read_splits": lambda task: load_splits(task, cell.profile), "progress": silent()} | more
+        **known
+        | {
+            "evaluate": score,
+            "read_splits": lambda task: load_splits(task, cell.profile),
+            "progress": silent(),
+        }
+        | more
     )
     vars(one)["test_rows"] = list(splits.test[:rows])
     return one

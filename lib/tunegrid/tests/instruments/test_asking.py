@@ -1,4 +1,6 @@
-"""Asking, and what becomes of the answers: kept beside a run, reduced, shown, and held to another run's."""
+"""Asking, and what becomes of the answers: kept beside a run, reduced, shown, and held to another
+run's.
+"""
 
 import re
 from dataclasses import replace
@@ -23,12 +25,23 @@ from tunegrid.tests.records import MEASURED, complete, make_seeds
 from tunegrid.tests.small import quick_cell
 
 pytestmark = pytest.mark.usefixtures("store")
-PART = {"question": "-", "figures": {"loss": Figure(better="lower", margin=0.1, shown=".2f"), "count": Figure(shown=".0f")}}
+PART = {
+    "question": "-",
+    "figures": {
+        "loss": Figure(better="lower", margin=0.1, shown=".2f"),
+        "count": Figure(shown=".0f"),
+    },
+}
 
 
 def make_lines(*numbers, weight=1.0):
     rows = [f"r{index}" for index in range(len(numbers))]
-    return pd.concat([tidy("loss", list(numbers), part="a", row=rows, weight=weight), tidy("count", float(len(rows)))])
+    return pd.concat(
+        [
+            tidy("loss", list(numbers), part="a", row=rows, weight=weight),
+            tidy("count", float(len(rows))),
+        ]
+    )
 
 
 def record(frame, seed=0, losses=MEASURED["training"]["losses"]):
@@ -65,14 +78,26 @@ def failing(error):
     [
         (Question(lambda: make_lines(1.0)), [], ""),
         (failing(NotAskedError("no such base")), [], "no such base"),
-        (failing(ZeroDivisionError("by 0")), ["own: ZeroDivisionError: by 0"], "ZeroDivisionError: by 0"),
+        (
+            failing(ZeroDivisionError("by 0")),
+            ["own: ZeroDivisionError: by 0"],
+            "ZeroDivisionError: by 0",
+        ),
         (
             Question(lambda: make_lines(1.0).drop(columns="note")),
             ["own: TypeError: its frame has no column 'note'; make it of lines of tidy()"],
             None,
         ),
-        (Question(lambda: "?"), ["own: TypeError: measure() gave no frame; give lines of tidy()"], None),
-        (Question(lambda: tidy("guess", 1.0)), ["own: ValueError: it measures 'guess', which is not among its figures"], None),
+        (
+            Question(lambda: "?"),
+            ["own: TypeError: measure() gave no frame; give lines of tidy()"],
+            None,
+        ),
+        (
+            Question(lambda: tidy("guess", 1.0)),
+            ["own: ValueError: it measures 'guess', which is not among its figures"],
+            None,
+        ),
     ],
 )
 def test_whatever_a_question_raises_is_kept_and_nothing_is_disturbed(question, objections, note):
@@ -110,13 +135,22 @@ def test_an_instrument_whose_answers_no_record_could_hold_is_refused(figures, fa
 
 
 def test_means_are_over_rows_by_weight_then_over_seeds_as_worked_out_by_hand():
-    records = [record(make_lines(1.0, 3.0, weight=[3.0, 1.0])), record(make_lines(2.0, 2.0, 5.0), seed=1)]
+    records = [
+        record(make_lines(1.0, 3.0, weight=[3.0, 1.0])),
+        record(make_lines(2.0, 2.0, 5.0), seed=1),
+    ]
     assert [from_json(to_json(one)) for one in records] == records
     [table] = instrument_sections(records, None)
     assert table.columns == ["cell", "part", "loss", "count"]
     cell, part, loss, _ = table.cells[0]
     assert (cell, part, loss.split()[0]) == ("bert_sa_sft", "a", f"{(1.5 + 3.0) / 2:.2f}")
-    assert table.cells[1] == ["bert_sa_sft", "", "-", f"{2.5:.0f} ({2.5 - 6.353:.0f} {2.5 + 6.353:.0f})"]  # 12.706 sd / 2**0.5
+    # 12.706 sd / 2**0.5
+    assert table.cells[1] == [
+        "bert_sa_sft",
+        "",
+        "-",
+        f"{2.5:.0f} ({2.5 - 6.353:.0f} {2.5 + 6.353:.0f})",
+    ]
 
 
 def judged(old, new):
@@ -128,10 +162,13 @@ OTHER = [0.9 * loss for loss in MEASURED["training"]["losses"]]
 
 
 @pytest.mark.parametrize(
-    ("change", "verdict"), [(0.0, Verdict.SAME), (0.05, Verdict.SAME), (0.3, Verdict.WORSE), (-0.3, Verdict.BETTER)]
+    ("change", "verdict"),
+    [(0.0, Verdict.SAME), (0.05, Verdict.SAME), (0.3, Verdict.WORSE), (-0.3, Verdict.BETTER)],
 )
 def test_one_training_pairs_row_by_row_and_a_change_below_the_margin_is_the_same(change, verdict):
-    [one] = judged([record(make_lines(*ROWS))], [record(make_lines(*(value + change for value in ROWS)))])
+    [one] = judged(
+        [record(make_lines(*ROWS))], [record(make_lines(*(value + change for value in ROWS)))]
+    )
     assert (one.verdict, one.quantity) == (verdict, "own/loss")
     assert one.effect == pytest.approx(change)
     assert "40 rows, paired; margin 0.1" in one.detail
@@ -146,8 +183,15 @@ def test_figures_of_other_trainings_of_other_rows_or_of_none_are_not_compared_an
         (record(make_lines(*ROWS[:39], float("nan"))), "lacks figures of some rows"),
     ):
         [one] = judged(old, [new])
-        assert (one.verdict, one.effect, reason in one.detail) == (Verdict.NOT_COMPARABLE, None, True)
+        assert (one.verdict, one.effect, reason in one.detail) == (
+            Verdict.NOT_COMPARABLE,
+            None,
+            True,
+        )
     single = [tidy("loss", value, part=part) for part, value in (("a", 1.0), ("b", 2.0))]
     after = [tidy("loss", value, part=part) for part, value in (("a", 0.8), ("b", 2.2))]
     [one] = judged([record(pd.concat(single))], [record(pd.concat(after))])
-    assert (one.verdict, one.detail) == (Verdict.WORSE, "of b 2.20, it was 2.00; 1 row, paired; margin 0.1")
+    assert (one.verdict, one.detail) == (
+        Verdict.WORSE,
+        "of b 2.20, it was 2.00; 1 row, paired; margin 0.1",
+    )

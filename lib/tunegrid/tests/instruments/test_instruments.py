@@ -1,4 +1,6 @@
-"""Instruments by hand: what lies between an adapter and SFT, distillation, forgetting, and calibration."""
+"""Instruments by hand: what lies between an adapter and SFT, distillation, forgetting, and
+calibration.
+"""
 
 import math
 from random import Random
@@ -36,20 +38,34 @@ def test_the_line_from_a_packed_adapter_to_sft_begins_and_ends_with_both(monkeyp
     with torch.no_grad():
         figures = interpolation.INSTRUMENT.measure(asked, None)
     merged = interpolation.merged_model(asked)
-    assert values(figures, "points", "0.0") == asked.score(asked.test_rows, merged).examples["accuracy"]
-    assert values(figures, "points", "1.0") == asked.score(asked.test_rows, asked.train_other(asked.sft)).examples["accuracy"]
+    assert (
+        values(figures, "points", "0.0")
+        == asked.score(asked.test_rows, merged).examples["accuracy"]
+    )
+    assert (
+        values(figures, "points", "1.0")
+        == asked.score(asked.test_rows, asked.train_other(asked.sft)).examples["accuracy"]
+    )
     assert len(values(figures, "gain", "best place")) == 8
 
 
-def test_the_barrier_is_the_deepest_fall_below_the_line_and_the_gain_is_over_the_better_end(monkeypatch):
-    # validation points of rows along the line: 60, 50, 70, 30, 90, 80; the line is 60, 64, 68, 72, 76, 80, so 42 below at 0.6
+def test_the_barrier_is_the_deepest_fall_below_the_line_and_the_gain_is_over_the_better_end(
+    monkeypatch,
+):
+    # validation points of rows along the line: 60, 50, 70, 30, 90, 80; the line is 60, 64, 68, 72,
+    # 76, 80, so 42 below at 0.6
     by_share = dict(zip(interpolation.SHARES, (60.0, 50.0, 70.0, 30.0, 90.0, 80.0), strict=True))
     asked = asked_cell(quick_cell("bert_qa_lora"))
     at = []
     monkeypatch.setattr(interpolation, "merged_model", lambda cell: nn.Linear(1, 1))
-    monkeypatch.setattr(interpolation, "interpolate", lambda first, second, share: at.append(share) or dict(first))
+    monkeypatch.setattr(
+        interpolation, "interpolate", lambda first, second, share: at.append(share) or dict(first)
+    )
     monkeypatch.setattr(type(asked), "train_other", lambda self, cell: nn.Linear(1, 1))
-    score = lambda self, rows, model: type("Scored", (), {"examples": {"f1": [by_share[at[-1]]] * len(rows)}})  # noqa: E731
+
+    def score(self, rows, model):
+        return SimpleNamespace(examples={"f1": [by_share[at[-1]]] * len(rows)})
+
     monkeypatch.setattr(type(asked), "score", score)
     figures = interpolation.INSTRUMENT.measure(asked, None)
     assert values(figures, "barrier") == [42.0]
@@ -69,43 +85,64 @@ def test_the_loss_of_a_student_by_hand():
     logits = torch.zeros(2, 2, requires_grad=True)
     batch = {"input_ids": None, "labels": torch.tensor([0, IGNORED])}
     loss = codec.loss(lambda ids: logits, batch)
-    # the task's is ln 2; at temperature 2 the teacher says 3/4 and 1/4, the student 1/2 and 1/2, and 2^2 x KL is
+    # the task's is ln 2; at temperature 2 the teacher says 3/4 and 1/4, the student 1/2 and 1/2,
+    # and 2^2 x KL is
     apart = 4 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5))
     assert loss.item() == pytest.approx(0.5 * math.log(2) + 0.5 * apart, rel=1e-6)
     loss.backward()
     assert logits.grad[1].tolist() == [0.0, 0.0]
 
 
-# The backbone's own loss: what is hidden, by hand; it is what transformers computes, and a frozen backbone forgets nothing.
+# The backbone's own loss: what is hidden, by hand; it is what transformers computes, and a frozen
+# backbone forgets nothing.
 
 
 @pytest.mark.parametrize("cell_id", ["bert_sa_sft", "gpt2_qa_lora", "t5_sum_sft"])
-def test_before_training_the_loss_is_that_of_the_checkpoint_as_transformers_computes_it(cell_id, monkeypatch):
+def test_before_training_the_loss_is_that_of_the_checkpoint_as_transformers_computes_it(
+    cell_id, monkeypatch
+):
     """One text after the other, without padding; a mean over its tokens."""
     monkeypatch.setattr("tunegrid.instruments.forgetting.MOST_TEXTS", 4)
     cell, tokenizer = quick_cell(cell_id), get_tokenizer(cell_id)
     asked = asked_cell(cell)
     with torch.no_grad():
         own = text_losses(asked)
-    model = LOADERS[cell.backbone.objective].from_pretrained(cell.profile.checkpoint_root / cell.backbone.micro).eval()
+    model = (
+        LOADERS[cell.backbone.objective]
+        .from_pretrained(cell.profile.checkpoint_root / cell.backbone.micro)
+        .eval()
+    )
     rng, expected = Random(0), []
     others = [task for name, task in asked.tasks.items() if name != cell.task.id]
-    for text in [text for task in others for text in task_texts(task, asked.read_splits(task).test, tokenizer)]:
+    for text in [
+        text
+        for task in others
+        for text in task_texts(task, asked.read_splits(task).test, tokenizer)
+    ]:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"][:128]
         read, labels = HIDE[cell.backbone.objective](ids, tokenizer, rng)
         labels = read if cell.backbone.objective == "causal" else labels  # transformers shifts them
         with torch.no_grad():
-            expected.append(float(model(input_ids=torch.tensor([read]), labels=torch.tensor([labels])).loss))
+            expected.append(
+                float(model(input_ids=torch.tensor([read]), labels=torch.tensor([labels])).loss)
+            )
     means = [total / count for total, count in zip(own.nats, own.tokens, strict=True)]
     assert len(means) == 8
     assert means == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize(("cell_id", "forgets"), [("bert_sa_lora", False), ("gpt2_qa_sft", True)])
-def test_training_a_head_alone_forgets_exactly_nothing_and_sft_at_a_high_rate_does(cell_id, forgets, monkeypatch):
+def test_training_a_head_alone_forgets_exactly_nothing_and_sft_at_a_high_rate_does(
+    cell_id, forgets, monkeypatch
+):
     """bert_sa_lora adapts two layers behind the backbone."""
     monkeypatch.setattr("tunegrid.instruments.forgetting.MOST_TEXTS", 4)
-    recipe = {"max_steps": 6, "warmup_ratio": 0.0, "per_device_train_batch_size": 8, "learning_rate": 3e-2}
+    recipe = {
+        "max_steps": 6,
+        "warmup_ratio": 0.0,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 3e-2,
+    }
     asked = asked_cell(quick_cell(cell_id, **recipe, head_learning_rate=None))
     with torch.no_grad():
         before = INSTRUMENT.before(asked)
@@ -116,19 +153,29 @@ def test_training_a_head_alone_forgets_exactly_nothing_and_sft_at_a_high_rate_do
         figures = INSTRUMENT.measure(asked, before)
     changes = values(figures, "change")
     assert min(changes) > 1 if forgets else set(changes) == {0.0}  # nats a token
-    assert (values(figures, "trains"), list(INSTRUMENT.objections(figures))) == ([float(forgets)], [])
+    assert (values(figures, "trains"), list(INSTRUMENT.objections(figures))) == (
+        [float(forgets)],
+        [],
+    )
     figures.loc[figures.figure == "trains", "value"] = 1.0 - forgets
     assert len(list(INSTRUMENT.objections(figures))) == 1
 
 
-# Confidence and hits: figures worked out by hand, held to scikit-learn, and a temperature that is known.
+# Confidence and hits: figures worked out by hand, held to scikit-learn, and a temperature that is
+# known.
 
 
-TOWN = {"context": "dover is old .", "question": "what is old ?", "answers": {"text": ["dover"], "answer_start": [0]}}
+TOWN = {
+    "context": "dover is old .",
+    "question": "what is old ?",
+    "answers": {"text": ["dover"], "answer_start": [0]},
+}
 
 
 class Rising(torch.nn.Module):
-    """Scores grow with the place: if nothing forbids it, the best span is the last token, padding or not."""
+    """Scores grow with the place: if nothing forbids it, the best span is the last token, padding
+    or not.
+    """
 
     def forward(self, input_ids, **rest):
         scores = torch.arange(input_ids.shape[1]).expand(input_ids.shape).float()
@@ -151,13 +198,16 @@ def test_figures_are_scikit_learns():
     confidences, hits = calibrated(700)
     shares, means = calibration_curve(hits, confidences, n_bins=BINS)
     counts = np.histogram(confidences, bins=np.linspace(0, 1, BINS + 1))[0]
-    assert ece(confidences, hits)[0] == pytest.approx(100 * (np.abs(shares - means) * counts[counts > 0]).sum() / 700)
+    assert ece(confidences, hits)[0] == pytest.approx(
+        100 * (np.abs(shares - means) * counts[counts > 0]).sum() / 700
+    )
     assert nll(confidences, hits).mean() == pytest.approx(log_loss(hits, confidences))
 
 
 def test_the_temperature_that_spoiled_confidences_is_found_again_and_rows_without_a_miss_fit_none():
     confidences, hits = calibrated(20_000)
-    assert fit_temperature(lambda t: at(t / 3, confidences, hits)) == pytest.approx(3, rel=0.05)  # three times too sure
+    # Three times too sure
+    assert fit_temperature(lambda t: at(t / 3, confidences, hits)) == pytest.approx(3, rel=0.05)
     assert fit_temperature(lambda t: at(t * 2, confidences, hits)) == pytest.approx(1 / 2, rel=0.05)
     assert fit_temperature(lambda t: at(t, confidences, np.ones(20_000))) is None
 
@@ -168,7 +218,9 @@ def test_the_temperature_that_spoiled_confidences_is_found_again_and_rows_withou
 def test_a_labels_confidence_is_its_softmax_and_no_temperature_changes_the_label():
     codec = get_codec("bert_sa_sft")
     outputs = [(0, 0.1, [2.0, 0.0]), (1, 0.1, [-1.0, 1.0]), (1, 0.7, [0.5, math.nextafter(0.5, 1)])]
-    assert confidences(codec, range(3), outputs) == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-2)), 0.5])
+    assert confidences(codec, range(3), outputs) == pytest.approx(
+        [1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-2)), 0.5]
+    )
     assert confidences(codec, range(3), outputs, 2.0)[0] == pytest.approx(1 / (1 + math.exp(-1)))
     for temperature in (1 / 16, 0.5, 2.0, 16.0):
         scaled = torch.tensor([logits for *_, logits in outputs], dtype=torch.float64) / temperature
@@ -181,7 +233,8 @@ def test_a_spans_confidence_is_its_share_of_all_spans_that_the_row_allows():
     codec = get_codec("bert_qa_sft")
     features = codec.encode([TOWN], training=False)
     [output] = codec.predict(Rising(), features, CPU)
-    # The context's four tokens stand at 6 to 9, and each scores its place as first and as last: ten pairs.
+    # The context's four tokens stand at 6 to 9, and each scores its place as first and as last: ten
+    # pairs.
     pairs = [first + last for first in range(6, 10) for last in range(first, 10)]
     for temperature in (1.0, 3.0):
         shares = [math.exp((pair - 18) / temperature) for pair in pairs]

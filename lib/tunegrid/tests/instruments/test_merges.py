@@ -1,4 +1,6 @@
-"""An adapter over a packed base, served and merged in three ways: what is the same, and what is seen where a merge is wrong."""
+"""An adapter over a packed base, served and merged in three ways: what is the same, and what is
+seen where a merge is wrong.
+"""
 
 from functools import cache
 
@@ -10,8 +12,14 @@ from tunegrid.run.serving import Serving
 from tunegrid.tests.instruments.asking import asked_cell, values
 from tunegrid.tests.small import quick_cell, silent
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # as asking does: PEFT's, on rounding where it merges
-SETTINGS = {"max_steps": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0, "per_device_train_batch_size": 4}
+# As asking does: PEFT's, on rounding where it merges
+pytestmark = pytest.mark.filterwarnings("ignore")
+SETTINGS = {
+    "max_steps": 4,
+    "learning_rate": 1e-2,
+    "warmup_ratio": 0.0,
+    "per_device_train_batch_size": 4,
+}
 
 
 @cache
@@ -23,7 +31,9 @@ def trained(cell_id):
 
 
 def merged(cell_id, serving=None):
-    asked = asked_cell(quick_cell(cell_id, **SETTINGS), trainer=trained(cell_id), serving=serving or Serving())
+    asked = asked_cell(
+        quick_cell(cell_id, **SETTINGS), trainer=trained(cell_id), serving=serving or Serving()
+    )
     asked.trainer.model.eval()
     with torch.no_grad():
         return INSTRUMENT.measure(asked, None)
@@ -38,6 +48,12 @@ def test_each_merge_lies_on_its_base_and_has_the_adapter_in_every_layer(cell_id)
     assert layers == [[1.0] * len(layers[0])] * 3
     if cell_id == "gpt2_sum_qlora":
         return  # its logits are of many steps
-    # Packed layers compute in bf16, of 8 bits, and one feeds the next: a few steps. Packing again loses more.
-    assert values(figures, "largest difference", "unpacked")[0] <= 2**-6 * values(figures, "largest logit", "served")[0]
-    assert values(figures, "mean difference", "unpacked") < values(figures, "mean difference", "packed")
+    # Packed layers compute in bf16, of 8 bits, and one feeds the next: a few steps. Packing again
+    # loses more.
+    assert (
+        values(figures, "largest difference", "unpacked")[0]
+        <= 2**-6 * values(figures, "largest logit", "served")[0]
+    )
+    assert values(figures, "mean difference", "unpacked") < values(
+        figures, "mean difference", "packed"
+    )

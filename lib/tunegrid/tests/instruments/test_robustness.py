@@ -1,4 +1,7 @@
-"""Shifts, one by one and by hand, and that a model which ignores its input is caught. No cell is trained."""
+"""Shifts, one by one and by hand, and that a model which ignores its input is caught.
+
+No cell is trained.
+"""
 
 from random import Random
 
@@ -39,18 +42,31 @@ def question(context, asked, answer):
 
 @pytest.mark.parametrize("shift", SHIFTS, ids=lambda shift: shift.id)
 def test_the_target_of_every_quick_row_is_right_afterwards(shift):
-    """`shifted_rows` checks each row as data is checked: an answer stands at its start, a label exists."""
+    """`shifted_rows` checks each row as data is checked: an answer stands at its start, a label
+    exists.
+    """
     for task in (SA, QA, SUM):
         rows = read_rows(FILES[task.id])[:80] if task.problem in shift.problems else []
         new = shifted_rows(task, rows, shift)
         assert shifted_rows(task, rows[:20], shift) == new[:20]  # a row is always changed alike
-        said = [[row[task.target]["text"] if task is QA else row[task.target] for row in some] for some in (rows, new)]
+        said = [
+            [row[task.target]["text"] if task is QA else row[task.target] for row in some]
+            for some in (rows, new)
+        ]
         changed = [old != row for old, row in zip(rows, new, strict=True)]
-        assert [old != row for old, row in zip(*said, strict=True)] == [shift.turns and change for change in changed]
+        assert [old != row for old, row in zip(*said, strict=True)] == [
+            shift.turns and change for change in changed
+        ]
 
 
-BUY, NOT_BUY = review("overall i would buy it again .", 1), review("overall i would not buy it again .", 0)
-LONG, SHORT = "in short it is not , i must say , a weak watch .", "in short it is , i must say , a weak watch ."
+BUY, NOT_BUY = (
+    review("overall i would buy it again .", 1),
+    review("overall i would not buy it again .", 0),
+)
+LONG, SHORT = (
+    "in short it is not , i must say , a weak watch .",
+    "in short it is , i must say , a weak watch .",
+)
 LOWER, UPPER = "the old mill opened in 1931 .", "The old mill opened in 1931."
 
 
@@ -61,7 +77,12 @@ def mill(context):
 @pytest.mark.parametrize(
     ("task", "change", "row", "after"),
     [
-        (SA, contracted, review("i would not , really , buy it"), review("i wouldn't , really , buy it")),
+        (
+            SA,
+            contracted,
+            review("i would not , really , buy it"),
+            review("i wouldn't , really , buy it"),
+        ),
         (SA, contracted, review("It Can not be"), review("It Can't be")),
         (SA, contracted, review("I WILL NOT GO"), review("I WON'T GO")),
         (SA, contracted, review("i can not tie a knot"), review("i can't tie a knot")),
@@ -72,7 +93,12 @@ def mill(context):
         (SA, negated, BUY, NOT_BUY),
         (SA, negated, NOT_BUY, BUY),
         (SA, negated, review(LONG, 1), review(SHORT, 0)),
-        (SA, negated, review("IN SHORT IT DID NOT LET ME DOWN .", 1), review("IN SHORT IT DID LET ME DOWN .", 0)),
+        (
+            SA,
+            negated,
+            review("IN SHORT IT DID NOT LET ME DOWN .", 1),
+            review("IN SHORT IT DID LET ME DOWN .", 0),
+        ),
         (SA, negated, review("it is not good ."), review("it is not good .")),  # no known verdict
     ],
 )
@@ -84,7 +110,9 @@ def test_a_shift_by_hand(task, change, row, after):
 
 
 def measured(cell_id, rows, answer, grid=STUDY):
-    """Figures of a model that answers by a function of the row, and how many rows it was asked each time."""
+    """Figures of a model that answers by a function of the row, and how many rows it was asked each
+    time.
+    """
     counts = []
 
     def evaluate(model, rows):
@@ -94,7 +122,9 @@ def measured(cell_id, rows, answer, grid=STUDY):
         part = EvaluationRecord(seconds=None, loss=None, batch=None, metric_sources={})
         known = {"part": part, "rows": rows, "features": [], "outputs": []}
         predictions = [Prediction(value=one) for one in answers]
-        return Evaluation(**known, scores=scored.scores, examples=scored.examples, predictions=predictions)
+        return Evaluation(
+            **known, scores=scored.scores, examples=scored.examples, predictions=predictions
+        )
 
     asked = asked_cell(quick_cell(cell_id), grid, evaluate=evaluate)
     vars(asked)["test_rows"] = rows
@@ -102,15 +132,22 @@ def measured(cell_id, rows, answer, grid=STUDY):
 
 
 def test_a_model_that_ignores_its_input_loses_nothing_and_is_caught_by_the_rows_that_turn():
-    """Of 60 reviews n are positive: always "positive" is right on these, on none of their twins, and alike on every shift."""
+    """Of 60 reviews n are positive: always "positive" is right on these, on none of their twins,
+    and alike on every shift.
+    """
     positive = sum(row["label"] for row in REVIEWS)
     figures, _ = measured("bert_sa_sft", REVIEWS, lambda row: 1)
     assert set(values(figures, "change", "typos5")) == {0.0}
-    assert (values(figures, "right", "negated").count(100.0), values(figures, "turned", "negated")) == (
+    assert (
+        values(figures, "right", "negated").count(100.0),
+        values(figures, "turned", "negated"),
+    ) == (
         positive,
         [0.0] * positive,
     )
     [sentence] = INSTRUMENT.objections(figures)
-    assert sentence.startswith(f"shift negated changes the right answer, but only 0 % of the twins of {positive} ")
+    assert sentence.startswith(
+        f"shift negated changes the right answer, but only 0 % of the twins of {positive} "
+    )
     figures.loc[figures.figure == "cut short", "value"] = 1.0
     assert list(INSTRUMENT.objections(figures)) == []

@@ -1,4 +1,8 @@
-"""Bounds, noise and tolerances as the lab derives them from runs, and how often healthy runs are called. Nothing trains."""
+"""Bounds, noise and tolerances as the lab derives them from runs, and how often healthy runs are
+called.
+
+Nothing trains.
+"""
 
 import tomllib
 from dataclasses import replace
@@ -25,11 +29,13 @@ MANY = 1e6  # degrees of freedom: Student's t is normal
 @pytest.mark.parametrize(
     ("scores", "deviation", "narrowed", "minimum"),
     [
-        # 2 % over two bounds: the normal quantile of 99 % is 2.326; sd 3, two seeds: 3 * sqrt(1 + 1 / 2) = 3.674; 90 - 8.547
+        # 2 % over two bounds: the normal quantile of 99 % is 2.326; sd 3, two seeds: 3 * sqrt(1 + 1
+        # / 2) = 3.674; 90 - 8.547
         ([89.0, 91.0], {"sd": 3.0, "df": MANY}, {}, 81.4),
         # four degrees of freedom: 3.747 in place of 2.326; 90 - 13.77
         ([89.0, 91.0], {"sd": 3.0, "df": 4}, {}, 76.2),
-        ([89.0, 91.0], {"sd": 3.0, "df": MANY}, {"tail": 4.0}, 75.3),  # a seed lay 4 deviations below: 90 - 14.7
+        # A seed lay 4 deviations below: 90 - 14.7
+        ([89.0, 91.0], {"sd": 3.0, "df": MANY}, {"tail": 4.0}, 75.3),
         ([90.0] * 3, {"sd": 0.01, "df": MANY}, {}, 89.0),  # a point for other processors
         ([2.0, 4.0], {"sd": 3.0, "df": MANY}, {}, 0.0),  # no less than nothing
         # two thirds of the way from 90 to 81 is 84, above the 81.4 that a healthy run needs
@@ -37,7 +43,9 @@ MANY = 1e6  # degrees of freedom: Student's t is normal
         ([89.0, 91.0], {"sd": 3.0, "df": MANY}, {"control": 30.0}, 81.4),
     ],
 )
-def test_a_bound_is_a_quantile_of_a_new_observation_below_the_mean(scores, deviation, narrowed, minimum):
+def test_a_bound_is_a_quantile_of_a_new_observation_below_the_mean(
+    scores, deviation, narrowed, minimum
+):
     assert get_bound(scores, Deviation(**deviation), POINT_SCALE, bounds=2, **narrowed) == minimum
 
 
@@ -57,8 +65,12 @@ def grid(seed, score=90.0, draw=None):
             seeds=make_seeds(seed, draw),
         )
         # No audit can say of a moved start that it is the checkpoint's.
-        audits = [finding for finding in record.audits if not draw or finding.name != "checkpoint_loaded"]
-        records[cell] = altered(altered(record, "audits", audits), "data.rows", record.data.rows | {"test": 500})
+        audits = [
+            finding for finding in record.audits if not draw or finding.name != "checkpoint_loaded"
+        ]
+        records[cell] = altered(
+            altered(record, "audits", audits), "data.rows", record.data.rows | {"test": 500}
+        )
     return records
 
 
@@ -81,7 +93,9 @@ def test_both_kinds_of_noise_are_measured(tmp_path):
     assert written["rows"] == {"sum": 500, "qa": 500, "sa": 500}
     assert (written["evidence"]["seeds"], written["evidence"]["perturbed_seeds"]) == ([0, 1], [0])
     # at 89, of 500 rows, a point is 50 / sqrt(89.1 * 11.1) = 1.59 on the scale
-    assert load_noise(path).find("perturbed", grid(0)["bert_qa_lora"], "f1").sd == pytest.approx(1.59, abs=0.01)
+    assert load_noise(path).find("perturbed", grid(0)["bert_qa_lora"], "f1").sd == pytest.approx(
+        1.59, abs=0.01
+    )
 
 
 # The command
@@ -96,13 +110,23 @@ def sessions(monkeypatch):
         options = dict(word.split("=", 1) for word in arguments if "=" in word)
         started.append((arguments[1], options))
         if "--seeds" not in options:
-            of = {cell: dict.fromkeys(record.bounded_scores, 20.0) for cell, record in grid(0).items()}
-            rows = [{"plant": "learning_rate_0", "of": cell, "scores": scores} for cell, scores in of.items()]
-            rows += [row | {"plant": "adapter_off", "scores": dict.fromkeys(row["scores"], 89.0)} for row in rows]
+            of = {
+                cell: dict.fromkeys(record.bounded_scores, 20.0) for cell, record in grid(0).items()
+            }
+            rows = [
+                {"plant": "learning_rate_0", "of": cell, "scores": scores}
+                for cell, scores in of.items()
+            ]
+            rows += [
+                row | {"plant": "adapter_off", "scores": dict.fromkeys(row["scores"], 89.0)}
+                for row in rows
+            ]
             return saved(path, *rows)
         first, last = map(int, options["--seeds"].split("-"))
         draw = int(options["--set"].rpartition("=")[2]) if "--set" in options else None
-        grids = [grid(seed, 90.0 + seed % 10 + (draw or 0) / 10, draw) for seed in range(first, last + 1)]
+        grids = [
+            grid(seed, 90.0 + seed % 10 + (draw or 0) / 10, draw) for seed in range(first, last + 1)
+        ]
         return saved(path, *(record for own in grids for record in own.values()))
 
     monkeypatch.setattr(calibrate, "train_session", trained)
@@ -114,19 +138,36 @@ def runs(tmp_path, monkeypatch):
     monkeypatch.setattr(calibrate, "LAB_RUNS", tmp_path)
 
 
-def test_the_command_trains_seeds_moved_starts_and_controls_and_writes_three_files(sessions, tmp_path, capsys):
-    arguments = ["--seeds", "10000-10003", "--moved-seeds", "2", "--draws", "2", "--to", str(tmp_path)]
+def test_the_command_trains_seeds_moved_starts_and_controls_and_writes_three_files(
+    sessions, tmp_path, capsys
+):
+    arguments = [
+        "--seeds",
+        "10000-10003",
+        "--moved-seeds",
+        "2",
+        "--draws",
+        "2",
+        "--to",
+        str(tmp_path),
+    ]
     assert calibrate.main(arguments) == 0
     seeds, moved = {"--seeds": "10000-10003"}, {"--seeds": "10000-10001"}
     draws = [("quick", moved | {"--set": f"perturbation={draw}"}) for draw in (1, 2)]
     assert sessions == [("quick", seeds), *draws, ("controls and not zoo and not tasks", {})]
     thresholds = tmp_path / "benchmarks" / "thresholds"
-    assert load_noise(thresholds / "noise.toml").find("perturbed", grid(0)["t5_sa_sft"], "accuracy").df == 4
+    assert (
+        load_noise(thresholds / "noise.toml").find("perturbed", grid(0)["t5_sa_sft"], "accuracy").df
+        == 4
+    )
     assert len(load_bounds(thresholds / "quick.toml")) == 27
     written = tomllib.loads((thresholds / "quick.toml").read_text())
     assert written["evidence"]["seeds"] == [10000, 10001, 10002, 10003]
-    assert "control" not in written["cells"]["t5_qa_sft"]["f1"]  # so many seeds tell bounds by noise alone
-    assert tomllib.loads((thresholds / "numerics.toml").read_text())["evidence"]["pairs"] == 27 * 2 * 2
+    # So many seeds tell bounds by noise alone
+    assert "control" not in written["cells"]["t5_qa_sft"]["f1"]
+    assert (
+        tomllib.loads((thresholds / "numerics.toml").read_text())["evidence"]["pairs"] == 27 * 2 * 2
+    )
     assert load_tolerances(thresholds / "numerics.toml")["fp32"]["first"] == 1.5e-5
     assert "27 of 54 controls miss a bound" in capsys.readouterr().out
     controls = str(tmp_path / "quick-controls.json")
@@ -147,10 +188,14 @@ def test_what_cannot_be_calibrated_is_refused(sessions, tmp_path, capsys, argume
     assert sentence in refusal(capsys, calibrate.main, *arguments, "--to", str(tmp_path))
 
 
-def test_saved_runs_are_calibrated_without_a_session_and_the_last_file_counts(sessions, tmp_path, capsys):
+def test_saved_runs_are_calibrated_without_a_session_and_the_last_file_counts(
+    sessions, tmp_path, capsys
+):
     runs = {"seeds": [(0, 90.0), (1, 94.0)], "again": [(0, 92.0)], "moved": [(0, 93.0, 1)]}
     for name, grids in runs.items():
-        saved(tmp_path / f"{name}.json", *(record for one in grids for record in grid(*one).values()))
+        saved(
+            tmp_path / f"{name}.json", *(record for one in grids for record in grid(*one).values())
+        )
     paths = [str(tmp_path / f"{name}.json") for name in runs]
     options = [
         "--seeds",
@@ -165,14 +210,18 @@ def test_saved_runs_are_calibrated_without_a_session_and_the_last_file_counts(se
         "bounds,noise,numerics",
     ]
     assert calibrate.main([*options, "--runs", *paths]) == 0
-    written = tomllib.loads((tmp_path / "benchmarks" / "thresholds" / "noise.toml").read_text())["cells"]
+    written = tomllib.loads((tmp_path / "benchmarks" / "thresholds" / "noise.toml").read_text())[
+        "cells"
+    ]
     assert {kind: own["scores"] for kind, own in written["t5_sa_sft"]["accuracy"].items()} == {
         "seeds": [[92.0, 94.0]],
         "perturbed": [[92.0, 93.0]],
     }
     assert not sessions
     assert "no controls were given" in capsys.readouterr().out
-    assert "bert_sum_lora of seed 2 did not finish" in refusal(capsys, calibrate.main, "--seeds", "1-2", "--runs", *paths)
+    assert "bert_sum_lora of seed 2 did not finish" in refusal(
+        capsys, calibrate.main, "--seeds", "1-2", "--runs", *paths
+    )
 
 
 # Healthy runs
@@ -190,12 +239,17 @@ def test_healthy_grids_that_anything_calls_are_counted(tmp_path, capsys):
     assert said[-1] == "5 of 5 healthy grids are red"
 
 
-def test_each_seed_has_a_session_that_is_run_once_and_a_miss_counts_if_it_is_confirmed(tmp_path, monkeypatch, capsys):
-    scores = {20_000: (96.0, None), 20_001: (90.0, 96.0), 20_002: (90.0, 94.0)}  # of one cell, and of its second training
+def test_each_seed_has_a_session_that_is_run_once_and_a_miss_counts_if_it_is_confirmed(
+    tmp_path, monkeypatch, capsys
+):
+    # Of one cell, and of its second training
+    scores = {20_000: (96.0, None), 20_001: (90.0, 96.0), 20_002: (90.0, 94.0)}
     cell, codes, trained = "t5_sa_sft", [0, 2], []
 
     def run(words, output):
-        options = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
+        options = dict(
+            word.split("=", 1) for word in words if word.startswith("--") and "=" in word
+        )
         seed = int(options["--seeds"])
         trained.append(seed)
         first, second = scores[seed]
@@ -208,7 +262,12 @@ def test_each_seed_has_a_session_that_is_run_once_and_a_miss_counts_if_it_is_con
     bounds = tmp_path / "quick.toml"
     bounds.write_text(f"[cells.{cell}]\naccuracy = {{ minimum = 95.0 }}\n")
     saved(tmp_path / "baseline.json", *grid(1).values())
-    of = {"--train": "20000-20002", "--to": tmp_path, "--bounds": bounds, "--baseline": tmp_path / "baseline.json"}
+    of = {
+        "--train": "20000-20002",
+        "--to": tmp_path,
+        "--bounds": bounds,
+        "--baseline": tmp_path / "baseline.json",
+    }
     arguments = [str(word) for option in of.items() for word in option]
     assert "pytest ended with exit code 2: see " in refusal(capsys, false_alarms.main, *arguments)
     codes += [0, 1]
@@ -232,21 +291,27 @@ LOSSES = [0.75, 0.5, 0.25]
 
 def later(deviations, kind="nf4 fp32"):
     """Cells a, b, c ... whose later losses lie so far apart."""
-    return [Apart(cell=cell, kind=kind, figures={"later": value}) for cell, value in zip("abcdef", deviations, strict=False)]
+    return [
+        Apart(cell=cell, kind=kind, figures={"later": value})
+        for cell, value in zip("abcdef", deviations, strict=False)
+    ]
 
 
 # The rule
 
 
 def test_a_cell_beyond_ten_times_the_median_has_a_tolerance_of_its_own():
-    # the median of 1, 2, 3, 4 and 31 is 3: 31 lies beyond 30, so that 4 is the largest of the others
+    # the median of 1, 2, 3, 4 and 31 is 3: 31 lies beyond 30, so that 4 is the largest of the
+    # others
     tables = make_tolerances(largest(later([1e-3, 2e-3, 3e-3, 4e-3, 3.1e-2])))
     assert tables["nf4 fp32"]["later"] == 8e-3
     assert tables["cell e"] == {"later": 6.2e-2}
-    tables = make_tolerances(largest(later([1e-3, 2e-3, 3e-3, 4e-3, 2.9e-2])))  # within: wider for all
+    # within: wider for all
+    tables = make_tolerances(largest(later([1e-3, 2e-3, 3e-3, 4e-3, 2.9e-2])))
     assert tables.keys() == {"nf4 fp32"}
     assert tables["nf4 fp32"]["later"] == 5.8e-2
-    assert largest(later([0.5], "bf16")) == {"bf16": {"later": 0.5}}  # a lone cell is never far beyond
+    # A lone cell is never far beyond
+    assert largest(later([0.5], "bf16")) == {"bf16": {"later": 0.5}}
 
 
 # Two records
@@ -265,8 +330,10 @@ def test_two_trainings_lie_apart_by_all_figures_of_numerics():
     assert (found.cell, found.kind) == ("bert_sa_lora", "fp32")
     assert found.figures["first"] == 0.125
     assert found.figures["decoded"] == pytest.approx(4e-6)  # 1e-6 in a complete record
-    assert found.figures["curve"] == pytest.approx(0.125 / 3 / 0.5)  # three updates are one mean; the mean loss is 0.5
-    of_files = {"rows", "module_outputs", "module_gradients"}  # only if the sessions kept their files
+    # Three updates are one mean; the mean loss is 0.5
+    assert found.figures["curve"] == pytest.approx(0.125 / 3 / 0.5)
+    # Only if the sessions kept their files
+    of_files = {"rows", "module_outputs", "module_gradients"}
     assert found.figures.keys() | {"moved_alone"} | of_files == FLOORS.keys()
     none = altered(new, "training.first_step.decoded", None)  # no model searched
     assert "decoded" not in diffs(old, none).figures
@@ -284,7 +351,10 @@ def test_what_calibrates_nothing_is_refused():
 
 
 def curves(**deviations):
-    return [Apart(cell=cell, kind="nf4 fp32", figures={"curve": value}) for cell, value in deviations.items()]
+    return [
+        Apart(cell=cell, kind="nf4 fp32", figures={"curve": value})
+        for cell, value in deviations.items()
+    ]
 
 
 def test_each_cell_has_its_own_curve_and_cells_that_were_not_measured_have_the_largest():
@@ -303,14 +373,25 @@ CELLS = ("bert_sa_lora", "bert_sa_qlora")
 def two_cells(seed, draw=None):
     """Draw D moves the first loss by D x 2**-10, in QLoRA twice as far."""
     moved = (draw or 0) * 2.0**-10
-    return {cell: record(cell, seed, draw, seed + moved * (1 + CELLS.index(cell))) for cell in CELLS}
+    return {
+        cell: record(cell, seed, draw, seed + moved * (1 + CELLS.index(cell))) for cell in CELLS
+    }
 
 
 def test_the_file_is_read_again_and_holds_its_evidence(tmp_path):
     path, present = tmp_path / "numerics.toml", TOLERANCES.read_text()
-    path.write_text(numerics_toml({seed: [two_cells(seed), two_cells(seed, 1), two_cells(seed, 2)] for seed in (0, 1)}))
-    tables, written, kept = load_tolerances(path), tomllib.loads(path.read_text()), tomllib.loads(present)
-    # the farthest is draw 2: 2 / 1024 = 1.953e-3, of QLoRA 4 / 1024 = 3.906e-3; doubled 3.906e-3 and 7.813e-3
+    path.write_text(
+        numerics_toml(
+            {seed: [two_cells(seed), two_cells(seed, 1), two_cells(seed, 2)] for seed in (0, 1)}
+        )
+    )
+    tables, written, kept = (
+        load_tolerances(path),
+        tomllib.loads(path.read_text()),
+        tomllib.loads(present),
+    )
+    # the farthest is draw 2: 2 / 1024 = 1.953e-3, of QLoRA 4 / 1024 = 3.906e-3; doubled 3.906e-3
+    # and 7.813e-3
     assert (tables["fp32"]["first"], tables["nf4 fp32"]["first"]) == (4e-3, 7.9e-3)
     evidence = written["evidence"]
     assert (evidence["pairs"], evidence["seeds"], evidence["draws"]) == (8, [0, 1], [1, 2])

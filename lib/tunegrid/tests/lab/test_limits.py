@@ -16,9 +16,16 @@ def test_the_largest_value_of_each_audit_and_limit():
     kept = {"name": "cache_changes_nothing", "detail": "", "limit": 1e-4}
     records = [
         with_findings(
-            1, {**kept, "value": 2e-6}, {"name": "loss", "detail": "at rate 1.0e-02 off by 3.0e-05, gradients by 1.0e-07"}
+            1,
+            {**kept, "value": 2e-6},
+            {"name": "loss", "detail": "at rate 1.0e-02 off by 3.0e-05, gradients by 1.0e-07"},
         ),
-        with_findings(2, {**kept, "value": 5e-5}, {**kept, "value": 0.01, "limit": 0.1}, {"name": "no_leakage", "detail": "8"}),
+        with_findings(
+            2,
+            {**kept, "value": 5e-5},
+            {**kept, "value": 0.01, "limit": 0.1},
+            {"name": "no_leakage", "detail": "8"},
+        ),
     ]
     cell = records[0].cell
     assert limits_table(find_extremes(records)).splitlines()[2:] == [

@@ -15,13 +15,21 @@ def test_no_text_is_in_two_splits_or_pretrained_on_and_every_answer_start_is_rig
     for names, key in ((SQUAD, "context"), (NEWS, "article"), (PAIRS, "premise")):
         splits = [{row[key] for row in read_rows(name)} for name in names]
         assert len(set.union(*splits)) == sum(map(len, splits))
-    questions, articles = ([row for name in names for row in read_rows(name)] for names in (SQUAD, NEWS))
+    questions, articles = (
+        [row for name in names for row in read_rows(name)] for names in (SQUAD, NEWS)
+    )
     for row in questions:
         [text], [start] = row["answers"]["text"], row["answers"]["answer_start"]
         assert row["context"][start : start + len(text)] == text
-    reserved = {row["content"] for row in read_rows("amazon_polarity/train")} | {row["context"] for row in questions}
+    reserved = {row["content"] for row in read_rows("amazon_polarity/train")} | {
+        row["context"] for row in questions
+    }
     documents_of_pretraining = islice(documents(SEED, reserved_texts(), WEIGHTS), 5000)
-    pretrained = {text for document in documents_of_pretraining for text in (document.first, document.second, document.foil)}
+    pretrained = {
+        text
+        for document in documents_of_pretraining
+        for text in (document.first, document.second, document.foil)
+    }
     pretrained |= {text.split("\n")[-1] for text in pretrained}  # a review without its title
     assert pretrained & (reserved | {row["article"] for row in articles}) == set()
 

@@ -1,4 +1,7 @@
-"""Mutants: changes of small sources by hand, one in a live function, how they are drawn and sorted. Nothing trains."""
+"""Mutants: changes of small sources by hand, one in a live function, how they are drawn and sorted.
+
+Nothing trains.
+"""
 
 import ast
 import json
@@ -44,7 +47,13 @@ def found(source):
         ("a * b", [("operator", "a * b", "a / b")]),
         ("a and b", [("operator", "a and b", "a or b")]),
         ("-a", [("operator", "-a", "a")]),
-        ("a <= b is c", [("comparison", "a <= b is c", "a < b is c"), ("comparison", "a <= b is c", "a <= b is not c")]),
+        (
+            "a <= b is c",
+            [
+                ("comparison", "a <= b is c", "a < b is c"),
+                ("comparison", "a <= b is c", "a <= b is not c"),
+            ],
+        ),
         ("a[1]", [("constant", "1", "2")]),
         ("[True, None, 'text']", [("constant", "True", "False")]),
         (
@@ -57,10 +66,19 @@ def found(source):
                 ("arguments swapped", "f(a, b, c=d)", "f(b, a, c=d)"),
             ],
         ),
-        ("if a: b", [("condition", "a", "not a"), ("condition", "a", "True"), ("condition", "a", "False")]),
+        (
+            "if a: b",
+            [("condition", "a", "not a"), ("condition", "a", "True"), ("condition", "a", "False")],
+        ),
         ("while a: b", [("condition", "a", "not a"), ("condition", "a", "False")]),
         ("a -= b", [("statement removed", "a -= b", "pass"), ("operator", "a -= b", "a += b")]),
-        ("for a in b: break", [("loop", "for a in b:\n    break", "for a in ():\n    break"), ("loop", "break", "continue")]),
+        (
+            "for a in b: break",
+            [
+                ("loop", "for a in b:\n    break", "for a in ():\n    break"),
+                ("loop", "break", "continue"),
+            ],
+        ),
         ("def f(): return a", [("return value", "return a", "return None")]),
         ("def f(): return None", []),
         ("def f(a: Literal[1]) -> Literal[2]: 'text'", []),
@@ -76,13 +94,19 @@ def test_changes_are_those_by_hand(source, changes):
 
 def test_a_live_function_and_those_within_it_take_a_change(tmp_path, monkeypatch):
     path = tmp_path / "adding.py"
-    path.write_text("def adder(step):\n    def add(number):\n        return number + step\n    return add\n")
+    path.write_text(
+        "def adder(step):\n    def add(number):\n        return number + step\n    return add\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     adder = import_module("adding").adder
     add_two = adder(2)
     calls = []
     monkeypatch.setattr(f"builtins.{CALL_NAME}", lambda: calls.append("reached"), raising=False)
-    [number] = [i for i, change in enumerate(find_changes(ast.parse(path.read_text()))) if change.kind == "operator"]
+    [number] = [
+        i
+        for i, change in enumerate(find_changes(ast.parse(path.read_text())))
+        if change.kind == "operator"
+    ]
     assert can_replace(functions_in(path), functions_in(path, number))
     replace_live(functions_in(path, number))
     assert (add_two(5), adder(1)(5)) == (3, 4)
@@ -91,13 +115,18 @@ def test_a_live_function_and_those_within_it_take_a_change(tmp_path, monkeypatch
 
 def test_code_that_reads_other_names_of_an_outer_function_is_not_replaced(tmp_path):
     path = tmp_path / "closure.py"
-    path.write_text("def adder(step):\n    def add(number):\n        return sum([number], step)\n    return add\n")
+    path.write_text(
+        "def adder(step):\n    def add(number):\n        return sum([number], step)\n    return add\n"
+    )
     changes = [change.texts[1] for change in find_changes(ast.parse(path.read_text()))]
     assert not can_replace(functions_in(path), functions_in(path, changes.index("sum([number])")))
     assert can_replace(functions_in(path), functions_in(path, changes.index("sum(step, [number])")))
 
 
-LINES = {"first": [("tinylibrary/__init__.py", 3), ("tinylibrary/__init__.py", 4)], "second": [("tinylibrary/__init__.py", 3)]}
+LINES = {
+    "first": [("tinylibrary/__init__.py", 3), ("tinylibrary/__init__.py", 4)],
+    "second": [("tinylibrary/__init__.py", 3)],
+}
 
 
 def test_a_seed_draws_the_same_mutants_each_time_of_cells_in_turn(tiny):
@@ -110,7 +139,9 @@ def test_a_seed_draws_the_same_mutants_each_time_of_cells_in_turn(tiny):
 
 def test_a_statement_of_many_executed_lines_counts_once(tiny, monkeypatch, tmp_path):
     path = tmp_path / "long.py"
-    path.write_text("def f(a):\n    if a:\n        b = [\n            a,\n            2,\n        ]\n        return b\n")
+    path.write_text(
+        "def f(a):\n    if a:\n        b = [\n            a,\n            2,\n        ]\n        return b\n"
+    )
     monkeypatch.setattr(command, "library_path", lambda file: path)
     places = [("long.py", line) for line in (2, 3, 4, 5, 7)]
     assert command.executed_statements(places) == [("long.py", 2), ("long.py", 3), ("long.py", 7)]
@@ -124,11 +155,16 @@ def test_too_few_mutants_are_an_error(tiny):
 @pytest.mark.parametrize(("number", "code"), [(None, 6), (1, 0)])  # 3 + 3, and 3 - 3
 def test_a_process_runs_with_a_change_that_it_reaches(tiny, tmp_path, monkeypatch, number, code):
     monkeypatch.setattr("runpy.run_module", lambda *args, **options: sys.exit(tiny.double(3)))
-    mutant = number and Mutant(cell="", file="tinylibrary/__init__.py", line=3, number=number, kind="", before="", after="")
+    mutant = number and Mutant(
+        cell="", file="tinylibrary/__init__.py", line=3, number=number, kind="", before="", after=""
+    )
     job = Job(cell="", folder=tmp_path / "job", mutant=mutant, is_traced=True)
     assert job.start("fork") == code
     assert job.was_reached == bool(number)
-    assert job.process_facts["lines"] == [["tinylibrary/__init__.py", 3], ["tinylibrary/__init__.py", 4]]
+    assert job.process_facts["lines"] == [
+        ["tinylibrary/__init__.py", 3],
+        ["tinylibrary/__init__.py", 4],
+    ]
     assert tiny.double(3) == 6
 
 
@@ -174,8 +210,22 @@ def test_outcomes_are_sorted_by_exit_code_status_and_report(code, status, answer
 
 
 def mutant(outcome, code, *differences):
-    fields = {"line": 7, "number": 0, "kind": "constant", "before": "1", "after": "2", "was_reached": True}
-    return Mutant(cell="t5_qa_sft", file="torch/a.py", outcome=outcome, exit_code=code, differences=differences, **fields)
+    fields = {
+        "line": 7,
+        "number": 0,
+        "kind": "constant",
+        "before": "1",
+        "after": "2",
+        "was_reached": True,
+    }
+    return Mutant(
+        cell="t5_qa_sft",
+        file="torch/a.py",
+        outcome=outcome,
+        exit_code=code,
+        differences=differences,
+        **fields,
+    )
 
 
 def test_a_share_counts_what_changes_results_and_survivors_have_their_place(tmp_path, capsys):
@@ -215,7 +265,11 @@ def test_what_cannot_run_is_refused(capsys, arguments, sentence):
 
 def test_a_saved_trial_is_continued_only_if_asked_and_only_the_same(tmp_path, capsys):
     path = tmp_path / "trial.json"
-    path.write_bytes(command.TRIAL.dump_json(Trial(cells=command.SMOKE, count=2, seed=1, versions=command.versions())))
+    path.write_bytes(
+        command.TRIAL.dump_json(
+            Trial(cells=command.SMOKE, count=2, seed=1, versions=command.versions())
+        )
+    )
     words = ["--count=2", "-o", path]
     assert "continue it with --resume" in refusal(capsys, command.main, *words)
     assert "has another seed (1)" in refusal(capsys, command.main, *words, "--seed=2", "--resume")

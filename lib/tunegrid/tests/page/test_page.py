@@ -1,4 +1,5 @@
-"""What the page says of runs made up for it; snapshots of whole pages are in `results/test_summary.py`.
+"""What the page says of runs made up for it; snapshots of whole pages are in
+`results/test_summary.py`.
 
 No browser: `test_page_browser.py` opens pages in one.
 """
@@ -28,9 +29,20 @@ pytestmark = pytest.mark.usefixtures("store")
 
 
 def test_a_cell_that_broke_off_shows_its_traceback_and_its_last_lines():
-    crash = {"traceback": ['  File "peft/layer.py", line 9', "ValueError: <no> rows"], "printed": ["loading gpt2-micro"]}
+    crash = {
+        "traceback": ['  File "peft/layer.py", line 9', "ValueError: <no> rows"],
+        "printed": ["loading gpt2-micro"],
+    }
     page = render.html(
-        make_page(make_run([get_record(status="error", scores={}, examples=None, missed=["ValueError"], crash=crash)]))
+        make_page(
+            make_run(
+                [
+                    get_record(
+                        status="error", scores={}, examples=None, missed=["ValueError"], crash=crash
+                    )
+                ]
+            )
+        )
     )
     [told, printed] = re.findall(r"<pre[^>]*>(.*?)</pre>", page, flags=re.S)
     assert told.startswith("  File")  # as far to the right as it was
@@ -47,12 +59,20 @@ def make_rows(points, predictions=None, ids=None):
     ids = ids or [f"id{index}" for index in range(len(points))]
     kept = examples.write(ids, {"accuracy": points}, predictions or ["1"] * len(points))
     data = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": len(points)}}
-    of_rows = {"examples": vars(kept), "data": data, "scores": {"accuracy": fmean(points)}, "bounds": {}}
+    of_rows = {
+        "examples": vars(kept),
+        "data": data,
+        "scores": {"accuracy": fmean(points)},
+        "bounds": {},
+    }
     return complete(labels=["bad", "good"], **of_rows)
 
 
 def test_flips_come_first_then_the_rows_with_fewest_points():
-    old, new = make_rows([100.0, 0.0, 100.0, 0.0, 100.0]), make_rows([100.0, 100.0, 0.0, 0.0, 100.0])
+    old, new = (
+        make_rows([100.0, 0.0, 100.0, 0.0, 100.0]),
+        make_rows([100.0, 100.0, 0.0, 0.0, 100.0]),
+    )
     section = rows_section(new, None, old, None, limit=4)
     changes = list(zip(section.frame["row"], section.frame["change"], strict=True))
     assert changes == [(3, "lost"), (2, "gained"), (4, "same"), (1, "same")]
@@ -62,7 +82,10 @@ def test_flips_come_first_then_the_rows_with_fewest_points():
     old, new = make_rows([100.0], ids=["other"]), make_rows([0.0])
     section = rows_section(new, None, old, None, limit=1)
     assert {"change", "before"}.isdisjoint(section.frame)
-    assert section.sentences[0] == "The older run scored other test rows: its predictions are not paired."
+    assert (
+        section.sentences[0]
+        == "The older run scored other test rows: its predictions are not paired."
+    )
 
 
 def test_what_rows_say_is_kept_once_a_task_under_the_same_names_of_examples(tmp_path):
@@ -88,7 +111,9 @@ def test_text_of_data_sets_is_escaped_and_cut(tmp_path):
 
 
 def test_control_and_bidi_characters_and_secrets_are_not_on_the_page():
-    record = get_record(status="missed", missed=["a \x1b[31mred\x00 \u202eword"], versions={"peft": "1\x1b\u202e"})
+    record = get_record(
+        status="missed", missed=["a \x1b[31mred\x00 \u202eword"], versions={"peft": "1\x1b\u202e"}
+    )
     command = "pytest --benchmark-storage=elasticsearch+http://me:hush@host:9200/x"
     page = render.html(make_page(make_run([record], command=command)))
     assert not set("\x1b\x00\u202e") & set(page)
@@ -111,12 +136,17 @@ def test_charts_have_no_date_and_no_colour_but_those_of_the_page(tmp_path):
     }
     names = [re.findall(r' id="([^"]+)"', svg) for svg in drawn.values()]
     assert sum(map(len, map(set, names))) == len({name for own in names for name in own})
-    assert all(f">{name}</text>" in drawn["sa-seconds"] for name in ("lora", "qlora", "sft", "bert", "gpt2", "t5"))
+    assert all(
+        f">{name}</text>" in drawn["sa-seconds"]
+        for name in ("lora", "qlora", "sft", "bert", "gpt2", "t5")
+    )
     folders = tmp_path / "a", tmp_path / "b"
     assert [render.write_charts(pages.one_cell(), folder) for folder in folders] == [4, 4]
     files = sorted(path.name for path in folders[0].iterdir())
     assert files[:2] == ["bert-sa-losses.pdf", "bert-sa-losses.svg"]
-    assert all((folders[0] / name).read_bytes() == (folders[1] / name).read_bytes() for name in files)
+    assert all(
+        (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes() for name in files
+    )
 
 
 # Size and bad input
@@ -125,21 +155,40 @@ def test_charts_have_no_date_and_no_colour_but_those_of_the_page(tmp_path):
 def test_what_is_missing_or_of_another_profile_is_said_on_the_page(tmp_path):
     gone = complete(examples={"file": "0" * 16 + ".parquet", "rows_hash": "0" * 16})
     assert "points are missing from the run" in page_text(make_page(make_run([gone])), cells=True)
-    unlike = make_page(make_run([get_record()]), [make_run([get_record(rows="other")], "old.json", "2026-11-01")])
-    assert "old.json scored other test rows in bert_sa_lora: its figures are shown, but not paired" in page_text(unlike)
-    assert unlike.answer.answer == "The one cell is not comparable with old.json: other test rows (bert_sa_lora)."
-    disjoint = make_page(make_run([get_record()]), [make_run([get_record("t5_qa_sft")], "old.json", "2026-11-01")])
-    assert disjoint.answer.answer == "old.json and run.json have no finished cell in common, so nothing is compared."
+    unlike = make_page(
+        make_run([get_record()]), [make_run([get_record(rows="other")], "old.json", "2026-11-01")]
+    )
+    assert (
+        "old.json scored other test rows in bert_sa_lora: its figures are shown, but not paired"
+        in page_text(unlike)
+    )
+    assert (
+        unlike.answer.answer
+        == "The one cell is not comparable with old.json: other test rows (bert_sa_lora)."
+    )
+    disjoint = make_page(
+        make_run([get_record()]), [make_run([get_record("t5_qa_sft")], "old.json", "2026-11-01")]
+    )
+    assert (
+        disjoint.answer.answer
+        == "old.json and run.json have no finished cell in common, so nothing is compared."
+    )
     records = [get_record(), get_record("t5_sa_lora"), from_json(footprint_json())]
     saved = SavedRun(path=Path("run.json"), records=records, when="", commit="")
     page = make_page(page_run(saved))
     assert len(page.cells) == 2
-    assert page.remarks == ["run.json also holds records of another profile (1 of footprint): `--profile` shows those"]
+    assert page.remarks == [
+        "run.json also holds records of another profile (1 of footprint): `--profile` shows those"
+    ]
     assert not make_page(page_run(saved, "footprint")).grids
 
 
 def test_what_cannot_be_shown_is_one_sentence(tmp_path, capsys):
-    good, bad, page = run_file(tmp_path / "good.json", [get_record()]), tmp_path / "bad.json", tmp_path / "p.html"
+    good, bad, page = (
+        run_file(tmp_path / "good.json", [get_record()]),
+        tmp_path / "bad.json",
+        tmp_path / "p.html",
+    )
     bad.write_text(good.read_text().replace('"accuracy": 90.0', '"accuracy": NaN'))
     (tmp_path / "file").write_text("")
     for arguments, sentence in (

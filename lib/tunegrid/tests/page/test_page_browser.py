@@ -1,4 +1,8 @@
-"""Pages in a real browser: headless Chromium opens those of five kinds of runs, and of some made up. Skipped without it."""
+"""Pages in a real browser: headless Chromium opens those of five kinds of runs, and of some made
+up.
+
+Skipped without it.
+"""
 
 import shutil
 
@@ -9,7 +13,10 @@ from tunegrid.runs import examples
 from tunegrid.tests.kinds import KINDS, kind_page
 from tunegrid.tests.pages import PAGES
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
+    None,
+)
 LOOKS = {  # width and colours; A4 is 210 mm less two margins of 14, at 96 pixels an inch
     "light": {"viewport": {"width": 1200, "height": 900}},
     "dark": {"viewport": {"width": 1200, "height": 900}, "color_scheme": "dark"},
@@ -27,8 +34,12 @@ OVERLAPS = """() => {
 }"""
 GROUND = "getComputedStyle(document.body).backgroundColor"
 SWATCHES = "[...document.querySelectorAll('.swatch')].map(one => [getComputedStyle(one).backgroundColor, one.offsetWidth])"
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install '.[dev]'")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH: apt-get install chromium")
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="no playwright: pip install '.[dev]'"
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on the PATH: apt-get install chromium"
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +48,9 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(examples, "STORE", folder / "store")
-        drawn = {name: page() for name, page in PAGES.items()} | {kind: kind_page(kind) for kind in KINDS}
+        drawn = {name: page() for name, page in PAGES.items()} | {
+            kind: kind_page(kind) for kind in KINDS
+        }
         for name, page in drawn.items():
             render.write_page(page, folder / f"{name}.html")
     return {name: folder / f"{name}.html" for name in drawn}
@@ -46,14 +59,18 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as starter:
-        running = starter.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        running = starter.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
         yield running
         running.close()
 
 
 @pytest.fixture
 def opened(browser, files):
-    """Opens a page; when the test is over, nothing may have gone wrong on any, and none asked for anything from elsewhere."""
+    """Opens a page; when the test is over, nothing may have gone wrong on any, and none asked for
+    anything from elsewhere.
+    """
     contexts, trouble = [], []
     own = ("data:", files["empty"].parent.as_uri())
 
@@ -64,7 +81,12 @@ def opened(browser, files):
         page.on("console", lambda message: trouble.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
         page.on("dialog", lambda dialog: trouble.append(f"dialog: {dialog.message}"))
-        page.on("request", lambda request: None if request.url.startswith(own) else trouble.append(f"request: {request.url}"))
+        page.on(
+            "request",
+            lambda request: (
+                None if request.url.startswith(own) else trouble.append(f"request: {request.url}")
+            ),
+        )
         page.goto(files[name].as_uri() + at)
         return page
 
@@ -89,7 +111,11 @@ def test_a_page_in_each_look(opened, name, look):
     ground = page.evaluate(GROUND)
     assert ground == ("rgb(20, 23, 28)" if look == "dark" else "rgb(255, 255, 255)")
     swatches = page.evaluate(SWATCHES)
-    assert len({colour for colour, _ in swatches} - {ground}) == len(swatches) == (0 if name == "empty" else 5)
+    assert (
+        len({colour for colour, _ in swatches} - {ground})
+        == len(swatches)
+        == (0 if name == "empty" else 5)
+    )
     assert all(width > 8 for _, width in swatches)
 
 

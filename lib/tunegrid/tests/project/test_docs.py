@@ -14,10 +14,23 @@ from tunegrid.lab import __main__ as lab
 
 PAGES = [
     ROOT / "README.md",
-    *(page for folder in ("benchmarks", "lib", "reports") for page in sorted((ROOT / folder).rglob("*.md"))),
+    *(
+        page
+        for folder in ("benchmarks", "lib", "reports")
+        for page in sorted((ROOT / folder).rglob("*.md"))
+    ),
 ]
 # What needs a network, runs everything, or is not ours.
-OTHERS = ("pip", "uv", "python3", "source", ".ci/run", "ray", "benchmarks/ci/slurm.sh", "pytest-benchmark")
+OTHERS = (
+    "pip",
+    "uv",
+    "python3",
+    "source",
+    ".ci/run",
+    "ray",
+    "benchmarks/ci/slurm.sh",
+    "pytest-benchmark",
+)
 
 
 def commands():
@@ -34,9 +47,15 @@ def commands():
 
 
 def test_pytest_commands_of_the_pages_parse(pytestconfig):
-    """Options, their values, markers and cells; a path after a blank would be taken for a folder of tests."""
+    """Options, their values, markers and cells; a path after a blank would be taken for a folder of
+    tests.
+    """
     markers = {line.partition(":")[0].partition("(")[0] for line in pytestconfig.getini("markers")}
-    wanted = [words[1:] for words in commands() if words[0] == "pytest" and "lib/tunegrid/tests" not in words]
+    wanted = [
+        words[1:]
+        for words in commands()
+        if words[0] == "pytest" and "lib/tunegrid/tests" not in words
+    ]
     wanted += [words[2:] for words in commands() if words[:2] == ["tunegrid", "run"]]
     for words in wanted:
         options, unknown = pytestconfig._parser.parse_known_and_unknown_args(words)
@@ -59,7 +78,11 @@ def test_our_own_commands_of_the_pages_parse(monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
     for words in commands():
         assert words[0] in ("pytest", "python", "tunegrid"), words
-        if words[0] == "pytest" or words[:2] == ["tunegrid", "run"] or words[1:3] == ["-m", "tunegrid.lab.micro"]:
+        if (
+            words[0] == "pytest"
+            or words[:2] == ["tunegrid", "run"]
+            or words[1:3] == ["-m", "tunegrid.lab.micro"]
+        ):
             continue
         if words[0] == "python" and words[1] != "-m":
             assert (ROOT / words[1]).is_file(), words

@@ -1,4 +1,6 @@
-"""The user files that the guides show, each run as it is written: offline, with tiny weights made on the spot."""
+"""The user files that the guides show, each run as it is written: offline, with tiny weights made
+on the spot.
+"""
 
 import re
 import shlex
@@ -15,7 +17,9 @@ from tunegrid.gate.thresholds import load_bounds
 from tunegrid.runs.files import read_saved
 from tunegrid.tests.sessions import ForkedProcess, SessionProcess, benchmark_rows, full_options
 
-GUIDES = "\n".join(guide.read_text() for guide in sorted((ROOT / "benchmarks" / "guides").glob("*.md")))
+GUIDES = "\n".join(
+    guide.read_text() for guide in sorted((ROOT / "benchmarks" / "guides").glob("*.md"))
+)
 BLOCK = re.compile(r"<!-- example: (?P<name>\w+\.py) -->\n```python\n(?P<code>.*?)```", re.DOTALL)
 EXAMPLES = {match["name"]: match["code"] for match in BLOCK.finditer(GUIDES)}
 PARTS = ("plot", "cast", "music", "ending", "story", "camera", "light", "sound")
@@ -23,8 +27,15 @@ PARTS = ("plot", "cast", "music", "ending", "story", "camera", "light", "sound")
 
 def reviews(count):
     """Rows as SST-2 has them, each sentence once."""
-    parts = product(PARTS, PARTS, (("poor", 0), ("great", 1), ("bad", 0), ("good", 1), ("weak", 0), ("solid", 1)))
-    rows = [{"sentence": f"the {one} is {word} and so is the {two} .", "label": label} for one, two, (word, label) in parts]
+    parts = product(
+        PARTS,
+        PARTS,
+        (("poor", 0), ("great", 1), ("bad", 0), ("good", 1), ("weak", 0), ("solid", 1)),
+    )
+    rows = [
+        {"sentence": f"the {one} is {word} and so is the {two} .", "label": label}
+        for one, two, (word, label) in parts
+    ]
     return [{"idx": number, **row} for number, row in enumerate(rows[:count])]
 
 
@@ -32,14 +43,25 @@ def test_a_sweep_in_python_prints_the_mean_of_each_learning_rate(tmp_path):
     (tmp_path / "sweep.py").write_text(EXAMPLES["sweep.py"])
     answer = ForkedProcess(tmp_path / "sweep.py", folder=tmp_path).ended()
     assert answer.returncode == 0, answer.stderr
-    assert re.search(r"^0\.005 +9\d\.\d.*\n0\.010 +9\d\.\d", answer.stdout, re.MULTILINE), answer.stdout
+    assert re.search(r"^0\.005 +9\d\.\d.*\n0\.010 +9\d\.\d", answer.stdout, re.MULTILINE), (
+        answer.stdout
+    )
     assert len(read_saved(tmp_path / "reports" / "latest.json").records) == 2
 
 
 def test_a_metric_of_the_guide_has_a_bound_and_is_judged(tmp_path):
     (tmp_path / "recall.py").write_text(EXAMPLES["recall.py"])
-    (tmp_path / "recall.quick.toml").write_text("[cells.bert_sa_lora]\nrecall = { minimum = 80.0 }\n")
-    options = (*SUITE, "-m", "quick", f"--grid={tmp_path / 'recall.py'}", "--cells=bert_sa_lora", "-n0")
+    (tmp_path / "recall.quick.toml").write_text(
+        "[cells.bert_sa_lora]\nrecall = { minimum = 80.0 }\n"
+    )
+    options = (
+        *SUITE,
+        "-m",
+        "quick",
+        f"--grid={tmp_path / 'recall.py'}",
+        "--cells=bert_sa_lora",
+        "-n0",
+    )
     first, second = tmp_path / "first.json", tmp_path / "second.json"
     for more in ([f"--benchmark-json={first}"], [f"--benchmark-json={second}", f"--gate={first}"]):
         answer = SessionProcess(*options, *more, folder=tmp_path).ended()
@@ -60,12 +82,20 @@ def test_three_commands_lead_from_rows_to_a_gated_cell(tmp_path, monkeypatch):
     full_options(tmp_path, **{"bert-base-uncased": "bert"})
     (tmp_path / "sst2.py").write_text(EXAMPLES["sst2.py"])
     guide = (ROOT / "benchmarks" / "guides" / "own-data.md").read_text()
-    calibrating, first, gated = re.search(r"```bash\n(tunegrid calibrate .*?)```", guide, re.DOTALL)[1].splitlines()
+    calibrating, first, gated = re.search(
+        r"```bash\n(tunegrid calibrate .*?)```", guide, re.DOTALL
+    )[1].splitlines()
     here = ("--device=cpu", f"--checkpoint-root={tmp_path}")
     ended = []
 
     def session(arguments):
-        words = ("-c", ROOT / "pyproject.toml", f"--rootdir={ROOT}", ROOT / "benchmarks", *arguments)
+        words = (
+            "-c",
+            ROOT / "pyproject.toml",
+            f"--rootdir={ROOT}",
+            ROOT / "benchmarks",
+            *arguments,
+        )
         ended.append(SessionProcess(*words, folder=tmp_path).ended())
         return ended[-1].returncode
 
@@ -75,10 +105,16 @@ def test_three_commands_lead_from_rows_to_a_gated_cell(tmp_path, monkeypatch):
     assert calibrate.main([*words[2:], *here], session) == 0, ended[-1].stdout
     bounds = load_bounds(tmp_path / "sst2.full.toml")["bert_sst2_lora"]
     for command in (first, gated):
-        assert session([*shlex.split(command.replace("DIR", str(tmp_path)))[2:], *here]) == 0, ended[-1].stdout
+        assert session([*shlex.split(command.replace("DIR", str(tmp_path)))[2:], *here]) == 0, (
+            ended[-1].stdout
+        )
     assert "passed" in ended[-1].stdout
     [record] = benchmark_rows(tmp_path / "before.json")
-    assert (record["bounds"], record["status"], record["recipe"]["learning_rate"]) == (bounds, "passed", 5e-4)
+    assert (record["bounds"], record["status"], record["recipe"]["learning_rate"]) == (
+        bounds,
+        "passed",
+        5e-4,
+    )
     assert bounds["accuracy"] > 50
     before = read_saved(tmp_path / "before.json")
     [noise] = before.noise  # which later gates read

@@ -1,4 +1,6 @@
-"""No profile but `full` touches a network: sessions in which sockets raise, without HF_HUB_OFFLINE."""
+"""No profile but `full` touches a network: sessions in which sockets raise, without
+HF_HUB_OFFLINE.
+"""
 
 import subprocess
 import sys
@@ -63,11 +65,15 @@ def test_no_profile_but_full_touches_a_network(tmp_path, name):
         pytest.skip("needs a CUDA device")
     (tmp_path / "no_network.py").write_text(NO_NETWORK)
     attempts = tmp_path / "attempts"
-    own = environment(PYTHONPATH=f"{SOURCES}:{tmp_path}", ATTEMPTS=f"{attempts}", HF_HOME=f"{tmp_path / 'hub'}")
+    own = environment(
+        PYTHONPATH=f"{SOURCES}:{tmp_path}", ATTEMPTS=f"{attempts}", HF_HOME=f"{tmp_path / 'hub'}"
+    )
     own = {variable: value for variable, value in own.items() if variable not in OFFLINE}
     files = (f"--benchmark-json={tmp_path / 'run.json'}", "-pno_network", "-n0")
     command = [sys.executable, "-m", "pytest", *SESSIONS[name], *files]
-    session = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=False)
+    session = subprocess.run(
+        command, cwd=ROOT, env=own, capture_output=True, text=True, check=False
+    )
     assert not attempts.exists(), attempts.read_text()
     assert session.returncode in (0, 6), session.stdout  # 6: too short to judge
     assert " passed" in session.stdout

@@ -35,12 +35,16 @@ def modules(room):
 
 
 def imported(path):
-    """Full names of everything a module imports, inside functions too; what only its types name, it does not import."""
+    """Full names of everything a module imports, inside functions too; what only its types name, it
+    does not import.
+    """
     for node in executed(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield from (f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names)
+            yield from (
+                f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names
+            )
 
 
 def executed(tree):
@@ -53,13 +57,17 @@ def executed(tree):
 
 def run_python(*arguments):
     words = [sys.executable, *arguments]
-    return subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    return subprocess.run(
+        words, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_from_rooms_to_its_left(room):
     allowed = (*ROOMS[: ROOMS.index(room) + 1], "ROOT", "DEFAULT_CACHE", "CallablePackage")
-    names = {name for path in modules(room) for name in imported(path) if name.startswith("tunegrid.")}
+    names = {
+        name for path in modules(room) for name in imported(path) if name.startswith("tunegrid.")
+    }
     assert {name for name in names if name.split(".")[1] not in allowed} == set()
     tops = {name.split(".")[0] for path in modules(room) for name in imported(path)}
     assert tops & {"pytest", "_pytest", "pytest_benchmark", "fixtures", "benchmarks", ""} == set()
@@ -70,7 +78,9 @@ def test_a_room_imports_only_from_rooms_to_its_left(room):
 
 def test_results_are_read_and_the_27_cells_collected_without_torch():
     names = "tunegrid.report.summary, tunegrid.gate.gate, tunegrid.record, tunegrid.page.render"
-    assert run_python("-c", f"import sys, {names}; sys.exit('torch' in sys.modules)").returncode == 0
+    assert (
+        run_python("-c", f"import sys, {names}; sys.exit('torch' in sys.modules)").returncode == 0
+    )
     code = (
         "import sys, pytest; pytest.main(['--collect-only', '-q', '-m', 'quick']);"
         "heavy = {'torch', 'transformers', 'peft', 'datasets', 'numpy', 'scipy', 'pyarrow'} & sys.modules.keys();"

@@ -1,4 +1,6 @@
-"""A library's digest is that of the code which Python imports, of a checkout or of a wheel that pip installed."""
+"""A library's digest is that of the code which Python imports, of a checkout or of a wheel that pip
+installed.
+"""
 
 import os
 import subprocess
@@ -15,7 +17,9 @@ CODE = "from tunegrid.machine import package_digest; print(package_digest('plant
 def digest(folder):
     """What a Python says that imports from this folder first."""
     own = environment(PYTHONPATH=f"{folder}{os.pathsep}{SOURCES}")
-    return subprocess.run([sys.executable, "-c", CODE], env=own, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [sys.executable, "-c", CODE], env=own, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def test_an_edited_checkout_and_each_wheel_of_one_version_have_digests_of_their_code(tmp_path):
@@ -27,7 +31,16 @@ def test_an_edited_checkout_and_each_wheel_of_one_version_have_digests_of_their_
     assert digest(tmp_path / "checkout") == first
     module.write_text("ROWS = 2\n")
     second, site = digest(tmp_path / "checkout"), tmp_path / "site"
-    install = ["pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, tmp_path / wheel(tmp_path, "1.0", 2)]
+    install = [
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        site,
+        tmp_path / wheel(tmp_path, "1.0", 2),
+    ]
     subprocess.run([sys.executable, "-m", *install], check=True, capture_output=True)
     assert digest(site) == second != first
     inside = site / "planted" / "__init__.py"

@@ -1,4 +1,6 @@
-"""A record and a page are published: no sentence of theirs says where on whose machine a file lay."""
+"""A record and a page are published: no sentence of theirs says where on whose machine a file
+lay.
+"""
 
 import json
 from dataclasses import replace
@@ -31,7 +33,10 @@ NONE = "36/40 rows, samples/s, lib/tunegrid/machine.py, and/or, / , /2"
         ("[Errno 2] No such file: '/home/alice/x.json'", "[Errno 2] No such file: 'x.json'"),
         ("look in /home/alice, /Users/alice or /root", "look in ~, ~ or ~"),
         (f"{ROOT}/reports/latest.json, line 3", "reports/latest.json, line 3"),
-        ("/opt/v/lib/python3.11/site-packages/peft/tuners/lora/layer.py, line 9", "peft/tuners/lora/layer.py, line 9"),
+        (
+            "/opt/v/lib/python3.11/site-packages/peft/tuners/lora/layer.py, line 9",
+            "peft/tuners/lora/layer.py, line 9",
+        ),
         ("--cache=/scratch/alice/c", "--cache=c"),
         (HUB, HUB),
         (NONE, NONE),
@@ -59,9 +64,15 @@ def test_a_record_and_a_page_hold_no_absolute_path_but_a_test_rows_own(tmp_path,
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("pytest --benchmark-storage=elasticsearch+https://me:hush@host:9200/x", "elasticsearch+https://host:9200/x"),
+        (
+            "pytest --benchmark-storage=elasticsearch+https://me:hush@host:9200/x",
+            "elasticsearch+https://host:9200/x",
+        ),
         ("MLFLOW_TRACKING_URI is 'http://token@host'", "'http://host'"),
-        ("git+ssh://git@github.com/huggingface/peft@v0.12", "git+ssh://git@github.com/huggingface/peft@v0.12"),
+        (
+            "git+ssh://git@github.com/huggingface/peft@v0.12",
+            "git+ssh://git@github.com/huggingface/peft@v0.12",
+        ),
         ("see https://me:hu/hush@host.org/x@v1.0", "see https://host.org/x@v1.0"),
         ("'https://me:hu hush@host:80/x'", "'https://host:80/x'"),
         ("'https://me:hu'\"'\"'hush@host/x'", "'https://host/x'"),
@@ -72,7 +83,10 @@ def test_a_record_and_a_page_hold_no_absolute_path_but_a_test_rows_own(tmp_path,
         ("git@hush@host:x/y", "git@host:x/y"),
         ("(https://host/x.whl?token=hush)", "(https://host/x.whl)"),
         ("peft @ https://host/x.whl#hush, 0.12", "peft @ https://host/x.whl, 0.12"),
-        ("https://localhost:80/a@b, http://[::1]:80/c: me@host", "https://localhost:80/a@b, http://[::1]:80/c: me@host"),
+        (
+            "https://localhost:80/a@b, http://[::1]:80/c: me@host",
+            "https://localhost:80/a@b, http://[::1]:80/c: me@host",
+        ),
         ("https://host:443 is silent: ask me@host", "https://host:443 is silent: ask me@host"),
         ("git+file:///srv/repo@main", "git+file:///srv/repo@main"),
         ("a // b, c//d:e@f, //", "a // b, c//d:e@f, //"),
@@ -85,7 +99,8 @@ def test_an_address_is_shown_and_recorded_without_its_user_and_password(text, sa
         assert "hush" not in shown
 
 
-# Text of files is shown on a terminal and in a CI's log, and neither obeys it; files are UTF-8 whatever the locale.
+# Text of files is shown on a terminal and in a CI's log, and neither obeys it; files are UTF-8
+# whatever the locale.
 
 
 TITLE = "\x1b]0;owned\x07"  # sets a terminal's title
@@ -110,6 +125,9 @@ def test_what_a_terminal_or_a_ci_would_obey_is_written_out(text, shown):
 
 
 def test_an_error_is_one_line_whatever_it_quotes_and_each_line_is_looked_at():
-    assert str(InputError(f"{TITLE} is no cell\n::error::x")) == r"\x1b]0;owned\x07 is no cell\n::error::x"
+    assert (
+        str(InputError(f"{TITLE} is no cell\n::error::x"))
+        == r"\x1b]0;owned\x07 is no cell\n::error::x"
+    )
     assert first_line(ValueError(f"{TITLE}\nmore")) == r"\x1b]0;owned\x07"
     assert defuse_lines("cells\n::error::x") == "cells\n\\::error::x"

@@ -1,4 +1,6 @@
-"""Records are typed, plain as JSON and sound; older versions are refused; the schema follows from the classes."""
+"""Records are typed, plain as JSON and sound; older versions are refused; the schema follows from
+the classes.
+"""
 
 import json
 import re
@@ -55,19 +57,40 @@ def test_a_new_record_is_the_cells_and_goes_to_json_and_back(profile):
         assert record.recipe.adapter == jsonable(cell.method.settings(recipe))
         assert record.recipe.quantization == cell.quantization
         others = [field.name for field in fields(Recipe) if field.name != "adapter"]
-        assert {name: getattr(record.recipe, name) for name in others} == {name: getattr(recipe, name) for name in others}
+        assert {name: getattr(record.recipe, name) for name in others} == {
+            name: getattr(recipe, name) for name in others
+        }
 
 
 def test_a_new_record_says_what_the_cell_is():
     record = new_record(STUDY.cell("gpt2_sa_qlora", replace(QUICK_PROFILE, seed=3, train_rows=40)))
-    assert (record.status, record.main_score, record.bounded_scores) == ("unfinished", "accuracy", ["accuracy", "f1_macro"])
-    assert (record.labels, record.seeds.seed, record.limits.train_rows) == (["negative", "positive"], 3, 40)
-    assert record.recipe.adapter == {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ["c_attn"]}
+    assert (record.status, record.main_score, record.bounded_scores) == (
+        "unfinished",
+        "accuracy",
+        ["accuracy", "f1_macro"],
+    )
+    assert (record.labels, record.seeds.seed, record.limits.train_rows) == (
+        ["negative", "positive"],
+        3,
+        40,
+    )
+    assert record.recipe.adapter == {
+        "r": 8,
+        "lora_alpha": 16,
+        "lora_dropout": 0.05,
+        "target_modules": ["c_attn"],
+    }
     assert record.recipe.rows_per_update == 16  # batches of 8, two an update
     cell = CELLS["gpt2_sa_lora"]
-    with pytest.raises(InputError, match="gpt2_sa_lora: the settings of method 'lora' must be plain values"):
+    with pytest.raises(
+        InputError, match="gpt2_sa_lora: the settings of method 'lora' must be plain values"
+    ):
         new_record(replace(cell, method=replace(cell.method, options={"init": object()})))
-    phases = {"train": PHASE | {"rss_peak_gib": 1.25}, "load": PHASE, "audit": PHASE | {"rss_peak_gib": 9.0}}
+    phases = {
+        "train": PHASE | {"rss_peak_gib": 1.25},
+        "load": PHASE,
+        "audit": PHASE | {"rss_peak_gib": 9.0},
+    }
     memory = complete(memory=MEASURED["memory"] | {"phases": phases}).memory
     assert (memory.peak("rss_peak_gib"), memory.peak("reserved_peak_gib")) == (1.25, None)
 
@@ -84,14 +107,22 @@ SOUND = {
     "new": to_json(new_record(CELLS["t5_qa_sft"])),
     "older data": complete_json(**without("data", "dropped")),
     "older evaluation": complete_json(**without("evaluation", "precision", "generated_tokens")),
-    "stopped": complete_json(training=STOPPED, evaluation=None, scores={}, status="stopped", missed=["loss is nan"]),
+    "stopped": complete_json(
+        training=STOPPED, evaluation=None, scores={}, status="stopped", missed=["loss is nan"]
+    ),
 }
 
 
 @pytest.mark.parametrize("data", SOUND.values(), ids=SOUND)
-def test_a_sound_record_is_read_is_as_the_schema_says_and_what_an_older_file_lacks_is_not_known(data):
+def test_a_sound_record_is_read_is_as_the_schema_says_and_what_an_older_file_lacks_is_not_known(
+    data,
+):
     written = to_json(from_json(data))
-    unknown = {name: dict.fromkeys(written[name].keys() - data[name]) for name in ("data", "evaluation") if data[name]}
+    unknown = {
+        name: dict.fromkeys(written[name].keys() - data[name])
+        for name in ("data", "evaluation")
+        if data[name]
+    }
     assert written == data | {name: data[name] | late for name, late in unknown.items()}
     SCHEMA.validate(data)
     assert from_json(data | {name: [] for name in FORMER_FIELDS}) == from_json(data)
@@ -100,21 +131,49 @@ def test_a_sound_record_is_read_is_as_the_schema_says_and_what_an_older_file_lac
 SEARCH = complete_json("t5_sum_qlora")["recipe"]
 STRAYS = [  # and whether the schema refuses it, too
     ({"accuracy": 91.0}, "accuracy: Unexpected keyword argument", True),
-    ({"scores": {"accuracy": 100.5}}, "scores.accuracy: Input should be less than or equal to 100", True),
-    ({"data": MEASURED["data"] | {"rows": {"train": 70}}}, "data.rows: Dictionary should have at least 3", True),
-    ({"device": MEASURED["device"] | {"threads": True}}, "device.threads: Input should be a valid integer", True),
-    ({"recipe": SEARCH | {"generation": SEARCH["generation"] | {"num_beams": 0}}}, "recipe.generation.num_beams: ", True),
+    (
+        {"scores": {"accuracy": 100.5}},
+        "scores.accuracy: Input should be less than or equal to 100",
+        True,
+    ),
+    (
+        {"data": MEASURED["data"] | {"rows": {"train": 70}}},
+        "data.rows: Dictionary should have at least 3",
+        True,
+    ),
+    (
+        {"device": MEASURED["device"] | {"threads": True}},
+        "device.threads: Input should be a valid integer",
+        True,
+    ),
+    (
+        {"recipe": SEARCH | {"generation": SEARCH["generation"] | {"num_beams": 0}}},
+        "recipe.generation.num_beams: ",
+        True,
+    ),
     ({"seeds": {}}, "seeds.seed: Field required (and 2 more)", True),
     ({"schema_version": 3}, "reads schema version 4, not 3; run its cells again", True),
     ({"schema_version": 5}, "reads schema version 4, not 5; update tunegrid", True),
     ({"cell": "\ud800"}, "the record cannot be read: ", True),
-    ({"scores": {"accuracy": float("nan")}}, "scores.accuracy: Input should be a finite number", False),
-    ({"audits": []}, "audits lacks adapter_survives_its_switches, which every whole run of bert_sa_lora has", False),
+    (
+        {"scores": {"accuracy": float("nan")}},
+        "scores.accuracy: Input should be a finite number",
+        False,
+    ),
+    (
+        {"audits": []},
+        "audits lacks adapter_survives_its_switches, which every whole run of bert_sa_lora has",
+        False,
+    ),
 ]
 
 
-@pytest.mark.parametrize(("changes", "sentence", "by_schema"), STRAYS, ids=[sentence[:24] for _, sentence, _ in STRAYS])
-def test_a_record_that_strays_is_refused_in_a_sentence_and_by_the_schema(changes, sentence, by_schema):
+@pytest.mark.parametrize(
+    ("changes", "sentence", "by_schema"), STRAYS, ids=[sentence[:24] for _, sentence, _ in STRAYS]
+)
+def test_a_record_that_strays_is_refused_in_a_sentence_and_by_the_schema(
+    changes, sentence, by_schema
+):
     data = complete_json(**changes)
     with pytest.raises(InputError, match=re.escape(sentence)) as refused:
         from_json(data, "run.json")
@@ -145,8 +204,13 @@ def test_every_audit_that_a_cell_must_have_is_one_that_the_suite_runs():
             0.0,
             "bertscore_f1 56.23 is above the mean of precision 55.14 and recall 55.68",
         ),
-        ({"exact_match": 62.1, "f1": 62.1, "rouge1": 30.0, "rouge2": 10.0, "rougeL": 30.0}, 0.0, None),
-        ({"exact_match": 90.0, "f1": 89.9}, 0.1, None),  # answers without a word match exactly and share nothing
+        (
+            {"exact_match": 62.1, "f1": 62.1, "rouge1": 30.0, "rouge2": 10.0, "rougeL": 30.0},
+            0.0,
+            None,
+        ),
+        # Answers without a word match exactly and share nothing
+        ({"exact_match": 90.0, "f1": 89.9}, 0.1, None),
         ({"exact_match": 90.0, "f1": 89.8}, 0.1, "exact_match 90.0 is above f1 89.8"),
     ],
 )
@@ -167,7 +231,12 @@ def test_the_innermost_calls_and_the_last_lines_are_kept_without_colours():
     with pytest.raises(ValueError, match="no rows") as caught:
         deep(100)
     lines = crash_record(caught.value, []).traceback
-    assert (lines[-1], sum("in deep" in line or "repeated" in line for line in lines) <= CALLS) == ("ValueError: no rows", True)
-    crash = crash_record(None, ["\n".join(map(str, range(100))), "10 %\r90 %\n\x1b[31mred\x1b[0m\x07\n\n"])
+    assert (lines[-1], sum("in deep" in line or "repeated" in line for line in lines) <= CALLS) == (
+        "ValueError: no rows",
+        True,
+    )
+    crash = crash_record(
+        None, ["\n".join(map(str, range(100))), "10 %\r90 %\n\x1b[31mred\x1b[0m\x07\n\n"]
+    )
     assert (len(crash.printed), crash.printed[-3:]) == (PRINTED_LINES, ["99", "90 %", r"red\x07"])
     assert crash_record(None, ["", " \n"]) is None

@@ -1,4 +1,6 @@
-"""Methods next to each other: fronts, intervals and pairs, on records whose answers are known by hand."""
+"""Methods next to each other: fronts, intervals and pairs, on records whose answers are known by
+hand.
+"""
 
 from dataclasses import replace
 
@@ -27,7 +29,8 @@ from tunegrid.tests.outputs import is_snapshot, refusal
 from tunegrid.tests.records import FOOTPRINT, MEASURED, PHASE, complete, draws, make_seeds, saved
 
 pytestmark = pytest.mark.usefixtures("store")
-MANY = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 10_000}}  # so that rows resolve small deviations
+# So that rows resolve small deviations
+MANY = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 10_000}}
 COSTS_BY_CELL = {  # trained bytes, GiB, seconds
     "bert_sa_sft": (300, 1.0, 10.0),
     "bert_sa_lora": (300, 1.1, 12.0),
@@ -45,16 +48,31 @@ def measured(cell, score, seed=0, **changes):
         "examples": None,
         "data": MANY,
         "seeds": make_seeds(seed),
-        "memory": {"phases": {"train": PHASE | {"rss_peak_gib": peak}}, "ledger": ledger, "cells_before": 0},
-        "training": MEASURED["training"] | {"seconds": seconds + seed, "losses": [0.7, 0.5 + seed / 64]},
+        "memory": {
+            "phases": {"train": PHASE | {"rss_peak_gib": peak}},
+            "ledger": ledger,
+            "cells_before": 0,
+        },
+        "training": MEASURED["training"]
+        | {"seconds": seconds + seed, "losses": [0.7, 0.5 + seed / 64]},
     }
     return complete(cell, **parts | changes)
 
 
 def three_on_two_seeds():
-    """Means 57, 50 and 43, where a point is a point; each method's deviation is the square root of 2."""
-    pairs = {"bert_sa_sft": (56.0, 58.0), "bert_sa_lora": (49.0, 51.0), "bert_sa_qlora": (42.0, 44.0)}
-    return [measured(cell, score, seed) for cell, scores in pairs.items() for seed, score in enumerate(scores)]
+    """Means 57, 50 and 43, where a point is a point; each method's deviation is the square root of
+    2.
+    """
+    pairs = {
+        "bert_sa_sft": (56.0, 58.0),
+        "bert_sa_lora": (49.0, 51.0),
+        "bert_sa_qlora": (42.0, 44.0),
+    }
+    return [
+        measured(cell, score, seed)
+        for cell, scores in pairs.items()
+        for seed, score in enumerate(scores)
+    ]
 
 
 def alone(records, noise=None):
@@ -76,9 +94,14 @@ def test_papers_get_mean_and_deviation_in_one_column():
 
 def test_three_methods_on_two_seeds_by_hand():
     comparison = alone(three_on_two_seeds())
-    # A mean of two has variance 2 / 2 and one degree of freedom; a difference of two means 2 and two degrees: t is 7 / sqrt 2
-    # and 14 / sqrt 2. For two degrees p is 1 - t / sqrt(t ** 2 + 2), and Holm takes the smallest of three p-values three times.
-    for one, other, gap, apart in (("sft", "lora", 7, False), ("lora", "qlora", 7, False), ("sft", "qlora", 14, True)):
+    # A mean of two has variance 2 / 2 and one degree of freedom; a difference of two means 2 and
+    # two degrees: t is 7 / sqrt 2 and 14 / sqrt 2. For two degrees p is 1 - t / sqrt(t ** 2 + 2),
+    # and Holm takes the smallest of three p-values three times.
+    for one, other, gap, apart in (
+        ("sft", "lora", 7, False),
+        ("lora", "qlora", 7, False),
+        ("sft", "qlora", 14, True),
+    ):
         row = pair(comparison, one, other)
         assert (row.p, row.apart) == (
             pytest.approx(1 - gap / (gap**2 + 4) ** 0.5, rel=0.05),
@@ -90,27 +113,41 @@ def test_three_methods_on_two_seeds_by_hand():
     costs = {TRAINED: 300 / 2**20, TENSORS: 4300 / 2**20, PEAK: 1.0, SECONDS: 10.5}
     assert comparison.entries["sft"].costs == pytest.approx(costs)
     # t of one degree of freedom is 12.706, the error sqrt(2) / sqrt(2)
-    assert comparison.entries["qlora"].interval == pytest.approx((43 - 12.706, 43 + 12.706), abs=0.2)
-    # deviations of sqrt 2; for two degrees quantiles of 0.05 / 6 and 0.2 are 7.649 and 1.061: 4 x (8.710 / 7) ** 2 is 6.19
+    assert comparison.entries["qlora"].interval == pytest.approx(
+        (43 - 12.706, 43 + 12.706), abs=0.2
+    )
+    # deviations of sqrt 2; for two degrees quantiles of 0.05 / 6 and 0.2 are 7.649 and 1.061: 4 x
+    # (8.710 / 7) ** 2 is 6.19
     assert pair(comparison, "sft", "lora")["seeds that tell"] == 7
-    # variances 3 and 1 of 3 and 1 degrees: error 2, and 16 / (9 / 3 + 1 / 1) degrees, of which t is 2.776
-    assert p_value(2 * 2.776445, [Error(3.0, 3.0), Error(1.0, 1.0)]) == pytest.approx(0.05, abs=1e-6)
+    # variances 3 and 1 of 3 and 1 degrees: error 2, and 16 / (9 / 3 + 1 / 1) degrees, of which t is
+    # 2.776
+    assert p_value(2 * 2.776445, [Error(3.0, 3.0), Error(1.0, 1.0)]) == pytest.approx(
+        0.05, abs=1e-6
+    )
     assert (p_value(0.0, []), p_value(1.0, [])) == (1.0, 0.0)
 
 
 def test_calibrated_noise_tells_what_one_seed_of_each_cannot():
-    known = {(f"bert_sa_{method}", "accuracy"): draws(1.0, 9, 10_000) for method in ("sft", "lora", "qlora")}
+    known = {
+        (f"bert_sa_{method}", "accuracy"): draws(1.0, 9, 10_000)
+        for method in ("sft", "lora", "qlora")
+    }
     noise = Noise(profile="quick", rows={"sa": 10_000}, scores={"seeds": known})
     records = [measured("bert_sa_sft", 90.0), measured("bert_sa_lora", 80.0)]
     comparison = alone(records, noise)
     assert pair(comparison, "sft", "lora").apart
     assert "Told apart: the one pair of methods\n" in text(sections([comparison], records))
-    # the quantile of Student's t with 9 degrees of freedom is 2.262, and at 90 a deviation of 1 is 0.6 points
+    # the quantile of Student's t with 9 degrees of freedom is 2.262, and at 90 a deviation of 1 is
+    # 0.6 points
     assert comparison.entries["sft"].interval[1] == pytest.approx(91.357, abs=1e-3)
-    for other in (Noise(), replace(noise, rows={"sa": 768})):  # without it, or of other test rows, nothing can tell
+    # Without it, or of other test rows, nothing can tell
+    for other in (Noise(), replace(noise, rows={"sa": 768})):
         unknown = alone(records, other)
         assert unknown.entries["sft"].interval is None
-        assert pair(unknown, "sft", "lora")["not tested, since"] == "the noise between seeds of sft or lora is unknown"
+        assert (
+            pair(unknown, "sft", "lora")["not tested, since"]
+            == "the noise between seeds of sft or lora is unknown"
+        )
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2, 3, 4)])
@@ -141,7 +178,9 @@ def test_a_table_shows_the_scores_of_the_run_alone_and_each_mean_in_its_interval
         ("gpt2_sa_sft", [90.0], UNKNOWN),
     ],
 )
-def test_intervals_are_by_calibrated_noise_unless_unknown_or_contradicted_by_seeds(cell, scores, noise):
+def test_intervals_are_by_calibrated_noise_unless_unknown_or_contradicted_by_seeds(
+    cell, scores, noise
+):
     known = {("bert_sa_sft", "accuracy"): draws(1.0, 40, 10_000)}
     calibrated = Noise(profile="quick", rows={"sa": 10_000}, scores={SEEDS: known})
     records = [measured(cell, score, seed) for seed, score in enumerate(scores)]
@@ -159,13 +198,20 @@ def test_the_committed_seeds_tell_pairs_apart_in_few_words():
     assert is_snapshot(f"{shown}\n", "compare.txt")
 
 
-@pytest.mark.parametrize(("deviations", "seeds"), [((1.0, 1.0, 1.0), 2), ((0.3, 0.5, 1.0, 1.0, 2.0, 3.0), 5)])
+@pytest.mark.parametrize(
+    ("deviations", "seeds"), [((1.0, 1.0, 1.0), 2), ((0.3, 0.5, 1.0, 1.0, 2.0, 3.0), 5)]
+)
 def test_about_one_table_of_twenty_equal_methods_tells_any_apart_at_most(deviations, seeds):
     rng, runs, alarms = np.random.default_rng(1), 200, 0
-    methods = [replace(measured("bert_sa_lora", 80.0), method=f"m{n}", cell=f"bert_sa_m{n}") for n in range(len(deviations))]
+    methods = [
+        replace(measured("bert_sa_lora", 80.0), method=f"m{n}", cell=f"bert_sa_m{n}")
+        for n in range(len(deviations))
+    ]
     for _ in range(runs):
         records = [
-            replace(record, scores={"accuracy": float(score)}, seeds=replace(record.seeds, seed=seed))
+            replace(
+                record, scores={"accuracy": float(score)}, seeds=replace(record.seeds, seed=seed)
+            )
             for record, deviation in zip(methods, deviations, strict=True)
             for seed, score in enumerate(rng.normal(80, deviation, seeds))
         ]
@@ -174,7 +220,10 @@ def test_about_one_table_of_twenty_equal_methods_tells_any_apart_at_most(deviati
 
 
 def test_what_is_not_like_for_like_comes_first_and_other_rows_are_not_tested():
-    unlike = {"training": MEASURED["training"] | {"updates": 5, "precision": "bf16"}, "data": MANY | {"fingerprint": "f" * 16}}
+    unlike = {
+        "training": MEASURED["training"] | {"updates": 5, "precision": "bf16"},
+        "data": MANY | {"fingerprint": "f" * 16},
+    }
     comparison = alone([measured("bert_sa_sft", 90.0), measured("bert_sa_qlora", 80.0, **unlike)])
     first, *_ = sections([comparison], [])
     assert dict(zip(first.frame["in"], first.frame.methods, strict=True)) == {
@@ -186,11 +235,15 @@ def test_what_is_not_like_for_like_comes_first_and_other_rows_are_not_tested():
 
 
 def test_what_audits_object_to_is_left_out_and_said():
-    failed = [{"name": "learned_something", "passed": False, "detail": "no better than the majority"}]
+    failed = [
+        {"name": "learned_something", "passed": False, "detail": "no better than the majority"}
+    ]
     records = [measured("bert_sa_sft", 99.0, audits=failed), *three_on_two_seeds()[2:]]
     comparison = alone(records)
     assert list(comparison.entries) == ["lora", "qlora"]
-    words = "bert_sa_sft, seed 0, is left out: audit learned_something: no better than the majority."
+    words = (
+        "bert_sa_sft, seed 0, is left out: audit learned_something: no better than the majority."
+    )
     assert words in text(sections([comparison], records))
 
 
@@ -205,7 +258,9 @@ def test_what_audits_object_to_is_left_out_and_said():
 )
 def test_what_a_shared_process_or_machine_cannot_measure_is_no_cost(change, costs):
     [(part, own)] = change.items() or [("memory", {})]
-    records = [replace(one, **{part: replace(getattr(one, part), **own)}) for one in three_on_two_seeds()]
+    records = [
+        replace(one, **{part: replace(getattr(one, part), **own)}) for one in three_on_two_seeds()
+    ]
     assert alone(records).costs == costs
 
 

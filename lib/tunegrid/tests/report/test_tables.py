@@ -9,15 +9,25 @@ from tunegrid.report.tables import FORMATS, Section
 from tunegrid.tests.outputs import is_snapshot
 from tunegrid.words import count, count_text, phrase, some
 
-FRAME = pd.DataFrame({"cell": ["bert_sa_lora", "a|b\x1b[31m"], "points": [97.25, None], "best": [True, False]})
+FRAME = pd.DataFrame(
+    {"cell": ["bert_sa_lora", "a|b\x1b[31m"], "points": [97.25, None], "best": [True, False]}
+)
 SAID = "run `a_b <x>` & *see*\u202e"
-SECTION = Section(heading="50 % <b>", frame=FRAME, formats={"points": ".1f"}, sentences=[SAID], folded=True)
+SECTION = Section(
+    heading="50 % <b>", frame=FRAME, formats={"points": ".1f"}, sentences=[SAID], folded=True
+)
 
 
 def test_a_section_in_each_format():
     printed = {form: FORMATS[form]([SECTION]) for form in FORMATS}
-    assert is_snapshot("".join(f"## {form}\n\n{text}\n\n" for form, text in printed.items()), "formats.txt")
-    assert json.loads(printed["json"])[0]["rows"][1] == {"cell": "a|b\x1b[31m", "points": None, "best": False}
+    assert is_snapshot(
+        "".join(f"## {form}\n\n{text}\n\n" for form, text in printed.items()), "formats.txt"
+    )
+    assert json.loads(printed["json"])[0]["rows"][1] == {
+        "cell": "a|b\x1b[31m",
+        "points": None,
+        "best": False,
+    }
 
 
 def test_what_is_no_command_is_escaped():
@@ -29,5 +39,14 @@ def test_what_is_no_command_is_escaped():
 
 def test_words_of_sentences():
     assert (count(1, "cell"), count(2, "cell")) == ("1 cell", "2 cells")
-    assert [count_text(*two, "cell") for two in ((1, 1), (3, 3), (1, 3))] == ["the one cell", "all 3 cells", "1 of 3 cells"]
-    assert (phrase("abc"), phrase("a"), some("abcd"), some("abc")) == ("a, b and c", "a", "a, b, c and 1 more", "a, b, c")
+    assert [count_text(*two, "cell") for two in ((1, 1), (3, 3), (1, 3))] == [
+        "the one cell",
+        "all 3 cells",
+        "1 of 3 cells",
+    ]
+    assert (phrase("abc"), phrase("a"), some("abcd"), some("abc")) == (
+        "a, b and c",
+        "a",
+        "a, b, c and 1 more",
+        "a, b, c",
+    )

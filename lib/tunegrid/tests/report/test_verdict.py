@@ -1,4 +1,6 @@
-"""A verdict as data: which judgements count, what a run comes to, and commands for what to do next."""
+"""A verdict as data: which judgements count, what a run comes to, and commands for what to do
+next.
+"""
 
 import re
 import shlex
@@ -37,17 +39,23 @@ def cell_run(cell=CELL, status="passed", audits=(), missed=(), score=95.0, seed=
 
 def judgement(cell, quantity, verdict, **evidence):
     main = {"sa": "accuracy", "qa": "f1", "sum": "rougeLsum"}[cell.split("_")[1]]
-    return Judgement(cell=cell, main_score=main, quantity=quantity or main, verdict=verdict, **evidence)
+    return Judgement(
+        cell=cell, main_score=main, quantity=quantity or main, verdict=verdict, **evidence
+    )
 
 
 def judged(cells=STUDY_IDS, **verdicts):
-    """Equal numerics and the same main scores, but for the verdicts of some cells; each was tested."""
+    """Equal numerics and the same main scores, but for the verdicts of some cells; each was
+    tested.
+    """
     scores = [judgement(cell, "", verdicts.get(cell, Verdict.SAME), p=0.5) for cell in cells]
     return [*scores, *(judgement(cell, "numerics", Verdict.EQUAL) for cell in cells)]
 
 
 def changed(cell, stage="start", *modules, detail="lora_A x 0.9258"):
-    return judgement(cell, "numerics", Verdict.CHANGED, stage=stage, modules=modules, detail=f"{stage}: {detail}")
+    return judgement(
+        cell, "numerics", Verdict.CHANGED, stage=stage, modules=modules, detail=f"{stage}: {detail}"
+    )
 
 
 # What a run comes to
@@ -56,21 +64,37 @@ def changed(cell, stage="start", *modules, detail="lora_A x 0.9258"):
 @pytest.mark.parametrize("counted", [DEFAULT_KINDS, NUMERICS, ("memory",)])
 @pytest.mark.parametrize("verdict", list(Verdict))
 @pytest.mark.parametrize("status", ["passed", "missed", "error"])
-def test_what_fails_never_begins_with_passed_and_what_passes_never_with_failed(counted, verdict, status):
-    records = [cell_run(status=status, score=80.0, missed=["accuracy 80.0 is below 88.0"]), cell_run(OTHER)]
+def test_what_fails_never_begins_with_passed_and_what_passes_never_with_failed(
+    counted, verdict, status
+):
+    records = [
+        cell_run(status=status, score=80.0, missed=["accuracy 80.0 is below 88.0"]),
+        cell_run(OTHER),
+    ]
     answer = run_verdict(records, judged((CELL, OTHER), t5_sa_lora=verdict), counted)
     assert answer.sentences[0].startswith("Failed") == (answer.exit_code == 1)
     assert answer.sentences[0].startswith(("Passed", "No regression")) == (answer.exit_code == 0)
 
 
 EARLY = [judgement(cell, "numerics", Verdict.EQUAL, first_updates=2) for cell in (CELL, OTHER)]
-UNTESTED = [judgement(cell, "", Verdict.CANNOT_TELL, detail="no points by row") for cell in (CELL, OTHER)]
+UNTESTED = [
+    judgement(cell, "", Verdict.CANNOT_TELL, detail="no points by row") for cell in (CELL, OTHER)
+]
 LOST = judgement(CELL, "numerics", Verdict.NOT_COMPARABLE, detail="no run of the same seed")
 DOUBT = [replace(j, min_drop=4.1) for j in judged((CELL, OTHER), t5_sa_lora=Verdict.CANNOT_TELL)]
 LESS = judgement(CELL, "gradients_bytes", Verdict.CHANGED, effect=-0.5, detail="margin 0%")
 NEW_CELL = judgement("gpt2_sa_sft", "cell", Verdict.NEW, detail="not in the baseline")
-UNLIKE = [replace(j, detail="other recipes or limits") for j in judged((CELL, OTHER), t5_sa_lora=Verdict.NOT_COMPARABLE)]
-SHORT = [cell_run(audits=["learned_something"], excused={"learned_something": "2 of 48 updates may be too few"}, bounds={})]
+UNLIKE = [
+    replace(j, detail="other recipes or limits")
+    for j in judged((CELL, OTHER), t5_sa_lora=Verdict.NOT_COMPARABLE)
+]
+SHORT = [
+    cell_run(
+        audits=["learned_something"],
+        excused={"learned_something": "2 of 48 updates may be too few"},
+        bounds={},
+    )
+]
 BOTH = [cell_run(CELL), cell_run(OTHER)]
 CUT = [altered(cell_run(bounds={}), "training.planned", 48)]  # it made two
 
@@ -78,12 +102,42 @@ CUT = [altered(cell_run(bounds={}), "training.planned", 48)]  # it made two
 @pytest.mark.parametrize(
     ("records", "judgements", "counted", "rank", "words"),
     [
-        (BOTH, [], DEFAULT_KINDS, Rank.PASSED, "Passed: both cells reached every bound and passed every audit."),
+        (
+            BOTH,
+            [],
+            DEFAULT_KINDS,
+            Rank.PASSED,
+            "Passed: both cells reached every bound and passed every audit.",
+        ),
         ([], [], DEFAULT_KINDS, Rank.EMPTY, "Nothing to show: this run holds no cell that ran."),
-        ([begun(), begun(OTHER)], EARLY, NUMERICS, Rank.BEGUN, "2 cells: 2 equal by their first 2 updates."),
-        ([begun(), begun(OTHER)], [changed(CELL)], NUMERICS, Rank.FAILED, "Failed: lora_A x 0.9258 (numerics of the one cell"),
-        ([begun(), begun(OTHER)], [changed(CELL)], DEFAULT_KINDS, Rank.CHANGED, "scores were not judged."),
-        (BOTH, UNTESTED, DEFAULT_KINDS, Rank.CANNOT_TELL, "2 main scores cannot be decided (bert_sa_lora accuracy (no points"),
+        (
+            [begun(), begun(OTHER)],
+            EARLY,
+            NUMERICS,
+            Rank.BEGUN,
+            "2 cells: 2 equal by their first 2 updates.",
+        ),
+        (
+            [begun(), begun(OTHER)],
+            [changed(CELL)],
+            NUMERICS,
+            Rank.FAILED,
+            "Failed: lora_A x 0.9258 (numerics of the one cell",
+        ),
+        (
+            [begun(), begun(OTHER)],
+            [changed(CELL)],
+            DEFAULT_KINDS,
+            Rank.CHANGED,
+            "scores were not judged.",
+        ),
+        (
+            BOTH,
+            UNTESTED,
+            DEFAULT_KINDS,
+            Rank.CANNOT_TELL,
+            "2 main scores cannot be decided (bert_sa_lora accuracy (no points",
+        ),
         (
             BOTH,
             DOUBT,
@@ -91,15 +145,69 @@ CUT = [altered(cell_run(bounds={}), "training.planned", 48)]  # it made two
             Rank.OPEN,
             "1 of 2 scores undecided (it would show drops of 4 points).",
         ),
-        (BOTH, DOUBT, parse_kinds("cannot-tell"), Rank.CANNOT_TELL, "Cannot tell whether the run is worse than old.json."),
-        (BOTH, judged((CELL, OTHER)), parse_kinds("quality,cannot-tell"), Rank.PASSED, "No worse than old.json by quality."),
-        (BOTH, [*judged((OTHER,)), LOST], NUMERICS, Rank.OPEN, "found; numerics of 1 of 2 cells not compared (no run of the"),
-        (BOTH, [LOST], ("numerics",), Rank.CANNOT_TELL, "no figure of numerics could be compared (no run of the same seed)"),
-        (BOTH, [*judged((CELL,)), changed(OTHER)], ("quality",), Rank.PASSED, "numerics do not count here."),
-        (BOTH, [*judged((CELL,)), changed(OTHER)], DEFAULT_KINDS, Rank.CHANGED, "as in t5_sa_lora); no score is worse."),
-        (BOTH, [*DOUBT, changed(CELL)], DEFAULT_KINDS, Rank.CHANGED, "no score is worse, 1 of 2 undecided."),
-        (BOTH, [*judged((CELL,)), LESS], DEFAULT_KINDS, Rank.CHANGED, "Changed: tensors of the one cell hold fewer bytes: "),
-        (BOTH, [*judged((CELL, OTHER)), NEW_CELL], DEFAULT_KINDS, Rank.OPEN, "found; 1 cell not in old.json (gpt2_sa_sft)."),
+        (
+            BOTH,
+            DOUBT,
+            parse_kinds("cannot-tell"),
+            Rank.CANNOT_TELL,
+            "Cannot tell whether the run is worse than old.json.",
+        ),
+        (
+            BOTH,
+            judged((CELL, OTHER)),
+            parse_kinds("quality,cannot-tell"),
+            Rank.PASSED,
+            "No worse than old.json by quality.",
+        ),
+        (
+            BOTH,
+            [*judged((OTHER,)), LOST],
+            NUMERICS,
+            Rank.OPEN,
+            "found; numerics of 1 of 2 cells not compared (no run of the",
+        ),
+        (
+            BOTH,
+            [LOST],
+            ("numerics",),
+            Rank.CANNOT_TELL,
+            "no figure of numerics could be compared (no run of the same seed)",
+        ),
+        (
+            BOTH,
+            [*judged((CELL,)), changed(OTHER)],
+            ("quality",),
+            Rank.PASSED,
+            "numerics do not count here.",
+        ),
+        (
+            BOTH,
+            [*judged((CELL,)), changed(OTHER)],
+            DEFAULT_KINDS,
+            Rank.CHANGED,
+            "as in t5_sa_lora); no score is worse.",
+        ),
+        (
+            BOTH,
+            [*DOUBT, changed(CELL)],
+            DEFAULT_KINDS,
+            Rank.CHANGED,
+            "no score is worse, 1 of 2 undecided.",
+        ),
+        (
+            BOTH,
+            [*judged((CELL,)), LESS],
+            DEFAULT_KINDS,
+            Rank.CHANGED,
+            "Changed: tensors of the one cell hold fewer bytes: ",
+        ),
+        (
+            BOTH,
+            [*judged((CELL, OTHER)), NEW_CELL],
+            DEFAULT_KINDS,
+            Rank.OPEN,
+            "found; 1 cell not in old.json (gpt2_sa_sft).",
+        ),
         (
             BOTH,
             UNLIKE,
@@ -107,7 +215,13 @@ CUT = [altered(cell_run(bounds={}), "training.planned", 48)]  # it made two
             Rank.CANNOT_TELL,
             "1 of 2 cells is not comparable with old.json: other",
         ),
-        (SHORT[:1], [], DEFAULT_KINDS, Rank.UNJUDGED, "Too short to judge: the one cell failed learned_something (2 of 48"),
+        (
+            SHORT[:1],
+            [],
+            DEFAULT_KINDS,
+            Rank.UNJUDGED,
+            "Too short to judge: the one cell failed learned_something (2 of 48",
+        ),
         (
             CUT,
             [],
@@ -115,7 +229,13 @@ CUT = [altered(cell_run(bounds={}), "training.planned", 48)]  # it made two
             Rank.UNJUDGED,
             "short to judge: the one cell made a part of the planned updates (bert_sa_lora 2",
         ),
-        ([*CUT, BOTH[1]], [], DEFAULT_KINDS, Rank.TOO_SHORT, "1 of 2 cells made a part of the planned updates (bert_sa_lora"),
+        (
+            [*CUT, BOTH[1]],
+            [],
+            DEFAULT_KINDS,
+            Rank.TOO_SHORT,
+            "1 of 2 cells made a part of the planned updates (bert_sa_lora",
+        ),
         (
             [*SHORT[:1], BOTH[1]],
             [],
@@ -132,22 +252,40 @@ def test_what_a_run_comes_to(records, judgements, counted, rank, words):
 
 
 SLOWER = judgement(CELL, "step_seconds", Verdict.NOT_COMPARABLE, detail="name: a and b")
-REFUTED = [replace(j, effect=-5.0, confirmed="no", min_drop=1.5) for j in judged((CELL,), bert_sa_lora=Verdict.CANNOT_TELL)]
+REFUTED = [
+    replace(j, effect=-5.0, confirmed="no", min_drop=1.5)
+    for j in judged((CELL,), bert_sa_lora=Verdict.CANNOT_TELL)
+]
 
 
 @pytest.mark.parametrize(
     ("judgements", "counted", "code", "words"),
     [
         ([*UNTESTED, changed(CELL)], DEFAULT_KINDS, 6, "; scores could not be compared."),
-        (judged((CELL, OTHER)), ("quality", "instruments"), 6, "no figure of instruments could be compared."),
-        ([*judged((CELL, OTHER)), SLOWER], ("quality", "speed"), 6, "no figure of speed could be compared (name: a and b)."),
+        (
+            judged((CELL, OTHER)),
+            ("quality", "instruments"),
+            6,
+            "no figure of instruments could be compared.",
+        ),
+        (
+            [*judged((CELL, OTHER)), SLOWER],
+            ("quality", "speed"),
+            6,
+            "no figure of speed could be compared (name: a and b).",
+        ),
         (
             judged((CELL, OTHER), t5_sa_lora=Verdict.WORSE),
             ("memory", "quality"),
             1,
             "Failed: 1 cell worse: t5_sa_lora accuracy",
         ),
-        ([*UNLIKE[:1], judgement(OTHER, "", Verdict.WORSE)], DEFAULT_KINDS, 1, "Failed: 1 cell worse: t5_sa_lora"),
+        (
+            [*UNLIKE[:1], judgement(OTHER, "", Verdict.WORSE)],
+            DEFAULT_KINDS,
+            1,
+            "Failed: 1 cell worse: t5_sa_lora",
+        ),
         (UNLIKE, ("memory",), 6, "no figure of memory could be compared"),
         (
             [*judged((CELL,), bert_sa_lora=Verdict.WORSE), LESS],
@@ -162,47 +300,80 @@ REFUTED = [replace(j, effect=-5.0, confirmed="no", min_drop=1.5) for j in judged
             "No regression found; 1 drop not confirmed by a second training (bert_sa_lora -5.0); 1 of 1 score",
         ),
         (REFUTED, DEFAULT_KINDS, 0, "(it would show drops of 1.5 points)"),
-        ([UNTESTED[0], *DOUBT[1:]], DEFAULT_KINDS, 0, "1 of 2 scores not tested (no points by row)"),
+        (
+            [UNTESTED[0], *DOUBT[1:]],
+            DEFAULT_KINDS,
+            0,
+            "1 of 2 scores not tested (no points by row)",
+        ),
     ],
 )
 def test_no_line_says_more_than_was_compared(judgements, counted, code, words):
     verdict = run_verdict(BOTH, judgements, counted, baseline="old.json")
-    assert (verdict.exit_code, words in " ".join(verdict.sentences)) == (code, True), verdict.sentences
+    assert (verdict.exit_code, words in " ".join(verdict.sentences)) == (code, True), (
+        verdict.sentences
+    )
 
 
 def test_what_was_not_compared_is_said_beside_what_is_worse():
-    verdict = run_verdict(BOTH, [UNLIKE[1], judgement(CELL, "", Verdict.WORSE, p=0.0)], baseline="old.json")
-    assert "1 of 2 cells is not comparable with old.json: other recipes or limits (t5_sa_lora)." in verdict.sentences
+    verdict = run_verdict(
+        BOTH, [UNLIKE[1], judgement(CELL, "", Verdict.WORSE, p=0.0)], baseline="old.json"
+    )
+    assert (
+        "1 of 2 cells is not comparable with old.json: other recipes or limits (t5_sa_lora)."
+        in verdict.sentences
+    )
 
 
 def test_first_updates_that_failed_are_not_among_the_sound_ones():
     failed = cell_run(audits=["base_frozen"]).audits
     wrong = replace(begun(), audits=failed, missed=["audit base_frozen: why"], status="failed")
     verdict = run_verdict([wrong, begun(OTHER)], EARLY)
-    assert (verdict.exit_code, verdict.answer) == (1, f"Failed: why (1 of 2 cells, {CELL}; failed audit base_frozen).")
+    assert (verdict.exit_code, verdict.answer) == (
+        1,
+        f"Failed: why (1 of 2 cells, {CELL}; failed audit base_frozen).",
+    )
 
 
 def test_a_second_training_that_misses_too_confirms_a_miss_and_a_cell_alone_has_no_next_step():
     missed = {"status": "missed", "missed": ["accuracy 80.0 is below 88.0"], "score": 80.0}
     seeds = make_seeds(10_000) | {"confirms": 0}
-    verdict = run_verdict([cell_run(**missed), cell_run(**missed, seeds=seeds)], command=f"pytest -m quick --cells {CELL} -n 0")
-    assert "accuracy 80.0 is below 88.0, confirmed by a second training at seed 10000)" in verdict.answer
+    verdict = run_verdict(
+        [cell_run(**missed), cell_run(**missed, seeds=seeds)],
+        command=f"pytest -m quick --cells {CELL} -n 0",
+    )
+    assert (
+        "accuracy 80.0 is below 88.0, confirmed by a second training at seed 10000)"
+        in verdict.answer
+    )
     assert verdict.next_step == ""
 
 
 def test_modules_with_a_class_in_common_are_one_place_and_the_first_stage_is_named():
     places = [(f"h.{layer}.c_attn", "Conv1D", "transformers") for layer in range(2)]
     cells = [
-        changed(cell, "forward", place, detail=f"the output of {place[0]} (Conv1D, transformers) moves; with peft 2")
+        changed(
+            cell,
+            "forward",
+            place,
+            detail=f"the output of {place[0]} (Conv1D, transformers) moves; with peft 2",
+        )
         for cell, place in zip(STUDY_IDS, places, strict=False)
     ]
     later = changed(STUDY_IDS[3], "optimizer")
     change = changed_place([later, *cells])
-    assert change[:3] == (list(STUDY_IDS[:2]), "forward", "the output of Conv1D of transformers moves")
+    assert change[:3] == (
+        list(STUDY_IDS[:2]),
+        "forward",
+        "the output of Conv1D of transformers moves",
+    )
     assert "h.0.c_attn (Conv1D" in changed_place([cells[0], later]).what
     assert not changed_place(judged()).cells
     two = [("q", "Linear", "peft"), ("k", "Linear", "peft")]
-    both = [changed(cell, "forward", *two, detail="q (Linear, peft) and k (Linear, peft) change first") for cell in STUDY_IDS]
+    both = [
+        changed(cell, "forward", *two, detail="q (Linear, peft) and k (Linear, peft) change first")
+        for cell in STUDY_IDS
+    ]
     assert changed_place(both).what == "Linear of peft change first"
 
 
@@ -229,10 +400,34 @@ NEXT = [  # records, judgements, older records, command, what it begins with
         f"pytest -m quick --cells {CELL} {CARRIED} -n 0 --seeds 3",
     ),
     ([cell_run(status="killed")], [], [], RAN, f"{RAN} --resume"),
-    ([replace(BROKEN, cell="t5base_sa_lora", profile="full"), cell_run()], [], [], "", "pytest -m 'full and larger' --cells"),
-    ([replace(BROKEN, cell="$(rm -r x)"), cell_run()], [], [], "an 'open quote", "pytest -m quick --cells '$(rm -r x)' -n 0"),
-    (SHORT, [], [], RAN, f"pytest -m quick --cells {CELL} '--grid=my own.py' --ranks=2:fsdp --data-root=d"),
-    ([cell_run()], [*judged((CELL,)), MISSING], [cell_run(OTHER)], RAN, f"pytest -m quick --cells {OTHER} {CARRIED}"),
+    (
+        [replace(BROKEN, cell="t5base_sa_lora", profile="full"), cell_run()],
+        [],
+        [],
+        "",
+        "pytest -m 'full and larger' --cells",
+    ),
+    (
+        [replace(BROKEN, cell="$(rm -r x)"), cell_run()],
+        [],
+        [],
+        "an 'open quote",
+        "pytest -m quick --cells '$(rm -r x)' -n 0",
+    ),
+    (
+        SHORT,
+        [],
+        [],
+        RAN,
+        f"pytest -m quick --cells {CELL} '--grid=my own.py' --ranks=2:fsdp --data-root=d",
+    ),
+    (
+        [cell_run()],
+        [*judged((CELL,)), MISSING],
+        [cell_run(OTHER)],
+        RAN,
+        f"pytest -m quick --cells {OTHER} {CARRIED}",
+    ),
     (BOTH, DOUBT, [], "", f"pytest -m quick --cells {OTHER} --seeds 0-4"),
     ([cell_run()], WORSE[:-1], [cell_run()], "", "tunegrid page NEW.json OLD.json -o page.html"),
     (
@@ -243,16 +438,25 @@ NEXT = [  # records, judgements, older records, command, what it begins with
         "tunegrid bisect --good peft==0.21.0 --bad peft==0.21.2 "
         f"--cells {CELL} --gate-on numerics -- -m full '--grid=my own.py'",
     ),
-    # other code, an older release and another build are no later release, and no release brings a checkout's code
+    # other code, an older release and another build are no later release, and no release brings a
+    # checkout's code
     *(
-        (of_versions(new), [changed(CELL)], of_versions("0.21.0"), "", "tunegrid gate OLD.json NEW.json --numerics")
+        (
+            of_versions(new),
+            [changed(CELL)],
+            of_versions("0.21.0"),
+            "",
+            "tunegrid gate OLD.json NEW.json --numerics",
+        )
         for new in ("0.21.0", "0.20.0", "0.21.0+cu1", "0.22.0.dev0", "none", None)
     ),
 ]
 
 
 @pytest.mark.parametrize(("records", "judgements", "before", "ran", "begins"), NEXT)
-def test_what_to_run_next_is_a_command_that_its_own_parser_takes(request, records, judgements, before, ran, begins):
+def test_what_to_run_next_is_a_command_that_its_own_parser_takes(
+    request, records, judgements, before, ran, begins
+):
     verdict = run_verdict(records, judgements, NUMERICS, before=before, command=ran)
     [words] = re.findall("`([^`]*)`", verdict.next_step)
     assert words.startswith(begins)
@@ -263,7 +467,11 @@ def parse(config, words):
     """Raises what the command's own parser does."""
     if words[:2] == ["tunegrid", "bisect"]:
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(bisect, "run_bisection", lambda options: parse(config, ["pytest", *options.pytest_options]))
+            patched.setattr(
+                bisect,
+                "run_bisection",
+                lambda options: parse(config, ["pytest", *options.pytest_options]),
+            )
             bisect.main(words[2:])
     elif words[:2] == ["tunegrid", "gate"]:
         with pytest.MonkeyPatch.context() as patched:
@@ -271,7 +479,9 @@ def parse(config, words):
                 patched.setattr(command, name, lambda *_: SimpleNamespace(exit_code=0))
             assert command.main(words[2:]) == 0
     else:
-        unknown = config._parser.parse_known_and_unknown_args(words[words.index("-m") :] if "-m" in words else words[1:])[1]
+        unknown = config._parser.parse_known_and_unknown_args(
+            words[words.index("-m") :] if "-m" in words else words[1:]
+        )[1]
         assert [word for word in unknown if word.startswith("-")] == []
 
 
@@ -283,7 +493,9 @@ def test_the_commands_of_five_kinds_of_runs_are_parsed_too(request, kind):
 
 def test_outside_the_checkout_tunegrid_runs_cells(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert run_verdict(BOTH, DOUBT).next_step.startswith(f"`tunegrid run -m quick --cells {OTHER} --seeds 0-4`")
+    assert run_verdict(BOTH, DOUBT).next_step.startswith(
+        f"`tunegrid run -m quick --cells {OTHER} --seeds 0-4`"
+    )
     assert "`" not in run_verdict([cell_run(status="killed")], command="rm -r x").next_step
 
 
@@ -294,8 +506,13 @@ def test_outside_the_checkout_tunegrid_runs_cells(monkeypatch, tmp_path):
         (BOTH, DOUBT, f"pytest --seeds=0-4 -m quick --cells={OTHER}"),
         (BOTH, [*judged((CELL,)), MISSING], f"tunegrid run -m quick --cells {OTHER}"),
         (SHORT, [], f"pytest -m quick --cells {CELL} -n 4 --gate=old.json --html page.html"),
-        ([cell_run(OTHER, seed=seed) for seed in range(10)], DOUBT, ""),  # more seeds than would be named
-        ([cell_run(status="audit", audits=["base_frozen"])], [], "pytest -m quick -n 2 --grid own.py"),
+        # More seeds than would be named
+        ([cell_run(OTHER, seed=seed) for seed in range(10)], DOUBT, ""),
+        (
+            [cell_run(status="audit", audits=["base_frozen"])],
+            [],
+            "pytest -m quick -n 2 --grid own.py",
+        ),
     ],
 )
 def test_no_step_repeats_the_command_that_was_given(records, judgements, ran):
@@ -306,10 +523,14 @@ def test_after_an_upgrade_cells_run_in_the_environment_that_failed():
     runner = ["/env/bin/python", "-m", "tunegrid", "run"]
     upgrade = ["tunegrid", "upgrade", "peft", "--"]
     failed = run_verdict([cell_run(status="error")], runner=runner, upgrade=upgrade)
-    assert failed.next_step.startswith(f"`/env/bin/python -m tunegrid run -m quick --cells {CELL} -n 0`")
+    assert failed.next_step.startswith(
+        f"`/env/bin/python -m tunegrid run -m quick --cells {CELL} -n 0`"
+    )
     five = [cell_run(OTHER, seed=seed) for seed in range(5)]
     assert "--seeds 0-9" in run_verdict(five, DOUBT).next_step
-    assert run_verdict(BOTH, DOUBT, upgrade=upgrade).next_step.startswith("`tunegrid upgrade peft -- --seeds 0-4`")
+    assert run_verdict(BOTH, DOUBT, upgrade=upgrade).next_step.startswith(
+        "`tunegrid upgrade peft -- --seeds 0-4`"
+    )
 
 
 # On a CI
@@ -317,5 +538,8 @@ def test_after_an_upgrade_cells_run_in_the_environment_that_failed():
 
 def test_texts_of_a_file_cannot_end_an_annotation_or_begin_another():
     line = annotation("error", "a,b: 50 %\n::error::x", "first 5 %\n::error::x\x1b[2J")
-    assert line == "::error title=a%2Cb%3A 50 %25\\n%3A%3Aerror%3A%3Ax::first 5 %25%0A\\::error::x\\x1b[2J"
+    assert (
+        line
+        == "::error title=a%2Cb%3A 50 %25\\n%3A%3Aerror%3A%3Ax::first 5 %25%0A\\::error::x\\x1b[2J"
+    )
     assert not obeyed(line.removeprefix("::error"))

@@ -14,7 +14,15 @@ from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.run.build import build, load_tokenizer, model_record, weight_files
 from tunegrid.run.serving import Serving
-from tunegrid.tests.small import CPU, cell_trainer, get_evidence, quick_cell, quick_model, read_rows, train_rows
+from tunegrid.tests.small import (
+    CPU,
+    cell_trainer,
+    get_evidence,
+    quick_cell,
+    quick_model,
+    read_rows,
+    train_rows,
+)
 
 # Checkpoints that cannot be used
 
@@ -42,7 +50,9 @@ def complaint(cell) -> str:
 
 def test_code_that_bitsandbytes_took_from_the_hub_computes_no_4_bit_layer(monkeypatch):
     monkeypatch.setattr("tunegrid.run.build.hub_code", lambda: ["somebody/kernel at commit c"])
-    assert "somebody/kernel at commit c, which the package kernels took from the hub" in complaint(quick_cell("bert_sa_qlora"))
+    assert "somebody/kernel at commit c, which the package kernels took from the hub" in complaint(
+        quick_cell("bert_sa_qlora")
+    )
     assert quick_model("bert_sa_sft")
 
 
@@ -50,7 +60,11 @@ def rewrite(folder, change):
     """The same checkpoint with other tensors."""
     path = folder / "model.safetensors"
     weights = load_file(path)
-    save_file({name: tensor.clone().contiguous() for name, tensor in change(weights).items()}, path, {"format": "pt"})
+    save_file(
+        {name: tensor.clone().contiguous() for name, tensor in change(weights).items()},
+        path,
+        {"format": "pt"},
+    )
 
 
 def as_a_pickle(folder):
@@ -69,7 +83,9 @@ def half_as_wide(folder):
 
 
 def without(lost):
-    return lambda folder: rewrite(folder, lambda weights: {n: tensor for n, tensor in weights.items() if n != lost})
+    return lambda folder: rewrite(
+        folder, lambda weights: {n: tensor for n, tensor in weights.items() if n != lost}
+    )
 
 
 def under_other_names(folder):
@@ -78,7 +94,11 @@ def under_other_names(folder):
 
 def with_a_wider_tensor(folder):
     def widened(weights):
-        name = next(name for name, tensor in weights.items() if tensor.ndim == 2 and "embed" not in name and "wte" not in name)
+        name = next(
+            name
+            for name, tensor in weights.items()
+            if tensor.ndim == 2 and "embed" not in name and "wte" not in name
+        )
         return weights | {name: torch.zeros(3, 5)}
 
     rewrite(folder, widened)
@@ -91,9 +111,21 @@ CROSS = "decoder.block.1.layer.1.EncDecAttention.q.weight"
 @pytest.mark.parametrize(
     ("cell_id", "spoil", "sentence"),
     [
-        ("bert_sa_sft", shutil.rmtree, "no checkpoint folder 'bert-micro' below {root}; name it as the hub's model"),
-        ("bert_sa_sft", lambda folder: (folder / "tokenizer.json").unlink(), "{folder} has no tokenizer"),
-        ("gpt2_sa_sft", lambda folder: (folder / "config.json").unlink(), "{folder} has no config.json"),
+        (
+            "bert_sa_sft",
+            shutil.rmtree,
+            "no checkpoint folder 'bert-micro' below {root}; name it as the hub's model",
+        ),
+        (
+            "bert_sa_sft",
+            lambda folder: (folder / "tokenizer.json").unlink(),
+            "{folder} has no tokenizer",
+        ),
+        (
+            "gpt2_sa_sft",
+            lambda folder: (folder / "config.json").unlink(),
+            "{folder} has no config.json",
+        ),
         ("t5_sa_sft", as_a_pickle, "only pytorch_model.bin, a pickle"),
         ("bert_sa_sft", without_a_shard, "cannot load {folder} ("),
         ("gpt2_sa_sft", half_as_wide, "transformer."),
@@ -115,25 +147,37 @@ def in_two_files(folder):
     weights = load_file(folder / "model.safetensors")
     files = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(weights)}
     for file in set(files.values()):
-        save_file({name: tensor for name, tensor in weights.items() if files[name] == file}, folder / file, {"format": "pt"})
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+        save_file(
+            {name: tensor for name, tensor in weights.items() if files[name] == file},
+            folder / file,
+            {"format": "pt"},
+        )
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": files})
+    )
     (folder / "model.safetensors").unlink()
 
 
 def test_weights_in_several_files_are_all_loaded_and_all_fingerprinted(copied):
     folder, cell = copied("gpt2_sa_sft")
     whole = model_record(cell).fingerprint
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "gone.safetensors"}}))
-    assert [path.name for path in weight_files(cell)] == ["model.safetensors"]  # goes before an index, as in transformers
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"x": "gone.safetensors"}})
+    )
+    # Goes before an index, as in transformers
+    assert [path.name for path in weight_files(cell)] == ["model.safetensors"]
     in_two_files(folder)
-    save_file({"another": torch.zeros(1)}, folder / "adapter_model.safetensors")  # no part of the model
+    # No part of the model
+    save_file({"another": torch.zeros(1)}, folder / "adapter_model.safetensors")
     names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     assert [path.name for path in weight_files(cell)] == names
     built, plain = build(cell, load_tokenizer(cell), CPU), quick_model("gpt2_sa_sft")
     assert all(torch.equal(p, built.get_parameter(name)) for name, p in plain.named_parameters())
     before = model_record(cell).fingerprint
     second = load_file(folder / names[1])
-    save_file({name: tensor + 1 for name, tensor in second.items()}, folder / names[1], {"format": "pt"})
+    save_file(
+        {name: tensor + 1 for name, tensor in second.items()}, folder / names[1], {"format": "pt"}
+    )
     assert len({whole, before, model_record(cell).fingerprint}) == 3
 
 
@@ -154,9 +198,13 @@ def test_the_pooler_that_a_masked_language_model_lacks_is_new_and_trains(tmp_pat
     cell = STUDY.cell(f"bert_sa_{method}", profile)
     assert cell.head.renewed_modules == ["pooler.dense"]
     cell = replace(cell, recipe=replace(cell.recipe, max_steps=2, warmup_ratio=0.0))
-    evidence = get_evidence(cell_trainer(cell, read_rows("amazon_polarity/train")[:32]), run=True, serving=Serving())
+    evidence = get_evidence(
+        cell_trainer(cell, read_rows("amazon_polarity/train")[:32]), run=True, serving=Serving()
+    )
     assert [finding for finding in run_audits(evidence) if not finding.passed] == []
-    trained = {name for name, parameter in evidence.trainer.parameters.items() if parameter.requires_grad}
+    trained = {
+        name for name, parameter in evidence.trainer.parameters.items() if parameter.requires_grad
+    }
     assert any("pooler" in name for name in trained)
     [change] = [text for text in evidence.trainer.part().fallbacks if "pooler" in text]
     assert "starts from random and trains" in change
@@ -181,7 +229,9 @@ def test_a_checkpoint_with_a_pooler_keeps_it(tmp_path):
 def test_what_was_pretrained_otherwise_is_loaded_bit_for_bit(tmp_path, kind, micro, cell_ids):
     profile = pretrained(tmp_path, kind, micro=micro)
     for cell_id in cell_ids:
-        evidence = get_evidence(cell_trainer(STUDY.cell(cell_id, profile), train_rows(cell_id)[:16]))
+        evidence = get_evidence(
+            cell_trainer(STUDY.cell(cell_id, profile), train_rows(cell_id)[:16])
+        )
         assert checkpoint_loaded(evidence)[0], cell_id
 
 
@@ -197,11 +247,20 @@ def test_a_head_of_another_size_in_the_checkpoint_is_new_all_the_same(copied):
 # A base in bf16
 
 
-@pytest.mark.parametrize(("method", "frozen"), [("lora", {torch.bfloat16}), ("qlora", {torch.bfloat16, torch.uint8})])
+@pytest.mark.parametrize(
+    ("method", "frozen"), [("lora", {torch.bfloat16}), ("qlora", {torch.bfloat16, torch.uint8})]
+)
 def test_a_frozen_base_may_be_bf16_and_what_trains_is_fp32(method, frozen):
-    changes = {"max_steps": 3, "per_device_train_batch_size": 4, "warmup_ratio": 0.0, "learning_rate": 1e-2}
+    changes = {
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "warmup_ratio": 0.0,
+        "learning_rate": 1e-2,
+    }
     cell = quick_cell("bert_sa_qlora", optim="adamw_torch", precision="bf16", **changes)
-    cell = replace(cell, backbone=replace(cell.backbone, dtype="bfloat16"), method=STUDY.methods[method])
+    cell = replace(
+        cell, backbone=replace(cell.backbone, dtype="bfloat16"), method=STUDY.methods[method]
+    )
     evidence = get_evidence(cell_trainer(cell, read_rows("amazon_polarity/train")[:16]), run=True)
     parameters = evidence.trainer.parameters.values()
     assert {p.dtype for p in parameters if not p.requires_grad} == frozen

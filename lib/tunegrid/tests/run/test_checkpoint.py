@@ -1,4 +1,6 @@
-"""A training that was cut off goes on to the same weights, bit for bit; and code in a checkpoint of strangers does not run."""
+"""A training that was cut off goes on to the same weights, bit for bit; and code in a checkpoint of
+strangers does not run.
+"""
 
 import ast
 import io
@@ -45,7 +47,8 @@ def weights(trainer):
     return {name: p.detach().clone() for name, p in trainer.parameters.items() if p.requires_grad}
 
 
-# bert_qa_qlora has bitsandbytes' 8-bit moments; gpt2 accumulates two micro-batches; dropout is on in all of them.
+# bert_qa_qlora has bitsandbytes' 8-bit moments; gpt2 accumulates two micro-batches; dropout is on
+# in all of them.
 @pytest.mark.parametrize("cell_id", ["bert_qa_qlora", "gpt2_sum_lora"])
 def test_a_run_that_was_cut_ends_with_the_weights_of_one_that_was_not(cell_id, tmp_path):
     cut_at = 6
@@ -60,7 +63,9 @@ def test_a_run_that_was_cut_ends_with_the_weights_of_one_that_was_not(cell_id, t
     assert resumed.log.learning_rates == whole.log.learning_rates
     assert (again.updates, again.order) == (training.updates, training.order)
     assert all(torch.equal(p, weights(whole)[name]) for name, p in weights(resumed).items())
-    assert again.fallbacks == [f"resumed at update {cut_at} of {UPDATES}; seconds and throughput cover only the rest"]
+    assert again.fallbacks == [
+        f"resumed at update {cut_at} of {UPDATES}; seconds and throughput cover only the rest"
+    ]
     Checkpoints(path=path, every_seconds=0.0).clear()
     assert not path.exists()
 
@@ -91,10 +96,14 @@ def test_a_file_that_was_cut_off_is_set_aside_in_a_sentence_and_training_starts_
         [sentence] = checkpoints.remarks
         assert sentence.startswith("started over: the checkpoint cannot be read (")
         assert sentence.endswith("; renamed to cut.safetensors.broken")
-        assert (path.with_name("cut.safetensors.broken").read_bytes(), path.exists()) == (whole[:length], False)
+        assert (path.with_name("cut.safetensors.broken").read_bytes(), path.exists()) == (
+            whole[:length],
+            False,
+        )
 
 
-# Code that comes with a checkpoint or a data set is neither run nor asked about, whatever stands on standard input.
+# Code that comes with a checkpoint or a data set is neither run nor asked about, whatever stands on
+# standard input.
 
 LOADERS = ("from_pretrained", "load_dataset", "load_dataset_builder")
 CODE = """
@@ -113,11 +122,17 @@ AUTO_MAP = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification":
 
 @pytest.fixture
 def folder(tmp_path):
-    """bert-micro as a checkpoint whose tokenizer, config and model are classes of its own, in a file beside them."""
+    """bert-micro as a checkpoint whose tokenizer, config and model are classes of its own, in a
+    file beside them.
+    """
     folder = tmp_path / "backbones" / "bert-micro"
     shutil.copytree(quick_cell("bert_sa_sft").profile.checkpoint_root / "bert-micro", folder)
     (folder / "own.py").write_text(CODE.format(folder=str(tmp_path)))
-    changed(folder / "tokenizer_config.json", tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", "own.Own"]})
+    changed(
+        folder / "tokenizer_config.json",
+        tokenizer_class="Own",
+        auto_map={"AutoTokenizer": ["own.Own", "own.Own"]},
+    )
     changed(folder / "config.json", model_type="own", architectures=["OwnModel"], auto_map=AUTO_MAP)
     return folder
 
@@ -128,9 +143,13 @@ def changed(path, **fields):
 
 @pytest.fixture
 def cell(folder):
-    """A cell of that checkpoint whose head is, as a user may write it, of whatever class the checkpoint names."""
+    """A cell of that checkpoint whose head is, as a user may write it, of whatever class the
+    checkpoint names.
+    """
     cell = quick_cell("bert_sa_sft")
-    head = replace(cell.head, architecture="AutoModelForSequenceClassification", new_modules=("classifier",))
+    head = replace(
+        cell.head, architecture="AutoModelForSequenceClassification", new_modules=("classifier",)
+    )
     return replace(cell, head=head, profile=replace(cell.profile, checkpoint_root=folder.parent))
 
 
@@ -142,7 +161,9 @@ LOADS = {
 
 
 @pytest.mark.parametrize("what", LOADS)
-def test_code_in_a_checkpoint_is_refused_in_a_sentence_and_does_not_run(what, cell, folder, tmp_path, monkeypatch, capsys):
+def test_code_in_a_checkpoint_is_refused_in_a_sentence_and_does_not_run(
+    what, cell, folder, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr("sys.stdin", io.StringIO("yes\n" * 99))  # as `yes |` does
     with pytest.raises((InputError, ValueError), match="contains custom code"):
         LOADS[what](cell, folder)
@@ -164,8 +185,12 @@ def silent_on_code(path):
 
 
 def test_whatever_is_loaded_is_loaded_without_its_code():
-    product = [path for path in (ROOT / "lib").rglob("*.py") if "tests" not in path.relative_to(ROOT).parts]
-    product += [path for folder in ("fixtures", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    product = [
+        path for path in (ROOT / "lib").rglob("*.py") if "tests" not in path.relative_to(ROOT).parts
+    ]
+    product += [
+        path for folder in ("fixtures", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+    ]
     # PEFT's own classes read weights and a config; they know no code of a checkpoint.
     known = {"peft.PeftModel.from_pretrained", "peft.PeftConfig.from_pretrained"}
     assert {call for path in product for call in silent_on_code(path)} == known

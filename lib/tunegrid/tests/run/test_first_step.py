@@ -1,4 +1,6 @@
-"""Figures of the first step: groups of parameters, what is probed before training, and what the first updates leave."""
+"""Figures of the first step: groups of parameters, what is probed before training, and what the
+first updates leave.
+"""
 
 import bitsandbytes as bnb
 import pytest
@@ -24,14 +26,24 @@ NEWS = read_rows("cnn_dailymail/train")[:4]
     ("cell_id", "name", "group"),
     [
         ("bert_sa_sft", "bert.encoder.layer.1.attention.self.query.weight", "encoder 1 attention"),
-        ("bert_sum_sft", "decoder.bert.encoder.layer.0.crossattention.self.key.weight", "decoder 0 cross-attention"),
+        (
+            "bert_sum_sft",
+            "decoder.bert.encoder.layer.0.crossattention.self.key.weight",
+            "decoder 0 cross-attention",
+        ),
         ("gpt2_sa_sft", "transformer.h.3.ln_1.bias", "norms"),
         ("gpt2_sa_sft", "transformer.wpe.weight", "embeddings"),
         ("gpt2_sa_sft", "score.weight", "head"),
-        ("t5_sum_sft", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "biases of position"),
+        (
+            "t5_sum_sft",
+            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+            "biases of position",
+        ),
     ],
 )
-def test_a_parameter_belongs_to_the_group_of_its_layer_or_of_the_method_that_added_it(cell_id, name, group):
+def test_a_parameter_belongs_to_the_group_of_its_layer_or_of_the_method_that_added_it(
+    cell_id, name, group
+):
     cell = quick_cell(cell_id)
     assert names_by_group(cell, nn.Linear(1, 1), [name]) == {group: [name]}
     name = "base_model.model.transformer.h.0.attn.c_attn.lora_B.default.weight"
@@ -43,23 +55,41 @@ def test_a_parameter_belongs_to_the_group_of_its_layer_or_of_the_method_that_add
 
 @pytest.fixture
 def trainer():
-    return fine_tuner("bert_sa_lora", REVIEWS, max_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=1)
+    return fine_tuner(
+        "bert_sa_lora",
+        REVIEWS,
+        max_steps=3,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=1,
+    )
 
 
 @pytest.mark.parametrize(("bias", "count"), [(0.0, 1), (3e-8, 1), (9e-7, 1), (2e-6, 2)])
 def test_a_gradient_that_is_zero_but_for_rounding_is_none(bias, count):
-    """The bias of a span's head: whichever of its values is rounded to zero, the count is the same."""
-    groups, gradients = {"head": ["weight", "bias"]}, {"weight": torch.tensor([0.0, 1.0]), "bias": torch.tensor([bias])}
+    """The bias of a span's head: whichever of its values is rounded to zero, the count is the
+    same.
+    """
+    groups, gradients = (
+        {"head": ["weight", "bias"]},
+        {"weight": torch.tensor([0.0, 1.0]), "bias": torch.tensor([bias])},
+    )
     _, reached, rounding = gradient_figures(groups | {"other": ["c"]}, gradients)
     assert (reached, rounding) == ({"head": count, "other": 0}, {"bias"} if count == 1 else set())
     zeros = {"a": torch.zeros(2), "b": torch.zeros(2)}
-    assert gradient_figures({"lora_A": ["a", "b"]}, zeros) == ({"lora_A": 0.0}, {"lora_A": 0}, set())  # all of a group
+    # All of a group
+    assert gradient_figures({"lora_A": ["a", "b"]}, zeros) == (
+        {"lora_A": 0.0},
+        {"lora_A": 0},
+        set(),
+    )
 
 
 def test_what_moves_by_rounding_alone_is_no_movement():
     """AdamW gives the bias, whose gradient is rounding, as long a step as the weight."""
     trainer = fine_tuner("bert_qa_sft", QUESTIONS)
-    parameters = {name: p for name, p in trainer.parameters.items() if name.startswith("qa_outputs")}
+    parameters = {
+        name: p for name, p in trainer.parameters.items() if name.startswith("qa_outputs")
+    }
     for name, parameter in parameters.items():
         parameter.grad = torch.full_like(parameter, 1e-9 if name.endswith("bias") else 1.0)
     first = FirstUpdates(trainer.cell, trainer.model, parameters)
@@ -81,7 +111,15 @@ def test_a_probe_that_does_not_fit_leaves_no_figures(monkeypatch):
     handle = trainer.model.register_forward_pre_hook(full)
     figures = before_training(trainer, Metrics(), NEWS)
     handle.remove()
-    absent = ("probe_loss", "probe_reached", "computed", "probe", "generated", "decoded", "tokens_read")
+    absent = (
+        "probe_loss",
+        "probe_reached",
+        "computed",
+        "probe",
+        "generated",
+        "decoded",
+        "tokens_read",
+    )
     assert [figures[name] for name in absent] == [None] * 7
     assert figures["probe_gradients"] == {}
     assert figures["weights"] == fits["weights"], "the others are taken"
@@ -91,28 +129,47 @@ def test_a_probe_that_does_not_fit_leaves_no_figures(monkeypatch):
 def test_what_trains_in_bf16_over_a_base_in_fp32_is_probed_in_fp32():
     of_modules = []
     plain, bf16 = (
-        before_training(fine_tuner("gpt2_sa_lora", REVIEWS, precision=precision), Metrics(), REVIEWS, of_modules.append)
+        before_training(
+            fine_tuner("gpt2_sa_lora", REVIEWS, precision=precision),
+            Metrics(),
+            REVIEWS,
+            of_modules.append,
+        )
         for precision in ("fp32", "bf16")
     )
     assert plain["probe"] != bf16["probe"]  # so that no probe under autocast is compared with it
-    assert (plain["probe_loss"], plain["probe_gradients"]) == (bf16["probe_loss"], bf16["probe_gradients"])
+    assert (plain["probe_loss"], plain["probe_gradients"]) == (
+        bf16["probe_loss"],
+        bf16["probe_gradients"],
+    )
     assert of_modules[0] == of_modules[1]
 
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_the_tokens_that_a_search_reads_are_counted(cached, monkeypatch):
-    """Of two rows with three beams each: prompts, then all that is not in the cache; and each text in one pass."""
+    """Of two rows with three beams each: prompts, then all that is not in the cache; and each text
+    in one pass.
+    """
     generate = hf.GenerationMixin.generate
-    monkeypatch.setattr(hf.GenerationMixin, "generate", lambda *a, **o: generate(*a, **o | {"use_cache": cached}))
+    monkeypatch.setattr(
+        hf.GenerationMixin, "generate", lambda *a, **o: generate(*a, **o | {"use_cache": cached})
+    )
     trainer = fine_tuner("gpt2_sum_lora", NEWS)
     rows = spread_features(trainer.features, 4)
-    lengths, cap = [len(row.input_ids) for row in (rows[0], rows[-1])], trainer.codec.generation.max_new_tokens
-    steps = [max(lengths), *([1] * (cap - 1) if cached else [max(lengths) + step for step in range(1, cap)])]
+    lengths, cap = (
+        [len(row.input_ids) for row in (rows[0], rows[-1])],
+        trainer.codec.generation.max_new_tokens,
+    )
+    steps = [
+        max(lengths),
+        *([1] * (cap - 1) if cached else [max(lengths) + step for step in range(1, cap)]),
+    ]
     whole = [3 * (length + cap) for length in lengths]
     assert before_training(trainer, Metrics(), NEWS)["tokens_read"] == 6 * sum(steps) + sum(whole)
 
 
-# A training that pauses after its first updates is the beginning of the whole one, and goes on to its end.
+# A training that pauses after its first updates is the beginning of the whole one, and goes on to
+# its end.
 
 CELL = "bert_sa_lora"  # with dropout, and a schedule that warms up
 EPOCHS = {"num_train_epochs": 2, "max_steps": 0}
@@ -128,7 +185,9 @@ def score():
     return 50.0 + torch.rand(1).item(), []  # a validation may draw random numbers
 
 
-@pytest.mark.parametrize("count", [1, 3, 4], ids=["within the warm-up", "at an epoch's end", "in the second epoch"])
+@pytest.mark.parametrize(
+    "count", [1, 3, 4], ids=["within the warm-up", "at an epoch's end", "in the second epoch"]
+)
 def test_first_updates_are_those_of_a_whole_run(count):
     whole, _ = trained(**EPOCHS)
     all_of_it = whole.run(silent(), score)
@@ -144,7 +203,9 @@ def test_first_updates_are_those_of_a_whole_run(count):
 
 
 def followed(make, updates=3, size=(8, 4)):
-    """What is said of an optimizer after some updates of two weights, of which one has no gradient."""
+    """What is said of an optimizer after some updates of two weights, of which one has no
+    gradient.
+    """
     torch.manual_seed(0)
     weight, unused = torch.randn(size, requires_grad=True), torch.zeros(2, requires_grad=True)
     optimizer = make([weight, unused])
@@ -166,7 +227,8 @@ def gap(make, updates=3):
     [
         lambda weights: torch.optim.AdamW(weights, lr=0.01, weight_decay=0.1),
         lambda weights: torch.optim.AdamW(weights, lr=0.01, betas=(0.8, 0.9), eps=1e-3, fused=True),
-        lambda weights: bnb.optim.AdamW8bit(weights, lr=0.01, weight_decay=0.1),  # of so few values it packs none
+        # Of so few values it packs none
+        lambda weights: bnb.optim.AdamW8bit(weights, lr=0.01, weight_decay=0.1),
     ],
     ids=["torch", "fused", "bitsandbytes"],
 )
@@ -189,7 +251,10 @@ def test_a_late_step_shows_a_count_that_stopped_at_16(kind):
         optimizer.step = counted
         return optimizer
 
-    sound, broken = followed(lambda weights: kind(weights, lr=0.01), 24, (64, 128)), followed(stopped, 24, (64, 128))
+    sound, broken = (
+        followed(lambda weights: kind(weights, lr=0.01), 24, (64, 128)),
+        followed(stopped, 24, (64, 128)),
+    )
     assert sound.gap == broken.gap
     assert sound.late_gap < 1e-4 < 1e-3 < broken.late_gap
     assert sound.packed is (kind is bnb.optim.AdamW8bit)

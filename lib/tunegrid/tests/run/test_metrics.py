@@ -26,7 +26,9 @@ def scored(examples, references, texts):
 def test_case_punctuation_articles_and_spaces_do_not_count():
     assert simplify("The  Cat's a-sat, an' THE end.") == "cats asat end"
     assert simplify("another theatre a day") == "another theatre day"  # articles are whole words
-    assert squad_examples([["red  car"], ["red car"]], ["the Red car.", "red cars"])["exact_match"] == [100.0, 0.0]
+    assert squad_examples([["red  car"], ["red car"]], ["the Red car.", "red cars"])[
+        "exact_match"
+    ] == [100.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -55,10 +57,18 @@ def test_squad_is_the_mean_over_questions(references, texts, em, f1):
 def test_classification_equals_scikit_learn(seed, count):
     rng = Random(seed)
     truth, guess = ([rng.randrange(count) for _ in range(57)] for _ in range(2))
-    wanted = {"accuracy": accuracy_score(truth, guess), "f1_macro": f1_score(truth, guess, average="macro")}
+    wanted = {
+        "accuracy": accuracy_score(truth, guess),
+        "f1_macro": f1_score(truth, guess, average="macro"),
+    }
     for name, score in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
-        wanted |= {f"{name}_{label}": value for label, value in enumerate(score(truth, guess, average=None))}
-    assert classification_scores(truth, guess, count) == pytest.approx({name: 100 * value for name, value in wanted.items()})
+        wanted |= {
+            f"{name}_{label}": value
+            for label, value in enumerate(score(truth, guess, average=None))
+        }
+    assert classification_scores(truth, guess, count) == pytest.approx(
+        {name: 100 * value for name, value in wanted.items()}
+    )
 
 
 # ROUGE
@@ -67,7 +77,8 @@ def test_classification_equals_scikit_learn(seed, count):
 @pytest.mark.parametrize(
     ("reference", "text", "points"),
     [
-        # 6 words each, 5 of them shared; of 5 pairs "the cat", "on the", "the mat"; longest common subsequence without "sat"
+        # 6 words each, 5 of them shared; of 5 pairs "the cat", "on the", "the mat"; longest common
+        # subsequence without "sat"
         ("the cat sat on the mat", "the cat lay on the mat", (500 / 6, 60, 500 / 6)),
         ("the cats jumped", "the cat jumping", (100, 100, 100)),  # stems
         ("dover bridge falls", "dover bridge falls", (100, 100, 100)),
@@ -91,13 +102,19 @@ def scorer():
 
 
 NAMES = ["bertscore_precision", "bertscore_recall", "bertscore_f1"]
-LONG = " ".join(["police arrest anna reed in upton ."] * 60)  # longer than the encoder's window of 256
-# Points of bert_score 0.3.13 on the micro BERT's layer 2 with a window of 256: precision, recall, F1.
+# Longer than the encoder's window of 256
+LONG = " ".join(["police arrest anna reed in upton ."] * 60)
+# Points of bert_score 0.3.13 on the micro BERT's layer 2 with a window of 256: precision, recall,
+# F1.
 BERT_SCORES = {
     ("fire hits dover bridge .", "flood closes dover bridge ."): (94.5853, 94.5853, 94.5853),
     ("Étienne opens café 日本 ☃ .", "etienne closes cafe ☃ !"): (92.1114, 89.5509, 90.8131),
     ("☃ 日", "fire hits ☃"): (52.3770, 58.4577, 55.2505),
-    ("anna reed missing .", "police arrest anna reed in upton and carry her away ."): (46.0535, 65.2886, 54.0096),
+    ("anna reed missing .", "police arrest anna reed in upton and carry her away ."): (
+        46.0535,
+        65.2886,
+        54.0096,
+    ),
     (f"{LONG} fire hits dover bridge .", "flood closes bridge ."): (56.3773, 40.7702, 47.3201),
     ("fire hits dover bridge .", "fire hits dover bridge ."): (100.0, 100.0, 100.0),
     ("fire hits dover bridge .", ""): (0.0, 0.0, 0.0),
@@ -110,4 +127,5 @@ BERT_SCORES = {
 def test_scores_are_those_of_the_bert_score_package(scorer, texts):
     reference, candidate = texts
     points = scorer.examples([reference], [candidate])
-    assert [points[name][0] for name in NAMES] == pytest.approx(BERT_SCORES[texts], abs=1e-2)  # 1e-4 of 1
+    # 1e-4 of 1
+    assert [points[name][0] for name in NAMES] == pytest.approx(BERT_SCORES[texts], abs=1e-2)

@@ -1,4 +1,6 @@
-"""The card of a saved model, read back with huggingface_hub: what a push to the hub would upload."""
+"""The card of a saved model, read back with huggingface_hub: what a push to the hub would
+upload.
+"""
 
 import json
 import socket
@@ -28,7 +30,9 @@ def no_network(monkeypatch):
 def kept(cell_id, root, **changes):
     """The folder of an untrained model, saved with a made-up record, and its card."""
     record = complete(cell_id, **{"scores": SCORES, **changes})
-    folder = save(quick_cell(cell_id), quick_model(cell_id), get_tokenizer(cell_id), record, root, Serving())
+    folder = save(
+        quick_cell(cell_id), quick_model(cell_id), get_tokenizer(cell_id), record, root, Serving()
+    )
     return folder, ModelCard.load(folder / "README.md")
 
 
@@ -46,10 +50,17 @@ def test_the_card_of_an_adapter_has_its_scores_the_main_one_first_and_its_base(t
         "- precision, positive (points, 0 to 100): 92.0",
     ]
     data = card.data
-    assert (data.pipeline_tag, data.library_name, data.base_model) == ("text-classification", "peft", None)
+    assert (data.pipeline_tag, data.library_name, data.base_model) == (
+        "text-classification",
+        "peft",
+        None,
+    )
     assert (data.tags, data.datasets) == (["tunegrid"], None)
     config = PeftConfig.from_pretrained(folder)
-    assert (config.base_model_name_or_path, config.target_modules) == ("bert-micro", {"query", "value"})
+    assert (config.base_model_name_or_path, config.target_modules) == (
+        "bert-micro",
+        {"query", "value"},
+    )
     assert without_places(folder)
 
 
@@ -58,5 +69,8 @@ def test_a_saved_classifier_names_its_classes_without_the_network(no_network, tm
     assert card.data.library_name == "transformers"
     assert json.loads((folder / "record.json").read_text())["cell"] == "bert_sa_sft"
     config = AutoConfig.from_pretrained(folder)
-    assert (config.id2label, config.label2id) == ({0: "negative", 1: "positive"}, {"negative": 0, "positive": 1})
+    assert (config.id2label, config.label2id) == (
+        {0: "negative", 1: "positive"},
+        {"negative": 0, "positive": 1},
+    )
     assert without_places(folder)

@@ -44,7 +44,9 @@ def noted(model, ids=(1, 2), phase="forward"):
     with figures.watch(phase):
         loss = model(torch.tensor([ids])).sum()
         gradients = torch.autograd.grad(loss, list(model.parameters()))
-    figures.note_weights(phase, dict(zip((name for name, _ in model.named_parameters()), gradients, strict=True)))
+    figures.note_weights(
+        phase, dict(zip((name for name, _ in model.named_parameters()), gradients, strict=True))
+    )
     return figures
 
 
@@ -56,21 +58,33 @@ def test_norms_are_those_of_what_goes_in_and_comes_out():
     assert columns["kind"] == ["Embedding", "Half", "Half", "Linear", "Toy"]
     assert columns["library"] == ["torch", HERE, HERE, "torch", HERE]
     assert columns["source"] == [-1, 0, 1, 2, -1]  # who made what goes in
-    assert columns["maker"] == [0, 1, 2, 3, 3]  # and what comes out: the model hands on what its last module made
-    # (3, 4) and (6, 8) have norms of 5 and 10, together the root of 125; a quarter of each, times (1, 2), is 2.75 and 5.5.
+    # And what comes out: the model hands on what its last module made
+    assert columns["maker"] == [0, 1, 2, 3, 3]
+    # (3, 4) and (6, 8) have norms of 5 and 10, together the root of 125; a quarter of each, times
+    # (1, 2), is 2.75 and 5.5.
     root = math.sqrt(125)
-    assert columns["given_norm"] == pytest.approx([root, root / 2, root / 4, math.hypot(2.75, 5.5), math.hypot(2.75, 5.5)])
+    assert columns["given_norm"] == pytest.approx(
+        [root, root / 2, root / 4, math.hypot(2.75, 5.5), math.hypot(2.75, 5.5)]
+    )
     ids = math.hypot(math.sin(1), math.sin(2))
     assert columns["taken_norm"] == pytest.approx([ids, root, root / 2, root / 4, ids])
 
 
 def test_gradients_are_those_at_the_output_and_of_a_modules_own_weights():
     columns = noted(Toy()).columns()
-    # The loss is the sum of two rows: at the output 1 each; before it (1, 2) each, and a half and a quarter of that.
+    # The loss is the sum of two rows: at the output 1 each; before it (1, 2) each, and a half and a
+    # quarter of that.
     two, ten = math.sqrt(2), math.sqrt(10)
     assert columns["gradient_norm"] == pytest.approx([ten / 4, ten / 2, ten, two, two])
-    # Of the embedding two rows get (1, 2) / 4; of the weights of `out` the gradient is the sum of (3, 4) / 4 and (6, 8) / 4.
-    assert columns["weights_norm"] == [pytest.approx(ten / 4), None, None, pytest.approx(3 * 5 / 4), None]
+    # Of the embedding two rows get (1, 2) / 4; of the weights of `out` the gradient is the sum of
+    # (3, 4) / 4 and (6, 8) / 4.
+    assert columns["weights_norm"] == [
+        pytest.approx(ten / 4),
+        None,
+        None,
+        pytest.approx(3 * 5 / 4),
+        None,
+    ]
 
 
 # The probe

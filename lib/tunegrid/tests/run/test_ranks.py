@@ -1,4 +1,6 @@
-"""One cell on several ranks, which hold its weights whole or share them out, is the cell on one process."""
+"""One cell on several ranks, which hold its weights whole or share them out, is the cell on one
+process.
+"""
 
 import os
 import socket
@@ -33,7 +35,15 @@ from tunegrid.tests.small import (
 
 ZOO = zoo()
 # Heads of the study, methods that act on a step or move what is in no layer, and packed bases.
-PLAIN = ("bert_sum_sft", "gpt2_qa_sft", "t5_sa_sft", "gpt2_sum_lora", "gpt2_sa_adalora", "gpt2_sa_loraplus", "t5_sum_prompt")
+PLAIN = (
+    "bert_sum_sft",
+    "gpt2_qa_sft",
+    "t5_sa_sft",
+    "gpt2_sum_lora",
+    "gpt2_sa_adalora",
+    "gpt2_sa_loraplus",
+    "t5_sum_prompt",
+)
 PACKED = ("gpt2_sa_qlora", "gpt2_sa_qdora")
 SHARED_OUT = ("bert_sum_sft", "gpt2_qa_sft", "t5_sa_sft", "gpt2_sum_lora", "t5_qa_lora")
 
@@ -44,13 +54,17 @@ def sharded(ranks):
 
 def rank_trainer(ranks, cell_id, count=14, **changes):
     """A trainer of a cell of the study or the zoo, without dropout, for three updates."""
-    known = ZOO.cell(cell_id, ZOO_PROFILE) if cell_id in ZOO.ids(ZOO_PROFILE) else quick_cell(cell_id)
+    known = (
+        ZOO.cell(cell_id, ZOO_PROFILE) if cell_id in ZOO.ids(ZOO_PROFILE) else quick_cell(cell_id)
+    )
     cell = replace(known, recipe=replace(known.recipe, **CUT | changes))
     return still(cell_trainer(cell, train_rows(cell_id)[:count], ranks=ranks))
 
 
 def courses_on(ranks, cell_id, fsdp):
-    """The log of a training on all ranks and, on the first, of one process alone; and the weights that the ranks end with."""
+    """The log of a training on all ranks and, on the first, of one process alone; and the weights
+    that the ranks end with.
+    """
     trainer = rank_trainer(sharded(ranks) if fsdp else ranks, cell_id)
     trainer.run(silent())
     marks = checksums((name, p) for name, p in trainer.model.named_parameters() if p.requires_grad)
@@ -61,10 +75,13 @@ def courses_on(ranks, cell_id, fsdp):
 
 
 @pytest.mark.parametrize(
-    ("cell_id", "fsdp"), [*((name, False) for name in (*PLAIN, *PACKED)), *((name, True) for name in SHARED_OUT)]
+    ("cell_id", "fsdp"),
+    [*((name, False) for name in (*PLAIN, *PACKED)), *((name, True) for name in SHARED_OUT)],
 )
 def test_a_cell_trains_on_two_ranks_as_on_one(cell_id, fsdp):
-    """A packed base computes in bf16, which rounds otherwise in a batch of another shape: by 3e-4 nats in three updates."""
+    """A packed base computes in bf16, which rounds otherwise in a batch of another shape: by 3e-4
+    nats in three updates.
+    """
     nats, share = (5e-3, 5e-2) if cell_id in PACKED else (1e-4, 1e-3)
     (ours, weights, alone), (_, other, _) = run_ranks(2, courses_on, cell_id, fsdp)
     assert ours.losses == pytest.approx(alone.losses, abs=nats)
@@ -79,7 +96,9 @@ def test_a_cell_trains_on_two_ranks_as_on_one(cell_id, fsdp):
 def rank_audits(ranks, broken):
     trainer = rank_trainer(ranks, "gpt2_sum_lora", 12)
     if broken == "mean of each rank":
-        trainer.divisors = lambda batches: [ranks.count * sum(map(trainer.codec.targets, batches))] * len(batches)
+        trainer.divisors = lambda batches: (
+            [ranks.count * sum(map(trainer.codec.targets, batches))] * len(batches)
+        )
     evidence = get_evidence(trainer)
     early = ranks_train_as_one(evidence)
     trainer.run(silent())
@@ -112,15 +131,30 @@ def score_ranks(ranks, cell_id, count):
             return super().predict(model, features, device)
 
     rows = train_rows(cell_id)[:count]
-    evaluation = evaluate(quick_model(cell_id), Recording(codec.cell, codec.tokenizer), rows, Metrics(), CPU, silent(), ranks)
-    return evaluated, evaluation.scores, evaluation.examples, [prediction.value for prediction in evaluation.predictions]
+    evaluation = evaluate(
+        quick_model(cell_id),
+        Recording(codec.cell, codec.tokenizer),
+        rows,
+        Metrics(),
+        CPU,
+        silent(),
+        ranks,
+    )
+    return (
+        evaluated,
+        evaluation.scores,
+        evaluation.examples,
+        [prediction.value for prediction in evaluation.predictions],
+    )
 
 
 @pytest.mark.parametrize(("cell_id", "count"), [("bert_sa_sft", 7), ("gpt2_qa_sft", 2)])
 def test_three_ranks_score_every_row_once(cell_id, count):
     answers = run_ranks(3, score_ranks, cell_id, count)
     assert sorted(row for evaluated, *_ in answers for row in evaluated) == list(range(count))
-    assert answers[0][1:] == answers[1][1:] == answers[2][1:] == score_ranks(ALONE, cell_id, count)[1:]
+    assert (
+        answers[0][1:] == answers[1][1:] == answers[2][1:] == score_ranks(ALONE, cell_id, count)[1:]
+    )
 
 
 # Epochs and checkpoints
@@ -130,16 +164,21 @@ def cut_as(ranks, fsdp, path, loses_a_file):
     return cut_course(sharded(ranks) if fsdp else ranks, path, loses_a_file)
 
 
-@pytest.mark.parametrize(("fsdp", "loses_a_file", "goes_on_at"), [(False, False, 2), (False, True, 0), (True, False, 2)])
+@pytest.mark.parametrize(
+    ("fsdp", "loses_a_file", "goes_on_at"), [(False, False, 2), (False, True, 0), (True, False, 2)]
+)
 def test_ranks_that_were_cut_go_on_together_or_not_at_all(tmp_path, fsdp, loses_a_file, goes_on_at):
-    for began, losses, again, same in run_ranks(2, cut_as, fsdp, tmp_path / "kept.safetensors", loses_a_file):
+    for began, losses, again, same in run_ranks(
+        2, cut_as, fsdp, tmp_path / "kept.safetensors", loses_a_file
+    ):
         assert (began, again, same) == (goes_on_at, losses, True)
 
 
 # Ranks in a test, each a process, and what they train.
 
 
-CUT = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "max_steps": 3}  # updates of 6, 6 and 2 rows
+# Updates of 6, 6 and 2 rows
+CUT = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "max_steps": 3}
 
 
 def run_ranks(count: int, function, *arguments) -> list:
@@ -149,7 +188,9 @@ def run_ranks(count: int, function, *arguments) -> list:
         port = free.getsockname()[1]
     pipes = [CONTEXT.Pipe(duplex=False) for _ in range(count)]
     workers = [
-        CONTEXT.Process(target=_work, args=(rank, count, port, sending, function, arguments), daemon=True)
+        CONTEXT.Process(
+            target=_work, args=(rank, count, port, sending, function, arguments), daemon=True
+        )
         for rank, (_, sending) in enumerate(pipes)
     ]
     for worker in workers:
@@ -166,7 +207,13 @@ def run_ranks(count: int, function, *arguments) -> list:
 
 
 def _work(rank, count, port, sending, function, arguments):
-    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    own = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": count,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": port,
+    }
     os.environ.update({name: str(value) for name, value in own.items()} | {"OMP_NUM_THREADS": "1"})
     try:
         with join_ranks(count, CPU) as ranks:
@@ -185,7 +232,9 @@ def sharded_is_the_model(trainer):
 
 
 def cut_course(ranks, path, loses_a_file):
-    """Losses of a whole training, and of one that was cut after its second update and went on; checksums of their weights."""
+    """Losses of a whole training, and of one that was cut after its second update and went on;
+    checksums of their weights.
+    """
 
     def prepared(resume, cuts=False):
         checkpoints = Checkpoints(path=path, every_seconds=0.0, resume=resume, ranks=ranks)

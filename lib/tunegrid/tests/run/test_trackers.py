@@ -44,12 +44,22 @@ def make_trackers(monkeypatch, tmp_path, **options):
 
 
 def make_trainer(losses, norms):
-    rates = [0.1] * 4  # the host has all of them; losses and norms come from the device now and then
-    log = TrainingLog(precision="fp32", micro_batch=2, fallbacks=[], losses=losses, learning_rates=rates, gradient_norms=norms)
+    # The host has all of them; losses and norms come from the device now and then
+    rates = [0.1] * 4
+    log = TrainingLog(
+        precision="fp32",
+        micro_batch=2,
+        fallbacks=[],
+        losses=losses,
+        learning_rates=rates,
+        gradient_norms=norms,
+    )
     return SimpleNamespace(log=log, meter=SimpleNamespace(device=torch.device("cpu")))
 
 
-def test_each_update_is_sent_once_when_its_loss_is_known_and_scores_at_the_end(monkeypatch, tmp_path):
+def test_each_update_is_sent_once_when_its_loss_is_known_and_scores_at_the_end(
+    monkeypatch, tmp_path
+):
     trackers, calls = make_trackers(monkeypatch, tmp_path)
     state = torch.get_rng_state()
     for losses in ([], [0.5, 0.25], [0.5, 0.25], [0.5, 0.25, 0.125]):
@@ -71,7 +81,9 @@ def test_each_update_is_sent_once_when_its_loss_is_known_and_scores_at_the_end(m
 
 def test_a_tracker_that_fails_is_dropped_with_one_warning(monkeypatch, tmp_path):
     trackers, calls = make_trackers(monkeypatch, tmp_path, fails=True)
-    with pytest.warns(UserWarning, match="--report-to=wandb: no network; bert_sa_lora.* is not reported"):
+    with pytest.warns(
+        UserWarning, match="--report-to=wandb: no network; bert_sa_lora.* is not reported"
+    ):
         trackers.after_update(make_trainer([0.5], []))
     trackers.after_update(make_trainer([0.5, 0.25], []))
     trackers.finish(None)

@@ -15,11 +15,18 @@ REVIEWS = read_rows("amazon_polarity/train")[:8]
 
 
 def test_training_takes_the_planned_updates_of_which_an_epochs_last_may_be_smaller():
-    trainer = fine_tuner("bert_sa_sft", REVIEWS[:5], max_steps=0, num_train_epochs=2, per_device_train_batch_size=2)
+    trainer = fine_tuner(
+        "bert_sa_sft", REVIEWS[:5], max_steps=0, num_train_epochs=2, per_device_train_batch_size=2
+    )
     training = trainer.run(silent())
     assert (trainer.total, training.updates, len(training.losses)) == (6, 6, 6)
     assert sorted(update.samples for update in trainer.meter.updates) == [1, 1, 2, 2, 2, 2]
-    recipe = {"max_steps": 0, "num_train_epochs": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    recipe = {
+        "max_steps": 0,
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+    }
     # 17 rows: 5 micro-batches, 3 updates per epoch
     assert quick_cell("bert_sa_sft", **recipe).recipe.planned_updates(17) == 9
     assert quick_cell("bert_sa_sft", **recipe | {"max_steps": 7}).recipe.planned_updates(17) == 7
@@ -33,13 +40,19 @@ def test_an_epoch_covers_every_feature_once_in_batches_of_like_length():
     batches = epoch_batches(lengths[:103], 4, seed=0, epoch=0)
     assert sorted(index for batch in batches for index in batch) == list(range(103))
     assert sorted(map(len, batches)) == [3] + [4] * 25
-    batches = epoch_batches(lengths, 10, seed=0, epoch=0)  # 200 at a time: about 29 of each of 7 lengths
-    assert max(max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in batches) <= 1
+    # 200 at a time: about 29 of each of 7 lengths
+    batches = epoch_batches(lengths, 10, seed=0, epoch=0)
+    assert (
+        max(max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in batches)
+        <= 1
+    )
 
 
 def test_the_order_depends_on_seed_and_epoch_only_and_is_the_one_that_bounds_were_calibrated_with():
     assert epoch_batches([3, 1, 2, 1, 3, 2, 1], 2, seed=0, epoch=0) == [[1, 6], [5, 4], [3, 2], [0]]
-    first, again, *others = (epoch_batches([*range(60)], 4, *drawn) for drawn in ((0, 1), (0, 1), (0, 2), (1, 1)))
+    first, again, *others = (
+        epoch_batches([*range(60)], 4, *drawn) for drawn in ((0, 1), (0, 1), (0, 2), (1, 1))
+    )
     assert first == again
     assert first not in others
 
@@ -64,13 +77,18 @@ def overflowing(*updates):
 
 
 def scaled(codec, **changes):
-    """A trainer that scales its losses as in fp16. Its optimizer is fused and skips a lost step by itself, as on a GPU."""
+    """A trainer that scales its losses as in fp16.
+
+    Its optimizer is fused and skips a lost step by itself, as on a GPU.
+    """
     settings = {"max_steps": 6, "per_device_train_batch_size": 2, "max_grad_norm": None}
     settings |= {"warmup_ratio": 0.0, "learning_rate": 6e-4}
     trainer = fine_tuner("bert_sa_sft", REVIEWS, codec, **settings | changes)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     trainer.accelerator.scaler = scaler
-    trainer.optimizer = trainer.stepper.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=scaler)
+    trainer.optimizer = trainer.stepper.optimizer = AcceleratedOptimizer(
+        trainer.optimizer.optimizer, scaler=scaler
+    )
     return trainer
 
 
@@ -160,16 +178,26 @@ class Narrow(Longest):
 
 def test_where_memory_runs_out_fewer_rows_are_predicted_at_once():
     codec, rows = get_codec("bert_sa_sft"), read_rows("amazon_polarity/train")[: EVAL_BATCH + 9]
-    wide, narrow = (evaluate(model, codec, rows, Metrics(), CPU, silent()) for model in (Longest(), Narrow(EVAL_BATCH // 3)))
-    lengths = [len(feature.input_ids) for feature in codec.encode(rows, training=False)]  # predictions come in the rows' order
+    wide, narrow = (
+        evaluate(model, codec, rows, Metrics(), CPU, silent())
+        for model in (Longest(), Narrow(EVAL_BATCH // 3))
+    )
+    # Predictions come in the rows' order
+    lengths = [len(feature.input_ids) for feature in codec.encode(rows, training=False)]
     for evaluation in (wide, narrow):
-        assert [prediction.value for prediction in evaluation.predictions] == [int(length > 20) for length in lengths]
+        assert [prediction.value for prediction in evaluation.predictions] == [
+            int(length > 20) for length in lengths
+        ]
     assert (wide.part.batch, narrow.part.batch) == (EVAL_BATCH, EVAL_BATCH // 4)
 
 
 def test_generated_texts_are_counted_in_tokens_up_to_their_end(monkeypatch):
     codec, rows = get_codec("t5_sum_sft"), read_rows("cnn_dailymail/train")[:2]
-    monkeypatch.setattr(codec, "generate", lambda *_: torch.tensor([[5, 6, codec.end_id, 0], [5, codec.end_id, 0, 0]]))
+    monkeypatch.setattr(
+        codec,
+        "generate",
+        lambda *_: torch.tensor([[5, 6, codec.end_id, 0], [5, codec.end_id, 0, 0]]),
+    )
     nothing = Scored(scores={}, examples={}, sources={})
     monkeypatch.setattr("tunegrid.run.metrics.METRICS", {codec.task.problem: lambda *_: nothing})
     evaluation = evaluate(torch.nn.Module(), codec, rows, Metrics(), CPU, silent())

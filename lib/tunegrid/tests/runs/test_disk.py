@@ -1,4 +1,6 @@
-"""A file is written whole or not at all, and points of rows are what their name says, whatever was killed or damaged."""
+"""A file is written whole or not at all, and points of rows are what their name says, whatever was
+killed or damaged.
+"""
 
 import hashlib
 import json
@@ -31,7 +33,9 @@ SMALL = ["a", "b"], {"accuracy": [100.0, 0.0]}, ["1", "0"]
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match=r"folder cannot be written \(Is a directory\); give another place"):
+    with pytest.raises(
+        InputError, match=r"folder cannot be written \(Is a directory\); give another place"
+    ):
         write_whole(tmp_path / "folder", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
@@ -100,13 +104,17 @@ with temporary_folder(), replace_file(Path(sys.argv[1])) as part:
 """
 
 
-def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_of_a_living_one(tmp_path, monkeypatch):
+def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_of_a_living_one(
+    tmp_path, monkeypatch
+):
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", f"{temporary}")
     monkeypatch.setattr(tempfile, "tempdir", f"{temporary}")
     command = [sys.executable, "-c", WAITS, tmp_path / "run.json"]
-    writers = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT / "lib") for _ in range(2)]
+    writers = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT / "lib") for _ in range(2)
+    ]
     for writer in writers:
         assert writer.stdout.readline() == b"writes\n"
     (tmp_path / "film.part").touch()  # another program's
@@ -129,7 +137,9 @@ def test_writers_in_one_folder_never_remove_what_another_one_writes(tmp_path):
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(4)))
-    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {f"{number}.txt": "199" for number in range(4)}
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
+        f"{number}.txt": "199" for number in range(4)
+    }
 
 
 def make_record(kept):
@@ -160,7 +170,11 @@ def test_damaged_points_are_told_never_copied_and_written_anew(tmp_path, store, 
     save(NOTHING, run, [record])
     assert not (tmp_path / "examples").exists()
     assert examples.write(*SMALL) == kept
-    assert examples.read(record, None).to_dict("list") == {"id": ["a", "b"], "accuracy": [100, 0], "prediction": ["1", "0"]}
+    assert examples.read(record, None).to_dict("list") == {
+        "id": ["a", "b"],
+        "accuracy": [100, 0],
+        "prediction": ["1", "0"],
+    }
 
 
 def test_a_pack_is_read_as_files_are_and_one_that_is_damaged_is_told(tmp_path, store):
@@ -182,17 +196,24 @@ def test_a_pack_is_read_as_files_are_and_one_that_is_damaged_is_told(tmp_path, s
         examples.read(record, other)
 
 
-def test_a_small_file_that_unpacks_to_gigabytes_is_refused_before_it_is_read(tmp_path, store, monkeypatch):
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused_before_it_is_read(
+    tmp_path, store, monkeypatch
+):
     rows = pa.array([0] * 2**20, pa.int32())
     columns = {
         "id": pa.DictionaryArray.from_arrays(rows, ["b"]),
         "prediction": pa.DictionaryArray.from_arrays(rows, ["a" * 6100]),
     }
     file = BytesIO()
-    pq.write_table(pa.table(columns | {"accuracy": pa.array([1.0] * 2**20)}), file, compression="zstd")
+    pq.write_table(
+        pa.table(columns | {"accuracy": pa.array([1.0] * 2**20)}), file, compression="zstd"
+    )
     content = file.getvalue()
     assert len(content) < 20_000  # of 6.4 GB
-    kept = replace(make_record(examples.write(*SMALL)).examples, file=f"{hashlib.sha256(content).hexdigest()[:20]}.parquet")
+    kept = replace(
+        make_record(examples.write(*SMALL)).examples,
+        file=f"{hashlib.sha256(content).hexdigest()[:20]}.parquet",
+    )
     (store / kept.file).write_bytes(content)
     with pytest.raises(InputError, match="it is too large when unpacked"):
         examples.read(make_record(kept), None)
@@ -208,8 +229,14 @@ def test_a_small_file_that_unpacks_to_gigabytes_is_refused_before_it_is_read(tmp
 
 def test_a_run_holds_what_did_not_end_apart_and_is_read_as_one(tmp_path):
     timed = {"name": "a", "stats": {}, "extra_info": complete_json()}
-    untimed = {"name": "b", "extra_info": complete_json("bert_sa_sft", status="error", missed=["why"])}
+    untimed = {
+        "name": "b",
+        "extra_info": complete_json("bert_sa_sft", status="error", missed=["why"]),
+    }
     save({"benchmarks": [untimed, timed], "version": "x"}, tmp_path / "run.json")
     saved = json.loads((tmp_path / "run.json").read_text())
-    assert ([row["name"] for row in saved["benchmarks"]], [row["name"] for row in saved["unfinished"]]) == (["a"], ["b"])
+    assert (
+        [row["name"] for row in saved["benchmarks"]],
+        [row["name"] for row in saved["unfinished"]],
+    ) == (["a"], ["b"])
     assert load(tmp_path / "run.json") == sealed({"benchmarks": [timed, untimed], "version": "x"})

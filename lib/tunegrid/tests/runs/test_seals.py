@@ -1,4 +1,6 @@
-"""A saved run is sealed: one that was changed is shown as such and is no baseline; and what honest code may get wrong."""
+"""A saved run is sealed: one that was changed is shown as such and is no baseline; and what honest
+code may get wrong.
+"""
 
 import json
 import re
@@ -27,7 +29,10 @@ def test_a_seal_is_of_the_content_whatever_the_order_of_its_keys_and_its_blanks(
     # By sha256sum, of {"a":"\\u00e9","b":[1,{"c":0.1,"d":null}]}
     seal = "72f02010bbaac14508f6c56b14464d38bc93faec43d82b511ec7ac9beb8b509e"
     assert add_seal(content) == content | {"seal": seal}
-    assert check_seal(json.loads(json.dumps(content | {"seal": seal}, indent=3, sort_keys=True))) == "sealed"
+    assert (
+        check_seal(json.loads(json.dumps(content | {"seal": seal}, indent=3, sort_keys=True)))
+        == "sealed"
+    )
     assert check_seal(content) == "unsealed"
     assert check_seal(add_seal(content)) == "sealed"
     assert check_seal(add_seal(content) | {"a": "e"}) == "changed"
@@ -39,9 +44,21 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(examples, "STORE", tmp_path / "store")
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     records = [
-        get_record("bert_sa_lora", POINTS, seed=seed, scores=SCORES, profile="full", status=status, **changes)
+        get_record(
+            "bert_sa_lora",
+            POINTS,
+            seed=seed,
+            scores=SCORES,
+            profile="full",
+            status=status,
+            **changes,
+        )
         for seed, status, changes in (
-            (0, "unconfirmed", {"bounds": {"accuracy": 95.0}, "missed": ["accuracy 90.0 is below 95.0"]}),
+            (
+                0,
+                "unconfirmed",
+                {"bounds": {"accuracy": 95.0}, "missed": ["accuracy 90.0 is below 95.0"]},
+            ),
             (10000, "passed", {"seeds": make_seeds(10000) | {"confirms": 0}}),
             (1, "passed", {}),
         )
@@ -51,7 +68,11 @@ def folder(tmp_path, monkeypatch):
         {"name": name, "fullname": name, "stats": {"data": [1.0]}, "extra_info": to_json(record)}
         for name, record in zip(names, records, strict=True)
     ]
-    run = {"benchmarks": rows, "commit_info": {"dirty": False, "id": "a" * 40}, "datetime": "2026-12-01T09:00:00"}
+    run = {
+        "benchmarks": rows,
+        "commit_info": {"dirty": False, "id": "a" * 40},
+        "datetime": "2026-12-01T09:00:00",
+    }
     save(run, tmp_path / "RUN.json", records)
     (tmp_path / "store").rename(tmp_path / "examples" / "loose")
     return tmp_path
@@ -88,7 +109,9 @@ LIES = {
     "unconfirmed": in_record(status="unconfirmed", missed=["why"]),
     "ranks": in_record(ranks=RANKS),
     "phases": in_part("memory.phases", {}),
-    "trainable": in_part("parameters", {"trainable_params": 0, "total_params": 1000, "trainable_percent": 0.0}),
+    "trainable": in_part(
+        "parameters", {"trainable_params": 0, "total_params": 1000, "trainable_percent": 0.0}
+    ),
     "updates": in_part("training.updates", 144),
     "crash": in_record(crash=CRASH),
     "speed": in_part("throughput.train_samples_per_second", 1e308),
@@ -119,7 +142,12 @@ REFUSING = (
     "merge LIE.json -o OUT.json",
     "merge LIE.json --baseline -o OUT.json",
 )
-SHOWING = ("compare LIE.json", "export LIE.json -o OUT.csv", "page LIE.json -o OUT.html", "page RUN.json LIE.json -o OUT.html")
+SHOWING = (
+    "compare LIE.json",
+    "export LIE.json -o OUT.csv",
+    "page LIE.json -o OUT.html",
+    "page RUN.json LIE.json -o OUT.html",
+)
 
 
 def words(folder, command):
@@ -130,14 +158,17 @@ def words(folder, command):
 @pytest.mark.parametrize("command", REFUSING)
 def test_a_changed_run_is_neither_judged_nor_merged(folder, capsys, command, name):
     lie(folder, name)
-    assert "LIE.json was changed since it was written (test_finetune[full-bert_sa_lora-seed1])" in refusal(
-        capsys, main, *words(folder, command)
+    assert (
+        "LIE.json was changed since it was written (test_finetune[full-bert_sa_lora-seed1])"
+        in refusal(capsys, main, *words(folder, command))
     )
     assert not list(folder.glob("OUT*"))
 
 
 def test_a_changed_run_that_cannot_be_read_is_said_to_be_changed(folder):
-    with pytest.raises(InputError, match=r"LIE.json was changed since .*, and cannot be read \(bert_sa_lora: "):
+    with pytest.raises(
+        InputError, match=r"LIE.json was changed since .*, and cannot be read \(bert_sa_lora: "
+    ):
         lie(folder, "score")
 
 
@@ -198,14 +229,22 @@ def sealed_lie(folder, change):
 
 
 def without(name):
-    return lambda record: record.update(audits=[one for one in record["audits"] if one["name"] != name])
+    return lambda record: record.update(
+        audits=[one for one in record["audits"] if one["name"] != name]
+    )
 
 
 FAULTS = {
     "audits lacks no_leakage": without("no_leakage"),
-    "seeds.seed is 1, but the seed that confirms seed 0 is 10000": lambda record: record["seeds"].update(confirms=0),
-    "its rows have a mean accuracy of 90.00, but scores.accuracy": lambda record: record["scores"].update(accuracy=97.0),
-    "it holds 40 rows, but the record names 41": lambda record: record["data"]["rows"].update(test=41),
+    "seeds.seed is 1, but the seed that confirms seed 0 is 10000": lambda record: record[
+        "seeds"
+    ].update(confirms=0),
+    "its rows have a mean accuracy of 90.00, but scores.accuracy": lambda record: record[
+        "scores"
+    ].update(accuracy=97.0),
+    "it holds 40 rows, but the record names 41": lambda record: record["data"]["rows"].update(
+        test=41
+    ),
     "its rows do not match rows_hash": lambda record: record["examples"].update(rows_hash="0" * 16),
 }
 
@@ -217,11 +256,15 @@ def test_what_honest_code_may_get_wrong_is_told_of_sealed_runs_too(folder, sente
     assert told.startswith(f"{folder}/")
 
 
-@pytest.mark.parametrize("command", ["compare RUN.json", "gate RUN.json RUN.json", "page RUN.json -o OUT.html"])
+@pytest.mark.parametrize(
+    "command", ["compare RUN.json", "gate RUN.json RUN.json", "page RUN.json -o OUT.html"]
+)
 def test_changed_files_beside_a_run_are_told(folder, capsys, command):
     record = read_saved(folder / "RUN.json").records[0]
     (folder / "examples" / "RUN.zip").unlink()
     table = pq.read_table(folder / "examples" / "loose" / record.examples.file)
     path = folder / "examples" / record.examples.file
     pq.write_table(table.set_column(0, "id", pa.array([f"s{n}" for n in range(len(table))])), path)
-    assert f"{record.examples.file} was changed since it was written" in refusal(capsys, main, *words(folder, command))
+    assert f"{record.examples.file} was changed since it was written" in refusal(
+        capsys, main, *words(folder, command)
+    )

@@ -22,7 +22,11 @@ from tunegrid.tests.records import scored as scored_on_many_rows
 
 GOOD = {"name": "base_frozen", "passed": True, "detail": ""}
 BROKEN = {"name": "base_frozen", "passed": False, "detail": "3 tensors changed"}
-UNLEARNED = {"name": "learned_something", "passed": False, "detail": "accuracy 51.2, without a model 50.9"}
+UNLEARNED = {
+    "name": "learned_something",
+    "passed": False,
+    "detail": "accuracy 51.2, without a model 50.9",
+}
 FAILED, CHANCE = (f"audit {audit['name']}: {audit['detail']}" for audit in (BROKEN, UNLEARNED))
 BELOW = "f1 1.0 is below 2.0"
 LOW = {"scores": {"f1": 1.0}, "bounds": {"f1": 2.0}}
@@ -58,40 +62,68 @@ def test_a_cell_passes_if_nothing_is_wrong(audits, changes, status, sentences):
     run, unexpected = extent(changes.pop("updates", 300)), changes.pop("unexpected", [])
     training = MEASURED["training"] | {"stopped": changes.pop("stopped", None)}
     ended = add_status(complete(training=training, audits=audits, **changes), run, unexpected)
-    assert (ended.status, ended.missed) == (status, [f"{sentence} (bert_sa_lora, quick, seed 0)" for sentence in sentences])
+    assert (ended.status, ended.missed) == (
+        status,
+        [f"{sentence} (bert_sa_lora, quick, seed 0)" for sentence in sentences],
+    )
     reason = "a run of 99 of 300 planned updates may be too short to pass it"
     excused = run.updates == 99 and status != "stopped"
     assert ended.excused == ({"learned_something": reason} if excused else {})
-    assert too_short(ended) == ([f"{CHANCE}; {reason} (bert_sa_lora, quick, seed 0)"] if excused else [])
+    assert too_short(ended) == (
+        [f"{CHANCE}; {reason} (bert_sa_lora, quick, seed 0)"] if excused else []
+    )
 
 
 @pytest.mark.parametrize(
     ("cell", "profile", "advice"),
     [
-        ("bert_faq_lora", "quick", '; 200 updates may be too few: give its task or recipe quick={"max_steps": 400}'),
-        ("bert_faq_lora", "full", "; it may need more training: give its recipe num_train_epochs=2"),
+        (
+            "bert_faq_lora",
+            "quick",
+            '; 200 updates may be too few: give its task or recipe quick={"max_steps": 400}',
+        ),
+        (
+            "bert_faq_lora",
+            "full",
+            "; it may need more training: give its recipe num_train_epochs=2",
+        ),
         ("bert_sa_lora", "quick", ""),  # of the study
     ],
 )
 def test_a_users_cell_that_learned_nothing_is_told_how_to_train_longer(cell, profile, advice):
     audits = [BROKEN, UNLEARNED]
     training = MEASURED["training"] | {"updates": 200, "losses": [0.7] * 200}
-    record = complete(cell=cell, task=cell.split("_")[1], profile=profile, audits=audits, training=training)
+    record = complete(
+        cell=cell, task=cell.split("_")[1], profile=profile, audits=audits, training=training
+    )
     assert audit_sentences(record) == [FAILED, CHANCE + advice]
 
 
 @pytest.mark.parametrize(
     ("audit", "run", "reason"),
     [
-        ("learned_something", extent(99), "a run of 99 of 300 planned updates may be too short to pass it"),
+        (
+            "learned_something",
+            extent(99),
+            "a run of 99 of 300 planned updates may be too short to pass it",
+        ),
         ("learned_something", extent(100), ""),  # it has seen each row once
         ("learned_something", extent(300, test_rows=8), "8 test rows may be too few to pass it"),
         ("learned_something", extent(300, test_rows=100), ""),
-        ("generation_not_truncated", extent(99), "a run of 99 of 300 planned updates may be too short to pass it"),
+        (
+            "generation_not_truncated",
+            extent(99),
+            "a run of 99 of 300 planned updates may be too short to pass it",
+        ),
         ("generation_not_truncated", extent(100, test_rows=8), ""),
-        ("weights_moved", extent(9), "a run of 9 of 300 planned updates may be too short to pass it"),
+        (
+            "weights_moved",
+            extent(9),
+            "a run of 9 of 300 planned updates may be too short to pass it",
+        ),
         ("weights_moved", extent(10), ""),
-        ("weights_moved", Extent(updates=3, planned=3, one_pass=3), ""),  # as long as the recipe says
+        # As long as the recipe says
+        ("weights_moved", Extent(updates=3, planned=3, one_pass=3), ""),
         ("base_frozen", extent(1, test_rows=1), ""),
     ],
 )
@@ -100,9 +132,16 @@ def test_an_audit_is_excused_if_the_run_is_shorter_than_it_needs(audit, run, rea
 
 
 def test_a_full_cell_that_is_wrong_from_the_start_must_not_train_and_one_that_takes_no_hours_does():
-    cells = [STUDY.cell("bert_sa_lora", profile) for profile in (FULL_PROFILE, QUICK_PROFILE, FOOTPRINT_PROFILE)]
+    cells = [
+        STUDY.cell("bert_sa_lora", profile)
+        for profile in (FULL_PROFILE, QUICK_PROFILE, FOOTPRINT_PROFILE)
+    ]
     good, broken = AuditFinding(**GOOD), AuditFinding(**BROKEN)
-    assert [reason_not_to_train(cell, [good, broken]) for cell in cells] == [f"not trained, {FAILED}", None, None]
+    assert [reason_not_to_train(cell, [good, broken]) for cell in cells] == [
+        f"not trained, {FAILED}",
+        None,
+        None,
+    ]
     assert reason_not_to_train(cells[0], [good]) is None
 
 
@@ -116,9 +155,16 @@ def scored(cell, score, **changes):
 def test_copied_results_turn_both_cells_to_audit_and_in_other_company_cells_are_told_anew():
     records = [scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0), scored("bert_sa_lora", 90.0)]
     together = compare_cells(records)
-    assert [(record.status, contradicts(record)) for record in together] == [("audit", True)] * 2 + [("passed", False)]
-    assert together[0].missed == ["audit distinct_results: the results equal those of t5_sa_sft (t5_sa_lora, quick, seed 0)"]
-    assert [(f.name, f.passed) for f in together[0].audits] == [("distinct_results", False), ("same_rows_in_triple", True)]
+    assert [(record.status, contradicts(record)) for record in together] == [
+        ("audit", True)
+    ] * 2 + [("passed", False)]
+    assert together[0].missed == [
+        "audit distinct_results: the results equal those of t5_sa_sft (t5_sa_lora, quick, seed 0)"
+    ]
+    assert [(f.name, f.passed) for f in together[0].audits] == [
+        ("distinct_results", False),
+        ("same_rows_in_triple", True),
+    ]
     assert [record.status for record in records] == ["passed"] * 3  # what comes in stays as it is
     together = compare_cells(together[:2])
     assert compare_cells(together) == together
@@ -127,22 +173,35 @@ def test_copied_results_turn_both_cells_to_audit_and_in_other_company_cells_are_
 
 def test_other_profiles_are_not_compared_and_a_fault_is_added_to_what_a_cell_missed_already():
     stopped = scored("t5_sa_qlora", 99.0, status="stopped", missed=["loss is nan"])
-    together = compare_cells([scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0, profile="full"), stopped])
+    together = compare_cells(
+        [scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0, profile="full"), stopped]
+    )
     assert [record.status for record in together] == ["passed", "passed", "stopped"]
     assert together[2] == stopped
     missed = scored("t5_sa_lora", 9.0, status="missed", missed=[BELOW])
     together = compare_cells([missed, scored("t5_sa_sft", 8.0, **OTHER_DATA)])
     assert [record.status for record in together] == ["missed", "missed"]
-    assert together[0].missed == [BELOW, "audit same_rows_in_triple: rows differ from t5_sa_sft (t5_sa_lora, quick, seed 0)"]
+    assert together[0].missed == [
+        BELOW,
+        "audit same_rows_in_triple: rows differ from t5_sa_sft (t5_sa_lora, quick, seed 0)",
+    ]
 
 
 def cell(name, score, losses=(0.5,), **changes):
-    evaluation, training = MEASURED["evaluation"] | {"loss": losses[-1]}, MEASURED["training"] | {"losses": list(losses)}
-    return complete(name, scores={"accuracy": score}, training=training, evaluation=evaluation, **changes)
+    evaluation, training = (
+        MEASURED["evaluation"] | {"loss": losses[-1]},
+        MEASURED["training"] | {"losses": list(losses)},
+    )
+    return complete(
+        name, scores={"accuracy": score}, training=training, evaluation=evaluation, **changes
+    )
 
 
 def failed(*records):
-    return {name: [f.detail for f in findings if not f.passed] for name, findings in cross_cell_audits(records).items()}
+    return {
+        name: [f.detail for f in findings if not f.passed]
+        for name, findings in cross_cell_audits(records).items()
+    }
 
 
 def test_rows_are_compared_within_a_triple_and_results_over_all_cells():
@@ -154,7 +213,11 @@ def test_rows_are_compared_within_a_triple_and_results_over_all_cells():
         "t5_sa_sft": ["the results equal those of t5_qa_lora"],
     }
     others = cell("t5_sa_sft", 2.0, **OTHER_DATA), cell("bert_sa_lora", 3.0, **OTHER_DATA)
-    expected = {"t5_sa_lora": ["rows differ from t5_sa_sft"], "t5_sa_sft": ["rows differ from t5_sa_lora"], "bert_sa_lora": []}
+    expected = {
+        "t5_sa_lora": ["rows differ from t5_sa_sft"],
+        "t5_sa_sft": ["rows differ from t5_sa_lora"],
+        "bert_sa_lora": [],
+    }
     assert failed(cell("t5_sa_lora", 1.0), *others) == expected
 
 
@@ -166,15 +229,20 @@ FILE, OTHER_FILE = ({"file": name * 16 + ".parquet", "rows_hash": "b" * 16} for 
 @pytest.mark.parametrize(
     ("score", "losses", "other", "audits", "file", "copied"),
     [
-        (90.0, [0.5, None], [0.4, None], LEARNED, FILE, True),  # 30 rows are wrong; a text has no loss of evaluation
+        # 30 rows are wrong; a text has no loss of evaluation
+        (90.0, [0.5, None], [0.4, None], LEARNED, FILE, True),
         (90.0, [0.5, None], [0.4, None], LEARNED, OTHER_FILE, False),
-        (98.0, [0.5, None], [0.4, None], LEARNED, FILE, False),  # healthy cells may be wrong on the same few rows, 6 of 300
+        # Healthy cells may be wrong on the same few rows, 6 of 300
+        (98.0, [0.5, None], [0.4, None], LEARNED, FILE, False),
         (50.0, [0.5, None], [0.4, None], [], FILE, False),  # as may those that learned nothing
-        (90.0, [0.5, 0.2], [0.5, 0.3], LEARNED, FILE, False),  # alike methods may agree on every label
+        # Alike methods may agree on every label
+        (90.0, [0.5, 0.2], [0.5, 0.3], LEARNED, FILE, False),
         (100.0, [0.5, 0.2], [0.4, 0.2], LEARNED, FILE, True),  # scores and the loss of evaluation
     ],
 )
-def test_copied_predictions_are_told_from_those_that_are_alike(score, losses, other, audits, file, copied):
+def test_copied_predictions_are_told_from_those_that_are_alike(
+    score, losses, other, audits, file, copied
+):
     one = cell("t5_sa_lora", score, losses, data=TEST_ROWS, examples=FILE, audits=audits)
     two = cell("t5_sa_sft", score, other, data=TEST_ROWS, examples=file, audits=audits)
     assert [bool(faults) for faults in failed(one, two).values()] == [copied] * 2
@@ -184,14 +252,25 @@ def twice(first, second, seed=43):
     """A cell whose bound is 50, and its second training; below 0 an audit fails, too."""
     parts = ((first, seed, {}), (second, seed + CONFIRMING, {"confirms": seed}))
     whole = Extent(updates=2, planned=2, one_pass=1)
-    return [add_status(scored_on_many_rows("bert_sa_lora", score, own, **confirms), whole) for score, own, confirms in parts]
+    return [
+        add_status(scored_on_many_rows("bert_sa_lora", score, own, **confirms), whole)
+        for score, own, confirms in parts
+    ]
 
 
 @pytest.mark.parametrize(
     ("scores", "statuses", "said"),
     [
-        ((49.0, 99.0), ["unconfirmed", "passed"], "missed a bound at seed 43 (accuracy 49.0 is below 50.0), reached at 10043"),
-        ((99.0, 49.0), ["passed", "unconfirmed"], "missed a bound at seed 10043 (accuracy 49.0 is below 50.0), reached at 43"),
+        (
+            (49.0, 99.0),
+            ["unconfirmed", "passed"],
+            "missed a bound at seed 43 (accuracy 49.0 is below 50.0), reached at 10043",
+        ),
+        (
+            (99.0, 49.0),
+            ["passed", "unconfirmed"],
+            "missed a bound at seed 10043 (accuracy 49.0 is below 50.0), reached at 43",
+        ),
         ((49.0, 49.0), ["missed", "missed"], ""),
         ((-49.0, 99.0), ["missed", "passed"], ""),  # an audit is no noise
         ((49.0, -99.0), ["missed", "audit"], ""),
@@ -199,11 +278,18 @@ def twice(first, second, seed=43):
 )
 def test_a_miss_counts_unless_the_other_training_passed(scores, statuses, said):
     records = weigh_misses(twice(*scores))
-    assert [record.status for record in weigh_misses(records)] == statuses  # weighed again, as a merge does, it is the same
-    assert [*unconfirmed_misses(records)] == ([f"bert_sa_lora {said}: not confirmed"] if said else [])
+    # Weighed again, as a merge does, it is the same
+    assert [record.status for record in weigh_misses(records)] == statuses
+    assert [*unconfirmed_misses(records)] == (
+        [f"bert_sa_lora {said}: not confirmed"] if said else []
+    )
 
 
 def test_misses_that_no_second_training_confirmed_are_counted_over_older_runs():
-    older = [record for seed in (44, 45) for record in weigh_misses(twice(49.0 if seed == 44 else 99.0, 99.0, seed))]
+    older = [
+        record
+        for seed in (44, 45)
+        for record in weigh_misses(twice(49.0 if seed == 44 else 99.0, 99.0, seed))
+    ]
     [sentence] = unconfirmed_misses(weigh_misses(twice(49.0, 99.0)), older)
     assert sentence.endswith("not confirmed; 2 of 3 seeds")
