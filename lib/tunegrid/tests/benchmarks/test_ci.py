@@ -10,8 +10,8 @@ from tunegrid import ROOT
 from tunegrid.report.verdict import Rank
 
 RECIPES = ROOT / "benchmarks" / "ci"
-OWN, LOWEST, GITHUB, MATRIX, NEWEST, CELLS, GITLAB = (
-    *(ROOT / ".github" / "workflows" / name for name in ("quick.yml", "lowest.yml")),
+OWN, VERSIONS, GITHUB, MATRIX, NEWEST, CELLS, GITLAB = (
+    *(ROOT / ".github" / "workflows" / name for name in ("quick.yml", "versions.yml")),
     *(
         RECIPES / name
         for name in ("github.yml", "github-matrix.yml", "newest.yml", "own-cells.yml", "gitlab.yml")
@@ -24,7 +24,7 @@ def read(path):
 
 
 @pytest.mark.parametrize(
-    "path", [OWN, LOWEST, GITHUB, MATRIX, NEWEST, CELLS], ids=lambda path: path.name
+    "path", [OWN, VERSIONS, GITHUB, MATRIX, NEWEST, CELLS], ids=lambda path: path.name
 )
 def test_a_workflow_is_sound_trusts_no_text_of_others_and_pins_its_actions(path):
     """A branch's name is untrusted text: as a variable it stays text.
