@@ -370,8 +370,7 @@ def decoding_fault(codec: Codec, row: Row, label: Tensor) -> list[str]:
 
 
 def answers_at_annotated_start(evidence: Evidence) -> Answer:
-    """Labelled spans are the annotated answers, and every window that holds its answer is labelled.
-    """
+    """Labelled spans are the annotated answers, and every window with its answer is labelled."""
     codec, rows = require(evidence.codec, ExtractCodec), evidence.train_rows
     span_count = 0
     wrong_rows = []

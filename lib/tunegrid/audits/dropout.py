@@ -286,7 +286,9 @@ def wrong_moments(
     draws: list[Tensor],
     call: Callable[[], Tensor],
 ) -> tuple[Measured, str]:
-    """The deviation closest to its limit, at the rate and a high rate; a sentence if it is a fault.
+    """The deviation closest to its limit, at either rate, and a sentence if it is a fault.
+
+    The two rates are the declared one and a high one.
     """
     setattr(dropout.holder, dropout.attribute, HIGH_RATE)
     high_draws = [call() for _ in range(HIGH_CALLS)]

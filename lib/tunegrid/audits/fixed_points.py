@@ -57,13 +57,13 @@ ROUGE_PAIRS = (
 )
 SQUAD_PAIRS = (
     FixedPair("the Old Bridge!", "An old  bridge", (100, 100)),
-    FixedPair("a theatre in the north", "theatre north", (0, 80)),  # 2 words of 3 and of 2
-    FixedPair("1,000 men", "1000", (0, THIRDS)),  # 1 word of 2 and of 1
+    FixedPair("a theatre in the north", "theatre north", (0, 80)),  # 2 words match, of 3 and of 2
+    FixedPair("1,000 men", "1000", (0, THIRDS)),  # 1 word matches, of 2 and of 1
     # A word counts as often as it occurs in both: 2 of 3 and 2 of 3
     FixedPair("red red car", "red car car", (0, THIRDS)),
     FixedPair("well-known", "well known", (0, 0)),
     FixedPair("Étienne", "etienne", (0, 0)),  # accents count
-    FixedPair("“yes”", "yes", (0, 0)),  # quotes beyond ASCII are letters
+    FixedPair("“yes”", "yes", (0, 0)),  # non-ASCII quotes count as letters
     FixedPair("apple", "anapple", (0, 0)),
     FixedPair("anna", "", (0, 0)),
 )

@@ -231,7 +231,7 @@ def _check_merge(
         merged = evidence.serving.merge(served)
     except (
         Exception
-    ) as error:  # whatever PEFT raises: it cannot merge some methods over packed layers
+    ) as error:  # whatever PEFT raises, since it cannot merge some methods over packed layers
         method = evidence.cell.method
         is_excused = is_packed and not isinstance(method, Lora)
         return is_excused, f"not merged: PEFT cannot merge {method.id!r} ({first_line(error)})"

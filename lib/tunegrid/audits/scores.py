@@ -40,7 +40,7 @@ from tunegrid.words import contrast
 
 ENDED_SHARE = 0.9  # share of generated texts that must end by themselves
 ALIKE = 0.9  # share of a window's letters that must match its context
-MORE_THAN_LUCK = 3.0  # standard errors
+MORE_THAN_LUCK = 3.0  # standard errors that a difference must exceed
 # Rows with a target other than the most frequent one; a sound model may find none of so few.
 RARE = 10
 LEAST_OTHERS = 0.2
@@ -321,7 +321,7 @@ def random_span(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[s
 
 
 def lead_sentence(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[str]:
-    """The first sentence of the text."""
+    """The first sentence of each text."""
     texts = [stitch(row, task.text).strip() for row in test]
     return [re.split(r"(?<=[.!?])\s+|\n", text, maxsplit=1)[0] for text in texts]
 

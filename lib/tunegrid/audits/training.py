@@ -51,7 +51,7 @@ SPAN_SHAPE = (2,)  # a position's two scores, as a start and as an end
 # Allowed gaps between several ranks and a single process. On quick cells, fp32 differs by 4e-7 nats
 # and 3e-7 of the gradients' norm, bf16 by 1e-4 and 2e-3. Averaging on each rank would be off by
 # 2e-2 to 3e-1 nats if targets differ in length.
-LOSS, COARSE_LOSS = 1e-4, 3e-3  # nats
+LOSS, COARSE_LOSS = 1e-4, 3e-3  # in nats
 GRADIENT, COARSE_GRADIENT = 1e-3, 3e-2  # in units of the gradients' norm
 
 

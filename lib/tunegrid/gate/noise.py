@@ -61,8 +61,7 @@ class Scale:
         return 100 * math.asin(math.sqrt((points + self.half) / (100 + 2 * self.half)))
 
     def shift(self, score: float, distance: float) -> float:
-        """The score, in points from 0 to 100, that lies this distance above another on the scale.
-        """
+        """The score, in points from 0 to 100, at this distance above another on the scale."""
         if self.half == math.inf:
             return score + distance
         angle = min(max((self.position(score) + distance) / 100, 0.0), math.pi / 2)
@@ -163,8 +162,7 @@ class Noise:
         return [list(map(scale.position, group)) for group in self.scores[kind][cell, metric]]
 
     def residuals(self, kind: str, cell: str, metric: str) -> list[float]:
-        """The residuals of a cell's scores, scaled to a variance of 1; empty if no scores differ.
-        """
+        """The residuals of a cell's scores, scaled to a variance of 1; empty if all are equal."""
         unit = self.spreads.get((kind, cell, metric))
         if not unit or not unit.sd:
             return []
@@ -178,9 +176,7 @@ class Noise:
         return residuals
 
     def tail(self, cell: str, metric: str) -> float:
-        """The number of deviations by which the worst seed of this kind of cell lies below its
-        mean.
-        """
+        """How many deviations the worst seed of any cell of this kind lies below its mean."""
         lowest = 0.0
         for calibrated, score in self.scores[SEEDS]:
             if cell_kind(calibrated) == cell_kind(cell) and score == metric:
@@ -188,10 +184,10 @@ class Noise:
         return -lowest
 
     def find(self, kind: str, record: Record, metric: str) -> Deviation | None:
-        """The deviation of a record's score; None if its profile, test rows or kind of cell is
-        unknown.
+        """The deviation of a record's score, or None if it is unknown.
 
-        The deviation of a user's cell is known if exactly its recipe was calibrated.
+        It is unknown if the profile, the test rows or the kind of cell is. For a user's cell, it is
+        known if exactly this recipe was calibrated.
         """
         score = record.scores.get(metric)
         if score is None:
@@ -251,8 +247,7 @@ class _Entry(Deviation):
 
 
 def load_noise(path: Path = NOISE, own: Sequence[OwnNoise] = ()) -> Noise:
-    """Loads the calibrated noise and adds that of users' cells; raises InputError for a bad file.
-    """
+    """Loads the calibrated noise and adds users' own; raises InputError for a bad file."""
     if not path.is_file():
         return Noise(own=own)
     with read_toml(path, "noise", LAB_CALIBRATE) as content:
@@ -273,7 +268,9 @@ def load_noise(path: Path = NOISE, own: Sequence[OwnNoise] = ()) -> Noise:
 
 
 def load_own_noise(path: Path) -> list[OwnNoise]:
-    """Loads the noise in a user's file of bounds, if it exists; raises InputError for a bad file.
+    """Loads the noise in a user's file of bounds; raises InputError for a bad file.
+
+    Returns an empty list if there is no such file.
     """
     if not path.is_file():
         return []
