@@ -148,7 +148,7 @@ def quantized_as_declared(evidence: Evidence) -> Answer:
         return not count, f"{count} quantized layers"
     exempt_modules = {*head.new_modules, *head.tied_modules}
     for module in modules:
-        # for example T5's wo
+        # For example, T5's wo.
         exempt_modules.update(getattr(module, "_keep_in_fp32_modules", None) or ())
     wrong_layers = []
     for name, layer in base_layers(evidence.model):

@@ -36,7 +36,7 @@ MORE_THAN_LUCK_OF_MEANS = 7.0  # more, since few numbers estimate the error
 MEAN_ROUNDING = 1e-3  # error that 16 bits may add to a mean
 ROUNDINGS = 3.0  # roundings of a kept value, which is scaled and scaled back
 NO_DEVIATION = Measured(0.0, MORE_THAN_LUCK)
-LEAST_DROPPED = 3.0  # values per mask; with fewer dropped, all masks of rows may be equal by luck
+LEAST_DROPPED = 3.0  # dropped values per mask; with fewer, masks of all rows may be equal by luck
 HOLDERS = (nn.ModuleDict, nn.ModuleList)  # modules that are never called themselves
 
 
@@ -151,11 +151,11 @@ class DropoutPass:
     """
 
     dropouts: list[Dropout]
-    # by the dropout's name, each the end of a sentence
+    # Ends of sentences, by the dropout's name.
     faults: dict[str, str] = field(default_factory=dict)
     # The dropout modules that were called.
     called: dict[nn.Module, Dropout] = field(default_factory=dict)
-    # names of the other dropouts whose user was called
+    # Names of the other dropouts whose user was called.
     numbers: set[str] = field(default_factory=set)
     kinds: Counter[type] = field(default_factory=Counter)  # of those dropouts' users
     closest: Measured = NO_DEVIATION  # the random deviation closest to its limit

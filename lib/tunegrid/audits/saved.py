@@ -47,8 +47,8 @@ LEVEL = 0.01  # relative tolerance; two 4-bit levels are farther apart
 # Share of a packed layer's weights that may differ: halfway between two levels, the last digit
 # decides.
 MOST_CODES = 1e-3
-# For weights that are loaded beside the trained ones. The largest model of the study, BERT2BERT at
-# its true size, has 0.95.
+# The most weights, in GiB, that are loaded beside the trained ones. The largest model of the study,
+# BERT2BERT at its true size, has 0.95.
 LARGEST_GIB = 4.0
 
 

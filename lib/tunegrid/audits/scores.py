@@ -81,7 +81,7 @@ def prompt_intact_at_inference(evidence: Evidence) -> Answer:
 
 def misread_rows(codec: Codec, evaluation: Evaluation) -> list[str]:
     """A phrase for each scored row whose tokens change when each of its texts is encoded alone."""
-    # tokenizers written in Python encode one text at a time anyway
+    # Tokenizers written in Python encode one text at a time anyway.
     if getattr(codec.tokenizer, "backend_tokenizer", None) is None:
         return []
     tokens: dict[int, list[list[int]]] = {}

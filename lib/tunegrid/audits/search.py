@@ -52,7 +52,7 @@ PROVOKING = Generation(num_beams=4, no_repeat_ngram_size=2, length_penalty=6.0, 
 # ties are far closer than that, and noise that decides only ties leaves the rest of the search
 # unchanged.
 NOISES = (1 / 64, 1 / 16, 1 / 4, 1, 4)
-# searches per noise level: each of two equal scores comes first in half of them
+# Searches per noise level. Each of two equal scores comes first in half of them.
 NOISY_SEARCHES = 16
 MOST_COPIED = 10**9  # parameters of the largest model that is copied to fp64: 8 GB
 
@@ -194,7 +194,7 @@ def read_backwards(codec: GenerateCodec, row: Feature) -> Feature:
     return replace(row, input_ids=ids)
 
 
-# The search, and what rounding changes in it
+# Searching, and what rounding changes
 
 
 class Gap(NamedTuple):
@@ -388,10 +388,10 @@ def allowed_scores(
     prompt = row.input_ids if codec.start_id is None else [codec.start_id]
     size = rules.no_repeat_ngram_size
     for text_scores, ids in zip(scores, begun, strict=True):
-        # with the decoder's start, as in transformers
+        # Like transformers, count the decoder's start token.
         length = len(ids) + (codec.start_id is not None)
         tokens = [*prompt, *ids]
-        # the ends of n-grams, if limited
+        # Indices at which n-grams end; size 0 allows any repetition.
         ends = range(size - 1, len(tokens)) if size else ()
         tail = tokens[len(tokens) - size + 1 :]
         forbidden = [tokens[i] for i in ends if tokens[i - size + 1 : i] == tail]

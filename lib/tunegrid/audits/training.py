@@ -193,7 +193,7 @@ def trains_in_fp32(evidence: Evidence) -> Answer:
             if moment.dtype is not torch.float32:
                 dtypes.add(moment.dtype)
                 moment_faults.append(f"{key} of {name} is {dtype_name(moment.dtype)}")
-        # bitsandbytes' levels of second moments
+        # Bitsandbytes' levels of second moments.
         levels = optimizer.state.get(parameter, {}).get("qmap2")
         if levels is not None and bool((levels < 0).any()):
             signed_names.append(name)
@@ -403,7 +403,7 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
     """
     trainer, recipe = evidence.trainer, evidence.cell.recipe
     log = trainer.log
-    # computed here, whatever the trainer says
+    # Computed here, whatever the trainer says.
     total = recipe.planned_updates(len(trainer.features))
     count = min(log.updates, total) if trainer.paused else total
     if log.stopped:

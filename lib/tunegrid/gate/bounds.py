@@ -17,7 +17,7 @@ from tunegrid.record import Record
 from tunegrid.runs.files import recipe_digest
 
 HEALTHY_MISSES = 0.02  # chance that a healthy run of the whole grid misses any bound
-# share of the way from the mean to a control's score; a lower bound would be blunt
+# Share of the way from the mean to a control's score; a lower bound would be blunt.
 CONTROL_SHARE = 2 / 3
 LEAST_ROOM = 1.0  # points between mean and bound, since another CPU rounds differently
 RecordsByCell = Mapping[str, Record]  # one run of the grid
@@ -47,7 +47,7 @@ def get_bound(
     minimum = min(scale.shift(mean, -reach), mean - LEAST_ROOM)
     if control is not None:
         minimum = max(minimum, mean - CONTROL_SHARE * (mean - control))
-    # the inner rounding keeps 2.3 from turning into 2.2
+    # The inner rounding keeps 2.3 from turning into 2.2.
     tenths = math.floor(round(10 * minimum, 6))
     return max(0.0, tenths / 10)
 

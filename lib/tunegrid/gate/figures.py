@@ -30,7 +30,7 @@ from tunegrid.record.record import Figure
 from tunegrid.runs.examples import read
 from tunegrid.words import count
 
-# packages whose versions affect speed
+# Packages whose versions affect speed.
 SPEED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 FIGURE_COLUMNS = ("instrument", "part", "figure")
 ROW_COLUMNS = ("seed", "row")
@@ -114,7 +114,7 @@ def _cost(record: Record, name: str) -> float | None:
             return speed.step_seconds_median
         rate = speed.generated_tokens_per_second
         if name == "row_seconds":
-            if rate:  # text length affects this rate, so it is no measure of speed
+            if rate:  # seconds per row depend on the length of the texts
                 return None
             rate = speed.eval_samples_per_second
         return 1 / rate if rate else None

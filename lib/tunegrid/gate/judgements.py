@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tunegrid.errors import InputError
 from tunegrid.record import Record
 
-KINDS = ("numerics", "quality", "memory", "speed", "instruments")  # kinds of figures
+KINDS = ("numerics", "quality", "memory", "speed", "instruments")  # of figures
 CHANGED = "changed"  # changed numerics, or fewer bytes of tensors, call for a decision
 CANNOT_TELL = "cannot-tell"  # an undecided main score calls for more seeds
 COUNTED = (*KINDS, CHANGED, CANNOT_TELL)  # what a run's exit code may depend on
@@ -72,7 +72,7 @@ class Judgement:
     # tested.
     p: float | None = None
     min_drop: float | None = None  # smallest drop that would be called worse four times in five
-    # standard error from training noise; None if single rows were compared
+    # Standard error from training noise; None if single rows were compared.
     error: float | None = None
     margin: float | None = None  # smallest change that counts, in points
     seeds: int = 1  # number of the cell's runs that were judged

@@ -50,7 +50,7 @@ class Scale:
     between 99 and 100.
     """
 
-    # half the points that a changed row moves a score; infinite for a scale of plain points
+    # Half the points by which a changed row moves the score; infinite for a scale of plain points.
     half: float
 
     def position(self, score: float) -> float:
@@ -170,7 +170,7 @@ class Noise:
         for group in self.positions(kind, cell, metric):
             if len(group) > 1:
                 mean = fmean(group)
-                # the fitted mean absorbs 1 / n of the variance
+                # The fitted mean absorbs 1 / n of the variance.
                 shrinkage = math.sqrt(1 - 1 / len(group))
                 residuals += [(score - mean) / unit.sd / shrinkage for score in group]
         return residuals
@@ -202,9 +202,9 @@ class Noise:
         own_spread = own_deviation(own, metric, score)
         if spread is None or own_spread is None:
             return spread or own_spread
-        if (kind, record.cell, metric) in self.spreads:  # the suite calibrated this very cell
+        if (kind, record.cell, metric) in self.spreads:  # the suite calibrated this cell
             return spread
-        # a user's method on one of the suite's tasks
+        # A user's method on one of the suite's tasks.
         return replace(own_spread, sd=max(own_spread.sd, spread.sd))
 
     def estimate(self, kind: str, cell: str, metric: str, score: float) -> Deviation | None:

@@ -36,7 +36,7 @@ from tunegrid.words import count
 
 UPDATES = 10
 MOVED_AFTER = 3  # `moved` is measured after this many updates
-# updates averaged in each point of the curve, since rounding moves single losses by more
+# Updates averaged in each point of the curve, since rounding moves single losses by more.
 WINDOW = 5
 PROBES = (
     "probe_loss",
@@ -71,7 +71,7 @@ class Pair:
     new: TrainingRecord
     tolerance: Mapping[str, float]  # for their arithmetic and cell
     fine: bool  # True if the arithmetic is exact enough to compare generated ids
-    # reads both records' figures
+    # Reads both records' figures.
     modules: Callable[[], tuple[Modules, Modules] | None] = lambda: None
 
     def figures(self, name: str) -> tuple[Any, Any]:
