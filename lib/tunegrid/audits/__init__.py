@@ -1,8 +1,8 @@
-"""Audits: did the cell run as labelled? Each that applies gives a finding.
+"""Audits whether the cell ran as labelled; each audit that applies gives a finding.
 
-Each is a pure function of `Evidence`, named as in the record. It takes the cell's description as
-the truth, and checks the model, the rows, the training and the predictions. Audits over several
-cells are in `tunegrid.runs.status`.
+Each audit is a pure function of `Evidence` whose name appears in the record. It takes the cell's
+description as the truth and checks the model, the rows, the training and the predictions. Audits
+over several cells are in `tunegrid.runs.status`.
 """
 
 import math
@@ -18,9 +18,9 @@ from tunegrid.record import AuditFinding
 
 __all__ = ["AUDITS", "BEFORE", "LATER", "Evidence", "run_audits"]
 
-# An answer, perhaps with the scores that it was compared with.
+# Returns an answer, sometimes with the scores that it was compared with.
 Audit = Callable[[Evidence], Answer | tuple[bool, str, Mapping[str, float]]]
-BEFORE = "before training"  # so that a cell which is wrong from the start is known in seconds
+BEFORE = "before training"  # so that a cell that is wrong from the start fails within seconds
 AUDITS: Mapping[str, Sequence[Audit]] = {
     BEFORE: (
         before.checkpoint_loaded,
@@ -81,16 +81,14 @@ LATER = tuple(stage for stage in AUDITS if stage != BEFORE)
 
 
 def run_audits(evidence: Evidence, stages: Iterable[str] = tuple(AUDITS)) -> list[AuditFinding]:
-    """The findings of all audits of these stages that apply; an audit that raises an error has
-    failed.
-    """
+    """The findings of all applicable audits of these stages; an audit that raises fails."""
     findings = []
     for audit in chain.from_iterable(AUDITS[stage] for stage in stages):
         try:
             answer = audit(evidence)
         except AbsentError:
             continue
-        except Exception as error:  # a broken run must not keep its own record from being written
+        except Exception as error:  # a broken run must still get its record written
             answer = False, f"could not look: {type(error).__name__}: {first_line(error)}"
         if answer is None:
             continue

@@ -1,4 +1,4 @@
-"""Audits before training: the model as it was built, its checkpoint, and the rows that train."""
+"""Audits that run before training: the model as built, its checkpoint, and the training rows."""
 
 import math
 import re
@@ -37,15 +37,15 @@ from tunegrid.run.probe import keep_state
 
 SEED_DRAWS = 8  # random numbers that identify a seed
 BLOCK = 64  # weights that share a scale in NF4 (Dettmers et al. 2023, section 3)
-# Rows of a packed matrix that are compared, in whole blocks: all of most layers, a part of huge
-# ones.
+# Rows of a packed matrix that are compared, in whole blocks: all rows of most layers, but only part
+# of a huge layer.
 ROWS = 16 * BLOCK
 LAYER = re.compile(r"(.*?)\.(\d+)\.")
-# Between packed weights and the checkpoint's rounded here: double quantization rounds the scales,
-# by at most 0.6 % on the micro backbones. Blocks of 128 are at least 8 % off, FP4 14 %, another
-# layer's weights 100 %.
+# The largest gap between packed weights and the checkpoint's weights rounded here. Double
+# quantization rounds the scales, which moves weights by at most 0.6 % on the micro backbones.
+# Blocks of 128 are off by at least 8 %, FP4 by 14 %, another layer's weights by 100 %.
 ROUNDED = 0.03
-# Appendix E of Dettmers et al. 2023.
+# From appendix E of Dettmers et al. 2023.
 NF4_LEVELS = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
@@ -54,11 +54,10 @@ NF4_LEVELS = (
 
 
 def drawn_from_the_seed(evidence: Evidence) -> Answer:
-    """The libraries' seed is torch's generator at the cell's seed, and trained tensors start as it
-    draws them.
+    """The libraries draw from torch's generator at the cell's seed, and so do initial weights.
 
-    The tensors are compared on micro backbones only, which are built once more: of others, a second
-    model may not fit beside the first.
+    The trained tensors are compared by building the model a second time. This happens on micro
+    backbones only, since two larger models may not fit in memory together.
     """
     profile, device = evidence.cell.profile, evidence.device
     generator = torch.Generator(device).manual_seed(profile.seed)
@@ -82,9 +81,7 @@ def drawn_from_the_seed(evidence: Evidence) -> Answer:
 
 
 def adapters_where_declared(evidence: Evidence) -> Answer:
-    """Adapters are on all of the method's target layers and nowhere else, and have the declared
-    facts.
-    """
+    """Exactly the method's target layers have adapters, with the declared facts."""
     method, cell = evidence.cell.method, evidence.cell
     layers = adapted_layers(evidence.model)
     targets = method.targets(cell)
@@ -94,7 +91,7 @@ def adapters_where_declared(evidence: Evidence) -> Answer:
     ends = tuple(f".{target}" for target in targets)
     expected = set()
     for name, _ in base_layers(evidence.model):
-        # PEFT's rule for names; it never adapts what it trains in full.
+        # PEFT matches names like this, and never adapts a module that it trains in full.
         if f".{name}".endswith(ends) and not is_part(name, cell.head.new_modules):
             expected.add(name)
     unlike_layers = sorted(expected.symmetric_difference(layers.values()))
@@ -117,7 +114,7 @@ def adapters_where_declared(evidence: Evidence) -> Answer:
 
 
 def is_adapted(module: nn.Module) -> bool:
-    """Checks that PEFT's tuner wraps this layer. Trained rows of an embedding are no adapter."""
+    """Checks that PEFT's tuner wraps this layer; trained rows of an embedding do not count."""
     return isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer)
 
 
@@ -127,9 +124,7 @@ def adapted_layers(model: nn.Module) -> dict[nn.Module, str]:
 
 
 def base_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The base's modules by name, taken out of the adapters around them; the adapters' own are left
-    out.
-    """
+    """The base's modules by name, unwrapped from adapters, whose own modules are omitted."""
     adapter: str | None = None
     for name, module in model.named_modules():
         if adapter is not None and name.startswith(adapter):
@@ -139,8 +134,9 @@ def base_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def quantized_as_declared(evidence: Evidence) -> Answer:
-    """Exactly the linear layers of a quantized base that may be packed are, as declared; no other
-    model has packed layers.
+    """All packable linear layers of a quantized base, and no others, are packed as declared.
+
+    A model without quantization has no packed layers.
     """
     modules = list(evidence.model.modules())
     packed_layers = [module for module in modules if isinstance(module, bnb.nn.Linear4bit)]
@@ -152,7 +148,8 @@ def quantized_as_declared(evidence: Evidence) -> Answer:
         return not count, f"{count} quantized layers"
     exempt_modules = {*head.new_modules, *head.tied_modules}
     for module in modules:
-        exempt_modules.update(getattr(module, "_keep_in_fp32_modules", None) or ())  # as T5's wo
+        # For example, T5's wo.
+        exempt_modules.update(getattr(module, "_keep_in_fp32_modules", None) or ())
     wrong_layers = []
     for name, layer in base_layers(evidence.model):
         is_packed = isinstance(layer, bnb.nn.Linear4bit)
@@ -171,9 +168,7 @@ def quantized_as_declared(evidence: Evidence) -> Answer:
 
 
 def packing(layer: Any) -> tuple[str, bool, float, int] | None:
-    """The type of a packed layer's numbers, double quantization, bytes a weight, weights a
-    block.
-    """
+    """A packed layer's number type, double quantization, bytes per weight and weights per block."""
     state = layer.weight.quant_state
     if not state:
         return None
@@ -185,11 +180,10 @@ def packing(layer: Any) -> tuple[str, bool, float, int] | None:
 
 
 def checkpoint_loaded(evidence: Evidence) -> Answer:
-    """Every pretrained tensor that is neither packed nor rewritten starts as the checkpoint's, bit
-    for bit.
+    """Pretrained tensors, unless packed or rewritten, start bit-identical to the checkpoint's.
 
-    The model has all layers of the checkpoint: if a config says fewer, loading leaves the others
-    out. An embedding that grew by a token begins with the checkpoint's rows.
+    The model has all layers of the checkpoint: if a config declares fewer, loading drops the
+    others. An embedding that grew by a token begins with the checkpoint's rows.
     """
     cell, trainer = evidence.cell, evidence.trainer
     if cell.profile.random_weights or cell.profile.perturbation is not None:
@@ -223,14 +217,14 @@ def checkpoint_loaded(evidence: Evidence) -> Answer:
 
 
 def rewritten_modules(cell: Cell) -> tuple[str, ...]:
-    """The modules whose weights are not the checkpoint's, or may not be, before training."""
+    """Modules whose weights differ, or may differ, from the checkpoint's before training."""
     return (*cell.head.new_modules, *cell.head.adapted_modules, *cell.method.rewrites(cell))
 
 
 def missing_layers(evidence: Evidence) -> list[str]:
-    """Layers of the checkpoint that the model lacks, though it has others of their stack.
+    """Layers of the checkpoint that the model lacks although it has others from the same stack.
 
-    A whole stack, such as a decoder, may be left out.
+    A whole stack, such as a decoder, may be missing.
     """
     files = evidence.checkpoint_files
     used_keys = chain.from_iterable(matching_keys(name, files) for name in evidence.trainer.before)
@@ -241,13 +235,14 @@ def missing_layers(evidence: Evidence) -> list[str]:
 
 
 def numbered_layers(keys: Iterable[str]) -> set[tuple[str, int]]:
-    """The stack and the number of each tensor's layer, as in encoder.layer and 2."""
+    """The stack and number of each tensor's layer, for example encoder.layer and 2."""
     return {(match[1], int(match[2])) for match in map(LAYER.match, keys) if match}
 
 
 def overwritten_rows(evidence: Evidence, grown_names: Sequence[str]) -> list[int]:
-    """Rows of the grown input embedding that are not the checkpoint's; none once training has
-    begun.
+    """Rows of the grown input embedding that differ from the checkpoint's.
+
+    Empty once training has begun.
     """
     if evidence.trainer.log.updates:
         return []
@@ -269,9 +264,7 @@ def overwritten_rows(evidence: Evidence, grown_names: Sequence[str]) -> list[int
 
 
 def packed_from_checkpoint(evidence: Evidence) -> Answer:
-    """All packed weights, unpacked again, are the tensors of their keys in the checkpoint as
-    rounded to NF4.
-    """
+    """All packed weights, once unpacked, equal their checkpoint tensors rounded to NF4."""
     cell = evidence.cell
     config = cell.quantization
     if cell.profile.random_weights or config is None or config.bnb_4bit_quant_type != "nf4":
@@ -282,7 +275,7 @@ def packed_from_checkpoint(evidence: Evidence) -> Answer:
         if not isinstance(layer, bnb.nn.Linear4bit) or is_part(name, rewritten_modules(cell)):
             continue
         count += 1
-        if layer.in_features % BLOCK == 0:  # rows of whole blocks
+        if layer.in_features % BLOCK == 0:  # every row consists of whole blocks
             gaps[name] = rounding_gap(evidence, name, layer.weight)
     if not gaps:
         return None
@@ -295,9 +288,10 @@ def packed_from_checkpoint(evidence: Evidence) -> Answer:
 
 
 def rounding_gap(evidence: Evidence, name: str, weight: Any) -> float:
-    """The distance of a packed weight (out, in) from its checkpoint's tensor, rounded here.
+    """The distance of a packed weight (out, in) from its checkpoint tensor, which is rounded here.
 
-    Returns it in units of the tensor's norm; the least one if several tensors may be meant.
+    The distance is in units of the tensor's norm. If several tensors match the name, the smallest
+    distance counts.
     """
     unpacked = bnb.functional.dequantize_4bit(weight.data, weight.quant_state).float().cpu()
     gap = math.inf
@@ -305,7 +299,7 @@ def rounding_gap(evidence: Evidence, name: str, weight: Any) -> float:
         tensor = stored_tensor(evidence, key)
         if tensor.ndim != 2:
             continue
-        for matrix in (tensor, tensor.T):  # a Conv1D holds its weight the other way round
+        for matrix in (tensor, tensor.T):  # Conv1D stores its weight transposed
             if matrix.shape != unpacked.shape:
                 continue
             expected = matrix[:ROWS].to(base_type(evidence.cell)).float()
@@ -316,15 +310,16 @@ def rounding_gap(evidence: Evidence, name: str, weight: Any) -> float:
 
 
 def stored_tensor(evidence: Evidence, key: str) -> Tensor:
-    """A tensor of the cell's checkpoint."""
+    """Reads a tensor from the cell's checkpoint."""
     with safe_open(files_by_key(evidence.checkpoint_files)[key], "pt") as file:
         tensor: Tensor = file.get_tensor(key)
         return tensor
 
 
 def nf4(weight: Tensor) -> Tensor:
-    """A weight rounded to NF4: in blocks, to the nearest of 16 levels times the block's largest
-    absolute value.
+    """Rounds a weight to NF4, block by block.
+
+    Each value becomes the nearest of 16 levels times the block's largest absolute value.
     """
     blocks = weight.reshape(-1, BLOCK)  # row by row
     largest = blocks.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
@@ -337,9 +332,7 @@ def nf4(weight: Tensor) -> Tensor:
 
 
 def labels_are_targets(evidence: Evidence) -> Answer:
-    """The labels that the loss counts, decoded, are their row's target: nothing of the prompt or
-    the padding.
-    """
+    """The labels that count in the loss decode to their row's target, without prompt or padding."""
     rows = evidence.train_rows
     codec = evidence.codec
     features = sample(evidence.trainer.features)
@@ -358,8 +351,9 @@ def labels_are_targets(evidence: Evidence) -> Answer:
 
 
 def decoding_fault(codec: Codec, row: Row, label: Tensor) -> list[str]:
-    """A phrase on right labels that the tokenizer decodes otherwise than its backend; none for
-    wrong labels.
+    """A phrase on correct labels that the tokenizer decodes differently from its backend.
+
+    Empty for wrong labels.
     """
     tokenizer = codec.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -376,7 +370,7 @@ def decoding_fault(codec: Codec, row: Row, label: Tensor) -> list[str]:
 
 
 def answers_at_annotated_start(evidence: Evidence) -> Answer:
-    """Labelled spans are the annotated answers, and every window that holds its answer has one."""
+    """Labelled spans are the annotated answers, and every window with its answer is labelled."""
     codec, rows = require(evidence.codec, ExtractCodec), evidence.train_rows
     span_count = 0
     wrong_rows = []
@@ -398,7 +392,7 @@ def answers_at_annotated_start(evidence: Evidence) -> Answer:
 
 
 def offsets_show_their_tokens(evidence: Evidence) -> Answer:
-    """The characters at a token's offsets are the token's own."""
+    """The characters at a token's offsets are those of the token itself."""
     codec, rows = require(evidence.codec, ExtractCodec), evidence.train_rows
     matches = count = 0
     for feature in sample(evidence.trainer.features):
@@ -406,18 +400,18 @@ def offsets_show_their_tokens(evidence: Evidence) -> Answer:
         extra = feature.extra
         tokens = feature.input_ids[extra.shift : extra.shift + len(extra.offsets)]
         for token, (start, end) in zip(tokens, extra.offsets, strict=True):
-            # An unknown token is decoded to a space before it, and so to nothing.
+            # An unknown token decodes to the space before it, and so to no letters.
             letters = alphanumeric(codec.tokenizer.decode([token]))
             if not letters or token == codec.tokenizer.unk_token_id:
                 continue
-            if text[start:end].isascii():  # a token may be a part of another letter
+            if text[start:end].isascii():  # a token may be only part of a non-ASCII letter
                 matches += letters == alphanumeric(text[start:end])
                 count += 1
     return matches == count, f"{matches} of {count} tokens match their text"
 
 
 def no_leakage(evidence: Evidence) -> Answer:
-    """No test row's text is among the training rows."""
+    """No test row's text occurs in the training rows."""
     splits = require(evidence.splits, Splits)
     leaked_rows = copies(evidence.cell, splits.test, splits.train)
     return expect_none(leaked_rows, f"{len(splits.test)} test rows", "also train")

@@ -1,4 +1,4 @@
-"""Audits of the trained model's outputs: alone and in a batch, with its adapter and without."""
+"""Audits of the trained model's outputs, alone and in a batch, with and without its adapter."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,18 +32,19 @@ from tunegrid.run.probe import (
     target_rows,
 )
 
-ADDED = 1e-3  # of an adapter's contribution; on the quick cells it is right to 1e-6, over NF4 too
-# Of the logits of a row with and without gradients, in 16 bits: 0 on the quick cells, but a device
-# may have other kernels.
+ADDED = 1e-3  # share of an adapter's contribution; quick cells are right to 1e-6, even over NF4
+# Share of a row's largest logit by which logits with and without gradients may differ in 16 bits.
+# It is 0 on the quick cells, but a device may have other kernels.
 SAME_ROW = 1e-2
-# Of the largest output: DoRA divides a norm by itself, computed in another order
+# Share of the largest output: DoRA divides a norm by itself, computed in another order.
 NORM_ROUNDING = 1e-5
-TWICE = 2.0  # any factor would do to scale an adapter and scale it back
+TWICE = 2.0  # an arbitrary factor by which an adapter is scaled and scaled back
 
 
 def predicting_twice_is_the_same(evidence: Evidence) -> Answer:
-    """Nothing is random in evaluation mode: another pass gives the same bits, one without gradients
-    the same logits.
+    """Nothing is random in evaluation mode.
+
+    A second pass gives the same bits, and a pass without gradients gives the same logits.
     """
     probe = evidence.full_probe
     if probe.repeated:
@@ -58,9 +59,7 @@ def predicting_twice_is_the_same(evidence: Evidence) -> Answer:
 
 
 def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
-    """A row alone has the logits that it has in a batch, whatever padding and neighbours, and
-    gradients add up.
-    """
+    """A row has the same logits alone as in a batch with padding, and gradients add up."""
     probe = evidence.full_probe
     gaps = []
     for i, row in enumerate(probe.alone):
@@ -75,17 +74,16 @@ def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
 
 
 def loss_is_the_tasks(evidence: Evidence) -> Answer:
-    """The training loss is the cross-entropy of the targets in nats, computed here from logits,
-    without a penalty.
+    """The training loss is the targets' cross-entropy in nats, computed here from logits.
 
-    So is the loss of each scored row, if the cell has labels.
+    No penalty is included. If the cell has labels, so are the losses of the scored rows.
     """
     trainer, probe = evidence.trainer, evidence.full_probe
     batch = trainer.codec.collate(probe.rows)
     logits = [scores.detach().cpu() for scores in probe.together]
     labels = batch["labels"]
     target_count = len(labels)
-    if len(logits) == 2:  # padding can be neither start nor end
+    if len(logits) == 2:  # padding can be neither a start nor an end
         is_padding = batch["attention_mask"] == 0
         loss = 0.0
         for scores, positions in zip(logits, labels.T, strict=True):
@@ -111,8 +109,9 @@ def loss_is_the_tasks(evidence: Evidence) -> Answer:
 
 
 def cross_entropies(scores: Tensor, labels: Tensor) -> Tensor:
-    """The log of the sum of exponentials of scores (N, options), less the label's score: in nats
-    and in fp64.
+    """The cross-entropy of each row of scores (N, options), in nats, computed in fp64.
+
+    It is the log of the sum of exponentials minus the label's score.
     """
     scores = scores.double()
     largest = scores.max(1).values
@@ -121,9 +120,7 @@ def cross_entropies(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def scored_loss_gap(evidence: Evidence) -> float:
-    """The largest error of a scored row's loss, in nats; 0 if the cell's outputs are no labels with
-    losses.
-    """
+    """The largest error of a scored row's loss, in nats; 0 unless the cell classifies."""
     evaluation, task = evidence.evaluation, evidence.cell.task
     if evaluation is None or task.problem is not Problem.CLASSIFY:
         return 0.0
@@ -134,10 +131,9 @@ def scored_loss_gap(evidence: Evidence) -> float:
 
 
 def decoder_sees_no_future(evidence: Evidence) -> Answer:
-    """Another token in the middle of a target leaves that token's own logits and all earlier ones
-    as they were.
+    """Changing a token in the middle of a target leaves its own and all earlier logits unchanged.
 
-    Rows are compared in one batch and one of them alone, which may take another mask.
+    Rows are compared in one batch, and the last row also alone, which may use another mask.
     """
     trainer = evidence.trainer
     rows = evidence.probe.rows if evidence.codec.generates else []
@@ -158,7 +154,7 @@ def decoder_sees_no_future(evidence: Evidence) -> Answer:
 
 
 def changed_in_the_middle(row: Feature) -> Feature:
-    """The row with another token of its own in the middle of its target."""
+    """The row with the middle token of its target replaced by another token of that target."""
     target = list(row.target)
     middle = len(target) // 2
     target[middle] = next((token for token in target[:-1] if token != target[middle]), 0)
@@ -166,8 +162,9 @@ def changed_in_the_middle(row: Feature) -> Feature:
 
 
 def gradients_survive_evaluation(evidence: Evidence) -> Answer:
-    """A row's gradients are the same right after an evaluation under the same autocast, which keeps
-    casts of weights.
+    """A row's gradients are the same right after an evaluation under the same autocast.
+
+    Autocast caches its casts of weights.
     """
     gap = evidence.probe.after_evaluation
     if gap is None:
@@ -178,8 +175,9 @@ def gradients_survive_evaluation(evidence: Evidence) -> Answer:
 
 
 def packed_layers_compute_as_declared(evidence: Evidence) -> Answer:
-    """Each layer packed to 4 bits computes in the declared type, outside autocast; its output's
-    digits show it.
+    """Each layer packed to 4 bits computes in the declared type outside autocast.
+
+    The digits of the layer's output reveal the type.
     """
     config, _ = resolve_quantization(evidence.cell, evidence.device)
     types = evidence.probe.computed
@@ -193,9 +191,7 @@ def packed_layers_compute_as_declared(evidence: Evidence) -> Answer:
 
 
 def output_follows_trained_tokens(evidence: Evidence) -> Answer:
-    """The output layer's rows of trained tokens are the embedding's, if both are one pretrained
-    tensor.
-    """
+    """For trained tokens, a tied output layer has the same rows as the embedding."""
     model: Any = evidence.model
     if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
         return None
@@ -219,12 +215,10 @@ def output_follows_trained_tokens(evidence: Evidence) -> Answer:
 
 
 def adapters_add_as_declared(evidence: Evidence) -> Answer:
-    """An adapted layer adds to its base's output what the method declares, as LoRA scale x B A
-    x.
-    """
+    """An adapted layer adds the declared term to its base's output; for LoRA, scale x B A x."""
     method = evidence.cell.method
     names = adapted_layers(evidence.model)
-    gaps: dict[str, float] = {}  # in units of the tolerance
+    gaps: dict[str, float] = {}  # by layer, in units of the tolerance
 
     def look(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
         expected = method.contribution(layer, evidence.cell, inputs[0])
@@ -233,7 +227,7 @@ def adapters_add_as_declared(evidence: Evidence) -> Answer:
         base_layer = layer.get_base_layer()
         base = base_layer(inputs[0])
         rounding = 4 * torch.finfo(output.dtype).eps
-        if method.changes_inputs:  # in 16 bits the last digit may be rounded the other way
+        if method.changes_inputs:  # 16-bit rounding may flip the last digit
             rounding += torch.finfo(getattr(base_layer, "compute_dtype", None) or output.dtype).eps
         tolerance = ADDED * norm([expected]) + rounding * norm([output])
         gaps[names[layer]] = norm([output.float() - base.float() - expected]) / tolerance
@@ -250,9 +244,7 @@ def adapters_add_as_declared(evidence: Evidence) -> Answer:
 
 
 def new_adapters_add_nothing(evidence: Evidence) -> Answer:
-    """Before its first update an adapter gives what its base gives, if the method's definition says
-    so.
-    """
+    """Before its first update, an adapter that starts at zero outputs what its base does."""
     trainer, cell = evidence.trainer, evidence.cell
     if not isinstance(evidence.model, PeftModel) or not cell.method.starts_at_zero(cell):
         return None
@@ -267,10 +259,9 @@ def new_adapters_add_nothing(evidence: Evidence) -> Answer:
 
 
 def adapter_survives_its_switches(evidence: Evidence) -> Answer:
-    """Turned off, an adapter adds nothing; on again, scaled and scaled back, it gives the same
-    logits, bit for bit.
+    """A disabled adapter adds nothing; once enabled, scaled and scaled back, it changes no bit.
 
-    PEFT may change which parameters train, and the scales: the audit restores both.
+    PEFT may change the scales and which parameters train, so the audit restores both.
     """
     model, rows = evidence.model, evidence.probe.rows[:1]
     if not isinstance(model, PeftModel) or not evidence.probe.alone:
@@ -307,8 +298,9 @@ def adapter_survives_its_switches(evidence: Evidence) -> Answer:
 
 
 def layers_that_add(evidence: Evidence, rows: Sequence[Feature], allowed: float = 0.0) -> list[str]:
-    """Names of the adapted layers whose output is not their base's, but for a share of its largest
-    value.
+    """Names of adapted layers whose output differs from their base's.
+
+    Differences of up to `allowed`, a share of the largest value, are ignored.
     """
     names = adapted_layers(evidence.model)
     busy: dict[str, None] = {}

@@ -1,4 +1,4 @@
-"""The audit of dropout: rates, masks, and the mean that dropout must keep."""
+"""The audit of dropout: its rates, its masks, and the mean that it must preserve."""
 
 import math
 import re
@@ -22,28 +22,26 @@ from tunegrid.grid.methods import Answer, Measured, closest_to_limit
 from tunegrid.run.probe import get_logits, keep_state
 
 IDLE = "is without effect"
-MASKS = 5  # masks that a module draws on its own
-LOW_CALLS = 24  # of an attention whose dropout is a number
-HIGH_RATE = 0.8  # far from all that is declared
-HIGH_CALLS = 16  # at that rate
-# Attentions of a class, which share its code, that are called often; few calls show that others
-# drop.
+MASKS = 5  # extra masks drawn from each module
+LOW_CALLS = 24  # calls of an attention whose dropout is a number
+HIGH_RATE = 0.8  # far above any declared rate
+HIGH_CALLS = 16  # calls at that rate
+# Of each class of attention, only the first few are called often, since the class shares its code.
+# A few calls show that the others drop values, too.
 FULLY_ASKED = 3
 FEW_CALLS = 2
-SKEWED = 0.2  # of the logarithm of a quotient of two variances, each of few outputs
-MORE_THAN_LUCK = 6.0  # standard errors of a share of dropped values
-MORE_THAN_LUCK_OF_MEANS = 7.0  # more, since the error is estimated from as few numbers
-MEAN_ROUNDING = 1e-3  # what 16 bits may round of a mean
-ROUNDINGS = 3.0  # of a kept value: scaled, and here scaled back
+SKEWED = 0.2  # allowed in the log ratio of two variances, each from few outputs
+MORE_THAN_LUCK = 6.0  # standard errors that the share of dropped values may be off
+MORE_THAN_LUCK_OF_MEANS = 7.0  # more, since few numbers estimate the error
+MEAN_ROUNDING = 1e-3  # error that 16 bits may add to a mean
+ROUNDINGS = 3.0  # roundings of a kept value, which is scaled and scaled back
 NO_DEVIATION = Measured(0.0, MORE_THAN_LUCK)
-LEAST_DROPPED = 3.0  # values a mask: all masks of rows with fewer may be equal by luck
-HOLDERS = (nn.ModuleDict, nn.ModuleList)  # they are never called themselves
+LEAST_DROPPED = 3.0  # dropped values per mask; with fewer, masks of all rows may be equal by luck
+HOLDERS = (nn.ModuleDict, nn.ModuleList)  # modules that are never called themselves
 
 
 class Dropout(NamedTuple):
-    """A rate of dropout that a layer declares: `attribute` of `holder`; `user` is the module that
-    should apply it.
-    """
+    """A dropout rate, declared as `attribute` of `holder`; module `user` must apply it."""
 
     name: str
     holder: nn.Module
@@ -53,14 +51,14 @@ class Dropout(NamedTuple):
 
 
 def dropout_drops(evidence: Evidence) -> Answer:
-    """Every dropout has its declared rate in training mode, draws a mask for each value, and keeps
-    the mean.
+    """Every dropout has its declared rate, draws a mask for each value, and preserves the mean.
 
-    A module must be called once on a tensor, and scale what it keeps by 1 / (1 - rate). A number,
-    such as attention's under SDPA, must change its module's output when it is the only dropout that
-    is on; the mean of many outputs of an attention is the output without dropout. One without
-    effect is a fault in an adapter, or if the backbone declares its dropouts. That none drops in
-    evaluation is checked by `predicting_twice_is_the_same`.
+    Dropout is checked in training mode. A dropout module must be called once on a tensor and scale
+    the values that it keeps by 1 / (1 - rate). A dropout that is only a number, such as attention's
+    under SDPA, must change its module's output when every other dropout is off, and the mean of
+    many outputs of an attention must be its output without dropout. A dropout without effect is a
+    fault in an adapter, and elsewhere if the backbone declares its dropouts.
+    `predicting_twice_is_the_same` checks that none drops values in evaluation.
     """
     faults = undeclared_rates(evidence)
     if faults:
@@ -77,7 +75,7 @@ def dropout_drops(evidence: Evidence) -> Answer:
         look.attached(evidence.model),
     ):
         get_logits(evidence.trainer, [row, row])
-    if not evidence.cell.backbone.dropouts:  # some may be unused, as one of ALBERT's
+    if not evidence.cell.backbone.dropouts:  # some may be unused, as in ALBERT
         for dropout in dropouts:
             if look.faults.get(dropout.name) == IDLE and not isinstance(
                 dropout.user, BaseTunerLayer
@@ -93,9 +91,7 @@ def dropout_drops(evidence: Evidence) -> Answer:
 
 
 def undeclared_rates(evidence: Evidence) -> list[str]:
-    """The dropouts of base and head that do not have the rate of the checkpoint's own config, or
-    are not there.
-    """
+    """Dropouts of base and head that are missing or differ from the checkpoint config's rate."""
     cell = evidence.cell
     config = {} if cell.profile.random_weights else checkpoint_fields(cell, CONFIG_NAME)
     if not config:
@@ -116,9 +112,7 @@ def undeclared_rates(evidence: Evidence) -> list[str]:
 
 
 def all_rates(model: nn.Module) -> dict[str, float]:
-    """The rates of all modules, 0 if one is no dropout, and of all numbers that are named as
-    dropout.
-    """
+    """The rates of all modules (0 if not a dropout) and of all numbers named dropout."""
     rates = {}
     for name, module in model.named_modules():
         rates[name] = module.p if isinstance(module, nn.Dropout) else 0.0
@@ -128,13 +122,13 @@ def all_rates(model: nn.Module) -> dict[str, float]:
 
 
 def number_rates(module: nn.Module) -> dict[str, float]:
-    """A module's numbers that are named as dropout."""
+    """A module's attributes that are numbers and have "dropout" in their names."""
     numbers = {key: value for key, value in vars(module).items() if isinstance(value, float)}
     return {key: rate for key, rate in numbers.items() if "dropout" in key}
 
 
 def declared_dropouts(model: nn.Module) -> list[Dropout]:
-    """Every `nn.Dropout`, and every number between 0 and 1 that is named as dropout."""
+    """All `nn.Dropout` modules and numbers named dropout with a rate between 0 and 1."""
     modules = dict(model.named_modules())
     dropouts = []
     for name, module in modules.items():
@@ -150,26 +144,28 @@ def declared_dropouts(model: nn.Module) -> list[Dropout]:
 
 @dataclass
 class DropoutPass:
-    """Checks dropouts while the model computes the same row twice in a batch, in training mode.
+    """Checks dropouts while the model computes a batch of the same row twice, in training mode.
 
-    A module's masks are also drawn from ones, and an attention is called again with its inputs:
-    both cost less than more passes of the model.
+    Each module also draws masks from ones, and each attention is called again with its inputs. Both
+    are cheaper than more passes of the model.
     """
 
     dropouts: list[Dropout]
-    faults: dict[str, str] = field(default_factory=dict)  # ends of sentences, by name
-    # The dropouts that are modules and were called.
+    # Ends of sentences, by the dropout's name.
+    faults: dict[str, str] = field(default_factory=dict)
+    # The dropout modules that were called.
     called: dict[nn.Module, Dropout] = field(default_factory=dict)
-    numbers: set[str] = field(default_factory=set)  # names of the others whose user was called
-    kinds: Counter[type] = field(default_factory=Counter)  # of those users
-    closest: Measured = NO_DEVIATION  # the random deviation that came closest to its limit
+    # Names of the other dropouts whose user was called.
+    numbers: set[str] = field(default_factory=set)
+    kinds: Counter[type] = field(default_factory=Counter)  # of those dropouts' users
+    closest: Measured = NO_DEVIATION  # the random deviation closest to its limit
     _last_module: nn.Module | None = None
     _last_output: Tensor | None = None
-    _is_busy: bool = False  # with calls of its own, which are not checked
+    _is_busy: bool = False  # True during the audit's own calls, which are not checked
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
-        """Check each call of a module, meanwhile."""
+        """Checks each call of a module while the context is open."""
         modules = {dropout.holder: dropout for dropout in self.dropouts if dropout.attribute == "p"}
         users: dict[nn.Module, list[Dropout]] = {}
         for dropout in self.dropouts:
@@ -198,9 +194,7 @@ class DropoutPass:
             yield
 
     def _look_for_second_mask(self, module: nn.Module, values: Tensor) -> None:
-        """Notes a fault if a leaf of the model gets the last dropout's output with more of it
-        dropped.
-        """
+        """Notes a fault if a leaf module receives the last dropout's output with more dropped."""
         output = self._last_output
         if output is None or values.shape != output.shape or self._last_module is None:
             return
@@ -215,13 +209,13 @@ class DropoutPass:
             self.faults[self.called[self._last_module].name] = "is applied twice"
 
     def _look_at_module(self, dropout: Dropout, values: Tensor, output: Tensor) -> None:
-        """Checks a module's output on the model's values, and at its first call on ones, too."""
+        """Checks a module's output for the model's values and, at its first call, for ones."""
         module, rate = dropout.holder, dropout.rate
         self._last_module = module
         self._last_output = output
         is_first = module not in self.called
         self.called[module] = dropout
-        # An inplace module overwrites its input.
+        # An in-place module overwrites its input.
         pairs = [] if values is output else [(values, output)]
         if is_first:
             ones = torch.ones_like(values)
@@ -238,7 +232,7 @@ class DropoutPass:
             self.faults[dropout.name] = (
                 f"does not give the values that it keeps 1 / (1 - {rate:g}) times"
             )
-        # Few values may repeat themselves by luck, and another kind of dropout may drop whole rows.
+        # Few values may repeat by luck, and other kinds of dropout may drop whole rows.
         elif is_first and type(module) is nn.Dropout and values.numel() * rate > LEAST_DROPPED:
             fault = repetition(masks[-MASKS:], range(values.dim()))
             if fault:
@@ -247,7 +241,7 @@ class DropoutPass:
     def _look_at_number(
         self, dropout: Dropout, inputs: tuple[Any, ...], options: dict[str, Any]
     ) -> None:
-        """Compares the user's outputs with this dropout alone with its output without any."""
+        """Compares the user's output without dropout with its outputs under this dropout alone."""
         self.numbers.add(dropout.name)
         arguments = (inputs, options)
         inputs, options = tree_map(
@@ -273,7 +267,7 @@ class DropoutPass:
                 fault = IDLE
             elif not fault and is_fully_asked and is_linear(dropout.user):
                 luck, fault = wrong_moments(dropout, plain, draws, call)
-                if fault:  # luck does not come twice
+                if fault:  # bad luck does not strike twice
                     setattr(dropout.holder, dropout.attribute, dropout.rate)
                     luck, fault = wrong_moments(
                         dropout, plain, [call() for _ in range(LOW_CALLS)], call
@@ -292,8 +286,9 @@ def wrong_moments(
     draws: list[Tensor],
     call: Callable[[], Tensor],
 ) -> tuple[Measured, str]:
-    """The deviation closest to its limit, of outputs at the rate and at a high one; a sentence if
-    it is a fault.
+    """The deviation closest to its limit, at either rate, and a sentence if it is a fault.
+
+    The two rates are the declared one and a high one.
     """
     setattr(dropout.holder, dropout.attribute, HIGH_RATE)
     high_draws = [call() for _ in range(HIGH_CALLS)]
@@ -306,16 +301,14 @@ def wrong_moments(
 
 
 def is_scaled(values: Tensor, output: Tensor, rate: float) -> bool:
-    """Checks that kept values are 1 / (1 - rate) times the input, up to rounding."""
+    """Checks that kept values are the input times 1 / (1 - rate), up to rounding."""
     gap = (output * (1 - rate) - values).abs()
     tolerance = ROUNDINGS * torch.finfo(output.dtype).eps * values.abs()
     return bool(((output == 0) | (gap <= tolerance)).all())
 
 
 def repetition(results: list[Tensor], dimensions: Iterable[int]) -> str:
-    """A sentence if all results are equal, or all rows of each along one of the dimensions; else
-    empty.
-    """
+    """A sentence if all results, or all rows along one dimension of each, are equal; else empty."""
     if all(torch.equal(result, results[0]) for result in results):
         return "drops the same values each time"
     for dimension in dimensions:
@@ -328,18 +321,18 @@ def repetition(results: list[Tensor], dimensions: Iterable[int]) -> str:
 
 
 def has_equal_rows(tensor: Tensor) -> bool:
-    """Checks that a tensor is the same row twice."""
+    """Checks that a tensor consists of the same row twice."""
     return len(tensor) == 2 and torch.equal(tensor[0], tensor[1])
 
 
 def moments(
     plain: Tensor, draws: list[Tensor], high_draws: list[Tensor], rate: float
 ) -> Iterator[tuple[Measured, str]]:
-    """The errors of mean and variance of outputs, linear in the kept values, each with a sentence
-    on it.
+    """The errors of the mean and the variance of outputs, each with a sentence about it.
 
-    A value that is kept with probability 1 - p, and then divided by it, keeps its mean and has a
-    variance of p / (1 - p) times its square, which gives the factor between two rates.
+    Outputs are linear in the kept values. A value that is kept with probability 1 - p, and then
+    divided by it, keeps its mean and has a variance of p / (1 - p) times its square. The factor
+    between the variances at two rates follows.
     """
     values = plain.double()
     size = float((values * values).sum())
@@ -362,25 +355,26 @@ def moments(
 
 
 def squares(draws: list[Tensor], values: Tensor) -> list[float]:
-    """The square of each output's distance from the output without dropout."""
+    """The squared distance of each output from the output without dropout."""
     return [float((draw.double() - values).square().sum()) for draw in draws]
 
 
 def mean_and_error(numbers: list[float]) -> tuple[float, float]:
-    """The mean of some numbers, and its standard error."""
+    """The mean of some numbers and its standard error."""
     return statistics.mean(numbers), statistics.stdev(numbers) / math.sqrt(len(numbers))
 
 
 def in_errors(deviation: float, error: float) -> float:
-    """A deviation in units of its standard error; 0 if there is none."""
+    """A deviation in units of its standard error; 0 if it is not positive."""
     if deviation <= 0:
         return 0.0
     return deviation / error if error else math.inf
 
 
 def is_linear(user: nn.Module) -> bool:
-    """Checks that a module is an attention without a norm in it: its output is linear in the kept
-    values.
+    """Checks that a module is an attention without a norm inside.
+
+    Its output is then linear in the kept values.
     """
     kinds = [type(module).__name__.lower() for module in user.modules()]
     is_attention = "attention" in kinds[0] or "attn" in kinds[0]
@@ -388,8 +382,9 @@ def is_linear(user: nn.Module) -> bool:
 
 
 def repeatable(value: Any) -> Any:
-    """An argument for repeated calls: the first of two rows twice, and no cache, which every call
-    would lengthen.
+    """An argument for repeated calls: the first of two rows twice, and None instead of a cache.
+
+    A cache would grow with every call.
     """
     if isinstance(value, Cache):
         return None

@@ -1,4 +1,4 @@
-"""What audits look at: all that a cell's stages leave behind."""
+"""Defines the evidence that audits examine: everything that a cell's stages leave behind."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,16 +30,16 @@ from tunegrid.run.serving import Serving
 from tunegrid.run.train import Trainer
 
 T = TypeVar("T")
-SAMPLE = 8  # rows that are decoded again
-CONTEXT = 20  # characters on each side of the first one in which two texts differ
+SAMPLE = 8  # rows that audits sample
+CONTEXT = 20  # characters shown on each side of the first difference between two texts
 
 
 class AbsentError(Exception):
-    """Raised if the run left nothing behind that an audit could look at: the audit is skipped."""
+    """Raised if the run left nothing for an audit to examine; the audit is then skipped."""
 
 
 def require(value: object, kind: type[T]) -> T:
-    """Narrows a value of the evidence to this type; raises AbsentError if it is of another one."""
+    """Narrows a piece of evidence to this type; raises AbsentError if it has another type."""
     if not isinstance(value, kind):
         raise AbsentError
     return value
@@ -49,7 +49,7 @@ def require(value: object, kind: type[T]) -> T:
 class Evidence:
     """The objects that a cell's run leaves behind.
 
-    Splits and evaluation are None if there was no text, or if training stopped.
+    `splits` and `evaluation` are None if there was no text, or if training stopped.
     """
 
     cell: Cell
@@ -66,17 +66,17 @@ class Evidence:
 
     @property
     def device(self) -> torch.device:
-        """The device of the model."""
+        """The device that holds the model."""
         return self.trainer.meter.device
 
     @property
     def text_codec(self) -> GenerateCodec:
-        """The codec of a cell that generates text; raises AbsentError for another cell."""
+        """The codec of a cell that generates text; raises AbsentError for any other cell."""
         return require(self.codec, GenerateCodec)  # type: ignore[type-abstract]
 
     @property
     def train_rows(self) -> Sequence[Row]:
-        """The rows that train; raises AbsentError if there was no text."""
+        """The training rows; raises AbsentError if there was no text."""
         return require(self.splits, Splits).train
 
     @property
@@ -86,7 +86,7 @@ class Evidence:
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that train, by name."""
+        """The trainable parameters, by name."""
         return {name: p for name, p in self.trainer.parameters.items() if p.requires_grad}
 
     @cached_property
@@ -103,15 +103,15 @@ class Evidence:
 
     @cached_property
     def checkpoint_files(self) -> tuple[Path, ...]:
-        """The files of the checkpoint's weights; none if weights are random."""
+        """The checkpoint's weight files; empty if weights are random."""
         return tuple(weight_files(self.cell))
 
     @cached_property
     def not_from_checkpoint(self) -> frozenset[str]:
-        """Names of the parameters that started unlike all tensors of their name in the checkpoint.
+        """Names of parameters that started unlike every checkpoint tensor of the same name.
 
-        A parameter whose name is not there is compared with all tensors. If weights are random,
-        no parameter is the checkpoint's.
+        A parameter whose name the checkpoint lacks is compared with all of its tensors. If weights
+        are random, no parameter comes from the checkpoint, so all names are included.
         """
         files = self.checkpoint_files
         pretrained: Mapping[str, Checksum] = checkpoint_checksums(files, base_type(self.cell))
@@ -129,53 +129,47 @@ class Evidence:
 
     @property
     def full_probe(self) -> Probe:
-        """The probe; raises AbsentError if the model's output names no logits."""
+        """The probe; raises AbsentError if the model's output has no logits."""
         if not self.probe.together:
             raise AbsentError
         return self.probe
 
 
 def sample(items: Sequence[T], count: int = SAMPLE) -> list[T]:
-    """At most `count` of the items: the same ones each time."""
+    """At most `count` of the items, always the same selection."""
     if len(items) <= count:
         return list(items)
     return [items[i] for i in Random(0).sample(range(len(items)), count)]
 
 
 def copies(cell: Cell, rows: Sequence[Row], others: Sequence[Row]) -> list[int]:
-    """Indices of the rows whose text, by all columns that the cell reads, is among others'
-    texts.
-    """
+    """Indices of rows whose text, in all columns that the cell reads, also occurs in `others`."""
     columns = (*cell.text, *cell.task.context_columns)
     known_texts = {identity(row, columns) for row in others}
     return [i for i, row in enumerate(rows) if identity(row, columns) in known_texts]
 
 
 def expect_none(faults: Sequence[Any], detail: str, predicate: str) -> tuple[bool, str]:
-    """An answer that passes without faults; otherwise it says how many there are, and shows
-    three.
-    """
+    """Passes if there are no faults; otherwise reports their number and the first three."""
     if not faults:
         return True, detail
     return False, f"{detail}; {len(faults)} {predicate}: {', '.join(map(str, faults[:3]))}"
 
 
 def worst_gap(gaps: Iterable[float]) -> float:
-    """The largest gap; one that is no number, which `max` may pass over, comes before all
-    others.
-    """
+    """The largest gap. A NaN, which `max` might pass over, counts as the largest."""
     return max(gaps, key=lambda gap: (math.isnan(gap), gap))
 
 
 def differing_parts(text: str, other: str) -> tuple[str, str]:
-    """The parts of two texts around the first character in which they differ."""
+    """The parts of two texts around the first character at which they differ."""
     start = max(0, first_difference(text, other) - CONTEXT)
     end = start + 2 * CONTEXT
     return text[start:end], other[start:end]
 
 
 def first_difference(items: Sequence[Any], others: Sequence[Any]) -> int:
-    """The first index at which two sequences differ, or the length of the shorter one."""
+    """The first index at which two sequences differ, or the length of the shorter sequence."""
     for i in range(min(len(items), len(others))):
         if items[i] != others[i]:
             return i

@@ -1,8 +1,9 @@
-"""Points of fixed pairs, worked out by hand: an audit asks the metrics for them.
+"""Scores of fixed pairs, worked out by hand, against which an audit checks the metrics.
 
-ROUGE (Lin 2004, as `rouge_score` documents it): in lower case, all but a-z and 0-9 is space, words
-of more than three letters are stemmed by Porter; F is the harmonic mean of the shared n-grams'
-shares. SQuAD v1.1: lower case, without punctuation and the words a, an and the.
+ROUGE (Lin 2004, as `rouge_score` documents it) lowercases the text and turns every character except
+a-z and 0-9 into a space. Words of more than three letters are stemmed by Porter's algorithm. F is
+the harmonic mean of the shared n-grams' shares. SQuAD v1.1 also lowercases, and drops punctuation
+and the words a, an and the.
 """
 
 import math
@@ -17,11 +18,11 @@ from tunegrid.run.metrics import (
     squad_examples,
 )
 
-POINTS_APART = 1e-3  # points
+POINTS_APART = 1e-3  # tolerance in points
 
 
 class FixedPair(NamedTuple):
-    """A reference, an answer, and its points: ROUGE-1, -2, -L and -Lsum, or exact match and F1."""
+    """A reference, an answer and its points: ROUGE-1, -2, -L and -Lsum, or exact match and F1."""
 
     reference: str
     answer: str
@@ -32,42 +33,42 @@ THIRDS = 200 / 3
 ROUGE_PAIRS = (
     # the connect dog were jump, the connect dog was jump: 4 of 5 words, 2 of 4 pairs
     FixedPair("The connected dogs were jumping", "the connection dog was jumped", (80, 50, 80, 80)),
-    # intern trade report, interest trade report: stems that begin alike are other words
+    # intern trade report, interest trade report: stems that begin alike are still different words
     FixedPair("internal trade report", "interest trading reports", (THIRDS, 50, THIRDS, THIRDS)),
-    # he see bus, he see buse: three letters are no stem
+    # he see bus, he see buse: words of three letters are not stemmed
     FixedPair("he sees bus", "he see buses", (THIRDS, 50, THIRDS, THIRDS)),
     # u s gdp grew 3 5 in 2023, us gdp grew 3 5 percent in 2024: 5 of 8 words, 3 of 7 pairs
     FixedPair(
         "U.S. GDP grew 3.5% in 2023", "us gdp grew 3.5 percent in 2024", (62.5, 300 / 7, 62.5, 62.5)
     ),
-    # caf m ller, cafe muller: letters beyond ASCII are spaces, not letters without accents
+    # caf m ller, cafe muller: non-ASCII letters become spaces, not unaccented letters
     FixedPair("Café Müller", "Cafe Muller", (0, 0, 0, 0)),
-    FixedPair("東京 2020", "大阪 2020", (100, 0, 100, 100)),  # one word, no pair
-    # The same sentences the other way round: 4 of 5 pairs, a longest common part of 3 of 6, line by
-    # line all.
+    FixedPair("東京 2020", "大阪 2020", (100, 0, 100, 100)),  # one shared word, no shared pair
+    # The same sentences in reverse order: 4 of 5 pairs, a longest common part of 3 of 6, and
+    # everything when compared line by line.
     FixedPair(
         "Fire hits bridge.\nNobody was hurt.",
         "Nobody was hurt. Fire hits bridge.",
         (100, 80, 50, 100),
     ),
-    # A word counts as often as both have it: 2 of 4 and 2 of 3; of pairs 1 of 3 and 1 of 2
+    # A word counts as often as it occurs in both: 2 of 4 and 2 of 3; of pairs 1 of 3 and 1 of 2
     FixedPair("the the cat", "the cat cat cat", (400 / 7, 40, 400 / 7, 400 / 7)),
     FixedPair("anna reed", "", (0, 0, 0, 0)),
 )
 SQUAD_PAIRS = (
     FixedPair("the Old Bridge!", "An old  bridge", (100, 100)),
-    FixedPair("a theatre in the north", "theatre north", (0, 80)),  # 2 words of 3 and of 2
-    FixedPair("1,000 men", "1000", (0, THIRDS)),  # 1 word of 2 and of 1
-    # A word counts as often as both have it: 2 of 3 and of 3
+    FixedPair("a theatre in the north", "theatre north", (0, 80)),  # 2 words match, of 3 and of 2
+    FixedPair("1,000 men", "1000", (0, THIRDS)),  # 1 word matches, of 2 and of 1
+    # A word counts as often as it occurs in both: 2 of 3 and 2 of 3
     FixedPair("red red car", "red car car", (0, THIRDS)),
     FixedPair("well-known", "well known", (0, 0)),
     FixedPair("Étienne", "etienne", (0, 0)),  # accents count
-    FixedPair("“yes”", "yes", (0, 0)),  # quotes beyond ASCII are letters
+    FixedPair("“yes”", "yes", (0, 0)),  # non-ASCII quotes count as letters
     FixedPair("apple", "anapple", (0, 0)),
     FixedPair("anna", "", (0, 0)),
 )
-# Found are 2 of 3 of class 0, 1 of 2 of class 1, and the one of class 2; of the two found of class
-# 1, one is another's, and so for class 2.
+# Of class 0, 2 of 3 rows are found; of class 1, 1 of 2; of class 2, the only row. One of the two
+# predictions of class 1 is wrong, and so is one of the two of class 2.
 CLASSES = ([0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 2, 2])
 CLASS_POINTS = {
     "accuracy": THIRDS,
@@ -85,7 +86,7 @@ CLASS_POINTS = {
 
 
 def wrong_points(problem: Problem) -> Iterator[str]:
-    """A sentence for each score of a fixed pair that is not the one worked out by hand."""
+    """A sentence for each score of a fixed pair that differs from the value worked out by hand."""
     if problem is Problem.CLASSIFY:
         scores = classification_scores(*CLASSES, 3)
         for name, expected in CLASS_POINTS.items():

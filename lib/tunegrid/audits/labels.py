@@ -1,4 +1,4 @@
-"""The audit of a record's labels: its updates must have run as it says."""
+"""The audit of a record's labels, which checks that updates ran as the record says."""
 
 import math
 from collections import Counter
@@ -22,10 +22,10 @@ ATTENTION_CALL = "scaled_dot_product_attention"
 
 
 def updates_run_as_labelled(evidence: Evidence) -> Answer:
-    """The first and the last update ran as the record says: micro-batches, precision, and so on.
+    """The first and last updates ran as the record says: micro-batches, precision and so on.
 
-    The model shows it: by the rows of each forward pass, the layers of which a part was called
-    again in the backward pass, and the types of linear layers' outputs. Attention is checked
+    The model itself shows this, through the rows of each forward pass, the layers that partly ran
+    again in the backward pass, and the output types of linear layers. Attention is checked
     afterwards, in training mode.
     """
     trainer = evidence.trainer
@@ -59,7 +59,7 @@ def updates_run_as_labelled(evidence: Evidence) -> Answer:
 
 
 def update_faults(evidence: Evidence, facts: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences for each difference between an update and the record; all ranks must call this."""
+    """A sentence for each difference between an update and the record; all ranks must call this."""
     trainer = evidence.trainer
     rows = trainer.ranks.gather(facts["rows"])
     plans = planned_passes(trainer, facts["update"], facts["micro_batch"])
@@ -78,7 +78,7 @@ def update_faults(evidence: Evidence, facts: Mapping[str, Any]) -> Iterator[str]
 
 
 def planned_passes(trainer: Trainer, update: int, micro_batch: int) -> list[list[list[int]]]:
-    """The rows of each forward pass, by rank, that an update may have.
+    """The possible numbers of rows in each of an update's forward passes, by rank.
 
     There are several plans, since one batch of an epoch may be smaller.
     """
@@ -107,9 +107,9 @@ def planned_passes(trainer: Trainer, update: int, micro_batch: int) -> list[list
 
 
 def rank_passes(rows: int, rank: int, ranks: Ranks, micro_batch: int) -> list[int]:
-    """The rows of each pass of a rank.
+    """The number of rows in each of a rank's passes.
 
-    Rows are dealt out in turn; a rank without one takes part with a row that counts 0.
+    Rows are dealt out in turn. A rank that gets none takes part with a row of weight 0.
     """
     passes = [len(piece) for piece in chunks(range(rank, rows, ranks.count), micro_batch)]
     least = math.ceil(rows / (ranks.count * micro_batch)) if ranks.holds_parts else 1
@@ -117,15 +117,15 @@ def rank_passes(rows: int, rank: int, ranks: Ranks, micro_batch: int) -> list[in
 
 
 class FunctionCalls(TorchFunctionMode):
-    """Counts calls of torch's attention, and of softmax over scores (B, heads, L, L)."""
+    """Counts calls of torch's attention and of softmax over scores (B, heads, L, L)."""
 
     def __init__(self) -> None:
-        """Starts without any call."""
+        """Starts with no calls counted."""
         super().__init__()
         self.counts: Counter[str] = Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count a call, and make it."""
+        """Counts the call and makes it."""
         name = getattr(func, "__name__", "")
         if name == ATTENTION_CALL or (name == "softmax" and args[0].ndim == 4):
             self.counts[name] += 1
@@ -133,7 +133,7 @@ class FunctionCalls(TorchFunctionMode):
 
 
 def attention_calls(evidence: Evidence) -> Counter[str]:
-    """The numbers of calls of torch's attention and of softmax in a row's pass in training mode."""
+    """Counts calls of torch's attention and of softmax in one row's pass in training mode."""
     trainer = evidence.trainer
     calls = FunctionCalls()
     rows = evidence.probe.rows[:1]

@@ -1,4 +1,4 @@
-"""The audit of the saved model: its files, and its answers once it is loaded, and merged."""
+"""The audit of the saved model: its files, and its answers once loaded and once merged."""
 
 import shutil
 import warnings
@@ -36,38 +36,38 @@ from tunegrid.run.probe import (
     target_rows,
 )
 
-SERVED = 4  # test rows that a saved model predicts, in one batch
+SERVED = 4  # test rows that the saved model predicts in one batch
 BEYOND_ASCII = "Straße, çok güzel, 東京の天気, привет мир, naïve café 😀 €5."
 PAIR = (
     "Is it a plain text, or another one?",
     "It isn't: 12.5 % of it is beyond ASCII, as in naïve.",
 )
-LONG = 60  # repetitions: hundreds of tokens, longer than any cut
-LEVEL = 0.01  # two levels of 4 bits are farther apart
-# Of a packed layer's bytes: if a number lies between two levels, its last digit decides.
+LONG = 60  # repetitions, which make hundreds of tokens, longer than any limit
+LEVEL = 0.01  # relative tolerance; two 4-bit levels are farther apart
+# Share of a packed layer's weights that may differ: halfway between two levels, the last digit
+# decides.
 MOST_CODES = 1e-3
-# Of weights that are loaded beside the trained ones; the largest of the study, BERT2BERT at its
-# true size, has 0.95.
+# The most weights, in GiB, that are loaded beside the trained ones. The largest model of the study,
+# BERT2BERT at its true size, has 0.95.
 LARGEST_GIB = 4.0
 
 
 def saved_is_served(evidence: Evidence) -> Answer:
-    """Checks that the saved model is the trained one: its files, the model that they load, and that
-    model merged.
+    """The saved model is the trained one: its files, the model they load, and that model merged.
 
-    Files have the trained tensors bit for bit, and the trained objects' settings. The libraries'
-    Auto classes load them without options; then tokens, answers and logits are the same. PEFT packs
-    a merged NF4 layer anew, which rounds away less than half a step between two levels: such a
-    layer is compared with its definition, and the rest of the merged model by its logits with the
-    trained layers. None if weights are random, or if the disk has no room for a whole model. Of a
-    large model, files alone are compared.
+    Files hold the trained tensors bit for bit, and the trained objects' settings. The libraries'
+    Auto classes load them without options and give the same tokens, answers and logits. PEFT packs
+    a merged NF4 layer anew, which rounds away anything less than half a step between two levels.
+    Such a layer is therefore compared with its definition, and the rest of the merged model by its
+    logits with the trained layers put back. None if weights are random, or if the disk has no space
+    for a whole model. For a large model, only the files are compared.
     """
     if evidence.cell.profile.random_weights:
         return None
     try:
         quiet = warnings.catch_warnings()
         with temporary_folder() as folder, torch.no_grad(), keep_state(evidence.trainer), quiet:
-            # PEFT's on resized embeddings, and on rounding where it merges
+            # PEFT warns of resized embeddings, and of rounding when it merges.
             warnings.simplefilter("ignore")
             return _check_saved(evidence, folder)
     finally:
@@ -97,7 +97,7 @@ def _check_saved(evidence: Evidence, folder: Path) -> Answer:
     try:
         tokenizer = hf.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         faults = list(saved_files.other_settings(settings, tokenizer, folder))
-    except Exception as error:  # whatever transformers and PEFT raise for files that do not fit
+    except Exception as error:  # whatever transformers and PEFT raise for unfit files
         return (
             False,
             f"the saved files cannot be read again: {type(error).__name__}: {first_line(error)}",
@@ -122,8 +122,8 @@ def _check_saved(evidence: Evidence, folder: Path) -> Answer:
     if modes:
         counts = f"{len(modes)} modules, {modes[0]} among them"
         return False, f"the saved model is loaded in training mode: {counts}"
-    # On the quick cells 0 once loaded, 1e-6 once merged; a bf16 base rounds the head, and in
-    # merging.
+    # On the quick cells the gap is 0 once loaded and 1e-6 once merged. A bf16 base rounds the head,
+    # and rounds again when merging.
     limit = FINE if base_type(cell) is torch.float32 else COARSE
     gap = Measured(distance(logits, _logits(evidence, served, rows)), limit)
     detail = f"{len(rows)} rows: loaded again, logits differ by {gap.value:.1e} of the largest"
@@ -149,27 +149,28 @@ def _check_saved(evidence: Evidence, folder: Path) -> Answer:
 
 
 def _several(kind: str, faults: Sequence[str]) -> str:
-    """The number of faults of this kind, and the first two."""
+    """The number of faults of this kind and the first two of them."""
     if len(faults) == 1:
         return faults[0]
     return f"{len(faults)} {kind} differ: {faults[0]}; {faults[1]}"
 
 
 def _texts(evidence: Evidence) -> list[str]:
-    """Texts for both tokenizers: test rows, the new token, and a long one beyond ASCII."""
+    """Texts for both tokenizers: test rows, the new token, and a long, partly non-ASCII text."""
     texts = [evidence.codec.text(row) for row in served_rows(evidence)]
     long_text = " ".join([BEYOND_ASCII] * LONG + texts)
     return [*texts, evidence.cell.head.new_token or "", long_text]
 
 
 def served_rows(evidence: Evidence) -> list[Row]:
-    """A few of the scored rows."""
+    """Samples a few of the scored rows."""
     return sample(evidence.evaluation.rows, SERVED) if evidence.evaluation else []
 
 
 def other_pair(evidence: Evidence, served: Any, tokenizer: Any, limit: float) -> Iterator[str]:
-    """A sentence if a pair of texts, with all keys that the tokenizers give, is read or answered
-    otherwise.
+    """A sentence if the saved tokenizer or model treats a pair of texts differently.
+
+    The models get every key that the tokenizer returns.
     """
     codec, device = evidence.codec, evidence.device
     inputs = dict(codec.tokenizer(*PAIR))
@@ -184,7 +185,7 @@ def other_pair(evidence: Evidence, served: Any, tokenizer: Any, limit: float) ->
         batch["decoder_input_ids"] = torch.tensor([[codec.start_id]], device=device)
     try:
         answers = [output_logits(model(**batch)) for model in (evidence.model, served)]
-    except TypeError:  # a user's class may not take all keys
+    except TypeError:  # a user's class may not accept all keys
         return
     gap = worst_gap(map(distance, *answers))
     if not gap <= limit:
@@ -193,10 +194,10 @@ def other_pair(evidence: Evidence, served: Any, tokenizer: Any, limit: float) ->
 
 
 def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[str]:
-    """A sentence for each scored row of a few that the saved model, with its own tokenizer and
-    settings, answers otherwise.
+    """A sentence for each sampled scored row that the saved model answers differently.
 
-    The same batch gives the same bits, so the saved search must find the same texts.
+    It uses its own tokenizer and settings. The same batch gives the same bits, so the saved search
+    must find the same texts.
     """
     rows, device = served_rows(evidence), evidence.device
     answers: list[list[Any]] = []
@@ -221,15 +222,16 @@ def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[s
 def _check_merge(
     evidence: Evidence, served: Any, rows: Sequence[Feature], logits: Tensor, limit: float
 ) -> tuple[bool | Measured, str]:
-    """Compares the logits of the loaded adapter, merged into its base; over a packed base, with the
-    trained layers.
+    """Compares the trained model's logits with those of the loaded adapter merged into its base.
+
+    Over a packed base, the merged model gets the trained layers for this.
     """
     is_packed = evidence.cell.quantization is not None
     try:
         merged = evidence.serving.merge(served)
     except (
         Exception
-    ) as error:  # whatever PEFT raises: it cannot merge some methods over packed layers
+    ) as error:  # whatever PEFT raises, since it cannot merge some methods over packed layers
         method = evidence.cell.method
         is_excused = is_packed and not isinstance(method, Lora)
         return is_excused, f"not merged: PEFT cannot merge {method.id!r} ({first_line(error)})"
@@ -253,10 +255,9 @@ def _check_merge(
 
 
 def wrong_share(evidence: Evidence, layer: Any, merged: nn.Module) -> float:
-    """The share of a merged layer's weights that are not the unpacked base's plus the method's
-    contribution.
+    """The share of a merged layer's weights that are not base plus the method's contribution.
 
-    It is 0 if the method does not define its contribution.
+    The base is unpacked first. The share is 0 if the method does not define its contribution.
     """
     base = layer.get_base_layer()
     if not hasattr(base, "in_features"):
@@ -264,7 +265,7 @@ def wrong_share(evidence: Evidence, layer: Any, merged: nn.Module) -> float:
     weight = unpack_weight(base.weight).float()
     unpacked = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
     unpacked.weight = nn.Parameter(weight, requires_grad=False)
-    exact_layer = copy(layer)  # over the unpacked base, which rounds no product
+    exact_layer = copy(layer)  # over the unpacked base, so that no product is rounded
     exact_layer._modules = layer._modules | {"base_layer": unpacked}
     units = torch.eye(base.in_features, device=weight.device)
     delta = evidence.cell.method.contribution(exact_layer, evidence.cell, units)
@@ -279,17 +280,16 @@ def wrong_share(evidence: Evidence, layer: Any, merged: nn.Module) -> float:
 
 
 def pack_weight(weight: Tensor, like: Any) -> Any:
-    """A weight (out, in), packed with the settings of a 4-bit layer: the parameter that such a
-    layer holds.
-    """
+    """Packs a weight (out, in) into a parameter with the settings of the 4-bit layer `like`."""
     names = ("blocksize", "compress_statistics", "quant_type", "quant_storage")
     settings = {name: getattr(like.weight, name) for name in names}
     return Params4bit(weight.contiguous(), requires_grad=False, **settings).to(weight.device)
 
 
 def _logits(evidence: Evidence, model: nn.Module, rows: Sequence[Feature]) -> Tensor:
-    """A model's logits for some rows, flattened, without autocast as in evaluation; of texts, those
-    of their targets.
+    """A model's flattened logits for some rows, computed without autocast, as in evaluation.
+
+    For texts, only the logits of their targets are returned.
     """
     logits, batch = get_logits(evidence.trainer, rows, model)
     if evidence.codec.generates and logits:

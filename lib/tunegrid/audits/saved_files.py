@@ -1,7 +1,7 @@
 """Compares the files of a saved model with the trained one: tensors bit by bit, settings by field.
 
-Expected values come from the trained objects, before they are saved, from the cell and from its
-checkpoint: never from a function that saves. Comparisons yield a sentence for each difference.
+Expected values come from the cell, its checkpoint, and the trained objects before they are saved,
+never from a function that saves. Comparisons yield a sentence for each difference.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ from tunegrid.run.probe import type_of_digits
 from tunegrid.run.serving import BASE, saved_search, unwrap_base
 
 Fields = dict[str, Any]
-Settings = Mapping[str, Fields]  # by the name of their file
+Settings = Mapping[str, Fields]  # by file name
 Tensors = Mapping[str, Tensor]
 
-# PEFT's types whose files hold other tensors than the trained ones: logits alone are compared.
+# PEFT types whose files hold other tensors than the trained model, so only logits are compared.
 OTHER_TENSORS: Mapping[str, str] = {
     "ADAPTION_PROMPT": "named by another rule",
     "CARTRIDGE": "what a prompt encoder computes",
@@ -48,12 +48,12 @@ OTHER_TENSORS: Mapping[str, str] = {
     "VBLORA": "perhaps the largest weights alone",
     "XLORA": "other adapters, in files of their own",
 }
-RENAMED = {  # ends of names that PEFT's files have otherwise
-    # DoRA's format is older than its module.
+RENAMED = {  # name suffixes that differ in PEFT's files
+    # DoRA's file format predates its module.
     "lora_magnitude_vector.weight": "lora_magnitude_vector",
     "prompt_encoder.embedding.weight": "prompt_embeddings",
 }
-# Fields that are not compared, by file, each with its reason.
+# Fields that are not compared, by file, each with the reason.
 NOT_COMPARED: Mapping[str, Mapping[str, str]] = {
     peft.utils.CONFIG_NAME: {"runtime_config": "of the process that trains; never saved"},
     CONFIG_NAME: {
@@ -73,7 +73,7 @@ NOT_COMPARED: Mapping[str, Mapping[str, str]] = {
         "verbose": "how many warnings are given",
     },
 }
-# Fields of a checkpoint's config.json that a cell decides, each with the reason.
+# Fields of a checkpoint's config.json that the cell decides, each with the reason.
 DECIDED: Mapping[str, str] = {
     "_name_or_path": "the place that it was loaded from",
     "add_cross_attention": "of a pair of encoders, the second one has it",
@@ -89,7 +89,8 @@ DECIDED: Mapping[str, str] = {
     "use_cache": "T5's encoder alone has none",
     "vocab_size": "a head's new token",
 }
-# Fields of PEFT's configurations that are not as the method declared them, each with the reason.
+# Fields of PEFT's configurations that legitimately differ from the method's declaration, each with
+# the reason.
 CHANGED: Mapping[str, str] = {
     "inference_mode": "what is saved is to answer",
     "init_lora_weights": "a base that was rewritten must not be rewritten again",
@@ -100,15 +101,15 @@ CHANGED: Mapping[str, str] = {
     "tinit": "AdaLoRA's plan counts updates",
     "total_step": "AdaLoRA's plan counts updates",
 }
-# Settings of a tokenizer that the checkpoint's file, if it names them, decides.
+# Tokenizer settings that the checkpoint's file decides if it names them.
 FROM_CHECKPOINT = ("model_input_names", "model_max_length", "padding_side", "truncation_side")
-SEARCH_DEFAULTS = {"length_penalty": 1.0}  # transformers' own, which it does not save
+SEARCH_DEFAULTS = {"length_penalty": 1.0}  # transformers' own default, which it does not save
 
 # Tensors
 
 
 def other_tensors(evidence: Evidence, folder: Path) -> Iterator[str]:
-    """A sentence for each trained tensor that is not in the files, or is there with other bits."""
+    """A sentence for each trained tensor that the files lack or hold with different bits."""
     model: Any = evidence.model
     if not isinstance(model, PeftModel):
         yield from other_model(model, folder)
@@ -133,7 +134,7 @@ def other_model(model: nn.Module, folder: Path) -> Iterator[str]:
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers, tied ones by all their names, and the scales of packed weights."""
+    """Parameters and buffers under all their tied names, and the scales of packed weights."""
     yield from model.named_buffers(remove_duplicate=False)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         yield name, parameter.detach()
@@ -144,7 +145,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def adapter_key(name: str) -> str:
-    """The name of a tensor in an adapter's file: PEFT leaves out the adapter's name."""
+    """A tensor's name in an adapter's file, where PEFT omits the adapter's name."""
     key = name.replace(".modules_to_save.default.", ".").replace(".default", "")
     for end, saved_end in RENAMED.items():
         if key.endswith(end):
@@ -153,7 +154,7 @@ def adapter_key(name: str) -> str:
 
 
 def kept_ranks(model: Any, name: str, tensor: Tensor) -> Tensor:
-    """The part of a tensor that is saved: of AdaLoRA's the ranks that it kept, of others all."""
+    """The part of a tensor that is saved: for AdaLoRA, the ranks it kept; otherwise all of it."""
     config = getattr(model, "active_peft_config", None)
     patterns = getattr(config, "rank_pattern", None) or {}
     layer, _, matrix = name.removeprefix("base_model.model.").partition(".lora_")
@@ -165,14 +166,15 @@ def kept_ranks(model: Any, name: str, tensor: Tensor) -> Tensor:
 
 
 def other_files(paths: Iterable[Path], tensors: Tensors, names: Collection[str]) -> Iterator[str]:
-    """Compares files with tensors by name: reads each byte once, and holds one tensor at a time.
+    """Compares files with tensors by name.
 
-    Each of the names must be in a file, or one of those that are tied to it.
+    Each byte is read once, and one tensor is held at a time. For each name in `names`, a file must
+    hold that tensor or another one tied to it.
     """
     saved = set[Any]()
     for path in paths:
         with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 # it is no mapping
+            for name in file.keys():  # noqa: SIM118 # not a mapping
                 if name not in tensors:
                     yield f"{path.name} holds {name}, which the trained model lacks"
                     continue
@@ -187,10 +189,10 @@ def other_files(paths: Iterable[Path], tensors: Tensors, names: Collection[str])
 
 
 def other_loaded(evidence: Evidence, served: Any) -> Iterator[str]:
-    """A sentence for each parameter that is not loaded again as it was trained.
+    """A sentence for each parameter that is loaded differently from how it was trained.
 
-    Parameters that a method added without training them may be drawn anew, as may the copies of a
-    new head that PEFT keeps unused.
+    Parameters that a method added without training them may be drawn anew, as may the unused copies
+    of a new head that PEFT keeps.
     """
     cell, model = evidence.cell, evidence.model
     loaded = dict(served.named_parameters())
@@ -202,7 +204,7 @@ def other_loaded(evidence: Evidence, served: Any) -> Iterator[str]:
             yield f"{name} is not loaded again"
             continue
         trained = kept_ranks(model, name, parameter.detach())
-        if is_part(name, cell.head.new_modules):  # which take the type of the base that is loaded
+        if is_part(name, cell.head.new_modules):  # these take the loaded base's type
             trained = trained.to(base_type(cell))
         fault = tensor_difference(trained, loaded[name].detach())
         if fault:
@@ -210,14 +212,12 @@ def other_loaded(evidence: Evidence, served: Any) -> Iterator[str]:
 
 
 def storage(tensor: Tensor) -> Any:
-    """The memory of a tensor, which tied tensors share; an empty one has none, and is itself."""
+    """Identifies a tensor's memory, which tied tensors share; an empty tensor identifies itself."""
     return (tensor.data_ptr(), tensor.shape) if tensor.numel() else id(tensor)
 
 
 def tensor_difference(trained: Tensor, other: Tensor) -> str:
-    """The end of a sentence on a tensor that is not the trained one; empty if its bits are
-    equal.
-    """
+    """The end of a sentence on how a tensor differs from the trained one; empty if equal."""
     kind, other_kind = (
         f"{dtype_name(tensor.dtype)} {tuple(tensor.shape)}" for tensor in (trained, other)
     )
@@ -243,9 +243,7 @@ def tensor_difference(trained: Tensor, other: Tensor) -> str:
 
 
 def expected_settings(evidence: Evidence) -> dict[str, Fields]:
-    """The fields of each file of settings, from the trained objects, the cell and its
-    checkpoint.
-    """
+    """The fields of each settings file, as trained objects, cell and checkpoint determine them."""
     model, tokenizer = evidence.model, evidence.codec.tokenizer
     fields = plain(tokenizer.init_kwargs) | tokenizer_fields(tokenizer)
     original = checkpoint_fields(evidence.cell, TOKENIZER_CONFIG_FILE)
@@ -265,7 +263,7 @@ def expected_settings(evidence: Evidence) -> dict[str, Fields]:
 
 
 def other_settings(settings: Settings, tokenizer: Any, folder: Path) -> Iterator[str]:
-    """A sentence for each field that has another value in its file, or once it is loaded."""
+    """A sentence for each field whose value differs in its file or after loading."""
     for name, expected in settings.items():
         path = folder / name
         if not path.parent.is_dir():  # no base was saved
@@ -281,16 +279,16 @@ def other_settings(settings: Settings, tokenizer: Any, folder: Path) -> Iterator
             if field.split(".")[0] in reasons or field.split(".")[-1] in reasons:
                 continue
             if path.name == TOKENIZER_CONFIG_FILE and field not in file.keys() | loaded.keys():
-                continue  # an argument of loading, as the place of a vocabulary
+                continue  # a loading argument, such as a vocabulary's path
             fault = field_difference(field, expected_fields, file, loaded)
             if fault:
                 yield f"{name}: {field} {fault}"
 
 
 def field_difference(name: str, expected: Fields, file: Fields, loaded: Fields) -> str:
-    """The end of a sentence on a field that is not as expected in its file, or once loaded.
+    """The end of a sentence on a field that differs in its file or after loading.
 
-    It is empty if the field is as expected. A file may leave it out if loading comes to its value.
+    It is empty if the field is as expected. A file may omit a field if loading restores its value.
     """
     if name not in expected:
         return f"is saved as {file[name]!r}, but the trained model has no such field"
@@ -306,7 +304,7 @@ def field_difference(name: str, expected: Fields, file: Fields, loaded: Fields) 
 
 
 def loaded_fields(path: Path, tokenizer: Any) -> Fields:
-    """A file's fields as its library reads them; the tokenizer was loaded already."""
+    """A file's fields as its library reads them; the tokenizer is already loaded."""
     if path.name == TOKENIZER_CONFIG_FILE:
         return tokenizer_fields(tokenizer)
     if path.name == CONFIG_NAME:
@@ -318,13 +316,13 @@ def loaded_fields(path: Path, tokenizer: Any) -> Fields:
 
 
 def adapter_fields(evidence: Evidence, model: Any, base: Any) -> Fields:
-    """PEFT's configuration: the method's declared fields, and else as it trained."""
+    """PEFT's expected configuration: fields that the method declares, otherwise as trained."""
     cell, config = evidence.cell, model.active_peft_config
     fields = peft_fields(config)
     method: Any = cell.method
     try:
         declared = method.peft_config(cell, make_base(cell, evidence.codec.tokenizer, base))
-    except (AttributeError, InputError):  # the method adapts in its own way
+    except (AttributeError, InputError):  # the method adapts the model in its own way
         declared = config
     for name, value in drop_none(peft_fields(declared)).items():
         if name not in CHANGED:
@@ -340,26 +338,26 @@ def adapter_fields(evidence: Evidence, model: Any, base: Any) -> Fields:
     fields["revision"] = pin.get("revision")
     if cell.method.rewrites(cell):
         fields["init_lora_weights"] = True
-    if fields.get("rank_pattern"):  # AdaLoRA's is by names of tensors
+    if fields.get("rank_pattern"):  # AdaLoRA's pattern is keyed by tensor names
         patterns = fields["rank_pattern"].items()
         fields["rank_pattern"] = {adapter_key(name): pattern for name, pattern in patterns}
     return fields
 
 
 def config_fields(evidence: Evidence, model: Any) -> Fields:
-    """A model's configuration: the cell's and the checkpoint's fields, and else as it trained."""
+    """A model's expected configuration: fields of the cell or checkpoint, otherwise as trained."""
     cell = evidence.cell
     fields = plain(model.config)
     original = checkpoint_fields(cell, CONFIG_NAME)
     values = [value for value in fields.values() if isinstance(value, dict)]
-    halves = [value for value in values if "model_type" in value]  # of a pair
+    halves = [value for value in values if "model_type" in value]  # the two halves of a pair
     for config in halves:
-        config.pop("transformers_version", None)  # the pair names it
+        config.pop("transformers_version", None)  # only the pair names it
     for config in halves or [fields]:
         for name in config.keys() & original.keys() - DECIDED.keys():
             config[name] = original[name]
     kind = architecture(cell.head.architecture)
-    known = isinstance(model, kind)  # an Auto class chooses another one
+    known = isinstance(model, kind)  # an Auto class chooses another class
     fields["architectures"] = [kind.__name__ if known else type(model).__name__]
     fields["transformers_version"] = hf.__version__
     fields["dtype"] = dtype_name(base_type(cell))
@@ -384,7 +382,7 @@ def tokenizer_fields(tokenizer: Any) -> Fields:
 
 
 def checkpoint_fields(cell: Cell, name: str) -> Fields:
-    """A file of settings of the cell's checkpoint; empty if it has none."""
+    """The fields of a settings file in the cell's checkpoint; empty if it has no such file."""
     source, pin = checkpoint_source(cell.backbone, cell.profile)
     optional = {**pin, "_raise_exceptions_for_missing_entries": False}
     path = hf.utils.cached_file(source, name, **optional)
@@ -392,19 +390,19 @@ def checkpoint_fields(cell: Cell, name: str) -> Fields:
 
 
 def read_fields(path: Path) -> Fields:
-    """The fields of a JSON file."""
+    """Reads the fields of a JSON file."""
     fields: Fields = json.loads(path.read_text(encoding="utf-8"))
     return ordered(fields) if path.name == peft.utils.CONFIG_NAME else fields
 
 
 def peft_fields(config: Any) -> Fields:
-    """The fields of PEFT's configuration; the order of its lists means nothing."""
+    """The fields of PEFT's configuration, with lists sorted since their order means nothing."""
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return ordered(plain(fields))
 
 
 def ordered(fields: Fields) -> Fields:
-    """The fields with lists of names in alphabetical order."""
+    """Sorts every list among the fields alphabetically."""
     for name, value in fields.items():
         if isinstance(value, list):
             fields[name] = sorted(value, key=str)
@@ -412,7 +410,7 @@ def ordered(fields: Fields) -> Fields:
 
 
 def flat(fields: Fields) -> Fields:
-    """The fields, with nested ones under dotted names, as decoder.hidden_size."""
+    """Flattens nested fields into dotted names, for example decoder.hidden_size."""
     flat_fields: Fields = {}
     for name, value in fields.items():
         if not isinstance(value, dict) or not value:
@@ -429,7 +427,7 @@ def drop_none(fields: Fields) -> Fields:
 
 
 def plain(value: Any) -> Fields:
-    """Fields as JSON has them: public fields of objects, names of types, texts of tokens."""
+    """Converts a value to JSON types: objects to public fields, types to names, tokens to text."""
     fields: Fields = json.loads(json.dumps(value, default=plain_object))
     return fields
 
@@ -440,14 +438,14 @@ def public(value: Any) -> Fields:
 
 
 def plain_object(value: Any) -> Any:
-    """Simpler objects for one that JSON does not know."""
+    """Converts an object that JSON does not know into a simpler one."""
     if isinstance(value, set | frozenset):
         return sorted(value)
     if isinstance(value, torch.dtype):
         return dtype_name(value)
     if isinstance(value, hf.BitsAndBytesConfig):
-        return value.to_dict()  # which has private fields, too
-    if not hasattr(value, "__dict__"):  # a token, a path
+        return value.to_dict()  # this includes private fields, too
+    if not hasattr(value, "__dict__"):  # for example a token or a path
         return str(value)
     fields = public(value)
     if isinstance(value, hf.PreTrainedConfig):
@@ -459,14 +457,14 @@ def plain_object(value: Any) -> Any:
 
 
 def tokenizer_json(tokenizer: Any) -> Fields:
-    """The content that tokenizer.json must have; empty for a tokenizer without one."""
+    """The expected content of tokenizer.json; empty for a tokenizer without such a file."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content: Fields = json.loads(backend.to_str()) if backend else {}
     return content
 
 
 def other_tokenizer(expected: Fields, folder: Path) -> Iterator[str]:
-    """A sentence for each field of tokenizer.json that is not the trained tokenizer's."""
+    """A sentence for each field of tokenizer.json that differs from the trained tokenizer's."""
     path = folder / FULL_TOKENIZER_FILE
     if not expected or not path.is_file():
         return
@@ -480,9 +478,7 @@ def other_tokenizer(expected: Fields, folder: Path) -> Iterator[str]:
 
 
 def other_tokens(trained: Any, saved: Any, texts: Iterable[str]) -> Iterator[str]:
-    """A sentence for each text that the saved tokenizer splits into other tokens than the trained
-    one.
-    """
+    """A sentence for each text that the saved tokenizer splits differently from the trained one."""
     for text in texts:
         ids = trained(text, verbose=False)["input_ids"]
         saved_ids = saved(text, verbose=False)["input_ids"]
@@ -491,7 +487,7 @@ def other_tokens(trained: Any, saved: Any, texts: Iterable[str]) -> Iterator[str
 
 
 def tokens_difference(tokenizer: Any, ids: Sequence[int], saved_ids: Sequence[int]) -> str:
-    """The first tokens in which two readings of a text differ, with the text before them."""
+    """The first tokens at which two readings of a text differ, with the text before them."""
     start = first_difference(ids, saved_ids)
     context = tokenizer.decode(ids[max(0, start - 5) : start])
     tokens = tokenizer.convert_ids_to_tokens(list(ids[start : start + 3]))

@@ -1,6 +1,4 @@
-"""Audits of the scored rows: prompts, windows, texts and points, and a test that anything was
-learned.
-"""
+"""Audits of the scored rows: prompts, windows, texts, points, and whether anything was learned."""
 
 import copy
 import math
@@ -40,18 +38,18 @@ from tunegrid.run.metrics import (
 from tunegrid.run.probe import distance, keep_state
 from tunegrid.words import contrast
 
-ENDED_SHARE = 0.9  # of generated texts that must end by themselves
-ALIKE = 0.9  # of a window's letters
-MORE_THAN_LUCK = 3.0  # standard errors
-# Rows with other targets than the most frequent one, of which a sound model may find none
+ENDED_SHARE = 0.9  # share of generated texts that must end by themselves
+ALIKE = 0.9  # share of a window's letters that must match its context
+MORE_THAN_LUCK = 3.0  # standard errors that a difference must exceed
+# Rows with a target other than the most frequent one; a sound model may find none of so few.
 RARE = 10
 LEAST_OTHERS = 0.2
-SHOWN = 60  # characters of a prediction
-ENCODED = 200  # scored rows that are encoded once more, evenly spread
+SHOWN = 60  # characters shown of a prediction
+ENCODED = 200  # scored rows, evenly spread, that are encoded again
 
 
 def selection_apart_from_test(evidence: Evidence) -> Answer:
-    """No row that chose among epochs is scored."""
+    """No row that was used to choose among epochs is scored."""
     rows, test_rows = evidence.trainer.chosen_on, evidence.scored.rows
     if not rows:
         return None
@@ -60,11 +58,10 @@ def selection_apart_from_test(evidence: Evidence) -> Answer:
 
 
 def prompt_intact_at_inference(evidence: Evidence) -> Answer:
-    """The frame of a prompt survives truncation: special tokens, the prefix, a separator, a chat
-    template.
+    """The frame of a prompt survives truncation, and scored tokens are those of each row alone.
 
-    Scored rows, each encoded once more by itself, have the tokens that were scored: all of their
-    text.
+    A frame consists of special tokens, a prefix, a separator or a chat template. Scored rows are
+    encoded again one by one, and must have the tokens that were scored, covering all of their text.
     """
     evaluation = evidence.scored
     begin, end = evidence.codec.frame()
@@ -83,10 +80,8 @@ def prompt_intact_at_inference(evidence: Evidence) -> Answer:
 
 
 def misread_rows(codec: Codec, evaluation: Evaluation) -> list[str]:
-    """A phrase for each scored row whose tokens are not those of its texts, each encoded by
-    itself.
-    """
-    # Python's encode one text at a time
+    """A phrase for each scored row whose tokens change when each of its texts is encoded alone."""
+    # Tokenizers written in Python encode one text at a time anyway.
     if getattr(codec.tokenizer, "backend_tokenizer", None) is None:
         return []
     tokens: dict[int, list[list[int]]] = {}
@@ -106,19 +101,20 @@ def misread_rows(codec: Codec, evaluation: Evaluation) -> list[str]:
 
 
 class LoneTokenizer:
-    """A tokenizer that encodes each text alone, without transformers: by a copy of its file,
-    without cuts and padding.
+    """A tokenizer that encodes each text alone.
+
+    It bypasses transformers with a copy of the tokenizer's file that neither truncates nor pads.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        """Copies the file of a tokenizer, to which all but encoding is left."""
+        """Copies the tokenizer's file; everything else is left to the tokenizer itself."""
         self._tokenizer = tokenizer
         self._file = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._file.no_truncation()
         self._file.no_padding()
 
     def __getattr__(self, name: str) -> Any:
-        """The tokenizer's attribute."""
+        """Looks up the tokenizer's own attribute."""
         return getattr(self._tokenizer, name)
 
     def __len__(self) -> int:
@@ -126,7 +122,7 @@ class LoneTokenizer:
         return len(self._tokenizer)
 
     def __call__(self, texts: Sequence[str], **options: Any) -> dict[str, list[Any]]:
-        """The ids and offsets of all texts' tokens, without special tokens."""
+        """Returns the ids and offsets of all texts' tokens, without special tokens."""
         encoded = [self._file.encode(text, add_special_tokens=False) for text in texts]
         return {
             "input_ids": [tokens.ids for tokens in encoded],
@@ -135,7 +131,7 @@ class LoneTokenizer:
 
 
 def windows_map_to_examples(evidence: Evidence) -> Answer:
-    """Every row has windows, and a window's tokens are its row's context."""
+    """Every row has windows, and the tokens of a window come from its row's context."""
     codec, evaluation = require(evidence.codec, ExtractCodec), evidence.scored
     rows, features = evaluation.rows, evaluation.features
     faults = []
@@ -143,8 +139,7 @@ def windows_map_to_examples(evidence: Evidence) -> Answer:
         window = codec.window(rows[feature.example], feature)
         if window is None or same_alphanumeric(*window, codec.tokenizer.unk_token):
             continue
-        # A tokenizer may lose letters beyond ASCII; contexts of two rows have hardly a line in
-        # common.
+        # A tokenizer may lose non-ASCII letters. Contexts of different rows hardly share a line.
         text, context_text = map(alphanumeric, window)
         if SequenceMatcher(None, text, context_text, autojunk=False).ratio() <= ALIKE:
             faults.append(f"window of row {feature.example}")
@@ -155,7 +150,7 @@ def windows_map_to_examples(evidence: Evidence) -> Answer:
 
 
 def generation_not_truncated(evidence: Evidence) -> Answer:
-    """Nearly all generated texts end by themselves, not at the limit of tokens."""
+    """Nearly all generated texts end by themselves instead of reaching the token limit."""
     codec = evidence.text_codec
     outputs = evidence.scored.outputs
     lengths = [len(ids) for ids in outputs]
@@ -165,9 +160,10 @@ def generation_not_truncated(evidence: Evidence) -> Answer:
 
 
 def metric_invariants(evidence: Evidence) -> Answer:
-    """Scores are possible ones, the means of their rows, and some rows have the same points alone.
+    """Scores are possible, are the means of their rows, and do not change for rows scored alone.
 
-    Fixed pairs have the points that were worked out by hand, and generated texts are their tokens'.
+    Texts are only sampled for this. Fixed pairs score the points worked out by hand, and generated
+    texts match their tokens.
     """
     evaluation, task = evidence.scored, evidence.cell.task
     count = len(evaluation.rows)
@@ -176,7 +172,7 @@ def metric_invariants(evidence: Evidence) -> Answer:
         faults += other_points(task, evaluation)
     bertscores = zip(*(evaluation.examples.get(name, ()) for name in BERTSCORE), strict=True)
     for i, (precision, f1, recall) in enumerate(bertscores):
-        # F1 is a harmonic mean.
+        # F1 is a harmonic mean, so it lies between precision and recall.
         if not min(precision, recall) - POINTS <= f1 <= max(precision, recall) + POINTS:
             faults.append(f"bertscore_f1 is outside precision and recall on row {i}")
     faults += wrong_points(task.problem)
@@ -187,17 +183,15 @@ def metric_invariants(evidence: Evidence) -> Answer:
 
 
 def impossible_scores(task: Task, evaluation: Evaluation) -> Iterator[str]:
-    """A sentence for each score that no predictions can have, or that is not the mean of its
-    rows.
-    """
+    """A sentence for each score that no predictions can have, or that is not its rows' mean."""
     examples, scores, count = evaluation.examples, evaluation.scores, len(evaluation.rows)
     for name, points in examples.items():
         if len(points) != count:
             yield f"{name} has {len(points)} points for {count} rows"
     blank = 0
     if "exact_match" in examples:
-        # By SQuAD v1.1's rules an answer and a truth that are articles alone, as "a" and "the",
-        # have an exact match of 100 and an F1 of 0.
+        # By SQuAD v1.1's rules, an answer and a truth that are both nothing but articles, such as
+        # "a" and "the", have an exact match of 100 and an F1 of 0.
         for prediction, row in zip(evaluation.predictions, evaluation.rows, strict=True):
             is_blank = not simplify(str(prediction.value))
             blank += is_blank and not all(map(simplify, answer_texts(task, row)))
@@ -208,9 +202,7 @@ def impossible_scores(task: Task, evaluation: Evaluation) -> Iterator[str]:
 
 
 def other_points(task: Task, evaluation: Evaluation) -> Iterator[str]:
-    """A sentence for each row that has other points when it is scored alone; of texts, a few
-    rows.
-    """
+    """A sentence for each row that scores differently when scored alone; texts are only sampled."""
     indices: Iterable[int] = range(len(evaluation.rows))
     if task.problem is Problem.GENERATE:
         indices = sorted(sample(range(len(evaluation.rows)), 2 * SAMPLE))
@@ -224,7 +216,7 @@ def other_points(task: Task, evaluation: Evaluation) -> Iterator[str]:
 
 
 def wrong_texts(codec: Codec, evaluation: Evaluation) -> Iterator[str]:
-    """A sentence for each generated text that is not its tokens'."""
+    """A sentence for each generated text that its tokens do not decode to."""
     if not isinstance(codec, GenerateCodec) or type(codec).decode is not GenerateCodec.decode:
         return
     for i, prediction in enumerate(evaluation.predictions):
@@ -233,7 +225,7 @@ def wrong_texts(codec: Codec, evaluation: Evaluation) -> Iterator[str]:
             yield f"the text of row {i} is decoded as {contrast(prediction.value, text)}"
 
 
-# The points of one row alone. BERTScore is left out: its encoder is no longer in memory.
+# Score one row alone. BERTScore is omitted because its encoder is no longer in memory.
 ALONE: dict[Problem, Callable[[Task, Row, Any], dict[str, list[float]]]] = {
     Problem.CLASSIFY: lambda task, row, value: {"accuracy": [100.0 * (value == row[task.target])]},
     Problem.EXTRACT: lambda task, row, value: squad_examples([answer_texts(task, row)], [value]),
@@ -244,11 +236,11 @@ ALONE: dict[Problem, Callable[[Task, Row, Any], dict[str, list[float]]]] = {
 
 
 def predictions_not_collapsed(evidence: Evidence) -> Answer:
-    """Predictions are not one class, answer or text for nearly all rows, if targets are many.
+    """Predictions are not nearly all the same class, answer or text when targets vary.
 
-    Rows with another prediction than the most frequent one are at least a fifth of those with
-    another target than the most frequent one. A model that finds a rare class in every second row
-    is far from that, one that always says the same is at 0.
+    The rows whose prediction is not the most frequent one must number at least a fifth of the rows
+    whose target is not the most frequent one. A model that finds a rare class in every second row
+    is well above that; a model that always answers the same is at 0.
     """
     task, evaluation = evidence.cell.task, evidence.scored
     rows = len(evaluation.rows)
@@ -262,11 +254,10 @@ def predictions_not_collapsed(evidence: Evidence) -> Answer:
 
 
 def learned_something(evidence: Evidence) -> tuple[bool, str, Mapping[str, float]]:
-    """Scores are better than any answer without a model, and no worse than before training, by
-    three standard errors.
+    """Scores beat every answer without a model and are no worse than before training.
 
-    A checkpoint may know the task before training, as T5's knows SQuAD: then a healthy run need not
-    gain anything.
+    Both hold by three standard errors. A checkpoint may already know the task, as T5's knows SQuAD,
+    so a healthy run need not gain anything over it.
     """
     task, evaluation = evidence.cell.task, evidence.scored
     train_rows = evidence.train_rows
@@ -298,8 +289,8 @@ def learned_something(evidence: Evidence) -> tuple[bool, str, Mapping[str, float
 def mean_difference(points: Sequence[float], other_points: Sequence[float]) -> tuple[float, float]:
     """The mean gain of rows over other points of the same rows, and its standard error.
 
-    Half a row is added that gains all points, half a row that loses them, and one that does neither
-    (Agresti and Min 2005): the error is not 0, though nearly all rows agree.
+    Two rows are added (Agresti and Min 2005): half a row gains all points, half a row loses all
+    points, and one row does neither. The error is therefore positive even if nearly all rows agree.
     """
     gains = [after - before for after, before in zip(points, other_points, strict=True)]
     count = len(gains) + 2
@@ -309,7 +300,7 @@ def mean_difference(points: Sequence[float], other_points: Sequence[float]) -> t
 
 
 def most_frequent(task: Task, evaluation: Evaluation) -> list[tuple[Any, int]]:
-    """The most frequent target and the most frequent prediction, each with its number of rows."""
+    """The most frequent target and the most frequent prediction, each with its row count."""
     targets = [row[task.target] for row in evaluation.rows]
     if task.problem is Problem.EXTRACT:
         targets = [target["text"][0] for target in targets]
@@ -318,7 +309,7 @@ def most_frequent(task: Task, evaluation: Evaluation) -> list[tuple[Any, int]]:
 
 
 def random_span(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[str]:
-    """Spans from random places of the contexts, of as many words as answers have on average."""
+    """Spans from random positions in the contexts, with as many words as the average answer."""
     rng = Random(0)
     length = max(1, round(fmean(len(answer_texts(task, row)[0].split()) for row in train)))
     spans = []
@@ -330,23 +321,26 @@ def random_span(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[s
 
 
 def lead_sentence(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[str]:
-    """The first sentence of the text."""
+    """The first sentence of each text."""
     texts = [stitch(row, task.text).strip() for row in test]
     return [re.split(r"(?<=[.!?])\s+|\n", text, maxsplit=1)[0] for text in texts]
 
 
-# Answers read off the text, by problem: spans and generated answers have the same baseline.
+# Answers read off the text, by problem.
 READ_OFF: dict[Problem, Callable[[Task, Sequence[Row], Sequence[Row]], list[str]]] = {
     Problem.EXTRACT: random_span,
     Problem.GENERATE: lead_sentence,
 }
 
 
-# Scored rows once more
+# Scored rows, predicted again
 
 
 def scored_rows(evaluation: Evaluation) -> list[int]:
-    """The shortest feature, the last and so most padded one of the first batch, and the longest."""
+    """Indices of the shortest feature, the last of the first batch, and the longest feature.
+
+    The last feature of a batch has the most padding.
+    """
     lengths = get_lengths(evaluation.features)
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     last = len(order) - 1
@@ -354,7 +348,7 @@ def scored_rows(evaluation: Evaluation) -> list[int]:
 
 
 def scored_alone_as_in_batch(evidence: Evidence) -> Answer:
-    """A scored row, predicted again alone, has the scores that it had in its batch."""
+    """A scored row that is predicted again alone has the same scores as in its batch."""
     evaluation, codec, device = evidence.scored, evidence.codec, evidence.device
     if codec.generates:
         return None

@@ -1,7 +1,7 @@
-"""Audits of generated texts: compared with the search as it is defined, without a cache.
+"""Audits that compare generated texts with the search as defined, run without a cache.
 
-Two searches may part at a tie, and end with other texts. Rounding decides ties, so it is measured
-where a text differs, by a copy of the model in fp64. None of a library's search is used.
+Two searches may diverge at a tie and end in different texts. Rounding decides ties, so where a text
+differs, a copy of the model in fp64 measures the rounding. No code of a library's search is used.
 """
 
 import copy
@@ -35,35 +35,38 @@ from tunegrid.run.probe import (
 )
 from tunegrid.words import contrast
 
-# On a quick cell, 8 texts cost 0.2 s, 64 cost 1.4 s and all 192 cost 4 s. A pass over 64 costs 0.3
-# s and tells which are open: a broken rule changes a few of 192 texts, and one of these is nearly
-# always among the tenth that is most open.
-OPEN, SPREAD = 8, 4  # scored texts that are searched again
-CANDIDATES = 64  # scored texts, evenly spread, of which the most open ones are chosen
-FEW_OPEN, FEW_CANDIDATES = 4, 32  # of true-size models, whose passes take long
-AT_ONCE = 16  # texts of micro models that are searched side by side; others' logits are large
-# Rules that act in every search: an unsure model meets long texts that win, repeated words, and
-# ends that come too early. With fewer tokens or a weaker penalty, early stopping changes none of 16
-# rows; with these it changes the beams of 5 to 11.
-PROVOKED = 4  # rows that are searched by them, the shortest ones, each read backwards
+# A text is "open" to the extent that it is close to losing to another text. On a quick cell,
+# searching 8 texts again costs 0.2 s, 64 cost 1.4 s and all 192 cost 4 s. A single pass over 64
+# costs 0.3 s and shows which are most open. A broken rule changes a few of the 192 texts, and at
+# least one of them is nearly always in the most open tenth.
+OPEN, SPREAD = 8, 4  # scored texts searched again: the most open, and evenly spread texts
+CANDIDATES = 64  # evenly spread scored texts from which the most open are chosen
+FEW_OPEN, FEW_CANDIDATES = 4, 32  # for true-size models, whose passes are slow
+AT_ONCE = 16  # texts of a micro model searched together; larger models have large logits
+# Rules that take effect in every search: an unsure model runs into long texts that win, repeated
+# words, and ends that come too early. With fewer tokens or a weaker penalty, early stopping changes
+# none of 16 rows; with these values it changes the beams of 5 to 11.
+PROVOKED = 4  # the shortest rows, read backwards, are searched under these rules
 PROVOKING = Generation(num_beams=4, no_repeat_ngram_size=2, length_penalty=6.0, max_new_tokens=28)
-# Times the rounding of a text. The library's own pass rounds once more, and often in more steps.
-# Most ties are far closer, and a noise that decides only them leaves the rest of the search as it
-# is.
+# Multiples of a text's rounding. The library's own pass rounds once more, often in more steps. Most
+# ties are far closer than that, and noise that decides only ties leaves the rest of the search
+# unchanged.
 NOISES = (1 / 64, 1 / 16, 1 / 4, 1, 4)
-NOISY_SEARCHES = 16  # with each noise: of two equal scores, each is found first in half of them
-MOST_COPIED = 10**9  # parameters of a model that is copied to fp64: 8 GB
+# Searches per noise level. Each of two equal scores comes first in half of them.
+NOISY_SEARCHES = 16
+MOST_COPIED = 10**9  # parameters of the largest model that is copied to fp64: 8 GB
 
-Text = tuple[int, ...]  # its tokens
-# Asks for the next token's scores (N, V) behind N begun texts of one length, in nats.
+Text = tuple[int, ...]  # the tokens of a text
+# Yields N unfinished texts of equal length and receives the scores (N, V) of their next tokens, in
+# nats.
 Search = Generator[Sequence[Text], Tensor, "list[Beam]"]
 
 
 def cache_changes_nothing(evidence: Evidence) -> Answer:
-    """Searched again with a cache, all beams' tokens have the scores of a pass without one.
+    """In a search repeated with a cache, all beams' tokens score as in a pass without a cache.
 
-    The longest text and the shortest prompt, which is padded, are searched up to the recipe's most
-    tokens. The score of a text is the sum of its tokens', divided by its own length to the power of
+    The longest text and the shortest prompt, which is padded, are searched up to the recipe's token
+    limit. A text's score is the sum of its tokens' scores, divided by its length to the power of
     the penalty.
     """
     if not isinstance(evidence.codec, GenerateCodec):
@@ -76,7 +79,7 @@ def cache_changes_nothing(evidence: Evidence) -> Answer:
         shortest = min(range(len(lengths)), key=lambda i: lengths[i])
         rows = [evaluation.features[i] for i in dict.fromkeys((longest, shortest))]
     found = run_search(evidence.trainer, rows)
-    if not found.total_gap <= FINE:  # whatever the model computes in
+    if not found.total_gap <= FINE:  # whatever precision the model computes in
         detail = "the score of a text is off the sum of its tokens' for its length by"
         return Measured(
             found.total_gap, FINE
@@ -88,11 +91,12 @@ def cache_changes_nothing(evidence: Evidence) -> Answer:
 
 
 def texts_are_the_models(evidence: Evidence) -> Answer:
-    """A scored text is what the recipe's search finds by its definition: alone, without a cache.
+    """Scored texts are what the recipe's search finds by definition, alone and without a cache.
 
-    Some are evenly spread, and some are most open to another text. In fp32, a few rows more are
-    searched by rules of which each decides, and all beams compared; beams of coarse numbers tie
-    without end. A model of true size would take minutes on a CPU, and is left out.
+    Some of the texts are evenly spread; the others are the most open. In fp32, a few more rows are
+    searched under rules that all take effect, and all their beams are compared. In coarser
+    arithmetic, beams tie too often. A true-size model would take minutes on a CPU and is skipped
+    there.
     """
     codec = evidence.text_codec
     evaluation = evidence.scored
@@ -117,8 +121,9 @@ def texts_are_the_models(evidence: Evidence) -> Answer:
 
 
 def leeway(evidence: Evidence) -> float:
-    """The distance of scores that rounding may explain: a base in 4 or 16 bits is coarse, as is
-    bf16.
+    """The gap between scores that rounding may explain.
+
+    It is coarse for a base in 4 or 16 bits and for evaluation in 16 bits.
     """
     is_fp32 = evidence.cell.quantization is None and base_type(evidence.cell) is torch.float32
     if is_fp32 and (evidence.evaluation is None or evidence.evaluation.part.precision == "fp32"):
@@ -126,11 +131,11 @@ def leeway(evidence: Evidence) -> float:
     return COARSE
 
 
-# The texts that are searched again
+# Choosing the texts to search again
 
 
 def choose_texts(evidence: Evidence, evaluation: Evaluation) -> list[int]:
-    """Indices of scored texts: some evenly spread, and those that are most open to another text."""
+    """Indices of the scored texts that are most open, and of some that are evenly spread."""
     micro = evidence.cell.profile.micro
     indices = spread_indices(len(evaluation.outputs), CANDIDATES if micro else FEW_CANDIDATES)
     lengths = get_lengths(evaluation.features)
@@ -148,15 +153,15 @@ def choose_texts(evidence: Evidence, evaluation: Evaluation) -> list[int]:
 
 
 def spread_indices(count: int, most: int) -> range:
-    """At most `most` numbers below `count`, evenly spread."""
+    """At most `most` evenly spread numbers below `count`."""
     return range(0, count, max(1, math.ceil(count / most)))
 
 
 def get_openness(scores: Tensor, text: Sequence[int], search: Generation) -> float:
-    """The lead over a text that another one may have, if it leaves the text and is then sure.
+    """The largest lead that another text could gain by leaving this one and then being certain.
 
-    Scores (T, V) are log-probabilities of each next token. A text whose value is far below 0 has no
-    rival.
+    `scores` (T, V) are log-probabilities of each next token. A text whose openness is far below 0
+    has no rival.
     """
     own_scores = token_scores(scores, text)
     tokens = torch.tensor(text, device=scores.device).unsqueeze(1)
@@ -168,7 +173,7 @@ def get_openness(scores: Tensor, text: Sequence[int], search: Generation) -> flo
 
 
 def provoke(evidence: Evidence, evaluation: Evaluation) -> list["Gap"]:
-    """Compares all beams of a library's search with the defined ones, by rules that decide."""
+    """Compares all beams of the library's search with the defined ones under these rules."""
     codec = evidence.text_codec
     lengths = get_lengths(evaluation.features)
     shortest = sorted(range(len(lengths)), key=lambda i: lengths[i])[:PROVOKED]
@@ -181,7 +186,7 @@ def provoke(evidence: Evidence, evaluation: Evaluation) -> list["Gap"]:
 
 
 def read_backwards(codec: GenerateCodec, row: Feature) -> Feature:
-    """A row whose source is read from its end: the model is unsure, and its beams part."""
+    """The row with its source reversed, which makes the model unsure and its beams diverge."""
     before, after = codec.frame()
     ids = list(row.input_ids)
     source = slice(len(before), len(ids) - len(after))
@@ -189,25 +194,26 @@ def read_backwards(codec: GenerateCodec, row: Feature) -> Feature:
     return replace(row, input_ids=ids)
 
 
-# What the search finds, and what rounding changes
+# Searching, and what rounding changes
 
 
 class Gap(NamedTuple):
-    """A row's texts, those that the search finds, and the noise with which it finds the former."""
+    """A row's texts, the texts that the search finds, and the noise that explains the former."""
 
     texts: Sequence[Text]
     expected: Sequence[Text]
-    noise: float  # in units of rounding; infinite: with none of `NOISES`
+    noise: float  # in units of rounding; infinite if no level in `NOISES` explains the texts
 
 
 class Beams:
-    """The logits behind begun texts of some rows, from passes over whole texts, for searches."""
+    """Logits after the beginnings of some rows' texts, computed in passes over whole texts."""
 
     def __init__(
         self, evidence: Evidence, rows: Sequence[Feature], texts: Sequence[Sequence[int]]
     ) -> None:
-        """A row's text is likely to be found: a pass over it gives the logits behind all its
-        beginnings.
+        """Makes one pass over each row's text to get the logits after each of its beginnings.
+
+        The search is likely to find exactly this text.
         """
         self.evidence = evidence
         self.rows = rows
@@ -216,24 +222,25 @@ class Beams:
         encoders = []
         if self.codec.start_id is not None:
             encoders = [evidence.model.get_encoder()]  # type: ignore[operator]
-        encodings: list[Tensor] = []  # an encoder's output for the rows' sources
+        encodings: list[Tensor] = []  # the encoder's output for the rows' sources
         with attach(encoders, lambda module, inputs, output: encodings.append(output[0])):
             targets = [replace(row, target=[*text]) for row, text in zip(rows, texts, strict=True)]
             self.whole = target_logits(evidence.trainer, targets)
         self.encoded = encodings[0] if encodings else None
-        # Of an encoder's input, before the sources: a prompt that is tuned.
+        # The length of the tuned prompt that precedes the sources in an encoder's input.
         self.learned = encodings[0].shape[1] - longest_source(rows) if encodings else 0
         self.known: list[dict[Text, Tensor]] = [{} for _ in rows]
         for i, text in enumerate(texts):
             self.learn(i, tuple(text), self.whole[i])
 
     def ask(self, requests: Mapping[int, Sequence[Text]]) -> None:
-        """Make the logits behind each row's begun texts known."""
+        """Computes the logits after each row's unfinished texts, unless they are known already."""
         drafts = []
         for i, beginnings in requests.items():
             for ids in beginnings:
                 if ids not in self.known[i]:
-                    # Beams often go on as the text does: with its rest, a pass covers longer ones.
+                    # Beams often continue as the text does, so appending its rest makes a pass
+                    # cover longer beams, too.
                     rest = self.texts[i][len(ids) :] or [self.codec.end_id]
                     drafts.append((i, (*ids, *rest)))
         if not drafts:
@@ -247,7 +254,7 @@ class Beams:
             self.learn(i, draft, logits)
 
     def learn(self, i: int, text: Text, logits: Tensor) -> None:
-        """Keep the logits (T, V) behind each beginning of a row's text."""
+        """Stores the logits (T, V) after each beginning of a row's text."""
         for length, next_logits in enumerate(logits):
             self.known[i][text[:length]] = next_logits
 
@@ -258,8 +265,9 @@ class Beams:
         noise: float = 0.0,
         draw: int = 0,
     ) -> list[list["Beam"]]:
-        """The beams of a search for each of these rows, with normal noise on all scores, in
-        nats.
+        """The beams of a search for each of these rows.
+
+        Normal noise, in nats, is added to all scores.
         """
         generator = torch.Generator().manual_seed(draw)
         searches = {i: beam_search(rules, self.codec.end_id) for i in indices}
@@ -283,7 +291,7 @@ class Beams:
 
 
 def longest_source(rows: Sequence[Feature]) -> int:
-    """The tokens that the sources of rows in one batch are padded to."""
+    """The number of tokens to which the sources of a batch are padded."""
     return max(len(row.input_ids) for row in rows)
 
 
@@ -293,7 +301,7 @@ def search_gaps(
     rules: Generation,
     pools: Sequence[Sequence[Text]],
 ) -> list[Gap]:
-    """Compares each row's texts, its best ones, with as many that the search finds."""
+    """Compares each row's best texts with the same number of texts that the search finds."""
     gaps: list[Gap] = []
     batch_size = AT_ONCE if evidence.cell.profile.micro else 1
     for start in range(0, len(rows), batch_size):
@@ -302,7 +310,7 @@ def search_gaps(
         found = beams.search(rules, range(len(batch_pools)))
         for i, (texts, pool) in enumerate(zip(batch_pools, found, strict=True)):
             expected = [beam.ids for beam in pool[: len(texts)]]
-            # One that rounding does not explain is enough.
+            # A single text that rounding does not explain is enough.
             is_open = expected != [*texts] and all(gap.noise <= NOISES[-1] for gap in gaps)
             noise = find_noise(beams, rules, i, texts) if is_open else 0.0
             gaps.append(Gap(texts, expected, noise))
@@ -310,7 +318,7 @@ def search_gaps(
 
 
 def find_noise(beams: Beams, rules: Generation, place: int, texts: Sequence[Text]) -> float:
-    """The least of `NOISES` with which a search finds these texts of a row, or infinity."""
+    """The lowest level in `NOISES` at which a search finds these texts of a row, or infinity."""
     rounding = get_rounding(beams, place)
     for factor in NOISES:
         for draw in range(NOISY_SEARCHES):
@@ -321,7 +329,10 @@ def find_noise(beams: Beams, rules: Generation, place: int, texts: Sequence[Text
 
 
 def get_rounding(beams: Beams, place: int) -> float:
-    """The largest error of the scores along a row's text, in nats: from those in fp64."""
+    """The largest error of the scores along a row's text, in nats, measured against fp64.
+
+    It is capped at the leeway, which is also the result for a model too large to copy.
+    """
     evidence = beams.evidence
     logits = beams.whole[place]
     limit = leeway(evidence) * float(logits.abs().max())
@@ -332,11 +343,11 @@ def get_rounding(beams: Beams, place: int) -> float:
     exact_logits, batch = get_logits(evidence.trainer, [row], model)
     [exact] = target_rows(exact_logits[0], batch, [row])
     errors = logits.log_softmax(-1).double() - exact.double().log_softmax(-1)
-    return min(limit, float(errors.abs().max()))  # a fault is larger than rounding
+    return min(limit, float(errors.abs().max()))  # a larger error is a fault, not rounding
 
 
 def copy_in_fp64(model: nn.Module) -> nn.Module:
-    """The model in fp64, its packed layers unpacked."""
+    """Copies the model to fp64 and unpacks its packed layers."""
     double = copy.deepcopy(model)
     for module in [*double.modules()]:
         for name, layer in [*module.named_children()]:
@@ -352,7 +363,7 @@ def copy_in_fp64(model: nn.Module) -> nn.Module:
 
 
 def show_difference(codec: GenerateCodec, gap: Gap) -> str:
-    """The first text of a row that the search does not find, and the one that it finds."""
+    """Contrasts a row's first text that the search does not find with the text that it finds."""
     for ids, expected_ids in zip(gap.texts, gap.expected, strict=False):
         if ids != expected_ids:
             text = codec.tokenizer.decode([*ids])
@@ -368,18 +379,20 @@ def allowed_scores(
     logits: Tensor,
     begun: Sequence[Sequence[int]],
 ) -> Tensor:
-    """Log-probabilities (N, V) of the next token behind N begun texts.
+    """Log-probabilities (N, V) of the next token after N unfinished texts.
 
-    Minus infinity marks tokens that the search forbids: one that repeats an n-gram, and the end
-    before the least length.
+    Tokens that the search forbids get minus infinity: any token that would repeat an n-gram, and
+    the end token before the minimum length.
     """
     scores = logits.log_softmax(-1)
     prompt = row.input_ids if codec.start_id is None else [codec.start_id]
     size = rules.no_repeat_ngram_size
     for text_scores, ids in zip(scores, begun, strict=True):
-        length = len(ids) + (codec.start_id is not None)  # transformers counts a decoder's start
+        # Like transformers, count the decoder's start token.
+        length = len(ids) + (codec.start_id is not None)
         tokens = [*prompt, *ids]
-        ends = range(size - 1, len(tokens)) if size else ()  # of n-grams; of size 0 any may repeat
+        # Indices at which n-grams end; size 0 allows any repetition.
+        ends = range(size - 1, len(tokens)) if size else ()
         tail = tokens[len(tokens) - size + 1 :]
         forbidden = [tokens[i] for i in ends if tokens[i - size + 1 : i] == tail]
         if length < rules.min_length:
@@ -388,21 +401,22 @@ def allowed_scores(
     return scores
 
 
-# The search as it is defined: transformers' with `early_stopping=False`
+# The search as defined: that of transformers with `early_stopping=False`
 
 
 class Beam(NamedTuple):
-    """A text, perhaps not at its end yet, and its score."""
+    """A text, possibly unfinished, and its score."""
 
     score: float
     ids: Text
 
 
 def beam_search(rules: Generation, end: int) -> Search:
-    """Finds texts that end with the token `end` or at the most tokens, one a beam, best first.
+    """Finds one text per beam, best first, each ending with token `end` or at the token limit.
 
-    Without beams it takes the likeliest token each time. A running text's score is the sum of its
-    tokens', that of a found one divided by its length to the power of the penalty.
+    With a single beam, the search takes the likeliest token each time. An unfinished text scores
+    the sum of its tokens' scores. A finished text scores that sum divided by its length to the
+    power of the penalty.
     """
     width = rules.num_beams
     beams = [Beam(0.0, ())]
@@ -418,7 +432,7 @@ def beam_search(rules: Generation, end: int) -> Search:
         beams = [beam for beam, is_over in zip(candidates, ended, strict=True) if not is_over][
             :width
         ]
-        # transformers guesses by the length so far whether a running text may still become better.
+        # transformers guesses from the length so far whether an unfinished text can still improve.
         is_full = len(pool) == width
         if is_full and (width == 1 or not beams or beams[0].score / divisor <= pool[-1].score):
             break
@@ -426,7 +440,7 @@ def beam_search(rules: Generation, end: int) -> Search:
 
 
 def extend_beams(beams: Sequence[Beam], scores: Tensor, count: int) -> list[Beam]:
-    """At most `count` continuations of the running texts, best first."""
+    """At most `count` continuations of the unfinished texts, best first."""
     totals = scores + torch.tensor([beam.score for beam in beams], device=scores.device).unsqueeze(
         1
     )

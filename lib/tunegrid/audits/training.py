@@ -1,4 +1,4 @@
-"""Audits of training: weights, methods, rates and losses. All ranks run those of ranks together."""
+"""Audits of training: weights, methods, rates and losses. All ranks run rank audits together."""
 
 import math
 from collections import Counter
@@ -32,29 +32,31 @@ from tunegrid.run.meter import SETTLED
 from tunegrid.run.probe import allowance, keep_state, relative_gap, smallest_tensors
 from tunegrid.run.train import LEAST_LOSS, Trainer
 
-# Between two ways to compute one gradient, in units of its norm; a fault loses or multiplies a
-# micro-batch, half of the norm. bf16 logits are right to 4e-3, and so is the little that they leave
-# of the gradient if a model is sure.
+# Allowed gap between two ways of computing the same gradient, in units of its norm. A fault loses
+# or multiplies a micro-batch, which is half of the norm. bf16 logits are right to 4e-3, and so is
+# the little gradient that they leave when a model is sure.
 TOLERANCE, COARSE_TOLERANCE = 0.02, 0.2
-# Values of a weight whose moments an 8-bit optimizer packs, and of one whose moments stay in fp32.
+# Sizes of a weight whose moments an 8-bit optimizer packs, and of a weight whose moments stay in
+# fp32.
 LARGE, SMALL = 2**13, 2**6
 same_rate = partial(math.isclose, rel_tol=1e-6, abs_tol=1e-12)
-# Of the bytes of all tensors; 0 in healthy cells on a CPU, but a GPU's kernels may need another
-# workspace.
+# Allowed growth of the bytes of all tensors. It is 0 in healthy cells on a CPU, but a GPU's kernels
+# may need another workspace.
 GROWTH = 0.01
-CLIPPED = 1e-3  # torch divides by the norm plus 1e-6; bf16 gradients are summed in their own type
-# transformers' `inverse_sqrt` without a warm-up, and the end of its `polynomial`.
+CLIPPED = 1e-3  # torch divides by the norm plus 1e-6, and sums bf16 gradients in bf16
+# The timescale of transformers' `inverse_sqrt` without warm-up, and the final rate of its
+# `polynomial`.
 TIMESCALE, LAST_RATE = 10_000, 1e-7
-SPAN_SHAPE = (2,)  # scores of a position: as a start, and as an end
-# Between ranks and one process, measured on quick cells: fp32 4e-7 nats and 3e-7 of the gradients'
-# norm, bf16 1e-4 and 2e-3. A mean on each rank is 2e-2 to 3e-1 nats off if targets differ in
-# length.
-LOSS, COARSE_LOSS = 1e-4, 3e-3  # nats
-GRADIENT, COARSE_GRADIENT = 1e-3, 3e-2  # of their norm
+SPAN_SHAPE = (2,)  # a position's two scores, as a start and as an end
+# Allowed gaps between several ranks and a single process. On quick cells, fp32 differs by 4e-7 nats
+# and 3e-7 of the gradients' norm, bf16 by 1e-4 and 2e-3. Averaging on each rank would be off by
+# 2e-2 to 3e-1 nats if targets differ in length.
+LOSS, COARSE_LOSS = 1e-4, 3e-3  # in nats
+GRADIENT, COARSE_GRADIENT = 1e-3, 3e-2  # in units of the gradients' norm
 
 
 def base_frozen(evidence: Evidence) -> Answer:
-    """Tensors that are not declared to train are bit-identical after training."""
+    """Tensors not declared as trainable are bit-identical after training."""
     if not evidence.cell.method.adapts:
         return None
     declared = evidence.cell.method.declared_names(evidence.model, evidence.cell)
@@ -63,10 +65,10 @@ def base_frozen(evidence: Evidence) -> Answer:
 
 
 def trains_as_declared(evidence: Evidence) -> Answer:
-    """Exactly the parameters train that method, base and head declare, each in one group of the
-    optimizer.
+    """Exactly the parameters that method, base and head declare train, each in one optimizer group.
 
-    `requires_grad` is compared, not trusted: a library may freeze an adapter, or free a base.
+    `requires_grad` is compared with the declaration rather than trusted, since a library may freeze
+    an adapter or unfreeze a base.
     """
     declared = evidence.cell.method.declared_names(evidence.model, evidence.cell)
     trained = evidence.trained.keys()
@@ -81,7 +83,7 @@ def trains_as_declared(evidence: Evidence) -> Answer:
 
 
 def named_groups(trainer: Trainer) -> list[list[tuple[str, torch.Tensor]]]:
-    """The tensors of each of the optimizer's groups, with their names in the model."""
+    """The tensors in each optimizer group, with their names in the model."""
     names = {id(parameter): name for name, parameter in trainer.stepped.items()}
     unknown = "a tensor that is none of the model's"
     groups = []
@@ -91,8 +93,9 @@ def named_groups(trainer: Trainer) -> list[list[tuple[str, torch.Tensor]]]:
 
 
 def idle_parts(evidence: Evidence) -> list[str]:
-    """Parts of the head without pretrained weights that do not train: in full, or by an adapter if
-    the head says so.
+    """Parts of the head that have no pretrained weights and do not train.
+
+    A part trains in full, or through an adapter if the head says so.
     """
     head, adapts = evidence.cell.head, evidence.cell.method.adapts
     trained = set(evidence.trained)
@@ -108,11 +111,10 @@ def idle_parts(evidence: Evidence) -> list[str]:
 
 
 def gradients_reach(evidence: Evidence) -> Answer:
-    """Every tensor that trains, unused modules aside, has a gradient of its own, not zero, in each
-    update.
+    """Every trained tensor has a fresh nonzero gradient in each update, except in unused modules.
 
-    Updates count once one has moved weights: LoRA's A has no
-    gradient while B is zero.
+    Updates count from the first one that moved weights, since LoRA's A has no gradient while B is
+    zero.
     """
     log = evidence.trainer.log
     names = used_names(evidence)
@@ -126,13 +128,13 @@ def gradients_reach(evidence: Evidence) -> Answer:
     faults = []
     for name in names:
         count = log.idle.get(name, 0)
-        if count and ".experts." not in name:  # a batch may send no token to an expert
+        if count and ".experts." not in name:  # a batch may route no token to an expert
             faults.append(f"{name} in {count} of {log.moving_updates} updates")
     return expect_none(faults, f"{len(names)} tensors get a gradient in each update", "get none")
 
 
 def weights_moved(evidence: Evidence) -> Answer:
-    """Every tensor that trains has changed, unused modules aside."""
+    """Every trained tensor has changed, except in unused modules."""
     names = used_names(evidence)
     if not names:
         return False, "no tensor trains"
@@ -143,9 +145,9 @@ def weights_moved(evidence: Evidence) -> Answer:
 def used_names(evidence: Evidence) -> list[str]:
     """Names of the trained tensors that must get a gradient.
 
-    A pretrained module that the loss does not use may stay as it is, as BERT2BERT's pooler. So may
-    the bias of a head that finds spans: it shifts the scores of all positions alike, which the
-    softmax over positions takes away again.
+    A pretrained module that the loss does not use, such as BERT2BERT's pooler, may stay as it is.
+    So may the bias of a head that finds spans: it shifts the scores of all positions equally, and
+    the softmax over positions cancels the shift.
     """
     cell = evidence.cell
     called = {
@@ -163,12 +165,11 @@ def used_names(evidence: Evidence) -> list[str]:
 
 
 def trains_in_fp32(evidence: Evidence) -> Answer:
-    """Weights that train are fp32, and so are their moments, but for an optimizer that packs them
-    by design.
+    """Trained weights and their moments are fp32, except moments that an optimizer packs by design.
 
-    Bitsandbytes leaves moments of small tensors in fp32: those of norms, biases and small adapters
-    are few and matter most. Packed second moments are never negative: a map with negative levels
-    would waste half of its levels.
+    Bitsandbytes keeps small tensors' moments in fp32, because the moments of norms, biases and
+    small adapters are few and matter most. Packed second moments are never negative, so a map with
+    negative levels would waste half of its levels.
     """
     optimizer = evidence.trainer.optimizer
     trained = {name: p for name, p in evidence.trainer.stepped.items() if p.requires_grad}
@@ -192,7 +193,8 @@ def trains_in_fp32(evidence: Evidence) -> Answer:
             if moment.dtype is not torch.float32:
                 dtypes.add(moment.dtype)
                 moment_faults.append(f"{key} of {name} is {dtype_name(moment.dtype)}")
-        levels = optimizer.state.get(parameter, {}).get("qmap2")  # bitsandbytes' of second moments
+        # Bitsandbytes' levels of second moments.
+        levels = optimizer.state.get(parameter, {}).get("qmap2")
         if levels is not None and bool((levels < 0).any()):
             signed_names.append(name)
     if small_names:
@@ -209,16 +211,16 @@ def trains_in_fp32(evidence: Evidence) -> Answer:
 
 
 def _moments(optimizer: Any, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The optimizer's tensors with a value for each value of a parameter."""
+    """The optimizer's tensors that hold one value per value of the parameter."""
     state = optimizer.state.get(parameter, {})
     tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
     return {key: value for key, value in tensors.items() if value.shape == parameter.shape}
 
 
 def moment_types(evidence: Evidence) -> set[torch.dtype]:
-    """The types of moments that the same optimizer keeps for a large fp32 weight alone.
+    """The types of the moments that the same optimizer keeps for a single large fp32 weight.
 
-    If the method made its own optimizer, the types are those of all its moments.
+    If the method made its own optimizer, the types of all its moments are returned.
     """
     weight = torch.zeros(LARGE, device=evidence.device)
     lone_optimizer = first_step(evidence, weight, torch.ones_like(weight))
@@ -233,8 +235,9 @@ def moment_types(evidence: Evidence) -> set[torch.dtype]:
 
 
 def first_step(evidence: Evidence, weight: torch.Tensor, gradient: torch.Tensor) -> Any:
-    """The recipe's optimizer after its first step, of this weight alone at a rate of 1; None if the
-    method made its own.
+    """The recipe's optimizer after its first step on this weight alone, at a learning rate of 1.
+
+    None if the method made its own optimizer.
     """
     weight.requires_grad_().grad = gradient
     group = {"params": [weight], "weight_decay": evidence.cell.recipe.weight_decay}
@@ -246,11 +249,11 @@ def first_step(evidence: Evidence, weight: torch.Tensor, gradient: torch.Tensor)
 
 
 def variant_applied(evidence: Evidence) -> Answer:
-    """The trained model shows that its method trained it, and no other.
+    """The trained model shows that its own method, and no other, trained it.
 
-    All that the method says must move has moved, weights that it rewrites are no longer the
-    checkpoint's, and its own check of the model passes. None if it says nothing of all this. Its
-    rates are checked by `schedule_counts_updates`.
+    Everything that the method says must move has moved, weights that it rewrites no longer equal
+    the checkpoint's, and its own check of the model passes. None if the method declares none of
+    these. `schedule_counts_updates` checks the method's rates.
     """
     method, cell = evidence.cell.method, evidence.cell
     rewrites = method.rewrites(cell)
@@ -266,7 +269,7 @@ def variant_applied(evidence: Evidence) -> Answer:
         if not any(key in name for name in evidence.trained):
             rate = f"to train at {factor:g} times the rate"
             faults.append(f"no trained tensor has {key!r} in its name, {rate}")
-    # The head trains by any method.
+    # The head trains under any method.
     if method.must_move and all(is_part(name, cell.head.new_modules) for name in movers):
         faults.append(f"no trained tensor has {' or '.join(method.must_move)} in its name")
     if rewrites and not rewritten_names:
@@ -284,9 +287,7 @@ def variant_applied(evidence: Evidence) -> Answer:
 
 
 def gradients_clipped(evidence: Evidence) -> Answer:
-    """After clipping, each update's gradients have their own norm or the recipe's bound, whichever
-    is smaller.
-    """
+    """After clipping, each update's gradient norm is its own or the recipe's bound, if smaller."""
     bound, log = evidence.cell.recipe.max_grad_norm, evidence.trainer.log
     if bound is None or not log.updates:
         return None
@@ -299,7 +300,7 @@ def gradients_clipped(evidence: Evidence) -> Answer:
     for update, (norm, clipped) in enumerate(
         zip(log.gradient_norms, log.clipped_norms, strict=True), 1
     ):
-        if not math.isfinite(norm):  # fp16 lost the update to an overflow
+        if not math.isfinite(norm):  # fp16 lost this update to an overflow
             continue
         clipped_updates += norm > bound
         expected = min(norm, bound)
@@ -307,7 +308,7 @@ def gradients_clipped(evidence: Evidence) -> Answer:
         if not gaps[-1] <= CLIPPED:
             norms = f"gradient norm {norm:.3g} of update {update} is {clipped:.3g} after clipping"
             return False, f"{norms}, bound {bound:g}"
-    probe_gap = evidence.probe.clipped or 0.0  # its norms are computed here
+    probe_gap = evidence.probe.clipped or 0.0  # the probe computes its own norms
     if not probe_gap <= CLIPPED:
         detail = f"norms and clipped gradients are off by {probe_gap:.1e} of the norm"
         return Measured(probe_gap, CLIPPED), f"{detail}, computed in fp64"
@@ -316,11 +317,10 @@ def gradients_clipped(evidence: Evidence) -> Answer:
 
 
 def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
-    """The first steps of an AdamW and a late one moved weights by its definition, from the same
-    gradients and rates.
+    """The first AdamW steps and a late one moved weights as its definition does.
 
-    A separate weight without a gradient must decay: the errors of packed moments would hide a lost
-    decay.
+    The gradients and rates are the same. A separate weight without a gradient must decay, because
+    the errors of packed moments would hide a missing decay.
     """
     adamw, decay = evidence.trainer.adamw, evidence.cell.recipe.weight_decay
     if adamw.gap is adamw.late_gap is None:
@@ -334,7 +334,7 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
                 False,
                 f"a weight of {size} values without a gradient does not decay by {decay:g} of itself",
             )
-    # A short run has no late update, one that went on from a checkpoint no first ones.
+    # A short run has no late update, and a run resumed from a checkpoint has no first ones.
     gaps: dict[str, Measured] = {}
     if adamw.gap is not None:
         tolerance = PACKED_TOLERANCE if adamw.packed else STEP_TOLERANCE
@@ -348,10 +348,9 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
 
 
 def memory_does_not_grow(evidence: Evidence) -> Answer:
-    """After the last update there are as many tensors, of as many bytes, as after ten: no update
-    leaves any behind.
+    """No update leaves tensors behind: their number and bytes do not grow after the tenth update.
 
-    Other memory of the process is no measure: oneDNN keeps kernels for each new shape.
+    Other memory of the process is no measure, since oneDNN keeps kernels for each new shape.
     """
     held = evidence.trainer.meter.held
     updates = held[-1].updates - held[0].updates if held else 0
@@ -364,18 +363,17 @@ def memory_does_not_grow(evidence: Evidence) -> Answer:
     return more_tensors < updates and Measured(share, GROWTH), detail
 
 
-# AdamW's defaults as torch and bitsandbytes document them; recipes set none of them.
+# AdamW's defaults as torch and bitsandbytes document them; no recipe overrides them.
 BETAS, EPS = (0.9, 0.999), 1e-8
-PACKED_SIZE = 4096  # values from which bitsandbytes' 8-bit optimizers pack a tensor's moments
+PACKED_SIZE = 4096  # tensor size from which bitsandbytes' 8-bit optimizers pack moments
 DOCUMENTED = (adamw_torch, adamw_bnb_8bit)
 
 
 def optimizer_set_as_declared(evidence: Evidence) -> Answer:
-    """Betas and epsilon are AdamW's documented ones; matrices decay as the recipe says, biases and
-    norms do not.
+    """Betas and epsilon are AdamW's documented defaults, and weight decay is the recipe's.
 
-    The optimizer that is named for its 8 bits keeps the moments of large tensors so, and torch's
-    none.
+    Only matrices decay, not biases and norms. The 8-bit optimizer keeps large tensors' moments in 8
+    bits; torch's keeps no moments that way.
     """
     cell, trainer = evidence.cell, evidence.trainer
     is_own = type(cell.method).make_optimizer is not Method.make_optimizer
@@ -399,12 +397,14 @@ def optimizer_set_as_declared(evidence: Evidence) -> Answer:
 
 
 def schedule_counts_updates(evidence: Evidence) -> Answer:
-    """Training has the planned updates, and in each of them every tensor has the schedule's share
-    of its peak rate.
+    """Training made the planned updates, each with every tensor at its scheduled learning rate.
+
+    The rate is the schedule's share of the tensor's peak rate.
     """
     trainer, recipe = evidence.trainer, evidence.cell.recipe
     log = trainer.log
-    total = recipe.planned_updates(len(trainer.features))  # whatever the trainer says
+    # Computed here, whatever the trainer says.
+    total = recipe.planned_updates(len(trainer.features))
     count = min(log.updates, total) if trainer.paused else total
     if log.stopped:
         return None
@@ -414,7 +414,7 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
             f"{log.updates} updates with {len(log.learning_rates)} rates, but the recipe plans {count}",
         )
     peaks = group_peaks(evidence)
-    step = 0  # of the schedule, which an update that fp16 lost does not advance
+    step = 0  # the schedule's step; an update that fp16 lost does not advance it
     for update in range(count):
         share = planned_share(recipe, step, total)
         title = f"update {update + 1} of {total}"
@@ -433,9 +433,9 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
 
 
 def group_peaks(evidence: Evidence) -> list[dict[str, float]]:
-    """The declared peak rates of each group's tensors, by name.
+    """The declared peak rates of the tensors in each group, by name.
 
-    If a method makes groups of its own, or its optimizer, the groups' own rates count.
+    If a method makes its own groups or optimizer, the groups' own rates are used.
     """
     cell, trainer = evidence.cell, evidence.trainer
     kind = type(cell.method)
@@ -451,7 +451,7 @@ def group_peaks(evidence: Evidence) -> list[dict[str, float]]:
 
 
 def declared_peak(cell: Cell, name: str) -> float:
-    """The peak rate of a parameter: its head's, its method's, or the recipe's."""
+    """The peak rate of a parameter: the head's, the method's or the recipe's."""
     recipe = cell.recipe
     if recipe.head_learning_rate is not None and is_part(name, cell.head.new_modules):
         return recipe.head_learning_rate
@@ -462,7 +462,7 @@ def declared_peak(cell: Cell, name: str) -> float:
 
 
 def planned_share(recipe: Hyperparameters, step: int, total: int) -> float:
-    """The share of the peak rate in a step of the schedule, as transformers documents it."""
+    """The share of the peak rate at a step of the schedule, as transformers documents it."""
     name = recipe.lr_scheduler_type
     if name == "constant":  # without a warm-up
         return 1.0
@@ -477,25 +477,23 @@ def planned_share(recipe: Hyperparameters, step: int, total: int) -> float:
     progress = (step - warmup) / max(1, total - warmup)
     if name == "linear":
         return 1 - progress
-    if name == "polynomial":  # of power 1, down to a rate of its own
+    if name == "polynomial":  # with power 1, ending at a fixed rate
         last_share = LAST_RATE / recipe.learning_rate
         return last_share + (1 - last_share) * (1 - progress)
     assert name in ("cosine", "cosine_with_restarts"), f"schedule {name!r} has no definition here"
-    return (1 + math.cos(math.pi * progress)) / 2  # one cycle, so there are no restarts
+    return (1 + math.cos(math.pi * progress)) / 2  # one cycle, so no restarts
 
 
 def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
-    """Gradients accumulated over two micro-batches of an update are those of the mean loss of their
-    rows in one batch.
-    """
+    """Gradients accumulated over two micro-batches equal those of the mean loss over one batch."""
     trainer = evidence.trainer
     group = trainer.last_group
     if len(group) < 2 and evidence.cell.recipe.gradient_accumulation_steps > 1:
-        group = next(iter(trainer.updates(0)))  # an epoch may end with a part of an update
+        group = next(iter(trainer.updates(0)))  # an epoch may end in a partial update
     if len(group) < 2:
         return None
-    # Few rows show it, and fit in memory; of unequal number, so that a mean of means is another
-    # mean.
+    # A few rows are enough, and fit in memory. Their numbers differ, so that a mean of the
+    # micro-batches' means would be a different mean.
     micro_batches = [group[0][:3], group[1][:1]]
     names = smallest_tensors(evidence.trained)
     with torch.enable_grad(), keep_state(trainer):
@@ -514,8 +512,9 @@ def batch_gradients(
     features: Sequence[Feature],
     names: Sequence[str],
 ) -> tuple[float, list[torch.Tensor]]:
-    """The mean loss of some rows, and its gradients; in several batches only if training never held
-    so many rows.
+    """The mean loss of some rows and its gradients.
+
+    The rows are split into several batches only if training never held so many at once.
     """
     size = trainer.log.micro_batch
     parameters = [trainer.parameters[name] for name in names]
@@ -543,9 +542,7 @@ def batch_gradients(
 
 
 def ranks_train_as_one(evidence: Evidence) -> Answer:
-    """Without dropout, the first update's loss and gradients are those of one process that has all
-    its rows.
-    """
+    """Without dropout, the first update has the loss and gradients of one process with all rows."""
     trainer = evidence.trainer
     if trainer.ranks.count == 1:
         return None

@@ -1,6 +1,6 @@
-"""Two runs judged: by numerics, quality, memory, speed and instruments. Needs no torch.
+"""Judges two runs by numerics, quality, memory, speed and instruments. Needs no torch.
 
-Called, it is `tunegrid.commands.gate.gate`.
+The package itself is callable, as `tunegrid.commands.gate.gate`.
 """
 
 import sys

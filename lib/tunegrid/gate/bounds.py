@@ -1,5 +1,6 @@
-"""Makes bounds, a TOML file, and noise from runs of one grid (`tunegrid calibrate`), in points,
-0-100.
+"""Derives bounds (a TOML file) and noise from runs of one grid, for `tunegrid calibrate`.
+
+Scores are in points, 0-100.
 """
 
 import math
@@ -15,10 +16,11 @@ from tunegrid.gate.thresholds import LAB_CALIBRATE
 from tunegrid.record import Record
 from tunegrid.runs.files import recipe_digest
 
-HEALTHY_MISSES = 0.02  # the chance that a healthy run of the whole grid misses any bound
-CONTROL_SHARE = 2 / 3  # of the way from the mean to a control's score: a bound below it is blunt
-LEAST_ROOM = 1.0  # points; another CPU rounds differently
-RecordsByCell = Mapping[str, Record]  # a run of the grid
+HEALTHY_MISSES = 0.02  # chance that a healthy run of the whole grid misses any bound
+# Share of the way from the mean to a control's score; a lower bound would be blunt.
+CONTROL_SHARE = 2 / 3
+LEAST_ROOM = 1.0  # points between mean and bound, since another CPU rounds differently
+RecordsByCell = Mapping[str, Record]  # one run of the grid
 
 
 def get_bound(
@@ -30,14 +32,14 @@ def get_bound(
     tail: float = 0.0,
     control: float | None = None,
 ) -> float:
-    """The least score of a healthy run, in points, rounded down to a tenth.
+    """The lowest score expected of a healthy run, in points, rounded down to a tenth.
 
-    A new observation deviates from the mean of n by noise * sqrt(1 + 1 / n). All `bounds` of a run
-    share `HEALTHY_MISSES` (Bonferroni). A seed of its kind that was farther out, by `tail`
-    deviations, widens the bound. If few seeds leave it wide, it is `CONTROL_SHARE` of the way from
-    the mean to the score of a `control`.
+    A new observation deviates from the mean of n by noise * sqrt(1 + 1 / n). All `bounds` bounds of
+    a run share `HEALTHY_MISSES` (Bonferroni). If a seed of the cell's kind lay farther out, by
+    `tail` deviations, the bound widens to it. If a few seeds leave the bound too wide, it lies
+    `CONTROL_SHARE` of the way from the mean to the score of a `control`.
     """
-    from tunegrid.gate.statistics import critical_value  # which brings scipy
+    from tunegrid.gate.statistics import critical_value  # imports scipy
 
     mean = fmean(scores)
     errors = max(critical_value(HEALTHY_MISSES / bounds, noise.df), tail)
@@ -45,22 +47,23 @@ def get_bound(
     minimum = min(scale.shift(mean, -reach), mean - LEAST_ROOM)
     if control is not None:
         minimum = max(minimum, mean - CONTROL_SHARE * (mean - control))
-    tenths = math.floor(round(10 * minimum, 6))  # the inner rounding keeps 2.3 from becoming 2.2
+    # The inner rounding keeps 2.3 from turning into 2.2.
+    tenths = math.floor(round(10 * minimum, 6))
     return max(0.0, tenths / 10)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Runs of one grid."""
+    """Runs of one grid, from which noise and bounds are derived."""
 
     seeds: Sequence[RecordsByCell]
-    # By seed: its run, and those from moved starts
+    # By seed, its own run and the runs from perturbed starts.
     perturbed: Mapping[int, Sequence[RecordsByCell]] = field(default_factory=dict)
-    # The best score of any control, by cell and score
+    # The best score of any control, by cell and score.
     controls: Mapping[NoiseKey, float] = field(default_factory=dict)
 
     def bound_keys(self) -> list[NoiseKey]:
-        """Every cell and bounded score."""
+        """Lists every cell with each of its bounded scores."""
         keys = []
         for cell, record in self.seeds[0].items():
             keys += [(cell, metric) for metric in record.bounded_scores]
@@ -68,7 +71,7 @@ class Calibration:
 
     @cached_property
     def noise(self) -> Noise:
-        """Both kinds of training noise."""
+        """Both kinds of training noise, measured from these runs."""
         records = list(self.seeds[0].values())
         rows = {record.task: record.data.rows["test"] for record in records if record.data}
         scores: dict[str, dict[NoiseKey, list[list[float]]]] = {SEEDS: {}, PERTURBED: {}}
@@ -78,9 +81,9 @@ class Calibration:
         return Noise(profile=records[0].profile, rows=rows, scores=scores)
 
     def bounds(self) -> dict[NoiseKey, float]:
-        """Every bound, from noise between seeds.
+        """Computes every bound from the noise between seeds.
 
-        Raises InputError for one that an answer without a model reaches.
+        Raises InputError if an answer without a model reaches a bound.
         """
         bounds = get_bounds(self.noise, self.controls)
         for grids in (self.seeds, *self.perturbed.values()):
@@ -102,7 +105,7 @@ def _check_sharp(record: Record, bounds: Mapping[NoiseKey, float]) -> None:
 
 
 def get_bounds(noise: Noise, controls: Mapping[NoiseKey, float]) -> dict[NoiseKey, float]:
-    """The bound of every cell and score whose seeds were measured."""
+    """The bounds of all cells and scores whose seeds were measured."""
     bounds = {}
     calibrated = noise.scores[SEEDS]
     for (cell, metric), [scores] in calibrated.items():
@@ -120,7 +123,7 @@ def get_bounds(noise: Noise, controls: Mapping[NoiseKey, float]) -> dict[NoiseKe
 
 
 def cell_scores(grids: Sequence[RecordsByCell], cell: str, metric: str) -> list[float]:
-    """One score of a cell in each of these runs; raises InputError if one has none."""
+    """A cell's score in each of these runs; raises InputError if a run lacks it."""
     scores = []
     for grid in grids:
         score = grid[cell].scores.get(metric) if cell in grid else None
@@ -132,7 +135,7 @@ def cell_scores(grids: Sequence[RecordsByCell], cell: str, metric: str) -> list[
 
 
 def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> str:
-    """The file of bounds, with the command that wrote it."""
+    """Writes the file of bounds, naming the command that made it."""
     lines = [
         f"# Written by `{command}`. Scores are points, 0-100. A healthy run of the whole grid misses any",
         "# with a chance of 2 %: the mean minus a t quantile of a new observation, by the noise between seeds; of up to 30",
@@ -157,7 +160,7 @@ def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> s
 
 
 def own_noise_toml(calibration: Calibration) -> str:
-    """The tables of a user's file of bounds on the recipe and test rows of its scores."""
+    """Writes the tables of a user's file of bounds with its scores' recipe and test rows."""
     lines = [
         "",
         "# Gates read the noise from `scores` above, for this recipe and number of test rows.",
@@ -171,13 +174,13 @@ def own_noise_toml(calibration: Calibration) -> str:
 
 
 def evidence(calibration: Calibration) -> list[str]:
-    """The origin of the figures: device, date, versions and seeds."""
+    """Describes where the figures come from: device, date, versions and seeds."""
     firsts = [next(iter(grid.values())) for grid in calibration.seeds]
     return ["[evidence]", *origin(firsts[0]), f"seeds = {[record.seeds.seed for record in firsts]}"]
 
 
 def origin(first: Record) -> list[str]:
-    """Profile, date, device and versions of a record."""
+    """The profile, date, device and versions of a record."""
     device = (
         f"{first.device.name}, {first.device.threads} thread per process" if first.device else ""
     )

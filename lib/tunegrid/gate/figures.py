@@ -1,9 +1,9 @@
-"""Judges what a run measured beside losses and scores: memory, speed, instruments.
+"""Judges a run's measurements other than losses and scores: memory, speed and instruments.
 
-The ledger of tensors is exact. Peaks and speed have relative margins, and are compared between like
-machines only. The bytes of a traced update are counted on a CPU, so any two CPUs are alike. A run's
-JSON declares the figures of instruments, and names a file with their values for each cell and seed:
-nothing here knows an instrument. Needs no torch.
+The ledger of tensors is exact. Peaks and speed have relative margins and are compared only between
+similar machines. The bytes of a traced update are counted on a CPU, so any two CPUs are comparable.
+A run's JSON declares the figures of its instruments and names a file with their values for each
+cell and seed, so this module needs to know no instrument. Needs no torch.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -30,7 +30,8 @@ from tunegrid.record.record import Figure
 from tunegrid.runs.examples import read
 from tunegrid.words import count
 
-SPEED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")  # versions that affect speed
+# Packages whose versions affect speed.
+SPEED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 FIGURE_COLUMNS = ("instrument", "part", "figure")
 ROW_COLUMNS = ("seed", "row")
 NUMBER_COLUMNS = ("value", "weight", "low", "high")
@@ -43,7 +44,7 @@ def judge_figures(
     one_training: Collection[str],
     margins: Mapping[str, Mapping[str, float]],
 ) -> Iterator[Judgement]:
-    """The judgements on memory and speed, and on the gravest figure of each old instrument."""
+    """Judges memory and speed, and the worst-judged figure of each instrument in the old run."""
     cost_margins = {**margins["memory"], **margins["speed"]}
     for cell, rows in cells.items():
         is_finished = all(record.finished for record in rows.records[0])
@@ -53,7 +54,7 @@ def judge_figures(
 
 
 def _costs(rows: Rows, margins: Mapping[str, float], is_finished: bool) -> Iterator[Judgement]:
-    """Judgements on the ledger; and of whole runs on peaks, traced bytes and speed."""
+    """Judges the ledger and, for finished runs, also peaks, traced bytes and speed."""
     before, after = rows.records[0]
     references = {name: [before] for name in LEDGER}
     if is_finished:
@@ -69,27 +70,27 @@ def _costs(rows: Rows, margins: Mapping[str, float], is_finished: bool) -> Itera
                 yield judge(Verdict.NOT_COMPARABLE, detail=reason)
             continue
         margin = margins["ledger" if name in LEDGER else name]
-        # Worse: over the baseline's largest figure by more than the margin. Better: as far below
-        # its smallest.
+        # Worse: the figure exceeds the baseline's largest by more than the margin. Better: it is as
+        # far below the baseline's smallest.
         share = new / max(old) - 1
         verdict = Verdict.SAME
         if share > margin:
             verdict = Verdict.WORSE
         elif new / min(old) - 1 < -margin:
-            # Fewer bytes of tensors are no gain: one is gone, or no longer in fp32.
+            # Fewer bytes of tensors are no gain: a tensor is gone or no longer in fp32.
             verdict = Verdict.CHANGED if name in LEDGER else Verdict.BETTER
         yield judge(verdict, effect=share, detail=f"margin {100 * margin:.3g}%")
 
 
 def _references(rows: Rows) -> dict[str, list[Record]]:
-    """The records of the baseline with which each figure is compared: those of like machines."""
+    """The baseline's records with which each figure is compared: those from similar machines."""
     before, after = rows.records[0]
     same_device: list[Record] = []
     cpus: list[Record] = []
     timings: list[Record] = []
     has_timings = not unlike_machines(before, after)
     for record in rows.old.values():
-        if has_timings and not unlike_machines(record, after):  # a cluster's nodes may differ
+        if has_timings and not unlike_machines(record, after):  # nodes of a cluster may differ
             timings.append(record)
         if record.processes != after.processes or not record.device or not after.device:
             continue
@@ -103,7 +104,7 @@ def _references(rows: Rows) -> dict[str, list[Record]]:
 
 
 def _cost(record: Record, name: str) -> float | None:
-    """A figure of memory, or seconds; None if it was not measured."""
+    """A figure of memory or a time in seconds; None if it was not measured."""
     memory = record.memory
     speed = record.throughput
     if name in SPEEDS:
@@ -113,7 +114,7 @@ def _cost(record: Record, name: str) -> float | None:
             return speed.step_seconds_median
         rate = speed.generated_tokens_per_second
         if name == "row_seconds":
-            if rate:  # the length of a text is not its speed
+            if rate:  # seconds per row depend on the length of the texts
                 return None
             rate = speed.eval_samples_per_second
         return 1 / rate if rate else None
@@ -126,7 +127,7 @@ def _cost(record: Record, name: str) -> float | None:
 
 
 def unlike_machines(before: Record, after: Record) -> str:
-    """The reason why the speed of two records cannot be compared; empty if it can."""
+    """The reason why the speeds of two records cannot be compared; empty if they can."""
     old = before.device
     new = after.device
     if not old or not new:
@@ -145,7 +146,7 @@ def unlike_machines(before: Record, after: Record) -> str:
 
 
 def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:
-    """The gravest judgement on each instrument's figures that have a better side."""
+    """The gravest judgement on each instrument, among its figures that have a better direction."""
     old, new = zip(*rows.records, strict=True)
     before = load_frame(old, rows.old_path)
     after = load_frame(new, rows.new_path)
@@ -178,12 +179,12 @@ def _judge_figure(
     part: str,
     lines: pd.DataFrame,
 ) -> Judgement:
-    """The judgement on a figure by its paired rows: rounding alone moves these."""
+    """Judges a figure by its paired rows, which move only by rounding if nothing changed."""
     weights = lines.weight / lines.weight.mean()
     sign = 1 if figure.better == "higher" else -1
     gains = sign * weights * (lines.value_new - lines.value)
     row_gains = gains.groupby(lines.row).mean().to_numpy()
-    # One number is compared with its margin alone.
+    # A single number is compared only with its margin.
     effect = by_rows(row_gains if len(row_gains) > 1 else np.repeat(row_gains, 2))
     was = (lines.value * weights).mean()
     now = (lines.value_new * weights).mean()
@@ -208,13 +209,13 @@ def _judge_figure(
 
 
 def _gravity(judgement: Judgement) -> tuple[int, float]:
-    """The place of a judgement, the gravest first; of one verdict, the smallest p-value."""
+    """A sort key: the gravest verdict first, then the smallest p-value."""
     p = 1.0 if judgement.p is None else judgement.p
     return GRAVEST_FIRST.index(judgement.verdict), p
 
 
 def load_frame(records: Iterable[Record], run: Path | None) -> pd.DataFrame:
-    """All lines of these records, each with its cell and seed; none of a record without a file."""
+    """All lines of these records, with cell and seed; records without a file add none."""
     frames = []
     for record in records:
         columns = read(record, run, "figures")

@@ -1,8 +1,8 @@
-"""Judges a run by a baseline: one verdict per cell and quantity.
+"""Judges a run against a baseline, with one verdict per cell and quantity.
 
 `tunegrid.gate.numerics` judges a record's losses, `tunegrid.gate.quality` its scores, and
-`tunegrid.gate.figures` its other measurements. `tunegrid.report.verdict` sums these up. Needs no
-torch.
+`tunegrid.gate.figures` its other measurements. `tunegrid.report.verdict` sums up their judgements.
+Needs no torch.
 """
 
 from collections import defaultdict
@@ -28,14 +28,14 @@ ONE_PROFILE = "judge one profile at a time"
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A saved run: records by cell and seed, and the file's path, with examples next to it."""
+    """A saved run: records by cell and seed, and the path of its file, with examples beside it."""
 
     records: Mapping[str, RecordsBySeed]
     path: Path | None = None
-    # By the seed that each confirms or refutes
+    # Records that confirm or refute a drop, by the seed of that drop.
     confirming: Mapping[str, RecordsBySeed] = field(default_factory=dict)
-    noise: Sequence[OwnNoise] = ()  # of users' cells that were calibrated
-    doubt: str = ""  # the reason why the file is no baseline
+    noise: Sequence[OwnNoise] = ()  # for users' cells that were calibrated
+    doubt: str = ""  # why the file cannot be a baseline; else empty
 
     @classmethod
     def make(
@@ -45,9 +45,9 @@ class Run:
         noise: Sequence[OwnNoise] = (),
         doubt: str = "",
     ) -> "Run":
-        """The records that finished or made their first updates.
+        """Makes a run from the records that finished or made their first updates.
 
-        Raises InputError if they are of two profiles.
+        Raises InputError if the records are of more than one profile.
         """
         own: dict[str, dict[int | None, Record]] = defaultdict(dict)
         confirming: dict[str, dict[int | None, Record]] = defaultdict(dict)
@@ -74,42 +74,42 @@ class Run:
 
     @classmethod
     def of_file(cls, saved: SavedRun) -> "Run":
-        """A saved run; raises InputError as `make` does."""
+        """Makes a run from a saved one; raises InputError as `make` does."""
         return cls.make(saved.records, saved.path, saved.noise, saved.doubt)
 
     @property
     def profile(self) -> str:
-        """The profile of its records; empty without any."""
+        """The profile of the run's records; empty if there are none."""
         records = self.all_records
         return records[0].profile if records else ""
 
     @property
     def all_records(self) -> list[Record]:
-        """Its records, one after the other."""
+        """All records of the run in one list."""
         records: list[Record] = []
         for seeds in self.records.values():
             records += seeds.values()
         return records
 
     def select(self, cells: Container[str]) -> "Run":
-        """The same run with these cells alone."""
+        """The same run restricted to these cells."""
         records = {cell: seeds for cell, seeds in self.records.items() if cell in cells}
         return replace(self, records=records)
 
 
 def read_run(path: Path) -> Run:
-    """A saved run, to judge or to judge by."""
+    """Reads a saved run, either to judge it or to use it as a baseline."""
     return Run.of_file(read_saved(path))
 
 
 def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
-    """Every verdict: missing cells first, then the others, both in the study's order.
+    """Returns every verdict, missing cells first, otherwise in the study's order.
 
-    The noise of training is the suite's, and that of the runs' own cells, if None.
+    If `noise` is None, the training noise is that of the suite and of the runs' own cells.
 
     Raises:
         InputError: if the runs are of two profiles, have no cell in common or scored different
-            test rows, or if the baseline cannot be one (`check_sound`).
+            test rows, or if the baseline cannot serve as one (`check_sound`).
     """
     margins = load_margins()
     tolerances = load_tolerances()
@@ -158,12 +158,12 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
 
 
 def _finished(run: Run) -> Run:
-    """The run's records that finished."""
+    """The run restricted to its finished records."""
     return Run.make([record for record in run.all_records if record.finished], run.path)
 
 
 def _extra_cells(run: Run, reference: Run) -> list[Record]:
-    """A record of each cell that the reference lacks."""
+    """One record of each cell that the reference lacks."""
     extra = run.records.keys() - reference.records.keys()
     return [next(iter(seeds.values())) for cell, seeds in run.records.items() if cell in extra]
 
@@ -171,7 +171,8 @@ def _extra_cells(run: Run, reference: Run) -> list[Record]:
 def check_sound(baseline: Run) -> None:
     """Raises InputError if a baseline's file was changed or is unsealed, or a cell failed an audit.
 
-    Such figures are not its method's. A missed bound is: a run that is as low misses it, too.
+    Figures from a failed audit do not belong to the method. Figures below a bound do, and a new run
+    that is as low misses the bound, too.
     """
     if baseline.doubt:
         fault = f"{baseline.path} {baseline.doubt}"
@@ -190,12 +191,12 @@ def check_sound(baseline: Run) -> None:
 
 
 def is_sound(record: Record) -> bool:
-    """Checks that no audit of a record failed, and no figure of its first updates was wrong."""
+    """Checks that no audit of a record failed and no figure of its first updates was wrong."""
     return record.status != "failed" and not failed_audit_names(record)
 
 
 def failed_audit_names(record: Record) -> list[str]:
-    """The names of the audits that failed and count."""
+    """The names of the failed audits that are not excused."""
     failed = [finding.name for finding in record.audits if not finding.passed]
     return [name for name in failed if name not in record.excused]
 
@@ -206,10 +207,8 @@ def _confirm(
     confirming: RecordsBySeed,
     judge: Callable[..., list[Judgement]],
 ) -> Judgement:
-    """The judgement on a drop: at one seed that the baseline lacks, a second training confirms
-    it.
-    """
-    # At equal seeds a change is what differs, and the mean of several seeds is certain enough.
+    """Lets a second training confirm a drop that was found at a single seed not in the baseline."""
+    # At equal seeds the change itself is what differs, and the mean of several seeds is reliable.
     if drop.verdict is not Verdict.WORSE or drop.effect is None:
         return drop
     if len(rows.new) > 1 or rows.new.keys() & rows.old.keys():
@@ -234,19 +233,19 @@ def _confirm(
 
 
 def is_suspect(old: Run, record: Record) -> bool:
-    """Checks that a record alone is worse at a seed that the baseline lacks.
+    """Checks that a record alone is judged worse at a seed that the baseline lacks.
 
-    This is so more often than by a gate of all cells.
+    A single record is suspect more often than the gate of all cells would find it worse.
     """
     try:
         judgements = gate(old.select([record.cell]), Run.make([record]))
-    except InputError:  # the gate itself reports it
+    except InputError:  # the gate itself will report it
         return False
     return any(judgement.confirmed == "open" for judgement in judgements)
 
 
 def _rows(old: Run, new: Run) -> dict[str, Rows]:
-    """The paired runs of each cell that both have."""
+    """The paired runs of each cell that both runs have."""
     rows = {}
     for cell, seeds in old.records.items():
         if cell in new.records:

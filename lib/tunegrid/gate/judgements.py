@@ -1,4 +1,4 @@
-"""A gate's judgements on figures, each with its evidence; and those that count for a run."""
+"""Defines a gate's judgements on figures, with evidence, and which of them count for a run."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,13 +10,13 @@ from tunegrid.errors import InputError
 from tunegrid.record import Record
 
 KINDS = ("numerics", "quality", "memory", "speed", "instruments")  # of figures
-CHANGED = "changed"  # numerics that changed, or fewer bytes of tensors, ask for a decision
-CANNOT_TELL = "cannot-tell"  # a main score that cannot be decided asks for more seeds
+CHANGED = "changed"  # changed numerics, or fewer bytes of tensors, call for a decision
+CANNOT_TELL = "cannot-tell"  # an undecided main score calls for more seeds
 COUNTED = (*KINDS, CHANGED, CANNOT_TELL)  # what a run's exit code may depend on
-# On a machine with other work, speed would fail at random. A change of numerics may be meant: it is
-# no failure, and no pass.
+# On a busy machine, speed would fail at random. A change of numerics may be intended, so it neither
+# fails nor passes.
 DEFAULT_KINDS = ("quality", "memory", CHANGED)
-# A process's resident set depends on the cells that it ran before
+# A process's resident set depends on the cells that it ran earlier.
 NEVER_FAILING = ("rss_peak_gib",)
 LEDGER = ("weights_bytes", "gradients_bytes", "optimizer_bytes", "checkpoint_bytes")
 PEAKS = ("rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib")
@@ -25,16 +25,16 @@ SPEEDS = (
     "step_seconds",
     "row_seconds",
     "token_seconds",
-)  # of a median step; to score a row, or generate a token of all rows
-RecordsBySeed = Mapping[int | None, Record]  # of one cell
+)  # for a median step, for scoring a row, for generating one token of every row
+RecordsBySeed = Mapping[int | None, Record]  # records of one cell
 
 
 class Verdict(StrEnum):
-    """The words of a gate, the gravest first: a group of judgements is as grave as its gravest."""
+    """A gate's verdicts, the gravest first; a group of judgements is as grave as its gravest."""
 
     MISSING = "missing"
     WORSE = "worse"
-    CHANGED = "changed"  # of numerics, as equal and rounding
+    CHANGED = "changed"  # for numerics, like equal and rounding, and for fewer bytes in the ledger
     CANNOT_TELL = "cannot tell"
     NEW = "new"
     BETTER = "better"
@@ -48,44 +48,48 @@ GRAVEST_FIRST = tuple(Verdict)
 SAME_NUMERICS = (
     Verdict.EQUAL,
     Verdict.ROUNDING,
-)  # but for rounding; other verdicts on numerics need scores
+)  # equal up to rounding; any other verdict on numerics needs scores
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """One verdict with its evidence."""
+    """A single verdict with its evidence."""
 
     cell: str
-    main_score: str  # the name of the cell's
-    # A score, memory figure, one of `SPEEDS`, numerics, an instrument's as calibration/NLL, or cell
+    main_score: str  # the name of the cell's main score
+    # A score, a memory figure, one of `SPEEDS`, "numerics", an instrument's figure such as
+    # calibration/NLL, or "cell".
     quantity: str
     verdict: Verdict
-    before: float | None = None  # of a score: the mean over the runs that were paired
+    before: float | None = None  # for a score, the mean over the paired runs
     after: float | None = None
-    # New minus old: in points, in an instrument's units, or as a share; None: nothing was compared
+    # New minus old, in points, in an instrument's units, or as a share; None if nothing was
+    # compared.
     effect: float | None = None
-    low: float | None = None  # of its 95 % interval
+    low: float | None = None  # lower end of its 95 % interval
     high: float | None = None
-    # Of being worse, of this figure alone, as its interval; None: it was not tested
+    # The p-value of being worse, for this figure alone, like its interval; None if it was not
+    # tested.
     p: float | None = None
-    min_drop: float | None = None  # the smallest drop that would be called worse four times in five
-    error: float | None = None  # standard, by training noise; None: single rows were compared
-    margin: float | None = None  # the smallest change that counts, in points
-    seeds: int = 1  # runs of the cell that were judged
-    # Of numerics: those that the verdict rests on; None: on a whole run
+    min_drop: float | None = None  # smallest drop that would be called worse four times in five
+    # Standard error from training noise; None if single rows were compared.
+    error: float | None = None
+    margin: float | None = None  # smallest change that counts, in points
+    seeds: int = 1  # number of the cell's runs that were judged
+    # For numerics, the number of first updates that the verdict rests on; None for a whole run.
     first_updates: int | None = None
-    # Of changed numerics: the first that changed, of `tunegrid.gate.numerics.STAGES`
+    # For changed numerics, the first stage that changed (one of `tunegrid.gate.numerics.STAGES`).
     stage: str = ""
-    # The first that changed there, each with its class and library
+    # The first modules that changed there, each with its class and library.
     modules: tuple[tuple[str, str, str], ...] = ()
-    # Of a score's drop at one other seed than the baseline's: whether the training that confirms it
+    # For a score's drop at a single seed that the baseline lacks, whether the confirming training
     # is worse, too.
     confirmed: Literal["", "open", "yes", "no"] = ""
-    detail: str = ""  # what else a reader needs, as why there is no interval
+    detail: str = ""  # other useful facts, such as why there is no interval
 
     @property
     def kind(self) -> str:
-        """One of `KINDS`; a cell that is missing or new counts as quality."""
+        """One of `KINDS`; a missing or new cell counts as quality."""
         if "/" in self.quantity:
             return "instruments"
         if self.quantity == "numerics":
@@ -96,7 +100,7 @@ class Judgement:
 
     @property
     def decides(self) -> bool:
-        """True if a cell's answer rests on it: other scores than the main one only if worse."""
+        """True if the cell's answer depends on it; scores other than the main one only if worse."""
         if self.quantity in NEVER_FAILING:
             return False
         return (
@@ -107,7 +111,7 @@ class Judgement:
 
 
 def make_judgement(record: Record, quantity: str, verdict: Verdict, **evidence: Any) -> Judgement:
-    """A verdict on one figure of a cell's record."""
+    """Makes a verdict on one figure of a cell's record."""
     return Judgement(
         cell=record.cell,
         main_score=record.main_score,
@@ -118,18 +122,18 @@ def make_judgement(record: Record, quantity: str, verdict: Verdict, **evidence: 
 
 
 def worst(judged: Iterable[Judgement]) -> Verdict | None:
-    """The gravest verdict."""
+    """The gravest verdict, or None if nothing was judged."""
     return min((judgement.verdict for judgement in judged), key=GRAVEST_FIRST.index, default=None)
 
 
 def tally(verdicts: Iterable[Verdict | None]) -> str:
-    """Counts verdicts, as "25 equal, 1 rounding"."""
+    """Counts verdicts, for example "25 equal, 1 rounding"."""
     counts = Counter(verdicts)
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in GRAVEST_FIRST if counts[verdict])
 
 
 def by_cell(judged: Iterable[Judgement]) -> dict[str, list[Judgement]]:
-    """The judgements on each cell, in their order."""
+    """Groups judgements by cell and keeps their order."""
     cells: dict[str, list[Judgement]] = {}
     for judgement in judged:
         cells.setdefault(judgement.cell, []).append(judgement)
@@ -137,7 +141,7 @@ def by_cell(judged: Iterable[Judgement]) -> dict[str, list[Judgement]]:
 
 
 def describe(judgement: Judgement) -> str:
-    """Describes a change, as "bert_sa_lora accuracy -3.91 points (20 rows lost ...)"."""
+    """Describes a change, for example "bert_sa_lora accuracy -3.91 points (20 rows lost ...)"."""
     effect = judgement.effect
     if effect is None:
         change = ""
@@ -155,7 +159,7 @@ def describe(judgement: Judgement) -> str:
 
 
 def verdict_text(judgement: Judgement) -> str:
-    """The description after its verdict, as "worse: bert_sa_lora accuracy -3.91 points (...)"."""
+    """The verdict and its description, like "worse: bert_sa_lora accuracy -3.91 points (...)"."""
     return f"{judgement.verdict}: {describe(judgement)}"
 
 
@@ -163,7 +167,7 @@ def verdict_text(judgement: Judgement) -> str:
 
 
 def parse_kinds(text: str, known: Sequence[str] = COUNTED) -> tuple[str, ...]:
-    """The kinds that a run's exit code depends on; raises InputError for a name that is none."""
+    """The kinds that a run's exit code depends on; raises InputError for an unknown name."""
     kinds = tuple(text.split(","))
     for kind in kinds:
         if kind not in known:
@@ -173,8 +177,9 @@ def parse_kinds(text: str, known: Sequence[str] = COUNTED) -> tuple[str, ...]:
 
 
 def find_worse(judged: Iterable[Judgement], kinds: Sequence[str]) -> list[Judgement]:
-    """The judgements that fail a run: missing cells, and worse or changed figures of these
-    kinds.
+    """The judgements that fail a run: missing cells, worse figures and changed numerics.
+
+    Except for missing cells, only figures of these kinds count.
     """
     return [judgement for judgement in judged if _fails(judgement, kinds)]
 
@@ -190,20 +195,23 @@ def _fails(judgement: Judgement, kinds: Sequence[str]) -> bool:
 
 
 def main_scores(judged: Iterable[Judgement], *verdicts: Verdict) -> list[Judgement]:
-    """The judgements on main scores; of these verdicts if any is given."""
+    """The judgements on main scores, restricted to these verdicts if any are given."""
     mains = [judgement for judgement in judged if judgement.quantity == judgement.main_score]
     return [judgement for judgement in mains if not verdicts or judgement.verdict in verdicts]
 
 
 def was_compared(judgement: Judgement) -> bool:
-    """Checks that something is known of the figure's change."""
+    """Checks that something is known about how the figure changed."""
     if judgement.verdict is Verdict.CANNOT_TELL:
         return judgement.p is not None
     return judgement.verdict not in (Verdict.NOT_COMPARABLE, Verdict.NEW)
 
 
 def uncompared_kinds(judged: Sequence[Judgement], kinds: Sequence[str]) -> list[str]:
-    """The kinds that count and of which no figure could be compared; of quality, no main score."""
+    """The counted kinds of which no figure could be compared; for quality, no main score.
+
+    If nothing at all was compared, these are all counted kinds.
+    """
     names = []
     for kind in KINDS:
         figures = [judgement for judgement in judged if judgement.kind == kind]
@@ -212,7 +220,7 @@ def uncompared_kinds(judged: Sequence[Judgement], kinds: Sequence[str]) -> list[
         is_asked = bool(figures) or kind in (
             "speed",
             "instruments",
-        )  # which nobody counts by default
+        )  # not counted by default
         if kind in kinds and is_asked and not any(map(was_compared, figures)):
             names.append(kind)
     compared = [

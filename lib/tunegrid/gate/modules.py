@@ -1,16 +1,17 @@
-"""Names the module that changed between two records of one cell, by the probe before training.
+"""Names the module that changed between two records of one cell, from the probe before training.
 
 Each call of a module has four figures: its input, its output, the gradient at its output, and the
-gradients of its own weights. A figure is a norm and some projections. It moved if one of them
-differs by more than a share of the norm: a bound, measured as the other tolerances of numerics.
-Rounding at one module is rounded again at each later one, so the bound is that of the deepest
-module. A figure is equal if it moved by less than that, and by less than a tenth of the module's
-other side.
+gradients of its own weights. A figure consists of a norm and some projections. It has moved if any
+of them differs by more than a bound, which is a share of the norm and is measured like the other
+tolerances of numerics. Rounding in one module is rounded again in every later one, so the deepest
+module sets the bound. A figure is equal if it moved by less than the bound and by less than a tenth
+of the module's other side.
 
-Forward: the innermost modules whose output moved, while all their input is equal, in the order in
-which they ended. Backward, from the end: the first tensor whose gradient moved; the modules that
-took it in, while the gradient at their own output is equal; if no module took it in, the smallest
-such module around it. A module that gives its own weights other gradients counts as well.
+Forward, the modules sought are the innermost ones whose output moved while all their input is
+equal, in the order in which they ended. Backward, starting from the end, they are those that
+received the first tensor whose gradient moved, while the gradient at their own output is equal. If
+no module received that tensor, the smallest such module around it is named. A module whose own
+weights get other gradients also counts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from tunegrid.record import Record
 from tunegrid.runs.examples import Runs, read
 from tunegrid.words import count
 
-# Figures, and how the names of their columns begin
+# Figures, with the prefixes of their column names
 COLUMN_PREFIXES = {
     "input": "taken",
     "output": "given",
@@ -38,15 +39,15 @@ FIGURE_PARTS = ("norm", "projection_0", "projection_1", "projection_2")
 NUMBER_COLUMNS = tuple(f"{p}_{part}" for p in COLUMN_PREFIXES.values() for part in FIGURE_PARTS)
 PLACE_COLUMNS = ("call", "depth", "source", "maker")
 COLUMNS = ("phase", "module", "kind", "library", *PLACE_COLUMNS, *NUMBER_COLUMNS)
-CALL = ["module", "call"]  # the columns that identify a call in its phase
+CALL = ["module", "call"]  # the columns that identify a call within its phase
 INFINITE = "to or from a value that is not finite"
 
-# One row per call, in the order in which they ended, numbered through all phases. `call`: its
-# number among the calls of this module. `depth`: the number of modules at work around it. `source`,
-# `maker`: the numbers of the calls that made its input, and its output (its own or one inside); -1:
-# none did.
+# One row per call, in the order in which the calls ended, numbered across all phases. `call`: its
+# number among the calls of its module. `depth`: the number of modules running around it. `source`,
+# `maker`: the numbers of the calls that made its input and its output (the call itself or one
+# inside it); -1 if none did.
 Modules: TypeAlias = pd.DataFrame
-Names = tuple[tuple[str, str, str], ...]  # of modules: each with its class and library
+Names = tuple[tuple[str, str, str], ...]  # modules, each with its class and library
 
 
 class FirstModules(NamedTuple):
@@ -54,13 +55,13 @@ class FirstModules(NamedTuple):
 
     words: str = ""
     names: Names = ()
-    is_backward: bool = False  # their gradients changed, no output
+    is_backward: bool = False  # True if their gradients changed but no output did
 
 
 def read_both(old: Record, new: Record, runs: Runs) -> tuple[Modules, Modules] | None:
-    """The figures of two records; None if one has none or its file is gone.
+    """Reads the figures of two records; None if a record has none or its file is gone.
 
-    Raises InputError for a file that is not sound.
+    Raises InputError for an invalid file.
     """
     before = read(old, runs[0], "modules")
     after = read(new, runs[1], "modules")
@@ -70,7 +71,7 @@ def read_both(old: Record, new: Record, runs: Runs) -> tuple[Modules, Modules] |
 
 
 def parse_modules(columns: Mapping[str, Sequence[Any]] | pd.DataFrame) -> Modules:
-    """The calls in a file's columns; raises InputError if they are no calls."""
+    """The calls in a file's columns; raises InputError if the columns do not describe calls."""
     try:
         calls = pd.DataFrame({name: columns[name] for name in COLUMNS})
         return calls.astype(dict.fromkeys(PLACE_COLUMNS, "int32"))
@@ -80,23 +81,23 @@ def parse_modules(columns: Mapping[str, Sequence[Any]] | pd.DataFrame) -> Module
 
 
 def _numbers(calls: Modules) -> Any:
-    """The numbers by call, figure and part; NaN for one that is not finite."""
+    """The numbers by call, figure and part; NaN where a number is not finite."""
     numbers = calls[[*NUMBER_COLUMNS]].to_numpy(float)
     return numbers.reshape(-1, len(COLUMN_PREFIXES), len(FIGURE_PARTS))
 
 
 @dataclass(frozen=True)
 class Moved:
-    """The movement of the figures of all calls of one phase."""
+    """The movement of all figures in one phase."""
 
-    calls: Modules  # of the newer record
-    # A row per call, a column per figure, in units of its norm; NaN: the older record has no such
-    # call.
+    calls: Modules  # calls of the newer record
+    # A row per call and a column per figure, in units of the figure's norm; NaN if the older record
+    # has no such call.
     shares: pd.DataFrame
 
     @classmethod
     def measure(cls, old: Modules, new: Modules, phase: str) -> "Moved":
-        """The movement between two records; infinite to or from a number that is not finite."""
+        """Measures the movement between two records; infinite if a number is or was not finite."""
         before = old[old.phase == phase]
         calls = new[new.phase == phase]
         old_calls = before.drop_duplicates(CALL, keep="last").set_index(CALL)
@@ -114,21 +115,21 @@ class Moved:
         is_equal = (old_numbers == numbers) | (np.isnan(old_numbers) & np.isnan(numbers))
         share[is_equal.all(2)] = 0.0
         shares = pd.DataFrame(share, calls.index, list(COLUMN_PREFIXES))
-        # Another module may hold these weights now.
+        # These weights may now belong to another module.
         shares.loc[np.isnan(gaps[:, -1]), "weight_gradients"] = 0.0
         shares.loc[old_calls.depth.isna().to_numpy()] = np.nan
         return cls(calls, shares)
 
     def forward(self, bound: float) -> list[int]:
-        """The innermost calls whose output moved while their input is equal, in their order."""
+        """The innermost calls, in order, whose output moved although their input is equal."""
         shares = self.shares
         has_equal_input = shares.input <= np.minimum(bound, TENTH * shares.output)
         return self._innermost(shares.index[(shares.output > bound) & has_equal_input])
 
     def backward(self, bound: float) -> tuple[list[int], float]:
-        """The innermost calls, from the end, that first turn an equal gradient into another.
+        """The innermost calls, from the end, that first make an equal gradient differ.
 
-        Returns them with the share by which that gradient moved.
+        Also returns the share by which that gradient moved.
         """
         calls = self.calls
         gradient = self.shares.gradient
@@ -153,7 +154,7 @@ class Moved:
         return inner_calls, share
 
     def parent_calls(self, call: int) -> Iterator[int]:
-        """The calls around a call, the smallest first: they end later, and are less deep."""
+        """The calls around a call, innermost first; they end later and are less deep."""
         depth = self.calls.depth[call]
         for later_call, later_depth in self.calls.depth.loc[call + 1 :].items():
             if later_depth < depth:
@@ -161,8 +162,9 @@ class Moved:
                 yield later_call
 
     def _innermost(self, calls: Sequence[int]) -> list[int]:
-        """The calls inside no other of these: parts of a call end right before it, and are
-        deeper.
+        """The calls that contain none of the others.
+
+        Parts of a call end right before it and are deeper.
         """
         depth = self.calls.depth
         innermost = [*calls[:1]]
@@ -180,9 +182,9 @@ def first_modules(
     *,
     backward: bool = False,
 ) -> FirstModules:
-    """The module that changed first in a phase of the probe, if any.
+    """The first modules that changed in a phase of the probe, if any.
 
-    If `backward`, and no output changed, it is sought by gradients.
+    If `backward` is set and no output changed, they are found from the gradients.
     """
     movement = Moved.measure(old, new, phase)
     bound = tolerance["module_outputs"]
@@ -211,7 +213,7 @@ def first_modules(
     sentence = words.format(
         f"{first.module or 'the model'} ({first.kind}, {first.library})", extent
     )
-    # A change of the modules around it, or of its later calls, follows from its own.
+    # A change of the modules around it, or of its later calls, follows from its own change.
     path = f"{first.module}."
     more_modules = {name for name in rows.module if name and not path.startswith(f"{name}.")}
     if more_modules:

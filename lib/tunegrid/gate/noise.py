@@ -1,8 +1,8 @@
-"""Gives the training noise of a score: its deviations, and their scale.
+"""Provides the training noise of a score: its standard deviations and their scale.
 
-There are two kinds. *seeds*: trainings that differ in their seed. *perturbed*: trainings of one
-seed whose starts differ in the last digits. The evidence in two runs' records
-(`tunegrid.gate.numerics`) decides which of them applies.
+There are two kinds. *seeds* compares trainings with different seeds. *perturbed* compares trainings
+of one seed whose starting weights differ in the last digits. The evidence in the records of two
+runs (`tunegrid.gate.numerics`) decides which kind applies.
 """
 
 import math
@@ -31,13 +31,13 @@ from tunegrid.runs.files import OwnNoise
 NOISE = THRESHOLDS / "noise.toml"
 SEEDS = "seeds"
 PERTURBED = "perturbed"
-ENOUGH = 30  # degrees of freedom, by which a standard deviation is known to an eighth
-# Points by which a changed row moves, if not by 100: by BERTScore, no text is far from any other.
-# The mean of squares over the mean, of the rows that two seeds of 0.19's baseline answer otherwise,
-# is 15.6; of today's, 17.4.
+ENOUGH = 30  # degrees of freedom that fix a standard deviation to within an eighth
+# Points by which a changed row moves, if not by 100. By BERTScore, no two texts are far apart. The
+# value is the mean square over the mean change of the rows that two seeds answer differently: 15.6
+# in 0.19's baseline, 17.4 today.
 STEPS = {"bertscore_f1": 15.6}
-NoiseKey = tuple[str, str]  # cell, and score
-Groups = Sequence[Sequence[float]]  # scores that differ by chance alone within each group
+NoiseKey = tuple[str, str]  # the cell's id and the score's name
+Groups = Sequence[Sequence[float]]  # within each group, scores differ only by chance
 ScoresByKey = Mapping[NoiseKey, Groups]
 
 
@@ -45,22 +45,23 @@ ScoresByKey = Mapping[NoiseKey, Groups]
 class Scale:
     """The scale on which scores are tested: the arcsine of their root, in units of a point at 50.
 
-    Near 100 few rows are wrong, and seeds move their number less: at 98.5 a point is 4 units. This
-    scale makes the variance of a share alike everywhere; log(100 - score) would blow up changes
+    Near 100 few rows are wrong, and seeds change their number less: at 98.5 a point is 4 units. On
+    this scale, a share has the same variance everywhere. log(100 - score) would exaggerate changes
     between 99 and 100.
     """
 
-    half: float  # of the points by which a changed row moves; infinite: the scale is that of points
+    # Half the points by which a changed row moves the score; infinite for a scale of plain points.
+    half: float
 
     def position(self, score: float) -> float:
-        """The score on the scale; below 0 points or above 100, the scale's end."""
+        """The score's position on the scale; scores outside 0 to 100 go to the nearer end."""
         if self.half == math.inf:
             return score
         points = min(max(score, 0.0), 100.0)
         return 100 * math.asin(math.sqrt((points + self.half) / (100 + 2 * self.half)))
 
     def shift(self, score: float, distance: float) -> float:
-        """The score, in points, at this distance above another on the scale; from 0 to 100."""
+        """The score, in points from 0 to 100, at this distance above another on the scale."""
         if self.half == math.inf:
             return score + distance
         angle = min(max((self.position(score) + distance) / 100, 0.0), math.pi / 2)
@@ -68,14 +69,15 @@ class Scale:
         return min(max(points, 0.0), 100.0)
 
     def per_point(self, score: float) -> float:
-        """The units of a point at this score."""
+        """The number of scale units per point at this score."""
         if self.half == math.inf:
             return 1.0
         return 50 / math.sqrt((score + self.half) * (100 - score + self.half))
 
     def resolution(self, score: float) -> float:
-        """The least deviation that counts, half a row's: few draws without a flip do not prove
-        none.
+        """The smallest deviation that counts, equal to half a row.
+
+        A few draws without a change do not prove that there is no noise.
         """
         return self.half * self.per_point(score)
 
@@ -84,7 +86,7 @@ POINT_SCALE = Scale(math.inf)
 
 
 def make_scale(rows: int, metric: str) -> Scale:
-    """The scale of scores of this number of test rows."""
+    """The scale for scores on this number of test rows."""
     return Scale(STEPS.get(metric, 100.0) / rows / 2)
 
 
@@ -93,13 +95,13 @@ class Deviation:
     """A standard deviation between trainings."""
 
     sd: Annotated[Number, Field(ge=0, le=100)]
-    df: Annotated[Number, Field(ge=1, le=10_000)]  # degrees of freedom that it rests on
+    df: Annotated[Number, Field(ge=1, le=10_000)]  # degrees of freedom behind it
 
 
 def deviation(groups: Groups) -> Deviation | None:
-    """The deviation within groups of numbers, by their degrees of freedom.
+    """The pooled standard deviation within groups of numbers, with its degrees of freedom.
 
-    None if no group has two.
+    None if no group has two numbers.
     """
     df = 0
     squares: list[float] = []
@@ -114,12 +116,12 @@ def deviation(groups: Groups) -> Deviation | None:
 
 
 def task_name(cell: str) -> str:
-    """The task in a cell's id, as "qa" of "bert_qa_lora"."""
+    """The task in a cell's id, for example "qa" in "bert_qa_lora"."""
     return cell.split("_")[1]
 
 
 def cell_kind(cell: str) -> str:
-    """The backbone and task of a cell, as "bert_qa": methods differ less in their noise."""
+    """A cell's backbone and task, for example "bert_qa"; methods differ less in their noise."""
     return cell.rpartition("_")[0]
 
 
@@ -127,15 +129,15 @@ def cell_kind(cell: str) -> str:
 class Noise:
     """The training noise of the scores of one profile."""
 
-    profile: str = ""  # that was calibrated
-    # Test rows by task; of other test sets, nothing is known
+    profile: str = ""  # the calibrated profile
+    # The number of test rows by task; nothing is known about other test sets.
     rows: Mapping[str, int] = field(default_factory=dict)
-    scores: Mapping[str, ScoresByKey] = field(default_factory=dict)  # points, by kind of noise
-    own: Sequence[OwnNoise] = ()  # of users' cells; the first that applies counts
+    scores: Mapping[str, ScoresByKey] = field(default_factory=dict)  # in points, by kind of noise
+    own: Sequence[OwnNoise] = ()  # for users' cells; the first that applies counts
 
     @cached_property
     def spreads(self) -> dict[tuple[str, str, str], Deviation]:
-        """Deviations on the scale by kind of noise, cell or kind of cells, and score."""
+        """Deviations on the scale, by kind of noise, cell or kind of cell, and score."""
         groups = defaultdict[tuple[str, str, str], list[Sequence[float]]](list)
         for kind, keys in self.scores.items():
             for cell, metric in keys:
@@ -155,12 +157,12 @@ class Noise:
         return make_scale(self.rows.get(task_name(cell)) or own_rows[cell], metric)
 
     def positions(self, kind: str, cell: str, metric: str) -> Groups:
-        """The scores of a cell on their scale."""
+        """A cell's scores, as positions on their scale."""
         scale = self.scale(cell, metric)
         return [list(map(scale.position, group)) for group in self.scores[kind][cell, metric]]
 
     def residuals(self, kind: str, cell: str, metric: str) -> list[float]:
-        """The residuals of a cell's scores, with a variance of 1; empty if no scores differ."""
+        """The residuals of a cell's scores, scaled to a variance of 1; empty if all are equal."""
         unit = self.spreads.get((kind, cell, metric))
         if not unit or not unit.sd:
             return []
@@ -168,12 +170,13 @@ class Noise:
         for group in self.positions(kind, cell, metric):
             if len(group) > 1:
                 mean = fmean(group)
-                shrinkage = math.sqrt(1 - 1 / len(group))  # the mean took 1 / n of the variance
+                # The fitted mean absorbs 1 / n of the variance.
+                shrinkage = math.sqrt(1 - 1 / len(group))
                 residuals += [(score - mean) / unit.sd / shrinkage for score in group]
         return residuals
 
     def tail(self, cell: str, metric: str) -> float:
-        """The deviations below its mean of the worst seed of any cell of this kind."""
+        """How many deviations the worst seed of any cell of this kind lies below its mean."""
         lowest = 0.0
         for calibrated, score in self.scores[SEEDS]:
             if cell_kind(calibrated) == cell_kind(cell) and score == metric:
@@ -181,10 +184,10 @@ class Noise:
         return -lowest
 
     def find(self, kind: str, record: Record, metric: str) -> Deviation | None:
-        """The deviation of a record's score; None if its profile, test rows, or kind of cells is
-        unknown.
+        """The deviation of a record's score, or None if it is unknown.
 
-        That of a user's cell is known if its very recipe was calibrated.
+        It is unknown if the profile, the test rows or the kind of cell is. For a user's cell, it is
+        known if exactly this recipe was calibrated.
         """
         score = record.scores.get(metric)
         if score is None:
@@ -199,17 +202,17 @@ class Noise:
         own_spread = own_deviation(own, metric, score)
         if spread is None or own_spread is None:
             return spread or own_spread
-        if (kind, record.cell, metric) in self.spreads:  # a cell of the suite
+        if (kind, record.cell, metric) in self.spreads:  # the suite calibrated this cell
             return spread
-        # A user's method on a task of the suite
+        # A user's method on one of the suite's tasks.
         return replace(own_spread, sd=max(own_spread.sd, spread.sd))
 
     def estimate(self, kind: str, cell: str, metric: str, score: float) -> Deviation | None:
-        """A cell's own deviation; of fewer than `ENOUGH` draws, no less than that of its kind.
+        """A cell's own deviation; with fewer than `ENOUGH` draws, at least that of its kind.
 
-        A few draws may agree by chance; of a new method, only its kind is known. The degrees of
-        freedom are the cell's own: cells of a kind, which share theirs, may be compared. No
-        deviation counts as less than test rows resolve at `score`.
+        A few draws may agree by chance, and for a new method only the kind is known. The degrees of
+        freedom are the cell's own, since cells of a kind share the kind's and may be compared with
+        each other. The deviation is at least the resolution of the test rows at `score`.
         """
         common = self.spreads.get((kind, cell_kind(cell), metric))
         if not common:
@@ -222,9 +225,9 @@ class Noise:
 
 
 def own_deviation(own: OwnNoise, metric: str, score: float) -> Deviation | None:
-    """The deviation between seeds of a user's cell, no less than its test rows resolve.
+    """The deviation between seeds of a user's cell, at least the resolution of its test rows.
 
-    None if it has no such scores.
+    None if the cell has fewer than two such scores.
     """
     scale = make_scale(own.rows, metric)
     spread = deviation([[scale.position(score) for score in own.scores.get(metric, ())]])
@@ -235,13 +238,16 @@ def own_deviation(own: OwnNoise, metric: str, score: float) -> Deviation | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry(Deviation):
-    """One kind of noise of a score in a file: its deviation in points, for readers; the scores."""
+    """One kind of noise of one score in a file.
+
+    The deviation is in points and informs readers; only the scores are used.
+    """
 
     scores: list[list[Annotated[Number, Field(ge=0, le=100)]]]
 
 
 def load_noise(path: Path = NOISE, own: Sequence[OwnNoise] = ()) -> Noise:
-    """The calibrated noise, with that of users' cells. Raises InputError if a file is not sound."""
+    """Loads the calibrated noise and adds users' own; raises InputError for a bad file."""
     if not path.is_file():
         return Noise(own=own)
     with read_toml(path, "noise", LAB_CALIBRATE) as content:
@@ -262,12 +268,15 @@ def load_noise(path: Path = NOISE, own: Sequence[OwnNoise] = ()) -> Noise:
 
 
 def load_own_noise(path: Path) -> list[OwnNoise]:
-    """The noise in a user's file of bounds; empty without one. Raises InputError for a bad file."""
+    """Loads the noise in a user's file of bounds; raises InputError for a bad file.
+
+    Returns an empty list if there is no such file.
+    """
     if not path.is_file():
         return []
     with read_toml(path, "noise", OWN_CALIBRATE) as content:
         cells = check_shape(content.get("noise", {}), dict[str, dict[str, Any]])
-        if not cells:  # bounds that were written by hand
+        if not cells:  # the bounds were written by hand
             return []
         if "profile" not in content.get("evidence", {}):
             raise InputError("a line `profile` under [evidence] is missing")

@@ -1,10 +1,10 @@
 """Judges whether the arithmetic of training changed between two records of one cell and seed.
 
-The first updates show a change before any score does, without statistics: they hardly amplify
-rounding, later ones do. A later change shows in the smoothed curve of losses, and in the number of
-test rows with other predictions, which rounding changes less often. Tolerances are measured.
-Figures of modules (`tunegrid.gate.modules`) name the module that changed, and never decide: they
-include what the model computes of padding, which may change without harm.
+The first updates show a change before any score does, and without statistics, because they hardly
+amplify rounding, as later updates do. A later change shows in the smoothed loss curve and in the
+number of test rows whose predictions differ, which rounding rarely changes. Tolerances are
+measured. The figures of modules (`tunegrid.gate.modules`) name the module that changed but never
+decide, since they include what the model computes for padding, which may change without harm.
 """
 
 import math
@@ -35,8 +35,9 @@ from tunegrid.runs.examples import Runs, read
 from tunegrid.words import count
 
 UPDATES = 10
-MOVED_AFTER = 3  # updates after which `moved` is taken
-WINDOW = 5  # updates that a point of the curve averages: rounding moves single losses by more
+MOVED_AFTER = 3  # `moved` is measured after this many updates
+# Updates averaged in each point of the curve, since rounding moves single losses by more.
+WINDOW = 5
 PROBES = (
     "probe_loss",
     "probe_gradients",
@@ -56,7 +57,7 @@ OPTIONAL = (
     "test_tokens",
 )
 BY_GROUP = ("weights", "probe_gradients", "gradients", "moved")
-FINE = "fp32"  # the arithmetic in which `EXACT` does not depend on rounding
+FINE = "fp32"  # the arithmetic in which the `EXACT` figures do not depend on rounding
 EXACT = ("generated", "predicted")
 BACKWARD = "backward without dropout"
 UNKNOWN = (None, None)
@@ -68,17 +69,21 @@ class Pair:
 
     old: TrainingRecord
     new: TrainingRecord
-    tolerance: Mapping[str, float]  # of their arithmetic and cell
-    fine: bool  # whether the arithmetic is exact enough for generated ids to be compared
-    modules: Callable[[], tuple[Modules, Modules] | None] = lambda: None  # reads their figures
+    tolerance: Mapping[str, float]  # for their arithmetic and cell
+    fine: bool  # True if the arithmetic is exact enough to compare generated ids
+    # Reads both records' figures.
+    modules: Callable[[], tuple[Modules, Modules] | None] = lambda: None
 
     def figures(self, name: str) -> tuple[Any, Any]:
-        """A figure of both; `UNKNOWN` unless both have it, and of one probe if it is a probe's."""
+        """A figure of both trainings; `UNKNOWN` unless both have it.
+
+        A probe's figure is known only if both used the same probe.
+        """
         if name == "order":
             return self.old.order, self.new.order
         if name == "first":
             return self.old.losses[0], self.new.losses[0]
-        if name == "later":  # by update
+        if name == "later":  # gaps by update
             later = dict(enumerate(self.gaps[1:UPDATES], 2))
             return dict.fromkeys(later, 0.0), later
         if name == "parting":
@@ -95,7 +100,7 @@ class Pair:
             return UNKNOWN
         before = getattr(old, name)
         after = getattr(new, name)
-        if name == "metrics":  # a score that one of them lacks is no change of a score
+        if name == "metrics":  # a score that only one of them has is no change
             shared = before.keys() & after.keys()
             return {key: before[key] for key in shared}, {key: after[key] for key in shared}
         if name in OPTIONAL and None in (before, after):
@@ -117,7 +122,10 @@ class Pair:
 
     @property
     def split_update(self) -> int:
-        """The first update with another loss; if early ones differ, the first beyond rounding."""
+        """The first update with a different loss.
+
+        If early losses already differ, it is the first whose gap exceeds rounding.
+        """
         before = self.old.losses
         limit = 0.0
         if before[:UPDATES] != self.new.losses[:UPDATES]:
@@ -129,7 +137,10 @@ class Pair:
 
     @property
     def jump(self) -> float:
-        """The first gap between losses, if the first updates are equal: rounding grows slowly."""
+        """The first gap between losses, if the first updates are equal; else 0.
+
+        Rounding would grow slowly instead.
+        """
         for index, gap in enumerate(self.gaps):
             if gap:
                 return gap if index >= UPDATES else 0.0
@@ -137,12 +148,15 @@ class Pair:
 
     @cached_property
     def gaps(self) -> list[float]:
-        """The gaps between the losses of each update that both made."""
+        """The gaps between the losses of all updates that both made."""
         return list(map(_gap, self.old.losses, self.new.losses))
 
 
 def furthest(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> tuple[float, str]:
-    """The largest gap between a group's norms, as a share of them or of `SMALL_NORM`; the group."""
+    """The largest gap between two norms of a group, as a share of the larger, and the group.
+
+    A norm below the share `SMALL_NORM` of the largest norm counts as that share.
+    """
     old = old or {}
     new = new or {}
     norms = {group: max(old.get(group) or 0.0, new.get(group) or 0.0) for group in {**old, **new}}
@@ -155,14 +169,14 @@ def furthest(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> tu
 
 
 def _gap(before: Any, after: Any) -> float:
-    """The gap between two figures; infinite if they differ and one is no number."""
+    """The gap between two figures; infinite if they differ and either is not a number."""
     if before is None or after is None or isinstance(before, str):
         return 0.0 if before == after else math.inf
     return float(abs(before - after))
 
 
 def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, Any] | None:
-    """The words of a stage whose figure differs: of the first group, or of the largest gap."""
+    """The words for a figure that differs: for its largest gap if a norm, else for its first."""
     before = before if isinstance(before, dict) else {"": before}
     after = after if isinstance(after, dict) else {"": after}
     is_norm = name in BY_GROUP
@@ -178,7 +192,7 @@ def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, A
 
 
 def _first_gap(before: dict[Any, Any], after: dict[Any, Any], limit: float) -> tuple[float, Any]:
-    """The first gap beyond the limit, and its group."""
+    """The first gap that exceeds the limit, and its group."""
     for group in before | after:
         gap = _gap(before.get(group), after.get(group))
         if gap > limit:
@@ -187,7 +201,7 @@ def _first_gap(before: dict[Any, Any], after: dict[Any, Any], limit: float) -> t
 
 
 def _value_text(name: str, values: Mapping[str, Any], group: str) -> str:
-    """A group's value in words: no gradients are not the same as zeros."""
+    """A group's value in words, where no gradients are distinct from zero gradients."""
     value = values.get(group)
     if name in ("probe_reached", "reached") and not value:
         return "none" if value is None else "0 (all are zeros)"
@@ -197,22 +211,22 @@ def _value_text(name: str, values: Mapping[str, Any], group: str) -> str:
 
 
 def _factor_text(factor: float) -> str:
-    """The factor as "x 1.1"; one that four digits round to 1, as a percentage."""
+    """Shows a factor as "x 1.1", or as a percentage if it rounds to 1 at four digits."""
     text = f"{factor:.4g}"
     return f"{100 * (factor - 1):+.1g} %" if text == "1" else f"x {text}"
 
 
 class FlowRow(NamedTuple):
-    """A figure that changes first at a stage of a run."""
+    """A figure, and the stage of a run at which its change shows first."""
 
     stage: str
     figure: str
     words: str
-    phase: str = ""  # of the probe, in which modules tell where; empty if in none
+    phase: str = ""  # the phase of the probe whose modules locate the change, if any
 
 
 EQUAL_BEFORE = "arithmetic without dropout is equal"
-FLOW = (  # in the order of a run: the first row that finds something is named
+FLOW = (  # in the order of a run; the first row that finds a difference is reported
     FlowRow("text", "tokens", "token ids or targets of the training rows differ"),
     FlowRow("text", "test_tokens", "token ids of the test rows differ"),
     FlowRow("rows", "order", "the same rows in another order, or in other batches"),
@@ -305,9 +319,8 @@ class Change(NamedTuple):
 
 
 def first_change(pair: Pair) -> Change | None:
-    """The first stage that changed; None if all that differs is rounding."""
-    # With equal losses and norms before the optimizer's first step, only the optimizer itself can
-    # round.
+    """The first stage that changed; None if all differences are rounding."""
+    # If losses and norms are equal before the optimizer's first step, only the optimizer can round.
     early_figures = ("weights", "probe_gradients", "gradients")
     norms = [furthest(*pair.figures(name))[0] for name in early_figures]
     limits = {"probe_loss": pair.tolerance["first"], **pair.tolerance}
@@ -327,9 +340,9 @@ def first_change(pair: Pair) -> Change | None:
 
 
 def _with_modules(change: Change, pair: Pair, phase: str) -> Change:
-    """The change with its first modules, if known.
+    """Adds the first changed modules to a change, if they are known.
 
-    If an output moved before a gradient did, its stage is the forward pass.
+    If an output moved before any gradient did, the stage becomes the forward pass.
     """
     if not phase or pair.figures("probe_gradients") == UNKNOWN:
         return change
@@ -339,7 +352,7 @@ def _with_modules(change: Change, pair: Pair, phase: str) -> Change:
         if not modules:
             return change
         first = first_modules(*modules, phase, pair.tolerance, backward=is_backward)
-    except InputError as error:  # modules only name: a damaged file costs no verdict
+    except InputError as error:  # modules only add names, so a damaged file costs no verdict
         return change._replace(words=f"{change.words}; no module is named: {error}")
     if not first.names:
         return change
@@ -348,7 +361,10 @@ def _with_modules(change: Change, pair: Pair, phase: str) -> Change:
 
 
 def judge_numerics(rows: Rows, tolerances: Tolerances) -> tuple[Judgement, bool]:
-    """The gravest verdict on a cell's runs; and whether all that finished are of one training."""
+    """The gravest verdict on a cell's runs, and whether all finished runs are one training.
+
+    A new run that finished needs an old run that finished, too.
+    """
     judgements = []
     same_trainings = []
     runs = rows.old_path, rows.new_path
@@ -366,12 +382,11 @@ def compare_pair(
     tolerances: Tolerances,
     runs: Runs = (None, None),
 ) -> tuple[Judgement, bool]:
-    """The judgement on two records of a cell, and whether they are of one training but for
-    rounding.
+    """Judges two records of a cell, and says whether they are one training up to rounding.
 
-    Records of one seed, recipe, order and data are of one training if all losses are equal, or if
-    no stage changed but the evaluation. If one made its first updates alone, only as many of the
-    other are compared with them. `runs` are the files of both.
+    Records with the same seed, recipe, order and data are one training if all losses are equal, or
+    if no stage before the evaluation changed. If one record made only its first updates, it is
+    compared with the same number of the other's. `runs` are the files of both.
     """
     reason = not_comparable(old, new, tolerances)
     updates = None
@@ -411,7 +426,7 @@ def compare_pair(
 
 
 def _rounding(pair: Pair, old: Record, new: Record, runs: Runs) -> tuple[Verdict, str]:
-    """The verdict on losses that differ by rounding; changed if too many predictions differ."""
+    """The verdict if losses differ by rounding: changed if too many predictions differ."""
     gaps = pair.gaps[:UPDATES]
     words = f"losses are equal up to update {len(gaps)}, then differ"
     if any(gaps):
@@ -431,9 +446,9 @@ def _rounding(pair: Pair, old: Record, new: Record, runs: Runs) -> tuple[Verdict
 
 
 def changed_rows(old: Record, new: Record, runs: Runs) -> tuple[int, int] | None:
-    """The number of test rows with other predictions, and of all.
+    """The number of test rows whose predictions differ, and the number of all test rows.
 
-    None if unknown, or the rows differ.
+    None if predictions are unknown or the rows differ.
     """
     before = read(old, runs[0])
     after = read(new, runs[1])
@@ -443,14 +458,14 @@ def changed_rows(old: Record, new: Record, runs: Runs) -> tuple[int, int] | None
 
 
 def _evaluate(old: Record, new: Record, updates: int | None, runs: Runs) -> tuple[Verdict, str]:
-    """The verdict on equal losses: predictions are equal, but BERTScore's own model may round."""
+    """The verdict if losses are equal: predictions must be, but BERTScore's own model may round."""
     files = [record.examples and record.examples.file for record in (old, new)]
     if updates or None in files or files[0] == files[1]:
         early = f" of the first {count(updates, 'update')}" if updates else ""
         return Verdict.EQUAL, f"all losses{early} are equal"
     before = read(old, runs[0])
     after = read(new, runs[1])
-    # Files of other versions or scores have other names
+    # Files that differ in version or scores also differ in name.
     if before is not None and after is not None:
         columns = before.columns.intersection(after.columns)
         if before[columns].equals(after[columns]):
@@ -458,7 +473,7 @@ def _evaluate(old: Record, new: Record, updates: int | None, runs: Runs) -> tupl
     gaps = {name: _gap(score, new.scores.get(name)) for name, score in old.scores.items()}
     changed_scores = {name for name, gap in gaps.items() if gap}
     largest = max(gaps.values(), default=0.0)
-    # With other texts, other scores differ, too.
+    # If the texts differed, scores other than BERTScore would differ, too.
     if changed_scores and changed_scores <= set(BERTSCORE) and largest <= BERTSCORE_ROUNDING:
         words = f"all losses are equal, BERTScore differs by at most {largest:.1e} points"
         return Verdict.ROUNDING, words
@@ -466,20 +481,20 @@ def _evaluate(old: Record, new: Record, updates: int | None, runs: Runs) -> tupl
 
 
 def finite_losses(record: Record) -> list[float]:
-    """The losses of all updates; empty if one is not a number."""
+    """The losses of all updates; empty if any of them is not a number."""
     values = record.training.losses if record.training else []
     losses = [value for value in values if value is not None]
     return losses if len(losses) == len(values) else []
 
 
 def arithmetic(record: Record) -> str:
-    """The arithmetic that rounding depends on: "nf4" over a quantized base, and the precision."""
+    """The arithmetic that determines rounding: the precision, after "nf4" if quantized."""
     precision = record.training.precision if record.training else "none"
     return f"nf4 {precision}" if record.recipe.quantization else precision
 
 
 def not_comparable(old: Record, new: Record, tolerances: Tolerances) -> str:
-    """The reason why the figures of two records cannot be compared; empty if they can."""
+    """The reason why two records' figures cannot be compared; empty if they can."""
     seeds = old.seeds
     if (seeds.seed, seeds.split_seed) != (new.seeds.seed, new.seeds.split_seed):
         return "no run of the same seed"
@@ -499,10 +514,7 @@ def not_comparable(old: Record, new: Record, tolerances: Tolerances) -> str:
 
 
 def unlike_libraries(before: Record, after: Record) -> str:
-    """The libraries that differ between two records, by version or by code.
-
-    Empty if none is known to.
-    """
+    """The libraries whose version or code differs between two records; empty if none is known."""
     olds = before.versions
     news = after.versions
     changes = []

@@ -1,11 +1,11 @@
-"""Judges whether scores got worse: one judgement per bounded score of two runs.
+"""Judges whether scores got worse, with one judgement per bounded score of two runs.
 
 The difference of mean scores is compared with the training noise that applies
-(`tunegrid.gate.noise`), by a t-test on the scale of that noise, with or without points by row. If
-no noise was calibrated, it is estimated from the seeds of the two runs. With one seed on each side,
-it is estimated from single rows, if both runs are one training but for rounding; if they are not,
-nothing can be told. A whole run of equal quality is called worse with a chance of at most 5 %: main
-scores get most of it, all others the rest.
+(`tunegrid.gate.noise`), by a t-test on that noise's scale, with or without points by row. If no
+noise was calibrated, it is estimated from the seeds of the two runs. With one seed on each side, it
+is estimated from single rows, provided that both runs are one training up to rounding; otherwise
+nothing can be decided. The chance that a whole run of equal quality is called worse is at most 5 %.
+Main scores get most of it, and all other scores share the rest.
 """
 
 import math
@@ -38,7 +38,7 @@ from tunegrid.words import count
 
 MAIN_ALPHA = 0.9 * ALPHA
 OTHER_ALPHA = 0.1 * ALPHA
-RowPoints = Mapping[str, Sequence[float]]  # of each row, by metric; and its texts
+RowPoints = Mapping[str, Sequence[float]]  # each row's points by metric, and its texts
 OTHER_RECIPE = "other recipes or limits"
 NO_NUMBER = "score is not a number"
 MORE_SEEDS = "noise was not calibrated, and one seed on each side does not show it: give both runs --seeds 0-4"
@@ -46,7 +46,10 @@ MORE_SEEDS = "noise was not calibrated, and one seed on each side does not show 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """A cell's runs and points by row, each new run paired with the old one of its seed, or any."""
+    """A cell's runs and points by row, each new run paired with an old one.
+
+    The old run has the same seed, or any seed if the baseline lacks it.
+    """
 
     old: RecordsBySeed
     new: RecordsBySeed
@@ -60,7 +63,7 @@ class Rows:
 
     @cached_property
     def records(self) -> list[tuple[Record, Record]]:
-        """The pairs of records, those of one seed first."""
+        """The pairs of records, with pairs of equal seed first."""
         baseline = list(self.old.values())
         pairs = []
         for index, (seed, record) in enumerate(self.new.items()):
@@ -74,16 +77,16 @@ class Rows:
 
     @property
     def has_other_recipe(self) -> bool:
-        """True if a record was trained by another recipe than any of the baseline's."""
+        """True if some pair of an old and a new record differs in its recipe."""
         return any(
             has_other_recipe(*pair) for pair in product(self.old.values(), self.new.values())
         )
 
     @cached_property
     def points(self) -> list[tuple[RowPoints, RowPoints]]:
-        """The pairs of points by row; empty if any is missing.
+        """The pairs of points by row; empty if any are missing.
 
-        Raises InputError if two scored different test rows.
+        Raises InputError if two records scored different test rows.
         """
         for before, after in self.records:
             check_rows(before, after)
@@ -98,7 +101,7 @@ class Rows:
     def gains(self, metric: str) -> list[Array]:
         """New minus old points of each row, by pair; empty if there are no points by row.
 
-        The rows of macro F1 have points of accuracy.
+        For macro F1, rows have points of accuracy.
         """
         name = "accuracy" if metric == "f1_macro" else metric
         gains = []
@@ -109,7 +112,7 @@ class Rows:
         return gains
 
     def check_equal(self, judgement: Judgement) -> Judgement:
-        """The judgement on a score; *same* if it and all rows are equal in each pair."""
+        """Returns the judgement on a score, as *same* if score and rows are equal in each pair."""
         metric = judgement.quantity
         if judgement.verdict is Verdict.NOT_COMPARABLE:
             return judgement
@@ -138,7 +141,7 @@ class Rows:
 
 
 def check_rows(before: Record, after: Record) -> None:
-    """Raises InputError if two records were scored on different test rows, or one on none."""
+    """Raises InputError if two records scored different test rows, or either scored none."""
     for record in (before, after):
         if record.data and not record.data.rows["test"]:
             raise InputError(f"{record.cell}: a run scored it on 0 test rows; leave that run out")
@@ -160,7 +163,7 @@ class Reference(NamedTuple):
 def find_reference(
     metric: str, rows: Rows, one_training: bool, noise: Noise, scale: Scale, gains: Sequence[Array]
 ) -> Reference:
-    """The narrowest noise that is known of a score."""
+    """Finds the narrowest noise that is known for a score."""
     baseline = list(rows.old.values())
     peers = baseline
     if one_training:
@@ -208,7 +211,7 @@ def weigh(
     sd = max(spread.sd, scale.resolution(before))
     changes = "from scores alone: no rows are available"
     if gains:
-        # Points by row widen a noise that is too small.
+        # Points by row widen noise that is too small.
         sd = max(sd, row_deviation(gains) * scale.per_point(before))
         losses = sum(int((gain < 0).sum()) for gain in gains)
         wins = sum(int((gain > 0).sum()) for gain in gains)
@@ -234,7 +237,7 @@ class Decision(NamedTuple):
 def decide(
     effects: Mapping[NoiseKey, Effect], mains: Mapping[str, str], margins: Mapping[str, float]
 ) -> dict[NoiseKey, Decision]:
-    """The decisions on a run's effects, by p-values adjusted over the run's cells (Holm 1979)."""
+    """Decides a run's effects, with p-values adjusted across the run's cells (Holm 1979)."""
     decisions: dict[NoiseKey, Decision] = {}
     for is_main, alpha in ((True, MAIN_ALPHA), (False, OTHER_ALPHA)):
         family = {}
@@ -258,8 +261,9 @@ def effect_verdict(
     margin: float,
     alpha: float,
 ) -> Verdict:
-    """The verdict by adjusted p-values: a change counts if significant, of the margin, and no
-    0.000.
+    """The verdict from adjusted p-values: a change must be significant and reach the margin.
+
+    A gain that rounds to 0.000 does not count as better.
     """
     if p_worse < alpha and effect.points <= -margin:
         return Verdict.WORSE
@@ -274,9 +278,10 @@ def assess(
     margins: Mapping[str, float],
     noise: Noise,
 ) -> list[Judgement]:
-    """A judgement on each bounded score of cells that trained to their ends.
+    """Judges each bounded score of cells that trained to the end.
 
-    Cells of `one_training` differ by rounding. Scores of another recipe are not compared.
+    The runs of cells in `one_training` differ only by rounding. Scores from different recipes are
+    not compared.
     """
     by_cell = {rows.cell: rows for rows in cells if rows.has_scores}
     mains = {cell: rows.records[0][0].main_score for cell, rows in by_cell.items()}
@@ -296,7 +301,7 @@ def assess(
             if not has_numbers(rows.new, metric):
                 judgements.append(judge(metric, Verdict.WORSE, detail=f"the new {NO_NUMBER}"))
                 continue
-            margin = margins.get(metric, margins["other"])  # a user's task may hold any score
+            margin = margins.get(metric, margins["other"])  # a user's task may have any score
             facts, effect = weigh(metric, rows, cell in one_training, noise, margin)
             if effect is None:
                 judgements.append(judge(metric, Verdict.CANNOT_TELL, **facts))
@@ -310,11 +315,11 @@ def assess(
 
 
 def has_numbers(records: RecordsBySeed, metric: str) -> bool:
-    """Checks that every record has a finite number as this score."""
+    """Checks that every record has a finite number for this score."""
     scores = [record.scores.get(metric) for record in records.values()]
     return all(score is not None and math.isfinite(score) for score in scores)
 
 
 def has_other_recipe(before: Record, after: Record) -> bool:
-    """True if two records have other recipes or other limits of rows."""
+    """True if two records differ in their recipe or their limits of rows."""
     return before.recipe != after.recipe or before.limits != after.limits

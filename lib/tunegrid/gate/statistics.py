@@ -1,7 +1,6 @@
-"""Effects with intervals and p-values: points, 0-100, new minus old.
+"""Effects with intervals and p-values, in points (0-100), new minus old.
 
-Both runs have the same test rows, so that these add no error of their own to that of training
-noise.
+Both runs use the same test rows, so the rows add no error beyond training noise.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,45 +15,47 @@ from tunegrid.gate.noise import POINT_SCALE, Scale
 
 ALPHA = 0.05
 POWER = 0.8
-TINY = 1e-300  # of an error of 0, which divides nothing
+TINY = 1e-300  # stands for an error of 0, to avoid dividing by it
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """How two runs differ on the same rows."""
+    """The difference between two runs on the same rows."""
 
     points: float  # new minus old, on average
-    low: float  # of the 95 % interval
+    low: float  # lower end of the 95 % interval
     high: float
-    p_worse: float  # one-sided, as p_better
+    p_worse: float  # one-sided, like p_better
     p_better: float
-    error: float  # standard, of `points`
+    error: float  # the standard error of `points`
     before: float = 0.0  # the old mean
-    # Degrees of freedom of training noise; infinitely many if single rows were compared
+    # Degrees of freedom of the training noise; infinite if single rows were compared.
     df: float = np.inf
     scale: Scale = POINT_SCALE
 
     def detectable_drop(self, alpha: float, margin: float) -> float:
-        """The smallest drop that is called worse four times in five: significant at `alpha`, and of
-        the margin.
+        """The smallest drop that is called worse four times in five.
+
+        Such a drop is significant at `alpha` and no smaller than the margin.
         """
         error = self.error * self.scale.per_point(self.before)
         limit = self.scale.shift(self.before, -critical_value(alpha, self.df) * error)
         limit = min(limit, self.before - margin)
         detected = self.scale.shift(limit, -float(special.ndtri(POWER)) * error)
-        return max(self.before - detected, margin)  # less than the margin never counts
+        return max(self.before - detected, margin)  # smaller drops than the margin never count
 
 
 def critical_value(alpha: float, df: float) -> float:
-    """The standard errors by which a healthy score is too low with a chance of `alpha`, by gate and
-    bound.
+    """The number of standard errors by which a healthy score falls too low with chance `alpha`.
+
+    Gate and bounds both use it.
     """
     return -float(special.stdtrit(df, alpha))
 
 
 def by_training(before: float, after: float, error: float, df: float, scale: Scale) -> Effect:
-    """The effect between two mean scores, by their standard error on the scale (Student 1908)."""
+    """The effect between two mean scores, from their standard error on the scale (Student 1908)."""
     reach = critical_value(ALPHA / 2, df) * error
     distance = (scale.position(after) - scale.position(before)) / max(error, TINY)
     return Effect(
@@ -71,11 +72,11 @@ def by_training(before: float, after: float, error: float, df: float, scale: Sca
 
 
 def row_deviation(gains: Sequence[Array]) -> float:
-    """The least deviation of a run in points, by the paired gains of single rows of like runs.
+    """The smallest plausible deviation of a run, in points, from row gains of similar runs.
 
-    Without a change, rows gain and lose alike, so the side that moved less shows the noise of both:
-    twice its squares is the variance of a difference of two runs. Rows that a change makes worse,
-    or better, do not count.
+    Without a change, rows gain as often as they lose, so the side that moved less shows the noise
+    of both: twice its squares is the variance of the difference between two runs. Rows that a
+    change makes worse, or better, therefore do not count.
     """
     variances = []
     for sign in (1, -1):
@@ -85,13 +86,13 @@ def row_deviation(gains: Sequence[Array]) -> float:
 
 
 def by_rows(gains: Array) -> Effect:
-    """The effect of rows' gains, whose mean is normal if they are many (central limit theorem)."""
+    """The effect of rows' gains; the mean of many is normal (central limit theorem)."""
     error = float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else np.inf
     return by_training(0.0, float(gains.mean()), error, np.inf, POINT_SCALE)
 
 
 def ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float, float]:
-    """A sum over rows per item, and its 95 % interval by a linear ratio and a normal mean."""
+    """A sum over rows per item and its 95 % interval, from a linearized ratio and a normal mean."""
     totals = np.asarray(sums, float)
     sizes = np.asarray(counts, float)
     value = float(totals.sum() / sizes.sum())
@@ -102,9 +103,7 @@ def ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float,
 
 
 def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
-    """Adjusted p-values by key (Holm 1979): they bound the chance of any false alarm among all
-    tests.
-    """
+    """Adjusts p-values by key (Holm 1979), which bounds the chance of any false alarm."""
     keys = sorted(p_values, key=lambda key: p_values[key])
     steps = [min(1.0, (len(keys) - index) * p_values[key]) for index, key in enumerate(keys)]
     return dict(zip(keys, accumulate(steps, max), strict=True))

@@ -1,7 +1,8 @@
-"""The limits that gate and bounds compare figures with, each with its reason.
+"""Holds the limits that gate and bounds compare figures with, each with its reason.
 
-People set `margins.toml` and the constants here. `quick.toml` and its like (bounds), `noise.toml`,
-and `numerics.toml` (the reach of rounding) are measured, and name the runs that they rest on.
+`margins.toml` and the constants here are set by hand. Bounds (`quick.toml` and the like),
+`noise.toml` and `numerics.toml` (how far rounding reaches) are measured, and name the runs that
+they rest on.
 """
 
 import tomllib
@@ -22,22 +23,24 @@ TOLERANCES = THRESHOLDS / "numerics.toml"
 LAB_CALIBRATE = "python -m tunegrid.lab calibrate"
 OWN_CALIBRATE = "tunegrid calibrate"
 
-# Of the largest group or module: a norm below it has no digits to compare, so this takes its place.
+# Share of the largest group's or module's norm that replaces any smaller norm, which has no digits
+# to compare.
 SMALL_NORM = 1e-3
-# Of the movement of a module's other side: less is equal, since slow growth crosses any bound.
+# Share of the movement on a module's other side below which a figure is equal, since slow growth
+# crosses any bound.
 TENTH = 0.1
-# Points of a mean BERTScore: on another CPU 4e-7, and one text of 200 moves it by 5e-4.
+# Points of a mean BERTScore. Another CPU moves it by 4e-7, a change of one text in 200 by 5e-4.
 BERTSCORE_ROUNDING = 1e-5
-# That rounding changes as many test rows in a cell, if on average it changes as many as its
-# tolerance.
+# The chance below which rounding does not explain the changed test rows of a cell, given the number
+# that it changes on average (from the tolerance).
 CHANCE = 3e-4
-FIXED_ANSWERS = 0.01  # points of scores of fixed answers: another BERTScore encoder's last digits
+FIXED_ANSWERS = 0.01  # in points, for the last digits of another BERTScore encoder
 
 Number = Annotated[float, Field(strict=True, ge=-1e9, le=1e9, allow_inf_nan=False)]
 Minimum = Annotated[Number, Field(ge=0, le=100)]
 Bounds = Mapping[str, float]  # minimum points by metric
-# By arithmetic, and by "cell " and a cell's id where its first updates amplify more; the file's
-# head explains each figure.
+# By arithmetic, and by "cell " plus a cell's id where its first updates amplify rounding more. The
+# head of the file explains each figure.
 Tolerances = Mapping[str, Mapping[str, float]]
 MARGINS = {"points": ("other",), "memory": ("ledger", *PEAKS, *TRACED), "speed": SPEEDS}
 TOLERATED = (
@@ -56,14 +59,14 @@ TOLERATED = (
 
 
 def bounds_file(grid_file: Path, profile: str) -> Path:
-    """The file of bounds of a user's cells: sst2.quick.toml beside sst2.py."""
+    """The file of bounds for a user's cells, for example sst2.quick.toml beside sst2.py."""
     return grid_file.with_suffix(f".{profile}.toml")
 
 
 def load_bounds(path: Path) -> dict[str, Bounds]:
-    """Bounds by cell id; empty if none have been measured yet.
+    """Loads bounds by cell id; empty if none have been measured yet.
 
-    Raises InputError for a file that is not sound.
+    Raises InputError for an invalid file.
     """
     if not path.is_file():
         return {}
@@ -79,15 +82,15 @@ def load_bounds(path: Path) -> dict[str, Bounds]:
                 raise InputError(f"cells.{cell} is empty: no score has a bound")
             minima = {name: facts["minimum"] for name, facts in scores.items()}
             check_shape({cell: minima}, dict[str, dict[str, Minimum]])
-            # 0 bounds nothing.
+            # A minimum of 0 bounds nothing.
             bounds[cell] = {name: minimum for name, minimum in minima.items() if minimum > 0}
         return bounds
 
 
 def load_margins(path: Path = THRESHOLDS / "margins.toml") -> dict[str, dict[str, float]]:
-    """The smallest changes that count, by kind and quantity.
+    """Loads the smallest changes that count, by kind and quantity.
 
-    Raises InputError for a file that is not sound.
+    Raises InputError for an invalid file.
     """
     with read_toml(path, "margins") as content:
         margins = {}
@@ -97,9 +100,9 @@ def load_margins(path: Path = THRESHOLDS / "margins.toml") -> dict[str, dict[str
 
 
 def load_tolerances(path: Path = TOLERANCES) -> Tolerances:
-    """The largest differences of numerics that are rounding.
+    """Loads the largest differences of numerics that count as rounding.
 
-    Raises InputError for a file that is not sound.
+    Raises InputError for an invalid file.
     """
     with read_toml(path, "tolerances", LAB_CALIBRATE) as content:
         tolerances = {}
@@ -111,15 +114,15 @@ def load_tolerances(path: Path = TOLERANCES) -> Tolerances:
 
 
 def cell_tolerance(cell: str, arithmetic: str, tolerances: Tolerances) -> Mapping[str, float]:
-    """The largest differences that are rounding in a cell of this arithmetic."""
+    """The largest differences that count as rounding in a cell with this arithmetic."""
     return {**tolerances[arithmetic], **tolerances.get(f"cell {cell}", {})}
 
 
 @contextmanager
 def read_toml(path: Path, what: str, command: str = "") -> Iterator[Mapping[str, Any]]:
-    """A TOML file's content, for a block whose errors are InputErrors.
+    """Yields a TOML file's content to a block and turns the block's errors into InputErrors.
 
-    `command` writes the file, if any does.
+    `command` is the command that writes the file, if there is one.
     """
     try:
         yield tomllib.loads(path.read_text(encoding="utf-8"))
@@ -135,9 +138,9 @@ def read_toml(path: Path, what: str, command: str = "") -> Iterator[Mapping[str,
 
 
 def check_shape(value: Any, shape: Any, needed: Collection[str] = ()) -> Any:
-    """The value, of this shape.
+    """Returns the value if it has this shape.
 
-    Raises ValueError for anything else, and KeyError if a needed key is missing.
+    Raises ValueError if it does not, and KeyError if a needed key is missing.
     """
     missing_keys = set(needed) - set(value) if needed else set()
     if missing_keys:
