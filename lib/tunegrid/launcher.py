@@ -144,8 +144,7 @@ class ProcessResult:
 
     @property
     def kill_cause(self) -> str:
-        """A sentence that names the process a signal ended, and the signal; empty if there is none.
-        """
+        """A sentence that names the process that a signal ended, and the signal; else empty."""
         rank = killed_rank(self.output)
         if self.reports or self.hung_in or not (rank or self.returncode < 0):
             return ""

@@ -201,8 +201,7 @@ def package_digest(package: str) -> str | None:
 
 
 def _wheel_hashes(package: str, folder: Path) -> dict[str, str]:
-    """The hashes of a wheel's code on the disk, by path; empty if no wheel installed this folder.
-    """
+    """The hashes of a wheel's code on disk, by path; empty if no wheel installed this folder."""
     wheel = next(iter(distributions(name=package)), None)
     files = {file.as_posix(): file for file in (wheel and wheel.files) or ()}
     record = next(
@@ -233,8 +232,7 @@ def _wheel_hashes(package: str, folder: Path) -> dict[str, str]:
 
 
 def _last_change(stat: os.stat_result) -> float:
-    """The time of a file's last change; mtime alone is not enough because an edit can set it back.
-    """
+    """The time of a file's last change; mtime alone is not enough, as an edit can reset it."""
     return max(stat.st_mtime, stat.st_ctime)
 
 

@@ -20,7 +20,7 @@ INTERRUPTED = 130
 
 
 class FormerName(Action):
-    """An option's former name: sets the renamed option and prints a notice."""
+    """An option's former name; sets the renamed option and prints a notice."""
 
     def __call__(
         self,

@@ -69,8 +69,7 @@ class GateAnswer:
 
     @property
     def exit_code(self) -> int:
-        """0 if nothing is worse, 1 if something is, 6 if something changed or the gate cannot tell.
-        """
+        """0 if nothing is worse, 1 if something is, 6 if something changed or cannot be judged."""
         if self.warning and not self.verdict.exit_code:
             return Rank.CANNOT_TELL.exit_code
         return self.verdict.exit_code

@@ -113,8 +113,7 @@ def expected_cells(records: Sequence[Record], is_selection: bool) -> list[str]:
 
 
 def keep_cells(records: Mapping[RowKey, Record], names: str) -> dict[RowKey, Record]:
-    """Keep the records of the cells in --cells; raises InputError if no run holds one of the cells.
-    """
+    """Keep the records of the cells in --cells; raises InputError if no run holds a named cell."""
     cells = dict.fromkeys(name.strip() for name in names.split(","))
     kept = {key: record for key, record in records.items() if record.cell in cells}
     held = {record.cell for record in kept.values()}

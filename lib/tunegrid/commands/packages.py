@@ -166,8 +166,7 @@ def add_hashes(lock: str, folder: Path) -> str:
 
 
 def find_packages(folders: Sequence[str]) -> dict[str, Distribution]:
-    """The packages in these folders, by name; of duplicates, the first one, which Python imports.
-    """
+    """The packages in these folders, by name; Python imports the first of several with one name."""
     packages: dict[str, Distribution] = {}
     for package in distributions(path=list(folders)):
         packages.setdefault(canonicalize_name(package.name), package)

@@ -36,8 +36,7 @@ class Runner:
     """Runs cells in environments, each run only once; an interrupted run is resumed."""
 
     def __init__(self, options: argparse.Namespace, *, is_strict: bool = False) -> None:
-        """Store options from `parse_options`; if strict, each cell must finish before the change.
-        """
+        """Store options from `parse_options`; if strict, cells must finish before the change."""
         self.options = options
         self.is_strict = is_strict
         self._runs: dict[tuple[object, ...], SavedRun] = {}

@@ -124,8 +124,7 @@ def find_python(path: Path) -> Path:
 
 
 def differences(pythons: Sequence[Path]) -> str:
-    """Describe how the libraries of two Pythons differ; raises InputError if a Python lacks some.
-    """
+    """Describe how the libraries of two Pythons differ; raises InputError if some are missing."""
     answers = []
     for python in pythons:
         fault = f"{python} lacks what tunegrid needs"

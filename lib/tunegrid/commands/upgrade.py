@@ -35,8 +35,7 @@ STOCK_CELLS = ("bert_qa_lora", "gpt2_sum_lora", "t5_sum_sft", "bert_sa_lora")
 
 
 def make_environments(options: argparse.Namespace) -> tuple[Environment, Environment]:
-    """Create the environments before and after; raises InputError if there is nothing to compare.
-    """
+    """Create the environments before and after; raises InputError if they cannot be compared."""
     specs = options.specs
     origin = options.origin
     if not specs and not origin:
