@@ -76,7 +76,7 @@ def strip_places(text: str) -> str:
         path = match.group()
         if HOME.fullmatch(path) or path == str(Path.home()):
             return "~"
-        if path.count("/") == 1:  # such as /2, or a top-level folder, which reveals nobody
+        if path.count("/") == 1:  # such as /2 or a top-level folder, which identify nobody
             return path
         if path.startswith(f"{ROOT}/"):
             return path.removeprefix(f"{ROOT}/")

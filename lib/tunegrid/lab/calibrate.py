@@ -35,9 +35,8 @@ from tunegrid.runs.files import read_list
 
 LAB_RUNS = CACHE / "lab"
 Control = Mapping[str, Any]  # `of` (its cell) and `scores`
-# No recipe was chosen with quick's seeds, and they are numerous enough to separate healthy runs
-# from controls. The other profiles have few seeds and many methods, so controls narrow their
-# bounds.
+# No recipe was tuned on quick's seeds, and they are numerous enough to separate healthy runs from
+# controls. The other profiles have few seeds and many methods, so controls narrow their bounds.
 QUICK = "quick"
 PROFILE_SEEDS = {QUICK: range(10_000, 10_040), "zoo": range(5), "tasks": range(5)}
 CONTROLS = {

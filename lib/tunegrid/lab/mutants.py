@@ -80,7 +80,7 @@ PRELOADED = (
     "tokenizers",
     "tunegrid",
 )
-# A mutant hangs if it uses more than this multiple of a healthy process's CPU seconds. That is five
+# A mutant counts as hanging beyond this multiple of a healthy process's CPU seconds. That is five
 # times what a forked process needs, since it imports nothing.
 CPU_LIMIT = 2
 CLOCK_LIMIT = 10  # wall-clock limit as a multiple of the CPU limit, for a mutant that only waits

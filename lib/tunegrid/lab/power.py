@@ -70,7 +70,7 @@ class SimulatedRun(NamedTuple):
 class Simulation:
     """Simulated runs and the calibrations that judge them; at most one cell of a run is worse."""
 
-    noise: Noise  # as calibrated
+    noise: Noise  # calibrated noise
     margins: Mapping[str, float]  # smallest drop that counts as a regression, by score
     # The kind of noise: PERTURBED compares each run with a run of the same seed, SEEDS with runs of
     # other seeds

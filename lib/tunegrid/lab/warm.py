@@ -1,6 +1,4 @@
-"""Does the work that every session needs once, in the process from which `lab.mutants` forks
-sessions.
-"""
+"""Does the work common to all sessions once, in the process from which `lab.mutants` forks them."""
 
 import sys
 

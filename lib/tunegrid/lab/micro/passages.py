@@ -273,7 +273,7 @@ def news(rng: Random) -> dict[str, Any]:
             place=rng.choice(VENUES),
         )
         sentences.append(sentence)
-    # never first, so that the lead sentence gives nothing away
+    # never first, so the lead sentence is no summary
     later_places = range(1, salient_count + len(sentences))
     numbers = sorted(rng.sample(later_places, salient_count))
     for number, sentence in zip(numbers, salient_sentences, strict=True):

@@ -9,7 +9,7 @@ from tunegrid.lab.micro.words import ASPECTS, BAD, GOOD, PRODUCTS
 
 AGREEMENT = 0.75  # share of the aspects that agree with the verdict; the rest mislead
 NEGATED = 0.4  # share of the opinions expressed by negating the opposite word
-# Each phrase says that an aspect is {adj}, or that it is not
+# Each phrase says that an aspect is {adj}, or the opposite
 PLAIN = (
     "the {aspect} is {adj}",
     "the {aspect} feels {adj}",
