@@ -172,8 +172,7 @@ def run_test(
     environment: Mapping[str, str] | None = None,
     limit_seconds: float | None = None,
 ) -> ProcessResult:
-    """Run a session with this test alone and wait for it; torchrun starts it if ranks share the
-    test.
+    """Run a session with this test alone and wait for it; torchrun starts it for several ranks.
 
     `arguments` are the options of the session that wants the test, valid in `cwd`. The child itself
     enforces `limit_seconds`.

@@ -351,8 +351,7 @@ def _copy_into(source: Path, path: Path) -> None:
 
 
 def _remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove files and folders that killed writers left behind, including those of earlier
-    versions.
+    """Remove the leftovers of killed writers, including those of earlier versions.
 
     Living writers hold a lock on their folder.
     """

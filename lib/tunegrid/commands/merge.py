@@ -74,9 +74,7 @@ def merge_rows(runs: Sequence[SavedRun]) -> tuple[dict[RowKey, BenchmarkRow], di
 
 
 def accept_refused(pair: tuple[BenchmarkRow, Record | None]) -> tuple[BenchmarkRow, Record | None]:
-    """Restore a row's refused record if this version can read it; otherwise return the row
-    unchanged.
-    """
+    """Restore a row's refused record if this version can read it, or return the row unchanged."""
     row = pair[0]
     if not isinstance(row.get(REFUSED), dict):
         return pair
@@ -89,9 +87,7 @@ def accept_refused(pair: tuple[BenchmarkRow, Record | None]) -> tuple[BenchmarkR
 
 
 def check_seals(runs: Sequence[SavedRun], as_baseline: bool) -> None:
-    """Raises InputError for a changed file, or for an unsealed one if the result is to be a
-    baseline.
-    """
+    """Raises InputError for a changed file, and for an unsealed part of a baseline."""
     for run in runs:
         run.check_unchanged()
         if as_baseline and run.doubt:

@@ -61,8 +61,7 @@ def parse_requirement(spec: str) -> str:
 
 
 def git_address(checkout: Path, commit: str = "") -> str:
-    """The address of a commit in a checkout; by default, of the tracked files as they are on the
-    disk.
+    """The address of a commit in a checkout; by default, of the tracked files on the disk.
 
     Uncommitted changes are stored in a new commit that belongs to no branch.
     """
@@ -74,8 +73,7 @@ def git_address(checkout: Path, commit: str = "") -> str:
 
 
 def index_options(wheels: Path | None) -> list[str]:
-    """Options that tell uv where packages come from: a folder of wheels, or pip's configured
-    indexes.
+    """Options that tell uv where packages come from: a folder of wheels, or pip's indexes.
 
     If an environment variable configures an index for uv, it takes precedence over pip's settings.
     """

@@ -41,9 +41,7 @@ def command(arguments: Sequence[str], python: Path | str = sys.executable) -> li
 
 
 def latest_run() -> Path:
-    """The default file of a run, in the checkout if this process is in it, else in the current
-    folder.
-    """
+    """The default run file: in the checkout if this process is in it, else in this folder."""
     folder = ROOT if Path.cwd().is_relative_to(ROOT) else Path.cwd()
     return folder / "reports" / "latest.json"
 

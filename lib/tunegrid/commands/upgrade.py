@@ -57,9 +57,7 @@ def make_environments(options: argparse.Namespace) -> tuple[Environment, Environ
 
 
 def stock_differences(side: Environment, cells: Sequence[str]) -> dict[str, str]:
-    """Describe how the libraries' own path differs from ours, by cell; the text is empty if it does
-    not.
-    """
+    """Describe how the libraries' own path differs from ours, by cell; empty where it does not."""
     if not cells:
         return {}
     differences = dict.fromkeys(cells, "its test did not run")

@@ -90,9 +90,7 @@ def run_grids(
 
 @cache
 def saved(path: Path) -> list[Record]:
-    """Read a run's records and copy their files to this machine's store, so that runs can be
-    compared.
-    """
+    """Read a run's records and copy their files to this machine's store, for comparisons."""
     records = read_list(path)
     examples.keep_contents(examples.contents(examples.file_names(records), path))
     return records
@@ -136,9 +134,7 @@ def best_controls(controls: Iterable[Control]) -> dict[NoiseKey, float]:
 
 
 def noise_toml(measured: Calibration) -> str:
-    """The file of training noise: measured deviations with their scores, which are pooled on
-    reading.
-    """
+    """The file of training noise: measured deviations and their scores, pooled on reading."""
     noise = measured.noise
     run_counts = [len(grids) for grids in measured.perturbed.values()]
     lines = [

@@ -181,8 +181,7 @@ class Simulation:
         rng: np.random.Generator,
         trainings: int | None = None,
     ) -> Draws:
-        """Draw every score, in points, for a number of trainings; None draws as many as were
-        calibrated.
+        """Draw every score, in points, for a number of trainings; None: as many as were calibrated.
 
         The residuals are drawn from the cell's kind, or from a normal distribution if rounding
         moved no score, and are scaled by the cell's own deviations.
@@ -203,8 +202,7 @@ class Simulation:
 
 
 def runs_until(chance: float, healthy: float) -> tuple[int, int]:
-    """The number of runs that reveals an unhealthy cell by its unconfirmed misses, and of those
-    misses.
+    """The number of runs that reveals an unhealthy cell by unconfirmed misses, and of misses.
 
     `chance` is the unhealthy cell's probability of a miss in one run, and `healthy` a healthy
     cell's. The unhealthy cell reaches the number of misses with probability `POWER` or more. Any of

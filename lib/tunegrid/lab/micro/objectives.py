@@ -326,9 +326,7 @@ def causal_lm(
     *,
     announced: bool = False,
 ) -> Batch:
-    """Predict the next token of the document as one text; `announced` also announces review
-    digests.
-    """
+    """Predict the next token of the document as one text; `announced` announces digests, too."""
     rows = []
     for document in documents:
         text = _reading_text(document, tokenizer, rng, announced)
