@@ -131,8 +131,7 @@ class Passage:
         relations: list[Relation],
         values: dict[str, list[str]],
     ) -> None:
-        """Append sentences of one or two facts; later sentences may use the pronoun for the name.
-        """
+        """Append sentences of one or two facts; later sentences may use a pronoun for the name."""
         subject = name
         while relations:
             self._append(subject)
