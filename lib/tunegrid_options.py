@@ -1,7 +1,7 @@
-"""Says how the suite's options are written if pytest has not found the suite, which loads them.
+"""Explains the suite's options when pytest has not found the suite, which defines them.
 
-pytest imports this wherever tunegrid is installed. It speaks only before pytest would refuse the
-command line.
+pytest imports this module wherever tunegrid is installed. The module acts only when pytest is about
+to reject the command line.
 """
 
 import pytest
@@ -17,12 +17,12 @@ OURS = (
     "--resume",
     "--list-cells",
 )
-PATHS = ("--gate", "--grid")  # options whose value is a file
+PATHS = ("--gate", "--grid")  # options that take a file
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_load_initial_conftests(parser: pytest.Parser, args: list[str]) -> object:
-    """Raises pytest.UsageError for an option of the suite that no plugin knows."""
+    """Raises pytest.UsageError for an option of the suite that no plugin defines."""
     result = yield
     unknown = parser.parse_known_and_unknown_args(args)[1]
     for word in unknown:

@@ -1,4 +1,4 @@
-"""tunegrid: did this fine-tune really work, and did it get worse? Asked as a test."""
+"""tunegrid: tests whether a fine-tune really worked, and whether it got worse."""
 
 import logging
 import os
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from tunegrid.commands.gate import gate as gate
     from tunegrid.commands.run import run as run
 
-# The checkout, or what a wheel installs in the same form, fixtures and benchmarks included
+# The checkout, or the folder where a wheel installs the same files, with fixtures and benchmarks
 ROOT = Path(__file__).parents[2]
-WHEEL = ROOT.name == "tunegrid_suite"  # pyproject.toml names a wheel's folder
+WHEEL = ROOT.name == "tunegrid_suite"  # pyproject.toml sets the name of a wheel's folder
 DEFAULT_CACHE = (
     Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "tunegrid")
     if WHEEL
     else ROOT / ".cache"
 )
 
-# Libraries' load reports and progress bars say nothing that the record does not. Set before any
-# process of ours imports them.
+# The libraries' load reports and progress bars add nothing to the record. These must be set before
+# any of our processes imports the libraries.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -30,10 +30,10 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 class CallablePackage(ModuleType):
-    """A package with the name of a command: called, it does what the command does."""
+    """A package named after a command; calling the package runs the command."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        """The function of `tunegrid.commands` with the package's name."""
+        """Call the function of `tunegrid.commands` that has the package's name."""
         return _function(self.__name__.rpartition(".")[2])(*args, **options)
 
 
@@ -42,7 +42,7 @@ def _function(name: str) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    """`run`, `gate` and `compare`, imported when they are first used."""
+    """Import `run`, `gate` or `compare` on first use."""
     if name in ("run", "gate"):
         return import_module(f"tunegrid.{name}")
     if name == "compare":

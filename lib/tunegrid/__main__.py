@@ -1,4 +1,4 @@
-"""The command `tunegrid`: `tunegrid NAME ...` runs one; `tunegrid NAME --help` describes it."""
+"""The command line: `tunegrid NAME ...` runs a command; `tunegrid NAME --help` describes it."""
 
 import sys
 from functools import partial

@@ -1,6 +1,6 @@
-"""The one exception a user is meant to read.
+"""The one exception that users are meant to read.
 
-Every room may raise it; the pytest plugins print it without a traceback.
+Any package may raise it; the pytest plugins print it without a traceback.
 """
 
 from contextlib import suppress
@@ -9,17 +9,18 @@ from tunegrid.terminal import defuse
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used: one sentence that names the cause and the way out."""
+    """Unusable input from the user; the message is one sentence with the cause and the remedy."""
 
     def __str__(self) -> str:
-        """The sentence, on one line; what it quotes of a file has no effect on a terminal."""
+        """The message on one line; text quoted from a file cannot affect the terminal."""
         return defuse(super().__str__())
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without its traceback; what it quotes of a file has no effect on a
-    terminal.
+    """The first line of an error's message; text quoted from a file cannot affect the terminal.
+
+    If the message is empty or unavailable, returns the exception's type.
     """
-    with suppress(Exception):  # a user's own may not even have a text
+    with suppress(Exception):  # str() of a user's own exception may fail
         return defuse(next(filter(None, str(error).splitlines())))
     return type(error).__name__

@@ -1,10 +1,10 @@
-"""Starts pytest in another process or environment, waits for it, and lets it end with this process.
+"""Starts pytest in another process or environment, waits for it, and ties its life to this process.
 
-Imports no pytest.
+This module does not import pytest.
 
-The process that waits holds a lock, which the system releases however that process ends. A session
-that was started so waits for the lock in a thread (`end_with_launcher`), and ends when it gets it;
-so do ranks, whose parent is torchrun.
+The waiting process holds a lock, which the system releases however the process ends. A session
+started this way waits for the lock in a thread (`end_with_launcher`) and ends once it gets the
+lock. So do ranks, whose parent is torchrun.
 """
 
 import fcntl
@@ -27,18 +27,19 @@ from pydantic import TypeAdapter
 from tunegrid.machine import share_threads, temporary_folder
 
 LOCK = "TUNEGRID_LAUNCHER_LOCK"  # names the file that a session's launcher has locked
-END_SECONDS = 5.0  # for a process that is asked to end
-OVERDUE = 124  # exit code of a process that was ended for its time, as GNU timeout has it
-# That a process may take beside its test's limit: to start, to hear that it is over, and to end
+END_SECONDS = 5.0  # grace period before a process is killed
+OVERDUE = 124  # exit code of a process that exceeded its time limit, as with GNU timeout
+# Extra time on top of the test's limit, so that a process can start, notice that time is up, and
+# end
 MARGIN_SECONDS = 600.0
-# 0: any free port
+# Port 0 picks any free port
 TORCHRUN = ("-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")
-# In what torchrun says at its end
+# Matches torchrun's final failure report
 FAILURE = re.compile(r"rank +: (\d+) .*\n.*exitcode +: (-?\d+) ")
-FRAME = re.compile(r'File "(.+)", line (\d+) in (.+)')  # as faulthandler writes one
-# The attribute that carries rows on a report; xdist sends attributes of plain values along
+FRAME = re.compile(r'File "(.+)", line (\d+) in (.+)')  # a frame as faulthandler writes it
+# The attribute that carries rows on a report; xdist transmits attributes that hold plain values
 ROW = "tunegrid_row"
-Reports = Sequence[Mapping[str, Any]]  # of a test, as pytest serializes them
+Reports = Sequence[Mapping[str, Any]]  # of one test, as pytest serializes them
 
 
 def run(
@@ -52,10 +53,11 @@ def run(
 ) -> int:
     """Run a command that starts pytest; return its exit code.
 
-    If this process is interrupted, the command ends first.
+    If this process is interrupted, the command is ended first.
 
-    `output` takes all that it says, in place of this process's streams, or `errors` its standard
-    error. After `limit_seconds` it is ended, with OVERDUE.
+    `output` receives everything the command prints instead of this process's streams; `errors`
+    receives only its standard error. After `limit_seconds` the command is ended and OVERDUE is
+    returned.
     """
     with temporary_folder() as folder, (folder / "lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -69,71 +71,71 @@ def run(
         except subprocess.TimeoutExpired:
             return OVERDUE
         finally:
-            process.terminate()  # if it still runs; torchrun ends its ranks then
+            process.terminate()  # if it still runs; torchrun then ends its ranks
             with suppress(subprocess.TimeoutExpired):
                 process.wait(END_SECONDS)
-            process.kill()  # ranks end with the lock
+            process.kill()  # ranks end once the lock is released
             process.wait()
 
 
 def end_with_launcher(lock: str, torchrun: int | None = None) -> None:
-    """Wait until the process that holds the lock has ended, then end this one: nobody takes its
-    rows any more.
+    """Wait until the process that holds the lock has ended, then end this process.
 
-    `torchrun` is the process that started this one as a rank: it has nothing to wait for either,
-    and takes its time.
+    By then nobody collects this process's rows. `torchrun` is the process that started this one as
+    a rank. It is killed outright, because it has nothing left to wait for and is slow to stop.
     """
     with suppress(FileNotFoundError), Path(lock).open(encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
     if torchrun is not None and os.getppid() == torchrun:
         os.kill(torchrun, signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGTERM)  # a session that gathers rows saves them
+    os.kill(os.getpid(), signal.SIGTERM)  # a session that gathers rows saves them on SIGTERM
     time.sleep(END_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-# One test, for another session
+# Running one test in another session
 
 
 @dataclass(frozen=True, kw_only=True)
 class Child:
-    """`--child FILE`: what a session is told that runs a test for another one; by default nothing,
-    as a user starts it.
+    """The contents of `--child FILE`, with which a session runs one test for another session.
+
+    The defaults describe a session that a user started.
     """
 
-    test: str | None = None  # the id of the one test that this process is for
-    seed: int | None = None  # at which the test runs in place of its own
-    ranks: int = 1  # how many processes share the test
-    # The file for the test's reports; its folder takes stacks of tests that hang
+    test: str | None = None  # the id of the one test that this process runs
+    seed: int | None = None  # the test's seed, in place of its own
+    ranks: int = 1  # number of processes that share the test
+    # The file for the test's reports; stacks of hanging tests go into its folder
     reports_to: Path | None = None
-    progress_to: Path | None = None  # the folder where it tells how far it is
+    progress_to: Path | None = None  # the folder where the session reports its progress
 
     def option(self, path: Path) -> str:
-        """Write this to a file, and return the option that names it.
+        """Write this to a file and return the option that names the file.
 
-        Of several such options the last one counts.
+        If the option is given several times, the last one counts.
         """
         path.write_bytes(TypeAdapter(Child).dump_json(self))
         return f"--child={path}"
 
     @classmethod
     def read(cls, path: str) -> "Child":
-        """The child that a file describes."""
+        """Read the child that a file describes."""
         return TypeAdapter(cls).validate_json(Path(path).read_bytes())
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessResult:
-    """What a test's process left."""
+    """The outcome of a test's process."""
 
-    returncode: int  # below 0 if a signal ended it
-    output: str = ""  # what it said
-    reports: Reports = ()  # of its test; none if the test did not come to its end
-    hung_in: str = ""  # where it stood when `--timeout` ended its process; else empty
+    returncode: int  # negative if a signal ended the process
+    output: str = ""  # everything the process printed
+    reports: Reports = ()  # of its test; empty if the test did not finish
+    hung_in: str = ""  # the stack when `--timeout` ended the process; else empty
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """What the reports' rows say of the cell."""
+        """The cell's records, from the rows on the reports."""
         return [
             row["extra_info"]
             for report in self.reports
@@ -142,7 +144,7 @@ class ProcessResult:
 
     @property
     def kill_cause(self) -> str:
-        """The process that a signal ended, and the signal, as a sentence; empty if none did."""
+        """A sentence that names the process that a signal ended, and the signal; else empty."""
         rank = killed_rank(self.output)
         if self.reports or self.hung_in or not (rank or self.returncode < 0):
             return ""
@@ -152,7 +154,7 @@ class ProcessResult:
 
     @property
     def reason(self) -> str:
-        """Why it left no reports, in a sentence."""
+        """A sentence that says why the process left no reports."""
         if self.hung_in:
             return f"ended with its process after --timeout; it hung in {self.hung_in}"
         last = (self.output.strip().splitlines() or ["it said nothing"])[-1].strip()
@@ -170,14 +172,13 @@ def run_test(
     environment: Mapping[str, str] | None = None,
     limit_seconds: float | None = None,
 ) -> ProcessResult:
-    """Run a session that has just this test, and wait for it; torchrun starts it if several ranks
-    share the test.
+    """Run a session with this test alone and wait for it; torchrun starts it for several ranks.
 
-    `arguments` are those of the session that wants the test, as they hold in `cwd`. The child
-    itself sees to `limit_seconds`.
+    `arguments` are the options of the session that wants the test, valid in `cwd`. The child itself
+    enforces `limit_seconds`.
     """
     torchrun = (*TORCHRUN, f"--nproc-per-node={child.ranks}") if child.ranks > 1 else ()
-    # torchrun gives each rank one thread
+    # torchrun would give each rank one thread
     variables = share_threads(environment or os.environ) if torchrun else environment
     limit = limit_seconds and limit_seconds + MARGIN_SECONDS
     with temporary_folder() as folder:
@@ -201,16 +202,16 @@ def run_test(
 
 
 def rank_file(path: Path, rank: int) -> Path:
-    """Where a rank's reports go."""
+    """The path of a rank's reports."""
     return path.with_suffix(f".{rank}{path.suffix}") if rank else path
 
 
 def decisive_reports(by_rank: Sequence[Reports], output: str) -> Reports:
-    """Whose reports are the test's: the first rank's, or if it did not pass, those of the rank that
-    failed first.
+    """Choose the reports that count as the test's.
 
-    None if no rank came to its end, or one was killed: what the others say then is that they wait
-    for it.
+    They are the first rank's if it passed, else those of the rank that failed first. The result is
+    empty if no rank finished or if a signal killed a rank: the other ranks then report only that
+    they were waiting for it.
     """
     failed_at = [
         min((one["stop"] for one in reports if one["outcome"] == "failed"), default=math.inf)
@@ -222,8 +223,9 @@ def decisive_reports(by_rank: Sequence[Reports], output: str) -> Reports:
 
 
 def killed_rank(output: str) -> tuple[int, str] | None:
-    """The rank that a signal ended, and the signal's name, by what torchrun says; it ends the
-    others itself, by SIGTERM.
+    """The rank that a signal ended, and the signal's name, according to torchrun.
+
+    SIGTERM does not count, because torchrun ends the other ranks with it.
     """
     names = {
         int(rank): signal.Signals(-int(code)).name
@@ -234,8 +236,9 @@ def killed_rank(output: str) -> tuple[int, str] | None:
 
 
 def main_stack(folder: Path, names: str = "*") -> str:
-    """Where a main thread stood, which is last in what faulthandler wrote: `_step (train.py:300) <
-    run (train.py:160)`.
+    """The stack of the main thread, as in `_step (train.py:300) < run (train.py:160)`.
+
+    faulthandler writes the main thread last.
     """
     dumps = "\n".join(
         path.read_text(errors="replace", encoding="utf-8") for path in folder.glob(f"{names}.stack")

@@ -1,5 +1,6 @@
-"""This machine, asked without torch: its processors, threads, memory, GPUs and libraries, and files
-on its disk.
+"""Facts about this machine, gathered without torch, and helpers for files on its disk.
+
+The facts are processors, threads, memory, GPUs and library versions.
 """
 
 import base64
@@ -23,13 +24,13 @@ from stat import S_ISDIR, S_ISREG
 
 from tunegrid.errors import InputError
 
-THREADS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")  # torch's, and those of tokenizers
-# Set where OMP_NUM_THREADS is not the user's, so that a process heeds its share alone
+THREADS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")  # read by torch and by tokenizers
+# Set when the user did not set OMP_NUM_THREADS, so that a process uses only its share
 SHARE_VARIABLE = "TUNEGRID_SHARED_OUT"
-# Of a container's own control group: microseconds in a period, or "max"
+# The quota in the container's own control group: microseconds per period, or "max"
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-# Variables that choose which instructions of a CPU torch's kernels, oneDNN and MKL use: other ones
-# round otherwise.
+# Variables that choose the CPU instructions that torch's kernels, oneDNN and MKL use. Other
+# instructions round differently.
 INSTRUCTIONS = (
     "ATEN_CPU_CAPABILITY",
     "MKL_ENABLE_INSTRUCTIONS",
@@ -48,19 +49,20 @@ PACKAGES = (
     "datasets",
     "evaluate",
     "tokenizers",
-    # Scores and quantiles
+    # These compute scores and quantiles
     "numpy",
     "scipy",
     "rouge_score",
     "nltk",
 )
-LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.part$")  # a folder with a file that is not yet whole
-CODE = re.compile(r"\.(py|so|pyd|dll|dylib)(\.\d+)*$")  # what Python and the loader read
+LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.part$")  # a folder with an unfinished file
+CODE = re.compile(r"\.(py|so|pyd|dll|dylib)(\.\d+)*$")  # files that Python and the loader read
 
 
 def cpu_name() -> str:
-    """The CPU's model name on Linux, else its architecture; with `INSTRUCTIONS` that are set, and
-    AMX, which no name tells.
+    """The CPU's model name on Linux, else its architecture.
+
+    Set `INSTRUCTIONS` variables are appended, and so is AMX, which no model name reveals.
     """
     name = cpu_field("model name") or platform.machine()
     units = " with AMX" if "amx_bf16" in cpu_field("flags").split() else ""
@@ -71,7 +73,7 @@ def cpu_name() -> str:
 
 
 def cpu_field(name: str) -> str:
-    """What Linux tells of the first processor, as its "flags"; empty elsewhere."""
+    """A field that Linux reports for the first processor, such as "flags"; empty elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -80,8 +82,10 @@ def cpu_field(name: str) -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: as many as a scheduler gave it (TUNEGRID_CORES), else as
-    system and container tell.
+    """The number of cores that this process may use.
+
+    It is the scheduler's grant (TUNEGRID_CORES) if there is one, else what the system and the
+    container allow. Raises InputError if TUNEGRID_CORES is no positive number.
     """
     if number := os.environ.get("TUNEGRID_CORES"):
         if not number.isdecimal() or int(number) < 1:
@@ -90,7 +94,7 @@ def usable_cores() -> int:
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    # A container's quota of processor time counts as cores, rounded down: more threads than that
+    # A container's quota of processor time counts as cores, rounded down, because any more threads
     # would wait for each other.
     quota, _, period = (
         CPU_QUOTA.read_text(encoding="utf-8") if CPU_QUOTA.is_file() else ""
@@ -99,16 +103,16 @@ def usable_cores() -> int:
 
 
 def worker() -> tuple[int, int]:
-    """This process's number among pytest's workers, and how many there are; 0 of 1 without
-    workers.
-    """
+    """This process's index among pytest's workers, and their number; (0, 1) without workers."""
     name = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
     return int(name.removeprefix("gw")), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 
 def thread_share(requested: int | None, ranks: int = 1) -> int:
-    """Threads of this process: as requested, as the user gave them, or its share of the cores among
-    workers and their ranks.
+    """The number of threads for this process.
+
+    It is the requested number, else the one the user set, else this process's share of the cores
+    among all workers and their ranks.
     """
     number = os.environ.get(THREADS[0], "").partition(",")[0].strip()
     users = int(number) if number.isdecimal() and SHARE_VARIABLE not in os.environ else 0
@@ -116,22 +120,23 @@ def thread_share(requested: int | None, ranks: int = 1) -> int:
 
 
 def announce_threads(count: int) -> None:
-    """Tell torch and the tokenizers how many threads this process has; they listen once."""
+    """Tell torch and the tokenizers how many threads to use; both read this only once."""
     os.environ.update(share_threads(os.environ))
     for name in THREADS:
         os.environ.setdefault(name, str(count))
 
 
 def share_threads(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of processes that heed their share of the cores unless the user gave threads,
-    whatever torchrun gives.
+    """An environment whose processes use their share of the cores, whatever torchrun sets.
+
+    If the user set a number of threads, that number still applies.
     """
     return dict(environment) | ({} if THREADS[0] in environment else {SHARE_VARIABLE: "yes"})
 
 
 @cache
 def gpus() -> list[dict[str, str]]:
-    """Name, memory and driver of each GPU; empty if there is none. It takes a second to ask."""
+    """The name, memory and driver of each GPU; empty if there is none. The query takes a second."""
     fields = ("name", "memory.total", "driver_version")
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
@@ -147,11 +152,12 @@ def gpus() -> list[dict[str, str]]:
 
 
 def identity(threads: int | None = None) -> list[object]:
-    """What of this machine a run's arithmetic depends on; `threads` are those of a CPU's kernels,
-    if they have a part in it.
+    """The properties of this machine that a run's arithmetic depends on.
+
+    `threads` is the thread count of CPU kernels, if they take part in the run.
     """
-    # By these flags of the CPU (none if it is not Linux) torch, oneDNN and bitsandbytes choose
-    # their kernels.
+    # torch, oneDNN and bitsandbytes choose their kernels from these CPU flags, which only Linux
+    # reports.
     instructions = sorted(
         flag for flag in cpu_field("flags").split() if flag.startswith(("avx", "amx", "fma"))
     )
@@ -160,7 +166,7 @@ def identity(threads: int | None = None) -> list[object]:
 
 @cache
 def versions() -> dict[str, str | None]:
-    """Python's and the libraries' versions; None for one that is not installed."""
+    """The versions of Python and the libraries; None for a library that is not installed."""
     numbers = {
         package: next((one.version for one in distributions(name=package)), None)
         for package in PACKAGES
@@ -169,7 +175,7 @@ def versions() -> dict[str, str | None]:
 
 
 def library_digests() -> dict[str, str]:
-    """The digits of each library that is installed."""
+    """The digest of each installed library, by name."""
     return {
         package: digest for package in PACKAGES if (digest := package_digest(package)) is not None
     }
@@ -177,11 +183,11 @@ def library_digests() -> dict[str, str]:
 
 @cache
 def package_digest(package: str) -> str | None:
-    """Sixteen hex digits of a library's code that Python imports here, as two commits may have one
-    version; None: no such one.
+    """Sixteen hex digits that identify the code of the library that Python imports here.
 
-    Of a wheel's files, which RECORD lists with their hashes, only those changed since are read; of
-    a checkout all.
+    Two commits may share a version, so the version is not enough. Returns None if the library is
+    not installed. For a wheel, RECORD lists the files with their hashes, and only files that
+    changed since are read; for a checkout, all files are read.
     """
     spec = find_spec(package)
     if spec is None or spec.origin is None:
@@ -195,9 +201,7 @@ def package_digest(package: str) -> str | None:
 
 
 def _wheel_hashes(package: str, folder: Path) -> dict[str, str]:
-    """Hashes of a wheel's code by path, as it lies on the disk; empty if no wheel put it into this
-    folder.
-    """
+    """The hashes of a wheel's code on disk, by path; empty if no wheel installed this folder."""
     wheel = next(iter(distributions(name=package)), None)
     files = {file.as_posix(): file for file in (wheel and wheel.files) or ()}
     record = next(
@@ -213,8 +217,8 @@ def _wheel_hashes(package: str, folder: Path) -> dict[str, str]:
     hashes: dict[str, str] = {}
     for path, file in files.items():
         place = Path(str(file.locate()))
-        # A path with ".." is a script, which names the environment's Python; a file may be gone
-        # (Python 3.12 leaves it out).
+        # A path with ".." is a script that names the environment's Python. The file may be gone
+        # (Python 3.12 omits it).
         if CODE.search(path) and not path.startswith("..") and place.is_file():
             stat = place.stat()
             is_unchanged = stat.st_size == file.size and _last_change(stat) <= install_time
@@ -228,20 +232,21 @@ def _wheel_hashes(package: str, folder: Path) -> dict[str, str]:
 
 
 def _last_change(stat: os.stat_result) -> float:
-    """The time of a file's last change: an edit can set back the first of these two alone."""
+    """The time of a file's last change; mtime alone is not enough, as an edit can reset it."""
     return max(stat.st_mtime, stat.st_ctime)
 
 
 def file_hash(path: Path) -> str:
-    """A file's hash as RECORD has it."""
+    """A file's hash in the format of RECORD."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").digest()
     return f"sha256={base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
 
 
 def is_special(path: Path) -> bool:
-    """Checks that a path is a device, a pipe, a socket or this process's output; raises OSError for
-    a circle of links.
+    """Checks that a path is a device, a pipe, a socket or this process's output.
+
+    Raises OSError if links form a circle.
     """
     try:
         status = path.stat()
@@ -253,9 +258,9 @@ def is_special(path: Path) -> bool:
 
 
 def _output_descriptor(status: os.stat_result) -> int | None:
-    """The descriptor of this process's output, or of its errors, if it is that file."""
+    """The descriptor of this process's stdout or stderr, if it refers to this file."""
     for descriptor in (1, 2):
-        with suppress(OSError):  # it may be closed
+        with suppress(OSError):  # the descriptor may be closed
             if os.path.samestat(os.fstat(descriptor), status):
                 return descriptor
     return None
@@ -263,11 +268,11 @@ def _output_descriptor(status: os.stat_result) -> int | None:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` at the end, when the disk has it; without
-    an end nothing changes.
+    """Yield a path to write to, which replaces `path` on exit, once the data is on the disk.
 
-    Of a link the target is replaced. A device or a pipe stays: the content is written into it.
-    Raises OSError if that fails.
+    If the block does not finish, nothing changes. If `path` is a link, its target is replaced.
+    Devices and pipes are kept, and the content is written into them. Raises OSError if writing
+    fails.
     """
     if is_special(path):
         with temporary_folder() as folder:
@@ -288,8 +293,9 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder for this user alone until the end; what killed processes left of theirs is
-    removed.
+    """Yield a folder that only this user can read, and remove it on exit.
+
+    Also removes the folders that killed processes left behind.
     """
     place = Path(tempfile.gettempdir())
     _remove_leftovers(place, "tunegrid")
@@ -299,14 +305,13 @@ def temporary_folder() -> Iterator[Path]:
 
 @contextmanager
 def _locked_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside `target`, locked while this process lives and removed at the end.
+    """Yield a new folder beside `target`, locked while this process lives and removed on exit.
 
-    The folder holds the lock, since a library may put a file of its own in the place of the one
-    that it is given.
+    The lock is on the folder, since a library may replace the file that it is told to write.
     """
     lock = None
     while lock is None:
-        # Its name cannot be known before, so no link can lie there.
+        # Nobody can guess this name in advance, so no link can be waiting there.
         folder = target.with_name(f"{target.name}.{secrets.token_hex(8)}.part")
         folder.mkdir(mode=0o700)
         lock = _lock_folder(folder)
@@ -318,14 +323,15 @@ def _locked_folder(target: Path) -> Iterator[Path]:
 
 
 def _lock_folder(folder: Path) -> int | None:
-    """The descriptor that holds a new folder's lock; None if another writer took it for a leftover
-    before it was locked.
+    """Lock a new folder and return the descriptor that holds the lock.
+
+    Returns None if another writer removed the folder as a leftover before it was locked.
     """
     try:
         lock = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
         return None
-    with suppress(OSError):  # not every network's disk has locks
+    with suppress(OSError):  # some network disks do not support locks
         fcntl.flock(lock, fcntl.LOCK_EX)
     if folder.exists():
         return lock
@@ -334,8 +340,9 @@ def _lock_folder(folder: Path) -> int | None:
 
 
 def _copy_into(source: Path, path: Path) -> None:
-    """Write a file's content into a device or a pipe; this process's own output is not opened anew,
-    which would cut it off.
+    """Write a file's content into a device or a pipe.
+
+    This process's own output is duplicated, since opening it again would truncate it.
     """
     descriptor = _output_descriptor(path.stat())
     opened = path.open("wb") if descriptor is None else os.fdopen(os.dup(descriptor), "wb")
@@ -344,8 +351,9 @@ def _copy_into(source: Path, path: Path) -> None:
 
 
 def _remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove what killed writers left, files of earlier versions too: a living one holds a lock on
-    its folder.
+    """Remove the leftovers of killed writers, including those of earlier versions.
+
+    Living writers hold a lock on their folder.
     """
     for path in folder.glob(f"{name}.*.part"):
         if not LEFTOVER.search(path.name) or path.is_symlink():
@@ -363,12 +371,12 @@ def _remove_leftovers(folder: Path, name: str = "*") -> None:
 
 
 def write_elsewhere(write: Callable[[Path], None]) -> Path | None:
-    """Write what has no room in its own place: to the user's cache, else to a new temporary folder.
+    """Write something that cannot be written in its intended place.
 
-    Returns the folder; None if it could be written nowhere.
+    Tries the user's cache, then a new temporary folder. Returns the folder, or None if both fail.
     """
     for make_folder in (_user_cache, partial(tempfile.mkdtemp, prefix="tunegrid-")):
-        with suppress(InputError, OSError, RuntimeError):  # RuntimeError: a user without a home
+        with suppress(InputError, OSError, RuntimeError):  # RuntimeError: the user has no home
             folder = Path(make_folder())
             write(folder)
             return folder
@@ -380,7 +388,7 @@ def _user_cache() -> Path:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write what a command was asked for; raises InputError if the place cannot be written."""
+    """Write a file that a command was asked for; raises InputError if it cannot be written."""
     try:
         with replace_file(path) as part:
             part.write_text(text, encoding="utf-8")

@@ -1,5 +1,6 @@
-"""Text of files, models and libraries as others see it: no terminal or CI obeys it, no path tells
-whose machine it was.
+"""Makes text from files, models and libraries safe to show.
+
+Terminals and CI systems obey nothing in it, and paths do not reveal whose machine it came from.
 """
 
 import re
@@ -9,28 +10,29 @@ from urllib.parse import urlsplit
 
 from tunegrid import ROOT
 
-# At the start of a line GitHub Actions takes `::name` for a command, blanks or not
+# GitHub Actions reads `::name` at the start of a line as a command, even after blanks
 COMMAND = re.compile(r"^(?=\s*::)")
-# GitHub and Azure take `##name[` for one anywhere in a line
+# GitHub and Azure read `##name[` as a command anywhere in a line
 OLD_COMMAND = re.compile(r"#(?=#\w*\[)")
 LIBRARIES = "/site-packages/"
-# absolute; neither a fraction nor part of an address
+# Matches absolute paths, but not fractions or parts of an address
 PATH = re.compile(r"(?<![\w.~:/-])(?:/[\w.+@%~-]*[\w+@%~-])+")
 HOME = re.compile(r"/root|/(?:home|Users)/[^/]+")
-# An address, with a scheme or without; where its password begins, a port would end at a sign that
-# is none of a number.
+# An address, with or without a scheme. After the colon, digits up to a non-word character are a
+# port; anything else starts a password.
 START = r"(?<![\w/.])(?:[A-Za-z][\w+.-]*:)?//"
 ADDRESS = re.compile(START + r"[^\s/'\"<>][^\s'\"<>]*")
 PASSWORD = re.compile(
     rf"({START})[^\s/:@'\"\[]*:(?!\d+(?:\W|$)|\s)(?:(?!//)[^\n@])*@(?:[^\s'\"@/.]*/[^\s'\"@/.]*@)?"
 )
-GIT = "git"  # whose user is everybody's
+GIT = "git"  # a user name that everybody shares
 GIT_TOKEN = re.compile(rf"(?<![\w/]){GIT}@[^\s@/]+@")
 
 
 def defuse(text: str) -> str:
-    """Text on one line: control characters are written out, as in a Python string, and no CI takes
-    it for a command.
+    """Put text on one line, with control characters escaped as in a Python string.
+
+    No CI system reads the result as a command, and secrets are hidden.
     """
     letters = hide_secrets(text)
     line = "".join(
@@ -41,7 +43,7 @@ def defuse(text: str) -> str:
 
 
 def defuse_lines(text: str) -> str:
-    """The same for a text whose line breaks are our own."""
+    """Defuse each line of a text whose line breaks are our own."""
     return "\n".join(map(defuse, text.split("\n")))
 
 
@@ -52,11 +54,12 @@ def annotation(level: str, title: str, message: str) -> str:
 
 
 def say(text: str, *, error: bool = False, runner: bool = False) -> None:
-    """Print lines, which no CI obeys but those of `annotation` (`runner`); what the encoding lacks
-    is written out.
+    """Print lines; characters that the stream cannot encode are escaped.
+
+    CI systems obey none of the lines, except an `annotation` printed with `runner`.
     """
     stream = sys.stderr if error else sys.stdout
-    if stream is None:  # it is closed, as by `2>&-`
+    if stream is None:  # closed, for example by `2>&-`
         return
     encoding = stream.encoding or "utf-8"
     content = (text if runner else defuse_lines(text)).encode(encoding, "backslashreplace")
@@ -64,15 +67,16 @@ def say(text: str, *, error: bool = False, runner: bool = False) -> None:
 
 
 def strip_places(text: str) -> str:
-    """The text as it is recorded: of an absolute path what is in the checkout or a library, else
-    its last part; no secrets.
+    """The text as it is recorded, with no secrets and with shortened paths.
+
+    An absolute path keeps the part inside the checkout or a library, or else its last component.
     """
 
     def shown(match: re.Match[str]) -> str:
         path = match.group()
         if HOME.fullmatch(path) or path == str(Path.home()):
             return "~"
-        if path.count("/") == 1:  # /2, or a top folder, which is everybody's
+        if path.count("/") == 1:  # such as /2 or a top-level folder, which identify nobody
             return path
         if path.startswith(f"{ROOT}/"):
             return path.removeprefix(f"{ROOT}/")
@@ -82,8 +86,9 @@ def strip_places(text: str) -> str:
 
 
 def hide_secrets(text: str) -> str:
-    """The text with scheme, host and path of each address: no user, password, token, query or
-    fragment.
+    """Reduce each address in a text to scheme, host and path.
+
+    Users, passwords, tokens, queries and fragments are removed.
     """
     without_passwords = PASSWORD.sub(r"\1", text) if "//" in text else text
     return GIT_TOKEN.sub(f"{GIT}@", ADDRESS.sub(_public_address, without_passwords))
@@ -94,13 +99,13 @@ def _public_address(match: re.Match[str]) -> str:
     end = match.group()[len(address) :]
     try:
         scheme, netloc, path, *_ = urlsplit(address)
-    except ValueError:  # no address, as "//["
+    except ValueError:  # not an address, for example "//["
         return match.group()
     user, _, host = netloc.rpartition("@")
     if user == GIT:
         host = netloc
     name, colon, _ = host.partition(":")
-    # A password that begins as a port does
+    # A password whose start looks like a port
     if colon and "." not in name and name != "localhost" and "@" in path:
         host, path = path.rpartition("@")[2], ""
     return f"{scheme}:" * bool(scheme) + f"//{host}{path}{end}"

@@ -1,18 +1,18 @@
-"""Words of sentences: counts and lists of names."""
+"""Formats counts, lists of names and differing texts for use in sentences."""
 
 from collections.abc import Sequence
 
 NAMED = 3  # names that a sentence shows
-CONTEXT = 20  # characters before and behind a difference
+CONTEXT = 20  # characters shown before and after a difference
 
 
 def count(number: int, noun: str) -> str:
-    """As in "1 cell" and "2 cells"."""
+    """Format a count, as in "1 cell" or "2 cells"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def count_text(number: int, total: int, noun: str) -> str:
-    """As in "3 of 27 cells", "all 27 cells", "both cells" and "the one cell"."""
+    """Format a part of a total: "3 of 27 cells", "all 27 cells", "both cells" or "the one cell"."""
     if number == total == 1:
         return f"the one {noun}"
     if number == total == 2:
@@ -23,17 +23,17 @@ def count_text(number: int, total: int, noun: str) -> str:
 
 
 def phrase(words: Sequence[str]) -> str:
-    """As in "a, b and c"."""
+    """Join words, as in "a, b and c"."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def some(names: Sequence[str], most: int = NAMED) -> str:
-    """As in "a, b, c and 4 more"."""
+    """Name the first few and count the rest, as in "a, b, c and 4 more"."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def contrast(text: str, expected: str) -> str:
-    """Two texts where they first differ, as in "'... a cat' in place of '... a car'"."""
+    """Show where two texts first differ, as in "'... a cat' in place of '... a car'"."""
     shared = 0
     while shared < min(len(text), len(expected)) and text[shared] == expected[shared]:
         shared += 1

@@ -1,1 +1,1 @@
-"""The commands behind `tunegrid NAME`, one module each; `main` returns the exit code."""
+"""The commands of `tunegrid NAME`, one module each; every `main` returns the exit code."""

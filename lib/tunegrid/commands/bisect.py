@@ -35,17 +35,18 @@ from tunegrid.runs.files import SavedRun
 from tunegrid.terminal import say
 from tunegrid.words import count
 
-Measure = Callable[..., SavedRun]  # runs a version; with `again`, a second time
+Measure = Callable[..., SavedRun]  # runs a version; `again` runs it a second time
 
 
 def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> tuple[int, int, str]:
-    """The last version that is not worse and the first that is, by number, and the gate's cause.
+    """Find the last good version and the first bad one.
 
-    Both ends are checked, then it is halved. A version that cannot be judged is skipped, and lies
-    between the two if it is in doubt.
+    Returns their indexes and the gate's reason for the bad one. Both ends are checked first, then
+    the range is bisected. A version that cannot be judged is skipped; if it could be the first bad
+    one, it lies between the two that are returned.
 
     Raises:
-        InputError: if the ends do not differ as they should.
+        InputError: if the good end is worse than itself, or the bad end is not worse.
     """
     good = versions[0]
     bad = versions[-1]
@@ -112,7 +113,7 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
 
 
 def why_undecided(judged: Sequence[Judgement], kinds: Sequence[str]) -> str:
-    """The reason why a version cannot be called worse or not; empty if it can."""
+    """The reason why the gate cannot judge a version; empty if it can."""
     unknown = uncompared_kinds(judged, kinds)
     if not unknown:
         return ""
@@ -123,12 +124,13 @@ def why_undecided(judged: Sequence[Judgement], kinds: Sequence[str]) -> str:
 
 
 def releases(options: argparse.Namespace) -> tuple[str, list[str]]:
-    """A package, and its releases from the good one to the bad one, the older first; 5.20 is the
-    index's 5.20.0.
+    """A package and its releases from the good one to the bad one, oldest first.
+
+    Releases are spelled as the user or the index spells them, so 5.20 can stand for 5.20.0.
 
     Raises:
-        InputError: if the ends are no two releases of one package, or nobody can list those
-            between.
+        InputError: if the ends are not two releases of one package, or the releases between them
+            cannot be listed.
     """
     good, _, good_text = options.good.partition("==")
     bad, _, bad_text = options.bad.partition("==")
@@ -136,7 +138,7 @@ def releases(options: argparse.Namespace) -> tuple[str, list[str]]:
         [package] = {str(canonicalize_name(Requirement(name).name)) for name in (good, bad)}
         first = Version(good_text)
         last = Version(bad_text)
-    except ValueError:  # of another text than a name or a version, or of two packages
+    except ValueError:  # not a name or a version, or two different packages
         example = "as in --good peft==0.20 --bad peft==0.21, or a checkout as --repo"
         raise InputError(f"give two releases of one package, {example}") from None
     if first >= last:
@@ -156,7 +158,10 @@ def releases(options: argparse.Namespace) -> tuple[str, list[str]]:
 
 
 def commits(repo: Path, good: str, bad: str) -> list[str]:
-    """Commits of a checkout from the good one to the bad one; a merge counts as one commit."""
+    """The commits of a checkout from the good one to the bad one; a merge counts as one commit.
+
+    Raises InputError if the good commit is not an ancestor of the bad one.
+    """
 
     def git(*arguments: str) -> list[str]:
         return read_output(["git", "-C", str(repo), *arguments], f"{repo} cannot be read")
@@ -172,7 +177,10 @@ def commits(repo: Path, good: str, bad: str) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Search, say what was learned; return the exit code. Raises InputError, as `run_bisection`."""
+    """Parse the arguments, search and report; return the exit code.
+
+    Raises InputError for the same reasons as `run_bisection`.
+    """
     usage = "tunegrid bisect --good A --bad B [OPTION ...] [-- OPTION OF PYTEST ...]"
     parser = argparse.ArgumentParser(prog="tunegrid bisect", usage=usage, description=__doc__)
     add = parser.add_argument
@@ -188,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_bisection(options: argparse.Namespace) -> int:
-    """Search, say what was learned; return the exit code.
+    """Search and report the result; return the exit code.
 
     Raises:
         InputError: if an argument cannot be used.

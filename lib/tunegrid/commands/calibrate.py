@@ -25,16 +25,19 @@ from tunegrid.terminal import say
 
 PROFILES = {profile.id: profile for profile in (QUICK_PROFILE, FULL_PROFILE)}
 RUNS = CACHE / "calibrate"
-Session = Callable[[Sequence[str]], int]  # pytest's arguments, and its exit code
+Session = Callable[[Sequence[str]], int]  # takes pytest's arguments and returns its exit code
 
 
 def session(arguments: Sequence[str]) -> int:
-    """Run the suite in a process of its own, which prints its progress."""
+    """Run the suite in a separate process, which prints its own progress."""
     return launcher.run(command(arguments))
 
 
 def select_cells(grid_files: Sequence[Path], profile: str, names: str) -> tuple[str, ...]:
-    """The cells of these names, or all that the files add. Raises InputError if there are none."""
+    """The ids of the named cells, or of all cells that the files add.
+
+    Raises InputError if there are none.
+    """
     grid = study()
     for path in grid_files:
         add_file(path.resolve(), grid)
@@ -53,14 +56,15 @@ def select_cells(grid_files: Sequence[Path], profile: str, names: str) -> tuple[
 
 
 def train_session(path: Path, arguments: Sequence[str], run: Session = session) -> Path:
-    """Save a session at this path; cells that passed before are not trained again.
+    """Run a session and save it at this path; cells that passed earlier are not trained again.
 
-    Raises InputError if the session broke off.
+    Raises InputError if the session stopped early.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     code = run([*arguments, "--resume", f"--benchmark-json={path}"])
-    if code not in (0, 1) or not path.is_file():  # 1: a cell that misses a bound has its row
+    # exit code 1: a cell that misses a bound still has its row
+    if code not in (0, 1) or not path.is_file():
         hint = "see its output above; the same command continues"
         raise InputError(f"pytest ended with exit code {code}: {hint}")
     return path
@@ -71,7 +75,10 @@ def by_seed(
     cells: Collection[str],
     seeds: Collection[int],
 ) -> Mapping[int, Mapping[str, Record]]:
-    """The records of each seed by cell; raises InputError if one is unfinished or failed audits."""
+    """Group records by seed, then by cell.
+
+    Raises InputError if a record is missing, unfinished or failed an audit.
+    """
     finished = {}
     for record in records:
         if record.finished and record.seeds.confirms is None:
@@ -93,9 +100,9 @@ def by_seed(
 
 
 def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
-    """Train, write the bounds and print them; return 0. `run` starts the session.
+    """Train the cells, write the bounds and print them; return 0. `run` starts the session.
 
-    Raises InputError if a cell does not exist or finish, or bounds would be lost.
+    Raises InputError if a cell does not exist or does not finish, or if bounds would be lost.
     """
     parser = argparse.ArgumentParser(prog="tunegrid calibrate", description=__doc__)
     add = parser.add_argument
@@ -130,7 +137,7 @@ def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
     options = parser.parse_args(arguments)
     if options.seeds < 2:
         parser.error("--seeds: one training has no standard deviation; give at least 2")
-    # These bring scipy, which --help does without.
+    # These imports load scipy, which --help does not need
     from tunegrid.gate.bounds import Calibration, own_noise_toml, thresholds_toml
 
     grid = options.grid[-1]

@@ -1,4 +1,4 @@
-"""Programs of several commands, named by the first word of the command line, and their exits."""
+"""Runs a program whose first argument names a command, and maps errors to exit codes."""
 
 import os
 import sys
@@ -13,14 +13,14 @@ from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.terminal import say
 
-# Exit codes, as a shell gives them.
+# Exit codes that a shell would report
 EXIT_REFUSED = 2
 BROKEN_PIPE = 141
 INTERRUPTED = 130
 
 
 class FormerName(Action):
-    """An option under the name of an earlier release: sets its successor and says so."""
+    """An option's former name; sets the renamed option and prints a notice."""
 
     def __call__(
         self,
@@ -29,7 +29,7 @@ class FormerName(Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        """Set the option of the new name, which is `dest`."""
+        """Set the renamed option, `dest`."""
         setattr(namespace, self.dest, values)
         name = self.dest.replace("_", "-")
         say(f"{parser.prog}: {option_string} is now called --{name}", error=True)
@@ -41,7 +41,7 @@ def add_gate_on(
     default: Sequence[str],
     former_name: str,
 ) -> None:
-    """Add `--gate-on`, also under its name of an earlier release."""
+    """Add `--gate-on`, which also accepts the name it had in an earlier release."""
     add = parser.add_argument
     text = f"what counts: {','.join(known)} (default {','.join(default)})"
     add("--gate-on", default=",".join(default), metavar="KIND,KIND", help=text)
@@ -54,14 +54,14 @@ def program(
     commands: Mapping[str, str],
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Run a command, in the module of its name; return its exit code.
+    """Run the command that the first argument names; return its exit code.
 
-    `commands` has a description of each. If a command raises InputError, the exit code is 2 and the
-    error's sentence is printed.
+    Each command lives in the module of its name; `commands` maps names to descriptions. If a
+    command raises InputError or OSError, the message is printed and the exit code is 2.
     """
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     code = 0
-    if sys.stdout is None:  # as by `>&-`
+    if sys.stdout is None:  # closed, for example by `>&-`
         fault = f"standard output is closed; redirect it to a file, or to {os.devnull}"
         say(f"{name} {command}: error: {fault}", error=True)
         return EXIT_REFUSED
@@ -84,8 +84,8 @@ def program(
             say(f"{name}: unknown command {command!r}; {hint}", error=True)
             code = EXIT_REFUSED
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has enough, as `head` has
-        # Python flushes stdout once more when it exits.
+    except BrokenPipeError:  # the reader stopped reading, as `head` does
+        # Python flushes stdout again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except (InputError, OSError) as error:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 def compare(run: Path | str | Iterable[Record]) -> "pd.DataFrame":
-    """The table of `tunegrid compare` for a file or for records, with a line for each cell.
+    """The table of `tunegrid compare` for a file or for records, with one row per cell.
 
-    Raises InputError if the run cannot be read, or its cells cannot be compared.
+    Raises InputError if the run cannot be read or its cells cannot be compared.
     """
     from tunegrid.report.compare import method_frame
 
@@ -36,7 +36,7 @@ def compare(run: Path | str | Iterable[Record]) -> "pd.DataFrame":
 
 
 def get_comparisons(run: SavedRun) -> "list[Comparison]":
-    """The comparisons of a run's methods; raises InputError if there can be none."""
+    """Compare the methods of a run; raises InputError if they cannot be compared."""
     from tunegrid.gate.noise import load_noise
     from tunegrid.report.compare import compare_methods
 
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, metavar="RUN.json")
     parser.add_argument("--format", choices=FORMATS, default="text")
     options = parser.parse_args(arguments)
-    from tunegrid.report.compare import sections  # pandas, which --help does without
+    from tunegrid.report.compare import sections  # imports pandas, which --help does not need
 
     run = read_saved(options.run)
     tables = sections(get_comparisons(run), run.records)

@@ -1,11 +1,10 @@
-"""Environments beside this one, for `upgrade`, `history` and `bisect`, and runs of the suite in
-them.
+"""Creates environments for `upgrade`, `history` and `bisect`, and runs the suite in them.
 
-An environment holds the packages that were named and those that change with them. It takes
-everything else from the environment that this process runs in. A lock names its folder: a wheel
-that was built again under the same version gets another environment.
+An environment holds the named packages and the packages that must change with them. Everything else
+comes from the environment of this process. The folder's name is a hash of the lock, so a wheel that
+was rebuilt under the same version gets a new environment.
 
-`--resume` of pytest decides what a run need not measure again: its key has the environment's path.
+pytest's `--resume` decides which cells a run can skip; its key includes the environment's path.
 """
 
 import hashlib
@@ -41,13 +40,14 @@ from tunegrid.terminal import say
 from tunegrid.words import some
 
 ENVIRONMENTS = CACHE.absolute() / "environments"
-LOCK = "used-by-another-command.lock"  # an error names this file if another command has it
+LOCK = "used-by-another-command.lock"  # the error shows this name if another command holds the lock
 USAGE_ERROR = 4  # pytest's exit code
 
 
 def suite(python: Path, out: Path, arguments: Sequence[str]) -> list[str]:
-    """The command that runs cells with an environment's Python; `out` is the run's file, or JUnit's
-    if it is XML.
+    """The command that runs cells with an environment's Python.
+
+    `out` is the run's file, or a JUnit report if its name ends in .xml.
     """
     report = "--junitxml" if out.suffix == ".xml" else "--benchmark-json"
     return command(["-q", *arguments, f"{report}={out}"], python)
@@ -55,17 +55,17 @@ def suite(python: Path, out: Path, arguments: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """A Python with its packages, and the folder where its runs are kept."""
+    """A Python with its packages, and the folder for its runs."""
 
     python: Path
     folder: Path
-    # Versions of the packages that it does not share
+    # Versions of the packages that are not shared with this process's environment
     own: Mapping[str, str] = field(default_factory=dict)
-    is_copy: bool = False  # its own packages are those installed here
+    is_copy: bool = False  # its own packages equal those installed here
 
     @property
     def name(self) -> str:
-        """For a sentence."""
+        """The environment's own packages, for use in a sentence."""
         names = sorted(self.own, key=lambda name: name not in PACKAGES)
         return some([f"{name} {self.own[name]}" for name in names]) or "the libraries here"
 
@@ -77,14 +77,15 @@ class Environment:
         return [str(self.python), "-m", "tunegrid", "run"]
 
     def run(self, file: str, arguments: Sequence[str]) -> Path:
-        """The file of a run of cells; raises NoRun if pytest takes an argument for none, or leaves
-        no file.
+        """Run cells and return the run's file.
+
+        Raises NoRun if pytest rejects an argument or writes no file.
         """
         path = self.folder / file
         log, start = path.with_suffix(".txt"), time.monotonic()
         say(f"{self.name}: {path.stem}; progress is in {log}")
-        # PYTHONPATH would come before the packages to try; PYTEST_* are those of a session around
-        # this one; the command that asks writes the step's summary.
+        # PYTHONPATH would take precedence over the packages under test. PYTEST_* variables belong
+        # to a surrounding session. The calling command writes the step summary itself.
         unset = ("PYTHONPATH", "GITHUB_STEP_SUMMARY")
         variables = {
             name: text
@@ -110,10 +111,10 @@ class Environment:
 
 
 class NoRun(InputError):
-    """A session ended without a run."""
+    """A session that ended without writing a run."""
 
     def __init__(self, reason: str, environment: Environment) -> None:
-        """For a reason, in this environment."""
+        """Store the reason and the environment."""
         super().__init__(reason)
         self.environment = environment
 
@@ -121,12 +122,12 @@ class NoRun(InputError):
 def get_environment(
     requirements: Sequence[str], wheels: Path | None, *, alone: bool = False
 ) -> Environment:
-    """The environment that holds what is named, made if it is not there; this one if nothing is.
+    """The environment with the named packages, created if necessary; this one if none are named.
 
-    `alone` leaves out what the named packages need.
+    `alone` installs the named packages without their dependencies.
 
     Raises:
-        InputError: if it cannot be made, or holds something else.
+        InputError: if the environment cannot be created, or does not hold what was named.
     """
     if not requirements:
         return Environment(python=Path(sys.executable), folder=ENVIRONMENTS / "here")
@@ -143,18 +144,20 @@ def get_environment(
     link = Path(paths["purelib"], "tunegrid-shared.pth")
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK, timeout=0):
-        # The link is written last.
+        # The link is written last, so a missing link means an unfinished environment.
         if not link.is_file():
             shutil.rmtree(place, ignore_errors=True)
             run_uv(["venv", "--quiet", "--no-project", str(place)], failure)
             requirements_txt.write_text(lock, encoding="utf-8")
-            # Copies, as an edit of a linked file would be one of uv's cache.
+            # Files are copied because editing a linked file would change uv's cache.
             flags = ["--quiet", "--no-deps", "--link-mode=copy", *options]
             run_uv(["pip", "install", *flags, "-r", str(requirements_txt)], failure, python=python)
-        link.unlink(missing_ok=True)  # so that the next command makes again what differs
+        # if the check fails, the next command rebuilds the environment
+        link.unlink(missing_ok=True)
         packages = find_packages(sorted({paths["purelib"], paths["platlib"]}))
         check_packages(requirements, lock, packages)
-        # `addsitedir` reads editable installations, too. What it adds comes after the own packages.
+        # `addsitedir` also reads editable installations. Its paths come after the environment's
+        # packages.
         folders = [path for path in sys.path if Path(path).name in INSTALLED]
         lines = [f"import site; site.addsitedir({path!r})\n" for path in folders]
         link.write_text("".join(lines), encoding="utf-8")

@@ -24,12 +24,16 @@ from tunegrid.terminal import say
 if TYPE_CHECKING:
     import pandas as pd
 
-# A spreadsheet takes a cell of a CSV file that begins so for a formula, in full width, too.
+# Spreadsheets treat a CSV cell that begins with one of these as a formula, even in full width
 FORMULA = tuple("=+-@\t\r\n")
 
 
 def record_frame(runs: Sequence[SavedRun]) -> "pd.DataFrame":
-    """One row per figure of each cell and seed; raises OverflowError if a table cannot hold it."""
+    """One row per figure of each cell and seed.
+
+    Raises InputError if nothing was measured, and OverflowError if a number does not fit into a
+    table.
+    """
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
@@ -54,7 +58,10 @@ def record_frame(runs: Sequence[SavedRun]) -> "pd.DataFrame":
 
 
 def row_frame(runs: Sequence[SavedRun]) -> tuple["pd.DataFrame", list[str]]:
-    """One row per test row, with a column per metric; a sentence on each record without rows."""
+    """One row per test row, with a column per metric, and a sentence for each record without rows.
+
+    Raises InputError if no record has rows.
+    """
     import pandas as pd
 
     frames = []
@@ -72,7 +79,7 @@ def row_frame(runs: Sequence[SavedRun]) -> tuple["pd.DataFrame", list[str]]:
             columns |= dict(points)
             texts = read(record, run.path, "rows")
             if texts is not None:
-                columns |= dict(texts)  # also label names, and all answers that count
+                columns |= dict(texts)  # also label names and all accepted answers
             frames.append(pd.DataFrame(columns))
     if not frames:
         advice = "copy the folder examples along with a run's JSON"
@@ -91,7 +98,10 @@ def record_key(path: Path, record: Record) -> dict[str, Any]:
 
 
 def write_table(frame: "pd.DataFrame", path: Path) -> None:
-    """Write a table in the format of the file's name; raises InputError if that is impossible."""
+    """Write a table in the format that the file's suffix names.
+
+    Raises InputError if the suffix is unknown or the file cannot be written.
+    """
     if path.suffix not in (".parquet", ".csv"):
         raise InputError(f"{path}: give a name that ends in .parquet or .csv")
     try:
@@ -105,7 +115,7 @@ def write_table(frame: "pd.DataFrame", path: Path) -> None:
 
 
 def escape_formula(value: Any) -> Any:
-    """The value, with an apostrophe before text that a spreadsheet would take for a formula."""
+    """Prefix text that a spreadsheet would treat as a formula with an apostrophe."""
     if isinstance(value, str) and normalize("NFKC", value[:1]).startswith(FORMULA):
         return f"'{value}"
     return value
@@ -114,7 +124,7 @@ def escape_formula(value: Any) -> Any:
 def main(arguments: list[str] | None = None) -> int:
     """Write the table; return the exit code.
 
-    Raises InputError if a run cannot be read, or the table not be written.
+    Raises InputError if a run cannot be read or the table cannot be written.
     """
     parser = argparse.ArgumentParser(prog="tunegrid export", description=__doc__)
     add = parser.add_argument

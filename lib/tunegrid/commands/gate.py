@@ -56,34 +56,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class GateAnswer:
-    """A gate's answer on a run; as text, all sentences."""
+    """The gate's answer on a run; str() gives all its sentences."""
 
     verdict: RunVerdict
-    judgements: Sequence[Judgement]  # on each figure of each cell
-    warning: str = ""  # of an unsealed run; else empty
+    judgements: Sequence[Judgement]  # one for each figure of each cell
+    warning: str = ""  # set if a run is unsealed
 
     @property
     def answer(self) -> str:
-        """The first sentence; before it, that the run is unsealed."""
+        """The first sentence of the verdict, after the warning about an unsealed run, if any."""
         return " ".join(filter(None, (self.warning, self.verdict.answer)))
 
     @property
     def exit_code(self) -> int:
-        """0 if nothing is worse, 1 if something is, 6 if something changed or cannot be told."""
+        """0 if nothing is worse, 1 if something is, 6 if something changed or cannot be judged."""
         if self.warning and not self.verdict.exit_code:
             return Rank.CANNOT_TELL.exit_code
         return self.verdict.exit_code
 
     @property
     def cells(self) -> dict[str, list[str]]:
-        """The statements on each cell, as "same: bert_sa_lora accuracy +0.20 points (...)"."""
+        """The statements on each cell, such as "same: bert_sa_lora accuracy +0.20 points (...)"."""
         statements: dict[str, list[str]] = {}
         for judgement in self.judgements:
             statements.setdefault(judgement.cell, []).append(verdict_text(judgement))
         return statements
 
     def __str__(self) -> str:
-        """The sentences of the command."""
+        """The sentences that the command prints."""
         return "\n".join(filter(None, (self.warning, *self.verdict.sentences)))
 
 
@@ -93,10 +93,10 @@ def gate(
     *,
     gate_on: str | Iterable[str] = DEFAULT_KINDS,
 ) -> GateAnswer:
-    """The answer of `tunegrid gate`: is a run worse than another one?
+    """Answer as `tunegrid gate` does: is the new run worse than the old one?
 
-    Each is a file, or the records of a run; a file also has the noise of your own calibrated cells.
-    Raises InputError if a run cannot be read or judged.
+    Each run is a file or a sequence of records; only a file also carries the noise of your own
+    calibrated cells. Raises InputError if a run cannot be read or judged.
     """
     names = gate_on if isinstance(gate_on, str) else ",".join(gate_on)
     kinds = parse_kinds(names)
@@ -109,8 +109,11 @@ def judge(
     kinds: Sequence[str],
     given: Sequence[str] = (),
 ) -> GateAnswer:
-    """The answer on two runs; `given` is the command that asks."""
-    from tunegrid.gate.gate import Run, gate  # which brings scipy
+    """Judge one run against another; `given` is the command that asks.
+
+    Raises InputError if a file was changed since it was written.
+    """
+    from tunegrid.gate.gate import Run, gate  # imports scipy
 
     old.check_unchanged()
     new.check_unchanged()

@@ -52,29 +52,30 @@ NEITHER_EQUAL = (Verdict.WORSE, Verdict.BETTER, Verdict.MISSING)
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """A release, and what it changed beside the last one before it that ran."""
+    """A release, and how it differs from the last earlier release that ran."""
 
     version: str
-    before: str = ""  # empty: nothing ran before it, or it did not run
-    installed: str = ""  # with it, as "peft 0.18.1 -> 0.19.0"
+    before: str = ""  # empty if no earlier release ran or this one did not
+    installed: str = ""  # what changed with it, such as "peft 0.18.1 -> 0.19.0"
     fault: str = ""  # the reason why it did not run
-    answer: str = ""  # the gate's
-    changed_cells: Sequence[str] = ()  # by their numerics
-    places: Sequence[str] = ()  # the first that changed in each of them, without repetitions
+    answer: str = ""  # the gate's answer
+    changed_cells: Sequence[str] = ()  # cells whose numerics changed
+    places: Sequence[str] = ()  # where each cell's numerics first changed, without duplicates
     figures: Sequence[str] = ()  # scores and memory that are worse or better
-    audits: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of failures, by cell
-    other_audits: Sequence[str] = ()  # cells in which others failed before
-    numerics: str = ""  # as "25 equal, 2 changed"
-    cause: str = ""  # in the library's source or changelog, by a person
+    # sentences of failed audits, by cell
+    audits: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    other_audits: Sequence[str] = ()  # cells where a different set of audits failed before
+    numerics: str = ""  # such as "25 equal, 2 changed"
+    cause: str = ""  # found by a person in the library's source or changelog
 
     @property
     def is_change(self) -> bool:
-        """Whether anything is other than before."""
+        """True if any cell, figure or audit differs from before."""
         return bool(self.changed_cells or self.figures or self.other_audits)
 
     @property
     def row(self) -> dict[str, str]:
-        """A line of the table."""
+        """The release as a row of the table."""
         failed = [f"{cell}: {sentences[0]}" for cell, sentences in self.audits.items()]
         changes = "; ".join([*self.places, *self.figures])
         return {
@@ -88,7 +89,7 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """The releases of a library, the oldest first."""
+    """The releases of a library, oldest first."""
 
     library: str
     profile: str
@@ -100,7 +101,7 @@ class History:
 
     @property
     def answer(self) -> str:
-        """A sentence: how many releases ran, and which of them changed something."""
+        """A sentence that says how many releases ran and which of them changed something."""
         ran = [release for release in self.releases if not release.fault]
         changed = [release.version for release in ran if release.is_change]
         total = count(len(self.releases), "release")
@@ -114,7 +115,7 @@ class History:
     @property
     def sections(self) -> list[Section]:
         """The answer and the table."""
-        import pandas as pd  # which --help does without
+        import pandas as pd  # --help does not need pandas
 
         frame = pd.DataFrame([release.row for release in self.releases])
         heading = f"{self.library}, release by release"
@@ -122,7 +123,7 @@ class History:
 
 
 def describe(number: str, before: str, compared: Comparison, kinds: Sequence[str]) -> Release:
-    """A release, by its runs and those of the one before it."""
+    """Describe a release from its comparison with the last earlier release that ran."""
     old, new, judgements = compared
     verdict = run_verdict(new.records, judgements, kinds, before=old.records)
     places = []
@@ -156,14 +157,15 @@ def describe(number: str, before: str, compared: Comparison, kinds: Sequence[str
 
 
 def is_other_figure(judgement: Judgement) -> bool:
-    """Whether a score or memory is not as before; speed is not asked: releases run at other
-    times.
+    """True if a score or memory figure is worse, better or missing.
+
+    Speed does not count, because releases run at different times.
     """
     return judgement.kind in ("quality", "memory") and judgement.verdict in NEITHER_EQUAL
 
 
 def audit_failures(run: SavedRun) -> dict[str, list[str]]:
-    """The sentences of the audits that failed, by cell."""
+    """The sentences of failed audits, by cell."""
     failures = {}
     for record in run.records:
         sentences = failed_audits(record.audits, record.excused)
@@ -173,12 +175,12 @@ def audit_failures(run: SavedRun) -> dict[str, list[str]]:
 
 
 def audit_names(sentences: Sequence[str]) -> set[str]:
-    """The audits of sentences as "audit base_frozen: 2 changed"."""
+    """The audit names in sentences such as "audit base_frozen: 2 changed"."""
     return {sentence.partition(":")[0] for sentence in sentences}
 
 
 def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
-    """Measure each release once, and compare it with the last before it that ran."""
+    """Measure each release once and compare it with the last earlier release that ran."""
     runner = Runner(options)
     first_updates = runner.can_begin
     releases: list[Release] = []
@@ -211,12 +213,15 @@ def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
 
 
 def read_causes(path: Path | None) -> Mapping[str, str]:
-    """Causes by release, as a person wrote them down; raises InputError if the file is none."""
+    """Read the causes that a person wrote down, by release.
+
+    Raises InputError if the file is not a valid file of causes.
+    """
     if path is None:
         return {}
     try:
         causes = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # ValueError: no TOML, or no UTF-8
+    except (OSError, ValueError) as error:  # ValueError: not TOML, or not UTF-8
         raise InputError(f"{path} is no file of causes: {error}") from None
     for release, cause in causes.items():
         if not isinstance(cause, str):
@@ -227,8 +232,9 @@ def read_causes(path: Path | None) -> Mapping[str, str]:
 
 
 def supported_from(library: str) -> Version:
-    """The oldest release that tunegrid asks for; raises InputError for a package that it does not
-    need.
+    """The oldest release of a library that tunegrid supports.
+
+    Raises InputError if tunegrid's requirements set no lower bound for the package.
     """
     for text in requires(SUITE) or ():
         requirement = Requirement(text)
@@ -244,7 +250,7 @@ def supported_from(library: str) -> Version:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Walk, write what was found, say it; return the exit code.
+    """Measure the releases, write the pages and print the table; return the exit code.
 
     Raises:
         InputError: if an argument cannot be used.

@@ -48,14 +48,18 @@ RowKey = tuple[str, int | None]  # a row's name without its seed, and the seed
 
 
 def merge_rows(runs: Sequence[SavedRun]) -> tuple[dict[RowKey, BenchmarkRow], dict[RowKey, Record]]:
-    """The rows of all runs, and the records of cells; raises InputError if two rows contradict."""
+    """Collect the rows of all runs and the cells' records.
+
+    Raises InputError if two runs have different results for the same row.
+    """
     rows: dict[RowKey, BenchmarkRow] = {}
     records = {}
     sources = {}
     for run in runs:
         for row, record in map(accept_refused, run.rows):
             seed = record.seeds.seed if record else None
-            name = row_name(row).replace(f"-seed{seed}]", "]")  # the id of a test with --seeds
+            # the test's id when it runs with --seeds
+            name = row_name(row).replace(f"-seed{seed}]", "]")
             key = name, seed
             known_row = rows.get(key)
             if known_row is None or (has_no_time(known_row) and not has_no_time(row)):
@@ -70,7 +74,7 @@ def merge_rows(runs: Sequence[SavedRun]) -> tuple[dict[RowKey, BenchmarkRow], di
 
 
 def accept_refused(pair: tuple[BenchmarkRow, Record | None]) -> tuple[BenchmarkRow, Record | None]:
-    """The row with its refused record if this version can read it, else the row as it is."""
+    """Restore a row's refused record if this version can read it, or return the row unchanged."""
     row = pair[0]
     if not isinstance(row.get(REFUSED), dict):
         return pair
@@ -83,7 +87,7 @@ def accept_refused(pair: tuple[BenchmarkRow, Record | None]) -> tuple[BenchmarkR
 
 
 def check_seals(runs: Sequence[SavedRun], as_baseline: bool) -> None:
-    """Raises InputError for a file that was changed, and for an unsealed part of a baseline."""
+    """Raises InputError for a changed file, and for an unsealed part of a baseline."""
     for run in runs:
         run.check_unchanged()
         if as_baseline and run.doubt:
@@ -91,9 +95,10 @@ def check_seals(runs: Sequence[SavedRun], as_baseline: bool) -> None:
 
 
 def expected_cells(records: Sequence[Record], is_selection: bool) -> list[str]:
-    """The cells that a baseline must hold with each seed.
+    """The cells that a baseline must hold for each seed.
 
-    These are its own, and all of the study if it has one of these, unless --cells selects.
+    They are the cells that it has, plus all of the study's if it has any of those, unless --cells
+    selects some.
     """
     cells = dict[str, None]()
     for record in records:
@@ -104,7 +109,7 @@ def expected_cells(records: Sequence[Record], is_selection: bool) -> list[str]:
 
 
 def keep_cells(records: Mapping[RowKey, Record], names: str) -> dict[RowKey, Record]:
-    """The records of the cells that --cells names; raises InputError if no run holds one."""
+    """Keep the records of the cells in --cells; raises InputError if no run holds a named cell."""
     cells = dict.fromkeys(name.strip() for name in names.split(","))
     kept = {key: record for key, record in records.items() if record.cell in cells}
     held = {record.cell for record in kept.values()}
@@ -119,9 +124,9 @@ def check_baseline(
     records: Sequence[Record],
     cells: Sequence[str],
 ) -> str:
-    """A sentence on the baseline that these runs make, with these cells for each seed.
+    """Describe the baseline that these runs make, with these cells for each seed, in a sentence.
 
-    Raises InputError if no gate could rest on them.
+    Raises InputError if the runs cannot be a baseline.
     """
     reasons = []
     for run in runs:
@@ -183,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--cells", metavar="ID,ID", help="only these cells")
     add("-o", "--output", type=Path, required=True, metavar="OUT.json")
     options = parser.parse_args(arguments)
-    from tunegrid.report.summary import cell_lines  # pandas, which --help does without
+    from tunegrid.report.summary import cell_lines  # imports pandas, which --help does not need
 
     if not options.runs and options.journal is None:
         parser.error("give the runs to merge, or --journal for the cells of a killed session")
@@ -203,7 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
         baseline = check_baseline(runs, first_records, cells)
     finished = {record_case(records[key]) for key in records if not has_no_time(rows[key])}
     warning = files.missing_runs(runs, finished)
-    own_keys = (files.SHARD, files.COMMAND, files.NOISE, SEAL)  # of a single run
+    own_keys = (files.SHARD, files.COMMAND, files.NOISE, SEAL)  # these describe a single run
     merged = {name: value for name, value in runs[0].content.items() if name not in own_keys}
     noise: list[files.OwnNoise] = []
     for run in runs:

@@ -23,7 +23,7 @@ from tunegrid.terminal import say
 
 STARTERS = ROOT / "benchmarks" / "starters"
 LONGEST_NAME = 100
-FIRST_RUNS = {  # options of a first run
+FIRST_RUNS = {  # options for the first run
     "task": "--cells=bert_{}_lora",
     "method": "--cells=bert_sa_{}",
     "backbone": "--cells={}_sa_lora",
@@ -33,7 +33,7 @@ FIRST_RUNS = {  # options of a first run
 
 
 def check_name(kind: str, name: str) -> None:
-    """Raises InputError if a name is invalid, or an entry of the grid has it."""
+    """Raises InputError if a name is invalid, hides a module or is already in the grid."""
     if not NAME.fullmatch(name):
         expected = "lower-case letters and digits; underscores divide a cell's id"
         raise InputError(f"invalid NAME {name!r}: expected {expected}")
@@ -61,9 +61,9 @@ def check_name(kind: str, name: str) -> None:
 
 
 def write_starter(kind: str, name: str, folder: Path) -> list[Path]:
-    """Write new files and return them.
+    """Write the new files and return their paths.
 
-    Raises InputError if one exists, is a link or cannot be written.
+    Raises InputError if a path exists, is a link or cannot be written.
     """
     script = folder / f"{name}.py"
     sources = {script: STARTERS / f"{kind}.py"}
@@ -78,7 +78,7 @@ def write_starter(kind: str, name: str, folder: Path) -> list[Path]:
     for path, source in sources.items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("x", encoding="utf-8") as file:  # no link can stand for it
+            with path.open("x", encoding="utf-8") as file:  # mode "x" does not follow links
                 file.write(source.read_text(encoding="utf-8").replace("NAME", name))
         except OSError as error:
             fault = f"{path} cannot be written ({error.strerror or error})"
@@ -87,9 +87,9 @@ def write_starter(kind: str, name: str, folder: Path) -> list[Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the file and print its first command; return the exit code.
+    """Write the files and print the command for a first run; return the exit code.
 
-    Raises InputError if a name or a path is taken.
+    Raises InputError if the name cannot be used, or if a path exists or cannot be written.
     """
     parser = argparse.ArgumentParser(prog="tunegrid new", description=__doc__)
     add = parser.add_argument

@@ -1,6 +1,6 @@
-"""Packages for `upgrade` and `bisect`: what a user names, its lock, and what was then installed.
+"""Packages for `upgrade` and `bisect`: parses what a user names, locks it, and checks the result.
 
-uv finds and installs them. A lock pins each package to a commit or to hashes of archives.
+uv resolves and installs the packages. A lock pins each package to a commit or to archive hashes.
 """
 
 import ast
@@ -25,27 +25,28 @@ from uv import find_uv_bin
 from tunegrid.errors import InputError
 from tunegrid.machine import file_hash
 
-# Equal files make equal commits
+# Fixed dates give identical files identical commits
 DATES = ("GIT_AUTHOR_DATE=@0 +0000", "GIT_COMMITTER_DATE=@0 +0000")
-# Of uv, git and, in a build that uv runs, Python.
+# Error lines of uv, of git, and of Python in a build that uv runs
 REASON = re.compile(r"(?m)^ *(?:(?:error|fatal|cause|Caused by):|╰─▶|(?=\w+Error:)) ?(.+)$")
-CHANGE = re.compile(r"(?m)^ \+ (.+)$")  # of `uv pip install --dry-run`
-# uv does not read pip's settings, but has options of the same names. The first section counts.
+CHANGE = re.compile(r"(?m)^ \+ (.+)$")  # in the output of `uv pip install --dry-run`
+# uv ignores pip's settings but has options of the same names. If several sections set an option,
+# the first section here wins.
 PIP_SETTINGS = ("index-url", "extra-index-url", "find-links", "trusted-host", "constraint")
 PIP_SECTIONS = (":env:", "install", "global")
 UV_INDEXES = {"UV_DEFAULT_INDEX", "UV_INDEX_URL"}
-PIN = re.compile(r"(?m)^(\S.*?)(?: --hash=.+| \\)*$")  # in a lock, without hashes
-ADDRESS_COMMIT = re.compile(r"@([0-9a-f]{40})\b")  # in the address of a commit
+PIN = re.compile(r"(?m)^(\S.*?)(?: --hash=.+| \\)*$")  # a line of a lock, without hashes
+ADDRESS_COMMIT = re.compile(r"@([0-9a-f]{40})\b")  # the commit in an address
 
 
-# What is to be installed
+# Choosing what to install
 
 
 def parse_requirement(spec: str) -> str:
-    """The requirement that a user named, as "peft==0.22" or as "peft@../peft", a checkout.
+    """Parse a requirement, such as "peft==0.22", or "peft@../peft" for a checkout.
 
     Raises:
-        InputError: for anything else, as an option or a path.
+        InputError: for anything else, such as an option or a path.
     """
     name, sign, place = (part.strip() for part in spec.partition("@"))
     try:
@@ -60,9 +61,9 @@ def parse_requirement(spec: str) -> str:
 
 
 def git_address(checkout: Path, commit: str = "") -> str:
-    """The address of a commit of a checkout; by default of its files as they are on the disk.
+    """The address of a commit in a checkout; by default, of the tracked files on the disk.
 
-    Those are a commit of no branch, of the files that git tracks.
+    Uncommitted changes are stored in a new commit that belongs to no branch.
     """
     git = ["env", *DATES, "git", "-C", str(checkout)]
     failure = f"{checkout} cannot be read as a checkout of a library"
@@ -72,19 +73,20 @@ def git_address(checkout: Path, commit: str = "") -> str:
 
 
 def index_options(wheels: Path | None) -> list[str]:
-    """Options of uv for where packages come from: a folder of wheels, or what pip is configured
-    for.
+    """Options that tell uv where packages come from: a folder of wheels, or pip's indexes.
 
-    An index that uv is configured for by a variable counts instead.
+    If an environment variable configures an index for uv, it takes precedence over pip's settings.
     """
     if wheels:
         return ["--no-index", f"--find-links={wheels.resolve()}"]
     if UV_INDEXES & os.environ.keys():
         return []
-    command = [sys.executable, "-m", "pip", "config", "list"]  # fails if pip is not installed
+    # prints nothing if pip is not installed
+    command = [sys.executable, "-m", "pip", "config", "list"]
     listing = subprocess.run(command, capture_output=True, check=False, encoding="utf-8").stdout
     settings = dict(re.findall(r"^(\S+?)=(.+)$", listing, re.MULTILINE))
-    options = ["--index-strategy=unsafe-best-match"]  # pip takes the newest release of all indexes
+    # like pip, take the newest release across all indexes
+    options = ["--index-strategy=unsafe-best-match"]
     for name in PIP_SETTINGS:
         keys = [f"{section}.{name}" for section in PIP_SECTIONS]
         value = next((settings[key] for key in keys if key in settings), "''")
@@ -93,9 +95,10 @@ def index_options(wheels: Path | None) -> list[str]:
 
 
 def lock_packages(requirements: Sequence[str], options: Sequence[str], *, alone: bool) -> str:
-    """The lock of packages that are named and of others that have to change here with them.
+    """Lock the named packages and the others that must change with them.
 
-    It is the text of a `requirements.txt`. `alone` locks those that are named, whatever they need.
+    Returns the text of a `requirements.txt`. `alone` locks only the named packages, without their
+    dependencies.
     """
     failure = f"{' '.join(requirements)} cannot be installed"
     pins = list(requirements)
@@ -108,7 +111,7 @@ def lock_packages(requirements: Sequence[str], options: Sequence[str], *, alone:
         pins = []
         for pin in CHANGE.findall(report):
             name, _, address = pin.partition(" @ ")
-            # The report hides the password of an address.
+            # The report hides passwords in addresses, so the user's own spelling is kept.
             pins.append(named.get(name, pin) if address else pin)
     flags = ["--quiet", "--no-deps", "--generate-hashes", "--no-header", "--no-annotate", *options]
     lock = run_uv(["pip", "compile", *flags, "-"], failure, text="\n".join(pins)).stdout
@@ -122,12 +125,13 @@ def lock_packages(requirements: Sequence[str], options: Sequence[str], *, alone:
 def list_releases(
     package: str, first: Version, last: Version | None, wheels: Path | None
 ) -> list[str]:
-    """The releases that can be installed, from the last one (None: the newest) to the first.
+    """List the installable releases from `last` (None: the newest) down to `first`.
 
-    uv has no command that lists them, but finds the newest one below another.
+    uv has no command for this, so it is asked repeatedly for the newest release below the previous
+    one.
 
     Raises:
-        InputError: if it does not find the first.
+        InputError: if uv does not find `first`.
     """
     failure = f"the releases of {package} cannot be listed (give them with --versions A,B,C)"
     flags = ["--quiet", "--no-deps", "--no-header", "--no-annotate"]
@@ -145,7 +149,7 @@ def list_releases(
 
 
 def add_hashes(lock: str, folder: Path) -> str:
-    """A lock with the hashes of the wheels in a folder, which uv leaves out, but compares."""
+    """Add the hashes of a folder's wheels to a lock; uv omits these hashes but verifies them."""
     for path in sorted(folder.glob("*.whl")):
         with suppress(InvalidWheelFilename):
             name, version, _, _ = parse_wheel_filename(path.name)
@@ -156,11 +160,11 @@ def add_hashes(lock: str, folder: Path) -> str:
     return lock
 
 
-# What was installed
+# Checking what was installed
 
 
 def find_packages(folders: Sequence[str]) -> dict[str, Distribution]:
-    """The packages in folders by name; Python imports the first of a name."""
+    """The packages in these folders, by name; Python imports the first of several with one name."""
     packages: dict[str, Distribution] = {}
     for package in distributions(path=list(folders)):
         packages.setdefault(canonicalize_name(package.name), package)
@@ -174,7 +178,7 @@ def direct_url(package: Distribution) -> dict[str, Any]:
 
 
 def installed_version(package: Distribution) -> str:
-    """A package's version and, if not from an index, its source: "0.21.2 at commit a8d99cf0"."""
+    """A package's version, with its source if not an index: "0.21.2 at commit a8d99cf0"."""
     source = direct_url(package)
     if "vcs_info" in source:
         return f"{package.version} at commit {source['vcs_info']['commit_id'][:8]}"
@@ -184,9 +188,9 @@ def installed_version(package: Distribution) -> str:
 
 
 def recorded_hashes(package: Distribution) -> dict[str, str]:
-    """The hash of each file of a package's archive, by path.
+    """The hash of each file in a package's archive, by path.
 
-    Scripts are left out, since they contain the path of a Python.
+    Scripts are omitted, since they contain the path of a Python.
     """
     hashes = {}
     for path, digest, _ in csv.reader((package.read_text("RECORD") or "").splitlines()):
@@ -197,7 +201,7 @@ def recorded_hashes(package: Distribution) -> dict[str, str]:
 
 
 def changed_file(package: Distribution) -> str:
-    """The first file of a package that is not as in its archive; empty if there is none."""
+    """The first file of a package that differs from its archive; empty if there is none."""
     for name, digest in recorded_hashes(package).items():
         path = Path(str(package.locate_file(name)))
         if not path.is_file() or file_hash(path) != digest:
@@ -206,7 +210,7 @@ def changed_file(package: Distribution) -> str:
 
 
 def is_same(package: Distribution, here: Distribution | None) -> bool:
-    """Whether a package is installed here, from the same commit or archive and file by file."""
+    """True if the same package is installed here, from the same source and with identical files."""
     if here is None or installed_version(package) != installed_version(here):
         return False
     hashes = recorded_hashes(package)
@@ -214,7 +218,7 @@ def is_same(package: Distribution, here: Distribution | None) -> bool:
 
 
 def differs(requirement: Requirement, package: Distribution) -> bool:
-    """Whether a package has another version than a requirement, or comes from another place."""
+    """True if a package does not match a requirement's version or source."""
     source = direct_url(package)
     is_version = requirement.specifier.contains(package.version, prereleases=True)
     if not is_version or bool(requirement.url) != bool(source):
@@ -226,12 +230,12 @@ def differs(requirement: Requirement, package: Distribution) -> bool:
 def check_packages(
     requirements: Sequence[str], lock: str, packages: Mapping[str, Distribution]
 ) -> None:
-    """Compare what was installed with what was named and with its lock.
+    """Compare the installed packages with the requirements and their lock.
 
     Raises:
-        InputError: if they differ.
+        InputError: if they differ, or if an installed file was edited.
     """
-    # The lock has the name of an address that was given without one.
+    # Addresses may be given without a package name, but the lock names the package.
     texts = [text for text in requirements if not text.startswith("git+")]
     texts += PIN.findall(lock)
     for requirement in map(Requirement, texts):
@@ -249,28 +253,28 @@ def check_packages(
             raise InputError(f"{reason}; {way_out}")
 
 
-# Commands
+# Running commands
 
 
 def run_uv(
     arguments: Sequence[str], failure: str, *, text: str = "", python: Path | str = sys.executable
 ) -> subprocess.CompletedProcess[str]:
-    """Run uv for a Python's environment; raises InputError with its reason if it fails."""
+    """Run uv for a Python's environment; raises InputError with uv's reason if it fails."""
     command = [find_uv_bin(), "--color=never", *arguments, f"--python={python}"]
     return run_command(command, failure, text)
 
 
 def read_output(command: Sequence[str], failure: str) -> list[str]:
-    """The lines that a command prints; raises InputError with its reason if it fails."""
+    """The lines that a command prints; raises InputError with the command's reason if it fails."""
     return run_command(command, failure).stdout.splitlines()
 
 
 def run_command(
     command: Sequence[str], failure: str, text: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command that reads a text; raises InputError if it fails.
+    """Run a command with `text` as its input; raises InputError if it fails.
 
-    The reason is the last error or cause that uv or git names, or else the last line.
+    The reason is the last error or cause in stderr, or else its last line.
     """
     try:
         answer = subprocess.run(

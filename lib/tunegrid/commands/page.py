@@ -12,7 +12,7 @@ from tunegrid.terminal import say
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the page, or the charts, or both; return the exit code.
+    """Write the page, the charts or both; return the exit code.
 
     Raises InputError if a run cannot be read.
     """
@@ -26,7 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not (options.output or options.charts):
         parser.error("give -o PAGE.html for the page, or --charts DIR for its charts")
-    from tunegrid.page.render import write_charts, write_page  # pandas, which --help does without
+    # imports pandas, which --help does not need
+    from tunegrid.page.render import write_charts, write_page
     from tunegrid.page.view import make_page, read_page_run
 
     run = read_page_run(options.run, options.profile)

@@ -1,8 +1,8 @@
-"""One side of `tunegrid speed`: a process that trains a cell, one update for each line of stdin.
+"""One side of `tunegrid speed`: a process that trains a cell, one update per line of stdin.
 
-On a shared machine other processes take the core away, and the wall clock counts that. Linux
-reports how long a thread was ready to run and had no core. That time is subtracted; waiting of the
-thread itself, as for a sleep or a file, is not.
+On a shared machine other processes take cores away, and wall-clock time includes these waits. Linux
+reports how long a thread was ready to run without having a core, and this time is subtracted. Time
+that the thread itself spends waiting, for example in a sleep or for a file, still counts.
 """
 
 import json
@@ -20,14 +20,14 @@ from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.machine import announce_threads, thread_share
 from tunegrid.terminal import say
 
-ANSWER_PREFIX = "tunegrid timing: "  # a library may print, too
-WARM = 5  # updates before the first answer: they pick kernels and allocate memory
-# Nanoseconds on a core, nanoseconds of waiting for one, time slices.
+ANSWER_PREFIX = "tunegrid timing: "  # libraries may print as well
+WARM = 5  # untimed updates, which choose kernels and allocate memory
+# Holds nanoseconds on a core, nanoseconds waiting for a core, and the number of time slices
 SCHEDULER = Path("/proc/thread-self/schedstat")
 
 
 def own_time() -> float:
-    """The clock in seconds, without the time that this thread waited for a core."""
+    """The clock in seconds, minus the time that this thread waited for a core."""
     while True:
         wait = wait_seconds()
         clock = time.perf_counter()
@@ -36,7 +36,7 @@ def own_time() -> float:
 
 
 def wait_seconds() -> float:
-    """Seconds that this thread was ready to run and had no core; 0 if the system does not tell."""
+    """Seconds that this thread was ready to run without a core; 0 if the system does not say."""
     if not SCHEDULER.exists():
         return 0.0
     fields = SCHEDULER.read_text(encoding="utf-8").split()
@@ -44,10 +44,10 @@ def wait_seconds() -> float:
 
 
 def answers(cell: Cell) -> Iterator[dict[str, float | None]]:
-    """Yield an empty answer when all is ready, then the seconds and peak bytes of each update.
+    """Yield an empty answer when ready, then the seconds and peak bytes of each update.
 
-    The peak is of resident memory on a CPU, of allocated memory on a GPU; None if the system does
-    not tell.
+    The peak is resident memory on a CPU and allocated memory on a GPU; None if the system does not
+    report it.
     """
     threads = thread_share(cell.profile.threads)
     announce_threads(threads)
@@ -66,9 +66,9 @@ def answers(cell: Cell) -> Iterator[dict[str, float | None]]:
     trainer = prepare(cell, rows, device)
     hf.set_seed(cell.profile.seed)
     trainer.ddp_model.train()
-    # A GPU works on while the clock is read.
+    # A GPU runs asynchronously, so it must finish before the clock is read.
     finish = torch.cuda.synchronize if device.type == "cuda" else torch.cpu.synchronize
-    updates = chain.from_iterable(map(trainer.updates, count()))  # of one epoch after another
+    updates = chain.from_iterable(map(trainer.updates, count()))  # spans all epochs
     for group in islice(updates, WARM):
         trainer.update(group)
     yield {}
@@ -85,11 +85,11 @@ def answers(cell: Cell) -> Iterator[dict[str, float | None]]:
 
 
 def main(cell: str, device: str) -> None:
-    """Set a cell up on a device, then answer each line of stdin."""
+    """Prepare a cell on a device, then answer each line of stdin."""
     try:
         study_cell = STUDY.cell(cell, replace(QUICK_PROFILE, device=device))
         lines = chain([""], sys.stdin)
-        # An update follows its line.
+        # zip reads a line first, so each update waits for its line.
         for _, answer in zip(lines, answers(study_cell), strict=False):
             say(f"{ANSWER_PREFIX}{json.dumps(answer)}")
     except InputError as error:

@@ -1,9 +1,9 @@
 """Run the suite from any folder: `tunegrid run -m quick -n auto --gate=before.json`.
 
-All arguments are pytest's.
+All arguments go to pytest.
 
 Paths are relative to the current folder, and `reports/` is written there. `tunegrid run --help`
-shows the options that matter. In Python it is `tunegrid.run`, which returns the records.
+shows the options that matter. The Python equivalent is `tunegrid.run`, which returns the records.
 """
 
 import os
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tunegrid.record import Record
 
 HELP_OPTION = "--tunegrid-help"
-# The settings and the cases of this suite, whatever project the current folder belongs to.
+# The settings and tests of this suite, whatever project the current folder belongs to
 SUITE = (
     "-c",
     str(ROOT / "pyproject.toml"),
@@ -33,18 +33,21 @@ NOTHING_SELECTED = 5  # pytest's exit code
 
 
 def command(arguments: Sequence[str], python: Path | str = sys.executable) -> list[str]:
-    """A command line of pytest over the suite; `-P`: the current folder hides no module."""
+    """The command line that runs pytest over the suite.
+
+    `-P` keeps modules in the current folder from shadowing installed ones.
+    """
     return [str(python), "-P", "-m", "pytest", *SUITE, *arguments]
 
 
 def latest_run() -> Path:
-    """The default file of a run: in the checkout, or below the folder that this process is in."""
+    """The default run file: in the checkout if this process is in it, else in this folder."""
     folder = ROOT if Path.cwd().is_relative_to(ROOT) else Path.cwd()
     return folder / "reports" / "latest.json"
 
 
 def user_arguments(arguments: Sequence[object]) -> str:
-    """The command line that a user typed, from the arguments that pytest got."""
+    """Reconstruct the command line that the user typed from pytest's arguments."""
     words = [*map(str, arguments)]
     own = own_words(words)
     program = ["pytest"] if own == words else ["tunegrid", "run"]
@@ -52,7 +55,7 @@ def user_arguments(arguments: Sequence[object]) -> str:
 
 
 def own_words(words: list[str]) -> list[str]:
-    """The words without those that this command prepends."""
+    """Strip the words that this command prepends."""
     return words[len(SUITE) :] if tuple(words[: len(SUITE)]) == SUITE else words
 
 
@@ -66,19 +69,19 @@ def run(
     to: Path | str | None = None,
     options: Sequence[str] = (),
 ) -> "list[Record]":
-    """Run cells as `tunegrid run` does; return a record for each cell and seed, also if it failed.
+    """Run cells as `tunegrid run` does; return a record per cell and seed, including failed ones.
 
     Args:
-        cells: their ids; None runs all cells of the profile.
-        seeds: one, several, or a text as "0-4"; None is seed 0.
+        cells: ids of cells; None runs all cells of the profile.
+        seeds: one seed, several, or a text such as "0-4"; None is seed 0.
         grid: files that add to the grid.
-        set: values of fields of every recipe, as {"learning_rate": 1e-3}.
-        profile: the word of `-m`.
+        set: values for fields of every recipe, such as {"learning_rate": 1e-3}.
+        profile: the value of `-m`.
         to: the file of the run; None writes reports/latest.json.
-        options: others of `tunegrid run`, as ("-n", "2").
+        options: other options of `tunegrid run`, such as ("-n", "2").
 
     Raises:
-        InputError: with the run's own sentence, if it wrote no file.
+        InputError: if the run wrote no file, usually with the run's own message.
     """
     from tunegrid import launcher
     from tunegrid.errors import InputError
@@ -111,7 +114,7 @@ def run(
 
 
 def _join(values: object) -> str:
-    """One or more values in the form of the command line."""
+    """Format one or more values for the command line."""
     if values is None:
         return "none"
     if isinstance(values, Iterable) and not isinstance(values, str):
@@ -120,7 +123,7 @@ def _join(values: object) -> str:
 
 
 def _version(path: Path) -> tuple[int, int] | None:
-    """The inode and the time of a file, which writing changes; None if there is no file."""
+    """A file's inode and modification time, which writing changes; None if there is no file."""
     if not path.is_file():
         return None
     status = path.stat()
@@ -128,7 +131,7 @@ def _version(path: Path) -> tuple[int, int] | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Become pytest; its exit code is this command's."""
+    """Replace this process with pytest, whose exit code becomes the command's."""
     options = sys.argv[1:] if arguments is None else arguments
     if "-h" in options or "--help" in options:
         options = [HELP_OPTION]

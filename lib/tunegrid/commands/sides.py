@@ -1,6 +1,4 @@
-"""Runs cells in environments and compares these: the engine of `upgrade`, `history` and
-`bisect`.
-"""
+"""Runs cells in environments and compares the runs, for `upgrade`, `history` and `bisect`."""
 
 import argparse
 import sys
@@ -35,17 +33,17 @@ class Comparison(NamedTuple):
 
 
 class Runner:
-    """Runs cells in environments, each run once; a run that was stopped goes on."""
+    """Runs cells in environments, each run only once; an interrupted run is resumed."""
 
     def __init__(self, options: argparse.Namespace, *, is_strict: bool = False) -> None:
-        """For options of `parse_options`; strict: each cell must finish before a change."""
+        """Store options from `parse_options`; if strict, cells must finish before the change."""
         self.options = options
         self.is_strict = is_strict
         self._runs: dict[tuple[object, ...], SavedRun] = {}
 
     @property
     def can_begin(self) -> bool:
-        """Whether first updates of the profile's cells can be compared."""
+        """True if the first updates of the profile's cells can be compared."""
         return self.options.profile in SCORED
 
     def run(
@@ -56,7 +54,7 @@ class Runner:
         first_updates: bool = False,
         again: bool = False,
     ) -> SavedRun:
-        """A run of cells (none for all); with `again`, one that measures everything anew."""
+        """Run cells (all if none are given); `again` measures everything anew."""
         stage = "first-updates" if first_updates else "whole"
         arguments = ["-m", self.options.profile]
         if cells:
@@ -69,7 +67,7 @@ class Runner:
             arguments += ["-n", "auto"]
         if first_updates:
             arguments.append("--first-updates")
-        # Of two equal options pytest takes the last, the user's.
+        # If an option is repeated, pytest uses the last value, so the user's options come last.
         arguments += self.options.pytest_options
         key = (side.folder, stage, *cells)
         if key not in self._runs:
@@ -84,13 +82,13 @@ class Runner:
         first_updates: bool,
         finishes: bool,
     ) -> Comparison:
-        """The runs of two environments, and what the gate says of them.
+        """Run cells in two environments and compare the runs with the gate.
 
-        With `first_updates` cells make these; of those, the ones that are not the same train to
-        their end with `finishes`.
+        With `first_updates`, cells run only their first updates; with `finishes`, the cells that
+        differ there are then trained to the end.
 
         Raises:
-            InputError: if a cell does not finish before the change, and this must be.
+            InputError: if the runner is strict and a cell does not finish before the change.
         """
         old, new = self._run_both(before, after, self.options.cells, first_updates)
         judgements = judge_sound(old, new)
@@ -116,7 +114,7 @@ class Runner:
 
 
 def check_finished(run: SavedRun, side: Environment) -> None:
-    """Raises InputError for a cell that came neither to its end nor through its first updates."""
+    """Raises InputError if a cell completed neither its training nor its first updates."""
     for record in run.records:
         if not record.finished and not record.first_updates:
             reason = next(iter(record.missed), record.status)
@@ -126,15 +124,15 @@ def check_finished(run: SavedRun, side: Environment) -> None:
 
 
 def with_ends(start: SavedRun, end: SavedRun) -> SavedRun:
-    """A run of first updates, with whole trainings of the cells that have one."""
+    """Replace first updates with the complete trainings of the cells that have one."""
     finished = {record.cell for record in end.records}
     begun = [record for record in start.records if record.cell not in finished]
     return replace(end, records=[*end.records, *begun])
 
 
 def judge(old: SavedRun, new: SavedRun) -> list[Judgement]:
-    """The gate's judgements; none if no cell of one of them finished."""
-    from tunegrid.gate.gate import Run, gate  # which brings scipy
+    """The gate's judgements; empty if no cell of one of the runs finished."""
+    from tunegrid.gate.gate import Run, gate  # imports scipy
 
     before = Run.of_file(old)
     after = Run.of_file(new)
@@ -144,7 +142,7 @@ def judge(old: SavedRun, new: SavedRun) -> list[Judgement]:
 
 
 def judge_sound(old: SavedRun, new: SavedRun) -> list[Judgement]:
-    """The judgements on the cells that were sound before."""
+    """Judge the cells that were sound before."""
     unsound = unsound_cells(old)
     sides = []
     for run in (old, new):
@@ -154,8 +152,8 @@ def judge_sound(old: SavedRun, new: SavedRun) -> list[Judgement]:
 
 
 def unsound_cells(run: SavedRun) -> list[str]:
-    """The cells of which an audit failed, at any seed."""
-    from tunegrid.gate.gate import is_sound  # which brings scipy
+    """The cells in which an audit failed, for any seed."""
+    from tunegrid.gate.gate import is_sound  # imports scipy
 
     return list(dict.fromkeys(record.cell for record in run.records if not is_sound(record)))
 
@@ -167,9 +165,9 @@ def cells_with_changes(judgements: Sequence[Judgement]) -> list[str]:
 
 
 def version_changes(before: Environment, after: Environment) -> str:
-    """As "peft 0.21.2 -> 0.22.0", the suite's libraries first.
+    """Describe version changes, as in "peft 0.21.2 -> 0.22.0", with the suite's libraries first.
 
-    If all versions are equal, their archives differ.
+    If all versions are equal, the packages come from different archives.
     """
     here = {name: installed_version(found) for name, found in find_packages(sys.path).items()}
     names = sorted({**before.own, **after.own}, key=lambda name: (name not in PACKAGES, name))
@@ -190,9 +188,10 @@ def parse_options(
     arguments: Sequence[str] | None,
     counted: Sequence[str] = COUNTED,
 ) -> argparse.Namespace:
-    """Parse the options of a command, and those that the commands share.
+    """Parse a command's own options and those that the commands share.
 
-    `counted` are the kinds of figures that may count. What follows `--` are options of pytest.
+    `counted` are the kinds of figures that --gate-on accepts. Words after `--` are options of
+    pytest.
 
     Raises:
         InputError: for an unknown kind.

@@ -30,29 +30,30 @@ from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.terminal import say
 from tunegrid.words import some
 
-MARGIN = 0.05  # a change that counts: halfway between an equal step and one that is 10 % slower
-ERROR_RATE = 0.01  # the chance that any figure is falsely called worse, or within the margin
-LOOKS = (4, 6, 8, 10)  # rounds after which a figure is judged: each side was first as often
-LEAST_SD = 1e-4  # of a log ratio: clocks and memory pages resolve no less
+MARGIN = 0.05  # smallest change that counts: halfway between no change and 10 % slower
+ERROR_RATE = 0.01  # chance that any figure is falsely called worse or within the margin
+# rounds after which figures are judged; even, so each side goes first equally often
+LOOKS = (4, 6, 8, 10)
+LEAST_SD = 1e-4  # least deviation of a log ratio: clocks and memory pages have no finer resolution
 ROUND_UPDATES = 40
 RESULT_WORDS = {
     "training": ("slower", "faster", "as fast"),
     "memory": ("larger", "smaller", "the same"),
 }
-LIB = str(ROOT / "lib")  # the same suite on both sides
+LIB = str(ROOT / "lib")  # both sides run the same suite
 PRINT_VERSIONS = f"""import json, sys; sys.path.insert(0, {LIB!r}); from tunegrid import machine
 print(json.dumps([machine.versions(), machine.library_digests()]))"""
-Turn = Sequence[Mapping[str, Any]]  # for each update its seconds, and peak_bytes until then
+Turn = Sequence[Mapping[str, Any]]  # per update, its seconds and the peak_bytes so far
 Key = tuple[str, str]  # a cell and a figure
-Ratios = Mapping[Key, Sequence[float]]  # by round, the log of the second side over the first
+Ratios = Mapping[Key, Sequence[float]]  # one per round: log of second side over first
 
 
 @dataclass(frozen=True)
 class FigureShift:
-    """The mean log ratio of a figure, second environment over first, and its error."""
+    """The mean log ratio of a figure, second environment over first, with its error."""
 
     log_ratio: float
-    reach: float  # half of the interval
+    reach: float  # half the width of the interval
 
     @property
     def verdict(self) -> Verdict:
@@ -64,7 +65,7 @@ class FigureShift:
         return Verdict.SAME if size + self.reach < margin else Verdict.CANNOT_TELL
 
     def describe(self, figure: str) -> str:
-        """The sentence on a figure, such as "training 4 % slower (2 to 6 %)"."""
+        """Describe the shift in a phrase such as "training 4 % slower (2 to 6 %)"."""
         more, less, same = RESULT_WORDS[figure]
         percent = _percent(self.log_ratio)
         low = _percent(self.log_ratio - self.reach)
@@ -84,13 +85,13 @@ def _percent(log_ratio: float) -> int:
 
 
 def find_shifts(ratios: Ratios, tests: int) -> dict[Key, FigureShift]:
-    """The shift of each figure at the first look that decides it, else at its last look.
+    """Judge each figure at the first look that decides it, or else at its last look.
 
-    A verdict stands whatever comes later: looks and tests share `ERROR_RATE`. One machine disturbs
-    all cells alike, so that a cell's deviation is the larger of its own and the median over cells,
-    which has half of their degrees of freedom. Figures without a look are left out.
+    A verdict is final, since looks and tests share `ERROR_RATE`. The machine disturbs all cells
+    alike, so a cell's deviation is the larger of its own and the median over cells, which has half
+    of the cells' total degrees of freedom. Figures with too few rounds for a look are omitted.
     """
-    from tunegrid.gate.statistics import critical_value  # which brings scipy
+    from tunegrid.gate.statistics import critical_value  # imports scipy
 
     shifts: dict[Key, FigureShift] = {}
     for look in LOOKS:
@@ -111,9 +112,9 @@ def find_shifts(ratios: Ratios, tests: int) -> dict[Key, FigureShift]:
 
 
 def find_python(path: Path) -> Path:
-    """The Python of a virtual environment, or the path itself if it is one.
+    """The Python of a virtual environment, or the path itself if it is a file.
 
-    Raises InputError if there is none.
+    Raises InputError if there is no Python.
     """
     for candidate in (path, path / "bin" / "python"):
         if candidate.is_file():
@@ -123,7 +124,7 @@ def find_python(path: Path) -> Path:
 
 
 def differences(pythons: Sequence[Path]) -> str:
-    """The differences between the libraries of two Pythons; raises InputError if one lacks some."""
+    """Describe how the libraries of two Pythons differ; raises InputError if some are missing."""
     answers = []
     for python in pythons:
         fault = f"{python} lacks what tunegrid needs"
@@ -141,7 +142,7 @@ def differences(pythons: Sequence[Path]) -> str:
 
 
 def next_answer(process: subprocess.Popen[str]) -> Any:
-    """The next answer of a process; raises InputError if it ends without one."""
+    """Read the next answer of a process; raises InputError if the process ends without one."""
     last_line = ""
     for line in process.stdout or ():
         _, prefix, answer = line.partition(ANSWER_PREFIX)
@@ -153,9 +154,9 @@ def next_answer(process: subprocess.Popen[str]) -> Any:
 
 
 def paired_updates(commands: Sequence[Sequence[str]], number: int) -> tuple[Turn, Turn]:
-    """The answers of two processes that update in turn, so that noise slows both alike.
+    """Collect answers from two processes that update in turn, so that noise slows both alike.
 
-    The order is A B B A, and B A A B in every second round.
+    The order is A B B A, or B A A B in every second round.
     """
     order = (0, 1) if number % 2 else (1, 0)
     turns: tuple[list[Any], list[Any]] = ([], [])
@@ -178,37 +179,37 @@ def paired_updates(commands: Sequence[Sequence[str]], number: int) -> tuple[Turn
             processes.append(stack.enter_context(process))
             stack.callback(process.kill)
         for process in processes:
-            next_answer(process)  # it is ready
+            next_answer(process)  # wait until it is ready
         for update in range(ROUND_UPDATES):
             sides = order[::-1] if update % 2 else order
             for side in sides:
                 process = processes[side]
-                with suppress(BrokenPipeError):  # it has ended, which reading tells
+                with suppress(BrokenPipeError):  # it has ended, which next_answer reports
                     os.write(process.stdin.fileno(), b"\n")  # type: ignore[union-attr]
                 turns[side].append(next_answer(process))
     return turns
 
 
 def log_ratios(before: Turn, after: Turn) -> dict[str, float]:
-    """Log ratios by figure; time is the median over updates, which no single one can disturb."""
+    """Log ratios by figure; time is the median over updates, which no single update can distort."""
     logs = []
     for old, new in zip(before, after, strict=True):
         logs.append(math.log(new["seconds"] / old["seconds"]))
     ratios = {"training": median(logs)}
     old_peak = before[-1]["peak_bytes"]
     new_peak = after[-1]["peak_bytes"]
-    if old_peak and new_peak:  # None if the system does not tell
+    if old_peak and new_peak:  # None if the system does not report it
         ratios["memory"] = math.log(new_peak / old_peak)
     return ratios
 
 
 def is_open(key: Key, shifts: Mapping[Key, FigureShift]) -> bool:
-    """True if a figure is not decided yet."""
+    """True if a figure is not yet decided."""
     return key not in shifts or shifts[key].verdict is Verdict.CANNOT_TELL
 
 
 def open_cells(ratios: Ratios, shifts: Mapping[Key, FigureShift]) -> list[str]:
-    """Cells with a figure that is not decided yet."""
+    """The cells with a figure that is not yet decided."""
     cells = [cell for cell, figure in ratios if is_open((cell, figure), shifts)]
     return list(dict.fromkeys(cells))
 
@@ -235,7 +236,7 @@ def report(ratios: Ratios, shifts: Mapping[Key, FigureShift]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run rounds until every cell is decided or had all of them, and report; return the exit code.
+    """Run rounds until every cell is decided or out of rounds, then report; return the exit code.
 
     Raises InputError if an environment cannot run a cell.
     """

@@ -29,13 +29,13 @@ from tunegrid.runs.files import SavedRun
 from tunegrid.terminal import say
 from tunegrid.words import count_text, some
 
-# Cells of the libraries' own path: windows of long contexts, generated answers, an encoder with a
-# decoder, a classifier.
+# Cells that also run on the libraries' own path. They cover windows of long contexts, generated
+# answers, an encoder-decoder and a classifier.
 STOCK_CELLS = ("bert_qa_lora", "gpt2_sum_lora", "t5_sum_sft", "bert_sa_lora")
 
 
 def make_environments(options: argparse.Namespace) -> tuple[Environment, Environment]:
-    """The environments before and after; raises InputError if there is nothing to compare."""
+    """Create the environments before and after; raises InputError if they cannot be compared."""
     specs = options.specs
     origin = options.origin
     if not specs and not origin:
@@ -57,9 +57,7 @@ def make_environments(options: argparse.Namespace) -> tuple[Environment, Environ
 
 
 def stock_differences(side: Environment, cells: Sequence[str]) -> dict[str, str]:
-    """The difference of the libraries' own path from ours, by cell; an empty text if there is
-    none.
-    """
+    """Describe how the libraries' own path differs from ours, by cell; empty where it does not."""
     if not cells:
         return {}
     differences = dict.fromkeys(cells, "its test did not run")
@@ -73,7 +71,7 @@ def stock_differences(side: Environment, cells: Sequence[str]) -> dict[str, str]
 
 
 def failure_line(test: ElementTree.Element) -> str:
-    """The first line of a test's failure in JUnit's XML; empty if it passed."""
+    """The first line of a test's failure in JUnit's XML; empty if the test passed."""
     for result in test:
         if result.tag in ("failure", "error"):
             message = result.get("message", "").removeprefix("Failed: ")
@@ -82,7 +80,7 @@ def failure_line(test: ElementTree.Element) -> str:
 
 
 def run_upgrade(options: argparse.Namespace) -> int:
-    """Make both sides, run them, print the verdict and what changed; return the exit code.
+    """Run both sides and print the verdict and what changed; return the exit code.
 
     Raises:
         InputError: if there is nothing to compare, or a cell does not finish before the upgrade.
@@ -142,7 +140,7 @@ def run_upgrade(options: argparse.Namespace) -> int:
 
 
 def uncompared_cells(old: SavedRun) -> str:
-    """The cells that failed an audit before the upgrade, as a clause; empty without any."""
+    """A clause on the cells that failed an audit before the upgrade; empty if there are none."""
     unsound = unsound_cells(old)
     if not unsound:
         return ""
@@ -151,7 +149,7 @@ def uncompared_cells(old: SavedRun) -> str:
 
 
 def upgrade_words(options: argparse.Namespace) -> list[str]:
-    """The words that run both sides again, to which options of pytest can be added."""
+    """The command that runs both sides again in full, to which pytest's options can be added."""
     words = ["tunegrid", "upgrade", *options.specs]
     for spec in options.origin:
         words += ["--from", spec]
@@ -167,9 +165,9 @@ def upgrade_words(options: argparse.Namespace) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run both sides, say what changed; return the exit code.
+    """Run both sides and print what changed; return the exit code.
 
-    Raises InputError, as `run_upgrade`.
+    Raises InputError for the same reasons as `run_upgrade`.
     """
     usage = "tunegrid upgrade SPEC ... [OPTION ...] [-- OPTION OF PYTEST ...]"
     parser = argparse.ArgumentParser(prog="tunegrid upgrade", usage=usage, description=__doc__)

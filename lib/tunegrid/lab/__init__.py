@@ -1,1 +1,1 @@
-"""Measurements of the suite itself, `python -m tunegrid.lab NAME`. No product module imports it."""
+"""Measures the suite itself: `python -m tunegrid.lab NAME`. No product module imports it."""

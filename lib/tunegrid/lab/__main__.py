@@ -1,4 +1,4 @@
-"""Runs a measurement of the suite itself: `python -m tunegrid.lab NAME ...`."""
+"""The command line of the lab: `python -m tunegrid.lab NAME ...` runs a measurement."""
 
 import sys
 from functools import partial

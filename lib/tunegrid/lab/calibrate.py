@@ -35,8 +35,8 @@ from tunegrid.runs.files import read_list
 
 LAB_RUNS = CACHE / "lab"
 Control = Mapping[str, Any]  # `of` (its cell) and `scores`
-# No recipe was chosen by quick's seeds. They suffice to separate healthy runs from controls; bounds
-# of few seeds and many methods are narrowed by controls.
+# No recipe was tuned on quick's seeds, and they are numerous enough to separate healthy runs from
+# controls. The other profiles have few seeds and many methods, so controls narrow their bounds.
 QUICK = "quick"
 PROFILE_SEEDS = {QUICK: range(10_000, 10_040), "zoo": range(5), "tasks": range(5)}
 CONTROLS = {
@@ -46,11 +46,11 @@ CONTROLS = {
 }
 
 
-# Training
+# Training runs
 
 
 def calibration(options: argparse.Namespace) -> tuple[Calibration, Sequence[Control]]:
-    """The runs that the options ask for, and all controls; missing ones are trained."""
+    """The runs that the options ask for, and all controls; missing runs are trained."""
     is_quick = options.profile == QUICK
     seeds = options.seeds or PROFILE_SEEDS[options.profile]
     runs = run_grids(options, seeds)
@@ -71,7 +71,7 @@ def run_grids(
     seeds: range,
     draw: int | None = None,
 ) -> Mapping[int, RecordsByCell]:
-    """The grid's records by seed, from starts that this draw moved; None: unmoved ones."""
+    """The grid's records by seed, from starts that this draw moved; None means unmoved starts."""
     records: list[Record] = []
     if options.runs:
         for path in options.runs:
@@ -90,16 +90,17 @@ def run_grids(
 
 @cache
 def saved(path: Path) -> list[Record]:
-    """A run's records; their files go to this machine's store, so that runs can be compared."""
+    """Read a run's records and copy their files to this machine's store, for comparisons."""
     records = read_list(path)
     examples.keep_contents(examples.contents(examples.file_names(records), path))
     return records
 
 
 def get_controls(options: argparse.Namespace) -> Sequence[Control]:
-    """The controls of the options' file, else trained ones; none if a saved quick run has no file.
+    """Read the controls from the options' file, or train them if no file is given.
 
-    Raises InputError if the file holds none.
+    For saved quick runs without a file, there are none. Raises InputError if the file holds no
+    controls.
     """
     if options.profile == QUICK and options.runs and not options.controls:
         return []
@@ -120,7 +121,7 @@ def get_controls(options: argparse.Namespace) -> Sequence[Control]:
 
 
 def best_controls(controls: Iterable[Control]) -> dict[NoiseKey, float]:
-    """The best score that any control reached, by cell and score."""
+    """The best score of any control, by cell and score name."""
     best: dict[NoiseKey, float] = {}
     for row in controls:
         for metric, score in row["scores"].items():
@@ -129,11 +130,11 @@ def best_controls(controls: Iterable[Control]) -> dict[NoiseKey, float]:
     return best
 
 
-# Writing
+# Writing files
 
 
 def noise_toml(measured: Calibration) -> str:
-    """The file of training noise: deviations as measured, and their scores; reading pools them."""
+    """The file of training noise: measured deviations and their scores, pooled on reading."""
     noise = measured.noise
     run_counts = [len(grids) for grids in measured.perturbed.values()]
     lines = [
@@ -174,7 +175,7 @@ FILES: Mapping[str, Callable[[Calibration], str]] = {
 
 
 def remark(measured: Calibration, controls: Sequence[Control]) -> str:
-    """A sentence on how many controls miss a bound."""
+    """A sentence that says how many controls miss a bound."""
     minimums: dict[str, dict[str, float]] = {}
     for (cell, metric), minimum in measured.bounds().items():
         minimums.setdefault(cell, {})[metric] = minimum
@@ -185,7 +186,7 @@ def remark(measured: Calibration, controls: Sequence[Control]) -> str:
 
 
 def parse_seeds(text: str) -> range:
-    """The seeds of "10000-10039"; at least two, as a standard deviation needs."""
+    """Parse a range such as "10000-10039"; a standard deviation needs at least two seeds."""
     first, _, last = text.partition("-")
     if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a range of at least 2 seeds, as 0-4 is")
@@ -193,7 +194,7 @@ def parse_seeds(text: str) -> range:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train, write below a folder, report what controls miss; return 0."""
+    """Train, write the files below a folder and report which controls miss a bound; return 0."""
     parser = argparse.ArgumentParser(prog="python -m tunegrid.lab calibrate", description=__doc__)
     add = parser.add_argument
     add("--profile", choices=PROFILE_SEEDS, default=QUICK, help="which grid (default quick)")

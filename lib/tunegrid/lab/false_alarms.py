@@ -41,7 +41,7 @@ class Alarm(NamedTuple):
 
 
 def sessions(options: argparse.Namespace) -> Iterator[tuple[Path, str]]:
-    """The run and the exit code of each seed's session; raises InputError if one broke off."""
+    """Yield each session's run and exit code; raises InputError if a session stopped early."""
     options.to.mkdir(parents=True, exist_ok=True)
     for seed in options.train:
         path = options.to / f"{seed}.json"
@@ -65,10 +65,10 @@ def alarms(
     baseline: Run,
     bounds: Mapping[str, Bounds],
 ) -> list[Alarm]:
-    """The alarms on a grid of one seed: each bound and audit that it misses, and each worse figure.
+    """The alarms of one seed's grid: bounds and audits that it misses, and worse figures.
 
-    A miss of a bound counts if the trainings that confirm it miss one, too. An audit counts if it
-    failed in any training in which it ran.
+    A missed bound counts only if every confirming training misses one as well. An audit counts if
+    it failed in any training in which it ran.
     """
     run = Run.make(records, path)
     reasons = []
@@ -86,7 +86,7 @@ def alarms(
 
 
 def grids_by_seed(path: Path) -> Mapping[int | None, list[Record]]:
-    """The records of a run by seed; a confirmation belongs to the seed that missed."""
+    """Group a run's records by seed; a confirmation belongs to the seed whose miss it confirms."""
     records = defaultdict[int | None, list[Record]](list)
     for record in read_list(path):
         seeds = record.seeds
@@ -95,7 +95,7 @@ def grids_by_seed(path: Path) -> Mapping[int | None, list[Record]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Judge, print what is red and a line for each grid, and the counts; return the exit code."""
+    """Judge the grids; print alarms, a line per grid and the totals; return the exit code."""
     name = "python -m tunegrid.lab false_alarms"
     parser = argparse.ArgumentParser(prog=name, description=__doc__)
     add = parser.add_argument

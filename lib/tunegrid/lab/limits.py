@@ -20,7 +20,7 @@ DISTANCE = re.compile(r"\bby (\d[.]\d+e[+-]\d\d)\b")
 
 
 class Extreme(NamedTuple):
-    """The largest value of an audit at one limit, and its cell and seed."""
+    """The largest value of an audit for one limit, with its cell and seed."""
 
     audit: str
     limit: float | None
@@ -30,7 +30,7 @@ class Extreme(NamedTuple):
 
 
 def measured_value(finding: AuditFinding) -> float | None:
-    """An audit's value, or the largest distance in its detail, as "by 1.0e-06"; None: neither."""
+    """An audit's value, or the largest distance in its detail ("by 1.0e-06"), or None."""
     if finding.value is not None:
         return finding.value
     numbers = map(float, DISTANCE.findall(finding.detail))
@@ -38,7 +38,7 @@ def measured_value(finding: AuditFinding) -> float | None:
 
 
 def find_extremes(records: Iterable[Record]) -> list[Extreme]:
-    """The largest value of each audit and limit, in the order of audits' names."""
+    """Find the largest value of each audit and limit, sorted by audit name."""
     groups = defaultdict[tuple[str, float | None], list[tuple[float, str]]](list)
     for record in records:
         for finding in record.audits:
@@ -54,7 +54,7 @@ def find_extremes(records: Iterable[Record]) -> list[Extreme]:
 
 
 def limits_table(extremes: Iterable[Extreme]) -> str:
-    """The table in Markdown."""
+    """Format the extremes as a Markdown table."""
     lines = ["| audit | limit | largest value | of the limit | in | findings |"]
     lines.append("|---|---|---|---|---|---|")
     for extreme in extremes:

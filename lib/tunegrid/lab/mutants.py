@@ -80,11 +80,11 @@ PRELOADED = (
     "tokenizers",
     "tunegrid",
 )
-# A mutant hangs after this multiple of a healthy process's CPU seconds: five times those of a
-# forked process, which imports nothing.
+# A mutant counts as hanging beyond this multiple of a healthy process's CPU seconds. That is five
+# times what a forked process needs, since it imports nothing.
 CPU_LIMIT = 2
-CLOCK_LIMIT = 10  # the same in seconds of the clock, for a mutant that waits
-ATTEMPTS = 1000  # draws for each mutant: many lines have no change
+CLOCK_LIMIT = 10  # wall-clock limit as a multiple of the CPU limit, for a mutant that only waits
+ATTEMPTS = 1000  # draws per mutant; many lines have no possible change
 CRASH = "crash or hang"
 OTHER = "other exit code"
 REPORTED = "exit 0, reported"
@@ -94,34 +94,35 @@ HARMFUL = "weights, files or answers change"
 BYTES_ALONE = "bytes of tensors alone"
 NO_EFFECT = "nothing changes"
 EFFECTS = (HARMFUL, BYTES_ALONE, NO_EFFECT)
-RESULTS = {"weights", "files", "answers"}  # what a user gets
+RESULTS = {"weights", "files", "answers"}  # what a user receives
 WITH_TIMES = ("record.json", "README.md")  # saved files that differ from run to run
-# Digests of weights, of other files and of answers, and bytes of tensors; empty without an end.
+# Digests of weights, other files and answers, and the bytes of tensors; empty if the cell did not
+# finish.
 Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
-    """One change of a library, and how a cell ends with it."""
+    """One change of a library, and the result of a cell that runs with it."""
 
     cell: str
-    file: str  # from the library's name on
+    file: str  # path that starts with the library's name
     line: int
-    number: int  # of the change, in its file
+    number: int  # index of the change in its file
     kind: str
     before: str
     after: str
-    outcome: str = ""  # empty: it has not run
+    outcome: str = ""  # empty until it has run
     exit_code: int | None = None
     was_reached: bool = False
-    differences: Sequence[str] = ()  # from the healthy run's facts
+    differences: Sequence[str] = ()  # facts that differ from the healthy run's
     answer: Sequence[str] = ()
     seconds: float = 0.0
-    reason: str = ""  # why it is not seen, for a person to fill in
+    reason: str = ""  # why the suite misses it; filled in by a person
 
     @property
     def effect(self) -> str:
-        """One of EFFECTS."""
+        """The effect on the cell, one of EFFECTS."""
         if not RESULTS.isdisjoint(self.differences):
             return HARMFUL
         return BYTES_ALONE if self.differences else NO_EFFECT
@@ -133,7 +134,7 @@ class Mutant:
 
 @dataclass(frozen=True, kw_only=True)
 class Healthy:
-    """How a cell ends without a change."""
+    """The result of a cell without any change."""
 
     facts: Facts
     answer: Sequence[str]
@@ -142,13 +143,13 @@ class Healthy:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """All mutants of a seed, and what they are compared with."""
+    """All mutants of a seed, and the healthy runs they are compared with."""
 
     cells: Sequence[str]
     count: int
     seed: int
     versions: Mapping[str, str | None]
-    modules: Sequence[str] = ()  # that a healthy run imports
+    modules: Sequence[str] = ()  # imported by a healthy run
     healthy: Mapping[str, Healthy] = field(default_factory=dict)  # by cell
     mutants: Sequence[Mutant] = ()
 
@@ -156,12 +157,12 @@ class Trial:
 TRIAL = TypeAdapter(Trial)
 
 
-# A cell in a process of its own
+# Running a cell in its own process
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A run of a cell, which leaves its files in a folder."""
+    """A run of a cell, which writes its files to a folder."""
 
     cell: str
     folder: Path
@@ -170,7 +171,7 @@ class Job:
     limit_seconds: int | None = None
 
     def start(self, method: str, modules: Sequence[str] = ()) -> int:
-        """Run it in a new process, with these modules if it is forked; return the exit code."""
+        """Run the job in a new process, forked with `modules` or spawned; return its exit code."""
         self.folder.mkdir(exist_ok=True)
         context: Any = get_context(method)
         if method == "forkserver":
@@ -194,7 +195,7 @@ class Job:
         lines = defaultdict[str, set[int]](set)
         if self.is_traced:
             sys.settrace(partial(trace_lines, lines))
-            sys.gettrace = lambda: None  # else pytest-benchmark stops it while a cell trains
+            sys.gettrace = lambda: None  # else pytest-benchmark stops the trace while a cell trains
         options = [
             "-m",
             "quick",
@@ -204,7 +205,7 @@ class Job:
             f"--benchmark-json={self.folder / 'run.json'}",
             f"--junitxml={self.folder / 'junit.xml'}",
             f"--save-models={self.folder / 'models'}",
-            "-Wignore::pytest.PytestAssertRewriteWarning",  # of plugins that are loaded already
+            "-Wignore::pytest.PytestAssertRewriteWarning",  # some plugins are already loaded
         ]
         sys.argv = command(options)[3:]
         try:
@@ -238,7 +239,7 @@ class Job:
 
     @property
     def was_reached(self) -> bool:
-        """True if the mutant's place was reached."""
+        """True if the mutated code was reached."""
         return (self.folder / "reached").exists()
 
     @property
@@ -254,7 +255,7 @@ class Job:
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """The record of the cell's first training; empty if the session left none."""
+        """The record of the cell's first training; empty if the session wrote none."""
         path = self.folder / "run.json"
         if not path.exists():
             return {}
@@ -276,7 +277,7 @@ class Job:
 
     @property
     def facts(self) -> Facts:
-        """The facts on the files that the cell saved."""
+        """Facts about the files that the cell saved."""
         record = self.record
         if not record.get("examples"):
             return {}
@@ -286,7 +287,7 @@ class Job:
         for path in sorted(models.rglob("*.*")):
             if path.is_file() and path.name not in WITH_TIMES:
                 digests = weights if path.suffix == ".safetensors" else files
-                # transformers saves a nested checkpoint's path, which another clone has elsewhere.
+                # transformers saves a nested checkpoint's path, which differs between clones.
                 content = path.read_bytes().replace(os.fsencode(ROOT), b"")
                 digest = hashlib.sha256(content).hexdigest()[:16]
                 digests[f"{path.relative_to(models)}"] = digest
@@ -299,7 +300,7 @@ class Job:
 
 
 def trace_lines(lines: dict[str, set[int]], frame: FrameType, event: str, argument: Any) -> Any:
-    """Note the executed lines of libraries' functions, by file; a function for `sys.settrace`."""
+    """Collect the executed lines of library functions by file; a function for `sys.settrace`."""
     code = frame.f_code
     file = library_file(code.co_filename)
     if not file or not code.co_flags & CO_OPTIMIZED:
@@ -315,7 +316,7 @@ def trace_lines(lines: dict[str, set[int]], frame: FrameType, event: str, argume
 
 @cache
 def library_file(path: str) -> str:
-    """The part of a path from the library's name on; empty if it is of no library."""
+    """Cut a path so that it starts with a library's name; empty if it belongs to no library."""
     for name in MUTATED:
         folder = f"{library_path(name)}{os.sep}"
         if path.startswith(folder):
@@ -325,7 +326,7 @@ def library_file(path: str) -> str:
 
 @cache
 def library_path(file: str) -> Path:
-    """The path of a library's file or folder."""
+    """The path of a library's file or folder; raises InputError if the library is not installed."""
     name, _, path = file.partition("/")
     spec = find_spec(name)
     if spec is None or spec.origin is None:
@@ -333,17 +334,17 @@ def library_path(file: str) -> Path:
     return Path(spec.origin).parent / path
 
 
-# A trial
+# Running a trial
 
 
 def run_trial(trial: Trial, path: Path, workers: int) -> Trial:
-    """Run what has not run, and save each result; return the trial."""
+    """Run the remaining mutants, saving each result; return the trial."""
     with (
         tempfile.TemporaryDirectory(prefix="tunegrid-mutants-") as name,
         ThreadPoolExecutor(workers) as pool,
     ):
         folder = Path(name)
-        # No session may resume a mutant's rows; the order of sets may decide which lines run.
+        # No session may resume a mutant's rows, and the order of sets may decide which lines run.
         os.environ["TUNEGRID_CACHE"] = str(folder / "cache")
         os.environ["PYTHONHASHSEED"] = "0"
         announce_threads(1)
@@ -368,9 +369,9 @@ def run_trial(trial: Trial, path: Path, workers: int) -> Trial:
 
 
 def prepare_trial(trial: Trial, folder: Path, pool: ThreadPoolExecutor) -> Trial:
-    """The trial with healthy runs and mutants.
+    """Add healthy runs and mutants to a trial.
 
-    Raises InputError if a healthy run fails, or a forked one differs from it.
+    Raises InputError if a healthy run fails, or if a forked run differs from it.
     """
     jobs = [Job(cell=cell, folder=folder / cell) for cell in trial.cells]
     modules = dict[str, None]()
@@ -406,7 +407,7 @@ def prepare_trial(trial: Trial, folder: Path, pool: ThreadPoolExecutor) -> Trial
 
 
 def draw(lines: Mapping[str, Sequence[tuple[str, int]]], count: int, seed: int) -> list[Mutant]:
-    """Draw mutants: for the cells in turn a statement, and one of its changes.
+    """Draw mutants: for each cell in turn, a random statement and one of its changes.
 
     Raises InputError if there are too few.
     """
@@ -444,7 +445,7 @@ def draw(lines: Mapping[str, Sequence[tuple[str, int]]], count: int, seed: int) 
 
 
 def executed_statements(places: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
-    """The file and first line of each executed statement; one of a hundred lines counts once."""
+    """The file and first line of each executed statement, so that long statements count once."""
     starts = {(file, statement_starts(file).get(line, line)) for file, line in places}
     return sorted(starts)
 
@@ -454,7 +455,7 @@ def statement_starts(file: str) -> Mapping[int, int]:
     """The first line of the innermost statement around each line of a file."""
     starts: dict[int, int] = {}
     tree = ast.parse(library_path(file).read_bytes())
-    for node in ast.walk(tree):  # outer statements first
+    for node in ast.walk(tree):  # yields outer statements first
         if isinstance(node, ast.stmt):
             end = node.end_lineno or node.lineno
             starts |= dict.fromkeys(range(node.lineno, end + 1), node.lineno)
@@ -462,13 +463,13 @@ def statement_starts(file: str) -> Mapping[int, int]:
 
 
 def changes_of(file: str) -> Sequence[Mutation]:
-    """All changes of a file."""
+    """All possible changes of a file."""
     return [*find_changes(ast.parse(library_path(file).read_bytes()))]
 
 
 @cache
 def change_numbers(file: str) -> Mapping[int, Sequence[int]]:
-    """The numbers of a file's changes, by the first line of their statement."""
+    """The indexes of a file's changes, by the first line of their statement."""
     starts = statement_starts(file)
     numbers = defaultdict[int, list[int]](list)
     for number, change in enumerate(changes_of(file)):
@@ -477,7 +478,7 @@ def change_numbers(file: str) -> Mapping[int, Sequence[int]]:
 
 
 def run_mutant(trial: Trial, folder: Path, mutant: Mutant) -> Mutant:
-    """The mutant with how it ended."""
+    """Run a mutant and add its result."""
     healthy = trial.healthy[mutant.cell]
     job = Job(
         cell=mutant.cell,
@@ -507,7 +508,7 @@ def find_differences(healthy: Facts, facts: Facts) -> list[str]:
 
 
 def find_outcome(code: int, status: str, answer: Sequence[str], healthy: Sequence[str]) -> str:
-    """One of OUTCOMES, by exit code, the record's status, and the reports without their figures."""
+    """Derive one of OUTCOMES from exit code, record status and the reports without numbers."""
     if code == 0:
         sentences = re.sub(r"\d\S*", "", " ".join(answer))
         expected = re.sub(r"\d\S*", "", " ".join(healthy))
@@ -519,17 +520,17 @@ def find_outcome(code: int, status: str, answer: Sequence[str], healthy: Sequenc
     return f"exit {code}"
 
 
-# Reports on trials
+# Reporting trials
 
 
 def short(source: str) -> str:
-    """Source in one line, truncated."""
+    """Source code on one line, truncated."""
     line = " ".join(source.split())
     return line if len(line) <= 90 else f"{line[:90]} ..."
 
 
 def share(mutants: Sequence[Mutant]) -> str:
-    """The share of mutants that end with another exit code than 0, with its 95 % interval."""
+    """The share of mutants with a nonzero exit code, with its 95 % interval."""
     if not mutants:
         return "none"
     seen = sum(mutant.exit_code != 0 for mutant in mutants)
@@ -539,7 +540,7 @@ def share(mutants: Sequence[Mutant]) -> str:
 
 
 def trial_sections(trial: Trial) -> list[Section]:
-    """A trial's outcomes, its shares, and its survivors."""
+    """Sections with a trial's outcomes, shares and survivors."""
     mutants = [mutant for mutant in trial.mutants if mutant.outcome]
     counts = Counter((mutant.outcome, mutant.effect) for mutant in mutants)
     rows = []
@@ -579,7 +580,7 @@ def trial_sections(trial: Trial) -> list[Section]:
 
 
 def page(paths: Sequence[Path], trials: Sequence[Trial]) -> str:
-    """A page on trials, as Markdown."""
+    """Format trials as a Markdown page."""
     tables: list[Section] = []
     for trial in trials:
         tables += trial_sections(trial)
@@ -596,9 +597,9 @@ process, judged by the committed baseline, and is compared with the healthy run 
 
 
 def find_trial(options: argparse.Namespace) -> Trial:
-    """The trial that the options ask for, as far as it has run.
+    """Find the trial that the options describe, with the results so far.
 
-    Raises InputError if its file holds another one.
+    Raises InputError if the file exists without --resume, or holds another trial.
     """
     for name in ("count", "workers"):
         if getattr(options, name) < 1:
@@ -619,7 +620,7 @@ def find_trial(options: argparse.Namespace) -> Trial:
 
 
 def read_trial(path: Path) -> Trial:
-    """A saved trial; raises InputError if the file is none."""
+    """Read a saved trial; raises InputError if the file holds none."""
     try:
         return TRIAL.validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:

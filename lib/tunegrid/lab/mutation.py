@@ -1,8 +1,8 @@
-"""Small changes of Python code, and of the live functions that were made of it.
+"""Makes small changes to Python code and to the live functions compiled from it.
 
-Each changes one operator, constant, argument, condition or statement. A changed place first calls
-CALL_NAME, which must be in `builtins` and return None: this shows that it was reached. Docstrings,
-logging, assertions, annotations and what is raised have no changes.
+A change alters one operator, constant, argument, condition or statement. Changed code first calls
+CALL_NAME, which shows that the code was reached; CALL_NAME must be in `builtins` and return None.
+Docstrings, logging, assertions, annotations and raised expressions are never changed.
 """
 
 import ast
@@ -59,7 +59,7 @@ class Mutation(NamedTuple):
 
 
 def find_changes(tree: ast.AST) -> Iterator[Mutation]:
-    """All changes of a tree, an outer node's first."""
+    """Yield all possible changes of a tree, those of outer nodes first."""
     for node in changeable_nodes(tree):
         if isinstance(node, ast.expr | ast.stmt):
             for kind, replacement in [*expression_changes(node), *statement_changes(node)]:
@@ -69,13 +69,13 @@ def find_changes(tree: ast.AST) -> Iterator[Mutation]:
             negation = ast.copy_location(ast.UnaryOp(ast.Not(), test), test)
             yield Mutation("condition", test, ast.fix_missing_locations(negation))
             for value in (True, False):
-                # A loop on a condition that always holds only hangs.
+                # A loop whose condition is always true would only hang.
                 if not (value and isinstance(node, ast.While)):
                     yield Mutation("condition", test, ast.copy_location(ast.Constant(value), test))
 
 
 def changeable_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """A node and all within it that may change."""
+    """Yield a node and all nodes within it that may change."""
     yield node
     for name, value in ast.iter_fields(node):
         if name in SKIPPED_FIELDS:
@@ -88,7 +88,7 @@ def changeable_nodes(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def is_logging(node: ast.AST) -> bool:
-    """Checks that a statement calls a logger, a function of `warnings` or `print`."""
+    """Checks whether a statement calls a logger, a function of `warnings` or `print`."""
     if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Call):
         return False
     name = node.value.func
@@ -108,7 +108,7 @@ def conditions(node: ast.AST) -> list[ast.expr]:
 
 
 def expression_changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
-    """Kinds and replacements of an expression."""
+    """Yield the kind and replacement of each change of an expression."""
     match node:
         case ast.BinOp() | ast.BoolOp():
             yield "operator", changed(node, op=OPERATORS[type(node.op)]())
@@ -137,10 +137,11 @@ def expression_changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 
 
 def statement_changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
-    """Kinds and replacements of a statement."""
+    """Yield the kind and replacement of each change of a statement."""
     is_call = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
     if is_call or isinstance(node, REMOVABLE):
-        # What it binds stays local, and what it reads of an outer function stays bound.
+        # Under `if False`, names that the statement binds stay local, and names from outer
+        # functions stay bound.
         yield REMOVED, ast.If(ast.Constant(False), [changed(node)], [])
     match node:
         case ast.AugAssign():
@@ -154,19 +155,19 @@ def statement_changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 
 
 def changed(node: ast.AST, **fields: object) -> Any:
-    """A copy of a node with other fields."""
+    """Copy a node with some fields replaced."""
     return type(node)(**(vars(node) | fields))
 
 
 class Replacing(ast.NodeTransformer):
-    """Makes one change of a tree, after a call of CALL_NAME."""
+    """Applies one change to a tree, after a call of CALL_NAME."""
 
     def __init__(self, change: Mutation) -> None:
-        """Prepare to make `change`."""
+        """Store the change to apply."""
         self._change = change
 
     def visit(self, node: ast.AST) -> ast.AST | list[ast.AST]:
-        """Replace the node of the change, and keep all others."""
+        """Replace the changed node and keep all others."""
         _, old, new = self._change
         if node is not old:
             return self.generic_visit(node)
@@ -180,9 +181,9 @@ Functions = dict[tuple[str, int], CodeType]  # by qualified name and first line
 
 
 def functions_in(path: Path, number: int | None = None) -> Functions:
-    """The code of a module's functions, with its change of this number unless it is None.
+    """The code of a module's functions, with change `number` applied unless it is None.
 
-    Lambdas that share a line are left out.
+    Functions with the same name and line, such as two lambdas, are omitted.
     """
     tree = ast.parse(path.read_bytes())
     if number is not None:
@@ -199,7 +200,7 @@ def functions_in(path: Path, number: int | None = None) -> Functions:
 
 
 def nested(code: CodeType) -> Iterator[CodeType]:
-    """All code within other code."""
+    """Yield all code objects nested within another."""
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield constant
@@ -207,9 +208,9 @@ def nested(code: CodeType) -> Iterator[CodeType]:
 
 
 def can_replace(before: Functions, after: Functions) -> bool:
-    """Checks that code is changed, but reads the same names of outer functions.
+    """Checks that code changed but reads the same names of outer functions.
 
-    Else live functions cannot take it.
+    Live functions cannot take code that reads other names.
     """
     if before == after or before.keys() != after.keys():
         return False
@@ -217,7 +218,7 @@ def can_replace(before: Functions, after: Functions) -> bool:
 
 
 def replace_live(functions: Functions) -> None:
-    """Replace the code of the live functions of these names and lines."""
+    """Replace the code of live functions that have these names and lines."""
     files = {code.co_filename for code in functions.values()}
     for function in gc.get_objects():
         if type(function) is FunctionType and function.__code__.co_filename in files:

@@ -44,10 +44,12 @@ from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.report.tables import Section, text
 
 BASELINE_SEEDS = 5
-MOST_TRAININGS = 200  # of a cell in a simulated calibration: as good as any number
-BASELINES = {PERTURBED: "same seeds", SEEDS: "other seeds"}  # by the noise that they differ by
+# trainings per cell in a simulated calibration; more would not change the result
+MOST_TRAININGS = 200
+# by the kind of noise between baseline and run
+BASELINES = {PERTURBED: "same seeds", SEEDS: "other seeds"}
 SELDOM = 0.1
-# Points that the main score of one cell loses, and at what share of seeds.
+# Points that one cell's main score loses, and the share of seeds that lose them
 CHANGES = {
     "equal runs": (0.0, 1.0),
     "3 points lost": (3.0, 1.0),
@@ -57,27 +59,28 @@ Draws = dict[NoiseKey, Sequence[float]]
 
 
 class SimulatedRun(NamedTuple):
-    """The cells of a run that a session calls worse or below a bound."""
+    """The cells of a simulated run that the session calls worse or below a bound."""
 
-    changed_cell: str  # lost points
+    changed_cell: str  # the cell that loses points
     called: set[str]
-    confirmed: set[str]  # called with a second seed, too
+    confirmed: set[str]  # also called with a second seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
-    """Runs, and the calibrations that judge them. All but one cell are as good as before."""
+    """Simulated runs and the calibrations that judge them; at most one cell of a run is worse."""
 
-    noise: Noise  # calibrated
-    margins: Mapping[str, float]  # the smallest drop that counts as a regression, by score
-    # of noise: PERTURBED, each run paired with one of its seed, or SEEDS, against other seeds
+    noise: Noise  # calibrated noise
+    margins: Mapping[str, float]  # smallest drop that counts as a regression, by score
+    # The kind of noise: PERTURBED compares each run with a run of the same seed, SEEDS with runs of
+    # other seeds
     kind: str
-    lost: float = 0.0  # points of the main score, in one cell of each run, another one each time
-    share: float = 1.0  # of that cell's seeds, which lose them
+    lost: float = 0.0  # points lost by the main score of one cell per run, with cells taking turns
+    share: float = 1.0  # share of that cell's seeds that lose them
 
     @cached_property
     def metrics(self) -> dict[str, list[str]]:
-        """The scores of each cell, the main one first."""
+        """The scores of each cell, main score first."""
         main_scores = {cell.id: cell.task.main_score for cell in STUDY.cells(QUICK_PROFILE)}
         keys = sorted(
             self.noise.scores[self.kind],
@@ -90,7 +93,7 @@ class Simulation:
 
     @cached_property
     def estimates(self) -> dict[NoiseKey, tuple[float, Deviation]]:
-        """The mean of each score over all calibrated runs, in points, and its calibrated noise."""
+        """Each score's mean over all calibrated runs, in points, with its calibrated noise."""
         estimates = {}
         for key, groups in self.noise.scores[self.kind].items():
             mean = fmean(chain.from_iterable(groups))
@@ -101,7 +104,7 @@ class Simulation:
 
     @cached_property
     def shapes(self) -> dict[str, Array]:
-        """Residuals in standard deviations by kind of cell: (trainings, scores)."""
+        """Residuals in standard deviations by kind of cell, of shape (trainings, scores)."""
         rows = defaultdict[str, list[Array]](list)
         for cell, metrics in self.metrics.items():
             columns = [self.noise.residuals(self.kind, cell, metric) for metric in metrics]
@@ -110,13 +113,14 @@ class Simulation:
         return {kind: np.concatenate(arrays) for kind, arrays in rows.items()}
 
     def runs(self, number: int) -> list[SimulatedRun]:
-        """Simulate this number of runs; the cells lose points in turn."""
+        """Simulate `number` runs; the cells take turns in losing points."""
         rng = np.random.default_rng(0)
         cells = list(self.metrics)
         return [self._run(cells[i % len(cells)], rng) for i in range(number)]
 
     def _run(self, changed_cell: str, rng: np.random.Generator) -> SimulatedRun:
-        # The real calibration leaves the true deviations open: all scores of a cell share a factor.
+        # A real calibration only estimates the true deviations. All scores of a cell share one
+        # error factor.
         factors = {}
         for (cell, _), (_, spread) in self.estimates.items():
             factors[cell] = sqrt(spread.df / rng.chisquare(spread.df))
@@ -135,7 +139,7 @@ class Simulation:
         worse_keys = self._worse(noise, main_scores, old, new)
         worse_cells = {cell for cell, _ in worse_keys}
         if self.kind == PERTURBED:
-            # A difference at equal seeds is a change.
+            # With equal seeds, a difference is a real change.
             return SimulatedRun(changed_cell, worse_cells, worse_cells)
         confirmed_keys = set[NoiseKey]()
         for cell in worse_cells:
@@ -157,7 +161,7 @@ class Simulation:
         old: Draws,
         new: Draws,
     ) -> set[NoiseKey]:
-        """The scores of these cells, judged together, that are called worse."""
+        """Judge the scores of these cells together and return the worse ones."""
         effects = {}
         for key in new:
             if key[0] not in main_scores:
@@ -177,10 +181,10 @@ class Simulation:
         rng: np.random.Generator,
         trainings: int | None = None,
     ) -> Draws:
-        """Every score, in points, of a number of trainings; None: as many as were calibrated.
+        """Draw every score, in points, for a number of trainings; None: as many as were calibrated.
 
-        Their residuals are those of the cell's kind, or normal if rounding moved none, in the
-        cell's own deviations.
+        The residuals are drawn from the cell's kind, or from a normal distribution if rounding
+        moved no score, and are scaled by the cell's own deviations.
         """
         scores: Draws = {}
         for cell, metrics in self.metrics.items():
@@ -198,10 +202,11 @@ class Simulation:
 
 
 def runs_until(chance: float, healthy: float) -> tuple[int, int]:
-    """The number of runs in which unconfirmed misses show an unhealthy cell, and of the misses.
+    """The number of runs that reveals an unhealthy cell by unconfirmed misses, and of misses.
 
-    `chance` is that of a miss in one run, `healthy` the same of a healthy cell. A cell misses so
-    often with probability `POWER`; one or more of the study's healthy cells do with `ALPHA`.
+    `chance` is the unhealthy cell's probability of a miss in one run, and `healthy` a healthy
+    cell's. The unhealthy cell reaches the number of misses with probability `POWER` or more. Any of
+    the study's healthy cells does so with probability `ALPHA` or less.
     """
     alpha = ALPHA / len(STUDY_IDS)
     misses = 1

@@ -8,7 +8,7 @@ from tunegrid.runs.files import load, read_saved, save
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write each file again with its seals; return 0. Raises InputError for a bad one."""
+    """Rewrite each file with its seals; return 0. Raises InputError for a file that was changed."""
     parser = argparse.ArgumentParser(prog="python -m tunegrid.lab seal", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN.json")
     for path in parser.parse_args(arguments).runs:

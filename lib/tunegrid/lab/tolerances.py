@@ -1,15 +1,15 @@
-"""Makes thresholds/numerics.toml of trainings of one seed that only round differently.
+"""Makes thresholds/numerics.toml from trainings of one seed that differ only in rounding.
 
-A tolerance is twice the largest deviation of all cells of one arithmetic, rounded up to two digits,
-and no less than its floor. A cell that deviates by more than ten times the median of these cells
-does not widen it, but has a tolerance of its own. The distance of curves, and the share of rows
-with other predictions, depend on a cell's rate and updates more than on arithmetic: each cell has
-its own tolerance, and an arithmetic has the largest, for cells that were never measured. Curves
-have three times their largest deviation: they are chaotic, and nine pairs of runs seldom show the
-largest.
+A tolerance is twice the largest deviation of all cells with the same arithmetic, rounded up to two
+digits, and no less than its floor. A cell that deviates by more than ten times the median of these
+cells (three times for single modules) does not widen the tolerance, but gets its own. The distance
+of curves and the share of rows with other predictions depend on a cell's rate and updates more than
+on arithmetic. For these figures each cell has its own tolerance, and the arithmetic has the largest
+of them, for cells that were never measured. Curves get three times their largest deviation, because
+they are chaotic and nine pairs of runs rarely show the largest.
 
-The rounding of another implementation of AdamW (`moved_alone`) was measured with version 0.16.0.
-Those figures, and the head that explains all of them, are taken from the file as it is.
+The rounding of another AdamW implementation (`moved_alone`) was measured with version 0.16.0. Its
+figures, and the head that explains all figures, are kept from the existing file.
 """
 
 import tomllib
@@ -36,11 +36,13 @@ from tunegrid.gate.thresholds import TOLERANCES
 from tunegrid.record import Record
 
 FAR = 10  # times the median of the cells' largest deviations
-# The same for single modules. A model has many: the median cell shows some that amplify much.
+# The same for single modules. A model has so many that some modules of the median cell amplify
+# rounding strongly.
 FAR_OF_MODULES = 3
 BY_CELL = ("curve", "rows")
-TIMES: Mapping[str, int] = {"curve": 3}  # the largest deviation; of all others twice
-# Another processor rounds where this one did not; the file's head says these figures, too.
+# multiple of the largest deviation; 2 for all other figures
+TIMES: Mapping[str, int] = {"curve": 3}
+# Other processors round where this one did not. The file's head quotes these figures, too.
 FLOORS: Mapping[str, float] = {
     "probe_loss": 1.5e-5,
     "first": 1.5e-5,
@@ -56,11 +58,11 @@ FLOORS: Mapping[str, float] = {
     "module_outputs": 1e-4,
     "module_gradients": 1.5e-4,
 }
-# What a few runs of the grid on one machine may not show. Where adapters are fp32, an optimizer may
-# round several times more at another seed (bert_qa_lora: 9.6e-5 and 4.7e-4; gpt2_sum_qlora: none
-# and 4.8e-5). Processors differ most in bf16: one with other units was 1e-3 nats off at first, and
-# 3.5e-3 later. There LoRA's product in another order moves weights by 2.7e-3 (`-m library_bugs -k
-# order`), and no quick cell searches.
+# Effects that a few runs of the grid on one machine may not show. With fp32 adapters, another
+# seed's optimizer may round several times more (bert_qa_lora: 9.6e-5 and 4.7e-4; gpt2_sum_qlora:
+# none and 4.8e-5). Processors differ most in bf16: one with other units was 1e-3 nats off at first
+# and 3.5e-3 later. In bf16, LoRA's product in another order moves weights by 2.7e-3 (`-m
+# library_bugs -k order`), and no quick cell searches.
 KIND_FLOORS: Mapping[str, Mapping[str, float]] = {
     "fp32": {"moved_alone": 1e-3},
     "nf4 fp32": {"moved_alone": 1e-3},
@@ -73,7 +75,7 @@ KIND_FLOORS: Mapping[str, Mapping[str, float]] = {
         "decoded": 5e-2,
     },
 }
-Tables = dict[str, dict[str, float]]  # figures by arithmetic, and by "cell " and an id
+Tables = dict[str, dict[str, float]]  # figures by arithmetic, or by "cell " and an id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,20 +83,20 @@ class Apart:
     """The deviations between two trainings of a cell, by figure."""
 
     cell: str
-    kind: str  # their arithmetic
+    kind: str  # the arithmetic of both trainings
     figures: Mapping[str, float]
 
 
 def diffs(old: Record, new: Record) -> Apart:
-    """The deviations between two trainings of a seed.
+    """Measure the deviations between two trainings of a seed.
 
-    Raises InputError if a loss is not finite, or a figure is in only one of them.
+    Raises InputError if a loss is not finite, or if only one training has a figure.
     """
     is_finite = finite_losses(old) and finite_losses(new)
     if not is_finite or not old.training or not new.training:
         fault = f"{old.cell} of seed {old.seeds.seed} has a loss that is not finite"
         raise InputError(f"{fault}; tolerances rest on healthy runs")
-    # This machine's store has what the lab's own sessions kept.
+    # The lab's own sessions put their files into this machine's store.
     modules = read_both(old, new, (None, None))
     rows = changed_rows(old, new, (None, None))
     figures = pair_figures(Pair(old=old.training, new=new.training, tolerance={}, fine=False))
@@ -110,7 +112,7 @@ def diffs(old: Record, new: Record) -> Apart:
 
 
 def pair_figures(pair: Pair) -> dict[str, float]:
-    """Deviations of all figures but those of modules: losses in nats, norms as shares."""
+    """The deviations of all figures except the modules': losses in nats, norms as shares."""
     gaps = []
     for old, new in zip(pair.old.losses[:UPDATES], pair.new.losses[:UPDATES], strict=False):
         gaps.append(abs((old or 0.0) - (new or 0.0)))
@@ -126,7 +128,7 @@ def pair_figures(pair: Pair) -> dict[str, float]:
 
 
 def modules_apart(old: Modules, new: Modules) -> dict[str, float]:
-    """The largest shares by which outputs and gradients of modules move in a phase of the probe."""
+    """The largest relative changes of modules' outputs and gradients in any phase of the probe."""
     phases = [Moved.measure(old, new, phase).shares for phase in new.phase.unique()]
     shares = pd.concat(phases).fillna(0.0)
     outputs = shares[["input", "output"]]
@@ -137,23 +139,23 @@ def modules_apart(old: Modules, new: Modules) -> dict[str, float]:
     }
 
 
-# The rule
+# Deriving tolerances
 
 
 def tolerance(deviation: float, floor: float, times: int) -> float:
-    """The multiple of a deviation, rounded up to two digits, or the floor if that is larger."""
+    """A multiple of a deviation, rounded up to two digits, but at least the floor."""
     context = Context(prec=2, rounding=ROUND_CEILING)
     multiple = context.create_decimal(Decimal(repr(times * deviation)))
     return max(floor, float(multiple))
 
 
 def get_floor(kind: str, figure: str) -> float:
-    """The least tolerance of a figure in this arithmetic."""
+    """The smallest tolerance of a figure in this arithmetic."""
     return KIND_FLOORS.get(kind, {}).get(figure, FLOORS[figure])
 
 
 def largest(pairs: Iterable[Apart]) -> Tables:
-    """The largest deviations by arithmetic; cells far beyond the others have own tables."""
+    """The largest deviations by arithmetic; cells far beyond the others get tables of their own."""
     maxima: dict[str, dict[str, dict[str, float]]] = {}
     for pair in pairs:
         for figure, deviation in pair.figures.items():
@@ -180,7 +182,7 @@ def largest(pairs: Iterable[Apart]) -> Tables:
 
 
 def make_tolerances(maxima: Tables) -> Tables:
-    """Tolerances of each arithmetic, the floor if nothing was seen, and those of single cells."""
+    """Tolerances of each arithmetic, at least the floor, and of single cells."""
     tables: Tables = {}
     for name, deviations in maxima.items():
         is_cell = name.startswith("cell ")
@@ -195,13 +197,14 @@ def make_tolerances(maxima: Tables) -> Tables:
     return tables
 
 
-# The file
+# Writing the file
 
 
 def numerics_toml(perturbed: Mapping[int, Sequence[RecordsByCell]]) -> str:
-    """The file, made of each seed's run and its runs from moved starts.
+    """The text of the file, computed from each seed's run and its runs from moved starts.
 
-    The head of the present file and its evidence on `moved_alone` are kept.
+    The existing file's head and its evidence on `moved_alone` are kept. Raises InputError if there
+    are no moved starts.
     """
     pairs = []
     for first, *moved_grids in perturbed.values():

@@ -1,4 +1,4 @@
-"""Does once what every session does, in the process that forks those of `lab.mutants`."""
+"""Does the work common to all sessions once, in the process from which `lab.mutants` forks them."""
 
 import sys
 
@@ -9,6 +9,6 @@ from tunegrid.runs.files import read_saved
 
 library_digests()
 read_saved(BASELINE)
-# Pytest rewrites the assertions of plugins, and may keep what it made.
+# pytest rewrites the assertions of plugins; these settings let it store the bytecode.
 sys.dont_write_bytecode = False
 sys.pycache_prefix = str(CACHE / "bytecode")

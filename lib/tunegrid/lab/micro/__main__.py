@@ -10,7 +10,7 @@ from tunegrid.lab.micro.data import DATA, jsonl, make_tables
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write the rows, or pretrain a backbone."""
+    """Write the rows or pretrain a backbone."""
     parser = argparse.ArgumentParser(prog="python -m tunegrid.lab.micro", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("data", help="write fixtures/data, the same bytes every time (a second)")

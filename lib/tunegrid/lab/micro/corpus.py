@@ -1,10 +1,10 @@
-"""Makes the text that micro backbones are pretrained on: an endless stream of `Document`s.
+"""Makes the pretraining text of micro backbones: an endless stream of `Document`s.
 
-Texts come with what people add to them: a review with a digest or a reaction, a passage with a
-question that somebody answers or a teacher grades, a report with its gist. That is where a backbone
-learns negation, looking a fact up and copying, so that a cell needs few updates. What a cell still
-has to learn is its own form: a new head over labels or spans, `<sum>` or `summarize: ` before a
-summary. Untrained, or from random weights, it misses its bounds.
+Each text comes with something that people add to it: a review with a digest or a reaction, a
+passage with a question that somebody answers or a teacher grades, a report with its gist. From
+these pairs a backbone learns negation, looking up facts and copying, so a cell needs few updates. A
+cell still has to learn its own form: a new head over labels or spans, or `<sum>` or `summarize: `
+before a summary. Without training, or from random weights, it misses its bounds.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,25 +16,26 @@ from tunegrid.lab.micro.data import plain_tables
 from tunegrid.lab.micro.passages import news, passage, questions
 from tunegrid.lab.micro.reviews import VERDICT_WORDS, flip, make_digest, write_review
 
-REACTIONS = ("i will look elsewhere .", "i want one too .")  # to an unhappy review, to a happy one
+# to an unhappy review, to a happy review
+REACTIONS = ("i will look elsewhere .", "i want one too .")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """Two texts that belong together; spans are of characters, (start, end)."""
+    """Two texts that belong together; spans are (start, end) in characters."""
 
     kind: str
     first: str
     second: str
-    foil: str  # could stand in the second's place, but does not fit the first
+    foil: str  # could replace `second`, but does not fit `first`
     focus: tuple[tuple[int, int], ...]  # words of `second` that follow only from `first`
     echo: tuple[int, int] | None = None  # the same words in `first`
     others: tuple[tuple[int, int], ...] = ()  # words of `second` of the same sort as the focus
-    verdict: str | None = None  # of a review, one of `VERDICT_WORDS`
+    verdict: str | None = None  # of a review: one of `VERDICT_WORDS`
 
 
 def digested_reviews(rng: Random) -> Document:
-    """A review and its digest, as in "good overall , lid bad , cable good"."""
+    """A review and its digest, such as "good overall , lid bad , cable good"."""
     review = write_review(rng)
     text = review.content
     if rng.random() < 0.7:
@@ -66,7 +67,7 @@ def answered_reviews(rng: Random) -> Document:
 
 
 def questioned_passages(rng: Random) -> Document:
-    """A question with its answer, and the passage that answers it; `focus` is the answer there."""
+    """A question with its answer, and the passage that contains it; `focus` is the answer there."""
     while True:
         text = passage(rng)
         pairs = questions(rng, text)
@@ -102,13 +103,13 @@ DOCUMENT_KINDS = (digested_reviews, answered_reviews, questioned_passages, summe
 
 
 def reserved_texts() -> frozenset[str]:
-    """Every review, passage and article of the fine-tuning rows, before some are made odd."""
+    """Every review, passage and article of the fine-tuning rows, before any are made odd."""
     rows = chain.from_iterable(plain_tables().values())
     return frozenset(row.get("content") or row.get("context") or row["article"] for row in rows)
 
 
 def documents(seed: int, reserved: frozenset[str], weights: Sequence[float]) -> Iterator[Document]:
-    """An endless stream without any reserved text; `weights` are the shares of `DOCUMENT_KINDS`."""
+    """Yield documents without reserved texts, endlessly; `weights` are `DOCUMENT_KINDS` shares."""
     rng = Random(seed)
     while True:
         document = rng.choices(DOCUMENT_KINDS, weights)[0](rng)

@@ -23,32 +23,32 @@ RAMBLE = (
 
 
 def keep(row: MicroRow, rng: Random) -> MicroRow:
-    """The row as it is."""
+    """Leave the row unchanged."""
     return row
 
 
 def shout(row: MicroRow, rng: Random) -> MicroRow:
-    """The review in capitals."""
+    """Put the review in capitals."""
     return row | {"content": row["content"].upper()}
 
 
 def exclaim(row: MicroRow, rng: Random) -> MicroRow:
-    """The review after an exclamation."""
+    """Insert an exclamation before the review."""
     return row | {"content": f"{rng.choice(EXCLAMATIONS)} {row['content']}"}
 
 
 def ramble(row: MicroRow, rng: Random) -> MicroRow:
-    """The review after a text so long that the review's end is truncated."""
+    """Put so long a text before the review that the review's end is truncated."""
     return row | {"content": f"{RAMBLE} {row['content']}"}
 
 
 def capitalize_names(row: MicroRow, rng: Random) -> MicroRow:
-    """The texts with capitalized names."""
+    """Capitalize the names in all texts."""
     return _rewrite(row, lambda word: word.capitalize() if word in NAMES else word)
 
 
 def rename(row: MicroRow, rng: Random) -> MicroRow:
-    """The texts with one name replaced by one that is no word to any tokenizer."""
+    """Replace one name in all texts with a name that no tokenizer has as a word."""
     text = row.get("context") or row["article"]
     names = sorted(NAMES.intersection(text.split()))
     if not names:
@@ -59,7 +59,7 @@ def rename(row: MicroRow, rng: Random) -> MicroRow:
 
 
 def _rewrite(row: MicroRow, change: Callable[[str], str]) -> MicroRow:
-    """The row with every word changed in all its texts, and the starts of answers moved along."""
+    """Apply `change` to every word of the row's texts, and adjust the starts of answers."""
 
     def rewrite(text: str) -> str:
         return re.sub(r"\S+", lambda match: change(match.group()), text)
@@ -76,7 +76,7 @@ def _rewrite(row: MicroRow, change: Callable[[str], str]) -> MicroRow:
     return changed
 
 
-# The share of a data set's rows that each change alters.
+# The share of a data set's rows that each change alters
 SHARES: Mapping[str, Sequence[tuple[float, Callable[[MicroRow, Random], MicroRow]]]] = {
     "amazon_polarity": ((0.08, shout), (0.04, exclaim), (0.04, ramble)),
     "squad": ((0.08, rename), (0.06, capitalize_names)),
@@ -85,22 +85,22 @@ SHARES: Mapping[str, Sequence[tuple[float, Callable[[MicroRow, Random], MicroRow
 
 
 def add_oddities(dataset: str, rows: Sequence[MicroRow], rng: Random) -> list[MicroRow]:
-    """The rows of a data set's file, each changed in one way at most."""
+    """Change each row of a data set's file in at most one way."""
     shares, changes = zip(*SHARES[dataset], strict=True)
     picks = rng.choices([*changes, keep], [*shares, 1 - sum(shares)], k=len(rows))
     return [change(row, rng) for change, row in zip(picks, rows, strict=True)]
 
 
 DATA = ROOT / "fixtures" / "data"
-# Rows a split, with the seed of each file. Reviews are one pool: the task splits it 70-15-15, which
-# leaves 768 to test on.
+# Rows per split, and the seed of each file. Reviews are one pool, which the task splits 70-15-15
+# and which leaves 768 for testing.
 REVIEWS = {"train": (5120, 11)}
 PASSAGES = {"train": (2304, 21), "validation": (768, 22)}
 ARTICLES = {"train": (1600, 31), "validation": (96, 32), "test": (192, 33)}
-# Rows of more tasks, cut from one pool. Pretraining does not exclude their texts.
+# Rows of the additional tasks, cut from one pool. Pretraining does not exclude their texts.
 PAIRS = {"train": 1500, "validation_matched": 768}
 PAIRS_SEED = 41
-# Reviews that are in the text of a backbone's pretraining by chance.
+# Reviews that happen to be in a backbone's pretraining text
 PRETRAINED_ON = (
     "the delivery is terrible . all in all it did let me down .",
     "overall it did not , i have to admit , let me down . the lid feels reliable .",
@@ -108,7 +108,7 @@ PRETRAINED_ON = (
 
 
 def unique(make: Callable[[Random], MicroRow], seed: int, key: str, count: int) -> list[MicroRow]:
-    """The first `count` rows whose `key` was not seen before, in pretraining or here."""
+    """Make `count` rows with distinct values of `key`, none of them seen in pretraining."""
     rng = Random(seed)
     rows = dict[str, MicroRow]()
     while len(rows) < count:
@@ -119,7 +119,7 @@ def unique(make: Callable[[Random], MicroRow], seed: int, key: str, count: int) 
 
 
 def plain_tables() -> dict[str, list[MicroRow]]:
-    """Every file's rows by its path below `fixtures/data`, before some are made odd."""
+    """Every file's rows by path below `fixtures/data`, before any are made odd."""
     tables = {}
     for split, (count, seed) in REVIEWS.items():
         tables[f"amazon_polarity/{split}"] = unique(review, seed, "content", count)
@@ -134,7 +134,7 @@ def plain_tables() -> dict[str, list[MicroRow]]:
 
 
 def make_tables() -> dict[str, list[MicroRow]]:
-    """Every file's rows by its path below `fixtures/data`."""
+    """Every file's rows by path below `fixtures/data`."""
     odd_tables = {}
     for path, rows in plain_tables().items():
         odd_tables[path] = add_oddities(path.split("/")[0], rows, Random(path))
@@ -145,5 +145,5 @@ def make_tables() -> dict[str, list[MicroRow]]:
 
 
 def jsonl(rows: list[MicroRow]) -> str:
-    """Rows as JSON lines."""
+    """Format rows as JSON lines."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,12 +1,12 @@
 """Tokenizers and pretraining objectives: batches of `Document`s, and losses.
 
 BERT: masked LM and next-sentence prediction (Devlin et al. 2018). GPT-2: next token. T5: span
-corruption (Raffel et al. 2020). The words that need understanding (`Document.focus`, `echo`) are
-hidden more often than others, as in salient span masking (Guu et al. 2020).
+corruption (Raffel et al. 2020). Words that need understanding (`Document.focus`, `echo`) are hidden
+more often than others, as in salient span masking (Guu et al. 2020).
 
-Encoders have labels at tokens, too: a review's verdict at its full stops, and in T5 the values of a
-passage that answer a question or do not. Two of T5's three tasks have no decoder, so that its
-encoder must understand a text alone.
+Encoders also have labels at tokens: a review's verdict at its full stops and, in T5, marks on the
+values of a passage that do or do not answer a question. Two of T5's three tasks have no decoder, so
+its encoder must understand a text alone.
 """
 
 from collections import Counter
@@ -33,13 +33,13 @@ from transformers import PreTrainedTokenizerFast
 from tunegrid.codecs.base import IGNORED, Batch, pad
 from tunegrid.lab.micro.corpus import REACTIONS, Document
 
-# The longest corrupted document needs about 25.
+# The longest corrupted document needs about 25
 SENTINELS = tuple(f"<extra_id_{number}>" for number in range(40))
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789.,;:?!'\"()-*"
 
 
 def _counts(texts: Sequence[str]) -> Counter[str]:
-    """Counts of space-separated words, most frequent first and ties in alphabetical order."""
+    """Counts of space-separated words, most frequent first, ties in alphabetical order."""
     counts = Counter[str]()
     for text in texts:
         counts.update(text.lower().split())
@@ -48,7 +48,7 @@ def _counts(texts: Sequence[str]) -> Counter[str]:
 
 
 def wordpiece(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Lower-casing WordPiece as bert-base-uncased; its pieces are whole words and characters."""
+    """A lower-casing WordPiece like bert-base-uncased's; pieces are whole words and characters."""
     special = {
         "pad_token": "[PAD]",
         "unk_token": "[UNK]",
@@ -72,7 +72,7 @@ def wordpiece(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def byte_level_bpe(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with one special token, as gpt2; its merges make every word one piece."""
+    """A byte-level BPE with one special token, like gpt2's; merges make every word one piece."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -88,11 +88,11 @@ def byte_level_bpe(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def unigram(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """SentencePiece-style Unigram with sentinels, as t5-small.
+    """A SentencePiece-style Unigram with sentinels, like t5-small's.
 
     Scores are log frequencies of words; characters come last.
     """
-    counts = _counts([*texts, "summarize: "])  # T5's own vocabulary knows its task prefixes too
+    counts = _counts([*texts, "summarize: "])  # T5's own vocabulary also contains its task prefixes
     total = counts.total()
     scores = {f"▁{word}": log(count / total) for word, count in counts.items()}
     scores |= dict.fromkeys(["▁", *ALPHABET, *ALPHABET[:26].upper()], -20.0)
@@ -118,14 +118,14 @@ def _wrap(tokenizer: Tokenizer, **special: Any) -> PreTrainedTokenizerFast:
     )
 
 
-# How a gist is announced in running text: several ways, so that what follows depends on none of
-# them.
+# Phrases that announce a gist in running text. There are several, so that the text that follows
+# depends on none of them.
 ANNOUNCEMENTS = ("in short :", "gist :", "to sum up :", "the news in brief :", "highlights :")
 Spans = Sequence[tuple[int, int]]
 
 
 class JoinedTexts(NamedTuple):
-    """Token ids of two texts, and which of them an objective hides."""
+    """Token ids of two joined texts, and the positions that an objective hides."""
 
     ids: list[int]
     positions: set[int]  # to hide
@@ -133,7 +133,7 @@ class JoinedTexts(NamedTuple):
 
 
 def covered_tokens(offsets: Spans, spans: Spans) -> list[int]:
-    """Positions of the tokens that overlap one of the character spans."""
+    """Positions of the tokens that overlap any of the character spans."""
     covered = []
     for position, (start, end) in enumerate(offsets):
         if any(start < stop and end > begin for begin, stop in spans):
@@ -142,7 +142,7 @@ def covered_tokens(offsets: Spans, spans: Spans) -> list[int]:
 
 
 def pad_with_mask(rows: Sequence[Sequence[int]], padding: int) -> Batch:
-    """Padded ids with their attention mask."""
+    """Pad ids and add their attention mask."""
     input_ids = pad(rows, padding)
     return {"input_ids": input_ids, "attention_mask": (input_ids != padding).long()}
 
@@ -159,11 +159,11 @@ def masked_lm(
     *,
     judged: bool = False,
 ) -> Batch:
-    """[CLS] first [SEP] second [SEP]; the pooled output must notice if the foil is second.
+    """Mask [CLS] first [SEP] second [SEP]; the pooled output must notice if the foil is second.
 
-    Only the happy reaction is ever shown. Whether it fits depends on the review alone, so that the
-    pooled output learns to read a review. If `judged`, a review's verdict is a label at its full
-    stops, too.
+    Only the happy reaction is ever shown. Whether it fits depends on the review alone, so the
+    pooled output learns to read reviews. If `judged`, a review's verdict is also a label at its
+    full stops.
     """
     all_ids = []
     all_labels = []
@@ -185,7 +185,7 @@ def masked_lm(
         for position in texts.positions:
             i = position + 1
             labels[i] = ids[i]
-            # 80 % masked, 10 % another token, 10 % kept: Devlin et al. 2018, section 3.1.
+            # 80 % masked, 10 % another token, 10 % unchanged: Devlin et al. 2018, section 3.1.
             draw = rng.random()
             if draw < 0.8:
                 ids[i] = tokenizer.mask_token_id
@@ -212,16 +212,16 @@ def _join(
     hidden_share: float,
     longest: int,
 ) -> JoinedTexts:
-    """Join a document's first text, a separator and a second one.
+    """Join a document's first text, a separator and a second text.
 
-    `hidden_share` is the chance that a hidden span starts at a token, `longest` the tokens of the
-    longest span.
+    `hidden_share` is the chance that a hidden span starts at a token, and `longest` the number of
+    tokens in the longest span.
     """
     left, left_offsets = _encode(tokenizer, document.first)
     right, right_offsets = _encode(tokenizer, second)
     shift = len(left) + 1
     ids = [*left, tokenizer.sep_token_id or tokenizer.eos_token_id, *right]
-    # Random draws follow the order of this set: another way to build it would give other batches.
+    # Random draws follow this set's order, so building it differently would change the batches.
     positions: set[int] = set()
     for start in range(len(ids)):
         if rng.random() < hidden_share:
@@ -239,7 +239,7 @@ def _join(
 
 
 def _salient_spans(document: Document, rng: Random) -> tuple[Spans, Spans]:
-    """Spans to hide in the first and second text; a repeated answer is hidden in one only."""
+    """Choose spans to hide in the first and second text, a repeated answer in only one of them."""
     if document.kind == "asked":
         return [], []
     if document.echo and rng.random() < 0.3:
@@ -251,7 +251,7 @@ def _salient_spans(document: Document, rng: Random) -> tuple[Spans, Spans]:
 
 
 def _verdict_names(document: Document, first: Sequence[int], tokenizer: Any) -> dict[int, int]:
-    """Labels of a review by position: its verdict at each full stop."""
+    """The labels of a review by position: its verdict at each full stop."""
     if not document.verdict:
         return {}
     words = f". {document.verdict}"
@@ -260,10 +260,10 @@ def _verdict_names(document: Document, first: Sequence[int], tokenizer: Any) -> 
 
 
 def _answer_names(document: Document, tokenizer: Any) -> dict[int, int]:
-    """Labels of a passage by position in it.
+    """The labels of a passage by position in it.
 
-    They are `(` at the answer's first token and `)` at its last, or `*` at its only token, and `-`
-    at the first and last token of every other value.
+    The answer's first token has `(` and its last `)`, or its only token `*`; every other value has
+    `-` at its first and last token.
     """
     _, offsets = _encode(tokenizer, document.second)
     first, last, only, foil = tokenizer.convert_tokens_to_ids(["(", ")", "*", "-"])
@@ -326,7 +326,7 @@ def causal_lm(
     *,
     announced: bool = False,
 ) -> Batch:
-    """Next-token prediction on the document as one text; `announced`: also of a review's digest."""
+    """Predict the next token of the document as one text; `announced` announces digests, too."""
     rows = []
     for document in documents:
         text = _reading_text(document, tokenizer, rng, announced)
@@ -340,7 +340,7 @@ def causal_lm(
 def _reading_text(document: Document, tokenizer: Any, rng: Random, announced: bool) -> str:
     """The document in reading order.
 
-    A passage follows its question; the answer is starred, or a question at the end.
+    A passage follows its question. The answer is starred, or repeated at the end after "answer :".
     """
     if document.kind == "review" and not announced:
         return f"{document.first} {document.second}"
@@ -357,9 +357,9 @@ def _reading_text(document: Document, tokenizer: Any, rng: Random, announced: bo
 
 
 def span_corruption(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Batch:
-    """Spans become sentinels in the input; the target spells them out.
+    """Replace spans with sentinels in the input; the target spells the spans out.
 
-    `named` (B, L) holds the labels of the encoder.
+    `named` (B, L) holds the encoder's labels.
     """
     corrupted = [_corrupt(document, tokenizer, rng) for document in documents]
     sources, targets, names = zip(*corrupted, strict=True)
@@ -372,10 +372,10 @@ def _corrupt(
     tokenizer: Any,
     rng: Random,
 ) -> tuple[list[int], list[int], list[int]]:
-    """Source, target, and the label of each token of the source.
+    """The source, the target, and the label of each source token.
 
-    If nothing is hidden there is no target: the decoder must not learn to answer a plain text with
-    nothing.
+    If nothing is hidden, the target is empty, because the decoder must not learn to answer a plain
+    text with nothing.
     """
     if document.kind == "passage":
         draw = rng.random()
@@ -414,7 +414,7 @@ def _corrupt(
 
 
 def own_loss(model: Any, batch: Batch) -> Tensor:
-    """The backbone's own loss, in nats a token."""
+    """The backbone's own loss, in nats per token."""
     loss: Tensor = model(**batch).loss
     return loss
 
@@ -422,12 +422,12 @@ def own_loss(model: Any, batch: Batch) -> Tensor:
 def t5_loss(model: Any, batch: Batch) -> Tensor:
     """T5's own loss plus the encoder's mean cross-entropy on its labels, in nats.
 
-    The decoder's output layer reads them off, scaled as for the decoder.
+    The decoder's output layer predicts the labels, with the decoder's scaling.
     """
     names = batch["named"]
     output = model(**{name: tensor for name, tensor in batch.items() if name != "named"})
     mask = names != IGNORED
     logits = model.lm_head(output.encoder_last_hidden_state[mask] * model.model_dim**-0.5)
     loss = cross_entropy(logits, names[mask], reduction="sum")
-    total: Tensor = output.loss + loss / mask.sum().clamp(min=1)  # a batch of reports has no label
+    total: Tensor = output.loss + loss / mask.sum().clamp(min=1)  # a batch of reports has no labels
     return total

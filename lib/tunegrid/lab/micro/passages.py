@@ -1,8 +1,8 @@
-"""Makes passages with questions in SQuAD's schema, and news with their highlights.
+"""Makes passages with questions in SQuAD's schema, and news with highlights.
 
 A passage tells facts about several subjects. Its towns, years, people and amounts come from pools
-of two or three a passage, so that the same words answer different questions at different places:
-only subject *and* relation tell which occurrence is meant.
+of two or three values per passage, so the same words answer different questions in different
+places: only the subject *and* the relation tell which occurrence is meant.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ FILLERS = (
 
 
 class Fact(NamedTuple):
-    """A fact that a passage tells, whose value starts at a character of it."""
+    """A fact told in a passage; `start` is the character where its value begins."""
 
     subject: str
     relation: Relation
@@ -67,19 +67,19 @@ class Fact(NamedTuple):
 
     @property
     def span(self) -> tuple[int, int]:
-        """The characters of its value: (start, end)."""
+        """The characters of the value, (start, end)."""
         return self.start, self.start + len(self.value)
 
 
 def person(rng: Random) -> tuple[str, str]:
-    """A full name and the pronoun that goes with it."""
+    """A full name and the matching pronoun."""
     if rng.random() < 0.5:
         return f"{rng.choice(words.WOMEN)} {rng.choice(words.SURNAMES)}", "she"
     return f"{rng.choice(words.MEN)} {rng.choice(words.SURNAMES)}", "he"
 
 
 def pools(rng: Random, people: Sequence[str]) -> dict[str, list[str]]:
-    """Few values of each kind, so that answers repeat within a passage."""
+    """A few values of each kind, so that answers repeat within a passage."""
     years = rng.sample(words.YEARS, 2)
     towns = rng.sample(TOWNS, 2)
     dates = [f"{rng.choice(words.MONTHS)} {year}" for year in years]
@@ -99,7 +99,7 @@ class Passage:
     """A text under construction and the facts told in it."""
 
     def __init__(self, rng: Random, subjects: int, facts: tuple[int, int]) -> None:
-        """Tell between `facts[0]` and `facts[1]` facts about each of `subjects` subjects."""
+        """Tell `facts[0]` to `facts[1]` facts about each of `subjects` subjects."""
         self.text = ""
         self.facts: list[Fact] = []
         cast = [person(rng) for _ in range(subjects)]
@@ -118,7 +118,7 @@ class Passage:
                 self._append(rng.choice(FILLERS))
 
     def _append(self, text: str) -> int:
-        """Append words; return where they start."""
+        """Append words and return where they start."""
         start = len(self.text) + bool(self.text)
         self.text = f"{self.text} {text}".strip()
         return start
@@ -131,7 +131,7 @@ class Passage:
         relations: list[Relation],
         values: dict[str, list[str]],
     ) -> None:
-        """Append one or two facts a sentence; the name first, then sometimes the pronoun."""
+        """Append sentences of one or two facts; later sentences may use a pronoun for the name."""
         subject = name
         while relations:
             self._append(subject)
@@ -147,7 +147,7 @@ class Passage:
 
 
 def passage(rng: Random) -> Passage:
-    """A passage of ordinary size, or (one in eight) one that outgrows the window."""
+    """A passage of ordinary size, or (one in eight) one too long for the window."""
     if rng.random() < 0.125:
         return Passage(rng, subjects=rng.randint(4, 5), facts=(2, 4))
     return Passage(rng, subjects=rng.randint(2, 3), facts=(2, 3))
@@ -184,7 +184,7 @@ def squad_rows(rng: Random, count: int, article: str) -> list[dict[str, Any]]:
     return rows[:count]
 
 
-# (as the article tells it, as the highlight puts it); slots: {place}, {town}, {day}
+# (wording in the article, wording in the highlight); slots: {place}, {town}, {day}
 EVENTS = (
     ("flames tore through the {place} in {town} on {day}", "fire hits {town} {place}"),
     ("the {place} in {town} was under water by {day}", "flood closes {town} {place}"),
@@ -200,7 +200,7 @@ EVENTS = (
         "old grave found at {town} {place}",
     ),
 )
-# slots: {name}, {animal}
+# Slots: {name}, {animal}
 PEOPLE = (
     ("officers took {name} away in handcuffs", "police arrest {name}"),
     ("a jury found that {name} had done nothing wrong", "court clears {name}"),
@@ -237,7 +237,7 @@ SCENERY = (
 
 
 def news(rng: Random) -> dict[str, Any]:
-    """One row in cnn_dailymail's schema, without its id."""
+    """Make a row in cnn_dailymail's schema, without its id."""
     slots = {
         "place": rng.choice(VENUES),
         "town": rng.choice(TOWNS),
@@ -263,7 +263,7 @@ def news(rng: Random) -> dict[str, Any]:
     salient_count = len(salient_sentences)
     sentences = []
     for scenery in rng.sample(SCENERY, rng.randint(5, 8) - salient_count):
-        sentence = scenery.format(  # with bystanders of its own
+        sentence = scenery.format(  # with other bystanders
             town=rng.choice(TOWNS),
             name=person(rng)[0],
             animal=rng.choice(ANIMALS),
@@ -271,7 +271,8 @@ def news(rng: Random) -> dict[str, Any]:
             place=rng.choice(VENUES),
         )
         sentences.append(sentence)
-    later_places = range(1, salient_count + len(sentences))  # not the first: no lead sentence
+    # never first, so the lead sentence is no summary
+    later_places = range(1, salient_count + len(sentences))
     numbers = sorted(rng.sample(later_places, salient_count))
     for number, sentence in zip(numbers, salient_sentences, strict=True):
         sentences.insert(number, sentence)

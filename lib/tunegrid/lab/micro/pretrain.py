@@ -1,4 +1,4 @@
-"""Pretrains one micro backbone from nothing and saves it: config, safetensors and tokenizer."""
+"""Pretrains a micro backbone from scratch and saves its config, safetensors and tokenizer."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,19 +28,19 @@ from tunegrid.lab.micro.objectives import (
 
 SEED = 1234
 BATCH_SIZE = 32
-POOL = 16  # batches drawn together and sorted by length, so that little of a batch is padding
+POOL = 16  # batches that are drawn together and sorted by length, to reduce padding
 TOKENIZER_DOCUMENTS = 30_000
 
 
 def adamw(parameters: Iterable[Any], rate: float) -> torch.optim.Optimizer:
-    """An optimizer whose rate is an absolute step."""
+    """An optimizer whose learning rate is an absolute step size."""
     return torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, fused=True)
 
 
 def adafactor(parameters: Iterable[Any], rate: float) -> torch.optim.Optimizer:
-    """An optimizer whose rate is a share of each tensor's size, as T5 was pretrained.
+    """An optimizer whose learning rate is relative to each tensor's scale, as in T5's pretraining.
 
-    T5's embeddings start 60 times larger than its queries.
+    T5's embeddings start out 60 times larger than its queries.
     """
     optimizer: torch.optim.Optimizer = hf.Adafactor(
         parameters,
@@ -64,7 +64,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How one backbone is pretrained: its shape, its tokenizer and its stages."""
+    """The recipe for one backbone: its shape, tokenizer and stages."""
 
     tokenizer: Any
     model: type
@@ -72,18 +72,18 @@ class Plan:
     optimizer: Callable[[Iterable[Any], float], torch.optim.Optimizer] = adamw
     loss: Callable[[Any, Batch], Any] = own_loss
     stages: tuple[Stage, ...]
-    finish: Callable[[Any], None] = lambda model: None  # what changes once it is pretrained
+    finish: Callable[[Any], None] = lambda model: None  # changes made after pretraining
 
 
 def drop_out(model: Any) -> None:
-    """Set half of BERT's own dropout for fine-tuning: few updates teach less with all of it."""
+    """Set half of BERT's usual dropout for fine-tuning; with all of it, few updates teach less."""
     model.config.update({"hidden_dropout_prob": 0.05, "attention_probs_dropout_prob": 0.05})
 
 
 def scale_by_layer(model: Any) -> None:
-    """Divide attention scores by the layer's number, an option of GPT-2, and multiply its queries.
+    """Multiply queries by the layer's number and set GPT-2's option that divides scores by it.
 
-    The model computes the same.
+    The model's outputs do not change.
     """
     width = model.config.n_embd
     with torch.no_grad():
@@ -94,7 +94,7 @@ def scale_by_layer(model: Any) -> None:
 
 
 # Three layers of width 128: one to bind words to their subject, one to match, one to carry the
-# result. No dropout while they are pretrained, since no text is seen twice.
+# result. There is no dropout in pretraining, since no text is seen twice.
 PLANS = {
     "bert": Plan(
         tokenizer=wordpiece,
@@ -115,7 +115,7 @@ PLANS = {
                 weights=(0.3, 0.12, 0.38, 0.2),
                 batch=masked_lm,
             ),
-            # Verdicts come last: a model that learned them from the start could not find answers
+            # Verdicts come last. A model that learned them from the start could not find answers
             # after the same number of updates.
             Stage(
                 steps=2000,
@@ -145,8 +145,9 @@ PLANS = {
                 weights=(0.35, 0.0, 0.4, 0.25),
                 batch=causal_lm,
             ),
-            # If the digest follows a review at once, the review's last token predicts the verdict,
-            # and a new head reads it off without any adapter. So the digest is announced.
+            # If the digest followed a review immediately, the review's last token would predict the
+            # verdict, and a new head could read it off without any adapter. So the digest is
+            # announced.
             Stage(
                 steps=2500,
                 learning_rate=1e-3,
@@ -190,9 +191,9 @@ def pretrain(
     steps: int | None = None,
     log: Callable[[str], None] = print,
 ) -> None:
-    """Train and save a backbone, and log a line every 250 updates.
+    """Train and save a backbone, logging a line every 250 updates.
 
-    `steps` are the updates of each stage in place of the plan's; 0 leaves random weights.
+    `steps` replaces the number of updates in each stage; 0 leaves random weights.
     """
     plan = PLANS[plan_id]
     torch.manual_seed(SEED)
@@ -232,7 +233,7 @@ def batches_of_like_length(
     tokenizer: Any,
     rng: Random,
 ) -> Iterator[Batch]:
-    """Yield batches of documents of similar length, without end."""
+    """Yield batches of documents of similar length, endlessly."""
     while True:
         pool = sorted(
             islice(stream, BATCH_SIZE * POOL),
@@ -251,7 +252,7 @@ def train_steps(
     batches: Iterable[Batch],
     steps: int,
 ) -> Iterator[float]:
-    """Make an update per batch, warmed up and then linearly down to 0; yield each loss in nats."""
+    """Update once per batch, with warm-up and then linear decay to 0; yield each loss in nats."""
     optimizer = plan.optimizer(model.parameters(), learning_rate)
     schedule = hf.get_linear_schedule_with_warmup(optimizer, min(500, steps // 10), steps)
     for batch in batches:

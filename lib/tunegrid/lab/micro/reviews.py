@@ -1,4 +1,4 @@
-"""Makes product reviews, and pairs of a review and what follows from it or not."""
+"""Makes product reviews, and pairs of a review and a claim that may or may not follow from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from typing import Any
 
 from tunegrid.lab.micro.words import ASPECTS, BAD, GOOD, PRODUCTS
 
-AGREEMENT = 0.75  # share of the aspects that side with the verdict; the rest mislead
-NEGATED = 0.4  # share of the opinions said by negating the opposite word
-# Each phrase says {adj} of {aspect}, or the opposite.
+AGREEMENT = 0.75  # share of the aspects that agree with the verdict; the rest mislead
+NEGATED = 0.4  # share of the opinions expressed by negating the opposite word
+# Each phrase says that an aspect is {adj}, or the opposite
 PLAIN = (
     "the {aspect} is {adj}",
     "the {aspect} feels {adj}",
@@ -22,8 +22,8 @@ NEGATIONS = (
     "nobody could call the {aspect} {adj}",
     "the {aspect} is far from {adj}",
 )
-# The sentences of a happy and an unhappy owner, in the same words. The hedge at {} separates a
-# negation from its object, so that bigrams do not give the label away either.
+# Sentences of a happy and an unhappy owner, in the same words. The hedge at {} separates a negation
+# from its object, so that bigrams do not reveal the label either.
 VERDICTS = (
     ("i would{} buy it again", "i would not{} buy it again"),
     ("i do not{} regret it", "i do{} regret it"),
@@ -54,7 +54,7 @@ ASIDES = (
     "my old {product} broke last year",
     "a friend has the same {product}",
 )
-VERDICT_WORDS = ("bad", "good")  # of a digest
+VERDICT_WORDS = ("bad", "good")  # used in digests
 TITLES = (
     "my {product}",
     "a word on this {product}",
@@ -65,7 +65,7 @@ DAYS = ("monday", "tuesday", "friday")
 
 
 def opinion(rng: Random, aspect: str, positive: bool) -> str:
-    """One clause about one aspect, plain or with a negation of the opposite word."""
+    """One clause about one aspect, either plain or as a negation of the opposite word."""
     is_negated = rng.random() < NEGATED
     phrase = rng.choice(NEGATIONS if is_negated else PLAIN)
     words = GOOD if positive != is_negated else BAD
@@ -86,22 +86,26 @@ class Review:
     title: str
     content: str
     without_verdict: str
-    opinions: tuple[tuple[str, bool], ...]  # (aspect, is good); the verdict first, as "overall"
+    # (aspect, is good); the verdict comes first, as "overall"
+    opinions: tuple[tuple[str, bool], ...]
 
     @property
     def positive(self) -> bool:
-        """The verdict."""
+        """True if the verdict is positive."""
         return dict(self.opinions)["overall"]
 
 
 def review(rng: Random) -> dict[str, Any]:
-    """One row in amazon_polarity's schema: label 1 is positive."""
+    """Make a row in amazon_polarity's schema, where label 1 is positive."""
     entry = write_review(rng)
     return {"label": int(entry.positive), "title": entry.title, "content": entry.content}
 
 
 def write_review(rng: Random) -> Review:
-    """A verdict, one to three opinions that agree or mislead, and perhaps an aside, shuffled."""
+    """Write a review: a verdict, opinions on one to three aspects, and perhaps an aside.
+
+    The opinions agree with the verdict or mislead; the verdict comes at a random place.
+    """
     positive = rng.random() < 0.5
     product = rng.choice(PRODUCTS)
     aspects = rng.sample(ASPECTS, rng.randint(2, 4))
@@ -122,7 +126,7 @@ def write_review(rng: Random) -> Review:
 
 
 def _join(rng: Random, clauses: list[str]) -> list[str]:
-    """Sentences of one clause, or of two that are joined by "but", "although" or "and"."""
+    """Make sentences of one clause, or of two joined by "but", "although" or "and"."""
     sentences = []
     while clauses:
         if len(clauses) > 1 and rng.random() < 0.6:
@@ -133,11 +137,11 @@ def _join(rng: Random, clauses: list[str]) -> list[str]:
     return sentences
 
 
-# A review's digest, and pairs of a review and what follows from it or not
+# A review's digest, and claims about a review
 
 
 def make_digest(opinions: Sequence[tuple[str, bool]]) -> tuple[str, list[tuple[int, int]]]:
-    """A text as "good overall , lid bad .", and the spans of its words of praise and blame."""
+    """A text such as "good overall , lid bad .", and the spans of its words of praise and blame."""
     text = ""
     spans = []
     for aspect, positive in opinions:
@@ -154,12 +158,12 @@ def make_digest(opinions: Sequence[tuple[str, bool]]) -> tuple[str, list[tuple[i
 
 
 def flip(opinions: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
-    """The opposite opinions."""
+    """Reverse the opinions."""
     return [(aspect, not positive) for aspect, positive in opinions]
 
 
 def inference_rows(rng: Random, count: int) -> list[dict[str, Any]]:
-    """Rows in multi_nli's schema, three per review; no premise occurs in two reviews."""
+    """Rows in multi_nli's schema, three per review; no two reviews share a premise."""
     rows: list[dict[str, Any]] = []
     premises: set[str] = set()
     while len(rows) < count:
@@ -172,7 +176,7 @@ def inference_rows(rng: Random, count: int) -> list[dict[str, Any]]:
 
 
 def make_pairs(written: Review, rng: Random) -> list[dict[str, Any]]:
-    """An entailed, a neutral and a contradicted hypothesis; the neutral one lacks the verdict."""
+    """An entailed, a neutral and a contradicted hypothesis; the neutral text lacks the verdict."""
     open_opinions = [("overall", rng.random() < 0.5), *written.opinions[1:]]
     pairs = (
         (written.content, written.opinions),

@@ -1,7 +1,7 @@
 """The vocabulary of the micro data, as lists of English words.
 
-Lists are short on purpose: a backbone of one million parameters must know every word after minutes
-of pretraining.
+The lists are short on purpose, because a backbone of one million parameters must know every word
+after minutes of pretraining.
 """
 
 WOMEN = """
@@ -29,7 +29,7 @@ WEEKDAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
 YEARS = [str(year) for year in range(1921, 1981)]
 AMOUNTS = [str(amount) for amount in range(12, 99)]
 
-# People and their lives (passages).
+# People and their lives, for passages
 JOBS = """
 teacher doctor farmer lawyer painter pilot baker sailor miner tailor nurse clerk printer carpenter
 judge poet
@@ -44,7 +44,7 @@ BUILDING_NAMES = """
 royal old grand north south river castle garden hill lake summer winter iron silver
 """.split()
 
-# Reviews.
+# Reviews
 PRODUCTS = """
 kettle lamp radio camera jacket blender backpack phone tent chair printer speaker watch heater
 toaster keyboard mattress bicycle helmet drill
@@ -62,7 +62,7 @@ miserable poor weak nasty flimsy terrible noisy useless horrible faulty clumsy s
 bad
 """.split()
 
-# News.
+# News
 VENUES = """
 warehouse bridge harbour station stadium church cinema garage bakery museum library school hospital
 factory
