@@ -141,7 +141,7 @@ def test_lost_updates_are_counted(get_trainer, record_property):
     record_property("updates", figures)
     assert skipped_updates, "no update was lost, so nothing was checked"
     assert len(skipped_updates) == halvings  # each lost update halved the scale once
-    assert scheduled == updates - len(skipped_updates)  # and did not advance the schedule
+    assert scheduled == updates - len(skipped_updates)  # lost updates do not advance the schedule
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -146,7 +146,7 @@ def get_trainer(
     ranks: Ranks = ALONE,
     **changes: Any,
 ) -> Trainer:
-    """A trainer for ten rows in their order: two updates of four rows and a last one of two."""
+    """A trainer for ten rows in order: two updates of four rows, then one of two."""
     fields = {
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 1,
@@ -468,8 +468,8 @@ SAME_BITS = Tolerance()
 # by 1e-7 to 2e-6.
 ROUNDING = Tolerance(2e-5)
 READ = {"logits": ROUNDING, "gradients": Tolerance(2e-5, whole=True)}
-# AdamW divides a gradient by its own size. If the gradient is close to zero, rounding turns the
-# direction of a whole step.
+# AdamW divides a gradient by its own size. If the gradient is close to zero, rounding can reverse
+# the direction of a whole step.
 TRAINED = {"losses": ROUNDING, "norms": Tolerance(1e-4), "moves": Tolerance(2e-2, whole=True)}
 EXACTLY_TRAINED = dict.fromkeys(("losses", "norms", "rates", "moves", "order"), SAME_BITS)
 LOOPED = dict.fromkeys(("rates", "losses", "norms", "weights"), SAME_BITS)

@@ -1,7 +1,7 @@
 """With each plant, the checks that it names object; without it, no check does.
 
-The pipeline is the one that users run; the fixtures below replace only what a plant breaks. `-m
-faults`, `library_bugs`, `controls`, `equivalent` and `stock` choose the tables.
+The pipeline is the one that users run; the fixtures below replace only what a plant breaks. `-m`
+chooses the tables: `faults`, `library_bugs`, `controls`, `equivalent` or `stock`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -309,7 +309,7 @@ def test_a_plant_of_several_records_is_caught(plant):
 
 
 def failed_audits(records: Sequence[Record]) -> set[str]:
-    """The names of the audits across cells that fail for several records."""
+    """The names of the cross-cell audits that fail for these records."""
     findings = chain.from_iterable(cross_cell_audits(records).values())
     return {finding.name for finding in findings if not finding.passed}
 

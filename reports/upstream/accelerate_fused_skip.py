@@ -1,8 +1,9 @@
-"""accelerate misses that a fused optimizer skipped an fp16 step, and the learning rate moves on.
+"""accelerate: a fused optimizer's skipped fp16 step is not reported as skipped.
 
-Prints, for AdamW with and without `fused`, whether a step with an infinite gradient moved the
-weight, and what accelerate reports. Both should say that the step was skipped. The scaler is the
-one for CPUs, so no GPU is needed. Exits with 1 if the fault shows, with 0 if it does not.
+The learning rate therefore moves on. Prints, for AdamW with and without `fused`, whether a step
+with an infinite gradient moved the weight, and what accelerate reports. Both should say that the
+step was skipped. The scaler is the one for CPUs, so no GPU is needed. Exits with 1 if the fault
+shows, with 0 if it does not.
 """
 
 import sys

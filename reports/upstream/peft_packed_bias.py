@@ -1,7 +1,8 @@
-"""PEFT: merging an adapter with biases (`lora_bias=True`) into a 4-bit layer leaves out the scale.
+"""PEFT: merging an adapter with biases into a 4-bit layer adds the biases without a scale.
 
-The biases are added without the adapter's scale. Prints what the layer's bias gains through merging
-and what the adapter's forward pass adds. Exits with 1 if the fault shows, with 0 if it does not.
+An adapter has biases with `lora_bias=True`; merging should multiply them by the adapter's scale.
+Prints what the layer's bias gains through merging and what the adapter's forward pass adds. Exits
+with 1 if the fault shows, with 0 if it does not.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""PEFT copies the whole embedding to insert trainable token rows, and again in the tied head.
+"""PEFT copies the whole embedding in each forward pass to insert trainable token rows.
 
-It makes both copies in each forward pass.
+It makes a second copy in the tied head.
 """
 
 import sys
@@ -69,7 +69,7 @@ def train(
 def decode(
     embed: Callable[..., torch.Tensor], logits: Callable[..., torch.Tensor]
 ) -> list[torch.Tensor]:
-    """The logits after one more token for each row."""
+    """The logits for one more token per row."""
     return [logits(head, embed(embedding, batch[:, :1]))]
 
 

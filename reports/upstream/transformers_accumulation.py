@@ -1,8 +1,8 @@
-"""transformers: Trainer sums accumulated losses of models that take **kwargs but average by row.
+"""transformers: Trainer sums, not averages, accumulated losses of models that take **kwargs.
 
-Such a model divides a batch's loss by its own rows. Prints the gradient norm of one update: for 8
-rows in one batch, and for the same rows in 4 accumulated batches. The two should be equal. Exits
-with 1 if the fault shows, with 0 if it does not.
+It does so for models that divide a batch's loss by its own number of rows. Prints the gradient norm
+of one update: for 8 rows in one batch, and for the same rows in 4 accumulated batches. The two
+should be equal. Exits with 1 if the fault shows, with 0 if it does not.
 """
 
 import sys
@@ -19,7 +19,7 @@ class Peer(hf.Trainer):
     norm = 0.0
 
     def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
-        """Run Trainer's step; the last call before an update leaves the update's gradient norm."""
+        """Run Trainer's step and keep the norm; an update's last step sees the whole gradient."""
         loss = super().training_step(*args, **options)
         self.norm = float(
             torch.stack(

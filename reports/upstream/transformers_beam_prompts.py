@@ -1,7 +1,4 @@
-"""A row's beams read one prompt, but transformers computes and keeps it for each beam.
-
-It also copies the prompt for each beam.
-"""
+"""transformers computes, keeps and copies a prompt once per beam, though a row's beams share it."""
 
 import sys
 from collections.abc import Callable
@@ -44,7 +41,7 @@ def same(label: str, one: torch.Tensor, other: torch.Tensor) -> None:
 
 
 def prefill(each_beam: bool) -> torch.Tensor:
-    """The logits of each beam's next token; also fills a cache for all beams."""
+    """Fill a cache for all beams, and return the logits of each beam's next token."""
     cache = hf.DynamicCache(config=model.config)
     rows = ids.repeat_interleave(BEAMS, 0) if each_beam else ids
     logits = model(input_ids=rows, cache=cache, logits_to_keep=1).logits
@@ -54,9 +51,9 @@ def prefill(each_beam: bool) -> torch.Tensor:
 
 
 def search_as_it_is() -> torch.Tensor:
-    """One layer's attention during a search, as transformers computes it.
+    """Compute one layer's attention during a search the way transformers does.
 
-    Each token is appended by a copy, and beams are gathered together with their prompts.
+    Each token is appended by copying the cache; reordering beams also copies their prompts.
     """
     cache = hf.DynamicCache()
     cache.update(*(kept.repeat_interleave(BEAMS, 0) for kept in prompt), 0)
@@ -67,9 +64,9 @@ def search_as_it_is() -> torch.Tensor:
 
 
 def search_sharing() -> torch.Tensor:
-    """One layer's attention during a search in which the beams of a row share one prompt.
+    """Compute the same attention with one prompt per row, which the row's beams share.
 
-    The beams read the prompt together; a beam's own tokens are written in place.
+    A beam's own tokens are written in place.
     """
     keys, values = prompt
     own = torch.empty(2, ROWS * BEAMS, HEADS, STEPS, SIZE)
@@ -89,9 +86,9 @@ def search_sharing() -> torch.Tensor:
 
 
 def largest(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """The indices of the k largest scores.
+    """Find the indices of the k largest scores.
 
-    Searches only the blocks with the k largest maxima, and the scores after the last whole block.
+    Only the blocks with the k largest maxima and the rest after the last whole block are searched.
     """
     whole = scores.shape[-1] // BLOCK * BLOCK
     best = scores[:, :whole].reshape(len(scores), -1, BLOCK).amax(-1).topk(k).indices[:, :, None]

@@ -25,7 +25,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from tunegrid.grid.recipes import FIXTURES
 
-# Coin tosses: with this many, six standard errors of the share of heads are within 0.05.
+# Coin tosses: six standard errors of the share of heads are less than 0.05.
 DRAWS = 4096
 GPT2 = FIXTURES / "backbones" / "gpt2-micro"
 IGNORED = -100  # a label that no loss counts

@@ -714,7 +714,7 @@ def adapters_start_rounded(planting, update, self, adapter_name, *args, **option
     "gradients_reach",
 )
 def gradients_end_late(planting):
-    """Detaches the first layer's adapter in later training passes, but not in evaluation."""
+    """Detaches the first layer's adapter from the 20th training pass on; evaluation keeps it."""
     forward = lora.Linear.forward
     layers = []
     passes = []
@@ -892,7 +892,7 @@ def ranks_do_not_divide(planting, update, self, adapter_name, *args, **options):
 
 
 def side_is_flipped(name):
-    """Makes a plant that flips the side that a method of square IA3 layers scales."""
+    """Makes a plant under which a method of square IA3 layers scales the wrong side."""
 
     @around(ia3.Linear, name, counted=False)
     def flipped(planting, method, self, *args, **options):

@@ -64,7 +64,7 @@ class Extract(ExtractCodec):
 
 
 class Ending:
-    """A codec whose generated texts are likelier to end."""
+    """A mixin for codecs that makes the end of a text likelier."""
 
     def generate(self, *args: Any) -> Any:
         """Generates with the same bias as the libraries' side."""

@@ -40,7 +40,7 @@ TEST_ROWS = 10
 # differ in one way: one takes a mean, the other divides a sum. This rounds each of up to a thousand
 # losses by 2^-24, independently: 32 x 2^-24 on any CPU. Measured: at most 3e-7 with AVX-512, with
 # AVX2 and without either. Gradients are sums that largely cancel, so they get ten times as much
-# (measured: 1e-7).
+# (1e-7).
 LOSS = 32 * 2**-24
 # In bf16 or fp16, fp32's last digit may decide how a gradient rounds, and the results are 4e-3
 # apart; a norm averages over thousands of gradients.
@@ -69,7 +69,7 @@ class Pair:
         device: torch.device,
         without: str = "",
     ) -> None:
-        """Takes a few rows of each split; `without` is a known difference that ours ignores."""
+        """Takes a few rows of each split; `without` is a known difference not to account for."""
         hf.logging.set_verbosity_error()
         hf.logging.disable_progress_bar()
         libraries.datasets.disable_progress_bars()
@@ -363,7 +363,7 @@ def order(pair: Pair) -> Iterator[Comparison]:
 
 
 def sort_rows(batches: Iterable[Weights]) -> list[list[int]]:
-    """The real tokens of each row; the rows are sorted."""
+    """The real tokens of each row, in sorted order."""
     rows = []
     for batch in batches:
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
@@ -431,7 +431,7 @@ def accumulation(pair: Pair) -> Iterator[Comparison]:
 
 def resume(pair: Pair) -> Iterator[Comparison]:
     """Compares a training resumed in its middle with the whole one, which replaces our side."""
-    whole = pair.whole  # it saves in its middle
+    whole = pair.whole  # saves a checkpoint in the middle of training
     checkpoint = pair.folder / "accumulated" / "checkpoint-1"
     rest = libraries.train(pair.trainer("resumed", **ACCUMULATED), str(checkpoint))
     for field in ("learning_rate", "loss", "grad_norm", "weights"):

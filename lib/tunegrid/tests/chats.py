@@ -22,8 +22,8 @@ DATED = (
     "{% set day = strftime_now('%d %B %Y') %}{% if date_string is defined %}{{ date_string }}{% endif %}{{ day }}"
     + CHATML
 )
-# Plain words and spaces mark the turns, not special tokens; the model's turn ends with a token that
-# is not EOS.
+# Plain words and spaces mark the turns in place of special tokens; the model's turn ends with a
+# token that is not EOS.
 PLAIN = (
     "{% for message in messages %}{{ 'Human: ' if message['role'] == 'user' else 'Robot: ' }}{{ message['content'] | trim }}"
     "{{ '\n' if message['role'] == 'user' else '<end>' }}{% endfor %}{% if add_generation_prompt %}Robot: {% endif %}"

@@ -1,7 +1,8 @@
-"""Ten kinds of runs, most of them beside an older run, made from the committed baseline.
+"""Ten kinds of runs, most of them compared with an older run.
 
-Every machine judges them alike. Each function returns the older records, the new records, the
-gate's judgements, and the kinds of figures that fail the run.
+They are made from the committed baseline, so that every machine judges them alike. Each function
+returns the older records, the new records, the gate's judgements, and the kinds of figures that
+fail the run.
 """
 
 import re
@@ -73,7 +74,7 @@ def broken(record):
 
 
 def changed_module():
-    """In each of five cells a different layer changes, of one class; a sixth names another."""
+    """Five cells change in different layers of the same class; a sixth names another class."""
     old = baseline()
     new = [
         replace(record, versions={**record.versions, "transformers": "5.25.0"}) for record in old
@@ -98,7 +99,7 @@ def changed_module():
 
 
 def other_cpus():
-    """On another CPU, rounding moves all losses, and with them a score that covers few rows."""
+    """On another CPU, rounding moves every loss and, with them, a score measured on few rows."""
     old = baseline(SIX)
     new = [
         replace(rounded(record), device=replace(record.device, name="AMD EPYC")) for record in old
@@ -134,7 +135,7 @@ def five_seeds():
 
 
 def changed_numerics():
-    """Only the gradient changes, in all cells of GPT-2; the default kinds count."""
+    """The gradient changes in all GPT-2 cells and nothing else does; the default kinds count."""
     old = baseline()
     stage, module = "backward without dropout", ("h.1.mlp.act", "NewGELUActivation", "transformers")
     words = f"{stage}: the gradient changes inside h.1.mlp.act (NewGELUActivation, transformers), by 79 % of its norm"
@@ -150,9 +151,9 @@ def changed_numerics():
 
 
 def fresh_seed():
-    """Seed 1 of the baseline beside its seed 0.
+    """Compares seed 1 of the baseline with seed 0.
 
-    No training is in both, and small drops cannot be seen.
+    The two share no training, so small drops cannot be seen.
     """
     # Another machine may hold other example rows.
     old = [replace(record, examples=None) for record in baseline()]

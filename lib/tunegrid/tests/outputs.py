@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tunegrid.errors import InputError
 
-COMMAND = re.compile(r"^\s*::|##\w*\[")  # of GitHub Actions, old and new, and of Azure Pipelines
+# Commands of GitHub Actions, old and new, and of Azure Pipelines
+COMMAND = re.compile(r"^\s*::|##\w*\[")
 
 
 def obeyed(output):

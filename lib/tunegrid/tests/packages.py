@@ -16,7 +16,7 @@ backend-path = ["."]
 
 
 def wheel(folder, version, rows, name="planted", needs=()):
-    """Writes a wheel of a package that holds one number, by hand: a build would install tools."""
+    """Writes a wheel by hand, since a build would install tools; its package holds one number."""
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     metadata += "".join(f"Requires-Dist: {need}\n" for need in needs)
     files = {
@@ -46,7 +46,7 @@ def pack(folder, name):
 
 
 def checkout(repo, version, rows, name="planted"):
-    """Makes a git repository of such a package, which builds offline; returns the commit's hash."""
+    """Makes a git repository of such a package; it builds offline. Returns the commit's hash."""
     git(repo.parent, "init", "--quiet", repo)
     build = (
         f"def build_wheel(folder, *_):\n    return wheel(folder, {version!r}, {rows!r}, {name!r})\n"

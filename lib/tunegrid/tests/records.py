@@ -214,7 +214,7 @@ def audit_ids(cell):
 
 
 def complete(cell_id="bert_sa_lora", **changes) -> Record:
-    """Like `complete_json`, but a record: its parts must be valid, its status need not fit them."""
+    """Like `complete_json`, but a record; its parts must be valid, but its status need not fit."""
     return adapter().validate_json(json.dumps(complete_json(cell_id, **changes)))
 
 
@@ -243,7 +243,7 @@ def hits(count, right, lost=0):
 
 
 def get_record(cell, points=None, seed=0, ids=None, **changes):
-    """A record with these points for each row; its scores are their means."""
+    """A record whose scores are the means of these points; it keeps the points of each row."""
     reference, count = None, 0
     scores = {}
     if points is not None:
@@ -283,7 +283,7 @@ def trained(cell, *scores, **changes):
 def scored(cell, score, seed=0, **seeds):
     """A complete record with this main score on many rows, and a bound of 50.
 
-    If the score is not above 0, its absolute value counts and the audit `no_leakage` fails.
+    A score of 0 or less loses its sign, and the audit `no_leakage` fails, too.
     """
     audits = [
         {"name": name, "passed": name != "no_leakage" or score > 0, "detail": "3 rows of both"}

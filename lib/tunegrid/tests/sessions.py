@@ -1,4 +1,4 @@
-"""Runs or collects sessions of the suite in their own processes, as a user would start them."""
+"""Runs sessions of the suite in their own processes, as a user starts them, or collects only."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def _server():
 
 
 def environment(**variables):
-    """The environment without the outer session's variables: an inner session is not its worker."""
+    """The environment without the outer session's variables, so that sessions stay separate."""
     return {
         name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
     } | variables

@@ -74,7 +74,7 @@ def cell_trainer(
 
 
 def get_evidence(trainer: Trainer, run: bool = False, **more) -> Evidence:
-    """The evidence of a trainer, before its updates or after a run; nothing is scored."""
+    """A trainer's evidence for the audits, before or after its updates; nothing is scored."""
     if run:
         trainer.run(silent())
     return Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer, **more)
